@@ -1,0 +1,328 @@
+"""The training job: Ray Data reads and crops, Ray Train's workers learn, a checkpoint comes out. One job for every task."""
+
+import hashlib
+import json
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import torch
+from pydantic import Field
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models import checkpoint as checkpoints
+from models.architectures import ARCHITECTURES
+from models.losses import is_finite
+from models.tasks import TASKS
+from pipeline.config import Strict
+from pipeline.errors import ConfigError, StorageError
+from pipeline.pixels import ImageError, decode
+from pipeline.sources.folder import list_folder
+from pipeline.storage import StorageConfig, Store, reason
+
+log = logging.getLogger("imagemill.train")
+
+
+class TrainConfig(Strict):
+    """What `imagemill train` does."""
+
+    name: str = Field(description="name of the checkpoint", pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    task: str
+    architecture: str
+    parameters: dict[str, Any] = Field(default_factory=dict, description="arguments of the architecture")
+    input: list[str] = Field(default_factory=list, description="folders or buckets of clean images")
+    output: str | None = None
+    epochs: int = Field(ge=1)
+    crop: int = Field(ge=8, description="side of a training crop in pixels")
+    crops_per_image: int = Field(8, ge=1)
+    validation_share: float = Field(0.02, gt=0, lt=1)
+    batch_size: int = Field(16, ge=1, description="crops for each worker and step")
+    learning_rate: float = Field(1e-3, gt=0)
+    warmup_steps: int = Field(200, ge=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    workers: int = Field(2, ge=1)
+    seed: int = 0
+    storage: StorageConfig = StorageConfig()
+    address: str | None = None
+
+    def digest(self) -> str:
+        """Hash of all that changes the result: a run's name carries it, so a changed config never resumes an old run."""
+        content = self.model_dump(exclude={"output", "storage", "address"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class TaskLoss(nn.Module):
+    """A task's loss as a module, so that DDP sees one forward pass."""
+
+    def __init__(self, task_name: str, model: Any) -> None:
+        super().__init__()
+        self.task, self.model = TASKS[task_name], model
+
+    def forward(self, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        return self.task.loss(self.model, x_BCHW, generator)
+
+
+class Crops:
+    """References to random crops (N,crop,crop,3) uint8; a broken or too small image gives none."""
+
+    def __init__(self, stores: list[Store], crop: int, per_image: int) -> None:
+        self.stores, self.crop, self.per_image = stores, crop, per_image
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng()
+        crops = []
+        for store, path in zip(batch["store"], batch["path"], strict=True):
+            try:
+                rgb = decode(self.stores[store].read(path), 40_000_000).rgb
+            except (ImageError, OSError) as e:
+                log.warning("%s left out: %s", path, e)
+                continue
+            crops += [random_crop(rgb, self.crop, rng) for _ in range(self.per_image) if min(rgb.shape[:2]) >= self.crop]
+        empty = np.zeros((0, self.crop, self.crop, 3), np.uint8)
+        return {"image": np.stack(crops) if crops else empty}
+
+
+def random_crop(rgb: np.ndarray, crop: int, rng: np.random.Generator) -> np.ndarray:
+    """A crop at a random place, flipped and turned at random."""
+    y, x = rng.integers(rgb.shape[0] - crop + 1), rng.integers(rgb.shape[1] - crop + 1)
+    patch = np.rot90(rgb[y : y + crop, x : x + crop], rng.integers(4))
+    return np.ascontiguousarray(patch[:, ::-1] if rng.integers(2) else patch)
+
+
+def list_images(config: TrainConfig) -> tuple[list[Store], list[dict[str, Any]], list[dict[str, Any]]]:
+    """The stores, and references to training and validation images: the split hangs on the name alone."""
+    stores = [Store(url, config.storage) for url in config.input]
+    training, validation = [], []
+    for number, store in enumerate(stores):
+        for listed in list_folder(store):
+            if listed is None or listed.problem:
+                continue
+            draw = int.from_bytes(hashlib.sha256(listed.rel_path.encode()).digest()[:4]) / 2**32
+            reference = {"store": number, "path": listed.rel_path}
+            (validation if draw < config.validation_share else training).append(reference)
+    if not training or not validation:
+        raise ConfigError(f"input: {len(training)} images to train on and {len(validation)} to validate on were found")
+    return stores, training, validation
+
+
+def learning_rate(step: int, total: int, config: TrainConfig) -> float:
+    """Linear warm-up, then half a cosine to zero (Loshchilov and Hutter 2017)."""
+    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
+
+
+def center_crops(stores: list[Store], references: list[dict[str, Any]], side: int = 256) -> list[Tensor]:
+    """Validation images (1,3,h,w) float in [0,1], sides cut to multiples of 32 and to at most `side`."""
+    images = []
+    for reference in references:
+        rgb = decode(stores[reference["store"]].read(reference["path"]), 40_000_000).rgb
+        h, w = (min(side, n - n % 32) for n in rgb.shape[:2])
+        y, x = (rgb.shape[0] - h) // 2, (rgb.shape[1] - w) // 2
+        if h and w:
+            images.append(torch.from_numpy(rgb[y : y + h, x : x + w].copy()).permute(2, 0, 1)[None].float() / 255)
+    return images
+
+
+def save_state(folder: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Model, average, and AdamW's moments as safetensors; no pickles even here."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors |= {f"ema.{k}": v for k, v in ema.state_dict().items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{k}": v for k, v in moments.items()}
+    save_file({k: v.contiguous().clone() for k, v in tensors.items()}, folder / "state.safetensors")
+    (folder / "state.json").write_text(json.dumps(state))
+
+
+def load_state(folder: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    tensors = load_file(folder / "state.safetensors")
+    model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+    ema.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("ema.")})
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".")
+            moments.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    return state
+
+
+def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """Exponential average whose memory grows with the number of updates, so that early ones do not linger."""
+
+    def average(mean: Tensor, value: Tensor, updates: Tensor | int) -> Tensor:
+        keep = min(decay, (1 + float(updates)) / (10 + float(updates)))
+        return mean.lerp(value.to(mean.dtype), 1 - keep)
+
+    return average
+
+
+def train_worker(arguments: dict[str, Any]) -> None:
+    """What each Ray Train worker does."""
+    config = TrainConfig.model_validate(arguments["config"])
+    task = TASKS[config.task]
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(arguments["threads"])
+    bf16 = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    torch.manual_seed(config.seed)
+    model = ARCHITECTURES[config.architecture](**config.parameters).to(device, memory_format=torch.channels_last)
+    average = torch.optim.swa_utils.AveragedModel(model, avg_fn=moving_average(config.ema_decay), use_buffers=True)
+    loss_of = ray.train.torch.prepare_model(TaskLoss(config.task, model)) if workers > 1 else TaskLoss(config.task, model)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay, betas=(0.9, 0.99))
+    state = {"epoch": 0, "step": 0}
+    previous = ray.train.get_checkpoint()
+    if previous:
+        with previous.as_directory() as folder:
+            state = load_state(Path(folder), model, average, optimizer)
+    total = config.epochs * arguments["steps_per_epoch"]
+    validation = center_crops(arguments["stores"], arguments["validation"]) if rank == 0 else []
+    shard = ray.train.get_dataset_shard("train")
+    for epoch in range(state["epoch"], config.epochs):
+        generator = torch.Generator().manual_seed(config.seed + 1000 * epoch + rank)
+        began, seen, sums = time.monotonic(), 0, {}
+        batches = shard.iter_torch_batches(
+            batch_size=config.batch_size, device="cpu", drop_last=True, local_shuffle_buffer_size=arguments["shuffle"],
+            local_shuffle_seed=config.seed + epoch,
+        )
+        # Every worker takes the same number of steps: DDP waits for all of them.
+        for _, batch in zip(range(arguments["steps_per_epoch"]), batches, strict=False):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(state["step"], total, config)
+            x = batch["image"].permute(0, 3, 1, 2).float().div_(255).contiguous(memory_format=torch.channels_last)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                losses = loss_of(x.to(device), generator)
+            if not is_finite(losses["loss"]):
+                raise FloatingPointError(f"loss is {float(losses['loss'].detach())} at epoch {epoch}, step {state['step']}")
+            losses["loss"].backward()
+            nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            average.update_parameters(model)
+            state["step"] += 1
+            seen += len(x) * workers
+            for key, value in losses.items():
+                sums[key] = sums.get(key, 0.0) + float(value.detach())
+        state["epoch"] = epoch + 1
+        metrics = {f"train_{k}": v * workers * config.batch_size / max(1, seen) for k, v in sums.items()}
+        metrics |= {"epoch": epoch + 1, "step": state["step"], "crops_per_s": seen / (time.monotonic() - began)}
+        metrics["seconds"] = time.monotonic() - began
+        report_epoch(config, rank, metrics, average.module, model, average, optimizer, state, validation)
+
+
+def report_epoch(
+    config: TrainConfig, rank: int, metrics: dict[str, Any], shipped: nn.Module, model: nn.Module, average: nn.Module,
+    optimizer: torch.optim.Optimizer, state: dict[str, Any], validation: list[Tensor],
+) -> None:
+    """Validate on rank 0 and hand the state to Ray Train; the other ranks wait in `report`."""
+    if rank != 0:
+        ray.train.report(metrics)
+        return
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(config.seed)
+    with torch.inference_mode():
+        figures = [TASKS[config.task].validate(shipped.eval(), x.to(device), generator) for x in validation]
+    shipped.train()
+    metrics |= {f"valid_{k}": float(np.mean([f[k] for f in figures])) for k in figures[0]}
+    state["metrics"] = metrics
+    with tempfile.TemporaryDirectory() as folder:
+        save_state(Path(folder), model, average, optimizer, state)
+        ray.train.report(metrics, Checkpoint.from_directory(folder))
+    left = (config.epochs - state["epoch"]) * metrics["seconds"]
+    shown = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k not in ("epoch", "step", "seconds"))
+    print(f"epoch {state['epoch']}/{config.epochs}: {shown}, {left / 60:.0f} min left", flush=True)
+
+
+def train(config: TrainConfig) -> checkpoints.Card:
+    """Train, resuming what the same config left, and write the checkpoint folder `OUTPUT/NAME`. Ray must be connected.
+
+    Raises: ConfigError, StorageError before anything starts.
+    """
+    for key, table in (("task", TASKS), ("architecture", ARCHITECTURES)):
+        if getattr(config, key) not in table:
+            raise ConfigError(f"{key} = {getattr(config, key)!r}; valid: {', '.join(table)}")
+    if not config.input or not config.output:
+        raise ConfigError("train needs an input (one or more folders of images) and an output")
+    stores, training, validation = list_images(config)
+    output = Store(config.output, config.storage)
+    try:
+        output.write(f"{config.name}/.writable", b"")
+        output.delete(f"{config.name}/.writable")
+    except OSError as e:
+        raise StorageError(f"output {config.output}: {reason(e)}") from None
+
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    workers = min(config.workers, gpus) if gpus else config.workers
+    cpus = ray.cluster_resources().get("CPU", 1)
+    # A quarter of each worker's share of the CPUs is left to the stage that reads and crops.
+    share = cpus / workers
+    data = ray.data.from_items(training).random_shuffle(seed=config.seed).repartition(max(8, 4 * workers)).materialize()
+    crops = data.map_batches(
+        Crops(stores, config.crop, config.crops_per_image), batch_size=16, num_cpus=share * 0.25, zero_copy_batch=True
+    )
+    usable = len(training) * config.crops_per_image
+    steps = max(1, usable // (workers * config.batch_size))
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "config": config.model_dump(),
+            "stores": stores,
+            "validation": validation,
+            "steps_per_epoch": steps,
+            "threads": max(1, int(share)),
+            "shuffle": min(2048, max(config.batch_size, usable // workers // 2)),
+        },
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(gpus), resources_per_worker={"CPU": share * 0.5}),
+        run_config=ray.train.RunConfig(
+            name=f"{config.name}-{config.digest()[:12]}",
+            storage_path=f"{output.url}/runs",
+            failure_config=FailureConfig(max_failures=3),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+        datasets={"train": crops},
+    )
+    began = time.time()
+    result = trainer.fit()
+    return export(config, result.checkpoint, len(training), time.time() - began)
+
+
+def export(config: TrainConfig, state: Checkpoint, images: int, seconds: float) -> checkpoints.Card:
+    """The averaged weights of a training state as a checkpoint folder."""
+    model = ARCHITECTURES[config.architecture](**config.parameters)
+    with state.as_directory() as folder:
+        tensors = load_file(Path(folder) / "state.safetensors")
+        progress = json.loads((Path(folder) / "state.json").read_text())
+    model.load_state_dict({k[len("ema.module.") :]: v for k, v in tensors.items() if k.startswith("ema.module.")})
+    valid = {k[6:]: v for k, v in progress["metrics"].items() if k.startswith("valid_")}
+    card = {
+        "name": config.name,
+        "task": config.task,
+        "architecture": config.architecture,
+        "parameters": config.parameters,
+        "preprocessing": {"mode": "RGB", "range": [0, 1], "stride": model.stride},
+        "training": {
+            "config_sha256": config.digest(),
+            "images": images,
+            "epochs": progress["epoch"],
+            "steps": progress["step"],
+            "minutes": round(seconds / 60, 1),
+            "torch": torch.__version__,
+            "date": time.strftime("%Y-%m-%d"),
+        },
+        "metrics": [{"set": "held-out training images", **{k: round(v, 3) for k, v in valid.items()}}],
+    }
+    return checkpoints.save(f"{config.output}/{config.name}", model, card, config.storage.options() if "s3://" in str(config.output) else None)

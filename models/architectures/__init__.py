@@ -1,0 +1,12 @@
+"""Architectures by name. A new one is one file here and one row in this table."""
+
+from models.architectures.codec import Codec
+from models.architectures.conv import Conv
+from models.architectures.unet import UNet
+from models.autoencoder import Autoencoder
+
+ARCHITECTURES: dict[str, type[Autoencoder]] = {
+    "codec": Codec,
+    "conv": Conv,
+    "unet": UNet,
+}

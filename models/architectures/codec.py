@@ -1,0 +1,107 @@
+"""A lapped-transform image codec with a learned decoder.
+
+    x ── analysis g_a (linear, 16×16 every 8) ── / (step · step_c) ── round ── symbols ── · ── y_hat
+    y_hat ─┬─ synthesis g_s (linear) ── x_base ─┬──────────────────────────(+)── x_hat
+           └─ residual blocks at 1/8 ── shuffle ─┴─ residual blocks at 1/2 ─┘
+
+The transform starts as the 8×8 DCT of JPEG's Y, Cb and Cr (all 64 luma coefficients, the lowest of each chroma plane) and
+is learned with its quantiser steps. The encoder is linear and cheap on purpose: it runs once for each image of a bucket.
+Names follow Ballé et al. 2018 (g_a, g_s, y_hat).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from models.autoencoder import Autoencoder
+from models.layers import ResBlock, conv3x3
+
+# ITU-T T.871 (JFIF), rows Y, Cb, Cr.
+YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+SYMBOL_MAX = 127
+
+
+def zigzag(block: int = 8) -> list[tuple[int, int]]:
+    """(vertical, horizontal) frequencies of a block, lowest first."""
+    return sorted(((v, u) for v in range(block) for u in range(block)), key=lambda f: (sum(f), f))
+
+
+def dct_filters(chroma: int, block: int = 8) -> tuple[Tensor, Tensor]:
+    """Analysis and synthesis filters (C,3,8,8) of the block DCT-II of Y, Cb, Cr in units of 8-bit levels."""
+    k, n = torch.arange(block).float().view(-1, 1), torch.arange(block).float()
+    basis = torch.cos(math.pi * (n + 0.5) * k / block) * math.sqrt(2 / block)
+    basis[0] /= math.sqrt(2)
+    to_ycc = torch.tensor(YCBCR)
+    to_rgb = torch.linalg.inv(to_ycc)
+    analysis, synthesis = [], []
+    for plane, count in enumerate((block * block, chroma, chroma)):
+        for v, u in zigzag(block)[:count]:
+            patch = torch.outer(basis[v], basis[u])
+            analysis.append(to_ycc[plane].view(3, 1, 1) * patch * 255)
+            synthesis.append(to_rgb[:, plane].view(3, 1, 1) * patch / 255)
+    return torch.stack(analysis), torch.stack(synthesis)
+
+
+def quantise(y: Tensor, dead_zone: float = 0.1) -> Tensor:
+    """Round half away from zero with a dead zone, in float; gradients pass straight through (Theis et al. 2017)."""
+    hard = (y.sign() * (y.abs() + (0.5 - dead_zone)).floor()).clamp(-SYMBOL_MAX, SYMBOL_MAX)
+    return y + (hard - y).detach()
+
+
+class Codec(Autoencoder):
+    """Quantising autoencoder: `encode` gives integer symbols (B,C,H/8,W/8) as float, `decode` the image.
+
+    `step` is the base quantiser step in 8-bit levels (JPEG's scale): larger means fewer bits. One model serves all steps.
+    """
+
+    stride = 8
+
+    def __init__(self, chroma: int = 16, code_width: int = 96, code_blocks: int = 2, width: int = 48, blocks: int = 4) -> None:
+        super().__init__()
+        self.code_channels = 64 + 2 * chroma
+        # Half-resolution blocks reach 2 px a convolution, those of the code 8 px, the lapped synthesis 8 px more.
+        self.halo = -(-(2 * (2 * blocks + 2) + 8 * (2 * code_blocks + 2)) // 8) * 8
+        analysis, synthesis = dct_filters(chroma)
+        self.g_a = nn.Conv2d(3, self.code_channels, 16, stride=8, bias=False)
+        self.g_s = nn.ConvTranspose2d(self.code_channels, 3, 16, stride=8, padding=4, bias=False)
+        with torch.no_grad():
+            self.g_a.weight.copy_(nn.functional.pad(analysis, (4, 4, 4, 4)))
+            self.g_s.weight.copy_(nn.functional.pad(synthesis, (4, 4, 4, 4)))
+        self.log_step = nn.Parameter(torch.zeros(self.code_channels))
+        self.code_head = nn.Conv2d(self.code_channels + 1, code_width, 1)
+        self.code_body = nn.Sequential(*(ResBlock(code_width) for _ in range(code_blocks)))
+        self.code_tail = nn.Sequential(nn.Conv2d(code_width, 256, 1), nn.PixelShuffle(4))
+        self.head = conv3x3(16 + 12 + 1, width)
+        self.body = nn.Sequential(*(ResBlock(width) for _ in range(blocks)))
+        self.tail = conv3x3(width, 12)
+        nn.init.zeros_(self.tail.weight)
+        nn.init.zeros_(self.tail.bias)
+
+    def steps(self, step_B: Tensor) -> Tensor:
+        """(B,C,1,1) quantiser step of each channel."""
+        return step_B.view(-1, 1, 1, 1) * self.log_step.exp().view(1, -1, 1, 1)
+
+    def analyse(self, x_B3HW: Tensor, step_B: Tensor) -> Tensor:
+        """(B,3,H,W) float in [0,1] to unrounded symbols (B,C,H/8,W/8); in float32, bf16 would move them."""
+        x = nn.functional.pad(x_B3HW.float() - 0.5, (4, 4, 4, 4), mode="replicate")
+        with torch.autocast(x.device.type, enabled=False):
+            y: Tensor = self.g_a(x) / self.steps(step_B)
+        return y
+
+    def encode(self, x_BCHW: Tensor, step_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        step_B = x_BCHW.new_full((x_BCHW.shape[0],), 32.0) if step_B is None else step_B
+        return quantise(self.analyse(x_BCHW, step_B)), step_B
+
+    def decode(self, y: tuple[Tensor, Tensor]) -> Tensor:
+        symbols, step_B = y
+        y_hat = symbols * self.steps(step_B)
+        with torch.autocast(y_hat.device.type, enabled=False):
+            x_base: Tensor = self.g_s(y_hat) + 0.5
+        # log2 of the step, centred on the middle of the trained range (8 to 128).
+        level = (step_B.log2() - 5.0).view(-1, 1, 1, 1)
+        code = torch.cat([symbols * 0.25, level.expand(-1, 1, *symbols.shape[2:])], 1)
+        code = self.code_tail(self.code_body(self.code_head(code)))
+        base = nn.functional.pixel_unshuffle(x_base - 0.5, 2)
+        z = self.head(torch.cat([code, base, level.expand(-1, 1, *base.shape[2:])], 1))
+        return x_base + nn.functional.pixel_shuffle(self.tail(self.body(z)), 2).to(x_base.dtype)

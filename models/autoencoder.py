@@ -1,0 +1,29 @@
+"""The one contract of every network here: `y = encode(x)`, `x_hat = decode(y)`."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Autoencoder(nn.Module):
+    """A network that maps images to a code and back.
+
+    Attributes:
+        stride: height and width of an input must be multiples of it (pixels).
+        halo: a multiple of `stride`, at least the distance (pixels) over which an output depends on the input.
+            Tiles cut with this overlap give the same result as the whole image.
+    """
+
+    stride: int = 1
+    halo: int = 0
+
+    def encode(self, x_BCHW: Tensor) -> Any:
+        """(B,C,H,W) float in [0,1] to the code y, whose type the architecture defines."""
+        raise NotImplementedError(f"{type(self).__name__}.encode")
+
+    def decode(self, y: Any) -> Tensor:
+        """The code y to (B,C,H,W) float, nominally in [0,1] but not clipped."""
+        raise NotImplementedError(f"{type(self).__name__}.decode")
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.decode(self.encode(x_BCHW))

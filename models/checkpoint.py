@@ -1,0 +1,120 @@
+"""Checkpoints: a folder with `weights.safetensors` and `card.json`. Pickles are refused."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+BUNDLED = Path(__file__).parent / "checkpoints"
+WEIGHTS, CARD = "weights.safetensors", "card.json"
+SCHEMES = ("file", "s3")
+
+
+class CheckpointError(Exception):
+    """A checkpoint that is missing, broken, or not the one that was asked for."""
+
+
+class Card(BaseModel):
+    """What is known about a checkpoint; card.json."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    task: str
+    architecture: str
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    preprocessing: dict[str, Any] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
+    metrics: list[dict[str, Any]] = Field(default_factory=list)
+    sha256: str = Field(description="of weights.safetensors")
+
+
+def bundled() -> list[str]:
+    """Names of the checkpoints that come with the product."""
+    return sorted(p.parent.name for p in BUNDLED.glob(f"*/{CARD}"))
+
+
+def locate(name_or_url: str) -> str:
+    """A bundled name, a folder or a URL to the URL of the checkpoint's folder."""
+    if name_or_url.endswith((".pt", ".pth", ".pkl", ".ckpt", ".bin")):
+        raise CheckpointError(f"checkpoint {name_or_url}: pickled weights are refused; give a folder with {WEIGHTS}")
+    if "://" in name_or_url:
+        scheme = name_or_url.split("://")[0]
+        if scheme not in SCHEMES:
+            raise CheckpointError(f"checkpoint {name_or_url}: scheme {scheme!r} is not one of {', '.join(SCHEMES)}")
+        return name_or_url.rstrip("/")
+    if (BUNDLED / name_or_url / CARD).is_file() and "/" not in name_or_url:
+        return str(BUNDLED / name_or_url)
+    if Path(name_or_url).is_dir():
+        return str(Path(name_or_url).resolve())
+    raise CheckpointError(
+        f"checkpoint {name_or_url!r} is neither a bundled one ({', '.join(bundled()) or 'none'}) nor a folder nor a URL"
+    )
+
+
+def read_file(url: str, name: str, storage_options: dict[str, Any]) -> bytes:
+    try:
+        with fsspec.open(f"{url}/{name}", "rb", **storage_options) as f:
+            data: bytes = f.read()
+            return data
+    except FileNotFoundError as e:
+        raise CheckpointError(f"checkpoint {url}: {name} is missing") from e
+
+
+def read_card(name_or_url: str, storage_options: dict[str, Any] | None = None) -> Card:
+    """The card alone; no torch, no weights.
+
+    Raises: CheckpointError when there is none or it cannot be understood.
+    """
+    url = locate(name_or_url)
+    try:
+        return Card.model_validate_json(read_file(url, CARD, storage_options or {}))
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise CheckpointError(f"checkpoint {url}: {CARD}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from e
+
+
+def read_weights(name_or_url: str, card: Card, storage_options: dict[str, Any] | None = None) -> bytes:
+    """The bytes of weights.safetensors, whose digest is the card's.
+
+    Raises: CheckpointError when they are missing or differ from the card.
+    """
+    url = locate(name_or_url)
+    data = read_file(url, WEIGHTS, storage_options or {})
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != card.sha256:
+        raise CheckpointError(f"checkpoint {url}: {WEIGHTS} has sha256 {digest[:16]}…, its card says {card.sha256[:16]}…")
+    return data
+
+
+def build(card: Card, weights: bytes) -> Any:
+    """The Autoencoder that a card describes, with its weights, in eval mode, float32."""
+    import safetensors
+    import safetensors.torch
+
+    from models.architectures import ARCHITECTURES
+
+    if card.architecture not in ARCHITECTURES:
+        raise CheckpointError(f"architecture {card.architecture!r} is not one of {', '.join(ARCHITECTURES)}")
+    try:
+        model = ARCHITECTURES[card.architecture](**card.parameters)
+        model.load_state_dict({k: v.float() for k, v in safetensors.torch.load(weights).items()})
+    except (TypeError, RuntimeError, safetensors.SafetensorError) as e:
+        raise CheckpointError(f"checkpoint {card.name}: weights do not fit {card.architecture}: {str(e)[:200]}") from e
+    return model.eval().requires_grad_(False)
+
+
+def save(url: str, model: Any, card: dict[str, Any], storage_options: dict[str, Any] | None = None) -> Card:
+    """Write a checkpoint folder: weights in float16 (the card last, so that its existence means a complete checkpoint)."""
+    import safetensors.torch
+
+    weights = safetensors.torch.save({k: v.half().contiguous() for k, v in model.state_dict().items()})
+    full = Card(**card, sha256=hashlib.sha256(weights).hexdigest())
+    text = json.dumps(full.model_dump(), indent=2, ensure_ascii=False) + "\n"
+    for name, data in ((WEIGHTS, weights), (CARD, text.encode())):
+        with fsspec.open(f"{url}/{name}", "wb", auto_mkdir=True, **(storage_options or {})) as f:
+            f.write(data)
+    return full

@@ -1,0 +1,84 @@
+"""Denoise: additive Gaussian noise is taken away; the level is estimated unless it is given."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from models.architectures.unet import UNet
+from models.autoencoder import Autoencoder
+from models.losses import gaussian_noise, psnr_loss
+from models.tasks.task import Output, Params, Precision, Task, to_batch, to_uint8
+from models.tiling import tiled
+
+TILE = 1024
+MAX_TRAINED_SIGMA = 60.0
+GRAY_SHARE = 0.2
+
+
+class DenoiseParams(Params):
+    sigma: float | None = Field(None, ge=0, le=100, description="noise level in 8-bit levels; estimated when absent")
+
+
+class Denoise(Task):
+    name = "denoise"
+    Params = DenoiseParams
+    columns = {"sigma": float}
+
+    def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """PSNR loss at the true noise level, plus the error of the estimated level in 8-bit levels."""
+        assert isinstance(model, UNet)
+        x = shift_colours(x_BCHW, generator)
+        batch = x.shape[0]
+        sigma_B = torch.rand(batch, generator=generator) * (MAX_TRAINED_SIGMA / 255)
+        noise = torch.randn(x.shape, generator=generator)
+        # A gray photograph has one noise plane, seen three times.
+        gray_B = (torch.rand(batch, generator=generator) < GRAY_SHARE).view(-1, 1, 1, 1)
+        x = torch.where(gray_B, x.mean(1, keepdim=True), x)
+        noise = torch.where(gray_B, noise[:, :1], noise)
+        noisy = x + noise * sigma_B.view(-1, 1, 1, 1)
+        estimate_B = model.noise_level(noisy)
+        # Half of the batch is denoised at the estimated level, so that the network forgives the estimate's errors.
+        blind_B = torch.rand(batch, generator=generator) < 0.5
+        level_B = torch.where(blind_B, estimate_B.detach(), sigma_B)
+        image_loss = psnr_loss(model(noisy, level_B), x)
+        level_loss = (estimate_B - sigma_B).abs().mean() * 255
+        return {"loss": image_loss + level_loss, "psnr_db": -image_loss.detach(), "sigma_error": level_loss.detach()}
+
+    def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
+        """Blind, at sigma 25 of 255, rounded to 8 bits as an output image is."""
+        assert isinstance(model, UNet)
+        sigma_B = torch.full((x_BCHW.shape[0],), 25 / 255)
+        noisy = gaussian_noise(x_BCHW, sigma_B, generator)
+        estimate_B = model.noise_level(noisy)
+        x_hat = model(noisy, estimate_B).clamp(0, 1).mul(255).round().div(255)
+        return {
+            "psnr_db": -float(psnr_loss(x_hat, x_BCHW)),
+            "sigma_error": float((estimate_B - sigma_B).abs().mean() * 255),
+        }
+
+    def predict(self, model: Autoencoder, images: list[np.ndarray], params: Any, precision: Precision) -> list[Output]:
+        assert isinstance(model, UNet) and isinstance(params, DenoiseParams)
+        x = to_batch(images, model.stride, precision.device)
+        with torch.inference_mode(), precision.autocast():
+            if params.sigma is None:
+                sigma_B = model.noise_level(x[:, :, :TILE, :TILE])
+            else:
+                sigma_B = x.new_full((len(images),), params.sigma / 255)
+            x_hat = tiled(lambda piece: model(piece, sigma_B), x, TILE, model.halo)
+        restored = to_uint8(x_hat)
+        return [
+            Output(image=r[: i.shape[0], : i.shape[1]], columns={"sigma": float(s) * 255})
+            for r, i, s in zip(restored, images, sigma_B, strict=True)
+        ]
+
+
+def shift_colours(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+    """Scale saturation by 0 to 2.5 and permute the channels: photographs alone teach too little of saturated colours."""
+    batch = x_BCHW.shape[0]
+    saturation_B = torch.rand(batch, generator=generator).mul(3).sub(0.5).clamp(1.0, 2.5).view(-1, 1, 1, 1)
+    gray = x_BCHW.mean(1, keepdim=True)
+    shifted = (gray + (x_BCHW - gray) * saturation_B).clamp(0, 1)
+    return shifted[:, torch.randperm(3, generator=generator)]

@@ -1,0 +1,85 @@
+"""What a task is: what is taken away in training, what goes in and out of the model, which columns a row gets."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from models.autoencoder import Autoencoder
+
+
+class Params(BaseModel):
+    """Parameters of a task that change pixels or codes; they are part of an output's version."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass
+class Output:
+    """What one image became."""
+
+    image: np.ndarray | None = None
+    """(H,W,3) uint8."""
+    latent: np.ndarray | None = None
+    """(C,h,w) int8 symbols."""
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+class Task:
+    """One row of the table in models/tasks/__init__.py. Stateless."""
+
+    name: ClassVar[str]
+    Params: ClassVar[type[Params]] = Params
+    columns: ClassVar[dict[str, type]] = {}
+    """Quality columns of the task and their Python types."""
+    stores_latent: ClassVar[bool] = False
+
+    def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """One training step on clean images (B,C,H,W) float in [0,1]: a dict whose "loss" is minimised, the rest is logged."""
+        raise NotImplementedError
+
+    def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
+        """Figures on held-out images; "psnr_db" chooses the best checkpoint (larger is better, see `score`)."""
+        raise NotImplementedError
+
+    def predict(self, model: Autoencoder, images: list[np.ndarray], params: Any, precision: "Precision") -> list[Output]:
+        """Run images (H,W,3) uint8 whose padded sizes are equal through the model."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Where and in which number format a model runs."""
+
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32)
+
+
+def pad_to(image: np.ndarray, stride: int) -> np.ndarray:
+    """Repeat the last row and column until H and W are multiples of `stride`; (H,W,C) in, (H',W',C) out."""
+    h, w = image.shape[:2]
+    return np.pad(image, ((0, -h % stride), (0, -w % stride), (0, 0)), mode="edge")
+
+
+def padded_size(image: np.ndarray, stride: int) -> tuple[int, int]:
+    """The (H,W) that `pad_to` gives; images are batched by it."""
+    h, w = image.shape[:2]
+    return h + -h % stride, w + -w % stride
+
+
+def to_batch(images: list[np.ndarray], stride: int, device: str) -> Tensor:
+    """Images of one padded size to (B,3,H,W) float32 in [0,1], channels last; bytes travel to the device, floats do not."""
+    stacked = torch.from_numpy(np.stack([pad_to(image, stride) for image in images]))
+    return stacked.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
+
+
+def to_uint8(x_BCHW: Tensor) -> np.ndarray:
+    """(B,3,H,W) float in [0,1] to (B,H,W,3) uint8, clipped and rounded."""
+    out: np.ndarray = x_BCHW.float().clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return out

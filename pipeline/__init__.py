@@ -1,0 +1,1 @@
+"""The data plane: sources → plan → predict → sink, on Ray Data."""

@@ -1,0 +1,108 @@
+"""One YAML for a run, read by pydantic; flags override it; unknown keys are errors."""
+
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import ConfigError
+from pipeline.storage import StorageConfig
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PoolConfig(Strict):
+    """The actors that run the model. Absent values are chosen to suit the machine."""
+
+    actors: int | None = Field(None, ge=1, description="one for each GPU, else one for each CPU")
+    batch_size: int | None = Field(None, ge=1, description="images in a model batch: 8 on a CPU, 32 on a GPU")
+    dtype: str | None = Field(
+        None, pattern="^(float32|bfloat16)$", description="bfloat16 where the hardware has it (compress: always float32)"
+    )
+    threads: int | None = Field(None, ge=1, description="fetch and decode threads in an actor")
+    max_restarts: int = Field(3, ge=0, description="times that work on a dead actor is begun again")
+
+
+class RunConfig(Strict):
+    """What `imagemill run` does."""
+
+    task: str
+    input: str | None = None
+    output: str | None = None
+    checkpoint: str | None = Field(None, description="bundled name, folder or URL; the task's default when absent")
+    params: dict[str, Any] = Field(default_factory=dict, description="parameters of the task")
+    reconstruct: bool = Field(False, description="write decoded images as PNG for a task whose output is a latent")
+    limit: int | None = Field(None, ge=1, description="do at most so many images")
+    retry: bool = Field(False, description="do the rejects of the same version again")
+    max_pixels: int = Field(40_000_000, ge=1)
+    max_reject_fraction: float = Field(0.5, ge=0, le=1, description="more rejects than this share of a run is exit 3")
+    rows_per_part: int = Field(250, ge=1, description="rows of a Parquet part, the unit of commit")
+    compression_level: int = Field(19, ge=1, le=22, description="zstd level of the Parquet parts; 3 is fast and ~30 % larger")
+    pool: PoolConfig = PoolConfig()
+    storage: StorageConfig = StorageConfig()
+    address: str | None = Field(None, description="a Ray cluster that exists; a Ray of its own when absent")
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """Raises: ConfigError when the file is missing, no YAML, or no mapping."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as e:
+        raise ConfigError(f"{path}: {e.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(e).split())[:200]}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: a mapping is expected, this is {type(content).__name__}")
+    return content
+
+
+def set_value(values: dict[str, Any], assignment: str) -> None:
+    """Apply `key.inner=value` (the value read as YAML) to nested mappings."""
+    key, equals, text = assignment.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {assignment}: key=value is expected")
+    *outer, last = key.split(".")
+    for part in outer:
+        inner = values.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {assignment}: {part} is not a group of keys")
+        values = inner
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        values[last] = text
+
+
+def keys_at(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    """The valid keys beside the one that `path` names."""
+    for part in path[:-1]:
+        field = model.model_fields.get(str(part))
+        if field is None:
+            return []
+        inner = [t for t in (field.annotation, *get_args(field.annotation)) if isinstance(t, type) and issubclass(t, BaseModel)]
+        if not inner:
+            return []
+        model = inner[0]
+    return sorted(model.model_fields)
+
+
+def validate(model: type[Model], values: dict[str, Any], origin: str) -> Model:
+    """Values to a config. Raises: ConfigError naming the key, its value and what would be valid."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as e:
+        lines = []
+        for error in e.errors():
+            key = ".".join(map(str, error["loc"]))
+            if error["type"] == "extra_forbidden":
+                lines.append(f"{origin}: unknown key {key!r}; valid: {', '.join(keys_at(model, error['loc']))}")
+            elif error["type"] == "missing":
+                lines.append(f"{origin}: {key} is missing")
+            else:
+                lines.append(f"{origin}: {key} = {error['input']!r}: {error['msg']}")
+        raise ConfigError("; ".join(lines)) from None

@@ -1,0 +1,31 @@
+"""Errors that end a run, each with the exit code that the command line gives."""
+
+
+class ConfigError(Exception):
+    """A configuration that cannot run: names the key, the value and what would be valid. Exit 2."""
+
+    exit_code = 2
+
+
+class TooManyRejects(Exception):
+    """More rejects than `max_reject_fraction` allows. Exit 3."""
+
+    exit_code = 3
+
+
+class OutputHeld(Exception):
+    """Another writer holds OUTPUT. Exit 4."""
+
+    exit_code = 4
+
+
+class StorageError(Exception):
+    """A store that cannot be read or written. Exit 5."""
+
+    exit_code = 5
+
+
+class VerificationError(Exception):
+    """The output is not what its rows say. Exit 6."""
+
+    exit_code = 6

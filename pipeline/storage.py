@@ -1,0 +1,154 @@
+"""Bytes by relative path in a folder or a bucket prefix, by fsspec; a write appears at once or not at all."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.errors import ConfigError, StorageError
+
+SCHEMES = ("file", "s3")
+
+
+class StorageConfig(BaseModel):
+    """Where S3 is. Keys and secrets never stand here: they come from the environment or a profile."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    endpoint_url: str | None = Field(None, description="S3 endpoint; AWS_ENDPOINT_URL when absent")
+    profile: str | None = Field(None, description="AWS profile; AWS_PROFILE when absent")
+    region: str | None = None
+    anonymous: bool = Field(False, description="read a public bucket without credentials")
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of s3fs.S3FileSystem."""
+        client = {"endpoint_url": self.endpoint_url, "region_name": self.region}
+        return {
+            "anon": self.anonymous,
+            "profile": self.profile,
+            "client_kwargs": {k: v for k, v in client.items() if v},
+            "config_kwargs": {"max_pool_connections": 64},
+            "use_listings_cache": False,
+        }
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object of a listing."""
+
+    path: str
+    size: int
+    etag: str
+    """The store's etag, or size and mtime in nanoseconds on a local disk."""
+
+
+def split_scheme(url: str) -> tuple[str, str]:
+    """("file" | "s3", path) of a URL or a local path.
+
+    Raises: ConfigError for any other scheme.
+    """
+    scheme, separator, path = url.partition("://")
+    if not separator:
+        return "file", os.path.abspath(os.path.expanduser(url))
+    if scheme not in SCHEMES:
+        raise ConfigError(f"{url}: scheme {scheme!r} is not one of {', '.join(SCHEMES)}")
+    return scheme, os.path.abspath(path) if scheme == "file" else path.strip("/")
+
+
+def reason(error: BaseException) -> str:
+    """One line for a person: what kind of failure, and what the library said."""
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+class Store:
+    """A folder or `s3://bucket/prefix`. Paths are relative to it. Travels to Ray workers by its two arguments."""
+
+    def __init__(self, url: str, config: StorageConfig | None = None) -> None:
+        self.config = config or StorageConfig()
+        self.scheme, self.root = split_scheme(url)
+        self.url = self.root if self.scheme == "file" else f"s3://{self.root}"
+        if self.scheme == "s3" and not self.root:
+            raise ConfigError(f"{url}: a bucket is missing")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Store, (self.url, self.config)
+
+    @property
+    def local(self) -> bool:
+        return self.scheme == "file"
+
+    @cached_property
+    def fs(self) -> Any:
+        if self.local:
+            return LocalFileSystem()
+        return fsspec.filesystem("s3", **self.config.options())
+
+    def full(self, path: str) -> str:
+        return f"{self.root}/{path}" if path else self.root
+
+    def uri(self, path: str) -> str:
+        """How a row names an object."""
+        return self.full(path) if self.local else f"s3://{self.full(path)}"
+
+    def relative(self, full: str) -> str:
+        return full[len(self.root) + 1 :]
+
+    def exists(self, path: str = "") -> bool:
+        return bool(self.fs.exists(self.full(path)))
+
+    def entries(self, path: str = "") -> Iterator[Entry]:
+        """Every object below `path`, of any name. Raises: StorageError when the store cannot be listed."""
+        try:
+            found = self.fs.find(self.full(path), detail=True)
+        except FileNotFoundError:
+            return
+        except Exception as e:
+            raise StorageError(f"{self.uri(path)}: cannot be listed: {reason(e)}") from e
+        for full, info in found.items():
+            if info["type"] != "file" or full.endswith("/"):
+                continue
+            etag = info["ETag"].strip('"') if "ETag" in info else f"{info['size']}-{os.stat(full).st_mtime_ns}"
+            yield Entry(self.relative(full), int(info["size"]), etag)
+
+    def read(self, path: str) -> bytes:
+        data: bytes = self.fs.cat_file(self.full(path))
+        return data
+
+    def write(self, path: str, data: bytes) -> None:
+        """One PUT on S3; a temporary name and a rename on a local disk, so that no reader sees a part of it."""
+        if not self.local:
+            self.fs.pipe_file(self.full(path), data)
+            return
+        target = Path(self.full(path))
+        temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write only where nothing is (If-None-Match on S3, an exclusive open locally); False when something was."""
+        try:
+            if not self.local:
+                self.fs.pipe_file(self.full(path), data, mode="create")
+                return True
+            target = Path(self.full(path))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("xb") as f:
+                f.write(data)
+            return True
+        except FileExistsError:
+            return False
+
+    def delete(self, path: str) -> None:
+        self.fs.rm_file(self.full(path))
