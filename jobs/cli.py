@@ -1,39 +1,205 @@
-"""The command `imagemill`."""
+"""The command `imagemill`: arguments in, exit codes out."""
 
+import logging
+import signal
+import sys
 from typing import Annotated, Any
 
 import typer
 
-from pipeline.errors import ConfigError
+from models.checkpoint import CheckpointError
+from pipeline.cluster import ensure_token
+from pipeline.config import RunConfig, read_yaml, set_value, validate
+from pipeline.errors import ConfigError, OutputHeld, StorageError, TooManyRejects, VerificationError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Batch image pipeline on Ray: every image ends as one committed row or one reject with a reason.",
+    epilog="Exit codes: 0 done, 2 bad configuration, 3 more rejects than allowed, 4 another writer holds OUTPUT, "
+    "5 storage, 6 verification failed.",
+)
+
+Config = Annotated[str | None, typer.Option("-c", "--config", help="YAML of the run", metavar="JOB.yaml")]
+Input = Annotated[str | None, typer.Option("--input", help="folder or s3://bucket/prefix")]
+Output = Annotated[str | None, typer.Option("--output", help="folder or s3://bucket/prefix")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="override a key of the YAML", metavar="KEY=VALUE")]
+Limit = Annotated[int | None, typer.Option("--limit", help="do at most so many images", min=1)]
+Retry = Annotated[bool | None, typer.Option("--retry", help="do rejected images again")]
+Reconstruct = Annotated[bool | None, typer.Option("--reconstruct", help="write the decoded images, as PNG")]
+Address = Annotated[str | None, typer.Option("--address", help="a Ray cluster that exists")]
+InputArgument = Annotated[str, typer.Argument(metavar="INPUT", help="folder or s3://bucket/prefix")]
+OutputArgument = Annotated[str, typer.Argument(metavar="OUTPUT", help="folder or s3://bucket/prefix")]
+Checkpoint = Annotated[str | None, typer.Option("--checkpoint", help="bundled name, folder or URL")]
 
 
-@app.callback()
-def cb(): pass
+def effective(config: str | None, assignments: list[str] | None, **flags: Any) -> RunConfig:
+    """YAML, then flags that were given, then --set."""
+    values = read_yaml(config) if config else {}
+    params = flags.pop("params", {})
+    values |= {key: value for key, value in flags.items() if value is not None}
+    values["params"] = {**(values.get("params") or {}), **{k: v for k, v in params.items() if v is not None}}
+    for assignment in assignments or []:
+        set_value(values, assignment)
+    return validate(RunConfig, values, config or "command line")
+
+
+def batch(config: RunConfig) -> None:
+    from jobs.batch import run_and_show
+
+    run_and_show(config)
+
+
+@app.command()
+def run(
+    config: Annotated[str, typer.Option("-c", "--config", help="YAML of the run", metavar="JOB.yaml")],
+    input: Input = None,
+    output: Output = None,
+    limit: Limit = None,
+    retry: Retry = None,
+    reconstruct: Reconstruct = None,
+    address: Address = None,
+    set_: Set = None,
+) -> None:
+    """Run a job: list INPUT, subtract what OUTPUT already holds, do the rest."""
+    batch(effective(config, set_, input=input, output=output, limit=limit, retry=retry, reconstruct=reconstruct, address=address))
+
+
+@app.command()
+def compress(
+    input: InputArgument,
+    output: OutputArgument,
+    step: Annotated[float | None, typer.Option("--step", help="quantiser step: larger is smaller and worse")] = None,
+    reconstruct: Reconstruct = None,
+    checkpoint: Checkpoint = None,
+    limit: Limit = None,
+    retry: Retry = None,
+    config: Config = None,
+    address: Address = None,
+    set_: Set = None,
+) -> None:
+    """Images to latent codes in Parquet."""
+    flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "reconstruct": reconstruct, "address": address}
+    batch(effective(config, set_, task="compress", input=input, output=output, params={"step": step}, **flags))
+
+
+@app.command()
+def denoise(
+    input: InputArgument,
+    output: OutputArgument,
+    sigma: Annotated[float | None, typer.Option("--sigma", help="noise level in 8-bit levels; estimated when absent")] = None,
+    checkpoint: Checkpoint = None,
+    limit: Limit = None,
+    retry: Retry = None,
+    config: Config = None,
+    address: Address = None,
+    set_: Set = None,
+) -> None:
+    """Noisy photos to clean ones."""
+    flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "address": address}
+    batch(effective(config, set_, task="denoise", input=input, output=output, params={"sigma": sigma}, **flags))
+
+
+@app.command()
+def plan(
+    config: Config = None,
+    task: Annotated[str | None, typer.Option("--task")] = None,
+    input: Input = None,
+    output: Output = None,
+    limit: Limit = None,
+    retry: Retry = None,
+    reconstruct: Reconstruct = None,
+    set_: Set = None,
+) -> None:
+    """Say what a run would do, and change nothing."""
+    from jobs.batch import show_plan
+
+    show_plan(
+        effective(config, set_, task=task, input=input, output=output, limit=limit, retry=retry, reconstruct=reconstruct)
+    )
+
+
+@app.command()
+def status(output: OutputArgument) -> None:
+    """What OUTPUT holds and how its last runs ended."""
+    from jobs.inspect import show_status
+
+    show_status(output)
+
+
+@app.command()
+def verify(output: OutputArgument) -> None:
+    """Check OUTPUT against itself: rows, files, digests, latents. Exit 6 when something is wrong."""
+    from jobs.inspect import show_verified
+
+    show_verified(output)
+
+
+@app.command()
+def failures(output: OutputArgument) -> None:
+    """List the rejects with their reasons."""
+    from jobs.inspect import show_failures
+
+    show_failures(output)
+
+
+@app.command()
+def decode(
+    output: OutputArgument,
+    dest: Annotated[str, typer.Argument(metavar="DEST", help="folder or s3://bucket/prefix for the images")],
+    checkpoint: Checkpoint = None,
+) -> None:
+    """Turn the latents of OUTPUT back into PNG images."""
+    from jobs.decode import decode_output
+
+    decode_output(output, dest, checkpoint)
 
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Option("-c", "--config")],
-    input: Annotated[list[str], typer.Option("--input")] = [],
-    output: Annotated[str | None, typer.Option("--output")] = None,
-    set_: Annotated[list[str], typer.Option("--set")] = [],
+    config: Annotated[str, typer.Option("-c", "--config", help="YAML of the training", metavar="TRAIN.yaml")],
+    input: Annotated[list[str] | None, typer.Option("--input", help="folder or bucket of clean images; may be repeated")] = None,
+    output: Output = None,
+    address: Address = None,
+    set_: Set = None,
 ) -> None:
-    from jobs.train import TrainConfig, train as run_training
-    from pipeline.cluster import connected
-    from pipeline.config import read_yaml, set_value, validate
+    """Train a checkpoint; the same command resumes what it left."""
+    from jobs.train import show_training
 
     values = read_yaml(config)
-    if input: values["input"] = input
-    if output: values["output"] = output
-    for a in set_: set_value(values, a)
-    tc = validate(TrainConfig, values, config)
-    with connected(tc.address, log_to_driver=True):
-        print(run_training(tc))
+    flags = {"input": input, "output": output, "address": address}
+    values |= {key: value for key, value in flags.items() if value is not None}
+    for assignment in set_ or []:
+        set_value(values, assignment)
+    show_training(values, config)
+
+
+@app.command()
+def demo(output: Annotated[str, typer.Argument(metavar="FOLDER")] = "demo") -> None:
+    """Compress and denoise the photos that scikit-image carries, and draw what came out."""
+    from jobs.demo import run_demo
+
+    run_demo(output)
+
+
+def interrupted(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def main() -> None:
-    from pipeline.cluster import ensure_token
+    """Entry point. Errors that a person can mend are one line on stderr and an exit code; no traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    signal.signal(signal.SIGTERM, interrupted)
     ensure_token()
-    app()
+    try:
+        app()
+    except (ConfigError, TooManyRejects, OutputHeld, StorageError, VerificationError) as e:
+        print(f"imagemill: {e}", file=sys.stderr)
+        sys.exit(e.exit_code)
+    except CheckpointError as e:
+        print(f"imagemill: {e}", file=sys.stderr)
+        sys.exit(ConfigError.exit_code)
+    except KeyboardInterrupt:
+        print("imagemill: interrupted; what was committed stays, the same command goes on from there", file=sys.stderr)
+        sys.exit(130)

@@ -24,7 +24,8 @@ from models import checkpoint as checkpoints
 from models.architectures import ARCHITECTURES
 from models.losses import is_finite
 from models.tasks import TASKS
-from pipeline.config import Strict
+from pipeline.cluster import connected
+from pipeline.config import Strict, validate
 from pipeline.errors import ConfigError, StorageError
 from pipeline.pixels import ImageError, decode
 from pipeline.sources.folder import list_folder
@@ -245,6 +246,14 @@ def report_epoch(
     left = (config.epochs - state["epoch"]) * metrics["seconds"]
     shown = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k not in ("epoch", "step", "seconds"))
     print(f"epoch {state['epoch']}/{config.epochs}: {shown}, {left / 60:.0f} min left", flush=True)
+
+
+def show_training(values: dict[str, Any], origin: str) -> None:
+    """Train what the YAML says and print where the checkpoint is."""
+    config = validate(TrainConfig, values, origin)
+    with connected(config.address, log_to_driver=True):
+        card = train(config)
+    print(f"{config.output}/{card.name}: {card.metrics}")
 
 
 def train(config: TrainConfig) -> checkpoints.Card:

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Formats by what a decoder has to do with outside data; Pillow knows many more, each one an attack surface.
-FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+# (JPEG's reader opens MPO as well.)
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 EXIF_ORIENTATION = 0x0112
 Image.MAX_IMAGE_PIXELS = None  # `decode` checks its own limit on the header, before Pillow decodes anything
 
@@ -94,12 +95,22 @@ def output_format(source_format: str) -> str:
 
 
 def encode(rgb: np.ndarray, picture: Picture, image_format: str) -> bytes:
-    """(H,W,3) uint8 to a file: JPEG and WebP at quality 95 (4:4:4), the others lossless; gray and alpha as in the source."""
+    """(H,W,3) uint8 to a file in a format, gray and with alpha where the source was."""
     image = Image.fromarray(rgb)
     if picture.gray:
         image = image.convert("L")
     if picture.alpha is not None and image_format in ("PNG", "TIFF", "WEBP"):
         image.putalpha(Image.fromarray(picture.alpha))
+    return encode_image(image, image_format)
+
+
+def encode_rgb(rgb: np.ndarray, image_format: str) -> bytes:
+    """(H,W,3) uint8 to a file in a format."""
+    return encode_image(Image.fromarray(rgb), image_format)
+
+
+def encode_image(image: Image.Image, image_format: str) -> bytes:
+    """JPEG and WebP at quality 95 (4:4:4), the others lossless."""
     options: dict[str, object] = {
         "JPEG": {"quality": 95, "subsampling": 0},
         "WEBP": {"quality": 95},

@@ -137,18 +137,28 @@ class Store:
             temporary.unlink(missing_ok=True)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write only where nothing is (If-None-Match on S3, an exclusive open locally); False when something was."""
-        try:
-            if not self.local:
+        """Write only where nothing is (If-None-Match on S3, an exclusive link locally); False when something else was."""
+        if not self.local:
+            try:
                 self.fs.pipe_file(self.full(path), data, mode="create")
                 return True
-            target = Path(self.full(path))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("xb") as f:
-                f.write(data)
+            except OSError as e:
+                response = getattr(e.__cause__, "response", None) or {}
+                if not isinstance(e, FileExistsError) and response.get("Error", {}).get("Code") not in ("PreconditionFailed", "412"):
+                    raise
+                # The answer to a first try may have been lost: then what lies there is ours.
+                return self.read(path) == data
+        target = Path(self.full(path))
+        temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(data)
+            target.hardlink_to(temporary)
             return True
         except FileExistsError:
             return False
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def delete(self, path: str) -> None:
         self.fs.rm_file(self.full(path))

@@ -25,8 +25,9 @@ class CompressParams(Params):
 
 class Compress(Task):
     name = "compress"
+    default_checkpoint = "compress-small"
     Params = CompressParams
-    columns = {"psnr_db": float, "bits_per_pixel": float}
+    columns = {"step": float, "psnr_db": float, "bits_per_pixel": float}
     stores_latent = True
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
@@ -60,7 +61,7 @@ class Compress(Task):
         outputs = []
         for latent, image in zip(latents, images, strict=True):
             decoded = decode_latent(model, latent, image.shape[:2], params.step, precision.device)
-            outputs.append(Output(decoded, latent, {"psnr_db": psnr_db(decoded, image)}))
+            outputs.append(Output(decoded, latent, {"step": params.step, "psnr_db": psnr_db(decoded, image)}))
         return outputs
 
 

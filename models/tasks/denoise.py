@@ -24,6 +24,7 @@ class DenoiseParams(Params):
 
 class Denoise(Task):
     name = "denoise"
+    default_checkpoint = "denoise-small"
     Params = DenoiseParams
     columns = {"sigma": float}
 

@@ -33,6 +33,7 @@ class Task:
 
     name: ClassVar[str]
     Params: ClassVar[type[Params]] = Params
+    default_checkpoint: ClassVar[str]
     columns: ClassVar[dict[str, type]] = {}
     """Quality columns of the task and their Python types."""
     stores_latent: ClassVar[bool] = False

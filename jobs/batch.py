@@ -1,0 +1,71 @@
+"""The batch job and its plan, as a person sees them."""
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config import RunConfig
+from pipeline.plan import Plan
+from pipeline.progress import clock
+from pipeline.run import plan_of, resolve, run
+from pipeline.storage import Store
+
+console = Console(highlight=False)
+
+
+def run_and_show(config: RunConfig) -> dict[str, Any]:
+    """Run, print the table of what happened, and give the content of run.json."""
+    record = run(config)
+    show_record(record)
+    return record
+
+
+def show_record(record: dict[str, Any]) -> None:
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    planned, seconds = record["planned"], record["seconds"]["total"]
+    table.add_row("found", f"{record['found']:,} images, {record['ignored']:,} other files")
+    table.add_row("done before", f"{record['done_before']:,}")
+    table.add_row("planned", f"{planned:,}")
+    table.add_row("ok", f"{record['ok']:,}")
+    why = ", ".join(f"{name} {count}" for name, count in record["reasons"].items())
+    table.add_row("rejected", f"{record['rejected']:,}" + (f" ({why})" if why else ""))
+    if record["rejects_waiting"]:
+        table.add_row("rejects waiting", f"{record['rejects_waiting']:,} (--retry does them again)")
+    for name, value in record["quality"].items():
+        table.add_row(name.replace("_", " "), f"{value:.3f}")
+    rate = f", {record['images_per_s']:.1f} images/s once started" if record.get("images_per_s") else ""
+    table.add_row("time", f"{seconds:.1f} s{rate}")
+    table.add_row("output", record["output"])
+    table.add_row("record", f"{record['output']}/runs/{record['run_id']}/run.json")
+    console.print(table)
+
+
+def run_records(output: Store) -> list[dict[str, Any]]:
+    """The run.json of every run that ended, oldest first."""
+    paths = sorted(e.path for e in output.entries("runs") if e.path.endswith("/run.json"))
+    return [json.loads(output.read(path)) for path in paths]
+
+
+def last_rate(output: Store) -> float | None:
+    """Images a second of the newest run that did any."""
+    rates = [r["images_per_s"] for r in run_records(output) if r.get("images_per_s")]
+    return rates[-1] if rates else None
+
+
+def show_plan(config: RunConfig) -> Plan:
+    job = resolve(config)
+    plan = plan_of(job)
+    todo = len(plan.todo)
+    rate = last_rate(job.output)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row("task", f"{job.task.name} with {job.card.name} ({job.card.sha256[:12]})")
+    table.add_row("found", f"{plan.found:,} images, {plan.ignored:,} other files")
+    table.add_row("done already", f"{plan.done:,}")
+    table.add_row("rejects waiting", f"{plan.rejects_waiting:,}")
+    table.add_row("to do", f"{todo:,} images, {plan.bytes_todo / 1e6:,.1f} MB")
+    estimate = f"about {clock(todo / rate)} at the last run's {rate:.1f} images/s" if rate else "unknown: no run before this"
+    table.add_row("time", estimate if todo else "nothing to do")
+    console.print(table)
+    return plan

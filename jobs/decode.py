@@ -1,0 +1,91 @@
+"""Latents back to images: what `compress` wrote, in any process, on any machine."""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from rich.console import Console
+
+from models import checkpoint as checkpoints
+from models.tasks.compress import decode_latent
+from pipeline.account import newest_rows
+from pipeline.errors import ConfigError, StorageError, VerificationError
+from pipeline.names import output_name
+from pipeline.pixels import encode_rgb
+from pipeline.plan import part_paths, read_parts
+from pipeline.schema import LatentError, unpack_latent
+from pipeline.storage import Store
+
+console = Console(highlight=False)
+TURNED = (5, 6, 7, 8)
+"""EXIF orientations whose upright image has its width and height exchanged."""
+
+
+def upright_size(row: dict[str, Any]) -> tuple[int, int]:
+    """(H,W) of the upright image of a row."""
+    size = (row["orig_height"], row["orig_width"])
+    return size[::-1] if row["exif_orientation"] in TURNED else size
+
+
+def decode_row(row: dict[str, Any], model: Any, device: str) -> np.ndarray:
+    """The image (H,W,3) uint8 of a row of `results/`. Raises: LatentError when the latent is not what was written."""
+    symbols = unpack_latent(np.asarray(row["latent"], np.uint8), row["latent_shape"], row["latent_crc32"])
+    return decode_latent(model, symbols, upright_size(row), row["step"], device)
+
+
+def decode_output(url: str, dest_url: str, checkpoint: str | None = None) -> int:
+    """Write the newest image of every row of OUTPUT to DEST as PNG, under the names that `--reconstruct` gives.
+
+    Args: checkpoint: where the weights are, when the rows name one that is not bundled.
+
+    Raises: StorageError, ConfigError, CheckpointError before anything is written; VerificationError at the end when
+        latents did not match their CRC (they are named, never decoded).
+    """
+    output, dest = Store(url), Store(dest_url)
+    if not output.exists():
+        raise StorageError(f"{url} does not exist")
+    paths = part_paths(output, "results")
+    index = read_parts(output, paths, ["image_id", "task", "encoded_at", "fence"])
+    if len(index) and index["task"][0].as_py() != "compress":
+        raise ConfigError(f"{url} holds no latents: its task is {index['task'][0].as_py()}")
+    # As in the actors, whose results these must equal: one torch thread for each image.
+    torch.set_num_threads(1)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    @cache
+    def model_of(name: str, sha256: str) -> Any:
+        card = checkpoints.read_card(name)
+        if card.sha256 != sha256:
+            raise ConfigError(f"checkpoint {name} has sha256 {card.sha256[:12]}…, the rows were made with {sha256[:12]}…")
+        return checkpoints.build(card, checkpoints.read_weights(name, card)).to(device, memory_format=torch.channels_last)
+
+    problems: list[str] = []
+
+    def write(row: dict[str, Any]) -> None:
+        try:
+            rgb = decode_row(row, model_of(checkpoint or row["model_id"], row["checkpoint_sha256"]), device)
+        except LatentError as e:
+            problems.append(f"{row['rel_path']}: {e}")
+            return
+        extension = None if row["rel_path"].lower().endswith(".png") else ".png"
+        dest.write(output_name(row["rel_path"], row["image_id"], extension), encode_rgb(rgb, "PNG"))
+
+    newest = newest_rows(index) if len(index) else index
+    with ThreadPoolExecutor() as pool:
+        for path in paths:
+            wanted = pc.filter(newest["image_id"], pc.equal(newest["part"], path))
+            with output.fs.open(output.full(path), "rb") as f:
+                for batch in pq.ParquetFile(f).iter_batches(batch_size=32):
+                    rows = batch.filter(pc.is_in(batch["image_id"], wanted.combine_chunks()))
+                    latents = rows["latent"]
+                    plain = rows.drop_columns(["latent"]).to_pylist()
+                    jobs = [row | {"latent": latents[n].values.to_numpy()} for n, row in enumerate(plain)]
+                    list(pool.map(write, jobs))
+    console.print(f"{len(newest) - len(problems):,} images in {dest.url}")
+    if problems:
+        raise VerificationError("; ".join(problems[:10]))
+    return len(newest)

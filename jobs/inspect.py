@@ -1,0 +1,67 @@
+"""Reading what lies in an OUTPUT: status, verify, failures."""
+
+from rich.console import Console
+from rich.table import Table
+
+from jobs.batch import run_records
+from pipeline.account import verify
+from pipeline.errors import StorageError, VerificationError
+from pipeline.plan import KEYS, part_paths, read_parts
+from pipeline.storage import Store
+
+console = Console(highlight=False)
+
+
+def existing(url: str) -> Store:
+    """Raises: StorageError when OUTPUT is not there."""
+    output = Store(url)
+    try:
+        if output.exists():
+            return output
+    except OSError as e:
+        raise StorageError(f"{url}: {e}") from None
+    raise StorageError(f"{url} does not exist")
+
+
+def show_status(url: str) -> None:
+    output = existing(url)
+    results, rejects = part_paths(output, "results"), part_paths(output, "rejects")
+    rows = read_parts(output, results, KEYS)
+    images = len(set(rows["image_id"].to_pylist()))
+    console.print(f"{images:,} images in {len(rows):,} rows of {len(results):,} parts; {len(rejects):,} parts of rejects")
+    table = Table("run", "ended", "planned", "ok", "rejected", "images/s", "exit", box=None)
+    for record in run_records(output)[-10:]:
+        counts = [str(record.get(key, "")) for key in ("planned", "ok", "rejected", "images_per_s", "exit_reason")]
+        table.add_row(record["run_id"], record["ended_at"], *counts)
+    console.print(table)
+
+
+def show_verified(url: str) -> None:
+    """Raises: VerificationError when something is wrong."""
+    output = existing(url)
+    seen = verify(output)
+    console.print(
+        f"{seen.images:,} images, {seen.rows:,} rows, {seen.rejects:,} rejects, {seen.files:,} files and {seen.latents:,} latents "
+        f"checked: {'all well' if not seen.problems else f'{len(seen.problems)} problems'}"
+    )
+    for problem in seen.problems[:100]:
+        console.print(f"  {problem}", markup=False)
+    if seen.problems:
+        raise VerificationError(f"{url}: {len(seen.problems)} problems")
+
+
+def show_failures(url: str) -> None:
+    """The rejects that no committed row has made good since."""
+    output = existing(url)
+    committed = read_parts(output, part_paths(output, "results"), KEYS)
+    done = set(zip(committed["image_id"].to_pylist(), committed["version"].to_pylist(), strict=True))
+    columns = [*KEYS, "rel_path", "stage", "error_class", "error", "attempts", "run_id"]
+    latest = {}
+    for row in read_parts(output, part_paths(output, "rejects"), columns).to_pylist():
+        key = (row["image_id"], row["version"])
+        if key not in done and row["attempts"] >= latest.get(key, row)["attempts"]:
+            latest[key] = row
+    table = Table("image", "stage", "class", "reason", "attempts", box=None)
+    for row in sorted(latest.values(), key=lambda r: r["rel_path"]):
+        table.add_row(row["rel_path"], row["stage"], row["error_class"], row["error"], str(row["attempts"]))
+    console.print(table if latest else "no rejects")

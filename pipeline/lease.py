@@ -1,0 +1,137 @@
+"""One writer for an OUTPUT: numbered claims that are written once, a heartbeat, and the number as a fence."""
+
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pipeline.errors import OutputHeld, StorageError
+from pipeline.storage import Store, reason
+
+log = logging.getLogger("imagemill.lease")
+FOLDER = "runs/lease"
+BEAT_SECONDS = 10.0
+LIFETIME_SECONDS = 60.0
+
+
+def process_start(pid: int) -> str | None:
+    """When a process of this machine began, in clock ticks since boot; None when there is no such process."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state == "Z" else fields[18]
+
+
+def this_machine() -> str:
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{socket.gethostname()}/{boot.read_text().strip() if boot.exists() else ''}"
+
+
+class Lease:
+    """`with Lease(output) as lease:` holds OUTPUT; `lease.fence` rises with each holder.
+
+    A holder is gone when it released, when its process on this machine is dead, or when it has not been heard for
+    LIFETIME_SECONDS.
+
+    Raises: OutputHeld when another holder is alive; StorageError when OUTPUT cannot be written.
+    """
+
+    def __init__(self, output: Store) -> None:
+        self.output = output
+        self.fence = 0
+        self.lost = threading.Event()
+        self._token = secrets.token_hex(8)
+        self._stop = threading.Event()
+        self._beats = threading.Thread(target=self._beat, daemon=True, name="lease")
+
+    def _path(self, fence: int, kind: str = "json") -> str:
+        return f"{FOLDER}/{fence:08d}.{kind}"
+
+    def newest(self) -> int:
+        """The highest fence that was ever claimed, 0 without any."""
+        return max((int(Path(e.path).name[:8]) for e in self.output.entries(FOLDER) if e.path.endswith(".json")), default=0)
+
+    def _read(self, path: str) -> dict[str, Any] | None:
+        try:
+            content: dict[str, Any] = json.loads(self.output.read(path))
+            return content
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+
+    def _refuse_if_held(self, fence: int) -> None:
+        if not fence or self.output.exists(self._path(fence, "released")):
+            return
+        claim = self._read(self._path(fence)) or {"at": time.time()}
+        if claim.get("machine") == this_machine() and process_start(claim["pid"]) != claim["started"]:
+            return
+        heard = (self._read(self._path(fence, "beat")) or claim)["at"]
+        left = heard + LIFETIME_SECONDS - time.time()
+        if left > 0:
+            holder = f"process {claim.get('pid', '?')} on {claim.get('machine', '?').split('/')[0]}"
+            raise OutputHeld(
+                f"{self.output.url}: another run holds it ({holder}). Wait for it to end; if it is dead, it is free in {left:.0f} s"
+            )
+
+    def __enter__(self) -> "Lease":
+        try:
+            held = self.newest()
+            self._refuse_if_held(held)
+            self.fence = held + 1
+            claim = {
+                "token": self._token,
+                "machine": this_machine(),
+                "pid": os.getpid(),
+                "started": process_start(os.getpid()),
+                "at": time.time(),
+            }
+            data = json.dumps(claim).encode()
+            if not self.output.create(self._path(self.fence), data):
+                raise OutputHeld(f"{self.output.url}: another run has just taken it. Wait for it to end")
+            if not self.output.local:
+                self._read_back(data)
+            for fence in range(max(1, held - 2), held):
+                for kind in ("beat", "released", "json"):
+                    if self.output.exists(self._path(fence, kind)):
+                        self.output.delete(self._path(fence, kind))
+        except OSError as e:
+            raise StorageError(f"output {self.output.url}: cannot be written: {reason(e)}") from None
+        self._beats.start()
+        return self
+
+    def _read_back(self, data: bytes) -> None:
+        """A store that lets a second conditional put through keeps nobody apart: say so, and see who wrote last."""
+        if self.output.create(self._path(self.fence), data + b"\n"):
+            log.warning(
+                "%s ignores conditional puts: two runs that start within a second of each other are told apart only by who "
+                "wrote last",
+                self.output.url,
+            )
+            time.sleep(1)
+        claim = self._read(self._path(self.fence)) or {}
+        if claim.get("token") != self._token:
+            raise OutputHeld(f"{self.output.url}: another run has just taken it. Wait for it to end")
+
+    def _beat(self) -> None:
+        while not self._stop.wait(BEAT_SECONDS):
+            try:
+                if self.newest() != self.fence:
+                    self.lost.set()
+                    return
+                self.output.write(self._path(self.fence, "beat"), json.dumps({"at": time.time()}).encode())
+            except (OSError, StorageError) as e:
+                log.warning("lease of %s not renewed: %s", self.output.url, reason(e))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        self._beats.join(timeout=BEAT_SECONDS)
+        try:
+            self.output.create(self._path(self.fence, "released"), b"")
+        except OSError as e:
+            log.warning("lease of %s not released: %s", self.output.url, reason(e))

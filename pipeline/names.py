@@ -1,0 +1,29 @@
+"""Where an output image lies below OUTPUT/images, from the source's name alone; two sources never meet, none gets out."""
+
+from pipeline.sources.folder import is_image_name
+
+MAX_COMPONENT_BYTES = 255
+
+
+def output_name(rel_path: str, image_id: str, new_extension: str | None = None) -> str:
+    """The relative path of an output.
+
+    Args:
+        rel_path: the source's path relative to its input.
+        image_id: the source's identity, for names that cannot be kept.
+        new_extension: ".png" and the like where the output's format is not the source's; it is added to the full name.
+
+    A name that already ends in two image extensions gets one more, so that `a.jpg` written as PNG (`a.jpg.png`) and a
+    source called `a.jpg.png` never meet. A path that would leave the folder, or that a disk cannot hold, becomes
+    `_renamed/IMAGE_ID.ext`.
+    """
+    stem, dot, extension = rel_path.rpartition(".")
+    added = new_extension or (f"{dot}{extension}" if is_image_name(stem) else "")
+    name = rel_path + added
+    parts = name.split("/")
+    safe = (
+        all(part not in ("", ".", "..") and len(part.encode()) <= MAX_COMPONENT_BYTES for part in parts)
+        and "\0" not in name
+        and parts[0] != "_renamed"
+    )
+    return name if safe else f"_renamed/{image_id}{added or dot + extension}"

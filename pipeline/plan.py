@@ -1,0 +1,116 @@
+"""What is to do: inputs minus committed outputs."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.schema import REFERENCE, image_id, version
+from pipeline.sources.folder import list_folder
+from pipeline.storage import Store
+
+KEYS = ["image_id", "version"]
+
+
+@dataclass
+class Plan:
+    """What a run would do."""
+
+    todo: pa.Table
+    """References (schema.REFERENCE) to the images to do, in the order of the listing."""
+    found: int
+    ignored: int
+    """Files that are no images by their names."""
+    done: int
+    rejects_waiting: int
+    """Rejects of the current version that only `--retry` does again."""
+    parts: set[str] = field(default_factory=set)
+    """The parts that were there when it was made."""
+
+    @property
+    def bytes_todo(self) -> int:
+        return int(sum(self.todo["size"].to_pylist()))
+
+
+def part_paths(output: Store, folder: str) -> list[str]:
+    """The committed parts of `results` or `rejects`."""
+    return sorted(e.path for e in output.entries(folder) if e.path.endswith(".parquet") and "/." not in f"/{e.path}")
+
+
+def read_parts(output: Store, paths: list[str], columns: list[str], schema: pa.Schema | None = None) -> pa.Table:
+    """Columns of parts as one table, with the column `part` that names the file of each row."""
+    tables = []
+    for path in paths:
+        with output.fs.open(output.full(path), "rb") as f:
+            table = pq.read_table(f, columns=columns)
+        tables.append(table.append_column("part", pa.array([path] * len(table), pa.string())))
+    if not tables:
+        wanted = schema or pa.schema([(c, pa.string()) for c in columns])
+        return pa.schema([*(wanted.field(c) for c in columns), ("part", pa.string())]).empty_table()
+    return pa.concat_tables(tables, promote_options="default")
+
+
+def make_plan(
+    source: Store,
+    output: Store,
+    checkpoint_sha256: str,
+    parameters: dict[str, Any],
+    *,
+    retry: bool = False,
+    limit: int | None = None,
+) -> Plan:
+    """List, subtract what is committed, and keep the rest.
+
+    Args:
+        parameters: what changes pixels or codes, beside the checkpoint.
+        retry: do rejects of the same version again; those with a transient cause always are.
+    """
+    references: list[dict[str, Any]] = []
+    ignored = 0
+    for listed in list_folder(source):
+        if listed is None:
+            ignored += 1
+            continue
+        references.append(
+            {
+                "image_id": image_id(listed.rel_path),
+                "version": version(listed.etag, checkpoint_sha256, parameters),
+                "source_uri": source.uri(listed.rel_path),
+                "rel_path": listed.rel_path,
+                "source_etag": listed.etag,
+                "size": listed.size,
+                "attempts": 0,
+                "problem": listed.problem,
+            }
+        )
+    results, rejects = part_paths(output, "results"), part_paths(output, "rejects")
+    committed = set(zip(*columns_of(read_parts(output, results, KEYS), KEYS), strict=True))
+    waiting: dict[tuple[str, str], int] = {}
+    attempts: dict[tuple[str, str], int] = {}
+    names = [*KEYS, "transient", "attempts"]
+    for i, v, transient, count in zip(*columns_of(read_parts(output, rejects, names), names), strict=True):
+        attempts[i, v] = max(count, attempts.get((i, v), 0))
+        if not transient:
+            waiting[i, v] = count
+    todo, done, rejects_waiting = [], 0, 0
+    for reference in references:
+        key = (reference["image_id"], reference["version"])
+        if key in committed:
+            done += 1
+        elif key in waiting and not retry:
+            rejects_waiting += 1
+        else:
+            reference["attempts"] = attempts.get(key, 0)
+            todo.append(reference)
+    table = pa.Table.from_pylist(todo[:limit], REFERENCE)
+    return Plan(table, len(references), ignored, done, rejects_waiting, {*results, *rejects})
+
+
+def columns_of(table: pa.Table, names: list[str]) -> list[list[Any]]:
+    return [table[name].to_pylist() for name in names]
+
+
+def blocks(todo: pa.Table, rows: int) -> list[pa.Table]:
+    """The references in slices of at most `rows`."""
+    return [todo.slice(start, rows).combine_chunks() for start in range(0, len(todo), rows)]

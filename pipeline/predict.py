@@ -1,0 +1,259 @@
+"""The actor: references in, rows out. Fetch and decode in threads, batch by padded size, model, encode and put in threads."""
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import ray
+import torch
+
+from models import checkpoint as checkpoints
+from models.tasks import TASKS
+from models.tasks.task import Output, Params, Precision, padded_size
+from pipeline.names import output_name
+from pipeline.pixels import ImageError, Picture, decode, encode, output_format
+from pipeline.progress import Tally
+from pipeline.schema import latent_bytes, pack_latent, row_schema
+from pipeline.storage import Store, reason
+
+# Decoded pixels that wait for a batch of their size, before the largest group is run as it is.
+HELD_PIXELS = 64_000_000
+MODEL_PIXELS = {"cpu": 2_000_000, "cuda": 64_000_000}
+ROWS_PER_TABLE = 64
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that an actor needs to know; the same for each image of a run."""
+
+    task: str
+    params: dict[str, Any]
+    card: checkpoints.Card
+    weights: Any
+    """Ray reference to the bytes of weights.safetensors."""
+    source: Store
+    output: Store
+    max_pixels: int
+    reconstruct: bool
+    compression_level: int
+    lineage: dict[str, Any]
+    batch_size: int
+    threads: int
+    dtype: str | None
+
+
+@dataclass
+class Item:
+    """One image on its way."""
+
+    reference: dict[str, Any]
+    picture: Picture | None = None
+    content_sha256: str = ""
+    error: dict[str, Any] | None = None
+    row: dict[str, Any] = field(default_factory=dict)
+
+
+class Rejected(Exception):
+    """An image that ends as a reject, with the stage where it did."""
+
+    def __init__(self, stage: str, error_class: str, message: str, transient: bool = False) -> None:
+        super().__init__(message)
+        self.row = {"stage": stage, "error_class": error_class, "error": message, "transient": transient}
+
+
+def bf16_hardware(device: str) -> bool:
+    """Whether bfloat16 is faster than float32 here: avx512_bf16 or amx on a CPU, any GPU since Ampere."""
+    if device == "cuda":
+        return torch.cuda.get_device_capability()[0] >= 8
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class Predictor:
+    """A Ray Data actor: `__call__` takes a block of references (schema.REFERENCE) and yields tables of rows.
+
+    Never raises for one image: whatever goes wrong with it becomes a row with `stage` set.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.task = TASKS[job.task]
+        self.params: Params = self.task.Params(**job.params)
+        self.schema = row_schema(self.task.columns, self.task.stores_latent)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cpu":
+            # One thread for each actor: two actors of one thread beat one of two by a third.
+            torch.set_num_threads(1)
+        # TF32 would move the last bits that `decode` promises.
+        torch.backends.cudnn.allow_tf32 = False
+        bf16 = job.dtype == "bfloat16" if job.dtype else bf16_hardware(device)
+        self.precision = Precision(device, torch.bfloat16 if bf16 else torch.float32)
+        model = checkpoints.build(job.card, ray.get(job.weights))
+        self.model = model.to(device, memory_format=torch.channels_last)
+        self.threads = ThreadPoolExecutor(job.threads, thread_name_prefix="image")
+        self.tally = Tally(job.lineage["run_id"])
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        rows: list[dict[str, Any]] = []
+        for item in self._finished(block.to_pylist()):
+            rows.append(item.row)
+            if len(rows) == ROWS_PER_TABLE:
+                yield pa.Table.from_pylist(rows, self.schema)
+                rows = []
+        if rows or not len(block):
+            yield pa.Table.from_pylist(rows, self.schema)
+        self.tally.flush()
+
+    def _finished(self, references: list[dict[str, Any]]) -> Iterator[Item]:
+        """Items with their rows, in the order in which they finish."""
+        writing: deque[Future[Item]] = deque()
+        for batch in self._batches(references):
+            if batch[0].error is None:
+                self._run(batch)
+            writing.extend(self.threads.submit(self._write, item) for item in batch)
+            while len(writing) > 4 * self.job.threads + self.job.batch_size:
+                yield writing.popleft().result()
+        while writing:
+            yield writing.popleft().result()
+
+    def _batches(self, references: list[dict[str, Any]]) -> Iterator[list[Item]]:
+        """Items of one padded size together; rejects alone. Memory is bounded: few ahead, at most HELD_PIXELS waiting."""
+        waiting: dict[tuple[int, int], list[Item]] = {}
+        held = 0
+        for item in self._decoded(references):
+            if item.picture is None:
+                yield [item]
+                continue
+            size = padded_size(item.picture.rgb, self.model.stride)
+            pixels = size[0] * size[1]
+            waiting.setdefault(size, []).append(item)
+            held += pixels
+            most = MODEL_PIXELS[self.precision.device] // pixels
+            if len(waiting[size]) >= min(self.job.batch_size, max(1, most)):
+                held -= pixels * len(waiting[size])
+                yield waiting.pop(size)
+            while held > HELD_PIXELS:
+                largest = max(waiting, key=lambda s: s[0] * s[1] * len(waiting[s]))
+                held -= largest[0] * largest[1] * len(waiting[largest])
+                yield waiting.pop(largest)
+        yield from waiting.values()
+
+    def _decoded(self, references: list[dict[str, Any]]) -> Iterator[Item]:
+        """Fetched and decoded in order, a few images ahead of the model."""
+        ahead: deque[Future[Item]] = deque()
+        for reference in references:
+            ahead.append(self.threads.submit(self._read, reference))
+            if len(ahead) > 2 * self.job.threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+    def _read(self, reference: dict[str, Any]) -> Item:
+        item = Item(reference)
+        try:
+            if reference["problem"]:
+                raise Rejected("list", "BadName", reference["problem"])
+            with self.tally.time("fetch"):
+                data = self._fetch(reference)
+            item.content_sha256 = hashlib.sha256(data).hexdigest()
+            with self.tally.time("decode"):
+                item.picture = decode(data, self.job.max_pixels)
+        except Rejected as e:
+            item.error = e.row
+        except ImageError as e:
+            item.error = Rejected("decode", e.error_class, str(e)).row
+        except MemoryError:
+            item.error = Rejected("decode", "MemoryError", "not enough memory to decode it", transient=True).row
+        return item
+
+    def _fetch(self, reference: dict[str, Any]) -> bytes:
+        try:
+            data = self.job.source.read(reference["rel_path"])
+        except FileNotFoundError:
+            raise Rejected("fetch", "FileNotFound", "it was gone when it was read", transient=True) from None
+        except Exception as e:  # what a store's client may raise is open-ended; the image waits for a better day
+            raise Rejected("fetch", type(e).__name__, reason(e), transient=True) from None
+        if len(data) != reference["size"]:
+            message = f"{len(data)} bytes were read where the listing said {reference['size']}: it changed, or was cut off"
+            raise Rejected("fetch", "SizeChanged", message, transient=True)
+        self.tally.add(bytes_in=len(data))
+        return data
+
+    def _run(self, batch: list[Item]) -> None:
+        """The model over one batch; if that fails, over each image alone, so that one cannot take others with it."""
+        pictures = [item.picture for item in batch if item.picture]
+        try:
+            with self.tally.time("model"):
+                outputs = self.task.predict(self.model, [p.rgb for p in pictures], self.params, self.precision)
+        except (RuntimeError, ValueError, MemoryError) as e:
+            if len(batch) > 1:
+                for item in batch:
+                    self._run([item])
+                return
+            transient = isinstance(e, MemoryError | torch.OutOfMemoryError)
+            batch[0].error = Rejected("model", type(e).__name__, reason(e), transient).row
+            return
+        for item, output in zip(batch, outputs, strict=True):
+            item.row["output"] = output
+
+    def _write(self, item: Item) -> Item:
+        """Encode and put the image, and make the row."""
+        now = datetime.now(UTC)
+        base = {k: item.reference[k] for k in ("image_id", "version", "source_uri", "rel_path", "source_etag")}
+        base |= {**self.job.lineage, "encoded_at": now}
+        try:
+            if item.error is None:
+                item.row = base | self._result(item, item.row.pop("output"))
+                self.tally.add(ok=1)
+                return item
+        except Rejected as e:
+            item.error = e.row
+        item.row = base | (item.error or {}) | {"attempts": item.reference["attempts"] + 1}
+        self.tally.add(rejected=1)
+        return item
+
+    def _result(self, item: Item, output: Output) -> dict[str, Any]:
+        picture = item.picture
+        assert picture is not None
+        row: dict[str, Any] = {
+            "content_sha256": item.content_sha256,
+            "orig_width": picture.orig_width,
+            "orig_height": picture.orig_height,
+            "exif_orientation": picture.exif_orientation,
+            "has_alpha": picture.alpha is not None,
+            "bit_depth": picture.bit_depth,
+            "frames": picture.frames,
+            **output.columns,
+        }
+        with self.tally.time("encode"):
+            if output.latent is not None:
+                row |= pack_latent(output.latent)
+                payload = latent_bytes(row["latent"], self.job.compression_level)
+                row["bits_per_pixel"] = payload * 8 / (picture.orig_width * picture.orig_height)
+                self.tally.add(bytes_out=payload)
+            if output.image is None or (self.task.stores_latent and not self.job.reconstruct):
+                return row
+            image_format = "PNG" if self.job.reconstruct else output_format(picture.format)
+            try:
+                data = encode(output.image, picture, image_format)
+            except (OSError, ValueError) as e:
+                raise Rejected("encode", type(e).__name__, reason(e)) from None
+        changed = image_format != picture.format and not (picture.format == "MPO" and image_format == "JPEG")
+        extension = f".{image_format.lower()}" if changed else None
+        path = "images/" + output_name(item.reference["rel_path"], item.reference["image_id"], extension)
+        with self.tally.time("put"):
+            try:
+                self.job.output.write(path, data)
+            except Exception as e:  # as in _fetch
+                raise Rejected("write", type(e).__name__, reason(e), transient=True) from None
+        self.tally.add(bytes_out=len(data))
+        return row | {
+            "output_uri": path,
+            "output_sha256": hashlib.sha256(data).hexdigest(),
+            "output_bytes": len(data),
+        }

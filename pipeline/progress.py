@@ -1,0 +1,119 @@
+"""How far a run is: actors count, the driver adds up and shows images done / planned, rate, ETA and rejects."""
+
+import json
+import logging
+import secrets
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+log = logging.getLogger("imagemill.run")
+NAMESPACE = b"imagemill"
+LOG_SECONDS = 15.0
+
+
+class Tally:
+    """Counts and seconds of one actor, published in Ray's key-value store about once a second.
+
+    The store is Ray's internal one; the public way, an actor that counts, costs a process and its start.
+    """
+
+    def __init__(self, run_id: str) -> None:
+        self._key = f"{run_id}/{secrets.token_hex(8)}".encode()
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._published = 0.0
+
+    def add(self, **counts: float) -> None:
+        with self._lock:
+            self._counts.update(counts)
+            due = time.monotonic() - self._published > 1
+            if due:
+                self._published = time.monotonic()
+        if due:
+            self.flush()
+
+    @contextmanager
+    def time(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(**{f"{stage}_s": time.perf_counter() - began})
+
+    def flush(self) -> None:
+        from ray.experimental.internal_kv import _internal_kv_put
+
+        with self._lock:
+            data = json.dumps(self._counts).encode()
+        _internal_kv_put(self._key, data, namespace=NAMESPACE)
+
+
+def total(run_id: str) -> Counter[str]:
+    """What all actors of a run have counted."""
+    from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list
+
+    counts: Counter[str] = Counter()
+    for key in _internal_kv_list(f"{run_id}/".encode(), namespace=NAMESPACE):
+        counts.update(json.loads(_internal_kv_get(key, namespace=NAMESPACE) or b"{}"))
+    return counts
+
+
+def clock(seconds: float) -> str:
+    return time.strftime("%H:%M:%S", time.gmtime(max(0, round(seconds))))
+
+
+class Shown:
+    """`with Shown(run_id, planned):` shows the progress: a bar on a terminal, log lines elsewhere."""
+
+    def __init__(self, run_id: str, planned: int) -> None:
+        self.run_id, self.planned = run_id, planned
+        self.counts: Counter[str] = Counter()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="progress")
+        self._first: float | None = None
+
+    def rate(self) -> float:
+        """Images a second since the first one was done."""
+        done = int(self.counts["ok"] + self.counts["rejected"])
+        if not done:
+            return 0.0
+        self._first = self._first or time.monotonic() - 0.5
+        return done / (time.monotonic() - self._first)
+
+    def _watch(self) -> None:
+        terminal = sys.stderr.isatty()
+        bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(), disable=not terminal,
+        )
+        last_log = time.monotonic()
+        with bar:
+            shown = bar.add_task("images", total=self.planned, note="starting")
+            while True:
+                stopped = self._stop.wait(0.5)
+                self.counts = total(self.run_id)
+                done, rejected = int(self.counts["ok"] + self.counts["rejected"]), int(self.counts["rejected"])
+                rate = self.rate()
+                left = clock((self.planned - done) / rate) if rate else "?"
+                note = f"{rate:.1f} images/s, {rejected} rejected, {left} left"
+                bar.update(shown, completed=min(done, self.planned), note=note)
+                if not terminal and (stopped or time.monotonic() - last_log > LOG_SECONDS):
+                    last_log = time.monotonic()
+                    log.info("%d / %d images, %s", min(done, self.planned), self.planned, note)
+                if stopped:
+                    return
+
+    def __enter__(self) -> "Shown":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join(timeout=10)

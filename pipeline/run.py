@@ -1,0 +1,298 @@
+"""A run from its config to its run.json: the one place that knows sources, actor and sink together."""
+
+import hashlib
+import json
+import logging
+import platform
+import secrets
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version as package_version
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from models import checkpoint as checkpoints
+from models.tasks import TASKS
+from models.tasks.task import Params, Task
+from pipeline.account import Account, account
+from pipeline.cluster import connected
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError, OutputHeld, StorageError, TooManyRejects
+from pipeline.lease import Lease
+from pipeline.plan import Plan, blocks, make_plan, part_paths, read_parts
+from pipeline.progress import Shown
+from pipeline.storage import Store, reason
+
+log = logging.getLogger("imagemill.run")
+# Actors take three quarters of a CPU each; the rest is for the tasks that write parts. Actors that take all of it
+# leave nothing to the writers and Ray Data waits for ever, without a word (ray#44687).
+ACTOR_CPUS, WRITER_CPUS = 0.75, 0.25
+BYTES_PER_PART = 64_000_000
+LINEAGE_KEYS = ("task", "model_id", "checkpoint_sha256", "config_sha256", "run_id", "fence")
+KEPT_VERSIONS = ("imagemill", "ray", "torch", "pyarrow", "pillow", "numpy", "s3fs")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A config whose names have become things: all that could be wrong before Ray starts has been looked at."""
+
+    config: RunConfig
+    task: Task
+    params: Params
+    card: checkpoints.Card
+    weights: bytes
+    source: Store
+    output: Store
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What changes pixels or codes, beside the checkpoint."""
+        return {**self.params.model_dump(), "task": self.task.name, "reconstruct": self.config.reconstruct}
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The actors of a run."""
+
+    actors: int
+    num_cpus: float
+    num_gpus: int
+    threads: int
+    batch_size: int
+
+
+def resolve(config: RunConfig) -> Resolved:
+    """Raises: ConfigError, CheckpointError, StorageError; each names what is wrong and what would be right."""
+    if config.task not in TASKS:
+        raise ConfigError(f"task = {config.task!r}; valid: {', '.join(TASKS)}")
+    task = TASKS[config.task]
+    for key in ("input", "output"):
+        if not getattr(config, key):
+            raise ConfigError(f"{key} is missing: a folder or s3://bucket/prefix")
+    try:
+        params = task.Params(**config.params)
+    except ValidationError as e:
+        error = e.errors()[0]
+        raise ConfigError(
+            f"params.{'.'.join(map(str, error['loc']))} = {error['input']!r}: {error['msg']}; "
+            f"{task.name} takes {', '.join(task.Params.model_fields) or 'none'}"
+        ) from None
+    name = config.checkpoint or task.default_checkpoint
+    options = config.storage.options() if name.startswith("s3://") else None
+    card = checkpoints.read_card(name, options)
+    if card.task != task.name:
+        raise ConfigError(f"checkpoint {name} is for the task {card.task}, not {task.name}")
+    weights = checkpoints.read_weights(name, card, options)
+    checkpoints.build(card, weights)
+    source, output = Store(str(config.input), config.storage), Store(str(config.output), config.storage)
+    for inner, outer in ((source, output), (output, source)):
+        if inner.scheme == outer.scheme and f"{inner.root}/".startswith(f"{outer.root}/"):
+            raise ConfigError(f"input {source.url} and output {output.url} lie one in the other")
+    return Resolved(config, task, params, card, weights, source, output)
+
+
+def plan_of(job: Resolved) -> Plan:
+    """What a run would do; changes nothing. Raises: StorageError, ConfigError when OUTPUT belongs to another task."""
+    try:
+        if not job.source.exists():
+            raise StorageError(f"input {job.source.url} does not exist")
+        if job.source.local and not job.source.fs.isdir(job.source.root):
+            raise ConfigError(f"input {job.source.url} is a file; a folder is expected")
+        for path in part_paths(job.output, "results")[:1]:
+            there = read_parts(job.output, [path], ["task"])["task"][0].as_py()
+            if there != job.task.name:
+                raise ConfigError(f"output {job.output.url} belongs to the task {there}, not {job.task.name}")
+        return make_plan(
+            job.source, job.output, job.card.sha256, job.parameters, retry=job.config.retry, limit=job.config.limit
+        )
+    except OSError as e:
+        raise StorageError(f"{job.source.url} or {job.output.url}: {reason(e)}") from None
+
+
+def pool_for(config: RunConfig, cpus: float, gpus: float) -> Pool:
+    """The actors that suit the machine. Raises: ConfigError when they cannot all run beside a writer."""
+    want = config.pool
+    if gpus >= 1:
+        actors = want.actors or int(gpus)
+        num_cpus = max(1.0, (cpus - WRITER_CPUS * 2) / actors - WRITER_CPUS)
+        pool = Pool(actors, num_cpus, 1, want.threads or max(2, int(num_cpus)), want.batch_size or 32)
+        if actors > gpus:
+            raise ConfigError(f"pool.actors = {actors}: the cluster has {gpus:g} GPUs")
+    else:
+        pool = Pool(want.actors or max(1, int(cpus)), ACTOR_CPUS, 0, want.threads or 2, want.batch_size or 8)
+    if pool.actors * pool.num_cpus + WRITER_CPUS > cpus:
+        raise ConfigError(
+            f"pool.actors = {pool.actors}: each takes {pool.num_cpus:g} CPUs and writing {WRITER_CPUS:g}; the cluster has {cpus:g}"
+        )
+    return pool
+
+
+def config_text(job: Resolved) -> str:
+    """The effective config of a run as YAML; secrets have no place in it."""
+    return yaml.safe_dump(job.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+@contextmanager
+def stage(seconds: dict[str, float], name: str) -> Iterator[None]:
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds[name] = round(time.monotonic() - began, 3)
+
+
+def run(config: RunConfig) -> dict[str, Any]:
+    """Do what is to do, and leave run.json; gives its content.
+
+    Raises: ConfigError, CheckpointError, StorageError before Ray starts; OutputHeld; TooManyRejects and VerificationError
+    at the end, when all rows are committed.
+    """
+    job = resolve(config)
+    plan_of(job)  # what can be wrong with input and output shows here, before OUTPUT is touched
+    seconds: dict[str, float] = {}
+    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    record: dict[str, Any] = {"run_id": run_id, "task": job.task.name, "model_id": job.card.name}
+    text = config_text(job)
+    record |= {
+        "checkpoint_sha256": job.card.sha256,
+        "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "input": job.source.url,
+        "output": job.output.url,
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": seconds,
+        "versions": {"python": platform.python_version()} | {name: package_version(name) for name in KEPT_VERSIONS},
+    }
+    with Lease(job.output) as lease:
+        record["fence"] = lease.fence
+        job.output.write(f"runs/{run_id}/config.yaml", text.encode())
+        began = time.monotonic()
+        try:
+            with stage(seconds, "plan"):
+                plan = plan_of(job)
+            record |= {"found": plan.found, "ignored": plan.ignored, "done_before": plan.done}
+            record |= {"rejects_waiting": plan.rejects_waiting, "planned": len(plan.todo)}
+            if len(plan.todo):
+                execute(job, plan, lease, record, seconds)
+            with stage(seconds, "account"):
+                left = account(job.output, plan.todo, plan.parts, [c for c, kind in job.task.columns.items() if kind is float])
+            record_account(record, left)
+            share = left.rejected / max(1, len(plan.todo))
+            if share > config.max_reject_fraction:
+                raise TooManyRejects(
+                    f"{left.rejected} of {len(plan.todo)} images were rejected, more than max_reject_fraction = "
+                    f"{config.max_reject_fraction:g}; see: imagemill failures {job.output.url}"
+                )
+            record |= {"exit_reason": "done", "exit_code": 0}
+            return record
+        except BaseException as e:
+            code = 130 if isinstance(e, KeyboardInterrupt) else getattr(e, "exit_code", 1)
+            record |= {"exit_reason": "interrupted" if code == 130 else reason(e), "exit_code": code}
+            raise
+        finally:
+            seconds["total"] = round(time.monotonic() - began, 3)
+            record["ended_at"] = datetime.now(UTC).isoformat(timespec="seconds")
+            job.output.write(f"runs/{run_id}/run.json", json.dumps(record, indent=2, ensure_ascii=False).encode())
+
+
+def record_account(record: dict[str, Any], left: Account) -> None:
+    counts = asdict(left)
+    pixels = counts.pop("pixels")
+    record |= counts
+    if left.ok and record["task"] == "compress":
+        record["quality"]["bits_per_pixel_on_disk"] = left.parquet_bytes * 8 / pixels
+
+
+def execute(job: Resolved, plan: Plan, lease: Lease, record: dict[str, Any], seconds: dict[str, float]) -> None:
+    """The Ray Data job: references → actors → parts. Raises: OutputHeld, StorageError, RuntimeError."""
+    began = time.monotonic()
+    with connected(job.config.address):
+        seconds["start"] = round(time.monotonic() - began, 3)
+        resources = ray_resources()
+        pool = pool_for(job.config, resources.get("CPU", 1), resources.get("GPU", 0))
+        part_rows = min(job.config.rows_per_part, max(1, BYTES_PER_PART * len(plan.todo) // max(1, plan.bytes_todo)))
+        log.info("%d images, %d actors", len(plan.todo), pool.actors)
+        with stage(seconds, "run"), Shown(record["run_id"], len(plan.todo)) as shown:
+            write(job, plan, pool, part_rows, {k: record[k] for k in LINEAGE_KEYS})
+        record["images_per_s"] = round(shown.rate(), 2)
+        record["stage_seconds"] = {k[:-2]: round(v, 2) for k, v in sorted(shown.counts.items()) if k.endswith("_s")}
+        record |= {"bytes_in": int(shown.counts["bytes_in"]), "bytes_out": int(shown.counts["bytes_out"])}
+    if lease.lost.is_set():
+        raise OutputHeld(f"{job.output.url}: another run took it while this one was not heard of")
+
+
+def ray_resources() -> dict[str, float]:
+    import ray
+
+    resources: dict[str, float] = ray.cluster_resources()
+    return resources
+
+
+def write(job: Resolved, plan: Plan, pool: Pool, part_rows: int, lineage: dict[str, Any]) -> None:
+    """references → actors → parts, on the Ray that is connected."""
+    import ray.data
+    from ray.exceptions import RayError
+
+    from pipeline.predict import Job, Predictor
+    from pipeline.sink import PartSink
+
+    # Ray Data's own progress and plan lines give way to one honest bar.
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    config = job.config
+    # By reference: a restarted actor gets its arguments again, and large ones would be gone by then (ray#53727).
+    weights = ray.put(job.weights)
+    work = Job(
+        task=job.task.name,
+        params=job.params.model_dump(),
+        card=job.card,
+        weights=weights,
+        source=job.source,
+        output=job.output,
+        max_pixels=config.max_pixels,
+        reconstruct=config.reconstruct,
+        compression_level=config.compression_level,
+        lineage=lineage,
+        batch_size=pool.batch_size,
+        threads=pool.threads,
+        dtype=config.pool.dtype,
+    )
+    block_rows = min(part_rows, max(1, len(plan.todo) // (4 * pool.actors)))
+    with warnings.catch_warnings():
+        # 2.60 has no named argument for the two limits yet, and warns of the way there is.
+        warnings.simplefilter("ignore", ray.data.dataset.RayDeprecationWarning)
+        dataset = ray.data.from_arrow(blocks(plan.todo, block_rows)).map_batches(
+            Predictor,
+            fn_constructor_args=[work],
+            batch_format="pyarrow",
+            batch_size=None,
+            compute=ray.data.ActorPoolStrategy(size=pool.actors),
+            num_cpus=pool.num_cpus,
+            num_gpus=pool.num_gpus or None,
+            max_restarts=config.pool.max_restarts,
+            max_task_retries=config.pool.max_restarts,
+        )
+    sink = PartSink(
+        job.output, job.task.columns, job.task.stores_latent, part_rows, config.compression_level, lineage["fence"]
+    )
+    try:
+        dataset.write_datasink(sink, ray_remote_args={"num_cpus": WRITER_CPUS})
+    except RayError as e:
+        raise translate(e, job) from None
+
+
+def translate(error: Exception, job: Resolved) -> Exception:
+    """What a person can do about an error that Ray brings back."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OutputHeld):
+            return OutputHeld(str(cause))
+        if isinstance(cause, OSError):
+            return StorageError(f"{job.output.url}: {reason(cause)}. What was committed stays; run the same command again")
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return RuntimeError(f"Ray: {reason(error)}. What was committed stays; run the same command again")

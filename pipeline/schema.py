@@ -1,0 +1,136 @@
+"""What a row is: identities, the columns of `results/` and `rejects/`, and how latents lie in Parquet."""
+
+import hashlib
+import json
+import zlib
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+LATENT_ZERO_POINT = 128
+"""`latent` holds symbol + 128 as uint8: Parquet widens signed bytes to 32 bits with their sign, which costs a third more."""
+
+ARROW_TYPES = {float: pa.float32(), int: pa.int64(), str: pa.string(), bool: pa.bool_()}
+
+IDENTITY = [
+    ("image_id", pa.string()),
+    ("version", pa.string()),
+    ("source_uri", pa.string()),
+    ("rel_path", pa.string()),
+    ("source_etag", pa.string()),
+]
+SOURCE = [
+    ("content_sha256", pa.string()),
+    ("orig_width", pa.int32()),
+    ("orig_height", pa.int32()),
+    ("exif_orientation", pa.int32()),
+    ("has_alpha", pa.bool_()),
+    ("bit_depth", pa.int32()),
+    ("frames", pa.int32()),
+]
+LINEAGE = [
+    ("task", pa.string()),
+    ("model_id", pa.string()),
+    ("checkpoint_sha256", pa.string()),
+    ("config_sha256", pa.string()),
+    ("run_id", pa.string()),
+    ("fence", pa.int64()),
+    ("encoded_at", pa.timestamp("ms", tz="UTC")),
+]
+OUTPUT = [("output_uri", pa.string()), ("output_sha256", pa.string()), ("output_bytes", pa.int64())]
+LATENT = [("latent", pa.list_(pa.uint8())), ("latent_shape", pa.list_(pa.int32())), ("latent_crc32", pa.int64())]
+REJECT = [
+    ("stage", pa.string()),
+    ("error_class", pa.string()),
+    ("error", pa.string()),
+    ("transient", pa.bool_()),
+    ("attempts", pa.int32()),
+]
+REFERENCE = pa.schema([*IDENTITY, ("size", pa.int64()), ("attempts", pa.int32()), ("problem", pa.string())])
+"""What travels to an actor for each image to do."""
+
+
+def result_schema(columns: dict[str, type], stores_latent: bool) -> pa.Schema:
+    """Schema of `results/` for a task with these quality columns."""
+    quality = [(name, ARROW_TYPES[kind]) for name, kind in columns.items()]
+    return pa.schema([*IDENTITY, *SOURCE, *LINEAGE, *OUTPUT, *quality, *(LATENT if stores_latent else [])])
+
+
+def reject_schema() -> pa.Schema:
+    return pa.schema([*IDENTITY, *REJECT, *LINEAGE])
+
+
+def row_schema(columns: dict[str, type], stores_latent: bool) -> pa.Schema:
+    """A row between the actor and the sink: a result, or a reject where `stage` is set."""
+    return pa.unify_schemas([result_schema(columns, stores_latent), reject_schema()])
+
+
+def image_id(key: str) -> str:
+    """128-bit identity of a source key, as 32 hex digits."""
+    return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+
+
+def version(etag: str, checkpoint_sha256: str, parameters: dict[str, Any]) -> str:
+    """128-bit hash of what decides an output: source, model, and the parameters that change pixels or codes."""
+    content = json.dumps([etag, checkpoint_sha256, parameters], sort_keys=True)
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+def part_name(table: pa.Table) -> str:
+    """A part's name from the identities in it: whoever writes the same rows writes the same file."""
+    digest = hashlib.blake2b(digest_size=16)
+    for pair in sorted(zip(table["image_id"].to_pylist(), table["version"].to_pylist(), strict=True)):
+        digest.update("/".join(pair).encode())
+    return f"part-{digest.hexdigest()}.parquet"
+
+
+def pack_latent(symbols: np.ndarray) -> dict[str, Any]:
+    """Symbols (C,h,w) int8 to the latent columns of a row."""
+    stored = np.ascontiguousarray(symbols).view(np.uint8) ^ np.uint8(LATENT_ZERO_POINT)
+    return {"latent": stored.ravel(), "latent_shape": list(symbols.shape), "latent_crc32": zlib.crc32(stored.tobytes())}
+
+
+class LatentError(Exception):
+    """A latent that is not what was written."""
+
+
+def unpack_latent(latent: np.ndarray, shape: list[int], crc32: int) -> np.ndarray:
+    """Latent columns to symbols (C,h,w) int8. Raises: LatentError when they do not match their CRC or shape."""
+    stored = np.ascontiguousarray(latent, dtype=np.uint8)
+    if zlib.crc32(stored.tobytes()) != crc32:
+        raise LatentError("latent does not match its latent_crc32")
+    if stored.size != int(np.prod(shape)):
+        raise LatentError(f"latent has {stored.size} values, latent_shape {shape} wants {int(np.prod(shape))}")
+    symbols: np.ndarray = (stored ^ np.uint8(LATENT_ZERO_POINT)).view(np.int8).reshape(shape)
+    return symbols
+
+
+def latent_bytes(latent: np.ndarray, level: int) -> int:
+    """Bytes that a stored latent takes in a part: each is a page of its own, compressed alone."""
+    return len(pa.Codec("zstd", level).compress(np.ascontiguousarray(latent).tobytes()))
+
+
+def parquet_bytes(table: pa.Table, level: int) -> bytes:
+    """A table as a Parquet file.
+
+    Latents are split by byte (the upper bytes of Parquet's 32-bit integers are all zero) and not dictionary encoded;
+    constant lineage columns are, which makes them nearly free. Statistics only on the identities: others cost more
+    than small parts hold.
+    """
+    latent = "latent" in table.schema.names
+    plain = ("latent", "image_id", "version", "source_uri", "rel_path", "source_etag", "content_sha256", "output_sha256", "output_uri")
+    out = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        out,
+        compression="zstd",
+        compression_level=level,
+        use_dictionary=[n for n in table.schema.names if n not in plain],
+        column_encoding={"latent.list.element": "BYTE_STREAM_SPLIT"} if latent else None,
+        write_statistics=["image_id"],
+        data_page_size=64 * 1024,
+    )
+    data: bytes = out.getvalue().to_pybytes()
+    return data

@@ -1,0 +1,43 @@
+"""The commit: rows of a few blocks become one Parquet part, which appears at once or not at all."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from ray.data.block import BlockAccessor
+from ray.data.datasource.datasink import Datasink
+
+from pipeline.errors import OutputHeld
+from pipeline.lease import Lease
+from pipeline.schema import parquet_bytes, part_name, reject_schema, result_schema
+from pipeline.storage import Store
+
+
+class PartSink(Datasink[int]):
+    """Writes each bundle of rows as a part of `results/`, and the rejects among them as a part of `rejects/`.
+
+    A part's name comes from its rows, so a write that Ray runs twice writes the same file twice.
+    """
+
+    def __init__(self, output: Store, columns: dict[str, type], stores_latent: bool, rows: int, level: int, fence: int) -> None:
+        self.output, self.rows, self.level, self.fence = output, rows, level, fence
+        self.schemas = {"results": result_schema(columns, stores_latent), "rejects": reject_schema()}
+
+    @property
+    def min_rows_per_write(self) -> int:
+        return self.rows
+
+    def write(self, blocks: Iterable[Any], ctx: Any) -> int:
+        table = pa.concat_tables([BlockAccessor.for_block(b).to_arrow() for b in blocks], promote_options="default")
+        if not len(table):
+            return 0
+        # A writer that outlived its driver must not commit behind the back of the next holder.
+        if Lease(self.output).newest() > self.fence:
+            raise OutputHeld(f"{self.output.url}: another run took it")
+        rejected = pc.is_valid(table["stage"])
+        for folder, part in (("rejects", table.filter(rejected)), ("results", table.filter(pc.invert(rejected)))):
+            if len(part):
+                part = part.select(self.schemas[folder].names).cast(self.schemas[folder])
+                self.output.write(f"{folder}/{part_name(part)}", parquet_bytes(part, self.level))
+        return len(table)
