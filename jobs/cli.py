@@ -63,7 +63,11 @@ def run(
     set_: Set = None,
 ) -> None:
     """Run a job: list INPUT, subtract what OUTPUT already holds, do the rest."""
-    batch(effective(config, set_, input=input, output=output, limit=limit, retry=retry, reconstruct=reconstruct, address=address))
+    batch(
+        effective(
+            config, set_, input=input, output=output, limit=limit, retry=retry, reconstruct=reconstruct, address=address
+        )
+    )
 
 
 @app.command()
@@ -88,7 +92,9 @@ def compress(
 def denoise(
     input: InputArgument,
     output: OutputArgument,
-    sigma: Annotated[float | None, typer.Option("--sigma", help="noise level in 8-bit levels; estimated when absent")] = None,
+    sigma: Annotated[
+        float | None, typer.Option("--sigma", help="noise level in 8-bit levels; estimated when absent")
+    ] = None,
     checkpoint: Checkpoint = None,
     limit: Limit = None,
     retry: Retry = None,
@@ -148,18 +154,19 @@ def failures(output: OutputArgument) -> None:
 def decode(
     output: OutputArgument,
     dest: Annotated[str, typer.Argument(metavar="DEST", help="folder or s3://bucket/prefix for the images")],
-    checkpoint: Checkpoint = None,
 ) -> None:
     """Turn the latents of OUTPUT back into PNG images."""
     from jobs.decode import decode_output
 
-    decode_output(output, dest, checkpoint)
+    decode_output(output, dest)
 
 
 @app.command()
 def train(
     config: Annotated[str, typer.Option("-c", "--config", help="YAML of the training", metavar="TRAIN.yaml")],
-    input: Annotated[list[str] | None, typer.Option("--input", help="folder or bucket of clean images; may be repeated")] = None,
+    input: Annotated[
+        list[str] | None, typer.Option("--input", help="folder or bucket of clean images; may be repeated")
+    ] = None,
     output: Output = None,
     address: Address = None,
     set_: Set = None,

@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 import torch
 from rich.console import Console
 
-from models import checkpoint as checkpoints
+from models.autoencoder import Autoencoder
 from models.tasks.compress import decode_latent
 from pipeline.account import newest_rows
 from pipeline.errors import ConfigError, StorageError, VerificationError
 from pipeline.names import output_name
 from pipeline.pixels import encode_rgb
 from pipeline.plan import part_paths, read_parts
+from pipeline.predict import kept_model
 from pipeline.schema import LatentError, unpack_latent
 from pipeline.storage import Store
 
@@ -37,10 +38,8 @@ def decode_row(row: dict[str, Any], model: Any, device: str) -> np.ndarray:
     return decode_latent(model, symbols, upright_size(row), row["step"], device)
 
 
-def decode_output(url: str, dest_url: str, checkpoint: str | None = None) -> int:
+def decode_output(url: str, dest_url: str) -> int:
     """Write the newest image of every row of OUTPUT to DEST as PNG, under the names that `--reconstruct` gives.
-
-    Args: checkpoint: where the weights are, when the rows name one that is not bundled.
 
     Raises: StorageError, ConfigError, CheckpointError before anything is written; VerificationError at the end when
         latents did not match their CRC (they are named, never decoded).
@@ -57,17 +56,14 @@ def decode_output(url: str, dest_url: str, checkpoint: str | None = None) -> int
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     @cache
-    def model_of(name: str, sha256: str) -> Any:
-        card = checkpoints.read_card(name)
-        if card.sha256 != sha256:
-            raise ConfigError(f"checkpoint {name} has sha256 {card.sha256[:12]}…, the rows were made with {sha256[:12]}…")
-        return checkpoints.build(card, checkpoints.read_weights(name, card)).to(device, memory_format=torch.channels_last)
+    def model_of(sha256: str) -> Autoencoder:
+        return kept_model(output, sha256, device)
 
     problems: list[str] = []
 
     def write(row: dict[str, Any]) -> None:
         try:
-            rgb = decode_row(row, model_of(checkpoint or row["model_id"], row["checkpoint_sha256"]), device)
+            rgb = decode_row(row, model_of(row["checkpoint_sha256"]), device)
         except LatentError as e:
             problems.append(f"{row['rel_path']}: {e}")
             return

@@ -1,5 +1,7 @@
 """Reading what lies in an OUTPUT: status, verify, failures."""
 
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 
@@ -40,9 +42,10 @@ def show_verified(url: str) -> None:
     """Raises: VerificationError when something is wrong."""
     output = existing(url)
     seen = verify(output)
+    verdict = f"{len(seen.problems)} problems" if seen.problems else "all well"
     console.print(
-        f"{seen.images:,} images, {seen.rows:,} rows, {seen.rejects:,} rejects, {seen.files:,} files and {seen.latents:,} latents "
-        f"checked: {'all well' if not seen.problems else f'{len(seen.problems)} problems'}"
+        f"{seen.images:,} images, {seen.rows:,} rows, {seen.rejects:,} rejects, {seen.files:,} files and "
+        f"{seen.latents:,} latents checked: {verdict}"
     )
     for problem in seen.problems[:100]:
         console.print(f"  {problem}", markup=False)
@@ -56,7 +59,7 @@ def show_failures(url: str) -> None:
     committed = read_parts(output, part_paths(output, "results"), KEYS)
     done = set(zip(committed["image_id"].to_pylist(), committed["version"].to_pylist(), strict=True))
     columns = [*KEYS, "rel_path", "stage", "error_class", "error", "attempts", "run_id"]
-    latest = {}
+    latest: dict[tuple[str, str], dict[str, Any]] = {}
     for row in read_parts(output, part_paths(output, "rejects"), columns).to_pylist():
         key = (row["image_id"], row["version"])
         if key not in done and row["attempts"] >= latest.get(key, row)["attempts"]:

@@ -6,9 +6,11 @@ import logging
 import math
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -19,10 +21,13 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from models import checkpoint as checkpoints
 from models.architectures import ARCHITECTURES
+from models.autoencoder import Autoencoder
 from models.losses import is_finite
+from models.precision import bf16_hardware
 from models.tasks import TASKS
 from pipeline.cluster import connected
 from pipeline.config import Strict, validate
@@ -98,14 +103,15 @@ class Crops:
 def random_crop(rgb: np.ndarray, crop: int, rng: np.random.Generator) -> np.ndarray:
     """A crop at a random place, flipped and turned at random."""
     y, x = rng.integers(rgb.shape[0] - crop + 1), rng.integers(rgb.shape[1] - crop + 1)
-    patch = np.rot90(rgb[y : y + crop, x : x + crop], rng.integers(4))
+    patch = np.rot90(rgb[y : y + crop, x : x + crop], int(rng.integers(4)))
     return np.ascontiguousarray(patch[:, ::-1] if rng.integers(2) else patch)
 
 
 def list_images(config: TrainConfig) -> tuple[list[Store], list[dict[str, Any]], list[dict[str, Any]]]:
     """The stores, and references to training and validation images: the split hangs on the name alone."""
     stores = [Store(url, config.storage) for url in config.input]
-    training, validation = [], []
+    training: list[dict[str, Any]] = []
+    validation: list[dict[str, Any]] = []
     for number, store in enumerate(stores):
         for listed in list_folder(store):
             if listed is None or listed.problem:
@@ -136,28 +142,39 @@ def center_crops(stores: list[Store], references: list[dict[str, Any]], side: in
     return images
 
 
-def save_state(folder: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Model, average, and AdamW's moments as safetensors; no pickles even here."""
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    tensors |= {f"ema.{k}": v for k, v in ema.state_dict().items()}
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{k}": v for k, v in moments.items()}
-    save_file({k: v.contiguous().clone() for k, v in tensors.items()}, folder / "state.safetensors")
-    (folder / "state.json").write_text(json.dumps(state))
+@dataclass
+class State:
+    """What training goes on from: a model, the average that is shipped, AdamW's moments, and where it is."""
 
+    model: Autoencoder
+    average: AveragedModel
+    optimizer: torch.optim.AdamW
+    epoch: int = 0
+    step: int = 0
 
-def load_state(folder: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    tensors = load_file(folder / "state.safetensors")
-    model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-    ema.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("ema.")})
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".")
+    def save(self, folder: Path, metrics: dict[str, Any]) -> None:
+        """As safetensors and JSON; no pickles even here."""
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{k}": v for k, v in moments.items()}
+        save_file({k: v.contiguous().clone() for k, v in tensors.items()}, folder / "state.safetensors")
+        (folder / "state.json").write_text(json.dumps({"epoch": self.epoch, "step": self.step, "metrics": metrics}))
+
+    def load(self, folder: Path) -> None:
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
+        for key, value in load_file(folder / "state.safetensors").items():
+            group, _, name = key.partition(".")
+            groups[group][name] = value
+        self.model.load_state_dict(groups["model"])
+        self.average.load_state_dict(groups["average"])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in groups["optimizer"].items():
+            index, _, name = key.partition(".")
             moments.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    state: dict[str, Any] = json.loads((folder / "state.json").read_text())
-    return state
+        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        progress = json.loads((folder / "state.json").read_text())
+        self.epoch, self.step = progress["epoch"], progress["step"]
 
 
 def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
@@ -173,79 +190,82 @@ def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Ten
 def train_worker(arguments: dict[str, Any]) -> None:
     """What each Ray Train worker does."""
     config = TrainConfig.model_validate(arguments["config"])
-    task = TASKS[config.task]
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(arguments["threads"])
-    bf16 = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    bf16 = bf16_hardware(device.type)
     torch.manual_seed(config.seed)
-    model = ARCHITECTURES[config.architecture](**config.parameters).to(device, memory_format=torch.channels_last)
-    average = torch.optim.swa_utils.AveragedModel(model, avg_fn=moving_average(config.ema_decay), use_buffers=True)
-    loss_of = ray.train.torch.prepare_model(TaskLoss(config.task, model)) if workers > 1 else TaskLoss(config.task, model)
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay, betas=(0.9, 0.99))
-    state = {"epoch": 0, "step": 0}
+    model = ARCHITECTURES[config.architecture](**config.parameters).to(device)
+    model = model.to(memory_format=torch.channels_last)
+    loss_of = TaskLoss(config.task, model)
+    if workers > 1:
+        loss_of = ray.train.torch.prepare_model(loss_of)
+    state = State(
+        model,
+        AveragedModel(model, avg_fn=moving_average(config.ema_decay), use_buffers=True),
+        torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay, betas=(0.9, 0.99)),
+    )
     previous = ray.train.get_checkpoint()
     if previous:
         with previous.as_directory() as folder:
-            state = load_state(Path(folder), model, average, optimizer)
+            state.load(Path(folder))
     total = config.epochs * arguments["steps_per_epoch"]
     validation = center_crops(arguments["stores"], arguments["validation"]) if rank == 0 else []
     shard = ray.train.get_dataset_shard("train")
-    for epoch in range(state["epoch"], config.epochs):
+    for epoch in range(state.epoch, config.epochs):
         generator = torch.Generator().manual_seed(config.seed + 1000 * epoch + rank)
-        began, seen, sums = time.monotonic(), 0, {}
+        began, seen = time.monotonic(), 0
+        sums: Counter[str] = Counter()
         batches = shard.iter_torch_batches(
-            batch_size=config.batch_size, device="cpu", drop_last=True, local_shuffle_buffer_size=arguments["shuffle"],
+            batch_size=config.batch_size,
+            device="cpu",
+            drop_last=True,
+            local_shuffle_buffer_size=arguments["shuffle"],
             local_shuffle_seed=config.seed + epoch,
         )
         # Every worker takes the same number of steps: DDP waits for all of them.
         for _, batch in zip(range(arguments["steps_per_epoch"]), batches, strict=False):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(state["step"], total, config)
+            for group in state.optimizer.param_groups:
+                group["lr"] = learning_rate(state.step, total, config)
             x = batch["image"].permute(0, 3, 1, 2).float().div_(255).contiguous(memory_format=torch.channels_last)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 losses = loss_of(x.to(device), generator)
             if not is_finite(losses["loss"]):
-                raise FloatingPointError(f"loss is {float(losses['loss'].detach())} at epoch {epoch}, step {state['step']}")
+                raise FloatingPointError(f"the loss is {losses['loss'].item()} at epoch {epoch}, step {state.step}")
             losses["loss"].backward()
             nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            average.update_parameters(model)
-            state["step"] += 1
-            seen += len(x) * workers
-            for key, value in losses.items():
-                sums[key] = sums.get(key, 0.0) + float(value.detach())
-        state["epoch"] = epoch + 1
-        metrics = {f"train_{k}": v * workers * config.batch_size / max(1, seen) for k, v in sums.items()}
-        metrics |= {"epoch": epoch + 1, "step": state["step"], "crops_per_s": seen / (time.monotonic() - began)}
-        metrics["seconds"] = time.monotonic() - began
-        report_epoch(config, rank, metrics, average.module, model, average, optimizer, state, validation)
+            state.optimizer.step()
+            state.optimizer.zero_grad(set_to_none=True)
+            state.average.update_parameters(model)
+            state.step += 1
+            seen += len(x)
+            sums.update({f"train_{k}": v.item() * len(x) for k, v in losses.items()})
+        state.epoch = epoch + 1
+        seconds = time.monotonic() - began
+        metrics = {k: v / max(1, seen) for k, v in sums.items()}
+        metrics |= {"epoch": state.epoch, "seconds": seconds, "crops_per_s": seen * workers / seconds}
+        report_epoch(config, rank, metrics, state, validation)
 
 
-def report_epoch(
-    config: TrainConfig, rank: int, metrics: dict[str, Any], shipped: nn.Module, model: nn.Module, average: nn.Module,
-    optimizer: torch.optim.Optimizer, state: dict[str, Any], validation: list[Tensor],
-) -> None:
+def report_epoch(config: TrainConfig, rank: int, metrics: dict[str, Any], state: State, validation: list[Tensor]) -> None:
     """Validate on rank 0 and hand the state to Ray Train; the other ranks wait in `report`."""
     if rank != 0:
         ray.train.report(metrics)
         return
-    device = next(model.parameters()).device
+    averaged = cast(Autoencoder, state.average.module)
+    device = next(averaged.parameters()).device
     generator = torch.Generator().manual_seed(config.seed)
     with torch.inference_mode():
-        figures = [TASKS[config.task].validate(shipped.eval(), x.to(device), generator) for x in validation]
-    shipped.train()
+        figures = [TASKS[config.task].validate(averaged, x.to(device), generator) for x in validation]
     metrics |= {f"valid_{k}": float(np.mean([f[k] for f in figures])) for k in figures[0]}
-    state["metrics"] = metrics
     with tempfile.TemporaryDirectory() as folder:
-        save_state(Path(folder), model, average, optimizer, state)
+        state.save(Path(folder), metrics)
         ray.train.report(metrics, Checkpoint.from_directory(folder))
-    left = (config.epochs - state["epoch"]) * metrics["seconds"]
-    shown = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k not in ("epoch", "step", "seconds"))
-    print(f"epoch {state['epoch']}/{config.epochs}: {shown}, {left / 60:.0f} min left", flush=True)
+    left = (config.epochs - state.epoch) * metrics["seconds"]
+    shown = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k not in ("epoch", "seconds"))
+    print(f"epoch {state.epoch}/{config.epochs}: {shown}, {left / 60:.0f} min left", flush=True)
 
 
 def show_training(values: dict[str, Any], origin: str) -> None:
@@ -306,6 +326,8 @@ def train(config: TrainConfig) -> checkpoints.Card:
     )
     began = time.time()
     result = trainer.fit()
+    if result.checkpoint is None:
+        raise StorageError(f"output {config.output}: training left no state there")
     return export(config, result.checkpoint, len(training), time.time() - began)
 
 
@@ -315,7 +337,8 @@ def export(config: TrainConfig, state: Checkpoint, images: int, seconds: float) 
     with state.as_directory() as folder:
         tensors = load_file(Path(folder) / "state.safetensors")
         progress = json.loads((Path(folder) / "state.json").read_text())
-    model.load_state_dict({k[len("ema.module.") :]: v for k, v in tensors.items() if k.startswith("ema.module.")})
+    averaged = "average.module."
+    model.load_state_dict({k.removeprefix(averaged): v for k, v in tensors.items() if k.startswith(averaged)})
     valid = {k[6:]: v for k, v in progress["metrics"].items() if k.startswith("valid_")}
     card = {
         "name": config.name,
@@ -334,4 +357,6 @@ def export(config: TrainConfig, state: Checkpoint, images: int, seconds: float) 
         },
         "metrics": [{"set": "held-out training images", **{k: round(v, 3) for k, v in valid.items()}}],
     }
-    return checkpoints.save(f"{config.output}/{config.name}", model, card, config.storage.options() if "s3://" in str(config.output) else None)
+    return checkpoints.save(
+        f"{config.output}/{config.name}", model, card, config.storage.options() if "s3://" in str(config.output) else None
+    )

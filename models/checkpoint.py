@@ -84,10 +84,15 @@ def read_weights(name_or_url: str, card: Card, storage_options: dict[str, Any] |
     """
     url = locate(name_or_url)
     data = read_file(url, WEIGHTS, storage_options or {})
-    digest = hashlib.sha256(data).hexdigest()
+    check(data, card, url)
+    return data
+
+
+def check(weights: bytes, card: Card, url: str) -> None:
+    """Raises: CheckpointError when the digest of the weights is not the card's."""
+    digest = hashlib.sha256(weights).hexdigest()
     if digest != card.sha256:
         raise CheckpointError(f"checkpoint {url}: {WEIGHTS} has sha256 {digest[:16]}…, its card says {card.sha256[:16]}…")
-    return data
 
 
 def build(card: Card, weights: bytes) -> Any:

@@ -8,6 +8,13 @@ def conv3x3(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1)
 
 
+def zeroed(conv: nn.Conv2d) -> nn.Conv2d:
+    """A convolution that begins as zero, so that the residual path around it begins as the identity."""
+    for parameter in conv.parameters():
+        nn.init.zeros_(parameter)
+    return conv
+
+
 class ResBlock(nn.Module):
     """x + conv(relu(conv(x))): the residual block without normalisation of EDSR (Lim et al. 2017, fig. 2c).
 
@@ -16,9 +23,8 @@ class ResBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(conv3x3(channels, channels), nn.ReLU(inplace=True), conv3x3(channels, channels))
-        nn.init.zeros_(self.body[2].weight)
-        nn.init.zeros_(self.body[2].bias)
+        last = zeroed(conv3x3(channels, channels))
+        self.body = nn.Sequential(conv3x3(channels, channels), nn.ReLU(inplace=True), last)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)

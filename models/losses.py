@@ -51,4 +51,4 @@ def gaussian_noise(x: Tensor, sigma_B: Tensor, generator: torch.Generator | None
 
 
 def is_finite(loss: Tensor) -> bool:
-    return math.isfinite(float(loss.detach()))
+    return math.isfinite(loss.item())

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def tiles(length: int, tile: int, halo: int) -> Iterator[tuple[int, int, int, int]]:
-    """(start, stop, keep_from, keep_to) along one axis: read start:stop, keep keep_from:keep_to; the kept parts tile the axis."""
+    """(start, stop, keep_from, keep_to) along one axis: what to read, what of it to keep; the kept parts tile it."""
     for keep_from in range(0, length, tile):
         keep_to = min(keep_from + tile, length)
         yield max(keep_from - halo, 0), min(keep_to + halo, length), keep_from, keep_to

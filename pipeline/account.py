@@ -83,7 +83,9 @@ def account(output: Store, todo: pa.Table, parts_before: set[str], quality: list
             reasons[error_class] += 1
     missing = wanted - ok - rejected
     if missing:
-        raise VerificationError(f"{output.url}: {len(missing)} of {len(wanted)} planned images have neither row nor reject: run again")
+        raise VerificationError(
+            f"{output.url}: {len(missing)} of {len(wanted)} planned images have neither row nor reject: run again"
+        )
     pixels = sum(w * h for w, h in zip(*columns_of(rows, ["orig_width", "orig_height"]), strict=True))
     means = {c: float(pc.mean(pc.filter(rows[c], pc.is_finite(rows[c]))).as_py() or 0) for c in quality} if len(rows) else {}
     size = sum(e.size for e in output.entries("results") if e.path in set(results))
@@ -103,7 +105,7 @@ class Verified:
 
 
 def verify(output: Store) -> Verified:
-    """Check an OUTPUT against itself: parts open, no double rows, newest rows' files there with their sha256, latents with their CRC."""
+    """Check an OUTPUT against itself: parts, doubles, newest rows' files with their sha256, latents with their CRC."""
     seen = Verified()
     tables = []
     for path in part_paths(output, "results"):

@@ -12,7 +12,6 @@ from typing import Any
 from pipeline.errors import ConfigError
 
 
-
 def ensure_token() -> None:
     """Token authentication, said in so many words, with a token that only its owner reads (Ray's own is made 0644).
 

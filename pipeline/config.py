@@ -42,7 +42,9 @@ class RunConfig(Strict):
     max_pixels: int = Field(40_000_000, ge=1)
     max_reject_fraction: float = Field(0.5, ge=0, le=1, description="more rejects than this share of a run is exit 3")
     rows_per_part: int = Field(250, ge=1, description="rows of a Parquet part, the unit of commit")
-    compression_level: int = Field(19, ge=1, le=22, description="zstd level of the Parquet parts; 3 is fast and ~30 % larger")
+    compression_level: int = Field(
+        19, ge=1, le=22, description="zstd level of the Parquet parts; 3 is fast and ~30 % larger"
+    )
     pool: PoolConfig = PoolConfig()
     storage: StorageConfig = StorageConfig()
     address: str | None = Field(None, description="a Ray cluster that exists; a Ray of its own when absent")
@@ -84,7 +86,9 @@ def keys_at(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
         field = model.model_fields.get(str(part))
         if field is None:
             return []
-        inner = [t for t in (field.annotation, *get_args(field.annotation)) if isinstance(t, type) and issubclass(t, BaseModel)]
+        inner = [
+            t for t in (field.annotation, *get_args(field.annotation)) if isinstance(t, type) and issubclass(t, BaseModel)
+        ]
         if not inner:
             return []
         model = inner[0]

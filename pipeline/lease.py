@@ -76,7 +76,7 @@ class Lease:
         if left > 0:
             holder = f"process {claim.get('pid', '?')} on {claim.get('machine', '?').split('/')[0]}"
             raise OutputHeld(
-                f"{self.output.url}: another run holds it ({holder}). Wait for it to end; if it is dead, it is free in {left:.0f} s"
+                f"{self.output.url}: another run holds it ({holder}). Wait for its end; a dead one loses it in {left:.0f} s"
             )
 
     def __enter__(self) -> "Lease":

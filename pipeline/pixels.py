@@ -3,6 +3,7 @@
 import io
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -111,12 +112,12 @@ def encode_rgb(rgb: np.ndarray, image_format: str) -> bytes:
 
 def encode_image(image: Image.Image, image_format: str) -> bytes:
     """JPEG and WebP at quality 95 (4:4:4), the others lossless."""
-    options: dict[str, object] = {
+    options: dict[str, dict[str, Any]] = {
         "JPEG": {"quality": 95, "subsampling": 0},
         "WEBP": {"quality": 95},
         "PNG": {"compress_level": 1},
         "TIFF": {"compression": "tiff_adobe_deflate"},
-    }.get(image_format, {})
+    }
     out = io.BytesIO()
-    image.save(out, image_format, **options)
+    image.save(out, image_format, **options.get(image_format, {}))
     return out.getvalue()

@@ -1,7 +1,6 @@
-"""The actor: references in, rows out. Fetch and decode in threads, batch by padded size, model, encode and put in threads."""
+"""The actor: references in, rows out. Threads fetch and decode; batches of one padded size; threads encode and put."""
 
 import hashlib
-import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,12 +9,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
-import ray
 import torch
 
 from models import checkpoint as checkpoints
+from models.autoencoder import Autoencoder
+from models.precision import Precision, bf16_hardware
 from models.tasks import TASKS
-from models.tasks.task import Output, Params, Precision, padded_size
+from models.tasks.task import Output, Params, padded_size
 from pipeline.names import output_name
 from pipeline.pixels import ImageError, Picture, decode, encode, output_format
 from pipeline.progress import Tally
@@ -34,9 +34,7 @@ class Job:
 
     task: str
     params: dict[str, Any]
-    card: checkpoints.Card
-    weights: Any
-    """Ray reference to the bytes of weights.safetensors."""
+    checkpoint_sha256: str
     source: Store
     output: Store
     max_pixels: int
@@ -67,11 +65,28 @@ class Rejected(Exception):
         self.row = {"stage": stage, "error_class": error_class, "error": message, "transient": transient}
 
 
-def bf16_hardware(device: str) -> bool:
-    """Whether bfloat16 is faster than float32 here: avx512_bf16 or amx on a CPU, any GPU since Ampere."""
-    if device == "cuda":
-        return torch.cuda.get_device_capability()[0] >= 8
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+def kept_model(output: Store, sha256: str, device: str) -> Autoencoder:
+    """The model that `checkpoints.keep` left in OUTPUT, on a device. Raises: CheckpointError."""
+    folder = checkpoint_folder(sha256)
+    try:
+        card = checkpoints.Card.model_validate_json(output.read(f"{folder}/{checkpoints.CARD}"))
+        weights = output.read(f"{folder}/{checkpoints.WEIGHTS}")
+    except FileNotFoundError as e:
+        raise checkpoints.CheckpointError(f"{output.uri(folder)}: the checkpoint that made the rows is missing") from e
+    checkpoints.check(weights, card, output.uri(folder))
+    return checkpoints.build(card, weights).to(device, memory_format=torch.channels_last)
+
+
+def keep_checkpoint(output: Store, card: checkpoints.Card, weights: bytes) -> None:
+    """Put a checkpoint beside what it makes: every worker can read it there, and OUTPUT stays decodable by itself."""
+    folder = checkpoint_folder(card.sha256)
+    if not output.exists(f"{folder}/{checkpoints.CARD}"):
+        output.write(f"{folder}/{checkpoints.WEIGHTS}", weights)
+        output.write(f"{folder}/{checkpoints.CARD}", card.model_dump_json(indent=2).encode())
+
+
+def checkpoint_folder(sha256: str) -> str:
+    return f"checkpoints/{sha256[:16]}"
 
 
 class Predictor:
@@ -93,8 +108,7 @@ class Predictor:
         torch.backends.cudnn.allow_tf32 = False
         bf16 = job.dtype == "bfloat16" if job.dtype else bf16_hardware(device)
         self.precision = Precision(device, torch.bfloat16 if bf16 else torch.float32)
-        model = checkpoints.build(job.card, ray.get(job.weights))
-        self.model = model.to(device, memory_format=torch.channels_last)
+        self.model = kept_model(job.output, job.checkpoint_sha256, device)
         self.threads = ThreadPoolExecutor(job.threads, thread_name_prefix="image")
         self.tally = Tally(job.lineage["run_id"])
 
@@ -176,7 +190,7 @@ class Predictor:
             data = self.job.source.read(reference["rel_path"])
         except FileNotFoundError:
             raise Rejected("fetch", "FileNotFound", "it was gone when it was read", transient=True) from None
-        except Exception as e:  # what a store's client may raise is open-ended; the image waits for a better day
+        except Exception as e:  # noqa: BLE001 - what a store's client may raise is open-ended; the image waits
             raise Rejected("fetch", type(e).__name__, reason(e), transient=True) from None
         if len(data) != reference["size"]:
             message = f"{len(data)} bytes were read where the listing said {reference['size']}: it changed, or was cut off"
@@ -249,7 +263,7 @@ class Predictor:
         with self.tally.time("put"):
             try:
                 self.job.output.write(path, data)
-            except Exception as e:  # as in _fetch
+            except Exception as e:  # noqa: BLE001 - as in _fetch
                 raise Rejected("write", type(e).__name__, reason(e), transient=True) from None
         self.tally.add(bytes_out=len(data))
         return row | {

@@ -90,8 +90,12 @@ class Shown:
     def _watch(self) -> None:
         terminal = sys.stderr.isatty()
         bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(), disable=not terminal,
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            disable=not terminal,
         )
         last_log = time.monotonic()
         with bar:

@@ -128,7 +128,7 @@ def pool_for(config: RunConfig, cpus: float, gpus: float) -> Pool:
         pool = Pool(want.actors or max(1, int(cpus)), ACTOR_CPUS, 0, want.threads or 2, want.batch_size or 8)
     if pool.actors * pool.num_cpus + WRITER_CPUS > cpus:
         raise ConfigError(
-            f"pool.actors = {pool.actors}: each takes {pool.num_cpus:g} CPUs and writing {WRITER_CPUS:g}; the cluster has {cpus:g}"
+            f"pool.actors = {pool.actors}: each takes {pool.num_cpus:g} CPUs, writing {WRITER_CPUS:g}; there are {cpus:g}"
         )
     return pool
 
@@ -180,7 +180,9 @@ def run(config: RunConfig) -> dict[str, Any]:
             if len(plan.todo):
                 execute(job, plan, lease, record, seconds)
             with stage(seconds, "account"):
-                left = account(job.output, plan.todo, plan.parts, [c for c, kind in job.task.columns.items() if kind is float])
+                left = account(
+                    job.output, plan.todo, plan.parts, [c for c, kind in job.task.columns.items() if kind is float]
+                )
             record_account(record, left)
             share = left.rejected / max(1, len(plan.todo))
             if share > config.max_reject_fraction:
@@ -238,20 +240,19 @@ def write(job: Resolved, plan: Plan, pool: Pool, part_rows: int, lineage: dict[s
     import ray.data
     from ray.exceptions import RayError
 
-    from pipeline.predict import Job, Predictor
+    from pipeline.predict import Job, Predictor, keep_checkpoint
     from pipeline.sink import PartSink
 
     # Ray Data's own progress and plan lines give way to one honest bar.
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     config = job.config
-    # By reference: a restarted actor gets its arguments again, and large ones would be gone by then (ray#53727).
-    weights = ray.put(job.weights)
+    keep_checkpoint(job.output, job.card, job.weights)
+    # Small: a restarted actor gets its arguments again, and large ones could be gone by then (ray#53727).
     work = Job(
         task=job.task.name,
         params=job.params.model_dump(),
-        card=job.card,
-        weights=weights,
+        checkpoint_sha256=job.card.sha256,
         source=job.source,
         output=job.output,
         max_pixels=config.max_pixels,

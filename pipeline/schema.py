@@ -120,7 +120,17 @@ def parquet_bytes(table: pa.Table, level: int) -> bytes:
     than small parts hold.
     """
     latent = "latent" in table.schema.names
-    plain = ("latent", "image_id", "version", "source_uri", "rel_path", "source_etag", "content_sha256", "output_sha256", "output_uri")
+    plain = (
+        "latent",
+        "image_id",
+        "version",
+        "source_uri",
+        "rel_path",
+        "source_etag",
+        "content_sha256",
+        "output_sha256",
+        "output_uri",
+    )
     out = pa.BufferOutputStream()
     pq.write_table(
         table,

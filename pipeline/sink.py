@@ -20,7 +20,9 @@ class PartSink(Datasink[int]):
     A part's name comes from its rows, so a write that Ray runs twice writes the same file twice.
     """
 
-    def __init__(self, output: Store, columns: dict[str, type], stores_latent: bool, rows: int, level: int, fence: int) -> None:
+    def __init__(
+        self, output: Store, columns: dict[str, type], stores_latent: bool, rows: int, level: int, fence: int
+    ) -> None:
         self.output, self.rows, self.level, self.fence = output, rows, level, fence
         self.schemas = {"results": result_schema(columns, stores_latent), "rejects": reject_schema()}
 

@@ -144,7 +144,10 @@ class Store:
                 return True
             except OSError as e:
                 response = getattr(e.__cause__, "response", None) or {}
-                if not isinstance(e, FileExistsError) and response.get("Error", {}).get("Code") not in ("PreconditionFailed", "412"):
+                if not isinstance(e, FileExistsError) and response.get("Error", {}).get("Code") not in (
+                    "PreconditionFailed",
+                    "412",
+                ):
                     raise
                 # The answer to a first try may have been lost: then what lies there is ours.
                 return self.read(path) == data

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.autoencoder import Autoencoder
-from models.layers import ResBlock, conv3x3
+from models.layers import ResBlock, conv3x3, zeroed
 
 # ITU-T T.871 (JFIF), rows Y, Cb, Cr.
 YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
@@ -57,7 +57,9 @@ class Codec(Autoencoder):
 
     stride = 8
 
-    def __init__(self, chroma: int = 16, code_width: int = 96, code_blocks: int = 2, width: int = 48, blocks: int = 4) -> None:
+    def __init__(
+        self, chroma: int = 16, code_width: int = 96, code_blocks: int = 2, width: int = 48, blocks: int = 4
+    ) -> None:
         super().__init__()
         self.code_channels = 64 + 2 * chroma
         # Half-resolution blocks reach 2 px a convolution, those of the code 8 px, the lapped synthesis 8 px more.
@@ -74,9 +76,7 @@ class Codec(Autoencoder):
         self.code_tail = nn.Sequential(nn.Conv2d(code_width, 256, 1), nn.PixelShuffle(4))
         self.head = conv3x3(16 + 12 + 1, width)
         self.body = nn.Sequential(*(ResBlock(width) for _ in range(blocks)))
-        self.tail = conv3x3(width, 12)
-        nn.init.zeros_(self.tail.weight)
-        nn.init.zeros_(self.tail.bias)
+        self.tail = zeroed(conv3x3(width, 12))
 
     def steps(self, step_B: Tensor) -> Tensor:
         """(B,C,1,1) quantiser step of each channel."""

@@ -1,8 +1,10 @@
 """A small residual U-Net that takes a noise-level map, after DRUNet (Zhang et al. 2021) and FFDNet (Zhang et al. 2018).
 
-    x ── unshuffle 2 ─┬─ head ─ [res]×n ─┬────────────────────────────(+)─ [res]×n ─ tail ─ shuffle 2 ─(+ x)─ x_hat
-    sigma map ────────┘                  └─ down ─ [res]×n ─ … ─ up ───┘
+x ── unshuffle 2 ─┬─ head ─ [res]×n ─┬────────────────────────────(+)─ [res]×n ─ tail ─ shuffle 2 ─(+ x)─ x_hat
+sigma map ────────┘                  └─ down ─ [res]×n ─ … ─ up ───┘
 """
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -50,12 +52,8 @@ class UNet(Autoencoder):
         self.noise_level = NoiseLevel(channels)
         self.head = conv3x3(4 * channels + 1, widths[0])
         self.encoder = nn.ModuleList(nn.Sequential(*(ResBlock(w) for _ in range(blocks))) for w in widths)
-        self.down = nn.ModuleList(
-            nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
-        self.up = nn.ModuleList(
-            nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in pairwise(widths))
         self.decoder = nn.ModuleList(nn.Sequential(*(ResBlock(w) for _ in range(blocks))) for w in widths[:-1])
         self.tail = conv3x3(widths[0], 4 * channels)
 

@@ -1,7 +1,7 @@
 """Compress: images to integer latents; what is taken away is precision."""
 
-from typing import Any
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,9 +10,10 @@ from torch import Tensor
 
 from models.architectures.codec import Codec
 from models.autoencoder import Autoencoder
-from models.losses import laplace_bits, rate_distortion, psnr_loss
+from models.losses import laplace_bits, psnr_loss, rate_distortion
 from models.metrics import psnr_db
-from models.tasks.task import Output, Params, Precision, Task, to_batch, to_uint8
+from models.precision import Precision
+from models.tasks.task import Output, Params, Task, to_batch, to_uint8
 from models.tiling import tiled
 
 TILE = 1024
@@ -20,7 +21,9 @@ MIN_STEP, MAX_STEP = 10.0, 128.0
 
 
 class CompressParams(Params):
-    step: float = Field(32.0, ge=MIN_STEP, le=MAX_STEP, description="quantiser step in 8-bit levels; larger is smaller and worse")
+    step: float = Field(
+        32.0, ge=MIN_STEP, le=MAX_STEP, description="quantiser step in 8-bit levels; larger is smaller and worse"
+    )
 
 
 class Compress(Task):
@@ -50,13 +53,12 @@ class Compress(Task):
 
     def predict(self, model: Autoencoder, images: list[np.ndarray], params: Any, precision: Precision) -> list[Output]:
         """Symbols are computed in float32 whatever the precision: a code must not depend on it."""
-        assert isinstance(model, Codec) and isinstance(params, CompressParams)
+        assert isinstance(model, Codec)
+        assert isinstance(params, CompressParams)
         x = to_batch(images, model.stride, precision.device)
         step_B = x.new_full((len(images),), params.step)
         with torch.inference_mode():
-            symbols = tiled(
-                lambda piece: model.encode(piece, step_B)[0], x, TILE, model.stride, Fraction(1, model.stride)
-            )
+            symbols = tiled(lambda piece: model.encode(piece, step_B)[0], x, TILE, model.stride, Fraction(1, model.stride))
         latents = symbols.to(torch.int8).cpu().numpy()
         outputs = []
         for latent, image in zip(latents, images, strict=True):

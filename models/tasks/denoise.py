@@ -10,7 +10,8 @@ from torch import Tensor
 from models.architectures.unet import UNet
 from models.autoencoder import Autoencoder
 from models.losses import gaussian_noise, psnr_loss
-from models.tasks.task import Output, Params, Precision, Task, to_batch, to_uint8
+from models.precision import Precision
+from models.tasks.task import Output, Params, Task, to_batch, to_uint8
 from models.tiling import tiled
 
 TILE = 1024
@@ -61,7 +62,8 @@ class Denoise(Task):
         }
 
     def predict(self, model: Autoencoder, images: list[np.ndarray], params: Any, precision: Precision) -> list[Output]:
-        assert isinstance(model, UNet) and isinstance(params, DenoiseParams)
+        assert isinstance(model, UNet)
+        assert isinstance(params, DenoiseParams)
         x = to_batch(images, model.stride, precision.device)
         with torch.inference_mode(), precision.autocast():
             if params.sigma is None:

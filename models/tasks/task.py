@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from models.autoencoder import Autoencoder
+from models.precision import Precision
 
 
 class Params(BaseModel):
@@ -39,27 +40,16 @@ class Task:
     stores_latent: ClassVar[bool] = False
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """One training step on clean images (B,C,H,W) float in [0,1]: a dict whose "loss" is minimised, the rest is logged."""
+        """One step on clean images (B,C,H,W) float in [0,1]: a dict whose "loss" is minimised; the rest is logged."""
         raise NotImplementedError
 
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
         """Figures on held-out images; "psnr_db" chooses the best checkpoint (larger is better, see `score`)."""
         raise NotImplementedError
 
-    def predict(self, model: Autoencoder, images: list[np.ndarray], params: Any, precision: "Precision") -> list[Output]:
+    def predict(self, model: Autoencoder, images: list[np.ndarray], params: Any, precision: Precision) -> list[Output]:
         """Run images (H,W,3) uint8 whose padded sizes are equal through the model."""
         raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Precision:
-    """Where and in which number format a model runs."""
-
-    device: str = "cpu"
-    dtype: torch.dtype = torch.float32
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32)
 
 
 def pad_to(image: np.ndarray, stride: int) -> np.ndarray:

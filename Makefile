@@ -1,0 +1,39 @@
+# Every target sets up what it needs: `make demo` and `make test` work on a fresh clone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test lint chaos clean
+
+demo: $(VENV)/.demo
+	$(BIN)/imagemill demo demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+chaos: $(VENV)/.test
+	$(BIN)/python -m pytest -m chaos --timeout 1800
+
+clean:
+	rm -rf $(VENV) demo
+
+$(VENV)/.base: constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "Python 3.11, 3.12 or 3.13 is needed; $(PYTHON) is $$($(PYTHON) --version). Say: make PYTHON=python3.12"; exit 1; }
+	@echo "Setting up $(VENV): torch, ray and the rest, some 3 GB to download. This takes a few minutes, once."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) hatchling editables
+
+$(VENV)/.demo: $(VENV)/.base
+	@$(PIP) --no-build-isolation --editable '.[demo]'
+	@touch $(VENV)/.base $@
+
+$(VENV)/.test: $(VENV)/.base
+	@$(PIP) --no-build-isolation --editable '.[demo,test]'
+	@touch $(VENV)/.base $(VENV)/.demo $@

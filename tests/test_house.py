@@ -1,0 +1,38 @@
+"""The floors of the house: models ← pipeline ← jobs; nobody imports upward, nobody imports infra."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MAY_IMPORT = {"models": {"models"}, "pipeline": {"models", "pipeline"}, "jobs": {"models", "pipeline", "jobs"}}
+FILES = sorted(path for floor in MAY_IMPORT for path in (ROOT / floor).rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down_only(path: Path) -> None:
+    floor = path.relative_to(ROOT).parts[0]
+    names = imports(path)
+    forbidden = {"models", "pipeline", "jobs", "infra", "tests"} - MAY_IMPORT[floor]
+    assert not {name for name in names if name.split(".")[0] in forbidden}
+    if floor == "models":
+        assert not {name for name in names if name.split(".")[0] in {"ray", "pyarrow", "s3fs"}}
+        assert path.name == "checkpoint.py" or not {name for name in names if name.split(".")[0] == "fsspec"}
+    if floor == "pipeline" and path.name != "run.py":
+        meets = {room for room in ("sources", "predict", "sink") if any(n.startswith(f"pipeline.{room}") for n in names)}
+        assert len(meets - {path.stem}) < 2 or path.name == "__init__.py"
+
+
+def test_no_file_without_a_purpose_in_its_name() -> None:
+    assert not {path.stem for path in FILES} & {"util", "utils", "common", "helper", "helpers", "manager", "misc"}
