@@ -183,6 +183,21 @@ def train(
 
 
 @app.command()
+def evaluate(
+    task: Annotated[str, typer.Argument(metavar="compress|denoise")],
+    input: Annotated[str, typer.Argument(metavar="INPUT", help="folder of clean images")],
+    at: Annotated[list[float] | None, typer.Option("--at", help="noise level or quantiser step; may be repeated")] = None,
+    checkpoint: Checkpoint = None,
+) -> None:
+    """Measure a model through the whole product, beside JPEG or the noise itself."""
+    from jobs.evaluate import DEFAULTS, show_evaluation
+
+    if task not in DEFAULTS:
+        raise ConfigError(f"task = {task!r}; valid: {', '.join(DEFAULTS)}")
+    show_evaluation(task, input, at or DEFAULTS[task], checkpoint)
+
+
+@app.command()
 def demo(output: Annotated[str, typer.Argument(metavar="FOLDER")] = "demo") -> None:
     """Compress and denoise the photos that scikit-image carries, and draw what came out."""
     from jobs.demo import run_demo
@@ -196,7 +211,8 @@ def interrupted(signum: int, frame: Any) -> None:
 
 def main() -> None:
     """Entry point. Errors that a person can mend are one line on stderr and an exit code; no traceback."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("imagemill").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, interrupted)
     ensure_token()
     try:

@@ -48,6 +48,7 @@ class TrainConfig(Strict):
     parameters: dict[str, Any] = Field(default_factory=dict, description="arguments of the architecture")
     input: list[str] = Field(default_factory=list, description="folders or buckets of clean images")
     output: str | None = None
+    init: str | None = Field(None, description="checkpoint whose weights it starts from: bundled name, folder or URL")
     epochs: int = Field(ge=1)
     crop: int = Field(ge=8, description="side of a training crop in pixels")
     crops_per_image: int = Field(8, ge=1)
@@ -130,6 +131,17 @@ def learning_rate(step: int, total: int, config: TrainConfig) -> float:
     return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
 
 
+def initial_weights(config: TrainConfig) -> dict[str, Tensor] | None:
+    """The weights that training starts from. Raises: ConfigError when they are of another architecture."""
+    if config.init is None:
+        return None
+    card = checkpoints.read_card(config.init)
+    if (card.architecture, card.parameters) != (config.architecture, config.parameters):
+        raise ConfigError(f"init = {config.init!r} is {card.architecture} {card.parameters}, not what is to be trained")
+    weights: dict[str, Tensor] = checkpoints.build(card, checkpoints.read_weights(config.init, card)).state_dict()
+    return weights
+
+
 def center_crops(stores: list[Store], references: list[dict[str, Any]], side: int = 256) -> list[Tensor]:
     """Validation images (1,3,h,w) float in [0,1], sides cut to multiples of 32 and to at most `side`."""
     images = []
@@ -198,6 +210,8 @@ def train_worker(arguments: dict[str, Any]) -> None:
     bf16 = bf16_hardware(device.type)
     torch.manual_seed(config.seed)
     model = ARCHITECTURES[config.architecture](**config.parameters).to(device)
+    if arguments["init"] is not None:
+        model.load_state_dict(arguments["init"])
     model = model.to(memory_format=torch.channels_last)
     loss_of = TaskLoss(config.task, model)
     if workers > 1:
@@ -311,6 +325,7 @@ def train(config: TrainConfig) -> checkpoints.Card:
             "config": config.model_dump(),
             "stores": stores,
             "validation": validation,
+            "init": initial_weights(config),
             "steps_per_epoch": steps,
             "threads": max(1, int(share)),
             "shuffle": min(2048, max(config.batch_size, usable // workers // 2)),
@@ -348,6 +363,7 @@ def export(config: TrainConfig, state: Checkpoint, images: int, seconds: float) 
         "preprocessing": {"mode": "RGB", "range": [0, 1], "stride": model.stride},
         "training": {
             "config_sha256": config.digest(),
+            "init_sha256": checkpoints.read_card(config.init).sha256 if config.init else None,
             "images": images,
             "epochs": progress["epoch"],
             "steps": progress["step"],

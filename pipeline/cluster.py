@@ -3,7 +3,9 @@
 import logging
 import os
 import secrets
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,10 +63,14 @@ def connected(address: str | None, num_cpus: int | None = None, log_to_driver: b
         options |= {"address": address, "runtime_env": {"working_dir": str(ROOT), "excludes": excludes}}
     else:
         options |= {"address": "local", "include_dashboard": False, "num_cpus": num_cpus}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError) as e:
         raise ConfigError(f"Ray at {address or 'this machine'}: {' '.join(str(e).split())[:300]}") from None
+    if threading.current_thread() is threading.main_thread():
+        # Ray's own handler prints a crash report and ends the process before anything can be put in order.
+        signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:

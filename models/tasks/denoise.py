@@ -17,6 +17,7 @@ from models.tiling import tiled
 TILE = 1024
 MAX_TRAINED_SIGMA = 60.0
 GRAY_SHARE = 0.2
+FILE_SHARE = 0.7
 
 
 class DenoiseParams(Params):
@@ -41,6 +42,9 @@ class Denoise(Task):
         x = torch.where(gray_B, x.mean(1, keepdim=True), x)
         noise = torch.where(gray_B, noise[:, :1], noise)
         noisy = x + noise * sigma_B.view(-1, 1, 1, 1)
+        # What lies in a file was cut to [0,1] and rounded to 8 bits after the noise came.
+        file_B = (torch.rand(batch, generator=generator) < FILE_SHARE).view(-1, 1, 1, 1)
+        noisy = torch.where(file_B, noisy.clamp(0, 1).mul(255).round().div(255), noisy)
         estimate_B = model.noise_level(noisy)
         # Half of the batch is denoised at the estimated level, so that the network forgives the estimate's errors.
         blind_B = torch.rand(batch, generator=generator) < 0.5
@@ -50,10 +54,10 @@ class Denoise(Task):
         return {"loss": image_loss + level_loss, "psnr_db": -image_loss.detach(), "sigma_error": level_loss.detach()}
 
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
-        """Blind, at sigma 25 of 255, rounded to 8 bits as an output image is."""
+        """Blind, at sigma 25 of 255, on what an 8-bit file keeps of the noisy image; rounded to 8 bits as an output is."""
         assert isinstance(model, UNet)
         sigma_B = torch.full((x_BCHW.shape[0],), 25 / 255)
-        noisy = gaussian_noise(x_BCHW, sigma_B, generator)
+        noisy = gaussian_noise(x_BCHW, sigma_B, generator).clamp(0, 1).mul(255).round().div(255)
         estimate_B = model.noise_level(noisy)
         x_hat = model(noisy, estimate_B).clamp(0, 1).mul(255).round().div(255)
         return {
