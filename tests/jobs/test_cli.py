@@ -1,0 +1,142 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs import cli
+from models import checkpoint
+from pipeline.lease import Lease
+from pipeline.storage import Store
+
+
+@pytest.fixture
+def photos(tmp_path: Path, crops: list[np.ndarray]) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, crop in enumerate(crops[:3]):
+        Image.fromarray(crop).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def imagemill(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """Run the command in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["imagemill", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as e:
+            code = int(e.code or 0)
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return code, out, err
+
+    return call
+
+
+def write_yaml(folder: Path, text: str) -> Path:
+    path = folder / "job.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task: denoise\nsigmas: 3", "unknown key 'sigmas'; valid: address, checkpoint"),
+        ("task: denoise\npool: {actor: 3}", "unknown key 'pool.actor'; valid: actors, batch_size"),
+        ("task: denoise\nlimit: many", "limit = 'many'"),
+        ("task: dream", "task = 'dream'; valid: compress, denoise"),
+        ("task: denoise\nparams: {sigma: -3}", "params.sigma = -3"),
+        ("task: denoise\nparams: {level: 3}", "params.level = 3"),
+        ("task: denoise\ncheckpoint: compress-small", "is for the task compress, not denoise"),
+        ("task: denoise\ncheckpoint: weights.pth", "pickled weights are refused"),
+        ("task: denoise\ncheckpoint: nowhere", "'nowhere' is neither a bundled one"),
+        ("task: denoise\ninput: http://example.com/x", "scheme 'http' is not one of file, s3"),
+        ("- a list", "a mapping is expected"),
+        ("task: [", "not YAML"),
+    ],
+)
+def test_a_bad_configuration_is_one_line_and_exit_2(imagemill, tmp_path, photos, text, message):
+    given = [] if "input" in text else ["--input", photos]
+    code, _, err = imagemill("run", "-c", write_yaml(tmp_path, text), *given, "--output", tmp_path / "out")
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_with_a_wrong_digest_is_exit_2(imagemill, tmp_path, photos):
+    there = Path(checkpoint.locate("denoise-small"))
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "card.json").write_bytes((there / "card.json").read_bytes())
+    (broken / "weights.safetensors").write_bytes((there / "weights.safetensors").read_bytes()[:-1] + b"!")
+    code, _, err = imagemill("denoise", photos, tmp_path / "out", "--checkpoint", broken)
+    assert code == 2
+    assert "its card says" in err
+
+
+def test_a_missing_input_is_exit_5_and_a_file_exit_2(imagemill, tmp_path, photos):
+    assert imagemill("denoise", tmp_path / "nowhere", tmp_path / "out")[0] == 5
+    assert imagemill("denoise", photos / "0.png", tmp_path / "out")[0] == 2
+
+
+def test_an_output_within_the_input_is_exit_2(imagemill, photos):
+    code, _, err = imagemill("denoise", photos, photos / "out")
+    assert code == 2
+    assert "one in the other" in err
+
+
+def test_an_unwritable_output_is_exit_5(imagemill, tmp_path, photos):
+    (tmp_path / "file").write_text("in the way")
+    code, _, err = imagemill("denoise", photos, tmp_path / "file" / "out")
+    assert code == 5
+    assert err.count("\n") == 1
+
+
+def test_an_output_that_is_held_is_exit_4(imagemill, tmp_path, photos):
+    with Lease(Store(str(tmp_path / "out"))):
+        code, _, err = imagemill("denoise", photos, tmp_path / "out")
+    assert code == 4
+    assert "another run holds it" in err
+
+
+def test_plan_changes_nothing(imagemill, tmp_path, photos):
+    code, out, _ = imagemill("plan", "--task", "denoise", "--input", photos, "--output", tmp_path / "out")
+    assert code == 0
+    assert "3 images" in out
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_run_then_read_what_is_there(imagemill, tmp_path, photos):
+    (photos / "bad.jpg").write_text("text")
+    output = tmp_path / "out"
+    config = write_yaml(tmp_path, f"task: denoise\ninput: {photos}\noutput: {output}")
+    code, out, _ = imagemill("run", "-c", config, "--set", "params.sigma=5", "--limit", 4)
+    assert code == 0
+    assert "UnknownFormat 1" in out
+    assert imagemill("status", output)[0] == 0
+    code, out, _ = imagemill("failures", output)
+    assert "bad.jpg" in out
+    assert imagemill("verify", output)[0] == 0
+    record = json.loads(next(output.glob("runs/*/run.json")).read_text())
+    kept = next(output.glob("runs/*/config.yaml")).read_text()
+    assert "sigma: 5" in kept
+    assert record["planned"] == 4
+    victim = next((output / "images").iterdir())
+    victim.write_bytes(victim.read_bytes()[:-1])
+    code, out, err = imagemill("verify", output)
+    assert code == 6
+    assert victim.name in out
+
+
+def test_reading_an_output_that_is_not_there_is_exit_5(imagemill, tmp_path):
+    for command in ("status", "verify", "failures"):
+        assert imagemill(command, tmp_path / "nowhere")[0] == 5
+    assert imagemill("decode", tmp_path / "nowhere", tmp_path / "dest")[0] == 5

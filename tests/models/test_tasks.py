@@ -1,0 +1,102 @@
+"""Contracts that every row of the tables of tasks, architectures and checkpoints keeps."""
+
+from importlib.resources import files
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models import checkpoint
+from models.architectures import ARCHITECTURES
+from models.metrics import psnr_db
+from models.precision import Precision, bf16_hardware
+from models.tasks import TASKS
+from models.tasks.compress import decode_latent
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    return np.asarray(Image.open(str(files("skimage.data").joinpath("chelsea.png"))).convert("RGB"))[:200, :281]
+
+
+def shipped(name: str):
+    card = checkpoint.read_card(name)
+    return checkpoint.build(card, checkpoint.read_weights(name, card))
+
+
+def noisy(rgb: np.ndarray, sigma: float) -> np.ndarray:
+    noise = np.random.default_rng(0).normal(0, sigma, rgb.shape)
+    return (rgb + noise).clip(0, 255).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_an_architecture_gives_back_the_size_it_got(name):
+    model = ARCHITECTURES[name]()
+    channels = 1 if name == "conv" else 3
+    x = torch.rand(2, channels, 3 * model.stride, 5 * model.stride)
+    assert model(x).shape == x.shape
+    assert model.halo % model.stride == 0
+
+
+def test_the_seed_page_autoencoder_has_its_parameters():
+    model = ARCHITECTURES["conv"]()
+    layers = [sum(p.numel() for p in m.parameters()) for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert layers == [160, 580, 592, 145]
+    assert model.encode(torch.rand(1, 1, 28, 28)).shape == (1, 4, 7, 7)
+
+
+@pytest.mark.parametrize("name", checkpoint.bundled())
+def test_a_shipped_checkpoint_is_small_and_runs(name, photo):
+    card = checkpoint.read_card(name)
+    assert len(checkpoint.read_weights(name, card)) < 3_000_000
+    task = TASKS[card.task]
+    outputs = task.predict(shipped(name), [photo, photo[::-1].copy()], task.Params(), Precision())
+    assert len(outputs) == 2
+    for output in outputs:
+        assert output.image is None or (output.image.shape == photo.shape and output.image.dtype == np.uint8)
+        assert set(output.columns) <= set(task.columns)
+        assert (output.latent is not None) == task.stores_latent
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_a_task_names_a_checkpoint_of_its_own(name):
+    assert checkpoint.read_card(TASKS[name].default_checkpoint).task == name
+
+
+def test_denoising_helps_and_finds_the_level(photo):
+    for sigma in (10, 25, 50):
+        grainy = noisy(photo, sigma)
+        output = TASKS["denoise"].predict(shipped("denoise-small"), [grainy], TASKS["denoise"].Params(), Precision())[0]
+        assert psnr_db(output.image, photo) > psnr_db(grainy, photo) + 4
+        assert output.columns["sigma"] == pytest.approx(sigma, rel=0.15)
+
+
+@pytest.mark.skipif(not bf16_hardware("cpu"), reason="this CPU has no bfloat16")
+def test_bfloat16_changes_psnr_by_less_than_a_twentieth(photo):
+    grainy = noisy(photo, 25)
+    model = shipped("denoise-small")
+    both = [
+        psnr_db(TASKS["denoise"].predict(model, [grainy], TASKS["denoise"].Params(), p)[0].image, photo)
+        for p in (Precision(), Precision(dtype=torch.bfloat16))
+    ]
+    assert abs(both[0] - both[1]) < 0.05
+
+
+def test_a_larger_step_is_smaller_and_worse(photo):
+    model, task = shipped("compress-small"), TASKS["compress"]
+    outputs = [task.predict(model, [photo], task.Params(step=step), Precision())[0] for step in (16, 32, 64)]
+    nonzero = [np.count_nonzero(o.latent) for o in outputs]
+    quality = [o.columns["psnr_db"] for o in outputs]
+    assert nonzero == sorted(nonzero, reverse=True)
+    assert quality == sorted(quality, reverse=True)
+
+
+def test_decoding_does_not_depend_on_what_shares_a_batch(photo):
+    model, task = shipped("compress-small"), TASKS["compress"]
+    alone = task.predict(model, [photo], task.Params(), Precision())[0]
+    together = task.predict(model, [photo[::-1].copy(), photo], task.Params(), Precision())[1]
+    decoded = decode_latent(model, together.latent, photo.shape[:2], 32.0, "cpu")
+    assert np.array_equal(decoded, together.image)
+    if np.array_equal(alone.latent, together.latent):
+        assert np.array_equal(decoded, alone.image)

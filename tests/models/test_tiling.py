@@ -1,0 +1,175 @@
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from models.architectures import ARCHITECTURES
+from models.architectures.codec import Codec
+from models.architectures.conv import Conv
+from models.architectures.unet import UNet
+from models.autoencoder import Autoencoder
+from models.tiling import tiled, tiles
+
+TILE = 64
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in the actors, and light on a machine that does other things."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def random_model(name: str) -> Autoencoder:
+    """With weights that are zero nowhere: layers that begin at zero would hide what they look at."""
+    torch.manual_seed(0)
+    model = ARCHITECTURES[name]()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            spread = 1 / max(1, parameter[0].numel()) ** 0.5 if parameter.ndim > 1 else 0.1
+            parameter.add_(torch.randn_like(parameter) * spread)
+    return model.eval().requires_grad_(False)
+
+
+def image(model: Autoencoder, h: int, w: int) -> Tensor:
+    channels = 1 if isinstance(model, Conv) else 3
+    return torch.rand(1, channels, h, w, generator=torch.Generator().manual_seed(1))
+
+
+def image_to_image(model: Autoencoder) -> Callable[[Tensor], Tensor]:
+    # A noise level that is estimated is a mean over the image: the task estimates it once, then cuts.
+    if isinstance(model, UNet):
+        return lambda x: model(x, x.new_full((x.shape[0],), 0.1))
+    return model
+
+
+def reaches_no_further_than(fn: Callable[[Tensor], Tensor], x: Tensor, halo: int, tile: int, scale: Fraction) -> bool:
+    """Whether outputs of the middle tile ignore all inputs outside of its halo; a NaN there would spread to them."""
+    h, w = x.shape[2:]
+    y, x0 = (h // 2) // tile * tile, (w // 2) // tile * tile
+    assert min(y, x0, h - y - tile, w - x0 - tile) > halo
+    poisoned = torch.full_like(x, float("nan"))
+    inside = (..., slice(y - halo, y + tile + halo), slice(x0 - halo, x0 + tile + halo))
+    poisoned[inside] = x[inside]
+    # Plain convolutions: faster ones transform blocks of the image and spread a NaN over a block.
+    with torch.backends.mkldnn.flags(enabled=False):
+        out = fn(poisoned)
+    assert out.isnan().any()
+    kept = out[..., int(y * scale) : int((y + tile) * scale), int(x0 * scale) : int((x0 + tile) * scale)]
+    return not bool(kept.isnan().any())
+
+
+@given(st.integers(1, 400), st.integers(1, 100), st.integers(0, 120))
+@example(64, 64, 0)
+@example(65, 64, 16)
+def test_tiles_keep_each_place_of_an_axis_once_and_read_their_halo(length: int, tile: int, halo: int) -> None:
+    cut = list(tiles(length, tile, halo))
+    assert [i for _, _, a, b in cut for i in range(a, b)] == list(range(length))
+    for start, stop, keep_from, keep_to in cut:
+        assert start == max(0, keep_from - halo)
+        assert stop == min(length, keep_to + halo)
+        assert keep_to - keep_from <= tile
+
+
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(4, 30), st.integers(2, 6), st.integers(1, 2))
+@settings(max_examples=30, deadline=None)
+def test_a_small_net_in_tiles_is_the_net_on_the_whole(h: int, w: int, tile: int, halo: int, batch: int) -> None:
+    torch.manual_seed(h * 71 + w)
+    net = nn.Sequential(nn.Conv2d(2, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 3, 3, padding=1))
+    x = torch.randn(batch, 2, h, w)
+    with torch.inference_mode():
+        torch.testing.assert_close(tiled(net, x, tile, halo), net(x), atol=1e-5, rtol=0)
+
+
+def test_a_halo_that_is_too_small_shows() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 3, padding=1))
+    x = torch.rand(1, 1, 40, 40)
+    with torch.inference_mode():
+        assert not torch.allclose(tiled(net, x, 8, 1), net(x), atol=1e-5)
+        assert torch.allclose(tiled(net, x, 8, 2), net(x), atol=1e-5)
+    assert reaches_no_further_than(net, x, 2, 8, Fraction(1))
+    assert not reaches_no_further_than(net, x, 1, 8, Fraction(1))
+
+
+def test_memory_is_bounded_by_the_tile() -> None:
+    sizes = []
+
+    def fn(x: Tensor) -> Tensor:
+        sizes.append(tuple(x.shape[2:]))
+        return x
+
+    x = torch.rand(1, 1, 100, 150)
+    torch.testing.assert_close(tiled(fn, x, 16, 4), x)
+    assert max(max(s) for s in sizes) <= 16 + 2 * 4
+    assert len(sizes) == 7 * 10
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_halo_and_a_tile_are_multiples_of_the_stride(name: str) -> None:
+    model = ARCHITECTURES[name]()
+    assert model.stride > 0
+    assert model.halo % model.stride == 0
+    assert 1024 % model.stride == 0
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_architecture_in_tiles_is_the_architecture_on_the_whole(name: str) -> None:
+    model = random_model(name)
+    fn = image_to_image(model)
+    # Longer than a tile with its halo on one axis; on the other a tile and a rest.
+    x = image(model, 2 * TILE + 2 * model.halo, TILE + 3 * model.stride)
+    with torch.inference_mode():
+        whole = fn(x)
+        assert whole.std() > 0.01
+        torch.testing.assert_close(
+            tiled(fn, x, TILE, model.halo), whole, atol=1e-5 * max(1.0, float(whole.abs().max())), rtol=0
+        )
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_halo_of_an_architecture_is_all_that_an_output_depends_on(name: str) -> None:
+    model = random_model(name)
+    tile = model.stride
+    side = 2 * (-(-(model.halo + model.stride) // tile) + 1) * tile
+    with torch.inference_mode():
+        x = image(model, side, side)
+        assert reaches_no_further_than(image_to_image(model), x, model.halo, tile, Fraction(1))
+
+
+def test_the_encoder_of_the_codec_looks_no_further_than_its_stride() -> None:
+    model = random_model("codec")
+    assert isinstance(model, Codec)
+    x = image(model, 200, 264)
+    step = torch.tensor([20.0])
+    scale = Fraction(1, model.stride)
+    with torch.inference_mode():
+        whole = model.analyse(x, step)
+        assert whole.abs().max() > 1
+        in_tiles = tiled(lambda piece: model.analyse(piece, step), x, TILE, model.stride, scale)
+        torch.testing.assert_close(in_tiles, whole, atol=1e-4, rtol=1e-5)
+        symbols = tiled(lambda piece: model.encode(piece, step)[0], x, TILE, model.stride, scale)
+        assert (symbols != model.encode(x, step)[0]).float().mean() < 1e-4
+        assert reaches_no_further_than(lambda piece: model.analyse(piece, step), x, model.stride, 8, scale)
+
+
+def test_the_decoder_of_the_codec_looks_no_further_than_its_halo() -> None:
+    model = random_model("codec")
+    assert isinstance(model, Codec)
+    halo = model.halo // model.stride
+    step = torch.tensor([20.0])
+    side = 8 + 2 * halo + 5
+    symbols = torch.randint(
+        -9, 10, (1, model.code_channels, side, side + 3), generator=torch.Generator().manual_seed(2)
+    ).float()
+    scale = Fraction(model.stride)
+    with torch.inference_mode():
+        whole = model.decode((symbols, step))
+        in_tiles = tiled(lambda piece: model.decode((piece, step)), symbols, 8, halo, scale)
+        torch.testing.assert_close(in_tiles, whole, atol=1e-5 * float(whole.abs().max()), rtol=0)
+        assert reaches_no_further_than(lambda piece: model.decode((piece, step)), symbols, halo, 1, scale)

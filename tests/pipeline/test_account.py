@@ -1,0 +1,278 @@
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from pipeline.account import account, drop_doubles, newest_rows, verify
+from pipeline.errors import VerificationError
+from pipeline.plan import KEYS, columns_of, part_paths, read_parts
+from pipeline.schema import REFERENCE, pack_latent, parquet_bytes, part_name, reject_schema, result_schema
+from pipeline.storage import Store
+
+SCHEMA = result_schema({"psnr_db": float}, stores_latent=True)
+DAY = datetime(2026, 1, 1, tzinfo=UTC)
+Pair = tuple[str, str]
+
+
+def row(pair: Pair, fence: int = 1, **fields: Any) -> dict[str, Any]:
+    symbols = np.full((2, 3, 4), len(pair[0]), np.int8)
+    facts = {"orig_width": 32, "orig_height": 24, "psnr_db": 30.0, "encoded_at": DAY}
+    return {"image_id": pair[0], "version": pair[1], "fence": fence, **facts, **pack_latent(symbols)} | fields
+
+
+def put(output: Store, rows: list[dict[str, Any]], name: str | None = None) -> str:
+    table = pa.Table.from_pylist(rows, SCHEMA)
+    path = f"results/{name or part_name(table)}"
+    output.write(path, parquet_bytes(table, 1))
+    return path
+
+
+def reject(output: Store, *pairs: Pair, error_class: str = "BrokenImage") -> None:
+    rows = [{"image_id": i, "version": v, "stage": "decode", "error_class": error_class} for i, v in pairs]
+    table = pa.Table.from_pylist(rows, reject_schema())
+    output.write(f"rejects/{part_name(table)}", parquet_bytes(table, 1))
+
+
+def pairs_of(output: Store) -> list[Pair]:
+    return sorted(zip(*columns_of(read_parts(output, part_paths(output, "results"), KEYS), KEYS), strict=True))
+
+
+def todo_of(*pairs: Pair) -> pa.Table:
+    return pa.Table.from_pylist([{"image_id": i, "version": v} for i, v in pairs], REFERENCE)
+
+
+def with_images(output: Store, *names: str) -> str:
+    rows = []
+    for name in names:
+        data = f"the pixels of {name}".encode()
+        output.write(f"images/{name}", data)
+        facts = {
+            "output_uri": f"images/{name}",
+            "output_sha256": hashlib.sha256(data).hexdigest(),
+            "output_bytes": len(data),
+        }
+        rows.append(row((name, "v"), **facts))
+    return put(output, rows)
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Store:
+    return Store(str(tmp_path))
+
+
+# A part is a set of rows (its name says which) under one fence; the same rows under another fence are the same part.
+PARTS = st.lists(
+    st.tuples(st.sets(st.tuples(st.sampled_from("abcd"), st.sampled_from("vw")), min_size=1, max_size=4), st.integers(1, 3)),
+    max_size=6,
+)
+
+
+@given(PARTS)
+@settings(max_examples=100, deadline=None)
+@example([({("a", "v"), ("b", "v")}, 2), ({("b", "v")}, 3), ({("a", "v")}, 1)])
+def test_doubles_are_dropped_and_nothing_else(parts: list[tuple[set[Pair], int]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        output = Store(folder)
+        for pairs, fence in parts:
+            put(output, [row(pair, fence) for pair in sorted(pairs)])
+        before = pairs_of(output)
+        dropped = drop_doubles(output)
+        assert pairs_of(output) == sorted(set(before))
+        assert dropped == len(before) - len(set(before))
+        assert drop_doubles(output) == 0
+
+
+def test_one_of_two_rows_in_the_same_part_stays(output: Store) -> None:
+    put(output, [row(("a", "v")), row(("a", "v")), row(("b", "v"))])
+    drop_doubles(output)
+    assert pairs_of(output) == [("a", "v"), ("b", "v")]
+
+
+def test_the_row_of_the_later_holder_stays(output: Store) -> None:
+    put(output, [row(("a", "v"), 1, run_id="old"), row(("b", "v"), 1, run_id="old")])
+    put(output, [row(("a", "v"), 2, run_id="new")])
+    assert drop_doubles(output) == 1
+    rows = read_parts(output, part_paths(output, "results"), ["image_id", "run_id"])
+    assert dict(zip(*columns_of(rows, ["image_id", "run_id"]), strict=True)) == {"a": "new", "b": "old"}
+
+
+def test_a_part_that_lost_rows_is_named_by_the_rest_and_keeps_their_columns(output: Store) -> None:
+    put(output, [row(("a", "v"), 1), row(("b", "v"), 1, psnr_db=41.0)])
+    put(output, [row(("a", "v"), 2)])
+    drop_doubles(output)
+    for path in part_paths(output, "results"):
+        table = pq.read_table(output.full(path))
+        assert table.schema.equals(SCHEMA)
+        assert path == f"results/{part_name(table)}"
+    assert verify(output).problems == []
+
+
+def test_versions_of_an_image_are_history_not_doubles(output: Store) -> None:
+    put(output, [row(("a", "v")), row(("a", "w"))])
+    assert drop_doubles(output) == 0
+    assert verify(output).problems == []
+
+
+def test_an_account_adds_up_rows_and_rejects(output: Store) -> None:
+    old = put(output, [row(("old", "v"), psnr_db=99.0)])
+    put(output, [row(("a", "v"), psnr_db=30.0), row(("b", "v"), psnr_db=40.0)])
+    put(output, [row(("c", "v"), psnr_db=float("inf"))])
+    reject(output, ("d", "v"))
+    reject(output, ("e", "v"), ("f", "v"), error_class="EmptyFile")
+    left = account(output, todo_of(*((i, "v") for i in "abcdef")), {old}, ["psnr_db"])
+    assert (left.ok, left.rejected, left.doubles_dropped) == (3, 3, 0)
+    assert left.reasons == {"EmptyFile": 2, "BrokenImage": 1}
+    assert left.pixels == 3 * 32 * 24
+    assert left.quality == {"psnr_db": 35.0}
+    new = [p for p in part_paths(output, "results") if p != old]
+    assert left.parquet_bytes == sum(Path(output.full(p)).stat().st_size for p in new)
+
+
+def test_a_double_row_is_counted_once(output: Store) -> None:
+    put(output, [row(("a", "v"), 1), row(("b", "v"), 1)])
+    put(output, [row(("a", "v"), 2)])
+    left = account(output, todo_of(("a", "v"), ("b", "v")), set(), ["psnr_db"])
+    assert (left.ok, left.rejected, left.doubles_dropped, left.pixels) == (2, 0, 1, 2 * 32 * 24)
+
+
+def test_an_image_with_a_row_and_a_reject_is_ok(output: Store) -> None:
+    put(output, [row(("a", "v"))])
+    reject(output, ("a", "v"))
+    left = account(output, todo_of(("a", "v")), set(), [])
+    assert (left.ok, left.rejected, left.reasons) == (1, 0, {})
+
+
+def test_an_account_of_nothing_is_nothing(output: Store) -> None:
+    left = account(output, todo_of(), set(), ["psnr_db"])
+    assert (left.ok, left.rejected, left.pixels, left.parquet_bytes) == (0, 0, 0, 0)
+
+
+def test_an_account_of_rejects_alone_has_no_quality(output: Store) -> None:
+    reject(output, ("a", "v"))
+    left = account(output, todo_of(("a", "v")), set(), ["psnr_db"])
+    assert (left.ok, left.rejected, left.quality) == (0, 1, {})
+
+
+@pytest.mark.parametrize("missing", [("c", "v"), ("a", "w")])
+def test_a_planned_image_without_row_or_reject_is_an_error(output: Store, missing: Pair) -> None:
+    put(output, [row(("a", "v"))])
+    reject(output, ("b", "v"))
+    with pytest.raises(VerificationError, match="1 of 3 planned images"):
+        account(output, todo_of(("a", "v"), ("b", "v"), missing), set(), ["psnr_db"])
+
+
+def test_verify_finds_nothing_wrong_with_a_whole_output(output: Store) -> None:
+    with_images(output, "a.jpg", "x/b.png")
+    put(output, [row(("c", "v"))])
+    reject(output, ("d", "v"))
+    seen = verify(output)
+    assert (seen.images, seen.rows, seen.rejects, seen.files, seen.latents, seen.problems) == (3, 3, 1, 2, 3, [])
+
+
+def test_verify_of_nothing_finds_nothing(output: Store) -> None:
+    assert verify(output).problems == []
+
+
+def test_verify_names_an_image_with_a_flipped_byte(output: Store) -> None:
+    with_images(output, "a.jpg", "x/b.png")
+    path = Path(output.full("images/x/b.png"))
+    data = bytearray(path.read_bytes())
+    data[3] ^= 1
+    path.write_bytes(data)
+    assert verify(output).problems == ["images/x/b.png: its sha256 is not the row's"]
+
+
+def test_verify_names_a_missing_image(output: Store) -> None:
+    with_images(output, "a.jpg", "x/b.png")
+    output.delete("images/a.jpg")
+    assert verify(output).problems == ["images/a.jpg: missing"]
+
+
+def test_verify_looks_at_the_file_of_the_newest_row_only(output: Store) -> None:
+    data = b"new"
+    output.write("images/a.jpg", data)
+    facts = {"output_uri": "images/a.jpg", "output_sha256": hashlib.sha256(data).hexdigest()}
+    put(output, [row(("a", "v"), output_uri="images/a.jpg", output_sha256="older")])
+    put(output, [row(("a", "w"), 2, encoded_at=DAY.replace(year=2027), **facts)])
+    assert verify(output).problems == []
+
+
+@pytest.mark.parametrize("folder", ["results", "rejects"])
+@pytest.mark.parametrize(
+    "damage", [lambda d: d[: len(d) // 2], lambda d: b"", lambda d: b"not parquet", lambda d: d[:-1] + b"x"]
+)
+def test_verify_names_a_part_that_cannot_be_read(output: Store, folder: str, damage: Any) -> None:
+    put(output, [row(("a", "v"))])
+    put(output, [row(("b", "v"))])
+    reject(output, ("c", "v"))
+    path = part_paths(output, folder)[0]
+    output.write(path, damage(output.read(path)))
+    [problem] = verify(output).problems
+    assert problem.startswith(f"{path}: cannot be read")
+
+
+def test_verify_names_a_double_row_in_two_parts(output: Store) -> None:
+    put(output, [row(("a", "v")), row(("b", "v"))])
+    put(output, [row(("a", "v"))])
+    assert verify(output).problems == ["image a version v: 2 rows"]
+
+
+def test_verify_names_a_latent_that_is_not_what_was_written(output: Store) -> None:
+    broken = row(("b", "v"))
+    broken["latent"] = broken["latent"] ^ np.uint8(1)
+    path = put(output, [row(("a", "v")), broken])
+    [problem] = verify(output).problems
+    assert problem.startswith(f"{path} row 1")
+
+
+def test_verify_names_a_foreign_parquet_file(output: Store) -> None:
+    put(output, [row(("a", "v"))])
+    output.write("results/foreign.parquet", parquet_bytes(pa.table({"x": [1]}), 1))
+    [problem] = verify(output).problems
+    assert problem.startswith("results/foreign.parquet")
+
+
+def flips(output: Store, phase: int) -> Iterator[pa.Table]:
+    """An output whose one part has one byte flipped, for a sample of all places; gives what its rows were."""
+    facts = {"rel_path": "a.jpg", "task": "compress", "model_id": "m", "run_id": "r", "checkpoint_sha256": "c" * 64}
+    path = put(output, [row((f"{n:032x}", f"{n + 7:032x}"), **facts) for n in range(3)])
+    whole, rows = output.read(path), pq.read_table(output.full(path))
+    for place in range(phase, len(whole), 20):
+        output.write(path, whole[:place] + bytes([whole[place] ^ 0x21]) + whole[place + 1 :])
+        yield rows
+
+
+@pytest.mark.parametrize("phase", range(0, 20, 5))
+def test_verify_comes_to_an_end_whatever_byte_of_a_part_is_flipped(output: Store, phase: int) -> None:
+    outcomes = [bool(verify(output).problems) for _ in flips(output, phase)]
+    assert sum(outcomes) > len(outcomes) / 2
+
+
+@pytest.mark.parametrize("phase", range(0, 20, 5))
+def test_verify_sees_a_flipped_byte_of_a_part_that_changes_a_row(output: Store, phase: int) -> None:
+    unseen = set()
+    for rows in flips(output, phase):
+        if not verify(output).problems:
+            table = read_parts(output, part_paths(output, "results"), rows.schema.names)
+            unseen |= {n for n in rows.schema.names if table[n] != rows[n]}
+    assert sorted(unseen) == []
+
+
+def test_the_newest_row_of_an_image_is_the_last_that_was_encoded() -> None:
+    rows = [
+        {"image_id": "a", "encoded_at": DAY, "fence": 9, "part": "p"},
+        {"image_id": "a", "encoded_at": DAY.replace(year=2027), "fence": 1, "part": "q"},
+        {"image_id": "b", "encoded_at": DAY, "fence": 1, "part": "p"},
+        {"image_id": "b", "encoded_at": DAY, "fence": 2, "part": "q"},
+    ]
+    newest = newest_rows(pa.Table.from_pylist(rows))
+    assert sorted(zip(*columns_of(newest, ["image_id", "part"]), strict=True)) == [("a", "q"), ("b", "q")]

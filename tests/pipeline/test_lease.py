@@ -1,0 +1,138 @@
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import OutputHeld, StorageError
+from pipeline.lease import FOLDER, Lease
+from pipeline.storage import Store
+
+ROOT = Path(__file__).parents[2]
+HONEST = pytest.mark.parametrize("any_url", ["local", "moto"], indirect=True)
+DIE_HOLDING = """
+import os, signal, sys
+from pipeline.lease import Lease
+from pipeline.storage import Store
+lease = Lease(Store(sys.argv[1])).__enter__()
+print(lease.fence, flush=True)
+os._exit(9) if sys.argv[2] == "exit" else os.kill(os.getpid(), signal.SIGKILL)
+"""
+HOLD = """
+import sys
+from pipeline.lease import Lease
+from pipeline.storage import Store
+with Lease(Store(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def start(code: str, *arguments: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@HONEST
+def test_a_second_holder_is_refused_until_the_first_is_done(any_url: str) -> None:
+    output = Store(any_url)
+    with Lease(output) as first:
+        for _ in range(2):
+            with pytest.raises(OutputHeld, match=f"process {os.getpid()}"):
+                Lease(Store(any_url)).__enter__()
+        assert first.newest() == first.fence
+    with Lease(Store(any_url)) as second:
+        assert second.fence > first.fence
+
+
+@HONEST
+def test_the_fence_rises_with_each_holder_and_old_claims_are_cleared(any_url: str) -> None:
+    output, fences = Store(any_url), []
+    for _ in range(6):
+        with Lease(output) as lease:
+            fences.append(lease.fence)
+            assert Lease(Store(any_url)).newest() == lease.fence
+    assert fences == [1, 2, 3, 4, 5, 6]
+    assert len([e for e in output.entries(FOLDER) if e.path.endswith(".json")]) <= 3
+
+
+def test_it_is_free_after_an_error_inside(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="inside"), Lease(Store(str(tmp_path))):
+        raise ValueError("inside")
+    with Lease(Store(str(tmp_path))) as lease:
+        assert lease.fence == 2
+
+
+@pytest.mark.parametrize(
+    ("any_url", "death"), [("local", "exit"), ("local", "kill"), ("moto", "kill")], indirect=["any_url"]
+)
+def test_the_claim_of_a_dead_process_is_taken_over_at_once(any_url: str, death: str) -> None:
+    with start(DIE_HOLDING, any_url, death) as holder:
+        out, _ = holder.communicate(timeout=60)
+    assert out == "1\n"
+    assert holder.returncode == (9 if death == "exit" else -signal.SIGKILL)
+    with Lease(Store(any_url)) as lease:
+        assert lease.fence == 2
+
+
+def test_a_living_process_keeps_others_out_until_it_is_killed(tmp_path: Path) -> None:
+    with start(HOLD, str(tmp_path)) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(OutputHeld, match=f"process {holder.pid}"):
+            Lease(Store(str(tmp_path))).__enter__()
+        holder.kill()
+        holder.wait()
+        with Lease(Store(str(tmp_path))) as lease:
+            assert lease.fence == 2
+
+
+def test_a_refused_holder_changes_nothing(tmp_path: Path) -> None:
+    output = Store(str(tmp_path))
+    with Lease(output):
+        before = {e.path: output.read(e.path) for e in output.entries()}
+        with pytest.raises(OutputHeld):
+            Lease(output).__enter__()
+        assert {e.path: output.read(e.path) for e in output.entries()} == before
+
+
+def test_a_claim_of_another_machine_is_believed(tmp_path: Path) -> None:
+    output = Store(str(tmp_path))
+    output.write(f"{FOLDER}/00000004.json", b'{"token": "x", "machine": "far/1", "pid": 1, "started": "1", "at": 4e9}')
+    with pytest.raises(OutputHeld, match="process 1 on far"):
+        Lease(output).__enter__()
+
+
+def test_a_claim_that_was_not_heard_of_for_long_is_taken_over(tmp_path: Path) -> None:
+    output = Store(str(tmp_path))
+    output.write(f"{FOLDER}/00000004.json", b'{"token": "x", "machine": "far/1", "pid": 1, "started": "1", "at": 1e9}')
+    with Lease(output) as lease:
+        assert lease.fence == 5
+
+
+def test_an_output_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="cannot be written"):
+        Lease(Store(str(tmp_path / "file/out"))).__enter__()
+
+
+def test_a_server_without_conditional_puts_is_detected_and_serves_one_holder(
+    rclone_bucket: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"{rclone_bucket}/out"
+    with caplog.at_level(logging.WARNING, "imagemill.lease"), Lease(Store(url)) as first:
+        assert "ignores conditional puts" in caplog.text
+        with pytest.raises(OutputHeld, match=f"process {os.getpid()}"):
+            Lease(Store(url)).__enter__()
+    with Lease(Store(url)) as second:
+        assert second.fence == first.fence + 1
+
+
+@HONEST
+def test_a_server_with_conditional_puts_gets_no_warning(any_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "imagemill.lease"), Lease(Store(any_url)):
+        pass
+    assert caplog.text == ""

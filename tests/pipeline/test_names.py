@@ -1,0 +1,96 @@
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from pipeline.names import MAX_COMPONENT_BYTES, output_name
+from pipeline.schema import image_id
+from pipeline.sources.folder import EXTENSIONS
+
+EXTENSION = st.sampled_from([*EXTENSIONS, ".JPG", ".Png"])
+# Few letters and many dots, so that names which could meet do occur.
+CLOSE = st.lists(st.sampled_from(["a", ".", "/", ".png", ".jpg", "_", "_renamed/", "é", "ä" * 100]), max_size=8).map("".join)
+ANY = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+PATH = st.tuples(CLOSE | ANY, EXTENSION).map("".join)
+NEW = st.sampled_from([None, ".png"])
+
+
+def named(path: str, new_extension: str | None) -> str:
+    return output_name(path, image_id(path), new_extension)
+
+
+def is_safe(name: str) -> bool:
+    parts = name.split("/")
+    return "\0" not in name and all(p not in ("", ".", "..") and len(p.encode()) <= MAX_COMPONENT_BYTES for p in parts)
+
+
+def is_path_on_disk(path: str) -> bool:
+    return is_safe(path)
+
+
+@given(PATH, NEW)
+@example("../../etc/cron.d/a.jpg", None)
+@example("/etc/passwd.png", None)
+@example("a//b.jpg", ".png")
+@example("a/../b.jpg", None)
+@example("./a.jpg", None)
+@example("a\0.jpg", None)
+@example("x" * 251 + ".jpg", ".png")
+@example("ä" * 126 + ".jpg", None)
+@example("d" * 256 + "/a.jpg", None)
+def test_a_name_never_leaves_the_folder_and_fits_a_disk(path: str, new_extension: str | None) -> None:
+    assert is_safe(named(path, new_extension))
+
+
+@given(st.dictionaries(PATH, NEW, min_size=2, max_size=12))
+@settings(max_examples=300)
+@example({"a.jpg": ".png", "a.jpg.png": None})
+@example({"a.jpg": ".png", "a.jpg.png": ".png", "a.jpg.png.png": None})
+@example({"a.jpg": ".png", "a.jpg.png": None, "a.jpg.png.png": None, "a.jpg.png.png.png": None})
+@example({"_renamed/a.jpg": None, "../a.jpg": None, "/a.jpg": None})
+@example({"a.gif.png": ".png", "a.gif": ".png"})
+def test_two_sources_never_meet(changes: dict[str, str | None]) -> None:
+    names = {named(path, new) for path, new in changes.items()}
+    assert len(names) == len(changes)
+
+
+@given(PATH.filter(is_path_on_disk), NEW)
+def test_a_source_cannot_take_the_name_of_a_renamed_one(path: str, new_extension: str | None) -> None:
+    victim = "../victim.jpg"
+    attack = named(victim, None)
+    assert named(attack, new_extension) != named(victim, None)
+    assert named(path, new_extension) != named(victim, None)
+
+
+@given(st.dictionaries(PATH.filter(is_path_on_disk), NEW, min_size=2, max_size=8))
+@settings(max_examples=300)
+@example({"a.gif": ".png", "a.gif.png/b.jpg": None})
+def test_no_output_of_a_local_folder_stands_where_another_needs_a_folder(changes: dict[str, str | None]) -> None:
+    paths = list(changes)
+    if any(a != b and b.startswith(f"{a}/") for a in paths for b in paths):
+        return  # a disk cannot hold such sources
+    names = [named(path, new) for path, new in changes.items()]
+    assert not [(a, b) for a in names for b in names if b.startswith(f"{a}/")]
+
+
+def test_an_unchanged_format_keeps_its_name() -> None:
+    for path in (
+        "a.jpg",
+        "x/y/z.PNG",
+        ".hidden/.a.webp",
+        "_under/_a.tif",
+        "日本語/é ü.jpeg",
+        "a b#c%20.bmp",
+        "v1.2/a.b.jpg",
+    ):
+        assert named(path, None) == path
+
+
+def test_a_changed_format_adds_its_extension_to_the_full_name() -> None:
+    assert named("a.jpg", ".png") == "a.jpg.png"
+    assert named("x/.a.GIF", ".png") == "x/.a.GIF.png"
+    assert named("日本/é.webp", ".png") == "日本/é.webp.png"
+
+
+def test_a_name_that_cannot_be_kept_is_named_by_its_image_with_its_extension() -> None:
+    path = "ü" * 130 + ".jpg"
+    assert named(path, None) == f"_renamed/{image_id(path)}.jpg"
+    assert named(path, ".png") == f"_renamed/{image_id(path)}.png"

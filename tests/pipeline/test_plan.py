@@ -1,0 +1,193 @@
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.plan import Plan, blocks, make_plan, part_paths, read_parts
+from pipeline.schema import REFERENCE, image_id, parquet_bytes, part_name, reject_schema, result_schema, version
+from pipeline.storage import Store
+
+SHA, PARAMS = "c" * 64, {"step": 32.0}
+IMAGES = ["a.jpg", "b.PNG", "_c.webp", ".d.gif", "x/a.jpg", "x/_y/.z.tiff", "é ü.bmp", "a.jpg.png", "100%#.jpeg"]
+OTHERS = ["notes.txt", "a.jpg.txt", "x/README", ".DS_Store", "jpg", "x/video.mp4"]
+STATES = st.sampled_from(["new", "done", "done before it changed", "rejected", "transient", "rejected before it changed"])
+REST = {"todo", "done before it changed", "new", "transient", "rejected before it changed"}
+
+
+def etags(source: Store) -> dict[str, str]:
+    return {e.path: e.etag for e in source.entries()}
+
+
+def put(output: Store, folder: str, rows: list[dict[str, Any]]) -> None:
+    schema = result_schema({"psnr_db": float}, stores_latent=True) if folder == "results" else reject_schema()
+    table = pa.Table.from_pylist(rows, schema)
+    output.write(f"{folder}/{part_name(table)}", parquet_bytes(table, 1))
+
+
+def key(path: str, etag: str, sha: str = SHA, params: dict[str, Any] = PARAMS) -> dict[str, Any]:
+    return {"image_id": image_id(path), "version": version(etag, sha, params), "rel_path": path}
+
+
+def paths_of(plan: Plan) -> list[str]:
+    return plan.todo["rel_path"].to_pylist()
+
+
+def commit(source: Store, output: Store, **fields: Any) -> None:
+    put(output, "rejects" if fields else "results", [key(p, e) | fields for p, e in etags(source).items()])
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> tuple[Store, Store]:
+    source = Store(str(tmp_path / "in"))
+    for path in ("a.jpg", "x/b.png", "c.gif"):
+        source.write(path, path.encode())
+    return source, Store(str(tmp_path / "out"))
+
+
+@given(
+    st.dictionaries(st.sampled_from(IMAGES), STATES),
+    st.sets(st.sampled_from(OTHERS)),
+    st.booleans(),
+    st.none() | st.integers(1, 5),
+    st.integers(1, 4),
+)
+@settings(max_examples=60, deadline=None)
+def test_todo_is_the_inputs_without_what_is_committed(
+    states: dict[str, str], others: set[str], retry: bool, limit: int | None, rows: int
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        source, output = Store(f"{folder}/in"), Store(f"{folder}/out")
+        for path in [*states, *others]:
+            source.write(path, path.encode())
+        tag = etags(source)
+        results = [key(p, tag[p]) for p, s in states.items() if s == "done"]
+        results += [key(p, "an older etag") for p, s in states.items() if s == "done before it changed"]
+        rejects = [key(p, tag[p]) | {"transient": False, "attempts": 2} for p, s in states.items() if s == "rejected"]
+        rejects += [key(p, tag[p]) | {"transient": True, "attempts": 1} for p, s in states.items() if s == "transient"]
+        rejects += [
+            key(p, "an older etag") | {"transient": False, "attempts": 5}
+            for p, s in states.items()
+            if s == "rejected before it changed"
+        ]
+        for kind, committed in (("results", results), ("rejects", rejects)):
+            for start in range(0, len(committed), rows):
+                put(output, kind, committed[start : start + rows])
+        plan = make_plan(source, output, SHA, PARAMS, retry=retry, limit=limit)
+
+        todo = {p for p, s in states.items() if s in REST or (retry and s == "rejected")}
+        if limit is None:
+            assert sorted(paths_of(plan)) == sorted(todo)
+        assert set(paths_of(plan)) <= todo
+        assert len(plan.todo) == min(len(todo), limit or len(todo))
+        assert plan.todo.schema == REFERENCE
+        for reference in plan.todo.to_pylist():
+            path = reference["rel_path"]
+            assert reference["image_id"] == image_id(path)
+            assert reference["version"] == version(tag[path], SHA, PARAMS)
+            assert reference["size"] == len(path.encode())
+            assert reference["source_uri"] == source.uri(path)
+            assert reference["attempts"] == {"rejected": 2, "transient": 1}.get(states[path], 0)
+        assert (plan.found, plan.ignored) == (len(states), len(others))
+        assert plan.done == sum(s == "done" for s in states.values())
+        assert plan.rejects_waiting == (0 if retry else sum(s == "rejected" for s in states.values()))
+        assert plan.parts == {*part_paths(output, "results"), *part_paths(output, "rejects")}
+
+
+def test_all_is_done_when_all_is_committed(places: tuple[Store, Store]) -> None:
+    source, output = places
+    commit(source, output)
+    plan = make_plan(source, output, SHA, PARAMS)
+    assert (paths_of(plan), plan.done, plan.bytes_todo) == ([], 3, 0)
+
+
+def test_a_file_of_another_size_comes_back(places: tuple[Store, Store]) -> None:
+    source, output = places
+    commit(source, output)
+    source.write("x/b.png", b"something longer")
+    plan = make_plan(source, output, SHA, PARAMS)
+    assert (paths_of(plan), plan.done, plan.bytes_todo) == (["x/b.png"], 2, 16)
+
+
+def test_a_touched_file_comes_back_and_a_reject_of_it_as_well(places: tuple[Store, Store]) -> None:
+    source, output = places
+    put(output, "results", [key("a.jpg", etags(source)["a.jpg"])])
+    put(output, "rejects", [key("c.gif", etags(source)["c.gif"]) | {"transient": False, "attempts": 1}])
+    assert paths_of(make_plan(source, output, SHA, PARAMS)) == ["x/b.png"]
+    for path in ("a.jpg", "c.gif"):
+        os.utime(source.full(path), ns=(1, 1))
+    assert sorted(paths_of(make_plan(source, output, SHA, PARAMS))) == ["a.jpg", "c.gif", "x/b.png"]
+
+
+@pytest.mark.parametrize(
+    ("sha", "params"), [("d" * 64, PARAMS), (SHA, {"step": 16.0}), (SHA, PARAMS | {"reconstruct": True})]
+)
+def test_another_model_or_parameter_brings_all_back(places: tuple[Store, Store], sha: str, params: dict[str, Any]) -> None:
+    source, output = places
+    commit(source, output)
+    assert len(make_plan(source, output, sha, params).todo) == 3
+    assert len(make_plan(source, output, SHA, PARAMS).todo) == 0
+
+
+def test_a_result_counts_more_than_an_earlier_reject(places: tuple[Store, Store]) -> None:
+    source, output = places
+    commit(source, output, transient=False, attempts=1)
+    commit(source, output)
+    for retry in (False, True):
+        plan = make_plan(source, output, SHA, PARAMS, retry=retry)
+        assert (len(plan.todo), plan.done, plan.rejects_waiting) == (0, 3, 0)
+
+
+def test_files_that_are_not_whole_parts_are_not_read(places: tuple[Store, Store]) -> None:
+    source, output = places
+    commit(source, output)
+    for path in ("results/.0123.tmp", "results/.hidden.parquet", "results/notes.txt", "results/.trash/part-1.parquet"):
+        output.write(path, b"not parquet")
+    assert make_plan(source, output, SHA, PARAMS).done == 3
+
+
+def test_a_plan_over_nothing_is_empty(tmp_path: Path) -> None:
+    plan = make_plan(Store(str(tmp_path / "in")), Store(str(tmp_path / "out")), SHA, PARAMS)
+    assert (len(plan.todo), plan.found, plan.ignored, plan.done, plan.parts) == (0, 0, 0, 0, set())
+    assert plan.todo.schema == REFERENCE
+
+
+def test_a_name_that_is_no_utf8_becomes_a_reject_to_be(places: tuple[Store, Store]) -> None:
+    source, output = places
+    Path(os.fsdecode(os.fsencode(source.root) + b"/bad\xff.jpg")).write_bytes(b"1")
+    references = make_plan(source, output, SHA, PARAMS).todo.to_pylist()
+    assert {r["rel_path"]: bool(r["problem"]) for r in references} == {
+        "a.jpg": False, "x/b.png": False, "c.gif": False, "bad\\xff.jpg": True,
+    }  # fmt: skip
+
+
+def test_a_bucket_is_planned_by_its_etags(moto_bucket: str, tmp_path: Path) -> None:
+    source, output = Store(f"{moto_bucket}/in"), Store(str(tmp_path))
+    for path in ("_a.jpg", "x/ü#1.png", "z.txt"):
+        source.write(path, path.encode())
+    commit(source, output)
+    assert make_plan(source, output, SHA, PARAMS).done == 2
+    source.write("_a.jpg", b"_b.jpg")
+    assert paths_of(make_plan(source, output, SHA, PARAMS)) == ["_a.jpg"]
+
+
+@given(st.integers(0, 40), st.integers(1, 50))
+def test_blocks_hold_every_reference_once_in_order(count: int, rows: int) -> None:
+    todo = pa.Table.from_pylist([{"rel_path": str(n)} for n in range(count)], REFERENCE)
+    cut = blocks(todo, rows)
+    assert [p for block in cut for p in block["rel_path"].to_pylist()] == [str(n) for n in range(count)]
+    assert all(0 < len(block) <= rows for block in cut)
+
+
+def test_parts_are_read_with_the_file_of_each_row(places: tuple[Store, Store]) -> None:
+    source, output = places
+    for path in ("a.jpg", "c.gif"):
+        put(output, "results", [key(path, etags(source)[path])])
+    table = read_parts(output, part_paths(output, "results"), ["rel_path"])
+    assert sorted(table["rel_path"].to_pylist()) == ["a.jpg", "c.gif"]
+    assert sorted(table["part"].to_pylist()) == part_paths(output, "results")
+    assert read_parts(output, [], ["rel_path"]).schema.names == ["rel_path", "part"]

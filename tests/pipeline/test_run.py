@@ -1,0 +1,189 @@
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from jobs.decode import decode_output
+from pipeline.account import verify
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError, StorageError, TooManyRejects
+from pipeline.run import plan_of, pool_for, resolve, run
+from pipeline.storage import Store
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def fill(folder: Path, crops: list[np.ndarray]) -> dict[str, str]:
+    """Good and bad files of many kinds; gives the expected error class of each ('' for a good one)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images = [Image.fromarray(c) for c in crops]
+    good = {
+        "a.jpg": images[0],
+        "a.png": images[1].crop((0, 0, 77, 51)),
+        "_leading/.hidden.png": images[2].crop((3, 3, 4, 4)),
+        "deep/er/ünï cödé %41#.jpeg": images[3],
+        "gray.png": images[4].convert("L"),
+        "alpha.png": images[5].convert("RGBA"),
+        "palette.gif": images[6].quantize(16),
+        "cmyk.jpg": images[7].convert("CMYK"),
+        "tall.webp": images[8].crop((0, 0, 16, 96)),
+        "x.tiff": images[9],
+    }
+    for name, image in good.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    Image.fromarray(crops[10]).save(folder / "turned.jpg", exif=exif_of(6))
+    whole = (folder / "a.jpg").read_bytes()
+    bad = {"cut.jpg": whole[: len(whole) // 2], "text.jpg": b"this is text", "empty.png": b""}
+    for name, data in bad.items():
+        (folder / name).write_bytes(data)
+    (folder / "notes.txt").write_text("no image")
+    classes = {"cut.jpg": "BrokenImage", "text.jpg": "UnknownFormat", "empty.png": "EmptyFile"}
+    return dict.fromkeys([*good, "turned.jpg"], "") | classes
+
+
+def exif_of(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def rows(output: Path, folder: str = "results") -> list[dict]:
+    return [row for part in sorted((output / folder).glob("*.parquet")) for row in pq.read_table(part).to_pylist()]
+
+
+def files_below(folder: Path) -> dict[str, int]:
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def test_every_file_ends_as_one_row_or_one_reject(tmp_path, crops):
+    expected = fill(tmp_path / "in", crops)
+    output = tmp_path / "out"
+    record = run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(output)))
+    good = {name for name, error in expected.items() if not error}
+    assert {r["rel_path"] for r in rows(output)} == good
+    assert {r["rel_path"]: r["error_class"] for r in rows(output, "rejects")} == {n: e for n, e in expected.items() if e}
+    assert (record["planned"], record["ok"], record["rejected"], record["ignored"]) == (14, 11, 3, 1)
+    assert json.loads((output / "runs" / record["run_id"] / "run.json").read_text())["exit_reason"] == "done"
+    assert verify(Store(str(output))).problems == []
+    for row in rows(output):
+        source, made = tmp_path / "in" / row["rel_path"], output / row["output_uri"]
+        with Image.open(source) as before, Image.open(made) as after:
+            turned = row["exif_orientation"] == 6
+            assert after.size == (before.size[::-1] if turned else before.size)
+            assert after.format == ("PNG" if before.format == "GIF" else before.format)
+            if before.mode in ("L", "RGBA"):
+                assert after.mode == before.mode
+    assert (output / "images/palette.gif.png").exists()
+
+
+def test_a_second_run_does_nothing_and_a_changed_file_is_done_again(tmp_path, crops):
+    source, output = tmp_path / "in", tmp_path / "out"
+    fill(source, crops)
+    config = RunConfig(task="denoise", input=str(source), output=str(output))
+    run(config)
+    before = {name: t for name, t in files_below(output).items() if not name.startswith("runs/")}
+    assert run(config)["planned"] == 0
+    assert {name: t for name, t in files_below(output).items() if not name.startswith("runs/")} == before
+
+    Image.fromarray(crops[12]).save(source / "a.jpg")
+    Image.fromarray(crops[13]).save(source / "cut.jpg")
+    again = run(config)
+    assert (again["planned"], again["ok"], again["rejects_waiting"]) == (2, 2, 2)
+    assert len([r for r in rows(output) if r["rel_path"] == "a.jpg"]) == 2
+    assert verify(Store(str(output))).problems == []
+
+    assert plan_of(resolve(config.model_copy(update={"params": {"sigma": 10}}))).done == 0
+    assert len(plan_of(resolve(config.model_copy(update={"retry": True}))).todo) == 2
+
+
+def test_latents_decode_to_what_the_run_reconstructed(tmp_path, crops):
+    source, output, dest = tmp_path / "in", tmp_path / "out", tmp_path / "dest"
+    fill(source, crops)
+    record = run(RunConfig(task="compress", input=str(source), output=str(output), reconstruct=True))
+    assert record["ok"] == 11
+    # a.jpg is written as a.jpg.png and a.png as a.png: they do not meet.
+    assert {"a.jpg.png", "a.png"} <= {p.name for p in (output / "images").iterdir()}
+    decode_output(str(output), str(dest))
+    for row in rows(output):
+        with (
+            Image.open(output / row["output_uri"]) as made,
+            Image.open(tmp_path / "dest" / Path(row["output_uri"]).relative_to("images")) as decoded,
+        ):
+            assert np.array_equal(np.asarray(made.convert("RGB")), np.asarray(decoded.convert("RGB"))) or made.mode == "L"
+        assert row["latent_shape"][1:] == [-(-n // 8) for n in made.size[::-1]]
+        assert row["bits_per_pixel"] > 0
+    sizes = sum(p.stat().st_size for p in (output / "results").iterdir())
+    pixels = sum(r["orig_width"] * r["orig_height"] for r in rows(output))
+    assert record["quality"]["bits_per_pixel_on_disk"] == pytest.approx(sizes * 8 / pixels)
+
+
+def test_from_a_bucket_and_to_a_bucket(rclone_bucket, tmp_path, crops):
+    source, output = Store(f"{rclone_bucket}/in"), Store(f"{rclone_bucket}/out")
+    expected = fill(tmp_path / "in", crops)
+    for name in expected:
+        if (tmp_path / "in" / name).stat().st_size:
+            source.write(name, (tmp_path / "in" / name).read_bytes())
+    record = run(RunConfig(task="denoise", input=source.url, output=output.url))
+    assert (record["ok"], record["rejected"]) == (11, 2)
+    assert verify(output).problems == []
+    assert run(RunConfig(task="denoise", input=source.url, output=output.url))["planned"] == 0
+
+
+def test_limits_and_rejects(tmp_path, crops):
+    source, output = tmp_path / "in", tmp_path / "out"
+    fill(source, crops)
+    config = RunConfig(task="denoise", input=str(source), output=str(output))
+    assert run(config.model_copy(update={"limit": 2}))["planned"] == 2
+    with pytest.raises(TooManyRejects, match="max_reject_fraction"):
+        run(config.model_copy(update={"max_pixels": 4000, "max_reject_fraction": 0.1}))
+    tiny = [r for r in rows(output, "rejects") if r["error_class"] == "TooManyPixels"]
+    assert tiny
+    assert "over the limit" in tiny[0]["error"]
+    # What was committed before the verdict stays committed.
+    assert len(rows(output)) + len(rows(output, "rejects")) == 14
+
+
+def test_an_output_belongs_to_one_task(tmp_path, crops):
+    fill(tmp_path / "in", crops[:11])
+    run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out"), limit=1))
+    with pytest.raises(ConfigError, match="belongs to the task denoise"):
+        run(RunConfig(task="compress", input=str(tmp_path / "in"), output=str(tmp_path / "out")))
+
+
+def test_an_empty_folder_is_a_run_with_nothing_to_do(tmp_path):
+    (tmp_path / "in").mkdir()
+    record = run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out")))
+    assert (record["planned"], record["exit_code"]) == (0, 0)
+
+
+def test_an_output_that_cannot_be_written(tmp_path, crops):
+    fill(tmp_path / "in", crops)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match="file"):
+        run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "file" / "out")))
+
+
+def test_a_pool_that_cannot_run_is_refused():
+    config = RunConfig(task="denoise", pool={"actors": 4})
+    with pytest.raises(ConfigError, match=r"pool\.actors = 4"):
+        pool_for(config, cpus=2, gpus=0)
+    assert pool_for(RunConfig(task="denoise"), cpus=2, gpus=0).actors == 2
+    assert pool_for(RunConfig(task="denoise"), cpus=1, gpus=0).actors == 1
+    on_gpu = pool_for(RunConfig(task="denoise"), cpus=16, gpus=1)
+    assert on_gpu.num_gpus == 1
+    assert on_gpu.num_cpus * on_gpu.actors < 16
+
+
+def test_a_file_that_goes_away_after_the_listing_is_tried_again(tmp_path, crops):
+    source, output = tmp_path / "in", tmp_path / "out"
+    fill(source, crops)
+    os.symlink(tmp_path / "nowhere", source / "dangling.jpg")
+    config = RunConfig(task="denoise", input=str(source), output=str(output))
+    record = run(config)
+    assert record["planned"] == record["ok"] + record["rejected"]

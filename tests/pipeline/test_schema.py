@@ -1,0 +1,178 @@
+import io
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from pipeline.schema import (
+    LatentError,
+    image_id,
+    pack_latent,
+    parquet_bytes,
+    part_name,
+    reject_schema,
+    result_schema,
+    row_schema,
+    unpack_latent,
+    version,
+)
+
+SYMBOLS = hnp.arrays(np.int8, hnp.array_shapes(min_dims=3, max_dims=3, max_side=9), elements=st.integers(-128, 127))
+SCALAR = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+
+
+def row(number: int, shape: tuple[int, int, int] = (4, 3, 5)) -> dict[str, Any]:
+    symbols = np.random.default_rng(number).integers(-128, 128, shape).astype(np.int8)
+    return {
+        "image_id": image_id(f"{number}.jpg"),
+        "version": version(f"etag {number}", "abc", {}),
+        "source_uri": f"s3://bucket/ü/{number}.jpg",
+        "rel_path": f"ü/{number}.jpg",
+        "source_etag": f"etag {number}",
+        "content_sha256": f"{number:064x}",
+        "orig_width": 40 + number,
+        "orig_height": 24,
+        "exif_orientation": 6,
+        "has_alpha": number % 2 == 0,
+        "bit_depth": 8,
+        "frames": 1,
+        "task": "compress",
+        "fence": 7,
+        "encoded_at": datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC),
+        "psnr_db": 30.5 + number,
+        **pack_latent(symbols),
+    }
+
+
+def table_of(numbers: list[int]) -> pa.Table:
+    return pa.Table.from_pylist([row(n) for n in numbers], result_schema({"psnr_db": float}, stores_latent=True))
+
+
+@given(SYMBOLS)
+def test_a_latent_comes_back_as_it_went(symbols: np.ndarray) -> None:
+    packed = pack_latent(symbols)
+    back = unpack_latent(packed["latent"], packed["latent_shape"], packed["latent_crc32"])
+    assert back.dtype == np.int8
+    np.testing.assert_array_equal(back, symbols)
+
+
+@given(SYMBOLS)
+def test_a_latent_that_is_not_contiguous_comes_back(symbols: np.ndarray) -> None:
+    turned = symbols.transpose(2, 0, 1)
+    packed = pack_latent(turned)
+    np.testing.assert_array_equal(unpack_latent(packed["latent"], packed["latent_shape"], packed["latent_crc32"]), turned)
+
+
+@given(SYMBOLS, st.data())
+def test_a_flipped_bit_of_a_latent_is_seen(symbols: np.ndarray, data: st.DataObject) -> None:
+    packed = pack_latent(symbols)
+    stored = packed["latent"].copy()
+    stored[data.draw(st.integers(0, stored.size - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    with pytest.raises(LatentError, match="crc32"):
+        unpack_latent(stored, packed["latent_shape"], packed["latent_crc32"])
+
+
+def test_a_latent_of_another_size_than_its_shape_is_seen() -> None:
+    packed = pack_latent(np.zeros((2, 3, 4), np.int8))
+    with pytest.raises(LatentError, match="24 values"):
+        unpack_latent(packed["latent"], [2, 3, 5], packed["latent_crc32"])
+
+
+@given(st.dictionaries(st.text(max_size=5), SCALAR | st.dictionaries(st.text(max_size=3), SCALAR, max_size=3), max_size=5))
+def test_a_version_does_not_depend_on_the_order_of_the_parameters(parameters: dict[str, Any]) -> None:
+    reordered = {
+        k: dict(reversed(list(v.items()))) if isinstance(v, dict) else v for k, v in reversed(list(parameters.items()))
+    }
+    assert version("etag", "digest", parameters) == version("etag", "digest", reordered)
+
+
+def test_a_version_changes_with_each_thing_that_decides_an_output() -> None:
+    calls: list[tuple[str, str, dict[str, Any]]] = [
+        ("e", "d", {"step": 32.0}),
+        ("f", "d", {"step": 32.0}),
+        ("e", "f", {"step": 32.0}),
+        ("e", "d", {"step": 33.0}),
+        ("e", "d", {"step": None}),
+        ("e", "d", {"step": 32.0, "task": "x"}),
+        ("e", "d", {}),
+        ("ed", "", {}),
+        ("", "ed", {}),
+    ]
+    assert len({version(*call) for call in calls}) == len(calls)
+
+
+def test_identities_are_128_bit_and_the_same_in_every_process() -> None:
+    # Committed outputs hold these: another value would redo every image of every bucket.
+    assert image_id("a/b.jpg") == "d60cd1dd0407a8c3e0ad03553f1d13ea"
+    assert version("e", "d", {"step": 32.0, "a": None}) == "07152b8d22827b28d8fcfc246280907e"
+
+
+@given(st.permutations(range(6)))
+@settings(max_examples=30)
+def test_a_part_is_named_by_its_rows_in_any_order(order: list[int]) -> None:
+    assert part_name(table_of(order)) == part_name(table_of(list(range(6))))
+
+
+def test_a_part_of_other_rows_has_another_name() -> None:
+    names = [part_name(table_of(numbers)) for numbers in ([0], [1], [0, 1], [0, 1, 2], [0, 0, 1])]
+    assert len(set(names)) == len(names)
+
+
+def test_the_name_of_a_part_does_not_depend_on_what_else_is_in_the_rows() -> None:
+    table = table_of([1, 2])
+    assert part_name(table.drop_columns(["latent", "psnr_db"])) == part_name(table)
+
+
+@pytest.mark.parametrize("level", [1, 19])
+def test_a_part_reads_equal_in_every_reader(tmp_path: Path, level: int) -> None:
+    table = table_of([0, 1, 2])
+    path = tmp_path / part_name(table)
+    path.write_bytes(parquet_bytes(table, level))
+    latents = [row(n)["latent"].tolist() for n in range(3)]
+    shared = ["image_id", "rel_path", "orig_width", "has_alpha", "psnr_db", "fence"]
+    plain = table.select(shared).to_pylist()
+
+    assert pq.read_table(path).equals(table)
+    pandas = pd.read_parquet(path)
+    assert [v.tolist() for v in pandas["latent"]] == latents
+    assert pandas[shared].to_dict("records") == plain
+    polars = pl.read_parquet(path)
+    assert polars["latent"].to_list() == latents
+    assert polars.select(shared).to_dicts() == plain
+    assert polars["encoded_at"].to_list() == table["encoded_at"].to_pylist()
+    duck = duckdb.connect()
+    relation = f"from read_parquet('{path}')"
+    assert [r[0] for r in duck.sql(f"select latent {relation}").fetchall()] == latents
+    assert duck.sql(f"select {', '.join(shared)} {relation}").fetchall() == [tuple(r.values()) for r in plain]
+
+
+def test_a_latent_survives_its_part() -> None:
+    back = pq.read_table(io.BytesIO(parquet_bytes(table_of([3]), 3))).to_pylist()[0]
+    expected = np.random.default_rng(3).integers(-128, 128, (4, 3, 5)).astype(np.int8)
+    symbols = unpack_latent(np.asarray(back["latent"], np.uint8), back["latent_shape"], back["latent_crc32"])
+    np.testing.assert_array_equal(symbols, expected)
+
+
+def test_a_part_without_latents_and_a_part_without_rows_can_be_written() -> None:
+    plain = pa.Table.from_pylist([{"image_id": "a", "version": "b"}], result_schema({"sigma": float}, stores_latent=False))
+    for table in (plain, plain.slice(0, 0), table_of([])):
+        assert pq.read_table(io.BytesIO(parquet_bytes(table, 3))).equals(table)
+
+
+def test_a_row_holds_a_result_or_a_reject() -> None:
+    for stores_latent in (False, True):
+        both = row_schema({"psnr_db": float}, stores_latent)
+        for schema in (result_schema({"psnr_db": float}, stores_latent), reject_schema()):
+            for field in schema:
+                assert both.field(field.name).equals(field)
+        assert len(set(both.names)) == len(both.names)

@@ -1,0 +1,280 @@
+import pickle
+import threading
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ConfigError, StorageError
+from pipeline.storage import StorageConfig, Store, reason, split_scheme
+
+NAMES = [
+    "plain.jpg",
+    "a/b/c/deep.png",
+    "_under/_a.jpg",
+    ".hidden/.a.jpg",
+    "with space/a b.jpg",
+    "per%20cent/100%.jpg",
+    "hash#1/a#b.jpg",
+    "question?/a?b=c&d.jpg",
+    "star*/[a]{b}.jpg",
+    "quote'\"/a;b$c.jpg",
+    "plus+/a+b=c@d,e.jpg",
+    "日本語/éüß 🙂.jpg",
+    "e\u0301/decomposed.jpg",
+    "colon:/a::b.jpg",
+    "~tilde/~a.jpg",
+]
+
+
+def files_below(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_whatever_is_written_is_listed_and_read(any_url: str) -> None:
+    store = Store(any_url)
+    for number, name in enumerate(NAMES):
+        store.write(name, name.encode() * number)
+    listed = {e.path: e.size for e in store.entries()}
+    assert listed == {name: len(name.encode()) * number for number, name in enumerate(NAMES)}
+    assert {name: store.read(name) for name in NAMES} == {name: name.encode() * n for n, name in enumerate(NAMES)}
+    assert all(store.exists(name) for name in NAMES)
+
+
+def test_a_folder_of_a_store_is_listed_alone(any_url: str) -> None:
+    store = Store(any_url)
+    for name in ("in/a.jpg", "in/x/b.jpg", "inside/c.jpg", "in.jpg", "other/in/d.jpg"):
+        store.write(name, b"1")
+    assert sorted(e.path for e in store.entries("in")) == ["in/a.jpg", "in/x/b.jpg"]
+    assert sorted(e.path for e in Store(f"{any_url}/in").entries()) == ["a.jpg", "x/b.jpg"]
+
+
+def test_what_is_missing_or_empty_has_no_entries(any_url: str) -> None:
+    store = Store(any_url)
+    assert list(store.entries()) == []
+    assert list(store.entries("nothing/here")) == []
+    assert not store.exists("nothing")
+    store.write("a/b.jpg", b"1")
+    store.delete("a/b.jpg")
+    assert list(store.entries("a")) == []
+    assert list(store.entries()) == []
+
+
+def test_a_missing_object_is_a_missing_file(any_url: str) -> None:
+    store = Store(any_url)
+    store.write("there.jpg", b"1")
+    with pytest.raises(FileNotFoundError):
+        store.read("gone.jpg")
+
+
+def test_a_write_replaces_and_gives_another_etag(any_url: str) -> None:
+    store = Store(any_url)
+    store.write("a/b.jpg", b"first")
+    [before] = store.entries()
+    store.write("a/b.jpg", b"other")
+    [after] = store.entries()
+    assert store.read("a/b.jpg") == b"other"
+    assert (before.size, after.size) == (5, 5)
+    assert before.etag != after.etag
+
+
+def test_an_etag_stays_while_nothing_changes(any_url: str) -> None:
+    store = Store(any_url)
+    store.write("a.jpg", b"1")
+    assert [e.etag for e in store.entries()] == [e.etag for e in Store(any_url).entries()]
+
+
+@pytest.mark.parametrize("any_url", ["local", "moto"], indirect=True)
+def test_create_happens_once_and_leaves_what_was_there(any_url: str) -> None:
+    store = Store(any_url)
+    assert store.create("x/one", b"mine") is True
+    assert store.create("x/one", b"theirs") is False
+    assert Store(any_url).create("x/one", b"") is False
+    assert store.read("x/one") == b"mine"
+    assert [e.path for e in store.entries()] == ["x/one"]
+
+
+@pytest.mark.parametrize("any_url", ["local", "moto"], indirect=True)
+def test_one_of_many_who_create_wins(any_url: str) -> None:
+    store, won, start = Store(any_url), [], threading.Barrier(8)
+
+    def race(number: int) -> None:
+        start.wait()
+        if store.create("prize", str(number).encode()):
+            won.append(str(number).encode())
+
+    racers = [threading.Thread(target=race, args=(n,)) for n in range(8)]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join()
+    assert won == [store.read("prize")]
+
+
+def test_a_store_travels(any_url: str) -> None:
+    store = Store(any_url, StorageConfig(region="us-east-1"))
+    store.write("a.jpg", b"1")
+    there = pickle.loads(pickle.dumps(store))
+    assert (there.url, there.root, there.scheme, there.config) == (store.url, store.root, store.scheme, store.config)
+    assert there.read("a.jpg") == b"1"
+
+
+def test_uris_are_whole_and_relative_paths_come_back(any_url: str) -> None:
+    store = Store(any_url)
+    store.write("a b/c.jpg", b"1")
+    uri = store.uri("a b/c.jpg")
+    assert uri == f"{any_url}/a b/c.jpg"
+    assert store.relative(store.full("a b/c.jpg")) == "a b/c.jpg"
+    assert Store(uri.rpartition("/")[0]).read("c.jpg") == b"1"
+
+
+def test_a_slash_at_the_end_means_nothing(any_url: str) -> None:
+    Store(f"{any_url}/").write("a.jpg", b"1")
+    assert [e.path for e in Store(any_url).entries()] == ["a.jpg"]
+    assert Store(f"{any_url}/").url == Store(any_url).url
+
+
+def test_a_whole_bucket_is_a_store(moto_bucket: str) -> None:
+    store = Store(moto_bucket)
+    assert list(store.entries()) == []
+    store.write("a/b.jpg", b"1")
+    assert [e.path for e in store.entries()] == ["a/b.jpg"]
+
+
+def test_markers_of_folders_are_no_files(moto_bucket: str) -> None:
+    store = Store(moto_bucket)
+    store.fs.call_s3("put_object", Bucket=store.root, Key="in/folder/", Body=b"")
+    store.write("in/folder/a.jpg", b"1")
+    assert [e.path for e in store.entries()] == ["in/folder/a.jpg"]
+
+
+def test_a_listing_longer_than_a_page_is_whole(moto_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "10")
+    store = Store(moto_bucket)
+    for n in range(25):
+        store.write(f"x/{n:04d}.jpg", b"1")
+    assert len(store.fs.call_s3("list_objects_v2", Bucket=store.root)["Contents"]) == 10
+    assert len({e.path for e in store.entries("x")}) == 25
+
+
+def test_a_refused_key_is_a_storage_error(rclone_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    Store(rclone_bucket).fs.clear_instance_cache()
+    with pytest.raises(StorageError, match="cannot be listed"):
+        list(Store(rclone_bucket).entries())
+
+
+@pytest.mark.parametrize(
+    "url", ["http://host/a", "https://host/a", "gs://b/a", "ftp://h/a", "S4://b", "://a", "zip::s3://b/a"]
+)
+def test_other_schemes_are_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="file, s3"):
+        split_scheme(url)
+
+
+def test_a_bucket_must_be_named() -> None:
+    with pytest.raises(ConfigError, match="bucket"):
+        Store("s3://")
+
+
+def test_local_places_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert split_scheme("in/x/..") == ("file", str(tmp_path / "in"))
+    assert split_scheme(f"file://{tmp_path}/a/") == ("file", str(tmp_path / "a"))
+    assert split_scheme("~/a") == ("file", "/home/me/a")
+    assert split_scheme("s3://bucket/a/b/") == ("s3", "bucket/a/b")
+
+
+def test_an_unknown_key_of_the_storage_config_is_refused() -> None:
+    with pytest.raises(ValueError, match="secret"):
+        StorageConfig.model_validate({"secret": "x"})
+
+
+def test_a_local_write_leaves_nothing_beside_the_file(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.write("a/b.jpg", b"1")
+    store.create("a/c", b"2")
+    store.create("a/c", b"3")
+    assert files_below(tmp_path) == {"a/b.jpg", "a/c"}
+
+
+def test_a_local_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.write("file", b"1")
+    (tmp_path / "folder").mkdir()
+    for attempt in (store.write, store.create):
+        with pytest.raises(OSError, match="file"):
+            attempt("file/below", b"2")
+    with pytest.raises(OSError, match="folder"):
+        store.write("folder", b"2")
+    assert files_below(tmp_path) == {"file"}
+    assert store.read("file") == b"1"
+
+
+def test_a_local_file_of_the_longest_name_can_be_written(tmp_path: Path) -> None:
+    name = "ü" * 125 + ".jpg"
+    store = Store(str(tmp_path))
+    store.write(name, b"1")
+    assert [e.path for e in store.entries()] == [name]
+
+
+def test_a_reader_sees_the_old_or_the_new_content_only(tmp_path: Path) -> None:
+    store, contents = Store(str(tmp_path)), (b"a" * 300_000, b"b" * 300_000)
+    store.write("x", contents[0])
+    stop = threading.Event()
+
+    def rewrite() -> None:
+        while not stop.is_set():
+            for content in contents:
+                store.write("x", content)
+
+    writer = threading.Thread(target=rewrite)
+    writer.start()
+    try:
+        assert {store.read("x") for _ in range(100)} <= set(contents)
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_a_listing_while_another_writes_misses_nothing(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    there = {f"lease/{n:08d}.json" for n in range(300)}
+    for path in there:
+        store.write(path, b"1")
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.is_set():
+            store.write("lease/00000299.beat", b"1")
+
+    writers = [threading.Thread(target=beat) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    try:
+        for _ in range(100):
+            assert there <= {e.path for e in store.entries()}
+    finally:
+        stop.set()
+        for writer in writers:
+            writer.join()
+
+
+def test_a_linked_image_is_listed_with_its_own_size(tmp_path: Path) -> None:
+    Store(str(tmp_path / "elsewhere")).write("big.jpg", b"12345")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/link.jpg").symlink_to(tmp_path / "elsewhere/big.jpg")
+    store = Store(str(tmp_path / "in"))
+    assert [(e.path, e.size) for e in store.entries()] == [("link.jpg", 5)]
+
+
+def test_a_link_to_nowhere_does_not_end_a_listing(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"1")
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    assert "a.jpg" in [e.path for e in Store(str(tmp_path)).entries()]
+
+
+def test_a_reason_is_one_line() -> None:
+    assert reason(ValueError("two\nlines  here")) == "ValueError: two lines here"
+    assert reason(ValueError()) == "ValueError"
+    assert len(reason(ValueError("x" * 5000))) < 400
