@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def bundled() -> list[str]:
 
 def locate(name_or_url: str) -> str:
     """A bundled name, a folder or a URL to the URL of the checkpoint's folder."""
-    if name_or_url.endswith((".pt", ".pth", ".pkl", ".ckpt", ".bin")):
+    if name_or_url.lower().endswith((".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")):
         raise CheckpointError(f"checkpoint {name_or_url}: pickled weights are refused; give a folder with {WEIGHTS}")
     if "://" in name_or_url:
         scheme = name_or_url.split("://")[0]
@@ -55,6 +56,10 @@ def locate(name_or_url: str) -> str:
     )
 
 
+def one_line(error: Exception) -> str:
+    return textwrap.shorten(str(error), 300)
+
+
 def read_file(url: str, name: str, storage_options: dict[str, Any]) -> bytes:
     try:
         with fsspec.open(f"{url}/{name}", "rb", **storage_options) as f:
@@ -62,6 +67,8 @@ def read_file(url: str, name: str, storage_options: dict[str, Any]) -> bytes:
             return data
     except FileNotFoundError as e:
         raise CheckpointError(f"checkpoint {url}: {name} is missing") from e
+    except Exception as e:  # what a store's client raises is open-ended
+        raise CheckpointError(f"checkpoint {url}: {name} cannot be read: {type(e).__name__}: {one_line(e)}") from e
 
 
 def read_card(name_or_url: str, storage_options: dict[str, Any] | None = None) -> Card:
@@ -107,8 +114,8 @@ def build(card: Card, weights: bytes) -> Any:
     try:
         model = ARCHITECTURES[card.architecture](**card.parameters)
         model.load_state_dict({k: v.float() for k, v in safetensors.torch.load(weights).items()})
-    except (TypeError, RuntimeError, safetensors.SafetensorError) as e:
-        raise CheckpointError(f"checkpoint {card.name}: weights do not fit {card.architecture}: {str(e)[:200]}") from e
+    except (TypeError, ValueError, LookupError, RuntimeError, safetensors.SafetensorError) as e:
+        raise CheckpointError(f"checkpoint {card.name}: weights do not fit {card.architecture}: {one_line(e)}") from e
     return model.eval().requires_grad_(False)
 
 

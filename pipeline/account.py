@@ -16,6 +16,10 @@ from pipeline.plan import KEYS, columns_of, part_paths, read_parts
 from pipeline.schema import LatentError, parquet_bytes, part_name, unpack_latent
 from pipeline.storage import Store, reason
 
+DOUBLES_LEVEL = 9
+# What pyarrow raises for files that were damaged or are not ours.
+UNREADABLE = (OSError, pa.ArrowException, KeyError, AttributeError, TypeError, ValueError)
+
 
 @dataclass
 class Account:
@@ -40,26 +44,42 @@ def newest_rows(table: pa.Table) -> pa.Table:
 
 
 def drop_doubles(output: Store) -> int:
-    """Keep one row for each (image_id, version) of `results`; a part that held others is written anew without them.
+    """Keep one row for each (image_id, version) of `results`, the one with the highest fence.
 
-    The new part is there before the old one goes, so no row is ever missing; after a crash in between it is done again.
+    What the parts with doubles hold besides is written as one new part before they go, so no row is ever missing; after a
+    crash in between it is done again.
     """
-    keys = read_parts(output, part_paths(output, "results"), [*KEYS, "fence"])
+    paths = part_paths(output, "results")
+    keys = read_parts(output, paths, [*KEYS, "fence"])
+    # A row is named by its part and its place in it.
+    places = [place for path, count in row_counts(keys) for place in ((path, n) for n in range(count))]
+    order = sorted(range(len(keys)), key=lambda n: (-(keys["fence"][n].as_py() or 0), places[n]))
     seen: set[tuple[str, str]] = set()
-    drop: dict[str, set[tuple[str, str]]] = {}
-    order = pc.sort_indices(keys, sort_keys=[("fence", "descending"), ("part", "ascending")])
-    for i, v, part in zip(*columns_of(keys.take(order), [*KEYS, "part"]), strict=True):
-        if (i, v) in seen:
-            drop.setdefault(part, set()).add((i, v))
-        seen.add((i, v))
-    for part, doubles in drop.items():
-        with output.fs.open(output.full(part), "rb") as f:
+    drop: dict[str, set[int]] = {}
+    pairs = list(zip(*columns_of(keys, KEYS), strict=True))
+    for n in order:
+        if pairs[n] in seen:
+            drop.setdefault(places[n][0], set()).add(places[n][1])
+        seen.add(pairs[n])
+    if not drop:
+        return 0
+    kept = []
+    for path, numbers in drop.items():
+        with output.fs.open(output.full(path), "rb") as f:
             table = pq.read_table(f)
-        keep = table.filter(pa.array([pair not in doubles for pair in zip(*columns_of(table, KEYS), strict=True)]))
-        if len(keep):
-            output.write(f"results/{part_name(keep)}", parquet_bytes(keep, 9))
-        output.delete(part)
+        kept.append(table.filter(pa.array([n not in numbers for n in range(len(table))])))
+    rest = pa.concat_tables(kept, promote_options="default")
+    written = f"results/{part_name(rest)}" if len(rest) else None
+    if written:
+        output.write(written, parquet_bytes(rest, DOUBLES_LEVEL))
+    for path in drop.keys() - {written}:
+        output.delete(path)
     return sum(map(len, drop.values()))
+
+
+def row_counts(keys: pa.Table) -> list[tuple[str, int]]:
+    """(part, rows) of a table that read_parts gave, in its order."""
+    return list(Counter(keys["part"].to_pylist()).items())
 
 
 def account(output: Store, todo: pa.Table, parts_before: set[str], quality: list[str]) -> Account:
@@ -73,7 +93,9 @@ def account(output: Store, todo: pa.Table, parts_before: set[str], quality: list
     rejects = [p for p in part_paths(output, "rejects") if p not in parts_before]
     columns = [*KEYS, "orig_width", "orig_height", *quality]
     rows = read_parts(output, results, columns, pa.schema([(c, pa.string()) for c in columns]))
-    ok = set(zip(*columns_of(rows, KEYS), strict=True)) & wanted
+    pairs = list(zip(*columns_of(rows, KEYS), strict=True))
+    rows = rows.filter(pa.array([pair in wanted for pair in pairs], pa.bool_()))
+    ok = wanted.intersection(pairs)
     reasons: Counter[str] = Counter()
     rejected: set[tuple[str, str]] = set()
     failed = read_parts(output, rejects, [*KEYS, "error_class"])
@@ -112,12 +134,12 @@ def verify(output: Store) -> Verified:
         try:
             with output.fs.open(output.full(path), "rb") as f:
                 tables.append(check_part(path, pq.read_table(f), seen))
-        except (OSError, pa.ArrowException) as e:
+        except UNREADABLE as e:
             seen.problems.append(f"{path}: cannot be read: {reason(e)}")
     for path in part_paths(output, "rejects"):
         try:
             seen.rejects += len(read_parts(output, [path], KEYS))
-        except (OSError, pa.ArrowException) as e:
+        except UNREADABLE as e:
             seen.problems.append(f"{path}: cannot be read: {reason(e)}")
     if not tables:
         return seen
@@ -146,13 +168,15 @@ def verify(output: Store) -> Verified:
 
 
 def check_part(path: str, table: pa.Table, seen: Verified) -> pa.Table:
-    """Check the latents of a part, and give the columns that the other checks need."""
+    """Check a part's name, which its identities decide, and its latents; give the columns that the other checks need."""
+    if path.rpartition("/")[2] != part_name(table):
+        seen.problems.append(f"{path}: its name is not that of the rows it holds")
     if "latent" in table.schema.names:
         for number, (latent, shape, crc32) in enumerate(
             zip(table["latent"], table["latent_shape"].to_pylist(), table["latent_crc32"].to_pylist(), strict=True)
         ):
             try:
-                unpack_latent(latent.values.to_numpy(), shape, crc32)
+                unpack_latent(np.asarray(latent.as_py() if latent.values is None else latent.values), shape, crc32)
                 seen.latents += 1
             except LatentError as e:
                 seen.problems.append(f"{path} row {number}: {e}")

@@ -14,15 +14,18 @@ def output_name(rel_path: str, image_id: str, new_extension: str | None = None) 
         new_extension: ".png" and the like where the output's format is not the source's; it is added to the full name.
 
     A name that already ends in two image extensions gets one more, so that `a.jpg` written as PNG (`a.jpg.png`) and a
-    source called `a.jpg.png` never meet. A path that would leave the folder, or that a disk cannot hold, becomes
+    source called `a.jpg.png` never meet. A path that would leave the folder, or that a disk may not hold, becomes
     `_renamed/IMAGE_ID.ext`.
     """
     stem, dot, extension = rel_path.rpartition(".")
     added = new_extension or (f"{dot}{extension}" if is_image_name(stem) else "")
     name = rel_path + added
     parts = name.split("/")
+    # `a.gif`, written as `a.gif.png`, must not find a folder of that name.
+    double = any(is_image_name(folder) and is_image_name(folder.rpartition(".")[0]) for folder in parts[:-1])
     safe = (
-        all(part not in ("", ".", "..") and len(part.encode()) <= MAX_COMPONENT_BYTES for part in parts)
+        not double
+        and all(part not in ("", ".", "..") and len(part.encode()) <= MAX_COMPONENT_BYTES for part in parts)
         and "\0" not in name
         and parts[0] != "_renamed"
     )

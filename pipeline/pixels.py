@@ -1,17 +1,31 @@
 """File bytes to pixels and back: header check, pixel limit, orientation, modes, formats."""
 
 import io
+import struct
 import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 # Formats by what a decoder has to do with outside data; Pillow knows many more, each one an attack surface.
 # (JPEG's reader opens MPO as well.)
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-EXIF_ORIENTATION = 0x0112
+EXIF_ORIENTATION, BITS_PER_SAMPLE = 0x0112, 258
+# What makes an image upright, by its EXIF orientation (as in ImageOps.exif_transpose, which also rewrites the EXIF and fails
+# on files whose EXIF is odd).
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What broken files raise in Pillow; SyntaxError is how its PNG reader reports a bad chunk.
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error)
 Image.MAX_IMAGE_PIXELS = None  # `decode` checks its own limit on the header, before Pillow decodes anything
 
 
@@ -60,8 +74,7 @@ def decode(data: bytes, max_pixels: int) -> Picture:
             return to_picture(image, data)
     except UnidentifiedImageError:
         raise ImageError("UnknownFormat", f"not an image in a known format; begins with {data[:16]!r}") from None
-    # What broken files raise in Pillow; SyntaxError is how its PNG reader reports a bad chunk.
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError) as e:
+    except BROKEN as e:
         raise ImageError("BrokenImage", f"{type(e).__name__}: {e}") from None
 
 
@@ -69,25 +82,47 @@ def to_picture(image: Image.Image, data: bytes) -> Picture:
     width, height = image.size
     source_format = str(image.format)
     frames = getattr(image, "n_frames", 1)
-    bit_depth = 1 if image.mode == "1" else 8
-    if image.mode.startswith("I;16") or (source_format == "PNG" and data[24] == 16):
-        bit_depth = 16
+    bit_depth = depth_of(image, data)
     image.load()
-    orientation = int(image.getexif().get(EXIF_ORIENTATION, 1))
-    upright = ImageOps.exif_transpose(image)
-    mode = upright.mode
-    if mode in ("I", "F"):
-        raise ImageError("UnsupportedMode", f"{'32-bit integer' if mode == 'I' else 'floating-point'} samples")
-    gray = mode in ("1", "L", "LA", "La") or mode.startswith("I;16")
-    if mode.startswith("I;16"):
-        samples = np.asarray(upright).astype(np.uint32)
-        upright = Image.fromarray(((samples + 128) // 257).astype(np.uint8))
+    gray = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I;16")
+    if source_format == "PNG":
+        gray = gray or data[25] in (0, 4)  # the header's colour type: gray, gray with alpha
+    if image.mode == "F" or (image.mode == "I" and source_format not in ("PNG", "PPM")):
+        raise ImageError("UnsupportedMode", f"{'floating-point' if image.mode == 'F' else '32-bit integer'} samples")
+    orientation = orientation_of(image)
+    if image.mode.startswith("I"):
+        gray = True
+        samples = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray(((samples + 128) // 257).astype(np.uint8))
+    if orientation in UPRIGHT:
+        image = image.transpose(UPRIGHT[orientation])
     alpha = None
-    if upright.has_transparency_data:
-        upright = upright.convert("RGBA")
-        alpha = np.array(upright.getchannel("A"))
-    rgb = np.array(upright.convert("RGB"))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        alpha = np.array(image.getchannel("A"))
+    rgb = np.array(image.convert("RGB"))
     return Picture(rgb, alpha, source_format, gray, width, height, orientation, bit_depth, frames)
+
+
+def depth_of(image: Image.Image, data: bytes) -> int:
+    """Bits of a sample: 1, 8 or 16."""
+    if image.mode == "1":
+        return 1
+    deep = image.mode.startswith("I")
+    if image.format == "PNG":
+        deep = data[24] == 16  # the header's bit depth
+    elif image.format == "TIFF":
+        deep = deep or max(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,))) == 16
+    return 16 if deep else 8
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none or it cannot be understood."""
+    try:
+        value = image.getexif().get(EXIF_ORIENTATION, 1)
+    except BROKEN:
+        return 1
+    return value if value in UPRIGHT else 1
 
 
 def output_format(source_format: str) -> str:
