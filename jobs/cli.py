@@ -10,7 +10,7 @@ import typer
 from models.checkpoint import CheckpointError
 from pipeline.cluster import ensure_token
 from pipeline.config import RunConfig, read_yaml, set_value, validate
-from pipeline.errors import ConfigError, OutputHeld, StorageError, TooManyRejects, VerificationError
+from pipeline.errors import ConfigError, Interrupted, OutputHeld, StorageError, TooManyRejects, VerificationError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -206,14 +206,15 @@ def demo(output: Annotated[str, typer.Argument(metavar="FOLDER")] = "demo") -> N
 
 
 def interrupted(signum: int, frame: Any) -> None:
-    raise KeyboardInterrupt
+    raise Interrupted
 
 
 def main() -> None:
     """Entry point. Errors that a person can mend are one line on stderr and an exit code; no traceback."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("imagemill").setLevel(logging.INFO)
-    signal.signal(signal.SIGTERM, interrupted)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupted)
     ensure_token()
     try:
         app()
@@ -223,6 +224,6 @@ def main() -> None:
     except CheckpointError as e:
         print(f"imagemill: {e}", file=sys.stderr)
         sys.exit(ConfigError.exit_code)
-    except KeyboardInterrupt:
+    except Interrupted:
         print("imagemill: interrupted; what was committed stays, the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(Interrupted.exit_code)

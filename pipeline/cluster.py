@@ -31,7 +31,7 @@ def ensure_token() -> None:
 
 ROOT = Path(__file__).parent.parent
 # glibc hands large blocks back to the kernel and faults them in again for every image: keeping them made the
-# models 2 to 2.5 times faster (docs/design.md). Niceness 15 is Ray's default for workers.
+# models 2 to 2.5 times faster (measured; see DECISIONS.md). Niceness 15 is Ray's default for workers.
 WORKER_ENV = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "1073741824",

@@ -25,6 +25,12 @@ class StorageError(Exception):
     exit_code = 5
 
 
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM; not an Exception, so that nothing on the way takes it for a failure. Exit 130."""
+
+    exit_code = 130
+
+
 class VerificationError(Exception):
     """The output is not what its rows say. Exit 6."""
 

@@ -23,7 +23,7 @@ from models.tasks.task import Params, Task
 from pipeline.account import Account, account
 from pipeline.cluster import connected
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, OutputHeld, StorageError, TooManyRejects
+from pipeline.errors import ConfigError, Interrupted, OutputHeld, StorageError, TooManyRejects
 from pipeline.lease import Lease
 from pipeline.plan import Plan, blocks, make_plan, part_paths, read_parts
 from pipeline.progress import Shown
@@ -193,8 +193,8 @@ def run(config: RunConfig) -> dict[str, Any]:
             record |= {"exit_reason": "done", "exit_code": 0}
             return record
         except BaseException as e:
-            code = 130 if isinstance(e, KeyboardInterrupt) else getattr(e, "exit_code", 1)
-            record |= {"exit_reason": "interrupted" if code == 130 else reason(e), "exit_code": code}
+            code = getattr(e, "exit_code", 1)
+            record |= {"exit_reason": "interrupted" if isinstance(e, Interrupted) else reason(e), "exit_code": code}
             raise
         finally:
             seconds["total"] = round(time.monotonic() - began, 3)

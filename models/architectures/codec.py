@@ -20,6 +20,8 @@ from models.layers import ResBlock, conv3x3, zeroed
 # ITU-T T.871 (JFIF), rows Y, Cb, Cr.
 YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 SYMBOL_MAX = 127
+# The transforms' weights are stored ten times too large: Adam's steps are of one size, and the DCT must not be shaken.
+TRANSFORM_SCALE = 0.1
 
 
 def zigzag(block: int = 8) -> list[tuple[int, int]]:
@@ -28,7 +30,7 @@ def zigzag(block: int = 8) -> list[tuple[int, int]]:
 
 
 def dct_filters(chroma: int, block: int = 8) -> tuple[Tensor, Tensor]:
-    """Analysis and synthesis filters (C,3,8,8) of the block DCT-II of Y, Cb, Cr in units of 8-bit levels."""
+    """Analysis and synthesis filters (C,3,8,8) of the orthonormal block DCT-II of Y, Cb, Cr."""
     k, n = torch.arange(block).float().view(-1, 1), torch.arange(block).float()
     basis = torch.cos(math.pi * (n + 0.5) * k / block) * math.sqrt(2 / block)
     basis[0] /= math.sqrt(2)
@@ -38,8 +40,8 @@ def dct_filters(chroma: int, block: int = 8) -> tuple[Tensor, Tensor]:
     for plane, count in enumerate((block * block, chroma, chroma)):
         for v, u in zigzag(block)[:count]:
             patch = torch.outer(basis[v], basis[u])
-            analysis.append(to_ycc[plane].view(3, 1, 1) * patch * 255)
-            synthesis.append(to_rgb[:, plane].view(3, 1, 1) * patch / 255)
+            analysis.append(to_ycc[plane].view(3, 1, 1) * patch)
+            synthesis.append(to_rgb[:, plane].view(3, 1, 1) * patch)
     return torch.stack(analysis), torch.stack(synthesis)
 
 
@@ -68,8 +70,8 @@ class Codec(Autoencoder):
         self.g_a = nn.Conv2d(3, self.code_channels, 16, stride=8, bias=False)
         self.g_s = nn.ConvTranspose2d(self.code_channels, 3, 16, stride=8, padding=4, bias=False)
         with torch.no_grad():
-            self.g_a.weight.copy_(nn.functional.pad(analysis, (4, 4, 4, 4)))
-            self.g_s.weight.copy_(nn.functional.pad(synthesis, (4, 4, 4, 4)))
+            self.g_a.weight.copy_(nn.functional.pad(analysis, (4, 4, 4, 4)) / TRANSFORM_SCALE)
+            self.g_s.weight.copy_(nn.functional.pad(synthesis, (4, 4, 4, 4)) / TRANSFORM_SCALE)
         self.log_step = nn.Parameter(torch.zeros(self.code_channels))
         self.code_head = nn.Conv2d(self.code_channels + 1, code_width, 1)
         self.code_body = nn.Sequential(*(ResBlock(code_width) for _ in range(code_blocks)))
@@ -79,14 +81,14 @@ class Codec(Autoencoder):
         self.tail = zeroed(conv3x3(width, 12))
 
     def steps(self, step_B: Tensor) -> Tensor:
-        """(B,C,1,1) quantiser step of each channel."""
-        return step_B.view(-1, 1, 1, 1) * self.log_step.exp().view(1, -1, 1, 1)
+        """(B,C,1,1) quantiser step of each channel, for coefficients of images in [0,1]."""
+        return step_B.view(-1, 1, 1, 1) / 255 * self.log_step.exp().view(1, -1, 1, 1)
 
     def analyse(self, x_B3HW: Tensor, step_B: Tensor) -> Tensor:
         """(B,3,H,W) float in [0,1] to unrounded symbols (B,C,H/8,W/8); in float32, bf16 would move them."""
         x = nn.functional.pad(x_B3HW.float() - 0.5, (4, 4, 4, 4), mode="replicate")
         with torch.autocast(x.device.type, enabled=False):
-            y: Tensor = self.g_a(x) / self.steps(step_B)
+            y: Tensor = self.g_a(x * TRANSFORM_SCALE) / self.steps(step_B)
         return y
 
     def encode(self, x_BCHW: Tensor, step_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -97,7 +99,7 @@ class Codec(Autoencoder):
         symbols, step_B = y
         y_hat = symbols * self.steps(step_B)
         with torch.autocast(y_hat.device.type, enabled=False):
-            x_base: Tensor = self.g_s(y_hat) + 0.5
+            x_base: Tensor = self.g_s(y_hat * TRANSFORM_SCALE) + 0.5
         # log2 of the step, centred on the middle of the trained range (8 to 128).
         level = (step_B.log2() - 5.0).view(-1, 1, 1, 1)
         code = torch.cat([symbols * 0.25, level.expand(-1, 1, *symbols.shape[2:])], 1)

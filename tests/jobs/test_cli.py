@@ -131,7 +131,7 @@ def test_run_then_read_what_is_there(imagemill, tmp_path, photos):
     assert record["planned"] == 4
     victim = next((output / "images").iterdir())
     victim.write_bytes(victim.read_bytes()[:-1])
-    code, out, err = imagemill("verify", output)
+    code, out, _ = imagemill("verify", output)
     assert code == 6
     assert victim.name in out
 

@@ -7,8 +7,8 @@ from PIL import Image
 
 from jobs.train import TrainConfig, train
 from models import checkpoint
-from models.tasks import TASKS
 from models.precision import Precision
+from models.tasks import TASKS
 from pipeline.errors import ConfigError
 
 TINY = {
