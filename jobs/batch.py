@@ -9,7 +9,7 @@ from rich.table import Table
 from pipeline.config import RunConfig
 from pipeline.plan import Plan
 from pipeline.progress import clock
-from pipeline.run import plan_of, resolve, run
+from pipeline.run import check_ends, plan_of, resolve, run
 from pipeline.storage import Store
 
 console = Console(highlight=False)
@@ -56,6 +56,7 @@ def last_rate(output: Store) -> float | None:
 
 def show_plan(config: RunConfig) -> Plan:
     job = resolve(config)
+    check_ends(job)
     plan = plan_of(job)
     todo = len(plan.todo)
     rate = last_rate(job.output)

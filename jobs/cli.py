@@ -10,7 +10,7 @@ import typer
 from models.checkpoint import CheckpointError
 from pipeline.cluster import ensure_token
 from pipeline.config import RunConfig, read_yaml, set_value, validate
-from pipeline.errors import ConfigError, Interrupted, OutputHeld, StorageError, TooManyRejects, VerificationError
+from pipeline.errors import ConfigError, Interrupted, OutputHeld, RunFailed, StorageError, TooManyRejects, VerificationError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -218,7 +218,7 @@ def main() -> None:
     ensure_token()
     try:
         app()
-    except (ConfigError, TooManyRejects, OutputHeld, StorageError, VerificationError) as e:
+    except (ConfigError, TooManyRejects, OutputHeld, StorageError, VerificationError, RunFailed) as e:
         print(f"imagemill: {e}", file=sys.stderr)
         sys.exit(e.exit_code)
     except CheckpointError as e:

@@ -9,7 +9,7 @@ from jobs.batch import run_records
 from pipeline.account import verify
 from pipeline.errors import StorageError, VerificationError
 from pipeline.plan import KEYS, part_paths, read_parts
-from pipeline.storage import Store
+from pipeline.storage import STORE_FAILURES, Store, reason
 
 console = Console(highlight=False)
 
@@ -20,8 +20,8 @@ def existing(url: str) -> Store:
     try:
         if output.exists():
             return output
-    except OSError as e:
-        raise StorageError(f"{url}: {e}") from None
+    except STORE_FAILURES as e:
+        raise StorageError(f"{url}: {reason(e)}") from None
     raise StorageError(f"{url} does not exist")
 
 

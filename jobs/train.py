@@ -34,7 +34,7 @@ from pipeline.config import Strict, validate
 from pipeline.errors import ConfigError, StorageError
 from pipeline.pixels import ImageError, decode
 from pipeline.sources.folder import list_folder
-from pipeline.storage import StorageConfig, Store, reason
+from pipeline.storage import STORE_FAILURES, StorageConfig, Store, reason
 
 log = logging.getLogger("imagemill.train")
 
@@ -305,7 +305,7 @@ def train(config: TrainConfig) -> checkpoints.Card:
     try:
         output.write(f"{config.name}/.writable", b"")
         output.delete(f"{config.name}/.writable")
-    except OSError as e:
+    except STORE_FAILURES as e:
         raise StorageError(f"output {config.output}: {reason(e)}") from None
 
     gpus = int(ray.cluster_resources().get("GPU", 0))

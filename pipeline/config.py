@@ -25,7 +25,7 @@ class PoolConfig(Strict):
         None, pattern="^(float32|bfloat16)$", description="bfloat16 where the hardware has it (compress: always float32)"
     )
     threads: int | None = Field(None, ge=1, description="fetch and decode threads in an actor")
-    max_restarts: int = Field(3, ge=0, description="times that work on a dead actor is begun again")
+    max_retries: int = Field(3, ge=0, description="times that a block is begun again after its actor died")
 
 
 class RunConfig(Strict):

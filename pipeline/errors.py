@@ -25,6 +25,12 @@ class StorageError(Exception):
     exit_code = 5
 
 
+class RunFailed(Exception):
+    """Ray could not finish; what was committed stays. Exit 1."""
+
+    exit_code = 1
+
+
 class Interrupted(BaseException):
     """Ctrl-C or SIGTERM; not an Exception, so that nothing on the way takes it for a failure. Exit 130."""
 

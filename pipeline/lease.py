@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from pipeline.errors import OutputHeld, StorageError
-from pipeline.storage import Store, reason
+from pipeline.storage import STORE_FAILURES, Store, reason
 
 log = logging.getLogger("imagemill.lease")
 FOLDER = "runs/lease"
@@ -100,7 +100,7 @@ class Lease:
                 for kind in ("beat", "released", "json"):
                     if self.output.exists(self._path(fence, kind)):
                         self.output.delete(self._path(fence, kind))
-        except OSError as e:
+        except STORE_FAILURES as e:
             raise StorageError(f"output {self.output.url}: cannot be written: {reason(e)}") from None
         self._beats.start()
         return self
@@ -125,7 +125,7 @@ class Lease:
                     self.lost.set()
                     return
                 self.output.write(self._path(self.fence, "beat"), json.dumps({"at": time.time()}).encode())
-            except (OSError, StorageError) as e:
+            except (*STORE_FAILURES, StorageError) as e:
                 log.warning("lease of %s not renewed: %s", self.output.url, reason(e))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -133,5 +133,5 @@ class Lease:
         self._beats.join(timeout=BEAT_SECONDS)
         try:
             self.output.create(self._path(self.fence, "released"), b"")
-        except OSError as e:
+        except STORE_FAILURES as e:
             log.warning("lease of %s not released: %s", self.output.url, reason(e))

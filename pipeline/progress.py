@@ -2,6 +2,7 @@
 
 import json
 import logging
+import resource
 import secrets
 import sys
 import threading
@@ -16,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 log = logging.getLogger("imagemill.run")
 NAMESPACE = b"imagemill"
 LOG_SECONDS = 15.0
+POLL_SECONDS = 0.5
 
 
 class Tally:
@@ -51,8 +53,14 @@ class Tally:
         from ray.experimental.internal_kv import _internal_kv_put
 
         with self._lock:
+            self._counts["rss_mb"] = peak_rss_mb()
             data = json.dumps(self._counts).encode()
         _internal_kv_put(self._key, data, namespace=NAMESPACE)
+
+
+def peak_rss_mb() -> int:
+    """The most memory that this process has had, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000
 
 
 def total(run_id: str) -> Counter[str]:
@@ -77,15 +85,18 @@ class Shown:
         self.counts: Counter[str] = Counter()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="progress")
-        self._first: float | None = None
+        self._began = time.monotonic()
+        self.first_image_s = 0.0
+        """Seconds until the first image was done."""
 
     def rate(self) -> float:
         """Images a second since the first one was done."""
         done = int(self.counts["ok"] + self.counts["rejected"])
         if not done:
             return 0.0
-        self._first = self._first or time.monotonic() - 0.5
-        return done / (time.monotonic() - self._first)
+        elapsed = time.monotonic() - self._began
+        self.first_image_s = self.first_image_s or max(0.0, elapsed - POLL_SECONDS)
+        return done / max(POLL_SECONDS, elapsed - self.first_image_s)
 
     def _watch(self) -> None:
         terminal = sys.stderr.isatty()
@@ -101,7 +112,7 @@ class Shown:
         with bar:
             shown = bar.add_task("images", total=self.planned, note="starting")
             while True:
-                stopped = self._stop.wait(0.5)
+                stopped = self._stop.wait(POLL_SECONDS)
                 self.counts = total(self.run_id)
                 done, rejected = int(self.counts["ok"] + self.counts["rejected"]), int(self.counts["rejected"])
                 rate = self.rate()

@@ -23,11 +23,11 @@ from models.tasks.task import Params, Task
 from pipeline.account import Account, account
 from pipeline.cluster import connected
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, Interrupted, OutputHeld, StorageError, TooManyRejects
+from pipeline.errors import ConfigError, Interrupted, OutputHeld, RunFailed, StorageError, TooManyRejects
 from pipeline.lease import Lease
 from pipeline.plan import Plan, blocks, make_plan, part_paths, read_parts
-from pipeline.progress import Shown
-from pipeline.storage import Store, reason
+from pipeline.progress import Shown, peak_rss_mb
+from pipeline.storage import STORE_FAILURES, Store, reason
 
 log = logging.getLogger("imagemill.run")
 # Actors take three quarters of a CPU each; the rest is for the tasks that write parts. Actors that take all of it
@@ -97,9 +97,18 @@ def resolve(config: RunConfig) -> Resolved:
     return Resolved(config, task, params, card, weights, source, output)
 
 
-def plan_of(job: Resolved) -> Plan:
-    """What a run would do; changes nothing. Raises: StorageError, ConfigError when OUTPUT belongs to another task."""
+@contextmanager
+def storage_errors(job: Resolved) -> Iterator[None]:
+    """What a store's client raises becomes a StorageError that names both ends."""
     try:
+        yield
+    except STORE_FAILURES as e:
+        raise StorageError(f"{job.source.url} or {job.output.url}: {reason(e)}") from None
+
+
+def check_ends(job: Resolved) -> None:
+    """Raises: StorageError when INPUT is not there, ConfigError when it is a file or OUTPUT belongs to another task."""
+    with storage_errors(job):
         if not job.source.exists():
             raise StorageError(f"input {job.source.url} does not exist")
         if job.source.local and not job.source.fs.isdir(job.source.root):
@@ -108,11 +117,13 @@ def plan_of(job: Resolved) -> Plan:
             there = read_parts(job.output, [path], ["task"])["task"][0].as_py()
             if there != job.task.name:
                 raise ConfigError(f"output {job.output.url} belongs to the task {there}, not {job.task.name}")
-        return make_plan(
-            job.source, job.output, job.card.sha256, job.parameters, retry=job.config.retry, limit=job.config.limit
-        )
-    except OSError as e:
-        raise StorageError(f"{job.source.url} or {job.output.url}: {reason(e)}") from None
+
+
+def plan_of(job: Resolved) -> Plan:
+    """What a run would do; changes nothing. Raises: StorageError."""
+    config = job.config
+    with storage_errors(job):
+        return make_plan(job.source, job.output, job.card.sha256, job.parameters, retry=config.retry, limit=config.limit)
 
 
 def pool_for(config: RunConfig, cpus: float, gpus: float) -> Pool:
@@ -154,7 +165,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     at the end, when all rows are committed.
     """
     job = resolve(config)
-    plan_of(job)  # what can be wrong with input and output shows here, before OUTPUT is touched
+    check_ends(job)
     seconds: dict[str, float] = {}
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     record: dict[str, Any] = {"run_id": run_id, "task": job.task.name, "model_id": job.card.name}
@@ -168,7 +179,7 @@ def run(config: RunConfig) -> dict[str, Any]:
         "seconds": seconds,
         "versions": {"python": platform.python_version()} | {name: package_version(name) for name in KEPT_VERSIONS},
     }
-    with Lease(job.output) as lease:
+    with storage_errors(job), Lease(job.output) as lease:
         record["fence"] = lease.fence
         job.output.write(f"runs/{run_id}/config.yaml", text.encode())
         began = time.monotonic()
@@ -183,7 +194,7 @@ def run(config: RunConfig) -> dict[str, Any]:
                 left = account(
                     job.output, plan.todo, plan.parts, [c for c, kind in job.task.columns.items() if kind is float]
                 )
-            record_account(record, left)
+            record_account(record, left, job.task)
             share = left.rejected / max(1, len(plan.todo))
             if share > config.max_reject_fraction:
                 raise TooManyRejects(
@@ -202,16 +213,16 @@ def run(config: RunConfig) -> dict[str, Any]:
             job.output.write(f"runs/{run_id}/run.json", json.dumps(record, indent=2, ensure_ascii=False).encode())
 
 
-def record_account(record: dict[str, Any], left: Account) -> None:
+def record_account(record: dict[str, Any], left: Account, task: Task) -> None:
     counts = asdict(left)
     pixels = counts.pop("pixels")
     record |= counts
-    if left.ok and record["task"] == "compress":
+    if left.ok and task.stores_latent:
         record["quality"]["bits_per_pixel_on_disk"] = left.parquet_bytes * 8 / pixels
 
 
 def execute(job: Resolved, plan: Plan, lease: Lease, record: dict[str, Any], seconds: dict[str, float]) -> None:
-    """The Ray Data job: references → actors → parts. Raises: OutputHeld, StorageError, RuntimeError."""
+    """The Ray Data job: references → actors → parts. Raises: OutputHeld, StorageError, RunFailed."""
     began = time.monotonic()
     with connected(job.config.address):
         seconds["start"] = round(time.monotonic() - began, 3)
@@ -221,7 +232,9 @@ def execute(job: Resolved, plan: Plan, lease: Lease, record: dict[str, Any], sec
         log.info("%d images, %d actors", len(plan.todo), pool.actors)
         with stage(seconds, "run"), Shown(record["run_id"], len(plan.todo)) as shown:
             write(job, plan, pool, part_rows, {k: record[k] for k in LINEAGE_KEYS})
+        seconds["first_image"] = round(shown.first_image_s, 3)
         record["images_per_s"] = round(shown.rate(), 2)
+        record["peak_rss_mb"] = {"driver": peak_rss_mb(), "actors": int(shown.counts["rss_mb"])}
         record["stage_seconds"] = {k[:-2]: round(v, 2) for k, v in sorted(shown.counts.items()) if k.endswith("_s")}
         record |= {"bytes_in": int(shown.counts["bytes_in"]), "bytes_out": int(shown.counts["bytes_out"])}
     if lease.lost.is_set():
@@ -265,7 +278,8 @@ def write(job: Resolved, plan: Plan, pool: Pool, part_rows: int, lineage: dict[s
     )
     block_rows = min(part_rows, max(1, len(plan.todo) // (4 * pool.actors)))
     with warnings.catch_warnings():
-        # 2.60 has no named argument for the two limits yet, and warns of the way there is.
+        # 2.60 has no named argument for the two limits yet, and warns of the way there is. Actors may restart for ever, but
+        # a block that kills them is given up after `max_retries`.
         warnings.simplefilter("ignore", ray.data.dataset.RayDeprecationWarning)
         dataset = ray.data.from_arrow(blocks(plan.todo, block_rows)).map_batches(
             Predictor,
@@ -275,8 +289,8 @@ def write(job: Resolved, plan: Plan, pool: Pool, part_rows: int, lineage: dict[s
             compute=ray.data.ActorPoolStrategy(size=pool.actors),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus or None,
-            max_restarts=config.pool.max_restarts,
-            max_task_retries=config.pool.max_restarts,
+            max_restarts=-1,
+            max_task_retries=config.pool.max_retries,
         )
     sink = PartSink(
         job.output, job.task.columns, job.task.stores_latent, part_rows, config.compression_level, lineage["fence"]
@@ -293,7 +307,7 @@ def translate(error: Exception, job: Resolved) -> Exception:
     while cause is not None:
         if isinstance(cause, OutputHeld):
             return OutputHeld(str(cause))
-        if isinstance(cause, OSError):
+        if isinstance(cause, STORE_FAILURES):
             return StorageError(f"{job.output.url}: {reason(cause)}. What was committed stays; run the same command again")
         cause = getattr(cause, "cause", None) or cause.__cause__
-    return RuntimeError(f"Ray: {reason(error)}. What was committed stays; run the same command again")
+    return RunFailed(f"Ray: {reason(error)}. What was committed stays; run the same command again")

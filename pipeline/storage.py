@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+from botocore.exceptions import BotoCoreError
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import ConfigError, StorageError
 
 SCHEMES = ("file", "s3")
+STORE_FAILURES = (OSError, BotoCoreError)
+"""What the clients of stores raise."""
 
 
 class StorageConfig(BaseModel):
