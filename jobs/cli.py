@@ -1,8 +1,12 @@
 """The command `imagemill`: arguments in, exit codes out."""
 
 import logging
+import os
 import signal
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +15,7 @@ from models.checkpoint import CheckpointError
 from pipeline.cluster import ensure_token
 from pipeline.config import RunConfig, read_yaml, set_value, validate
 from pipeline.errors import ConfigError, Interrupted, OutputHeld, RunFailed, StorageError, TooManyRejects, VerificationError
+from pipeline.storage import StorageConfig, Store
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,6 +27,7 @@ app = typer.Typer(
 )
 
 Config = Annotated[str | None, typer.Option("-c", "--config", help="YAML of the run", metavar="JOB.yaml")]
+Storage = Annotated[str | None, typer.Option("-c", "--config", help="YAML with a storage block", metavar="JOB.yaml")]
 Input = Annotated[str | None, typer.Option("--input", help="folder or s3://bucket/prefix")]
 Output = Annotated[str | None, typer.Option("--output", help="folder or s3://bucket/prefix")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="override a key of the YAML", metavar="KEY=VALUE")]
@@ -39,10 +45,18 @@ def effective(config: str | None, assignments: list[str] | None, **flags: Any) -
     values = read_yaml(config) if config else {}
     params = flags.pop("params", {})
     values |= {key: value for key, value in flags.items() if value is not None}
-    values["params"] = {**(values.get("params") or {}), **{k: v for k, v in params.items() if v is not None}}
+    for key, value in params.items():
+        if value is not None:
+            set_value(values, f"params.{key}={value}")
     for assignment in assignments or []:
         set_value(values, assignment)
     return validate(RunConfig, values, config or "command line")
+
+
+def store(url: str, config: str | None) -> Store:
+    """A place, reached as the storage block of a YAML says."""
+    values = read_yaml(config).get("storage") if config else None
+    return Store(url, validate(StorageConfig, values or {}, config or url))
 
 
 def batch(config: RunConfig) -> None:
@@ -127,38 +141,39 @@ def plan(
 
 
 @app.command()
-def status(output: OutputArgument) -> None:
+def status(output: OutputArgument, config: Storage = None) -> None:
     """What OUTPUT holds and how its last runs ended."""
     from jobs.inspect import show_status
 
-    show_status(output)
+    show_status(store(output, config))
 
 
 @app.command()
-def verify(output: OutputArgument) -> None:
+def verify(output: OutputArgument, config: Storage = None) -> None:
     """Check OUTPUT against itself: rows, files, digests, latents. Exit 6 when something is wrong."""
     from jobs.inspect import show_verified
 
-    show_verified(output)
+    show_verified(store(output, config))
 
 
 @app.command()
-def failures(output: OutputArgument) -> None:
+def failures(output: OutputArgument, config: Storage = None) -> None:
     """List the rejects with their reasons."""
     from jobs.inspect import show_failures
 
-    show_failures(output)
+    show_failures(store(output, config))
 
 
 @app.command()
 def decode(
     output: OutputArgument,
     dest: Annotated[str, typer.Argument(metavar="DEST", help="folder or s3://bucket/prefix for the images")],
+    config: Storage = None,
 ) -> None:
     """Turn the latents of OUTPUT back into PNG images."""
     from jobs.decode import decode_output
 
-    decode_output(output, dest)
+    decode_output(store(output, config), store(dest, config))
 
 
 @app.command()
@@ -209,21 +224,49 @@ def interrupted(signum: int, frame: Any) -> None:
     raise Interrupted
 
 
+@contextmanager
+def native_noise_aside() -> Iterator[None]:
+    """Ray's C++ core warns of its own doings on descriptor 2, past Python's sys.stderr: into a file with it.
+
+    Python's own messages go where they went. The file goes when the command ends well.
+    """
+    kept, python_stderr = os.dup(2), sys.stderr
+    with tempfile.NamedTemporaryFile(prefix="imagemill-native-", suffix=".log") as noise:
+        python_stderr.flush()
+        os.dup2(noise.fileno(), 2)
+        sys.stderr = os.fdopen(kept, "w", buffering=1)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            sys.stderr = python_stderr
+
+
 def main() -> None:
     """Entry point. Errors that a person can mend are one line on stderr and an exit code; no traceback."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    with native_noise_aside():
+        sys.exit(command())
+
+
+def command() -> int:
+    """Run the command of sys.argv; gives the exit code."""
+    logging.basicConfig(force=True, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("imagemill").setLevel(logging.INFO)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupted)
     ensure_token()
     try:
-        app()
+        code = app(standalone_mode=True)
+        return int(code or 0)
+    except SystemExit as e:
+        return int(e.code or 0) if not isinstance(e.code, str) else 1
     except (ConfigError, TooManyRejects, OutputHeld, StorageError, VerificationError, RunFailed) as e:
         print(f"imagemill: {e}", file=sys.stderr)
-        sys.exit(e.exit_code)
+        return e.exit_code
     except CheckpointError as e:
         print(f"imagemill: {e}", file=sys.stderr)
-        sys.exit(ConfigError.exit_code)
+        return ConfigError.exit_code
     except Interrupted:
         print("imagemill: interrupted; what was committed stays, the same command goes on from there", file=sys.stderr)
-        sys.exit(Interrupted.exit_code)
+        return Interrupted.exit_code

@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import torch
 from rich.console import Console
 
+from jobs.inspect import check_exists
 from models.autoencoder import Autoencoder
 from models.tasks.compress import decode_latent
 from pipeline.account import newest_rows
-from pipeline.errors import ConfigError, StorageError, VerificationError
+from pipeline.errors import ConfigError, VerificationError
 from pipeline.names import output_name
 from pipeline.pixels import encode_rgb
 from pipeline.plan import part_paths, read_parts
@@ -38,19 +39,17 @@ def decode_row(row: dict[str, Any], model: Any, device: str) -> np.ndarray:
     return decode_latent(model, symbols, upright_size(row), row["step"], device)
 
 
-def decode_output(url: str, dest_url: str) -> int:
+def decode_output(output: Store, dest: Store) -> int:
     """Write the newest image of every row of OUTPUT to DEST as PNG, under the names that `--reconstruct` gives.
 
     Raises: StorageError, ConfigError, CheckpointError before anything is written; VerificationError at the end when
         latents did not match their CRC (they are named, never decoded).
     """
-    output, dest = Store(url), Store(dest_url)
-    if not output.exists():
-        raise StorageError(f"{url} does not exist")
+    check_exists(output)
     paths = part_paths(output, "results")
     index = read_parts(output, paths, ["image_id", "task", "encoded_at", "fence"])
     if len(index) and index["task"][0].as_py() != "compress":
-        raise ConfigError(f"{url} holds no latents: its task is {index['task'][0].as_py()}")
+        raise ConfigError(f"{output.url} holds no latents: its task is {index['task'][0].as_py()}")
     # As in the actors, whose results these must equal: one torch thread for each image.
     torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"

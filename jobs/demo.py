@@ -95,7 +95,7 @@ def run_demo(output: str) -> None:
     picture.write_bytes(contact_sheet(["original", "compressed", f"noisy, sigma {SIGMA:g}", "denoised"], sheet))
 
     quality = records["compress"]["quality"]
-    show_failures(str(outputs["compress"]))
+    show_failures(Store(str(outputs["compress"])))
     table = Table("task", "images", "ok", "rejected", "bits/pixel", "PSNR dB", "images/s")
     for task, bits, db in (
         ("compress", f"{quality['bits_per_pixel_on_disk']:.3f}", f"{quality['psnr_db']:.2f}"),

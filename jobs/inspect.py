@@ -14,19 +14,18 @@ from pipeline.storage import STORE_FAILURES, Store, reason
 console = Console(highlight=False)
 
 
-def existing(url: str) -> Store:
+def check_exists(output: Store) -> None:
     """Raises: StorageError when OUTPUT is not there."""
-    output = Store(url)
     try:
         if output.exists():
-            return output
+            return
     except STORE_FAILURES as e:
-        raise StorageError(f"{url}: {reason(e)}") from None
-    raise StorageError(f"{url} does not exist")
+        raise StorageError(f"{output.url}: {reason(e)}") from None
+    raise StorageError(f"{output.url} does not exist")
 
 
-def show_status(url: str) -> None:
-    output = existing(url)
+def show_status(output: Store) -> None:
+    check_exists(output)
     results, rejects = part_paths(output, "results"), part_paths(output, "rejects")
     rows = read_parts(output, results, KEYS)
     images = len(set(rows["image_id"].to_pylist()))
@@ -38,9 +37,9 @@ def show_status(url: str) -> None:
     console.print(table)
 
 
-def show_verified(url: str) -> None:
+def show_verified(output: Store) -> None:
     """Raises: VerificationError when something is wrong."""
-    output = existing(url)
+    check_exists(output)
     seen = verify(output)
     verdict = f"{len(seen.problems)} problems" if seen.problems else "all well"
     console.print(
@@ -50,12 +49,12 @@ def show_verified(url: str) -> None:
     for problem in seen.problems[:100]:
         console.print(f"  {problem}", markup=False)
     if seen.problems:
-        raise VerificationError(f"{url}: {len(seen.problems)} problems")
+        raise VerificationError(f"{output.url}: {len(seen.problems)} problems")
 
 
-def show_failures(url: str) -> None:
+def show_failures(output: Store) -> None:
     """The rejects that no committed row has made good since."""
-    output = existing(url)
+    check_exists(output)
     committed = read_parts(output, part_paths(output, "results"), KEYS)
     done = set(zip(committed["image_id"].to_pylist(), committed["version"].to_pylist(), strict=True))
     columns = [*KEYS, "rel_path", "stage", "error_class", "error", "attempts", "run_id"]

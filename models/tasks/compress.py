@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from models.architectures.codec import Codec
+from models.architectures.codec import Codec, quantise
 from models.autoencoder import Autoencoder
 from models.losses import laplace_bits, psnr_loss, rate_distortion
 from models.metrics import psnr_db
@@ -37,17 +37,15 @@ class Compress(Task):
         assert isinstance(model, Codec)
         draw = torch.rand(x_BCHW.shape[0], generator=generator)
         step_B = MIN_STEP * (MAX_STEP / MIN_STEP) ** draw
-        symbols, _ = model.encode(x_BCHW, step_B)
-        x_hat = model.decode((symbols, step_B))
-        loss, bpp = rate_distortion(x_hat, x_BCHW, laplace_bits(symbols), step_B)
+        x_hat, bits_B = code(model, x_BCHW, step_B)
+        loss, bpp = rate_distortion(x_hat, x_BCHW, bits_B, step_B)
         return {"loss": loss, "bits_per_pixel": bpp.detach(), "psnr_db": -psnr_loss(x_hat, x_BCHW).detach()}
 
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
         assert isinstance(model, Codec)
         step_B = x_BCHW.new_full((x_BCHW.shape[0],), 32.0)
-        symbols, _ = model.encode(x_BCHW, step_B)
-        x_hat = model.decode((symbols, step_B))
-        loss, bpp = rate_distortion(x_hat, x_BCHW, laplace_bits(symbols), step_B)
+        x_hat, bits_B = code(model, x_BCHW, step_B)
+        loss, bpp = rate_distortion(x_hat, x_BCHW, bits_B, step_B)
         rounded = x_hat.clamp(0, 1).mul(255).round().div(255)
         return {"psnr_db": -float(psnr_loss(rounded, x_BCHW)), "bits_per_pixel": float(bpp), "loss": float(loss)}
 
@@ -65,6 +63,13 @@ class Compress(Task):
             decoded = decode_latent(model, latent, image.shape[:2], params.step, precision.device)
             outputs.append(Output(decoded, latent, {"step": params.step, "psnr_db": psnr_db(decoded, image)}))
         return outputs
+
+
+def code(model: Codec, x_B3HW: Tensor, step_B: Tensor) -> tuple[Tensor, Tensor]:
+    """What images become at a step, (B,3,H,W), and the bits that they take, (B,)."""
+    y = model.analyse(x_B3HW, step_B)
+    symbols = quantise(y)
+    return model.decode((symbols, step_B)), laplace_bits(symbols, y)
 
 
 def decode_latent(model: Codec, latent: np.ndarray, size: tuple[int, int], step: float, device: str) -> np.ndarray:

@@ -109,7 +109,7 @@ def test_latents_decode_to_what_the_run_reconstructed(tmp_path, crops):
     assert record["ok"] == 11
     # a.jpg is written as a.jpg.png and a.png as a.png: they do not meet.
     assert {"a.jpg.png", "a.png"} <= {p.name for p in (output / "images").iterdir()}
-    decode_output(str(output), str(dest))
+    decode_output(Store(str(output)), Store(str(dest)))
     for row in rows(output):
         with (
             Image.open(output / row["output_uri"]) as made,
