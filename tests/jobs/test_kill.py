@@ -10,32 +10,37 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from pipeline.account import verify
+from pipeline.pixels import encode_rgb
 from pipeline.storage import Store
 
 IMAGES = 300
 
 
+def make_photos(source: Store, count: int, crops: list[np.ndarray]) -> None:
+    """Photos of 64 px, all different, in ten folders."""
+    for number in range(count):
+        crop = crops[number % len(crops)]
+        y, x = number // len(crops) % 32, number // len(crops) // 32
+        source.write(f"{number % 10}/{number}.png", encode_rgb(crop[y : y + 64, x : x + 64], "PNG"))
+
+
 @pytest.fixture
-def many(tmp_path: Path, crops: list[np.ndarray]) -> Path:
-    folder = tmp_path / "many"
-    folder.mkdir()
-    for number in range(IMAGES):
-        y, x = number % 32, number // 32
-        Image.fromarray(crops[number % len(crops)][y : y + 64, x : x + 64]).save(folder / f"{number}.png")
-    return folder
+def many(tmp_path: Path, crops: list[np.ndarray]) -> Store:
+    source = Store(str(tmp_path / "many"))
+    make_photos(source, IMAGES, crops)
+    return source
 
 
-def start(source: Path, output: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "jobs", "denoise", str(source), str(output), "--set", "rows_per_part=20"]
+def start(source: Store, output: Store, rows_per_part: int = 20) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "jobs", "denoise", source.url, output.url, "--set", f"rows_per_part={rows_per_part}"]
     environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS",)}
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
 
 
-def images_written(output: Path) -> int:
-    return sum(1 for p in (output / "images").rglob("*.png")) if (output / "images").exists() else 0
+def images_written(output: Store) -> int:
+    return sum(1 for _ in output.entries("images"))
 
 
 def wait_for(run: subprocess.Popen[bytes], condition) -> None:
@@ -66,28 +71,41 @@ def ancestors(pid: int) -> list[int]:
     return chain
 
 
-def assert_all_there(output: Path) -> None:
-    seen = verify(Store(str(output)))
+def assert_all_there(output: Store, count: int = IMAGES) -> None:
+    seen = verify(output)
     assert seen.problems == []
-    assert (seen.images, seen.rows, seen.files) == (IMAGES, IMAGES, IMAGES)
+    assert (seen.images, seen.rows, seen.files) == (count, count, count)
 
 
-def test_killed_drivers_lose_nothing(many, tmp_path):
-    output = tmp_path / "out"
+def kill_and_finish(source: Store, output: Store, count: int, rows_per_part: int) -> None:
+    """Three SIGKILLs of the driver at random numbers of images, then a run to the end."""
     generator = random.Random(0)
     for _ in range(3):
-        run = start(many, output)
-        target = images_written(output) + generator.randrange(90)
+        run = start(source, output, rows_per_part)
+        target = images_written(output) + generator.randrange(count * 3 // 10)
         wait_for(run, lambda goal=target: images_written(output) > goal)
         run.send_signal(signal.SIGKILL)
         run.wait()
-    run = start(many, output)
+    run = start(source, output, rows_per_part)
     assert run.wait() == 0, run.stderr.read()
-    assert_all_there(output)
+    assert_all_there(output, count)
+
+
+def test_killed_drivers_lose_nothing(many, tmp_path):
+    kill_and_finish(many, Store(str(tmp_path / "out")), IMAGES, rows_per_part=20)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_two_thousand_photos_survive_three_kills(place, request, tmp_path, crops):
+    base = str(tmp_path) if place == "local" else request.getfixturevalue("rclone_bucket")
+    source, output = Store(f"{base}/in"), Store(f"{base}/out")
+    make_photos(source, 2000, crops)
+    kill_and_finish(source, output, 2000, rows_per_part=100)
 
 
 def test_a_killed_actor_and_an_interrupt_lose_nothing(many, tmp_path):
-    output = tmp_path / "out"
+    output = Store(str(tmp_path / "out"))
     run = start(many, output)
     wait_for(run, lambda: images_written(output) > 40)
     victims = actors_of(run)
