@@ -47,10 +47,8 @@ def main() -> None:
     for kind in ("int8, plain", "int8, dictionary", "uint8, plain", "uint8, byte stream split"):
         for level in (3, 9, 15, 17, 19):
             size, seconds = encoded(latents, kind, level)
-            ratio = size * 8 / bits
-            print(
-                f"{kind:25} zstd {level:2}  {size * 8 / pixels:.3f} bits/pixel  {ratio:.2f} × entropy  {seconds * 1000 / len(latents):.1f} ms/image"
-            )
+            figures = f"{size * 8 / pixels:.3f} bits/pixel  {size * 8 / bits:.2f} × entropy"
+            print(f"{kind:25} zstd {level:2}  {figures}  {seconds * 1000 / len(latents):.1f} ms/image")
 
 
 if __name__ == "__main__":
