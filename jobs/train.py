@@ -17,7 +17,7 @@ import ray
 import ray.train
 import torch
 from pydantic import Field
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ from models.precision import bf16_hardware
 from models.tasks import TASKS
 from pipeline.cluster import connected
 from pipeline.config import Strict, validate
-from pipeline.errors import ConfigError, StorageError
+from pipeline.errors import ConfigError, RunFailed, StorageError
 from pipeline.pixels import ImageError, decode
 from pipeline.sources.folder import list_folder
 from pipeline.storage import STORE_FAILURES, StorageConfig, Store, reason
@@ -300,6 +300,7 @@ def train(config: TrainConfig) -> checkpoints.Card:
             raise ConfigError(f"{key} = {getattr(config, key)!r}; valid: {', '.join(table)}")
     if not config.input or not config.output:
         raise ConfigError("train needs an input (one or more folders of images) and an output")
+    weights = initial_weights(config)
     stores, training, validation = list_images(config)
     output = Store(config.output, config.storage)
     try:
@@ -325,7 +326,7 @@ def train(config: TrainConfig) -> checkpoints.Card:
             "config": config.model_dump(),
             "stores": stores,
             "validation": validation,
-            "init": initial_weights(config),
+            "init": weights,
             "steps_per_epoch": steps,
             "threads": max(1, int(share)),
             "shuffle": min(2048, max(config.batch_size, usable // workers // 2)),
@@ -340,7 +341,10 @@ def train(config: TrainConfig) -> checkpoints.Card:
         datasets={"train": crops},
     )
     began = time.time()
-    result = trainer.fit()
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as e:
+        raise RunFailed(f"training {config.name}: {reason(e)}. The same command goes on from its last state") from None
     if result.checkpoint is None:
         raise StorageError(f"output {config.output}: training left no state there")
     return export(config, result.checkpoint, len(training), time.time() - began)

@@ -48,7 +48,7 @@ def test_every_task_trains_with_two_workers_and_its_checkpoint_runs(task, photos
     assert json.loads(state.read_text())["epoch"] == 2
 
 
-@pytest.mark.parametrize("change", [{"task": "dream"}, {"architecture": "brain"}, {"input": []}])
+@pytest.mark.parametrize("change", [{"task": "dream"}, {"architecture": "brain"}, {"input": []}, {"init": "compress-small"}])
 def test_a_training_that_cannot_start_says_so(change, photos, tmp_path):
     config = config_of("denoise", photos, tmp_path / "out").model_copy(update=change)
     with pytest.raises(ConfigError):
