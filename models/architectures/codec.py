@@ -46,9 +46,15 @@ def dct_filters(chroma: int, block: int = 8) -> tuple[Tensor, Tensor]:
 
 
 def quantise(y: Tensor, dead_zone: float = 0.1) -> Tensor:
-    """Round half away from zero with a dead zone, in float; gradients pass straight through (Theis et al. 2017)."""
+    """Round half away from zero with a dead zone, in float.
+
+    Gradients pass straight through (Theis et al. 2017) where the symbol is not zero. A small change of a coefficient that is
+    quantised to zero changes neither bits nor image; to pretend it did makes steps shrink and codes grow dense. What moves
+    at the edge of the dead zone is left out on both sides: there bits and error weigh the same.
+    """
     hard = (y.sign() * (y.abs() + (0.5 - dead_zone)).floor()).clamp(-SYMBOL_MAX, SYMBOL_MAX)
-    return y + (hard - y).detach()
+    alive = y * (hard != 0)
+    return alive + (hard - alive).detach()
 
 
 class Codec(Autoencoder):

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from models.architectures.codec import Codec, quantise
+from models.architectures.codec import Codec
 from models.autoencoder import Autoencoder
 from models.losses import laplace_bits, psnr_loss, rate_distortion
 from models.metrics import psnr_db
@@ -67,9 +67,8 @@ class Compress(Task):
 
 def code(model: Codec, x_B3HW: Tensor, step_B: Tensor) -> tuple[Tensor, Tensor]:
     """What images become at a step, (B,3,H,W), and the bits that they take, (B,)."""
-    y = model.analyse(x_B3HW, step_B)
-    symbols = quantise(y)
-    return model.decode((symbols, step_B)), laplace_bits(symbols, y)
+    symbols, _ = model.encode(x_B3HW, step_B)
+    return model.decode((symbols, step_B)), laplace_bits(symbols)
 
 
 def decode_latent(model: Codec, latent: np.ndarray, size: tuple[int, int], step: float, device: str) -> np.ndarray:
