@@ -12,7 +12,7 @@ from pipeline.progress import clock
 from pipeline.run import check_ends, plan_of, resolve, run
 from pipeline.storage import Store
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False)
 
 
 def run_and_show(config: RunConfig) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +16,7 @@ from models.checkpoint import CheckpointError
 from pipeline.cluster import ensure_token
 from pipeline.config import RunConfig, read_yaml, set_value, validate
 from pipeline.errors import ConfigError, Interrupted, OutputHeld, RunFailed, StorageError, TooManyRejects, VerificationError
-from pipeline.storage import StorageConfig, Store
+from pipeline.storage import STORE_FAILURES, StorageConfig, Store, reason
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -225,28 +226,34 @@ def interrupted(signum: int, frame: Any) -> None:
 
 
 @contextmanager
-def native_noise_aside() -> Iterator[None]:
-    """Ray's C++ core warns of its own doings on descriptor 2, past Python's sys.stderr: into a file with it.
+def native_noise_aside() -> Iterator[Path]:
+    """Ray's C++ core warns of its own doings on descriptor 2, past Python's sys.stderr: they go into a file, which this gives.
 
-    Python's own messages go where they went. The file goes when the command ends well.
+    Python's own messages go where they went.
     """
     kept, python_stderr = os.dup(2), sys.stderr
-    with tempfile.NamedTemporaryFile(prefix="imagemill-native-", suffix=".log") as noise:
-        python_stderr.flush()
-        os.dup2(noise.fileno(), 2)
-        sys.stderr = os.fdopen(kept, "w", buffering=1)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(kept, 2)
-            sys.stderr = python_stderr
+    noise, path = tempfile.mkstemp(prefix="imagemill-native-", suffix=".log")
+    python_stderr.flush()
+    os.dup2(noise, 2)
+    os.close(noise)
+    sys.stderr = os.fdopen(kept, "w", buffering=1)
+    try:
+        yield Path(path)
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        sys.stderr = python_stderr
 
 
 def main() -> None:
     """Entry point. Errors that a person can mend are one line on stderr and an exit code; no traceback."""
-    with native_noise_aside():
-        sys.exit(command())
+    with native_noise_aside() as noise:
+        code = command()
+    if code == RunFailed.exit_code and noise.stat().st_size:
+        print(f"imagemill: what Ray's core said is in {noise}", file=sys.stderr)
+    else:
+        noise.unlink()
+    sys.exit(code)
 
 
 def command() -> int:
@@ -255,8 +262,8 @@ def command() -> int:
     logging.getLogger("imagemill").setLevel(logging.INFO)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupted)
-    ensure_token()
     try:
+        ensure_token()
         code = app(standalone_mode=True)
         return int(code or 0)
     except SystemExit as e:
@@ -264,6 +271,9 @@ def command() -> int:
     except (ConfigError, TooManyRejects, OutputHeld, StorageError, VerificationError, RunFailed) as e:
         print(f"imagemill: {e}", file=sys.stderr)
         return e.exit_code
+    except STORE_FAILURES as e:
+        print(f"imagemill: {reason(e)}", file=sys.stderr)
+        return StorageError.exit_code
     except CheckpointError as e:
         print(f"imagemill: {e}", file=sys.stderr)
         return ConfigError.exit_code

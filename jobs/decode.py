@@ -15,14 +15,14 @@ from models.autoencoder import Autoencoder
 from models.tasks.compress import decode_latent
 from pipeline.account import newest_rows
 from pipeline.errors import ConfigError, VerificationError
-from pipeline.names import output_name
+from pipeline.names import decoded_name
 from pipeline.pixels import encode_rgb
 from pipeline.plan import part_paths, read_parts
 from pipeline.predict import kept_model
 from pipeline.schema import LatentError, unpack_latent
 from pipeline.storage import Store
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False)
 TURNED = (5, 6, 7, 8)
 """EXIF orientations whose upright image has its width and height exchanged."""
 
@@ -66,8 +66,7 @@ def decode_output(output: Store, dest: Store) -> int:
         except LatentError as e:
             problems.append(f"{row['rel_path']}: {e}")
             return
-        extension = None if row["rel_path"].lower().endswith(".png") else ".png"
-        dest.write(output_name(row["rel_path"], row["image_id"], extension), encode_rgb(rgb, "PNG"))
+        dest.write(decoded_name(row["rel_path"], row["image_id"]), encode_rgb(rgb, "PNG"))
 
     newest = newest_rows(index) if len(index) else index
     with ThreadPoolExecutor() as pool:

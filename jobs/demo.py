@@ -31,7 +31,7 @@ SIGMA = 25.0
 
 
 def pixels(path: Path) -> np.ndarray:
-    return decode(path.read_bytes(), 40_000_000).rgb
+    return decode(path.read_bytes()).rgb
 
 
 def lay_out(folder: Path) -> tuple[Path, Path]:

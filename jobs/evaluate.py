@@ -2,7 +2,6 @@
 
 import io
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ def read_images(url: str) -> dict[str, np.ndarray]:
     """Every image (H,W,3) uint8 of a folder, by its relative path."""
     store = Store(url)
     names = [listed.rel_path for listed in list_folder(store) if listed]
-    return {name: decode(store.read(name), 40_000_000).rgb for name in names}
+    return {name: decode(store.read(name)).rgb for name in names}
 
 
 def noise_for(name: str, shape: tuple[int, ...], sigma: float) -> np.ndarray:
@@ -63,9 +62,7 @@ def evaluate_denoise(url: str, sigmas: list[float], checkpoint: str | None) -> l
             for label, params in (("blind", {}), ("given", {"sigma": sigma})):
                 output = f"{folder}/{label}"
                 run(RunConfig(task="denoise", input=noisy.url, output=output, params=params, checkpoint=checkpoint))
-                pairs = [
-                    (decode(Store(f"{output}/images").read(f"{n}.png.png"), 40_000_000).rgb, x) for n, x in images.items()
-                ]
+                pairs = [(decode(Store(f"{output}/images").read(f"{n}.png.png")).rgb, x) for n, x in images.items()]
                 line[f"8-bit files, {label}"] = float(np.mean([psnr_db(a, b) for a, b in pairs]))
         line["float, blind"] = float(np.mean([float_psnr(model, n, x, sigma, blind=True) for n, x in images.items()]))
         line["float, given"] = float(np.mean([float_psnr(model, n, x, sigma, blind=False) for n, x in images.items()]))
@@ -117,7 +114,7 @@ def evaluate_compress(url: str, steps: list[float], checkpoint: str | None) -> l
 def show_evaluation(task: str, url: str, at: list[float], checkpoint: str | None) -> list[dict[str, Any]]:
     """Measure and print a table; `at` holds noise levels or quantiser steps."""
     with connected(None):
-        lines = (evaluate_denoise if task == "denoise" else evaluate_compress)(str(Path(url)), at, checkpoint)
+        lines = (evaluate_denoise if task == "denoise" else evaluate_compress)(url, at, checkpoint)
     table = Table(*lines[0])
     for line in lines:
         table.add_row(*(f"{v:.3f}" if isinstance(v, float) and v % 1 else f"{v:g}" for v in line.values()))

@@ -4,14 +4,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from jobs.batch import run_records
 from pipeline.account import verify
 from pipeline.errors import StorageError, VerificationError
-from pipeline.plan import KEYS, part_paths, read_parts
+from pipeline.plan import KEYS, columns_of, part_paths, read_parts
 from pipeline.storage import STORE_FAILURES, Store, reason
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False)
 
 
 def check_exists(output: Store) -> None:
@@ -53,17 +54,20 @@ def show_verified(output: Store) -> None:
 
 
 def show_failures(output: Store) -> None:
-    """The rejects that no committed row has made good since."""
+    """The rejects that no row has made good since, be it of a mended file or of a later model."""
     check_exists(output)
-    committed = read_parts(output, part_paths(output, "results"), KEYS)
-    done = set(zip(committed["image_id"].to_pylist(), committed["version"].to_pylist(), strict=True))
-    columns = [*KEYS, "rel_path", "stage", "error_class", "error", "attempts", "run_id"]
-    latest: dict[tuple[str, str], dict[str, Any]] = {}
+    rows = read_parts(output, part_paths(output, "results"), ["image_id", "fence"])
+    newest: dict[str, int] = {}
+    for image, fence in zip(*columns_of(rows, ["image_id", "fence"]), strict=True):
+        newest[image] = max(fence, newest.get(image, 0))
+    columns = ["image_id", "rel_path", "stage", "error_class", "error", "attempts", "fence"]
+    latest: dict[str, dict[str, Any]] = {}
     for row in read_parts(output, part_paths(output, "rejects"), columns).to_pylist():
-        key = (row["image_id"], row["version"])
-        if key not in done and row["attempts"] >= latest.get(key, row)["attempts"]:
-            latest[key] = row
+        made_good = newest.get(row["image_id"], 0) >= row["fence"]
+        if not made_good and row["fence"] >= latest.get(row["image_id"], row)["fence"]:
+            latest[row["image_id"]] = row
     table = Table("image", "stage", "class", "reason", "attempts", box=None)
     for row in sorted(latest.values(), key=lambda r: r["rel_path"]):
-        table.add_row(row["rel_path"], row["stage"], row["error_class"], row["error"], str(row["attempts"]))
+        cells = [Text(str(row[name])) for name in ("rel_path", "stage", "error_class", "error", "attempts")]
+        table.add_row(*cells)
     console.print(table if latest else "no rejects")

@@ -16,6 +16,7 @@ import numpy as np
 import ray
 import ray.train
 import torch
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 from pydantic import Field
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
@@ -92,7 +93,7 @@ class Crops:
         crops = []
         for store, path in zip(batch["store"], batch["path"], strict=True):
             try:
-                rgb = decode(self.stores[store].read(path), 40_000_000).rgb
+                rgb = decode(self.stores[store].read(path)).rgb
             except (ImageError, OSError) as e:
                 log.warning("%s left out: %s", path, e)
                 continue
@@ -146,7 +147,7 @@ def center_crops(stores: list[Store], references: list[dict[str, Any]], side: in
     """Validation images (1,3,h,w) float in [0,1], sides cut to multiples of 32 and to at most `side`."""
     images = []
     for reference in references:
-        rgb = decode(stores[reference["store"]].read(reference["path"]), 40_000_000).rgb
+        rgb = decode(stores[reference["store"]].read(reference["path"])).rgb
         h, w = (min(side, n - n % 32) for n in rgb.shape[:2])
         y, x = (rgb.shape[0] - h) // 2, (rgb.shape[1] - w) // 2
         if h and w:
@@ -334,7 +335,8 @@ def train(config: TrainConfig) -> checkpoints.Card:
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(gpus), resources_per_worker={"CPU": share * 0.5}),
         run_config=ray.train.RunConfig(
             name=f"{config.name}-{config.digest()[:12]}",
-            storage_path=f"{output.url}/runs",
+            storage_path=f"{output.root}/runs",
+            storage_filesystem=None if output.local else PyFileSystem(FSSpecHandler(output.fs)),
             failure_config=FailureConfig(max_failures=3),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),

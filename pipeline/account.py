@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import VerificationError
+from pipeline.errors import StorageError, VerificationError
 from pipeline.plan import KEYS, columns_of, part_paths, read_parts
 from pipeline.schema import LatentError, parquet_bytes, part_name, unpack_latent
 from pipeline.storage import Store, reason
 
 DOUBLES_LEVEL = 9
 # What pyarrow raises for files that were damaged or are not ours.
-UNREADABLE = (OSError, pa.ArrowException, KeyError, AttributeError, TypeError, ValueError)
+UNREADABLE = (StorageError, OSError, pa.ArrowException, KeyError, AttributeError, TypeError, ValueError)
 
 
 @dataclass
@@ -92,7 +92,7 @@ def account(output: Store, todo: pa.Table, parts_before: set[str], quality: list
     results = [p for p in part_paths(output, "results") if p not in parts_before]
     rejects = [p for p in part_paths(output, "rejects") if p not in parts_before]
     columns = [*KEYS, "orig_width", "orig_height", *quality]
-    rows = read_parts(output, results, columns, pa.schema([(c, pa.string()) for c in columns]))
+    rows = read_parts(output, results, columns)
     pairs = list(zip(*columns_of(rows, KEYS), strict=True))
     rows = rows.filter(pa.array([pair in wanted for pair in pairs], pa.bool_()))
     ok = wanted.intersection(pairs)

@@ -23,10 +23,17 @@ def ensure_token() -> None:
         return
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     token = Path.home() / ".ray" / "auth_token"
-    if "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ and not token.exists():
+    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or token.exists():
+        return
+    fresh = secrets.token_hex(32)
+    try:
         token.parent.mkdir(mode=0o700, exist_ok=True)
         with os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
-            f.write(secrets.token_hex(32))
+            f.write(fresh)
+    except FileExistsError:
+        return  # another process was a moment earlier
+    except OSError:
+        os.environ["RAY_AUTH_TOKEN"] = fresh  # no home that can be written: a token for this process and its children
 
 
 ROOT = Path(__file__).parent.parent
@@ -60,13 +67,16 @@ def connected(address: str | None, num_cpus: int | None = None, log_to_driver: b
     if address:
         # An existing cluster has no installation of ours: it gets the packages as its working directory.
         excludes = ["/.git", "/.venv", "/tests", "/docs", "/demo", ".pytest_cache"]
-        options |= {"address": address, "runtime_env": {"working_dir": str(ROOT), "excludes": excludes}}
+        options |= {
+            "address": address,
+            "runtime_env": {"working_dir": str(ROOT), "excludes": excludes, "env_vars": WORKER_ENV},
+        }
     else:
         options |= {"address": "local", "include_dashboard": False, "num_cpus": num_cpus}
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
-    except (ConnectionError, RuntimeError) as e:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as e:
         raise ConfigError(f"Ray at {address or 'this machine'}: {' '.join(str(e).split())[:300]}") from None
     if threading.current_thread() is threading.main_thread():
         # Ray's own handler prints a crash report and ends the process before anything can be put in order.

@@ -30,3 +30,8 @@ def output_name(rel_path: str, image_id: str, new_extension: str | None = None) 
         and parts[0] != "_renamed"
     )
     return name if safe else f"_renamed/{image_id}{added or dot + extension}"
+
+
+def decoded_name(rel_path: str, image_id: str) -> str:
+    """The name of an image that was decoded from a latent: always a PNG."""
+    return output_name(rel_path, image_id, None if rel_path.lower().endswith(".png") else ".png")

@@ -26,6 +26,8 @@ UPRIGHT = {
 }
 # What broken files raise in Pillow; SyntaxError is how its PNG reader reports a bad chunk.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error)
+MAX_PIXELS = 40_000_000
+"""What a run takes unless it is told otherwise."""
 Image.MAX_IMAGE_PIXELS = None  # `decode` checks its own limit on the header, before Pillow decodes anything
 
 
@@ -54,7 +56,7 @@ class Picture:
     frames: int
 
 
-def decode(data: bytes, max_pixels: int) -> Picture:
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
     """Bytes of an image file to upright RGB.
 
     The first frame of an animation; 16-bit samples are scaled to 8; alpha is kept beside the colours.

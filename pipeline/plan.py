@@ -1,16 +1,20 @@
 """What is to do: inputs minus committed outputs."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.errors import StorageError
 from pipeline.schema import REFERENCE, image_id, version
 from pipeline.sources.folder import list_folder
-from pipeline.storage import Store
+from pipeline.storage import STORE_FAILURES, Store, reason
 
 KEYS = ["image_id", "version"]
+SUPERSEDED = "superseded.parquet"
+"""Below runs/ID: images that the run was to do again, and whose older rows it may have robbed of their files."""
 
 
 @dataclass
@@ -25,6 +29,8 @@ class Plan:
     done: int
     rejects_waiting: int
     """Rejects of the current version that only `--retry` does again."""
+    redone: pa.Table
+    """The image_id of those to do that have a row already."""
     parts: set[str] = field(default_factory=set)
     """The parts that were there when it was made."""
 
@@ -38,17 +44,44 @@ def part_paths(output: Store, folder: str) -> list[str]:
     return sorted(e.path for e in output.entries(folder) if e.path.endswith(".parquet") and "/." not in f"/{e.path}")
 
 
-def read_parts(output: Store, paths: list[str], columns: list[str], schema: pa.Schema | None = None) -> pa.Table:
-    """Columns of parts as one table, with the column `part` that names the file of each row."""
-    tables = []
-    for path in paths:
-        with output.fs.open(output.full(path), "rb") as f:
-            table = pq.read_table(f, columns=columns)
-        tables.append(table.append_column("part", pa.array([path] * len(table), pa.string())))
-    if not tables:
-        wanted = schema or pa.schema([(c, pa.string()) for c in columns])
-        return pa.schema([*(wanted.field(c) for c in columns), ("part", pa.string())]).empty_table()
-    return pa.concat_tables(tables, promote_options="default")
+def read_parts(output: Store, paths: list[str], columns: list[str]) -> pa.Table:
+    """Columns of parts as one table, with the column `part` that names the file of each row.
+
+    Raises: StorageError that names a part which is damaged.
+    """
+
+    def read(path: str) -> pa.Table:
+        try:
+            with output.fs.open(output.full(path), "rb") as f:
+                table = pq.read_table(f, columns=columns)
+        except (pa.ArrowException, *STORE_FAILURES) as e:
+            raise StorageError(
+                f"{output.uri(path)}: a damaged part ({reason(e)}): delete it, and the next run does its images again"
+            ) from None
+        return table.append_column("part", pa.array([path] * len(table), pa.string()))
+
+    if not paths:
+        return pa.schema([(name, pa.string()) for name in (*columns, "part")]).empty_table()
+    with ThreadPoolExecutor(16) as pool:
+        return pa.concat_tables(pool.map(read, paths), promote_options="default")
+
+
+def newest_versions(output: Store, parts: list[str]) -> dict[str, str]:
+    """The version of the newest row of each image whose output files are still that row's.
+
+    A run that was to do an image again, and was cut off, may have overwritten its files: such a row counts no more.
+    """
+    rows = read_parts(output, parts, [*KEYS, "fence"])
+    newest: dict[str, tuple[int, str]] = {}
+    for i, v, fence in zip(*columns_of(rows, [*KEYS, "fence"]), strict=True):
+        newest[i] = max(newest.get(i, (0, "")), (fence, v))
+    superseded = [e.path for e in output.entries("runs") if e.path.endswith(f"/{SUPERSEDED}")]
+    for i, fence in zip(
+        *columns_of(read_parts(output, superseded, ["image_id", "fence"]), ["image_id", "fence"]), strict=True
+    ):
+        if newest.get(i, (fence, ""))[0] < fence:
+            del newest[i]
+    return {i: v for i, (_, v) in newest.items()}
 
 
 def make_plan(
@@ -85,7 +118,7 @@ def make_plan(
             }
         )
     results, rejects = part_paths(output, "results"), part_paths(output, "rejects")
-    committed = set(zip(*columns_of(read_parts(output, results, KEYS), KEYS), strict=True))
+    committed = newest_versions(output, results)
     waiting: dict[tuple[str, str], int] = {}
     attempts: dict[tuple[str, str], int] = {}
     names = [*KEYS, "transient", "attempts"]
@@ -96,7 +129,7 @@ def make_plan(
     todo, done, rejects_waiting = [], 0, 0
     for reference in references:
         key = (reference["image_id"], reference["version"])
-        if key in committed:
+        if committed.get(key[0]) == key[1]:
             done += 1
         elif key in waiting and not retry:
             rejects_waiting += 1
@@ -104,7 +137,8 @@ def make_plan(
             reference["attempts"] = attempts.get(key, 0)
             todo.append(reference)
     table = pa.Table.from_pylist(todo[:limit], REFERENCE)
-    return Plan(table, len(references), ignored, done, rejects_waiting, {*results, *rejects})
+    again = table.select(["image_id"]).filter(pa.array([i in committed for i in table["image_id"].to_pylist()], pa.bool_()))
+    return Plan(table, len(references), ignored, done, rejects_waiting, again, {*results, *rejects})
 
 
 def columns_of(table: pa.Table, names: list[str]) -> list[list[Any]]:

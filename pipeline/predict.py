@@ -16,8 +16,8 @@ from models.autoencoder import Autoencoder
 from models.precision import Precision, bf16_hardware
 from models.tasks import TASKS
 from models.tasks.task import Output, Params, padded_size
-from pipeline.names import output_name
-from pipeline.pixels import ImageError, Picture, decode, encode, output_format
+from pipeline.names import decoded_name, output_name
+from pipeline.pixels import ImageError, Picture, decode, encode, encode_rgb, output_format
 from pipeline.progress import Tally
 from pipeline.schema import latent_bytes, pack_latent, row_schema
 from pipeline.storage import Store, reason
@@ -25,7 +25,8 @@ from pipeline.storage import Store, reason
 # Decoded pixels that wait for a batch of their size, before the largest group is run as it is.
 HELD_PIXELS = 64_000_000
 MODEL_PIXELS = {"cpu": 2_000_000, "cuda": 64_000_000}
-ROWS_PER_TABLE = 64
+ROWS_PER_TABLE, BYTES_PER_TABLE = 64, 32_000_000
+MAX_FILE_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ def kept_model(output: Store, sha256: str, device: str) -> Autoencoder:
     except FileNotFoundError as e:
         raise checkpoints.CheckpointError(f"{output.uri(folder)}: the checkpoint that made the rows is missing") from e
     checkpoints.check(weights, card, output.uri(folder))
+    # TF32 would move the last bits, and a later `decode` must give what the run did.
+    torch.backends.cudnn.allow_tf32 = False
     return checkpoints.build(card, weights).to(device, memory_format=torch.channels_last)
 
 
@@ -104,8 +107,6 @@ class Predictor:
         if device == "cpu":
             # One thread for each actor: two actors of one thread beat one of two by a third.
             torch.set_num_threads(1)
-        # TF32 would move the last bits that `decode` promises.
-        torch.backends.cudnn.allow_tf32 = False
         bf16 = job.dtype == "bfloat16" if job.dtype else bf16_hardware(device)
         self.precision = Precision(device, torch.bfloat16 if bf16 else torch.float32)
         self.model = kept_model(job.output, job.checkpoint_sha256, device)
@@ -114,11 +115,13 @@ class Predictor:
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         rows: list[dict[str, Any]] = []
+        size = 0
         for item in self._finished(block.to_pylist()):
             rows.append(item.row)
-            if len(rows) == ROWS_PER_TABLE:
+            size += item.row["latent"].nbytes if item.row.get("latent") is not None else 0
+            if len(rows) == ROWS_PER_TABLE or size > BYTES_PER_TABLE:
                 yield pa.Table.from_pylist(rows, self.schema)
-                rows = []
+                rows, size = [], 0
         if rows or not len(block):
             yield pa.Table.from_pylist(rows, self.schema)
         self.tally.flush()
@@ -181,11 +184,14 @@ class Predictor:
             item.error = e.row
         except ImageError as e:
             item.error = Rejected("decode", e.error_class, str(e)).row
-        except MemoryError:
-            item.error = Rejected("decode", "MemoryError", "not enough memory to decode it", transient=True).row
+        except Exception as e:  # noqa: BLE001 - whatever it is, it is this image's alone
+            item.error = Rejected("decode", type(e).__name__, reason(e), isinstance(e, MemoryError)).row
         return item
 
     def _fetch(self, reference: dict[str, Any]) -> bytes:
+        if reference["size"] > MAX_FILE_BYTES:
+            message = f"{reference['size'] / 1e6:.0f} MB are over the limit of {MAX_FILE_BYTES / 1e6:.0f} MB for a file"
+            raise Rejected("fetch", "TooManyBytes", message)
         try:
             data = self.job.source.read(reference["rel_path"])
         except FileNotFoundError:
@@ -204,12 +210,13 @@ class Predictor:
         try:
             with self.tally.time("model"):
                 outputs = self.task.predict(self.model, [p.rgb for p in pictures], self.params, self.precision)
-        except (RuntimeError, ValueError, MemoryError) as e:
+        except Exception as e:  # noqa: BLE001 - as in _read
             if len(batch) > 1:
                 for item in batch:
                     self._run([item])
                 return
-            transient = isinstance(e, MemoryError | torch.OutOfMemoryError)
+            # torch says RuntimeError for want of memory and for a sick device, neither of which is the image's fault.
+            transient = isinstance(e, MemoryError | RuntimeError)
             batch[0].error = Rejected("model", type(e).__name__, reason(e), transient).row
             return
         for item, output in zip(batch, outputs, strict=True):
@@ -227,6 +234,10 @@ class Predictor:
                 return item
         except Rejected as e:
             item.error = e.row
+        except Exception as e:  # noqa: BLE001 - as in _read
+            item.error = Rejected("encode", type(e).__name__, reason(e), isinstance(e, MemoryError)).row
+        finally:
+            item.picture = None
         item.row = base | (item.error or {}) | {"attempts": item.reference["attempts"] + 1}
         self.tally.add(rejected=1)
         return item
@@ -252,14 +263,15 @@ class Predictor:
                 self.tally.add(bytes_out=payload)
             if output.image is None or (self.task.stores_latent and not self.job.reconstruct):
                 return row
-            image_format = "PNG" if self.job.reconstruct else output_format(picture.format)
-            try:
+            names = item.reference["rel_path"], item.reference["image_id"]
+            if self.task.stores_latent:
+                data, name = encode_rgb(output.image, "PNG"), decoded_name(*names)
+            else:
+                image_format = output_format(picture.format)
+                changed = image_format != picture.format and picture.format != "MPO"
                 data = encode(output.image, picture, image_format)
-            except (OSError, ValueError) as e:
-                raise Rejected("encode", type(e).__name__, reason(e)) from None
-        changed = image_format != picture.format and not (picture.format == "MPO" and image_format == "JPEG")
-        extension = f".{image_format.lower()}" if changed else None
-        path = "images/" + output_name(item.reference["rel_path"], item.reference["image_id"], extension)
+                name = output_name(*names, f".{image_format.lower()}" if changed else None)
+        path = f"images/{name}"
         with self.tally.time("put"):
             try:
                 self.job.output.write(path, data)

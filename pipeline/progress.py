@@ -10,8 +10,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import TracebackType
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 log = logging.getLogger("imagemill.run")
@@ -55,7 +57,10 @@ class Tally:
         with self._lock:
             self._counts["rss_mb"] = peak_rss_mb()
             data = json.dumps(self._counts).encode()
-        _internal_kv_put(self._key, data, namespace=NAMESPACE)
+        try:
+            _internal_kv_put(self._key, data, namespace=NAMESPACE)
+        except Exception as e:  # noqa: BLE001 - a count that is late must not cost an image
+            log.warning("progress not published: %s", e)
 
 
 def peak_rss_mb() -> int:
@@ -74,7 +79,7 @@ def total(run_id: str) -> Counter[str]:
 
 
 def clock(seconds: float) -> str:
-    return time.strftime("%H:%M:%S", time.gmtime(max(0, round(seconds))))
+    return str(timedelta(seconds=max(0, round(seconds))))
 
 
 class Shown:
@@ -106,6 +111,7 @@ class Shown:
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
+            console=Console(stderr=True),
             disable=not terminal,
         )
         last_log = time.monotonic()

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version as package_version
 from typing import Any
 
+import pyarrow as pa
 import yaml
 from pydantic import ValidationError
 
@@ -25,8 +26,9 @@ from pipeline.cluster import connected
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, Interrupted, OutputHeld, RunFailed, StorageError, TooManyRejects
 from pipeline.lease import Lease
-from pipeline.plan import Plan, blocks, make_plan, part_paths, read_parts
+from pipeline.plan import SUPERSEDED, Plan, blocks, make_plan, part_paths, read_parts
 from pipeline.progress import Shown, peak_rss_mb
+from pipeline.schema import parquet_bytes
 from pipeline.storage import STORE_FAILURES, Store, reason
 
 log = logging.getLogger("imagemill.run")
@@ -126,20 +128,28 @@ def plan_of(job: Resolved) -> Plan:
         return make_plan(job.source, job.output, job.card.sha256, job.parameters, retry=config.retry, limit=config.limit)
 
 
-def pool_for(config: RunConfig, cpus: float, gpus: float) -> Pool:
-    """The actors that suit the machine. Raises: ConfigError when they cannot all run beside a writer."""
-    want = config.pool
-    if gpus >= 1:
-        actors = want.actors or int(gpus)
-        num_cpus = max(1.0, (cpus - WRITER_CPUS * 2) / actors - WRITER_CPUS)
-        pool = Pool(actors, num_cpus, 1, want.threads or max(2, int(num_cpus)), want.batch_size or 32)
-        if actors > gpus:
-            raise ConfigError(f"pool.actors = {actors}: the cluster has {gpus:g} GPUs")
+def pool_for(config: RunConfig, nodes: list[tuple[float, float]]) -> Pool:
+    """The actors that suit a cluster of nodes with (CPUs, GPUs).
+
+    Raises: ConfigError when they cannot all run beside a writer.
+    """
+    want, gpus = config.pool, int(sum(gpu for _, gpu in nodes))
+    if gpus:
+        # An actor lives on one node: it takes what the poorest GPU node can give each of its GPUs, less what a writer takes.
+        share = min((cpu - 2 * WRITER_CPUS) / gpu for cpu, gpu in nodes if gpu)
+        num_cpus = share if share < 1 else float(int(share))
+        pool = Pool(want.actors or gpus, num_cpus, 1, want.threads or max(2, int(num_cpus)), want.batch_size or 32)
+        room = gpus if num_cpus > 0 else 0
     else:
-        pool = Pool(want.actors or max(1, int(cpus)), ACTOR_CPUS, 0, want.threads or 2, want.batch_size or 8)
-    if pool.actors * pool.num_cpus + WRITER_CPUS > cpus:
+        # Two writers' share is kept free on the whole, and each actor finds its CPU on one node.
+        room = sum(int(cpu / ACTOR_CPUS) if cpu >= 2 else int(cpu) for cpu, _ in nodes)
+        room = min(room, int((sum(cpu for cpu, _ in nodes) - WRITER_CPUS) / ACTOR_CPUS))
+        default = max(1, int(sum(int(cpu) for cpu, _ in nodes)))
+        pool = Pool(want.actors or default, ACTOR_CPUS, 0, want.threads or 2, want.batch_size or 8)
+    if pool.actors > room:
         raise ConfigError(
-            f"pool.actors = {pool.actors}: each takes {pool.num_cpus:g} CPUs, writing {WRITER_CPUS:g}; there are {cpus:g}"
+            f"pool.actors = {pool.actors}: there is room for {room} beside a writer; each takes {pool.num_cpus:g} CPUs"
+            f"{' and a GPU' if gpus else ''} of the nodes' (CPUs, GPUs) {nodes}"
         )
     return pool
 
@@ -188,6 +198,10 @@ def run(config: RunConfig) -> dict[str, Any]:
                 plan = plan_of(job)
             record |= {"found": plan.found, "ignored": plan.ignored, "done_before": plan.done}
             record |= {"rejects_waiting": plan.rejects_waiting, "planned": len(plan.todo)}
+            if len(plan.redone):
+                fences = pa.array([lease.fence] * len(plan.redone), pa.int64())
+                superseded = parquet_bytes(plan.redone.append_column("fence", fences), 9)
+                job.output.write(f"runs/{run_id}/{SUPERSEDED}", superseded, durable=True)
             if len(plan.todo):
                 execute(job, plan, lease, record, seconds)
             with stage(seconds, "account"):
@@ -226,26 +240,31 @@ def execute(job: Resolved, plan: Plan, lease: Lease, record: dict[str, Any], sec
     began = time.monotonic()
     with connected(job.config.address):
         seconds["start"] = round(time.monotonic() - began, 3)
-        resources = ray_resources()
-        pool = pool_for(job.config, resources.get("CPU", 1), resources.get("GPU", 0))
+        pool = pool_for(job.config, node_resources())
         part_rows = min(job.config.rows_per_part, max(1, BYTES_PER_PART * len(plan.todo) // max(1, plan.bytes_todo)))
         log.info("%d images, %d actors", len(plan.todo), pool.actors)
-        with stage(seconds, "run"), Shown(record["run_id"], len(plan.todo)) as shown:
-            write(job, plan, pool, part_rows, {k: record[k] for k in LINEAGE_KEYS})
-        seconds["first_image"] = round(shown.first_image_s, 3)
-        record["images_per_s"] = round(shown.rate(), 2)
-        record["peak_rss_mb"] = {"driver": peak_rss_mb(), "actors": int(shown.counts["rss_mb"])}
-        record["stage_seconds"] = {k[:-2]: round(v, 2) for k, v in sorted(shown.counts.items()) if k.endswith("_s")}
-        record |= {"bytes_in": int(shown.counts["bytes_in"]), "bytes_out": int(shown.counts["bytes_out"])}
+        shown = Shown(record["run_id"], len(plan.todo))
+        try:
+            with stage(seconds, "run"), shown:
+                write(job, plan, pool, part_rows, {k: record[k] for k in LINEAGE_KEYS})
+        finally:
+            counts = shown.counts
+            seconds["first_image"] = round(shown.first_image_s, 3)
+            record["images_per_s"] = round(shown.rate(), 2)
+            record["peak_rss_mb"] = {"driver": peak_rss_mb(), "actors": int(counts["rss_mb"])}
+            record["stage_seconds"] = {k[:-2]: round(v, 2) for k, v in sorted(counts.items()) if k.endswith("_s")}
+            record |= {"bytes_in": int(counts["bytes_in"]), "bytes_out": int(counts["bytes_out"])}
+            record |= {"ok": int(counts["ok"]), "rejected": int(counts["rejected"])}
     if lease.lost.is_set():
         raise OutputHeld(f"{job.output.url}: another run took it while this one was not heard of")
 
 
-def ray_resources() -> dict[str, float]:
+def node_resources() -> list[tuple[float, float]]:
+    """(CPUs, GPUs) of each node that is alive."""
     import ray
 
-    resources: dict[str, float] = ray.cluster_resources()
-    return resources
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive]
 
 
 def write(job: Resolved, plan: Plan, pool: Pool, part_rows: int, lineage: dict[str, Any]) -> None:
@@ -301,13 +320,13 @@ def write(job: Resolved, plan: Plan, pool: Pool, part_rows: int, lineage: dict[s
         raise translate(e, job) from None
 
 
-def translate(error: Exception, job: Resolved) -> Exception:
-    """What a person can do about an error that Ray brings back."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OutputHeld):
-            return OutputHeld(str(cause))
-        if isinstance(cause, STORE_FAILURES):
-            return StorageError(f"{job.output.url}: {reason(cause)}. What was committed stays; run the same command again")
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return RunFailed(f"Ray: {reason(error)}. What was committed stays; run the same command again")
+def translate(error: BaseException, job: Resolved) -> Exception:
+    """What a person can do about an error that Ray brings back: its innermost cause."""
+    while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
+        error = cause
+    go_on = "What was committed stays; run the same command again"
+    if isinstance(error, OutputHeld):
+        return OutputHeld(str(error))
+    if isinstance(error, (StorageError, *STORE_FAILURES)):
+        return StorageError(f"{job.output.url}: {reason(error)}. {go_on}")
+    return RunFailed(f"Ray: {reason(error)}. {go_on}")

@@ -79,10 +79,10 @@ def version(etag: str, checkpoint_sha256: str, parameters: dict[str, Any]) -> st
 
 
 def part_name(table: pa.Table) -> str:
-    """A part's name from the identities in it: whoever writes the same rows writes the same file."""
+    """A part's name from the identities in it and the fence of their run: a write that is run twice writes the same file."""
     digest = hashlib.blake2b(digest_size=16)
-    for pair in sorted(zip(table["image_id"].to_pylist(), table["version"].to_pylist(), strict=True)):
-        digest.update("/".join(pair).encode())
+    for row in sorted(zip(*(table[name].to_pylist() for name in ("image_id", "version", "fence")), strict=True)):
+        digest.update("/".join(map(str, row)).encode())
     return f"part-{digest.hexdigest()}.parquet"
 
 

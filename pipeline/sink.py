@@ -13,6 +13,9 @@ from pipeline.lease import Lease
 from pipeline.schema import parquet_bytes, part_name, reject_schema, result_schema
 from pipeline.storage import Store
 
+BYTES_PER_PART = 256_000_000
+"""Rows in memory that make a part even before there are enough of them."""
+
 
 class PartSink(Datasink[int]):
     """Writes each bundle of rows as a part of `results/`, and the rejects among them as a part of `rejects/`.
@@ -31,9 +34,18 @@ class PartSink(Datasink[int]):
         return self.rows
 
     def write(self, blocks: Iterable[Any], ctx: Any) -> int:
-        table = pa.concat_tables([BlockAccessor.for_block(b).to_arrow() for b in blocks], promote_options="default")
-        if not len(table):
+        rows, waiting = 0, []
+        for block in blocks:
+            waiting.append(BlockAccessor.for_block(block).to_arrow())
+            if sum(table.nbytes for table in waiting) > BYTES_PER_PART:
+                rows += self._commit(waiting)
+                waiting = []
+        return rows + self._commit(waiting)
+
+    def _commit(self, tables: list[pa.Table]) -> int:
+        if not sum(map(len, tables)):
             return 0
+        table = pa.concat_tables(tables, promote_options="default")
         # A writer that outlived its driver must not commit behind the back of the next holder.
         if Lease(self.output).newest() > self.fence:
             raise OutputHeld(f"{self.output.url}: another run took it")
@@ -41,5 +53,5 @@ class PartSink(Datasink[int]):
         for folder, part in (("rejects", table.filter(rejected)), ("results", table.filter(pc.invert(rejected)))):
             if len(part):
                 part = part.select(self.schemas[folder].names).cast(self.schemas[folder])
-                self.output.write(f"{folder}/{part_name(part)}", parquet_bytes(part, self.level))
+                self.output.write(f"{folder}/{part_name(part)}", parquet_bytes(part, self.level), durable=True)
         return len(table)

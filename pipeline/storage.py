@@ -2,8 +2,9 @@
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ class Entry:
     size: int
     etag: str
     """The store's etag, or size and mtime in nanoseconds on a local disk."""
+    problem: str | None = None
+    """Why it cannot be read."""
 
 
 def split_scheme(url: str) -> tuple[str, str]:
@@ -71,11 +74,11 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def local_files(root: str) -> Iterator[tuple[str, int, str]]:
-    """(path, size, etag) of every file below a folder, in order; links are followed, no folder is entered twice.
+def local_files(root: str) -> Iterator[Entry]:
+    """Every file below a folder, in order; links are followed, no folder is entered twice.
 
     Not fsspec's `find`: it leaves out linked files, and ends in an error when a file goes away while it lists. Files that
-    do are left out; a link that leads nowhere is listed with size 0, so that someone hears of it.
+    do are left out; a link that leads nowhere, and what is no regular file, is listed with its problem.
 
     Raises: StorageError when a folder cannot be read.
     """
@@ -96,11 +99,13 @@ def local_files(root: str) -> Iterator[tuple[str, int, str]]:
             path = f"{folder}/{name}"
             try:
                 status = os.stat(path)
-            except FileNotFoundError:
-                if os.path.islink(path):
-                    yield path, 0, "dangling"
+            except OSError as e:
+                if os.path.lexists(path):
+                    yield Entry(path, 0, "unreadable", f"a link or file that cannot be followed: {e.strerror}")
                 continue
-            yield path, status.st_size, f"{status.st_size}-{status.st_mtime_ns}"
+            regular = stat.S_ISREG(status.st_mode)
+            etag = f"{status.st_size}-{status.st_mtime_ns}"
+            yield Entry(path, status.st_size, etag, None if regular else "a pipe, socket or device, not a file")
 
 
 class Store:
@@ -142,7 +147,7 @@ class Store:
     def entries(self, path: str = "") -> Iterator[Entry]:
         """Every object below `path`, of any name. Raises: StorageError when the store cannot be listed."""
         if self.local:
-            yield from (Entry(self.relative(full), size, etag) for full, size, etag in local_files(self.full(path)))
+            yield from (replace(entry, path=self.relative(entry.path)) for entry in local_files(self.full(path)))
             return
         try:
             found = self.fs.find(self.full(path), detail=True)
@@ -158,8 +163,11 @@ class Store:
         data: bytes = self.fs.cat_file(self.full(path))
         return data
 
-    def write(self, path: str, data: bytes) -> None:
-        """One PUT on S3; a temporary name and a rename on a local disk, so that no reader sees a part of it."""
+    def write(self, path: str, data: bytes, durable: bool = False) -> None:
+        """One PUT on S3; a temporary name and a rename on a local disk, so that no reader sees a part of it.
+
+        Args: durable: on the disk itself, not in its cache alone, when this returns.
+        """
         if not self.local:
             self.fs.pipe_file(self.full(path), data)
             return
@@ -167,7 +175,11 @@ class Store:
         temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            temporary.write_bytes(data)
+            with temporary.open("wb") as f:
+                f.write(data)
+                if durable:
+                    f.flush()
+                    os.fsync(f.fileno())
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)

@@ -20,6 +20,8 @@ from models.layers import ResBlock, conv3x3, zeroed
 # ITU-T T.871 (JFIF), rows Y, Cb, Cr.
 YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 SYMBOL_MAX = 127
+DEAD_ZONE = 0.1
+"""By how much more than half a step a coefficient must miss a symbol to leave zero, or the symbol below."""
 # The transforms' weights are stored ten times too large: Adam's steps are of one size, and the DCT must not be shaken.
 TRANSFORM_SCALE = 0.1
 
@@ -45,14 +47,14 @@ def dct_filters(chroma: int, block: int = 8) -> tuple[Tensor, Tensor]:
     return torch.stack(analysis), torch.stack(synthesis)
 
 
-def quantise(y: Tensor, dead_zone: float = 0.1) -> Tensor:
+def quantise(y: Tensor) -> Tensor:
     """Round half away from zero with a dead zone, in float.
 
     Gradients pass straight through (Theis et al. 2017) where the symbol is not zero. A small change of a coefficient that is
     quantised to zero changes neither bits nor image; to pretend it did makes steps shrink and codes grow dense. What moves
     at the edge of the dead zone is left out on both sides: there bits and error weigh the same.
     """
-    hard = (y.sign() * (y.abs() + (0.5 - dead_zone)).floor()).clamp(-SYMBOL_MAX, SYMBOL_MAX)
+    hard = (y.sign() * (y.abs() + (0.5 - DEAD_ZONE)).floor()).clamp(-SYMBOL_MAX, SYMBOL_MAX)
     alive = y * (hard != 0)
     return alive + (hard - alive).detach()
 

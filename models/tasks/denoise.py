@@ -14,7 +14,7 @@ from models.precision import Precision
 from models.tasks.task import Output, Params, Task, to_batch, to_uint8
 from models.tiling import tiled
 
-TILE = 1024
+TILE, CROP = 1024, 384
 MAX_TRAINED_SIGMA = 60.0
 GRAY_SHARE = 0.2
 FILE_SHARE = 0.7
@@ -71,7 +71,7 @@ class Denoise(Task):
         x = to_batch(images, model.stride, precision.device)
         with torch.inference_mode(), precision.autocast():
             if params.sigma is None:
-                sigma_B = model.noise_level(x[:, :, :TILE, :TILE])
+                sigma_B = noise_level(model, x)
             else:
                 sigma_B = x.new_full((len(images),), params.sigma / 255)
             x_hat = tiled(lambda piece: model(piece, sigma_B), x, TILE, model.halo)
@@ -80,6 +80,16 @@ class Denoise(Task):
             Output(image=r[: i.shape[0], : i.shape[1]], columns={"sigma": float(s) * 255})
             for r, i, s in zip(restored, images, sigma_B, strict=True)
         ]
+
+
+def noise_level(model: UNet, x_BCHW: Tensor) -> Tensor:
+    """(B,) noise level of images (B,3,H,W); of large ones the median over nine crops, so that memory is bounded."""
+    h, w = x_BCHW.shape[2:]
+    if h * w <= TILE * TILE:
+        return model.noise_level(x_BCHW)
+    corners = [(int(y), int(x)) for y in np.linspace(0, max(0, h - CROP), 3) for x in np.linspace(0, max(0, w - CROP), 3)]
+    levels = [model.noise_level(x_BCHW[:, :, y : y + CROP, x : x + CROP]) for y, x in corners]
+    return torch.stack(levels).median(0).values
 
 
 def shift_colours(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:

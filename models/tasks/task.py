@@ -44,7 +44,7 @@ class Task:
         raise NotImplementedError
 
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
-        """Figures on held-out images; "psnr_db" chooses the best checkpoint (larger is better, see `score`)."""
+        """Figures on held-out images, "psnr_db" among them."""
         raise NotImplementedError
 
     def predict(self, model: Autoencoder, images: list[np.ndarray], params: Any, precision: Precision) -> list[Output]:

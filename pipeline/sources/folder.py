@@ -36,4 +36,4 @@ def list_folder(store: Store) -> Iterator[Listed | None]:
             shown = entry.path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             yield Listed(shown, entry.size, entry.etag, "the file's name is not valid UTF-8: rename it")
             continue
-        yield Listed(entry.path, entry.size, entry.etag)
+        yield Listed(entry.path, entry.size, entry.etag, entry.problem)

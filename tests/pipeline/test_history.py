@@ -1,0 +1,70 @@
+"""What a run owes to the runs before it: parameters that come back, rejects that stay rejects, runs that were cut off."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from jobs.inspect import show_failures
+from pipeline.account import verify
+from pipeline.config import RunConfig
+from pipeline.plan import SUPERSEDED
+from pipeline.run import plan_of, resolve, run
+from pipeline.schema import image_id, parquet_bytes
+from pipeline.storage import Store
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.fixture
+def config(tmp_path: Path, crops: list[np.ndarray]) -> RunConfig:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number, crop in enumerate(crops[:4]):
+        Image.fromarray(crop).save(folder / f"{number}.png")
+    return RunConfig(task="denoise", input=str(folder), output=str(tmp_path / "out"))
+
+
+def test_parameters_that_come_back_are_done_again(config):
+    for sigma in (15, 50):
+        assert run(config.model_copy(update={"params": {"sigma": sigma}}))["ok"] == 4
+    again = run(config.model_copy(update={"params": {"sigma": 15}}))
+    assert again["ok"] == 4
+    assert verify(Store(config.output)).problems == []
+    assert plan_of(resolve(config.model_copy(update={"params": {"sigma": 15}}))).done == 4
+
+
+def test_an_image_that_a_cut_off_run_may_have_overwritten_is_done_again(config):
+    first = run(config)
+    row = {"image_id": [image_id("0.png")], "fence": [first["fence"] + 1]}
+    Store(config.output).write(f"runs/killed/{SUPERSEDED}", parquet_bytes(pa.table(row), 1))
+    (Path(config.output) / "images/0.png").write_bytes(b"what the killed run wrote")
+    assert run(config)["planned"] == 1
+    assert verify(Store(config.output)).problems == []
+    assert run(config)["planned"] == 0
+
+
+def test_a_reject_may_be_rejected_again(config):
+    (Path(config.input) / "broken.png").write_bytes(b"broken")
+    os.symlink("/nowhere", Path(config.input) / "dangling.png")
+    os.mkfifo(Path(config.input) / "pipe.png")
+    lenient = config.model_copy(update={"max_reject_fraction": 1.0})
+    assert run(lenient)["rejected"] == 3
+    for _ in range(2):
+        record = run(lenient.model_copy(update={"retry": True}))
+        assert (record["planned"], record["rejected"]) == (3, 3)
+
+
+def test_failures_forget_a_mended_file_and_show_names_as_they_are(config, capsys):
+    broken = Path(config.input) / "IMG [edited] [/b].png"
+    broken.write_bytes(b"broken")
+    run(config)
+    show_failures(Store(config.output))
+    assert "[edited]" in capsys.readouterr().out
+    Image.new("RGB", (32, 32)).save(broken)
+    run(config)
+    show_failures(Store(config.output))
+    assert "no rejects" in capsys.readouterr().out
