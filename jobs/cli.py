@@ -227,7 +227,7 @@ def interrupted(signum: int, frame: Any) -> None:
 
 @contextmanager
 def native_noise_aside() -> Iterator[Path]:
-    """Ray's C++ core warns of its own doings on descriptor 2, past Python's sys.stderr: they go into a file, which this gives.
+    """Ray's C++ core warns of its own doings on descriptor 2, past Python's sys.stderr: into a file, which this gives.
 
     Python's own messages go where they went.
     """

@@ -74,7 +74,7 @@ def newest_versions(output: Store, parts: list[str]) -> dict[str, str]:
     rows = read_parts(output, parts, [*KEYS, "fence"])
     newest: dict[str, tuple[int, str]] = {}
     for i, v, fence in zip(*columns_of(rows, [*KEYS, "fence"]), strict=True):
-        newest[i] = max(newest.get(i, (0, "")), (fence, v))
+        newest[i] = max(newest.get(i, (0, "")), (fence or 0, v))
     superseded = [e.path for e in output.entries("runs") if e.path.endswith(f"/{SUPERSEDED}")]
     for i, fence in zip(
         *columns_of(read_parts(output, superseded, ["image_id", "fence"]), ["image_id", "fence"]), strict=True

@@ -20,7 +20,7 @@ from models.layers import ResBlock, conv3x3, zeroed
 # ITU-T T.871 (JFIF), rows Y, Cb, Cr.
 YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 SYMBOL_MAX = 127
-DEAD_ZONE = 0.1
+DEAD_ZONE, FINEST_STEP = 0.1, 8.5
 """By how much more than half a step a coefficient must miss a symbol to leave zero, or the symbol below."""
 # The transforms' weights are stored ten times too large: Adam's steps are of one size, and the DCT must not be shaken.
 TRANSFORM_SCALE = 0.1
@@ -90,7 +90,8 @@ class Codec(Autoencoder):
 
     def steps(self, step_B: Tensor) -> Tensor:
         """(B,C,1,1) quantiser step of each channel, for coefficients of images in [0,1]."""
-        return step_B.view(-1, 1, 1, 1) / 255 * self.log_step.exp().view(1, -1, 1, 1)
+        # Finer than this, the means of black and white blocks (±1020 levels) would not fit a symbol.
+        return (step_B.view(-1, 1, 1, 1) * self.log_step.exp().view(1, -1, 1, 1)).clamp(min=FINEST_STEP) / 255
 
     def analyse(self, x_B3HW: Tensor, step_B: Tensor) -> Tensor:
         """(B,3,H,W) float in [0,1] to unrounded symbols (B,C,H/8,W/8); in float32, bf16 would move them."""

@@ -70,10 +70,8 @@ class Denoise(Task):
         assert isinstance(params, DenoiseParams)
         x = to_batch(images, model.stride, precision.device)
         with torch.inference_mode(), precision.autocast():
-            if params.sigma is None:
-                sigma_B = noise_level(model, x)
-            else:
-                sigma_B = x.new_full((len(images),), params.sigma / 255)
+            given = params.sigma
+            sigma_B = noise_level(model, x) if given is None else x.new_full((len(images),), given / 255)
             x_hat = tiled(lambda piece: model(piece, sigma_B), x, TILE, model.halo)
         restored = to_uint8(x_hat)
         return [

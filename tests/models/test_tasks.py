@@ -85,7 +85,7 @@ def test_bfloat16_changes_psnr_by_less_than_a_twentieth(photo):
 
 def test_a_larger_step_is_smaller_and_worse(photo):
     model, task = shipped("compress-small"), TASKS["compress"]
-    outputs = [task.predict(model, [photo], task.Params(step=step), Precision())[0] for step in (16, 32, 64)]
+    outputs = [task.predict(model, [photo], task.Params(step=step), Precision())[0] for step in (20, 32, 64)]
     nonzero = [np.count_nonzero(o.latent) for o in outputs]
     quality = [o.columns["psnr_db"] for o in outputs]
     assert nonzero == sorted(nonzero, reverse=True)

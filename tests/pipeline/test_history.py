@@ -59,7 +59,7 @@ def test_a_reject_may_be_rejected_again(config):
 
 
 def test_failures_forget_a_mended_file_and_show_names_as_they_are(config, capsys):
-    broken = Path(config.input) / "IMG [edited] [/b].png"
+    broken = Path(config.input) / "IMG [edited] [b].png"
     broken.write_bytes(b"broken")
     run(config)
     show_failures(Store(config.output))
