@@ -36,8 +36,8 @@ class Account:
 
 
 def newest_rows(table: pa.Table) -> pa.Table:
-    """For each image_id the row that was encoded last; by part name where two are equal."""
-    order = pc.sort_indices(table, sort_keys=[("encoded_at", "descending"), ("fence", "descending"), ("part", "ascending")])
+    """For each image_id the row of the last run, which its fence tells; clocks of machines differ."""
+    order = pc.sort_indices(table, sort_keys=[("fence", "descending"), ("encoded_at", "descending"), ("part", "ascending")])
     ids = table["image_id"].take(order).to_numpy(zero_copy_only=False)
     _, first = np.unique(ids.astype(str), return_index=True)
     return table.take(order.take(pa.array(np.sort(first))))

@@ -67,7 +67,7 @@ class Rejected(Exception):
 
 
 def kept_model(output: Store, sha256: str, device: str) -> Autoencoder:
-    """The model that `checkpoints.keep` left in OUTPUT, on a device. Raises: CheckpointError."""
+    """The model that `keep_checkpoint` left in OUTPUT, on a device. Raises: CheckpointError."""
     folder = checkpoint_folder(sha256)
     try:
         card = checkpoints.Card.model_validate_json(output.read(f"{folder}/{checkpoints.CARD}"))

@@ -265,7 +265,7 @@ def test_verify_sees_that_a_part_holds_other_rows_than_its_name_says(output: Sto
     assert "its name is not that of the rows" in problem
 
 
-def test_the_newest_row_of_an_image_is_the_last_that_was_encoded() -> None:
+def test_the_newest_row_of_an_image_is_that_of_the_last_fence() -> None:
     rows = [
         {"image_id": "a", "encoded_at": DAY, "fence": 9, "part": "p"},
         {"image_id": "a", "encoded_at": DAY.replace(year=2027), "fence": 1, "part": "q"},
@@ -273,4 +273,4 @@ def test_the_newest_row_of_an_image_is_the_last_that_was_encoded() -> None:
         {"image_id": "b", "encoded_at": DAY, "fence": 2, "part": "q"},
     ]
     newest = newest_rows(pa.Table.from_pylist(rows))
-    assert sorted(zip(*columns_of(newest, ["image_id", "part"]), strict=True)) == [("a", "q"), ("b", "q")]
+    assert sorted(zip(*columns_of(newest, ["image_id", "part"]), strict=True)) == [("a", "p"), ("b", "q")]
