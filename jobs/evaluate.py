@@ -24,7 +24,7 @@ from pipeline.sources.folder import list_folder
 from pipeline.storage import Store
 
 console = Console(highlight=False)
-DEFAULTS = {"compress": [24.0, 32.0, 48.0], "denoise": [15.0, 25.0, 50.0]}
+DEFAULTS = {"compress": [18.0, 24.0, 28.0, 40.0, 64.0, 96.0], "denoise": [15.0, 25.0, 50.0]}
 """Quantiser steps and noise levels that are measured unless others are given."""
 JPEG_QUALITIES = (10, 20, 30, 40, 50, 60, 70, 75, 80, 85, 90, 95)
 

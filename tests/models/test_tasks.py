@@ -96,7 +96,7 @@ def test_decoding_does_not_depend_on_what_shares_a_batch(photo):
     model, task = shipped("compress-small"), TASKS["compress"]
     alone = task.predict(model, [photo], task.Params(), Precision())[0]
     together = task.predict(model, [photo[::-1].copy(), photo], task.Params(), Precision())[1]
-    decoded = decode_latent(model, together.latent, photo.shape[:2], 32.0, "cpu")
+    decoded = decode_latent(model, together.latent, photo.shape[:2], task.Params().step, "cpu")
     assert np.array_equal(decoded, together.image)
     if np.array_equal(alone.latent, together.latent):
         assert np.array_equal(decoded, alone.image)
