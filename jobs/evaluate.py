@@ -24,7 +24,7 @@ from pipeline.sources.folder import list_folder
 from pipeline.storage import Store
 
 console = Console(highlight=False)
-DEFAULTS = {"compress": [18.0, 24.0, 28.0, 40.0, 64.0, 96.0], "denoise": [15.0, 25.0, 50.0]}
+DEFAULTS = {"compress": [18.0, 26.0, 40.0, 64.0], "denoise": [15.0, 25.0, 50.0]}
 """Quantiser steps and noise levels that are measured unless others are given."""
 JPEG_QUALITIES = (10, 20, 30, 40, 50, 60, 70, 75, 80, 85, 90, 95)
 
@@ -106,7 +106,7 @@ def evaluate_compress(url: str, steps: list[float], checkpoint: str | None) -> l
         bits = quality["bits_per_pixel_on_disk"]
         line = {"step": step, "images": len(images), "bits/pixel": bits, "PSNR dB": quality["psnr_db"]}
         for name, curve in curves.items():
-            line[f"{name}, same bits"] = float(np.interp(bits, [b for b, _ in curve], [db for _, db in curve]))
+            line[f"{name} dB"] = float(np.interp(bits, [b for b, _ in curve], [db for _, db in curve]))
         lines.append(line)
     return lines
 

@@ -101,7 +101,7 @@ class Codec(Autoencoder):
         return y
 
     def encode(self, x_BCHW: Tensor, step_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        step_B = x_BCHW.new_full((x_BCHW.shape[0],), 24.0) if step_B is None else step_B
+        step_B = x_BCHW.new_full((x_BCHW.shape[0],), 26.0) if step_B is None else step_B
         return quantise(self.analyse(x_BCHW, step_B)), step_B
 
     def decode(self, y: tuple[Tensor, Tensor]) -> Tensor:

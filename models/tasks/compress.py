@@ -23,7 +23,7 @@ MIN_STEP, MAX_STEP = 18.0, 128.0
 
 class CompressParams(Params):
     step: float = Field(
-        24.0, ge=MIN_STEP, le=MAX_STEP, description="quantiser step in 8-bit levels; larger is smaller and worse"
+        26.0, ge=MIN_STEP, le=MAX_STEP, description="quantiser step in 8-bit levels; larger is smaller and worse"
     )
 
 
