@@ -44,7 +44,7 @@ class RunConfig(Strict):
     max_reject_fraction: float = Field(0.5, ge=0, le=1, description="more rejects than this share of a run is exit 3")
     rows_per_part: int = Field(250, ge=1, description="rows of a Parquet part, the unit of commit")
     compression_level: int = Field(
-        19, ge=1, le=22, description="zstd level of the Parquet parts; 3 is fast and ~30 % larger"
+        19, ge=1, le=22, description="zstd level of the Parquet parts; 3 is fast and a fifth larger"
     )
     pool: PoolConfig = PoolConfig()
     storage: StorageConfig = StorageConfig()
