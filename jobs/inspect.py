@@ -31,10 +31,10 @@ def show_status(output: Store) -> None:
     rows = read_parts(output, results, KEYS)
     images = len(set(rows["image_id"].to_pylist()))
     console.print(f"{images:,} images in {len(rows):,} rows of {len(results):,} parts; {len(rejects):,} parts of rejects")
-    table = Table("run", "ended", "planned", "ok", "rejected", "images/s", "exit", box=None)
+    table = Table("planned", "ok", "rejected", "images/s", "exit", "run", box=None)
     for record in run_records(output)[-10:]:
         counts = [str(record.get(key, "")) for key in ("planned", "ok", "rejected", "images_per_s", "exit_reason")]
-        table.add_row(record["run_id"], record["ended_at"], *counts)
+        table.add_row(*counts, record["run_id"])
     console.print(table)
 
 

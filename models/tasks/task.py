@@ -72,5 +72,5 @@ def to_batch(images: list[np.ndarray], stride: int, device: str) -> Tensor:
 
 def to_uint8(x_BCHW: Tensor) -> np.ndarray:
     """(B,3,H,W) float in [0,1] to (B,H,W,3) uint8, clipped and rounded."""
-    out: np.ndarray = x_BCHW.float().clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    out: np.ndarray = x_BCHW.float().clamp(0, 1).mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return out
