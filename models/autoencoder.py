@@ -1,11 +1,12 @@
 """The one contract of every network here: `y = encode(x)`, `x_hat = decode(y)`."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor, nn
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(nn.Module, ABC):
     """A network that maps images to a code and back.
 
     Attributes:
@@ -17,13 +18,13 @@ class Autoencoder(nn.Module):
     stride: int = 1
     halo: int = 0
 
+    @abstractmethod
     def encode(self, x_BCHW: Tensor) -> Any:
         """(B,C,H,W) float in [0,1] to the code y, whose type the architecture defines."""
-        raise NotImplementedError(f"{type(self).__name__}.encode")
 
+    @abstractmethod
     def decode(self, y: Any) -> Tensor:
         """The code y to (B,C,H,W) float, nominally in [0,1] but not clipped."""
-        raise NotImplementedError(f"{type(self).__name__}.decode")
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return self.decode(self.encode(x_BCHW))

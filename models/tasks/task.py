@@ -1,5 +1,6 @@
 """What a task is: what is taken away in training, what goes in and out of the model, which columns a row gets."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -29,7 +30,7 @@ class Output:
     columns: dict[str, Any] = field(default_factory=dict)
 
 
-class Task:
+class Task(ABC):
     """One row of the table in models/tasks/__init__.py. Stateless."""
 
     name: ClassVar[str]
@@ -39,17 +40,17 @@ class Task:
     """Quality columns of the task and their Python types."""
     stores_latent: ClassVar[bool] = False
 
+    @abstractmethod
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """One step on clean images (B,C,H,W) float in [0,1]: a dict whose "loss" is minimised; the rest is logged."""
-        raise NotImplementedError
 
+    @abstractmethod
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
         """Figures on held-out images, "psnr_db" among them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, model: Autoencoder, images: list[np.ndarray], params: Any, precision: Precision) -> list[Output]:
         """Run images (H,W,3) uint8 whose padded sizes are equal through the model."""
-        raise NotImplementedError
 
 
 def pad_to(image: np.ndarray, stride: int) -> np.ndarray:
