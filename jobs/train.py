@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import ray
@@ -53,6 +53,9 @@ class TrainConfig(Strict):
     epochs: int = Field(ge=1)
     crop: int = Field(ge=8, description="side of a training crop in pixels")
     crops_per_image: int = Field(8, ge=1)
+    augment: Literal["turn", "flip", "none"] = Field(
+        "turn", description="crops are flipped and turned by quarters, flipped left to right, or left as they are"
+    )
     validation_share: float = Field(0.02, gt=0, lt=1)
     batch_size: int = Field(16, ge=1, description="crops for each worker and step")
     learning_rate: float = Field(1e-3, gt=0)
@@ -67,7 +70,8 @@ class TrainConfig(Strict):
 
     def digest(self) -> str:
         """Hash of all that changes the result: a run's name carries it, so a changed config never resumes an old run."""
-        content = self.model_dump(exclude={"output", "storage", "address"})
+        # Keys that are added later, and left at their defaults, leave the digest as it was.
+        content = self.model_dump(exclude={"output", "storage", "address"}, exclude_defaults=True)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -85,8 +89,8 @@ class TaskLoss(nn.Module):
 class Crops:
     """References to random crops (N,crop,crop,3) uint8; a broken or too small image gives none."""
 
-    def __init__(self, stores: list[Store], crop: int, per_image: int) -> None:
-        self.stores, self.crop, self.per_image = stores, crop, per_image
+    def __init__(self, stores: list[Store], crop: int, per_image: int, augment: str) -> None:
+        self.stores, self.crop, self.per_image, self.augment = stores, crop, per_image, augment
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         rng = np.random.default_rng()
@@ -97,16 +101,19 @@ class Crops:
             except (ImageError, OSError) as e:
                 log.warning("%s left out: %s", path, e)
                 continue
-            crops += [random_crop(rgb, self.crop, rng) for _ in range(self.per_image) if min(rgb.shape[:2]) >= self.crop]
+            if min(rgb.shape[:2]) >= self.crop:
+                crops += [random_crop(rgb, self.crop, self.augment, rng) for _ in range(self.per_image)]
         empty = np.zeros((0, self.crop, self.crop, 3), np.uint8)
         return {"image": np.stack(crops) if crops else empty}
 
 
-def random_crop(rgb: np.ndarray, crop: int, rng: np.random.Generator) -> np.ndarray:
-    """A crop at a random place, flipped and turned at random."""
+def random_crop(rgb: np.ndarray, crop: int, augment: str, rng: np.random.Generator) -> np.ndarray:
+    """A crop at a random place, flipped and turned at random as `augment` allows."""
     y, x = rng.integers(rgb.shape[0] - crop + 1), rng.integers(rgb.shape[1] - crop + 1)
-    patch = np.rot90(rgb[y : y + crop, x : x + crop], int(rng.integers(4)))
-    return np.ascontiguousarray(patch[:, ::-1] if rng.integers(2) else patch)
+    patch = rgb[y : y + crop, x : x + crop]
+    if augment == "turn":
+        patch = np.rot90(patch, int(rng.integers(4)))
+    return np.ascontiguousarray(patch[:, ::-1] if augment != "none" and rng.integers(2) else patch)
 
 
 def list_images(config: TrainConfig) -> tuple[list[Store], list[dict[str, Any]], list[dict[str, Any]]]:
@@ -317,7 +324,7 @@ def train(config: TrainConfig) -> checkpoints.Card:
     share = cpus / workers
     data = ray.data.from_items(training).random_shuffle(seed=config.seed).repartition(max(8, 4 * workers)).materialize()
     crops = data.map_batches(
-        Crops(stores, config.crop, config.crops_per_image), batch_size=16, num_cpus=share * 0.25, zero_copy_batch=True
+        Crops(stores, config.crop, config.crops_per_image, config.augment), batch_size=16, num_cpus=share * 0.25, zero_copy_batch=True
     )
     usable = len(training) * config.crops_per_image
     steps = max(1, usable // (workers * config.batch_size))

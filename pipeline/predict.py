@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -15,7 +16,7 @@ from models import checkpoint as checkpoints
 from models.autoencoder import Autoencoder
 from models.precision import Precision, bf16_hardware
 from models.tasks import TASKS
-from models.tasks.task import Output, Params, padded_size
+from models.tasks.task import Output, Params, Sample, SampleError, padded_size
 from pipeline.names import decoded_name, output_name
 from pipeline.pixels import ImageError, Picture, decode, encode, encode_rgb, output_format
 from pipeline.progress import Tally
@@ -53,9 +54,14 @@ class Item:
 
     reference: dict[str, Any]
     picture: Picture | None = None
+    mask: np.ndarray | None = None
     content_sha256: str = ""
     error: dict[str, Any] | None = None
     row: dict[str, Any] = field(default_factory=dict)
+
+    def sample(self) -> Sample:
+        assert self.picture is not None
+        return Sample(self.picture.rgb, self.picture.alpha, self.mask, int(self.reference["image_id"][:16], 16))
 
 
 class Rejected(Exception):
@@ -206,14 +212,17 @@ class Predictor:
 
     def _run(self, batch: list[Item]) -> None:
         """The model over one batch; if that fails, over each image alone, so that one cannot take others with it."""
-        pictures = [item.picture for item in batch if item.picture]
+        samples = [item.sample() for item in batch]
         try:
             with self.tally.time("model"):
-                outputs = self.task.predict(self.model, [p.rgb for p in pictures], self.params, self.precision)
+                outputs = self.task.predict(self.model, samples, self.params, self.precision)
         except Exception as e:  # noqa: BLE001 - as in _read
             if len(batch) > 1:
                 for item in batch:
                     self._run([item])
+                return
+            if isinstance(e, SampleError):
+                batch[0].error = Rejected("model", e.error_class, str(e)).row
                 return
             # torch says RuntimeError for want of memory and for a sick device, neither of which is the image's fault.
             transient = isinstance(e, MemoryError | RuntimeError)

@@ -13,7 +13,7 @@ from models.autoencoder import Autoencoder
 from models.losses import laplace_bits, psnr_loss, rate_distortion
 from models.metrics import psnr_db
 from models.precision import Precision
-from models.tasks.task import Output, Params, Task, to_batch, to_uint8
+from models.tasks.task import Output, Params, Sample, Task, to_batch, to_uint8
 from models.tiling import tiled
 
 TILE = 1024
@@ -50,10 +50,11 @@ class Compress(Task):
         rounded = x_hat.clamp(0, 1).mul(255).round().div(255)
         return {"psnr_db": -float(psnr_loss(rounded, x_BCHW)), "bits_per_pixel": float(bpp), "loss": float(loss)}
 
-    def predict(self, model: Autoencoder, images: list[np.ndarray], params: Any, precision: Precision) -> list[Output]:
+    def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
         """Symbols are computed in float32 whatever the precision: a code must not depend on it."""
         assert isinstance(model, Codec)
         assert isinstance(params, CompressParams)
+        images = [sample.rgb for sample in samples]
         x = to_batch(images, model.stride, precision.device)
         step_B = x.new_full((len(images),), params.step)
         with torch.inference_mode():

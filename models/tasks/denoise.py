@@ -11,7 +11,7 @@ from models.architectures.unet import UNet
 from models.autoencoder import Autoencoder
 from models.losses import gaussian_noise, psnr_loss
 from models.precision import Precision
-from models.tasks.task import Output, Params, Task, to_batch, to_uint8
+from models.tasks.task import Output, Params, Sample, Task, to_batch, to_uint8
 from models.tiling import tiled
 
 TILE, CROP = 1024, 384
@@ -65,9 +65,10 @@ class Denoise(Task):
             "sigma_error": float((estimate_B - sigma_B).abs().mean() * 255),
         }
 
-    def predict(self, model: Autoencoder, images: list[np.ndarray], params: Any, precision: Precision) -> list[Output]:
+    def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
         assert isinstance(model, UNet)
         assert isinstance(params, DenoiseParams)
+        images = [sample.rgb for sample in samples]
         x = to_batch(images, model.stride, precision.device)
         with torch.inference_mode(), precision.autocast():
             given = params.sigma

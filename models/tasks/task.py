@@ -1,6 +1,7 @@
 """What a task is: what is taken away in training, what goes in and out of the model, which columns a row gets."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -19,6 +20,28 @@ class Params(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class SampleError(Exception):
+    """A sample that its task cannot do: becomes a reject of this class."""
+
+    def __init__(self, error_class: str, message: str) -> None:
+        super().__init__(message)
+        self.error_class = error_class
+
+
+@dataclass
+class Sample:
+    """One image as a task gets it."""
+
+    rgb: np.ndarray
+    """(H,W,3) uint8, upright."""
+    alpha: np.ndarray | None = None
+    """(H,W) uint8, where the file has transparency."""
+    mask: np.ndarray | None = None
+    """(H,W) uint8 of the mask file beside it, where the parameters ask for one."""
+    seed: int = 0
+    """From the image's identity: what is drawn at random for it is drawn again the same."""
+
+
 @dataclass
 class Output:
     """What one image became."""
@@ -28,6 +51,8 @@ class Output:
     latent: np.ndarray | None = None
     """(C,h,w) int8 symbols."""
     columns: dict[str, Any] = field(default_factory=dict)
+    opaque: bool = False
+    """Whether the source's alpha is not put back."""
 
 
 class Task(ABC):
@@ -39,6 +64,10 @@ class Task(ABC):
     columns: ClassVar[dict[str, type]] = {}
     """Quality columns of the task and their Python types."""
     stores_latent: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
+    """Whether some pixels of the source are kept to the last bit: outputs of lossy formats are then written as PNG."""
+    colours: ClassVar[bool] = False
+    """Whether gray images become coloured ones."""
 
     @abstractmethod
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
@@ -49,8 +78,8 @@ class Task(ABC):
         """Figures on held-out images, "psnr_db" among them."""
 
     @abstractmethod
-    def predict(self, model: Autoencoder, images: list[np.ndarray], params: Any, precision: Precision) -> list[Output]:
-        """Run images (H,W,3) uint8 whose padded sizes are equal through the model."""
+    def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
+        """Run samples whose padded sizes are equal through the model. Raises: SampleError for one that cannot be done."""
 
 
 def pad_to(image: np.ndarray, stride: int) -> np.ndarray:
@@ -65,7 +94,7 @@ def padded_size(image: np.ndarray, stride: int) -> tuple[int, int]:
     return h + -h % stride, w + -w % stride
 
 
-def to_batch(images: list[np.ndarray], stride: int, device: str) -> Tensor:
+def to_batch(images: Sequence[np.ndarray], stride: int, device: str) -> Tensor:
     """Images of one padded size to (B,3,H,W) float32 in [0,1], channels last; bytes travel to the device, floats do not."""
     stacked = torch.from_numpy(np.stack([pad_to(image, stride) for image in images]))
     return stacked.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)

@@ -9,6 +9,7 @@ from jobs.train import TrainConfig, train
 from models import checkpoint
 from models.precision import Precision
 from models.tasks import TASKS
+from models.tasks.task import Sample
 from pipeline.errors import ConfigError
 
 TINY = {
@@ -42,7 +43,7 @@ def test_every_task_trains_with_two_workers_and_its_checkpoint_runs(task, photos
     folder = str(tmp_path / "out" / f"tiny-{task}")
     assert checkpoint.read_card(folder) == card
     model = checkpoint.build(card, checkpoint.read_weights(folder, card))
-    output = TASKS[task].predict(model, [crops[0]], TASKS[task].Params(), Precision())[0]
+    output = TASKS[task].predict(model, [Sample(crops[0])], TASKS[task].Params(), Precision())[0]
     assert output.image.shape == crops[0].shape
     state = sorted((tmp_path / "out" / "runs").rglob("state.json"))[-1]
     assert json.loads(state.read_text())["epoch"] == 2

@@ -13,6 +13,7 @@ from models.metrics import psnr_db
 from models.precision import Precision, bf16_hardware
 from models.tasks import TASKS
 from models.tasks.compress import decode_latent
+from models.tasks.task import Sample
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_a_shipped_checkpoint_is_small_and_runs(name, photo):
     card = checkpoint.read_card(name)
     assert len(checkpoint.read_weights(name, card)) < 3_000_000
     task = TASKS[card.task]
-    outputs = task.predict(shipped(name), [photo, photo[::-1].copy()], task.Params(), Precision())
+    outputs = task.predict(shipped(name), [Sample(photo), Sample(photo[::-1].copy())], task.Params(), Precision())
     assert len(outputs) == 2
     for output in outputs:
         assert output.image is None or (output.image.shape == photo.shape and output.image.dtype == np.uint8)
@@ -67,7 +68,7 @@ def test_a_task_names_a_checkpoint_of_its_own(name):
 def test_denoising_helps_and_finds_the_level(photo):
     for sigma in (10, 25, 50):
         grainy = noisy(photo, sigma)
-        output = TASKS["denoise"].predict(shipped("denoise-small"), [grainy], TASKS["denoise"].Params(), Precision())[0]
+        output = TASKS["denoise"].predict(shipped("denoise-small"), [Sample(grainy)], TASKS["denoise"].Params(), Precision())[0]
         assert psnr_db(output.image, photo) > psnr_db(grainy, photo) + 4
         assert output.columns["sigma"] == pytest.approx(sigma, rel=0.15)
 
@@ -77,7 +78,7 @@ def test_bfloat16_changes_psnr_by_less_than_a_twentieth(photo):
     grainy = noisy(photo, 25)
     model = shipped("denoise-small")
     both = [
-        psnr_db(TASKS["denoise"].predict(model, [grainy], TASKS["denoise"].Params(), p)[0].image, photo)
+        psnr_db(TASKS["denoise"].predict(model, [Sample(grainy)], TASKS["denoise"].Params(), p)[0].image, photo)
         for p in (Precision(), Precision(dtype=torch.bfloat16))
     ]
     assert abs(both[0] - both[1]) < 0.05
@@ -85,7 +86,7 @@ def test_bfloat16_changes_psnr_by_less_than_a_twentieth(photo):
 
 def test_a_larger_step_is_smaller_and_worse(photo):
     model, task = shipped("compress-small"), TASKS["compress"]
-    outputs = [task.predict(model, [photo], task.Params(step=step), Precision())[0] for step in (20, 32, 64)]
+    outputs = [task.predict(model, [Sample(photo)], task.Params(step=step), Precision())[0] for step in (20, 32, 64)]
     nonzero = [np.count_nonzero(o.latent) for o in outputs]
     quality = [o.columns["psnr_db"] for o in outputs]
     assert nonzero == sorted(nonzero, reverse=True)
@@ -94,8 +95,8 @@ def test_a_larger_step_is_smaller_and_worse(photo):
 
 def test_decoding_does_not_depend_on_what_shares_a_batch(photo):
     model, task = shipped("compress-small"), TASKS["compress"]
-    alone = task.predict(model, [photo], task.Params(), Precision())[0]
-    together = task.predict(model, [photo[::-1].copy(), photo], task.Params(), Precision())[1]
+    alone = task.predict(model, [Sample(photo)], task.Params(), Precision())[0]
+    together = task.predict(model, [Sample(photo[::-1].copy()), Sample(photo)], task.Params(), Precision())[1]
     decoded = decode_latent(model, together.latent, photo.shape[:2], task.Params().step, "cpu")
     assert np.array_equal(decoded, together.image)
     if np.array_equal(alone.latent, together.latent):

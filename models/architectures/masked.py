@@ -1,0 +1,56 @@
+"""A U-Net that fills what is missing of an image: holes, and whole colour planes.
+
+x · known ── push-pull fill ─┬─ unshuffle 2 ─ trunk ─ shuffle 2 ─(+ fill)─ x_hat
+known ───────────────────────┘
+"""
+
+import torch
+from torch import Tensor, nn
+
+from models.trunk import Trunk, unshuffled
+
+
+def push_pull(x_BCHW: Tensor, known_BCHW: Tensor) -> Tensor:
+    """Unknown values interpolated from known ones over a pyramid (Gortler et al. 1996, section 3.4.2); known ones stay.
+
+    Args: x (B,C,H,W) float; known, the same shape, 1 where x is known and 0 where not. A channel of which nothing is
+        known takes the mean of the other channels; an image of which nothing is known becomes 0.5.
+    """
+    filled, weight = pulled(x_BCHW * known_BCHW, known_BCHW)
+    present = (weight > 0).to(x_BCHW.dtype)
+    others = (filled * present).sum(1, keepdim=True) / present.sum(1, keepdim=True).clamp(min=1)
+    others = torch.where(present.sum(1, keepdim=True) > 0, others, 0.5)
+    filled = torch.where(present > 0, filled, others)
+    return torch.where(known_BCHW > 0, x_BCHW, filled)
+
+
+def pulled(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """x (weighted mean, zero where the weight is) with gaps filled from the coarser levels; the weight of the coarsest."""
+    h, w = x.shape[2:]
+    if h == 1 and w == 1:
+        return x, weight
+    even = (0, w % 2, 0, h % 2)
+    total = nn.functional.avg_pool2d(nn.functional.pad(weight, even), 2) * 4
+    mean = nn.functional.avg_pool2d(nn.functional.pad(x * weight, even), 2) * 4 / total.clamp(min=1e-6)
+    coarse, present = pulled(mean, total.clamp(max=1))
+    smooth = nn.functional.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)[:, :, :h, :w]
+    return weight * x + (1 - weight) * smooth, present
+
+
+class MaskedUNet(Trunk):
+    """Inpainting autoencoder: what is known of an image, per pixel and channel, to the whole image."""
+
+    def __init__(self, channels: int = 3, widths: tuple[int, ...] = (32, 64, 96), blocks: int = 2) -> None:
+        super().__init__(8 * channels, channels, widths, blocks)
+
+    def encode(self, x_BCHW: Tensor, known_BCHW: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        """(B,C,H,W) float in [0,1] whose gaps are filled by `push_pull`, and where it is known (all of it when absent)."""
+        known = torch.ones_like(x_BCHW) if known_BCHW is None else known_BCHW
+        return x_BCHW, self.descend(unshuffled(x_BCHW - 0.5, known))
+
+    def decode(self, y: tuple[Tensor, list[Tensor]]) -> Tensor:
+        x, features = y
+        return x + self.ascend(features).to(x.dtype)
+
+    def forward(self, x_BCHW: Tensor, known_BCHW: Tensor | None = None) -> Tensor:
+        return self.decode(self.encode(x_BCHW, known_BCHW))

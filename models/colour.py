@@ -1,0 +1,51 @@
+"""Luma and chroma of ITU-T T.871 (JFIF), as Pillow's convert("L") rounds them."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Rows Y, Cb, Cr over columns R, G, B.
+YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+# Pillow's own integers for luma; they add up to 65,536.
+LUMA_16 = (19595, 38470, 7471)
+
+
+def luma_of(x_B3HW: Tensor) -> Tensor:
+    """(B,3,H,W) RGB to (B,1,H,W) luma in the same range."""
+    return (x_B3HW * x_B3HW.new_tensor(YCBCR[0]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+def chroma_of(x_B3HW: Tensor) -> Tensor:
+    """(B,3,H,W) RGB in [0,1] to (B,2,H,W) Cb and Cr in [-0.5,0.5]."""
+    return torch.einsum("pc,bchw->bphw", x_B3HW.new_tensor(YCBCR[1:]), x_B3HW)
+
+
+def rgb_of(luma_B1HW: Tensor, chroma_B2HW: Tensor) -> Tensor:
+    """Luma and chroma to (B,3,H,W) RGB, unclipped."""
+    cb, cr = chroma_B2HW.split(1, 1)
+    return luma_B1HW + torch.cat([1.402 * cr, -0.344136 * cb - 0.714136 * cr, 1.772 * cb], 1)
+
+
+def luma_8(rgb: np.ndarray) -> np.ndarray:
+    """(H,W,3) integers to (H,W) luma, rounded as Pillow's convert("L") does."""
+    r, g, b = LUMA_16
+    luma: np.ndarray = (rgb[..., 0] * np.int32(r) + rgb[..., 1] * np.int32(g) + rgb[..., 2] * np.int32(b) + 0x8000) >> 16
+    return luma
+
+
+def recolour(luma: np.ndarray, chroma: np.ndarray) -> np.ndarray:
+    """(H,W) uint8 luma and (2,H,W) float chroma in [-0.5,0.5] to (H,W,3) uint8 whose luma is exactly the one given.
+
+    Chroma that would leave the gamut is scaled down, which keeps luma and hue; what rounding moved is then put back on all
+    three channels alike.
+    """
+    y = luma.astype(np.float32)
+    cb, cr = chroma.astype(np.float32) * 255
+    offset = np.stack([1.402 * cr, -0.344136 * cb - 0.714136 * cr, 1.772 * cb], -1)
+    # One level of room at both ends, for the correction below.
+    above, below = np.maximum(254 - y, 0)[..., None], np.maximum(y - 1, 0)[..., None]
+    limit = np.where(offset > 0, above, below) / np.maximum(np.abs(offset), 1e-6)
+    offset *= np.minimum(limit.min(-1, keepdims=True), 1)
+    rgb = np.rint(y[..., None] + offset).astype(np.int32)
+    rgb += (luma - luma_8(rgb))[..., None]
+    return rgb.astype(np.uint8)

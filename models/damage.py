@@ -1,0 +1,33 @@
+"""Damage drawn at random: what is known of an image, as (H,W) bool. For training, and for measuring."""
+
+import torch
+from torch import Tensor
+
+
+def lost_pixels(h: int, w: int, share: float, generator: torch.Generator) -> Tensor:
+    """Known pixels when each is lost with probability `share`."""
+    return torch.rand(h, w, generator=generator) >= share
+
+
+def lost_blocks(h: int, w: int, share: float, side: int, generator: torch.Generator) -> Tensor:
+    """Known pixels when squares of `side` pixels, at random places, cover at least `share` of the image (below 1)."""
+    known = torch.ones(h, w, dtype=torch.bool)
+    wanted = min(share, 0.95) * h * w
+    while int((~known).sum()) < wanted:
+        y = int(torch.randint(1 - side, h, (1,), generator=generator))
+        x = int(torch.randint(1 - side, w, (1,), generator=generator))
+        known[max(y, 0) : y + side, max(x, 0) : x + side] = False
+    return known
+
+
+def lost_strokes(h: int, w: int, count: int, generator: torch.Generator) -> Tensor:
+    """Known pixels when `count` straight scratches, 1 to 8 pixels wide, run through the image."""
+    y, x = torch.arange(h).view(-1, 1), torch.arange(w)
+    known = torch.ones(h, w, dtype=torch.bool)
+    for a, b, c, d, width in torch.rand(count, 5, generator=generator).tolist():
+        (y0, x0), (y1, x1) = (a * h, b * w), (c * h, d * w)
+        length = max(1.0, ((y1 - y0) ** 2 + (x1 - x0) ** 2) ** 0.5)
+        along = ((y - y0) * (y1 - y0) + (x - x0) * (x1 - x0)) / length
+        across = ((y - y0) * (x1 - x0) - (x - x0) * (y1 - y0)) / length
+        known &= ~((across.abs() <= 0.5 + 3.5 * width) & (along >= 0) & (along <= length))
+    return known

@@ -1,0 +1,88 @@
+"""Colorize: chroma is predicted from luma, which stays exactly as it is."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+
+from models.architectures.chroma import ChromaUNet
+from models.autoencoder import Autoencoder
+from models.colour import chroma_of, luma_of, recolour, rgb_of
+from models.losses import psnr_loss
+from models.precision import Precision
+from models.tasks.task import Output, Params, Sample, Task, pad_to
+
+# Chroma is predicted on at most so many pixels: what a thing is shows only when the network sees enough of it at once.
+SEEN_PIXELS = 512 * 512
+# Images without colour are 60 dB when left alone: below this error (40 dB) nothing more is asked.
+ENOUGH = 1e-4
+
+
+class ColorizeParams(Params):
+    saturation: float = Field(
+        1.0, ge=0, le=4, description="factor of the chroma: predictions are an average of what it could be, so they are pale"
+    )
+
+
+class Colorize(Task):
+    name = "colorize"
+    default_checkpoint = "colorize-small"
+    Params = ColorizeParams
+    columns = {"colourfulness": float}
+    exact = True
+    colours = True
+
+    def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """PSNR loss in RGB at the true luma."""
+        assert isinstance(model, ChromaUNet)
+        luma = luma_of(x_BCHW)
+        # What is gray in a photograph was exposed differently than this one.
+        gain = 0.8 + 0.4 * torch.rand(len(luma), 1, 1, 1, generator=generator)
+        gamma = 0.8 + 0.4 * torch.rand(len(luma), 1, 1, 1, generator=generator)
+        x_hat = rgb_of(luma, model((luma * gain).clamp(1e-4, 1) ** gamma))
+        squared = (x_hat - x_BCHW).float().square().flatten(1).mean(1)
+        loss = 10 * (squared + ENOUGH).log10().mean()
+        return {"loss": loss, "psnr_db": -psnr_loss(x_hat.detach(), x_BCHW)}
+
+    def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
+        assert isinstance(model, ChromaUNet)
+        luma = luma_of(x_BCHW)
+        x_hat, gray = rgb_of(luma, model(luma)), luma.expand_as(x_BCHW)
+        floor, reached = (-float(psnr_loss(x.clamp(0, 1).mul(255).round().div(255), x_BCHW)) for x in (gray, x_hat))
+        return {"psnr_db": reached, "gain_over_gray_db": reached - floor}
+
+    def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
+        """Luma of each image, as Pillow's convert("L") gives it, with predicted chroma; the luma of the output is the same."""
+        assert isinstance(model, ChromaUNet)
+        assert isinstance(params, ColorizeParams)
+        lumas = [np.asarray(Image.fromarray(sample.rgb).convert("L")) for sample in samples]
+        x = torch.from_numpy(np.stack([pad_to(luma[..., None], model.stride)[..., 0] for luma in lumas]))[:, None]
+        x = x.to(precision.device).float() / 255
+        h, w = x.shape[2:]
+        scale = min(1.0, (SEEN_PIXELS / (h * w)) ** 0.5)
+        size = [max(1, round(n * scale / model.stride)) * model.stride for n in (h, w)]
+        with torch.inference_mode(), precision.autocast():
+            seen = nn_resize(x, size)
+            chroma_B2HW = nn_resize(model(seen), [h, w]).cpu().numpy() * params.saturation
+        outputs = []
+        for luma, chroma in zip(lumas, chroma_B2HW, strict=True):
+            image = recolour(luma, chroma[:, : luma.shape[0], : luma.shape[1]])
+            outputs.append(Output(image, columns={"colourfulness": colourfulness(image)}))
+        return outputs
+
+
+def nn_resize(x: Tensor, size: list[int]) -> Tensor:
+    """x at another size, (B,C,*size)."""
+    if list(x.shape[2:]) == size:
+        return x
+    return torch.nn.functional.interpolate(x, size, mode="bilinear", antialias=True)
+
+
+def colourfulness(rgb: np.ndarray) -> float:
+    """How colourful an image (H,W,3) uint8 is; 0 is gray (Hasler and Süsstrunk 2003)."""
+    r, g, b = (rgb[..., c].astype(np.float32) for c in range(3))
+    a, c = r - g, (r + g) / 2 - b
+    return float(np.hypot(a.std(), c.std()) + 0.3 * np.hypot(a.mean(), c.mean()))

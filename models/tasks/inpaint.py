@@ -1,0 +1,143 @@
+"""Inpaint: what is missing of an image (holes, scratches, lost pixels, one colour plane) is filled; the rest stays as it is."""
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from models.architectures.masked import MaskedUNet, push_pull
+from models.autoencoder import Autoencoder
+from models.damage import lost_blocks, lost_pixels, lost_strokes
+from models.losses import psnr_loss
+from models.precision import Precision
+from models.tasks.task import Output, Params, Sample, SampleError, Task, pad_to, to_uint8
+from models.tiling import tiled
+
+TILE = 1024
+PLANES = ("red", "green", "blue")
+PLANE_SHARE = 0.15
+VALIDATED_LOSS = 0.5
+
+
+class InpaintParams(Params):
+    missing: Literal["file", "alpha", "key", "red", "green", "blue", "random"] = Field(
+        "file",
+        description="what is missing: where the mask beside the image (NAME.mask.png) is bright; where alpha is 0; where the "
+        "colour is `key`; one colour plane; or pixels drawn at random, for measuring",
+    )
+    key: str = Field("#ff00ff", pattern="^#[0-9a-fA-F]{6}$", description="colour of what is missing")
+    tolerance: int = Field(0, ge=0, le=255, description="largest difference from `key` in a channel, in 8-bit levels")
+    share: float = Field(0.5, ge=0, lt=1, description="share of the pixels that random damage takes")
+    block: int = Field(1, ge=1, le=256, description="side of the squares that random damage takes, in pixels")
+
+
+class Inpaint(Task):
+    name = "inpaint"
+    default_checkpoint = "inpaint-small"
+    Params = InpaintParams
+    columns = {"missing_share": float}
+    exact = True
+
+    def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """PSNR loss of the image with its known pixels put back."""
+        assert isinstance(model, MaskedUNet)
+        batch, _, h, w = x_BCHW.shape
+        known = torch.stack([random_damage(h, w, generator) for _ in range(batch)])
+        restored = fill(model, x_BCHW, known.to(x_BCHW.device, x_BCHW.dtype))
+        loss = psnr_loss(restored, x_BCHW)
+        return {"loss": loss, "psnr_db": -loss.detach()}
+
+    def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
+        """With half of the pixels lost, and with a sixth of the area lost in squares of 16."""
+        assert isinstance(model, MaskedUNet)
+        h, w = x_BCHW.shape[2:]
+        figures = {}
+        for name, known in (
+            ("pixels", lost_pixels(h, w, VALIDATED_LOSS, generator)),
+            ("blocks", lost_blocks(h, w, 0.15, 16, generator)),
+        ):
+            restored = fill(model, x_BCHW, known.to(x_BCHW.device, x_BCHW.dtype).expand_as(x_BCHW))
+            figures[f"psnr_{name}_db"] = -float(psnr_loss(restored.clamp(0, 1).mul(255).round().div(255), x_BCHW))
+        return {"psnr_db": sum(figures.values()) / len(figures), **figures}
+
+    def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
+        """Fills each image; known pixels are copied from the source, so they stay bit-identical."""
+        assert isinstance(model, MaskedUNet)
+        assert isinstance(params, InpaintParams)
+        masks = [known_of(sample, params) for sample in samples]
+        pairs = []
+        for sample, known in zip(samples, masks, strict=True):
+            x, k = (to_planes(pad_to(array, model.stride)) for array in (sample.rgb, known.astype(np.uint8) * 255))
+            pairs.append(torch.cat([push_pull(x, k), k], 1))
+        x_and_known = torch.cat(pairs).to(precision.device)
+        with torch.inference_mode(), precision.autocast():
+            x_hat = tiled(lambda piece: model(*piece.split(3, 1)), x_and_known, TILE, model.halo)
+        outputs = []
+        for restored, known, sample in zip(to_uint8(x_hat), masks, samples, strict=True):
+            h, w = known.shape[:2]
+            image = np.where(known, sample.rgb, restored[:h, :w])
+            outputs.append(Output(image, columns={"missing_share": float(1 - known.mean())}, opaque=params.missing == "alpha"))
+        return outputs
+
+
+def fill(model: MaskedUNet, x_BCHW: Tensor, known_BCHW: Tensor) -> Tensor:
+    """The image with what is not known of it restored, (B,C,H,W)."""
+    restored = model(push_pull(x_BCHW, known_BCHW), known_BCHW)
+    return known_BCHW * x_BCHW + (1 - known_BCHW) * restored
+
+
+def random_damage(h: int, w: int, generator: torch.Generator) -> Tensor:
+    """Known values (3,h,w) bool under one kind of damage: a plane, lost pixels, blocks, or scratches."""
+    kind, amount, size = torch.rand(3, generator=generator).tolist()
+    if kind < PLANE_SHARE:
+        known = torch.ones(3, h, w, dtype=torch.bool)
+        known[int(amount * 3)] = False
+        return known
+    if kind < 0.5:
+        plane = lost_pixels(h, w, 0.1 + 0.85 * amount, generator)
+    elif kind < 0.85:
+        plane = lost_blocks(h, w, 0.05 + 0.35 * amount, round(2 * 16**size), generator)
+    else:
+        plane = lost_strokes(h, w, 2 + int(10 * amount), generator)
+    return plane.expand(3, h, w)
+
+
+def known_of(sample: Sample, params: InpaintParams) -> np.ndarray:
+    """(H,W,3) bool, what is known of a sample. Raises: SampleError when there is nothing to go by, or nothing is known."""
+    h, w = sample.rgb.shape[:2]
+    known: np.ndarray
+    if params.missing in PLANES:
+        known = np.ones((h, w, 3), bool)
+        known[..., PLANES.index(params.missing)] = False
+        return known
+    if params.missing == "alpha":
+        if sample.alpha is None:
+            raise SampleError("NoAlpha", "missing=alpha, and the image has no transparency")
+        known = sample.alpha > 0
+    elif params.missing == "file":
+        if sample.mask is None:
+            raise SampleError("NoMask", "missing=file, and no NAME.mask.png lies beside the image")
+        if sample.mask.shape != (h, w):
+            size = f"{sample.mask.shape[1]}×{sample.mask.shape[0]}"
+            raise SampleError("MaskSize", f"the mask is of {size} pixels, the image of {w}×{h}")
+        known = sample.mask < 128
+    elif params.missing == "key":
+        key = np.frombuffer(bytes.fromhex(params.key[1:]), np.uint8).astype(np.int16)
+        known = (np.abs(sample.rgb.astype(np.int16) - key) > params.tolerance).any(2)
+    else:
+        generator = torch.Generator().manual_seed(sample.seed % 2**63)
+        known = (
+            lost_pixels(h, w, params.share, generator)
+            if params.block == 1
+            else lost_blocks(h, w, params.share, params.block, generator)
+        ).numpy()
+    if not known.any():
+        raise SampleError("NothingKnown", "all of the image is missing")
+    return np.broadcast_to(known[..., None], (h, w, 3))
+
+
+def to_planes(array: np.ndarray) -> Tensor:
+    """(H,W,3) uint8 to (1,3,H,W) float32 in [0,1]."""
+    return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)[None].float().div_(255)
