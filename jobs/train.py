@@ -324,7 +324,10 @@ def train(config: TrainConfig) -> checkpoints.Card:
     share = cpus / workers
     data = ray.data.from_items(training).random_shuffle(seed=config.seed).repartition(max(8, 4 * workers)).materialize()
     crops = data.map_batches(
-        Crops(stores, config.crop, config.crops_per_image, config.augment), batch_size=16, num_cpus=share * 0.25, zero_copy_batch=True
+        Crops(stores, config.crop, config.crops_per_image, config.augment),
+        batch_size=16,
+        num_cpus=share * 0.25,
+        zero_copy_batch=True,
     )
     usable = len(training) * config.crops_per_image
     steps = max(1, usable // (workers * config.batch_size))

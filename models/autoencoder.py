@@ -28,3 +28,18 @@ class Autoencoder(nn.Module, ABC):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return self.decode(self.encode(x_BCHW))
+
+
+class LatentCoder(Autoencoder):
+    """An autoencoder whose code can be stored as small integers, one `step` for each image where it has a rate to choose."""
+
+    channels: int = 3
+    """Planes of the images that it takes: 3 are RGB, 1 is luma."""
+
+    @abstractmethod
+    def symbols(self, x_BCHW: Tensor, step_B: Tensor) -> Tensor:
+        """(B,C,H,W) float in [0,1] to whole numbers in [-128,127], (B,c,H/s,W/s) float32."""
+
+    @abstractmethod
+    def image(self, symbols_Bchw: Tensor, step_B: Tensor) -> Tensor:
+        """What `symbols` gave to (B,C,H,W) float32, nominally in [0,1] but not clipped."""

@@ -15,11 +15,6 @@ def luma_of(x_B3HW: Tensor) -> Tensor:
     return (x_B3HW * x_B3HW.new_tensor(YCBCR[0]).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
-def chroma_of(x_B3HW: Tensor) -> Tensor:
-    """(B,3,H,W) RGB in [0,1] to (B,2,H,W) Cb and Cr in [-0.5,0.5]."""
-    return torch.einsum("pc,bchw->bphw", x_B3HW.new_tensor(YCBCR[1:]), x_B3HW)
-
-
 def rgb_of(luma_B1HW: Tensor, chroma_B2HW: Tensor) -> Tensor:
     """Luma and chroma to (B,3,H,W) RGB, unclipped."""
     cb, cr = chroma_B2HW.split(1, 1)
@@ -29,7 +24,8 @@ def rgb_of(luma_B1HW: Tensor, chroma_B2HW: Tensor) -> Tensor:
 def luma_8(rgb: np.ndarray) -> np.ndarray:
     """(H,W,3) integers to (H,W) luma, rounded as Pillow's convert("L") does."""
     r, g, b = LUMA_16
-    luma: np.ndarray = (rgb[..., 0] * np.int32(r) + rgb[..., 1] * np.int32(g) + rgb[..., 2] * np.int32(b) + 0x8000) >> 16
+    planes = rgb.astype(np.int32)
+    luma: np.ndarray = (planes[..., 0] * r + planes[..., 1] * g + planes[..., 2] * b + 0x8000) >> 16
     return luma
 
 

@@ -14,11 +14,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.autoencoder import Autoencoder
+from models.autoencoder import LatentCoder
+from models.colour import YCBCR
 from models.layers import ResBlock, conv3x3, zeroed
 
-# ITU-T T.871 (JFIF), rows Y, Cb, Cr.
-YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 SYMBOL_MAX = 127
 DEAD_ZONE, FINEST_STEP = 0.1, 8.5
 """By how much more than half a step a coefficient must miss a symbol to leave zero, or the symbol below."""
@@ -59,13 +58,14 @@ def quantise(y: Tensor) -> Tensor:
     return alive + (hard - alive).detach()
 
 
-class Codec(Autoencoder):
+class Codec(LatentCoder):
     """Quantising autoencoder: `encode` gives integer symbols (B,C,H/8,W/8) as float, `decode` the image.
 
     `step` is the base quantiser step in 8-bit levels (JPEG's scale): larger means fewer bits. One model serves all steps.
     """
 
     stride = 8
+    channels = 3
 
     def __init__(
         self, chroma: int = 16, code_width: int = 96, code_blocks: int = 2, width: int = 48, blocks: int = 4
@@ -103,6 +103,12 @@ class Codec(Autoencoder):
     def encode(self, x_BCHW: Tensor, step_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
         step_B = x_BCHW.new_full((x_BCHW.shape[0],), 26.0) if step_B is None else step_B
         return quantise(self.analyse(x_BCHW, step_B)), step_B
+
+    def symbols(self, x_BCHW: Tensor, step_B: Tensor) -> Tensor:
+        return self.encode(x_BCHW, step_B)[0]
+
+    def image(self, symbols_Bchw: Tensor, step_B: Tensor) -> Tensor:
+        return self.decode((symbols_Bchw, step_B))
 
     def decode(self, y: tuple[Tensor, Tensor]) -> Tensor:
         symbols, step_B = y

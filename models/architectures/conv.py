@@ -1,38 +1,60 @@
 """The convolutional autoencoder of the seed page: 1→16→4 channels, two max-pools, upsampling + convolution, sigmoid.
 
-Exactly 1,477 parameters, in layers of 160, 580, 592 and 145.
+Exactly 1,477 parameters, in layers of 160, 580, 592 and 145; with transposed convolutions in the decoder as well.
 """
 
+from typing import Literal
+
+import torch
 from torch import Tensor, nn
 
-from models.autoencoder import Autoencoder
+from models.autoencoder import LatentCoder
 from models.layers import conv3x3
 
 
-class Conv(Autoencoder):
-    """28×28 gray digits to a 4×7×7 code and back; any size that 4 divides works."""
+def enlarge(c_in: int, c_out: int, how: str) -> list[nn.Module]:
+    """Twice the size, by nearest neighbours and a 3×3 convolution, or by one 3×3 transposed convolution."""
+    if how == "transposed":
+        return [nn.ConvTranspose2d(c_in, c_out, 3, stride=2, padding=1, output_padding=1)]
+    return [nn.Upsample(scale_factor=2, mode="nearest"), conv3x3(c_in, c_out)]
+
+
+class Conv(LatentCoder):
+    """28×28 gray digits to a 4×7×7 code and back; any size that 4 divides works.
+
+    `peak` is the largest value that each channel of the code took in training: as integers, a code runs from 0 to it in
+    255 steps.
+    """
 
     stride = 4
     halo = 16
 
-    def __init__(self, channels: int = 1, width: int = 16, code: int = 4) -> None:
+    def __init__(
+        self, channels: int = 1, width: int = 16, code: int = 4, upsample: Literal["nearest", "transposed"] = "nearest"
+    ) -> None:
         super().__init__()
+        self.channels = channels
         self.encoder = nn.Sequential(
             conv3x3(channels, width), nn.ReLU(), nn.MaxPool2d(2), conv3x3(width, code), nn.ReLU(), nn.MaxPool2d(2)
         )
         self.decoder = nn.Sequential(
-            nn.Upsample(scale_factor=2, mode="nearest"),
-            conv3x3(code, width),
-            nn.ReLU(),
-            nn.Upsample(scale_factor=2, mode="nearest"),
-            conv3x3(width, channels),
-            nn.Sigmoid(),
+            *enlarge(code, width, upsample), nn.ReLU(), *enlarge(width, channels, upsample), nn.Sigmoid()
         )
+        self.peak: Tensor
+        self.register_buffer("peak", torch.full((1, code, 1, 1), 1e-3))
 
     def encode(self, x_BCHW: Tensor) -> Tensor:
         y: Tensor = self.encoder(x_BCHW)
+        if self.training:
+            self.peak.copy_(torch.maximum(self.peak, y.detach().amax((0, 2, 3), keepdim=True)))
         return y
 
     def decode(self, y: Tensor) -> Tensor:
         x_hat: Tensor = self.decoder(y)
         return x_hat
+
+    def symbols(self, x_BCHW: Tensor, step_B: Tensor) -> Tensor:
+        return (self.encode(x_BCHW) / self.peak).clamp(0, 1).mul(255).round() - 128
+
+    def image(self, symbols_Bchw: Tensor, step_B: Tensor) -> Tensor:
+        return self.decode((symbols_Bchw + 128) / 255 * self.peak)

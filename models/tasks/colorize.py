@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.architectures.chroma import ChromaUNet
 from models.autoencoder import Autoencoder
-from models.colour import chroma_of, luma_of, recolour, rgb_of
+from models.colour import luma_of, recolour, rgb_of
 from models.losses import psnr_loss
 from models.precision import Precision
 from models.tasks.task import Output, Params, Sample, Task, pad_to
@@ -55,7 +55,7 @@ class Colorize(Task):
         return {"psnr_db": reached, "gain_over_gray_db": reached - floor}
 
     def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
-        """Luma of each image, as Pillow's convert("L") gives it, with predicted chroma; the luma of the output is the same."""
+        """Predicted chroma for the luma of each image (Pillow's convert("L")); the output has exactly that luma."""
         assert isinstance(model, ChromaUNet)
         assert isinstance(params, ColorizeParams)
         lumas = [np.asarray(Image.fromarray(sample.rgb).convert("L")) for sample in samples]

@@ -9,7 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from models.architectures.codec import Codec
-from models.autoencoder import Autoencoder
+from models.autoencoder import Autoencoder, LatentCoder
+from models.colour import luma_of
 from models.losses import laplace_bits, psnr_loss, rate_distortion
 from models.metrics import psnr_db
 from models.precision import Precision
@@ -35,7 +36,12 @@ class Compress(Task):
     stores_latent = True
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        assert isinstance(model, Codec)
+        """Rate and distortion at random steps; for an autoencoder that has no rate, the squared error."""
+        if not isinstance(model, Codec):
+            x = planes_of(model, x_BCHW)
+            x_hat = model(x)
+            mse = (x_hat.float() - x).square().mean()
+            return {"loss": mse, "psnr_db": -psnr_loss(x_hat, x).detach()}
         draw = torch.rand(x_BCHW.shape[0], generator=generator)
         step_B = MIN_STEP * (MAX_STEP / MIN_STEP) ** draw
         x_hat, bits_B = code(model, x_BCHW, step_B)
@@ -43,22 +49,27 @@ class Compress(Task):
         return {"loss": loss, "bits_per_pixel": bpp.detach(), "psnr_db": -psnr_loss(x_hat, x_BCHW).detach()}
 
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
-        assert isinstance(model, Codec)
-        step_B = x_BCHW.new_full((x_BCHW.shape[0],), 32.0)
-        x_hat, bits_B = code(model, x_BCHW, step_B)
-        loss, bpp = rate_distortion(x_hat, x_BCHW, bits_B, step_B)
+        assert isinstance(model, LatentCoder)
+        x = planes_of(model, x_BCHW)
+        step_B = x.new_full((x.shape[0],), 32.0)
+        x_hat, bits_B = code(model, x, step_B)
         rounded = x_hat.clamp(0, 1).mul(255).round().div(255)
-        return {"psnr_db": -float(psnr_loss(rounded, x_BCHW)), "bits_per_pixel": float(bpp), "loss": float(loss)}
+        figures = {"psnr_db": -float(psnr_loss(rounded, x)), "mse": float((x_hat - x).square().mean())}
+        if isinstance(model, Codec):
+            loss, bpp = rate_distortion(x_hat, x, bits_B, step_B)
+            figures |= {"bits_per_pixel": float(bpp), "loss": float(loss)}
+        return figures
 
     def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
         """Symbols are computed in float32 whatever the precision: a code must not depend on it."""
-        assert isinstance(model, Codec)
+        assert isinstance(model, LatentCoder)
         assert isinstance(params, CompressParams)
         images = [sample.rgb for sample in samples]
-        x = to_batch(images, model.stride, precision.device)
+        x = planes_of(model, to_batch(images, model.stride, precision.device))
         step_B = x.new_full((len(images),), params.step)
+        halo = model.stride if isinstance(model, Codec) else model.halo
         with torch.inference_mode():
-            symbols = tiled(lambda piece: model.encode(piece, step_B)[0], x, TILE, model.stride, Fraction(1, model.stride))
+            symbols = tiled(lambda piece: model.symbols(piece, step_B), x, TILE, halo, Fraction(1, model.stride))
         latents = symbols.to(torch.int8).cpu().numpy()
         outputs = []
         for latent, image in zip(latents, images, strict=True):
@@ -67,13 +78,18 @@ class Compress(Task):
         return outputs
 
 
-def code(model: Codec, x_B3HW: Tensor, step_B: Tensor) -> tuple[Tensor, Tensor]:
-    """What images become at a step, (B,3,H,W), and the bits that they take, (B,)."""
-    symbols, _ = model.encode(x_B3HW, step_B)
-    return model.decode((symbols, step_B)), laplace_bits(symbols)
+def planes_of(model: Any, x_B3HW: Tensor) -> Tensor:
+    """RGB as the model takes it: itself, or its luma (B,1,H,W)."""
+    return luma_of(x_B3HW) if model.channels == 1 else x_B3HW
 
 
-def decode_latent(model: Codec, latent: np.ndarray, size: tuple[int, int], step: float, device: str) -> np.ndarray:
+def code(model: LatentCoder, x_BCHW: Tensor, step_B: Tensor) -> tuple[Tensor, Tensor]:
+    """What images become at a step, (B,C,H,W), and the bits that they take, (B,)."""
+    symbols = model.symbols(x_BCHW, step_B)
+    return model.image(symbols, step_B), laplace_bits(symbols)
+
+
+def decode_latent(model: LatentCoder, latent: np.ndarray, size: tuple[int, int], step: float, device: str) -> np.ndarray:
     """Symbols (C,h,w) int8 to the image (H,W,3) uint8 of `size`.
 
     Always float32 and one image at a time, in tiles of one size: these decide the last bit of a result, so the run and a
@@ -83,5 +99,6 @@ def decode_latent(model: Codec, latent: np.ndarray, size: tuple[int, int], step:
     step_B = symbols.new_full((1,), step)
     tile, halo = TILE // model.stride, model.halo // model.stride
     with torch.inference_mode():
-        x_hat = tiled(lambda piece: model.decode((piece, step_B)), symbols, tile, halo, Fraction(model.stride))
-    return to_uint8(x_hat)[0, : size[0], : size[1]]
+        x_hat = tiled(lambda piece: model.image(piece, step_B), symbols, tile, halo, Fraction(model.stride))
+    decoded = to_uint8(x_hat)[0, : size[0], : size[1]]
+    return decoded if model.channels == 3 else decoded.repeat(3, 2)

@@ -1,4 +1,4 @@
-"""Inpaint: what is missing of an image (holes, scratches, lost pixels, one colour plane) is filled; the rest stays as it is."""
+"""Inpaint: what is missing (holes, scratches, lost pixels, one colour plane) is filled; the rest stays as it is."""
 
 from typing import Any, Literal
 
@@ -24,8 +24,8 @@ VALIDATED_LOSS = 0.5
 class InpaintParams(Params):
     missing: Literal["file", "alpha", "key", "red", "green", "blue", "random"] = Field(
         "file",
-        description="what is missing: where the mask beside the image (NAME.mask.png) is bright; where alpha is 0; where the "
-        "colour is `key`; one colour plane; or pixels drawn at random, for measuring",
+        description="what is missing: where the mask beside the image (NAME.mask.png) is bright; where alpha is 0; where "
+        "the colour is `key`; one colour plane; or pixels drawn at random, for measuring",
     )
     key: str = Field("#ff00ff", pattern="^#[0-9a-fA-F]{6}$", description="colour of what is missing")
     tolerance: int = Field(0, ge=0, le=255, description="largest difference from `key` in a channel, in 8-bit levels")
@@ -78,7 +78,9 @@ class Inpaint(Task):
         for restored, known, sample in zip(to_uint8(x_hat), masks, samples, strict=True):
             h, w = known.shape[:2]
             image = np.where(known, sample.rgb, restored[:h, :w])
-            outputs.append(Output(image, columns={"missing_share": float(1 - known.mean())}, opaque=params.missing == "alpha"))
+            outputs.append(
+                Output(image, columns={"missing_share": float(1 - known.mean())}, opaque=params.missing == "alpha")
+            )
         return outputs
 
 
