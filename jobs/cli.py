@@ -44,11 +44,10 @@ Checkpoint = Annotated[str | None, typer.Option("--checkpoint", help="bundled na
 def effective(config: str | None, assignments: list[str] | None, **flags: Any) -> RunConfig:
     """YAML, then flags that were given, then --set."""
     values = read_yaml(config) if config else {}
-    params = flags.pop("params", {})
+    params = {key: value for key, value in flags.pop("params", {}).items() if value is not None}
     values |= {key: value for key, value in flags.items() if value is not None}
-    for key, value in params.items():
-        if value is not None:
-            set_value(values, f"params.{key}={value}")
+    if params:
+        values["params"] = (values.get("params") or {}) | params
     for assignment in assignments or []:
         set_value(values, assignment)
     return validate(RunConfig, values, config or "command line")
@@ -120,6 +119,44 @@ def denoise(
     """Noisy photos to clean ones."""
     flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "address": address}
     batch(effective(config, set_, task="denoise", input=input, output=output, params={"sigma": sigma}, **flags))
+
+
+@app.command()
+def inpaint(
+    input: InputArgument,
+    output: OutputArgument,
+    missing: Annotated[
+        str | None, typer.Option("--missing", help="what says what is missing: file (NAME.mask.png), alpha, key, red, …")
+    ] = None,
+    key: Annotated[str | None, typer.Option("--key", help="colour of what is missing, #rrggbb", metavar="COLOUR")] = None,
+    checkpoint: Checkpoint = None,
+    limit: Limit = None,
+    retry: Retry = None,
+    config: Config = None,
+    address: Address = None,
+    set_: Set = None,
+) -> None:
+    """Fill holes, scratches, lost pixels or one missing colour plane; known pixels stay bit-identical."""
+    flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "address": address}
+    params = {"missing": missing or ("key" if key else None), "key": key}
+    batch(effective(config, set_, task="inpaint", input=input, output=output, params=params, **flags))
+
+
+@app.command()
+def colorize(
+    input: InputArgument,
+    output: OutputArgument,
+    saturation: Annotated[float | None, typer.Option("--saturation", help="factor of the predicted colours")] = None,
+    checkpoint: Checkpoint = None,
+    limit: Limit = None,
+    retry: Retry = None,
+    config: Config = None,
+    address: Address = None,
+    set_: Set = None,
+) -> None:
+    """Gray photos to coloured ones whose luma is exactly the same."""
+    flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "address": address}
+    batch(effective(config, set_, task="colorize", input=input, output=output, params={"saturation": saturation}, **flags))
 
 
 @app.command()

@@ -127,8 +127,13 @@ def orientation_of(image: Image.Image) -> int:
     return value if value in UPRIGHT else 1
 
 
-def output_format(source_format: str) -> str:
-    """The format an output is written in: the source's, PNG for GIF (its palette would ruin the result), JPEG for MPO."""
+def output_format(source_format: str, exact: bool = False) -> str:
+    """The format an output is written in: the source's, PNG for GIF (its palette would ruin the result), JPEG for MPO.
+
+    Args: exact: pixels must be kept to the last bit, so PNG stands in for the lossy formats.
+    """
+    if exact and source_format in ("JPEG", "MPO", "WEBP"):
+        return "PNG"
     return {"GIF": "PNG", "MPO": "JPEG"}.get(source_format, source_format)
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import StorageError
 from pipeline.schema import REFERENCE, image_id, version
-from pipeline.sources.folder import list_folder
+from pipeline.sources.folder import list_folder, list_masked
 from pipeline.storage import STORE_FAILURES, Store, reason
 
 KEYS = ["image_id", "version"]
@@ -92,16 +92,18 @@ def make_plan(
     *,
     retry: bool = False,
     limit: int | None = None,
+    masks: bool = False,
 ) -> Plan:
     """List, subtract what is committed, and keep the rest.
 
     Args:
         parameters: what changes pixels or codes, beside the checkpoint.
         retry: do rejects of the same version again; those with a transient cause always are.
+        masks: NAME.mask.png is the mask of the image NAME.
     """
     references: list[dict[str, Any]] = []
     ignored = 0
-    for listed in list_folder(source):
+    for listed in (list_masked if masks else list_folder)(source):
         if listed is None:
             ignored += 1
             continue
@@ -115,6 +117,7 @@ def make_plan(
                 "size": listed.size,
                 "attempts": 0,
                 "problem": listed.problem,
+                "mask_path": listed.mask_path,
             }
         )
     results, rejects = part_paths(output, "results"), part_paths(output, "rejects")

@@ -4,7 +4,7 @@ import hashlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -183,9 +183,11 @@ class Predictor:
                 raise Rejected("list", "BadName", reference["problem"])
             with self.tally.time("fetch"):
                 data = self._fetch(reference)
+                mask = self._read_source(reference["mask_path"]) if reference["mask_path"] else None
             item.content_sha256 = hashlib.sha256(data).hexdigest()
             with self.tally.time("decode"):
                 item.picture = decode(data, self.job.max_pixels)
+                item.mask = self._mask(mask) if mask is not None else None
         except Rejected as e:
             item.error = e.row
         except ImageError as e:
@@ -198,17 +200,27 @@ class Predictor:
         if reference["size"] > MAX_FILE_BYTES:
             message = f"{reference['size'] / 1e6:.0f} MB are over the limit of {MAX_FILE_BYTES / 1e6:.0f} MB for a file"
             raise Rejected("fetch", "TooManyBytes", message)
-        try:
-            data = self.job.source.read(reference["rel_path"])
-        except FileNotFoundError:
-            raise Rejected("fetch", "FileNotFound", "it was gone when it was read", transient=True) from None
-        except Exception as e:  # noqa: BLE001 - what a store's client may raise is open-ended; the image waits
-            raise Rejected("fetch", type(e).__name__, reason(e), transient=True) from None
+        data = self._read_source(reference["rel_path"])
         if len(data) != reference["size"]:
             message = f"{len(data)} bytes were read where the listing said {reference['size']}: it changed, or was cut off"
             raise Rejected("fetch", "SizeChanged", message, transient=True)
         self.tally.add(bytes_in=len(data))
         return data
+
+    def _read_source(self, path: str) -> bytes:
+        try:
+            return self.job.source.read(path)
+        except FileNotFoundError:
+            raise Rejected("fetch", "FileNotFound", f"{path} was gone when it was read", transient=True) from None
+        except Exception as e:  # noqa: BLE001 - what a store's client may raise is open-ended; the image waits
+            raise Rejected("fetch", type(e).__name__, reason(e), transient=True) from None
+
+    def _mask(self, data: bytes) -> np.ndarray:
+        """(H,W) uint8 of a mask file."""
+        try:
+            return decode(data, self.job.max_pixels).rgb.max(2)
+        except ImageError as e:
+            raise Rejected("decode", f"Mask{e.error_class}", f"the mask: {e}") from None
 
     def _run(self, batch: list[Item]) -> None:
         """The model over one batch; if that fails, over each image alone, so that one cannot take others with it."""
@@ -276,7 +288,12 @@ class Predictor:
             if self.task.stores_latent:
                 data, name = encode_rgb(output.image, "PNG"), decoded_name(*names)
             else:
-                image_format = output_format(picture.format)
+                image_format = output_format(picture.format, self.task.exact)
+                picture = replace(
+                    picture,
+                    gray=picture.gray and not self.task.colours,
+                    alpha=None if output.opaque else picture.alpha,
+                )
                 changed = image_format != picture.format and picture.format != "MPO"
                 data = encode(output.image, picture, image_format)
                 name = output_name(*names, f".{image_format.lower()}" if changed else None)

@@ -125,7 +125,10 @@ def plan_of(job: Resolved) -> Plan:
     """What a run would do; changes nothing. Raises: StorageError."""
     config = job.config
     with storage_errors(job):
-        return make_plan(job.source, job.output, job.card.sha256, job.parameters, retry=config.retry, limit=config.limit)
+        masks = job.task.wants_mask(job.params)
+        return make_plan(
+            job.source, job.output, job.card.sha256, job.parameters, retry=config.retry, limit=config.limit, masks=masks
+        )
 
 
 def pool_for(config: RunConfig, nodes: list[tuple[float, float]]) -> Pool:

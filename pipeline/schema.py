@@ -48,7 +48,9 @@ REJECT = [
     ("transient", pa.bool_()),
     ("attempts", pa.int32()),
 ]
-REFERENCE = pa.schema([*IDENTITY, ("size", pa.int64()), ("attempts", pa.int32()), ("problem", pa.string())])
+REFERENCE = pa.schema(
+    [*IDENTITY, ("size", pa.int64()), ("attempts", pa.int32()), ("problem", pa.string()), ("mask_path", pa.string())]
+)
 """What travels to an actor for each image to do."""
 
 

@@ -40,6 +40,9 @@ class Inpaint(Task):
     columns = {"missing_share": float}
     exact = True
 
+    def wants_mask(self, params: Any) -> bool:
+        return bool(params.missing == "file")
+
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """PSNR loss of the image with its known pixels put back."""
         assert isinstance(model, MaskedUNet)

@@ -69,6 +69,10 @@ class Task(ABC):
     colours: ClassVar[bool] = False
     """Whether gray images become coloured ones."""
 
+    def wants_mask(self, params: Any) -> bool:
+        """Whether a mask file beside each image says what is missing of it."""
+        return False
+
     @abstractmethod
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """One step on clean images (B,C,H,W) float in [0,1]: a dict whose "loss" is minimised; the rest is logged."""

@@ -1,11 +1,13 @@
 """A folder or bucket prefix of image files, at any depth and of any name."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.storage import Store
 
 EXTENSIONS = (".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+
+MASK = ".mask.png"
 
 
 @dataclass(frozen=True)
@@ -17,10 +19,26 @@ class Listed:
     etag: str
     problem: str | None = None
     """Why it is a reject before it was read."""
+    mask_path: str | None = None
 
 
 def is_image_name(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS)
+
+
+def list_masked(store: Store) -> Iterator[Listed | None]:
+    """As `list_folder`, but NAME.mask.png is no image: it is the mask of every image NAME in its folder.
+
+    The etag of an image holds that of its mask, so that a changed mask is a changed image.
+    """
+    listed = list(list_folder(store))
+    masks = {image.rel_path[: -len(MASK)]: image for image in listed if image and image.rel_path.endswith(MASK)}
+    for image in listed:
+        if image is None or image.rel_path.endswith(MASK):
+            yield None
+            continue
+        mask = masks.get(image.rel_path.rpartition(".")[0])
+        yield replace(image, etag=f"{image.etag} {mask.etag}", mask_path=mask.rel_path) if mask else image
 
 
 def list_folder(store: Store) -> Iterator[Listed | None]:

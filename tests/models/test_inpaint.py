@@ -1,0 +1,118 @@
+"""What is missing is filled, what is known stays: damage, the push-pull fill, and the task around them."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.architectures import ARCHITECTURES
+from models.architectures.masked import push_pull
+from models.damage import lost_blocks, lost_pixels, lost_strokes
+from models.precision import Precision
+from models.tasks import TASKS
+from models.tasks.inpaint import random_damage
+from models.tasks.task import Sample, SampleError
+
+TASK = TASKS["inpaint"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return ARCHITECTURES["masked"](widths=(8, 8), blocks=1).eval()
+
+
+def fill(model, sample: Sample, **params: object):
+    return TASK.predict(model, [sample], TASK.Params(**params), Precision())[0]
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.floats(0, 1), st.integers(0, 2**31))
+def test_known_values_stay_and_gaps_lie_between_them(h, w, share, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(2, 3, h, w, generator=generator)
+    known = (torch.rand(2, 1, h, w, generator=generator) >= share).float().expand_as(x)
+    filled = push_pull(x, known)
+    assert torch.equal(filled[known > 0], x[known > 0])
+    for image, mask, out in zip(x, known, filled, strict=True):
+        if not mask.any():
+            assert (out == 0.5).all()
+            continue
+        for plane, plane_known, plane_out in zip(image, mask, out, strict=True):
+            values = plane[plane_known > 0]
+            assert plane_out.min() >= values.min() - 1e-5
+            assert plane_out.max() <= values.max() + 1e-5
+
+
+def test_a_missing_plane_takes_the_mean_of_the_others():
+    x = torch.rand(1, 3, 20, 30)
+    known = torch.ones_like(x)
+    known[:, 1] = 0
+    assert torch.allclose(push_pull(x, known)[:, 1], x[:, [0, 2]].mean(1), atol=1e-6)
+
+
+def test_damage_takes_the_share_that_was_asked():
+    generator = torch.Generator().manual_seed(0)
+    assert 1 - lost_pixels(200, 200, 0.3, generator).float().mean() == pytest.approx(0.3, abs=0.02)
+    assert 1 - lost_blocks(200, 200, 0.15, 16, generator).float().mean() == pytest.approx(0.15, abs=0.02)
+    assert 0 < 1 - lost_strokes(200, 200, 3, generator).float().mean() < 0.9
+    shares = [1 - random_damage(32, 32, generator).float().mean() for _ in range(50)]
+    assert min(shares) > 0
+    assert max(shares) < 1
+
+
+@pytest.mark.parametrize(
+    "params", [{"missing": "random"}, {"missing": "random", "share": 0.2, "block": 8}, {"missing": "green"}]
+)
+def test_known_pixels_are_bit_identical_and_damage_is_drawn_again_the_same(params, model, crops):
+    sample = Sample(crops[0], seed=7)
+    one, two = fill(model, sample, **params), fill(model, sample, **params)
+    assert np.array_equal(one.image, two.image)
+    changed = (one.image != crops[0]).any(2).mean()
+    assert 0 < changed <= one.columns["missing_share"] * (3 if params["missing"] == "green" else 1) + 1e-6
+    if params["missing"] == "green":
+        assert np.array_equal(one.image[..., [0, 2]], crops[0][..., [0, 2]])
+
+
+def test_masks_alpha_and_key_say_what_is_missing(model, crops):
+    rgb = crops[1].copy()
+    h, w = rgb.shape[:2]
+    hole = np.zeros((h, w), bool)
+    hole[20:40, 30:70] = True
+    rgb[hole] = (255, 0, 255)
+    ways = {
+        "file": Sample(rgb, mask=(hole * 255).astype(np.uint8)),
+        "alpha": Sample(rgb, alpha=((~hole) * 255).astype(np.uint8)),
+        "key": Sample(rgb),
+    }
+    images = {}
+    for missing, sample in ways.items():
+        output = fill(model, sample, missing=missing)
+        images[missing] = output.image
+        assert np.array_equal(output.image[~hole], rgb[~hole])
+        assert (output.image[hole] != rgb[hole]).any()
+        assert output.columns["missing_share"] == pytest.approx(hole.mean())
+        assert output.opaque == (missing == "alpha")
+    assert np.array_equal(images["file"], images["key"])
+    assert np.array_equal(images["file"], images["alpha"])
+
+
+@pytest.mark.parametrize(
+    ("missing", "sample", "error_class"),
+    [
+        ("alpha", {}, "NoAlpha"),
+        ("file", {}, "NoMask"),
+        ("file", {"mask": np.zeros((3, 4), np.uint8)}, "MaskSize"),
+        ("file", {"mask": np.full((96, 128), 255, np.uint8)}, "NothingKnown"),
+    ],
+)
+def test_a_sample_without_what_is_needed_is_refused(missing, sample, error_class, model, crops):
+    with pytest.raises(SampleError) as error:
+        fill(model, Sample(crops[0], **sample), missing=missing)
+    assert error.value.error_class == error_class
+
+
+def test_a_whole_image_needs_no_filling(model, crops):
+    output = fill(model, Sample(crops[0], mask=np.zeros(crops[0].shape[:2], np.uint8)), missing="file")
+    assert np.array_equal(output.image, crops[0])

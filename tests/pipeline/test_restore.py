@@ -1,0 +1,115 @@
+"""Inpaint and colorize over a folder, through the whole product, with networks that know nothing yet."""
+
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models import checkpoint
+from models.architectures import ARCHITECTURES
+from pipeline.account import verify
+from pipeline.config import RunConfig
+from pipeline.run import run
+from pipeline.storage import Store
+
+SMALL = {"inpaint": ("masked", {"widths": [8, 8], "blocks": 1}), "colorize": ("chroma", {"widths": [8, 8], "blocks": 1})}
+
+
+@pytest.fixture
+def untrained(tmp_path: Path):
+    def make(task: str) -> str:
+        architecture, parameters = SMALL[task]
+        torch.manual_seed(0)
+        card = {"name": f"tiny-{task}", "task": task, "architecture": architecture, "parameters": parameters}
+        checkpoint.save(str(tmp_path / task), ARCHITECTURES[architecture](**parameters), card)
+        return str(tmp_path / task)
+
+    return make
+
+
+def rows(output: Path, folder: str = "results") -> list[dict]:
+    if not list((output / folder).glob("*.parquet")):
+        return []
+    return duckdb.sql(f"SELECT * FROM '{output}/{folder}/*.parquet' ORDER BY rel_path").to_arrow_table().to_pylist()
+
+
+def hole_in(shape: tuple[int, ...], x: int = 30) -> np.ndarray:
+    hole = np.zeros(shape[:2], np.uint8)
+    hole[10:30, x : x + 20] = 255
+    return hole
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_masks_beside_images(tmp_path, crops, untrained):
+    photos, output = tmp_path / "photos", tmp_path / "out"
+    (photos / "deep").mkdir(parents=True)
+    Image.fromarray(crops[0]).save(photos / "a.jpg", quality=95)
+    Image.fromarray(hole_in(crops[0].shape)).save(photos / "a.mask.png")
+    Image.fromarray(crops[1]).save(photos / "deep" / "b.v2.png")
+    Image.fromarray(hole_in(crops[1].shape)).save(photos / "deep" / "b.v2.mask.png")
+    Image.fromarray(crops[2]).save(photos / "bare.png")
+    Image.fromarray(crops[3]).save(photos / "odd.png")
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save(photos / "odd.mask.png")
+    Image.fromarray(crops[4]).save(photos / "torn.png")
+    (photos / "torn.mask.png").write_bytes(b"no picture")
+    config = RunConfig(task="inpaint", input=str(photos), output=str(output), checkpoint=untrained("inpaint"))
+    config = config.model_copy(update={"max_reject_fraction": 0.9})
+
+    record = run(config)
+    assert (record["found"], record["ignored"], record["ok"], record["rejected"]) == (5, 4, 2, 3)
+    assert record["reasons"] == {"NoMask": 1, "MaskSize": 1, "MaskUnknownFormat": 1}
+    assert not verify(Store(str(output))).problems
+    for name, written in (("a.jpg", "a.jpg.png"), ("deep/b.v2.png", "deep/b.v2.png")):
+        source = np.asarray(Image.open(photos / name).convert("RGB"))
+        known = hole_in(source.shape) == 0
+        restored = np.asarray(Image.open(output / "images" / written))
+        assert np.array_equal(restored[known], source[known])
+        assert (restored[~known] != source[~known]).any()
+
+    assert run(config)["planned"] == 0
+    Image.fromarray(hole_in(crops[0].shape, 60)).save(photos / "a.mask.png")
+    Image.fromarray(hole_in(crops[2].shape)).save(photos / "bare.mask.png")
+    again = run(config)
+    assert (again["planned"], again["ok"]) == (2, 2)
+    source = np.asarray(Image.open(photos / "a.jpg").convert("RGB"))
+    known = hole_in(source.shape, 60) == 0
+    assert np.array_equal(np.asarray(Image.open(output / "images" / "a.jpg.png"))[known], source[known])
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_transparent_holes_come_out_opaque(tmp_path, crops, untrained):
+    photos, output = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    alpha = 255 - hole_in(crops[0].shape)
+    Image.fromarray(np.dstack([crops[0], alpha])).save(photos / "a.webp", lossless=True, exact=True)
+    config = RunConfig(task="inpaint", input=str(photos), output=str(output), checkpoint=untrained("inpaint"))
+    run(config.model_copy(update={"params": {"missing": "alpha"}}))
+    restored = Image.open(output / "images" / "a.webp.png")
+    assert restored.mode == "RGB"
+    assert np.array_equal(np.asarray(restored)[alpha > 0], crops[0][alpha > 0])
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_colorized_images_keep_their_luma(tmp_path, crops, untrained):
+    photos, output = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    Image.fromarray(crops[0]).convert("L").save(photos / "gray.jpg", quality=90)
+    Image.fromarray(crops[1]).save(photos / "colour.png")
+    Image.fromarray(np.dstack([crops[2][..., 0], 255 - hole_in(crops[2].shape)])).save(photos / "la.png")
+    config = RunConfig(task="colorize", input=str(photos), output=str(output), checkpoint=untrained("colorize"))
+    record = run(config)
+    assert record["ok"] == 3
+    for row in rows(output):
+        source = Image.open(photos / row["rel_path"])
+        coloured = Image.open(output / row["output_uri"])
+        assert coloured.format == "PNG"
+        assert coloured.mode == ("RGBA" if row["has_alpha"] else "RGB")
+        assert np.array_equal(
+            np.asarray(coloured.convert("RGB").convert("L")), np.asarray(source.convert("RGB").convert("L"))
+        )
+        assert np.ptp(np.asarray(coloured.convert("RGB")).astype(int), axis=2).max() > 0
+        assert row["colourfulness"] > 0
+    assert not verify(Store(str(output))).problems
