@@ -15,7 +15,7 @@ from models.layers import ResBlock, conv3x3
 
 
 class Trunk(Autoencoder):
-    """Maps pixel-unshuffled inputs (B,4·inputs,H/2,W/2) to pixel-shuffled outputs (B,outputs,H,W)."""
+    """Maps features (B,head,H/2,W/2), as pixel-unshuffling gives them, to pixel-shuffled outputs (B,outputs,H,W)."""
 
     def __init__(self, head: int, outputs: int, widths: Sequence[int], blocks: int) -> None:
         super().__init__()

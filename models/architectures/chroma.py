@@ -1,21 +1,26 @@
 """A U-Net from luma to chroma, deep enough to see the whole of a small picture.
 
-luma ── unshuffle 2 ─ trunk ─ shuffle 2 ── Cb, Cr
+luma ── unshuffle 4 ─ trunk ─ shuffle 2 ─ bilinear ×2 ── Cb, Cr
+
+Chroma is predicted at half the size: eyes and PSNR hardly miss the rest, and the whole net costs a quarter.
 """
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.trunk import Trunk, unshuffled
+from models.trunk import Trunk
+
+UNSHUFFLE = 4
 
 
 class ChromaUNet(Trunk):
     """Colorizing autoencoder: (B,1,H,W) luma in [0,1] to (B,2,H,W) Cb and Cr, in [-0.5,0.5]."""
 
-    def __init__(self, widths: tuple[int, ...] = (24, 48, 72, 96, 128), blocks: int = 1) -> None:
-        super().__init__(4, 2, widths, blocks)
+    def __init__(self, widths: tuple[int, ...] = (24, 48, 72, 96), blocks: int = 2) -> None:
+        super().__init__(UNSHUFFLE**2, 2, widths, blocks)
+        self.stride, self.halo = 2 * self.stride, 2 * self.halo + 2 * self.stride
 
     def encode(self, x_BCHW: Tensor) -> list[Tensor]:
-        return self.descend(unshuffled(x_BCHW - 0.5))
+        return self.descend(nn.functional.pixel_unshuffle(x_BCHW - 0.5, UNSHUFFLE))
 
     def decode(self, y: list[Tensor]) -> Tensor:
-        return self.ascend(y).float()
+        return nn.functional.interpolate(self.ascend(y).float(), scale_factor=2, mode="bilinear", align_corners=False)
