@@ -7,6 +7,7 @@ Chroma is predicted at half the size: eyes and PSNR hardly miss the rest, and th
 
 from torch import Tensor, nn
 
+from models.layers import zeroed
 from models.trunk import Trunk
 
 UNSHUFFLE = 4
@@ -17,6 +18,7 @@ class ChromaUNet(Trunk):
 
     def __init__(self, widths: tuple[int, ...] = (24, 48, 72, 96), blocks: int = 2) -> None:
         super().__init__(UNSHUFFLE**2, 2, widths, blocks)
+        zeroed(self.tail)
         self.stride, self.halo = 2 * self.stride, 2 * self.halo + 2 * self.stride
 
     def encode(self, x_BCHW: Tensor) -> list[Tensor]:
