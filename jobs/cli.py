@@ -89,6 +89,7 @@ def compress(
     input: InputArgument,
     output: OutputArgument,
     step: Annotated[float | None, typer.Option("--step", help="quantiser step: larger is smaller and worse")] = None,
+    coding: Annotated[str | None, typer.Option("--coding", help="plain (lists of numbers) or coded (smaller)")] = None,
     reconstruct: Reconstruct = None,
     checkpoint: Checkpoint = None,
     limit: Limit = None,
@@ -99,7 +100,8 @@ def compress(
 ) -> None:
     """Images to latent codes in Parquet."""
     flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "reconstruct": reconstruct, "address": address}
-    batch(effective(config, set_, task="compress", input=input, output=output, params={"step": step}, **flags))
+    params = {"step": step, "coding": coding}
+    batch(effective(config, set_, task="compress", input=input, output=output, params=params, **flags))
 
 
 @app.command()

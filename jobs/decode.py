@@ -15,11 +15,12 @@ from models.autoencoder import Autoencoder
 from models.tasks.compress import decode_latent
 from pipeline.account import newest_rows
 from pipeline.errors import ConfigError, VerificationError
+from pipeline.latents import latent_rows, symbols_of
 from pipeline.names import decoded_name
 from pipeline.pixels import encode_rgb
 from pipeline.plan import part_paths, read_parts
 from pipeline.predict import kept_model
-from pipeline.schema import LatentError, unpack_latent
+from pipeline.schema import LatentError
 from pipeline.storage import Store
 
 console = Console(highlight=False, markup=False)
@@ -34,8 +35,8 @@ def upright_size(row: dict[str, Any]) -> tuple[int, int]:
 
 
 def decode_row(row: dict[str, Any], model: Any, device: str) -> np.ndarray:
-    """The image (H,W,3) uint8 of a row of `results/`. Raises: LatentError when the latent is not what was written."""
-    symbols = unpack_latent(np.asarray(row["latent"], np.uint8), row["latent_shape"], row["latent_crc32"])
+    """The image (H,W,3) uint8 of a row of `latent_rows`. Raises: LatentError when the latent is not what was written."""
+    symbols = symbols_of(row, model.entropy)
     return decode_latent(model, symbols, upright_size(row), row["step"], device)
 
 
@@ -75,10 +76,7 @@ def decode_output(output: Store, dest: Store) -> int:
             with output.fs.open(output.full(path), "rb") as f:
                 for batch in pq.ParquetFile(f).iter_batches(batch_size=32):
                     rows = batch.filter(pc.is_in(batch["image_id"], wanted.combine_chunks()))
-                    latents = rows["latent"]
-                    plain = rows.drop_columns(["latent"]).to_pylist()
-                    jobs = [row | {"latent": latents[n].values.to_numpy()} for n, row in enumerate(plain)]
-                    list(pool.map(write, jobs))
+                    list(pool.map(write, latent_rows(rows)))
     console.print(f"{len(newest) - len(problems):,} images in {dest.url}")
     if problems:
         raise VerificationError("; ".join(problems[:10]))

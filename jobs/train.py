@@ -4,10 +4,11 @@ import hashlib
 import json
 import logging
 import math
+import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -38,6 +39,8 @@ from pipeline.sources.folder import list_folder
 from pipeline.storage import STORE_FAILURES, StorageConfig, Store, reason
 
 log = logging.getLogger("imagemill.train")
+FINISHING_IMAGES = 1500
+"""Training images that a task gets to finish a model with, at most."""
 
 
 class TrainConfig(Strict):
@@ -147,7 +150,8 @@ def initial_weights(config: TrainConfig) -> dict[str, Tensor] | None:
     if (card.architecture, card.parameters) != (config.architecture, config.parameters):
         raise ConfigError(f"init = {config.init!r} is {card.architecture} {card.parameters}, not what is to be trained")
     weights: dict[str, Tensor] = checkpoints.build(card, checkpoints.read_weights(config.init, card)).state_dict()
-    return weights
+    # Whole numbers are what a task finished the model with: not to be trained, and fitted anew.
+    return {name: value for name, value in weights.items() if value.is_floating_point()}
 
 
 def center_crops(stores: list[Store], references: list[dict[str, Any]], side: int = 256) -> list[Tensor]:
@@ -359,17 +363,22 @@ def train(config: TrainConfig) -> checkpoints.Card:
         raise RunFailed(f"training {config.name}: {reason(e)}. The same command goes on from its last state") from None
     if result.checkpoint is None:
         raise StorageError(f"output {config.output}: training left no state there")
-    return export(config, result.checkpoint, len(training), time.time() - began)
+    picked = random.Random(config.seed).sample(training, min(len(training), FINISHING_IMAGES))
+    images = (image for reference in picked for image in center_crops(stores, [reference]))
+    return export(config, result.checkpoint, len(training), time.time() - began, images)
 
 
-def export(config: TrainConfig, state: Checkpoint, images: int, seconds: float) -> checkpoints.Card:
-    """The averaged weights of a training state as a checkpoint folder."""
+def export(
+    config: TrainConfig, state: Checkpoint, images: int, seconds: float, samples: Iterable[Tensor]
+) -> checkpoints.Card:
+    """The averaged weights of a training state, finished on training images (1,3,h,w), as a checkpoint folder."""
     model = ARCHITECTURES[config.architecture](**config.parameters)
     with state.as_directory() as folder:
         tensors = load_file(Path(folder) / "state.safetensors")
         progress = json.loads((Path(folder) / "state.json").read_text())
     averaged = "average.module."
     model.load_state_dict({k.removeprefix(averaged): v for k, v in tensors.items() if k.startswith(averaged)})
+    TASKS[config.task].finish(model.eval().requires_grad_(False), samples)
     valid = {k[6:]: v for k, v in progress["metrics"].items() if k.startswith("valid_")}
     card = {
         "name": config.name,

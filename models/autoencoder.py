@@ -1,9 +1,12 @@
 """The one contract of every network here: `y = encode(x)`, `x_hat = decode(y)`."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+
+from models.entropy import EntropyModel
 
 
 class Autoencoder(nn.Module, ABC):
@@ -35,6 +38,18 @@ class LatentCoder(Autoencoder):
 
     channels: int = 3
     """Planes of the images that it takes: 3 are RGB, 1 is luma."""
+    entropy: EntropyModel | None
+    """The integers with which its code can be entropy coded, once they are fitted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_module("entropy", None)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Weights with or without an entropy model; what is loaded decides."""
+        tables = {k.removeprefix("entropy."): v for k, v in state_dict.items() if k.startswith("entropy.")}
+        self.entropy = EntropyModel(**tables) if tables else None
+        return super().load_state_dict(state_dict, strict, assign)
 
     @abstractmethod
     def symbols(self, x_BCHW: Tensor, step_B: Tensor) -> Tensor:

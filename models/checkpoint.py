@@ -113,17 +113,22 @@ def build(card: Card, weights: bytes) -> Any:
         raise CheckpointError(f"architecture {card.architecture!r} is not one of {', '.join(ARCHITECTURES)}")
     try:
         model = ARCHITECTURES[card.architecture](**card.parameters)
-        model.load_state_dict({k: v.float() for k, v in safetensors.torch.load(weights).items()})
+        tensors = safetensors.torch.load(weights)
+        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
     except (TypeError, ValueError, LookupError, RuntimeError, safetensors.SafetensorError) as e:
         raise CheckpointError(f"checkpoint {card.name}: weights do not fit {card.architecture}: {one_line(e)}") from e
     return model.eval().requires_grad_(False)
 
 
 def save(url: str, model: Any, card: dict[str, Any], storage_options: dict[str, Any] | None = None) -> Card:
-    """Write a checkpoint folder: weights in float16 (the card last, so that its existence means a complete checkpoint)."""
+    """Write a checkpoint folder: weights in float16 (the card last, so that its existence means a complete checkpoint).
+
+    Whole numbers, such as an entropy coder's tables, stay what they are.
+    """
     import safetensors.torch
 
-    weights = safetensors.torch.save({k: v.half().contiguous() for k, v in model.state_dict().items()})
+    state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    weights = safetensors.torch.save({k: v.contiguous() for k, v in state.items()})
     full = Card(**card, sha256=hashlib.sha256(weights).hexdigest())
     text = json.dumps(full.model_dump(), indent=2, ensure_ascii=False) + "\n"
     for name, data in ((WEIGHTS, weights), (CARD, text.encode())):

@@ -2,8 +2,10 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from models.autoencoder import LatentCoder
+from models.checkpoint import CheckpointError
+from models.entropy import EntropyModel
 from pipeline.errors import StorageError, VerificationError
+from pipeline.latents import is_coded, latent_rows, symbols_of
 from pipeline.plan import KEYS, columns_of, part_paths, read_parts
-from pipeline.schema import LatentError, parquet_bytes, part_name, unpack_latent
+from pipeline.predict import kept_model
+from pipeline.schema import LatentError, parquet_bytes, part_name
 from pipeline.storage import Store, reason
 
 DOUBLES_LEVEL = 9
@@ -127,13 +134,26 @@ class Verified:
 
 
 def verify(output: Store) -> Verified:
-    """Check an OUTPUT against itself: parts, doubles, newest rows' files with their sha256, latents with their CRC."""
+    """Check an OUTPUT against itself: parts, doubles, newest rows' files with their sha256, latents with their CRC.
+
+    The CRC is that of the symbols, so coded latents are decoded, with the checkpoint that lies in OUTPUT.
+    """
+
+    @cache
+    def entropy_of(checkpoint_sha256: str) -> EntropyModel | None:
+        try:
+            model = kept_model(output, checkpoint_sha256, "cpu")
+            return model.entropy if isinstance(model, LatentCoder) else None
+        except CheckpointError as e:
+            seen.problems.append(str(e))
+            return None
+
     seen = Verified()
     tables = []
     for path in part_paths(output, "results"):
         try:
             with output.fs.open(output.full(path), "rb") as f:
-                tables.append(check_part(path, pq.read_table(f), seen))
+                tables.append(check_part(path, pq.read_table(f), seen, entropy_of))
         except UNREADABLE as e:
             seen.problems.append(f"{path}: cannot be read: {reason(e)}")
     for path in part_paths(output, "rejects"):
@@ -167,16 +187,14 @@ def verify(output: Store) -> Verified:
     return seen
 
 
-def check_part(path: str, table: pa.Table, seen: Verified) -> pa.Table:
+def check_part(path: str, table: pa.Table, seen: Verified, entropy_of: Callable[[str], EntropyModel | None]) -> pa.Table:
     """Check a part's name, which its identities decide, and its latents; give the columns that the other checks need."""
     if path.rpartition("/")[2] != part_name(table):
         seen.problems.append(f"{path}: its name is not that of the rows it holds")
     if "latent" in table.schema.names:
-        for number, (latent, shape, crc32) in enumerate(
-            zip(table["latent"], table["latent_shape"].to_pylist(), table["latent_crc32"].to_pylist(), strict=True)
-        ):
+        for number, row in enumerate(latent_rows(table)):
             try:
-                unpack_latent(np.asarray(latent.as_py() if latent.values is None else latent.values), shape, crc32)
+                symbols_of(row, entropy_of(row["checkpoint_sha256"]) if is_coded(row) else None)
                 seen.latents += 1
             except LatentError as e:
                 seen.problems.append(f"{path} row {number}: {e}")

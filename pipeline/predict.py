@@ -125,6 +125,7 @@ class Predictor:
         for item in self._finished(block.to_pylist()):
             rows.append(item.row)
             size += item.row["latent"].nbytes if item.row.get("latent") is not None else 0
+            size += len(item.row.get("latent_payload") or b"")
             if len(rows) == ROWS_PER_TABLE or size > BYTES_PER_TABLE:
                 yield pa.Table.from_pylist(rows, self.schema)
                 rows, size = [], 0
@@ -278,10 +279,11 @@ class Predictor:
         }
         with self.tally.time("encode"):
             if output.latent is not None:
-                row |= pack_latent(output.latent)
-                payload = latent_bytes(row["latent"], self.job.compression_level)
-                row["bits_per_pixel"] = payload * 8 / (picture.orig_width * picture.orig_height)
-                self.tally.add(bytes_out=payload)
+                row |= pack_latent(output.latent, output.payload)
+                coded = output.payload is not None
+                size = len(output.payload or b"") if coded else latent_bytes(row["latent"], self.job.compression_level)
+                row["bits_per_pixel"] = size * 8 / (picture.orig_width * picture.orig_height)
+                self.tally.add(bytes_out=size)
             if output.image is None or (self.task.stores_latent and not self.job.reconstruct):
                 return row
             names = item.reference["rel_path"], item.reference["image_id"]

@@ -91,7 +91,7 @@ def resolve(config: RunConfig) -> Resolved:
     if card.task != task.name:
         raise ConfigError(f"checkpoint {name} is for the task {card.task}, not {task.name}")
     weights = checkpoints.read_weights(name, card, options)
-    checkpoints.build(card, weights)
+    task.check(checkpoints.build(card, weights), params)
     source, output = Store(str(config.input), config.storage), Store(str(config.output), config.storage)
     for inner, outer in ((source, output), (output, source)):
         if inner.scheme == outer.scheme and f"{inner.root}/".startswith(f"{outer.root}/"):

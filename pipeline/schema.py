@@ -40,7 +40,13 @@ LINEAGE = [
     ("encoded_at", pa.timestamp("ms", tz="UTC")),
 ]
 OUTPUT = [("output_uri", pa.string()), ("output_sha256", pa.string()), ("output_bytes", pa.int64())]
-LATENT = [("latent", pa.list_(pa.uint8())), ("latent_shape", pa.list_(pa.int32())), ("latent_crc32", pa.int64())]
+LATENT = [
+    ("latent", pa.list_(pa.uint8())),
+    # Apart from `latent`, which is then null: nobody takes coded bytes for symbols.
+    ("latent_payload", pa.binary()),
+    ("latent_shape", pa.list_(pa.int32())),
+    ("latent_crc32", pa.int64()),
+]
 REJECT = [
     ("stage", pa.string()),
     ("error_class", pa.string()),
@@ -88,10 +94,20 @@ def part_name(table: pa.Table) -> str:
     return f"part-{digest.hexdigest()}.parquet"
 
 
-def pack_latent(symbols: np.ndarray) -> dict[str, Any]:
-    """Symbols (C,h,w) int8 to the latent columns of a row."""
-    stored = np.ascontiguousarray(symbols).view(np.uint8) ^ np.uint8(LATENT_ZERO_POINT)
-    return {"latent": stored.ravel(), "latent_shape": list(symbols.shape), "latent_crc32": zlib.crc32(stored.tobytes())}
+def store_latent(symbols: np.ndarray) -> np.ndarray:
+    """Symbols (C,h,w) int8 as `latent` holds them, (n,) uint8."""
+    stored: np.ndarray = np.ascontiguousarray(symbols).view(np.uint8).ravel() ^ np.uint8(LATENT_ZERO_POINT)
+    return stored
+
+
+def pack_latent(symbols: np.ndarray, payload: bytes | None = None) -> dict[str, Any]:
+    """Symbols (C,h,w) int8 to the latent columns of a row: themselves, or the payload that they were coded to.
+
+    The CRC is that of the symbols in both: whatever goes wrong between here and a picture is seen.
+    """
+    stored = store_latent(symbols)
+    kept = {"latent": stored} if payload is None else {"latent_payload": payload}
+    return {**kept, "latent_shape": list(symbols.shape), "latent_crc32": zlib.crc32(stored.tobytes())}
 
 
 class LatentError(Exception):
@@ -124,6 +140,7 @@ def parquet_bytes(table: pa.Table, level: int) -> bytes:
     latent = "latent" in table.schema.names
     plain = (
         "latent",
+        "latent_payload",
         "image_id",
         "version",
         "source_uri",

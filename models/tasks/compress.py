@@ -1,7 +1,8 @@
 """Compress: images to integer latents; what is taken away is precision."""
 
+from collections.abc import Iterable
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from models.architectures.codec import Codec
 from models.autoencoder import Autoencoder, LatentCoder
+from models.checkpoint import CheckpointError
 from models.colour import luma_of
+from models.entropy_fit import fit
 from models.losses import laplace_bits, psnr_loss, rate_distortion
 from models.metrics import psnr_db
 from models.precision import Precision
@@ -25,6 +28,9 @@ MIN_STEP, MAX_STEP = 18.0, 128.0
 class CompressParams(Params):
     step: float = Field(
         26.0, ge=MIN_STEP, le=MAX_STEP, description="quantiser step in 8-bit levels; larger is smaller and worse"
+    )
+    coding: Literal["plain", "coded"] = Field(
+        "plain", description="latents as lists of numbers, or entropy coded: smaller, for those who decode with imagemill"
     )
 
 
@@ -60,6 +66,26 @@ class Compress(Task):
             figures |= {"bits_per_pixel": float(bpp), "loss": float(loss)}
         return figures
 
+    def finish(self, model: Autoencoder, images: Iterable[Tensor]) -> None:
+        """Fit the entropy model to the codes of images, each at a step drawn at random."""
+        assert isinstance(model, LatentCoder)
+        rng = np.random.default_rng(0)
+        latents = []
+        with torch.inference_mode():
+            for x_BCHW in images:
+                x = planes_of(model, x_BCHW)
+                step_B = x.new_full((1,), MIN_STEP * (MAX_STEP / MIN_STEP) ** rng.random())
+                latents.append(model.symbols(x, step_B)[0].to(torch.int8).cpu().numpy())
+        if latents:
+            model.entropy = fit(latents)
+
+    def check(self, model: Autoencoder, params: Any) -> None:
+        assert isinstance(model, LatentCoder)
+        if params.coding == "coded" and model.entropy is None:
+            raise CheckpointError(
+                "params.coding = 'coded': the checkpoint holds no tables to code with (it is older than they are); use plain"
+            )
+
     def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
         """Symbols are computed in float32 whatever the precision: a code must not depend on it."""
         assert isinstance(model, LatentCoder)
@@ -74,7 +100,9 @@ class Compress(Task):
         outputs = []
         for latent, image in zip(latents, images, strict=True):
             decoded = decode_latent(model, latent, image.shape[:2], params.step, precision.device)
-            outputs.append(Output(decoded, latent, {"step": params.step, "psnr_db": psnr_db(decoded, image)}))
+            payload = model.entropy.encode(latent) if params.coding == "coded" and model.entropy else None
+            columns = {"step": params.step, "psnr_db": psnr_db(decoded, image)}
+            outputs.append(Output(decoded, latent, columns, payload=payload))
         return outputs
 
 

@@ -1,7 +1,7 @@
 """What a task is: what is taken away in training, what goes in and out of the model, which columns a row gets."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -53,6 +53,8 @@ class Output:
     columns: dict[str, Any] = field(default_factory=dict)
     opaque: bool = False
     """Whether the source's alpha is not put back."""
+    payload: bytes | None = None
+    """The latent entropy coded, where the parameters ask for it."""
 
 
 class Task(ABC):
@@ -80,6 +82,12 @@ class Task(ABC):
     @abstractmethod
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
         """Figures on held-out images, "psnr_db" among them."""
+
+    def finish(self, model: Autoencoder, images: Iterable[Tensor]) -> None:  # noqa: B027 - few tasks have something to do
+        """What is fitted once the weights are final, from training images (1,C,H,W) float in [0,1]; nothing by default."""
+
+    def check(self, model: Autoencoder, params: Any) -> None:  # noqa: B027 - as finish
+        """Raises: CheckpointError when this model cannot do what the parameters ask."""
 
     @abstractmethod
     def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:

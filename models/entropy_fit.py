@@ -1,0 +1,92 @@
+"""Fitting an EntropyModel to latents: least squares for what is expected, counting for how it comes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from models.entropy import FRACTION_BITS, KNOWN, PASSES, PHASES, REACH, TOTAL, EntropyModel
+
+LOG_SCALE = 16
+"""Magnitudes count as 16·log2(1+|s|): their error is then much the same for small and large ones, as least squares wants."""
+BUCKETS, FINEST, COARSEST = 40, 0.25, 90.0
+"""Sizes, in units of 1/LOG_SCALE, are told apart on a geometric scale."""
+WINDOW = 16
+"""Side of the square of each latent that the least squares see; more of the same image says little."""
+RIDGE = 1e-3
+PRIOR = 8.0
+"""Symbols' worth of trust in a bucket's common distribution, against the counts of one of its rows."""
+
+
+def fit(latents: Sequence[np.ndarray], seed: int = 0) -> EntropyModel:
+    """Symbols (C,h,w) int8 of training images, at all the rates that matter, to tables for their like."""
+    sizes = np.rint(LOG_SCALE * np.log2(1 + np.arange(129)))
+    weights, bias = least_squares(latents, sizes, np.random.default_rng(seed))
+    model = EntropyModel(
+        torch.from_numpy(sizes.astype(np.int16)),
+        torch.from_numpy(weights),
+        torch.from_numpy(bias),
+        torch.from_numpy(np.rint(np.geomspace(FINEST, COARSEST, BUCKETS - 1) * 2**FRACTION_BITS).astype(np.int32)),
+        torch.from_numpy(whole_counts(np.ones((BUCKETS * 2 * PHASES, 2 * REACH + 1)))),
+    )
+    counts = np.zeros(model.tables.shape, np.int64)
+
+    def count(rows: np.ndarray, centres: np.ndarray, expected: np.ndarray) -> np.ndarray:
+        np.add.at(counts, (rows, (expected - centres).clip(-REACH, REACH) + REACH), 1)
+        return expected
+
+    for latent in latents:
+        model.walk(latent.astype(np.int32), count)
+    return EntropyModel(model.sizes, model.weights, model.bias, model.edges, torch.from_numpy(smoothed(counts)))
+
+
+def least_squares(
+    latents: Sequence[np.ndarray], sizes: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """`weights` and `bias` of an EntropyModel: each symbol's size and value from what is known before it."""
+    channels = latents[0].shape[0]
+    gram = np.zeros((2, channels * 9 + 1, channels * 9 + 1))
+    positions = 0
+    for latent in latents:
+        padded = np.pad(latent.astype(np.int16), ((0, 0), (1, 1), (1, 1)))
+        y, x = (int(rng.integers(max(0, n - WINDOW) + 1)) for n in latent.shape[1:])
+        padded = padded[:, y : y + WINDOW + 2, x : x + WINDOW + 2]
+        around = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2)).transpose(0, 3, 4, 1, 2)
+        flat = around.reshape(channels * 9, -1)
+        for total, features in zip(gram, (sizes[np.abs(flat)], flat), strict=True):
+            with_one = np.vstack([features, np.ones((1, flat.shape[1]))]).astype(np.float32)
+            total += with_one @ with_one.T
+        positions += flat.shape[1]
+    gram /= positions
+    weights = np.zeros((2, len(PASSES), channels, channels, 9))
+    bias = np.zeros((len(PASSES), channels))
+    for p, own in enumerate(KNOWN):
+        for channel in range(channels):
+            known = np.r_[np.arange(channel * 9), channel * 9 + np.array(own, int)]
+            for kind, columns in enumerate((np.r_[known, channels * 9], known)):
+                # Signs are as likely one way as the other: the mean has no bias.
+                system = gram[kind][np.ix_(columns, columns)]
+                system = system + np.diag(RIDGE * np.diag(system) + 1e-9)
+                answer = np.linalg.solve(system, gram[kind][columns, channel * 9 + 4])
+                weights[kind, p, channel].reshape(-1)[known] = answer[: len(known)]
+                if kind == 0:
+                    bias[p, channel] = answer[-1]
+    lower = np.tril_indices(channels)
+    whole = np.rint(weights[:, :, *lower] * 2**FRACTION_BITS).clip(-(2**15), 2**15 - 1)
+    return whole.astype(np.int16), np.rint(bias * 2**FRACTION_BITS).astype(np.int32)
+
+
+def smoothed(counts: np.ndarray) -> np.ndarray:
+    """Counts (rows,41) to `tables`: rare rows lean on all of their bucket, rare distances on a slow decay."""
+    decay = 0.5 ** (np.abs(np.arange(-REACH, REACH + 1)) / 4)
+    bucket = counts.reshape(-1, 2 * PHASES, 2 * REACH + 1).sum(1) + 0.01 * decay
+    common = np.repeat(bucket / bucket.sum(1, keepdims=True), 2 * PHASES, 0)
+    return whole_counts(counts + PRIOR * common)
+
+
+def whole_counts(weights: np.ndarray) -> np.ndarray:
+    """Positive weights (rows,n) to whole numbers of at least 1 whose rows sum to TOTAL, int32."""
+    share = weights / weights.sum(1, keepdims=True)
+    counts = np.floor(share * (TOTAL - share.shape[1])).astype(np.int64) + 1
+    counts[np.arange(len(counts)), share.argmax(1)] += TOTAL - counts.sum(1)
+    return counts.astype(np.int32)

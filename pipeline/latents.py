@@ -1,0 +1,44 @@
+"""Latents as rows hold them, plain or entropy coded, back to symbols."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from models.entropy import EntropyModel, PayloadError
+from pipeline.schema import LatentError, store_latent, unpack_latent
+
+
+def latent_rows(table: pa.Table | pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """Rows with their `latent` as an array (n,) uint8, None where it is coded; numbers never become Python's."""
+    latents = table["latent"]
+    for latent, row in zip(latents, table.drop_columns(["latent"]).to_pylist(), strict=True):
+        yield row | {"latent": np.asarray(latent.values, np.uint8) if latent.is_valid else None}
+
+
+def is_coded(row: dict[str, Any]) -> bool:
+    """Whether the row's latent is entropy coded; parts of older versions have no column for it."""
+    return row.get("latent_payload") is not None
+
+
+def symbols_of(row: dict[str, Any], entropy: EntropyModel | None) -> np.ndarray:
+    """Latent columns of a row of `latent_rows` to symbols (C,h,w) int8; `entropy` is that of the row's checkpoint.
+
+    Raises: LatentError when they are not what was written.
+    """
+    shape, crc32 = row["latent_shape"], row["latent_crc32"]
+    if not is_coded(row):
+        if row["latent"] is None:
+            raise LatentError("row without a latent")
+        return unpack_latent(row["latent"], shape, crc32)
+    if entropy is None:
+        raise LatentError("latent is coded, and its checkpoint holds no tables")
+    # A damaged shape must not make a latent of terabytes.
+    if len(shape) != 3 or min(shape) < 1 or shape[1] * shape[2] > row["orig_width"] * row["orig_height"]:
+        raise LatentError(f"latent_shape {shape} does not fit an image of {row['orig_width']}×{row['orig_height']}")
+    try:
+        symbols = entropy.decode(row["latent_payload"], (shape[0], shape[1], shape[2]))
+    except PayloadError as e:
+        raise LatentError(str(e)) from e
+    return unpack_latent(store_latent(symbols), shape, crc32)

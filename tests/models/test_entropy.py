@@ -1,0 +1,171 @@
+"""The entropy coder: what goes in comes out, for all symbols and all tables; and nothing else ever does."""
+
+import contextlib
+import hashlib
+import os
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from models import entropy
+from models.entropy import PASSES, PHASES, REACH, EntropyModel, PayloadError
+from models.entropy_fit import fit, whole_counts
+
+SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))
+KINDS = (st.integers(-128, 127), st.integers(-2, 2), st.sampled_from([-128, 127]), st.just(0))
+
+
+def tables(channels: int, seed: int, buckets: int = 5) -> EntropyModel:
+    """Valid tables in which nothing has a meaning."""
+    rng = np.random.default_rng(seed)
+    whole = {
+        "sizes": rng.integers(0, 113, 129).astype(np.int16),
+        "weights": rng.integers(-2000, 2001, (2, len(PASSES), channels * (channels + 1) // 2, 9)).astype(np.int16),
+        "bias": rng.integers(-9999, 9999, (len(PASSES), channels)).astype(np.int32),
+        "edges": np.sort(rng.integers(-(10**5), 10**5, buckets - 1)).astype(np.int32),
+        "tables": whole_counts(rng.random((buckets * 2 * PHASES, 2 * REACH + 1)) ** 4 + 1e-9),
+    }
+    return EntropyModel(**{name: torch.from_numpy(value) for name, value in whole.items()})
+
+
+def photo_like(channels: int = 6, side: int = 24, seed: int = 0) -> np.ndarray:
+    """Symbols (C,h,w) int8 that are alike where they are near, and smaller in later channels."""
+    rng = np.random.default_rng(seed)
+    spread = np.kron(rng.gamma(1.0, 4.0, (side // 4, side // 4)), np.ones((4, 4)))
+    decay = 0.6 ** np.arange(channels)[:, None, None]
+    return np.rint(rng.laplace(0, 1, (channels, side, side)) * spread * decay).clip(-127, 127).astype(np.int8)
+
+
+@given(st.data(), SHAPES, st.integers(0, 2**32 - 1), st.sampled_from(KINDS))
+@settings(max_examples=60, deadline=None)
+def test_what_is_coded_comes_back(
+    data: st.DataObject, shape: tuple[int, int, int], seed: int, kind: st.SearchStrategy[int]
+) -> None:
+    symbols = data.draw(hnp.arrays(np.int8, shape, elements=kind))
+    model = tables(shape[0], seed)
+    back = model.decode(model.encode(symbols), shape)
+    assert back.dtype == np.int8
+    np.testing.assert_array_equal(back, symbols)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (7, 1), (9, 10), (12, 12)])
+def test_tiles_of_any_cut_come_back(monkeypatch: pytest.MonkeyPatch, height: int, width: int) -> None:
+    monkeypatch.setattr(entropy, "TILE", 4)
+    symbols = np.random.default_rng(1).integers(-9, 10, (3, height, width)).astype(np.int8)
+    model = tables(3, 0)
+    np.testing.assert_array_equal(model.decode(model.encode(symbols), symbols.shape), symbols)
+
+
+def test_symbols_that_are_not_contiguous_come_back() -> None:
+    symbols = photo_like()[:, ::-1, 3:-2]
+    model = tables(6, 0)
+    np.testing.assert_array_equal(model.decode(model.encode(symbols), symbols.shape), symbols)
+
+
+def test_fitted_tables_beat_one_distribution_for_each_channel() -> None:
+    model = fit([photo_like(seed=n) for n in range(1, 60)])
+    symbols = photo_like(seed=0)
+    static = 0.0
+    for plane in symbols:
+        counts = np.unique(plane, return_counts=True)[1]
+        static -= (counts * np.log2(counts / counts.sum())).sum()
+    assert len(model.encode(symbols)) * 8 < static
+
+
+def test_nothing_is_small() -> None:
+    model = fit([photo_like(seed=n) for n in range(4)] + [np.zeros((6, 24, 24), np.int8)] * 30)
+    assert len(model.encode(np.zeros((6, 24, 24), np.int8))) <= 40
+    assert len(model.encode(np.zeros((6, 1, 1), np.int8))) <= 8
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_damage_is_an_error_or_seen_by_a_checksum(data: st.DataObject) -> None:
+    symbols = photo_like()
+    model = tables(6, 3)
+    payload = bytearray(model.encode(symbols))
+    if data.draw(st.booleans()):
+        payload[data.draw(st.integers(0, len(payload) - 1))] ^= data.draw(st.integers(1, 255))
+    else:
+        del payload[data.draw(st.integers(0, len(payload) - 1)) :]
+    try:
+        back = model.decode(bytes(payload), symbols.shape)
+    except PayloadError:
+        return
+    # The bits after the last symbol mean nothing; a checksum of the symbols sees all others.
+    assert np.array_equal(back, symbols) or zlib.crc32(back.tobytes()) != zlib.crc32(symbols.tobytes())
+
+
+@pytest.mark.parametrize("payload", [b"", b"abc", b"\0" * 4, b"\xff" * 400])
+def test_what_is_no_payload_never_breaks_the_decoder(payload: bytes) -> None:
+    with contextlib.suppress(PayloadError):
+        tables(6, 3).decode(payload, (6, 24, 24))
+
+
+def test_another_number_of_channels_is_an_error() -> None:
+    with pytest.raises(PayloadError, match="6 channels"):
+        tables(6, 3).decode(b"\0" * 8, (5, 2, 2))
+
+
+@pytest.mark.parametrize("name", ["sizes", "weights", "bias", "edges", "tables"])
+def test_tables_that_are_none_are_refused(name: str) -> None:
+    state = dict(tables(2, 0).state_dict())
+    for wrong in (state[name].float(), state[name][..., :-1], torch.full_like(state[name], 2**15 - 1).int() * 2**10):
+        with pytest.raises(ValueError, match=r"entropy\."):
+            EntropyModel(**state | {name: wrong})
+
+
+def test_the_largest_sums_are_exact() -> None:
+    # Random symbols through random tables: the float32 sums are what whole numbers give.
+    model = tables(4, 5)
+    around = np.random.default_rng(0).integers(-128, 128, (2, 9 * 4, 500))
+    weights = model._dense.transpose(0, 1, 3, 2, 4).reshape(2, len(PASSES) * 4, 36)
+    exact = weights.astype(np.int64) @ around
+    assert np.array_equal(weights @ around.astype(np.float32), exact)
+    assert np.abs(exact).max() > 2**20
+
+
+CHILD = """
+import hashlib, sys
+import numpy as np, torch
+torch.set_num_threads(int(sys.argv[1]))
+sys.path.insert(0, sys.argv[2])
+from test_entropy import photo_like, tables
+model = tables(6, 3)
+payload = model.encode(photo_like(side=96))
+print(hashlib.sha256(payload).hexdigest(), hashlib.sha256(model.decode(payload, (6, 96, 96)).tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_other_processes_and_thread_counts_code_the_same(threads: str) -> None:
+    model, symbols = tables(6, 3), photo_like(side=96)
+    here = [hashlib.sha256(data).hexdigest() for data in (model.encode(symbols), symbols.tobytes())]
+    variables = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    root = Path(entropy.__file__).parent.parent
+    environment = os.environ | dict.fromkeys(variables, threads) | {"PYTHONPATH": str(root)}
+    command = [sys.executable, "-c", CHILD, threads, str(Path(__file__).parent)]
+    there = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+    assert there == here
+
+
+def test_the_format_is_what_it_was() -> None:
+    """A library that codes otherwise than constriction 0.5 does would orphan every archive."""
+    state = {name: value.numpy().ravel() for name, value in tables(2, 0).state_dict().items()}
+    shapes = {name: value.shape for name, value in tables(2, 0).state_dict().items()}
+    ramp = {name: (np.arange(v.size) * 37 % 113 - 20).astype(v.dtype) for name, v in state.items()}
+    ramp["sizes"], ramp["edges"] = np.arange(129, dtype=np.int16), np.array([-500, 0, 500, 4000], np.int32)
+    rows = 1 + np.arange(80 * 41).reshape(80, 41) * 31 % 101
+    rows[:, REACH] += entropy.TOTAL - rows.sum(1)
+    ramp["tables"] = rows.astype(np.int32).ravel()
+    model = EntropyModel(**{name: torch.from_numpy(ramp[name].reshape(shapes[name])) for name in state})
+    symbols = (np.arange(2 * 6 * 5) * 7 % 11 * (np.arange(60) % 9 == 0) - 3 * (np.arange(60) == 17)).reshape(2, 6, 5)
+    assert model.encode(symbols.astype(np.int8)).hex() == "3de1f6fc3d40cb67a6dafbfc5b36c60679b23946"
