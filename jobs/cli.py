@@ -53,6 +53,15 @@ def effective(config: str | None, assignments: list[str] | None, **flags: Any) -
     return validate(RunConfig, values, config or "command line")
 
 
+def merged(config: str | None, assignments: list[str] | None, flags: dict[str, Any]) -> dict[str, Any]:
+    """The values of a YAML, then flags that were given, then --set."""
+    values = read_yaml(config) if config else {}
+    values |= {key: value for key, value in flags.items() if value is not None}
+    for assignment in assignments or []:
+        set_value(values, assignment)
+    return values
+
+
 def store(url: str, config: str | None) -> Store:
     """A place, reached as the storage block of a YAML says."""
     values = read_yaml(config).get("storage") if config else None
@@ -239,17 +248,47 @@ def train(
 
 @app.command()
 def evaluate(
-    task: Annotated[str, typer.Argument(metavar="compress|denoise")],
-    input: Annotated[str, typer.Argument(metavar="INPUT", help="folder of clean images")],
-    at: Annotated[list[float] | None, typer.Option("--at", help="noise level or quantiser step; may be repeated")] = None,
+    config: Annotated[
+        str | None, typer.Option("-c", "--config", help="YAML of the evaluation", metavar="EVALUATE.yaml")
+    ] = None,
+    task: Annotated[str | None, typer.Option("--task")] = None,
+    input: Annotated[str | None, typer.Option("--input", help="folder or bucket of clean images")] = None,
+    output: Annotated[str | None, typer.Option("--output", help="folder for evaluation.json and evaluation.png")] = None,
     checkpoint: Checkpoint = None,
+    at: Annotated[list[float] | None, typer.Option("--at", help="noise level or quantiser step; may be repeated")] = None,
+    update_card: Annotated[bool, typer.Option("--update-card", help="write the figures into the checkpoint's card")] = False,
+    set_: Set = None,
 ) -> None:
-    """Measure a model through the whole product, beside JPEG or the noise itself."""
-    from jobs.evaluate import DEFAULTS, show_evaluation
+    """Measure a model through the whole product, beside what can be had without it."""
+    from jobs.evaluate import show_evaluation
 
-    if task not in DEFAULTS:
-        raise ConfigError(f"task = {task!r}; valid: {', '.join(DEFAULTS)}")
-    show_evaluation(task, input, at or DEFAULTS[task], checkpoint)
+    flags = {"task": task, "input": input, "output": output, "checkpoint": checkpoint, "at": at}
+    show_evaluation(merged(config, set_, flags), config or "command line", update_card)
+
+
+registry = typer.Typer(help="Tasks, architectures and checkpoints.", invoke_without_command=True)
+app.add_typer(registry, name="models")
+
+
+@registry.callback()
+def list_models(context: typer.Context) -> None:
+    """List the tasks, the architectures and the bundled checkpoints."""
+    from jobs.registry import show_registry
+
+    if context.invoked_subcommand is None:
+        show_registry()
+
+
+@registry.command("show")
+def show_model(
+    checkpoint: Annotated[str, typer.Argument(metavar="NAME|FOLDER|URL", help="bundled name, folder or URL")],
+    config: Storage = None,
+) -> None:
+    """Print a checkpoint's card, its layers, and what was measured on which set."""
+    from jobs.registry import show_checkpoint
+
+    values = read_yaml(config).get("storage") if config else None
+    show_checkpoint(checkpoint, validate(StorageConfig, values or {}, config or checkpoint))
 
 
 @app.command()

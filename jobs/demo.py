@@ -3,19 +3,16 @@
 import shutil
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jobs.inspect import show_failures
+from jobs.inspect import rows_of, show_failures
 from models.metrics import psnr_db
-from pipeline.account import newest_rows
 from pipeline.cluster import connected
 from pipeline.config import RunConfig
 from pipeline.pixels import decode, encode_rgb
-from pipeline.plan import part_paths, read_parts
 from pipeline.report import Tile, contact_sheet
 from pipeline.run import run
 from pipeline.storage import Store
@@ -54,13 +51,6 @@ def lay_out(folder: Path) -> tuple[Path, Path]:
     return clean, noisy
 
 
-def rows_of(output: Path, columns: list[str]) -> dict[str, dict[str, Any]]:
-    """The newest row of each image of an OUTPUT, by its relative path."""
-    store = Store(str(output))
-    names = ["image_id", "encoded_at", "fence", "rel_path", "output_uri", *columns]
-    return {row["rel_path"]: row for row in newest_rows(read_parts(store, part_paths(store, "results"), names)).to_pylist()}
-
-
 def run_demo(output: str) -> None:
     folder = Path(output).resolve()
     clean, noisy = lay_out(folder)
@@ -73,8 +63,8 @@ def run_demo(output: str) -> None:
             "compress": run(RunConfig(task="compress", input=str(clean), output=str(outputs["compress"]), reconstruct=True)),
             "denoise": run(RunConfig(task="denoise", input=str(noisy), output=str(outputs["denoise"]))),
         }
-    compressed = rows_of(outputs["compress"], ["psnr_db", "bits_per_pixel"])
-    denoised = rows_of(outputs["denoise"], ["sigma"])
+    compressed = rows_of(Store(str(outputs["compress"])), ["psnr_db", "bits_per_pixel"])
+    denoised = rows_of(Store(str(outputs["denoise"])), ["sigma"])
     before, after, sheet = [], [], []
     for name in PHOTOS:
         copy = str(Path(name).with_suffix(".png"))

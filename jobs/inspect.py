@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.batch import run_records
-from pipeline.account import verify
+from pipeline.account import newest_rows, verify
 from pipeline.errors import StorageError, VerificationError
 from pipeline.plan import KEYS, columns_of, part_paths, read_parts
 from pipeline.storage import STORE_FAILURES, Store, reason
@@ -23,6 +23,13 @@ def check_exists(output: Store) -> None:
     except STORE_FAILURES as e:
         raise StorageError(f"{output.url}: {reason(e)}") from None
     raise StorageError(f"{output.url} does not exist")
+
+
+def rows_of(output: Store, columns: list[str]) -> dict[str, dict[str, Any]]:
+    """The newest row of each image of an OUTPUT, with its output_uri and these columns, by its source's relative path."""
+    names = ["image_id", "encoded_at", "fence", "rel_path", "output_uri", *columns]
+    rows = newest_rows(read_parts(output, part_paths(output, "results"), names))
+    return {row["rel_path"]: row for row in rows.to_pylist()}
 
 
 def show_status(output: Store) -> None:

@@ -16,10 +16,12 @@ class Autoencoder(nn.Module, ABC):
         stride: height and width of an input must be multiples of it (pixels).
         halo: a multiple of `stride`, at least the distance (pixels) over which an output depends on the input.
             Tiles cut with this overlap give the same result as the whole image.
+        example: (C,H,W) of an input that suits it, for a listing of its layers.
     """
 
     stride: int = 1
     halo: int = 0
+    example: tuple[int, int, int] = (3, 256, 256)
 
     @abstractmethod
     def encode(self, x_BCHW: Tensor) -> Any:

@@ -29,6 +29,7 @@ class Card(BaseModel):
     parameters: dict[str, Any] = Field(default_factory=dict)
     preprocessing: dict[str, Any] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)
+    data: str = Field("", description="what it was trained on, in words")
     metrics: list[dict[str, Any]] = Field(default_factory=list)
     sha256: str = Field(description="of weights.safetensors")
 
@@ -130,8 +131,33 @@ def save(url: str, model: Any, card: dict[str, Any], storage_options: dict[str, 
     state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     weights = safetensors.torch.save({k: v.contiguous() for k, v in state.items()})
     full = Card(**card, sha256=hashlib.sha256(weights).hexdigest())
-    text = json.dumps(full.model_dump(), indent=2, ensure_ascii=False) + "\n"
-    for name, data in ((WEIGHTS, weights), (CARD, text.encode())):
-        with fsspec.open(f"{url}/{name}", "wb", auto_mkdir=True, **(storage_options or {})) as f:
-            f.write(data)
+    write_file(url, WEIGHTS, weights, storage_options or {})
+    write_card(url, full, storage_options or {})
     return full
+
+
+def write_metrics(name_or_url: str, entry: dict[str, Any], storage_options: dict[str, Any] | None = None) -> Card:
+    """Put measured figures into a card, in place of those of the same set and parameters.
+
+    Raises: CheckpointError when there is no card, or it cannot be written.
+    """
+    card = read_card(name_or_url, storage_options)
+    replaced = ("set", "params")
+    kept = [old for old in card.metrics if any(old.get(key) != entry.get(key) for key in replaced)]
+    changed = card.model_copy(update={"metrics": [*kept, entry]})
+    url = locate(name_or_url)
+    try:
+        write_card(url, changed, storage_options or {})
+    except Exception as e:  # what a store's client raises is open-ended
+        raise CheckpointError(f"checkpoint {url}: {CARD} cannot be written: {type(e).__name__}: {one_line(e)}") from e
+    return changed
+
+
+def write_card(url: str, card: Card, storage_options: dict[str, Any]) -> None:
+    text = json.dumps(card.model_dump(), indent=2, ensure_ascii=False) + "\n"
+    write_file(url, CARD, text.encode(), storage_options)
+
+
+def write_file(url: str, name: str, data: bytes, storage_options: dict[str, Any]) -> None:
+    with fsspec.open(f"{url}/{name}", "wb", auto_mkdir=True, **storage_options) as f:
+        f.write(data)

@@ -16,6 +16,8 @@ UNSHUFFLE = 4
 class ChromaUNet(Trunk):
     """Colorizing autoencoder: (B,1,H,W) luma in [0,1] to (B,2,H,W) Cb and Cr, in [-0.5,0.5]."""
 
+    example = (1, 256, 256)
+
     def __init__(self, widths: tuple[int, ...] = (24, 48, 72, 96), blocks: int = 2) -> None:
         super().__init__(UNSHUFFLE**2, 2, widths, blocks)
         zeroed(self.tail)

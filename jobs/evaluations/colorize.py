@@ -1,0 +1,64 @@
+"""Colorize: colour photographs whose colours are taken away, beside leaving them gray."""
+
+import numpy as np
+from PIL import Image
+
+from jobs.evaluations.evaluation import (
+    EvaluateConfig,
+    Evaluation,
+    Line,
+    Measured,
+    check_config,
+    mean,
+    read_images,
+    restored,
+    spread,
+    through_product,
+)
+from models.metrics import psnr_db, ssim
+from models.tasks.colorize import colourfulness
+from pipeline.errors import ConfigError, VerificationError
+from pipeline.report import Tile, contact_sheet
+
+SHOWN = 6
+
+
+def evaluate_colorize(config: EvaluateConfig) -> Evaluation:
+    """PSNR, SSIM and colourfulness (Hasler and Süsstrunk 2003) beside the floor: the true luma and no chroma.
+
+    Raises: VerificationError when the luma of an image, Pillow's convert("L"), is not exactly the source's.
+    """
+    check_config(config, None)
+    pictures = read_images(str(config.input), config.storage)
+    # What has no colour is endlessly right when it is left alone.
+    originals = {name: picture.rgb for name, picture in pictures.items() if colourfulness(picture.rgb)}
+    if not originals:
+        raise ConfigError(f"input {config.input} holds no image with colours")
+    with through_product(config, {}, str(config.input)) as (output, _):
+        ours = {name: rgb for name, rgb in restored(output).items() if name in originals}
+    gray = {name: np.asarray(Image.fromarray(rgb).convert("L").convert("RGB")) for name, rgb in originals.items()}
+    for name, rgb in ours.items():
+        if not np.array_equal(np.asarray(Image.fromarray(rgb).convert("L")), gray[name][..., 0]):
+            raise VerificationError(f"{name}: its luma was changed")
+    line: Line = {}
+    for label, images in (("gray", gray), ("ours", ours)):
+        line[f"{label} dB"] = mean([psnr_db(images[n], x) for n, x in originals.items()])
+        line[f"{label} SSIM"] = mean([ssim(images[n], x) for n, x in originals.items()])
+    line["gain dB"] = line["ours dB"] - line["gray dB"]
+    line["colourfulness"] = mean([colourfulness(x) for x in ours.values()])
+    line["of the originals"] = mean([colourfulness(x) for x in originals.values()])
+    line["luma exact"] = "yes, in every image"
+    rows = [
+        [*(Tile(images[n], f"{psnr_db(images[n], originals[n]):.2f} dB") for images in (gray, ours)), Tile(originals[n], n)]
+        for n in spread(list(originals), SHOWN)
+    ]
+    return Evaluation(
+        len(originals),
+        {"PSNR, SSIM and colourfulness, means over the images": [line]},
+        [Measured(config.weights, f"{line['ours dB']:.2f} dB, {line['gain dB']:+.2f} over gray", [line])],
+        contact_sheet(["gray (the floor)", "colorized", "original"], rows),
+        [
+            "gray: the true luma and no chroma",
+            f"{len(pictures) - len(originals)} images that have no colours are left out",
+        ],
+    )

@@ -1,0 +1,199 @@
+"""Compress, at given quantiser steps: bits on disk against distortion, beside JPEG and WebP on the same images."""
+
+import io
+from contextlib import redirect_stdout
+
+import numpy as np
+from bjontegaard import bd_rate
+from matplotlib.figure import Figure
+from PIL import Image
+
+from jobs.decode import decode_output
+from jobs.evaluations.evaluation import (
+    EvaluateConfig,
+    Evaluation,
+    Line,
+    Measured,
+    check_config,
+    mean,
+    read_images,
+    through_product,
+    work_folder,
+)
+from jobs.inspect import rows_of
+from models.metrics import MS_SSIM_SIDE, ms_ssim, psnr_db, ssim
+from pipeline.names import decoded_name
+from pipeline.pixels import decode
+from pipeline.schema import image_id
+from pipeline.storage import Store
+
+STEPS = [18.0, 26.0, 40.0, 64.0]
+QUALITIES = (10, 20, 30, 40, 50, 60, 70, 80, 90, 95)
+CODECS = {
+    "JPEG 4:2:0": {"format": "JPEG", "subsampling": 2, "optimize": True},
+    "JPEG 4:4:4": {"format": "JPEG", "subsampling": 0, "optimize": True},
+    "WebP": {"format": "WEBP", "method": 6},
+}
+"""Pillow's arguments; the quality is one of QUALITIES."""
+METRICS = ("PSNR dB", "MS-SSIM")
+ALL_BYTES, PAYLOAD = "bits/pixel", "payload bits/pixel"
+LEAST_POINTS = 4
+"""Points that a curve needs for a BD-rate (Bjøntegaard 2001)."""
+
+
+def evaluate_compress(config: EvaluateConfig) -> Evaluation:
+    """Rates and distortions at each step, those of other codecs, and BD-rates between them.
+
+    "bits/pixel" counts every byte of the Parquet files in `results/`, "payload" the compressed latents alone; other codecs'
+    count whole files. Images are decoded from OUTPUT, as `imagemill decode` does.
+    """
+    check_config(config, "step")
+    originals = {name: picture.rgb for name, picture in read_images(str(config.input), config.storage).items()}
+    large = [name for name, rgb in originals.items() if min(rgb.shape[:2]) >= MS_SSIM_SIDE]
+    pixels = sum(rgb.shape[0] * rgb.shape[1] for rgb in originals.values())
+    ours: list[Line] = []
+    for step in sorted(config.at or STEPS):
+        with through_product(config, {"step": step}, str(config.input)) as (output, record):
+            rows, decoded = rows_of(output, ["bits_per_pixel", "orig_width", "orig_height"]), decoded_images(output)
+        payload = sum(row["bits_per_pixel"] * row["orig_width"] * row["orig_height"] for row in rows.values())
+        ours.append(
+            {
+                "step": step,
+                ALL_BYTES: record["quality"]["bits_per_pixel_on_disk"],
+                PAYLOAD: payload / pixels,
+                **distortion(originals, decoded, large),
+                "SSIM": mean([ssim(decoded[name], rgb) for name, rgb in originals.items()]),
+            }
+        )
+    others = {name: codec_curve(originals, options, large) for name, options in CODECS.items()}
+    bd_lines = bd_table(ours, others) if len(ours) >= LEAST_POINTS else []
+    middle = ours[len(ours) // 2]
+    headline = f"{middle['PSNR dB']:.2f} dB at {middle[ALL_BYTES]:.3f} bits/pixel"
+    if bd_lines:
+        headline = f"BD-rate {bd_lines[0]['all bytes %']:+.1f} % against {bd_lines[0]['against']}"
+    notes = [
+        f"MS-SSIM: on {len(large)} of {len(originals)} images, those whose sides are {MS_SSIM_SIDE} pixels or more",
+        "bits/pixel: all bytes of the Parquet files; payload: the latents alone; JPEG, WebP: whole files, by Pillow",
+    ]
+    if not bd_lines:
+        notes.append(f"no BD-rate: it takes {LEAST_POINTS} steps and more")
+    for line in ours:
+        line |= {f"{name} dB": quality_at(line[ALL_BYTES], curve) for name, curve in others.items()}
+    notes.append("JPEG dB, WebP dB: their PSNR at the same bits/pixel, interpolated between qualities")
+    tables = {"rate and distortion": ours}
+    if bd_lines:
+        tables["BD-rate: bits saved (negative) at the same distortion, %"] = bd_lines
+    lines = [*ours, *bd_lines]
+    return Evaluation(
+        len(originals),
+        tables,
+        [Measured(config.weights, headline, lines)],
+        plot(ours, others, config.set_name),
+        notes,
+        {"other codecs": [{"codec": name, **line} for name, curve in others.items() for line in curve]},
+    )
+
+
+def decoded_images(output: Store) -> dict[str, np.ndarray]:
+    """The images (H,W,3) uint8 that OUTPUT decodes to, by the source's relative path."""
+    with work_folder() as folder:
+        # What `imagemill decode` prints is about this folder, which is gone in a moment.
+        with redirect_stdout(io.StringIO()):
+            decode_output(output, Store(folder))
+        return {name: decode(Store(folder).read(decoded_name(name, image_id(name)))).rgb for name in rows_of(output, [])}
+
+
+def distortion(originals: dict[str, np.ndarray], decoded: dict[str, np.ndarray], large: list[str]) -> Line:
+    """PSNR, and MS-SSIM of the images that are large enough for it."""
+    line: Line = {"PSNR dB": mean([psnr_db(decoded[name], rgb) for name, rgb in originals.items()])}
+    if large:
+        line["MS-SSIM"] = mean([ms_ssim(decoded[name], originals[name]) for name in large])
+    return line
+
+
+def codec_curve(originals: dict[str, np.ndarray], options: Line, large: list[str]) -> list[Line]:
+    """Rate and distortion of one of Pillow's codecs at each quality."""
+    pixels = sum(rgb.shape[0] * rgb.shape[1] for rgb in originals.values())
+    curve = []
+    for quality in QUALITIES:
+        files = {}
+        for name, rgb in originals.items():
+            file = io.BytesIO()
+            Image.fromarray(rgb).save(file, quality=quality, **options)
+            files[name] = file.getvalue()
+        decoded = {name: np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for name, data in files.items()}
+        bits = 8 * sum(len(data) for data in files.values())
+        curve.append({"quality": quality, ALL_BYTES: bits / pixels, **distortion(originals, decoded, large)})
+    return curve
+
+
+def quality_at(rate: float, curve: list[Line]) -> float | None:
+    """PSNR of a codec at a rate in bits/pixel; None where its curve does not reach."""
+    rates, qualities = rising(points(curve, ALL_BYTES, "PSNR dB"))
+    return float(np.interp(rate, rates, qualities)) if rates[0] <= rate <= rates[-1] else None
+
+
+def bd_table(ours: list[Line], others: dict[str, list[Line]]) -> list[Line]:
+    """BD-rates of our curve against each other codec's; first the subsampling of JPEG that is harder to beat."""
+    table = []
+    for metric in METRICS:
+        if metric not in ours[0]:
+            continue
+        lines: list[Line] = [
+            {
+                "metric": metric,
+                "against": name,
+                "all bytes %": bd_rate_percent(points(curve, ALL_BYTES, metric), points(ours, ALL_BYTES, metric)),
+                "payload %": bd_rate_percent(points(curve, ALL_BYTES, metric), points(ours, PAYLOAD, metric)),
+            }
+            for name, curve in others.items()
+        ]
+        jpeg = [line for line in lines if line["against"].startswith("JPEG")]
+        best = max(jpeg, key=lambda line: line["all bytes %"])
+        table += [best | {"against": f"{best['against']}, the better"}, *(line for line in lines if line is not best)]
+    return table
+
+
+def points(curve: list[Line], rate: str, metric: str) -> list[tuple[float, float]]:
+    """(bits/pixel, quality) of a curve; MS-SSIM in dB, -10·log10(1 - x), as it crowds below 1."""
+    return [(line[rate], -10 * np.log10(1 - line[metric]) if metric == "MS-SSIM" else line[metric]) for line in curve]
+
+
+def bd_rate_percent(anchor: list[tuple[float, float]], curve: list[tuple[float, float]]) -> float:
+    """Mean difference of the rate at equal quality, over the qualities that both curves reach; negative is fewer bits.
+
+    Args: points (rate, quality) of each curve, at least four. NaN when the curves have no quality in common.
+    """
+    # A codec may lose quality with bits at the end of its scale; the interpolation takes rising curves.
+    (rate_0, quality_0), (rate_1, quality_1) = (rising(c) for c in (anchor, curve))
+    value = bd_rate(rate_0, quality_0, rate_1, quality_1, method="pchip", require_matching_points=False, min_overlap=0)
+    return float(value)
+
+
+def rising(curve: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Rates and qualities of the points that are better than all cheaper ones."""
+    kept: list[tuple[float, float]] = []
+    for rate, quality in sorted(curve):
+        if not kept or quality > kept[-1][1]:
+            kept.append((rate, quality))
+    return [rate for rate, _ in kept], [quality for _, quality in kept]
+
+
+def plot(ours: list[Line], others: dict[str, list[Line]], name: str) -> bytes:
+    """Rate–distortion curves as PNG."""
+    metrics = [metric for metric in METRICS if metric in ours[0]]
+    figure = Figure(figsize=(6 * len(metrics), 4.5), layout="constrained")
+    most = 1.25 * max(line[ALL_BYTES] for line in ours)
+    for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+        curves = [("imagemill, all bytes", ALL_BYTES, ours, "o-"), ("imagemill, payload", PAYLOAD, ours, "o--")]
+        curves += [(codec, ALL_BYTES, lines, ".-") for codec, lines in others.items()]
+        for label, rate, curve, style in curves:
+            # A little further than ours goes: axes that hold JPEG's quality 95 would squeeze the rest.
+            shown = [pair for pair in points(curve, rate, metric) if pair[0] <= most]
+            axes.plot(*zip(*shown, strict=True), style, label=label) if shown else None
+        axes.set(xlabel="bits per pixel", ylabel="MS-SSIM, dB" if metric == "MS-SSIM" else metric, title=name)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    out = io.BytesIO()
+    figure.savefig(out, dpi=110)
+    return out.getvalue()

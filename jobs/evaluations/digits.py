@@ -1,0 +1,183 @@
+"""Coders of small gray images of one size (the seed page's autoencoder): beside PCA, and what their decoders leave."""
+
+import io
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from jobs.evaluations.compress import decoded_images
+from jobs.evaluations.evaluation import (
+    EvaluateConfig,
+    Evaluation,
+    Line,
+    Measured,
+    check_config,
+    mean,
+    read_images,
+    spread,
+    through_product,
+)
+from jobs.inspect import rows_of
+from models import checkpoint as checkpoints
+from models.autoencoder import LatentCoder
+from models.metrics import checkerboard, psnr_db
+from pipeline.errors import ConfigError
+from pipeline.run import Resolved
+
+SHOWN, AMPLIFIED = 12, 4
+LEVELS = 255
+"""Steps of an 8-bit code, as the architecture `conv` takes them."""
+
+
+def evaluate_digits(config: EvaluateConfig) -> Evaluation:
+    """Squared errors of checkpoints, of PCA with as many values, and of the smallest PCAs that do no worse than they.
+
+    "MSE" is in [0,1]², neither codes nor images rounded. "stored" is after a run and `decode`: 8-bit codes, 8-bit images
+    (for PCA: codes in 255 steps between the extremes that each took on the images it was fitted on, and images rounded).
+    PSNR belongs to "stored".
+    """
+    configs = [config.model_copy(update={"checkpoint": name}) for name in (config.weights, *config.against)]
+    models = [gray_coder(check_config(c, None, ("step",))) for c in configs]
+    originals, fitted = gray_images(config, str(config.input)), gray_images(config, str(config.fit))
+    names, x, train = list(originals), np.stack(list(originals.values())), np.stack(list(fitted.values()))
+    if x.shape[1:] != train.shape[1:]:
+        raise ConfigError(
+            f"fit = {config.fit}: its images are {train.shape[1:]} pixels high and wide, the input's {x.shape[1:]}"
+        )
+    period = models[0].stride
+    lines: list[Line] = []
+    restored: dict[str, np.ndarray] = {}
+    for c, model in zip(configs, models, strict=True):
+        with torch.inference_mode():
+            code = model.encode(torch.from_numpy(x)[:, None])
+            restored[c.weights] = model.decode(code)[:, 0].numpy()
+        with through_product(c, {}, str(c.input)) as (output, _):
+            rows, images = rows_of(output, ["bits_per_pixel"]), decoded_images(output)
+        stored = np.stack([images[name][..., 0] for name in names])
+        parameters = sum(p.numel() for p in model.parameters())
+        line = {"coder": c.weights, "parameters": parameters, "values": code[0].numel()}
+        line |= figures(x, restored[c.weights], stored, period)
+        lines.append(line | {"bits/pixel": mean([row["bits_per_pixel"] for row in rows.values()])})
+    pca = PCA(train)
+    counts = [lines[0]["values"], *(pca.values_for(x, line["MSE"]) for line in lines)]
+    for values in dict.fromkeys(counts):
+        name = f"PCA, {values} values"
+        restored[name] = pca.restore(x, values)
+        stored = (pca.restore(x, values, quantised=True).clip(0, 1) * 255).round().astype(np.uint8)
+        line = {"coder": name, "parameters": (values + 1) * x[0].size, "values": values}
+        lines.append(line | figures(x, restored[name], stored, period))
+    shown = [config.weights, *config.against, f"PCA, {counts[0]} values"]
+    return Evaluation(
+        len(x),
+        {"errors, means over the images": lines},
+        [
+            Measured(c.weights, f"MSE {line['MSE']:.5f}", [line])
+            for c, line in zip(configs, lines[: len(configs)], strict=True)
+        ],
+        draw(x, {name: restored[name] for name in shown}, [names.index(n) for n in spread(names, SHOWN)], period),
+        [
+            f"PCA was fitted on {len(train)} images of {config.fit}; beside as many values, the fewest that do no worse",
+            "stored: 8-bit codes and 8-bit images, through the product; bits/pixel: the compressed codes alone",
+            f"checkerboard: power of the error at the period of {period} pixels, in multiples of what white noise has there",
+        ],
+    )
+
+
+def gray_coder(job: Resolved) -> LatentCoder:
+    """The model of a checkpoint. Raises: ConfigError when it does not code gray images as they are."""
+    model = checkpoints.build(job.card, job.weights)
+    if not isinstance(model, LatentCoder) or model.channels != 1:
+        raise ConfigError(f"checkpoint {job.card.name} is no coder of gray images; fit is for those alone")
+    return model
+
+
+def gray_images(config: EvaluateConfig, url: str) -> dict[str, np.ndarray]:
+    """Images (H,W) float32 in [0,1], by relative path. Raises: ConfigError when their sizes differ or they have colours."""
+    pictures = read_images(url, config.storage)
+    if len({picture.rgb.shape for picture in pictures.values()}) > 1 or not all(p.gray for p in pictures.values()):
+        raise ConfigError(f"{url}: gray images of one size are expected")
+    return {name: picture.rgb[..., 0].astype(np.float32) / 255 for name, picture in pictures.items()}
+
+
+def figures(x: np.ndarray, x_hat: np.ndarray, stored: np.ndarray, period: int) -> Line:
+    """The figures of one coder.
+
+    Args: x (B,H,W) float in [0,1]; x_hat, what it becomes; stored, the same as uint8 after everything was rounded.
+    """
+    original = (x * 255).round().astype(np.uint8)
+    _, h, w = x.shape
+    white = (period**2 - 1) / (h * w - 1)
+    return {
+        "MSE": float(np.square(x_hat - x).mean()),
+        "stored MSE": float(np.square(stored / 255 - x).mean()),
+        "stored PSNR dB": mean([psnr_db(a, b) for a, b in zip(stored, original, strict=True)]),
+        "checkerboard": checkerboard(x_hat - x, period) / white,
+    }
+
+
+class PCA:
+    """Principal components of images (B,H,W), those of the largest variance first."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        flat = images.reshape(len(images), -1).astype(np.float64)
+        self.mean = flat.mean(0)
+        centred = flat - self.mean
+        self.basis = np.linalg.eigh(centred.T @ centred)[1][:, ::-1]
+        codes = centred @ self.basis
+        self.low, self.high = codes.min(0), codes.max(0)
+
+    def restore(self, x: np.ndarray, values: int, quantised: bool = False) -> np.ndarray:
+        """Images (B,H,W) from so many values each; these rounded to 8 bits when `quantised`."""
+        basis, low, high = self.basis[:, :values], self.low[:values], self.high[:values]
+        codes = (x.reshape(len(x), -1) - self.mean) @ basis
+        if quantised:
+            steps = ((codes - low) / (high - low) * LEVELS).clip(0, LEVELS).round()
+            codes = low + steps / LEVELS * (high - low)
+        restored: np.ndarray = (codes @ basis.T + self.mean).reshape(x.shape)
+        return restored
+
+    def values_for(self, x: np.ndarray, mse: float) -> int:
+        """The fewest values with which images (B,H,W) have at most this mean squared error."""
+        centred = x.reshape(len(x), -1) - self.mean
+        # The basis is orthonormal: what each further value explains is taken off the error.
+        left = np.square(centred).mean() - np.cumsum(np.square(centred @ self.basis).mean(0)) / x[0].size
+        return int(np.argmax(left <= mse)) + 1
+
+
+def draw(x: np.ndarray, restored: dict[str, np.ndarray], shown: list[int], period: int) -> bytes:
+    """PNG: a row for each coder with digits, their errors amplified, and the spectrum of the error of all images.
+
+    Rings mark the frequencies that `checkerboard` counts.
+    """
+    figure = Figure(figsize=(14, 1.9 * (1 + len(restored))), layout="constrained")
+    grid = figure.subplots(1 + len(restored), 3, squeeze=False, width_ratios=[SHOWN, SHOWN, 2])
+    spectra = {name: spectrum(x_hat - x) for name, x_hat in restored.items()}
+    top = max(np.log10(s).max() for s in spectra.values())
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+    grid[0][0].imshow(np.hstack(list(x[shown])), "gray", vmin=0, vmax=1)
+    grid[0][0].set_title("original", loc="left")
+    for axes in grid[0][1:]:
+        axes.set_axis_off()
+    for row, (name, x_hat) in zip(grid[1:], restored.items(), strict=True):
+        row[0].imshow(np.hstack(list(x_hat[shown])), "gray", vmin=0, vmax=1)
+        row[0].set_title(name, loc="left")
+        row[1].imshow(np.hstack(list((x_hat - x)[shown])), "coolwarm", vmin=-1 / AMPLIFIED, vmax=1 / AMPLIFIED)
+        row[1].set_title(f"error, ±{1 / AMPLIFIED:g}", loc="left")
+        row[2].imshow(np.log10(spectra[name]), "magma", vmin=top - 3, vmax=top)
+        h, w = x.shape[1:]
+        places = [(v, u) for v in range(0, h, h // period) for u in range(0, w, w // period) if (v, u) != (h // 2, w // 2)]
+        row[2].scatter(
+            [u for _, u in places], [v for v, _ in places], 30, facecolors="none", edgecolors="cyan", linewidths=0.7
+        )
+        row[2].set_title("its spectrum", loc="left")
+    out = io.BytesIO()
+    figure.savefig(out, dpi=100)
+    return out.getvalue()
+
+
+def spectrum(error_BHW: np.ndarray) -> np.ndarray:
+    """Mean power of the error's frequencies, (H,W), zero in the middle."""
+    power: np.ndarray = np.fft.fftshift(np.square(np.abs(np.fft.fft2(error_BHW))).mean(0))
+    return power + 1e-12

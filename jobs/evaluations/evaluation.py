@@ -1,0 +1,169 @@
+"""What an evaluation is: the config it follows, the figures it gives, and how it reaches the product."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from jobs.inspect import rows_of
+from models.metrics import SSIM_SIDE
+from models.tasks import TASKS
+from pipeline.config import RunConfig, Strict
+from pipeline.errors import ConfigError
+from pipeline.pixels import ImageError, Picture, decode
+from pipeline.run import Resolved, check_ends, resolve, run
+from pipeline.schema import image_id
+from pipeline.sources.folder import list_folder
+from pipeline.storage import StorageConfig, Store
+
+
+class EvaluateConfig(Strict):
+    """What `imagemill evaluate` does."""
+
+    task: str
+    input: str | None = Field(None, description="folder or bucket of clean images")
+    set: str | None = Field(None, description="what tables and cards call these images; the input's last folder when absent")
+    output: str | None = Field(None, description="where evaluation.json and evaluation.png go; only shown when absent")
+    checkpoint: str | None = Field(None, description="bundled name, folder or URL; the task's default when absent")
+    against: list[str] = Field(default_factory=list, description="other coders of digits, measured beside the checkpoint")
+    fit: str | None = Field(None, description="training images of a coder of digits: what PCA is fitted on")
+    at: list[float] = Field(default_factory=list, description="noise levels (denoise) or quantiser steps (compress)")
+    params: dict[str, Any] = Field(default_factory=dict, description="parameters of the task, in every measurement")
+    storage: StorageConfig = StorageConfig()
+
+    @property
+    def set_name(self) -> str:
+        return self.set or str(self.input).rstrip("/").rpartition("/")[2]
+
+    @property
+    def weights(self) -> str:
+        return self.checkpoint or TASKS[self.task].default_checkpoint
+
+
+Line = dict[str, Any]
+"""One line of a table: figures by column heading."""
+
+
+@dataclass
+class Measured:
+    """What was found out about one checkpoint: it goes into the card of that."""
+
+    checkpoint: str
+    headline: str
+    """One short figure with its unit."""
+    lines: list[Line]
+
+
+@dataclass
+class Evaluation:
+    images: int
+    tables: dict[str, list[Line]]
+    """By title."""
+    measured: list[Measured]
+    picture: bytes
+    """PNG."""
+    notes: list[str] = field(default_factory=list)
+    details: dict[str, list[Line]] = field(default_factory=dict)
+    """Tables that are kept, and too long to print."""
+
+
+Evaluate = Callable[[EvaluateConfig], Evaluation]
+
+
+def check_config(config: EvaluateConfig, at: str | None, drawn: tuple[str, ...] = ()) -> Resolved:
+    """What could be wrong before anything is measured is looked at.
+
+    Args: at: the parameter that `at` holds values of; drawn: other parameters that the evaluation sets itself.
+    Raises: ConfigError, CheckpointError, StorageError.
+    """
+    if config.at and at is None:
+        raise ConfigError(f"at = {config.at}: {config.task} has no levels to choose")
+    for key in ((at,) if at else ()) + drawn:
+        if key in config.params:
+            raise ConfigError(f"params.{key}: the evaluation sets it itself{', from the list at' if key == at else ''}")
+    with work_folder() as folder:
+        job = resolve(run_config(config, {}, config.input, folder))
+        for value in config.at:
+            resolve(run_config(config, {str(at): value}, config.input, folder))
+        check_ends(job)
+    return job
+
+
+def run_config(config: EvaluateConfig, params: dict[str, Any], input: str | None, output: str) -> RunConfig:
+    """The run that an evaluation measures."""
+    return RunConfig(
+        task=config.task,
+        input=input,
+        output=output,
+        checkpoint=config.checkpoint,
+        params=config.params | params,
+        storage=config.storage,
+    )
+
+
+@contextmanager
+def work_folder() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="imagemill-evaluate-") as folder:
+        yield folder
+
+
+@contextmanager
+def through_product(config: EvaluateConfig, params: dict[str, Any], input: str) -> Iterator[tuple[Store, dict[str, Any]]]:
+    """The OUTPUT of a run over `input`, for the time of a `with`, and its run.json.
+
+    Raises: ConfigError when an image of it is rejected: a mean over the rest would be of another set.
+    """
+    with work_folder() as folder:
+        record = run(run_config(config, params, input, folder))
+        if record["rejected"]:
+            raise ConfigError(
+                f"{input}: {record['rejected']} of {record['planned']} images were rejected: {record['reasons']}"
+            )
+        yield Store(folder), record
+
+
+def restored(output: Store) -> dict[str, np.ndarray]:
+    """The image (H,W,3) uint8 that each source became, by the source's relative path."""
+    return {name: decode(output.read(row["output_uri"])).rgb for name, row in rows_of(output, []).items()}
+
+
+def read_images(url: str, storage: StorageConfig, smallest: int = SSIM_SIDE) -> dict[str, Picture]:
+    """Every image of a folder, by its relative path.
+
+    Raises: ConfigError when there is none, or when one cannot be read or has a side shorter than `smallest` pixels.
+    """
+    store = Store(url, storage)
+    pictures = {}
+    for listed in list_folder(store):
+        if listed is None:
+            continue
+        try:
+            picture = decode(store.read(listed.rel_path))
+        except ImageError as e:
+            raise ConfigError(
+                f"{store.uri(listed.rel_path)}: {e.error_class}: {e}; an evaluation needs all images"
+            ) from None
+        if min(picture.rgb.shape[:2]) < smallest:
+            raise ConfigError(f"{store.uri(listed.rel_path)} is smaller than {smallest} pixels")
+        pictures[listed.rel_path] = picture
+    if not pictures:
+        raise ConfigError(f"input {store.url} holds no images")
+    return pictures
+
+
+def seed_of(name: str) -> int:
+    """What is drawn at random for an image hangs on its identity, as in the product."""
+    return int(image_id(name)[:16], 16)
+
+
+def mean(values: list[float]) -> float:
+    return float(np.mean(values))
+
+
+def spread(names: list[str], count: int) -> list[str]:
+    """Some names at even distances: those that are shown."""
+    return [names[n] for n in np.unique(np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int))]
