@@ -1,14 +1,18 @@
-"""The demo: the photos that scikit-image carries, compressed, and denoised from noisy copies."""
+"""The demo: the photos that scikit-image carries, through every task that has a checkpoint."""
 
 import shutil
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+import torch
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from jobs.inspect import rows_of, show_failures
+from models.damage import lost_strokes
 from models.metrics import psnr_db
 from pipeline.cluster import connected
 from pipeline.config import RunConfig
@@ -24,77 +28,112 @@ PHOTOS = (
     "motorcycle_right.png", "retina.jpg", "rocket.jpg",
 )  # fmt: skip
 SHOWN = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
-SIGMA = 25.0
+SIGMA, SCRATCHES = 25.0, 24
 
 
 def pixels(path: Path) -> np.ndarray:
     return decode(path.read_bytes()).rgb
 
 
-def lay_out(folder: Path) -> tuple[Path, Path]:
-    """The photos, one of them cut in half, and noisy copies (Gaussian, sigma 25 of 255); what is there already stays."""
-    clean, noisy = folder / "photos", folder / "noisy"
-    for target in (clean, noisy):
-        target.mkdir(parents=True, exist_ok=True)
+def grainy(rgb: np.ndarray, number: int) -> np.ndarray:
+    noise = np.random.default_rng(number).normal(0, SIGMA, rgb.shape)
+    noisy: np.ndarray = (rgb + noise).clip(0, 255).round().astype(np.uint8)
+    return noisy
+
+
+def scratches(rgb: np.ndarray, number: int) -> np.ndarray:
+    """(H,W) uint8, bright where the photo is lost."""
+    known = lost_strokes(*rgb.shape[:2], SCRATCHES, torch.Generator().manual_seed(number))
+    mask: np.ndarray = (~known).numpy().astype(np.uint8) * 255
+    return mask
+
+
+def damaged(rgb: np.ndarray, number: int) -> np.ndarray:
+    return np.where(scratches(rgb, number)[..., None] > 0, np.uint8(255), rgb)
+
+
+def gray(rgb: np.ndarray, number: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(rgb).convert("L").convert("RGB"))
+
+
+SPOIL: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {"noisy": grainy, "damaged": damaged, "gray": gray}
+
+
+def lay_out(folder: Path) -> Path:
+    """The photos, one of them cut in half, and spoiled copies as PNG; what is there already stays."""
+    clean = folder / "photos"
+    for name in ("photos", *SPOIL):
+        (folder / name).mkdir(parents=True, exist_ok=True)
     source = files("skimage.data")
     for number, name in enumerate(PHOTOS):
         if not (clean / name).exists():
             (clean / name).write_bytes(source.joinpath(name).read_bytes())
-        copy = (noisy / name).with_suffix(".png")
-        if not copy.exists():
-            rgb = pixels(clean / name).astype(np.float32)
-            rgb += np.random.default_rng(number).normal(0, SIGMA, rgb.shape).astype(np.float32)
-            copy.write_bytes(encode_rgb(rgb.clip(0, 255).round().astype(np.uint8), "PNG"))
+        for kind, spoil in SPOIL.items():
+            copy = (folder / kind / name).with_suffix(".png")
+            if copy.exists() or (kind != "noisy" and name not in SHOWN):
+                continue
+            rgb = pixels(clean / name)
+            copy.write_bytes(encode_rgb(spoil(rgb, number), "PNG"))
+            if kind == "damaged":
+                Image.fromarray(scratches(rgb, number)).save(copy.with_suffix(".mask.png"))
     if not (clean / "broken.jpg").exists():
         whole = source.joinpath("rocket.jpg").read_bytes()
         (clean / "broken.jpg").write_bytes(whole[: len(whole) // 2])
-    return clean, noisy
+    return clean
+
+
+RUNS = {"compress": ("photos", "compressed"), "denoise": ("noisy", "denoised"), "inpaint": ("damaged", "inpainted"),
+        "colorize": ("gray", "colorized")}  # fmt: skip
+"""Task to the folders it reads and writes."""
 
 
 def run_demo(output: str) -> None:
     folder = Path(output).resolve()
-    clean, noisy = lay_out(folder)
-    outputs = {"compress": folder / "compressed", "denoise": folder / "denoised"}
+    clean = lay_out(folder)
     # The demo shows a whole run each time; a second run into the same folder would find nothing to do.
-    for path in outputs.values():
-        shutil.rmtree(path, ignore_errors=True)
+    for _, outcome in RUNS.values():
+        shutil.rmtree(folder / outcome, ignore_errors=True)
     with connected(None):
         records = {
-            "compress": run(RunConfig(task="compress", input=str(clean), output=str(outputs["compress"]), reconstruct=True)),
-            "denoise": run(RunConfig(task="denoise", input=str(noisy), output=str(outputs["denoise"]))),
+            task: run(
+                RunConfig(
+                    task=task, input=str(folder / source), output=str(folder / outcome), reconstruct=task == "compress"
+                )
+            )
+            for task, (source, outcome) in RUNS.items()
         }
-    compressed = rows_of(Store(str(outputs["compress"])), ["psnr_db", "bits_per_pixel"])
-    denoised = rows_of(Store(str(outputs["denoise"])), ["sigma"])
-    before, after, sheet = [], [], []
+    outputs = {task: Store(str(folder / outcome)) for task, (_, outcome) in RUNS.items()}
+    rows = {task: rows_of(store, []) for task, store in outputs.items()}
+    codes = rows_of(outputs["compress"], ["psnr_db", "bits_per_pixel"])
+    quality: dict[str, list[tuple[float, float]]] = {task: [] for task in RUNS}
+    sheet: dict[str, list[Tile]] = {name: [] for name in SHOWN}
     for name in PHOTOS:
-        copy = str(Path(name).with_suffix(".png"))
-        original, grainy = pixels(clean / name), pixels(noisy / copy)
-        restored = pixels(outputs["denoise"] / denoised[copy]["output_uri"])
-        before.append(psnr_db(grainy, original))
-        after.append(psnr_db(restored, original))
-        if name in SHOWN:
-            row = compressed[name]
-            decoded = pixels(outputs["compress"] / row["output_uri"])
-            sheet.append([
-                Tile(original, name),
-                Tile(decoded, f"{row['bits_per_pixel']:.2f} bits/pixel, {row['psnr_db']:.2f} dB"),
-                Tile(grainy, f"{before[-1]:.2f} dB"),
-                Tile(restored, f"{after[-1]:.2f} dB, estimated sigma {denoised[copy]['sigma']:.1f}"),
-            ])  # fmt: skip
+        original = pixels(clean / name)
+        for task, (source, outcome) in RUNS.items():
+            path = folder / source / (name if task == "compress" else str(Path(name).with_suffix(".png")))
+            if not path.exists():
+                continue
+            before, after = pixels(path), pixels(folder / outcome / rows[task][path.name]["output_uri"])
+            quality[task].append((psnr_db(before, original), psnr_db(after, original)))
+            if name in SHOWN:
+                code = codes[name]
+                coded = f"{code['bits_per_pixel']:.2f} bits/pixel, {code['psnr_db']:.1f} dB"
+                tiles = [Tile(image, f"{db:.1f} dB") for image, db in zip((before, after), quality[task][-1], strict=True)]
+                sheet[name] += [Tile(original, name), Tile(after, coded)] if task == "compress" else tiles
     picture = folder / "contact_sheet.png"
-    picture.write_bytes(contact_sheet(["original", "compressed", f"noisy, sigma {SIGMA:g}", "denoised"], sheet))
+    headings = ["original", "compressed", f"noisy, sigma {SIGMA:g}", "denoised", "damaged", "inpainted", "gray", "colorized"]
+    picture.write_bytes(contact_sheet(headings, list(sheet.values()), side=200))
 
-    quality = records["compress"]["quality"]
-    show_failures(Store(str(outputs["compress"])))
+    show_failures(outputs["compress"])
     table = Table("task", "images", "ok", "rejected", "bits/pixel", "PSNR dB", "images/s")
-    for task, bits, db in (
-        ("compress", f"{quality['bits_per_pixel_on_disk']:.3f}", f"{quality['psnr_db']:.2f}"),
-        ("denoise", "", f"{np.mean(before):.2f} → {np.mean(after):.2f}"),
-    ):
-        record = records[task]
+    for task, record in records.items():
         counts = [str(record[key]) for key in ("planned", "ok", "rejected")]
-        table.add_row(task, *counts, bits, db, f"{record['images_per_s']:.1f}")
+        if task == "compress":
+            figures = f"{record['quality']['bits_per_pixel_on_disk']:.3f}", f"{record['quality']['psnr_db']:.2f}"
+        else:
+            figures = "", " → ".join(f"{np.mean(values):.2f}" for values in zip(*quality[task], strict=True))
+        table.add_row(task, *counts, *figures, f"{record['images_per_s']:.1f}")
     console.print(table)
-    for what, path in (("latents", outputs["compress"] / "results"), ("decoded", outputs["compress"] / "images"),
-                       ("denoised", outputs["denoise"] / "images"), ("before/after", picture)):  # fmt: skip
-        console.print(f"{what:13}{path}", soft_wrap=True)
+    for what, where in (("latents", "compressed/results"), *((o, f"{o}/images") for _, o in RUNS.values()),
+                        ("before/after", picture.name)):  # fmt: skip
+        console.print(f"{what:13}{folder / where}", soft_wrap=True)
