@@ -4,8 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SSIM_SIDE, MS_SSIM_SIDE = 11, 161
-"""Smallest sides, in pixels, of images that SSIM (a window of 11) and MS-SSIM (five scales of it) are defined for."""
+# MS-SSIM is defined from 161 on; torchmetrics 1.9 divides by 16 and rounds down before it compares, so it refuses up to 175.
+SSIM_SIDE, MS_SSIM_SIDE = 11, 176
+"""Smallest sides, in pixels, of images for SSIM (a window of 11) and MS-SSIM (five scales of it)."""
 
 
 def psnr_db(a: np.ndarray, b: np.ndarray) -> float:

@@ -69,7 +69,7 @@ def evaluate_compress(config: EvaluateConfig) -> Evaluation:
     bd_lines = bd_table(ours, others) if len(ours) >= LEAST_POINTS else []
     middle = ours[len(ours) // 2]
     headline = f"{middle['PSNR dB']:.2f} dB at {middle[ALL_BYTES]:.3f} bits/pixel"
-    if bd_lines:
+    if bd_lines and bd_lines[0]["all bytes %"] is not None:
         headline = f"BD-rate {bd_lines[0]['all bytes %']:+.1f} % against {bd_lines[0]['against']}"
     notes = [
         f"MS-SSIM: on {len(large)} of {len(originals)} images, those whose sides are {MS_SSIM_SIDE} pixels or more",
@@ -149,7 +149,7 @@ def bd_table(ours: list[Line], others: dict[str, list[Line]]) -> list[Line]:
             for name, curve in others.items()
         ]
         jpeg = [line for line in lines if line["against"].startswith("JPEG")]
-        best = max(jpeg, key=lambda line: line["all bytes %"])
+        best = max(jpeg, key=lambda line: float("-inf") if line["all bytes %"] is None else line["all bytes %"])
         table += [best | {"against": f"{best['against']}, the better"}, *(line for line in lines if line is not best)]
     return table
 
@@ -159,15 +159,16 @@ def points(curve: list[Line], rate: str, metric: str) -> list[tuple[float, float
     return [(line[rate], -10 * np.log10(1 - line[metric]) if metric == "MS-SSIM" else line[metric]) for line in curve]
 
 
-def bd_rate_percent(anchor: list[tuple[float, float]], curve: list[tuple[float, float]]) -> float:
+def bd_rate_percent(anchor: list[tuple[float, float]], curve: list[tuple[float, float]]) -> float | None:
     """Mean difference of the rate at equal quality, over the qualities that both curves reach; negative is fewer bits.
 
-    Args: points (rate, quality) of each curve, at least four. NaN when the curves have no quality in common.
+    Args: points (rate, quality) of each curve, at least four. None when the curves have no quality in common.
     """
     # A codec may lose quality with bits at the end of its scale; the interpolation takes rising curves.
     (rate_0, quality_0), (rate_1, quality_1) = (rising(c) for c in (anchor, curve))
-    value = bd_rate(rate_0, quality_0, rate_1, quality_1, method="pchip", require_matching_points=False, min_overlap=0)
-    return float(value)
+    if min(quality_0[-1], quality_1[-1]) <= max(quality_0[0], quality_1[0]):
+        return None
+    return float(bd_rate(rate_0, quality_0, rate_1, quality_1, "pchip", require_matching_points=False, min_overlap=0))
 
 
 def rising(curve: list[tuple[float, float]]) -> tuple[list[float], list[float]]:

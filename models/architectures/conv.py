@@ -41,13 +41,14 @@ class Conv(LatentCoder):
         self.decoder = nn.Sequential(
             *enlarge(code, width, upsample), nn.ReLU(), *enlarge(width, channels, upsample), nn.Sigmoid()
         )
+        # One axis: DDP cannot broadcast a buffer of four when it is the only one and lies channels last.
         self.peak: Tensor
-        self.register_buffer("peak", torch.full((1, code, 1, 1), 1e-3))
+        self.register_buffer("peak", torch.full((code,), 1e-3))
 
     def encode(self, x_BCHW: Tensor) -> Tensor:
         y: Tensor = self.encoder(x_BCHW)
         if self.training:
-            self.peak.copy_(torch.maximum(self.peak, y.detach().amax((0, 2, 3), keepdim=True)))
+            self.peak.copy_(torch.maximum(self.peak, y.detach().amax((0, 2, 3))))
         return y
 
     def decode(self, y: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ class Conv(LatentCoder):
         return x_hat
 
     def symbols(self, x_BCHW: Tensor, step_B: Tensor) -> Tensor:
-        return (self.encode(x_BCHW) / self.peak).clamp(0, 1).mul(255).round() - 128
+        return (self.encode(x_BCHW) / self.peak.view(-1, 1, 1)).clamp(0, 1).mul(255).round() - 128
 
     def image(self, symbols_Bchw: Tensor, step_B: Tensor) -> Tensor:
-        return self.decode((symbols_Bchw + 128) / 255 * self.peak)
+        return self.decode((symbols_Bchw + 128) / 255 * self.peak.view(-1, 1, 1))

@@ -5,13 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from models import checkpoint
 from models.architectures import ARCHITECTURES
 from models.architectures.conv import Conv
 from models.checkpoint import CARD, WEIGHTS, Card, CheckpointError, build, bundled, read_card, read_weights, save
+from models.entropy_fit import fit
 
 CARD_OF_CONV: dict[str, Any] = {"name": "tiny", "task": "denoise", "architecture": "conv", "parameters": {"width": 8}}
 
@@ -59,6 +62,28 @@ def test_a_model_comes_back_as_it_was_saved(tmp_path: Path, name: str) -> None:
         torch.testing.assert_close(back.state_dict()[key], value, rtol=1e-3, atol=1e-4)
     assert read_card(str(tmp_path / "m")) == card
     assert card.sha256 == hashlib.sha256((tmp_path / "m" / WEIGHTS).read_bytes()).hexdigest()
+
+
+def test_tables_for_coding_come_back_whole(tmp_path: Path) -> None:
+    model = Conv(width=8)
+    model.entropy = fit([np.random.default_rng(n).integers(-9, 10, (4, 7, 7)).astype(np.int8) for n in range(3)])
+    save(str(tmp_path), model, CARD_OF_CONV)
+    back = load(str(tmp_path)).entropy
+    for name, value in model.entropy.state_dict().items():
+        assert back.state_dict()[name].dtype == value.dtype
+        assert torch.equal(back.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("name", ["sizes", "weights", "bias", "edges", "tables"])
+def test_tables_that_are_damaged_or_not_all_there_are_refused(tmp_path: Path, name: str) -> None:
+    model = Conv(width=8)
+    model.entropy = fit([np.ones((4, 7, 7), np.int8)])
+    card = save(str(tmp_path), model, CARD_OF_CONV)
+    state = safetensors.torch.load((tmp_path / WEIGHTS).read_bytes())
+    for wrong in ({name: state[f"entropy.{name}"][:-1]}, {name: state[f"entropy.{name}"].half()}, {}):
+        others = {key: value for key, value in state.items() if key != f"entropy.{name}"}
+        damaged = safetensors.torch.save(others | {f"entropy.{key}": value.contiguous() for key, value in wrong.items()})
+        assert "do not fit" in refused(lambda damaged=damaged: build(card, damaged))
 
 
 def test_what_is_saved_twice_has_the_same_digest(tmp_path: Path) -> None:

@@ -1,16 +1,19 @@
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from jobs.decode import decode_output
+from models import checkpoint as checkpoints
 from pipeline.account import verify
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, StorageError, TooManyRejects
+from pipeline.errors import ConfigError, StorageError, TooManyRejects, VerificationError
 from pipeline.run import plan_of, pool_for, resolve, run
 from pipeline.storage import Store
 
@@ -121,6 +124,76 @@ def test_latents_decode_to_what_the_run_reconstructed(tmp_path, crops):
     sizes = sum(p.stat().st_size for p in (output / "results").iterdir())
     pixels = sum(r["orig_width"] * r["orig_height"] for r in rows(output))
     assert record["quality"]["bits_per_pixel_on_disk"] == pytest.approx(sizes * 8 / pixels)
+
+
+def test_coded_and_plain_latents_share_an_output_and_decode_to_what_the_run_reconstructed(tmp_path, crops):
+    source, output, dest = tmp_path / "in", tmp_path / "out", tmp_path / "dest"
+    fill(source, crops)
+    plain = RunConfig(task="compress", input=str(source), output=str(output), reconstruct=True)
+    record = run(plain)
+    before = {row["rel_path"]: row for row in rows(output)}
+    for part in (output / "results").iterdir():
+        # As versions before this one wrote it.
+        pq.write_table(pq.read_table(part).drop_columns(["latent_payload"]), part)
+    shutil.copy(source / "a.png", source / "late.png")
+    coded = run(plain.model_copy(update={"params": {"coding": "coded"}, "limit": 9}))
+    assert coded["ok"] + coded["rejected"] == 9
+    made = [row for row in rows(output) if row.get("latent_payload")]
+    assert len(made) == coded["ok"] > 4
+    for row in made:
+        assert row["latent"] is None
+        assert row["bits_per_pixel"] == pytest.approx(
+            len(row["latent_payload"]) * 8 / (row["orig_width"] * row["orig_height"])
+        )
+        if row["rel_path"] in before:
+            assert row["latent_crc32"] == before[row["rel_path"]]["latent_crc32"]
+    assert record["quality"]["psnr_db"] > 0
+    assert verify(Store(str(output))).problems == []
+
+    decode_output(Store(str(output)), Store(str(dest)))
+    newest = {row["rel_path"]: row for row in sorted(rows(output), key=lambda r: r["fence"])}
+    for row in newest.values():
+        name = Path(row["output_uri"]).relative_to("images")
+        assert (dest / name).read_bytes() == (output / "images" / name).read_bytes()
+
+
+def test_a_damaged_payload_is_named_and_never_decoded(tmp_path, crops):
+    source, output, dest = tmp_path / "in", tmp_path / "out", tmp_path / "dest"
+    source.mkdir()
+    for n in range(3):
+        Image.fromarray(crops[n]).save(source / f"{n}.png")
+    run(RunConfig(task="compress", input=str(source), output=str(output), params={"coding": "coded"}, rows_per_part=9))
+    damage = {
+        "0.png": lambda data: data[: len(data) // 8 * 4],
+        "1.png": lambda data: data[:40] + bytes([data[40] ^ 16]) + data[41:],
+    }
+    for part in (output / "results").iterdir():
+        table = pq.read_table(part)
+        payloads = [
+            damage.get(name, bytes)(data)
+            for name, data in zip(table["rel_path"].to_pylist(), table["latent_payload"].to_pylist(), strict=True)
+        ]
+        column = table.schema.get_field_index("latent_payload")
+        pq.write_table(table.set_column(column, "latent_payload", pa.array(payloads, pa.binary())), part)
+    seen = verify(Store(str(output)))
+    assert (len(seen.problems), seen.latents) == (2, 1)
+    with pytest.raises(VerificationError, match=r"[01]\.png"):
+        decode_output(Store(str(output)), Store(str(dest)))
+    assert [p.name for p in dest.iterdir()] == ["2.png"]
+
+
+def test_coding_without_tables_is_refused_before_anything_starts(tmp_path):
+    card = checkpoints.read_card("compress-small")
+    model = checkpoints.build(card, checkpoints.read_weights("compress-small", card))
+    model.entropy = None
+    checkpoints.save(str(tmp_path / "older"), model, card.model_dump(exclude={"sha256"}))
+    (tmp_path / "in").mkdir()
+    config = RunConfig(
+        task="compress", input=str(tmp_path / "in"), output=str(tmp_path / "out"), checkpoint=str(tmp_path / "older")
+    )
+    resolve(config)
+    with pytest.raises(checkpoints.CheckpointError, match="holds no tables"):
+        resolve(config.model_copy(update={"params": {"coding": "coded"}}))
 
 
 def test_from_a_bucket_and_to_a_bucket(rclone_bucket, tmp_path, crops):

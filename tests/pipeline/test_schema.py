@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from models.entropy_fit import fit
+from pipeline.latents import latent_rows, symbols_of
 from pipeline.schema import (
     LatentError,
     image_id,
@@ -161,6 +163,35 @@ def test_a_latent_survives_its_part() -> None:
     expected = np.random.default_rng(3).integers(-128, 128, (4, 3, 5)).astype(np.int8)
     symbols = unpack_latent(np.asarray(back["latent"], np.uint8), back["latent_shape"], back["latent_crc32"])
     np.testing.assert_array_equal(symbols, expected)
+
+
+def test_a_coded_latent_survives_its_part_and_is_no_list() -> None:
+    symbols = np.random.default_rng(3).integers(-2, 3, (4, 3, 5)).astype(np.int8)
+    model = fit([symbols] * 4)
+    packed = pack_latent(symbols, model.encode(symbols))
+    coded = {name: value for name, value in row(3).items() if name != "latent"} | packed
+    schema = result_schema({"psnr_db": float}, stores_latent=True)
+    both = pa.Table.from_pylist([coded, row(4)], schema)
+    first, second = latent_rows(pq.read_table(io.BytesIO(parquet_bytes(both, 3))))
+    assert first["latent"] is None
+    assert second["latent_payload"] is None
+    np.testing.assert_array_equal(symbols_of(first, model), symbols)
+    np.testing.assert_array_equal(symbols_of(second, None), symbols_of(next(latent_rows(table_of([4]))), None))
+    wrong = [
+        {"latent_payload": None},
+        {"latent_payload": first["latent_payload"][:-4]},
+        {"latent_crc32": first["latent_crc32"] ^ 1},
+        {"latent_shape": [4, 3, 4]},
+        {"latent_shape": [4, 10**6, 10**6]},
+        {"latent_shape": [3, 3, 5]},
+        {"latent_shape": [60]},
+        {"latent_shape": [4, 0, 5]},
+    ]
+    for change in wrong:
+        with pytest.raises(LatentError):
+            symbols_of(first | change, model)
+    with pytest.raises(LatentError, match="no tables"):
+        symbols_of(first, None)
 
 
 def test_a_part_without_latents_and_a_part_without_rows_can_be_written() -> None:

@@ -1,0 +1,234 @@
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.evaluate import evaluate, show_evaluation
+from jobs.evaluations import EVALUATIONS, inpaint
+from jobs.evaluations.compress import bd_rate_percent, bd_table
+from jobs.evaluations.denoise import noise_for
+from jobs.evaluations.digits import PCA
+from jobs.evaluations.evaluation import EvaluateConfig
+from jobs.evaluations.inpaint import interpolated
+from models import checkpoint
+from models.architectures import ARCHITECTURES
+from models.tasks import TASKS
+from pipeline.errors import ConfigError, StorageError
+from pipeline.pixels import decode
+
+TINY = {
+    "colorize": ("chroma", {"widths": [8, 8], "blocks": 1}),
+    "compress": ("codec", {"code_width": 8, "code_blocks": 1, "width": 8, "blocks": 1}),
+    "denoise": ("unet", {"widths": [8, 8], "blocks": 1}),
+    "inpaint": ("masked", {"widths": [8, 8], "blocks": 1}),
+    "digits": ("conv", {}),
+}
+
+
+def untrained(folder: Path, name: str) -> str:
+    """The folder of a small checkpoint that knows nothing."""
+    architecture, parameters = TINY[name]
+    card = {
+        "name": name,
+        "task": name if name in TASKS else "compress",
+        "architecture": architecture,
+        "parameters": parameters,
+    }
+    checkpoint.save(str(folder / name), ARCHITECTURES[architecture](**parameters), card)
+    return str(folder / name)
+
+
+@pytest.fixture
+def photos(tmp_path: Path, crops: list[np.ndarray]) -> Path:
+    """Two colour images and a gray one."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.fromarray(crops[0]).save(folder / "0.png")
+    Image.fromarray(crops[20]).save(folder / "1.jpg")
+    Image.fromarray(crops[40]).convert("L").save(folder / "gray.png")
+    return folder
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> tuple[str, str]:
+    """Folders of 28×28 gray images: to measure on, and to fit PCA on."""
+    rng = np.random.default_rng(0)
+    for folder, count in (("test", 3), ("train", 30)):
+        (tmp_path / folder).mkdir()
+        for number in range(count):
+            blob = np.kron(rng.integers(0, 256, (7, 7)), np.ones((4, 4))).astype(np.uint8)
+            Image.fromarray(blob).save(tmp_path / folder / f"{number}.png")
+    return str(tmp_path / "test"), str(tmp_path / "train")
+
+
+def test_every_task_has_an_evaluation():
+    assert sorted(EVALUATIONS) == sorted(TASKS)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_denoise_through_the_command_leaves_table_picture_and_card(photos, tmp_path, capsys):
+    folder = untrained(tmp_path, "denoise")
+    values = {"task": "denoise", "input": str(photos), "output": str(tmp_path / "out"), "checkpoint": folder, "at": [25]}
+    evaluation = show_evaluation(values, "test", update_card=True)
+    shown = capsys.readouterr().out
+    assert "3 images, photos" in shown
+    record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    line = next(iter(record["tables"].values()))[0]
+    # Noise of sigma 25 is 20.17 dB where nothing is cut.
+    assert line["noisy dB"] == pytest.approx(20.17, abs=1)
+    assert {"files blind dB", "files given SSIM", "float blind dB", "float given dB"} <= set(line)
+    assert record["checkpoints"][0]["sha256"] == checkpoint.read_card(folder).sha256
+    assert decode((tmp_path / "out" / "evaluation.png").read_bytes()).rgb.shape[0] > 256
+    card = checkpoint.read_card(folder)
+    assert [entry["set"] for entry in card.metrics] == ["photos"]
+    assert card.metrics[0]["headline"] == evaluation.measured[0].headline
+    checkpoint.read_weights(folder, card)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_compress_has_curves_and_bd_rates(photos, tmp_path):
+    folder = untrained(tmp_path, "compress")
+    config = EvaluateConfig(task="compress", input=str(photos), checkpoint=folder, at=[64, 18, 26, 40])
+    evaluation = evaluate(config)
+    ours, bd = evaluation.tables.values()
+    assert [line["step"] for line in ours] == [18, 26, 40, 64]
+    assert all(a["bits/pixel"] > b["bits/pixel"] > b["payload bits/pixel"] for a, b in pairwise(ours))
+    assert ours[0]["PSNR dB"] > ours[-1]["PSNR dB"]
+    assert "MS-SSIM" not in ours[0]
+    assert "0 of 3 images" in evaluation.notes[0]
+    assert bd[0]["against"].startswith("JPEG")
+    assert bd[0]["all bytes %"] > bd[0]["payload %"]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_inpaint_beside_interpolation_keeps_what_is_known(photos, tmp_path, monkeypatch):
+    kept = {name: inpaint.DAMAGES[name] for name in ("16-px blocks 15 %", "red plane")}
+    monkeypatch.setattr(inpaint, "DAMAGES", kept)
+    config = EvaluateConfig(task="inpaint", input=str(photos), checkpoint=untrained(tmp_path, "inpaint"))
+    evaluation = evaluate(config)
+    lines = next(iter(evaluation.tables.values()))
+    assert [line["damage"] for line in lines] == list(kept)
+    for line in lines:
+        assert line["floor dB"] > line["floor in holes dB"] > 5
+        assert line["ours dB"] > line["ours in holes dB"] > 5
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_colorize_beside_gray(photos, tmp_path):
+    config = EvaluateConfig(task="colorize", input=str(photos), checkpoint=untrained(tmp_path, "colorize"))
+    evaluation = evaluate(config)
+    line = next(iter(evaluation.tables.values()))[0]
+    # An untrained one paints nothing.
+    assert line["gain dB"] == pytest.approx(0, abs=0.1)
+    assert line["colourfulness"] < line["of the originals"]
+    assert evaluation.images == 2
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_digits_beside_pca(digits, tmp_path):
+    test, train = digits
+    config = EvaluateConfig(task="compress", input=test, fit=train, checkpoint=untrained(tmp_path, "digits"))
+    evaluation = evaluate(config)
+    ours, *pcas = next(iter(evaluation.tables.values()))
+    assert (ours["parameters"], ours["values"]) == (1477, 196)
+    assert ours["stored MSE"] == pytest.approx(ours["MSE"], rel=0.1)
+    # The images have 49 values each: PCA with 196 has them all.
+    assert pcas[0]["values"] == 196
+    assert pcas[0]["MSE"] < ours["MSE"]
+    assert pcas[1]["MSE"] <= ours["MSE"]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"task": "dream"}, ConfigError, "task = 'dream'; valid: colorize, compress"),
+        ({"input": None}, ConfigError, "input is missing"),
+        ({"input": "/nowhere"}, StorageError, "does not exist"),
+        ({"at": [-3]}, ConfigError, "params.sigma = -3"),
+        ({"params": {"sigma": 5}}, ConfigError, "params.sigma: the evaluation sets it itself"),
+        ({"task": "colorize", "at": [3]}, ConfigError, "no levels"),
+        ({"task": "inpaint", "params": {"missing": "red"}}, ConfigError, "params.missing"),
+        ({"checkpoint": "nowhere"}, checkpoint.CheckpointError, "'nowhere' is neither"),
+        ({"fit": "elsewhere"}, ConfigError, "fit is for coders of digits"),
+        ({"task": "compress", "checkpoint": "compress-small", "fit": "elsewhere"}, ConfigError, "no coder of gray images"),
+    ],
+)
+@pytest.mark.usefixtures("ray_session")
+def test_what_cannot_be_measured_is_said_before_anything_runs(change, error, message, photos):
+    config = EvaluateConfig.model_validate({"task": "denoise", "input": str(photos)} | change)
+    with pytest.raises(error, match=message):
+        evaluate(config)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_image_that_cannot_be_read_is_named(photos):
+    (photos / "broken.png").write_bytes(b"broken")
+    with pytest.raises(ConfigError, match=r"broken\.png: UnknownFormat"):
+        evaluate(EvaluateConfig(task="denoise", input=str(photos)))
+
+
+def test_noise_is_seeded_by_the_image_and_gray_has_one_plane(photos):
+    colour, gray = (decode((photos / name).read_bytes()) for name in ("0.png", "gray.png"))
+    assert np.array_equal(noise_for("a", colour, 25), noise_for("a", colour, 25))
+    assert not np.array_equal(noise_for("a", colour, 25), noise_for("b", colour, 25))
+    assert noise_for("a", colour, 25).std() == pytest.approx(25, rel=0.02)
+    noise = noise_for("a", gray, 25)
+    assert noise.shape == gray.rgb.shape
+    assert np.ptp(noise, axis=2).max() == 0
+
+
+CURVE = [(0.25, 28.0), (0.5, 31.0), (1.0, 34.0), (2.0, 38.0)]
+
+
+def test_bd_rate_of_known_curves():
+    assert bd_rate_percent(CURVE, CURVE) == pytest.approx(0, abs=1e-9)
+    assert bd_rate_percent(CURVE, [(rate / 2, quality) for rate, quality in CURVE]) == pytest.approx(-50, abs=1e-6)
+    assert bd_rate_percent(CURVE, [(rate * 2, quality) for rate, quality in CURVE]) == pytest.approx(100, abs=1e-6)
+    # A point that costs more and is worse counts for nothing.
+    assert bd_rate_percent([*CURVE, (3.0, 37.0)], CURVE) == pytest.approx(0, abs=1e-9)
+    assert bd_rate_percent(CURVE, [(rate, quality + 50) for rate, quality in CURVE]) is None
+
+
+def test_the_harder_jpeg_comes_first():
+    lines = [{"bits/pixel": rate, "payload bits/pixel": rate / 2, "PSNR dB": quality} for rate, quality in CURVE]
+    worse = [line | {"bits/pixel": line["bits/pixel"] * 2} for line in lines]
+    table = bd_table(lines, {"JPEG 4:2:0": worse, "JPEG 4:4:4": lines, "WebP": lines})
+    assert [line["against"] for line in table] == ["JPEG 4:4:4, the better", "JPEG 4:2:0", "WebP"]
+    assert [line["all bytes %"] for line in table] == pytest.approx([0, -50, 0], abs=1e-6)
+    assert table[0]["payload %"] == pytest.approx(-50, abs=1e-6)
+
+
+def test_the_floor_of_inpainting_is_linear_interpolation():
+    y, x = np.mgrid[:32, :40]
+    plane = np.stack([4 * x + 3 * y, 5 * x, 7 * y], -1).astype(np.uint8)
+    lost = np.random.default_rng(0).random((32, 40, 1)) < 0.5
+    lost[[0, 0, -1, -1], [0, -1, 0, -1]] = False
+    known = np.broadcast_to(~lost, plane.shape)
+    # A plane is its own interpolation, within the hull that the four corners make.
+    assert np.array_equal(interpolated(np.where(known, plane, 99), known), plane)
+    known = np.ones(plane.shape, bool)
+    known[..., 0] = False
+    mean = ((plane[..., 1].astype(float) + plane[..., 2]) / 2).round()
+    assert np.array_equal(interpolated(plane, known)[..., 0], mean)
+
+
+def test_the_floor_of_inpainting_is_the_nearest_pixel_outside_of_the_hull(crops):
+    rgb = crops[0]
+    known = np.zeros(rgb.shape, bool)
+    known[40:60, 40:60] = True
+    filled = interpolated(rgb, known)
+    assert np.array_equal(filled[0, 0], rgb[40, 40])
+    assert np.array_equal(filled[40:60, 40:60], rgb[40:60, 40:60])
+
+
+def test_pca_finds_as_many_values_as_the_error_allows():
+    x = np.random.default_rng(0).normal(size=(200, 8, 8))
+    pca = PCA(x)
+    for values in (1, 20, 63):
+        mse = np.square(pca.restore(x, values) - x).mean()
+        assert pca.values_for(x, mse * (1 + 1e-9)) == values
+    assert pca.restore(x, 64) == pytest.approx(x, abs=1e-9)
+    assert np.square(pca.restore(x, 64, quantised=True) - x).mean() < 1e-3

@@ -1,0 +1,76 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs.registry import headline, layers, show_checkpoint, show_registry
+from models import checkpoint
+from models.architectures import ARCHITECTURES
+from models.tasks import TASKS
+from pipeline.storage import StorageConfig
+
+
+def test_the_list_names_everything(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    show_registry()
+    shown = capsys.readouterr().out
+    for name in (*TASKS, *ARCHITECTURES, *checkpoint.bundled()):
+        assert name in shown
+    assert "1,477" in shown
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_every_architecture_has_a_table_of_its_layers(name):
+    model = ARCHITECTURES[name]()
+    table = layers(model)
+    assert f"Total params: {sum(p.numel() for p in model.parameters()):,}" in table
+    assert all(n % model.stride == 0 for n in model.example[1:])
+
+
+@pytest.mark.parametrize("name", checkpoint.bundled())
+def test_a_card_is_shown_with_its_figures_and_their_set(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    show_checkpoint(name, StorageConfig())
+    shown = capsys.readouterr().out
+    card = checkpoint.read_card(name)
+    assert card.sha256 in shown
+    for entry in card.metrics:
+        assert entry["set"] in shown
+    assert "Total params" in shown
+
+
+def test_measured_figures_replace_those_of_the_same_set_and_parameters(tmp_path: Path):
+    source = Path(checkpoint.locate("denoise-small"))
+    for file in source.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    before = checkpoint.read_card(str(tmp_path)).metrics
+    for db in (30, 31):
+        for params in ({}, {"params": {"tile": 3}}):
+            checkpoint.write_metrics(str(tmp_path), {"set": "a", "images": 2, "headline": f"{db} dB", **params})
+    card = checkpoint.read_card(str(tmp_path))
+    assert card.metrics[: len(before)] == before
+    assert [entry["headline"] for entry in card.metrics[len(before) :]] == ["31 dB", "31 dB"]
+    checkpoint.read_weights(str(tmp_path), card)
+    assert json.loads((tmp_path / "card.json").read_text())["metrics"] == card.metrics
+
+
+def test_a_measured_set_is_the_headline_before_what_training_saw():
+    seen = {"set": "held-out training images", "psnr_db": 30.0}
+    measured = {"set": "kodak", "images": 24, "headline": "31.00 dB"}
+    card = checkpoint.Card(name="x", task="denoise", architecture="unet", sha256="0", metrics=[seen])
+    assert headline(card) == ("30.00 dB", "held-out training images")
+    card = card.model_copy(update={"metrics": [seen, measured]})
+    assert headline(card) == ("31.00 dB", "kodak, 24 images")
+
+
+def test_a_card_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    source = Path(checkpoint.locate("denoise-small"))
+    for file in source.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+
+    def refuse(*_: object) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(checkpoint, "write_file", refuse)
+    with pytest.raises(checkpoint.CheckpointError, match=r"card\.json cannot be written: PermissionError: read-only"):
+        checkpoint.write_metrics(str(tmp_path), {"set": "a"})
