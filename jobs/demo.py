@@ -43,7 +43,7 @@ def grainy(rgb: np.ndarray, number: int) -> np.ndarray:
 
 def scratches(rgb: np.ndarray, number: int) -> np.ndarray:
     """(H,W) uint8, bright where the photo is lost."""
-    known = lost_strokes(*rgb.shape[:2], SCRATCHES, torch.Generator().manual_seed(number))
+    known = lost_strokes(rgb.shape[0], rgb.shape[1], SCRATCHES, torch.Generator().manual_seed(number))
     mask: np.ndarray = (~known).numpy().astype(np.uint8) * 255
     return mask
 
