@@ -77,6 +77,10 @@ class Task(ABC):
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
         """Figures on held-out images, "psnr_db" among them."""
 
+    def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """What the model is shown of clean images (B,3,H,W), and what it makes of it, in [0,1]; one plane is gray."""
+        return x_BCHW, model(x_BCHW)
+
     @abstractmethod
     def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
         """Run samples whose padded sizes are equal through the model. Raises: SampleError for one that cannot be done."""
