@@ -49,7 +49,7 @@ WORKER_ENV = {
 
 
 @contextmanager
-def connected(address: str | None, num_cpus: int | None = None, log_to_driver: bool = False) -> Iterator[None]:
+def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None]:
     """Ray for the time of a `with`. A Ray that this process already has is used and left as it is.
 
     A Ray of our own has no dashboard. Its ports still listen on all interfaces.
@@ -63,7 +63,7 @@ def connected(address: str | None, num_cpus: int | None = None, log_to_driver: b
     address = address or os.environ.get("RAY_ADDRESS")
     for key, value in WORKER_ENV.items():
         os.environ.setdefault(key, value)
-    options: dict[str, Any] = {"log_to_driver": log_to_driver, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         # An existing cluster has no installation of ours: it gets the packages as its working directory.
         excludes = ["/.git", "/.venv", "/tests", "/docs", "/demo", ".pytest_cache"]

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -22,14 +23,32 @@ LOG_SECONDS = 15.0
 POLL_SECONDS = 0.5
 
 
-class Tally:
-    """Counts and seconds of one actor, published in Ray's key-value store about once a second.
+def publish(key: str, content: dict[str, Any]) -> None:
+    """Put what a process has to tell into Ray's key-value store, in the place of what it told before.
 
     The store is Ray's internal one; the public way, an actor that counts, costs a process and its start.
     """
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    try:
+        _internal_kv_put(key.encode(), json.dumps(content).encode(), namespace=NAMESPACE)
+    except Exception as e:  # noqa: BLE001 - a figure that is late must cost nothing else
+        log.warning("progress not published: %s", e)
+
+
+def published(prefix: str) -> list[dict[str, Any]]:
+    """What was published under the keys that begin so."""
+    from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list
+
+    keys = _internal_kv_list(prefix.encode(), namespace=NAMESPACE)
+    return [json.loads(_internal_kv_get(key, namespace=NAMESPACE) or b"{}") for key in keys]
+
+
+class Tally:
+    """Counts and seconds of one actor, published about once a second."""
 
     def __init__(self, run_id: str) -> None:
-        self._key = f"{run_id}/{secrets.token_hex(8)}".encode()
+        self._key = f"{run_id}/{secrets.token_hex(8)}"
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._published = 0.0
@@ -52,15 +71,10 @@ class Tally:
             self.add(**{f"{stage}_s": time.perf_counter() - began})
 
     def flush(self) -> None:
-        from ray.experimental.internal_kv import _internal_kv_put
-
         with self._lock:
             self._counts["rss_mb"] = peak_rss_mb()
-            data = json.dumps(self._counts).encode()
-        try:
-            _internal_kv_put(self._key, data, namespace=NAMESPACE)
-        except Exception as e:  # noqa: BLE001 - a count that is late must not cost an image
-            log.warning("progress not published: %s", e)
+            counts = dict(self._counts)
+        publish(self._key, counts)
 
 
 def peak_rss_mb() -> int:
@@ -70,11 +84,9 @@ def peak_rss_mb() -> int:
 
 def total(run_id: str) -> Counter[str]:
     """What all actors of a run have counted."""
-    from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list
-
     counts: Counter[str] = Counter()
-    for key in _internal_kv_list(f"{run_id}/".encode(), namespace=NAMESPACE):
-        counts.update(json.loads(_internal_kv_get(key, namespace=NAMESPACE) or b"{}"))
+    for content in published(f"{run_id}/"):
+        counts.update(content)
     return counts
 
 

@@ -54,6 +54,11 @@ class Colorize(Task):
         floor, reached = (-float(psnr_loss(x.clamp(0, 1).mul(255).round().div(255), x_BCHW)) for x in (gray, x_hat))
         return {"psnr_db": reached, "gain_over_gray_db": reached - floor}
 
+    def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        assert isinstance(model, ChromaUNet)
+        luma = luma_of(x_BCHW)
+        return luma, rgb_of(luma, model(luma))
+
     def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
         """Predicted chroma for the luma of each image (Pillow's convert("L")); the output has exactly that luma."""
         assert isinstance(model, ChromaUNet)

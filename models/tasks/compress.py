@@ -86,6 +86,12 @@ class Compress(Task):
                 "params.coding = 'coded': the checkpoint holds no tables to code with (it is older than they are); use plain"
             )
 
+    def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """At step 32."""
+        assert isinstance(model, LatentCoder)
+        x = planes_of(model, x_BCHW)
+        return x, code(model, x, x.new_full((x.shape[0],), 32.0))[0]
+
     def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
         """Symbols are computed in float32 whatever the precision: a code must not depend on it."""
         assert isinstance(model, LatentCoder)

@@ -65,6 +65,12 @@ class Denoise(Task):
             "sigma_error": float((estimate_B - sigma_B).abs().mean() * 255),
         }
 
+    def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Blind, at sigma 25 of 255."""
+        assert isinstance(model, UNet)
+        noisy = gaussian_noise(x_BCHW, x_BCHW.new_full((x_BCHW.shape[0],), 25 / 255), generator)
+        return noisy, model(noisy, model.noise_level(noisy))
+
     def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
         assert isinstance(model, UNet)
         assert isinstance(params, DenoiseParams)

@@ -67,6 +67,13 @@ class Inpaint(Task):
             figures[f"psnr_{name}_db"] = -float(psnr_loss(restored.clamp(0, 1).mul(255).round().div(255), x_BCHW))
         return {"psnr_db": sum(figures.values()) / len(figures), **figures}
 
+    def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """With a sixth of the area lost in squares of 16; what is lost is black."""
+        assert isinstance(model, MaskedUNet)
+        h, w = x_BCHW.shape[2:]
+        known = lost_blocks(h, w, 0.15, 16, generator).to(x_BCHW.device, x_BCHW.dtype).expand_as(x_BCHW)
+        return x_BCHW * known, fill(model, x_BCHW, known)
+
     def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
         """Fills each image; known pixels are copied from the source, so they stay bit-identical."""
         assert isinstance(model, MaskedUNet)

@@ -89,6 +89,10 @@ class Task(ABC):
     def check(self, model: Autoencoder, params: Any) -> None:  # noqa: B027 - as finish
         """Raises: CheckpointError when this model cannot do what the parameters ask."""
 
+    def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """What the model is shown of clean images (B,3,H,W), and what it makes of it, in [0,1]; one plane is gray."""
+        return x_BCHW, model(x_BCHW)
+
     @abstractmethod
     def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
         """Run samples whose padded sizes are equal through the model. Raises: SampleError for one that cannot be done."""

@@ -1,62 +1,153 @@
+import io
 import json
-from pathlib import Path
+import struct
 
-import numpy as np
 import pytest
 from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
 
-from jobs.train import TrainConfig, train
+from jobs.train import TrainConfig, run_of, train
 from models import checkpoint
 from models.precision import Precision
 from models.tasks import TASKS
 from models.tasks.task import Sample
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RunFailed, StorageError, TooManyRejects
+from pipeline.pixels import encode_rgb
+from pipeline.storage import Store
 
-TINY = {
-    "denoise": {"architecture": "unet", "parameters": {"widths": [8, 8], "blocks": 1}},
-    "compress": {"architecture": "codec", "parameters": {"code_width": 8, "code_blocks": 1, "width": 8, "blocks": 1}},
-}
-
-
-@pytest.fixture
-def photos(tmp_path: Path, crops: list[np.ndarray]) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for number, crop in enumerate(crops):
-        Image.fromarray(crop).save(folder / f"{number}.png")
-    (folder / "broken.png").write_bytes(b"broken")
-    return folder
+DIGITS = {"architecture": "conv", "parameters": {}, "crop": 28, "crops_per_image": 1, "augment": "none"}
 
 
-def config_of(task: str, photos: Path, output: Path, **changes: object) -> TrainConfig:
-    base = {"name": f"tiny-{task}", "task": task, "input": [str(photos)], "output": str(output), "epochs": 2, "crop": 32}
-    more = {"crops_per_image": 2, "batch_size": 4, "validation_share": 0.2, "warmup_steps": 2}
-    return TrainConfig(**{**base, **more, **TINY[task], **changes})
+def scalars(events: bytes) -> list[tuple[str, int, float]]:
+    """(tag, step, value) of an event file: records of a length, its checksum, an Event, its checksum."""
+    found = []
+    while events:
+        (length,) = struct.unpack("<Q", events[:8])
+        event = Event.FromString(events[12 : 12 + length])
+        found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+        events = events[16 + length :]
+    return found
+
+
+def lines_of(run: Store) -> list[dict]:
+    return [json.loads(line) for line in run.read("metrics.jsonl").splitlines()]
 
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("task", sorted(TASKS))
-def test_every_task_trains_with_two_workers_and_its_checkpoint_runs(task, photos, tmp_path, crops):
-    card = train(config_of(task, photos, tmp_path / "out"))
+def test_every_task_trains_with_two_workers_and_its_checkpoint_runs(task, tiny, tmp_path, crops, caplog, monkeypatch):
+    monkeypatch.setattr("jobs.training.watch.LOG_SECONDS", 0)
+    caplog.set_level("INFO", "imagemill")
+    config = tiny(task)
+    card = train(config)
+    run = run_of(config)
+
     assert card.training["epochs"] == 2
-    assert np.isfinite(card.metrics[0]["psnr_db"])
+    assert card.training["left_out"] == 2
+    assert "2 of 50 images left out: broken.png: UnknownFormat" in caplog.text
+    assert "9×9 pixels, smaller than crop = 32" in caplog.text
+    assert " images/s, " in caplog.text
     folder = str(tmp_path / "out" / f"tiny-{task}")
     assert checkpoint.read_card(folder) == card
     model = checkpoint.build(card, checkpoint.read_weights(folder, card))
-    output = TASKS[task].predict(model, [Sample(crops[0])], TASKS[task].Params(), Precision())[0]
+    output = TASKS[task].predict(model, [Sample(crops[0])], TASKS[task].Params(**PARAMS.get(task, {})), Precision())[0]
     assert output.image.shape == crops[0].shape
-    state = sorted((tmp_path / "out" / "runs").rglob("state.json"))[-1]
-    assert json.loads(state.read_text())["epoch"] == 2
+
+    lines = lines_of(run)
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert [line["step"] for line in lines] == [lines[0]["steps"], 2 * lines[0]["steps"]]
+    best = lines[card.training["best_epoch"] - 1]
+    assert card.metrics[0]["psnr_db"] == pytest.approx(best["valid_psnr_db"], abs=1e-3)
+    assert ("valid_psnr_db", 2, pytest.approx(lines[1]["valid_psnr_db"], rel=1e-6)) in scalars(
+        run.read("tensorboard/events.out.tfevents.imagemill")
+    )
+    width, height = Image.open(io.BytesIO(run.read("curves.png"))).size
+    assert (width, height) == (1200, 1380)
 
 
-@pytest.mark.parametrize("change", [{"task": "dream"}, {"architecture": "brain"}, {"input": []}, {"init": "compress-small"}])
-def test_a_training_that_cannot_start_says_so(change, photos, tmp_path):
-    config = config_of("denoise", photos, tmp_path / "out").model_copy(update=change)
-    with pytest.raises(ConfigError):
-        train(config)
+PARAMS = {"inpaint": {"missing": "random"}}
 
 
-def test_a_changed_config_never_resumes_an_old_run(photos, tmp_path):
-    one = config_of("denoise", photos, tmp_path / "out")
-    assert one.digest() == config_of("denoise", photos, tmp_path / "elsewhere").digest()
+@pytest.mark.usefixtures("ray_session")
+def test_digits_of_28_pixels_are_learned_from_a_bucket_into_a_bucket(rclone_bucket, tiny, crops):
+    clean = Store(f"{rclone_bucket}/clean")
+    for number, crop in enumerate(crops):
+        clean.write(f"{number}.png", encode_rgb(crop[:28, :28], "PNG"))
+    config = tiny("compress", **DIGITS, input=[clean.url], output=f"{rclone_bucket}/out/")
+    card = train(config)
+    assert card.training["epochs"] == 2
+    assert checkpoint.read_card(f"{rclone_bucket}/out/tiny-compress", config.storage.options()) == card
+    output = Store(f"{rclone_bucket}/out")
+    written = {entry.path for entry in output.entries() if "lease" not in entry.path}
+    run = f"runs/{run_of(config).url.rpartition('/')[2]}"
+    states = {f"{run}/states/epoch-0000{n}.{kind}" for n in (1, 2) for kind in ("json", "safetensors")}
+    figures = {f"{run}/{name}" for name in ("curves.png", "metrics.jsonl", "images.parquet")}
+    events = {f"{run}/tensorboard/events.out.tfevents.imagemill"}
+    assert written == {"tiny-compress/card.json", "tiny-compress/weights.safetensors"} | states | figures | events
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_training_that_diverges_at_once_says_where_and_what_to_do(tiny, tmp_path):
+    with pytest.raises(RunFailed, match=r"diverged in step \d of epoch 1: .*no epoch was finished. Lower learning_rate"):
+        train(tiny("denoise", learning_rate=1e30))
+    assert not (tmp_path / "out" / "tiny-denoise").exists()
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(
+    ("files", "changes", "error", "message"),
+    [
+        ({"a.png": 64}, {}, ConfigError, "1 of 1 images can be used"),
+        ({"a.png": 64, "b.png": 31, "c.png": 8}, {}, ConfigError, r"2 are smaller than crop = 32"),
+        ({"a.png": 64, "b.png": 64, "c.png": None}, {}, TooManyRejects, "1 of 3 images left out: c.png: UnknownFormat"),
+        ({"a.png": 64, "b.png": 64}, {"batch_size": 64}, ConfigError, "2 crops, not enough for one step"),
+    ],
+)
+def test_images_that_do_not_do_end_a_training_before_it_starts(files, changes, error, message, tiny, tmp_path, crops):
+    folder = tmp_path / "few"
+    folder.mkdir()
+    for name, side in files.items():
+        (folder / name).write_bytes(encode_rgb(crops[0][:side, :side], "PNG") if side else b"broken")
+    with pytest.raises(error, match=message):
+        train(tiny("denoise", input=[str(folder)], **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "dream"}, "task = 'dream'; valid: colorize"),
+        ({"architecture": "brain"}, "architecture = 'brain'; valid: chroma"),
+        ({"architecture": "codec", "parameters": {}}, "'denoise' cannot be learned by architecture codec"),
+        ({"parameters": {"depth": 3}}, "depth"),
+        ({"crop": 30}, "takes multiples of 4"),
+        ({"input": []}, "needs an input"),
+        ({"init": "compress-small"}, "is codec"),
+    ],
+)
+def test_a_training_that_cannot_start_says_so(changes, message, tiny, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        train(tiny("denoise").model_copy(update=changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_or_lies_in_the_input_is_refused(tiny, tmp_path, clean):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match=r"cannot be (listed|written)"):
+        train(tiny("denoise", output=str(tmp_path / "file" / "out")))
+    with pytest.raises(ConfigError, match="lies in input"):
+        train(tiny("denoise", output=str(clean / "out")))
+
+
+def test_a_changed_config_never_resumes_an_old_run(tiny, tmp_path):
+    one = tiny("denoise")
+    assert one.digest() == tiny("denoise", output=str(tmp_path / "elsewhere"), max_broken_fraction=0.5).digest()
     assert one.digest() != one.model_copy(update={"learning_rate": 0.5}).digest()
+    assert run_of(one).url != run_of(one.model_copy(update={"epochs": 3})).url
+
+
+def test_the_digest_of_a_config_stays_what_it_was():
+    """Trainings that are under way resume by it, and cards name it."""
+    what = {"name": "tiny", "task": "denoise", "architecture": "unet", "parameters": {"widths": [8, 8], "blocks": 1}}
+    how = {"input": ["photos"], "output": "out", "epochs": 2, "crop": 32, "learning_rate": 0.002}
+    digest = TrainConfig.model_validate({**what, **how}).digest()
+    assert digest == "289c0ea3ac08945aaff93b49efed57891856f0b5090c9e6e28324f9ec167e763"

@@ -1,0 +1,223 @@
+"""Images to learn from: listed, each one decoded once to see what it is worth, split, and cut into crops by Ray Data."""
+
+import hashlib
+import io
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray.data
+import torch
+from torch import Tensor
+
+from jobs.training.config import TrainConfig
+from pipeline.errors import ConfigError, StorageError, TooManyRejects
+from pipeline.pixels import ImageError, decode
+from pipeline.plan import blocks
+from pipeline.sources.folder import list_folder
+from pipeline.storage import STORE_FAILURES, Store, reason
+
+log = logging.getLogger("imagemill.train")
+KEPT = "images.parquet"
+REFERENCE = pa.schema([("store", pa.int32()), ("path", pa.string())])
+EXAMINED = pa.schema([*REFERENCE, ("height", pa.int32()), ("width", pa.int32()), ("problem", pa.string())])
+BLOCK_ROWS = 250
+# Rank 0 holds them and measures all of them after each epoch; more would make the figure hardly surer.
+MOST_VALIDATED = 500
+VALIDATED_SIDE = 256
+
+
+@dataclass(frozen=True)
+class Images:
+    """What was found, and what it is used for: "training", "validation" or "left out"."""
+
+    table: pa.Table
+    """EXAMINED and `use`."""
+
+    def of(self, use: str) -> pa.Table:
+        return self.table.filter(pc.field("use") == use)
+
+    def left_out(self) -> str:
+        """One line for a person: how many, and the first ones by name. Empty when all are used."""
+        gone = self.of("left out")
+        names = [f"{path}: {problem}" for path, problem in zip(*columns(gone.slice(0, 3), "path", "problem"), strict=True)]
+        more = f" and {len(gone) - 3:,} more" if len(gone) > 3 else ""
+        return f"{len(gone):,} of {len(self.table):,} images left out: {'; '.join(names)}{more}" if names else ""
+
+
+def columns(table: pa.Table, *names: str) -> list[list[Any]]:
+    return [table[name].to_pylist() for name in names]
+
+
+def images_of(config: TrainConfig, stores: list[Store], run: Store) -> Images:
+    """The images of a run: found and examined at its first start, and kept with it. Ray must be connected.
+
+    Every image is decoded once before the training, which costs what reading them in one epoch costs. So the number of steps
+    is known, broken images end a run before it began, and a resumed run has the images that it had.
+
+    Raises: ConfigError when they are too few or too small, TooManyRejects when too many cannot be read, StorageError.
+    """
+    if run.exists(KEPT):
+        return kept_images(run)
+    images = split(examined(stores, listed(stores)), config)
+    out = pa.BufferOutputStream()
+    pq.write_table(images.table, out, compression="zstd")
+    run.write(KEPT, out.getvalue().to_pybytes())
+    return images
+
+
+def kept_images(run: Store) -> Images:
+    """The images that a run has had since its first start."""
+    return Images(pq.read_table(io.BytesIO(run.read(KEPT))))
+
+
+def listed(stores: list[Store]) -> pa.Table:
+    """Every image file of the stores (EXAMINED, not yet looked at). Raises: StorageError, ConfigError."""
+    rows: list[dict[str, Any]] = []
+    for number, store in enumerate(stores):
+        if not store.exists():
+            raise StorageError(f"input {store.url} does not exist")
+        found = [image for image in list_folder(store) if image]
+        rows += [{"store": number, "path": image.rel_path, "problem": image.problem} for image in found]
+    if not rows:
+        raise ConfigError(f"input: no image files in {', '.join(store.url for store in stores)}")
+    return pa.Table.from_pylist(rows, EXAMINED)
+
+
+def examined(stores: list[Store], table: pa.Table) -> pa.Table:
+    """The table with sizes in pixels or problems, sorted by store and path."""
+    todo = table.filter(pc.field("problem").is_null())
+    done = [table.filter(~pc.field("problem").is_null())]
+    count = 0
+    log.info("looking at %s images", f"{len(todo):,}")
+    if len(todo):
+        looked = ray.data.from_arrow(blocks(todo.select(REFERENCE.names), BLOCK_ROWS)).map_batches(
+            look, fn_args=[stores], batch_format="pyarrow", batch_size=None
+        )
+        for batch in looked.iter_batches(batch_format="pyarrow", batch_size=None):
+            done.append(batch.cast(EXAMINED))
+            count += len(batch)
+            if count % (40 * BLOCK_ROWS) < len(batch):
+                log.info("looked at %s of %s", f"{count:,}", f"{len(todo):,}")
+    return pa.concat_tables(done).sort_by([("store", "ascending"), ("path", "ascending")])
+
+
+def look(batch: pa.Table, stores: list[Store]) -> pa.Table:
+    """References (REFERENCE) to EXAMINED: each image is read and decoded."""
+    rows = []
+    for reference in batch.to_pylist():
+        try:
+            height, width = decode(stores[reference["store"]].read(reference["path"])).rgb.shape[:2]
+            rows.append({**reference, "height": height, "width": width})
+        except ImageError as e:
+            rows.append({**reference, "problem": f"{e.error_class}: {e}"})
+        except STORE_FAILURES as e:
+            rows.append({**reference, "problem": reason(e)})
+    return pa.Table.from_pylist(rows, EXAMINED)
+
+
+def split(table: pa.Table, config: TrainConfig) -> Images:
+    """What each image (EXAMINED) is used for.
+
+    Whether an image validates hangs on its name alone, so that more images move none; where the share gives none, the one
+    that is nearest to it does. Raises: ConfigError, TooManyRejects.
+    """
+    broken = ~np.asarray(table["problem"].is_null())
+    if broken.sum() > config.max_broken_fraction * len(table):
+        images = Images(table.append_column("use", pa.array(np.where(broken, "left out", "training"), pa.string())))
+        raise TooManyRejects(f"input: {images.left_out()}: more than max_broken_fraction = {config.max_broken_fraction:g}")
+    side = np.minimum(*(np.asarray(table[name].fill_null(0)) for name in ("height", "width")))
+    small = ~broken & (side < config.crop)
+    usable = ~broken & ~small
+    if usable.sum() < 2:
+        raise ConfigError(
+            f"input: {usable.sum()} of {len(table)} images can be used ({broken.sum()} cannot be read, {small.sum()} are "
+            f"smaller than crop = {config.crop}); one to train on and one to validate on are the least"
+        )
+    draws = np.array([draw(path) for path in columns(table, "path")[0]])
+    draws[~usable] = 2
+    validates = draws < config.validation_share
+    validates[draws.argmin()] = True
+    if (validates & usable).sum() == usable.sum():
+        validates[np.where(usable, draws, -1).argmax()] = False
+    use = np.where(usable, np.where(validates, "validation", "training"), "left out")
+    sizes = zip(*columns(table, "height", "width", "problem"), small, strict=True)
+    problems = [f"{w}×{h} pixels, smaller than crop = {config.crop}" if s else p for h, w, p, s in sizes]
+    where = table.schema.get_field_index("problem")
+    table = table.set_column(where, "problem", pa.array(problems, pa.string()))
+    return Images(table.append_column("use", pa.array(use, pa.string())))
+
+
+def draw(path: str) -> float:
+    """A number in [0,1) that a name decides."""
+    return int.from_bytes(hashlib.sha256(path.encode()).digest()[:4]) / 2**32
+
+
+def crops_of(training: pa.Table, stores: list[Store], config: TrainConfig, num_cpus: float) -> ray.data.Dataset:
+    """Training images as a dataset of crops `image` (crop,crop,3) uint8, new ones each time that it is read."""
+    order = np.random.default_rng(config.seed).permutation(len(training))
+    rows = max(1, min(BLOCK_ROWS, len(training) // max(8, 4 * config.workers)))
+    return ray.data.from_arrow(blocks(training.select(REFERENCE.names).take(order), rows)).map_batches(
+        Crops(stores, config.crop, config.crops_per_image, config.augment),
+        batch_size=16,
+        num_cpus=num_cpus,
+        zero_copy_batch=True,
+    )
+
+
+class Crops:
+    """References to random crops (N,crop,crop,3) uint8; an image that can no longer be read gives none."""
+
+    def __init__(self, stores: list[Store], crop: int, per_image: int, augment: str) -> None:
+        self.stores, self.crop, self.per_image, self.augment = stores, crop, per_image, augment
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng()
+        crops = [
+            random_crop(rgb, self.crop, self.augment, rng)
+            for rgb in readable(self.stores, zip(batch["store"], batch["path"], strict=True))
+            if min(rgb.shape[:2]) >= self.crop
+            for _ in range(self.per_image)
+        ]
+        empty = np.zeros((0, self.crop, self.crop, 3), np.uint8)
+        return {"image": np.stack(crops) if crops else empty}
+
+
+def readable(stores: list[Store], references: Any) -> Iterator[np.ndarray]:
+    """The images (H,W,3) uint8 of (store, path) pairs, without those that cannot be read."""
+    for store, path in references:
+        try:
+            yield decode(stores[store].read(path)).rgb
+        except (ImageError, *STORE_FAILURES) as e:
+            log.warning("%s left out: %s", path, reason(e))
+
+
+def random_crop(rgb: np.ndarray, crop: int, augment: str, rng: np.random.Generator) -> np.ndarray:
+    """A crop at a random place, flipped and turned at random as `augment` allows."""
+    y, x = rng.integers(rgb.shape[0] - crop + 1), rng.integers(rgb.shape[1] - crop + 1)
+    patch = rgb[y : y + crop, x : x + crop]
+    if augment == "turn":
+        patch = np.rot90(patch, int(rng.integers(4)))
+    return np.ascontiguousarray(patch[:, ::-1] if augment != "none" and rng.integers(2) else patch)
+
+
+def middle_crops(stores: list[Store], validation: pa.Table, stride: int, most: int = MOST_VALIDATED) -> list[Tensor]:
+    """The middles of at most `most` images, (1,3,h,w) uint8, sides cut to multiples of `stride` and to at most 256.
+
+    Raises: StorageError when none can be read.
+    """
+    chosen = sorted(zip(*columns(validation, "store", "path"), strict=True), key=lambda reference: draw(reference[1]))[:most]
+    crops = []
+    for rgb in readable(stores, chosen):
+        h, w = (min(n, max(VALIDATED_SIDE, stride)) // stride * stride for n in rgb.shape[:2])
+        y, x = (rgb.shape[0] - h) // 2, (rgb.shape[1] - w) // 2
+        if h and w:
+            crops.append(torch.from_numpy(rgb[y : y + h, x : x + w].copy()).permute(2, 0, 1)[None])
+    if not crops:
+        raise StorageError("none of the images to validate on can be read")
+    return crops

@@ -1,0 +1,249 @@
+"""What each Ray Train worker does: epochs of steps, a validation, a state."""
+
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import ray.train
+import ray.train.collective
+import ray.train.torch
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from jobs.training.config import TrainConfig
+from jobs.training.crops import middle_crops
+from jobs.training.curves import write_metrics
+from jobs.training.states import Line, State, keep, moving_average, newest_history, read_state
+from models.architectures import ARCHITECTURES
+from models.autoencoder import Autoencoder
+from models.precision import bf16_hardware
+from models.tasks import TASKS
+from pipeline.progress import publish
+from pipeline.storage import Store
+
+# Figures are fetched from a GPU after so many steps: each time it has to wait for the host.
+GPU_STEPS = 20
+PUBLISH_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a worker has to know."""
+
+    config: TrainConfig
+    run: Store
+    """OUTPUT/runs/NAME-HASH."""
+    stores: list[Store]
+    validation: pa.Table
+    left_out: int
+    """Images that are not used."""
+    init: dict[str, Tensor] | None
+    steps_per_epoch: int
+    threads: int
+    """Of torch, on a CPU."""
+    shuffle: int
+    """Crops that a worker draws its batches from."""
+    progress_key: str
+
+
+@dataclass(frozen=True)
+class Diverged:
+    """What a worker gives back when its figures are no longer finite. No error: Ray would only try it again."""
+
+    epoch: int
+    step: int
+    """Within the epoch; 0 when it showed in the validation."""
+    what: str
+
+
+class TaskLoss(nn.Module):
+    """A task's loss as a module, so that DDP sees one forward pass."""
+
+    def __init__(self, task_name: str, model: Any) -> None:
+        super().__init__()
+        self.task, self.model = TASKS[task_name], model
+
+    def forward(self, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        return self.task.loss(self.model, x_BCHW, generator)
+
+
+def learning_rate(step: int, total: int, config: TrainConfig) -> float:
+    """Linear warm-up, then half a cosine to zero (Loshchilov and Hutter 2017)."""
+    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
+
+
+class Learner:
+    """One worker's part of a training."""
+
+    def __init__(self, course: Course) -> None:
+        context = ray.train.get_context()
+        self.course, self.config = course, course.config
+        self.rank, self.workers = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        if self.device.type == "cpu":
+            torch.set_num_threads(course.threads)
+        self.bf16 = bf16_hardware(self.device.type)
+        torch.manual_seed(self.config.seed)
+        model = ARCHITECTURES[self.config.architecture](**self.config.parameters).to(self.device)
+        if course.init is not None:
+            model.load_state_dict(course.init)
+        model = model.to(memory_format=torch.channels_last)
+        self.loss_of: nn.Module = TaskLoss(self.config.task, model)
+        if self.workers > 1:
+            # Rank 0's buffers are what is kept; DDP cannot send those that lie channels last, and need not.
+            kwargs = {"broadcast_buffers": False}
+            self.loss_of = ray.train.torch.prepare_model(self.loss_of, parallel_strategy_kwargs=kwargs)
+        decay = moving_average(self.config.ema_decay, lambda: self.state.step)
+        self.state = State(
+            model,
+            AveragedModel(model, multi_avg_fn=decay, use_buffers=True),
+            torch.optim.AdamW(model.parameters(), weight_decay=self.config.weight_decay, betas=(0.9, 0.99)),
+        )
+        self.resume()
+        self.total = self.config.epochs * course.steps_per_epoch
+        self.began, self.began_at = time.monotonic(), self.state.step
+        self.published = 0.0
+        self.crops = middle_crops(course.stores, course.validation, model.stride) if self.rank == 0 else []
+
+    def resume(self) -> None:
+        """Load the newest intact state, the same one on every worker."""
+        mine = len(newest_history(self.course.run)) if self.rank == 0 else 0
+        epoch = ray.train.collective.broadcast_from_rank_zero(mine)
+        if epoch:
+            state = read_state(self.course.run, epoch)
+            if state is None:
+                raise OSError(f"the state of epoch {epoch} cannot be read")
+            self.state.load(*state)
+
+    def batches(self) -> Iterator[Tensor]:
+        """An epoch's batches (B,3,crop,crop) uint8 on the device; every worker takes the same number: DDP waits for all."""
+        shard = ray.train.get_dataset_shard("train")
+        batches = shard.iter_torch_batches(
+            batch_size=self.config.batch_size,
+            device=self.device,
+            drop_last=True,
+            prefetch_batches=2,
+            local_shuffle_buffer_size=self.course.shuffle,
+            local_shuffle_seed=self.config.seed + self.state.epoch,
+        )
+        for _, batch in zip(range(self.course.steps_per_epoch), batches, strict=False):
+            yield batch["image"].permute(0, 3, 1, 2)
+
+    def figures(self, generator: torch.Generator) -> Iterator[dict[str, float]]:
+        """The steps of an epoch, and the figures of each, in order."""
+        waiting: list[dict[str, Tensor]] = []
+        for x_BCHW in self.batches():
+            waiting.append(self.step(x_BCHW, generator))
+            if len(waiting) == (1 if self.device.type == "cpu" else GPU_STEPS):
+                yield from fetched(waiting)
+                waiting = []
+        if waiting:
+            yield from fetched(waiting)
+
+    def epoch(self) -> Line | Diverged:
+        """One pass over the crops; this worker's means of the task's figures."""
+        began, count = time.monotonic(), 0
+        generator = torch.Generator(self.device).manual_seed(self.config.seed + 1000 * self.state.epoch + self.rank)
+        sums: Counter[str] = Counter()
+        for count, figures in enumerate(self.figures(generator), 1):
+            # The gradient is the mean over the workers: all of them see it fail at the same step.
+            if not math.isfinite(figures.pop("gradient_norm")):
+                return Diverged(self.state.epoch + 1, count, f"the loss was {figures['loss']:.4g}, its gradient not finite")
+            sums.update(figures)
+            self.publish(count, sums["loss"] / count, time.monotonic() - began)
+        if not count:
+            raise OSError("no crop arrived: the training images can no longer be read")
+        crops_per_s = count * self.config.batch_size * self.workers / (time.monotonic() - began)
+        return {
+            "epoch": self.state.epoch + 1,
+            "step": self.state.step,
+            "steps": count,
+            "learning_rate": learning_rate(self.state.step - 1, self.total, self.config),
+            **{f"train_{k}": v / count for k, v in sums.items()},
+            "crops_per_s": crops_per_s,
+            "images_per_s": crops_per_s / self.config.crops_per_image,
+            "left_out": self.course.left_out,
+        }
+
+    def step(self, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """One update; the task's figures and the norm of the gradient, still on the device."""
+        state = self.state
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate(state.step, self.total, self.config)
+        x = x_BCHW.float().div_(255).contiguous(memory_format=torch.channels_last)
+        # Tasks draw their damage where the images are.
+        with self.device, torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            losses = self.loss_of(x, generator)
+        losses["loss"].backward()
+        norm = nn.utils.clip_grad_norm_(state.model.parameters(), self.config.clip_norm)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.average.update_parameters(state.model)
+        state.step += 1
+        return {**{k: v.detach() for k, v in losses.items()}, "gradient_norm": norm}
+
+    def validate(self) -> dict[str, float]:
+        """Mean figures of the averaged weights on the held-out images."""
+        averaged = cast(Autoencoder, self.state.average.module)
+        generator = torch.Generator(self.device).manual_seed(self.config.seed)
+        figures = []
+        with torch.inference_mode(), self.device:
+            for crop in self.crops:
+                x = crop.to(self.device).float() / 255
+                figures.append(TASKS[self.config.task].validate(averaged, x, generator))
+        return {f"valid_{k}": float(np.mean([f[k] for f in figures])) for k in figures[0]}
+
+    def publish(self, step: int, loss: float, seconds: float) -> None:
+        """Hand the driver what it shows, about once a second."""
+        if self.rank or time.monotonic() - self.published < PUBLISH_SECONDS:
+            return
+        self.published = time.monotonic()
+        shown = {
+            "resumed_at": self.began_at,
+            "pid": os.getpid(),
+            "epoch": self.state.epoch + 1,
+            "epoch_step": step,
+            "step": self.state.step,
+            "loss": loss,
+            "psnr_db": self.state.history[-1]["valid_psnr_db"] if self.state.history else None,
+            "images_per_s": step * self.config.batch_size * self.workers / self.config.crops_per_image / seconds,
+            "left_s": (self.total - self.state.step) * (self.published - self.began) / (self.state.step - self.began_at),
+        }
+        publish(self.course.progress_key, shown)
+
+
+def fetched(figures: list[dict[str, Tensor]]) -> list[dict[str, float]]:
+    """Scalars of some steps from the device, in one go."""
+    table = torch.stack([torch.stack([v.float() for v in step.values()]) for step in figures]).tolist()
+    return [dict(zip(figures[0], row, strict=True)) for row in table]
+
+
+def train_worker(arguments: dict[str, Course]) -> Diverged | None:
+    """Every epoch that is not done: train, validate the average on rank 0, keep the state. The others wait for it."""
+    learner = Learner(arguments["course"])
+    state = learner.state
+    for _ in range(state.epoch, learner.config.epochs):
+        began = time.monotonic()
+        line = learner.epoch()
+        if isinstance(line, Diverged):
+            return line
+        sound = True
+        if learner.rank == 0:
+            line |= learner.validate()
+            sound = all(math.isfinite(value) for value in line.values())
+        if not ray.train.collective.broadcast_from_rank_zero(sound):
+            return Diverged(state.epoch + 1, 0, "the validation's figures are not finite")
+        state.history.append({**line, "seconds": time.monotonic() - began, "time": time.time()})
+        if learner.rank == 0:
+            keep(state, learner.course.run)
+            write_metrics(learner.course.run, state.history)
+        ray.train.report(line)
+    return None

@@ -1,0 +1,60 @@
+"""What is looked at before a training starts, so that what cannot work ends it in one line."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jobs.training.config import TrainConfig
+from models import checkpoint as checkpoints
+from models.architectures import ARCHITECTURES
+from models.autoencoder import Autoencoder
+from models.tasks import TASKS
+from pipeline.errors import ConfigError
+from pipeline.storage import Store, reason
+
+
+def rehearsed(config: TrainConfig) -> Autoencoder:
+    """The model, which has done one step on a black crop. Raises: ConfigError for what could not be trained."""
+    for key, table in (("task", TASKS), ("architecture", ARCHITECTURES)):
+        if getattr(config, key) not in table:
+            raise ConfigError(f"{key} = {getattr(config, key)!r}; valid: {', '.join(table)}")
+    if not config.input or not config.output:
+        raise ConfigError("train needs an input (one or more folders of images) and an output")
+    what = f"architecture {config.architecture} with parameters {config.parameters}"
+    try:
+        model = ARCHITECTURES[config.architecture](**config.parameters)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise ConfigError(f"{what}: {reason(e)}") from None
+    if config.crop % model.stride:
+        raise ConfigError(f"crop = {config.crop}: {what} takes multiples of {model.stride}")
+    try:
+        TASKS[config.task].loss(model, torch.zeros(1, 3, config.crop, config.crop), torch.Generator().manual_seed(0))
+    except (AssertionError, TypeError, ValueError, RuntimeError) as e:
+        raise ConfigError(f"task = {config.task!r} cannot be learned by {what}: {reason(e)}") from None
+    return model
+
+
+def initial_weights(config: TrainConfig) -> dict[str, Tensor] | None:
+    """The weights that training starts from. Raises: ConfigError when they are of another architecture."""
+    if config.init is None:
+        return None
+    options = store_options(config, config.init)
+    card = checkpoints.read_card(config.init, options)
+    if (card.architecture, card.parameters) != (config.architecture, config.parameters):
+        raise ConfigError(f"init = {config.init!r} is {card.architecture} {card.parameters}, not what is to be trained")
+    weights: dict[str, Tensor] = checkpoints.build(card, checkpoints.read_weights(config.init, card, options)).state_dict()
+    # Whole numbers are what a task finished the model with: not to be trained, and fitted anew.
+    return {name: value for name, value in weights.items() if value.is_floating_point()}
+
+
+def store_options(config: TrainConfig, url: str) -> dict[str, Any] | None:
+    """What fsspec needs to open a URL."""
+    return config.storage.options() if url.startswith("s3://") else None
+
+
+def refuse_nested(stores: list[Store], output: Store) -> None:
+    """Raises: ConfigError when the output would be listed as input the next time."""
+    for store in stores:
+        if store.scheme == output.scheme and f"{output.root}/".startswith(f"{store.root}/"):
+            raise ConfigError(f"output {output.url} lies in input {store.url}")

@@ -1,0 +1,67 @@
+"""How far a training is, as a person sees it: one bar on a terminal, a log line now and then elsewhere."""
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from pipeline.progress import LOG_SECONDS, POLL_SECONDS, clock, published
+
+log = logging.getLogger("imagemill.train")
+Result = TypeVar("Result")
+
+
+def watched(work: Callable[[], Result], key: str, epochs: int, steps_per_epoch: int) -> Result:
+    """Do `work` in another thread, and show what rank 0 publishes under `key` until it ends.
+
+    Signals are the main thread's: in it, Ray Train would put its own handler of Ctrl-C in the place of ours.
+    """
+    ending: Future[Result] = Future()
+
+    def body() -> None:
+        try:
+            ending.set_result(work())
+        except BaseException as e:  # noqa: BLE001 - it is raised again where the result is asked for
+            ending.set_exception(e)
+
+    threading.Thread(target=body, daemon=True, name="training").start()
+    terminal = sys.stderr.isatty()
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f} %"),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        disable=not terminal,
+    )
+    last_log, worker = time.monotonic(), None
+    with bar:
+        shown = bar.add_task("starting", total=epochs * steps_per_epoch, note="")
+        while not ending.done():
+            wait([ending], POLL_SECONDS)
+            for figures in published(key):
+                if worker not in (None, figures["pid"]):
+                    log.warning("a worker died: training goes on after epoch %d", figures["resumed_at"] // steps_per_epoch)
+                worker = figures["pid"]
+                where = f"epoch {figures['epoch']}/{epochs}"
+                bar.update(shown, completed=figures["step"], description=where, note=note_of(figures, steps_per_epoch))
+                if not terminal and time.monotonic() - last_log > LOG_SECONDS:
+                    last_log = time.monotonic()
+                    log.info("%s, %s", where, note_of(figures, steps_per_epoch))
+    return ending.result()
+
+
+def note_of(figures: dict[str, Any], steps_per_epoch: int) -> str:
+    """One line of what a worker published."""
+    quality = "" if figures["psnr_db"] is None else f"validation {figures['psnr_db']:.2f} dB, "
+    return (
+        f"step {figures['epoch_step']}/{steps_per_epoch}, loss {figures['loss']:.4g}, {quality}"
+        f"{figures['images_per_s']:.1f} images/s, {clock(figures['left_s'])} left"
+    )

@@ -1,0 +1,43 @@
+"""Trainings small enough to test."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.train import TrainConfig
+
+TRUNK = {"parameters": {"widths": [8, 8], "blocks": 1}}
+TINY = {
+    "colorize": {"architecture": "chroma", **TRUNK},
+    "compress": {"architecture": "codec", "parameters": {"code_width": 8, "code_blocks": 1, "width": 8, "blocks": 1}},
+    "denoise": {"architecture": "unet", **TRUNK},
+    "inpaint": {"architecture": "masked", **TRUNK},
+}
+
+
+@pytest.fixture
+def clean(tmp_path: Path, crops: list[np.ndarray]) -> Path:
+    """A folder of 48 photos, one broken file and one small image."""
+    folder = tmp_path / "clean"
+    folder.mkdir()
+    for number, crop in enumerate(crops):
+        Image.fromarray(crop).save(folder / f"{number}.png")
+    (folder / "broken.png").write_bytes(b"broken")
+    Image.fromarray(crops[0][:9, :9]).save(folder / "small.png")
+    return folder
+
+
+@pytest.fixture
+def tiny(clean: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+    """tiny(task, key=value, …): the config of a training of two short epochs on `clean`, into tmp_path/out."""
+
+    def config(task: str, **changes: Any) -> TrainConfig:
+        base = {"name": f"tiny-{task}", "task": task, "input": [str(clean)], "output": str(tmp_path / "out"), "epochs": 2}
+        more = {"crop": 32, "crops_per_image": 2, "batch_size": 4, "validation_share": 0.2, "warmup_steps": 2}
+        return TrainConfig.model_validate({**base, **more, **TINY[task], **changes})
+
+    return config

@@ -1,0 +1,62 @@
+"""States without Ray: nothing is lost on the way through one, and the right ones are kept."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.optim.swa_utils import AveragedModel
+
+from jobs.training.states import State, best_epoch, epochs_kept, keep, moving_average, newest_history, read_state
+from models.architectures import ARCHITECTURES
+from models.tasks import TASKS
+from pipeline.storage import Store
+
+
+def fresh() -> State:
+    torch.manual_seed(0)
+    model = ARCHITECTURES["unet"](widths=[8, 8], blocks=1).to(memory_format=torch.channels_last)
+    average = AveragedModel(model, multi_avg_fn=moving_average(0.999, lambda: state.step), use_buffers=True)
+    state = State(model, average, torch.optim.AdamW(model.parameters(), lr=1e-3))
+    return state
+
+
+def train_epoch(state: State, psnr_db: float) -> None:
+    for _ in range(3):
+        generator = torch.Generator().manual_seed(state.step)
+        TASKS["denoise"].loss(state.model, torch.rand(2, 3, 16, 16, generator=generator), generator)["loss"].backward()
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+        state.average.update_parameters(state.model)
+        state.step += 1
+    state.history.append({"epoch": state.epoch + 1, "step": state.step, "valid_psnr_db": psnr_db})
+
+
+def test_a_resumed_training_is_the_same_to_the_last_bit(tmp_path: Path) -> None:
+    run, through = Store(str(tmp_path)), fresh()
+    train_epoch(through, 1)
+    keep(through, run)
+    train_epoch(through, 2)
+    resumed = fresh()
+    resumed.load(*read_state(run, 1))
+    train_epoch(resumed, 2)
+    assert resumed.to_bytes() == through.to_bytes()
+    assert resumed.history == through.history
+
+
+def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
+    run, state = Store(str(tmp_path)), fresh()
+    for psnr_db in (1, 5, 2, 3, 4):
+        train_epoch(state, psnr_db)
+        keep(state, run)
+    assert epochs_kept(run) == [5, 4, 2]
+    assert len(list(run.entries())) == 6
+    assert newest_history(run) == state.history
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "best"),
+    [("valid_psnr_db", [1, 3, 2], 2), ("valid_psnr_db", [3, 3, 2], 2), ("valid_loss", [1, 0.5, 2], 2)],
+)
+def test_the_best_epoch_is_of_the_least_loss_or_the_highest_psnr(key: str, values: list[float], best: int) -> None:
+    history = [{"epoch": n, "valid_psnr_db": -n, key: value} for n, value in enumerate(values, 1)]
+    assert best_epoch(history) == best

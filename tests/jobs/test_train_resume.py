@@ -1,0 +1,149 @@
+"""A training that is cut off goes on where it was, and keeps what it had."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+
+from jobs.train import TrainConfig, run_of, train
+from jobs.training.states import path_of
+from models import checkpoint
+from pipeline.errors import RunFailed, StorageError
+from pipeline.storage import Store
+
+EPOCHS = 6
+
+
+def lines_of(run: Store) -> list[dict]:
+    return [json.loads(line) for line in run.read("metrics.jsonl").splitlines()] if run.exists("metrics.jsonl") else []
+
+
+def start(config: TrainConfig, folder: Path) -> subprocess.Popen[bytes]:
+    (folder / "train.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    command = [sys.executable, "-m", "jobs", "train", "-c", str(folder / "train.yaml")]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, start_new_session=True)
+
+
+def wait_for_epochs(training: subprocess.Popen[bytes], run: Store, epochs: int) -> None:
+    while len(lines_of(run)) < epochs:
+        assert training.poll() is None, training.communicate()
+        time.sleep(0.05)
+
+
+def ancestors(pid: int) -> list[int]:
+    chain = []
+    while pid > 1:
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        chain.append(pid)
+    return chain
+
+
+def workers_of(training: subprocess.Popen[bytes]) -> list[int]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            ours = (process / "cmdline").read_bytes().startswith(b"ray::RayTrainWorker")
+            if ours and training.pid in ancestors(int(process.name)):
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_killed_training_and_a_killed_worker_go_on_where_they_were(tiny, tmp_path):
+    config = tiny("denoise", epochs=EPOCHS, crops_per_image=16)
+    run = run_of(config)
+    training = start(config, tmp_path)
+    wait_for_epochs(training, run, 2)
+    time.sleep(0.3)
+    os.killpg(training.pid, signal.SIGKILL)
+    training.communicate()
+    before = lines_of(run)
+    assert 2 <= len(before) < EPOCHS
+
+    training = start(config, tmp_path)
+    wait_for_epochs(training, run, len(before) + 1)
+    os.kill(workers_of(training)[0], signal.SIGKILL)
+    out, err = training.communicate()
+    assert training.returncode == 0, err
+    assert b"a worker died" in err
+    assert b"Traceback" not in err
+    assert b"pid=" not in err
+    assert f"of {EPOCHS}, psnr_db".encode() in out
+
+    lines = lines_of(run)
+    assert lines[: len(before)] == before
+    assert [line["epoch"] for line in lines] == list(range(1, EPOCHS + 1))
+    assert [line["step"] for line in lines] == [epoch * lines[0]["steps"] for epoch in range(1, EPOCHS + 1)]
+    assert all(line["train_loss"] < lines[0]["train_loss"] for line in lines[1:])
+    card = checkpoint.read_card(str(tmp_path / "out" / "tiny-denoise"))
+    assert card.training["epochs"] == EPOCHS
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("finished")
+
+
+@pytest.fixture
+def done(tiny, finished: Path, clean: Path, ray_session: None) -> tuple[TrainConfig, Store]:
+    """A training whose two epochs are done: trained once, copied for each test."""
+    photos = finished / "clean"
+    config = tiny("denoise", input=[str(photos)])
+    if not photos.exists():
+        shutil.copytree(clean, photos)
+        train(config)
+        shutil.copytree(str(config.output), finished / "out")
+    else:
+        shutil.copytree(finished / "out", str(config.output))
+    return config, run_of(config)
+
+
+def test_a_finished_training_is_not_trained_again(done):
+    config, run = done
+    before, card = lines_of(run), checkpoint.read_card(f"{config.output}/{config.name}")
+    assert train(config) == card
+    assert lines_of(run) == before
+
+
+def test_half_written_and_damaged_states_are_passed_over(done):
+    config, run = done
+    before = lines_of(run)
+    run.write(path_of(9, "safetensors"), b"written, but its driver died before the rest")
+    run.write(path_of(2, "safetensors"), run.read(path_of(2, "safetensors"))[:-1])
+    train(config)
+    lines = lines_of(run)
+    assert lines[0] == before[0]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    for epoch in (1, 2):
+        run.write(path_of(epoch, "safetensors"), b"damaged")
+    with pytest.raises(StorageError, match="no state is intact"):
+        train(config)
+
+
+def test_a_training_that_diverges_later_leaves_its_best_epoch(done):
+    config, run = done
+    data, content = run.read(path_of(1, "safetensors")), json.loads(run.read(path_of(1, "json")))
+    # Moments that no gradient made throw the weights beyond what a float holds.
+    tensors = safetensors.torch.load(data)
+    huge = {k: torch.full_like(v, 1e38) if k.endswith("exp_avg") else v for k, v in tensors.items()}
+    data = safetensors.torch.save(huge)
+    content["sha256"] = hashlib.sha256(data).hexdigest()
+    run.write(path_of(1, "safetensors"), data)
+    run.write(path_of(1, "json"), json.dumps(content).encode())
+    run.delete(path_of(2, "json"))
+    shutil.rmtree(f"{config.output}/{config.name}")
+    with pytest.raises(RunFailed, match=r"diverged in step \d of epoch 2: .*holds the best of 1 epochs"):
+        train(config)
+    assert checkpoint.read_card(f"{config.output}/{config.name}").training["epochs"] == 1
