@@ -8,7 +8,7 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -363,9 +363,17 @@ def train(config: TrainConfig) -> checkpoints.Card:
         raise RunFailed(f"training {config.name}: {reason(e)}. The same command goes on from its last state") from None
     if result.checkpoint is None:
         raise StorageError(f"output {config.output}: training left no state there")
-    picked = random.Random(config.seed).sample(training, min(len(training), FINISHING_IMAGES))
-    images = (image for reference in picked for image in center_crops(stores, [reference]))
-    return export(config, result.checkpoint, len(training), time.time() - began, images)
+    samples = finishing_images(stores, training, config.seed)
+    return export(config, result.checkpoint, len(training), time.time() - began, samples)
+
+
+def finishing_images(stores: list[Store], training: list[dict[str, Any]], seed: int) -> Iterator[Tensor]:
+    """Training images (1,3,h,w) float in [0,1] for `Task.finish`; those that cannot be read are left out, as in training."""
+    for reference in random.Random(seed).sample(training, min(len(training), FINISHING_IMAGES)):
+        try:
+            yield from center_crops(stores, [reference])
+        except (ImageError, OSError):
+            continue
 
 
 def export(

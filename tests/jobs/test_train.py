@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.train import TrainConfig, train
+from jobs.train import TrainConfig, initial_weights, train
 from models import checkpoint
+from models.architectures import ARCHITECTURES
 from models.precision import Precision
 from models.tasks import TASKS
 from models.tasks.task import Sample
@@ -45,6 +46,9 @@ def test_every_task_trains_with_two_workers_and_its_checkpoint_runs(task, photos
     model = checkpoint.build(card, checkpoint.read_weights(folder, card))
     output = TASKS[task].predict(model, [Sample(crops[0])], TASKS[task].Params(), Precision())[0]
     assert output.image.shape == crops[0].shape
+    if task == "compress":
+        coded = TASKS[task].predict(model, [Sample(crops[0])], TASKS[task].Params(coding="coded"), Precision())[0]
+        assert np.array_equal(model.entropy.decode(coded.payload, coded.latent.shape), coded.latent)
     state = sorted((tmp_path / "out" / "runs").rglob("state.json"))[-1]
     assert json.loads(state.read_text())["epoch"] == 2
 
@@ -54,6 +58,15 @@ def test_a_training_that_cannot_start_says_so(change, photos, tmp_path):
     config = config_of("denoise", photos, tmp_path / "out").model_copy(update=change)
     with pytest.raises(ConfigError):
         train(config)
+
+
+def test_training_that_starts_from_a_checkpoint_leaves_its_tables_behind(photos, tmp_path):
+    card = checkpoint.read_card("compress-small")
+    config = config_of("compress", photos, tmp_path, parameters=card.parameters, init="compress-small")
+    weights = initial_weights(config)
+    assert weights
+    assert not [name for name in weights if name.startswith("entropy")]
+    ARCHITECTURES["codec"](**card.parameters).load_state_dict(weights)
 
 
 def test_a_changed_config_never_resumes_an_old_run(photos, tmp_path):
