@@ -2,12 +2,16 @@ import io
 import json
 import struct
 
+import numpy as np
 import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from jobs.train import TrainConfig, run_of, train
+from jobs.train import run_of, train
+from jobs.training.config import TrainConfig
+from jobs.training.rehearsal import initial_weights
 from models import checkpoint
+from models.architectures import ARCHITECTURES
 from models.precision import Precision
 from models.tasks import TASKS
 from models.tasks.task import Sample
@@ -63,6 +67,9 @@ def test_every_task_trains_with_two_workers_and_its_checkpoint_runs(task, tiny, 
     )
     width, height = Image.open(io.BytesIO(run.read("curves.png"))).size
     assert (width, height) == (1200, 1380)
+    if task == "compress":
+        coded = TASKS[task].predict(model, [Sample(crops[0])], TASKS[task].Params(coding="coded"), Precision())[0]
+        assert np.array_equal(model.entropy.decode(coded.payload, coded.latent.shape), coded.latent)
 
 
 PARAMS = {"inpaint": {"missing": "random"}}
@@ -136,6 +143,15 @@ def test_an_output_that_cannot_be_written_or_lies_in_the_input_is_refused(tiny, 
         train(tiny("denoise", output=str(tmp_path / "file" / "out")))
     with pytest.raises(ConfigError, match="lies in input"):
         train(tiny("denoise", output=str(clean / "out")))
+
+
+def test_training_that_starts_from_a_checkpoint_leaves_its_tables_behind(tiny):
+    card = checkpoint.read_card("compress-small")
+    config = tiny("compress", parameters=card.parameters, init="compress-small")
+    weights = initial_weights(config)
+    assert weights
+    assert not [name for name in weights if name.startswith("entropy")]
+    ARCHITECTURES["codec"](**card.parameters).load_state_dict(weights)
 
 
 def test_a_changed_config_never_resumes_an_old_run(tiny, tmp_path):
