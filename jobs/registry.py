@@ -103,4 +103,6 @@ def in_words(facts: dict[str, Any]) -> str:
 def layers(model: Autoencoder) -> str:
     """The table of layers, their outputs and their parameters, for the input that suits the architecture."""
     columns = ("output_size", "num_params", "kernel_size")
+    # Frozen weights would stand in brackets.
+    model.requires_grad_(True)
     return str(summary(model, input_size=(1, *model.example), col_names=columns, depth=4, verbose=0, device="cpu"))

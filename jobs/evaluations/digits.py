@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jobs.evaluations.compress import decoded_images
@@ -25,7 +26,8 @@ from models.metrics import checkerboard, psnr_db
 from pipeline.errors import ConfigError
 from pipeline.run import Resolved
 
-SHOWN, AMPLIFIED = 12, 4
+SHOWN, SHOWN_FLAT, AMPLIFIED = 12, 4, 4
+FLAT_CODES = 1000
 LEVELS = 255
 """Steps of an 8-bit code, as the architecture `conv` takes them."""
 
@@ -36,6 +38,10 @@ def evaluate_digits(config: EvaluateConfig) -> Evaluation:
     "MSE" is in [0,1]², neither codes nor images rounded. "stored" is after a run and `decode`: 8-bit codes, 8-bit images
     (for PCA: codes in 255 steps between the extremes that each took on the images it was fitted on, and images rounded).
     PSNR belongs to "stored".
+
+    Two figures look for the pattern that strides leave (Odena et al. 2016). "checkerboard" is that of `models.metrics`, of
+    the errors, in multiples of what white noise has. "ripple" is what varies in images decoded from codes that do not vary:
+    the code of one place of a digit, repeated; it is the decoder's own, as nothing else can vary there.
     """
     configs = [config.model_copy(update={"checkpoint": name}) for name in (config.weights, *config.against)]
     models = [gray_coder(check_config(c, None, ("step",))) for c in configs]
@@ -48,16 +54,18 @@ def evaluate_digits(config: EvaluateConfig) -> Evaluation:
     period = models[0].stride
     lines: list[Line] = []
     restored: dict[str, np.ndarray] = {}
+    flat: dict[str, np.ndarray] = {}
     for c, model in zip(configs, models, strict=True):
         with torch.inference_mode():
             code = model.encode(torch.from_numpy(x)[:, None])
             restored[c.weights] = model.decode(code)[:, 0].numpy()
+            flat[c.weights] = decoded_flat(model, code)
         with through_product(c, {}, str(c.input)) as (output, _):
             rows, images = rows_of(output, ["bits_per_pixel"]), decoded_images(output)
         stored = np.stack([images[name][..., 0] for name in names])
         parameters = sum(p.numel() for p in model.parameters())
         line = {"coder": c.weights, "parameters": parameters, "values": code[0].numel()}
-        line |= figures(x, restored[c.weights], stored, period)
+        line |= figures(x, restored[c.weights], stored, period) | {"ripple": ripple(flat[c.weights])}
         lines.append(line | {"bits/pixel": mean([row["bits_per_pixel"] for row in rows.values()])})
     pca = PCA(train)
     counts = [lines[0]["values"], *(pca.values_for(x, line["MSE"]) for line in lines)]
@@ -75,11 +83,12 @@ def evaluate_digits(config: EvaluateConfig) -> Evaluation:
             Measured(c.weights, f"MSE {line['MSE']:.5f}", [line])
             for c, line in zip(configs, lines[: len(configs)], strict=True)
         ],
-        draw(x, {name: restored[name] for name in shown}, [names.index(n) for n in spread(names, SHOWN)], period),
+        draw(x, {name: restored[name] for name in shown}, flat, [names.index(n) for n in spread(names, SHOWN)], period),
         [
             f"PCA was fitted on {len(train)} images of {config.fit}; beside as many values, the fewest that do no worse",
             "stored: 8-bit codes and 8-bit images, through the product; bits/pixel: the compressed codes alone",
             f"checkerboard: power of the error at the period of {period} pixels, in multiples of what white noise has there",
+            f"ripple: rms in 8-bit levels of what varies in images of {FLAT_CODES} codes that do not vary",
         ],
     )
 
@@ -116,6 +125,24 @@ def figures(x: np.ndarray, x_hat: np.ndarray, stored: np.ndarray, period: int) -
     }
 
 
+def decoded_flat(model: LatentCoder, code_BCHW: torch.Tensor) -> np.ndarray:
+    """Images (N,H,W) in [0,1], without their borders, of codes that are one place of these codes, repeated."""
+    places = code_BCHW.movedim(1, 3).flatten(0, 2)
+    # Where a digit is: the empty ground would only say that black stays black.
+    places = places[places.amax(1) > 0]
+    chosen = places[torch.linspace(0, len(places) - 1, min(FLAT_CODES, len(places))).long()]
+    images = model.decode(chosen[:, :, None, None].expand(-1, -1, *code_BCHW.shape[2:]))[:, 0].numpy()
+    # Two places of the code from the border, what lies beyond it is not seen any more.
+    margin = 2 * model.stride
+    inner: np.ndarray = images[:, margin:-margin, margin:-margin]
+    return inner
+
+
+def ripple(flat_BHW: np.ndarray) -> float:
+    """RMS, in 8-bit levels, of how images differ from their own means."""
+    return float(255 * np.sqrt(flat_BHW.var((1, 2)).mean()))
+
+
 class PCA:
     """Principal components of images (B,H,W), those of the largest variance first."""
 
@@ -145,36 +172,39 @@ class PCA:
         return int(np.argmax(left <= mse)) + 1
 
 
-def draw(x: np.ndarray, restored: dict[str, np.ndarray], shown: list[int], period: int) -> bytes:
-    """PNG: a row for each coder with digits, their errors amplified, and the spectrum of the error of all images.
+def draw(
+    x: np.ndarray, restored: dict[str, np.ndarray], flat: dict[str, np.ndarray], shown: list[int], period: int
+) -> bytes:
+    """PNG: a row for each coder with digits, their errors, the spectrum of all errors, and images of flat codes.
 
     Rings mark the frequencies that `checkerboard` counts.
     """
-    figure = Figure(figsize=(14, 1.9 * (1 + len(restored))), layout="constrained")
-    grid = figure.subplots(1 + len(restored), 3, squeeze=False, width_ratios=[SHOWN, SHOWN, 2])
+    figure = Figure(figsize=(17, 1.2 * (1 + len(restored))), layout="constrained")
+    grid = figure.subplots(1 + len(restored), 4, squeeze=False, width_ratios=[SHOWN, SHOWN, 2, 4])
     spectra = {name: spectrum(x_hat - x) for name, x_hat in restored.items()}
     top = max(np.log10(s).max() for s in spectra.values())
     for axes in grid.flat:
-        axes.set(xticks=[], yticks=[])
-    grid[0][0].imshow(np.hstack(list(x[shown])), "gray", vmin=0, vmax=1)
-    grid[0][0].set_title("original", loc="left")
-    for axes in grid[0][1:]:
         axes.set_axis_off()
+    h, w = x.shape[1:]
+    rings = [(v, u) for v in range(0, h, h // period) for u in range(0, w, w // period) if (v, u) != (h // 2, w // 2)]
+    show(grid[0][0], x[shown], "original", 0, 1, "gray")
     for row, (name, x_hat) in zip(grid[1:], restored.items(), strict=True):
-        row[0].imshow(np.hstack(list(x_hat[shown])), "gray", vmin=0, vmax=1)
-        row[0].set_title(name, loc="left")
-        row[1].imshow(np.hstack(list((x_hat - x)[shown])), "coolwarm", vmin=-1 / AMPLIFIED, vmax=1 / AMPLIFIED)
-        row[1].set_title(f"error, ±{1 / AMPLIFIED:g}", loc="left")
-        row[2].imshow(np.log10(spectra[name]), "magma", vmin=top - 3, vmax=top)
-        h, w = x.shape[1:]
-        places = [(v, u) for v in range(0, h, h // period) for u in range(0, w, w // period) if (v, u) != (h // 2, w // 2)]
-        row[2].scatter(
-            [u for _, u in places], [v for v, _ in places], 30, facecolors="none", edgecolors="cyan", linewidths=0.7
-        )
-        row[2].set_title("its spectrum", loc="left")
+        show(row[0], x_hat[shown], name, 0, 1, "gray")
+        show(row[1], (x_hat - x)[shown], f"error, ±{1 / AMPLIFIED:g}", -1 / AMPLIFIED, 1 / AMPLIFIED, "coolwarm")
+        show(row[2], np.log10(spectra[name])[None], "its spectrum", top - 3, top, "magma")
+        row[2].scatter([u for _, u in rings], [v for v, _ in rings], 20, "none", edgecolors="cyan", linewidths=0.7)
+        if name in flat:
+            loudest = flat[name][np.argsort(-flat[name].var((1, 2)))[:SHOWN_FLAT]]
+            show(row[3], loudest, "the loudest flat codes", 0, 1, "gray")
     out = io.BytesIO()
     figure.savefig(out, dpi=100)
     return out.getvalue()
+
+
+def show(axes: Axes, images: np.ndarray, title: str, low: float, high: float, colours: str) -> None:
+    """Images (B,H,W) side by side."""
+    axes.imshow(np.hstack(list(images)), colours, vmin=low, vmax=high)
+    axes.set_title(title, loc="left")
 
 
 def spectrum(error_BHW: np.ndarray) -> np.ndarray:
