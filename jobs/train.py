@@ -14,8 +14,9 @@ from ray.train.torch import TorchTrainer
 from torch import Tensor
 
 from jobs.crops import Images, crops_of, images_of, kept_images, validation_crops
-from jobs.curves import CURVES, METRICS, SAMPLES, draw_curves, samples_of
+from jobs.curves import CURVES, SAMPLES, draw_curves, samples_of
 from jobs.learn import Course, Diverged, train_worker
+from jobs.metrics import METRICS
 from jobs.rehearsal import initial_weights, refuse_nested, rehearsed, store_options
 from jobs.states import Line, average_of, best_epoch, newest_history, read_state
 from jobs.train_config import TrainConfig
