@@ -16,14 +16,16 @@ from torch import Tensor
 
 from jobs.training.config import TrainConfig
 from jobs.training.crops import Images, crops_of, images_of, kept_images, middle_crops
-from jobs.training.curves import CURVES, METRICS, SAMPLES, draw_curves, samples_of
+from jobs.training.curves import CURVES, SAMPLES, draw_curves, samples_of
 from jobs.training.learn import Course, Diverged, train_worker
+from jobs.training.metrics import METRICS
 from jobs.training.rehearsal import initial_weights, refuse_nested, rehearsed, store_options
 from jobs.training.states import Line, average_of, best_epoch, newest_history, read_state
 from jobs.training.watch import watched
 from models import checkpoint as checkpoints
 from models.autoencoder import Autoencoder
 from models.tasks import TASKS
+from models.tasks.task import to_batch
 from pipeline.cluster import connected
 from pipeline.config import validate
 from pipeline.errors import ConfigError, RunFailed, StorageError
@@ -184,8 +186,8 @@ def complaint(config: TrainConfig, diverged: Diverged, epochs: int) -> str:
 
 def finishing_images(stores: list[Store], images: Images, stride: int) -> Iterator[Tensor]:
     """Training images (1,3,h,w) float in [0,1] for `Task.finish`; read only when they are asked for."""
-    for x in middle_crops(stores, images.of("training"), stride, most=FINISHING_IMAGES):
-        yield x.float() / 255
+    for rgb in middle_crops(stores, images.of("training"), stride, most=FINISHING_IMAGES):
+        yield to_batch([rgb], stride, "cpu")
 
 
 def export(

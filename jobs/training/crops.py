@@ -1,4 +1,7 @@
-"""Images to learn from: listed, each one decoded once to see what it is worth, split, and cut into crops by Ray Data."""
+"""Images to learn from: listed, each one decoded once to see what it is worth, split, and cut into crops by Ray Data.
+
+No torch here: half a dozen of Ray's processes import this file.
+"""
 
 import hashlib
 import io
@@ -12,8 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray.data
-import torch
-from torch import Tensor
 
 from jobs.training.config import TrainConfig
 from pipeline.errors import ConfigError, StorageError, TooManyRejects
@@ -206,8 +207,8 @@ def random_crop(rgb: np.ndarray, crop: int, augment: str, rng: np.random.Generat
     return np.ascontiguousarray(patch[:, ::-1] if augment != "none" and rng.integers(2) else patch)
 
 
-def middle_crops(stores: list[Store], validation: pa.Table, stride: int, most: int = MOST_VALIDATED) -> list[Tensor]:
-    """The middles of at most `most` images, (1,3,h,w) uint8, sides cut to multiples of `stride` and to at most 256.
+def middle_crops(stores: list[Store], validation: pa.Table, stride: int, most: int = MOST_VALIDATED) -> list[np.ndarray]:
+    """The middles of at most `most` images, (h,w,3) uint8, sides cut to multiples of `stride` and to at most 256.
 
     Raises: StorageError when none can be read.
     """
@@ -217,7 +218,7 @@ def middle_crops(stores: list[Store], validation: pa.Table, stride: int, most: i
         h, w = (min(n, max(VALIDATED_SIDE, stride)) // stride * stride for n in rgb.shape[:2])
         y, x = (rgb.shape[0] - h) // 2, (rgb.shape[1] - w) // 2
         if h and w:
-            crops.append(torch.from_numpy(rgb[y : y + h, x : x + w].copy()).permute(2, 0, 1)[None])
+            crops.append(rgb[y : y + h, x : x + w].copy())
     if not crops:
         raise StorageError("none of the images to validate on can be read")
     return crops

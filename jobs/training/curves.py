@@ -1,53 +1,31 @@
-"""What a training shows of itself: metrics.jsonl, TensorBoard event files, and curves.png with sample reconstructions."""
+"""The picture of a training: curves over epochs, and sample reconstructions."""
 
 import io
-import json
-import tempfile
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from tensorboardX import SummaryWriter
-from torch import Tensor
 
 from jobs.training.states import Line
 from models.autoencoder import Autoencoder
-from models.tasks.task import Task, to_uint8
-from pipeline.storage import Store
+from models.tasks.task import Task, to_batch, to_uint8
 
-METRICS = "metrics.jsonl"
-# One name for good: the file is written anew after each epoch, and TensorBoard, which reads on from where it was, finds the
-# same bytes before it.
-EVENTS = "tensorboard/events.out.tfevents.imagemill"
 CURVES = "curves.png"
 SAMPLES = 4
 
 
-def write_metrics(run: Store, history: list[Line]) -> None:
-    """metrics.jsonl and the event file, both whole: S3 cannot append, and a resumed run doubles nothing this way."""
-    run.write(METRICS, "".join(json.dumps(line) + "\n" for line in history).encode())
-    with tempfile.TemporaryDirectory() as folder:
-        with SummaryWriter(folder) as writer:
-            for line in history:
-                for key, value in line.items():
-                    if key not in ("epoch", "time"):
-                        writer.add_scalar(key, value, line["epoch"], walltime=line["time"])
-        (written,) = Path(folder).iterdir()
-        run.write(EVENTS, written.read_bytes())
-
-
-def samples_of(task: Task, model: Autoencoder, crops: list[Tensor]) -> list[list[tuple[str, Any]]]:
-    """For the first crops (1,3,h,w) uint8: (title, image uint8) of what the model saw, what it made, and the original."""
+def samples_of(task: Task, model: Autoencoder, crops: list[np.ndarray]) -> list[list[tuple[str, Any]]]:
+    """For the first crops (h,w,3) uint8: (title, image uint8) of what the model saw, what it made, and the original."""
     generator = torch.Generator().manual_seed(0)
     rows = []
     for crop in crops[:SAMPLES]:
-        x = crop.float() / 255
+        x = to_batch([crop], model.stride, "cpu")
         with torch.inference_mode():
             seen, output = task.sample(model, x, generator)
-        rows.append([("input", to_uint8(seen)[0]), ("output", to_uint8(output)[0]), ("original", to_uint8(x)[0])])
+        rows.append([("input", to_uint8(seen)[0]), ("output", to_uint8(output)[0]), ("original", crop)])
     return rows
 
 
@@ -71,11 +49,10 @@ def draw_curves(history: list[Line], rows: list[list[tuple[str, Any]]], title: s
 
 
 def plot(axes: Axes, history: list[Line], keys: list[str]) -> None:
-    epochs = [line["epoch"] for line in history]
+    marker = "." if len(history) < 30 else ""
     for key in keys:
-        axes.plot(
-            epochs, [line[key] for line in history], marker="." if len(history) < 30 else "", label=key.replace("_", " ")
-        )
+        points = [line["epoch"] for line in history], [line[key] for line in history]
+        axes.plot(*points, marker=marker, label=key.replace("_", " "))
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)

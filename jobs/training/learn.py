@@ -19,12 +19,13 @@ from torch.optim.swa_utils import AveragedModel
 
 from jobs.training.config import TrainConfig
 from jobs.training.crops import middle_crops
-from jobs.training.curves import write_metrics
+from jobs.training.metrics import write_metrics
 from jobs.training.states import Line, State, keep, moving_average, newest_history, read_state
 from models.architectures import ARCHITECTURES
 from models.autoencoder import Autoencoder
 from models.precision import bf16_hardware
 from models.tasks import TASKS
+from models.tasks.task import to_batch
 from pipeline.progress import publish
 from pipeline.storage import Store
 
@@ -197,8 +198,8 @@ class Learner:
         figures = []
         with torch.inference_mode(), self.device:
             for crop in self.crops:
-                x = crop.to(self.device).float() / 255
-                figures.append(TASKS[self.config.task].validate(averaged, x, generator))
+                x_BCHW = to_batch([crop], averaged.stride, str(self.device))
+                figures.append(TASKS[self.config.task].validate(averaged, x_BCHW, generator))
         return {f"valid_{k}": float(np.mean([f[k] for f in figures])) for k in figures[0]}
 
     def publish(self, step: int, loss: float, seconds: float) -> None:

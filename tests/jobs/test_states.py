@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from jobs.training.states import State, best_epoch, epochs_kept, keep, moving_average, newest_history, read_state
+from jobs.training.states import State, best_epoch, epochs_kept, keep, moving_average, newest_history, path_of, read_state
 from models.architectures import ARCHITECTURES
 from models.tasks import TASKS
+from pipeline.errors import StorageError
 from pipeline.storage import Store
 
 
@@ -51,6 +52,20 @@ def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
     assert epochs_kept(run) == [5, 4, 2]
     assert len(list(run.entries())) == 6
     assert newest_history(run) == state.history
+
+
+def test_half_written_and_damaged_states_are_passed_over(tmp_path: Path) -> None:
+    run, state = Store(str(tmp_path)), fresh()
+    for psnr_db in (1, 2):
+        train_epoch(state, psnr_db)
+        keep(state, run)
+    run.write(path_of(3, "safetensors"), b"written, but its driver died before the rest")
+    assert len(newest_history(run)) == 2
+    run.write(path_of(2, "safetensors"), run.read(path_of(2, "safetensors"))[:-1])
+    assert len(newest_history(run)) == 1
+    run.write(path_of(1, "json"), b"{")
+    with pytest.raises(StorageError, match="no state is intact"):
+        newest_history(run)
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,9 @@ def test_digits_of_28_pixels_are_learned_from_a_bucket_into_a_bucket(rclone_buck
     config = tiny("compress", **DIGITS, input=[clean.url], output=f"{rclone_bucket}/out/")
     card = train(config)
     assert card.training["epochs"] == 2
+    lines = lines_of(run_of(config))
+    assert train(config) == card, "a finished training is not trained again"
+    assert lines_of(run_of(config)) == lines
     assert checkpoint.read_card(f"{rclone_bucket}/out/tiny-compress", config.storage.options()) == card
     output = Store(f"{rclone_bucket}/out")
     written = {entry.path for entry in output.entries() if "lease" not in entry.path}
@@ -96,7 +99,7 @@ def test_digits_of_28_pixels_are_learned_from_a_bucket_into_a_bucket(rclone_buck
 @pytest.mark.usefixtures("ray_session")
 def test_a_training_that_diverges_at_once_says_where_and_what_to_do(tiny, tmp_path):
     with pytest.raises(RunFailed, match=r"diverged in step \d of epoch 1: .*no epoch was finished. Lower learning_rate"):
-        train(tiny("denoise", learning_rate=1e30))
+        train(tiny("denoise", learning_rate=1e30, workers=1))
     assert not (tmp_path / "out" / "tiny-denoise").exists()
 
 
