@@ -2,6 +2,7 @@
 
 import json
 import platform
+import sys
 import time
 from importlib.metadata import version as package_version
 from typing import Any
@@ -19,7 +20,8 @@ from pipeline.errors import ConfigError
 from pipeline.run import KEPT_VERSIONS
 from pipeline.storage import StorageConfig, Store
 
-console = Console(highlight=False)
+# Tables are wide, and where there is no terminal rich takes 80 columns.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
 
 
 def show_evaluation(values: dict[str, Any], origin: str, update_card: bool) -> Evaluation:
