@@ -50,7 +50,7 @@ def write_yaml(folder: Path, text: str) -> Path:
         ("task: denoise\nsigmas: 3", "unknown key 'sigmas'; valid: address, checkpoint"),
         ("task: denoise\npool: {actor: 3}", "unknown key 'pool.actor'; valid: actors, batch_size"),
         ("task: denoise\nlimit: many", "limit = 'many'"),
-        ("task: dream", "task = 'dream'; valid: compress, denoise"),
+        ("task: dream", "task = 'dream'; valid: colorize, compress, denoise, inpaint"),
         ("task: denoise\nparams: {sigma: -3}", "params.sigma = -3"),
         ("task: denoise\nparams: {level: 3}", "params.level = 3"),
         ("task: denoise\ncheckpoint: compress-small", "is for the task compress, not denoise"),
