@@ -128,7 +128,7 @@ class EntropyModel(nn.Module):
                 encoder.encode(far, _byte)
             return expected
 
-        self.walk(symbols.astype(np.int32), exchange)
+        self.walk(symbols.astype(np.int16), exchange)
         return encoder.get_compressed().astype("<u4").tobytes()
 
     def decode(self, payload: bytes, shape: tuple[int, int, int]) -> np.ndarray:
@@ -147,7 +147,7 @@ class EntropyModel(nn.Module):
                 near[far] += np.sign(near[far]) * decoder.decode(_byte, int(far.sum()))
             return near + centres
 
-        symbols = np.zeros(shape, np.int32)
+        symbols = np.zeros(shape, np.int16)
         try:
             self.walk(symbols, exchange)
         except AssertionError as e:  # constriction's word for bits that its models cannot have made
@@ -157,7 +157,7 @@ class EntropyModel(nn.Module):
         return symbols.astype(np.int8)
 
     def walk(self, symbols: np.ndarray, exchange: Exchange) -> None:
-        """Take symbols (C,h,w) int32 in coding order through `exchange`, which may change them."""
+        """Take symbols (C,h,w) int16 in coding order through `exchange`, which may change them."""
         _, height, width = symbols.shape
         for y in range(0, height, TILE):
             for x in range(0, width, TILE):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from models.entropy import FRACTION_BITS, KNOWN, PASSES, PHASES, REACH, TOTAL, EntropyModel
+from models.entropy import EXACT, FRACTION_BITS, KNOWN, PASSES, PHASES, REACH, TOTAL, EntropyModel
 
 LOG_SCALE = 16
 """Magnitudes count as 16·log2(1+|s|): their error is then much the same for small and large ones, as least squares wants."""
@@ -13,7 +13,6 @@ BUCKETS, FINEST, COARSEST = 40, 0.25, 90.0
 """Sizes, in units of 1/LOG_SCALE, are told apart on a geometric scale."""
 WINDOW = 16
 """Side of the square of each latent that the least squares see; more of the same image says little."""
-RIDGE = 1e-3
 PRIOR = 8.0
 """Symbols' worth of trust in a bucket's common distribution, against the counts of one of its rows."""
 
@@ -36,7 +35,7 @@ def fit(latents: Sequence[np.ndarray], seed: int = 0) -> EntropyModel:
         return expected
 
     for latent in latents:
-        model.walk(latent.astype(np.int32), count)
+        model.walk(latent.astype(np.int16), count)
     return EntropyModel(model.sizes, model.weights, model.bias, model.edges, torch.from_numpy(smoothed(counts)))
 
 
@@ -66,11 +65,16 @@ def least_squares(
             for kind, columns in enumerate((np.r_[known, channels * 9], known)):
                 # Signs are as likely one way as the other: the mean has no bias.
                 system = gram[kind][np.ix_(columns, columns)]
-                system = system + np.diag(RIDGE * np.diag(system) + 1e-9)
+                # With as many unknowns as positions an answer is halved; with thousands of times as many it stays.
+                system = system + np.diag(len(columns) / positions * np.diag(system) + 1e-9)
                 answer = np.linalg.solve(system, gram[kind][columns, channel * 9 + 4])
                 weights[kind, p, channel].reshape(-1)[known] = answer[: len(known)]
                 if kind == 0:
                     bias[p, channel] = answer[-1]
+    # A handful of images can ask for anything; sums must stay exact.
+    reach = np.abs(weights).sum((3, 4)) * np.array([sizes.max(), 128])[:, None, None] + np.abs(bias)
+    within = np.minimum(1, 0.9 * EXACT / 2**FRACTION_BITS / np.maximum(reach, 1e-9))
+    weights, bias = weights * within[..., None, None], bias * within[0]
     lower = np.tril_indices(channels)
     whole = np.rint(weights[:, :, *lower] * 2**FRACTION_BITS).clip(-(2**15), 2**15 - 1)
     return whole.astype(np.int16), np.rint(bias * 2**FRACTION_BITS).astype(np.int32)

@@ -80,6 +80,26 @@ def test_fitted_tables_beat_one_distribution_for_each_channel() -> None:
     assert len(model.encode(symbols)) * 8 < static
 
 
+@given(st.data(), SHAPES, st.sampled_from(KINDS))
+@settings(max_examples=30, deadline=None)
+def test_whatever_is_fitted_to_can_be_coded(
+    data: st.DataObject, shape: tuple[int, int, int], kind: st.SearchStrategy[int]
+) -> None:
+    latents = data.draw(st.lists(hnp.arrays(np.int8, shape, elements=kind), min_size=1, max_size=3))
+    model = fit(latents)
+    for symbols in latents:
+        np.testing.assert_array_equal(model.decode(model.encode(symbols), shape), symbols)
+
+
+def test_a_fit_to_hardly_anything_stays_exact() -> None:
+    # Hundreds of unknowns, few positions, large symbols: unbounded, least squares would leave float32's whole numbers.
+    rng = np.random.default_rng(0)
+    fit([rng.integers(-128, 128, (40, 4, 4)).astype(np.int8)])
+    flat = np.repeat(rng.integers(-1, 2, (30, 1, 1)), 16, 1).repeat(16, 2).astype(np.int8)
+    flat[:, 0, 0] = 127
+    fit([flat])
+
+
 def test_nothing_is_small() -> None:
     model = fit([photo_like(seed=n) for n in range(4)] + [np.zeros((6, 24, 24), np.int8)] * 30)
     assert len(model.encode(np.zeros((6, 24, 24), np.int8))) <= 40
