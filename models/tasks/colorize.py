@@ -33,7 +33,6 @@ class Colorize(Task):
     Params = ColorizeParams
     columns = {"colourfulness": float}
     exact = True
-    colours = True
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """PSNR loss in RGB at the true luma."""
@@ -75,7 +74,7 @@ class Colorize(Task):
         outputs = []
         for luma, chroma in zip(lumas, chroma_B2HW, strict=True):
             image = recolour(luma, chroma[:, : luma.shape[0], : luma.shape[1]])
-            outputs.append(Output(image, columns={"colourfulness": colourfulness(image)}))
+            outputs.append(Output(image, columns={"colourfulness": colourfulness(image)}, coloured=True))
         return outputs
 
 

@@ -53,6 +53,8 @@ class Output:
     columns: dict[str, Any] = field(default_factory=dict)
     opaque: bool = False
     """Whether the source's alpha is not put back."""
+    coloured: bool = False
+    """Whether it has colours even where the source is gray."""
     payload: bytes | None = None
     """The latent entropy coded, where the parameters ask for it."""
 
@@ -68,8 +70,6 @@ class Task(ABC):
     stores_latent: ClassVar[bool] = False
     exact: ClassVar[bool] = False
     """Whether some pixels of the source are kept to the last bit: outputs of lossy formats are then written as PNG."""
-    colours: ClassVar[bool] = False
-    """Whether gray images become coloured ones."""
 
     def wants_mask(self, params: Any) -> bool:
         """Whether a mask file beside each image says what is missing of it."""
