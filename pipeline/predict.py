@@ -293,7 +293,7 @@ class Predictor:
                 image_format = output_format(picture.format, self.task.exact)
                 picture = replace(
                     picture,
-                    gray=picture.gray and not self.task.colours,
+                    gray=picture.gray and not output.coloured,
                     alpha=None if output.opaque else picture.alpha,
                 )
                 changed = image_format != picture.format and picture.format != "MPO"

@@ -90,9 +90,10 @@ class Inpaint(Task):
         for restored, known, sample in zip(to_uint8(x_hat), masks, samples, strict=True):
             h, w = known.shape[:2]
             image = np.where(known, sample.rgb, restored[:h, :w])
-            outputs.append(
-                Output(image, columns={"missing_share": float(1 - known.mean())}, opaque=params.missing == "alpha")
-            )
+            columns = {"missing_share": float(1 - known.mean())}
+            # A plane that is predicted is not that of a gray image, and to make it gray again would change the others.
+            coloured = params.missing in PLANES
+            outputs.append(Output(image, columns=columns, opaque=params.missing == "alpha", coloured=coloured))
         return outputs
 
 

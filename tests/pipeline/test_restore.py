@@ -80,6 +80,19 @@ def test_masks_beside_images(tmp_path, crops, untrained):
 
 
 @pytest.mark.usefixtures("ray_session")
+def test_known_planes_of_a_gray_file_stay(tmp_path, crops, untrained):
+    photos, output = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    Image.fromarray(crops[0]).convert("L").save(photos / "gray.png")
+    config = RunConfig(task="inpaint", input=str(photos), output=str(output), checkpoint=untrained("inpaint"))
+    run(config.model_copy(update={"params": {"missing": "red"}}))
+    source = np.asarray(Image.open(photos / "gray.png").convert("RGB"))
+    restored = np.asarray(Image.open(output / "images" / "gray.png"))
+    assert restored.shape == source.shape
+    assert np.array_equal(restored[..., 1:], source[..., 1:])
+
+
+@pytest.mark.usefixtures("ray_session")
 def test_transparent_holes_come_out_opaque(tmp_path, crops, untrained):
     photos, output = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
