@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from jobs.evaluate import evaluate, show_evaluation
 from jobs.evaluations import EVALUATIONS, inpaint
 from jobs.evaluations.compress import bd_rate_percent, bd_table
 from jobs.evaluations.denoise import noise_for
-from jobs.evaluations.digits import PCA
+from jobs.evaluations.digits import PCA, decoded_flat, ripple
 from jobs.evaluations.evaluation import EvaluateConfig
 from jobs.evaluations.inpaint import interpolated
 from models import checkpoint
@@ -232,3 +233,22 @@ def test_pca_finds_as_many_values_as_the_error_allows():
         assert pca.values_for(x, mse * (1 + 1e-9)) == values
     assert pca.restore(x, 64) == pytest.approx(x, abs=1e-9)
     assert np.square(pca.restore(x, 64, quantised=True) - x).mean() < 1e-3
+
+
+def test_ripple_is_what_varies_where_the_code_does_not():
+    y, x = np.mgrid[:12, :12]
+    assert ripple(np.full((3, 12, 12), 0.4)) == pytest.approx(0)
+    assert ripple(((x + y) % 2)[None] * 0.2) == pytest.approx(0.1 * 255)
+
+
+def test_a_transposed_decoder_ripples_and_upsampling_does_not():
+    code = torch.rand(5, 4, 7, 7, generator=torch.Generator().manual_seed(0)) * 5
+    flat = {}
+    for upsample in ("nearest", "transposed"):
+        torch.manual_seed(0)
+        model = ARCHITECTURES["conv"](upsample=upsample)
+        with torch.inference_mode():
+            flat[upsample] = decoded_flat(model, code)
+        assert flat[upsample].shape == (245, 12, 12)
+    assert ripple(flat["nearest"]) < 1e-3
+    assert ripple(flat["transposed"]) > 1
