@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from models.architectures import ARCHITECTURES
 from models.architectures.codec import Codec
-from models.architectures.conv import Conv
 from models.architectures.unet import UNet
 from models.autoencoder import Autoencoder
 from models.tiling import tiled, tiles
@@ -38,7 +37,7 @@ def random_model(name: str) -> Autoencoder:
 
 
 def image(model: Autoencoder, h: int, w: int) -> Tensor:
-    channels = 1 if isinstance(model, Conv) else 3
+    channels = model.example[0]
     return torch.rand(1, channels, h, w, generator=torch.Generator().manual_seed(1))
 
 
