@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,11 +27,23 @@ def lines_of(run: Store) -> list[dict]:
     return [json.loads(line) for line in run.read("metrics.jsonl").splitlines()] if run.exists("metrics.jsonl") else []
 
 
-def start(config: TrainConfig, folder: Path) -> subprocess.Popen[bytes]:
-    (folder / "train.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    command = [sys.executable, "-m", "jobs", "train", "-c", str(folder / "train.yaml")]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, start_new_session=True)
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[[TrainConfig], subprocess.Popen[bytes]]]:
+    """start(config): `imagemill train` as a process group of its own."""
+    started = []
+
+    def call(config: TrainConfig) -> subprocess.Popen[bytes]:
+        (tmp_path / "train.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+        command = [sys.executable, "-m", "jobs", "train", "-c", str(tmp_path / "train.yaml")]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen(command, env=environment, start_new_session=True, **pipes))
+        return started[-1]
+
+    yield call
+    for training in started:
+        if training.poll() is None:
+            os.killpg(training.pid, signal.SIGKILL)
 
 
 def wait_for_epochs(training: subprocess.Popen[bytes], run: Store, epochs: int) -> None:
@@ -59,10 +72,10 @@ def workers_of(training: subprocess.Popen[bytes]) -> list[int]:
     return found
 
 
-def test_a_killed_training_and_a_killed_worker_go_on_where_they_were(tiny, tmp_path):
+def test_a_killed_training_and_a_killed_worker_go_on_where_they_were(start, tiny, tmp_path):
     config = tiny("denoise", epochs=EPOCHS, crops_per_image=16)
     run = run_of(config)
-    training = start(config, tmp_path)
+    training = start(config)
     wait_for_epochs(training, run, 2)
     time.sleep(0.3)
     os.killpg(training.pid, signal.SIGKILL)
@@ -70,7 +83,7 @@ def test_a_killed_training_and_a_killed_worker_go_on_where_they_were(tiny, tmp_p
     before = lines_of(run)
     assert 2 <= len(before) < EPOCHS
 
-    training = start(config, tmp_path)
+    training = start(config)
     wait_for_epochs(training, run, len(before) + 1)
     os.kill(workers_of(training)[0], signal.SIGKILL)
     out, err = training.communicate()
