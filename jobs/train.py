@@ -24,7 +24,7 @@ from jobs.training.states import Line, average_of, best_epoch, newest_history, r
 from jobs.training.watch import watched
 from models import checkpoint as checkpoints
 from models.autoencoder import Autoencoder
-from models.tasks import TASKS
+from models.tasks import OBJECTIVES
 from models.tasks.task import to_batch
 from pipeline.cluster import connected
 from pipeline.config import validate
@@ -201,10 +201,10 @@ def export(
     model.load_state_dict(average_of(state[0]))
     model.eval().requires_grad_(False)
     images = kept_images(run)
-    TASKS[config.task].finish(model, finishing_images(stores, images, model.stride))
+    OBJECTIVES[config.task].finish(model, finishing_images(stores, images, model.stride))
     crops = middle_crops(stores, images.of("validation"), model.stride, most=SAMPLES)
     title = f"{config.name}: {config.task} with {config.architecture}, epoch {best} of {len(history)} is the best"
-    run.write(CURVES, draw_curves(history, samples_of(TASKS[config.task], model, crops), title))
+    run.write(CURVES, draw_curves(history, samples_of(OBJECTIVES[config.task], model, crops), title))
     short = [line["epoch"] for line in history if line["steps"] < max(line["steps"] for line in history)]
     if short:
         log.warning("epochs %s had fewer steps than others: images could no longer be read", short)

@@ -40,7 +40,7 @@ def ms_ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 def to_planes(rgb: np.ndarray) -> Tensor:
     """(H,W,3) uint8 to (1,3,H,W) float32 in [0,255]."""
-    return torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)[None].float()
+    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)[None].float()
 
 
 def checkerboard(x_BHW: np.ndarray, period: int) -> float:

@@ -24,7 +24,7 @@ from jobs.training.states import Line, State, keep, moving_average, newest_histo
 from models.architectures import ARCHITECTURES
 from models.autoencoder import Autoencoder
 from models.precision import bf16_hardware
-from models.tasks import TASKS
+from models.tasks import OBJECTIVES
 from models.tasks.task import to_batch
 from pipeline.progress import publish
 from pipeline.storage import Store
@@ -69,10 +69,10 @@ class TaskLoss(nn.Module):
 
     def __init__(self, task_name: str, model: Any) -> None:
         super().__init__()
-        self.task, self.model = TASKS[task_name], model
+        self.objective, self.model = OBJECTIVES[task_name], model
 
     def forward(self, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        return self.task.loss(self.model, x_BCHW, generator)
+        return self.objective.loss(self.model, x_BCHW, generator)
 
 
 def learning_rate(step: int, total: int, config: TrainConfig) -> float:
@@ -96,6 +96,7 @@ class Learner:
         model = ARCHITECTURES[self.config.architecture](**self.config.parameters).to(self.device)
         if course.init is not None:
             model.load_state_dict(course.init)
+        OBJECTIVES[self.config.task].freeze(model)
         model = model.to(memory_format=torch.channels_last)
         self.loss_of: nn.Module = TaskLoss(self.config.task, model)
         if self.workers > 1:
@@ -199,7 +200,7 @@ class Learner:
         with torch.inference_mode(), self.device:
             for crop in self.crops:
                 x_BCHW = to_batch([crop], averaged.stride, str(self.device))
-                figures.append(TASKS[self.config.task].validate(averaged, x_BCHW, generator))
+                figures.append(OBJECTIVES[self.config.task].validate(averaged, x_BCHW, generator))
         return {f"valid_{k}": float(np.mean([f[k] for f in figures])) for k in figures[0]}
 
     def publish(self, step: int, loss: float, seconds: float) -> None:

@@ -9,14 +9,14 @@ from jobs.training.config import TrainConfig
 from models import checkpoint as checkpoints
 from models.architectures import ARCHITECTURES
 from models.autoencoder import Autoencoder
-from models.tasks import TASKS
+from models.tasks import OBJECTIVES
 from pipeline.errors import ConfigError
 from pipeline.storage import Store, reason
 
 
 def rehearsed(config: TrainConfig) -> Autoencoder:
     """The model, which has done one step on a black crop. Raises: ConfigError for what could not be trained."""
-    for key, table in (("task", TASKS), ("architecture", ARCHITECTURES)):
+    for key, table in (("task", OBJECTIVES), ("architecture", ARCHITECTURES)):
         if getattr(config, key) not in table:
             raise ConfigError(f"{key} = {getattr(config, key)!r}; valid: {', '.join(table)}")
     if not config.input or not config.output:
@@ -28,8 +28,10 @@ def rehearsed(config: TrainConfig) -> Autoencoder:
         raise ConfigError(f"{what}: {reason(e)}") from None
     if config.crop % model.stride:
         raise ConfigError(f"crop = {config.crop}: {what} takes multiples of {model.stride}")
+    objective = OBJECTIVES[config.task]
     try:
-        TASKS[config.task].loss(model, torch.zeros(1, 3, config.crop, config.crop), torch.Generator().manual_seed(0))
+        objective.freeze(model)
+        objective.loss(model, torch.zeros(1, 3, config.crop, config.crop), torch.Generator().manual_seed(0))
     except (AssertionError, TypeError, ValueError, RuntimeError) as e:
         raise ConfigError(f"task = {config.task!r} cannot be learned by {what}: {reason(e)}") from None
     return model

@@ -4,6 +4,7 @@ from models.architectures.chroma import ChromaUNet
 from models.architectures.codec import Codec
 from models.architectures.conv import Conv
 from models.architectures.masked import MaskedUNet
+from models.architectures.perceptual import Perceptual
 from models.architectures.unet import UNet
 from models.autoencoder import Autoencoder
 
@@ -12,5 +13,6 @@ ARCHITECTURES: dict[str, type[Autoencoder]] = {
     "codec": Codec,
     "conv": Conv,
     "masked": MaskedUNet,
+    "perceptual": Perceptual,
     "unet": UNet,
 }

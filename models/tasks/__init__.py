@@ -4,7 +4,8 @@ from models.tasks.colorize import Colorize
 from models.tasks.compress import Compress
 from models.tasks.denoise import Denoise
 from models.tasks.inpaint import Inpaint
-from models.tasks.task import Task
+from models.tasks.perceive import Perceive
+from models.tasks.task import Objective, Task
 
 TASKS: dict[str, Task] = {
     "colorize": Colorize(),
@@ -12,3 +13,6 @@ TASKS: dict[str, Task] = {
     "denoise": Denoise(),
     "inpaint": Inpaint(),
 }
+
+# What can be trained: every task, and what a task's network may learn before it.
+OBJECTIVES: dict[str, Objective] = {**TASKS, "perceive": Perceive()}

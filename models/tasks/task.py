@@ -59,21 +59,13 @@ class Output:
     """The latent entropy coded, where the parameters ask for it."""
 
 
-class Task(ABC):
-    """One row of the table in models/tasks/__init__.py. Stateless."""
+class Objective(ABC):
+    """What a model can be trained for: what is taken away, and the loss. Stateless."""
 
     name: ClassVar[str]
-    Params: ClassVar[type[Params]] = Params
-    default_checkpoint: ClassVar[str]
-    columns: ClassVar[dict[str, type]] = {}
-    """Quality columns of the task and their Python types."""
-    stores_latent: ClassVar[bool] = False
-    exact: ClassVar[bool] = False
-    """Whether some pixels of the source are kept to the last bit: outputs of lossy formats are then written as PNG."""
 
-    def wants_mask(self, params: Any) -> bool:
-        """Whether a mask file beside each image says what is missing of it."""
-        return False
+    def freeze(self, model: Autoencoder) -> None:  # noqa: B027 - few have something to hold
+        """Take `requires_grad` from the weights that are not learned; all are by default."""
 
     @abstractmethod
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
@@ -83,15 +75,39 @@ class Task(ABC):
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
         """Figures on held-out images, "psnr_db" among them."""
 
-    def finish(self, model: Autoencoder, images: Iterable[Tensor]) -> None:  # noqa: B027 - few tasks have something to do
+    def finish(self, model: Autoencoder, images: Iterable[Tensor]) -> None:  # noqa: B027 - as freeze
         """What is fitted once the weights are final, from training images (1,C,H,W) float in [0,1]; nothing by default."""
-
-    def check(self, model: Autoencoder, params: Any) -> None:  # noqa: B027 - as finish
-        """Raises: CheckpointError when this model cannot do what the parameters ask."""
 
     def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """What the model is shown of clean images (B,3,H,W), and what it makes of it, in [0,1]; one plane is gray."""
         return x_BCHW, model(x_BCHW)
+
+
+class Task(Objective):
+    """One row of the table in models/tasks/__init__.py. Stateless."""
+
+    Params: ClassVar[type[Params]] = Params
+    default_checkpoint: ClassVar[str]
+    columns: ClassVar[dict[str, Any]] = {}
+    """Quality columns of the task and their Python types."""
+    stores_latent: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
+    """Whether some pixels of the source are kept to the last bit: outputs of lossy formats are then written as PNG."""
+
+    def wants_mask(self, params: Any) -> bool:
+        """Whether a mask file beside each image says what is missing of it."""
+        return False
+
+    def references(self, params: Any) -> list[str]:
+        """Paths or URLs of the images that a run works from beside its input; none by default."""
+        return []
+
+    def check(self, model: Autoencoder, params: Any) -> None:  # noqa: B027 - as freeze
+        """Raises: CheckpointError when this model cannot do what the parameters ask."""
+
+    def prepare(self, model: Autoencoder, params: Any, references: list[np.ndarray], device: str) -> Autoencoder:
+        """The model as a run's parameters and references (H,W,3) uint8 make it, once for each actor."""
+        return model
 
     @abstractmethod
     def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:

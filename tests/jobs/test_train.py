@@ -80,7 +80,7 @@ def test_digits_of_28_pixels_are_learned_from_a_bucket_into_a_bucket(rclone_buck
     clean = Store(f"{rclone_bucket}/clean")
     for number, crop in enumerate(crops):
         clean.write(f"{number}.png", encode_rgb(crop[:28, :28], "PNG"))
-    config = tiny("compress", **DIGITS, input=[clean.url], output=f"{rclone_bucket}/out/")
+    config = tiny("compress", **DIGITS, workers=1, input=[clean.url], output=f"{rclone_bucket}/out/")
     card = train(config)
     assert card.training["epochs"] == 2
     lines = lines_of(run_of(config))

@@ -102,6 +102,7 @@ def test_a_killed_training_and_a_killed_worker_go_on_where_they_were(start, tiny
     assert card.training["epochs"] == EPOCHS
 
 
+@pytest.mark.chaos
 @pytest.mark.usefixtures("ray_session")
 def test_a_training_that_diverges_later_leaves_its_best_epoch(tiny):
     config = tiny("denoise", workers=1)

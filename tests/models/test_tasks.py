@@ -10,7 +10,7 @@ from PIL import Image
 from models import checkpoint
 from models.architectures import ARCHITECTURES
 from models.metrics import psnr_db
-from models.precision import Precision, bf16_hardware
+from models.precision import Precision
 from models.tasks import TASKS
 from models.tasks.compress import decode_latent
 from models.tasks.task import Sample
@@ -80,7 +80,6 @@ def test_denoising_helps_and_finds_the_level(photo):
         assert output.columns["sigma"] == pytest.approx(sigma, rel=0.15)
 
 
-@pytest.mark.skipif(not bf16_hardware("cpu"), reason="this CPU has no bfloat16")
 def test_bfloat16_changes_psnr_by_less_than_a_twentieth(photo):
     grainy = noisy(photo, 25)
     model = shipped("denoise-small")

@@ -1,4 +1,4 @@
-"""Inpaint and colorize over a folder, through the whole product, with networks that know nothing yet."""
+"""Inpaint and colorize over a folder, through the whole product."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from pipeline.config import RunConfig
 from pipeline.run import run
 from pipeline.storage import Store
 
-SMALL = {"inpaint": ("masked", {"widths": [8, 8], "blocks": 1}), "colorize": ("chroma", {"widths": [8, 8], "blocks": 1})}
+SMALL = {"inpaint": ("masked", {"widths": [8, 8], "blocks": 1})}
 
 
 @pytest.fixture
@@ -106,13 +106,13 @@ def test_transparent_holes_come_out_opaque(tmp_path, crops, untrained):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_colorized_images_keep_their_luma(tmp_path, crops, untrained):
+def test_colorized_images_keep_their_luma(tmp_path, crops):
     photos, output = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
     Image.fromarray(crops[0]).convert("L").save(photos / "gray.jpg", quality=90)
     Image.fromarray(crops[1]).save(photos / "colour.png")
     Image.fromarray(np.dstack([crops[2][..., 0], 255 - hole_in(crops[2].shape)])).save(photos / "la.png")
-    config = RunConfig(task="colorize", input=str(photos), output=str(output), checkpoint=untrained("colorize"))
+    config = RunConfig(task="colorize", input=str(photos), output=str(output))
     record = run(config)
     assert record["ok"] == 3
     for row in rows(output):

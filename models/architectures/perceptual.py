@@ -1,0 +1,106 @@
+"""A plain network of VGG's shape whose layers say what is in an image and how it is painted, and a mirrored decoder.
+
+x ─ relu1_1 … pool ─ relu2_1 … pool ─ … ─ relu4_1 = y ─ conv ─ up ─ … ─ conv ─ x_hat
+"""
+
+from collections.abc import Collection, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from models.autoencoder import Autoencoder
+
+
+def conv(c_in: int, c_out: int) -> nn.Conv2d:
+    """3×3, edges repeated: zeros would be a frame that style transfer paints. Begins as He et al. 2015 say for ReLU."""
+    layer = nn.Conv2d(c_in, c_out, 3, padding=1, padding_mode="replicate")
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Perceptual(Autoencoder):
+    """Blocks of 3×3 convolutions with ReLU, average-pooled in between (Gatys et al. 2016 found it to give smoother pictures).
+
+    Layer `relu{b}_{c}` is what convolution c of block b gives, both counted from 1. The code is the last layer.
+
+    Args: widths: channels of each block. convs: convolutions of each block. decoder: whether there is one.
+        mean, std: of each colour, with which an image is normalised.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int] = (32, 64, 128, 256),
+        convs: Sequence[int] = (1, 2, 2, 1),
+        decoder: bool = True,
+        mean: Sequence[float] = (0.45, 0.45, 0.45),
+        std: Sequence[float] = (0.25, 0.25, 0.25),
+    ) -> None:
+        super().__init__()
+        if len(widths) != len(convs) or not all(widths) or not all(convs):
+            raise ValueError(f"widths {list(widths)} and convs {list(convs)}: one of each, above 0, for every block")
+        self.stride = 2 ** (len(widths) - 1)
+        # Each convolution reaches one pixel of its level, in the encoder and as far in the decoder; pooling aligns to the stride.
+        reach = 2 * sum(count * 2**level for level, count in enumerate(convs)) + self.stride
+        self.halo = -(-reach // self.stride) * self.stride
+        self.convs = tuple(convs)
+        inputs = (3, *widths)
+        self.encoder = nn.ModuleDict(
+            {
+                f"relu{b}_{c}": conv(inputs[b - 1] if c == 1 else width, width)
+                for b, (width, count) in enumerate(zip(widths, convs, strict=True), 1)
+                for c in range(1, count + 1)
+            }
+        )
+        self.decoder = nn.Sequential(*mirrored(widths, convs)) if decoder else None
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    @property
+    def layers(self) -> list[str]:
+        """Names, from the image on."""
+        return list(self.encoder)
+
+    @property
+    def first_layers(self) -> list[str]:
+        """The first of each block, which style is measured in unless something else is asked for (as Gatys et al. did)."""
+        return [name for name in self.layers if name.endswith("_1")]
+
+    def features(self, x_BCHW: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
+        """Features (B,d,h,w) of the layers named, of images in [0,1]."""
+        z, found = (x_BCHW - self.mean) / self.std, {}
+        for name, convolution in self.encoder.items():
+            if name.endswith("_1") and name != self.layers[0]:
+                z = nn.functional.avg_pool2d(z, 2)
+            z = convolution(z).relu()
+            if name in layers:
+                found[name] = z
+                if len(found) == len(layers):
+                    break
+        return found
+
+    def encode(self, x_BCHW: Tensor) -> Tensor:
+        """(B,3,H,W) in [0,1] to the last layer (B,d,H/stride,W/stride)."""
+        last = self.layers[-1]
+        return self.features(x_BCHW, [last])[last]
+
+    def decode(self, y: Tensor) -> Tensor:
+        assert self.decoder is not None
+        x_hat: Tensor = self.decoder(y)
+        return x_hat.float() * self.std + self.mean
+
+
+def mirrored(widths: Sequence[int], convs: Sequence[int]) -> list[nn.Module]:
+    """The encoder backwards, nearest-neighbour enlargement for pooling; no ReLU at the end."""
+    modules: list[nn.Module] = []
+    for (finer, width), count in reversed(list(zip(pairwise(widths), convs[1:], strict=True))):
+        for _ in range(count - 1):
+            modules += [conv(width, width), nn.ReLU()]
+        modules += [conv(width, finer), nn.ReLU(), nn.Upsample(scale_factor=2, mode="nearest")]
+    for _ in range(convs[0] - 1):
+        modules += [conv(widths[0], widths[0]), nn.ReLU()]
+    return [*modules, conv(widths[0], 3)]

@@ -1,0 +1,43 @@
+"""What style is, in features of a network: Gram matrices (Gatys et al. 2016), or moments (AdaIN, Huang and Belongie 2017)."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-5
+"""Variance that a constant channel is taken to have."""
+
+
+def gram(features_Bdhw: Tensor) -> Tensor:
+    """(B,d,d) Gram matrix: the d×h×w features flattened to d×(hw), times their transpose, divided by hw.
+
+    The division makes those of a large and of a small image comparable.
+    """
+    flat = features_Bdhw.float().flatten(2)
+    return flat @ flat.transpose(1, 2) / flat.shape[2]
+
+
+def content_loss(target: Tensor, content: Tensor) -> Tensor:
+    """(B,) ½ Σ (T_c - C_c)² over the features (B,d,h,w) of one layer (Gatys et al. 2016, eq. 1)."""
+    return 0.5 * (target.float() - content.float()).square().flatten(1).sum(1)
+
+
+def style_loss(
+    target: Mapping[str, Tensor], style: Mapping[str, Tensor], weights: Mapping[str, float | Tensor], a: float | Tensor = 1.0
+) -> Tensor:
+    """(B,) a Σ_i w_i mean((G_T,i - G_S,i)²) over the Gram matrices (B,d,d) of the layers that have a weight."""
+    terms = [w * (target[name] - style[name]).square().mean((1, 2)) for name, w in weights.items()]
+    return a * torch.stack(torch.broadcast_tensors(*terms)).sum(0)
+
+
+def moments(features_Bdhw: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel over the positions, (B,d,1,1) both."""
+    variance, mean = torch.var_mean(features_Bdhw.float(), (2, 3), correction=0, keepdim=True)
+    return mean, (variance + EPSILON).sqrt()
+
+
+def adain(content: Tensor, content_moments: tuple[Tensor, Tensor], style_moments: tuple[Tensor, Tensor]) -> Tensor:
+    """Content features with the style's mean and standard deviation in each channel (Huang and Belongie 2017, eq. 8)."""
+    (mean, std), (style_mean, style_std) = content_moments, style_moments
+    return (content - mean) / std * style_std + style_mean
