@@ -171,6 +171,51 @@ def colorize(
 
 
 @app.command()
+def stylize(
+    input: InputArgument,
+    output: OutputArgument,
+    style: Annotated[
+        list[str] | None, typer.Option("--style", help="style image, file or s3:// URL; repeat it to mix several")
+    ] = None,
+    style_weight: Annotated[
+        list[float] | None, typer.Option("--style-weight", help="of the styles, one each; equal when absent")
+    ] = None,
+    method: Annotated[str | None, typer.Option("--method", help="adain (one pass) or gatys (optimises the image)")] = None,
+    strength: Annotated[float | None, typer.Option("--strength", help="adain: 0 is the image, 1 its full restyling")] = None,
+    size: Annotated[int | None, typer.Option("--size", help="reduce larger images to this long side, in pixels")] = None,
+    preserve_color: Annotated[
+        bool | None, typer.Option("--preserve-color", help="keep the image's colours, transfer luminance alone")
+    ] = None,
+    alpha: Annotated[float | None, typer.Option("--alpha", help="gatys: weight of the content loss")] = None,
+    beta: Annotated[float | None, typer.Option("--beta", help="gatys: weight of the style loss")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="gatys: steps of the optimiser")] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option("--checkpoint", help="bundled name, folder or URL; for gatys vgg19-dcbb9e9d.pth or random as well"),
+    ] = None,
+    limit: Limit = None,
+    retry: Retry = None,
+    config: Config = None,
+    address: Address = None,
+    set_: Set = None,
+) -> None:
+    """Photos painted in the style of a picture, or of several."""
+    flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "address": address}
+    params = {
+        "style": style or None,
+        "style_weights": style_weight or None,
+        "method": method,
+        "strength": strength,
+        "size": size,
+        "preserve_color": preserve_color,
+        "alpha": alpha,
+        "beta": beta,
+        "steps": steps,
+    }
+    batch(effective(config, set_, task="stylize", input=input, output=output, params=params, **flags))
+
+
+@app.command()
 def plan(
     config: Config = None,
     task: Annotated[str | None, typer.Option("--task")] = None,

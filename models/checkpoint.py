@@ -96,6 +96,24 @@ def read_weights(name_or_url: str, card: Card, storage_options: dict[str, Any] |
     return data
 
 
+def read(name_or_url: str, storage_options: dict[str, Any] | None = None) -> tuple[Card, bytes]:
+    """The card and the bytes of weights.safetensors of a checkpoint, or of one of the networks that `models.foreign` knows.
+
+    Raises: CheckpointError.
+    """
+    if name_or_url.endswith(".pth"):
+        from models.foreign import vgg19
+
+        folder, _, name = name_or_url.rpartition("/")
+        return vgg19(name_or_url, read_file(folder or ".", name, storage_options or {}))
+    if name_or_url == "random":
+        from models.foreign import random_network
+
+        return random_network()
+    card = read_card(name_or_url, storage_options)
+    return card, read_weights(name_or_url, card, storage_options)
+
+
 def check(weights: bytes, card: Card, url: str) -> None:
     """Raises: CheckpointError when the digest of the weights is not the card's."""
     digest = hashlib.sha256(weights).hexdigest()

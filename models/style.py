@@ -1,4 +1,4 @@
-"""What style is, in features of a network: Gram matrices (Gatys et al. 2016), or moments (AdaIN, Huang and Belongie 2017)."""
+"""What style is, in features of a network: Gram matrices (Gatys et al. 2016) or moments (Huang and Belongie 2017)."""
 
 from collections.abc import Mapping
 

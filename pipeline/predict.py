@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from PIL import Image
 
 from models import checkpoint as checkpoints
 from models.autoencoder import Autoencoder
@@ -37,6 +38,8 @@ class Job:
     task: str
     params: dict[str, Any]
     checkpoint_sha256: str
+    references: list[str]
+    """Digests of the images that the run works from beside its input; `keep_references` put them into OUTPUT."""
     source: Store
     output: Store
     max_pixels: int
@@ -94,6 +97,17 @@ def keep_checkpoint(output: Store, card: checkpoints.Card, weights: bytes) -> No
         output.write(f"{folder}/{checkpoints.CARD}", card.model_dump_json(indent=2).encode())
 
 
+def keep_references(output: Store, references: list[tuple[str, bytes]]) -> None:
+    """Put the files that a run's parameters name beside what is made with them, as `keep_checkpoint` does."""
+    for sha256, data in references:
+        if not output.exists(reference_path(sha256)):
+            output.write(reference_path(sha256), data)
+
+
+def reference_path(sha256: str) -> str:
+    return f"references/{sha256[:16]}"
+
+
 def checkpoint_folder(sha256: str) -> str:
     return f"checkpoints/{sha256[:16]}"
 
@@ -115,7 +129,9 @@ class Predictor:
             torch.set_num_threads(1)
         bf16 = job.dtype == "bfloat16" if job.dtype else bf16_hardware(device)
         self.precision = Precision(device, torch.bfloat16 if bf16 else torch.float32)
-        self.model = kept_model(job.output, job.checkpoint_sha256, device)
+        model = kept_model(job.output, job.checkpoint_sha256, device)
+        references = [decode(job.output.read(reference_path(r)), job.max_pixels).rgb for r in job.references]
+        self.model = self.task.prepare(model, self.params, references, device)
         self.threads = ThreadPoolExecutor(job.threads, thread_name_prefix="image")
         self.tally = Tally(job.lineage["run_id"])
 
@@ -294,7 +310,7 @@ class Predictor:
                 picture = replace(
                     picture,
                     gray=picture.gray and not output.coloured,
-                    alpha=None if output.opaque else picture.alpha,
+                    alpha=None if output.opaque else fitted(picture.alpha, output.image),
                 )
                 changed = image_format != picture.format and picture.format != "MPO"
                 data = encode(output.image, picture, image_format)
@@ -311,3 +327,10 @@ class Predictor:
             "output_sha256": hashlib.sha256(data).hexdigest(),
             "output_bytes": len(data),
         }
+
+
+def fitted(alpha: np.ndarray | None, image: np.ndarray) -> np.ndarray | None:
+    """Alpha (H,W) at the size of what an image became."""
+    if alpha is None or alpha.shape == image.shape[:2]:
+        return alpha
+    return np.asarray(Image.fromarray(alpha).resize(image.shape[1::-1], Image.Resampling.LANCZOS))

@@ -26,6 +26,7 @@ from pipeline.cluster import connected
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, Interrupted, OutputHeld, RunFailed, StorageError, TooManyRejects
 from pipeline.lease import Lease
+from pipeline.pixels import ImageError, decode
 from pipeline.plan import SUPERSEDED, Plan, blocks, make_plan, part_paths, read_parts
 from pipeline.progress import Shown, peak_rss_mb
 from pipeline.schema import parquet_bytes
@@ -36,7 +37,7 @@ log = logging.getLogger("imagemill.run")
 # leave nothing to the writers and Ray Data waits for ever, without a word (ray#44687).
 ACTOR_CPUS, WRITER_CPUS = 0.75, 0.25
 BYTES_PER_PART = 64_000_000
-LINEAGE_KEYS = ("task", "model_id", "checkpoint_sha256", "config_sha256", "run_id", "fence")
+LINEAGE_KEYS = ("task", "model_id", "checkpoint_sha256", "config_sha256", "parameters", "run_id", "fence")
 KEPT_VERSIONS = ("imagemill", "ray", "torch", "pyarrow", "pillow", "numpy", "s3fs")
 
 
@@ -49,13 +50,17 @@ class Resolved:
     params: Params
     card: checkpoints.Card
     weights: bytes
+    references: list[tuple[str, bytes]]
+    """sha256 and content of the files that the parameters name."""
     source: Store
     output: Store
 
     @property
     def parameters(self) -> dict[str, Any]:
         """What changes pixels or codes, beside the checkpoint."""
-        return {**self.params.model_dump(), "task": self.task.name, "reconstruct": self.config.reconstruct}
+        values = {**self.params.model_dump(), "task": self.task.name, "reconstruct": self.config.reconstruct}
+        # What is in a file counts, not where it lies.
+        return values | ({key: [sha256 for sha256, _ in self.references]} if (key := self.task.reference_param) else {})
 
 
 @dataclass(frozen=True)
@@ -81,22 +86,47 @@ def resolve(config: RunConfig) -> Resolved:
         params = task.Params(**config.params)
     except ValidationError as e:
         error = e.errors()[0]
+        where = f"params.{'.'.join(map(str, error['loc']))} = {error['input']!r}" if error["loc"] else "params"
         raise ConfigError(
-            f"params.{'.'.join(map(str, error['loc']))} = {error['input']!r}: {error['msg']}; "
-            f"{task.name} takes {', '.join(task.Params.model_fields) or 'none'}"
+            f"{where}: {error['msg']}; {task.name} takes {', '.join(task.Params.model_fields) or 'none'}"
         ) from None
     name = config.checkpoint or task.default_checkpoint
     options = config.storage.options() if name.startswith("s3://") else None
-    card = checkpoints.read_card(name, options)
+    card, weights = checkpoints.read(name, options)
     if card.task != task.name:
         raise ConfigError(f"checkpoint {name} is for the task {card.task}, not {task.name}")
-    weights = checkpoints.read_weights(name, card, options)
     task.check(checkpoints.build(card, weights), params)
+    if name == "random":
+        log.warning("checkpoint random: its features were never trained; pictures are poor, a trained network's are better")
     source, output = Store(str(config.input), config.storage), Store(str(config.output), config.storage)
     for inner, outer in ((source, output), (output, source)):
         if inner.scheme == outer.scheme and f"{inner.root}/".startswith(f"{outer.root}/"):
             raise ConfigError(f"input {source.url} and output {output.url} lie one in the other")
-    return Resolved(config, task, params, card, weights, source, output)
+    return Resolved(config, task, params, card, weights, references_of(config, task, params), source, output)
+
+
+def references_of(config: RunConfig, task: Task, params: Params) -> list[tuple[str, bytes]]:
+    """sha256 and content of the files that the parameters name; each one is an image that will do.
+
+    Raises: ConfigError for one that is not there, no image, too large or too small; StorageError.
+    """
+    key = task.reference_param
+    found = []
+    for url in getattr(params, key) if key else ():
+        folder, _, name = url.rpartition("/")
+        try:
+            data = Store(folder or ("/" if url.startswith("/") else "."), config.storage).read(name)
+            height, width = decode(data, config.max_pixels).rgb.shape[:2]
+        except (FileNotFoundError, IsADirectoryError):
+            raise ConfigError(f"{key} {url}: no such file") from None
+        except ImageError as e:
+            raise ConfigError(f"{key} {url}: {e.error_class}: {e}") from None
+        except STORE_FAILURES as e:
+            raise StorageError(f"{key} {url}: {reason(e)}") from None
+        if min(height, width) < task.least_reference_side:
+            raise ConfigError(f"{key} {url}: {width}×{height} pixels; {task.least_reference_side} a side are the least")
+        found.append((hashlib.sha256(data).hexdigest(), data))
+    return found
 
 
 @contextmanager
@@ -186,6 +216,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     record |= {
         "checkpoint_sha256": job.card.sha256,
         "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "parameters": json.dumps(job.parameters, sort_keys=True),
         "input": job.source.url,
         "output": job.output.url,
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -275,7 +306,7 @@ def write(job: Resolved, plan: Plan, pool: Pool, part_rows: int, lineage: dict[s
     import ray.data
     from ray.exceptions import RayError
 
-    from pipeline.predict import Job, Predictor, keep_checkpoint
+    from pipeline.predict import Job, Predictor, keep_checkpoint, keep_references
     from pipeline.sink import PartSink
 
     # Ray Data's own progress and plan lines give way to one honest bar.
@@ -283,11 +314,13 @@ def write(job: Resolved, plan: Plan, pool: Pool, part_rows: int, lineage: dict[s
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     config = job.config
     keep_checkpoint(job.output, job.card, job.weights)
+    keep_references(job.output, job.references)
     # Small: a restarted actor gets its arguments again, and large ones could be gone by then (ray#53727).
     work = Job(
         task=job.task.name,
         params=job.params.model_dump(),
         checkpoint_sha256=job.card.sha256,
+        references=[sha256 for sha256, _ in job.references],
         source=job.source,
         output=job.output,
         max_pixels=config.max_pixels,

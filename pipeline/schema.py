@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 LATENT_ZERO_POINT = 128
 """`latent` holds symbol + 128 as uint8: Parquet widens signed bytes to 32 bits with their sign, which costs a third more."""
 
-ARROW_TYPES = {float: pa.float32(), int: pa.int64(), str: pa.string(), bool: pa.bool_()}
+ARROW_TYPES = {float: pa.float32(), int: pa.int64(), str: pa.string(), bool: pa.bool_(), list[float]: pa.list_(pa.float32())}
 
 IDENTITY = [
     ("image_id", pa.string()),
@@ -35,6 +35,8 @@ LINEAGE = [
     ("model_id", pa.string()),
     ("checkpoint_sha256", pa.string()),
     ("config_sha256", pa.string()),
+    # JSON of what changes pixels or codes beside the checkpoint: what `version` was made of.
+    ("parameters", pa.string()),
     ("run_id", pa.string()),
     ("fence", pa.int64()),
     ("encoded_at", pa.timestamp("ms", tz="UTC")),
@@ -60,7 +62,7 @@ REFERENCE = pa.schema(
 """What travels to an actor for each image to do."""
 
 
-def result_schema(columns: dict[str, type], stores_latent: bool) -> pa.Schema:
+def result_schema(columns: dict[str, Any], stores_latent: bool) -> pa.Schema:
     """Schema of `results/` for a task with these quality columns."""
     quality = [(name, ARROW_TYPES[kind]) for name, kind in columns.items()]
     return pa.schema([*IDENTITY, *SOURCE, *LINEAGE, *OUTPUT, *quality, *(LATENT if stores_latent else [])])
@@ -70,7 +72,7 @@ def reject_schema() -> pa.Schema:
     return pa.schema([*IDENTITY, *REJECT, *LINEAGE])
 
 
-def row_schema(columns: dict[str, type], stores_latent: bool) -> pa.Schema:
+def row_schema(columns: dict[str, Any], stores_latent: bool) -> pa.Schema:
     """A row between the actor and the sink: a result, or a reject where `stage` is set."""
     return pa.unify_schemas([result_schema(columns, stores_latent), reject_schema()])
 

@@ -5,10 +5,12 @@ from jobs.evaluations.compress import evaluate_compress
 from jobs.evaluations.denoise import evaluate_denoise
 from jobs.evaluations.evaluation import Evaluate
 from jobs.evaluations.inpaint import evaluate_inpaint
+from jobs.evaluations.stylize import evaluate_stylize
 
 EVALUATIONS: dict[str, Evaluate] = {
     "colorize": evaluate_colorize,
     "compress": evaluate_compress,
     "denoise": evaluate_denoise,
     "inpaint": evaluate_inpaint,
+    "stylize": evaluate_stylize,
 }

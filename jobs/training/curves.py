@@ -11,20 +11,20 @@ from matplotlib.ticker import MaxNLocator
 
 from jobs.training.states import Line
 from models.autoencoder import Autoencoder
-from models.tasks.task import Task, to_batch, to_uint8
+from models.tasks.task import Objective, to_batch, to_uint8
 
 CURVES = "curves.png"
 SAMPLES = 4
 
 
-def samples_of(task: Task, model: Autoencoder, crops: list[np.ndarray]) -> list[list[tuple[str, Any]]]:
+def samples_of(objective: Objective, model: Autoencoder, crops: list[np.ndarray]) -> list[list[tuple[str, Any]]]:
     """For the first crops (h,w,3) uint8: (title, image uint8) of what the model saw, what it made, and the original."""
     generator = torch.Generator().manual_seed(0)
     rows = []
     for crop in crops[:SAMPLES]:
         x = to_batch([crop], model.stride, "cpu")
         with torch.inference_mode():
-            seen, output = task.sample(model, x, generator)
+            seen, output = objective.sample(model, x, generator)
         rows.append([("input", to_uint8(seen)[0]), ("output", to_uint8(output)[0]), ("original", crop)])
     return rows
 

@@ -22,7 +22,7 @@ def conv(c_in: int, c_out: int) -> nn.Conv2d:
 
 
 class Perceptual(Autoencoder):
-    """Blocks of 3×3 convolutions with ReLU, average-pooled in between (Gatys et al. 2016 found it to give smoother pictures).
+    """Blocks of 3×3 convolutions with ReLU, average-pooled in between (smoother pictures than by maxima: Gatys et al. 2016).
 
     Layer `relu{b}_{c}` is what convolution c of block b gives, both counted from 1. The code is the last layer.
 
@@ -42,7 +42,7 @@ class Perceptual(Autoencoder):
         if len(widths) != len(convs) or not all(widths) or not all(convs):
             raise ValueError(f"widths {list(widths)} and convs {list(convs)}: one of each, above 0, for every block")
         self.stride = 2 ** (len(widths) - 1)
-        # Each convolution reaches one pixel of its level, in the encoder and as far in the decoder; pooling aligns to the stride.
+        # Each convolution reaches one pixel of its level, the decoder as far as the encoder; pooling aligns to the stride.
         reach = 2 * sum(count * 2**level for level, count in enumerate(convs)) + self.stride
         self.halo = -(-reach // self.stride) * self.stride
         self.convs = tuple(convs)

@@ -5,6 +5,7 @@ from models.tasks.compress import Compress
 from models.tasks.denoise import Denoise
 from models.tasks.inpaint import Inpaint
 from models.tasks.perceive import Perceive
+from models.tasks.stylize import Stylize
 from models.tasks.task import Objective, Task
 
 TASKS: dict[str, Task] = {
@@ -12,6 +13,7 @@ TASKS: dict[str, Task] = {
     "compress": Compress(),
     "denoise": Denoise(),
     "inpaint": Inpaint(),
+    "stylize": Stylize(),
 }
 
 # What can be trained: every task, and what a task's network may learn before it.

@@ -1,8 +1,8 @@
 """Perceive: what a network learns by itself of how pictures are painted, so that style can be measured with it.
 
 The halves of one crop look alike and those of two crops do not (instance discrimination: Wu et al. 2018; the loss of SimCLR,
-Chen et al. 2020), judged by the mean and deviation of the features alone, as style is. The decoder gives the picture back, so
-that the features hold its content.
+Chen et al. 2020), judged by the mean and deviation of the features alone, as style is. The decoder gives the picture back,
+so that the features hold its content.
 """
 
 import torch

@@ -25,7 +25,6 @@ SEEN_PIXELS = 1_000_000
 """Statistics of larger images are those of a copy reduced to this."""
 STYLE_SIDE = 512
 """Long side to which a style is reduced: it sets how large its strokes are."""
-LEAST_STYLE_SIDE = 32
 GATYS_SIDE = 512
 GATYS_PIXELS = {"cpu": 600_000, "cuda": 16_000_000}
 """Optimised together; each takes about a kilobyte for the features of the small network, five for VGG-19's."""
@@ -131,9 +130,8 @@ class Stylize(Task):
     default_checkpoint = "stylize-small"
     Params = StylizeParams
     columns = {"content_loss": float, "style_loss": float, "losses": list[float]}
-
-    def references(self, params: Any) -> list[str]:
-        return list(params.style)
+    reference_param = "style"
+    least_reference_side = 32
 
     def freeze(self, model: Autoencoder) -> None:
         """The encoder: what measures must not learn to be pleased."""
@@ -163,7 +161,7 @@ class Stylize(Task):
         return {"loss": total, "content_loss": content_part.detach(), "style_loss": style_part.detach()}
 
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
-        """The loss with the right half as the style of the left one, upside down; and what is left of a picture in its own style."""
+        """The loss with the right half, upside down, as the style of the left one; PSNR of a picture left as it is."""
         half = x_BCHW.shape[3] // 2
         pair = torch.cat([x_BCHW[..., :half], x_BCHW[..., -half:].flip(2)])
         figures = {name: float(value) for name, value in self.loss(model, pair, generator).items()}
@@ -217,8 +215,9 @@ class Stylize(Task):
             images = [contents[n] for n in chosen]
             x = to_batch(images, model.stride, precision.device)
             if params.method == "adain":
+                columns: list[dict[str, Any]] = [{} for _ in images]
                 with torch.inference_mode(), precision.autocast():
-                    painted, columns = paint(model, x, params.strength), [{} for _ in images]
+                    painted = paint(model, x, params.strength)
             else:
                 painted, columns = optimised(model, x, [samples[n].seed for n in chosen], params)
             for n, result, column in zip(chosen, to_uint8(painted), columns, strict=True):
@@ -247,15 +246,15 @@ def optimised(
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Images whose pixels alone are changed so that α·content + β·style falls (Gatys et al. 2016), and their losses.
 
-    Adam's steps are of each pixel by itself, so images are optimised together and none depends on another. L-BFGS chooses one
-    length of step for all that it is given, so it is given one image at a time.
+    Adam's steps are of each pixel by itself, so images are optimised together and none depends on another. L-BFGS chooses
+    one length of step for all that it is given, so it is given one image at a time.
     """
     if params.optimizer == "lbfgs" and len(x_BCHW) > 1:
         each = [optimised(stylist, x[None], [seed], params) for x, seed in zip(x_BCHW, seeds, strict=True)]
         return torch.cat([image for image, _ in each]), [columns[0] for _, columns in each]
     with torch.no_grad():
         content = stylist.net.features(x_BCHW, {stylist.content_layer})[stylist.content_layer].float()
-        target = x_BCHW.clone()
+        target = x_BCHW.clone(memory_format=torch.contiguous_format)  # L-BFGS takes no other
         if params.start == "noise":
             for image, seed in zip(target, seeds, strict=True):
                 image.copy_(torch.rand(image.shape, generator=torch.Generator().manual_seed(seed % 2**63)))
@@ -272,11 +271,16 @@ def optimised(
     with torch.enable_grad():
         target.requires_grad_()
         if params.optimizer == "lbfgs":
-            torch.optim.LBFGS([target], max_iter=params.steps, max_eval=params.steps, tolerance_change=0, line_search_fn="strong_wolfe").step(closure)
+            torch.optim.LBFGS(
+                [target], max_iter=params.steps, max_eval=params.steps, tolerance_change=0, line_search_fn="strong_wolfe"
+            ).step(closure)
         else:
             adam = torch.optim.Adam([target], lr=ADAM_RATE)
+            # Full steps to the end would leave their noise in the picture.
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, params.steps)
             for _ in range(params.steps):
                 adam.step(closure)
+                schedule.step()
                 with torch.no_grad():
                     target.clamp_(0, 1)
     with torch.no_grad():

@@ -91,6 +91,9 @@ class Task(Objective):
     columns: ClassVar[dict[str, Any]] = {}
     """Quality columns of the task and their Python types."""
     stores_latent: ClassVar[bool] = False
+    reference_param: ClassVar[str | None] = None
+    """The parameter that lists files or URLs of images which a run works from beside its input."""
+    least_reference_side: ClassVar[int] = 1
     exact: ClassVar[bool] = False
     """Whether some pixels of the source are kept to the last bit: outputs of lossy formats are then written as PNG."""
 
@@ -98,11 +101,7 @@ class Task(Objective):
         """Whether a mask file beside each image says what is missing of it."""
         return False
 
-    def references(self, params: Any) -> list[str]:
-        """Paths or URLs of the images that a run works from beside its input; none by default."""
-        return []
-
-    def check(self, model: Autoencoder, params: Any) -> None:  # noqa: B027 - as freeze
+    def check(self, model: Autoencoder, params: Any) -> None:
         """Raises: CheckpointError when this model cannot do what the parameters ask."""
 
     def prepare(self, model: Autoencoder, params: Any, references: list[np.ndarray], device: str) -> Autoencoder:

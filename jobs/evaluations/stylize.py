@@ -1,0 +1,123 @@
+"""Stylize: what more style costs in content, and what one pass gives beside optimising the image."""
+
+import numpy as np
+import torch
+
+from jobs.evaluations.evaluation import (
+    EvaluateConfig,
+    Evaluation,
+    Line,
+    Measured,
+    check_config,
+    mean,
+    read_images,
+    restored,
+    spread,
+    through_product,
+)
+from jobs.inspect import rows_of
+from models import checkpoint as checkpoints
+from models.tasks.stylize import GATYS_SIDE, Stylist, StylizeParams, resized
+from models.tasks.task import to_batch
+from pipeline.pixels import decode
+from pipeline.report import Tile, contact_sheet
+
+ALPHAS = [100.0, 10.0, 1.0, 0.1]
+COMPARED = [0, 10, 50, 100]
+SHOWN = 4
+
+
+def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
+    """Losses of both methods over a folder of content images, through the product.
+
+    The sweep: `gatys` at falling α and one β. The comparison: `adain`, and `gatys` after some of its steps at the default α
+    and β, by the same losses of the same network; and what each takes of the model for an image.
+    """
+    job = check_config(config, "alpha", ("method", "strength", "size"))
+    params = job.params
+    assert isinstance(params, StylizeParams)
+    net = checkpoints.build(job.card, job.weights)
+    references = [decode(data).rgb for _, data in job.references]
+    size = {"size": GATYS_SIDE}
+    contents = read_images(str(config.input), config.storage)
+    shown = spread(list(contents), SHOWN)
+
+    sweep, columns = [], []
+    for alpha in config.at or ALPHAS:
+        chosen = {"method": "gatys", "alpha": alpha, **size}
+        with through_product(config, chosen, str(config.input)) as (output, _):
+            rows, images = rows_of(output, ["content_loss", "style_loss"]), restored(output)
+        line: Line = {"alpha / beta": alpha / params.beta if params.beta else float("inf")}
+        for name in ("content_loss", "style_loss"):
+            line[name.replace("_", " ")] = mean([row[name] for row in rows.values()])
+        sweep.append(line)
+        columns.append([Tile(images[name], f"style loss {rows[name]['style_loss']:.4f}") for name in shown])
+
+    with through_product(config, {"method": "gatys", **size}, str(config.input)) as (output, record):
+        curves, slow = rows_of(output, ["losses"]), seconds_an_image(record)
+    shared = StylizeParams(**config.params | {"method": "gatys"})
+    stylist = job.task.prepare(net, shared, references, "cpu")
+    assert isinstance(stylist, Stylist)
+    compared: list[Line] = []
+    one_pass = {
+        key: value for key, value in config.params.items() if key not in ("alpha", "beta", "steps", "optimizer", "start")
+    }
+    beside = config.model_copy(update={"params": one_pass})
+    if net.decoder is not None:
+        with through_product(beside, {"method": "adain", **size}, str(config.input)) as (output, record):
+            images, fast = restored(output), seconds_an_image(record)
+        totals = {name: total_loss(stylist, picture.rgb, images[name], shared) for name, picture in contents.items()}
+        as_good = [steps_to(curves[name]["losses"], total) for name, total in totals.items()]
+        compared.append(
+            {"method": "adain", "loss": mean(list(totals.values())), "model s/image": fast, "times faster": slow / fast}
+        )
+        columns.append([Tile(images[name], "adain") for name in shown])
+    for steps in [*(n for n in COMPARED if n < shared.steps), shared.steps]:
+        loss = mean([row["losses"][min(steps, len(row["losses"]) - 1)] for row in curves.values()])
+        compared.append({"method": f"gatys, {steps} steps", "loss": loss, "model s/image": slow * steps / shared.steps})
+    notes = [
+        f"losses in units of the content's energy, network {job.card.name}; content at {stylist.content_layer}, style at "
+        f"{', '.join(stylist.target.weights)}; long side at most {GATYS_SIDE} pixels"
+    ]
+    headline = f"style loss {sweep[-1]['style loss']:.4f} at alpha {(config.at or ALPHAS)[-1]:g}"
+    if net.decoder is not None:
+        median = int(np.median(as_good))
+        notes.append(f"one pass is as good as {median} steps of gatys (median; {min(as_good)} to {max(as_good)})")
+        headline = f"one pass: loss {compared[0]['loss']:.3f}, as {median} steps of gatys"
+    return Evaluation(
+        len(contents),
+        {"gatys, while the weight of the content falls": sweep, "one pass beside optimising the image": compared},
+        [Measured(config.weights, headline, [*sweep, *compared])],
+        contact_sheet(
+            [
+                "content",
+                *(f"gatys, alpha {alpha:g}" for alpha in config.at or ALPHAS),
+                *(["one pass"] if len(columns) > len(sweep) else []),
+            ],
+            [[Tile(resized(contents[n].rgb, 256), n), *(column[i] for column in columns)] for i, n in enumerate(shown)],
+        ),
+        notes,
+    )
+
+
+def seconds_an_image(record: dict[str, object]) -> float:
+    """What the model took of each image of a run."""
+    stages, ok = record["stage_seconds"], record["ok"]
+    assert isinstance(stages, dict)
+    assert isinstance(ok, int)
+    return float(stages["model"]) / ok
+
+
+def total_loss(stylist: Stylist, content: np.ndarray, painted: np.ndarray, params: StylizeParams) -> float:
+    """α·content + β·style of what a run made of an image."""
+    x, t = (to_batch([resized(rgb, GATYS_SIDE)], stylist.stride, "cpu") for rgb in (content, painted))
+    with torch.inference_mode():
+        features = stylist.net.features(x, {stylist.content_layer})[stylist.content_layer]
+        content_B, style_B = stylist.losses(t, features)
+    return float(params.alpha * content_B + params.beta * style_B)
+
+
+def steps_to(losses: list[float], total: float) -> int:
+    """Steps after which a curve is below a loss; all of them where it never is."""
+    below = [step for step, loss in enumerate(losses) if loss <= total]
+    return below[0] if below else len(losses) - 1

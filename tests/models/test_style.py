@@ -1,0 +1,239 @@
+"""Style transfer against values worked by hand, and what of it must never change."""
+
+import hashlib
+import io
+import math
+from importlib.resources import files
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pydantic import ValidationError
+
+from models import checkpoint, foreign
+from models.architectures.perceptual import Perceptual
+from models.checkpoint import CheckpointError
+from models.colour import luma_8
+from models.precision import Precision
+from models.style import EPSILON, adain, content_loss, gram, moments, style_loss
+from models.tasks import TASKS
+from models.tasks import stylize as stylize_module
+from models.tasks.stylize import Stylist, StylizeParams, paint
+from models.tasks.task import Sample, to_batch
+
+TASK = TASKS["stylize"]
+SMALL = {"widths": [8, 12, 16], "convs": [1, 1, 1]}
+
+
+@pytest.fixture(scope="module")
+def net() -> Perceptual:
+    torch.manual_seed(3)
+    return Perceptual(**SMALL).eval().requires_grad_(False)
+
+
+def photo(name: str, h: int, w: int) -> np.ndarray:
+    image = Image.open(str(files("skimage.data").joinpath(name))).convert("RGB")
+    return np.asarray(image.resize((w, h)))
+
+
+@pytest.fixture(scope="module")
+def cat() -> np.ndarray:
+    return photo("chelsea.png", 48, 64)
+
+
+@pytest.fixture(scope="module")
+def coffee() -> np.ndarray:
+    return photo("coffee.png", 40, 56)
+
+
+def stylist(net: Perceptual, style: np.ndarray, **params) -> tuple[Stylist, StylizeParams]:
+    chosen = StylizeParams(style=["style.jpg"], **params)
+    prepared = TASK.prepare(net, chosen, [style], "cpu")
+    assert isinstance(prepared, Stylist)
+    return prepared, chosen
+
+
+def restyled(net: Perceptual, image: np.ndarray, style: np.ndarray, seed: int = 0, **params):
+    prepared, chosen = stylist(net, style, **params)
+    return TASK.predict(prepared, [Sample(image, seed=seed)], chosen, Precision())[0]
+
+
+def test_gram_of_two_features_by_hand():
+    features = torch.tensor([[[[1.0, 2.0]], [[3.0, -1.0]]]])  # d=2, h=1, w=2
+    # [[1,2],[3,-1]] times its transpose is [[5,1],[1,10]]; hw = 2.
+    assert torch.equal(gram(features), torch.tensor([[[2.5, 0.5], [0.5, 5.0]]]))
+
+
+def test_losses_by_hand():
+    target, content = torch.tensor([[[[1.0, 2.0]]]]), torch.tensor([[[[0.0, 4.0]]]])
+    assert content_loss(target, content).item() == 0.5 * (1 + 4)
+    g = {"relu1_1": torch.tensor([[[2.0, 0.0], [0.0, 2.0]]]), "relu2_1": torch.tensor([[[3.0]]])}
+    s = {"relu1_1": torch.tensor([[[1.0, 1.0], [1.0, 1.0]]]), "relu2_1": torch.tensor([[[1.0]]])}
+    # means of squares: (1+1+1+1)/4 = 1 and 4; 10·(0.5·1 + 2·4)
+    assert style_loss(g, s, {"relu1_1": 0.5, "relu2_1": 2.0}, a=10).item() == pytest.approx(85)
+
+
+def test_adain_gives_the_moments_of_the_style():
+    generator = torch.Generator().manual_seed(0)
+    content, style = torch.randn(2, 3, 9, 7, generator=generator), torch.rand(1, 3, 5, 5, generator=generator) * 4
+    result = adain(content, moments(content), moments(style))
+    for got, wanted in zip(moments(result), moments(style), strict=True):
+        torch.testing.assert_close(got, wanted.expand_as(got), atol=1e-3, rtol=1e-3)
+    flat = torch.full((1, 1, 2, 2), 5.0)
+    assert moments(flat)[1].item() == pytest.approx(math.sqrt(EPSILON))
+
+
+def test_only_the_target_image_changes(net, cat, coffee):
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    prepared, _ = stylist(net, coffee, method="gatys")
+    x = to_batch([cat], net.stride, "cpu").requires_grad_()
+    content = net.features(torch.zeros_like(x), ["relu3_1"])["relu3_1"]
+    sum(part.sum() for part in prepared.losses(x, content)).backward()
+    assert x.grad is not None
+    assert x.grad.abs().max() > 0
+    assert all(parameter.grad is None for parameter in net.parameters())
+    shown = cat.copy()
+    output = restyled(net, cat, coffee, method="gatys", steps=5)
+    assert not np.array_equal(output.image, cat)
+    assert np.array_equal(cat, shown)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+@pytest.mark.parametrize("start", ["content", "noise"])
+def test_the_loss_falls_and_its_curve_is_kept(net, cat, coffee, optimizer, start):
+    output = restyled(net, cat, coffee, method="gatys", steps=25, optimizer=optimizer, start=start, beta=100)
+    losses = output.columns["losses"]
+    assert len(losses) <= 26
+    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] == pytest.approx(output.columns["content_loss"] + 100 * output.columns["style_loss"], rel=1e-4)
+
+
+def test_images_that_are_optimised_together_are_what_they_are_alone(net, cat, coffee):
+    prepared, params = stylist(net, coffee, method="gatys", steps=8, start="noise")
+    samples = [Sample(cat, seed=5), Sample(cat[::-1].copy(), seed=6)]
+    together = TASK.predict(prepared, samples, params, Precision())
+    for sample, output in zip(samples, together, strict=True):
+        alone = TASK.predict(prepared, [sample], params, Precision())[0]
+        assert np.abs(alone.image.astype(int) - output.image).max() <= 2
+
+
+def test_less_weight_on_content_means_more_style(net, cat, coffee):
+    found = [restyled(net, cat, coffee, method="gatys", steps=60, alpha=a).columns for a in (30, 3, 0.3, 0)]
+    assert [c["content_loss"] for c in found] == sorted(c["content_loss"] for c in found)
+    assert [c["style_loss"] for c in found] == sorted((c["style_loss"] for c in found), reverse=True)
+
+
+def test_strength_goes_from_the_image_to_its_restyling(net, cat, coffee):
+    x = to_batch([cat], net.stride, "cpu")
+    prepared, _ = stylist(net, coffee)
+    plain, full = net(x), prepared(x)
+    assert torch.equal(paint(prepared, x, 0.0), plain)
+    torch.testing.assert_close(paint(prepared, x, 1.0), full)
+    assert not torch.allclose(plain, full, atol=0.01)
+
+
+def test_tiles_share_the_statistics_of_the_whole_image(net, coffee, monkeypatch):
+    large = photo("astronaut.png", 200, 264)
+    x = to_batch([large], net.stride, "cpu")
+    prepared, _ = stylist(net, coffee)
+    monkeypatch.setattr(stylize_module, "SEEN_PIXELS", 10_000)
+    whole = paint(prepared, x, 1.0)
+    monkeypatch.setattr(stylize_module, "TILE", 64)
+    tiles = paint(prepared, x, 1.0)
+    assert (tiles - whole).abs().max() < 1 / 255
+    assert prepared.statistics(x[..., :64])[0].shape == prepared.statistics(x)[0].shape
+    assert not torch.allclose(prepared.statistics(x[..., :64])[0], prepared.statistics(x)[0], atol=1e-3)
+
+
+def test_styles_are_mixed_by_their_weights(net, cat, coffee):
+    params = StylizeParams(style=["a", "b"], style_weights=[3, 1])
+    mixed = TASK.prepare(net, params, [cat, coffee], "cpu").target
+    one, other = (stylist(net, style)[0].target for style in (cat, coffee))
+    for got, a, b in zip(mixed.moments, one.moments, other.moments, strict=True):
+        torch.testing.assert_close(got, 0.75 * a + 0.25 * b)
+    for name, got in mixed.grams.items():
+        torch.testing.assert_close(got, 0.75 * one.grams[name] + 0.25 * other.grams[name])
+
+
+def test_preserved_colours_are_those_of_the_image(net, cat, coffee):
+    gray = np.repeat(luma_8(cat)[..., None], 3, 2).astype(np.uint8)
+    output = restyled(net, gray, coffee, preserve_color=True)
+    assert np.ptp(output.image.astype(int), axis=2).max() <= 1
+    assert not output.coloured
+    free = restyled(net, gray, coffee)
+    assert free.coloured
+
+
+@pytest.mark.parametrize("method", ["adain", "gatys"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 90), (33, 17)])
+def test_images_of_any_size_keep_it(net, coffee, method, size):
+    image = photo("chelsea.png", *size)
+    output = restyled(net, image, coffee, method=method, **({"steps": 2} if method == "gatys" else {}))
+    assert output.image.shape == image.shape
+
+
+@pytest.mark.parametrize("method", ["adain", "gatys"])
+def test_larger_images_are_reduced_to_the_size_asked_for(net, cat, coffee, method):
+    output = restyled(net, cat, coffee, method=method, size=32, **({"steps": 2} if method == "gatys" else {}))
+    assert output.image.shape == (24, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"alpha": -1}, "greater than or equal to 0"),
+        ({"beta": math.nan}, "finite number"),
+        ({"alpha": 0, "beta": 0, "method": "gatys"}, "both 0"),
+        ({"style_weights": [1, 2]}, "2 style_weights for 1 styles"),
+        ({"style_weights": [0]}, "not all zero"),
+        ({"style_layers": {"relu1_1": -1}, "method": "gatys"}, "not negative"),
+        ({"steps": 10}, "steps is a parameter of gatys, and the method is adain"),
+        ({"strength": 0.5, "method": "gatys"}, "strength is a parameter of adain"),
+        ({"strength": 2}, "less than or equal to 1"),
+        ({"style": []}, "at least 1 item"),
+        ({"size": 9000, "method": "gatys"}, "4096 is the most"),
+    ],
+)
+def test_parameters_that_make_no_sense_are_refused(params, message):
+    with pytest.raises(ValidationError, match=message):
+        StylizeParams(**{"style": ["a.jpg"], **params})
+
+
+def test_what_a_network_cannot_do_is_said_before_anything_starts(net):
+    with pytest.raises(CheckpointError, match=r"layer 'conv9' does not exist; the network has relu1_1, relu2_1, relu3_1"):
+        TASK.check(net, StylizeParams(style=["a"], style_layers={"conv9": 1}))
+    with pytest.raises(CheckpointError, match="has none; say gatys"):
+        TASK.check(Perceptual(**SMALL, decoder=False), StylizeParams(style=["a"]))
+
+
+def test_random_networks_are_always_the_same():
+    card, weights = checkpoint.read("random")
+    assert checkpoint.read("random") == (card, weights)
+    assert isinstance(checkpoint.build(card, weights), Perceptual)
+
+
+def test_vgg19_is_known_by_its_digest(tmp_path, monkeypatch):
+    # torchvision's file is not here: its layout is, with small layers.
+    monkeypatch.setattr(foreign, "VGG19_SHAPE", {"widths": [4, 5, 6, 7, 8], "convs": [2, 2, 4, 4, 1], "decoder": False})
+    net = Perceptual(**foreign.VGG19_SHAPE)
+    # The places of the convolutions among the layers of torchvision.models.vgg19().features.
+    places = [0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28]
+    state = {}
+    for place, layer in zip(places, net.encoder.values(), strict=True):
+        state |= {f"features.{place}.weight": layer.weight.data, f"features.{place}.bias": layer.bias.data}
+    out = io.BytesIO()
+    torch.save({**state, "classifier.0.weight": torch.zeros(2, 2)}, out)
+    path = tmp_path / "vgg19-dcbb9e9d.pth"
+    path.write_bytes(out.getvalue())
+    with pytest.raises(CheckpointError, match=r"sha256 begins with [0-9a-f]{8}, that of torchvision's VGG-19 with dcbb9e9d"):
+        checkpoint.read(str(path))
+    monkeypatch.setattr(foreign, "VGG19_SHA256", hashlib.sha256(out.getvalue()).hexdigest()[:8])
+    card, weights = checkpoint.read(str(path))
+    read = checkpoint.build(card, weights)
+    assert card.parameters["mean"] == [0.485, 0.456, 0.406]
+    for name, layer in net.encoder.items():
+        torch.testing.assert_close(read.encoder[name].weight, layer.weight, atol=1e-3, rtol=1e-3)
+    with pytest.raises(CheckpointError, match=r"weights\.pth is missing"):
+        checkpoint.read(str(tmp_path / "weights.pth"))

@@ -1,0 +1,166 @@
+"""Style transfer over a folder, through the whole product, with a network that knows nothing yet."""
+
+import io
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models import checkpoint
+from models.architectures import ARCHITECTURES
+from models.checkpoint import CheckpointError
+from pipeline.account import verify
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+from pipeline.run import resolve, run
+from pipeline.storage import Store
+
+SMALL = {"widths": [8, 8, 8], "convs": [1, 1, 1]}
+
+
+@pytest.fixture
+def untrained(tmp_path: Path) -> str:
+    torch.manual_seed(0)
+    card = {"name": "tiny-stylize", "task": "stylize", "architecture": "perceptual", "parameters": SMALL}
+    checkpoint.save(str(tmp_path / "net"), ARCHITECTURES["perceptual"](**SMALL), card)
+    return str(tmp_path / "net")
+
+
+@pytest.fixture
+def photos(tmp_path: Path, crops: list[np.ndarray]) -> Path:
+    """A gray image, one with alpha, one that EXIF turns, and one that is broken."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.fromarray(crops[0]).convert("L").save(folder / "gray.png")
+    alpha = np.linspace(0, 255, crops[1].shape[0] * crops[1].shape[1]).astype(np.uint8).reshape(crops[1].shape[:2])
+    Image.fromarray(np.dstack([crops[1], alpha])).save(folder / "alpha.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(crops[2]).save(folder / "turned.jpg", exif=exif, quality=95)
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path: Path, photos: Path, untrained: str, crops: list[np.ndarray]):
+    """config(params) of a run in the style of an image that has an odd size, alpha and a turn."""
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.fromarray(np.dstack([crops[9][:51, :77], crops[8][:51, :77, 0]])).save(tmp_path / "style.png", exif=exif)
+
+    def make(limit: int | None = None, **params) -> RunConfig:
+        return RunConfig(
+            task="stylize",
+            input=str(photos),
+            output=str(tmp_path / "out"),
+            checkpoint=untrained,
+            limit=limit,
+            params={"style": [str(tmp_path / "style.png")], **params},
+        )
+
+    return make
+
+
+def rows(output: Path) -> dict[str, dict]:
+    table = duckdb.sql(f"SELECT * FROM '{output}/results/*.parquet'").to_arrow_table()
+    return {row["rel_path"]: row for row in table.to_pylist()}
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_run_that_was_cut_off_goes_on_and_any_image_has_a_style(config, tmp_path, crops):
+    first = run(config(limit=2))
+    assert first["planned"] == 2
+    rest = run(config())
+    assert (rest["done_before"] + rest["rejects_waiting"], rest["planned"]) == (2, 2)
+    found = rows(tmp_path / "out")
+    assert sorted(found) == ["alpha.png", "gray.png", "turned.jpg"]
+    opened = {name: Image.open(tmp_path / "out" / row["output_uri"]) for name, row in found.items()}
+    assert opened["gray.png"].mode == "RGB"
+    with Image.open(tmp_path / "photos" / "alpha.png") as source:
+        assert np.array_equal(np.asarray(opened["alpha.png"])[..., 3], np.asarray(source)[..., 3])
+    assert opened["turned.jpg"].size == crops[2].shape[:2]
+    parameters = json.loads(found["gray.png"]["parameters"])
+    assert parameters["method"] == "adain"
+    (digest,) = parameters["style"]
+    assert (tmp_path / "out" / "references" / digest[:16]).read_bytes() == (tmp_path / "style.png").read_bytes()
+    assert not verify(Store(str(tmp_path / "out"))).problems
+
+    (tmp_path / "elsewhere.png").write_bytes((tmp_path / "style.png").read_bytes())
+    assert run(config(style=[str(tmp_path / "elsewhere.png")]))["planned"] == 0, "the same style by another name"
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_optimised_images_have_their_losses_in_their_rows(config, tmp_path):
+    record = run(config(method="gatys", steps=3, size=64, preserve_color=True, beta=50))
+    assert (record["ok"], record["rejected"]) == (3, 1)
+    found = rows(tmp_path / "out")
+    for name, row in found.items():
+        assert len(row["losses"]) == 4
+        assert row["losses"][-1] == pytest.approx(row["content_loss"] + 50 * row["style_loss"], rel=1e-4)
+        image = Image.open(tmp_path / "out" / row["output_uri"])
+        assert max(image.size) == 64
+        assert image.mode == {"gray.png": "L", "alpha.png": "RGBA", "turned.jpg": "RGB"}[name]
+    assert json.loads(found["gray.png"]["parameters"])["steps"] == 3
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def one_pixel() -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"style .*bad\.png: no such file"),
+        (b"", r"style .*bad\.png: EmptyFile"),
+        (b"no image at all", r"style .*bad\.png: UnknownFormat"),
+        (one_pixel(), r"style .*bad\.png: 1×1 pixels; 32 a side are the least"),
+        (png_header(10_000, 10_000), r"style .*bad\.png: TooManyPixels: 10000×10000 = 100\.0 MP is over the limit of 40 MP"),
+    ],
+)
+def test_a_style_that_will_not_do_ends_a_run_before_it_starts(config, tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "bad.png").write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        resolve(config(style=[str(tmp_path / "bad.png")]))
+    assert not (tmp_path / "out").exists()
+
+
+def test_parameters_that_will_not_do_are_one_line(config):
+    for params, message in (
+        ({"style": []}, r"params\.style = \[\]"),
+        ({"alpha": float("nan"), "method": "gatys"}, "finite number"),
+        ({"method": "gatys", "alpha": 0, "beta": 0}, "alpha and beta are both 0"),
+    ):
+        with pytest.raises(ConfigError, match=message) as failure:
+            resolve(config(**params))
+        assert "\n" not in str(failure.value)
+        assert len(str(failure.value)) < 600
+    with pytest.raises(CheckpointError, match="layer 'relu9_1' does not exist; the network has relu1_1, relu2_1, relu3_1"):
+        resolve(config(method="gatys", style_layers={"relu9_1": 1.0}))
+
+
+def test_styles_are_read_from_a_bucket(config, tmp_path, rclone_bucket):
+    data = (tmp_path / "style.png").read_bytes()
+    Store(rclone_bucket).write("styles/deep/a.png", data)
+    ((_, read),) = resolve(config(style=[f"{rclone_bucket}/styles/deep/a.png"])).references
+    assert read == data
+    with pytest.raises(ConfigError, match="no such file"):
+        resolve(config(style=[f"{rclone_bucket}/styles/b.png"]))
