@@ -37,6 +37,17 @@ def moments(features_Bdhw: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (variance + EPSILON).sqrt()
 
 
+def standardised(features: Tensor, style_moments: tuple[Tensor, Tensor]) -> Tensor:
+    """Features (B,d,h,w) in units of the style's: its own would have mean 0 and deviation 1 in each channel.
+
+    Plain features are all positive, and their Gram matrix is little but the outer product of their means: to optimise it
+    moves colours and hardly any strokes (Novak and Nikulin 2016 shift features for that reason). Channels that the style
+    hardly uses are not blown up.
+    """
+    mean, std = style_moments
+    return (features.float() - mean) / (std + 0.1 * std.mean(1, keepdim=True))
+
+
 def adain(content: Tensor, content_moments: tuple[Tensor, Tensor], style_moments: tuple[Tensor, Tensor]) -> Tensor:
     """Content features with the style's mean and standard deviation in each channel (Huang and Belongie 2017, eq. 8)."""
     (mean, std), (style_mean, style_std) = content_moments, style_moments

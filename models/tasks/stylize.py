@@ -1,6 +1,7 @@
 """Stylize: the content of an image, painted as one or several style images are."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from models.checkpoint import CheckpointError
 from models.colour import YCBCR, luma_8, recolour
 from models.losses import psnr_loss
 from models.precision import Precision
-from models.style import adain, content_loss, gram, moments, style_loss
+from models.style import adain, content_loss, gram, moments, standardised, style_loss
 from models.tasks.task import Output, Params, Sample, Task, pad_to, to_batch, to_uint8
 from models.tiling import tiled
 
@@ -46,9 +47,11 @@ class StylizeParams(Params):
     preserve_color: bool = Field(False, description="transfer luminance alone: the colours stay those of the image")
     strength: float = Field(1.0, ge=0, le=1, description="adain: between the image, 0, and its full restyling, 1")
     alpha: float = Field(1.0, ge=0, allow_inf_nan=False, description="gatys: weight of the content loss")
-    beta: float = Field(10.0, ge=0, allow_inf_nan=False, description="gatys: weight of the style loss")
-    steps: int = Field(300, ge=1, le=100_000, description="gatys: steps of the optimiser")
-    optimizer: Literal["adam", "lbfgs"] = Field("adam", description="gatys: lbfgs does one image at a time")
+    beta: float = Field(1.0, ge=0, allow_inf_nan=False, description="gatys: weight of the style loss")
+    steps: int = Field(150, ge=1, le=100_000, description="gatys: steps of the optimiser")
+    optimizer: Literal["lbfgs", "adam"] = Field(
+        "lbfgs", description="gatys: lbfgs does one image at a time; adam several together, and needs many more steps"
+    )
     start: Literal["content", "noise"] = Field("content", description="gatys: what the optimised image begins as")
     content_layer: str | None = Field(None, description="where content is measured; relu4_1, or the last layer, when absent")
     style_layers: dict[str, float] | None = Field(
@@ -84,10 +87,12 @@ class Target:
 
     moments: tuple[Tensor, Tensor]
     """Of the last layer, (1,d,1,1)."""
+    layers: dict[str, tuple[Tensor, Tensor]]
+    """Moments of the layers where style is measured, (1,d,1,1)."""
     grams: dict[str, Tensor]
-    """Of the layers where style is measured, (1,d,d)."""
+    """Of their standardised features, (1,d,d)."""
     weights: dict[str, float]
-    """w_i / mean(G_S²) of each: with these a layer's loss is 1 where the target has no features at all."""
+    """w_i / mean(G_S²) of each: so a layer's loss does not hang on how many channels it has."""
 
 
 class Stylist(Autoencoder):
@@ -118,7 +123,7 @@ class Stylist(Autoencoder):
         """
         found = self.net.features(t_BCHW, {self.content_layer, *self.target.weights})
         energy = content.square().flatten(1).sum(1).clamp_min(1e-6)
-        grams = {name: gram(found[name]) for name in self.target.weights}
+        grams = {name: gram(standardised(found[name], self.target.layers[name])) for name in self.target.weights}
         return (
             content_loss(found[self.content_layer], content) / energy,
             style_loss(grams, self.target.grams, self.target.weights),
@@ -139,7 +144,7 @@ class Stylize(Task):
         model.encoder.requires_grad_(False)
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Content and style loss, as `gatys` minimises them, of what one pass makes of each crop in the style of another."""
+        """What `gatys` minimises, of what one pass makes of each crop in the style of another; of its logarithm the mean."""
         assert isinstance(model, Perceptual)
         defaults = StylizeParams.model_fields
         content, style = x_BCHW, x_BCHW.roll(1, 0)
@@ -148,17 +153,19 @@ class Stylize(Task):
         with torch.no_grad():
             features, wanted = (model.features(x, model.layers) for x in (content, style))
             y, last = features[model.layers[-1]], model.layers[-1]
-            grams = {name: gram(wanted[name]) for name in model.first_layers}
-            # A flat style has hardly any energy: that of the whole batch keeps its loss in bounds.
-            weights = {name: 1 / g.square().mean().clamp_min(1e-12) for name, g in grams.items()}
+            layers = {name: moments(wanted[name]) for name in model.first_layers}
+            grams = {name: gram(standardised(wanted[name], own)) for name, own in layers.items()}
+            weights = {name: 1 / g.square().mean((1, 2)) for name, g in grams.items()}
             target = adain(y, moments(y), moments(wanted[last])).to(y.dtype)
         painted = model.features(model.decode(target), model.layers)
         layer = content_layer_of(model, None)
-        energy = features[layer].float().square().flatten(1).sum(1).mean()
-        content_part = content_loss(painted[layer], features[layer]).mean() / energy
-        style_part = style_loss({name: gram(painted[name]) for name in weights}, grams, weights).mean()
-        total = defaults["alpha"].default * content_part + defaults["beta"].default * style_part
-        return {"loss": total, "content_loss": content_part.detach(), "style_loss": style_part.detach()}
+        energy_B = features[layer].float().square().flatten(1).sum(1).clamp_min(1e-6)
+        content_B = content_loss(painted[layer], features[layer]) / energy_B
+        ours = {name: gram(standardised(painted[name], layers[name])) for name in layers}
+        style_B = style_loss(ours, grams, weights)
+        # Pairs that are far apart are a thousand times worse than others, and would drown them.
+        total = (defaults["alpha"].default * content_B + defaults["beta"].default * style_B).log1p().mean()
+        return {"loss": total, "content_loss": content_B.detach().mean(), "style_loss": style_B.detach().median()}
 
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
         """The loss with the right half, upside down, as the style of the left one; PSNR of a picture left as it is."""
@@ -188,20 +195,18 @@ class Stylize(Task):
         assert isinstance(model, Perceptual)
         assert isinstance(params, StylizeParams)
         layers = params.style_layers or dict.fromkeys(model.first_layers, 1.0)
-        shares = np.array(params.style_weights or [1.0] * len(references))
-        shares = shares / shares.sum()
+        shares = params.style_weights or [1.0] * len(references)
         last = model.layers[-1]
-        grams = {name: torch.zeros(()) for name in layers}
-        mean = std = torch.zeros(())
         with torch.no_grad():
-            for rgb, share in zip(references, shares.tolist(), strict=True):
-                x = to_batch([resized(rgb, STYLE_SIDE)], model.stride, device)
-                found = model.features(x, {last, *layers})
-                grams = {name: grams[name].to(device) + share * gram(found[name]) for name in layers}
-                style_mean, style_std = moments(found[last])
-                mean, std = mean.to(device) + share * style_mean, std.to(device) + share * style_std
-        weights = {name: w / max(float(grams[name].square().mean()), 1e-12) for name, w in layers.items() if w}
-        target = Target((mean, std), {name: grams[name] for name in weights}, weights)
+            found = [
+                model.features(to_batch([resized(rgb, STYLE_SIDE)], model.stride, device), {last, *layers})
+                for rgb in references
+            ]
+            means, stds = ({name: mixed([moments(f[name])[i] for f in found], shares) for name in found[0]} for i in (0, 1))
+            own = {name: (means[name], stds[name]) for name in found[0]}
+            grams = {name: mixed([gram(standardised(f[name], own[name])) for f in found], shares) for name in layers}
+        weights = {name: w / float(grams[name].square().mean()) for name, w in layers.items() if w}
+        target = Target(own[last], own, grams, weights)
         return Stylist(model, target, content_layer_of(model, params.content_layer)).eval()
 
     def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
@@ -227,6 +232,12 @@ class Stylize(Task):
                     image = recolour(luma_8(image).astype(np.uint8), chroma_of(contents[n]))
                 outputs[n] = Output(image, columns=column, coloured=not params.preserve_color)
         return [outputs[n] for n in range(len(samples))]
+
+
+def mixed(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    """The weighted mean of what several styles have."""
+    total = torch.stack([share * each for share, each in zip(shares, tensors, strict=True)]).sum(0)
+    return total / sum(shares)
 
 
 def content_layer_of(model: Perceptual, asked: str | None) -> str:
