@@ -24,7 +24,7 @@ def swirls(seed: int = 3) -> np.ndarray:
         pull = np.exp(-((distance / 110) ** 2))
         angle = rng.normal(0, 0.15)
         # Level strokes far from all eddies, around the nearest one beside it.
-        flow = (away[:, ::-1] * (1, -1) / distance[:, None] * (pull * turns)[:, None]).sum(0) + (0.25, 0.05)
+        flow = (away[:, ::-1] * (1, -1) / distance[:, None] * (pull * turns)[:, None]).sum(0) + np.array((0.25, 0.05))
         turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
         flow = flow / np.hypot(*flow) @ turn
         light = 0.5 + 0.5 * np.cos(distance.min() / 13) * pull.max() + rng.normal(0, 0.12) - 0.28 * (1 - pull.max())

@@ -111,7 +111,7 @@ def test_the_loss_falls_and_its_curve_is_kept(net, cat, coffee, optimizer, start
 
 
 def test_images_that_are_optimised_together_are_what_they_are_alone(net, cat, coffee):
-    prepared, params = stylist(net, coffee, method="gatys", steps=8, start="noise")
+    prepared, params = stylist(net, coffee, method="gatys", steps=8, start="noise", optimizer="adam")
     samples = [Sample(cat, seed=5), Sample(cat[::-1].copy(), seed=6)]
     together = TASK.predict(prepared, samples, params, Precision())
     for sample, output in zip(samples, together, strict=True):
@@ -153,8 +153,10 @@ def test_styles_are_mixed_by_their_weights(net, cat, coffee):
     one, other = (stylist(net, style)[0].target for style in (cat, coffee))
     for got, a, b in zip(mixed.moments, one.moments, other.moments, strict=True):
         torch.testing.assert_close(got, 0.75 * a + 0.25 * b)
-    for name, got in mixed.grams.items():
-        torch.testing.assert_close(got, 0.75 * one.grams[name] + 0.25 * other.grams[name])
+    alone = TASK.prepare(net, params.model_copy(update={"style_weights": [1, 0]}), [cat, coffee], "cpu").target
+    for name, got in alone.grams.items():
+        torch.testing.assert_close(got, one.grams[name])
+        assert not torch.allclose(mixed.grams[name], got, atol=1e-3)
 
 
 def test_preserved_colours_are_those_of_the_image(net, cat, coffee):
