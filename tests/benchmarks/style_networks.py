@@ -33,7 +33,7 @@ from models.tasks.task import Sample
 from pipeline.report import Tile, contact_sheet
 
 SIDE = 224  # what the judge takes
-CONTENTS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
+CONTENTS = ("astronaut.png", "chelsea.png")
 TEXTURES = ("ihc.png", "retina.jpg")
 ALPHAS = (1.0, 0.1)
 STEPS = 80
