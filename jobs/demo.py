@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.inspect import rows_of, show_failures
+from jobs.paintings import PAINTINGS
 from models.damage import lost_strokes
 from models.metrics import psnr_db
 from pipeline.cluster import connected
@@ -76,6 +78,12 @@ def lay_out(folder: Path) -> Path:
             copy.write_bytes(encode_rgb(spoil(rgb, number), "PNG"))
             if kind == "damaged":
                 Image.fromarray(scratches(rgb, number)).save(copy.with_suffix(".mask.png"))
+    for name in SHOWN:
+        (folder / "to_paint").mkdir(exist_ok=True)
+        shutil.copyfile(clean / name, folder / "to_paint" / name)
+    for name, paint in PAINTINGS.items():
+        (folder / "styles").mkdir(exist_ok=True)
+        Image.fromarray(paint()).save(folder / "styles" / name)
     if not (clean / "broken.jpg").exists():
         whole = source.joinpath("rocket.jpg").read_bytes()
         (clean / "broken.jpg").write_bytes(whole[: len(whole) // 2])
@@ -85,13 +93,36 @@ def lay_out(folder: Path) -> Path:
 RUNS = {"compress": ("photos", "compressed"), "denoise": ("noisy", "denoised"), "inpaint": ("damaged", "inpainted"),
         "colorize": ("gray", "colorized")}  # fmt: skip
 """Task to the folders it reads and writes."""
+STYLED: dict[str, tuple[str, dict[str, Any]]] = {
+    "stylized": ("swirls.png", {"size": 512}),
+    "optimized": ("glass.png", {"method": "gatys", "size": 256, "steps": 80}),
+}
+"""Folder that a style transfer writes to its style and its parameters."""
+
+
+def style_sheet(folder: Path) -> bytes:
+    """The photos beside what each style transfer made of them, under the styles."""
+    rows = {outcome: rows_of(Store(str(folder / outcome)), []) for outcome in STYLED}
+    blank = np.full((256, 256, 3), 255, np.uint8)
+    sheet = [[Tile(blank, ""), *(Tile(whole(pixels(folder / "styles" / style)), style) for style, _ in STYLED.values())]]
+    for name in SHOWN:
+        painted = [pixels(folder / outcome / rows[outcome][name]["output_uri"]) for outcome in STYLED]
+        sheet.append([Tile(whole(pixels(folder / "to_paint" / name)), name), *(Tile(whole(image), "") for image in painted)])
+    return contact_sheet(["photo", *(f"{p.get('method', 'adain')}" for _, p in STYLED.values())], sheet)
+
+
+def whole(rgb: np.ndarray) -> np.ndarray:
+    """All of an image, in at most 256×256 pixels."""
+    image = Image.fromarray(rgb)
+    image.thumbnail((256, 256))
+    return np.asarray(image)
 
 
 def run_demo(output: str) -> None:
     folder = Path(output).resolve()
     clean = lay_out(folder)
     # The demo shows a whole run each time; a second run into the same folder would find nothing to do.
-    for _, outcome in RUNS.values():
+    for outcome in (*(o for _, o in RUNS.values()), *STYLED):
         shutil.rmtree(folder / outcome, ignore_errors=True)
     with connected(None):
         records = {
@@ -101,6 +132,17 @@ def run_demo(output: str) -> None:
                 )
             )
             for task, (source, outcome) in RUNS.items()
+        }
+        styled = {
+            outcome: run(
+                RunConfig(
+                    task="stylize",
+                    input=str(folder / "to_paint"),
+                    output=str(folder / outcome),
+                    params={"style": [str(folder / "styles" / style)], **params},
+                )
+            )
+            for outcome, (style, params) in STYLED.items()
         }
     outputs = {task: Store(str(folder / outcome)) for task, (_, outcome) in RUNS.items()}
     rows = {task: rows_of(store, []) for task, store in outputs.items()}
@@ -124,6 +166,9 @@ def run_demo(output: str) -> None:
     headings = ["original", "compressed", f"noisy, sigma {SIGMA:g}", "denoised", "damaged", "inpainted", "gray", "colorized"]
     picture.write_bytes(contact_sheet(headings, list(sheet.values()), side=200))
 
+    styles = folder / "styles.png"
+    styles.write_bytes(style_sheet(folder))
+
     show_failures(outputs["compress"])
     table = Table("task", "images", "ok", "rejected", "bits/pixel", "PSNR dB", "images/s")
     for task, record in records.items():
@@ -133,7 +178,15 @@ def run_demo(output: str) -> None:
         else:
             figures = "", " → ".join(f"{np.mean(values):.2f}" for values in zip(*quality[task], strict=True))
         table.add_row(task, *counts, *figures, f"{record['images_per_s']:.1f}")
+    for outcome, record in styled.items():
+        counts = [str(record[key]) for key in ("planned", "ok", "rejected")]
+        table.add_row(f"stylize → {outcome}", *counts, "", "", f"{record['images_per_s']:.1f}")
     console.print(table)
-    for what, where in (("latents", "compressed/results"), *((o, f"{o}/images") for _, o in RUNS.values()),
-                        ("before/after", picture.name)):  # fmt: skip
+    folders = [(o, f"{o}/images") for o in (*(o for _, o in RUNS.values()), *STYLED)]
+    for what, where in (
+        ("latents", "compressed/results"),
+        *folders,
+        ("before/after", picture.name),
+        ("styles", styles.name),
+    ):
         console.print(f"{what:13}{folder / where}", soft_wrap=True)

@@ -4,6 +4,7 @@ import logging
 import secrets
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -210,6 +211,7 @@ def export(
         log.warning("epochs %s had fewer steps than others: images could no longer be read", short)
     line, url = history[best - 1], output_of(config).uri(config.name)
     init = checkpoints.read_card(config.init, store_options(config, config.init)) if config.init else None
+    counts = Counter(images.of("training")["store"].to_pylist())
     card = {
         "name": config.name,
         "task": config.task,
@@ -228,6 +230,7 @@ def export(
             "torch": torch.__version__,
             "date": time.strftime("%Y-%m-%d"),
         },
+        "data": ", ".join(f"{counts[n]:,} images of {s.url.rpartition('/')[2]}" for n, s in enumerate(stores)),
         "metrics": [
             {"set": "held-out training images", **{k[6:]: round(v, 3) for k, v in line.items() if k.startswith("valid_")}}
         ],

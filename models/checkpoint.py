@@ -101,10 +101,10 @@ def read(name_or_url: str, storage_options: dict[str, Any] | None = None) -> tup
 
     Raises: CheckpointError.
     """
-    if name_or_url.endswith(".pth"):
+    folder, _, name = name_or_url.rpartition("/")
+    if name.startswith("vgg19") and name.endswith(".pth"):
         from models.foreign import vgg19
 
-        folder, _, name = name_or_url.rpartition("/")
         return vgg19(name_or_url, read_file(folder or ".", name, storage_options or {}))
     if name_or_url == "random":
         from models.foreign import random_network

@@ -140,3 +140,22 @@ def test_reading_an_output_that_is_not_there_is_exit_5(imagemill, tmp_path):
     for command in ("status", "verify", "failures"):
         assert imagemill(command, tmp_path / "nowhere")[0] == 5
     assert imagemill("decode", tmp_path / "nowhere", tmp_path / "dest")[0] == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--style", "nowhere.png"], "style nowhere.png: no such file"),
+        ([], "style"),
+        (["--style", "0.png", "--method", "gatys", "--beta", "-1"], "params.beta = -1.0"),
+        (["--style", "0.png", "--method", "oil"], "params.method = 'oil'"),
+        (["--style", "0.png", "--steps", "5"], "steps is a parameter of gatys"),
+        (["--style", "0.png", "--method", "gatys", "--checkpoint", "vgg19-dcbb9e9d.pth"], "vgg19-dcbb9e9d.pth is missing"),
+    ],
+)
+def test_a_style_transfer_that_cannot_be_is_one_line(arguments, message, imagemill, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(photos)
+    code, _, err = imagemill("stylize", photos, tmp_path / "out", *arguments)
+    assert code == 2
+    assert message in err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()

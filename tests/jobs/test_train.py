@@ -48,6 +48,7 @@ def test_every_task_trains_with_two_workers_and_its_checkpoint_runs(task, tiny, 
 
     assert card.training["epochs"] == 2
     assert card.training["left_out"] == 2
+    assert card.data == "36 images of clean"
     assert "2 of 50 images left out: broken.png: UnknownFormat" in caplog.text
     assert "9×9 pixels, smaller than crop = 32" in caplog.text
     assert " images/s, " in caplog.text

@@ -237,5 +237,7 @@ def test_vgg19_is_known_by_its_digest(tmp_path, monkeypatch):
     assert card.parameters["mean"] == [0.485, 0.456, 0.406]
     for name, layer in net.encoder.items():
         torch.testing.assert_close(read.encoder[name].weight, layer.weight, atol=1e-3, rtol=1e-3)
-    with pytest.raises(CheckpointError, match=r"weights\.pth is missing"):
-        checkpoint.read(str(tmp_path / "weights.pth"))
+    with pytest.raises(CheckpointError, match=r"vgg19\.pth is missing"):
+        checkpoint.read(str(tmp_path / "vgg19.pth"))
+    with pytest.raises(CheckpointError, match="pickled weights are refused"):
+        checkpoint.read(str(tmp_path / "resnet.pth"))
