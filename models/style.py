@@ -41,11 +41,12 @@ def standardised(features: Tensor, style_moments: tuple[Tensor, Tensor]) -> Tens
     """Features (B,d,h,w) in units of the style's: its own would have mean 0 and deviation 1 in each channel.
 
     Plain features are all positive, and their Gram matrix is little but the outer product of their means: to optimise it
-    moves colours and hardly any strokes (Novak and Nikulin 2016 shift features for that reason). Channels that the style
-    hardly uses are not blown up.
+    moves colours and hardly any strokes (Novak and Nikulin 2016 shift features for that reason). Channels that hardly vary
+    in the style are not blown up.
     """
     mean, std = style_moments
-    return (features.float() - mean) / (std + 0.1 * std.mean(1, keepdim=True))
+    energy = (mean.square() + std.square()).mean(1, keepdim=True)
+    return (features.float() - mean) / (std + 0.1 * energy.sqrt())
 
 
 def adain(content: Tensor, content_moments: tuple[Tensor, Tensor], style_moments: tuple[Tensor, Tensor]) -> Tensor:

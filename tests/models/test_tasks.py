@@ -54,10 +54,12 @@ def test_a_shipped_checkpoint_is_small_and_runs(name, photo):
     card = checkpoint.read_card(name)
     assert len(checkpoint.read_weights(name, card)) < 3_000_000
     task = TASKS[card.task]
-    params = task.Params(**({"missing": "random"} if card.task == "inpaint" else {}))
+    given = {"inpaint": {"missing": "random"}, "stylize": {"style": ["style.png"]}}
+    params = task.Params(**given.get(card.task, {}))
     if card.task == "compress":
         task.check(shipped(name), params)
-    outputs = task.predict(shipped(name), [Sample(photo), Sample(photo[::-1].copy())], params, Precision())
+    model = task.prepare(shipped(name), params, [photo[:90, :120]], "cpu")
+    outputs = task.predict(model, [Sample(photo), Sample(photo[::-1].copy())], params, Precision())
     assert len(outputs) == 2
     for output in outputs:
         assert output.image is None or (output.image.shape == photo.shape and output.image.dtype == np.uint8)
