@@ -9,8 +9,9 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint const
 demo: $(VENV)/.demo
 	$(BIN)/imagemill demo demo
 
+# Two processes: the tests of Ray wait for processes to start as much as they compute.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

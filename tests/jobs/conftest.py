@@ -16,6 +16,7 @@ TINY = {
     "compress": {"architecture": "codec", "parameters": {"code_width": 8, "code_blocks": 1, "width": 8, "blocks": 1}},
     "denoise": {"architecture": "unet", **TRUNK},
     "inpaint": {"architecture": "masked", **TRUNK},
+    "stylize": {"architecture": "perceptual", "parameters": {"widths": [8, 8, 8], "convs": [1, 1, 1]}},
 }
 
 

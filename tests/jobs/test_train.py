@@ -55,7 +55,9 @@ def test_every_task_trains_with_two_workers_and_its_checkpoint_runs(task, tiny, 
     folder = str(tmp_path / "out" / f"tiny-{task}")
     assert checkpoint.read_card(folder) == card
     model = checkpoint.build(card, checkpoint.read_weights(folder, card))
-    output = TASKS[task].predict(model, [Sample(crops[0])], TASKS[task].Params(**PARAMS.get(task, {})), Precision())[0]
+    params = TASKS[task].Params(**PARAMS.get(task, {}))
+    prepared = TASKS[task].prepare(model, params, [crops[1]], "cpu")
+    output = TASKS[task].predict(prepared, [Sample(crops[0])], params, Precision())[0]
     assert output.image.shape == crops[0].shape
 
     lines = lines_of(run)
@@ -73,9 +75,10 @@ def test_every_task_trains_with_two_workers_and_its_checkpoint_runs(task, tiny, 
         assert np.array_equal(model.entropy.decode(coded.payload, coded.latent.shape), coded.latent)
 
 
-PARAMS = {"inpaint": {"missing": "random"}}
+PARAMS = {"inpaint": {"missing": "random"}, "stylize": {"style": ["style.png"]}}
 
 
+@pytest.mark.chaos
 @pytest.mark.usefixtures("ray_session")
 def test_digits_of_28_pixels_are_learned_from_a_bucket_into_a_bucket(rclone_bucket, tiny, crops):
     clean = Store(f"{rclone_bucket}/clean")
