@@ -155,7 +155,7 @@ class Stylize(Task):
             y, last = features[model.layers[-1]], model.layers[-1]
             layers = {name: moments(wanted[name]) for name in model.first_layers}
             grams = {name: gram(standardised(wanted[name], own)) for name, own in layers.items()}
-            weights = {name: 1 / g.square().mean((1, 2)) for name, g in grams.items()}
+            weights = {name: 1 / energy_of(g) for name, g in grams.items()}
             target = adain(y, moments(y), moments(wanted[last])).to(y.dtype)
         painted = model.features(model.decode(target), model.layers)
         layer = content_layer_of(model, None)
@@ -205,7 +205,7 @@ class Stylize(Task):
             means, stds = ({name: mixed([moments(f[name])[i] for f in found], shares) for name in found[0]} for i in (0, 1))
             own = {name: (means[name], stds[name]) for name in found[0]}
             grams = {name: mixed([gram(standardised(f[name], own[name])) for f in found], shares) for name in layers}
-        weights = {name: w / float(grams[name].square().mean()) for name, w in layers.items() if w}
+        weights = {name: w / float(energy_of(grams[name])) for name, w in layers.items() if w}
         target = Target(own[last], own, grams, weights)
         return Stylist(model, target, content_layer_of(model, params.content_layer)).eval()
 
@@ -232,6 +232,11 @@ class Stylize(Task):
                     image = recolour(luma_8(image).astype(np.uint8), chroma_of(contents[n]))
                 outputs[n] = Output(image, columns=column, coloured=not params.preserve_color)
         return [outputs[n] for n in range(len(samples))]
+
+
+def energy_of(gram_Bdd: Tensor) -> Tensor:
+    """(B,) mean square of Gram matrices; of a flat style, which has none, a tenth of what channels that differ have."""
+    return gram_Bdd.square().mean((1, 2)).clamp_min(0.1 / gram_Bdd.shape[1])
 
 
 def mixed(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:

@@ -25,6 +25,7 @@ TINY = {
     "compress": ("codec", {"code_width": 8, "code_blocks": 1, "width": 8, "blocks": 1}),
     "denoise": ("unet", {"widths": [8, 8], "blocks": 1}),
     "inpaint": ("masked", {"widths": [8, 8], "blocks": 1}),
+    "stylize": ("perceptual", {"widths": [8, 8, 8], "convs": [1, 1, 1]}),
     "digits": ("conv", {}),
 }
 
@@ -126,6 +127,20 @@ def test_colorize_beside_gray(photos, tmp_path):
     assert line["gain dB"] == pytest.approx(0, abs=0.1)
     assert line["colourfulness"] < line["of the originals"]
     assert evaluation.images == 2
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_stylize_beside_optimising_the_image(photos, tmp_path):
+    Image.open(photos / "1.jpg").save(tmp_path / "style.png")
+    params = {"style": [str(tmp_path / "style.png")], "steps": 4}
+    folder = untrained(tmp_path, "stylize")
+    evaluation = evaluate(EvaluateConfig(task="stylize", input=str(photos), checkpoint=folder, at=[3], params=params))
+    sweep, compared = evaluation.tables.values()
+    assert [line["alpha / beta"] for line in sweep] == [3]
+    assert [line["method"] for line in compared] == ["adain", "gatys, 0 steps", "gatys, 4 steps"]
+    assert compared[2]["loss"] < compared[1]["loss"]
+    assert compared[0]["times faster"] > 0
+    assert decode(evaluation.picture).rgb.shape[0] > 256
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -39,10 +39,19 @@ def lines_of(run: Store) -> list[dict]:
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("task", sorted(TASKS))
-def test_every_task_trains_with_two_workers_and_its_checkpoint_runs(task, tiny, tmp_path, crops, caplog, monkeypatch):
+def test_every_task_trains_with_two_workers_and_its_checkpoint_runs(
+    task, tiny, clean, crops, caplog, monkeypatch, rclone_bucket
+):
     monkeypatch.setattr("jobs.training.watch.LOG_SECONDS", 0)
     caplog.set_level("INFO", "imagemill")
     config = tiny(task)
+    if task == "inpaint":
+        # One of them from a bucket into a bucket.
+        bucket = Store(f"{rclone_bucket}/clean")
+        for path in clean.iterdir():
+            bucket.write(path.name, path.read_bytes())
+        config = tiny(task, input=[bucket.url], output=f"{rclone_bucket}/out/")
+    options = config.storage.options() if config.output.startswith("s3://") else None
     card = train(config)
     run = run_of(config)
 
@@ -52,9 +61,9 @@ def test_every_task_trains_with_two_workers_and_its_checkpoint_runs(task, tiny, 
     assert "2 of 50 images left out: broken.png: UnknownFormat" in caplog.text
     assert "9×9 pixels, smaller than crop = 32" in caplog.text
     assert " images/s, " in caplog.text
-    folder = str(tmp_path / "out" / f"tiny-{task}")
-    assert checkpoint.read_card(folder) == card
-    model = checkpoint.build(card, checkpoint.read_weights(folder, card))
+    folder = f"{config.output.rstrip('/')}/tiny-{task}"
+    assert checkpoint.read_card(folder, options) == card
+    model = checkpoint.build(card, checkpoint.read_weights(folder, card, options))
     params = TASKS[task].Params(**PARAMS.get(task, {}))
     prepared = TASKS[task].prepare(model, params, [crops[1]], "cpu")
     output = TASKS[task].predict(prepared, [Sample(crops[0])], params, Precision())[0]

@@ -17,7 +17,7 @@ from models.checkpoint import CheckpointError
 from models.colour import luma_8
 from models.precision import Precision
 from models.style import EPSILON, adain, content_loss, gram, moments, style_loss
-from models.tasks import TASKS
+from models.tasks import OBJECTIVES, TASKS
 from models.tasks import stylize as stylize_module
 from models.tasks.stylize import Stylist, StylizeParams, paint
 from models.tasks.task import Sample, to_batch
@@ -241,3 +241,32 @@ def test_vgg19_is_known_by_its_digest(tmp_path, monkeypatch):
         checkpoint.read(str(tmp_path / "vgg19.pth"))
     with pytest.raises(CheckpointError, match="pickled weights are refused"):
         checkpoint.read(str(tmp_path / "resnet.pth"))
+
+
+def test_a_half_finds_its_other_half_by_its_moments():
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.rand(6, 3, 1, 1, generator=generator) * torch.randn(6, 3, 8, 8, generator=generator)
+    assert contrast(torch.cat([pictures, pictures.flip(3)])) < 0.1
+    assert contrast(torch.cat([pictures, pictures.roll(1, 0)])) > 1
+
+
+def test_perceiving_teaches_every_layer():
+    model = Perceptual(**SMALL)
+    figures = OBJECTIVES["perceive"].loss(model, torch.rand(4, 3, 24, 32), torch.Generator().manual_seed(0))
+    figures["loss"].backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+
+
+def test_only_the_decoder_learns_to_paint():
+    model = Perceptual(**SMALL)
+    TASK.freeze(model)
+    TASK.loss(model, torch.rand(4, 3, 24, 24), torch.Generator().manual_seed(0))["loss"].backward()
+    assert all(parameter.grad is None for parameter in model.encoder.parameters())
+    assert all(parameter.grad.any() for parameter in model.decoder.parameters())
+
+
+def test_a_flat_style_has_a_finite_loss():
+    model = Perceptual(**SMALL)
+    x = torch.rand(4, 3, 24, 24)
+    x[1] = 0.5
+    assert torch.isfinite(TASK.loss(model, x, torch.Generator().manual_seed(0))["loss"])
