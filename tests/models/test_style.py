@@ -19,6 +19,7 @@ from models.precision import Precision
 from models.style import EPSILON, adain, content_loss, gram, moments, style_loss
 from models.tasks import OBJECTIVES, TASKS
 from models.tasks import stylize as stylize_module
+from models.tasks.perceive import contrast
 from models.tasks.stylize import Stylist, StylizeParams, paint
 from models.tasks.task import Sample, to_batch
 
