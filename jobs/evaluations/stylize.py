@@ -17,8 +17,10 @@ from jobs.evaluations.evaluation import (
 )
 from jobs.inspect import rows_of
 from models import checkpoint as checkpoints
-from models.tasks.stylize import GATYS_SIDE, Stylist, StylizeParams, resized
+from models.stylist import Stylist
+from models.tasks.stylize import FITS, GATYS_SIDE, StylizeParams, resized
 from models.tasks.task import to_batch
+from pipeline.errors import ConfigError
 from pipeline.pixels import decode
 from pipeline.report import Tile, contact_sheet
 
@@ -33,19 +35,23 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
     The sweep: `gatys` at falling α and one β. The comparison: `adain`, and `gatys` after some of its steps at the default α
     and β, by the same losses of the same network; and what each takes of the model for an image.
     """
-    job = check_config(config, "alpha", ("method", "strength", "size"))
+    for key in ("method", "strength", "size"):
+        if key in config.params:
+            raise ConfigError(f"params.{key}: the evaluation sets it itself")
+    once = {k: v for k, v in config.params.items() if k not in FITS["gatys"]} | {"method": "adain", "size": GATYS_SIDE}
+    beside = config.model_copy(update={"params": once})
+    config = config.model_copy(update={"params": config.params | {"method": "gatys", "size": GATYS_SIDE}})
+    job = check_config(config, "alpha")
     params = job.params
     assert isinstance(params, StylizeParams)
     net = checkpoints.build(job.card, job.weights)
     references = [decode(data).rgb for _, data in job.references]
-    size = {"size": GATYS_SIDE}
     contents = read_images(str(config.input), config.storage)
     shown = spread(list(contents), SHOWN)
 
     sweep, columns = [], []
     for alpha in config.at or ALPHAS:
-        chosen = {"method": "gatys", "alpha": alpha, **size}
-        with through_product(config, chosen, str(config.input)) as (output, _):
+        with through_product(config, {"alpha": alpha}, str(config.input)) as (output, _):
             rows, images = rows_of(output, ["content_loss", "style_loss"]), restored(output)
         line: Line = {"alpha / beta": alpha / params.beta if params.beta else float("inf")}
         for name in ("content_loss", "style_loss"):
@@ -53,28 +59,23 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
         sweep.append(line)
         columns.append([Tile(images[name], f"style loss {rows[name]['style_loss']:.4f}") for name in shown])
 
-    with through_product(config, {"method": "gatys", **size}, str(config.input)) as (output, record):
+    with through_product(config, {}, str(config.input)) as (output, record):
         curves, slow = rows_of(output, ["losses"]), seconds_an_image(record)
-    shared = StylizeParams(**config.params | {"method": "gatys"})
-    stylist = job.task.prepare(net, shared, references, "cpu")
+    stylist = job.task.prepare(net, params, references, "cpu")
     assert isinstance(stylist, Stylist)
     compared: list[Line] = []
-    one_pass = {
-        key: value for key, value in config.params.items() if key not in ("alpha", "beta", "steps", "optimizer", "start")
-    }
-    beside = config.model_copy(update={"params": one_pass})
     if net.decoder is not None:
-        with through_product(beside, {"method": "adain", **size}, str(config.input)) as (output, record):
+        with through_product(beside, {}, str(config.input)) as (output, record):
             images, fast = restored(output), seconds_an_image(record)
-        totals = {name: total_loss(stylist, picture.rgb, images[name], shared) for name, picture in contents.items()}
+        totals = {name: total_loss(stylist, picture.rgb, images[name], params) for name, picture in contents.items()}
         as_good = [steps_to(curves[name]["losses"], total) for name, total in totals.items()]
         compared.append(
             {"method": "adain", "loss": mean(list(totals.values())), "model s/image": fast, "times faster": slow / fast}
         )
         columns.append([Tile(images[name], "adain") for name in shown])
-    for steps in [*(n for n in COMPARED if n < shared.steps), shared.steps]:
+    for steps in [*(n for n in COMPARED if n < params.steps), params.steps]:
         loss = mean([row["losses"][min(steps, len(row["losses"]) - 1)] for row in curves.values()])
-        compared.append({"method": f"gatys, {steps} steps", "loss": loss, "model s/image": slow * steps / shared.steps})
+        compared.append({"method": f"gatys, {steps} steps", "loss": loss, "model s/image": slow * steps / params.steps})
     notes = [
         f"losses in units of the content's energy, network {job.card.name}; content at {stylist.content_layer}, style at "
         f"{', '.join(stylist.target.weights)}; long side at most {GATYS_SIDE} pixels"
