@@ -1,0 +1,43 @@
+"""What one pass of style transfer costs by the size of the image. Run: python tests/benchmarks/style_speed.py"""
+
+import resource
+import subprocess
+import sys
+import time
+
+import numpy as np
+import torch
+
+from jobs.paintings import swirls
+from models import checkpoint
+from models.precision import Precision
+from models.tasks import TASKS
+from models.tasks.stylize import StylizeParams
+from models.tasks.task import Sample
+
+MEGAPIXELS = (0.25, 1, 4, 16)
+
+
+def measure(megapixels: float) -> None:
+    """In a process of its own, so that the peak of memory is that of this size."""
+    torch.set_num_threads(1)
+    card, weights = checkpoint.read("stylize-small")
+    net = checkpoint.build(card, weights).to(memory_format=torch.channels_last)
+    task, params = TASKS["stylize"], StylizeParams(style=["swirls"])
+    prepared = task.prepare(net, params, [swirls()], "cpu")
+    side = int((megapixels * 1e6) ** 0.5)
+    image = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    task.predict(prepared, [Sample(image[:256, :256])], params, Precision())
+    began = time.perf_counter()
+    task.predict(prepared, [Sample(image)], params, Precision())
+    seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"{megapixels:5g} MP  {seconds:6.2f} s  {seconds / megapixels:5.2f} s/MP  {peak:.2f} GB at the peak", flush=True)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        measure(float(sys.argv[1]))
+    else:
+        for size in MEGAPIXELS:
+            subprocess.run([sys.executable, __file__, str(size)], check=True)
