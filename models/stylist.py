@@ -23,7 +23,7 @@ class Target:
     """What style asks for: one for all images, or one for each image of a batch."""
 
     layers: dict[str, tuple[Tensor, Tensor]]
-    """Moments (B,d,1,1) of the last layer, and of those where style is measured."""
+    """Moments (B,d,1,1) of the first layer of each block, and of those where style is measured."""
     grams: dict[str, Tensor]
     """Of the standardised features of the layers where style is measured, (B,d,d)."""
     weights: dict[str, Tensor]
@@ -36,7 +36,7 @@ def target_of(net: Perceptual, styles: Sequence[Tensor], layers: Mapping[str, fl
     Args: layers: weights of the layers where style is measured. shares: weights of the styles.
     """
     with torch.no_grad():
-        found = [net.features(x_BCHW, {net.layers[-1], *layers}) for x_BCHW in styles]
+        found = [net.features(x_BCHW, {*net.first_layers, *layers}) for x_BCHW in styles]
         means, stds = ({name: mixed([moments(f[name])[i] for f in found], shares) for name in found[0]} for i in (0, 1))
         own = {name: (means[name], stds[name]) for name in found[0]}
         grams = {name: mixed([gram(standardised(f[name], own[name])) for f in found], shares) for name in layers}
@@ -63,18 +63,23 @@ class Stylist(Autoencoder):
         self.net, self.target, self.content_layer = net, target, content_layer
         self.stride, self.halo = net.stride, net.halo
 
-    def encode(self, x_BCHW: Tensor) -> Tensor:
+    def encode(self, x_BCHW: Tensor) -> list[Tensor]:
         return self.restyled(self.net.encode(x_BCHW), self.statistics(x_BCHW), 1.0)
 
-    def decode(self, y: Tensor) -> Tensor:
+    def decode(self, y: Sequence[Tensor]) -> Tensor:
         return self.net.decode(y)
 
-    def statistics(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Moments of the images' own features; of large ones from a reduced copy, so that every tile has the same."""
-        return moments(self.net.encode(reduced(x_BCHW, self.stride)))
+    def statistics(self, x_BCHW: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Moments of each layer of the images' codes; of large ones from a reduced copy, so that every tile has the same."""
+        return [moments(features) for features in self.net.encode(reduced(x_BCHW, self.stride))]
 
-    def restyled(self, y: Tensor, own: tuple[Tensor, Tensor], strength: float) -> Tensor:
-        return torch.lerp(y, adain(y, own, self.target.layers[self.net.layers[-1]]).to(y.dtype), strength)
+    def restyled(self, y: Sequence[Tensor], own: Sequence[tuple[Tensor, Tensor]], strength: float) -> list[Tensor]:
+        """AdaIN on every layer of a code, so that colours and strokes of each size come over."""
+        wanted = (self.target.layers[name] for name in self.net.first_layers)
+        return [
+            torch.lerp(features, adain(features, mine, style).to(features.dtype), strength)
+            for features, mine, style in zip(y, own, wanted, strict=True)
+        ]
 
     def losses(self, t_BCHW: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
         """(B,) content and style loss of images beside the content's features, both in units of a = Σ C_c².

@@ -1,6 +1,8 @@
-"""A plain network of VGG's shape whose layers say what is in an image and how it is painted, and a mirrored decoder.
+"""A plain network of VGG's shape whose layers say what is in an image and how it is painted, and a decoder that paints.
 
-x ─ relu1_1 … pool ─ relu2_1 … pool ─ … ─ relu4_1 = y ─ conv ─ up ─ … ─ conv ─ x_hat
+x ─ relu1_1 … pool ─ relu2_1 … pool ─ … ─ relu4_1
+      └ skip ──────┐   └ skip ──────┐         │
+x_hat ─ conv … ─ (+) ─ up ─ conv ─ (+) ─ up ─ conv
 """
 
 from collections.abc import Collection, Sequence
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.autoencoder import Autoencoder
+from models.layers import zeroed
 
 
 def conv(c_in: int, c_out: int) -> nn.Conv2d:
@@ -24,7 +27,8 @@ def conv(c_in: int, c_out: int) -> nn.Conv2d:
 class Perceptual(Autoencoder):
     """Blocks of 3×3 convolutions with ReLU, average-pooled in between (smoother pictures than by maxima: Gatys et al. 2016).
 
-    Layer `relu{b}_{c}` is what convolution c of block b gives, both counted from 1. The code is the last layer.
+    Layer `relu{b}_{c}` is what convolution c of block b gives, both counted from 1. The code is the first layer of each
+    block, or of the last one alone: `perceive` does without the skips, so that the last layer learns to hold it all.
 
     Args: widths: channels of each block. convs: convolutions of each block. decoder: whether there is one.
         mean, std: of each colour, with which an image is normalised.
@@ -43,7 +47,7 @@ class Perceptual(Autoencoder):
             raise ValueError(f"widths {list(widths)} and convs {list(convs)}: one of each, above 0, for every block")
         self.stride = 2 ** (len(widths) - 1)
         # Each convolution reaches one pixel of its level, the decoder as far as the encoder; pooling aligns to the stride.
-        reach = 2 * sum(count * 2**level for level, count in enumerate(convs)) + self.stride
+        reach = 2 * sum(count * 2**level for level, count in enumerate(convs)) + 1 + self.stride
         self.halo = -(-reach // self.stride) * self.stride
         self.convs = tuple(convs)
         inputs = (3, *widths)
@@ -54,7 +58,8 @@ class Perceptual(Autoencoder):
                 for c in range(1, count + 1)
             }
         )
-        self.decoder = nn.Sequential(*mirrored(widths, convs)) if decoder else None
+        self.decoder = nn.ModuleList(painters(widths, convs)) if decoder else None
+        self.skips = nn.ModuleList(zeroed(nn.Conv2d(width, width, 1)) for width in widths[:-1]) if decoder else None
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
@@ -83,24 +88,27 @@ class Perceptual(Autoencoder):
                     break
         return found
 
-    def encode(self, x_BCHW: Tensor) -> Tensor:
-        """(B,3,H,W) in [0,1] to the last layer (B,d,H/stride,W/stride)."""
-        last = self.layers[-1]
-        return self.features(x_BCHW, [last])[last]
+    def encode(self, x_BCHW: Tensor) -> list[Tensor]:
+        """(B,3,H,W) in [0,1] to the first layer of each block, finest first, (B,d,H/2^b,W/2^b)."""
+        return list(self.features(x_BCHW, self.first_layers).values())
 
-    def decode(self, y: Tensor) -> Tensor:
+    def decode(self, y: Sequence[Tensor]) -> Tensor:
+        """What `encode` gave, or the last of it alone, to images."""
         assert self.decoder is not None
-        x_hat: Tensor = self.decoder(y)
-        return x_hat.float() * self.std + self.mean
+        assert self.skips is not None
+        z = y[-1]
+        for level in reversed(range(len(self.decoder))):
+            if level < len(self.skips):
+                z = nn.functional.interpolate(z, scale_factor=2, mode="nearest")
+                z = z + self.skips[level](y[level]) if len(y) > 1 else z
+            z = self.decoder[level](z)
+        return z.float() * self.std + self.mean
 
 
-def mirrored(widths: Sequence[int], convs: Sequence[int]) -> list[nn.Module]:
-    """The encoder backwards, nearest-neighbour enlargement for pooling; no ReLU at the end."""
-    modules: list[nn.Module] = []
-    for (finer, width), count in reversed(list(zip(pairwise(widths), convs[1:], strict=True))):
-        for _ in range(count - 1):
-            modules += [conv(width, width), nn.ReLU()]
-        modules += [conv(width, finer), nn.ReLU(), nn.Upsample(scale_factor=2, mode="nearest")]
-    for _ in range(convs[0] - 1):
-        modules += [conv(widths[0], widths[0]), nn.ReLU()]
-    return [*modules, conv(widths[0], 3)]
+def painters(widths: Sequence[int], convs: Sequence[int]) -> list[nn.Module]:
+    """What the decoder does at each level, finest first: as many convolutions as the encoder; no ReLU on the image."""
+    levels: list[nn.Module] = [nn.Sequential(conv(widths[0], widths[0]), nn.ReLU(), conv(widths[0], 3))]
+    for (finer, width), count in zip(pairwise(widths), convs[1:], strict=True):
+        same = [layer for _ in range(count - 1) for layer in (conv(width, width), nn.ReLU())]
+        levels.append(nn.Sequential(*same, conv(width, finer), nn.ReLU()))
+    return levels

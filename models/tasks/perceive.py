@@ -31,7 +31,7 @@ class Perceive(Objective):
         clean = recoloured(halves, generator)
         noise = torch.randn(clean.shape, generator=generator) * (torch.rand(len(clean), 1, 1, 1, generator=generator) * 0.05)
         features = model.features(clean + noise, model.layers)
-        image_loss = psnr_loss(model.decode(features[model.layers[-1]]), clean)
+        image_loss = psnr_loss(model.decode([features[model.first_layers[-1]]]), clean)
         pair_loss = torch.stack([contrast(features[name]) for name in model.first_layers]).mean()
         return {
             "loss": pair_loss + RECONSTRUCTION_WEIGHT * image_loss,
@@ -41,7 +41,13 @@ class Perceive(Objective):
 
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
         """Reconstruction."""
-        return {"psnr_db": -float(psnr_loss(model(x_BCHW).clamp(0, 1), x_BCHW))}
+        assert isinstance(model, Perceptual)
+        return {"psnr_db": -float(psnr_loss(model.decode(model.encode(x_BCHW)[-1:]).clamp(0, 1), x_BCHW))}
+
+    def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The picture from its last layer alone."""
+        assert isinstance(model, Perceptual)
+        return x_BCHW, model.decode(model.encode(x_BCHW)[-1:])
 
 
 def recoloured(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:

@@ -97,11 +97,11 @@ class Stylize(Task):
         own = int(len(x_BCHW) * IDENTITY_SHARE)
         style = torch.cat([x_BCHW[:own], x_BCHW.roll(1, 0)[own:]])
         stylist = Stylist(model, target_of(model, [style], first_of(model), [1.0]), content_layer_of(model, None))
-        last = model.layers[-1]
         with torch.no_grad():
-            features = model.features(x_BCHW, {stylist.content_layer, last})
-            goal = stylist.restyled(features[last], moments(features[last]), 1.0)
-        content_B, style_B = stylist.losses(model.decode(goal), features[stylist.content_layer])
+            features = model.features(x_BCHW, {stylist.content_layer, *model.first_layers})
+            y = [features[name] for name in model.first_layers]
+            goal = stylist.restyled(y, [moments(layer) for layer in y], 1.0)
+        content_B, style_B = stylist.losses(stylist.decode(goal), features[stylist.content_layer])
         # Pairs that are far apart are a thousand times worse than others, and would drown them.
         total = (DEFAULT["alpha"] * content_B + DEFAULT["beta"] * style_B).log1p().mean()
         return {"loss": total, "content_loss": content_B.detach().mean(), "style_loss": style_B.detach().median()}
