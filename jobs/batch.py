@@ -3,16 +3,14 @@
 import json
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from jobs.console import console
 from pipeline.config import RunConfig
 from pipeline.plan import Plan
 from pipeline.progress import clock
 from pipeline.run import check_ends, plan_of, resolve, run
 from pipeline.storage import Store
-
-console = Console(highlight=False, markup=False)
 
 
 def run_and_show(config: RunConfig) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from rich.console import Console
 
+from jobs.console import console
 from jobs.inspect import check_exists
 from models.autoencoder import Autoencoder
 from models.tasks.compress import decode_latent
@@ -23,7 +23,6 @@ from pipeline.predict import kept_model
 from pipeline.schema import LatentError
 from pipeline.storage import Store
 
-console = Console(highlight=False, markup=False)
 TURNED = (5, 6, 7, 8)
 """EXIF orientations whose upright image has its width and height exchanged."""
 

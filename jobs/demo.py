@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 
+from jobs.console import console
 from jobs.inspect import rows_of, show_failures
 from jobs.paintings import PAINTINGS
 from models.damage import lost_strokes
@@ -23,7 +23,6 @@ from pipeline.report import Tile, contact_sheet
 from pipeline.run import run
 from pipeline.storage import Store
 
-console = Console(highlight=False)
 PHOTOS = (
     "astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "clock_motion.png", "coffee.png", "coins.png",
     "color.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png",

@@ -2,14 +2,13 @@
 
 import json
 import platform
-import sys
 import time
 from importlib.metadata import version as package_version
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from jobs.console import console
 from jobs.evaluations import EVALUATIONS
 from jobs.evaluations.digits import evaluate_digits
 from jobs.evaluations.evaluation import EvaluateConfig, Evaluation, Line, Measured
@@ -19,9 +18,6 @@ from pipeline.config import validate
 from pipeline.errors import ConfigError
 from pipeline.run import KEPT_VERSIONS
 from pipeline.storage import StorageConfig, Store
-
-# Tables are wide, and where there is no terminal rich takes 80 columns.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
 
 
 def show_evaluation(values: dict[str, Any], origin: str, update_card: bool) -> Evaluation:

@@ -2,17 +2,15 @@
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from jobs.batch import run_records
+from jobs.console import console
 from pipeline.account import newest_rows, verify
 from pipeline.errors import StorageError, VerificationError
 from pipeline.plan import KEYS, columns_of, part_paths, read_parts
 from pipeline.storage import STORE_FAILURES, Store, reason
-
-console = Console(highlight=False, markup=False)
 
 
 def check_exists(output: Store) -> None:

@@ -4,10 +4,10 @@ import inspect
 import json
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from torchinfo import summary
 
+from jobs.console import console
 from jobs.evaluate import storage_options, text
 from models import checkpoint as checkpoints
 from models.architectures import ARCHITECTURES
@@ -15,7 +15,6 @@ from models.autoencoder import Autoencoder
 from models.tasks import TASKS
 from pipeline.storage import StorageConfig
 
-console = Console(highlight=False, markup=False)
 SPOKEN = ("set", "headline", "table")
 """Keys of a metrics entry that have a place of their own."""
 

@@ -25,7 +25,7 @@ from pipeline.storage import Store, reason
 
 DOUBLES_LEVEL = 9
 # What pyarrow raises for files that were damaged or are not ours.
-UNREADABLE = (StorageError, OSError, pa.ArrowException, KeyError, AttributeError, TypeError, ValueError)
+UNREADABLE = (StorageError, OSError, pa.ArrowException, KeyError, AttributeError, TypeError, ValueError, OverflowError)
 
 
 @dataclass

@@ -109,6 +109,7 @@ def test_digits_of_28_pixels_are_learned_from_a_bucket_into_a_bucket(rclone_buck
     assert written == {"tiny-compress/card.json", "tiny-compress/weights.safetensors"} | states | figures | events
 
 
+@pytest.mark.chaos
 @pytest.mark.usefixtures("ray_session")
 def test_a_training_that_diverges_at_once_says_where_and_what_to_do(tiny, tmp_path):
     with pytest.raises(RunFailed, match=r"diverged in step \d of epoch 1: .*no epoch was finished. Lower learning_rate"):

@@ -110,7 +110,8 @@ def test_only_the_target_image_changes(net, cat, coffee):
 def test_the_loss_falls_and_its_curve_is_kept(net, cat, coffee, optimizer, start):
     output = restyled(net, cat, coffee, method="gatys", steps=25, optimizer=optimizer, start=start, beta=100)
     losses = output.columns["losses"]
-    assert len(losses) <= 26
+    # The last line search of L-BFGS may look at a few more places.
+    assert 2 < len(losses) <= (26 if optimizer == "adam" else 51)
     assert losses[-1] < 0.5 * losses[0]
     assert losses[-1] == pytest.approx(output.columns["content_loss"] + 100 * output.columns["style_loss"], rel=1e-4)
 

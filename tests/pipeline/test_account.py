@@ -257,6 +257,16 @@ def test_verify_comes_to_an_end_whatever_byte_of_a_part_is_flipped(output: Store
     assert sum(outcomes) > len(outcomes) / 2
 
 
+def test_verify_survives_a_time_that_no_calendar_has(output: Store) -> None:
+    path = put(output, [row(("a", "v"))])
+    table = pq.read_table(output.full(path))
+    where = table.schema.get_field_index("encoded_at")
+    beyond = pa.array([2**57], pa.int64()).cast(table.schema.field(where).type)
+    output.write(path, parquet_bytes(table.set_column(where, "encoded_at", beyond), 3))
+    [problem, *_] = verify(output).problems
+    assert problem.startswith(f"{path}: cannot be read")
+
+
 def test_verify_sees_that_a_part_holds_other_rows_than_its_name_says(output: Store) -> None:
     path = put(output, [row(("a", "v"))])
     output.write(path, output.read(put(output, [row(("b", "v"))], "elsewhere.parquet")))

@@ -97,7 +97,7 @@ def test_a_run_that_was_cut_off_goes_on_and_any_image_has_a_style(config, tmp_pa
 
 @pytest.mark.usefixtures("ray_session")
 def test_optimised_images_have_their_losses_in_their_rows(config, tmp_path):
-    record = run(config(method="gatys", steps=3, size=64, preserve_color=True, beta=50))
+    record = run(config(method="gatys", optimizer="adam", steps=3, size=64, preserve_color=True, beta=50))
     assert (record["ok"], record["rejected"]) == (3, 1)
     found = rows(tmp_path / "out")
     for name, row in found.items():
