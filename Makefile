@@ -9,9 +9,9 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint const
 demo: $(VENV)/.demo
 	$(BIN)/imagemill demo demo
 
-# Two processes: the tests of Ray wait for processes to start as much as they compute.
+# Two processes: the tests of Ray wait for processes to start as much as they compute. Those of jobs, which are longest, first.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
