@@ -9,7 +9,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint const
 demo: $(VENV)/.demo
 	$(BIN)/imagemill demo demo
 
-# Two processes: the tests of Ray wait for processes to start as much as they compute. Those of jobs, which are longest, first.
+# Two processes: the tests of Ray wait for processes to start as much as they compute. The longest first.
 test: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 

@@ -8,7 +8,7 @@ import torch
 def bf16_hardware(device: str) -> bool:
     """Whether bfloat16 is faster than float32 there: Ampere and later GPUs, CPUs with AMX.
 
-    avx512_bf16 alone is slower than float32: 0.7 of its speed in the denoiser, 0.65 in its training (see DECISIONS.md).
+    avx512_bf16 alone is slower: two thirds of float32's speed (tests/benchmarks/precision.py).
     """
     if device == "cuda":
         return torch.cuda.get_device_capability()[0] >= 8

@@ -57,7 +57,7 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
         for name in ("content_loss", "style_loss"):
             line[name.replace("_", " ")] = mean([row[name] for row in rows.values()])
         sweep.append(line)
-        columns.append([Tile(images[name], f"style loss {rows[name]['style_loss']:.4f}") for name in shown])
+        columns.append([Tile(resized(images[name], 256), f"style loss {rows[name]['style_loss']:.4f}") for name in shown])
 
     with through_product(config, {}, str(config.input)) as (output, record):
         curves, slow = rows_of(output, ["losses"]), seconds_an_image(record)
@@ -72,7 +72,7 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
         compared.append(
             {"method": "adain", "loss": mean(list(totals.values())), "model s/image": fast, "times faster": slow / fast}
         )
-        columns.append([Tile(images[name], "adain") for name in shown])
+        columns.append([Tile(resized(images[name], 256), "adain") for name in shown])
     for steps in [*(n for n in COMPARED if n < params.steps), params.steps]:
         loss = mean([row["losses"][min(steps, len(row["losses"]) - 1)] for row in curves.values()])
         compared.append({"method": f"gatys, {steps} steps", "loss": loss, "model s/image": slow * steps / params.steps})
