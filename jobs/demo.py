@@ -16,6 +16,7 @@ from jobs.inspect import rows_of, show_failures
 from jobs.paintings import PAINTINGS
 from models.damage import lost_strokes
 from models.metrics import psnr_db
+from models.resizing import within_side
 from pipeline.cluster import connected
 from pipeline.config import RunConfig
 from pipeline.pixels import decode, encode_rgb
@@ -102,19 +103,14 @@ STYLED: dict[str, tuple[str, dict[str, Any]]] = {
 def style_sheet(folder: Path) -> bytes:
     """The photos beside what each style transfer made of them, under the styles."""
     rows = {outcome: rows_of(Store(str(folder / outcome)), []) for outcome in STYLED}
-    blank = np.full((256, 256, 3), 255, np.uint8)
-    sheet = [[Tile(blank, ""), *(Tile(whole(pixels(folder / "styles" / style)), style) for style, _ in STYLED.values())]]
+    lines = [
+        [(np.full((256, 256, 3), 255, np.uint8), ""), *((pixels(folder / "styles" / s), s) for s, _ in STYLED.values())]
+    ]
     for name in SHOWN:
-        painted = [pixels(folder / outcome / rows[outcome][name]["output_uri"]) for outcome in STYLED]
-        sheet.append([Tile(whole(pixels(folder / "to_paint" / name)), name), *(Tile(whole(image), "") for image in painted)])
-    return contact_sheet(["photo", *(f"{p.get('method', 'adain')}" for _, p in STYLED.values())], sheet)
-
-
-def whole(rgb: np.ndarray) -> np.ndarray:
-    """All of an image, in at most 256×256 pixels."""
-    image = Image.fromarray(rgb)
-    image.thumbnail((256, 256))
-    return np.asarray(image)
+        painted = [(pixels(folder / outcome / rows[outcome][name]["output_uri"]), "") for outcome in STYLED]
+        lines.append([(pixels(folder / "to_paint" / name), name), *painted])
+    sheet = [[Tile(within_side(rgb, 256), label) for rgb, label in line] for line in lines]
+    return contact_sheet(["photo", *(p.get("method", "adain") for _, p in STYLED.values())], sheet)
 
 
 def run_demo(output: str) -> None:

@@ -29,6 +29,12 @@ def luma_8(rgb: np.ndarray) -> np.ndarray:
     return luma
 
 
+def chroma_of(rgb: np.ndarray) -> np.ndarray:
+    """(H,W,3) uint8 to chroma (2,H,W) float32 in [-0.5,0.5]."""
+    chroma: np.ndarray = np.tensordot(np.asarray(YCBCR[1:], np.float32), rgb.astype(np.float32) / 255, ([1], [2]))
+    return chroma
+
+
 def recolour(luma: np.ndarray, chroma: np.ndarray) -> np.ndarray:
     """(H,W) uint8 luma and (2,H,W) float chroma in [-0.5,0.5] to (H,W,3) uint8 whose luma is exactly the one given.
 

@@ -1,7 +1,5 @@
 """Training losses."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -48,7 +46,3 @@ def gaussian_noise(x: Tensor, sigma_B: Tensor, generator: torch.Generator | None
     """x + N(0, sigma²), sigma (B,) in the units of x; unclipped."""
     noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
     return x + noise * sigma_B.view(-1, 1, 1, 1)
-
-
-def is_finite(loss: Tensor) -> bool:
-    return math.isfinite(loss.item())

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from models.architectures.perceptual import Perceptual
 from models.autoencoder import Autoencoder
+from models.resizing import within_pixels
 from models.style import adain, content_loss, gram, moments, standardised, style_loss
 from models.tiling import tiled
 
@@ -71,7 +72,7 @@ class Stylist(Autoencoder):
 
     def statistics(self, x_BCHW: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Moments of each layer of the images' codes; of large ones from a reduced copy, so that every tile has the same."""
-        return [moments(features) for features in self.net.encode(reduced(x_BCHW, self.stride))]
+        return [moments(features) for features in self.net.encode(within_pixels(x_BCHW, SEEN_PIXELS, self.stride))]
 
     def restyled(self, y: Sequence[Tensor], own: Sequence[tuple[Tensor, Tensor]], strength: float) -> list[Tensor]:
         """AdaIN on every layer of a code, so that colours and strokes of each size come over."""
@@ -101,16 +102,6 @@ def paint(stylist: Stylist, x_BCHW: Tensor, strength: float) -> Tensor:
     return tiled(
         lambda piece: stylist.decode(stylist.restyled(stylist.net.encode(piece), own, strength)), x_BCHW, TILE, stylist.halo
     )
-
-
-def reduced(x_BCHW: Tensor, stride: int) -> Tensor:
-    """Images of at most SEEN_PIXELS, sides multiples of `stride`."""
-    h, w = x_BCHW.shape[2:]
-    if h * w <= SEEN_PIXELS:
-        return x_BCHW
-    scale = (SEEN_PIXELS / (h * w)) ** 0.5
-    size = [max(1, int(n * scale) // stride) * stride for n in (h, w)]
-    return torch.nn.functional.interpolate(x_BCHW, size, mode="bilinear", antialias=True)
 
 
 def optimised(

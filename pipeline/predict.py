@@ -21,6 +21,7 @@ from models.tasks.task import Output, Params, Sample, SampleError, padded_size
 from pipeline.names import decoded_name, output_name
 from pipeline.pixels import ImageError, Picture, decode, encode, encode_rgb, output_format
 from pipeline.progress import Tally
+from pipeline.references import kept_references
 from pipeline.schema import latent_bytes, pack_latent, row_schema
 from pipeline.storage import Store, reason
 
@@ -97,17 +98,6 @@ def keep_checkpoint(output: Store, card: checkpoints.Card, weights: bytes) -> No
         output.write(f"{folder}/{checkpoints.CARD}", card.model_dump_json(indent=2).encode())
 
 
-def keep_references(output: Store, references: list[tuple[str, bytes]]) -> None:
-    """Put the files that a run's parameters name beside what is made with them, as `keep_checkpoint` does."""
-    for sha256, data in references:
-        if not output.exists(reference_path(sha256)):
-            output.write(reference_path(sha256), data)
-
-
-def reference_path(sha256: str) -> str:
-    return f"references/{sha256[:16]}"
-
-
 def checkpoint_folder(sha256: str) -> str:
     return f"checkpoints/{sha256[:16]}"
 
@@ -130,7 +120,7 @@ class Predictor:
         bf16 = job.dtype == "bfloat16" if job.dtype else bf16_hardware(device)
         self.precision = Precision(device, torch.bfloat16 if bf16 else torch.float32)
         model = kept_model(job.output, job.checkpoint_sha256, device)
-        references = [decode(job.output.read(reference_path(r)), job.max_pixels).rgb for r in job.references]
+        references = kept_references(job.output, job.references, job.max_pixels)
         self.model = self.task.prepare(model, self.params, references, device)
         self.threads = ThreadPoolExecutor(job.threads, thread_name_prefix="image")
         self.tally = Tally(job.lineage["run_id"])

@@ -26,9 +26,9 @@ from pipeline.cluster import connected
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, Interrupted, OutputHeld, RunFailed, StorageError, TooManyRejects
 from pipeline.lease import Lease
-from pipeline.pixels import ImageError, decode
 from pipeline.plan import SUPERSEDED, Plan, blocks, make_plan, part_paths, read_parts
 from pipeline.progress import Shown, peak_rss_mb
+from pipeline.references import keep_references, references_of
 from pipeline.schema import parquet_bytes
 from pipeline.storage import STORE_FAILURES, Store, reason
 
@@ -103,30 +103,6 @@ def resolve(config: RunConfig) -> Resolved:
         if inner.scheme == outer.scheme and f"{inner.root}/".startswith(f"{outer.root}/"):
             raise ConfigError(f"input {source.url} and output {output.url} lie one in the other")
     return Resolved(config, task, params, card, weights, references_of(config, task, params), source, output)
-
-
-def references_of(config: RunConfig, task: Task, params: Params) -> list[tuple[str, bytes]]:
-    """sha256 and content of the files that the parameters name; each one is an image that will do.
-
-    Raises: ConfigError for one that is not there, no image, too large or too small; StorageError.
-    """
-    key = task.reference_param
-    found = []
-    for url in getattr(params, key) if key else ():
-        folder, _, name = url.rpartition("/")
-        try:
-            data = Store(folder or ("/" if url.startswith("/") else "."), config.storage).read(name)
-            height, width = decode(data, config.max_pixels).rgb.shape[:2]
-        except (FileNotFoundError, IsADirectoryError):
-            raise ConfigError(f"{key} {url}: no such file") from None
-        except ImageError as e:
-            raise ConfigError(f"{key} {url}: {e.error_class}: {e}") from None
-        except STORE_FAILURES as e:
-            raise StorageError(f"{key} {url}: {reason(e)}") from None
-        if min(height, width) < task.least_reference_side:
-            raise ConfigError(f"{key} {url}: {width}×{height} pixels; {task.least_reference_side} a side are the least")
-        found.append((hashlib.sha256(data).hexdigest(), data))
-    return found
 
 
 @contextmanager
@@ -306,7 +282,7 @@ def write(job: Resolved, plan: Plan, pool: Pool, part_rows: int, lineage: dict[s
     import ray.data
     from ray.exceptions import RayError
 
-    from pipeline.predict import Job, Predictor, keep_checkpoint, keep_references
+    from pipeline.predict import Job, Predictor, keep_checkpoint
     from pipeline.sink import PartSink
 
     # Ray Data's own progress and plan lines give way to one honest bar.

@@ -17,8 +17,9 @@ from jobs.evaluations.evaluation import (
 )
 from jobs.inspect import rows_of
 from models import checkpoint as checkpoints
+from models.resizing import within_side
 from models.stylist import Stylist
-from models.tasks.stylize import FITS, GATYS_SIDE, StylizeParams, resized
+from models.tasks.stylize import FITS, GATYS_SIDE, StylizeParams
 from models.tasks.task import to_batch
 from pipeline.errors import ConfigError
 from pipeline.pixels import decode
@@ -57,7 +58,9 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
         for name in ("content_loss", "style_loss"):
             line[name.replace("_", " ")] = mean([row[name] for row in rows.values()])
         sweep.append(line)
-        columns.append([Tile(resized(images[name], 256), f"style loss {rows[name]['style_loss']:.4f}") for name in shown])
+        columns.append(
+            [Tile(within_side(images[name], 256), f"style loss {rows[name]['style_loss']:.4f}") for name in shown]
+        )
 
     with through_product(config, {}, str(config.input)) as (output, record):
         curves, slow = rows_of(output, ["losses"]), seconds_an_image(record)
@@ -72,7 +75,7 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
         compared.append(
             {"method": "adain", "loss": mean(list(totals.values())), "model s/image": fast, "times faster": slow / fast}
         )
-        columns.append([Tile(resized(images[name], 256), "adain") for name in shown])
+        columns.append([Tile(within_side(images[name], 256), "adain") for name in shown])
     for steps in [*(n for n in COMPARED if n < params.steps), params.steps]:
         loss = mean([row["losses"][min(steps, len(row["losses"]) - 1)] for row in curves.values()])
         compared.append({"method": f"gatys, {steps} steps", "loss": loss, "model s/image": slow * steps / params.steps})
@@ -95,7 +98,7 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
                 *(f"gatys, alpha {alpha:g}" for alpha in config.at or ALPHAS),
                 *(["one pass"] if len(columns) > len(sweep) else []),
             ],
-            [[Tile(resized(contents[n].rgb, 256), n), *(column[i] for column in columns)] for i, n in enumerate(shown)],
+            [[Tile(within_side(contents[n].rgb, 256), n), *(column[i] for column in columns)] for i, n in enumerate(shown)],
         ),
         notes,
     )
@@ -111,7 +114,7 @@ def seconds_an_image(record: dict[str, object]) -> float:
 
 def total_loss(stylist: Stylist, content: np.ndarray, painted: np.ndarray, params: StylizeParams) -> float:
     """α·content + β·style of what a run made of an image."""
-    x, t = (to_batch([resized(rgb, GATYS_SIDE)], stylist.stride, "cpu") for rgb in (content, painted))
+    x, t = (to_batch([within_side(rgb, GATYS_SIDE)], stylist.stride, "cpu") for rgb in (content, painted))
     with torch.inference_mode():
         features = stylist.net.features(x, {stylist.content_layer})[stylist.content_layer]
         content_B, style_B = stylist.losses(t, features)

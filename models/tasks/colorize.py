@@ -13,6 +13,7 @@ from models.autoencoder import Autoencoder
 from models.colour import luma_of, recolour, rgb_of
 from models.losses import psnr_loss
 from models.precision import Precision
+from models.resizing import resize, within_pixels
 from models.tasks.task import Output, Params, Sample, Task, pad_to
 
 # Chroma is predicted on at most so many pixels: what a thing is shows only when the network sees enough of it at once.
@@ -66,23 +67,14 @@ class Colorize(Task):
         x = torch.from_numpy(np.stack([pad_to(luma[..., None], model.stride)[..., 0] for luma in lumas]))[:, None]
         x = x.to(precision.device).float() / 255
         h, w = x.shape[2:]
-        scale = min(1.0, (SEEN_PIXELS / (h * w)) ** 0.5)
-        size = [max(1, round(n * scale / model.stride)) * model.stride for n in (h, w)]
         with torch.inference_mode(), precision.autocast():
-            seen = nn_resize(x, size)
-            chroma_B2HW = nn_resize(model(seen), [h, w]).cpu().numpy() * params.saturation
+            seen = within_pixels(x, SEEN_PIXELS, model.stride)
+            chroma_B2HW = resize(model(seen), [h, w]).cpu().numpy() * params.saturation
         outputs = []
         for luma, chroma in zip(lumas, chroma_B2HW, strict=True):
             image = recolour(luma, chroma[:, : luma.shape[0], : luma.shape[1]])
             outputs.append(Output(image, columns={"colourfulness": colourfulness(image)}, coloured=True))
         return outputs
-
-
-def nn_resize(x: Tensor, size: list[int]) -> Tensor:
-    """x at another size, (B,C,*size)."""
-    if list(x.shape[2:]) == size:
-        return x
-    return torch.nn.functional.interpolate(x, size, mode="bilinear", antialias=True)
 
 
 def colourfulness(rgb: np.ndarray) -> float:

@@ -5,16 +5,16 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from models.architectures.perceptual import Perceptual
 from models.autoencoder import Autoencoder
 from models.checkpoint import CheckpointError
-from models.colour import YCBCR, luma_8, recolour
+from models.colour import chroma_of, luma_8, recolour
 from models.losses import psnr_loss
 from models.precision import Precision
+from models.resizing import within_side
 from models.style import moments
 from models.stylist import Stylist, optimised, paint, target_of
 from models.tasks.task import Output, Params, Sample, Task, pad_to, to_batch, to_uint8
@@ -134,7 +134,7 @@ class Stylize(Task):
     def prepare(self, model: Autoencoder, params: Any, references: list[np.ndarray], device: str) -> Autoencoder:
         assert isinstance(model, Perceptual)
         assert isinstance(params, StylizeParams)
-        styles = [to_batch([resized(rgb, STYLE_SIDE)], model.stride, device) for rgb in references]
+        styles = [to_batch([within_side(rgb, STYLE_SIDE)], model.stride, device) for rgb in references]
         shares = params.style_weights or [1.0] * len(styles)
         target = target_of(model, styles, params.style_layers or first_of(model), shares)
         return Stylist(model, target, content_layer_of(model, params.content_layer)).eval()
@@ -144,7 +144,7 @@ class Stylize(Task):
         assert isinstance(model, Stylist)
         assert isinstance(params, StylizeParams)
         side = params.size or (GATYS_SIDE if params.method == "gatys" else None)
-        contents = [resized(sample.rgb, side) if side else sample.rgb for sample in samples]
+        contents = [within_side(sample.rgb, side) if side else sample.rgb for sample in samples]
         outputs: dict[int, Output] = {}
         for chosen in batches(contents, model.stride, GATYS_PIXELS[precision.device]):
             images = [contents[n] for n in chosen]
@@ -184,19 +184,3 @@ def batches(images: list[np.ndarray], stride: int, most_pixels: int) -> list[lis
             group.append([])
         group[-1].append(n)
     return [chosen for group in groups.values() for chosen in group]
-
-
-def resized(rgb: np.ndarray, side: int) -> np.ndarray:
-    """(H,W,3) uint8 with a long side of at most `side`."""
-    h, w = rgb.shape[:2]
-    if max(h, w) <= side:
-        return rgb
-    scale = side / max(h, w)
-    image = Image.fromarray(rgb).resize((max(1, round(w * scale)), max(1, round(h * scale))), Image.Resampling.LANCZOS)
-    return np.asarray(image)
-
-
-def chroma_of(rgb: np.ndarray) -> np.ndarray:
-    """(H,W,3) uint8 to chroma (2,H,W) float32 in [-0.5,0.5]."""
-    chroma: np.ndarray = np.tensordot(np.asarray(YCBCR[1:], np.float32), rgb.astype(np.float32) / 255, ([1], [2]))
-    return chroma

@@ -1,0 +1,51 @@
+"""Images that a run works from beside its input (styles): read once by the driver, kept in OUTPUT, read there by actors."""
+
+import hashlib
+
+import numpy as np
+
+from models.tasks.task import Params, Task
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError, StorageError
+from pipeline.pixels import ImageError, decode
+from pipeline.storage import STORE_FAILURES, Store, reason
+
+
+def references_of(config: RunConfig, task: Task, params: Params) -> list[tuple[str, bytes]]:
+    """sha256 and content of the files that the parameters name; each one is an image that will do.
+
+    Raises: ConfigError for one that is not there, no image, too large or too small; StorageError.
+    """
+    key = task.reference_param
+    found = []
+    for url in getattr(params, key) if key else ():
+        folder, _, name = url.rpartition("/")
+        try:
+            data = Store(folder or ("/" if url.startswith("/") else "."), config.storage).read(name)
+            height, width = decode(data, config.max_pixels).rgb.shape[:2]
+        except (FileNotFoundError, IsADirectoryError):
+            raise ConfigError(f"{key} {url}: no such file") from None
+        except ImageError as e:
+            raise ConfigError(f"{key} {url}: {e.error_class}: {e}") from None
+        except STORE_FAILURES as e:
+            raise StorageError(f"{key} {url}: {reason(e)}") from None
+        if min(height, width) < task.least_reference_side:
+            raise ConfigError(f"{key} {url}: {width}×{height} pixels; {task.least_reference_side} a side are the least")
+        found.append((hashlib.sha256(data).hexdigest(), data))
+    return found
+
+
+def keep_references(output: Store, references: list[tuple[str, bytes]]) -> None:
+    """Put the files that a run's parameters name beside what is made with them, as `keep_checkpoint` does."""
+    for sha256, data in references:
+        if not output.exists(reference_path(sha256)):
+            output.write(reference_path(sha256), data)
+
+
+def kept_references(output: Store, digests: list[str], max_pixels: int) -> list[np.ndarray]:
+    """What `keep_references` left in OUTPUT, (H,W,3) uint8 each."""
+    return [decode(output.read(reference_path(sha256)), max_pixels).rgb for sha256 in digests]
+
+
+def reference_path(sha256: str) -> str:
+    return f"references/{sha256[:16]}"
