@@ -1,22 +1,11 @@
-"""The command `imagemill`: arguments in, exit codes out."""
+"""The commands of `imagemill`: arguments to configs, and on to the job that does the work."""
 
-import logging
-import os
-import signal
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from models.checkpoint import CheckpointError
-from pipeline.cluster import ensure_token
 from pipeline.config import RunConfig, read_yaml, set_value, validate
-from pipeline.errors import ConfigError, Interrupted, OutputHeld, RunFailed, StorageError, TooManyRejects, VerificationError
-from pipeline.storage import STORE_FAILURES, StorageConfig, Store, reason
+from pipeline.storage import StorageConfig, Store
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -342,64 +331,3 @@ def demo(output: Annotated[str, typer.Argument(metavar="FOLDER")] = "demo") -> N
     from jobs.demo import run_demo
 
     run_demo(output)
-
-
-def interrupted(signum: int, frame: Any) -> None:
-    raise Interrupted
-
-
-@contextmanager
-def native_noise_aside() -> Iterator[Path]:
-    """Ray's C++ core warns of its own doings on descriptor 2, past Python's sys.stderr: into a file, which this gives.
-
-    Python's own messages go where they went.
-    """
-    kept, python_stderr = os.dup(2), sys.stderr
-    noise, path = tempfile.mkstemp(prefix="imagemill-native-", suffix=".log")
-    python_stderr.flush()
-    os.dup2(noise, 2)
-    os.close(noise)
-    sys.stderr = os.fdopen(kept, "w", buffering=1)
-    try:
-        yield Path(path)
-    finally:
-        sys.stderr.flush()
-        os.dup2(kept, 2)
-        sys.stderr = python_stderr
-
-
-def main() -> None:
-    """Entry point. Errors that a person can mend are one line on stderr and an exit code; no traceback."""
-    with native_noise_aside() as noise:
-        code = command()
-    if code == RunFailed.exit_code and noise.stat().st_size:
-        print(f"imagemill: what Ray's core said is in {noise}", file=sys.stderr)
-    else:
-        noise.unlink()
-    sys.exit(code)
-
-
-def command() -> int:
-    """Run the command of sys.argv; gives the exit code."""
-    logging.basicConfig(force=True, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    logging.getLogger("imagemill").setLevel(logging.INFO)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupted)
-    try:
-        ensure_token()
-        code = app(standalone_mode=True)
-        return int(code or 0)
-    except SystemExit as e:
-        return int(e.code or 0) if not isinstance(e.code, str) else 1
-    except (ConfigError, TooManyRejects, OutputHeld, StorageError, VerificationError, RunFailed) as e:
-        print(f"imagemill: {e}", file=sys.stderr)
-        return e.exit_code
-    except STORE_FAILURES as e:
-        print(f"imagemill: {reason(e)}", file=sys.stderr)
-        return StorageError.exit_code
-    except CheckpointError as e:
-        print(f"imagemill: {e}", file=sys.stderr)
-        return ConfigError.exit_code
-    except Interrupted:
-        print("imagemill: interrupted; what was committed stays, the same command goes on from there", file=sys.stderr)
-        return Interrupted.exit_code
