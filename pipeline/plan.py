@@ -1,7 +1,7 @@
 """What is to do: inputs minus committed outputs."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -85,34 +85,24 @@ def references(
     while some := list(islice(iterator, LISTED_AT_A_TIME)):
         images = [image for image in some if image]
         ignored += len(some) - len(images)
-        rows = []
-        for image in images:
-            name, problem = image.rel_path, image.problem
-            identity = image_id(name)
-            # Two members of one name, two rows of one key: the first is done, the others are told.
-            if bytes.fromhex(identity) in named:
-                problem = f"DuplicateName: another image is called {name} as well"
-                name = f"{name}#{image.path}@{image.offset if image.offset is not None else len(named)}"
-                identity = image_id(name)
-            named.add(bytes.fromhex(identity))
-            rows.append(
-                {
-                    "image_id": identity,
-                    "version": version(image.etag),
-                    "source_uri": uri_of(image, source),
-                    "rel_path": name,
-                    "source_etag": image.etag,
-                    "size": image.size,
-                    "attempts": 0,
-                    "problem": problem,
-                    "mask_path": image.mask_path,
-                    "path": image.path,
-                    "offset": image.offset,
-                    "base": image.base,
-                    "extra": image.extra,
-                }
-            )
-        chunks.append(pa.Table.from_pylist(rows, REFERENCE))
+        for place, image in enumerate(images):
+            digest = bytes.fromhex(image_id(image.rel_path))
+            if digest in named:
+                # Two members of one name, two rows of one key: the first is done, the others are told.
+                problem = f"DuplicateName: another image is called {image.rel_path} as well"
+                other = f"{image.rel_path}#{image.path}@{image.offset if image.offset is not None else len(named)}"
+                images[place] = replace(image, rel_path=other, problem=problem)
+                digest = bytes.fromhex(image_id(other))
+            named.add(digest)
+        columns = {
+            "image_id": [image_id(image.rel_path) for image in images],
+            "version": [version(image.etag) for image in images],
+            "source_uri": [uri_of(image, source) for image in images],
+            "source_etag": [image.etag for image in images],
+            "attempts": [0] * len(images),
+        }
+        columns |= {name: [getattr(image, name) for image in images] for name in REFERENCE.names if name not in columns}
+        chunks.append(pa.table([pa.array(columns[field.name], field.type) for field in REFERENCE], schema=REFERENCE))
     return pa.concat_tables(chunks), ignored
 
 

@@ -103,14 +103,17 @@ class Reader:
         self.parquet = pq.ParquetFile(store.fs.open(store.full(path), "rb"))
         self.column = image_column(self.parquet.schema_arrow, config)
         self._rows: Iterator[bytes] = iter(())
+        self._open = (-1, 0)
+        """The row group that `_rows` comes from, and its first row."""
         self._next = 0
         """The row that `_rows` gives next."""
 
     def read(self, offset: int, size: int) -> bytes:
-        if offset < self._next or self._group(offset) != self._group(self._next):
-            group, first = self._group(offset)
-            batches = self.parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=[self.column])
-            self._rows, self._next = (data for batch in batches for data in values(batch[self.column])), first
+        if offset < self._next or self._group(offset) != self._open:
+            self._open = self._group(offset)
+            batches = self.parquet.iter_batches(BATCH_ROWS, row_groups=[self._open[0]], columns=[self.column])
+            self._rows = (data for batch in batches for data in values(batch[self.column]))
+            self._next = self._open[1]
         for data in self._rows:
             self._next += 1
             if self._next > offset:

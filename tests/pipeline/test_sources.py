@@ -87,10 +87,11 @@ def test_a_cut_shard_gives_what_comes_before_and_one_reject_and_is_read_again_wh
     source.mkdir()
     data = whole.read_bytes()
     (source / f"s{suffix}").write_bytes(data[: len(data) * 7 // 10])
-    config = RunConfig(task="denoise", input=str(source), output=str(output))
+    config = RunConfig(task="denoise", input=str(source), output=str(output), max_reject_fraction=1)
     first = run(config)
     done = rows(output)
-    assert 1 <= len(done) == first["ok"] < 5
+    # bzip2 gives nothing of a block that was cut, and this one is a single block.
+    assert (0 if suffix == ".tar.bz2" else 1) <= len(done) == first["ok"] < 5
     assert first["reasons"] == {"CutShard": 1}
     assert run(config)["planned"] == 0
 
@@ -130,7 +131,7 @@ def test_no_member_hides_another_and_none_gets_out(tmp_path, crops):
     assert (record["ok"], record["reasons"]) == (3, {"DuplicateName": 1, "Link": 1})
     written = {str(p.relative_to(output / "images")) for p in (output / "images").rglob("*.png")}
     assert "a.tar/0.png" in written
-    assert len([name for name in written if name.startswith("_renamed/")]) == 1
+    assert len([name for name in written if name.startswith("_renamed/")]) == 2
     assert not list(tmp_path.parent.rglob("evil.png"))
 
 
@@ -145,7 +146,7 @@ def test_parquet_shards_in_a_bucket_keep_their_columns(rclone_bucket, crops, tmp
         pq.write_table(rows_, sink, row_group_size=size)
         source.write(name, sink.getvalue().to_pybytes())
     output = tmp_path / "out"
-    config = RunConfig(task="denoise", input=source.url, output=str(output))
+    config = RunConfig(task="denoise", input=source.url, output=str(output), max_reject_fraction=1)
     record = run(config)
     assert (record["ok"], record["reasons"]) == (9, {"EmptyFile": 1})
     found = rows(output)
@@ -193,8 +194,8 @@ def test_a_manifest_names_images_of_its_own_places_alone(tmp_path, rclone_bucket
         source=SourceConfig(roots=[str(other)], carry=["who"]),
     )
     record = run(config)
-    assert (record["ok"], record["rejected"]) == (3, 7)
-    assert sorted(json.loads(row["extra"])["who"] for row in rows(tmp_path / "done").values()) == [0, 1, 2]
+    assert (record["ok"], record["rejected"]) == (4, 6)
+    assert sorted(json.loads(row["extra"])["who"] for row in rows(tmp_path / "done").values()) == [0, 1, 2, 3]
     assert verify(Store(str(tmp_path / "done"))).problems == []
 
 
