@@ -58,9 +58,7 @@ def joined(folder: str) -> None:
             {
                 "count": int(newest.there.sum()),
                 "seconds": time.monotonic() - loaded,
-                "peak_mb": peak / 1000,
-                "before_mb": 0.0,
-                "load": loaded - began,
+                "peak_mb": peak_mb(),
             }
         )
     )
