@@ -29,6 +29,7 @@ SOURCE = [
     ("has_alpha", pa.bool_()),
     ("bit_depth", pa.int32()),
     ("frames", pa.int32()),
+    ("icc", pa.string()),
 ]
 LINEAGE = [
     ("task", pa.string()),

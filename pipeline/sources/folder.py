@@ -5,7 +5,12 @@ from dataclasses import dataclass, replace
 
 from pipeline.storage import Store
 
-EXTENSIONS = (".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+# Files of the last line's formats, which Pillow cannot read, end as rejects that say so.
+EXTENSIONS = (
+    *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"),
+    *(".j2k", ".jp2", ".jpf", ".jpx"),
+    *(".heic", ".heif", ".jxl"),
+)
 
 MASK = ".mask.png"
 

@@ -1,6 +1,6 @@
-"""What decoding and encoding a picture of 100 MP takes at most: `python tests/benchmarks/picture_memory.py` prints MB beside the file.
+"""Memory that decoding and encoding a picture of 100 MP takes. Run: python tests/benchmarks/picture_memory.py
 
-Each line is a fresh process; the picture is a photo of scikit-image, tiled to 10,000×10,000.
+MB are beside the file's bytes. Each line is a fresh process; the picture is a photo of scikit-image, tiled to 10,000×10,000.
 """
 
 import gc
