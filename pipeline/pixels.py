@@ -11,7 +11,7 @@ import numpy as np
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-from pipeline.metadata import carried_exif, carried_xmp, writer_options
+from pipeline.metadata import carried_exif, carried_xmp, in_tiff, writer_options
 from pipeline.profiles import ProfileError, in_srgb, to_srgb
 
 # Formats by what a decoder has to do with outside data; Pillow knows many more, each one an attack surface.
@@ -274,7 +274,8 @@ def encode(rgb: np.ndarray, picture: Picture, image_format: str, quality: int = 
     options = writer_options(image_format, picture.exif, picture.xmp)
     if picture.profile and (picture.gray or picture.profile[16:20] != b"GRAY"):
         options["icc_profile"] = picture.profile
-    return encode_image(image, image_format, quality, **options)
+    data = encode_image(image, image_format, quality, **options)
+    return in_tiff(data, picture.exif, picture.xmp) if image_format == "TIFF" and (picture.exif or picture.xmp) else data
 
 
 def encode_rgb(rgb: np.ndarray, image_format: str) -> bytes:
