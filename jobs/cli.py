@@ -22,7 +22,7 @@ Input = Annotated[str | None, typer.Option("--input", help="folder or s3://bucke
 Output = Annotated[str | None, typer.Option("--output", help="folder or s3://bucket/prefix")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="override a key of the YAML", metavar="KEY=VALUE")]
 Limit = Annotated[int | None, typer.Option("--limit", help="do at most so many images", min=1)]
-Retry = Annotated[bool | None, typer.Option("--retry", help="do rejected images again")]
+Retry = Annotated[bool | None, typer.Option("--retry", help="do rejected images again, and nothing else")]
 Reconstruct = Annotated[bool | None, typer.Option("--reconstruct", help="write the decoded images, as PNG")]
 Address = Annotated[str | None, typer.Option("--address", help="a Ray cluster that exists")]
 InputArgument = Annotated[str, typer.Argument(metavar="INPUT", help="folder or s3://bucket/prefix")]
@@ -240,11 +240,18 @@ def verify(output: OutputArgument, config: Storage = None) -> None:
 
 
 @app.command()
-def failures(output: OutputArgument, config: Storage = None) -> None:
-    """List the rejects with their reasons."""
-    from jobs.inspect import show_failures
+def failures(
+    output: OutputArgument,
+    by_reason: Annotated[bool, typer.Option("--by-reason", help="count them by stage and class")] = False,
+    export: Annotated[
+        str | None, typer.Option("--export", help="write them to a file", metavar="FILE.csv|.jsonl|.parquet")
+    ] = None,
+    config: Storage = None,
+) -> None:
+    """List the rejects with their reasons; `--retry` on a run does them again."""
+    from jobs.failures import show_failures
 
-    show_failures(store(output, config))
+    show_failures(store(output, config), by_reason, export)
 
 
 @app.command()

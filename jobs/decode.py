@@ -14,11 +14,11 @@ from jobs.inspect import check_exists
 from models.autoencoder import Autoencoder
 from models.tasks.compress import decode_latent
 from pipeline.account import newest_rows
+from pipeline.committed import part_paths, read_parts
 from pipeline.errors import ConfigError, VerificationError
 from pipeline.latents import latent_rows, symbols_of
 from pipeline.names import decoded_name
 from pipeline.pixels import encode_rgb
-from pipeline.plan import part_paths, read_parts
 from pipeline.predict import kept_model
 from pipeline.schema import LatentError
 from pipeline.storage import Store

@@ -12,7 +12,8 @@ from PIL import Image
 from rich.table import Table
 
 from jobs.console import console
-from jobs.inspect import rows_of, show_failures
+from jobs.failures import show_failures
+from jobs.inspect import rows_of
 from jobs.paintings import PAINTINGS
 from models.damage import lost_strokes
 from models.metrics import psnr_db

@@ -1,15 +1,14 @@
-"""Reading what lies in an OUTPUT: status, verify, failures."""
+"""Reading what lies in an OUTPUT: status, verify."""
 
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from jobs.batch import run_records
 from jobs.console import console
 from pipeline.account import newest_rows, verify
+from pipeline.committed import KEYS, part_paths, read_parts
 from pipeline.errors import StorageError, VerificationError
-from pipeline.plan import KEYS, columns_of, part_paths, read_parts
 from pipeline.storage import STORE_FAILURES, Store, reason
 
 
@@ -56,23 +55,3 @@ def show_verified(output: Store) -> None:
         console.print(f"  {problem}", markup=False)
     if seen.problems:
         raise VerificationError(f"{output.url}: {len(seen.problems)} problems")
-
-
-def show_failures(output: Store) -> None:
-    """The rejects that no row has made good since, be it of a mended file or of a later model."""
-    check_exists(output)
-    rows = read_parts(output, part_paths(output, "results"), ["image_id", "fence"])
-    newest: dict[str, int] = {}
-    for image, fence in zip(*columns_of(rows, ["image_id", "fence"]), strict=True):
-        newest[image] = max(fence, newest.get(image, 0))
-    columns = ["image_id", "rel_path", "stage", "error_class", "error", "attempts", "fence"]
-    latest: dict[str, dict[str, Any]] = {}
-    for row in read_parts(output, part_paths(output, "rejects"), columns).to_pylist():
-        made_good = newest.get(row["image_id"], 0) >= row["fence"]
-        if not made_good and row["fence"] >= latest.get(row["image_id"], row)["fence"]:
-            latest[row["image_id"]] = row
-    table = Table("image", "stage", "class", "reason", "attempts", box=None)
-    for row in sorted(latest.values(), key=lambda r: r["rel_path"]):
-        cells = [Text(str(row[name])) for name in ("rel_path", "stage", "error_class", "error", "attempts")]
-        table.add_row(*cells)
-    console.print(table if latest else "no rejects")

@@ -3,7 +3,10 @@
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 
+import torch
 from torch import Tensor
+
+LEAST_TILE = 64
 
 
 def tiles(length: int, tile: int, halo: int) -> Iterator[tuple[int, int, int, int]]:
@@ -16,9 +19,26 @@ def tiles(length: int, tile: int, halo: int) -> Iterator[tuple[int, int, int, in
 def tiled(fn: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int, scale: Fraction = Fraction(1)) -> Tensor:
     """fn(x) computed on tiles of `tile` input pixels and a margin of `halo`, exact where fn looks no further than `halo`.
 
+    Tiles that do not fit into memory are halved, down to LEAST_TILE.
+
     Args: x (B,C,H,W). scale: output size / input size of fn (1, 1/8 for an encoder of stride 8, 8 for its decoder).
-        `tile` and `halo` times `scale` must be whole numbers.
+        `tile`, its halves, and `halo` times `scale` must be whole numbers.
     """
+    try:
+        return in_tiles(fn, x, tile, halo, scale)
+    except (RuntimeError, MemoryError) as e:
+        if not out_of_memory(e) or tile // 2 < LEAST_TILE or (tile // 2 * scale).denominator > 1:
+            raise
+    # Outside of `except`: the traceback holds on to what did not fit.
+    return tiled(fn, x, tile // 2, halo, scale)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether torch, or Python, had not the memory; on CPUs torch says it in words alone."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
+
+
+def in_tiles(fn: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int, scale: Fraction) -> Tensor:
     h, w = x.shape[2:]
     if h <= tile + 2 * halo and w <= tile + 2 * halo:
         return fn(x)

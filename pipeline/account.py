@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from models.autoencoder import LatentCoder
 from models.checkpoint import CheckpointError
 from models.entropy import EntropyModel
+from pipeline.committed import KEYS, columns_of, part_paths, placed, read_part, read_parts, scan, wanted
 from pipeline.errors import StorageError, VerificationError
 from pipeline.latents import is_coded, latent_rows, symbols_of
-from pipeline.plan import KEYS, columns_of, part_paths, read_parts
+from pipeline.plan import Plan
 from pipeline.predict import kept_model
 from pipeline.schema import LatentError, parquet_bytes, part_name
 from pipeline.storage import Store, reason
@@ -50,30 +50,34 @@ def newest_rows(table: pa.Table) -> pa.Table:
     return table.take(order.take(pa.array(np.sort(first))))
 
 
-def drop_doubles(output: Store) -> int:
+def drop_doubles(output: Store, plan: Plan, new: list[str]) -> int:
     """Keep one row for each (image_id, version) of `results`, the one with the highest fence.
 
-    What the parts with doubles hold besides is written as one new part before they go, so no row is ever missing; after a
-    crash in between it is done again.
+    Only parts that are newer than the plan can bring a second row, and only to what it did again an older one. What the
+    parts with doubles hold besides is written as one new part before they go, so no row is ever missing; after a crash in
+    between it is done again.
     """
-    paths = part_paths(output, "results")
-    keys = read_parts(output, paths, [*KEYS, "fence"])
-    # A row is named by its part and its place in it.
-    places = [place for path, count in row_counts(keys) for place in ((path, n) for n in range(count))]
-    order = sorted(range(len(keys)), key=lambda n: (-(keys["fence"][n].as_py() or 0), places[n]))
-    seen: set[tuple[str, str]] = set()
+    tables = [numbered(table) for table in scan(output, new, [*KEYS, "fence"])]
+    if len(plan.redone):
+        again = plan.redone["image_id"].combine_chunks()
+        older = sorted(path for path in plan.parts if path.startswith("results/"))
+        tables += [placed(numbered(table), again)[0] for table in scan(output, older, [*KEYS, "fence"])]
+    if not tables:
+        return 0
+    keys = pa.concat_tables(tables, promote_options="default")
+    order = pc.sort_indices(keys, sort_keys=[("fence", "descending"), ("part", "ascending"), ("row", "ascending")])
+    keys = keys.take(order)
+    codes = [column.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64) for column in keys.select(KEYS)]
+    _, first = np.unique(codes[0] * (codes[1].max(initial=0) + 1) + codes[1], return_index=True)
+    again_rows = keys.take(pa.array(np.setdiff1d(np.arange(len(keys)), first)))
     drop: dict[str, set[int]] = {}
-    pairs = list(zip(*columns_of(keys, KEYS), strict=True))
-    for n in order:
-        if pairs[n] in seen:
-            drop.setdefault(places[n][0], set()).add(places[n][1])
-        seen.add(pairs[n])
+    for path, row in zip(*columns_of(again_rows, ["part", "row"]), strict=True):
+        drop.setdefault(path, set()).add(row)
     if not drop:
         return 0
     kept = []
     for path, numbers in drop.items():
-        with output.fs.open(output.full(path), "rb") as f:
-            table = pq.read_table(f)
+        table = read_part(output, path, None)
         kept.append(table.filter(pa.array([n not in numbers for n in range(len(table))])))
     rest = pa.concat_tables(kept, promote_options="default")
     written = f"results/{part_name(rest)}" if len(rest) else None
@@ -84,41 +88,53 @@ def drop_doubles(output: Store) -> int:
     return sum(map(len, drop.values()))
 
 
-def row_counts(keys: pa.Table) -> list[tuple[str, int]]:
-    """(part, rows) of a table that read_parts gave, in its order."""
-    return list(Counter(keys["part"].to_pylist()).items())
+def numbered(table: pa.Table) -> pa.Table:
+    """A table of `scan` with the place of each row in its part."""
+    _, starts, counts = np.unique(table["part"].to_numpy(), return_index=True, return_counts=True)
+    rows = np.arange(len(table))
+    for start, count in zip(starts, counts, strict=True):
+        rows[start : start + count] -= start
+    return table.append_column("row", pa.array(rows))
 
 
-def account(output: Store, todo: pa.Table, parts_before: set[str], quality: list[str]) -> Account:
+def account(output: Store, plan: Plan, quality: list[str]) -> Account:
     """Check that each planned image is now exactly one row or one reject, and add up the run.
 
     Raises: VerificationError when an image is missing.
     """
-    dropped = drop_doubles(output)
-    wanted = set(zip(*columns_of(todo, KEYS), strict=True))
-    results = [p for p in part_paths(output, "results") if p not in parts_before]
-    rejects = [p for p in part_paths(output, "rejects") if p not in parts_before]
-    columns = [*KEYS, "orig_width", "orig_height", *quality]
-    rows = read_parts(output, results, columns)
-    pairs = list(zip(*columns_of(rows, KEYS), strict=True))
-    rows = rows.filter(pa.array([pair in wanted for pair in pairs], pa.bool_()))
-    ok = wanted.intersection(pairs)
+    ids, versions = (plan.todo[name].combine_chunks() for name in KEYS)
+    dropped = drop_doubles(output, plan, new_parts(output, plan, "results"))
+    results = new_parts(output, plan, "results")
+    ok, rejected = np.zeros(len(ids), bool), np.zeros(len(ids), bool)
+    pixels, sums, counts = 0, dict.fromkeys(quality, 0.0), Counter[str]()
+    for chunk in scan(output, results, [*KEYS, "orig_width", "orig_height", *quality]):
+        table, place = wanted(chunk, ids, versions)
+        ok[place] = True
+        pixels += int(np.sum(table["orig_width"].to_numpy().astype(np.int64) * table["orig_height"].to_numpy()))
+        for name in quality:
+            values = table[name].to_numpy(zero_copy_only=False).astype(np.float64)
+            values = values[np.isfinite(values)]
+            sums[name] += float(values.sum())
+            counts[name] += len(values)
     reasons: Counter[str] = Counter()
-    rejected: set[tuple[str, str]] = set()
-    failed = read_parts(output, rejects, [*KEYS, "error_class"])
-    for i, v, error_class in zip(*columns_of(failed, [*KEYS, "error_class"]), strict=True):
-        if (i, v) in wanted and (i, v) not in ok and (i, v) not in rejected:
-            rejected.add((i, v))
-            reasons[error_class] += 1
-    missing = wanted - ok - rejected
+    for chunk in scan(output, new_parts(output, plan, "rejects"), [*KEYS, "error_class"]):
+        table, place = wanted(chunk, ids, versions)
+        for at, error_class in zip(place, table["error_class"].to_pylist(), strict=True):
+            if not ok[at] and not rejected[at]:
+                rejected[at] = True
+                reasons[error_class] += 1
+    missing = len(ids) - int(ok.sum()) - int(rejected.sum())
     if missing:
         raise VerificationError(
-            f"{output.url}: {len(missing)} of {len(wanted)} planned images have neither row nor reject: run again"
+            f"{output.url}: {missing} of {len(ids)} planned images have neither row nor reject: run again"
         )
-    pixels = sum(w * h for w, h in zip(*columns_of(rows, ["orig_width", "orig_height"]), strict=True))
-    means = {c: float(pc.mean(pc.filter(rows[c], pc.is_finite(rows[c]))).as_py() or 0) for c in quality} if len(rows) else {}
+    means = {name: sums[name] / counts[name] if counts[name] else 0.0 for name in quality} if ok.any() else {}
     size = sum(e.size for e in output.entries("results") if e.path in set(results))
-    return Account(len(ok), len(rejected), dict(reasons.most_common()), dropped, size, pixels, means)
+    return Account(int(ok.sum()), int(rejected.sum()), dict(reasons.most_common()), dropped, size, pixels, means)
+
+
+def new_parts(output: Store, plan: Plan, folder: str) -> list[str]:
+    return [path for path in part_paths(output, folder) if path not in plan.parts]
 
 
 @dataclass
@@ -152,8 +168,7 @@ def verify(output: Store) -> Verified:
     tables = []
     for path in part_paths(output, "results"):
         try:
-            with output.fs.open(output.full(path), "rb") as f:
-                tables.append(check_part(path, pq.read_table(f), seen, entropy_of))
+            tables.append(check_part(path, read_part(output, path, None), seen, entropy_of))
         except UNREADABLE as e:
             seen.problems.append(f"{path}: cannot be read: {reason(e)}")
     for path in part_paths(output, "rejects"):

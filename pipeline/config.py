@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import ConfigError
 from pipeline.pixels import MAX_PIXELS, PixelConfig
+from pipeline.sources.source import SourceConfig
 from pipeline.storage import StorageConfig
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -26,7 +27,6 @@ class PoolConfig(Strict):
         None, pattern="^(float32|bfloat16)$", description="bfloat16 where the hardware has it (compress: always float32)"
     )
     threads: int | None = Field(None, ge=1, description="fetch and decode threads in an actor")
-    max_retries: int = Field(3, ge=0, description="times that a block is begun again after its actor died")
 
 
 class RunConfig(Strict):
@@ -39,7 +39,7 @@ class RunConfig(Strict):
     params: dict[str, Any] = Field(default_factory=dict, description="parameters of the task")
     reconstruct: bool = Field(False, description="write decoded images as PNG for a task whose output is a latent")
     limit: int | None = Field(None, ge=1, description="do at most so many images")
-    retry: bool = Field(False, description="do the rejects of the same version again")
+    retry: bool = Field(False, description="do the rejects of the same version again, and nothing else")
     max_pixels: int = Field(MAX_PIXELS, ge=1)
     image: PixelConfig = PixelConfig()
     max_reject_fraction: float = Field(0.5, ge=0, le=1, description="more rejects than this share of a run is exit 3")
@@ -48,6 +48,7 @@ class RunConfig(Strict):
         19, ge=1, le=22, description="zstd level of the Parquet parts; 3 is fast and a fifth larger"
     )
     pool: PoolConfig = PoolConfig()
+    source: SourceConfig = SourceConfig()
     storage: StorageConfig = StorageConfig()
     address: str | None = Field(None, description="a Ray cluster that exists; a Ray of its own when absent")
 

@@ -150,6 +150,15 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, config: PixelConfig = Pixe
         raise ImageError("BrokenImage", f"{type(e).__name__}: {e}") from None
 
 
+def pixels_of(data: bytes) -> int:
+    """Width × height by the header; 0 where there is none that can be read."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.width * image.height
+    except (UnidentifiedImageError, *BROKEN):
+        return 0
+
+
 def to_picture(image: Image.Image, data: bytes, config: PixelConfig) -> Picture:
     width, height = image.size
     source_format = str(image.format)

@@ -1,20 +1,20 @@
 """What is to do: inputs minus committed outputs."""
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
-from pipeline.errors import StorageError
-from pipeline.schema import REFERENCE, image_id, version
-from pipeline.sources.folder import list_folder, list_masked
-from pipeline.storage import STORE_FAILURES, Store, reason
+from pipeline.committed import newest_of, part_paths, rejected_of
+from pipeline.schema import REFERENCE, image_id, version_of
+from pipeline.sources.source import Listed
+from pipeline.storage import Store
 
-KEYS = ["image_id", "version"]
-SUPERSEDED = "superseded.parquet"
-"""Below runs/ID: images that the run was to do again, and whose older rows it may have robbed of their files."""
+LISTED_AT_A_TIME = 20_000
 
 
 @dataclass
@@ -36,55 +36,12 @@ class Plan:
 
     @property
     def bytes_todo(self) -> int:
-        return int(sum(self.todo["size"].to_pylist()))
-
-
-def part_paths(output: Store, folder: str) -> list[str]:
-    """The committed parts of `results` or `rejects`."""
-    return sorted(e.path for e in output.entries(folder) if e.path.endswith(".parquet") and "/." not in f"/{e.path}")
-
-
-def read_parts(output: Store, paths: list[str], columns: list[str]) -> pa.Table:
-    """Columns of parts as one table, with the column `part` that names the file of each row.
-
-    Raises: StorageError that names a part which is damaged.
-    """
-
-    def read(path: str) -> pa.Table:
-        try:
-            with output.fs.open(output.full(path), "rb") as f:
-                table = pq.read_table(f, columns=columns)
-        except (pa.ArrowException, *STORE_FAILURES) as e:
-            raise StorageError(
-                f"{output.uri(path)}: a damaged part ({reason(e)}): delete it, and the next run does its images again"
-            ) from None
-        return table.append_column("part", pa.array([path] * len(table), pa.string()))
-
-    if not paths:
-        return pa.schema([(name, pa.string()) for name in (*columns, "part")]).empty_table()
-    with ThreadPoolExecutor(16) as pool:
-        return pa.concat_tables(pool.map(read, paths), promote_options="default")
-
-
-def newest_versions(output: Store, parts: list[str]) -> dict[str, str]:
-    """The version of the newest row of each image whose output files are still that row's.
-
-    A run that was to do an image again, and was cut off, may have overwritten its files: such a row counts no more.
-    """
-    rows = read_parts(output, parts, [*KEYS, "fence"])
-    newest: dict[str, tuple[int, str]] = {}
-    for i, v, fence in zip(*columns_of(rows, [*KEYS, "fence"]), strict=True):
-        newest[i] = max(newest.get(i, (0, "")), (fence or 0, v))
-    superseded = [e.path for e in output.entries("runs") if e.path.endswith(f"/{SUPERSEDED}")]
-    for i, fence in zip(
-        *columns_of(read_parts(output, superseded, ["image_id", "fence"]), ["image_id", "fence"]), strict=True
-    ):
-        if newest.get(i, (fence, ""))[0] < fence:
-            del newest[i]
-    return {i: v for i, (_, v) in newest.items()}
+        # Images behind a URL have no size before they are fetched.
+        return int(pc.sum(pc.max_element_wise(self.todo["size"], 0)).as_py() or 0)
 
 
 def make_plan(
+    listed: Iterable[Listed | None],
     source: Store,
     output: Store,
     checkpoint_sha256: str,
@@ -92,60 +49,78 @@ def make_plan(
     *,
     retry: bool = False,
     limit: int | None = None,
-    masks: bool = False,
 ) -> Plan:
-    """List, subtract what is committed, and keep the rest.
+    """Subtract what is committed from what is listed, and keep the rest.
 
     Args:
+        listed: what `sources.listing` gives; None for files that are no images.
+        source: what the paths of `listed` are relative to.
         parameters: what changes pixels or codes, beside the checkpoint.
-        retry: do rejects of the same version again; those with a transient cause always are.
-        masks: NAME.mask.png is the mask of the image NAME.
+        retry: do the rejects of the same version again, and nothing else; those with a transient cause always are.
     """
-    references: list[dict[str, Any]] = []
-    ignored = 0
-    for listed in (list_masked if masks else list_folder)(source):
-        if listed is None:
-            ignored += 1
-            continue
-        references.append(
-            {
-                "image_id": image_id(listed.rel_path),
-                "version": version(listed.etag, checkpoint_sha256, parameters),
-                "source_uri": source.uri(listed.rel_path),
-                "rel_path": listed.rel_path,
-                "source_etag": listed.etag,
-                "size": listed.size,
-                "attempts": 0,
-                "problem": listed.problem,
-                "mask_path": listed.mask_path,
-            }
-        )
+    inputs, ignored = references(listed, source, checkpoint_sha256, parameters)
+    ids, versions = (inputs[name].combine_chunks() for name in ("image_id", "version"))
     results, rejects = part_paths(output, "results"), part_paths(output, "rejects")
-    committed = newest_versions(output, results)
-    waiting: dict[tuple[str, str], int] = {}
-    attempts: dict[tuple[str, str], int] = {}
-    names = [*KEYS, "transient", "attempts"]
-    for i, v, transient, count in zip(*columns_of(read_parts(output, rejects, names), names), strict=True):
-        attempts[i, v] = max(count, attempts.get((i, v), 0))
-        if not transient:
-            waiting[i, v] = count
-    todo, done, rejects_waiting = [], 0, 0
-    for reference in references:
-        key = (reference["image_id"], reference["version"])
-        if committed.get(key[0]) == key[1]:
-            done += 1
-        elif key in waiting and not retry:
-            rejects_waiting += 1
-        else:
-            reference["attempts"] = attempts.get(key, 0)
-            todo.append(reference)
-    table = pa.Table.from_pylist(todo[:limit], REFERENCE)
-    again = table.select(["image_id"]).filter(pa.array([i in committed for i in table["image_id"].to_pylist()], pa.bool_()))
-    return Plan(table, len(references), ignored, done, rejects_waiting, again, {*results, *rejects})
+    newest = newest_of(output, results, ids, versions)
+    attempts, waits = rejected_of(output, rejects, ids, versions)
+    done = newest.same & (newest.fence >= 0)
+    waiting = waits & ~done
+    kept = np.flatnonzero(~done & (attempts > 0 if retry else ~waiting))[:limit]
+    column = REFERENCE.get_field_index("attempts")
+    todo = inputs.take(kept).set_column(column, REFERENCE.field(column), pa.array(attempts[kept], pa.int32()))
+    redone = todo.select(["image_id"]).filter(pa.array(newest.there[kept]))
+    return Plan(
+        todo, len(inputs), ignored, int(done.sum()), 0 if retry else int(waiting.sum()), redone, {*results, *rejects}
+    )
 
 
-def columns_of(table: pa.Table, names: list[str]) -> list[list[Any]]:
-    return [table[name].to_pylist() for name in names]
+def references(
+    listed: Iterable[Listed | None], source: Store, checkpoint_sha256: str, parameters: dict[str, Any]
+) -> tuple[pa.Table, int]:
+    """References to all that is listed (schema.REFERENCE, attempts 0), and the count of what is no image."""
+    version = version_of(checkpoint_sha256, parameters)
+    chunks, ignored = [REFERENCE.empty_table()], 0
+    named: set[bytes] = set()
+    iterator: Iterator[Listed | None] = iter(listed)
+    while some := list(islice(iterator, LISTED_AT_A_TIME)):
+        images = [image for image in some if image]
+        ignored += len(some) - len(images)
+        rows = []
+        for image in images:
+            name, problem = image.rel_path, image.problem
+            identity = image_id(name)
+            # Two members of one name, two rows of one key: the first is done, the others are told.
+            if bytes.fromhex(identity) in named:
+                problem = f"DuplicateName: another image is called {name} as well"
+                name = f"{name}#{image.path}@{image.offset if image.offset is not None else len(named)}"
+                identity = image_id(name)
+            named.add(bytes.fromhex(identity))
+            rows.append(
+                {
+                    "image_id": identity,
+                    "version": version(image.etag),
+                    "source_uri": uri_of(image, source),
+                    "rel_path": name,
+                    "source_etag": image.etag,
+                    "size": image.size,
+                    "attempts": 0,
+                    "problem": problem,
+                    "mask_path": image.mask_path,
+                    "path": image.path,
+                    "offset": image.offset,
+                    "base": image.base,
+                    "extra": image.extra,
+                }
+            )
+        chunks.append(pa.Table.from_pylist(rows, REFERENCE))
+    return pa.concat_tables(chunks), ignored
+
+
+def uri_of(image: Listed, source: Store) -> str:
+    """How a row names the source of an image; a member of a shard by the shard and its own name."""
+    if image.base is None:
+        return source.uri(image.path if image.offset is None else image.rel_path)
+    return f"{image.base}/{image.path}" if image.base else image.path
 
 
 def blocks(todo: pa.Table, rows: int) -> list[pa.Table]:

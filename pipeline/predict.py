@@ -19,17 +19,22 @@ from models.precision import Precision, bf16_hardware
 from models.tasks import TASKS
 from models.tasks.task import Output, Params, Sample, SampleError, padded_size
 from pipeline.names import decoded_name, output_name
-from pipeline.pixels import ImageError, Picture, PixelConfig, decode, encode, encode_rgb, output_format
+from pipeline.pixels import ImageError, Picture, PixelConfig, decode, encode, encode_rgb, output_format, pixels_of
 from pipeline.progress import Tally
+from pipeline.reading import ReadError, Reading
 from pipeline.references import kept_references
 from pipeline.schema import latent_bytes, pack_latent, row_schema
+from pipeline.sources import Input
+from pipeline.sources.folder import is_image_name
+from pipeline.sources.source import UNREADABLE_SHARD
 from pipeline.storage import Store, reason
+from pipeline.suspects import Suspects
 
 # Decoded pixels that wait for a batch of their size, before the largest group is run as it is.
 HELD_PIXELS = 64_000_000
 MODEL_PIXELS = {"cpu": 2_000_000, "cuda": 64_000_000}
-ROWS_PER_TABLE, BYTES_PER_TABLE = 64, 32_000_000
-MAX_FILE_BYTES = 1_000_000_000
+PIXELS_AT_ONCE = {"cpu": 48_000_000, "cuda": 1_000_000_000}
+"""Of images that are decoded and not yet written, unless it is one alone: what bounds an actor's memory."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Job:
     checkpoint_sha256: str
     references: list[str]
     """Digests of the images that the run works from beside its input; `keep_references` put them into OUTPUT."""
-    source: Store
+    source: Input
     output: Store
     max_pixels: int
     image: PixelConfig
@@ -58,6 +63,11 @@ class Item:
     """One image on its way."""
 
     reference: dict[str, Any]
+    data: bytes = b""
+    """The encoded image, until it is decoded."""
+    mask_data: bytes | None = None
+    pixels: int = 0
+    """By its header."""
     picture: Picture | None = None
     mask: np.ndarray | None = None
     content_sha256: str = ""
@@ -124,39 +134,52 @@ class Predictor:
         references = kept_references(job.output, job.references, job.max_pixels)
         self.model = self.task.prepare(model, self.params, references, device)
         self.threads = ThreadPoolExecutor(job.threads, thread_name_prefix="image")
+        self.reading = Reading(job.source, job.threads)
         self.tally = Tally(job.lineage["run_id"])
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        rows: list[dict[str, Any]] = []
-        size = 0
-        for item in self._finished(block.to_pylist()):
-            rows.append(item.row)
-            size += item.row["latent"].nbytes if item.row.get("latent") is not None else 0
-            size += len(item.row.get("latent_payload") or b"")
-            if len(rows) == ROWS_PER_TABLE or size > BYTES_PER_TABLE:
-                yield pa.Table.from_pylist(rows, self.schema)
-                rows, size = [], 0
-        if rows or not len(block):
-            yield pa.Table.from_pylist(rows, self.schema)
+        """All rows of a block at once, in its order: a block that Ray begins again must give the same, or rows are lost."""
+        references = block.to_pylist()
+        suspects = Suspects(self.job.lineage["run_id"], [r["image_id"] for r in references])
+        finished = self._one_by_one(references, suspects) if suspects.deaths else self._finished(references)
+        rows = {item.reference["image_id"]: item.row for item in finished}
+        suspects.clear()
+        yield pa.Table.from_pylist([rows[r["image_id"]] for r in references], self.schema)
         self.tally.flush()
 
+    def _one_by_one(self, references: list[dict[str, Any]], suspects: "Suspects") -> Iterator[Item]:
+        """After a process died in this block: each image alone, so that the next death says whose it was."""
+        for reference in references:
+            if suspects.accused(reference["image_id"]):
+                message = "its process died twice while it alone was in work (a crash of a decoder, or out of memory)"
+                yield self._write(Item(reference, error=Rejected("process", "KilledProcess", message).row))
+                continue
+            suspects.name(reference["image_id"])
+            yield from self._finished([reference])
+
     def _finished(self, references: list[dict[str, Any]]) -> Iterator[Item]:
-        """Items with their rows, in the order in which they finish."""
+        """Items with their rows."""
         writing: deque[Future[Item]] = deque()
         for batch in self._batches(references):
-            if batch[0].error is None:
+            if batch and batch[0].error is None:
                 self._run(batch)
             writing.extend(self.threads.submit(self._write, item) for item in batch)
-            while len(writing) > 4 * self.job.threads + self.job.batch_size:
+            # An empty batch asks for room: a large image is to be decoded.
+            while len(writing) > (4 * self.job.threads + self.job.batch_size if batch else 0):
                 yield writing.popleft().result()
         while writing:
             yield writing.popleft().result()
 
     def _batches(self, references: list[dict[str, Any]]) -> Iterator[list[Item]]:
-        """Items of one padded size together; rejects alone. Memory is bounded: few ahead, at most HELD_PIXELS waiting."""
+        """Items of one padded size together; rejects alone; an empty one where nothing else may be held any more."""
         waiting: dict[tuple[int, int], list[Item]] = {}
         held = 0
         for item in self._decoded(references):
+            if item is None:
+                yield from waiting.values()
+                waiting, held = {}, 0
+                yield []
+                continue
             if item.picture is None:
                 yield [item]
                 continue
@@ -174,11 +197,28 @@ class Predictor:
                 yield waiting.pop(largest)
         yield from waiting.values()
 
-    def _decoded(self, references: list[dict[str, Any]]) -> Iterator[Item]:
-        """Fetched and decoded in order, a few images ahead of the model."""
+    def _decoded(self, references: list[dict[str, Any]]) -> Iterator[Item | None]:
+        """Fetched and decoded in order, a few images ahead of the model; None around one that needs all the room."""
+        ahead: deque[Future[Item]] = deque()
+        for item in self._fetched(references):
+            if item.pixels > PIXELS_AT_ONCE[self.precision.device] // (2 * self.job.threads):
+                while ahead:
+                    yield ahead.popleft().result()
+                yield None
+                yield self._decode(item)
+                yield None
+                continue
+            ahead.append(self.threads.submit(self._decode, item))
+            if len(ahead) > 2 * self.job.threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+    def _fetched(self, references: list[dict[str, Any]]) -> Iterator[Item]:
+        """Encoded images in order, a few ahead."""
         ahead: deque[Future[Item]] = deque()
         for reference in references:
-            ahead.append(self.threads.submit(self._read, reference))
+            ahead.append(self.reading.submit(reference, self._read, reference))
             if len(ahead) > 2 * self.job.threads:
                 yield ahead.popleft().result()
         while ahead:
@@ -188,40 +228,37 @@ class Predictor:
         item = Item(reference)
         try:
             if reference["problem"]:
-                raise Rejected("list", "BadName", reference["problem"])
+                error_class, _, message = reference["problem"].partition(": ")
+                raise Rejected("list", error_class, message, transient=error_class == UNREADABLE_SHARD)
             with self.tally.time("fetch"):
-                data = self._fetch(reference)
-                mask = self._read_source(reference["mask_path"]) if reference["mask_path"] else None
-            item.content_sha256 = hashlib.sha256(data).hexdigest()
+                item.data = self.reading.image(reference)
+                item.mask_data = self.reading.mask(reference)
+            self.tally.add(bytes_in=len(item.data))
+            item.content_sha256 = hashlib.sha256(item.data).hexdigest()
+            item.pixels = pixels_of(item.data)
+        except Rejected as e:
+            item.error = e.row
+        except ReadError as e:
+            item.error = Rejected("fetch", e.error_class, str(e), e.transient).row
+        except Exception as e:  # noqa: BLE001 - whatever it is, it is this image's alone
+            item.error = Rejected("fetch", type(e).__name__, reason(e), isinstance(e, MemoryError)).row
+        return item
+
+    def _decode(self, item: Item) -> Item:
+        if item.error:
+            return item
+        try:
             with self.tally.time("decode"):
-                item.picture = decode(data, self.job.max_pixels, self.job.image)
-                item.mask = self._mask(mask) if mask is not None else None
+                item.picture = decode(item.data, self.job.max_pixels, self.job.image)
+                item.mask = self._mask(item.mask_data) if item.mask_data is not None else None
         except Rejected as e:
             item.error = e.row
         except ImageError as e:
             item.error = Rejected("decode", e.error_class, str(e)).row
-        except Exception as e:  # noqa: BLE001 - whatever it is, it is this image's alone
+        except Exception as e:  # noqa: BLE001 - as in _read
             item.error = Rejected("decode", type(e).__name__, reason(e), isinstance(e, MemoryError)).row
+        item.data, item.mask_data = b"", None
         return item
-
-    def _fetch(self, reference: dict[str, Any]) -> bytes:
-        if reference["size"] > MAX_FILE_BYTES:
-            message = f"{reference['size'] / 1e6:.0f} MB are over the limit of {MAX_FILE_BYTES / 1e6:.0f} MB for a file"
-            raise Rejected("fetch", "TooManyBytes", message)
-        data = self._read_source(reference["rel_path"])
-        if len(data) != reference["size"]:
-            message = f"{len(data)} bytes were read where the listing said {reference['size']}: it changed, or was cut off"
-            raise Rejected("fetch", "SizeChanged", message, transient=True)
-        self.tally.add(bytes_in=len(data))
-        return data
-
-    def _read_source(self, path: str) -> bytes:
-        try:
-            return self.job.source.read(path)
-        except FileNotFoundError:
-            raise Rejected("fetch", "FileNotFound", f"{path} was gone when it was read", transient=True) from None
-        except Exception as e:  # noqa: BLE001 - what a store's client may raise is open-ended; the image waits
-            raise Rejected("fetch", type(e).__name__, reason(e), transient=True) from None
 
     def _mask(self, data: bytes) -> np.ndarray:
         """(H,W) uint8 of a mask file."""
@@ -231,15 +268,16 @@ class Predictor:
             raise Rejected("decode", f"Mask{e.error_class}", f"the mask: {e}") from None
 
     def _run(self, batch: list[Item]) -> None:
-        """The model over one batch; if that fails, over each image alone, so that one cannot take others with it."""
+        """The model over one batch; if that fails, over its halves, down to the image that fails alone."""
         samples = [item.sample() for item in batch]
         try:
             with self.tally.time("model"):
                 outputs = self.task.predict(self.model, samples, self.params, self.precision)
         except Exception as e:  # noqa: BLE001 - as in _read
             if len(batch) > 1:
-                for item in batch:
-                    self._run([item])
+                # Halves, so that what did not fit into memory together goes on in batches as large as may be.
+                self._run(batch[: len(batch) // 2])
+                self._run(batch[len(batch) // 2 :])
                 return
             if isinstance(e, SampleError):
                 batch[0].error = Rejected("model", e.error_class, str(e)).row
@@ -283,6 +321,7 @@ class Predictor:
             "bit_depth": picture.bit_depth,
             "frames": picture.frames,
             "icc": picture.icc,
+            "extra": item.reference["extra"],
             **output.columns,
         }
         with self.tally.time("encode"):
@@ -307,7 +346,9 @@ class Predictor:
                     gray=picture.gray and not output.coloured,
                     alpha=None if output.opaque else fitted(picture.alpha, output.image),
                 )
-                changed = image_format != picture.format and picture.format != "MPO"
+                own = "JPEG" if picture.format == "MPO" else picture.format
+                # A member of a shard may be called by a number alone.
+                changed = image_format != own or not is_image_name(names[0])
                 data = encode(output.image, picture, image_format, self.job.image.quality)
                 name = output_name(*names, f".{image_format.lower()}" if changed else None)
         path = f"images/{name}"

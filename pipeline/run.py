@@ -23,14 +23,16 @@ from models.tasks import TASKS
 from models.tasks.task import Params, Task
 from pipeline.account import Account, account
 from pipeline.cluster import connected
+from pipeline.committed import SUPERSEDED, part_paths, read_parts
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, Interrupted, OutputHeld, RunFailed, StorageError, TooManyRejects
 from pipeline.lease import Lease
 from pipeline.pixels import LOSSY
-from pipeline.plan import SUPERSEDED, Plan, blocks, make_plan, part_paths, read_parts
+from pipeline.plan import Plan, blocks, make_plan
 from pipeline.progress import Shown, peak_rss_mb
 from pipeline.references import keep_references, references_of
 from pipeline.schema import parquet_bytes
+from pipeline.sources import Input, input_of, listing
 from pipeline.storage import STORE_FAILURES, Store, reason
 
 log = logging.getLogger("imagemill.run")
@@ -53,7 +55,7 @@ class Resolved:
     weights: bytes
     references: list[tuple[str, bytes]]
     """sha256 and content of the files that the parameters name."""
-    source: Store
+    source: Input
     output: Store
 
     @property
@@ -103,9 +105,13 @@ def resolve(config: RunConfig) -> Resolved:
     task.check(checkpoints.build(card, weights), params)
     if name == "random":
         log.warning("checkpoint random: its features were never trained; pictures are poor, a trained network's are better")
-    source, output = Store(str(config.input), config.storage), Store(str(config.output), config.storage)
-    for inner, outer in ((source, output), (output, source)):
-        if inner.scheme == outer.scheme and f"{inner.root}/".startswith(f"{outer.root}/"):
+    output = Store(str(config.output), config.storage)
+    try:
+        source = input_of(str(config.input), config.storage, config.source)
+    except STORE_FAILURES as e:
+        raise StorageError(f"input {config.input}: {reason(e)}") from None
+    for inner, outer in ((source.store, output), (output, source.store)):
+        if not source.file and inner.scheme == outer.scheme and f"{inner.root}/".startswith(f"{outer.root}/"):
             raise ConfigError(f"input {source.url} and output {output.url} lie one in the other")
     return Resolved(config, task, params, card, weights, references_of(config, task, params), source, output)
 
@@ -133,25 +139,21 @@ def storage_errors(job: Resolved) -> Iterator[None]:
 
 
 def check_ends(job: Resolved) -> None:
-    """Raises: StorageError when INPUT is not there, ConfigError when it is a file or OUTPUT belongs to another task."""
+    """Raises: ConfigError when OUTPUT belongs to another task."""
     with storage_errors(job):
-        if not job.source.exists():
-            raise StorageError(f"input {job.source.url} does not exist")
-        if job.source.local and not job.source.fs.isdir(job.source.root):
-            raise ConfigError(f"input {job.source.url} is a file; a folder is expected")
         for path in part_paths(job.output, "results")[:1]:
             there = read_parts(job.output, [path], ["task"])["task"][0].as_py()
             if there != job.task.name:
                 raise ConfigError(f"output {job.output.url} belongs to the task {there}, not {job.task.name}")
 
 
-def plan_of(job: Resolved) -> Plan:
-    """What a run would do; changes nothing. Raises: StorageError."""
+def plan_of(job: Resolved, keep: bool = False) -> Plan:
+    """What a run would do; changes nothing unless it is to keep what shards were found to hold. Raises: StorageError."""
     config = job.config
     with storage_errors(job):
-        masks = job.task.wants_mask(job.params)
+        listed = listing(job.source, job.output, masks=job.task.wants_mask(job.params), keep=keep)
         return make_plan(
-            job.source, job.output, job.card.sha256, job.parameters, retry=config.retry, limit=config.limit, masks=masks
+            listed, job.source.store, job.output, job.card.sha256, job.parameters, retry=config.retry, limit=config.limit
         )
 
 
@@ -223,7 +225,7 @@ def run(config: RunConfig) -> dict[str, Any]:
         began = time.monotonic()
         try:
             with stage(seconds, "plan"):
-                plan = plan_of(job)
+                plan = plan_of(job, keep=True)
             record |= {"found": plan.found, "ignored": plan.ignored, "done_before": plan.done}
             record |= {"rejects_waiting": plan.rejects_waiting, "planned": len(plan.todo)}
             if len(plan.redone):
@@ -233,9 +235,7 @@ def run(config: RunConfig) -> dict[str, Any]:
             if len(plan.todo):
                 execute(job, plan, lease, record, seconds)
             with stage(seconds, "account"):
-                left = account(
-                    job.output, plan.todo, plan.parts, [c for c, kind in job.task.columns.items() if kind is float]
-                )
+                left = account(job.output, plan, [c for c, kind in job.task.columns.items() if kind is float])
             record_account(record, left, job.task)
             share = left.rejected / max(1, len(plan.todo))
             if share > config.max_reject_fraction:
@@ -302,6 +302,7 @@ def write(job: Resolved, plan: Plan, pool: Pool, part_rows: int, lineage: dict[s
 
     from pipeline.predict import Job, Predictor, keep_checkpoint
     from pipeline.sink import PartSink
+    from pipeline.suspects import MOST_DEATHS
 
     # Ray Data's own progress and plan lines give way to one honest bar.
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -329,7 +330,7 @@ def write(job: Resolved, plan: Plan, pool: Pool, part_rows: int, lineage: dict[s
     block_rows = min(part_rows, max(1, len(plan.todo) // (4 * pool.actors)))
     with warnings.catch_warnings():
         # 2.60 has no named argument for the two limits yet, and warns of the way there is. Actors may restart for ever, but
-        # a block that kills them is given up after `max_retries`.
+        # a block that kills them finds out by which image.
         warnings.simplefilter("ignore", ray.data.dataset.RayDeprecationWarning)
         dataset = ray.data.from_arrow(blocks(plan.todo, block_rows)).map_batches(
             Predictor,
@@ -340,7 +341,7 @@ def write(job: Resolved, plan: Plan, pool: Pool, part_rows: int, lineage: dict[s
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus or None,
             max_restarts=-1,
-            max_task_retries=config.pool.max_retries,
+            max_task_retries=MOST_DEATHS,
         )
     sink = PartSink(
         job.output, job.task.columns, job.task.stores_latent, part_rows, config.compression_level, lineage["fence"]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ SOURCE = [
     ("bit_depth", pa.int32()),
     ("frames", pa.int32()),
     ("icc", pa.string()),
+    # JSON of what a shard or manifest carried along with the image.
+    ("extra", pa.string()),
 ]
 LINEAGE = [
     ("task", pa.string()),
@@ -58,7 +61,17 @@ REJECT = [
     ("attempts", pa.int32()),
 ]
 REFERENCE = pa.schema(
-    [*IDENTITY, ("size", pa.int64()), ("attempts", pa.int32()), ("problem", pa.string()), ("mask_path", pa.string())]
+    [
+        *IDENTITY,
+        ("size", pa.int64()),
+        ("attempts", pa.int32()),
+        ("problem", pa.string()),
+        ("mask_path", pa.string()),
+        ("path", pa.string()),
+        ("offset", pa.int64()),
+        ("base", pa.string()),
+        ("extra", pa.string()),
+    ]
 )
 """What travels to an actor for each image to do."""
 
@@ -83,10 +96,14 @@ def image_id(key: str) -> str:
     return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
 
 
-def version(etag: str, checkpoint_sha256: str, parameters: dict[str, Any]) -> str:
-    """128-bit hash of what decides an output: source, model, and the parameters that change pixels or codes."""
-    content = json.dumps([etag, checkpoint_sha256, parameters], sort_keys=True)
-    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+def version_of(checkpoint_sha256: str, parameters: dict[str, Any]) -> Callable[[str], str]:
+    """From an etag, the 128-bit hash of what decides an output: source, model, parameters that change pixels or codes."""
+    common = json.dumps([checkpoint_sha256, parameters], sort_keys=True)[1:].encode()
+
+    def version(etag: str) -> str:
+        return hashlib.blake2b(b"[" + json.dumps(etag).encode() + b", " + common, digest_size=16).hexdigest()
+
+    return version
 
 
 def part_name(table: pa.Table) -> str:
@@ -162,6 +179,8 @@ def parquet_bytes(table: pa.Table, level: int) -> bytes:
         use_dictionary=[n for n in table.schema.names if n not in plain],
         column_encoding={"latent.list.element": "BYTE_STREAM_SPLIT"} if latent else None,
         write_statistics=["image_id"],
+        # A flipped bit of any column is seen by whoever reads with verification.
+        write_page_checksum=True,
         data_page_size=64 * 1024,
     )
     data: bytes = out.getvalue().to_pybytes()

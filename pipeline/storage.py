@@ -4,6 +4,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.errors import ConfigError, StorageError
 
 SCHEMES = ("file", "s3")
+LISTED_AT_A_TIME = 16
 STORE_FAILURES = (OSError, BotoCoreError)
 """What the clients of stores raise."""
 
@@ -104,8 +106,26 @@ def local_files(root: str) -> Iterator[Entry]:
                     yield Entry(path, 0, "unreadable", f"a link or file that cannot be followed: {e.strerror}")
                 continue
             regular = stat.S_ISREG(status.st_mode)
-            etag = f"{status.st_size}-{status.st_mtime_ns}"
-            yield Entry(path, status.st_size, etag, None if regular else "a pipe, socket or device, not a file")
+            yield Entry(
+                path, status.st_size, local_etag(status), None if regular else "a pipe, socket or device, not a file"
+            )
+
+
+def local_etag(status: os.stat_result) -> str:
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def found_in_bucket(fs: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every object below a prefix; the folders directly in it are listed side by side, as each page takes a round trip."""
+    here = fs.ls(root, detail=True)
+    folders = [info["name"] for info in here if info["type"] == "directory"]
+    if len(folders) == 1 and len(here) == 1:
+        yield from found_in_bucket(fs, folders[0])
+        return
+    yield from ((info["name"], info) for info in here)
+    with ThreadPoolExecutor(LISTED_AT_A_TIME) as pool:
+        for found in pool.map(lambda folder: fs.find(folder, detail=True), folders):
+            yield from found.items()
 
 
 class Store:
@@ -150,14 +170,21 @@ class Store:
             yield from (replace(entry, path=self.relative(entry.path)) for entry in local_files(self.full(path)))
             return
         try:
-            found = self.fs.find(self.full(path), detail=True)
+            for full, info in found_in_bucket(self.fs, self.full(path)):
+                if info["type"] == "file" and not full.endswith("/"):
+                    yield Entry(self.relative(full), int(info["size"]), info["ETag"].strip('"'))
         except FileNotFoundError:
             return
         except Exception as e:
             raise StorageError(f"{self.uri(path)}: cannot be listed: {reason(e)}") from e
-        for full, info in found.items():
-            if info["type"] == "file" and not full.endswith("/"):
-                yield Entry(self.relative(full), int(info["size"]), info["ETag"].strip('"'))
+
+    def entry(self, path: str) -> Entry:
+        """One object. Raises: FileNotFoundError, or what the store's client raises."""
+        if self.local:
+            status = os.stat(self.full(path))
+            return Entry(path, status.st_size, local_etag(status))
+        info = self.fs.info(self.full(path))
+        return Entry(path, int(info["size"]), info["ETag"].strip('"'))
 
     def read(self, path: str) -> bytes:
         data: bytes = self.fs.cat_file(self.full(path))

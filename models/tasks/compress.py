@@ -17,8 +17,8 @@ from models.entropy_fit import fit
 from models.losses import laplace_bits, psnr_loss, rate_distortion
 from models.metrics import psnr_db
 from models.precision import Precision
-from models.tasks.task import Output, Params, Sample, Task, to_batch, to_uint8
-from models.tiling import tiled
+from models.tasks.task import Output, Params, Sample, Task, as_bytes, byte_batch, to_uint8, unit
+from models.tiling import in_tiles, tiled
 
 TILE = 1024
 # Below 18 the means of black and white blocks outgrow a symbol: it costs more bits and gives a worse picture.
@@ -97,12 +97,16 @@ class Compress(Task):
         assert isinstance(model, LatentCoder)
         assert isinstance(params, CompressParams)
         images = [sample.rgb for sample in samples]
-        x = planes_of(model, to_batch(images, model.stride, precision.device))
-        step_B = x.new_full((len(images),), params.step)
+        # Large images stay bytes; each tile is made float by itself.
+        x = byte_batch(images, model.stride, precision.device)
+        step_B = torch.full((len(images),), params.step, device=x.device)
+
+        def symbols_of(piece: Tensor) -> Tensor:
+            return model.symbols(planes_of(model, unit(piece)), step_B).to(torch.int8)
+
         halo = model.stride if isinstance(model, Codec) else model.halo
         with torch.inference_mode():
-            symbols = tiled(lambda piece: model.symbols(piece, step_B), x, TILE, halo, Fraction(1, model.stride))
-        latents = symbols.to(torch.int8).cpu().numpy()
+            latents = tiled(symbols_of, x, TILE, halo, Fraction(1, model.stride)).cpu().numpy()
         outputs = []
         for latent, image in zip(latents, images, strict=True):
             decoded = decode_latent(model, latent, image.shape[:2], params.step, precision.device)
@@ -126,13 +130,15 @@ def code(model: LatentCoder, x_BCHW: Tensor, step_B: Tensor) -> tuple[Tensor, Te
 def decode_latent(model: LatentCoder, latent: np.ndarray, size: tuple[int, int], step: float, device: str) -> np.ndarray:
     """Symbols (C,h,w) int8 to the image (H,W,3) uint8 of `size`.
 
-    Always float32 and one image at a time, in tiles of one size: these decide the last bit of a result, so the run and a
-    later `decode` agree exactly on one kind of device.
+    Always float32 and one image at a time, in tiles of one size, which want of memory does not halve: these decide the
+    last bit of a result, so the run and a later `decode` agree exactly on one kind of device.
     """
-    symbols = torch.from_numpy(np.ascontiguousarray(latent))[None].to(device).float()
-    step_B = symbols.new_full((1,), step)
+    symbols = torch.from_numpy(np.ascontiguousarray(latent))[None].to(device)
+    step_B = torch.full((1,), step, device=symbols.device)
     tile, halo = TILE // model.stride, model.halo // model.stride
     with torch.inference_mode():
-        x_hat = tiled(lambda piece: model.image(piece, step_B), symbols, tile, halo, Fraction(model.stride))
+        x_hat = in_tiles(
+            lambda piece: as_bytes(model.image(piece.float(), step_B)), symbols, tile, halo, Fraction(model.stride)
+        )
     decoded = to_uint8(x_hat)[0, : size[0], : size[1]]
     return decoded if model.channels == 3 else decoded.repeat(3, 2)

@@ -11,7 +11,7 @@ from models.architectures.unet import UNet
 from models.autoencoder import Autoencoder
 from models.losses import gaussian_noise, psnr_loss
 from models.precision import Precision
-from models.tasks.task import Output, Params, Sample, Task, to_batch, to_uint8
+from models.tasks.task import Output, Params, Sample, Task, as_bytes, byte_batch, to_uint8, unit
 from models.tiling import tiled
 
 TILE, CROP = 1024, 384
@@ -75,11 +75,12 @@ class Denoise(Task):
         assert isinstance(model, UNet)
         assert isinstance(params, DenoiseParams)
         images = [sample.rgb for sample in samples]
-        x = to_batch(images, model.stride, precision.device)
+        # Large images stay bytes; each tile is made float by itself.
+        x = byte_batch(images, model.stride, precision.device)
         with torch.inference_mode(), precision.autocast():
             given = params.sigma
-            sigma_B = noise_level(model, x) if given is None else x.new_full((len(images),), given / 255)
-            x_hat = tiled(lambda piece: model(piece, sigma_B), x, TILE, model.halo)
+            sigma_B = noise_level(model, x) if given is None else torch.full((len(images),), given / 255, device=x.device)
+            x_hat = tiled(lambda piece: as_bytes(model(unit(piece), sigma_B)), x, TILE, model.halo)
         restored = to_uint8(x_hat)
         return [
             Output(image=r[: i.shape[0], : i.shape[1]], columns={"sigma": float(s) * 255})
@@ -88,12 +89,15 @@ class Denoise(Task):
 
 
 def noise_level(model: UNet, x_BCHW: Tensor) -> Tensor:
-    """(B,) noise level of images (B,3,H,W); of large ones the median over nine crops, so that memory is bounded."""
+    """(B,) noise level, in units of 1, of images (B,3,H,W) uint8; of large ones the median over nine crops.
+
+    Crops bound the memory that it takes.
+    """
     h, w = x_BCHW.shape[2:]
     if h * w <= TILE * TILE:
-        return model.noise_level(x_BCHW)
+        return model.noise_level(unit(x_BCHW))
     corners = [(int(y), int(x)) for y in np.linspace(0, max(0, h - CROP), 3) for x in np.linspace(0, max(0, w - CROP), 3)]
-    levels = [model.noise_level(x_BCHW[:, :, y : y + CROP, x : x + CROP]) for y, x in corners]
+    levels = [model.noise_level(unit(x_BCHW[:, :, y : y + CROP, x : x + CROP])) for y, x in corners]
     return torch.stack(levels).median(0).values
 
 

@@ -125,13 +125,29 @@ def padded_size(image: np.ndarray, stride: int) -> tuple[int, int]:
     return h + -h % stride, w + -w % stride
 
 
+def byte_batch(images: Sequence[np.ndarray], stride: int, device: str) -> Tensor:
+    """Images (H,W,3) uint8 of one padded size to (B,3,H,W) uint8, channels last: a quarter of what floats take."""
+    stacked = torch.from_numpy(np.stack([pad_to(image, stride) for image in images]))
+    return stacked.to(device, non_blocking=True).permute(0, 3, 1, 2)
+
+
+def unit(x_BCHW: Tensor) -> Tensor:
+    """Bytes to float32 in [0,1]."""
+    return x_BCHW.float().div_(255)
+
+
 def to_batch(images: Sequence[np.ndarray], stride: int, device: str) -> Tensor:
     """Images of one padded size to (B,3,H,W) float32 in [0,1], channels last; bytes travel to the device, floats do not."""
-    stacked = torch.from_numpy(np.stack([pad_to(image, stride) for image in images]))
-    return stacked.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
+    return unit(byte_batch(images, stride, device))
+
+
+def as_bytes(x_BCHW: Tensor) -> Tensor:
+    """Float in [0,1] to uint8, clipped and rounded."""
+    return x_BCHW.float().clamp(0, 1).mul_(255).round_().to(torch.uint8)
 
 
 def to_uint8(x_BCHW: Tensor) -> np.ndarray:
-    """(B,3,H,W) float in [0,1] to (B,H,W,3) uint8, clipped and rounded."""
-    out: np.ndarray = x_BCHW.float().clamp(0, 1).mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    """(B,3,H,W) float in [0,1], or uint8, to (B,H,W,3) uint8."""
+    x = x_BCHW if x_BCHW.dtype == torch.uint8 else as_bytes(x_BCHW)
+    out: np.ndarray = x.permute(0, 2, 3, 1).cpu().numpy()
     return out

@@ -1,1 +1,134 @@
-"""Where images come from."""
+"""Where images come from: a folder or prefix of image files and shards, one shard, or a manifest."""
+
+import hashlib
+import logging
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import ConfigError, StorageError
+from pipeline.sources import manifest, parquet, tar
+from pipeline.sources.folder import image_file, with_masks
+from pipeline.sources.source import UNREADABLE_SHARD, Listed, ShardFormat, SourceConfig
+from pipeline.storage import STORE_FAILURES, Entry, StorageConfig, Store, reason
+
+log = logging.getLogger("imagemill.run")
+FORMATS: dict[str, ShardFormat] = {"parquet": parquet.FORMAT, "tar": tar.FORMAT}
+FOLDER = "shards"
+"""Below OUTPUT: what each shard was found to hold, by its path and etag, so that no night opens it again."""
+SHARDS_AT_A_TIME = 4
+INDEX = pa.schema(
+    [
+        ("rel_path", pa.string()),
+        ("size", pa.int64()),
+        ("etag", pa.string()),
+        ("path", pa.string()),
+        ("offset", pa.int64()),
+        ("base", pa.string()),
+        ("problem", pa.string()),
+        ("mask_path", pa.string()),
+        ("extra", pa.string()),
+    ]
+)
+OTHERS = b"others"
+
+
+@dataclass(frozen=True)
+class Input:
+    """Where a run's images are."""
+
+    store: Store
+    file: str | None
+    """The shard or manifest that is all of the input; None for a folder or prefix."""
+    config: SourceConfig
+
+    @property
+    def url(self) -> str:
+        return self.store.uri(self.file) if self.file else self.store.url
+
+
+def shard_format(path: str) -> ShardFormat | None:
+    return next((form for form in FORMATS.values() if path.lower().endswith(form.suffixes)), None)
+
+
+def input_of(url: str, storage: StorageConfig, config: SourceConfig) -> Input:
+    """Raises: ConfigError for a file that is neither a shard nor a manifest; StorageError when nothing is there."""
+    store = Store(url, storage)
+    if not store.exists():
+        raise StorageError(f"input {store.url} does not exist")
+    if not store.fs.isfile(store.root):
+        return Input(store, None, config)
+    folder, _, name = store.url.rpartition("/")
+    if not name.lower().endswith((*manifest.SUFFIXES, *tar.SUFFIXES)):
+        known = ", ".join(sorted({*manifest.SUFFIXES, *tar.SUFFIXES}))
+        raise ConfigError(f"input {store.url} is a file; a folder, a shard or a manifest is expected ({known})")
+    return Input(Store(folder or "/", storage), name, config)
+
+
+def listing(source: Input, kept: Store | None = None, masks: bool = False, keep: bool = False) -> Iterator[Listed | None]:
+    """Every image of an input, in the order of its names, and None for each file or member that is none.
+
+    Args:
+        kept: OUTPUT, whose index of a shard stands in for the shard while it is the same. keep: write what is missing there.
+        masks: NAME.mask.png is the mask of the image file NAME.
+
+    Raises: StorageError when the store cannot be listed; ConfigError when columns that the config names are not there.
+    """
+    if source.file and shard_format(source.file) is None:
+        return iter(manifest.list_manifest(source.store, source.file, source.config))
+    listed = members(source, kept, keep)
+    if source.file and source.file.lower().endswith(".parquet"):
+        first = next(listed, None)
+        if first is None:
+            return iter(manifest.list_manifest(source.store, source.file, source.config))
+        return (image for images in ([first], listed) for image in images)
+    return with_masks(listed) if masks else listed
+
+
+def members(source: Input, kept: Store | None, keep: bool) -> Iterator[Listed | None]:
+    """Image files as they are listed, and the images of shards, a few of which are read at a time."""
+    entries = iter([source.store.entry(source.file)]) if source.file else source.store.entries()
+    ahead: deque[list[Listed | None] | Future[list[Listed | None]]] = deque()
+
+    def ready() -> list[Listed | None]:
+        first = ahead.popleft()
+        return first.result() if isinstance(first, Future) else first
+
+    with ThreadPoolExecutor(SHARDS_AT_A_TIME) as pool:
+        for entry in entries:
+            form = shard_format(entry.path)
+            ahead.append(pool.submit(indexed, form, source, entry, kept, keep) if form else [image_file(entry)])
+            while ahead and (isinstance(ahead[0], list) or len(ahead) > SHARDS_AT_A_TIME):
+                yield from ready()
+        while ahead:
+            yield from ready()
+
+
+def indexed(form: ShardFormat, source: Input, entry: Entry, kept: Store | None, keep: bool) -> list[Listed | None]:
+    """What a shard holds, by its index in OUTPUT, or by reading it."""
+    if entry.problem:
+        return [Listed(entry.path, entry.size, entry.etag, entry.path, problem=f"BadName: {entry.problem}")]
+    identity = f"{entry.path}\n{entry.etag}\n{entry.size}\n{source.config.model_dump_json()}"
+    path = f"{FOLDER}/{hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()}.parquet"
+    if kept and kept.exists(path):
+        try:
+            table = pq.read_table(pa.BufferReader(kept.read(path)))
+            others = int((table.schema.metadata or {}).get(OTHERS, b"0"))
+            return [Listed(**row) for row in table.to_pylist()] + [None] * others
+        except (pa.ArrowException, ValueError, TypeError):
+            log.warning("%s: damaged; the shard is read again", kept.uri(path))
+    try:
+        found = list(form.index(source.store, entry.path, source.config))
+    except STORE_FAILURES as e:
+        return [Listed(entry.path, entry.size, entry.etag, entry.path, problem=f"{UNREADABLE_SHARD}: {reason(e)}")]
+    if kept and keep:
+        images = [asdict(image) for image in found if image]
+        table = pa.Table.from_pylist(images, INDEX.with_metadata({OTHERS: str(len(found) - len(images)).encode()}))
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        kept.write(path, sink.getvalue().to_pybytes())
+    return found

@@ -1,9 +1,10 @@
 """A folder or bucket prefix of image files, at any depth and of any name."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from pipeline.storage import Store
+from pipeline.sources.source import Listed
+from pipeline.storage import Entry, Store
 
 # Files of the last line's formats, which Pillow cannot read, end as rejects that say so.
 EXTENSIONS = (
@@ -15,48 +16,43 @@ EXTENSIONS = (
 MASK = ".mask.png"
 
 
-@dataclass(frozen=True)
-class Listed:
-    """One image file of an input."""
-
-    rel_path: str
-    size: int
-    etag: str
-    problem: str | None = None
-    """Why it is a reject before it was read."""
-    mask_path: str | None = None
-
-
 def is_image_name(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS)
 
 
-def list_masked(store: Store) -> Iterator[Listed | None]:
-    """As `list_folder`, but NAME.mask.png is no image: it is the mask of every image NAME in its folder.
+def list_folder(store: Store) -> Iterator[Listed | None]:
+    """Every image file, and None for each file that is none by its name."""
+    return (image_file(entry) for entry in store.entries())
+
+
+def with_masks(listing: Iterator[Listed | None]) -> Iterator[Listed | None]:
+    """A listing in which NAME.mask.png is no image but the mask of every image NAME in its folder.
 
     The etag of an image holds that of its mask, so that a changed mask is a changed image.
     """
-    listed = list(list_folder(store))
-    masks = {image.rel_path[: -len(MASK)]: image for image in listed if image and image.rel_path.endswith(MASK)}
+    listed = list(listing)
+    masks = {image.path[: -len(MASK)]: image for image in listed if image and is_mask(image)}
     for image in listed:
-        if image is None or image.rel_path.endswith(MASK):
+        if image is None or is_mask(image):
             yield None
             continue
-        mask = masks.get(image.rel_path.rpartition(".")[0])
-        yield replace(image, etag=f"{image.etag} {mask.etag}", mask_path=mask.rel_path) if mask else image
+        mask = masks.get(image.path.rpartition(".")[0]) if image.offset is None else None
+        yield replace(image, etag=f"{image.etag} {mask.etag}", mask_path=mask.path) if mask else image
 
 
-def list_folder(store: Store) -> Iterator[Listed | None]:
-    """Every image file, and None for each file that is none by its name (they are counted, not read)."""
-    for entry in store.entries():
-        if not is_image_name(entry.path):
-            yield None
-            continue
-        try:
-            entry.path.encode()
-        except UnicodeEncodeError:
-            # Arrow holds UTF-8 only; a name with other bytes is shown escaped.
-            shown = entry.path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-            yield Listed(shown, entry.size, entry.etag, "the file's name is not valid UTF-8: rename it")
-            continue
-        yield Listed(entry.path, entry.size, entry.etag, entry.problem)
+def is_mask(image: Listed) -> bool:
+    return image.offset is None and image.path.endswith(MASK)
+
+
+def image_file(entry: Entry) -> Listed | None:
+    """An image file of a listing; None for a file that is none by its name (it is counted, not read)."""
+    if not is_image_name(entry.path):
+        return None
+    try:
+        entry.path.encode()
+    except UnicodeEncodeError:
+        # Arrow holds UTF-8 only; a name with other bytes is shown escaped.
+        shown = entry.path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        return Listed(shown, entry.size, entry.etag, shown, problem="BadName: the file's name is not valid UTF-8: rename it")
+    problem = f"BadName: {entry.problem}" if entry.problem else None
+    return Listed(entry.path, entry.size, entry.etag, entry.path, problem=problem)

@@ -163,3 +163,23 @@ def test_the_decoder_of_the_codec_looks_no_further_than_its_halo() -> None:
         in_tiles = tiled(lambda piece: model.decode((piece, step)), symbols, 8, halo, scale)
         torch.testing.assert_close(in_tiles, whole, atol=1e-5 * float(whole.abs().max()), rtol=0)
         assert reaches_no_further_than(lambda piece: model.decode((piece, step)), symbols, halo, 1, scale)
+
+
+def test_tiles_that_do_not_fit_into_memory_are_halved() -> None:
+    x, largest = torch.rand(1, 3, 300, 500, generator=torch.Generator().manual_seed(0)), []
+
+    def blur(piece: Tensor) -> Tensor:
+        if piece.shape[2] * piece.shape[3] > 100 * 100:
+            # Asks for what no machine has, so that the allocator itself says no.
+            torch.empty(2**60)
+        largest.append(max(piece.shape[2:]))
+        return nn.functional.avg_pool2d(piece, 3, 1, 1, count_include_pad=False)
+
+    assert torch.allclose(tiled(blur, x, 256, 8), nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False))
+    assert max(largest) <= 64 + 2 * 8
+    with pytest.raises(RuntimeError, match="no matter what"):
+        tiled(lambda piece: fail("no matter what"), x, 256, 8)
+
+
+def fail(message: str) -> Tensor:
+    raise RuntimeError(message)

@@ -13,8 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.account import account, drop_doubles, newest_rows, verify
+from pipeline.committed import KEYS, columns_of, part_paths, read_parts
 from pipeline.errors import VerificationError
-from pipeline.plan import KEYS, columns_of, part_paths, read_parts
+from pipeline.plan import Plan
 from pipeline.schema import REFERENCE, pack_latent, parquet_bytes, part_name, reject_schema, result_schema
 from pipeline.storage import Store
 
@@ -48,6 +49,14 @@ def pairs_of(output: Store) -> list[Pair]:
 
 def todo_of(*pairs: Pair) -> pa.Table:
     return pa.Table.from_pylist([{"image_id": i, "version": v} for i, v in pairs], REFERENCE)
+
+
+def plan_over(*pairs: Pair, parts: set[str] = frozenset(), redone: str = "") -> Plan:
+    return Plan(todo_of(*pairs), 0, 0, 0, 0, pa.table({"image_id": pa.array(list(redone), pa.string())}), set(parts))
+
+
+def dropped_from(output: Store) -> int:
+    return drop_doubles(output, plan_over(), part_paths(output, "results"))
 
 
 def with_images(output: Store, *names: str) -> str:
@@ -85,22 +94,22 @@ def test_doubles_are_dropped_and_nothing_else(parts: list[tuple[set[Pair], int]]
         for pairs, fence in parts:
             put(output, [row(pair, fence) for pair in sorted(pairs)])
         before = pairs_of(output)
-        dropped = drop_doubles(output)
+        dropped = dropped_from(output)
         assert pairs_of(output) == sorted(set(before))
         assert dropped == len(before) - len(set(before))
-        assert drop_doubles(output) == 0
+        assert dropped_from(output) == 0
 
 
 def test_one_of_two_rows_in_the_same_part_stays(output: Store) -> None:
     put(output, [row(("a", "v")), row(("a", "v")), row(("b", "v"))])
-    drop_doubles(output)
+    dropped_from(output)
     assert pairs_of(output) == [("a", "v"), ("b", "v")]
 
 
 def test_the_row_of_the_later_holder_stays(output: Store) -> None:
     put(output, [row(("a", "v"), 1, run_id="old"), row(("b", "v"), 1, run_id="old")])
     put(output, [row(("a", "v"), 2, run_id="new")])
-    assert drop_doubles(output) == 1
+    assert dropped_from(output) == 1
     rows = read_parts(output, part_paths(output, "results"), ["image_id", "run_id"])
     assert dict(zip(*columns_of(rows, ["image_id", "run_id"]), strict=True)) == {"a": "new", "b": "old"}
 
@@ -108,7 +117,7 @@ def test_the_row_of_the_later_holder_stays(output: Store) -> None:
 def test_a_part_that_lost_rows_is_named_by_the_rest_and_keeps_their_columns(output: Store) -> None:
     put(output, [row(("a", "v"), 1), row(("b", "v"), 1, psnr_db=41.0)])
     put(output, [row(("a", "v"), 2)])
-    drop_doubles(output)
+    dropped_from(output)
     for path in part_paths(output, "results"):
         table = pq.read_table(output.full(path))
         assert table.schema.equals(SCHEMA)
@@ -116,9 +125,19 @@ def test_a_part_that_lost_rows_is_named_by_the_rest_and_keeps_their_columns(outp
     assert verify(output).problems == []
 
 
+def test_a_row_that_was_made_again_takes_the_place_of_the_older_one(output: Store) -> None:
+    put(output, [row(("a", "v"), 1), row(("b", "v"), 1)])
+    older = set(part_paths(output, "results"))
+    put(output, [row(("a", "v"), 3)])
+    new = [path for path in part_paths(output, "results") if path not in older]
+    assert drop_doubles(output, plan_over(parts=older, redone="a"), new) == 1
+    assert pairs_of(output) == [("a", "v"), ("b", "v")]
+    assert read_parts(output, part_paths(output, "results"), ["fence"])["fence"].to_pylist().count(3) == 1
+
+
 def test_versions_of_an_image_are_history_not_doubles(output: Store) -> None:
     put(output, [row(("a", "v")), row(("a", "w"))])
-    assert drop_doubles(output) == 0
+    assert dropped_from(output) == 0
     assert verify(output).problems == []
 
 
@@ -128,7 +147,7 @@ def test_an_account_adds_up_rows_and_rejects(output: Store) -> None:
     put(output, [row(("c", "v"), psnr_db=float("inf"))])
     reject(output, ("d", "v"))
     reject(output, ("e", "v"), ("f", "v"), error_class="EmptyFile")
-    left = account(output, todo_of(*((i, "v") for i in "abcdef")), {old}, ["psnr_db"])
+    left = account(output, plan_over(*((i, "v") for i in "abcdef"), parts={old}), ["psnr_db"])
     assert (left.ok, left.rejected, left.doubles_dropped) == (3, 3, 0)
     assert left.reasons == {"EmptyFile": 2, "BrokenImage": 1}
     assert left.pixels == 3 * 32 * 24
@@ -140,25 +159,25 @@ def test_an_account_adds_up_rows_and_rejects(output: Store) -> None:
 def test_a_double_row_is_counted_once(output: Store) -> None:
     put(output, [row(("a", "v"), 1), row(("b", "v"), 1)])
     put(output, [row(("a", "v"), 2)])
-    left = account(output, todo_of(("a", "v"), ("b", "v")), set(), ["psnr_db"])
+    left = account(output, plan_over(("a", "v"), ("b", "v")), ["psnr_db"])
     assert (left.ok, left.rejected, left.doubles_dropped, left.pixels) == (2, 0, 1, 2 * 32 * 24)
 
 
 def test_an_image_with_a_row_and_a_reject_is_ok(output: Store) -> None:
     put(output, [row(("a", "v"))])
     reject(output, ("a", "v"))
-    left = account(output, todo_of(("a", "v")), set(), [])
+    left = account(output, plan_over(("a", "v")), [])
     assert (left.ok, left.rejected, left.reasons) == (1, 0, {})
 
 
 def test_an_account_of_nothing_is_nothing(output: Store) -> None:
-    left = account(output, todo_of(), set(), ["psnr_db"])
+    left = account(output, plan_over(), ["psnr_db"])
     assert (left.ok, left.rejected, left.pixels, left.parquet_bytes) == (0, 0, 0, 0)
 
 
 def test_an_account_of_rejects_alone_has_no_quality(output: Store) -> None:
     reject(output, ("a", "v"))
-    left = account(output, todo_of(("a", "v")), set(), ["psnr_db"])
+    left = account(output, plan_over(("a", "v")), ["psnr_db"])
     assert (left.ok, left.rejected, left.quality) == (0, 1, {})
 
 
@@ -167,7 +186,7 @@ def test_a_planned_image_without_row_or_reject_is_an_error(output: Store, missin
     put(output, [row(("a", "v"))])
     reject(output, ("b", "v"))
     with pytest.raises(VerificationError, match="1 of 3 planned images"):
-        account(output, todo_of(("a", "v"), ("b", "v"), missing), set(), ["psnr_db"])
+        account(output, plan_over(("a", "v"), ("b", "v"), missing), ["psnr_db"])
 
 
 def test_verify_finds_nothing_wrong_with_a_whole_output(output: Store) -> None:

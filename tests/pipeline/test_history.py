@@ -1,17 +1,21 @@
 """What a run owes to the runs before it: parameters that come back, rejects that stay rejects, runs that were cut off."""
 
 import os
+import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from PIL import Image
 
-from jobs.inspect import show_failures
+from jobs.failures import show_failures
 from pipeline.account import verify
+from pipeline.committed import SUPERSEDED
 from pipeline.config import RunConfig
-from pipeline.plan import SUPERSEDED
+from pipeline.errors import ConfigError
 from pipeline.run import plan_of, resolve, run
 from pipeline.schema import image_id, parquet_bytes
 from pipeline.storage import Store
@@ -64,6 +68,15 @@ def test_failures_forget_a_mended_file_and_show_names_as_they_are(config, capsys
     run(config)
     show_failures(Store(config.output))
     assert "[edited]" in capsys.readouterr().out
+    show_failures(Store(config.output), by_reason=True)
+    assert re.search(r"decode +UnknownFormat +1 +--retry, or a new file +IMG \[edited\]", capsys.readouterr().out)
+    for name in ("r.csv", "r.jsonl", "r.parquet"):
+        path = str(Path(config.output).parent / name)
+        show_failures(Store(config.output), export=path)
+        table = {"csv": pd.read_csv, "jsonl": partial(pd.read_json, lines=True), "parquet": pd.read_parquet}[name[2:]](path)
+        assert table["rel_path"].tolist() == [broken.name]
+    with pytest.raises(ConfigError, match=r"r\.xlsx"):
+        show_failures(Store(config.output), export="r.xlsx")
     Image.new("RGB", (32, 32)).save(broken)
     run(config)
     show_failures(Store(config.output))

@@ -560,6 +560,7 @@ def test_a_folder_of_many_kinds_becomes_one_format(tmp_path, photo):
         "deep.tif": saved(photo[..., 0].astype(np.uint16) * 257, "TIFF"),
         "already.webp": saved(photo, "WEBP"),
         "moves.gif": saved(Image.fromarray(photo), "GIF", save_all=True, append_images=[Image.new("RGB", (W, H))]),
+        "burst.mpo": saved(photo, "MPO", save_all=True, append_images=[Image.new("RGB", (W, H))]),
         "phone.heic": b"\0\0\0\x24ftypheic\0\0\0\0mif1heic" + bytes(100),
         "future.JXL": b"\xff\x0a" + bytes(100),
     }
@@ -568,7 +569,7 @@ def test_a_folder_of_many_kinds_becomes_one_format(tmp_path, photo):
     image = {"format": "webp", "alpha": "#ffffff", "metadata": "strip_gps", "quality": 90}
     config = RunConfig(task="denoise", input=str(source), output=str(output), image=PixelConfig(**image))
     record = run(config)
-    assert (record["planned"], record["ok"], record["rejected"], record["ignored"]) == (12, 10, 2, 0)
+    assert (record["planned"], record["ok"], record["rejected"], record["ignored"]) == (13, 11, 2, 0)
     rejects = rows(output, "rejects")
     assert {name: row["error_class"] for name, row in rejects.items()} == dict.fromkeys(
         ("phone.heic", "future.JXL"), "UnsupportedFormat"
@@ -578,7 +579,8 @@ def test_a_folder_of_many_kinds_becomes_one_format(tmp_path, photo):
     assert {name for name, row in made.items() if row["icc"] != "none"} == {"wide.jpg", "print.jpg", "odd.png"}
     assert [made[name]["icc"] for name in ("wide.jpg", "print.jpg", "odd.png")] == ["converted", "converted", "unreadable"]
     assert [(name, row["has_alpha"]) for name, row in made.items() if row["has_alpha"]] == [("logo.png", True)]
-    assert (made["moves.gif"]["frames"], made["deep.tif"]["bit_depth"]) == (2, 16)
+    assert [made[name]["frames"] for name in ("moves.gif", "burst.mpo", "logo.png")] == [2, 2, 1]
+    assert made["deep.tif"]["bit_depth"] == 16
     for name, row in made.items():
         assert row["output_uri"] == f"images/{name}" + ("" if name.endswith(".webp") else ".webp")
         written = opened((output / row["output_uri"]).read_bytes())
@@ -591,7 +593,7 @@ def test_a_folder_of_many_kinds_becomes_one_format(tmp_path, photo):
     assert IFD.GPSInfo not in camera.getexif()
     assert np.asarray(opened((output / "images/logo.png.webp").read_bytes()))[:, :3].min() > 235
     assert verify(Store(str(output))).problems == []
-    assert plan_of(resolve(config)).done == 10
+    assert plan_of(resolve(config)).done == 11
     assert plan_of(resolve(config.model_copy(update={"image": PixelConfig(**image | {"quality": 91})}))).done == 0
 
 

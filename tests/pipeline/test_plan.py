@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.plan import Plan, blocks, make_plan, part_paths, read_parts
-from pipeline.schema import REFERENCE, image_id, parquet_bytes, part_name, reject_schema, result_schema, version
+from pipeline.committed import part_paths, read_parts
+from pipeline.plan import Plan, blocks, make_plan
+from pipeline.schema import REFERENCE, image_id, parquet_bytes, part_name, reject_schema, result_schema, version_of
+from pipeline.sources.folder import list_folder
 from pipeline.storage import Store
 
 SHA, PARAMS = "c" * 64, {"step": 32.0}
@@ -30,7 +32,11 @@ def put(output: Store, folder: str, rows: list[dict[str, Any]]) -> None:
 
 
 def key(path: str, etag: str, sha: str = SHA, params: dict[str, Any] = PARAMS) -> dict[str, Any]:
-    return {"image_id": image_id(path), "version": version(etag, sha, params), "rel_path": path}
+    return {"image_id": image_id(path), "version": version_of(sha, params)(etag), "rel_path": path}
+
+
+def planned(source: Store, output: Store, *args: Any, **options: Any) -> Plan:
+    return make_plan(list_folder(source), source, output, *args, **options)
 
 
 def paths_of(plan: Plan) -> list[str]:
@@ -77,9 +83,9 @@ def test_todo_is_the_inputs_without_what_is_committed(
         for kind, committed in (("results", results), ("rejects", rejects)):
             for start in range(0, len(committed), rows):
                 put(output, kind, committed[start : start + rows])
-        plan = make_plan(source, output, SHA, PARAMS, retry=retry, limit=limit)
+        plan = planned(source, output, SHA, PARAMS, retry=retry, limit=limit)
 
-        todo = {p for p, s in states.items() if s in REST or (retry and s == "rejected")}
+        todo = {p for p, s in states.items() if s in ({"rejected", "transient"} if retry else REST)}
         if limit is None:
             assert sorted(paths_of(plan)) == sorted(todo)
         assert set(paths_of(plan)) <= todo
@@ -88,7 +94,7 @@ def test_todo_is_the_inputs_without_what_is_committed(
         for reference in plan.todo.to_pylist():
             path = reference["rel_path"]
             assert reference["image_id"] == image_id(path)
-            assert reference["version"] == version(tag[path], SHA, PARAMS)
+            assert reference["version"] == version_of(SHA, PARAMS)(tag[path])
             assert reference["size"] == len(path.encode())
             assert reference["source_uri"] == source.uri(path)
             assert reference["attempts"] == {"rejected": 2, "transient": 1}.get(states[path], 0)
@@ -101,7 +107,7 @@ def test_todo_is_the_inputs_without_what_is_committed(
 def test_all_is_done_when_all_is_committed(places: tuple[Store, Store]) -> None:
     source, output = places
     commit(source, output)
-    plan = make_plan(source, output, SHA, PARAMS)
+    plan = planned(source, output, SHA, PARAMS)
     assert (paths_of(plan), plan.done, plan.bytes_todo) == ([], 3, 0)
 
 
@@ -109,7 +115,7 @@ def test_a_file_of_another_size_comes_back(places: tuple[Store, Store]) -> None:
     source, output = places
     commit(source, output)
     source.write("x/b.png", b"something longer")
-    plan = make_plan(source, output, SHA, PARAMS)
+    plan = planned(source, output, SHA, PARAMS)
     assert (paths_of(plan), plan.done, plan.bytes_todo) == (["x/b.png"], 2, 16)
 
 
@@ -117,10 +123,10 @@ def test_a_touched_file_comes_back_and_a_reject_of_it_as_well(places: tuple[Stor
     source, output = places
     put(output, "results", [key("a.jpg", etags(source)["a.jpg"])])
     put(output, "rejects", [key("c.gif", etags(source)["c.gif"]) | {"transient": False, "attempts": 1}])
-    assert paths_of(make_plan(source, output, SHA, PARAMS)) == ["x/b.png"]
+    assert paths_of(planned(source, output, SHA, PARAMS)) == ["x/b.png"]
     for path in ("a.jpg", "c.gif"):
         os.utime(source.full(path), ns=(1, 1))
-    assert sorted(paths_of(make_plan(source, output, SHA, PARAMS))) == ["a.jpg", "c.gif", "x/b.png"]
+    assert sorted(paths_of(planned(source, output, SHA, PARAMS))) == ["a.jpg", "c.gif", "x/b.png"]
 
 
 @pytest.mark.parametrize(
@@ -129,8 +135,8 @@ def test_a_touched_file_comes_back_and_a_reject_of_it_as_well(places: tuple[Stor
 def test_another_model_or_parameter_brings_all_back(places: tuple[Store, Store], sha: str, params: dict[str, Any]) -> None:
     source, output = places
     commit(source, output)
-    assert len(make_plan(source, output, sha, params).todo) == 3
-    assert len(make_plan(source, output, SHA, PARAMS).todo) == 0
+    assert len(planned(source, output, sha, params).todo) == 3
+    assert len(planned(source, output, SHA, PARAMS).todo) == 0
 
 
 def test_a_result_counts_more_than_an_earlier_reject(places: tuple[Store, Store]) -> None:
@@ -138,7 +144,7 @@ def test_a_result_counts_more_than_an_earlier_reject(places: tuple[Store, Store]
     commit(source, output, transient=False, attempts=1)
     commit(source, output)
     for retry in (False, True):
-        plan = make_plan(source, output, SHA, PARAMS, retry=retry)
+        plan = planned(source, output, SHA, PARAMS, retry=retry)
         assert (len(plan.todo), plan.done, plan.rejects_waiting) == (0, 3, 0)
 
 
@@ -147,11 +153,11 @@ def test_files_that_are_not_whole_parts_are_not_read(places: tuple[Store, Store]
     commit(source, output)
     for path in ("results/.0123.tmp", "results/.hidden.parquet", "results/notes.txt", "results/.trash/part-1.parquet"):
         output.write(path, b"not parquet")
-    assert make_plan(source, output, SHA, PARAMS).done == 3
+    assert planned(source, output, SHA, PARAMS).done == 3
 
 
 def test_a_plan_over_nothing_is_empty(tmp_path: Path) -> None:
-    plan = make_plan(Store(str(tmp_path / "in")), Store(str(tmp_path / "out")), SHA, PARAMS)
+    plan = planned(Store(str(tmp_path / "in")), Store(str(tmp_path / "out")), SHA, PARAMS)
     assert (len(plan.todo), plan.found, plan.ignored, plan.done, plan.parts) == (0, 0, 0, 0, set())
     assert plan.todo.schema == REFERENCE
 
@@ -159,7 +165,7 @@ def test_a_plan_over_nothing_is_empty(tmp_path: Path) -> None:
 def test_a_name_that_is_no_utf8_becomes_a_reject_to_be(places: tuple[Store, Store]) -> None:
     source, output = places
     Path(os.fsdecode(os.fsencode(source.root) + b"/bad\xff.jpg")).write_bytes(b"1")
-    references = make_plan(source, output, SHA, PARAMS).todo.to_pylist()
+    references = planned(source, output, SHA, PARAMS).todo.to_pylist()
     assert {r["rel_path"]: bool(r["problem"]) for r in references} == {
         "a.jpg": False, "x/b.png": False, "c.gif": False, "bad\\xff.jpg": True,
     }  # fmt: skip
@@ -170,9 +176,9 @@ def test_a_bucket_is_planned_by_its_etags(moto_bucket: str, tmp_path: Path) -> N
     for path in ("_a.jpg", "x/ü#1.png", "z.txt"):
         source.write(path, path.encode())
     commit(source, output)
-    assert make_plan(source, output, SHA, PARAMS).done == 2
+    assert planned(source, output, SHA, PARAMS).done == 2
     source.write("_a.jpg", b"_b.jpg")
-    assert paths_of(make_plan(source, output, SHA, PARAMS)) == ["_a.jpg"]
+    assert paths_of(planned(source, output, SHA, PARAMS)) == ["_a.jpg"]
 
 
 @given(st.integers(0, 40), st.integers(1, 50))

@@ -1,0 +1,119 @@
+"""What OUTPUT holds already, read a million rows at a time: ten million committed images must fit beside a listing."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import StorageError
+from pipeline.storage import STORE_FAILURES, Store, reason
+
+KEYS = ["image_id", "version"]
+SUPERSEDED = "superseded.parquet"
+"""Below runs/ID: images that the run was to do again, and whose older rows it may have robbed of their files."""
+PARTS_AT_A_TIME = 2_000
+THREADS = 16
+
+
+def part_paths(output: Store, folder: str) -> list[str]:
+    """The committed parts of `results` or `rejects`."""
+    return sorted(e.path for e in output.entries(folder) if e.path.endswith(".parquet") and "/." not in f"/{e.path}")
+
+
+def columns_of(table: pa.Table, names: list[str]) -> list[list[Any]]:
+    return [table[name].to_pylist() for name in names]
+
+
+def read_part(output: Store, path: str, columns: list[str] | None) -> pa.Table:
+    """Raises: StorageError that names a part which is damaged."""
+    try:
+        with output.fs.open(output.full(path), "rb") as f:
+            return pq.read_table(f, columns=columns, use_threads=False, page_checksum_verification=True)
+    except (pa.ArrowException, *STORE_FAILURES) as e:
+        raise StorageError(
+            f"{output.uri(path)}: a damaged part ({reason(e)}): delete it, and the next run does its images again"
+        ) from None
+
+
+def read_parts(output: Store, paths: Sequence[str], columns: list[str]) -> pa.Table:
+    """Columns of parts as one table, with the column `part` that names the file of each row. Raises: StorageError."""
+    tables = list(scan(output, paths, columns))
+    if not tables:
+        return pa.schema([(name, pa.string()) for name in (*columns, "part")]).empty_table()
+    return pa.concat_tables(tables, promote_options="default")
+
+
+def scan(output: Store, paths: Sequence[str], columns: list[str]) -> Iterator[pa.Table]:
+    """As `read_parts`, some parts at a time."""
+
+    def read(path: str) -> pa.Table:
+        table = read_part(output, path, columns)
+        return table.append_column("part", pa.repeat(path, len(table)))
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for start in range(0, len(paths), PARTS_AT_A_TIME):
+            yield pa.concat_tables(pool.map(read, paths[start : start + PARTS_AT_A_TIME]), promote_options="default")
+
+
+@dataclass
+class Newest:
+    """For each image of a list, what the newest of its rows says; all arrays have one value an image."""
+
+    fence: np.ndarray
+    """Of the run that made the row; -1 without one."""
+    same: np.ndarray
+    """Whether the row's version is the one asked for."""
+    there: np.ndarray
+    """Whether there is any row, be it one that counts no more."""
+
+
+def placed(table: pa.Table, ids: pa.Array) -> tuple[pa.Table, np.ndarray]:
+    """The rows of a table whose image is among `ids`, and where there it is."""
+    place = pc.index_in(table["image_id"], value_set=ids)
+    known = pc.is_valid(place)
+    return table.filter(known), place.filter(known).to_numpy().astype(np.int64)
+
+
+def wanted(table: pa.Table, ids: pa.Array, versions: pa.Array) -> tuple[pa.Table, np.ndarray]:
+    """The rows of a table that are of these images in these versions, and where they are among them."""
+    table, place = placed(table, ids)
+    same = pc.equal(table["version"], versions.take(pa.array(place))).to_numpy()
+    return table.filter(pa.array(same)), place[same]
+
+
+def newest_of(output: Store, parts: Sequence[str], ids: pa.Array, versions: pa.Array) -> Newest:
+    """The newest committed row of each image whose output files are still that row's.
+
+    A run that was to do an image again, and was cut off, may have overwritten its files: such a row counts no more.
+    """
+    newest = Newest(np.full(len(ids), -1, np.int64), np.zeros(len(ids), bool), np.zeros(len(ids), bool))
+    for chunk in scan(output, parts, [*KEYS, "fence"]):
+        table, place = placed(chunk, ids)
+        fence = table["fence"].fill_null(0).to_numpy()
+        same = pc.equal(table["version"], versions.take(pa.array(place))).to_numpy()
+        order = np.argsort(fence, kind="stable")
+        order = order[fence[order] >= newest.fence[place[order]]]
+        # Of several rows of one image the last that is assigned stays: that of the highest fence.
+        newest.there[place] = True
+        newest.fence[place[order]], newest.same[place[order]] = fence[order], same[order]
+    superseded = [e.path for e in output.entries("runs") if e.path.endswith(f"/{SUPERSEDED}")]
+    for chunk in scan(output, superseded, ["image_id", "fence"]):
+        table, place = placed(chunk, ids)
+        robbed = place[table["fence"].to_numpy() > newest.fence[place]]
+        newest.fence[robbed], newest.same[robbed] = -1, False
+    return newest
+
+
+def rejected_of(output: Store, parts: Sequence[str], ids: pa.Array, versions: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """For each image how often its version was tried in vain, and whether a retry has to be asked for."""
+    attempts, waits = np.zeros(len(ids), np.int64), np.zeros(len(ids), bool)
+    for chunk in scan(output, parts, [*KEYS, "transient", "attempts"]):
+        table, place = wanted(chunk, ids, versions)
+        np.maximum.at(attempts, place, table["attempts"].to_numpy())
+        waits[place[~table["transient"].to_numpy()]] = True
+    return attempts, waits

@@ -1,0 +1,85 @@
+"""The bytes of an image by its reference: a file, a member of a shard, or a URL; checked against what the listing said."""
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from pipeline.sources import Input, shard_format
+from pipeline.sources.source import ShardReader
+from pipeline.storage import Store, reason
+from pipeline.web import AddressRefused, fetch
+
+MAX_FILE_BYTES = 1_000_000_000
+SHARD_TRIES = 3
+Result = TypeVar("Result")
+
+
+class ReadError(Exception):
+    """An image that could not be read; a transient one is tried again by the next run."""
+
+    def __init__(self, error_class: str, message: str, transient: bool = True) -> None:
+        super().__init__(message)
+        self.error_class, self.transient = error_class, transient
+
+
+class Reading:
+    """Reads for one actor. Files are read by several threads; shards by one, in order, for they are read forward."""
+
+    def __init__(self, source: Input, threads: int) -> None:
+        self.source = source
+        self._files = ThreadPoolExecutor(threads, thread_name_prefix="read")
+        self._shards = ThreadPoolExecutor(1, thread_name_prefix="shard")
+        self._open: tuple[str, ShardReader] | None = None
+
+    def submit(self, reference: dict[str, Any], fn: Callable[..., Result], *args: Any) -> Future[Result]:
+        """fn(*args) on a thread that may read what `reference` names."""
+        return (self._files if reference["offset"] is None else self._shards).submit(fn, *args)
+
+    def image(self, reference: dict[str, Any]) -> bytes:
+        """The encoded image. Raises: ReadError."""
+        if reference["size"] > MAX_FILE_BYTES:
+            message = f"{reference['size'] / 1e6:.0f} MB are over the limit of {MAX_FILE_BYTES / 1e6:.0f} MB for a file"
+            raise ReadError("TooManyBytes", message, transient=False)
+        if reference["offset"] is not None:
+            return self._member(reference)
+        data = self._file(reference["base"], reference["path"])
+        if len(data) != reference["size"] and reference["size"] >= 0:
+            message = f"{len(data)} bytes were read where the listing said {reference['size']}: it changed, or was cut off"
+            raise ReadError("SizeChanged", message)
+        return data
+
+    def mask(self, reference: dict[str, Any]) -> bytes | None:
+        """The mask file beside an image, where it has one. Raises: ReadError."""
+        return self._file(None, reference["mask_path"]) if reference["mask_path"] else None
+
+    def _file(self, base: str | None, path: str) -> bytes:
+        try:
+            if base == "":
+                return fetch(path, MAX_FILE_BYTES, public_only=self.source.config.http == "public")
+            store = self.source.store if base is None else Store(base, self.source.store.config)
+            return store.read(path)
+        except FileNotFoundError:
+            raise ReadError("FileNotFound", f"{path} was gone when it was read") from None
+        except AddressRefused as e:
+            raise ReadError("NotAllowed", str(e), transient=False) from None
+        except Exception as e:  # noqa: BLE001 - what a store's client may raise is open-ended; the image waits
+            raise ReadError(type(e).__name__, reason(e)) from None
+
+    def _member(self, reference: dict[str, Any]) -> bytes:
+        """A member of a shard, whose etag is a digest of its bytes."""
+        path, problem = reference["path"], ReadError("ShardChanged", "the shard is not what it was when it was listed")
+        for _ in range(SHARD_TRIES):
+            try:
+                if self._open is None or self._open[0] != path:
+                    form = shard_format(path)
+                    assert form is not None
+                    self._open = path, form.reader(self.source.store, path, self.source.config)
+                data = self._open[1].read(reference["offset"], reference["size"])
+            except Exception as e:  # noqa: BLE001 - as in _file
+                problem, self._open = ReadError(type(e).__name__, reason(e)), None
+                continue
+            if hashlib.blake2b(data, digest_size=16).hexdigest() == reference["source_etag"]:
+                return data
+            self._open = None
+        raise problem

@@ -1,0 +1,70 @@
+"""What every source gives: images by name, with what tells whether they changed and where their bytes lie."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.storage import Store
+
+UNREADABLE_SHARD = "UnreadableShard"
+"""The problem of a shard that its store did not give; the only one that the next run looks at by itself."""
+
+
+class SourceConfig(BaseModel):
+    """How shards and manifests are read; what is absent is found by name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image: str | None = Field(None, description="Parquet: the column of encoded images, binary or a struct with `bytes`")
+    key: str | None = Field(None, description="Parquet, manifest: the column that names an image")
+    uri: str | None = Field(None, description="manifest: the column of paths and URLs")
+    carry: list[str] | None = Field(
+        None, description="columns, or extensions of sidecar files, that go into `extra`; sidecar json and txt when absent"
+    )
+    roots: list[str] = Field(
+        default_factory=list, description="folders beside its own that a manifest may name local files in"
+    )
+    http: Literal["refuse", "public", "any"] = Field(
+        "refuse", description="manifest: http(s) URLs: none, those of public addresses, or of any"
+    )
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One image of an input."""
+
+    rel_path: str
+    """Its name within the input; in a shard SHARD/MEMBER."""
+    size: int
+    """Bytes of the encoded image."""
+    etag: str
+    """Differs when the image does: the store's etag of a file, a digest of the bytes in a shard."""
+    path: str
+    """The file to read: of the image, or of the shard that holds it."""
+    offset: int | None = None
+    """Where in the shard it is: a byte of the unpacked tar, a row of a Parquet file."""
+    base: str | None = None
+    """The place that `path` is relative to, where it is not the input."""
+    problem: str | None = None
+    """Why it is a reject before it was read, as `Class: reason`."""
+    mask_path: str | None = None
+    extra: str | None = None
+    """JSON of what was carried along with it."""
+
+
+class ShardReader(Protocol):
+    """The images of one shard, asked for in the order in which they lie there."""
+
+    def read(self, offset: int, size: int) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class ShardFormat:
+    """One kind of shard; `index` and `reader` take the store, the shard's path in it, and the config."""
+
+    suffixes: tuple[str, ...]
+    index: Callable[[Store, str, SourceConfig], Iterator[Listed | None]]
+    """Every image of a shard, and None for each member that is none; a damaged end is the last image's problem."""
+    reader: Callable[[Store, str, SourceConfig], ShardReader]

@@ -1,0 +1,136 @@
+"""Tar shards, WebDataset's above all: each image member is an image, json and txt beside it go along.
+
+Members that share a name up to its first dot belong together, as WebDataset has it. Shards may be compressed.
+"""
+
+import bz2
+import gzip
+import hashlib
+import json
+import lzma
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, BinaryIO
+
+from pipeline.sources.folder import is_image_name
+from pipeline.sources.source import Listed, ShardFormat, SourceConfig
+from pipeline.storage import Store
+
+SIDECARS = ("json", "txt")
+MAX_SIDECAR_BYTES = 64_000
+READ_BYTES = 1 << 20
+BLOCK_BYTES = 8 << 20
+"""What is fetched of a shard in S3 at a time."""
+UNPACK = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+# What a damaged or cut shard raises, packed or not.
+CUT = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+
+
+def opened(store: Store, path: str) -> BinaryIO:
+    """The unpacked bytes of a shard; a seek forward in a packed one reads, a seek back begins anew."""
+    file = store.fs.open(store.full(path), "rb", **({} if store.local else {"block_size": BLOCK_BYTES}))
+    unpack: Any = next((unpack for suffix, unpack in UNPACK.items() if path.lower().endswith(suffix)), None)
+    unpacked: BinaryIO = unpack(file) if unpack else file
+    return unpacked
+
+
+def index(store: Store, path: str, config: SourceConfig) -> Iterator[Listed | None]:
+    """As ShardFormat.index. The etag of a member is a digest of its bytes, so a shard that grew keeps its done members.
+
+    What comes before a cut is there, then one reject for the shard.
+    """
+    wanted = SIDECARS if config.carry is None else config.carry
+    images: list[tuple[str, Listed]] = []
+    extras: dict[str, dict[str, Any]] = {}
+    others = 0
+    problem = None
+    with opened(store, path) as file:
+        try:
+            with tarfile.open(fileobj=file, mode="r|", errorlevel=2) as tar:
+                for member in tar:
+                    tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps them all; a shard may have millions
+                    if member.isdir():
+                        continue
+                    key, extension = keyed(member.name)
+                    if not member.isfile():
+                        if is_image_name(member.name):
+                            what = "Link: a link in a tar, not a file"
+                            images.append((key, Listed(f"{path}/{member.name}", 0, "link", path, problem=what)))
+                        continue
+                    head, digest, sidecar = consumed(tar, member, extension in wanted)
+                    if sidecar is not None:
+                        extras.setdefault(key, {})[extension] = sidecar
+                        others += 1
+                    elif is_image_name(member.name) or (not extension and head.startswith(MAGIC)):
+                        name = f"{path}/{member.name.removeprefix('./')}"
+                        images.append((key, Listed(name, member.size, digest, path, member.offset_data)))
+                    else:
+                        others += 1
+                if not ended(file, tar.offset):
+                    problem = "CutShard: it has no end mark, so it was cut off, or is still being written"
+        except CUT as e:
+            problem = f"CutShard: {' '.join(str(e).split()) or type(e).__name__}: what comes after is lost"
+        except UnicodeError:
+            problem = "BadShard: a member's name cannot be read"
+    for key, listed in images:
+        yield replace(listed, extra=json.dumps(extras[key], ensure_ascii=False)) if key in extras else listed
+    yield from (None for _ in range(others))
+    if problem:
+        yield Listed(path, 0, f"cut after {len(images)} images", path, problem=problem)
+
+
+def keyed(name: str) -> tuple[str, str]:
+    """(key, extension) of a member: what comes before and after the first dot of its last component."""
+    folder, _, last = name.rpartition("/")
+    stem, _, extension = last.partition(".")
+    return f"{folder}/{stem}", extension.lower()
+
+
+def consumed(tar: tarfile.TarFile, member: tarfile.TarInfo, is_sidecar: bool) -> tuple[bytes, str, Any]:
+    """The first bytes of a member, a digest of all, and its content where it is a sidecar; memory stays small.
+
+    Raises: tarfile.ReadError when it is cut.
+    """
+    file = tar.extractfile(member)
+    assert file is not None
+    digest, head, kept, left = hashlib.blake2b(digest_size=16), b"", b"", member.size
+    while left and (data := file.read(min(READ_BYTES, left))):
+        head = head or data[:16]
+        digest.update(data)
+        left -= len(data)
+        if is_sidecar and len(kept) <= MAX_SIDECAR_BYTES:
+            kept += data
+    if left:
+        raise tarfile.ReadError(f"{member.name} is cut off")
+    if not is_sidecar:
+        return head, digest.hexdigest(), None
+    if len(kept) > MAX_SIDECAR_BYTES:
+        return head, "", f"left out: {member.size} bytes, more than {MAX_SIDECAR_BYTES}"
+    text = kept.decode("utf-8", "replace")
+    try:
+        return head, "", json.loads(text)
+    except ValueError:
+        return head, "", text
+
+
+def ended(file: BinaryIO, offset: int) -> bool:
+    """Whether the archive ended by its mark, two blocks of zeros, and not by the end of the file."""
+    return file.tell() > offset
+
+
+class Reader:
+    """As ShardReader; what is read ahead of one member serves the next ones."""
+
+    def __init__(self, store: Store, path: str, config: SourceConfig) -> None:
+        self.file = opened(store, path)
+
+    def read(self, offset: int, size: int) -> bytes:
+        self.file.seek(offset)
+        return self.file.read(size)
+
+
+FORMAT = ShardFormat(SUFFIXES, index, Reader)

@@ -1,0 +1,218 @@
+"""Shards and manifests through the plan and through whole runs."""
+
+import gzip
+import io
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline.account import verify
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+from pipeline.pixels import encode_rgb
+from pipeline.run import run
+from pipeline.sources import input_of, listing
+from pipeline.sources.source import Listed, SourceConfig
+from pipeline.storage import StorageConfig, Store
+from pipeline.web import AddressRefused, fetch
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
+def shard(path: Path, members: dict[str, bytes], mode: str = "w") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as tar:
+        for name, data in members.items():
+            add(tar, name, data)
+
+
+def pictures(crops: list[np.ndarray], count: int) -> list[bytes]:
+    return [encode_rgb(crop, "PNG") for crop in crops[:count]]
+
+
+def listed(path: Path, **config: Any) -> list[Listed | None]:
+    return list(listing(input_of(str(path), StorageConfig(), SourceConfig(**config))))
+
+
+def images(path: Path, **config: Any) -> dict[str, Listed]:
+    return {image.rel_path: image for image in listed(path, **config) if image}
+
+
+def rows(output: Path, folder: str = "results") -> dict[str, dict[str, Any]]:
+    found = [row for part in (output / folder).glob("*.parquet") for row in pq.read_table(part).to_pylist()]
+    return {row["rel_path"]: row for row in found}
+
+
+def test_members_of_a_tar_are_grouped_as_webdataset_does(tmp_path, crops):
+    photo = pictures(crops, 1)[0]
+    shard(
+        tmp_path / "a.tar",
+        {
+            "x/0001.left.png": photo,
+            "x/0001.json": b'{"caption": "a cat"}',
+            "x/0001.txt": "größer".encode(),
+            "v1.5/0002.JPEG": photo,
+            "0003": photo,
+            "readme": b"no picture",
+            "0004.cls": b"7",
+        },
+    )
+    found = images(tmp_path)
+    assert set(found) == {"a.tar/x/0001.left.png", "a.tar/v1.5/0002.JPEG", "a.tar/0003"}
+    assert json.loads(found["a.tar/x/0001.left.png"].extra or "") == {"json": {"caption": "a cat"}, "txt": "größer"}
+    assert found["a.tar/v1.5/0002.JPEG"].extra is None
+    assert listed(tmp_path).count(None) == 4
+    assert json.loads(images(tmp_path / "a.tar", carry=["cls"])["a.tar/0003"].extra or "null") is None
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"])
+@pytest.mark.usefixtures("ray_session")
+def test_a_cut_shard_gives_what_comes_before_and_one_reject_and_is_read_again_when_it_grew(tmp_path, crops, suffix):
+    photos = pictures(crops, 5)
+    modes = {".tgz": "w:gz", ".tar": "w"}
+    whole, source, output = tmp_path / f"whole{suffix}", tmp_path / "in", tmp_path / "out"
+    shard(whole, {f"{n}.png": data for n, data in enumerate(photos)}, modes.get(suffix, f"w:{suffix[5:]}"))
+    source.mkdir()
+    data = whole.read_bytes()
+    (source / f"s{suffix}").write_bytes(data[: len(data) * 7 // 10])
+    config = RunConfig(task="denoise", input=str(source), output=str(output))
+    first = run(config)
+    done = rows(output)
+    assert 1 <= len(done) == first["ok"] < 5
+    assert first["reasons"] == {"CutShard": 1}
+    assert run(config)["planned"] == 0
+
+    shutil.copy(whole, source / f"s{suffix}")
+    again = run(config)
+    assert (again["ok"], again["rejected"], again["done_before"]) == (5 - len(done), 0, len(done))
+    assert set(rows(output)) == {f"s{suffix}/{n}.png" for n in range(5)}
+    assert all(
+        Image.open(output / row["output_uri"]).size == Image.open(io.BytesIO(photos[int(name[-5])])).size
+        for name, row in rows(output).items()
+    )
+    assert verify(Store(str(output))).problems == []
+
+
+def test_a_tar_without_its_end_mark_was_cut_off(tmp_path, crops):
+    photo = pictures(crops, 1)[0]
+    shard(tmp_path / "a.tar", {"0.png": photo, "1.png": photo})
+    size = 2 * (512 + -(-len(photo) // 512) * 512)
+    (tmp_path / "b.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:size])
+    found = images(tmp_path)
+    assert [name for name, image in found.items() if image.problem] == ["b.tar"]
+    assert {"a.tar/0.png", "a.tar/1.png", "b.tar/0.png", "b.tar/1.png"} <= set(found)
+
+
+def test_no_member_hides_another_and_none_gets_out(tmp_path, crops):
+    photo, other = pictures(crops, 2)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        add(tar, "0.png", photo)
+        add(tar, "0.png", other)
+        add(tar, "../../evil.png", photo)
+        add(tar, "/abs.png", photo)
+        link = tarfile.TarInfo("link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    output = tmp_path / "out"
+    record = run(RunConfig(task="denoise", input=str(tmp_path / "a.tar"), output=str(output)))
+    assert (record["ok"], record["reasons"]) == (3, {"DuplicateName": 1, "Link": 1})
+    written = {str(p.relative_to(output / "images")) for p in (output / "images").rglob("*.png")}
+    assert "a.tar/0.png" in written
+    assert len([name for name in written if name.startswith("_renamed/")]) == 1
+    assert not list(tmp_path.parent.rglob("evil.png"))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_parquet_shards_in_a_bucket_keep_their_columns(rclone_bucket, crops, tmp_path):
+    photos = pictures(crops, 7)
+    table = pa.table({"id": [f"p{n}" for n in range(7)], "image": [*photos[:6], None], "label": list(range(7))})
+    nested = pa.table({"image": [{"bytes": photo, "path": "x.png"} for photo in photos[:3]]})
+    source = Store(f"{rclone_bucket}/in")
+    for name, rows_, size in (("a.parquet", table, 2), ("deep/b.parquet", nested, 100)):
+        sink = pa.BufferOutputStream()
+        pq.write_table(rows_, sink, row_group_size=size)
+        source.write(name, sink.getvalue().to_pybytes())
+    output = tmp_path / "out"
+    config = RunConfig(task="denoise", input=source.url, output=str(output))
+    record = run(config)
+    assert (record["ok"], record["reasons"]) == (9, {"EmptyFile": 1})
+    found = rows(output)
+    assert {name.rpartition("/")[0] for name in found} == {"a.parquet", "deep/b.parquet"}
+    assert (output / found["deep/b.parquet/row-000000001"]["output_uri"]).suffix == ".png"
+    assert run(config)["planned"] == 0
+    carried = images_of_store(source, "a.parquet", carry=["label"])
+    assert [json.loads(image.extra or "")["label"] for image in carried] == list(range(7))
+    with pytest.raises(ConfigError, match=r"no_such.*id, image, label"):
+        images_of_store(source, "a.parquet", key="no_such")
+
+
+def images_of_store(store: Store, name: str, **config: Any) -> list[Listed]:
+    source = input_of(f"{store.url}/{name}", store.config, SourceConfig(**config))
+    return [image for image in listing(source) if image]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_manifest_names_images_of_its_own_places_alone(tmp_path, rclone_bucket, crops):
+    photos = pictures(crops, 3)
+    bucket = Store(rclone_bucket)
+    bucket.write("far/0.png", photos[0])
+    folder, other = tmp_path / "m", tmp_path / "other"
+    for path, data in ((folder / "near/1.png", photos[1]), (other / "2.png", photos[2])):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(data)
+    (folder / "out.png").symlink_to("/etc/hostname")
+    lines = [
+        f"{rclone_bucket}/far/0.png", "near/1.png", str(other / "2.png"), "../other/2.png", "file:///etc/hostname",
+        "out.png", "gone.png", "http://169.254.169.254/latest/meta-data", "ftp://x/y.png", "",
+    ]  # fmt: skip
+    (folder / "list.jsonl").write_text("".join(json.dumps({"uri": line, "who": n}) + "\n" for n, line in enumerate(lines)))
+    found = listed(folder / "list.jsonl", carry=["who"])
+    problems = {n: (image.problem or "").partition(":")[0] for n, image in enumerate(found) if image}
+    refused = "NotAllowed"
+    assert problems == {
+        0: "", 1: "", 2: refused, 3: refused, 4: refused, 5: refused, 6: "FileNotFound", 7: refused,
+        8: refused, 9: "BadName",
+    }  # fmt: skip
+    config = RunConfig(
+        task="denoise",
+        input=str(folder / "list.jsonl"),
+        output=str(tmp_path / "done"),
+        max_reject_fraction=1,
+        source=SourceConfig(roots=[str(other)], carry=["who"]),
+    )
+    record = run(config)
+    assert (record["ok"], record["rejected"]) == (3, 7)
+    assert sorted(json.loads(row["extra"])["who"] for row in rows(tmp_path / "done").values()) == [0, 1, 2]
+    assert verify(Store(str(tmp_path / "done"))).problems == []
+
+
+def test_no_url_reaches_into_the_network_of_the_workers(moto_url):
+    with pytest.raises(AddressRefused, match="no public address"):
+        fetch(moto_url, 100, public_only=True)
+    with pytest.raises(AddressRefused):
+        fetch("http://localhost:1/", 100, public_only=True)
+    assert fetch(f"{moto_url}/moto-api/", 10**6, public_only=False)
+
+
+def test_a_file_that_is_no_source_and_a_manifest_without_paths_are_refused(tmp_path):
+    (tmp_path / "x.zip").write_bytes(b"PK")
+    with pytest.raises(ConfigError, match=r"x\.zip is a file.*\.tar"):
+        listed(tmp_path / "x.zip")
+    (tmp_path / "a.csv").write_text("colour,size\nred,3\n")
+    with pytest.raises(ConfigError, match=r"no column of paths.*colour, size"):
+        listed(tmp_path / "a.csv")
+    with gzip.open(tmp_path / "empty.tar.gz", "wb") as empty:
+        empty.write(b"")
+    assert [image.problem and image.problem[:8] for image in images(tmp_path).values()] == ["CutShard"]
