@@ -7,7 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import ConfigError
-from pipeline.pixels import MAX_PIXELS
+from pipeline.pixels import MAX_PIXELS, PixelConfig
 from pipeline.sources.source import SourceConfig
 from pipeline.storage import StorageConfig
 
@@ -41,6 +41,7 @@ class RunConfig(Strict):
     limit: int | None = Field(None, ge=1, description="do at most so many images")
     retry: bool = Field(False, description="do the rejects of the same version again, and nothing else")
     max_pixels: int = Field(MAX_PIXELS, ge=1)
+    image: PixelConfig = PixelConfig()
     max_reject_fraction: float = Field(0.5, ge=0, le=1, description="more rejects than this share of a run is exit 3")
     rows_per_part: int = Field(250, ge=1, description="rows of a Parquet part, the unit of commit")
     compression_level: int = Field(

@@ -19,7 +19,7 @@ from models.precision import Precision, bf16_hardware
 from models.tasks import TASKS
 from models.tasks.task import Output, Params, Sample, SampleError, padded_size
 from pipeline.names import decoded_name, output_name
-from pipeline.pixels import ImageError, Picture, decode, encode, encode_rgb, output_format, pixels_of
+from pipeline.pixels import ImageError, Picture, PixelConfig, decode, encode, encode_rgb, output_format, pixels_of
 from pipeline.progress import Tally
 from pipeline.reading import ReadError, Reading
 from pipeline.references import kept_references
@@ -49,6 +49,7 @@ class Job:
     source: Input
     output: Store
     max_pixels: int
+    image: PixelConfig
     reconstruct: bool
     compression_level: int
     lineage: dict[str, Any]
@@ -248,7 +249,7 @@ class Predictor:
             return item
         try:
             with self.tally.time("decode"):
-                item.picture = decode(item.data, self.job.max_pixels)
+                item.picture = decode(item.data, self.job.max_pixels, self.job.image)
                 item.mask = self._mask(item.mask_data) if item.mask_data is not None else None
         except Rejected as e:
             item.error = e.row
@@ -316,9 +317,10 @@ class Predictor:
             "orig_width": picture.orig_width,
             "orig_height": picture.orig_height,
             "exif_orientation": picture.exif_orientation,
-            "has_alpha": picture.alpha is not None,
+            "has_alpha": picture.has_alpha,
             "bit_depth": picture.bit_depth,
             "frames": picture.frames,
+            "icc": picture.icc,
             "extra": item.reference["extra"],
             **output.columns,
         }
@@ -335,15 +337,19 @@ class Predictor:
             if self.task.stores_latent:
                 data, name = encode_rgb(output.image, "PNG"), decoded_name(*names)
             else:
-                image_format = output_format(picture.format, self.task.exact)
+                image_format = output_format(picture.format, self.task.exact, self.job.image.format)
+                # Nobody needs the source's pixels any more, and encoding makes room for another copy.
+                item.picture = None
                 picture = replace(
                     picture,
+                    rgb=output.image,
                     gray=picture.gray and not output.coloured,
                     alpha=None if output.opaque else fitted(picture.alpha, output.image),
                 )
+                own = "JPEG" if picture.format == "MPO" else picture.format
                 # A member of a shard may be called by a number alone.
-                changed = (image_format != picture.format and picture.format != "MPO") or not is_image_name(names[0])
-                data = encode(output.image, picture, image_format)
+                changed = image_format != own or not is_image_name(names[0])
+                data = encode(output.image, picture, image_format, self.job.image.quality)
                 name = output_name(*names, f".{image_format.lower()}" if changed else None)
         path = f"images/{name}"
         with self.tally.time("put"):

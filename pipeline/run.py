@@ -27,6 +27,7 @@ from pipeline.committed import SUPERSEDED, part_paths, read_parts
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, Interrupted, OutputHeld, RunFailed, StorageError, TooManyRejects
 from pipeline.lease import Lease
+from pipeline.pixels import LOSSY
 from pipeline.plan import Plan, blocks, make_plan
 from pipeline.progress import Shown, peak_rss_mb
 from pipeline.references import keep_references, references_of
@@ -61,6 +62,9 @@ class Resolved:
     def parameters(self) -> dict[str, Any]:
         """What changes pixels or codes, beside the checkpoint."""
         values = {**self.params.model_dump(), "task": self.task.name, "reconstruct": self.config.reconstruct}
+        # Only what was asked for: outputs that were there before there was a choice keep their versions.
+        if asked := self.config.image.model_dump(exclude_defaults=True):
+            values["image"] = asked
         # What is in a file counts, not where it lies.
         return values | ({key: [sha256 for sha256, _ in self.references]} if (key := self.task.reference_param) else {})
 
@@ -92,6 +96,7 @@ def resolve(config: RunConfig) -> Resolved:
         raise ConfigError(
             f"{where}: {error['msg']}; {task.name} takes {', '.join(task.Params.model_fields) or 'none'}"
         ) from None
+    check_image(config, task)
     name = config.checkpoint or task.default_checkpoint
     options = config.storage.options() if name.startswith("s3://") else None
     card, weights = checkpoints.read(name, options)
@@ -109,6 +114,19 @@ def resolve(config: RunConfig) -> Resolved:
         if not source.file and inner.scheme == outer.scheme and f"{inner.root}/".startswith(f"{outer.root}/"):
             raise ConfigError(f"input {source.url} and output {output.url} lie one in the other")
     return Resolved(config, task, params, card, weights, references_of(config, task, params), source, output)
+
+
+def check_image(config: RunConfig, task: Task) -> None:
+    """Raises: ConfigError when the outputs of a task cannot be as the group `image` asks."""
+    asked = config.image.format
+    if task.exact and asked and asked.upper() in LOSSY:
+        raise ConfigError(f"image.format = {asked!r}: {task.name} keeps pixels to the last bit; valid: png, tiff")
+    beside = config.image.model_dump(exclude_defaults=True).keys() - {"alpha"}
+    if task.stores_latent and beside:
+        raise ConfigError(
+            f"image.{', image.'.join(sorted(beside))}: {task.name} writes latents, which hold sRGB and nothing beside it, "
+            "and decodes them to PNG; image.alpha is what can be chosen"
+        )
 
 
 @contextmanager
@@ -301,6 +319,7 @@ def write(job: Resolved, plan: Plan, pool: Pool, part_rows: int, lineage: dict[s
         source=job.source,
         output=job.output,
         max_pixels=config.max_pixels,
+        image=config.image,
         reconstruct=config.reconstruct,
         compression_level=config.compression_level,
         lineage=lineage,

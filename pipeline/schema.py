@@ -30,6 +30,7 @@ SOURCE = [
     ("has_alpha", pa.bool_()),
     ("bit_depth", pa.int32()),
     ("frames", pa.int32()),
+    ("icc", pa.string()),
     # JSON of what a shard or manifest carried along with the image.
     ("extra", pa.string()),
 ]

@@ -6,7 +6,12 @@ from dataclasses import replace
 from pipeline.sources.source import Listed
 from pipeline.storage import Entry, Store
 
-EXTENSIONS = (".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+# Files of the last line's formats, which Pillow cannot read, end as rejects that say so.
+EXTENSIONS = (
+    *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"),
+    *(".j2k", ".jp2", ".jpf", ".jpx"),
+    *(".heic", ".heif", ".jxl"),
+)
 
 MASK = ".mask.png"
 
