@@ -162,6 +162,7 @@ def parquet_bytes(table: pa.Table, level: int) -> bytes:
         column_encoding={"latent.list.element": "BYTE_STREAM_SPLIT"} if latent else None,
         write_statistics=["image_id"],
         data_page_size=64 * 1024,
+        write_page_checksum=True,
     )
     data: bytes = out.getvalue().to_pybytes()
     return data
