@@ -50,10 +50,13 @@ def read_parts(output: Store, paths: list[str], columns: list[str]) -> pa.Table:
     Raises: StorageError that names a part which is damaged.
     """
 
+    def fetch(path: str) -> pa.Table:
+        with output.fs.open(output.full(path), "rb") as f:
+            return pq.read_table(f, columns=columns, page_checksum_verification=True)
+
     def read(path: str) -> pa.Table:
         try:
-            with output.fs.open(output.full(path), "rb") as f:
-                table = pq.read_table(f, columns=columns)
+            table = output.ask(lambda: fetch(path), damage=(pa.ArrowException,))
         except (pa.ArrowException, *STORE_FAILURES) as e:
             raise StorageError(
                 f"{output.uri(path)}: a damaged part ({reason(e)}): delete it, and the next run does its images again"

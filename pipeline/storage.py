@@ -21,7 +21,14 @@ from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, Field
-from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import (
+    Retrying,
+    before_sleep_log,
+    retry_if_exception,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_exponential_jitter,
+)
 
 from pipeline.errors import ConfigError, StorageError
 
@@ -106,12 +113,12 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, lost) and not isinstance(error, final)
 
 
-def patiently(request: Callable[[], Answer]) -> Answer:
-    """The answer to a request of S3; four tries in about ten seconds, each of which is the client's own several."""
+def patiently(request: Callable[[], Answer], damage: tuple[type[Exception], ...] = ()) -> Answer:
+    """The answer to a request of S3; four tries in some seconds, each of which is the client's own several."""
     tries = Retrying(
         stop=stop_after_attempt(4),
-        wait=wait_exponential_jitter(initial=1, max=5),
-        retry=retry_if_exception(is_transient),
+        wait=wait_exponential_jitter(initial=0.5, max=5),
+        retry=retry_if_exception(is_transient) | retry_if_exception_type(damage),
         before_sleep=before_sleep_log(log, logging.INFO),
         reraise=True,
     )
@@ -121,6 +128,12 @@ def patiently(request: Callable[[], Answer]) -> Answer:
 def content_md5(data: bytes) -> str:
     """What tells the store whether it got what was sent."""
     return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+
+
+def check_length(path: str, data: bytes, answer: dict[str, Any]) -> None:
+    """Raises: OSError when fewer bytes came than were announced."""
+    if len(data) != answer["ContentLength"]:
+        raise OSError(errno.EIO, f"{len(data)} of {answer['ContentLength']} bytes came", path)
 
 
 def check_body(path: str, data: bytes, answer: dict[str, Any]) -> None:
@@ -133,8 +146,7 @@ def check_body(path: str, data: bytes, answer: dict[str, Any]) -> None:
     """
     etag = answer.get("ETag", "").strip('"')
     opaque = "aws:" in answer.get("ServerSideEncryption", "") or answer.get("SSECustomerAlgorithm")
-    if len(data) != answer["ContentLength"]:
-        raise OSError(errno.EIO, f"{len(data)} of {answer['ContentLength']} bytes came", path)
+    check_length(path, data, answer)
     if MD5.fullmatch(etag) and not opaque and hashlib.md5(data, usedforsecurity=False).hexdigest() != etag:
         raise OSError(errno.EIO, f"the bytes that came do not have the MD5 of their etag {etag}", path)
 
@@ -207,11 +219,14 @@ class Store:
         return full[len(self.root) + 1 :]
 
     def exists(self, path: str = "") -> bool:
-        return bool(self._ask(lambda: self.fs.exists(self.full(path))))
+        return bool(self.ask(lambda: self.fs.exists(self.full(path))))
 
-    def _ask(self, request: Callable[[], Answer]) -> Answer:
-        """A request again when it may help; a local disk has had its reasons."""
-        return request() if self.local else patiently(request)
+    def ask(self, request: Callable[[], Answer], damage: tuple[type[Exception], ...] = ()) -> Answer:
+        """The answer to a request, asked again where that may help; a local disk is asked once.
+
+        Args: damage: what shows a reader that the bytes were damaged on their way.
+        """
+        return request() if self.local else patiently(request, damage)
 
     def _call(self, method: str, path: str, **more: Any) -> dict[str, Any]:
         """One call of S3's interface about one object."""
@@ -225,7 +240,7 @@ class Store:
             yield from (replace(entry, path=self.relative(entry.path)) for entry in local_files(self.full(path)))
             return
         try:
-            found = self._ask(lambda: self.fs.find(self.full(path), detail=True))
+            found = self.ask(lambda: self.fs.find(self.full(path), detail=True))
         except FileNotFoundError:
             return
         except Exception as e:
@@ -256,20 +271,24 @@ class Store:
         Raises: FileNotFoundError, OSError (also when the object ends before), BotoCoreError.
         """
 
+        if not length:
+            return b""
+
         def get() -> bytes:
-            if not length:
-                return b""
-            if self.local:
-                with Path(self.full(path)).open("rb") as f:
-                    f.seek(start)
-                    data = f.read(length)
-            else:
-                data = self._body(self._call("get_object", path, Range=f"bytes={start}-{start + length - 1}"))
-            if len(data) != length:
-                raise OSError(errno.EIO, f"{len(data)} of {length} bytes came from {start} on", self.uri(path))
+            answer = self._call("get_object", path, Range=f"bytes={start}-{start + length - 1}")
+            data = self._body(answer)
+            check_length(self.uri(path), data, answer)
             return data
 
-        return self._ask(get)
+        if self.local:
+            with Path(self.full(path)).open("rb") as f:
+                f.seek(start)
+                data = f.read(length)
+        else:
+            data = patiently(get)
+        if len(data) != length:
+            raise OSError(errno.EIO, f"it ends before the {length} bytes from {start} on", self.uri(path))
+        return data
 
     def _body(self, answer: dict[str, Any]) -> bytes:
         async def drain() -> bytes:
@@ -328,7 +347,7 @@ class Store:
 
     def delete(self, path: str) -> None:
         """Raises: FileNotFoundError on a local disk; S3 does not say whether there was anything."""
-        self._ask(lambda: self.fs.rm_file(self.full(path)))
+        self.ask(lambda: self.fs.rm_file(self.full(path)))
 
     def sweep(self, spare: str) -> None:
         """Remove the temporary files that killed writers left on a local disk, but none in the folder `spare`.

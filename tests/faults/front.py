@@ -1,6 +1,7 @@
 """A front before an S3 server, as a process: `python front.py PORT BEHIND FAULTS.json`.
 
-It keeps conditional puts (rclone ignores them) and does harm, each by its own probability. Nobody checks signatures behind it.
+It keeps conditional puts (rclone ignores them) and does harm, each kind by its own probability. Nobody checks signatures
+behind it.
 """
 
 import asyncio
@@ -119,7 +120,9 @@ class Front:
         url = URL(self.behind + request.raw_path, encoded=True)
         async with request.app["session"].request(method, url, headers=headers, data=body, allow_redirects=False) as answer:
             kept = {k: v for k, v in answer.headers.items() if k.lower() not in UNTOUCHED}
-            length = {"Content-Length": answer.headers["Content-Length"]} if method == "HEAD" and answer.status == 200 else {}
+            length = (
+                {"Content-Length": answer.headers["Content-Length"]} if method == "HEAD" and answer.status == 200 else {}
+            )
             return answer.status, kept | length, await answer.read()
 
     async def answer(
@@ -150,8 +153,8 @@ class Front:
 
 
 async def session(app: web.Application):
-    connector = aiohttp.TCPConnector(limit=0, force_close=True)
-    async with aiohttp.ClientSession(connector=connector, auto_decompress=False, skip_auto_headers=["Content-Type"]) as app["session"]:
+    options = {"auto_decompress": False, "skip_auto_headers": ["Content-Type"]}
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), **options) as app["session"]:
         yield
 
 
