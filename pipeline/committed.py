@@ -31,9 +31,13 @@ def columns_of(table: pa.Table, names: list[str]) -> list[list[Any]]:
 
 def read_part(output: Store, path: str, columns: list[str] | None) -> pa.Table:
     """Raises: StorageError that names a part which is damaged."""
-    try:
+
+    def fetch() -> pa.Table:
         with output.fs.open(output.full(path), "rb") as f:
             return pq.read_table(f, columns=columns, use_threads=False, page_checksum_verification=True)
+
+    try:
+        return output.ask(fetch, damage=(pa.ArrowException,))
     except (pa.ArrowException, *STORE_FAILURES) as e:
         raise StorageError(
             f"{output.uri(path)}: a damaged part ({reason(e)}): delete it, and the next run does its images again"

@@ -62,27 +62,34 @@ class Lease:
         try:
             content: dict[str, Any] = json.loads(self.output.read(path))
             return content
-        except (FileNotFoundError, json.JSONDecodeError):
+        except (FileNotFoundError, ValueError):
             return None
 
-    def _refuse_if_held(self, fence: int) -> None:
+    def _refuse_if_held(self, fence: int) -> bool:
+        """Gives whether the last holder died holding it."""
         if not fence or self.output.exists(self._path(fence, "released")):
-            return
-        claim = self._read(self._path(fence)) or {"at": time.time()}
+            return False
+        try:
+            claim = json.loads(self.output.read(self._path(fence)))
+        except FileNotFoundError:
+            raise OutputHeld(f"{self.output.url}: other runs take it at this moment. Wait for them to end") from None
+        except ValueError:
+            return True  # claims appear whole: this one was lost with the power of its machine
         if claim.get("machine") == this_machine() and process_start(claim["pid"]) != claim["started"]:
-            return
+            return True
         heard = (self._read(self._path(fence, "beat")) or claim)["at"]
         left = heard + LIFETIME_SECONDS - time.time()
         if left > 0:
-            holder = f"process {claim.get('pid', '?')} on {claim.get('machine', '?').split('/')[0]}"
+            holder = f"process {claim['pid']} on {claim['machine'].split('/')[0]}"
             raise OutputHeld(
                 f"{self.output.url}: another run holds it ({holder}). Wait for its end; a dead one loses it in {left:.0f} s"
             )
+        return True
 
     def __enter__(self) -> "Lease":
         try:
             held = self.newest()
-            self._refuse_if_held(held)
+            died = self._refuse_if_held(held)
             self.fence = held + 1
             claim = {
                 "token": self._token,
@@ -96,6 +103,12 @@ class Lease:
                 raise OutputHeld(f"{self.output.url}: another run has just taken it. Wait for it to end")
             if not self.output.local:
                 self._read_back(data)
+            if self.newest() != self.fence:
+                # While this process slept others came and went, and cleared the numbers that lie below theirs.
+                self.output.delete(self._path(self.fence))
+                raise OutputHeld(f"{self.output.url}: another run has just taken it. Wait for it to end")
+            if died:
+                self.output.sweep(spare=FOLDER)
             for fence in range(max(1, held - 2), held):
                 for kind in ("beat", "released", "json"):
                     if self.output.exists(self._path(fence, kind)):

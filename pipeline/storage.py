@@ -1,26 +1,48 @@
 """Bytes by relative path in a folder or a bucket prefix, by fsspec; a write appears at once or not at all."""
 
+import base64
+import errno
+import hashlib
+import logging
 import os
+import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import aiohttp
 import fsspec
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, HTTPClientError
+from botocore.parsers import ResponseParserError
+from fsspec.asyn import sync
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, Field
+from tenacity import (
+    Retrying,
+    before_sleep_log,
+    retry_if_exception,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_exponential_jitter,
+)
 
 from pipeline.errors import ConfigError, StorageError
 
+log = logging.getLogger("imagemill.storage")
 SCHEMES = ("file", "s3")
 LISTED_AT_A_TIME = 16
-STORE_FAILURES = (OSError, BotoCoreError)
+STORE_FAILURES = (OSError, BotoCoreError, aiohttp.ClientError)
 """What the clients of stores raise."""
+MD5 = re.compile("[0-9a-f]{32}")
+TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
+MENDABLE = ("BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch")
+"""What S3 answers with status 400 when a request was damaged or cut off on its way."""
+Answer = TypeVar("Answer")
 
 
 class StorageConfig(BaseModel):
@@ -76,6 +98,61 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def refusal(error: BaseException) -> tuple[int, str]:
+    """(HTTP status, code) of a store's answer that stands behind an error; (0, "") when it was none."""
+    answer = getattr(error, "response", None) or getattr(error.__cause__, "response", None) or {}
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return status, str(answer.get("Error", {}).get("Code", ""))
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed in a moment: yes after a break of the line, damage, or a busy server."""
+    status, code = refusal(error)
+    if status:
+        return status in (408, 409, 429) or status >= 500 or code in MENDABLE
+    final = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+    lost = (OSError, HTTPClientError, ResponseParserError, aiohttp.ClientError)
+    return isinstance(error, lost) and not isinstance(error, final)
+
+
+def patiently(request: Callable[[], Answer], damage: tuple[type[Exception], ...] = ()) -> Answer:
+    """The answer to a request of S3; four tries in some seconds, each of which is the client's own several."""
+    tries = Retrying(
+        stop=stop_after_attempt(4),
+        wait=wait_exponential_jitter(initial=0.5, max=5),
+        retry=retry_if_exception(is_transient) | retry_if_exception_type(damage),
+        before_sleep=before_sleep_log(log, logging.INFO),
+        reraise=True,
+    )
+    return tries(request)
+
+
+def content_md5(data: bytes) -> str:
+    """What tells the store whether it got what was sent."""
+    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+
+
+def check_length(path: str, data: bytes, answer: dict[str, Any]) -> None:
+    """Raises: OSError when fewer bytes came than were announced."""
+    if len(data) != answer["ContentLength"]:
+        raise OSError(errno.EIO, f"{len(data)} of {answer['ContentLength']} bytes came", path)
+
+
+def check_body(path: str, data: bytes, answer: dict[str, Any]) -> None:
+    """Compare a whole object with the length and the etag that came with it.
+
+    An etag is no MD5 where the object was put in parts (it has a dash then) or lies encrypted by KMS or a key
+    of the client.
+
+    Raises: OSError when they differ.
+    """
+    etag = answer.get("ETag", "").strip('"')
+    opaque = "aws:" in answer.get("ServerSideEncryption", "") or answer.get("SSECustomerAlgorithm")
+    check_length(path, data, answer)
+    if MD5.fullmatch(etag) and not opaque and hashlib.md5(data, usedforsecurity=False).hexdigest() != etag:
+        raise OSError(errno.EIO, f"the bytes that came do not have the MD5 of their etag {etag}", path)
+
+
 def local_files(root: str) -> Iterator[Entry]:
     """Every file below a folder, in order; links are followed, no folder is entered twice.
 
@@ -115,16 +192,16 @@ def local_etag(status: os.stat_result) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
-def found_in_bucket(fs: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def found_in_bucket(store: "Store", root: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every object below a prefix; the folders directly in it are listed side by side, as each page takes a round trip."""
-    here = fs.ls(root, detail=True)
+    here = store.ask(lambda: store.fs.ls(root, detail=True))
     folders = [info["name"] for info in here if info["type"] == "directory"]
     if len(folders) == 1 and len(here) == 1:
-        yield from found_in_bucket(fs, folders[0])
+        yield from found_in_bucket(store, folders[0])
         return
     yield from ((info["name"], info) for info in here)
     with ThreadPoolExecutor(LISTED_AT_A_TIME) as pool:
-        for found in pool.map(lambda folder: fs.find(folder, detail=True), folders):
+        for found in pool.map(lambda folder: store.ask(lambda: store.fs.find(folder, detail=True)), folders):
             yield from found.items()
 
 
@@ -162,7 +239,20 @@ class Store:
         return full[len(self.root) + 1 :]
 
     def exists(self, path: str = "") -> bool:
-        return bool(self.fs.exists(self.full(path)))
+        return bool(self.ask(lambda: self.fs.exists(self.full(path))))
+
+    def ask(self, request: Callable[[], Answer], damage: tuple[type[Exception], ...] = ()) -> Answer:
+        """The answer to a request, asked again where that may help; a local disk is asked once.
+
+        Args: damage: what shows a reader that the bytes were damaged on their way.
+        """
+        return request() if self.local else patiently(request, damage)
+
+    def _call(self, method: str, path: str, **more: Any) -> dict[str, Any]:
+        """One call of S3's interface about one object."""
+        bucket, _, key = self.full(path).partition("/")
+        answer: dict[str, Any] = self.fs.call_s3(method, Bucket=bucket, Key=key, **more)
+        return answer
 
     def entries(self, path: str = "") -> Iterator[Entry]:
         """Every object below `path`, of any name. Raises: StorageError when the store cannot be listed."""
@@ -170,7 +260,7 @@ class Store:
             yield from (replace(entry, path=self.relative(entry.path)) for entry in local_files(self.full(path)))
             return
         try:
-            for full, info in found_in_bucket(self.fs, self.full(path)):
+            for full, info in found_in_bucket(self, self.full(path)):
                 if info["type"] == "file" and not full.endswith("/"):
                     yield Entry(self.relative(full), int(info["size"]), info["ETag"].strip('"'))
         except FileNotFoundError:
@@ -183,20 +273,67 @@ class Store:
         if self.local:
             status = os.stat(self.full(path))
             return Entry(path, status.st_size, local_etag(status))
-        info = self.fs.info(self.full(path))
+        info = self.ask(lambda: self.fs.info(self.full(path)))
         return Entry(path, int(info["size"]), info["ETag"].strip('"'))
 
     def read(self, path: str) -> bytes:
-        data: bytes = self.fs.cat_file(self.full(path))
+        """A whole object; from S3 with its length and, where the etag is one, its MD5 checked.
+
+        Raises: FileNotFoundError, OSError, BotoCoreError.
+        """
+        if self.local:
+            return Path(self.full(path)).read_bytes()
+
+        def get() -> bytes:
+            answer = self._call("get_object", path)
+            data = self._body(answer)
+            check_body(self.uri(path), data, answer)
+            return data
+
+        return patiently(get)
+
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        """`length` bytes of an object from `start` on; all of them are there.
+
+        Raises: FileNotFoundError, OSError (also when the object ends before), BotoCoreError.
+        """
+
+        if not length:
+            return b""
+
+        def get() -> bytes:
+            answer = self._call("get_object", path, Range=f"bytes={start}-{start + length - 1}")
+            data = self._body(answer)
+            check_length(self.uri(path), data, answer)
+            return data
+
+        if self.local:
+            with Path(self.full(path)).open("rb") as f:
+                f.seek(start)
+                data = f.read(length)
+        else:
+            data = patiently(get)
+        if len(data) != length:
+            raise OSError(errno.EIO, f"it ends before the {length} bytes from {start} on", self.uri(path))
         return data
 
+    def _body(self, answer: dict[str, Any]) -> bytes:
+        async def drain() -> bytes:
+            async with answer["Body"] as stream:
+                data: bytes = await stream.read()
+                return data
+
+        body: bytes = sync(self.fs.loop, drain)
+        return body
+
     def write(self, path: str, data: bytes, durable: bool = False) -> None:
-        """One PUT on S3; a temporary name and a rename on a local disk, so that no reader sees a part of it.
+        """One PUT on S3 (which takes 5 GB), which the store checks by its MD5; a temporary name and a rename on a local
+        disk: no reader sees a part of it.
 
         Args: durable: on the disk itself, not in its cache alone, when this returns.
         """
         if not self.local:
-            self.fs.pipe_file(self.full(path), data)
+            patiently(lambda: self._call("put_object", path, Body=data, ContentMD5=content_md5(data)))
             return
         target = Path(self.full(path))
         temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
@@ -214,15 +351,12 @@ class Store:
     def create(self, path: str, data: bytes) -> bool:
         """Write only where nothing is (If-None-Match on S3, an exclusive link locally); False when something else was."""
         if not self.local:
+            condition = {"IfNoneMatch": "*", "ContentMD5": content_md5(data)}
             try:
-                self.fs.pipe_file(self.full(path), data, mode="create")
+                patiently(lambda: self._call("put_object", path, Body=data, **condition))
                 return True
             except OSError as e:
-                response = getattr(e.__cause__, "response", None) or {}
-                if not isinstance(e, FileExistsError) and response.get("Error", {}).get("Code") not in (
-                    "PreconditionFailed",
-                    "412",
-                ):
+                if refusal(e)[0] != 412:
                     raise
                 # The answer to a first try may have been lost: then what lies there is ours.
                 return self.read(path) == data
@@ -239,4 +373,15 @@ class Store:
             temporary.unlink(missing_ok=True)
 
     def delete(self, path: str) -> None:
-        self.fs.rm_file(self.full(path))
+        """Raises: FileNotFoundError on a local disk; S3 does not say whether there was anything."""
+        self.ask(lambda: self.fs.rm_file(self.full(path)))
+
+    def sweep(self, spare: str) -> None:
+        """Remove the temporary files that killed writers left on a local disk, but none in the folder `spare`.
+
+        Only for who has the rest of the store to himself: a living writer's file would be gone before it got its name.
+        """
+        for folder, folders, names in os.walk(self.root) if self.local else ():
+            folders[:] = [name for name in folders if f"{folder}/{name}" != self.full(spare)]
+            for name in filter(TEMPORARY.fullmatch, names):
+                Path(folder, name).unlink(missing_ok=True)

@@ -2,10 +2,6 @@
 
 import os
 import secrets
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -14,40 +10,18 @@ import numpy as np
 import pytest
 import s3fs
 from PIL import Image
-
-KEY, SECRET = "imagemill", "imagemill-secret"
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+from servers import KEY, SECRET, environment_of, free_port, rclone
 
 
 @pytest.fixture(scope="session")
 def rclone_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Endpoint of an `rclone serve s3` over an empty folder."""
-    folder = tmp_path_factory.mktemp("rclone")
-    (folder / "data").mkdir()
-    port = free_port()
-    command = [
-        str(Path(sys.executable).parent / "rclone"), "serve", "s3", str(folder / "data"), "--addr", f"127.0.0.1:{port}",
-        "--auth-key", f"{KEY},{SECRET}", "--config", str(folder / "rclone.conf"), "--cache-dir", str(folder / "cache"),
-        "--vfs-cache-mode", "off", "--log-file", str(folder / "log"),
-    ]  # fmt: skip
-    with subprocess.Popen(command) as server:
-        try:
-            for _ in range(300):
-                assert server.poll() is None, (folder / "log").read_text()
-                with socket.socket() as s:
-                    if s.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.1)
-            else:
-                pytest.fail("rclone does not answer")
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.kill()
+    server = rclone(tmp_path_factory.mktemp("rclone"), "--auth-key", f"{KEY},{SECRET}")
+    try:
+        server.start()
+        yield f"http://127.0.0.1:{server.port}"
+    finally:
+        server.kill()
 
 
 @pytest.fixture(scope="session")
@@ -60,22 +34,6 @@ def moto_url() -> Iterator[str]:
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
     server.stop()
-
-
-def environment_of(endpoint: str) -> dict[str, str]:
-    """What a process needs to talk to a server of ours."""
-    return {
-        "AWS_ACCESS_KEY_ID": KEY,
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        # rclone refuses the trailing checksums that newer clients send unasked.
-        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
-        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-    }
 
 
 def fresh_bucket(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> str:

@@ -1,0 +1,32 @@
+"""An S3 server behind a front that does harm."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import s3fs
+from servers import S3, Server, environment_of, free_port, rclone
+
+
+@pytest.fixture
+def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    """rclone without keys, and with one bucket, behind a front that does no harm yet; the environment points there."""
+    behind = rclone(tmp_path / "s3")
+    (tmp_path / "s3/data/bucket").mkdir()
+    port = free_port()
+    script = str(Path(__file__).parent / "front.py")
+    front = Server([sys.executable, script, str(port), f"http://127.0.0.1:{behind.port}", json.dumps({})], port)
+    made = S3(behind, front, "bucket")
+    try:
+        behind.start()
+        front.start()
+        for key, value in environment_of(made.endpoint).items():
+            monkeypatch.setenv(key, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield made
+    finally:
+        front.kill()
+        behind.kill()
+        s3fs.S3FileSystem.clear_instance_cache()

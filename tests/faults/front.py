@@ -1,0 +1,179 @@
+"""A front before an S3 server, as a process: `python front.py PORT BEHIND FAULTS.json`.
+
+It keeps conditional puts (rclone ignores them) and does harm, each kind by its own probability. Nobody checks signatures
+behind it.
+"""
+
+import asyncio
+import json
+import random
+import sys
+from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass
+
+import aiohttp
+from aiohttp import web
+from yarl import URL
+
+CONTROL = "/-/faults"
+NOT_PASSED = {"connection", "content-length", "expect", "host", "if-none-match", "keep-alive", "transfer-encoding"}
+UNTOUCHED = {"connection", "content-length", "date", "keep-alive", "server", "transfer-encoding"}
+
+
+@dataclass
+class Faults:
+    """Probabilities for a request or an answer, unless it says otherwise."""
+
+    seed: int = 0
+    latency_s: float = 0.0
+    """Most that a request waits; how long it does is uniform."""
+    busy: float = 0.0
+    """503 in the place of the answer; nothing was done."""
+    reset: float = 0.0
+    """The connection is reset before anything was done."""
+    reset_middle: float = 0.0
+    """The connection is reset in the middle of a body."""
+    truncate: float = 0.0
+    """The connection is closed in the middle of a body."""
+    lost: float = 0.0
+    """What was asked for is done, and the connection reset in the place of the answer."""
+    corrupt_get: float = 0.0
+    """One bit of an object is flipped on its way down."""
+    corrupt_put: float = 0.0
+    """One bit of an object is flipped on its way up."""
+    forbid: str = ""
+    """Writes of keys that hold this are refused with 403."""
+
+
+def error(status: int, code: str, more: str = "") -> web.Response:
+    text = f"<Error><Code>{code}</Code><Message>a fault of the front</Message>{more}</Error>"
+    return web.Response(status=status, text=f'<?xml version="1.0"?>{text}', content_type="application/xml")
+
+
+class Front:
+    def __init__(self, behind: str, faults: Faults) -> None:
+        self.behind = behind
+        self.set(faults)
+        self.locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self.begin()
+
+    def set(self, faults: Faults) -> None:
+        self.faults, self.random = faults, random.Random(faults.seed)
+
+    def begin(self) -> None:
+        """Forget what was counted."""
+        self.counts: Counter[str] = Counter()
+        self.written: list[str] = []
+        self.unmended: set[str] = set()
+        self.swallowed: list[str] = []
+
+    def strikes(self, name: str) -> bool:
+        struck = self.random.random() < getattr(self.faults, name)
+        self.counts[name] += struck
+        return struck
+
+    def flipped(self, data: bytes) -> bytes:
+        place = self.random.randrange(len(data))
+        return data[:place] + bytes([data[place] ^ 1 << self.random.randrange(8)]) + data[place + 1 :]
+
+    async def control(self, request: web.Request) -> web.Response:
+        if request.method == "PUT":
+            self.set(Faults(**await request.json()))
+            self.begin()
+        seen = {"counts": dict(self.counts), "written": self.written, "swallowed": self.swallowed}
+        return web.json_response({**asdict(self.faults), **seen, "unmended": sorted(self.unmended)})
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        self.counts["requests"] += 1
+        path = request.path
+        is_object, writes = path.strip("/").count("/") > 0, request.method not in ("GET", "HEAD")
+        await asyncio.sleep(self.random.random() * self.faults.latency_s)
+        if self.strikes("reset"):
+            return self.reset(request)
+        if self.strikes("busy"):
+            return error(503, "SlowDown")
+        if writes and self.faults.forbid and self.faults.forbid in path:
+            self.counts["forbid"] += 1
+            return error(403, "AccessDenied")
+        damaged = is_object and request.method == "PUT" and len(body) > 0 and self.strikes("corrupt_put")
+        sent = self.flipped(body) if damaged else body
+        if request.headers.get("If-None-Match") == "*":
+            async with self.locks[path]:
+                status = (await self.ask(request, "HEAD", b""))[0]
+                if status == 200:
+                    return error(412, "PreconditionFailed", "<Condition>If-None-Match</Condition>")
+                answer = await self.ask(request, request.method, sent)
+        else:
+            answer = await self.ask(request, request.method, sent)
+        status, headers, content = answer
+        if writes and status < 300:
+            self.written.append(path)
+            if damaged:
+                self.swallowed.append(path)
+            if self.strikes("lost"):
+                return self.reset(request)
+        return await self.answer(request, status, headers, content, is_object)
+
+    async def ask(self, request: web.Request, method: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        headers = {k: v for k, v in request.headers.items() if k.lower() not in NOT_PASSED}
+        url = URL(self.behind + request.raw_path, encoded=True)
+        async with request.app["session"].request(method, url, headers=headers, data=body, allow_redirects=False) as answer:
+            kept = {k: v for k, v in answer.headers.items() if k.lower() not in UNTOUCHED}
+            length = (
+                {"Content-Length": answer.headers["Content-Length"]} if method == "HEAD" and answer.status == 200 else {}
+            )
+            return answer.status, kept | length, await answer.read()
+
+    async def answer(
+        self, request: web.Request, status: int, headers: dict[str, str], content: bytes, is_object: bool
+    ) -> web.StreamResponse:
+        if request.method != "GET" or status >= 300 or not content:
+            return web.Response(status=status, headers=headers, body=content)
+        cut = self.strikes("truncate")
+        if cut or self.strikes("reset_middle"):
+            part = web.StreamResponse(status=status, headers=headers | {"Content-Length": str(len(content))})
+            await part.prepare(request)
+            await part.write(content[: len(content) // 2])
+            if request.transport:
+                request.transport.close() if cut else request.transport.abort()
+            return part
+        if is_object:
+            if self.strikes("corrupt_get"):
+                self.unmended.add(request.path)
+                content = self.flipped(content)
+            else:
+                self.unmended.discard(request.path)
+        return web.Response(status=status, headers=headers, body=content)
+
+    def reset(self, request: web.Request) -> web.Response:
+        if request.transport:
+            request.transport.abort()
+        return web.Response()
+
+
+async def session(app: web.Application):
+    options = {"auto_decompress": False, "skip_auto_headers": ["Content-Type"]}
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), **options) as app["session"]:
+        yield
+
+
+@web.middleware
+async def behind_is_gone(request: web.Request, handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except aiohttp.ClientError:
+        return error(502, "BadGateway")
+
+
+def main(port: str, behind: str, faults: str) -> None:
+    app = web.Application(client_max_size=1 << 30, middlewares=[behind_is_gone])
+    front = Front(behind, Faults(**json.loads(faults)))
+    app.cleanup_ctx.append(session)
+    app.router.add_route("*", CONTROL, front.control)
+    app.router.add_route("*", "/{path:.*}", front.handle)
+    web.run_app(app, host="127.0.0.1", port=int(port), print=None, access_log=None, handle_signals=False)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

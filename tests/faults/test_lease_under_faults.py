@@ -1,0 +1,28 @@
+"""One holder at a time, and rising numbers, while holders die and the store forgets, breaks and damages."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from servers import S3
+
+FAULTS = {"busy": 0.05, "reset": 0.03, "lost": 0.1, "corrupt_get": 0.1, "latency_s": 0.02}
+
+
+@pytest.mark.parametrize("claims", [6, pytest.param(50, marks=pytest.mark.chaos)])
+def test_holders_that_die_never_overlap(s3: S3, tmp_path: Path, claims: int) -> None:
+    s3.faults(seed=claims, **FAULTS)
+    script = Path(__file__).parent / "contenders.py"
+    command = [sys.executable, str(script), f"s3://{s3.bucket}/out", str(tmp_path / "lock"), str(claims), "0"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=1000).stdout
+    killed, *held = out.split()
+    assert "overlap" not in held
+    fences = list(map(int, held))
+    assert len(fences) >= claims
+    assert fences == sorted(set(fences))
+    assert int(killed) >= claims // 4
+    seen = s3.seen()
+    assert seen["counts"]["lost"]
+    assert seen["swallowed"] == []
+    print(f"{len(fences)} claims, {killed} holders killed, highest number {fences[-1]}, {seen['counts']}")

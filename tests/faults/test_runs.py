@@ -1,0 +1,108 @@
+"""Whole runs over a bad line: nothing lost, nothing twice, every output as in a run that nobody disturbed."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import make_photos
+from servers import S3
+
+from pipeline.account import verify
+from pipeline.config import RunConfig
+from pipeline.errors import StorageError
+from pipeline.plan import part_paths, read_parts
+from pipeline.run import run
+from pipeline.storage import Store
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+IMAGES = [40, pytest.param(1000, marks=pytest.mark.chaos)]
+LINE = {"busy": 0.2, "reset": 0.1, "lost": 0.05}
+DAMAGE = {"corrupt_get": 0.05, "corrupt_put": 0.05}
+
+
+def digests(output: Store) -> dict[str, str]:
+    """rel_path → sha256 of the output, as the rows say."""
+    rows = read_parts(output, part_paths(output, "results"), ["rel_path", "output_sha256"])
+    return dict(zip(rows["rel_path"].to_pylist(), rows["output_sha256"].to_pylist(), strict=True))
+
+
+def undisturbed(photos: int, folder: Path, crops: list[np.ndarray]) -> dict[str, str]:
+    """What a run over the same photos on a local disk makes of them."""
+    source, output = Store(str(folder / "calm_in")), Store(str(folder / "calm_out"))
+    make_photos(source, photos, crops)
+    run(RunConfig(task="denoise", input=source.url, output=output.url))
+    return digests(output)
+
+
+@pytest.mark.parametrize("photos", IMAGES)
+@pytest.mark.parametrize("faults", [LINE, DAMAGE], ids=["broken", "damaged"])
+def test_a_run_over_a_bad_line(
+    s3: S3, tmp_path: Path, crops: list[np.ndarray], faults: dict[str, float], photos: int
+) -> None:
+    source, output = s3.store("in"), s3.store("out")
+    make_photos(source, photos, crops)
+    s3.faults(seed=photos, **faults)
+    config = RunConfig(task="denoise", input=source.url, output=output.url, storage=s3.storage, rows_per_part=20)
+    record = run(config)
+    seen = s3.seen()
+    assert (record["ok"], record["rejected"]) == (photos, 0)
+    assert all(seen["counts"][name] for name in faults), seen["counts"]
+    assert seen["swallowed"] == []
+    assert [path for path in seen["unmended"] if "/in/" in path] == []
+    s3.faults()
+    checked = verify(output)
+    assert checked.problems == []
+    assert (checked.rows, checked.files) == (photos, photos)
+    assert digests(output) == undisturbed(photos, tmp_path, crops)
+    print(f"{photos} images, {record['seconds']['total']} s, {seen['counts']}")
+
+    s3.faults()
+    assert run(config)["planned"] == 0
+    assert s3.seen()["written"]
+    assert not [path for path in s3.seen()["written"] if not path.startswith("/bucket/out/runs/")]
+
+
+def test_writes_that_are_refused_end_the_run_and_the_next_one_completes_it(s3: S3, crops: list[np.ndarray]) -> None:
+    source, output = s3.store("in"), s3.store("out")
+    make_photos(source, 40, crops)
+    s3.faults(forbid="/out/images/3/")
+    config = RunConfig(task="denoise", input=source.url, output=output.url, storage=s3.storage, rows_per_part=5)
+    with pytest.raises(StorageError, match=r"/out.*run the same command again"):
+        run(config)
+    assert s3.seen()["counts"]["forbid"]
+    s3.faults()
+    run(config)
+    checked = verify(output)
+    assert (checked.problems, checked.rows, checked.files) == ([], 40, 40)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """small_disk(size): a folder on a disk of that size; called again it changes the size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def sized(size: str) -> Path:
+        remount = ["-o", f"remount,size={size}"] if folder.is_mount() else ["-t", "tmpfs", "-o", f"size={size}", "tmpfs"]
+        if subprocess.run(["mount", *remount, str(folder)], capture_output=True).returncode:
+            pytest.skip("mounting a disk takes root")
+        return folder
+
+    yield sized
+    if folder.is_mount():
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_ends_the_run_and_the_next_one_completes_it(small_disk, tmp_path: Path, crops: list[np.ndarray]) -> None:
+    source, output = Store(str(tmp_path / "in")), Store(str(small_disk("2m") / "out"))
+    make_photos(source, 100, crops)
+    config = RunConfig(task="denoise", input=source.url, output=output.url, rows_per_part=10)
+    with pytest.raises(StorageError, match="No space left"):
+        run(config)
+    assert not [e.path for e in output.entries() if e.path.endswith(".tmp")]
+    small_disk("20m")
+    run(config)
+    checked = verify(output)
+    assert (checked.problems, checked.rows, checked.files) == ([], 100, 100)
