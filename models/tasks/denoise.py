@@ -16,7 +16,7 @@ from models.tiling import tiled
 
 TILE, CROP = 1024, 384
 MAX_TRAINED_SIGMA = 60.0
-GRAY_SHARE = 0.2
+GRAY_SHARE = 0.5
 FILE_SHARE = 0.7
 
 
