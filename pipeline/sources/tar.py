@@ -32,7 +32,7 @@ MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"
 
 def opened(store: Store, path: str) -> BinaryIO:
     """The unpacked bytes of a shard; a seek forward in a packed one reads, a seek back begins anew."""
-    file = store.fs.open(store.full(path), "rb", **({} if store.local else {"block_size": BLOCK_BYTES}))
+    file = store.fs.open(store.full(path), "rb", block_size=BLOCK_BYTES)
     unpack: Any = next((unpack for suffix, unpack in UNPACK.items() if path.lower().endswith(suffix)), None)
     unpacked: BinaryIO = unpack(file) if unpack else file
     return unpacked
@@ -126,11 +126,20 @@ class Reader:
     """As ShardReader; what is read ahead of one member serves the next ones."""
 
     def __init__(self, store: Store, path: str, config: SourceConfig) -> None:
-        self.file = opened(store, path)
+        self.store, self.path = store, path
+        self.unpacked = opened(store, path) if path.lower().endswith(tuple(UNPACK)) else None
+        self.size = store.entry(path).size
+        self._ahead, self._start = b"", 0
 
     def read(self, offset: int, size: int) -> bytes:
-        self.file.seek(offset)
-        return self.file.read(size)
+        if self.unpacked:
+            self.unpacked.seek(offset)
+            return self.unpacked.read(size)
+        place = offset - self._start
+        if place < 0 or place + size > len(self._ahead):
+            length = min(max(size, BLOCK_BYTES), self.size - offset)
+            self._ahead, self._start, place = self.store.read_range(self.path, offset, length), offset, 0
+        return self._ahead[place : place + size]
 
 
 FORMAT = ShardFormat(SUFFIXES, index, Reader)
