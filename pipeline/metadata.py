@@ -21,7 +21,8 @@ XMP_ORIENTATION = re.compile(rb'(tiff:Orientation(?:="|>))[0-9]')
 MAX_XMP_BYTES = 10_000_000
 # What one segment of a JPEG holds of each.
 MAX_JPEG_EXIF, MAX_JPEG_XMP = 65_533, 65_504
-EXIF_HEAD_BYTES = 14
+# Before the directory in what Exif.tobytes gives: a mark and the header of a TIFF.
+EXIF_HEAD_BYTES = 6 + 8
 
 
 def carried_exif(image: Image.Image, gps: bool, converted: bool) -> bytes | None:

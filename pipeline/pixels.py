@@ -12,7 +12,7 @@ from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from pipeline.metadata import carried_exif, carried_xmp, in_tiff, writer_options
-from pipeline.profiles import ProfileError, in_srgb, to_srgb
+from pipeline.profiles import in_srgb, treatment
 
 # Formats by what a decoder has to do with outside data; Pillow knows many more, each one an attack surface.
 # (JPEG's reader opens MPO as well.)
@@ -174,15 +174,8 @@ def to_picture(image: Image.Image, data: bytes, config: PixelConfig) -> Picture:
     orientation = orientation_of(image)
     transparent = image.has_transparency_data and not deep
     mode = "L" if gray else "CMYK" if image.mode == "CMYK" else "RGB"
-    profile = image.info.get("icc_profile") or None
-    icc, transform = "none", None
-    if profile:
-        try:
-            transform = to_srgb(profile, mode)
-            # CMYK becomes RGB in any case, and then by its profile.
-            icc = "kept" if config.icc == "keep" and mode != "CMYK" else "converted" if transform else "none"
-        except ProfileError:
-            icc = "unreadable"
+    profile = image.info.get("icc_profile")
+    icc, transform = treatment(profile, mode, config.icc == "keep")
     shape = image.size if orientation >= 5 else image.size[::-1]
     rgb = np.empty((*shape, 3), np.uint8)
     alpha = np.empty(shape, np.uint8) if transparent and config.matte is None else None
@@ -193,7 +186,7 @@ def to_picture(image: Image.Image, data: bytes, config: PixelConfig) -> Picture:
         if transparent:
             strip = in_mode(strip, "RGBA")
         colours = in_mode(strip, mode)
-        if transform and icc == "converted":
+        if transform:
             colours = in_srgb(colours, transform)
         colours = in_mode(colours, "RGB")
         if alpha is not None:

@@ -17,9 +17,26 @@ class ProfileError(Exception):
     """A profile that is damaged, or is not one of such pixels."""
 
 
+def treatment(profile: bytes | None, mode: str, keep: bool) -> tuple[str, ImageCms.ImageCmsTransform | None]:
+    """What is done about a profile of pixels in a mode ("L", "RGB" or "CMYK"), and the transform for `in_srgb` that does it.
+
+    "none" where there is none, or it is sRGB's; "converted"; "kept"; "unreadable", and the pixels stay as they are.
+    """
+    if not profile:
+        return "none", None
+    try:
+        transform = to_srgb(profile, mode)
+    except ProfileError:
+        return "unreadable", None
+    # CMYK becomes RGB in any case, and then better by its profile.
+    if keep and mode != "CMYK":
+        return "kept", None
+    return "converted" if transform else "none", transform
+
+
 @lru_cache(maxsize=16)
 def to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """The transform to sRGB of pixels of a mode ("L", "RGB" or "CMYK"); None where it moves no sample by more than one.
+    """The transform to sRGB of pixels in a mode; None where it moves no sample by more than one.
 
     L with an RGB profile is transformed as RGB (`in_srgb` does both). Pictures share few profiles, so transforms are kept.
 
