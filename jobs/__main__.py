@@ -13,7 +13,17 @@ from typing import Any
 from jobs.cli import app
 from models.checkpoint import CheckpointError
 from pipeline.cluster import ensure_token
-from pipeline.errors import ConfigError, Interrupted, OutputHeld, RunFailed, StorageError, TooManyRejects, VerificationError
+from pipeline.errors import (
+    ConfigError,
+    Deadline,
+    Interrupted,
+    NightFailed,
+    OutputHeld,
+    RunFailed,
+    StorageError,
+    TooManyRejects,
+    VerificationError,
+)
 from pipeline.storage import STORE_FAILURES, reason
 
 
@@ -64,7 +74,7 @@ def command() -> int:
         return int(code or 0)
     except SystemExit as e:
         return int(e.code or 0) if not isinstance(e.code, str) else 1
-    except (ConfigError, TooManyRejects, OutputHeld, StorageError, VerificationError, RunFailed) as e:
+    except (ConfigError, TooManyRejects, OutputHeld, StorageError, VerificationError, RunFailed, NightFailed) as e:
         print(f"imagemill: {e}", file=sys.stderr)
         return e.exit_code
     except STORE_FAILURES as e:
@@ -73,6 +83,12 @@ def command() -> int:
     except CheckpointError as e:
         print(f"imagemill: {e}", file=sys.stderr)
         return ConfigError.exit_code
+    except Deadline:
+        print(
+            "imagemill: stopped at the deadline; what was committed stays, the next night goes on from there",
+            file=sys.stderr,
+        )
+        return Deadline.exit_code
     except Interrupted:
         print("imagemill: interrupted; what was committed stays, the same command goes on from there", file=sys.stderr)
         return Interrupted.exit_code

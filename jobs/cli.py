@@ -13,7 +13,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Batch image pipeline on Ray: every image ends as one committed row or one reject with a reason.",
     epilog="Exit codes: 0 done, 2 bad configuration, 3 more rejects than allowed, 4 another writer holds OUTPUT, "
-    "5 storage, 6 verification failed.",
+    "5 storage, 6 verification failed, 7 stopped at the deadline.",
 )
 
 Config = Annotated[str | None, typer.Option("-c", "--config", help="YAML of the run", metavar="JOB.yaml")]
@@ -264,6 +264,18 @@ def decode(
     from jobs.decode import decode_output
 
     decode_output(store(output, config), store(dest, config))
+
+
+@app.command()
+def nightly(
+    config: Annotated[str, typer.Option("-c", "--config", help="YAML of the night", metavar="NIGHTLY.yaml")],
+    until: Annotated[str | None, typer.Option("--until", help="local time at which the night ends", metavar="HH:MM")] = None,
+    set_: Set = None,
+) -> None:
+    """Run several jobs in order over what is new or changed; exit 7 when the deadline came first."""
+    from jobs.nightly import NightlyConfig, show_night
+
+    show_night(validate(NightlyConfig, merged(config, set_, {"until": until}), config))
 
 
 @app.command()

@@ -37,6 +37,20 @@ class Interrupted(BaseException):
     exit_code = 130
 
 
+class Deadline(Interrupted):
+    """A night came to its end before its work did; what was committed stays. Exit 7."""
+
+    exit_code = 7
+
+
+class NightFailed(Exception):
+    """A run of a night failed; the exit code is that of the first one."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class VerificationError(Exception):
     """The output is not what its rows say. Exit 6."""
 

@@ -25,7 +25,7 @@ from pipeline.account import Account, account
 from pipeline.cluster import connected
 from pipeline.committed import SUPERSEDED, part_paths, read_parts
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, Interrupted, OutputHeld, RunFailed, StorageError, TooManyRejects
+from pipeline.errors import ConfigError, Deadline, Interrupted, OutputHeld, RunFailed, StorageError, TooManyRejects
 from pipeline.lease import Lease
 from pipeline.pixels import LOSSY
 from pipeline.plan import Plan, blocks, make_plan
@@ -247,7 +247,8 @@ def run(config: RunConfig) -> dict[str, Any]:
             return record
         except BaseException as e:
             code = getattr(e, "exit_code", 1)
-            record |= {"exit_reason": "interrupted" if isinstance(e, Interrupted) else reason(e), "exit_code": code}
+            why = "deadline" if isinstance(e, Deadline) else "interrupted" if isinstance(e, Interrupted) else reason(e)
+            record |= {"exit_reason": why, "exit_code": code}
             raise
         finally:
             seconds["total"] = round(time.monotonic() - began, 3)

@@ -1,0 +1,191 @@
+"""A night: several runs in order over what is new, until a deadline, and word of it to whoever asked."""
+
+import json
+import logging
+import signal
+import subprocess
+import urllib.request
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from typing import Any
+
+from pydantic import Field
+from rich.table import Table
+
+from jobs.console import console
+from models.checkpoint import CheckpointError
+from pipeline.config import RunConfig, Strict, read_yaml, validate
+from pipeline.errors import (
+    ConfigError,
+    Deadline,
+    NightFailed,
+    OutputHeld,
+    RunFailed,
+    StorageError,
+    TooManyRejects,
+    VerificationError,
+)
+from pipeline.run import run
+from pipeline.storage import Store
+
+log = logging.getLogger("imagemill.nightly")
+DATE = "{date}"
+FAILURES = (ConfigError, CheckpointError, TooManyRejects, OutputHeld, StorageError, RunFailed, VerificationError)
+WEBHOOK_SECONDS = 10
+COUNTS = ("found", "done_before", "planned", "ok", "rejected")
+
+
+class Notify(Strict):
+    """Who hears of the night's summary, as JSON."""
+
+    command: list[str] | None = Field(None, description="a program and its arguments; the summary is its standard input")
+    webhook: str | None = Field(None, description="a URL that the summary is posted to")
+
+
+class NightlyConfig(Strict):
+    """What `imagemill nightly` does."""
+
+    jobs: list[dict[str, Any]] = Field(
+        min_length=1, description="each the keys of a run, or `config: FILE.yaml` and what differs from it; and a name"
+    )
+    catch_up: int = Field(7, ge=0, le=366, description="days before tonight whose dated inputs are looked at as well")
+    until: str | None = Field(
+        None, pattern="^([01][0-9]|2[0-3]):[0-5][0-9]$", description="local time, HH:MM, at which the night ends"
+    )
+    notify: Notify = Notify()
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a night."""
+
+    name: str
+    config: RunConfig
+    dated: bool
+    """Whether its input is that of one day, on which nothing may have come."""
+
+
+def runs_of(config: NightlyConfig, tonight: date) -> list[Planned]:
+    """The runs of a night: jobs in order, each over its dates, oldest first.
+
+    Raises: ConfigError for a job that cannot run, before the first one starts.
+    """
+    runs = []
+    for number, job in enumerate(config.jobs):
+        name = str(job.get("name", f"job {number + 1}"))
+        values = (read_yaml(job["config"]) if "config" in job else {}) | job
+        values = {key: value for key, value in values.items() if key not in ("name", "config")}
+        dated = DATE in str(values.get("input"))
+        if dated != (DATE in str(values.get("output"))):
+            raise ConfigError(f"{name}: {DATE} stands in one of input and output: all dates would be taken for one")
+        if not dated:
+            runs.append(Planned(name, validate(RunConfig, values, name), False))
+            continue
+        for days in range(config.catch_up, -1, -1):
+            day = f"{tonight - timedelta(days=days)}"
+            filled = {k: v.replace(DATE, day) if k in ("input", "output") else v for k, v in values.items()}
+            runs.append(Planned(f"{name} {day}", validate(RunConfig, filled, name), True))
+    return runs
+
+
+def seconds_until(clock: str, now: datetime) -> float:
+    """Seconds from now to the next time that clocks show HH:MM."""
+    end = datetime.combine(now.date(), time.fromisoformat(clock))
+    return ((end if end > now else end + timedelta(days=1)) - now).total_seconds()
+
+
+@contextmanager
+def deadline(clock: str | None) -> Iterator[None]:
+    """Raises Deadline in the main thread when clocks show HH:MM."""
+
+    def ended(signum: int, frame: Any) -> None:
+        raise Deadline
+
+    before = signal.signal(signal.SIGALRM, ended)
+    if clock:
+        signal.setitimer(signal.ITIMER_REAL, seconds_until(clock, datetime.now()))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def done_night(config: NightlyConfig, tonight: date) -> list[dict[str, Any]]:
+    """Do the runs of a night, and give a line for each; one that fails does not keep the others from theirs."""
+    waiting = deque(runs_of(config, tonight))
+    lines: list[dict[str, Any]] = []
+    try:
+        with deadline(config.until):
+            while waiting:
+                log.info("%s", waiting[0].name)
+                lines.append(outcome(waiting[0]))
+                waiting.popleft()
+    except Deadline:
+        log.warning("it is %s: the night ends here; the next one goes on from there", config.until)
+        lines += [{"job": r.name, "exit_code": Deadline.exit_code, "exit_reason": "deadline"} for r in waiting]
+    return lines
+
+
+def outcome(planned: Planned) -> dict[str, Any]:
+    """Do one run: what it was, what it did, and how it ended."""
+    line: dict[str, Any] = {"job": planned.name, "output": planned.config.output}
+    try:
+        if planned.dated and not came(planned.config):
+            return line | {"exit_code": 0, "exit_reason": "no input on that day"}
+        record = run(planned.config)
+        return line | {key: record[key] for key in ("run_id", *COUNTS)} | {"exit_code": 0, "exit_reason": "done"}
+    except FAILURES as e:
+        log.error("%s: %s", planned.name, e)
+        return line | {"exit_code": getattr(e, "exit_code", ConfigError.exit_code), "exit_reason": str(e)}
+
+
+def came(config: RunConfig) -> bool:
+    """Whether the input of a day is there. Raises: StorageError when the place of all days is not."""
+    if Store(str(config.input), config.storage).exists():
+        return True
+    place = Store(str(config.input).rpartition("/")[0], config.storage)
+    if not place.exists():
+        raise StorageError(f"{place.url} does not exist")
+    return False
+
+
+def show_night(config: NightlyConfig, tonight: date | None = None) -> None:
+    """Do a night, print its table, and tell whoever asked.
+
+    Raises: ConfigError before anything starts; NightFailed with the exit code of the first run that failed; Deadline.
+    """
+    began = datetime.now()
+    lines = done_night(config, tonight or began.date())
+    code = next((line["exit_code"] for line in lines if line["exit_code"] not in (0, Deadline.exit_code)), None)
+    if code is None:
+        code = max((line["exit_code"] for line in lines), default=0)
+    table = Table("job", "found", "done before", "planned", "ok", "rejected", "end", box=None)
+    for line in lines:
+        table.add_row(line["job"], *(f"{line[key]:,}" if key in line else "" for key in COUNTS), line["exit_reason"])
+    console.print(table)
+    if not any(line.get("planned") for line in lines) and not code:
+        console.print("nothing new")
+    summary = {"began": began.isoformat(timespec="seconds"), "ended": datetime.now().isoformat(timespec="seconds")}
+    tell(config.notify, {**summary, "exit_code": code, "runs": lines})
+    if code == Deadline.exit_code:
+        raise Deadline
+    if code:
+        raise NightFailed(f"{sum(line['exit_code'] != 0 for line in lines)} of {len(lines)} runs did not end well", code)
+
+
+def tell(notify: Notify, summary: dict[str, Any]) -> None:
+    """Hand over the summary; a hook that fails is a warning, the night is done all the same."""
+    text = json.dumps(summary, ensure_ascii=False).encode()
+    try:
+        if notify.command:
+            subprocess.run(notify.command, input=text, check=True, timeout=60)
+        if notify.webhook:
+            request = urllib.request.Request(notify.webhook, text, {"Content-Type": "application/json"})
+            urllib.request.urlopen(request, timeout=WEBHOOK_SECONDS).close()
+    except (OSError, ValueError, subprocess.SubprocessError) as e:
+        # Its arguments or URL may hold a secret: what failed is said, not with what.
+        log.warning("the notification failed: %s", type(e).__name__)

@@ -1,0 +1,106 @@
+"""Nights: what is new alone, missed days, deadlines, failures that keep nobody else from work, and word of it."""
+
+import json
+import subprocess
+import sys
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from jobs.nightly import NightlyConfig, runs_of, seconds_until, show_night
+from pipeline.account import verify
+from pipeline.errors import ConfigError, NightFailed
+from pipeline.storage import Store
+
+TONIGHT = date(2026, 3, 1)
+
+
+@pytest.fixture
+def night(tmp_path: Path, crops: list[np.ndarray]) -> dict[str, Any]:
+    for place in ("all", "in/2026-02-27", "in/2026-03-01"):
+        (tmp_path / place).mkdir(parents=True)
+        for number in range(2):
+            Image.fromarray(crops[number]).save(tmp_path / place / f"{number}.png")
+    save = f"import sys; open({str(tmp_path / 'told')!r}, 'w').write(sys.stdin.read())"
+    return {
+        "jobs": [
+            {"name": "dated", "task": "denoise", "input": f"{tmp_path}/in/{{date}}", "output": f"{tmp_path}/out/{{date}}"},
+            {"name": "whole", "task": "compress", "input": f"{tmp_path}/all", "output": f"{tmp_path}/codes"},
+        ],
+        "notify": {"command": [sys.executable, "-c", save]},
+    }
+
+
+def told(tmp_path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((tmp_path / "told").read_text())
+    return content
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_night_does_what_is_new_and_catches_up_and_says_so(night, tmp_path, capsys):
+    show_night(NightlyConfig(**night), TONIGHT)
+    runs = told(tmp_path)["runs"]
+    assert {r["exit_reason"] for r in runs if "run_id" not in r} == {"no input on that day"}
+    runs = [run for run in runs if "run_id" in run]
+    assert [(r["job"], r["ok"], r["exit_code"]) for r in runs] == [
+        ("dated 2026-02-27", 2, 0), ("dated 2026-03-01", 2, 0), ("whole", 2, 0),
+    ]  # fmt: skip
+    assert all(verify(Store(run["output"])).problems == [] for run in runs)
+    capsys.readouterr()
+    show_night(NightlyConfig(**night), TONIGHT)
+    assert "nothing new" in capsys.readouterr().out
+    assert [r["planned"] for r in told(tmp_path)["runs"] if "planned" in r] == [0, 0, 0]
+
+    # A job that fails is named; the others are done.
+    (tmp_path / "in/2026-03-01/2.png").write_bytes((tmp_path / "all/0.png").read_bytes())
+    broken = {"name": "broken", "task": "denoise", "input": f"{tmp_path}/nowhere", "output": f"{tmp_path}/x"}
+    with pytest.raises(NightFailed, match="1 of 10") as failed:
+        show_night(NightlyConfig(**night | {"jobs": [broken, *night["jobs"]]}), TONIGHT)
+    assert failed.value.exit_code == 5
+    assert [r["ok"] for r in told(tmp_path)["runs"] if "ok" in r] == [0, 1, 0]
+
+    # A place that is gone is not a day without images.
+    gone = {**night["jobs"][0], "input": f"{tmp_path}/moved/{{date}}"}
+    with pytest.raises(NightFailed):
+        show_night(NightlyConfig(jobs=[gone]), TONIGHT)
+
+
+def test_a_night_that_cannot_be_is_refused_before_it_starts(night):
+    night["jobs"][0]["output"] = "/tmp/all-dates-in-one"
+    with pytest.raises(ConfigError, match="take the place"):
+        runs_of(NightlyConfig(**night), TONIGHT)
+    night["jobs"] = [{"task": "denoise", "inptu": "x"}]
+    with pytest.raises(ConfigError, match="unknown key 'inptu'"):
+        runs_of(NightlyConfig(**night), TONIGHT)
+
+
+def test_the_deadline_is_the_next_time_that_clocks_show_it():
+    assert seconds_until("06:00", datetime(2026, 3, 1, 22, 30)) == 7.5 * 3600
+    assert seconds_until("06:00", datetime(2026, 3, 1, 5, 59)) == 60
+    assert seconds_until("06:00", datetime(2026, 3, 1, 6, 0)) == 24 * 3600
+
+
+def test_at_its_deadline_a_night_stops_cleanly_and_the_next_one_goes_on(night, tmp_path):
+    """The real command, whose clock is brought near its deadline by a moment of patience."""
+    night["jobs"] = night["jobs"][1:]
+    for number in range(2, 60):
+        (tmp_path / "all" / f"{number}.png").write_bytes((tmp_path / "all" / f"{number % 2}.png").read_bytes())
+    (tmp_path / "night.yaml").write_text(yaml.safe_dump(night))
+    start = (
+        "import jobs.nightly as n; n.seconds_until = lambda *_: 1.5\n"
+        f"import sys; sys.argv = ['imagemill', 'nightly', '-c', {str(tmp_path / 'night.yaml')!r}, '--until', '06:00']\n"
+        "from jobs.__main__ import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 7, done.stderr
+    assert "deadline" in done.stderr
+    assert told(tmp_path)["runs"][0]["exit_reason"] == "deadline"
+    command = [sys.executable, "-m", "jobs", "nightly", "-c", str(tmp_path / "night.yaml")]
+    assert subprocess.run(command, capture_output=True, timeout=280, check=False).returncode == 0
+    seen = verify(Store(str(tmp_path / "codes")))
+    assert (seen.images, seen.problems) == (60, [])
