@@ -65,18 +65,17 @@ class Lease:
         except (FileNotFoundError, ValueError):
             return None
 
-    def _refuse_if_held(self, fence: int) -> bool:
-        """Gives whether the last holder died holding it."""
+    def _refuse_if_held(self, fence: int) -> None:
         if not fence or self.output.exists(self._path(fence, "released")):
-            return False
+            return
         try:
             claim = json.loads(self.output.read(self._path(fence)))
         except FileNotFoundError:
             raise OutputHeld(f"{self.output.url}: other runs take it at this moment. Wait for them to end") from None
         except ValueError:
-            return True  # claims appear whole: this one was lost with the power of its machine
+            return  # claims appear whole: this one was lost with the power of its machine
         if claim.get("machine") == this_machine() and process_start(claim["pid"]) != claim["started"]:
-            return True
+            return
         heard = (self._read(self._path(fence, "beat")) or claim)["at"]
         left = heard + LIFETIME_SECONDS - time.time()
         if left > 0:
@@ -84,12 +83,11 @@ class Lease:
             raise OutputHeld(
                 f"{self.output.url}: another run holds it ({holder}). Wait for its end; a dead one loses it in {left:.0f} s"
             )
-        return True
 
     def __enter__(self) -> "Lease":
         try:
             held = self.newest()
-            died = self._refuse_if_held(held)
+            self._refuse_if_held(held)
             self.fence = held + 1
             claim = {
                 "token": self._token,
@@ -107,8 +105,7 @@ class Lease:
                 # While this process slept others came and went, and cleared the numbers that lie below theirs.
                 self.output.delete(self._path(self.fence))
                 raise OutputHeld(f"{self.output.url}: another run has just taken it. Wait for it to end")
-            if died:
-                self.output.sweep(spare=FOLDER)
+            self.output.sweep(spare=FOLDER)
             for fence in range(max(1, held - 2), held):
                 for kind in ("beat", "released", "json"):
                     if self.output.exists(self._path(fence, kind)):

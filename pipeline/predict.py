@@ -18,6 +18,7 @@ from models.autoencoder import Autoencoder
 from models.precision import Precision, bf16_hardware
 from models.tasks import TASKS
 from models.tasks.task import Output, Params, Sample, SampleError, padded_size
+from pipeline.errors import StorageError
 from pipeline.names import decoded_name, output_name
 from pipeline.pixels import ImageError, Picture, PixelConfig, decode, encode, encode_rgb, output_format, pixels_of
 from pipeline.progress import Tally
@@ -27,7 +28,7 @@ from pipeline.schema import latent_bytes, pack_latent, row_schema
 from pipeline.sources import Input
 from pipeline.sources.folder import is_image_name
 from pipeline.sources.source import UNREADABLE_SHARD
-from pipeline.storage import Store, reason
+from pipeline.storage import Store, reason, takes_nothing
 from pipeline.suspects import Suspects
 
 # Decoded pixels that wait for a batch of their size, before the largest group is run as it is.
@@ -116,7 +117,8 @@ def checkpoint_folder(sha256: str) -> str:
 class Predictor:
     """A Ray Data actor: `__call__` takes a block of references (schema.REFERENCE) and yields tables of rows.
 
-    Never raises for one image: whatever goes wrong with it becomes a row with `stage` set.
+    Never raises for one image: whatever goes wrong with it becomes a row with `stage` set. An OUTPUT that takes nothing more
+    is a StorageError.
     """
 
     def __init__(self, job: Job) -> None:
@@ -301,6 +303,8 @@ class Predictor:
                 return item
         except Rejected as e:
             item.error = e.row
+        except StorageError:
+            raise
         except Exception as e:  # noqa: BLE001 - as in _read
             item.error = Rejected("encode", type(e).__name__, reason(e), isinstance(e, MemoryError)).row
         finally:
@@ -355,7 +359,9 @@ class Predictor:
         with self.tally.time("put"):
             try:
                 self.job.output.write(path, data)
-            except Exception as e:  # noqa: BLE001 - as in _fetch
+            except Exception as e:  # noqa: BLE001 - as in _read
+                if takes_nothing(e):
+                    raise StorageError(f"{self.job.output.uri(path)}: {reason(e)}") from None
                 raise Rejected("write", type(e).__name__, reason(e), transient=True) from None
         self.tally.add(bytes_out=len(data))
         return row | {

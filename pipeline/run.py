@@ -360,6 +360,8 @@ def translate(error: BaseException, job: Resolved) -> Exception:
     go_on = "What was committed stays; run the same command again"
     if isinstance(error, OutputHeld):
         return OutputHeld(str(error))
-    if isinstance(error, (StorageError, *STORE_FAILURES)):
+    if isinstance(error, StorageError):
+        return StorageError(f"{error}. {go_on}")
+    if isinstance(error, STORE_FAILURES):
         return StorageError(f"{job.output.url}: {reason(error)}. {go_on}")
     return RunFailed(f"Ray: {reason(error)}. {go_on}")

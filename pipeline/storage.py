@@ -115,6 +115,12 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, lost) and not isinstance(error, final)
 
 
+def takes_nothing(error: BaseException) -> bool:
+    """Whether what failed a write will fail the next ones too: a full or read-only disk, a right that was taken away."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    return full or isinstance(error, PermissionError) or refusal(error)[0] == 507
+
+
 def patiently(request: Callable[[], Answer], damage: tuple[type[Exception], ...] = ()) -> Answer:
     """The answer to a request of S3; four tries in some seconds, each of which is the client's own several."""
     tries = Retrying(

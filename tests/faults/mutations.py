@@ -1,0 +1,101 @@
+"""Image files as accidents and attackers leave them, made from real photos."""
+
+import io
+import random
+import struct
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+
+FORMATS = {
+    "bmp": [{}],
+    "gif": [{}, {"interlace": False}],
+    "jpg": [{"quality": 80}, {"quality": 60, "progressive": True}, {"quality": 70, "restart_marker_blocks": 2}],
+    "png": [{}, {"optimize": True}],
+    "tiff": [{}, {"compression": "tiff_lzw"}, {"compression": "tiff_adobe_deflate"}, {"compression": "jpeg"}],
+    "webp": [{"quality": 70}, {"lossless": True}],
+}
+HEADER_BYTES = 64
+NUMBERS = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)
+
+
+def originals(crops: list[np.ndarray], side: int) -> list[tuple[str, bytes]]:
+    """(extension, file) in every format, of every option, in colour and in gray."""
+    made = []
+    for extension, variants in FORMATS.items():
+        for number, options in enumerate(variants):
+            for mode in ("RGB", "L"):
+                out = io.BytesIO()
+                image = Image.fromarray(crops[number][:side, :side]).convert(mode)
+                image.save(out, {"jpg": "jpeg"}.get(extension, extension), **options)
+                made.append((extension, out.getvalue()))
+    return made
+
+
+def mutated(data: bytes, generator: random.Random) -> bytes:
+    """One to four changes: bits flipped, bytes cut out or put in, the end cut off, numbers written into the header."""
+    changed = bytearray(data)
+    for _ in range(generator.randint(1, 4)):
+        kind, place = generator.randrange(6), generator.randrange(len(changed) or 1)
+        if kind == 0:
+            for _ in range(generator.randint(1, 8)):
+                changed[generator.randrange(len(changed))] ^= 1 << generator.randrange(8)
+        elif kind == 1:
+            del changed[max(1, place) :]
+        elif kind == 2:
+            del changed[place : place + generator.randint(1, 64)]
+        elif kind == 3:
+            changed[place:place] = generator.randbytes(generator.randint(1, 64))
+        elif kind == 4:
+            size, order = generator.choice((1, 2, 4)), generator.choice("<>")
+            at = generator.randrange(min(HEADER_BYTES, len(changed)))
+            number = struct.pack(f"{order}I", generator.choice(NUMBERS) & 2 ** (8 * size) - 1)
+            changed[at : at + size] = number[:size] if order == "<" else number[-size:]
+        else:
+            other = generator.randrange(len(changed))
+            length = generator.randint(1, 32)
+            changed[place : place + length] = changed[other : other + length]
+        if not changed:
+            return b""
+    return bytes(changed)
+
+
+def mutations(crops: list[np.ndarray], count: int, side: int = 24) -> Iterator[tuple[str, bytes]]:
+    """(name, file), the same ones each time."""
+    generator, whole = random.Random(0), originals(crops, side)
+    for number in range(count):
+        extension, data = whole[number % len(whole)]
+        yield f"{number % 50}/{number}.{extension}", mutated(data, generator)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def bombs() -> Iterator[tuple[str, bytes]]:
+    """(name, file) of small files that ask for much memory."""
+    begin, end = b"\x89PNG\r\n\x1a\n", chunk(b"IEND", b"")
+    zeros = zlib.compress(bytes(50_000_000), 9)
+    for width, height in ((30_000, 30_000), (2**31 - 1, 1), (1, 2**31 - 1), (65_000, 65_000)):
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        yield f"bombs/{width}x{height}.png", begin + header + chunk(b"IDAT", zeros) + end
+    small = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 2, 0, 0, 0))
+    text = chunk(b"zTXt", b"Comment\0\0" + zeros)
+    profile = chunk(b"iCCP", b"icc\0\0" + zeros)
+    for name, more in (("text", text), ("many_texts", text * 50), ("profile", profile), ("rows", chunk(b"IDAT", zeros))):
+        yield f"bombs/{name}.png", begin + small + more + end
+    flat = Image.new("L", (7_000, 7_000))
+    for extension, options in (
+        ("webp", {"lossless": True, "method": 0}),
+        ("gif", {}),
+        ("tiff", {"compression": "tiff_lzw"}),
+    ):
+        out = io.BytesIO()
+        flat.save(out, extension, **options)
+        yield f"bombs/flat.{extension}", out.getvalue()
+    out = io.BytesIO()
+    frames = [Image.new("L", (32, 32), number % 256) for number in range(500)]
+    frames[0].save(out, "gif", save_all=True, append_images=frames[1:])
+    yield "bombs/frames.gif", out.getvalue()

@@ -1,0 +1,42 @@
+"""Damaged and hostile files through the real actors: each ends as a row or a reject with a reason, and nothing crashes."""
+
+from pathlib import Path
+
+import pytest
+from mutations import bombs, mutations
+
+from pipeline.account import verify
+from pipeline.config import RunConfig
+from pipeline.plan import part_paths, read_parts
+from pipeline.run import run
+from pipeline.storage import Store
+
+ACTOR_MB = 1000
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.chaos)])
+def test_a_damaged_file_is_a_row_or_a_reject(tmp_path: Path, crops, count: int) -> None:
+    source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
+    files = dict(bombs()) | dict(mutations(crops, count))
+    for name, data in files.items():
+        source.write(name, data)
+    config = RunConfig(
+        task="denoise",
+        input=source.url,
+        output=output.url,
+        max_pixels=1_000_000,
+        max_reject_fraction=1,
+        pool={"actors": 1, "max_retries": 0},
+    )
+    record = run(config)
+    assert record["planned"] == record["ok"] + record["rejected"] == len(files)
+    assert record["ok"] > count / 10
+    assert record["rejected"] > count / 10
+    assert record["peak_rss_mb"]["actors"] < ACTOR_MB
+    rejects = read_parts(output, part_paths(output, "rejects"), ["rel_path", "stage", "error_class", "error", "transient"])
+    assert all(row["error_class"] and row["error"] for row in rejects.to_pylist())
+    assert not [row for row in rejects.to_pylist() if row["transient"]]
+    seen = verify(output)
+    assert (seen.problems, seen.rows) == ([], record["ok"])
+    print(f"{len(files)} files: {record['ok']} ok, {record['reasons']}, {record['peak_rss_mb']}, {record['seconds']}")

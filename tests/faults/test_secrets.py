@@ -1,0 +1,59 @@
+"""What a run writes and says holds no secret, be it the right one or a wrong one."""
+
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from commands import make_photos
+from servers import environment_of, rclone
+
+from pipeline.storage import StorageConfig, Store
+
+
+@pytest.fixture
+def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where Ray puts its sessions; short, as paths of sockets must be."""
+    folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def files_with(needle: str, *folders: Path) -> list[Path]:
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert files
+    return [path for path in files if needle.encode() in path.read_bytes()]
+
+
+def test_no_secret_is_written_or_said(tmp_path: Path, ray_folder: Path, monkeypatch: pytest.MonkeyPatch, crops) -> None:
+    secret, wrong, token = (secrets.token_hex(20) for _ in range(3))
+    server = rclone(tmp_path / "s3", "--auth-key", f"someone,{secret}")
+    endpoint = f"http://127.0.0.1:{server.port}"
+    # The token of a role goes with each request; this server does not look at it.
+    known = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": secret, "AWS_SESSION_TOKEN": token}
+    for name, value in (environment_of(endpoint) | known).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "s3/data/bucket").mkdir()
+    command = [sys.executable, "-m", "jobs", "denoise", "s3://bucket/in", "s3://bucket/out"]
+    server.start()
+    try:
+        Store("s3://bucket/in").fs.clear_instance_cache()
+        make_photos(Store("s3://bucket/in", StorageConfig(endpoint_url=endpoint)), 3, crops)
+        right = subprocess.run(command, capture_output=True, text=True)
+        assert right.returncode == 0, right.stderr
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", wrong)
+        refused = subprocess.run(command, capture_output=True, text=True)
+        assert refused.returncode == 5, refused.stderr
+        assert refused.stderr.count("\n") == 1, refused.stderr
+    finally:
+        server.kill()
+        Store("s3://bucket/in").fs.clear_instance_cache()
+    for needle in (secret, wrong, token):
+        assert needle not in right.stdout + right.stderr + refused.stdout + refused.stderr
+        assert files_with(needle, tmp_path / "s3/data", ray_folder) == []

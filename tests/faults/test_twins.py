@@ -1,0 +1,25 @@
+"""Two identical runs that start together: one works, the other is told so."""
+
+from pathlib import Path
+
+import pytest
+from commands import make_photos, start
+
+from pipeline.account import verify
+from pipeline.pixels import encode_rgb
+from pipeline.storage import Store
+
+
+@pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=pytest.mark.chaos)])
+def test_of_two_runs_that_start_together_one_works(tmp_path: Path, crops, rounds: int) -> None:
+    source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
+    make_photos(source, 3, crops)
+    for number in range(rounds):
+        # Each round has something to do, and holds OUTPUT for as long as Ray needs to start.
+        source.write(f"new/{number}.png", encode_rgb(crops[number][:48, :48], "PNG"))
+        twins = [start(source, output) for _ in range(2)]
+        said = {twin.wait(): twin.stderr.read().decode() for twin in twins}
+        assert sorted(said) == [0, 4], said
+        assert "another run" in said[4]
+        seen = verify(output)
+        assert (seen.problems, seen.rows) == ([], 4 + number)
