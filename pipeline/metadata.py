@@ -6,6 +6,7 @@ its TIFFs have none of it where they are compressed. So directories are copied h
 
 import re
 import struct
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,11 +60,15 @@ def carried_exif(block: bytes | None, gps: bool, converted: bool) -> Exif | None
     tiff = (block or b"").removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     try:
-        found = entries_at(tiff, struct.unpack_from(f"{order}I", tiff, 4)[0], order) if order else {}
-        main, below = {tag: found[tag] for tag in KEPT if tag in found}, {}
-        for pointer in (IFD.Exif, IFD.GPSInfo) if gps else (IFD.Exif,):
-            if pointer in found and found[pointer][:2] == (LONG, 1):
-                entries = entries_at(tiff, struct.unpack("<I", found[pointer][2])[0], order or "<")
+        if not order:
+            return None
+        pointers = (IFD.Exif, IFD.GPSInfo) if gps else (IFD.Exif,)
+        main = entries_at(tiff, struct.unpack_from(f"{order}I", tiff, 4)[0], order, {*KEPT, *pointers})
+        below = {}
+        for pointer in pointers:
+            kind, count, place = main.pop(pointer, (0, 0, b""))
+            if (kind, count) == (LONG, 1):
+                entries = entries_at(tiff, struct.unpack("<I", place)[0], order)
                 below[int(pointer)] = {tag: entry for tag, entry in entries.items() if tag not in STALE}
     except (struct.error, ValueError):
         return None
@@ -72,8 +77,10 @@ def carried_exif(block: bytes | None, gps: bool, converted: bool) -> Exif | None
     return Exif(main | {int(Base.Orientation): (SHORT, 1, b"\1\0")}, below) if main or below else None
 
 
-def entries_at(tiff: bytes, start: int, order: str, most: int = MAX_EXIF_BYTES) -> Entries:
-    """The directory that begins at `start`; values that are not in the file are left out.
+def entries_at(
+    tiff: bytes, start: int, order: str, wanted: Container[int] = range(1 << 16), most: int = MAX_EXIF_BYTES
+) -> Entries:
+    """The wanted tags of the directory that begins at `start`; values that are not in the file are left out.
 
     Raises: struct.error when it is not there, ValueError when its values come to more than `most` bytes.
     """
@@ -84,22 +91,19 @@ def entries_at(tiff: bytes, start: int, order: str, most: int = MAX_EXIF_BYTES) 
         size, unit = TYPES.get(kind, (0, 1))
         size *= values
         place = at + 8 if size <= 4 else struct.unpack_from(f"{order}I", tiff, at + 8)[0]
-        if not 0 < size <= len(tiff) - place:
+        if tag not in wanted or not 0 < size <= len(tiff) - place:
             continue
         most -= size
         if most < 0:
             raise ValueError("a directory of too many bytes")
-        entries[tag] = (
-            kind,
-            values,
-            np.frombuffer(tiff, f"{order}u{unit}", size // unit, place).astype(f"<u{unit}").tobytes(),
-        )
+        units = np.frombuffer(tiff, f"{order}u{unit}", size // unit, place)
+        entries[tag] = kind, values, units.astype(f"<u{unit}").tobytes()
     return entries
 
 
 def directory(entries: Entries, start: int) -> bytes:
     """A directory for the place `start`, with its values behind it; an even number of bytes."""
-    table, values = struct.pack("<H", len(entries)), b""
+    table, values = bytearray(struct.pack("<H", len(entries))), bytearray()
     behind = start + 2 + 12 * len(entries) + 4
     for tag in sorted(entries):
         kind, count, value = entries[tag]
@@ -107,7 +111,7 @@ def directory(entries: Entries, start: int) -> bytes:
         table += struct.pack("<HHI", tag, kind, count) + where
         if len(value) > 4:
             values += value + b"\0" * (len(value) % 2)
-    return table + bytes(4) + values
+    return bytes(table + bytes(4) + values)
 
 
 def directories(main: Entries, below: dict[int, Entries], start: int) -> bytes:
@@ -156,7 +160,7 @@ def in_tiff(data: bytes, exif: Exif | None, xmp: bytes | None) -> bytes:
     """
     if not data.startswith(b"II*\0"):
         return data
-    main = entries_at(data, struct.unpack_from("<I", data, 4)[0], "<", len(data))
+    main = entries_at(data, struct.unpack_from("<I", data, 4)[0], "<", most=len(data))
     main |= exif.main if exif else {}
     if xmp:
         main[Base.XMLPacket] = BYTE, len(xmp), xmp

@@ -365,6 +365,13 @@ def test_exif_of_a_converted_picture_says_srgb(photo):
     assert rewritten(data).getexif().get_ifd(IFD.Exif)[Base.ColorSpace] == 1
 
 
+def test_exif_is_found_beside_whatever_else_a_tiff_holds(photo):
+    exif = Image.Exif()
+    exif.load(camera_exif(1))
+    exif[34377] = b"8BIM" + bytes(3_000_000)  # Photoshop's layers
+    assert rewritten(saved(photo, "TIFF", exif=exif), "JPEG").getexif().get_ifd(IFD.Exif)[Base.MakerNote] == MAKER
+
+
 def test_metadata_that_a_jpeg_cannot_hold_is_left_out(photo):
     exif = Image.Exif()
     exif[Base.Make], exif[Base.ImageDescription] = "Maker", "x" * 70_000
