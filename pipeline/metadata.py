@@ -1,52 +1,127 @@
-"""EXIF and XMP of a source as its output may carry them: nothing in them is untrue of an upright picture."""
+"""EXIF and XMP of a source as its output may carry them: nothing in them is untrue of an upright picture.
+
+Pillow reads EXIF well, but what it writes again has lost letters outside ASCII and the types of what it does not know, and
+its TIFFs have none of it where they are compressed. So directories are copied here, value by value as they are.
+"""
 
 import re
 import struct
+from collections.abc import Container
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from PIL.ExifTags import IFD, Base
 from PIL.PngImagePlugin import PngInfo
 
-# What describes the picture. The other tags of the main directory say how one file holds its pixels (a TIFF's are all here).
+# What describes the picture. The other tags of the main directory say how one file holds its pixels (a TIFF's are all here),
+# and the directory behind it is the thumbnail's.
 KEPT = (
     *(Base.ImageDescription, Base.Make, Base.Model, Base.XResolution, Base.YResolution, Base.ResolutionUnit),
     *(Base.Software, Base.DateTime, Base.Artist, Base.HostComputer, Base.Copyright, Base.Rating, Base.RatingPercent),
     *(Base.XPTitle, Base.XPComment, Base.XPAuthor, Base.XPKeywords, Base.XPSubject),
 )
-# The size may change, and what "interoperability" says beside it is the colour space of the file that was.
+# The size may change, and "interoperability" says little but the colour space of the file that was.
 STALE = (Base.ExifImageWidth, Base.ExifImageHeight, IFD.Interop)
-SRGB = 1
+BYTE, SHORT, LONG = 1, 3, 4
+# Bytes of a value, and of the units in it that have an order, by the types of TIFF 6.0.
+TYPES = {1: (1, 1), 2: (1, 1), 3: (2, 2), 4: (4, 4), 5: (8, 4), 6: (1, 1), 7: (1, 1), 8: (2, 2), 9: (4, 4), 10: (8, 4)}
+TYPES |= {11: (4, 4), 12: (8, 8), 13: (4, 4)}
 XMP_ORIENTATION = re.compile(rb'(tiff:Orientation(?:="|>))[0-9]')
-MAX_XMP_BYTES = 10_000_000
+MAX_EXIF_BYTES, MAX_XMP_BYTES = 2_000_000, 10_000_000
 # What one segment of a JPEG holds of each.
 MAX_JPEG_EXIF, MAX_JPEG_XMP = 65_533, 65_504
-# Before the directory in what Exif.tobytes gives: a mark and the header of a TIFF.
-EXIF_HEAD_BYTES = 6 + 8
+
+Entries = dict[int, tuple[int, int, bytes]]
+"""A directory: (type, count, value in little-endian order) by tag."""
 
 
-def carried_exif(image: Image.Image, gps: bool, converted: bool) -> bytes | None:
-    """The EXIF of a loaded image for its upright copy; None where there is none, or none that can be understood.
+@dataclass(frozen=True)
+class Exif:
+    """What is carried, and the directories below it by the tags that point at them."""
 
-    Args: gps: whether the place is kept; converted: whether the pixels have become sRGB.
+    main: Entries
+    below: dict[int, Entries]
+
+    def to_bytes(self) -> bytes:
+        """As files hold it, with its mark."""
+        return b"Exif\0\0II*\0\x08\0\0\0" + directories(self.main, self.below, 8)
+
+
+def carried_exif(block: bytes | None, gps: bool, converted: bool) -> Exif | None:
+    """The EXIF of a source for its upright copy; None where there is none, or none that can be understood.
+
+    Args:
+        block: the EXIF of a file, or the file if it is a TIFF.
+        gps: whether the place is kept.
+        converted: whether the pixels have become sRGB.
     """
+    tiff = (block or b"").removeprefix(b"Exif\0\0")
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     try:
-        source, exif = image.getexif(), Image.Exif()
-        exif.endian = source.endian
-        for tag in KEPT:
-            if tag in source:
-                exif[tag] = source[tag]
-        for directory in (IFD.Exif, IFD.GPSInfo) if gps else (IFD.Exif,):
-            if values := {tag: value for tag, value in source.get_ifd(directory).items() if tag not in STALE}:
-                exif[directory] = values
-        if not len(exif):
+        if not order:
             return None
-        if converted and IFD.Exif in exif:
-            exif[IFD.Exif][Base.ColorSpace] = SRGB
-        exif[Base.Orientation] = 1
-        return exif.tobytes()
-    except Exception:  # noqa: BLE001 - what Pillow raises on odd EXIF is open-ended, and the picture is what counts
+        pointers = (IFD.Exif, IFD.GPSInfo) if gps else (IFD.Exif,)
+        main = entries_at(tiff, struct.unpack_from(f"{order}I", tiff, 4)[0], order, {*KEPT, *pointers})
+        below = {}
+        for pointer in pointers:
+            kind, count, place = main.pop(pointer, (0, 0, b""))
+            if (kind, count) == (LONG, 1):
+                entries = entries_at(tiff, struct.unpack("<I", place)[0], order)
+                below[int(pointer)] = {tag: entry for tag, entry in entries.items() if tag not in STALE}
+    except (struct.error, ValueError):
         return None
+    if converted and Base.ColorSpace in below.get(IFD.Exif, {}):
+        below[IFD.Exif][Base.ColorSpace] = (SHORT, 1, b"\1\0")  # sRGB
+    return Exif(main | {int(Base.Orientation): (SHORT, 1, b"\1\0")}, below) if main or below else None
+
+
+def entries_at(
+    tiff: bytes, start: int, order: str, wanted: Container[int] = range(1 << 16), most: int = MAX_EXIF_BYTES
+) -> Entries:
+    """The wanted tags of the directory that begins at `start`; values that are not in the file are left out.
+
+    Raises: struct.error when it is not there, ValueError when its values come to more than `most` bytes.
+    """
+    entries: Entries = {}
+    (count,) = struct.unpack_from(f"{order}H", tiff, start)
+    for at in range(start + 2, start + 2 + 12 * count, 12):
+        tag, kind, values = struct.unpack_from(f"{order}HHI", tiff, at)
+        size, unit = TYPES.get(kind, (0, 1))
+        size *= values
+        place = at + 8 if size <= 4 else struct.unpack_from(f"{order}I", tiff, at + 8)[0]
+        if tag not in wanted or not 0 < size <= len(tiff) - place:
+            continue
+        most -= size
+        if most < 0:
+            raise ValueError("a directory of too many bytes")
+        units = np.frombuffer(tiff, f"{order}u{unit}", size // unit, place)
+        entries[tag] = kind, values, units.astype(f"<u{unit}").tobytes()
+    return entries
+
+
+def directory(entries: Entries, start: int) -> bytes:
+    """A directory for the place `start`, with its values behind it; an even number of bytes."""
+    table, values = bytearray(struct.pack("<H", len(entries))), bytearray()
+    behind = start + 2 + 12 * len(entries) + 4
+    for tag in sorted(entries):
+        kind, count, value = entries[tag]
+        where = value.ljust(4, b"\0") if len(value) <= 4 else struct.pack("<I", behind + len(values))
+        table += struct.pack("<HHI", tag, kind, count) + where
+        if len(value) > 4:
+            values += value + b"\0" * (len(value) % 2)
+    return bytes(table + bytes(4) + values)
+
+
+def directories(main: Entries, below: dict[int, Entries], start: int) -> bytes:
+    """A main directory for the place `start`, and those below it behind."""
+    main = main | {tag: (LONG, 1, bytes(4)) for tag in below}
+    behind, parts = start + len(directory(main, start)), b""
+    for tag, entries in below.items():
+        main[tag] = LONG, 1, struct.pack("<I", behind + len(parts))
+        parts += directory(entries, behind + len(parts))
+    return directory(main, start) + parts
 
 
 def carried_xmp(image: Image.Image) -> bytes | None:
@@ -57,47 +132,38 @@ def carried_xmp(image: Image.Image) -> bytes | None:
     return XMP_ORIENTATION.sub(rb"\g<1>1", xmp)
 
 
-def writer_options(image_format: str, exif: bytes | None, xmp: bytes | None) -> dict[str, Any]:
+def writer_options(image_format: str, exif: Exif | None, xmp: bytes | None) -> dict[str, Any]:
     """What Pillow's writer of a format takes for EXIF and XMP; what the format has no place for is left out.
 
     For a TIFF it is nothing: see `in_tiff`.
     """
-    if image_format == "JPEG":
-        exif = exif if exif and len(exif) <= MAX_JPEG_EXIF else None
-        xmp = xmp if xmp and len(xmp) <= MAX_JPEG_XMP else None
     if image_format not in ("JPEG", "PNG", "WEBP", "AVIF"):
         return {}
-    options: dict[str, Any] = {"exif": exif} if exif else {}
+    options: dict[str, Any] = {}
+    if exif and image_format == "AVIF":
+        # Its own orientation counts, and Pillow writes an EXIF anew that has another.
+        exif = Exif({tag: entry for tag, entry in exif.main.items() if tag != Base.Orientation}, exif.below)
+    if exif and not (image_format == "JPEG" and len(exif.to_bytes()) > MAX_JPEG_EXIF):
+        options["exif"] = exif.to_bytes()
     if xmp and image_format == "PNG":
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
-    elif xmp:
+    elif xmp and not (image_format == "JPEG" and len(xmp) > MAX_JPEG_XMP):
         options["xmp"] = xmp
     return options
 
 
-def in_tiff(data: bytes, exif: bytes | None, xmp: bytes | None) -> bytes:
-    """A TIFF as Pillow writes it, with EXIF and XMP.
+def in_tiff(data: bytes, exif: Exif | None, xmp: bytes | None) -> bytes:
+    """A little-endian TIFF as Pillow writes it, with EXIF and XMP.
 
-    Pillow hands tags to libtiff, which takes no directories below the main one and fails on odd values. So a second main
-    directory is written behind the file, with the first one's entries and those of the EXIF.
+    A second main directory, behind the file, takes the place of the first.
     """
-    tags = Image.Exif()
-    tags.load(exif or b"")
-    order = tags.endian = "<" if data.startswith(b"II") else ">"
+    if not data.startswith(b"II*\0"):
+        return data
+    main = entries_at(data, struct.unpack_from("<I", data, 4)[0], "<", most=len(data))
+    main |= exif.main if exif else {}
     if xmp:
-        tags[Base.XMLPacket] = xmp
-    data += b"\0" * (len(data) % 2)
-    added = tags.tobytes(len(data))[EXIF_HEAD_BYTES:]
-    added += b"\0" * (len(added) % 2)
-    entries = entries_of(data, struct.unpack_from(f"{order}I", data, 4)[0], order) | entries_of(added, 0, order)
-    directory = struct.pack(f"{order}H", len(entries)) + b"".join(entries[tag] for tag in sorted(entries)) + bytes(4)
-    start = struct.pack(f"{order}I", len(data) + len(added))
-    return b"".join((data[:4], start, memoryview(data)[8:], added, directory))
-
-
-def entries_of(data: bytes, start: int, order: str) -> dict[int, bytes]:
-    """The entries of a TIFF directory by their tags, as they stand there."""
-    (count,) = struct.unpack_from(f"{order}H", data, start)
-    entries = (data[at : at + 12] for at in range(start + 2, start + 2 + 12 * count, 12))
-    return {struct.unpack_from(f"{order}H", entry)[0]: entry for entry in entries}
+        main[Base.XMLPacket] = BYTE, len(xmp), xmp
+    start = len(data) + len(data) % 2
+    behind = directories(main, exif.below if exif else {}, start)
+    return b"".join((data[:4], struct.pack("<I", start), memoryview(data)[8:], bytes(start - len(data)), behind))

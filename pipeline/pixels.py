@@ -11,7 +11,7 @@ import numpy as np
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-from pipeline.metadata import carried_exif, carried_xmp, in_tiff, writer_options
+from pipeline.metadata import Exif, carried_exif, carried_xmp, in_tiff, writer_options
 from pipeline.profiles import in_srgb, treatment
 
 # Formats by what a decoder has to do with outside data; Pillow knows many more, each one an attack surface.
@@ -116,7 +116,7 @@ class Picture:
     """What was done about its profile: "none" (there is none, or it is sRGB's), "converted", "kept" or "unreadable"."""
     profile: bytes | None = None
     """The ICC profile of `rgb`, where it was kept."""
-    exif: bytes | None = None
+    exif: Exif | None = None
     """What the output carries, of the upright picture."""
     xmp: bytes | None = None
 
@@ -194,6 +194,7 @@ def to_picture(image: Image.Image, data: bytes, config: PixelConfig) -> Picture:
         elif transparent:
             colours = Image.composite(colours, Image.new("RGB", strip.size, config.matte), strip.getchannel("A"))
         AS_STORED[orientation](rgb)[rows] = np.asarray(colours)
+    block = data if source_format == "TIFF" else image.info.get("exif")
     return Picture(
         rgb=rgb,
         alpha=alpha,
@@ -207,7 +208,7 @@ def to_picture(image: Image.Image, data: bytes, config: PixelConfig) -> Picture:
         has_alpha=transparent,
         icc=icc,
         profile=profile if icc == "kept" else None,
-        exif=None if config.metadata == "strip" else carried_exif(image, config.metadata == "keep", icc == "converted"),
+        exif=None if config.metadata == "strip" else carried_exif(block, config.metadata == "keep", icc == "converted"),
         xmp=carried_xmp(image) if config.metadata == "keep" else None,
     )
 
