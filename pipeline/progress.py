@@ -83,10 +83,12 @@ def peak_rss_mb() -> int:
 
 
 def total(run_id: str) -> Counter[str]:
-    """What all actors of a run have counted."""
+    """What all actors of a run have counted; of their memory the most that one had."""
     counts: Counter[str] = Counter()
     for content in published(f"{run_id}/"):
+        most = max(counts["rss_mb"], content.get("rss_mb", 0))
         counts.update(content)
+        counts["rss_mb"] = most
     return counts
 
 

@@ -33,7 +33,7 @@ def test_a_damaged_file_is_a_row_or_a_reject(tmp_path: Path, crops, count: int) 
     assert record["planned"] == record["ok"] + record["rejected"] == len(files)
     assert record["ok"] > count / 10
     assert record["rejected"] > count / 10
-    assert record["peak_rss_mb"]["actors"] < ACTOR_MB
+    assert record["peak_rss_mb"]["actor"] < ACTOR_MB
     rejects = read_parts(output, part_paths(output, "rejects"), ["rel_path", "stage", "error_class", "error", "transient"])
     assert all(row["error_class"] and row["error"] for row in rejects.to_pylist())
     assert not [row for row in rejects.to_pylist() if row["transient"]]
