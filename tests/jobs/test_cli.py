@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs import cli
+from jobs import __main__ as process
 from models import checkpoint
 from pipeline.lease import Lease
 from pipeline.storage import Store
@@ -27,7 +27,7 @@ def imagemill(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["imagemill", *map(str, arguments)])
         try:
-            cli.main()
+            process.main()
             code = 0
         except SystemExit as e:
             code = int(e.code or 0)

@@ -72,7 +72,7 @@ def test_a_night_does_what_is_new_and_catches_up_and_says_so(night, tmp_path, ca
 
 def test_a_night_that_cannot_be_is_refused_before_it_starts(night):
     night["jobs"][0]["output"] = "/tmp/all-dates-in-one"
-    with pytest.raises(ConfigError, match="take the place"):
+    with pytest.raises(ConfigError, match="taken for one"):
         runs_of(NightlyConfig(**night), TONIGHT)
     night["jobs"] = [{"task": "denoise", "inptu": "x"}]
     with pytest.raises(ConfigError, match="unknown key 'inptu'"):
