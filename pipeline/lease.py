@@ -26,7 +26,8 @@ def process_start(pid: int) -> str | None:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if state == "Z" else fields[18]
+    # The first thread of a killed process is a zombie while others still hold its files.
+    return None if state == "Z" and int(fields[16]) <= 1 else fields[18]
 
 
 def this_machine() -> str:

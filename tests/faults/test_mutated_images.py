@@ -6,8 +6,8 @@ import pytest
 from mutations import bombs, mutations
 
 from pipeline.account import verify
+from pipeline.committed import part_paths, read_parts
 from pipeline.config import RunConfig
-from pipeline.plan import part_paths, read_parts
 from pipeline.run import run
 from pipeline.storage import Store
 

@@ -10,9 +10,9 @@ from commands import make_photos
 from servers import S3
 
 from pipeline.account import verify
+from pipeline.committed import part_paths, read_parts
 from pipeline.config import RunConfig
 from pipeline.errors import StorageError
-from pipeline.plan import part_paths, read_parts
 from pipeline.run import run
 from pipeline.storage import Store
 
