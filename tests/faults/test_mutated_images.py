@@ -11,7 +11,7 @@ from pipeline.config import RunConfig
 from pipeline.run import run
 from pipeline.storage import Store
 
-ACTOR_MB = 1000
+ACTOR_MB = 1300
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -27,12 +27,13 @@ def test_a_damaged_file_is_a_row_or_a_reject(tmp_path: Path, crops, count: int) 
         output=output.url,
         max_pixels=1_000_000,
         max_reject_fraction=1,
-        pool={"actors": 1, "max_retries": 0},
+        pool={"actors": 1},
     )
     record = run(config)
     assert record["planned"] == record["ok"] + record["rejected"] == len(files)
     assert record["ok"] > count / 10
     assert record["rejected"] > count / 10
+    assert "KilledProcess" not in record["reasons"]
     assert record["peak_rss_mb"]["actor"] < ACTOR_MB
     rejects = read_parts(output, part_paths(output, "rejects"), ["rel_path", "stage", "error_class", "error", "transient"])
     assert all(row["error_class"] and row["error"] for row in rejects.to_pylist())

@@ -39,7 +39,7 @@ def test_what_is_written_is_read_over_a_bad_line(s3: S3, faults: dict[str, float
 def test_a_range_is_whole_over_a_line_that_cuts(s3: S3) -> None:
     store = s3.store("in")
     store.write("a", bytes(range(100)))
-    s3.faults(seed=1, truncate=0.5)
+    s3.faults(seed=1, truncate=0.25)
     assert [store.read_range("a", n, 50) for n in range(5)] == [bytes(range(n, n + 50)) for n in range(5)]
     assert s3.seen()["counts"]["truncate"]
 

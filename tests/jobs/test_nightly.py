@@ -85,6 +85,7 @@ def test_the_deadline_is_the_next_time_that_clocks_show_it():
     assert seconds_until("06:00", datetime(2026, 3, 1, 6, 0)) == 24 * 3600
 
 
+@pytest.mark.chaos
 def test_at_its_deadline_a_night_stops_cleanly_and_the_next_one_goes_on(night, tmp_path):
     """The real command, whose clock is brought near its deadline by a moment of patience."""
     night["jobs"] = night["jobs"][1:]
