@@ -358,10 +358,11 @@ def translate(error: BaseException, job: Resolved) -> Exception:
     while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
         error = cause
     go_on = "What was committed stays; run the same command again"
+    said = (str(error).splitlines() or [""])[0]  # Ray adds lines of its own to what an actor raises
     if isinstance(error, OutputHeld):
-        return OutputHeld(str(error))
+        return OutputHeld(said)
     if isinstance(error, StorageError):
-        return StorageError(f"{error}. {go_on}")
+        return StorageError(f"{said}. {go_on}")
     if isinstance(error, STORE_FAILURES):
         return StorageError(f"{job.output.url}: {reason(error)}. {go_on}")
     return RunFailed(f"Ray: {reason(error)}. {go_on}")
