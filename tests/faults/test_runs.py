@@ -64,6 +64,7 @@ def test_a_run_over_a_bad_line(
     assert not [path for path in s3.seen()["written"] if not path.startswith("/bucket/out/runs/")]
 
 
+@pytest.mark.chaos
 def test_writes_that_are_refused_end_the_run_and_the_next_one_completes_it(s3: S3, crops: list[np.ndarray]) -> None:
     source, output = s3.store("in"), s3.store("out")
     make_photos(source, 40, crops)
@@ -95,6 +96,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.chaos
 def test_a_full_disk_ends_the_run_and_the_next_one_completes_it(small_disk, tmp_path: Path, crops: list[np.ndarray]) -> None:
     source, output = Store(str(tmp_path / "in")), Store(str(small_disk("2m") / "out"))
     make_photos(source, 100, crops)
