@@ -21,8 +21,8 @@ from models.resizing import within_side
 from pipeline.cluster import connected
 from pipeline.config import RunConfig
 from pipeline.pixels import decode, encode_rgb
-from pipeline.report import Tile, contact_sheet
 from pipeline.run import run
+from pipeline.sheets import Tile, contact_sheet
 from pipeline.storage import Store
 
 PHOTOS = (

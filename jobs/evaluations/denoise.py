@@ -25,7 +25,7 @@ from models.metrics import psnr_db, ssim
 from models.precision import Precision
 from models.tasks.task import pad_to, to_uint8
 from pipeline.pixels import Picture, encode_image
-from pipeline.report import Tile, contact_sheet
+from pipeline.sheets import Tile, contact_sheet
 from pipeline.storage import Store
 
 SIGMAS = [15.0, 25.0, 50.0]

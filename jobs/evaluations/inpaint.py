@@ -21,7 +21,7 @@ from models.metrics import psnr_db, ssim
 from models.tasks.inpaint import InpaintParams, known_of
 from models.tasks.task import Sample
 from pipeline.errors import VerificationError
-from pipeline.report import Tile, contact_sheet
+from pipeline.sheets import Tile, contact_sheet
 
 DAMAGES = {
     "random pixels 50 %": InpaintParams(missing="random", share=0.5, block=1),

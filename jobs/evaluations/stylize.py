@@ -23,7 +23,7 @@ from models.tasks.stylize import FITS, GATYS_SIDE, StylizeParams
 from models.tasks.task import to_batch
 from pipeline.errors import ConfigError
 from pipeline.pixels import decode
-from pipeline.report import Tile, contact_sheet
+from pipeline.sheets import Tile, contact_sheet
 
 ALPHAS = [100.0, 10.0, 1.0, 0.1]
 COMPARED = [0, 10, 50, 100]

@@ -30,7 +30,7 @@ from models.style import content_loss, gram
 from models.tasks import TASKS
 from models.tasks.stylize import StylizeParams
 from models.tasks.task import Sample
-from pipeline.report import Tile, contact_sheet
+from pipeline.sheets import Tile, contact_sheet
 
 SIDE = 224  # what the judge takes
 CONTENTS = ("astronaut.png", "chelsea.png")
