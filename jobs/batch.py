@@ -1,16 +1,19 @@
 """The batch job and its plan, as a person sees them."""
 
-import json
 from typing import Any
 
 from rich.table import Table
 
 from jobs.console import console
+from pipeline.committed import run_ids, run_records
 from pipeline.config import RunConfig
 from pipeline.plan import Plan
 from pipeline.progress import clock
 from pipeline.run import check_ends, plan_of, resolve, run
 from pipeline.storage import Store
+
+# A night without anything new leaves a run too.
+LAST_RUNS = 100
 
 
 def run_and_show(config: RunConfig) -> dict[str, Any]:
@@ -37,18 +40,14 @@ def show_record(record: dict[str, Any]) -> None:
     table.add_row("time", f"{seconds:.1f} s{rate}")
     table.add_row("output", record["output"])
     table.add_row("record", f"{record['output']}/runs/{record['run_id']}/run.json")
+    if record["report"]:
+        table.add_row("report", f"{record['output']}/{record['report']}")
     console.print(table)
-
-
-def run_records(output: Store) -> list[dict[str, Any]]:
-    """The run.json of every run that ended, oldest first."""
-    paths = sorted(e.path for e in output.entries("runs") if e.path.endswith("/run.json"))
-    return [json.loads(output.read(path)) for path in paths]
 
 
 def last_rate(output: Store) -> float | None:
     """Images a second of the newest run that did any."""
-    rates = [r["images_per_s"] for r in run_records(output) if r.get("images_per_s")]
+    rates = [r["images_per_s"] for r in run_records(output, run_ids(output)[-LAST_RUNS:]) if r.get("images_per_s")]
     return rates[-1] if rates else None
 
 

@@ -255,6 +255,18 @@ def failures(
 
 
 @app.command()
+def report(
+    output: OutputArgument,
+    run: Annotated[str | None, typer.Option("--run", help="the last one when absent", metavar="ID")] = None,
+    config: Storage = None,
+) -> None:
+    """Make the report.html of a run anew."""
+    from jobs.report import remake
+
+    remake(store(output, config), run)
+
+
+@app.command()
 def decode(
     output: OutputArgument,
     dest: Annotated[str, typer.Argument(metavar="DEST", help="folder or s3://bucket/prefix for the images")],

@@ -16,21 +16,12 @@ from models.tasks.compress import decode_latent
 from pipeline.account import newest_rows
 from pipeline.committed import part_paths, read_parts
 from pipeline.errors import ConfigError, VerificationError
-from pipeline.latents import latent_rows, symbols_of
+from pipeline.latents import latent_rows, symbols_of, upright_size
 from pipeline.names import decoded_name
 from pipeline.pixels import encode_rgb
 from pipeline.predict import kept_model
 from pipeline.schema import LatentError
 from pipeline.storage import Store
-
-TURNED = (5, 6, 7, 8)
-"""EXIF orientations whose upright image has its width and height exchanged."""
-
-
-def upright_size(row: dict[str, Any]) -> tuple[int, int]:
-    """(H,W) of the upright image of a row."""
-    size = (row["orig_height"], row["orig_width"])
-    return size[::-1] if row["exif_orientation"] in TURNED else size
 
 
 def decode_row(row: dict[str, Any], model: Any, device: str) -> np.ndarray:

@@ -4,10 +4,9 @@ from typing import Any
 
 from rich.table import Table
 
-from jobs.batch import run_records
 from jobs.console import console
 from pipeline.account import newest_rows, verify
-from pipeline.committed import KEYS, part_paths, read_parts
+from pipeline.committed import KEYS, part_paths, read_parts, run_ids, run_records
 from pipeline.errors import StorageError, VerificationError
 from pipeline.storage import STORE_FAILURES, Store, reason
 
@@ -36,7 +35,7 @@ def show_status(output: Store) -> None:
     images = len(set(rows["image_id"].to_pylist()))
     console.print(f"{images:,} images in {len(rows):,} rows of {len(results):,} parts; {len(rejects):,} parts of rejects")
     table = Table("planned", "ok", "rejected", "images/s", "exit", "run", box=None)
-    for record in run_records(output)[-10:]:
+    for record in run_records(output, run_ids(output)[-10:]):
         counts = [str(record.get(key, "")) for key in ("planned", "ok", "rejected", "images_per_s", "exit_reason")]
         table.add_row(*counts, record["run_id"])
     console.print(table)

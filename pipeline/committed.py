@@ -1,5 +1,7 @@
 """What OUTPUT holds already, read a million rows at a time: ten million committed images must fit beside a listing."""
 
+import json
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from pipeline.storage import STORE_FAILURES, Store, reason
 KEYS = ["image_id", "version"]
 SUPERSEDED = "superseded.parquet"
 """Below runs/ID: images that the run was to do again, and whose older rows it may have robbed of their files."""
+RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]+")
 PARTS_AT_A_TIME = 2_000
 THREADS = 16
 
@@ -23,6 +26,28 @@ THREADS = 16
 def part_paths(output: Store, folder: str) -> list[str]:
     """The committed parts of `results` or `rejects`."""
     return sorted(e.path for e in output.entries(folder) if e.path.endswith(".parquet") and "/." not in f"/{e.path}")
+
+
+def run_ids(output: Store) -> list[str]:
+    """The runs that began, oldest first."""
+    return sorted(filter(RUN_ID.fullmatch, output.names("runs")))
+
+
+def run_records(output: Store, ids: Sequence[str]) -> list[dict[str, Any]]:
+    """The run.json of runs; that of a run which was killed, or is at work, is left out. Raises: StorageError."""
+
+    def read(run_id: str) -> dict[str, Any] | None:
+        path = f"runs/{run_id}/run.json"
+        try:
+            content: dict[str, Any] = json.loads(output.read(path))
+            return content
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            raise StorageError(f"{output.uri(path)}: damaged; delete it") from None
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [record for record in pool.map(read, ids) if record]
 
 
 def columns_of(table: pa.Table, names: list[str]) -> list[list[Any]]:

@@ -2,11 +2,15 @@
 
 import base64
 import hashlib
+import re
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 TEMPLATES = Path(__file__).parent / "pages"
+USER = re.compile(r"(?<=://)[^/\s@]+(?=@)")
+SIGNED = re.compile(r"([?&][^=&\s]*(?:sig|token|secret|passw|credential|key)[^=&\s]*=)[^&\s\"'<>]+", re.IGNORECASE)
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
@@ -20,7 +24,9 @@ def bytes_text(size: float) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """A duration for a person: 0.4 s, 12 s, 3 min 20 s, 2 h 5 min."""
+    """A duration for a person: 40 ms, 1.2 s, 12 s, 3 min 20 s, 2 h 5 min."""
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -32,10 +38,18 @@ def number_text(value: float) -> str:
     return f"{value:,.0f}" if value == round(value) or abs(value) >= 10_000 else f"{value:.4g}"
 
 
+def without_secrets(value: object) -> object:
+    """What a page prints, without what addresses may carry: a password before the host, a signature in the query."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return SIGNED.sub(r"\1…", USER.sub("…", value))
+
+
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(TEMPLATES),
     autoescape=True,
     undefined=StrictUndefined,
+    finalize=without_secrets,
     trim_blocks=True,
     lstrip_blocks=True,
 )

@@ -31,6 +31,7 @@ from pipeline.pixels import LOSSY
 from pipeline.plan import Plan, blocks, make_plan
 from pipeline.progress import Shown, peak_rss_mb
 from pipeline.references import keep_references, references_of
+from pipeline.report import leave_report
 from pipeline.schema import parquet_bytes
 from pipeline.sources import Input, input_of, listing
 from pipeline.storage import STORE_FAILURES, Store, reason
@@ -223,6 +224,7 @@ def run(config: RunConfig) -> dict[str, Any]:
         record["fence"] = lease.fence
         job.output.write(f"runs/{run_id}/config.yaml", text.encode())
         began = time.monotonic()
+        plan = None
         try:
             with stage(seconds, "plan"):
                 plan = plan_of(job, keep=True)
@@ -254,6 +256,8 @@ def run(config: RunConfig) -> dict[str, Any]:
             seconds["total"] = round(time.monotonic() - began, 3)
             record["ended_at"] = datetime.now(UTC).isoformat(timespec="seconds")
             job.output.write(f"runs/{run_id}/run.json", json.dumps(record, indent=2, ensure_ascii=False).encode())
+            # After run.json: that one is there however long a page takes.
+            record["report"] = leave_report(job.output, record, plan.parts if plan else set(), plan.todo if plan else None)
 
 
 def record_account(record: dict[str, Any], left: Account, task: Task) -> None:
@@ -271,6 +275,7 @@ def execute(job: Resolved, plan: Plan, lease: Lease, record: dict[str, Any], sec
         seconds["start"] = round(time.monotonic() - began, 3)
         pool = pool_for(job.config, node_resources())
         part_rows = min(job.config.rows_per_part, max(1, BYTES_PER_PART * len(plan.todo) // max(1, plan.bytes_todo)))
+        record["pool"] = asdict(pool)
         log.info("%d images, %d actors", len(plan.todo), pool.actors)
         shown = Shown(record["run_id"], len(plan.todo))
         try:

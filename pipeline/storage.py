@@ -274,6 +274,13 @@ class Store:
         except Exception as e:
             raise StorageError(f"{self.uri(path)}: cannot be listed: {reason(e)}") from e
 
+    def names(self, path: str) -> list[str]:
+        """What lies directly in a folder, files and folders; nothing where it is not."""
+        try:
+            return [str(full).rpartition("/")[2] for full in self.ask(lambda: self.fs.ls(self.full(path), detail=False))]
+        except FileNotFoundError:
+            return []
+
     def entry(self, path: str) -> Entry:
         """One object. Raises: FileNotFoundError, or what the store's client raises."""
         if self.local:

@@ -33,6 +33,7 @@ class Colorize(Task):
     default_checkpoint = "colorize-small"
     Params = ColorizeParams
     columns = {"colourfulness": float}
+    worst = ("lowest", "colourfulness")
     exact = True
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:

@@ -39,6 +39,7 @@ class Compress(Task):
     default_checkpoint = "compress-small"
     Params = CompressParams
     columns = {"step": float, "psnr_db": float, "bits_per_pixel": float}
+    worst = ("lowest", "psnr_db")
     stores_latent = True
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ class Denoise(Task):
     default_checkpoint = "denoise-small"
     Params = DenoiseParams
     columns = {"sigma": float}
+    worst = ("highest", "sigma")
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """PSNR loss at the true noise level, plus the error of the estimated level in 8-bit levels."""

@@ -40,6 +40,7 @@ class Inpaint(Task):
     default_checkpoint = "inpaint-small"
     Params = InpaintParams
     columns = {"missing_share": float}
+    worst = ("highest", "missing_share")
     exact = True
 
     def wants_mask(self, params: Any) -> bool:

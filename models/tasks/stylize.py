@@ -83,6 +83,7 @@ class Stylize(Task):
     default_checkpoint = "stylize-small"
     Params = StylizeParams
     columns = {"content_loss": float, "style_loss": float, "losses": list[float]}
+    worst = ("highest", "style_loss")
     reference_param = "style"
     least_reference_side = 32
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -90,6 +90,8 @@ class Task(Objective):
     default_checkpoint: ClassVar[str]
     columns: ClassVar[dict[str, Any]] = {}
     """Quality columns of the task and their Python types."""
+    worst: ClassVar[tuple[Literal["lowest", "highest"], str] | None] = None
+    """Which value of which quality column a person should look at first."""
     stores_latent: ClassVar[bool] = False
     reference_param: ClassVar[str | None] = None
     """The parameter that lists files or URLs of images which a run works from beside its input."""

@@ -89,6 +89,32 @@ def listing(source: Input, kept: Store | None = None, masks: bool = False, keep:
     return with_masks(listed) if masks else listed
 
 
+def find(source: Input, names: set[str], kept: Store) -> list[Listed]:
+    """Images of an input by their rel_path, those that are still there, without listing the rest where that can be.
+
+    Args: kept: OUTPUT, whose index of a shard is looked at first.
+
+    Raises: StorageError, ConfigError, OSError when the input cannot be reached.
+    """
+    if source.file:
+        return [image for image in listing(source, kept) if image and image.rel_path in names]
+    found: list[Listed | None] = []
+    for path in {shard_of(name) or name for name in names}:
+        try:
+            entry = source.store.entry(path)
+        except FileNotFoundError:
+            continue
+        form = shard_format(path)
+        found += indexed(form, source, entry, kept, keep=False) if form else [image_file(entry)]
+    return list({image.rel_path: image for image in found if image and image.rel_path in names}.values())
+
+
+def shard_of(name: str) -> str | None:
+    """The shard that a member's name begins with; None for the name of a file."""
+    folders = name.split("/")
+    return next((path for n in range(1, len(folders)) if shard_format(path := "/".join(folders[:n]))), None)
+
+
 def members(source: Input, kept: Store | None, keep: bool) -> Iterator[Listed | None]:
     """Image files as they are listed, and the images of shards, a few of which are read at a time."""
     entries = iter([source.store.entry(source.file)]) if source.file else source.store.entries()

@@ -1,0 +1,20 @@
+"""The report of a run, made anew."""
+
+from jobs.console import console
+from jobs.inspect import check_exists
+from pipeline.committed import run_ids
+from pipeline.errors import StorageError
+from pipeline.report import make_report
+from pipeline.storage import Store
+
+
+def remake(output: Store, run_id: str | None) -> None:
+    """Write the report of a run, of the last one when none is named, and say where it is.
+
+    Raises: StorageError when OUTPUT or the run is not there.
+    """
+    check_exists(output)
+    runs = run_ids(output)
+    if not runs:
+        raise StorageError(f"{output.url} has no runs")
+    console.print(output.uri(make_report(output, run_id or runs[-1])), soft_wrap=True, markup=False)

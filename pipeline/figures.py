@@ -1,0 +1,82 @@
+"""Numbers of many images as what a page draws: histograms, bars over time, a plane that shows how latents lie."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+BINS = 24
+WIDE = 30.0
+"""Values whose largest is so many times their least are drawn on a logarithmic axis."""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How values are spread."""
+
+    name: str
+    counts: list[int]
+    """In BINS equal steps from the least to the largest value, of their logarithm where `logarithmic`."""
+    least: float
+    median: float
+    largest: float
+    logarithmic: bool = False
+
+
+def histogram(name: str, values: np.ndarray) -> Histogram | None:
+    """Values (n,) of any number type; those that are not finite are left out, None when nothing is left."""
+    values = values[np.isfinite(values)].astype(np.float64)
+    if not len(values):
+        return None
+    least, largest = float(values.min()), float(values.max())
+    logarithmic = least > 0 and largest / least > WIDE
+    counts, _ = np.histogram(np.log(values) if logarithmic else values, BINS)
+    return Histogram(name, counts.tolist(), least, float(np.median(values)), largest, logarithmic)
+
+
+@dataclass(frozen=True)
+class Trend:
+    """One figure of the last runs, oldest first."""
+
+    name: str
+    runs: list[str]
+    values: list[float | None]
+    """None where a run has no such figure."""
+    bad: list[float]
+    """Of `values` the part that ended badly."""
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Latents as points, those that are alike near each other."""
+
+    names: list[str]
+    x: list[float]
+    """In [0,1], as `y`: the first two principal components, in one scale."""
+    y: list[float]
+    shade: list[float]
+    """In [0,1]: where each stands in the order of the quality column."""
+    explained: float
+    """The share of the variance that the two components have."""
+
+
+def latent_features(symbols: np.ndarray) -> np.ndarray:
+    """What is alike in images of any size: of a latent (C,h,w) int8 each channel's mean and log2(1 + mean size), (2C,)."""
+    wide = symbols.reshape(symbols.shape[0], -1).astype(np.float32)
+    return np.concatenate([wide.mean(1), np.log2(1 + np.abs(wide).mean(1))])
+
+
+def plane(names: Sequence[str], features: np.ndarray, quality: np.ndarray) -> Plane:
+    """PCA of features (n,d), each column in units of its deviation; n ≥ 3.
+
+    Args: quality: (n,), what the points are shaded by.
+    """
+    centred = features - features.mean(0)
+    centred = centred / np.maximum(centred.std(0), 1e-6)
+    u, s, _ = np.linalg.svd(centred, full_matrices=False)
+    xy = u[:, :2] * s[:2]
+    span = max(float(np.ptp(xy[:, 0])), float(np.ptp(xy[:, 1])), 1e-9)
+    xy = (xy - xy.min(0)) / span
+    shade = np.argsort(np.argsort(quality)) / max(1, len(quality) - 1)
+    explained = float((s[:2] ** 2).sum() / max((s**2).sum(), 1e-12))
+    return Plane(list(names), xy[:, 0].tolist(), xy[:, 1].tolist(), shade.tolist(), explained)

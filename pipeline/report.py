@@ -1,0 +1,294 @@
+"""What a run leaves for a person to read: one page of figures and pictures, `runs/ID/report.html`."""
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+from pydantic import ValidationError
+
+from pipeline.committed import RUN_ID, part_paths, run_ids, run_records, scan
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError, StorageError
+from pipeline.figures import Histogram, Plane, Trend, histogram
+from pipeline.page import draw
+from pipeline.plan import references
+from pipeline.reading import Reading
+from pipeline.samples import THREADS, Rows, Shown, chosen, latent_plane, rows_of_run, show
+from pipeline.sources import find, input_of
+from pipeline.storage import STORE_FAILURES, Store, reason
+
+log = logging.getLogger("imagemill.report")
+LAST_RUNS = 30
+EXAMPLES, REASONS = 3, 50
+GEOMETRY = ["orig_width", "orig_height", "output_bytes", "encoded_at"]
+BUSY = 0.6
+"""The share of its time from which on a stage is what a run waits for."""
+NAMES = {"psnr_db": ("PSNR", "dB"), "sigma": ("noise level", ""), "missing_share": ("share missing", "")}
+"""Columns whose own names are not how people call them, and their units."""
+Source = Callable[[list[dict[str, Any]]], Callable[[dict[str, Any]], bytes]]
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Rejects of one stage and class."""
+
+    stage: str
+    error_class: str
+    count: int
+    transient: bool
+    examples: list[tuple[str, str]]
+    """Names of images, and what was said of them."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What actors spent their time on."""
+
+    name: str
+    seconds: float
+    """Of all actors and threads together."""
+    busy: float
+    """The share of the time that the threads which do this had."""
+
+
+@dataclass
+class RunReport:
+    """All that the page of a run shows; `run.html` draws it."""
+
+    record: dict[str, Any]
+    """The content of run.json."""
+    headline: str
+    mood: str
+    """good, warn or bad."""
+    config: str
+    history: list[dict[str, Any]]
+    """The last runs up to this one, oldest first; `linked` says whether there is a report of it."""
+    trends: list[Trend] = field(default_factory=list)
+    stages: list[Stage] = field(default_factory=list)
+    bottleneck: str = ""
+    reasons: list[Reason] = field(default_factory=list)
+    groups: list[Shown] = field(default_factory=list)
+    column: str | None = None
+    """The quality column by which images are ordered."""
+    histograms: list[Histogram] = field(default_factory=list)
+    plane: Plane | None = None
+
+
+def named(column: str, value: str = "") -> str:
+    """A column as people call it, with a value of it, and its unit."""
+    name, unit = NAMES.get(column, (column.replace("_", " "), ""))
+    return " ".join(filter(None, (name, value, unit)))
+
+
+def report_path(run_id: str) -> str:
+    return f"runs/{run_id}/report.html"
+
+
+def leave_report(output: Store, record: dict[str, Any], before: set[str], todo: pa.Table | None) -> str | None:
+    """Write the report of a run that has just ended, and give its path; one that cannot be made is a warning.
+
+    Args:
+        before: the parts that were there when the run began.
+        todo: references (schema.REFERENCE) to the run's images.
+    """
+
+    def source(rows: list[dict[str, Any]]) -> Callable[[dict[str, Any]], bytes]:
+        ids = pa.array([row["image_id"] for row in rows], pa.string())
+        there = todo.filter(pc.is_in(todo["image_id"], ids)).to_pylist() if todo is not None else []
+        return reader(config_of(output, record["run_id"]), there)
+
+    try:
+        return write_report(output, record, before, source)
+    except Exception as e:  # noqa: BLE001 - the run has done its work, whatever is wrong with its page
+        log.warning("no report of %s: %s", record["run_id"], reason(e))
+        return None
+
+
+def make_report(output: Store, run_id: str) -> str:
+    """Write the report of an earlier run anew, and give its path. Raises: StorageError when there is no such run."""
+    if not RUN_ID.fullmatch(run_id) or not output.exists(f"runs/{run_id}/config.yaml"):
+        raise StorageError(f"{output.url} has no run {run_id}; imagemill status lists them")
+    record = next(iter(run_records(output, [run_id])), {"run_id": run_id})
+
+    def source(rows: list[dict[str, Any]]) -> Callable[[dict[str, Any]], bytes]:
+        config = config_of(output, run_id)
+        try:
+            where = input_of(str(config.input), config.storage, config.source)
+            found = find(where, {row["rel_path"] for row in rows}, output)
+        except (ConfigError, StorageError, *STORE_FAILURES) as e:
+            log.info("no pictures of before: %s", reason(e))
+            return reader(config, [])
+        return reader(config, references(found, where.store, "", {})[0].to_pylist())
+
+    return write_report(output, record, set(), source)
+
+
+def config_of(output: Store, run_id: str) -> RunConfig:
+    """The effective config of a run. Raises: StorageError when it is damaged."""
+    path = f"runs/{run_id}/config.yaml"
+    try:
+        return RunConfig.model_validate(yaml.safe_load(output.read(path)))
+    except (yaml.YAMLError, ValidationError) as e:
+        raise StorageError(f"{output.uri(path)}: damaged, or of another version: {reason(e)}") from None
+
+
+def reader(config: RunConfig, there: list[dict[str, Any]]) -> Callable[[dict[str, Any]], bytes]:
+    """What reads the encoded source of a row, by references to the sources that are there."""
+    by_name = {reference["rel_path"]: reference for reference in there}
+    reading = Reading(input_of(str(config.input), config.storage, config.source), THREADS) if there else None
+
+    def read(row: dict[str, Any]) -> bytes:
+        reference = by_name.get(row["rel_path"])
+        if reading is None or reference is None:
+            raise FileNotFoundError(row["rel_path"])
+        return reading.submit(reference, reading.image, reference).result()
+
+    return read
+
+
+def write_report(output: Store, record: dict[str, Any], before: set[str], source: Source) -> str:
+    path = report_path(record["run_id"])
+    output.write(path, draw("run.html", {"report": collected(output, record, before, source), "named": named}))
+    return path
+
+
+def collected(output: Store, record: dict[str, Any], before: set[str], source: Source) -> RunReport:
+    """The figures and pictures of a run. Where nothing was done this reads a few run.json and nothing else."""
+    run_id = record["run_id"]
+    headline, mood = verdict(record)
+    config = output.read(f"runs/{run_id}/config.yaml").decode()
+    before_it = [other for other in run_ids(output) if other < run_id]
+    history = [*run_records(output, before_it[1 - LAST_RUNS :]), record]
+    with ThreadPoolExecutor(LAST_RUNS) as pool:
+        linked = list(pool.map(lambda r: output.exists(report_path(r["run_id"])), history))
+    history = [{**r, "linked": there} for r, there in zip(history, linked, strict=True)]
+    report = RunReport(record, headline, mood, config, history, trends_of(history))
+    report.stages = stages_of(record)
+    report.bottleneck = bottleneck(record, report.stages)
+    if record.get("planned") == 0:
+        return report
+    report.reasons = reasons_of(output, [p for p in part_paths(output, "rejects") if p not in before], run_id)
+    from models.tasks import TASKS
+
+    task = TASKS[record.get("task") or config_of(output, run_id).task]
+    columns = [name for name, kind in task.columns.items() if kind is float]
+    parts = [path for path in part_paths(output, "results") if path not in before]
+    rows = rows_of_run(output, parts, run_id, [*GEOMETRY, *columns])
+    if not len(rows):
+        return report
+    report.column = task.worst[1] if task.worst and np.isfinite(rows.columns[task.worst[1]]).any() else None
+    report.histograms = histograms_of(rows, columns)
+    report.groups = chosen(rows, task.worst if report.column else None)
+    show(output, report.groups, report.column, columns, task.stores_latent, source)
+    if task.stores_latent:
+        report.plane = latent_plane(output, rows, report.column)
+    return report
+
+
+def verdict(record: dict[str, Any]) -> tuple[str, str]:
+    """How a run ended, in a few words, and good, warn or bad."""
+    code, planned = record.get("exit_code"), record.get("planned")
+    if code is None:
+        return "did not end: it was killed, or is still at work", "bad"
+    if code == 0 and planned == 0:
+        return "nothing new", "good"
+    if code == 0:
+        rejected = record.get("rejected")
+        return (f"done, {rejected:,} rejected", "warn") if rejected else ("done", "good")
+    words = {3: "too many rejects", 7: "stopped at its deadline", 130: "interrupted"}
+    return words.get(code, "failed"), "warn" if code in (7, 130) else "bad"
+
+
+def trends_of(history: list[dict[str, Any]]) -> list[Trend]:
+    """What became of the figures over the runs; nothing of one run alone."""
+    if len(history) < 2:
+        return []
+    runs = [record["run_id"] for record in history]
+
+    def trend(name: str, values: list[float | None], bad: list[float] | None = None) -> Trend:
+        return Trend(name, runs, values, bad or [0.0] * len(runs))
+
+    done = [float(record.get("ok", 0) + record.get("rejected", 0)) for record in history]
+    trends = [
+        trend("images done (red: rejects)", [*done], [float(record.get("rejected", 0)) for record in history]),
+        trend("images/s", [record.get("images_per_s") for record in history]),
+        trend("seconds", [record.get("seconds", {}).get("total") for record in history]),
+    ]
+    for name in dict.fromkeys(name for record in history for name in record.get("quality", {})):
+        trends.append(trend(f"mean {named(name)}", [record.get("quality", {}).get(name) for record in history]))
+    return [t for t in trends if len({value for value in t.values if value is not None}) > 1]
+
+
+def stages_of(record: dict[str, Any]) -> list[Stage]:
+    """Each stage with the share of its threads' time that it took, from the first image to the last."""
+    pool, seconds = record.get("pool"), record.get("seconds", {})
+    if not pool or "run" not in seconds:
+        return []
+    working = max(0.5, seconds["run"] - record["seconds"].get("first_image", 0))
+    stages = []
+    for name, spent in record.get("stage_seconds", {}).items():
+        # The model has an actor's main thread for itself, the other stages share its pool.
+        threads = pool["actors"] * (1 if name == "model" else pool["threads"])
+        stages.append(Stage(name, spent, min(1.0, spent / (working * threads))))
+    return sorted(stages, key=lambda stage: -stage.busy)
+
+
+def bottleneck(record: dict[str, Any], stages: list[Stage]) -> str:
+    """A sentence on what a run waited for."""
+    seconds = record.get("seconds", {})
+    total, start = seconds.get("total", 0), seconds.get("start", 0) + seconds.get("first_image", 0)
+    if not record.get("planned"):
+        return ""
+    if start > total / 2:
+        return f"Half of the time and more went by before the first image: Ray and its actors took {start:.1f} s to start."
+    if seconds.get("plan", 0) > total / 2:
+        return "Half of the time and more went into listing and planning."
+    if not stages:
+        return ""
+    most = stages[0]
+    shares = f"{most.name} kept its threads busy {most.busy:.0%} of the time"
+    if most.busy >= BUSY:
+        return f"The bottleneck was {most.name}: {shares}."
+    return f"No stage was busy all the time; the most was asked of {most.name}: {shares}."
+
+
+def reasons_of(output: Store, parts: list[str], run_id: str) -> list[Reason]:
+    """The rejects of a run by stage and class, the most frequent first, with the first of each as examples."""
+    columns = ["run_id", "stage", "error_class", "transient", "rel_path", "error"]
+    tables = [table.filter(pc.equal(table["run_id"], run_id)) for table in scan(output, parts, columns)]
+    if not tables:
+        return []
+    rejects = pa.concat_tables(tables, promote_options="default")
+    groups = rejects.group_by(["stage", "error_class"], use_threads=False).aggregate(
+        [("rel_path", "count"), ("transient", "any")]
+    )
+    reasons = []
+    for group in groups.sort_by([("rel_path_count", "descending")]).slice(0, REASONS).to_pylist():
+        same = (pc.field("stage") == group["stage"]) & (pc.field("error_class") == group["error_class"])
+        some = rejects.filter(same).slice(0, EXAMPLES).to_pylist()
+        examples = [(row["rel_path"], row["error"]) for row in some]
+        reasons.append(
+            Reason(group["stage"], group["error_class"], group["rel_path_count"], group["transient_any"], examples)
+        )
+    return reasons
+
+
+def histograms_of(rows: Rows, columns: list[str]) -> list[Histogram]:
+    """How sizes, rates, quality and times are spread over a run's images; what is the same for all is left out."""
+    pixels = rows.columns["orig_width"] * rows.columns["orig_height"]
+    written = rows.columns["output_bytes"]
+    values = {"size, megapixels": pixels / 1e6, "output file, kB": written / 1e3}
+    if "bits_per_pixel" not in columns:
+        values["bits per pixel of the output file"] = written * 8 / pixels
+    values |= {named(name): rows.columns[name] for name in columns}
+    # Milliseconds, as the column counts them.
+    ended = rows.columns["encoded_at"] / 1e3
+    values["done after, seconds since the first"] = ended - ended.min()
+    drawn = [histogram(name, numbers) for name, numbers in values.items()]
+    return [h for h in drawn if h and (h.least < h.largest or len(rows) == 1)]

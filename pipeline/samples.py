@@ -1,0 +1,304 @@
+"""A few images of a run, before and after: which ones, and their pictures, small enough for a page."""
+
+import hashlib
+import io
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from pipeline.committed import read_part, scan
+from pipeline.errors import StorageError
+from pipeline.figures import Plane, latent_features, plane
+from pipeline.page import data_url
+from pipeline.pixels import decode, pixels_of
+from pipeline.schema import LATENT, LatentError, unpack_latent
+from pipeline.sheets import center_crop
+from pipeline.storage import STORE_FAILURES, Store, reason
+
+log = logging.getLogger("imagemill.report")
+AT_RANDOM, OF_EACH = 8, 4
+"""Images that are shown: of all, and of the worst and the median each."""
+SIDE = 256
+"""Pixels a side of a picture."""
+THREADS = 4
+LARGE_PIXELS, MAX_SHOWN_PIXELS, CODED_PIXELS = 12_000_000, 200_000_000, 1_000_000
+"""Images above the first are decoded one at a time, above the second not at all; coded latents above the third neither."""
+PICTURE_SECONDS = 20.0
+"""What is not there by then is left out."""
+POINTS, POINT_PARTS, POINT_SYMBOLS = 300, 4, 200_000_000
+ROW = ["rel_path", "image_id", "content_sha256", "output_uri", "orig_width", "orig_height", "exif_orientation"]
+LATENT_NAMES = [name for name, _ in LATENT]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row lies."""
+
+    part: str
+    row: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a run as arrays over its images: a run of millions fits."""
+
+    parts: list[str]
+    part: np.ndarray
+    """Which of `parts` holds it."""
+    row: np.ndarray
+    """Its number in there."""
+    columns: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def place(self, n: int) -> Place:
+        return Place(self.parts[self.part[n]], int(self.row[n]))
+
+
+def rows_of_run(output: Store, parts: list[str], run_id: str, columns: list[str]) -> Rows:
+    """What a run committed: numbers and times of its rows, read some parts at a time. Raises: StorageError."""
+    part, row = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
+    values: dict[str, list[np.ndarray]] = {name: [np.empty(0)] for name in columns}
+    number = {path: n for n, path in enumerate(parts)}
+    for table in scan(output, parts, ["run_id", *columns]):
+        # The rows of a part lie together and in their order.
+        codes = table["part"].combine_chunks().dictionary_encode()
+        place, first = codes.indices.to_numpy(), np.unique(codes.indices.to_numpy(), return_index=True)[1]
+        of_run = pc.equal(table["run_id"], run_id).to_numpy(zero_copy_only=False)
+        paths = np.array([number[path] for path in codes.dictionary.to_pylist()], np.int32)
+        part.append(paths[place][of_run])
+        row.append((np.arange(len(table)) - first[place])[of_run].astype(np.int32))
+        for name in columns:
+            column = table[name] if name in table.schema.names else pa.nulls(len(table), pa.float64())
+            column = column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column
+            numbers = pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False)
+            values[name].append(numbers[of_run])
+    return Rows(
+        parts, np.concatenate(part), np.concatenate(row), {name: np.concatenate(arrays) for name, arrays in values.items()}
+    )
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One image before and after, as addresses that hold the pictures; None for one that could not be had."""
+
+    name: str
+    value: float | None
+    """Of the quality column."""
+    before: str | None
+    after: str | None
+
+
+@dataclass
+class Shown:
+    """A group of pairs."""
+
+    title: str
+    detail: bool
+    """Whether the pictures are the middle at 1:1, not the whole."""
+    places: list[Place]
+    pairs: list[Pair] = field(default_factory=list)
+
+
+def chosen(rows: Rows, worst: tuple[str, str] | None) -> list[Shown]:
+    """Which images to show: some of all, and by a quality column the worst and those about the median.
+
+    Args: worst: "lowest" or "highest", and the column.
+    """
+    # The same for a run each time: a report that is made again shows what it showed.
+    some = np.random.default_rng(len(rows)).choice(len(rows), min(AT_RANDOM, len(rows)), replace=False)
+    groups = [Shown("A sample", False, [rows.place(n) for n in sorted(some)])]
+    if worst is None:
+        return groups
+    values = rows.columns[worst[1]]
+    known = np.flatnonzero(np.isfinite(values))
+    if len(known) > 2 * OF_EACH:
+        order = known[np.argsort(values[known], kind="stable")]
+        order = order if worst[0] == "lowest" else order[::-1]
+        middle = len(order) // 2 - OF_EACH // 2
+        for title, numbers in (("The worst", order[:OF_EACH]), ("The median", order[middle : middle + OF_EACH])):
+            groups.append(Shown(title, True, [rows.place(n) for n in numbers]))
+    return groups
+
+
+def rows_at(output: Store, part: str, wanted: set[int], columns: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a part by their numbers; with latents, a few at a time."""
+    if "latent" not in columns:
+        table = read_part(output, part, columns)
+        yield from zip(sorted(wanted), table.take(pa.array(sorted(wanted))).to_pylist(), strict=True)
+        return
+    with output.fs.open(output.full(part), "rb") as f:
+        file = pq.ParquetFile(f)
+        there = [name for name in columns if name in file.schema_arrow.names]
+        number = 0
+        for batch in file.iter_batches(batch_size=8, columns=there, use_threads=False):
+            for n in range(len(batch)):
+                if number + n in wanted:
+                    row = batch.slice(n, 1).drop_columns(["latent"]).to_pylist()[0]
+                    latent = batch["latent"][n]
+                    yield number + n, row | {"latent": np.asarray(latent.values, np.uint8) if latent.is_valid else None}
+            number += len(batch)
+            if number > max(wanted):
+                return
+
+
+def read_rows(output: Store, places: set[Place], columns: list[str]) -> dict[Place, dict[str, Any]]:
+    """The rows at some places; what cannot be read is left out."""
+    by_part: dict[str, set[int]] = {}
+    for place in places:
+        by_part.setdefault(place.part, set()).add(place.row)
+
+    def read(part: str) -> dict[Place, dict[str, Any]]:
+        try:
+            return {Place(part, number): row for number, row in rows_at(output, part, by_part[part], columns)}
+        except (StorageError, pa.ArrowException, *STORE_FAILURES) as e:
+            log.warning("%s: not shown: %s", part, reason(e))
+            return {}
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return {place: row for rows in pool.map(read, by_part) for place, row in rows.items()}
+
+
+def show(
+    output: Store,
+    groups: list[Shown],
+    column: str | None,
+    columns: list[str],
+    latents: bool,
+    before: Callable[[list[dict[str, Any]]], Callable[[dict[str, Any]], bytes]],
+) -> None:
+    """Put the pairs of pictures into the groups; a picture that cannot be made is left out.
+
+    Args:
+        columns: those of the task. latents: whether its rows hold latents; files are taken where there are any.
+        before: from the rows to show, what reads the encoded source of one of them.
+    """
+    names = [*ROW, *columns, *(["checkpoint_sha256", *LATENT_NAMES] if latents else [])]
+    rows = read_rows(output, {place for group in groups for place in group.places}, names)
+    of_latents = latents and not any(row["output_uri"] for row in rows.values())
+    source = before(list(rows.values()))
+    large = threading.Lock()
+    # All rows of a run are of one checkpoint.
+    model = kept_decoder(output, next(iter(rows.values()))["checkpoint_sha256"]) if of_latents else None
+
+    def picture(data: bytes, detail: bool) -> str:
+        with large if pixels_of(data) > LARGE_PIXELS else nullcontext():
+            return drawn(decode(data, MAX_SHOWN_PIXELS).rgb, detail)
+
+    def sides(place: Place, detail: bool) -> tuple[str | None, str | None]:
+        row = rows[place]
+
+        def first() -> str:
+            data = source(row)
+            if hashlib.sha256(data).hexdigest() != row["content_sha256"]:
+                raise ValueError("the source is not what it was")
+            return picture(data, detail)
+
+        def second() -> str:
+            if of_latents:
+                return drawn(middle_of(row, model), detail)
+            return picture(output.read(row["output_uri"]), detail)
+
+        return tried(row["rel_path"], first), tried(row["rel_path"], second)
+
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="report")
+    for group in groups:
+        group.detail |= of_latents
+    asked = {(g.detail, p): pool.submit(sides, p, g.detail) for g in groups for p in g.places if p in rows}
+    wait(asked.values(), PICTURE_SECONDS)
+    for group in groups:
+        for place in filter(rows.__contains__, group.places):
+            future = asked[group.detail, place]
+            pair = future.result() if future.done() else (None, None)
+            group.pairs.append(Pair(rows[place]["rel_path"], rows[place].get(column) if column else None, *pair))
+    pool.shutdown(wait=False, cancel_futures=True)
+
+
+def kept_decoder(output: Store, sha256: str) -> Any:
+    """The model of latents, on this process's CPU; None where it cannot be had."""
+    from models.checkpoint import CheckpointError
+    from pipeline.predict import kept_model
+
+    try:
+        return kept_model(output, sha256, "cpu")
+    except (CheckpointError, *STORE_FAILURES) as e:
+        log.info("no pictures of latents: %s", reason(e))
+        return None
+
+
+def tried(name: str, make: Callable[[], str]) -> str | None:
+    try:
+        return make()
+    except Exception as e:  # noqa: BLE001 - sources go away and files break: the page says that there is no picture
+        log.debug("%s: not shown: %s", name, reason(e))
+        return None
+
+
+def drawn(rgb: np.ndarray, detail: bool) -> str:
+    """An image (H,W,3) uint8 as the address of a picture, of its middle or of all of it."""
+    image = Image.fromarray(center_crop(rgb, SIDE) if detail else rgb)
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    out = io.BytesIO()
+    image.save(out, "WEBP", quality=88)
+    return data_url(out.getvalue(), "webp")
+
+
+def middle_of(row: dict[str, Any], model: Any) -> np.ndarray:
+    """The middle of an image from its latent, (H,W,3) uint8, at most SIDE a side: it costs the same for each size.
+
+    Raises: LatentError; ValueError for a coded latent that is large, as all of it would have to be decoded.
+    """
+    from models.tasks.compress import decode_latent
+    from pipeline.latents import is_coded, symbols_of, upright_size
+
+    height, width = upright_size(row)
+    if is_coded(row) and height * width > CODED_PIXELS:
+        raise ValueError("a large coded latent")
+    symbols = symbols_of(row, model.entropy)
+    margin = -(-model.halo // model.stride)
+    cuts, begins = [], []
+    for side, positions in zip((height, width), symbols.shape[1:], strict=True):
+        begin = max(0, (side - SIDE) // 2)
+        first = max(0, begin // model.stride - margin)
+        last = min(positions, -(-(begin + min(SIDE, side)) // model.stride) + margin)
+        cuts.append(slice(first, last))
+        begins.append(begin - first * model.stride)
+    piece = symbols[:, cuts[0], cuts[1]]
+    size = piece.shape[1] * model.stride, piece.shape[2] * model.stride
+    rgb = decode_latent(model, piece, size, row["step"], "cpu")
+    (y, x), (h, w) = begins, (min(SIDE, height), min(SIDE, width))
+    return rgb[y : y + h, x : x + w]
+
+
+def latent_plane(output: Store, rows: Rows, column: str | None) -> Plane | None:
+    """The plain latents of a sample, from a few parts, as points; None where there are less than three."""
+    parts = np.unique(rows.part)
+    parts = parts[:: -(-len(parts) // POINT_PARTS)]
+    columns = ["rel_path", *([column] if column else []), *LATENT_NAMES]
+    names, features, quality, left = [], [], [], POINT_SYMBOLS
+    for part in parts:
+        there = rows.row[rows.part == part]
+        there = there[:: -(-len(there) * len(parts) // POINTS)]
+        for _, row in rows_at(output, rows.parts[part], set(there.tolist()), columns):
+            if row["latent"] is None or left < 0:
+                continue
+            left -= row["latent"].size
+            try:
+                symbols = unpack_latent(row["latent"], row["latent_shape"], row["latent_crc32"])
+            except LatentError:
+                continue
+            names.append(row["rel_path"])
+            features.append(latent_features(symbols))
+            quality.append(row[column] if column else 0.0)
+    return plane(names, np.stack(features), np.array(quality, float)) if len(names) > 2 else None
