@@ -5,7 +5,6 @@ import logging
 import signal
 import subprocess
 import urllib.request
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pydantic import Field
 from rich.table import Table
 
 from jobs.console import console
+from jobs.night_page import leave_page
 from models.checkpoint import CheckpointError
 from pipeline.config import RunConfig, Strict, read_yaml, validate
 from pipeline.errors import (
@@ -35,6 +35,7 @@ log = logging.getLogger("imagemill.nightly")
 DATE = "{date}"
 FAILURES = (ConfigError, CheckpointError, TooManyRejects, OutputHeld, StorageError, RunFailed, VerificationError)
 WEBHOOK_SECONDS = 10
+NO_INPUT = "no input on that day"
 COUNTS = ("found", "done_before", "planned", "ok", "rejected")
 
 
@@ -55,6 +56,9 @@ class NightlyConfig(Strict):
     until: str | None = Field(
         None, pattern="^([01][0-9]|2[0-3]):[0-5][0-9]$", description="local time, HH:MM, at which the night ends"
     )
+    report: str | None = Field(
+        None, description="folder or s3://bucket/prefix for a page about each night, reached as the first job's storage says"
+    )
     notify: Notify = Notify()
 
 
@@ -64,8 +68,8 @@ class Planned:
 
     name: str
     config: RunConfig
-    dated: bool
-    """Whether its input is that of one day, on which nothing may have come."""
+    day: str | None
+    """Of whose input it is alone, on which nothing may have come."""
 
 
 def runs_of(config: NightlyConfig, tonight: date) -> list[Planned]:
@@ -82,12 +86,12 @@ def runs_of(config: NightlyConfig, tonight: date) -> list[Planned]:
         if dated != (DATE in str(values.get("output"))):
             raise ConfigError(f"{name}: {DATE} stands in one of input and output: all dates would be taken for one")
         if not dated:
-            runs.append(Planned(name, validate(RunConfig, values, name), False))
+            runs.append(Planned(name, validate(RunConfig, values, name), None))
             continue
         for days in range(config.catch_up, -1, -1):
             day = f"{tonight - timedelta(days=days)}"
             filled = {k: v.replace(DATE, day) if k in ("input", "output") else v for k, v in values.items()}
-            runs.append(Planned(f"{name} {day}", validate(RunConfig, filled, name), True))
+            runs.append(Planned(f"{name} {day}", validate(RunConfig, filled, name), day))
     return runs
 
 
@@ -114,33 +118,38 @@ def deadline(clock: str | None) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def done_night(config: NightlyConfig, tonight: date) -> list[dict[str, Any]]:
+def done_night(runs: list[Planned], until: str | None) -> list[dict[str, Any]]:
     """Do the runs of a night, and give a line for each; one that fails does not keep the others from theirs."""
-    waiting = deque(runs_of(config, tonight))
-    lines: list[dict[str, Any]] = []
+    at_deadline = {"exit_code": Deadline.exit_code, "exit_reason": "deadline"}
+    lines = [{"job": r.name, "day": r.day, "output": r.config.output, **at_deadline} for r in runs]
     try:
-        with deadline(config.until):
-            while waiting:
-                log.info("%s", waiting[0].name)
-                lines.append(outcome(waiting[0]))
-                waiting.popleft()
+        with deadline(until):
+            for planned, line in zip(runs, lines, strict=True):
+                log.info("%s", planned.name)
+                fill(line, planned)
     except Deadline:
-        log.warning("it is %s: the night ends here; the next one goes on from there", config.until)
-        lines += [{"job": r.name, "exit_code": Deadline.exit_code, "exit_reason": "deadline"} for r in waiting]
+        log.warning("it is %s: the night ends here; the next one goes on from there", until)
     return lines
 
 
-def outcome(planned: Planned) -> dict[str, Any]:
+def fill(line: dict[str, Any], planned: Planned) -> None:
     """Do one run: what it was, what it did, and how it ended."""
-    line: dict[str, Any] = {"job": planned.name, "output": planned.config.output}
+    record: dict[str, Any] = {}
     try:
-        if planned.dated and not came(planned.config):
-            return line | {"exit_code": 0, "exit_reason": "no input on that day"}
-        record = run(planned.config)
-        return line | {key: record[key] for key in ("run_id", *COUNTS)} | {"exit_code": 0, "exit_reason": "done"}
+        if planned.day and not came(planned.config):
+            line |= {"exit_code": 0, "exit_reason": NO_INPUT}
+            return
+        run(planned.config, record)
+        line |= {"exit_code": 0, "exit_reason": "done"}
     except FAILURES as e:
         log.error("%s: %s", planned.name, e)
-        return line | {"exit_code": getattr(e, "exit_code", ConfigError.exit_code), "exit_reason": str(e)}
+        line |= {"exit_code": getattr(e, "exit_code", ConfigError.exit_code), "exit_reason": str(e)}
+    finally:
+        line |= {key: record[key] for key in ("run_id", *COUNTS) if key in record}
+        if "total" in record.get("seconds", {}):
+            line["seconds"] = record["seconds"]["total"]
+        if record.get("report"):
+            line["report"] = Store(record["output"]).uri(record["report"])
 
 
 def came(config: RunConfig) -> bool:
@@ -159,7 +168,9 @@ def show_night(config: NightlyConfig, tonight: date | None = None) -> None:
     Raises: ConfigError before anything starts; NightFailed with the exit code of the first run that failed; Deadline.
     """
     began = datetime.now()
-    lines = done_night(config, tonight or began.date())
+    runs = runs_of(config, tonight or began.date())
+    place = Store(config.report, runs[0].config.storage) if config.report else None
+    lines = done_night(runs, config.until)
     code = next((line["exit_code"] for line in lines if line["exit_code"] not in (0, Deadline.exit_code)), None)
     if code is None:
         code = max((line["exit_code"] for line in lines), default=0)
@@ -169,8 +180,12 @@ def show_night(config: NightlyConfig, tonight: date | None = None) -> None:
     console.print(table)
     if not any(line.get("planned") for line in lines) and not code:
         console.print("nothing new")
-    summary = {"began": began.isoformat(timespec="seconds"), "ended": datetime.now().isoformat(timespec="seconds")}
-    tell(config.notify, {**summary, "exit_code": code, "runs": lines})
+    times = {"began": began.isoformat(timespec="seconds"), "ended": datetime.now().isoformat(timespec="seconds")}
+    summary = {**times, "exit_code": code, "runs": lines}
+    if place and (page := leave_page(place, summary)):
+        console.print(f"report: {page}", soft_wrap=True, markup=False)
+        summary["report"] = page
+    tell(config.notify, summary)
     if code == Deadline.exit_code:
         raise Deadline
     if code:

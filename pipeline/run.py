@@ -198,8 +198,10 @@ def stage(seconds: dict[str, float], name: str) -> Iterator[None]:
         seconds[name] = round(time.monotonic() - began, 3)
 
 
-def run(config: RunConfig) -> dict[str, Any]:
-    """Do what is to do, and leave run.json; gives its content.
+def run(config: RunConfig, record: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Do what is to do, and leave run.json and report.html; gives the content of the first, and the path of the second.
+
+    Args: record: what is filled in, for who wants to know how far a run came that failed.
 
     Raises: ConfigError, CheckpointError, StorageError before Ray starts; OutputHeld; TooManyRejects and VerificationError
     at the end, when all rows are committed.
@@ -208,9 +210,12 @@ def run(config: RunConfig) -> dict[str, Any]:
     check_ends(job)
     seconds: dict[str, float] = {}
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-    record: dict[str, Any] = {"run_id": run_id, "task": job.task.name, "model_id": job.card.name}
     text = config_text(job)
+    record = {} if record is None else record
     record |= {
+        "run_id": run_id,
+        "task": job.task.name,
+        "model_id": job.card.name,
         "checkpoint_sha256": job.card.sha256,
         "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "parameters": json.dumps(job.parameters, sort_keys=True),
