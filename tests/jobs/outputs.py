@@ -19,7 +19,7 @@ from models.tasks.task import Sample
 from pipeline.config import RunConfig
 from pipeline.names import decoded_name
 from pipeline.pixels import encode_rgb
-from pipeline.predict import keep_checkpoint
+from pipeline.predict import keep_checkpoint, kept_model
 from pipeline.schema import image_id, pack_latent, parquet_bytes, part_name, result_schema, version_of
 from pipeline.storage import Store
 
@@ -43,7 +43,7 @@ def compressed(
     output = Store(str(folder / "out"))
     card, weights = checkpoints.read(checkpoint)
     keep_checkpoint(output, card, weights)
-    model, asked = checkpoints.build(card, weights), COMPRESS.Params(**params)
+    model, asked = kept_model(output, card.sha256, "cpu"), COMPRESS.Params(**params)
     config = RunConfig(task="compress", input=str(folder / "in"), output=output.url, checkpoint=checkpoint, params=params)
     day = datetime(2026, 3, fence, 1, tzinfo=UTC)
     run = {"run_id": f"{day:%Y%m%dT%H%M%SZ}-{fence:06x}", "fence": fence, "task": "compress", "model_id": card.name}
