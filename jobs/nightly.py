@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import signal
 import subprocess
 import urllib.request
@@ -16,6 +17,7 @@ from rich.table import Table
 
 from jobs.console import console
 from jobs.night_page import leave_page
+from jobs.stats import drift, moments
 from models.checkpoint import CheckpointError
 from pipeline.config import RunConfig, Strict, read_yaml, validate
 from pipeline.errors import (
@@ -60,6 +62,11 @@ class NightlyConfig(Strict):
         None, description="folder or s3://bucket/prefix for a page about each night, reached as the first job's storage says"
     )
     notify: Notify = Notify()
+    drift_alert: float | None = Field(
+        None,
+        gt=0,
+        description="say so when latents of a run are farther than this from those of the run before (imagemill stats)",
+    )
 
 
 @dataclass(frozen=True)
@@ -118,21 +125,21 @@ def deadline(clock: str | None) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def done_night(runs: list[Planned], until: str | None) -> list[dict[str, Any]]:
+def done_night(runs: list[Planned], config: NightlyConfig) -> list[dict[str, Any]]:
     """Do the runs of a night, and give a line for each; one that fails does not keep the others from theirs."""
     at_deadline = {"exit_code": Deadline.exit_code, "exit_reason": "deadline"}
     lines = [{"job": r.name, "day": r.day, "output": r.config.output, **at_deadline} for r in runs]
     try:
-        with deadline(until):
+        with deadline(config.until):
             for planned, line in zip(runs, lines, strict=True):
                 log.info("%s", planned.name)
-                fill(line, planned)
+                fill(line, planned, config.drift_alert)
     except Deadline:
-        log.warning("it is %s: the night ends here; the next one goes on from there", until)
+        log.warning("it is %s: the night ends here; the next one goes on from there", config.until)
     return lines
 
 
-def fill(line: dict[str, Any], planned: Planned) -> None:
+def fill(line: dict[str, Any], planned: Planned, drift_alert: float | None) -> None:
     """Do one run: what it was, what it did, and how it ended."""
     record: dict[str, Any] = {}
     try:
@@ -141,6 +148,8 @@ def fill(line: dict[str, Any], planned: Planned) -> None:
             return
         run(planned.config, record)
         line |= {"exit_code": 0, "exit_reason": "done"}
+        if drift_alert and record.get("ok") and planned.config.task == "compress":
+            line |= drifted(Store(str(planned.config.output), planned.config.storage), record["run_id"], drift_alert)
     except FAILURES as e:
         log.error("%s: %s", planned.name, e)
         line |= {"exit_code": getattr(e, "exit_code", ConfigError.exit_code), "exit_reason": str(e)}
@@ -150,6 +159,24 @@ def fill(line: dict[str, Any], planned: Planned) -> None:
             line["seconds"] = record["seconds"]["total"]
         if record.get("report"):
             line["report"] = Store(record["output"]).uri(record["report"])
+
+
+def drifted(output: Store, run_id: str, level: float) -> dict[str, Any]:
+    """How far the latents of a run are from those of the run before it in one OUTPUT; nothing where there is none."""
+    found = moments(output)
+    earlier = [name for name in found if name < run_id and found[name].models == found[run_id].models]
+    if run_id not in found or not earlier:
+        return {}
+    far = drift(found[run_id], found[earlier[-1]])
+    alert = far.alarming(level)
+    # JSON knows no infinity: with one image on each side chance cannot be told.
+    chance = round(far.chance, 4) if math.isfinite(far.chance) else None
+    told = {"against": earlier[-1], "distance": round(far.distance, 4), "chance": chance, "alert": alert}
+    if not alert:
+        return {"drift": told}
+    said = f"drift {far.distance:.2f} from the run before, above {level:g}"
+    log.warning("%s: %s; see: imagemill stats %s --run %s --against %s", run_id, said, output.url, run_id, earlier[-1])
+    return {"drift": told, "exit_reason": f"done; {said}"}
 
 
 def came(config: RunConfig) -> bool:
@@ -170,7 +197,7 @@ def show_night(config: NightlyConfig, tonight: date | None = None) -> None:
     began = datetime.now()
     runs = runs_of(config, tonight or began.date())
     place = Store(config.report, runs[0].config.storage) if config.report else None
-    lines = done_night(runs, config.until)
+    lines = done_night(runs, config)
     code = next((line["exit_code"] for line in lines if line["exit_code"] not in (0, Deadline.exit_code)), None)
     if code is None:
         code = max((line["exit_code"] for line in lines), default=0)
