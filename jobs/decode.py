@@ -5,24 +5,25 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 
 from jobs.console import console
 from jobs.inspect import check_exists
 from models.autoencoder import Autoencoder
 from models.tasks.compress import decode_latent
-from pipeline.account import newest_rows
-from pipeline.committed import part_paths, read_parts
 from pipeline.errors import ConfigError, VerificationError
 from pipeline.latents import latent_rows, symbols_of
 from pipeline.names import decoded_name
 from pipeline.pixels import encode_rgb
 from pipeline.predict import kept_model
 from pipeline.schema import LatentError
+from pipeline.snapshot import snapshot
 from pipeline.storage import Store
 
+ROWS_AT_A_TIME = 32
+IMAGE = ["image_id", "rel_path", "orig_width", "orig_height", "exif_orientation", "step", "checkpoint_sha256"]
+DECODED = [*IMAGE, "latent", "latent_payload", "latent_shape", "latent_crc32"]
+"""What an image is decoded from."""
 TURNED = (5, 6, 7, 8)
 """EXIF orientations whose upright image has its width and height exchanged."""
 
@@ -46,10 +47,9 @@ def decode_output(output: Store, dest: Store) -> int:
         latents did not match their CRC (they are named, never decoded).
     """
     check_exists(output)
-    paths = part_paths(output, "results")
-    index = read_parts(output, paths, ["image_id", "task", "encoded_at", "fence"])
-    if len(index) and index["task"][0].as_py() != "compress":
-        raise ConfigError(f"{output.url} holds no latents: its task is {index['task'][0].as_py()}")
+    newest = snapshot(output)
+    if newest.task and newest.task != "compress":
+        raise ConfigError(f"{output.url} holds no latents: its task is {newest.task}")
     # As in the actors, whose results these must equal: one torch thread for each image.
     torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -68,14 +68,10 @@ def decode_output(output: Store, dest: Store) -> int:
             return
         dest.write(decoded_name(row["rel_path"], row["image_id"]), encode_rgb(rgb, "PNG"))
 
-    newest = newest_rows(index) if len(index) else index
     with ThreadPoolExecutor() as pool:
-        for path in paths:
-            wanted = pc.filter(newest["image_id"], pc.equal(newest["part"], path))
-            with output.fs.open(output.full(path), "rb") as f:
-                for batch in pq.ParquetFile(f).iter_batches(batch_size=32):
-                    rows = batch.filter(pc.is_in(batch["image_id"], wanted.combine_chunks()))
-                    list(pool.map(write, latent_rows(rows)))
+        for table in newest.tables(DECODED):
+            for start in range(0, len(table), ROWS_AT_A_TIME):
+                list(pool.map(write, latent_rows(table.slice(start, ROWS_AT_A_TIME))))
     console.print(f"{len(newest) - len(problems):,} images in {dest.url}")
     if problems:
         raise VerificationError("; ".join(problems[:10]))

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 from rich.table import Table
@@ -15,6 +14,7 @@ from jobs.console import console
 from jobs.inspect import check_exists
 from pipeline.committed import part_paths, placed, read_parts, scan
 from pipeline.errors import ConfigError
+from pipeline.snapshot import newest_rows
 from pipeline.storage import Store
 
 COLUMNS = ["image_id", "source_uri", "rel_path", "stage", "error_class", "error", "transient", "attempts", "run_id", "fence"]
@@ -24,9 +24,7 @@ FORMATS = (".csv", ".jsonl", ".parquet")
 def rejects_of(output: Store) -> pa.Table:
     """The newest reject of each image that no row has made good since, be it of a mended file or of a later model."""
     rejects = read_parts(output, part_paths(output, "rejects"), COLUMNS)
-    rejects = rejects.take(pc.sort_indices(rejects, sort_keys=[("fence", "descending"), ("rel_path", "ascending")]))
-    _, first = np.unique(rejects["image_id"].to_numpy().astype(str), return_index=True)
-    rejects = rejects.take(pa.array(first))
+    rejects = newest_rows(rejects)
     fence = np.full(len(rejects), -1, np.int64)
     for chunk in scan(output, part_paths(output, "results"), ["image_id", "fence"]):
         table, place = placed(chunk, rejects["image_id"].combine_chunks())

@@ -6,9 +6,10 @@ from rich.table import Table
 
 from jobs.batch import run_records
 from jobs.console import console
-from pipeline.account import newest_rows, verify
-from pipeline.committed import KEYS, part_paths, read_parts
+from pipeline.account import verify
+from pipeline.committed import part_paths
 from pipeline.errors import StorageError, VerificationError
+from pipeline.snapshot import snapshot
 from pipeline.storage import STORE_FAILURES, Store, reason
 
 
@@ -24,22 +25,28 @@ def check_exists(output: Store) -> None:
 
 def rows_of(output: Store, columns: list[str]) -> dict[str, dict[str, Any]]:
     """The newest row of each image of an OUTPUT, with its output_uri and these columns, by its source's relative path."""
-    names = ["image_id", "encoded_at", "fence", "rel_path", "output_uri", *columns]
-    rows = newest_rows(read_parts(output, part_paths(output, "results"), names))
-    return {row["rel_path"]: row for row in rows.to_pylist()}
+    rows = (row for table in snapshot(output).tables(["rel_path", "output_uri", *columns]) for row in table.to_pylist())
+    return {row["rel_path"]: row for row in rows}
 
 
 def show_status(output: Store) -> None:
     check_exists(output)
-    results, rejects = part_paths(output, "results"), part_paths(output, "rejects")
-    rows = read_parts(output, results, KEYS)
-    images = len(set(rows["image_id"].to_pylist()))
-    console.print(f"{images:,} images in {len(rows):,} rows of {len(results):,} parts; {len(rejects):,} parts of rejects")
+    seen = snapshot(output)
+    console.print(
+        f"{len(seen):,} images in {seen.rows:,} rows of {len(seen.parts):,} parts; "
+        f"{len(part_paths(output, 'rejects')):,} parts of rejects"
+    )
+    if seen.waiting:
+        console.print(waits(seen.waiting))
     table = Table("planned", "ok", "rejected", "images/s", "exit", "run", box=None)
     for record in run_records(output)[-10:]:
         counts = [str(record.get(key, "")) for key in ("planned", "ok", "rejected", "images_per_s", "exit_reason")]
         table.add_row(*counts, record["run_id"])
     console.print(table)
+
+
+def waits(images: int) -> str:
+    return f"{images:,} images more wait for the next run: one that was cut off may have overwritten their files"
 
 
 def show_verified(output: Store) -> None:
@@ -51,6 +58,8 @@ def show_verified(output: Store) -> None:
         f"{seen.images:,} images, {seen.rows:,} rows, {seen.rejects:,} rejects, {seen.files:,} files and "
         f"{seen.latents:,} latents checked: {verdict}"
     )
+    if seen.waiting:
+        console.print(waits(seen.waiting))
     for problem in seen.problems[:100]:
         console.print(f"  {problem}", markup=False)
     if seen.problems:

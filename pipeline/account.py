@@ -15,12 +15,13 @@ import pyarrow.compute as pc
 from models.autoencoder import LatentCoder
 from models.checkpoint import CheckpointError
 from models.entropy import EntropyModel
-from pipeline.committed import KEYS, columns_of, part_paths, placed, read_part, read_parts, scan, wanted
+from pipeline.committed import KEYS, columns_of, part_paths, placed, read_part, read_parts, scan, superseded, wanted
 from pipeline.errors import StorageError, VerificationError
 from pipeline.latents import is_coded, latent_rows, symbols_of
 from pipeline.plan import Plan
 from pipeline.predict import kept_model
 from pipeline.schema import LatentError, parquet_bytes, part_name
+from pipeline.snapshot import newest_rows
 from pipeline.storage import Store, reason
 
 DOUBLES_LEVEL = 9
@@ -40,14 +41,6 @@ class Account:
     pixels: int
     quality: dict[str, float] = field(default_factory=dict)
     """Means over the run's images."""
-
-
-def newest_rows(table: pa.Table) -> pa.Table:
-    """For each image_id the row of the last run, which its fence tells; clocks of machines differ."""
-    order = pc.sort_indices(table, sort_keys=[("fence", "descending"), ("encoded_at", "descending"), ("part", "ascending")])
-    ids = table["image_id"].take(order).to_numpy(zero_copy_only=False)
-    _, first = np.unique(ids.astype(str), return_index=True)
-    return table.take(order.take(pa.array(np.sort(first))))
 
 
 def drop_doubles(output: Store, plan: Plan, new: list[str]) -> int:
@@ -146,6 +139,8 @@ class Verified:
     rejects: int = 0
     files: int = 0
     latents: int = 0
+    waiting: int = 0
+    """Images whose files a run that was cut off may have overwritten; the next one does them again."""
     problems: list[str] = field(default_factory=list)
 
 
@@ -185,6 +180,10 @@ def verify(output: Store) -> Verified:
             seen.problems.append(f"image {i} version {v}: {count} rows")
     newest = newest_rows(rows)
     seen.images = len(newest)
+    names_files = newest.filter(pc.is_valid(newest["output_uri"]))
+    ids, fences = names_files["image_id"].combine_chunks(), names_files["fence"].fill_null(0).to_numpy()
+    later = superseded(output, ids, fences)
+    seen.waiting = int(later.sum())
 
     def check_file(row: dict[str, Any]) -> str | None:
         try:
@@ -195,7 +194,7 @@ def verify(output: Store) -> Verified:
             return f"{row['output_uri']}: cannot be read: {reason(e)}"
         return None if digest == row["output_sha256"] else f"{row['output_uri']}: its sha256 is not the row's"
 
-    named = newest.filter(pc.is_valid(newest["output_uri"])).select(["output_uri", "output_sha256"]).to_pylist()
+    named = names_files.filter(pa.array(~later)).select(["output_uri", "output_sha256"]).to_pylist()
     with ThreadPoolExecutor(8) as pool:
         seen.problems += [problem for problem in pool.map(check_file, named) if problem]
     seen.files = len(named)

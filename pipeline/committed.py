@@ -1,8 +1,10 @@
 """What OUTPUT holds already, read a million rows at a time: ten million committed images must fit beside a listing."""
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -29,12 +31,21 @@ def columns_of(table: pa.Table, names: list[str]) -> list[list[Any]]:
     return [table[name].to_pylist() for name in names]
 
 
-def read_part(output: Store, path: str, columns: list[str] | None) -> pa.Table:
-    """Raises: StorageError that names a part which is damaged."""
+def read_part(output: Store, path: str, columns: list[str] | None, absent: pa.Schema | None = None) -> pa.Table:
+    """Some columns of a part, or all; those of `absent` may be missing, as in parts of older versions, and are null then.
+
+    Raises: StorageError that names a part which is damaged.
+    """
 
     def fetch() -> pa.Table:
-        with output.fs.open(output.full(path), "rb") as f:
-            return pq.read_table(f, columns=columns, use_threads=False, page_checksum_verification=True)
+        with output.fs.open(output.full(path), "rb") as f, pq.ParquetFile(f, page_checksum_verification=True) as part:
+            table = part.read(columns, use_threads=False)
+        for name in columns or ():
+            if name not in table.schema.names:
+                if absent is None:
+                    raise pa.ArrowInvalid(f"it has no column {name}")
+                table = table.append_column(absent.field(name), pa.nulls(len(table), absent.field(name).type))
+        return table.select(columns) if columns else table
 
     try:
         return output.ask(fetch, damage=(pa.ArrowException,))
@@ -54,14 +65,28 @@ def read_parts(output: Store, paths: Sequence[str], columns: list[str]) -> pa.Ta
 
 def scan(output: Store, paths: Sequence[str], columns: list[str]) -> Iterator[pa.Table]:
     """As `read_parts`, some parts at a time."""
+    named = (
+        table.append_column("part", pa.repeat(path, len(table)))
+        for path, table in each_part(output, paths, columns, ahead=2 * THREADS)
+    )
+    while tables := list(islice(named, PARTS_AT_A_TIME)):
+        yield pa.concat_tables(tables, promote_options="default")
 
-    def read(path: str) -> pa.Table:
-        table = read_part(output, path, columns)
-        return table.append_column("part", pa.repeat(path, len(table)))
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        for start in range(0, len(paths), PARTS_AT_A_TIME):
-            yield pa.concat_tables(pool.map(read, paths[start : start + PARTS_AT_A_TIME]), promote_options="default")
+def each_part(
+    output: Store, paths: Iterable[str], columns: list[str], ahead: int, absent: pa.Schema | None = None
+) -> Iterator[tuple[str, pa.Table]]:
+    """Parts in their order with what `read_part` gives of them, at most `ahead` of them read before they are asked for."""
+    reading: deque[tuple[str, Future[pa.Table]]] = deque()
+    with ThreadPoolExecutor(min(ahead, THREADS)) as pool:
+        for path in paths:
+            reading.append((path, pool.submit(read_part, output, path, columns, absent)))
+            if len(reading) > ahead:
+                first, table = reading.popleft()
+                yield first, table.result()
+        while reading:
+            first, table = reading.popleft()
+            yield first, table.result()
 
 
 @dataclass
@@ -93,10 +118,11 @@ def wanted(table: pa.Table, ids: pa.Array, versions: pa.Array) -> tuple[pa.Table
 def newest_of(output: Store, parts: Sequence[str], ids: pa.Array, versions: pa.Array) -> Newest:
     """The newest committed row of each image whose output files are still that row's.
 
-    A run that was to do an image again, and was cut off, may have overwritten its files: such a row counts no more.
+    Raises: StorageError for a part that is damaged.
     """
     newest = Newest(np.full(len(ids), -1, np.int64), np.zeros(len(ids), bool), np.zeros(len(ids), bool))
-    for chunk in scan(output, parts, [*KEYS, "fence"]):
+    files = np.zeros(len(ids), bool)
+    for chunk in scan(output, parts, [*KEYS, "fence", "output_bytes"]):
         table, place = placed(chunk, ids)
         fence = table["fence"].fill_null(0).to_numpy()
         same = pc.equal(table["version"], versions.take(pa.array(place))).to_numpy()
@@ -105,12 +131,27 @@ def newest_of(output: Store, parts: Sequence[str], ids: pa.Array, versions: pa.A
         # Of several rows of one image the last that is assigned stays: that of the highest fence.
         newest.there[place] = True
         newest.fence[place[order]], newest.same[place[order]] = fence[order], same[order]
-    superseded = [e.path for e in output.entries("runs") if e.path.endswith(f"/{SUPERSEDED}")]
-    for chunk in scan(output, superseded, ["image_id", "fence"]):
-        table, place = placed(chunk, ids)
-        robbed = place[table["fence"].to_numpy() > newest.fence[place]]
-        newest.fence[robbed], newest.same[robbed] = -1, False
+        files[place[order]] = pc.is_valid(table["output_bytes"]).to_numpy()[order]
+    robbed = files & superseded(output, ids, newest.fence)
+    newest.fence[robbed], newest.same[robbed] = -1, False
     return newest
+
+
+def superseded(output: Store, ids: pa.Array, fence: np.ndarray, until: str | None = None) -> np.ndarray:
+    """For each image whether a run later than the one of this fence was to do it again, which may have been cut off.
+
+    Its files may then be that run's: a row that names files counts no more, one that holds a latent alone is still whole.
+
+    Args: until: only runs that began by then, as run ids are written (20260301T235959Z).
+    """
+    later = np.zeros(len(ids), bool)
+    marks = [e.path for e in output.entries("runs") if e.path.endswith(f"/{SUPERSEDED}")]
+    # An id that does not begin with a time, such as a test's, is as old as need be.
+    marks = [path for path in marks if until is None or path.split("/")[1][: len(until)] <= until]
+    for chunk in scan(output, marks, ["image_id", "fence"]):
+        table, place = placed(chunk, ids)
+        later[place[table["fence"].to_numpy() > fence[place]]] = True
+    return later
 
 
 def rejected_of(output: Store, parts: Sequence[str], ids: pa.Array, versions: pa.Array) -> tuple[np.ndarray, np.ndarray]:

@@ -91,7 +91,12 @@ def main(
             ids[: len(take)] = take
             everything += ids
             table = pa.table(
-                {"image_id": ids, "version": ["v" * 32] * len(ids), "fence": pa.array([1] * len(ids), pa.int64())}
+                {
+                    "image_id": ids,
+                    "version": ["v" * 32] * len(ids),
+                    "fence": pa.array([1] * len(ids), pa.int64()),
+                    "output_bytes": pa.array([1] * len(ids), pa.int64()),
+                }
             )
             out.write(f"results/part-{start:09d}.parquet", parquet_bytes(table, 1))
         np.save(f"{folder}/ids.npy", np.array(everything, dtype="S32"))

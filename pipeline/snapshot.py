@@ -1,0 +1,202 @@
+"""The current state of an OUTPUT: for each image the newest row that counts, read as Arrow tables of some columns."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from models.tasks import TASKS
+from pipeline.committed import each_part, part_paths, read_part, superseded
+from pipeline.errors import ConfigError, StorageError
+from pipeline.schema import result_schema
+from pipeline.storage import Store
+
+PARTS_AHEAD = 4
+"""Read before they are asked for; a part may be 256 MB in memory."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One row of each image, by where it lies; rows in the order of their parts. Arrays have one value an image."""
+
+    output: Store
+    task: str
+    """Empty where OUTPUT is."""
+    parts: list[str]
+    part: np.ndarray
+    """int32 place of its part in `parts`."""
+    row: np.ndarray
+    """int32 place in its part."""
+    rows: int
+    """Committed rows that were looked at."""
+    waiting: int
+    """Images without a row that counts: a run that was cut off may have overwritten their files; the next one does them."""
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of its rows."""
+        task = TASKS[self.task]
+        return result_schema(task.columns, task.stores_latent)
+
+    def chosen(self, keep: np.ndarray) -> "Snapshot":
+        """Those of its images for which `keep` (bool) is true."""
+        return replace(self, part=self.part[keep], row=self.row[keep])
+
+    def check(self, columns: list[str]) -> None:
+        """Raises: ConfigError for columns that its rows do not have."""
+        if unknown := [name for name in columns if name not in self.schema.names]:
+            raise ConfigError(
+                f"{self.output.url} has no column {', '.join(unknown)}; there are: {', '.join(self.schema.names)}"
+            )
+
+    def tables(self, columns: list[str]) -> Iterator[pa.Table]:
+        """Its rows with these columns, a part at a time; columns that a part of an older version lacks are null.
+
+        Raises: ConfigError for columns that are not there; StorageError for a part that is damaged.
+        """
+        if self.task:
+            self.check(columns)
+        if not len(self):
+            return
+        numbers, starts = np.unique(self.part, return_index=True)
+        paths = [self.parts[number] for number in numbers]
+        each = each_part(self.output, paths, columns, PARTS_AHEAD, self.schema)
+        for (_, table), start, end in zip(each, starts, [*starts[1:], len(self)], strict=True):
+            rows = self.row[start:end]
+            yield table if len(rows) == len(table) else table.take(pa.array(rows))
+
+    def where(self, condition: str) -> "Snapshot":
+        """Those of its images for whose row an SQL condition holds, as DuckDB understands it.
+
+        Columns that are not named in it are not read, so ten million rows cost what a few numbers cost.
+
+        Raises: ConfigError when DuckDB does not understand it.
+        """
+        import duckdb
+
+        named = set(re.findall(r"\w+", condition.lower()))
+        columns = [name for name in self.schema.names if name.lower() in named]
+        tables = list(self.tables(columns or ["image_id"]))
+        rows = pa.concat_tables(tables) if tables else self.schema.empty_table().select(columns or ["image_id"])
+        # A condition is not a way to other files.
+        with duckdb.connect(config={"enable_external_access": "false"}) as sql:
+            sql.register("rows", rows.append_column("__place", pa.array(np.arange(len(self)))))
+            try:
+                places = sql.execute(f"SELECT __place FROM rows WHERE ({condition}\n)").fetchnumpy()["__place"]
+            except duckdb.Error as e:
+                said = str(e).partition("\n\nLINE")[0].splitlines()[0]
+                raise ConfigError(f"--where {condition!r}: {said}; columns: {', '.join(self.schema.names)}") from None
+        keep = np.zeros(len(self), bool)
+        keep[np.asarray(places, np.int64)] = True
+        return self.chosen(keep)
+
+
+def snapshot(output: Store, run: str | None = None, as_of: str | None = None) -> Snapshot:
+    """For each image of an OUTPUT its newest row whose files are still its own.
+
+    Ten million rows take some 1 GB while they are sorted: identities are 16 bytes in arrays, never Python's.
+
+    Args:
+        run: the rows of this run alone, whatever came later.
+        as_of: the state at the end of a day, YYYY-MM-DD in UTC, or at a time, YYYY-MM-DDTHH:MM:SS.
+
+    Raises: ConfigError for a date that is none, or a run that made no row; StorageError for a part that is damaged.
+    """
+    moment = moment_of(as_of) if as_of else None
+    parts = part_paths(output, "results")
+    columns = ["image_id", "fence", "encoded_at", "output_bytes", *(["run_id"] if run else [])]
+    # Identity in two halves, fence, milliseconds, whether the row names files; part and row in it.
+    found: list[list[np.ndarray]] = []
+    rows = 0
+    for number, (path, table) in enumerate(each_part(output, parts, columns, ahead=64)):
+        rows += len(table)
+        where = np.arange(len(table), dtype=np.int32)
+        if run:
+            where = where[pc.equal(table["run_id"], run).fill_null(False).to_numpy()]
+        if moment:
+            where = where[pc.less_equal(table["encoded_at"], pa.scalar(moment, table["encoded_at"].type)).to_numpy()[where]]
+        if len(where) == 0:
+            continue
+        table = table.take(pa.array(where))
+        halves = identities(table["image_id"], output.uri(path))
+        fence = table["fence"].fill_null(0).to_numpy()
+        milliseconds = table["encoded_at"].cast(pa.int64()).to_numpy()
+        files = pc.is_valid(table["output_bytes"]).to_numpy()
+        found.append([halves[:, 0], halves[:, 1], fence, milliseconds, files, np.full(len(where), number, np.int32), where])
+    task = read_part(output, parts[0], ["task"])["task"][0].as_py() if rows else ""
+    if rows and task not in TASKS:
+        raise StorageError(f"{output.uri(parts[0])}: a part of the task {task!r}, which is none of {', '.join(TASKS)}")
+    if not found:
+        if run:
+            raise ConfigError(f"{output.url}: no row is of run {run}; see: imagemill status {output.url}")
+        return Snapshot(output, task, parts, np.empty(0, np.int32), np.empty(0, np.int32), rows, 0)
+    high, low, fence, milliseconds, files, part, row = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+    del found
+    newest = newest_places([high, low], fence, milliseconds)
+    counts = np.ones(len(newest), bool)
+    with_files = newest[files[newest]]
+    if len(with_files) and not run:
+        ids = hexadecimal(high[with_files], low[with_files])
+        until = f"{moment:%Y%m%dT%H%M%SZ}" if moment else None
+        counts[files[newest]] = ~superseded(output, ids, fence[with_files], until)
+    newest = newest[counts]
+    return Snapshot(output, task, parts, part[newest], row[newest], rows, int((~counts).sum()))
+
+
+def moment_of(text: str) -> datetime:
+    """A day (its last microsecond) or a time, in UTC where it does not say. Raises: ConfigError."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"--as-of {text}: YYYY-MM-DD or YYYY-MM-DDTHH:MM:SS is expected") from None
+    if len(text) <= len("YYYY-MM-DD"):
+        moment = datetime.combine(moment, time.max)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+
+
+def newest_places(keys: list[np.ndarray], fence: np.ndarray, encoded: np.ndarray) -> np.ndarray:
+    """For each image, which `keys` (one or several numbers a row) tell apart, the place of its newest row; in order.
+
+    The newest is that of the last run, which its fence tells; clocks of machines differ. What is equal in all is a double,
+    of which the first counts.
+    """
+    order = np.lexsort((-encoded, -fence, *keys[::-1]))
+    first = np.zeros(len(order), bool)
+    first[:1] = True
+    for key in keys:
+        ordered = key[order]
+        first[1:] |= ordered[1:] != ordered[:-1]
+    return np.sort(order[first])
+
+
+def newest_rows(table: pa.Table) -> pa.Table:
+    """For each image_id of a table the newest of its rows, by the columns `fence` and, where it is there, `encoded_at`."""
+    codes = table["image_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    fence = table["fence"].cast(pa.int64()).fill_null(0).to_numpy()
+    encoded = np.zeros(len(table), np.int64)
+    if "encoded_at" in table.schema.names:
+        encoded = table["encoded_at"].cast(pa.timestamp("ms", tz="UTC")).cast(pa.int64()).to_numpy()
+    return table.take(pa.array(newest_places([codes], fence, encoded)))
+
+
+def identities(ids: pa.ChunkedArray, uri: str) -> np.ndarray:
+    """Identities of 32 hex digits as (N,2) uint64. Raises: StorageError that names the part with others."""
+    try:
+        digits = ids.combine_chunks().cast(pa.binary()).cast(pa.binary(32)).buffers()[1].to_pybytes()[: 32 * len(ids)]
+        return np.frombuffer(bytes.fromhex(digits.decode()), ">u8").reshape(-1, 2).astype(np.uint64)
+    except (pa.ArrowException, ValueError):
+        raise StorageError(f"{uri}: a part whose image_id are not of 32 hex digits") from None
+
+
+def hexadecimal(high: np.ndarray, low: np.ndarray) -> pa.Array:
+    """What `identities` gave, back to strings."""
+    digits = np.stack([high, low], 1).astype(">u8").tobytes().hex().encode()
+    offsets = np.arange(len(high) + 1, dtype=np.int64) * 32
+    return pa.LargeStringArray.from_buffers(len(high), pa.py_buffer(offsets), pa.py_buffer(digits)).cast(pa.string())

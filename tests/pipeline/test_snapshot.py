@@ -1,0 +1,116 @@
+"""What counts as the current state: latest, of one run, as of a day; conditions; parts of older versions."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.committed import SUPERSEDED
+from pipeline.errors import ConfigError, StorageError
+from pipeline.schema import image_id, parquet_bytes, part_name, result_schema
+from pipeline.snapshot import newest_places, snapshot
+from pipeline.storage import Store
+
+SCHEMA = result_schema({"psnr_db": float}, stores_latent=True)
+
+
+def row(name: str, fence: int, **more: Any) -> dict[str, Any]:
+    made = {"image_id": image_id(name), "rel_path": name, "version": f"v{fence}", "fence": fence, "run_id": f"run{fence}"}
+    return (
+        made | {"task": "compress", "encoded_at": datetime(2026, 3, fence, 12, tzinfo=UTC), "psnr_db": 30.0 + fence} | more
+    )
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "out"))
+
+
+def put(output: Store, rows: list[dict[str, Any]], schema: pa.Schema = SCHEMA) -> str:
+    table = pa.Table.from_pylist(rows, schema)
+    path = f"results/{part_name(table)}"
+    output.write(path, parquet_bytes(table, 1))
+    return path
+
+
+def seen(output: Store, **what: Any) -> dict[str, int]:
+    tables = snapshot(output, **what).tables(["rel_path", "fence"])
+    return {r["rel_path"]: r["fence"] for table in tables for r in table.to_pylist()}
+
+
+def test_the_newest_row_of_each_image_is_the_state_and_older_ones_can_be_asked_for(output: Store) -> None:
+    put(output, [row("a", 1), row("b", 1), row("c", 1)])
+    put(output, [row("b", 2), row("d", 2)])
+    put(output, [row("a", 3)])
+    assert seen(output) == {"a": 3, "b": 2, "c": 1, "d": 2}
+    assert (snapshot(output).rows, len(snapshot(output))) == (6, 4)
+    assert seen(output, run="run2") == {"b": 2, "d": 2}
+    assert seen(output, as_of="2026-03-01") == {"a": 1, "b": 1, "c": 1}
+    assert seen(output, as_of="2026-03-02T12:00:00") == {"a": 1, "b": 2, "c": 1, "d": 2}
+    assert seen(output, as_of="2026-03-02T13:59:00+02:00") == {"a": 1, "b": 1, "c": 1}
+    assert seen(output, as_of="2026-02-28") == {}
+    for wrong in ({"as_of": "yesterday"}, {"run": "run7"}):
+        with pytest.raises(ConfigError):
+            snapshot(output, **wrong)
+
+
+def test_a_row_whose_files_may_be_another_runs_counts_no_more_but_a_latent_alone_is_whole(output: Store) -> None:
+    file = {"output_uri": "images/x.png", "output_bytes": 9, "output_sha256": "0" * 64}
+    put(output, [row("a", 1, **file), row("b", 1), row("c", 1, **file), row("d", 1, **file)])
+    put(output, [row("c", 2, **file)])
+    marks = pa.table({"image_id": [image_id(n) for n in "abc"], "fence": [2] * 3})
+    output.write(f"runs/20260302T000000Z-abcdef/{SUPERSEDED}", parquet_bytes(marks, 1))
+    assert seen(output) == {"b": 1, "c": 2, "d": 1}
+    assert snapshot(output).waiting == 1
+    assert seen(output, as_of="2026-03-01") == {"a": 1, "b": 1, "c": 1, "d": 1}
+    assert seen(output, as_of="2026-03-02") == {"b": 1, "c": 2, "d": 1}
+
+
+def test_a_condition_chooses_rows_and_a_bad_one_is_one_line(output: Store) -> None:
+    put(output, [row("a", 1), row("b", 2)])
+    put(output, [row("it's", 3)])
+    whole = snapshot(output)
+    assert len(whole.where("psnr_db >= 32")) == 2
+    assert [t["rel_path"].to_pylist() for t in whole.where("rel_path = 'it''s'").tables(["rel_path"])] == [["it's"]]
+    assert len(whole.where("PSNR_DB < (SELECT avg(psnr_db) FROM rows) -- below the mean")) == 1
+    assert len(whole.where("false")) == 0
+    for bad in ("psnr > 3", "psnr_db >", "1); DROP TABLE rows", "psnr_db = 'x'", "exists (from read_text('/etc/hostname'))"):
+        with pytest.raises(ConfigError, match="--where") as error:
+            whole.where(bad)
+        assert "\n" not in str(error.value)
+
+
+def test_columns_that_an_older_part_lacks_are_null_and_unknown_ones_are_named(output: Store) -> None:
+    older = pa.schema([field for field in SCHEMA if field.name not in ("latent_payload", "parameters")])
+    put(output, [row("a", 1)], older)
+    put(output, [row("b", 1, parameters="{}")])
+    tables = pa.concat_tables(snapshot(output).tables(["rel_path", "parameters", "latent_payload"]))
+    assert dict(zip(tables["rel_path"].to_pylist(), tables["parameters"].to_pylist(), strict=True)) == {"a": None, "b": "{}"}
+    with pytest.raises(ConfigError, match="no column colour; there are: image_id"):
+        next(snapshot(output).tables(["colour"]))
+
+
+def test_an_empty_output_is_an_empty_state_and_a_foreign_part_is_named(output: Store) -> None:
+    assert len(snapshot(output)) == 0
+    path = put(output, [row("a", 1) | {"image_id": "no identity"}])
+    with pytest.raises(StorageError, match=path):
+        snapshot(output)
+    output.write(path, b"PAR1")
+    with pytest.raises(StorageError, match=path):
+        snapshot(output)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)), max_size=12))
+@settings(max_examples=100)
+def test_the_newest_place_is_that_of_the_highest_fence_then_time_then_the_first(rows: list[tuple[int, int, int]]) -> None:
+    keys, fence, encoded = (np.array(column, np.int64) for column in zip(*rows, strict=True)) if rows else [np.empty(0)] * 3
+    best: dict[int, int] = {}
+    for place, (key, *age) in enumerate(rows):
+        if key not in best or tuple(age) > rows[best[key]][1:]:
+            best[key] = place
+    assert newest_places([keys], fence, encoded).tolist() == sorted(best.values())
