@@ -60,3 +60,10 @@ class LatentCoder(Autoencoder):
     @abstractmethod
     def image(self, symbols_Bchw: Tensor, step_B: Tensor) -> Tensor:
         """What `symbols` gave to (B,C,H,W) float32, nominally in [0,1] but not clipped."""
+
+    @abstractmethod
+    def lattice(self, step: float) -> tuple[Tensor, int]:
+        """What symbols stand for: value = (symbol − zero) · width of its channel.
+
+        Returns: width (c,) float32, all above 0, and zero, the symbol of the value 0.
+        """

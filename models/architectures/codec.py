@@ -110,6 +110,9 @@ class Codec(LatentCoder):
     def image(self, symbols_Bchw: Tensor, step_B: Tensor) -> Tensor:
         return self.decode((symbols_Bchw, step_B))
 
+    def lattice(self, step: float) -> tuple[Tensor, int]:
+        return self.steps(self.log_step.new_tensor([step])).flatten(), 0
+
     def decode(self, y: tuple[Tensor, Tensor]) -> Tensor:
         symbols, step_B = y
         y_hat = symbols * self.steps(step_B)

@@ -60,3 +60,6 @@ class Conv(LatentCoder):
 
     def image(self, symbols_Bchw: Tensor, step_B: Tensor) -> Tensor:
         return self.decode((symbols_Bchw + 128) / 255 * self.peak.view(-1, 1, 1))
+
+    def lattice(self, step: float) -> tuple[Tensor, int]:
+        return self.peak / 255, -128
