@@ -72,6 +72,10 @@ class Codec(LatentCoder):
     ) -> None:
         super().__init__()
         self.code_channels = 64 + 2 * chroma
+        # The means of Y, Cb and Cr, and their lowest frequencies.
+        lowest = ((0, 20), (64, min(8, chroma)), (64 + chroma, min(8, chroma)))
+        self.smooth = (0, 64, 64 + chroma)
+        self.texture = [c for first, count in lowest for c in range(first + 1, first + count)]
         # Half-resolution blocks reach 2 px a convolution, those of the code 8 px, the lapped synthesis 8 px more.
         self.halo = -(-(2 * (2 * blocks + 2) + 8 * (2 * code_blocks + 2)) // 8) * 8
         analysis, synthesis = dct_filters(chroma)

@@ -1,0 +1,69 @@
+"""By what near copies of an image are found: its layout at a tiny size and where it is how rough, from its latent.
+
+    latents ─┬─ smooth channels ── 4×4 means, in units of their contrast ─┐
+             └─ texture channels ─ 3×3 log magnitudes ────────────────────┴─ same for the mirror image ── features
+    features ── whitened, small directions held back ── length 1 ── vector
+
+Brightness, contrast, size and mirroring hardly move the features, and a crop moves them little. What most images share says
+nothing: whitening (Jégou and Chum 2012) weighs each direction by how rarely a collection moves along it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from models.autoencoder import LatentCoder
+
+LAYOUT, TEXTURE = 4, 3
+"""Cells along each side."""
+FLOOR = 0.02
+"""Added to a magnitude before its logarithm; the finest quantiser step is 0.03."""
+FLAT = 0.05
+"""Added to a contrast, so that noise of an even image is not blown up."""
+DIMENSIONS, RIDGE = 96, 0.01
+
+
+def features(latents: np.ndarray, coder: LatentCoder) -> np.ndarray:
+    """Dequantised latents (N,C,h,w) float32 to features (N,F) float32, the same for mirror images."""
+    y = torch.from_numpy(latents)
+    cells = torch.nn.functional.adaptive_avg_pool2d(y[:, coder.smooth], LAYOUT).double()
+    first = cells[:, :1].mean((2, 3), keepdim=True)
+    contrast = (cells[:, :1] - first).square().mean((1, 2, 3), keepdim=True).sqrt() + FLAT
+    cells[:, :1] -= first
+    rough = torch.nn.functional.adaptive_avg_pool2d(y[:, coder.texture].abs(), TEXTURE)
+    both = [either_way(cells / contrast), either_way((rough.double() + FLOOR).log())]
+    return torch.cat(both, 1).float().numpy()
+
+
+def either_way(cells: torch.Tensor) -> torch.Tensor:
+    """Cells (N,C,g,g) to what they and their mirror image have in common, and how much they differ, (N,C·g·g)."""
+    mirrored, side = cells.flip(3), cells.shape[3]
+    same, differ = (cells + mirrored) / 2, (cells - mirrored).abs() / 2
+    return torch.cat([same[..., : (side + 1) // 2].flatten(1), differ[..., : side // 2].flatten(1)], 1)
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """What makes vectors of features: directions in which a collection varies, each weighed by how little."""
+
+    mean: np.ndarray
+    """(F,) float32."""
+    directions: np.ndarray
+    """(F,D) float32."""
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Features (N,F) to vectors (N,D) float32 of length 1, whose products are cosines."""
+        vectors = (features - self.mean) @ self.directions
+        length = np.linalg.norm(vectors, axis=1, keepdims=True)
+        whitened: np.ndarray = vectors / np.maximum(length, 1e-12)
+        return whitened
+
+
+def whitening_of(features: np.ndarray) -> Whitening:
+    """The whitening of a collection's features (N,F), N ≥ 1."""
+    mean = features.mean(0, dtype=np.float64)
+    _, spread, directions = np.linalg.svd(features - mean, full_matrices=False)
+    variance = spread[:DIMENSIONS] ** 2
+    weights = 1 / np.sqrt(variance + RIDGE * max(variance[0], 1e-12))
+    return Whitening(mean.astype(np.float32), (directions[:DIMENSIONS].T * weights).astype(np.float32))
