@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.config import RunConfig, read_yaml, set_value, validate
+from pipeline.errors import ConfigError
 from pipeline.storage import StorageConfig, Store
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ Reconstruct = Annotated[bool | None, typer.Option("--reconstruct", help="write t
 Address = Annotated[str | None, typer.Option("--address", help="a Ray cluster that exists")]
 InputArgument = Annotated[str, typer.Argument(metavar="INPUT", help="folder or s3://bucket/prefix")]
 OutputArgument = Annotated[str, typer.Argument(metavar="OUTPUT", help="folder or s3://bucket/prefix")]
+Run = Annotated[str | None, typer.Option("--run", help="rows of this run alone", metavar="ID")]
 Checkpoint = Annotated[str | None, typer.Option("--checkpoint", help="bundled name, folder or URL")]
 
 
@@ -258,12 +260,53 @@ def failures(
 def decode(
     output: OutputArgument,
     dest: Annotated[str, typer.Argument(metavar="DEST", help="folder or s3://bucket/prefix for the images")],
+    where: Annotated[
+        str | None, typer.Option("--where", help='only rows for which this holds, as in "psnr_db < 30"', metavar="SQL")
+    ] = None,
     config: Storage = None,
 ) -> None:
-    """Turn the latents of OUTPUT back into PNG images."""
+    """Turn the latents of OUTPUT, or of an export of it, back into PNG images."""
     from jobs.decode import decode_output
 
-    decode_output(store(output, config), store(dest, config))
+    decode_output(store(output, config), store(dest, config), where)
+
+
+@app.command()
+def export(
+    output: OutputArgument,
+    dest: Annotated[str, typer.Argument(metavar="DEST", help="empty folder or s3://bucket/prefix")],
+    latest: Annotated[bool, typer.Option("--latest", help="the newest row of each image: what is done anyway")] = False,
+    run: Run = None,
+    as_of: Annotated[
+        str | None, typer.Option("--as-of", help="the state at the end of a day, or at a time, in UTC", metavar="DATE")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="rows of this model: name, or digest of a checkpoint")] = None,
+    columns: Annotated[str | None, typer.Option("--columns", help="instead of all", metavar="NAME,NAME")] = None,
+    pool: Annotated[str, typer.Option("--pool", help="of the column embedding: none, mean, gem, flatten")] = "mean",
+    format_: Annotated[str, typer.Option("--format", help="parquet, npy, lance or webdataset")] = "parquet",
+    config: Storage = None,
+) -> None:
+    """Write the latents of OUTPUT, as float32, and all that is known of their images, for other tools."""
+    from jobs.export import show_export
+
+    if latest + bool(run) + bool(as_of) > 1:
+        raise ConfigError("--latest, --run and --as-of: one of them at a time")
+    names = [name.strip() for name in columns.split(",")] if columns else None
+    what = {"run": run, "as_of": as_of, "model": model, "columns": names, "pool": pool, "form": format_}
+    show_export(store(output, config), store(dest, config), **what)
+
+
+@app.command()
+def stats(
+    output: OutputArgument,
+    run: Run = None,
+    against: Annotated[str | None, typer.Option("--against", help="a run to compare with", metavar="RUN")] = None,
+    config: Storage = None,
+) -> None:
+    """Mean and variance of each latent channel, and how far runs drifted from each other."""
+    from jobs.stats import show_stats
+
+    show_stats(store(output, config), run, against)
 
 
 @app.command()

@@ -16,6 +16,7 @@ from pydantic import Field
 from rich.table import Table
 
 from jobs.console import console
+from jobs.stats import drift, moments
 from models.checkpoint import CheckpointError
 from pipeline.config import RunConfig, Strict, read_yaml, validate
 from pipeline.errors import (
@@ -56,6 +57,11 @@ class NightlyConfig(Strict):
         None, pattern="^([01][0-9]|2[0-3]):[0-5][0-9]$", description="local time, HH:MM, at which the night ends"
     )
     notify: Notify = Notify()
+    drift_alert: float | None = Field(
+        None,
+        gt=0,
+        description="say so when latents of a run are farther than this from those of the run before (imagemill stats)",
+    )
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ def done_night(config: NightlyConfig, tonight: date) -> list[dict[str, Any]]:
         with deadline(config.until):
             while waiting:
                 log.info("%s", waiting[0].name)
-                lines.append(outcome(waiting[0]))
+                lines.append(outcome(waiting[0], config.drift_alert))
                 waiting.popleft()
     except Deadline:
         log.warning("it is %s: the night ends here; the next one goes on from there", config.until)
@@ -130,17 +136,36 @@ def done_night(config: NightlyConfig, tonight: date) -> list[dict[str, Any]]:
     return lines
 
 
-def outcome(planned: Planned) -> dict[str, Any]:
+def outcome(planned: Planned, drift_alert: float | None = None) -> dict[str, Any]:
     """Do one run: what it was, what it did, and how it ended."""
     line: dict[str, Any] = {"job": planned.name, "output": planned.config.output}
     try:
         if planned.dated and not came(planned.config):
             return line | {"exit_code": 0, "exit_reason": "no input on that day"}
         record = run(planned.config)
-        return line | {key: record[key] for key in ("run_id", *COUNTS)} | {"exit_code": 0, "exit_reason": "done"}
+        line |= {key: record[key] for key in ("run_id", *COUNTS)} | {"exit_code": 0, "exit_reason": "done"}
+        if drift_alert and record.get("ok") and planned.config.task == "compress":
+            line |= drifted(Store(str(planned.config.output), planned.config.storage), record["run_id"], drift_alert)
+        return line
     except FAILURES as e:
         log.error("%s: %s", planned.name, e)
         return line | {"exit_code": getattr(e, "exit_code", ConfigError.exit_code), "exit_reason": str(e)}
+
+
+def drifted(output: Store, run_id: str, level: float) -> dict[str, Any]:
+    """How far the latents of a run are from those of the run before it in one OUTPUT; nothing where there is none."""
+    found = moments(output)
+    earlier = [name for name in found if name < run_id and found[name].models == found[run_id].models]
+    if run_id not in found or not earlier:
+        return {}
+    far = drift(found[run_id], found[earlier[-1]])
+    alert = far.alarming(level)
+    told = {"against": earlier[-1], "distance": round(far.distance, 4), "chance": round(far.chance, 4), "alert": alert}
+    if not alert:
+        return {"drift": told}
+    said = f"drift {far.distance:.2f} from the run before, above {level:g}"
+    log.warning("%s: %s; see: imagemill stats %s --run %s --against %s", run_id, said, output.url, run_id, earlier[-1])
+    return {"drift": told, "exit_reason": f"done; {said}"}
 
 
 def came(config: RunConfig) -> bool:

@@ -11,10 +11,13 @@ from pipeline.schema import LatentError, store_latent, unpack_latent
 
 
 def latent_rows(table: pa.Table | pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    """Rows with their `latent` as an array (n,) uint8, None where it is coded; numbers never become Python's."""
+    """Rows with their `latent` as an array (n,), None where it is coded; numbers never become Python's.
+
+    It is uint8 as rows hold it, float32 where an export was read.
+    """
     latents = table["latent"]
     for latent, row in zip(latents, table.drop_columns(["latent"]).to_pylist(), strict=True):
-        yield row | {"latent": np.asarray(latent.values, np.uint8) if latent.is_valid else None}
+        yield row | {"latent": np.asarray(latent.values) if latent.is_valid else None}
 
 
 def is_coded(row: dict[str, Any]) -> bool:

@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError, StorageError
 from pipeline.schema import result_schema
 from pipeline.storage import Store
 
+MODEL = ["model_id", "checkpoint_sha256"]
 PARTS_AHEAD = 4
 """Read before they are asked for; a part may be 256 MB in memory."""
 
@@ -26,6 +27,8 @@ class Snapshot:
     output: Store
     task: str
     """Empty where OUTPUT is."""
+    schema: pa.Schema
+    """The columns of its rows."""
     parts: list[str]
     part: np.ndarray
     """int32 place of its part in `parts`."""
@@ -38,12 +41,6 @@ class Snapshot:
 
     def __len__(self) -> int:
         return len(self.part)
-
-    @property
-    def schema(self) -> pa.Schema:
-        """The columns of its rows."""
-        task = TASKS[self.task]
-        return result_schema(task.columns, task.stores_latent)
 
     def chosen(self, keep: np.ndarray) -> "Snapshot":
         """Those of its images for which `keep` (bool) is true."""
@@ -98,20 +95,21 @@ class Snapshot:
         return self.chosen(keep)
 
 
-def snapshot(output: Store, run: str | None = None, as_of: str | None = None) -> Snapshot:
+def snapshot(output: Store, run: str | None = None, as_of: str | None = None, model: str | None = None) -> Snapshot:
     """For each image of an OUTPUT its newest row whose files are still its own.
 
     Ten million rows take some 1 GB while they are sorted: identities are 16 bytes in arrays, never Python's.
 
     Args:
         run: the rows of this run alone, whatever came later.
+        model: the rows of this model alone, by its name or the first digits of its checkpoint's digest.
         as_of: the state at the end of a day, YYYY-MM-DD in UTC, or at a time, YYYY-MM-DDTHH:MM:SS.
 
-    Raises: ConfigError for a date that is none, or a run that made no row; StorageError for a part that is damaged.
+    Raises: ConfigError for a date that is none, or a run or model that made no row; StorageError for a damaged part.
     """
     moment = moment_of(as_of) if as_of else None
     parts = part_paths(output, "results")
-    columns = ["image_id", "fence", "encoded_at", "output_bytes", *(["run_id"] if run else [])]
+    columns = ["image_id", "fence", "encoded_at", "output_bytes", *(["run_id"] if run else []), *(MODEL if model else [])]
     # Identity in two halves, fence, milliseconds, whether the row names files; part and row in it.
     found: list[list[np.ndarray]] = []
     rows = 0
@@ -120,12 +118,15 @@ def snapshot(output: Store, run: str | None = None, as_of: str | None = None) ->
         where = np.arange(len(table), dtype=np.int32)
         if run:
             where = where[pc.equal(table["run_id"], run).fill_null(False).to_numpy()]
+        if model:
+            named = pc.or_(pc.equal(table["model_id"], model), pc.starts_with(table["checkpoint_sha256"], model))
+            where = where[named.fill_null(False).to_numpy()[where]]
         if moment:
             where = where[pc.less_equal(table["encoded_at"], pa.scalar(moment, table["encoded_at"].type)).to_numpy()[where]]
         if len(where) == 0:
             continue
         table = table.take(pa.array(where))
-        halves = identities(table["image_id"], output.uri(path))
+        halves = identities(table["image_id"], output.uri(path)).view(">u8").reshape(-1, 2).astype(np.uint64)
         fence = table["fence"].fill_null(0).to_numpy()
         milliseconds = table["encoded_at"].cast(pa.int64()).to_numpy()
         files = pc.is_valid(table["output_bytes"]).to_numpy()
@@ -133,10 +134,11 @@ def snapshot(output: Store, run: str | None = None, as_of: str | None = None) ->
     task = read_part(output, parts[0], ["task"])["task"][0].as_py() if rows else ""
     if rows and task not in TASKS:
         raise StorageError(f"{output.uri(parts[0])}: a part of the task {task!r}, which is none of {', '.join(TASKS)}")
+    schema = result_schema(TASKS[task].columns, TASKS[task].stores_latent) if task else pa.schema([])
     if not found:
-        if run:
-            raise ConfigError(f"{output.url}: no row is of run {run}; see: imagemill status {output.url}")
-        return Snapshot(output, task, parts, np.empty(0, np.int32), np.empty(0, np.int32), rows, 0)
+        if run or model:
+            raise ConfigError(f"{output.url}: no row is of {f'run {run}' if run else f'model {model}'}")
+        return Snapshot(output, task, schema, parts, np.empty(0, np.int32), np.empty(0, np.int32), rows, 0)
     high, low, fence, milliseconds, files, part, row = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
     del found
     newest = newest_places([high, low], fence, milliseconds)
@@ -147,7 +149,7 @@ def snapshot(output: Store, run: str | None = None, as_of: str | None = None) ->
         until = f"{moment:%Y%m%dT%H%M%SZ}" if moment else None
         counts[files[newest]] = ~superseded(output, ids, fence[with_files], until)
     newest = newest[counts]
-    return Snapshot(output, task, parts, part[newest], row[newest], rows, int((~counts).sum()))
+    return Snapshot(output, task, schema, parts, part[newest], row[newest], rows, int((~counts).sum()))
 
 
 def moment_of(text: str) -> datetime:
@@ -187,10 +189,10 @@ def newest_rows(table: pa.Table) -> pa.Table:
 
 
 def identities(ids: pa.ChunkedArray, uri: str) -> np.ndarray:
-    """Identities of 32 hex digits as (N,2) uint64. Raises: StorageError that names the part with others."""
+    """Identities of 32 hex digits as their 16 bytes, (N,) S16. Raises: StorageError that names the part with others."""
     try:
         digits = ids.combine_chunks().cast(pa.binary()).cast(pa.binary(32)).buffers()[1].to_pybytes()[: 32 * len(ids)]
-        return np.frombuffer(bytes.fromhex(digits.decode()), ">u8").reshape(-1, 2).astype(np.uint64)
+        return np.frombuffer(bytes.fromhex(digits.decode()), "S16")
     except (pa.ArrowException, ValueError):
         raise StorageError(f"{uri}: a part whose image_id are not of 32 hex digits") from None
 

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ from models.checkpoint import CheckpointError
 from pipeline.errors import ConfigError
 from pipeline.latents import latent_rows, symbols_of
 from pipeline.predict import kept_model
-from pipeline.schema import LATENT, LATENT_ZERO_POINT, LatentError
+from pipeline.schema import LATENT, LATENT_ZERO_POINT, LatentError, store_latent, unpack_latent
 from pipeline.snapshot import Snapshot
 from pipeline.storage import Store
 
@@ -67,12 +68,29 @@ def dequantise(symbols: np.ndarray, widths: np.ndarray, zeros: np.ndarray) -> np
     return values
 
 
-def requantise(values: np.ndarray, widths: np.ndarray, zero: int) -> np.ndarray:
-    """What `dequantise` gave, (C,h,w) float32, back to symbols int8. Raises: LatentError for what no symbol stands for."""
-    symbols = np.rint(values / widths[:, None, None]) + zero
+def requantise(values: np.ndarray, shape: list[int], widths: np.ndarray, zero: int) -> np.ndarray:
+    """What `dequantise` gave, n float32, back to symbols (C,h,w) int8.
+
+    Raises: LatentError for another number of values, and for those that no symbol stands for.
+    """
+    if len(shape) != 3 or len(values) != int(np.prod(shape)) or shape[0] != len(widths):
+        raise LatentError(f"{len(values)} values do not fit latent_shape {shape}")
+    symbols = np.rint(values.reshape(shape) / widths[:, None, None]) + zero
     if not np.all((symbols >= -128) & (symbols <= 127)):
-        raise LatentError("values that no symbol of the checkpoint stands for")
+        raise LatentError("latent holds values that no symbol of its checkpoint stands for")
     return symbols.astype(np.int8)
+
+
+def symbols_in(row: dict[str, Any], coders: Coders) -> np.ndarray:
+    """Symbols (C,h,w) int8 of a row of `latent_rows`, from an OUTPUT or an export.
+
+    Raises: LatentError when they are not what was written.
+    """
+    sha256 = row["checkpoint_sha256"]
+    if row["latent"] is None or row["latent"].dtype == np.uint8:
+        return symbols_of(row, coders[sha256].entropy)
+    symbols = requantise(row["latent"], row["latent_shape"], *coders.lattice(sha256, row["step"]))
+    return unpack_latent(store_latent(symbols), row["latent_shape"], row["latent_crc32"])
 
 
 def check_latents(state: Snapshot) -> None:
@@ -80,7 +98,8 @@ def check_latents(state: Snapshot) -> None:
     if not len(state):
         raise ConfigError(f"{state.output.url} holds no rows{' of those' if state.rows else ' yet'}: nothing to read")
     if "latent" not in state.schema.names:
-        raise ConfigError(f"{state.output.url} holds no latents: its task is {state.task}")
+        why = "none were exported" if state.task == "compress" else f"its task is {state.task}"
+        raise ConfigError(f"{state.output.url} holds no latents: {why}")
 
 
 def latent_batches(state: Snapshot, columns: list[str], problems: list[str]) -> Iterator[Latents]:
@@ -93,6 +112,7 @@ def latent_batches(state: Snapshot, columns: list[str], problems: list[str]) -> 
     """
     check_latents(state)
     state.check(columns)
+    needed = NEEDED if "latent_payload" in state.schema.names else ["rel_path", "latent", "latent_shape"]
     coders = Coders(state.output)
     ahead: deque[Future[tuple[Latents, list[str]]]] = deque()
 
@@ -103,7 +123,7 @@ def latent_batches(state: Snapshot, columns: list[str], problems: list[str]) -> 
             yield latents
 
     with ThreadPoolExecutor(THREADS) as pool:
-        for table in state.tables(list(dict.fromkeys([*columns, *NEEDED]))):
+        for table in state.tables(list(dict.fromkeys([*columns, *needed]))):
             for piece, shape in pieces(table, problems):
                 ahead.append(pool.submit(values_in, piece, shape, columns, coders))
                 if len(ahead) > 2 * THREADS:
@@ -134,6 +154,10 @@ def pieces(table: pa.Table, problems: list[str]) -> Iterator[tuple[pa.Table, tup
 
 def values_in(table: pa.Table, shape: tuple[int, int, int], columns: list[str], coders: Coders) -> tuple[Latents, list[str]]:
     """The latents of rows of one shape, and what is wrong with those that are left out."""
+    if pa.types.is_fixed_size_list(table.schema.field("latent").type):
+        # An export holds values; its pages have checksums of their own.
+        values = table["latent"].combine_chunks().flatten().to_numpy().reshape(len(table), *shape)
+        return Latents(table.select(columns), values), []
     symbols, good, problems = checked_symbols(table, shape, coders)
     if problems:
         table = table.filter(pa.array(good))
@@ -160,7 +184,7 @@ def checked_symbols(
     good, problems, some = np.zeros(len(table), bool), [], []
     for number, row in enumerate(latent_rows(table.select(NEEDED))):
         try:
-            some.append(symbols_of(row, coders[row["checkpoint_sha256"]].entropy))
+            some.append(symbols_in(row, coders))
             good[number] = True
         except LatentError as e:
             problems.append(f"{row['rel_path']}: {e}")
@@ -173,3 +197,8 @@ def stacked(table: pa.Table, shape: tuple[int, int, int]) -> np.ndarray | None:
     if latent.null_count or not np.all(np.diff(latent.offsets.to_numpy()) == size):
         return None
     return latent.flatten().to_numpy().reshape(len(table), size)
+
+
+def vectors(values: np.ndarray) -> pa.Array:
+    """(N,D) float32 as a column of lists of one size."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).ravel()), values.shape[1])

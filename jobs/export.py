@@ -1,0 +1,274 @@
+"""The current state of an OUTPUT for analysis: dequantised latents, a vector for each image, and all that rows say."""
+
+import json
+import logging
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from rich.progress import Progress
+
+from jobs.console import console
+from jobs.export_formats import FORMATS, check_format
+from jobs.inspect import check_exists
+from jobs.removed import Sources, sources_of
+from models import checkpoint as checkpoints
+from models.pooling import POOLS
+from pipeline.errors import ConfigError, VerificationError
+from pipeline.exports import LATENTS, MANIFEST, UNFINISHED
+from pipeline.lease import FOLDER as LEASE
+from pipeline.lease import Lease
+from pipeline.predict import checkpoint_folder
+from pipeline.schema import LATENT_ZERO_POINT
+from pipeline.snapshot import Snapshot, snapshot
+from pipeline.storage import Store
+from pipeline.values import Coders, Latents, check_latents, latent_batches, vectors
+
+log = logging.getLogger("imagemill.export")
+PART_BYTES = 128_000_000
+"""Of a part before it is compressed."""
+HELD_BYTES = 512_000_000
+"""Of all parts that wait to be full, where latents are of many shapes; then the largest is written as it is."""
+WRITES_AT_A_TIME = 2
+ADDED = ("removed", "latent", "embedding")
+NOTE = (
+    "An export into this folder is under way, or was cut off: what lies here is not whole. The same command begins again.\n"
+)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What an export will hold, before it is made."""
+
+    models: Counter[tuple[str, str]]
+    """Rows of each (model_id, checkpoint_sha256)."""
+    shapes: Counter[tuple[int, ...]]
+    steps: list[float]
+
+
+@dataclass
+class Export:
+    """An export under way."""
+
+    dest: Store
+    format: str
+    columns: list[str]
+    pool: str
+    folders: bool
+    """Whether each latent shape has a folder of its own."""
+    about: dict[str, Any]
+    waiting: dict[str, list[pa.Table]] = field(default_factory=dict)
+    written: Counter[str] = field(default_factory=Counter)
+    rows: int = 0
+    removed: int = 0
+
+
+def export(
+    output: Store,
+    dest: Store,
+    run: str | None = None,
+    as_of: str | None = None,
+    model: str | None = None,
+    columns: list[str] | None = None,
+    pool: str = "mean",
+    form: str = "parquet",
+) -> dict[str, Any]:
+    """Write the state of OUTPUT to DEST, and give the content of its export.json, which is written last.
+
+    Args:
+        run, as_of, model: as in `snapshot`; the latest state when absent.
+        columns: all of a row, `removed`, `latent` and `embedding` when absent.
+        pool: how a latent becomes the vector `embedding`, one of `models.pooling.POOLS`, or none.
+
+    Raises: ConfigError, StorageError, OutputHeld, CheckpointError before anything is written; VerificationError at the end
+        when latents did not match their CRC: they are named, and not in the export.
+    """
+    if pool not in (*POOLS, "none"):
+        raise ConfigError(f"--pool {pool}: one of none, {', '.join(POOLS)} is expected")
+    check_exists(output)
+    for inner, outer in ((output, dest), (dest, output)):
+        if inner.scheme == outer.scheme and f"{inner.root}/".startswith(f"{outer.root}/"):
+            raise ConfigError(f"{output.url} and {dest.url} lie one in the other")
+    state = snapshot(output, run, as_of, model)
+    check_latents(state)
+    chosen = chosen_columns(state, columns, pool)
+    check_format(form, dest, chosen)
+    seen = survey(state)
+    if len(seen.models) > 1:
+        them = "; ".join(f"{name} {sha256[:16]}: {count:,} rows" for (name, sha256), count in seen.models.most_common())
+        raise ConfigError(f"{output.url}: latents of {len(seen.models)} models, which do not compare ({them}): give --model")
+    check_free(dest)
+    with Lease(dest):
+        clear(dest)
+        dest.write(UNFINISHED, NOTE.encode(), durable=True)
+        sources = sources_of(output) if "removed" in chosen else Sources(np.empty(0, "S16"), [])
+        for problem in sources.problems:
+            log.warning("%s: whether its images are still there is not known", problem)
+        sized = "latent" in chosen or pool == "flatten"
+        what = {"output": output.url, "run": run, "as_of": as_of, "model": model}
+        about = keep_model(output, dest, seen) | {"snapshot": what, "pool": pool}
+        going = Export(dest, form, chosen, pool, sized and len(seen.shapes) > 1, about)
+        problems: list[str] = []
+        write_parts(going, state, sources, problems)
+        record = about | {
+            "format": form,
+            "rows": going.rows,
+            "removed": going.removed if "removed" in chosen and not sources.problems else None,
+            "inputs_not_listed": sources.problems,
+            "left_out": problems,
+            "waiting": state.waiting,
+            "shapes": {named(shape): count for shape, count in sorted(seen.shapes.items())},
+            "columns": chosen,
+            "parts": dict(going.written),
+            "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        dest.write(MANIFEST, json.dumps(record, indent=2, ensure_ascii=False).encode(), durable=True)
+        dest.delete(UNFINISHED)
+    return record
+
+
+def show_export(output: Store, dest: Store, **what: Any) -> None:
+    record = export(output, dest, **what)
+    shapes = record["shapes"]
+    of = f"latents of {next(iter(shapes))}" if len(shapes) == 1 else f"latents of {len(shapes)} shapes"
+    console.print(f"{record['rows']:,} images, {of}, in {sum(record['parts'].values()):,} parts below {dest.uri(LATENTS)}")
+    if record["removed"]:
+        console.print(f"{record['removed']:,} of them have no source any more (column removed)")
+    if problems := record["left_out"]:
+        more = f"; and {len(problems) - 10:,} more" if len(problems) > 10 else ""
+        raise VerificationError(f"left out, as they are not what was written: {'; '.join(problems[:10])}{more}")
+
+
+def chosen_columns(state: Snapshot, columns: list[str] | None, pool: str) -> list[str]:
+    """The columns of an export. Raises: ConfigError for unknown ones."""
+    plain = [name for name in state.schema.names if name not in ("latent", "latent_payload")]
+    valid = [*plain, *(name for name in ADDED if name != "embedding" or pool != "none")]
+    if unknown := [name for name in columns or () if name not in valid]:
+        raise ConfigError(f"--columns: no column {', '.join(unknown)}; there are: {', '.join(valid)}")
+    return list(dict.fromkeys(columns)) if columns else valid
+
+
+def survey(state: Snapshot) -> Survey:
+    """Count models, shapes and steps of a snapshot, by columns that cost little."""
+    models: Counter[tuple[str, str]] = Counter()
+    shapes: Counter[tuple[int, ...]] = Counter()
+    steps: set[float] = set()
+    for table in state.tables(["model_id", "checkpoint_sha256", "step", "latent_shape"]):
+        counts = table.group_by(["model_id", "checkpoint_sha256", "step"], use_threads=False).aggregate([([], "count_all")])
+        for row in counts.to_pylist():
+            models[row["model_id"], row["checkpoint_sha256"]] += row["count_all"]
+            steps.add(row["step"])
+        lists = table["latent_shape"].combine_chunks()
+        if len(lists) * 3 == len(lists.flatten()) and not lists.null_count:
+            found, times = np.unique(lists.flatten().to_numpy().reshape(-1, 3), axis=0, return_counts=True)
+            shapes.update({tuple(shape): count for shape, count in zip(found.tolist(), times.tolist(), strict=True)})
+        else:
+            shapes.update(tuple(shape) for shape in lists.to_pylist() if shape and len(shape) == 3)
+    return Survey(models, shapes, sorted(steps))
+
+
+def named(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def check_free(dest: Store) -> None:
+    """Raises: ConfigError when DEST holds anything but an export that was cut off."""
+    if dest.exists(UNFINISHED):
+        return
+    if dest.exists(MANIFEST):
+        raise ConfigError(f"{dest.url} holds a finished export: give another folder, or delete it")
+    if any(not entry.path.startswith(f"{LEASE}/") for entry in dest.entries()):
+        raise ConfigError(f"{dest.url} is not empty, and what lies there is no export: give another folder")
+
+
+def clear(dest: Store) -> None:
+    """Remove what an export that was cut off left."""
+    for entry in [*dest.entries(LATENTS), *dest.entries(f"{LATENTS}.lance")]:
+        dest.delete(entry.path)
+
+
+def keep_model(output: Store, dest: Store, seen: Survey) -> dict[str, Any]:
+    """Put the checkpoint beside the export, so that it can be decoded by itself; what its values mean."""
+    [(model_id, sha256)] = seen.models
+    coders = Coders(output)
+    widths = {str(step): coders.lattice(sha256, step)[0].tolist() for step in seen.steps}
+    folder = checkpoint_folder(sha256)
+    for name in (checkpoints.WEIGHTS, checkpoints.CARD):
+        dest.write(f"{folder}/{name}", output.read(f"{folder}/{name}"))
+    return {
+        "model_id": model_id,
+        "checkpoint_sha256": sha256,
+        "checkpoint": folder,
+        "values": "value = (symbol - zero) * width[step][channel]; latent is (C,h,w), row-major",
+        "zero": coders.lattice(sha256, seen.steps[0])[1],
+        "width": widths,
+        "stored_symbol": f"results/ holds symbol + {LATENT_ZERO_POINT} as uint8",
+        "decode": "imagemill decode EXPORT DEST",
+    }
+
+
+def write_parts(going: Export, state: Snapshot, sources: Sources, problems: list[str]) -> None:
+    """All batches as parts of bounded size; a few are written at a time."""
+    asked = [name for name in going.columns if name not in ADDED]
+    asked = list(dict.fromkeys([*asked, "image_id"] if "removed" in going.columns else asked or ["image_id"]))
+    writes: deque[Future[None]] = deque()
+    with (
+        Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
+        ThreadPoolExecutor(WRITES_AT_A_TIME) as pool,
+    ):
+        shown = bar.add_task("export", total=len(state))
+        for latents in latent_batches(state, asked, problems):
+            for folder, number, table in parts_of(going, latents, sources):
+                writes.append(pool.submit(FORMATS[going.format], going.dest, folder, number, table))
+                # A part of lance appends to the one before it.
+                while len(writes) >= (1 if going.format == "lance" else WRITES_AT_A_TIME):
+                    writes.popleft().result()
+            bar.advance(shown, len(latents.rows))
+        for folder in list(going.waiting):
+            writes.append(pool.submit(FORMATS[going.format], going.dest, *taken(going, folder)))
+            writes.popleft().result()
+        for write in writes:
+            write.result()
+
+
+def parts_of(going: Export, latents: Latents, sources: Sources) -> Iterator[tuple[str, int, pa.Table]]:
+    """Lay a batch to those of its folder, and give the parts that are full by that."""
+    shape = latents.values.shape[1:]
+    folder = f"{LATENTS}/shape={named(shape)}" if going.folders else LATENTS
+    table = as_table(going, latents, sources)
+    going.rows += len(table)
+    going.waiting.setdefault(folder, []).append(table)
+    sizes = {name: sum(t.nbytes for t in tables) for name, tables in going.waiting.items()}
+    if sizes[folder] >= PART_BYTES:
+        yield taken(going, folder)
+    elif sum(sizes.values()) >= HELD_BYTES:
+        yield taken(going, max(sizes, key=lambda name: sizes[name]))
+
+
+def taken(going: Export, folder: str) -> tuple[str, int, pa.Table]:
+    number = going.written[folder]
+    going.written[folder] += 1
+    return folder, number, pa.concat_tables(going.waiting.pop(folder))
+
+
+def as_table(going: Export, latents: Latents, sources: Sources) -> pa.Table:
+    """A batch with the columns of an export, and what it is in the metadata of its schema."""
+    rows, values = latents.rows, latents.values
+    columns: dict[str, Any] = {}
+    for name in going.columns:
+        if name == "removed":
+            columns[name] = sources.removed(rows["image_id"], going.dest.url)
+            going.removed += columns[name].true_count
+        elif name == "latent":
+            columns[name] = vectors(values.reshape(len(values), -1))
+        elif name == "embedding":
+            columns[name] = vectors(POOLS[going.pool](values).astype(np.float32, copy=False))
+        else:
+            columns[name] = rows[name]
+    about = going.about | ({"latent_shape": list(values.shape[1:])} if "latent" in going.columns else {})
+    return pa.table(columns).replace_schema_metadata({"imagemill": json.dumps(about)})

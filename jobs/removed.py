@@ -1,0 +1,59 @@
+"""Which images of an OUTPUT have no source any more."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import yaml
+
+from jobs.batch import run_records
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError, StorageError
+from pipeline.schema import image_id
+from pipeline.snapshot import identities
+from pipeline.sources import input_of, listing
+from pipeline.storage import STORE_FAILURES, Store, reason
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the inputs of all runs hold at this moment."""
+
+    ids: np.ndarray
+    """(N,) S16, sorted."""
+    problems: list[str]
+    """Of inputs that cannot be listed."""
+
+    def removed(self, ids: pa.ChunkedArray, uri: str) -> pa.Array:
+        """For each image whether it is in no input any more; null where that cannot be known."""
+        asked = identities(ids, uri)
+        found = np.zeros(len(asked), bool)
+        if len(self.ids):
+            place = np.searchsorted(self.ids, asked).clip(max=len(self.ids) - 1)
+            found = self.ids[place] == asked
+        return pa.array(~found, mask=~found & bool(self.problems))
+
+
+def sources_of(output: Store) -> Sources:
+    """List the input of every run of an OUTPUT; inputs that cannot be listed are named, not an error."""
+    inputs = {r["run_id"]: r["input"] for r in run_records(output)}
+    configs: dict[str, RunConfig] = {}
+    problems: list[str] = []
+    for entry in output.entries("runs"):
+        if entry.path.endswith("/config.yaml"):
+            values = yaml.safe_load(output.read(entry.path))
+            # As the run resolved it: a relative path is one of the folder it was started in.
+            config = RunConfig.model_validate(values | {"input": inputs.get(entry.path.split("/")[1], values["input"])})
+            configs[f"{config.input} {config.source} {config.storage}"] = config
+    found = bytearray()
+    for config in configs.values():
+        try:
+            source = input_of(str(config.input), config.storage, config.source)
+            for image in listing(source, output):
+                if image:
+                    found += bytes.fromhex(image_id(image.rel_path))
+        except (ConfigError, StorageError) as e:
+            problems.append(str(e))
+        except STORE_FAILURES as e:
+            problems.append(f"input {config.input}: {reason(e)}")
+    return Sources(np.unique(np.frombuffer(bytes(found), "S16")), problems)

@@ -1,0 +1,149 @@
+"""Drift: what latents are like on the mean, channel by channel, and how far the images of one run are from another's."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from rich.table import Table
+
+from jobs.console import console
+from jobs.inspect import check_exists
+from pipeline.errors import ConfigError
+from pipeline.snapshot import snapshot
+from pipeline.storage import Store
+from pipeline.values import check_latents, latent_batches
+
+SHOWN_RUNS, SHOWN_CHANNELS = 10, 8
+
+
+class Moments:
+    """Running sums over images, each of which counts once whatever its size; arrays have one value a channel."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.models: set[str] = set()
+        self._sums = np.zeros((3, 0))
+
+    def add(self, values: np.ndarray, models: set[str]) -> None:
+        """Latents (N,C,h,w) float32 of these checkpoints."""
+        wide = values.astype(np.float64)
+        means = wide.mean((2, 3))
+        sums = np.stack([means.sum(0), (wide**2).mean((2, 3)).sum(0), (means**2).sum(0)])
+        self._sums = sums if not self.images else self._sums + sums
+        self.images += len(values)
+        self.models |= models
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self._sums[0] / self.images
+
+    @property
+    def variance(self) -> np.ndarray:
+        """Of single values."""
+        return np.maximum(self._sums[1] / self.images - self.mean**2, 0)
+
+    @property
+    def error(self) -> np.ndarray:
+        """Variance of the mean that chance gives, as images differ."""
+        return np.maximum(self._sums[2] / self.images - self.mean**2, 0) / self.images
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far one set of images is from another, in standard deviations of the other."""
+
+    distance: float
+    """Fréchet distance between diagonal Gaussians (Dowson and Landau 1982), each channel in units of its standard
+    deviation in the reference, root of the mean over channels: √mean((Δmean² + Δdeviation²) / deviation²)."""
+    chance: float
+    """What this would be on the mean for two draws of such images from one place, by their means alone."""
+    channels: np.ndarray
+    """The part of each channel, before the mean."""
+
+    def alarming(self, level: float) -> bool:
+        """Whether it is above a level, and not what few images give by chance."""
+        return self.distance > max(level, 2 * self.chance)
+
+
+def drift(seen: Moments, reference: Moments) -> Drift:
+    """Raises: ConfigError when they are of different models, or one has no images."""
+    if not seen.images or not reference.images:
+        raise ConfigError("no latents to compare")
+    if seen.models != reference.models:
+        them = sorted(sha256[:16] for sha256 in seen.models | reference.models)
+        raise ConfigError(f"latents of different models do not compare: {', '.join(them)}")
+    # A channel that never varies has no unit; the smallest that does gives one.
+    unit = np.maximum(reference.variance, max(reference.variance.max(), 1e-12) * 1e-6)
+    shift = (seen.mean - reference.mean) ** 2 + (np.sqrt(seen.variance) - np.sqrt(reference.variance)) ** 2
+    by_chance = (seen.error + reference.error) / unit
+    return Drift(float(np.sqrt((shift / unit).mean())), float(np.sqrt(by_chance.mean())), np.sqrt(shift / unit))
+
+
+def newest_run(output: Store, beside: str) -> str:
+    """Of those that made rows. Raises: ConfigError when there is no other one."""
+    runs = {name for table in snapshot(output).tables(["run_id"]) for name in table["run_id"].unique().to_pylist()}
+    if not runs - {beside}:
+        raise ConfigError(f"{output.url}: no row is of another run than {beside}")
+    return str(max(runs - {beside}))
+
+
+def moments_of_run(output: Store, run: str) -> Moments:
+    """Raises: ConfigError when no row is of this run."""
+    return next(iter(moments(output, run).values()))
+
+
+def moments(output: Store, run: str | None = None) -> dict[str, Moments]:
+    """By run, of the rows that it made; without one, of all runs, of the images whose newest row is theirs."""
+    state = snapshot(output, run)
+    check_latents(state)
+    found: dict[str, Moments] = {}
+    problems: list[str] = []
+    for latents in latent_batches(state, ["run_id", "checkpoint_sha256"], problems):
+        runs = np.asarray(latents.rows["run_id"].to_pylist(), str)
+        models = np.asarray(latents.rows["checkpoint_sha256"].to_pylist(), str)
+        for name in np.unique(runs):
+            mine = runs == name
+            found.setdefault(str(name), Moments()).add(latents.values[mine], set(models[mine].tolist()))
+    if problems:
+        console.print(f"{len(problems):,} latents are not what was written and do not count; see: imagemill verify")
+    return dict(sorted(found.items()))
+
+
+def show_stats(output: Store, run: str | None, against: str | None) -> None:
+    """Print the runs with their distance from the one before, or one run beside another, channel by channel.
+
+    Raises: ConfigError for runs without rows, or of different models.
+    """
+    check_exists(output)
+    if against or run:
+        newest = run or newest_run(output, str(against))
+        show_channels(newest, moments_of_run(output, newest), against, moments_of_run(output, against) if against else None)
+        return
+    found = moments(output)
+    table = Table("run", "images", "channels", "mean", "deviation", "distance from the run before", "by chance", box=None)
+    before: Moments | None = None
+    for name, seen in list(found.items())[-SHOWN_RUNS:]:
+        far = drift(seen, before) if before and before.models == seen.models else None
+        deviation = float(np.sqrt(seen.variance.mean()))
+        cells = [f"{seen.images:,}", str(len(seen.mean)), f"{seen.mean.mean():.4f}", f"{deviation:.4f}"]
+        table.add_row(name, *cells, *((f"{far.distance:.3f}", f"{far.chance:.3f}") if far else ("", "")))
+        before = seen
+    console.print(table)
+
+
+def show_channels(name: str, seen: Moments, against: str | None, reference: Moments | None) -> None:
+    """The channels that moved most, or those that vary most where there is nothing to compare with."""
+    far = drift(seen, reference) if reference else None
+    order = np.argsort(far.channels if far else seen.variance)[::-1][:SHOWN_CHANNELS]
+    table = Table("channel", "mean", "deviation", *(["mean there", "deviation there", "distance"] if far else []), box=None)
+    for channel in order.tolist():
+        cells = [f"{seen.mean[channel]:.4f}", f"{np.sqrt(seen.variance[channel]):.4f}"]
+        if far and reference:
+            cells += [f"{reference.mean[channel]:.4f}", f"{np.sqrt(reference.variance[channel]):.4f}"]
+            cells += [f"{far.channels[channel]:.3f}"]
+        table.add_row(str(channel), *cells)
+    console.print(table)
+    if far and reference:
+        console.print(
+            f"{name} ({seen.images:,} images) is {far.distance:.3f} from {against} ({reference.images:,} images); "
+            f"chance alone gives some {far.chance:.3f}"
+        )
