@@ -11,7 +11,7 @@ from jobs.inspect import check_exists
 from models.tasks.compress import decode_latent
 from pipeline.errors import VerificationError
 from pipeline.exports import state_of
-from pipeline.latents import latent_rows
+from pipeline.latents import latent_rows, upright_size
 from pipeline.names import decoded_name
 from pipeline.pixels import encode_rgb
 from pipeline.schema import LatentError
@@ -21,14 +21,6 @@ from pipeline.values import LATENT_COLUMNS, Coders, check_latents, symbols_in
 ROWS_AT_A_TIME = 32
 IMAGE = ["image_id", "rel_path", "orig_width", "orig_height", "exif_orientation", "step", "checkpoint_sha256"]
 """What an image is decoded from, beside its latent."""
-TURNED = (5, 6, 7, 8)
-"""EXIF orientations whose upright image has its width and height exchanged."""
-
-
-def upright_size(row: dict[str, Any]) -> tuple[int, int]:
-    """(H,W) of the upright image of a row."""
-    size = (row["orig_height"], row["orig_width"])
-    return size[::-1] if row["exif_orientation"] in TURNED else size
 
 
 def decode_row(row: dict[str, Any], coders: Coders, device: str) -> np.ndarray:

@@ -41,7 +41,7 @@ class LatentCoder(Autoencoder):
     channels: int = 3
     """Planes of the images that it takes: 3 are RGB, 1 is luma."""
     smooth: Sequence[int]
-    """Channels of its code that are the image at a small size; of the first (luma, where there is one) the mean says little."""
+    """Channels of its code that are the image at a small size, luma first where it is told apart."""
     texture: Sequence[int]
     """Channels whose magnitude says how rough the image is, and in which direction."""
     entropy: EntropyModel | None
@@ -71,3 +71,7 @@ class LatentCoder(Autoencoder):
 
         Returns: width (c,) float32, all above 0, and zero, the symbol of the value 0.
         """
+
+    @abstractmethod
+    def sketch(self, values_Bchw: Tensor) -> Tensor:
+        """What the code's values stand for at little cost, for a thumbnail: (B,C,·,·) in [0,1], not clipped."""

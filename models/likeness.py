@@ -25,17 +25,17 @@ DIMENSIONS = 96
 RIDGE = 0.2
 """Variance below which a direction is held back, as what crops and compression move it by is more than what it tells."""
 SHORT = 3.0
-"""Length of a whitened vector below which it is not made longer: photos have 4 to 9, near copies alone in a set next to none."""
+"""Length of a whitened vector below which it is not made longer; photos have 4 to 9, a set of near copies next to none."""
 
 
 def features(latents: np.ndarray, coder: LatentCoder) -> np.ndarray:
     """Dequantised latents (N,C,h,w) float32 to features (N,F) float32, the same for mirror images."""
     y = torch.from_numpy(latents)
-    cells = torch.nn.functional.adaptive_avg_pool2d(y[:, coder.smooth], LAYOUT).double()
+    cells = torch.nn.functional.adaptive_avg_pool2d(y[:, list(coder.smooth)], LAYOUT).double()
     first = cells[:, :1].mean((2, 3), keepdim=True)
     contrast = (cells[:, :1] - first).square().mean((1, 2, 3), keepdim=True).sqrt() + FLAT
     cells[:, :1] -= first
-    rough = torch.nn.functional.adaptive_avg_pool2d(y[:, coder.texture].abs(), TEXTURE)
+    rough = torch.nn.functional.adaptive_avg_pool2d(y[:, list(coder.texture)].abs(), TEXTURE)
     both = [either_way(cells / contrast), either_way((rough.double() + FLOOR).log())]
     return torch.cat(both, 1).float().numpy()
 

@@ -9,6 +9,9 @@ import pyarrow as pa
 from models.entropy import EntropyModel, PayloadError
 from pipeline.schema import LatentError, store_latent, unpack_latent
 
+TURNED = (5, 6, 7, 8)
+"""EXIF orientations whose upright image has its width and height exchanged."""
+
 
 def latent_rows(table: pa.Table | pa.RecordBatch) -> Iterator[dict[str, Any]]:
     """Rows with their `latent` as an array (n,), None where it is coded; numbers never become Python's.
@@ -23,6 +26,12 @@ def latent_rows(table: pa.Table | pa.RecordBatch) -> Iterator[dict[str, Any]]:
 def is_coded(row: dict[str, Any]) -> bool:
     """Whether the row's latent is entropy coded; parts of older versions have no column for it."""
     return row.get("latent_payload") is not None
+
+
+def upright_size(row: dict[str, Any]) -> tuple[int, int]:
+    """(H,W) of the upright image of a row."""
+    size = (row["orig_height"], row["orig_width"])
+    return size[::-1] if row["exif_orientation"] in TURNED else size
 
 
 def symbols_of(row: dict[str, Any], entropy: EntropyModel | None) -> np.ndarray:

@@ -3,11 +3,12 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -44,13 +45,20 @@ class Collection:
         return features(dequantise(symbols, width.float().numpy()[None], np.array([zero])), self.coder)
 
     def features(self, columns: list[str], problems: list[str]) -> Iterator[tuple[pa.Table, np.ndarray]]:
-        """Rows and their features (N,F), a batch at a time; rows of damaged latents are named in `problems`, and left out."""
+        """Rows and their features (N,F), a batch at a time; damaged ones are named in `problems` and left out."""
         for latents in latent_batches(self.state, columns, problems):
             yield latents.rows, features(latents.values, self.coder)
 
-    def vectors(
-        self, columns: list[str], problems: list[str]
-    ) -> tuple[Whitening, Iterator[tuple[pa.Table, np.ndarray]]]:
+    def only(self, column: str, values: list[str]) -> Snapshot:
+        """Those of its images whose `column` is among `values`."""
+        kept = [pc.is_in(t[column], pa.array(values)).to_numpy() for t in self.state.tables([column])]
+        return self.state.chosen(np.concatenate(kept))
+
+    def restricted(self, state: Snapshot) -> "Collection":
+        """Some of its images."""
+        return replace(self, state=state)
+
+    def vectors(self, columns: list[str], problems: list[str]) -> tuple[Whitening, Iterator[tuple[pa.Table, np.ndarray]]]:
         """The whitening of the collection, and rows with their vectors (N,D)."""
         batches = self.features(columns, problems)
         head: list[tuple[pa.Table, np.ndarray]] = []
@@ -99,9 +107,7 @@ def collection(output: Store) -> Collection:
     )
 
 
-def nearest(
-    query: np.ndarray, batches: Iterable[tuple[pa.Table, np.ndarray]], k: int
-) -> pa.Table:
+def nearest(query: np.ndarray, batches: Iterable[tuple[pa.Table, np.ndarray]], k: int) -> pa.Table:
     """The k rows nearest to a vector (1,D), best first, with their `similarity`; memory is that of a batch."""
     best: pa.Table | None = None
     for rows, vectors in batches:

@@ -21,6 +21,8 @@ from models.layers import ResBlock, conv3x3, zeroed
 SYMBOL_MAX = 127
 DEAD_ZONE, FINEST_STEP = 0.1, 8.5
 """By how much more than half a step a coefficient must miss a symbol to leave zero, or the symbol below."""
+SKETCHED = 256
+"""Code positions a side from which one pixel for each is sketch enough."""
 # The transforms' weights are stored ten times too large: Adam's steps are of one size, and the DCT must not be shaken.
 TRANSFORM_SCALE = 0.1
 
@@ -116,6 +118,12 @@ class Codec(LatentCoder):
 
     def lattice(self, step: float) -> tuple[Tensor, int]:
         return self.steps(self.log_step.new_tensor([step])).flatten(), 0
+
+    def sketch(self, values_Bchw: Tensor) -> Tensor:
+        if min(values_Bchw.shape[2:]) < SKETCHED:
+            return self.g_s(values_Bchw * TRANSFORM_SCALE) + 0.5
+        means = self.g_s.weight[list(self.smooth)].sum((2, 3)) * (TRANSFORM_SCALE / 64)
+        return torch.einsum("bchw,cp->bphw", values_Bchw[:, list(self.smooth)], means) + 0.5
 
     def decode(self, y: tuple[Tensor, Tensor]) -> Tensor:
         symbols, step_B = y

@@ -64,3 +64,6 @@ class Conv(LatentCoder):
 
     def lattice(self, step: float) -> tuple[Tensor, int]:
         return self.peak / 255, -128
+
+    def sketch(self, values_Bchw: Tensor) -> Tensor:
+        return self.decode(values_Bchw)
