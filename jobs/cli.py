@@ -321,6 +321,58 @@ def stats(
     show_stats(store(output, config), run, against)
 
 
+Sheet = Annotated[str | None, typer.Option("--sheet", help="draw them into a picture", metavar="FILE.png")]
+
+
+@app.command()
+def search(
+    output: OutputArgument,
+    image: Annotated[str | None, typer.Option("--image", help="image to find the like of", metavar="FILE|URL")] = None,
+    id_: Annotated[
+        str | None, typer.Option("--id", help="one of OUTPUT's own instead: image_id or rel_path", metavar="IMAGE")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="how many", min=1)] = 10,
+    sheet: Sheet = None,
+    config: Storage = None,
+) -> None:
+    """Find the images of OUTPUT that are most like one, by their latents."""
+    from jobs.search import show_search
+
+    show_search(store(output, config), image, id_, k, sheet)
+
+
+@app.command()
+def duplicates(
+    output: OutputArgument,
+    threshold: Annotated[
+        float,
+        typer.Option("--threshold", help="least similarity of a copy; higher finds fewer and surer ones", min=0, max=1),
+    ] = 0.7,
+    export: Annotated[
+        str | None, typer.Option("--export", help="write them to a file", metavar="FILE.csv|.jsonl|.parquet")
+    ] = None,
+    sheet: Sheet = None,
+    config: Storage = None,
+) -> None:
+    """Find the images of OUTPUT that are copies of each other: resized, recompressed, cropped, mirrored."""
+    from jobs.duplicates import show_duplicates
+
+    show_duplicates(store(output, config), threshold, export, sheet)
+
+
+@app.command("map")
+def map_(
+    output: OutputArgument,
+    page: Annotated[str, typer.Argument(metavar="PAGE.html", help="file to write")] = "map.html",
+    method: Annotated[str, typer.Option("--method", help="pca, or umap where umap-learn is installed")] = "pca",
+    config: Storage = None,
+) -> None:
+    """Draw the images of OUTPUT as a map in one HTML page: clusters, outliers, thumbnails."""
+    from jobs.map import write_map
+
+    write_map(store(output, config), page, method)
+
+
 @app.command()
 def nightly(
     config: Annotated[str, typer.Option("-c", "--config", help="YAML of the night", metavar="NIGHTLY.yaml")],

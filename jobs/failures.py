@@ -1,24 +1,18 @@
 """The rejects of an OUTPUT: listed, counted by reason, exported."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 from rich.table import Table
 from rich.text import Text
 
 from jobs.console import console
 from jobs.inspect import check_exists
+from jobs.tables import check_format, write
 from pipeline.committed import part_paths, placed, read_parts, scan
-from pipeline.errors import ConfigError
 from pipeline.snapshot import newest_rows
 from pipeline.storage import Store
 
 COLUMNS = ["image_id", "source_uri", "rel_path", "stage", "error_class", "error", "transient", "attempts", "run_id", "fence"]
-FORMATS = (".csv", ".jsonl", ".parquet")
 
 
 def rejects_of(output: Store) -> pa.Table:
@@ -35,8 +29,7 @@ def rejects_of(output: Store) -> pa.Table:
 
 def show_failures(output: Store, by_reason: bool = False, export: str | None = None) -> None:
     """Raises: StorageError when OUTPUT is not there; ConfigError for a file of another kind."""
-    if export and not export.endswith(FORMATS):
-        raise ConfigError(f"--export {export}: one of {', '.join(FORMATS)} is expected")
+    check_format(export)
     check_exists(output)
     rejects = rejects_of(output)
     if export:
@@ -71,12 +64,3 @@ def counted(rejects: pa.Table) -> Table:
         )
         table.add_row(*(Text(str(cell)) for cell in cells))
     return table
-
-
-def write(rejects: pa.Table, path: str) -> None:
-    if path.endswith(".parquet"):
-        pq.write_table(rejects, path)
-    elif path.endswith(".csv"):
-        pyarrow.csv.write_csv(rejects, path)
-    else:
-        Path(path).write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rejects.to_pylist()))

@@ -1,7 +1,7 @@
 """The one contract of every network here: `y = encode(x)`, `x_hat = decode(y)`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,6 +40,10 @@ class LatentCoder(Autoencoder):
 
     channels: int = 3
     """Planes of the images that it takes: 3 are RGB, 1 is luma."""
+    smooth: Sequence[int]
+    """Channels of its code that are the image at a small size, luma first where it is told apart."""
+    texture: Sequence[int]
+    """Channels whose magnitude says how rough the image is, and in which direction."""
     entropy: EntropyModel | None
     """The integers with which its code can be entropy coded, once they are fitted."""
 
@@ -67,3 +71,7 @@ class LatentCoder(Autoencoder):
 
         Returns: width (c,) float32, all above 0, and zero, the symbol of the value 0.
         """
+
+    @abstractmethod
+    def sketch(self, values_Bchw: Tensor) -> Tensor:
+        """What the code's values stand for at little cost, for a thumbnail: (B,C,·,·) in [0,1], not clipped."""

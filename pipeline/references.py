@@ -7,8 +7,8 @@ import numpy as np
 from models.tasks.task import Params, Task
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, StorageError
-from pipeline.pixels import ImageError, decode
-from pipeline.storage import STORE_FAILURES, Store, reason
+from pipeline.pixels import ImageError, PixelConfig, decode
+from pipeline.storage import STORE_FAILURES, StorageConfig, Store, reason
 
 
 def references_of(config: RunConfig, task: Task, params: Params) -> list[tuple[str, bytes]]:
@@ -19,20 +19,33 @@ def references_of(config: RunConfig, task: Task, params: Params) -> list[tuple[s
     key = task.reference_param
     found = []
     for url in getattr(params, key) if key else ():
-        folder, _, name = url.rpartition("/")
-        try:
-            data = Store(folder or ("/" if url.startswith("/") else "."), config.storage).read(name)
-            height, width = decode(data, config.max_pixels).rgb.shape[:2]
-        except (FileNotFoundError, IsADirectoryError):
-            raise ConfigError(f"{key} {url}: no such file") from None
-        except ImageError as e:
-            raise ConfigError(f"{key} {url}: {e.error_class}: {e}") from None
-        except STORE_FAILURES as e:
-            raise StorageError(f"{key} {url}: {reason(e)}") from None
+        data, rgb = read_image(f"{key} {url}", url, config.storage, config.max_pixels)
+        height, width = rgb.shape[:2]
         if min(height, width) < task.least_reference_side:
             raise ConfigError(f"{key} {url}: {width}×{height} pixels; {task.least_reference_side} a side are the least")
         found.append((hashlib.sha256(data).hexdigest(), data))
     return found
+
+
+def read_image(
+    what: str, url: str, storage: StorageConfig, max_pixels: int, pixels: PixelConfig = PixelConfig()
+) -> tuple[bytes, np.ndarray]:
+    """An image that a person names, a file or an s3:// URL: its bytes, and itself, (H,W,3) uint8.
+
+    Args: what: how an error calls it.
+
+    Raises: ConfigError when it is not there or no image; StorageError.
+    """
+    folder, _, name = url.rpartition("/")
+    try:
+        data = Store(folder or ("/" if url.startswith("/") else "."), storage).read(name)
+        return data, decode(data, max_pixels, pixels).rgb
+    except (FileNotFoundError, IsADirectoryError):
+        raise ConfigError(f"{what}: no such file") from None
+    except ImageError as e:
+        raise ConfigError(f"{what}: {e.error_class}: {e}") from None
+    except STORE_FAILURES as e:
+        raise StorageError(f"{what}: {reason(e)}") from None
 
 
 def keep_references(output: Store, references: list[tuple[str, bytes]]) -> None:

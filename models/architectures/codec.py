@@ -21,6 +21,8 @@ from models.layers import ResBlock, conv3x3, zeroed
 SYMBOL_MAX = 127
 DEAD_ZONE, FINEST_STEP = 0.1, 8.5
 """By how much more than half a step a coefficient must miss a symbol to leave zero, or the symbol below."""
+SKETCHED = 256
+"""Code positions a side from which one pixel for each is sketch enough."""
 # The transforms' weights are stored ten times too large: Adam's steps are of one size, and the DCT must not be shaken.
 TRANSFORM_SCALE = 0.1
 
@@ -72,6 +74,10 @@ class Codec(LatentCoder):
     ) -> None:
         super().__init__()
         self.code_channels = 64 + 2 * chroma
+        # The means of Y, Cb and Cr, and their lowest frequencies.
+        lowest = ((0, 20), (64, min(8, chroma)), (64 + chroma, min(8, chroma)))
+        self.smooth = (0, 64, 64 + chroma)
+        self.texture = [c for first, count in lowest for c in range(first + 1, first + count)]
         # Half-resolution blocks reach 2 px a convolution, those of the code 8 px, the lapped synthesis 8 px more.
         self.halo = -(-(2 * (2 * blocks + 2) + 8 * (2 * code_blocks + 2)) // 8) * 8
         analysis, synthesis = dct_filters(chroma)
@@ -112,6 +118,12 @@ class Codec(LatentCoder):
 
     def lattice(self, step: float) -> tuple[Tensor, int]:
         return self.steps(self.log_step.new_tensor([step])).flatten(), 0
+
+    def sketch(self, values_Bchw: Tensor) -> Tensor:
+        if min(values_Bchw.shape[2:]) < SKETCHED:
+            return self.g_s(values_Bchw * TRANSFORM_SCALE) + 0.5
+        means = self.g_s.weight[list(self.smooth)].sum((2, 3)) * (TRANSFORM_SCALE / 64)
+        return torch.einsum("bchw,cp->bphw", values_Bchw[:, list(self.smooth)], means) + 0.5
 
     def decode(self, y: tuple[Tensor, Tensor]) -> Tensor:
         symbols, step_B = y

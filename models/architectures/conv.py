@@ -34,6 +34,7 @@ class Conv(LatentCoder):
     ) -> None:
         super().__init__()
         self.channels = channels
+        self.smooth = self.texture = range(code)
         self.example = (channels, 28, 28)
         self.encoder = nn.Sequential(
             conv3x3(channels, width), nn.ReLU(), nn.MaxPool2d(2), conv3x3(width, code), nn.ReLU(), nn.MaxPool2d(2)
@@ -63,3 +64,6 @@ class Conv(LatentCoder):
 
     def lattice(self, step: float) -> tuple[Tensor, int]:
         return self.peak / 255, -128
+
+    def sketch(self, values_Bchw: Tensor) -> Tensor:
+        return self.decode(values_Bchw)

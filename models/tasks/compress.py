@@ -1,6 +1,6 @@
 """Compress: images to integer latents; what is taken away is precision."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -98,16 +98,7 @@ class Compress(Task):
         assert isinstance(model, LatentCoder)
         assert isinstance(params, CompressParams)
         images = [sample.rgb for sample in samples]
-        # Large images stay bytes; each tile is made float by itself.
-        x = byte_batch(images, model.stride, precision.device)
-        step_B = torch.full((len(images),), params.step, device=x.device)
-
-        def symbols_of(piece: Tensor) -> Tensor:
-            return model.symbols(planes_of(model, unit(piece)), step_B).to(torch.int8)
-
-        halo = model.stride if isinstance(model, Codec) else model.halo
-        with torch.inference_mode():
-            latents = tiled(symbols_of, x, TILE, halo, Fraction(1, model.stride)).cpu().numpy()
+        latents = latents_of(model, images, params.step, precision.device)
         outputs = []
         for latent, image in zip(latents, images, strict=True):
             decoded = decode_latent(model, latent, image.shape[:2], params.step, precision.device)
@@ -115,6 +106,20 @@ class Compress(Task):
             columns = {"step": params.step, "psnr_db": psnr_db(decoded, image)}
             outputs.append(Output(decoded, latent, columns, payload=payload))
         return outputs
+
+
+def latents_of(model: LatentCoder, images: Sequence[np.ndarray], step: float, device: str) -> np.ndarray:
+    """Images (H,W,3) uint8 of one padded size to symbols (B,C,h,w) int8, in tiles."""
+    # Large images stay bytes; each tile is made float by itself.
+    x = byte_batch(images, model.stride, device)
+    step_B = torch.full((len(images),), step, device=x.device)
+
+    def symbols_of(piece: Tensor) -> Tensor:
+        return model.symbols(planes_of(model, unit(piece)), step_B).to(torch.int8)
+
+    halo = model.stride if isinstance(model, Codec) else model.halo
+    with torch.inference_mode():
+        return tiled(symbols_of, x, TILE, halo, Fraction(1, model.stride)).cpu().numpy()
 
 
 def planes_of(model: Any, x_B3HW: Tensor) -> Tensor:

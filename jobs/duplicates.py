@@ -1,0 +1,92 @@
+"""Groups of images of an OUTPUT that are copies of each other, exact or near: a table, a file, a sheet."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.table import Table
+from rich.text import Text
+
+from jobs.console import console
+from jobs.search import SIDE, images_of, pictures_of, raise_damaged, shortened
+from jobs.tables import check_format, write
+from models.likeness import similarity
+from pipeline.neighbours import groups_of, near_pairs
+from pipeline.sheets import Tile, contact_sheet
+from pipeline.storage import Store
+
+ROW = ["image_id", "rel_path", "source_uri", "content_sha256", "orig_width", "orig_height"]
+SHOWN_GROUPS, SHOWN_COPIES = 50, 6
+
+
+def show_duplicates(output: Store, threshold: float, export: str | None = None, sheet: str | None = None) -> None:
+    """Print the groups of images that pairs at least as similar as `threshold` connect, and draw them.
+
+    The first of a group is the one with the most pixels. "exact": the file's bytes are those of one before it in its group.
+
+    Raises: ConfigError, StorageError; VerificationError at the end when latents were left out as they are damaged.
+    """
+    check_format(export)
+    these = images_of(output)
+    problems: list[str] = []
+    _, batches = these.vectors(ROW, problems)
+    tables, arrays = zip(*batches, strict=True)
+    rows, vectors = pa.concat_tables(tables), np.concatenate(arrays)
+    first, second, _ = near_pairs(vectors, threshold)
+    found = grouped(rows, vectors, groups_of(first, second, len(rows)))
+    if export:
+        write(found, export)
+        console.print(f"{len(found):,} rows in {export}")
+    else:
+        console.print(listed(found))
+    copies = pc.value_counts(found["copy"]).to_pylist()
+    counts = {row["values"]: row["counts"] for row in copies}
+    console.print(
+        f"{counts.get('first', 0):,} groups among {len(rows):,} images: {counts.get('exact', 0):,} exact copies, "
+        f"{counts.get('near', 0):,} near ones (similarity of {threshold:g} and more)"
+    )
+    if sheet and len(found):
+        shown = found.filter(pc.less_equal(found["group"], SHOWN_GROUPS)).to_pylist()
+        members = [[row for row in shown if row["group"] == n][:SHOWN_COPIES] for n in range(1, shown[-1]["group"] + 1)]
+        pictures = pictures_of(these, [row["image_id"] for group in members for row in group])
+        tiles = [[Tile(pictures[row["image_id"]], label(row)) for row in group] for group in members]
+        Path(sheet).write_bytes(contact_sheet(["a group in each row", *[""] * (SHOWN_COPIES - 1)], tiles, SIDE))
+        console.print(f"sheet: {sheet}, {len(members):,} groups, at most {SHOWN_COPIES} images of each")
+    raise_damaged(problems)
+
+
+def grouped(rows: pa.Table, vectors: np.ndarray, groups: list[np.ndarray]) -> pa.Table:
+    """Rows of groups, with `group` (from 1), `copy` (first, exact or near) and `similarity` to the first of the group."""
+    area = rows["orig_width"].to_numpy().astype(np.int64) * rows["orig_height"].to_numpy()
+    names, digests = np.array(rows["rel_path"].to_pylist()), np.array(rows["content_sha256"].to_pylist())
+    order, number, copy, alike = [], [], [], []
+    for count, group in enumerate(groups, 1):
+        group = group[np.lexsort((names[group], -area[group]))]
+        _, earliest = np.unique(digests[group], return_index=True)
+        exact = ~np.isin(np.arange(len(group)), earliest)
+        order.append(group)
+        number += [count] * len(group)
+        copy += ["first", *np.where(exact[1:], "exact", "near").tolist()]
+        alike.append(similarity(vectors[group], vectors[group[:1]])[:, 0])
+    found = rows.take(pa.array(np.concatenate(order) if order else np.empty(0, np.int64)))
+    columns = {
+        "group": pa.array(number, pa.int64()),
+        "copy": pa.array(copy, pa.string()),
+        "similarity": pa.array(np.concatenate(alike) if alike else [], pa.float32()),
+    }
+    for name, values in columns.items():
+        found = found.append_column(name, values)
+    return found
+
+
+def label(row: dict[str, object]) -> str:
+    return f"{row['copy']} {row['similarity']:.2f}  {shortened(str(row['rel_path']))}"
+
+
+def listed(found: pa.Table) -> Table:
+    table = Table("group", "image", "size", "copy", "similarity", box=None)
+    for row in found.to_pylist():
+        size = f"{row['orig_width']}×{row['orig_height']}"
+        table.add_row(f"{row['group']:,}", Text(row["rel_path"]), size, row["copy"], f"{row['similarity']:.3f}")
+    return table

@@ -1,0 +1,142 @@
+"""Images of an OUTPUT as vectors, from their latents, and which of them are near each other; exact, in blocks."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from models.autoencoder import LatentCoder
+from models.likeness import Whitening, features, similarity, whitening_of
+from models.tasks.compress import latents_of
+from pipeline.pixels import PixelConfig
+from pipeline.snapshot import Snapshot, snapshot
+from pipeline.storage import Store
+from pipeline.values import Coders, check_latents, dequantise, latent_batches
+
+WHITENED_BY = 20_000
+"""Images that the whitening is taken from: the first ones, by the names of parts, which are digests."""
+BLOCK = 2_048
+"""Vectors that are compared with all others at a time."""
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The images of an OUTPUT whose rows one model made with one set of parameters, the newest: their vectors compare."""
+
+    state: Snapshot
+    others: list[str]
+    """What made the rows that are left out, and how many of them."""
+    checkpoint_sha256: str
+    step: float
+    pixels: PixelConfig
+    coder: LatentCoder
+
+    def features_of(self, rgb: np.ndarray) -> np.ndarray:
+        """An image (H,W,3) uint8 on the way that the rows went, to features (1,F)."""
+        symbols = latents_of(self.coder, [rgb], self.step, "cpu")
+        width, zero = self.coder.lattice(self.step)
+        return features(dequantise(symbols, width.float().numpy()[None], np.array([zero])), self.coder)
+
+    def features(self, columns: list[str], problems: list[str]) -> Iterator[tuple[pa.Table, np.ndarray]]:
+        """Rows and their features (N,F), a batch at a time; damaged ones are named in `problems` and left out."""
+        for latents in latent_batches(self.state, columns, problems):
+            yield latents.rows, features(latents.values, self.coder)
+
+    def only(self, column: str, values: list[str]) -> Snapshot:
+        """Those of its images whose `column` is among `values`."""
+        kept = [pc.is_in(t[column], pa.array(values)).to_numpy() for t in self.state.tables([column])]
+        return self.state.chosen(np.concatenate(kept))
+
+    def restricted(self, state: Snapshot) -> "Collection":
+        """Some of its images."""
+        return replace(self, state=state)
+
+    def vectors(self, columns: list[str], problems: list[str]) -> tuple[Whitening, Iterator[tuple[pa.Table, np.ndarray]]]:
+        """The whitening of the collection, and rows with their vectors (N,D)."""
+        batches = self.features(columns, problems)
+        head: list[tuple[pa.Table, np.ndarray]] = []
+        while sum(len(rows) for rows, _ in head) < WHITENED_BY and (batch := next(batches, None)):
+            head.append(batch)
+        whiten = whitening_of(np.concatenate([found for _, found in head] or [np.zeros((1, 1), np.float32)]))
+        return whiten, ((rows, whiten(found)) for rows, found in chain(head, batches))
+
+
+def collection(output: Store) -> Collection:
+    """The images of OUTPUT that the model of its newest row made, with that row's parameters.
+
+    How latents are coded and whether they were decoded moves no symbol, so it makes no difference.
+
+    Raises: ConfigError when there are none; StorageError; CheckpointError.
+    """
+    state = snapshot(output)
+    check_latents(state)
+    names: list[str] = []
+    makers: list[tuple[str, float, str]] = []
+    maker, fences = [], []
+    for table in state.tables(["model_id", "checkpoint_sha256", "step", "parameters", "fence"]):
+        made = table.select(["model_id", "checkpoint_sha256", "step", "parameters"]).to_struct_array().combine_chunks()
+        encoded = made.dictionary_encode()
+        places = []
+        for row in encoded.dictionary.to_pylist():
+            image = json.dumps(json.loads(row["parameters"] or "{}").get("image", {}), sort_keys=True)
+            key = (row["checkpoint_sha256"], row["step"], image)
+            if key not in makers:
+                makers.append(key)
+                names.append(f"{row['model_id']} {row['checkpoint_sha256'][:8]} at step {row['step']:g}")
+            places.append(makers.index(key))
+        maker.append(np.array(places)[encoded.indices.to_numpy()])
+        fences.append(table["fence"].fill_null(0).to_numpy())
+    made_by = np.concatenate(maker)
+    newest = made_by[np.concatenate(fences).argmax()]
+    counts = Counter(made_by[made_by != newest].tolist())
+    sha256, step, image = makers[newest]
+    return Collection(
+        state.chosen(made_by == newest),
+        [f"{count:,} of {names[number]}" for number, count in counts.most_common()],
+        sha256,
+        step,
+        PixelConfig(**json.loads(image)),
+        Coders(output)[sha256],
+    )
+
+
+def nearest(query: np.ndarray, batches: Iterable[tuple[pa.Table, np.ndarray]], k: int) -> pa.Table:
+    """The k rows nearest to a vector (1,D), best first, with their `similarity`; memory is that of a batch."""
+    best: pa.Table | None = None
+    for rows, vectors in batches:
+        alike = similarity(vectors, query)[:, 0]
+        top = np.argsort(-alike, kind="stable")[:k]
+        found = rows.take(pa.array(top)).append_column("similarity", pa.array(alike[top], pa.float32()))
+        both = found if best is None else pa.concat_tables([best, found])
+        best = both.take(pa.array(np.argsort(-both["similarity"].to_numpy(), kind="stable")[:k]))
+    assert best is not None
+    return best
+
+
+def near_pairs(vectors: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All pairs of (N,D) at least as similar as `threshold`: places of both, the first lower, and their similarity."""
+    found = []
+    for start in range(0, len(vectors), BLOCK):
+        alike = similarity(vectors[start : start + BLOCK], vectors[start:])
+        first, second = np.nonzero(alike >= threshold)
+        upper = second > first
+        first, second = first[upper], second[upper]
+        found.append((first + start, second + start, alike[first, second]))
+    first, second, alike = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+    return first, second, alike
+
+
+def groups_of(first: np.ndarray, second: np.ndarray, count: int) -> list[np.ndarray]:
+    """Places, among `count`, that pairs connect, in groups of two and more, largest first."""
+    edges = coo_array((np.ones(len(first), bool), (first, second)), shape=(count, count))
+    _, label = connected_components(edges, directed=False)
+    order = np.argsort(label, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(label[order])) + 1)
+    return sorted((group for group in groups if len(group) > 1), key=len, reverse=True)

@@ -1,0 +1,36 @@
+"""Small pictures of the images of a snapshot, from their latents alone."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.autoencoder import LatentCoder
+from models.resizing import within_side
+from models.tasks.task import to_uint8
+from pipeline.latents import upright_size
+from pipeline.snapshot import Snapshot
+from pipeline.values import latent_batches
+
+SIZE = ["orig_width", "orig_height", "exif_orientation"]
+
+
+def thumbnails(
+    state: Snapshot, coder: LatentCoder, columns: list[str], side: int, problems: list[str]
+) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """Rows and their pictures (H,W,3) uint8 with a long side of `side` at most; damaged latents as in `latent_batches`."""
+    for latents in latent_batches(state, [*columns, *SIZE], problems):
+        for row, values in zip(latents.rows.to_pylist(), latents.values, strict=True):
+            yield row, thumbnail(values, coder, upright_size(row), side)
+
+
+def thumbnail(values: np.ndarray, coder: LatentCoder, size: tuple[int, int], side: int) -> np.ndarray:
+    """The picture of a dequantised latent (C,h,w), of an image of this (H,W)."""
+    with torch.inference_mode():
+        sketch = coder.sketch(torch.from_numpy(values)[None])
+    rgb = to_uint8(sketch.expand(-1, 3, -1, -1))[0]
+    # Without what was padded; a sketch may be smaller than its image.
+    scale = rgb.shape[0] / (values.shape[1] * coder.stride)
+    rgb = rgb[: max(1, round(size[0] * scale)), : max(1, round(size[1] * scale))]
+    return within_side(np.ascontiguousarray(rgb), side)
