@@ -16,6 +16,8 @@ from pipeline.errors import ConfigError
 from pipeline.logs import VARIABLE
 
 log = logging.getLogger("imagemill.run")
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Where Ray tells a submitted job what it was submitted with."""
 
 
 def ensure_token() -> None:
@@ -23,8 +25,8 @@ def ensure_token() -> None:
 
     Ray looks at these variables once, when it is imported: call this before. Later it does nothing.
     """
-    if "ray" in sys.modules:
-        return
+    if "ray" in sys.modules or JOB_CONFIG in os.environ:
+        return  # a submitted job has the cluster's
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     token = Path.home() / ".ray" / "auth_token"
     if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or token.exists():
@@ -42,8 +44,6 @@ def ensure_token() -> None:
 
 ROOT = Path(__file__).parent.parent
 """The repository, or where the packages are installed. What `.rayignore` there lets through is shipped to a cluster."""
-JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Where Ray tells a submitted job what it was submitted with."""
 ANSWER_SECONDS = 60.0
 # glibc hands large blocks back to the kernel and faults them in again for every image: keeping them made the
 # models 2 to 2.5 times faster (measured; see DECISIONS.md). Niceness 15 is Ray's default for workers.

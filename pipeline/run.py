@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from typing import Any
 
@@ -30,7 +31,17 @@ from pipeline.lease import Lease
 from pipeline.logs import RunName
 from pipeline.pixels import LOSSY
 from pipeline.plan import Plan, blocks, make_plan
-from pipeline.pool import PATIENCE_SECONDS, WRITER_CPUS, NoRoom, Pool, node_resources, nodes_with_room, pool_for, watched
+from pipeline.pool import (
+    PATIENCE_SECONDS,
+    WRITER_CPUS,
+    NoRoom,
+    Pool,
+    node_resources,
+    nodes_with_room,
+    pool_for,
+    room_for,
+    watched,
+)
 from pipeline.progress import Shown, peak_rss_mb
 from pipeline.references import keep_references, references_of
 from pipeline.schema import new_run_id, parquet_bytes
@@ -151,6 +162,17 @@ def config_text(job: Resolved) -> str:
     return yaml.safe_dump(job.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def versions() -> dict[str, str]:
+    """Of what makes rows; imagemill itself may be a working directory that Ray unpacked, and installed nowhere."""
+    found = {"python": platform.python_version()}
+    for name in KEPT_VERSIONS:
+        try:
+            found[name] = package_version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
 @contextmanager
 def stage(seconds: dict[str, float], name: str) -> Iterator[None]:
     began = time.monotonic()
@@ -182,7 +204,7 @@ def run(config: RunConfig, run_id: str | None = None) -> dict[str, Any]:
         "output": job.output.url,
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": seconds,
-        "versions": {"python": platform.python_version()} | {name: package_version(name) for name in KEPT_VERSIONS},
+        "versions": versions(),
     }
     with storage_errors(job), Lease(job.output) as lease:
         record["fence"] = lease.fence
@@ -257,11 +279,16 @@ def write_all(job: Resolved, plan: Plan, shown: Shown, part_rows: int, lineage: 
 
     Raises: ConfigError, RunFailed.
     """
-    todo, want = plan.todo, job.config.pool
+    todo, want, lost = plan.todo, job.config.pool, False
     patience = want.wait_s or PATIENCE_SECONDS
     while True:
-        nodes = nodes_with_room() if not want.wait_s else node_resources()
-        pool = pool_for(want, nodes, shrink=len(todo) < len(plan.todo))
+        nodes = node_resources() if want.wait_s else nodes_with_room()
+        try:
+            pool = pool_for(want, nodes, shrink=lost)
+        except ConfigError as e:
+            if lost:
+                raise RunFailed(f"nodes were lost: {e}. {GO_ON}") from None
+            raise
         log.info("%d images; %s", len(todo), pool.on(nodes))
         try:
             with watched(pool, shown.done, patience):
@@ -269,10 +296,10 @@ def write_all(job: Resolved, plan: Plan, shown: Shown, part_rows: int, lineage: 
             return
         except NoRoom as e:
             left = todo.filter(pc.invert(pc.is_in(todo["image_id"], written(job.output, plan))))
-            if len(left) == len(todo):
+            if len(left) == len(todo) and (want.wait_s or not room_for(pool, node_resources())):
                 raise RunFailed(f"{e}. {GO_ON} when there are nodes") from None
             log.warning("nodes were lost: %s. What is left goes on with what there is", e)
-            todo = left
+            todo, lost = left, True
             if not len(todo):
                 return
 
