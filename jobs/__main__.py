@@ -24,7 +24,10 @@ from pipeline.errors import (
     TooManyRejects,
     VerificationError,
 )
+from pipeline.logs import as_json, configure
 from pipeline.storage import STORE_FAILURES, reason
+
+log = logging.getLogger("imagemill")
 
 
 def interrupted(signum: int, frame: Any) -> None:
@@ -64,34 +67,36 @@ def main() -> None:
 
 def command() -> int:
     """Run the command of sys.argv; gives the exit code."""
-    logging.basicConfig(force=True, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    logging.getLogger("imagemill").setLevel(logging.INFO)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupted)
     try:
+        configure(sys.stderr)
         ensure_token()
         code = app(standalone_mode=True)
         return int(code or 0)
     except SystemExit as e:
         return int(e.code or 0) if not isinstance(e.code, str) else 1
     except (ConfigError, TooManyRejects, OutputHeld, StorageError, VerificationError, RunFailed, NightFailed) as e:
-        print(f"imagemill: {e}", file=sys.stderr)
-        return e.exit_code
+        return said(str(e), e.exit_code)
     except STORE_FAILURES as e:
-        print(f"imagemill: {reason(e)}", file=sys.stderr)
-        return StorageError.exit_code
+        return said(reason(e), StorageError.exit_code)
     except CheckpointError as e:
-        print(f"imagemill: {e}", file=sys.stderr)
-        return ConfigError.exit_code
+        return said(str(e), ConfigError.exit_code)
     except Deadline:
-        print(
-            "imagemill: stopped at the deadline; what was committed stays, the next night goes on from there",
-            file=sys.stderr,
-        )
-        return Deadline.exit_code
+        words = "stopped at the deadline; what was committed stays, the next night goes on from there"
+        return said(words, Deadline.exit_code)
     except Interrupted:
-        print("imagemill: interrupted; what was committed stays, the same command goes on from there", file=sys.stderr)
-        return Interrupted.exit_code
+        words = "interrupted; what was committed stays, the same command goes on from there"
+        return said(words, Interrupted.exit_code)
+
+
+def said(words: str, code: int) -> int:
+    """Say in one line how the command ended; gives the code back."""
+    if as_json():
+        log.error("%s", words, extra={"exit_code": code})
+    else:
+        print(f"imagemill: {words}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from pipeline.storage import Store
 LAST_RUNS = 100
 
 
-def run_and_show(config: RunConfig) -> dict[str, Any]:
+def run_and_show(config: RunConfig, run_id: str | None = None) -> dict[str, Any]:
     """Run, print the table of what happened, and give the content of run.json."""
-    record = run(config)
+    record = run(config, run_id)
     show_record(record)
     return record
 

@@ -1,11 +1,14 @@
 """The commands of `imagemill`: arguments to configs, and on to the job that does the work."""
 
+import os
+import sys
 from typing import Annotated, Any
 
 import typer
 
 from pipeline.config import RunConfig, read_yaml, set_value, validate
 from pipeline.errors import ConfigError
+from pipeline.logs import VARIABLE, configure
 from pipeline.storage import StorageConfig, Store
 
 app = typer.Typer(
@@ -16,6 +19,18 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 2 bad configuration, 3 more rejects than allowed, 4 another writer holds OUTPUT, "
     "5 storage, 6 verification failed, 7 stopped at the deadline.",
 )
+
+
+@app.callback()
+def begin(
+    log_format: Annotated[
+        str | None, typer.Option("--log-format", help="text, or json: an object a line", envvar=VARIABLE)
+    ] = None,
+) -> None:
+    if log_format:
+        os.environ[VARIABLE] = log_format
+        configure(sys.stderr)
+
 
 Config = Annotated[str | None, typer.Option("-c", "--config", help="YAML of the run", metavar="JOB.yaml")]
 Storage = Annotated[str | None, typer.Option("-c", "--config", help="YAML with a storage block", metavar="JOB.yaml")]
@@ -59,10 +74,10 @@ def store(url: str, config: str | None) -> Store:
     return Store(url, validate(StorageConfig, values or {}, config or url))
 
 
-def batch(config: RunConfig) -> None:
+def batch(config: RunConfig, run_id: str | None = None) -> None:
     from jobs.batch import run_and_show
 
-    run_and_show(config)
+    run_and_show(config, run_id)
 
 
 @app.command()
@@ -74,14 +89,42 @@ def run(
     retry: Retry = None,
     reconstruct: Reconstruct = None,
     address: Address = None,
+    run_id: Annotated[str | None, typer.Option("--run-id", help="what the run is called; a new name when absent")] = None,
     set_: Set = None,
 ) -> None:
     """Run a job: list INPUT, subtract what OUTPUT already holds, do the rest."""
-    batch(
-        effective(
-            config, set_, input=input, output=output, limit=limit, retry=retry, reconstruct=reconstruct, address=address
-        )
-    )
+    flags = {"input": input, "output": output, "limit": limit, "retry": retry, "reconstruct": reconstruct}
+    batch(effective(config, set_, **flags, address=address), run_id)
+
+
+@app.command()
+def submit(
+    config: Config = None,
+    input: Input = None,
+    output: Output = None,
+    limit: Limit = None,
+    retry: Retry = None,
+    reconstruct: Reconstruct = None,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", help="the cluster's dashboard; RAY_API_SERVER_ADDRESS, RAY_ADDRESS", metavar="URL"),
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="send the token over plain http to another host")] = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="follow the job to its end")] = True,
+    resume: Annotated[
+        str | None, typer.Option("--resume", help="follow a job that was submitted before", metavar="ID")
+    ] = None,
+    set_: Set = None,
+) -> None:
+    """Run a job on a Ray cluster, follow it, and end with its exit code."""
+    from jobs.submit import follow_to_end, submit_and_follow
+
+    if resume:
+        code = follow_to_end(address, insecure, resume)
+    else:
+        flags = {"input": input, "output": output, "limit": limit, "retry": retry, "reconstruct": reconstruct}
+        code = submit_and_follow(effective(config, set_, **flags), address, insecure, wait)
+    raise typer.Exit(code)
 
 
 @app.command()

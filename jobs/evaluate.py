@@ -1,9 +1,7 @@
 """How good a model is, measured through the product itself on a folder of clean images: table, JSON, picture, card."""
 
 import json
-import platform
 import time
-from importlib.metadata import version as package_version
 from typing import Any
 
 from rich.table import Table
@@ -16,7 +14,7 @@ from models import checkpoint as checkpoints
 from pipeline.cluster import connected
 from pipeline.config import validate
 from pipeline.errors import ConfigError
-from pipeline.run import KEPT_VERSIONS
+from pipeline.run import versions
 from pipeline.storage import StorageConfig, Store
 
 
@@ -85,7 +83,7 @@ def record_of(config: EvaluateConfig, evaluation: Evaluation) -> dict[str, Any]:
         "config": config.model_dump(mode="json"),
         "checkpoints": [{"name": card.name, "sha256": card.sha256} for card in cards],
         "date": time.strftime("%Y-%m-%d"),
-        "versions": {"python": platform.python_version()} | {name: package_version(name) for name in KEPT_VERSIONS},
+        "versions": versions(),
         "headlines": {measured.checkpoint: measured.headline for measured in evaluation.measured},
         "tables": evaluation.tables | evaluation.details,
         "notes": evaluation.notes,

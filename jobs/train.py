@@ -31,7 +31,7 @@ from pipeline.cluster import connected
 from pipeline.config import validate
 from pipeline.errors import ConfigError, RunFailed, StorageError
 from pipeline.lease import Lease
-from pipeline.run import node_resources
+from pipeline.pool import node_resources
 from pipeline.storage import STORE_FAILURES, Store, reason
 
 log = logging.getLogger("imagemill.train")

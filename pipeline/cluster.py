@@ -1,5 +1,6 @@
 """A Ray to run on: one of our own in this process, or a cluster that exists."""
 
+import json
 import logging
 import os
 import secrets
@@ -12,6 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
+from pipeline.logs import VARIABLE
+
+log = logging.getLogger("imagemill.run")
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Where Ray tells a submitted job what it was submitted with."""
 
 
 def ensure_token() -> None:
@@ -19,8 +25,8 @@ def ensure_token() -> None:
 
     Ray looks at these variables once, when it is imported: call this before. Later it does nothing.
     """
-    if "ray" in sys.modules:
-        return
+    if "ray" in sys.modules or JOB_CONFIG in os.environ:
+        return  # a submitted job has the cluster's
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     token = Path.home() / ".ray" / "auth_token"
     if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or token.exists():
@@ -37,6 +43,8 @@ def ensure_token() -> None:
 
 
 ROOT = Path(__file__).parent.parent
+"""The repository, or where the packages are installed. What `.rayignore` there lets through is shipped to a cluster."""
+ANSWER_SECONDS = 60.0
 # glibc hands large blocks back to the kernel and faults them in again for every image: keeping them made the
 # models 2 to 2.5 times faster (measured; see DECISIONS.md). Niceness 15 is Ray's default for workers.
 WORKER_ENV = {
@@ -46,6 +54,19 @@ WORKER_ENV = {
     "RAY_worker_niceness": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
+
+
+def runtime_env() -> dict[str, Any]:
+    """What processes on a cluster get from here: the environment of our workers, and a checkout as working directory.
+
+    An installed imagemill is expected to be installed on the nodes as well. In a submitted job the job has said it already,
+    and Ray refuses whatever is said twice.
+    """
+    submitted = json.loads(os.environ.get(JOB_CONFIG, "{}"))
+    said = (submitted.get("runtime_env") or {}).get("env_vars") or {}
+    ours = WORKER_ENV | ({VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {})
+    environment: dict[str, Any] = {"env_vars": {k: v for k, v in ours.items() if k not in said}}
+    return environment | ({"working_dir": str(ROOT)} if not submitted and (ROOT / ".rayignore").exists() else {})
 
 
 @contextmanager
@@ -65,12 +86,7 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
         os.environ.setdefault(key, value)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
-        # An existing cluster has no installation of ours: it gets the packages as its working directory.
-        excludes = ["/.git", "/.venv", "/tests", "/docs", "/demo", ".pytest_cache"]
-        options |= {
-            "address": address,
-            "runtime_env": {"working_dir": str(ROOT), "excludes": excludes, "env_vars": WORKER_ENV},
-        }
+        options |= {"address": address, "runtime_env": runtime_env()}
     else:
         options |= {"address": "local", "include_dashboard": False, "num_cpus": num_cpus}
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -85,3 +101,26 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
         yield
     finally:
         ray.shutdown()
+
+
+def unseen(paths: list[str]) -> Iterator[tuple[str, str]]:
+    """(node, path) for what a working node of the cluster does not find on its disks."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    missing = ray.remote(num_cpus=0, max_retries=0)(lambda: [path for path in paths if not os.path.exists(path)])
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    if not paths or len(alive) < 2:
+        return
+    asked = {
+        missing.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node
+        for node in alive
+        if node["Resources"].keys() & {"CPU", "GPU"}
+    }
+    for answer, node in asked.items():
+        try:
+            found = ray.get(answer, timeout=ANSWER_SECONDS)
+        except (ray.exceptions.RayError, TimeoutError) as e:
+            log.warning("node %s was not asked what it sees: %s", node["NodeManagerAddress"], type(e).__name__)
+            continue
+        yield from ((node["NodeManagerAddress"], path) for path in found)

@@ -27,6 +27,10 @@ class PoolConfig(Strict):
         None, pattern="^(float32|bfloat16)$", description="bfloat16 where the hardware has it (compress: always float32)"
     )
     threads: int | None = Field(None, ge=1, description="fetch and decode threads in an actor")
+    gpu: bool | None = Field(None, description="whether each actor takes a GPU; absent: if a node has one")
+    wait_s: float = Field(
+        0, ge=0, description="seconds to wait for nodes that an autoscaler brings; 0: all actors find room at the start"
+    )
 
 
 class RunConfig(Strict):

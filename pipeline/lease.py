@@ -55,6 +55,11 @@ class Lease:
     def _path(self, fence: int, kind: str = "json") -> str:
         return f"{FOLDER}/{fence:08d}.{kind}"
 
+    @property
+    def claim(self) -> str:
+        """The path of what says that this holder has OUTPUT."""
+        return self._path(self.fence)
+
     def newest(self) -> int:
         """The highest fence that was ever claimed, 0 without any."""
         return max((int(Path(e.path).name[:8]) for e in self.output.entries(FOLDER) if e.path.endswith(".json")), default=0)

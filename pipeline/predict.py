@@ -1,6 +1,7 @@
 """The actor: references in, rows out. Threads fetch and decode; batches of one padded size; threads encode and put."""
 
 import hashlib
+import logging
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,7 @@ from models.precision import Precision, bf16_hardware
 from models.tasks import TASKS
 from models.tasks.task import Output, Params, Sample, SampleError, padded_size
 from pipeline.errors import StorageError
+from pipeline.logs import configure_actor
 from pipeline.names import decoded_name, output_name
 from pipeline.pixels import ImageError, Picture, PixelConfig, decode, encode, encode_rgb, output_format, pixels_of
 from pipeline.progress import Tally
@@ -31,6 +33,7 @@ from pipeline.sources.source import UNREADABLE_SHARD
 from pipeline.storage import Store, reason, takes_nothing
 from pipeline.suspects import Suspects
 
+log = logging.getLogger("imagemill.predict")
 # Decoded pixels that wait for a batch of their size, before the largest group is run as it is.
 HELD_PIXELS = 64_000_000
 MODEL_PIXELS = {"cpu": 2_000_000, "cuda": 64_000_000}
@@ -137,7 +140,8 @@ class Predictor:
         self.model = self.task.prepare(model, self.params, references, device)
         self.threads = ThreadPoolExecutor(job.threads, thread_name_prefix="image")
         self.reading = Reading(job.source, job.threads)
-        self.tally = Tally(job.lineage["run_id"])
+        self.tally = Tally(job.task, job.lineage["run_id"])
+        configure_actor(job.lineage["run_id"])
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """All rows of a block at once, in its order: a block that Ray begins again must give the same, or rows are lost."""
@@ -309,8 +313,10 @@ class Predictor:
             item.error = Rejected("encode", type(e).__name__, reason(e), isinstance(e, MemoryError)).row
         finally:
             item.picture = None
-        item.row = base | (item.error or {}) | {"attempts": item.reference["attempts"] + 1}
-        self.tally.add(rejected=1)
+        error = item.error or {}
+        item.row = base | error | {"attempts": item.reference["attempts"] + 1}
+        self.tally.add(rejected=1, **{f"rejected:{error['stage']}:{error['error_class']}": 1})
+        log.warning("%s: %s", base["source_uri"], error["error"], extra={"image_id": base["image_id"], **error})
         return item
 
     def _result(self, item: Item, output: Output) -> dict[str, Any]:

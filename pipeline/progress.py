@@ -17,6 +17,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from pipeline.metrics import ActorMetrics, waiting_gauge
+
 log = logging.getLogger("imagemill.run")
 NAMESPACE = b"imagemill"
 LOG_SECONDS = 15.0
@@ -45,11 +47,13 @@ def published(prefix: str) -> list[dict[str, Any]]:
 
 
 class Tally:
-    """Counts and seconds of one actor, published about once a second."""
+    """Counts and seconds of one actor, published about once a second: to the driver, and as metrics."""
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(self, task: str, run_id: str) -> None:
         self._key = f"{run_id}/{secrets.token_hex(8)}"
         self._counts: Counter[str] = Counter()
+        self._shown: Counter[str] = Counter()
+        self._metrics = ActorMetrics(task, run_id)
         self._lock = threading.Lock()
         self._published = 0.0
 
@@ -68,12 +72,16 @@ class Tally:
         try:
             yield
         finally:
-            self.add(**{f"{stage}_s": time.perf_counter() - began})
+            seconds = time.perf_counter() - began
+            self._metrics.observe(stage, seconds)
+            self.add(**{f"{stage}_s": seconds})
 
     def flush(self) -> None:
         with self._lock:
             self._counts["rss_mb"] = peak_rss_mb()
             counts = dict(self._counts)
+            self._metrics.add({name: count - self._shown[name] for name, count in counts.items()})
+            self._shown = Counter(counts)
         publish(self._key, counts)
 
 
@@ -97,10 +105,11 @@ def clock(seconds: float) -> str:
 
 
 class Shown:
-    """`with Shown(run_id, planned):` shows the progress: a bar on a terminal, log lines elsewhere."""
+    """`with Shown(task, run_id, planned):` shows the progress: a bar on a terminal, log lines elsewhere, and a gauge."""
 
-    def __init__(self, run_id: str, planned: int) -> None:
+    def __init__(self, task: str, run_id: str, planned: int) -> None:
         self.run_id, self.planned = run_id, planned
+        self._waiting = waiting_gauge(task, run_id)
         self.counts: Counter[str] = Counter()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="progress")
@@ -108,9 +117,12 @@ class Shown:
         self.first_image_s = 0.0
         """Seconds until the first image was done."""
 
+    def done(self) -> int:
+        return int(self.counts["ok"] + self.counts["rejected"])
+
     def rate(self) -> float:
         """Images a second since the first one was done."""
-        done = int(self.counts["ok"] + self.counts["rejected"])
+        done = self.done()
         if not done:
             return 0.0
         elapsed = time.monotonic() - self._began
@@ -134,14 +146,16 @@ class Shown:
             while True:
                 stopped = self._stop.wait(POLL_SECONDS)
                 self.counts = total(self.run_id)
-                done, rejected = int(self.counts["ok"] + self.counts["rejected"]), int(self.counts["rejected"])
+                done, rejected = self.done(), int(self.counts["rejected"])
                 rate = self.rate()
+                self._waiting.set(max(0, self.planned - done))
                 left = clock((self.planned - done) / rate) if rate else "?"
                 note = f"{rate:.1f} images/s, {rejected} rejected, {left} left"
                 bar.update(shown, completed=min(done, self.planned), note=note)
                 if not terminal and (stopped or time.monotonic() - last_log > LOG_SECONDS):
                     last_log = time.monotonic()
-                    log.info("%d / %d images, %s", min(done, self.planned), self.planned, note)
+                    counts = {"done": min(done, self.planned), "planned": self.planned, "rejected": rejected}
+                    log.info("%d / %d images, %s", counts["done"], self.planned, note, extra=counts)
                 if stopped:
                     return
 

@@ -4,17 +4,18 @@ import hashlib
 import json
 import logging
 import platform
-import secrets
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 from pydantic import ValidationError
 
@@ -22,26 +23,36 @@ from models import checkpoint as checkpoints
 from models.tasks import TASKS
 from models.tasks.task import Params, Task
 from pipeline.account import Account, account
-from pipeline.cluster import connected
+from pipeline.cluster import connected, unseen
 from pipeline.committed import SUPERSEDED, part_paths, read_parts
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, Deadline, Interrupted, OutputHeld, RunFailed, StorageError, TooManyRejects
 from pipeline.lease import Lease
+from pipeline.logs import RunName
 from pipeline.pixels import LOSSY
 from pipeline.plan import Plan, blocks, make_plan
+from pipeline.pool import (
+    PATIENCE_SECONDS,
+    WRITER_CPUS,
+    NoRoom,
+    Pool,
+    node_resources,
+    nodes_with_room,
+    pool_for,
+    room_for,
+    watched,
+)
 from pipeline.progress import Shown, peak_rss_mb
 from pipeline.references import keep_references, references_of
 from pipeline.report import leave_report
-from pipeline.schema import parquet_bytes
+from pipeline.schema import new_run_id, parquet_bytes
 from pipeline.sources import Input, input_of, listing
 from pipeline.storage import STORE_FAILURES, Store, reason
 
 log = logging.getLogger("imagemill.run")
-# Actors take three quarters of a CPU each; the rest is for the tasks that write parts. Actors that take all of it
-# leave nothing to the writers and Ray Data waits for ever, without a word (ray#44687).
-ACTOR_CPUS, WRITER_CPUS = 0.75, 0.25
 BYTES_PER_PART = 64_000_000
 LINEAGE_KEYS = ("task", "model_id", "checkpoint_sha256", "config_sha256", "parameters", "run_id", "fence")
+GO_ON = "What was committed stays; run the same command again"
 KEPT_VERSIONS = ("imagemill", "ray", "torch", "pyarrow", "pillow", "numpy", "s3fs")
 
 
@@ -68,17 +79,6 @@ class Resolved:
             values["image"] = asked
         # What is in a file counts, not where it lies.
         return values | ({key: [sha256 for sha256, _ in self.references]} if (key := self.task.reference_param) else {})
-
-
-@dataclass(frozen=True)
-class Pool:
-    """The actors of a run."""
-
-    actors: int
-    num_cpus: float
-    num_gpus: int
-    threads: int
-    batch_size: int
 
 
 def resolve(config: RunConfig) -> Resolved:
@@ -158,35 +158,20 @@ def plan_of(job: Resolved, keep: bool = False) -> Plan:
         )
 
 
-def pool_for(config: RunConfig, nodes: list[tuple[float, float]]) -> Pool:
-    """The actors that suit a cluster of nodes with (CPUs, GPUs).
-
-    Raises: ConfigError when they cannot all run beside a writer.
-    """
-    want, gpus = config.pool, int(sum(gpu for _, gpu in nodes))
-    if gpus:
-        # An actor lives on one node: it takes what the poorest GPU node can give each of its GPUs, less what a writer takes.
-        share = min((cpu - 2 * WRITER_CPUS) / gpu for cpu, gpu in nodes if gpu)
-        num_cpus = share if share < 1 else float(int(share))
-        pool = Pool(want.actors or gpus, num_cpus, 1, want.threads or max(2, int(num_cpus)), want.batch_size or 32)
-        room = gpus if num_cpus > 0 else 0
-    else:
-        # Two writers' share is kept free on the whole, and each actor finds its CPU on one node.
-        room = sum(int(cpu / ACTOR_CPUS) if cpu >= 2 else int(cpu) for cpu, _ in nodes)
-        room = min(room, int((sum(cpu for cpu, _ in nodes) - WRITER_CPUS) / ACTOR_CPUS))
-        default = max(1, int(sum(int(cpu) for cpu, _ in nodes)))
-        pool = Pool(want.actors or default, ACTOR_CPUS, 0, want.threads or 2, want.batch_size or 8)
-    if pool.actors > room:
-        raise ConfigError(
-            f"pool.actors = {pool.actors}: there is room for {room} beside a writer; each takes {pool.num_cpus:g} CPUs"
-            f"{' and a GPU' if gpus else ''} of the nodes' (CPUs, GPUs) {nodes}"
-        )
-    return pool
-
-
 def config_text(job: Resolved) -> str:
     """The effective config of a run as YAML; secrets have no place in it."""
     return yaml.safe_dump(job.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def versions() -> dict[str, str]:
+    """Of what makes rows; imagemill itself may be a working directory that Ray unpacked, and installed nowhere."""
+    found = {"python": platform.python_version()}
+    for name in KEPT_VERSIONS:
+        try:
+            found[name] = package_version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 @contextmanager
@@ -198,10 +183,12 @@ def stage(seconds: dict[str, float], name: str) -> Iterator[None]:
         seconds[name] = round(time.monotonic() - began, 3)
 
 
-def run(config: RunConfig, record: dict[str, Any] | None = None) -> dict[str, Any]:
+def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | None = None) -> dict[str, Any]:
     """Do what is to do, and leave run.json and report.html; gives the content of the first, and the path of the second.
 
-    Args: record: what is filled in, for who wants to know how far a run came that failed.
+    Args:
+        record: what is filled in, for who wants to know how far a run came that failed.
+        run_id: what the run is called; a new name when absent.
 
     Raises: ConfigError, CheckpointError, StorageError before Ray starts; OutputHeld; TooManyRejects and VerificationError
     at the end, when all rows are committed.
@@ -209,7 +196,7 @@ def run(config: RunConfig, record: dict[str, Any] | None = None) -> dict[str, An
     job = resolve(config)
     check_ends(job)
     seconds: dict[str, float] = {}
-    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    RunName.run_id = run_id = run_id or new_run_id()
     text = config_text(job)
     record = {} if record is None else record
     record |= {
@@ -223,7 +210,7 @@ def run(config: RunConfig, record: dict[str, Any] | None = None) -> dict[str, An
         "output": job.output.url,
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": seconds,
-        "versions": {"python": platform.python_version()} | {name: package_version(name) for name in KEPT_VERSIONS},
+        "versions": versions(),
     }
     with storage_errors(job), Lease(job.output) as lease:
         record["fence"] = lease.fence
@@ -278,14 +265,12 @@ def execute(job: Resolved, plan: Plan, lease: Lease, record: dict[str, Any], sec
     began = time.monotonic()
     with connected(job.config.address):
         seconds["start"] = round(time.monotonic() - began, 3)
-        pool = pool_for(job.config, node_resources())
+        check_seen(job, plan, lease)
         part_rows = min(job.config.rows_per_part, max(1, BYTES_PER_PART * len(plan.todo) // max(1, plan.bytes_todo)))
-        record["pool"] = asdict(pool)
-        log.info("%d images, %d actors", len(plan.todo), pool.actors)
-        shown = Shown(record["run_id"], len(plan.todo))
+        shown = Shown(job.task.name, record["run_id"], len(plan.todo))
         try:
             with stage(seconds, "run"), shown:
-                write(job, plan, pool, part_rows, {k: record[k] for k in LINEAGE_KEYS})
+                write_all(job, plan, shown, part_rows, record)
         finally:
             counts = shown.counts
             seconds["first_image"] = round(shown.first_image_s, 3)
@@ -298,15 +283,58 @@ def execute(job: Resolved, plan: Plan, lease: Lease, record: dict[str, Any], sec
         raise OutputHeld(f"{job.output.url}: another run took it while this one was not heard of")
 
 
-def node_resources() -> list[tuple[float, float]]:
-    """(CPUs, GPUs) of each node that is alive."""
-    import ray
+def write_all(job: Resolved, plan: Plan, shown: Shown, part_rows: int, record: dict[str, Any]) -> None:
+    """Write what is to do with a pool that suits the cluster, and when it lost nodes, the rest with one that suits it then.
 
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive]
+    Raises: ConfigError, RunFailed.
+    """
+    todo, want, lost = plan.todo, job.config.pool, False
+    patience = want.wait_s or PATIENCE_SECONDS
+    while True:
+        nodes = node_resources() if want.wait_s else nodes_with_room()
+        try:
+            pool = pool_for(want, nodes, shrink=lost)
+        except ConfigError as e:
+            if lost:
+                raise RunFailed(f"nodes were lost: {e}. {GO_ON}") from None
+            raise
+        record["pool"] = asdict(pool)
+        log.info("%d images; %s", len(todo), pool.on(nodes))
+        try:
+            with watched(pool, shown.done, patience):
+                write(job, todo, pool, part_rows, {key: record[key] for key in LINEAGE_KEYS})
+            return
+        except NoRoom as e:
+            left = todo.filter(pc.invert(pc.is_in(todo["image_id"], written(job.output, plan))))
+            if len(left) == len(todo) and (want.wait_s or not room_for(pool, node_resources())):
+                raise RunFailed(f"{e}. {GO_ON} when there are nodes") from None
+            log.warning("nodes were lost: %s. What is left goes on with what there is", e)
+            todo, lost = left, True
+            if not len(todo):
+                return
 
 
-def write(job: Resolved, plan: Plan, pool: Pool, part_rows: int, lineage: dict[str, Any]) -> None:
+def written(output: Store, plan: Plan) -> pa.ChunkedArray:
+    """The images whose rows were committed since the plan was made."""
+    paths = [part_paths(output, folder) for folder in ("results", "rejects")]
+    return read_parts(output, [p for some in paths for p in some if p not in plan.parts], ["image_id"])["image_id"]
+
+
+def check_seen(job: Resolved, plan: Plan, lease: Lease) -> None:
+    """Raises: ConfigError when a node does not see an INPUT or OUTPUT on a disk."""
+    first, source, wanted = plan.todo.slice(0, 1).to_pylist()[0], job.source.store, {}
+    if job.output.local:
+        wanted[job.output.full(lease.claim)] = f"output {job.output.url}"
+    if source.local and first["base"] is None:
+        wanted[source.full(first["path"])] = f"input {job.source.url}"
+    for node, path in unseen(list(wanted)):
+        raise ConfigError(
+            f"{wanted[path]} is on a disk that the node {node} does not see ({path} is not there): on a cluster INPUT and "
+            "OUTPUT are s3:// or on a disk that every node mounts"
+        )
+
+
+def write(job: Resolved, todo: pa.Table, pool: Pool, part_rows: int, lineage: dict[str, Any]) -> None:
     """references → actors → parts, on the Ray that is connected."""
     import ray.data
     from ray.exceptions import RayError
@@ -338,12 +366,12 @@ def write(job: Resolved, plan: Plan, pool: Pool, part_rows: int, lineage: dict[s
         threads=pool.threads,
         dtype=config.pool.dtype,
     )
-    block_rows = min(part_rows, max(1, len(plan.todo) // (4 * pool.actors)))
+    block_rows = min(part_rows, max(1, len(todo) // (4 * pool.actors)))
     with warnings.catch_warnings():
         # 2.60 has no named argument for the two limits yet, and warns of the way there is. Actors may restart for ever, but
         # a block that kills them finds out by which image.
         warnings.simplefilter("ignore", ray.data.dataset.RayDeprecationWarning)
-        dataset = ray.data.from_arrow(blocks(plan.todo, block_rows)).map_batches(
+        dataset = ray.data.from_arrow(blocks(todo, block_rows)).map_batches(
             Predictor,
             fn_constructor_args=[work],
             batch_format="pyarrow",
@@ -367,12 +395,11 @@ def translate(error: BaseException, job: Resolved) -> Exception:
     """What a person can do about an error that Ray brings back: its innermost cause."""
     while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
         error = cause
-    go_on = "What was committed stays; run the same command again"
     said = (str(error).splitlines() or [""])[0]  # Ray adds lines of its own to what an actor raises
     if isinstance(error, OutputHeld):
         return OutputHeld(said)
     if isinstance(error, StorageError):
-        return StorageError(f"{said}. {go_on}")
+        return StorageError(f"{said}. {GO_ON}")
     if isinstance(error, STORE_FAILURES):
-        return StorageError(f"{job.output.url}: {reason(error)}. {go_on}")
-    return RunFailed(f"Ray: {reason(error)}. {go_on}")
+        return StorageError(f"{job.output.url}: {reason(error)}. {GO_ON}")
+    return RunFailed(f"Ray: {reason(error)}. {GO_ON}")

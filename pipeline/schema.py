@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import secrets
 import zlib
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -74,6 +76,11 @@ REFERENCE = pa.schema(
     ]
 )
 """What travels to an actor for each image to do."""
+
+
+def new_run_id() -> str:
+    """A name for a run; names sort as runs began."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
 
 
 def result_schema(columns: dict[str, Any], stores_latent: bool) -> pa.Schema:

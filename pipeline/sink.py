@@ -1,6 +1,7 @@
 """The commit: rows of a few blocks become one Parquet part, which appears at once or not at all."""
 
 from collections.abc import Iterable
+from socket import gethostname
 from typing import Any
 
 import pyarrow as pa
@@ -8,7 +9,7 @@ import pyarrow.compute as pc
 from ray.data.block import BlockAccessor
 from ray.data.datasource.datasink import Datasink
 
-from pipeline.errors import OutputHeld
+from pipeline.errors import OutputHeld, StorageError
 from pipeline.lease import Lease
 from pipeline.schema import parquet_bytes, part_name, reject_schema, result_schema
 from pipeline.storage import Store
@@ -47,8 +48,12 @@ class PartSink(Datasink[int]):
             return 0
         table = pa.concat_tables(tables, promote_options="default")
         # A writer that outlived its driver must not commit behind the back of the next holder.
-        if Lease(self.output).newest() > self.fence:
+        newest = Lease(self.output).newest()
+        if newest > self.fence:
             raise OutputHeld(f"{self.output.url}: another run took it")
+        if newest < self.fence:
+            where = f"the node {gethostname()} does not see it"
+            raise StorageError(f"{self.output.url}: {where}: a cluster writes to s3:// or to a disk that all nodes mount")
         rejected = pc.is_valid(table["stage"])
         for folder, part in (("rejects", table.filter(rejected)), ("results", table.filter(pc.invert(rejected)))):
             if len(part):

@@ -14,7 +14,7 @@ from models import checkpoint as checkpoints
 from pipeline.account import verify
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, StorageError, TooManyRejects, VerificationError
-from pipeline.run import plan_of, pool_for, resolve, run
+from pipeline.run import plan_of, resolve, run
 from pipeline.storage import Store
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -240,19 +240,6 @@ def test_an_output_that_cannot_be_written(tmp_path, crops):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="file"):
         run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "file" / "out")))
-
-
-def test_a_pool_that_cannot_run_is_refused():
-    config = RunConfig(task="denoise", pool={"actors": 4})
-    with pytest.raises(ConfigError, match=r"pool\.actors = 4"):
-        pool_for(config, [(2, 0)])
-    assert pool_for(RunConfig(task="denoise"), [(2, 0)]).actors == 2
-    assert pool_for(RunConfig(task="denoise"), [(1, 0)]).actors == 1
-    assert pool_for(RunConfig(task="denoise"), [(0, 0), (2, 0), (2, 0)]).actors == 4
-    on_gpu = pool_for(RunConfig(task="denoise"), [(8, 1), (64, 0)])
-    assert (on_gpu.actors, on_gpu.num_gpus) == (1, 1)
-    assert on_gpu.num_cpus < 8
-    assert pool_for(RunConfig(task="denoise"), [(4, 4)]).actors == 4
 
 
 def test_a_file_that_goes_away_after_the_listing_is_tried_again(tmp_path, crops):

@@ -1,0 +1,55 @@
+"""What Prometheus reads of a run, by Ray's metrics ports: `ray_` is put before these names."""
+
+from collections.abc import Mapping
+from typing import Any
+
+TAGS = ("task", "run")
+COUNTERS = {
+    "imagemill_images": (
+        "images that are done, by outcome (ok, rejected), stage and error class",
+        ("outcome", "stage", "reason"),
+    ),
+    "imagemill_bytes": ("bytes of encoded images read (in) and of what was made of them (out)", ("direction",)),
+}
+STAGE_SECONDS = "imagemill_stage_seconds"
+WAITING = "imagemill_images_waiting"
+BOUNDARIES_S = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100]
+
+
+class ActorMetrics:
+    """Of one actor: counters are raised about once a second, each stage of each image is observed."""
+
+    def __init__(self, task: str, run_id: str) -> None:
+        from ray.util.metrics import Counter, Histogram
+
+        tags = {"task": task, "run": run_id}
+        self._counters = {
+            name: Counter(name, text, tag_keys=(*TAGS, *keys)).set_default_tags(tags)
+            for name, (text, keys) in COUNTERS.items()
+        }
+        text = "seconds of one image in a stage; of a batch in the stage model"
+        self._stages = Histogram(STAGE_SECONDS, text, BOUNDARIES_S, (*TAGS, "stage")).set_default_tags(tags)
+
+    def observe(self, stage: str, seconds: float) -> None:
+        self._stages.observe(seconds, {"stage": stage})
+
+    def add(self, counts: Mapping[str, float]) -> None:
+        """What was counted since the last time, by the names that a tally has for it."""
+        for name, count in counts.items():
+            if count <= 0:
+                continue
+            kind, _, rest = name.partition(":")
+            if name == "ok":
+                self._counters["imagemill_images"].inc(count, {"outcome": "ok", "stage": "", "reason": ""})
+            elif kind == "rejected" and rest:
+                stage, _, reason = rest.partition(":")
+                self._counters["imagemill_images"].inc(count, {"outcome": "rejected", "stage": stage, "reason": reason})
+            elif name in ("bytes_in", "bytes_out"):
+                self._counters["imagemill_bytes"].inc(count, {"direction": name.removeprefix("bytes_")})
+
+
+def waiting_gauge(task: str, run_id: str) -> Any:
+    """The gauge of images that a run has yet to do, set by its driver."""
+    from ray.util.metrics import Gauge
+
+    return Gauge(WAITING, "images of a run that are not done yet", TAGS).set_default_tags({"task": task, "run": run_id})

@@ -1,0 +1,139 @@
+"""The actors of a run: how many a cluster has room for, and whether it still has."""
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline.config import PoolConfig
+from pipeline.errors import ConfigError
+
+log = logging.getLogger("imagemill.run")
+# Actors take three quarters of a CPU each; the rest is for the tasks that write parts. Actors that take all of it
+# leave nothing to the writers and Ray Data waits for ever, without a word (ray#44687).
+ACTOR_CPUS, WRITER_CPUS = 0.75, 0.25
+PATIENCE_SECONDS = 60.0
+"""How long a run waits for an image, or for a first node, where actors have no place."""
+WATCH_SECONDS = 2.0
+Nodes = list[tuple[float, float]]
+"""(CPUs, GPUs) of each node."""
+
+
+class NoRoom(Exception):
+    """The cluster no longer has room for the actors, and nothing goes on."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The actors of a run."""
+
+    actors: int
+    num_cpus: float
+    num_gpus: int
+    threads: int
+    batch_size: int
+
+    def on(self, nodes: Nodes) -> str:
+        """What a run uses, in words."""
+        gpus = " and a GPU" if self.num_gpus else ""
+        able = [node for node in nodes if any(node)]
+        has = f"{sum(cpu for cpu, _ in able):g} CPUs and {sum(gpu for _, gpu in able):g} GPUs on {len(able)} nodes"
+        return f"{self.actors} actors of {self.num_cpus:g} CPUs{gpus} each; there are {has}"
+
+
+def room_for(pool: Pool, nodes: Nodes) -> int:
+    """How many actors like these can run beside a writer; each finds its CPUs on one node."""
+    cpus = pool.num_cpus
+    if pool.num_gpus:
+        return sum(min(int(gpu), int((cpu - WRITER_CPUS) / cpus)) for cpu, gpu in nodes if gpu) if cpus > 0 else 0
+    # Two writers' share is kept free on the whole.
+    room = sum(int(cpu / cpus) if cpu >= 2 else int(cpu) for cpu, _ in nodes)
+    return max(0, min(room, int((sum(cpu for cpu, _ in nodes) - WRITER_CPUS) / cpus)))
+
+
+def pool_for(want: PoolConfig, nodes: Nodes, shrink: bool = False) -> Pool:
+    """The actors that suit a cluster; with `shrink` no more of those that are wanted than it has room for.
+
+    Raises: ConfigError when they cannot all run beside a writer, unless `want.wait_s` says that nodes are yet to come.
+    """
+    with_gpus = [(cpu, gpu) for cpu, gpu in nodes if gpu]
+    if want.gpu if want.gpu is not None else bool(with_gpus):
+        # An actor lives on one node: it takes what the poorest GPU node can give each of its GPUs, less what a writer takes.
+        share = min((cpu - 2 * WRITER_CPUS) / gpu for cpu, gpu in with_gpus) if with_gpus else 1.0
+        num_cpus = share if share < 1 else float(int(share))
+        default = int(sum(gpu for _, gpu in with_gpus))
+        pool = Pool(want.actors or default, num_cpus, 1, want.threads or max(2, int(num_cpus)), want.batch_size or 32)
+    else:
+        default = int(sum(int(cpu) for cpu, _ in nodes))
+        pool = Pool(want.actors or default, ACTOR_CPUS, 0, want.threads or 2, want.batch_size or 8)
+    room = room_for(pool, nodes)
+    if want.wait_s:
+        if not pool.actors:
+            raise ConfigError("pool.actors is missing: there are no nodes yet, and pool.wait_s says that they are to come")
+        return pool
+    if shrink and room:
+        return replace(pool, actors=min(pool.actors, room))
+    if not room or pool.actors > room:
+        raise ConfigError(
+            f"pool.actors = {pool.actors}: there is room for {room} beside a writer; each takes {pool.num_cpus:g} CPUs"
+            f"{' and a GPU' if pool.num_gpus else ''} of the nodes' (CPUs, GPUs) {nodes}. Where an autoscaler is to bring "
+            "nodes, say with pool.wait_s how long to wait for them"
+        )
+    return pool
+
+
+def node_resources() -> Nodes:
+    """(CPUs, GPUs) of each node that is alive."""
+    import ray
+
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive]
+
+
+def nodes_with_room(patience_s: float = PATIENCE_SECONDS) -> Nodes:
+    """The nodes, when there is one that can work: a cluster may have begun a moment ago, or have lost all it had."""
+    end = time.monotonic() + patience_s
+    while True:
+        nodes = node_resources()
+        if any(cpu or gpu for cpu, gpu in nodes) or time.monotonic() > end:
+            return nodes
+        time.sleep(WATCH_SECONDS)
+
+
+@contextmanager
+def watched(pool: Pool, done: Callable[[], float], patience_s: float) -> Iterator[None]:
+    """Raises NoRoom in the main thread when for so long no image was done and not all actors have a place.
+
+    An actor whose node died waits for another one with the images that it was given, and Ray Data waits for it without end.
+    """
+    main, over = threading.main_thread(), threading.Event()
+    if threading.current_thread() is not main:
+        yield  # where signals do not reach, only Ray's own failures end it
+        return
+
+    def watch() -> None:
+        last, since = done(), time.monotonic()
+        while not over.wait(WATCH_SECONDS):
+            if done() != last or room_for(pool, node_resources()) >= pool.actors:
+                last, since = done(), time.monotonic()
+            elif time.monotonic() - since > patience_s:
+                signal.pthread_kill(int(main.ident or 0), signal.SIGUSR1)
+                return
+
+    def no_room(signum: int, frame: Any) -> None:
+        if not over.is_set():
+            raise NoRoom(f"for {patience_s:.0f} s no image was done, and of {pool.on(node_resources())}")
+
+    before = signal.signal(signal.SIGUSR1, no_room)
+    thread = threading.Thread(target=watch, daemon=True, name="room")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=WATCH_SECONDS)
+        signal.signal(signal.SIGUSR1, before)

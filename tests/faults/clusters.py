@@ -1,0 +1,138 @@
+"""Ray clusters of several nodes on this machine: each node a `ray start --block` of its own that can be killed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from commands import ancestors
+from servers import DIRECT, free_port
+
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+@dataclass
+class Node:
+    """One `ray start --block` and all that it made."""
+
+    process: "subprocess.Popen[bytes]"
+
+    def family(self) -> list[int]:
+        found = []
+        for status in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                pid = int(status.parent.name)
+                if pid == self.process.pid or self.process.pid in ancestors(pid):
+                    found.append(pid)
+            except OSError:
+                continue
+        return found
+
+    def kill(self) -> None:
+        """All of the node at once, as when its machine goes."""
+        for pid in reversed(self.family()):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.wait()
+
+
+@dataclass
+class RayCluster:
+    """A head with a dashboard on loopback; `add` gives it workers. `environment` is what drivers need to reach it."""
+
+    token: str | None = None
+    options: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    nodes: list[Node] = field(default_factory=list)
+    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="ray", dir="/tmp")))
+    """Where Ray puts its sessions; short, as paths of sockets must be."""
+    port: int = field(default_factory=free_port)
+    dashboard_port: int = field(default_factory=free_port)
+    metrics_port: int = field(default_factory=free_port)
+
+    @property
+    def address(self) -> str:
+        """Where its Ray is; on a loopback address it would still take the machine's own."""
+        return (self.folder / "ray/ray_current_cluster").read_text().strip()
+
+    @property
+    def dashboard(self) -> str:
+        return f"http://127.0.0.1:{self.dashboard_port}"
+
+    def variables(self) -> dict[str, str]:
+        """The environment of this process, and of the cluster."""
+        left = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token} if self.token else {"RAY_AUTH_MODE": "disabled"}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{left['PATH']}"
+        return left | auth | {"PATH": path, "RAY_TMPDIR": str(self.folder), **self.environment}
+
+    def start(self, cpus: int) -> None:
+        """The head, until its dashboard answers."""
+        ports = ["--port", str(self.port), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.dashboard_port)]
+        ports += ["--metrics-export-port", str(self.metrics_port)]
+        self._begin("--head", *ports, "--num-cpus", str(cpus), *self.options)
+        health = f"{self.dashboard}/api/gcs_healthz"
+        for _ in range(1200):
+            try:
+                DIRECT.open(health, timeout=5).close()
+                # Ray's own word that all of the node is up comes last.
+                if "--block" in self._log(0):
+                    return
+            except OSError:
+                pass
+            time.sleep(0.1)
+        pytest.fail(f"no head: {self._log(0)[-2000:]}")
+
+    def add(self, cpus: int, before: Sequence[str] = ()) -> Node:
+        """Begin a worker node, by the command `before` where there is one."""
+        self._begin("--address", self.address, "--num-cpus", str(cpus), before=before)
+        return self.nodes[-1]
+
+    def wait_for_nodes(self, count: int) -> None:
+        """Until so many nodes are up."""
+        request = urllib.request.Request(f"{self.dashboard}/nodes?view=summary")
+        request.add_header("Authorization", f"Bearer {self.token}")
+        for _ in range(1200):
+            with DIRECT.open(request, timeout=60) as answer:
+                nodes = json.load(answer)["data"]["summary"]
+            if sum(node["raylet"].get("state") == "ALIVE" for node in nodes) >= count:
+                return
+            time.sleep(0.1)
+        pytest.fail(f"no {count} nodes: {self._log(len(self.nodes) - 1)[-2000:]}")
+
+    def _log(self, number: int) -> str:
+        return (self.folder / f"node-{number}.log").read_text()
+
+    def _begin(self, *arguments: str, before: Sequence[str] = ()) -> None:
+        # A second node on one machine would take the first one's ports, and submitting then fails for want of an agent.
+        common = ["--dashboard-agent-listen-port", str(free_port()), "--dashboard-agent-grpc-port", str(free_port())]
+        common += ["--runtime-env-agent-port", str(free_port()), "--object-store-memory", "100000000"]
+        common += ["--disable-usage-stats", "--block"]
+        # A node whose agent takes more than 15 s to start gives up, which happens on a busy machine.
+        again = 'for _ in 1 2 3 4 5; do "$@" && exit 0; sleep 1; done; exit 1'
+        command = [*before, "/bin/sh", "-c", again, "sh", RAY, "start", *arguments, *common]
+        with (self.folder / f"node-{len(self.nodes)}.log").open("wb") as log:
+            process = subprocess.Popen(command, env=self.variables(), stdout=log, stderr=subprocess.STDOUT)
+        self.nodes.append(Node(process))
+
+    def stop(self) -> None:
+        for node in reversed(self.nodes):
+            node.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def metrics_of(cluster: RayCluster) -> str:
+    """What the metrics port of the head serves."""
+    with DIRECT.open(f"http://127.0.0.1:{cluster.metrics_port}/metrics", timeout=30) as answer:
+        return answer.read().decode()

@@ -1,0 +1,119 @@
+"""Runs on several nodes, which die, are too few, or come late: nothing lost, nothing twice, no waiting without end."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clusters import RayCluster
+from commands import images_written, make_photos, wait_for
+from servers import S3, environment_of
+
+from pipeline.account import verify
+from pipeline.storage import Store
+
+pytestmark = pytest.mark.chaos
+
+
+@pytest.fixture
+def cluster(s3: S3) -> Iterator[RayCluster]:
+    """A head without CPUs, whose nodes see the S3 server."""
+    made = RayCluster(token="e" * 64, environment=environment_of(s3.endpoint))
+    try:
+        made.start(cpus=0)
+        yield made
+    finally:
+        made.stop()
+
+
+def start(cluster: RayCluster, *places: str, pool: str = "pool.batch_size=2", log: Path | None = None):
+    command = [sys.executable, "-m", "jobs", "denoise", *places, "--address", cluster.address]
+    command += ["--set", "rows_per_part=10", "--set", pool]
+    variables = cluster.variables() | cluster.environment
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=variables)
+
+
+def finished(run: "subprocess.Popen[bytes]") -> tuple[int, str]:
+    said = run.communicate(timeout=900)[1].decode()
+    return run.returncode, said
+
+
+def record_of(output: Store) -> dict:
+    return json.loads(output.read(next(e.path for e in output.entries("runs") if e.path.endswith("run.json"))))
+
+
+def assert_all_there(output: Store, count: int) -> None:
+    seen = verify(output)
+    assert seen.problems == []
+    assert (seen.images, seen.rows, seen.files, seen.rejects) == (count, count, count, 0)
+
+
+@pytest.mark.parametrize("another", [True, False], ids=["replaced", "not replaced"])
+def test_a_node_that_dies_in_the_middle(another: bool, cluster: RayCluster, s3: S3, crops: list[np.ndarray]) -> None:
+    source, output = s3.store("in"), s3.store("out")
+    make_photos(source, 400, crops)
+    first, _ = cluster.add(2), cluster.add(2)
+    cluster.wait_for_nodes(3)
+    run = start(cluster, source.url, output.url)
+    wait_for(run, lambda: images_written(output) > 80)
+    first.kill()
+    if another:
+        cluster.add(2)
+    code, said = finished(run)
+    print(said)
+    assert code == 0, said
+    assert "4 actors of 0.75 CPUs each; there are 4 CPUs and 0 GPUs on 2 nodes" in said
+    assert ("2 actors of 0.75 CPUs each" in said) == (not another)
+    assert_all_there(output, 400)
+    record = record_of(output)
+    assert (record["planned"], record["ok"], record["rejected"]) == (400, 400, 0)
+
+
+def test_all_nodes_die_and_the_run_says_so(cluster: RayCluster, s3: S3, crops: list[np.ndarray]) -> None:
+    source, output = s3.store("in"), s3.store("out")
+    make_photos(source, 200, crops)
+    only = cluster.add(2)
+    cluster.wait_for_nodes(2)
+    run = start(cluster, source.url, output.url)
+    wait_for(run, lambda: images_written(output) > 50)
+    only.kill()
+    code, said = finished(run)
+    assert code in (1, 2), said
+    assert "room for 0" in said or "no image was done" in said
+    cluster.add(2)
+    cluster.wait_for_nodes(2)
+    code, said = finished(start(cluster, source.url, output.url))
+    assert code == 0, said
+    assert_all_there(output, 200)
+
+
+def test_a_cluster_whose_nodes_come_late_or_never(cluster: RayCluster, s3: S3, crops: list[np.ndarray]) -> None:
+    source, output = s3.store("in"), s3.store("out")
+    make_photos(source, 20, crops)
+    code, said = finished(start(cluster, source.url, output.url, pool="pool={actors: 2, wait_s: 15}"))
+    assert code == 1, said
+    assert "for 15 s no image was done, and of 2 actors of 0.75 CPUs each; there are 0 CPUs" in said
+    run = start(cluster, source.url, output.url, pool="pool={actors: 2, wait_s: 300}")
+    cluster.add(2)
+    code, said = finished(run)
+    assert code == 0, said
+    assert_all_there(output, 20)
+
+
+def test_a_disk_that_a_node_does_not_see_is_refused(cluster: RayCluster, tmp_path: Path, crops: list[np.ndarray]) -> None:
+    source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
+    make_photos(source, 5, crops)
+    if os.geteuid() or subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("a node with disks of its own takes root")
+    # A mount namespace of its own is another machine's disk.
+    hidden = f'mount -t tmpfs none {tmp_path} && exec "$@"'
+    cluster.add(2, before=["unshare", "--mount", "/bin/sh", "-c", hidden, "sh"])
+    cluster.wait_for_nodes(2)
+    code, said = finished(start(cluster, source.url, output.url))
+    assert code == 2, said
+    assert "does not see" in said.splitlines()[-1]
+    assert [e.path for e in output.entries("results")] == []

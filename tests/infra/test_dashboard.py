@@ -1,0 +1,36 @@
+"""The Grafana dashboard asks for metrics that exist, by labels that they have."""
+
+import json
+import re
+from pathlib import Path
+
+from pipeline.metrics import COUNTERS, STAGE_SECONDS, TAGS, WAITING
+
+DASHBOARD = json.loads((Path(__file__).parents[2] / "infra/monitoring/grafana-imagemill.json").read_text())
+SERVED = {f"ray_{name}_total": {*TAGS, *keys} for name, (_, keys) in COUNTERS.items()}
+SERVED |= {f"ray_{STAGE_SECONDS}_{suffix}": {*TAGS, "stage", "le"} for suffix in ("bucket", "sum", "count")}
+SERVED |= {f"ray_{WAITING}": {*TAGS}}
+
+
+def test_each_expression_names_a_metric_and_labels_that_exist() -> None:
+    queries = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+    queries += [variable["query"] for variable in DASHBOARD["templating"]["list"] if variable["type"] == "query"]
+    assert len(queries) >= 8
+    seen = set()
+    for query in queries:
+        (name,) = re.findall(r"ray_\w+", query)
+        labels = set(re.findall(r"(\w+)=~?\"", query))
+        for group in re.findall(r"by \(([^)]*)\)", query):
+            labels |= {label.strip() for label in group.split(",")}
+        assert labels <= SERVED[name], query
+        seen.add(name)
+    # Whatever is served is shown, but for the count of what is timed.
+    assert {name.rpartition("_")[0] for name in SERVED} == {name.rpartition("_")[0] for name in seen}
+
+
+def test_panels_do_not_lie_on_each_other() -> None:
+    places = [panel["gridPos"] for panel in DASHBOARD["panels"]]
+    squares = [(x, y) for p in places for x in range(p["x"], p["x"] + p["w"]) for y in range(p["y"], p["y"] + p["h"])]
+    assert len(squares) == len(set(squares))
+    assert max(x for x, _ in squares) < 24
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(places)

@@ -1,0 +1,59 @@
+"""The pool fits the cluster, and a run that lost its nodes does not wait for ever."""
+
+import time
+
+import pytest
+
+from pipeline.config import PoolConfig
+from pipeline.errors import ConfigError
+from pipeline.pool import NoRoom, Pool, pool_for, room_for, watched
+
+
+def test_a_pool_that_cannot_run_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"pool\.actors = 4"):
+        pool_for(PoolConfig(actors=4), [(2, 0)])
+    with pytest.raises(ConfigError, match="room for 0"):
+        pool_for(PoolConfig(), [(0, 0)])
+    assert pool_for(PoolConfig(), [(2, 0)]).actors == 2
+    assert pool_for(PoolConfig(), [(1, 0)]).actors == 1
+    assert pool_for(PoolConfig(), [(0, 0), (2, 0), (2, 0)]).actors == 4
+    on_gpu = pool_for(PoolConfig(), [(8, 1), (64, 0)])
+    assert (on_gpu.actors, on_gpu.num_gpus) == (1, 1)
+    assert on_gpu.num_cpus < 8
+    assert pool_for(PoolConfig(), [(4, 4)]).actors == 4
+    assert pool_for(PoolConfig(gpu=False), [(8, 1)]).num_gpus == 0
+
+
+def test_a_cluster_that_lost_nodes_gets_what_it_has_room_for() -> None:
+    assert pool_for(PoolConfig(actors=4), [(0, 0), (2, 0)], shrink=True).actors == 2
+    assert pool_for(PoolConfig(), [(0, 0), (2, 0)], shrink=True).actors == 2
+    with pytest.raises(ConfigError, match="room for 0"):
+        pool_for(PoolConfig(actors=4), [(0, 0)], shrink=True)
+
+
+def test_nodes_that_are_yet_to_come_are_planned_for_by_name() -> None:
+    assert pool_for(PoolConfig(actors=6, wait_s=600), [(0, 0)]).actors == 6
+    on_gpu = pool_for(PoolConfig(actors=2, gpu=True, wait_s=600), [(0, 0)])
+    assert (on_gpu.num_gpus, on_gpu.num_cpus) == (1, 1)
+    assert room_for(on_gpu, [(0, 0)]) == 0
+    with pytest.raises(ConfigError, match=r"pool\.actors is missing"):
+        pool_for(PoolConfig(wait_s=600), [(0, 0)])
+
+
+def test_what_a_run_uses_in_words() -> None:
+    nodes = [(0.0, 0.0), (8.0, 1.0), (8.0, 1.0)]
+    said = pool_for(PoolConfig(), nodes).on(nodes)
+    assert said == "2 actors of 7 CPUs and a GPU each; there are 16 CPUs and 2 GPUs on 2 nodes"
+
+
+@pytest.mark.parametrize(("nodes", "ends"), [([(1, 0)], True), ([(2, 0)], False)])
+def test_a_run_without_room_and_without_progress_is_ended(monkeypatch: pytest.MonkeyPatch, nodes, ends) -> None:
+    monkeypatch.setattr("pipeline.pool.node_resources", lambda: nodes)
+    monkeypatch.setattr("pipeline.pool.WATCH_SECONDS", 0.01)
+    pool = Pool(actors=2, num_cpus=0.75, num_gpus=0, threads=2, batch_size=8)
+    if ends:
+        with pytest.raises(NoRoom, match="2 actors"), watched(pool, lambda: 7, patience_s=0.1):
+            time.sleep(30)
+    else:
+        with watched(pool, lambda: 7, patience_s=0.1):
+            time.sleep(0.5)
