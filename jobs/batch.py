@@ -18,7 +18,7 @@ LAST_RUNS = 100
 
 def run_and_show(config: RunConfig, run_id: str | None = None) -> dict[str, Any]:
     """Run, print the table of what happened, and give the content of run.json."""
-    record = run(config, run_id)
+    record = run(config, run_id=run_id)
     show_record(record)
     return record
 

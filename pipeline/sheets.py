@@ -26,20 +26,23 @@ def center_crop(rgb: np.ndarray, side: int) -> np.ndarray:
 
 
 def contact_sheet(columns: list[str], rows: list[list[Tile]], side: int = 256) -> bytes:
-    """A PNG with a row of tiles for each image, their middles at 1:1, under column headings."""
+    """A PNG with a row of tiles for each image, their middles at 1:1, under column headings; a row is as high as its tiles."""
+    cropped = [[center_crop(tile.rgb, side) for tile in tiles] for tiles in rows]
+    heights = [max((len(rgb) for rgb in tiles), default=0) for tiles in cropped]
     width = MARGIN + len(columns) * (side + MARGIN)
-    height = 2 * MARGIN + LABEL + len(rows) * (side + LABEL + MARGIN)
+    height = 2 * MARGIN + LABEL + sum(heights) + len(rows) * (LABEL + MARGIN)
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     heading, text = ImageFont.load_default(18), ImageFont.load_default(14)
     for number, title in enumerate(columns):
         draw.text((MARGIN + number * (side + MARGIN), MARGIN), title, "black", heading)
-    for line, tiles in enumerate(rows):
-        y = 2 * MARGIN + LABEL + line * (side + LABEL + MARGIN)
-        for number, tile in enumerate(tiles):
+    y = 2 * MARGIN + LABEL
+    for tiles, pictures, tallest in zip(rows, cropped, heights, strict=True):
+        for number, (tile, rgb) in enumerate(zip(tiles, pictures, strict=True)):
             x = MARGIN + number * (side + MARGIN)
-            sheet.paste(Image.fromarray(center_crop(tile.rgb, side)), (x, y))
-            draw.text((x, y + side + 3), tile.label, "#333333", text)
+            sheet.paste(Image.fromarray(rgb), (x, y))
+            draw.text((x, y + tallest + 3), tile.label, "#333333", text)
+        y += tallest + LABEL + MARGIN
     out = io.BytesIO()
     sheet.save(out, "PNG")
     return out.getvalue()
