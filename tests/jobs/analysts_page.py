@@ -8,10 +8,8 @@ writes it below each block.
 
 import contextlib
 import io
-import os
 import re
 import shlex
-import subprocess
 import sys
 import tempfile
 from importlib.resources import files
@@ -24,7 +22,8 @@ from outputs import compressed
 from PIL import Image
 from readers import PAGE
 
-ROOT = Path(__file__).parents[2]
+from jobs.__main__ import command
+
 BLOCK = re.compile(r"```(sql|python|sh run)\n(.*?)```\n(?:\n```text\n(.*?)```\n)?", re.DOTALL)
 PHOTOS = ("astronaut", "brick", "camera", "chelsea", "coffee", "grass", "gravel", "rocket")
 
@@ -61,16 +60,12 @@ def printed(kind: str, text: str, names: dict[str, Any]) -> str:
         with contextlib.redirect_stdout(out):
             exec(text, names)
         return out.getvalue()
-    said = ""
-    for line in text.replace("\\\n", " ").splitlines():
-        command = [sys.executable, *shlex.split(line, comments=True)[1:]]
-        if line.startswith("imagemill "):
-            command[1:1] = ["-m", "jobs"]
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=300, env=os.environ | {"PYTHONPATH": str(ROOT)}
-        )
-        said += done.stdout + "".join(f"{line}\n" for line in done.stderr.splitlines() if line.startswith("imagemill:"))
-    return said
+    out, err = io.StringIO(), io.StringIO()
+    for line in text.splitlines():
+        sys.argv = shlex.split(line, comments=True)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            command()
+    return out.getvalue() + "".join(f"{line}\n" for line in err.getvalue().splitlines() if line.startswith("imagemill:"))
 
 
 def run_page(folder: Path) -> str:
@@ -88,9 +83,10 @@ def run_page(folder: Path) -> str:
 
 
 def main() -> None:
+    arguments = list(sys.argv)
     with tempfile.TemporaryDirectory() as folder:
         page = run_page(Path(folder).resolve())
-    if "--write" in sys.argv:
+    if "--write" in arguments:
         PAGE.write_text(page)
     print(page)
 

@@ -1,10 +1,13 @@
 """What docs/analysts.md promises: the readers in its table, and the worked example."""
 
+import re
 import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from analysts_page import run_page
 from outputs import compressed
 from readers import READERS, found, in_page
 
@@ -38,3 +41,11 @@ def test_the_worked_example_runs(tmp_path: Path, crops: list[np.ndarray], capsys
     out = capsys.readouterr().out
     assert "PCA" in out
     assert "nearest to" in out
+
+
+def test_the_blocks_of_the_page_run_and_print(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", sys.argv)
+    page = run_page(tmp_path)
+    blocks = re.findall(r"```(?:sql|python|sh run)\n", page)
+    assert len(blocks) == page.count("```text\n") > 8
+    assert "Traceback" not in page

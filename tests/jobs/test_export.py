@@ -289,9 +289,11 @@ def test_an_export_that_was_cut_off_is_seen_and_begun_again(
 def test_an_input_that_cannot_be_listed_leaves_open_what_was_removed(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
     output = compressed(tmp_path, pieces)
     (tmp_path / "in").rename(tmp_path / "moved")
+    output.write("runs/older/config.yaml", b"task: compress\nof_a_later_version: 1\n")
     record = export(output, Store(str(tmp_path / "export")))
     assert record["removed"] is None
-    assert "does not exist" in record["inputs_not_listed"][0]
+    assert "of_a_later_version" in record["inputs_not_listed"][0]
+    assert "does not exist" in record["inputs_not_listed"][1]
     assert pq.read_table(tmp_path / "export/latents")["removed"].null_count == COUNT
 
 
