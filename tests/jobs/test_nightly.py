@@ -56,7 +56,7 @@ def test_a_night_does_what_is_new_and_catches_up_and_says_so(night, tmp_path, ca
     page = Path(told(tmp_path)["report"])
     text = page.read_text()
     assert "Caught up: dated 2026-02-27 (2)." in text
-    assert "6 runs without an input" in text
+    assert "6 without an input" in text
     links = [(page.parent / link).resolve() for link in re.findall('<a href="([^"]+)"', text)]
     assert links == [Path(run["report"]).resolve() for run in runs]
     assert all(link.exists() for link in links)
