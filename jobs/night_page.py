@@ -24,7 +24,7 @@ def leave_page(place: Store, summary: dict[str, Any]) -> str | None:
     """
     name = f"night-{datetime.fromisoformat(summary['began']):%Y-%m-%dT%H%M%S}.html"
     try:
-        earlier = sorted(filter(NAME.fullmatch, place.names("")), reverse=True)[:EARLIER]
+        earlier = sorted(set(filter(NAME.fullmatch, place.names(""))) - {name}, reverse=True)[:EARLIER]
         page = draw("night.html", values_of(place, summary) | {"earlier": earlier})
         for path in (name, "index.html"):
             place.write(path, page)

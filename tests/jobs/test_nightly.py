@@ -1,6 +1,7 @@
 """Nights: what is new alone, missed days, deadlines, failures that keep nobody else from work, and word of it."""
 
 import json
+import re
 import subprocess
 import sys
 from datetime import date, datetime
@@ -32,6 +33,7 @@ def night(tmp_path: Path, crops: list[np.ndarray]) -> dict[str, Any]:
             {"name": "dated", "task": "denoise", "input": f"{tmp_path}/in/{{date}}", "output": f"{tmp_path}/out/{{date}}"},
             {"name": "whole", "task": "compress", "input": f"{tmp_path}/all", "output": f"{tmp_path}/codes"},
         ],
+        "report": f"{tmp_path}/nights",
         "notify": {"command": [sys.executable, "-c", save]},
     }
 
@@ -51,10 +53,20 @@ def test_a_night_does_what_is_new_and_catches_up_and_says_so(night, tmp_path, ca
         ("dated 2026-02-27", 2, 0), ("dated 2026-03-01", 2, 0), ("whole", 2, 0),
     ]  # fmt: skip
     assert all(verify(Store(run["output"])).problems == [] for run in runs)
+    page = Path(told(tmp_path)["report"])
+    text = page.read_text()
+    assert "Caught up: dated 2026-02-27 (2)." in text
+    assert "6 without an input" in text
+    links = [(page.parent / link).resolve() for link in re.findall('<a href="([^"]+)"', text)]
+    assert links == [Path(run["report"]).resolve() for run in runs]
+    assert all(link.exists() for link in links)
     capsys.readouterr()
     show_night(NightlyConfig(**night), TONIGHT)
     assert "nothing new" in capsys.readouterr().out
     assert [r["planned"] for r in told(tmp_path)["runs"] if "planned" in r] == [0, 0, 0]
+    newest = (tmp_path / "nights/index.html").read_text()
+    assert 'badge good">nothing new' in newest
+    assert f'<a href="{page.name}">' in newest
 
     # A job that fails is named; the others are done.
     (tmp_path / "in/2026-03-01/2.png").write_bytes((tmp_path / "all/0.png").read_bytes())
@@ -105,6 +117,7 @@ def test_at_its_deadline_a_night_stops_cleanly_and_the_next_one_goes_on(night, t
     assert done.returncode == 7, done.stderr
     assert "deadline" in done.stderr
     assert told(tmp_path)["runs"][0]["exit_reason"] == "deadline"
+    assert "stopped at its deadline" in Path(told(tmp_path)["report"]).read_text()
     command = [sys.executable, "-m", "jobs", "nightly", "-c", str(tmp_path / "night.yaml")]
     assert subprocess.run(command, capture_output=True, timeout=280, check=False).returncode == 0
     seen = verify(Store(str(tmp_path / "codes")))

@@ -1,0 +1,314 @@
+"""What a run leaves to read: for every end of a run, from every kind of source, whatever names and errors say."""
+
+import html
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from jobs.night_page import leave_page
+from pipeline.config import RunConfig
+from pipeline.errors import StorageError, TooManyRejects
+from pipeline.figures import histogram, plane
+from pipeline.page import draw
+from pipeline.pixels import encode_rgb
+from pipeline.report import leave_report, make_report
+from pipeline.run import run
+from pipeline.storage import Store
+
+HOSTILE = "<img src=x onerror=document.title='owned'>&\"'{{ 7*7 }}.png"
+BROKEN = "<svg onload=document.title='owned'>.jpg"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: pages were not looked at")
+WIDTHS = (360, 1200)
+LOOK = """<script>addEventListener("load", () => parent.postMessage({
+    title: document.title, inner: innerWidth, scroll: document.scrollingElement.scrollWidth,
+    page: getComputedStyle(document.body).backgroundColor,
+    loaded: performance.getEntriesByType("resource").map(e => e.name).filter(n => !n.startsWith("data:")),
+    broken: [...document.images].filter(i => i.complete && !i.naturalWidth).length, images: document.images.length,
+}, "*"))</script>"""
+FRAMES = """<!doctype html><body><script>
+const seen = []; addEventListener("message", e => { seen.push(e.data); document.body.dataset.seen = JSON.stringify(seen) })
+</script>FRAMES</body>"""
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory, crops: list[np.ndarray], ray_session: None) -> Path:
+    """A folder with `in`, and `out` of two runs: one that ended with too many rejects, one that had nothing to do."""
+    folder = tmp_path_factory.mktemp("report")
+    (folder / "in").mkdir()
+    for number, crop in enumerate(crops[:13]):
+        Image.fromarray(crop).save(folder / "in" / f"{number}.png")
+    Image.fromarray(crops[13]).save(folder / "in" / HOSTILE)
+    (folder / "in" / BROKEN).write_bytes(b"no image")
+    config = RunConfig(task="compress", input=f"{folder}/in", output=f"{folder}/out", max_reject_fraction=0)
+    with pytest.raises(TooManyRejects):
+        run(config)
+    assert run(config)["planned"] == 0
+    return folder
+
+
+def runs(output: Path) -> list[Path]:
+    return sorted(path for path in (output / "runs").iterdir() if path.name != "lease")
+
+
+def page(output: Path, number: int) -> str:
+    return (runs(output)[number] / "report.html").read_text()
+
+
+def pictures(text: str, side: str = "") -> int:
+    return len(re.findall(rf'<img src="data:image/webp;base64,[^"]+" alt="{side}', text))
+
+
+def test_a_run_that_failed_leaves_its_figures_and_pictures(ran):
+    text = page(ran / "out", 0)
+    for what in ("too many rejects", "exit 3:", "UnknownFormat", "A sample", "The worst by PSNR", "The median by PSNR",
+                 "How the latents lie", "Where the time went", "max_reject_fraction: 0.0", "checkpoint_sha256"):  # fmt: skip
+        assert what in text, what
+    # Eight of all, four of the worst, four of the median.
+    assert (pictures(text, "before: "), pictures(text, "after: ")) == (16, 16)
+    assert text.count("<circle") == 14
+
+
+def test_a_run_with_nothing_to_do_leaves_a_report_that_says_so(ran):
+    text = page(ran / "out", 1)
+    assert "nothing new" in text
+    assert "The last 2 runs" in text
+    assert f"../{runs(ran / 'out')[0].name}/report.html" in text
+    assert pictures(text) == 0
+
+
+def test_a_report_of_nothing_new_needs_neither_torch_nor_ray(ran):
+    """By the whole command it would: torch is imported by what names the errors of checkpoints."""
+    code = (
+        "import sys; from pipeline.report import make_report; from pipeline.storage import Store\n"
+        f"make_report(Store({str(ran / 'out')!r}), {runs(ran / 'out')[1].name!r})\n"
+        "print(sorted({'torch', 'ray', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+class Elements(HTMLParser):
+    """The elements of a page, and the addresses in them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        named = dict(attrs)
+        assert not [name for name in named if name.startswith("on")]
+        keys = ("src", "srcset", "href", "xlink:href", "action", "data", "poster")
+        self.addresses += [str(named[key]) for key in keys if key in named]
+
+
+def test_names_and_errors_are_text_and_nothing_is_loaded_from_outside(ran):
+    text = page(ran / "out", 0)
+    assert "&lt;svg onload=document.title=&#39;owned&#39;&gt;.jpg" in text
+    assert "<img src=x" not in text
+    assert "<svg onload" not in text
+    assert "49.png" not in text
+    assert "<script" not in text
+    seen = Elements()
+    seen.feed(text)
+    assert [address for address in seen.addresses if not address.startswith("data:")] == []
+    assert not seen.tags & {"script", "iframe", "object", "embed", "base", "form", "audio", "video"}
+    assert not re.search(r"url\(|@import|<meta[^>]*refresh", text)
+    assert "default-src &#39;none&#39;" in text
+
+
+def test_made_again_it_is_the_same_and_without_sources_only_what_came_out_is_left(ran, tmp_path):
+    shutil.copytree(ran / "out", tmp_path / "out")
+    output, first = Store(str(tmp_path / "out")), runs(ran / "out")[0].name
+    assert output.read(make_report(output, first)).decode() == page(ran / "out", 0)
+    # One source is another picture now, the others are gone.
+    (ran / "in").rename(ran / "away")
+    (ran / "in").mkdir()
+    try:
+        shutil.copy(ran / "away/1.png", ran / "in/0.png")
+        text = output.read(make_report(output, first)).decode()
+    finally:
+        shutil.rmtree(ran / "in")
+        (ran / "away").rename(ran / "in")
+    assert (pictures(text, "before: "), pictures(text, "after: ")) == (0, 16)
+    assert "the source is gone or changed" in text
+    # A run that was killed has no run.json.
+    (tmp_path / "out/runs" / first / "run.json").unlink()
+    assert "did not end" in output.read(make_report(output, first)).decode()
+    with pytest.raises(StorageError, match="has no run"):
+        make_report(output, "../../in")
+
+
+def test_a_report_that_cannot_be_made_is_a_warning(ran, caplog):
+    assert leave_report(Store(str(ran / "out")), {"run_id": "20260101T000000Z-abcdef"}, set(), None) is None
+    assert "no report of 20260101T000000Z-abcdef: FileNotFoundError" in caplog.text
+
+
+def tarred(folder: Path, files: dict[str, bytes]) -> None:
+    with tarfile.open(folder / "shard.tar", "w") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def in_parquet(folder: Path, files: dict[str, bytes]) -> None:
+    pq.write_table(pa.table({"key": list(files), "image": list(files.values())}), folder / "rows.parquet")
+
+
+def as_files(folder: Path, files: dict[str, bytes]) -> None:
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("task", "place", "params"),
+    [
+        ("denoise", tarred, {}),
+        ("colorize", in_parquet, {}),
+        ("inpaint", as_files, {"missing": "red"}),
+        ("stylize", as_files, {"size": 64}),
+        ("compress", tarred, {"coding": "coded"}),
+    ],
+)
+def test_pictures_come_from_every_source_of_every_task(task, place, params, tmp_path, crops, ray_session):
+    (tmp_path / "in").mkdir()
+    place(tmp_path / "in", {f"{number}.png": encode_rgb(crop, "PNG") for number, crop in enumerate(crops[:2])})
+    if task == "stylize":
+        Image.fromarray(crops[9]).save(tmp_path / "style.png")
+        params = {**params, "style": [str(tmp_path / "style.png")]}
+    record = run(RunConfig(task=task, input=f"{tmp_path}/in", output=f"{tmp_path}/out", params=params))
+    made = (tmp_path / "out" / record["report"]).read_text()
+    assert (pictures(made, "before: "), pictures(made, "after: ")) == (2, 2)
+    assert make_report(Store(f"{tmp_path}/out"), record["run_id"]) == record["report"]
+    assert (tmp_path / "out" / record["report"]).read_text() == made
+
+
+def test_on_s3_it_lies_beside_run_json_and_holds_no_secret(rclone_bucket, crops, ray_session, monkeypatch):
+    source, output = Store(f"{rclone_bucket}/in"), Store(f"{rclone_bucket}/out")
+    source.write("one.png", encode_rgb(crops[0], "PNG"))
+    record = run(RunConfig(task="denoise", input=source.url, output=output.url))
+    text = output.read(record["report"]).decode()
+    assert pictures(text) == 2
+    assert "done" in json.loads(output.read(f"runs/{record['run_id']}/run.json"))["exit_reason"]
+
+
+def test_an_empty_folder_has_a_report(tmp_path):
+    (tmp_path / "in").mkdir()
+    record = run(RunConfig(task="denoise", input=f"{tmp_path}/in", output=f"{tmp_path}/out"))
+    assert "nothing new" in (tmp_path / "out" / record["report"]).read_text()
+
+
+def test_addresses_are_shown_without_what_they_carry():
+    signed = "https://me:hunter2@h.example/a.jpg?X-Amz-Credential=AKIA7&size=3&X-Amz-Signature=abc123&sig=q9 was gone"
+    values = {"began": None, "headline": signed, "earlier": [], "runs": [], "without_input": [signed], "caught_up": []}
+    values |= {"mood": "bad", "seconds": 1, "code": 5, "totals": dict.fromkeys(("ok", "rejected", "done_before"), 0)}
+    text = draw("night.html", {**values, "began": np.datetime64("2026-01-01").astype(object)}).decode()
+    assert "size=3" in text
+    assert not [secret for secret in ("hunter2", "AKIA7", "abc123", "q9") if secret in text]
+
+
+def test_a_script_of_ours_alone_may_run():
+    policy = re.compile(r'Content-Security-Policy" content="([^"]+)"')
+    without, with_one = (policy.search(draw("base.html", {}, script).decode()) for script in ("", "document.title = 1"))
+    assert without
+    assert with_one
+    assert "script-src" not in without[1]
+    assert "script-src &#39;sha256-" in with_one[1]
+
+
+@given(st.lists(st.floats(width=32), max_size=20))
+def test_a_histogram_counts_every_number(numbers):
+    values = np.array(numbers, np.float64)
+    drawn, finite = histogram("x", values), values[np.isfinite(values)]
+    assert sum(drawn.counts) == len(finite) if drawn else not len(finite)
+
+
+@pytest.mark.parametrize("features", [np.zeros((3, 4)), np.eye(5), np.random.default_rng(0).normal(size=(400, 6))])
+def test_a_plane_holds_every_point(features):
+    seen = plane([""] * len(features), features, np.arange(len(features), dtype=float))
+    for axis in (seen.x, seen.y):
+        assert len(axis) == len(features)
+        assert min(axis) >= 0
+        assert max(axis) <= 1
+    assert 0 <= seen.explained <= 1.0001
+
+
+def chromium(page: Path, profile: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    common = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    command = [str(CHROMIUM), *common, f"--user-data-dir={profile}", "--enable-logging=stderr", *flags, page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+
+
+def seen_at(page: Path, folder: Path, dark: bool) -> list[dict[str, Any]]:
+    """What a copy of a page, which may run a script, says of itself at each width. A window cannot be narrow enough."""
+    text = page.read_text().replace("default-src &#39;none&#39;", "script-src 'unsafe-inline'; default-src 'none'")
+    (folder / "copy.html").write_text(text.replace('loading="lazy"', "").replace("</body>", f"{LOOK}</body>"))
+    frames = "".join(f'<iframe src="copy.html" width="{width}" height="900" frameborder="0"></iframe>' for width in WIDTHS)
+    (folder / "frames.html").write_text(FRAMES.replace("FRAMES", frames))
+    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+    done = chromium(folder / "frames.html", folder / "profile", "--virtual-time-budget=5000", "--dump-dom", scheme)
+    found = re.search(r'data-seen="([^"]*)"', done.stdout)
+    assert found, done.stdout[-500:]
+    return sorted(json.loads(html.unescape(found[1])), key=lambda look: look["inner"])
+
+
+@pytest.fixture(scope="module")
+def pages(ran: Path) -> dict[str, Path]:
+    """The report of the run that failed, and the page of a night that names it."""
+    run_page = runs(ran / "out")[0] / "report.html"
+    record = json.loads((run_page.parent / "run.json").read_text())
+    line = {"job": HOSTILE, "day": None, "output": record["output"], "exit_code": 3, "exit_reason": 40 * "long reason"}
+    line |= {key: record[key] for key in ("found", "done_before", "planned", "ok", "rejected")}
+    nothing = {**line, "job": "nothing", "planned": 0, "exit_code": 0, "exit_reason": "done"}
+    lines = [{**line, "report": str(run_page)}, nothing]
+    summary = {"began": "2026-03-01T01:00:00", "ended": "2026-03-01T01:10:00", "exit_code": 3, "runs": lines}
+    return {"run": run_page, "night": Path(str(leave_page(Store(str(ran / "nights")), summary)))}
+
+
+@browser
+@pytest.mark.parametrize("name", ["run", "night"])
+def test_a_page_fits_and_loads_nothing(name, pages, tmp_path):
+    grounds = set()
+    for dark in (False, True):
+        looks = seen_at(pages[name], tmp_path, dark)
+        assert [look["inner"] for look in looks] == list(WIDTHS)
+        for look in looks:
+            assert look["scroll"] <= look["inner"]
+            assert look["title"].startswith({"run": "compress: too many", "night": "Night of 2026-03-01"}[name])
+            assert look["loaded"] == []
+            assert (look["broken"], look["images"] > 0) == (0, name == "run")
+        grounds |= {look["page"] for look in looks}
+    # One light, one dark.
+    assert len(grounds) == 2
+
+
+@browser
+@pytest.mark.parametrize("name", ["run", "night"])
+def test_a_page_has_no_error(name, pages, tmp_path):
+    done = chromium(pages[name], tmp_path / "profile", "--dump-dom")
+    assert "CONSOLE" not in done.stderr, done.stderr
+    assert "</html>" in done.stdout
+
+
+def test_the_links_of_a_night_lead_to_its_reports(pages):
+    links = re.findall(r'<a href="([^"]+)"', pages["night"].read_text())
+    assert [(pages["night"].parent / link).resolve() for link in links] == [pages["run"].resolve()]
+    assert (pages["night"].parent / "index.html").read_bytes() == pages["night"].read_bytes()
