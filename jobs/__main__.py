@@ -56,6 +56,11 @@ def native_noise_aside() -> Iterator[Path]:
 
 def main() -> None:
     """Entry point. Errors that a person can mend are one line on stderr and an exit code; no traceback."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        print("imagemill: no folder for temporary files can be written; set TMPDIR to one", file=sys.stderr)
+        sys.exit(ConfigError.exit_code)
     with native_noise_aside() as noise:
         code = command()
     if code == RunFailed.exit_code and noise.stat().st_size:

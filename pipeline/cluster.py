@@ -28,18 +28,19 @@ def ensure_token() -> None:
     if "ray" in sys.modules or JOB_CONFIG in os.environ:
         return  # a submitted job has the cluster's
     os.environ.setdefault("RAY_AUTH_MODE", "token")
-    token = Path.home() / ".ray" / "auth_token"
-    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or token.exists():
+    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
         return
     fresh = secrets.token_hex(32)
     try:
+        token = Path.home() / ".ray" / "auth_token"
         token.parent.mkdir(mode=0o700, exist_ok=True)
         with os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
             f.write(fresh)
     except FileExistsError:
-        return  # another process was a moment earlier
-    except OSError:
-        os.environ["RAY_AUTH_TOKEN"] = fresh  # no home that can be written: a token for this process and its children
+        return  # from before, or another process was a moment earlier
+    except (OSError, RuntimeError):
+        # No home, as a user without a name has in a pod, or none that can be written: for this process and its children.
+        os.environ["RAY_AUTH_TOKEN"] = fresh
 
 
 ROOT = Path(__file__).parent.parent

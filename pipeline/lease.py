@@ -31,8 +31,10 @@ def process_start(pid: int) -> str | None:
 
 
 def this_machine() -> str:
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{socket.gethostname()}/{boot.read_text().strip() if boot.exists() else ''}"
+    """Where a number of a process means the same process: a boot of a machine, and of a container there."""
+    boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    known = boot.exists() and space.exists()
+    return f"{socket.gethostname()}/{boot.read_text().strip()}/{os.readlink(space)}" if known else socket.gethostname()
 
 
 class Lease:

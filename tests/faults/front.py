@@ -64,6 +64,7 @@ class Front:
         """Forget what was counted."""
         self.counts: Counter[str] = Counter()
         self.written: list[str] = []
+        self.requests: set[str] = set()
         self.unmended: set[str] = set()
         self.swallowed: list[str] = []
 
@@ -81,12 +82,14 @@ class Front:
             self.set(Faults(**await request.json()))
             self.begin()
         seen = {"counts": dict(self.counts), "written": self.written, "swallowed": self.swallowed}
-        return web.json_response({**asdict(self.faults), **seen, "unmended": sorted(self.unmended)})
+        asked = {"requests": sorted(self.requests), "unmended": sorted(self.unmended)}
+        return web.json_response({**asdict(self.faults), **seen, **asked})
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         self.counts["requests"] += 1
         path = request.path
+        self.requests.add(" ".join([request.method, path, *sorted(request.query)]))
         is_object, writes = path.strip("/").count("/") > 0, request.method not in ("GET", "HEAD")
         await asyncio.sleep(self.random.random() * self.faults.latency_s)
         if self.strikes("reset"):

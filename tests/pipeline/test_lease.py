@@ -136,3 +136,19 @@ def test_a_server_with_conditional_puts_gets_no_warning(any_url: str, caplog: py
     with caplog.at_level(logging.WARNING, "imagemill.lease"), Lease(Store(any_url)):
         pass
     assert caplog.text == ""
+
+
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "-rpf", "true"], check=False).returncode != 0, reason="no PID namespaces here"
+)
+def test_a_holder_in_another_container_of_this_machine_is_believed(tmp_path: Path) -> None:
+    """Two pods on the network of their host have its name and its boot, and numbers of processes of their own."""
+    command = ["unshare", "-rpf", "--mount-proc", "--kill-child", sys.executable, "-c", HOLD, str(tmp_path)]
+    holder = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(OutputHeld, match="process 1 on"), Lease(Store(str(tmp_path))):
+        pass
+    holder.communicate("", timeout=60)
+    with Lease(Store(str(tmp_path))) as lease:
+        assert lease.fence == 2

@@ -1,0 +1,95 @@
+"""Every command line in infra/ and its page is one that the product takes, and its config is there."""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from manifests import KUBERNETES, OVERLAYS, ROOT, built, of_kind
+
+from jobs.cli import app
+from jobs.nightly import NightlyConfig
+from pipeline.config import read_yaml, validate
+
+COMMAND = typer.main.get_command(app)
+UsageError = typer.BadParameter.__base__
+INFRA = ROOT / "infra"
+
+
+def parsed(line: str) -> dict[str, Any]:
+    """The parameters of a command line, read by the product's own parser. Raises: UsageError."""
+    program, *arguments = shlex.split(line)
+    assert Path(program).name == "imagemill" or arguments[:2] == ["-m", "jobs"], line
+    arguments = arguments[2:] if arguments[:1] == ["-m"] else arguments
+    context = COMMAND.make_context("imagemill", arguments)
+    name, command, rest = COMMAND.resolve_command(context, arguments)
+    assert command is not None
+    return command.make_context(name, rest, parent=context).params
+
+
+def in_kubernetes() -> list[str]:
+    kept = [of_kind(built(KUBERNETES / f"overlays/{overlay}"), "RayJob") for overlay in OVERLAYS]
+    jobs = [job["spec"] for by_name in kept for job in by_name.values()]
+    jobs.append(yaml.safe_load((KUBERNETES / "examples/raycronjob.yaml").read_text())["spec"]["jobTemplate"])
+    return [job["entrypoint"] for job in jobs]
+
+
+def in_units() -> list[str]:
+    text = (INFRA / "systemd/imagemill-nightly.service").read_text()
+    return re.findall(r"^ExecStart=(.+)$", text, re.MULTILINE)
+
+
+def in_slurm() -> list[str]:
+    return [re.search(r"^  (imagemill .+)$", (INFRA / "slurm/imagemill.sbatch").read_text(), re.MULTILINE)[1]]
+
+
+def in_airflow() -> list[str]:
+    calls = [
+        node for node in ast.walk(ast.parse((INFRA / "airflow/imagemill_dag.py").read_text())) if isinstance(node, ast.Call)
+    ]
+    ours = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "imagemill"]
+    return [shlex.join(["imagemill", *(ast.literal_eval(argument) for argument in call.args)]) for call in ours]
+
+
+def in_the_page() -> list[str]:
+    """Lines of code that begin with the command, but those of the sections that are others'."""
+    text = (ROOT / "docs/operators.md").read_text()
+    return [line.partition("  #")[0].strip() for line in re.findall(r"^    ((?:\S*/)?imagemill .+)$", text, re.MULTILINE)]
+
+
+@pytest.mark.parametrize(
+    ("place", "count"), [(in_kubernetes, 7), (in_units, 1), (in_slurm, 1), (in_airflow, 2), (in_the_page, 3)]
+)
+def test_commands_are_real(place, count: int) -> None:
+    lines = place()
+    assert len(lines) >= count
+    in_pods = of_kind(built(KUBERNETES / "overlays/cpu"), "ConfigMap")["imagemill"]["data"]
+    for line in lines:
+        config = parsed(line).get("config") or ""
+        if config.startswith("/etc/imagemill/"):
+            # In pods it is the ConfigMap's; on a machine night.yaml is what its user made of the bundled one.
+            assert config.removeprefix("/etc/imagemill/") in in_pods
+        elif config.startswith("jobs/configs/"):
+            assert (ROOT / config).exists(), line
+    validate(NightlyConfig, read_yaml(str(ROOT / "jobs/configs/nightly.yaml")), "nightly.yaml")
+
+
+@pytest.mark.parametrize("line", ["imagemill nightly --untill 06:00 -c x", "imagemill nightyl -c x", "imagemill run"])
+def test_invented_ones_are_found(line: str) -> None:
+    with pytest.raises(UsageError):
+        parsed(line)
+
+
+def test_ray_takes_what_slurm_gives_it() -> None:
+    from ray.scripts.scripts import start
+    from ray.scripts.symmetric_run import curate_and_validate_ray_start_args
+
+    given = re.search(r"ray symmetric-run (.+) -- ", (INFRA / "slurm/imagemill.sbatch").read_text())[1]
+    values = {"$address": "10.0.0.1:6379", "$SLURM_JOB_NUM_NODES": "4", "$SLURM_CPUS_PER_TASK": "16"}
+    arguments = [values.get(argument, argument) for argument in shlex.split(given)]
+    options = curate_and_validate_ray_start_args(arguments)
+    assert start.make_context("start", ["--head", *options]).params["num_cpus"] == 16

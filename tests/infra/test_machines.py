@@ -1,0 +1,120 @@
+"""Container image, units, scripts, the AWS cluster: each judged by the tool that its users have."""
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import boto3
+import pytest
+import yaml
+from manifests import ROOT
+from moto import mock_aws
+
+from pipeline.errors import ConfigError, Deadline, TooManyRejects, VerificationError
+
+INFRA = ROOT / "infra"
+BIN = Path(sys.executable).parent
+
+
+def judged(*command: object) -> tuple[int, str]:
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def with_error(path: Path, folder: Path, right: str, wrong: str) -> Path:
+    """A copy of a file with an error in it."""
+    text = path.read_text()
+    assert right in text
+    copy = folder / path.name
+    copy.write_text(text.replace(right, wrong))
+    return copy
+
+
+def test_the_dockerfile_is_clean(tmp_path: Path) -> None:
+    dockerfile = INFRA / "container/Dockerfile"
+    assert judged(BIN / "hadolint", dockerfile) == (0, "")
+    code, said = judged(BIN / "hadolint", with_error(dockerfile, tmp_path, "CMD [", "CDM ["))
+    assert code != 0
+    assert "unexpected" in said
+
+
+def test_the_image_is_made_of_what_is_there() -> None:
+    dockerfile = (INFRA / "container/Dockerfile").read_text()
+    copied = [word for line in dockerfile.splitlines() if line.startswith("COPY") for word in line.split()[2:-1]]
+    assert {"constraints.txt", "models", "pipeline", "jobs"} < set(copied)
+    assert all((ROOT / name).exists() for name in copied)
+    ignored = (INFRA / "container/Dockerfile.dockerignore").read_text().splitlines()
+    assert {line[1:] for line in ignored if line.startswith("!")} == set(copied)
+    assert "USER 1000:100" in dockerfile
+
+
+def test_scripts_are_clean(tmp_path: Path) -> None:
+    script = INFRA / "slurm/imagemill.sbatch"
+    assert judged(BIN / "shellcheck", script) == (0, "")
+    assert "SC2086" in judged(BIN / "shellcheck", with_error(script, tmp_path, '"$head"', "$head"))[1]
+
+
+def units(folder: Path) -> list[Path]:
+    """The units as they are on a machine whose repository is this one."""
+    for unit in (INFRA / "systemd").iterdir():
+        text = unit.read_text().replace("/srv/imagemill/.venv/bin/imagemill", str(BIN / "imagemill"))
+        (folder / unit.name).write_text(text.replace("/srv/imagemill", str(ROOT)))
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not there: units are not checked")
+def test_units_are_what_systemd_takes(tmp_path: Path) -> None:
+    there = units(tmp_path)
+    assert judged("systemd-analyze", "verify", *there) == (0, "")
+    service = tmp_path / "imagemill-nightly.service"
+    code, said = judged("systemd-analyze", "security", "--offline=true", "--threshold=25", service)
+    assert code == 0, said
+    service.write_text(service.read_text().replace("PrivateTmp", "PrivateTemp"))
+    assert "'PrivateTemp'" in judged("systemd-analyze", "verify", service)[1]
+
+
+def test_the_deadline_is_no_failure_to_systemd_and_what_would_end_the_same_is_not_tried_again() -> None:
+    unit = (INFRA / "systemd/imagemill-nightly.service").read_text()
+    hopeless = sorted({ConfigError.exit_code, TooManyRejects.exit_code, VerificationError.exit_code})
+    assert f"\nSuccessExitStatus={Deadline.exit_code}\n" in unit
+    assert f"\nRestartPreventExitStatus={' '.join(map(str, hopeless))}\n" in unit
+
+
+def test_the_airflow_example_knows_the_exit_codes() -> None:
+    tree = ast.parse((INFRA / "airflow/imagemill_dag.py").read_text())
+    named = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    assert named["DONE"] == (0, Deadline.exit_code)
+    assert set(named["HOPELESS"]) == {ConfigError.exit_code, TooManyRejects.exit_code, VerificationError.exit_code}
+
+
+def test_the_aws_cluster_is_what_ray_takes() -> None:
+    import jsonschema
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = yaml.safe_load((INFRA / "aws/cluster.yaml").read_text())
+    prepared = prepare_config(config)
+    prepared["cluster_synced_files"] = []
+    validate_config(prepared)
+    assert config["available_node_types"]["head"]["resources"] == {"CPU": 0}
+    assert all("RAY_AUTH_MODE=token" in config[f"{kind}_start_ray_commands"][1] for kind in ("head", "worker"))
+    wrong = {**prepared, "idle_timeout_minute": 5}
+    with pytest.raises(jsonschema.ValidationError, match="idle_timeout_minute"):
+        validate_config(wrong)
+
+
+def test_policies_are_what_aws_takes() -> None:
+    with mock_aws():
+        iam = boto3.client("iam", region_name="us-east-1", aws_access_key_id="k", aws_secret_access_key="s")
+        for name in ("buckets", "autoscaler"):
+            iam.create_policy(PolicyName=name, PolicyDocument=(INFRA / f"aws/{name}.json").read_text())
+        wrong = json.loads((INFRA / "aws/buckets.json").read_text())
+        wrong["Statement"][0]["Actions"] = wrong["Statement"][0].pop("Action")
+        with pytest.raises(iam.exceptions.MalformedPolicyDocumentException):
+            iam.create_policy(PolicyName="wrong", PolicyDocument=json.dumps(wrong))

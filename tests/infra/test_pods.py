@@ -1,0 +1,85 @@
+"""What a pod is to a process: a user without a name or a home, a root that cannot be written, a node that is drained."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import make_photos
+from manifests import KUBERNETES, ROOT, built, of_kind
+
+from pipeline.account import verify
+from pipeline.storage import Store
+
+CAN_ISOLATE = subprocess.run(["unshare", "-mpf", "true"], check=False, capture_output=True).returncode == 0
+isolated = pytest.mark.skipif(not CAN_ISOLATE, reason="no namespaces here: this needs root")
+NAMELESS = """
+import os, pwd
+def nobody(uid): raise KeyError(uid)
+pwd.getpwuid = nobody
+os.environ.pop("HOME")
+from pipeline.cluster import ensure_token
+ensure_token()
+print(len(os.environ["RAY_AUTH_TOKEN"]))
+"""
+POD = """
+mount --make-rprivate / && mount --bind "$1" "$1" && mount -t tmpfs none "$1/tmp"
+for place in $(findmnt -rn -o TARGET | grep -vE "^(/proc|/sys|/dev)"); do
+  case $place in "$1"|"$1/tmp") ;; *) mount -o remount,ro,bind "$place" 2>/dev/null || true ;; esac
+done
+cd "$2" && shift 2 && exec setpriv --no-new-privs --bounding-set=-all --inh-caps=-all "$@"
+"""
+
+
+def test_a_user_without_name_and_home_has_a_token() -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")} | {"HOME": "/"}
+    done = subprocess.run(
+        [sys.executable, "-c", NAMELESS], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == "64\n", done.stderr
+
+
+@isolated
+def test_without_a_temporary_folder_it_says_so(tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    environment = os.environ | {"TMPDIR": "/nowhere"}
+    command = ["unshare", "-m", "bash", "-ec", POD, "pod", str(tmp_path), str(ROOT), sys.executable, "-m", "jobs", "models"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "imagemill: no folder for temporary files can be written; set TMPDIR to one\n",
+    )
+
+
+@isolated
+@pytest.mark.chaos
+def test_a_run_in_a_pod(tmp_path: Path, crops: list[np.ndarray]) -> None:
+    """The root read-only, no home, no capabilities, temporary files on a mount of their own."""
+    source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
+    make_photos(source, 40, crops)
+    (tmp_path / "tmp").mkdir()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= {"HOME": "/nonexistent", "TMPDIR": str(tmp_path / "tmp")}
+    product = [sys.executable, "-m", "jobs", "denoise", source.url, output.url]
+    command = ["unshare", "-mpf", "--mount-proc", "bash", "-ec", POD, "pod", str(tmp_path), str(ROOT), *product]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    seen = verify(output)
+    assert (seen.images, seen.problems) == (40, [])
+
+
+@isolated
+def test_a_drained_head_tells_its_run_first(tmp_path: Path) -> None:
+    """The preStop of the head, among the processes of a pod: alone, since it speaks to all that are called imagemill."""
+    head = of_kind(built(KUBERNETES / "overlays/cpu"), "RayCluster")["imagemill"]["spec"]["headGroupSpec"]
+    shell, flag, script = head["template"]["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert head["template"]["spec"]["terminationGracePeriodSeconds"] > 15
+    run = tmp_path / "imagemill"
+    run.write_text("#!/bin/bash\ntrap 'echo told; exit 0' TERM\ntouch ready\nwhile :; do sleep 0.05; done\n")
+    run.chmod(0o755)
+    drained = f'./imagemill & until [ -e ready ]; do sleep 0.05; done; {shell} {flag} "$1"; wait'
+    command = ["unshare", "-mpf", "--mount-proc", "bash", "-c", drained, "pod", script.replace("sleep 15", "sleep 0.1")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "told\n", done.stderr
