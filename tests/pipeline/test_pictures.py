@@ -527,9 +527,10 @@ def test_16_bits_are_scaled_to_8_and_never_clipped(photo):
 def test_more_than_8_bits_are_known_in_every_format(photo):
     """Pillow writes neither: the files' headers are changed to those of such files."""
     avif, jp2 = (bytearray(saved(Image.fromarray(photo), name)) for name in ("AVIF", "JPEG2000"))
-    config = avif.index(b"av1C") + 6
+    config, planes = avif.index(b"av1C") + 6, avif.index(b"pixi") + 9
     for flags, bits in ((0x00, 8), (0x40, 10), (0x60, 12)):
         avif[config] = avif[config] & 0x9F | flags
+        avif[planes : planes + 3] = bytes([bits] * 3)
         assert depth_of(Image.open(io.BytesIO(avif)), bytes(avif)) == bits
     for bits in (8, 12, 16):
         jp2[jp2.index(b"\xff\x4f\xff\x51") + 42] = bits - 1
