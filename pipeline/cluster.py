@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RunFailed
 
 
 def ensure_token() -> None:
@@ -36,6 +36,8 @@ def ensure_token() -> None:
         os.environ["RAY_AUTH_TOKEN"] = fresh  # no home that can be written: a token for this process and its children
 
 
+STARTS = 3
+"""Times that a Ray of our own is started: on a machine that is loaded to the brim its processes may be late."""
 ROOT = Path(__file__).parent.parent
 # glibc hands large blocks back to the kernel and faults them in again for every image: keeping them made the
 # models 2 to 2.5 times faster (measured; see DECISIONS.md). Niceness 15 is Ray's default for workers.
@@ -73,15 +75,49 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
         }
     else:
         options |= {"address": "local", "include_dashboard": False, "num_cpus": num_cpus}
-    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as e:
-        raise ConfigError(f"Ray at {address or 'this machine'}: {' '.join(str(e).split())[:300]}") from None
-    if threading.current_thread() is threading.main_thread():
-        # Ray's own handler prints a crash report and ends the process before anything can be put in order.
-        signal.signal(signal.SIGTERM, on_sigterm)
-    try:
+        with signals_wait():
+            start_ray(address, options)
         yield
     finally:
         ray.shutdown()
+
+
+def start_ray(address: str | None, options: dict[str, Any]) -> None:
+    """Raises: ConfigError when what is asked for cannot be; RunFailed when Ray was late again and again."""
+    import ray
+
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init(**options)
+            return
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as e:
+            raise ConfigError(f"Ray at {address or 'this machine'}: {' '.join(str(e).split())[:300]}") from None
+        except Exception as e:  # noqa: BLE001 - Ray raises a bare one when a process of its own is not there in 30 s
+            ray.shutdown()
+            if not left:
+                raise RunFailed(f"Ray did not start: {' '.join(str(e).split())[:300]}") from None
+
+
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """Ctrl-C, SIGTERM and the alarm of a deadline come to their handlers when the `with` is over.
+
+    An exception in the middle of Ray's start leaves half a Ray, which hangs. Ray puts a handler of its own in the place of
+    SIGTERM's, which prints a crash report and ends the process before anything can be put in order: it is not kept.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    for number in handlers:
+        signal.signal(number, lambda signum, frame: waiting.append(signum))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None:
+                signal.signal(number, handler)
+        for number in dict.fromkeys(waiting):
+            signal.raise_signal(number)

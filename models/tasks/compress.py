@@ -106,7 +106,7 @@ class Compress(Task):
 
         halo = model.stride if isinstance(model, Codec) else model.halo
         with torch.inference_mode():
-            latents = tiled(symbols_of, x, TILE, halo, Fraction(1, model.stride)).cpu().numpy()
+            latents = tiled(symbols_of, x, TILE, halo, Fraction(1, model.stride), model.stride).cpu().numpy()
         outputs = []
         for latent, image in zip(latents, images, strict=True):
             decoded = decode_latent(model, latent, image.shape[:2], params.step, precision.device)
