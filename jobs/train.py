@@ -16,7 +16,7 @@ from ray.train.torch import TorchTrainer
 from torch import Tensor
 
 from jobs.training.config import TrainConfig
-from jobs.training.crops import Images, crops_of, images_of, kept_images, middle_crops
+from jobs.training.crops import Images, crops_of, images_of, inputs_of, kept_images, middle_crops
 from jobs.training.curves import CURVES, SAMPLES, draw_curves, samples_of
 from jobs.training.learn import Course, Diverged, train_worker
 from jobs.training.metrics import METRICS
@@ -32,6 +32,7 @@ from pipeline.config import validate
 from pipeline.errors import ConfigError, RunFailed, StorageError
 from pipeline.lease import Lease
 from pipeline.pool import node_resources
+from pipeline.sources import Input
 from pipeline.storage import STORE_FAILURES, Store, reason
 
 log = logging.getLogger("imagemill.train")
@@ -74,8 +75,8 @@ def train(config: TrainConfig) -> checkpoints.Card:
     workers fail again and again.
     """
     model, weights = rehearsed(config), initial_weights(config)
-    stores = [Store(url, config.storage) for url in config.input]
-    refuse_nested(stores, output_of(config))
+    inputs = inputs_of(config)
+    refuse_nested(inputs, output_of(config))
     run = run_of(config)
     with Lease(run):
         done, diverged = len(newest_history(run)), None
@@ -87,21 +88,21 @@ def train(config: TrainConfig) -> checkpoints.Card:
                 ray.data.DataContext.get_current().enable_progress_bars = False
                 logging.getLogger("ray.data").setLevel(logging.ERROR)
                 try:
-                    diverged = learn(config, stores, images_of(config, stores, run), run, weights, done)
+                    diverged = learn(config, inputs, images_of(config, inputs, run), run, weights, done)
                 except (TrainingFailedError, RayError) as e:
                     raise failure(config, e) from None
         history = newest_history(run)
         trouble = RunFailed(complaint(config, diverged, len(history))) if diverged else None
         if trouble and not history:
             raise trouble
-        card = export(config, stores, run, model, history)
+        card = export(config, inputs, run, model, history)
         if trouble:
             raise trouble
     return card
 
 
 def learn(
-    config: TrainConfig, stores: list[Store], images: Images, run: Store, weights: dict[str, Tensor] | None, done: int
+    config: TrainConfig, inputs: list[Input], images: Images, run: Store, weights: dict[str, Tensor] | None, done: int
 ) -> Diverged | None:
     """Train the epochs that are not done, on the Ray that is connected.
 
@@ -123,7 +124,7 @@ def learn(
     course = Course(
         config=config,
         run=run,
-        stores=stores,
+        inputs=inputs,
         validation=validation,
         left_out=len(left_out),
         init=weights,
@@ -141,7 +142,7 @@ def learn(
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus, resources_per_worker={"CPU": cpus}),
             # Ray's own record of a run lies nowhere: states are ours, and only whole ones count (see DECISIONS.md).
             run_config=RunConfig(name=config.name, storage_path=unused, failure_config=FailureConfig(max_failures=RETRIES)),
-            datasets={"train": crops_of(training, stores, config, min(1.0, share * 0.25))},
+            datasets={"train": crops_of(training, inputs, config, min(1.0, share * 0.25))},
         )
         diverged: Diverged | None = watched(trainer.fit, course.progress_key, config.epochs, steps).return_value
     return diverged
@@ -185,14 +186,14 @@ def complaint(config: TrainConfig, diverged: Diverged, epochs: int) -> str:
     )
 
 
-def finishing_images(stores: list[Store], images: Images, stride: int) -> Iterator[Tensor]:
+def finishing_images(inputs: list[Input], images: Images, stride: int) -> Iterator[Tensor]:
     """Training images (1,3,h,w) float in [0,1] for `Task.finish`; read only when they are asked for."""
-    for rgb in middle_crops(stores, images.of("training"), stride, most=FINISHING_IMAGES):
+    for rgb in middle_crops(inputs, images.of("training"), stride, most=FINISHING_IMAGES):
         yield to_batch([rgb], stride, "cpu")
 
 
 def export(
-    config: TrainConfig, stores: list[Store], run: Store, model: Autoencoder, history: list[Line]
+    config: TrainConfig, inputs: list[Input], run: Store, model: Autoencoder, history: list[Line]
 ) -> checkpoints.Card:
     """The averaged weights of the best epoch as a checkpoint folder, and the curves. Raises: StorageError."""
     best = best_epoch(history)
@@ -202,8 +203,8 @@ def export(
     model.load_state_dict(average_of(state[0]))
     model.eval().requires_grad_(False)
     images = kept_images(run)
-    OBJECTIVES[config.task].finish(model, finishing_images(stores, images, model.stride))
-    crops = middle_crops(stores, images.of("validation"), model.stride, most=SAMPLES)
+    OBJECTIVES[config.task].finish(model, finishing_images(inputs, images, model.stride))
+    crops = middle_crops(inputs, images.of("validation"), model.stride, most=SAMPLES)
     title = f"{config.name}: {config.task} with {config.architecture}, epoch {best} of {len(history)} is the best"
     run.write(CURVES, draw_curves(history, samples_of(OBJECTIVES[config.task], model, crops), title))
     short = [line["epoch"] for line in history if line["steps"] < max(line["steps"] for line in history)]
@@ -211,7 +212,7 @@ def export(
         log.warning("epochs %s had fewer steps than others: images could no longer be read", short)
     line, url = history[best - 1], output_of(config).uri(config.name)
     init = checkpoints.read_card(config.init, store_options(config, config.init)) if config.init else None
-    counts = Counter(images.of("training")["store"].to_pylist())
+    counts = Counter(images.of("training")["source"].to_pylist())
     card = {
         "name": config.name,
         "task": config.task,
@@ -230,7 +231,7 @@ def export(
             "torch": torch.__version__,
             "date": time.strftime("%Y-%m-%d"),
         },
-        "data": ", ".join(f"{counts[n]:,} images of {s.url.rpartition('/')[2]}" for n, s in enumerate(stores)),
+        "data": ", ".join(f"{counts[n]:,} images of {s.url.rpartition('/')[2]}" for n, s in enumerate(inputs)),
         "metrics": [
             {"set": "held-out training images", **{k[6:]: round(v, 3) for k, v in line.items() if k.startswith("valid_")}}
         ],

@@ -16,21 +16,26 @@ def tiles(length: int, tile: int, halo: int) -> Iterator[tuple[int, int, int, in
         yield max(keep_from - halo, 0), min(keep_to + halo, length), keep_from, keep_to
 
 
-def tiled(fn: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int, scale: Fraction = Fraction(1)) -> Tensor:
+def tiled(
+    fn: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int, scale: Fraction = Fraction(1), stride: int = 1
+) -> Tensor:
     """fn(x) computed on tiles of `tile` input pixels and a margin of `halo`, exact where fn looks no further than `halo`.
 
     Tiles that do not fit into memory are halved, down to LEAST_TILE.
 
-    Args: x (B,C,H,W). scale: output size / input size of fn (1, 1/8 for an encoder of stride 8, 8 for its decoder).
-        `tile`, its halves, and `halo` times `scale` must be whole numbers.
+    Args:
+        x: (B,C,H,W).
+        scale: output size / input size of fn (1, 1/8 for an encoder of stride 8, 8 for its decoder).
+        stride: what fn takes multiples of; the result is that of x padded to them, and only what is cut at the edge is
+            copied for it. `tile`, its halves, and `halo` must be multiples of it, and whole numbers times `scale`.
     """
     try:
-        return in_tiles(fn, x, tile, halo, scale)
+        return in_tiles(fn, x, tile, halo, scale, stride)
     except (RuntimeError, MemoryError) as e:
         if not out_of_memory(e) or tile // 2 < LEAST_TILE or (tile // 2 * scale).denominator > 1:
             raise
     # Outside of `except`: the traceback holds on to what did not fit.
-    return tiled(fn, x, tile // 2, halo, scale)
+    return tiled(fn, x, tile // 2, halo, scale, stride)
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -38,18 +43,32 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
 
 
-def in_tiles(fn: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int, scale: Fraction) -> Tensor:
-    h, w = x.shape[2:]
+def in_tiles(fn: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int, scale: Fraction, stride: int = 1) -> Tensor:
+    """As `tiled`, with tiles of this size alone."""
+    h, w = (n + -n % stride for n in x.shape[2:])
     if h <= tile + 2 * halo and w <= tile + 2 * halo:
-        return fn(x)
+        return fn(padded(x, h, w))
     out: Tensor | None = None
     for y0, y1, ky0, ky1 in tiles(h, tile, halo):
         for x0, x1, kx0, kx1 in tiles(w, tile, halo):
-            piece = fn(x[:, :, y0:y1, x0:x1])
+            piece = fn(padded(x[:, :, y0:y1, x0:x1], y1 - y0, x1 - x0))
             if out is None:
-                out = piece.new_empty(x.shape[0], piece.shape[1], int(h * scale), int(w * scale))
+                # Pictures pixel by pixel, as files have them: nobody needs another copy. Latents channel by channel.
+                layout = torch.channels_last if piece.shape[1] <= 4 else torch.contiguous_format
+                shape = x.shape[0], piece.shape[1], int(h * scale), int(w * scale)
+                out = torch.empty(shape, dtype=piece.dtype, device=piece.device, memory_format=layout)
             rows = slice(int((ky0 - y0) * scale), int((ky1 - y0) * scale))
             columns = slice(int((kx0 - x0) * scale), int((kx1 - x0) * scale))
             out[:, :, int(ky0 * scale) : int(ky1 * scale), int(kx0 * scale) : int(kx1 * scale)] = piece[:, :, rows, columns]
     assert out is not None
     return out
+
+
+def padded(x: Tensor, h: int, w: int) -> Tensor:
+    """x (B,C,H,W) with its last row and column repeated until it has the size (h,w), in the memory format that it has."""
+    if x.shape[2:] == (h, w):
+        return x
+    layout = torch.channels_last if x.stride(1) == 1 else torch.contiguous_format
+    x = torch.cat([x, x[:, :, -1:].expand(-1, -1, h - x.shape[2], -1)], 2)
+    x = torch.cat([x, x[:, :, :, -1:].expand(-1, -1, -1, w - x.shape[3])], 3)
+    return x.contiguous(memory_format=layout)

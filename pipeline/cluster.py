@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RunFailed
 from pipeline.logs import VARIABLE
 
 log = logging.getLogger("imagemill.run")
@@ -43,6 +43,8 @@ def ensure_token() -> None:
         os.environ["RAY_AUTH_TOKEN"] = fresh
 
 
+STARTS = 3
+"""Times that a Ray of our own is started: on a machine that is loaded to the brim its processes may be late."""
 ROOT = Path(__file__).parent.parent
 """The repository, or where the packages are installed. What `.rayignore` there lets through is shipped to a cluster."""
 ANSWER_SECONDS = 60.0
@@ -90,15 +92,9 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
         options |= {"address": address, "runtime_env": runtime_env()}
     else:
         options |= {"address": "local", "include_dashboard": False, "num_cpus": num_cpus}
-    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as e:
-        raise ConfigError(f"Ray at {address or 'this machine'}: {' '.join(str(e).split())[:300]}") from None
-    if threading.current_thread() is threading.main_thread():
-        # Ray's own handler prints a crash report and ends the process before anything can be put in order.
-        signal.signal(signal.SIGTERM, on_sigterm)
-    try:
+        with signals_wait():
+            start_ray(address, options)
         yield
     finally:
         ray.shutdown()
@@ -125,3 +121,43 @@ def unseen(paths: list[str]) -> Iterator[tuple[str, str]]:
             log.warning("node %s was not asked what it sees: %s", node["NodeManagerAddress"], type(e).__name__)
             continue
         yield from ((node["NodeManagerAddress"], path) for path in found)
+
+
+def start_ray(address: str | None, options: dict[str, Any]) -> None:
+    """Raises: ConfigError when what is asked for cannot be; RunFailed when Ray was late again and again."""
+    import ray
+
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init(**options)
+            return
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as e:
+            raise ConfigError(f"Ray at {address or 'this machine'}: {' '.join(str(e).split())[:300]}") from None
+        except Exception as e:  # noqa: BLE001 - Ray raises a bare one when a process of its own is not there in 30 s
+            ray.shutdown()
+            if not left:
+                raise RunFailed(f"Ray did not start: {' '.join(str(e).split())[:300]}") from None
+
+
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """Ctrl-C, SIGTERM and the alarm of a deadline come to their handlers when the `with` is over.
+
+    An exception in the middle of Ray's start leaves half a Ray, which hangs. Ray puts a handler of its own in the place of
+    SIGTERM's, which prints a crash report and ends the process before anything can be put in order: it is not kept.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    for number in handlers:
+        signal.signal(number, lambda signum, frame: waiting.append(signum))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None:
+                signal.signal(number, handler)
+        for number in dict.fromkeys(waiting):
+            signal.raise_signal(number)

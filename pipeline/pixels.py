@@ -11,6 +11,7 @@ import numpy as np
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
+from pipeline.headers import depth_of, webp_size
 from pipeline.metadata import Exif, carried_exif, carried_xmp, in_tiff, writer_options
 from pipeline.profiles import in_srgb, treatment
 
@@ -25,7 +26,7 @@ UNSUPPORTED = {
 }
 LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")
 WITH_ALPHA = ("PNG", "TIFF", "WEBP", "AVIF")
-EXIF_ORIENTATION, BITS_PER_SAMPLE = 0x0112, 258
+EXIF_ORIENTATION = 0x0112
 # An upright array (H,W,…) as its file stores it, by the EXIF orientation: all of them views.
 AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda a: a,
@@ -133,13 +134,10 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, config: PixelConfig = Pixe
     if not data:
         raise ImageError("EmptyFile", "the file is empty")
     try:
+        if size := webp_size(data):
+            check_size(size, max_pixels)
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ImageError(
-                    "TooManyPixels",
-                    f"{width}×{height} = {width * height / 1e6:.1f} MP is over the limit of {max_pixels / 1e6:g} MP",
-                )
+            check_size(image.size, max_pixels)
             return to_picture(image, data, config)
     except UnidentifiedImageError:
         for name, (place, heads) in UNSUPPORTED.items():
@@ -150,8 +148,20 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, config: PixelConfig = Pixe
         raise ImageError("BrokenImage", f"{type(e).__name__}: {e}") from None
 
 
+def check_size(size: tuple[int, int], max_pixels: int) -> None:
+    """Raises: ImageError for (width, height) of more than `max_pixels`."""
+    width, height = size
+    if width * height > max_pixels:
+        raise ImageError(
+            "TooManyPixels",
+            f"{width}×{height} = {width * height / 1e6:.1f} MP is over the limit of {max_pixels / 1e6:g} MP",
+        )
+
+
 def pixels_of(data: bytes) -> int:
     """Width × height by the header; 0 where there is none that can be read."""
+    if size := webp_size(data):
+        return size[0] * size[1]
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return image.width * image.height
@@ -222,18 +232,6 @@ def strips(width: int, height: int) -> Iterator[slice]:
 def in_mode(image: Image.Image, mode: str) -> Image.Image:
     """As Pillow's convert, which copies what is in the mode already."""
     return image if image.mode == mode else image.convert(mode)
-
-
-def depth_of(image: Image.Image, data: bytes) -> int:
-    """Bits of a sample: 1, 8 or 16."""
-    if image.mode == "1":
-        return 1
-    deep = image.mode.startswith("I")
-    if image.format == "PNG":
-        deep = data[24] == 16  # the header's bit depth
-    elif image.format == "TIFF":
-        deep = deep or max(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,))) == 16
-    return 16 if deep else 8
 
 
 def orientation_of(image: Image.Image) -> int:

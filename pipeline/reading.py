@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from pipeline.sources import Input, shard_format
-from pipeline.sources.source import ShardReader
+from pipeline.sources.source import SHARD_CHANGED, ShardReader
 from pipeline.storage import Store, reason
 from pipeline.web import AddressRefused, fetch
 
@@ -68,7 +68,7 @@ class Reading:
 
     def _member(self, reference: dict[str, Any]) -> bytes:
         """A member of a shard, whose etag is a digest of its bytes."""
-        path, problem = reference["path"], ReadError("ShardChanged", "the shard is not what it was when it was listed")
+        path, problem = reference["path"], ReadError(SHARD_CHANGED, "the shard is not what it was when it was listed")
         for _ in range(SHARD_TRIES):
             try:
                 if self._open is None or self._open[0] != path:

@@ -46,7 +46,8 @@ from pipeline.progress import Shown, peak_rss_mb
 from pipeline.references import keep_references, references_of
 from pipeline.report import leave_report
 from pipeline.schema import new_run_id, parquet_bytes
-from pipeline.sources import Input, input_of, listing
+from pipeline.sources import Input, forget_indexes, input_of, listing
+from pipeline.sources.source import SHARD_CHANGED
 from pipeline.storage import STORE_FAILURES, Store, reason
 
 log = logging.getLogger("imagemill.run")
@@ -231,6 +232,9 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
             with stage(seconds, "account"):
                 left = account(job.output, plan, [c for c, kind in job.task.columns.items() if kind is float])
             record_account(record, left, job.task)
+            if SHARD_CHANGED in left.reasons:
+                # An overwritten shard has another etag; with the same one it was read wrong when it was listed.
+                forget_indexes(job.output)
             share = left.rejected / max(1, len(plan.todo))
             if share > config.max_reject_fraction:
                 raise TooManyRejects(

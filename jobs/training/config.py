@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pipeline.config import Strict
+from pipeline.sources.source import SourceConfig
 from pipeline.storage import StorageConfig
 
 
@@ -17,7 +18,7 @@ class TrainConfig(Strict):
     task: str
     architecture: str
     parameters: dict[str, Any] = Field(default_factory=dict, description="arguments of the architecture")
-    input: list[str] = Field(default_factory=list, description="folders or buckets of clean images")
+    input: list[str] = Field(default_factory=list, description="folders, buckets, shards or manifests of clean images")
     output: str | None = None
     init: str | None = Field(None, description="checkpoint whose weights it starts from: bundled name, folder or URL")
     epochs: int = Field(ge=1)
@@ -36,6 +37,7 @@ class TrainConfig(Strict):
     ema_decay: float = Field(0.999, ge=0, lt=1)
     workers: int = Field(2, ge=1)
     seed: int = 0
+    source: SourceConfig = SourceConfig()
     storage: StorageConfig = StorageConfig()
     address: str | None = None
 

@@ -8,7 +8,7 @@ import io
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,12 +20,24 @@ from jobs.training.config import TrainConfig
 from pipeline.errors import ConfigError, StorageError, TooManyRejects
 from pipeline.pixels import ImageError, decode
 from pipeline.plan import blocks
-from pipeline.sources.folder import list_folder
-from pipeline.storage import STORE_FAILURES, Store, reason
+from pipeline.reading import ReadError, Reading
+from pipeline.sources import Input, input_of, listing
+from pipeline.storage import Store, reason
 
 log = logging.getLogger("imagemill.train")
 KEPT = "images.parquet"
-REFERENCE = pa.schema([("store", pa.int32()), ("path", pa.string())])
+REFERENCE = pa.schema(
+    [
+        ("source", pa.int32()),
+        ("rel_path", pa.string()),
+        ("path", pa.string()),
+        ("offset", pa.int64()),
+        ("base", pa.string()),
+        ("size", pa.int64()),
+        ("source_etag", pa.string()),
+    ]
+)
+"""Which input an image is of, and what `Reading` asks to know of it."""
 EXAMINED = pa.schema([*REFERENCE, ("height", pa.int32()), ("width", pa.int32()), ("problem", pa.string())])
 BLOCK_ROWS = 250
 # Rank 0 holds them and measures all of them after each epoch; more would make the figure hardly surer.
@@ -37,8 +49,8 @@ VALIDATED_SIDE = 256
 class Images:
     """What was found, and what it is used for: "training", "validation" or "left out"."""
 
+    SCHEMA: ClassVar[pa.Schema] = EXAMINED.append(pa.field("use", pa.string()))
     table: pa.Table
-    """EXAMINED and `use`."""
 
     def of(self, use: str) -> pa.Table:
         return self.table.filter(pc.field("use") == use)
@@ -46,7 +58,7 @@ class Images:
     def left_out(self) -> str:
         """One line for a person: how many, and the first ones by name. Empty when all are used."""
         gone = self.of("left out")
-        names = [f"{path}: {problem}" for path, problem in zip(*columns(gone.slice(0, 3), "path", "problem"), strict=True)]
+        names = [f"{n}: {problem}" for n, problem in zip(*columns(gone.slice(0, 3), "rel_path", "problem"), strict=True)]
         more = f" and {len(gone) - 3:,} more" if len(gone) > 3 else ""
         return f"{len(gone):,} of {len(self.table):,} images left out: {'; '.join(names)}{more}" if names else ""
 
@@ -55,7 +67,12 @@ def columns(table: pa.Table, *names: str) -> list[list[Any]]:
     return [table[name].to_pylist() for name in names]
 
 
-def images_of(config: TrainConfig, stores: list[Store], run: Store) -> Images:
+def inputs_of(config: TrainConfig) -> list[Input]:
+    """Raises: ConfigError, StorageError for what cannot be read."""
+    return [input_of(url, config.storage, config.source) for url in config.input]
+
+
+def images_of(config: TrainConfig, inputs: list[Input], run: Store) -> Images:
     """The images of a run: found and examined at its first start, and kept with it. Ray must be connected.
 
     Every image is decoded once before the training, which costs what reading them in one epoch costs. So the number of steps
@@ -65,7 +82,7 @@ def images_of(config: TrainConfig, stores: list[Store], run: Store) -> Images:
     """
     if run.exists(KEPT):
         return kept_images(run)
-    images = split(examined(stores, listed(stores)), config)
+    images = split(examined(inputs, listed(inputs)), config)
     out = pa.BufferOutputStream()
     pq.write_table(images.table, out, compression="zstd")
     run.write(KEPT, out.getvalue().to_pybytes())
@@ -74,52 +91,73 @@ def images_of(config: TrainConfig, stores: list[Store], run: Store) -> Images:
 
 def kept_images(run: Store) -> Images:
     """The images that a run has had since its first start."""
-    return Images(pq.read_table(io.BytesIO(run.read(KEPT))))
+    table = pq.read_table(io.BytesIO(run.read(KEPT)))
+    if "store" in table.schema.names:
+        # Kept when inputs were folders alone: a path was all there was to know.
+        known = {"source": table["store"], "rel_path": table["path"], "size": pa.repeat(-1, len(table))}
+        kept = {name: table[name] for name in ("path", "height", "width", "problem", "use")}
+        table = pa.concat_tables([Images.SCHEMA.empty_table(), pa.table(known | kept)], promote_options="permissive")
+    return Images(table)
 
 
-def listed(stores: list[Store]) -> pa.Table:
-    """Every image file of the stores (EXAMINED, not yet looked at). Raises: StorageError, ConfigError."""
+def listed(inputs: list[Input]) -> pa.Table:
+    """Every image of the inputs (EXAMINED, not yet looked at). Raises: StorageError, ConfigError."""
     rows: list[dict[str, Any]] = []
-    for number, store in enumerate(stores):
-        if not store.exists():
-            raise StorageError(f"input {store.url} does not exist")
-        found = [image for image in list_folder(store) if image]
-        rows += [{"store": number, "path": image.rel_path, "problem": image.problem} for image in found]
+    for number, source in enumerate(inputs):
+        for image in filter(None, listing(source)):
+            row = {"source": number, "rel_path": image.rel_path, "path": image.path, "offset": image.offset}
+            rows.append({**row, "base": image.base, "size": image.size, "source_etag": image.etag, "problem": image.problem})
     if not rows:
-        raise ConfigError(f"input: no image files in {', '.join(store.url for store in stores)}")
+        raise ConfigError(f"input: no images in {', '.join(source.url for source in inputs)}")
     return pa.Table.from_pylist(rows, EXAMINED)
 
 
-def examined(stores: list[Store], table: pa.Table) -> pa.Table:
-    """The table with sizes in pixels or problems, sorted by store and path."""
+def examined(inputs: list[Input], table: pa.Table) -> pa.Table:
+    """The table with sizes in pixels or problems, sorted by input and name."""
     todo = table.filter(pc.field("problem").is_null())
     done = [table.filter(~pc.field("problem").is_null())]
     count = 0
     log.info("looking at %s images", f"{len(todo):,}")
     if len(todo):
         looked = ray.data.from_arrow(blocks(todo.select(REFERENCE.names), BLOCK_ROWS)).map_batches(
-            look, fn_args=[stores], batch_format="pyarrow", batch_size=None
+            look, fn_args=[inputs], batch_format="pyarrow", batch_size=None
         )
         for batch in looked.iter_batches(batch_format="pyarrow", batch_size=None):
             done.append(batch.cast(EXAMINED))
             count += len(batch)
             if count % (40 * BLOCK_ROWS) < len(batch):
                 log.info("looked at %s of %s", f"{count:,}", f"{len(todo):,}")
-    return pa.concat_tables(done).sort_by([("store", "ascending"), ("path", "ascending")])
+    return pa.concat_tables(done).sort_by([("source", "ascending"), ("rel_path", "ascending")])
 
 
-def look(batch: pa.Table, stores: list[Store]) -> pa.Table:
+def look(batch: pa.Table, inputs: list[Input]) -> pa.Table:
     """References (REFERENCE) to EXAMINED: each image is read and decoded."""
-    rows = []
+    rows, readings = [], Readings(inputs)
     for reference in batch.to_pylist():
         try:
-            height, width = decode(stores[reference["store"]].read(reference["path"])).rgb.shape[:2]
+            height, width = decode(readings.image(reference)).rgb.shape[:2]
             rows.append({**reference, "height": height, "width": width})
-        except ImageError as e:
+        except (ImageError, ReadError) as e:
             rows.append({**reference, "problem": f"{e.error_class}: {e}"})
-        except STORE_FAILURES as e:
-            rows.append({**reference, "problem": reason(e)})
     return pa.Table.from_pylist(rows, EXAMINED)
+
+
+class Readings:
+    """The bytes of images of several inputs. A shard is kept open; it travels closed."""
+
+    def __init__(self, inputs: list[Input]) -> None:
+        self.inputs = inputs
+        self._open: dict[int, Reading] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Readings, (self.inputs,)
+
+    def image(self, reference: dict[str, Any]) -> bytes:
+        """As `Reading.image`."""
+        number = reference["source"]
+        if number not in self._open:
+            self._open[number] = Reading(self.inputs[number], 1)
+        return self._open[number].image(reference)
 
 
 def split(table: pa.Table, config: TrainConfig) -> Images:
@@ -140,7 +178,7 @@ def split(table: pa.Table, config: TrainConfig) -> Images:
             f"input: {usable.sum()} of {len(table)} images can be used ({broken.sum()} cannot be read, {small.sum()} are "
             f"smaller than crop = {config.crop}); one to train on and one to validate on are the least"
         )
-    draws = np.array([draw(path) for path in columns(table, "path")[0]])
+    draws = np.array([draw(name) for name in columns(table, "rel_path")[0]])
     draws[~usable] = 2
     validates = draws < config.validation_share
     validates[draws.argmin()] = True
@@ -154,34 +192,50 @@ def split(table: pa.Table, config: TrainConfig) -> Images:
     return Images(table.append_column("use", pa.array(use, pa.string())))
 
 
-def draw(path: str) -> float:
+def draw(name: str) -> float:
     """A number in [0,1) that a name decides."""
-    return int.from_bytes(hashlib.sha256(path.encode()).digest()[:4]) / 2**32
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) / 2**32
 
 
-def crops_of(training: pa.Table, stores: list[Store], config: TrainConfig, num_cpus: float) -> ray.data.Dataset:
+def crops_of(training: pa.Table, inputs: list[Input], config: TrainConfig, num_cpus: float) -> ray.data.Dataset:
     """Training images as a dataset of crops `image` (crop,crop,3) uint8, new ones each time that it is read."""
-    order = np.random.default_rng(config.seed).permutation(len(training))
     rows = max(1, min(BLOCK_ROWS, len(training) // max(8, 4 * config.workers)))
+    order = shuffled(training, rows, np.random.default_rng(config.seed))
     return ray.data.from_arrow(blocks(training.select(REFERENCE.names).take(order), rows)).map_batches(
-        Crops(stores, config.crop, config.crops_per_image, config.augment),
+        Crops(inputs, config.crop, config.crops_per_image, config.augment),
         batch_size=16,
+        batch_format="pyarrow",
         num_cpus=num_cpus,
         zero_copy_batch=True,
     )
 
 
+def shuffled(training: pa.Table, rows: int, rng: np.random.Generator) -> np.ndarray:
+    """A random order of images; at most `rows` neighbours of a shard stay together, as shards are read forward."""
+    place, groups = 0, []
+    order = training.append_column("row", pa.array(np.arange(len(training)))).sort_by(
+        [("source", "ascending"), ("path", "ascending"), ("offset", "ascending")]
+    )
+    keys = list(zip(*columns(order, "source", "path", "offset"), strict=True))
+    for stop in range(1, len(keys) + 1):
+        alone = keys[place][2] is None
+        if stop == len(keys) or alone or keys[stop][:2] != keys[place][:2] or stop - place == rows:
+            groups.append(order["row"].slice(place, stop - place).to_numpy())
+            place = stop
+    return np.concatenate([groups[number] for number in rng.permutation(len(groups))])
+
+
 class Crops:
     """References to random crops (N,crop,crop,3) uint8; an image that can no longer be read gives none."""
 
-    def __init__(self, stores: list[Store], crop: int, per_image: int, augment: str) -> None:
-        self.stores, self.crop, self.per_image, self.augment = stores, crop, per_image, augment
+    def __init__(self, inputs: list[Input], crop: int, per_image: int, augment: str) -> None:
+        self.readings, self.crop, self.per_image, self.augment = Readings(inputs), crop, per_image, augment
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def __call__(self, batch: pa.Table) -> dict[str, np.ndarray]:
         rng = np.random.default_rng()
         crops = [
             random_crop(rgb, self.crop, self.augment, rng)
-            for rgb in readable(self.stores, zip(batch["store"], batch["path"], strict=True))
+            for rgb in readable(self.readings, batch.to_pylist())
             if min(rgb.shape[:2]) >= self.crop
             for _ in range(self.per_image)
         ]
@@ -189,13 +243,13 @@ class Crops:
         return {"image": np.stack(crops) if crops else empty}
 
 
-def readable(stores: list[Store], references: Any) -> Iterator[np.ndarray]:
-    """The images (H,W,3) uint8 of (store, path) pairs, without those that cannot be read."""
-    for store, path in references:
+def readable(readings: Readings, references: list[dict[str, Any]]) -> Iterator[np.ndarray]:
+    """The images (H,W,3) uint8 of references, without those that cannot be read."""
+    for reference in references:
         try:
-            yield decode(stores[store].read(path)).rgb
-        except (ImageError, *STORE_FAILURES) as e:
-            log.warning("%s left out: %s", path, reason(e))
+            yield decode(readings.image(reference)).rgb
+        except (ImageError, ReadError) as e:
+            log.warning("%s left out: %s", reference["rel_path"], reason(e))
 
 
 def random_crop(rgb: np.ndarray, crop: int, augment: str, rng: np.random.Generator) -> np.ndarray:
@@ -207,14 +261,14 @@ def random_crop(rgb: np.ndarray, crop: int, augment: str, rng: np.random.Generat
     return np.ascontiguousarray(patch[:, ::-1] if augment != "none" and rng.integers(2) else patch)
 
 
-def middle_crops(stores: list[Store], validation: pa.Table, stride: int, most: int = MOST_VALIDATED) -> list[np.ndarray]:
+def middle_crops(inputs: list[Input], validation: pa.Table, stride: int, most: int = MOST_VALIDATED) -> list[np.ndarray]:
     """The middles of at most `most` images, (h,w,3) uint8, sides cut to multiples of `stride` and to at most 256.
 
     Raises: StorageError when none can be read.
     """
-    chosen = sorted(zip(*columns(validation, "store", "path"), strict=True), key=lambda reference: draw(reference[1]))[:most]
+    chosen = sorted(validation.to_pylist(), key=lambda reference: draw(reference["rel_path"]))[:most]
     crops = []
-    for rgb in readable(stores, chosen):
+    for rgb in readable(Readings(inputs), chosen):
         h, w = (min(n, max(VALIDATED_SIDE, stride)) // stride * stride for n in rgb.shape[:2])
         y, x = (rgb.shape[0] - h) // 2, (rgb.shape[1] - w) // 2
         if h and w:

@@ -27,6 +27,7 @@ from models.precision import bf16_hardware
 from models.tasks import OBJECTIVES
 from models.tasks.task import to_batch
 from pipeline.progress import publish
+from pipeline.sources import Input
 from pipeline.storage import Store
 
 # Figures are fetched from a GPU after so many steps: each time it has to wait for the host.
@@ -41,7 +42,7 @@ class Course:
     config: TrainConfig
     run: Store
     """OUTPUT/runs/NAME-HASH."""
-    stores: list[Store]
+    inputs: list[Input]
     validation: pa.Table
     left_out: int
     """Images that are not used."""
@@ -113,7 +114,7 @@ class Learner:
         self.total = self.config.epochs * course.steps_per_epoch
         self.began, self.began_at = time.monotonic(), self.state.step
         self.published = 0.0
-        self.crops = middle_crops(course.stores, course.validation, model.stride) if self.rank == 0 else []
+        self.crops = middle_crops(course.inputs, course.validation, model.stride) if self.rank == 0 else []
 
     def resume(self) -> None:
         """Load the newest intact state, the same one on every worker."""

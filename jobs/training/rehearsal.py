@@ -11,6 +11,7 @@ from models.architectures import ARCHITECTURES
 from models.autoencoder import Autoencoder
 from models.tasks import OBJECTIVES
 from pipeline.errors import ConfigError
+from pipeline.sources import Input
 from pipeline.storage import Store, reason
 
 
@@ -55,8 +56,9 @@ def store_options(config: TrainConfig, url: str) -> dict[str, Any] | None:
     return config.storage.options() if url.startswith("s3://") else None
 
 
-def refuse_nested(stores: list[Store], output: Store) -> None:
+def refuse_nested(inputs: list[Input], output: Store) -> None:
     """Raises: ConfigError when the output would be listed as input the next time."""
-    for store in stores:
-        if store.scheme == output.scheme and f"{output.root}/".startswith(f"{store.root}/"):
+    for source in inputs:
+        store = source.store
+        if not source.file and store.scheme == output.scheme and f"{output.root}/".startswith(f"{store.root}/"):
             raise ConfigError(f"output {output.url} lies in input {store.url}")

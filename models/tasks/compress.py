@@ -119,7 +119,7 @@ def latents_of(model: LatentCoder, images: Sequence[np.ndarray], step: float, de
 
     halo = model.stride if isinstance(model, Codec) else model.halo
     with torch.inference_mode():
-        return tiled(symbols_of, x, TILE, halo, Fraction(1, model.stride)).cpu().numpy()
+        return tiled(symbols_of, x, TILE, halo, Fraction(1, model.stride), model.stride).cpu().numpy()
 
 
 def planes_of(model: Any, x_B3HW: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from models.autoencoder import Autoencoder
 from models.losses import gaussian_noise, psnr_loss
 from models.precision import Precision
 from models.tasks.task import Output, Params, Sample, Task, as_bytes, byte_batch, to_uint8, unit
-from models.tiling import tiled
+from models.tiling import padded, tiled
 
 TILE, CROP = 1024, 384
 MAX_TRAINED_SIGMA = 60.0
@@ -81,7 +81,7 @@ class Denoise(Task):
         with torch.inference_mode(), precision.autocast():
             given = params.sigma
             sigma_B = noise_level(model, x) if given is None else torch.full((len(images),), given / 255, device=x.device)
-            x_hat = tiled(lambda piece: as_bytes(model(unit(piece), sigma_B)), x, TILE, model.halo)
+            x_hat = tiled(lambda piece: as_bytes(model(unit(piece), sigma_B)), x, TILE, model.halo, stride=model.stride)
         restored = to_uint8(x_hat)
         return [
             Output(image=r[: i.shape[0], : i.shape[1]], columns={"sigma": float(s) * 255})
@@ -96,7 +96,7 @@ def noise_level(model: UNet, x_BCHW: Tensor) -> Tensor:
     """
     h, w = x_BCHW.shape[2:]
     if h * w <= TILE * TILE:
-        return model.noise_level(unit(x_BCHW))
+        return model.noise_level(unit(padded(x_BCHW, h + -h % model.stride, w + -w % model.stride)))
     corners = [(int(y), int(x)) for y in np.linspace(0, max(0, h - CROP), 3) for x in np.linspace(0, max(0, w - CROP), 3)]
     levels = [model.noise_level(unit(x_BCHW[:, :, y : y + CROP, x : x + CROP])) for y, x in corners]
     return torch.stack(levels).median(0).values

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.autoencoder import Autoencoder
 from models.precision import Precision
+from models.tiling import padded
 
 
 class Params(BaseModel):
@@ -128,8 +129,14 @@ def padded_size(image: np.ndarray, stride: int) -> tuple[int, int]:
 
 
 def byte_batch(images: Sequence[np.ndarray], stride: int, device: str) -> Tensor:
-    """Images (H,W,3) uint8 of one padded size to (B,3,H,W) uint8, channels last: a quarter of what floats take."""
-    stacked = torch.from_numpy(np.stack([pad_to(image, stride) for image in images]))
+    """Images (H,W,3) uint8 of one padded size to (B,3,H,W) uint8, channels last: a quarter of what floats take.
+
+    One alone is not copied, and not padded: `tiled` and `padded` do that.
+    """
+    if len(images) == 1 and images[0].flags.c_contiguous and images[0].flags.writeable:
+        stacked = torch.from_numpy(images[0])[None]
+    else:
+        stacked = torch.from_numpy(np.stack([pad_to(image, stride) for image in images]))
     return stacked.to(device, non_blocking=True).permute(0, 3, 1, 2)
 
 
@@ -140,7 +147,9 @@ def unit(x_BCHW: Tensor) -> Tensor:
 
 def to_batch(images: Sequence[np.ndarray], stride: int, device: str) -> Tensor:
     """Images of one padded size to (B,3,H,W) float32 in [0,1], channels last; bytes travel to the device, floats do not."""
-    return unit(byte_batch(images, stride, device))
+    x = byte_batch(images, stride, device)
+    h, w = padded_size(images[0], stride)
+    return unit(padded(x, h, w))
 
 
 def as_bytes(x_BCHW: Tensor) -> Tensor:

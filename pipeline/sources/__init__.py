@@ -158,3 +158,9 @@ def indexed(form: ShardFormat, source: Input, entry: Entry, kept: Store | None, 
         pq.write_table(table, sink, compression="zstd")
         kept.write(path, sink.getvalue().to_pybytes())
     return found
+
+
+def forget_indexes(kept: Store) -> None:
+    """Throw away what shards were found to hold, so that the next listing opens them again."""
+    for entry in list(kept.entries(FOLDER)):
+        kept.delete(entry.path)

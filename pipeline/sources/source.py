@@ -11,6 +11,9 @@ from pipeline.storage import Store
 UNREADABLE_SHARD = "UnreadableShard"
 """The problem of a shard that its store did not give; the only one that the next run looks at by itself."""
 
+SHARD_CHANGED = "ShardChanged"
+"""A member that is not what the index of its shard says."""
+
 
 class SourceConfig(BaseModel):
     """How shards and manifests are read; what is absent is found by name."""

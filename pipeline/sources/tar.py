@@ -6,13 +6,17 @@ Members that share a name up to its first dot belong together, as WebDataset has
 import bz2
 import gzip
 import hashlib
+import io
 import json
 import lzma
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, BinaryIO
+
+import pyarrow as pa
 
 from pipeline.sources.folder import is_image_name
 from pipeline.sources.source import Listed, ShardFormat, SourceConfig
@@ -23,18 +27,78 @@ MAX_SIDECAR_BYTES = 64_000
 READ_BYTES = 1 << 20
 BLOCK_BYTES = 8 << 20
 """What is fetched of a shard in S3 at a time."""
-UNPACK = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 # What a damaged or cut shard raises, packed or not.
 CUT = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
-MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+MAGIC = (
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n",
+    b"GIF8",
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+    b"RIFF",
+    b"\0\0\0\x0cjP  ",
+    b"\xff\x4f\xff\x51",
+)
+# What begins with the length of its first box: AVIF, and HEIC, which ends as a reject that says so.
+BOXES = (b"ftypavif", b"ftypavis", b"ftypmif1", b"ftyphei", b"ftyphev")
+
+
+def begins_as_image(head: bytes) -> bool:
+    return head.startswith(MAGIC) or head.startswith(BOXES, 4)
+
+
+class Zstandard(io.RawIOBase):
+    """The unpacked bytes of a file that zstd packed, by Arrow; a seek reads forward, or opens the file again."""
+
+    def __init__(self, opened: Callable[[], BinaryIO]) -> None:
+        self.opened = opened
+        self._begin()
+
+    def _begin(self) -> None:
+        self._stream, self._place = pa.CompressedInputStream(self.opened(), "zstd"), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data: bytes = self._stream.read(len(buffer))
+        except OSError as e:
+            if "zstd" in str(e).lower() or "compressed stream" in str(e).lower():
+                raise EOFError(str(e)) from None
+            raise
+        buffer[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
+        assert whence == io.SEEK_SET
+        if place < self._place:
+            self._begin()
+        while self._place < place and self.read(min(READ_BYTES, place - self._place)):
+            pass
+        return self._place
+
+
+UNPACK: dict[str, Callable[[Callable[[], BinaryIO]], Any]] = {
+    ".gz": lambda file: gzip.GzipFile(fileobj=file()),
+    ".tgz": lambda file: gzip.GzipFile(fileobj=file()),
+    ".bz2": lambda file: bz2.BZ2File(file()),
+    ".xz": lambda file: lzma.LZMAFile(file()),  # noqa: SIM115 - who opens a shard closes it
+    ".zst": Zstandard,
+}
 
 
 def opened(store: Store, path: str) -> BinaryIO:
     """The unpacked bytes of a shard; a seek forward in a packed one reads, a seek back begins anew."""
-    file = store.fs.open(store.full(path), "rb", block_size=BLOCK_BYTES)
-    unpack: Any = next((unpack for suffix, unpack in UNPACK.items() if path.lower().endswith(suffix)), None)
-    unpacked: BinaryIO = unpack(file) if unpack else file
+    file = partial(store.fs.open, store.full(path), "rb", block_size=BLOCK_BYTES)
+    unpack = next((unpack for suffix, unpack in UNPACK.items() if path.lower().endswith(suffix)), None)
+    unpacked: BinaryIO = unpack(file) if unpack else file()
     return unpacked
 
 
@@ -65,7 +129,7 @@ def index(store: Store, path: str, config: SourceConfig) -> Iterator[Listed | No
                     if sidecar is not None:
                         extras.setdefault(key, {})[extension] = sidecar
                         others += 1
-                    elif is_image_name(member.name) or (not extension and head.startswith(MAGIC)):
+                    elif is_image_name(member.name) or (not extension and begins_as_image(head)):
                         name = f"{path}/{member.name.removeprefix('./')}"
                         images.append((key, Listed(name, member.size, digest, path, member.offset_data)))
                     else:

@@ -4,17 +4,21 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.committed import part_paths, read_parts
+from pipeline.config import RunConfig
 from pipeline.pixels import encode_rgb
+from pipeline.run import run as run_here
 from pipeline.storage import Store
 
 
-def make_photos(source: Store, count: int, crops: list[np.ndarray]) -> None:
+def make_photos(source: Store, count: int, crops: list[np.ndarray], first: int = 0) -> None:
     """Photos of 64 px, all different, in ten folders."""
-    for number in range(count):
+    for number in range(first, first + count):
         crop = crops[number % len(crops)]
         y, x = number // len(crops) % 32, number // len(crops) // 32
         source.write(f"{number % 10}/{number}.png", encode_rgb(crop[y : y + 64, x : x + 64], "PNG"))
@@ -30,6 +34,27 @@ def images_written(output: Store) -> int:
     return sum(1 for _ in output.entries("images"))
 
 
+def outputs(output: Store) -> dict[str, str]:
+    """rel_path → sha256 of the output, as the rows say."""
+    rows = read_parts(output, part_paths(output, "results"), ["rel_path", "output_sha256"])
+    return dict(zip(rows["rel_path"].to_pylist(), rows["output_sha256"].to_pylist(), strict=True))
+
+
+def made_without_faults(photos: int, folder: Path, crops: list[np.ndarray]) -> dict[str, str]:
+    """What a run over the same photos makes of them on a local disk, undisturbed."""
+    source, output = Store(str(folder / "calm_in")), Store(str(folder / "calm_out"))
+    make_photos(source, photos, crops)
+    run_here(RunConfig(task="denoise", input=source.url, output=output.url))
+    return outputs(output)
+
+
+def stop(run: subprocess.Popen[bytes] | None) -> None:
+    """End a run that a failed test left."""
+    if run is not None and run.poll() is None:
+        run.kill()
+        run.wait()
+
+
 def wait_for(run: subprocess.Popen[bytes], condition) -> None:
     for _ in range(1200):
         if run.poll() is not None or condition():
@@ -38,12 +63,21 @@ def wait_for(run: subprocess.Popen[bytes], condition) -> None:
 
 
 def actors_of(run: subprocess.Popen[bytes]) -> list[int]:
-    """Processes of the run's actors: Ray names them, and their session is found by the driver's descendants."""
+    """Processes of the run's actors, by the title that Ray gives them."""
+    return descendants(run, lambda title: title.startswith(b"ray::MapWorker"))
+
+
+def raylets_of(run: subprocess.Popen[bytes]) -> list[int]:
+    return descendants(run, lambda title: title.split(b"\0")[0].endswith(b"/raylet"))
+
+
+def descendants(run: subprocess.Popen[bytes], wanted: Callable[[bytes], bool]) -> list[int]:
+    """Processes that a run made, of which the command line is wanted."""
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             title = (status.parent / "cmdline").read_bytes()
-            if title.startswith(b"ray::MapWorker") and run.pid in ancestors(int(status.parent.name)):
+            if wanted(title) and run.pid in ancestors(int(status.parent.name)):
                 found.append(int(status.parent.name))
         except OSError:
             continue

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import make_photos
+from commands import made_without_faults, make_photos, outputs
 from servers import S3
 
 from pipeline.account import verify
-from pipeline.committed import part_paths, read_parts
 from pipeline.config import RunConfig
 from pipeline.errors import StorageError
 from pipeline.run import run
@@ -20,20 +19,6 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 IMAGES = [40, pytest.param(1000, marks=pytest.mark.chaos)]
 LINE = {"busy": 0.2, "reset": 0.1, "lost": 0.05}
 DAMAGE = {"corrupt_get": 0.05, "corrupt_put": 0.05}
-
-
-def digests(output: Store) -> dict[str, str]:
-    """rel_path → sha256 of the output, as the rows say."""
-    rows = read_parts(output, part_paths(output, "results"), ["rel_path", "output_sha256"])
-    return dict(zip(rows["rel_path"].to_pylist(), rows["output_sha256"].to_pylist(), strict=True))
-
-
-def undisturbed(photos: int, folder: Path, crops: list[np.ndarray]) -> dict[str, str]:
-    """What a run over the same photos on a local disk makes of them."""
-    source, output = Store(str(folder / "calm_in")), Store(str(folder / "calm_out"))
-    make_photos(source, photos, crops)
-    run(RunConfig(task="denoise", input=source.url, output=output.url))
-    return digests(output)
 
 
 @pytest.mark.parametrize("photos", IMAGES)
@@ -55,7 +40,7 @@ def test_a_run_over_a_bad_line(
     checked = verify(output)
     assert checked.problems == []
     assert (checked.rows, checked.files) == (photos, photos)
-    assert digests(output) == undisturbed(photos, tmp_path, crops)
+    assert outputs(output) == made_without_faults(photos, tmp_path, crops)
     print(f"{photos} images, {record['seconds']['total']} s, {seen['counts']}")
 
     s3.faults()

@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -11,6 +12,7 @@ from models.architectures import ARCHITECTURES
 from models.architectures.codec import Codec
 from models.architectures.unet import UNet
 from models.autoencoder import Autoencoder
+from models.tasks.task import byte_batch
 from models.tiling import tiled, tiles
 
 TILE = 64
@@ -183,3 +185,25 @@ def test_tiles_that_do_not_fit_into_memory_are_halved() -> None:
 
 def fail(message: str) -> Tensor:
     raise RuntimeError(message)
+
+
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 3))
+@example(64, 64, 1)
+@example(65, 1, 2)
+def test_an_image_alone_is_padded_tile_by_tile_as_it_would_be_as_a_whole(h, w, count):
+    images = [np.random.default_rng(n).integers(0, 256, (h, w, 3), dtype=np.uint8) for n in range(count)]
+    whole = byte_batch([*images, images[0]], 8, "cpu")[:count]
+    alone = byte_batch(images, 8, "cpu")
+    blur = nn.Conv2d(3, 3, 9, padding=4, padding_mode="replicate")
+    for x in (whole, alone):
+        assert x.stride(1) == 1
+
+    def fn(piece):
+        assert piece.shape[2] % 8 == piece.shape[3] % 8 == 0
+        return blur(piece.float()).detach()
+
+    expected = tiled(fn, whole, 16, 8)
+    torch.testing.assert_close(tiled(fn, alone, 16, 8, stride=8), expected, atol=0, rtol=0)
+    assert expected.shape[2:] == whole.shape[2:]
+    smaller = tiled(lambda piece: piece[:, :, ::8, ::8], alone, 16, 8, Fraction(1, 8), 8)
+    torch.testing.assert_close(smaller, whole[:, :, ::8, ::8])

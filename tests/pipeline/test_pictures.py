@@ -20,6 +20,7 @@ from pipeline import pixels
 from pipeline.account import verify
 from pipeline.config import RunConfig, validate
 from pipeline.errors import ConfigError
+from pipeline.headers import depth_of
 from pipeline.pixels import ImageError, PixelConfig, decode, encode, output_format
 from pipeline.run import plan_of, resolve, run
 from pipeline.storage import Store
@@ -521,6 +522,19 @@ def test_16_bits_are_scaled_to_8_and_never_clipped(photo):
         picture = decode(data)
         np.testing.assert_array_equal(picture.rgb, np.repeat(photo[..., :1], 3, 2) if picture.gray else photo)
         assert picture.bit_depth == 16
+
+
+def test_more_than_8_bits_are_known_in_every_format(photo):
+    """Pillow writes neither: the files' headers are changed to those of such files."""
+    avif, jp2 = (bytearray(saved(Image.fromarray(photo), name)) for name in ("AVIF", "JPEG2000"))
+    config, planes = avif.index(b"av1C") + 6, avif.index(b"pixi") + 9
+    for flags, bits in ((0x00, 8), (0x40, 10), (0x60, 12)):
+        avif[config] = avif[config] & 0x9F | flags
+        avif[planes : planes + 3] = bytes([bits] * 3)
+        assert depth_of(Image.open(io.BytesIO(avif)), bytes(avif)) == bits
+    for bits in (8, 12, 16):
+        jp2[jp2.index(b"\xff\x4f\xff\x51") + 42] = bits - 1
+        assert depth_of(Image.open(io.BytesIO(jp2)), bytes(jp2)) == bits
 
 
 def test_a_picture_larger_than_a_strip_is_what_it_is_in_one_piece(photo, monkeypatch):

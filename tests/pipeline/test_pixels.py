@@ -1,5 +1,6 @@
 import io
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image, JpegImagePlugin
 
 from models.metrics import psnr_db
-from pipeline.pixels import ImageError, Picture, decode, encode, encode_rgb, output_format
+from pipeline.headers import webp_size
+from pipeline.pixels import FORMATS, ImageError, Picture, decode, encode, encode_rgb, output_format, pixels_of
 
 LIMIT = 40_000_000
 H, W = 24, 36
@@ -123,6 +125,43 @@ def test_what_is_in_no_known_format_is_an_unknown_format(data: bytes) -> None:
     assert error_class(data) == "UnknownFormat"
 
 
+def test_no_other_reader_of_pillow_is_ever_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of them start programs (EPS: Ghostscript), some render (WMF), some are read by hardly anyone."""
+    Image.init()
+
+    def asked(*args: object) -> None:
+        pytest.fail("a reader was asked that must not be")
+
+    foreign = set(Image.OPEN) - {*FORMATS, "MPO"}
+    assert len(foreign) > 20
+    for name in foreign:
+        monkeypatch.setitem(Image.OPEN, name, (asked, asked))
+    heads = (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n",
+        b"\xd7\xcd\xc6\x9a\0\0",
+        b"\x01\0\0\0",
+        b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+        b"8BPS",
+    )
+    for head in heads:
+        assert error_class(head + bytes(200)) == "UnknownFormat"
+
+
+def test_what_a_file_carries_beside_its_pixels_is_bounded() -> None:
+    bomb = zlib.compress(bytes(50_000_000), 9)
+    line = [bytes(3)]
+    for extra in (chunk(b"zTXt", b"a\0\0" + bomb), chunk(b"iTXt", b"a\0\1\0\0\0" + bomb), chunk(b"iCCP", b"a\0\0" + bomb)):
+        tracemalloc.start()
+        assert error_class(png(1, 1, 8, 2, line, extra)) == "BrokenImage"
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+        tracemalloc.stop()
+    # EXIF and a profile that are large and not packed: as large as the file at most, and left out of what is carried.
+    picture = decode(png(1, 1, 8, 2, line, chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\0" + bytes(5_000_000))))
+    assert picture.exif is None
+    profile = saved(Image.fromarray(scene()), "JPEG", icc_profile=bytes(10_000_000))
+    assert decode(profile).icc == "unreadable"
+
+
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM"])
 def test_a_truncated_file_is_a_broken_image(image_format: str) -> None:
     data = saved(Image.fromarray(noise(64, 64, 3)), image_format)
@@ -140,6 +179,27 @@ def test_too_many_pixels_are_refused_on_the_header_alone() -> None:
     data = png(20_000, 20_000, 8, 2, [])
     assert len(data) < 200
     assert error_class(data) == "TooManyPixels"
+
+
+@pytest.mark.parametrize("kind", ["VP8 ", "VP8L", "VP8X"])
+def test_a_webp_is_refused_before_pillow_makes_room_for_it(kind: str) -> None:
+    # Opening alone takes Pillow two canvases of 4 bytes a pixel: 200 bytes asked for 2 GB.
+    size, side = (16_383).to_bytes(2, "little"), (16_382).to_bytes(3, "little")
+    body = {
+        "VP8 ": b"\0\0\0\x9d\x01\x2a" + size + size,
+        "VP8L": b"\x2f" + (16_382 | 16_382 << 14).to_bytes(4, "little"),
+        "VP8X": bytes(4) + side + side,
+    }[kind]
+    data = kind.encode() + struct.pack("<I", len(body)) + body
+    data = b"RIFF" + struct.pack("<I", len(data) + 4) + b"WEBP" + data
+    assert error_class(data) == "TooManyPixels"
+    assert pixels_of(data) == (16_383**2)
+
+
+def test_what_a_webp_says_of_its_size_is_what_pillow_makes_of_it() -> None:
+    image = Image.fromarray(scene(7, 33))
+    for options in ({}, {"lossless": True}, {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0"}):
+        assert webp_size(saved(image, "WEBP", **options)) == (33, 7)
 
 
 def test_the_pixel_limit_is_inclusive() -> None:

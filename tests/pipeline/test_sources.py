@@ -21,6 +21,7 @@ from pipeline.pixels import encode_rgb
 from pipeline.run import run
 from pipeline.sources import input_of, listing
 from pipeline.sources.source import Listed, SourceConfig
+from pipeline.sources.tar import FORMAT
 from pipeline.storage import StorageConfig, Store
 from pipeline.web import AddressRefused, fetch
 
@@ -104,6 +105,51 @@ def test_a_cut_shard_gives_what_comes_before_and_one_reject_and_is_read_again_wh
         for name, row in rows(output).items()
     )
     assert verify(Store(str(output))).problems == []
+
+
+def test_a_tar_packed_by_zstd_is_read_forward_and_back_and_known_when_it_is_cut(tmp_path, crops):
+    photos = pictures(crops, 6)
+    shard(tmp_path / "plain.tar", {f"{n}.png": data for n, data in enumerate(photos)})
+    plain = (tmp_path / "plain.tar").read_bytes()
+    with pa.CompressedOutputStream(str(tmp_path / "in.tar.zst"), "zstd") as out:
+        out.write(plain)
+    source = input_of(str(tmp_path / "in.tar.zst"), StorageConfig(), SourceConfig())
+    found = [image for image in listing(source) if image]
+    assert [image.rel_path for image in found] == [f"in.tar.zst/{n}.png" for n in range(6)]
+    reader = FORMAT.reader(source.store, "in.tar.zst", SourceConfig())
+    for n in (0, 1, 4, 2, 5):
+        assert reader.read(found[n].offset, found[n].size) == photos[n]
+    packed = (tmp_path / "in.tar.zst").read_bytes()
+    (tmp_path / "cut.tar.zst").write_bytes(packed[: len(packed) * 2 // 3])
+    (tmp_path / "bad.tar.zst").write_bytes(b"no zstd" * 100)
+    for name in ("cut", "bad"):
+        assert listed(tmp_path / f"{name}.tar.zst")[-1].problem.startswith("CutShard: ")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [b"\0\0\0\x20ftypavif\0\0\0\0", b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51\0\x2f", b"\0\0\0\x24ftypheic\0\0\0\0"],
+    ids=["avif", "jp2", "j2k", "heic"],
+)
+def test_members_without_an_extension_are_images_by_their_first_bytes(tmp_path, head):
+    shard(tmp_path / "a.tar", {"0001": head + bytes(40), "0002": b"\0\0\0\x20ftypqt  " + bytes(40)})
+    assert set(images(tmp_path)) == {"a.tar/0001"}
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_shard_that_was_damaged_while_it_was_listed_is_listed_again(tmp_path, crops):
+    shard(tmp_path / "in/a.tar", {f"{n}.png": data for n, data in enumerate(pictures(crops, 3))})
+    config = RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out"), max_reject_fraction=1)
+    source = input_of(str(tmp_path / "in"), StorageConfig(), SourceConfig())
+    list(listing(source, Store(str(tmp_path / "out")), keep=True))
+    (index,) = (tmp_path / "out/shards").iterdir()
+    table = pq.read_table(index)
+    etags = ["0" * 32, *table["etag"].to_pylist()[1:]]
+    damaged = table.set_column(table.schema.get_field_index("etag"), "etag", pa.array(etags))
+    pq.write_table(damaged.replace_schema_metadata(table.schema.metadata), index)
+    assert run(config)["reasons"] == {"ShardChanged": 1}
+    record = run(config)
+    assert (record["ok"], record["rejected"], record["done_before"]) == (1, 0, 2)
 
 
 def test_a_tar_without_its_end_mark_was_cut_off(tmp_path, crops):

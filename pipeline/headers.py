@@ -1,0 +1,43 @@
+"""What an image file says in its first bytes, read here where Pillow does not tell, or does too much before it tells."""
+
+import struct
+
+from PIL import Image
+
+BITS_PER_SAMPLE = 258
+
+
+def webp_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a WebP by its first chunk; None for what is none.
+
+    Pillow makes room for two whole canvases before it says how large a WebP is: a file of 200 bytes took 2 GB.
+    """
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
+        return None
+    kind, head = data[12:16], data[20:30].ljust(10, b"\0")
+    if kind == b"VP8X":
+        return int.from_bytes(head[4:7], "little") + 1, int.from_bytes(head[7:10], "little") + 1
+    if kind == b"VP8L":
+        sides = int.from_bytes(head[1:5], "little")
+        return (sides & 0x3FFF) + 1, (sides >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 ":
+        width, height = struct.unpack("<HH", head[6:10])
+        return width & 0x3FFF, height & 0x3FFF
+    return None
+
+
+def depth_of(image: Image.Image, data: bytes) -> int:
+    """Bits of a sample in the file: Pillow gives 8 of what has more, but for gray in 16."""
+    if image.mode == "1":
+        return 1
+    if image.format == "PNG":
+        return 16 if data[24] == 16 else 8
+    if image.format == "TIFF":
+        deepest = max(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,)))
+        return 16 if deepest == 16 or image.mode.startswith("I") else 8
+    if image.format == "AVIF" and (at := data.find(b"av1C")) >= 0 and at + 6 < len(data):
+        return (12 if data[at + 6] & 0x20 else 10) if data[at + 6] & 0x40 else 8
+    if image.format == "JPEG2000" and (at := data.find(b"\xff\x4f\xff\x51")) >= 0 and at + 42 < len(data):
+        # The SIZ marker: its first component's precision, less one.
+        return max(8, (data[at + 42] & 0x7F) + 1)
+    return 16 if image.mode.startswith("I") else 8

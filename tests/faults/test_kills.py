@@ -1,0 +1,126 @@
+"""SIGKILL for everything that a run over S3 is made of, at random moments: nothing lost, nothing twice, no wrong byte."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import actors_of, made_without_faults, make_photos, outputs, raylets_of, start, stop
+from servers import S3, Server
+
+from pipeline.account import verify
+
+KILLS = {"actor": 10, "driver": 8, "front": 12, "raylet": 8, "server": 12}
+PHOTOS = 400
+FIND = {
+    "actor": actors_of,
+    "driver": lambda run: [run.pid],
+    "front": lambda run: [run.pid],
+    "raylet": raylets_of,
+    "server": lambda run: [run.pid],
+}
+"""Which of a run's processes are of a kind; any moment is good for the servers."""
+ENDS = ("driver", "raylet")
+PATIENCE_S = 900.0
+"""After which a run that does not end, or makes no image, hangs: far beyond what a loaded machine needs."""
+
+
+def sessions(generator: random.Random) -> Iterator[list[str]]:
+    """What is killed in one run after the other; only the last of each list ends its run."""
+    passing, ends = (
+        [kind for kind, count in KILLS.items() for _ in range(count) if (kind in ENDS) == last] for last in (False, True)
+    )
+    generator.shuffle(passing)
+    generator.shuffle(ends)
+    for number, end in enumerate(ends):
+        yield [*passing[number :: len(ends)], end]
+
+
+class Chaos:
+    def __init__(self, s3: S3, written: Path, crops: list[np.ndarray]) -> None:
+        self.s3, self.written, self.crops = s3, written, crops
+        self.source, self.output = s3.store("in"), s3.store("out")
+        self.random = random.Random(0)
+        self.killed: Counter[str] = Counter()
+        self.ends: Counter[str] = Counter()
+        self.photos = 0
+        self.run: subprocess.Popen[bytes] | None = None
+        self.more()
+
+    def more(self) -> None:
+        """More to do, so that no run ends before all was killed."""
+        make_photos(self.source, PHOTOS, self.crops, first=self.photos)
+        self.photos += PHOTOS
+
+    def running(self) -> "subprocess.Popen[bytes]":
+        """The run, begun again when it has ended."""
+        if self.run is not None and (code := self.run.poll()) is not None:
+            said = (self.run.stderr.read() if self.run.stderr else b"").decode()
+            assert code in (0, 1, 5, -signal.SIGKILL), f"exit {code}: {said}"
+            assert "Traceback" not in said
+            self.ends[f"exit {code}"] += 1
+            self.run = None
+            if code == 0:
+                self.more()
+        if self.run is None:
+            self.run = start(self.source, self.output)
+        return self.run
+
+    def images(self) -> int:
+        return sum(path.is_file() for path in (self.written / "images").rglob("*.png"))
+
+    def moment(self, victim: str) -> "tuple[subprocess.Popen[bytes], list[int]]":
+        """A run some random number of images on, and the living processes of its kind."""
+        goal, began = self.images() + self.random.choice((0, 0, 1, 5, 20, 40)), time.monotonic()
+        while True:
+            run = self.running()
+            pids = FIND[victim](run)
+            if self.images() >= goal and pids and run.poll() is None:
+                return run, pids
+            assert time.monotonic() - began < PATIENCE_S, f"no image for {PATIENCE_S} s after {dict(self.killed)}"
+            time.sleep(0.05)
+
+    def kill(self, victim: str) -> None:
+        run, pids = self.moment(victim)
+        if victim in ("server", "front"):
+            self.restart(self.s3.behind if victim == "server" else self.s3.front)
+        else:
+            os.kill(self.random.choice(pids), signal.SIGKILL)
+        self.killed[victim] += 1
+        if victim in ENDS:
+            assert run.wait(PATIENCE_S) != 0
+
+    def restart(self, server: Server) -> None:
+        server.kill()
+        time.sleep(self.random.random())
+        server.start()
+
+
+@pytest.mark.chaos
+def test_fifty_kills_of_all_that_a_run_is_made_of(s3: S3, tmp_path: Path, crops: list[np.ndarray], figure) -> None:
+    chaos = Chaos(s3, tmp_path / "s3/data/bucket/out", crops)
+    try:
+        for victims in sessions(chaos.random):
+            for victim in victims:
+                chaos.kill(victim)
+        assert chaos.running().wait(PATIENCE_S) in (0, 5)
+        last = start(chaos.source, chaos.output)
+        assert last.wait(PATIENCE_S) == 0, last.stderr.read()
+    finally:
+        stop(chaos.run)
+    assert chaos.killed == KILLS
+    seen = verify(chaos.output)
+    assert seen.problems == []
+    assert (seen.images, seen.rows, seen.files) == (chaos.photos,) * 3
+    assert outputs(chaos.output) == made_without_faults(chaos.photos, tmp_path, crops)
+    kills = ", ".join(f"{count} of {victim}s" for victim, count in sorted(chaos.killed.items()))
+    figure(
+        f"{chaos.killed.total()} SIGKILLs at random moments ({kills})",
+        f"{chaos.photos:,} images: 0 lost, 0 twice, 0 wrong bytes, `verify` holds; runs ended {dict(chaos.ends)}",
+    )

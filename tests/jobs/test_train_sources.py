@@ -1,0 +1,63 @@
+"""A training learns from what a batch job takes: folders, shards, manifests."""
+
+import io
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.train import TrainConfig
+from jobs.training.crops import crops_of, images_of, inputs_of, kept_images, middle_crops
+from pipeline.errors import StorageError
+from pipeline.pixels import encode_rgb
+from pipeline.storage import Store
+
+CONFIG = {"name": "t", "task": "denoise", "architecture": "unet", "epochs": 1, "crop": 64, "crops_per_image": 2}
+
+
+def tar_of(files: dict[str, bytes], mode: str) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=mode) as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return out.getvalue()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_training_learns_from_shards_and_manifests_as_from_folders(tmp_path, rclone_bucket, crops):
+    files = {f"{number}.png": encode_rgb(crop, "PNG") for number, crop in enumerate(crops[:12])}
+    bucket, local = Store(rclone_bucket), Store(str(tmp_path))
+    for name, data in files.items():
+        bucket.write(f"folder/{name}", data)
+        local.write(f"pictures/{name}", data)
+    bucket.write("shards/a.tar", tar_of(files | {"broken.png": b"broken"}, "w"))
+    bucket.write("shards/b.tar.gz", tar_of(files, "w:gz"))
+    pq.write_table(pa.table({"key": list(files), "image": list(files.values())}), tmp_path / "c.parquet")
+    local.write("list.csv", ("path\n" + "".join(f"pictures/{name}\n" for name in files)).encode())
+    places = [f"{rclone_bucket}/folder", f"{rclone_bucket}/shards", f"{tmp_path}/c.parquet", f"{tmp_path}/list.csv"]
+    config = TrainConfig(**CONFIG, input=places, output=f"{rclone_bucket}/out")
+    inputs, run = inputs_of(config), Store(f"{rclone_bucket}/out/run")
+    images = images_of(config, inputs, run)
+    assert (
+        images.left_out()
+        == "1 of 61 images left out: a.tar/broken.png: UnknownFormat: not an image in a known format; begins with b'broken'"
+    )
+    assert kept_images(run).table.equals(images.table)
+    for number, count in enumerate((12, 24, 12, 12)):
+        own = images.table.filter((pa.compute.field("source") == number) & (pa.compute.field("use") != "left out"))
+        assert len(own) == count
+        found = {crop.tobytes() for crop in middle_crops(inputs, own, 32)}
+        assert found == {crop.tobytes() for crop in crops[:12]}
+    training = images.of("training")
+    made = crops_of(training, inputs, config, 0.25).take_all()
+    assert len(made) == 2 * len(training)
+    assert {row["image"].shape for row in made} == {(64, 64, 3)}
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_source_that_is_not_there_ends_a_training_before_it_starts(tmp_path):
+    with pytest.raises(StorageError, match=r"gone\.tar does not exist"):
+        inputs_of(TrainConfig(**CONFIG, input=[f"{tmp_path}/gone.tar"], output=str(tmp_path / "out")))

@@ -1,0 +1,58 @@
+"""How Ray is started: signals wait for it, and what goes wrong is one line."""
+
+import signal
+
+import pytest
+import ray
+
+from pipeline.cluster import STARTS, connected, signals_wait
+from pipeline.errors import RunFailed
+
+
+class Caught(BaseException):
+    pass
+
+
+def caught(signum: int, frame: object) -> None:
+    raise Caught(signum)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGALRM])
+def test_a_signal_waits_for_the_start_of_ray(number: signal.Signals) -> None:
+    before = signal.signal(number, caught)
+    started: list[bool] = []
+
+    def start() -> None:
+        with signals_wait():
+            signal.raise_signal(number)
+            signal.raise_signal(number)
+            # As Ray does with SIGTERM.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            started.append(True)
+
+    try:
+        with pytest.raises(Caught):
+            start()
+        assert started
+        assert signal.getsignal(number) is caught
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_ray_that_is_late_is_started_again_and_at_last_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+
+    def late(**options: object) -> None:
+        tries.append(options)
+        raise Exception("The current node timed out\nduring startup.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", late)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with (
+        pytest.raises(RunFailed, match=r"^Ray did not start: The current node timed out during startup\.$"),
+        connected(None),
+    ):
+        pass
+    assert len(tries) == STARTS
