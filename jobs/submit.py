@@ -103,14 +103,15 @@ def client_of(address: str | None, insecure: bool) -> Client:
     os.environ["RAY_API_SERVER_ADDRESS"] = address
     logging.getLogger("ray").setLevel(logging.WARNING)
     try:
-        if requests.get(f"{address}/api/version", timeout=REQUEST_SECONDS, allow_redirects=False).ok:
+        if requests.get(f"{address}/api/version", timeout=REQUEST_SECONDS, allow_redirects=False).status_code == 200:
             log.warning("%s asks for no token: whoever reaches it runs what they like there", address)
         client = Client(address)
         theirs = client._do_request("GET", "/api/version").json()["ray_version"]
     except AuthenticationError:
         raise ConfigError(f"{address} refuses {token_origin()}; give the cluster's in RAY_AUTH_TOKEN") from None
     except (*UNREACHABLE, RuntimeError, ValueError, KeyError) as e:
-        said = "no answer" if isinstance(e, UNREACHABLE) else " ".join(str(e).split())[:200]
+        silent = isinstance(e, requests.Timeout | ConnectionError) or type(e) is requests.ConnectionError
+        said = "no answer" if silent else " ".join(str(e).split())[:200]
         raise ConfigError(f"{address}: no Ray dashboard there that can be reached: {said}") from None
     if minor(theirs) != minor(ray.__version__):
         raise ConfigError(f"{address} runs Ray {theirs}, and this is Ray {ray.__version__}: take the same on both")
@@ -150,10 +151,11 @@ def followed(client: Client, run_id: str) -> int:
     except Interrupted:
         print(f"imagemill: the job goes on: {how_to(client, run_id)}", file=sys.stderr)
         return Interrupted.exit_code
-    if (code := recorded(job, run_id)) is not None:
-        return code
     if job.driver_exit_code is not None:
         return int(job.driver_exit_code)
+    # Ray knows no code of a driver that was stopped, or that went with its node.
+    if (code := recorded(job, run_id)) is not None:
+        return code
     if job.status == JobStatus.STOPPED:
         return Interrupted.exit_code
     raise RunFailed(f"job {run_id}: {' '.join(str(job.message).split())[:500]}")
@@ -168,7 +170,7 @@ def ended(client: Client, run_id: str) -> Any:
             text = client.get_job_logs(run_id)
             heard = time.monotonic()
         except (*UNREACHABLE, RuntimeError) as e:
-            if "404" in str(e):
+            if "status code 404" in str(e):
                 raise ConfigError(f"{client.get_address()} knows no job {run_id}; see: ray job list") from None
             if time.monotonic() - heard > SILENCE_SECONDS:
                 silence = f"no word from {client.get_address()} for {SILENCE_SECONDS:.0f} s; the job may go on"
@@ -185,8 +187,11 @@ def ended(client: Client, run_id: str) -> Any:
 
 def recorded(job: Any, run_id: str) -> int | None:
     """The exit code in the run's own run.json, if OUTPUT can be read from here."""
-    output = Store(job.metadata["output"], StorageConfig.model_validate_json(job.metadata["storage"]))
+    told = job.metadata or {}
+    if "output" not in told:
+        return None
     try:
+        output = Store(told["output"], StorageConfig.model_validate_json(told["storage"]))
         return int(json.loads(output.read(f"runs/{run_id}/run.json"))["exit_code"])
     except (*STORE_FAILURES, ValueError):
         return None

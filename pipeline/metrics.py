@@ -13,6 +13,10 @@ COUNTERS = {
 }
 STAGE_SECONDS = "imagemill_stage_seconds"
 WAITING = "imagemill_images_waiting"
+SERVED = {f"ray_{name}_total": {*TAGS, *keys} for name, (_, keys) in COUNTERS.items()}
+SERVED |= {f"ray_{STAGE_SECONDS}_{suffix}": {*TAGS, "stage"} for suffix in ("bucket", "sum", "count")}
+SERVED |= {f"ray_{WAITING}": {*TAGS}}
+"""What the metrics port serves, with its tags."""
 BOUNDARIES_S = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100]
 
 

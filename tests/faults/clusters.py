@@ -123,7 +123,8 @@ class RayCluster:
         again = 'for _ in 1 2 3 4 5; do "$@" && exit 0; sleep 1; done; exit 1'
         command = [*before, "/bin/sh", "-c", again, "sh", RAY, "start", *arguments, *common]
         with (self.folder / f"node-{len(self.nodes)}.log").open("wb") as log:
-            process = subprocess.Popen(command, env=self.variables(), stdout=log, stderr=subprocess.STDOUT)
+            options = {"stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True}
+            process = subprocess.Popen(command, env=self.variables(), **options)
         self.nodes.append(Node(process))
 
     def stop(self) -> None:

@@ -36,7 +36,8 @@ def test_no_secret_is_written_or_said(tmp_path: Path, ray_folder: Path, monkeypa
     endpoint = f"http://127.0.0.1:{server.port}"
     # The token of a role goes with each request; this server does not look at it.
     known = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": secret, "AWS_SESSION_TOKEN": token}
-    for name, value in (environment_of(endpoint) | known).items():
+    # As JSON more is said: of each reject, by the actors.
+    for name, value in (environment_of(endpoint) | known | {"IMAGEMILL_LOG": "json"}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     (tmp_path / "s3/data/bucket").mkdir()
@@ -44,7 +45,9 @@ def test_no_secret_is_written_or_said(tmp_path: Path, ray_folder: Path, monkeypa
     server.start()
     try:
         Store("s3://bucket/in").fs.clear_instance_cache()
-        make_photos(Store("s3://bucket/in", StorageConfig(endpoint_url=endpoint)), 3, crops)
+        source = Store("s3://bucket/in", StorageConfig(endpoint_url=endpoint))
+        make_photos(source, 3, crops)
+        source.write("broken.jpg", b"broken")
         right = subprocess.run(command, capture_output=True, text=True)
         assert right.returncode == 0, right.stderr
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", wrong)

@@ -1,0 +1,57 @@
+"""What counting one image costs an actor, with metrics and without. Run: python tests/benchmarks/metrics_cost.py"""
+
+import statistics
+import time
+
+import ray
+
+from pipeline.cluster import connected
+from pipeline.progress import Tally
+
+IMAGES, REPEATS = 2000, 7
+STAGES = ("fetch", "decode", "model", "encode", "put")
+
+
+class Silent:
+    """In the place of ActorMetrics: counts are published to the driver alone."""
+
+    def observe(self, stage: str, seconds: float) -> None:
+        pass
+
+    def add(self, counts: dict[str, float]) -> None:
+        pass
+
+
+class Counting:
+    """An actor that counts as the Predictor does, and nothing else."""
+
+    def __init__(self) -> None:
+        self.tallies = {"with": Tally("denoise", "benchmark"), "without": Tally("denoise", "benchmark")}
+        self.tallies["without"]._metrics = Silent()  # type: ignore[assignment]
+
+    def cpu_us(self, which: str) -> float:
+        """CPU microseconds of an image."""
+        tally, began = self.tallies[which], time.process_time()
+        for _ in range(IMAGES):
+            for stage in STAGES:
+                with tally.time(stage):
+                    pass
+            tally.add(bytes_in=1)
+            tally.add(bytes_out=1)
+            tally.add(ok=1)
+        tally.flush()
+        return (time.process_time() - began) / IMAGES * 1e6
+
+
+def main() -> None:
+    with connected(None, num_cpus=2):
+        actor = ray.remote(num_cpus=1)(Counting).remote()
+        ray.get([actor.cpu_us.remote(which) for which in ("with", "without")])
+        costs = [(ray.get(actor.cpu_us.remote("with")), ray.get(actor.cpu_us.remote("without"))) for _ in range(REPEATS)]
+    for name, values in zip(("with metrics", "without"), zip(*costs, strict=True), strict=True):
+        print(f"{name:13} {statistics.median(values):6.1f} µs of CPU an image ({min(values):.1f} to {max(values):.1f})")
+    print(f"ratio         {statistics.median(a / b for a, b in costs):6.2f}")
+
+
+if __name__ == "__main__":
+    main()
