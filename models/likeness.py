@@ -9,12 +9,16 @@ nothing: whitening (Jégou and Chum 2012) weighs each direction by how rarely a 
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import safetensors.numpy
 import torch
 
+from models.architectures.codec import Codec
 from models.autoencoder import LatentCoder
 
+BUNDLED = Path(__file__).parent / "checkpoints" / "likeness.safetensors"
 LAYOUT, TEXTURE = 4, 3
 """Cells along each side."""
 FLOOR = 0.02
@@ -62,6 +66,25 @@ class Whitening:
         length = np.linalg.norm(vectors, axis=1, keepdims=True)
         whitened: np.ndarray = vectors / np.maximum(length, SHORT)
         return whitened
+
+
+def whitening_for(coder: LatentCoder, collection: np.ndarray) -> Whitening:
+    """The whitening that was fitted to photos where the features are those of a `Codec`, else that of a collection (N,F).
+
+    A codec's channels mean the same whoever trained it: its transform starts as the DCT. With one whitening for all, a
+    vector does not depend on what lies beside it, and a folder of nothing but copies does not take what tells them apart
+    for what matters.
+    """
+    if isinstance(coder, Codec):
+        tensors = safetensors.numpy.load_file(BUNDLED)
+        if len(tensors["mean"]) == collection.shape[1]:
+            return Whitening(tensors["mean"].astype(np.float32), tensors["directions"].astype(np.float32))
+    return whitening_of(collection)
+
+
+def save(whitening: Whitening, path: Path) -> None:
+    tensors = {"mean": whitening.mean.astype(np.float16), "directions": whitening.directions.astype(np.float16)}
+    safetensors.numpy.save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path)
 
 
 def whitening_of(features: np.ndarray) -> Whitening:

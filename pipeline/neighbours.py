@@ -13,15 +13,17 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from models.autoencoder import LatentCoder
-from models.likeness import Whitening, features, similarity, whitening_of
+from models.likeness import Whitening, features, similarity, whitening_for
 from models.tasks.compress import latents_of
+from pipeline.errors import VerificationError
 from pipeline.pixels import PixelConfig
 from pipeline.snapshot import Snapshot, snapshot
 from pipeline.storage import Store
 from pipeline.values import Coders, check_latents, dequantise, latent_batches
 
+MADE_BY = ["model_id", "checkpoint_sha256", "step", "parameters"]
 WHITENED_BY = 20_000
-"""Images that the whitening is taken from: the first ones, by the names of parts, which are digests."""
+"""Images that a whitening is taken from where none comes with the product: the first, by the names of parts, digests."""
 BLOCK = 2_048
 """Vectors that are compared with all others at a time."""
 
@@ -64,7 +66,9 @@ class Collection:
         head: list[tuple[pa.Table, np.ndarray]] = []
         while sum(len(rows) for rows, _ in head) < WHITENED_BY and (batch := next(batches, None)):
             head.append(batch)
-        whiten = whitening_of(np.concatenate([found for _, found in head] or [np.zeros((1, 1), np.float32)]))
+        if not head:
+            raise VerificationError(f"{self.state.output.url}: no latent is what was written: {'; '.join(problems[:10])}")
+        whiten = whitening_for(self.coder, np.concatenate([found for _, found in head]))
         return whiten, ((rows, whiten(found)) for rows, found in chain(head, batches))
 
 
@@ -80,18 +84,19 @@ def collection(output: Store) -> Collection:
     names: list[str] = []
     makers: list[tuple[str, float, str]] = []
     maker, fences = [], []
-    for table in state.tables(["model_id", "checkpoint_sha256", "step", "parameters", "fence"]):
-        made = table.select(["model_id", "checkpoint_sha256", "step", "parameters"]).to_struct_array().combine_chunks()
-        encoded = made.dictionary_encode()
+    for table in state.tables([*MADE_BY, "fence"]):
+        encoded = [table[name].combine_chunks().dictionary_encode() for name in MADE_BY]
+        codes = np.stack([column.indices.fill_null(-1).to_numpy() for column in encoded], 1)
+        _, first, kind = np.unique(codes, axis=0, return_index=True, return_inverse=True)
         places = []
-        for row in encoded.dictionary.to_pylist():
+        for row in table.take(pa.array(first)).to_pylist():
             image = json.dumps(json.loads(row["parameters"] or "{}").get("image", {}), sort_keys=True)
             key = (row["checkpoint_sha256"], row["step"], image)
             if key not in makers:
                 makers.append(key)
                 names.append(f"{row['model_id']} {row['checkpoint_sha256'][:8]} at step {row['step']:g}")
             places.append(makers.index(key))
-        maker.append(np.array(places)[encoded.indices.to_numpy()])
+        maker.append(np.array(places)[kind.ravel()])
         fences.append(table["fence"].fill_null(0).to_numpy())
     made_by = np.concatenate(maker)
     newest = made_by[np.concatenate(fences).argmax()]

@@ -1,0 +1,190 @@
+"""Nearest images, copies and the map of an OUTPUT, from its latents."""
+
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from jobs.duplicates import show_duplicates
+from jobs.map import write_map
+from jobs.search import show_search
+from pipeline.atlas import sample
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError, VerificationError
+from pipeline.neighbours import collection, groups_of, near_pairs
+from pipeline.run import run
+from pipeline.schema import parquet_bytes, part_name
+from pipeline.storage import Store
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def output(ray_session: None, crops: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Latents of photos, of copies of the first one, and of one whose name is a script; half of them coded."""
+    folder = tmp_path_factory.mktemp("search")
+    photos = folder / "in"
+    photos.mkdir()
+    for number, crop in enumerate(crops[::5]):
+        Image.fromarray(crop).save(photos / f"{number:02}.png")
+    first = Image.fromarray(crops[0])
+    shutil.copy(photos / "00.png", photos / "same.png")
+    first.save(photos / "recompressed.jpg", quality=40)
+    first.resize((192, 144), Image.Resampling.LANCZOS).save(photos / "larger.png")
+    first.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(photos / "mirrored.png")
+    config = RunConfig(
+        task="compress", input=str(photos), output=str(folder / "out"), params={"step": 18, "coding": "coded"}
+    )
+    run(config)
+    for n in range(3):
+        Image.fromarray(crops[1 + n]).save(photos / f"plain <script>{n}.png")
+    # The other coding makes other versions; those of the first run stay beside them as history.
+    run(config.model_copy(update={"params": {"step": 18}}))
+    return Store(str(folder / "out"))
+
+
+@pytest.fixture
+def damaged(output: Store, tmp_path: Path) -> Store:
+    """A copy of OUTPUT in which one latent is not what was written."""
+    shutil.copytree(output.root, tmp_path / "damaged")
+    for path in (tmp_path / "damaged/results").iterdir():
+        table = pq.read_table(path)
+        names, crc = table["rel_path"].to_pylist(), table["latent_crc32"].to_pylist()
+        crc = [value + (name == "01.png") for name, value in zip(names, crc, strict=True)]
+        place = table.schema.get_field_index("latent_crc32")
+        path.write_bytes(parquet_bytes(table.set_column(place, "latent_crc32", pa.array(crc, pa.int64())), 1))
+    return Store(str(tmp_path / "damaged"))
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
+    return [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_an_image_and_its_copies_come_first(output, tmp_path, capsys, crops):
+    changed = Image.fromarray(crops[0][6:90, 8:120]).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    changed.save(tmp_path / "query.jpg", quality=60)
+    show_search(output, str(tmp_path / "query.jpg"), None, 5, str(tmp_path / "sheet.png"))
+    found = printed(capsys)
+    assert {line[2] for line in found[1:6]} == {"00.png", "same.png", "recompressed.jpg", "larger.png", "mirrored.png"}
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 1000
+
+
+def test_an_image_of_its_own_is_not_found_itself(output, capsys):
+    show_search(output, None, "00.png", 3)
+    found = printed(capsys)
+    assert found[1][1:3] == ["1.000", "same.png"]
+    assert "00.png" not in {line[2] for line in found[1:4]}
+
+
+def test_copies_are_grouped_and_exact_ones_told_apart(output, tmp_path, capsys):
+    show_duplicates(output, 0.7, str(tmp_path / "copies.csv"), str(tmp_path / "sheet.png"))
+    rows = pd.read_csv(tmp_path / "copies.csv")
+    group = rows[rows["group"] == rows.set_index("rel_path")["group"]["same.png"]]
+    assert group["copy"].tolist()[0] == "first"
+    assert group["rel_path"].tolist()[0] == "larger.png"
+    assert {"00.png", "same.png", "recompressed.jpg", "mirrored.png"} <= set(group["rel_path"])
+    assert (rows["copy"] == "exact").sum() == 1
+    assert (tmp_path / "sheet.png").exists()
+    show_duplicates(output, 0.999)
+    assert "1 exact copies" in capsys.readouterr().out
+
+
+def test_pairs_and_groups_are_those_of_all_with_all():
+    vectors = np.random.default_rng(0).normal(size=(2500, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    first, second, alike = near_pairs(vectors, 0.95)
+    everything = vectors @ vectors.T
+    assert set(zip(first.tolist(), second.tolist(), strict=True)) == set(
+        zip(*np.nonzero(np.triu(everything >= 0.95, 1)), strict=True)
+    )
+    np.testing.assert_allclose(alike, everything[first, second], atol=1e-5)
+    assert [group.tolist() for group in groups_of(np.array([0, 1, 5]), np.array([1, 2, 6]), 8)] == [[0, 1, 2], [5, 6]]
+
+
+def test_rows_of_another_model_are_left_out_and_said(output, tmp_path, capsys):
+    shutil.copytree(output.root, tmp_path / "mixed")
+    store = Store(str(tmp_path / "mixed"))
+    path = next((tmp_path / "mixed/results").iterdir())
+    table = pq.read_table(path).slice(0, 2)
+    ids = pa.array([f"{number:032x}" for number in range(2)])
+    older = {"image_id": ids, "fence": pa.array([0, 0]), "step": pa.array([64.0, 64.0], pa.float32())}
+    for name, values in older.items():
+        table = table.set_column(table.schema.get_field_index(name), name, values)
+    store.write(f"results/{part_name(table)}", parquet_bytes(table, 1))
+    assert len(collection(store).state) == len(collection(output).state)
+    show_search(store, None, "00.png", 1)
+    assert "2 of compress-small" in capsys.readouterr().out
+
+
+def test_damaged_latents_are_named_and_never_used(damaged, tmp_path, capsys):
+    with pytest.raises(VerificationError, match=r"1 images left out: 01\.png: latent does not match"):
+        show_search(damaged, None, "00.png", 100)
+    assert "01.png" not in capsys.readouterr().out
+    with pytest.raises(VerificationError, match=r"01\.png"):
+        show_search(damaged, None, "01.png", 3)
+    with pytest.raises(VerificationError, match=r"01\.png"):
+        show_duplicates(damaged, 0.7)
+    with pytest.raises(VerificationError, match=r"01\.png"):
+        write_map(damaged, str(tmp_path / "map.html"), "pca")
+    assert "01.png" not in (tmp_path / "map.html").read_text()
+
+
+def test_what_is_asked_for_in_vain(output, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8\xff broken")
+    for image, id_, said in (
+        (None, None, "either"),
+        ("a", "b", "either"),
+        (str(broken), None, r"broken\.jpg: (UnknownFormat|BrokenImage)"),
+        (str(tmp_path / "none.jpg"), None, "no such file"),
+        (None, "none.png", "no image"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            show_search(output, image, id_, 3)
+    with pytest.raises(ConfigError, match=r"copies\.xlsx"):
+        show_duplicates(output, 0.7, "copies.xlsx")
+    with pytest.raises(ConfigError, match="pca, umap"):
+        write_map(output, str(tmp_path / "map.html"), "tsne")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="holds no rows"):
+        show_search(Store(str(tmp_path / "empty")), None, "00.png", 3)
+
+
+def test_a_large_map_is_a_sample(output):
+    state = collection(output).state
+    few = sample(state, most=4)
+    assert len(few) == 4
+    np.testing.assert_array_equal(few.row, sample(state, most=4).row)
+    tens = replace(state, part=np.repeat(np.arange(50, dtype=np.int32), 20), row=np.zeros(1000, np.int32))
+    assert len(np.unique(sample(tens, most=30, parts=3).part)) <= 3
+
+
+@pytest.mark.parametrize("method", ["pca", "umap"])
+def test_the_map_draws_every_image_in_a_browser(output, tmp_path, method):
+    if not BROWSER:
+        pytest.skip("no chromium here: the page is not tried in a browser")
+    if method == "umap":
+        pytest.importorskip("umap")
+    page = tmp_path / "map.html"
+    write_map(output, str(page), method)
+    text = page.read_text()
+    assert "http" not in text.replace("http-equiv", "")
+    count = len(collection(output).state)
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    command = [BROWSER, *flags, f"--user-data-dir={tmp_path}/profile", "--dump-dom", page.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True).stdout
+    # The script sets this last, so nothing before it went wrong.
+    assert f'data-ready="{count}"' in dom
+    assert dom.count('class="p c') == count
+    assert 'id="like"><button' in dom
+    assert "<script>0" not in dom
+    assert json.dumps("plain <script>0.png")[1:-1].replace("<", "&lt;").replace(">", "&gt;") in dom
