@@ -159,5 +159,5 @@ def signals_wait() -> Iterator[None]:
         for number, handler in handlers.items():
             if handler is not None:
                 signal.signal(number, handler)
-        for number in dict.fromkeys(waiting):
-            signal.raise_signal(number)
+        for signum in dict.fromkeys(waiting):
+            signal.raise_signal(signum)
