@@ -30,7 +30,10 @@ def histogram(name: str, values: np.ndarray) -> Histogram | None:
         return None
     least, largest = float(values.min()), float(values.max())
     logarithmic = least > 0 and largest / least > WIDE
-    counts, _ = np.histogram(np.log(values) if logarithmic else values, BINS)
+    placed = np.log(values) if logarithmic else values
+    # By hand: numpy's own refuses values that are too near each other for their size.
+    placed = (placed - placed.min()) / max(float(np.ptp(placed)), np.finfo(float).tiny)
+    counts = np.bincount(np.minimum((placed * BINS).astype(int), BINS - 1), minlength=BINS)
     return Histogram(name, counts.tolist(), least, float(np.median(values)), largest, logarithmic)
 
 

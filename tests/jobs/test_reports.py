@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from servers import SECRET
 
 from jobs.night_page import leave_page
 from pipeline.config import RunConfig
@@ -201,12 +202,13 @@ def test_pictures_come_from_every_source_of_every_task(task, place, params, tmp_
     assert (tmp_path / "out" / record["report"]).read_text() == made
 
 
-def test_on_s3_it_lies_beside_run_json_and_holds_no_secret(rclone_bucket, crops, ray_session, monkeypatch):
+def test_on_s3_it_lies_beside_run_json_and_holds_no_secret(rclone_bucket, crops, ray_session):
     source, output = Store(f"{rclone_bucket}/in"), Store(f"{rclone_bucket}/out")
     source.write("one.png", encode_rgb(crops[0], "PNG"))
     record = run(RunConfig(task="denoise", input=source.url, output=output.url))
     text = output.read(record["report"]).decode()
     assert pictures(text) == 2
+    assert SECRET not in text
     assert "done" in json.loads(output.read(f"runs/{record['run_id']}/run.json"))["exit_reason"]
 
 
