@@ -35,7 +35,6 @@ class Collection:
     state: Snapshot
     others: list[str]
     """What made the rows that are left out, and how many of them."""
-    checkpoint_sha256: str
     step: float
     pixels: PixelConfig
     coder: LatentCoder
@@ -105,7 +104,6 @@ def collection(output: Store) -> Collection:
     return Collection(
         state.chosen(made_by == newest),
         [f"{count:,} of {names[number]}" for number, count in counts.most_common()],
-        sha256,
         step,
         PixelConfig(**json.loads(image)),
         Coders(output)[sha256],
