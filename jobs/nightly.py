@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import signal
 import subprocess
 import urllib.request
@@ -160,7 +161,9 @@ def drifted(output: Store, run_id: str, level: float) -> dict[str, Any]:
         return {}
     far = drift(found[run_id], found[earlier[-1]])
     alert = far.alarming(level)
-    told = {"against": earlier[-1], "distance": round(far.distance, 4), "chance": round(far.chance, 4), "alert": alert}
+    # JSON knows no infinity: with one image on each side chance cannot be told.
+    chance = round(far.chance, 4) if math.isfinite(far.chance) else None
+    told = {"against": earlier[-1], "distance": round(far.distance, 4), "chance": chance, "alert": alert}
     if not alert:
         return {"drift": told}
     said = f"drift {far.distance:.2f} from the run before, above {level:g}"

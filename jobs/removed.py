@@ -7,7 +7,7 @@ import pyarrow as pa
 import yaml
 
 from jobs.batch import run_records
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, validate
 from pipeline.errors import ConfigError, StorageError
 from pipeline.schema import image_id
 from pipeline.snapshot import identities
@@ -36,15 +36,20 @@ class Sources:
 
 def sources_of(output: Store) -> Sources:
     """List the input of every run of an OUTPUT; inputs that cannot be listed are named, not an error."""
-    inputs = {r["run_id"]: r["input"] for r in run_records(output)}
+    inputs = {record["run_id"]: record["input"] for record in run_records(output)}
     configs: dict[str, RunConfig] = {}
     problems: list[str] = []
     for entry in output.entries("runs"):
-        if entry.path.endswith("/config.yaml"):
-            values = yaml.safe_load(output.read(entry.path))
-            # As the run resolved it: a relative path is one of the folder it was started in.
-            config = RunConfig.model_validate(values | {"input": inputs.get(entry.path.split("/")[1], values["input"])})
-            configs[f"{config.input} {config.source} {config.storage}"] = config
+        if not entry.path.endswith("/config.yaml"):
+            continue
+        try:
+            config = validate(RunConfig, yaml.safe_load(output.read(entry.path)), entry.path)
+        except (ConfigError, yaml.YAMLError) as e:
+            problems.append(f"{entry.path}: {reason(e)}")
+            continue
+        # As the run resolved it: a relative path is one of the folder it was started in.
+        config = config.model_copy(update={"input": inputs.get(entry.path.split("/")[1], config.input)})
+        configs[f"{config.input} {config.source} {config.storage}"] = config
     found = bytearray()
     for config in configs.values():
         try:

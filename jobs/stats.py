@@ -42,9 +42,9 @@ class Moments:
         return np.maximum(self._sums[1] / self.images - self.mean**2, 0)
 
     @property
-    def error(self) -> np.ndarray:
-        """Variance of the mean that chance gives, as images differ."""
-        return np.maximum(self._sums[2] / self.images - self.mean**2, 0) / self.images
+    def spread(self) -> np.ndarray:
+        """Sum of the squared deviations of the images' own means."""
+        return np.maximum(self._sums[2] - self.images * self.mean**2, 0)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class Drift:
     """Fréchet distance between diagonal Gaussians (Dowson and Landau 1982), each channel in units of its standard
     deviation in the reference, root of the mean over channels: √mean((Δmean² + Δdeviation²) / deviation²)."""
     chance: float
-    """What this would be on the mean for two draws of such images from one place, by their means alone."""
+    """What this would be for two draws of so many such images from one place, by their means alone; inf where both are one
+    image, of which nobody can tell."""
     channels: np.ndarray
     """The part of each channel, before the mean."""
 
@@ -74,8 +75,11 @@ def drift(seen: Moments, reference: Moments) -> Drift:
     # A channel that never varies has no unit; the smallest that does gives one.
     unit = np.maximum(reference.variance, max(reference.variance.max(), 1e-12) * 1e-6)
     shift = (seen.mean - reference.mean) ** 2 + (np.sqrt(seen.variance) - np.sqrt(reference.variance)) ** 2
-    by_chance = (seen.error + reference.error) / unit
-    return Drift(float(np.sqrt((shift / unit).mean())), float(np.sqrt(by_chance.mean())), np.sqrt(shift / unit))
+    chance, freedom = np.inf, seen.images + reference.images - 2
+    if freedom:
+        between = (seen.spread + reference.spread) / freedom
+        chance = float(np.sqrt((between / unit).mean() * (1 / seen.images + 1 / reference.images)))
+    return Drift(float(np.sqrt((shift / unit).mean())), chance, np.sqrt(shift / unit))
 
 
 def newest_run(output: Store, beside: str) -> str:

@@ -182,7 +182,11 @@ def verify(output: Store) -> Verified:
     seen.images = len(newest)
     names_files = newest.filter(pc.is_valid(newest["output_uri"]))
     ids, fences = names_files["image_id"].combine_chunks(), names_files["fence"].fill_null(0).to_numpy()
-    later = superseded(output, ids, fences)
+    later = np.zeros(len(ids), bool)
+    try:
+        later = superseded(output, ids, fences)
+    except UNREADABLE as e:
+        seen.problems.append(reason(e))
     seen.waiting = int(later.sum())
 
     def check_file(row: dict[str, Any]) -> str | None:

@@ -139,8 +139,8 @@ def unpack_latent(latent: np.ndarray, shape: list[int], crc32: int) -> np.ndarra
     stored = np.ascontiguousarray(latent, dtype=np.uint8)
     if zlib.crc32(stored.tobytes()) != crc32:
         raise LatentError("latent does not match its latent_crc32")
-    if stored.size != int(np.prod(shape)):
-        raise LatentError(f"latent has {stored.size} values, latent_shape {shape} wants {int(np.prod(shape))}")
+    if not shape or stored.size != int(np.prod(shape)):
+        raise LatentError(f"latent has {stored.size} values, latent_shape {shape} wants {int(np.prod(shape or 0))}")
     symbols: np.ndarray = (stored ^ np.uint8(LATENT_ZERO_POINT)).view(np.int8).reshape(shape)
     return symbols
 

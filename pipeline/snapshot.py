@@ -191,7 +191,8 @@ def newest_rows(table: pa.Table) -> pa.Table:
 def identities(ids: pa.ChunkedArray, uri: str) -> np.ndarray:
     """Identities of 32 hex digits as their 16 bytes, (N,) S16. Raises: StorageError that names the part with others."""
     try:
-        digits = ids.combine_chunks().cast(pa.binary()).cast(pa.binary(32)).buffers()[1].to_pybytes()[: 32 * len(ids)]
+        fixed = ids.combine_chunks().cast(pa.binary()).cast(pa.binary(32))
+        digits = fixed.buffers()[1].to_pybytes()[32 * fixed.offset :][: 32 * len(fixed)]
         return np.frombuffer(bytes.fromhex(digits.decode()), "S16")
     except (pa.ArrowException, ValueError):
         raise StorageError(f"{uri}: a part whose image_id are not of 32 hex digits") from None

@@ -58,11 +58,15 @@ def test_a_night_does_what_is_new_and_catches_up_and_says_so(night, tmp_path, ca
 
     # A job that fails is named; the others are done.
     (tmp_path / "in/2026-03-01/2.png").write_bytes((tmp_path / "all/0.png").read_bytes())
+    (tmp_path / "all/2.png").write_bytes((tmp_path / "all/0.png").read_bytes())
     broken = {"name": "broken", "task": "denoise", "input": f"{tmp_path}/nowhere", "output": f"{tmp_path}/x"}
     with pytest.raises(NightFailed, match="1 of 10") as failed:
-        show_night(NightlyConfig(**night | {"jobs": [broken, *night["jobs"]]}), TONIGHT)
+        show_night(NightlyConfig(**night | {"jobs": [broken, *night["jobs"]], "drift_alert": 50.0}), TONIGHT)
     assert failed.value.exit_code == 5
-    assert [r["ok"] for r in told(tmp_path)["runs"] if "ok" in r] == [0, 1, 0]
+    assert [r["ok"] for r in told(tmp_path)["runs"] if "ok" in r] == [0, 1, 1]
+    [(drift, end)] = [(r["drift"], r["exit_reason"]) for r in told(tmp_path)["runs"] if "drift" in r]
+    assert (drift["against"], drift["alert"], end) == (runs[2]["run_id"], False, "done")
+    assert drift["distance"] > 0
 
     # A place that is gone is not a day without images.
     gone = {**night["jobs"][0], "input": f"{tmp_path}/moved/{{date}}"}

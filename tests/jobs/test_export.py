@@ -1,0 +1,311 @@
+"""Latents for analysis: exported in every format, read back, decoded; what cannot be exported is said in one line."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from outputs import compressed
+from PIL import Image
+
+from jobs.decode import decode_output
+from jobs.export import export
+from models import checkpoint as checkpoints
+from pipeline import read_latents
+from pipeline.committed import part_paths
+from pipeline.errors import ConfigError, VerificationError
+from pipeline.schema import parquet_bytes, part_name
+from pipeline.storage import Store
+
+COUNT = 8
+
+
+@pytest.fixture(scope="module")
+def pieces(crops: list[np.ndarray]) -> dict[str, np.ndarray]:
+    return {f"{number}.png": crop[20:48, 30:58] for number, crop in enumerate(crops[:COUNT])}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory, pieces: dict[str, np.ndarray]) -> Store:
+    """An OUTPUT of latents of one size, 4×7×7; one source was removed since."""
+    folder = tmp_path_factory.mktemp("digits")
+    output = compressed(folder, pieces, reconstruct=True)
+    (folder / "in/3.png").unlink()
+    return output
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory, crops: list[np.ndarray]) -> Store:
+    """An OUTPUT of latents of two shapes, of which one is entropy coded, at two steps."""
+    folder = tmp_path_factory.mktemp("photos")
+    wide = {f"wide/{number}.png": crop for number, crop in enumerate(crops[:3])}
+    compressed(folder, wide, "compress-small", 1, step=20, reconstruct=True)
+    tall = {f"tall/{number}.png": crop.transpose(1, 0, 2) for number, crop in enumerate(crops[:2])}
+    return compressed(folder, tall, "compress-small", 2, step=40, coding="coded", reconstruct=True)
+
+
+@pytest.fixture
+def exported(digits: Store, tmp_path: Path) -> Path:
+    export(digits, Store(str(tmp_path / "export")), pool="gem")
+    return tmp_path / "export"
+
+
+def test_an_export_says_what_it_holds_and_marks_what_was_removed(digits: Store, exported: Path) -> None:
+    table = pq.read_table(exported / "latents")
+    assert table.schema.field("latent").type == pa.list_(pa.float32(), 196)
+    assert table.schema.field("embedding").type == pa.list_(pa.float32(), 4)
+    removed = dict(zip(table["rel_path"].to_pylist(), table["removed"].to_pylist(), strict=True))
+    assert removed == {f"{number}.png": number == 3 for number in range(COUNT)}
+    about = json.loads(table.schema.metadata[b"imagemill"])
+    record = json.loads((exported / "export.json").read_text())
+    assert (record["rows"], record["removed"], record["shapes"]) == (COUNT, 1, {"4x7x7": COUNT})
+    assert about["latent_shape"] == [4, 7, 7]
+    assert about["checkpoint_sha256"] == record["checkpoint_sha256"] == checkpoints.read_card("conv-mnist").sha256
+    width, zero = np.array(about["width"]["26.0"], np.float32), about["zero"]
+    stored = pa.concat_tables(read_latents(digits.url).state.tables(["rel_path", "latent"])).to_pylist()
+    values = dict(zip(table["rel_path"].to_pylist(), table["latent"].to_pylist(), strict=True))
+    for row in stored:
+        symbols = np.array(row["latent"], np.float32).reshape(4, 7, 7) - 128
+        np.testing.assert_array_equal(
+            (symbols - zero) * width[:, None, None], np.reshape(values[row["rel_path"]], (4, 7, 7))
+        )
+    column = pq.ParquetFile(next(exported.glob("latents/*.parquet"))).metadata.row_group(0)
+    chunk = next(c for n in range(column.num_columns) if (c := column.column(n)).path_in_schema == "latent.list.element")
+    assert "BYTE_STREAM_SPLIT" in chunk.encodings
+    assert chunk.compression == "ZSTD"
+
+
+def test_values_are_what_the_encoder_gave_to_half_a_step(digits: Store, pieces: dict[str, np.ndarray]) -> None:
+    """Measured against the network itself, not against our own arithmetic."""
+    import torch
+
+    from models.colour import luma_of
+
+    model = checkpoints.build(*checkpoints.read("conv-mnist"))
+    codes = read_latents(digits.url, columns=["rel_path"])
+    for name, values in zip(codes.arrow()["rel_path"].to_pylist(), codes.numpy(), strict=True):
+        x = luma_of(torch.from_numpy(np.ascontiguousarray(pieces[name].transpose(2, 0, 1)))[None] / 255)
+        encoded = np.minimum(model.encode(x)[0].numpy(), model.peak.numpy()[:, None, None])
+        assert np.abs(values - encoded).max() <= model.peak.max().item() / 255 / 2 + 1e-5
+
+
+def test_what_decodes_from_an_output_and_from_its_export_is_what_the_run_reconstructed(
+    digits: Store, photos: Store, tmp_path: Path
+) -> None:
+    for number, output in enumerate((digits, photos)):
+        export(output, Store(str(tmp_path / f"export{number}")), pool="none")
+        for source in (output, Store(str(tmp_path / f"export{number}"))):
+            dest = tmp_path / f"{number}-{Path(source.root).name}"
+            decode_output(source, Store(str(dest)))
+            reference = Path(output.root).parent / "reconstructed"
+            names = sorted(str(p.relative_to(reference)) for p in reference.rglob("*.png"))
+            assert sorted(str(p.relative_to(dest)) for p in dest.rglob("*.png")) == names
+            for name in names:
+                np.testing.assert_array_equal(np.asarray(Image.open(dest / name)), np.asarray(Image.open(reference / name)))
+
+
+def test_chosen_rows_are_decoded_alone(digits: Store, exported: Path, tmp_path: Path) -> None:
+    for number, source in enumerate((digits, Store(str(exported)))):
+        dest = tmp_path / f"some{number}"
+        assert decode_output(source, Store(str(dest)), "rel_path IN ('1.png', '5.png')") == 2
+        assert sorted(p.name for p in dest.iterdir()) == ["1.png", "5.png"]
+        assert decode_output(source, Store(str(dest)), "psnr_db > 1000") == 0
+        with pytest.raises(ConfigError, match="--where 'psnr > 3'"):
+            decode_output(source, Store(str(dest)), "psnr > 3")
+
+
+def test_shapes_lie_in_folders_of_their_own_and_vectors_in_one(photos: Store, tmp_path: Path) -> None:
+    record = export(photos, Store(str(tmp_path / "latents")))
+    assert record["shapes"] == {"96x12x16": 3, "96x16x12": 2}
+    assert sorted(record["width"]) == ["20.0", "40.0"]
+    for shape, count in record["shapes"].items():
+        assert len(pq.read_table(tmp_path / f"latents/latents/shape={shape}")["latent"]) == count
+    export(photos, Store(str(tmp_path / "vectors")), columns=["rel_path", "embedding"])
+    table = pq.read_table(tmp_path / "vectors/latents")
+    assert table.schema.names == ["rel_path", "embedding"]
+    assert len(table) == 5
+    codes = read_latents(str(tmp_path / "latents"))
+    assert sorted(values.shape for _, values in codes.batches()) == [(2, 96, 16, 12), (3, 96, 12, 16)]
+    with pytest.raises(ConfigError, match="latents of 2 shapes, 96×12×16, 96×16×12"):
+        codes.numpy()
+    assert read_latents(photos.url, where="orig_width = 96").numpy().shape == (2, 96, 16, 12)
+
+
+@pytest.mark.parametrize("form", ["npy", "webdataset", "lance"])
+def test_other_formats_hold_the_same(digits: Store, form: str, tmp_path: Path) -> None:
+    codes = read_latents(digits.url)
+    expected = dict(zip(codes.arrow()["image_id"].to_pylist(), codes.numpy(), strict=True))
+    export(digits, Store(str(tmp_path / "out")), form=form)
+    read = {"npy": from_npy, "webdataset": from_tar, "lance": from_lance}[form]
+    found = read(tmp_path / "out")
+    assert found.keys() == expected.keys()
+    for name, (latent, embedding) in found.items():
+        np.testing.assert_array_equal(latent.reshape(4, 7, 7), expected[name])
+        np.testing.assert_allclose(embedding, expected[name].mean((1, 2)), rtol=1e-6)
+    with pytest.raises(ConfigError, match=f"export to {form}"):
+        read_latents(str(tmp_path / "out"))
+
+
+def from_npy(place: Path) -> dict[str, Any]:
+    stem = place / "latents/part-00000"
+    latent, embedding = (np.load(f"{stem}.{name}.npy", mmap_mode="r") for name in ("latent", "embedding"))
+    assert latent.shape == (COUNT, 4, 7, 7)
+    return dict(
+        zip(pq.read_table(f"{stem}.parquet")["image_id"].to_pylist(), zip(latent, embedding, strict=True), strict=True)
+    )
+
+
+def from_tar(place: Path) -> dict[str, Any]:
+    with tarfile.open(place / "latents/part-00000.tar") as tar:
+        content = {member.name: tar.extractfile(member).read() for member in tar.getmembers()}  # type: ignore[union-attr]
+    ids = sorted({name.split(".")[0] for name in content})
+    assert json.loads(content[f"{ids[0]}.json"])["image_id"] == ids[0]
+    return {i: tuple(np.load(io.BytesIO(content[f"{i}.{n}.npy"])) for n in ("latent", "embedding")) for i in ids}
+
+
+def from_lance(place: Path) -> dict[str, Any]:
+    import lance
+
+    rows = lance.dataset(f"{place}/latents.lance").to_table().to_pylist()
+    return {row["image_id"]: (np.array(row["latent"], np.float32), row["embedding"]) for row in rows}
+
+
+def test_history_is_exported_by_run_and_by_day(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
+    compressed(tmp_path, {name: pieces[name] for name in ("0.png", "1.png")}, fence=1)
+    output = compressed(tmp_path, {"1.png": pieces["2.png"], "2.png": pieces["3.png"]}, fence=2)
+    runs = sorted(path.name for path in (tmp_path / "out/runs").iterdir())
+
+    def rows(number: int, **which: Any) -> list[tuple[str, str]]:
+        export(output, Store(str(tmp_path / f"x{number}")), **which)
+        table = pq.read_table(tmp_path / f"x{number}/latents")
+        return sorted(zip(table["rel_path"].to_pylist(), table["run_id"].to_pylist(), strict=True))
+
+    assert rows(1) == [("0.png", runs[0]), ("1.png", runs[1]), ("2.png", runs[1])]
+    assert rows(2, run=runs[0]) == rows(3, as_of="2026-03-01") == [("0.png", runs[0]), ("1.png", runs[0])]
+    with pytest.raises(ConfigError, match="holds no rows of those"):
+        rows(4, as_of="2026-02-01")
+
+
+def test_rows_that_are_not_what_was_written_are_named_and_left_out(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
+    output = compressed(tmp_path, pieces, rows_per_part=COUNT)
+    [path] = part_paths(output, "results")
+    table = pa.concat_tables(read_latents(output.url).state.tables(read_latents(output.url).state.schema.names))
+    rows = table.to_pylist()
+    rows[2]["latent"][7] ^= 1
+    rows[4]["latent"] = rows[4]["latent"][:-1]
+    rows[5]["latent_shape"] = None
+    broken = pa.Table.from_pylist(rows, table.schema)
+    output.delete(path)
+    output.write(f"results/{part_name(broken)}", parquet_bytes(broken, 3))
+    record = export(output, Store(str(tmp_path / "export")))
+    assert record["rows"] == COUNT - 3
+    assert sorted(problem.split(":")[0] for problem in record["left_out"]) == ["2.png", "4.png", "5.png"]
+    with pytest.raises(VerificationError, match=r"2\.png: latent does not match"):
+        read_latents(output.url).numpy()
+    with pytest.raises(VerificationError, match=r"2\.png"):
+        decode_output(output, Store(str(tmp_path / "images")))
+    assert len(list((tmp_path / "images").iterdir())) == COUNT - 3
+    # An export whose values were changed is not decoded either.
+    [part] = (tmp_path / "export/latents").iterdir()
+    values = pq.read_table(part)
+    moved = [[value + 0.5 for value in row] if not n else row for n, row in enumerate(values["latent"].to_pylist())]
+    column = pa.array(moved, values.schema.field("latent").type)
+    pq.write_table(values.set_column(values.schema.get_field_index("latent"), "latent", column), part)
+    with pytest.raises(VerificationError, match="latent"):
+        decode_output(Store(str(tmp_path / "export")), Store(str(tmp_path / "again")))
+
+
+def test_several_models_are_refused_by_name_until_one_is_chosen(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
+    compressed(tmp_path, {"0.png": pieces["0.png"], "1.png": pieces["1.png"]}, "conv-mnist", 1)
+    output = compressed(tmp_path, {"1.png": pieces["1.png"]}, "conv-mnist-transposed", 2)
+    with pytest.raises(ConfigError, match=r"2 models.*conv-mnist .*: 1 rows; conv-mnist-transposed .*give --model"):
+        export(output, Store(str(tmp_path / "x")))
+    assert not (tmp_path / "x").exists()
+    assert export(output, Store(str(tmp_path / "x")), model="conv-mnist")["rows"] == 2
+    digest = checkpoints.read_card("conv-mnist-transposed").sha256
+    assert export(output, Store(str(tmp_path / "y")), model=digest[:8])["model_id"] == "conv-mnist-transposed"
+
+
+def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(digits: Store, exported: Path, tmp_path: Path) -> None:
+    free = Store(str(tmp_path / "free"))
+    for what, message in (
+        ({"columns": ["colour"]}, "no column colour; there are: image_id"),
+        ({"columns": ["embedding"], "pool": "none"}, "no column embedding"),
+        ({"pool": "max"}, "--pool max: one of none, flatten, gem, mean"),
+        ({"form": "csv"}, "--format csv: one of lance, npy"),
+        ({"form": "webdataset", "columns": ["latent"]}, "image_id"),
+        ({"run": "x"}, "no row is of run x"),
+        ({"model": "x"}, "no row is of model x"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            export(digits, free, **what)
+    assert not Path(free.root).exists()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/mine.jpg").write_bytes(b"mine")
+    for dest, message in (
+        (tmp_path / "photos", "not empty"),
+        (exported, "holds a finished export"),
+        (Path(digits.root) / "export", "one in the other"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            export(digits, Store(str(dest)))
+    assert (tmp_path / "photos/mine.jpg").exists()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="holds no rows yet"):
+        export(Store(str(tmp_path / "empty")), free)
+
+
+def test_an_export_that_was_cut_off_is_seen_and_begun_again(
+    digits: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jobs import export_formats
+
+    dest = tmp_path / "export"
+
+    def crash(*arguments: Any) -> None:
+        export_formats.parquet(*arguments)
+        raise OSError("the disk is gone")
+
+    monkeypatch.setitem(export_formats.FORMATS, "parquet", crash)
+    with pytest.raises(OSError, match="gone"):
+        export(digits, Store(str(dest)))
+    monkeypatch.undo()
+    assert (dest / "UNFINISHED").exists()
+    assert not (dest / "export.json").exists()
+    (dest / "latents/part-00007.parquet").write_bytes(b"of the one before")
+    for read in (lambda: read_latents(str(dest)), lambda: decode_output(Store(str(dest)), Store(str(tmp_path / "x")))):
+        with pytest.raises(ConfigError, match="cut off"):
+            read()
+    export(digits, Store(str(dest)))
+    assert len(pq.read_table(dest / "latents")) == COUNT
+    assert not (dest / "UNFINISHED").exists()
+
+
+def test_an_input_that_cannot_be_listed_leaves_open_what_was_removed(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
+    output = compressed(tmp_path, pieces)
+    (tmp_path / "in").rename(tmp_path / "moved")
+    output.write("runs/older/config.yaml", b"task: compress\nof_a_later_version: 1\n")
+    record = export(output, Store(str(tmp_path / "export")))
+    assert record["removed"] is None
+    assert "of_a_later_version" in record["inputs_not_listed"][0]
+    assert "does not exist" in record["inputs_not_listed"][1]
+    assert pq.read_table(tmp_path / "export/latents")["removed"].null_count == COUNT
+
+
+def test_an_export_goes_to_a_bucket_and_is_read_from_there(digits: Store, moto_bucket: str) -> None:
+    export(digits, Store(f"{moto_bucket}/export"))
+    codes = read_latents(f"{moto_bucket}/export", where="NOT removed", columns=["rel_path"])
+    assert codes.numpy().shape == (COUNT - 1, 4, 7, 7)
+    assert codes.arrow().schema.names == ["rel_path", "latent_shape", "latent"]
+
+
+def test_parts_are_of_bounded_size(digits: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.export.PART_BYTES", 2_000)
+    record = export(digits, Store(str(tmp_path / "export")))
+    assert record["parts"] == {"latents": 2}
+    assert len(pq.read_table(tmp_path / "export/latents")) == COUNT

@@ -1,0 +1,82 @@
+"""Drift: what is the same is near, what changed is far, chance is told from both."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from outputs import compressed
+
+from jobs.nightly import drifted
+from jobs.stats import Moments, drift, show_stats
+from pipeline.errors import ConfigError
+
+
+def drawn(seed: int, images: int, mean: float = 0.0, deviation: float = 1.0) -> Moments:
+    seen, rng = Moments(), np.random.default_rng(seed)
+    for _ in range(4):
+        seen.add(rng.normal(mean, deviation, (images // 4, 8, 5, 5)).astype(np.float32), {"a"})
+    return seen
+
+
+def test_moments_are_those_of_the_values() -> None:
+    values = np.random.default_rng(0).normal(3, 2, (20, 4, 6, 6)).astype(np.float32)
+    seen = Moments()
+    seen.add(values[:7], {"a"})
+    seen.add(values[7:], {"a"})
+    np.testing.assert_allclose(seen.mean, values.mean((0, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(seen.variance, values.var((0, 2, 3)), rtol=1e-5)
+
+
+def test_a_known_shift_has_its_size_and_chance_is_no_alarm() -> None:
+    reference = drawn(0, 400)
+    near, moved, wider = drawn(1, 400), drawn(2, 400, mean=0.5), drawn(3, 400, deviation=1.5)
+    assert drift(moved, reference).distance == pytest.approx(0.5, abs=0.05)
+    assert drift(wider, reference).distance == pytest.approx(0.5, abs=0.05)
+    same = drift(near, reference)
+    assert same.distance < 4 * same.chance < 0.1
+    assert drift(moved, reference).alarming(0.3)
+    assert not drift(moved, reference).alarming(0.7)
+    few = drift(drawn(4, 4), drawn(5, 4))
+    assert few.distance > 0.1
+    assert not few.alarming(0.05)
+
+
+def test_runs_are_compared_and_a_night_says_when_they_drift(tmp_path: Path, crops: list[np.ndarray], capsys) -> None:
+    def some(which: range, value: int = 0) -> dict[str, np.ndarray]:
+        return {f"{n}-{value}.png": (crops[n][:28, :28] // (1 + 3 * value)) for n in which}
+
+    compressed(tmp_path, some(range(12)), fence=1)
+    compressed(tmp_path, some(range(12, 24)), fence=2)
+    output = compressed(tmp_path, some(range(12), 1), fence=3)
+    runs = sorted(path.name for path in (tmp_path / "out/runs").iterdir())
+    show_stats(output, None, None)
+    told = capsys.readouterr().out
+    assert all(run in told for run in runs)
+    show_stats(output, None, runs[0])
+    told = capsys.readouterr().out
+    assert f"{runs[2]} (12 images) is " in told
+    dark = drifted(output, runs[2], 0.2)
+    assert dark["drift"]["alert"]
+    assert "drift" in dark["exit_reason"]
+    assert not drifted(output, runs[2], 50.0)["drift"]["alert"]
+    assert drifted(output, runs[0], 0.2) == {}
+    with pytest.raises(ConfigError, match="no row is of run x"):
+        show_stats(output, "x", runs[0])
+    with pytest.raises(ConfigError, match="no row is of another run"):
+        show_stats(compressed(tmp_path / "alone", some(range(2))), None, runs[0])
+
+
+def test_one_image_beside_one_is_no_alarm() -> None:
+    one, other = Moments(), Moments()
+    one.add(np.zeros((1, 2, 3, 3), np.float32), {"a"})
+    other.add(np.ones((1, 2, 3, 3), np.float32), {"a"})
+    assert not drift(one, other).alarming(0.1)
+
+
+def test_runs_of_different_models_do_not_compare(tmp_path: Path, crops: list[np.ndarray]) -> None:
+    compressed(tmp_path, {"a.png": crops[0][:28, :28]}, "conv-mnist", 1)
+    output = compressed(tmp_path, {"b.png": crops[0][:28, :28]}, "conv-mnist-transposed", 2)
+    runs = sorted(path.name for path in (tmp_path / "out/runs").iterdir())
+    with pytest.raises(ConfigError, match="different models"):
+        show_stats(output, runs[1], runs[0])
+    show_stats(output, None, None)
