@@ -12,7 +12,7 @@ from jobs.console import console
 from jobs.search import SIDE, images_of, pictures_of, raise_damaged, shortened
 from jobs.tables import check_format, write
 from models.likeness import similarity
-from pipeline.neighbours import groups_of, near_pairs
+from pipeline.neighbours import near_groups
 from pipeline.sheets import Tile, contact_sheet
 from pipeline.storage import Store
 
@@ -33,8 +33,7 @@ def show_duplicates(output: Store, threshold: float, export: str | None = None, 
     _, batches = these.vectors(ROW, problems)
     tables, arrays = zip(*batches, strict=True)
     rows, vectors = pa.concat_tables(tables), np.concatenate(arrays)
-    first, second, _ = near_pairs(vectors, threshold)
-    found = grouped(rows, vectors, groups_of(first, second, len(rows)))
+    found = grouped(rows, vectors, near_groups(vectors, threshold))
     if export:
         write(found, export)
         console.print(f"{len(found):,} rows in {export}")

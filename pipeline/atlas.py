@@ -102,7 +102,8 @@ METHODS: dict[str, Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, str]]] =
 
 def clusters(axes: np.ndarray) -> tuple[np.ndarray, list[int]]:
     """k-means with about √(N/2) clusters: the cluster of each row, the largest first, and the row next to each centre."""
-    count = min(MOST_CLUSTERS, max(1, round((len(axes) / 2) ** 0.5)))
+    different = len(np.unique(axes.round(4), axis=0))
+    count = min(MOST_CLUSTERS, different, max(1, round((len(axes) / 2) ** 0.5)))
     # Seeded by k-means++; a cluster may end empty, and is left out then.
     with warnings.catch_warnings(action="ignore"):
         centres, label = kmeans2(axes, count, minit="++", seed=0)

@@ -24,8 +24,8 @@ from pipeline.values import Coders, check_latents, dequantise, latent_batches
 MADE_BY = ["model_id", "checkpoint_sha256", "step", "parameters"]
 WHITENED_BY = 20_000
 """Images that a whitening is taken from where none comes with the product: the first, by the names of parts, digests."""
-BLOCK = 2_048
-"""Vectors that are compared with all others at a time."""
+COMPARED = 16_000_000
+"""Pairs at a time."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,6 @@ class Collection:
     state: Snapshot
     others: list[str]
     """What made the rows that are left out, and how many of them."""
-    checkpoint_sha256: str
     step: float
     pixels: PixelConfig
     coder: LatentCoder
@@ -105,7 +104,6 @@ def collection(output: Store) -> Collection:
     return Collection(
         state.chosen(made_by == newest),
         [f"{count:,} of {names[number]}" for number, count in counts.most_common()],
-        sha256,
         step,
         PixelConfig(**json.loads(image)),
         Coders(output)[sha256],
@@ -125,23 +123,33 @@ def nearest(query: np.ndarray, batches: Iterable[tuple[pa.Table, np.ndarray]], k
     return best
 
 
-def near_pairs(vectors: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All pairs of (N,D) at least as similar as `threshold`: places of both, the first lower, and their similarity."""
-    found = []
-    for start in range(0, len(vectors), BLOCK):
-        alike = similarity(vectors[start : start + BLOCK], vectors[start:])
-        first, second = np.nonzero(alike >= threshold)
-        upper = second > first
-        first, second = first[upper], second[upper]
-        found.append((first + start, second + start, alike[first, second]))
-    first, second, alike = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
-    return first, second, alike
+def near_groups(vectors: np.ndarray, threshold: float) -> list[np.ndarray]:
+    """Places, among (N,D), that pairs at least as similar as `threshold` connect, in groups of two and more, largest first.
 
+    Memory stays bounded where thousands are all alike, as blank pages are: pairs are put together as they are found.
+    """
+    count = len(vectors)
+    block, group = max(1, COMPARED // count), np.arange(count)
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
 
-def groups_of(first: np.ndarray, second: np.ndarray, count: int) -> list[np.ndarray]:
-    """Places, among `count`, that pairs connect, in groups of two and more, largest first."""
-    edges = coo_array((np.ones(len(first), bool), (first, second)), shape=(count, count))
-    _, label = connected_components(edges, directed=False)
-    order = np.argsort(label, kind="stable")
-    groups = np.split(order, np.flatnonzero(np.diff(label[order])) + 1)
-    return sorted((group for group in groups if len(group) > 1), key=len, reverse=True)
+    def together() -> np.ndarray:
+        first, second = (
+            np.concatenate([known, *(pair[side] for pair in pairs)]) for side, known in enumerate((np.arange(count), group))
+        )
+        _, label = connected_components(
+            coo_array((np.ones(len(first), bool), (first, second)), shape=(count, count)), directed=False
+        )
+        _, lowest = np.unique(label, return_index=True)
+        return lowest[label]
+
+    for start in range(0, count, block):
+        first, second = np.nonzero(similarity(vectors[start : start + block], vectors[start:]) >= threshold)
+        other = second > first
+        if other.any():
+            pairs.append((first[other] + start, second[other] + start))
+        if sum(len(found) for found, _ in pairs) > COMPARED:
+            group, pairs = together(), []
+    group = together() if pairs else group
+    order = np.argsort(group, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
+    return sorted((members for members in groups if len(members) > 1), key=len, reverse=True)

@@ -19,7 +19,7 @@ from jobs.search import show_search
 from pipeline.atlas import sample
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, VerificationError
-from pipeline.neighbours import collection, groups_of, near_pairs
+from pipeline.neighbours import collection, near_groups
 from pipeline.run import run
 from pipeline.schema import parquet_bytes, part_name
 from pipeline.storage import Store
@@ -98,16 +98,17 @@ def test_copies_are_grouped_and_exact_ones_told_apart(output, tmp_path, capsys):
     assert "1 exact copies" in capsys.readouterr().out
 
 
-def test_pairs_and_groups_are_those_of_all_with_all():
-    vectors = np.random.default_rng(0).normal(size=(2500, 8)).astype(np.float32)
+@pytest.mark.parametrize("at_a_time", [16_000_000, 3_000])
+def test_groups_are_those_of_all_pairs(monkeypatch, at_a_time):
+    monkeypatch.setattr("pipeline.neighbours.COMPARED", at_a_time)
+    vectors = np.random.default_rng(0).normal(size=(600, 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    first, second, alike = near_pairs(vectors, 0.95)
-    everything = vectors @ vectors.T
-    assert set(zip(first.tolist(), second.tolist(), strict=True)) == set(
-        zip(*np.nonzero(np.triu(everything >= 0.95, 1)), strict=True)
-    )
-    np.testing.assert_allclose(alike, everything[first, second], atol=1e-5)
-    assert [group.tolist() for group in groups_of(np.array([0, 1, 5]), np.array([1, 2, 6]), 8)] == [[0, 1, 2], [5, 6]]
+    groups = near_groups(vectors, 0.93)
+    reached = np.linalg.matrix_power((vectors @ vectors.T >= 0.93).astype(float), 40) > 0
+    expected = {frozenset(np.flatnonzero(row).tolist()) for row in reached if row.sum() > 1}
+    assert {frozenset(group.tolist()) for group in groups} == expected
+    assert [len(group) for group in groups] == sorted(map(len, expected), reverse=True)
+    assert len(near_groups(np.ones((500, 4), np.float32) / 2, 0.9)[0]) == 500
 
 
 def test_rows_of_another_model_are_left_out_and_said(output, tmp_path, capsys):
