@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RunFailed
 
 
 def ensure_token() -> None:
@@ -79,6 +79,8 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as e:
         raise ConfigError(f"Ray at {address or 'this machine'}: {' '.join(str(e).split())[:300]}") from None
+    except Exception as e:  # noqa: BLE001 - a Ray that did not start in time, on a busy machine, has no type of its own
+        raise RunFailed(f"Ray at {address or 'this machine'}: {' '.join(str(e).split())[:300]}") from None
     if threading.current_thread() is threading.main_thread():
         # Ray's own handler prints a crash report and ends the process before anything can be put in order.
         signal.signal(signal.SIGTERM, on_sigterm)
