@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RunFailed
 from pipeline.logs import VARIABLE
 
 log = logging.getLogger("imagemill.run")
@@ -92,8 +92,11 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as e:
-        raise ConfigError(f"Ray at {address or 'this machine'}: {' '.join(str(e).split())[:300]}") from None
+    except Exception as e:  # noqa: BLE001 - Ray raises Exception itself, as when a node is not up after 30 s
+        said = " ".join(str(e).split())[:300]
+        if address:
+            raise ConfigError(f"Ray at {address}: {said}") from None
+        raise RunFailed(f"Ray did not start on this machine; is it short of memory, or busy? {said}") from None
     if threading.current_thread() is threading.main_thread():
         # Ray's own handler prints a crash report and ends the process before anything can be put in order.
         signal.signal(signal.SIGTERM, on_sigterm)
