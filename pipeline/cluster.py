@@ -131,12 +131,13 @@ def start_ray(address: str | None, options: dict[str, Any]) -> None:
         try:
             ray.init(**options)
             return
-        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as e:
-            raise ConfigError(f"Ray at {address or 'this machine'}: {' '.join(str(e).split())[:300]}") from None
-        except Exception as e:  # noqa: BLE001 - Ray raises a bare one when a process of its own is not there in 30 s
+        except Exception as e:  # noqa: BLE001 - Ray raises Exception itself, as when a node is not up after 30 s
+            said = " ".join(str(e).split())[:300]
+            if address:
+                raise ConfigError(f"Ray at {address}: {said}") from None
             ray.shutdown()
             if not left:
-                raise RunFailed(f"Ray did not start: {' '.join(str(e).split())[:300]}") from None
+                raise RunFailed(f"Ray did not start on this machine; is it short of memory, or busy? {said}") from None
 
 
 @contextmanager

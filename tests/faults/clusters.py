@@ -1,6 +1,5 @@
 """Ray clusters of several nodes on this machine: each node a `ray start --block` of its own that can be killed."""
 
-import json
 import os
 import shutil
 import signal
@@ -8,8 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,39 +75,37 @@ class RayCluster:
         path = f"{Path(sys.executable).parent}{os.pathsep}{left['PATH']}"
         return left | auth | {"PATH": path, "RAY_TMPDIR": str(self.folder), **self.environment}
 
-    def start(self, cpus: int) -> None:
-        """The head, until its dashboard answers."""
+    def start(self, cpus: int, dashboard: bool = True) -> None:
+        """The head, until it is up; jobs can be submitted to one with a dashboard."""
         ports = ["--port", str(self.port), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.dashboard_port)]
-        ports += ["--metrics-export-port", str(self.metrics_port)]
+        ports += ["--metrics-export-port", str(self.metrics_port), "--include-dashboard", str(dashboard).lower()]
         self._begin("--head", *ports, "--num-cpus", str(cpus), *self.options)
-        health = f"{self.dashboard}/api/gcs_healthz"
-        for _ in range(1200):
-            try:
-                DIRECT.open(health, timeout=5).close()
-                # Ray's own word that all of the node is up comes last.
-                if "--block" in self._log(0):
-                    return
-            except OSError:
-                pass
-            time.sleep(0.1)
-        pytest.fail(f"no head: {self._log(0)[-2000:]}")
+        self.wait_for_nodes()
+        if dashboard:
+            health = f"{self.dashboard}/api/gcs_healthz"
+            self._wait(lambda: not DIRECT.open(health, timeout=5).close(), "no dashboard")
 
     def add(self, cpus: int, before: Sequence[str] = ()) -> Node:
         """Begin a worker node, by the command `before` where there is one."""
         self._begin("--address", self.address, "--num-cpus", str(cpus), before=before)
         return self.nodes[-1]
 
-    def wait_for_nodes(self, count: int) -> None:
-        """Until so many nodes are up."""
-        request = urllib.request.Request(f"{self.dashboard}/nodes?view=summary")
-        request.add_header("Authorization", f"Bearer {self.token}")
-        for _ in range(1200):
-            with DIRECT.open(request, timeout=60) as answer:
-                nodes = json.load(answer)["data"]["summary"]
-            if sum(node["raylet"].get("state") == "ALIVE" for node in nodes) >= count:
-                return
+    def wait_for_nodes(self) -> None:
+        """Until all that were begun are up: Ray's word on --block is the last of a start."""
+        for number in range(len(self.nodes)):
+            self._wait(lambda number=number: "--block" in self._log(number), f"no node {number}")
+
+    def _wait(self, ready: Callable[[], bool], complaint: str) -> None:
+        for _ in range(6000):
+            try:
+                if ready():
+                    return
+            except OSError:
+                pass
+            if self.nodes[-1].process.poll() is not None:
+                break
             time.sleep(0.1)
-        pytest.fail(f"no {count} nodes: {self._log(len(self.nodes) - 1)[-2000:]}")
+        pytest.fail(f"{complaint}: {self._log(len(self.nodes) - 1)[-2000:]}")
 
     def _log(self, number: int) -> str:
         return (self.folder / f"node-{number}.log").read_text()

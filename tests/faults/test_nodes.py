@@ -24,7 +24,7 @@ def cluster(s3: S3) -> Iterator[RayCluster]:
     """A head without CPUs, whose nodes see the S3 server."""
     made = RayCluster(token="e" * 64, environment=environment_of(s3.endpoint))
     try:
-        made.start(cpus=0)
+        made.start(cpus=0, dashboard=False)
         yield made
     finally:
         made.stop()
@@ -57,7 +57,7 @@ def test_a_node_that_dies_in_the_middle(another: bool, cluster: RayCluster, s3: 
     source, output = s3.store("in"), s3.store("out")
     make_photos(source, 400, crops)
     first, _ = cluster.add(2), cluster.add(2)
-    cluster.wait_for_nodes(3)
+    cluster.wait_for_nodes()
     run = start(cluster, source.url, output.url)
     wait_for(run, lambda: images_written(output) > 80)
     first.kill()
@@ -77,7 +77,7 @@ def test_all_nodes_die_and_the_run_says_so(cluster: RayCluster, s3: S3, crops: l
     source, output = s3.store("in"), s3.store("out")
     make_photos(source, 200, crops)
     only = cluster.add(2)
-    cluster.wait_for_nodes(2)
+    cluster.wait_for_nodes()
     run = start(cluster, source.url, output.url)
     wait_for(run, lambda: images_written(output) > 50)
     only.kill()
@@ -85,7 +85,7 @@ def test_all_nodes_die_and_the_run_says_so(cluster: RayCluster, s3: S3, crops: l
     assert code in (1, 2), said
     assert "room for 0" in said or "no image was done" in said
     cluster.add(2)
-    cluster.wait_for_nodes(2)
+    cluster.wait_for_nodes()
     code, said = finished(start(cluster, source.url, output.url))
     assert code == 0, said
     assert_all_there(output, 200)
@@ -112,7 +112,7 @@ def test_a_disk_that_a_node_does_not_see_is_refused(cluster: RayCluster, tmp_pat
     # A mount namespace of its own is another machine's disk.
     hidden = f'mount -t tmpfs none {tmp_path} && exec "$@"'
     cluster.add(2, before=["unshare", "--mount", "/bin/sh", "-c", hidden, "sh"])
-    cluster.wait_for_nodes(2)
+    cluster.wait_for_nodes()
     code, said = finished(start(cluster, source.url, output.url))
     assert code == 2, said
     assert "does not see" in said.splitlines()[-1]

@@ -3,10 +3,14 @@
 import time
 
 import pytest
+from commands import make_photos
 
-from pipeline.config import PoolConfig
+from pipeline.account import verify
+from pipeline.config import PoolConfig, RunConfig
 from pipeline.errors import ConfigError
 from pipeline.pool import NoRoom, Pool, pool_for, room_for, watched
+from pipeline.run import run
+from pipeline.storage import Store
 
 
 def test_a_pool_that_cannot_run_is_refused() -> None:
@@ -57,3 +61,21 @@ def test_a_run_without_room_and_without_progress_is_ended(monkeypatch: pytest.Mo
     else:
         with watched(pool, lambda: 7, patience_s=0.1):
             time.sleep(0.5)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_run_that_is_broken_off_for_want_of_room_goes_on_in_a_smaller_pool(tmp_path, crops, monkeypatch, caplog) -> None:
+    """As after the death of a node: the pool was made for two CPUs, and then there is one."""
+    make_photos(Store(str(tmp_path / "in")), 30, crops)
+    seen = iter([[(2.0, 0.0)]])
+    for room in ("pipeline.pool", "pipeline.run"):
+        monkeypatch.setattr(f"{room}.node_resources", lambda: next(seen, [(1.0, 0.0)]))
+    monkeypatch.setattr("pipeline.pool.WATCH_SECONDS", 0.1)
+    monkeypatch.setattr("pipeline.run.PATIENCE_SECONDS", 0.1)
+    with caplog.at_level("INFO", logger="imagemill"):
+        record = run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out"), rows_per_part=5))
+    said = [message for message in caplog.messages if "actors" in message]
+    assert ["30 images; 2 actors" in said[0], "nodes were lost" in said[1], "1 actors" in said[2]] == [True] * 3, said
+    assert (record["ok"], record["rejected"]) == (30, 0)
+    checked = verify(Store(str(tmp_path / "out")))
+    assert (checked.problems, checked.rows, checked.files) == ([], 30, 30)
