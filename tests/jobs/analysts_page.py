@@ -76,7 +76,7 @@ def run_page(folder: Path) -> str:
     def ran(block: re.Match[str]) -> str:
         kind, text = block[1], block[2]
         output = "\n".join(line.rstrip() for line in printed(kind, text, names).replace(f"{folder}/", "").splitlines())
-        return f"```{kind}\n{text}```\n" + (f"\n```text\n{output}\n```\n" if output.strip() else "")
+        return f"```{kind}\n{text}```\n" + (f"\n```text\n{output.rstrip()}\n```\n" if output.strip() else "")
 
     with contextlib.chdir(folder):
         return BLOCK.sub(ran, PAGE.read_text())
