@@ -59,9 +59,10 @@ def compressed(
             Store(str(folder / "reconstructed")).write(decoded_name(name, image_id(name)), encode_rgb(made.image, "PNG"))
         size = {"orig_height": rgb.shape[0], "orig_width": rgb.shape[1], "exif_orientation": 1, "bit_depth": 8}
         etag = hashlib.md5(rgb.tobytes()).hexdigest()
+        content = {"content_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         identity = {"image_id": image_id(name), "rel_path": name, "source_uri": str(path), "source_etag": etag}
         version = version_of(card.sha256, asked.model_dump())(etag)
-        rows.append({**identity, "version": version, **size, **run, "encoded_at": day, **made.columns,
+        rows.append({**identity, **content, "version": version, **size, **run, "encoded_at": day, **made.columns,
                      "bits_per_pixel": 1.0, **pack_latent(made.latent, made.payload)})  # fmt: skip
     table = pa.Table.from_pylist(rows, result_schema(COMPRESS.columns, stores_latent=True))
     for start in range(0, len(table), rows_per_part):

@@ -1,54 +1,55 @@
 """Nearest images, copies and the map of an OUTPUT, from its latents."""
 
+import io
 import json
 import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from outputs import compressed
 from PIL import Image
 
 from jobs.duplicates import show_duplicates
 from jobs.map import write_map
 from jobs.search import show_search
 from pipeline.atlas import sample
-from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, VerificationError
 from pipeline.neighbours import collection, near_groups
-from pipeline.run import run
-from pipeline.schema import parquet_bytes, part_name
+from pipeline.schema import parquet_bytes
 from pipeline.storage import Store
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+def again(rgb: np.ndarray, **how: Any) -> np.ndarray:
+    """A photo as a file of a format keeps it."""
+    file = io.BytesIO()
+    Image.fromarray(rgb).save(file, **how)
+    return np.asarray(Image.open(file))
+
+
 @pytest.fixture(scope="module")
-def output(ray_session: None, crops: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Latents of photos, of copies of the first one, and of one whose name is a script; half of them coded."""
+def output(crops: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Latents, coded ones, of photos, of copies of the first, and plain ones of two whose names are scripts."""
+    first = crops[0]
+    photos = {f"{number:02}.png": crop for number, crop in enumerate(crops[::5])}
+    photos |= {
+        "same.png": first,
+        "recompressed.png": again(first, format="JPEG", quality=40),
+        "larger.png": np.asarray(Image.fromarray(first).resize((192, 144), Image.Resampling.LANCZOS)),
+        "mirrored.png": first[:, ::-1].copy(),
+    }
     folder = tmp_path_factory.mktemp("search")
-    photos = folder / "in"
-    photos.mkdir()
-    for number, crop in enumerate(crops[::5]):
-        Image.fromarray(crop).save(photos / f"{number:02}.png")
-    first = Image.fromarray(crops[0])
-    shutil.copy(photos / "00.png", photos / "same.png")
-    first.save(photos / "recompressed.jpg", quality=40)
-    first.resize((192, 144), Image.Resampling.LANCZOS).save(photos / "larger.png")
-    first.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(photos / "mirrored.png")
-    config = RunConfig(
-        task="compress", input=str(photos), output=str(folder / "out"), params={"step": 18, "coding": "coded"}
-    )
-    run(config)
-    for n in range(3):
-        Image.fromarray(crops[1 + n]).save(photos / f"plain <script>{n}.png")
-    # The other coding makes other versions; those of the first run stay beside them as history.
-    run(config.model_copy(update={"params": {"step": 18}}))
-    return Store(str(folder / "out"))
+    compressed(folder, photos, "compress-small", fence=1, coding="coded")
+    scripts = {f"plain <script>{number}.png": crops[1 + number] for number in range(2)}
+    return compressed(folder, scripts, "compress-small", fence=2)
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_an_image_and_its_copies_come_first(output, tmp_path, capsys, crops):
     changed.save(tmp_path / "query.jpg", quality=60)
     show_search(output, str(tmp_path / "query.jpg"), None, 5, str(tmp_path / "sheet.png"))
     found = printed(capsys)
-    assert {line[2] for line in found[1:6]} == {"00.png", "same.png", "recompressed.jpg", "larger.png", "mirrored.png"}
+    assert {line[2] for line in found[1:6]} == {"00.png", "same.png", "recompressed.png", "larger.png", "mirrored.png"}
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 1000
 
@@ -91,7 +92,7 @@ def test_copies_are_grouped_and_exact_ones_told_apart(output, tmp_path, capsys):
     group = rows[rows["group"] == rows.set_index("rel_path")["group"]["same.png"]]
     assert group["copy"].tolist()[0] == "first"
     assert group["rel_path"].tolist()[0] == "larger.png"
-    assert {"00.png", "same.png", "recompressed.jpg", "mirrored.png"} <= set(group["rel_path"])
+    assert {"00.png", "same.png", "recompressed.png", "mirrored.png"} <= set(group["rel_path"])
     assert (rows["copy"] == "exact").sum() == 1
     assert (tmp_path / "sheet.png").exists()
     show_duplicates(output, 0.999)
@@ -111,19 +112,27 @@ def test_groups_are_those_of_all_pairs(monkeypatch, at_a_time):
     assert len(near_groups(np.ones((500, 4), np.float32) / 2, 0.9)[0]) == 500
 
 
-def test_rows_of_another_model_are_left_out_and_said(output, tmp_path, capsys):
-    shutil.copytree(output.root, tmp_path / "mixed")
-    store = Store(str(tmp_path / "mixed"))
-    path = next((tmp_path / "mixed/results").iterdir())
-    table = pq.read_table(path).slice(0, 2)
-    ids = pa.array([f"{number:032x}" for number in range(2)])
-    older = {"image_id": ids, "fence": pa.array([0, 0]), "step": pa.array([64.0, 64.0], pa.float32())}
-    for name, values in older.items():
-        table = table.set_column(table.schema.get_field_index(name), name, values)
-    store.write(f"results/{part_name(table)}", parquet_bytes(table, 1))
-    assert len(collection(store).state) == len(collection(output).state)
-    show_search(store, None, "00.png", 1)
-    assert "2 of compress-small" in capsys.readouterr().out
+def test_rows_of_other_parameters_are_left_out_and_said(output, tmp_path, capsys, crops):
+    shutil.copytree(output.root, tmp_path / "out")
+    # The last run decides, and with it a step of its own.
+    store = compressed(tmp_path, {"a.png": crops[7], "b.png": crops[8]}, "compress-small", fence=3, step=64)
+    show_search(store, None, "a.png", 5)
+    said = capsys.readouterr().out
+    assert f"{len(collection(output).state)} of compress-small" in said
+    assert "b.png" in said
+    assert "00.png" not in said
+
+
+def test_digits_are_searched_by_what_their_own_collection_varies_in(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    blobs = [np.asarray(Image.fromarray(rng.integers(0, 256, (7, 7), np.uint8)).resize((28, 28))) for _ in range(30)]
+    digits = {f"{number:02}.png": np.stack([blob] * 3, 2) for number, blob in enumerate(blobs)}
+    store = compressed(tmp_path, digits, "conv-mnist")
+    Image.fromarray(again(digits["07.png"], format="JPEG", quality=60)).save(tmp_path / "query.png")
+    show_search(store, str(tmp_path / "query.png"), None, 1, str(tmp_path / "sheet.png"))
+    assert printed(capsys)[1][2] == "07.png"
+    write_map(store, str(tmp_path / "map.html"), "pca")
+    assert "30 images on a map" in (tmp_path / "map.html").read_text()
 
 
 def test_damaged_latents_are_named_and_never_used(damaged, tmp_path, capsys):
