@@ -119,5 +119,5 @@ def signals_wait() -> Iterator[None]:
         for number, handler in handlers.items():
             if handler is not None:
                 signal.signal(number, handler)
-        for number in dict.fromkeys(waiting):
-            signal.raise_signal(number)
+        for missed in dict.fromkeys(waiting):
+            signal.raise_signal(missed)
