@@ -19,7 +19,7 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 chaos: $(VENV)/.test
-	$(BIN)/python -m pytest -m chaos --timeout 1800
+	$(BIN)/python -m pytest -m chaos --timeout 1800 --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) demo

@@ -6,7 +6,15 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+TILE = 1024
 LEAST_TILE = 64
+LARGE_PIXELS = 12_000_000
+"""Of images above this, pixels and result alone take what memory there is: their tiles are a quarter as large."""
+
+
+def tile_side(h: int, w: int) -> int:
+    """The side of the tiles for an image of that size."""
+    return TILE if h * w <= LARGE_PIXELS else TILE // 2
 
 
 def tiles(length: int, tile: int, halo: int) -> Iterator[tuple[int, int, int, int]]:

@@ -160,5 +160,5 @@ def signals_wait() -> Iterator[None]:
         for number, handler in handlers.items():
             if handler is not None:
                 signal.signal(number, handler)
-        for signum in dict.fromkeys(waiting):
-            signal.raise_signal(signum)
+        for missed in dict.fromkeys(waiting):
+            signal.raise_signal(missed)

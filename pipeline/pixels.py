@@ -133,17 +133,20 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, config: PixelConfig = Pixe
     """
     if not data:
         raise ImageError("EmptyFile", "the file is empty")
+    head, stream = data[:64], io.BytesIO(data)
+    # `to_picture` closes the stream once the file is decoded: of a large one there is no room for both file and pixels.
+    del data
     try:
-        if size := webp_size(data):
+        if size := webp_size(head):
             check_size(size, max_pixels)
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(stream, formats=FORMATS) as image:
             check_size(image.size, max_pixels)
-            return to_picture(image, data, config)
+            return to_picture(image, stream, config)
     except UnidentifiedImageError:
         for name, (place, heads) in UNSUPPORTED.items():
-            if data.startswith(heads, place):
+            if head.startswith(heads, place):
                 raise ImageError("UnsupportedFormat", f"{name} is not supported by this Pillow; convert it") from None
-        raise ImageError("UnknownFormat", f"not an image in a known format; begins with {data[:16]!r}") from None
+        raise ImageError("UnknownFormat", f"not an image in a known format; begins with {head[:16]!r}") from None
     except BROKEN as e:
         raise ImageError("BrokenImage", f"{type(e).__name__}: {e}") from None
 
@@ -169,7 +172,9 @@ def pixels_of(data: bytes) -> int:
         return 0
 
 
-def to_picture(image: Image.Image, data: bytes, config: PixelConfig) -> Picture:
+def to_picture(image: Image.Image, stream: io.BytesIO, config: PixelConfig) -> Picture:
+    """An opened image as `decode` gives it. Closes `stream`, its file."""
+    data = stream.getvalue()
     width, height = image.size
     source_format = str(image.format)
     frames = getattr(image, "n_frames", 1)
@@ -186,6 +191,11 @@ def to_picture(image: Image.Image, data: bytes, config: PixelConfig) -> Picture:
     mode = "L" if gray else "CMYK" if image.mode == "CMYK" else "RGB"
     profile = image.info.get("icc_profile")
     icc, transform = treatment(profile, mode, config.icc == "keep")
+    block = data if source_format == "TIFF" else image.info.get("exif")
+    exif = None if config.metadata == "strip" else carried_exif(block, config.metadata == "keep", icc == "converted")
+    xmp = carried_xmp(image) if config.metadata == "keep" else None
+    del data, block
+    stream.close()
     shape = image.size if orientation >= 5 else image.size[::-1]
     rgb = np.empty((*shape, 3), np.uint8)
     alpha = np.empty(shape, np.uint8) if transparent and config.matte is None else None
@@ -204,7 +214,6 @@ def to_picture(image: Image.Image, data: bytes, config: PixelConfig) -> Picture:
         elif transparent:
             colours = Image.composite(colours, Image.new("RGB", strip.size, config.matte), strip.getchannel("A"))
         AS_STORED[orientation](rgb)[rows] = np.asarray(colours)
-    block = data if source_format == "TIFF" else image.info.get("exif")
     return Picture(
         rgb=rgb,
         alpha=alpha,
@@ -218,8 +227,8 @@ def to_picture(image: Image.Image, data: bytes, config: PixelConfig) -> Picture:
         has_alpha=transparent,
         icc=icc,
         profile=profile if icc == "kept" else None,
-        exif=None if config.metadata == "strip" else carried_exif(block, config.metadata == "keep", icc == "converted"),
-        xmp=carried_xmp(image) if config.metadata == "keep" else None,
+        exif=exif,
+        xmp=xmp,
     )
 
 
@@ -263,6 +272,11 @@ def encode(rgb: np.ndarray, picture: Picture, image_format: str, quality: int = 
 
     A profile of gray is left out where the picture is not gray any more.
     """
+    return written(drawn(rgb, picture, image_format), picture, image_format, quality)
+
+
+def drawn(rgb: np.ndarray, picture: Picture, image_format: str) -> Image.Image:
+    """What Pillow encodes, of its own memory: gray where the picture is, with alpha where the format has it."""
     if picture.gray:
         height, width = rgb.shape[:2]
         image = Image.new("L", (width, height))
@@ -272,6 +286,11 @@ def encode(rgb: np.ndarray, picture: Picture, image_format: str, quality: int = 
         image = Image.fromarray(rgb)
     if picture.alpha is not None and image_format in WITH_ALPHA:
         image.putalpha(Image.fromarray(picture.alpha))
+    return image
+
+
+def written(image: Image.Image, picture: Picture, image_format: str, quality: int) -> bytes:
+    """A drawn image as a file, with the profile, EXIF and XMP of its picture."""
     options = writer_options(image_format, picture.exif, picture.xmp)
     if picture.profile and (picture.gray or picture.profile[16:20] != b"GRAY"):
         options["icc_profile"] = picture.profile

@@ -1,94 +1,37 @@
-"""The actor: references in, rows out. Threads fetch and decode; batches of one padded size; threads encode and put."""
+"""The actor: references in, rows out. Threads fetch and decode; batches of one padded size; threads finish (finish.py)."""
 
 import hashlib
-import logging
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image
 
 from models import checkpoint as checkpoints
 from models.autoencoder import Autoencoder
 from models.precision import Precision, bf16_hardware
 from models.tasks import TASKS
-from models.tasks.task import Output, Params, Sample, SampleError, padded_size
-from pipeline.errors import StorageError
+from models.tasks.task import Params, SampleError, padded_size
+from pipeline.finish import Finish
+from pipeline.item import Item, Job, Rejected
 from pipeline.logs import configure_actor
-from pipeline.names import decoded_name, output_name
-from pipeline.pixels import ImageError, Picture, PixelConfig, decode, encode, encode_rgb, output_format, pixels_of
+from pipeline.pixels import ImageError, decode, pixels_of
 from pipeline.progress import Tally
 from pipeline.reading import ReadError, Reading
 from pipeline.references import kept_references
-from pipeline.schema import latent_bytes, pack_latent, row_schema
-from pipeline.sources import Input
-from pipeline.sources.folder import is_image_name
+from pipeline.schema import row_schema
 from pipeline.sources.source import UNREADABLE_SHARD
-from pipeline.storage import Store, reason, takes_nothing
+from pipeline.storage import Store, reason
 from pipeline.suspects import Suspects
 
-log = logging.getLogger("imagemill.predict")
 # Decoded pixels that wait for a batch of their size, before the largest group is run as it is.
 HELD_PIXELS = 64_000_000
 MODEL_PIXELS = {"cpu": 2_000_000, "cuda": 64_000_000}
 PIXELS_AT_ONCE = {"cpu": 48_000_000, "cuda": 1_000_000_000}
 """Of images that are decoded and not yet written, unless it is one alone: what bounds an actor's memory."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that an actor needs to know; the same for each image of a run."""
-
-    task: str
-    params: dict[str, Any]
-    checkpoint_sha256: str
-    references: list[str]
-    """Digests of the images that the run works from beside its input; `keep_references` put them into OUTPUT."""
-    source: Input
-    output: Store
-    max_pixels: int
-    image: PixelConfig
-    reconstruct: bool
-    compression_level: int
-    lineage: dict[str, Any]
-    batch_size: int
-    threads: int
-    dtype: str | None
-
-
-@dataclass
-class Item:
-    """One image on its way."""
-
-    reference: dict[str, Any]
-    data: bytes = b""
-    """The encoded image, until it is decoded."""
-    mask_data: bytes | None = None
-    pixels: int = 0
-    """By its header."""
-    picture: Picture | None = None
-    mask: np.ndarray | None = None
-    content_sha256: str = ""
-    error: dict[str, Any] | None = None
-    row: dict[str, Any] = field(default_factory=dict)
-
-    def sample(self) -> Sample:
-        assert self.picture is not None
-        return Sample(self.picture.rgb, self.picture.alpha, self.mask, int(self.reference["image_id"][:16], 16))
-
-
-class Rejected(Exception):
-    """An image that ends as a reject, with the stage where it did."""
-
-    def __init__(self, stage: str, error_class: str, message: str, transient: bool = False) -> None:
-        super().__init__(message)
-        self.row = {"stage": stage, "error_class": error_class, "error": message, "transient": transient}
 
 
 def kept_model(output: Store, sha256: str, device: str) -> Autoencoder:
@@ -142,6 +85,8 @@ class Predictor:
         self.reading = Reading(job.source, job.threads)
         self.tally = Tally(job.task, job.lineage["run_id"])
         configure_actor(job.lineage["run_id"])
+        self.finish = Finish(job, self.task, self.tally)
+        self.tally.ready()
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """All rows of a block at once, in its order: a block that Ray begins again must give the same, or rows are lost."""
@@ -158,7 +103,7 @@ class Predictor:
         for reference in references:
             if suspects.accused(reference["image_id"]):
                 message = "its process died twice while it alone was in work (a crash of a decoder, or out of memory)"
-                yield self._write(Item(reference, error=Rejected("process", "KilledProcess", message).row))
+                yield self.finish(Item(reference, error=Rejected("process", "KilledProcess", message).row))
                 continue
             suspects.name(reference["image_id"])
             yield from self._finished([reference])
@@ -169,7 +114,7 @@ class Predictor:
         for batch in self._batches(references):
             if batch and batch[0].error is None:
                 self._run(batch)
-            writing.extend(self.threads.submit(self._write, item) for item in batch)
+            writing.extend(self.threads.submit(self.finish, item) for item in batch)
             # An empty batch asks for room: a large image is to be decoded.
             while len(writing) > (4 * self.job.threads + self.job.batch_size if batch else 0):
                 yield writing.popleft().result()
@@ -255,7 +200,7 @@ class Predictor:
             return item
         try:
             with self.tally.time("decode"):
-                item.picture = decode(item.data, self.job.max_pixels, self.job.image)
+                item.picture = decode(item.taken(), self.job.max_pixels, self.job.image)
                 item.mask = self._mask(item.mask_data) if item.mask_data is not None else None
         except Rejected as e:
             item.error = e.row
@@ -263,7 +208,7 @@ class Predictor:
             item.error = Rejected("decode", e.error_class, str(e)).row
         except Exception as e:  # noqa: BLE001 - as in _read
             item.error = Rejected("decode", type(e).__name__, reason(e), isinstance(e, MemoryError)).row
-        item.data, item.mask_data = b"", None
+        item.mask_data = None
         return item
 
     def _mask(self, data: bytes) -> np.ndarray:
@@ -294,91 +239,3 @@ class Predictor:
             return
         for item, output in zip(batch, outputs, strict=True):
             item.row["output"] = output
-
-    def _write(self, item: Item) -> Item:
-        """Encode and put the image, and make the row."""
-        now = datetime.now(UTC)
-        base = {k: item.reference[k] for k in ("image_id", "version", "source_uri", "rel_path", "source_etag")}
-        base |= {**self.job.lineage, "encoded_at": now}
-        try:
-            if item.error is None:
-                item.row = base | self._result(item, item.row.pop("output"))
-                self.tally.add(ok=1)
-                return item
-        except Rejected as e:
-            item.error = e.row
-        except StorageError:
-            raise
-        except Exception as e:  # noqa: BLE001 - as in _read
-            item.error = Rejected("encode", type(e).__name__, reason(e), isinstance(e, MemoryError)).row
-        finally:
-            item.picture = None
-        error = item.error or {}
-        item.row = base | error | {"attempts": item.reference["attempts"] + 1}
-        self.tally.add(rejected=1, **{f"rejected:{error['stage']}:{error['error_class']}": 1})
-        log.warning("%s: %s", base["source_uri"], error["error"], extra={"image_id": base["image_id"], **error})
-        return item
-
-    def _result(self, item: Item, output: Output) -> dict[str, Any]:
-        picture = item.picture
-        assert picture is not None
-        row: dict[str, Any] = {
-            "content_sha256": item.content_sha256,
-            "orig_width": picture.orig_width,
-            "orig_height": picture.orig_height,
-            "exif_orientation": picture.exif_orientation,
-            "has_alpha": picture.has_alpha,
-            "bit_depth": picture.bit_depth,
-            "frames": picture.frames,
-            "icc": picture.icc,
-            "extra": item.reference["extra"],
-            **output.columns,
-        }
-        with self.tally.time("encode"):
-            if output.latent is not None:
-                row |= pack_latent(output.latent, output.payload)
-                coded = output.payload is not None
-                size = len(output.payload or b"") if coded else latent_bytes(row["latent"], self.job.compression_level)
-                row["bits_per_pixel"] = size * 8 / (picture.orig_width * picture.orig_height)
-                self.tally.add(bytes_out=size)
-            if output.image is None or (self.task.stores_latent and not self.job.reconstruct):
-                return row
-            names = item.reference["rel_path"], item.reference["image_id"]
-            if self.task.stores_latent:
-                data, name = encode_rgb(output.image, "PNG"), decoded_name(*names)
-            else:
-                image_format = output_format(picture.format, self.task.exact, self.job.image.format)
-                # Nobody needs the source's pixels any more, and encoding makes room for another copy.
-                item.picture = None
-                picture = replace(
-                    picture,
-                    rgb=output.image,
-                    gray=picture.gray and not output.coloured,
-                    alpha=None if output.opaque else fitted(picture.alpha, output.image),
-                )
-                own = "JPEG" if picture.format == "MPO" else picture.format
-                # A member of a shard may be called by a number alone.
-                changed = image_format != own or not is_image_name(names[0])
-                data = encode(output.image, picture, image_format, self.job.image.quality)
-                name = output_name(*names, f".{image_format.lower()}" if changed else None)
-        path = f"images/{name}"
-        with self.tally.time("put"):
-            try:
-                self.job.output.write(path, data)
-            except Exception as e:  # noqa: BLE001 - as in _read
-                if takes_nothing(e):
-                    raise StorageError(f"{self.job.output.uri(path)}: {reason(e)}") from None
-                raise Rejected("write", type(e).__name__, reason(e), transient=True) from None
-        self.tally.add(bytes_out=len(data))
-        return row | {
-            "output_uri": path,
-            "output_sha256": hashlib.sha256(data).hexdigest(),
-            "output_bytes": len(data),
-        }
-
-
-def fitted(alpha: np.ndarray | None, image: np.ndarray) -> np.ndarray | None:
-    """Alpha (H,W) at the size of what an image became."""
-    if alpha is None or alpha.shape == image.shape[:2]:
-        return alpha
-    return np.asarray(Image.fromarray(alpha).resize(image.shape[1::-1], Image.Resampling.LANCZOS))

@@ -57,6 +57,10 @@ class Tally:
         self._lock = threading.Lock()
         self._published = 0.0
 
+    def ready(self) -> None:
+        """The model is loaded: what the process takes before it has an image."""
+        self._counts["idle_mb"] = peak_rss_mb()
+
     def add(self, **counts: float) -> None:
         with self._lock:
             self._counts.update(counts)
@@ -91,12 +95,12 @@ def peak_rss_mb() -> int:
 
 
 def total(run_id: str) -> Counter[str]:
-    """What all actors of a run have counted; of their memory the most that one had."""
+    """What all actors of a run have counted; of their memory (…_mb) the most that one had."""
     counts: Counter[str] = Counter()
     for content in published(f"{run_id}/"):
-        most = max(counts["rss_mb"], content.get("rss_mb", 0))
+        most = {key: max(counts[key], value) for key, value in content.items() if key.endswith("_mb")}
         counts.update(content)
-        counts["rss_mb"] = most
+        counts.update({key: value - counts[key] for key, value in most.items()})
     return counts
 
 

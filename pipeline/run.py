@@ -279,7 +279,11 @@ def execute(job: Resolved, plan: Plan, lease: Lease, record: dict[str, Any], sec
             counts = shown.counts
             seconds["first_image"] = round(shown.first_image_s, 3)
             record["images_per_s"] = round(shown.rate(), 2)
-            record["peak_rss_mb"] = {"driver": peak_rss_mb(), "actor": int(counts["rss_mb"])}
+            record["peak_rss_mb"] = {
+                "driver": peak_rss_mb(),
+                "actor": int(counts["rss_mb"]),
+                "idle_actor": int(counts["idle_mb"]),
+            }
             record["stage_seconds"] = {k[:-2]: round(v, 2) for k, v in sorted(counts.items()) if k.endswith("_s")}
             record |= {"bytes_in": int(counts["bytes_in"]), "bytes_out": int(counts["bytes_out"])}
             record |= {"ok": int(counts["ok"]), "rejected": int(counts["rejected"])}
@@ -343,7 +347,8 @@ def write(job: Resolved, todo: pa.Table, pool: Pool, part_rows: int, lineage: di
     import ray.data
     from ray.exceptions import RayError
 
-    from pipeline.predict import Job, Predictor, keep_checkpoint
+    from pipeline.item import Job
+    from pipeline.predict import Predictor, keep_checkpoint
     from pipeline.sink import PartSink
     from pipeline.suspects import MOST_DEATHS
 

@@ -47,7 +47,7 @@ VALIDATED_SIDE = 256
 
 @dataclass(frozen=True)
 class Images:
-    """What was found, and what it is used for: "training", "validation" or "left out"."""
+    """What was found (EXAMINED), and what it is used for: "training", "validation" or "left out"."""
 
     SCHEMA: ClassVar[pa.Schema] = EXAMINED.append(pa.field("use", pa.string()))
     table: pa.Table

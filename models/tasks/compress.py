@@ -18,9 +18,8 @@ from models.losses import laplace_bits, psnr_loss, rate_distortion
 from models.metrics import psnr_db
 from models.precision import Precision
 from models.tasks.task import Output, Params, Sample, Task, as_bytes, byte_batch, to_uint8, unit
-from models.tiling import in_tiles, tiled
+from models.tiling import in_tiles, tile_side, tiled
 
-TILE = 1024
 # Below 18 the means of black and white blocks outgrow a symbol: it costs more bits and gives a worse picture.
 MIN_STEP, MAX_STEP = 18.0, 128.0
 
@@ -119,7 +118,7 @@ def latents_of(model: LatentCoder, images: Sequence[np.ndarray], step: float, de
 
     halo = model.stride if isinstance(model, Codec) else model.halo
     with torch.inference_mode():
-        return tiled(symbols_of, x, TILE, halo, Fraction(1, model.stride), model.stride).cpu().numpy()
+        return tiled(symbols_of, x, tile_side(*x.shape[2:]), halo, Fraction(1, model.stride), model.stride).cpu().numpy()
 
 
 def planes_of(model: Any, x_B3HW: Tensor) -> Tensor:
@@ -141,7 +140,7 @@ def decode_latent(model: LatentCoder, latent: np.ndarray, size: tuple[int, int],
     """
     symbols = torch.from_numpy(np.ascontiguousarray(latent))[None].to(device)
     step_B = torch.full((1,), step, device=symbols.device)
-    tile, halo = TILE // model.stride, model.halo // model.stride
+    tile, halo = tile_side(*size) // model.stride, model.halo // model.stride
     with torch.inference_mode():
         x_hat = in_tiles(
             lambda piece: as_bytes(model.image(piece.float(), step_B)), symbols, tile, halo, Fraction(model.stride)

@@ -12,9 +12,9 @@ from models.autoencoder import Autoencoder
 from models.losses import gaussian_noise, psnr_loss
 from models.precision import Precision
 from models.tasks.task import Output, Params, Sample, Task, as_bytes, byte_batch, to_uint8, unit
-from models.tiling import padded, tiled
+from models.tiling import TILE, padded, tile_side, tiled
 
-TILE, CROP = 1024, 384
+CROP = 384
 MAX_TRAINED_SIGMA = 60.0
 GRAY_SHARE = 0.5
 FILE_SHARE = 0.7
@@ -81,7 +81,13 @@ class Denoise(Task):
         with torch.inference_mode(), precision.autocast():
             given = params.sigma
             sigma_B = noise_level(model, x) if given is None else torch.full((len(images),), given / 255, device=x.device)
-            x_hat = tiled(lambda piece: as_bytes(model(unit(piece), sigma_B)), x, TILE, model.halo, stride=model.stride)
+            x_hat = tiled(
+                lambda piece: as_bytes(model(unit(piece), sigma_B)),
+                x,
+                tile_side(*x.shape[2:]),
+                model.halo,
+                stride=model.stride,
+            )
         restored = to_uint8(x_hat)
         return [
             Output(image=r[: i.shape[0], : i.shape[1]], columns={"sigma": float(s) * 255})

@@ -11,7 +11,7 @@ FAULTS = {"busy": 0.05, "reset": 0.03, "lost": 0.1, "corrupt_get": 0.1, "latency
 
 
 @pytest.mark.parametrize("claims", [6, pytest.param(50, marks=pytest.mark.chaos)])
-def test_holders_that_die_never_overlap(s3: S3, tmp_path: Path, claims: int) -> None:
+def test_holders_that_die_never_overlap(s3: S3, tmp_path: Path, figure, claims: int) -> None:
     s3.faults(seed=claims, **FAULTS)
     script = Path(__file__).parent / "contenders.py"
     command = [sys.executable, str(script), f"s3://{s3.bucket}/out", str(tmp_path / "lock"), str(claims), "0"]
@@ -26,4 +26,7 @@ def test_holders_that_die_never_overlap(s3: S3, tmp_path: Path, claims: int) -> 
         assert int(killed) >= claims // 4
         assert seen["counts"]["lost"]
     assert seen["swallowed"] == []
-    print(f"{len(fences)} claims, {killed} holders killed, highest number {fences[-1]}, {seen['counts']}")
+    figure(
+        f"{len(fences)} claims of a lease, {killed} holders killed, over a line that breaks and damages",
+        f"never two holders, numbers rise to {fences[-1]}",
+    )

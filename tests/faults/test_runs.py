@@ -17,6 +17,13 @@ from pipeline.storage import Store
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 IMAGES = [40, pytest.param(1000, marks=pytest.mark.chaos)]
+FAULTS = {
+    "busy": "503",
+    "reset": "resets",
+    "lost": "lost acknowledgements",
+    "corrupt_get": "of bodies corrupted on their way down",
+    "corrupt_put": "on their way up",
+}
 LINE = {"busy": 0.2, "reset": 0.1, "lost": 0.05}
 DAMAGE = {"corrupt_get": 0.05, "corrupt_put": 0.05}
 
@@ -24,7 +31,7 @@ DAMAGE = {"corrupt_get": 0.05, "corrupt_put": 0.05}
 @pytest.mark.parametrize("photos", IMAGES)
 @pytest.mark.parametrize("faults", [LINE, DAMAGE], ids=["broken", "damaged"])
 def test_a_run_over_a_bad_line(
-    s3: S3, tmp_path: Path, crops: list[np.ndarray], faults: dict[str, float], photos: int
+    s3: S3, tmp_path: Path, crops: list[np.ndarray], figure, faults: dict[str, float], photos: int
 ) -> None:
     source, output = s3.store("in"), s3.store("out")
     make_photos(source, photos, crops)
@@ -41,7 +48,11 @@ def test_a_run_over_a_bad_line(
     assert checked.problems == []
     assert (checked.rows, checked.files) == (photos, photos)
     assert outputs(output) == made_without_faults(photos, tmp_path, crops)
-    print(f"{photos} images, {record['seconds']['total']} s, {seen['counts']}")
+    counts = {name: seen["counts"][name] for name in ("requests", *faults)}
+    figure(
+        f"{photos:,} images over S3 with " + ", ".join(f"{share:.0%} {FAULTS[name]}" for name, share in faults.items()),
+        f"0 lost, 0 wrong outputs; the front counted {counts}",
+    )
 
     s3.faults()
     assert run(config)["planned"] == 0
@@ -50,18 +61,20 @@ def test_a_run_over_a_bad_line(
 
 
 @pytest.mark.chaos
-def test_writes_that_are_refused_end_the_run_and_the_next_one_completes_it(s3: S3, crops: list[np.ndarray]) -> None:
+def test_writes_that_are_refused_end_the_run_and_the_next_one_completes_it(s3: S3, crops: list[np.ndarray], figure) -> None:
     source, output = s3.store("in"), s3.store("out")
     make_photos(source, 40, crops)
     s3.faults(forbid="/out/images/3/")
     config = RunConfig(task="denoise", input=source.url, output=output.url, storage=s3.storage, rows_per_part=5)
-    with pytest.raises(StorageError, match=r"/out.*run the same command again"):
+    with pytest.raises(StorageError, match=r"/out.*run the same command again") as refused:
         run(config)
+    assert refused.value.exit_code == 5
     assert s3.seen()["counts"]["forbid"]
     s3.faults()
     run(config)
     checked = verify(output)
     assert (checked.problems, checked.rows, checked.files) == ([], 40, 40)
+    figure("permission lost in the middle", "exit 5, the rerun completes 40 of 40")
 
 
 @pytest.fixture
@@ -82,14 +95,18 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 
 @pytest.mark.chaos
-def test_a_full_disk_ends_the_run_and_the_next_one_completes_it(small_disk, tmp_path: Path, crops: list[np.ndarray]) -> None:
+def test_a_full_disk_ends_the_run_and_the_next_one_completes_it(
+    small_disk, tmp_path: Path, crops: list[np.ndarray], figure
+) -> None:
     source, output = Store(str(tmp_path / "in")), Store(str(small_disk("2m") / "out"))
     make_photos(source, 100, crops)
     config = RunConfig(task="denoise", input=source.url, output=output.url, rows_per_part=10)
-    with pytest.raises(StorageError, match="No space left"):
+    with pytest.raises(StorageError, match="No space left") as full:
         run(config)
+    assert full.value.exit_code == 5
     assert not [e.path for e in output.entries() if e.path.endswith(".tmp")]
     small_disk("20m")
     run(config)
     checked = verify(output)
     assert (checked.problems, checked.rows, checked.files) == ([], 100, 100)
+    figure("disk full", "exit 5, the rerun completes 100 of 100")

@@ -11,7 +11,7 @@ from pipeline.storage import Store
 
 
 @pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=pytest.mark.chaos)])
-def test_of_two_runs_that_start_together_one_works(tmp_path: Path, crops, rounds: int) -> None:
+def test_of_two_runs_that_start_together_one_works(tmp_path: Path, crops, figure, rounds: int) -> None:
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 3, crops)
     for number in range(rounds):
@@ -23,3 +23,4 @@ def test_of_two_runs_that_start_together_one_works(tmp_path: Path, crops, rounds
         assert "another run" in said[4]
         seen = verify(output)
         assert (seen.problems, seen.rows) == ([], 4 + number)
+    figure(f"two identical runs started together, {rounds} times", "one works, the other exits 4, each time")

@@ -1,0 +1,122 @@
+"""The end of an image in an actor: its output is encoded and put, and its row made."""
+
+import hashlib
+import logging
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from models.tasks.task import Output, Task
+from pipeline.errors import StorageError
+from pipeline.item import Item, Job, Rejected
+from pipeline.names import decoded_name, output_name
+from pipeline.pixels import Picture, drawn, encode_rgb, output_format, written
+from pipeline.progress import Tally
+from pipeline.schema import latent_bytes, pack_latent
+from pipeline.sources.folder import is_image_name
+from pipeline.storage import reason, takes_nothing
+
+log = logging.getLogger("imagemill.finish")
+NO_PIXELS = np.empty((0, 0, 3), np.uint8)
+
+
+class Finish:
+    """`finish(item)`: the item with its row, whatever happened to it. Called by several threads."""
+
+    def __init__(self, job: Job, task: Task, tally: Tally) -> None:
+        self.job, self.task, self.tally = job, task, tally
+
+    def __call__(self, item: Item) -> Item:
+        """Raises: StorageError when OUTPUT takes nothing more."""
+        now = datetime.now(UTC)
+        base = {k: item.reference[k] for k in ("image_id", "version", "source_uri", "rel_path", "source_etag")}
+        base |= {**self.job.lineage, "encoded_at": now}
+        try:
+            if item.error is None:
+                item.row = base | self._result(item, item.row.pop("output"))
+                self.tally.add(ok=1)
+                return item
+        except Rejected as e:
+            item.error = e.row
+        except StorageError:
+            raise
+        except Exception as e:  # noqa: BLE001 - whatever it is, it is this image's alone
+            item.error = Rejected("encode", type(e).__name__, reason(e), isinstance(e, MemoryError)).row
+        finally:
+            item.picture = None
+        error = item.error or {}
+        item.row = base | error | {"attempts": item.reference["attempts"] + 1}
+        self.tally.add(rejected=1, **{f"rejected:{error['stage']}:{error['error_class']}": 1})
+        log.warning("%s: %s", base["source_uri"], error["error"], extra={"image_id": base["image_id"], **error})
+        return item
+
+    def _result(self, item: Item, output: Output) -> dict[str, Any]:
+        """The columns of a row, and the image put where they say. Takes the pixels from item and output."""
+        assert item.picture is not None
+        # Nobody needs the source's pixels any more, and encoding needs room.
+        picture, item.picture = replace(item.picture, rgb=NO_PIXELS), None
+        row: dict[str, Any] = {
+            "content_sha256": item.content_sha256,
+            "orig_width": picture.orig_width,
+            "orig_height": picture.orig_height,
+            "exif_orientation": picture.exif_orientation,
+            "has_alpha": picture.has_alpha,
+            "bit_depth": picture.bit_depth,
+            "frames": picture.frames,
+            "icc": picture.icc,
+            "extra": item.reference["extra"],
+            **output.columns,
+        }
+        with self.tally.time("encode"):
+            if output.latent is not None:
+                row |= pack_latent(output.latent, output.payload)
+                output.latent = None
+                coded = output.payload is not None
+                size = len(output.payload or b"") if coded else latent_bytes(row["latent"], self.job.compression_level)
+                row["bits_per_pixel"] = size * 8 / (picture.orig_width * picture.orig_height)
+                self.tally.add(bytes_out=size)
+            if output.image is None or (self.task.stores_latent and not self.job.reconstruct):
+                return row
+            data, name = self._encoded(item, output, picture)
+        path = f"images/{name}"
+        with self.tally.time("put"):
+            try:
+                self.job.output.write(path, data)
+            except Exception as e:  # noqa: BLE001 - as in __call__
+                if takes_nothing(e):
+                    raise StorageError(f"{self.job.output.uri(path)}: {reason(e)}") from None
+                raise Rejected("write", type(e).__name__, reason(e), transient=True) from None
+        self.tally.add(bytes_out=len(data))
+        return row | {
+            "output_uri": path,
+            "output_sha256": hashlib.sha256(data).hexdigest(),
+            "output_bytes": len(data),
+        }
+
+    def _encoded(self, item: Item, output: Output, picture: Picture) -> tuple[bytes, str]:
+        """The output's file and its name below images/."""
+        assert output.image is not None
+        names = item.reference["rel_path"], item.reference["image_id"]
+        if self.task.stores_latent:
+            return encode_rgb(output.image, "PNG"), decoded_name(*names)
+        image_format = output_format(picture.format, self.task.exact, self.job.image.format)
+        picture.gray = picture.gray and not output.coloured
+        picture.alpha = None if output.opaque else fitted(picture.alpha, output.image)
+        own = "JPEG" if picture.format == "MPO" else picture.format
+        # A member of a shard may be called by a number alone.
+        changed = image_format != own or not is_image_name(names[0])
+        image = drawn(output.image, picture, image_format)
+        # Pillow has a copy of its own now.
+        output.image = None
+        data = written(image, picture, image_format, self.job.image.quality)
+        return data, output_name(*names, f".{image_format.lower()}" if changed else None)
+
+
+def fitted(alpha: np.ndarray | None, image: np.ndarray) -> np.ndarray | None:
+    """Alpha (H,W) at the size of what an image became."""
+    if alpha is None or alpha.shape == image.shape[:2]:
+        return alpha
+    return np.asarray(Image.fromarray(alpha).resize(image.shape[1::-1], Image.Resampling.LANCZOS))
