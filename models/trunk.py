@@ -15,21 +15,29 @@ from models.layers import ResBlock, conv3x3
 
 
 class Trunk(Autoencoder):
-    """Maps features (B,head,H/2,W/2), as pixel-unshuffling gives them, to pixel-shuffled outputs (B,outputs,H,W)."""
+    """Maps features (B,head,H/fold,W/fold) to outputs (B,outputs,H,W).
 
-    def __init__(self, head: int, outputs: int, widths: Sequence[int], blocks: int) -> None:
+    Args: widths: channels of each level, finest first. blocks: residual blocks of each level, or one number for all.
+        fold: 2 is for pixel-unshuffled features, and outputs are shuffled: a quarter of the cost; 1 is for pixels.
+    """
+
+    def __init__(self, head: int, outputs: int, widths: Sequence[int], blocks: int | Sequence[int], fold: int = 2) -> None:
         super().__init__()
         levels = len(widths)
-        self.stride = 2**levels
+        counts = [blocks] * levels if isinstance(blocks, int) else blocks
+        if len(counts) != levels:
+            raise ValueError(f"blocks {list(counts)}: one number for each of the {levels} widths is expected")
+        self.fold = fold
+        self.stride = fold * 2 ** (levels - 1)
         # Each 3×3 convolution reaches one pixel of its level: 2 for a block, 1 for a step between levels.
-        reach = sum(2 ** (i + 1) * (2 * blocks * (2 if i < levels - 1 else 1) + 2) for i in range(levels)) + 8
+        reach = sum(fold * 2**i * (2 * n * (2 if i < levels - 1 else 1) + 2) for i, n in enumerate(counts)) + 4 * fold
         self.halo = -(-reach // self.stride) * self.stride
         self.head = conv3x3(head, widths[0])
-        self.encoder = nn.ModuleList(nn.Sequential(*(ResBlock(w) for _ in range(blocks))) for w in widths)
+        self.encoder = nn.ModuleList(residual(w, n) for w, n in zip(widths, counts, strict=True))
         self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
         self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in pairwise(widths))
-        self.decoder = nn.ModuleList(nn.Sequential(*(ResBlock(w) for _ in range(blocks))) for w in widths[:-1])
-        self.tail = conv3x3(widths[0], 4 * outputs)
+        self.decoder = nn.ModuleList(residual(w, n) for w, n in zip(widths[:-1], counts[:-1], strict=True))
+        self.tail = conv3x3(widths[0], fold**2 * outputs)
 
     def descend(self, z: Tensor) -> list[Tensor]:
         """Features of every level, finest first."""
@@ -47,7 +55,11 @@ class Trunk(Autoencoder):
         z = features[-1]
         for level in reversed(range(len(self.up))):
             z = self.decoder[level](self.up[level](z) + features[level])
-        return nn.functional.pixel_shuffle(self.tail(z), 2)
+        return nn.functional.pixel_shuffle(self.tail(z), self.fold)
+
+
+def residual(width: int, blocks: int) -> nn.Sequential:
+    return nn.Sequential(*(ResBlock(width) for _ in range(blocks)))
 
 
 def unshuffled(*planes: Tensor) -> Tensor:

@@ -1,13 +1,19 @@
 """A U-Net that fills what is missing of an image: holes, and whole colour planes.
 
-x · known ── push-pull fill ─┬─ unshuffle 2 ─ trunk ─ shuffle 2 ─(+ fill)─ x_hat
+x · known ── push-pull fill ─┬─ trunk ─(+ fill)─ x_hat
 known ───────────────────────┘
+
+The finest level works on pixels. Pixel-unshuffled, what surrounds a lost pixel would be other channels for each place in a
+2×2 square, and four functions to learn where one is meant.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from models.trunk import Trunk, unshuffled
+from models.layers import zeroed
+from models.trunk import Trunk
 
 
 def push_pull(x_BCHW: Tensor, known_BCHW: Tensor) -> Tensor:
@@ -40,13 +46,14 @@ def pulled(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 class MaskedUNet(Trunk):
     """Inpainting autoencoder: what is known of an image, per pixel and channel, to the whole image."""
 
-    def __init__(self, channels: int = 3, widths: tuple[int, ...] = (32, 64, 96), blocks: int = 2) -> None:
-        super().__init__(8 * channels, channels, widths, blocks)
+    def __init__(self, channels: int = 3, widths: Sequence[int] = (32, 48, 64, 96), blocks: int | Sequence[int] = 2) -> None:
+        super().__init__(2 * channels, channels, widths, blocks, fold=1)
+        zeroed(self.tail)
 
     def encode(self, x_BCHW: Tensor, known_BCHW: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """(B,C,H,W) float in [0,1] whose gaps are filled by `push_pull`, and where it is known (all of it when absent)."""
         known = torch.ones_like(x_BCHW) if known_BCHW is None else known_BCHW
-        return x_BCHW, self.descend(unshuffled(x_BCHW - 0.5, known))
+        return x_BCHW, self.descend(torch.cat([x_BCHW - 0.5, known], 1))
 
     def decode(self, y: tuple[Tensor, list[Tensor]]) -> Tensor:
         x, features = y

@@ -15,7 +15,7 @@ from models.precision import Precision
 from models.tasks.task import Output, Params, Sample, SampleError, Task, pad_to, to_uint8
 from models.tiling import tiled
 
-TILE = 1024
+TILE = 768
 PLANES = ("red", "green", "blue")
 # What a training crop suffers, in this order: a lost plane, blocks, scratches, else lost pixels. Lost pixels are learned
 # slowest: what they ask for is detail.

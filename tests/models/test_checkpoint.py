@@ -215,6 +215,7 @@ def test_an_unknown_architecture_is_refused_with_the_valid_ones(folder: Path) ->
         ("unet", {"widths": 32}),
         ("unet", {"widths": [0, 0]}),
         ("unet", {"blocks": -1}),
+        ("masked", {"blocks": [1, 2]}),
         ("codec", {}),
         ("codec", {"chroma": 1000}),
         ("codec", {"blocks": 1.5}),
