@@ -178,7 +178,7 @@ def test_a_large_map_is_a_sample(output):
     assert len(np.unique(sample(tens, most=30, parts=3).part)) <= 3
 
 
-@pytest.mark.parametrize("method", ["pca", "umap"])
+@pytest.mark.parametrize("method", ["pca", pytest.param("umap", marks=pytest.mark.chaos)])
 def test_the_map_draws_every_image_in_a_browser(output, tmp_path, method):
     if not BROWSER:
         pytest.skip("no chromium here: the page is not tried in a browser")
