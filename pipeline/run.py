@@ -279,6 +279,8 @@ def write_all(job: Resolved, plan: Plan, shown: Shown, part_rows: int, lineage: 
 
     Raises: ConfigError, RunFailed.
     """
+    from ray.exceptions import RayError
+
     todo, want, lost = plan.todo, job.config.pool, False
     patience = want.wait_s or PATIENCE_SECONDS
     while True:
@@ -294,6 +296,8 @@ def write_all(job: Resolved, plan: Plan, shown: Shown, part_rows: int, lineage: 
             with watched(pool, shown.done, patience):
                 write(job, todo, pool, part_rows, lineage)
             return
+        except RayError as e:
+            raise translate(e, job) from None
         except NoRoom as e:
             left = todo.filter(pc.invert(pc.is_in(todo["image_id"], written(job.output, plan))))
             if len(left) == len(todo) and (want.wait_s or not room_for(pool, node_resources())):
@@ -327,7 +331,6 @@ def check_seen(job: Resolved, plan: Plan, lease: Lease) -> None:
 def write(job: Resolved, todo: pa.Table, pool: Pool, part_rows: int, lineage: dict[str, Any]) -> None:
     """references → actors → parts, on the Ray that is connected."""
     import ray.data
-    from ray.exceptions import RayError
 
     from pipeline.predict import Job, Predictor, keep_checkpoint
     from pipeline.sink import PartSink
@@ -375,10 +378,7 @@ def write(job: Resolved, todo: pa.Table, pool: Pool, part_rows: int, lineage: di
     sink = PartSink(
         job.output, job.task.columns, job.task.stores_latent, part_rows, config.compression_level, lineage["fence"]
     )
-    try:
-        dataset.write_datasink(sink, ray_remote_args={"num_cpus": WRITER_CPUS})
-    except RayError as e:
-        raise translate(e, job) from None
+    dataset.write_datasink(sink, ray_remote_args={"num_cpus": WRITER_CPUS})
 
 
 def translate(error: BaseException, job: Resolved) -> Exception:
