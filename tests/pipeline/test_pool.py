@@ -63,7 +63,6 @@ def test_a_run_without_room_and_without_progress_is_ended(monkeypatch: pytest.Mo
             time.sleep(0.5)
 
 
-@pytest.mark.chaos  # until it was seen to pass
 @pytest.mark.usefixtures("ray_session")
 def test_a_run_that_is_broken_off_for_want_of_room_goes_on_in_a_smaller_pool(tmp_path, crops, monkeypatch, caplog) -> None:
     """As after the death of a node: the pool was made for two CPUs, and then there is one."""
