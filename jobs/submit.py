@@ -101,7 +101,8 @@ def client_of(address: str | None, insecure: bool) -> Client:
         )
     # Ray's client would take RAY_ADDRESS rather than what it is given.
     os.environ["RAY_API_SERVER_ADDRESS"] = address
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    for name in ("ray", "ray.dashboard.modules.dashboard_sdk"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         if requests.get(f"{address}/api/version", timeout=REQUEST_SECONDS, allow_redirects=False).status_code == 200:
             log.warning("%s asks for no token: whoever reaches it runs what they like there", address)

@@ -296,6 +296,8 @@ def write_all(job: Resolved, plan: Plan, shown: Shown, part_rows: int, record: d
 
     Raises: ConfigError, RunFailed.
     """
+    from ray.exceptions import RayError
+
     todo, want, lost = plan.todo, job.config.pool, False
     patience = want.wait_s or PATIENCE_SECONDS
     while True:
@@ -312,6 +314,8 @@ def write_all(job: Resolved, plan: Plan, shown: Shown, part_rows: int, record: d
             with watched(pool, shown.done, patience):
                 write(job, todo, pool, part_rows, {key: record[key] for key in LINEAGE_KEYS})
             return
+        except RayError as e:
+            raise translate(e, job) from None
         except NoRoom as e:
             left = todo.filter(pc.invert(pc.is_in(todo["image_id"], written(job.output, plan))))
             if len(left) == len(todo) and (want.wait_s or not room_for(pool, node_resources())):
@@ -345,7 +349,6 @@ def check_seen(job: Resolved, plan: Plan, lease: Lease) -> None:
 def write(job: Resolved, todo: pa.Table, pool: Pool, part_rows: int, lineage: dict[str, Any]) -> None:
     """references → actors → parts, on the Ray that is connected."""
     import ray.data
-    from ray.exceptions import RayError
 
     from pipeline.item import Job
     from pipeline.predict import Predictor, keep_checkpoint
@@ -394,10 +397,7 @@ def write(job: Resolved, todo: pa.Table, pool: Pool, part_rows: int, lineage: di
     sink = PartSink(
         job.output, job.task.columns, job.task.stores_latent, part_rows, config.compression_level, lineage["fence"]
     )
-    try:
-        dataset.write_datasink(sink, ray_remote_args={"num_cpus": WRITER_CPUS})
-    except RayError as e:
-        raise translate(e, job) from None
+    dataset.write_datasink(sink, ray_remote_args={"num_cpus": WRITER_CPUS})
 
 
 def translate(error: BaseException, job: Resolved) -> Exception:
