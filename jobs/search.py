@@ -18,7 +18,7 @@ from pipeline.storage import Store
 from pipeline.thumbnails import thumbnails
 
 ROW = ["image_id", "rel_path", "source_uri", "orig_width", "orig_height"]
-SIDE, ACROSS, LETTERS = 256, 4, 36
+SIDE, ACROSS, LETTERS = 256, 4, 28
 
 
 def show_search(output: Store, image: str | None, id_: str | None, k: int, sheet: str | None = None) -> None:
