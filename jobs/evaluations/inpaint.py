@@ -1,5 +1,7 @@
 """Inpaint, under damage that is drawn anew for each image but always the same: beside linear interpolation."""
 
+import gc
+
 import numpy as np
 from matplotlib.tri import LinearTriInterpolator, Triangulation
 from scipy.spatial import KDTree
@@ -99,4 +101,7 @@ def interpolated(rgb: np.ndarray, known: np.ndarray) -> np.ndarray:
             values = filled[y, x, plane]
             linear = LinearTriInterpolator(triangles, values, finder)(hole_x, hole_y)
             filled[hole_y, hole_x, plane] = np.where(np.ma.getmaskarray(linear), values[nearest], np.ma.getdata(linear))
+        # They hold each other, 140 MB an image, and Python does not see how much.
+        del triangles, finder
+        gc.collect()
     return filled.clip(0, 255).round().astype(np.uint8)

@@ -1,3 +1,4 @@
+import gc
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -5,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.tri import Triangulation
 from PIL import Image
 
 from jobs.evaluate import evaluate, show_evaluation
@@ -238,6 +240,12 @@ def test_the_floor_of_inpainting_is_the_nearest_pixel_outside_of_the_hull(crops)
     filled = interpolated(rgb, known)
     assert np.array_equal(filled[0, 0], rgb[40, 40])
     assert np.array_equal(filled[40:60, 40:60], rgb[40:60, 40:60])
+
+
+def test_interpolation_leaves_no_triangles_behind(crops: list[np.ndarray]) -> None:
+    known = np.broadcast_to((np.arange(96 * 128).reshape(96, 128) % 3 > 0)[..., None], crops[0].shape)
+    interpolated(crops[0], known)
+    assert not [thing for thing in gc.get_objects() if isinstance(thing, Triangulation)]
 
 
 def test_pca_finds_as_many_values_as_the_error_allows():
