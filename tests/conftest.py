@@ -10,8 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import s3fs
+from hypothesis import settings
 from PIL import Image
 from servers import KEY, SECRET, environment_of, free_port, rclone
+
+# No property hangs on how busy the machine is.
+settings.register_profile("imagemill", deadline=None)
+settings.load_profile("imagemill")
 
 
 @pytest.fixture(scope="session")

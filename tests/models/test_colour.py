@@ -2,7 +2,7 @@ import io
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
@@ -14,7 +14,6 @@ def pillow_luma(rgb: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(rgb).convert("L"))
 
 
-@settings(deadline=None)
 @given(arrays(np.uint8, (7, 5)), arrays(np.float32, (2, 7, 5), elements=st.floats(-0.75, 0.75, width=32)))
 def test_recoloured_pixels_have_exactly_the_luma_they_had(luma, chroma):
     assert np.array_equal(pillow_luma(recolour(luma, chroma)), luma)

@@ -45,7 +45,7 @@ def photo_like(channels: int = 6, side: int = 24, seed: int = 0) -> np.ndarray:
 
 
 @given(st.data(), SHAPES, st.integers(0, 2**32 - 1), st.sampled_from(KINDS))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_is_coded_comes_back(
     data: st.DataObject, shape: tuple[int, int, int], seed: int, kind: st.SearchStrategy[int]
 ) -> None:
@@ -81,7 +81,7 @@ def test_fitted_tables_beat_one_distribution_for_each_channel() -> None:
 
 
 @given(st.data(), SHAPES, st.sampled_from(KINDS))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_whatever_is_fitted_to_can_be_coded(
     data: st.DataObject, shape: tuple[int, int, int], kind: st.SearchStrategy[int]
 ) -> None:
@@ -107,7 +107,7 @@ def test_nothing_is_small() -> None:
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_damage_is_an_error_or_seen_by_a_checksum(data: st.DataObject) -> None:
     symbols = photo_like()
     model = tables(6, 3)

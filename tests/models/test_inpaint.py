@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from models.architectures import ARCHITECTURES
@@ -27,7 +27,6 @@ def fill(model, sample: Sample, **params: object):
     return TASK.predict(model, [sample], TASK.Params(**params), Precision())[0]
 
 
-@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(0, 1), st.integers(0, 2**31))
 def test_known_values_stay_and_gaps_lie_between_them(h, w, share, seed):
     generator = torch.Generator().manual_seed(seed)

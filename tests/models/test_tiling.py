@@ -70,7 +70,7 @@ def test_tiles_keep_each_place_of_an_axis_once_and_read_their_halo(length: int, 
 
 
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(4, 30), st.integers(2, 6), st.integers(1, 2))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_small_net_in_tiles_is_the_net_on_the_whole(h: int, w: int, tile: int, halo: int, batch: int) -> None:
     torch.manual_seed(h * 71 + w)
     net = nn.Sequential(nn.Conv2d(2, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 3, 3, padding=1))

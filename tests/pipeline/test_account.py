@@ -87,7 +87,7 @@ PARTS = st.lists(
 
 
 @given(PARTS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @example([({("a", "v"), ("b", "v")}, 2), ({("b", "v")}, 3), ({("a", "v")}, 1)])
 def test_doubles_are_dropped_and_nothing_else(parts: list[tuple[set[Pair], int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -242,7 +242,7 @@ def test_a_broken_or_foreign_profile_rejects_nothing_and_goes_nowhere(photo, con
 
 
 @given(st.lists(st.tuples(st.integers(0, 500), st.integers(0, 255)), max_size=8), st.sampled_from(["RGB", "L", "CMYK"]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_byte_of_a_profile_may_be_anything(changes, mode):
     icc = bytearray({"RGB": rgb_profile(ADOBE_RGB), "L": gray_profile(2.0), "CMYK": cmyk_profile()}[mode])
     for place, value in changes:
@@ -392,7 +392,7 @@ def test_metadata_that_a_jpeg_cannot_hold_is_left_out(photo):
     st.sampled_from(METADATA_FORMATS),
     st.sampled_from(["keep", "strip_gps"]),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_broken_metadata_rejects_nothing(image_format, changes, end, xmp, target, metadata):
     exif = bytearray(camera_exif()[: 12 + end])
     for place, value in changes:
@@ -473,7 +473,7 @@ def test_newer_formats_are_read(photo, image_format, options, least_db):
     st.sampled_from(["AVIF", "JPEG2000"]),
     st.lists(st.tuples(st.integers(0, 600), st.integers(0, 255)), min_size=1, max_size=6),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_byte_of_a_newer_format_may_be_anything(image_format, changes):
     data = bytearray(saved(Image.linear_gradient("L").resize((24, 16)).convert("RGB"), image_format))
     for place, value in changes:

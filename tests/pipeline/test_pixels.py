@@ -16,7 +16,7 @@ from pipeline.pixels import FORMATS, ImageError, Picture, decode, encode, encode
 
 LIMIT = 40_000_000
 H, W = 24, 36
-FUZZ = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.data_too_large, HealthCheck.too_slow])
+FUZZ = settings(max_examples=200, suppress_health_check=[HealthCheck.data_too_large, HealthCheck.too_slow])
 
 
 def scene(h: int = H, w: int = W) -> np.ndarray:

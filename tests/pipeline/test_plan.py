@@ -62,7 +62,7 @@ def places(tmp_path: Path) -> tuple[Store, Store]:
     st.none() | st.integers(1, 5),
     st.integers(1, 4),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_todo_is_the_inputs_without_what_is_committed(
     states: dict[str, str], others: set[str], retry: bool, limit: int | None, rows: int
 ) -> None:

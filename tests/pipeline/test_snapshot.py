@@ -106,7 +106,7 @@ def test_an_empty_output_is_an_empty_state_and_a_foreign_part_is_named(output: S
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)), max_size=12))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_newest_place_is_that_of_the_highest_fence_then_time_then_the_first(rows: list[tuple[int, int, int]]) -> None:
     keys, fence, encoded = (np.array(column, np.int64) for column in zip(*rows, strict=True)) if rows else [np.empty(0)] * 3
     best: dict[int, int] = {}
