@@ -25,7 +25,7 @@ from pipeline.references import kept_references
 from pipeline.schema import row_schema
 from pipeline.sources.source import UNREADABLE_SHARD
 from pipeline.storage import Store, reason
-from pipeline.suspects import Suspects
+from pipeline.suspects import TRIED_BY_RUNS, Suspects
 
 # Decoded pixels that wait for a batch of their size, before the largest group is run as it is.
 HELD_PIXELS = 64_000_000
@@ -103,7 +103,8 @@ class Predictor:
         for reference in references:
             if suspects.accused(reference["image_id"]):
                 message = "its process died twice while it alone was in work (a crash of a decoder, or out of memory)"
-                yield self.finish(Item(reference, error=Rejected("process", "KilledProcess", message).row))
+                again = reference["attempts"] + 1 < TRIED_BY_RUNS
+                yield self.finish(Item(reference, error=Rejected("process", "KilledProcess", message, again).row))
                 continue
             suspects.name(reference["image_id"])
             yield from self._finished([reference])

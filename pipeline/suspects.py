@@ -8,6 +8,8 @@ from pipeline.progress import publish, published
 
 ACCUSED_AFTER = 2
 """Deaths with one image alone in work: one may be chance, a machine out of memory or a kill from outside."""
+TRIED_BY_RUNS = 3
+"""Runs that try an accused image: what killed it may have been memory that others took. Then it waits to be asked for."""
 MOST_DEATHS = 60
 
 

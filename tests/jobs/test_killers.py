@@ -5,8 +5,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image, PngImagePlugin
 
 from pipeline.account import verify
@@ -25,25 +28,51 @@ image.open = open
 """
 
 
-def test_images_that_kill_their_process_are_rejected_and_the_rest_is_done(tmp_path, crops):
-    source, output, fatal = tmp_path / "in", tmp_path / "out", tmp_path / "fatal"
+def photos(folder: Path, crops: list[np.ndarray], count: int, deadly: tuple[int, ...]) -> tuple[Path, Path, Path]:
+    """Images some of which end their process; input, output, and what makes them do it."""
+    source, output, fatal = folder / "in", folder / "out", folder / "fatal"
     source.mkdir()
     fatal.mkdir()
     (fatal / "sitecustomize.py").write_text(FATAL)
-    for number in range(24):
+    for number in range(count):
         mark = PngImagePlugin.PngInfo()
-        if number in (5, 6):
+        if number in deadly:
             mark.add_text("note", "deadly")
         Image.fromarray(crops[number]).save(source / f"{number:02d}.png", pnginfo=mark)
-    command = [sys.executable, "-m", "jobs", "denoise", str(source), str(output), "--set", "rows_per_part=12"]
+    return source, output, fatal
+
+
+def run(source: Path, output: Path, fatal: Path) -> None:
+    command = [sys.executable, "-m", "jobs", "denoise", str(source), str(output)]
+    command += ["--set", "rows_per_part=12", "--set", "max_reject_fraction=1"]
     paths = os.pathsep.join([str(fatal), os.getcwd(), os.environ.get("PYTHONPATH", "")])
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PYTHONPATH": paths}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def records(output: Path) -> list[dict[str, Any]]:
+    """Each run's run.json, oldest first."""
+    return [json.loads(path.read_text()) for path in sorted((output / "runs").glob("*/run.json"))]
+
+
+def test_images_that_kill_their_process_are_rejected_and_the_rest_is_done(tmp_path, crops):
+    source, output, fatal = photos(tmp_path, crops, count=24, deadly=(5, 6))
+    run(source, output, fatal)
     rejects = [row for part in (output / "rejects").iterdir() for row in pq.read_table(part).to_pylist()]
     assert {row["rel_path"]: row["error_class"] for row in rejects} == dict.fromkeys(("05.png", "06.png"), "KilledProcess")
-    record = json.loads(next((output / "runs").glob("*/run.json")).read_text())
+    assert all(row["transient"] for row in rejects)
+    record = records(output)[-1]
     assert (record["ok"], record["rejected"]) == (22, 2)
     seen = verify(Store(str(output)))
     assert (seen.problems, seen.images, seen.files) == ([], 22, 22)
     assert not Path(output / "images/05.png").exists()
+
+
+@pytest.mark.chaos
+def test_an_image_that_kills_every_time_is_tried_by_three_runs(tmp_path, crops):
+    source, output, fatal = photos(tmp_path, crops, count=2, deadly=(1,))
+    for _ in range(4):
+        run(source, output, fatal)
+    assert [record["planned"] for record in records(output)] == [2, 1, 1, 0]
+    assert records(output)[-1]["rejects_waiting"] == 1
