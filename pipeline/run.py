@@ -397,7 +397,11 @@ def write(job: Resolved, todo: pa.Table, pool: Pool, part_rows: int, lineage: di
     sink = PartSink(
         job.output, job.task.columns, job.task.stores_latent, part_rows, config.compression_level, lineage["fence"]
     )
-    dataset.write_datasink(sink, ray_remote_args={"num_cpus": WRITER_CPUS})
+    try:
+        dataset.write_datasink(sink, ray_remote_args={"num_cpus": WRITER_CPUS})
+    except SystemError as e:
+        # What a signal's handler raises while Ray's core is at work comes out as the cause of one.
+        raise (e.__cause__ or e) from None
 
 
 def translate(error: BaseException, job: Resolved) -> Exception:

@@ -1,13 +1,14 @@
 """The pool fits the cluster, and a run that lost its nodes does not wait for ever."""
 
 import time
+from typing import Any
 
 import pytest
 from commands import make_photos
 
 from pipeline.account import verify
 from pipeline.config import PoolConfig, RunConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Deadline
 from pipeline.pool import NoRoom, Pool, pool_for, room_for, watched
 from pipeline.run import run
 from pipeline.storage import Store
@@ -79,3 +80,14 @@ def test_a_run_that_is_broken_off_for_want_of_room_goes_on_in_a_smaller_pool(tmp
     assert (record["ok"], record["rejected"]) == (30, 0)
     checked = verify(Store(str(tmp_path / "out")))
     assert (checked.problems, checked.rows, checked.files) == ([], 30, 30)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_interrupt_that_ray_wraps_is_an_interrupt(tmp_path, crops, monkeypatch) -> None:
+    def wrapped(*args: Any, **options: Any) -> None:
+        raise SystemError("<built-in method __new__> returned a result with an exception set") from Deadline()
+
+    make_photos(Store(str(tmp_path / "in")), 1, crops)
+    monkeypatch.setattr("ray.data.Dataset.write_datasink", wrapped)
+    with pytest.raises(Deadline):
+        run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out")))
