@@ -24,6 +24,17 @@ from pipeline.cluster import ensure_token
 ensure_token()
 print(len(os.environ["RAY_AUTH_TOKEN"]))
 """
+BUSY = """
+import sys
+from pipeline.cluster import ensure_token
+ensure_token()
+import ray
+def init(**options): raise Exception("The current node timed out during startup.")
+ray.init = init
+sys.argv = ["imagemill", "denoise", *sys.argv[1:]]
+from jobs.__main__ import main
+main()
+"""
 POD = """
 mount --make-rprivate / && mount --bind "$1" "$1" && mount -t tmpfs none /mnt
 for place in $(findmnt -rn -o TARGET | grep -vE "^(/proc|/sys|/dev)"); do
@@ -39,6 +50,17 @@ def test_a_user_without_name_and_home_has_a_token() -> None:
         [sys.executable, "-c", NAMELESS], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.stdout == "64\n", done.stderr
+
+
+def test_a_machine_too_busy_for_ray_to_start_is_one_line(tmp_path: Path, crops: list[np.ndarray]) -> None:
+    """What Ray 2.60 raises after 30 s is a plain Exception; it was seen under a load of 60."""
+    make_photos(Store(str(tmp_path / "in")), 1, crops)
+    command = [sys.executable, "-c", BUSY, str(tmp_path / "in"), str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "imagemill: Ray did not start on this machine; is it short of memory, or busy? The current node timed out during startup.\n",
+    )
 
 
 @isolated

@@ -117,7 +117,10 @@ def test_inpaint_beside_interpolation_keeps_what_is_known(photos, tmp_path, monk
     assert [line["damage"] for line in lines] == list(kept)
     for line in lines:
         assert line["floor dB"] >= line["floor in holes dB"] > 5
-        assert line["ours dB"] >= line["ours in holes dB"] > 5
+        # Untrained it is the fill itself, in which the lost plane of the gray image is exact.
+        exact = line["damage"] == "red plane"
+        assert line["ours in holes dB"] > 5
+        assert line["ours dB"] == np.inf if exact else line["ours dB"] > line["ours in holes dB"]
 
 
 @pytest.mark.usefixtures("ray_session")
