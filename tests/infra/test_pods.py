@@ -59,7 +59,8 @@ def test_a_machine_too_busy_for_ray_to_start_is_one_line(tmp_path: Path, crops: 
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (
         1,
-        "imagemill: Ray did not start on this machine; is it short of memory, or busy? The current node timed out during startup.\n",
+        "imagemill: Ray did not start on this machine; is it short of memory, or busy? "
+        "The current node timed out during startup.\n",
     )
 
 
