@@ -141,21 +141,29 @@ def start_ray(address: str | None, options: dict[str, Any]) -> None:
 
 
 @contextmanager
-def signals_wait() -> Iterator[None]:
-    """Ctrl-C, SIGTERM and the alarm of a deadline come to their handlers when the `with` is over.
+def signals_wait() -> Iterator[list[int]]:
+    """Ctrl-C, SIGTERM and the alarm of a deadline come to their handlers when the `with` is over, or at once the second time.
 
-    An exception in the middle of Ray's start leaves half a Ray, which hangs. Ray puts a handler of its own in the place of
-    SIGTERM's, which prints a crash report and ends the process before anything can be put in order: it is not kept.
+    Gives the signals that wait. An exception in the middle of Ray's start leaves half a Ray, which hangs. Ray puts a handler
+    of its own in the place of SIGTERM's, which prints a crash report and ends the process before anything can be put in
+    order: it is not kept.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     waiting: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield waiting
+        return
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+
+    def keep(signum: int, frame: Any) -> None:
+        handler = handlers[signal.Signals(signum)]
+        if signum in waiting and callable(handler):
+            handler(signum, frame)
+        waiting.append(signum)
+
     for number in handlers:
-        signal.signal(number, lambda signum, frame: waiting.append(signum))
+        signal.signal(number, keep)
     try:
-        yield
+        yield waiting
     finally:
         for number, handler in handlers.items():
             if handler is not None:

@@ -1,30 +1,19 @@
-"""The actors of a run: how many a cluster has room for, and whether it still has."""
+"""The actors of a run: how many a cluster has room for."""
 
-import logging
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 from pipeline.config import PoolConfig
 from pipeline.errors import ConfigError
 
-log = logging.getLogger("imagemill.run")
 # Actors take three quarters of a CPU each; the rest is for the tasks that write parts. Actors that take all of it
 # leave nothing to the writers and Ray Data waits for ever, without a word (ray#44687).
 ACTOR_CPUS, WRITER_CPUS = 0.75, 0.25
 PATIENCE_SECONDS = 60.0
 """How long a run waits for an image, or for a first node, where actors have no place."""
-WATCH_SECONDS = 2.0
+LOOK_SECONDS = 2.0
 Nodes = list[tuple[float, float]]
 """(CPUs, GPUs) of each node."""
-
-
-class NoRoom(Exception):
-    """The cluster no longer has room for the actors, and nothing goes on."""
 
 
 @dataclass(frozen=True)
@@ -101,39 +90,4 @@ def nodes_with_room(patience_s: float = PATIENCE_SECONDS) -> Nodes:
         nodes = node_resources()
         if any(cpu or gpu for cpu, gpu in nodes) or time.monotonic() > end:
             return nodes
-        time.sleep(WATCH_SECONDS)
-
-
-@contextmanager
-def watched(pool: Pool, done: Callable[[], float], patience_s: float) -> Iterator[None]:
-    """Raises NoRoom in the main thread when for so long no image was done and not all actors have a place.
-
-    An actor whose node died waits for another one with the images that it was given, and Ray Data waits for it without end.
-    """
-    main, over = threading.main_thread(), threading.Event()
-    if threading.current_thread() is not main:
-        yield  # where signals do not reach, only Ray's own failures end it
-        return
-
-    def watch() -> None:
-        last, since = done(), time.monotonic()
-        while not over.wait(WATCH_SECONDS):
-            if done() != last or room_for(pool, node_resources()) >= pool.actors:
-                last, since = done(), time.monotonic()
-            elif time.monotonic() - since > patience_s:
-                signal.pthread_kill(int(main.ident or 0), signal.SIGUSR1)
-                return
-
-    def no_room(signum: int, frame: Any) -> None:
-        if not over.is_set():
-            raise NoRoom(f"for {patience_s:.0f} s no image was done, and of {pool.on(node_resources())}")
-
-    before = signal.signal(signal.SIGUSR1, no_room)
-    thread = threading.Thread(target=watch, daemon=True, name="room")
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join(timeout=WATCH_SECONDS)
-        signal.signal(signal.SIGUSR1, before)
+        time.sleep(LOOK_SECONDS)

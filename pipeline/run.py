@@ -34,13 +34,11 @@ from pipeline.plan import Plan, blocks, make_plan
 from pipeline.pool import (
     PATIENCE_SECONDS,
     WRITER_CPUS,
-    NoRoom,
     Pool,
     node_resources,
     nodes_with_room,
     pool_for,
     room_for,
-    watched,
 )
 from pipeline.progress import Shown, peak_rss_mb
 from pipeline.references import keep_references, references_of
@@ -298,6 +296,8 @@ def write_all(job: Resolved, plan: Plan, shown: Shown, part_rows: int, record: d
     """
     from ray.exceptions import RayError
 
+    from pipeline.watch import NoRoom, watched
+
     todo, want, lost = plan.todo, job.config.pool, False
     patience = want.wait_s or PATIENCE_SECONDS
     while True:
@@ -383,7 +383,7 @@ def write(job: Resolved, todo: pa.Table, pool: Pool, part_rows: int, lineage: di
         # 2.60 has no named argument for the two limits yet, and warns of the way there is. Actors may restart for ever, but
         # a block that kills them finds out by which image.
         warnings.simplefilter("ignore", ray.data.dataset.RayDeprecationWarning)
-        dataset = ray.data.from_arrow(blocks(todo, block_rows)).map_batches(
+        dataset = ray.data.from_blocks(blocks(todo, block_rows)).map_batches(
             Predictor,
             fn_constructor_args=[work],
             batch_format="pyarrow",
@@ -397,11 +397,7 @@ def write(job: Resolved, todo: pa.Table, pool: Pool, part_rows: int, lineage: di
     sink = PartSink(
         job.output, job.task.columns, job.task.stores_latent, part_rows, config.compression_level, lineage["fence"]
     )
-    try:
-        dataset.write_datasink(sink, ray_remote_args={"num_cpus": WRITER_CPUS})
-    except SystemError as e:
-        # What a signal's handler raises while Ray's core is at work comes out as the cause of one.
-        raise (e.__cause__ or e) from None
+    dataset.write_datasink(sink, ray_remote_args={"num_cpus": WRITER_CPUS})
 
 
 def translate(error: BaseException, job: Resolved) -> Exception:

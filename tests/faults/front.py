@@ -1,6 +1,6 @@
 """A front before an S3 server, as a process: `python front.py PORT BEHIND FAULTS.json`.
 
-It keeps conditional puts (rclone ignores them) and does harm, each kind by its own probability. Nobody checks signatures
+It keeps conditional puts (rclone ignores them) and does harm, each kind to its own share of what passes. Nobody checks signatures
 behind it.
 """
 
@@ -22,7 +22,7 @@ UNTOUCHED = {"connection", "content-length", "date", "keep-alive", "server", "tr
 
 @dataclass
 class Faults:
-    """Probabilities for a request or an answer, unless it says otherwise."""
+    """Shares of the requests or answers that a fault can strike, unless it says otherwise."""
 
     seed: int = 0
     latency_s: float = 0.0
@@ -59,6 +59,8 @@ class Front:
 
     def set(self, faults: Faults) -> None:
         self.faults, self.random = faults, random.Random(faults.seed)
+        self.chances: Counter[str] = Counter()
+        self.struck_at: dict[str, int] = {}
 
     def begin(self) -> None:
         """Forget what was counted."""
@@ -69,7 +71,14 @@ class Front:
         self.swallowed: list[str] = []
 
     def strikes(self, name: str) -> bool:
-        struck = self.random.random() < getattr(self.faults, name)
+        """One at random of every 1 / share chances: each fault that is asked for comes, in short runs too."""
+        if not (share := getattr(self.faults, name)):
+            return False
+        chances, every = self.chances[name], round(1 / share)
+        if chances % every == 0:
+            self.struck_at[name] = chances + self.random.randrange(every)
+        self.chances[name] += 1
+        struck = chances == self.struck_at[name]
         self.counts[name] += struck
         return struck
 

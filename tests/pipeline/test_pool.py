@@ -1,17 +1,21 @@
 """The pool fits the cluster, and a run that lost its nodes does not wait for ever."""
 
+import os
+import signal
+import threading
 import time
 from typing import Any
 
 import pytest
-from commands import make_photos
+from commands import images_written, make_photos
 
 from pipeline.account import verify
 from pipeline.config import PoolConfig, RunConfig
 from pipeline.errors import ConfigError, Deadline
-from pipeline.pool import NoRoom, Pool, pool_for, room_for, watched
+from pipeline.pool import Pool, pool_for, room_for
 from pipeline.run import run
 from pipeline.storage import Store
+from pipeline.watch import NoRoom, Room
 
 
 def test_a_pool_that_cannot_run_is_refused() -> None:
@@ -53,15 +57,16 @@ def test_what_a_run_uses_in_words() -> None:
 
 @pytest.mark.parametrize(("nodes", "ends"), [([(1, 0)], True), ([(2, 0)], False)])
 def test_a_run_without_room_and_without_progress_is_ended(monkeypatch: pytest.MonkeyPatch, nodes, ends) -> None:
-    monkeypatch.setattr("pipeline.pool.node_resources", lambda: nodes)
-    monkeypatch.setattr("pipeline.pool.WATCH_SECONDS", 0.01)
-    pool = Pool(actors=2, num_cpus=0.75, num_gpus=0, threads=2, batch_size=8)
+    monkeypatch.setattr("pipeline.watch.node_resources", lambda: nodes)
+    monkeypatch.setattr("pipeline.watch.LOOK_SECONDS", 0.0)
+    look = Room(Pool(actors=2, num_cpus=0.75, num_gpus=0, threads=2, batch_size=8), lambda: 7, patience_s=0.01)
+    look()
+    time.sleep(0.02)
     if ends:
-        with pytest.raises(NoRoom, match="2 actors"), watched(pool, lambda: 7, patience_s=0.1):
-            time.sleep(30)
+        with pytest.raises(NoRoom, match="2 actors"):
+            look()
     else:
-        with watched(pool, lambda: 7, patience_s=0.1):
-            time.sleep(0.5)
+        look()
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -69,13 +74,13 @@ def test_a_run_that_is_broken_off_for_want_of_room_goes_on_in_a_smaller_pool(tmp
     """As after the death of a node: the pool was made for two CPUs, and then there is one."""
     make_photos(Store(str(tmp_path / "in")), 30, crops)
     seen = iter([[(2.0, 0.0)]])
-    for room in ("pipeline.pool", "pipeline.run"):
+    for room in ("pipeline.pool", "pipeline.run", "pipeline.watch"):
         monkeypatch.setattr(f"{room}.node_resources", lambda: next(seen, [(1.0, 0.0)]))
-    monkeypatch.setattr("pipeline.pool.WATCH_SECONDS", 0.1)
+    monkeypatch.setattr("pipeline.watch.LOOK_SECONDS", 0.1)
     monkeypatch.setattr("pipeline.run.PATIENCE_SECONDS", 0.1)
     with caplog.at_level("INFO", logger="imagemill"):
         record = run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out"), rows_per_part=5))
-    said = [message for message in caplog.messages if "actors" in message]
+    said = [each.message for each in caplog.records if each.name.startswith("imagemill") and "actors" in each.message]
     assert ["30 images; 2 actors" in said[0], "nodes were lost" in said[1], "1 actors" in said[2]] == [True] * 3, said
     assert (record["ok"], record["rejected"]) == (30, 0)
     checked = verify(Store(str(tmp_path / "out")))
@@ -83,11 +88,30 @@ def test_a_run_that_is_broken_off_for_want_of_room_goes_on_in_a_smaller_pool(tmp
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_an_interrupt_that_ray_wraps_is_an_interrupt(tmp_path, crops, monkeypatch) -> None:
-    def wrapped(*args: Any, **options: Any) -> None:
-        raise SystemError("<built-in method __new__> returned a result with an exception set") from Deadline()
+@pytest.mark.parametrize("number", [signal.SIGALRM, signal.SIGTERM])
+def test_a_signal_ends_a_run_and_the_next_one_does_the_rest(tmp_path, crops, number: signal.Signals) -> None:
+    source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
+    make_photos(source, 400, crops)
 
-    make_photos(Store(str(tmp_path / "in")), 1, crops)
-    monkeypatch.setattr("ray.data.Dataset.write_datasink", wrapped)
-    with pytest.raises(Deadline):
-        run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out")))
+    def ended(signum: int, frame: Any) -> None:
+        raise Deadline
+
+    def send() -> None:
+        while not images_written(output):
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    before = signal.signal(number, ended)
+    config = RunConfig(task="denoise", input=source.url, output=output.url, rows_per_part=5)
+    record: dict[str, Any] = {}
+    try:
+        threading.Thread(target=send, daemon=True).start()
+        with pytest.raises(Deadline):
+            run(config, record)
+    finally:
+        signal.signal(number, before)
+    assert record["exit_code"] == Deadline.exit_code
+    assert record["ok"] < 400
+    run(config)
+    checked = verify(output)
+    assert (checked.problems, checked.rows, checked.files) == ([], 400, 400)
