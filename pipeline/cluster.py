@@ -142,7 +142,7 @@ def start_ray(address: str | None, options: dict[str, Any]) -> None:
 
 @contextmanager
 def signals_wait() -> Iterator[list[int]]:
-    """Ctrl-C, SIGTERM and the alarm of a deadline come to their handlers when the `with` is over, or at once the second time.
+    """Ctrl-C, SIGTERM and the alarm of a deadline come to their handlers after the `with`, or at once the second time.
 
     Gives the signals that wait. An exception in the middle of Ray's start leaves half a Ray, which hangs. Ray puts a handler
     of its own in the place of SIGTERM's, which prints a crash report and ends the process before anything can be put in

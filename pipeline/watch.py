@@ -1,6 +1,6 @@
 """What ends the work of Ray Data before it is done: a cluster without room for the actors, a deadline, Ctrl-C.
 
-Ray's core is compiled, and an exception that a signal's handler raises in it comes out as SystemError or not at all: the work
+Ray's core is compiled, and an exception that a signal's handler raises in it comes out as SystemError, or never: the work
 is ended between two steps of Ray Data's own loop instead.
 """
 

@@ -1,7 +1,7 @@
 """A front before an S3 server, as a process: `python front.py PORT BEHIND FAULTS.json`.
 
-It keeps conditional puts (rclone ignores them) and does harm, each kind to its own share of what passes. Nobody checks signatures
-behind it.
+It keeps conditional puts (rclone ignores them) and does harm, each kind to its own share of what passes. Nobody checks
+signatures behind it.
 """
 
 import asyncio
