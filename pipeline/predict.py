@@ -183,8 +183,7 @@ class Predictor:
                 error_class, _, message = reference["problem"].partition(": ")
                 raise Rejected("list", error_class, message, transient=error_class == UNREADABLE_SHARD)
             with self.tally.time("fetch"):
-                item.data = self.reading.image(reference)
-                item.mask_data = self.reading.mask(reference)
+                item.data, item.mask_data = self.reading.read(reference)
             self.tally.add(bytes_in=len(item.data))
             item.content_sha256 = hashlib.sha256(item.data).hexdigest()
             item.pixels = pixels_of(item.data)

@@ -36,22 +36,33 @@ class Reading:
         """fn(*args) on a thread that may read what `reference` names."""
         return (self._files if reference["offset"] is None else self._shards).submit(fn, *args)
 
+    def read(self, reference: dict[str, Any]) -> tuple[bytes, bytes | None]:
+        """The encoded image, and its mask where it has one, which may come first in a shard. Raises: ReadError."""
+        place, mask_place = reference["offset"], reference["mask_offset"]
+        if reference["mask_path"] and mask_place is not None and mask_place < (place or 0):
+            mask = self._mask(reference)
+            return self.image(reference), mask
+        return self.image(reference), self._mask(reference) if reference["mask_path"] else None
+
     def image(self, reference: dict[str, Any]) -> bytes:
         """The encoded image. Raises: ReadError."""
         if reference["size"] > MAX_FILE_BYTES:
             message = f"{reference['size'] / 1e6:.0f} MB are over the limit of {MAX_FILE_BYTES / 1e6:.0f} MB for a file"
             raise ReadError("TooManyBytes", message, transient=False)
         if reference["offset"] is not None:
-            return self._member(reference)
+            digest = reference["source_etag"].split()[0]
+            return self._member(reference["path"], reference["offset"], reference["size"], digest)
         data = self._file(reference["base"], reference["path"])
         if len(data) != reference["size"] and reference["size"] >= 0:
             message = f"{len(data)} bytes were read where the listing said {reference['size']}: it changed, or was cut off"
             raise ReadError("SizeChanged", message)
         return data
 
-    def mask(self, reference: dict[str, Any]) -> bytes | None:
-        """The mask file beside an image, where it has one. Raises: ReadError."""
-        return self._file(None, reference["mask_path"]) if reference["mask_path"] else None
+    def _mask(self, reference: dict[str, Any]) -> bytes:
+        if reference["mask_offset"] is None:
+            return self._file(None, reference["mask_path"])
+        digest = reference["source_etag"].split()[1]
+        return self._member(reference["mask_path"], reference["mask_offset"], reference["mask_size"], digest)
 
     def _file(self, base: str | None, path: str) -> bytes:
         try:
@@ -66,20 +77,20 @@ class Reading:
         except Exception as e:  # noqa: BLE001 - what a store's client may raise is open-ended; the image waits
             raise ReadError(type(e).__name__, reason(e)) from None
 
-    def _member(self, reference: dict[str, Any]) -> bytes:
-        """A member of a shard, whose etag is a digest of its bytes."""
-        path, problem = reference["path"], ReadError(SHARD_CHANGED, "the shard is not what it was when it was listed")
+    def _member(self, path: str, offset: int, size: int, digest: str) -> bytes:
+        """A member of a shard, by a digest of its bytes."""
+        problem = ReadError(SHARD_CHANGED, "the shard is not what it was when it was listed")
         for _ in range(SHARD_TRIES):
             try:
                 if self._open is None or self._open[0] != path:
                     form = shard_format(path)
                     assert form is not None
                     self._open = path, form.reader(self.source.store, path, self.source.config)
-                data = self._open[1].read(reference["offset"], reference["size"])
+                data = self._open[1].read(offset, size)
             except Exception as e:  # noqa: BLE001 - as in _file
                 problem, self._open = ReadError(type(e).__name__, reason(e)), None
                 continue
-            if hashlib.blake2b(data, digest_size=16).hexdigest() == reference["source_etag"]:
+            if hashlib.blake2b(data, digest_size=16).hexdigest() == digest:
                 return data
             self._open = None
         raise problem

@@ -69,6 +69,8 @@ REFERENCE = pa.schema(
         ("attempts", pa.int32()),
         ("problem", pa.string()),
         ("mask_path", pa.string()),
+        ("mask_offset", pa.int64()),
+        ("mask_size", pa.int64()),
         ("path", pa.string()),
         ("offset", pa.int64()),
         ("base", pa.string()),

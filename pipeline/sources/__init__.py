@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import chain
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,7 +31,6 @@ INDEX = pa.schema(
         ("offset", pa.int64()),
         ("base", pa.string()),
         ("problem", pa.string()),
-        ("mask_path", pa.string()),
         ("extra", pa.string()),
     ]
 )
@@ -74,7 +74,7 @@ def listing(source: Input, kept: Store | None = None, masks: bool = False, keep:
 
     Args:
         kept: OUTPUT, whose index of a shard stands in for the shard while it is the same. keep: write what is missing there.
-        masks: NAME.mask.png is the mask of the image file NAME.
+        masks: NAME.mask.png is the mask of the image NAME.
 
     Raises: StorageError when the store cannot be listed; ConfigError when columns that the config names are not there.
     """
@@ -85,7 +85,7 @@ def listing(source: Input, kept: Store | None = None, masks: bool = False, keep:
         first = next(listed, None)
         if first is None:
             return iter(manifest.list_manifest(source.store, source.file, source.config))
-        return (image for images in ([first], listed) for image in images)
+        listed = chain([first], listed)
     return with_masks(listed) if masks else listed
 
 

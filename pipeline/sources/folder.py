@@ -26,22 +26,24 @@ def list_folder(store: Store) -> Iterator[Listed | None]:
 
 
 def with_masks(listing: Iterator[Listed | None]) -> Iterator[Listed | None]:
-    """A listing in which NAME.mask.png is no image but the mask of every image NAME in its folder.
+    """A listing in which NAME.mask.png is no image but the mask of every image NAME beside it, in its folder or its shard.
 
     The etag of an image holds that of its mask, so that a changed mask is a changed image.
     """
     listed = list(listing)
-    masks = {image.path[: -len(MASK)]: image for image in listed if image and is_mask(image)}
+    masks = {image.rel_path[: -len(MASK)]: image for image in listed if image and is_mask(image)}
     for image in listed:
         if image is None or is_mask(image):
             yield None
             continue
-        mask = masks.get(image.path.rpartition(".")[0]) if image.offset is None else None
-        yield replace(image, etag=f"{image.etag} {mask.etag}", mask_path=mask.path) if mask else image
+        if mask := masks.get(image.rel_path.rpartition(".")[0]):
+            etag = f"{image.etag} {mask.etag}"
+            image = replace(image, etag=etag, mask_path=mask.path, mask_offset=mask.offset, mask_size=mask.size)
+        yield image
 
 
 def is_mask(image: Listed) -> bool:
-    return image.offset is None and image.path.endswith(MASK)
+    return image.rel_path.endswith(MASK)
 
 
 def image_file(entry: Entry) -> Listed | None:

@@ -53,6 +53,9 @@ class Listed:
     problem: str | None = None
     """Why it is a reject before it was read, as `Class: reason`."""
     mask_path: str | None = None
+    """The file that holds its mask, where it has one; the mask's place in a shard as the image's."""
+    mask_offset: int | None = None
+    mask_size: int | None = None
     extra: str | None = None
     """JSON of what was carried along with it."""
 

@@ -1,5 +1,7 @@
 """Inpaint and colorize over a folder, through the whole product."""
 
+import io
+import tarfile
 from pathlib import Path
 
 import duckdb
@@ -12,6 +14,7 @@ from models import checkpoint
 from models.architectures import ARCHITECTURES
 from pipeline.account import verify
 from pipeline.config import RunConfig
+from pipeline.pixels import encode_rgb
 from pipeline.run import run
 from pipeline.storage import Store
 
@@ -77,6 +80,37 @@ def test_masks_beside_images(tmp_path, crops, untrained):
     source = np.asarray(Image.open(photos / "a.jpg").convert("RGB"))
     known = hole_in(source.shape, 60) == 0
     assert np.array_equal(np.asarray(Image.open(output / "images" / "a.jpg.png"))[known], source[known])
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_masks_in_shards(tmp_path, crops, untrained, mode):
+    """One mask comes before its image, one after it, one image has none."""
+    packed = tmp_path / "in" / ("s.tar" if mode == "w" else "s.tgz")
+    packed.parent.mkdir()
+
+    def write(members: dict[str, bytes]) -> None:
+        with tarfile.open(packed, mode) as tar:
+            for name, data in members.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+    photo, hole = encode_rgb(crops[0], "PNG"), hole_in(crops[0].shape)
+    mask = encode_rgb(np.stack([hole] * 3, 2), "PNG")
+    members = {"deep/a.mask.png": mask, "deep/a.png": photo, "b.png": photo, "b.mask.png": mask, "c.png": photo}
+    write(members)
+    config = RunConfig(task="inpaint", input=str(tmp_path / "in"), output=str(tmp_path / "out"))
+    config = config.model_copy(update={"checkpoint": untrained("inpaint"), "max_reject_fraction": 0.9})
+    record = run(config)
+    assert (record["found"], record["ignored"], record["ok"], record["reasons"]) == (3, 2, 2, {"NoMask": 1})
+    for name in ("deep/a.png", "b.png"):
+        restored = np.asarray(Image.open(tmp_path / "out/images" / packed.name / name))
+        assert np.array_equal(restored[hole == 0], crops[0][hole == 0])
+        assert (restored[hole > 0] != crops[0][hole > 0]).any()
+    write(members | {"c.mask.png": mask})
+    again = run(config)
+    assert (again["planned"], again["ok"]) == (1, 1)
 
 
 @pytest.mark.usefixtures("ray_session")
