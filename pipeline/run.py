@@ -355,9 +355,13 @@ def write(job: Resolved, todo: pa.Table, pool: Pool, part_rows: int, lineage: di
     from pipeline.sink import PartSink
     from pipeline.suspects import MOST_DEATHS
 
-    # Ray Data's own progress and plan lines give way to one honest bar.
+    # Ray Data's own progress, plan lines and stack traces give way to one honest bar and one line; its log file keeps the last.
     ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray_data = logging.getLogger("ray.data")
+    ray_data.setLevel(logging.ERROR)
+    for handler in ray_data.handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL)
     config = job.config
     keep_checkpoint(job.output, job.card, job.weights)
     keep_references(job.output, job.references)
