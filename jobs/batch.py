@@ -5,9 +5,11 @@ from typing import Any
 from rich.table import Table
 
 from jobs.console import console
+from pipeline.cluster import address_of, connected
 from pipeline.committed import run_ids, run_records
 from pipeline.config import RunConfig
 from pipeline.plan import Plan
+from pipeline.pool import nodes_with_room, pool_for
 from pipeline.progress import clock
 from pipeline.run import check_ends, plan_of, resolve, run
 from pipeline.storage import Store
@@ -52,6 +54,7 @@ def last_rate(output: Store) -> float | None:
 
 
 def show_plan(config: RunConfig) -> Plan:
+    """Print what a run would do, and on a cluster with which actors. Raises: ConfigError, also when they have no room there."""
     job = resolve(config)
     check_ends(job)
     plan = plan_of(job)
@@ -65,5 +68,10 @@ def show_plan(config: RunConfig) -> Plan:
     table.add_row("to do", f"{todo:,} images, {plan.bytes_todo / 1e6:,.1f} MB")
     estimate = f"about {clock(todo / rate)} at the last run's {rate:.1f} images/s" if rate else "unknown: no run before this"
     table.add_row("time", estimate if todo else "nothing to do")
+    # Alone a run takes what the machine has; of a cluster nobody knows that by heart.
+    if todo and address_of(config.address):
+        with connected(config.address):
+            nodes = nodes_with_room()
+            table.add_row("cluster", pool_for(config.pool, nodes).on(nodes))
     console.print(table)
     return plan

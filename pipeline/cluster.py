@@ -72,6 +72,11 @@ def runtime_env() -> dict[str, Any]:
     return environment | ({"working_dir": str(ROOT)} if not submitted and (ROOT / ".rayignore").exists() else {})
 
 
+def address_of(asked: str | None) -> str | None:
+    """The cluster to work on; None for a Ray of our own."""
+    return asked or os.environ.get("RAY_ADDRESS")
+
+
 @contextmanager
 def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None]:
     """Ray for the time of a `with`. A Ray that this process already has is used and left as it is.
@@ -84,7 +89,7 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
     if ray.is_initialized():
         yield
         return
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = address_of(address)
     for key, value in WORKER_ENV.items():
         os.environ.setdefault(key, value)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}

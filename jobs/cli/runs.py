@@ -81,14 +81,14 @@ def plan(
     limit: Limit = None,
     retry: Retry = None,
     reconstruct: Reconstruct = None,
+    address: Address = None,
     set_: Set = None,
 ) -> None:
     """Say what a run would do, and change nothing."""
     from jobs.batch import show_plan
 
-    show_plan(
-        effective(config, set_, task=task, input=input, output=output, limit=limit, retry=retry, reconstruct=reconstruct)
-    )
+    flags = {"input": input, "output": output, "limit": limit, "retry": retry, "reconstruct": reconstruct}
+    show_plan(effective(config, set_, task=task, **flags, address=address))
 
 
 def nightly(
