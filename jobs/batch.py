@@ -54,7 +54,7 @@ def last_rate(output: Store) -> float | None:
 
 
 def show_plan(config: RunConfig) -> Plan:
-    """Print what a run would do, and on a cluster with which actors. Raises: ConfigError, also when they have no room there."""
+    """Print what a run would do, on a cluster also with which actors. Raises: ConfigError, also when they have no room."""
     job = resolve(config)
     check_ends(job)
     plan = plan_of(job)

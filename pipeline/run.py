@@ -355,7 +355,7 @@ def write(job: Resolved, todo: pa.Table, pool: Pool, part_rows: int, lineage: di
     from pipeline.sink import PartSink
     from pipeline.suspects import MOST_DEATHS
 
-    # Ray Data's own progress, plan lines and stack traces give way to one honest bar and one line; its log file has the last.
+    # Ray Data's progress, plan lines and stack traces give way to one honest bar and one line; its log file has the last.
     ray.data.DataContext.get_current().enable_progress_bars = False
     ray_data = logging.getLogger("ray.data")
     ray_data.setLevel(logging.ERROR)
