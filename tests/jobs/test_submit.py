@@ -112,6 +112,20 @@ def test_a_wrong_token_is_refused_in_one_line(head: RayCluster, photos: Path, tm
 
 
 @pytest.mark.chaos
+def test_a_cluster_that_asks_for_no_token_gets_the_job_and_a_warning(photos: Path, tmp_path: Path) -> None:
+    cluster = RayCluster()
+    try:
+        cluster.start(cpus=2)
+        places = ["--address", cluster.dashboard, "--input", str(photos), "--output", str(tmp_path / "out")]
+        done = submit(cluster, *places, RAY_AUTH_MODE="")
+    finally:
+        cluster.stop()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "asks for no token" in done.stderr.splitlines()[0]
+    assert verify(Store(str(tmp_path / "out"))).problems == []
+
+
+@pytest.mark.chaos
 def test_a_job_is_measured_left_alone_and_stopped(head: RayCluster, tmp_path: Path, crops: list[np.ndarray]) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()
