@@ -53,23 +53,36 @@ def out_of_memory(error: Exception) -> bool:
 
 def in_tiles(fn: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int, scale: Fraction, stride: int = 1) -> Tensor:
     """As `tiled`, with tiles of this size alone."""
+    h, w = (int((n + -n % stride) * scale) for n in x.shape[2:])
+    out: Tensor | None = None
+    for rows, columns, piece in pieces(fn, x, tile, halo, scale, stride):
+        if piece.shape[2:] == (h, w):
+            return piece
+        if out is None:
+            # Pictures pixel by pixel, as files have them: nobody needs another copy. Latents channel by channel.
+            layout = torch.channels_last if piece.shape[1] <= 4 else torch.contiguous_format
+            shape = x.shape[0], piece.shape[1], h, w
+            out = torch.empty(shape, dtype=piece.dtype, device=piece.device, memory_format=layout)
+        out[:, :, rows, columns] = piece
+    assert out is not None
+    return out
+
+
+def pieces(
+    fn: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int, scale: Fraction = Fraction(1), stride: int = 1
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """What `in_tiles` puts together: the rows and columns of the result that each piece is, and the piece (B,C,h,w)."""
     h, w = (n + -n % stride for n in x.shape[2:])
     if h <= tile + 2 * halo and w <= tile + 2 * halo:
-        return fn(padded(x, h, w))
-    out: Tensor | None = None
+        yield slice(0, int(h * scale)), slice(0, int(w * scale)), fn(padded(x, h, w))
+        return
     for y0, y1, ky0, ky1 in tiles(h, tile, halo):
         for x0, x1, kx0, kx1 in tiles(w, tile, halo):
             piece = fn(padded(x[:, :, y0:y1, x0:x1], y1 - y0, x1 - x0))
-            if out is None:
-                # Pictures pixel by pixel, as files have them: nobody needs another copy. Latents channel by channel.
-                layout = torch.channels_last if piece.shape[1] <= 4 else torch.contiguous_format
-                shape = x.shape[0], piece.shape[1], int(h * scale), int(w * scale)
-                out = torch.empty(shape, dtype=piece.dtype, device=piece.device, memory_format=layout)
             rows = slice(int((ky0 - y0) * scale), int((ky1 - y0) * scale))
             columns = slice(int((kx0 - x0) * scale), int((kx1 - x0) * scale))
-            out[:, :, int(ky0 * scale) : int(ky1 * scale), int(kx0 * scale) : int(kx1 * scale)] = piece[:, :, rows, columns]
-    assert out is not None
-    return out
+            placed = slice(int(ky0 * scale), int(ky1 * scale)), slice(int(kx0 * scale), int(kx1 * scale))
+            yield *placed, piece[:, :, rows, columns]
 
 
 def padded(x: Tensor, h: int, w: int) -> Tensor:

@@ -121,7 +121,7 @@ def account(output: Store, plan: Plan, quality: list[str]) -> Account:
         raise VerificationError(
             f"{output.url}: {missing} of {len(ids)} planned images have neither row nor reject: run again"
         )
-    means = {name: sums[name] / counts[name] if counts[name] else 0.0 for name in quality} if ok.any() else {}
+    means = {name: sums[name] / counts[name] for name in quality if counts[name]}
     size = sum(e.size for e in output.entries("results") if e.path in set(results))
     return Account(int(ok.sum()), int(rejected.sum()), dict(reasons.most_common()), dropped, size, pixels, means)
 

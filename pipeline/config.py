@@ -42,6 +42,9 @@ class RunConfig(Strict):
     checkpoint: str | None = Field(None, description="bundled name, folder or URL; the task's default when absent")
     params: dict[str, Any] = Field(default_factory=dict, description="parameters of the task")
     reconstruct: bool = Field(False, description="write decoded images as PNG for a task whose output is a latent")
+    quality: bool = Field(
+        True, description="false: no psnr_db of compress, which takes decoding what was just encoded, so most of the time"
+    )
     limit: int | None = Field(None, ge=1, description="do at most so many images")
     retry: bool = Field(False, description="do the rejects of the same version again, and nothing else")
     max_pixels: int = Field(MAX_PIXELS, ge=1)

@@ -78,7 +78,7 @@ class Finish:
                 size = len(output.payload or b"") if coded else latent_bytes(row["latent"], self.job.compression_level)
                 row["bits_per_pixel"] = size * 8 / (picture.orig_width * picture.orig_height)
                 self.tally.add(bytes_out=size)
-            if output.image is None or (self.task.stores_latent and not self.job.reconstruct):
+            if output.image is None:
                 return row
             data, name = self._encoded(item, output, picture)
         path = f"images/{name}"

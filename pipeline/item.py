@@ -25,6 +25,7 @@ class Job:
     max_pixels: int
     image: PixelConfig
     reconstruct: bool
+    quality: bool
     compression_level: int
     lineage: dict[str, Any]
     batch_size: int
@@ -53,9 +54,10 @@ class Item:
         data, self.data = self.data, b""
         return data
 
-    def sample(self) -> Sample:
+    def sample(self, image_wanted: bool, quality_wanted: bool) -> Sample:
         assert self.picture is not None
-        return Sample(self.picture.rgb, self.picture.alpha, self.mask, int(self.reference["image_id"][:16], 16))
+        seed = int(self.reference["image_id"][:16], 16)
+        return Sample(self.picture.rgb, self.picture.alpha, self.mask, seed, image_wanted, quality_wanted)
 
 
 class Rejected(Exception):

@@ -220,7 +220,8 @@ class Predictor:
 
     def _run(self, batch: list[Item]) -> None:
         """The model over one batch; if that fails, over its halves, down to the image that fails alone."""
-        samples = [item.sample() for item in batch]
+        image_wanted = self.job.reconstruct or not self.task.stores_latent
+        samples = [item.sample(image_wanted, self.job.quality) for item in batch]
         try:
             with self.tally.time("model"):
                 outputs = self.task.predict(self.model, samples, self.params, self.precision)

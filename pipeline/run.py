@@ -376,6 +376,7 @@ def write(job: Resolved, todo: pa.Table, pool: Pool, part_rows: int, lineage: di
         max_pixels=config.max_pixels,
         image=config.image,
         reconstruct=config.reconstruct,
+        quality=config.quality,
         compression_level=config.compression_level,
         lineage=lineage,
         batch_size=pool.batch_size,

@@ -15,10 +15,10 @@ from models.checkpoint import CheckpointError
 from models.colour import luma_of
 from models.entropy_fit import fit
 from models.losses import laplace_bits, psnr_loss, rate_distortion
-from models.metrics import psnr_db
+from models.metrics import psnr_db, psnr_of, squared_error
 from models.precision import Precision
 from models.tasks.task import Output, Params, Sample, Task, as_bytes, byte_batch, to_uint8, unit
-from models.tiling import in_tiles, tile_side, tiled
+from models.tiling import in_tiles, pieces, tile_side, tiled
 
 # Below 18 the means of black and white blocks outgrow a symbol: it costs more bits and gives a worse picture.
 MIN_STEP, MAX_STEP = 18.0, 128.0
@@ -99,10 +99,15 @@ class Compress(Task):
         images = [sample.rgb for sample in samples]
         latents = latents_of(model, images, params.step, precision.device)
         outputs = []
-        for latent, image in zip(latents, images, strict=True):
-            decoded = decode_latent(model, latent, image.shape[:2], params.step, precision.device)
+        for latent, sample in zip(latents, samples, strict=True):
             payload = model.entropy.encode(latent) if params.coding == "coded" and model.entropy else None
-            columns = {"step": params.step, "psnr_db": psnr_db(decoded, image)}
+            columns: dict[str, Any] = {"step": params.step}
+            decoded = None
+            if sample.image_wanted:
+                decoded = decode_latent(model, latent, sample.rgb.shape[:2], params.step, precision.device)
+                columns["psnr_db"] = psnr_db(decoded, sample.rgb)
+            elif sample.quality_wanted:
+                columns["psnr_db"] = psnr_of_latent(model, latent, sample.rgb, params.step, precision.device)
             outputs.append(Output(decoded, latent, columns, payload=payload))
         return outputs
 
@@ -138,12 +143,30 @@ def decode_latent(model: LatentCoder, latent: np.ndarray, size: tuple[int, int],
     Always float32 and one image at a time, in tiles of one size, which want of memory does not halve: these decide the
     last bit of a result, so the run and a later `decode` agree exactly on one kind of device.
     """
+    with torch.inference_mode():
+        x_hat = in_tiles(*decoding(model, latent, size, step, device))
+    return rgb_of(model, x_hat)[: size[0], : size[1]]
+
+
+def psnr_of_latent(model: LatentCoder, latent: np.ndarray, rgb: np.ndarray, step: float, device: str) -> float:
+    """PSNR in dB of what `decode_latent` gives beside the source (H,W,3) uint8, without holding it whole."""
+    squared = 0.0
+    with torch.inference_mode():
+        for rows, columns, piece in pieces(*decoding(model, latent, rgb.shape[:2], step, device)):
+            source = rgb[rows, columns]
+            squared += squared_error(rgb_of(model, piece)[: source.shape[0], : source.shape[1]], source)
+    return psnr_of(squared / rgb.size)
+
+
+def decoding(model: LatentCoder, latent: np.ndarray, size: tuple[int, ...], step: float, device: str) -> Any:
+    """The arguments of `in_tiles` and `pieces` with which symbols (C,h,w) int8 become the image of `size`, as bytes."""
     symbols = torch.from_numpy(np.ascontiguousarray(latent))[None].to(device)
     step_B = torch.full((1,), step, device=symbols.device)
     tile, halo = tile_side(*size) // model.stride, model.halo // model.stride
-    with torch.inference_mode():
-        x_hat = in_tiles(
-            lambda piece: as_bytes(model.image(piece.float(), step_B)), symbols, tile, halo, Fraction(model.stride)
-        )
-    decoded = to_uint8(x_hat)[0, : size[0], : size[1]]
+    return lambda piece: as_bytes(model.image(piece.float(), step_B)), symbols, tile, halo, Fraction(model.stride)
+
+
+def rgb_of(model: LatentCoder, x_hat: Tensor) -> np.ndarray:
+    """(1,C,h,w) bytes to (h,w,3) uint8; luma becomes gray."""
+    decoded = to_uint8(x_hat)[0]
     return decoded if model.channels == 3 else decoded.repeat(3, 2)

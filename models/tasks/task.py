@@ -41,6 +41,10 @@ class Sample:
     """(H,W) uint8 of the mask file beside it, where the parameters ask for one."""
     seed: int = 0
     """From the image's identity: what is drawn at random for it is drawn again the same."""
+    image_wanted: bool = True
+    """Whether anybody looks at the output's pixels; of a task whose output is a latent they are a by-product."""
+    quality_wanted: bool = True
+    """Whether to compute figures of quality that cost more than the output itself."""
 
 
 @dataclass

@@ -129,8 +129,8 @@ def test_a_cluster_that_asks_for_no_token_gets_the_job_and_a_warning(photos: Pat
 def test_a_job_is_measured_left_alone_and_stopped(head: RayCluster, tmp_path: Path, crops: list[np.ndarray]) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()
-    for number in range(400):
-        Image.fromarray(np.tile(crops[number % len(crops)], (3, 3, 1))).save(source / f"{number}.png", compress_level=1)
+    for number in range(300):
+        Image.fromarray(np.tile(crops[number % len(crops)], (10, 8, 1))).save(source / f"{number}.jpeg")
     (source / "0.jpg").write_bytes(b"broken")
     places = ["--address", head.dashboard, "--input", str(source), "--output", str(out), "--set", "rows_per_part=10"]
     following = subprocess.Popen(command(*places), env=head.variables(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -101,6 +101,21 @@ def test_a_larger_step_is_smaller_and_worse(photo):
     assert quality == sorted(quality, reverse=True)
 
 
+@pytest.mark.parametrize("name", ["compress-small", "conv-mnist"])
+def test_quality_without_the_image_is_that_of_the_image(name, photo, monkeypatch):
+    monkeypatch.setattr("models.tasks.compress.tile_side", lambda *size: 64)
+    model, task = shipped(name), TASKS["compress"]
+    rgb = photo[:157, :131]
+    for_image, for_quality, for_neither = (
+        task.predict(model, [Sample(rgb, image_wanted=i, quality_wanted=q)], task.Params(), Precision())[0]
+        for i, q in ((True, True), (False, True), (False, False))
+    )
+    assert (for_quality.image, for_neither.image) == (None, None)
+    assert for_quality.columns["psnr_db"] == pytest.approx(psnr_db(for_image.image, rgb), abs=1e-9)
+    assert "psnr_db" not in for_neither.columns
+    assert np.array_equal(for_neither.latent, for_image.latent)
+
+
 def test_decoding_does_not_depend_on_what_shares_a_batch(photo):
     model, task = shipped("compress-small"), TASKS["compress"]
     alone = task.predict(model, [Sample(photo)], task.Params(), Precision())[0]

@@ -126,6 +126,20 @@ def test_latents_decode_to_what_the_run_reconstructed(tmp_path, crops):
     assert record["quality"]["bits_per_pixel_on_disk"] == pytest.approx(sizes * 8 / pixels)
 
 
+def test_latents_without_figures_of_quality_are_the_same_and_not_made_again(tmp_path, crops):
+    source, output = tmp_path / "in", tmp_path / "out"
+    fill(source, crops)
+    config = RunConfig(task="compress", input=str(source), output=str(output))
+    record = run(config.model_copy(update={"quality": False}))
+    assert "psnr_db" not in record["quality"]
+    assert {row["psnr_db"] for row in rows(output)} == {None}
+    assert verify(Store(str(output))).problems == []
+    assert run(config)["planned"] == 0
+    codes = {row["rel_path"]: row["latent_crc32"] for row in rows(output)}
+    run(config.model_copy(update={"output": str(tmp_path / "other")}))
+    assert {row["rel_path"]: row["latent_crc32"] for row in rows(tmp_path / "other")} == codes
+
+
 def test_coded_and_plain_latents_share_an_output_and_decode_to_what_the_run_reconstructed(tmp_path, crops):
     source, output, dest = tmp_path / "in", tmp_path / "out", tmp_path / "dest"
     fill(source, crops)
