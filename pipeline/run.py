@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
@@ -308,6 +308,8 @@ def write_all(job: Resolved, plan: Plan, shown: Shown, part_rows: int, record: d
             if lost:
                 raise RunFailed(f"nodes were lost: {e}. {GO_ON}") from None
             raise
+        # An actor without an image would cost a start.
+        pool = replace(pool, actors=min(pool.actors, len(todo)))
         record["pool"] = asdict(pool)
         log.info("%d images; %s", len(todo), pool.on(nodes))
         try:

@@ -125,6 +125,14 @@ def test_plan_says_what_a_run_takes_of_a_cluster_and_whether_it_fits(imagemill, 
 
 
 @pytest.mark.usefixtures("ray_session")
+def test_one_image_is_done_by_one_actor_without_a_word_of_ray(imagemill, tmp_path, photos, recwarn):
+    code, _, err = imagemill("denoise", photos, tmp_path / "out", "--limit", 1)
+    assert code == 0
+    assert "1 actors of" in err
+    assert not [said for said in recwarn if "concurrent actors" in str(said.message)]
+
+
+@pytest.mark.usefixtures("ray_session")
 def test_run_then_read_what_is_there(imagemill, tmp_path, photos):
     (photos / "bad.jpg").write_text("text")
     output = tmp_path / "out"
