@@ -54,6 +54,8 @@ WORKER_ENV = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
     "MALLOC_TRIM_THRESHOLD_": "2147483647",
+    # What glibc keeps serves Arrow too: an allocator of its own would take more from the kernel.
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
     "RAY_worker_niceness": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
