@@ -14,10 +14,10 @@ from pipeline.errors import StorageError
 from pipeline.item import Item, Job, Rejected
 from pipeline.names import decoded_name, output_name
 from pipeline.pixels import Picture, drawn, encode_rgb, output_format, written
-from pipeline.progress import Tally
 from pipeline.schema import latent_bytes, pack_latent
 from pipeline.sources.folder import is_image_name
 from pipeline.storage import reason, takes_nothing
+from pipeline.tally import Tally
 
 log = logging.getLogger("imagemill.finish")
 NO_PIXELS = np.empty((0, 0, 3), np.uint8)

@@ -19,13 +19,13 @@ from pipeline.finish import Finish
 from pipeline.item import Item, Job, Rejected
 from pipeline.logs import configure_actor
 from pipeline.pixels import ImageError, decode, pixels_of
-from pipeline.progress import Tally
 from pipeline.reading import ReadError, Reading
 from pipeline.references import kept_references
 from pipeline.schema import row_schema
 from pipeline.sources.source import UNREADABLE_SHARD
 from pipeline.storage import Store, reason
 from pipeline.suspects import TRIED_BY_RUNS, Suspects
+from pipeline.tally import Tally
 
 # Decoded pixels that wait for a batch of their size, before the largest group is run as it is.
 HELD_PIXELS = 64_000_000

@@ -40,13 +40,14 @@ from pipeline.pool import (
     pool_for,
     room_for,
 )
-from pipeline.progress import Shown, peak_rss_mb
+from pipeline.progress import Shown
 from pipeline.references import keep_references, references_of
 from pipeline.report import leave_report
 from pipeline.schema import new_run_id, parquet_bytes
 from pipeline.sources import Input, forget_indexes, input_of, listing
 from pipeline.sources.source import SHARD_CHANGED
 from pipeline.storage import STORE_FAILURES, Store, reason
+from pipeline.tally import peak_rss_mb
 
 log = logging.getLogger("imagemill.run")
 BYTES_PER_PART = 64_000_000

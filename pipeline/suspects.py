@@ -4,7 +4,7 @@ import hashlib
 from typing import Any
 
 from pipeline.errors import RunFailed
-from pipeline.progress import publish, published
+from pipeline.tally import publish, published
 
 ACCUSED_AFTER = 2
 """Deaths with one image alone in work: one may be chance, a machine out of memory or a kill from outside."""

@@ -26,9 +26,9 @@ from models.autoencoder import Autoencoder
 from models.precision import bf16_hardware
 from models.tasks import OBJECTIVES
 from models.tasks.task import to_batch
-from pipeline.progress import publish
 from pipeline.sources import Input
 from pipeline.storage import Store
+from pipeline.tally import publish
 
 # Figures are fetched from a GPU after so many steps: each time it has to wait for the host.
 GPU_STEPS = 20

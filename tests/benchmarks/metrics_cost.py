@@ -6,7 +6,7 @@ import time
 import ray
 
 from pipeline.cluster import connected
-from pipeline.progress import Tally
+from pipeline.tally import Tally
 
 IMAGES, REPEATS = 2000, 7
 STAGES = ("fetch", "decode", "model", "encode", "put")
