@@ -31,7 +31,7 @@ from pipeline.storage import Store
 def peak_mb() -> float:
     """The most memory of this process since it began its program."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1000
+    return int(line.split()[1]) * 1024 / 1e6
 
 
 def lay_out(output: Store, rows: int, values: int, rows_per_part: int) -> None:

@@ -30,7 +30,7 @@ SHA = "c" * 64
 def peak_mb() -> float:
     """The most memory of this process since it began its program; ru_maxrss counts that of its parent as well."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1000
+    return int(line.split()[1]) * 1024 / 1e6
 
 
 def measured(folder: str, what: str) -> None:
