@@ -148,12 +148,12 @@ def start_ray(address: str | None, options: dict[str, Any]) -> None:
 
 
 @contextmanager
-def signals_wait() -> Iterator[list[int]]:
-    """Ctrl-C, SIGTERM and the alarm of a deadline come to their handlers after the `with`, or at once the second time.
+def signals_wait(once: bool = False) -> Iterator[list[int]]:
+    """Ctrl-C, SIGTERM and the alarm of a deadline come to their handlers after the `with`.
 
-    Gives the signals that wait. An exception in the middle of Ray's start leaves half a Ray, which hangs. Ray puts a handler
-    of its own in the place of SIGTERM's, which prints a crash report and ends the process before anything can be put in
-    order: it is not kept.
+    Gives the signals that wait; with `once` the second of a kind does not. An exception in the middle of Ray's start leaves
+    half a Ray, which hangs. Ray puts a handler of its own in the place of SIGTERM's, which prints a crash report and ends the
+    process before anything can be put in order: it is not kept.
     """
     waiting: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -163,7 +163,7 @@ def signals_wait() -> Iterator[list[int]]:
 
     def keep(signum: int, frame: Any) -> None:
         handler = handlers[signal.Signals(signum)]
-        if signum in waiting and callable(handler):
+        if once and signum in waiting and callable(handler):
             handler(signum, frame)
         waiting.append(signum)
 

@@ -352,6 +352,7 @@ def check_seen(job: Resolved, plan: Plan, lease: Lease) -> None:
 def write(job: Resolved, todo: pa.Table, pool: Pool, part_rows: int, lineage: dict[str, Any]) -> None:
     """references → actors → parts, on the Ray that is connected."""
     import ray.data
+    from ray._private.log import PlainRayHandler
 
     from pipeline.item import Job
     from pipeline.predict import Predictor, keep_checkpoint
@@ -363,7 +364,7 @@ def write(job: Resolved, todo: pa.Table, pool: Pool, part_rows: int, lineage: di
     ray_data = logging.getLogger("ray.data")
     ray_data.setLevel(logging.ERROR)
     for handler in ray_data.handlers:
-        if isinstance(handler, logging.StreamHandler):
+        if isinstance(handler, PlainRayHandler):
             handler.setLevel(logging.CRITICAL)
     config = job.config
     keep_checkpoint(job.output, job.card, job.weights)

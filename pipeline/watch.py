@@ -66,7 +66,7 @@ def watched(pool: Pool, done: Callable[[], float], patience_s: float) -> Iterato
             raise Ended
 
     ray.data.DataContext.get_current().custom_execution_callback_classes = [Steps]
-    with signals_wait() as waiting:
+    with signals_wait(once=True) as waiting:
         checks[:] = [signalled, Room(pool, done, patience_s)]
         try:
             yield
