@@ -152,8 +152,8 @@ def signals_wait(once: bool = False) -> Iterator[list[int]]:
     """Ctrl-C, SIGTERM and the alarm of a deadline come to their handlers after the `with`.
 
     Gives the signals that wait; with `once` the second of a kind does not. An exception in the middle of Ray's start leaves
-    half a Ray, which hangs. Ray puts a handler of its own in the place of SIGTERM's, which prints a crash report and ends the
-    process before anything can be put in order: it is not kept.
+    half a Ray, which hangs. Ray puts a handler of its own in the place of SIGTERM's, which prints a crash report and ends
+    the process before anything can be put in order: it is not kept.
     """
     waiting: list[int] = []
     if threading.current_thread() is not threading.main_thread():
