@@ -42,6 +42,7 @@ def kill_and_finish(source: Store, output: Store, count: int, rows_per_part: int
     assert_all_there(output, count)
 
 
+@pytest.mark.chaos
 def test_killed_drivers_lose_nothing(many, tmp_path):
     kill_and_finish(many, Store(str(tmp_path / "out")), IMAGES, rows_per_part=20)
 

@@ -72,6 +72,7 @@ def workers_of(training: subprocess.Popen[bytes]) -> list[int]:
     return found
 
 
+@pytest.mark.chaos
 def test_a_killed_training_and_a_killed_worker_go_on_where_they_were(start, tiny, tmp_path):
     config = tiny("denoise", epochs=EPOCHS, crops_per_image=16)
     run = run_of(config)
