@@ -87,7 +87,7 @@ class Load:
     """For peers that are fast, in every round."""
     slow_images: int
     other: float | None = None
-    """A second count for the slope, in multiples of the first, in the first two rounds; Imagemill's is its inverse."""
+    """A second count for the slope, as a share of the first, in the first two rounds."""
     rounds: int | None = None
     """Fewer than are asked for, where a round is long."""
 
@@ -124,8 +124,10 @@ class Bench:
         images = load.slow_images if self.peers[peer].slow else load.images
         if load.other is None or round_ >= OTHER_ROUNDS:
             return [images]
-        # Imagemill's start scatters by more than small counts take: its slope is towards more.
-        return [images, int(images / load.other if peer == "imagemill" else images * load.other)]
+        if peer == "imagemill":
+            # Its start scatters by more than small counts take, and its memory must not grow: a quarter to twice as many.
+            return [images, images // 4, images * 2]
+        return [images, int(images * load.other)]
 
     def most(self, workload: str) -> int:
         most = max(count for peer in self.takers(workload) for count in self.counts(workload, peer, 0))
