@@ -31,7 +31,8 @@ def bars(axes: plt.Axes, title: str, summaries: Sequence[Summary], titles: Mappi
 
 def whole(axes: plt.Axes, runs: Sequence[Run], titles: Mapping[str, str]) -> None:
     """Wall time of whole processes over the count of images."""
-    others = iter(plt.get_cmap("tab10").colors)
+    # All but red, which is ours.
+    others = iter(colour for n, colour in enumerate(plt.get_cmap("tab10").colors) if n != 3)
     for peer, title in titles.items():
         walls: dict[int, list[float]] = {}
         for run in runs:
