@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint chaos clean
+.PHONY: demo test lint chaos bench bench-quick clean
 
 demo: $(VENV)/.demo
 	$(BIN)/imagemill demo demo
@@ -21,8 +21,16 @@ lint: $(VENV)/.test
 chaos: $(VENV)/.test
 	$(BIN)/python -m pytest -m chaos --timeout 1800 --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
+# Imagemill beside other ways, for some 25 minutes on a quiet machine: bench/bench.md, bench.png, bench.json.
+bench: $(VENV)/.bench
+	$(BIN)/python tests/benchmarks/bench.py
+
+# A small round in some three minutes: says what is broken, and nothing of how fast anything is.
+bench-quick: $(VENV)/.bench
+	$(BIN)/python tests/benchmarks/bench.py --quick
+
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo bench
 
 $(VENV)/.base: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
@@ -37,4 +45,8 @@ $(VENV)/.demo: $(VENV)/.base
 
 $(VENV)/.test: $(VENV)/.base
 	@$(PIP) --no-build-isolation --editable '.[demo,test]'
+	@touch $(VENV)/.base $(VENV)/.demo $@
+
+$(VENV)/.bench: $(VENV)/.base
+	@$(PIP) --no-build-isolation --editable '.[demo,bench]'
 	@touch $(VENV)/.base $(VENV)/.demo $@

@@ -1,0 +1,188 @@
+"""From single runs to medians with their spread, slopes, ratios and a table."""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+AT_IMAGES = 8_000
+"""The count of small images at which whole processes are compared."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of one peer; `images` is how many it was given."""
+
+    workload: str
+    peer: str
+    images: int
+    round: int
+    code: int
+    wall_s: float
+    cpu_s: float
+    peak_pss_mb: float
+    processes: int
+    rate: float | None
+    """Images a second, from the first that was done to the last."""
+    deviation: float
+    """From float32, in the worst image of a sample: relative for latents, dB for images."""
+    equal: bool
+    missing: int
+    stages: dict[str, float] = field(default_factory=dict)
+    """Seconds of each stage, where a peer counts them: wall time of its threads, waiting included."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Seconds of each part of the run, likewise."""
+
+    @property
+    def fine(self) -> bool:
+        return self.code == 0 and not self.missing
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def number(value: float | None) -> str:
+    """To three digits at least; nothing for None."""
+    if value is None:
+        return ""
+    size = abs(value)
+    return f"{value:,.{0 if size >= 100 else 1 if size >= 10 else 2}f}"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of some runs, and how far they lie apart."""
+
+    median: float
+    least: float
+    most: float
+    count: int
+
+    def text(self) -> str:
+        if self.count == 1:
+            return number(self.median)
+        return f"{number(self.median)} ({number(self.least)}–{number(self.most)})"
+
+
+def known(values: Sequence[float]) -> Spread:
+    """Of at least one value."""
+    return Spread(statistics.median(values), min(values), max(values), len(values))
+
+
+def spread(values: Iterable[float | None]) -> Spread | None:
+    """None where there is no value."""
+    present = [value for value in values if value is not None]
+    return known(present) if present else None
+
+
+@dataclass(frozen=True)
+class Line:
+    """seconds = fixed + each · images, through the medians at two counts."""
+
+    fixed: float
+    each: float
+
+    def at(self, images: int) -> float:
+        return self.fixed + self.each * images
+
+
+def line(points: Sequence[tuple[int, float]]) -> Line | None:
+    """Through the least and the largest count of (images, seconds); None where there is one count, or it does not rise."""
+    by_count: dict[int, list[float]] = {}
+    for images, seconds in points:
+        by_count.setdefault(images, []).append(seconds)
+    few, many = min(by_count, default=0), max(by_count, default=0)
+    if few == many:
+        return None
+    first, last = (statistics.median(by_count[count]) for count in (few, many))
+    each = (last - first) / (many - few)
+    return Line(first - each * few, each) if each > 0 else None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is known of a peer on a workload; `wall` and all beside `slope` and `cpu_slope` are at `images`."""
+
+    workload: str
+    peer: str
+    images: int
+    wall: Spread
+    rate: Spread | None
+    slope: Line | None
+    cpu_ms: Spread
+    """CPU milliseconds an image, of the whole process."""
+    cpu_slope: Line | None
+    peak_pss_mb: Spread
+    deviation: float
+    equal: bool
+    failed: int
+    stage_ms: dict[str, float]
+
+    def seconds_at(self, images: int) -> float | None:
+        """Of a whole process: measured where it was, else on its line."""
+        return self.wall.median if images == self.images else self.slope.at(images) if self.slope else None
+
+
+def main_count(runs: Sequence[Run]) -> int:
+    """The count that most rounds had; the larger one where two had as many."""
+    counts = [run.images for run in runs]
+    return max(counts, key=lambda count: (counts.count(count), count))
+
+
+def summary(runs: Sequence[Run]) -> Summary | None:
+    """Of the runs of one peer on one workload; None where none was fine."""
+    fine = [run for run in runs if run.fine]
+    if not fine:
+        return None
+    images = main_count(fine)
+    at = [run for run in fine if run.images == images]
+    ms = 1000 / images
+    return Summary(
+        workload=fine[0].workload,
+        peer=fine[0].peer,
+        images=images,
+        wall=known([run.wall_s for run in at]),
+        rate=spread(run.rate for run in at),
+        slope=line([(run.images, run.wall_s) for run in fine]),
+        cpu_ms=known([run.cpu_s * ms for run in at]),
+        cpu_slope=line([(run.images, run.cpu_s) for run in fine]),
+        peak_pss_mb=known([run.peak_pss_mb for run in at]),
+        deviation=max(run.deviation for run in fine),
+        equal=all(run.equal for run in fine),
+        failed=len(runs) - len(fine),
+        stage_ms={
+            name: statistics.median(run.stages[name] for run in at if name in run.stages) * ms
+            for name in sorted({name for run in at for name in run.stages})
+        },
+    )
+
+
+def table(
+    summaries: Sequence[Summary], titles: Mapping[str, str], limit: Spread | None, ours: Summary | None, unit: str
+) -> list[str]:
+    """Markdown lines for one workload; `limit` in images a second."""
+    rows = [
+        f"| peer | images | whole process, s | images/s inside the run | by slope | ÷ limit | Imagemill ÷ it | CPU ms/image "
+        f"| peak PSS, MB | off float32, {unit} |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for one in summaries:
+        rate = one.rate.median if one.rate else None
+        share = f"{rate / limit.median:.2f}" if rate and limit else ""
+        ratio = f"{ours.rate.median / rate:.2f}" if ours and ours.rate and rate and one is not ours else ""
+        cells = (
+            titles[one.peer],
+            f"{one.images:,}",
+            one.wall.text(),
+            one.rate.text() if one.rate else "",
+            number(1 / one.slope.each if one.slope else None),
+            share,
+            ratio,
+            one.cpu_ms.text(),
+            one.peak_pss_mb.text(),
+            f"{one.deviation:.2g}{'' if one.equal else ' (not equal)'}",
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    if limit:
+        rows.append(f"| *limit* | | | {limit.text()} | | 1.00 | | | | |")
+    return rows

@@ -1,0 +1,107 @@
+"""What a run left, whoever made it: which images are there, how fast they came, and whether they are what they should be."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+LATENT_TOLERANCE = 1e-2
+"""Of the root mean square of a latent: how far one may be from that of float32."""
+PSNR_TOLERANCE_DB = 0.05
+ZERO_POINT = 128
+"""Imagemill and tuned peers store symbols + 128 as uint8, others symbols as int8."""
+
+
+def parts(output: Path) -> list[Path]:
+    """Parquet files of results."""
+    return sorted(p for p in output.rglob("*.parquet") if not {"rejects", "runs", "shards"} & set(p.parts))
+
+
+def column(part: Path, names: Sequence[str]) -> pa.ChunkedArray:
+    """The first of these columns that a part has."""
+    file = pq.ParquetFile(part)
+    name = next(name for name in names if name in file.schema_arrow.names)
+    return file.read([name])[name]
+
+
+def images_in(output: Path) -> list[str]:
+    """Names of the sources that have a row."""
+    return sorted(Path(path).name for part in parts(output) for path in column(part, ["rel_path", "path"]).to_pylist())
+
+
+def times_of(output: Path) -> list[tuple[float, int]]:
+    """(seconds, images): when images were done, by the files that came out, else by the rows or by what a peer noted."""
+    if written := list((output / "images").glob("*")):
+        return sorted((path.stat().st_mtime, 1) for path in written)
+    if noted := list(output.glob("*.times")):
+        lines = [line.split() for path in noted for line in path.read_text().splitlines()]
+        return sorted((float(at), int(count)) for at, count in lines)
+    rows = [at.timestamp() for part in parts(output) for at in column(part, ["encoded_at"]).to_pylist()]
+    return sorted((at, 1) for at in rows)
+
+
+def steady_rate(times: Sequence[tuple[float, int]]) -> float | None:
+    """Images a second from the first that was done to the last; None where all came at once."""
+    if len(times) < 2 or times[-1][0] <= times[0][0]:
+        return None
+    return sum(count for _, count in times[1:]) / (times[-1][0] - times[0][0])
+
+
+def latents_in(output: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Symbols (n,) int16 of some images."""
+    found, wanted = {}, set(names)
+    for part in parts(output):
+        paths = [Path(path).name for path in column(part, ["rel_path", "path"]).to_pylist()]
+        if wanted.isdisjoint(paths):
+            continue
+        values = column(part, ["latent"])
+        if isinstance(values.type, pa.ExtensionType):
+            values = values.cast(values.type.storage_type)
+        shift = ZERO_POINT if values.type.value_type == pa.uint8() else 0
+        found |= {
+            path: np.asarray(value.values, np.int16) - shift
+            for path, value in zip(paths, values, strict=True)
+            if path in wanted
+        }
+    return found
+
+
+def pixels_in(output: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Images (H,W,3) uint8 that came out."""
+    return {n: pixels_of((output / "images" / n).read_bytes()) for n in names if (output / "images" / n).exists()}
+
+
+def pixels_of(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def latent_error(latent: np.ndarray, reference: np.ndarray) -> float:
+    """Root mean square of the difference, by that of the reference; infinite for another shape."""
+    if latent.size != reference.size:
+        return float("inf")
+    difference = latent.ravel().astype(float) - reference.ravel()
+    return float(np.sqrt(np.square(difference).mean() / max(1e-12, np.square(reference.astype(float)).mean())))
+
+
+def psnr_db(image: np.ndarray, clean: np.ndarray) -> float:
+    """Of 8-bit images; minus infinity for another shape."""
+    if image.shape != clean.shape:
+        return float("-inf")
+    return float(10 * np.log10(255**2 / max(1e-12, np.square(image.astype(float) - clean).mean())))
+
+
+def deviation(output: Path, reference: dict[str, np.ndarray], clean: dict[str, np.ndarray] | None) -> float:
+    """The worst of a sample: `latent_error`, or by how many dB PSNR to the clean image is off; infinite if one is missing.
+
+    Args: clean: what denoised images should be; None for latents.
+    """
+    found = latents_in(output, list(reference)) if clean is None else pixels_in(output, list(reference))
+    if found.keys() != reference.keys():
+        return float("inf")
+    if clean is None:
+        return max(latent_error(found[name], reference[name]) for name in reference)
+    return max(abs(psnr_db(found[name], clean[name]) - psnr_db(reference[name], clean[name])) for name in reference)

@@ -1,0 +1,150 @@
+"""What is done with an image, the same in every peer, and how fast a peer may do it.
+
+Workloads: "latents" and "shards" give symbols (C,h,w) int8 in Parquet, "images" and "sizes" denoised JPEGs with a row each.
+A peer "as written" takes `network` and does the rest as its documentation has it; a tuned one takes `Tuned` and `Rows`, so
+that tuned peers differ in how images come to the model and go from it, and in nothing else.
+"""
+
+import io
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch import nn
+
+from models import checkpoint
+from models.precision import Precision, bf16_hardware
+from models.tasks import TASKS
+from models.tasks.compress import latents_of
+from models.tasks.task import Sample
+
+STEP, SIGMA = 26.0, 15.0
+"""Quantiser step, and the level of the noise (given, not estimated), both in 8-bit levels."""
+QUALITY, SUBSAMPLING = 95, 0
+"""Of the JPEGs that come out: 4:4:4."""
+BATCH = 8
+ROWS = 250
+"""Of a Parquet row group, or part."""
+ZSTD = 3
+PROCESSES = len(os.sched_getaffinity(0))
+
+
+def arguments() -> tuple[str, str, Path]:
+    """WORKLOAD INPUT OUTPUT of a peer's command line."""
+    workload, source, output = sys.argv[1:4]
+    if not gives_latents(workload):
+        (Path(output) / "images").mkdir()
+    return workload, source, Path(output)
+
+
+def gives_latents(workload: str) -> bool:
+    return workload in ("latents", "shards")
+
+
+def network(workload: str) -> nn.Module:
+    """The shipped network of a workload, ready to run."""
+    name = "compress-small" if gives_latents(workload) else "denoise-small"
+    card = checkpoint.read_card(name)
+    return checkpoint.build(card, checkpoint.read_weights(name, card)).eval()
+
+
+def stamp(output: Path, count: int) -> None:
+    """Leave word that so many images are through: it tells the benchmark the rate inside the run."""
+    with open(f"{output}/{os.getpid()}.times", "a") as f:
+        f.write(f"{time.time()} {count}\n")
+
+
+def saved(folder: Path, path: str, image: Image.Image) -> str:
+    """Where an image was written, by the name of its source."""
+    target = f"{folder}/images/{Path(path).name}"
+    image.save(target, quality=QUALITY, subsampling=SUBSAMPLING)
+    return target
+
+
+class Tuned:
+    """Decode, model and encode on one thread: channels last, inference mode, bf16 where the hardware has it (AMX)."""
+
+    def __init__(self, workload: str) -> None:
+        torch.set_num_threads(1)
+        self.model = network(workload).to(memory_format=torch.channels_last)
+        self.latents = gives_latents(workload)
+        self.precision = Precision("cpu", torch.bfloat16 if bf16_hardware("cpu") else torch.float32)
+        self.params = TASKS["denoise"].Params(sigma=SIGMA)
+
+    def decode(self, data: bytes) -> np.ndarray:
+        """(H,W,3) uint8."""
+        return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+
+    def run(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Images of one size to symbols (C,h,w) int8, or to images (H,W,3) uint8; large ones in tiles."""
+        if self.latents:
+            return list(latents_of(self.model, images, STEP, "cpu"))
+        outputs = TASKS["denoise"].predict(self.model, [Sample(image) for image in images], self.params, self.precision)
+        return [output.image for output in outputs]
+
+    def encode(self, image: np.ndarray) -> bytes:
+        out = io.BytesIO()
+        Image.fromarray(image).save(out, "JPEG", quality=QUALITY, subsampling=SUBSAMPLING)
+        return out.getvalue()
+
+
+def batches(
+    named: Iterator[tuple[str, bytes]], tuned: Tuned, most: int = BATCH
+) -> Iterator[tuple[list[str], list[np.ndarray]]]:
+    """Names and decoded images; a batch ends where the size changes."""
+    names: list[str] = []
+    images: list[np.ndarray] = []
+    for name, data in named:
+        image = tuned.decode(data)
+        if images and (len(images) == BATCH or image.shape != images[0].shape):
+            yield names, images
+            names, images = [], []
+        names.append(name)
+        images.append(image)
+    if images:
+        yield names, images
+
+
+class Rows:
+    """The Parquet file of a process: a row group for every 250 images, as fast as pyarrow writes it."""
+
+    def __init__(self, path: Path, latents: bool) -> None:
+        self.latents, self.names, self.values = latents, [], []
+        value = ("latent", pa.list_(pa.uint8())) if latents else ("output", pa.string())
+        how = {"use_dictionary": False, "column_encoding": {"latent.list.element": "BYTE_STREAM_SPLIT"}} if latents else {}
+        schema = pa.schema([("path", pa.string()), value])
+        self.file = pq.ParquetWriter(path, schema, compression="zstd", compression_level=ZSTD, write_statistics=False, **how)
+
+    def add(self, names: Sequence[str], values: Sequence[np.ndarray | str]) -> None:
+        """Args: values: symbols, or where the images are."""
+        self.names += names
+        self.values += values
+        if len(self.names) >= ROWS:
+            self._write()
+
+    def _write(self) -> None:
+        values = lists_of(self.values) if self.latents else pa.array(self.values)
+        self.file.write_table(pa.table([pa.array(self.names), values], schema=self.file.schema))
+        self.names, self.values = [], []
+
+    def close(self) -> None:
+        if self.names:
+            self._write()
+        self.file.close()
+
+
+def lists_of(symbols: Sequence[np.ndarray]) -> pa.ListArray:
+    """Symbols (C,h,w) int8 of each image as an Arrow column of symbols + 128, as Imagemill has them.
+
+    Parquet widens bytes to 32 bits: split, three of the four are nothing, where no sign is carried into them.
+    """
+    ends = np.cumsum([0, *(value.size for value in symbols)], dtype=np.int32)
+    stored = np.concatenate([value.ravel() for value in symbols]).view(np.uint8) ^ np.uint8(128)
+    return pa.ListArray.from_arrays(pa.array(ends), pa.array(stored))
