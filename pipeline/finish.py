@@ -74,10 +74,14 @@ class Finish:
             if output.latent is not None:
                 row |= pack_latent(output.latent, output.payload)
                 output.latent = None
-                coded = output.payload is not None
-                size = len(output.payload or b"") if coded else latent_bytes(row["latent"], self.job.compression_level)
-                row["bits_per_pixel"] = size * 8 / (picture.orig_width * picture.orig_height)
-                self.tally.add(bytes_out=size)
+                size = None
+                if output.payload is not None:
+                    size = len(output.payload)
+                elif self.job.quality:
+                    size = latent_bytes(row["latent"], self.job.compression_level)
+                if size is not None:
+                    row["bits_per_pixel"] = size * 8 / (picture.orig_width * picture.orig_height)
+                    self.tally.add(bytes_out=size)
             if output.image is None:
                 return row
             data, name = self._encoded(item, output, picture)

@@ -92,6 +92,8 @@ class Load:
     """Fewer than are asked for, where a round is long."""
 
 
+LATENTS_ALONE = ["--set", "compression_level=3", "--set", "quality=false"]
+"""As the others do it: no figures of quality, which would take decoding each latent."""
 LOADS = {
     "latents": Load("256-px JPEGs → encoder → Parquet", AT_IMAGES, 1_000, other=0.5),
     "images": Load("256-px JPEGs → denoised JPEGs", 400, 200),
@@ -180,7 +182,7 @@ class Bench:
         if script := self.peers[peer].script:
             return [sys.executable, str(PEERS / script[0]), workload, source, str(output), *script[1:]]
         if workload in ("latents", "shards"):
-            task = ["compress", source, str(output), "--step", "26", "--set", "compression_level=3"]
+            task = ["compress", source, str(output), "--step", "26", *LATENTS_ALONE]
         else:
             task = ["denoise", source, str(output), "--sigma", "15", "--set", "image.format=jpeg"]
         return [sys.executable, "-m", "jobs", *task, *(word for setting in self.settings for word in ("--set", setting))]
