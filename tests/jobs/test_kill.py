@@ -47,15 +47,6 @@ def test_killed_drivers_lose_nothing(many, tmp_path):
     kill_and_finish(many, Store(str(tmp_path / "out")), IMAGES, rows_per_part=20)
 
 
-@pytest.mark.chaos
-@pytest.mark.parametrize("place", ["local", "s3"])
-def test_two_thousand_photos_survive_three_kills(place, request, tmp_path, crops):
-    base = str(tmp_path) if place == "local" else request.getfixturevalue("rclone_bucket")
-    source, output = Store(f"{base}/in"), Store(f"{base}/out")
-    make_photos(source, 2000, crops)
-    kill_and_finish(source, output, 2000, rows_per_part=100)
-
-
 def test_a_killed_actor_and_an_interrupt_lose_nothing(many, tmp_path):
     output = Store(str(tmp_path / "out"))
     run = start(many, output)
