@@ -55,9 +55,24 @@ def quantise(y: Tensor) -> Tensor:
     quantised to zero changes neither bits nor image; to pretend it did makes steps shrink and codes grow dense. What moves
     at the edge of the dead zone is left out on both sides: there bits and error weigh the same.
     """
-    hard = (y.sign() * (y.abs() + (0.5 - DEAD_ZONE)).floor()).clamp(-SYMBOL_MAX, SYMBOL_MAX)
+    hard = torch.copysign(y.abs().add_(0.5 - DEAD_ZONE).floor_(), y).clamp_(-SYMBOL_MAX, SYMBOL_MAX)
+    if not torch.is_grad_enabled():
+        return hard
     alive = y * (hard != 0)
     return alive + (hard - alive).detach()
+
+
+def framed(x_BCHW: Tensor, n: int) -> Tensor:
+    """Edges repeated n times, channels last: as torch's replicate pad, which takes three times as long for that layout."""
+    b, c, h, w = x_BCHW.shape
+    size = b, c, h + 2 * n, w + 2 * n
+    out = torch.empty(size, dtype=x_BCHW.dtype, device=x_BCHW.device, memory_format=torch.channels_last)
+    out[:, :, n:-n, n:-n] = x_BCHW
+    out[:, :, :n, n:-n] = x_BCHW[:, :, :1]
+    out[:, :, -n:, n:-n] = x_BCHW[:, :, -1:]
+    out[..., :n] = out[..., n : n + 1]
+    out[..., -n:] = out[..., -n - 1 : -n]
+    return out
 
 
 class Codec(LatentCoder):
@@ -101,9 +116,9 @@ class Codec(LatentCoder):
 
     def analyse(self, x_B3HW: Tensor, step_B: Tensor) -> Tensor:
         """(B,3,H,W) float in [0,1] to unrounded symbols (B,C,H/8,W/8); in float32, bf16 would move them."""
-        x = nn.functional.pad(x_B3HW.float() - 0.5, (4, 4, 4, 4), mode="replicate")
+        x = framed(x_B3HW.float() - 0.5, 4).mul_(TRANSFORM_SCALE)
         with torch.autocast(x.device.type, enabled=False):
-            y: Tensor = self.g_a(x * TRANSFORM_SCALE) / self.steps(step_B)
+            y: Tensor = self.g_a(x) / self.steps(step_B)
         return y
 
     def encode(self, x_BCHW: Tensor, step_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
