@@ -1,4 +1,4 @@
-"""One image on its way through an actor, and what the actor knows of its job."""
+"""One image on its way through an actor."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,31 +6,7 @@ from typing import Any
 import numpy as np
 
 from models.tasks.task import Sample
-from pipeline.pixels import Picture, PixelConfig
-from pipeline.sources import Input
-from pipeline.storage import Store
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that an actor needs to know; the same for each image of a run."""
-
-    task: str
-    params: dict[str, Any]
-    checkpoint_sha256: str
-    references: list[str]
-    """Digests of the images that the run works from beside its input; `keep_references` put them into OUTPUT."""
-    source: Input
-    output: Store
-    max_pixels: int
-    image: PixelConfig
-    reconstruct: bool
-    quality: bool
-    compression_level: int
-    lineage: dict[str, Any]
-    batch_size: int
-    threads: int
-    dtype: str | None
+from pipeline.pixels import Picture
 
 
 @dataclass

@@ -15,8 +15,9 @@ from models.autoencoder import Autoencoder
 from models.precision import Precision, bf16_hardware
 from models.tasks import TASKS
 from models.tasks.task import Params, SampleError, padded_size
+from pipeline.actor import Job
 from pipeline.finish import Finish
-from pipeline.item import Item, Job, Rejected
+from pipeline.item import Item, Rejected
 from pipeline.logs import configure_actor
 from pipeline.pixels import ImageError, decode, pixels_of
 from pipeline.reading import ReadError, Reading
@@ -61,7 +62,7 @@ def checkpoint_folder(sha256: str) -> str:
 
 
 class Predictor:
-    """A Ray Data actor: `__call__` takes a block of references (schema.REFERENCE) and yields tables of rows.
+    """What an actor does: `__call__` takes a block of references (schema.REFERENCE) and yields tables of rows.
 
     Never raises for one image: whatever goes wrong with it becomes a row with `stage` set. An OUTPUT that takes nothing more
     is a StorageError.

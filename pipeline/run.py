@@ -354,8 +354,8 @@ def write(job: Resolved, todo: pa.Table, pool: Pool, part_rows: int, lineage: di
     import ray.data
     from ray._private.log import PlainRayHandler
 
-    from pipeline.item import Job
-    from pipeline.predict import Predictor, keep_checkpoint
+    from pipeline.actor import Actor, Job
+    from pipeline.predict import keep_checkpoint
     from pipeline.sink import PartSink
     from pipeline.suspects import MOST_DEATHS
 
@@ -393,7 +393,7 @@ def write(job: Resolved, todo: pa.Table, pool: Pool, part_rows: int, lineage: di
         # a block that kills them finds out by which image.
         warnings.simplefilter("ignore", ray.data.dataset.RayDeprecationWarning)
         dataset = ray.data.from_blocks(blocks(todo, block_rows)).map_batches(
-            Predictor,
+            Actor,
             fn_constructor_args=[work],
             batch_format="pyarrow",
             batch_size=None,
