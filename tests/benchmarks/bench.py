@@ -1,6 +1,6 @@
 """Imagemill beside what else a person would take, on the same images, weights and outputs: `make bench`.
 
-python tests/benchmarks/bench.py [--quick] [--rounds 5] [--only PEER]… [--workloads latents,images] [--images N]
+python tests/benchmarks/bench.py [--quick] [--rounds 3] [--only PEER]… [--workloads latents,images] [--images N]
 
 Each run is a fresh process that writes into an empty folder. Peers take turns, a workload after the other, round by round;
 the component limit is measured in each round too. Left in `--out`: bench.json (every run), bench.md, bench.png.
@@ -87,9 +87,7 @@ class Load:
     """For peers that are fast, in every round."""
     slow_images: int
     other: float | None = None
-    """A second count for the slope, as a share of the first, in the first two rounds."""
-    rounds: int | None = None
-    """Fewer than are asked for, where a round is long."""
+    """A second count for the slope, as a share of the first, in the first round."""
 
 
 LATENTS_ALONE = ["--set", "compression_level=3", "--set", "quality=false"]
@@ -97,11 +95,11 @@ LATENTS_ALONE = ["--set", "compression_level=3", "--set", "quality=false"]
 LOADS = {
     "latents": Load("256-px JPEGs → encoder → Parquet", AT_IMAGES, 1_000, other=0.5),
     "images": Load("256-px JPEGs → denoised JPEGs", 400, 200),
-    "sizes": Load("100–4,000-px JPEGs → denoised JPEGs", 16, 8, rounds=3),
-    "shards": Load("tars in S3 → encoder → Parquet", 2_000, 1_000, rounds=3),
+    "sizes": Load("100–4,000-px JPEGs → denoised JPEGs", 16, 8),
+    "shards": Load("tars in S3 → encoder → Parquet", 2_000, 1_000),
 }
 QUICK = {"latents": Load(LOADS["latents"].title, 200, 100), "images": Load(LOADS["images"].title, 64, 32)}
-OTHER_ROUNDS = 2
+OTHER_ROUNDS = 1
 
 
 @dataclass
@@ -242,10 +240,8 @@ class Bench:
         shutil.rmtree(folder)
         self.limits.setdefault(workload, []).append(json.loads(answer.stdout))
 
-    def round(self, number: int, rounds: int) -> None:
-        for workload, load in self.loads.items():
-            if number >= (load.rounds or rounds):
-                continue
+    def round(self, number: int) -> None:
+        for workload in self.loads:
             self.limit(workload)
             peers = self.takers(workload)
             # Nobody is always first, or always after the same one.
@@ -385,7 +381,7 @@ def section(bench: Bench, workload: str, summaries: list[Summary], limit: Spread
 
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="one small round: shows what is broken, no figures")] = False,
-    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    rounds: Annotated[int, typer.Option(min=1)] = 3,
     images: Annotated[int | None, typer.Option(min=2, help="of each workload, for every peer")] = None,
     only: Annotated[list[str] | None, typer.Option("--only", metavar="PEER", help=", ".join(TABLE | ON_DEMAND))] = None,
     workloads: Annotated[str | None, typer.Option(help=f"some of {','.join(LOADS)}")] = None,
@@ -415,7 +411,7 @@ def main(
         bench.make_references()
         with bucket(bench):
             for number in range(rounds):
-                bench.round(number, rounds)
+                bench.round(number)
             if "latents" in loads and bench.goes_on("latents"):
                 fixed = bench.fixed(rounds)
         leave(bench, about, fixed, rounds)
