@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from models.tasks.task import Output, Task
-from pipeline.actor import Job
 from pipeline.errors import StorageError
 from pipeline.item import Item, Rejected
+from pipeline.job import Job
 from pipeline.names import decoded_name, output_name
 from pipeline.pixels import Picture, drawn, encode_rgb, output_format, written
 from pipeline.schema import latent_bytes, pack_latent

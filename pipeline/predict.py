@@ -15,9 +15,9 @@ from models.autoencoder import Autoencoder
 from models.precision import Precision, bf16_hardware
 from models.tasks import TASKS
 from models.tasks.task import Params, SampleError, padded_size
-from pipeline.actor import Job
 from pipeline.finish import Finish
 from pipeline.item import Item, Rejected
+from pipeline.job import Job
 from pipeline.logs import configure_actor
 from pipeline.pixels import ImageError, decode, pixels_of
 from pipeline.reading import ReadError, Reading

@@ -354,7 +354,8 @@ def write(job: Resolved, todo: pa.Table, pool: Pool, part_rows: int, lineage: di
     import ray.data
     from ray._private.log import PlainRayHandler
 
-    from pipeline.actor import Actor, Job
+    from pipeline.actor import Actor
+    from pipeline.job import Job
     from pipeline.predict import keep_checkpoint
     from pipeline.sink import PartSink
     from pipeline.suspects import MOST_DEATHS

@@ -1,6 +1,8 @@
 """How Ray is started: signals wait for it, and what goes wrong is one line."""
 
 import signal
+import subprocess
+import sys
 
 import pytest
 import ray
@@ -56,3 +58,8 @@ def test_a_ray_that_is_late_is_started_again_and_at_last_one_line(monkeypatch: p
     ):
         pass
     assert len(tries) == STARTS
+
+
+def test_what_ray_ships_to_every_process_of_a_run_imports_no_torch() -> None:
+    code = "import sys, pipeline.actor, pipeline.sink, pipeline.watch; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

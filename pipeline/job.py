@@ -1,0 +1,30 @@
+"""What every actor of a run is told."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.pixels import PixelConfig
+from pipeline.sources import Input
+from pipeline.storage import Store
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that an actor needs to know; the same for each image of a run."""
+
+    task: str
+    params: dict[str, Any]
+    checkpoint_sha256: str
+    references: list[str]
+    """Digests of the images that the run works from beside its input; `keep_references` put them into OUTPUT."""
+    source: Input
+    output: Store
+    max_pixels: int
+    image: PixelConfig
+    reconstruct: bool
+    quality: bool
+    compression_level: int
+    lineage: dict[str, Any]
+    batch_size: int
+    threads: int
+    dtype: str | None
