@@ -21,7 +21,7 @@ lint: $(VENV)/.test
 chaos: $(VENV)/.test
 	$(BIN)/python -m pytest -m chaos --timeout 1800 --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# Imagemill beside other ways, for some 25 minutes on a quiet machine: bench/bench.md, bench.png, bench.json.
+# Imagemill beside other ways, on a quiet machine; it takes a while: bench/bench.md, bench.png, bench.json.
 bench: $(VENV)/.bench
 	$(BIN)/python tests/benchmarks/bench.py
 

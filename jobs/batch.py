@@ -71,7 +71,7 @@ def show_plan(config: RunConfig) -> Plan:
     # Alone a run takes what the machine has; of a cluster nobody knows that by heart.
     if todo and address_of(config.address):
         with connected(config.address):
-            nodes = nodes_with_room()
+            nodes = nodes_with_room(config.pool)
             table.add_row("cluster", pool_for(config.pool, nodes).on(nodes))
     console.print(table)
     return plan

@@ -83,11 +83,14 @@ def node_resources() -> Nodes:
     return [(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive]
 
 
-def nodes_with_room(patience_s: float = PATIENCE_SECONDS) -> Nodes:
-    """The nodes, when there is one that can work: a cluster may have begun a moment ago, or have lost all it had."""
-    end = time.monotonic() + patience_s
+def nodes_with_room(want: PoolConfig, patience_s: float = PATIENCE_SECONDS) -> Nodes:
+    """The nodes, when there is one that can work: a cluster may have begun a moment ago, or have lost all it had.
+
+    As they are where `want` says that nodes are yet to come: its actors are what an autoscaler waits for.
+    """
+    end = time.monotonic() + (0 if want.wait_s else patience_s)
     while True:
         nodes = node_resources()
-        if any(cpu or gpu for cpu, gpu in nodes) or time.monotonic() > end:
+        if any(cpu or gpu for cpu, gpu in nodes) or time.monotonic() >= end:
             return nodes
         time.sleep(LOOK_SECONDS)

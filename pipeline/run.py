@@ -302,7 +302,7 @@ def write_all(job: Resolved, plan: Plan, shown: Shown, part_rows: int, record: d
     todo, want, lost = plan.todo, job.config.pool, False
     patience = want.wait_s or PATIENCE_SECONDS
     while True:
-        nodes = node_resources() if want.wait_s else nodes_with_room()
+        nodes = nodes_with_room(want)
         try:
             pool = pool_for(want, nodes, shrink=lost)
         except ConfigError as e:

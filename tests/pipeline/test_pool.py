@@ -12,7 +12,7 @@ from commands import images_written, make_photos
 from pipeline.account import verify
 from pipeline.config import PoolConfig, RunConfig
 from pipeline.errors import ConfigError, Deadline
-from pipeline.pool import Pool, pool_for, room_for
+from pipeline.pool import Pool, nodes_with_room, pool_for, room_for
 from pipeline.run import run
 from pipeline.storage import Store
 from pipeline.watch import NoRoom, Room
@@ -47,6 +47,17 @@ def test_nodes_that_are_yet_to_come_are_planned_for_by_name() -> None:
     assert room_for(on_gpu, [(0, 0)]) == 0
     with pytest.raises(ConfigError, match=r"pool\.actors is missing"):
         pool_for(PoolConfig(wait_s=600), [(0, 0)])
+
+
+def test_nodes_that_are_yet_to_come_are_not_waited_for_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their wait begins with the actors, whose need brings them."""
+    slept: list[float] = []
+    monkeypatch.setattr("pipeline.pool.node_resources", lambda: [(0.0, 0.0)])
+    monkeypatch.setattr("pipeline.pool.time.sleep", slept.append)
+    assert nodes_with_room(PoolConfig(actors=2, wait_s=600)) == [(0.0, 0.0)]
+    assert not slept
+    nodes_with_room(PoolConfig(), patience_s=0.01)
+    assert slept
 
 
 def test_what_a_run_uses_in_words() -> None:
