@@ -43,6 +43,8 @@ def ensure_token() -> None:
         os.environ["RAY_AUTH_TOKEN"] = fresh
 
 
+endings: list[threading.Thread] = []
+"""Of the Ray that this process had."""
 STARTS = 3
 """Times that a Ray of our own is started: on a machine that is loaded to the brim its processes may be late."""
 ROOT = Path(__file__).parent.parent
@@ -83,11 +85,14 @@ def address_of(asked: str | None) -> str | None:
 def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None]:
     """Ray for the time of a `with`. A Ray that this process already has is used and left as it is.
 
-    A Ray of our own has no dashboard. Its ports still listen on all interfaces.
+    A Ray of our own has no dashboard. Its ports still listen on all interfaces. Its end takes a second or more: it goes on
+    beside what comes after the `with`, and the next Ray, or the end of the process, waits for it.
     """
     ensure_token()
     import ray
 
+    while endings:
+        endings.pop().join()
     if ray.is_initialized():
         yield
         return
@@ -103,8 +108,12 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
         with signals_wait():
             start_ray(address, options)
         yield
-    finally:
+    except BaseException:
+        # Nothing may be at work any more when the error is heard of.
         ray.shutdown()
+        raise
+    endings.append(threading.Thread(target=ray.shutdown, name="end of Ray"))
+    endings[-1].start()
 
 
 def unseen(paths: list[str]) -> Iterator[tuple[str, str]]:

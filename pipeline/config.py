@@ -54,7 +54,10 @@ class RunConfig(Strict):
     max_reject_fraction: float = Field(0.5, ge=0, le=1, description="more rejects than this share of a run is exit 3")
     rows_per_part: int = Field(250, ge=1, description="rows of a Parquet part, the unit of commit")
     compression_level: int = Field(
-        16, ge=1, le=22, description="zstd level of the Parquet parts; 3 is fast and a fifth larger, 19 slow and 2 % smaller"
+        9,
+        ge=1,
+        le=22,
+        description="zstd level of the Parquet parts; 3 is fast and a tenth larger, 19 slow and a tenth smaller",
     )
     pool: PoolConfig = PoolConfig()
     source: SourceConfig = SourceConfig()

@@ -6,9 +6,6 @@ from dataclasses import dataclass, replace
 from pipeline.config import PoolConfig
 from pipeline.errors import ConfigError
 
-# Actors take three quarters of a CPU each; the rest is for the tasks that write parts. Actors that take all of it
-# leave nothing to the writers and Ray Data waits for ever, without a word (ray#44687).
-ACTOR_CPUS, WRITER_CPUS = 0.75, 0.25
 PATIENCE_SECONDS = 60.0
 """How long a run waits for an image, or for a first node, where actors have no place."""
 LOOK_SECONDS = 2.0
@@ -28,37 +25,35 @@ class Pool:
 
     def on(self, nodes: Nodes) -> str:
         """What a run uses, in words."""
-        gpus = " and a GPU" if self.num_gpus else ""
+        each = f"{self.num_cpus:g} CPU{'' if self.num_cpus == 1 else 's'}{' and a GPU' if self.num_gpus else ''}"
         able = [node for node in nodes if any(node)]
         has = f"{sum(cpu for cpu, _ in able):g} CPUs and {sum(gpu for _, gpu in able):g} GPUs on {len(able)} nodes"
-        return f"{self.actors} actors of {self.num_cpus:g} CPUs{gpus} each; there are {has}"
+        return f"{self.actors} actors of {each} each; there are {has}"
 
 
 def room_for(pool: Pool, nodes: Nodes) -> int:
-    """How many actors like these can run beside a writer; each finds its CPUs on one node."""
+    """How many actors like these can run at once; each finds its CPUs on one node."""
     cpus = pool.num_cpus
     if pool.num_gpus:
-        return sum(min(int(gpu), int((cpu - WRITER_CPUS) / cpus)) for cpu, gpu in nodes if gpu) if cpus > 0 else 0
-    # Two writers' share is kept free on the whole.
-    room = sum(int(cpu / cpus) if cpu >= 2 else int(cpu) for cpu, _ in nodes)
-    return max(0, min(room, int((sum(cpu for cpu, _ in nodes) - WRITER_CPUS) / cpus)))
+        return sum(min(int(gpu), int(cpu / cpus)) for cpu, gpu in nodes if gpu) if cpus > 0 else 0
+    return sum(int(cpu / cpus) for cpu, _ in nodes)
 
 
 def pool_for(want: PoolConfig, nodes: Nodes, shrink: bool = False) -> Pool:
     """The actors that suit a cluster; with `shrink` no more of those that are wanted than it has room for.
 
-    Raises: ConfigError when they cannot all run beside a writer, unless `want.wait_s` says that nodes are yet to come.
+    Raises: ConfigError when they cannot all run at once, unless `want.wait_s` says that nodes are yet to come.
     """
     with_gpus = [(cpu, gpu) for cpu, gpu in nodes if gpu]
     if want.gpu if want.gpu is not None else bool(with_gpus):
-        # An actor lives on one node: it takes what the poorest GPU node can give each of its GPUs, less what a writer takes.
-        share = min((cpu - 2 * WRITER_CPUS) / gpu for cpu, gpu in with_gpus) if with_gpus else 1.0
+        # An actor lives on one node: it takes what the poorest GPU node can give each of its GPUs.
+        share = min(cpu / gpu for cpu, gpu in with_gpus) if with_gpus else 1.0
         num_cpus = share if share < 1 else float(int(share))
         default = int(sum(gpu for _, gpu in with_gpus))
         pool = Pool(want.actors or default, num_cpus, 1, want.threads or max(2, int(num_cpus)), want.batch_size or 32)
     else:
         default = int(sum(int(cpu) for cpu, _ in nodes))
-        pool = Pool(want.actors or default, ACTOR_CPUS, 0, want.threads or 2, want.batch_size or 8)
+        pool = Pool(want.actors or default, 1, 0, want.threads or 2, want.batch_size or 8)
     room = room_for(pool, nodes)
     if want.wait_s:
         if not pool.actors:
@@ -68,7 +63,7 @@ def pool_for(want: PoolConfig, nodes: Nodes, shrink: bool = False) -> Pool:
         return replace(pool, actors=min(pool.actors, room))
     if not room or pool.actors > room:
         raise ConfigError(
-            f"pool.actors = {pool.actors}: there is room for {room} beside a writer; each takes {pool.num_cpus:g} CPUs"
+            f"pool.actors = {pool.actors}: there is room for {room}; each takes {pool.num_cpus:g} CPUs"
             f"{' and a GPU' if pool.num_gpus else ''} of the nodes' (CPUs, GPUs) {nodes}. Where an autoscaler is to bring "
             "nodes, say with pool.wait_s how long to wait for them"
         )

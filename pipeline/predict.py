@@ -31,6 +31,8 @@ from pipeline.tally import Tally
 # Decoded pixels that wait for a batch of their size, before the largest group is run as it is.
 HELD_PIXELS = 64_000_000
 MODEL_PIXELS = {"cpu": 2_000_000, "cuda": 64_000_000}
+ROWS_BYTES = 64_000_000
+"""Of latents in rows that wait for the end of their block: more are a part of their own."""
 PIXELS_AT_ONCE = {"cpu": 48_000_000, "cuda": 1_000_000_000}
 """Of images that are decoded and not yet written, unless it is one alone: what bounds an actor's memory."""
 
@@ -90,14 +92,24 @@ class Predictor:
         self.tally.ready()
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        """All rows of a block at once, in its order: a block that Ray begins again must give the same, or rows are lost."""
+        """The rows of a block (schema.row_schema) in its order; in several tables where they take much memory."""
         references = block.to_pylist()
         suspects = Suspects(self.job.lineage["run_id"], [r["image_id"] for r in references])
         finished = self._one_by_one(references, suspects) if suspects.deaths else self._finished(references)
-        rows = {item.reference["image_id"]: item.row for item in finished}
+        rows: dict[str, dict[str, Any]] = {}
+        held = 0
+        for item in finished:
+            rows[item.reference["image_id"]] = item.row
+            held += sum(len(item.row[name]) for name in ("latent", "latent_payload") if name in item.row)
+            if held > ROWS_BYTES:
+                yield self._table(references, rows)
+                rows, held = {}, 0
         suspects.clear()
-        yield pa.Table.from_pylist([rows[r["image_id"]] for r in references], self.schema)
+        yield self._table(references, rows)
         self.tally.flush()
+
+    def _table(self, references: list[dict[str, Any]], rows: dict[str, dict[str, Any]]) -> pa.Table:
+        return pa.Table.from_pylist([rows[key] for r in references if (key := r["image_id"]) in rows], self.schema)
 
     def _one_by_one(self, references: list[dict[str, Any]], suspects: "Suspects") -> Iterator[Item]:
         """After a process died in this block: each image alone, so that the next death says whose it was."""

@@ -1,4 +1,4 @@
-"""A run from its config to its run.json: the one place that knows sources, actor and sink together."""
+"""A run from its config to its run.json: the one place that knows sources and actors together."""
 
 import hashlib
 import json
@@ -33,7 +33,6 @@ from pipeline.pixels import LOSSY
 from pipeline.plan import Plan, blocks, make_plan
 from pipeline.pool import (
     PATIENCE_SECONDS,
-    WRITER_CPUS,
     Pool,
     node_resources,
     nodes_with_room,
@@ -350,14 +349,13 @@ def check_seen(job: Resolved, plan: Plan, lease: Lease) -> None:
 
 
 def write(job: Resolved, todo: pa.Table, pool: Pool, part_rows: int, lineage: dict[str, Any]) -> None:
-    """references → actors → parts, on the Ray that is connected."""
+    """References to actors, which write parts, on the Ray that is connected."""
     import ray.data
     from ray._private.log import PlainRayHandler
 
-    from pipeline.actor import Actor
+    from pipeline.actor import BLOCKS_AT_ONCE, Actor
     from pipeline.job import Job
     from pipeline.predict import keep_checkpoint
-    from pipeline.sink import PartSink
     from pipeline.suspects import MOST_DEATHS
 
     # Ray Data's progress, plan lines and stack traces give way to one honest bar and one line; its log file has the last.
@@ -388,26 +386,33 @@ def write(job: Resolved, todo: pa.Table, pool: Pool, part_rows: int, lineage: di
         threads=pool.threads,
         dtype=config.pool.dtype,
     )
-    block_rows = min(part_rows, max(1, len(todo) // (4 * pool.actors)))
     with warnings.catch_warnings():
         # 2.60 has no named argument for the two limits yet, and warns of the way there is. Actors may restart for ever, but
         # a block that kills them finds out by which image.
         warnings.simplefilter("ignore", ray.data.dataset.RayDeprecationWarning)
-        dataset = ray.data.from_blocks(blocks(todo, block_rows)).map_batches(
+        dataset = ray.data.from_blocks(blocks(todo, rows_of_block(len(todo), part_rows, pool))).map_batches(
             Actor,
             fn_constructor_args=[work],
             batch_format="pyarrow",
             batch_size=None,
-            compute=ray.data.ActorPoolStrategy(size=pool.actors),
+            compute=ray.data.ActorPoolStrategy(
+                size=pool.actors,
+                enable_true_multi_threading=True,
+                max_concurrent_calls_per_actor=BLOCKS_AT_ONCE,
+                max_tasks_in_flight_per_actor=BLOCKS_AT_ONCE,
+            ),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus or None,
             max_restarts=-1,
             max_task_retries=MOST_DEATHS,
         )
-    sink = PartSink(
-        job.output, job.task.columns, job.task.stores_latent, part_rows, config.compression_level, lineage["fence"]
-    )
-    dataset.write_datasink(sink, ray_remote_args={"num_cpus": WRITER_CPUS})
+    dataset.materialize()
+
+
+def rows_of_block(todo: int, part_rows: int, pool: Pool) -> int:
+    """Images of a block, which becomes a part: four blocks for each actor to spread the work, but no less than a batch."""
+    share = -(-todo // pool.actors)
+    return min(part_rows, max(-(-share // 4), min(pool.batch_size, share)))
 
 
 def translate(error: BaseException, job: Resolved) -> Exception:

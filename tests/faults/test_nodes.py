@@ -66,7 +66,7 @@ def test_a_node_that_dies_in_the_middle(another: bool, cluster: RayCluster, s3: 
     code, said = finished(run)
     print(said)
     assert code == 0, said
-    assert "4 actors of 0.75 CPUs each; there are 4 CPUs and 0 GPUs on 2 nodes" in said
+    assert "4 actors of 1 CPU each; there are 4 CPUs and 0 GPUs on 2 nodes" in said
     # Without another node the actors that are left do the rest and make room, or the run goes on in a pool of two.
     assert_all_there(output, 400)
     record = record_of(output)
@@ -96,7 +96,7 @@ def test_a_cluster_whose_nodes_come_late_or_never(cluster: RayCluster, s3: S3, c
     make_photos(source, 20, crops)
     code, said = finished(start(cluster, source.url, output.url, pool="pool={actors: 2, wait_s: 15}"))
     assert code == 1, said
-    assert "for 15 s no image was done, and of 2 actors of 0.75 CPUs each; there are 0 CPUs" in said
+    assert "for 15 s no image was done, and of 2 actors of 1 CPU each; there are 0 CPUs" in said
     run = start(cluster, source.url, output.url, pool="pool={actors: 2, wait_s: 300}")
     cluster.add(2)
     code, said = finished(run)

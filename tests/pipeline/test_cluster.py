@@ -61,5 +61,5 @@ def test_a_ray_that_is_late_is_started_again_and_at_last_one_line(monkeypatch: p
 
 
 def test_what_ray_ships_to_every_process_of_a_run_imports_no_torch() -> None:
-    code = "import sys, pipeline.actor, pipeline.sink, pipeline.watch; sys.exit('torch' in sys.modules)"
+    code = "import sys, pipeline.actor, pipeline.watch; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 from commands import images_written, make_photos
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.account import verify
 from pipeline.config import PoolConfig, RunConfig
 from pipeline.errors import ConfigError, Deadline
 from pipeline.pool import Pool, nodes_with_room, pool_for, room_for
-from pipeline.run import run
+from pipeline.run import rows_of_block, run
 from pipeline.storage import Store
 from pipeline.watch import NoRoom, Room
 
@@ -28,9 +30,22 @@ def test_a_pool_that_cannot_run_is_refused() -> None:
     assert pool_for(PoolConfig(), [(0, 0), (2, 0), (2, 0)]).actors == 4
     on_gpu = pool_for(PoolConfig(), [(8, 1), (64, 0)])
     assert (on_gpu.actors, on_gpu.num_gpus) == (1, 1)
-    assert on_gpu.num_cpus < 8
+    assert on_gpu.num_cpus == 8
     assert pool_for(PoolConfig(), [(4, 4)]).actors == 4
     assert pool_for(PoolConfig(gpu=False), [(8, 1)]).num_gpus == 0
+
+
+@given(
+    todo=st.integers(1, 10**7), actors=st.integers(1, 500), part_rows=st.integers(1, 10**4), batch_size=st.integers(1, 64)
+)
+def test_blocks_give_every_actor_some_work(todo, actors, part_rows, batch_size) -> None:
+    pool = Pool(min(actors, todo), num_cpus=1, num_gpus=0, threads=2, batch_size=batch_size)
+    rows = rows_of_block(todo, part_rows, pool)
+    blocks = -(-todo // rows)
+    assert 1 <= rows <= part_rows
+    # All actors but for those that rounding leaves without: of 7 images three have 3, 3 and 1.
+    assert blocks >= min(todo, pool.actors) / 2
+    assert rows == part_rows or blocks <= 4 * pool.actors
 
 
 def test_a_cluster_that_lost_nodes_gets_what_it_has_room_for() -> None:
@@ -63,14 +78,14 @@ def test_nodes_that_are_yet_to_come_are_not_waited_for_twice(monkeypatch: pytest
 def test_what_a_run_uses_in_words() -> None:
     nodes = [(0.0, 0.0), (8.0, 1.0), (8.0, 1.0)]
     said = pool_for(PoolConfig(), nodes).on(nodes)
-    assert said == "2 actors of 7 CPUs and a GPU each; there are 16 CPUs and 2 GPUs on 2 nodes"
+    assert said == "2 actors of 8 CPUs and a GPU each; there are 16 CPUs and 2 GPUs on 2 nodes"
 
 
 @pytest.mark.parametrize(("nodes", "ends"), [([(1, 0)], True), ([(2, 0)], False)])
 def test_a_run_without_room_and_without_progress_is_ended(monkeypatch: pytest.MonkeyPatch, nodes, ends) -> None:
     monkeypatch.setattr("pipeline.watch.node_resources", lambda: nodes)
     monkeypatch.setattr("pipeline.watch.LOOK_SECONDS", 0.0)
-    look = Room(Pool(actors=2, num_cpus=0.75, num_gpus=0, threads=2, batch_size=8), lambda: 7, patience_s=0.01)
+    look = Room(Pool(actors=2, num_cpus=1, num_gpus=0, threads=2, batch_size=8), lambda: 7, patience_s=0.01)
     look()
     time.sleep(0.02)
     if ends:
