@@ -11,7 +11,8 @@ from pipeline.config import RunConfig
 from pipeline.plan import Plan
 from pipeline.pool import nodes_with_room, pool_for
 from pipeline.progress import clock
-from pipeline.run import check_ends, plan_of, resolve, run
+from pipeline.resolve import check_ends, check_model, plan_of, resolve
+from pipeline.run import run
 from pipeline.storage import Store
 
 # A night without anything new leaves a run too.
@@ -56,6 +57,7 @@ def last_rate(output: Store) -> float | None:
 def show_plan(config: RunConfig) -> Plan:
     """Print what a run would do, on a cluster also with which actors. Raises: ConfigError, also when they have no room."""
     job = resolve(config)
+    check_model(job)
     check_ends(job)
     plan = plan_of(job)
     todo = len(plan.todo)

@@ -8,7 +8,7 @@ import torch
 
 from jobs.console import console
 from jobs.inspect import check_exists
-from models.tasks.compress import decode_latent
+from models.objectives.compress import decode_latent
 from pipeline.errors import VerificationError
 from pipeline.exports import state_of
 from pipeline.latents import latent_rows, upright_size

@@ -21,9 +21,9 @@ from models import checkpoint as checkpoints
 from models.pooling import POOLS
 from pipeline.errors import ConfigError, VerificationError
 from pipeline.exports import LATENTS, MANIFEST, UNFINISHED
+from pipeline.kept import checkpoint_folder
 from pipeline.lease import FOLDER as LEASE
 from pipeline.lease import Lease
-from pipeline.predict import checkpoint_folder
 from pipeline.schema import LATENT_ZERO_POINT
 from pipeline.snapshot import Snapshot, snapshot
 from pipeline.storage import Store

@@ -25,8 +25,8 @@ from jobs.training.states import Line, average_of, best_epoch, newest_history, r
 from jobs.training.watch import watched
 from models import checkpoint as checkpoints
 from models.autoencoder import Autoencoder
-from models.tasks import OBJECTIVES
-from models.tasks.task import to_batch
+from models.batches import to_batch
+from models.objectives import OBJECTIVES
 from pipeline.cluster import connected
 from pipeline.config import validate
 from pipeline.errors import ConfigError, RunFailed, StorageError

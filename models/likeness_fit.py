@@ -9,7 +9,7 @@ from PIL import Image
 
 from models import checkpoint as checkpoints
 from models.likeness import BUNDLED, features, save, whitening_of
-from models.tasks.compress import latents_of
+from models.objectives.compress import latents_of
 
 STEP = 26.0
 

@@ -14,7 +14,7 @@ from scipy.sparse.csgraph import connected_components
 
 from models.autoencoder import LatentCoder
 from models.likeness import Whitening, features, similarity, whitening_for
-from models.tasks.compress import latents_of
+from models.objectives.compress import latents_of
 from pipeline.errors import VerificationError
 from pipeline.pixels import PixelConfig
 from pipeline.snapshot import Snapshot, snapshot

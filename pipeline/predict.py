@@ -10,21 +10,22 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from models import checkpoint as checkpoints
-from models.autoencoder import Autoencoder
+from models.batches import padded_size
+from models.objectives import TASK_OBJECTIVES
 from models.precision import Precision, bf16_hardware
 from models.tasks import TASKS
-from models.tasks.task import Params, SampleError, padded_size
+from models.tasks.task import Params, SampleError
 from pipeline.finish import Finish
 from pipeline.item import Item, Rejected
 from pipeline.job import Job
+from pipeline.kept import kept_model
 from pipeline.logs import configure_actor
 from pipeline.pixels import ImageError, decode, pixels_of
 from pipeline.reading import ReadError, Reading
 from pipeline.references import kept_references
 from pipeline.schema import row_schema
 from pipeline.sources.source import UNREADABLE_SHARD
-from pipeline.storage import Store, reason
+from pipeline.storage import reason
 from pipeline.suspects import TRIED_BY_RUNS, Suspects
 from pipeline.tally import Tally
 
@@ -37,32 +38,6 @@ PIXELS_AT_ONCE = {"cpu": 48_000_000, "cuda": 1_000_000_000}
 """Of images that are decoded and not yet written, unless it is one alone: what bounds an actor's memory."""
 
 
-def kept_model(output: Store, sha256: str, device: str) -> Autoencoder:
-    """The model that `keep_checkpoint` left in OUTPUT, on a device. Raises: CheckpointError."""
-    folder = checkpoint_folder(sha256)
-    try:
-        card = checkpoints.Card.model_validate_json(output.read(f"{folder}/{checkpoints.CARD}"))
-        weights = output.read(f"{folder}/{checkpoints.WEIGHTS}")
-    except FileNotFoundError as e:
-        raise checkpoints.CheckpointError(f"{output.uri(folder)}: the checkpoint that made the rows is missing") from e
-    checkpoints.check(weights, card, output.uri(folder))
-    # TF32 would move the last bits, and a later `decode` must give what the run did.
-    torch.backends.cudnn.allow_tf32 = False
-    return checkpoints.build(card, weights).to(device, memory_format=torch.channels_last)
-
-
-def keep_checkpoint(output: Store, card: checkpoints.Card, weights: bytes) -> None:
-    """Put a checkpoint beside what it makes: every worker can read it there, and OUTPUT stays decodable by itself."""
-    folder = checkpoint_folder(card.sha256)
-    if not output.exists(f"{folder}/{checkpoints.CARD}"):
-        output.write(f"{folder}/{checkpoints.WEIGHTS}", weights)
-        output.write(f"{folder}/{checkpoints.CARD}", card.model_dump_json(indent=2).encode())
-
-
-def checkpoint_folder(sha256: str) -> str:
-    return f"checkpoints/{sha256[:16]}"
-
-
 class Predictor:
     """What an actor does: `__call__` takes a block of references (schema.REFERENCE) and yields tables of rows.
 
@@ -72,7 +47,7 @@ class Predictor:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.task = TASKS[job.task]
+        self.task, self.objective = TASKS[job.task], TASK_OBJECTIVES[job.task]
         self.params: Params = self.task.Params(**job.params)
         self.schema = row_schema(self.task.columns, self.task.stores_latent)
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -83,7 +58,7 @@ class Predictor:
         self.precision = Precision(device, torch.bfloat16 if bf16 else torch.float32)
         model = kept_model(job.output, job.checkpoint_sha256, device)
         references = kept_references(job.output, job.references, job.max_pixels)
-        self.model = self.task.prepare(model, self.params, references, device)
+        self.model = self.objective.prepare(model, self.params, references, device)
         self.threads = ThreadPoolExecutor(job.threads, thread_name_prefix="image")
         self.reading = Reading(job.source, job.threads)
         self.tally = Tally(job.task, job.lineage["run_id"])
@@ -145,7 +120,7 @@ class Predictor:
                 waiting, held = {}, 0
                 yield []
                 continue
-            if item.picture is None:
+            if item.error or item.picture is None:
                 yield [item]
                 continue
             size = padded_size(item.picture.rgb, self.model.stride)
@@ -237,7 +212,7 @@ class Predictor:
         samples = [item.sample(image_wanted, self.job.quality) for item in batch]
         try:
             with self.tally.time("model"):
-                outputs = self.task.predict(self.model, samples, self.params, self.precision)
+                outputs = self.objective.predict(self.model, samples, self.params, self.precision)
         except Exception as e:  # noqa: BLE001 - as in _read
             if len(batch) > 1:
                 # Halves, so that what did not fit into memory together goes on in batches as large as may be.

@@ -19,6 +19,7 @@ from PIL import Image
 from pipeline.committed import read_part, scan
 from pipeline.errors import StorageError
 from pipeline.figures import Plane, latent_features, plane
+from pipeline.kept import kept_model
 from pipeline.page import data_url
 from pipeline.pixels import decode, pixels_of
 from pipeline.schema import LATENT, LatentError, unpack_latent
@@ -228,7 +229,6 @@ def show(
 def kept_decoder(output: Store, sha256: str) -> Any:
     """The model of latents, on this process's CPU; None where it cannot be had."""
     from models.checkpoint import CheckpointError
-    from pipeline.predict import kept_model
 
     try:
         return kept_model(output, sha256, "cpu")
@@ -259,7 +259,7 @@ def middle_of(row: dict[str, Any], model: Any) -> np.ndarray:
 
     Raises: LatentError; ValueError for a coded latent that is large, as all of it would have to be decoded.
     """
-    from models.tasks.compress import decode_latent
+    from models.objectives.compress import decode_latent
     from pipeline.latents import is_coded, symbols_of, upright_size
 
     height, width = upright_size(row)

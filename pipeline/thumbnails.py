@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from models.autoencoder import LatentCoder
+from models.batches import to_uint8
 from models.resizing import within_side
-from models.tasks.task import to_uint8
 from pipeline.latents import upright_size
 from pipeline.snapshot import Snapshot
 from pipeline.values import latent_batches

@@ -15,8 +15,8 @@ import pyarrow as pa
 from models.autoencoder import LatentCoder
 from models.checkpoint import CheckpointError
 from pipeline.errors import ConfigError
+from pipeline.kept import kept_model
 from pipeline.latents import latent_rows, symbols_of
-from pipeline.predict import kept_model
 from pipeline.schema import LATENT, LATENT_ZERO_POINT, LatentError, store_latent, unpack_latent
 from pipeline.snapshot import Snapshot
 from pipeline.storage import Store

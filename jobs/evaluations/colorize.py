@@ -16,7 +16,7 @@ from jobs.evaluations.evaluation import (
     through_product,
 )
 from models.metrics import psnr_db, ssim
-from models.tasks.colorize import colourfulness
+from models.objectives.colorize import colourfulness
 from pipeline.errors import ConfigError, VerificationError
 from pipeline.sheets import Tile, contact_sheet
 

@@ -21,9 +21,9 @@ from jobs.evaluations.evaluation import (
     work_folder,
 )
 from models import checkpoint as checkpoints
+from models.batches import pad_to, to_uint8
 from models.metrics import psnr_db, ssim
 from models.precision import Precision
-from models.tasks.task import pad_to, to_uint8
 from pipeline.pixels import Picture, encode_image
 from pipeline.sheets import Tile, contact_sheet
 from pipeline.storage import Store

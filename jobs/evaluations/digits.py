@@ -24,7 +24,7 @@ from models import checkpoint as checkpoints
 from models.autoencoder import LatentCoder
 from models.metrics import checkerboard, psnr_db
 from pipeline.errors import ConfigError
-from pipeline.run import Resolved
+from pipeline.resolve import Resolved
 
 SHOWN, SHOWN_FLAT, AMPLIFIED = 12, 4, 4
 FLAT_CODES = 1000

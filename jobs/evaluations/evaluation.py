@@ -15,7 +15,8 @@ from models.tasks import TASKS
 from pipeline.config import RunConfig, Strict
 from pipeline.errors import ConfigError
 from pipeline.pixels import ImageError, Picture, decode
-from pipeline.run import Resolved, check_ends, resolve, run
+from pipeline.resolve import Resolved, check_ends, check_model, resolve
+from pipeline.run import run
 from pipeline.schema import image_id
 from pipeline.sources.folder import list_folder
 from pipeline.storage import StorageConfig, Store
@@ -87,6 +88,7 @@ def check_config(config: EvaluateConfig, at: str | None, drawn: tuple[str, ...] 
             raise ConfigError(f"params.{key}: the evaluation sets it itself{', from the list at' if key == at else ''}")
     with work_folder() as folder:
         job = resolve(run_config(config, {}, config.input, folder))
+        check_model(job)
         for value in config.at:
             resolve(run_config(config, {str(at): value}, config.input, folder))
         check_ends(job)

@@ -20,7 +20,8 @@ from jobs.evaluations.evaluation import (
     through_product,
 )
 from models.metrics import psnr_db, ssim
-from models.tasks.inpaint import InpaintParams, known_of
+from models.objectives.inpaint import known_of
+from models.tasks.inpaint import InpaintParams
 from models.tasks.task import Sample
 from pipeline.errors import VerificationError
 from pipeline.sheets import Tile, contact_sheet

@@ -17,10 +17,11 @@ from jobs.evaluations.evaluation import (
 )
 from jobs.inspect import rows_of
 from models import checkpoint as checkpoints
+from models.batches import to_batch
+from models.objectives import TASK_OBJECTIVES
 from models.resizing import within_side
 from models.stylist import Stylist
 from models.tasks.stylize import FITS, GATYS_SIDE, StylizeParams
-from models.tasks.task import to_batch
 from pipeline.errors import ConfigError
 from pipeline.pixels import decode
 from pipeline.sheets import Tile, contact_sheet
@@ -64,7 +65,7 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
 
     with through_product(config, {}, str(config.input)) as (output, record):
         curves, slow = rows_of(output, ["losses"]), seconds_an_image(record)
-    stylist = job.task.prepare(net, params, references, "cpu")
+    stylist = TASK_OBJECTIVES[job.task.name].prepare(net, params, references, "cpu")
     assert isinstance(stylist, Stylist)
     compared: list[Line] = []
     if net.decoder is not None:

@@ -11,7 +11,8 @@ from matplotlib.ticker import MaxNLocator
 
 from jobs.training.states import Line
 from models.autoencoder import Autoencoder
-from models.tasks.task import Objective, to_batch, to_uint8
+from models.batches import to_batch, to_uint8
+from models.objectives.objective import Objective
 
 CURVES = "curves.png"
 SAMPLES = 4

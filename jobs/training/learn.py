@@ -23,9 +23,9 @@ from jobs.training.metrics import write_metrics
 from jobs.training.states import Line, State, keep, moving_average, newest_history, read_state
 from models.architectures import ARCHITECTURES
 from models.autoencoder import Autoencoder
+from models.batches import to_batch
+from models.objectives import OBJECTIVES
 from models.precision import bf16_hardware
-from models.tasks import OBJECTIVES
-from models.tasks.task import to_batch
 from pipeline.sources import Input
 from pipeline.storage import Store
 from pipeline.tally import publish

@@ -9,7 +9,7 @@ from jobs.training.config import TrainConfig
 from models import checkpoint as checkpoints
 from models.architectures import ARCHITECTURES
 from models.autoencoder import Autoencoder
-from models.tasks import OBJECTIVES
+from models.objectives import OBJECTIVES
 from pipeline.errors import ConfigError
 from pipeline.sources import Input
 from pipeline.storage import Store, reason

@@ -1,12 +1,11 @@
-"""Tasks by name. A new one is one file here and one row in this table."""
+"""Tasks by name, without torch. A new one is one file here and one in models/objectives, and a row in the table of each."""
 
 from models.tasks.colorize import Colorize
 from models.tasks.compress import Compress
 from models.tasks.denoise import Denoise
 from models.tasks.inpaint import Inpaint
-from models.tasks.perceive import Perceive
 from models.tasks.stylize import Stylize
-from models.tasks.task import Objective, Task
+from models.tasks.task import Task
 
 TASKS: dict[str, Task] = {
     "colorize": Colorize(),
@@ -15,6 +14,3 @@ TASKS: dict[str, Task] = {
     "inpaint": Inpaint(),
     "stylize": Stylize(),
 }
-
-# What can be trained: every task, and what a task's network may learn before it.
-OBJECTIVES: dict[str, Objective] = {**TASKS, "perceive": Perceive()}

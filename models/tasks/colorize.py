@@ -1,25 +1,8 @@
 """Colorize: chroma is predicted from luma, which stays exactly as it is."""
 
-from typing import Any
-
-import numpy as np
-import torch
-from PIL import Image
 from pydantic import Field
-from torch import Tensor
 
-from models.architectures.chroma import ChromaUNet
-from models.autoencoder import Autoencoder
-from models.colour import luma_of, recolour, rgb_of
-from models.losses import psnr_loss
-from models.precision import Precision
-from models.resizing import resize, within_pixels
-from models.tasks.task import Output, Params, Sample, Task, pad_to
-
-# Chroma is predicted on at most so many pixels: what a thing is shows only when the network sees enough of it at once.
-SEEN_PIXELS = 512 * 512
-# Images without colour are 60 dB when left alone: below this error (40 dB) nothing more is asked.
-ENOUGH = 1e-4
+from models.tasks.task import Params, Task
 
 
 class ColorizeParams(Params):
@@ -35,51 +18,3 @@ class Colorize(Task):
     columns = {"colourfulness": float}
     worst = ("lowest", "colourfulness")
     exact = True
-
-    def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """PSNR loss in RGB at the true luma."""
-        assert isinstance(model, ChromaUNet)
-        luma = luma_of(x_BCHW)
-        # What is gray in a photograph was exposed differently than this one.
-        gain = 0.8 + 0.4 * torch.rand(len(luma), 1, 1, 1, generator=generator)
-        gamma = 0.8 + 0.4 * torch.rand(len(luma), 1, 1, 1, generator=generator)
-        x_hat = rgb_of(luma, model((luma * gain).clamp(1e-4, 1) ** gamma))
-        squared = (x_hat - x_BCHW).float().square().flatten(1).mean(1)
-        loss = 10 * (squared + ENOUGH).log10().mean()
-        return {"loss": loss, "psnr_db": -psnr_loss(x_hat.detach(), x_BCHW)}
-
-    def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
-        assert isinstance(model, ChromaUNet)
-        luma = luma_of(x_BCHW)
-        x_hat, gray = rgb_of(luma, model(luma)), luma.expand_as(x_BCHW)
-        floor, reached = (-float(psnr_loss(x.clamp(0, 1).mul(255).round().div(255), x_BCHW)) for x in (gray, x_hat))
-        return {"psnr_db": reached, "gain_over_gray_db": reached - floor}
-
-    def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        assert isinstance(model, ChromaUNet)
-        luma = luma_of(x_BCHW)
-        return luma, rgb_of(luma, model(luma))
-
-    def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
-        """Predicted chroma for the luma of each image (Pillow's convert("L")); the output has exactly that luma."""
-        assert isinstance(model, ChromaUNet)
-        assert isinstance(params, ColorizeParams)
-        lumas = [np.asarray(Image.fromarray(sample.rgb).convert("L")) for sample in samples]
-        x = torch.from_numpy(np.stack([pad_to(luma[..., None], model.stride)[..., 0] for luma in lumas]))[:, None]
-        x = x.to(precision.device).float() / 255
-        h, w = x.shape[2:]
-        with torch.inference_mode(), precision.autocast():
-            seen = within_pixels(x, SEEN_PIXELS, model.stride)
-            chroma_B2HW = resize(model(seen), [h, w]).cpu().numpy() * params.saturation
-        outputs = []
-        for luma, chroma in zip(lumas, chroma_B2HW, strict=True):
-            image = recolour(luma, chroma[:, : luma.shape[0], : luma.shape[1]])
-            outputs.append(Output(image, columns={"colourfulness": colourfulness(image)}, coloured=True))
-        return outputs
-
-
-def colourfulness(rgb: np.ndarray) -> float:
-    """How colourful an image (H,W,3) uint8 is; 0 is gray (Hasler and Süsstrunk 2003)."""
-    r, g, b = (rgb[..., c].astype(np.float32) for c in range(3))
-    a, c = r - g, (r + g) / 2 - b
-    return float(np.hypot(a.std(), c.std()) + 0.3 * np.hypot(a.mean(), c.mean()))

@@ -3,29 +3,11 @@
 import math
 from typing import Any, Literal
 
-import numpy as np
-import torch
 from pydantic import Field, field_validator, model_validator
-from torch import Tensor
 
-from models.architectures.perceptual import Perceptual
-from models.autoencoder import Autoencoder
-from models.checkpoint import CheckpointError
-from models.colour import chroma_of, luma_8, recolour
-from models.losses import psnr_loss
-from models.precision import Precision
-from models.resizing import within_side
-from models.style import moments
-from models.stylist import Stylist, optimised, paint, target_of
-from models.tasks.task import Output, Params, Sample, Task, pad_to, to_batch, to_uint8
+from models.tasks.task import Params, Task
 
-STYLE_SIDE = 512
-"""Long side to which a style is reduced: it sets how large its strokes are."""
 GATYS_SIDE = 512
-GATYS_PIXELS = {"cpu": 600_000, "cuda": 16_000_000}
-"""Optimised together; each takes about a kilobyte for the features of the small network, five for VGG-19's."""
-IDENTITY_SHARE = 0.25
-"""Of training crops that are their own style."""
 FITS = {"gatys": ("alpha", "beta", "steps", "optimizer", "start"), "adain": ("strength",)}
 
 
@@ -75,9 +57,6 @@ class StylizeParams(Params):
         return self
 
 
-DEFAULT = {key: StylizeParams.model_fields[key].default for key in FITS["gatys"]}
-
-
 class Stylize(Task):
     name = "stylize"
     default_checkpoint = "stylize-small"
@@ -86,102 +65,3 @@ class Stylize(Task):
     worst = ("highest", "style_loss")
     reference_param = "style"
     least_reference_side = 32
-
-    def freeze(self, model: Autoencoder) -> None:
-        """The encoder: what measures must not learn to be pleased."""
-        assert isinstance(model, Perceptual)
-        model.encoder.requires_grad_(False)
-
-    def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """What `gatys` minimises, of what one pass makes of each crop in the style of another; of its logarithm the mean."""
-        assert isinstance(model, Perceptual)
-        own = int(len(x_BCHW) * IDENTITY_SHARE)
-        style = torch.cat([x_BCHW[:own], x_BCHW.roll(1, 0)[own:]])
-        stylist = Stylist(model, target_of(model, [style], first_of(model), [1.0]), content_layer_of(model, None))
-        with torch.no_grad():
-            features = model.features(x_BCHW, {stylist.content_layer, *model.first_layers})
-            y = [features[name] for name in model.first_layers]
-            goal = stylist.restyled(y, [moments(layer) for layer in y], 1.0)
-        content_B, style_B = stylist.losses(stylist.decode(goal), features[stylist.content_layer])
-        # Pairs that are far apart are a thousand times worse than others, and would drown them.
-        total = (DEFAULT["alpha"] * content_B + DEFAULT["beta"] * style_B).log1p().mean()
-        return {"loss": total, "content_loss": content_B.detach().mean(), "style_loss": style_B.detach().median()}
-
-    def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
-        """The loss with the right half, upside down, as the style of the left one; PSNR of a picture left as it is."""
-        half = x_BCHW.shape[3] // 2
-        pair = torch.cat([x_BCHW[..., :half], x_BCHW[..., -half:].flip(2)])
-        figures = {name: float(value) for name, value in self.loss(model, pair, generator).items()}
-        return {"psnr_db": -float(psnr_loss(model(x_BCHW).clamp(0, 1), x_BCHW)), **figures}
-
-    def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """In the style of its own right half, upside down."""
-        assert isinstance(model, Perceptual)
-        style = x_BCHW[..., x_BCHW.shape[3] // 2 :].flip(2)
-        stylist = Stylist(model, target_of(model, [style], first_of(model), [1.0]), content_layer_of(model, None))
-        return x_BCHW, stylist(x_BCHW)
-
-    def check(self, model: Autoencoder, params: Any) -> None:
-        """Raises: CheckpointError for a layer that is not there, or a method that the network cannot do."""
-        assert isinstance(params, StylizeParams)
-        if not isinstance(model, Perceptual):
-            raise CheckpointError(f"stylize works with networks of the architecture perceptual, not {type(model).__name__}")
-        for name in [*(params.style_layers or {}), *([params.content_layer] if params.content_layer else [])]:
-            if name not in model.layers:
-                raise CheckpointError(f"layer {name!r} does not exist; the network has {', '.join(model.layers)}")
-        if params.method == "adain" and model.decoder is None:
-            raise CheckpointError("method adain needs a network with a trained decoder, and this one has none; say gatys")
-
-    def prepare(self, model: Autoencoder, params: Any, references: list[np.ndarray], device: str) -> Autoencoder:
-        assert isinstance(model, Perceptual)
-        assert isinstance(params, StylizeParams)
-        styles = [to_batch([within_side(rgb, STYLE_SIDE)], model.stride, device) for rgb in references]
-        shares = params.style_weights or [1.0] * len(styles)
-        target = target_of(model, styles, params.style_layers or first_of(model), shares)
-        return Stylist(model, target, content_layer_of(model, params.content_layer)).eval()
-
-    def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
-        """Restyled images, with the size they were reduced to; a row of gatys has its losses."""
-        assert isinstance(model, Stylist)
-        assert isinstance(params, StylizeParams)
-        side = params.size or (GATYS_SIDE if params.method == "gatys" else None)
-        contents = [within_side(sample.rgb, side) if side else sample.rgb for sample in samples]
-        outputs: dict[int, Output] = {}
-        for chosen in batches(contents, model.stride, GATYS_PIXELS[precision.device]):
-            images = [contents[n] for n in chosen]
-            x = to_batch(images, model.stride, precision.device)
-            if params.method == "adain":
-                columns: list[dict[str, Any]] = [{} for _ in images]
-                with torch.inference_mode(), precision.autocast():
-                    painted = paint(model, x, params.strength)
-            else:
-                how = params.model_dump(include=set(FITS["gatys"]))
-                painted, columns = optimised(model, x, [samples[n].seed for n in chosen], **how)
-            for n, result, column in zip(chosen, to_uint8(painted), columns, strict=True):
-                h, w = contents[n].shape[:2]
-                image = result[:h, :w]
-                if params.preserve_color:
-                    image = recolour(luma_8(image).astype(np.uint8), chroma_of(contents[n]))
-                outputs[n] = Output(image, columns=column, coloured=not params.preserve_color)
-        return [outputs[n] for n in range(len(samples))]
-
-
-def first_of(model: Perceptual) -> dict[str, float]:
-    """The layers where style is measured unless others are asked for, and their weights."""
-    return dict.fromkeys(model.first_layers, 1.0)
-
-
-def content_layer_of(model: Perceptual, asked: str | None) -> str:
-    return asked or ("relu4_1" if "relu4_1" in model.layers else model.layers[-1])
-
-
-def batches(images: list[np.ndarray], stride: int, most_pixels: int) -> list[list[int]]:
-    """Indices of images of one padded size, at most so many pixels together."""
-    groups: dict[tuple[int, ...], list[list[int]]] = {}
-    for n, image in enumerate(images):
-        shape = pad_to(image, stride).shape
-        group = groups.setdefault(shape, [[]])
-        if group[-1] and (len(group[-1]) + 1) * shape[0] * shape[1] > most_pixels:
-            group.append([])
-        group[-1].append(n)
-    return [chosen for group in groups.values() for chosen in group]

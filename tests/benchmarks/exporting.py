@@ -23,7 +23,7 @@ import typer
 
 from models import checkpoint as checkpoints
 from models.tasks import TASKS
-from pipeline.predict import keep_checkpoint
+from pipeline.kept import keep_checkpoint
 from pipeline.schema import LATENT_ZERO_POINT, parquet_bytes, result_schema
 from pipeline.storage import Store
 

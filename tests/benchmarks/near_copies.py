@@ -19,7 +19,7 @@ from PIL import Image, ImageEnhance
 from models import checkpoint as checkpoints
 from models import pooling
 from models.likeness import features, similarity, whitening_of
-from models.tasks.compress import latents_of
+from models.objectives.compress import latents_of
 from pipeline.values import dequantise
 
 STEP = 26.0

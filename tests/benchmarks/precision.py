@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from models.architectures.unet import UNet
-from models.tasks import TASKS
+from models.objectives import OBJECTIVES
 
 REPEATS = 7
 
@@ -34,7 +34,7 @@ def main() -> None:
             net(x, sigma)
 
     def learn() -> None:
-        TASKS["denoise"].loss(net, crops, torch.Generator().manual_seed(0))["loss"].backward()
+        OBJECTIVES["denoise"].loss(net, crops, torch.Generator().manual_seed(0))["loss"].backward()
         adam.step()
         adam.zero_grad()
 

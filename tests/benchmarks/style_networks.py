@@ -25,9 +25,9 @@ from rich.table import Table
 
 from jobs.paintings import PAINTINGS
 from models import checkpoint
+from models.objectives import TASK_OBJECTIVES
 from models.precision import Precision
 from models.style import content_loss, gram
-from models.tasks import TASKS
 from models.tasks.stylize import StylizeParams
 from models.tasks.task import Sample
 from pipeline.sheets import Tile, contact_sheet
@@ -77,7 +77,7 @@ def main(output: str, names: list[str]) -> None:
     data = files("skimage.data")
     read = {n: square(np.asarray(Image.open(str(data.joinpath(n))).convert("RGB"))) for n in (*CONTENTS, *TEXTURES)}
     styles = {name: square(paint()) for name, paint in PAINTINGS.items()} | {name: read[name] for name in TEXTURES}
-    judge, task = Judge(), TASKS["stylize"]
+    judge, task = Judge(), TASK_OBJECTIVES["stylize"]
     table = Table("network", "alpha", "content distance", "style distance", "of untouched photos")
     sheet: dict[tuple[str, str], list[Tile]] = {}
     untouched = float(np.mean([judge.distances(read[c], read[c], s)[1] for c in CONTENTS for s in styles.values()]))

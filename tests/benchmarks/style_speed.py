@@ -10,8 +10,8 @@ import torch
 
 from jobs.paintings import swirls
 from models import checkpoint
+from models.objectives import TASK_OBJECTIVES
 from models.precision import Precision
-from models.tasks import TASKS
 from models.tasks.stylize import StylizeParams
 from models.tasks.task import Sample
 
@@ -23,7 +23,7 @@ def measure(megapixels: float) -> None:
     torch.set_num_threads(1)
     card, weights = checkpoint.read("stylize-small")
     net = checkpoint.build(card, weights).to(memory_format=torch.channels_last)
-    task, params = TASKS["stylize"], StylizeParams(style=["swirls"])
+    task, params = TASK_OBJECTIVES["stylize"], StylizeParams(style=["swirls"])
     prepared = task.prepare(net, params, [swirls()], "cpu")
     side = int((megapixels * 1e6) ** 0.5)
     image = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)

@@ -10,8 +10,8 @@ import pytest
 from commands import make_photos
 from manifests import KUBERNETES, ROOT, built, of_kind
 
-from pipeline.account import verify
 from pipeline.storage import Store
+from pipeline.verify import verify
 
 CAN_ISOLATE = subprocess.run(["unshare", "-mpf", "true"], check=False, capture_output=True).returncode == 0
 isolated = pytest.mark.skipif(not CAN_ISOLATE, reason="no namespaces here: this needs root")

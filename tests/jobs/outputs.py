@@ -13,17 +13,17 @@ import yaml
 from PIL import Image
 
 from models import checkpoint as checkpoints
+from models.objectives import TASK_OBJECTIVES
 from models.precision import Precision
-from models.tasks import TASKS
 from models.tasks.task import Sample
 from pipeline.config import RunConfig
+from pipeline.kept import keep_checkpoint, kept_model
 from pipeline.names import decoded_name
 from pipeline.pixels import encode_rgb
-from pipeline.predict import keep_checkpoint, kept_model
 from pipeline.schema import image_id, pack_latent, parquet_bytes, part_name, result_schema, version_of
 from pipeline.storage import Store
 
-COMPRESS = TASKS["compress"]
+COMPRESS = TASK_OBJECTIVES["compress"]
 
 
 def compressed(

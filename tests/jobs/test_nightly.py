@@ -14,9 +14,9 @@ import yaml
 from PIL import Image
 
 from jobs.nightly import NightlyConfig, runs_of, seconds_until, show_night
-from pipeline.account import verify
 from pipeline.errors import ConfigError, NightFailed
 from pipeline.storage import Store
+from pipeline.verify import verify
 
 TONIGHT = date(2026, 3, 1)
 

@@ -8,7 +8,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from jobs.training.states import State, best_epoch, epochs_kept, keep, moving_average, newest_history, path_of, read_state
 from models.architectures import ARCHITECTURES
-from models.tasks import TASKS
+from models.objectives import OBJECTIVES
 from pipeline.errors import StorageError
 from pipeline.storage import Store
 
@@ -24,7 +24,7 @@ def fresh() -> State:
 def train_epoch(state: State, psnr_db: float) -> None:
     for _ in range(3):
         generator = torch.Generator().manual_seed(state.step)
-        TASKS["denoise"].loss(state.model, torch.rand(2, 3, 16, 16, generator=generator), generator)["loss"].backward()
+        OBJECTIVES["denoise"].loss(state.model, torch.rand(2, 3, 16, 16, generator=generator), generator)["loss"].backward()
         state.optimizer.step()
         state.optimizer.zero_grad()
         state.average.update_parameters(state.model)

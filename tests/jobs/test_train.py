@@ -12,6 +12,7 @@ from jobs.training.config import TrainConfig
 from jobs.training.rehearsal import initial_weights
 from models import checkpoint
 from models.architectures import ARCHITECTURES
+from models.objectives import TASK_OBJECTIVES
 from models.precision import Precision
 from models.tasks import TASKS
 from models.tasks.task import Sample
@@ -65,8 +66,8 @@ def test_every_task_trains_with_two_workers_and_its_checkpoint_runs(
     assert checkpoint.read_card(folder, options) == card
     model = checkpoint.build(card, checkpoint.read_weights(folder, card, options))
     params = TASKS[task].Params(**PARAMS.get(task, {}))
-    prepared = TASKS[task].prepare(model, params, [crops[1]], "cpu")
-    output = TASKS[task].predict(prepared, [Sample(crops[0])], params, Precision())[0]
+    prepared = TASK_OBJECTIVES[task].prepare(model, params, [crops[1]], "cpu")
+    output = TASK_OBJECTIVES[task].predict(prepared, [Sample(crops[0])], params, Precision())[0]
     assert output.image.shape == crops[0].shape
 
     lines = lines_of(run)
@@ -80,7 +81,7 @@ def test_every_task_trains_with_two_workers_and_its_checkpoint_runs(
     width, height = Image.open(io.BytesIO(run.read("curves.png"))).size
     assert (width, height) == (1200, 1380)
     if task == "compress":
-        coded = TASKS[task].predict(model, [Sample(crops[0])], TASKS[task].Params(coding="coded"), Precision())[0]
+        coded = TASK_OBJECTIVES[task].predict(model, [Sample(crops[0])], TASKS[task].Params(coding="coded"), Precision())[0]
         assert np.array_equal(model.entropy.decode(coded.payload, coded.latent.shape), coded.latent)
 
 

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from models.architectures import ARCHITECTURES
 from models.architectures.masked import push_pull
 from models.damage import lost_blocks, lost_pixels, lost_strokes
+from models.objectives import TASK_OBJECTIVES
+from models.objectives.inpaint import random_damage
 from models.precision import Precision
-from models.tasks import TASKS
-from models.tasks.inpaint import random_damage
+from models.tasks.inpaint import InpaintParams
 from models.tasks.task import Sample, SampleError
 
-TASK = TASKS["inpaint"]
+TASK = TASK_OBJECTIVES["inpaint"]
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def model():
 
 
 def fill(model, sample: Sample, **params: object):
-    return TASK.predict(model, [sample], TASK.Params(**params), Precision())[0]
+    return TASK.predict(model, [sample], InpaintParams(**params), Precision())[0]
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(0, 1), st.integers(0, 2**31))

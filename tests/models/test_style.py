@@ -14,16 +14,18 @@ from pydantic import ValidationError
 from models import checkpoint, foreign
 from models import stylist as stylist_module
 from models.architectures.perceptual import Perceptual
+from models.batches import to_batch
 from models.checkpoint import CheckpointError
 from models.colour import luma_8
+from models.objectives import OBJECTIVES, TASK_OBJECTIVES
+from models.objectives.perceive import contrast
+from models.objectives.stylize import Stylist, paint
 from models.precision import Precision
 from models.style import EPSILON, adain, content_loss, gram, moments, style_loss
-from models.tasks import OBJECTIVES, TASKS
-from models.tasks.perceive import contrast
-from models.tasks.stylize import Stylist, StylizeParams, paint
-from models.tasks.task import Sample, to_batch
+from models.tasks.stylize import StylizeParams
+from models.tasks.task import Sample
 
-TASK = TASKS["stylize"]
+TASK = TASK_OBJECTIVES["stylize"]
 SMALL = {"widths": [8, 12, 16], "convs": [1, 1, 1]}
 
 

@@ -10,9 +10,11 @@ from PIL import Image
 from models import checkpoint
 from models.architectures import ARCHITECTURES
 from models.metrics import psnr_db
+from models.objectives import TASK_OBJECTIVES
+from models.objectives.compress import decode_latent
 from models.precision import Precision
 from models.tasks import TASKS
-from models.tasks.compress import decode_latent
+from models.tasks.compress import CompressParams
 from models.tasks.task import Sample
 
 
@@ -58,8 +60,8 @@ def test_a_shipped_checkpoint_is_small_and_runs(name, photo):
     params = task.Params(**given.get(card.task, {}))
     if card.task == "compress":
         task.check(shipped(name), params)
-    model = task.prepare(shipped(name), params, [photo[:90, :120]], "cpu")
-    outputs = task.predict(model, [Sample(photo), Sample(photo[::-1].copy())], params, Precision())
+    model = TASK_OBJECTIVES[task.name].prepare(shipped(name), params, [photo[:90, :120]], "cpu")
+    outputs = TASK_OBJECTIVES[task.name].predict(model, [Sample(photo), Sample(photo[::-1].copy())], params, Precision())
     assert len(outputs) == 2
     for output in outputs:
         assert output.image is None or (output.image.shape == photo.shape and output.image.dtype == np.uint8)
@@ -75,7 +77,7 @@ def test_a_task_names_a_checkpoint_of_its_own(name):
 def test_denoising_helps_and_finds_the_level(photo):
     for sigma in (10, 25, 50):
         grainy = noisy(photo, sigma)
-        output = TASKS["denoise"].predict(
+        output = TASK_OBJECTIVES["denoise"].predict(
             shipped("denoise-small"), [Sample(grainy)], TASKS["denoise"].Params(), Precision()
         )[0]
         assert psnr_db(output.image, photo) > psnr_db(grainy, photo) + 4
@@ -86,15 +88,15 @@ def test_bfloat16_changes_psnr_by_less_than_a_twentieth(photo):
     grainy = noisy(photo, 25)
     model = shipped("denoise-small")
     both = [
-        psnr_db(TASKS["denoise"].predict(model, [Sample(grainy)], TASKS["denoise"].Params(), p)[0].image, photo)
+        psnr_db(TASK_OBJECTIVES["denoise"].predict(model, [Sample(grainy)], TASKS["denoise"].Params(), p)[0].image, photo)
         for p in (Precision(), Precision(dtype=torch.bfloat16))
     ]
     assert abs(both[0] - both[1]) < 0.05
 
 
 def test_a_larger_step_is_smaller_and_worse(photo):
-    model, task = shipped("compress-small"), TASKS["compress"]
-    outputs = [task.predict(model, [Sample(photo)], task.Params(step=step), Precision())[0] for step in (20, 32, 64)]
+    model, predict = shipped("compress-small"), TASK_OBJECTIVES["compress"].predict
+    outputs = [predict(model, [Sample(photo)], CompressParams(step=step), Precision())[0] for step in (20, 32, 64)]
     nonzero = [np.count_nonzero(o.latent) for o in outputs]
     quality = [o.columns["psnr_db"] for o in outputs]
     assert nonzero == sorted(nonzero, reverse=True)
@@ -103,11 +105,11 @@ def test_a_larger_step_is_smaller_and_worse(photo):
 
 @pytest.mark.parametrize("name", ["compress-small", "conv-mnist"])
 def test_quality_without_the_image_is_that_of_the_image(name, photo, monkeypatch):
-    monkeypatch.setattr("models.tasks.compress.tile_side", lambda *size: 64)
-    model, task = shipped(name), TASKS["compress"]
+    monkeypatch.setattr("models.objectives.compress.tile_side", lambda *size: 64)
+    model, predict = shipped(name), TASK_OBJECTIVES["compress"].predict
     rgb = photo[:157, :131]
     for_image, for_quality, for_neither = (
-        task.predict(model, [Sample(rgb, image_wanted=i, quality_wanted=q)], task.Params(), Precision())[0]
+        predict(model, [Sample(rgb, image_wanted=i, quality_wanted=q)], CompressParams(), Precision())[0]
         for i, q in ((True, True), (False, True), (False, False))
     )
     assert (for_quality.image, for_neither.image) == (None, None)
@@ -117,10 +119,10 @@ def test_quality_without_the_image_is_that_of_the_image(name, photo, monkeypatch
 
 
 def test_decoding_does_not_depend_on_what_shares_a_batch(photo):
-    model, task = shipped("compress-small"), TASKS["compress"]
-    alone = task.predict(model, [Sample(photo)], task.Params(), Precision())[0]
-    together = task.predict(model, [Sample(photo[::-1].copy()), Sample(photo)], task.Params(), Precision())[1]
-    decoded = decode_latent(model, together.latent, photo.shape[:2], task.Params().step, "cpu")
+    model, predict = shipped("compress-small"), TASK_OBJECTIVES["compress"].predict
+    alone = predict(model, [Sample(photo)], CompressParams(), Precision())[0]
+    together = predict(model, [Sample(photo[::-1].copy()), Sample(photo)], CompressParams(), Precision())[1]
+    decoded = decode_latent(model, together.latent, photo.shape[:2], CompressParams().step, "cpu")
     assert np.array_equal(decoded, together.image)
     if np.array_equal(alone.latent, together.latent):
         assert np.array_equal(decoded, alone.image)

@@ -12,7 +12,7 @@ from models.architectures import ARCHITECTURES
 from models.architectures.codec import Codec
 from models.architectures.unet import UNet
 from models.autoencoder import Autoencoder
-from models.tasks.task import byte_batch
+from models.batches import byte_batch
 from models.tiling import tiled, tiles
 
 TILE = 64

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.account import account, drop_doubles, verify
+from pipeline.account import account, drop_doubles
 from pipeline.committed import KEYS, columns_of, part_paths, read_parts
 from pipeline.errors import VerificationError
 from pipeline.plan import Plan
 from pipeline.schema import REFERENCE, pack_latent, parquet_bytes, part_name, reject_schema, result_schema
 from pipeline.snapshot import newest_rows
 from pipeline.storage import Store
+from pipeline.verify import verify
 
 SCHEMA = result_schema({"psnr_db": float}, stores_latent=True)
 DAY = datetime(2026, 1, 1, tzinfo=UTC)

@@ -17,13 +17,14 @@ from PIL.PngImagePlugin import PngInfo
 
 from models.metrics import psnr_db
 from pipeline import pixels
-from pipeline.account import verify
 from pipeline.config import RunConfig, validate
 from pipeline.errors import ConfigError
 from pipeline.headers import depth_of
 from pipeline.pixels import ImageError, PixelConfig, decode, encode, output_format
-from pipeline.run import plan_of, resolve, run
+from pipeline.resolve import plan_of, resolve
+from pipeline.run import run
 from pipeline.storage import Store
+from pipeline.verify import verify
 
 H, W = 80, 120
 KEEP = PixelConfig(icc="keep")

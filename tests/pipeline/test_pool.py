@@ -11,12 +11,13 @@ from commands import images_written, make_photos
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.account import verify
 from pipeline.config import PoolConfig, RunConfig
 from pipeline.errors import ConfigError, Deadline
+from pipeline.execute import rows_of_block
 from pipeline.pool import Pool, nodes_with_room, pool_for, room_for
-from pipeline.run import rows_of_block, run
+from pipeline.run import run
 from pipeline.storage import Store
+from pipeline.verify import verify
 from pipeline.watch import NoRoom, Room
 
 
@@ -100,10 +101,10 @@ def test_a_run_that_is_broken_off_for_want_of_room_goes_on_in_a_smaller_pool(tmp
     """As after the death of a node: the pool was made for two CPUs, and then there is one."""
     make_photos(Store(str(tmp_path / "in")), 30, crops)
     seen = iter([[(2.0, 0.0)]])
-    for room in ("pipeline.pool", "pipeline.run", "pipeline.watch"):
+    for room in ("pipeline.pool", "pipeline.execute", "pipeline.watch"):
         monkeypatch.setattr(f"{room}.node_resources", lambda: next(seen, [(1.0, 0.0)]))
     monkeypatch.setattr("pipeline.watch.LOOK_SECONDS", 0.1)
-    monkeypatch.setattr("pipeline.run.PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("pipeline.execute.PATIENCE_SECONDS", 0.1)
     with caplog.at_level("INFO", logger="imagemill"):
         record = run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out"), rows_per_part=5))
     said = [each.message for each in caplog.records if each.name.startswith("imagemill") and "actors" in each.message]

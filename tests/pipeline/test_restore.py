@@ -12,11 +12,11 @@ from PIL import Image
 
 from models import checkpoint
 from models.architectures import ARCHITECTURES
-from pipeline.account import verify
 from pipeline.config import RunConfig
 from pipeline.pixels import encode_rgb
 from pipeline.run import run
 from pipeline.storage import Store
+from pipeline.verify import verify
 
 SMALL = {"inpaint": ("masked", {"widths": [8, 8], "blocks": 1})}
 

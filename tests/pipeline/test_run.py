@@ -11,11 +11,12 @@ from PIL import Image
 
 from jobs.decode import decode_output
 from models import checkpoint as checkpoints
-from pipeline.account import verify
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, StorageError, TooManyRejects, VerificationError
-from pipeline.run import plan_of, resolve, run
+from pipeline.resolve import check_model, plan_of, resolve
+from pipeline.run import run
 from pipeline.storage import Store
+from pipeline.verify import verify
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -205,9 +206,9 @@ def test_coding_without_tables_is_refused_before_anything_starts(tmp_path):
     config = RunConfig(
         task="compress", input=str(tmp_path / "in"), output=str(tmp_path / "out"), checkpoint=str(tmp_path / "older")
     )
-    resolve(config)
+    check_model(resolve(config))
     with pytest.raises(checkpoints.CheckpointError, match="holds no tables"):
-        resolve(config.model_copy(update={"params": {"coding": "coded"}}))
+        run(config.model_copy(update={"params": {"coding": "coded"}}))
 
 
 def test_from_a_bucket_and_to_a_bucket(rclone_bucket, tmp_path, crops):

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.account import verify
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.pixels import encode_rgb
@@ -23,6 +22,7 @@ from pipeline.sources import input_of, listing
 from pipeline.sources.source import Listed, SourceConfig
 from pipeline.sources.tar import FORMAT
 from pipeline.storage import StorageConfig, Store
+from pipeline.verify import verify
 from pipeline.web import AddressRefused, fetch
 
 

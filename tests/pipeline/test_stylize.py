@@ -15,11 +15,12 @@ from PIL import Image
 from models import checkpoint
 from models.architectures import ARCHITECTURES
 from models.checkpoint import CheckpointError
-from pipeline.account import verify
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.run import resolve, run
+from pipeline.resolve import check_model, resolve
+from pipeline.run import run
 from pipeline.storage import Store
+from pipeline.verify import verify
 
 SMALL = {"widths": [8, 8, 8], "convs": [1, 1, 1]}
 
@@ -154,7 +155,7 @@ def test_parameters_that_will_not_do_are_one_line(config):
         assert "\n" not in str(failure.value)
         assert len(str(failure.value)) < 600
     with pytest.raises(CheckpointError, match="layer 'relu9_1' does not exist; the network has relu1_1, relu2_1, relu3_1"):
-        resolve(config(method="gatys", style_layers={"relu9_1": 1.0}))
+        check_model(resolve(config(method="gatys", style_layers={"relu9_1": 1.0})))
 
 
 def test_styles_are_read_from_a_bucket(config, tmp_path, rclone_bucket):

@@ -20,9 +20,10 @@ from PIL import Image
 from torch import nn
 
 from models import checkpoint
+from models.objectives import TASK_OBJECTIVES
+from models.objectives.compress import latents_of
 from models.precision import Precision, bf16_hardware
-from models.tasks import TASKS
-from models.tasks.compress import latents_of
+from models.tasks.denoise import DenoiseParams
 from models.tasks.task import Sample
 
 STEP, SIGMA = 26.0, 15.0
@@ -76,7 +77,7 @@ class Tuned:
         self.model = network(workload).to(memory_format=torch.channels_last)
         self.latents = gives_latents(workload)
         self.precision = Precision("cpu", torch.bfloat16 if bf16_hardware("cpu") else torch.float32)
-        self.params = TASKS["denoise"].Params(sigma=SIGMA)
+        self.params = DenoiseParams(sigma=SIGMA)
 
     def decode(self, data: bytes) -> np.ndarray:
         """(H,W,3) uint8."""
@@ -86,7 +87,9 @@ class Tuned:
         """Images of one size to symbols (C,h,w) int8, or to images (H,W,3) uint8; large ones in tiles."""
         if self.latents:
             return list(latents_of(self.model, images, STEP, "cpu"))
-        outputs = TASKS["denoise"].predict(self.model, [Sample(image) for image in images], self.params, self.precision)
+        outputs = TASK_OBJECTIVES["denoise"].predict(
+            self.model, [Sample(image) for image in images], self.params, self.precision
+        )
         return [output.image for output in outputs]
 
     def encode(self, image: np.ndarray) -> bytes:

@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy, normalize
 from models.architectures.perceptual import Perceptual
 from models.autoencoder import Autoencoder
 from models.losses import psnr_loss
+from models.objectives.objective import Objective
 from models.style import moments
-from models.tasks.task import Objective
 
 TEMPERATURE = 0.1
 RECONSTRUCTION_WEIGHT = 0.1

@@ -1,0 +1,157 @@
+"""Compress: images to integer latents; what is taken away is precision."""
+
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.architectures.codec import Codec
+from models.autoencoder import Autoencoder, LatentCoder
+from models.batches import as_bytes, byte_batch, to_uint8, unit
+from models.checkpoint import CheckpointError
+from models.colour import luma_of
+from models.entropy_fit import fit
+from models.losses import laplace_bits, psnr_loss, rate_distortion
+from models.metrics import psnr_db, psnr_of, squared_error
+from models.objectives.objective import TaskObjective
+from models.precision import Precision
+from models.tasks.compress import MAX_STEP, MIN_STEP, CompressParams
+from models.tasks.task import Output, Sample
+from models.tiling import in_tiles, pieces, tile_side, tiled
+
+
+class Compress(TaskObjective):
+    name = "compress"
+
+    def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Rate and distortion at random steps; for an autoencoder that has no rate, the squared error."""
+        if not isinstance(model, Codec):
+            x = planes_of(model, x_BCHW)
+            x_hat = model(x)
+            mse = (x_hat.float() - x).square().mean()
+            return {"loss": mse, "psnr_db": -psnr_loss(x_hat, x).detach()}
+        draw = torch.rand(x_BCHW.shape[0], generator=generator)
+        step_B = MIN_STEP * (MAX_STEP / MIN_STEP) ** draw
+        x_hat, bits_B = code(model, x_BCHW, step_B)
+        loss, bpp = rate_distortion(x_hat, x_BCHW, bits_B, step_B)
+        return {"loss": loss, "bits_per_pixel": bpp.detach(), "psnr_db": -psnr_loss(x_hat, x_BCHW).detach()}
+
+    def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
+        assert isinstance(model, LatentCoder)
+        x = planes_of(model, x_BCHW)
+        step_B = x.new_full((x.shape[0],), 32.0)
+        x_hat, bits_B = code(model, x, step_B)
+        rounded = x_hat.clamp(0, 1).mul(255).round().div(255)
+        figures = {"psnr_db": -float(psnr_loss(rounded, x)), "mse": float((x_hat - x).square().mean())}
+        if isinstance(model, Codec):
+            loss, bpp = rate_distortion(x_hat, x, bits_B, step_B)
+            figures |= {"bits_per_pixel": float(bpp), "loss": float(loss)}
+        return figures
+
+    def finish(self, model: Autoencoder, images: Iterable[Tensor]) -> None:
+        """Fit the entropy model to the codes of images, each at a step drawn at random."""
+        assert isinstance(model, LatentCoder)
+        rng = np.random.default_rng(0)
+        latents = []
+        with torch.inference_mode():
+            for x_BCHW in images:
+                x = planes_of(model, x_BCHW)
+                step_B = x.new_full((1,), MIN_STEP * (MAX_STEP / MIN_STEP) ** rng.random())
+                latents.append(model.symbols(x, step_B)[0].to(torch.int8).cpu().numpy())
+        if latents:
+            model.entropy = fit(latents)
+
+    def check(self, model: Autoencoder, params: Any) -> None:
+        assert isinstance(model, LatentCoder)
+        if params.coding == "coded" and model.entropy is None:
+            raise CheckpointError(
+                "params.coding = 'coded': the checkpoint holds no tables to code with (it is older than they are); use plain"
+            )
+
+    def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """At step 32."""
+        assert isinstance(model, LatentCoder)
+        x = planes_of(model, x_BCHW)
+        return x, code(model, x, x.new_full((x.shape[0],), 32.0))[0]
+
+    def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
+        """Symbols are computed in float32 whatever the precision: a code must not depend on it."""
+        assert isinstance(model, LatentCoder)
+        assert isinstance(params, CompressParams)
+        images = [sample.rgb for sample in samples]
+        latents = latents_of(model, images, params.step, precision.device)
+        outputs = []
+        for latent, sample in zip(latents, samples, strict=True):
+            payload = model.entropy.encode(latent) if params.coding == "coded" and model.entropy else None
+            columns: dict[str, Any] = {"step": params.step}
+            decoded = None
+            if sample.image_wanted:
+                decoded = decode_latent(model, latent, sample.rgb.shape[:2], params.step, precision.device)
+                columns["psnr_db"] = psnr_db(decoded, sample.rgb)
+            elif sample.quality_wanted:
+                columns["psnr_db"] = psnr_of_latent(model, latent, sample.rgb, params.step, precision.device)
+            outputs.append(Output(decoded, latent, columns, payload=payload))
+        return outputs
+
+
+def latents_of(model: LatentCoder, images: Sequence[np.ndarray], step: float, device: str) -> np.ndarray:
+    """Images (H,W,3) uint8 of one padded size to symbols (B,C,h,w) int8, in tiles."""
+    # Large images stay bytes; each tile is made float by itself.
+    x = byte_batch(images, model.stride, device)
+    step_B = torch.full((len(images),), step, device=x.device)
+
+    def symbols_of(piece: Tensor) -> Tensor:
+        return model.symbols(planes_of(model, unit(piece)), step_B).to(torch.int8)
+
+    halo = model.stride if isinstance(model, Codec) else model.halo
+    with torch.inference_mode():
+        return tiled(symbols_of, x, tile_side(*x.shape[2:]), halo, Fraction(1, model.stride), model.stride).cpu().numpy()
+
+
+def planes_of(model: Any, x_B3HW: Tensor) -> Tensor:
+    """RGB as the model takes it: itself, or its luma (B,1,H,W)."""
+    return luma_of(x_B3HW) if model.channels == 1 else x_B3HW
+
+
+def code(model: LatentCoder, x_BCHW: Tensor, step_B: Tensor) -> tuple[Tensor, Tensor]:
+    """What images become at a step, (B,C,H,W), and the bits that they take, (B,)."""
+    symbols = model.symbols(x_BCHW, step_B)
+    return model.image(symbols, step_B), laplace_bits(symbols)
+
+
+def decode_latent(model: LatentCoder, latent: np.ndarray, size: tuple[int, int], step: float, device: str) -> np.ndarray:
+    """Symbols (C,h,w) int8 to the image (H,W,3) uint8 of `size`.
+
+    Always float32 and one image at a time, in tiles of one size, which want of memory does not halve: these decide the
+    last bit of a result, so the run and a later `decode` agree exactly on one kind of device.
+    """
+    with torch.inference_mode():
+        x_hat = in_tiles(*decoding(model, latent, size, step, device))
+    return rgb_of(model, x_hat)[: size[0], : size[1]]
+
+
+def psnr_of_latent(model: LatentCoder, latent: np.ndarray, rgb: np.ndarray, step: float, device: str) -> float:
+    """PSNR in dB of what `decode_latent` gives beside the source (H,W,3) uint8, without holding it whole."""
+    squared = 0.0
+    with torch.inference_mode():
+        for rows, columns, piece in pieces(*decoding(model, latent, rgb.shape[:2], step, device)):
+            source = rgb[rows, columns]
+            squared += squared_error(rgb_of(model, piece)[: source.shape[0], : source.shape[1]], source)
+    return psnr_of(squared / rgb.size)
+
+
+def decoding(model: LatentCoder, latent: np.ndarray, size: tuple[int, ...], step: float, device: str) -> Any:
+    """The arguments of `in_tiles` and `pieces` with which symbols (C,h,w) int8 become the image of `size`, as bytes."""
+    symbols = torch.from_numpy(np.ascontiguousarray(latent))[None].to(device)
+    step_B = torch.full((1,), step, device=symbols.device)
+    tile, halo = tile_side(*size) // model.stride, model.halo // model.stride
+    return lambda piece: as_bytes(model.image(piece.float(), step_B)), symbols, tile, halo, Fraction(model.stride)
+
+
+def rgb_of(model: LatentCoder, x_hat: Tensor) -> np.ndarray:
+    """(1,C,h,w) bytes to (h,w,3) uint8; luma becomes gray."""
+    decoded = to_uint8(x_hat)[0]
+    return decoded if model.channels == 3 else decoded.repeat(3, 2)

@@ -1,0 +1,111 @@
+"""Denoise: additive Gaussian noise is taken away; the level is estimated unless it is given."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.architectures.unet import UNet
+from models.autoencoder import Autoencoder
+from models.batches import as_bytes, byte_batch, to_uint8, unit
+from models.losses import gaussian_noise, psnr_loss
+from models.objectives.objective import TaskObjective
+from models.precision import Precision
+from models.tasks.denoise import DenoiseParams
+from models.tasks.task import Output, Sample
+from models.tiling import TILE, padded, tile_side, tiled
+
+CROP = 384
+MAX_TRAINED_SIGMA = 60.0
+GRAY_SHARE = 0.5
+FILE_SHARE = 0.7
+
+
+class Denoise(TaskObjective):
+    name = "denoise"
+
+    def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """PSNR loss at the true noise level, plus the error of the estimated level in 8-bit levels."""
+        assert isinstance(model, UNet)
+        x = shift_colours(x_BCHW, generator)
+        batch = x.shape[0]
+        sigma_B = torch.rand(batch, generator=generator) * (MAX_TRAINED_SIGMA / 255)
+        noise = torch.randn(x.shape, generator=generator)
+        # A gray photograph has one noise plane, seen three times.
+        gray_B = (torch.rand(batch, generator=generator) < GRAY_SHARE).view(-1, 1, 1, 1)
+        x = torch.where(gray_B, x.mean(1, keepdim=True), x)
+        noise = torch.where(gray_B, noise[:, :1], noise)
+        noisy = x + noise * sigma_B.view(-1, 1, 1, 1)
+        # What lies in a file was cut to [0,1] and rounded to 8 bits after the noise came.
+        file_B = (torch.rand(batch, generator=generator) < FILE_SHARE).view(-1, 1, 1, 1)
+        noisy = torch.where(file_B, noisy.clamp(0, 1).mul(255).round().div(255), noisy)
+        estimate_B = model.noise_level(noisy)
+        # Half of the batch is denoised at the estimated level, so that the network forgives the estimate's errors.
+        blind_B = torch.rand(batch, generator=generator) < 0.5
+        level_B = torch.where(blind_B, estimate_B.detach(), sigma_B)
+        image_loss = psnr_loss(model(noisy, level_B), x)
+        level_loss = (estimate_B - sigma_B).abs().mean() * 255
+        return {"loss": image_loss + level_loss, "psnr_db": -image_loss.detach(), "sigma_error": level_loss.detach()}
+
+    def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
+        """Blind, at sigma 25 of 255, on what an 8-bit file keeps of the noisy image; rounded to 8 bits as an output is."""
+        assert isinstance(model, UNet)
+        sigma_B = torch.full((x_BCHW.shape[0],), 25 / 255)
+        noisy = gaussian_noise(x_BCHW, sigma_B, generator).clamp(0, 1).mul(255).round().div(255)
+        estimate_B = model.noise_level(noisy)
+        x_hat = model(noisy, estimate_B).clamp(0, 1).mul(255).round().div(255)
+        return {
+            "psnr_db": -float(psnr_loss(x_hat, x_BCHW)),
+            "sigma_error": float((estimate_B - sigma_B).abs().mean() * 255),
+        }
+
+    def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Blind, at sigma 25 of 255."""
+        assert isinstance(model, UNet)
+        noisy = gaussian_noise(x_BCHW, x_BCHW.new_full((x_BCHW.shape[0],), 25 / 255), generator)
+        return noisy, model(noisy, model.noise_level(noisy))
+
+    def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
+        assert isinstance(model, UNet)
+        assert isinstance(params, DenoiseParams)
+        images = [sample.rgb for sample in samples]
+        # Large images stay bytes; each tile is made float by itself.
+        x = byte_batch(images, model.stride, precision.device)
+        with torch.inference_mode(), precision.autocast():
+            given = params.sigma
+            sigma_B = noise_level(model, x) if given is None else torch.full((len(images),), given / 255, device=x.device)
+            x_hat = tiled(
+                lambda piece: as_bytes(model(unit(piece), sigma_B)),
+                x,
+                tile_side(*x.shape[2:]),
+                model.halo,
+                stride=model.stride,
+            )
+        restored = to_uint8(x_hat)
+        return [
+            Output(image=r[: i.shape[0], : i.shape[1]], columns={"sigma": float(s) * 255})
+            for r, i, s in zip(restored, images, sigma_B, strict=True)
+        ]
+
+
+def noise_level(model: UNet, x_BCHW: Tensor) -> Tensor:
+    """(B,) noise level, in units of 1, of images (B,3,H,W) uint8; of large ones the median over nine crops.
+
+    Crops bound the memory that it takes.
+    """
+    h, w = x_BCHW.shape[2:]
+    if h * w <= TILE * TILE:
+        return model.noise_level(unit(padded(x_BCHW, h + -h % model.stride, w + -w % model.stride)))
+    corners = [(int(y), int(x)) for y in np.linspace(0, max(0, h - CROP), 3) for x in np.linspace(0, max(0, w - CROP), 3)]
+    levels = [model.noise_level(unit(x_BCHW[:, :, y : y + CROP, x : x + CROP])) for y, x in corners]
+    return torch.stack(levels).median(0).values
+
+
+def shift_colours(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+    """Scale saturation by 0 to 2.5 and permute the channels: photographs alone teach too little of saturated colours."""
+    batch = x_BCHW.shape[0]
+    saturation_B = torch.rand(batch, generator=generator).mul(3).sub(0.5).clamp(1.0, 2.5).view(-1, 1, 1, 1)
+    gray = x_BCHW.mean(1, keepdim=True)
+    shifted = (gray + (x_BCHW - gray) * saturation_B).clamp(0, 1)
+    return shifted[:, torch.randperm(3, generator=generator)]

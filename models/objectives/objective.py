@@ -1,0 +1,52 @@
+"""What a model is trained for, and what a task does with a trained one."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.autoencoder import Autoencoder
+from models.precision import Precision
+from models.tasks.task import Output, Sample
+
+
+class Objective(ABC):
+    """What a model can be trained for: what is taken away, and the loss. Stateless."""
+
+    name: ClassVar[str]
+
+    def freeze(self, model: Autoencoder) -> None:  # noqa: B027 - few have something to hold
+        """Take `requires_grad` from the weights that are not learned; all are by default."""
+
+    @abstractmethod
+    def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """One step on clean images (B,C,H,W) float in [0,1]: a dict whose "loss" is minimised; the rest is logged."""
+
+    @abstractmethod
+    def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
+        """Figures on held-out images, "psnr_db" among them."""
+
+    def finish(self, model: Autoencoder, images: Iterable[Tensor]) -> None:  # noqa: B027 - as freeze
+        """What is fitted once the weights are final, from training images (1,C,H,W) float in [0,1]; nothing by default."""
+
+    def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """What the model is shown of clean images (B,3,H,W), and what it makes of it, in [0,1]; one plane is gray."""
+        return x_BCHW, model(x_BCHW)
+
+
+class TaskObjective(Objective):
+    """That of a task in models/tasks, of the same name: how its outputs are made. Stateless."""
+
+    def check(self, model: Autoencoder, params: Any) -> None:
+        """Raises: CheckpointError when this model cannot do what the parameters ask."""
+
+    def prepare(self, model: Autoencoder, params: Any, references: list[np.ndarray], device: str) -> Autoencoder:
+        """The model as a run's parameters and references (H,W,3) uint8 make it, once for each actor."""
+        return model
+
+    @abstractmethod
+    def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
+        """Run samples whose padded sizes are equal through the model. Raises: SampleError for one that cannot be done."""

@@ -1,0 +1,214 @@
+"""What is to do, done on Ray: the one place that knows plan and actors together."""
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.cluster import connected, unseen
+from pipeline.committed import part_paths, read_parts
+from pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
+from pipeline.kept import keep_checkpoint
+from pipeline.lease import Lease
+from pipeline.plan import Plan, blocks
+from pipeline.pool import PATIENCE_SECONDS, Pool, node_resources, nodes_with_room, pool_for, room_for
+from pipeline.progress import Shown
+from pipeline.references import keep_references
+from pipeline.resolve import Resolved
+from pipeline.storage import STORE_FAILURES, Store, reason
+from pipeline.tally import peak_rss_mb
+
+log = logging.getLogger("imagemill.run")
+BYTES_PER_PART = 64_000_000
+"""Of source files whose images go into one part."""
+LINEAGE_KEYS = ("task", "model_id", "checkpoint_sha256", "config_sha256", "parameters", "run_id", "fence")
+GO_ON = "What was committed stays; run the same command again"
+
+
+@contextmanager
+def stage(seconds: dict[str, float], name: str) -> Iterator[None]:
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds[name] = round(time.monotonic() - began, 3)
+
+
+def execute(
+    job: Resolved, plan: Plan, lease: Lease, record: dict[str, Any], seconds: dict[str, float], checked: Callable[[], None]
+) -> None:
+    """The Ray Data job: references → actors → parts.
+
+    Args: checked: waits for the check of the model, which goes on while Ray starts.
+
+    Raises: CheckpointError, OutputHeld, StorageError, RunFailed.
+    """
+    began = time.monotonic()
+    with connected(job.config.address):
+        checked()
+        seconds["start"] = round(time.monotonic() - began, 3)
+        check_seen(job, plan, lease)
+        part_rows = min(job.config.rows_per_part, max(1, BYTES_PER_PART * len(plan.todo) // max(1, plan.bytes_todo)))
+        shown = Shown(job.task.name, record["run_id"], len(plan.todo))
+        try:
+            with stage(seconds, "run"), shown:
+                write_all(job, plan, shown, part_rows, record)
+        finally:
+            counts = shown.counts
+            seconds["first_image"] = round(shown.first_image_s, 3)
+            record["images_per_s"] = round(shown.rate(), 2)
+            record["peak_rss_mb"] = {
+                "driver": peak_rss_mb(),
+                "actor": int(counts["rss_mb"]),
+                "idle_actor": int(counts["idle_mb"]),
+            }
+            record["stage_seconds"] = {k[:-2]: round(v, 2) for k, v in sorted(counts.items()) if k.endswith("_s")}
+            record |= {"bytes_in": int(counts["bytes_in"]), "bytes_out": int(counts["bytes_out"])}
+            record |= {"ok": int(counts["ok"]), "rejected": int(counts["rejected"])}
+    if lease.lost.is_set():
+        raise OutputHeld(f"{job.output.url}: another run took it while this one was not heard of")
+
+
+def write_all(job: Resolved, plan: Plan, shown: Shown, part_rows: int, record: dict[str, Any]) -> None:
+    """Write what is to do with a pool that suits the cluster, and when it lost nodes, the rest with one that suits it then.
+
+    Raises: ConfigError, RunFailed.
+    """
+    from ray.exceptions import RayError
+
+    from pipeline.watch import NoRoom, watched
+
+    todo, want, lost = plan.todo, job.config.pool, False
+    patience = want.wait_s or PATIENCE_SECONDS
+    while True:
+        nodes = nodes_with_room(want)
+        try:
+            pool = pool_for(want, nodes, shrink=lost)
+        except ConfigError as e:
+            if lost:
+                raise RunFailed(f"nodes were lost: {e}. {GO_ON}") from None
+            raise
+        # An actor without an image would cost a start.
+        pool = replace(pool, actors=min(pool.actors, len(todo)))
+        record["pool"] = asdict(pool)
+        log.info("%d images; %s", len(todo), pool.on(nodes))
+        try:
+            with watched(pool, shown.done, patience):
+                write(job, todo, pool, part_rows, {key: record[key] for key in LINEAGE_KEYS})
+            return
+        except RayError as e:
+            raise translate(e, job) from None
+        except NoRoom as e:
+            left = todo.filter(pc.invert(pc.is_in(todo["image_id"], written(job.output, plan))))
+            if len(left) == len(todo) and (want.wait_s or not room_for(pool, node_resources())):
+                raise RunFailed(f"{e}. {GO_ON} when there are nodes") from None
+            log.warning("nodes were lost: %s. What is left goes on with what there is", e)
+            todo, lost = left, True
+            if not len(todo):
+                return
+
+
+def written(output: Store, plan: Plan) -> pa.ChunkedArray:
+    """The images whose rows were committed since the plan was made."""
+    paths = [part_paths(output, folder) for folder in ("results", "rejects")]
+    return read_parts(output, [p for some in paths for p in some if p not in plan.parts], ["image_id"])["image_id"]
+
+
+def check_seen(job: Resolved, plan: Plan, lease: Lease) -> None:
+    """Raises: ConfigError when a node does not see an INPUT or OUTPUT on a disk."""
+    first, source, wanted = plan.todo.slice(0, 1).to_pylist()[0], job.source.store, {}
+    if job.output.local:
+        wanted[job.output.full(lease.claim)] = f"output {job.output.url}"
+    if source.local and first["base"] is None:
+        wanted[source.full(first["path"])] = f"input {job.source.url}"
+    for node, path in unseen(list(wanted)):
+        raise ConfigError(
+            f"{wanted[path]} is on a disk that the node {node} does not see ({path} is not there): on a cluster INPUT and "
+            "OUTPUT are s3:// or on a disk that every node mounts"
+        )
+
+
+def write(job: Resolved, todo: pa.Table, pool: Pool, part_rows: int, lineage: dict[str, Any]) -> None:
+    """References to actors, which write parts, on the Ray that is connected."""
+    import ray.data
+    from ray._private.log import PlainRayHandler
+
+    from pipeline.actor import BLOCKS_AT_ONCE, Actor
+    from pipeline.job import Job
+    from pipeline.suspects import MOST_DEATHS
+
+    # Ray Data's progress, plan lines and stack traces give way to one honest bar and one line; its log file has the last.
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    ray_data = logging.getLogger("ray.data")
+    ray_data.setLevel(logging.ERROR)
+    for handler in ray_data.handlers:
+        if isinstance(handler, PlainRayHandler):
+            handler.setLevel(logging.CRITICAL)
+    config = job.config
+    keep_checkpoint(job.output, job.card, job.weights)
+    keep_references(job.output, job.references)
+    # Small: a restarted actor gets its arguments again, and large ones could be gone by then (ray#53727).
+    work = Job(
+        task=job.task.name,
+        params=job.params.model_dump(),
+        checkpoint_sha256=job.card.sha256,
+        references=[sha256 for sha256, _ in job.references],
+        source=job.source,
+        output=job.output,
+        max_pixels=config.max_pixels,
+        image=config.image,
+        reconstruct=config.reconstruct,
+        quality=config.quality,
+        compression_level=config.compression_level,
+        lineage=lineage,
+        batch_size=pool.batch_size,
+        threads=pool.threads,
+        dtype=config.pool.dtype,
+    )
+    with warnings.catch_warnings():
+        # 2.60 has no named argument for the two limits yet, and warns of the way there is. Actors may restart for ever, but
+        # a block that kills them finds out by which image.
+        warnings.simplefilter("ignore", ray.data.dataset.RayDeprecationWarning)
+        dataset = ray.data.from_blocks(blocks(todo, rows_of_block(len(todo), part_rows, pool))).map_batches(
+            Actor,
+            fn_constructor_args=[work],
+            batch_format="pyarrow",
+            batch_size=None,
+            compute=ray.data.ActorPoolStrategy(
+                size=pool.actors,
+                enable_true_multi_threading=True,
+                max_concurrent_calls_per_actor=BLOCKS_AT_ONCE,
+                max_tasks_in_flight_per_actor=BLOCKS_AT_ONCE,
+            ),
+            num_cpus=pool.num_cpus,
+            num_gpus=pool.num_gpus or None,
+            max_restarts=-1,
+            max_task_retries=MOST_DEATHS,
+        )
+    dataset.materialize()
+
+
+def rows_of_block(todo: int, part_rows: int, pool: Pool) -> int:
+    """Images of a block, which becomes a part: four blocks for each actor to spread the work, but no less than a batch."""
+    share = -(-todo // pool.actors)
+    return min(part_rows, max(-(-share // 4), min(pool.batch_size, share)))
+
+
+def translate(error: BaseException, job: Resolved) -> Exception:
+    """What a person can do about an error that Ray brings back: its innermost cause."""
+    while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
+        error = cause
+    said = (str(error).splitlines() or [""])[0]  # Ray adds lines of its own to what an actor raises
+    if isinstance(error, OutputHeld):
+        return OutputHeld(said)
+    if isinstance(error, StorageError):
+        return StorageError(f"{said}. {GO_ON}")
+    if isinstance(error, STORE_FAILURES):
+        return StorageError(f"{job.output.url}: {reason(error)}. {GO_ON}")
+    return RunFailed(f"Ray: {reason(error)}. {GO_ON}")

@@ -1,0 +1,137 @@
+"""A config and what it names: task, checkpoint, both ends, and the plan of what is to do between them."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from models import checkpoint as checkpoints
+from models.tasks import TASKS
+from models.tasks.task import Params, Task
+from pipeline.committed import part_paths, read_parts
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError, StorageError
+from pipeline.pixels import LOSSY
+from pipeline.plan import Plan, make_plan
+from pipeline.references import references_of
+from pipeline.sources import Input, input_of, listing
+from pipeline.storage import STORE_FAILURES, Store, reason
+
+log = logging.getLogger("imagemill.run")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A config whose names have become things: all that can be wrong with them was looked at, but for the model itself."""
+
+    config: RunConfig
+    task: Task
+    params: Params
+    card: checkpoints.Card
+    weights: bytes
+    references: list[tuple[str, bytes]]
+    """sha256 and content of the files that the parameters name."""
+    source: Input
+    output: Store
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What changes pixels or codes, beside the checkpoint."""
+        values = {**self.params.model_dump(), "task": self.task.name, "reconstruct": self.config.reconstruct}
+        # Only what was asked for: outputs that were there before there was a choice keep their versions.
+        if asked := self.config.image.model_dump(exclude_defaults=True):
+            values["image"] = asked
+        # What is in a file counts, not where it lies.
+        return values | ({key: [sha256 for sha256, _ in self.references]} if (key := self.task.reference_param) else {})
+
+
+def resolve(config: RunConfig) -> Resolved:
+    """Look at all that a config names; `check_model` and `check_ends` do the rest.
+
+    Raises: ConfigError, CheckpointError, StorageError; each names what is wrong and what would be right.
+    """
+    if config.task not in TASKS:
+        raise ConfigError(f"task = {config.task!r}; valid: {', '.join(TASKS)}")
+    task = TASKS[config.task]
+    for key in ("input", "output"):
+        if not getattr(config, key):
+            raise ConfigError(f"{key} is missing: a folder or s3://bucket/prefix")
+    try:
+        params = task.Params(**config.params)
+    except ValidationError as e:
+        error = e.errors()[0]
+        where = f"params.{'.'.join(map(str, error['loc']))} = {error['input']!r}" if error["loc"] else "params"
+        raise ConfigError(
+            f"{where}: {error['msg']}; {task.name} takes {', '.join(task.Params.model_fields) or 'none'}"
+        ) from None
+    check_image(config, task)
+    name = config.checkpoint or task.default_checkpoint
+    options = config.storage.options() if name.startswith("s3://") else None
+    card, weights = checkpoints.read(name, options)
+    if card.task != task.name:
+        raise ConfigError(f"checkpoint {name} is for the task {card.task}, not {task.name}")
+    if name == "random":
+        log.warning("checkpoint random: its features were never trained; pictures are poor, a trained network's are better")
+    output = Store(str(config.output), config.storage)
+    try:
+        source = input_of(str(config.input), config.storage, config.source)
+    except STORE_FAILURES as e:
+        raise StorageError(f"input {config.input}: {reason(e)}") from None
+    for inner, outer in ((source.store, output), (output, source.store)):
+        if not source.file and inner.scheme == outer.scheme and f"{inner.root}/".startswith(f"{outer.root}/"):
+            raise ConfigError(f"input {source.url} and output {output.url} lie one in the other")
+    return Resolved(config, task, params, card, weights, references_of(config, task, params), source, output)
+
+
+def check_model(job: Resolved) -> None:
+    """Build the model once, which imports torch and takes seconds.
+
+    Raises: CheckpointError when its weights do not fit, or it cannot do what the parameters ask.
+    """
+    from models.objectives import TASK_OBJECTIVES
+
+    TASK_OBJECTIVES[job.task.name].check(checkpoints.build(job.card, job.weights), job.params)
+
+
+def check_image(config: RunConfig, task: Task) -> None:
+    """Raises: ConfigError when the outputs of a task cannot be as the group `image` asks."""
+    asked = config.image.format
+    if task.exact and asked and asked.upper() in LOSSY:
+        raise ConfigError(f"image.format = {asked!r}: {task.name} keeps pixels to the last bit; valid: png, tiff")
+    beside = config.image.model_dump(exclude_defaults=True).keys() - {"alpha"}
+    if task.stores_latent and beside:
+        raise ConfigError(
+            f"image.{', image.'.join(sorted(beside))}: {task.name} writes latents, which hold sRGB and nothing beside it, "
+            "and decodes them to PNG; image.alpha is what can be chosen"
+        )
+
+
+@contextmanager
+def storage_errors(job: Resolved) -> Iterator[None]:
+    """What a store's client raises becomes a StorageError that names both ends."""
+    try:
+        yield
+    except STORE_FAILURES as e:
+        raise StorageError(f"{job.source.url} or {job.output.url}: {reason(e)}") from None
+
+
+def check_ends(job: Resolved) -> None:
+    """Raises: ConfigError when OUTPUT belongs to another task."""
+    with storage_errors(job):
+        for path in part_paths(job.output, "results")[:1]:
+            there = read_parts(job.output, [path], ["task"])["task"][0].as_py()
+            if there != job.task.name:
+                raise ConfigError(f"output {job.output.url} belongs to the task {there}, not {job.task.name}")
+
+
+def plan_of(job: Resolved, keep: bool = False) -> Plan:
+    """What a run would do; changes nothing unless it is to keep what shards were found to hold. Raises: StorageError."""
+    config = job.config
+    with storage_errors(job):
+        listed = listing(job.source, job.output, masks=job.task.wants_mask(job.params), keep=keep)
+        return make_plan(
+            listed, job.source.store, job.output, job.card.sha256, job.parameters, retry=config.retry, limit=config.limit
+        )

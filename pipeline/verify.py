@@ -1,0 +1,119 @@
+"""An OUTPUT checked against itself: its parts, and the files and latents that they name."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from models.checkpoint import CheckpointError
+from pipeline.committed import KEYS, columns_of, part_paths, read_part, read_parts, superseded
+from pipeline.errors import StorageError
+from pipeline.kept import kept_model
+from pipeline.schema import LatentError, part_name
+from pipeline.snapshot import newest_rows
+from pipeline.storage import Store, reason
+
+if TYPE_CHECKING:
+    from models.entropy import EntropyModel
+
+# What pyarrow raises for files that were damaged or are not ours.
+UNREADABLE = (StorageError, OSError, pa.ArrowException, KeyError, AttributeError, TypeError, ValueError, OverflowError)
+
+
+@dataclass
+class Verified:
+    """What `verify` saw."""
+
+    images: int = 0
+    rows: int = 0
+    rejects: int = 0
+    files: int = 0
+    latents: int = 0
+    waiting: int = 0
+    """Images whose files a run that was cut off may have overwritten; the next one does them again."""
+    problems: list[str] = field(default_factory=list)
+
+
+def verify(output: Store) -> Verified:
+    """Check an OUTPUT against itself: parts, doubles, newest rows' files with their sha256, latents with their CRC.
+
+    The CRC is that of the symbols, so coded latents are decoded, with the checkpoint that lies in OUTPUT.
+    """
+
+    @cache
+    def entropy_of(checkpoint_sha256: str) -> "EntropyModel | None":
+        try:
+            model = kept_model(output, checkpoint_sha256, "cpu")
+            return getattr(model, "entropy", None)
+        except CheckpointError as e:
+            seen.problems.append(str(e))
+            return None
+
+    seen = Verified()
+    tables = []
+    for path in part_paths(output, "results"):
+        try:
+            tables.append(check_part(path, read_part(output, path, None), seen, entropy_of))
+        except UNREADABLE as e:
+            seen.problems.append(f"{path}: cannot be read: {reason(e)}")
+    for path in part_paths(output, "rejects"):
+        try:
+            seen.rejects += len(read_parts(output, [path], KEYS))
+        except UNREADABLE as e:
+            seen.problems.append(f"{path}: cannot be read: {reason(e)}")
+    if not tables:
+        return seen
+    rows = pa.concat_tables(tables, promote_options="default")
+    seen.rows = len(rows)
+    for (i, v), count in Counter(zip(*columns_of(rows, KEYS), strict=True)).items():
+        if count > 1:
+            seen.problems.append(f"image {i} version {v}: {count} rows")
+    newest = newest_rows(rows)
+    seen.images = len(newest)
+    names_files = newest.filter(pc.is_valid(newest["output_uri"]))
+    ids, fences = names_files["image_id"].combine_chunks(), names_files["fence"].fill_null(0).to_numpy()
+    later = np.zeros(len(ids), bool)
+    try:
+        later = superseded(output, ids, fences)
+    except UNREADABLE as e:
+        seen.problems.append(reason(e))
+    seen.waiting = int(later.sum())
+
+    def check_file(row: dict[str, Any]) -> str | None:
+        try:
+            digest = hashlib.sha256(output.read(row["output_uri"])).hexdigest()
+        except FileNotFoundError:
+            return f"{row['output_uri']}: missing"
+        except OSError as e:
+            return f"{row['output_uri']}: cannot be read: {reason(e)}"
+        return None if digest == row["output_sha256"] else f"{row['output_uri']}: its sha256 is not the row's"
+
+    named = names_files.filter(pa.array(~later)).select(["output_uri", "output_sha256"]).to_pylist()
+    with ThreadPoolExecutor(8) as pool:
+        seen.problems += [problem for problem in pool.map(check_file, named) if problem]
+    seen.files = len(named)
+    return seen
+
+
+def check_part(path: str, table: pa.Table, seen: Verified, entropy_of: Callable[[str], "EntropyModel | None"]) -> pa.Table:
+    """Check a part's name, which its identities decide, and its latents; give the columns that the other checks need."""
+    if path.rpartition("/")[2] != part_name(table):
+        seen.problems.append(f"{path}: its name is not that of the rows it holds")
+    if "latent" in table.schema.names:
+        from pipeline.latents import is_coded, latent_rows, symbols_of
+
+        for number, row in enumerate(latent_rows(table)):
+            try:
+                symbols_of(row, entropy_of(row["checkpoint_sha256"]) if is_coded(row) else None)
+                seen.latents += 1
+            except LatentError as e:
+                seen.problems.append(f"{path} row {number}: {e}")
+    table = table.select([*KEYS, "encoded_at", "fence", "output_uri", "output_sha256"])
+    return table.append_column("part", pa.array([path] * len(table), pa.string()))
