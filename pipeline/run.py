@@ -85,6 +85,7 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
         # torch takes its seconds while the plan is made and Ray starts.
         beside = ThreadPoolExecutor(1, thread_name_prefix="check")
         checked = beside.submit(check_model, job)
+        beside.shutdown(wait=False)
         try:
             with stage(seconds, "plan"):
                 plan = plan_of(job, keep=True)
