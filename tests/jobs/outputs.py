@@ -15,6 +15,7 @@ from PIL import Image
 from models import checkpoint as checkpoints
 from models.objectives import TASK_OBJECTIVES
 from models.precision import Precision
+from models.tasks import TASKS
 from models.tasks.task import Sample
 from pipeline.config import RunConfig
 from pipeline.kept import keep_checkpoint, kept_model
@@ -23,7 +24,7 @@ from pipeline.pixels import encode_rgb
 from pipeline.schema import image_id, pack_latent, parquet_bytes, part_name, result_schema, version_of
 from pipeline.storage import Store
 
-COMPRESS = TASK_OBJECTIVES["compress"]
+COMPRESS = TASKS["compress"]
 
 
 def compressed(
@@ -53,7 +54,7 @@ def compressed(
         path = folder / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rgb).save(path, "PNG")
-        [made] = COMPRESS.predict(model, [Sample(rgb)], asked, Precision("cpu", torch.float32))
+        [made] = TASK_OBJECTIVES["compress"].predict(model, [Sample(rgb)], asked, Precision("cpu", torch.float32))
         assert made.latent is not None
         if reconstruct:
             Store(str(folder / "reconstructed")).write(decoded_name(name, image_id(name)), encode_rgb(made.image, "PNG"))
