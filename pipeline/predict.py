@@ -120,7 +120,7 @@ class Predictor:
                 waiting, held = {}, 0
                 yield []
                 continue
-            if item.error or item.picture is None:
+            if item.picture is None or item.error:
                 yield [item]
                 continue
             size = padded_size(item.picture.rgb, self.model.stride)

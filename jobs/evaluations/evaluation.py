@@ -90,7 +90,7 @@ def check_config(config: EvaluateConfig, at: str | None, drawn: tuple[str, ...] 
         job = resolve(run_config(config, {}, config.input, folder))
         check_model(job)
         for value in config.at:
-            resolve(run_config(config, {str(at): value}, config.input, folder))
+            check_model(resolve(run_config(config, {str(at): value}, config.input, folder)))
         check_ends(job)
     return job
 

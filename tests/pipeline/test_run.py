@@ -7,12 +7,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from commands import make_photos
 from PIL import Image
 
 from jobs.decode import decode_output
 from models import checkpoint as checkpoints
+from pipeline.account import account
+from pipeline.actor import Actor
+from pipeline.committed import part_paths
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, StorageError, TooManyRejects, VerificationError
+from pipeline.job import Job
+from pipeline.kept import keep_checkpoint
+from pipeline.lease import Lease
 from pipeline.resolve import check_model, plan_of, resolve
 from pipeline.run import run
 from pipeline.storage import Store
@@ -195,6 +202,39 @@ def test_a_damaged_payload_is_named_and_never_decoded(tmp_path, crops):
     with pytest.raises(VerificationError, match=r"[01]\.png"):
         decode_output(Store(str(output)), Store(str(dest)))
     assert [p.name for p in dest.iterdir()] == ["2.png"]
+
+
+def test_rows_that_take_much_memory_become_parts_before_their_block_ends(tmp_path, crops, monkeypatch):
+    source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
+    make_photos(source, 6, crops)
+    resolved = resolve(RunConfig(task="compress", input=source.url, output=output.url, quality=False))
+    monkeypatch.setattr("pipeline.predict.ROWS_BYTES", 1)
+    with Lease(output) as lease:
+        keep_checkpoint(output, resolved.card, resolved.weights)
+        lineage = dict.fromkeys(("task", "model_id", "checkpoint_sha256", "config_sha256", "parameters"), "-")
+        job = Job(
+            task="compress",
+            params={},
+            checkpoint_sha256=resolved.card.sha256,
+            references=[],
+            source=resolved.source,
+            output=output,
+            max_pixels=resolved.config.max_pixels,
+            image=resolved.config.image,
+            reconstruct=False,
+            quality=False,
+            compression_level=1,
+            lineage=lineage | {"run_id": "r", "fence": lease.fence},
+            batch_size=2,
+            threads=2,
+            dtype=None,
+        )
+        plan = plan_of(resolved)
+        assert Actor(job)(plan.todo) == {"rows": [6]}
+        left = account(output, plan, [])
+    assert (left.ok, left.rejected, left.doubles_dropped) == (6, 0, 0)
+    assert len(part_paths(output, "results")) == 6
+    assert verify(output).latents == 6
 
 
 def test_coding_without_tables_is_refused_before_anything_starts(tmp_path):
