@@ -21,13 +21,41 @@ KEYS = ["image_id", "version"]
 SUPERSEDED = "superseded.parquet"
 """Below runs/ID: images that the run was to do again, and whose older rows it may have robbed of their files."""
 RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]+")
+COMPACTIONS = "runs/compactions"
+"""Notes of what small parts were merged, or were to be (compact.py); each stays until the next run ends."""
+NOTE = re.compile(r"part-[0-9a-f]+\.parquet\.json")
 PARTS_AT_A_TIME = 2_000
 THREADS = 16
+LISTINGS = 3
 
 
 def part_paths(output: Store, folder: str) -> list[str]:
-    """The committed parts of `results` or `rejects`."""
-    return sorted(e.path for e in output.entries(folder) if e.path.endswith(".parquet") and "/." not in f"/{e.path}")
+    """The committed parts of `results` or `rejects`; of parts that are being merged the new one, once it is there.
+
+    Raises: StorageError.
+    """
+    for _ in range(LISTINGS):
+        found = {e.path for e in output.entries(folder) if e.path.endswith(".parquet") and "/." not in f"/{e.path}"}
+        merges = [(merged, old) for _, merged, old in compactions(output) if merged.startswith(f"{folder}/")]
+        # A listing takes many requests: a part may have come behind its back, and the old ones have gone before it.
+        if all(merged in found or found.issuperset(old) for merged, old in merges):
+            break
+    return sorted(found.difference(*(old for merged, old in merges if merged in found)))
+
+
+def compactions(output: Store) -> list[tuple[str, str, list[str]]]:
+    """What was to be merged: the path of each note of it, the new part, and the old ones. Raises: StorageError."""
+    found = []
+    for name in filter(NOTE.fullmatch, output.names(COMPACTIONS)):
+        path = f"{COMPACTIONS}/{name}"
+        try:
+            content = json.loads(output.read(path))
+            found.append((path, content["part"], content["of"]))
+        except FileNotFoundError:
+            continue
+        except ValueError:
+            raise StorageError(f"{output.uri(path)}: damaged; delete it") from None
+    return found
 
 
 def run_ids(output: Store) -> list[str]:
@@ -74,6 +102,10 @@ def read_part(output: Store, path: str, columns: list[str] | None, absent: pa.Sc
 
     try:
         return output.ask(fetch, damage=(pa.ArrowException,))
+    except FileNotFoundError:
+        raise StorageError(
+            f"{output.uri(path)}: went away while OUTPUT was read, by a run that merges parts: try again"
+        ) from None
     except (pa.ArrowException, *STORE_FAILURES) as e:
         raise StorageError(
             f"{output.uri(path)}: a damaged part ({reason(e)}): delete it, and the next run does its images again"

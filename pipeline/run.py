@@ -17,6 +17,7 @@ import yaml
 from models.tasks.task import Task
 from pipeline.account import Account, account
 from pipeline.committed import SUPERSEDED
+from pipeline.compact import compact
 from pipeline.config import RunConfig
 from pipeline.errors import Deadline, Interrupted, TooManyRejects
 from pipeline.execute import execute, stage
@@ -111,7 +112,6 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
                     f"{config.max_reject_fraction:g}; see: imagemill failures {job.output.url}"
                 )
             record |= {"exit_reason": "done", "exit_code": 0}
-            return record
         except BaseException as e:
             code = getattr(e, "exit_code", 1)
             why = "deadline" if isinstance(e, Deadline) else "interrupted" if isinstance(e, Interrupted) else reason(e)
@@ -123,6 +123,10 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
             job.output.write(f"runs/{run_id}/run.json", json.dumps(record, indent=2, ensure_ascii=False).encode())
             # After run.json: that one is there however long a page takes.
             record["report"] = leave_report(job.output, record, plan.parts if plan else set(), plan.todo if plan else None)
+        assert plan is not None
+        # Last: the report knows its run's parts by what was not there before.
+        compact(job.output, plan.parts if len(plan.todo) else set(), config.compression_level)
+        return record
 
 
 def record_account(record: dict[str, Any], left: Account, task: Task) -> None:

@@ -1,7 +1,6 @@
 import hashlib
 import tempfile
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,42 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from rows import DAY, SCHEMA, Pair, pairs_of, put, reject, row
 
 from pipeline.account import account, drop_doubles
-from pipeline.committed import KEYS, columns_of, part_paths, read_parts
+from pipeline.committed import columns_of, part_paths, read_parts
 from pipeline.errors import VerificationError
 from pipeline.plan import Plan
-from pipeline.schema import REFERENCE, pack_latent, parquet_bytes, part_name, reject_schema, result_schema
+from pipeline.schema import REFERENCE, parquet_bytes, part_name
 from pipeline.snapshot import newest_rows
 from pipeline.storage import Store
 from pipeline.verify import verify
-
-SCHEMA = result_schema({"psnr_db": float}, stores_latent=True)
-DAY = datetime(2026, 1, 1, tzinfo=UTC)
-Pair = tuple[str, str]
-
-
-def row(pair: Pair, fence: int = 1, **fields: Any) -> dict[str, Any]:
-    symbols = np.full((2, 3, 4), len(pair[0]), np.int8)
-    facts = {"orig_width": 32, "orig_height": 24, "psnr_db": 30.0, "encoded_at": DAY}
-    return {"image_id": pair[0], "version": pair[1], "fence": fence, **facts, **pack_latent(symbols)} | fields
-
-
-def put(output: Store, rows: list[dict[str, Any]], name: str | None = None) -> str:
-    table = pa.Table.from_pylist(rows, SCHEMA)
-    path = f"results/{name or part_name(table)}"
-    output.write(path, parquet_bytes(table, 1))
-    return path
-
-
-def reject(output: Store, *pairs: Pair, error_class: str = "BrokenImage") -> None:
-    rows = [{"image_id": i, "version": v, "stage": "decode", "error_class": error_class} for i, v in pairs]
-    table = pa.Table.from_pylist(rows, reject_schema())
-    output.write(f"rejects/{part_name(table)}", parquet_bytes(table, 1))
-
-
-def pairs_of(output: Store) -> list[Pair]:
-    return sorted(zip(*columns_of(read_parts(output, part_paths(output, "results"), KEYS), KEYS), strict=True))
 
 
 def todo_of(*pairs: Pair) -> pa.Table:
