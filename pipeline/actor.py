@@ -22,7 +22,7 @@ class Actor:
         from pipeline.sink import Sink
 
         self.predict = Predictor(job)
-        self.sink = Sink(job, self.predict.task)
+        self.sink = Sink(job, self.predict.task, self.predict.tally)
         self.model_is_free = threading.Lock()
 
     def __call__(self, block: pa.Table) -> dict[str, list[Any]]:

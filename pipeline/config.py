@@ -42,10 +42,12 @@ class RunConfig(Strict):
     checkpoint: str | None = Field(None, description="bundled name, folder or URL; the task's default when absent")
     params: dict[str, Any] = Field(default_factory=dict, description="parameters of the task")
     reconstruct: bool = Field(False, description="write decoded images as PNG for a task whose output is a latent")
-    quality: bool = Field(
-        True,
-        description="false: no psnr_db nor bits_per_pixel of compress; to know them is to decode and pack each latent, "
-        "which is most of the time",
+    quality: int = Field(
+        200,
+        ge=0,
+        strict=True,
+        description="of about how many images of a run psnr_db and bits_per_pixel of compress are known, chosen by their "
+        "identity; to know them is to decode the latent again, four times the work of making it",
     )
     limit: int | None = Field(None, ge=1, description="do at most so many images")
     retry: bool = Field(False, description="do the rejects of the same version again, and nothing else")

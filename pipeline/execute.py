@@ -164,7 +164,7 @@ def write(job: Resolved, todo: pa.Table, pool: Pool, part_rows: int, lineage: di
         max_pixels=config.max_pixels,
         image=config.image,
         reconstruct=config.reconstruct,
-        quality=config.quality,
+        quality=1.0 if config.reconstruct else min(1.0, config.quality / len(todo)),
         compression_level=config.compression_level,
         lineage=lineage,
         batch_size=pool.batch_size,

@@ -78,11 +78,10 @@ class Finish:
                 size = None
                 if output.payload is not None:
                     size = len(output.payload)
-                elif self.job.quality:
+                elif item.among(self.job.quality):
                     size = latent_bytes(row["latent"], self.job.compression_level)
                 if size is not None:
                     row["bits_per_pixel"] = size * 8 / (picture.orig_width * picture.orig_height)
-                    self.tally.add(bytes_out=size)
             if output.image is None:
                 return row
             data, name = self._encoded(item, output, picture)

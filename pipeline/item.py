@@ -30,6 +30,10 @@ class Item:
         data, self.data = self.data, b""
         return data
 
+    def among(self, share: float) -> bool:
+        """Whether it is of this share of all images; which are is decided by their identities."""
+        return int(self.reference["image_id"][-8:], 16) < share * 2**32
+
     def sample(self, image_wanted: bool, quality_wanted: bool) -> Sample:
         assert self.picture is not None
         seed = int(self.reference["image_id"][:16], 16)

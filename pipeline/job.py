@@ -22,7 +22,8 @@ class Job:
     max_pixels: int
     image: PixelConfig
     reconstruct: bool
-    quality: bool
+    quality: float
+    """The share of images whose figures of quality are computed."""
     compression_level: int
     lineage: dict[str, Any]
     batch_size: int

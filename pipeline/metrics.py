@@ -31,7 +31,7 @@ class ActorMetrics:
             name: Counter(name, text, tag_keys=(*TAGS, *keys)).set_default_tags(tags)
             for name, (text, keys) in COUNTERS.items()
         }
-        text = "seconds of one image in a stage; of a batch in the stage model"
+        text = "seconds of one image in a stage; of a batch in the stage model, of a part in commit"
         self._stages = Histogram(STAGE_SECONDS, text, BOUNDARIES_S, (*TAGS, "stage")).set_default_tags(tags)
 
     def observe(self, stage: str, seconds: float) -> None:

@@ -81,7 +81,6 @@ class Predictor:
                 rows, held = {}, 0
         suspects.clear()
         yield self._table(references, rows)
-        self.tally.flush()
 
     def _table(self, references: list[dict[str, Any]], rows: dict[str, dict[str, Any]]) -> pa.Table:
         return pa.Table.from_pylist([rows[key] for r in references if (key := r["image_id"]) in rows], self.schema)
@@ -209,7 +208,7 @@ class Predictor:
     def _run(self, batch: list[Item]) -> None:
         """The model over one batch; if that fails, over its halves, down to the image that fails alone."""
         image_wanted = self.job.reconstruct or not self.task.stores_latent
-        samples = [item.sample(image_wanted, self.job.quality) for item in batch]
+        samples = [item.sample(image_wanted, item.among(self.job.quality)) for item in batch]
         try:
             with self.tally.time("model"):
                 outputs = self.objective.predict(self.model, samples, self.params, self.precision)

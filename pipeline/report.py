@@ -233,8 +233,8 @@ def stages_of(record: dict[str, Any]) -> list[Stage]:
     working = max(0.5, seconds["run"] - record["seconds"].get("first_image", 0))
     stages = []
     for name, spent in record.get("stage_seconds", {}).items():
-        # The model has an actor's main thread for itself, the other stages share its pool.
-        threads = pool["actors"] * (1 if name == "model" else pool["threads"])
+        # One thread of an actor runs the model, one commits; the other stages share its pool.
+        threads = pool["actors"] * (1 if name in ("model", "commit") else pool["threads"])
         stages.append(Stage(name, spent, min(1.0, spent / (working * threads))))
     return sorted(stages, key=lambda stage: -stage.busy)
 

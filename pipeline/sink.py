@@ -10,6 +10,7 @@ from pipeline.errors import OutputHeld, StorageError
 from pipeline.job import Job
 from pipeline.lease import Lease
 from pipeline.schema import parquet_bytes, part_name, reject_schema, result_schema
+from pipeline.tally import Tally
 
 
 class Sink:
@@ -18,7 +19,8 @@ class Sink:
     A part's name comes from its rows, so a block that Ray runs twice writes the same file twice.
     """
 
-    def __init__(self, job: Job, task: Task) -> None:
+    def __init__(self, job: Job, task: Task, tally: Tally) -> None:
+        self.tally = tally
         self.output, self.level, self.fence = job.output, job.compression_level, job.lineage["fence"]
         self.schemas = {"results": result_schema(task.columns, task.stores_latent), "rejects": reject_schema()}
 
@@ -35,4 +37,8 @@ class Sink:
         for folder, part in (("rejects", rows.filter(rejected)), ("results", rows.filter(pc.invert(rejected)))):
             if len(part):
                 part = part.select(self.schemas[folder].names).cast(self.schemas[folder])
-                self.output.write(f"{folder}/{part_name(part)}", parquet_bytes(part, self.level), durable=True)
+                with self.tally.time("commit"):
+                    data = parquet_bytes(part, self.level)
+                    self.output.write(f"{folder}/{part_name(part)}", data, durable=True)
+                self.tally.add(bytes_out=len(data))
+        self.tally.flush()

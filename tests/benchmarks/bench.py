@@ -90,7 +90,7 @@ class Load:
     """A second count for the slope, as a share of the first, in the first round."""
 
 
-LATENTS_ALONE = ["--set", "compression_level=3", "--set", "quality=false"]
+LATENTS_ALONE = ["--set", "compression_level=3", "--set", "quality=0"]
 """As the others do it: no figures of quality, which would take decoding each latent."""
 LOADS = {
     "latents": Load("256-px JPEGs → encoder → Parquet", AT_IMAGES, 1_000, other=0.5),

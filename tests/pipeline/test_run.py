@@ -17,11 +17,13 @@ from pipeline.actor import Actor
 from pipeline.committed import part_paths
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, StorageError, TooManyRejects, VerificationError
+from pipeline.item import Item
 from pipeline.job import Job
 from pipeline.kept import keep_checkpoint
 from pipeline.lease import Lease
 from pipeline.resolve import check_model, plan_of, resolve
 from pipeline.run import run
+from pipeline.schema import image_id
 from pipeline.storage import Store
 from pipeline.verify import verify
 
@@ -138,14 +140,28 @@ def test_latents_without_figures_of_quality_are_the_same_and_not_made_again(tmp_
     source, output = tmp_path / "in", tmp_path / "out"
     fill(source, crops)
     config = RunConfig(task="compress", input=str(source), output=str(output))
-    record = run(config.model_copy(update={"quality": False}))
+    record = run(config.model_copy(update={"quality": 0}))
     assert "psnr_db" not in record["quality"]
     assert {row["psnr_db"] for row in rows(output)} == {None}
     assert verify(Store(str(output))).problems == []
     assert run(config)["planned"] == 0
     codes = {row["rel_path"]: row["latent_crc32"] for row in rows(output)}
-    run(config.model_copy(update={"output": str(tmp_path / "other")}))
-    assert {row["rel_path"]: row["latent_crc32"] for row in rows(tmp_path / "other")} == codes
+    run(config.model_copy(update={"output": str(tmp_path / "other"), "quality": len(codes) // 2}))
+    other = rows(tmp_path / "other")
+    assert {row["rel_path"]: row["latent_crc32"] for row in other} == codes
+    measured = {row["rel_path"] for row in other if row["psnr_db"] is not None}
+    assert {row["rel_path"] for row in other if row["bits_per_pixel"] is not None} == measured
+    assert 0 < len(measured) < len(codes)
+
+
+def test_which_images_are_measured_is_decided_by_their_identities():
+    items = [Item({"image_id": image_id(f"{n}.jpg")}) for n in range(10_000)]
+    few, many = ({n for n, item in enumerate(items) if item.among(share)} for share in (0.02, 0.3))
+    assert few < many
+    assert 150 < len(few) < 250
+    assert 2_800 < len(many) < 3_200
+    assert all(item.among(1.0) for item in items)
+    assert not any(item.among(0.0) for item in items)
 
 
 def test_coded_and_plain_latents_share_an_output_and_decode_to_what_the_run_reconstructed(tmp_path, crops):
@@ -207,7 +223,7 @@ def test_a_damaged_payload_is_named_and_never_decoded(tmp_path, crops):
 def test_rows_that_take_much_memory_become_parts_before_their_block_ends(tmp_path, crops, monkeypatch):
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 6, crops)
-    resolved = resolve(RunConfig(task="compress", input=source.url, output=output.url, quality=False))
+    resolved = resolve(RunConfig(task="compress", input=source.url, output=output.url, quality=0))
     monkeypatch.setattr("pipeline.predict.ROWS_BYTES", 1)
     with Lease(output) as lease:
         keep_checkpoint(output, resolved.card, resolved.weights)
@@ -222,7 +238,7 @@ def test_rows_that_take_much_memory_become_parts_before_their_block_ends(tmp_pat
             max_pixels=resolved.config.max_pixels,
             image=resolved.config.image,
             reconstruct=False,
-            quality=False,
+            quality=0.0,
             compression_level=1,
             lineage=lineage | {"run_id": "r", "fence": lease.fence},
             batch_size=2,
