@@ -412,6 +412,8 @@ def main(
         with bucket(bench):
             for number in range(rounds):
                 bench.round(number)
+                # What there is by now stays when the rest is cut off.
+                leave(bench, about, fixed, number + 1)
             if "latents" in loads and bench.goes_on("latents"):
                 fixed = bench.fixed(rounds)
         leave(bench, about, fixed, rounds)
