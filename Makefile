@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint chaos bench bench-quick clean
+.PHONY: demo test lint chaos soak bench bench-quick clean
 
 demo: $(VENV)/.demo
 	$(BIN)/imagemill demo demo
@@ -21,6 +21,10 @@ lint: $(VENV)/.test
 chaos: $(VENV)/.test
 	$(BIN)/python -m pytest -m chaos --timeout 1800 --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
+# An hour of nights over a folder that grows, changes and loses files, a third of them killed: soak/soak.md.
+soak: $(VENV)/.test
+	PYTHONPATH=. $(BIN)/python tests/faults/soak.py
+
 # Imagemill beside other ways, on a quiet machine; it takes a while: bench/bench.md, bench.png, bench.json.
 bench: $(VENV)/.bench
 	$(BIN)/python tests/benchmarks/bench.py
@@ -30,7 +34,7 @@ bench-quick: $(VENV)/.bench
 	$(BIN)/python tests/benchmarks/bench.py --quick
 
 clean:
-	rm -rf $(VENV) demo bench
+	rm -rf $(VENV) demo bench soak
 
 $(VENV)/.base: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \

@@ -7,8 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from jobs.cli import app
 from models.checkpoint import CheckpointError
@@ -35,19 +34,17 @@ def interrupted(signum: int, frame: Any) -> None:
 
 
 @contextmanager
-def native_noise_aside() -> Iterator[Path]:
-    """Ray's C++ core warns of its own doings on descriptor 2, past Python's sys.stderr: into a file, which this gives.
+def native_noise_into(noise: IO[bytes]) -> Iterator[None]:
+    """Ray's C++ core warns of its own doings on descriptor 2, past Python's sys.stderr: into a file.
 
     Python's own messages go where they went.
     """
     kept, python_stderr = os.dup(2), sys.stderr
-    noise, path = tempfile.mkstemp(prefix="imagemill-native-", suffix=".log")
     python_stderr.flush()
-    os.dup2(noise, 2)
-    os.close(noise)
+    os.dup2(noise.fileno(), 2)
     sys.stderr = os.fdopen(kept, "w", buffering=1)
     try:
-        yield Path(path)
+        yield
     finally:
         sys.stderr.flush()
         os.dup2(kept, 2)
@@ -61,12 +58,15 @@ def main() -> None:
     except FileNotFoundError:
         print("imagemill: no folder for temporary files can be written; set TMPDIR to one", file=sys.stderr)
         sys.exit(ConfigError.exit_code)
-    with native_noise_aside() as noise:
-        code = command()
-    if code == RunFailed.exit_code and noise.stat().st_size:
-        print(f"imagemill: what Ray's core said is in {noise}", file=sys.stderr)
-    else:
-        noise.unlink()
+    # Without a name: a command that is killed leaves nothing behind.
+    with tempfile.TemporaryFile() as noise:
+        with native_noise_into(noise):
+            code = command()
+        noise.seek(0)
+        if code == RunFailed.exit_code and (heard := noise.read()):
+            with tempfile.NamedTemporaryFile(prefix="imagemill-native-", suffix=".log", delete=False) as kept:
+                kept.write(heard)
+            print(f"imagemill: what Ray's core said is in {kept.name}", file=sys.stderr)
     sys.exit(code)
 
 

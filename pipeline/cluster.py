@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import signal
 import sys
 import threading
@@ -45,6 +46,10 @@ def ensure_token() -> None:
 
 endings: list[threading.Thread] = []
 """Of the Ray that this process had."""
+OURS = "imagemill"
+"""A file that marks the folder of a Ray session as ours."""
+SESSIONS = 10
+"""Whose logs are kept."""
 STARTS = 3
 """Times that a Ray of our own is started: on a machine that is loaded to the brim its processes may be late."""
 ROOT = Path(__file__).parent.parent
@@ -106,7 +111,9 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
         options |= {"address": "local", "include_dashboard": False, "num_cpus": num_cpus}
     try:
         with signals_wait():
-            start_ray(address, options)
+            context = start_ray(address, options)
+        if not address:
+            tidy(Path(context.address_info["session_dir"]))
         yield
     except BaseException:
         # Nothing may be at work any more when the error is heard of.
@@ -114,6 +121,18 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
         raise
     endings.append(threading.Thread(target=ray.shutdown, name="end of Ray"))
     endings[-1].start()
+
+
+def tidy(session: Path) -> None:
+    """Of what Rays of ours left beside this session's folder, which Ray itself never deletes, keep the newest few."""
+    try:
+        (session / OURS).touch()
+        for mark in sorted(session.parent.glob(f"session_*/{OURS}"))[:-SESSIONS]:
+            driver = mark.parent.name.rpartition("_")[2]
+            if not Path("/proc", driver).exists():
+                shutil.rmtree(mark.parent, ignore_errors=True)
+    except OSError as e:
+        log.warning("old sessions in %s stay: %s", session.parent, e.strerror)
 
 
 def unseen(paths: list[str]) -> Iterator[tuple[str, str]]:
@@ -139,14 +158,16 @@ def unseen(paths: list[str]) -> Iterator[tuple[str, str]]:
         yield from ((node["NodeManagerAddress"], path) for path in found)
 
 
-def start_ray(address: str | None, options: dict[str, Any]) -> None:
-    """Raises: ConfigError when what is asked for cannot be; RunFailed when Ray was late again and again."""
+def start_ray(address: str | None, options: dict[str, Any]) -> Any:
+    """What `ray.init` gives.
+
+    Raises: ConfigError when what is asked for cannot be; RunFailed when Ray was late again and again.
+    """
     import ray
 
     for left in reversed(range(STARTS)):
         try:
-            ray.init(**options)
-            return
+            return ray.init(**options)
         except Exception as e:  # noqa: BLE001 - Ray raises Exception itself, as when a node is not up after 30 s
             said = " ".join(str(e).split())[:300]
             if address:

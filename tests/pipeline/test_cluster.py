@@ -1,13 +1,15 @@
 """How Ray is started: signals wait for it, and what goes wrong is one line."""
 
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import ray
 
-from pipeline.cluster import STARTS, connected, signals_wait
+from pipeline.cluster import OURS, SESSIONS, STARTS, connected, signals_wait, tidy
 from pipeline.errors import RunFailed
 
 
@@ -63,3 +65,16 @@ def test_a_ray_that_is_late_is_started_again_and_at_last_one_line(monkeypatch: p
 def test_what_ray_ships_to_every_process_of_a_run_imports_no_torch() -> None:
     code = "import sys, pipeline.actor, pipeline.watch; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_folders_of_old_sessions_go_and_those_of_others_and_of_the_living_stay(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    folders = [tmp_path / f"session_2026-01-{day:02d}_00-00-00_000000_{gone.pid}" for day in range(1, 20)]
+    others, living = tmp_path / "session_2025-01-01_00-00-00_000000_1", tmp_path / f"session_2025-01-02_0_0_{os.getpid()}"
+    for folder in (*folders, others, living):
+        (folder / "logs").mkdir(parents=True)
+    for folder in (*folders[:-1], living):
+        (folder / OURS).touch()
+    tidy(folders[-1])
+    assert {*tmp_path.iterdir()} == {others, living, *folders[-SESSIONS:]}

@@ -1,0 +1,178 @@
+"""Nights without end over a folder that grows, changes and loses files, a third of them killed: `make soak`.
+
+python tests/faults/soak.py [--minutes 60] [--out soak]
+
+What must stay bounded is counted after each night: memory, open files and threads of the process that runs the nights that
+are not killed, parts, temporary files, what Ray leaves behind. In the end every file that is there has a row of its very
+bytes or a reject, and `verify` holds. Left in `--out`: soak.json (every night), soak.md. Exit 1 when something is wrong.
+"""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from commands import stop
+from skimage import data
+
+from pipeline.committed import COMPACTIONS, part_paths, read_parts
+from pipeline.config import RunConfig
+from pipeline.pixels import encode_rgb
+from pipeline.run import run
+from pipeline.snapshot import snapshot
+from pipeline.storage import TEMPORARY, Store
+from pipeline.verify import verify
+
+SIDE = 96
+AT_FIRST, NEW, CHANGED, LOST = 300, 40, 10, 10
+"""Files at the beginning, and of each night."""
+KILLED = 1 / 3
+"""Share of nights that are killed."""
+
+
+class Folder:
+    """The images of a place that lives."""
+
+    def __init__(self, store: Store, generator: random.Random) -> None:
+        self.store, self.random, self.number = store, generator, 0
+        self.photos = [getattr(data, name)()[..., :3] for name in ("astronaut", "chelsea", "coffee", "rocket")]
+        self.there: list[str] = []
+        self.add(AT_FIRST)
+
+    def picture(self) -> bytes:
+        """A crop that was not there before; now and then one that is cut off."""
+        photo = self.random.choice(self.photos)
+        y, x = (self.random.randrange(side - SIDE) for side in photo.shape[:2])
+        crop = np.roll(photo[y : y + SIDE, x : x + SIDE], self.random.randrange(256), axis=2)
+        encoded = encode_rgb(crop, "PNG")
+        return encoded[: len(encoded) // 2] if self.random.random() < 0.02 else encoded
+
+    def add(self, count: int) -> None:
+        for _ in range(count):
+            name = f"{self.number % 17}/{self.number}.png"
+            self.store.write(name, self.picture())
+            self.there.append(name)
+            self.number += 1
+
+    def day(self) -> None:
+        self.add(self.random.randrange(2 * NEW))
+        for name in self.random.sample(self.there, CHANGED):
+            self.store.write(name, self.picture())
+        for name in self.random.sample(self.there, LOST):
+            self.store.delete(name)
+            self.there.remove(name)
+
+
+def killed_night(source: Store, output: Store, generator: random.Random) -> str:
+    """A run that is killed at some moment, unless it ends before."""
+    command = [sys.executable, "-m", "jobs", "compress", source.url, output.url]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        process.wait(generator.uniform(1, 18))
+        return f"exit {process.returncode}"
+    except subprocess.TimeoutExpired:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        return "killed"
+    finally:
+        stop(process)
+
+
+def counted(output: Store) -> dict[str, int]:
+    """What must not grow with the nights."""
+    status = dict(line.split(":\t") for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
+    parts = [entry for folder in ("results", "rejects") for entry in output.entries(folder)]
+    commands = [command_of(path) for path in Path("/proc").glob("[0-9]*/cmdline")]
+    return {
+        "rss_mb": int(status["VmRSS"].split()[0]) // 1000,
+        "open_files": len(os.listdir("/proc/self/fd")),
+        "threads": int(status["Threads"]),
+        "parts": len(parts),
+        "temporary_files": sum(bool(TEMPORARY.fullmatch(name)) for _, _, names in os.walk(output.root) for name in names),
+        "notes": len(output.names(COMPACTIONS)),
+        "sessions_of_ray": len(list(Path("/tmp/ray").glob("session_2*"))),
+        "raylets": sum(b"/raylet\0" in command for command in commands),
+        "shared_memory": len(os.listdir("/dev/shm")),
+    }
+
+
+def command_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def wrong(folder: Folder, output: Store) -> list[str]:
+    """What is not as it must be when a last run is over."""
+    problems = list(verify(output).problems)
+    newest = snapshot(output)
+    rows = {
+        path: digest
+        for table in newest.tables(["rel_path", "content_sha256"])
+        for path, digest in zip(*(table[name].to_pylist() for name in ("rel_path", "content_sha256")), strict=True)
+    }
+    rejects = read_parts(output, part_paths(output, "rejects"), ["rel_path", "source_etag"])
+    refused = set(zip(*(rejects[name].to_pylist() for name in ("rel_path", "source_etag")), strict=True))
+    for name in folder.there:
+        of_these_bytes = rows.get(name) == hashlib.sha256(folder.store.read(name)).hexdigest()
+        if not of_these_bytes and (name, folder.store.entry(name).etag) not in refused:
+            problems.append(f"{name}: neither a row of these bytes nor a reject")
+    return problems
+
+
+def main(
+    minutes: Annotated[float, typer.Option(min=0.1)] = 60.0,
+    seed: Annotated[int, typer.Option(help="of what happens when")] = 0,
+    out: Annotated[Path, typer.Option(help="where the figures go")] = Path("soak"),
+) -> None:
+    """Run nights until the time is over."""
+    began, generator = time.monotonic(), random.Random(seed)
+    nights: list[dict[str, Any]] = []
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="imagemill-soak-") as place:
+        source, output = Store(f"{place}/in"), Store(f"{place}/out")
+        folder = Folder(source, generator)
+        config = RunConfig(task="compress", input=source.url, output=output.url)
+        while not nights or time.monotonic() - began < 60 * minutes:
+            if nights:
+                folder.day()
+            killed = bool(nights) and generator.random() < KILLED
+            ended = killed_night(source, output, generator) if killed else f"exit {run(config)['exit_code']}"
+            nights.append({"minute": round((time.monotonic() - began) / 60, 1), "ended": ended, **counted(output)})
+            typer.echo(json.dumps(nights[-1]))
+            (out / "soak.json").write_text(json.dumps(nights, indent=1))
+        run(config)
+        problems = wrong(folder, output)
+        images = len(folder.there)
+    (out / "soak.md").write_text(report(nights, images, problems))
+    typer.echo((out / "soak.md").read_text())
+    if problems:
+        raise typer.Exit(1)
+
+
+def report(nights: list[dict[str, Any]], images: int, problems: list[str]) -> str:
+    """The Markdown page: what was counted, in the first and in the last third of the nights."""
+    third = max(1, len(nights) // 3)
+    ends = ", ".join(f"{count} × {end}" for end, count in Counter(night["ended"] for night in nights).most_common())
+    lines = [f"{len(nights)} nights in {nights[-1]['minute']:.0f} minutes ({ends}); {images:,} images in the end.", ""]
+    lines += ["| after a night, the most | first third | last third |", "|---|---|---|"]
+    for name in nights[0].keys() - {"minute", "ended"}:
+        first, last = (max(night[name] for night in some) for some in (nights[:third], nights[-third:]))
+        lines.append(f"| {name.replace('_', ' ')} | {first:,} | {last:,} |")
+    said = "; ".join(problems[:5]) if problems else "every image has a row of its very bytes or a reject, `verify` holds"
+    return "\n".join([*lines, "", f"In the end: {said}."]) + "\n"
+
+
+if __name__ == "__main__":
+    typer.run(main)
