@@ -16,7 +16,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from jobs.decode import decode_output
 from pipeline import read_latents
-from pipeline.names import decoded_name
+from pipeline.output.names import decoded_name
 from pipeline.storage import Store
 
 

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from jobs.cli import app
 from models.checkpoint import CheckpointError
-from pipeline.cluster import ensure_token
+from pipeline.cluster.connection import ensure_token
 from pipeline.errors import (
     ConfigError,
     Deadline,

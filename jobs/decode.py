@@ -10,13 +10,13 @@ from jobs.console import console
 from jobs.inspect import check_exists
 from models.objectives.compress import decode_latent
 from pipeline.errors import VerificationError
-from pipeline.exports import state_of
-from pipeline.latents import latent_rows, upright_size
-from pipeline.names import decoded_name
-from pipeline.pixels import encode_rgb
+from pipeline.images.pixels import encode_rgb
+from pipeline.output.exports import state_of
+from pipeline.output.latents import latent_rows, upright_size
+from pipeline.output.names import decoded_name
+from pipeline.output.values import LATENT_COLUMNS, Coders, check_latents, symbols_in
 from pipeline.schema import LatentError
 from pipeline.storage import Store
-from pipeline.values import LATENT_COLUMNS, Coders, check_latents, symbols_in
 
 ROWS_AT_A_TIME = 32
 IMAGE = ["image_id", "rel_path", "orig_width", "orig_height", "exif_orientation", "step", "checkpoint_sha256"]

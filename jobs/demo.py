@@ -18,11 +18,11 @@ from jobs.paintings import PAINTINGS
 from models.damage import lost_strokes
 from models.metrics import psnr_db
 from models.resizing import within_side
-from pipeline.cluster import connected
+from pipeline.cluster.connection import connected
 from pipeline.config import RunConfig
-from pipeline.pixels import decode, encode_rgb
+from pipeline.images.pixels import decode, encode_rgb
+from pipeline.reports.sheets import Tile, contact_sheet
 from pipeline.run import run
-from pipeline.sheets import Tile, contact_sheet
 from pipeline.storage import Store
 
 PHOTOS = (

@@ -12,8 +12,8 @@ from jobs.console import console
 from jobs.search import SIDE, images_of, pictures_of, raise_damaged, shortened
 from jobs.tables import check_format, write
 from models.likeness import similarity
-from pipeline.neighbours import near_groups
-from pipeline.sheets import Tile, contact_sheet
+from pipeline.output.neighbours import near_groups
+from pipeline.reports.sheets import Tile, contact_sheet
 from pipeline.storage import Store
 
 ROW = ["image_id", "rel_path", "source_uri", "content_sha256", "orig_width", "orig_height"]

@@ -11,7 +11,7 @@ from jobs.evaluations import EVALUATIONS
 from jobs.evaluations.digits import evaluate_digits
 from jobs.evaluations.evaluation import EvaluateConfig, Evaluation, Line, Measured
 from models import checkpoint as checkpoints
-from pipeline.cluster import connected
+from pipeline.cluster.connection import connected
 from pipeline.config import validate
 from pipeline.errors import ConfigError
 from pipeline.run import versions

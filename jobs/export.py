@@ -20,14 +20,14 @@ from jobs.removed import Sources, sources_of
 from models import checkpoint as checkpoints
 from models.pooling import POOLS
 from pipeline.errors import ConfigError, VerificationError
-from pipeline.exports import LATENTS, MANIFEST, UNFINISHED
-from pipeline.kept import checkpoint_folder
-from pipeline.lease import FOLDER as LEASE
-from pipeline.lease import Lease
+from pipeline.output.exports import LATENTS, MANIFEST, UNFINISHED
+from pipeline.output.kept import checkpoint_folder
+from pipeline.output.lease import FOLDER as LEASE
+from pipeline.output.lease import Lease
+from pipeline.output.snapshot import Snapshot, snapshot
+from pipeline.output.values import Coders, Latents, check_latents, latent_batches, vectors
 from pipeline.schema import LATENT_ZERO_POINT
-from pipeline.snapshot import Snapshot, snapshot
 from pipeline.storage import Store
-from pipeline.values import Coders, Latents, check_latents, latent_batches, vectors
 
 log = logging.getLogger("imagemill.export")
 PART_BYTES = 128_000_000

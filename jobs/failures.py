@@ -8,8 +8,8 @@ from rich.text import Text
 from jobs.console import console
 from jobs.inspect import check_exists
 from jobs.tables import check_format, write
-from pipeline.committed import part_paths, placed, read_parts, scan
-from pipeline.snapshot import newest_rows
+from pipeline.output.committed import part_paths, placed, read_parts, scan
+from pipeline.output.snapshot import newest_rows
 from pipeline.storage import Store
 
 COLUMNS = ["image_id", "source_uri", "rel_path", "stage", "error_class", "error", "transient", "attempts", "run_id", "fence"]

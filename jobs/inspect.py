@@ -5,11 +5,11 @@ from typing import Any
 from rich.table import Table
 
 from jobs.console import console
-from pipeline.committed import part_paths, run_ids, run_records
 from pipeline.errors import StorageError, VerificationError
-from pipeline.snapshot import snapshot
+from pipeline.output.committed import part_paths, run_ids, run_records
+from pipeline.output.snapshot import snapshot
+from pipeline.output.verify import verify
 from pipeline.storage import STORE_FAILURES, Store, reason
-from pipeline.verify import verify
 
 
 def check_exists(output: Store) -> None:

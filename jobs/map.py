@@ -10,10 +10,10 @@ from PIL import Image
 
 from jobs.console import console
 from jobs.search import images_of, raise_damaged
-from pipeline.atlas import Atlas, atlas
-from pipeline.page import TEMPLATES, data_url, draw
+from pipeline.reports.atlas import Atlas, atlas
+from pipeline.reports.page import TEMPLATES, data_url, draw
+from pipeline.reports.thumbnails import thumbnails
 from pipeline.storage import Store
-from pipeline.thumbnails import thumbnails
 
 ROW = ["image_id", "rel_path", "orig_width", "orig_height", "psnr_db", "bits_per_pixel"]
 SIDE, QUALITY = 96, 70

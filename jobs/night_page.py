@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from pipeline.errors import Deadline
-from pipeline.page import draw
+from pipeline.reports.page import draw
 from pipeline.storage import Store, reason, split_scheme
 
 log = logging.getLogger("imagemill.nightly")

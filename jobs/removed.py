@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from pipeline.committed import run_ids, run_records
 from pipeline.config import RunConfig, validate
 from pipeline.errors import ConfigError, StorageError
+from pipeline.output.committed import run_ids, run_records
+from pipeline.output.snapshot import identities
 from pipeline.schema import image_id
-from pipeline.snapshot import identities
 from pipeline.sources import input_of, listing
 from pipeline.storage import STORE_FAILURES, Store, reason
 

@@ -2,9 +2,9 @@
 
 from jobs.console import console
 from jobs.inspect import check_exists
-from pipeline.committed import run_ids
 from pipeline.errors import StorageError
-from pipeline.report import make_report
+from pipeline.output.committed import run_ids
+from pipeline.reports.report import make_report
 from pipeline.storage import Store
 
 

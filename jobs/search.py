@@ -10,12 +10,12 @@ from jobs.console import console
 from jobs.inspect import check_exists
 from models.resizing import within_side
 from pipeline.errors import ConfigError, VerificationError
-from pipeline.neighbours import Collection, collection, nearest
-from pipeline.pixels import MAX_PIXELS
-from pipeline.references import read_image
-from pipeline.sheets import Tile, contact_sheet
+from pipeline.images.pixels import MAX_PIXELS
+from pipeline.output.neighbours import Collection, collection, nearest
+from pipeline.output.references import read_image
+from pipeline.reports.sheets import Tile, contact_sheet
+from pipeline.reports.thumbnails import thumbnails
 from pipeline.storage import Store
-from pipeline.thumbnails import thumbnails
 
 ROW = ["image_id", "rel_path", "source_uri", "orig_width", "orig_height"]
 SIDE, ACROSS, LETTERS = 256, 4, 28

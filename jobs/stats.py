@@ -8,9 +8,9 @@ from rich.table import Table
 from jobs.console import console
 from jobs.inspect import check_exists
 from pipeline.errors import ConfigError
-from pipeline.snapshot import snapshot
+from pipeline.output.snapshot import snapshot
+from pipeline.output.values import check_latents, latent_batches
 from pipeline.storage import Store
-from pipeline.values import check_latents, latent_batches
 
 SHOWN_RUNS, SHOWN_CHANNELS = 10, 8
 

@@ -15,7 +15,7 @@ import yaml
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from pipeline.cluster import runtime_env
+from pipeline.cluster.connection import runtime_env
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, Interrupted, RunFailed
 from pipeline.schema import new_run_id

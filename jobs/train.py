@@ -27,11 +27,11 @@ from models import checkpoint as checkpoints
 from models.autoencoder import Autoencoder
 from models.batches import to_batch
 from models.objectives import OBJECTIVES
-from pipeline.cluster import connected
+from pipeline.cluster.connection import connected
+from pipeline.cluster.pool import node_resources
 from pipeline.config import validate
 from pipeline.errors import ConfigError, RunFailed, StorageError
-from pipeline.lease import Lease
-from pipeline.pool import node_resources
+from pipeline.output.lease import Lease
 from pipeline.sources import Input
 from pipeline.storage import STORE_FAILURES, Store, reason
 

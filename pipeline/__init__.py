@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.codes import Codes
+    from pipeline.output.codes import Codes
     from pipeline.storage import StorageConfig
 
 
@@ -31,8 +31,8 @@ def read_latents(
 
     Raises: ConfigError for what cannot be read so; StorageError.
     """
-    from pipeline.codes import Codes
-    from pipeline.exports import state_of
+    from pipeline.output.codes import Codes
+    from pipeline.output.exports import state_of
     from pipeline.storage import Store
 
     return Codes(state_of(Store(place, storage), run, as_of, model, where), columns)

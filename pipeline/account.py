@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.committed import KEYS, columns_of, part_paths, placed, read_part, scan, wanted
 from pipeline.errors import VerificationError
+from pipeline.output.committed import KEYS, columns_of, part_paths, placed, read_part, scan, wanted
 from pipeline.plan import Plan
 from pipeline.schema import parquet_bytes, part_name
 from pipeline.storage import Store

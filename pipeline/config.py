@@ -7,7 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import ConfigError
-from pipeline.pixels import MAX_PIXELS, PixelConfig
+from pipeline.images.pixels import MAX_PIXELS, PixelConfig
 from pipeline.sources.source import SourceConfig
 from pipeline.storage import StorageConfig
 

@@ -11,18 +11,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.cluster import connected, unseen
-from pipeline.committed import part_paths, read_parts
+from pipeline.cluster.connection import connected, unseen
+from pipeline.cluster.pool import PATIENCE_SECONDS, Pool, node_resources, nodes_with_room, pool_for, room_for
+from pipeline.cluster.progress import Shown
+from pipeline.cluster.tally import peak_rss_mb
 from pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
-from pipeline.kept import keep_checkpoint
-from pipeline.lease import Lease
+from pipeline.output.committed import part_paths, read_parts
+from pipeline.output.kept import keep_checkpoint
+from pipeline.output.lease import Lease
+from pipeline.output.references import keep_references
 from pipeline.plan import Plan, blocks
-from pipeline.pool import PATIENCE_SECONDS, Pool, node_resources, nodes_with_room, pool_for, room_for
-from pipeline.progress import Shown
-from pipeline.references import keep_references
 from pipeline.resolve import Resolved
 from pipeline.storage import STORE_FAILURES, Store, reason
-from pipeline.tally import peak_rss_mb
 
 log = logging.getLogger("imagemill.run")
 BYTES_PER_PART = 64_000_000
@@ -82,7 +82,7 @@ def write_all(job: Resolved, plan: Plan, shown: Shown, part_rows: int, record: d
     """
     from ray.exceptions import RayError
 
-    from pipeline.watch import NoRoom, watched
+    from pipeline.cluster.watch import NoRoom, watched
 
     todo, want, lost = plan.todo, job.config.pool, False
     patience = want.wait_s or PATIENCE_SECONDS
@@ -140,8 +140,8 @@ def write(job: Resolved, todo: pa.Table, pool: Pool, part_rows: int, lineage: di
     from ray._private.log import PlainRayHandler
 
     from pipeline.actor import BLOCKS_AT_ONCE, Actor
+    from pipeline.cluster.suspects import MOST_DEATHS
     from pipeline.job import Job
-    from pipeline.suspects import MOST_DEATHS
 
     # Ray Data's progress, plan lines and stack traces give way to one honest bar and one line; its log file has the last.
     ray.data.DataContext.get_current().enable_progress_bars = False

@@ -10,15 +10,15 @@ import numpy as np
 from PIL import Image
 
 from models.tasks.task import Output, Task
+from pipeline.cluster.tally import Tally
 from pipeline.errors import StorageError
+from pipeline.images.pixels import Picture, drawn, encode_rgb, output_format, written
 from pipeline.item import Item, Rejected
 from pipeline.job import Job
-from pipeline.names import decoded_name, output_name
-from pipeline.pixels import Picture, drawn, encode_rgb, output_format, written
+from pipeline.output.names import decoded_name, output_name
 from pipeline.schema import latent_bytes, pack_latent
 from pipeline.sources.folder import is_image_name
 from pipeline.storage import reason, takes_nothing
-from pipeline.tally import Tally
 
 log = logging.getLogger("imagemill.finish")
 NO_PIXELS = np.empty((0, 0, 3), np.uint8)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from models.tasks.task import Sample
-from pipeline.pixels import Picture
+from pipeline.images.pixels import Picture
 
 
 @dataclass

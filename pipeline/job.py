@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.pixels import PixelConfig
+from pipeline.images.pixels import PixelConfig
 from pipeline.sources import Input
 from pipeline.storage import Store
 

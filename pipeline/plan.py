@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.committed import newest_of, part_paths, rejected_of
+from pipeline.output.committed import newest_of, part_paths, rejected_of
 from pipeline.schema import REFERENCE, image_id, version_of
 from pipeline.sources.source import Listed
 from pipeline.storage import Store

@@ -15,19 +15,19 @@ from models.objectives import TASK_OBJECTIVES
 from models.precision import Precision, bf16_hardware
 from models.tasks import TASKS
 from models.tasks.task import Params, SampleError
+from pipeline.cluster.suspects import TRIED_BY_RUNS, Suspects
+from pipeline.cluster.tally import Tally
 from pipeline.finish import Finish
+from pipeline.images.pixels import ImageError, decode, pixels_of
 from pipeline.item import Item, Rejected
 from pipeline.job import Job
-from pipeline.kept import kept_model
 from pipeline.logs import configure_actor
-from pipeline.pixels import ImageError, decode, pixels_of
-from pipeline.reading import ReadError, Reading
-from pipeline.references import kept_references
+from pipeline.output.kept import kept_model
+from pipeline.output.references import kept_references
 from pipeline.schema import row_schema
+from pipeline.sources.reading import ReadError, Reading
 from pipeline.sources.source import UNREADABLE_SHARD
 from pipeline.storage import reason
-from pipeline.suspects import TRIED_BY_RUNS, Suspects
-from pipeline.tally import Tally
 
 # Decoded pixels that wait for a batch of their size, before the largest group is run as it is.
 HELD_PIXELS = 64_000_000

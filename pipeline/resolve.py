@@ -11,12 +11,12 @@ from pydantic import ValidationError
 from models import checkpoint as checkpoints
 from models.tasks import TASKS
 from models.tasks.task import Params, Task
-from pipeline.committed import part_paths, read_parts
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, StorageError
-from pipeline.pixels import LOSSY
+from pipeline.images.pixels import LOSSY
+from pipeline.output.committed import part_paths, read_parts
+from pipeline.output.references import references_of
 from pipeline.plan import Plan, make_plan
-from pipeline.references import references_of
 from pipeline.sources import Input, input_of, listing
 from pipeline.storage import STORE_FAILURES, Store, reason
 

@@ -16,14 +16,14 @@ import yaml
 
 from models.tasks.task import Task
 from pipeline.account import Account, account
-from pipeline.committed import SUPERSEDED
-from pipeline.compact import compact
 from pipeline.config import RunConfig
 from pipeline.errors import Deadline, Interrupted, TooManyRejects
 from pipeline.execute import execute, stage
-from pipeline.lease import Lease
 from pipeline.logs import RunName
-from pipeline.report import leave_report
+from pipeline.output.committed import SUPERSEDED
+from pipeline.output.compact import compact
+from pipeline.output.lease import Lease
+from pipeline.reports.report import leave_report
 from pipeline.resolve import Resolved, check_ends, check_model, plan_of, resolve, storage_errors
 from pipeline.schema import new_run_id, parquet_bytes
 from pipeline.sources import forget_indexes

@@ -6,11 +6,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.tasks.task import Task
+from pipeline.cluster.tally import Tally
 from pipeline.errors import OutputHeld, StorageError
 from pipeline.job import Job
-from pipeline.lease import Lease
+from pipeline.output.lease import Lease
 from pipeline.schema import parquet_bytes, part_name, reject_schema, result_schema
-from pipeline.tally import Tally
 
 
 class Sink:

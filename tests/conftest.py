@@ -76,7 +76,7 @@ def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture(scope="session")
 def ray_session(rclone_url: str) -> Iterator[None]:
     """The one Ray of the suite; its workers see the rclone server. Depends on nothing outside this machine."""
-    from pipeline.cluster import connected, ensure_token
+    from pipeline.cluster.connection import connected, ensure_token
 
     ensure_token()
     before = dict(os.environ)

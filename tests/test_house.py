@@ -1,11 +1,17 @@
 """The floors of the house: models ← pipeline ← jobs; nobody imports upward, nobody imports infra."""
 
 import ast
+import html
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "docs"))
+
+import architecture  # noqa: E402
+
 MAY_IMPORT = {"models": {"models"}, "pipeline": {"models", "pipeline"}, "jobs": {"models", "pipeline", "jobs"}}
 FILES = sorted(path for floor in MAY_IMPORT for path in (ROOT / floor).rglob("*.py"))
 
@@ -36,3 +42,15 @@ def test_imports_go_down_only(path: Path) -> None:
 
 def test_no_file_without_a_purpose_in_its_name() -> None:
     assert not {path.stem for path in FILES} & {"util", "utils", "common", "helper", "helpers", "manager", "misc"}
+
+
+def test_rooms_of_the_pipeline_form_no_ring() -> None:
+    edges = architecture.within("pipeline")
+    while nothing_left := {room for room, asked in edges.items() if not asked & edges.keys()}:
+        edges = {room: asked for room, asked in edges.items() if room not in nothing_left}
+    assert not edges
+
+
+def test_the_picture_of_the_house_is_of_these_imports() -> None:
+    said = html.unescape(architecture.PICTURE.read_text())
+    assert architecture.said() in " ".join(said.split()), "python docs/architecture.py draws it again"

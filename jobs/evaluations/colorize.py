@@ -18,7 +18,7 @@ from jobs.evaluations.evaluation import (
 from models.metrics import psnr_db, ssim
 from models.objectives.colorize import colourfulness
 from pipeline.errors import ConfigError, VerificationError
-from pipeline.sheets import Tile, contact_sheet
+from pipeline.reports.sheets import Tile, contact_sheet
 
 SHOWN = 6
 

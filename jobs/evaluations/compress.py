@@ -22,8 +22,8 @@ from jobs.evaluations.evaluation import (
 )
 from jobs.inspect import rows_of
 from models.metrics import MS_SSIM_SIDE, ms_ssim, psnr_db, ssim
-from pipeline.names import decoded_name
-from pipeline.pixels import decode
+from pipeline.images.pixels import decode
+from pipeline.output.names import decoded_name
 from pipeline.schema import image_id
 from pipeline.storage import Store
 

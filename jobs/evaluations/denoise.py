@@ -24,8 +24,8 @@ from models import checkpoint as checkpoints
 from models.batches import pad_to, to_uint8
 from models.metrics import psnr_db, ssim
 from models.precision import Precision
-from pipeline.pixels import Picture, encode_image
-from pipeline.sheets import Tile, contact_sheet
+from pipeline.images.pixels import Picture, encode_image
+from pipeline.reports.sheets import Tile, contact_sheet
 from pipeline.storage import Store
 
 SIGMAS = [15.0, 25.0, 50.0]

@@ -24,7 +24,7 @@ from models.objectives.inpaint import known_of
 from models.tasks.inpaint import InpaintParams
 from models.tasks.task import Sample
 from pipeline.errors import VerificationError
-from pipeline.sheets import Tile, contact_sheet
+from pipeline.reports.sheets import Tile, contact_sheet
 
 DAMAGES = {
     "random pixels 50 %": InpaintParams(missing="random", share=0.5, block=1),

@@ -23,8 +23,8 @@ from models.resizing import within_side
 from models.stylist import Stylist
 from models.tasks.stylize import FITS, GATYS_SIDE, StylizeParams
 from pipeline.errors import ConfigError
-from pipeline.pixels import decode
-from pipeline.sheets import Tile, contact_sheet
+from pipeline.images.pixels import decode
+from pipeline.reports.sheets import Tile, contact_sheet
 
 ALPHAS = [100.0, 10.0, 1.0, 0.1]
 COMPARED = [0, 10, 50, 100]

@@ -18,10 +18,10 @@ import ray.data
 
 from jobs.training.config import TrainConfig
 from pipeline.errors import ConfigError, StorageError, TooManyRejects
-from pipeline.pixels import ImageError, decode
+from pipeline.images.pixels import ImageError, decode
 from pipeline.plan import blocks
-from pipeline.reading import ReadError, Reading
 from pipeline.sources import Input, input_of, listing
+from pipeline.sources.reading import ReadError, Reading
 from pipeline.storage import Store, reason
 
 log = logging.getLogger("imagemill.train")

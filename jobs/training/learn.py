@@ -26,9 +26,9 @@ from models.autoencoder import Autoencoder
 from models.batches import to_batch
 from models.objectives import OBJECTIVES
 from models.precision import bf16_hardware
+from pipeline.cluster.tally import publish
 from pipeline.sources import Input
 from pipeline.storage import Store
-from pipeline.tally import publish
 
 # Figures are fetched from a GPU after so many steps: each time it has to wait for the host.
 GPU_STEPS = 20

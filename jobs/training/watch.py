@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pipeline.progress import LOG_SECONDS, POLL_SECONDS, clock
-from pipeline.tally import published
+from pipeline.cluster.progress import LOG_SECONDS, POLL_SECONDS, clock
+from pipeline.cluster.tally import published
 
 log = logging.getLogger("imagemill.train")
 Result = TypeVar("Result")

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError
 from pipeline.sources.source import Listed, SourceConfig
+from pipeline.sources.web import WEB
 from pipeline.storage import STORE_FAILURES, Store, reason
-from pipeline.web import WEB
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 URI_NAMES = ("uri", "url", "path", "file", "file_name", "filename", "image", "image_url", "source_uri")

@@ -31,7 +31,7 @@ from figures import AT_IMAGES, Run, Spread, Summary, number, spread, summary, ta
 from outcome import LATENT_TOLERANCE, PSNR_TOLERANCE_DB, deviation, images_in, pixels_of, steady_rate, times_of
 from process_tree import watched
 
-from pipeline.cluster import WORKER_ENV
+from pipeline.cluster.connection import WORKER_ENV
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

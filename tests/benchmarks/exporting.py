@@ -23,7 +23,7 @@ import typer
 
 from models import checkpoint as checkpoints
 from models.tasks import TASKS
-from pipeline.kept import keep_checkpoint
+from pipeline.output.kept import keep_checkpoint
 from pipeline.schema import LATENT_ZERO_POINT, parquet_bytes, result_schema
 from pipeline.storage import Store
 
@@ -84,12 +84,12 @@ def measured(folder: str) -> None:
 
 def by_ray(folder: str) -> None:
     """The same arithmetic as a Ray Data job on as many cores: prints JSON."""
-    from pipeline.cluster import connected
+    from pipeline.cluster.connection import connected
 
     with connected(None):
         import ray.data
 
-        from pipeline.values import dequantise
+        from pipeline.output.values import dequantise
 
         width = checkpoints.build(*checkpoints.read("conv-mnist")).lattice(26.0)[0].numpy()
 

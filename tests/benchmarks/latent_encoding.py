@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.committed import part_paths, read_parts
+from pipeline.output.committed import part_paths, read_parts
 from pipeline.schema import LATENT_ZERO_POINT
 from pipeline.storage import Store
 

@@ -20,7 +20,7 @@ from models import checkpoint as checkpoints
 from models import pooling
 from models.likeness import features, similarity, whitening_of
 from models.objectives.compress import latents_of
-from pipeline.values import dequantise
+from pipeline.output.values import dequantise
 
 STEP = 26.0
 HASHES = ("phash", "dhash", "whash", "average_hash")

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import typer
 
-from pipeline.committed import newest_of
+from pipeline.output.committed import newest_of
 from pipeline.plan import make_plan
 from pipeline.schema import image_id, parquet_bytes
 from pipeline.sources.folder import list_folder

@@ -15,7 +15,7 @@ import pyarrow as pa
 from PIL import Image
 
 from models.tasks import TASKS
-from pipeline.report import make_report
+from pipeline.reports.report import make_report
 from pipeline.schema import parquet_bytes, part_name, result_schema
 from pipeline.storage import Store
 

@@ -12,7 +12,7 @@ import torch
 
 from models import checkpoint as checkpoints
 from models.likeness import DIMENSIONS, features
-from pipeline.neighbours import near_groups, nearest
+from pipeline.output.neighbours import near_groups, nearest
 
 BATCH = 10_000
 

@@ -30,7 +30,7 @@ from models.precision import Precision
 from models.style import content_loss, gram
 from models.tasks.stylize import StylizeParams
 from models.tasks.task import Sample
-from pipeline.sheets import Tile, contact_sheet
+from pipeline.reports.sheets import Tile, contact_sheet
 
 SIDE = 224  # what the judge takes
 CONTENTS = ("astronaut.png", "chelsea.png")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.committed import part_paths, read_parts
 from pipeline.config import RunConfig
-from pipeline.pixels import encode_rgb
+from pipeline.images.pixels import encode_rgb
+from pipeline.output.committed import part_paths, read_parts
 from pipeline.run import run as run_here
 from pipeline.storage import Store
 

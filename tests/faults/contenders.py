@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from pipeline.errors import OutputHeld, StorageError
-from pipeline.lease import Lease
+from pipeline.output.lease import Lease
 from pipeline.storage import Store
 
 CONTENDERS = 4

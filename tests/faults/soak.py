@@ -25,13 +25,13 @@ import typer
 from commands import stop
 from skimage import data
 
-from pipeline.committed import COMPACTIONS, part_paths, read_parts
 from pipeline.config import RunConfig
-from pipeline.pixels import encode_rgb
+from pipeline.images.pixels import encode_rgb
+from pipeline.output.committed import COMPACTIONS, part_paths, read_parts
+from pipeline.output.snapshot import snapshot
+from pipeline.output.verify import verify
 from pipeline.run import run
-from pipeline.snapshot import snapshot
 from pipeline.storage import TEMPORARY, Store
-from pipeline.verify import verify
 
 SIDE = 96
 AT_FIRST, NEW, CHANGED, LOST = 300, 40, 10, 10

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from mutations import bombs, mutations
 
-from pipeline.committed import part_paths, read_parts
 from pipeline.config import RunConfig
+from pipeline.output.committed import part_paths, read_parts
+from pipeline.output.verify import verify
 from pipeline.run import run
 from pipeline.storage import Store
-from pipeline.verify import verify
 
 ACTOR_MB = 1000
 

@@ -13,8 +13,8 @@ from clusters import RayCluster
 from commands import images_written, make_photos, wait_for
 from servers import S3, environment_of
 
+from pipeline.output.verify import verify
 from pipeline.storage import Store
-from pipeline.verify import verify
 
 pytestmark = pytest.mark.chaos
 

@@ -11,9 +11,9 @@ from servers import S3
 
 from pipeline.config import RunConfig
 from pipeline.errors import StorageError
+from pipeline.output.verify import verify
 from pipeline.run import run
 from pipeline.storage import Store
-from pipeline.verify import verify
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 IMAGES = [40, pytest.param(1000, marks=pytest.mark.chaos)]

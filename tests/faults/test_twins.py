@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from commands import make_photos, start
 
-from pipeline.pixels import encode_rgb
+from pipeline.images.pixels import encode_rgb
+from pipeline.output.verify import verify
 from pipeline.storage import Store
-from pipeline.verify import verify
 
 ROUNDS = 20
 

@@ -10,8 +10,8 @@ import pytest
 from commands import make_photos
 from manifests import KUBERNETES, ROOT, built, of_kind
 
+from pipeline.output.verify import verify
 from pipeline.storage import Store
-from pipeline.verify import verify
 
 CAN_ISOLATE = subprocess.run(["unshare", "-mpf", "true"], check=False, capture_output=True).returncode == 0
 isolated = pytest.mark.skipif(not CAN_ISOLATE, reason="no namespaces here: this needs root")
@@ -20,13 +20,13 @@ import os, pwd
 def nobody(uid): raise KeyError(uid)
 pwd.getpwuid = nobody
 os.environ.pop("HOME")
-from pipeline.cluster import ensure_token
+from pipeline.cluster.connection import ensure_token
 ensure_token()
 print(len(os.environ["RAY_AUTH_TOKEN"]))
 """
 BUSY = """
 import sys
-from pipeline.cluster import ensure_token
+from pipeline.cluster.connection import ensure_token
 ensure_token()
 import ray
 def init(**options): raise Exception("The current node timed out during startup.")

@@ -18,9 +18,9 @@ from models.precision import Precision
 from models.tasks import TASKS
 from models.tasks.task import Sample
 from pipeline.config import RunConfig
-from pipeline.kept import keep_checkpoint, kept_model
-from pipeline.names import decoded_name
-from pipeline.pixels import encode_rgb
+from pipeline.images.pixels import encode_rgb
+from pipeline.output.kept import keep_checkpoint, kept_model
+from pipeline.output.names import decoded_name
 from pipeline.schema import image_id, pack_latent, parquet_bytes, part_name, result_schema, version_of
 from pipeline.storage import Store
 

@@ -160,7 +160,7 @@ def in_page() -> str:
 
 
 def main() -> None:
-    from pipeline.cluster import connected
+    from pipeline.cluster.connection import connected
 
     with tempfile.TemporaryDirectory() as folder, connected(None, num_cpus=2):
         table = found(Path(folder))

@@ -7,7 +7,7 @@ from PIL import Image
 
 from jobs import __main__ as process
 from models import checkpoint
-from pipeline.lease import Lease
+from pipeline.output.lease import Lease
 from pipeline.storage import Store
 
 

@@ -20,7 +20,7 @@ from models import checkpoint
 from models.architectures import ARCHITECTURES
 from models.tasks import TASKS
 from pipeline.errors import ConfigError, StorageError
-from pipeline.pixels import decode
+from pipeline.images.pixels import decode
 
 TINY = {
     "colorize": ("chroma", {"widths": [8, 8], "blocks": 1}),

@@ -17,8 +17,8 @@ from jobs.decode import decode_output
 from jobs.export import export
 from models import checkpoint as checkpoints
 from pipeline import read_latents
-from pipeline.committed import part_paths
 from pipeline.errors import ConfigError, VerificationError
+from pipeline.output.committed import part_paths
 from pipeline.schema import parquet_bytes, part_name
 from pipeline.storage import Store
 

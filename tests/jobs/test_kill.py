@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from commands import actors_of, images_written, make_photos, start, wait_for
 
+from pipeline.output.verify import verify
 from pipeline.storage import Store
-from pipeline.verify import verify
 
 IMAGES = 300
 

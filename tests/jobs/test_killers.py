@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, PngImagePlugin
 
+from pipeline.output.verify import verify
 from pipeline.storage import Store
-from pipeline.verify import verify
 
 # Stands in for a decoder with a fatal bug: the marked file ends the process at once, as a segmentation fault does.
 FATAL = """

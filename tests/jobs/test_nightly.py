@@ -15,8 +15,8 @@ from PIL import Image
 
 from jobs.nightly import NightlyConfig, runs_of, seconds_until, show_night
 from pipeline.errors import ConfigError, NightFailed
+from pipeline.output.verify import verify
 from pipeline.storage import Store
-from pipeline.verify import verify
 
 TONIGHT = date(2026, 3, 1)
 

@@ -19,9 +19,9 @@ from PIL import Image
 from jobs.duplicates import show_duplicates
 from jobs.map import write_map
 from jobs.search import show_search
-from pipeline.atlas import sample
 from pipeline.errors import ConfigError, VerificationError
-from pipeline.neighbours import collection, near_groups
+from pipeline.output.neighbours import collection, near_groups
+from pipeline.reports.atlas import sample
 from pipeline.schema import parquet_bytes
 from pipeline.storage import Store
 
@@ -101,7 +101,7 @@ def test_copies_are_grouped_and_exact_ones_told_apart(output, tmp_path, capsys):
 
 @pytest.mark.parametrize("at_a_time", [16_000_000, 3_000])
 def test_groups_are_those_of_all_pairs(monkeypatch, at_a_time):
-    monkeypatch.setattr("pipeline.neighbours.COMPARED", at_a_time)
+    monkeypatch.setattr("pipeline.output.neighbours.COMPARED", at_a_time)
     vectors = np.random.default_rng(0).normal(size=(600, 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     groups = near_groups(vectors, 0.93)

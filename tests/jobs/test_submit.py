@@ -18,9 +18,9 @@ from clusters import RayCluster, metrics_of
 from PIL import Image
 from servers import free_port
 
-from pipeline.metrics import SERVED
+from pipeline.cluster.metrics import SERVED
+from pipeline.output.verify import verify
 from pipeline.storage import Store
-from pipeline.verify import verify
 
 TOKEN = "f" * 64
 PATIENCE_SECONDS = 900

@@ -17,7 +17,7 @@ from models.precision import Precision
 from models.tasks import TASKS
 from models.tasks.task import Sample
 from pipeline.errors import ConfigError, RunFailed, StorageError, TooManyRejects
-from pipeline.pixels import encode_rgb
+from pipeline.images.pixels import encode_rgb
 from pipeline.storage import Store
 
 DIGITS = {"architecture": "conv", "parameters": {}, "crop": 28, "crops_per_image": 1, "augment": "none"}

@@ -10,7 +10,7 @@ import pytest
 from jobs.train import TrainConfig
 from jobs.training.crops import crops_of, images_of, inputs_of, kept_images, middle_crops
 from pipeline.errors import StorageError
-from pipeline.pixels import encode_rgb
+from pipeline.images.pixels import encode_rgb
 from pipeline.storage import Store
 
 CONFIG = {"name": "t", "task": "denoise", "architecture": "unet", "epochs": 1, "crop": 64, "crops_per_image": 2}

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.committed import KEYS, columns_of, part_paths, read_parts
+from pipeline.output.committed import KEYS, columns_of, part_paths, read_parts
 from pipeline.schema import pack_latent, parquet_bytes, part_name, reject_schema, result_schema
 from pipeline.storage import Store
 

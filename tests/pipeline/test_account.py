@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from rows import DAY, SCHEMA, Pair, pairs_of, put, reject, row
 
 from pipeline.account import account, drop_doubles
-from pipeline.committed import columns_of, part_paths, read_parts
 from pipeline.errors import VerificationError
+from pipeline.output.committed import columns_of, part_paths, read_parts
+from pipeline.output.snapshot import newest_rows
+from pipeline.output.verify import verify
 from pipeline.plan import Plan
 from pipeline.schema import REFERENCE, parquet_bytes, part_name
-from pipeline.snapshot import newest_rows
 from pipeline.storage import Store
-from pipeline.verify import verify
 
 
 def todo_of(*pairs: Pair) -> pa.Table:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from pipeline.cluster import OURS, SESSIONS, STARTS, connected, signals_wait, tidy
+from pipeline.cluster.connection import OURS, SESSIONS, STARTS, connected, signals_wait, tidy
 from pipeline.errors import RunFailed
 
 
@@ -63,7 +63,7 @@ def test_a_ray_that_is_late_is_started_again_and_at_last_one_line(monkeypatch: p
 
 
 def test_what_ray_ships_to_every_process_of_a_run_imports_no_torch() -> None:
-    code = "import sys, pipeline.actor, pipeline.watch; sys.exit('torch' in sys.modules)"
+    code = "import sys, pipeline.actor, pipeline.cluster.watch; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

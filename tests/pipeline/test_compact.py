@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from rows import SCHEMA, pairs_of, put, reject, row
 
-from pipeline.committed import compactions, part_paths, read_part, read_parts
-from pipeline.compact import ENOUGH, MERGED_BYTES, SMALL_BYTES, compact
 from pipeline.config import RunConfig
+from pipeline.output.committed import compactions, part_paths, read_part, read_parts
+from pipeline.output.compact import ENOUGH, MERGED_BYTES, SMALL_BYTES, compact
+from pipeline.output.verify import verify
 from pipeline.run import run
 from pipeline.schema import pack_latent
 from pipeline.storage import Store
-from pipeline.verify import verify
 
 
 class Killed(BaseException):
@@ -106,7 +106,7 @@ def test_merged_parts_are_of_a_size(tmp_path: Path) -> None:
 def test_killed_anywhere_it_loses_nothing_and_doubles_nothing(tmp_path_factory, data) -> None:
     root = str(tmp_path_factory.mktemp("out"))
     output, mortal = Store(root), Mortal(root)
-    with patch("pipeline.compact.ENOUGH", 4):
+    with patch("pipeline.output.compact.ENOUGH", 4):
         parts = fill(output, 8)
         pairs = pairs_of(output)
         for _ in range(3):

@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 
 from jobs.failures import show_failures
-from pipeline.committed import SUPERSEDED
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
+from pipeline.output.committed import SUPERSEDED
+from pipeline.output.verify import verify
 from pipeline.resolve import plan_of, resolve
 from pipeline.run import run
 from pipeline.schema import image_id, parquet_bytes
 from pipeline.storage import Store
-from pipeline.verify import verify
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

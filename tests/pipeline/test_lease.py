@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import OutputHeld, StorageError
-from pipeline.lease import FOLDER, Lease
+from pipeline.output.lease import FOLDER, Lease
 from pipeline.storage import Store
 
 ROOT = Path(__file__).parents[2]
 HONEST = pytest.mark.parametrize("any_url", ["local", "moto"], indirect=True)
 DIE_HOLDING = """
 import os, signal, sys
-from pipeline.lease import Lease
+from pipeline.output.lease import Lease
 from pipeline.storage import Store
 lease = Lease(Store(sys.argv[1])).__enter__()
 print(lease.fence, flush=True)
@@ -23,7 +23,7 @@ os._exit(9) if sys.argv[2] == "exit" else os.kill(os.getpid(), signal.SIGKILL)
 """
 HOLD = """
 import sys
-from pipeline.lease import Lease
+from pipeline.output.lease import Lease
 from pipeline.storage import Store
 with Lease(Store(sys.argv[1])):
     print("held", flush=True)

@@ -1,7 +1,7 @@
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.names import MAX_COMPONENT_BYTES, output_name
+from pipeline.output.names import MAX_COMPONENT_BYTES, output_name
 from pipeline.schema import image_id
 from pipeline.sources.folder import EXTENSIONS
 

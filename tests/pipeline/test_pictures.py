@@ -16,15 +16,15 @@ from PIL.ExifTags import GPS, IFD, Base
 from PIL.PngImagePlugin import PngInfo
 
 from models.metrics import psnr_db
-from pipeline import pixels
 from pipeline.config import RunConfig, validate
 from pipeline.errors import ConfigError
-from pipeline.headers import depth_of
-from pipeline.pixels import ImageError, PixelConfig, decode, encode, output_format
+from pipeline.images import pixels
+from pipeline.images.headers import depth_of
+from pipeline.images.pixels import ImageError, PixelConfig, decode, encode, output_format
+from pipeline.output.verify import verify
 from pipeline.resolve import plan_of, resolve
 from pipeline.run import run
 from pipeline.storage import Store
-from pipeline.verify import verify
 
 H, W = 80, 120
 KEEP = PixelConfig(icc="keep")

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image, JpegImagePlugin
 
 from models.metrics import psnr_db
-from pipeline.headers import webp_size
-from pipeline.pixels import FORMATS, ImageError, Picture, decode, encode, encode_rgb, output_format, pixels_of
+from pipeline.images.headers import webp_size
+from pipeline.images.pixels import FORMATS, ImageError, Picture, decode, encode, encode_rgb, output_format, pixels_of
 
 LIMIT = 40_000_000
 H, W = 24, 36

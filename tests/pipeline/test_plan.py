@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.committed import part_paths, read_parts
+from pipeline.output.committed import part_paths, read_parts
 from pipeline.plan import Plan, blocks, make_plan
 from pipeline.schema import REFERENCE, image_id, parquet_bytes, part_name, reject_schema, result_schema, version_of
 from pipeline.sources.folder import list_folder

@@ -13,10 +13,10 @@ from PIL import Image
 from models import checkpoint
 from models.architectures import ARCHITECTURES
 from pipeline.config import RunConfig
-from pipeline.pixels import encode_rgb
+from pipeline.images.pixels import encode_rgb
+from pipeline.output.verify import verify
 from pipeline.run import run
 from pipeline.storage import Store
-from pipeline.verify import verify
 
 SMALL = {"inpaint": ("masked", {"widths": [8, 8], "blocks": 1})}
 

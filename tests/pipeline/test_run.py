@@ -14,18 +14,18 @@ from jobs.decode import decode_output
 from models import checkpoint as checkpoints
 from pipeline.account import account
 from pipeline.actor import Actor
-from pipeline.committed import part_paths
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, StorageError, TooManyRejects, VerificationError
 from pipeline.item import Item
 from pipeline.job import Job
-from pipeline.kept import keep_checkpoint
-from pipeline.lease import Lease
+from pipeline.output.committed import part_paths
+from pipeline.output.kept import keep_checkpoint
+from pipeline.output.lease import Lease
+from pipeline.output.verify import verify
 from pipeline.resolve import check_model, plan_of, resolve
 from pipeline.run import run
 from pipeline.schema import image_id
 from pipeline.storage import Store
-from pipeline.verify import verify
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

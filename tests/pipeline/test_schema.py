@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from models.entropy_fit import fit
-from pipeline.latents import latent_rows, symbols_of
+from pipeline.output.latents import latent_rows, symbols_of
 from pipeline.schema import (
     LatentError,
     image_id,

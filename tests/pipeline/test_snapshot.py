@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.committed import SUPERSEDED
 from pipeline.errors import ConfigError, StorageError
+from pipeline.output.committed import SUPERSEDED
+from pipeline.output.snapshot import newest_places, snapshot
 from pipeline.schema import image_id, parquet_bytes, part_name, result_schema
-from pipeline.snapshot import newest_places, snapshot
 from pipeline.storage import Store
 
 SCHEMA = result_schema({"psnr_db": float}, stores_latent=True)

@@ -16,14 +16,14 @@ from PIL import Image
 
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.pixels import encode_rgb
+from pipeline.images.pixels import encode_rgb
+from pipeline.output.verify import verify
 from pipeline.run import run
 from pipeline.sources import input_of, listing
 from pipeline.sources.source import Listed, SourceConfig
 from pipeline.sources.tar import FORMAT
+from pipeline.sources.web import AddressRefused, fetch
 from pipeline.storage import StorageConfig, Store
-from pipeline.verify import verify
-from pipeline.web import AddressRefused, fetch
 
 
 def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

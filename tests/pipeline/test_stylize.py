@@ -17,10 +17,10 @@ from models.architectures import ARCHITECTURES
 from models.checkpoint import CheckpointError
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
+from pipeline.output.verify import verify
 from pipeline.resolve import check_model, resolve
 from pipeline.run import run
 from pipeline.storage import Store
-from pipeline.verify import verify
 
 SMALL = {"widths": [8, 8, 8], "convs": [1, 1, 1]}
 

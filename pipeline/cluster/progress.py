@@ -11,8 +11,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pipeline.metrics import waiting_gauge
-from pipeline.tally import published
+from pipeline.cluster.metrics import waiting_gauge
+from pipeline.cluster.tally import published
 
 log = logging.getLogger("imagemill.run")
 LOG_SECONDS = 15.0

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from pipeline.committed import COMPACTIONS, compactions, part_paths, read_part
 from pipeline.errors import StorageError
+from pipeline.output.committed import COMPACTIONS, compactions, part_paths, read_part
 from pipeline.schema import parquet_bytes, part_name
 from pipeline.storage import STORE_FAILURES, Entry, Store, reason
 

@@ -13,8 +13,8 @@ import ray.data
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.exceptions import ExecutionTimeoutError
 
-from pipeline.cluster import signals_wait
-from pipeline.pool import LOOK_SECONDS, Pool, node_resources, room_for
+from pipeline.cluster.connection import signals_wait
+from pipeline.cluster.pool import LOOK_SECONDS, Pool, node_resources, room_for
 
 checks: list[Callable[[], None]] = []
 """Of this process, as Ray Data makes the callback itself and ships its class to every worker."""

@@ -16,14 +16,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.committed import read_part, scan
 from pipeline.errors import StorageError
-from pipeline.figures import Plane, latent_features, plane
-from pipeline.kept import kept_model
-from pipeline.page import data_url
-from pipeline.pixels import decode, pixels_of
+from pipeline.images.pixels import decode, pixels_of
+from pipeline.output.committed import read_part, scan
+from pipeline.output.kept import kept_model
+from pipeline.reports.figures import Plane, latent_features, plane
+from pipeline.reports.page import data_url
+from pipeline.reports.sheets import center_crop
 from pipeline.schema import LATENT, LatentError, unpack_latent
-from pipeline.sheets import center_crop
 from pipeline.storage import STORE_FAILURES, Store, reason
 
 log = logging.getLogger("imagemill.report")
@@ -260,7 +260,7 @@ def middle_of(row: dict[str, Any], model: Any) -> np.ndarray:
     Raises: LatentError; ValueError for a coded latent that is large, as all of it would have to be decoded.
     """
     from models.objectives.compress import decode_latent
-    from pipeline.latents import is_coded, symbols_of, upright_size
+    from pipeline.output.latents import is_coded, symbols_of, upright_size
 
     height, width = upright_size(row)
     if is_coded(row) and height * width > CODED_PIXELS:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pipeline.metrics import ActorMetrics
+from pipeline.cluster.metrics import ActorMetrics
 
 log = logging.getLogger("imagemill.run")
 NAMESPACE = b"imagemill"

@@ -12,15 +12,15 @@ import pyarrow.compute as pc
 import yaml
 from pydantic import ValidationError
 
-from pipeline.committed import RUN_ID, part_paths, run_ids, run_records, scan
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, StorageError
-from pipeline.figures import Histogram, Plane, Trend, histogram
-from pipeline.page import draw
+from pipeline.output.committed import RUN_ID, part_paths, run_ids, run_records, scan
 from pipeline.plan import references
-from pipeline.reading import Reading
-from pipeline.samples import THREADS, Rows, Shown, chosen, latent_plane, rows_of_run, show
+from pipeline.reports.figures import Histogram, Plane, Trend, histogram
+from pipeline.reports.page import draw
+from pipeline.reports.samples import THREADS, Rows, Shown, chosen, latent_plane, rows_of_run, show
 from pipeline.sources import find, input_of
+from pipeline.sources.reading import Reading
 from pipeline.storage import STORE_FAILURES, Store, reason
 
 log = logging.getLogger("imagemill.report")

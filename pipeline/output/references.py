@@ -7,7 +7,7 @@ import numpy as np
 from models.tasks.task import Params, Task
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, StorageError
-from pipeline.pixels import ImageError, PixelConfig, decode
+from pipeline.images.pixels import ImageError, PixelConfig, decode
 from pipeline.storage import STORE_FAILURES, StorageConfig, Store, reason
 
 

@@ -52,7 +52,7 @@ SESSIONS = 10
 """Whose logs are kept."""
 STARTS = 3
 """Times that a Ray of our own is started: on a machine that is loaded to the brim its processes may be late."""
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 """The repository, or where the packages are installed. What `.rayignore` there lets through is shipped to a cluster."""
 ANSWER_SECONDS = 60.0
 # glibc hands large blocks back to the kernel and faults them in again for every image: keeping them made the

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.committed import part_paths
 from pipeline.errors import ConfigError, StorageError
-from pipeline.snapshot import Snapshot, snapshot
+from pipeline.output.committed import part_paths
+from pipeline.output.snapshot import Snapshot, snapshot
 from pipeline.storage import STORE_FAILURES, Store, reason
 
 LATENTS, MANIFEST, UNFINISHED = "latents", "export.json", "UNFINISHED"

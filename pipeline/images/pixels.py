@@ -11,9 +11,9 @@ import numpy as np
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-from pipeline.headers import depth_of, webp_size
-from pipeline.metadata import Exif, carried_exif, carried_xmp, in_tiff, writer_options
-from pipeline.profiles import in_srgb, treatment
+from pipeline.images.headers import depth_of, webp_size
+from pipeline.images.metadata import Exif, carried_exif, carried_xmp, in_tiff, writer_options
+from pipeline.images.profiles import in_srgb, treatment
 
 # Formats by what a decoder has to do with outside data; Pillow knows many more, each one an attack surface.
 # (JPEG's reader opens MPO as well.)

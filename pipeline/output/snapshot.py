@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.tasks import TASKS
-from pipeline.committed import each_part, part_paths, read_part, superseded
 from pipeline.errors import ConfigError, StorageError
+from pipeline.output.committed import each_part, part_paths, read_part, superseded
 from pipeline.schema import result_schema
 from pipeline.storage import Store
 

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import ConfigError, VerificationError
-from pipeline.snapshot import Snapshot
-from pipeline.values import LATENT_COLUMNS, check_latents, latent_batches, vectors
+from pipeline.output.snapshot import Snapshot
+from pipeline.output.values import LATENT_COLUMNS, check_latents, latent_batches, vectors
 
 
 class Codes:

@@ -10,8 +10,8 @@ from scipy.cluster.vq import kmeans2
 
 from models.likeness import similarity, whitening_for
 from pipeline.errors import ConfigError, VerificationError
-from pipeline.neighbours import Collection
-from pipeline.snapshot import Snapshot
+from pipeline.output.neighbours import Collection
+from pipeline.output.snapshot import Snapshot
 
 MOST_IMAGES, MOST_PARTS = 1_500, 150
 """Of a map; of a larger collection a sample is drawn, from so many parts at most."""

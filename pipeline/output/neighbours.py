@@ -16,10 +16,10 @@ from models.autoencoder import LatentCoder
 from models.likeness import Whitening, features, similarity, whitening_for
 from models.objectives.compress import latents_of
 from pipeline.errors import VerificationError
-from pipeline.pixels import PixelConfig
-from pipeline.snapshot import Snapshot, snapshot
+from pipeline.images.pixels import PixelConfig
+from pipeline.output.snapshot import Snapshot, snapshot
+from pipeline.output.values import Coders, check_latents, dequantise, latent_batches
 from pipeline.storage import Store
-from pipeline.values import Coders, check_latents, dequantise, latent_batches
 
 MADE_BY = ["model_id", "checkpoint_sha256", "step", "parameters"]
 WHITENED_BY = 20_000

@@ -9,9 +9,9 @@ import torch
 from models.autoencoder import LatentCoder
 from models.batches import to_uint8
 from models.resizing import within_side
-from pipeline.latents import upright_size
-from pipeline.snapshot import Snapshot
-from pipeline.values import latent_batches
+from pipeline.output.latents import upright_size
+from pipeline.output.snapshot import Snapshot
+from pipeline.output.values import latent_batches
 
 SIZE = ["orig_width", "orig_height", "exif_orientation"]
 

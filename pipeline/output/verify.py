@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.checkpoint import CheckpointError
-from pipeline.committed import KEYS, columns_of, part_paths, read_part, read_parts, superseded
 from pipeline.errors import StorageError
-from pipeline.kept import kept_model
+from pipeline.output.committed import KEYS, columns_of, part_paths, read_part, read_parts, superseded
+from pipeline.output.kept import kept_model
+from pipeline.output.snapshot import newest_rows
 from pipeline.schema import LatentError, part_name
-from pipeline.snapshot import newest_rows
 from pipeline.storage import Store, reason
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def check_part(path: str, table: pa.Table, seen: Verified, entropy_of: Callable[
     if path.rpartition("/")[2] != part_name(table):
         seen.problems.append(f"{path}: its name is not that of the rows it holds")
     if "latent" in table.schema.names:
-        from pipeline.latents import is_coded, latent_rows, symbols_of
+        from pipeline.output.latents import is_coded, latent_rows, symbols_of
 
         for number, row in enumerate(latent_rows(table)):
             try:

@@ -15,10 +15,10 @@ import pyarrow as pa
 from models.autoencoder import LatentCoder
 from models.checkpoint import CheckpointError
 from pipeline.errors import ConfigError
-from pipeline.kept import kept_model
-from pipeline.latents import latent_rows, symbols_of
+from pipeline.output.kept import kept_model
+from pipeline.output.latents import latent_rows, symbols_of
+from pipeline.output.snapshot import Snapshot
 from pipeline.schema import LATENT, LATENT_ZERO_POINT, LatentError, store_latent, unpack_latent
-from pipeline.snapshot import Snapshot
 from pipeline.storage import Store
 
 LATENT_COLUMNS = [name for name, _ in LATENT]
