@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "docs"))
 
 import architecture  # noqa: E402
+import reference  # noqa: E402
 
 MAY_IMPORT = {"models": {"models"}, "pipeline": {"models", "pipeline"}, "jobs": {"models", "pipeline", "jobs"}}
 FILES = sorted(path for floor in MAY_IMPORT for path in (ROOT / floor).rglob("*.py"))
@@ -54,3 +55,8 @@ def test_rooms_of_the_pipeline_form_no_ring() -> None:
 def test_the_picture_of_the_house_is_of_these_imports() -> None:
     said = html.unescape(architecture.PICTURE.read_text())
     assert architecture.said() in " ".join(said.split()), "python docs/architecture.py draws it again"
+
+
+def test_the_reference_is_what_the_code_says() -> None:
+    for path, text in reference.written().items():
+        assert path.read_text(encoding="utf-8") == text, "PYTHONPATH=. python docs/reference.py writes it again"
