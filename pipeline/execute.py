@@ -144,7 +144,10 @@ def write(job: Resolved, todo: pa.Table, pool: Pool, part_rows: int, lineage: di
     from pipeline.job import Job
 
     # Ray Data's progress, plan lines and stack traces give way to one honest bar and one line; its log file has the last.
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    # Or it wraps what an actor raises, and the wrapping loses it on its way here.
+    context.raise_original_map_exception = True
     ray_data = logging.getLogger("ray.data")
     ray_data.setLevel(logging.ERROR)
     for handler in ray_data.handlers:

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import ray
 import ray.data
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 from ray.data.exceptions import ExecutionTimeoutError
 
 from pipeline.cluster.connection import signals_wait
@@ -18,6 +20,8 @@ from pipeline.cluster.pool import LOOK_SECONDS, Pool, node_resources, room_for
 
 checks: list[Callable[[], None]] = []
 """Of this process, as Ray Data makes the callback itself and ships its class to every worker."""
+actors: list[Any] = []
+"""Handles of those at work."""
 
 
 class Ended(ExecutionTimeoutError):  # type: ignore[misc]
@@ -32,6 +36,8 @@ class Steps(ExecutionCallback):  # type: ignore[misc]
     """Called by Ray Data at each step, several times a second."""
 
     def on_execution_step(self, executor: Any) -> None:
+        pools = [op._actor_pool for op in executor._topology if isinstance(op, ActorPoolMapOperator)]
+        actors[:] = [actor for pool in pools for actor in (*pool._running_actors, *pool._pending_actors.values())]
         for check in checks:
             check()
 
@@ -59,7 +65,11 @@ class Room:
 
 @contextmanager
 def watched(pool: Pool, done: Callable[[], float], patience_s: float) -> Iterator[None]:
-    """Ray Data's work within the `with` ends with NoRoom, or with what the handler of a signal raises."""
+    """Ray Data's work within the `with` ends with NoRoom, or with what the handler of a signal raises.
+
+    When it fails its actors are ended: Ray Data leaves that to whoever lets go of the last handle, which the exception's
+    frames hold, and what comes next on the same Ray would wait for their CPUs without end.
+    """
 
     def signalled() -> None:
         if waiting:
@@ -70,5 +80,10 @@ def watched(pool: Pool, done: Callable[[], float], patience_s: float) -> Iterato
         checks[:] = [signalled, Room(pool, done, patience_s)]
         try:
             yield
+        except BaseException:
+            for actor in actors:
+                ray.kill(actor)
+            raise
         finally:
             checks.clear()
+            actors.clear()
