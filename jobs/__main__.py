@@ -24,7 +24,7 @@ from pipeline.errors import (
     VerificationError,
 )
 from pipeline.logs import as_json, configure
-from pipeline.storage import STORE_FAILURES, reason
+from pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill")
 

@@ -9,7 +9,8 @@ from pipeline.errors import StorageError, VerificationError
 from pipeline.output.committed import part_paths, run_ids, run_records
 from pipeline.output.snapshot import snapshot
 from pipeline.output.verify import verify
-from pipeline.storage import STORE_FAILURES, Store, reason
+from pipeline.storage import Store
+from pipeline.store_failures import STORE_FAILURES, reason
 
 
 def check_exists(output: Store) -> None:

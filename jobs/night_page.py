@@ -10,7 +10,8 @@ from urllib.parse import quote
 
 from pipeline.errors import Deadline
 from pipeline.reports.page import draw
-from pipeline.storage import Store, reason, split_scheme
+from pipeline.storage import Store, split_scheme
+from pipeline.store_failures import reason
 
 log = logging.getLogger("imagemill.nightly")
 EARLIER = 30

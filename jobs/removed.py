@@ -12,7 +12,8 @@ from pipeline.output.committed import run_ids, run_records
 from pipeline.output.snapshot import identities
 from pipeline.schema import image_id
 from pipeline.sources import input_of, listing
-from pipeline.storage import STORE_FAILURES, Store, reason
+from pipeline.storage import Store
+from pipeline.store_failures import STORE_FAILURES, reason
 
 
 @dataclass(frozen=True)

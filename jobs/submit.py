@@ -19,7 +19,8 @@ from pipeline.cluster.connection import runtime_env
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, Interrupted, RunFailed
 from pipeline.schema import new_run_id
-from pipeline.storage import STORE_FAILURES, StorageConfig, Store
+from pipeline.storage import StorageConfig, Store
+from pipeline.store_failures import STORE_FAILURES
 
 log = logging.getLogger("imagemill.submit")
 LOCAL_DASHBOARD = "http://127.0.0.1:8265"

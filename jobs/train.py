@@ -33,7 +33,8 @@ from pipeline.config import validate
 from pipeline.errors import ConfigError, RunFailed, StorageError
 from pipeline.output.lease import Lease
 from pipeline.sources import Input
-from pipeline.storage import STORE_FAILURES, Store, reason
+from pipeline.storage import Store
+from pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill.train")
 FINISHING_IMAGES = 1500

@@ -22,7 +22,8 @@ from pipeline.output.lease import Lease
 from pipeline.output.references import keep_references
 from pipeline.plan import Plan, blocks
 from pipeline.resolve import Resolved
-from pipeline.storage import STORE_FAILURES, Store, reason
+from pipeline.storage import Store
+from pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill.run")
 BYTES_PER_PART = 64_000_000

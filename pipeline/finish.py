@@ -18,7 +18,7 @@ from pipeline.job import Job
 from pipeline.output.names import decoded_name, output_name
 from pipeline.schema import latent_bytes, pack_latent
 from pipeline.sources.folder import is_image_name
-from pipeline.storage import reason, takes_nothing
+from pipeline.store_failures import reason, takes_nothing
 
 log = logging.getLogger("imagemill.finish")
 NO_PIXELS = np.empty((0, 0, 3), np.uint8)

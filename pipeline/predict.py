@@ -27,7 +27,7 @@ from pipeline.output.references import kept_references
 from pipeline.schema import row_schema
 from pipeline.sources.reading import ReadError, Reading
 from pipeline.sources.source import UNREADABLE_SHARD
-from pipeline.storage import reason
+from pipeline.store_failures import reason
 
 # Decoded pixels that wait for a batch of their size, before the largest group is run as it is.
 HELD_PIXELS = 64_000_000

@@ -18,7 +18,8 @@ from pipeline.output.committed import part_paths, read_parts
 from pipeline.output.references import references_of
 from pipeline.plan import Plan, make_plan
 from pipeline.sources import Input, input_of, listing
-from pipeline.storage import STORE_FAILURES, Store, reason
+from pipeline.storage import Store
+from pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill.run")
 

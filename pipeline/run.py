@@ -28,7 +28,7 @@ from pipeline.resolve import Resolved, check_ends, check_model, plan_of, resolve
 from pipeline.schema import new_run_id, parquet_bytes
 from pipeline.sources import forget_indexes
 from pipeline.sources.source import SHARD_CHANGED
-from pipeline.storage import reason
+from pipeline.store_failures import reason
 
 KEPT_VERSIONS = ("imagemill", "ray", "torch", "pyarrow", "pillow", "numpy", "s3fs")
 

@@ -1,9 +1,6 @@
 """Bytes by relative path in a folder or a bucket prefix, by fsspec; a write appears at once or not at all."""
 
-import base64
 import errno
-import hashlib
-import logging
 import os
 import re
 import secrets
@@ -13,36 +10,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import aiohttp
 import fsspec
-from botocore.exceptions import BotoCoreError, HTTPClientError
-from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, Field
-from tenacity import (
-    Retrying,
-    before_sleep_log,
-    retry_if_exception,
-    retry_if_exception_type,
-    stop_after_attempt,
-    wait_exponential_jitter,
-)
 
 from pipeline.errors import ConfigError, StorageError
+from pipeline.store_failures import Answer, check_body, check_length, content_md5, patiently, reason, refusal
 
-log = logging.getLogger("imagemill.storage")
 SCHEMES = ("file", "s3")
 LISTED_AT_A_TIME = 16
-STORE_FAILURES = (OSError, BotoCoreError, aiohttp.ClientError)
-"""What the clients of stores raise."""
-MD5 = re.compile("[0-9a-f]{32}")
 TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
-MENDABLE = ("BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch")
-"""What S3 answers with status 400 when a request was damaged or cut off on its way."""
-Answer = TypeVar("Answer")
 
 
 class StorageConfig(BaseModel):
@@ -90,73 +70,6 @@ def split_scheme(url: str) -> tuple[str, str]:
     if scheme not in SCHEMES:
         raise ConfigError(f"{url}: scheme {scheme!r} is not one of {', '.join(SCHEMES)}")
     return scheme, os.path.abspath(path) if scheme == "file" else path.strip("/")
-
-
-def reason(error: BaseException) -> str:
-    """One line for a person: what kind of failure, and what the library said."""
-    text = " ".join(str(error).split())[:300]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def refusal(error: BaseException) -> tuple[int, str]:
-    """(HTTP status, code) of a store's answer that stands behind an error; (0, "") when it was none."""
-    answer = getattr(error, "response", None) or getattr(error.__cause__, "response", None) or {}
-    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return status, str(answer.get("Error", {}).get("Code", ""))
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed in a moment: yes after a break of the line, damage, or a busy server."""
-    status, code = refusal(error)
-    if status:
-        return status in (408, 409, 429) or status >= 500 or code in MENDABLE
-    final = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
-    lost = (OSError, HTTPClientError, ResponseParserError, aiohttp.ClientError)
-    return isinstance(error, lost) and not isinstance(error, final)
-
-
-def takes_nothing(error: BaseException) -> bool:
-    """Whether what failed a write will fail the next ones too: a full or read-only disk, a right that was taken away."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-    return full or isinstance(error, PermissionError) or refusal(error)[0] == 507
-
-
-def patiently(request: Callable[[], Answer], damage: tuple[type[Exception], ...] = ()) -> Answer:
-    """The answer to a request of S3; four tries in some seconds, each of which is the client's own several."""
-    tries = Retrying(
-        stop=stop_after_attempt(4),
-        wait=wait_exponential_jitter(initial=0.5, max=5),
-        retry=retry_if_exception(is_transient) | retry_if_exception_type(damage),
-        before_sleep=before_sleep_log(log, logging.INFO),
-        reraise=True,
-    )
-    return tries(request)
-
-
-def content_md5(data: bytes) -> str:
-    """What tells the store whether it got what was sent."""
-    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
-
-
-def check_length(path: str, data: bytes, answer: dict[str, Any]) -> None:
-    """Raises: OSError when fewer bytes came than were announced."""
-    if len(data) != answer["ContentLength"]:
-        raise OSError(errno.EIO, f"{len(data)} of {answer['ContentLength']} bytes came", path)
-
-
-def check_body(path: str, data: bytes, answer: dict[str, Any]) -> None:
-    """Compare a whole object with the length and the etag that came with it.
-
-    An etag is no MD5 where the object was put in parts (it has a dash then) or lies encrypted by KMS or a key
-    of the client.
-
-    Raises: OSError when they differ.
-    """
-    etag = answer.get("ETag", "").strip('"')
-    opaque = "aws:" in answer.get("ServerSideEncryption", "") or answer.get("SSECustomerAlgorithm")
-    check_length(path, data, answer)
-    if MD5.fullmatch(etag) and not opaque and hashlib.md5(data, usedforsecurity=False).hexdigest() != etag:
-        raise OSError(errno.EIO, f"the bytes that came do not have the MD5 of their etag {etag}", path)
 
 
 def local_files(root: str) -> Iterator[Entry]:

@@ -22,7 +22,8 @@ from pipeline.images.pixels import ImageError, decode
 from pipeline.plan import blocks
 from pipeline.sources import Input, input_of, listing
 from pipeline.sources.reading import ReadError, Reading
-from pipeline.storage import Store, reason
+from pipeline.storage import Store
+from pipeline.store_failures import reason
 
 log = logging.getLogger("imagemill.train")
 KEPT = "images.parquet"

@@ -12,7 +12,8 @@ from models.autoencoder import Autoencoder
 from models.objectives import OBJECTIVES
 from pipeline.errors import ConfigError
 from pipeline.sources import Input
-from pipeline.storage import Store, reason
+from pipeline.storage import Store
+from pipeline.store_failures import reason
 
 
 def rehearsed(config: TrainConfig) -> Autoencoder:

@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import StorageError
-from pipeline.storage import STORE_FAILURES, Store, reason
+from pipeline.storage import Store
+from pipeline.store_failures import STORE_FAILURES, reason
 
 KEYS = ["image_id", "version"]
 SUPERSEDED = "superseded.parquet"

@@ -9,7 +9,8 @@ import pyarrow as pa
 from pipeline.errors import StorageError
 from pipeline.output.committed import COMPACTIONS, compactions, part_paths, read_part
 from pipeline.schema import parquet_bytes, part_name
-from pipeline.storage import STORE_FAILURES, Entry, Store, reason
+from pipeline.storage import Entry, Store
+from pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill.compact")
 SMALL_BYTES = 1_000_000

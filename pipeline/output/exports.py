@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 from pipeline.errors import ConfigError, StorageError
 from pipeline.output.committed import part_paths
 from pipeline.output.snapshot import Snapshot, snapshot
-from pipeline.storage import STORE_FAILURES, Store, reason
+from pipeline.storage import Store
+from pipeline.store_failures import STORE_FAILURES, reason
 
 LATENTS, MANIFEST, UNFINISHED = "latents", "export.json", "UNFINISHED"
 """Below an export: its parts; what it is, written last; what says that it is not whole."""

@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import Any
 
 from pipeline.errors import OutputHeld, StorageError
-from pipeline.storage import STORE_FAILURES, Store, reason
+from pipeline.storage import Store
+from pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill.lease")
 FOLDER = "runs/lease"

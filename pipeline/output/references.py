@@ -8,7 +8,8 @@ from models.tasks.task import Params, Task
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, StorageError
 from pipeline.images.pixels import ImageError, PixelConfig, decode
-from pipeline.storage import STORE_FAILURES, StorageConfig, Store, reason
+from pipeline.storage import StorageConfig, Store
+from pipeline.store_failures import STORE_FAILURES, reason
 
 
 def references_of(config: RunConfig, task: Task, params: Params) -> list[tuple[str, bytes]]:

@@ -18,7 +18,8 @@ from pipeline.output.committed import KEYS, columns_of, part_paths, read_part, r
 from pipeline.output.kept import kept_model
 from pipeline.output.snapshot import newest_rows
 from pipeline.schema import LatentError, part_name
-from pipeline.storage import Store, reason
+from pipeline.storage import Store
+from pipeline.store_failures import reason
 
 if TYPE_CHECKING:
     from models.entropy import EntropyModel

@@ -21,7 +21,8 @@ from pipeline.reports.page import draw
 from pipeline.reports.samples import THREADS, Rows, Shown, chosen, latent_plane, rows_of_run, show
 from pipeline.sources import find, input_of
 from pipeline.sources.reading import Reading
-from pipeline.storage import STORE_FAILURES, Store, reason
+from pipeline.storage import Store
+from pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill.report")
 LAST_RUNS = 30

@@ -24,7 +24,8 @@ from pipeline.reports.figures import Plane, latent_features, plane
 from pipeline.reports.page import data_url
 from pipeline.reports.sheets import center_crop
 from pipeline.schema import LATENT, LatentError, unpack_latent
-from pipeline.storage import STORE_FAILURES, Store, reason
+from pipeline.storage import Store
+from pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill.report")
 AT_RANDOM, OF_EACH = 8, 4

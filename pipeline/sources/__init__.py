@@ -15,7 +15,8 @@ from pipeline.errors import ConfigError, StorageError
 from pipeline.sources import manifest, parquet, tar
 from pipeline.sources.folder import image_file, with_masks
 from pipeline.sources.source import UNREADABLE_SHARD, Listed, ShardFormat, SourceConfig
-from pipeline.storage import STORE_FAILURES, Entry, StorageConfig, Store, reason
+from pipeline.storage import Entry, StorageConfig, Store
+from pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill.run")
 FORMATS: dict[str, ShardFormat] = {"parquet": parquet.FORMAT, "tar": tar.FORMAT}

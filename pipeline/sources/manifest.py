@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from pipeline.errors import ConfigError
 from pipeline.sources.source import Listed, SourceConfig
 from pipeline.sources.web import WEB
-from pipeline.storage import STORE_FAILURES, Store, reason
+from pipeline.storage import Store
+from pipeline.store_failures import STORE_FAILURES, reason
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 URI_NAMES = ("uri", "url", "path", "file", "file_name", "filename", "image", "image_url", "source_uri")

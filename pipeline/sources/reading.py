@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 from pipeline.sources import Input, shard_format
 from pipeline.sources.source import SHARD_CHANGED, ShardReader
 from pipeline.sources.web import AddressRefused, fetch
-from pipeline.storage import Store, reason
+from pipeline.storage import Store
+from pipeline.store_failures import reason
 
 MAX_FILE_BYTES = 1_000_000_000
 SHARD_TRIES = 3

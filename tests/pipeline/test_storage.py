@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, StorageError
-from pipeline.storage import StorageConfig, Store, reason, split_scheme
+from pipeline.storage import StorageConfig, Store, split_scheme
+from pipeline.store_failures import reason
 
 NAMES = [
     "plain.jpg",

@@ -1,0 +1,96 @@
+"""What the clients of stores raise: what it means, whether to ask again, and whether bytes came as they were sent."""
+
+import base64
+import errno
+import hashlib
+import logging
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import aiohttp
+from botocore.exceptions import BotoCoreError, HTTPClientError
+from botocore.parsers import ResponseParserError
+from tenacity import (
+    Retrying,
+    before_sleep_log,
+    retry_if_exception,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_exponential_jitter,
+)
+
+log = logging.getLogger("imagemill.storage")
+STORE_FAILURES = (OSError, BotoCoreError, aiohttp.ClientError)
+"""What the clients of stores raise."""
+MD5 = re.compile("[0-9a-f]{32}")
+MENDABLE = ("BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch")
+"""What S3 answers with status 400 when a request was damaged or cut off on its way."""
+Answer = TypeVar("Answer")
+
+
+def reason(error: BaseException) -> str:
+    """One line for a person: what kind of failure, and what the library said."""
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def refusal(error: BaseException) -> tuple[int, str]:
+    """(HTTP status, code) of a store's answer that stands behind an error; (0, "") when it was none."""
+    answer = getattr(error, "response", None) or getattr(error.__cause__, "response", None) or {}
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return status, str(answer.get("Error", {}).get("Code", ""))
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed in a moment: yes after a break of the line, damage, or a busy server."""
+    status, code = refusal(error)
+    if status:
+        return status in (408, 409, 429) or status >= 500 or code in MENDABLE
+    final = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+    lost = (OSError, HTTPClientError, ResponseParserError, aiohttp.ClientError)
+    return isinstance(error, lost) and not isinstance(error, final)
+
+
+def takes_nothing(error: BaseException) -> bool:
+    """Whether what failed a write will fail the next ones too: a full or read-only disk, a right that was taken away."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    return full or isinstance(error, PermissionError) or refusal(error)[0] == 507
+
+
+def patiently(request: Callable[[], Answer], damage: tuple[type[Exception], ...] = ()) -> Answer:
+    """The answer to a request of S3; four tries in some seconds, each of which is the client's own several."""
+    tries = Retrying(
+        stop=stop_after_attempt(4),
+        wait=wait_exponential_jitter(initial=0.5, max=5),
+        retry=retry_if_exception(is_transient) | retry_if_exception_type(damage),
+        before_sleep=before_sleep_log(log, logging.INFO),
+        reraise=True,
+    )
+    return tries(request)
+
+
+def content_md5(data: bytes) -> str:
+    """What tells the store whether it got what was sent."""
+    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+
+
+def check_length(path: str, data: bytes, answer: dict[str, Any]) -> None:
+    """Raises: OSError when fewer bytes came than were announced."""
+    if len(data) != answer["ContentLength"]:
+        raise OSError(errno.EIO, f"{len(data)} of {answer['ContentLength']} bytes came", path)
+
+
+def check_body(path: str, data: bytes, answer: dict[str, Any]) -> None:
+    """Compare a whole object with the length and the etag that came with it.
+
+    An etag is no MD5 where the object was put in parts (it has a dash then) or lies encrypted by KMS or a key
+    of the client.
+
+    Raises: OSError when they differ.
+    """
+    etag = answer.get("ETag", "").strip('"')
+    opaque = "aws:" in answer.get("ServerSideEncryption", "") or answer.get("SSECustomerAlgorithm")
+    check_length(path, data, answer)
+    if MD5.fullmatch(etag) and not opaque and hashlib.md5(data, usedforsecurity=False).hexdigest() != etag:
+        raise OSError(errno.EIO, f"the bytes that came do not have the MD5 of their etag {etag}", path)
