@@ -2,8 +2,8 @@
 
 python tests/benchmarks/scaling.py [--images 1000,10000,100000]
 
-The images are of 16 px, so that what is done for each image beside the model counts. Every run is a process of its own into an
-empty folder, by `imagemill compress` as it is, but for the figures of quality; the figures are those of its run.json.
+The images are of 16 px, so that what is done for each image beside the model counts. Every run is a process of its own
+into an empty folder, by `imagemill compress` without figures of quality; what is printed is what its run.json says.
 """
 
 import json
@@ -41,9 +41,8 @@ def run(source: Path, output: Path, *settings: str) -> dict[str, Any]:
     """The run.json of a run."""
     command = [sys.executable, "-m", "jobs", "compress", str(source), str(output)]
     command += [word for setting in ("quality=0", *settings) for word in ("--set", setting)]
-    subprocess.run(
-        command, check=True, stdout=subprocess.DEVNULL, env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    )
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
     record: dict[str, Any] = json.loads(next(output.glob("runs/*/run.json")).read_text())
     return record
 
@@ -61,15 +60,16 @@ def main(images: Annotated[str, typer.Option(help="counts, with commas between")
             record = run(root / "all", root / f"out{number}", f"limit={count}", f"pool.actors={actors}")
             seconds, memory = record["seconds"], record["peak_rss_mb"]
             table.add_row(
-                f"{count:,}", str(actors), f"{record['images_per_s']:,.0f}", f"{seconds['plan']:.2f}", f"{seconds['account']:.2f}",
-                f"{seconds['total']:.1f}", f"{memory['driver']:,}", f"{memory['actor']:,}",
-            )  # fmt: skip
+                f"{count:,}",
+                str(actors),
+                f"{record['images_per_s']:,.0f}",
+                *(f"{seconds[name]:.2f}" for name in ("plan", "account", "total")),
+                *(f"{memory[name]:,}" for name in ("driver", "actor")),
+            )
         record = run(root / "all", root / "blocks", f"limit={BLOCKS}", "rows_per_part=1", "pool.batch_size=1")
     Console(width=120).print(table)
     rate = record["images_per_s"]
-    print(
-        f"{BLOCKS:,} blocks of one image: {rate:,.0f} blocks/s; with {ROWS} images each one driver feeds {rate * ROWS:,.0f} images/s."
-    )
+    print(f"{BLOCKS:,} blocks of one image: {rate:,.0f} blocks/s, commits included; of {ROWS} images: {rate * ROWS:,.0f}/s.")
 
 
 if __name__ == "__main__":
