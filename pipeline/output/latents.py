@@ -1,13 +1,15 @@
 """Latents as rows hold them, plain or entropy coded, back to symbols."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from models.entropy import EntropyModel, PayloadError
 from pipeline.schema import LatentError, store_latent, unpack_latent
+
+if TYPE_CHECKING:
+    from models.entropy import EntropyModel
 
 TURNED = (5, 6, 7, 8)
 """EXIF orientations whose upright image has its width and height exchanged."""
@@ -34,7 +36,7 @@ def upright_size(row: dict[str, Any]) -> tuple[int, int]:
     return size[::-1] if row["exif_orientation"] in TURNED else size
 
 
-def symbols_of(row: dict[str, Any], entropy: EntropyModel | None) -> np.ndarray:
+def symbols_of(row: dict[str, Any], entropy: "EntropyModel | None") -> np.ndarray:
     """Latent columns of a row of `latent_rows` to symbols (C,h,w) int8; `entropy` is that of the row's checkpoint.
 
     Raises: LatentError when they are not what was written.
@@ -49,6 +51,8 @@ def symbols_of(row: dict[str, Any], entropy: EntropyModel | None) -> np.ndarray:
     # A damaged shape must not make a latent of terabytes.
     if len(shape) != 3 or min(shape) < 1 or shape[1] * shape[2] > row["orig_width"] * row["orig_height"]:
         raise LatentError(f"latent_shape {shape} does not fit an image of {row['orig_width']}×{row['orig_height']}")
+    from models.entropy import PayloadError
+
     try:
         symbols = entropy.decode(row["latent_payload"], (shape[0], shape[1], shape[2]))
     except PayloadError as e:

@@ -7,12 +7,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from models.autoencoder import LatentCoder
 from models.checkpoint import CheckpointError
 from pipeline.errors import ConfigError
 from pipeline.output.kept import kept_model
@@ -20,6 +19,9 @@ from pipeline.output.latents import latent_rows, symbols_of
 from pipeline.output.snapshot import Snapshot
 from pipeline.schema import LATENT, LATENT_ZERO_POINT, LatentError, store_latent, unpack_latent
 from pipeline.storage import Store
+
+if TYPE_CHECKING:
+    from models.autoencoder import LatentCoder
 
 LATENT_COLUMNS = [name for name, _ in LATENT]
 NEEDED = ["rel_path", "checkpoint_sha256", "step", "orig_width", "orig_height", *LATENT_COLUMNS]
@@ -46,8 +48,10 @@ class Coders:
         self._of = cache(lambda sha256: kept_model(output, sha256, device))
         self._lattice = cache(lambda sha256, step: self[sha256].lattice(step))
 
-    def __getitem__(self, checkpoint_sha256: str) -> LatentCoder:
+    def __getitem__(self, checkpoint_sha256: str) -> "LatentCoder":
         """Raises: CheckpointError when it is missing, damaged, or no model that codes."""
+        from models.autoencoder import LatentCoder
+
         with self.lock:
             model = self._of(checkpoint_sha256)
         if not isinstance(model, LatentCoder):
