@@ -74,6 +74,6 @@ def show_plan(config: RunConfig) -> Plan:
     if todo and address_of(config.address):
         with connected(config.address):
             nodes = nodes_with_room(config.pool)
-            table.add_row("cluster", pool_for(config.pool, nodes).on(nodes))
+            table.add_row("cluster", pool_for(config.pool, nodes).no_more_than(todo).on(nodes))
     console.print(table)
     return plan

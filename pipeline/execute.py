@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -90,13 +90,11 @@ def write_all(job: Resolved, plan: Plan, shown: Shown, part_rows: int, record: d
     while True:
         nodes = nodes_with_room(want)
         try:
-            pool = pool_for(want, nodes, shrink=lost)
+            pool = pool_for(want, nodes, shrink=lost).no_more_than(len(todo))
         except ConfigError as e:
             if lost:
                 raise RunFailed(f"nodes were lost: {e}. {GO_ON}") from None
             raise
-        # An actor without an image would cost a start.
-        pool = replace(pool, actors=min(pool.actors, len(todo)))
         record["pool"] = asdict(pool)
         log.info("%d images; %s", len(todo), pool.on(nodes))
         try:

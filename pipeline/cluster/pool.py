@@ -23,6 +23,10 @@ class Pool:
     threads: int
     batch_size: int
 
+    def no_more_than(self, images: int) -> "Pool":
+        """An actor without an image would cost a start."""
+        return replace(self, actors=min(self.actors, images))
+
     def on(self, nodes: Nodes) -> str:
         """What a run uses, in words."""
         each = f"{self.num_cpus:g} CPU{'' if self.num_cpus == 1 else 's'}{' and a GPU' if self.num_gpus else ''}"
