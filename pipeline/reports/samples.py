@@ -129,8 +129,9 @@ def chosen(rows: Rows, worst: tuple[str, str] | None) -> list[Shown]:
         order = known[np.argsort(values[known], kind="stable")]
         order = order if worst[0] == "lowest" else order[::-1]
         middle = len(order) // 2 - OF_EACH // 2
+        among = "" if len(known) == len(rows) else f" of {len(known):,} that were measured"
         for title, numbers in (("The worst", order[:OF_EACH]), ("The median", order[middle : middle + OF_EACH])):
-            groups.append(Shown(title, True, [rows.place(n) for n in numbers]))
+            groups.append(Shown(title + among, True, [rows.place(n) for n in numbers]))
     return groups
 
 
