@@ -412,11 +412,10 @@ def main(
         with bucket(bench):
             for number in range(rounds):
                 bench.round(number)
+                if number == 0 and "latents" in loads and bench.goes_on("latents"):
+                    fixed = bench.fixed(rounds)
                 # What there is by now stays when the rest is cut off.
                 leave(bench, about, fixed, number + 1)
-            if "latents" in loads and bench.goes_on("latents"):
-                fixed = bench.fixed(rounds)
-        leave(bench, about, fixed, rounds)
     typer.echo(f"{time.monotonic() - BEGAN:.0f} s; {out}/bench.md, bench.png, bench.json")
     if bad := [run for run in bench.runs if not run.fine or not run.equal]:
         typer.echo(f"{len(bad)} of {len(bench.runs)} runs failed or differ", err=True)

@@ -16,7 +16,7 @@ from pipeline.run import run
 from pipeline.storage import Store
 
 pytestmark = pytest.mark.usefixtures("ray_session")
-IMAGES = [40, pytest.param(1000, marks=pytest.mark.chaos)]
+IMAGES = [40, pytest.param(500, marks=pytest.mark.chaos)]
 FAULTS = {
     "busy": "503",
     "reset": "resets",

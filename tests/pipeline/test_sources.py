@@ -79,14 +79,13 @@ def test_members_of_a_tar_are_grouped_as_webdataset_does(tmp_path, crops):
 
 
 @pytest.mark.parametrize(
-    "suffix", [".tar", ".tar.gz", *(pytest.param(s, marks=pytest.mark.chaos) for s in (".tgz", ".tar.bz2", ".tar.xz"))]
+    "suffix", [".tar", ".tar.gz", *(pytest.param(s, marks=pytest.mark.chaos) for s in (".tar.bz2", ".tar.xz"))]
 )
 @pytest.mark.usefixtures("ray_session")
 def test_a_cut_shard_gives_what_comes_before_and_one_reject_and_is_read_again_when_it_grew(tmp_path, crops, suffix):
     photos = pictures(crops, 5)
-    modes = {".tgz": "w:gz", ".tar": "w"}
     whole, source, output = tmp_path / f"whole{suffix}", tmp_path / "in", tmp_path / "out"
-    shard(whole, {f"{n}.png": data for n, data in enumerate(photos)}, modes.get(suffix, f"w:{suffix[5:]}"))
+    shard(whole, {f"{n}.png": data for n, data in enumerate(photos)}, f"w:{suffix[5:]}")
     source.mkdir()
     data = whole.read_bytes()
     (source / f"s{suffix}").write_bytes(data[: len(data) * 7 // 10])
