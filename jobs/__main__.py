@@ -7,11 +7,11 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from jobs.cli import app
 from models.checkpoint import CheckpointError
-from pipeline.cluster.connection import ensure_token
+from pipeline.cluster.connection import endings, ensure_token
 from pipeline.errors import (
     ConfigError,
     Deadline,
@@ -51,13 +51,18 @@ def native_noise_into(noise: IO[bytes]) -> Iterator[None]:
         sys.stderr = python_stderr
 
 
-def main() -> None:
-    """Entry point. Errors that a person can mend are one line on stderr and an exit code; no traceback."""
+def main() -> NoReturn:
+    """Entry point."""
+    end(quiet_command())
+
+
+def quiet_command() -> int:
+    """`command` without Ray's native noise, which is kept in a file where Ray could not finish; gives the exit code."""
     try:
         tempfile.gettempdir()
     except FileNotFoundError:
         print("imagemill: no folder for temporary files can be written; set TMPDIR to one", file=sys.stderr)
-        sys.exit(ConfigError.exit_code)
+        return ConfigError.exit_code
     # Without a name: a command that is killed leaves nothing behind.
     with tempfile.TemporaryFile() as noise:
         with native_noise_into(noise):
@@ -67,11 +72,20 @@ def main() -> None:
             with tempfile.NamedTemporaryFile(prefix="imagemill-native-", suffix=".log", delete=False) as kept:
                 kept.write(heard)
             print(f"imagemill: what Ray's core said is in {kept.name}", file=sys.stderr)
-    sys.exit(code)
+    return code
+
+
+def end(code: int) -> NoReturn:
+    """End the process at once: the interpreter's own end takes torch and Ray apart for a second, for nobody."""
+    while endings:
+        endings.pop().join()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def command() -> int:
-    """Run the command of sys.argv; gives the exit code."""
+    """Run the command of sys.argv; gives the exit code. What a person can mend is one line on stderr, no traceback."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupted)
     try:

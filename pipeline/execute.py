@@ -3,7 +3,8 @@
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -21,13 +22,15 @@ from pipeline.output.kept import keep_checkpoint
 from pipeline.output.lease import Lease
 from pipeline.output.references import keep_references
 from pipeline.plan import Plan, blocks
-from pipeline.resolve import Resolved
+from pipeline.resolve import Resolved, check_model
 from pipeline.storage import Store
 from pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill.run")
 BYTES_PER_PART = 64_000_000
 """Of source files whose images go into one part."""
+BATCH_BYTES = 1_000_000
+"""Of source files whose images the model may take at once."""
 LINEAGE_KEYS = ("task", "model_id", "checkpoint_sha256", "config_sha256", "parameters", "run_id", "fence")
 GO_ON = "What was committed stays; run the same command again"
 
@@ -41,25 +44,24 @@ def stage(seconds: dict[str, float], name: str) -> Iterator[None]:
         seconds[name] = round(time.monotonic() - began, 3)
 
 
-def execute(
-    job: Resolved, plan: Plan, lease: Lease, record: dict[str, Any], seconds: dict[str, float], checked: Callable[[], None]
-) -> None:
+def execute(job: Resolved, plan: Plan, lease: Lease, record: dict[str, Any], seconds: dict[str, float]) -> None:
     """The Ray Data job: references → actors → parts.
-
-    Args: checked: waits for the check of the model, which goes on while Ray starts.
 
     Raises: CheckpointError, OutputHeld, StorageError, RunFailed.
     """
     began = time.monotonic()
+    # torch takes its seconds while Ray starts.
+    beside = ThreadPoolExecutor(1, thread_name_prefix="check")
+    checked = beside.submit(check_model, job)
+    beside.shutdown(wait=False)
     with connected(job.config.address):
-        checked()
+        checked.result()
         seconds["start"] = round(time.monotonic() - began, 3)
         check_seen(job, plan, lease)
-        part_rows = min(job.config.rows_per_part, max(1, BYTES_PER_PART * len(plan.todo) // max(1, plan.bytes_todo)))
         shown = Shown(job.task.name, record["run_id"], len(plan.todo))
         try:
             with stage(seconds, "run"), shown:
-                write_all(job, plan, shown, part_rows, record)
+                write_all(job, plan, shown, record)
         finally:
             counts = shown.counts
             seconds["first_image"] = round(shown.first_image_s, 3)
@@ -76,7 +78,7 @@ def execute(
         raise OutputHeld(f"{job.output.url}: another run took it while this one was not heard of")
 
 
-def write_all(job: Resolved, plan: Plan, shown: Shown, part_rows: int, record: dict[str, Any]) -> None:
+def write_all(job: Resolved, plan: Plan, shown: Shown, record: dict[str, Any]) -> None:
     """Write what is to do with a pool that suits the cluster, and when it lost nodes, the rest with one that suits it then.
 
     Raises: ConfigError, RunFailed.
@@ -86,6 +88,7 @@ def write_all(job: Resolved, plan: Plan, shown: Shown, part_rows: int, record: d
     from pipeline.cluster.watch import NoRoom, watched
 
     todo, want, lost = plan.todo, job.config.pool, False
+    bytes_each = max(1, plan.bytes_todo // len(todo))
     patience = want.wait_s or PATIENCE_SECONDS
     while True:
         nodes = nodes_with_room(want)
@@ -99,7 +102,8 @@ def write_all(job: Resolved, plan: Plan, shown: Shown, part_rows: int, record: d
         log.info("%d images; %s", len(todo), pool.on(nodes))
         try:
             with watched(pool, shown.done, patience):
-                write(job, todo, pool, part_rows, {key: record[key] for key in LINEAGE_KEYS})
+                rows = rows_of_block(len(todo), job.config.rows_per_part, bytes_each, pool)
+                write(job, todo, rows, pool, {key: record[key] for key in LINEAGE_KEYS})
             return
         except RayError as e:
             raise translate(e, job) from None
@@ -133,8 +137,8 @@ def check_seen(job: Resolved, plan: Plan, lease: Lease) -> None:
         )
 
 
-def write(job: Resolved, todo: pa.Table, pool: Pool, part_rows: int, lineage: dict[str, Any]) -> None:
-    """References to actors, which write parts, on the Ray that is connected."""
+def write(job: Resolved, todo: pa.Table, rows: int, pool: Pool, lineage: dict[str, Any]) -> None:
+    """References to actors in blocks of `rows`, which become parts, on the Ray that is connected."""
     import ray.data
     from ray._private.log import PlainRayHandler
 
@@ -177,7 +181,7 @@ def write(job: Resolved, todo: pa.Table, pool: Pool, part_rows: int, lineage: di
         # 2.60 has no named argument for the two limits yet, and warns of the way there is. Actors may restart for ever, but
         # a block that kills them finds out by which image.
         warnings.simplefilter("ignore", ray.data.dataset.RayDeprecationWarning)
-        dataset = ray.data.from_blocks(blocks(todo, rows_of_block(len(todo), part_rows, pool))).map_batches(
+        dataset = ray.data.from_blocks(blocks(todo, rows)).map_batches(
             Actor,
             fn_constructor_args=[work],
             batch_format="pyarrow",
@@ -196,10 +200,16 @@ def write(job: Resolved, todo: pa.Table, pool: Pool, part_rows: int, lineage: di
     dataset.materialize()
 
 
-def rows_of_block(todo: int, part_rows: int, pool: Pool) -> int:
-    """Images of a block, which becomes a part: four blocks for each actor to spread the work, but no less than a batch."""
+def rows_of_block(todo: int, most: int, bytes_each: int, pool: Pool) -> int:
+    """Images of a block, which becomes a part: four blocks for each actor to spread the work, but no less than a batch.
+
+    Args:
+        most: rows of a part.
+        bytes_each: of an image's file. Large images are in no batch together, and one actor must not have all of them.
+    """
     share = -(-todo // pool.actors)
-    return min(part_rows, max(-(-share // 4), min(pool.batch_size, share)))
+    batch = min(pool.batch_size, share, max(1, BATCH_BYTES // bytes_each))
+    return min(most, max(1, BYTES_PER_PART // bytes_each), max(-(-share // 4), batch))
 
 
 def translate(error: BaseException, job: Resolved) -> Exception:

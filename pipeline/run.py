@@ -4,7 +4,6 @@ import hashlib
 import json
 import platform
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError
@@ -24,7 +23,7 @@ from pipeline.output.committed import SUPERSEDED
 from pipeline.output.compact import compact
 from pipeline.output.lease import Lease
 from pipeline.reports.report import leave_report
-from pipeline.resolve import Resolved, check_ends, check_model, plan_of, resolve, storage_errors
+from pipeline.resolve import Resolved, check_ends, plan_of, resolve, storage_errors
 from pipeline.schema import new_run_id, parquet_bytes
 from pipeline.sources import forget_indexes
 from pipeline.sources.source import SHARD_CHANGED
@@ -83,10 +82,6 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
         job.output.write(f"runs/{run_id}/config.yaml", text.encode())
         began = time.monotonic()
         plan = None
-        # torch takes its seconds while the plan is made and Ray starts.
-        beside = ThreadPoolExecutor(1, thread_name_prefix="check")
-        checked = beside.submit(check_model, job)
-        beside.shutdown(wait=False)
         try:
             with stage(seconds, "plan"):
                 plan = plan_of(job, keep=True)
@@ -97,8 +92,7 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
                 superseded = parquet_bytes(plan.redone.append_column("fence", fences), 9)
                 job.output.write(f"runs/{run_id}/{SUPERSEDED}", superseded, durable=True)
             if len(plan.todo):
-                execute(job, plan, lease, record, seconds, checked.result)
-            checked.result()
+                execute(job, plan, lease, record, seconds)
             with stage(seconds, "account"):
                 left = account(job.output, plan, [c for c, kind in job.task.columns.items() if kind is float])
             record_account(record, left, job.task)

@@ -31,4 +31,7 @@ def test_of_two_runs_that_start_together_one_works(tmp_path: Path, crops, figure
         assert "another run" in said[4]
         seen = verify(output)
         assert (seen.problems, seen.rows) == ([], 4 + number // (ROUNDS // WITH_WORK))
-    figure(f"two identical runs started together, {ROUNDS} times, {WITH_WORK} of them with a new image", "one works, the other exits 4, each time")
+    figure(
+        f"two identical runs started together, {ROUNDS} times, {WITH_WORK} of them with a new image",
+        "one works, the other exits 4, each time",
+    )

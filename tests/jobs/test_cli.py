@@ -26,11 +26,7 @@ def imagemill(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["imagemill", *map(str, arguments)])
-        try:
-            process.main()
-            code = 0
-        except SystemExit as e:
-            code = int(e.code or 0)
+        code = process.quiet_command()
         out, err = capfd.readouterr()
         assert "Traceback" not in err
         return code, out, err

@@ -15,7 +15,7 @@ from pipeline.cluster.pool import Pool, nodes_with_room, pool_for, room_for
 from pipeline.cluster.watch import NoRoom, Room
 from pipeline.config import PoolConfig, RunConfig
 from pipeline.errors import ConfigError, Deadline
-from pipeline.execute import rows_of_block
+from pipeline.execute import BYTES_PER_PART, rows_of_block
 from pipeline.output.verify import verify
 from pipeline.run import run
 from pipeline.storage import Store
@@ -37,12 +37,17 @@ def test_a_pool_that_cannot_run_is_refused() -> None:
 
 
 @given(
-    todo=st.integers(1, 10**7), actors=st.integers(1, 500), part_rows=st.integers(1, 10**4), batch_size=st.integers(1, 64)
+    todo=st.integers(1, 10**7),
+    actors=st.integers(1, 500),
+    part_rows=st.integers(1, 10**4),
+    batch_size=st.integers(1, 64),
+    bytes_each=st.integers(1, 10**8),
 )
-def test_blocks_give_every_actor_some_work(todo, actors, part_rows, batch_size) -> None:
+def test_blocks_give_every_actor_some_work(todo, actors, part_rows, batch_size, bytes_each) -> None:
     pool = Pool(min(actors, todo), num_cpus=1, num_gpus=0, threads=2, batch_size=batch_size)
-    rows = rows_of_block(todo, part_rows, pool)
+    rows = rows_of_block(todo, part_rows, bytes_each, pool)
     blocks = -(-todo // rows)
+    part_rows = min(part_rows, max(1, BYTES_PER_PART // bytes_each))
     assert 1 <= rows <= part_rows
     # All actors but for those that rounding leaves without: of 7 images three have 3, 3 and 1.
     assert blocks >= min(todo, pool.actors) / 2
@@ -141,3 +146,9 @@ def test_a_signal_ends_a_run_and_the_next_one_does_the_rest(tmp_path, crops) -> 
     run(config)
     checked = verify(output)
     assert (checked.problems, checked.rows, checked.files) == ([], 200, 200)
+
+
+def test_sixteen_photos_of_megabytes_are_shared_out_finely() -> None:
+    pool = Pool(2, num_cpus=1, num_gpus=0, threads=2, batch_size=8)
+    assert rows_of_block(16, 250, 3_000_000, pool) == 2
+    assert rows_of_block(16, 250, 30_000, pool) == 8
