@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 LATENT_ZERO_POINT = 128
 """`latent` holds symbol + 128 as uint8: Parquet widens signed bytes to 32 bits with their sign, which costs a third more."""
 
+LATENT_ROWS = 32
+"""Of a row group with latents: its writer holds 8 bytes for each of their values at once."""
 ARROW_TYPES = {float: pa.float32(), int: pa.int64(), str: pa.string(), bool: pa.bool_(), list[float]: pa.list_(pa.float32())}
 
 IDENTITY = [
@@ -191,6 +193,7 @@ def parquet_bytes(table: pa.Table, level: int) -> bytes:
         # A flipped bit of any column is seen by whoever reads with verification.
         write_page_checksum=True,
         data_page_size=64 * 1024,
+        row_group_size=LATENT_ROWS if latent else None,
     )
     data: bytes = out.getvalue().to_pybytes()
     return data
