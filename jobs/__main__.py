@@ -6,7 +6,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Any, NoReturn
 
 from jobs.cli import app
@@ -79,8 +79,9 @@ def end(code: int) -> NoReturn:
     """End the process at once: the interpreter's own end takes torch and Ray apart for a second, for nobody."""
     while endings:
         endings.pop().join()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(BrokenPipeError):
+            stream.flush()
     os._exit(code)
 
 
