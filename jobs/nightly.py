@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -52,7 +53,8 @@ class NightlyConfig(Strict):
     """What `imagemill nightly` does."""
 
     jobs: list[dict[str, Any]] = Field(
-        min_length=1, description="each the keys of a run, or `config: FILE.yaml` and what differs from it; and a name"
+        min_length=1,
+        description="each the keys of a run, or `config: FILE.yaml` (beside this file) and what differs from it; and a name",
     )
     catch_up: int = Field(7, ge=0, le=366, description="days before tonight whose dated inputs are looked at as well")
     until: str | None = Field(
@@ -79,15 +81,17 @@ class Planned:
     """Of whose input it is alone, on which nothing may have come."""
 
 
-def runs_of(config: NightlyConfig, tonight: date) -> list[Planned]:
+def runs_of(config: NightlyConfig, tonight: date, folder: Path = Path()) -> list[Planned]:
     """The runs of a night: jobs in order, each over its dates, oldest first.
+
+    Args: folder: what a job's `config` is relative to.
 
     Raises: ConfigError for a job that cannot run, before the first one starts.
     """
     runs = []
     for number, job in enumerate(config.jobs):
         name = str(job.get("name", f"job {number + 1}"))
-        values = (read_yaml(job["config"]) if "config" in job else {}) | job
+        values = (read_yaml(str(folder / job["config"])) if "config" in job else {}) | job
         values = {key: value for key, value in values.items() if key not in ("name", "config")}
         dated = DATE in str(values.get("input"))
         if dated != (DATE in str(values.get("output"))):
@@ -189,13 +193,13 @@ def came(config: RunConfig) -> bool:
     return False
 
 
-def show_night(config: NightlyConfig, tonight: date | None = None) -> None:
+def show_night(config: NightlyConfig, tonight: date | None = None, folder: Path = Path()) -> None:
     """Do a night, print its table, and tell whoever asked.
 
     Raises: ConfigError before anything starts; NightFailed with the exit code of the first run that failed; Deadline.
     """
     began = datetime.now()
-    runs = runs_of(config, tonight or began.date())
+    runs = runs_of(config, tonight or began.date(), folder)
     place = Store(config.report, runs[0].config.storage) if config.report else None
     lines = done_night(runs, config)
     code = next((line["exit_code"] for line in lines if line["exit_code"] not in (0, Deadline.exit_code)), None)

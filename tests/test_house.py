@@ -13,6 +13,9 @@ sys.path.append(str(ROOT / "docs"))
 import architecture  # noqa: E402
 import reference  # noqa: E402
 
+from models.tasks import TASKS  # noqa: E402
+from pipeline.config import RunConfig, read_yaml, validate  # noqa: E402
+
 MAY_IMPORT = {"models": {"models"}, "pipeline": {"models", "pipeline"}, "jobs": {"models", "pipeline", "jobs"}}
 FILES = sorted(path for floor in MAY_IMPORT for path in (ROOT / floor).rglob("*.py"))
 
@@ -60,3 +63,11 @@ def test_the_picture_of_the_house_is_of_these_imports() -> None:
 def test_the_reference_is_what_the_code_says() -> None:
     for path, text in reference.written().items():
         assert path.read_text(encoding="utf-8") == text, "PYTHONPATH=. python docs/reference.py writes it again"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs/configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_bundled_configs_are_valid(path: Path) -> None:
+    kind = path.stem.split("_")[0]
+    config = validate(reference.CONFIGS[kind if kind in reference.CONFIGS else "run"], read_yaml(str(path)), path.name)
+    if isinstance(config, RunConfig):
+        TASKS[config.task].Params(**config.params)

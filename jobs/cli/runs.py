@@ -1,5 +1,6 @@
 """Commands that do work over images, or say what would be done."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -75,7 +76,7 @@ def submit(
 
 def plan(
     config: Config = None,
-    task: Annotated[str | None, typer.Option("--task")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="what to do, where no YAML says it")] = None,
     input: Input = None,
     output: Output = None,
     limit: Limit = None,
@@ -99,7 +100,7 @@ def nightly(
     """Run several jobs in order over what is new or changed; exit 7 when the deadline came first."""
     from jobs.nightly import NightlyConfig, show_night
 
-    show_night(validate(NightlyConfig, merged(config, set_, {"until": until}), config))
+    show_night(validate(NightlyConfig, merged(config, set_, {"until": until}), config), folder=Path(config).parent)
 
 
 def compress(

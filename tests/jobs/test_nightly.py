@@ -95,6 +95,13 @@ def test_a_night_that_cannot_be_is_refused_before_it_starts(night):
         runs_of(NightlyConfig(**night), TONIGHT)
 
 
+def test_a_config_lies_beside_the_night_that_names_it(night, tmp_path):
+    (tmp_path / "denoise.yaml").write_text("task: denoise\nrows_per_part: 7")
+    job = {"config": "denoise.yaml", "input": "in", "output": "out", "limit": 3}
+    (planned,) = runs_of(NightlyConfig(jobs=[job]), TONIGHT, tmp_path)
+    assert (planned.config.task, planned.config.rows_per_part, planned.config.limit) == ("denoise", 7, 3)
+
+
 def test_the_deadline_is_the_next_time_that_clocks_show_it():
     assert seconds_until("06:00", datetime(2026, 3, 1, 22, 30)) == 7.5 * 3600
     assert seconds_until("06:00", datetime(2026, 3, 1, 5, 59)) == 60
