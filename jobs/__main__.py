@@ -77,10 +77,12 @@ def quiet_command() -> int:
 
 def end(code: int) -> NoReturn:
     """End the process at once: the interpreter's own end takes torch and Ray apart for a second, for nobody."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     while endings:
         endings.pop().join()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(BrokenPipeError):
+        with suppress(OSError):
             stream.flush()
     os._exit(code)
 

@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 
 from pipeline.errors import VerificationError
 from pipeline.output.committed import KEYS, columns_of, part_paths, placed, read_part, scan, wanted
+from pipeline.output.replaced import replace_parts
 from pipeline.plan import Plan
-from pipeline.schema import parquet_bytes, part_name
 from pipeline.storage import Store
 
 DOUBLES_LEVEL = 9
@@ -33,13 +33,13 @@ class Account:
 def drop_doubles(output: Store, plan: Plan, new: list[str]) -> int:
     """Keep one row for each (image_id, version) of `results`, the one with the highest fence.
 
-    Only parts that are newer than the plan can bring a second row, and only to what it did again an older one. What the
-    parts with doubles hold besides is written as one new part before they go, so no row is ever missing; after a crash in
-    between it is done again.
+    A part that is newer than the plan can bring a second row, to what the plan did again an older one, and a run that was
+    killed before it came to this may have left one, which the plan saw. What the parts with doubles hold besides becomes
+    one new part.
     """
     tables = [numbered(table) for table in scan(output, new, [*KEYS, "fence"])]
-    if len(plan.redone):
-        again = plan.redone["image_id"].combine_chunks()
+    again = pa.concat_tables([plan.redone, plan.doubled])["image_id"].combine_chunks()
+    if len(again):
         older = sorted(path for path in plan.parts if path.startswith("results/"))
         tables += [placed(numbered(table), again)[0] for table in scan(output, older, [*KEYS, "fence"])]
     if not tables:
@@ -59,12 +59,7 @@ def drop_doubles(output: Store, plan: Plan, new: list[str]) -> int:
     for path, numbers in drop.items():
         table = read_part(output, path, None)
         kept.append(table.filter(pa.array([n not in numbers for n in range(len(table))])))
-    rest = pa.concat_tables(kept, promote_options="default")
-    written = f"results/{part_name(rest)}" if len(rest) else None
-    if written:
-        output.write(written, parquet_bytes(rest, DOUBLES_LEVEL))
-    for path in drop.keys() - {written}:
-        output.delete(path)
+    replace_parts(output, "results", set(drop), pa.concat_tables(kept, promote_options="default"), DOUBLES_LEVEL)
     return sum(map(len, drop.values()))
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.errors import ConfigError
 from pipeline.images.pixels import MAX_PIXELS, PixelConfig
@@ -33,6 +33,9 @@ class PoolConfig(Strict):
     )
 
 
+QUALITY_IMAGES = 200
+
+
 class RunConfig(Strict):
     """What `imagemill run` does."""
 
@@ -43,9 +46,8 @@ class RunConfig(Strict):
     params: dict[str, Any] = Field(default_factory=dict, description="parameters of the task")
     reconstruct: bool = Field(False, description="write decoded images as PNG for a task whose output is a latent")
     quality: int = Field(
-        200,
+        QUALITY_IMAGES,
         ge=0,
-        strict=True,
         description="of about how many images of a run psnr_db and bits_per_pixel of compress are known, chosen by their "
         "identity; to know them is to decode the latent again, four times the work of making it",
     )
@@ -65,6 +67,12 @@ class RunConfig(Strict):
     source: SourceConfig = SourceConfig()
     storage: StorageConfig = StorageConfig()
     address: str | None = Field(None, description="a Ray cluster that exists; a Ray of its own when absent")
+
+    @field_validator("quality", mode="before")
+    @classmethod
+    def as_count(cls, value: Any) -> Any:
+        """Older OUTPUTs hold configs that say true or false."""
+        return (QUALITY_IMAGES if value else 0) if isinstance(value, bool) else value
 
 
 def read_yaml(path: str) -> dict[str, Any]:

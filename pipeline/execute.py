@@ -17,12 +17,13 @@ from pipeline.cluster.pool import PATIENCE_SECONDS, Pool, node_resources, nodes_
 from pipeline.cluster.progress import Shown
 from pipeline.cluster.tally import peak_rss_mb
 from pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
-from pipeline.output.committed import part_paths, read_parts
+from pipeline.output.committed import SUPERSEDED, part_paths, read_parts
 from pipeline.output.kept import keep_checkpoint
 from pipeline.output.lease import Lease
 from pipeline.output.references import keep_references
 from pipeline.plan import Plan, blocks
 from pipeline.resolve import Resolved, check_model
+from pipeline.schema import parquet_bytes
 from pipeline.storage import Store
 from pipeline.store_failures import STORE_FAILURES, reason
 
@@ -30,7 +31,7 @@ log = logging.getLogger("imagemill.run")
 BYTES_PER_PART = 64_000_000
 """Of source files whose images go into one part."""
 BATCH_BYTES = 1_000_000
-"""Of source files whose images the model may take at once."""
+"""Of source files: a block has no more where its images are large and few, but for one batch."""
 LINEAGE_KEYS = ("task", "model_id", "checkpoint_sha256", "config_sha256", "parameters", "run_id", "fence")
 GO_ON = "What was committed stays; run the same command again"
 
@@ -98,12 +99,16 @@ def write_all(job: Resolved, plan: Plan, shown: Shown, record: dict[str, Any]) -
             if lost:
                 raise RunFailed(f"nodes were lost: {e}. {GO_ON}") from None
             raise
+        if not lost:
+            supersede(job.output, plan, record)
         record["pool"] = asdict(pool)
         log.info("%d images; %s", len(todo), pool.on(nodes))
         try:
             with watched(pool, shown.done, patience):
                 rows = rows_of_block(len(todo), job.config.rows_per_part, bytes_each, pool)
-                write(job, todo, rows, pool, {key: record[key] for key in LINEAGE_KEYS})
+                # Not of what nodes that were lost have left: that would measure as many once more.
+                share = 1.0 if job.config.reconstruct else min(1.0, job.config.quality / len(plan.todo))
+                write(job, todo, rows, pool, share, {key: record[key] for key in LINEAGE_KEYS})
             return
         except RayError as e:
             raise translate(e, job) from None
@@ -115,6 +120,14 @@ def write_all(job: Resolved, plan: Plan, shown: Shown, record: dict[str, Any]) -
             todo, lost = left, True
             if not len(todo):
                 return
+
+
+def supersede(output: Store, plan: Plan, record: dict[str, Any]) -> None:
+    """Say which images are done again, now that nothing is left that could end the run before it touches their files."""
+    if len(plan.redone):
+        fences = pa.array([record["fence"]] * len(plan.redone), pa.int64())
+        marks = parquet_bytes(plan.redone.append_column("fence", fences), 9)
+        output.write(f"runs/{record['run_id']}/{SUPERSEDED}", marks, durable=True)
 
 
 def written(output: Store, plan: Plan) -> pa.ChunkedArray:
@@ -137,8 +150,11 @@ def check_seen(job: Resolved, plan: Plan, lease: Lease) -> None:
         )
 
 
-def write(job: Resolved, todo: pa.Table, rows: int, pool: Pool, lineage: dict[str, Any]) -> None:
-    """References to actors in blocks of `rows`, which become parts, on the Ray that is connected."""
+def write(job: Resolved, todo: pa.Table, rows: int, pool: Pool, share: float, lineage: dict[str, Any]) -> None:
+    """References to actors in blocks of `rows`, which become parts, on the Ray that is connected.
+
+    Args: share: of the images whose quality is measured.
+    """
     import ray.data
     from ray._private.log import PlainRayHandler
 
@@ -170,7 +186,7 @@ def write(job: Resolved, todo: pa.Table, rows: int, pool: Pool, lineage: dict[st
         max_pixels=config.max_pixels,
         image=config.image,
         reconstruct=config.reconstruct,
-        quality=1.0 if config.reconstruct else min(1.0, config.quality / len(todo)),
+        quality=share,
         compression_level=config.compression_level,
         lineage=lineage,
         batch_size=pool.batch_size,

@@ -33,6 +33,8 @@ class Plan:
     """The image_id of those to do that have a row already."""
     parts: set[str] = field(default_factory=set)
     """The parts that were there when it was made."""
+    doubled: pa.Table = field(default_factory=lambda: REFERENCE.empty_table().select(["image_id"]))
+    """The image_id of those with several rows of their version, which a run that was killed left."""
 
     @property
     def bytes_todo(self) -> int:
@@ -69,9 +71,9 @@ def make_plan(
     column = REFERENCE.get_field_index("attempts")
     todo = inputs.take(kept).set_column(column, REFERENCE.field(column), pa.array(attempts[kept], pa.int32()))
     redone = todo.select(["image_id"]).filter(pa.array(newest.there[kept]))
-    return Plan(
-        todo, len(inputs), ignored, int(done.sum()), 0 if retry else int(waiting.sum()), redone, {*results, *rejects}
-    )
+    doubled = inputs.select(["image_id"]).filter(pa.array(newest.rows > 1))
+    waiting_rejects = 0 if retry else int(waiting.sum())
+    return Plan(todo, len(inputs), ignored, int(done.sum()), waiting_rejects, redone, {*results, *rejects}, doubled)
 
 
 def references(

@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from typing import Any
 
-import pyarrow as pa
 import yaml
 
 from models.tasks.task import Task
@@ -19,12 +18,12 @@ from pipeline.config import RunConfig
 from pipeline.errors import Deadline, Interrupted, TooManyRejects
 from pipeline.execute import execute, stage
 from pipeline.logs import RunName
-from pipeline.output.committed import SUPERSEDED
 from pipeline.output.compact import compact
 from pipeline.output.lease import Lease
+from pipeline.output.replaced import settle
 from pipeline.reports.report import leave_report
 from pipeline.resolve import Resolved, check_ends, plan_of, resolve, storage_errors
-from pipeline.schema import new_run_id, parquet_bytes
+from pipeline.schema import new_run_id
 from pipeline.sources import forget_indexes
 from pipeline.sources.source import SHARD_CHANGED
 from pipeline.store_failures import reason
@@ -83,14 +82,11 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
         began = time.monotonic()
         plan = None
         try:
+            settle(job.output)
             with stage(seconds, "plan"):
                 plan = plan_of(job, keep=True)
             record |= {"found": plan.found, "ignored": plan.ignored, "done_before": plan.done}
             record |= {"rejects_waiting": plan.rejects_waiting, "planned": len(plan.todo)}
-            if len(plan.redone):
-                fences = pa.array([lease.fence] * len(plan.redone), pa.int64())
-                superseded = parquet_bytes(plan.redone.append_column("fence", fences), 9)
-                job.output.write(f"runs/{run_id}/{SUPERSEDED}", superseded, durable=True)
             if len(plan.todo):
                 execute(job, plan, lease, record, seconds)
             with stage(seconds, "account"):
@@ -119,7 +115,7 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
             record["report"] = leave_report(job.output, record, plan.parts if plan else set(), plan.todo if plan else None)
         assert plan is not None
         # Last: the report knows its run's parts by what was not there before.
-        compact(job.output, plan.parts if len(plan.todo) else set(), config.compression_level)
+        compact(job.output, plan.parts if len(plan.todo) else set(), config.compression_level, lease.check)
         return record
 
 

@@ -107,6 +107,15 @@ def local_files(root: str) -> Iterator[Entry]:
             )
 
 
+def sync_folder(folder: Path) -> None:
+    """The names in a folder on the disk itself: a file that is there may not be after a power cut, while its data is."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
 def local_etag(status: os.stat_result) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
@@ -271,6 +280,8 @@ class Store:
                     f.flush()
                     os.fsync(f.fileno())
             temporary.replace(target)
+            if durable:
+                sync_folder(target.parent)
         finally:
             temporary.unlink(missing_ok=True)
 

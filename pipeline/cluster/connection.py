@@ -127,7 +127,7 @@ def tidy(session: Path) -> None:
     """Of what Rays of ours left beside this session's folder, which Ray itself never deletes, keep the newest few."""
     try:
         (session / OURS).touch()
-        for mark in sorted(session.parent.glob(f"session_*/{OURS}"))[:-SESSIONS]:
+        for mark in sorted(session.parent.glob(f"session_2*/{OURS}"))[:-SESSIONS]:
             driver = mark.parent.name.rpartition("_")[2]
             if not Path("/proc", driver).exists():
                 shutil.rmtree(mark.parent, ignore_errors=True)

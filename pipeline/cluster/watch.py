@@ -6,7 +6,7 @@ is ended between two steps of Ray Data's own loop instead.
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -81,8 +81,10 @@ def watched(pool: Pool, done: Callable[[], float], patience_s: float) -> Iterato
         try:
             yield
         except BaseException:
-            for actor in actors:
-                ray.kill(actor)
+            for actor in list(actors):
+                # One that is gone, or a Ray that is, must not hide what happened.
+                with suppress(Exception):
+                    ray.kill(actor)
             raise
         finally:
             checks.clear()

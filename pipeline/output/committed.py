@@ -22,40 +22,45 @@ KEYS = ["image_id", "version"]
 SUPERSEDED = "superseded.parquet"
 """Below runs/ID: images that the run was to do again, and whose older rows it may have robbed of their files."""
 RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]+")
-COMPACTIONS = "runs/compactions"
-"""Notes of what small parts were merged, or were to be (compact.py); each stays until the next run ends."""
-NOTE = re.compile(r"part-[0-9a-f]+\.parquet\.json")
+NOTES = "runs/replaced"
+"""Which parts take, or are to take, the place of which (replaced.py)."""
+NOTE = re.compile(r"[0-9a-f]{32}\.json")
 PARTS_AT_A_TIME = 2_000
 THREADS = 16
 LISTINGS = 3
 
 
 def part_paths(output: Store, folder: str) -> list[str]:
-    """The committed parts of `results` or `rejects`; of parts that are being merged the new one, once it is there.
+    """The committed parts of `results` or `rejects`; of parts that are being replaced the new one, once it is there.
 
-    Raises: StorageError.
+    Raises: StorageError, also when parts are replaced faster than they are listed.
     """
     for _ in range(LISTINGS):
         found = {e.path for e in output.entries(folder) if e.path.endswith(".parquet") and "/." not in f"/{e.path}"}
-        merges = [(merged, old) for _, merged, old in compactions(output) if merged.startswith(f"{folder}/")]
+        known = [(note["new"], set(note["old"])) for _, note in notes(output)]
+        known = [(new, old) for new, old in known if any(path.startswith(f"{folder}/") for path in old)]
+        replaced = set().union(*(old for _, old in known))
         # A listing takes many requests: a part may have come behind its back, and the old ones have gone before it.
-        if all(merged in found or found.issuperset(old) for merged, old in merges):
-            break
-    return sorted(found.difference(*(old for merged, old in merges if merged in found)))
+        if all(new is None or new in found | replaced or old <= found for new, old in known):
+            return sorted(found.difference(*(old for new, old in known if new is None or new in found | replaced)))
+    raise StorageError(f"{output.uri(folder)}: parts come and go while they are listed: try again")
 
 
-def compactions(output: Store) -> list[tuple[str, str, list[str]]]:
-    """What was to be merged: the path of each note of it, the new part, and the old ones. Raises: StorageError."""
+def notes(output: Store) -> list[tuple[str, dict[str, Any]]]:
+    """Path and content of each note: `new` (null where nothing is to stay), `old`, and the time `at`.
+
+    Raises: StorageError.
+    """
     found = []
-    for name in filter(NOTE.fullmatch, output.names(COMPACTIONS)):
-        path = f"{COMPACTIONS}/{name}"
+    for name in filter(NOTE.fullmatch, output.names(NOTES)):
+        path = f"{NOTES}/{name}"
         try:
-            content = json.loads(output.read(path))
-            found.append((path, content["part"], content["of"]))
+            found.append((path, json.loads(output.read(path))))
         except FileNotFoundError:
             continue
         except ValueError:
-            raise StorageError(f"{output.uri(path)}: damaged; delete it") from None
+            told = "it says which parts take the place of which"
+            raise StorageError(f"{output.uri(path)}: damaged; {told}: restore it") from None
     return found
 
 
@@ -157,6 +162,8 @@ class Newest:
     """Whether the row's version is the one asked for."""
     there: np.ndarray
     """Whether there is any row, be it one that counts no more."""
+    rows: np.ndarray
+    """How many rows there are of the version asked for: more than one where a run was killed before its account."""
 
 
 def placed(table: pa.Table, ids: pa.Array) -> tuple[pa.Table, np.ndarray]:
@@ -178,8 +185,8 @@ def newest_of(output: Store, parts: Sequence[str], ids: pa.Array, versions: pa.A
 
     Raises: StorageError for a part that is damaged.
     """
-    newest = Newest(np.full(len(ids), -1, np.int64), np.zeros(len(ids), bool), np.zeros(len(ids), bool))
-    files = np.zeros(len(ids), bool)
+    same, there, files = (np.zeros(len(ids), bool) for _ in range(3))
+    newest = Newest(np.full(len(ids), -1, np.int64), same, there, np.zeros(len(ids), np.uint8))
     for chunk in scan(output, parts, [*KEYS, "fence", "output_bytes"]):
         table, place = placed(chunk, ids)
         fence = table["fence"].fill_null(0).to_numpy()
@@ -188,6 +195,7 @@ def newest_of(output: Store, parts: Sequence[str], ids: pa.Array, versions: pa.A
         order = order[fence[order] >= newest.fence[place[order]]]
         # Of several rows of one image the last that is assigned stays: that of the highest fence.
         newest.there[place] = True
+        np.add.at(newest.rows, place[same], 1)
         newest.fence[place[order]], newest.same[place[order]] = fence[order], same[order]
         files[place[order]] = pc.is_valid(table["output_bytes"]).to_numpy()[order]
     robbed = files & superseded(output, ids, newest.fence)

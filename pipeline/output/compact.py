@@ -1,14 +1,13 @@
 """Small parts become few: a night that brings little leaves little parts, and whoever reads OUTPUT opens them all."""
 
-import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
 from pipeline.errors import StorageError
-from pipeline.output.committed import COMPACTIONS, compactions, part_paths, read_part
-from pipeline.schema import parquet_bytes, part_name
+from pipeline.output.committed import part_paths, read_part
+from pipeline.output.replaced import replace_parts
 from pipeline.storage import Entry, Store
 from pipeline.store_failures import STORE_FAILURES, reason
 
@@ -20,30 +19,25 @@ MERGED_BYTES = 8_000_000
 """Of small parts that become one."""
 
 
-def compact(output: Store, parts: set[str], level: int) -> int:
-    """Merge the small ones of `parts`, and finish what an earlier run was killed in; gives how many went away.
+def compact(output: Store, parts: set[str], level: int, check: Callable[[], None]) -> int:
+    """Merge the small ones of `parts`; gives how many went away. What fails is a warning: all rows are committed.
 
-    Only for the holder of OUTPUT, with parts that lay there before its run began: nobody writes them any more. What is to
-    be merged is written down, then the new part, then the old ones go; `part_paths` makes one of both whenever that stops.
-    A part that cannot be read stays, with a warning.
+    Only for the holder of OUTPUT, with parts that lay there before its run began: nobody writes them any more.
 
-    Args: level: of zstd.
+    Args: level: of zstd. check: raises when another run has OUTPUT now.
     """
-    for path, merged, old in compactions(output):
-        if output.exists(merged):
-            for one in old:
-                if output.exists(one):
-                    output.delete(one)
-        output.delete(path)
     gone = 0
-    for folder in ("results", "rejects"):
-        there = parts & set(part_paths(output, folder))
-        small = [e for e in output.entries(folder) if e.path in there and e.size < SMALL_BYTES]
-        for group in groups(small) if len(small) >= ENOUGH else ():
-            try:
+    try:
+        for folder in ("results", "rejects") if parts else ():
+            there = parts & set(part_paths(output, folder))
+            small = [e for e in output.entries(folder) if e.path in there and e.size < SMALL_BYTES]
+            for group in groups(small) if len(small) >= ENOUGH else ():
+                check()
                 gone += merge(output, folder, group, level)
-            except (StorageError, *STORE_FAILURES) as e:
-                log.warning("%d small parts of %s stay: %s", len(group), folder, reason(e))
+    except (StorageError, pa.ArrowException, *STORE_FAILURES) as e:
+        log.warning("small parts of %s stay for now: %s", output.url, reason(e))
+    if gone:
+        log.info("%d small parts merged", gone)
     return gone
 
 
@@ -57,17 +51,20 @@ def groups(entries: list[Entry]) -> Iterator[list[str]]:
         if size >= MERGED_BYTES:
             yield group
             group, size = [], 0
-    if len(group) > 1:
+    if group:
         yield group
 
 
-def merge(output: Store, folder: str, old: list[str], level: int) -> int:
-    """Several parts become one, by the steps that `compact` names."""
-    table = pa.concat_tables([read_part(output, path, None) for path in old], promote_options="default")
-    name = part_name(table)
-    merged = f"{folder}/{name}"
-    output.write(f"{COMPACTIONS}/{name}.json", json.dumps({"part": merged, "of": old}).encode(), durable=True)
-    output.write(merged, parquet_bytes(table, level), durable=True)
-    for path in old:
-        output.delete(path)
-    return len(old)
+def merge(output: Store, folder: str, paths: list[str], level: int) -> int:
+    """Several parts become one, without those that cannot be read."""
+    tables = {}
+    for path in paths:
+        try:
+            tables[path] = read_part(output, path, None)
+        except StorageError as e:
+            log.warning("%s", e)
+    if len(tables) < 2:
+        return 0
+    table = pa.concat_tables(tables.values(), promote_options="default")
+    replace_parts(output, folder, set(tables), table, level)
+    return len(tables)

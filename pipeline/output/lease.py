@@ -67,6 +67,11 @@ class Lease:
         """The highest fence that was ever claimed, 0 without any."""
         return max((int(Path(e.path).name[:8]) for e in self.output.entries(FOLDER) if e.path.endswith(".json")), default=0)
 
+    def check(self) -> None:
+        """Raises: OutputHeld when another run took OUTPUT while this one was not heard of."""
+        if self.newest() != self.fence:
+            raise OutputHeld(f"{self.output.url}: another run took it while this one was not heard of")
+
     def _read(self, path: str) -> dict[str, Any] | None:
         try:
             content: dict[str, Any] = json.loads(self.output.read(path))

@@ -72,7 +72,7 @@ def latent_features(symbols: np.ndarray) -> np.ndarray:
 def plane(names: Sequence[str], features: np.ndarray, quality: np.ndarray) -> Plane:
     """PCA of features (n,d), each column in units of its deviation; n ≥ 3.
 
-    Args: quality: (n,), what the points are shaded by.
+    Args: quality: (n,), what the points are shaded by; those that are not measured (NaN) are the palest.
     """
     centred = features - features.mean(0)
     centred = centred / np.maximum(centred.std(0), 1e-6)
@@ -80,6 +80,7 @@ def plane(names: Sequence[str], features: np.ndarray, quality: np.ndarray) -> Pl
     xy = u[:, :2] * s[:2]
     span = max(float(np.ptp(xy[:, 0])), float(np.ptp(xy[:, 1])), 1e-9)
     xy = (xy - xy.min(0)) / span
-    shade = np.argsort(np.argsort(quality)) / max(1, len(quality) - 1)
+    shade = np.argsort(np.argsort(np.nan_to_num(quality, nan=-np.inf))) / max(1, len(quality) - 1)
+    shade[np.isnan(quality)] = 0.0
     explained = float((s[:2] ** 2).sum() / max((s**2).sum(), 1e-12))
     return Plane(list(names), xy[:, 0].tolist(), xy[:, 1].tolist(), shade.tolist(), explained)

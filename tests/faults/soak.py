@@ -27,7 +27,7 @@ from skimage import data
 
 from pipeline.config import RunConfig
 from pipeline.images.pixels import encode_rgb
-from pipeline.output.committed import COMPACTIONS, part_paths, read_parts
+from pipeline.output.committed import NOTES, part_paths, read_parts
 from pipeline.output.snapshot import snapshot
 from pipeline.output.verify import verify
 from pipeline.run import run
@@ -36,6 +36,8 @@ from pipeline.storage import TEMPORARY, Store
 SIDE = 96
 AT_FIRST, NEW, CHANGED, LOST = 300, 40, 10, 10
 """Files at the beginning, and of each night."""
+ROOM = {"parts": 80, "rss_mb": 200}
+"""What may come on top of half as much again: parts are merged when there are 64."""
 KILLED = 1 / 3
 """Share of nights that are killed."""
 
@@ -76,7 +78,7 @@ class Folder:
 def killed_night(source: Store, output: Store, generator: random.Random) -> str:
     """A run that is killed at some moment, unless it ends before."""
     command = [sys.executable, "-m", "jobs", "compress", source.url, output.url]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         process.wait(generator.uniform(1, 18))
         return f"exit {process.returncode}"
@@ -99,7 +101,7 @@ def counted(output: Store) -> dict[str, int]:
         "threads": int(status["Threads"]),
         "parts": len(parts),
         "temporary_files": sum(bool(TEMPORARY.fullmatch(name)) for _, _, names in os.walk(output.root) for name in names),
-        "notes": len(output.names(COMPACTIONS)),
+        "notes": len(output.names(NOTES)),
         "sessions_of_ray": len(list(Path("/tmp/ray").glob("session_2*"))),
         "raylets": sum(b"/raylet\0" in command for command in commands),
         "shared_memory": len(os.listdir("/dev/shm")),
@@ -153,12 +155,23 @@ def main(
             typer.echo(json.dumps(nights[-1]))
             (out / "soak.json").write_text(json.dumps(nights, indent=1))
         run(config)
-        problems = wrong(folder, output)
+        problems = wrong(folder, output) + grown(nights)
         images = len(folder.there)
     (out / "soak.md").write_text(report(nights, images, problems))
     typer.echo((out / "soak.md").read_text())
     if problems:
         raise typer.Exit(1)
+
+
+def grown(nights: list[dict[str, Any]]) -> list[str]:
+    """What did not stay bounded, and runs that ended otherwise than well or killed."""
+    problems = [f"a night ended with {night['ended']}" for night in nights if night["ended"] not in ("exit 0", "killed")]
+    first, last = (nights[: len(nights) // 3], nights[-(len(nights) // 3) :]) if len(nights) > 5 else ([], [])
+    for name in ("open_files", "threads", "temporary_files", "raylets", "shared_memory", "rss_mb", "parts") if first else ():
+        before, after = (max(night[name] for night in some) for some in (first, last))
+        if after > 1.5 * before + ROOM.get(name, 4):
+            problems.append(f"{name}: at most {before} in the first third of the nights, {after} in the last")
+    return problems
 
 
 def report(nights: list[dict[str, Any]], images: int, problems: list[str]) -> str:

@@ -76,5 +76,7 @@ def test_folders_of_old_sessions_go_and_those_of_others_and_of_the_living_stay(t
         (folder / "logs").mkdir(parents=True)
     for folder in (*folders[:-1], living):
         (folder / OURS).touch()
+    latest = tmp_path / "session_latest"
+    latest.symlink_to(folders[-2])
     tidy(folders[-1])
-    assert {*tmp_path.iterdir()} == {others, living, *folders[-SESSIONS:]}
+    assert {*tmp_path.iterdir()} == {others, living, latest, *folders[-SESSIONS:]}

@@ -1,20 +1,27 @@
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from rows import SCHEMA, pairs_of, put, reject, row
 
+from pipeline.account import drop_doubles
 from pipeline.config import RunConfig
-from pipeline.output.committed import compactions, part_paths, read_part, read_parts
+from pipeline.errors import OutputHeld
+from pipeline.output.committed import notes, part_paths, read_part, read_parts
 from pipeline.output.compact import ENOUGH, MERGED_BYTES, SMALL_BYTES, compact
+from pipeline.output.lease import Lease
+from pipeline.output.replaced import settle
 from pipeline.output.verify import verify
+from pipeline.plan import Plan
 from pipeline.run import run
-from pipeline.schema import pack_latent
+from pipeline.schema import REFERENCE, pack_latent
 from pipeline.storage import Store
 
 
@@ -41,6 +48,10 @@ class Mortal(Store):
         super().delete(path)
 
 
+def nobody_else() -> None:
+    """Nobody took OUTPUT."""
+
+
 def fill(output: Store, parts: int, first: int = 0) -> set[str]:
     for n in range(first, first + parts):
         put(output, [row((f"{n}a", "v"), fence=n + 1), row((f"{n}b", "v"), fence=n + 1)])
@@ -57,34 +68,36 @@ def files(output: Store, folder: str) -> list[str]:
     return sorted(e.path for e in output.entries(folder))
 
 
-def test_many_small_parts_become_one_and_no_row_changes(tmp_path: Path) -> None:
+def test_many_small_parts_become_one_and_no_row_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = Store(str(tmp_path))
     parts = fill(output, 2 * ENOUGH)
     columns = SCHEMA.names
     before = read_parts(output, part_paths(output, "results"), columns).drop_columns("part").sort_by("image_id")
-    assert compact(output, parts, 3) == 3 * ENOUGH
+    assert compact(output, parts, 3, nobody_else) == 3 * ENOUGH
     assert len(files(output, "results")) == len(files(output, "rejects")) == 1
     after = read_parts(output, part_paths(output, "results"), columns).drop_columns("part").sort_by("image_id")
     assert after.equals(before)
     seen = verify(output)
     assert (seen.problems, seen.rows, seen.rejects) == ([], 4 * ENOUGH, ENOUGH)
-    # The note stays for those who list meanwhile; the next run takes it away.
-    assert len(compactions(output)) == 2
-    assert compact(output, all_parts(output), 3) == 0
-    assert compactions(output) == []
+    # The notes stay for those who list meanwhile.
+    settle(output)
+    assert len(notes(output)) == 2
+    monkeypatch.setattr("pipeline.output.replaced.GRACE_SECONDS", 0)
+    settle(output)
+    assert notes(output) == []
 
 
 def test_few_parts_large_parts_and_those_of_this_run_stay(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
     few = fill(output, ENOUGH - 1)
-    assert compact(output, few, 3) == 0
+    assert compact(output, few, 3, nobody_else) == 0
     noise = np.random.default_rng(0).integers(-128, 128, (1, 1100, 1000)).astype(np.int8)
     large = put(output, [row(("large", "v"), fence=1000) | pack_latent(noise)])
     assert output.entry(large).size > SMALL_BYTES
-    assert compact(output, all_parts(output), 3) == 0
+    assert compact(output, all_parts(output), 3, nobody_else) == 0
     before = fill(output, 1, first=ENOUGH - 1)
     late = put(output, [row(("late", "v"), fence=1001)])
-    assert compact(output, before, 3) == ENOUGH
+    assert compact(output, before, 3, nobody_else) == ENOUGH
     assert {large, late} < all_parts(output)
     assert len(part_paths(output, "results")) == 3
 
@@ -94,34 +107,46 @@ def test_merged_parts_are_of_a_size(tmp_path: Path) -> None:
     for n in range(ENOUGH):
         noise = np.random.default_rng(n).integers(-128, 128, (1, 300, 1000)).astype(np.int8)
         put(output, [row((f"{n}", "v")) | pack_latent(noise)])
-    compact(output, all_parts(output), 3)
+    compact(output, all_parts(output), 3, nobody_else)
     sizes = [e.size for e in output.entries("results")]
     assert len(sizes) == 3
     assert max(sizes) < MERGED_BYTES + SMALL_BYTES
     assert len(pairs_of(output)) == ENOUGH
 
 
+def whole_run(output: Store, redo: list[str], fence: int) -> None:
+    """What a run does with parts: it does some images again, drops what they were, and merges what is small."""
+    settle(output)
+    parts = all_parts(output)
+    doubled = [image for (image, _), count in Counter(pairs_of(output)).items() if count > 1]
+    if redo:
+        put(output, [row((image, "v"), fence=fence) for image in redo])
+    redone, several = (pa.table({"image_id": pa.array(images, pa.string())}) for images in (redo, doubled))
+    plan = Plan(REFERENCE.empty_table(), 0, 0, 0, 0, redone, parts, several)
+    drop_doubles(output, plan, [path for path in part_paths(output, "results") if path not in parts])
+    compact(output, parts, 3, nobody_else)
+
+
 @given(data=st.data())
-@settings(max_examples=60)
-def test_killed_anywhere_it_loses_nothing_and_doubles_nothing(tmp_path_factory, data) -> None:
+@settings(max_examples=80)
+def test_runs_that_are_killed_anywhere_lose_no_row_and_leave_none_twice(tmp_path_factory, data) -> None:
     root = str(tmp_path_factory.mktemp("out"))
     output, mortal = Store(root), Mortal(root)
     with patch("pipeline.output.compact.ENOUGH", 4):
-        parts = fill(output, 8)
+        fill(output, 6)
         pairs = pairs_of(output)
-        for _ in range(3):
-            # Two notes, two parts, 8 + 4 deletes; what the run before left, and the notes, go first.
-            mortal.changes_left = data.draw(st.integers(0, 20))
+        for fence in range(100, 104):
+            mortal.changes_left = data.draw(st.integers(0, 24))
+            redo = data.draw(st.lists(st.sampled_from([image for image, _ in pairs]), max_size=4, unique=True))
             with suppress(Killed):
-                compact(mortal, parts, 3)
-            assert pairs_of(output) == pairs
-            seen = verify(output)
-            assert (seen.problems, seen.rejects) == ([], 4)
-            parts = all_parts(output)
-        compact(output, parts, 3)
-        compact(output, all_parts(output), 3)
+                whole_run(mortal, redo, fence)
+            assert sorted(set(pairs_of(output))) == pairs
+            assert verify(output).rejects == 3
+        with patch("pipeline.output.replaced.GRACE_SECONDS", 0):
+            whole_run(output, [], 104)
+            settle(output)
     assert pairs_of(output) == pairs
-    assert len(files(output, "results")) == len(files(output, "rejects")) == 1
+    assert verify(output).problems == []
     assert files(output, "runs") == []
 
 
@@ -139,7 +164,7 @@ def test_a_listing_that_is_torn_is_made_again(tmp_path: Path) -> None:
             if path == "results" and not self.torn:
                 self.torn = True
                 older = list(super().entries(path))
-                compact(output, parts, 3)
+                compact(output, parts, 3, nobody_else)
                 younger = {e.path for e in super().entries(path)}
                 return iter([e for e in older if e.path in younger])
             return super().entries(path)
@@ -151,12 +176,21 @@ def test_a_listing_that_is_torn_is_made_again(tmp_path: Path) -> None:
 def test_a_damaged_part_stays_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     output = Store(str(tmp_path))
     parts = fill(output, ENOUGH)
-    damaged = sorted(path for path in parts if path.startswith("results"))[3]
+    damaged = part_paths(output, "results")[3]
     output.write(damaged, output.read(damaged)[:-20])
-    assert compact(output, parts, 3) == 0
-    assert f"{ENOUGH} small parts of results stay" in caplog.text
-    assert damaged in caplog.text
-    assert len(files(output, "results")) == ENOUGH
+    assert compact(output, parts, 3, nobody_else) == ENOUGH - 1
+    assert f"{damaged}: a damaged part" in caplog.text
+    assert len(part_paths(output, "results")) == 2
+
+
+def test_who_lost_output_merges_nothing(tmp_path: Path) -> None:
+    output = Store(str(tmp_path))
+    with Lease(output) as lease:
+        parts = fill(output, ENOUGH)
+        output.write("runs/lease/00000007.json", b"{}")
+        with pytest.raises(OutputHeld, match="another run took it"):
+            compact(output, parts, 3, lease.check)
+    assert all_parts(output) == parts
 
 
 def test_a_run_merges_what_former_ones_left(tmp_path: Path, crops: list[np.ndarray]) -> None:
@@ -168,6 +202,4 @@ def test_a_run_merges_what_former_ones_left(tmp_path: Path, crops: list[np.ndarr
     config = RunConfig(task="compress", input=str(tmp_path / "in"), output=output.url)
     assert run(config)["ok"] == 1
     assert sorted(len(read_part(output, path, None)) for path in part_paths(output, "results")) == [1, ENOUGH]
-    assert len(compactions(output)) == 1
     assert run(config)["planned"] == 0
-    assert compactions(output) == []

@@ -253,18 +253,18 @@ def test_rows_that_take_much_memory_become_parts_before_their_block_ends(tmp_pat
     assert verify(output).latents == 6
 
 
-def test_coding_without_tables_is_refused_before_anything_starts(tmp_path):
+def test_coding_without_tables_is_refused_before_an_image_is_touched(tmp_path, crops):
     card = checkpoints.read_card("compress-small")
     model = checkpoints.build(card, checkpoints.read_weights("compress-small", card))
     model.entropy = None
     checkpoints.save(str(tmp_path / "older"), model, card.model_dump(exclude={"sha256"}))
-    (tmp_path / "in").mkdir()
-    config = RunConfig(
-        task="compress", input=str(tmp_path / "in"), output=str(tmp_path / "out"), checkpoint=str(tmp_path / "older")
-    )
+    output = Store(str(tmp_path / "out"))
+    make_photos(Store(str(tmp_path / "in")), 1, crops)
+    config = RunConfig(task="compress", input=str(tmp_path / "in"), output=output.url, checkpoint=str(tmp_path / "older"))
     check_model(resolve(config))
     with pytest.raises(checkpoints.CheckpointError, match="holds no tables"):
         run(config.model_copy(update={"params": {"coding": "coded"}}))
+    assert not [e.path for e in output.entries() if e.path.startswith(("results/", "images/"))]
 
 
 def test_from_a_bucket_and_to_a_bucket(rclone_bucket, tmp_path, crops):

@@ -1,0 +1,51 @@
+"""Parts in the place of other parts: a note, the new part, and only then the old ones go.
+
+Wherever that stops, `part_paths` (committed.py) gives either the old ones or the new one, and `settle` ends it.
+"""
+
+import json
+import secrets
+import time
+
+import pyarrow as pa
+
+from pipeline.output.committed import NOTES, notes
+from pipeline.schema import parquet_bytes, part_name
+from pipeline.storage import Store
+
+GRACE_SECONDS = 3600.0
+"""A note stays so long, for whoever is in the middle of a listing."""
+
+
+def replace_parts(output: Store, folder: str, old: set[str], table: pa.Table, level: int) -> None:
+    """Write what is to stay of the parts `old` of a folder as one part, and take them away.
+
+    Only for the holder of OUTPUT.
+
+    Args: table: without a row, nothing is to stay. level: of zstd.
+    """
+    new = f"{folder}/{part_name(table)}" if len(table) else None
+    data = parquet_bytes(table, level)
+    if new in old:
+        # The same rows by their identities: there must be no moment at which the note names a part that is of before.
+        output.write(new, data, durable=True)
+    gone = sorted(old - {new})
+    note = {"new": new, "old": gone, "at": time.time()}
+    output.write(f"{NOTES}/{secrets.token_hex(16)}.json", json.dumps(note).encode(), durable=True)
+    if new and new not in old:
+        output.write(new, data, durable=True)
+    for path in gone:
+        output.delete(path)
+
+
+def settle(output: Store) -> None:
+    """End what a run was killed in, and forget what is long done. Only for the holder of OUTPUT, before it lists parts."""
+    for path, note in notes(output):
+        done = note["new"] is None or output.exists(note["new"])
+        there = [old for old in note["old"] if output.exists(old)]
+        if done:
+            for old in there:
+                output.delete(old)
+        if done and time.time() - note["at"] < GRACE_SECONDS:
+            continue
+        output.delete(path)
