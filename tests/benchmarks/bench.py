@@ -1,6 +1,6 @@
 """Imagemill beside what else a person would take, on the same images, weights and outputs: `make bench`.
 
-python tests/benchmarks/bench.py [--quick] [--rounds 3] [--only PEER]… [--workloads latents,images] [--images N]
+python tests/benchmarks/bench.py [--quick] [--rounds 2] [--only PEER]… [--workloads latents,images] [--images N]
 
 Each run is a fresh process that writes into an empty folder. Peers take turns, a workload after the other, round by round;
 the component limit is measured in each round too. Left in `--out`: bench.json (every run), bench.md, bench.png.
@@ -381,7 +381,7 @@ def section(bench: Bench, workload: str, summaries: list[Summary], limit: Spread
 
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="one small round: shows what is broken, no figures")] = False,
-    rounds: Annotated[int, typer.Option(min=1)] = 3,
+    rounds: Annotated[int, typer.Option(min=1)] = 2,
     images: Annotated[int | None, typer.Option(min=2, help="of each workload, for every peer")] = None,
     only: Annotated[list[str] | None, typer.Option("--only", metavar="PEER", help=", ".join(TABLE | ON_DEMAND))] = None,
     workloads: Annotated[str | None, typer.Option(help=f"some of {','.join(LOADS)}")] = None,

@@ -1,0 +1,44 @@
+"""What a short run waits for, by the driver's clock: python tests/benchmarks/timeline.py INPUT OUTPUT [--limit 10].
+
+Prints, for `imagemill compress`, when each step began and how long it took.
+"""
+
+import importlib
+import sys
+import time
+from pathlib import Path
+
+BEGAN = time.monotonic()
+STEPS = {
+    "pipeline.run": ("resolve", "check_ends", "settle", "plan_of", "execute", "account", "leave_report", "compact"),
+    "pipeline.execute": ("check_model", "write_all"),
+    "pipeline.cluster.connection": ("start_ray",),
+    "ray": ("shutdown",),
+}
+
+
+def timed(module: str, name: str) -> None:
+    """Let a function of a module say how long it took."""
+    there = importlib.import_module(module)
+    function = getattr(there, name)
+
+    def wrapped(*args, **more):
+        began = time.monotonic()
+        try:
+            return function(*args, **more)
+        finally:
+            print(f"{began - BEGAN:6.2f} s  {name:13}{time.monotonic() - began:6.2f} s", file=sys.stderr)
+
+    setattr(there, name, wrapped)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    from jobs.__main__ import main
+
+    for module, names in STEPS.items():
+        for name in names:
+            timed(module, name)
+    print(f"{time.monotonic() - BEGAN:6.2f} s  imported (ray too, which a run imports later)", file=sys.stderr)
+    sys.argv = ["imagemill", "compress", *sys.argv[1:]]
+    main()
