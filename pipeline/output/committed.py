@@ -35,14 +35,18 @@ def part_paths(output: Store, folder: str) -> list[str]:
 
     Raises: StorageError, also when parts are replaced faster than they are listed.
     """
+    before = None
     for _ in range(LISTINGS):
         found = {e.path for e in output.entries(folder) if e.path.endswith(".parquet") and "/." not in f"/{e.path}"}
         known = [(note["new"], set(note["old"])) for _, note in notes(output)]
         known = [(new, old) for new, old in known if any(path.startswith(f"{folder}/") for path in old)]
         replaced = set().union(*(old for _, old in known))
-        # A listing takes many requests: a part may have come behind its back, and the old ones have gone before it.
-        if all(new is None or new in found | replaced or old <= found for new, old in known):
+        # A listing takes many requests: a part may have come behind its back, and the old ones have gone before it. One that
+        # is the same twice is true: somebody took the new part away.
+        whole = all(new is None or new in found | replaced or old <= found for new, old in known)
+        if whole or before == (found, known):
             return sorted(found.difference(*(old for new, old in known if new is None or new in found | replaced)))
+        before = found, known
     raise StorageError(f"{output.uri(folder)}: parts come and go while they are listed: try again")
 
 

@@ -173,6 +173,16 @@ def test_a_listing_that_is_torn_is_made_again(tmp_path: Path) -> None:
     assert pairs_of(torn) == pairs
 
 
+def test_a_merged_part_that_somebody_took_away_is_no_riddle(tmp_path: Path) -> None:
+    output = Store(str(tmp_path))
+    compact(output, fill(output, ENOUGH), 3, nobody_else)
+    (merged,) = part_paths(output, "results")
+    output.delete(merged)
+    assert part_paths(output, "results") == []
+    settle(output)
+    assert [note["new"] for _, note in notes(output)] == part_paths(output, "rejects")
+
+
 def test_a_damaged_part_stays_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     output = Store(str(tmp_path))
     parts = fill(output, ENOUGH)
