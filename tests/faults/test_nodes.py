@@ -78,7 +78,7 @@ def test_all_nodes_die_and_the_run_says_so(cluster: RayCluster, s3: S3, crops: l
     make_photos(source, 200, crops)
     only = cluster.add(2)
     cluster.wait_for_nodes()
-    run = start(cluster, source.url, output.url)
+    run = start(cluster, source.url, output.url, pool="pool={actors: 2, batch_size: 2, wait_s: 20}")
     wait_for(run, lambda: images_written(output) > 50)
     only.kill()
     code, said = finished(run)
