@@ -1,5 +1,6 @@
 """A Ray to run on: one of our own in this process, or a cluster that exists."""
 
+import gc
 import json
 import logging
 import os
@@ -119,6 +120,8 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
         # Nothing may be at work any more when the error is heard of.
         ray.shutdown()
         raise
+    # References in cycles that Python let go of after Ray's end would end the process.
+    gc.collect()
     endings.append(threading.Thread(target=ray.shutdown, name="end of Ray"))
     endings[-1].start()
 
