@@ -75,8 +75,7 @@ def execute(job: Resolved, plan: Plan, lease: Lease, record: dict[str, Any], sec
             record["stage_seconds"] = {k[:-2]: round(v, 2) for k, v in sorted(counts.items()) if k.endswith("_s")}
             record |= {"bytes_in": int(counts["bytes_in"]), "bytes_out": int(counts["bytes_out"])}
             record |= {"ok": int(counts["ok"]), "rejected": int(counts["rejected"])}
-    if lease.lost.is_set():
-        raise OutputHeld(f"{job.output.url}: another run took it while this one was not heard of")
+    lease.check()
 
 
 def write_all(job: Resolved, plan: Plan, shown: Shown, record: dict[str, Any]) -> None:

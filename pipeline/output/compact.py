@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pyarrow as pa
 
 from pipeline.errors import StorageError
-from pipeline.output.committed import part_paths, read_part
+from pipeline.output.committed import read_part
 from pipeline.output.replaced import replace_parts
 from pipeline.storage import Entry, Store
 from pipeline.store_failures import STORE_FAILURES, reason
@@ -22,15 +22,15 @@ MERGED_BYTES = 8_000_000
 def compact(output: Store, parts: set[str], level: int, check: Callable[[], None]) -> int:
     """Merge the small ones of `parts`; gives how many went away. What fails is a warning: all rows are committed.
 
-    Only for the holder of OUTPUT, with parts that lay there before its run began: nobody writes them any more.
+    Only for the holder of OUTPUT, once it is settled, with parts that lay there before its run began: nobody writes them
+    any more.
 
     Args: level: of zstd. check: raises when another run has OUTPUT now.
     """
     gone = 0
     try:
         for folder in ("results", "rejects") if parts else ():
-            there = parts & set(part_paths(output, folder))
-            small = [e for e in output.entries(folder) if e.path in there and e.size < SMALL_BYTES]
+            small = [e for e in output.entries(folder) if e.path in parts and e.size < SMALL_BYTES]
             for group in groups(small) if len(small) >= ENOUGH else ():
                 check()
                 gone += merge(output, folder, group, level)

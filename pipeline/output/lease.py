@@ -50,7 +50,6 @@ class Lease:
     def __init__(self, output: Store) -> None:
         self.output = output
         self.fence = 0
-        self.lost = threading.Event()
         self._token = secrets.token_hex(8)
         self._stop = threading.Event()
         self._beats = threading.Thread(target=self._beat, daemon=True, name="lease")
@@ -146,7 +145,6 @@ class Lease:
         while not self._stop.wait(BEAT_SECONDS):
             try:
                 if self.newest() != self.fence:
-                    self.lost.set()
                     return
                 self.output.write(self._path(self.fence, "beat"), json.dumps({"at": time.time()}).encode())
             except (*STORE_FAILURES, StorageError) as e:

@@ -40,11 +40,13 @@ def replace_parts(output: Store, folder: str, old: set[str], table: pa.Table, le
 
 def settle(output: Store) -> None:
     """End what a run was killed in, and forget what is long done. Only for the holder of OUTPUT, before it lists parts."""
-    for path, note in notes(output):
-        done = note["new"] is None or output.exists(note["new"])
-        there = [old for old in note["old"] if output.exists(old)]
+    if not (told := notes(output)):
+        return
+    listed = {entry.path for folder in ("results", "rejects") for entry in output.entries(folder)}
+    for path, note in told:
+        done = note["new"] is None or note["new"] in listed
         if done:
-            for old in there:
+            for old in listed.intersection(note["old"]):
                 output.delete(old)
         if done and time.time() - note["at"] < GRACE_SECONDS:
             continue

@@ -180,7 +180,7 @@ def report(nights: list[dict[str, Any]], images: int, problems: list[str]) -> st
     ends = ", ".join(f"{count} × {end}" for end, count in Counter(night["ended"] for night in nights).most_common())
     lines = [f"{len(nights)} nights in {nights[-1]['minute']:.0f} minutes ({ends}); {images:,} images in the end.", ""]
     lines += ["| after a night, the most | first third | last third |", "|---|---|---|"]
-    for name in nights[0].keys() - {"minute", "ended"}:
+    for name in (key for key in nights[0] if key not in ("minute", "ended")):
         first, last = (max(night[name] for night in some) for some in (nights[:third], nights[-third:]))
         lines.append(f"| {name.replace('_', ' ')} | {first:,} | {last:,} |")
     said = "; ".join(problems[:5]) if problems else "every image has a row of its very bytes or a reject, `verify` holds"
