@@ -20,6 +20,7 @@ from jobs.console import console
 from jobs.night_page import leave_page
 from jobs.stats import drift, moments
 from models.checkpoint import CheckpointError
+from pipeline.cluster.connection import one_ray
 from pipeline.config import RunConfig, Strict, read_yaml, validate
 from pipeline.errors import (
     ConfigError,
@@ -201,7 +202,8 @@ def show_night(config: NightlyConfig, tonight: date | None = None, folder: Path 
     began = datetime.now()
     runs = runs_of(config, tonight or began.date(), folder)
     place = Store(config.report, runs[0].config.storage) if config.report else None
-    lines = done_night(runs, config)
+    with one_ray():
+        lines = done_night(runs, config)
     code = next((line["exit_code"] for line in lines if line["exit_code"] not in (0, Deadline.exit_code)), None)
     if code is None:
         code = max((line["exit_code"] for line in lines), default=0)

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,18 @@ def ensure_token() -> None:
 
 endings: list[threading.Thread] = []
 """Of the Ray that this process had."""
+
+
+@dataclass
+class Kept:
+    """A Ray that stays between one `connected` and the next."""
+
+    wanted: bool = False
+    started: bool = False
+    address: str | None = None
+
+
+kept = Kept()
 OURS = "imagemill"
 """A file that marks the folder of a Ray session as ours."""
 SESSIONS = 10
@@ -99,30 +112,56 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
 
     while endings:
         endings.pop().join()
-    if ray.is_initialized():
-        yield
-        return
     address = address_of(address)
-    for key, value in WORKER_ENV.items():
-        os.environ.setdefault(key, value)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address:
-        options |= {"address": address, "runtime_env": runtime_env()}
-    else:
-        options |= {"address": "local", "include_dashboard": False, "num_cpus": num_cpus}
+    if kept.started and kept.address != address:
+        kept.started = False
+        ray.shutdown()
+    ours = kept.started or not ray.is_initialized()
     try:
-        with signals_wait():
-            context = start_ray(address, options)
-        if not address:
-            tidy(Path(context.address_info["session_dir"]))
+        if not ray.is_initialized():
+            start(address, num_cpus)
         yield
     except BaseException:
-        # Nothing may be at work any more when the error is heard of.
-        ray.shutdown()
+        if ours:
+            # Nothing may be at work any more when the error is heard of.
+            kept.started = False
+            ray.shutdown()
         raise
-    # References in cycles that Python let go of after Ray's end would end the process.
+    if ours and kept.wanted:
+        kept.started, kept.address = True, address
+    elif ours:
+        end_beside()
+
+
+@contextmanager
+def one_ray() -> Iterator[None]:
+    """The first `connected` within this `with` starts the Ray of those after it, as long as their address is the same."""
+    kept.wanted = True
+    try:
+        yield
+    finally:
+        kept.wanted = False
+        if kept.started:
+            kept.started = False
+            end_beside()
+
+
+def end_beside() -> None:
+    """End Ray in a thread, for the next one or the end of the process to wait for."""
+    import ray
+
+    # While Ray ends, its core ends the whole process when Python lets go of a reference to one of its objects (ray#19115).
+    # Garbage collection, which may come upon such references in cycles, sees nothing that is there now until Ray is gone.
     gc.collect()
-    endings.append(threading.Thread(target=ray.shutdown, name="end of Ray"))
+    gc.freeze()
+
+    def end() -> None:
+        try:
+            ray.shutdown()
+        finally:
+            gc.unfreeze()
+
+    endings.append(threading.Thread(target=end, name="end of Ray"))
     endings[-1].start()
 
 
@@ -159,6 +198,21 @@ def unseen(paths: list[str]) -> Iterator[tuple[str, str]]:
             log.warning("node %s was not asked what it sees: %s", node["NodeManagerAddress"], type(e).__name__)
             continue
         yield from ((node["NodeManagerAddress"], path) for path in found)
+
+
+def start(address: str | None, num_cpus: int | None) -> None:
+    """Raises: ConfigError, RunFailed."""
+    for key, value in WORKER_ENV.items():
+        os.environ.setdefault(key, value)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address:
+        options |= {"address": address, "runtime_env": runtime_env()}
+    else:
+        options |= {"address": "local", "include_dashboard": False, "num_cpus": num_cpus}
+    with signals_wait():
+        context = start_ray(address, options)
+    if not address:
+        tidy(Path(context.address_info["session_dir"]))
 
 
 def start_ray(address: str | None, options: dict[str, Any]) -> Any:

@@ -25,6 +25,7 @@ import typer
 from commands import stop
 from skimage import data
 
+from pipeline.cluster.connection import one_ray
 from pipeline.config import RunConfig
 from pipeline.images.pixels import encode_rgb
 from pipeline.output.committed import NOTES, part_paths, read_parts
@@ -146,15 +147,16 @@ def main(
         source, output = Store(f"{place}/in"), Store(f"{place}/out")
         folder = Folder(source, generator)
         config = RunConfig(task="compress", input=source.url, output=output.url)
-        while not nights or time.monotonic() - began < 60 * minutes:
-            if nights:
-                folder.day()
-            killed = bool(nights) and generator.random() < KILLED
-            ended = killed_night(source, output, generator) if killed else f"exit {run(config)['exit_code']}"
-            nights.append({"minute": round((time.monotonic() - began) / 60, 1), "ended": ended, **counted(output)})
-            typer.echo(json.dumps(nights[-1]))
-            (out / "soak.json").write_text(json.dumps(nights, indent=1))
-        run(config)
+        with one_ray():
+            while not nights or time.monotonic() - began < 60 * minutes:
+                if nights:
+                    folder.day()
+                killed = bool(nights) and generator.random() < KILLED
+                ended = killed_night(source, output, generator) if killed else f"exit {run(config)['exit_code']}"
+                nights.append({"minute": round((time.monotonic() - began) / 60, 1), "ended": ended, **counted(output)})
+                typer.echo(json.dumps(nights[-1]))
+                (out / "soak.json").write_text(json.dumps(nights, indent=1))
+            run(config)
         problems = wrong(folder, output) + grown(nights)
         images = len(folder.there)
     (out / "soak.md").write_text(report(nights, images, problems))

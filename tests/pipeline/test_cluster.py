@@ -62,6 +62,58 @@ def test_a_ray_that_is_late_is_started_again_and_at_last_one_line(monkeypatch: p
     assert len(tries) == STARTS
 
 
+def process(code: str) -> subprocess.CompletedProcess[str]:
+    """A process of its own: the Ray of this one stays."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+
+
+def test_garbage_that_refers_to_ray_does_not_end_the_process_while_ray_ends() -> None:
+    ended = process(
+        """
+import gc, ray
+from pipeline.cluster.connection import connected, endings
+with connected(None, num_cpus=1):
+    rings = [[ray.put(number)] for number in range(1_000)]
+    for ring in rings:
+        ring.append(ring)
+while endings[-1].is_alive():
+    # References go at every moment of Ray's end.
+    ring = None
+    del rings[-2:]
+    gc.collect()
+print(len(rings))
+"""
+    )
+    assert (ended.returncode, ended.stdout) == (0, "0\n"), ended.stderr
+
+
+def test_runs_of_a_night_share_a_ray_and_one_that_fails_takes_its_own_with_it() -> None:
+    ended = process(
+        """
+import ray
+from pipeline.cluster.connection import connected, endings, one_ray
+def session():
+    with connected(None, num_cpus=1):
+        return ray.get_runtime_context().get_node_id()
+with one_ray():
+    assert not ray.is_initialized()
+    first = session()
+    assert session() == first
+    try:
+        with connected(None):
+            raise OSError
+    except OSError:
+        assert not ray.is_initialized()
+    second = session()
+    assert second != first
+endings[-1].join()
+assert not ray.is_initialized()
+print("as said")
+"""
+    )
+    assert (ended.returncode, ended.stdout) == (0, "as said\n"), ended.stderr
+
+
 def test_what_ray_ships_to_every_process_of_a_run_imports_no_torch() -> None:
     code = "import sys, pipeline.actor, pipeline.cluster.watch; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
