@@ -15,7 +15,7 @@ from pipeline.output.exports import state_of
 from pipeline.output.latents import latent_rows, upright_size
 from pipeline.output.names import decoded_name
 from pipeline.output.values import LATENT_COLUMNS, Coders, check_latents, symbols_in
-from pipeline.schema import LatentError
+from pipeline.schema import LATENT_KEPT, LatentError
 from pipeline.storage import Store
 
 ROWS_AT_A_TIME = 32
@@ -56,7 +56,7 @@ def decode_output(output: Store, dest: Store, where: str | None = None) -> int:
         dest.write(decoded_name(row["rel_path"], row["image_id"]), encode_rgb(rgb, "PNG"))
 
     with ThreadPoolExecutor() as pool:
-        columns = [*IMAGE, *(name for name in LATENT_COLUMNS if name in state.schema.names or name != "latent_payload")]
+        columns = [*IMAGE, *(name for name in LATENT_COLUMNS if name in state.schema.names or name not in LATENT_KEPT[1:])]
         for table in state.tables(columns):
             for start in range(0, len(table), ROWS_AT_A_TIME):
                 list(pool.map(write, latent_rows(table.slice(start, ROWS_AT_A_TIME))))

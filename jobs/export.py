@@ -26,7 +26,7 @@ from pipeline.output.lease import FOLDER as LEASE
 from pipeline.output.lease import Lease
 from pipeline.output.snapshot import Snapshot, snapshot
 from pipeline.output.values import Coders, Latents, check_latents, latent_batches, vectors
-from pipeline.schema import LATENT_ZERO_POINT
+from pipeline.schema import LATENT_KEPT, LATENT_ZERO_POINT
 from pipeline.storage import Store
 
 log = logging.getLogger("imagemill.export")
@@ -146,7 +146,7 @@ def show_export(output: Store, dest: Store, **what: Any) -> None:
 
 def chosen_columns(state: Snapshot, columns: list[str] | None, pool: str) -> list[str]:
     """The columns of an export. Raises: ConfigError for unknown ones."""
-    plain = [name for name in state.schema.names if name not in ("latent", "latent_payload")]
+    plain = [name for name in state.schema.names if name not in LATENT_KEPT]
     valid = [*plain, *(name for name in ADDED if name != "embedding" or pool != "none")]
     if unknown := [name for name in columns or () if name not in valid]:
         raise ConfigError(f"--columns: no column {', '.join(unknown)}; there are: {', '.join(valid)}")

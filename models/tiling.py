@@ -1,11 +1,14 @@
 """Large images in pieces: tiles with a halo, so that memory is bounded and no seam shows."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 
 import torch
 from torch import Tensor
 
+Piece = tuple[slice, slice, Tensor]
+"""The rows and columns of a result that a piece is, and the piece (B,C,h,w)."""
 TILE = 1024
 LEAST_TILE = 64
 LARGE_PIXELS = 12_000_000
@@ -17,33 +20,29 @@ def tile_side(h: int, w: int) -> int:
     return TILE if h * w <= LARGE_PIXELS else TILE // 2
 
 
-def tiles(length: int, tile: int, halo: int) -> Iterator[tuple[int, int, int, int]]:
-    """(start, stop, keep_from, keep_to) along one axis: what to read, what of it to keep; the kept parts tile it."""
-    for keep_from in range(0, length, tile):
-        keep_to = min(keep_from + tile, length)
-        yield max(keep_from - halo, 0), min(keep_to + halo, length), keep_from, keep_to
-
-
 def tiled(
-    fn: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int, scale: Fraction = Fraction(1), stride: int = 1
+    fn: Callable[[Tensor], Tensor],
+    x: Tensor,
+    tile: int,
+    halo: int,
+    scale: Fraction = Fraction(1),
+    stride: int = 1,
+    out: Tensor | None = None,
 ) -> Tensor:
     """fn(x) computed on tiles of `tile` input pixels and a margin of `halo`, exact where fn looks no further than `halo`.
 
-    Tiles that do not fit into memory are halved, down to LEAST_TILE.
+    Tiles that do not fit into memory are computed in quarters, down to LEAST_TILE.
 
     Args:
         x: (B,C,H,W).
         scale: output size / input size of fn (1, 1/8 for an encoder of stride 8, 8 for its decoder).
         stride: what fn takes multiples of; the result is that of x padded to them, and only what is cut at the edge is
             copied for it. `tile`, its halves, and `halo` must be multiples of it, and whole numbers times `scale`.
+        out: x itself, where fn gives what it takes and nobody needs x any more: a large image then lies in memory once, and
+            its result is without the padding.
     """
-    try:
-        return in_tiles(fn, x, tile, halo, scale, stride)
-    except (RuntimeError, MemoryError) as e:
-        if not out_of_memory(e) or tile // 2 < LEAST_TILE or (tile // 2 * scale).denominator > 1:
-            raise
-    # Outside of `except`: the traceback holds on to what did not fit.
-    return tiled(fn, x, tile // 2, halo, scale, stride)
+    found = pieces(fn, x, tile, halo, scale, stride, smaller=True)
+    return put_together(found, x, scale, stride) if out is None else put_over(found, x, tile + halo)
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -53,9 +52,14 @@ def out_of_memory(error: Exception) -> bool:
 
 def in_tiles(fn: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int, scale: Fraction, stride: int = 1) -> Tensor:
     """As `tiled`, with tiles of this size alone."""
+    return put_together(pieces(fn, x, tile, halo, scale, stride), x, scale, stride)
+
+
+def put_together(found: Iterator[Piece], x: Tensor, scale: Fraction, stride: int) -> Tensor:
+    """The result of which these are the pieces; of one alone that piece."""
     h, w = (int((n + -n % stride) * scale) for n in x.shape[2:])
     out: Tensor | None = None
-    for rows, columns, piece in pieces(fn, x, tile, halo, scale, stride):
+    for rows, columns, piece in found:
         if piece.shape[2:] == (h, w):
             return piece
         if out is None:
@@ -68,21 +72,70 @@ def in_tiles(fn: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int, sc
     return out
 
 
+def put_over(found: Iterator[Piece], x: Tensor, behind: int) -> Tensor:
+    """x with pieces in its place, each written when no tile reads so far back (`behind` rows); of one alone that piece."""
+    waiting: deque[Piece] = deque()
+
+    def write() -> None:
+        rows, columns, piece = waiting.popleft()
+        place = x[:, :, rows, columns]
+        place.copy_(piece[:, :, : place.shape[2], : place.shape[3]])
+
+    for piece in found:
+        if piece[2].shape[2] >= x.shape[2] and piece[2].shape[3] >= x.shape[3]:
+            return piece[2]
+        waiting.append(piece)
+        while waiting[0][0].stop <= piece[0].start - behind:
+            write()
+    while waiting:
+        write()
+    return x
+
+
 def pieces(
-    fn: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int, scale: Fraction = Fraction(1), stride: int = 1
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """What `in_tiles` puts together: the rows and columns of the result that each piece is, and the piece (B,C,h,w)."""
+    fn: Callable[[Tensor], Tensor],
+    x: Tensor,
+    tile: int,
+    halo: int,
+    scale: Fraction = Fraction(1),
+    stride: int = 1,
+    smaller: bool = False,
+) -> Iterator[Piece]:
+    """What a result is put together from, one row of tiles after the other; what is small enough is one piece."""
     h, w = (n + -n % stride for n in x.shape[2:])
-    if h <= tile + 2 * halo and w <= tile + 2 * halo:
-        yield slice(0, int(h * scale)), slice(0, int(w * scale)), fn(padded(x, h, w))
-        return
-    for y0, y1, ky0, ky1 in tiles(h, tile, halo):
-        for x0, x1, kx0, kx1 in tiles(w, tile, halo):
-            piece = fn(padded(x[:, :, y0:y1, x0:x1], y1 - y0, x1 - x0))
-            rows = slice(int((ky0 - y0) * scale), int((ky1 - y0) * scale))
-            columns = slice(int((kx0 - x0) * scale), int((kx1 - x0) * scale))
-            placed = slice(int(ky0 * scale), int(ky1 * scale)), slice(int(kx0 * scale), int(kx1 * scale))
-            yield *placed, piece[:, :, rows, columns]
+    whole = h <= tile + 2 * halo and w <= tile + 2 * halo
+
+    def computed(rows: slice, columns: slice, tile: int) -> Iterator[Piece]:
+        top, bottom = max(rows.start - halo, 0), min(rows.stop + halo, h)
+        left, right = max(columns.start - halo, 0), min(columns.stop + halo, w)
+        try:
+            piece = fn(padded(x[:, :, top:bottom, left:right], bottom - top, right - left))
+        except (RuntimeError, MemoryError) as e:
+            half = tile // 2
+            if not smaller or not out_of_memory(e) or half < LEAST_TILE or (half * scale).denominator > 1:
+                raise
+        else:
+            of_piece = scaled(rows, scale, top), scaled(columns, scale, left)
+            yield scaled(rows, scale), scaled(columns, scale), piece[:, :, *of_piece]
+            return
+        # Outside of `except`: the traceback holds on to what did not fit.
+        for part in parts(rows, half):
+            for side in parts(columns, half):
+                yield from computed(part, side, half)
+
+    for rows in parts(slice(0, h), h if whole else tile):
+        for columns in parts(slice(0, w), w if whole else tile):
+            yield from computed(rows, columns, tile)
+
+
+def parts(whole: slice, length: int) -> Iterator[slice]:
+    """A slice in parts of a length, the last one of what is left."""
+    return (slice(start, min(start + length, whole.stop)) for start in range(whole.start, whole.stop, length))
+
+
+def scaled(part: slice, scale: Fraction, start: int = 0) -> slice:
+    """Where a part of the input, counted from `start`, lies in the output."""
+    return slice(int((part.start - start) * scale), int((part.stop - start) * scale))
 
 
 def padded(x: Tensor, h: int, w: int) -> Tensor:

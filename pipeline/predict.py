@@ -24,7 +24,7 @@ from pipeline.job import Job
 from pipeline.logs import configure_actor
 from pipeline.output.kept import kept_model
 from pipeline.output.references import kept_references
-from pipeline.schema import row_schema
+from pipeline.schema import LATENT_KEPT, row_schema
 from pipeline.sources.reading import ReadError, Reading
 from pipeline.sources.source import UNREADABLE_SHARD
 from pipeline.store_failures import reason
@@ -75,7 +75,7 @@ class Predictor:
         held = 0
         for item in finished:
             rows[item.reference["image_id"]] = item.row
-            held += sum(len(item.row[name]) for name in ("latent", "latent_payload") if name in item.row)
+            held += sum(len(item.row[name]) for name in LATENT_KEPT if name in item.row)
             if held > ROWS_BYTES:
                 yield self._table(references, rows)
                 rows, held = {}, 0

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 LATENT_ZERO_POINT = 128
 """`latent` holds symbol + 128 as uint8: Parquet widens signed bytes to 32 bits with their sign, which costs a third more."""
 
+LIST_VALUES = 64_000_000
+"""Of a latent that is a list: Parquet's writer holds some 15 bytes for each of its values, as a row is never divided."""
 LATENT_ROWS = 32
 """Of a row group with latents: its writer holds 8 bytes for each of their values at once."""
 ARROW_TYPES = {float: pa.float32(), int: pa.int64(), str: pa.string(), bool: pa.bool_(), list[float]: pa.list_(pa.float32())}
@@ -54,9 +56,13 @@ LATENT = [
     ("latent", pa.list_(pa.uint8())),
     # Apart from `latent`, which is then null: nobody takes coded bytes for symbols.
     ("latent_payload", pa.binary()),
+    # What `latent` would hold, as one zstd frame, where that were a list of more than LIST_VALUES.
+    ("latent_zstd", pa.binary()),
     ("latent_shape", pa.list_(pa.int32())),
     ("latent_crc32", pa.int64()),
 ]
+LATENT_KEPT = ("latent", "latent_payload", "latent_zstd")
+"""The column that holds the latent of a row: one of these, the others are null."""
 REJECT = [
     ("stage", pa.string()),
     ("error_class", pa.string()),
@@ -131,14 +137,20 @@ def store_latent(symbols: np.ndarray) -> np.ndarray:
     return stored
 
 
-def pack_latent(symbols: np.ndarray, payload: bytes | None = None) -> dict[str, Any]:
+def pack_latent(symbols: np.ndarray, payload: bytes | None = None, level: int = 9) -> dict[str, Any]:
     """Symbols (C,h,w) int8 to the latent columns of a row: themselves, or the payload that they were coded to.
 
     The CRC is that of the symbols in both: whatever goes wrong between here and a picture is seen.
+
+    Args: level: of zstd, for symbols that are too many for a list.
     """
     stored = store_latent(symbols)
-    kept = {"latent": stored} if payload is None else {"latent_payload": payload}
-    return {**kept, "latent_shape": list(symbols.shape), "latent_crc32": zlib.crc32(stored.tobytes())}
+    kept: dict[str, Any] = {"latent": stored}
+    if payload is not None:
+        kept = {"latent_payload": payload}
+    elif stored.size > LIST_VALUES:
+        kept = {"latent_zstd": zstd(stored, level)}
+    return {**kept, "latent_shape": list(symbols.shape), "latent_crc32": zlib.crc32(stored.data)}
 
 
 class LatentError(Exception):
@@ -148,7 +160,7 @@ class LatentError(Exception):
 def unpack_latent(latent: np.ndarray, shape: list[int], crc32: int) -> np.ndarray:
     """Latent columns to symbols (C,h,w) int8. Raises: LatentError when they do not match their CRC or shape."""
     stored = np.ascontiguousarray(latent, dtype=np.uint8)
-    if zlib.crc32(stored.tobytes()) != crc32:
+    if zlib.crc32(stored.data) != crc32:
         raise LatentError("latent does not match its latent_crc32")
     if not shape or stored.size != int(np.prod(shape)):
         raise LatentError(f"latent has {stored.size} values, latent_shape {shape} wants {int(np.prod(shape or 0))}")
@@ -156,9 +168,15 @@ def unpack_latent(latent: np.ndarray, shape: list[int], crc32: int) -> np.ndarra
     return symbols
 
 
-def latent_bytes(latent: np.ndarray, level: int) -> int:
-    """Bytes that a stored latent takes in a part: each is a page of its own, compressed alone."""
-    return len(pa.Codec("zstd", level).compress(np.ascontiguousarray(latent).tobytes()))
+def latent_bytes(row: dict[str, Any], level: int) -> int:
+    """Bytes that the latent of `pack_latent` takes in a part, where each is a page of its own, compressed alone."""
+    kept = next(row[name] for name in LATENT_KEPT if name in row)
+    return len(zstd(kept, level) if isinstance(kept, np.ndarray) else kept)
+
+
+def zstd(stored: np.ndarray, level: int) -> bytes:
+    """A stored latent as one frame."""
+    return pa.Codec("zstd", level).compress(stored, asbytes=True)
 
 
 def parquet_bytes(table: pa.Table, level: int) -> bytes:
@@ -172,6 +190,7 @@ def parquet_bytes(table: pa.Table, level: int) -> bytes:
     plain = (
         "latent",
         "latent_payload",
+        "latent_zstd",
         "image_id",
         "version",
         "source_uri",

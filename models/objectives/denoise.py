@@ -81,6 +81,7 @@ class Denoise(TaskObjective):
                 tile_side(*x.shape[2:]),
                 model.halo,
                 stride=model.stride,
+                out=x,
             )
         restored = to_uint8(x_hat)
         return [

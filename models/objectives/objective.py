@@ -49,4 +49,7 @@ class TaskObjective(Objective):
 
     @abstractmethod
     def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
-        """Run samples whose padded sizes are equal through the model. Raises: SampleError for one that cannot be done."""
+        """Run samples whose padded sizes are equal through the model; the pixels of a large one may be written over.
+
+        Raises: SampleError for one that cannot be done.
+        """

@@ -1,5 +1,6 @@
 """Latents as rows hold them, plain or entropy coded, back to symbols."""
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -42,15 +43,17 @@ def symbols_of(row: dict[str, Any], entropy: "EntropyModel | None") -> np.ndarra
     Raises: LatentError when they are not what was written.
     """
     shape, crc32 = row["latent_shape"], row["latent_crc32"]
-    if not is_coded(row):
-        if row["latent"] is None:
-            raise LatentError("row without a latent")
+    if row["latent"] is not None:
         return unpack_latent(row["latent"], shape, crc32)
-    if entropy is None:
-        raise LatentError("latent is coded, and its checkpoint holds no tables")
     # A damaged shape must not make a latent of terabytes.
     if len(shape) != 3 or min(shape) < 1 or shape[1] * shape[2] > row["orig_width"] * row["orig_height"]:
         raise LatentError(f"latent_shape {shape} does not fit an image of {row['orig_width']}×{row['orig_height']}")
+    if (packed := row.get("latent_zstd")) is not None:
+        return unpack_latent(unpacked(packed, math.prod(shape)), shape, crc32)
+    if not is_coded(row):
+        raise LatentError("row without a latent")
+    if entropy is None:
+        raise LatentError("latent is coded, and its checkpoint holds no tables")
     from models.entropy import PayloadError
 
     try:
@@ -58,3 +61,11 @@ def symbols_of(row: dict[str, Any], entropy: "EntropyModel | None") -> np.ndarra
     except PayloadError as e:
         raise LatentError(str(e)) from e
     return unpack_latent(store_latent(symbols), shape, crc32)
+
+
+def unpacked(packed: bytes, size: int) -> np.ndarray:
+    """`latent_zstd` to what `latent` would hold, (size,) uint8. Raises: LatentError for damage, and for another size."""
+    try:
+        return np.frombuffer(pa.decompress(packed, size, "zstd"), np.uint8)
+    except (OSError, pa.ArrowException) as e:
+        raise LatentError(f"latent_zstd: {e}") from None

@@ -11,6 +11,7 @@ from commands import make_photos
 from PIL import Image
 
 from jobs.decode import decode_output
+from jobs.export import export
 from models import checkpoint as checkpoints
 from pipeline.account import account
 from pipeline.actor import Actor
@@ -220,14 +221,13 @@ def test_a_damaged_payload_is_named_and_never_decoded(tmp_path, crops):
     assert [p.name for p in dest.iterdir()] == ["2.png"]
 
 
-def test_rows_that_take_much_memory_become_parts_before_their_block_ends(tmp_path, crops, monkeypatch):
-    source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
-    make_photos(source, 6, crops)
+def compressed_here(source: Store, output: Store) -> None:
+    """An actor's work on all of a source, in this process."""
     resolved = resolve(RunConfig(task="compress", input=source.url, output=output.url, quality=0))
-    monkeypatch.setattr("pipeline.predict.ROWS_BYTES", 1)
     with Lease(output) as lease:
         keep_checkpoint(output, resolved.card, resolved.weights)
         lineage = dict.fromkeys(("task", "model_id", "checkpoint_sha256", "config_sha256", "parameters"), "-")
+        lineage |= {"task": "compress", "checkpoint_sha256": resolved.card.sha256}
         job = Job(
             task="compress",
             params={},
@@ -246,11 +246,39 @@ def test_rows_that_take_much_memory_become_parts_before_their_block_ends(tmp_pat
             dtype=None,
         )
         plan = plan_of(resolved)
-        assert Actor(job)(plan.todo) == {"rows": [6]}
+        assert Actor(job)(plan.todo) == {"rows": [len(plan.todo)]}
         left = account(output, plan, [])
-    assert (left.ok, left.rejected, left.doubles_dropped) == (6, 0, 0)
+    assert (left.ok, left.rejected, left.doubles_dropped) == (len(plan.todo), 0, 0)
+    assert verify(output).problems == []
+
+
+def test_rows_that_take_much_memory_become_parts_before_their_block_ends(tmp_path, crops, monkeypatch):
+    source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
+    make_photos(source, 6, crops)
+    monkeypatch.setattr("pipeline.predict.ROWS_BYTES", 1)
+    compressed_here(source, output)
     assert len(part_paths(output, "results")) == 6
     assert verify(output).latents == 6
+
+
+def test_latents_too_large_for_lists_are_read_like_the_others(tmp_path, crops, monkeypatch):
+    source, large, lists = (Store(str(tmp_path / name)) for name in ("in", "large", "lists"))
+    make_photos(source, 2, crops)
+    compressed_here(source, lists)
+    monkeypatch.setattr("pipeline.schema.LIST_VALUES", 1)
+    compressed_here(source, large)
+    made = rows(tmp_path / "large")
+    assert [row["latent"] for row in made] == [None, None]
+    assert all(row["bits_per_pixel"] > 0 for row in made)
+    for output, name in ((lists, "of-lists"), (large, "of-large")):
+        decode_output(output, Store(str(tmp_path / name / "decoded")))
+        export(output, Store(str(tmp_path / name / "export")))
+    decoded, exported = ([tmp_path / o / name for o in ("of-lists", "of-large")] for name in ("decoded", "export"))
+    files = [[path.read_bytes() for path in sorted(folder.rglob("*.png"))] for folder in decoded]
+    assert files[0] == files[1]
+    assert len(files[0]) == 2
+    values = [pq.read_table(folder / "latents").sort_by("rel_path")["latent"] for folder in exported]
+    assert values[0].equals(values[1])
 
 
 def test_coding_without_tables_is_refused_before_an_image_is_touched(tmp_path, crops):

@@ -194,6 +194,30 @@ def test_a_coded_latent_survives_its_part_and_is_no_list() -> None:
         symbols_of(first, None)
 
 
+def test_a_latent_that_is_too_large_for_a_list_is_one_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    symbols = np.random.default_rng(3).integers(-2, 3, (4, 3, 5)).astype(np.int8)
+    monkeypatch.setattr("pipeline.schema.LIST_VALUES", 59)
+    large = {name: value for name, value in row(3).items() if name != "latent"} | pack_latent(symbols)
+    schema = result_schema({"psnr_db": float}, stores_latent=True)
+    [back] = latent_rows(pq.read_table(io.BytesIO(parquet_bytes(pa.Table.from_pylist([large], schema), 3))))
+    assert back["latent"] is None
+    np.testing.assert_array_equal(symbols_of(back, None), symbols)
+    wrong = [
+        {"latent_zstd": None},
+        {"latent_zstd": back["latent_zstd"][:-4]},
+        {"latent_zstd": b""},
+        {"latent_crc32": back["latent_crc32"] ^ 1},
+        {"latent_shape": [4, 3, 4]},
+        {"latent_shape": [10**12, 3, 5]},
+        {"latent_shape": [60]},
+    ]
+    for change in wrong:
+        with pytest.raises(LatentError):
+            symbols_of(back | change, None)
+    monkeypatch.setattr("pipeline.schema.LIST_VALUES", 60)
+    assert "latent" in pack_latent(symbols)
+
+
 def test_a_part_without_latents_and_a_part_without_rows_can_be_written() -> None:
     plain = pa.Table.from_pylist([{"image_id": "a", "version": "b"}], result_schema({"sigma": float}, stores_latent=False))
     for table in (plain, plain.slice(0, 0), table_of([])):
