@@ -73,9 +73,8 @@ class Finish:
         }
         with self.tally.time("encode"):
             if output.latent is not None:
-                symbols, output.latent = output.latent, None
-                row |= pack_latent(symbols, output.payload, self.job.compression_level)
-                del symbols
+                row |= pack_latent(output.latent, output.payload)
+                output.latent = None
                 if "latent" not in row or item.among(self.job.quality):
                     size = latent_bytes(row, self.job.compression_level)
                     row["bits_per_pixel"] = size * 8 / (picture.orig_width * picture.orig_height)

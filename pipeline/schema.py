@@ -137,20 +137,30 @@ def store_latent(symbols: np.ndarray) -> np.ndarray:
     return stored
 
 
-def pack_latent(symbols: np.ndarray, payload: bytes | None = None, level: int = 9) -> dict[str, Any]:
+def pack_latent(symbols: np.ndarray, payload: bytes | None = None) -> dict[str, Any]:
     """Symbols (C,h,w) int8 to the latent columns of a row: themselves, or the payload that they were coded to.
 
     The CRC is that of the symbols in both: whatever goes wrong between here and a picture is seen.
-
-    Args: level: of zstd, for symbols that are too many for a list.
     """
-    stored = store_latent(symbols)
-    kept: dict[str, Any] = {"latent": stored}
-    if payload is not None:
-        kept = {"latent_payload": payload}
-    elif stored.size > LIST_VALUES:
-        kept = {"latent_zstd": zstd(stored, level)}
-    return {**kept, "latent_shape": list(symbols.shape), "latent_crc32": zlib.crc32(stored.data)}
+    kept: dict[str, Any]
+    if payload is None and symbols.size > LIST_VALUES:
+        packed, crc32 = in_a_frame(symbols)
+        kept = {"latent_zstd": packed}
+    else:
+        stored = store_latent(symbols)
+        kept, crc32 = {"latent": stored} if payload is None else {"latent_payload": payload}, zlib.crc32(stored.data)
+    return {**kept, "latent_shape": list(symbols.shape), "latent_crc32": crc32}
+
+
+def in_a_frame(symbols: np.ndarray) -> tuple[bytes, int]:
+    """What `latent` would hold of symbols (C,h,w) as one zstd frame, and its CRC-32, one channel after the other."""
+    out, crc32 = pa.BufferOutputStream(), 0
+    with pa.CompressedOutputStream(out, "zstd") as frame:
+        for plane in symbols:
+            stored = store_latent(plane)
+            crc32 = zlib.crc32(stored.data, crc32)
+            frame.write(stored)
+    return out.getvalue().to_pybytes(), crc32
 
 
 class LatentError(Exception):
@@ -170,13 +180,9 @@ def unpack_latent(latent: np.ndarray, shape: list[int], crc32: int) -> np.ndarra
 
 def latent_bytes(row: dict[str, Any], level: int) -> int:
     """Bytes that the latent of `pack_latent` takes in a part, where each is a page of its own, compressed alone."""
-    kept = next(row[name] for name in LATENT_KEPT if name in row)
-    return len(zstd(kept, level) if isinstance(kept, np.ndarray) else kept)
-
-
-def zstd(stored: np.ndarray, level: int) -> bytes:
-    """A stored latent as one frame."""
-    return pa.Codec("zstd", level).compress(stored, asbytes=True)
+    if "latent" in row:
+        return len(pa.Codec("zstd", level).compress(row["latent"]))
+    return next(len(row[name]) for name in LATENT_KEPT if name in row)
 
 
 def parquet_bytes(table: pa.Table, level: int) -> bytes:
