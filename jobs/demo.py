@@ -59,7 +59,15 @@ def gray(rgb: np.ndarray, number: int) -> np.ndarray:
     return np.asarray(Image.fromarray(rgb).convert("L").convert("RGB"))
 
 
-SPOIL: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {"noisy": grainy, "damaged": damaged, "gray": gray}
+def small(rgb: np.ndarray, number: int) -> np.ndarray:
+    """Half as wide and high; the last row or column of an odd number is left out."""
+    h, w = (n // 2 for n in rgb.shape[:2])
+    return np.asarray(Image.fromarray(rgb[: 2 * h, : 2 * w]).resize((w, h), Image.Resampling.BICUBIC))
+
+
+SPOIL: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "noisy": grainy, "damaged": damaged, "gray": gray, "small": small
+}  # fmt: skip
 
 
 def lay_out(folder: Path) -> Path:
@@ -92,7 +100,7 @@ def lay_out(folder: Path) -> Path:
 
 
 RUNS = {"compress": ("photos", "compressed"), "denoise": ("noisy", "denoised"), "inpaint": ("damaged", "inpainted"),
-        "colorize": ("gray", "colorized")}  # fmt: skip
+        "colorize": ("gray", "colorized"), "upscale": ("small", "upscaled")}  # fmt: skip
 """Task to the folders it reads and writes."""
 STYLED: dict[str, tuple[str, dict[str, Any]]] = {
     "stylized": ("swirls.png", {"size": 512}),
@@ -152,14 +160,18 @@ def run_demo(output: str) -> None:
             if not path.exists():
                 continue
             before, after = pixels(path), pixels(folder / outcome / rows[task][path.name]["output_uri"])
-            quality[task].append((psnr_db(before, original), psnr_db(after, original)))
+            # What is small is shown, and measured, as bicubic enlarges it.
+            before = np.asarray(Image.fromarray(before).resize(after.shape[1::-1], Image.Resampling.BICUBIC))
+            whole = original[: after.shape[0], : after.shape[1]]
+            quality[task].append((psnr_db(before, whole), psnr_db(after, whole)))
             if name in SHOWN:
                 code = codes[name]
                 coded = f"{code['bits_per_pixel']:.2f} bits/pixel, {code['psnr_db']:.1f} dB"
                 tiles = [Tile(image, f"{db:.1f} dB") for image, db in zip((before, after), quality[task][-1], strict=True)]
                 sheet[name] += [Tile(original, name), Tile(after, coded)] if task == "compress" else tiles
     picture = folder / "contact_sheet.png"
-    headings = ["original", "compressed", f"noisy, sigma {SIGMA:g}", "denoised", "damaged", "inpainted", "gray", "colorized"]
+    headings = ["original", "compressed", f"noisy, sigma {SIGMA:g}", "denoised", "damaged", "inpainted", "gray", "colorized",
+                "half size, bicubic", "upscaled"]  # fmt: skip
     picture.write_bytes(contact_sheet(headings, list(sheet.values()), side=200))
 
     styles = folder / "styles.png"

@@ -204,8 +204,8 @@ def export(
     model.load_state_dict(average_of(state[0]))
     model.eval().requires_grad_(False)
     images = kept_images(run)
-    OBJECTIVES[config.task].finish(model, finishing_images(inputs, images, model.stride))
-    crops = middle_crops(inputs, images.of("validation"), model.stride, most=SAMPLES)
+    OBJECTIVES[config.task].finish(model, finishing_images(inputs, images, model.output_stride))
+    crops = middle_crops(inputs, images.of("validation"), model.output_stride, most=SAMPLES)
     title = f"{config.name}: {config.task} with {config.architecture}, epoch {best} of {len(history)} is the best"
     run.write(CURVES, draw_curves(history, samples_of(OBJECTIVES[config.task], model, crops), title))
     short = [line["epoch"] for line in history if line["steps"] < max(line["steps"] for line in history)]

@@ -16,11 +16,13 @@ class Autoencoder(nn.Module, ABC):
         stride: height and width of an input must be multiples of it (pixels).
         halo: a multiple of `stride`, at least the distance (pixels) over which an output depends on the input.
             Tiles cut with this overlap give the same result as the whole image.
+        scale: height and width of an output, divided by those of its input.
         example: (C,H,W) of an input that suits it, for a listing of its layers.
     """
 
     stride: int = 1
     halo: int = 0
+    scale: int = 1
     example: tuple[int, int, int] = (3, 256, 256)
 
     @abstractmethod
@@ -29,10 +31,15 @@ class Autoencoder(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, y: Any) -> Tensor:
-        """The code y to (B,C,H,W) float, nominally in [0,1] but not clipped."""
+        """The code y to (B,C,scale·H,scale·W) float, nominally in [0,1] but not clipped."""
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return self.decode(self.encode(x_BCHW))
+
+    @property
+    def output_stride(self) -> int:
+        """Height and width of an output are multiples of it, and so are those of the clean images that it learns from."""
+        return self.stride * self.scale
 
 
 class LatentCoder(Autoencoder):

@@ -1,5 +1,7 @@
 """Images at other sizes."""
 
+from typing import Literal
+
 import numpy as np
 import torch
 from PIL import Image
@@ -23,8 +25,11 @@ def within_pixels(x_BCHW: Tensor, pixels: int, stride: int) -> Tensor:
     return resize(x_BCHW, [max(1, round(n * scale / stride)) * stride for n in (h, w)])
 
 
-def resize(x_BCHW: Tensor, size: list[int]) -> Tensor:
-    """Images at another size, (B,C,*size)."""
+def resize(x_BCHW: Tensor, size: list[int], mode: Literal["bilinear", "bicubic"] = "bilinear") -> Tensor:
+    """Images at another size, (B,C,*size), as Pillow resizes them: what is reduced is filtered first.
+
+    Bicubic goes beyond the range of its input at edges.
+    """
     if list(x_BCHW.shape[2:]) == size:
         return x_BCHW
-    return torch.nn.functional.interpolate(x_BCHW, size, mode="bilinear", antialias=True)
+    return torch.nn.functional.interpolate(x_BCHW, size, mode=mode, antialias=True)

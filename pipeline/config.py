@@ -53,7 +53,9 @@ class RunConfig(Strict):
     )
     limit: int | None = Field(None, ge=1, description="do at most so many images")
     retry: bool = Field(False, description="do the rejects of the same version again, and nothing else")
-    max_pixels: int = Field(MAX_PIXELS, ge=1)
+    max_pixels: int = Field(
+        MAX_PIXELS, ge=1, description="larger sources are rejects; what upscale makes of one has four times as many"
+    )
     image: PixelConfig = PixelConfig()
     max_reject_fraction: float = Field(0.5, ge=0, le=1, description="more rejects than this share of a run is exit 3")
     rows_per_part: int = Field(250, ge=1, description="rows of a Parquet part, the unit of commit")

@@ -59,6 +59,8 @@ class Predictor:
         model = kept_model(job.output, job.checkpoint_sha256, device)
         references = kept_references(job.output, job.references, job.max_pixels)
         self.model = self.objective.prepare(model, self.params, references, device)
+        # Room is that of what comes out, where that is larger than what went in.
+        self.made_of_one = self.model.scale**2
         self.threads = ThreadPoolExecutor(job.threads, thread_name_prefix="image")
         self.reading = Reading(job.source, job.threads)
         self.tally = Tally(job.task, job.lineage["run_id"])
@@ -123,7 +125,7 @@ class Predictor:
                 yield [item]
                 continue
             size = padded_size(item.picture.rgb, self.model.stride)
-            pixels = size[0] * size[1]
+            pixels = size[0] * size[1] * self.made_of_one
             waiting.setdefault(size, []).append(item)
             held += pixels
             most = MODEL_PIXELS[self.precision.device] // pixels
@@ -132,7 +134,7 @@ class Predictor:
                 yield waiting.pop(size)
             while held > HELD_PIXELS:
                 largest = max(waiting, key=lambda s: s[0] * s[1] * len(waiting[s]))
-                held -= largest[0] * largest[1] * len(waiting[largest])
+                held -= largest[0] * largest[1] * self.made_of_one * len(waiting[largest])
                 yield waiting.pop(largest)
         yield from waiting.values()
 
@@ -140,7 +142,7 @@ class Predictor:
         """Fetched and decoded in order, a few images ahead of the model; None around one that needs all the room."""
         ahead: deque[Future[Item]] = deque()
         for item in self._fetched(references):
-            if item.pixels > PIXELS_AT_ONCE[self.precision.device] // (2 * self.job.threads):
+            if item.pixels * self.made_of_one > PIXELS_AT_ONCE[self.precision.device] // (2 * self.job.threads):
                 while ahead:
                     yield ahead.popleft().result()
                 yield None

@@ -19,7 +19,7 @@ app = typer.Typer(
 )
 COMMANDS = {
     "Run": (runs.run, runs.plan, runs.nightly, runs.submit),
-    "Tasks": (runs.compress, runs.denoise, runs.inpaint, runs.colorize, runs.stylize),
+    "Tasks": (runs.compress, runs.denoise, runs.inpaint, runs.colorize, runs.stylize, runs.upscale),
     "What came out": (outputs.status, outputs.verify, outputs.failures, outputs.report, outputs.decode),
     "Latents": (outputs.export, outputs.stats, outputs.search, outputs.duplicates, outputs.map_),
     "Models": (models.train, models.evaluate, models.demo),

@@ -176,6 +176,21 @@ def colorize(
     batch(effective(config, set_, task="colorize", input=input, output=output, params={"saturation": saturation}, **flags))
 
 
+def upscale(
+    input: InputArgument,
+    output: OutputArgument,
+    checkpoint: Checkpoint = None,
+    limit: Limit = None,
+    retry: Retry = None,
+    config: Config = None,
+    address: Address = None,
+    set_: Set = None,
+) -> None:
+    """Images at twice their width and height."""
+    flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "address": address}
+    batch(effective(config, set_, task="upscale", input=input, output=output, **flags))
+
+
 def stylize(
     input: InputArgument,
     output: OutputArgument,

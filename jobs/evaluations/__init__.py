@@ -6,6 +6,7 @@ from jobs.evaluations.denoise import evaluate_denoise
 from jobs.evaluations.evaluation import Evaluate
 from jobs.evaluations.inpaint import evaluate_inpaint
 from jobs.evaluations.stylize import evaluate_stylize
+from jobs.evaluations.upscale import evaluate_upscale
 
 EVALUATIONS: dict[str, Evaluate] = {
     "colorize": evaluate_colorize,
@@ -13,4 +14,5 @@ EVALUATIONS: dict[str, Evaluate] = {
     "denoise": evaluate_denoise,
     "inpaint": evaluate_inpaint,
     "stylize": evaluate_stylize,
+    "upscale": evaluate_upscale,
 }

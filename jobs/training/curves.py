@@ -23,7 +23,7 @@ def samples_of(objective: Objective, model: Autoencoder, crops: list[np.ndarray]
     generator = torch.Generator().manual_seed(0)
     rows = []
     for crop in crops[:SAMPLES]:
-        x = to_batch([crop], model.stride, "cpu")
+        x = to_batch([crop], model.output_stride, "cpu")
         with torch.inference_mode():
             seen, output = objective.sample(model, x, generator)
         rows.append([("input", to_uint8(seen)[0]), ("output", to_uint8(output)[0]), ("original", crop)])

@@ -114,7 +114,7 @@ class Learner:
         self.total = self.config.epochs * course.steps_per_epoch
         self.began, self.began_at = time.monotonic(), self.state.step
         self.published = 0.0
-        self.crops = middle_crops(course.inputs, course.validation, model.stride) if self.rank == 0 else []
+        self.crops = middle_crops(course.inputs, course.validation, model.output_stride) if self.rank == 0 else []
 
     def resume(self) -> None:
         """Load the newest intact state, the same one on every worker."""
@@ -200,7 +200,7 @@ class Learner:
         figures = []
         with torch.inference_mode(), self.device:
             for crop in self.crops:
-                x_BCHW = to_batch([crop], averaged.stride, str(self.device))
+                x_BCHW = to_batch([crop], averaged.output_stride, str(self.device))
                 figures.append(OBJECTIVES[self.config.task].validate(averaged, x_BCHW, generator))
         return {f"valid_{k}": float(np.mean([f[k] for f in figures])) for k in figures[0]}
 

@@ -28,8 +28,8 @@ def rehearsed(config: TrainConfig) -> Autoencoder:
         model = ARCHITECTURES[config.architecture](**config.parameters)
     except (TypeError, ValueError, RuntimeError) as e:
         raise ConfigError(f"{what}: {reason(e)}") from None
-    if config.crop % model.stride:
-        raise ConfigError(f"crop = {config.crop}: {what} takes multiples of {model.stride}")
+    if config.crop % model.output_stride:
+        raise ConfigError(f"crop = {config.crop}: {what} takes multiples of {model.output_stride}")
     objective = OBJECTIVES[config.task]
     try:
         objective.freeze(model)

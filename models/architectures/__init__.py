@@ -3,6 +3,7 @@
 from models.architectures.chroma import ChromaUNet
 from models.architectures.codec import Codec
 from models.architectures.conv import Conv
+from models.architectures.edsr import EDSR
 from models.architectures.masked import MaskedUNet
 from models.architectures.perceptual import Perceptual
 from models.architectures.unet import UNet
@@ -12,6 +13,7 @@ ARCHITECTURES: dict[str, type[Autoencoder]] = {
     "chroma": ChromaUNet,
     "codec": Codec,
     "conv": Conv,
+    "edsr": EDSR,
     "masked": MaskedUNet,
     "perceptual": Perceptual,
     "unet": UNet,

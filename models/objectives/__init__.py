@@ -10,6 +10,7 @@ from models.objectives.inpaint import Inpaint
 from models.objectives.objective import Objective, TaskObjective
 from models.objectives.perceive import Perceive
 from models.objectives.stylize import Stylize
+from models.objectives.upscale import Upscale
 
 TASK_OBJECTIVES: dict[str, TaskObjective] = {
     "colorize": Colorize(),
@@ -17,6 +18,7 @@ TASK_OBJECTIVES: dict[str, TaskObjective] = {
     "denoise": Denoise(),
     "inpaint": Inpaint(),
     "stylize": Stylize(),
+    "upscale": Upscale(),
 }
 
 OBJECTIVES: dict[str, Objective] = {**TASK_OBJECTIVES, "perceive": Perceive()}

@@ -6,6 +6,7 @@ from models.tasks.denoise import Denoise
 from models.tasks.inpaint import Inpaint
 from models.tasks.stylize import Stylize
 from models.tasks.task import Task
+from models.tasks.upscale import Upscale
 
 TASKS: dict[str, Task] = {
     "colorize": Colorize(),
@@ -13,4 +14,5 @@ TASKS: dict[str, Task] = {
     "denoise": Denoise(),
     "inpaint": Inpaint(),
     "stylize": Stylize(),
+    "upscale": Upscale(),
 }

@@ -70,6 +70,8 @@ class Task:
     reference_param: ClassVar[str | None] = None
     """The parameter that lists files or URLs of images which a run works from beside its input."""
     least_reference_side: ClassVar[int] = 1
+    closely: ClassVar[bool] = False
+    """Whether what it does shows only pixel by pixel, so that a report shows the middles of images."""
     exact: ClassVar[bool] = False
     """Whether some pixels of the source are kept to the last bit: outputs of lossy formats are then written as PNG."""
 

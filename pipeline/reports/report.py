@@ -178,7 +178,7 @@ def collected(output: Store, record: dict[str, Any], before: set[str], source: S
     from models.tasks import TASKS
 
     task = TASKS[record.get("task") or config_of(output, run_id).task]
-    columns = [name for name, kind in task.columns.items() if kind is float]
+    columns = [name for name, kind in task.columns.items() if kind in (float, int)]
     parts = [path for path in part_paths(output, "results") if path not in before]
     rows = rows_of_run(output, parts, run_id, [*GEOMETRY, *columns])
     if not len(rows):
@@ -186,6 +186,8 @@ def collected(output: Store, record: dict[str, Any], before: set[str], source: S
     report.column = task.worst[1] if task.worst and np.isfinite(rows.columns[task.worst[1]]).any() else None
     report.histograms = histograms_of(rows, columns)
     report.groups = chosen(rows, task.worst if report.column else None)
+    for group in report.groups:
+        group.detail |= task.closely
     show(output, report.groups, report.column, columns, task.stores_latent, source)
     if task.stores_latent:
         report.plane = latent_plane(output, rows, report.column)
@@ -286,7 +288,7 @@ def histograms_of(rows: Rows, columns: list[str]) -> list[Histogram]:
     written = rows.columns["output_bytes"]
     values = {"size, megapixels": pixels / 1e6, "output file, kB": written / 1e3}
     if "bits_per_pixel" not in columns:
-        values["bits per pixel of the output file"] = written * 8 / pixels
+        values["bits per pixel of the output file"] = written * 8 / (pixels * rows.columns.get("scale", 1) ** 2)
     values |= {named(name): rows.columns[name] for name in columns}
     # Milliseconds, as the column counts them.
     ended = rows.columns["encoded_at"] / 1e3

@@ -195,9 +195,9 @@ def show(
     # All rows of a run are of one checkpoint.
     model = kept_decoder(output, next(iter(rows.values()))["checkpoint_sha256"]) if of_latents else None
 
-    def picture(data: bytes, detail: bool) -> str:
+    def picture(data: bytes, detail: bool, scale: int = 1) -> str:
         with large if pixels_of(data) > LARGE_PIXELS else nullcontext():
-            return drawn(decode(data, MAX_SHOWN_PIXELS).rgb, detail)
+            return drawn(decode(data, MAX_SHOWN_PIXELS).rgb, detail, scale)
 
     def sides(place: Place, detail: bool) -> tuple[str | None, str | None]:
         row = rows[place]
@@ -206,7 +206,7 @@ def show(
             data = source(row)
             if hashlib.sha256(data).hexdigest() != row["content_sha256"]:
                 raise ValueError("the source is not what it was")
-            return picture(data, detail)
+            return picture(data, detail, row.get("scale", 1))
 
         def second() -> str:
             if of_latents:
@@ -247,9 +247,14 @@ def tried(name: str, make: Callable[[], str]) -> str | None:
         return None
 
 
-def drawn(rgb: np.ndarray, detail: bool) -> str:
-    """An image (H,W,3) uint8 as the address of a picture, of its middle or of all of it."""
-    image = Image.fromarray(center_crop(rgb, SIDE) if detail else rgb)
+def drawn(rgb: np.ndarray, detail: bool, scale: int = 1) -> str:
+    """An image (H,W,3) uint8 as the address of a picture, of its middle or of all of it.
+
+    Args: scale: in a middle each pixel is so many a side, as many as became of it.
+    """
+    if detail:
+        rgb = center_crop(rgb, SIDE // scale).repeat(scale, 0).repeat(scale, 1)
+    image = Image.fromarray(rgb)
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0)
     out = io.BytesIO()
     image.save(out, "WEBP", quality=88)

@@ -1,6 +1,6 @@
-"""Memory of an actor over one image of 101 MP (11,600×8,700), by a real run for each task and format.
+"""Memory of an actor over one image of 101 MP (11,600×8,700) or of another width, by a real run for each task and format.
 
-python tests/benchmarks/large_images.py [--task compress --task denoise] [--format jpg --format png --format tif]
+python tests/benchmarks/large_images.py [--task compress --task denoise] [--format jpg --format png --format tif] [--width W]
 """
 
 import subprocess
@@ -14,27 +14,28 @@ import typer
 from pipeline.config import RunConfig
 from pipeline.run import run
 
-SIZE = (11_600, 8_700)
 
-
-def make(path: Path) -> None:
+def make(path: Path, width: int) -> None:
     """An enlarged photo, made in another process, whose memory counts nowhere."""
+    size = width, width * 3 // 4
     code = (
         "import sys, skimage.data; from PIL import Image; "
-        f"Image.fromarray(skimage.data.astronaut()).resize({SIZE}, Image.Resampling.BICUBIC).save(sys.argv[1])"
+        f"Image.fromarray(skimage.data.astronaut()).resize({size}, Image.Resampling.BICUBIC).save(sys.argv[1])"
     )
     subprocess.run([sys.executable, "-c", code, str(path)], check=True)
 
 
 def main(
-    task: Annotated[list[str] | None, typer.Option()] = None, format: Annotated[list[str] | None, typer.Option()] = None
+    task: Annotated[list[str] | None, typer.Option()] = None,
+    format: Annotated[list[str] | None, typer.Option()] = None,
+    width: int = 11_600,
 ) -> None:
     print(f"{'task':>10}{'format':>8}{'file MB':>9}{'actor MB':>10}{'idle MB':>9}{'seconds':>9}", flush=True)
     for kind in format or ["jpg", "png", "tif"]:
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "in" / f"large.{kind}"
             source.parent.mkdir()
-            make(source)
+            make(source, width)
             for name in task or ["compress", "denoise"]:
                 record = run(
                     RunConfig(

@@ -17,6 +17,7 @@ TINY = {
     "denoise": {"architecture": "unet", **TRUNK},
     "inpaint": {"architecture": "masked", **TRUNK},
     "stylize": {"architecture": "perceptual", "parameters": {"widths": [8, 8, 8], "convs": [1, 1, 1]}},
+    "upscale": {"architecture": "edsr", "parameters": {"width": 8, "blocks": 1}},
 }
 
 

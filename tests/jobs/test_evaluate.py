@@ -16,6 +16,7 @@ from jobs.evaluations.denoise import noise_for
 from jobs.evaluations.digits import PCA, decoded_flat, ripple
 from jobs.evaluations.evaluation import EvaluateConfig
 from jobs.evaluations.inpaint import interpolated
+from jobs.evaluations.upscale import luma_psnr_db
 from models import checkpoint
 from models.architectures import ARCHITECTURES
 from models.tasks import TASKS
@@ -28,6 +29,7 @@ TINY = {
     "denoise": ("unet", {"widths": [8, 8], "blocks": 1}),
     "inpaint": ("masked", {"widths": [8, 8], "blocks": 1}),
     "stylize": ("perceptual", {"widths": [8, 8, 8], "convs": [1, 1, 1]}),
+    "upscale": ("edsr", {"width": 8, "blocks": 1}),
     "digits": ("conv", {}),
 }
 
@@ -132,6 +134,29 @@ def test_colorize_beside_gray(photos, tmp_path):
     assert line["gain dB"] == pytest.approx(0, abs=0.1)
     assert line["colourfulness"] < line["of the originals"]
     assert evaluation.images == 2
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_upscale_beside_bicubic(photos, tmp_path):
+    # Of 95×127 pixels 94×126 can be made again.
+    Image.open(photos / "0.png").crop((0, 0, 127, 95)).save(photos / "odd.png")
+    config = EvaluateConfig(task="upscale", input=str(photos), checkpoint=untrained(tmp_path, "upscale"))
+    evaluation = evaluate(config)
+    line = next(iter(evaluation.tables.values()))[0]
+    # Untrained it is bicubic, but for Pillow's rounding to 8 bits between rows and columns.
+    assert line["gain Y dB"] == pytest.approx(0, abs=0.05)
+    assert line["gain RGB dB"] == pytest.approx(0, abs=0.05)
+    assert line["bicubic Y dB"] > line["bicubic RGB dB"] > 20
+    assert evaluation.images == 4
+
+
+def test_psnr_of_luma_is_that_of_papers(crops):
+    gray = np.full((20, 30, 3), 100, np.uint8)
+    # A level of all three channels is 219/255 of a level of luma, and the border counts for nothing.
+    brighter = gray + np.uint8(1)
+    brighter[:2] = brighter[:, -2:] = 255
+    assert luma_psnr_db(brighter, gray, 2) == pytest.approx(20 * np.log10(255 / (219 / 255)), abs=1e-3)
+    assert luma_psnr_db(crops[0], crops[0], 2) == np.inf
 
 
 @pytest.mark.usefixtures("ray_session")

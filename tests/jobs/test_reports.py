@@ -187,6 +187,7 @@ def as_files(folder: Path, files: dict[str, bytes]) -> None:
         ("inpaint", as_files, {"missing": "red"}),
         ("stylize", as_files, {"size": 64}),
         ("compress", tarred, {"coding": "coded"}),
+        ("upscale", as_files, {}),
     ],
 )
 def test_pictures_come_from_every_source_of_every_task(task, place, params, tmp_path, crops, ray_session):

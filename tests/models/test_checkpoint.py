@@ -219,6 +219,9 @@ def test_an_unknown_architecture_is_refused_with_the_valid_ones(folder: Path) ->
         ("codec", {}),
         ("codec", {"chroma": 1000}),
         ("codec", {"blocks": 1.5}),
+        ("edsr", {}),
+        ("edsr", {"scale": 0}),
+        ("edsr", {"scale": 1.5}),
     ],
 )
 def test_parameters_that_do_not_fit_are_refused(folder: Path, architecture: str, parameters: dict[str, Any]) -> None:

@@ -137,7 +137,10 @@ def test_an_architecture_in_tiles_is_the_architecture_on_the_whole(name: str) ->
         whole = fn(x)
         assert whole.std() > 0.01
         torch.testing.assert_close(
-            tiled(fn, x, TILE, model.halo), whole, atol=1e-5 * max(1.0, float(whole.abs().max())), rtol=0
+            tiled(fn, x, TILE, model.halo, Fraction(model.scale)),
+            whole,
+            atol=1e-5 * max(1.0, float(whole.abs().max())),
+            rtol=0,
         )
 
 
@@ -148,7 +151,7 @@ def test_the_halo_of_an_architecture_is_all_that_an_output_depends_on(name: str)
     side = 2 * (-(-(model.halo + model.stride) // tile) + 1) * tile
     with torch.inference_mode():
         x = image(model, side, side)
-        assert reaches_no_further_than(image_to_image(model), x, model.halo, tile, Fraction(1))
+        assert reaches_no_further_than(image_to_image(model), x, model.halo, tile, Fraction(model.scale))
 
 
 def test_the_encoder_of_the_codec_looks_no_further_than_its_stride() -> None:

@@ -1,0 +1,58 @@
+"""Upscale: an image is enlarged by what its model enlarges by, learned from images that bicubic reduced."""
+
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.architectures.edsr import EDSR
+from models.autoencoder import Autoencoder
+from models.batches import as_bytes, byte_batch, to_uint8, unit
+from models.losses import psnr_loss
+from models.objectives.objective import TaskObjective
+from models.precision import Precision
+from models.resizing import resize
+from models.tasks.task import Output, Sample
+from models.tiling import tile_side, tiled
+
+
+class Upscale(TaskObjective):
+    name = "upscale"
+
+    def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """PSNR loss of crops that were reduced and are enlarged again."""
+        assert isinstance(model, EDSR)
+        loss = psnr_loss(model(reduced(x_BCHW, model.scale)), x_BCHW)
+        return {"loss": loss, "psnr_db": -loss.detach()}
+
+    def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
+        """Rounded to 8 bits as an output is, and how much better than bicubic."""
+        small = reduced(x_BCHW, model.scale)
+        enlarged = model(small), resize(small, list(x_BCHW.shape[2:]), "bicubic")
+        reached, floor = (-float(psnr_loss(as_bytes(x_hat) / 255, x_BCHW)) for x_hat in enlarged)
+        return {"psnr_db": reached, "gain_over_bicubic_db": reached - floor}
+
+    def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        small = reduced(x_BCHW, model.scale)
+        return small, model(small)
+
+    def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
+        """Each image (H,W,3) as (scale·H,scale·W,3)."""
+        scale, images = model.scale, [sample.rgb for sample in samples]
+        # Large images stay bytes; each tile is made float by itself.
+        x = byte_batch(images, model.stride, precision.device)
+        # What comes out decides how much room there is.
+        tile = tile_side(*(scale * n for n in x.shape[2:]))
+        with torch.inference_mode(), precision.autocast():
+            x_hat = tiled(lambda piece: as_bytes(model(unit(piece))), x, tile, model.halo, Fraction(scale), model.stride)
+        return [
+            Output(image=y[: scale * i.shape[0], : scale * i.shape[1]], columns={"scale": scale})
+            for y, i in zip(to_uint8(x_hat), images, strict=True)
+        ]
+
+
+def reduced(x_BCHW: Tensor, scale: int) -> Tensor:
+    """Images (B,C,H,W) in [0,1] as 8-bit files of a `scale`-th of their height and width hold them, filtered by bicubic."""
+    h, w = x_BCHW.shape[2:]
+    return as_bytes(resize(x_BCHW, [h // scale, w // scale], "bicubic")) / 255

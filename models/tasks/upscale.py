@@ -1,0 +1,10 @@
+"""Upscale: an image at twice its size, or at what its checkpoint enlarges by, sharper than bicubic."""
+
+from models.tasks.task import Task
+
+
+class Upscale(Task):
+    name = "upscale"
+    default_checkpoint = "upscale-small"
+    columns = {"scale": int}
+    closely = True

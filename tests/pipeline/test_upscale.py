@@ -1,0 +1,125 @@
+"""Upscale over a folder, through the whole product, and what it makes of sizes that are odd, small or large."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from models import checkpoint
+from models.architectures.edsr import EDSR
+from models.batches import as_bytes, to_batch, to_uint8
+from models.metrics import psnr_db
+from models.objectives import TASK_OBJECTIVES
+from models.objectives.upscale import reduced
+from models.precision import Precision
+from models.tasks.task import Params, Sample
+from pipeline.config import RunConfig
+from pipeline.output.verify import verify
+from pipeline.run import run
+from pipeline.storage import Store
+
+
+def untrained(scale: int = 2) -> EDSR:
+    """With weights that are zero nowhere, so that what it looks at shows."""
+    torch.manual_seed(0)
+    model = EDSR(width=8, blocks=2, scale=scale)
+    with torch.no_grad():
+        model.tail.weight.normal_(0, 0.05)
+    return model.eval().requires_grad_(False)
+
+
+def upscaled(model: EDSR, *images: np.ndarray) -> list[np.ndarray]:
+    outputs = TASK_OBJECTIVES["upscale"].predict(model, [Sample(rgb) for rgb in images], Params(), Precision())
+    assert {output.columns["scale"] for output in outputs} == {model.scale}
+    return [output.image for output in outputs]
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3])
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (3, 2), (57, 41), (96, 128)])
+def test_every_size_is_enlarged_by_the_scale_of_the_model(size, scale, crops):
+    (image,) = upscaled(untrained(scale), crops[0][: size[0], : size[1]].copy())
+    assert image.shape == (scale * size[0], scale * size[1], 3)
+
+
+def test_before_it_has_learned_anything_it_is_bicubic(crops):
+    (image,) = upscaled(EDSR(width=8, blocks=1), crops[0])
+    bicubic = Image.fromarray(crops[0]).resize((256, 192), Image.Resampling.BICUBIC)
+    # Pillow rounds to 8 bits between rows and columns.
+    assert psnr_db(image, np.asarray(bicubic)) > 50
+
+
+@pytest.mark.parametrize("stride", [1, 4])
+def test_an_image_in_tiles_is_the_image_on_the_whole(stride, crops, monkeypatch):
+    model, rgb = untrained(), crops[0][:57, :91].copy()
+    # A network of strides too: it is padded, and what comes of the padding is cut off at the size of the output.
+    model.stride, model.halo = stride, 8
+    (whole,) = upscaled(model, rgb)
+    padded = to_uint8(as_bytes(model(to_batch([rgb], stride, "cpu"))))[0]
+    assert np.array_equal(whole, padded[:114, :182])
+    monkeypatch.setattr("models.objectives.upscale.tile_side", lambda *size: 32)
+    (tiles,) = upscaled(model, rgb)
+    # Sums in another order may round to the level beside it.
+    assert np.abs(tiles.astype(int) - whole).max() <= 1
+    together = upscaled(model, rgb, crops[1][:57, :91])
+    assert np.abs(together[0].astype(int) - whole).max() <= 1
+
+
+def test_the_shipped_one_is_a_decibel_better_than_bicubic(crops):
+    card = checkpoint.read_card("upscale-small")
+    model = checkpoint.build(card, checkpoint.read_weights("upscale-small", card))
+    clean = torch.from_numpy(np.stack(crops[::6])).permute(0, 3, 1, 2).float() / 255
+    figures = TASK_OBJECTIVES["upscale"].validate(model, clean, torch.Generator())
+    assert figures["gain_over_bicubic_db"] > 1
+    assert reduced(clean, 2).shape[2:] == (48, 64)
+
+
+def fill(folder: Path, crops: list[np.ndarray]) -> None:
+    folder.mkdir()
+    Image.fromarray(crops[0][:51, :77]).save(folder / "odd.png")
+    Image.fromarray(crops[1]).convert("L").save(folder / "gray.jpg")
+    image = Image.fromarray(crops[2][:95, :127])
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    image.save(folder / "alpha.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(crops[3]).save(folder / "turned.jpg", exif=exif)
+    Image.fromarray(crops[4]).quantize(16).save(folder / "palette.gif")
+    # As wide as a WebP may be, and too small a file to be of any weight.
+    Image.new("RGB", (16383, 2), "#336699").save(folder / "wide.webp", lossless=True)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_folder_of_all_kinds_is_enlarged_and_holds(tmp_path, crops):
+    fill(tmp_path / "in", crops)
+    output = tmp_path / "out"
+    config = RunConfig(task="upscale", input=str(tmp_path / "in"), output=str(output))
+    record = run(config)
+    assert verify(Store(str(output))).problems == []
+    rows = {row["rel_path"]: row for part in (output / "results").iterdir() for row in pq.read_table(part).to_pylist()}
+    assert {row["scale"] for row in rows.values()} == {2}
+    sizes = {}
+    for name, row in rows.items():
+        with Image.open(output / row["output_uri"]) as image:
+            sizes[name] = (image.size, image.mode)
+    assert sizes == {
+        "odd.png": ((154, 102), "RGB"),
+        "gray.jpg": ((256, 192), "L"),
+        "alpha.png": ((254, 190), "RGBA"),
+        "turned.jpg": ((192, 256), "RGB"),
+        "palette.gif": ((256, 192), "RGB"),
+    }
+    # The row says what the source was; what is written is as the format can hold it, or a reject.
+    assert (rows["odd.png"]["orig_width"], rows["odd.png"]["orig_height"]) == (77, 51)
+    assert (record["ok"], record["rejected"]) == (5, 1)
+    (reject,) = (row for part in (output / "rejects").iterdir() for row in pq.read_table(part).to_pylist())
+    assert (reject["rel_path"], reject["stage"]) == ("wide.webp", "encode")
+    assert "16383" in reject["error"]
+    with Image.open(output / rows["alpha.png"]["output_uri"]) as image:
+        alpha = np.asarray(image.getchannel("A"), int)
+    assert np.abs(alpha - np.linspace(0, 255, 190)[:, None]).max() <= 3
+    assert run(config)["planned"] == 0
+    # Pixel by pixel: the middle of what went in, each pixel four times, beside the middle of what came out.
+    assert "pixel for pixel" in (output / record["report"]).read_text()
