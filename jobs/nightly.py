@@ -6,10 +6,11 @@ import math
 import signal
 import subprocess
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ DATE = "{date}"
 FAILURES = (ConfigError, CheckpointError, TooManyRejects, OutputHeld, StorageError, RunFailed, VerificationError)
 WEBHOOK_SECONDS = 10
 NO_INPUT = "no input on that day"
-COUNTS = ("found", "done_before", "planned", "ok", "rejected")
+COUNTS = ("found", "done_before", "rejects_waiting", "planned", "ok", "rejected")
 
 
 class Notify(Strict):
@@ -122,7 +123,9 @@ def deadline(clock: str | None) -> Iterator[None]:
 
     before = signal.signal(signal.SIGALRM, ended)
     if clock:
-        signal.setitimer(signal.ITIMER_REAL, seconds_until(clock, datetime.now()))
+        left = seconds_until(clock, datetime.now())
+        log.info("until %s", f"{datetime.now() + timedelta(seconds=left):%Y-%m-%d %H:%M}")
+        signal.setitimer(signal.ITIMER_REAL, left)
     try:
         yield
     finally:
@@ -207,7 +210,7 @@ def show_night(config: NightlyConfig, tonight: date | None = None, folder: Path 
     code = next((line["exit_code"] for line in lines if line["exit_code"] not in (0, Deadline.exit_code)), None)
     if code is None:
         code = max((line["exit_code"] for line in lines), default=0)
-    table = Table("job", "found", "done before", "planned", "ok", "rejected", "end", box=None)
+    table = Table("job", "found", "done before", "rejects waiting", "planned", "ok", "rejected", "end", box=None)
     for line in lines:
         table.add_row(line["job"], *(f"{line[key]:,}" if key in line else "" for key in COUNTS), line["exit_reason"])
     console.print(table)
@@ -228,12 +231,16 @@ def show_night(config: NightlyConfig, tonight: date | None = None, folder: Path 
 def tell(notify: Notify, summary: dict[str, Any]) -> None:
     """Hand over the summary; a hook that fails is a warning, the night is done all the same."""
     text = json.dumps(summary, ensure_ascii=False).encode()
-    try:
-        if notify.command:
-            subprocess.run(notify.command, input=text, check=True, timeout=60)
-        if notify.webhook:
-            request = urllib.request.Request(notify.webhook, text, {"Content-Type": "application/json"})
-            urllib.request.urlopen(request, timeout=WEBHOOK_SECONDS).close()
-    except (OSError, ValueError, subprocess.SubprocessError) as e:
-        # Its arguments or URL may hold a secret: what failed is said, not with what.
-        log.warning("the notification failed: %s", type(e).__name__)
+
+    def tried(name: str, hand_over: Callable[[], object]) -> None:
+        try:
+            hand_over()
+        except (OSError, ValueError, subprocess.SubprocessError) as e:
+            # Its arguments or URL may hold a secret: what failed is said, not with what.
+            log.warning("the notification by %s failed: %s", name, type(e).__name__)
+
+    if command := notify.command:
+        tried(f"notify.command ({command[0]})", lambda: subprocess.run(command, input=text, check=True, timeout=60))
+    if notify.webhook:
+        request = partial(urllib.request.Request, notify.webhook, text, {"Content-Type": "application/json"})
+        tried("notify.webhook", lambda: urllib.request.urlopen(request(), timeout=WEBHOOK_SECONDS).close())

@@ -52,7 +52,7 @@ class RunConfig(Strict):
         "identity; to know them is to decode the latent again, four times the work of making it",
     )
     limit: int | None = Field(None, ge=1, description="do at most so many images")
-    retry: bool = Field(False, description="do the rejects of the same version again, and nothing else")
+    retry: bool = Field(False, description="do the rejects of unchanged images again, and nothing else")
     max_pixels: int = Field(
         MAX_PIXELS, ge=1, description="larger sources are rejects; what upscale makes of one has four times as many"
     )

@@ -231,6 +231,9 @@ def translate(error: BaseException, job: Resolved) -> Exception:
     """What a person can do about an error that Ray brings back: its innermost cause."""
     while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
         error = cause
+    if isinstance(error, OSError) and str(error.filename).startswith("Failed to "):
+        # Ray Data's words about its own tries, which take a file's name's place.
+        error = type(error)(error.errno, error.strerror)
     said = (str(error).splitlines() or [""])[0]  # Ray adds lines of its own to what an actor raises
     if isinstance(error, OutputHeld):
         return OutputHeld(said)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import platform
 import time
 from dataclasses import asdict
@@ -28,6 +29,7 @@ from pipeline.sources import forget_indexes
 from pipeline.sources.source import SHARD_CHANGED
 from pipeline.store_failures import reason
 
+log = logging.getLogger("imagemill.run")
 KEPT_VERSIONS = ("imagemill", "ray", "torch", "pyarrow", "pillow", "numpy", "s3fs")
 
 
@@ -87,6 +89,8 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
                 plan = plan_of(job, keep=True)
             record |= {"found": plan.found, "ignored": plan.ignored, "done_before": plan.done}
             record |= {"rejects_waiting": plan.rejects_waiting, "planned": len(plan.todo)}
+            if not plan.found and plan.parts:
+                log.warning("%s holds no image, and %s has rows of some: is it all there?", job.source.url, job.output.url)
             if len(plan.todo):
                 execute(job, plan, lease, record, seconds)
             with stage(seconds, "account"):
@@ -96,7 +100,8 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
                 # An overwritten shard has another etag; with the same one it was read wrong when it was listed.
                 forget_indexes(job.output)
             share = left.rejected / max(1, len(plan.todo))
-            if share > config.max_reject_fraction:
+            # Who asks for rejects again has them already.
+            if share > config.max_reject_fraction and not config.retry:
                 raise TooManyRejects(
                     f"{left.rejected} of {len(plan.todo)} images were rejected, more than max_reject_fraction = "
                     f"{config.max_reject_fraction:g}; see: imagemill failures {job.output.url}"

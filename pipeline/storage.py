@@ -21,6 +21,7 @@ from pipeline.errors import ConfigError, StorageError
 from pipeline.store_failures import Answer, check_body, check_length, content_md5, patiently, reason, refusal
 
 SCHEMES = ("file", "s3")
+CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
 LISTED_AT_A_TIME = 16
 TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 
@@ -38,11 +39,14 @@ class StorageConfig(BaseModel):
     def options(self) -> dict[str, Any]:
         """Arguments of s3fs.S3FileSystem."""
         client = {"endpoint_url": self.endpoint_url, "region_name": self.region}
+        # Bytes are checked here, by their MD5 (store_failures). Of clients' own checksums some servers refuse what is sent
+        # and answer a part of an object with the sum of all of it.
+        asked = {name: os.environ.get(f"AWS_{name.upper()}", "when_required") for name in CHECKSUMS}
         return {
             "anon": self.anonymous,
             "profile": self.profile,
             "client_kwargs": {k: v for k, v in client.items() if v},
-            "config_kwargs": {"max_pool_connections": 64},
+            "config_kwargs": {"max_pool_connections": 64, **asked},
             "use_listings_cache": False,
         }
 
@@ -142,6 +146,9 @@ class Store:
         self.url = self.root if self.scheme == "file" else f"s3://{self.root}"
         if self.scheme == "s3" and not self.root:
             raise ConfigError(f"{url}: a bucket is missing")
+        endpoint = self.config.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        if self.scheme == "s3" and endpoint and not endpoint.startswith(("http://", "https://")):
+            raise ConfigError(f"the S3 endpoint {endpoint} must begin with http:// or https://")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Store, (self.url, self.config)
@@ -167,7 +174,16 @@ class Store:
         return full[len(self.root) + 1 :]
 
     def exists(self, path: str = "") -> bool:
-        return bool(self.ask(lambda: self.fs.exists(self.full(path))))
+        """Raises: what the store answers, but that nothing is there."""
+        full = self.full(path)
+        if self.local or "/" in full:
+            return bool(self.ask(lambda: self.fs.exists(full)))
+        try:
+            # s3fs says of a bucket that it does not exist, whatever goes wrong.
+            self.ask(lambda: self.fs.call_s3("list_objects_v2", Bucket=full, MaxKeys=1))
+        except FileNotFoundError:
+            return False
+        return True
 
     def ask(self, request: Callable[[], Answer], damage: tuple[type[Exception], ...] = ()) -> Answer:
         """The answer to a request, asked again where that may help; a local disk is asked once.

@@ -4,6 +4,7 @@ Ray's core is compiled, and an exception that a signal's handler raises in it co
 is ended between two steps of Ray Data's own loop instead.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 from pipeline.cluster.connection import signals_wait
 from pipeline.cluster.pool import LOOK_SECONDS, Pool, node_resources, room_for
 
+log = logging.getLogger("imagemill.run")
 checks: list[Callable[[], None]] = []
 """Of this process, as Ray Data makes the callback itself and ships its class to every worker."""
 actors: list[Any] = []
@@ -73,6 +75,7 @@ def watched(pool: Pool, done: Callable[[], float], patience_s: float) -> Iterato
 
     def signalled() -> None:
         if waiting:
+            log.warning("stopping; what was committed stays")
             raise Ended
 
     ray.data.DataContext.get_current().custom_execution_callback_classes = [Steps]

@@ -3,9 +3,10 @@ import threading
 from pathlib import Path
 
 import pytest
+import s3fs
 
 from pipeline.errors import ConfigError, StorageError
-from pipeline.storage import StorageConfig, Store, split_scheme
+from pipeline.storage import CHECKSUMS, StorageConfig, Store, split_scheme
 from pipeline.store_failures import reason
 
 NAMES = [
@@ -155,6 +156,31 @@ def test_a_listing_longer_than_a_page_is_whole(moto_bucket: str, monkeypatch: py
         store.write(f"x/{n:04d}.jpg", b"1")
     assert len(store.fs.call_s3("list_objects_v2", Bucket=store.root)["Contents"]) == 10
     assert len({e.path for e in store.entries("x")}) == 25
+
+
+def test_a_server_that_answers_a_part_with_the_sum_of_all_is_read(
+    rclone_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in CHECKSUMS:
+        monkeypatch.delenv(f"AWS_{name.upper()}")
+    s3fs.S3FileSystem.clear_instance_cache()
+    store = Store(rclone_bucket)
+    store.write("a", b"0123456789" * 1_000)
+    with store.fs.open(store.full("a"), "rb", block_size=16) as f:
+        f.seek(5_000)
+        assert f.read(3) == b"012"
+    assert store.read("a") == b"0123456789" * 1_000
+
+
+def test_what_is_wrong_with_a_bucket_is_said(rclone_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Store(rclone_bucket).exists()
+    assert not Store("s3://there-is-none").exists()
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(PermissionError):
+        Store(rclone_bucket).exists()
+    with pytest.raises(ConfigError, match=r"127\.0\.0\.1:1 must begin with http"):
+        Store(rclone_bucket, StorageConfig(endpoint_url="127.0.0.1:1"))
 
 
 def test_a_refused_key_is_a_storage_error(rclone_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
