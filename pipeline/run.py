@@ -27,7 +27,7 @@ from pipeline.resolve import Resolved, check_ends, plan_of, resolve, storage_err
 from pipeline.schema import new_run_id
 from pipeline.sources import forget_indexes
 from pipeline.sources.source import SHARD_CHANGED
-from pipeline.store_failures import reason
+from pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill.run")
 KEPT_VERSIONS = ("imagemill", "ray", "torch", "pyarrow", "pillow", "numpy", "s3fs")
@@ -115,7 +115,13 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
         finally:
             seconds["total"] = round(time.monotonic() - began, 3)
             record["ended_at"] = datetime.now(UTC).isoformat(timespec="seconds")
-            job.output.write(f"runs/{run_id}/run.json", json.dumps(record, indent=2, ensure_ascii=False).encode())
+            try:
+                job.output.write(f"runs/{run_id}/run.json", json.dumps(record, indent=2, ensure_ascii=False).encode())
+            except STORE_FAILURES as e:
+                # What ended the run says more than that its record could not be written either.
+                if not record["exit_code"]:
+                    raise
+                log.warning("no run.json of %s: %s", run_id, reason(e))
             # After run.json: that one is there however long a page takes.
             record["report"] = leave_report(job.output, record, plan.parts if plan else set(), plan.todo if plan else None)
         assert plan is not None

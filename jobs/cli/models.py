@@ -60,7 +60,7 @@ def show_model(
 
 
 def demo(output: Annotated[str, typer.Argument(metavar="FOLDER")] = "demo") -> None:
-    """Compress and denoise the photos that scikit-image carries, and draw what came out."""
+    """Run every task on photos that scikit-image carries, and draw what came out."""
     from jobs.demo import run_demo
 
     run_demo(output)
