@@ -37,7 +37,7 @@ def decode_output(output: Store, dest: Store, where: str | None = None) -> int:
     Raises: StorageError, ConfigError, CheckpointError before anything is written; VerificationError at the end when
         latents did not match their CRC (they are named, never decoded).
     """
-    check_exists(output)
+    check_exists(output, or_export=True)
     state = state_of(output, where=where)
     if len(state) or not where:
         check_latents(state)

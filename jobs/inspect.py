@@ -5,22 +5,33 @@ from typing import Any
 from rich.table import Table
 
 from jobs.console import console
-from pipeline.errors import StorageError, VerificationError
+from pipeline.errors import ConfigError, StorageError, VerificationError
 from pipeline.output.committed import part_paths, run_ids, run_records
+from pipeline.output.exports import MANIFEST, UNFINISHED
 from pipeline.output.snapshot import snapshot
 from pipeline.output.verify import verify
 from pipeline.storage import Store
 from pipeline.store_failures import STORE_FAILURES, reason
 
+FOLDERS = ("runs", "results", "rejects")
+"""Of an OUTPUT: one of them at least is there."""
 
-def check_exists(output: Store) -> None:
-    """Raises: StorageError when OUTPUT is not there."""
+
+def check_exists(output: Store, or_export: bool = False) -> None:
+    """Raises: StorageError when no OUTPUT is there; ConfigError for an export, where the command does not read one."""
     try:
-        if output.exists():
+        # An export has the folder of a lease as an OUTPUT has.
+        if output.exists(MANIFEST) or output.exists(UNFINISHED):
+            if or_export:
+                return
+            raise ConfigError(f"{output.url} is an export; give the OUTPUT it was made of")
+        if any(output.exists(folder) for folder in FOLDERS):
             return
+        there = output.exists()
     except STORE_FAILURES as e:
         raise StorageError(f"{output.url}: {reason(e)}") from None
-    raise StorageError(f"{output.url} does not exist")
+    held = "holds no output of imagemill: no results/, rejects/ or runs/" if there else "does not exist"
+    raise StorageError(f"{output.url} {held}")
 
 
 def rows_of(output: Store, columns: list[str]) -> dict[str, dict[str, Any]]:

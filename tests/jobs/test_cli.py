@@ -157,6 +157,43 @@ def test_reading_an_output_that_is_not_there_is_exit_5(imagemill, tmp_path):
     assert imagemill("decode", tmp_path / "nowhere", tmp_path / "dest")[0] == 5
 
 
+READING = (
+    ["status"],
+    ["verify"],
+    ["failures"],
+    ["report"],
+    ["stats"],
+    ["map", "map.html"],
+    ["duplicates"],
+    ["search", "--id", "1.png"],
+    ["export", "dest"],
+    ["decode", "dest"],
+)
+
+
+@pytest.mark.parametrize("command", READING, ids=lambda command: command[0])
+def test_reading_what_is_no_output_is_one_line(imagemill, tmp_path, photos, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for place in ("empty", "photos"):
+        code, _, err = imagemill(command[0], place, *command[1:])
+        assert code == 5
+        assert f"{place} holds no output of imagemill: no results/, rejects/ or runs/" in err
+        assert err.count("\n") == 1
+    (tmp_path / "export/runs/lease").mkdir(parents=True)
+    (tmp_path / "export/export.json").write_text('{"format": "npy"}')
+    code, _, err = imagemill(command[0], "export", *command[1:])
+    assert code == 2
+    assert ("an export to npy" if command == ["decode", "dest"] else "give the OUTPUT it was made of") in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "export", "photos"]
+
+
+def test_the_output_of_a_run_that_had_nothing_to_do_is_one(imagemill, tmp_path):
+    (tmp_path / "out/runs").mkdir(parents=True)
+    for command in ("status", "verify", "failures"):
+        assert imagemill(command, tmp_path / "out")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

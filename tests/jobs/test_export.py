@@ -255,7 +255,7 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(digits: Store, e
         with pytest.raises(ConfigError, match=message):
             export(digits, Store(str(dest)))
     assert (tmp_path / "photos/mine.jpg").exists()
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/runs").mkdir(parents=True)
     with pytest.raises(ConfigError, match="holds no rows yet"):
         export(Store(str(tmp_path / "empty")), free)
 

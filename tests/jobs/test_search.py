@@ -19,7 +19,7 @@ from PIL import Image
 from jobs.duplicates import show_duplicates
 from jobs.map import write_map
 from jobs.search import show_search
-from pipeline.errors import ConfigError, VerificationError
+from pipeline.errors import ConfigError, StorageError, VerificationError
 from pipeline.output.neighbours import collection, near_groups
 from pipeline.reports.atlas import sample
 from pipeline.schema import parquet_bytes
@@ -165,7 +165,7 @@ def test_what_is_asked_for_in_vain(output, tmp_path):
     with pytest.raises(ConfigError, match="pca, umap"):
         write_map(output, str(tmp_path / "map.html"), "tsne")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="holds no rows"):
+    with pytest.raises(StorageError, match="holds no output"):
         show_search(Store(str(tmp_path / "empty")), None, "00.png", 3)
 
 
