@@ -10,7 +10,7 @@ from rich.text import Text
 
 from jobs.console import console
 from jobs.search import SIDE, images_of, pictures_of, raise_damaged, shortened
-from jobs.tables import check_format, write
+from jobs.tables import check_format, check_target, write
 from models.likeness import similarity
 from pipeline.output.neighbours import near_groups
 from pipeline.reports.sheets import Tile, contact_sheet
@@ -28,6 +28,7 @@ def show_duplicates(output: Store, threshold: float, export: str | None = None, 
     Raises: ConfigError, StorageError; VerificationError at the end when latents were left out as they are damaged.
     """
     check_format(export)
+    check_target(sheet)
     these = images_of(output)
     problems: list[str] = []
     _, batches = these.vectors(ROW, problems)

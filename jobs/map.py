@@ -10,6 +10,7 @@ from PIL import Image
 
 from jobs.console import console
 from jobs.search import images_of, raise_damaged
+from jobs.tables import check_target
 from pipeline.reports.atlas import Atlas, atlas
 from pipeline.reports.page import TEMPLATES, data_url, draw
 from pipeline.reports.thumbnails import thumbnails
@@ -27,6 +28,7 @@ def write_map(output: Store, page: str, method: str) -> None:
 
     Raises: ConfigError, StorageError; VerificationError at the end when latents were left out as they are damaged.
     """
+    check_target(page)
     these = images_of(output)
     problems: list[str] = []
     found = atlas(these, ROW, method, problems)

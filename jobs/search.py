@@ -8,6 +8,7 @@ from rich.text import Text
 
 from jobs.console import console
 from jobs.inspect import check_exists
+from jobs.tables import check_target
 from models.resizing import within_side
 from pipeline.errors import ConfigError, VerificationError
 from pipeline.images.pixels import MAX_PIXELS
@@ -30,6 +31,7 @@ def show_search(output: Store, image: str | None, id_: str | None, k: int, sheet
     """
     if (image is None) == (id_ is None):
         raise ConfigError("search: either --image FILE or --id IMAGE_ID")
+    check_target(sheet)
     these = images_of(output)
     problems: list[str] = []
     query, picture, own = of_file(these, image) if image else of_own(these, str(id_))

@@ -188,6 +188,28 @@ def test_reading_what_is_no_output_is_one_line(imagemill, tmp_path, photos, monk
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "export", "photos"]
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["map"],
+        ["failures", "--export"],
+        ["duplicates", "--export"],
+        ["duplicates", "--sheet"],
+        ["search", "--id", "1.png", "--sheet"],
+    ],
+    ids=" ".join,
+)
+def test_a_file_that_cannot_be_written_is_said_before_the_work(imagemill, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.csv").mkdir()
+    # Were OUTPUT looked at before, its absence would be what is said.
+    for name, said in (("no/dir/x.csv", "folder no/dir does not exist: make it"), ("there.csv", "is a folder: give a file")):
+        code, _, err = imagemill(command[0], "nowhere", *command[1:], name)
+        assert code == 2
+        assert said in err
+        assert err.count("\n") == 1
+
+
 def test_the_output_of_a_run_that_had_nothing_to_do_is_one(imagemill, tmp_path):
     (tmp_path / "out/runs").mkdir(parents=True)
     for command in ("status", "verify", "failures"):
