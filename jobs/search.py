@@ -6,7 +6,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from jobs.console import console
+from jobs.console import console, number
 from jobs.inspect import check_exists
 from jobs.tables import check_target
 from models.resizing import within_side
@@ -68,7 +68,7 @@ def images_of(output: Store) -> Collection:
 def raise_damaged(problems: list[str]) -> None:
     """Raises: VerificationError when latents were left out, as they are not what was written."""
     if problems:
-        raise VerificationError(f"{len(problems)} images left out: {'; '.join(problems[:10])}")
+        raise VerificationError(f"{number(len(problems), 'image')} left out: {'; '.join(problems[:10])}")
 
 
 def of_file(these: Collection, image: str) -> tuple[np.ndarray, np.ndarray, str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from rich.table import Table
 
-from jobs.console import console
+from jobs.console import console, number
 from jobs.inspect import check_exists
 from pipeline.errors import ConfigError
 from pipeline.output.snapshot import snapshot
@@ -163,7 +163,7 @@ def show_channels(name: str, seen: Moments, against: str | None, reference: Mome
         table.add_row(str(channel), *cells)
     console.print(table)
     if far and reference:
+        images, there = number(seen.images, "image"), number(reference.images, "image")
         console.print(
-            f"{name} ({seen.images:,} images) is {far.distance:.3f} from {against} ({reference.images:,} images); "
-            f"chance alone gives some {far.chance:.3f}"
+            f"{name} ({images}) is {far.distance:.3f} from {against} ({there}); chance alone gives some {far.chance:.3f}"
         )

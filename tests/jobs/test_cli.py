@@ -136,10 +136,15 @@ def test_run_then_read_what_is_there(imagemill, tmp_path, photos):
     code, out, _ = imagemill("run", "-c", config, "--set", "params.sigma=5", "--limit", 4)
     assert code == 0
     assert "UnknownFormat 1" in out
-    assert imagemill("status", output)[0] == 0
+    code, out, _ = imagemill("status", output)
+    assert code == 0
+    assert "3 images in 3 rows of " in out
+    assert "; 1 part of rejects: imagemill failures lists them" in out
     code, out, _ = imagemill("failures", output)
     assert "bad.jpg" in out
-    assert imagemill("verify", output)[0] == 0
+    code, out, _ = imagemill("verify", output)
+    assert code == 0
+    assert "3 images, 3 rows, 1 reject, 3 files and 0 latents checked: all well" in out
     record = json.loads(next(output.glob("runs/*/run.json")).read_text())
     kept = next(output.glob("runs/*/config.yaml")).read_text()
     assert "sigma: 5" in kept
@@ -148,6 +153,7 @@ def test_run_then_read_what_is_there(imagemill, tmp_path, photos):
     victim.write_bytes(victim.read_bytes()[:-1])
     code, out, _ = imagemill("verify", output)
     assert code == 6
+    assert "checked: 1 problem\n" in out
     assert victim.name in out
 
 
