@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from jobs.console import console
+from jobs.console import console, number
 from jobs.inspect import check_exists
 from models.objectives.compress import decode_latent
 from pipeline.errors import VerificationError
@@ -21,6 +21,8 @@ from pipeline.storage import Store
 ROWS_AT_A_TIME = 32
 IMAGE = ["image_id", "rel_path", "orig_width", "orig_height", "exif_orientation", "step", "checkpoint_sha256"]
 """What an image is decoded from, beside its latent."""
+OF_EXPORT = {*IMAGE, *LATENT_COLUMNS}.difference(LATENT_KEPT[1:])
+"""Columns that an export, which keeps latents as `latent` alone, has to have to be decoded."""
 
 
 def decode_row(row: dict[str, Any], coders: Coders, device: str) -> np.ndarray:
@@ -37,7 +39,7 @@ def decode_output(output: Store, dest: Store, where: str | None = None) -> int:
     Raises: StorageError, ConfigError, CheckpointError before anything is written; VerificationError at the end when
         latents did not match their CRC (they are named, never decoded).
     """
-    check_exists(output)
+    check_exists(output, or_export=True)
     state = state_of(output, where=where)
     if len(state) or not where:
         check_latents(state)
@@ -60,7 +62,7 @@ def decode_output(output: Store, dest: Store, where: str | None = None) -> int:
         for table in state.tables(columns):
             for start in range(0, len(table), ROWS_AT_A_TIME):
                 list(pool.map(write, latent_rows(table.slice(start, ROWS_AT_A_TIME))))
-    console.print(f"{len(state) - len(problems):,} images in {dest.url}")
+    console.print(f"{number(len(state) - len(problems), 'image')} in {dest.url}")
     if problems:
         raise VerificationError("; ".join(problems[:10]))
     return len(state)

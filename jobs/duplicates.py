@@ -8,9 +8,9 @@ import pyarrow.compute as pc
 from rich.table import Table
 from rich.text import Text
 
-from jobs.console import console
+from jobs.console import console, number
 from jobs.search import SIDE, images_of, pictures_of, raise_damaged, shortened
-from jobs.tables import check_format, write
+from jobs.tables import check_format, check_target, write
 from models.likeness import similarity
 from pipeline.output.neighbours import near_groups
 from pipeline.reports.sheets import Tile, contact_sheet
@@ -28,6 +28,7 @@ def show_duplicates(output: Store, threshold: float, export: str | None = None, 
     Raises: ConfigError, StorageError; VerificationError at the end when latents were left out as they are damaged.
     """
     check_format(export)
+    check_target(sheet)
     these = images_of(output)
     problems: list[str] = []
     _, batches = these.vectors(ROW, problems)
@@ -36,22 +37,22 @@ def show_duplicates(output: Store, threshold: float, export: str | None = None, 
     found = grouped(rows, vectors, near_groups(vectors, threshold))
     if export:
         write(found, export)
-        console.print(f"{len(found):,} rows in {export}")
+        console.print(f"{number(len(found), 'row')} in {export}")
     else:
         console.print(listed(found))
     copies = pc.value_counts(found["copy"]).to_pylist()
     counts = {row["values"]: row["counts"] for row in copies}
-    console.print(
-        f"{counts.get('first', 0):,} groups among {len(rows):,} images: {counts.get('exact', 0):,} exact copies, "
-        f"{counts.get('near', 0):,} near ones (similarity of {threshold:g} and more)"
-    )
+    named = (("first", "group"), ("exact", "exact copy"), ("near", "near one"))
+    groups, exact, near = (number(counts.get(kind, 0), noun) for kind, noun in named)
+    among = number(len(rows), "image")
+    console.print(f"{groups} among {among}: {exact}, {near} (similarity of {threshold:g} and more)")
     if sheet and len(found):
         shown = found.filter(pc.less_equal(found["group"], SHOWN_GROUPS)).to_pylist()
         members = [[row for row in shown if row["group"] == n][:SHOWN_COPIES] for n in range(1, shown[-1]["group"] + 1)]
         pictures = pictures_of(these, [row["image_id"] for group in members for row in group])
         tiles = [[Tile(pictures[row["image_id"]], label(row)) for row in group] for group in members]
         Path(sheet).write_bytes(contact_sheet(["a group in each row", *[""] * (SHOWN_COPIES - 1)], tiles, SIDE))
-        console.print(f"sheet: {sheet}, {len(members):,} groups, at most {SHOWN_COPIES} images of each")
+        console.print(f"sheet: {sheet}, {number(len(members), 'group')}, at most {SHOWN_COPIES} images of each")
     raise_damaged(problems)
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 from rich.progress import Progress
 
-from jobs.console import console
+from jobs.console import console, number
+from jobs.decode import OF_EXPORT
 from jobs.export_formats import FORMATS, check_format
 from jobs.inspect import check_exists
 from jobs.removed import Sources, sources_of
@@ -100,7 +101,9 @@ def export(
     check_format(form, dest, chosen)
     seen = survey(state)
     if len(seen.models) > 1:
-        them = "; ".join(f"{name} {sha256[:16]}: {count:,} rows" for (name, sha256), count in seen.models.most_common())
+        them = "; ".join(
+            f"{name} {sha256[:16]}: {number(count, 'row')}" for (name, sha256), count in seen.models.most_common()
+        )
         raise ConfigError(f"{output.url}: latents of {len(seen.models)} models, which do not compare ({them}): give --model")
     check_free(dest)
     with Lease(dest):
@@ -112,6 +115,8 @@ def export(
         sized = "latent" in chosen or pool == "flatten"
         what = {"output": output.url, "run": run, "as_of": as_of, "model": model}
         about = keep_model(output, dest, seen) | {"snapshot": what, "pool": pool}
+        if form == "parquet" and OF_EXPORT.issubset(chosen):
+            about["decode"] = "imagemill decode EXPORT DEST"
         going = Export(dest, form, chosen, pool, sized and len(seen.shapes) > 1, about)
         problems: list[str] = []
         write_parts(going, state, sources, problems)
@@ -134,14 +139,21 @@ def export(
 
 def show_export(output: Store, dest: Store, **what: Any) -> None:
     record = export(output, dest, **what)
-    shapes = record["shapes"]
-    of = f"latents of {next(iter(shapes))}" if len(shapes) == 1 else f"latents of {len(shapes)} shapes"
-    console.print(f"{record['rows']:,} images, {of}, in {sum(record['parts'].values()):,} parts below {dest.uri(LATENTS)}")
+    images, parts = number(record["rows"], "image"), number(sum(record["parts"].values()), "part")
+    console.print(f"{images}, {held(record)}, in {parts} below {dest.uri(LATENTS)}")
     if record["removed"]:
         console.print(f"{record['removed']:,} of them have no source any more (column removed)")
     if problems := record["left_out"]:
         more = f"; and {len(problems) - 10:,} more" if len(problems) > 10 else ""
         raise VerificationError(f"left out, as they are not what was written: {'; '.join(problems[:10])}{more}")
+
+
+def held(record: dict[str, Any]) -> str:
+    """What an export has of its images."""
+    if "latent" in record["columns"]:
+        shapes = list(record["shapes"])
+        return f"latents of {shapes[0] if len(shapes) == 1 else number(len(shapes), 'shape')}"
+    return f"embeddings ({record['pool']})" if "embedding" in record["columns"] else number(len(record["columns"]), "column")
 
 
 def chosen_columns(state: Snapshot, columns: list[str] | None, pool: str) -> list[str]:
@@ -208,7 +220,6 @@ def keep_model(output: Store, dest: Store, seen: Survey) -> dict[str, Any]:
         "zero": coders.lattice(sha256, seen.steps[0])[1],
         "width": widths,
         "stored_symbol": f"results/ holds symbol + {LATENT_ZERO_POINT} as uint8",
-        "decode": "imagemill decode EXPORT DEST",
     }
 
 

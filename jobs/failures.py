@@ -5,7 +5,7 @@ import pyarrow as pa
 from rich.table import Table
 from rich.text import Text
 
-from jobs.console import console
+from jobs.console import console, number
 from jobs.inspect import check_exists
 from jobs.tables import check_format, write
 from pipeline.output.committed import part_paths, placed, read_parts, scan
@@ -34,7 +34,7 @@ def show_failures(output: Store, by_reason: bool = False, export: str | None = N
     rejects = rejects_of(output)
     if export:
         write(rejects, export)
-        console.print(f"{len(rejects):,} rejects in {export}")
+        console.print(f"{number(len(rejects), 'reject')} in {export}")
     elif not len(rejects):
         console.print("no rejects")
     elif by_reason:

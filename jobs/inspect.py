@@ -4,23 +4,34 @@ from typing import Any
 
 from rich.table import Table
 
-from jobs.console import console
-from pipeline.errors import StorageError, VerificationError
+from jobs.console import console, number
+from pipeline.errors import ConfigError, StorageError, VerificationError
 from pipeline.output.committed import part_paths, run_ids, run_records
+from pipeline.output.exports import MANIFEST, UNFINISHED
 from pipeline.output.snapshot import snapshot
 from pipeline.output.verify import verify
 from pipeline.storage import Store
 from pipeline.store_failures import STORE_FAILURES, reason
 
+FOLDERS = ("runs", "results", "rejects")
+"""Of an OUTPUT: one of them at least is there."""
 
-def check_exists(output: Store) -> None:
-    """Raises: StorageError when OUTPUT is not there."""
+
+def check_exists(output: Store, or_export: bool = False) -> None:
+    """Raises: StorageError when no OUTPUT is there; ConfigError for an export, where the command does not read one."""
     try:
-        if output.exists():
+        # An export has the folder of a lease as an OUTPUT has.
+        if output.exists(MANIFEST) or output.exists(UNFINISHED):
+            if or_export:
+                return
+            raise ConfigError(f"{output.url} is an export; give the OUTPUT it was made of")
+        if any(output.exists(folder) for folder in FOLDERS):
             return
+        there = output.exists()
     except STORE_FAILURES as e:
         raise StorageError(f"{output.url}: {reason(e)}") from None
-    raise StorageError(f"{output.url} does not exist")
+    held = "holds no output of imagemill: no results/, rejects/ or runs/" if there else "does not exist"
+    raise StorageError(f"{output.url} {held}")
 
 
 def rows_of(output: Store, columns: list[str]) -> dict[str, dict[str, Any]]:
@@ -31,10 +42,10 @@ def rows_of(output: Store, columns: list[str]) -> dict[str, dict[str, Any]]:
 
 def show_status(output: Store) -> None:
     check_exists(output)
-    seen = snapshot(output)
+    seen, rejects = snapshot(output), len(part_paths(output, "rejects"))
     console.print(
-        f"{len(seen):,} images in {seen.rows:,} rows of {len(seen.parts):,} parts; "
-        f"{len(part_paths(output, 'rejects')):,} parts of rejects"
+        f"{number(len(seen), 'image')} in {number(seen.rows, 'row')} of {number(len(seen.parts), 'part')}; "
+        f"{number(rejects, 'part')} of rejects{': imagemill failures lists them' if rejects else ''}"
     )
     if seen.waiting:
         console.print(waits(seen.waiting))
@@ -53,14 +64,13 @@ def show_verified(output: Store) -> None:
     """Raises: VerificationError when something is wrong."""
     check_exists(output)
     seen = verify(output)
-    verdict = f"{len(seen.problems)} problems" if seen.problems else "all well"
-    console.print(
-        f"{seen.images:,} images, {seen.rows:,} rows, {seen.rejects:,} rejects, {seen.files:,} files and "
-        f"{seen.latents:,} latents checked: {verdict}"
-    )
+    verdict = number(len(seen.problems), "problem") if seen.problems else "all well"
+    counts = {"image": seen.images, "row": seen.rows, "reject": seen.rejects, "file": seen.files}
+    listed = ", ".join(number(count, noun) for noun, count in counts.items())
+    console.print(f"{listed} and {number(seen.latents, 'latent')} checked: {verdict}")
     if seen.waiting:
         console.print(waits(seen.waiting))
     for problem in seen.problems[:100]:
         console.print(f"  {problem}", markup=False)
     if seen.problems:
-        raise VerificationError(f"{output.url}: {len(seen.problems)} problems")
+        raise VerificationError(f"{output.url}: {verdict}")

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jobs.console import console
+from jobs.console import console, number
 from jobs.search import images_of, raise_damaged
+from jobs.tables import check_target
 from pipeline.reports.atlas import Atlas, atlas
 from pipeline.reports.page import TEMPLATES, data_url, draw
 from pipeline.reports.thumbnails import thumbnails
@@ -27,6 +28,7 @@ def write_map(output: Store, page: str, method: str) -> None:
 
     Raises: ConfigError, StorageError; VerificationError at the end when latents were left out as they are damaged.
     """
+    check_target(page)
     these = images_of(output)
     problems: list[str] = []
     found = atlas(these, ROW, method, problems)
@@ -35,11 +37,11 @@ def write_map(output: Store, page: str, method: str) -> None:
     html = draw("map.html", contents(found, pictures, these.state.output.url, len(these.state)), script())
     Path(page).write_bytes(html)
     count = (
-        f"{len(found.rows):,} images"
+        number(len(found.rows), "image")
         if len(found.rows) == len(these.state)
         else (f"{len(found.rows):,} images, drawn at random from {len(these.state):,}")
     )
-    console.print(f"{page}: {count}, {len(found.typical)} clusters, {len(html) / 1e6:.1f} MB; {found.method}")
+    console.print(f"{page}: {count}, {number(len(found.typical), 'cluster')}, {len(html) / 1e6:.1f} MB; {found.method}")
     raise_damaged(problems)
 
 

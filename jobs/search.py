@@ -6,8 +6,9 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from jobs.console import console
+from jobs.console import console, number
 from jobs.inspect import check_exists
+from jobs.tables import check_target
 from models.resizing import within_side
 from pipeline.errors import ConfigError, VerificationError
 from pipeline.images.pixels import MAX_PIXELS
@@ -30,6 +31,7 @@ def show_search(output: Store, image: str | None, id_: str | None, k: int, sheet
     """
     if (image is None) == (id_ is None):
         raise ConfigError("search: either --image FILE or --id IMAGE_ID")
+    check_target(sheet)
     these = images_of(output)
     problems: list[str] = []
     query, picture, own = of_file(these, image) if image else of_own(these, str(id_))
@@ -66,7 +68,7 @@ def images_of(output: Store) -> Collection:
 def raise_damaged(problems: list[str]) -> None:
     """Raises: VerificationError when latents were left out, as they are not what was written."""
     if problems:
-        raise VerificationError(f"{len(problems)} images left out: {'; '.join(problems[:10])}")
+        raise VerificationError(f"{number(len(problems), 'image')} left out: {'; '.join(problems[:10])}")
 
 
 def of_file(these: Collection, image: str) -> tuple[np.ndarray, np.ndarray, str]:

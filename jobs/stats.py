@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from rich.table import Table
 
-from jobs.console import console
+from jobs.console import console, number
 from jobs.inspect import check_exists
 from pipeline.errors import ConfigError
 from pipeline.output.snapshot import snapshot
@@ -21,13 +21,13 @@ class Moments:
     def __init__(self) -> None:
         self.images = 0
         self.models: set[str] = set()
-        self._sums = np.zeros((3, 0))
+        self._sums = np.zeros((5, 0))
 
     def add(self, values: np.ndarray, models: set[str]) -> None:
         """Latents (N,C,h,w) float32 of these checkpoints."""
         wide = values.astype(np.float64)
-        means = wide.mean((2, 3))
-        sums = np.stack([means.sum(0), (wide**2).mean((2, 3)).sum(0), (means**2).sum(0)])
+        means, squares = wide.mean((2, 3)), (wide**2).mean((2, 3))
+        sums = np.stack([x.sum(0) for x in (means, squares, means**2, means * squares, squares**2)])
         self._sums = sums if not self.images else self._sums + sums
         self.images += len(values)
         self.models |= models
@@ -43,8 +43,14 @@ class Moments:
 
     @property
     def spread(self) -> np.ndarray:
-        """Sum of the squared deviations of the images' own means."""
-        return np.maximum(self._sums[2] - self.images * self.mean**2, 0)
+        """(2,C): sum over the images of the squares of what one moves the mean by, and the variance, times their number.
+
+        Values within an image are alike, so images are what is independent: one of mean m and mean square q moves the
+        variance by q - 2·mean·m, less what that is on the mean.
+        """
+        mean, square = self._sums[:2] / self.images
+        of_mean, both, of_square = self._sums[2:] - self.images * np.stack([mean**2, mean * square, square**2])
+        return np.maximum([of_mean, of_square - 4 * mean * both + 4 * mean**2 * of_mean], 0)
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,8 @@ class Drift:
     """Fréchet distance between diagonal Gaussians (Dowson and Landau 1982), each channel in units of its standard
     deviation in the reference, root of the mean over channels: √mean((Δmean² + Δdeviation²) / deviation²)."""
     chance: float
-    """What this would be for two draws of so many such images from one place, by their means alone; inf where both are one
-    image, of which nobody can tell."""
+    """What this would be, root of the mean of its square, for two draws of so many such images from one place; inf where
+    both are one image, of which nobody can tell."""
     channels: np.ndarray
     """The part of each channel, before the mean."""
 
@@ -73,13 +79,23 @@ def drift(seen: Moments, reference: Moments) -> Drift:
         them = sorted(sha256[:16] for sha256 in seen.models | reference.models)
         raise ConfigError(f"latents of different models do not compare: {', '.join(them)}")
     # A channel that never varies has no unit; the smallest that does gives one.
-    unit = np.maximum(reference.variance, max(reference.variance.max(), 1e-12) * 1e-6)
+    least = max(reference.variance.max(), 1e-12) * 1e-6
+    unit = np.maximum(reference.variance, least)
     shift = (seen.mean - reference.mean) ** 2 + (np.sqrt(seen.variance) - np.sqrt(reference.variance)) ** 2
-    chance, freedom = np.inf, seen.images + reference.images - 2
-    if freedom:
-        between = (seen.spread + reference.spread) / freedom
-        chance = float(np.sqrt((between / unit).mean() * (1 / seen.images + 1 / reference.images)))
-    return Drift(float(np.sqrt((shift / unit).mean())), chance, np.sqrt(shift / unit))
+    return Drift(float(np.sqrt((shift / unit).mean())), by_chance(seen, reference, unit, least), np.sqrt(shift / unit))
+
+
+def by_chance(seen: Moments, reference: Moments, unit: np.ndarray, least: float) -> float:
+    """`Drift.chance` in these units; a deviation moves by what its variance (at least `least`) does, over twice it."""
+    images = seen.images + reference.images
+    if images == 2:
+        return np.inf
+    # Of both runs: a channel that is silent but in one image has no deviation in the run without it.
+    variance = (seen.images * seen.variance + reference.images * reference.variance) / images
+    # Each about the mean of its own run: what moved a whole run is no chance.
+    of_mean, of_variance = (seen.spread + reference.spread) / (images - 2)
+    moved = of_mean + of_variance / (4 * np.maximum(variance, least))
+    return float(np.sqrt((moved / unit).mean() * (1 / seen.images + 1 / reference.images)))
 
 
 def newest_run(output: Store, beside: str) -> str:
@@ -147,7 +163,7 @@ def show_channels(name: str, seen: Moments, against: str | None, reference: Mome
         table.add_row(str(channel), *cells)
     console.print(table)
     if far and reference:
+        images, there = number(seen.images, "image"), number(reference.images, "image")
         console.print(
-            f"{name} ({seen.images:,} images) is {far.distance:.3f} from {against} ({reference.images:,} images); "
-            f"chance alone gives some {far.chance:.3f}"
+            f"{name} ({images}) is {far.distance:.3f} from {against} ({there}); chance alone gives some {far.chance:.3f}"
         )

@@ -13,9 +13,18 @@ FORMATS = (".csv", ".jsonl", ".parquet")
 
 
 def check_format(path: str | None) -> None:
-    """Raises: ConfigError for a file of another kind."""
+    """Raises: ConfigError for a file of another kind, or one that cannot be."""
     if path and not path.endswith(FORMATS):
         raise ConfigError(f"--export {path}: one of {', '.join(FORMATS)} is expected")
+    check_target(path)
+
+
+def check_target(path: str | None) -> None:
+    """Before the work that fills a file. Raises: ConfigError when it has no folder, or is one."""
+    if path and not Path(path).parent.is_dir():
+        raise ConfigError(f"{path}: folder {Path(path).parent} does not exist: make it")
+    if path and Path(path).is_dir():
+        raise ConfigError(f"{path} is a folder: give a file")
 
 
 def write(table: pa.Table, path: str) -> None:

@@ -105,7 +105,8 @@ def snapshot(output: Store, run: str | None = None, as_of: str | None = None, mo
         model: the rows of this model alone, by its name or the first digits of its checkpoint's digest.
         as_of: the state at the end of a day, YYYY-MM-DD in UTC, or at a time, YYYY-MM-DDTHH:MM:SS.
 
-    Raises: ConfigError for a date that is none, or a run or model that made no row; StorageError for a damaged part.
+    Raises: ConfigError for a date that is none or before the first row, or a run or model that made no row; StorageError
+        for a damaged part.
     """
     moment = moment_of(as_of) if as_of else None
     parts = part_paths(output, "results")
@@ -136,8 +137,10 @@ def snapshot(output: Store, run: str | None = None, as_of: str | None = None, mo
         raise StorageError(f"{output.uri(parts[0])}: a part of the task {task!r}, which is none of {', '.join(TASKS)}")
     schema = result_schema(TASKS[task].columns, TASKS[task].stores_latent) if task else pa.schema([])
     if not found:
-        if run or model:
-            raise ConfigError(f"{output.url}: no row is of {f'run {run}' if run else f'model {model}'}")
+        if run:
+            raise ConfigError(f"{output.url}: no row is of run {run}; imagemill status lists them")
+        if rows or model:
+            raise ConfigError(f"{output.url}: {nothing_of(output, parts, model, as_of)}")
         return Snapshot(output, task, schema, parts, np.empty(0, np.int32), np.empty(0, np.int32), rows, 0)
     high, low, fence, milliseconds, files, part, row = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
     del found
@@ -150,6 +153,21 @@ def snapshot(output: Store, run: str | None = None, as_of: str | None = None, mo
         counts[files[newest]] = ~superseded(output, ids, fence[with_files], until)
     newest = newest[counts]
     return Snapshot(output, task, schema, parts, part[newest], row[newest], rows, int((~counts).sum()))
+
+
+def nothing_of(output: Store, parts: list[str], model: str | None, as_of: str | None) -> str:
+    """Why an OUTPUT has no row of a model, or of a time: what it has."""
+    models: set[tuple[str, str]] = set()
+    times: list[datetime] = []
+    for _, table in each_part(output, parts, [*MODEL, "encoded_at"], ahead=64):
+        groups = table.group_by(MODEL, use_threads=False).aggregate([("encoded_at", "min")])
+        models |= {(str(row["model_id"]), str(row["checkpoint_sha256"])) for row in groups.to_pylist()}
+        times += groups["encoded_at_min"].drop_null().to_pylist()
+    if model and not any(name == model or sha256.startswith(model) for name, sha256 in models):
+        them = ", ".join(sorted(f"{name} {sha256[:16]}" for name, sha256 in models))
+        return f"no row is of model {model}; there are: {them or 'none'}"
+    of_model = f" of model {model}" if model else ""
+    return f"no row{of_model} is as old as --as-of {as_of}: the first of all is of {min(times):%Y-%m-%dT%H:%M:%S} (UTC)"
 
 
 def moment_of(text: str) -> datetime:

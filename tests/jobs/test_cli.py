@@ -136,10 +136,15 @@ def test_run_then_read_what_is_there(imagemill, tmp_path, photos):
     code, out, _ = imagemill("run", "-c", config, "--set", "params.sigma=5", "--limit", 4)
     assert code == 0
     assert "UnknownFormat 1" in out
-    assert imagemill("status", output)[0] == 0
+    code, out, _ = imagemill("status", output)
+    assert code == 0
+    assert "3 images in 3 rows of " in out
+    assert "; 1 part of rejects: imagemill failures lists them" in out
     code, out, _ = imagemill("failures", output)
     assert "bad.jpg" in out
-    assert imagemill("verify", output)[0] == 0
+    code, out, _ = imagemill("verify", output)
+    assert code == 0
+    assert "3 images, 3 rows, 1 reject, 3 files and 0 latents checked: all well" in out
     record = json.loads(next(output.glob("runs/*/run.json")).read_text())
     kept = next(output.glob("runs/*/config.yaml")).read_text()
     assert "sigma: 5" in kept
@@ -148,6 +153,7 @@ def test_run_then_read_what_is_there(imagemill, tmp_path, photos):
     victim.write_bytes(victim.read_bytes()[:-1])
     code, out, _ = imagemill("verify", output)
     assert code == 6
+    assert "checked: 1 problem\n" in out
     assert victim.name in out
 
 
@@ -155,6 +161,65 @@ def test_reading_an_output_that_is_not_there_is_exit_5(imagemill, tmp_path):
     for command in ("status", "verify", "failures"):
         assert imagemill(command, tmp_path / "nowhere")[0] == 5
     assert imagemill("decode", tmp_path / "nowhere", tmp_path / "dest")[0] == 5
+
+
+READING = (
+    ["status"],
+    ["verify"],
+    ["failures"],
+    ["report"],
+    ["stats"],
+    ["map", "map.html"],
+    ["duplicates"],
+    ["search", "--id", "1.png"],
+    ["export", "dest"],
+    ["decode", "dest"],
+)
+
+
+@pytest.mark.parametrize("command", READING, ids=lambda command: command[0])
+def test_reading_what_is_no_output_is_one_line(imagemill, tmp_path, photos, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for place in ("empty", "photos"):
+        code, _, err = imagemill(command[0], place, *command[1:])
+        assert code == 5
+        assert f"{place} holds no output of imagemill: no results/, rejects/ or runs/" in err
+        assert err.count("\n") == 1
+    (tmp_path / "export/runs/lease").mkdir(parents=True)
+    (tmp_path / "export/export.json").write_text('{"format": "npy"}')
+    code, _, err = imagemill(command[0], "export", *command[1:])
+    assert code == 2
+    assert ("an export to npy" if command == ["decode", "dest"] else "give the OUTPUT it was made of") in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "export", "photos"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["map"],
+        ["failures", "--export"],
+        ["duplicates", "--export"],
+        ["duplicates", "--sheet"],
+        ["search", "--id", "1.png", "--sheet"],
+    ],
+    ids=" ".join,
+)
+def test_a_file_that_cannot_be_written_is_said_before_the_work(imagemill, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.csv").mkdir()
+    # Were OUTPUT looked at before, its absence would be what is said.
+    for name, said in (("no/dir/x.csv", "folder no/dir does not exist: make it"), ("there.csv", "is a folder: give a file")):
+        code, _, err = imagemill(command[0], "nowhere", *command[1:], name)
+        assert code == 2
+        assert said in err
+        assert err.count("\n") == 1
+
+
+def test_the_output_of_a_run_that_had_nothing_to_do_is_one(imagemill, tmp_path):
+    (tmp_path / "out/runs").mkdir(parents=True)
+    for command in ("status", "verify", "failures"):
+        assert imagemill(command, tmp_path / "out")[0] == 0
 
 
 @pytest.mark.parametrize(

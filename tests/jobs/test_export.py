@@ -14,7 +14,7 @@ from outputs import compressed
 from PIL import Image
 
 from jobs.decode import decode_output
-from jobs.export import export
+from jobs.export import export, show_export
 from models import checkpoint as checkpoints
 from pipeline import read_latents
 from pipeline.errors import ConfigError, VerificationError
@@ -151,6 +151,32 @@ def test_other_formats_hold_the_same(digits: Store, form: str, tmp_path: Path) -
         read_latents(str(tmp_path / "out"))
 
 
+def test_an_export_says_what_it_holds_and_how_to_decode_it_where_that_can_be(
+    photos: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    enough = ["image_id", "rel_path", "orig_width", "orig_height", "exif_orientation", "step", "checkpoint_sha256"]
+    enough += ["latent_shape", "latent_crc32", "latent"]
+    for number, (what, said, decodes) in enumerate(
+        (
+            ({}, "5 images, latents of 2 shapes, in 2 parts below", True),
+            ({"columns": enough}, "5 images, latents of 2 shapes, in 2 parts below", True),
+            ({"columns": enough[1:]}, "5 images, latents of 2 shapes, in 2 parts below", False),
+            ({"columns": ["rel_path", "embedding"], "pool": "gem"}, "5 images, embeddings (gem), in 1 part below", False),
+            ({"columns": ["rel_path"]}, "5 images, 1 column, in 1 part below", False),
+            ({"form": "npy"}, "latents of 2 shapes", False),
+        )
+    ):
+        dest, images = Store(str(tmp_path / f"{number}")), Store(str(tmp_path / f"{number}-images"))
+        show_export(photos, dest, **what)
+        assert said in capsys.readouterr().out
+        assert ("decode" in json.loads(dest.read("export.json"))) == decodes
+        if decodes:
+            assert decode_output(dest, images) == 5
+        else:
+            with pytest.raises(ConfigError):
+                decode_output(dest, images)
+
+
 def from_npy(place: Path) -> dict[str, Any]:
     stem = place / "latents/part-00000"
     latent, embedding = (np.load(f"{stem}.{name}.npy", mmap_mode="r") for name in ("latent", "embedding"))
@@ -187,7 +213,7 @@ def test_history_is_exported_by_run_and_by_day(tmp_path: Path, pieces: dict[str,
 
     assert rows(1) == [("0.png", runs[0]), ("1.png", runs[1]), ("2.png", runs[1])]
     assert rows(2, run=runs[0]) == rows(3, as_of="2026-03-01") == [("0.png", runs[0]), ("1.png", runs[0])]
-    with pytest.raises(ConfigError, match="holds no rows of those"):
+    with pytest.raises(ConfigError, match="the first of all is of 2026-03-01T"):
         rows(4, as_of="2026-02-01")
 
 
@@ -223,7 +249,7 @@ def test_rows_that_are_not_what_was_written_are_named_and_left_out(tmp_path: Pat
 def test_several_models_are_refused_by_name_until_one_is_chosen(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
     compressed(tmp_path, {"0.png": pieces["0.png"], "1.png": pieces["1.png"]}, "conv-mnist", 1)
     output = compressed(tmp_path, {"1.png": pieces["1.png"]}, "conv-mnist-transposed", 2)
-    with pytest.raises(ConfigError, match=r"2 models.*conv-mnist .*: 1 rows; conv-mnist-transposed .*give --model"):
+    with pytest.raises(ConfigError, match=r"2 models.*conv-mnist .*: 1 row; conv-mnist-transposed .*give --model"):
         export(output, Store(str(tmp_path / "x")))
     assert not (tmp_path / "x").exists()
     assert export(output, Store(str(tmp_path / "x")), model="conv-mnist")["rows"] == 2
@@ -255,7 +281,7 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(digits: Store, e
         with pytest.raises(ConfigError, match=message):
             export(digits, Store(str(dest)))
     assert (tmp_path / "photos/mine.jpg").exists()
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/runs").mkdir(parents=True)
     with pytest.raises(ConfigError, match="holds no rows yet"):
         export(Store(str(tmp_path / "empty")), free)
 

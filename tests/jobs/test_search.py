@@ -19,7 +19,7 @@ from PIL import Image
 from jobs.duplicates import show_duplicates
 from jobs.map import write_map
 from jobs.search import show_search
-from pipeline.errors import ConfigError, VerificationError
+from pipeline.errors import ConfigError, StorageError, VerificationError
 from pipeline.output.neighbours import collection, near_groups
 from pipeline.reports.atlas import sample
 from pipeline.schema import parquet_bytes
@@ -96,7 +96,7 @@ def test_copies_are_grouped_and_exact_ones_told_apart(output, tmp_path, capsys):
     assert (rows["copy"] == "exact").sum() == 1
     assert (tmp_path / "sheet.png").exists()
     show_duplicates(output, 0.999)
-    assert "1 exact copies" in capsys.readouterr().out
+    assert "1 exact copy," in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("at_a_time", [16_000_000, 3_000])
@@ -136,7 +136,7 @@ def test_digits_are_searched_by_what_their_own_collection_varies_in(tmp_path, ca
 
 
 def test_damaged_latents_are_named_and_never_used(damaged, tmp_path, capsys):
-    with pytest.raises(VerificationError, match=r"1 images left out: 01\.png: latent does not match"):
+    with pytest.raises(VerificationError, match=r"1 image left out: 01\.png: latent does not match"):
         show_search(damaged, None, "00.png", 100)
     assert "01.png" not in capsys.readouterr().out
     with pytest.raises(VerificationError, match=r"01\.png"):
@@ -165,7 +165,7 @@ def test_what_is_asked_for_in_vain(output, tmp_path):
     with pytest.raises(ConfigError, match="pca, umap"):
         write_map(output, str(tmp_path / "map.html"), "tsne")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="holds no rows"):
+    with pytest.raises(StorageError, match="holds no output"):
         show_search(Store(str(tmp_path / "empty")), None, "00.png", 3)
 
 

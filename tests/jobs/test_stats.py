@@ -9,12 +9,20 @@ from outputs import compressed
 from jobs.nightly import drifted
 from jobs.stats import Moments, drift, show_stats
 from pipeline.errors import ConfigError
+from pipeline.output.snapshot import snapshot
+from pipeline.output.values import latent_batches
 
 
 def drawn(seed: int, images: int, mean: float = 0.0, deviation: float = 1.0) -> Moments:
     seen, rng = Moments(), np.random.default_rng(seed)
     for _ in range(4):
         seen.add(rng.normal(mean, deviation, (images // 4, 8, 5, 5)).astype(np.float32), {"a"})
+    return seen
+
+
+def moments_of(values: np.ndarray) -> Moments:
+    seen = Moments()
+    seen.add(values, {"a"})
     return seen
 
 
@@ -39,6 +47,22 @@ def test_a_known_shift_has_its_size_and_chance_is_no_alarm() -> None:
     few = drift(drawn(4, 4), drawn(5, 4))
     assert few.distance > 0.1
     assert not few.alarming(0.05)
+
+
+def test_random_splits_of_real_images_are_as_far_as_chance_says(tmp_path: Path, crops: list[np.ndarray]) -> None:
+    output = compressed(tmp_path, {f"{n}.png": crop for n, crop in enumerate(crops)}, "compress-small", rows_per_part=1000)
+    [latents] = latent_batches(snapshot(output), ["rel_path"], [])
+    values = latents.values
+    for few in (6, 16, len(values) // 2):
+        orders = [np.random.default_rng(seed).permutation(len(values)) for seed in range(100)]
+        splits = [drift(moments_of(values[order[:few]]), moments_of(values[order[few:]])) for order in orders]
+        # Few photos, each a dozen overlapping crops, leave channels silent but in some: the tail is long.
+        assert np.median([far.distance for far in splits]) == pytest.approx(np.mean([far.chance for far in splits]), rel=0.5)
+        assert np.mean([far.alarming(0) for far in splits]) <= 0.1
+    half = len(values) // 2
+    order = orders[0]
+    moved = moments_of(2.5 * values[order[:half]] + 2 * values.std((0, 2, 3), keepdims=True))
+    assert drift(moved, moments_of(values[order[half:]])).alarming(0)
 
 
 def test_runs_are_compared_and_a_night_says_when_they_drift(tmp_path: Path, crops: list[np.ndarray], capsys) -> None:

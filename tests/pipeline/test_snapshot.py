@@ -43,6 +43,26 @@ def seen(output: Store, **what: Any) -> dict[str, int]:
     return {r["rel_path"]: r["fence"] for table in tables for r in table.to_pylist()}
 
 
+def test_what_is_asked_for_in_vain_is_answered_with_what_is_there(output: Store) -> None:
+    assert seen(output, as_of="2026-02-28") == {}
+    with pytest.raises(ConfigError, match="no row is of model small; there are: none"):
+        snapshot(output, model="small")
+    models = [{"model_id": name, "checkpoint_sha256": 32 * digit} for name, digit in (("one", "1a"), ("two", "2b"))]
+    put(output, [row("a", 2, **models[0]), row("b", 3, **models[1])])
+    for what, said in (
+        ({"run": "x"}, "no row is of run x; imagemill status lists them"),
+        ({"model": "one", "run": "x"}, "no row is of run x; imagemill status lists them"),
+        ({"model": "small"}, "no row is of model small; there are: one 1a1a1a1a1a1a1a1a, two 2b2b2b2b2b2b2b2b$"),
+        (
+            {"as_of": "2026-03-01"},
+            r"is as old as --as-of 2026-03-01: the first of all is of 2026-03-02T12:00:00 \(UTC\)",
+        ),
+        ({"as_of": "2026-03-02", "model": "2b2b"}, "no row of model 2b2b is as old as --as-of 2026-03-02: the first of all"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            snapshot(output, **what)
+
+
 def test_the_newest_row_of_each_image_is_the_state_and_older_ones_can_be_asked_for(output: Store) -> None:
     put(output, [row("a", 1), row("b", 1), row("c", 1)])
     put(output, [row("b", 2), row("d", 2)])
@@ -53,7 +73,6 @@ def test_the_newest_row_of_each_image_is_the_state_and_older_ones_can_be_asked_f
     assert seen(output, as_of="2026-03-01") == {"a": 1, "b": 1, "c": 1}
     assert seen(output, as_of="2026-03-02T12:00:00") == {"a": 1, "b": 2, "c": 1, "d": 2}
     assert seen(output, as_of="2026-03-02T13:59:00+02:00") == {"a": 1, "b": 1, "c": 1}
-    assert seen(output, as_of="2026-02-28") == {}
     for wrong in ({"as_of": "yesterday"}, {"run": "run7"}):
         with pytest.raises(ConfigError):
             snapshot(output, **wrong)
