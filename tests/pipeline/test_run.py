@@ -307,6 +307,27 @@ def test_from_a_bucket_and_to_a_bucket(rclone_bucket, tmp_path, crops):
     assert run(RunConfig(task="denoise", input=source.url, output=output.url))["planned"] == 0
 
 
+def test_a_retry_that_fails_again_and_an_input_that_became_empty_are_said_and_no_failures(tmp_path, crops, caplog):
+    source, output = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    Image.fromarray(crops[0]).save(source / "good.png")
+    for name in "abc":
+        (source / f"{name}.png").write_bytes(b"this is text")
+    config = RunConfig(task="denoise", input=str(source), output=str(output))
+    with pytest.raises(TooManyRejects):
+        run(config)
+    Image.fromarray(crops[1]).save(source / "a.png")
+    again = run(config.model_copy(update={"retry": True}))
+    # A file that was mended is another one, which a plain run does.
+    assert (again["planned"], again["rejected"], again["exit_code"]) == (2, 2, 0)
+    assert run(config)["ok"] == 1
+    for path in source.iterdir():
+        path.unlink()
+    assert "is it all there" not in caplog.text
+    assert (run(config)["found"], run(config)["exit_code"]) == (0, 0)
+    assert "is it all there" in caplog.text
+
+
 def test_limits_and_rejects(tmp_path, crops):
     source, output = tmp_path / "in", tmp_path / "out"
     fill(source, crops)
