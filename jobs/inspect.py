@@ -50,9 +50,12 @@ def show_status(output: Store) -> None:
     if seen.waiting:
         console.print(waits(seen.waiting))
     table = Table("planned", "ok", "rejected", "images/s", "exit", "run", box=None)
-    for record in run_records(output, run_ids(output)[-10:]):
+    ids = run_ids(output)[-10:]
+    records = {record["run_id"]: record for record in run_records(output, ids)}
+    for run_id in ids:
+        record = records.get(run_id, {"exit_reason": "killed, or at work"})
         counts = [str(record.get(key, "")) for key in ("planned", "ok", "rejected", "images_per_s", "exit_reason")]
-        table.add_row(*counts, record["run_id"])
+        table.add_row(*counts, run_id)
     console.print(table)
 
 

@@ -74,7 +74,6 @@ def execute(job: Resolved, plan: Plan, lease: Lease, record: dict[str, Any], sec
             }
             record["stage_seconds"] = {k[:-2]: round(v, 2) for k, v in sorted(counts.items()) if k.endswith("_s")}
             record |= {"bytes_in": int(counts["bytes_in"]), "bytes_out": int(counts["bytes_out"])}
-            record |= {"ok": int(counts["ok"]), "rejected": int(counts["rejected"])}
     lease.check()
 
 
@@ -112,7 +111,7 @@ def write_all(job: Resolved, plan: Plan, shown: Shown, record: dict[str, Any]) -
         except RayError as e:
             raise translate(e, job) from None
         except NoRoom as e:
-            left = todo.filter(pc.invert(pc.is_in(todo["image_id"], written(job.output, plan))))
+            left = todo.filter(pc.invert(pc.is_in(todo["image_id"], written(job.output, plan, "results", "rejects"))))
             if len(left) == len(todo) and (want.wait_s or not room_for(pool, node_resources())):
                 raise RunFailed(f"{e}. {GO_ON} when there are nodes") from None
             log.warning("nodes were lost: %s. What is left goes on with what there is", e)
@@ -129,10 +128,10 @@ def supersede(output: Store, plan: Plan, record: dict[str, Any]) -> None:
         output.write(f"runs/{record['run_id']}/{SUPERSEDED}", marks, durable=True)
 
 
-def written(output: Store, plan: Plan) -> pa.ChunkedArray:
-    """The images whose rows were committed since the plan was made."""
-    paths = [part_paths(output, folder) for folder in ("results", "rejects")]
-    return read_parts(output, [p for some in paths for p in some if p not in plan.parts], ["image_id"])["image_id"]
+def written(output: Store, plan: Plan, *folders: str) -> pa.ChunkedArray:
+    """The images whose rows were committed in these folders since the plan was made."""
+    paths = [path for folder in folders for path in part_paths(output, folder) if path not in plan.parts]
+    return read_parts(output, paths, ["image_id"])["image_id"]
 
 
 def check_seen(job: Resolved, plan: Plan, lease: Lease) -> None:

@@ -5,6 +5,7 @@ import json
 import logging
 import platform
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError
@@ -16,8 +17,8 @@ import yaml
 from models.tasks.task import Task
 from pipeline.account import Account, account
 from pipeline.config import RunConfig
-from pipeline.errors import Deadline, Interrupted, TooManyRejects
-from pipeline.execute import execute, stage
+from pipeline.errors import Deadline, Interrupted, OutputHeld, StorageError, TooManyRejects
+from pipeline.execute import execute, stage, written
 from pipeline.logs import RunName
 from pipeline.output.compact import compact
 from pipeline.output.lease import Lease
@@ -30,6 +31,8 @@ from pipeline.sources.source import SHARD_CHANGED
 from pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill.run")
+COMMITTED = {"ok": "results", "rejected": "rejects"}
+"""Counts of a run that did not come to its account: of rows that are there, where more images may have been done."""
 KEPT_VERSIONS = ("imagemill", "ray", "torch", "pyarrow", "pillow", "numpy", "s3fs")
 
 
@@ -111,6 +114,10 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
             code = getattr(e, "exit_code", 1)
             why = "deadline" if isinstance(e, Deadline) else "interrupted" if isinstance(e, Interrupted) else reason(e)
             record |= {"exit_reason": why, "exit_code": code}
+            # Another run's rows are none of this one's, and of a store that fails nothing is known.
+            if plan and not isinstance(e, TooManyRejects | OutputHeld):
+                with suppress(StorageError, *STORE_FAILURES):
+                    record |= {name: len(written(job.output, plan, folder)) for name, folder in COMMITTED.items()}
             raise
         finally:
             seconds["total"] = round(time.monotonic() - began, 3)

@@ -177,6 +177,15 @@ READING = (
 )
 
 
+def test_status_lists_a_run_that_left_no_record(imagemill, tmp_path):
+    folder = tmp_path / "out/runs/20260101T000000Z-abcdef"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("task: denoise")
+    code, out, _ = imagemill("status", str(tmp_path / "out"))
+    assert code == 0
+    assert "killed, or at work  20260101T000000Z-abcdef" in out
+
+
 @pytest.mark.parametrize("command", READING, ids=lambda command: command[0])
 def test_reading_what_is_no_output_is_one_line(imagemill, tmp_path, photos, monkeypatch, command):
     monkeypatch.chdir(tmp_path)

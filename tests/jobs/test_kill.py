@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from commands import actors_of, images_written, make_photos, start, wait_for
 
+from pipeline.output.committed import run_ids, run_records
 from pipeline.output.verify import verify
 from pipeline.storage import Store
 
@@ -25,6 +26,9 @@ def test_a_killed_actor_and_an_interrupt_lose_nothing(tmp_path: Path, crops: lis
     run.send_signal(signal.SIGINT)
     assert run.wait() == 130, run.stderr.read()
     assert b"interrupted" in run.stderr.read()
+    [record] = run_records(output, run_ids(output))
+    # What was done and not committed does not count.
+    assert (record["ok"], record["rejected"]) == (verify(output).rows, 0)
     run = start(many, output)
     assert run.wait() == 0, run.stderr.read()
     seen = verify(output)
