@@ -33,6 +33,7 @@ from pipeline.errors import (
     TooManyRejects,
     VerificationError,
 )
+from pipeline.resolve import task_of
 from pipeline.run import run
 from pipeline.storage import Store
 
@@ -105,7 +106,21 @@ def runs_of(config: NightlyConfig, tonight: date, folder: Path = Path()) -> list
             day = f"{tonight - timedelta(days=days)}"
             filled = {k: v.replace(DATE, day) if k in ("input", "output") else v for k, v in values.items()}
             runs.append(Planned(f"{name} {day}", validate(RunConfig, filled, name), day))
+    check_all(runs)
     return runs
+
+
+def check_all(runs: list[Planned]) -> None:
+    """Raises: ConfigError for a job that its run would refuse hours later, as far as no place must be looked at."""
+    tasks: dict[str | None, str] = {}
+    for planned in runs:
+        output = planned.config.output
+        try:
+            name = task_of(planned.config)[0].name
+        except ConfigError as e:
+            raise ConfigError(f"{planned.name}: {e}") from None
+        if tasks.setdefault(output, name) != name:
+            raise ConfigError(f"{planned.name}: output {output} is that of a job with the task {tasks[output]}, not {name}")
 
 
 def seconds_until(clock: str, now: datetime) -> float:

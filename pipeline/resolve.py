@@ -54,21 +54,7 @@ def resolve(config: RunConfig) -> Resolved:
 
     Raises: ConfigError, CheckpointError, StorageError; each names what is wrong and what would be right.
     """
-    if config.task not in TASKS:
-        raise ConfigError(f"task = {config.task!r}; valid: {', '.join(TASKS)}")
-    task = TASKS[config.task]
-    for key in ("input", "output"):
-        if not getattr(config, key):
-            raise ConfigError(f"{key} is missing: a folder or s3://bucket/prefix")
-    try:
-        params = task.Params(**config.params)
-    except ValidationError as e:
-        error = e.errors()[0]
-        where = f"params.{'.'.join(map(str, error['loc']))} = {error['input']!r}" if error["loc"] else "params"
-        raise ConfigError(
-            f"{where}: {error['msg']}; {task.name} takes {', '.join(task.Params.model_fields) or 'none'}"
-        ) from None
-    check_image(config, task)
+    task, params = task_of(config)
     name = config.checkpoint or task.default_checkpoint
     options = config.storage.options() if name.startswith("s3://") else None
     card, weights = checkpoints.read(name, options)
@@ -85,6 +71,29 @@ def resolve(config: RunConfig) -> Resolved:
         if not source.file and inner.scheme == outer.scheme and f"{inner.root}/".startswith(f"{outer.root}/"):
             raise ConfigError(f"input {source.url} and output {output.url} lie one in the other")
     return Resolved(config, task, params, card, weights, references_of(config, task, params), source, output)
+
+
+def task_of(config: RunConfig) -> tuple[Task, Params]:
+    """The task of a config and its parameters, as far as they can be told without looking at any place.
+
+    Raises: ConfigError.
+    """
+    if config.task not in TASKS:
+        raise ConfigError(f"task = {config.task!r}; valid: {', '.join(TASKS)}")
+    task = TASKS[config.task]
+    for key in ("input", "output"):
+        if not getattr(config, key):
+            raise ConfigError(f"{key} is missing: a folder or s3://bucket/prefix")
+    try:
+        params = task.Params(**config.params)
+    except ValidationError as e:
+        error = e.errors()[0]
+        where = f"params.{'.'.join(map(str, error['loc']))} = {error['input']!r}" if error["loc"] else "params"
+        raise ConfigError(
+            f"{where}: {error['msg']}; {task.name} takes {', '.join(task.Params.model_fields) or 'none'}"
+        ) from None
+    check_image(config, task)
+    return task, params
 
 
 def check_model(job: Resolved) -> None:

@@ -90,9 +90,18 @@ def test_a_night_that_cannot_be_is_refused_before_it_starts(night):
     night["jobs"][0]["output"] = "/tmp/all-dates-in-one"
     with pytest.raises(ConfigError, match="taken for one"):
         runs_of(NightlyConfig(**night), TONIGHT)
-    night["jobs"] = [{"task": "denoise", "inptu": "x"}]
-    with pytest.raises(ConfigError, match="unknown key 'inptu'"):
-        runs_of(NightlyConfig(**night), TONIGHT)
+    first = {"name": "first", "task": "denoise", "input": "in", "output": "out"}
+    wrong = {
+        "unknown key 'inptu'": {"task": "denoise", "inptu": "x"},
+        "job 2: task = 'denosie'; valid:": first | {"name": "job 2", "task": "denosie"},
+        "job 2: params.sigam": first | {"name": "job 2", "params": {"sigam": 25}},
+        "job 2: input is missing": {"task": "denoise", "output": "other"},
+        "second: output out is that of a job with the task denoise, not compress": first
+        | {"name": "second", "task": "compress"},
+    }
+    for said, job in wrong.items():
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            runs_of(NightlyConfig(jobs=[first, job]), TONIGHT)
 
 
 def test_a_config_lies_beside_the_night_that_names_it(night, tmp_path):
