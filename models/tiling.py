@@ -27,7 +27,7 @@ def tiled(
     halo: int,
     scale: Fraction = Fraction(1),
     stride: int = 1,
-    out: Tensor | None = None,
+    in_place: bool = False,
 ) -> Tensor:
     """fn(x) computed on tiles of `tile` input pixels and a margin of `halo`, exact where fn looks no further than `halo`.
 
@@ -38,11 +38,11 @@ def tiled(
         scale: output size / input size of fn (1, 1/8 for an encoder of stride 8, 8 for its decoder).
         stride: what fn takes multiples of; the result is that of x padded to them, and only what is cut at the edge is
             copied for it. `tile`, its halves, and `halo` must be multiples of it, and whole numbers times `scale`.
-        out: x itself, where fn gives what it takes and nobody needs x any more: a large image then lies in memory once, and
-            its result is without the padding.
+        in_place: x becomes the result, without the padding, so that a large image lies in memory once; where fn gives what it
+            takes and nobody needs x any more.
     """
     found = pieces(fn, x, tile, halo, scale, stride, smaller=True)
-    return put_together(found, x, scale, stride) if out is None else put_over(found, x, tile, halo)
+    return put_over(found, x, tile, halo) if in_place else put_together(found, x, scale, stride)
 
 
 def out_of_memory(error: Exception) -> bool:

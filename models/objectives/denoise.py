@@ -81,7 +81,7 @@ class Denoise(TaskObjective):
                 tile_side(*x.shape[2:]),
                 model.halo,
                 stride=model.stride,
-                out=x,
+                in_place=True,
             )
         restored = to_uint8(x_hat)
         return [
