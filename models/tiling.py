@@ -38,7 +38,7 @@ def tiled(
         scale: output size / input size of fn (1, 1/8 for an encoder of stride 8, 8 for its decoder).
         stride: what fn takes multiples of; the result is that of x padded to them, and only what is cut at the edge is
             copied for it. `tile`, its halves, and `halo` must be multiples of it, and whole numbers times `scale`.
-        in_place: x becomes the result, without the padding, so that a large image lies in memory once; where fn gives what it
+        in_place: x becomes the result, without the padding, and a large image lies in memory once; where fn gives what it
             takes and nobody needs x any more.
     """
     found = pieces(fn, x, tile, halo, scale, stride, smaller=True)
