@@ -56,7 +56,7 @@ def main(
     """Run the benchmark; exit 1 when a peer failed or its outputs differ."""
     loads = dict(QUICK if quick else LOADS)
     if workloads:
-        known = QUICK | LOADS if quick else LOADS
+        known = LOADS | QUICK if quick else LOADS
         if unknown := set(workloads.split(",")) - known.keys():
             raise typer.BadParameter(f"{', '.join(unknown)}; valid: {', '.join(known)}")
         loads = {name: known[name] for name in workloads.split(",")}
