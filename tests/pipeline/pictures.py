@@ -1,0 +1,30 @@
+"""Pictures as files, for tests of what a picture carries."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from pipeline.images.pixels import PixelConfig, decode, encode, output_format
+
+H, W = 80, 120
+KEEP = PixelConfig(icc="keep")
+LOSSLESS = {"PNG": {}, "TIFF": {"compression": "tiff_lzw"}, "WEBP": {"lossless": True}}
+
+
+def saved(image: Image.Image | np.ndarray, image_format: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(out, image_format, **options)
+    return out.getvalue()
+
+
+def opened(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
+
+
+def rewritten(data: bytes, image_format: str = "", config: PixelConfig = PixelConfig()) -> Image.Image:
+    """The file that an image becomes when its pixels stay as they are."""
+    picture = decode(data, config=config)
+    return opened(encode(picture.rgb, picture, image_format or output_format(picture.format), config.quality))

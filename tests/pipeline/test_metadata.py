@@ -1,0 +1,114 @@
+"""EXIF and XMP: carried, stripped, broken."""
+
+import struct
+
+import numpy as np
+import pytest
+from camera import MAKER, METADATA_FORMATS, OWNER, PLACE, XMP, camera_exif, with_metadata
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from icc import ADOBE_RGB, rgb_profile
+from pictures import H, W, opened, rewritten, saved
+from PIL import Image
+from PIL.ExifTags import GPS, IFD, Base
+
+from pipeline.images.pixels import PixelConfig, decode, encode
+
+
+@pytest.mark.parametrize("source", METADATA_FORMATS)
+@pytest.mark.parametrize("image_format", METADATA_FORMATS)
+def test_metadata_is_carried_and_is_true_of_the_upright_picture(photo, source, image_format):
+    data = with_metadata(photo, source)
+    image = rewritten(data, image_format)
+    assert image.size == (H, W)
+    exif, details = image.getexif(), image.getexif().get_ifd(IFD.Exif)
+    assert exif.get(Base.Orientation, 1) == 1
+    assert (exif[Base.Make], exif[Base.XResolution]) == ("Maker", 300)
+    # Pillow reads bytes of text as Latin-1, and wrote no better than ASCII into the sources of these two formats.
+    owner = b"?? M??ller" if source in ("TIFF", "AVIF") else OWNER
+    assert exif[Base.Copyright].encode("latin-1") == owner
+    assert (details[Base.DateTimeOriginal], details[Base.MakerNote]) == ("2024:05:06 07:08:09", MAKER)
+    assert details[Base.ExposureTime] == pytest.approx(1 / 250)
+    assert Base.ExifImageWidth not in details
+    assert details[Base.ColorSpace] == 0xFFFF
+    assert exif.get_ifd(IFD.GPSInfo)[GPS.GPSLatitude] == (48, 12, 30.5)
+    assert b'tiff:Orientation="6"' not in image.info["xmp"]
+    assert "é".encode() in image.info["xmp"]
+    # Who applies EXIF or XMP turns it no further.
+    assert decode(encode(np.asarray(image), decode(data), image_format)).rgb.shape == (W, H, 3)
+    thumbnail = saved(Image.new("RGB", (16, 12), (255, 0, 0)), "JPEG")
+    if source == "JPEG":
+        assert thumbnail in data
+    assert thumbnail not in encode(decode(data).rgb, decode(data), image_format)
+
+
+@pytest.mark.parametrize("image_format", METADATA_FORMATS)
+def test_strip_gps_leaves_no_trace_of_the_place(photo, image_format):
+    data = with_metadata(photo, image_format)
+    picture = decode(data, config=PixelConfig(metadata="strip_gps"))
+    out = encode(picture.rgb, picture, image_format)
+    image = opened(out)
+    assert image.getexif()[Base.Make] == "Maker"
+    assert image.getexif().get_ifd(IFD.Exif)[Base.MakerNote] == MAKER
+    assert IFD.GPSInfo not in image.getexif()
+    assert "xmp" not in image.info
+    assert PLACE.encode() not in out
+
+
+@pytest.mark.parametrize("image_format", METADATA_FORMATS)
+def test_strip_leaves_nothing(photo, image_format):
+    picture = decode(with_metadata(photo, image_format), config=PixelConfig(metadata="strip"))
+    image = opened(encode(picture.rgb, picture, image_format))
+    assert "xmp" not in image.info
+    assert "exif" not in image.info
+    assert not image.getexif().keys() & {Base.Make, Base.Copyright, Base.Orientation, IFD.Exif, IFD.GPSInfo}
+
+
+def test_exif_of_a_converted_picture_says_srgb(photo):
+    data = saved(photo, "JPEG", exif=camera_exif(1), icc_profile=rgb_profile(ADOBE_RGB))
+    assert rewritten(data).getexif().get_ifd(IFD.Exif)[Base.ColorSpace] == 1
+
+
+def test_exif_is_found_beside_whatever_else_a_tiff_holds(photo):
+    exif = Image.Exif()
+    exif.load(camera_exif(1))
+    exif[34377] = b"8BIM" + bytes(3_000_000)  # Photoshop's layers
+    assert rewritten(saved(photo, "TIFF", exif=exif), "JPEG").getexif().get_ifd(IFD.Exif)[Base.MakerNote] == MAKER
+
+
+def test_metadata_that_a_jpeg_cannot_hold_is_left_out(photo):
+    exif = Image.Exif()
+    exif[Base.Make], exif[Base.ImageDescription] = "Maker", "x" * 70_000
+    data = saved(photo, "TIFF", exif=exif)
+    assert rewritten(data, "WEBP").getexif()[Base.Make] == "Maker"
+    assert Base.Make not in rewritten(data, "JPEG").getexif()
+    long = XMP.replace(b"adobe:ns", b" " * 70_000 + b"adobe:ns")
+    assert "xmp" in rewritten(saved(photo, "WEBP", xmp=long)).info
+    assert "xmp" not in rewritten(saved(photo, "WEBP", xmp=long), "JPEG").info
+
+
+@given(
+    st.sampled_from(["JPEG", "PNG", "WEBP"]),
+    st.lists(st.tuples(st.integers(0, 1500), st.integers(0, 255)), max_size=10),
+    st.integers(0, 1500),
+    st.binary(max_size=60),
+    st.sampled_from(METADATA_FORMATS),
+    st.sampled_from(["keep", "strip_gps"]),
+)
+@settings(max_examples=200)
+def test_broken_metadata_rejects_nothing(image_format, changes, end, xmp, target, metadata):
+    exif = bytearray(camera_exif()[: 12 + end])
+    for place, value in changes:
+        exif[6 + place % (len(exif) - 6)] = value
+    data = saved(Image.new("RGB", (8, 8), (9, 99, 199)), image_format, exif=bytes(exif), xmp=xmp)
+    picture = decode(data, config=PixelConfig(metadata=metadata))
+    assert opened(encode(picture.rgb, picture, target)).size == picture.rgb.shape[1::-1]
+
+
+def test_exif_whose_values_lie_on_each_other_does_not_grow(photo):
+    main = struct.pack("<HHHIII", 1, IFD.Exif, 4, 1, 26, 0)
+    many = b"".join(struct.pack("<HHII", tag, 7, 300_000, 0) for tag in range(5000))
+    block = b"II*\0\x08\0\0\0" + main + struct.pack("<H", 5000) + many + bytes(300_000)
+    picture = decode(saved(photo, "PNG", exif=b"Exif\0\0" + block))
+    assert picture.exif is None
+    np.testing.assert_array_equal(picture.rgb, photo)
