@@ -1,0 +1,196 @@
+"""What is no image, or a broken one, is named; nothing else is ever raised."""
+
+import struct
+import tracemalloc
+import zlib
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image
+from seeds import FUZZ, LIMIT, SEEDS, chunk, error_class, is_sound, noise, picture_or_reason, png, saved, scene
+
+from models.metrics import psnr_db
+from pipeline.images.headers import webp_size
+from pipeline.images.pixels import FORMATS, decode, pixels_of
+
+
+def test_an_empty_file_is_named_as_such() -> None:
+    assert error_class(b"") == "EmptyFile"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"hello, I am text called a.jpg",
+        b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'></svg>",
+        b"%PDF-1.4\n1 0 obj\n<<>>\nendobj\n",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        b"\0" * 64,
+        saved(Image.fromarray(scene()), "EPS"),
+        saved(Image.fromarray(scene()), "PDF"),
+        saved(Image.fromarray(scene()), "ICO"),
+        saved(Image.fromarray(scene()), "TGA"),
+    ],
+    ids=["text", "svg", "pdf", "eps", "zeros", "whole eps", "whole pdf", "ico", "tga"],
+)
+def test_what_is_in_no_known_format_is_an_unknown_format(data: bytes) -> None:
+    assert error_class(data) == "UnknownFormat"
+
+
+def test_no_other_reader_of_pillow_is_ever_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of them start programs (EPS: Ghostscript), some render (WMF), some are read by hardly anyone."""
+    Image.init()
+
+    def asked(*args: object) -> None:
+        pytest.fail("a reader was asked that must not be")
+
+    foreign = set(Image.OPEN) - {*FORMATS, "MPO"}
+    assert len(foreign) > 20
+    for name in foreign:
+        monkeypatch.setitem(Image.OPEN, name, (asked, asked))
+    heads = (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n",
+        b"\xd7\xcd\xc6\x9a\0\0",
+        b"\x01\0\0\0",
+        b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+        b"8BPS",
+    )
+    for head in heads:
+        assert error_class(head + bytes(200)) == "UnknownFormat"
+
+
+def test_what_a_file_carries_beside_its_pixels_is_bounded() -> None:
+    bomb = zlib.compress(bytes(50_000_000), 9)
+    line = [bytes(3)]
+    for extra in (chunk(b"zTXt", b"a\0\0" + bomb), chunk(b"iTXt", b"a\0\1\0\0\0" + bomb), chunk(b"iCCP", b"a\0\0" + bomb)):
+        tracemalloc.start()
+        assert error_class(png(1, 1, 8, 2, line, extra)) == "BrokenImage"
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+        tracemalloc.stop()
+    # EXIF and a profile that are large and not packed: as large as the file at most, and left out of what is carried.
+    picture = decode(png(1, 1, 8, 2, line, chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\0" + bytes(5_000_000))))
+    assert picture.exif is None
+    profile = saved(Image.fromarray(scene()), "JPEG", icc_profile=bytes(10_000_000))
+    assert decode(profile).icc == "unreadable"
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM"])
+def test_a_truncated_file_is_a_broken_image(image_format: str) -> None:
+    data = saved(Image.fromarray(noise(64, 64, 3)), image_format)
+    assert error_class(data[: len(data) * 2 // 3]) in ("BrokenImage", "UnknownFormat")
+
+
+def test_a_truncated_jpeg_is_not_filled_with_gray() -> None:
+    data = saved(Image.fromarray(noise(64, 64, 3)), "JPEG")
+    assert error_class(data[: len(data) // 2]) == "BrokenImage"
+    assert error_class(data[:-40]) == "BrokenImage"
+
+
+def test_too_many_pixels_are_refused_on_the_header_alone() -> None:
+    # The pixels are not there at all: whoever decoded before he counted would say BrokenImage.
+    data = png(20_000, 20_000, 8, 2, [])
+    assert len(data) < 200
+    assert error_class(data) == "TooManyPixels"
+
+
+@pytest.mark.parametrize("kind", ["VP8 ", "VP8L", "VP8X"])
+def test_a_webp_is_refused_before_pillow_makes_room_for_it(kind: str) -> None:
+    # Opening alone takes Pillow two canvases of 4 bytes a pixel: 200 bytes asked for 2 GB.
+    size, side = (16_383).to_bytes(2, "little"), (16_382).to_bytes(3, "little")
+    body = {
+        "VP8 ": b"\0\0\0\x9d\x01\x2a" + size + size,
+        "VP8L": b"\x2f" + (16_382 | 16_382 << 14).to_bytes(4, "little"),
+        "VP8X": bytes(4) + side + side,
+    }[kind]
+    data = kind.encode() + struct.pack("<I", len(body)) + body
+    data = b"RIFF" + struct.pack("<I", len(data) + 4) + b"WEBP" + data
+    assert error_class(data) == "TooManyPixels"
+    assert pixels_of(data) == (16_383**2)
+
+
+def test_what_a_webp_says_of_its_size_is_what_pillow_makes_of_it() -> None:
+    image = Image.fromarray(scene(7, 33))
+    for options in ({}, {"lossless": True}, {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0"}):
+        assert webp_size(saved(image, "WEBP", **options)) == (33, 7)
+
+
+def test_the_pixel_limit_is_inclusive() -> None:
+    data = saved(Image.new("L", (40, 25)), "PNG")
+    assert decode(data, 1000).rgb.shape == (25, 40, 3)
+    assert error_class(data, 999) == "TooManyPixels"
+
+
+def test_the_pixel_limit_holds_for_every_format() -> None:
+    assert {name: error_class(data, 30) for name, data in SEEDS.items()} == dict.fromkeys(SEEDS, "TooManyPixels")
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_samples_that_have_no_range_are_an_unsupported_mode(mode: str) -> None:
+    assert error_class(saved(Image.new(mode, (4, 4)), "TIFF")) == "UnsupportedMode"
+
+
+@given(st.binary(max_size=300), st.sampled_from(["", *SEEDS]))
+@FUZZ
+def test_random_bytes_raise_nothing_but_image_errors(data: bytes, head: str) -> None:
+    assert is_sound(picture_or_reason(SEEDS.get(head, b"")[:30] + data))
+
+
+@given(
+    st.sampled_from(list(SEEDS)), st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), max_size=12), st.data()
+)
+@FUZZ
+def test_mutated_images_raise_nothing_but_image_errors(
+    name: str, changes: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    mutated = bytearray(SEEDS[name])
+    for place, value in changes:
+        mutated[place % len(mutated)] = value
+    if data.draw(st.booleans()):
+        del mutated[data.draw(st.integers(0, len(mutated))) :]
+    assert is_sound(picture_or_reason(bytes(mutated)))
+
+
+@given(st.sampled_from(list(SEEDS)), st.lists(st.tuples(st.integers(0, 90), st.integers(0, 255)), min_size=1, max_size=4))
+@FUZZ
+def test_mutated_headers_raise_nothing_but_image_errors(name: str, changes: list[tuple[int, int]]) -> None:
+    mutated = bytearray(SEEDS[name])
+    for place, value in changes:
+        mutated[place % len(mutated)] = value
+    assert is_sound(picture_or_reason(bytes(mutated)))
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_an_image_cut_off_anywhere_raises_nothing_but_image_errors(name: str) -> None:
+    data = SEEDS[name]
+    assert all(is_sound(picture_or_reason(data[:end])) for end in range(0, len(data), 1 + len(data) // 2000))
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_any_byte_of_a_header_may_be_anything(name: str) -> None:
+    data = SEEDS[name]
+    for place in range(min(120, len(data))):
+        for value in (0, 1, 2, 5, 127, 128, 255):
+            assert is_sound(picture_or_reason(data[:place] + bytes([value]) + data[place + 1 :]))
+
+
+@given(
+    st.binary(max_size=80),
+    st.sampled_from([b"", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08"]),
+    st.sampled_from(["JPEG", "PNG", "WEBP"]),
+)
+@FUZZ
+@example(b"", b"II*\0\x08\0\0\0", "JPEG")
+@example(b"\x01\0\x12\x01\x02\0\x04\0\0\0abc\0", b"II*\0\x08\0\0\0", "JPEG")
+def test_broken_exif_raises_nothing_but_image_errors(content: bytes, head: bytes, image_format: str) -> None:
+    data = saved(Image.fromarray(scene(8, 8)), image_format, exif=b"Exif\0\0" + head + content)
+    assert is_sound(picture_or_reason(data))
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+def test_an_image_whose_exif_is_broken_is_still_an_image(image_format: str) -> None:
+    rgb = scene(8, 8)
+    for exif in (b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\0\0", b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12", b"Exif\0\0not exif"):
+        picture = decode(saved(Image.fromarray(rgb), image_format, exif=exif), LIMIT)
+        assert psnr_db(picture.rgb, rgb) > 30
+        assert picture.exif_orientation == 1
