@@ -91,16 +91,29 @@ def test_a_run_in_a_pod(tmp_path: Path, crops: list[np.ndarray]) -> None:
     assert (seen.images, seen.problems) == (40, [])
 
 
+TOLD = """
+import signal, sys, time
+from pathlib import Path
+signal.signal(signal.SIGTERM, lambda *_: (print("told"), sys.exit()))
+Path("ready").touch()
+while True:
+    time.sleep(0.05)
+"""
+
+
 @isolated
-def test_a_drained_head_tells_its_run_first(tmp_path: Path) -> None:
-    """The preStop of the head, among the processes of a pod: alone, since it speaks to all that are called imagemill."""
+@pytest.mark.parametrize("run", ["./imagemill run -c job.yaml", "python3 -m jobs run --run-id ID -c /dev/stdin"])
+def test_a_drained_head_tells_its_run_first(tmp_path: Path, run: str) -> None:
+    """The preStop of the head, among the processes of a pod: alone, since it speaks to all runs, submitted ones too."""
     head = of_kind(built(KUBERNETES / "overlays/cpu"), "RayCluster")["imagemill"]["spec"]["headGroupSpec"]
     shell, flag, script = head["template"]["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
     assert head["template"]["spec"]["terminationGracePeriodSeconds"] > 15
-    run = tmp_path / "imagemill"
-    run.write_text("#!/bin/bash\ntrap 'echo told; exit 0' TERM\ntouch ready\nwhile :; do sleep 0.05; done\n")
-    run.chmod(0o755)
-    drained = f'./imagemill & until [ -e ready ]; do sleep 0.05; done; {shell} {flag} "$1"; wait'
+    # As pip writes it: the process has the name of the script.
+    (tmp_path / "imagemill").write_text(f"#!{sys.executable}{TOLD}")
+    (tmp_path / "imagemill").chmod(0o755)
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs/__main__.py").write_text(TOLD)
+    drained = f'{run} & until [ -e ready ]; do sleep 0.05; done; {shell} {flag} "$1"; wait'
     command = ["unshare", "-mpf", "--mount-proc", "bash", "-c", drained, "pod", script.replace("sleep 15", "sleep 0.1")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == "told\n", done.stderr
