@@ -36,6 +36,7 @@ from pipeline.errors import (
 from pipeline.resolve import task_of
 from pipeline.run import run
 from pipeline.storage import Store
+from pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill.nightly")
 DATE = "{date}"
@@ -82,6 +83,8 @@ class Planned:
     config: RunConfig
     day: str | None
     """Of whose input it is alone, on which nothing may have come."""
+    days: str | None = None
+    """The folder or prefix that the inputs of all days lie in."""
 
 
 def runs_of(config: NightlyConfig, tonight: date, folder: Path = Path()) -> list[Planned]:
@@ -102,10 +105,12 @@ def runs_of(config: NightlyConfig, tonight: date, folder: Path = Path()) -> list
         if not dated:
             runs.append(Planned(name, validate(RunConfig, values, name), None))
             continue
-        for days in range(config.catch_up, -1, -1):
-            day = f"{tonight - timedelta(days=days)}"
+        before = str(values["input"]).partition(DATE)[0]
+        for ago in range(config.catch_up, -1, -1):
+            day = f"{tonight - timedelta(days=ago)}"
             filled = {k: v.replace(DATE, day) if k in ("input", "output") else v for k, v in values.items()}
-            runs.append(Planned(f"{name} {day}", validate(RunConfig, filled, name), day))
+            place = before[: before.rfind("/") + 1] or "."
+            runs.append(Planned(f"{name} {day}", validate(RunConfig, filled, name), day, place))
     check_all(runs)
     return runs
 
@@ -124,9 +129,10 @@ def check_all(runs: list[Planned]) -> None:
 
 
 def seconds_until(clock: str, now: datetime) -> float:
-    """Seconds from now to the next time that clocks show HH:MM."""
+    """Seconds from now, in local time, to the next time that clocks show HH:MM, be they put forward or back until then."""
     end = datetime.combine(now.date(), time.fromisoformat(clock))
-    return ((end if end > now else end + timedelta(days=1)) - now).total_seconds()
+    # What lies between two times of one clock is known once each has its offset.
+    return ((end if end > now else end + timedelta(days=1)).astimezone() - now.astimezone()).total_seconds()
 
 
 @contextmanager
@@ -166,7 +172,7 @@ def fill(line: dict[str, Any], planned: Planned, drift_alert: float | None) -> N
     """Do one run: what it was, what it did, and how it ended."""
     record: dict[str, Any] = {}
     try:
-        if planned.day and not came(planned.config):
+        if planned.days and not came(planned.config, planned.days):
             line |= {"exit_code": 0, "exit_reason": NO_INPUT}
             return
         run(planned.config, record)
@@ -176,6 +182,9 @@ def fill(line: dict[str, Any], planned: Planned, drift_alert: float | None) -> N
     except FAILURES as e:
         log.error("%s: %s", planned.name, e)
         line |= {"exit_code": getattr(e, "exit_code", ConfigError.exit_code), "exit_reason": str(e)}
+    except Exception as e:  # what nobody thought of must not cost the other jobs their night
+        log.exception("%s", planned.name)
+        line |= {"exit_code": RunFailed.exit_code, "exit_reason": reason(e)}
     finally:
         line |= {key: record[key] for key in ("run_id", *COUNTS) if key in record}
         if "total" in record.get("seconds", {}):
@@ -202,14 +211,17 @@ def drifted(output: Store, run_id: str, level: float) -> dict[str, Any]:
     return {"drift": told, "exit_reason": f"done; {said}"}
 
 
-def came(config: RunConfig) -> bool:
-    """Whether the input of a day is there. Raises: StorageError when the place of all days is not."""
-    if Store(str(config.input), config.storage).exists():
-        return True
-    place = Store(str(config.input).rpartition("/")[0], config.storage)
-    if not place.exists():
-        raise StorageError(f"{place.url} does not exist")
-    return False
+def came(config: RunConfig, days: str) -> bool:
+    """Whether the input of a day is there. Raises: StorageError when the place of all days is not, or does not answer."""
+    place = Store(days, config.storage)
+    try:
+        if Store(str(config.input), config.storage).exists():
+            return True
+        if place.exists():
+            return False
+    except STORE_FAILURES as e:
+        raise StorageError(f"input {config.input}: {reason(e)}") from None
+    raise StorageError(f"{place.url} does not exist")
 
 
 def show_night(config: NightlyConfig, tonight: date | None = None, folder: Path = Path()) -> None:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, StorageError
 from pipeline.sources import manifest, parquet, tar
-from pipeline.sources.folder import image_file, with_masks
+from pipeline.sources.folder import image_file, unreadable, with_masks
 from pipeline.sources.source import UNREADABLE_SHARD, Listed, ShardFormat, SourceConfig
 from pipeline.storage import Entry, StorageConfig, Store
 from pipeline.store_failures import STORE_FAILURES, reason
@@ -137,8 +137,8 @@ def members(source: Input, kept: Store | None, keep: bool) -> Iterator[Listed | 
 
 def indexed(form: ShardFormat, source: Input, entry: Entry, kept: Store | None, keep: bool) -> list[Listed | None]:
     """What a shard holds, by its index in OUTPUT, or by reading it."""
-    if entry.problem:
-        return [Listed(entry.path, entry.size, entry.etag, entry.path, problem=f"BadName: {entry.problem}")]
+    if problem := unreadable(entry):
+        return [problem]
     identity = f"{entry.path}\n{entry.etag}\n{entry.size}\n{source.config.model_dump_json()}"
     path = f"{FOLDER}/{hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()}.parquet"
     if kept and kept.exists(path):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from pipeline.sources.source import Listed
+from pipeline.sources.source import Listed, escaped
 from pipeline.storage import Entry, Store
 
 # Files of the last line's formats, which Pillow cannot read, end as rejects that say so.
@@ -50,11 +50,11 @@ def image_file(entry: Entry) -> Listed | None:
     """An image file of a listing; None for a file that is none by its name (it is counted, not read)."""
     if not is_image_name(entry.path):
         return None
-    try:
-        entry.path.encode()
-    except UnicodeEncodeError:
-        # Arrow holds UTF-8 only; a name with other bytes is shown escaped.
-        shown = entry.path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        return Listed(shown, entry.size, entry.etag, shown, problem="BadName: the file's name is not valid UTF-8: rename it")
-    problem = f"BadName: {entry.problem}" if entry.problem else None
-    return Listed(entry.path, entry.size, entry.etag, entry.path, problem=problem)
+    return unreadable(entry) or Listed(entry.path, entry.size, entry.etag, entry.path)
+
+
+def unreadable(entry: Entry) -> Listed | None:
+    """A file of a listing, be it an image or a shard, that cannot be opened or named; None for one that can."""
+    shown = escaped(entry.path)
+    problem = entry.problem if shown == entry.path else "the file's name is not valid UTF-8: rename it"
+    return Listed(shown, entry.size, entry.etag, shown, problem=f"BadName: {problem}") if problem else None

@@ -1,6 +1,5 @@
 """A manifest: a CSV, JSON Lines or Parquet file with a column of paths and URLs, the images of anywhere."""
 
-import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError
-from pipeline.sources.source import Listed, SourceConfig
+from pipeline.sources.source import Listed, SourceConfig, carried
 from pipeline.sources.web import WEB
 from pipeline.storage import Store
 from pipeline.store_failures import STORE_FAILURES, reason
@@ -30,7 +29,10 @@ def rows_of(store: Store, path: str) -> pa.Table:
     try:
         with store.fs.open(store.full(path), "rb") as file:
             if path.lower().endswith(".parquet"):
-                return pq.read_table(file)
+                table = pq.read_table(file)
+                # Text that is no UTF-8 would come up when a row is looked at.
+                table.validate(full=True)
+                return table
             if path.lower().endswith((".csv", ".tsv")):
                 delimiter = "\t" if path.lower().endswith(".tsv") else ","
                 return pa.csv.read_csv(file, parse_options=pa.csv.ParseOptions(delimiter=delimiter))
@@ -61,10 +63,9 @@ def list_manifest(store: Store, path: str, config: SourceConfig) -> Iterator[Lis
 
     def look(row: dict[str, Any]) -> Listed:
         text = str(row[uri] or "").strip()
-        name = str(row[config.key]) if config.key else None
-        extra = {column: row[column] for column in config.carry or ()}
-        carried = json.dumps(extra, ensure_ascii=False, default=str) if extra else None
-        return located(text, name, carried, store, roots, config)
+        name = str(row[config.key]) if config.key and row[config.key] is not None else None
+        extra = carried({column: row[column] for column in config.carry or ()})
+        return located(text, name, extra, store, roots, config)
 
     rows = (row for batch in table.select(columns).to_batches(ROWS_AT_A_TIME) for row in batch.to_pylist())
     with ThreadPoolExecutor(THREADS) as pool:
@@ -103,7 +104,7 @@ def located(text: str, name: str | None, extra: str | None, store: Store, roots:
         entry = base.entry(path)
     except FileNotFoundError:
         return refused("FileNotFound: it is not there")
-    except (ConfigError, *STORE_FAILURES) as e:
+    except (ConfigError, ValueError, *STORE_FAILURES) as e:
         return refused(f"NotReadable: {reason(e)}")
     plain = name or (text if not separator else rest).removeprefix("./")
     inside = name or (path if PurePosixPath(plain).is_absolute() else plain)

@@ -1,7 +1,6 @@
 """Parquet shards: a column of encoded images, and one that names them where there is one."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError
-from pipeline.sources.source import Listed, ShardFormat, SourceConfig
+from pipeline.sources.source import Listed, ShardFormat, SourceConfig, carried
 from pipeline.storage import Store
 
 SUFFIXES = (".parquet",)
@@ -79,12 +78,11 @@ def index(store: Store, path: str, config: SourceConfig) -> Iterator[Listed | No
                     name = str(rest[key]) if key and rest[key] is not None else f"row-{row:09d}"
                     extra = {column: rest[column] for column in config.carry or ()}
                     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-                    text = json.dumps(extra, ensure_ascii=False, default=str) if extra else None
-                    yield Listed(f"{path}/{name}", len(data), digest, path, row, extra=text)
+                    yield Listed(f"{path}/{name}", len(data), digest, path, row, extra=carried(extra))
                     row += 1
     except NoImages:
         yield None
-    except pa.ArrowException as e:
+    except (pa.ArrowException, UnicodeError) as e:
         yield Listed(path, 0, "damaged", path, problem=f"BadShard: {' '.join(str(e).split())[:300]}")
 
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pipeline.sources import Input, shard_format
 from pipeline.sources.source import SHARD_CHANGED, ShardReader
-from pipeline.sources.web import AddressRefused, fetch
+from pipeline.sources.web import AddressRefused, fetch, without_secrets
 from pipeline.storage import Store
 from pipeline.store_failures import reason
 
@@ -72,7 +72,7 @@ class Reading:
             store = self.source.store if base is None else Store(base, self.source.store.config)
             return store.read(path)
         except FileNotFoundError:
-            raise ReadError("FileNotFound", f"{path} was gone when it was read") from None
+            raise ReadError("FileNotFound", f"{without_secrets(path)} was gone when it was read") from None
         except AddressRefused as e:
             raise ReadError("NotAllowed", str(e), transient=False) from None
         except Exception as e:  # noqa: BLE001 - what a store's client may raise is open-ended; the image waits

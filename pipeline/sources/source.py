@@ -1,8 +1,9 @@
 """What every source gives: images by name, with what tells whether they changed and where their bytes lie."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -58,6 +59,17 @@ class Listed:
     mask_size: int | None = None
     extra: str | None = None
     """JSON of what was carried along with it."""
+
+
+def escaped(name: str) -> str:
+    """A file's name as Arrow can hold it: bytes that are not UTF-8 are written out."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def carried(extra: dict[str, Any]) -> str | None:
+    """What goes along with an image as JSON; None for nothing."""
+    # JSON can name half of a character, which UTF-8 cannot hold: it stays as it was named.
+    return json.dumps(extra, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace").decode() if extra else None
 
 
 class ShardReader(Protocol):

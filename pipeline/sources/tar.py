@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from pipeline.sources.folder import is_image_name
-from pipeline.sources.source import Listed, ShardFormat, SourceConfig
+from pipeline.sources.source import Listed, ShardFormat, SourceConfig, carried, escaped
 from pipeline.storage import Store
 
 SIDECARS = ("json", "txt")
@@ -119,19 +119,19 @@ def index(store: Store, path: str, config: SourceConfig) -> Iterator[Listed | No
                     tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps them all; a shard may have millions
                     if member.isdir():
                         continue
+                    name = escaped(member.name.removeprefix("./"))
                     key, extension = keyed(member.name)
                     if not member.isfile():
-                        if is_image_name(member.name):
+                        if is_image_name(name):
                             what = "Link: a link in a tar, not a file"
-                            images.append((key, Listed(f"{path}/{member.name}", 0, "link", path, problem=what)))
+                            images.append((key, Listed(f"{path}/{name}", 0, "link", path, problem=what)))
                         continue
                     head, digest, sidecar = consumed(tar, member, extension in wanted)
                     if sidecar is not None:
                         extras.setdefault(key, {})[extension] = sidecar
                         others += 1
-                    elif is_image_name(member.name) or (not extension and begins_as_image(head)):
-                        name = f"{path}/{member.name.removeprefix('./')}"
-                        images.append((key, Listed(name, member.size, digest, path, member.offset_data)))
+                    elif is_image_name(name) or (not extension and begins_as_image(head)):
+                        images.append((key, Listed(f"{path}/{name}", member.size, digest, path, member.offset_data)))
                     else:
                         others += 1
                 if not ended(file, tar.offset):
@@ -141,7 +141,7 @@ def index(store: Store, path: str, config: SourceConfig) -> Iterator[Listed | No
         except UnicodeError:
             problem = "BadShard: a member's name cannot be read"
     for key, listed in images:
-        yield replace(listed, extra=json.dumps(extras[key], ensure_ascii=False)) if key in extras else listed
+        yield replace(listed, extra=carried(extras.get(key, {})))
     yield from (None for _ in range(others))
     if problem:
         yield Listed(path, 0, f"cut after {len(images)} images", path, problem=problem)

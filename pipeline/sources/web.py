@@ -1,14 +1,26 @@
 """Images by http(s) URL, for manifests: one that was let in must not reach into the network that the workers stand in."""
 
 import ipaddress
+import re
 import socket
+import time
 import urllib.error
 import urllib.request
-from http.client import HTTPConnection, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
 
 WEB = ("http", "https")
+USER = re.compile(r"(?<=://)[^/\s@]+(?=@)")
+SIGNED = re.compile(r"([?&][^=&\s]*(?:sig|token|secret|passw|credential|key)[^=&\s]*=)[^&\s\"'<>]+", re.IGNORECASE)
 TIMEOUT_SECONDS = 30.0
+"""Between two pieces of an answer."""
+BODY_SECONDS = 600.0
+PIECE_BYTES = 1 << 20
+
+
+def without_secrets(text: str) -> str:
+    """Text without what addresses in it may carry: a password before the host, a signature in the query."""
+    return SIGNED.sub(r"\1…", USER.sub("…", text))
 
 
 class AddressRefused(OSError):
@@ -53,24 +65,47 @@ class PublicTLSHandler(urllib.request.HTTPSHandler):
 def fetch(url: str, max_bytes: int, public_only: bool) -> bytes:
     """The body at a URL; redirects are followed, each under the same rule. No proxy of the environment is used.
 
-    Raises: FileNotFoundError for 404 and 410; OSError (AddressRefused is one) otherwise, and for a body over `max_bytes`.
+    Raises: FileNotFoundError for 404 and 410; OSError (AddressRefused is one) otherwise, and for a body that is over
+        `max_bytes`, was cut off, or is not there after BODY_SECONDS.
     """
-    handlers: list[Any] = [urllib.request.ProxyHandler({})]
-    if public_only:
-        handlers += [PublicHandler(), PublicTLSHandler()]
-    opener = urllib.request.build_opener(*handlers)
+    # Not urllib's usual handlers: they follow a redirect to ftp, past the check of addresses.
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        PublicHandler() if public_only else urllib.request.HTTPHandler(),
+        PublicTLSHandler() if public_only else urllib.request.HTTPSHandler(),
+        urllib.request.UnknownHandler(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+    ):
+        opener.add_handler(handler)
     opener.addheaders = [("User-Agent", "imagemill")]
+    shown = without_secrets(url)
     try:
         with opener.open(url, timeout=TIMEOUT_SECONDS) as answer:
-            body: bytes = answer.read(max_bytes + 1)
+            return body_of(answer, shown, max_bytes)
     except urllib.error.HTTPError as e:
         if e.code in (404, 410):
-            raise FileNotFoundError(f"{url}: {e.code}") from None
-        raise OSError(f"{url}: {e.code} {e.reason}") from None
+            raise FileNotFoundError(f"{shown}: {e.code}") from None
+        raise OSError(f"{shown}: {e.code} {e.reason}") from None
     except urllib.error.URLError as e:
         if isinstance(e.reason, AddressRefused):
             raise e.reason from None
-        raise OSError(f"{url}: {e.reason}") from None
-    if len(body) > max_bytes:
-        raise OSError(f"{url}: more than {max_bytes / 1e6:.0f} MB")
-    return body
+        raise OSError(f"{shown}: {e.reason}") from None
+    except HTTPException as e:
+        raise OSError(f"{shown}: {type(e).__name__} {e}") from None
+
+
+def body_of(answer: Any, url: str, max_bytes: int) -> bytes:
+    """All of an answer (an http.client.HTTPResponse). Raises: OSError, HTTPException."""
+    body, end = bytearray(), time.monotonic() + BODY_SECONDS
+    while piece := answer.read1(PIECE_BYTES):
+        body += piece
+        if len(body) > max_bytes:
+            raise OSError(f"{url}: more than {max_bytes / 1e6:.0f} MB")
+        if time.monotonic() > end:
+            raise OSError(f"{url}: not there after {BODY_SECONDS:.0f} s")
+    # What http.client still waits for; it takes the end of a line for the end of a body.
+    if answer.length:
+        raise OSError(f"{url}: cut off, {answer.length} bytes are missing")
+    return bytes(body)

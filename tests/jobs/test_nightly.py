@@ -4,6 +4,8 @@ import json
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,26 @@ def test_a_night_does_what_is_new_and_catches_up_and_says_so(night, tmp_path, ca
         show_night(NightlyConfig(jobs=[gone]), TONIGHT)
 
 
+@pytest.mark.usefixtures("ray_session")
+def test_a_date_in_the_middle_of_an_input_and_a_bucket_that_does_not_answer(night, tmp_path):
+    """A day without a folder is none, wherever the date stands; and what fails before a run is its job's alone."""
+    for place in ("in/2026-02-27", "in/2026-03-01"):
+        (tmp_path / place).rename(tmp_path / "day")
+        (tmp_path / place).mkdir()
+        (tmp_path / "day").rename(tmp_path / place / "raw")
+    dated, whole = night["jobs"]
+    dated["input"] = f"{tmp_path}/in/{{date}}/raw/"
+    storage = {"endpoint_url": "http://127.0.0.1:1"}
+    silent = {"name": "silent", "task": "denoise", "input": "s3://b/{date}", "output": f"{tmp_path}/s/{{date}}"}
+    night |= {"jobs": [silent | {"storage": storage}, dated, whole], "catch_up": 3}
+    with pytest.raises(NightFailed, match="4 of 9 runs"):
+        show_night(NightlyConfig(**night), TONIGHT)
+    runs = told(tmp_path)["runs"]
+    assert [run["exit_code"] for run in runs] == [5, 5, 5, 5, 0, 0, 0, 0, 0]
+    assert "s3://b/2026-03-01" in runs[3]["exit_reason"]
+    assert [run["exit_reason"] for run in runs[4:8]] == ["no input on that day", "done", "no input on that day", "done"]
+
+
 def test_a_night_that_cannot_be_is_refused_before_it_starts(night):
     night["jobs"][0]["output"] = "/tmp/all-dates-in-one"
     with pytest.raises(ConfigError, match="taken for one"):
@@ -111,7 +133,19 @@ def test_a_config_lies_beside_the_night_that_names_it(night, tmp_path):
     assert (planned.config.task, planned.config.rows_per_part, planned.config.limit) == ("denoise", 7, 3)
 
 
+@pytest.fixture
+def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("berlin")
 def test_the_deadline_is_the_next_time_that_clocks_show_it():
+    assert seconds_until("06:00", datetime(2026, 3, 28, 22, 30)) == 6.5 * 3600
+    assert seconds_until("06:00", datetime(2026, 10, 24, 22, 30)) == 8.5 * 3600
     assert seconds_until("06:00", datetime(2026, 3, 1, 22, 30)) == 7.5 * 3600
     assert seconds_until("06:00", datetime(2026, 3, 1, 5, 59)) == 60
     assert seconds_until("06:00", datetime(2026, 3, 1, 6, 0)) == 24 * 3600

@@ -22,7 +22,6 @@ from pipeline.run import run
 from pipeline.sources import input_of, listing
 from pipeline.sources.source import Listed, SourceConfig
 from pipeline.sources.tar import FORMAT
-from pipeline.sources.web import AddressRefused, fetch
 from pipeline.storage import StorageConfig, Store
 
 
@@ -244,14 +243,6 @@ def test_a_manifest_names_images_of_its_own_places_alone(tmp_path, rclone_bucket
     assert (record["ok"], record["rejected"]) == (4, 6)
     assert sorted(json.loads(row["extra"])["who"] for row in rows(tmp_path / "done").values()) == [0, 1, 2, 3]
     assert verify(Store(str(tmp_path / "done"))).problems == []
-
-
-def test_no_url_reaches_into_the_network_of_the_workers(moto_url):
-    with pytest.raises(AddressRefused, match="no public address"):
-        fetch(moto_url, 100, public_only=True)
-    with pytest.raises(AddressRefused):
-        fetch("http://localhost:1/", 100, public_only=True)
-    assert fetch(f"{moto_url}/moto-api/", 10**6, public_only=False)
 
 
 def test_a_file_that_is_no_source_and_a_manifest_without_paths_are_refused(tmp_path):

@@ -1,0 +1,95 @@
+"""Names, captions and rows that nobody meant: each costs its own image at most, never the run."""
+
+import os
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from test_sources import add, images, listed, pictures, rows, shard
+
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+from pipeline.output.verify import verify
+from pipeline.resolve import plan_of, resolve
+from pipeline.run import run
+from pipeline.storage import Store
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_members_whose_names_or_captions_utf8_cannot_hold_are_done_under_escaped_ones(tmp_path, crops):
+    source, output = tmp_path / "in", tmp_path / "out"
+    data = pictures(crops, 3)
+    source.mkdir()
+    with tarfile.open(source / "a.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
+        add(tar, "café.png", data[0])
+        add(tar, "half.png", data[1])
+        add(tar, "half.json", b'{"caption": "half an emoji: \\ud83d"}')
+    os.rename(source / "a.tar", os.fsencode(source) + b"/caf\xe9.tar")
+    shard(source / "b.tar", {"whole.png": data[2]})
+    record = run(RunConfig(task="denoise", input=str(source), output=str(output), max_reject_fraction=1))
+    assert (record["ok"], record["reasons"]) == (1, {"BadName": 1})
+    os.rename(os.fsencode(source) + b"/caf\xe9.tar", source / "a.tar")
+    assert run(RunConfig(task="denoise", input=str(source), output=str(output)))["ok"] == 2
+    found = rows(output)
+    assert set(found) == {"a.tar/caf\\xe9.png", "a.tar/half.png", "b.tar/whole.png"}
+    assert "half an emoji: \\\\ud83d" in repr(found["a.tar/half.png"]["extra"])
+    assert verify(Store(str(output))).problems == []
+
+
+def test_a_manifest_of_folders_and_impossible_paths_lists_each_with_its_problem(tmp_path, rclone_bucket, crops):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a.png").write_bytes(pictures(crops, 1)[0])
+    Store(f"{rclone_bucket}/deep").write("er/a.png", pictures(crops, 1)[0])
+    lines = ["a.png", "folder", "nul\0.png", rclone_bucket, f"{rclone_bucket}/deep", f"{rclone_bucket}/deep/er/a.png"]
+    pq.write_table(pa.table({"uri": lines, "key": ["k", None, "n", None, None, None]}), tmp_path / "list.parquet")
+    found = [image for image in listed(tmp_path / "list.parquet", key="key", uri="uri") if image]
+    assert [(image.problem or "").partition(": ")[0] for image in found] == ["", *["NotReadable"] * 4, ""]
+    assert "a folder, not a file" in str(found[1].problem)
+    assert found[0].rel_path == "k"
+    assert len({image.rel_path for image in found}) == len(found)
+
+
+def test_text_that_is_no_utf8_is_a_bad_shard_or_a_refused_manifest(tmp_path, crops):
+    broken = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")])
+    pq.write_table(pa.table({"image": pictures(crops, 1), "key": broken}), tmp_path / "shard.parquet")
+    [(_, problem)] = images(tmp_path / "shard.parquet").items()
+    assert str(problem.problem).startswith("BadShard")
+    pq.write_table(pa.table({"uri": broken}), tmp_path / "list.parquet")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        listed(tmp_path / "list.parquet")
+
+
+def test_duplicates_stay_what_they_were_when_others_come_before_them(tmp_path, crops):
+    (tmp_path / "a.png").write_bytes(pictures(crops, 1)[0])
+    (tmp_path / "b.png").write_bytes(pictures(crops, 2)[1])
+    config = RunConfig(task="denoise", input=str(tmp_path / "list.csv"), output=str(tmp_path / "out"))
+
+    def identities(lines: list[str]) -> set[str]:
+        (tmp_path / "list.csv").write_text("\n".join(["path", *lines]))
+        return set(plan_of(resolve(config)).todo["image_id"].to_pylist())
+
+    before = identities(["a.png", "a.png", "a.png"])
+    assert len(before) == 3
+    assert len(identities(["b.png", "a.png", "a.png", "a.png"]) - before) == 1
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_name_that_is_no_images_and_one_that_is_never_share_a_file(tmp_path, crops):
+    first, second = pictures(crops, 2)
+    shard(tmp_path / "in/a.tar", {"123": first, "x/123.png": second, "x/123": first})
+    run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out")))
+    assert {name: row["output_uri"] for name, row in rows(tmp_path / "out").items()} == {
+        "a.tar/123": "images/a.tar/123.image.png",
+        "a.tar/x/123": "images/a.tar/x/123.image.png",
+        "a.tar/x/123.png": "images/a.tar/x/123.png",
+    }
+    assert verify(Store(str(tmp_path / "out"))).problems == []
+
+
+def test_an_output_that_lies_in_its_input_by_a_link_is_refused(tmp_path):
+    (tmp_path / "photos").mkdir()
+    Path(tmp_path / "link").symlink_to(tmp_path / "photos")
+    with pytest.raises(ConfigError, match="lie one in the other"):
+        resolve(RunConfig(task="denoise", input=str(tmp_path / "photos"), output=str(tmp_path / "link/out")))

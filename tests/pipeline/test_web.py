@@ -1,0 +1,74 @@
+"""Images behind URLs: whole or not at all, from public places alone, and no secret of an address is told."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from pipeline.sources.web import AddressRefused, fetch
+
+BODY = b"x" * 1000
+
+
+class Site(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path == "/ftp":
+            self.send_response(302)
+            self.send_header("Location", f"ftp://127.0.0.1:{self.server.ftp_port}/x")
+            self.end_headers()
+            return
+        self.send_response(403 if path == "/closed" else 200)
+        self.send_header("Content-Length", str(len(BODY)))
+        self.end_headers()
+        self.wfile.write(BODY[:100] if path == "/cut" else BODY)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def site() -> Iterator[tuple[str, socket.socket]]:
+    """A server, and a socket that its redirects to ftp lead to."""
+    with socket.create_server(("127.0.0.1", 0)) as inner, ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
+        server.ftp_port = inner.getsockname()[1]
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", inner
+        server.shutdown()
+        thread.join()
+
+
+def test_a_body_comes_whole_or_not_at_all(site):
+    url, _ = site
+    assert fetch(f"{url}/whole", 1000, public_only=False) == BODY
+    with pytest.raises(OSError, match="cut off, 900 bytes are missing"):
+        fetch(f"{url}/cut", 1000, public_only=False)
+    with pytest.raises(OSError, match="more than"):
+        fetch(f"{url}/whole", 999, public_only=False)
+
+
+def test_no_redirect_leads_to_ftp(site):
+    url, inner = site
+    inner.settimeout(0)
+    with pytest.raises(OSError, match="ftp"):
+        fetch(f"{url}/ftp", 1000, public_only=False)
+    with pytest.raises(BlockingIOError):
+        inner.accept()
+
+
+def test_no_url_reaches_into_the_network_of_the_workers(site):
+    url, _ = site
+    for place in (url, "http://localhost:1/"):
+        with pytest.raises(AddressRefused, match="no public address"):
+            fetch(place, 100, public_only=True)
+
+
+def test_an_error_does_not_tell_the_signature(site):
+    url, _ = site
+    with pytest.raises(OSError, match="403") as refused:
+        fetch(f"{url}/closed?X-Amz-Signature=hidden&part=1", 1000, public_only=False)
+    assert "hidden" not in str(refused.value)
+    assert "part=1" in str(refused.value)
