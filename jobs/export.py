@@ -93,7 +93,7 @@ def export(
         raise ConfigError(f"--pool {pool}: one of none, {', '.join(POOLS)} is expected")
     check_exists(output)
     for inner, outer in ((output, dest), (dest, output)):
-        if inner.scheme == outer.scheme and f"{inner.root}/".startswith(f"{outer.root}/"):
+        if inner.lies_in(outer):
             raise ConfigError(f"{output.url} and {dest.url} lie one in the other")
     state = snapshot(output, run, as_of, model)
     check_latents(state)

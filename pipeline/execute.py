@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pipeline.cluster.connection import connected, unseen
 from pipeline.cluster.pool import PATIENCE_SECONDS, Pool, node_resources, nodes_with_room, pool_for, room_for
 from pipeline.cluster.progress import Shown
-from pipeline.cluster.tally import peak_rss_mb
+from pipeline.cluster.tally import forget, peak_rss_mb
 from pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
 from pipeline.output.committed import SUPERSEDED, part_paths, read_parts
 from pipeline.output.kept import keep_checkpoint
@@ -32,6 +32,8 @@ BYTES_PER_PART = 64_000_000
 """Of source files whose images go into one part."""
 BATCH_BYTES = 1_000_000
 """Of source files: a block has no more where its images are large and few, but for one batch."""
+BEFORE_WRITING = ("list", "fetch", "decode", "model")
+"""Stages at which a reject has written nothing."""
 LINEAGE_KEYS = ("task", "model_id", "checkpoint_sha256", "config_sha256", "parameters", "run_id", "fence")
 GO_ON = "What was committed stays; run the same command again"
 
@@ -74,6 +76,8 @@ def execute(job: Resolved, plan: Plan, lease: Lease, record: dict[str, Any], sec
             }
             record["stage_seconds"] = {k[:-2]: round(v, 2) for k, v in sorted(counts.items()) if k.endswith("_s")}
             record |= {"bytes_in": int(counts["bytes_in"]), "bytes_out": int(counts["bytes_out"])}
+            for told in (f"{record['run_id']}/", f"suspects/{record['run_id']}/"):
+                forget(told)
     lease.check()
 
 
@@ -97,8 +101,8 @@ def write_all(job: Resolved, plan: Plan, shown: Shown, record: dict[str, Any]) -
             if lost:
                 raise RunFailed(f"nodes were lost: {e}. {GO_ON}") from None
             raise
-        if not lost:
-            supersede(job.output, plan, record)
+        if not lost and len(plan.redone):
+            supersede(job.output, plan.redone, record)
         record["pool"] = asdict(pool)
         log.info("%d images; %s", len(todo), pool.on(nodes))
         try:
@@ -120,12 +124,22 @@ def write_all(job: Resolved, plan: Plan, shown: Shown, record: dict[str, Any]) -
                 return
 
 
-def supersede(output: Store, plan: Plan, record: dict[str, Any]) -> None:
-    """Say which images are done again, now that nothing is left that could end the run before it touches their files."""
-    if len(plan.redone):
-        fences = pa.array([record["fence"]] * len(plan.redone), pa.int64())
-        marks = parquet_bytes(plan.redone.append_column("fence", fences), 9)
-        output.write(f"runs/{record['run_id']}/{SUPERSEDED}", marks, durable=True)
+def supersede(output: Store, redone: pa.Table, record: dict[str, Any]) -> None:
+    """Say which images the run does again, now that nothing is left that could end it before it touches their files."""
+    fences = pa.array([record["fence"]] * len(redone), pa.int64())
+    marks = parquet_bytes(redone.append_column("fence", fences), 9)
+    output.write(f"runs/{record['run_id']}/{SUPERSEDED}", marks, durable=True)
+
+
+def spare(output: Store, plan: Plan, record: dict[str, Any]) -> None:
+    """Take back what `supersede` said of images that were rejected before anything of them was written.
+
+    Their older rows still have their files: who puts a broken file in the place of a good one keeps what the good one gave.
+    """
+    paths = [path for path in part_paths(output, "rejects") if path not in plan.parts]
+    rejects = read_parts(output, paths, ["image_id", "stage"])
+    untouched = rejects.filter(pc.is_in(rejects["stage"], pa.array(BEFORE_WRITING)))["image_id"]
+    supersede(output, plan.redone.filter(pc.invert(pc.is_in(plan.redone["image_id"], untouched))), record)
 
 
 def written(output: Store, plan: Plan, *folders: str) -> pa.ChunkedArray:
@@ -136,11 +150,12 @@ def written(output: Store, plan: Plan, *folders: str) -> pa.ChunkedArray:
 
 def check_seen(job: Resolved, plan: Plan, lease: Lease) -> None:
     """Raises: ConfigError when a node does not see an INPUT or OUTPUT on a disk."""
-    first, source, wanted = plan.todo.slice(0, 1).to_pylist()[0], job.source.store, {}
+    source, wanted = job.source.store, {}
+    own = plan.todo.filter(pc.and_(pc.is_null(plan.todo["problem"]), pc.is_null(plan.todo["base"])))
     if job.output.local:
         wanted[job.output.full(lease.claim)] = f"output {job.output.url}"
-    if source.local and first["base"] is None:
-        wanted[source.full(first["path"])] = f"input {job.source.url}"
+    if source.local and len(own):
+        wanted[source.full(own["path"][0].as_py())] = f"input {job.source.url}"
     for node, path in unseen(list(wanted)):
         raise ConfigError(
             f"{wanted[path]} is on a disk that the node {node} does not see ({path} is not there): on a cluster INPUT and "

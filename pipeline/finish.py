@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -11,16 +12,20 @@ from PIL import Image
 
 from models.tasks.task import Output, Task
 from pipeline.cluster.tally import Tally
-from pipeline.errors import StorageError
+from pipeline.errors import OutputHeld, StorageError
 from pipeline.images.pixels import Picture, drawn, encode_rgb, output_format, written
 from pipeline.item import Item, Rejected
 from pipeline.job import Job
+from pipeline.output.lease import newest_claim
 from pipeline.output.names import decoded_name, output_name
 from pipeline.schema import latent_bytes, pack_latent
 from pipeline.sources.folder import is_image_name
+from pipeline.sources.web import without_secrets
 from pipeline.store_failures import reason, takes_nothing
 
 log = logging.getLogger("imagemill.finish")
+HOLDER_SECONDS = 10.0
+"""How old it may be, when an image is put, that OUTPUT was seen to be this run's."""
 NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 
 
@@ -29,9 +34,10 @@ class Finish:
 
     def __init__(self, job: Job, task: Task, tally: Tally) -> None:
         self.job, self.task, self.tally = job, task, tally
+        self._looked = -HOLDER_SECONDS
 
     def __call__(self, item: Item) -> Item:
-        """Raises: StorageError when OUTPUT takes nothing more."""
+        """Raises: StorageError when OUTPUT takes nothing more; OutputHeld when it is another run's."""
         now = datetime.now(UTC)
         base = {k: item.reference[k] for k in ("image_id", "version", "source_uri", "rel_path", "source_etag")}
         base |= {**self.job.lineage, "encoded_at": now}
@@ -42,7 +48,7 @@ class Finish:
                 return item
         except Rejected as e:
             item.error = e.row
-        except StorageError:
+        except (OutputHeld, StorageError):
             raise
         except Exception as e:  # noqa: BLE001 - whatever it is, it is this image's alone
             item.error = Rejected("encode", type(e).__name__, reason(e), isinstance(e, MemoryError)).row
@@ -51,7 +57,9 @@ class Finish:
         error = item.error or {}
         item.row = base | error | {"attempts": item.reference["attempts"] + 1}
         self.tally.add(rejected=1, **{f"rejected:{error['stage']}:{error['error_class']}": 1})
-        log.warning("%s: %s", base["source_uri"], error["error"], extra={"image_id": base["image_id"], **error})
+        log.warning(
+            "%s: %s", without_secrets(base["source_uri"]), error["error"], extra={"image_id": base["image_id"], **error}
+        )
         return item
 
     def _result(self, item: Item, output: Output) -> dict[str, Any]:
@@ -82,6 +90,9 @@ class Finish:
                 return row
             data, name = self._encoded(item, output, picture)
         path = f"images/{name}"
+        if time.monotonic() - self._looked > HOLDER_SECONDS:
+            newest_claim(self.job.output, self.job.lineage["fence"])
+            self._looked = time.monotonic()
         with self.tally.time("put"):
             try:
                 self.job.output.write(path, data)

@@ -1,5 +1,6 @@
 """What is to do: inputs minus committed outputs."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -35,6 +36,9 @@ class Plan:
     """The parts that were there when it was made."""
     doubled: pa.Table = field(default_factory=lambda: REFERENCE.empty_table().select(["image_id"]))
     """The image_id of those with several rows of their version, which a run that was killed left."""
+
+    fence: int = 0
+    """The highest of the runs whose rows it has seen."""
 
     @property
     def bytes_todo(self) -> int:
@@ -73,7 +77,8 @@ def make_plan(
     redone = todo.select(["image_id"]).filter(pa.array(newest.there[kept]))
     doubled = inputs.select(["image_id"]).filter(pa.array(newest.rows > 1))
     waiting_rejects = 0 if retry else int(waiting.sum())
-    return Plan(todo, len(inputs), ignored, int(done.sum()), waiting_rejects, redone, {*results, *rejects}, doubled)
+    parts, fence = {*results, *rejects}, int(newest.fence.max(initial=0))
+    return Plan(todo, len(inputs), ignored, int(done.sum()), waiting_rejects, redone, parts, doubled, fence)
 
 
 def references(
@@ -83,6 +88,7 @@ def references(
     version = version_of(checkpoint_sha256, parameters)
     chunks, ignored = [REFERENCE.empty_table()], 0
     named: set[bytes] = set()
+    again: Counter[str] = Counter()
     iterator: Iterator[Listed | None] = iter(listed)
     while some := list(islice(iterator, LISTED_AT_A_TIME)):
         images = [image for image in some if image]
@@ -92,7 +98,9 @@ def references(
             if digest in named:
                 # Two members of one name, two rows of one key: the first is done, the others are told.
                 problem = f"DuplicateName: another image is called {image.rel_path} as well"
-                other = f"{image.rel_path}#{image.path}@{image.offset if image.offset is not None else len(named)}"
+                again[image.rel_path] += 1
+                at = again[image.rel_path] if image.offset is None else image.offset
+                other = f"{image.rel_path}#{image.path}@{at}"
                 images[place] = replace(image, rel_path=other, problem=problem)
                 digest = bytes.fromhex(image_id(other))
             named.add(digest)

@@ -68,7 +68,7 @@ def resolve(config: RunConfig) -> Resolved:
     except STORE_FAILURES as e:
         raise StorageError(f"input {config.input}: {reason(e)}") from None
     for inner, outer in ((source.store, output), (output, source.store)):
-        if not source.file and inner.scheme == outer.scheme and f"{inner.root}/".startswith(f"{outer.root}/"):
+        if not source.file and inner.lies_in(outer):
             raise ConfigError(f"input {source.url} and output {output.url} lie one in the other")
     return Resolved(config, task, params, card, weights, references_of(config, task, params), source, output)
 

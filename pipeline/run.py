@@ -17,9 +17,10 @@ import yaml
 from models.tasks.task import Task
 from pipeline.account import Account, account
 from pipeline.config import RunConfig
-from pipeline.errors import Deadline, Interrupted, OutputHeld, StorageError, TooManyRejects
-from pipeline.execute import execute, stage, written
+from pipeline.errors import ConfigError, Deadline, Interrupted, OutputHeld, StorageError, TooManyRejects
+from pipeline.execute import execute, spare, stage, written
 from pipeline.logs import RunName
+from pipeline.output.committed import RUN_ID
 from pipeline.output.compact import compact
 from pipeline.output.lease import Lease
 from pipeline.output.replaced import settle
@@ -28,6 +29,7 @@ from pipeline.resolve import Resolved, check_ends, plan_of, resolve, storage_err
 from pipeline.schema import new_run_id
 from pipeline.sources import forget_indexes
 from pipeline.sources.source import SHARD_CHANGED
+from pipeline.storage import Store
 from pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill.run")
@@ -52,6 +54,14 @@ def versions() -> dict[str, str]:
     return found
 
 
+def check_free(output: Store, run_id: str) -> None:
+    """Raises: ConfigError for a run id that is none, or that a run of OUTPUT had."""
+    if not RUN_ID.fullmatch(run_id):
+        raise ConfigError(f"run_id = {run_id!r}: as {new_run_id()} is: a time in UTC, and hexadecimal digits")
+    if output.exists(f"runs/{run_id}/config.yaml"):
+        raise ConfigError(f"run_id = {run_id!r}: {output.url} had a run of that name; without --run-id each gets its own")
+
+
 def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | None = None) -> dict[str, Any]:
     """Do what is to do, and leave run.json and report.html; gives the content of the first, and the path of the second.
 
@@ -64,6 +74,8 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
     """
     job = resolve(config)
     check_ends(job)
+    if run_id:
+        check_free(job.output, run_id)
     seconds: dict[str, float] = {}
     RunName.run_id = run_id = run_id or new_run_id()
     text = config_text(job)
@@ -82,7 +94,6 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
         "versions": versions(),
     }
     with storage_errors(job), Lease(job.output) as lease:
-        record["fence"] = lease.fence
         job.output.write(f"runs/{run_id}/config.yaml", text.encode())
         began = time.monotonic()
         plan = None
@@ -90,6 +101,8 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
             settle(job.output)
             with stage(seconds, "plan"):
                 plan = plan_of(job, keep=True)
+            lease.rise(above=plan.fence)
+            record["fence"] = lease.fence
             record |= {"found": plan.found, "ignored": plan.ignored, "done_before": plan.done}
             record |= {"rejects_waiting": plan.rejects_waiting, "planned": len(plan.todo)}
             if not plan.found and plan.parts:
@@ -99,6 +112,8 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
             with stage(seconds, "account"):
                 left = account(job.output, plan, [c for c, kind in job.task.columns.items() if kind is float])
             record_account(record, left, job.task)
+            if left.rejected and len(plan.redone):
+                spare(job.output, plan, record)
             if SHARD_CHANGED in left.reasons:
                 # An overwritten shard has another etag; with the same one it was read wrong when it was listed.
                 forget_indexes(job.output)

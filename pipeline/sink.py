@@ -7,9 +7,9 @@ import pyarrow.compute as pc
 
 from models.tasks.task import Task
 from pipeline.cluster.tally import Tally
-from pipeline.errors import OutputHeld, StorageError
+from pipeline.errors import StorageError
 from pipeline.job import Job
-from pipeline.output.lease import Lease
+from pipeline.output.lease import newest_claim
 from pipeline.schema import parquet_bytes, part_name, reject_schema, result_schema
 
 
@@ -26,11 +26,7 @@ class Sink:
 
     def __call__(self, rows: pa.Table) -> None:
         """Raises: OutputHeld when another run has the OUTPUT now; StorageError."""
-        # An actor that outlived its driver must not commit behind the back of the next holder.
-        newest = Lease(self.output).newest()
-        if newest > self.fence:
-            raise OutputHeld(f"{self.output.url}: another run took it")
-        if newest < self.fence:
+        if newest_claim(self.output, self.fence) < self.fence:
             where = f"the node {gethostname()} does not see it"
             raise StorageError(f"{self.output.url}: {where}: a cluster writes to s3:// or to a disk that all nodes mount")
         rejected = pc.is_valid(rows["stage"])

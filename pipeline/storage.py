@@ -163,6 +163,11 @@ class Store:
             return LocalFileSystem()
         return fsspec.filesystem("s3", **self.config.options())
 
+    def lies_in(self, other: "Store") -> bool:
+        """Whether this place is the other one or below it, links followed."""
+        inner, outer = (os.path.realpath(store.root) if store.local else store.root for store in (self, other))
+        return self.scheme == other.scheme and f"{inner}/".startswith(f"{outer}/")
+
     def full(self, path: str) -> str:
         return f"{self.root}/{path}" if path else self.root
 
@@ -220,11 +225,15 @@ class Store:
             return []
 
     def entry(self, path: str) -> Entry:
-        """One object. Raises: FileNotFoundError, or what the store's client raises."""
+        """One object. Raises: FileNotFoundError, IsADirectoryError, or what the store's client raises."""
         if self.local:
             status = os.stat(self.full(path))
+            if stat.S_ISDIR(status.st_mode):
+                raise IsADirectoryError(errno.EISDIR, "a folder, not a file", self.uri(path))
             return Entry(path, status.st_size, local_etag(status))
         info = self.ask(lambda: self.fs.info(self.full(path)))
+        if info["type"] == "directory":
+            raise IsADirectoryError(errno.EISDIR, "a folder, not a file", self.uri(path))
         return Entry(path, int(info["size"]), info["ETag"].strip('"'))
 
     def read(self, path: str) -> bytes:

@@ -60,6 +60,5 @@ def store_options(config: TrainConfig, url: str) -> dict[str, Any] | None:
 def refuse_nested(inputs: list[Input], output: Store) -> None:
     """Raises: ConfigError when the output would be listed as input the next time."""
     for source in inputs:
-        store = source.store
-        if not source.file and store.scheme == output.scheme and f"{output.root}/".startswith(f"{store.root}/"):
-            raise ConfigError(f"output {output.url} lies in input {store.url}")
+        if not source.file and output.lies_in(source.store):
+            raise ConfigError(f"output {output.url} lies in input {source.store.url}")

@@ -3,7 +3,7 @@
 import hashlib
 from typing import Any
 
-from pipeline.cluster.tally import publish, published
+from pipeline.cluster.tally import forget, publish, published
 from pipeline.errors import RunFailed
 
 ACCUSED_AFTER = 2
@@ -27,7 +27,7 @@ class Suspects:
         self._died: dict[str, int] = left.get("died", {})
         if alone := left.get("alone"):
             self._died[alone] = self._died.get(alone, 0) + 1
-        if self.deaths > MOST_DEATHS:
+        if self.deaths >= MOST_DEATHS:
             raise RunFailed(f"{self.deaths} processes died over {len(image_ids)} images; is there memory for an actor?")
         self._publish(begun=self.deaths + 1)
 
@@ -41,7 +41,7 @@ class Suspects:
 
     def clear(self) -> None:
         """The block is done."""
-        self._publish(begun=0)
+        forget(self._key)
 
     def _publish(self, **state: Any) -> None:
         publish(self._key, {**state, "died": self._died})

@@ -38,6 +38,16 @@ def published(prefix: str) -> list[dict[str, Any]]:
     return [json.loads(_internal_kv_get(key, namespace=NAMESPACE) or b"{}") for key in keys]
 
 
+def forget(prefix: str) -> None:
+    """Take back what was published under the keys that begin so: a cluster that stays would keep it of every run."""
+    from ray.experimental.internal_kv import _internal_kv_del
+
+    try:
+        _internal_kv_del(prefix.encode(), del_by_prefix=True, namespace=NAMESPACE)
+    except Exception as e:  # noqa: BLE001 - as in publish
+        log.debug("not forgotten: %s", e)
+
+
 class Tally:
     """Counts and seconds of one actor, published about once a second: to the driver, and as metrics."""
 

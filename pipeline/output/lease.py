@@ -38,6 +38,16 @@ def this_machine() -> str:
     return f"{socket.gethostname()}/{boot.read_text().strip()}/{os.readlink(space)}" if known else socket.gethostname()
 
 
+def newest_claim(output: Store, fence: int) -> int:
+    """The highest fence that was ever claimed, for one who works under `fence`.
+
+    An actor that outlived its driver must not write behind the back of the next holder. Raises: OutputHeld; StorageError.
+    """
+    if (newest := Lease(output).newest()) > fence:
+        raise OutputHeld(f"{output.url}: another run took it")
+    return newest
+
+
 class Lease:
     """`with Lease(output) as lease:` holds OUTPUT; `lease.fence` rises with each holder.
 
@@ -65,6 +75,20 @@ class Lease:
     def newest(self) -> int:
         """The highest fence that was ever claimed, 0 without any."""
         return max((int(Path(e.path).name[:8]) for e in self.output.entries(FOLDER) if e.path.endswith(".json")), default=0)
+
+    def rise(self, above: int) -> None:
+        """Take a number above that of a row: the folder of claims was lost, and rows of older runs must stay the older ones.
+
+        Raises: OutputHeld, StorageError.
+        """
+        if above < self.fence:
+            return
+        log.warning("%s: its claims (%s) were lost; the numbers of runs go on from %d", self.output.url, FOLDER, above)
+        claim = self.output.read(self.claim)
+        # Before the claim: the thread that renews it must not take it for another run's.
+        self.fence = above + 1
+        if not self.output.create(self.claim, claim):
+            raise OutputHeld(f"{self.output.url}: another run has just taken it. Wait for it to end")
 
     def check(self) -> None:
         """Raises: OutputHeld when another run took OUTPUT while this one was not heard of."""
@@ -144,7 +168,7 @@ class Lease:
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
             try:
-                if self.newest() != self.fence:
+                if self.newest() > self.fence:
                     return
                 self.output.write(self._path(self.fence, "beat"), json.dumps({"at": time.time()}).encode())
             except (*STORE_FAILURES, StorageError) as e:

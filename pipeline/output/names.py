@@ -3,6 +3,8 @@
 from pipeline.sources.folder import is_image_name
 
 MAX_COMPONENT_BYTES = 255
+NAMELESS = ".image"
+"""Between a name that is no image's, as members of shards may have, and the extension of its output."""
 
 
 def output_name(rel_path: str, image_id: str, new_extension: str | None = None) -> str:
@@ -14,15 +16,17 @@ def output_name(rel_path: str, image_id: str, new_extension: str | None = None) 
         new_extension: ".png" and the like where the output's format is not the source's; it is added to the full name.
 
     A name that already ends in two image extensions gets one more, so that `a.jpg` written as PNG (`a.jpg.png`) and a
-    source called `a.jpg.png` never meet. A path that would leave the folder, or that a disk may not hold, becomes
-    `_renamed/IMAGE_ID.ext`.
+    source called `a.jpg.png` never meet; so does one that ends in `.image` and an image extension, as `a` alone becomes
+    `a.image.png`. A path that would leave the folder, or that a disk may not hold, becomes `_renamed/IMAGE_ID.ext`.
     """
     stem, dot, extension = rel_path.rpartition(".")
-    added = new_extension or (f"{dot}{extension}" if is_image_name(stem) else "")
+    added = new_extension or (f"{dot}{extension}" if is_taken(stem) else "")
+    if not is_image_name(rel_path):
+        added = NAMELESS + added
     name = rel_path + added
     parts = name.split("/")
     # `a.gif`, written as `a.gif.png`, must not find a folder of that name.
-    double = any(is_image_name(folder) and is_image_name(folder.rpartition(".")[0]) for folder in parts[:-1])
+    double = any(is_image_name(folder) and is_taken(folder.rpartition(".")[0]) for folder in parts[:-1])
     safe = (
         not double
         and all(part not in ("", ".", "..") and len(part.encode()) <= MAX_COMPONENT_BYTES for part in parts)
@@ -30,6 +34,11 @@ def output_name(rel_path: str, image_id: str, new_extension: str | None = None) 
         and parts[0] != "_renamed"
     )
     return name if safe else f"_renamed/{image_id}{added or dot + extension}"
+
+
+def is_taken(stem: str) -> bool:
+    """Whether a name that goes on with an image extension could be that of another source's output."""
+    return is_image_name(stem) or stem.endswith(NAMELESS)
 
 
 def decoded_name(rel_path: str, image_id: str) -> str:

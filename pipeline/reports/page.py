@@ -2,15 +2,14 @@
 
 import base64
 import hashlib
-import re
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipeline.sources.web import without_secrets
+
 TEMPLATES = Path(__file__).parent / "pages"
-USER = re.compile(r"(?<=://)[^/\s@]+(?=@)")
-SIGNED = re.compile(r"([?&][^=&\s]*(?:sig|token|secret|passw|credential|key)[^=&\s]*=)[^&\s\"'<>]+", re.IGNORECASE)
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
@@ -38,18 +37,16 @@ def number_text(value: float) -> str:
     return f"{value:,.0f}" if value == round(value) or abs(value) >= 10_000 else f"{value:.4g}"
 
 
-def without_secrets(value: object) -> object:
-    """What a page prints, without what addresses may carry: a password before the host, a signature in the query."""
-    if not isinstance(value, str) or isinstance(value, Markup):
-        return value
-    return SIGNED.sub(r"\1…", USER.sub("…", value))
+def printed(value: object) -> object:
+    """What a page prints, without the secrets that addresses may carry."""
+    return without_secrets(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(TEMPLATES),
     autoescape=True,
     undefined=StrictUndefined,
-    finalize=without_secrets,
+    finalize=printed,
     trim_blocks=True,
     lstrip_blocks=True,
 )

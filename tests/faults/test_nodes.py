@@ -107,8 +107,15 @@ def test_a_cluster_whose_nodes_come_late_or_never(cluster: RayCluster, s3: S3, c
 def test_a_disk_that_a_node_does_not_see_is_refused(cluster: RayCluster, tmp_path: Path, crops: list[np.ndarray]) -> None:
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 5, crops)
+    # No node can follow it: it is a reject, and says nothing of the disks.
+    (tmp_path / "in/!first.png").symlink_to("nowhere")
     if os.geteuid() or subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
         pytest.skip("a node with disks of its own takes root")
+    seeing = cluster.add(2)
+    cluster.wait_for_nodes()
+    code, said = finished(start(cluster, source.url, str(tmp_path / "seen")))
+    assert code == 0, said
+    seeing.kill()
     # A mount namespace of its own is another machine's disk.
     hidden = f'mount -t tmpfs none {tmp_path} && exec "$@"'
     cluster.add(2, before=["unshare", "--mount", "/bin/sh", "-c", hidden, "sh"])

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, PngImagePlugin
 
+from pipeline.cluster.suspects import MOST_DEATHS, Suspects
+from pipeline.errors import RunFailed
 from pipeline.output.verify import verify
 from pipeline.storage import Store
 
@@ -67,6 +69,15 @@ def test_images_that_kill_their_process_are_rejected_and_the_rest_is_done(tmp_pa
     seen = verify(Store(str(output)))
     assert (seen.problems, seen.images, seen.files) == ([], 22, 22)
     assert not Path(output / "images/05.png").exists()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_block_in_which_one_process_after_the_other_dies_ends_the_run_before_ray_stops_trying():
+    """Ray runs a block once and MOST_DEATHS times more; the last time says what it is."""
+    for _ in range(MOST_DEATHS):
+        Suspects("deaths", ["a"])
+    with pytest.raises(RunFailed, match="is there memory for an actor"):
+        Suspects("deaths", ["a"])
 
 
 @pytest.mark.chaos

@@ -47,6 +47,9 @@ def test_a_name_never_leaves_the_folder_and_fits_a_disk(path: str, new_extension
 @example({"a.jpg": ".png", "a.jpg.png": None, "a.jpg.png.png": None, "a.jpg.png.png.png": None})
 @example({"_renamed/a.jpg": None, "../a.jpg": None, "/a.jpg": None})
 @example({"a.gif.png": ".png", "a.gif": ".png"})
+@example({"123": ".png", "123.png": None})
+@example({"123": ".png", "123.image.png": None, "123.image.png.png": None})
+@example({"123": ".png", "123.image.png/a.jpg": None})
 def test_two_sources_never_meet(changes: dict[str, str | None]) -> None:
     names = {named(path, new) for path, new in changes.items()}
     assert len(names) == len(changes)

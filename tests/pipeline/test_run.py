@@ -2,13 +2,17 @@
 
 import json
 import os
+import shutil
+import threading
+import time
 
 import pytest
 from folders import files_below, fill, rows
 from PIL import Image
 
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, StorageError, TooManyRejects
+from pipeline.errors import ConfigError, OutputHeld, StorageError, TooManyRejects
+from pipeline.output.snapshot import snapshot
 from pipeline.output.verify import verify
 from pipeline.resolve import plan_of, resolve
 from pipeline.run import run
@@ -56,6 +60,74 @@ def test_a_second_run_does_nothing_and_a_changed_file_is_done_again(tmp_path, cr
 
     assert plan_of(resolve(config.model_copy(update={"params": {"sigma": 10}}))).done == 0
     assert len(plan_of(resolve(config.model_copy(update={"retry": True}))).todo) == 2
+
+
+def test_a_broken_file_in_the_place_of_a_good_one_leaves_what_the_good_one_gave(tmp_path, crops, capsys):
+    source, output = tmp_path / "in", Store(str(tmp_path / "out"))
+    source.mkdir()
+    for number in range(2):
+        Image.fromarray(crops[number]).save(source / f"{number}.png")
+    config = RunConfig(task="denoise", input=str(source), output=output.url, max_reject_fraction=1)
+    run(config)
+    (source / "0.png").write_bytes((source / "0.png").read_bytes()[:500])
+    Image.fromarray(crops[2]).save(source / "1.png")
+    record = run(config)
+    assert (record["planned"], record["ok"], record["rejected"]) == (2, 1, 1)
+    state = snapshot(output)
+    assert (len(state), state.waiting) == (2, 0)
+    seen = verify(output)
+    assert (seen.problems, seen.images, seen.waiting) == ([], 2, 0)
+    assert run(config)["planned"] == 0
+    Image.fromarray(crops[3]).save(source / "0.png")
+    assert run(config)["ok"] == 1
+    assert (len(snapshot(output)), verify(output).problems) == (2, [])
+
+
+def test_rows_stay_the_older_ones_when_the_folder_of_runs_is_lost(tmp_path, crops, caplog):
+    source, output = tmp_path / "in", Store(str(tmp_path / "out"))
+    source.mkdir()
+    Image.fromarray(crops[0]).save(source / "a.png")
+    config = RunConfig(task="denoise", input=str(source), output=output.url)
+    for number in range(3):
+        Image.fromarray(crops[number]).save(source / "a.png")
+        run(config)
+    shutil.rmtree(tmp_path / "out/runs")
+    Image.fromarray(crops[3]).save(source / "a.png")
+    assert run(config)["fence"] > 3
+    assert "claims" in caplog.text
+    assert run(config)["planned"] == 0
+    assert verify(output).problems == []
+
+
+def test_actors_put_nothing_behind_the_back_of_the_next_holder(tmp_path, crops):
+    fill(tmp_path / "in", crops)
+    output = Store(str(tmp_path / "out"))
+
+    def take() -> None:
+        """As a run does that found this one not heard of: the next number, while the actors of this one start."""
+        while not list((tmp_path / "out").glob("runs/*/config.yaml")):
+            time.sleep(0.01)
+        assert output.create("runs/lease/00000002.json", b"{}")
+
+    other = threading.Thread(target=take)
+    other.start()
+    with pytest.raises(OutputHeld, match="another run took it"):
+        run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=output.url))
+    other.join()
+    assert not (tmp_path / "out/images").exists()
+    assert not rows(tmp_path / "out")
+
+
+def test_a_run_id_is_a_name_and_only_one_runs(tmp_path, crops):
+    fill(tmp_path / "in", crops)
+    config = RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out"), limit=1)
+    for wrong in ("lease", "../../x", "mine"):
+        with pytest.raises(ConfigError, match="run_id = "):
+            run(config, run_id=wrong)
+    assert not (tmp_path / "out").exists()
+    run(config, run_id="20260301T000000Z-abc123")
+    with pytest.raises(ConfigError, match="had a run of that name"):
+        run(config, run_id="20260301T000000Z-abc123")
 
 
 def test_from_a_bucket_and_to_a_bucket(rclone_bucket, tmp_path, crops):
