@@ -60,6 +60,10 @@ def write_yaml(folder: Path, text: str) -> Path:
 def test_a_bad_configuration_is_one_line_and_exit_2(imagemill, tmp_path, photos, text, message):
     given = [] if "input" in text else ["--input", photos]
     code, _, err = imagemill("run", "-c", write_yaml(tmp_path, text), *given, "--output", tmp_path / "out")
+        (
+            "jobs: []\nuntil: 06:00\npool: {actor: 3}",
+            "unknown keys 'jobs', 'until'; valid: address, checkpoint",
+        ),
     assert code == 2
     assert message in err
     assert err.count("\n") == 1
@@ -68,9 +72,21 @@ def test_a_bad_configuration_is_one_line_and_exit_2(imagemill, tmp_path, photos,
 
 def test_a_checkpoint_with_a_wrong_digest_is_exit_2(imagemill, tmp_path, photos):
     there = Path(checkpoint.locate("denoise-small"))
+    assert err.count("max_reject_fraction") <= 1
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "card.json").write_bytes((there / "card.json").read_bytes())
+@pytest.mark.parametrize("place", ["input", "output"])
+def test_one_slash_is_one_line_and_makes_no_folder(imagemill, tmp_path, photos, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    ends = {"input": photos, "output": tmp_path / "out", place: "s3:/bucket/x"}
+    code, _, err = imagemill("denoise", ends["input"], ends["output"])
+    assert code == 2
+    assert "s3:/bucket/x: s3:// is expected" in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [photos]
+
+
     (broken / "weights.safetensors").write_bytes((there / "weights.safetensors").read_bytes()[:-1] + b"!")
     code, _, err = imagemill("denoise", photos, tmp_path / "out", "--checkpoint", broken)
     assert code == 2
