@@ -7,10 +7,10 @@ from rich.table import Table
 from jobs.console import console
 from pipeline.cluster.connection import address_of, connected
 from pipeline.cluster.pool import nodes_with_room, pool_for
-from pipeline.cluster.progress import clock
 from pipeline.config import RunConfig
 from pipeline.output.committed import run_ids, run_records
 from pipeline.plan import Plan
+from pipeline.progress import clock
 from pipeline.resolve import check_ends, check_model, plan_of, resolve
 from pipeline.run import run
 from pipeline.storage import Store

@@ -1,13 +1,17 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from outputs import compressed
 from PIL import Image
 
 from jobs import __main__ as process
 from models import checkpoint
 from pipeline.output.lease import Lease
+from pipeline.schema import image_id, parquet_bytes, part_name, reject_schema
 from pipeline.storage import Store
 
 
@@ -55,27 +59,22 @@ def write_yaml(folder: Path, text: str) -> Path:
         ("task: denoise\ninput: http://example.com/x", "scheme 'http' is not one of file, s3"),
         ("- a list", "a mapping is expected"),
         ("task: [", "not YAML"),
+        (
+            "jobs: []\nuntil: 06:00\npool: {actor: 3}",
+            "unknown keys 'jobs', 'until'; valid: address, checkpoint",
+        ),
     ],
 )
 def test_a_bad_configuration_is_one_line_and_exit_2(imagemill, tmp_path, photos, text, message):
     given = [] if "input" in text else ["--input", photos]
     code, _, err = imagemill("run", "-c", write_yaml(tmp_path, text), *given, "--output", tmp_path / "out")
-        (
-            "jobs: []\nuntil: 06:00\npool: {actor: 3}",
-            "unknown keys 'jobs', 'until'; valid: address, checkpoint",
-        ),
     assert code == 2
     assert message in err
     assert err.count("\n") == 1
+    assert err.count("max_reject_fraction") <= 1
     assert not (tmp_path / "out").exists()
 
 
-def test_a_checkpoint_with_a_wrong_digest_is_exit_2(imagemill, tmp_path, photos):
-    there = Path(checkpoint.locate("denoise-small"))
-    assert err.count("max_reject_fraction") <= 1
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    (broken / "card.json").write_bytes((there / "card.json").read_bytes())
 @pytest.mark.parametrize("place", ["input", "output"])
 def test_one_slash_is_one_line_and_makes_no_folder(imagemill, tmp_path, photos, monkeypatch, place):
     monkeypatch.chdir(tmp_path)
@@ -87,6 +86,11 @@ def test_one_slash_is_one_line_and_makes_no_folder(imagemill, tmp_path, photos, 
     assert list(tmp_path.iterdir()) == [photos]
 
 
+def test_a_checkpoint_with_a_wrong_digest_is_exit_2(imagemill, tmp_path, photos):
+    there = Path(checkpoint.locate("denoise-small"))
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "card.json").write_bytes((there / "card.json").read_bytes())
     (broken / "weights.safetensors").write_bytes((there / "weights.safetensors").read_bytes()[:-1] + b"!")
     code, _, err = imagemill("denoise", photos, tmp_path / "out", "--checkpoint", broken)
     assert code == 2
@@ -155,7 +159,7 @@ def test_run_then_read_what_is_there(imagemill, tmp_path, photos):
     code, out, _ = imagemill("status", output)
     assert code == 0
     assert "3 images in 3 rows of " in out
-    assert "; 1 part of rejects: imagemill failures lists them" in out
+    assert "; rejects that wait: 1 for --retry (imagemill failures lists them)" in out
     code, out, _ = imagemill("failures", output)
     assert "bad.jpg" in out
     code, out, _ = imagemill("verify", output)
@@ -171,6 +175,35 @@ def test_run_then_read_what_is_there(imagemill, tmp_path, photos):
     assert code == 6
     assert "checked: 1 problem\n" in out
     assert victim.name in out
+
+
+def test_status_counts_the_rejects_that_wait_and_for_what(imagemill, tmp_path, crops):
+    output = compressed(tmp_path, {"mended.png": crops[0][:28, :28]}, fence=2)
+    assert "1 image in 1 row of 1 part; no rejects\n" in imagemill("status", output.url)[1]
+    for fence, transient in ((1, {"mended.png": False, "a": False, "b": False, "c": True}), (3, {"b": True, "d": False})):
+        rows = [
+            {"image_id": image_id(name), "version": f"{fence}", "fence": fence, "transient": again}
+            for name, again in transient.items()
+        ]
+        part = pa.Table.from_pylist(rows, reject_schema())
+        output.write(f"rejects/{part_name(part)}", parquet_bytes(part, 1))
+    assert "1 part; rejects that wait: 2 for --retry, 2 for the next run (" in imagemill("status", output.url)[1]
+
+
+def test_what_reads_many_latents_says_how_far_it_is_without_a_terminal(imagemill, tmp_path, crops, monkeypatch):
+    output = compressed(tmp_path, {f"{number}.png": crop for number, crop in enumerate(crops[:5])}, "compress-small")
+    monkeypatch.setattr("pipeline.progress.LOG_SECONDS", 0)
+    for command in (
+        ["decode", output.url, tmp_path / "decoded"],
+        ["export", output.url, tmp_path / "exported"],
+        ["map", output.url, tmp_path / "map.html"],
+        ["stats", output.url],
+        ["duplicates", output.url],
+        ["search", output.url, "--id", "0.png"],
+    ):
+        code, _, err = imagemill(*command)
+        assert code == 0
+        assert re.search(r" INFO 5 / 5 images, \d+\.\d images/s, 0:00:00 left\n", err), command
 
 
 def test_reading_an_output_that_is_not_there_is_exit_5(imagemill, tmp_path):
