@@ -1,5 +1,6 @@
 """What is to do: inputs minus committed outputs."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline.output.committed import newest_of, part_paths, rejected_of
 from pipeline.schema import REFERENCE, image_id, version_of
-from pipeline.sources.source import Listed
+from pipeline.sources.source import Found, Listed
 from pipeline.storage import Store
 
 LISTED_AT_A_TIME = 20_000
@@ -24,8 +25,8 @@ class Plan:
     todo: pa.Table
     """References (schema.REFERENCE) to the images to do, in the order of the listing."""
     found: int
-    ignored: int
-    """Files that are no images by their names."""
+    ignored: Counter[str]
+    """Files that are no images by their names, of each kind."""
     done: int
     rejects_waiting: int
     """Rejects of the current version that only `--retry` does again."""
@@ -35,6 +36,8 @@ class Plan:
     """The parts that were there when it was made."""
     doubled: pa.Table = field(default_factory=lambda: REFERENCE.empty_table().select(["image_id"]))
     """The image_id of those with several rows of their version, which a run that was killed left."""
+    strange: bool = False
+    """Whether there are rows or rejects, and none of them is of an image that was found."""
 
     @property
     def bytes_todo(self) -> int:
@@ -43,7 +46,7 @@ class Plan:
 
 
 def make_plan(
-    listed: Iterable[Listed | None],
+    listed: Iterable[Found],
     source: Store,
     output: Store,
     checkpoint_sha256: str,
@@ -55,7 +58,7 @@ def make_plan(
     """Subtract what is committed from what is listed, and keep the rest.
 
     Args:
-        listed: what `sources.listing` gives; None for files that are no images.
+        listed: what `sources.listing` gives.
         source: what the paths of `listed` are relative to.
         parameters: what changes pixels or codes, beside the checkpoint.
         retry: do the rejects of the same version again, and nothing else; those with a transient cause always are.
@@ -73,20 +76,22 @@ def make_plan(
     redone = todo.select(["image_id"]).filter(pa.array(newest.there[kept]))
     doubled = inputs.select(["image_id"]).filter(pa.array(newest.rows > 1))
     waiting_rejects = 0 if retry else int(waiting.sum())
-    return Plan(todo, len(inputs), ignored, int(done.sum()), waiting_rejects, redone, {*results, *rejects}, doubled)
+    parts = {*results, *rejects}
+    strange = bool(parts) and not newest.there.any() and not attempts.any()
+    return Plan(todo, len(inputs), ignored, int(done.sum()), waiting_rejects, redone, parts, doubled, strange)
 
 
 def references(
-    listed: Iterable[Listed | None], source: Store, checkpoint_sha256: str, parameters: dict[str, Any]
-) -> tuple[pa.Table, int]:
-    """References to all that is listed (schema.REFERENCE, attempts 0), and the count of what is no image."""
+    listed: Iterable[Found], source: Store, checkpoint_sha256: str, parameters: dict[str, Any]
+) -> tuple[pa.Table, Counter[str]]:
+    """References to all that is listed (schema.REFERENCE, attempts 0), and the counts of what is no image by kind."""
     version = version_of(checkpoint_sha256, parameters)
-    chunks, ignored = [REFERENCE.empty_table()], 0
+    chunks, ignored = [REFERENCE.empty_table()], Counter[str]()
     named: set[bytes] = set()
-    iterator: Iterator[Listed | None] = iter(listed)
+    iterator: Iterator[Found] = iter(listed)
     while some := list(islice(iterator, LISTED_AT_A_TIME)):
-        images = [image for image in some if image]
-        ignored += len(some) - len(images)
+        images = [image for image in some if isinstance(image, Listed)]
+        ignored.update(kind for kind in some if isinstance(kind, str))
         for place, image in enumerate(images):
             digest = bytes.fromhex(image_id(image.rel_path))
             if digest in named:

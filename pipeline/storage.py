@@ -86,7 +86,7 @@ def local_files(root: str) -> Iterator[Entry]:
     do are left out; a link that leads nowhere, what may not be looked at and what is no regular file is listed with its
     problem.
 
-    Raises: StorageError when a folder cannot be read.
+    Raises: StorageError when a folder cannot be read: nobody knows how many files that are.
     """
 
     def refuse(error: OSError) -> None:
@@ -205,7 +205,10 @@ class Store:
         return answer
 
     def entries(self, path: str = "") -> Iterator[Entry]:
-        """Every object below `path`, of any name. Raises: StorageError when the store cannot be listed."""
+        """Every object below `path`, of any name; none where no folder is.
+
+        Raises: StorageError when the store cannot be listed, or its bucket does not exist.
+        """
         if self.local:
             yield from (replace(entry, path=self.relative(entry.path)) for entry in local_files(self.full(path)))
             return
@@ -213,7 +216,10 @@ class Store:
             for full, info in found_in_bucket(self, self.full(path)):
                 if info["type"] == "file" and not full.endswith("/"):
                     yield Entry(self.relative(full), int(info["size"]), info["ETag"].strip('"'))
-        except FileNotFoundError:
+        except FileNotFoundError as e:
+            if refusal(e)[1] == "NoSuchBucket":
+                bucket = self.root.partition("/")[0]
+                raise StorageError(f"{self.url}: the bucket {bucket} does not exist: make it, or name another") from None
             return
         except Exception as e:
             raise StorageError(f"{self.uri(path)}: cannot be listed: {reason(e)}") from e

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError
-from pipeline.sources.source import Listed, ShardFormat, SourceConfig
+from pipeline.sources.source import Found, Listed, ShardFormat, SourceConfig
 from pipeline.storage import Store
 
 SUFFIXES = (".parquet",)
@@ -57,7 +57,7 @@ def key_column(schema: pa.Schema, config: SourceConfig) -> str | None:
     )
 
 
-def index(store: Store, path: str, config: SourceConfig) -> Iterator[Listed | None]:
+def index(store: Store, path: str, config: SourceConfig) -> Iterator[Found]:
     """As ShardFormat.index; a file without images counts as one other file. The etag is a digest of an image's bytes.
 
     Raises: ConfigError when a column that the config names is not there.
@@ -83,7 +83,7 @@ def index(store: Store, path: str, config: SourceConfig) -> Iterator[Listed | No
                     yield Listed(f"{path}/{name}", len(data), digest, path, row, extra=text)
                     row += 1
     except NoImages:
-        yield None
+        yield "parquet"
     except pa.ArrowException as e:
         yield Listed(path, 0, "damaged", path, problem=f"BadShard: {' '.join(str(e).split())[:300]}")
 
