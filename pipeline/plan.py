@@ -1,5 +1,7 @@
 """What is to do: inputs minus committed outputs."""
 
+import logging
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -11,10 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.output.committed import newest_of, part_paths, rejected_of
+from pipeline.progress import LOG_SECONDS
 from pipeline.schema import REFERENCE, image_id, version_of
 from pipeline.sources.source import Found, Listed
 from pipeline.storage import Store
 
+log = logging.getLogger("imagemill.run")
 LISTED_AT_A_TIME = 20_000
 
 
@@ -88,6 +92,7 @@ def references(
     version = version_of(checkpoint_sha256, parameters)
     chunks, ignored = [REFERENCE.empty_table()], Counter[str]()
     named: set[bytes] = set()
+    last_log = time.monotonic()
     iterator: Iterator[Found] = iter(listed)
     while some := list(islice(iterator, LISTED_AT_A_TIME)):
         images = [image for image in some if isinstance(image, Listed)]
@@ -110,6 +115,9 @@ def references(
         }
         columns |= {name: [getattr(image, name) for image in images] for name in REFERENCE.names if name not in columns}
         chunks.append(pa.table([pa.array(columns[field.name], field.type) for field in REFERENCE], schema=REFERENCE))
+        if time.monotonic() - last_log > LOG_SECONDS:
+            last_log = time.monotonic()
+            log.info("listed %d images and %d other files so far", len(named), ignored.total())
     return pa.concat_tables(chunks), ignored
 
 

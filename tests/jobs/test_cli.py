@@ -154,6 +154,15 @@ def test_plan_says_which_kinds_of_files_are_no_images(imagemill, tmp_path, photo
     assert "3 images, 9 other files (txt 2, k0 1, k1 1, k2 1, k3 1, other 3)" in imagemill(*where)[1]
 
 
+def test_a_long_listing_says_how_far_it_is(imagemill, tmp_path, photos, monkeypatch):
+    where = ["plan", "--task", "denoise", "--input", photos, "--output", tmp_path / "out"]
+    assert imagemill(*where)[2] == ""
+    monkeypatch.setattr("pipeline.plan.LOG_SECONDS", 0)
+    monkeypatch.setattr("pipeline.plan.LISTED_AT_A_TIME", 2)
+    said = re.findall(r"INFO (listed \d+ .*)\n", imagemill(*where)[2])
+    assert said == ["listed 2 images and 0 other files so far", "listed 3 images and 0 other files so far"]
+
+
 def test_an_input_without_any_image_that_output_knows_is_a_warning(imagemill, tmp_path, crops):
     output = compressed(tmp_path, {"a.png": crops[0][:28, :28]})
 
