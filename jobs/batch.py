@@ -1,22 +1,23 @@
 """The batch job and its plan, as a person sees them."""
 
+from collections import Counter
 from typing import Any
 
 from rich.table import Table
 
-from jobs.console import console
+from jobs.console import console, number
 from pipeline.cluster.connection import address_of, connected
 from pipeline.cluster.pool import nodes_with_room, pool_for
-from pipeline.cluster.progress import clock
 from pipeline.config import RunConfig
-from pipeline.output.committed import run_ids, run_records
+from pipeline.output.committed import last_records
 from pipeline.plan import Plan
+from pipeline.progress import clock
 from pipeline.resolve import check_ends, check_model, plan_of, resolve
 from pipeline.run import run
+from pipeline.sources.folder import OTHER
 from pipeline.storage import Store
 
-# A night without anything new leaves a run too.
-LAST_RUNS = 100
+SHOWN_KINDS = 5
 
 
 def run_and_show(config: RunConfig, run_id: str | None = None) -> dict[str, Any]:
@@ -48,9 +49,17 @@ def show_record(record: dict[str, Any]) -> None:
     console.print(table)
 
 
+def other_files(kinds: Counter[str]) -> str:
+    """312 other files (txt 300, md 12)."""
+    shown = Counter({kind: count for kind, count in kinds.items() if kind != OTHER}).most_common(SHOWN_KINDS)
+    rest = kinds.total() - sum(count for _, count in shown)
+    counts = ", ".join(f"{kind} {count:,}" for kind, count in [*shown, (OTHER, rest)] if count)
+    return number(kinds.total(), "other file") + (f" ({counts})" if counts else "")
+
+
 def last_rate(output: Store) -> float | None:
     """Images a second of the newest run that did any."""
-    rates = [r["images_per_s"] for r in run_records(output, run_ids(output)[-LAST_RUNS:]) if r.get("images_per_s")]
+    rates = [r["images_per_s"] for r in last_records(output) if r.get("images_per_s")]
     return rates[-1] if rates else None
 
 
@@ -64,7 +73,7 @@ def show_plan(config: RunConfig) -> Plan:
     rate = last_rate(job.output)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row("task", f"{job.task.name} with {job.card.name} ({job.card.sha256[:12]})")
-    table.add_row("found", f"{plan.found:,} images, {plan.ignored:,} other files")
+    table.add_row("found", f"{plan.found:,} images, {other_files(plan.ignored)}")
     table.add_row("done already", f"{plan.done:,}")
     table.add_row("rejects waiting", f"{plan.rejects_waiting:,}")
     table.add_row("to do", f"{todo:,} images, {plan.bytes_todo / 1e6:,.1f} MB")

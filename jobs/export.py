@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from rich.progress import Progress
 
 from jobs.console import console, number
 from jobs.decode import OF_EXPORT
@@ -27,6 +26,7 @@ from pipeline.output.lease import FOLDER as LEASE
 from pipeline.output.lease import Lease
 from pipeline.output.snapshot import Snapshot, snapshot
 from pipeline.output.values import Coders, Latents, check_latents, latent_batches, vectors
+from pipeline.progress import counted
 from pipeline.schema import LATENT_KEPT, LATENT_ZERO_POINT
 from pipeline.storage import Store
 
@@ -228,18 +228,13 @@ def write_parts(going: Export, state: Snapshot, sources: Sources, problems: list
     asked = [name for name in going.columns if name not in ADDED]
     asked = list(dict.fromkeys([*asked, "image_id"] if "removed" in going.columns else asked or ["image_id"]))
     writes: deque[Future[None]] = deque()
-    with (
-        Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
-        ThreadPoolExecutor(WRITES_AT_A_TIME) as pool,
-    ):
-        shown = bar.add_task("export", total=len(state))
-        for latents in latent_batches(state, asked, problems):
+    with ThreadPoolExecutor(WRITES_AT_A_TIME) as pool:
+        for latents in counted(latent_batches(state, asked, problems), len(state), lambda latents: len(latents.rows)):
             for folder, number, table in parts_of(going, latents, sources):
                 writes.append(pool.submit(FORMATS[going.format], going.dest, folder, number, table))
                 # A part of lance appends to the one before it.
                 while len(writes) >= (1 if going.format == "lance" else WRITES_AT_A_TIME):
                     writes.popleft().result()
-            bar.advance(shown, len(latents.rows))
         for folder in list(going.waiting):
             writes.append(pool.submit(FORMATS[going.format], going.dest, *taken(going, folder)))
             writes.popleft().result()

@@ -6,8 +6,9 @@ from rich.table import Table
 
 from jobs.console import console, number
 from pipeline.errors import ConfigError, StorageError, VerificationError
-from pipeline.output.committed import part_paths, run_ids, run_records
+from pipeline.output.committed import run_ids, run_records
 from pipeline.output.exports import MANIFEST, UNFINISHED
+from pipeline.output.rejects import waiting_rejects
 from pipeline.output.snapshot import snapshot
 from pipeline.output.verify import verify
 from pipeline.storage import Store
@@ -42,10 +43,12 @@ def rows_of(output: Store, columns: list[str]) -> dict[str, dict[str, Any]]:
 
 def show_status(output: Store) -> None:
     check_exists(output)
-    seen, rejects = snapshot(output), len(part_paths(output, "rejects"))
+    seen, transient = snapshot(output), waiting_rejects(output, ["transient"])["transient"].to_pylist()
+    kinds = {"for --retry": transient.count(False), "for the next run": transient.count(True)}
+    waiting = ", ".join(f"{count:,} {what}" for what, count in kinds.items() if count)
     console.print(
         f"{number(len(seen), 'image')} in {number(seen.rows, 'row')} of {number(len(seen.parts), 'part')}; "
-        f"{number(rejects, 'part')} of rejects{': imagemill failures lists them' if rejects else ''}"
+        + (f"rejects that wait: {waiting} (imagemill failures lists them)" if waiting else "no rejects")
     )
     if seen.waiting:
         console.print(waits(seen.waiting))

@@ -11,6 +11,7 @@ from PIL import Image
 from jobs.console import console, number
 from jobs.search import images_of, raise_damaged
 from jobs.tables import check_target
+from pipeline.progress import counted
 from pipeline.reports.atlas import Atlas, atlas
 from pipeline.reports.page import TEMPLATES, data_url, draw
 from pipeline.reports.thumbnails import thumbnails
@@ -33,7 +34,8 @@ def write_map(output: Store, page: str, method: str) -> None:
     problems: list[str] = []
     found = atlas(these, ROW, method, problems)
     shown = these.only("image_id", [row["image_id"] for row in found.rows])
-    pictures = {row["image_id"]: picture(rgb) for row, rgb in thumbnails(shown, these.coder, ["image_id"], SIDE, [])}
+    drawn = counted(thumbnails(shown, these.coder, ["image_id"], SIDE, []), len(shown), lambda _: 1)
+    pictures = {row["image_id"]: picture(rgb) for row, rgb in drawn}
     html = draw("map.html", contents(found, pictures, these.state.output.url, len(these.state)), script())
     Path(page).write_bytes(html)
     count = (

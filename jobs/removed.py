@@ -12,6 +12,7 @@ from pipeline.output.committed import run_ids, run_records
 from pipeline.output.snapshot import identities
 from pipeline.schema import image_id
 from pipeline.sources import input_of, listing
+from pipeline.sources.source import Listed
 from pipeline.storage import Store
 from pipeline.store_failures import STORE_FAILURES, reason
 
@@ -56,7 +57,7 @@ def sources_of(output: Store) -> Sources:
         try:
             source = input_of(str(config.input), config.storage, config.source)
             for image in listing(source, output):
-                if image:
+                if isinstance(image, Listed):
                     found += bytes.fromhex(image_id(image.rel_path))
         except (ConfigError, StorageError) as e:
             problems.append(str(e))

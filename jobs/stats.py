@@ -10,6 +10,7 @@ from jobs.inspect import check_exists
 from pipeline.errors import ConfigError
 from pipeline.output.snapshot import snapshot
 from pipeline.output.values import check_latents, latent_batches
+from pipeline.progress import counted
 from pipeline.storage import Store
 
 SHOWN_RUNS, SHOWN_CHANNELS = 10, 8
@@ -117,7 +118,8 @@ def moments(output: Store, run: str | None = None) -> dict[str, Moments]:
     check_latents(state)
     found: dict[str, Moments] = {}
     problems: list[str] = []
-    for latents in latent_batches(state, ["run_id", "checkpoint_sha256"], problems):
+    batches = latent_batches(state, ["run_id", "checkpoint_sha256"], problems)
+    for latents in counted(batches, len(state), lambda latents: len(latents.rows)):
         runs = np.asarray(latents.rows["run_id"].to_pylist(), str)
         models = np.asarray(latents.rows["checkpoint_sha256"].to_pylist(), str)
         for name in np.unique(runs):

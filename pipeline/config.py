@@ -128,12 +128,16 @@ def validate(model: type[Model], values: dict[str, Any], origin: str) -> Model:
         return model.model_validate(values)
     except ValidationError as e:
         lines = []
+        unknown: dict[str, list[str]] = {}
+        """By what would be valid in their place."""
         for error in e.errors():
             key = ".".join(map(str, error["loc"]))
             if error["type"] == "extra_forbidden":
-                lines.append(f"{origin}: unknown key {key!r}; valid: {', '.join(keys_at(model, error['loc']))}")
+                unknown.setdefault(", ".join(keys_at(model, error["loc"])), []).append(repr(key))
             elif error["type"] == "missing":
-                lines.append(f"{origin}: {key} is missing")
+                lines.append(f"{key} is missing")
             else:
-                lines.append(f"{origin}: {key} = {error['input']!r}: {error['msg']}")
-        raise ConfigError("; ".join(lines)) from None
+                lines.append(f"{key} = {error['input']!r}: {error['msg']}")
+        for valid, keys in unknown.items():
+            lines.append(f"unknown {'key' if len(keys) == 1 else 'keys'} {', '.join(keys)}; valid: {valid}")
+        raise ConfigError(f"{origin}: {'; '.join(lines)}") from None

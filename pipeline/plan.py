@@ -1,5 +1,7 @@
 """What is to do: inputs minus committed outputs."""
 
+import logging
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -11,10 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.output.committed import newest_of, part_paths, rejected_of
+from pipeline.progress import LOG_SECONDS
 from pipeline.schema import REFERENCE, image_id, version_of
-from pipeline.sources.source import Listed
+from pipeline.sources.source import Found, Listed
 from pipeline.storage import Store
 
+log = logging.getLogger("imagemill.run")
 LISTED_AT_A_TIME = 20_000
 
 
@@ -25,8 +29,8 @@ class Plan:
     todo: pa.Table
     """References (schema.REFERENCE) to the images to do, in the order of the listing."""
     found: int
-    ignored: int
-    """Files that are no images by their names."""
+    ignored: Counter[str]
+    """Files that are no images by their names, of each kind."""
     done: int
     rejects_waiting: int
     """Rejects of the current version that only `--retry` does again."""
@@ -36,6 +40,8 @@ class Plan:
     """The parts that were there when it was made."""
     doubled: pa.Table = field(default_factory=lambda: REFERENCE.empty_table().select(["image_id"]))
     """The image_id of those with several rows of their version, which a run that was killed left."""
+    strange: bool = False
+    """Whether there are rows or rejects, and none of them is of an image that was found."""
 
     fence: int = 0
     """The highest of the runs whose rows it has seen."""
@@ -47,7 +53,7 @@ class Plan:
 
 
 def make_plan(
-    listed: Iterable[Listed | None],
+    listed: Iterable[Found],
     source: Store,
     output: Store,
     checkpoint_sha256: str,
@@ -59,7 +65,7 @@ def make_plan(
     """Subtract what is committed from what is listed, and keep the rest.
 
     Args:
-        listed: what `sources.listing` gives; None for files that are no images.
+        listed: what `sources.listing` gives.
         source: what the paths of `listed` are relative to.
         parameters: what changes pixels or codes, beside the checkpoint.
         retry: do the rejects of the same version again, and nothing else; those with a transient cause always are.
@@ -78,21 +84,25 @@ def make_plan(
     doubled = inputs.select(["image_id"]).filter(pa.array(newest.rows > 1))
     waiting_rejects = 0 if retry else int(waiting.sum())
     parts, fence = {*results, *rejects}, int(newest.fence.max(initial=0))
-    return Plan(todo, len(inputs), ignored, int(done.sum()), waiting_rejects, redone, parts, doubled, fence)
+    strange = bool(parts) and not newest.there.any() and not attempts.any()
+    return Plan(
+        todo, len(inputs), ignored, int(done.sum()), waiting_rejects, redone, parts, doubled, strange=strange, fence=fence
+    )
 
 
 def references(
-    listed: Iterable[Listed | None], source: Store, checkpoint_sha256: str, parameters: dict[str, Any]
-) -> tuple[pa.Table, int]:
-    """References to all that is listed (schema.REFERENCE, attempts 0), and the count of what is no image."""
+    listed: Iterable[Found], source: Store, checkpoint_sha256: str, parameters: dict[str, Any]
+) -> tuple[pa.Table, Counter[str]]:
+    """References to all that is listed (schema.REFERENCE, attempts 0), and the counts of what is no image by kind."""
     version = version_of(checkpoint_sha256, parameters)
-    chunks, ignored = [REFERENCE.empty_table()], 0
+    chunks, ignored = [REFERENCE.empty_table()], Counter[str]()
     named: set[bytes] = set()
     again: Counter[str] = Counter()
-    iterator: Iterator[Listed | None] = iter(listed)
+    last_log = time.monotonic()
+    iterator: Iterator[Found] = iter(listed)
     while some := list(islice(iterator, LISTED_AT_A_TIME)):
-        images = [image for image in some if image]
-        ignored += len(some) - len(images)
+        images = [image for image in some if isinstance(image, Listed)]
+        ignored.update(kind for kind in some if isinstance(kind, str))
         for place, image in enumerate(images):
             digest = bytes.fromhex(image_id(image.rel_path))
             if digest in named:
@@ -113,6 +123,9 @@ def references(
         }
         columns |= {name: [getattr(image, name) for image in images] for name in REFERENCE.names if name not in columns}
         chunks.append(pa.table([pa.array(columns[field.name], field.type) for field in REFERENCE], schema=REFERENCE))
+        if time.monotonic() - last_log > LOG_SECONDS:
+            last_log = time.monotonic()
+            log.info("listed %d images and %d other files so far", len(named), ignored.total())
     return pa.concat_tables(chunks), ignored
 
 

@@ -14,7 +14,7 @@ from models.tasks.task import Params, Task
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, StorageError
 from pipeline.images.pixels import LOSSY
-from pipeline.output.committed import part_paths, read_parts
+from pipeline.output.committed import last_records, part_paths, read_parts
 from pipeline.output.references import references_of
 from pipeline.plan import Plan, make_plan
 from pipeline.sources import Input, input_of, listing
@@ -142,6 +142,22 @@ def plan_of(job: Resolved, keep: bool = False) -> Plan:
     config = job.config
     with storage_errors(job):
         listed = listing(job.source, job.output, masks=job.task.wants_mask(job.params), keep=keep)
-        return make_plan(
+        plan = make_plan(
             listed, job.source.store, job.output, job.card.sha256, job.parameters, retry=config.retry, limit=config.limit
         )
+        if plan.strange:
+            warn_of_places(job, plan)
+    return plan
+
+
+def warn_of_places(job: Resolved, plan: Plan) -> None:
+    """Say that INPUT has none of the images that OUTPUT knows: one of them may be the wrong place.
+
+    Images of a place that was an INPUT before come and go, but not all of them.
+    """
+    before = [record["input"] for record in last_records(job.output)]
+    if plan.found and job.source.url in before:
+        return
+    said = f"{job.source.url} holds none of the images that {job.output.url} has rows of"
+    filled = f", which was filled from {before[-1]}" if before else ""
+    log.warning("%s%s: is it the right place, and all there?", said, filled)

@@ -103,10 +103,8 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
                 plan = plan_of(job, keep=True)
             lease.rise(above=plan.fence)
             record["fence"] = lease.fence
-            record |= {"found": plan.found, "ignored": plan.ignored, "done_before": plan.done}
+            record |= {"found": plan.found, "ignored": plan.ignored.total(), "done_before": plan.done}
             record |= {"rejects_waiting": plan.rejects_waiting, "planned": len(plan.todo)}
-            if not plan.found and plan.parts:
-                log.warning("%s holds no image, and %s has rows of some: is it all there?", job.source.url, job.output.url)
             if len(plan.todo):
                 execute(job, plan, lease, record, seconds)
             with stage(seconds, "account"):

@@ -66,10 +66,13 @@ class Entry:
 def split_scheme(url: str) -> tuple[str, str]:
     """("file" | "s3", path) of a URL or a local path.
 
-    Raises: ConfigError for any other scheme.
+    Raises: ConfigError for any other scheme, and for one without its two slashes.
     """
     scheme, separator, path = url.partition("://")
     if not separator:
+        name, colon, _ = url.partition(":")
+        if colon and name.lower() in SCHEMES:
+            raise ConfigError(f"{url}: {name.lower()}:// is expected; a local folder of this name is ./{url}")
         return "file", os.path.abspath(os.path.expanduser(url))
     if scheme not in SCHEMES:
         raise ConfigError(f"{url}: scheme {scheme!r} is not one of {', '.join(SCHEMES)}")
@@ -80,14 +83,17 @@ def local_files(root: str) -> Iterator[Entry]:
     """Every file below a folder, in order; links are followed, no folder is entered twice.
 
     Not fsspec's `find`: it leaves out linked files, and ends in an error when a file goes away while it lists. Files that
-    do are left out; a link that leads nowhere, and what is no regular file, is listed with its problem.
+    do are left out; a link that leads nowhere, what may not be looked at and what is no regular file is listed with its
+    problem.
 
-    Raises: StorageError when a folder cannot be read.
+    Raises: StorageError when a folder cannot be read: nobody knows how many files that are.
     """
 
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):
-            raise StorageError(f"{error.filename}: cannot be listed: {error.strerror}") from None
+            mend = "give this user the right to read and enter it, or move it away"
+            what = f"{error.strerror}: {mend}" if isinstance(error, PermissionError) else error.strerror
+            raise StorageError(f"{error.filename}: cannot be listed: {what}") from None
 
     entered: set[str] = set()
     for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
@@ -102,7 +108,7 @@ def local_files(root: str) -> Iterator[Entry]:
             try:
                 status = os.stat(path)
             except OSError as e:
-                if os.path.lexists(path):
+                if not isinstance(e, FileNotFoundError) or os.path.lexists(path):
                     yield Entry(path, 0, "unreadable", f"a link or file that cannot be followed: {e.strerror}")
                 continue
             regular = stat.S_ISREG(status.st_mode)
@@ -204,7 +210,10 @@ class Store:
         return answer
 
     def entries(self, path: str = "") -> Iterator[Entry]:
-        """Every object below `path`, of any name. Raises: StorageError when the store cannot be listed."""
+        """Every object below `path`, of any name; none where no folder is.
+
+        Raises: StorageError when the store cannot be listed, or its bucket does not exist.
+        """
         if self.local:
             yield from (replace(entry, path=self.relative(entry.path)) for entry in local_files(self.full(path)))
             return
@@ -212,7 +221,10 @@ class Store:
             for full, info in found_in_bucket(self, self.full(path)):
                 if info["type"] == "file" and not full.endswith("/"):
                     yield Entry(self.relative(full), int(info["size"]), info["ETag"].strip('"'))
-        except FileNotFoundError:
+        except FileNotFoundError as e:
+            if refusal(e)[1] == "NoSuchBucket":
+                bucket = self.root.partition("/")[0]
+                raise StorageError(f"{self.url}: the bucket {bucket} does not exist: make it, or name another") from None
             return
         except Exception as e:
             raise StorageError(f"{self.uri(path)}: cannot be listed: {reason(e)}") from e

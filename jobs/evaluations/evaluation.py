@@ -144,7 +144,7 @@ def read_images(url: str, storage: StorageConfig, smallest: int = SSIM_SIDE) -> 
     store = Store(url, storage)
     pictures = {}
     for listed in list_folder(store):
-        if listed is None:
+        if isinstance(listed, str):
             continue
         try:
             picture = decode(store.read(listed.rel_path))

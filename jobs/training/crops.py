@@ -22,6 +22,7 @@ from pipeline.images.pixels import ImageError, decode
 from pipeline.plan import blocks
 from pipeline.sources import Input, input_of, listing
 from pipeline.sources.reading import ReadError, Reading
+from pipeline.sources.source import Listed
 from pipeline.storage import Store
 from pipeline.store_failures import reason
 
@@ -105,7 +106,7 @@ def listed(inputs: list[Input]) -> pa.Table:
     """Every image of the inputs (EXAMINED, not yet looked at). Raises: StorageError, ConfigError."""
     rows: list[dict[str, Any]] = []
     for number, source in enumerate(inputs):
-        for image in filter(None, listing(source)):
+        for image in (found for found in listing(source) if isinstance(found, Listed)):
             row = {"source": number, "rel_path": image.rel_path, "path": image.path, "offset": image.offset}
             rows.append({**row, "base": image.base, "size": image.size, "source_etag": image.etag, "problem": image.problem})
     if not rows:

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pipeline.cluster.progress import LOG_SECONDS, POLL_SECONDS, clock
+from pipeline.cluster.progress import POLL_SECONDS
 from pipeline.cluster.tally import published
+from pipeline.progress import LOG_SECONDS, clock
 
 log = logging.getLogger("imagemill.train")
 Result = TypeVar("Result")

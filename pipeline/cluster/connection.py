@@ -209,6 +209,7 @@ def start(address: str | None, num_cpus: int | None) -> None:
         options |= {"address": address, "runtime_env": runtime_env()}
     else:
         options |= {"address": "local", "include_dashboard": False, "num_cpus": num_cpus}
+    log.info("%s", f"connecting to Ray at {address}" if address else "starting Ray on this machine")
     with signals_wait():
         context = start_ray(address, options)
     if not address:

@@ -1,21 +1,16 @@
 """How far a run is: the driver adds up what actors counted, and shows images done / planned, rate, ETA and rejects."""
 
 import logging
-import sys
 import threading
 import time
 from collections import Counter
-from datetime import timedelta
 from types import TracebackType
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipeline.cluster.metrics import waiting_gauge
 from pipeline.cluster.tally import published
+from pipeline.progress import LOG_SECONDS, bar_of_images, clock
 
 log = logging.getLogger("imagemill.run")
-LOG_SECONDS = 15.0
 POLL_SECONDS = 0.5
 
 
@@ -27,10 +22,6 @@ def total(run_id: str) -> Counter[str]:
         counts.update(content)
         counts.update({key: value - counts[key] for key, value in most.items()})
     return counts
-
-
-def clock(seconds: float) -> str:
-    return str(timedelta(seconds=max(0, round(seconds))))
 
 
 class Shown:
@@ -59,18 +50,8 @@ class Shown:
         return done / max(POLL_SECONDS, elapsed - self.first_image_s)
 
     def _watch(self) -> None:
-        terminal = sys.stderr.isatty()
-        bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-            disable=not terminal,
-        )
         last_log = time.monotonic()
-        with bar:
+        with bar_of_images() as bar:
             shown = bar.add_task("images", total=self.planned, note="starting")
             while True:
                 stopped = self._stop.wait(POLL_SECONDS)
@@ -81,7 +62,7 @@ class Shown:
                 left = clock((self.planned - done) / rate) if rate else "?"
                 note = f"{rate:.1f} images/s, {rejected} rejected, {left} left"
                 bar.update(shown, completed=min(done, self.planned), note=note)
-                if not terminal and (stopped or time.monotonic() - last_log > LOG_SECONDS):
+                if bar.disable and (stopped or time.monotonic() - last_log > LOG_SECONDS):
                     last_log = time.monotonic()
                     counts = {"done": min(done, self.planned), "planned": self.planned, "rejected": rejected}
                     log.info("%d / %d images, %s", counts["done"], self.planned, note, extra=counts)

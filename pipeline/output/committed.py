@@ -21,6 +21,8 @@ from pipeline.store_failures import STORE_FAILURES, reason
 KEYS = ["image_id", "version"]
 SUPERSEDED = "superseded.parquet"
 """Below runs/ID: images that the run was to do again, and whose older rows it may have robbed of their files."""
+LAST_RUNS = 100
+"""Of which something is asked: a night without anything new leaves a run too."""
 RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]+")
 NOTES = "runs/replaced"
 """Which parts take, or are to take, the place of which (replaced.py)."""
@@ -88,6 +90,11 @@ def run_records(output: Store, ids: Sequence[str]) -> list[dict[str, Any]]:
 
     with ThreadPoolExecutor(THREADS) as pool:
         return [record for record in pool.map(read, ids) if record]
+
+
+def last_records(output: Store) -> list[dict[str, Any]]:
+    """The run.json of the last runs, oldest first. Raises: StorageError."""
+    return run_records(output, run_ids(output)[-LAST_RUNS:])
 
 
 def columns_of(table: pa.Table, names: list[str]) -> list[list[Any]]:

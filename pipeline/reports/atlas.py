@@ -12,6 +12,7 @@ from models.likeness import similarity, whitening_for
 from pipeline.errors import ConfigError, VerificationError
 from pipeline.output.neighbours import Collection
 from pipeline.output.snapshot import Snapshot
+from pipeline.progress import counted
 
 MOST_IMAGES, MOST_PARTS = 1_500, 150
 """Of a map; of a larger collection a sample is drawn, from so many parts at most."""
@@ -55,7 +56,8 @@ def atlas(these: Collection, columns: list[str], method: str, problems: list[str
     """Raises: ConfigError for a method that is unknown, not installed, or wants more images."""
     if method not in METHODS:
         raise ConfigError(f"--method {method}; valid: {', '.join(METHODS)}")
-    batches = list(replace(these, state=sample(these.state)).features(columns, problems))
+    drawn = replace(these, state=sample(these.state))
+    batches = list(counted(drawn.features(columns, problems), len(drawn.state), lambda batch: len(batch[0])))
     if not batches:
         raise VerificationError(f"{these.state.output.url}: no latent is what was written: {'; '.join(problems[:10])}")
     features = np.concatenate([found for _, found in batches])

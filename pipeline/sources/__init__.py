@@ -1,9 +1,10 @@
 """Where images come from: a folder or prefix of image files and shards, one shard, or a manifest."""
 
 import hashlib
+import json
 import logging
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -13,8 +14,8 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, StorageError
 from pipeline.sources import manifest, parquet, tar
-from pipeline.sources.folder import image_file, unreadable, with_masks
-from pipeline.sources.source import UNREADABLE_SHARD, Listed, ShardFormat, SourceConfig
+from pipeline.sources.folder import OTHER, image_file, unreadable, with_masks
+from pipeline.sources.source import UNREADABLE_SHARD, Found, Listed, ShardFormat, SourceConfig
 from pipeline.storage import Entry, StorageConfig, Store
 from pipeline.store_failures import STORE_FAILURES, reason
 
@@ -36,6 +37,7 @@ INDEX = pa.schema(
     ]
 )
 OTHERS = b"others"
+"""JSON of how many members of each kind a shard has that are no images, in an index's metadata."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,8 @@ def input_of(url: str, storage: StorageConfig, config: SourceConfig) -> Input:
     return Input(Store(folder or "/", storage), name, config)
 
 
-def listing(source: Input, kept: Store | None = None, masks: bool = False, keep: bool = False) -> Iterator[Listed | None]:
-    """Every image of an input, in the order of its names, and None for each file or member that is none.
+def listing(source: Input, kept: Store | None = None, masks: bool = False, keep: bool = False) -> Iterator[Found]:
+    """Every image of an input, in the order of its names, and the kind of each file or member that is none.
 
     Args:
         kept: OUTPUT, whose index of a shard stands in for the shard while it is the same. keep: write what is missing there.
@@ -98,8 +100,8 @@ def find(source: Input, names: set[str], kept: Store) -> list[Listed]:
     Raises: StorageError, ConfigError, OSError when the input cannot be reached.
     """
     if source.file:
-        return [image for image in listing(source, kept) if image and image.rel_path in names]
-    found: list[Listed | None] = []
+        return chosen(listing(source, kept), names)
+    found: list[Found] = []
     for path in {shard_of(name) or name for name in names}:
         try:
             entry = source.store.entry(path)
@@ -107,7 +109,11 @@ def find(source: Input, names: set[str], kept: Store) -> list[Listed]:
             continue
         form = shard_format(path)
         found += indexed(form, source, entry, kept, keep=False) if form else [image_file(entry)]
-    return list({image.rel_path: image for image in found if image and image.rel_path in names}.values())
+    return list({image.rel_path: image for image in chosen(found, names)}.values())
+
+
+def chosen(found: Iterable[Found], names: set[str]) -> list[Listed]:
+    return [image for image in found if isinstance(image, Listed) and image.rel_path in names]
 
 
 def shard_of(name: str) -> str | None:
@@ -116,12 +122,12 @@ def shard_of(name: str) -> str | None:
     return next((path for n in range(1, len(folders)) if shard_format(path := "/".join(folders[:n]))), None)
 
 
-def members(source: Input, kept: Store | None, keep: bool) -> Iterator[Listed | None]:
+def members(source: Input, kept: Store | None, keep: bool) -> Iterator[Found]:
     """Image files as they are listed, and the images of shards, a few of which are read at a time."""
     entries = iter([source.store.entry(source.file)]) if source.file else source.store.entries()
-    ahead: deque[list[Listed | None] | Future[list[Listed | None]]] = deque()
+    ahead: deque[list[Found] | Future[list[Found]]] = deque()
 
-    def ready() -> list[Listed | None]:
+    def ready() -> list[Found]:
         first = ahead.popleft()
         return first.result() if isinstance(first, Future) else first
 
@@ -135,7 +141,7 @@ def members(source: Input, kept: Store | None, keep: bool) -> Iterator[Listed | 
             yield from ready()
 
 
-def indexed(form: ShardFormat, source: Input, entry: Entry, kept: Store | None, keep: bool) -> list[Listed | None]:
+def indexed(form: ShardFormat, source: Input, entry: Entry, kept: Store | None, keep: bool) -> list[Found]:
     """What a shard holds, by its index in OUTPUT, or by reading it."""
     if problem := unreadable(entry):
         return [problem]
@@ -144,8 +150,10 @@ def indexed(form: ShardFormat, source: Input, entry: Entry, kept: Store | None, 
     if kept and kept.exists(path):
         try:
             table = pq.read_table(pa.BufferReader(kept.read(path)))
-            others = int((table.schema.metadata or {}).get(OTHERS, b"0"))
-            return [Listed(**row) for row in table.to_pylist()] + [None] * others
+            others = json.loads((table.schema.metadata or {}).get(OTHERS, b"0"))
+            # Older indexes hold a count alone.
+            kinds = Counter(others if isinstance(others, dict) else {OTHER: others})
+            return [*(Listed(**row) for row in table.to_pylist()), *kinds.elements()]
         except (pa.ArrowException, ValueError, TypeError):
             log.warning("%s: damaged; the shard is read again", kept.uri(path))
     try:
@@ -153,8 +161,9 @@ def indexed(form: ShardFormat, source: Input, entry: Entry, kept: Store | None, 
     except STORE_FAILURES as e:
         return [Listed(entry.path, entry.size, entry.etag, entry.path, problem=f"{UNREADABLE_SHARD}: {reason(e)}")]
     if kept and keep:
-        images = [asdict(image) for image in found if image]
-        table = pa.Table.from_pylist(images, INDEX.with_metadata({OTHERS: str(len(found) - len(images)).encode()}))
+        images = [asdict(image) for image in found if isinstance(image, Listed)]
+        others = Counter(kind for kind in found if isinstance(kind, str))
+        table = pa.Table.from_pylist(images, INDEX.with_metadata({OTHERS: json.dumps(others).encode()}))
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         kept.write(path, sink.getvalue().to_pybytes())

@@ -1,9 +1,10 @@
 """A folder or bucket prefix of image files, at any depth and of any name."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 
-from pipeline.sources.source import Listed, escaped
+from pipeline.sources.source import Found, Listed, escaped
 from pipeline.storage import Entry, Store
 
 # Files of the last line's formats, which Pillow cannot read, end as rejects that say so.
@@ -14,42 +15,52 @@ EXTENSIONS = (
 )
 
 MASK = ".mask.png"
+OTHER = "other"
+LONGEST_KIND = 8
 
 
 def is_image_name(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS)
 
 
-def list_folder(store: Store) -> Iterator[Listed | None]:
-    """Every image file, and None for each file that is none by its name."""
+def kind_of(name: str) -> str:
+    """What a file that is no image is counted as: the ending of its name, as txt, where it has a plain one."""
+    kind = os.path.splitext(name)[1][1:].lower()
+    return kind if kind.isalnum() and len(kind) <= LONGEST_KIND else OTHER
+
+
+def list_folder(store: Store) -> Iterator[Found]:
+    """Every image file, and the kind of each file that is none by its name."""
     return (image_file(entry) for entry in store.entries())
 
 
-def with_masks(listing: Iterator[Listed | None]) -> Iterator[Listed | None]:
+def with_masks(listing: Iterator[Found]) -> Iterator[Found]:
     """A listing in which NAME.mask.png is no image but the mask of every image NAME beside it, in its folder or its shard.
 
     The etag of an image holds that of its mask, so that a changed mask is a changed image.
     """
     listed = list(listing)
-    masks = {image.rel_path[: -len(MASK)]: image for image in listed if image and is_mask(image)}
-    for image in listed:
-        if image is None or is_mask(image):
-            yield None
-            continue
-        if mask := masks.get(image.rel_path.rpartition(".")[0]):
-            etag = f"{image.etag} {mask.etag}"
-            image = replace(image, etag=etag, mask_path=mask.path, mask_offset=mask.offset, mask_size=mask.size)
-        yield image
+    masks = {image.rel_path[: -len(MASK)]: image for image in listed if isinstance(image, Listed) and is_mask(image)}
+    for found in listed:
+        if isinstance(found, str):
+            yield found
+        elif is_mask(found):
+            yield MASK[1:]
+        elif mask := masks.get(found.rel_path.rpartition(".")[0]):
+            etag = f"{found.etag} {mask.etag}"
+            yield replace(found, etag=etag, mask_path=mask.path, mask_offset=mask.offset, mask_size=mask.size)
+        else:
+            yield found
 
 
 def is_mask(image: Listed) -> bool:
     return image.rel_path.endswith(MASK)
 
 
-def image_file(entry: Entry) -> Listed | None:
-    """An image file of a listing; None for a file that is none by its name (it is counted, not read)."""
+def image_file(entry: Entry) -> Found:
+    """An image file of a listing; the kind of a file that is none by its name."""
     if not is_image_name(entry.path):
-        return None
+        return kind_of(entry.path)
     return unreadable(entry) or Listed(entry.path, entry.size, entry.etag, entry.path)
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError
-from pipeline.sources.source import Listed, ShardFormat, SourceConfig, carried
+from pipeline.sources.source import Found, Listed, ShardFormat, SourceConfig, carried
 from pipeline.storage import Store
 
 SUFFIXES = (".parquet",)
@@ -56,7 +56,7 @@ def key_column(schema: pa.Schema, config: SourceConfig) -> str | None:
     )
 
 
-def index(store: Store, path: str, config: SourceConfig) -> Iterator[Listed | None]:
+def index(store: Store, path: str, config: SourceConfig) -> Iterator[Found]:
     """As ShardFormat.index; a file without images counts as one other file. The etag is a digest of an image's bytes.
 
     Raises: ConfigError when a column that the config names is not there.
@@ -81,7 +81,7 @@ def index(store: Store, path: str, config: SourceConfig) -> Iterator[Listed | No
                     yield Listed(f"{path}/{name}", len(data), digest, path, row, extra=carried(extra))
                     row += 1
     except NoImages:
-        yield None
+        yield "parquet"
     except (pa.ArrowException, UnicodeError) as e:
         yield Listed(path, 0, "damaged", path, problem=f"BadShard: {' '.join(str(e).split())[:300]}")
 

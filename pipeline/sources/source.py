@@ -61,6 +61,10 @@ class Listed:
     """JSON of what was carried along with it."""
 
 
+Found = Listed | str
+"""An image, or the kind of a file or member that is none: it is counted, not read."""
+
+
 def escaped(name: str) -> str:
     """A file's name as Arrow can hold it: bytes that are not UTF-8 are written out."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -83,6 +87,6 @@ class ShardFormat:
     """One kind of shard; `index` and `reader` take the store, the shard's path in it, and the config."""
 
     suffixes: tuple[str, ...]
-    index: Callable[[Store, str, SourceConfig], Iterator[Listed | None]]
-    """Every image of a shard, and None for each member that is none; a damaged end is the last image's problem."""
+    index: Callable[[Store, str, SourceConfig], Iterator[Found]]
+    """Every image of a shard, and the kind of each member that is none; a damaged end is the last image's problem."""
     reader: Callable[[Store, str, SourceConfig], ShardReader]

@@ -11,6 +11,7 @@ import json
 import lzma
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -18,8 +19,8 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from pipeline.sources.folder import is_image_name
-from pipeline.sources.source import Listed, ShardFormat, SourceConfig, carried, escaped
+from pipeline.sources.folder import is_image_name, kind_of
+from pipeline.sources.source import Found, Listed, ShardFormat, SourceConfig, carried, escaped
 from pipeline.storage import Store
 
 SIDECARS = ("json", "txt")
@@ -102,7 +103,7 @@ def opened(store: Store, path: str) -> BinaryIO:
     return unpacked
 
 
-def index(store: Store, path: str, config: SourceConfig) -> Iterator[Listed | None]:
+def index(store: Store, path: str, config: SourceConfig) -> Iterator[Found]:
     """As ShardFormat.index. The etag of a member is a digest of its bytes, so a shard that grew keeps its done members.
 
     What comes before a cut is there, then one reject for the shard.
@@ -110,7 +111,7 @@ def index(store: Store, path: str, config: SourceConfig) -> Iterator[Listed | No
     wanted = SIDECARS if config.carry is None else config.carry
     images: list[tuple[str, Listed]] = []
     extras: dict[str, dict[str, Any]] = {}
-    others = 0
+    others: Counter[str] = Counter()
     problem = None
     with opened(store, path) as file:
         try:
@@ -129,11 +130,11 @@ def index(store: Store, path: str, config: SourceConfig) -> Iterator[Listed | No
                     head, digest, sidecar = consumed(tar, member, extension in wanted)
                     if sidecar is not None:
                         extras.setdefault(key, {})[extension] = sidecar
-                        others += 1
+                        others[kind_of(name)] += 1
                     elif is_image_name(name) or (not extension and begins_as_image(head)):
                         images.append((key, Listed(f"{path}/{name}", member.size, digest, path, member.offset_data)))
                     else:
-                        others += 1
+                        others[kind_of(name)] += 1
                 if not ended(file, tar.offset):
                     problem = "CutShard: it has no end mark, so it was cut off, or is still being written"
         except CUT as e:
@@ -142,7 +143,7 @@ def index(store: Store, path: str, config: SourceConfig) -> Iterator[Listed | No
             problem = "BadShard: a member's name cannot be read"
     for key, listed in images:
         yield replace(listed, extra=carried(extras.get(key, {})))
-    yield from (None for _ in range(others))
+    yield from others.elements()
     if problem:
         yield Listed(path, 0, f"cut after {len(images)} images", path, problem=problem)
 

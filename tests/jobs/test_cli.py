@@ -1,13 +1,18 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import s3fs
+from outputs import compressed
 from PIL import Image
 
 from jobs import __main__ as process
 from models import checkpoint
 from pipeline.output.lease import Lease
+from pipeline.schema import image_id, parquet_bytes, part_name, reject_schema
 from pipeline.storage import Store
 
 
@@ -55,6 +60,10 @@ def write_yaml(folder: Path, text: str) -> Path:
         ("task: denoise\ninput: http://example.com/x", "scheme 'http' is not one of file, s3"),
         ("- a list", "a mapping is expected"),
         ("task: [", "not YAML"),
+        (
+            "jobs: []\nuntil: 06:00\npool: {actor: 3}",
+            "unknown keys 'jobs', 'until'; valid: address, checkpoint",
+        ),
     ],
 )
 def test_a_bad_configuration_is_one_line_and_exit_2(imagemill, tmp_path, photos, text, message):
@@ -63,7 +72,19 @@ def test_a_bad_configuration_is_one_line_and_exit_2(imagemill, tmp_path, photos,
     assert code == 2
     assert message in err
     assert err.count("\n") == 1
+    assert err.count("max_reject_fraction") <= 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["input", "output"])
+def test_one_slash_is_one_line_and_makes_no_folder(imagemill, tmp_path, photos, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    ends = {"input": photos, "output": tmp_path / "out", place: "s3:/bucket/x"}
+    code, _, err = imagemill("denoise", ends["input"], ends["output"])
+    assert code == 2
+    assert "s3:/bucket/x: s3:// is expected" in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [photos]
 
 
 def test_a_checkpoint_with_a_wrong_digest_is_exit_2(imagemill, tmp_path, photos):
@@ -109,6 +130,60 @@ def test_plan_changes_nothing(imagemill, tmp_path, photos):
     assert not (tmp_path / "out").exists()
 
 
+def test_plan_says_of_a_bucket_what_a_run_says(imagemill, photos, rclone_bucket, monkeypatch):
+    where = ["plan", "--task", "denoise", "--input", photos, "--output"]
+    assert imagemill(*where, f"{rclone_bucket}/out")[0] == 0
+    code, _, err = imagemill(*where, "s3://there-is-none/out")
+    assert code == 5
+    assert "s3://there-is-none/out: the bucket there-is-none does not exist: make it, or name another" in err
+    assert err.count("\n") == 1
+    assert imagemill("denoise", photos, "s3://there-is-none/out") == (code, "", err)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    s3fs.S3FileSystem.clear_instance_cache()
+    code, _, err = imagemill(*where, f"{rclone_bucket}/out")
+    assert code == 5
+    assert "PermissionError" in err
+    assert err.count("\n") == 1
+
+
+def test_plan_says_which_kinds_of_files_are_no_images(imagemill, tmp_path, photos):
+    where = ["plan", "--task", "denoise", "--input", photos, "--output", tmp_path / "out"]
+    assert "3 images, 0 other files " in imagemill(*where)[1]
+    for name in ("a.txt", "b.txt", "README", *(f"x.k{number}" for number in range(6))):
+        (photos / name).touch()
+    assert "3 images, 9 other files (txt 2, k0 1, k1 1, k2 1, k3 1, other 3)" in imagemill(*where)[1]
+
+
+def test_a_long_listing_says_how_far_it_is(imagemill, tmp_path, photos, monkeypatch):
+    where = ["plan", "--task", "denoise", "--input", photos, "--output", tmp_path / "out"]
+    assert imagemill(*where)[2] == ""
+    monkeypatch.setattr("pipeline.plan.LOG_SECONDS", 0)
+    monkeypatch.setattr("pipeline.plan.LISTED_AT_A_TIME", 2)
+    said = re.findall(r"INFO (listed \d+ .*)\n", imagemill(*where)[2])
+    assert said == ["listed 2 images and 0 other files so far", "listed 3 images and 0 other files so far"]
+
+
+def test_an_input_without_any_image_that_output_knows_is_a_warning(imagemill, tmp_path, crops):
+    output = compressed(tmp_path, {"a.png": crops[0][:28, :28]})
+
+    def said(folder: str, *names: str) -> str:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for name in names:
+            Image.fromarray(crops[1]).save(tmp_path / folder / name)
+        code, _, err = imagemill("plan", "--task", "compress", "--input", tmp_path / folder, "--output", output.url)
+        assert code == 0
+        assert err.count("\n") == bool(err)
+        return err
+
+    rows = f"holds none of the images that {output.url} has rows of, which was filled from {tmp_path}/in: is it the right"
+    assert f"{tmp_path}/other {rows}" in said("other", "b.png")
+    assert said("other", "a.png") == ""
+    assert said("in") == ""
+    (tmp_path / "in/a.png").unlink()
+    assert f"{tmp_path}/in {rows} place, and all there?" in said("in")
+    assert said("in", "c.png") == ""
+
+
 @pytest.mark.usefixtures("ray_session")
 def test_plan_says_what_a_run_takes_of_a_cluster_and_whether_it_fits(imagemill, tmp_path, photos):
     where = ["plan", "--task", "denoise", "--input", photos, "--output", tmp_path / "out", "--address", "auto"]
@@ -139,7 +214,7 @@ def test_run_then_read_what_is_there(imagemill, tmp_path, photos):
     code, out, _ = imagemill("status", output)
     assert code == 0
     assert "3 images in 3 rows of " in out
-    assert "; 1 part of rejects: imagemill failures lists them" in out
+    assert "; rejects that wait: 1 for --retry (imagemill failures lists them)" in out
     code, out, _ = imagemill("failures", output)
     assert "bad.jpg" in out
     code, out, _ = imagemill("verify", output)
@@ -155,6 +230,35 @@ def test_run_then_read_what_is_there(imagemill, tmp_path, photos):
     assert code == 6
     assert "checked: 1 problem\n" in out
     assert victim.name in out
+
+
+def test_status_counts_the_rejects_that_wait_and_for_what(imagemill, tmp_path, crops):
+    output = compressed(tmp_path, {"mended.png": crops[0][:28, :28]}, fence=2)
+    assert "1 image in 1 row of 1 part; no rejects\n" in imagemill("status", output.url)[1]
+    for fence, transient in ((1, {"mended.png": False, "a": False, "b": False, "c": True}), (3, {"b": True, "d": False})):
+        rows = [
+            {"image_id": image_id(name), "version": f"{fence}", "fence": fence, "transient": again}
+            for name, again in transient.items()
+        ]
+        part = pa.Table.from_pylist(rows, reject_schema())
+        output.write(f"rejects/{part_name(part)}", parquet_bytes(part, 1))
+    assert "1 part; rejects that wait: 2 for --retry, 2 for the next run (" in imagemill("status", output.url)[1]
+
+
+def test_what_reads_many_latents_says_how_far_it_is_without_a_terminal(imagemill, tmp_path, crops, monkeypatch):
+    output = compressed(tmp_path, {f"{number}.png": crop for number, crop in enumerate(crops[:5])}, "compress-small")
+    monkeypatch.setattr("pipeline.progress.LOG_SECONDS", 0)
+    for command in (
+        ["decode", output.url, tmp_path / "decoded"],
+        ["export", output.url, tmp_path / "exported"],
+        ["map", output.url, tmp_path / "map.html"],
+        ["stats", output.url],
+        ["duplicates", output.url],
+        ["search", output.url, "--id", "0.png"],
+    ):
+        code, _, err = imagemill(*command)
+        assert code == 0
+        assert re.search(r" INFO 5 / 5 images, \d+\.\d images/s, 0:00:00 left\n", err), command
 
 
 def test_reading_an_output_that_is_not_there_is_exit_5(imagemill, tmp_path):

@@ -1,5 +1,6 @@
 import hashlib
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def todo_of(*pairs: Pair) -> pa.Table:
 
 
 def plan_over(*pairs: Pair, parts: set[str] = frozenset(), redone: str = "") -> Plan:
-    return Plan(todo_of(*pairs), 0, 0, 0, 0, pa.table({"image_id": pa.array(list(redone), pa.string())}), set(parts))
+    return Plan(todo_of(*pairs), 0, Counter(), 0, 0, pa.table({"image_id": pa.array(list(redone), pa.string())}), set(parts))
 
 
 def dropped_from(output: Store) -> int:

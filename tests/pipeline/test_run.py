@@ -158,9 +158,9 @@ def test_a_retry_that_fails_again_and_an_input_that_became_empty_are_said_and_no
     assert run(config)["ok"] == 1
     for path in source.iterdir():
         path.unlink()
-    assert "is it all there" not in caplog.text
+    assert "is it the right place" not in caplog.text
     assert (run(config)["found"], run(config)["exit_code"]) == (0, 0)
-    assert "is it all there" in caplog.text
+    assert "is it the right place, and all there?" in caplog.text
 
 
 def test_limits_and_rejects(tmp_path, crops):

@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import tarfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pipeline.images.pixels import encode_rgb
 from pipeline.output.verify import verify
 from pipeline.run import run
 from pipeline.sources import input_of, listing
-from pipeline.sources.source import Listed, SourceConfig
+from pipeline.sources.source import Found, Listed, SourceConfig
 from pipeline.sources.tar import FORMAT
 from pipeline.storage import StorageConfig, Store
 
@@ -42,12 +43,12 @@ def pictures(crops: list[np.ndarray], count: int) -> list[bytes]:
     return [encode_rgb(crop, "PNG") for crop in crops[:count]]
 
 
-def listed(path: Path, **config: Any) -> list[Listed | None]:
+def listed(path: Path, **config: Any) -> list[Found]:
     return list(listing(input_of(str(path), StorageConfig(), SourceConfig(**config))))
 
 
 def images(path: Path, **config: Any) -> dict[str, Listed]:
-    return {image.rel_path: image for image in listed(path, **config) if image}
+    return {image.rel_path: image for image in listed(path, **config) if isinstance(image, Listed)}
 
 
 def rows(output: Path, folder: str = "results") -> dict[str, dict[str, Any]]:
@@ -73,8 +74,26 @@ def test_members_of_a_tar_are_grouped_as_webdataset_does(tmp_path, crops):
     assert set(found) == {"a.tar/x/0001.left.png", "a.tar/v1.5/0002.JPEG", "a.tar/0003"}
     assert json.loads(found["a.tar/x/0001.left.png"].extra or "") == {"json": {"caption": "a cat"}, "txt": "größer"}
     assert found["a.tar/v1.5/0002.JPEG"].extra is None
-    assert listed(tmp_path).count(None) == 4
+    assert sorted(kind for kind in listed(tmp_path) if isinstance(kind, str)) == ["cls", "json", "other", "txt"]
     assert json.loads(images(tmp_path / "a.tar", carry=["cls"])["a.tar/0003"].extra or "null") is None
+
+
+def test_what_is_no_image_is_counted_by_kind_with_and_without_an_index(tmp_path, crops):
+    shard(tmp_path / "in/a.tar", {"0.png": pictures(crops, 1)[0], "0.json": b"{}", "1.json": b"{}", "readme": b""})
+    pq.write_table(pa.table({"n": [1]}), tmp_path / "in/numbers.parquet")
+    for name in ("a.TXT", ".DS_Store", "b.png.backup-of-2020", "d.x/notes"):
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    source, output = input_of(str(tmp_path / "in"), StorageConfig(), SourceConfig()), Store(str(tmp_path / "out"))
+    first = list(listing(source, output, keep=True))
+    kinds = Counter(kind for kind in first if isinstance(kind, str))
+    assert kinds == {"json": 2, "parquet": 1, "txt": 1, "other": 4}
+    assert list(listing(source, output)) == first
+    # Indexes of older versions hold a count.
+    for index in (tmp_path / "out/shards").iterdir():
+        table = pq.read_table(index)
+        pq.write_table(table.replace_schema_metadata({b"others": b"7"}), index)
+    assert Counter(kind for kind in listing(source, output) if isinstance(kind, str)) == {"txt": 1, "other": 3 + 2 * 7}
 
 
 @pytest.mark.parametrize(
@@ -114,7 +133,7 @@ def test_a_tar_packed_by_zstd_is_read_forward_and_back_and_known_when_it_is_cut(
     with pa.CompressedOutputStream(str(tmp_path / "in.tar.zst"), "zstd") as out:
         out.write(plain)
     source = input_of(str(tmp_path / "in.tar.zst"), StorageConfig(), SourceConfig())
-    found = [image for image in listing(source) if image]
+    found = [image for image in listing(source) if isinstance(image, Listed)]
     assert [image.rel_path for image in found] == [f"in.tar.zst/{n}.png" for n in range(6)]
     reader = FORMAT.reader(source.store, "in.tar.zst", SourceConfig())
     for n in (0, 1, 4, 2, 5):
@@ -207,7 +226,7 @@ def test_parquet_shards_in_a_bucket_keep_their_columns(rclone_bucket, crops, tmp
 
 def images_of_store(store: Store, name: str, **config: Any) -> list[Listed]:
     source = input_of(f"{store.url}/{name}", store.config, SourceConfig(**config))
-    return [image for image in listing(source) if image]
+    return [image for image in listing(source) if isinstance(image, Listed)]
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -1,5 +1,9 @@
+import os
 import pickle
+import shutil
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,7 @@ from pipeline.errors import ConfigError, StorageError
 from pipeline.storage import CHECKSUMS, StorageConfig, Store, split_scheme
 from pipeline.store_failures import reason
 
+NOBODY = 65534
 NAMES = [
     "plain.jpg",
     "a/b/c/deep.png",
@@ -198,6 +203,14 @@ def test_other_schemes_are_refused(url: str) -> None:
         split_scheme(url)
 
 
+@pytest.mark.parametrize("url", ["s3:/bucket/a", "s3:bucket", "S3:/b", "file:/a", "s3:"])
+def test_a_scheme_without_its_slashes_is_no_local_folder(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"(s3|file):// is expected; a local folder of this name is \./"):
+        Store(url)
+    assert Store(f"./{url}").root.endswith(url)
+    assert Store("s3").local
+
+
 def test_a_bucket_must_be_named() -> None:
     with pytest.raises(ConfigError, match="bucket"):
         Store("s3://")
@@ -299,6 +312,41 @@ def test_a_link_to_nowhere_does_not_end_a_listing(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"1")
     (tmp_path / "link.jpg").symlink_to(tmp_path / "nowhere.jpg")
     assert "a.jpg" in [e.path for e in Store(str(tmp_path)).entries()]
+
+
+@pytest.fixture
+def user() -> Iterator[Path]:
+    """A folder of this process's user, to whom modes of files apply: another one for the time where that is root."""
+    root = os.geteuid() == 0
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    if root:
+        os.seteuid(NOBODY)
+    try:
+        yield folder
+    finally:
+        if root:
+            os.seteuid(0)
+        for inner in folder.iterdir():
+            inner.chmod(0o700)
+        shutil.rmtree(folder)
+
+
+def test_a_folder_that_may_not_be_listed_says_what_to_do(user: Path) -> None:
+    store = Store(str(user))
+    for path in ("a.jpg", "x/b.jpg"):
+        store.write(path, b"1")
+    (user / "x").chmod(0o311)
+    with pytest.raises(StorageError, match=r"/x: cannot be listed: Permission denied: give this user the right to"):
+        list(store.entries())
+
+
+def test_files_that_may_not_be_looked_at_are_listed_all_the_same(user: Path) -> None:
+    store = Store(str(user))
+    for path in ("a.jpg", "x/b.jpg"):
+        store.write(path, b"1")
+    (user / "x").chmod(0o644)
+    assert [(e.path, bool(e.problem)) for e in store.entries()] == [("a.jpg", False), ("x/b.jpg", True)]
 
 
 def test_a_reason_is_one_line() -> None:

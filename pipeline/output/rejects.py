@@ -1,0 +1,22 @@
+"""The rejects of an OUTPUT that wait to be done again."""
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.output.committed import part_paths, placed, read_parts, scan
+from pipeline.output.snapshot import newest_rows
+from pipeline.storage import Store
+
+
+def waiting_rejects(output: Store, columns: list[str]) -> pa.Table:
+    """The newest reject of each image that no row has made good since, be it of a mended file or of a later model.
+
+    Raises: StorageError for a damaged part.
+    """
+    parts = part_paths(output, "rejects")
+    rejects = newest_rows(read_parts(output, parts, list(dict.fromkeys([*columns, "image_id", "fence"]))))
+    fence = np.full(len(rejects), -1, np.int64)
+    for chunk in scan(output, part_paths(output, "results") if parts else [], ["image_id", "fence"]):
+        table, place = placed(chunk, rejects["image_id"].combine_chunks())
+        np.maximum.at(fence, place, table["fence"].fill_null(0).to_numpy())
+    return rejects.filter(pa.array(fence < rejects["fence"].cast(pa.int64()).to_numpy())).select(columns)
