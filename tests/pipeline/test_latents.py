@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from commands import make_photos
 from folders import fill, rows
+from here import job_here
 from PIL import Image
 
 from jobs.decode import decode_output
@@ -19,9 +20,7 @@ from pipeline.actor import Actor
 from pipeline.config import RunConfig
 from pipeline.errors import VerificationError
 from pipeline.item import Item
-from pipeline.job import Job
 from pipeline.output.committed import part_paths
-from pipeline.output.kept import keep_checkpoint
 from pipeline.output.lease import Lease
 from pipeline.output.verify import verify
 from pipeline.resolve import check_model, plan_of, resolve
@@ -141,28 +140,8 @@ def compressed_here(source: Store, output: Store) -> None:
     """An actor's work on all of a source, in this process."""
     resolved = resolve(RunConfig(task="compress", input=source.url, output=output.url, quality=0))
     with Lease(output) as lease:
-        keep_checkpoint(output, resolved.card, resolved.weights)
-        lineage = dict.fromkeys(("task", "model_id", "checkpoint_sha256", "config_sha256", "parameters"), "-")
-        lineage |= {"task": "compress", "checkpoint_sha256": resolved.card.sha256}
-        job = Job(
-            task="compress",
-            params={},
-            checkpoint_sha256=resolved.card.sha256,
-            references=[],
-            source=resolved.source,
-            output=output,
-            max_pixels=resolved.config.max_pixels,
-            image=resolved.config.image,
-            reconstruct=False,
-            quality=0.0,
-            compression_level=1,
-            lineage=lineage | {"run_id": "r", "fence": lease.fence},
-            batch_size=2,
-            threads=2,
-            dtype=None,
-        )
         plan = plan_of(resolved)
-        assert Actor(job)(plan.todo) == {"rows": [len(plan.todo)]}
+        assert Actor(job_here(resolved, lease.fence))(plan.todo) == {"rows": [len(plan.todo)]}
         left = account(output, plan, [])
     assert (left.ok, left.rejected, left.doubles_dropped) == (len(plan.todo), 0, 0)
     assert verify(output).problems == []
