@@ -20,7 +20,7 @@ from jobs.inspect import check_exists
 from jobs.removed import Sources, sources_of
 from models import checkpoint as checkpoints
 from models.pooling import POOLS
-from pipeline.errors import ConfigError, VerificationError
+from pipeline.errors import ConfigError, StorageError, VerificationError
 from pipeline.output.exports import LATENTS, MANIFEST, UNFINISHED
 from pipeline.output.kept import checkpoint_folder
 from pipeline.output.lease import FOLDER as LEASE
@@ -86,8 +86,9 @@ def export(
         columns: all of a row, `removed`, `latent` and `embedding` when absent.
         pool: how a latent becomes the vector `embedding`, one of `models.pooling.POOLS`, or none.
 
-    Raises: ConfigError, StorageError, OutputHeld, CheckpointError before anything is written; VerificationError at the end
-        when latents did not match their CRC: they are named, and not in the export.
+    What is not what was written, a latent or a whole part, is named in `left_out`, and not in the export.
+
+    Raises: ConfigError, StorageError, OutputHeld, CheckpointError before anything is written.
     """
     if pool not in (*POOLS, "none"):
         raise ConfigError(f"--pool {pool}: one of none, {', '.join(POOLS)} is expected")
@@ -95,11 +96,14 @@ def export(
     for inner, outer in ((output, dest), (dest, output)):
         if inner.scheme == outer.scheme and f"{inner.root}/".startswith(f"{outer.root}/"):
             raise ConfigError(f"{output.url} and {dest.url} lie one in the other")
-    state = snapshot(output, run, as_of, model)
+    damaged: dict[str, str] = {}
+    state = snapshot(output, run, as_of, model, damaged)
     check_latents(state)
     chosen = chosen_columns(state, columns, pool)
     check_format(form, dest, chosen)
     seen = survey(state)
+    if not seen.models:
+        raise StorageError("; ".join(list(damaged.values())[:10]))
     if len(seen.models) > 1:
         them = "; ".join(
             f"{name} {sha256[:16]}: {number(count, 'row')}" for (name, sha256), count in seen.models.most_common()
@@ -125,7 +129,7 @@ def export(
             "rows": going.rows,
             "removed": going.removed if "removed" in chosen and not sources.problems else None,
             "inputs_not_listed": sources.problems,
-            "left_out": problems,
+            "left_out": [*damaged.values(), *problems],
             "waiting": state.waiting,
             "shapes": {named(shape): count for shape, count in sorted(seen.shapes.items())},
             "columns": chosen,

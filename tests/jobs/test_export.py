@@ -17,7 +17,7 @@ from jobs.decode import decode_output
 from jobs.export import export, show_export
 from models import checkpoint as checkpoints
 from pipeline import read_latents
-from pipeline.errors import ConfigError, VerificationError
+from pipeline.errors import ConfigError, StorageError, VerificationError
 from pipeline.output.committed import part_paths
 from pipeline.schema import parquet_bytes, part_name
 from pipeline.storage import Store
@@ -244,6 +244,51 @@ def test_rows_that_are_not_what_was_written_are_named_and_left_out(tmp_path: Pat
     pq.write_table(values.set_column(values.schema.get_field_index("latent"), "latent", column), part)
     with pytest.raises(VerificationError, match="latent"):
         decode_output(Store(str(tmp_path / "export")), Store(str(tmp_path / "again")))
+
+
+def in_a_page_of(output: Store, path: str, column: str) -> bytes:
+    """A part with one bit of a column's values turned, which its page's checksum tells."""
+    data, group = bytearray(output.read(path)), pq.ParquetFile(output.full(path)).metadata.row_group(0)
+    [place] = [n for n in range(group.num_columns) if group.column(n).path_in_schema == column]
+    chunk = group.column(place)
+    start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+    data[start + chunk.total_compressed_size - 1] ^= 1
+    return bytes(data)
+
+
+def test_damaged_parts_are_named_and_the_others_exported(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
+    output = compressed(tmp_path, pieces, rows_per_part=2)
+    cut, of_latents, of_models, whole = part_paths(output, "results")
+    output.write(cut, output.read(cut)[:-100])
+    output.write(of_latents, in_a_page_of(output, of_latents, "latent.list.element"))
+    output.write(of_models, in_a_page_of(output, of_models, "model_id"))
+    with pytest.raises(VerificationError, match=f"{cut}: a damaged part .*: move it out of OUTPUT, and the next run makes"):
+        show_export(output, Store(str(tmp_path / "export")))
+    record = json.loads((tmp_path / "export/export.json").read_text())
+    assert [problem.split(": ")[0] for problem in record["left_out"]] == [
+        output.uri(path) for path in (cut, of_models, of_latents)
+    ]
+    assert record["rows"] == 2
+    there = pq.read_table(output.full(whole))["image_id"].to_pylist()
+    assert pq.read_table(tmp_path / "export/latents")["image_id"].to_pylist() == there
+    # Where nothing is left there is no export.
+    for path in (of_latents, whole):
+        output.write(path, in_a_page_of(output, path, "step"))
+    with pytest.raises(StorageError, match=f"{whole}: a damaged part"):
+        export(output, Store(str(tmp_path / "again")))
+    for path in part_paths(output, "results"):
+        output.write(path, b"PAR1")
+    with pytest.raises(StorageError, match=f"{whole}: a damaged part"):
+        export(output, Store(str(tmp_path / "again")))
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_part_that_a_store_does_not_give_is_not_called_damaged(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
+    output = compressed(tmp_path, pieces)
+    Path(output.full("results/loop.parquet")).symlink_to("loop.parquet")
+    with pytest.raises(StorageError, match=r"loop\.parquet: cannot be read: OSError"):
+        export(output, Store(str(tmp_path / "export")))
+    assert not (tmp_path / "export").exists()
 
 
 def test_several_models_are_refused_by_name_until_one_is_chosen(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:

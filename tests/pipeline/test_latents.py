@@ -18,7 +18,7 @@ from models import checkpoint as checkpoints
 from pipeline.account import account
 from pipeline.actor import Actor
 from pipeline.config import RunConfig
-from pipeline.errors import VerificationError
+from pipeline.errors import StorageError, VerificationError
 from pipeline.item import Item
 from pipeline.output.committed import part_paths
 from pipeline.output.lease import Lease
@@ -134,6 +134,23 @@ def test_a_damaged_payload_is_named_and_never_decoded(tmp_path, crops):
     with pytest.raises(VerificationError, match=r"[01]\.png"):
         decode_output(Store(str(output)), Store(str(dest)))
     assert [p.name for p in dest.iterdir()] == ["2.png"]
+
+
+def test_the_images_of_a_damaged_part_are_made_again_once_it_is_moved_away(tmp_path, crops):
+    make_photos(Store(str(tmp_path / "in")), 4, crops)
+    output = Store(str(tmp_path / "out"))
+    config = RunConfig(task="compress", input=str(tmp_path / "in"), output=output.url, rows_per_part=1)
+    run(config)
+    damaged = part_paths(output, "results")[1]
+    output.write(damaged, output.read(damaged)[:-1])
+    with pytest.raises(StorageError, match=f"{damaged}: a damaged part .*: move it out of OUTPUT"):
+        run(config)
+    assert "move it out of OUTPUT" in verify(output).problems[0]
+    assert export(output, Store(str(tmp_path / "export")))["rows"] == 3
+    Path(output.full(damaged)).rename(tmp_path / "damaged.parquet")
+    assert run(config)["ok"] == 1
+    assert verify(output).problems == []
+    assert export(output, Store(str(tmp_path / "whole")))["rows"] == 4
 
 
 def compressed_here(source: Store, output: Store) -> None:
