@@ -19,6 +19,7 @@ from models import checkpoint as checkpoints
 from pipeline import read_latents
 from pipeline.errors import ConfigError, StorageError, VerificationError
 from pipeline.output.committed import part_paths
+from pipeline.output.neighbours import collection
 from pipeline.schema import parquet_bytes, part_name
 from pipeline.storage import Store
 
@@ -291,6 +292,25 @@ def test_a_part_that_a_store_does_not_give_is_not_called_damaged(tmp_path: Path,
     assert not (tmp_path / "export").exists()
 
 
+def test_the_vector_of_search_is_exported_of_codecs_alone(photos: Store, digits: Store, tmp_path: Path) -> None:
+    dest = Store(str(tmp_path / "likeness"))
+    export(photos, dest, pool="likeness", columns=["rel_path", "embedding"])
+    table = pq.read_table(tmp_path / "likeness/latents")
+    found = dict(zip(table["rel_path"].to_pylist(), np.stack(table["embedding"].to_numpy()), strict=True))
+    # `search` compares what one step made: the newest rows, of which there are two.
+    these = collection(photos)
+    _, batches = these.vectors(["rel_path"], [])
+    searched: dict[str, np.ndarray] = {}
+    for rows, vectors in batches:
+        searched |= dict(zip(rows["rel_path"].to_pylist(), vectors, strict=True))
+    assert (len(searched), len(found)) == (2, 5)
+    for name, vector in searched.items():
+        np.testing.assert_allclose(found[name], vector, atol=1e-6)
+    with pytest.raises(ConfigError, match="--pool likeness: only for codecs such as compress-small, not conv-mnist"):
+        export(digits, Store(str(tmp_path / "x")), pool="likeness")
+    assert not (tmp_path / "x").exists()
+
+
 def test_several_models_are_refused_by_name_until_one_is_chosen(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
     compressed(tmp_path, {"0.png": pieces["0.png"], "1.png": pieces["1.png"]}, "conv-mnist", 1)
     output = compressed(tmp_path, {"1.png": pieces["1.png"]}, "conv-mnist-transposed", 2)
@@ -307,7 +327,7 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(digits: Store, e
     for what, message in (
         ({"columns": ["colour"]}, "no column colour; there are: image_id"),
         ({"columns": ["embedding"], "pool": "none"}, "no column embedding"),
-        ({"pool": "max"}, "--pool max: one of none, flatten, gem, mean"),
+        ({"pool": "max"}, "--pool max: one of none, flatten, gem, likeness, mean"),
         ({"form": "csv"}, "--format csv: one of lance, npy"),
         ({"form": "webdataset", "columns": ["latent"]}, "image_id"),
         ({"run": "x"}, "no row is of run x"),
