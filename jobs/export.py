@@ -21,12 +21,12 @@ from jobs.removed import Sources, sources_of
 from models import checkpoint as checkpoints
 from models.likeness import features, whitening_of_photos
 from models.pooling import POOLS
-from pipeline.errors import ConfigError, StorageError, VerificationError
+from pipeline.errors import ConfigError, VerificationError
 from pipeline.output.exports import LATENTS, MANIFEST, UNFINISHED
 from pipeline.output.kept import checkpoint_folder
 from pipeline.output.lease import FOLDER as LEASE
 from pipeline.output.lease import Lease
-from pipeline.output.snapshot import Snapshot, snapshot
+from pipeline.output.snapshot import Snapshot, nothing_whole, snapshot
 from pipeline.output.values import Coders, Latents, check_latents, latent_batches, vectors
 from pipeline.schema import LATENT_KEPT, LATENT_ZERO_POINT
 from pipeline.storage import Store
@@ -107,7 +107,7 @@ def export(
     check_format(form, dest, chosen)
     seen = survey(state)
     if not seen.models:
-        raise StorageError("; ".join(list(damaged.values())[:10]))
+        raise nothing_whole(damaged)
     if len(seen.models) > 1:
         them = "; ".join(
             f"{name} {sha256[:16]}: {number(count, 'row')}" for (name, sha256), count in seen.models.most_common()

@@ -146,12 +146,12 @@ def snapshot(
         found.append([halves[:, 0], halves[:, 1], fence, milliseconds, files, np.full(len(where), number, np.int32), where])
     tasks = each_part(output, parts, ["task"], ahead=1, damaged=damaged)
     first, task = next(((path, table["task"][0].as_py()) for path, table in tasks if len(table)), ("", ""))
+    if damaged and not (found and task):
+        raise nothing_whole(damaged)
     if rows and task not in TASKS:
         raise StorageError(f"{output.uri(first)}: a part of the task {task!r}, which is none of {', '.join(TASKS)}")
     schema = result_schema(TASKS[task].columns, TASKS[task].stores_latent) if task else pa.schema([])
     if not found:
-        if damaged:
-            raise StorageError("; ".join(list(damaged.values())[:10]))
         if run:
             raise ConfigError(f"{output.url}: no row is of run {run}; imagemill status lists them")
         if rows or model:
@@ -168,6 +168,11 @@ def snapshot(
         counts[files[newest]] = ~superseded(output, ids, fence[with_files], until)
     newest = newest[counts]
     return Snapshot(output, task, schema, parts, part[newest], row[newest], rows, int((~counts).sum()), damaged)
+
+
+def nothing_whole(damaged: dict[str, str]) -> StorageError:
+    """For who finds nothing beside damaged parts: what is wrong with them."""
+    return StorageError("; ".join(list(damaged.values())[:10]))
 
 
 def nothing_of(output: Store, parts: list[str], model: str | None, as_of: str | None) -> str:

@@ -273,14 +273,11 @@ def test_damaged_parts_are_named_and_the_others_exported(tmp_path: Path, pieces:
     there = pq.read_table(output.full(whole))["image_id"].to_pylist()
     assert pq.read_table(tmp_path / "export/latents")["image_id"].to_pylist() == there
     # Where nothing is left there is no export.
-    for path in (of_latents, whole):
-        output.write(path, in_a_page_of(output, path, "step"))
-    with pytest.raises(StorageError, match=f"{whole}: a damaged part"):
-        export(output, Store(str(tmp_path / "again")))
-    for path in part_paths(output, "results"):
-        output.write(path, b"PAR1")
-    with pytest.raises(StorageError, match=f"{whole}: a damaged part"):
-        export(output, Store(str(tmp_path / "again")))
+    for column in ("step", "task", "image_id"):
+        for path in (of_latents, of_models, whole):
+            output.write(path, in_a_page_of(output, path, column))
+        with pytest.raises(StorageError, match=f"{whole}: a damaged part"):
+            export(output, Store(str(tmp_path / "again")))
     assert not (tmp_path / "again").exists()
 
 
