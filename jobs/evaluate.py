@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from jobs.console import console
+from jobs.console import console, number
 from jobs.evaluations import EVALUATIONS
 from jobs.evaluations.digits import evaluate_digits
 from jobs.evaluations.evaluation import EvaluateConfig, Evaluation, Line, Measured
@@ -30,7 +30,7 @@ def show_evaluation(values: dict[str, Any], origin: str, update_card: bool) -> E
         for line in lines:
             table.add_row(*(text(line.get(column)) for column in columns_of(lines)))
         console.print(table)
-    for note in [f"{evaluation.images} images, {config.set_name}", *evaluation.notes]:
+    for note in [f"{number(evaluation.images, 'image')}, {config.set_name}", *evaluation.notes]:
         console.print(note)
     record = record_of(config, evaluation)
     if config.output:

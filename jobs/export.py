@@ -3,7 +3,7 @@
 import json
 import logging
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,13 +18,14 @@ from jobs.export_formats import FORMATS, check_format
 from jobs.inspect import check_exists
 from jobs.removed import Sources, sources_of
 from models import checkpoint as checkpoints
+from models.likeness import features, whitening_of_photos
 from models.pooling import POOLS
 from pipeline.errors import ConfigError, VerificationError
 from pipeline.output.exports import LATENTS, MANIFEST, UNFINISHED
 from pipeline.output.kept import checkpoint_folder
 from pipeline.output.lease import FOLDER as LEASE
 from pipeline.output.lease import Lease
-from pipeline.output.snapshot import Snapshot, snapshot
+from pipeline.output.snapshot import Snapshot, nothing_whole, snapshot
 from pipeline.output.values import Coders, Latents, check_latents, latent_batches, vectors
 from pipeline.progress import counted
 from pipeline.schema import LATENT_KEPT, LATENT_ZERO_POINT
@@ -37,6 +38,8 @@ HELD_BYTES = 512_000_000
 """Of all parts that wait to be full, where latents are of many shapes; then the largest is written as it is."""
 WRITES_AT_A_TIME = 2
 ADDED = ("removed", "latent", "embedding")
+LIKENESS = "likeness"
+"""The pool that is what `imagemill search` compares by."""
 NOTE = (
     "An export into this folder is under way, or was cut off: what lies here is not whole. The same command begins again.\n"
 )
@@ -59,7 +62,8 @@ class Export:
     dest: Store
     format: str
     columns: list[str]
-    pool: str
+    embed: Callable[[np.ndarray], np.ndarray] | None
+    """Latents (N,C,h,w) to the vectors `embedding` (N,D)."""
     folders: bool
     """Whether each latent shape has a folder of its own."""
     about: dict[str, Any]
@@ -84,27 +88,32 @@ def export(
     Args:
         run, as_of, model: as in `snapshot`; the latest state when absent.
         columns: all of a row, `removed`, `latent` and `embedding` when absent.
-        pool: how a latent becomes the vector `embedding`, one of `models.pooling.POOLS`, or none.
+        pool: how a latent becomes the vector `embedding`: one of `models.pooling.POOLS`, likeness, or none.
 
-    Raises: ConfigError, StorageError, OutputHeld, CheckpointError before anything is written; VerificationError at the end
-        when latents did not match their CRC: they are named, and not in the export.
+    What is not what was written, a latent or a whole part, is named in `left_out`, and not in the export.
+
+    Raises: ConfigError, StorageError, OutputHeld, CheckpointError before anything is written.
     """
-    if pool not in (*POOLS, "none"):
-        raise ConfigError(f"--pool {pool}: one of none, {', '.join(POOLS)} is expected")
+    if pool not in (valid := ["none", *sorted([*POOLS, LIKENESS])]):
+        raise ConfigError(f"--pool {pool}: one of {', '.join(valid)} is expected")
     check_exists(output)
     for inner, outer in ((output, dest), (dest, output)):
         if inner.lies_in(outer):
             raise ConfigError(f"{output.url} and {dest.url} lie one in the other")
-    state = snapshot(output, run, as_of, model)
+    damaged: dict[str, str] = {}
+    state = snapshot(output, run, as_of, model, damaged)
     check_latents(state)
     chosen = chosen_columns(state, columns, pool)
     check_format(form, dest, chosen)
     seen = survey(state)
+    if not seen.models:
+        raise nothing_whole(damaged)
     if len(seen.models) > 1:
         them = "; ".join(
             f"{name} {sha256[:16]}: {number(count, 'row')}" for (name, sha256), count in seen.models.most_common()
         )
         raise ConfigError(f"{output.url}: latents of {len(seen.models)} models, which do not compare ({them}): give --model")
+    embed = embedding_by(pool, output, seen)
     check_free(dest)
     with Lease(dest):
         clear(dest)
@@ -117,7 +126,7 @@ def export(
         about = keep_model(output, dest, seen) | {"snapshot": what, "pool": pool}
         if form == "parquet" and OF_EXPORT.issubset(chosen):
             about["decode"] = "imagemill decode EXPORT DEST"
-        going = Export(dest, form, chosen, pool, sized and len(seen.shapes) > 1, about)
+        going = Export(dest, form, chosen, embed, sized and len(seen.shapes) > 1, about)
         problems: list[str] = []
         write_parts(going, state, sources, problems)
         record = about | {
@@ -125,7 +134,7 @@ def export(
             "rows": going.rows,
             "removed": going.removed if "removed" in chosen and not sources.problems else None,
             "inputs_not_listed": sources.problems,
-            "left_out": problems,
+            "left_out": [*damaged.values(), *problems],
             "waiting": state.waiting,
             "shapes": {named(shape): count for shape, count in sorted(seen.shapes.items())},
             "columns": chosen,
@@ -163,6 +172,18 @@ def chosen_columns(state: Snapshot, columns: list[str] | None, pool: str) -> lis
     if unknown := [name for name in columns or () if name not in valid]:
         raise ConfigError(f"--columns: no column {', '.join(unknown)}; there are: {', '.join(valid)}")
     return list(dict.fromkeys(columns)) if columns else valid
+
+
+def embedding_by(pool: str, output: Store, seen: Survey) -> Callable[[np.ndarray], np.ndarray] | None:
+    """What makes the vector of a latent. Raises: ConfigError for likeness where it would depend on the other images."""
+    if pool != LIKENESS:
+        return POOLS.get(pool)
+    [(model_id, sha256)] = seen.models
+    coder = Coders(output)[sha256]
+    whiten = whitening_of_photos(coder)
+    if whiten is None:
+        raise ConfigError(f"--pool {LIKENESS}: only for codecs such as compress-small, not {model_id}; see --pool gem")
+    return lambda latents: whiten(features(latents, coder))
 
 
 def survey(state: Snapshot) -> Survey:
@@ -273,7 +294,8 @@ def as_table(going: Export, latents: Latents, sources: Sources) -> pa.Table:
         elif name == "latent":
             columns[name] = vectors(values.reshape(len(values), -1))
         elif name == "embedding":
-            columns[name] = vectors(POOLS[going.pool](values).astype(np.float32, copy=False))
+            assert going.embed is not None
+            columns[name] = vectors(going.embed(values).astype(np.float32, copy=False))
         else:
             columns[name] = rows[name]
     about = going.about | ({"latent_shape": list(values.shape[1:])} if "latent" in going.columns else {})

@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 from torchinfo import summary
 
-from jobs.console import console
+from jobs.console import console, number
 from jobs.evaluate import storage_options, text
 from models import checkpoint as checkpoints
 from models.architectures import ARCHITECTURES
@@ -55,7 +55,7 @@ def headline(card: checkpoints.Card) -> tuple[str, str]:
     """One figure of a card and the set that it was measured on: what `evaluate` found before what training saw."""
     for entry in card.metrics:
         if "headline" in entry:
-            return entry["headline"], f"{entry['set']}, {entry['images']} images"
+            return entry["headline"], f"{entry['set']}, {number(entry['images'], 'image')}"
     for entry in card.metrics:
         if "psnr_db" in entry:
             return f"{entry['psnr_db']:.2f} dB", str(entry.get("set", ""))

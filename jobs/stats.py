@@ -9,7 +9,7 @@ from jobs.console import console, number
 from jobs.inspect import check_exists
 from pipeline.errors import ConfigError
 from pipeline.output.snapshot import snapshot
-from pipeline.output.values import check_latents, latent_batches
+from pipeline.output.values import Coders, check_latents, latent_batches
 from pipeline.progress import counted
 from pipeline.storage import Store
 
@@ -22,13 +22,14 @@ class Moments:
     def __init__(self) -> None:
         self.images = 0
         self.models: set[str] = set()
-        self._sums = np.zeros((5, 0))
+        self._sums = np.zeros((6, 0))
 
-    def add(self, values: np.ndarray, models: set[str]) -> None:
-        """Latents (N,C,h,w) float32 of these checkpoints."""
+    def add(self, values: np.ndarray, widths: np.ndarray, models: set[str]) -> None:
+        """Latents (N,C,h,w) float32 of these checkpoints, and what a symbol of each channel is worth, (N,C)."""
         wide = values.astype(np.float64)
         means, squares = wide.mean((2, 3)), (wide**2).mean((2, 3))
-        sums = np.stack([x.sum(0) for x in (means, squares, means**2, means * squares, squares**2)])
+        moments = (means, squares, means**2, means * squares, squares**2, widths.astype(np.float64) ** 2)
+        sums = np.stack([x.sum(0) for x in moments])
         self._sums = sums if not self.images else self._sums + sums
         self.images += len(values)
         self.models |= models
@@ -43,6 +44,11 @@ class Moments:
         return np.maximum(self._sums[1] / self.images - self.mean**2, 0)
 
     @property
+    def least(self) -> np.ndarray:
+        """Variance of a channel that is silent but for a symbol of one at some place in a hundred."""
+        return self._sums[5] / self.images / 100
+
+    @property
     def spread(self) -> np.ndarray:
         """(2,C): sum over the images of the squares of what one moves the mean by, and the variance, times their number.
 
@@ -50,7 +56,7 @@ class Moments:
         variance by q - 2·mean·m, less what that is on the mean.
         """
         mean, square = self._sums[:2] / self.images
-        of_mean, both, of_square = self._sums[2:] - self.images * np.stack([mean**2, mean * square, square**2])
+        of_mean, both, of_square = self._sums[2:5] - self.images * np.stack([mean**2, mean * square, square**2])
         return np.maximum([of_mean, of_square - 4 * mean * both + 4 * mean**2 * of_mean], 0)
 
 
@@ -60,7 +66,8 @@ class Drift:
 
     distance: float
     """Fréchet distance between diagonal Gaussians (Dowson and Landau 1982), each channel in units of its standard
-    deviation in the reference, root of the mean over channels: √mean((Δmean² + Δdeviation²) / deviation²)."""
+    deviation in the reference, root of the mean over channels: √mean((Δmean² + Δdeviation²) / deviation²). A deviation of
+    less than a tenth of a symbol counts as that: a channel that is nearly silent in both would drown the others."""
     chance: float
     """What this would be, root of the mean of its square, for two draws of so many such images from one place; inf where
     both are one image, of which nobody can tell."""
@@ -79,15 +86,13 @@ def drift(seen: Moments, reference: Moments) -> Drift:
     if seen.models != reference.models:
         them = sorted(sha256[:16] for sha256 in seen.models | reference.models)
         raise ConfigError(f"latents of different models do not compare: {', '.join(them)}")
-    # A channel that never varies has no unit; the smallest that does gives one.
-    least = max(reference.variance.max(), 1e-12) * 1e-6
-    unit = np.maximum(reference.variance, least)
+    unit = np.maximum(reference.variance, reference.least)
     shift = (seen.mean - reference.mean) ** 2 + (np.sqrt(seen.variance) - np.sqrt(reference.variance)) ** 2
-    return Drift(float(np.sqrt((shift / unit).mean())), by_chance(seen, reference, unit, least), np.sqrt(shift / unit))
+    return Drift(float(np.sqrt((shift / unit).mean())), by_chance(seen, reference, unit), np.sqrt(shift / unit))
 
 
-def by_chance(seen: Moments, reference: Moments, unit: np.ndarray, least: float) -> float:
-    """`Drift.chance` in these units; a deviation moves by what its variance (at least `least`) does, over twice it."""
+def by_chance(seen: Moments, reference: Moments, unit: np.ndarray) -> float:
+    """`Drift.chance` in these units; a deviation moves by what its variance does, over twice it."""
     images = seen.images + reference.images
     if images == 2:
         return np.inf
@@ -95,7 +100,8 @@ def by_chance(seen: Moments, reference: Moments, unit: np.ndarray, least: float)
     variance = (seen.images * seen.variance + reference.images * reference.variance) / images
     # Each about the mean of its own run: what moved a whole run is no chance.
     of_mean, of_variance = (seen.spread + reference.spread) / (images - 2)
-    moved = of_mean + of_variance / (4 * np.maximum(variance, least))
+    # Sums of floats have so many digits: a variance of less is none.
+    moved = of_mean + of_variance / (4 * np.maximum(variance, 1e-6 * reference.least))
     return float(np.sqrt((moved / unit).mean() * (1 / seen.images + 1 / reference.images)))
 
 
@@ -118,13 +124,16 @@ def moments(output: Store, run: str | None = None) -> dict[str, Moments]:
     check_latents(state)
     found: dict[str, Moments] = {}
     problems: list[str] = []
-    batches = latent_batches(state, ["run_id", "checkpoint_sha256"], problems)
+    coders = Coders(output)
+    batches = latent_batches(state, ["run_id", "checkpoint_sha256", "step"], problems)
     for latents in counted(batches, len(state), lambda latents: len(latents.rows)):
         runs = np.asarray(latents.rows["run_id"].to_pylist(), str)
         models = np.asarray(latents.rows["checkpoint_sha256"].to_pylist(), str)
+        made = zip(models.tolist(), latents.rows["step"].to_pylist(), strict=True)
+        widths = np.stack([coders.lattice(*by)[0] for by in made])
         for name in np.unique(runs):
             mine = runs == name
-            found.setdefault(str(name), Moments()).add(latents.values[mine], set(models[mine].tolist()))
+            found.setdefault(str(name), Moments()).add(latents.values[mine], widths[mine], set(models[mine].tolist()))
     if problems:
         console.print(f"{len(problems):,} latents are not what was written and do not count; see: imagemill verify")
     return dict(sorted(found.items()))

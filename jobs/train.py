@@ -15,6 +15,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchTrainer
 from torch import Tensor
 
+from jobs.console import number
 from jobs.training.config import TrainConfig
 from jobs.training.crops import Images, crops_of, images_of, inputs_of, kept_images, middle_crops
 from jobs.training.curves import CURVES, SAMPLES, draw_curves, samples_of
@@ -82,7 +83,7 @@ def train(config: TrainConfig) -> checkpoints.Card:
     with Lease(run):
         done, diverged = len(newest_history(run)), None
         if done == config.epochs:
-            log.info("all %d epochs were done before; a changed config trains anew", done)
+            log.info("%s done before, which is all; a changed config trains anew", number(done, "epoch"))
         else:
             with connected(config.address):
                 # Ray Data's own progress and plan lines give way to one honest bar.
@@ -115,13 +116,14 @@ def learn(
     steps = usable // (workers * config.batch_size)
     if not steps:
         raise ConfigError(
-            f"batch_size = {config.batch_size} for {workers} workers: {len(training)} images with crops_per_image = "
-            f"{config.crops_per_image} give {usable} crops, not enough for one step"
+            f"batch_size = {config.batch_size} for {number(workers, 'worker')}: of {number(len(training), 'image')} with "
+            f"crops_per_image = {config.crops_per_image} there are {number(usable, 'crop')}, not enough for one step"
         )
-    log.info("%s images to train on, %s to validate on", f"{len(training):,}", f"{len(validation):,}")
+    log.info("%s to train on, %s to validate on", number(len(training), "image"), f"{len(validation):,}")
     if len(left_out):
         log.warning("%s", images.left_out())
-    log.info("%d epochs of %d steps on %d workers%s", config.epochs, steps, workers, f"; {done} are done" if done else "")
+    what = [number(config.epochs, "epoch"), number(steps, "step"), number(workers, "worker")]
+    log.info("%s of %s on %s%s", *what, f"; done: {done}" if done else "")
     course = Course(
         config=config,
         run=run,
@@ -180,7 +182,9 @@ def failure(config: TrainConfig, error: BaseException) -> Exception:
 def complaint(config: TrainConfig, diverged: Diverged, epochs: int) -> str:
     """One line about a training that diverged."""
     where = f"step {diverged.step} of epoch {diverged.epoch}" if diverged.step else f"the end of epoch {diverged.epoch}"
-    kept = f"{config.output}/{config.name} holds the best of {epochs} epochs" if epochs else "no epoch was finished"
+    kept = (
+        f"{config.output}/{config.name} holds the best of {number(epochs, 'epoch')}" if epochs else "no epoch was finished"
+    )
     return (
         f"training {config.name} diverged in {where}: {diverged.what}; {kept}. Lower learning_rate (it is "
         f"{config.learning_rate:g}) or clip_norm ({config.clip_norm:g})"
@@ -232,7 +236,7 @@ def export(
             "torch": torch.__version__,
             "date": time.strftime("%Y-%m-%d"),
         },
-        "data": ", ".join(f"{counts[n]:,} images of {s.url.rpartition('/')[2]}" for n, s in enumerate(inputs)),
+        "data": ", ".join(f"{number(counts[n], 'image')} of {s.url.rpartition('/')[2]}" for n, s in enumerate(inputs)),
         "metrics": [
             {"set": "held-out training images", **{k[6:]: round(v, 3) for k, v in line.items() if k.startswith("valid_")}}
         ],

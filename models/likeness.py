@@ -68,18 +68,25 @@ class Whitening:
         return whitened
 
 
-def whitening_for(coder: LatentCoder, collection: np.ndarray) -> Whitening:
-    """The whitening that was fitted to photos where the features are those of a `Codec`, else that of a collection (N,F).
+def whitening_of_photos(coder: LatentCoder) -> Whitening | None:
+    """The whitening that was fitted to photos; None where the features are not those of a `Codec` with all its channels.
 
     A codec's channels mean the same whoever trained it: its transform starts as the DCT. With one whitening for all, a
     vector does not depend on what lies beside it, and a folder of nothing but copies does not take what tells them apart
     for what matters.
     """
-    if isinstance(coder, Codec):
-        tensors = safetensors.numpy.load_file(BUNDLED)
-        if len(tensors["mean"]) == collection.shape[1]:
-            return Whitening(tensors["mean"].astype(np.float32), tensors["directions"].astype(np.float32))
-    return whitening_of(collection)
+    if not isinstance(coder, Codec):
+        return None
+    tensors = safetensors.numpy.load_file(BUNDLED)
+    one = features(np.zeros((1, coder.code_channels, 1, 1), np.float32), coder)
+    if len(tensors["mean"]) != one.shape[1]:
+        return None
+    return Whitening(tensors["mean"].astype(np.float32), tensors["directions"].astype(np.float32))
+
+
+def whitening_for(coder: LatentCoder, collection: np.ndarray) -> Whitening:
+    """The whitening that was fitted to photos where it suits the coder, else that of a collection's features (N,F)."""
+    return whitening_of_photos(coder) or whitening_of(collection)
 
 
 def save(whitening: Whitening, path: Path) -> None:

@@ -70,6 +70,10 @@ class RunConfig(Strict):
     storage: StorageConfig = StorageConfig()
     address: str | None = Field(None, description="a Ray cluster that exists; a Ray of its own when absent")
 
+    def measured_share(self, images: int) -> float:
+        """Of so many images of a run, at least one, the share whose quality is measured, where that takes a decoding."""
+        return 1.0 if self.reconstruct else min(1.0, self.quality / images)
+
     @field_validator("quality", mode="before")
     @classmethod
     def as_count(cls, value: Any) -> Any:

@@ -25,6 +25,10 @@ class StorageError(Exception):
     exit_code = 5
 
 
+class DamagedPart(StorageError):
+    """A Parquet part that is not what was written; the store itself is well."""
+
+
 class RunFailed(Exception):
     """Ray could not finish; what was committed stays. Exit 1."""
 

@@ -109,7 +109,9 @@ def write_all(job: Resolved, plan: Plan, shown: Shown, record: dict[str, Any]) -
             with watched(pool, shown.done, patience):
                 rows = rows_of_block(len(todo), job.config.rows_per_part, bytes_each, pool)
                 # Not of what nodes that were lost have left: that would measure as many once more.
-                share = 1.0 if job.config.reconstruct else min(1.0, job.config.quality / len(plan.todo))
+                share = job.config.measured_share(len(plan.todo))
+                if job.task.stores_latent:
+                    record["measured_share"] = round(share, 4)
                 write(job, todo, rows, pool, share, {key: record[key] for key in LINEAGE_KEYS})
             return
         except RayError as e:

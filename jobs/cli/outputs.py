@@ -71,7 +71,9 @@ def export(
     ] = None,
     model: Annotated[str | None, typer.Option("--model", help="rows of this model: name, or digest of a checkpoint")] = None,
     columns: Annotated[str | None, typer.Option("--columns", help="instead of all", metavar="NAME,NAME")] = None,
-    pool: Annotated[str, typer.Option("--pool", help="of the column embedding: none, mean, gem, flatten")] = "mean",
+    pool: Annotated[
+        str, typer.Option("--pool", help="of the column embedding: none, mean, gem, flatten; likeness: that of search")
+    ] = "mean",
     format_: Annotated[str, typer.Option("--format", help="parquet, npy, lance or webdataset")] = "parquet",
     config: Storage = None,
 ) -> None:

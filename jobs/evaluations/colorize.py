@@ -3,6 +3,7 @@
 import numpy as np
 from PIL import Image
 
+from jobs.console import number
 from jobs.evaluations.evaluation import (
     EvaluateConfig,
     Evaluation,
@@ -59,6 +60,6 @@ def evaluate_colorize(config: EvaluateConfig) -> Evaluation:
         contact_sheet(["gray (the floor)", "colorized", "original"], rows),
         [
             "gray: the true luma and no chroma",
-            f"{len(pictures) - len(originals)} images that have no colours are left out",
+            f"left out: {number(len(pictures) - len(originals), 'image')} without colours",
         ],
     )

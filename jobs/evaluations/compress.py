@@ -8,6 +8,7 @@ from bjontegaard import bd_rate
 from matplotlib.figure import Figure
 from PIL import Image
 
+from jobs.console import number
 from jobs.decode import decode_output
 from jobs.evaluations.evaluation import (
     EvaluateConfig,
@@ -72,7 +73,7 @@ def evaluate_compress(config: EvaluateConfig) -> Evaluation:
     if bd_lines and bd_lines[0]["all bytes %"] is not None:
         headline = f"BD-rate {bd_lines[0]['all bytes %']:+.1f} % against {bd_lines[0]['against']}"
     notes = [
-        f"MS-SSIM: on {len(large)} of {len(originals)} images, those whose sides are {MS_SSIM_SIDE} pixels or more",
+        f"MS-SSIM: on {len(large)} of {number(len(originals), 'image')}, with sides of {MS_SSIM_SIDE} pixels or more",
         "bits/pixel: all bytes of the Parquet files; payload: the latents alone; JPEG, WebP: whole files, by Pillow",
     ]
     if not bd_lines:

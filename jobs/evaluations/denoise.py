@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from jobs.console import number
 from jobs.evaluations.evaluation import (
     EvaluateConfig,
     Evaluation,
@@ -87,7 +88,7 @@ def evaluate_denoise(config: EvaluateConfig) -> Evaluation:
         [Measured(config.weights, f"{middle['files blind dB']:.2f} dB at sigma {middle['sigma']:g}, blind", lines)],
         contact_sheet(["noisy", "denoised, blind", "original"], rows),
         [
-            f"{gray} of {len(originals)} images are gray: one plane of noise each",
+            f"gray, with one plane of noise each: {gray} of {number(len(originals), 'image')}",
             "files: noise cut and rounded to 8 bits, through the product; float: neither, through the network alone",
         ],
     )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from jobs.console import number
 from jobs.inspect import rows_of
 from models.metrics import SSIM_SIDE
 from models.tasks import TASKS
@@ -126,7 +127,7 @@ def through_product(config: EvaluateConfig, params: dict[str, Any], input: str) 
         record = run(run_config(config, params, input, folder))
         if record["rejected"]:
             raise ConfigError(
-                f"{input}: {record['rejected']} of {record['planned']} images were rejected: {record['reasons']}"
+                f"{input}: rejected {record['rejected']} of {number(record['planned'], 'image')}: {record['reasons']}"
             )
         yield Store(folder), record
 

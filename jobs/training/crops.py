@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray.data
 
+from jobs.console import number
 from jobs.training.config import TrainConfig
 from pipeline.errors import ConfigError, StorageError, TooManyRejects
 from pipeline.images.pixels import ImageError, decode
@@ -62,7 +63,7 @@ class Images:
         gone = self.of("left out")
         names = [f"{n}: {problem}" for n, problem in zip(*columns(gone.slice(0, 3), "rel_path", "problem"), strict=True)]
         more = f" and {len(gone) - 3:,} more" if len(gone) > 3 else ""
-        return f"{len(gone):,} of {len(self.table):,} images left out: {'; '.join(names)}{more}" if names else ""
+        return f"{len(gone):,} of {number(len(self.table), 'image')} left out: {'; '.join(names)}{more}" if names else ""
 
 
 def columns(table: pa.Table, *names: str) -> list[list[Any]]:
@@ -105,9 +106,9 @@ def kept_images(run: Store) -> Images:
 def listed(inputs: list[Input]) -> pa.Table:
     """Every image of the inputs (EXAMINED, not yet looked at). Raises: StorageError, ConfigError."""
     rows: list[dict[str, Any]] = []
-    for number, source in enumerate(inputs):
+    for place, source in enumerate(inputs):
         for image in (found for found in listing(source) if isinstance(found, Listed)):
-            row = {"source": number, "rel_path": image.rel_path, "path": image.path, "offset": image.offset}
+            row = {"source": place, "rel_path": image.rel_path, "path": image.path, "offset": image.offset}
             rows.append({**row, "base": image.base, "size": image.size, "source_etag": image.etag, "problem": image.problem})
     if not rows:
         raise ConfigError(f"input: no images in {', '.join(source.url for source in inputs)}")
@@ -119,7 +120,7 @@ def examined(inputs: list[Input], table: pa.Table) -> pa.Table:
     todo = table.filter(pc.field("problem").is_null())
     done = [table.filter(~pc.field("problem").is_null())]
     count = 0
-    log.info("looking at %s images", f"{len(todo):,}")
+    log.info("looking at %s", number(len(todo), "image"))
     if len(todo):
         looked = ray.data.from_arrow(blocks(todo.select(REFERENCE.names), BLOCK_ROWS)).map_batches(
             look, fn_args=[inputs], batch_format="pyarrow", batch_size=None
@@ -156,10 +157,10 @@ class Readings:
 
     def image(self, reference: dict[str, Any]) -> bytes:
         """As `Reading.image`."""
-        number = reference["source"]
-        if number not in self._open:
-            self._open[number] = Reading(self.inputs[number], 1)
-        return self._open[number].image(reference)
+        place = reference["source"]
+        if place not in self._open:
+            self._open[place] = Reading(self.inputs[place], 1)
+        return self._open[place].image(reference)
 
 
 def split(table: pa.Table, config: TrainConfig) -> Images:
@@ -177,8 +178,8 @@ def split(table: pa.Table, config: TrainConfig) -> Images:
     usable = ~broken & ~small
     if usable.sum() < 2:
         raise ConfigError(
-            f"input: {usable.sum()} of {len(table)} images can be used ({broken.sum()} cannot be read, {small.sum()} are "
-            f"smaller than crop = {config.crop}); one to train on and one to validate on are the least"
+            f"input: {usable.sum()} of {number(len(table), 'image')} can be used ({broken.sum()} cannot be read, "
+            f"{small.sum()} are smaller than crop = {config.crop}); one to train on and one to validate on are the least"
         )
     draws = np.array([draw(name) for name in columns(table, "rel_path")[0]])
     draws[~usable] = 2
@@ -224,7 +225,7 @@ def shuffled(training: pa.Table, rows: int, rng: np.random.Generator) -> np.ndar
         if stop == len(keys) or alone or keys[stop][:2] != keys[place][:2] or stop - place == rows:
             groups.append(order["row"].slice(place, stop - place).to_numpy())
             place = stop
-    return np.concatenate([groups[number] for number in rng.permutation(len(groups))])
+    return np.concatenate([groups[place] for place in rng.permutation(len(groups))])
 
 
 class Crops:

@@ -22,13 +22,21 @@ KEPT = (
     *(Base.Software, Base.DateTime, Base.Artist, Base.HostComputer, Base.Copyright, Base.Rating, Base.RatingPercent),
     *(Base.XPTitle, Base.XPComment, Base.XPAuthor, Base.XPKeywords, Base.XPSubject),
 )
-# The size may change, and "interoperability" says little but the colour space of the file that was.
-STALE = (Base.ExifImageWidth, Base.ExifImageHeight, IFD.Interop)
+SUBJECT_AREA = 0x9214  # Pillow has no name for it.
+# The picture is turned and its size may change: sizes and places in pixels would be of another one, and so would the number
+# of pixels on an inch of the sensor. "Interoperability" says little but the colour space of the file that was.
+STALE = (
+    *(Base.ExifImageWidth, Base.ExifImageHeight, SUBJECT_AREA, Base.SubjectLocation, IFD.Interop),
+    *(Base.FocalPlaneXResolution, Base.FocalPlaneYResolution, Base.FocalPlaneResolutionUnit),
+)
 BYTE, SHORT, LONG = 1, 3, 4
 # Bytes of a value, and of the units in it that have an order, by the types of TIFF 6.0.
 TYPES = {1: (1, 1), 2: (1, 1), 3: (2, 2), 4: (4, 4), 5: (8, 4), 6: (1, 1), 7: (1, 1), 8: (2, 2), 9: (4, 4), 10: (8, 4)}
 TYPES |= {11: (4, 4), 12: (8, 8), 13: (4, 4)}
 XMP_ORIENTATION = re.compile(rb'(tiff:Orientation(?:="|>))[0-9]')
+XMP_NAMES = rb"(tiff:Image(?:Width|Length)|exif:(?:Pixel[XY]Dimension|Subject(?:Area|Location)|FocalPlane\w+))"
+XMP_STALE = re.compile(rb'\s%b="[^"]*"|<%b>.{0,300}?</\2>' % (XMP_NAMES, XMP_NAMES), re.DOTALL)
+"""What is in STALE, as attributes and as elements."""
 MAX_EXIF_BYTES, MAX_XMP_BYTES = 2_000_000, 10_000_000
 # What one segment of a JPEG holds of each.
 MAX_JPEG_EXIF, MAX_JPEG_XMP = 65_533, 65_504
@@ -129,7 +137,7 @@ def carried_xmp(image: Image.Image) -> bytes | None:
     xmp = image.info.get("xmp")
     if not isinstance(xmp, bytes) or not 0 < len(xmp) <= MAX_XMP_BYTES:
         return None
-    return XMP_ORIENTATION.sub(rb"\g<1>1", xmp)
+    return XMP_ORIENTATION.sub(rb"\g<1>1", XMP_STALE.sub(b"", xmp))
 
 
 def writer_options(image_format: str, exif: Exif | None, xmp: bytes | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import StorageError
+from pipeline.errors import DamagedPart, StorageError
 from pipeline.storage import Store
 from pipeline.store_failures import STORE_FAILURES, reason
 
@@ -104,7 +104,7 @@ def columns_of(table: pa.Table, names: list[str]) -> list[list[Any]]:
 def read_part(output: Store, path: str, columns: list[str] | None, absent: pa.Schema | None = None) -> pa.Table:
     """Some columns of a part, or all; those of `absent` may be missing, as in parts of older versions, and are null then.
 
-    Raises: StorageError that names a part which is damaged.
+    Raises: DamagedPart; StorageError when the store does not give it.
     """
 
     def fetch() -> pa.Table:
@@ -124,9 +124,13 @@ def read_part(output: Store, path: str, columns: list[str] | None, absent: pa.Sc
             f"{output.uri(path)}: went away while OUTPUT was read, by a run that merges parts: try again"
         ) from None
     except (pa.ArrowException, *STORE_FAILURES) as e:
-        raise StorageError(
-            f"{output.uri(path)}: a damaged part ({reason(e)}): delete it, and the next run does its images again"
-        ) from None
+        # An OSError of pyarrow itself, as for a checksum, has no number; a disk's or a store's has one.
+        if isinstance(e, pa.ArrowException) or (type(e) is OSError and e.errno is None):
+            raise DamagedPart(
+                f"{output.uri(path)}: a damaged part ({reason(e)}): move it out of OUTPUT, and the next run makes its "
+                "images again, where INPUT still holds them"
+            ) from None
+        raise StorageError(f"{output.uri(path)}: cannot be read: {reason(e)}") from None
 
 
 def read_parts(output: Store, paths: Sequence[str], columns: list[str]) -> pa.Table:
@@ -148,19 +152,38 @@ def scan(output: Store, paths: Sequence[str], columns: list[str]) -> Iterator[pa
 
 
 def each_part(
-    output: Store, paths: Iterable[str], columns: list[str], ahead: int, absent: pa.Schema | None = None
+    output: Store,
+    paths: Iterable[str],
+    columns: list[str],
+    ahead: int,
+    absent: pa.Schema | None = None,
+    damaged: dict[str, str] | None = None,
 ) -> Iterator[tuple[str, pa.Table]]:
-    """Parts in their order with what `read_part` gives of them, at most `ahead` of them read before they are asked for."""
+    """Parts in their order with what `read_part` gives of them, at most `ahead` of them read before they are asked for.
+
+    Args: damaged: parts, and what is wrong with them, that are left out; one that turns out to be damaged is added. Without
+        it that is an error.
+    """
     reading: deque[tuple[str, Future[pa.Table]]] = deque()
+
+    def first() -> Iterator[tuple[str, pa.Table]]:
+        path, table = reading.popleft()
+        try:
+            yield path, table.result()
+        except DamagedPart as e:
+            if damaged is None:
+                raise
+            damaged[path] = str(e)
+
     with ThreadPoolExecutor(min(ahead, THREADS)) as pool:
         for path in paths:
+            if path in (damaged or ()):
+                continue
             reading.append((path, pool.submit(read_part, output, path, columns, absent)))
             if len(reading) > ahead:
-                first, table = reading.popleft()
-                yield first, table.result()
+                yield from first()
         while reading:
-            first, table = reading.popleft()
-            yield first, table.result()
+            yield from first()
 
 
 @dataclass

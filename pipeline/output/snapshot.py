@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from models.tasks import TASKS
 from pipeline.errors import ConfigError, StorageError
-from pipeline.output.committed import each_part, part_paths, read_part, superseded
+from pipeline.output.committed import each_part, part_paths, superseded
 from pipeline.schema import result_schema
 from pipeline.storage import Store
 
@@ -38,6 +38,8 @@ class Snapshot:
     """Committed rows that were looked at."""
     waiting: int
     """Images without a row that counts: a run that was cut off may have overwritten their files; the next one does them."""
+    damaged: dict[str, str] | None = None
+    """Parts that are left out, and what is wrong with each; grows as they are read. None: a damaged part is an error."""
 
     def __len__(self) -> int:
         return len(self.part)
@@ -56,17 +58,17 @@ class Snapshot:
     def tables(self, columns: list[str]) -> Iterator[pa.Table]:
         """Its rows with these columns, a part at a time; columns that a part of an older version lacks are null.
 
-        Raises: ConfigError for columns that are not there; StorageError for a part that is damaged.
+        Raises: ConfigError for columns that are not there; StorageError, also for a damaged part unless `damaged` takes it.
         """
         if self.task:
             self.check(columns)
         if not len(self):
             return
         numbers, starts = np.unique(self.part, return_index=True)
-        paths = [self.parts[number] for number in numbers]
-        each = each_part(self.output, paths, columns, PARTS_AHEAD, self.schema)
-        for (_, table), start, end in zip(each, starts, [*starts[1:], len(self)], strict=True):
-            rows = self.row[start:end]
+        ends = [*starts[1:], len(self)]
+        wanted = {self.parts[n]: self.row[start:end] for n, start, end in zip(numbers, starts, ends, strict=True)}
+        for path, table in each_part(self.output, wanted, columns, PARTS_AHEAD, self.schema, self.damaged):
+            rows = wanted[path]
             yield table if len(rows) == len(table) else table.take(pa.array(rows))
 
     def where(self, condition: str) -> "Snapshot":
@@ -95,7 +97,13 @@ class Snapshot:
         return self.chosen(keep)
 
 
-def snapshot(output: Store, run: str | None = None, as_of: str | None = None, model: str | None = None) -> Snapshot:
+def snapshot(
+    output: Store,
+    run: str | None = None,
+    as_of: str | None = None,
+    model: str | None = None,
+    damaged: dict[str, str] | None = None,
+) -> Snapshot:
     """For each image of an OUTPUT its newest row whose files are still its own.
 
     Ten million rows take some 1 GB while they are sorted: identities are 16 bytes in arrays, never Python's.
@@ -104,9 +112,11 @@ def snapshot(output: Store, run: str | None = None, as_of: str | None = None, mo
         run: the rows of this run alone, whatever came later.
         model: the rows of this model alone, by its name or the first digits of its checkpoint's digest.
         as_of: the state at the end of a day, YYYY-MM-DD in UTC, or at a time, YYYY-MM-DDTHH:MM:SS.
+        damaged: empty, for what `Snapshot.damaged` holds. Of an image whose newest row lies in such a part an older row may
+            take its place.
 
-    Raises: ConfigError for a date that is none or before the first row, or a run or model that made no row; StorageError
-        for a damaged part.
+    Raises: ConfigError for a date that is none or before the first row, or a run or model that made no row; StorageError,
+        for a damaged part, or with `damaged` where nothing but such parts is there.
     """
     moment = moment_of(as_of) if as_of else None
     parts = part_paths(output, "results")
@@ -114,7 +124,9 @@ def snapshot(output: Store, run: str | None = None, as_of: str | None = None, mo
     # Identity in two halves, fence, milliseconds, whether the row names files; part and row in it.
     found: list[list[np.ndarray]] = []
     rows = 0
-    for number, (path, table) in enumerate(each_part(output, parts, columns, ahead=64)):
+    number_of = {path: number for number, path in enumerate(parts)}
+    for path, table in each_part(output, parts, columns, ahead=64, damaged=damaged):
+        number = number_of[path]
         rows += len(table)
         where = np.arange(len(table), dtype=np.int32)
         if run:
@@ -132,16 +144,19 @@ def snapshot(output: Store, run: str | None = None, as_of: str | None = None, mo
         milliseconds = table["encoded_at"].cast(pa.int64()).to_numpy()
         files = pc.is_valid(table["output_bytes"]).to_numpy()
         found.append([halves[:, 0], halves[:, 1], fence, milliseconds, files, np.full(len(where), number, np.int32), where])
-    task = read_part(output, parts[0], ["task"])["task"][0].as_py() if rows else ""
+    tasks = each_part(output, parts, ["task"], ahead=1, damaged=damaged)
+    first, task = next(((path, table["task"][0].as_py()) for path, table in tasks if len(table)), ("", ""))
+    if damaged and not (found and task):
+        raise nothing_whole(damaged)
     if rows and task not in TASKS:
-        raise StorageError(f"{output.uri(parts[0])}: a part of the task {task!r}, which is none of {', '.join(TASKS)}")
+        raise StorageError(f"{output.uri(first)}: a part of the task {task!r}, which is none of {', '.join(TASKS)}")
     schema = result_schema(TASKS[task].columns, TASKS[task].stores_latent) if task else pa.schema([])
     if not found:
         if run:
             raise ConfigError(f"{output.url}: no row is of run {run}; imagemill status lists them")
         if rows or model:
             raise ConfigError(f"{output.url}: {nothing_of(output, parts, model, as_of)}")
-        return Snapshot(output, task, schema, parts, np.empty(0, np.int32), np.empty(0, np.int32), rows, 0)
+        return Snapshot(output, task, schema, parts, np.empty(0, np.int32), np.empty(0, np.int32), rows, 0, damaged)
     high, low, fence, milliseconds, files, part, row = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
     del found
     newest = newest_places([high, low], fence, milliseconds)
@@ -152,7 +167,12 @@ def snapshot(output: Store, run: str | None = None, as_of: str | None = None, mo
         until = f"{moment:%Y%m%dT%H%M%SZ}" if moment else None
         counts[files[newest]] = ~superseded(output, ids, fence[with_files], until)
     newest = newest[counts]
-    return Snapshot(output, task, schema, parts, part[newest], row[newest], rows, int((~counts).sum()))
+    return Snapshot(output, task, schema, parts, part[newest], row[newest], rows, int((~counts).sum()), damaged)
+
+
+def nothing_whole(damaged: dict[str, str]) -> StorageError:
+    """For who finds nothing beside damaged parts: what is wrong with them."""
+    return StorageError("; ".join(list(damaged.values())[:10]))
 
 
 def nothing_of(output: Store, parts: list[str], model: str | None, as_of: str | None) -> str:

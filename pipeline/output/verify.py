@@ -63,12 +63,12 @@ def verify(output: Store) -> Verified:
         try:
             tables.append(check_part(path, read_part(output, path, None), seen, entropy_of))
         except UNREADABLE as e:
-            seen.problems.append(f"{path}: cannot be read: {reason(e)}")
+            seen.problems.append(unread(output, path, e))
     for path in part_paths(output, "rejects"):
         try:
             seen.rejects += len(read_parts(output, [path], KEYS))
         except UNREADABLE as e:
-            seen.problems.append(f"{path}: cannot be read: {reason(e)}")
+            seen.problems.append(unread(output, path, e))
     if not tables:
         return seen
     rows = pa.concat_tables(tables, promote_options="default")
@@ -101,6 +101,12 @@ def verify(output: Store) -> Verified:
         seen.problems += [problem for problem in pool.map(check_file, named) if problem]
     seen.files = len(named)
     return seen
+
+
+def unread(output: Store, path: str, error: Exception) -> str:
+    """One line about a part; what a StorageError says ends with what to do."""
+    said = str(error).removeprefix(f"{output.uri(path)}: ") if isinstance(error, StorageError) else reason(error)
+    return f"{path}: cannot be read: {said}"
 
 
 def check_part(path: str, table: pa.Table, seen: Verified, entropy_of: Callable[[str], "EntropyModel | None"]) -> pa.Table:

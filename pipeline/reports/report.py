@@ -27,6 +27,7 @@ from pipeline.store_failures import STORE_FAILURES, reason
 log = logging.getLogger("imagemill.report")
 LAST_RUNS = 30
 EXAMPLES, REASONS = 3, 50
+PICTURE = b'<img src="data:'
 GEOMETRY = ["orig_width", "orig_height", "output_bytes", "encoded_at"]
 BUSY = 0.6
 """The share of its time from which on a stage is what a run waits for."""
@@ -112,7 +113,10 @@ def leave_report(output: Store, record: dict[str, Any], before: set[str], todo: 
 
 
 def make_report(output: Store, run_id: str) -> str:
-    """Write the report of an earlier run anew, and give its path. Raises: StorageError when there is no such run."""
+    """Write the report of an earlier run anew, and give its path.
+
+    Raises: StorageError when there is no such run, or when the page that is there shows more pictures.
+    """
     if not RUN_ID.fullmatch(run_id) or not output.exists(f"runs/{run_id}/config.yaml"):
         raise StorageError(f"{output.url} has no run {run_id}; imagemill status lists them")
     record = next(iter(run_records(output, [run_id])), {"run_id": run_id})
@@ -155,7 +159,14 @@ def reader(config: RunConfig, there: list[dict[str, Any]]) -> Callable[[dict[str
 
 def write_report(output: Store, record: dict[str, Any], before: set[str], source: Source) -> str:
     path = report_path(record["run_id"])
-    output.write(path, draw("run.html", {"report": collected(output, record, before, source), "named": named}))
+    page = draw("run.html", {"report": collected(output, record, before, source), "named": named})
+    # Sources and files go away or become others; what was shown of them cannot be made again.
+    if output.exists(path) and (shown := output.read(path).count(PICTURE)) > page.count(PICTURE):
+        raise StorageError(
+            f"{output.uri(path)} stays as it is: it shows {shown} pictures, of which INPUT and OUTPUT now give "
+            f"{page.count(PICTURE)}; delete it for a page without the others"
+        )
+    output.write(path, page)
     return path
 
 

@@ -86,7 +86,7 @@ def listing(source: Input, kept: Store | None = None, masks: bool = False, keep:
     listed = members(source, kept, keep)
     if source.file and source.file.lower().endswith(".parquet"):
         first = next(listed, None)
-        if first is None:
+        if not isinstance(first, Listed):
             return iter(manifest.list_manifest(source.store, source.file, source.config))
         listed = chain([first], listed)
     return with_masks(listed) if masks else listed

@@ -124,9 +124,11 @@ def test_an_output_that_is_held_is_exit_4(imagemill, tmp_path, photos):
 
 
 def test_plan_changes_nothing(imagemill, tmp_path, photos):
-    code, out, _ = imagemill("plan", "--task", "denoise", "--input", photos, "--output", tmp_path / "out")
+    (photos / "notes.txt").write_text("no image")
+    code, out, _ = imagemill("plan", "--task", "denoise", "--input", photos, "--output", tmp_path / "out", "--limit", 1)
     assert code == 0
-    assert "3 images" in out
+    assert "3 images, 1 other file " in out
+    assert "1 image, " in out
     assert not (tmp_path / "out").exists()
 
 
@@ -201,6 +203,15 @@ def test_one_image_is_done_by_one_actor_without_a_word_of_ray(imagemill, tmp_pat
     assert code == 0
     assert "1 actors of" in err
     assert not [said for said in recwarn if "concurrent actors" in str(said.message)]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_plan_says_where_the_last_run_measured_more_or_less_of_its_images(imagemill, tmp_path, photos):
+    assert imagemill("compress", photos, tmp_path / "out", "--limit", 2)[0] == 0
+    plan = ["plan", "--task", "compress", "--input", photos, "--output", tmp_path / "out"]
+    assert "measured" not in imagemill(*plan)[1]
+    _, out, _ = imagemill(*plan, "--set", "quality=0")
+    assert "images/s, the quality of 100% of them measured; this one measures 0% and takes less" in out
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -17,8 +17,9 @@ from jobs.decode import decode_output
 from jobs.export import export, show_export
 from models import checkpoint as checkpoints
 from pipeline import read_latents
-from pipeline.errors import ConfigError, VerificationError
+from pipeline.errors import ConfigError, StorageError, VerificationError
 from pipeline.output.committed import part_paths
+from pipeline.output.neighbours import collection
 from pipeline.schema import parquet_bytes, part_name
 from pipeline.storage import Store
 
@@ -246,6 +247,67 @@ def test_rows_that_are_not_what_was_written_are_named_and_left_out(tmp_path: Pat
         decode_output(Store(str(tmp_path / "export")), Store(str(tmp_path / "again")))
 
 
+def in_a_page_of(output: Store, path: str, column: str) -> bytes:
+    """A part with one bit of a column's values turned, which its page's checksum tells."""
+    data, group = bytearray(output.read(path)), pq.ParquetFile(output.full(path)).metadata.row_group(0)
+    [place] = [n for n in range(group.num_columns) if group.column(n).path_in_schema == column]
+    chunk = group.column(place)
+    start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+    data[start + chunk.total_compressed_size - 1] ^= 1
+    return bytes(data)
+
+
+def test_damaged_parts_are_named_and_the_others_exported(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
+    output = compressed(tmp_path, pieces, rows_per_part=2)
+    cut, of_latents, of_models, whole = part_paths(output, "results")
+    output.write(cut, output.read(cut)[:-100])
+    output.write(of_latents, in_a_page_of(output, of_latents, "latent.list.element"))
+    output.write(of_models, in_a_page_of(output, of_models, "model_id"))
+    with pytest.raises(VerificationError, match=f"{cut}: a damaged part .*: move it out of OUTPUT, and the next run makes"):
+        show_export(output, Store(str(tmp_path / "export")))
+    record = json.loads((tmp_path / "export/export.json").read_text())
+    assert [problem.split(": ")[0] for problem in record["left_out"]] == [
+        output.uri(path) for path in (cut, of_models, of_latents)
+    ]
+    assert record["rows"] == 2
+    there = pq.read_table(output.full(whole))["image_id"].to_pylist()
+    assert pq.read_table(tmp_path / "export/latents")["image_id"].to_pylist() == there
+    # Where nothing is left there is no export.
+    for column in ("step", "task", "image_id"):
+        for path in (of_latents, of_models, whole):
+            output.write(path, in_a_page_of(output, path, column))
+        with pytest.raises(StorageError, match=f"{whole}: a damaged part"):
+            export(output, Store(str(tmp_path / "again")))
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_part_that_a_store_does_not_give_is_not_called_damaged(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
+    output = compressed(tmp_path, pieces)
+    Path(output.full("results/loop.parquet")).symlink_to("loop.parquet")
+    with pytest.raises(StorageError, match=r"loop\.parquet: cannot be read: OSError"):
+        export(output, Store(str(tmp_path / "export")))
+    assert not (tmp_path / "export").exists()
+
+
+def test_the_vector_of_search_is_exported_of_codecs_alone(photos: Store, digits: Store, tmp_path: Path) -> None:
+    dest = Store(str(tmp_path / "likeness"))
+    export(photos, dest, pool="likeness", columns=["rel_path", "embedding"])
+    table = pq.read_table(tmp_path / "likeness/latents")
+    found = dict(zip(table["rel_path"].to_pylist(), np.stack(table["embedding"].to_numpy()), strict=True))
+    # `search` compares what one step made: the newest rows, of which there are two.
+    these = collection(photos)
+    _, batches = these.vectors(["rel_path"], [])
+    searched: dict[str, np.ndarray] = {}
+    for rows, vectors in batches:
+        searched |= dict(zip(rows["rel_path"].to_pylist(), vectors, strict=True))
+    assert (len(searched), len(found)) == (2, 5)
+    for name, vector in searched.items():
+        np.testing.assert_allclose(found[name], vector, atol=1e-6)
+    with pytest.raises(ConfigError, match="--pool likeness: only for codecs such as compress-small, not conv-mnist"):
+        export(digits, Store(str(tmp_path / "x")), pool="likeness")
+    assert not (tmp_path / "x").exists()
+
+
 def test_several_models_are_refused_by_name_until_one_is_chosen(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
     compressed(tmp_path, {"0.png": pieces["0.png"], "1.png": pieces["1.png"]}, "conv-mnist", 1)
     output = compressed(tmp_path, {"1.png": pieces["1.png"]}, "conv-mnist-transposed", 2)
@@ -262,7 +324,7 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(digits: Store, e
     for what, message in (
         ({"columns": ["colour"]}, "no column colour; there are: image_id"),
         ({"columns": ["embedding"], "pool": "none"}, "no column embedding"),
-        ({"pool": "max"}, "--pool max: one of none, flatten, gem, mean"),
+        ({"pool": "max"}, "--pool max: one of none, flatten, gem, likeness, mean"),
         ({"form": "csv"}, "--format csv: one of lance, npy"),
         ({"form": "webdataset", "columns": ["latent"]}, "image_id"),
         ({"run": "x"}, "no row is of run x"),

@@ -135,7 +135,7 @@ def test_names_and_errors_are_text_and_nothing_is_loaded_from_outside(ran):
     assert "default-src &#39;none&#39;" in text
 
 
-def test_made_again_it_is_the_same_and_without_sources_only_what_came_out_is_left(ran, tmp_path):
+def test_made_again_it_is_the_same_and_without_sources_it_stays_until_it_is_deleted(ran, tmp_path):
     shutil.copytree(ran / "out", tmp_path / "out")
     output, first = Store(str(tmp_path / "out")), runs(ran / "out")[0].name
     assert output.read(make_report(output, first)).decode() == page(ran / "out", 0)
@@ -144,6 +144,10 @@ def test_made_again_it_is_the_same_and_without_sources_only_what_came_out_is_lef
     (ran / "in").mkdir()
     try:
         shutil.copy(ran / "away/1.png", ran / "in/0.png")
+        with pytest.raises(StorageError, match=r"html stays as it is: it shows 32 pictures, .* now give 16; delete it"):
+            make_report(output, first)
+        assert page(tmp_path / "out", 0) == page(ran / "out", 0)
+        (tmp_path / "out/runs" / first / "report.html").unlink()
         text = output.read(make_report(output, first)).decode()
     finally:
         shutil.rmtree(ran / "in")

@@ -8,6 +8,7 @@ from outputs import compressed
 
 from jobs.nightly import drifted
 from jobs.stats import Moments, drift, show_stats
+from models import checkpoint as checkpoints
 from pipeline.errors import ConfigError
 from pipeline.output.snapshot import snapshot
 from pipeline.output.values import latent_batches
@@ -16,21 +17,23 @@ from pipeline.output.values import latent_batches
 def drawn(seed: int, images: int, mean: float = 0.0, deviation: float = 1.0) -> Moments:
     seen, rng = Moments(), np.random.default_rng(seed)
     for _ in range(4):
-        seen.add(rng.normal(mean, deviation, (images // 4, 8, 5, 5)).astype(np.float32), {"a"})
+        values = rng.normal(mean, deviation, (images // 4, 8, 5, 5)).astype(np.float32)
+        seen.add(values, np.full(values.shape[:2], 0.01), {"a"})
     return seen
 
 
-def moments_of(values: np.ndarray) -> Moments:
+def moments_of(values: np.ndarray, width: np.ndarray | float = 1.0) -> Moments:
+    """Of images (N,C,h,w) whose symbols are worth `width`, one value or (C,)."""
     seen = Moments()
-    seen.add(values, {"a"})
+    seen.add(values, np.broadcast_to(width, values.shape[:2]), {"a"})
     return seen
 
 
 def test_moments_are_those_of_the_values() -> None:
     values = np.random.default_rng(0).normal(3, 2, (20, 4, 6, 6)).astype(np.float32)
     seen = Moments()
-    seen.add(values[:7], {"a"})
-    seen.add(values[7:], {"a"})
+    for some in (values[:7], values[7:]):
+        seen.add(some, np.ones(some.shape[:2]), {"a"})
     np.testing.assert_allclose(seen.mean, values.mean((0, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(seen.variance, values.var((0, 2, 3)), rtol=1e-5)
 
@@ -52,17 +55,32 @@ def test_a_known_shift_has_its_size_and_chance_is_no_alarm() -> None:
 def test_random_splits_of_real_images_are_as_far_as_chance_says(tmp_path: Path, crops: list[np.ndarray]) -> None:
     output = compressed(tmp_path, {f"{n}.png": crop for n, crop in enumerate(crops)}, "compress-small", rows_per_part=1000)
     [latents] = latent_batches(snapshot(output), ["rel_path"], [])
-    values = latents.values
+    values, made_by = latents.values, checkpoints.build(*checkpoints.read("compress-small"))
+    width = made_by.lattice(26)[0].detach().numpy()
     for few in (6, 16, len(values) // 2):
         orders = [np.random.default_rng(seed).permutation(len(values)) for seed in range(100)]
-        splits = [drift(moments_of(values[order[:few]]), moments_of(values[order[few:]])) for order in orders]
+        splits = [drift(moments_of(values[order[:few]], width), moments_of(values[order[few:]], width)) for order in orders]
         # Few photos, each a dozen overlapping crops, leave channels silent but in some: the tail is long.
         assert np.median([far.distance for far in splits]) == pytest.approx(np.mean([far.chance for far in splits]), rel=0.5)
         assert np.mean([far.alarming(0) for far in splits]) <= 0.1
     half = len(values) // 2
     order = orders[0]
-    moved = moments_of(2.5 * values[order[:half]] + 2 * values.std((0, 2, 3), keepdims=True))
-    assert drift(moved, moments_of(values[order[half:]])).alarming(0)
+    moved = moments_of(2.5 * values[order[:half]] + 2 * values.std((0, 2, 3), keepdims=True), width)
+    assert drift(moved, moments_of(values[order[half:]], width)).alarming(0)
+
+
+def test_a_channel_that_is_nearly_silent_in_both_does_not_drown_the_others() -> None:
+    day, night = np.rint(np.random.default_rng(0).normal(0, 3, (2, 200, 8, 10, 10))).astype(np.float32)
+    # Symbols of one: at one place of 20,000, and then at one of 200.
+    for values, every in ((day, 20_000), (night, 200)):
+        values[:, 7] = (np.arange(200 * 100) % every == 0).reshape(200, 10, 10)
+    same = drift(moments_of(night), moments_of(day))
+    assert same.channels[7] < 1
+    assert same.distance < 0.3
+    night[:, :7] += 3
+    moved = drift(moments_of(night), moments_of(day))
+    assert moved.distance == pytest.approx((7 / 8) ** 0.5, abs=0.1)
+    assert moved.alarming(0.5)
 
 
 def test_runs_are_compared_and_a_night_says_when_they_drift(tmp_path: Path, crops: list[np.ndarray], capsys) -> None:
@@ -91,9 +109,7 @@ def test_runs_are_compared_and_a_night_says_when_they_drift(tmp_path: Path, crop
 
 
 def test_one_image_beside_one_is_no_alarm() -> None:
-    one, other = Moments(), Moments()
-    one.add(np.zeros((1, 2, 3, 3), np.float32), {"a"})
-    other.add(np.ones((1, 2, 3, 3), np.float32), {"a"})
+    one, other = (moments_of(np.full((1, 2, 3, 3), value, np.float32)) for value in (0, 1))
     assert not drift(one, other).alarming(0.1)
 
 

@@ -123,7 +123,7 @@ def test_a_training_that_diverges_at_once_says_where_and_what_to_do(tiny, tmp_pa
 @pytest.mark.parametrize(
     ("files", "changes", "error", "message"),
     [
-        ({"a.png": 64}, {}, ConfigError, "1 of 1 images can be used"),
+        ({"a.png": 64}, {}, ConfigError, "1 of 1 image can be used"),
         ({"a.png": 64, "b.png": 31, "c.png": 8}, {}, ConfigError, r"2 are smaller than crop = 32"),
         ({"a.png": 64, "b.png": 64, "c.png": None}, {}, TooManyRejects, "1 of 3 images left out: c.png: UnknownFormat"),
         ({"a.png": 64, "b.png": 64}, {"batch_size": 64}, ConfigError, "2 crops, not enough for one step"),

@@ -8,12 +8,16 @@ from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
 from PIL.PngImagePlugin import PngInfo
 
+SUBJECT_AREA = 0x9214
 METADATA_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
 OWNER = "© Müller".encode()
 MAKER, PLACE = b"whatever the camera wrote " * 20, "a place that nobody is to know"
 XMP = (
     b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-    b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6" tiff:Artist="\xc3\xa9 %s"/>'
+    b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" xmlns:exif="http://ns.adobe.com/exif/1.0/"'
+    b' tiff:Orientation="6" tiff:ImageWidth="200" exif:PixelXDimension="200" tiff:Artist="\xc3\xa9 %s">'
+    b"<exif:PixelYDimension>300</exif:PixelYDimension><exif:SubjectArea> <rdf:Seq><rdf:li>100</rdf:li>"
+    b" <rdf:li>150</rdf:li></rdf:Seq> </exif:SubjectArea><exif:FNumber>28/10</exif:FNumber></rdf:Description>"
     b"</rdf:RDF></x:xmpmeta>"
 ) % PLACE.encode()
 
@@ -31,6 +35,11 @@ def camera_exif(orientation: int = 6) -> bytes:
         Base.ColorSpace: 0xFFFF,
         Base.ExifImageWidth: 200,
         Base.ExifImageHeight: 300,
+        SUBJECT_AREA: (100, 150, 40, 30),
+        Base.SubjectLocation: (100, 150),
+        Base.FocalPlaneXResolution: 4000.0,
+        Base.FocalPlaneYResolution: 4000.0,
+        Base.FocalPlaneResolutionUnit: 2,
     }
     exif[IFD.GPSInfo] = {
         GPS.GPSLatitudeRef: "N",

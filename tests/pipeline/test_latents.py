@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from commands import make_photos
 from folders import fill, rows
+from here import job_here
 from PIL import Image
 
 from jobs.decode import decode_output
@@ -17,11 +18,9 @@ from models import checkpoint as checkpoints
 from pipeline.account import account
 from pipeline.actor import Actor
 from pipeline.config import RunConfig
-from pipeline.errors import VerificationError
+from pipeline.errors import StorageError, VerificationError
 from pipeline.item import Item
-from pipeline.job import Job
 from pipeline.output.committed import part_paths
-from pipeline.output.kept import keep_checkpoint
 from pipeline.output.lease import Lease
 from pipeline.output.verify import verify
 from pipeline.resolve import check_model, plan_of, resolve
@@ -137,32 +136,29 @@ def test_a_damaged_payload_is_named_and_never_decoded(tmp_path, crops):
     assert [p.name for p in dest.iterdir()] == ["2.png"]
 
 
+def test_the_images_of_a_damaged_part_are_made_again_once_it_is_moved_away(tmp_path, crops):
+    make_photos(Store(str(tmp_path / "in")), 4, crops)
+    output = Store(str(tmp_path / "out"))
+    config = RunConfig(task="compress", input=str(tmp_path / "in"), output=output.url, rows_per_part=1)
+    run(config)
+    damaged = part_paths(output, "results")[1]
+    output.write(damaged, output.read(damaged)[:-1])
+    with pytest.raises(StorageError, match=f"{damaged}: a damaged part .*: move it out of OUTPUT"):
+        run(config)
+    assert "move it out of OUTPUT" in verify(output).problems[0]
+    assert export(output, Store(str(tmp_path / "export")))["rows"] == 3
+    Path(output.full(damaged)).rename(tmp_path / "damaged.parquet")
+    assert run(config)["ok"] == 1
+    assert verify(output).problems == []
+    assert export(output, Store(str(tmp_path / "whole")))["rows"] == 4
+
+
 def compressed_here(source: Store, output: Store) -> None:
     """An actor's work on all of a source, in this process."""
     resolved = resolve(RunConfig(task="compress", input=source.url, output=output.url, quality=0))
     with Lease(output) as lease:
-        keep_checkpoint(output, resolved.card, resolved.weights)
-        lineage = dict.fromkeys(("task", "model_id", "checkpoint_sha256", "config_sha256", "parameters"), "-")
-        lineage |= {"task": "compress", "checkpoint_sha256": resolved.card.sha256}
-        job = Job(
-            task="compress",
-            params={},
-            checkpoint_sha256=resolved.card.sha256,
-            references=[],
-            source=resolved.source,
-            output=output,
-            max_pixels=resolved.config.max_pixels,
-            image=resolved.config.image,
-            reconstruct=False,
-            quality=0.0,
-            compression_level=1,
-            lineage=lineage | {"run_id": "r", "fence": lease.fence},
-            batch_size=2,
-            threads=2,
-            dtype=None,
-        )
         plan = plan_of(resolved)
-        assert Actor(job)(plan.todo) == {"rows": [len(plan.todo)]}
+        assert Actor(job_here(resolved, lease.fence))(plan.todo) == {"rows": [len(plan.todo)]}
         left = account(output, plan, [])
     assert (left.ok, left.rejected, left.doubles_dropped) == (len(plan.todo), 0, 0)
     assert verify(output).problems == []

@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.output.verify import verify
 from pipeline.resolve import plan_of, resolve
 from pipeline.run import run
+from pipeline.sources.source import Listed
 from pipeline.storage import Store
 
 
@@ -44,7 +45,7 @@ def test_a_manifest_of_folders_and_impossible_paths_lists_each_with_its_problem(
     Store(f"{rclone_bucket}/deep").write("er/a.png", pictures(crops, 1)[0])
     lines = ["a.png", "folder", "nul\0.png", rclone_bucket, f"{rclone_bucket}/deep", f"{rclone_bucket}/deep/er/a.png"]
     pq.write_table(pa.table({"uri": lines, "key": ["k", None, "n", None, None, None]}), tmp_path / "list.parquet")
-    found = [image for image in listed(tmp_path / "list.parquet", key="key", uri="uri") if image]
+    found = [image for image in listed(tmp_path / "list.parquet", key="key", uri="uri") if isinstance(image, Listed)]
     assert [(image.problem or "").partition(": ")[0] for image in found] == ["", *["NotReadable"] * 4, ""]
     assert "a folder, not a file" in str(found[1].problem)
     assert found[0].rel_path == "k"

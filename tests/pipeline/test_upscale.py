@@ -1,11 +1,14 @@
 """Upscale over a folder, through the whole product, and what it makes of sizes that are odd, small or large."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from here import job_here
 from PIL import Image
 
 from models import checkpoint
@@ -15,9 +18,11 @@ from models.metrics import psnr_db
 from models.objectives import TASK_OBJECTIVES
 from models.objectives.upscale import reduced
 from models.precision import Precision
-from models.tasks.task import Params, Sample
+from models.tasks.task import Output, Params, Sample
 from pipeline.config import RunConfig
 from pipeline.output.verify import verify
+from pipeline.predict import Predictor
+from pipeline.resolve import plan_of, resolve
 from pipeline.run import run
 from pipeline.storage import Store
 
@@ -74,6 +79,36 @@ def test_the_shipped_one_is_a_decibel_better_than_bicubic(crops):
     figures = TASK_OBJECTIVES["upscale"].validate(model, clean, torch.Generator())
     assert figures["gain_over_bicubic_db"] > 1
     assert reduced(clean, 2).shape[2:] == (48, 64)
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(
+    ("limit", "widths", "batches"),
+    [
+        ("MODEL_PIXELS", [128, 128, 128, 128], [[128, 128], [128, 128]]),
+        ("PIXELS_AT_ONCE", [128, 128, 128, 128], [[128], [128], [128], [128]]),
+        ("HELD_PIXELS", [100, 128, 120], [[128], [100], [120]]),
+    ],
+)
+def test_room_is_counted_in_pixels_that_come_out(limit, widths, batches, tmp_path, crops, monkeypatch):
+    """Room for two outputs of 192×256 pixels would hold all of the inputs, together and in the order in which they come."""
+    (tmp_path / "in").mkdir()
+    for number, width in enumerate(widths):
+        Image.fromarray(crops[number][:, :width]).save(tmp_path / "in" / f"{number}.png")
+    room = 2 * 192 * 256
+    monkeypatch.setattr(f"pipeline.predict.{limit}", room if limit == "HELD_PIXELS" else {"cpu": room, "cuda": room})
+    upscale, done = TASK_OBJECTIVES["upscale"], []
+
+    def predict(model: EDSR, samples: list[Sample], *how: Any) -> list[Output]:
+        done.append([sample.rgb.shape[1] for sample in samples])
+        return type(upscale).predict(upscale, model, samples, *how)
+
+    monkeypatch.setattr(upscale, "predict", predict)
+    pool = {"batch_size": 8}
+    job = resolve(RunConfig(task="upscale", input=f"{tmp_path}/in", output=f"{tmp_path}/out", pool=pool))
+    made = pa.concat_tables(Predictor(job_here(job))(plan_of(job).todo))
+    assert made["stage"].null_count == len(widths)
+    assert done == batches
 
 
 def fill(folder: Path, crops: list[np.ndarray]) -> None:
