@@ -19,7 +19,7 @@ from rich.table import Table
 
 from jobs.console import console
 from jobs.night_page import leave_page
-from jobs.stats import drift, moments
+from jobs.stats import drift, moments_of_run
 from models.checkpoint import CheckpointError
 from pipeline.cluster.connection import one_ray
 from pipeline.config import RunConfig, Strict, read_yaml, validate
@@ -33,6 +33,7 @@ from pipeline.errors import (
     TooManyRejects,
     VerificationError,
 )
+from pipeline.output.committed import last_records
 from pipeline.resolve import task_of
 from pipeline.run import run
 from pipeline.storage import Store
@@ -178,7 +179,7 @@ def fill(line: dict[str, Any], planned: Planned, drift_alert: float | None) -> N
         run(planned.config, record)
         line |= {"exit_code": 0, "exit_reason": "done"}
         if drift_alert and record.get("ok") and planned.config.task == "compress":
-            line |= drifted(Store(str(planned.config.output), planned.config.storage), record["run_id"], drift_alert)
+            line |= drifted(Store(str(planned.config.output), planned.config.storage), record, drift_alert)
     except FAILURES as e:
         log.error("%s: %s", planned.name, e)
         line |= {"exit_code": getattr(e, "exit_code", ConfigError.exit_code), "exit_reason": str(e)}
@@ -193,13 +194,18 @@ def fill(line: dict[str, Any], planned: Planned, drift_alert: float | None) -> N
             line["report"] = Store(record["output"]).uri(record["report"])
 
 
-def drifted(output: Store, run_id: str, level: float) -> dict[str, Any]:
+def drifted(output: Store, record: dict[str, Any], level: float) -> dict[str, Any]:
     """How far the latents of a run are from those of the run before it in one OUTPUT; nothing where there is none."""
-    found = moments(output)
-    earlier = [name for name in found if name < run_id and found[name].models == found[run_id].models]
-    if run_id not in found or not earlier:
+    run_id, model = record["run_id"], record["checkpoint_sha256"]
+    earlier = [r["run_id"] for r in last_records(output) if r.get("ok") and r["checkpoint_sha256"] == model]
+    earlier = [name for name in earlier if name < run_id]
+    try:
+        # Of these two alone: others would have to be read each night.
+        far = drift(moments_of_run(output, run_id), moments_of_run(output, earlier[-1])) if earlier else None
+    except ConfigError:
+        far = None  # its rows were moved away
+    if far is None:
         return {}
-    far = drift(found[run_id], found[earlier[-1]])
     alert = far.alarming(level)
     # JSON knows no infinity: with one image on each side chance cannot be told.
     chance = round(far.chance, 4) if math.isfinite(far.chance) else None
