@@ -28,6 +28,7 @@ class Compress(TaskObjective):
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Rate and distortion at random steps; for an autoencoder that has no rate, the squared error."""
+        assert isinstance(model, LatentCoder)
         if not isinstance(model, Codec):
             x = planes_of(model, x_BCHW)
             x_hat = model(x)

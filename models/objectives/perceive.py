@@ -23,6 +23,12 @@ RECONSTRUCTION_WEIGHT = 0.1
 class Perceive(Objective):
     name = "perceive"
 
+    def freeze(self, model: Autoencoder) -> None:
+        """The skips: the decoder is given the last layer alone."""
+        assert isinstance(model, Perceptual)
+        assert model.skips is not None
+        model.skips.requires_grad_(False)
+
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Reconstruction of distorted halves, and how surely each finds its other half."""
         assert isinstance(model, Perceptual)

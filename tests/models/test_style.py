@@ -260,10 +260,13 @@ def test_a_half_finds_its_other_half_by_its_moments():
 
 def test_perceiving_teaches_every_layer():
     model = Perceptual(**SMALL)
+    OBJECTIVES["perceive"].freeze(model)
     figures = OBJECTIVES["perceive"].loss(model, torch.rand(4, 3, 24, 32), torch.Generator().manual_seed(0))
     figures["loss"].backward()
     untouched = {name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()}
     assert {name.split(".")[0] for name in untouched} == {"skips"}
+    # Two workers wait for the gradient of every weight that is learned.
+    assert not any(model.get_parameter(name).requires_grad for name in untouched)
 
 
 def test_only_the_decoder_learns_to_paint():
@@ -272,6 +275,12 @@ def test_only_the_decoder_learns_to_paint():
     TASK.loss(model, torch.rand(4, 3, 24, 24), torch.Generator().manual_seed(0))["loss"].backward()
     assert all(parameter.grad is None for parameter in model.encoder.parameters())
     assert all(parameter.grad.any() for parameter in model.decoder.parameters())
+
+
+@pytest.mark.parametrize("width", [4, 20, 24, 36])
+def test_held_out_images_of_any_width_validate(net, width):
+    figures = TASK.validate(net, torch.rand(1, 3, 24, width), torch.Generator().manual_seed(0))
+    assert all(math.isfinite(value) for value in figures.values())
 
 
 def test_a_flat_style_has_a_finite_loss():
