@@ -188,7 +188,7 @@ def complaint(config: TrainConfig, diverged: Diverged, epochs: int) -> str:
 
 
 def finishing_images(inputs: list[Input], images: Images, stride: int) -> Iterator[Tensor]:
-    """Training images (1,3,h,w) float in [0,1] for `Task.finish`; read only when they are asked for."""
+    """Training images (1,3,h,w) float in [0,1] for `Objective.finish`; read only when they are asked for."""
     for rgb in middle_crops(inputs, images.of("training"), stride, most=FINISHING_IMAGES):
         yield to_batch([rgb], stride, "cpu")
 
