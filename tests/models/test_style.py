@@ -133,6 +133,16 @@ def test_less_weight_on_content_means_more_style(net, cat, coffee):
     assert [c["style_loss"] for c in found] == sorted((c["style_loss"] for c in found), reverse=True)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+def test_weights_that_are_small_together_make_the_same_picture(net, cat, coffee, optimizer):
+    how = {"method": "gatys", "steps": 20, "optimizer": optimizer}
+    large = restyled(net, cat, coffee, alpha=0.5, beta=1, **how)
+    small = restyled(net, cat, coffee, alpha=0.5 * 2**-30, beta=2**-30, **how)
+    assert np.array_equal(small.image, large.image)
+    assert not np.array_equal(small.image, cat)
+    assert np.array(small.columns["losses"]) == pytest.approx(np.array(large.columns["losses"]) * 2**-30)
+
+
 def test_strength_goes_from_the_image_to_its_restyling(net, cat, coffee):
     x = to_batch([cat], net.stride, "cpu")
     prepared, _ = stylist(net, coffee)
