@@ -9,7 +9,6 @@ nothing: whitening (Jégou and Chum 2012) weighs each direction by how rarely a 
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
@@ -17,8 +16,10 @@ import torch
 
 from models.architectures.codec import Codec
 from models.autoencoder import LatentCoder
+from models.checkpoint import BUNDLED, read_file
 
-BUNDLED = Path(__file__).parent / "checkpoints" / "likeness.safetensors"
+WHITENING = "likeness.safetensors"
+"""Among the bundled checkpoints; `python -m jobs.likeness_fit` makes it."""
 LAYOUT, TEXTURE = 4, 3
 """Cells along each side."""
 FLOOR = 0.02
@@ -76,15 +77,10 @@ def whitening_for(coder: LatentCoder, collection: np.ndarray) -> Whitening:
     for what matters.
     """
     if isinstance(coder, Codec):
-        tensors = safetensors.numpy.load_file(BUNDLED)
+        tensors = safetensors.numpy.load(read_file(str(BUNDLED), WHITENING, {}))
         if len(tensors["mean"]) == collection.shape[1]:
             return Whitening(tensors["mean"].astype(np.float32), tensors["directions"].astype(np.float32))
     return whitening_of(collection)
-
-
-def save(whitening: Whitening, path: Path) -> None:
-    tensors = {"mean": whitening.mean.astype(np.float16), "directions": whitening.directions.astype(np.float16)}
-    safetensors.numpy.save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path)
 
 
 def whitening_of(features: np.ndarray) -> Whitening:
