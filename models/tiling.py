@@ -50,9 +50,9 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
 
 
-def in_tiles(fn: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int, scale: Fraction, stride: int = 1) -> Tensor:
-    """As `tiled`, with tiles of this size alone."""
-    return put_together(pieces(fn, x, tile, halo, scale, stride), x, scale, stride)
+def in_tiles(fn: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int, scale: Fraction) -> Tensor:
+    """As `tiled`, with tiles of this size alone, where fn takes any size."""
+    return put_together(pieces(fn, x, tile, halo, scale), x, scale, stride=1)
 
 
 def put_together(found: Iterator[Piece], x: Tensor, scale: Fraction, stride: int) -> Tensor:

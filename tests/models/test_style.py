@@ -77,8 +77,8 @@ def test_losses_by_hand():
     assert content_loss(target, content).item() == 0.5 * (1 + 4)
     g = {"relu1_1": torch.tensor([[[2.0, 0.0], [0.0, 2.0]]]), "relu2_1": torch.tensor([[[3.0]]])}
     s = {"relu1_1": torch.tensor([[[1.0, 1.0], [1.0, 1.0]]]), "relu2_1": torch.tensor([[[1.0]]])}
-    # means of squares: (1+1+1+1)/4 = 1 and 4; 10·(0.5·1 + 2·4)
-    assert style_loss(g, s, {"relu1_1": 0.5, "relu2_1": 2.0}, a=10).item() == pytest.approx(85)
+    # means of squares: (1+1+1+1)/4 = 1 and 4; 0.5·1 + 2·4
+    assert style_loss(g, s, {"relu1_1": 0.5, "relu2_1": 2.0}).item() == pytest.approx(8.5)
 
 
 def test_adain_gives_the_moments_of_the_style():
