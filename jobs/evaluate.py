@@ -15,7 +15,7 @@ from pipeline.cluster.connection import connected
 from pipeline.config import validate
 from pipeline.errors import ConfigError
 from pipeline.run import versions
-from pipeline.storage import StorageConfig, Store
+from pipeline.storage import Store
 
 
 def show_evaluation(values: dict[str, Any], origin: str, update_card: bool) -> Evaluation:
@@ -40,7 +40,7 @@ def show_evaluation(values: dict[str, Any], origin: str, update_card: bool) -> E
         console.print(f"{output.url}/evaluation.json, evaluation.png", soft_wrap=True)
     if update_card:
         for measured in evaluation.measured:
-            options = storage_options(measured.checkpoint, config.storage)
+            options = config.storage.options_for(measured.checkpoint)
             checkpoints.write_metrics(measured.checkpoint, metrics_of(config, evaluation.images, measured), options)
             console.print(f"card of {measured.checkpoint}: {measured.headline}")
     return evaluation
@@ -63,7 +63,7 @@ def evaluate(config: EvaluateConfig, update_card: bool = False) -> Evaluation:
             )
     for name in (config.weights, *config.against) if update_card else ():
         try:
-            checkpoints.read_card(name, storage_options(name, config.storage))
+            checkpoints.read_card(name, config.storage.options_for(name))
         except checkpoints.CheckpointError as e:
             raise ConfigError(f"--update-card: {e}") from None
     with connected(None):
@@ -84,7 +84,7 @@ def text(value: Any) -> str:
 def record_of(config: EvaluateConfig, evaluation: Evaluation) -> dict[str, Any]:
     """The content of evaluation.json; figures that are not finite are None."""
     names = [measured.checkpoint for measured in evaluation.measured]
-    cards = [checkpoints.read(name, storage_options(name, config.storage))[0] for name in names]
+    cards = [checkpoints.read(name, config.storage.options_for(name))[0] for name in names]
     record: dict[str, Any] = {
         "task": config.task,
         "set": config.set_name,
@@ -106,8 +106,3 @@ def metrics_of(config: EvaluateConfig, images: int, measured: Measured) -> dict[
     table = [{k: round(v, 5) if isinstance(v, float) else v for k, v in line.items()} for line in measured.lines]
     entry = {"set": config.set_name, "images": images, "date": time.strftime("%Y-%m-%d"), "headline": measured.headline}
     return entry | ({"params": config.params} if config.params else {}) | {"table": table}
-
-
-def storage_options(checkpoint: str, storage: StorageConfig) -> dict[str, Any] | None:
-    """How a checkpoint is reached."""
-    return storage.options() if checkpoint.startswith("s3://") else None
