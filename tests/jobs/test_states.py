@@ -83,7 +83,8 @@ def test_another_number_of_workers_goes_on_at_the_learning_rate_of_its_epoch() -
 def test_validating_the_average_leaves_it_as_it_is() -> None:
     state = State.begin(ARCHITECTURES["conv"](), ema_decay=0.999, weight_decay=1e-4)
     before = {name: value.clone() for name, value in state.average.state_dict().items()}
-    OBJECTIVES["compress"].validate(state.average.module, torch.rand(1, 3, 28, 28), torch.Generator())
+    with torch.inference_mode():
+        OBJECTIVES["compress"].validate(state.average.module, torch.rand(1, 3, 28, 28), torch.Generator())
     assert all(torch.equal(value, before[name]) for name, value in state.average.state_dict().items())
     assert state.model.training
 

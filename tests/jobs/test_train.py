@@ -1,9 +1,11 @@
 import io
 import json
+import math
 import struct
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
@@ -52,7 +54,7 @@ def test_all_that_can_be_learned_is_by_two_workers_and_the_checkpoint_of_a_task_
         for path in clean.iterdir():
             bucket.write(path.name, path.read_bytes())
         config = tiny(task, input=[bucket.url], output=f"{rclone_bucket}/out/")
-    options = config.storage.options() if config.output.startswith("s3://") else None
+    options = config.storage.options_for(config.output)
     card = train(config)
     run = run_of(config)
 
@@ -168,6 +170,18 @@ def test_an_architecture_suits_what_it_is_to_learn_or_is_refused(task, tiny):
             refused[name] = str(e)
     assert tiny(task).architecture not in refused
     assert all(f"'{task}' cannot be learned by architecture {name}" in said for name, said in refused.items())
+
+
+@pytest.mark.parametrize("task", sorted(OBJECTIVES))
+def test_weights_that_are_no_numbers_show_in_a_validation(task, tiny):
+    model = rehearsed(tiny(task)).eval()
+    clean = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    for sound in (True, False):
+        with torch.inference_mode():
+            figures = OBJECTIVES[task].validate(model, clean, torch.Generator().manual_seed(0))
+        assert all(math.isfinite(value) for value in figures.values()) == sound
+        for parameter in model.parameters():
+            parameter.data.fill_(torch.nan)
 
 
 def test_an_output_that_cannot_be_written_or_lies_in_the_input_is_refused(tiny, tmp_path, clean):
