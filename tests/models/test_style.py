@@ -268,13 +268,14 @@ def test_a_half_finds_its_other_half_by_its_moments():
     assert contrast(torch.cat([pictures, pictures.roll(1, 0)])) > 1
 
 
-def test_perceiving_teaches_every_layer():
-    model = Perceptual(**SMALL)
+@pytest.mark.parametrize(("convs", "held"), [([1, 2, 1], set()), ([1, 1, 2], {"encoder.relu3_2"})])
+def test_perceiving_teaches_every_layer_that_it_looks_at(convs, held):
+    model = Perceptual(**SMALL | {"convs": convs})
     OBJECTIVES["perceive"].freeze(model)
     figures = OBJECTIVES["perceive"].loss(model, torch.rand(4, 3, 24, 32), torch.Generator().manual_seed(0))
     figures["loss"].backward()
     untouched = {name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()}
-    assert {name.split(".")[0] for name in untouched} == {"skips"}
+    assert {name.rpartition(".")[0] for name in untouched} == {"skips.0", "skips.1"} | held
     # Two workers wait for the gradient of every weight that is learned.
     assert not any(model.get_parameter(name).requires_grad for name in untouched)
 
