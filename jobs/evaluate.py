@@ -15,7 +15,7 @@ from pipeline.cluster.connection import connected
 from pipeline.config import validate
 from pipeline.errors import ConfigError
 from pipeline.run import versions
-from pipeline.storage import StorageConfig, Store
+from pipeline.storage import Store
 
 
 def show_evaluation(values: dict[str, Any], origin: str, update_card: bool) -> Evaluation:
@@ -24,7 +24,7 @@ def show_evaluation(values: dict[str, Any], origin: str, update_card: bool) -> E
     Args: update_card: write the figures into the cards of the checkpoints.
     """
     config = validate(EvaluateConfig, values, origin)
-    evaluation = evaluate(config)
+    evaluation = evaluate(config, update_card)
     for title, lines in evaluation.tables.items():
         table = Table(*columns_of(lines), title=title, title_justify="left")
         for line in lines:
@@ -35,19 +35,23 @@ def show_evaluation(values: dict[str, Any], origin: str, update_card: bool) -> E
     record = record_of(config, evaluation)
     if config.output:
         output = Store(config.output, config.storage)
-        output.write("evaluation.json", json.dumps(record, indent=2, ensure_ascii=False).encode())
+        output.write("evaluation.json", json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False).encode())
         output.write("evaluation.png", evaluation.picture)
         console.print(f"{output.url}/evaluation.json, evaluation.png", soft_wrap=True)
     if update_card:
         for measured in evaluation.measured:
-            options = storage_options(measured.checkpoint, config.storage)
+            options = config.storage.options_for(measured.checkpoint)
             checkpoints.write_metrics(measured.checkpoint, metrics_of(config, evaluation.images, measured), options)
             console.print(f"card of {measured.checkpoint}: {measured.headline}")
     return evaluation
 
 
-def evaluate(config: EvaluateConfig) -> Evaluation:
-    """Measure. Raises: ConfigError, CheckpointError, StorageError, VerificationError."""
+def evaluate(config: EvaluateConfig, update_card: bool = False) -> Evaluation:
+    """Measure.
+
+    Args: update_card: whether the checkpoints must have cards of their own, as what is measured goes there.
+    Raises: ConfigError, CheckpointError, StorageError, VerificationError.
+    """
     if config.task not in EVALUATIONS:
         raise ConfigError(f"task = {config.task!r}; valid: {', '.join(EVALUATIONS)}")
     if not config.input:
@@ -57,6 +61,11 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             raise ConfigError(
                 f"{key} is for coders of digits: task compress, with fit, the images that they were trained on"
             )
+    for name in (config.weights, *config.against) if update_card else ():
+        try:
+            checkpoints.read_card(name, config.storage.options_for(name))
+        except checkpoints.CheckpointError as e:
+            raise ConfigError(f"--update-card: {e}") from None
     with connected(None):
         return (evaluate_digits if config.fit else EVALUATIONS[config.task])(config)
 
@@ -73,10 +82,10 @@ def text(value: Any) -> str:
 
 
 def record_of(config: EvaluateConfig, evaluation: Evaluation) -> dict[str, Any]:
-    """The content of evaluation.json."""
+    """The content of evaluation.json; figures that are not finite are None."""
     names = [measured.checkpoint for measured in evaluation.measured]
-    cards = [checkpoints.read_card(name, storage_options(name, config.storage)) for name in names]
-    return {
+    cards = [checkpoints.read(name, config.storage.options_for(name))[0] for name in names]
+    record: dict[str, Any] = {
         "task": config.task,
         "set": config.set_name,
         "images": evaluation.images,
@@ -88,6 +97,8 @@ def record_of(config: EvaluateConfig, evaluation: Evaluation) -> dict[str, Any]:
         "tables": evaluation.tables | evaluation.details,
         "notes": evaluation.notes,
     }
+    without: dict[str, Any] = checkpoints.finite(record)
+    return without
 
 
 def metrics_of(config: EvaluateConfig, images: int, measured: Measured) -> dict[str, Any]:
@@ -95,8 +106,3 @@ def metrics_of(config: EvaluateConfig, images: int, measured: Measured) -> dict[
     table = [{k: round(v, 5) if isinstance(v, float) else v for k, v in line.items()} for line in measured.lines]
     entry = {"set": config.set_name, "images": images, "date": time.strftime("%Y-%m-%d"), "headline": measured.headline}
     return entry | ({"params": config.params} if config.params else {}) | {"table": table}
-
-
-def storage_options(checkpoint: str, storage: StorageConfig) -> dict[str, Any] | None:
-    """How a checkpoint is reached."""
-    return storage.options() if checkpoint.startswith("s3://") else None

@@ -8,7 +8,7 @@ from rich.table import Table
 from torchinfo import summary
 
 from jobs.console import console, number
-from jobs.evaluate import storage_options, text
+from jobs.evaluate import text
 from models import checkpoint as checkpoints
 from models.architectures import ARCHITECTURES
 from models.autoencoder import Autoencoder
@@ -64,7 +64,7 @@ def headline(card: checkpoints.Card) -> tuple[str, str]:
 
 def show_checkpoint(name_or_url: str, storage: StorageConfig) -> None:
     """The card, the layers, and every figure with its set. Raises: CheckpointError."""
-    options = storage_options(name_or_url, storage)
+    options = storage.options_for(name_or_url)
     card = checkpoints.read_card(name_or_url, options)
     weights = checkpoints.read_weights(name_or_url, card, options)
     model = checkpoints.build(card, weights)

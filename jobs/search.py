@@ -93,6 +93,8 @@ def of_own(these: Collection, name: str) -> tuple[np.ndarray, np.ndarray, str]:
 def pictures_of(these: Collection, ids: list[str]) -> dict[str, np.ndarray]:
     """Pictures (H,W,3) uint8 of images, by image_id; without those whose latents are damaged."""
     state = these.only("image_id", ids)
+    if not len(state):
+        return {}
     return {row["image_id"]: rgb for row, rgb in thumbnails(state, these.coder, ["image_id"], SIDE, [])}
 
 

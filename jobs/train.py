@@ -21,7 +21,7 @@ from jobs.training.crops import Images, crops_of, images_of, inputs_of, kept_ima
 from jobs.training.curves import CURVES, SAMPLES, draw_curves, samples_of
 from jobs.training.learn import Course, Diverged, train_worker
 from jobs.training.metrics import METRICS
-from jobs.training.rehearsal import initial_weights, refuse_nested, rehearsed, store_options
+from jobs.training.rehearsal import initial_weights, refuse_nested, rehearsed
 from jobs.training.states import Line, average_of, best_epoch, newest_history, read_state
 from jobs.training.watch import watched
 from models import checkpoint as checkpoints
@@ -192,7 +192,7 @@ def complaint(config: TrainConfig, diverged: Diverged, epochs: int) -> str:
 
 
 def finishing_images(inputs: list[Input], images: Images, stride: int) -> Iterator[Tensor]:
-    """Training images (1,3,h,w) float in [0,1] for `Task.finish`; read only when they are asked for."""
+    """Training images (1,3,h,w) float in [0,1] for `Objective.finish`; read only when they are asked for."""
     for rgb in middle_crops(inputs, images.of("training"), stride, most=FINISHING_IMAGES):
         yield to_batch([rgb], stride, "cpu")
 
@@ -216,7 +216,7 @@ def export(
     if short:
         log.warning("epochs %s had fewer steps than others: images could no longer be read", short)
     line, url = history[best - 1], output_of(config).uri(config.name)
-    init = checkpoints.read_card(config.init, store_options(config, config.init)) if config.init else None
+    init = checkpoints.read_card(config.init, config.storage.options_for(config.init)) if config.init else None
     counts = Counter(images.of("training")["source"].to_pylist())
     card = {
         "name": config.name,
@@ -241,4 +241,4 @@ def export(
             {"set": "held-out training images", **{k[6:]: round(v, 3) for k, v in line.items() if k.startswith("valid_")}}
         ],
     }
-    return checkpoints.save(url, model, card, store_options(config, url))
+    return checkpoints.save(url, model, card, config.storage.options_for(url))

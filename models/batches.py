@@ -50,6 +50,11 @@ def as_bytes(x_BCHW: Tensor) -> Tensor:
     return x_BCHW.float().clamp(0, 1).mul_(255).round_().to(torch.uint8)
 
 
+def rounded(x_BCHW: Tensor) -> Tensor:
+    """Float in [0,1] as 8-bit files hold it, clipped and rounded; float32 in [0,1], and what is no number stays none."""
+    return x_BCHW.float().clamp(0, 1).mul(255).round().div(255)
+
+
 def to_uint8(x_BCHW: Tensor) -> np.ndarray:
     """(B,3,H,W) float in [0,1], or uint8, to (B,H,W,3) uint8."""
     x = x_BCHW if x_BCHW.dtype == torch.uint8 else as_bytes(x_BCHW)

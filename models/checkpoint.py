@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -172,8 +173,17 @@ def write_metrics(name_or_url: str, entry: dict[str, Any], storage_options: dict
 
 
 def write_card(url: str, card: Card, storage_options: dict[str, Any]) -> None:
-    text = json.dumps(card.model_dump(), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(finite(card.model_dump()), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_file(url, CARD, text.encode(), storage_options)
+
+
+def finite(value: Any) -> Any:
+    """What is to become JSON, with None for figures that are not finite, as the PSNR of equal images: JSON has none."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_file(url: str, name: str, data: bytes, storage_options: dict[str, Any]) -> None:

@@ -1,9 +1,12 @@
 """Luma and chroma of ITU-T T.871 (JFIF), as Pillow's convert("L") rounds them."""
 
+from typing import TypeVar
+
 import numpy as np
 import torch
 from torch import Tensor
 
+Planes = TypeVar("Planes", np.ndarray, Tensor)
 # Rows Y, Cb, Cr over columns R, G, B.
 YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 # Pillow's own integers for luma; they add up to 65,536.
@@ -17,8 +20,12 @@ def luma_of(x_B3HW: Tensor) -> Tensor:
 
 def rgb_of(luma_B1HW: Tensor, chroma_B2HW: Tensor) -> Tensor:
     """Luma and chroma to (B,3,H,W) RGB, unclipped."""
-    cb, cr = chroma_B2HW.split(1, 1)
-    return luma_B1HW + torch.cat([1.402 * cr, -0.344136 * cb - 0.714136 * cr, 1.772 * cb], 1)
+    return luma_B1HW + torch.cat(offsets(*chroma_B2HW.split(1, 1)), 1)
+
+
+def offsets(cb: Planes, cr: Planes) -> list[Planes]:
+    """What R, G and B are above luma."""
+    return [1.402 * cr, -0.344136 * cb - 0.714136 * cr, 1.772 * cb]
 
 
 def luma_8(rgb: np.ndarray) -> np.ndarray:
@@ -42,8 +49,7 @@ def recolour(luma: np.ndarray, chroma: np.ndarray) -> np.ndarray:
     three channels alike.
     """
     y = luma.astype(np.float32)
-    cb, cr = chroma.astype(np.float32) * 255
-    offset = np.stack([1.402 * cr, -0.344136 * cb - 0.714136 * cr, 1.772 * cb], -1)
+    offset = np.stack(offsets(*(chroma.astype(np.float32) * 255)), -1)
     # One level of room at both ends, for the correction below.
     above, below = np.maximum(254 - y, 0)[..., None], np.maximum(y - 1, 0)[..., None]
     limit = np.where(offset > 0, above, below) / np.maximum(np.abs(offset), 1e-6)

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+MOST_IN_BLOCKS = 0.95
+"""Share of an image; squares at random places hardly meet what is left then."""
+
 
 def lost_pixels(h: int, w: int, share: float, generator: torch.Generator) -> Tensor:
     """Known pixels when each is lost with probability `share`."""
@@ -10,13 +13,18 @@ def lost_pixels(h: int, w: int, share: float, generator: torch.Generator) -> Ten
 
 
 def lost_blocks(h: int, w: int, share: float, side: int, generator: torch.Generator) -> Tensor:
-    """Known pixels when squares of `side` pixels, at random places, cover at least `share` of the image (below 1)."""
+    """Known pixels when squares of `side` pixels, at random places, cover `share` of the image or more.
+
+    Of a share above MOST_IN_BLOCKS they cover that.
+    """
     known = torch.ones(h, w, dtype=torch.bool)
-    wanted = min(share, 0.95) * h * w
-    while int((~known).sum()) < wanted:
+    wanted, lost = min(share, MOST_IN_BLOCKS) * h * w, 0
+    while lost < wanted:
         y = int(torch.randint(1 - side, h, (1,), generator=generator))
         x = int(torch.randint(1 - side, w, (1,), generator=generator))
-        known[max(y, 0) : y + side, max(x, 0) : x + side] = False
+        block = known[max(y, 0) : y + side, max(x, 0) : x + side]
+        lost += int(block.sum())
+        block.fill_(False)
     return known
 
 

@@ -3,9 +3,9 @@
 from torch import Tensor, nn
 
 
-def conv3x3(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:
-    """3×3 convolution that keeps H and W (divided by `stride`)."""
-    return nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1)
+def conv3x3(c_in: int, c_out: int) -> nn.Conv2d:
+    """3×3 convolution that keeps H and W."""
+    return nn.Conv2d(c_in, c_out, 3, padding=1)
 
 
 def zeroed(conv: nn.Conv2d) -> nn.Conv2d:

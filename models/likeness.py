@@ -9,7 +9,6 @@ nothing: whitening (Jégou and Chum 2012) weighs each direction by how rarely a 
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
@@ -17,8 +16,10 @@ import torch
 
 from models.architectures.codec import Codec
 from models.autoencoder import LatentCoder
+from models.checkpoint import BUNDLED, read_file
 
-BUNDLED = Path(__file__).parent / "checkpoints" / "likeness.safetensors"
+WHITENING = "likeness.safetensors"
+"""Among the bundled checkpoints; `python -m jobs.likeness_fit` makes it."""
 LAYOUT, TEXTURE = 4, 3
 """Cells along each side."""
 FLOOR = 0.02
@@ -77,7 +78,7 @@ def whitening_of_photos(coder: LatentCoder) -> Whitening | None:
     """
     if not isinstance(coder, Codec):
         return None
-    tensors = safetensors.numpy.load_file(BUNDLED)
+    tensors = safetensors.numpy.load(read_file(str(BUNDLED), WHITENING, {}))
     one = features(np.zeros((1, coder.code_channels, 1, 1), np.float32), coder)
     if len(tensors["mean"]) != one.shape[1]:
         return None
@@ -87,11 +88,6 @@ def whitening_of_photos(coder: LatentCoder) -> Whitening | None:
 def whitening_for(coder: LatentCoder, collection: np.ndarray) -> Whitening:
     """The whitening that was fitted to photos where it suits the coder, else that of a collection's features (N,F)."""
     return whitening_of_photos(coder) or whitening_of(collection)
-
-
-def save(whitening: Whitening, path: Path) -> None:
-    tensors = {"mean": whitening.mean.astype(np.float16), "directions": whitening.directions.astype(np.float16)}
-    safetensors.numpy.save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path)
 
 
 def whitening_of(features: np.ndarray) -> Whitening:

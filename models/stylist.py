@@ -131,21 +131,29 @@ def optimised(
             for image, seed in zip(target, seeds, strict=True):
                 image.copy_(torch.rand(image.shape, generator=torch.Generator().manual_seed(seed % 2**63)))
     curve: list[Tensor] = []
+    # Optimisers pass over what is below some absolute size: α and β that are both small are enlarged together.
+    unit = min(1.0, max(alpha, beta))
 
     def closure() -> Tensor:
         target.grad = None
         content_B, style_B = stylist.losses(target, content)
-        total_B = alpha * content_B + beta * style_B
+        total_B = alpha / unit * content_B + beta / unit * style_B
         (target.grad,) = torch.autograd.grad(total_B.sum(), target)
-        curve.append(total_B.detach())
+        curve.append(total_B.detach() * unit)
         return total_B.detach().sum()
 
     with torch.enable_grad():
         target.requires_grad_()
         if optimizer == "lbfgs":
-            torch.optim.LBFGS(
-                [target], max_iter=steps, max_eval=steps, tolerance_change=0, line_search_fn="strong_wolfe"
-            ).step(closure)
+            lbfgs = torch.optim.LBFGS(
+                [target],
+                max_iter=steps,
+                max_eval=steps,
+                tolerance_grad=0,
+                tolerance_change=0,
+                line_search_fn="strong_wolfe",
+            )
+            lbfgs.step(closure)
         else:
             adam = torch.optim.Adam([target], lr=ADAM_RATE)
             # Full steps to the end would leave their noise in the picture.

@@ -50,9 +50,9 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
 
 
-def in_tiles(fn: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int, scale: Fraction, stride: int = 1) -> Tensor:
-    """As `tiled`, with tiles of this size alone."""
-    return put_together(pieces(fn, x, tile, halo, scale, stride), x, scale, stride)
+def in_tiles(fn: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int, scale: Fraction) -> Tensor:
+    """As `tiled`, with tiles of this size alone, where fn takes any size."""
+    return put_together(pieces(fn, x, tile, halo, scale), x, scale, stride=1)
 
 
 def put_together(found: Iterator[Piece], x: Tensor, scale: Fraction, stride: int) -> Tensor:
@@ -107,6 +107,8 @@ def pieces(
     """What a result is put together from, one row of tiles after the other; what is small enough is one piece."""
     h, w = (n + -n % stride for n in x.shape[2:])
     whole = h <= tile + 2 * halo and w <= tile + 2 * halo
+    # Of what goes in and what comes out, the larger one.
+    large = h * w * max(Fraction(1), scale) ** 2 > LARGE_PIXELS
 
     def computed(rows: slice, columns: slice, tile: int) -> Iterator[Piece]:
         top, bottom = max(rows.start - halo, 0), min(rows.stop + halo, h)
@@ -127,7 +129,7 @@ def pieces(
                 yield from computed(part, side, half)
 
     for rows in parts(slice(0, h), h if whole else tile):
-        if h * w > LARGE_PIXELS:
+        if large:
             give_back()
         for columns in parts(slice(0, w), w if whole else tile):
             yield from computed(rows, columns, tile)

@@ -56,8 +56,7 @@ def resolve(config: RunConfig) -> Resolved:
     """
     task, params = task_of(config)
     name = config.checkpoint or task.default_checkpoint
-    options = config.storage.options() if name.startswith("s3://") else None
-    card, weights = checkpoints.read(name, options)
+    card, weights = checkpoints.read(name, config.storage.options_for(name))
     if card.task != task.name:
         raise ConfigError(f"checkpoint {name} is for the task {card.task}, not {task.name}")
     if name == "random":

@@ -50,6 +50,10 @@ class StorageConfig(BaseModel):
             "use_listings_cache": False,
         }
 
+    def options_for(self, url: str) -> dict[str, Any]:
+        """Arguments with which fsspec opens a URL or a local path."""
+        return self.options() if url.startswith("s3://") else {}
+
 
 @dataclass(frozen=True)
 class Entry:

@@ -30,7 +30,9 @@ def evaluate(
     input: Annotated[str | None, typer.Option("--input", help="folder or bucket of clean images")] = None,
     output: Annotated[str | None, typer.Option("--output", help="folder for evaluation.json and evaluation.png")] = None,
     checkpoint: Checkpoint = None,
-    at: Annotated[list[float] | None, typer.Option("--at", help="noise level or quantiser step; may be repeated")] = None,
+    at: Annotated[
+        list[float] | None, typer.Option("--at", help="noise level, quantiser step, alpha; may be repeated")
+    ] = None,
     update_card: Annotated[bool, typer.Option("--update-card", help="write the figures into the checkpoint's card")] = False,
     set_: Set = None,
 ) -> None:

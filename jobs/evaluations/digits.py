@@ -51,6 +51,12 @@ def evaluate_digits(config: EvaluateConfig) -> Evaluation:
         raise ConfigError(
             f"fit = {config.fit}: its images are {train.shape[1:]} pixels high and wide, the input's {x.shape[1:]}"
         )
+    for c, model in zip(configs, models, strict=True):
+        if any(side % model.stride for side in x.shape[1:]):
+            raise ConfigError(
+                f"input {config.input}: its images are {x.shape[1:]} pixels high and wide; "
+                f"checkpoint {c.weights} takes multiples of {model.stride}"
+            )
     period = models[0].stride
     lines: list[Line] = []
     restored: dict[str, np.ndarray] = {}

@@ -34,7 +34,10 @@ class EvaluateConfig(Strict):
     checkpoint: str | None = Field(None, description="bundled name, folder or URL; the task's default when absent")
     against: list[str] = Field(default_factory=list, description="other coders of digits, measured beside the checkpoint")
     fit: str | None = Field(None, description="training images of a coder of digits: what PCA is fitted on")
-    at: list[float] = Field(default_factory=list, description="noise levels (denoise) or quantiser steps (compress)")
+    at: list[float] = Field(
+        default_factory=list,
+        description="noise levels (denoise), quantiser steps (compress) or weights of the content, alpha (stylize)",
+    )
     params: dict[str, Any] = Field(default_factory=dict, description="parameters of the task, in every measurement")
     storage: StorageConfig = StorageConfig()
 

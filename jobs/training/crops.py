@@ -264,12 +264,12 @@ def random_crop(rgb: np.ndarray, crop: int, augment: str, rng: np.random.Generat
     return np.ascontiguousarray(patch[:, ::-1] if augment != "none" and rng.integers(2) else patch)
 
 
-def middle_crops(inputs: list[Input], validation: pa.Table, stride: int, most: int = MOST_VALIDATED) -> list[np.ndarray]:
-    """The middles of at most `most` images, (h,w,3) uint8, sides cut to multiples of `stride` and to at most 256.
+def middle_crops(inputs: list[Input], images: pa.Table, stride: int, most: int = MOST_VALIDATED) -> list[np.ndarray]:
+    """The middles of at most `most` images (REFERENCE), (h,w,3) uint8, sides cut to multiples of `stride`, at most 256.
 
     Raises: StorageError when none can be read.
     """
-    chosen = sorted(validation.to_pylist(), key=lambda reference: draw(reference["rel_path"]))[:most]
+    chosen = sorted(images.to_pylist(), key=lambda reference: draw(reference["rel_path"]))[:most]
     crops = []
     for rgb in readable(Readings(inputs), chosen):
         h, w = (min(n, max(VALIDATED_SIDE, stride)) // stride * stride for n in rgb.shape[:2])
@@ -277,5 +277,6 @@ def middle_crops(inputs: list[Input], validation: pa.Table, stride: int, most: i
         if h and w:
             crops.append(rgb[y : y + h, x : x + w].copy())
     if not crops:
-        raise StorageError("none of the images to validate on can be read")
+        names = ", ".join(reference["rel_path"] for reference in chosen[:3])
+        raise StorageError(f"none of {len(chosen):,} images can be read any more; the first: {names}")
     return crops

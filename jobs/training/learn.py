@@ -15,12 +15,11 @@ import ray.train.collective
 import ray.train.torch
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from jobs.training.config import TrainConfig
 from jobs.training.crops import middle_crops
 from jobs.training.metrics import write_metrics
-from jobs.training.states import Line, State, keep, moving_average, newest_history, read_state
+from jobs.training.states import Line, State, keep, newest_history, read_state
 from models.architectures import ARCHITECTURES
 from models.autoencoder import Autoencoder
 from models.batches import to_batch
@@ -76,10 +75,13 @@ class TaskLoss(nn.Module):
         return self.objective.loss(self.model, x_BCHW, generator)
 
 
-def learning_rate(step: int, total: int, config: TrainConfig) -> float:
-    """Linear warm-up, then half a cosine to zero (Loshchilov and Hutter 2017)."""
+def learning_rate(step: int, share: float, config: TrainConfig) -> float:
+    """Linear warm-up over steps, then half a cosine over the training, from nothing done, 0, to all, 1, where it is zero.
+
+    (Loshchilov and Hutter 2017.)
+    """
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
+    return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
 
 
 class Learner:
@@ -104,15 +106,9 @@ class Learner:
             # Rank 0's buffers are what is kept; DDP cannot send those that lie channels last, and need not.
             kwargs = {"broadcast_buffers": False}
             self.loss_of = ray.train.torch.prepare_model(self.loss_of, parallel_strategy_kwargs=kwargs)
-        decay = moving_average(self.config.ema_decay, lambda: self.state.step)
-        self.state = State(
-            model,
-            AveragedModel(model, multi_avg_fn=decay, use_buffers=True),
-            torch.optim.AdamW(model.parameters(), weight_decay=self.config.weight_decay, betas=(0.9, 0.99)),
-        )
+        self.state = State.begin(model, self.config.ema_decay, self.config.weight_decay)
         self.resume()
-        self.total = self.config.epochs * course.steps_per_epoch
-        self.began, self.began_at = time.monotonic(), self.state.step
+        self.began, self.resumed_at, self.done_before = time.monotonic(), self.state.epoch, self.share()
         self.published = 0.0
         self.crops = middle_crops(course.inputs, course.validation, model.output_stride) if self.rank == 0 else []
 
@@ -125,6 +121,10 @@ class Learner:
             if state is None:
                 raise OSError(f"the state of epoch {epoch} cannot be read")
             self.state.load(*state)
+
+    def share(self) -> float:
+        """How much of the training is done, in [0,1]."""
+        return self.state.share(self.config.epochs, self.course.steps_per_epoch)
 
     def batches(self) -> Iterator[Tensor]:
         """An epoch's batches (B,3,crop,crop) uint8 on the device; every worker takes the same number: DDP waits for all."""
@@ -169,7 +169,7 @@ class Learner:
             "epoch": self.state.epoch + 1,
             "step": self.state.step,
             "steps": count,
-            "learning_rate": learning_rate(self.state.step - 1, self.total, self.config),
+            "learning_rate": self.state.optimizer.param_groups[0]["lr"],
             **{f"train_{k}": v / count for k, v in sums.items()},
             "crops_per_s": crops_per_s,
             "images_per_s": crops_per_s / self.config.crops_per_image,
@@ -180,7 +180,7 @@ class Learner:
         """One update; the task's figures and the norm of the gradient, still on the device."""
         state = self.state
         for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(state.step, self.total, self.config)
+            group["lr"] = learning_rate(state.step, self.share(), self.config)
         x = x_BCHW.float().div_(255).contiguous(memory_format=torch.channels_last)
         # Tasks draw their damage where the images are.
         with self.device, torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
@@ -208,17 +208,17 @@ class Learner:
         """Hand the driver what it shows, about once a second."""
         if self.rank or time.monotonic() - self.published < PUBLISH_SECONDS:
             return
-        self.published = time.monotonic()
+        self.published, done = time.monotonic(), self.share()
         shown = {
-            "resumed_at": self.began_at,
+            "resumed_at": self.resumed_at,
             "pid": os.getpid(),
             "epoch": self.state.epoch + 1,
             "epoch_step": step,
-            "step": self.state.step,
+            "done": done,
             "loss": loss,
             "psnr_db": self.state.history[-1]["valid_psnr_db"] if self.state.history else None,
             "images_per_s": step * self.config.batch_size * self.workers / self.config.crops_per_image / seconds,
-            "left_s": (self.total - self.state.step) * (self.published - self.began) / (self.state.step - self.began_at),
+            "left_s": (1 - done) * (self.published - self.began) / (done - self.done_before),
         }
         publish(self.course.progress_key, shown)
 

@@ -1,7 +1,5 @@
 """What is looked at before a training starts, so that what cannot work ends it in one line."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -43,18 +41,13 @@ def initial_weights(config: TrainConfig) -> dict[str, Tensor] | None:
     """The weights that training starts from. Raises: ConfigError when they are of another architecture."""
     if config.init is None:
         return None
-    options = store_options(config, config.init)
+    options = config.storage.options_for(config.init)
     card = checkpoints.read_card(config.init, options)
     if (card.architecture, card.parameters) != (config.architecture, config.parameters):
         raise ConfigError(f"init = {config.init!r} is {card.architecture} {card.parameters}, not what is to be trained")
     weights: dict[str, Tensor] = checkpoints.build(card, checkpoints.read_weights(config.init, card, options)).state_dict()
     # Whole numbers are what a task finished the model with: not to be trained, and fitted anew.
     return {name: value for name, value in weights.items() if value.is_floating_point()}
-
-
-def store_options(config: TrainConfig, url: str) -> dict[str, Any] | None:
-    """What fsspec needs to open a URL."""
-    return config.storage.options() if url.startswith("s3://") else None
 
 
 def refuse_nested(inputs: list[Input], output: Store) -> None:

@@ -40,10 +40,27 @@ class State:
     step: int = 0
     history: list[Line] = field(default_factory=list)
 
+    @classmethod
+    def begin(cls, model: Autoencoder, ema_decay: float, weight_decay: float) -> "State":
+        """The state of a training before its first step."""
+        # The average is looked at and never trained: `conv`, for one, notes in training how large its codes become.
+        decay = moving_average(ema_decay, lambda: state.step)
+        average = AveragedModel(model, multi_avg_fn=decay, use_buffers=True).eval()
+        state = cls(model, average, torch.optim.AdamW(model.parameters(), weight_decay=weight_decay, betas=(0.9, 0.99)))
+        return state
+
     @property
     def epoch(self) -> int:
         """Epochs that are done."""
         return len(self.history)
+
+    def share(self, epochs: int, steps_per_epoch: int) -> float:
+        """How much of a training of so many epochs is done, in [0,1].
+
+        Epochs that are done count as such: with another number of workers they had another number of steps.
+        """
+        steps = self.step - (self.history[-1]["step"] if self.history else 0)
+        return (self.epoch * steps_per_epoch + steps) / (epochs * steps_per_epoch)
 
     def to_bytes(self) -> bytes:
         """As safetensors; no pickles even here."""
@@ -127,13 +144,16 @@ def newest_history(run: Store) -> list[Line]:
 
 
 def keep(state: State, run: Store) -> None:
-    """Write a state, and delete those that are neither the newest nor the best."""
+    """Write a state, and delete those that nobody needs any more.
+
+    The best of the epochs before stays too: should this state turn out to be damaged, it is the best one again.
+    """
     data = state.to_bytes()
     content = {"sha256": hashlib.sha256(data).hexdigest(), "history": state.history}
     run.write(path_of(state.epoch, "safetensors"), data, durable=True)
     run.write(path_of(state.epoch, "json"), json.dumps(content).encode(), durable=True)
     kept = epochs_kept(run)
-    needed = {best_epoch(state.history), *kept[:NEWEST_KEPT]}
+    needed = {*kept[:NEWEST_KEPT], *(best_epoch(past) for past in (state.history, state.history[:-1]) if past)}
     for epoch in kept:
         if epoch not in needed:
             run.delete(path_of(epoch, "json"))

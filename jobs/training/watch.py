@@ -45,15 +45,15 @@ def watched(work: Callable[[], Result], key: str, epochs: int, steps_per_epoch: 
     )
     last_log, worker = time.monotonic(), None
     with bar:
-        shown = bar.add_task("starting", total=epochs * steps_per_epoch, note="")
+        shown = bar.add_task("starting", total=1.0, note="")
         while not ending.done():
             wait([ending], POLL_SECONDS)
             for figures in published(key):
                 if worker not in (None, figures["pid"]):
-                    log.warning("a worker died: training goes on after epoch %d", figures["resumed_at"] // steps_per_epoch)
+                    log.warning("a worker died: training goes on after epoch %d", figures["resumed_at"])
                 worker = figures["pid"]
                 where = f"epoch {figures['epoch']}/{epochs}"
-                bar.update(shown, completed=figures["step"], description=where, note=note_of(figures, steps_per_epoch))
+                bar.update(shown, completed=figures["done"], description=where, note=note_of(figures, steps_per_epoch))
                 if not terminal and time.monotonic() - last_log > LOG_SECONDS:
                     last_log = time.monotonic()
                     log.info("%s, %s", where, note_of(figures, steps_per_epoch))

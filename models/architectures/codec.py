@@ -19,8 +19,10 @@ from models.colour import YCBCR
 from models.layers import ResBlock, conv3x3, zeroed
 
 SYMBOL_MAX = 127
-DEAD_ZONE, FINEST_STEP = 0.1, 8.5
+DEAD_ZONE = 0.1
 """By how much more than half a step a coefficient must miss a symbol to leave zero, or the symbol below."""
+FINEST_STEP = 8.5
+"""In 8-bit levels: finer, the means of black and white blocks (±1020 levels) would not fit a symbol."""
 SKETCHED = 256
 """Code positions a side from which one pixel for each is sketch enough."""
 # The transforms' weights are stored ten times too large: Adam's steps are of one size, and the DCT must not be shaken.
@@ -111,7 +113,6 @@ class Codec(LatentCoder):
 
     def steps(self, step_B: Tensor) -> Tensor:
         """(B,C,1,1) quantiser step of each channel, for coefficients of images in [0,1]."""
-        # Finer than this, the means of black and white blocks (±1020 levels) would not fit a symbol.
         return (step_B.view(-1, 1, 1, 1) * self.log_step.exp().view(1, -1, 1, 1)).clamp(min=FINEST_STEP) / 255
 
     def analyse(self, x_B3HW: Tensor, step_B: Tensor) -> Tensor:
@@ -145,7 +146,7 @@ class Codec(LatentCoder):
         y_hat = symbols * self.steps(step_B)
         with torch.autocast(y_hat.device.type, enabled=False):
             x_base: Tensor = self.g_s(y_hat * TRANSFORM_SCALE) + 0.5
-        # log2 of the step, centred on the middle of the trained range (8 to 128).
+        # log2 of the step over 32; steps are 18 to 128 in training.
         level = (step_B.log2() - 5.0).view(-1, 1, 1, 1)
         code = torch.cat([symbols * 0.25, level.expand(-1, 1, *symbols.shape[2:])], 1)
         code = self.code_tail(self.code_body(self.code_head(code)))

@@ -22,8 +22,8 @@ def enlarge(c_in: int, c_out: int, how: str) -> list[nn.Module]:
 class Conv(LatentCoder):
     """28×28 gray digits to a 4×7×7 code and back; any size that 4 divides works.
 
-    `peak` is the largest value that each channel of the code took in training: as integers, a code runs from 0 to it in
-    255 steps.
+    `peak` is the largest value that each channel of the code took in training, in averaged weights a moving average of that:
+    as integers, a code runs from 0 to it in 255 steps, and is cut there.
     """
 
     stride = 4

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.architectures.chroma import ChromaUNet
 from models.autoencoder import Autoencoder
-from models.batches import pad_to
+from models.batches import pad_to, rounded
 from models.colour import luma_of, recolour, rgb_of
 from models.losses import psnr_loss
 from models.objectives.objective import TaskObjective
@@ -43,7 +43,7 @@ class Colorize(TaskObjective):
         assert isinstance(model, ChromaUNet)
         luma = luma_of(x_BCHW)
         x_hat, gray = rgb_of(luma, model(luma)), luma.expand_as(x_BCHW)
-        floor, reached = (-float(psnr_loss(x.clamp(0, 1).mul(255).round().div(255), x_BCHW)) for x in (gray, x_hat))
+        floor, reached = (-float(psnr_loss(rounded(x), x_BCHW)) for x in (gray, x_hat))
         return {"psnr_db": reached, "gain_over_gray_db": reached - floor}
 
     def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.architectures.codec import Codec
 from models.autoencoder import Autoencoder, LatentCoder
-from models.batches import as_bytes, byte_batch, to_uint8, unit
+from models.batches import as_bytes, byte_batch, rounded, to_uint8, unit
 from models.checkpoint import CheckpointError
 from models.colour import luma_of
 from models.entropy_fit import fit
@@ -28,6 +28,7 @@ class Compress(TaskObjective):
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Rate and distortion at random steps; for an autoencoder that has no rate, the squared error."""
+        assert isinstance(model, LatentCoder)
         if not isinstance(model, Codec):
             x = planes_of(model, x_BCHW)
             x_hat = model(x)
@@ -44,8 +45,7 @@ class Compress(TaskObjective):
         x = planes_of(model, x_BCHW)
         step_B = x.new_full((x.shape[0],), 32.0)
         x_hat, bits_B = code(model, x, step_B)
-        rounded = x_hat.clamp(0, 1).mul(255).round().div(255)
-        figures = {"psnr_db": -float(psnr_loss(rounded, x)), "mse": float((x_hat - x).square().mean())}
+        figures = {"psnr_db": -float(psnr_loss(rounded(x_hat), x)), "mse": float((x_hat - x).square().mean())}
         if isinstance(model, Codec):
             loss, bpp = rate_distortion(x_hat, x, bits_B, step_B)
             figures |= {"bits_per_pixel": float(bpp), "loss": float(loss)}
@@ -130,7 +130,7 @@ def decode_latent(model: LatentCoder, latent: np.ndarray, size: tuple[int, int],
     """
     with torch.inference_mode():
         x_hat = in_tiles(*decoding(model, latent, size, step, device))
-    return rgb_of(model, x_hat)[: size[0], : size[1]]
+    return to_rgb(model, x_hat)[: size[0], : size[1]]
 
 
 def psnr_of_latent(model: LatentCoder, latent: np.ndarray, rgb: np.ndarray, step: float, device: str) -> float:
@@ -139,7 +139,7 @@ def psnr_of_latent(model: LatentCoder, latent: np.ndarray, rgb: np.ndarray, step
     with torch.inference_mode():
         for rows, columns, piece in pieces(*decoding(model, latent, rgb.shape[:2], step, device)):
             source = rgb[rows, columns]
-            squared += squared_error(rgb_of(model, piece)[: source.shape[0], : source.shape[1]], source)
+            squared += squared_error(to_rgb(model, piece)[: source.shape[0], : source.shape[1]], source)
     return psnr_of(squared / rgb.size)
 
 
@@ -151,7 +151,7 @@ def decoding(model: LatentCoder, latent: np.ndarray, size: tuple[int, ...], step
     return lambda piece: as_bytes(model.image(piece.float(), step_B)), symbols, tile, halo, Fraction(model.stride)
 
 
-def rgb_of(model: LatentCoder, x_hat: Tensor) -> np.ndarray:
+def to_rgb(model: LatentCoder, x_hat: Tensor) -> np.ndarray:
     """(1,C,h,w) bytes to (h,w,3) uint8; luma becomes gray."""
     decoded = to_uint8(x_hat)[0]
     return decoded if model.channels == 3 else decoded.repeat(3, 2)

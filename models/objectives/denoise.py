@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.architectures.unet import UNet
 from models.autoencoder import Autoencoder
-from models.batches import as_bytes, byte_batch, to_uint8, unit
+from models.batches import as_bytes, byte_batch, rounded, to_uint8, unit
 from models.losses import gaussian_noise, psnr_loss
 from models.objectives.objective import TaskObjective
 from models.precision import Precision
@@ -39,7 +39,7 @@ class Denoise(TaskObjective):
         noisy = x + noise * sigma_B.view(-1, 1, 1, 1)
         # What lies in a file was cut to [0,1] and rounded to 8 bits after the noise came.
         file_B = (torch.rand(batch, generator=generator) < FILE_SHARE).view(-1, 1, 1, 1)
-        noisy = torch.where(file_B, noisy.clamp(0, 1).mul(255).round().div(255), noisy)
+        noisy = torch.where(file_B, rounded(noisy), noisy)
         estimate_B = model.noise_level(noisy)
         # Half of the batch is denoised at the estimated level, so that the network forgives the estimate's errors.
         blind_B = torch.rand(batch, generator=generator) < 0.5
@@ -52,9 +52,9 @@ class Denoise(TaskObjective):
         """Blind, at sigma 25 of 255, on what an 8-bit file keeps of the noisy image; rounded to 8 bits as an output is."""
         assert isinstance(model, UNet)
         sigma_B = torch.full((x_BCHW.shape[0],), 25 / 255)
-        noisy = gaussian_noise(x_BCHW, sigma_B, generator).clamp(0, 1).mul(255).round().div(255)
+        noisy = rounded(gaussian_noise(x_BCHW, sigma_B, generator))
         estimate_B = model.noise_level(noisy)
-        x_hat = model(noisy, estimate_B).clamp(0, 1).mul(255).round().div(255)
+        x_hat = rounded(model(noisy, estimate_B))
         return {
             "psnr_db": -float(psnr_loss(x_hat, x_BCHW)),
             "sigma_error": float((estimate_B - sigma_B).abs().mean() * 255),
@@ -104,7 +104,10 @@ def noise_level(model: UNet, x_BCHW: Tensor) -> Tensor:
 
 
 def shift_colours(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-    """Scale saturation by 0 to 2.5 and permute the channels: photographs alone teach too little of saturated colours."""
+    """Scale saturation by 1 to 2.5, that of half of the images by 1, and permute the channels.
+
+    Photographs alone teach too little of saturated colours.
+    """
     batch = x_BCHW.shape[0]
     saturation_B = torch.rand(batch, generator=generator).mul(3).sub(0.5).clamp(1.0, 2.5).view(-1, 1, 1, 1)
     gray = x_BCHW.mean(1, keepdim=True)

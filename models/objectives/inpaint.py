@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.architectures.masked import MaskedUNet, push_pull
 from models.autoencoder import Autoencoder
-from models.batches import pad_to, to_uint8
+from models.batches import rounded, to_batch, to_uint8
 from models.damage import lost_blocks, lost_pixels, lost_strokes
 from models.losses import psnr_loss
 from models.objectives.objective import TaskObjective
@@ -47,7 +47,7 @@ class Inpaint(TaskObjective):
             ("blocks", lost_blocks(h, w, 0.15, 16, generator)),
         ):
             restored = fill(model, x_BCHW, known.to(x_BCHW.device, x_BCHW.dtype).expand_as(x_BCHW))
-            figures[f"psnr_{name}_db"] = -float(psnr_loss(restored.clamp(0, 1).mul(255).round().div(255), x_BCHW))
+            figures[f"psnr_{name}_db"] = -float(psnr_loss(rounded(restored), x_BCHW))
         return {"psnr_db": sum(figures.values()) / len(figures), **figures}
 
     def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -64,7 +64,8 @@ class Inpaint(TaskObjective):
         masks = [known_of(sample, params) for sample in samples]
         pairs = []
         for sample, known in zip(samples, masks, strict=True):
-            x, k = (to_planes(pad_to(array, model.stride)) for array in (sample.rgb, known.astype(np.uint8) * 255))
+            # Plane by plane: the other layout rounds otherwise, and outputs are to stay what they are.
+            x, k = (to_batch([a], model.stride, "cpu").contiguous() for a in (sample.rgb, known.astype(np.uint8) * 255))
             pairs.append(torch.cat([push_pull(x, k), k], 1))
         x_and_known = torch.cat(pairs).to(precision.device)
         with torch.inference_mode(), precision.autocast():
@@ -134,8 +135,3 @@ def known_of(sample: Sample, params: InpaintParams) -> np.ndarray:
     if not known.any():
         raise SampleError("NothingKnown", "all of the image is missing")
     return np.broadcast_to(known[..., None], (h, w, 3))
-
-
-def to_planes(array: np.ndarray) -> Tensor:
-    """(H,W,3) uint8 to (1,3,H,W) float32 in [0,1]."""
-    return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)[None].float().div_(255)

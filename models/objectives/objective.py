@@ -32,9 +32,9 @@ class Objective(ABC):
     def finish(self, model: Autoencoder, images: Iterable[Tensor]) -> None:  # noqa: B027 - as freeze
         """What is fitted once the weights are final, from training images (1,C,H,W) float in [0,1]; nothing by default."""
 
+    @abstractmethod
     def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """What the model is shown of clean images (B,3,H,W), and what it makes of it, in [0,1]; one plane is gray."""
-        return x_BCHW, model(x_BCHW)
 
 
 class TaskObjective(Objective):

@@ -23,6 +23,14 @@ RECONSTRUCTION_WEIGHT = 0.1
 class Perceive(Objective):
     name = "perceive"
 
+    def freeze(self, model: Autoencoder) -> None:
+        """The skips, as the decoder is given one layer alone, and the layers behind that one."""
+        assert isinstance(model, Perceptual)
+        assert model.skips is not None
+        behind = model.layers[model.layers.index(model.first_layers[-1]) + 1 :]
+        for part in (model.skips, *(model.encoder[name] for name in behind)):
+            part.requires_grad_(False)
+
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Reconstruction of distorted halves, and how surely each finds its other half."""
         assert isinstance(model, Perceptual)

@@ -56,8 +56,8 @@ class Stylize(TaskObjective):
         return {"loss": total, "content_loss": content_B.detach().mean(), "style_loss": style_B.detach().median()}
 
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
-        """The loss with the right half, upside down, as the style of the left one; PSNR of a picture left as it is."""
-        half = x_BCHW.shape[3] // 2
+        """The loss of both halves, the right one upside down, each in the other's style; PSNR of a picture left as it is."""
+        half = max(1, x_BCHW.shape[3] // 2 // model.stride) * model.stride
         pair = torch.cat([x_BCHW[..., :half], x_BCHW[..., -half:].flip(2)])
         figures = {name: float(value) for name, value in self.loss(model, pair, generator).items()}
         return {"psnr_db": -float(psnr_loss(model(x_BCHW).clamp(0, 1), x_BCHW)), **figures}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.architectures.edsr import EDSR
 from models.autoencoder import Autoencoder
-from models.batches import as_bytes, byte_batch, to_uint8, unit
+from models.batches import as_bytes, byte_batch, rounded, to_uint8, unit
 from models.losses import psnr_loss
 from models.objectives.objective import TaskObjective
 from models.precision import Precision
@@ -30,7 +30,7 @@ class Upscale(TaskObjective):
         """Rounded to 8 bits as an output is, and how much better than bicubic."""
         small = reduced(x_BCHW, model.scale)
         enlarged = model(small), resize(small, list(x_BCHW.shape[2:]), "bicubic")
-        reached, floor = (-float(psnr_loss(as_bytes(x_hat) / 255, x_BCHW)) for x_hat in enlarged)
+        reached, floor = (-float(psnr_loss(rounded(x_hat), x_BCHW)) for x_hat in enlarged)
         return {"psnr_db": reached, "gain_over_bicubic_db": reached - floor}
 
     def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -55,4 +55,4 @@ class Upscale(TaskObjective):
 def reduced(x_BCHW: Tensor, scale: int) -> Tensor:
     """Images (B,C,H,W) in [0,1] as 8-bit files of a `scale`-th of their height and width hold them, filtered by bicubic."""
     h, w = x_BCHW.shape[2:]
-    return as_bytes(resize(x_BCHW, [h // scale, w // scale], "bicubic")) / 255
+    return rounded(resize(x_BCHW, [h // scale, w // scale], "bicubic"))

@@ -15,7 +15,9 @@ class InpaintParams(Params):
     )
     key: str = Field("#ff00ff", pattern="^#[0-9a-fA-F]{6}$", description="colour of what is missing")
     tolerance: int = Field(0, ge=0, le=255, description="largest difference from `key` in a channel, in 8-bit levels")
-    share: float = Field(0.5, ge=0, lt=1, description="share of the pixels that random damage takes")
+    share: float = Field(
+        0.5, ge=0, lt=1, description="share of the pixels that random damage takes; in squares 0.95 is the most"
+    )
     block: int = Field(1, ge=1, le=256, description="side of the squares that random damage takes, in pixels")
 
 

@@ -53,7 +53,7 @@ class Collection:
 
     def only(self, column: str, values: list[str]) -> Snapshot:
         """Those of its images whose `column` is among `values`."""
-        kept = [pc.is_in(t[column], pa.array(values)).to_numpy() for t in self.state.tables([column])]
+        kept = [pc.is_in(t[column], pa.array(values, pa.string())).to_numpy() for t in self.state.tables([column])]
         return self.state.chosen(np.concatenate(kept))
 
     def restricted(self, state: Snapshot) -> "Collection":

@@ -11,12 +11,14 @@ from PIL import Image
 from jobs.train import TrainConfig
 
 TRUNK = {"parameters": {"widths": [8, 8], "blocks": 1}}
+PERCEPTUAL = {"architecture": "perceptual", "parameters": {"widths": [8, 8, 8], "convs": [1, 1, 1]}}
 TINY = {
     "colorize": {"architecture": "chroma", **TRUNK},
     "compress": {"architecture": "codec", "parameters": {"code_width": 8, "code_blocks": 1, "width": 8, "blocks": 1}},
     "denoise": {"architecture": "unet", **TRUNK},
     "inpaint": {"architecture": "masked", **TRUNK},
-    "stylize": {"architecture": "perceptual", "parameters": {"widths": [8, 8, 8], "convs": [1, 1, 1]}},
+    "perceive": PERCEPTUAL,
+    "stylize": PERCEPTUAL,
     "upscale": {"architecture": "edsr", "parameters": {"width": 8, "blocks": 1}},
 }
 

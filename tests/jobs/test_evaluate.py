@@ -9,12 +9,12 @@ import torch
 from matplotlib.tri import Triangulation
 from PIL import Image
 
-from jobs.evaluate import evaluate, show_evaluation
+from jobs.evaluate import evaluate, metrics_of, record_of, show_evaluation
 from jobs.evaluations import EVALUATIONS, inpaint
 from jobs.evaluations.compress import bd_rate_percent, bd_table
 from jobs.evaluations.denoise import noise_for
 from jobs.evaluations.digits import PCA, decoded_flat, ripple
-from jobs.evaluations.evaluation import EvaluateConfig
+from jobs.evaluations.evaluation import EvaluateConfig, Evaluation, Measured
 from jobs.evaluations.inpaint import interpolated
 from jobs.evaluations.upscale import luma_psnr_db
 from models import checkpoint
@@ -171,6 +171,37 @@ def test_stylize_beside_optimising_the_image(photos, tmp_path):
     assert compared[2]["loss"] < compared[1]["loss"]
     assert compared[0]["times faster"] > 0
     assert decode(evaluation.picture).rgb.shape[0] > 256
+
+
+def test_a_network_that_has_no_card_is_recorded_and_takes_no_figures(photos):
+    config = EvaluateConfig(task="stylize", input=str(photos), checkpoint="random", params={"style": ["style.png"]})
+    record = record_of(config, Evaluation(3, {}, [Measured("random", "style loss 1", [])], b""))
+    assert record["checkpoints"] == [{"name": "random", "sha256": checkpoint.read("random")[0].sha256}]
+    # Said before anything is measured: there is no style.png.
+    with pytest.raises(ConfigError, match="--update-card: checkpoint 'random' is neither"):
+        show_evaluation(config.model_dump(), "test", update_card=True)
+
+
+def test_figures_that_are_not_finite_are_null_in_what_is_written(tmp_path):
+    folder = untrained(tmp_path, "digits")
+    lines = [{"PSNR dB": np.inf, "ripple": np.nan, "values": 196}]
+    evaluation = Evaluation(1, {"errors": lines}, [Measured(folder, "exact", lines)], b"", details={"more": lines})
+    config = EvaluateConfig(task="compress", input="digits", checkpoint=folder)
+    record = record_of(config, evaluation)
+    checkpoint.write_metrics(folder, metrics_of(config, 1, evaluation.measured[0]))
+    card = json.loads((tmp_path / "digits" / "card.json").read_text(), parse_constant=pytest.fail)
+    for found in (record["tables"]["errors"], record["tables"]["more"], card["metrics"][0]["table"]):
+        assert found == [{"PSNR dB": None, "ripple": None, "values": 196}]
+    assert lines[0]["PSNR dB"] == np.inf, "a table on a terminal may say so"
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_digits_of_a_size_that_the_coder_does_not_take_are_refused_before_anything_runs(digits, tmp_path):
+    for path in (*Path(digits[0]).iterdir(), *Path(digits[1]).iterdir()):
+        Image.open(path).crop((0, 0, 28, 30)).save(path)
+    config = EvaluateConfig(task="compress", input=digits[0], fit=digits[1], checkpoint=untrained(tmp_path, "digits"))
+    with pytest.raises(ConfigError, match=r"images are \(30, 28\) pixels high and wide; .*digits takes multiples of 4"):
+        evaluate(config)
 
 
 @pytest.mark.usefixtures("ray_session")

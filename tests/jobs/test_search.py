@@ -86,6 +86,14 @@ def test_an_image_of_its_own_is_not_found_itself(output, capsys):
     assert "00.png" not in {line[2] for line in found[1:4]}
 
 
+def test_an_image_that_has_no_other_beside_it(tmp_path, capsys, crops):
+    store = compressed(tmp_path, {"alone.png": crops[0]}, "compress-small")
+    show_search(store, None, "alone.png", 3, str(tmp_path / "sheet.png"))
+    assert len(printed(capsys)) == 2
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert np.asarray(sheet.convert("L")).std() > 20
+
+
 def test_copies_are_grouped_and_exact_ones_told_apart(output, tmp_path, capsys):
     show_duplicates(output, 0.7, str(tmp_path / "copies.csv"), str(tmp_path / "sheet.png"))
     rows = pd.read_csv(tmp_path / "copies.csv")

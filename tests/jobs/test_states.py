@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.optim.swa_utils import AveragedModel
 
-from jobs.training.states import State, best_epoch, epochs_kept, keep, moving_average, newest_history, path_of, read_state
+from jobs.training.config import TrainConfig
+from jobs.training.learn import learning_rate
+from jobs.training.states import State, best_epoch, epochs_kept, keep, newest_history, path_of, read_state
 from models.architectures import ARCHITECTURES
 from models.objectives import OBJECTIVES
 from pipeline.errors import StorageError
@@ -16,9 +17,7 @@ from pipeline.storage import Store
 def fresh() -> State:
     torch.manual_seed(0)
     model = ARCHITECTURES["unet"](widths=[8, 8], blocks=1).to(memory_format=torch.channels_last)
-    average = AveragedModel(model, multi_avg_fn=moving_average(0.999, lambda: state.step), use_buffers=True)
-    state = State(model, average, torch.optim.AdamW(model.parameters(), lr=1e-3))
-    return state
+    return State.begin(model, ema_decay=0.999, weight_decay=1e-4)
 
 
 def train_epoch(state: State, psnr_db: float) -> None:
@@ -52,6 +51,42 @@ def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
     assert epochs_kept(run) == [5, 4, 2]
     assert len(list(run.entries())) == 6
     assert newest_history(run) == state.history
+
+
+def test_the_best_epoch_outlives_a_better_one_that_is_damaged(tmp_path: Path) -> None:
+    run, state = Store(str(tmp_path)), fresh()
+    for psnr_db in (30, 35, 31, 31, 36):
+        train_epoch(state, psnr_db)
+        keep(state, run)
+    assert epochs_kept(run) == [5, 4, 2]
+    run.write(path_of(5, "safetensors"), b"damaged")
+    again = fresh()
+    again.load(*read_state(run, len(newest_history(run))))
+    train_epoch(again, 34)
+    keep(again, run)
+    assert best_epoch(newest_history(run)) == 2
+    assert read_state(run, 2)
+
+
+def test_another_number_of_workers_goes_on_at_the_learning_rate_of_its_epoch() -> None:
+    config = TrainConfig(name="t", task="denoise", architecture="unet", epochs=4, crop=32, warmup_steps=0)
+    one, two = fresh(), fresh()
+    # One worker had twice the steps of two in each epoch.
+    one.history, one.step = [{"epoch": 1, "step": 100}, {"epoch": 2, "step": 200}], 200 + 50
+    two.history, two.step = [{"epoch": 1, "step": 100}, {"epoch": 2, "step": 150}], 150 + 25
+    shares = one.share(4, 100), two.share(4, 50)
+    assert shares == (0.625, 0.625)
+    assert learning_rate(one.step, shares[0], config) == learning_rate(two.step, shares[1], config)
+    assert fresh().share(4, 50) == 0
+
+
+def test_validating_the_average_leaves_it_as_it_is() -> None:
+    state = State.begin(ARCHITECTURES["conv"](), ema_decay=0.999, weight_decay=1e-4)
+    before = {name: value.clone() for name, value in state.average.state_dict().items()}
+    with torch.inference_mode():
+        OBJECTIVES["compress"].validate(state.average.module, torch.rand(1, 3, 28, 28), torch.Generator())
+    assert all(torch.equal(value, before[name]) for name, value in state.average.state_dict().items())
+    assert state.model.training
 
 
 def test_half_written_and_damaged_states_are_passed_over(tmp_path: Path) -> None:

@@ -1,18 +1,20 @@
 import io
 import json
+import math
 import struct
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from jobs.train import run_of, train
 from jobs.training.config import TrainConfig
-from jobs.training.rehearsal import initial_weights
+from jobs.training.rehearsal import initial_weights, rehearsed
 from models import checkpoint
 from models.architectures import ARCHITECTURES
-from models.objectives import TASK_OBJECTIVES
+from models.objectives import OBJECTIVES, TASK_OBJECTIVES
 from models.precision import Precision
 from models.tasks import TASKS
 from models.tasks.task import Sample
@@ -39,8 +41,8 @@ def lines_of(run: Store) -> list[dict]:
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("task", sorted(TASKS))
-def test_every_task_trains_with_two_workers_and_its_checkpoint_runs(
+@pytest.mark.parametrize("task", sorted(OBJECTIVES))
+def test_all_that_can_be_learned_is_by_two_workers_and_the_checkpoint_of_a_task_runs(
     task, tiny, clean, crops, caplog, monkeypatch, rclone_bucket
 ):
     monkeypatch.setattr("jobs.training.watch.LOG_SECONDS", 0)
@@ -52,7 +54,7 @@ def test_every_task_trains_with_two_workers_and_its_checkpoint_runs(
         for path in clean.iterdir():
             bucket.write(path.name, path.read_bytes())
         config = tiny(task, input=[bucket.url], output=f"{rclone_bucket}/out/")
-    options = config.storage.options() if config.output.startswith("s3://") else None
+    options = config.storage.options_for(config.output)
     card = train(config)
     run = run_of(config)
 
@@ -65,11 +67,12 @@ def test_every_task_trains_with_two_workers_and_its_checkpoint_runs(
     folder = f"{config.output.rstrip('/')}/tiny-{task}"
     assert checkpoint.read_card(folder, options) == card
     model = checkpoint.build(card, checkpoint.read_weights(folder, card, options))
-    params = TASKS[task].Params(**PARAMS.get(task, {}))
-    prepared = TASK_OBJECTIVES[task].prepare(model, params, [crops[1]], "cpu")
-    output = TASK_OBJECTIVES[task].predict(prepared, [Sample(crops[0])], params, Precision())[0]
-    h, w = crops[0].shape[:2]
-    assert output.image.shape == (model.scale * h, model.scale * w, 3)
+    if task in TASKS:
+        params = TASKS[task].Params(**PARAMS.get(task, {}))
+        prepared = TASK_OBJECTIVES[task].prepare(model, params, [crops[1]], "cpu")
+        output = TASK_OBJECTIVES[task].predict(prepared, [Sample(crops[0])], params, Precision())[0]
+        h, w = crops[0].shape[:2]
+        assert output.image.shape == (model.scale * h, model.scale * w, 3)
 
     lines = lines_of(run)
     assert [line["epoch"] for line in lines] == [1, 2]
@@ -144,6 +147,7 @@ def test_images_that_do_not_do_end_a_training_before_it_starts(files, changes, e
         ({"task": "dream"}, "task = 'dream'; valid: colorize"),
         ({"architecture": "brain"}, "architecture = 'brain'; valid: chroma"),
         ({"architecture": "codec", "parameters": {}}, "'denoise' cannot be learned by architecture codec"),
+        ({"task": "compress"}, "'compress' cannot be learned by architecture unet"),
         ({"parameters": {"depth": 3}}, "depth"),
         ({"crop": 30}, "takes multiples of 4"),
         ({"input": []}, "needs an input"),
@@ -154,6 +158,30 @@ def test_a_training_that_cannot_start_says_so(changes, message, tiny, tmp_path):
     with pytest.raises(ConfigError, match=message):
         train(tiny("denoise").model_copy(update=changes))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("task", sorted(OBJECTIVES))
+def test_an_architecture_suits_what_it_is_to_learn_or_is_refused(task, tiny):
+    refused = {}
+    for name in ARCHITECTURES:
+        try:
+            rehearsed(tiny(task, architecture=name, parameters={}))
+        except ConfigError as e:
+            refused[name] = str(e)
+    assert tiny(task).architecture not in refused
+    assert all(f"'{task}' cannot be learned by architecture {name}" in said for name, said in refused.items())
+
+
+@pytest.mark.parametrize("task", sorted(OBJECTIVES))
+def test_weights_that_are_no_numbers_show_in_a_validation(task, tiny):
+    model = rehearsed(tiny(task)).eval()
+    clean = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    for sound in (True, False):
+        with torch.inference_mode():
+            figures = OBJECTIVES[task].validate(model, clean, torch.Generator().manual_seed(0))
+        assert all(math.isfinite(value) for value in figures.values()) == sound
+        for parameter in model.parameters():
+            parameter.data.fill_(torch.nan)
 
 
 def test_an_output_that_cannot_be_written_or_lies_in_the_input_is_refused(tiny, tmp_path, clean):

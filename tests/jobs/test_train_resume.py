@@ -120,3 +120,17 @@ def test_a_training_that_diverges_later_leaves_its_best_epoch(tiny):
     with pytest.raises(RunFailed, match=r"diverged in step \d of epoch 2: .*holds the best of 1 epoch\. "):
         train(config)
     assert checkpoint.read_card(f"{config.output}/{config.name}").training["epochs"] == 1
+
+
+@pytest.mark.chaos
+@pytest.mark.usefixtures("ray_session")
+def test_a_training_goes_on_with_another_number_of_workers(tiny):
+    config, alone = tiny("denoise", warmup_steps=0), tiny("denoise", warmup_steps=0, workers=1)
+    train(config)
+    # As on a machine with another number of GPUs: the config is the same there.
+    for path in ("images.parquet", path_of(1, "safetensors"), path_of(1, "json")):
+        run_of(alone).write(path, run_of(config).read(path))
+    train(alone)
+    (first, last), (_, of_two) = lines_of(run_of(alone)), lines_of(run_of(config))
+    assert (last["steps"], last["step"]) == (2 * first["steps"], 3 * first["steps"])
+    assert last["learning_rate"] < of_two["learning_rate"] < 0.1 * config.learning_rate

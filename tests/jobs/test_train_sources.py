@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.train import TrainConfig
-from jobs.training.crops import crops_of, images_of, inputs_of, kept_images, middle_crops
+from jobs.training.crops import crops_of, images_of, inputs_of, kept_images, listed, middle_crops
 from pipeline.errors import StorageError
 from pipeline.images.pixels import encode_rgb
 from pipeline.storage import Store
@@ -55,6 +55,15 @@ def test_a_training_learns_from_shards_and_manifests_as_from_folders(tmp_path, r
     made = crops_of(training, inputs, config, 0.25).take_all()
     assert len(made) == 2 * len(training)
     assert {row["image"].shape for row in made} == {(64, 64, 3)}
+
+
+def test_images_that_are_gone_since_they_were_listed_are_named(clean, tmp_path):
+    inputs = inputs_of(TrainConfig(**CONFIG, input=[str(clean)], output=str(tmp_path / "out")))
+    images = listed(inputs).slice(0, 2)
+    for path in clean.iterdir():
+        path.unlink()
+    with pytest.raises(StorageError, match=r"none of 2 images can be read any more; the first: \d+\.png, \d+\.png"):
+        middle_crops(inputs, images, 8)
 
 
 @pytest.mark.usefixtures("ray_session")

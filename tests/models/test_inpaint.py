@@ -62,6 +62,16 @@ def test_damage_takes_the_share_that_was_asked():
     assert max(shares) < 1
 
 
+@given(st.integers(1, 30), st.integers(1, 30), st.floats(0, 1), st.integers(1, 40), st.integers(0, 2**31))
+def test_a_seed_draws_the_blocks_that_it_always_drew(h, w, share, side, seed):
+    generator = torch.Generator().manual_seed(seed)
+    known = np.ones((h, w), bool)
+    while (~known).sum() < min(share, 0.95) * h * w:
+        y, x = (int(torch.randint(1 - side, n, (1,), generator=generator)) for n in (h, w))
+        known[max(y, 0) : y + side, max(x, 0) : x + side] = False
+    assert np.array_equal(lost_blocks(h, w, share, side, torch.Generator().manual_seed(seed)).numpy(), known)
+
+
 @pytest.mark.parametrize(
     "params", [{"missing": "random"}, {"missing": "random", "share": 0.2, "block": 8}, {"missing": "green"}]
 )

@@ -77,8 +77,8 @@ def test_losses_by_hand():
     assert content_loss(target, content).item() == 0.5 * (1 + 4)
     g = {"relu1_1": torch.tensor([[[2.0, 0.0], [0.0, 2.0]]]), "relu2_1": torch.tensor([[[3.0]]])}
     s = {"relu1_1": torch.tensor([[[1.0, 1.0], [1.0, 1.0]]]), "relu2_1": torch.tensor([[[1.0]]])}
-    # means of squares: (1+1+1+1)/4 = 1 and 4; 10·(0.5·1 + 2·4)
-    assert style_loss(g, s, {"relu1_1": 0.5, "relu2_1": 2.0}, a=10).item() == pytest.approx(85)
+    # means of squares: (1+1+1+1)/4 = 1 and 4; 0.5·1 + 2·4
+    assert style_loss(g, s, {"relu1_1": 0.5, "relu2_1": 2.0}).item() == pytest.approx(8.5)
 
 
 def test_adain_gives_the_moments_of_the_style():
@@ -131,6 +131,16 @@ def test_less_weight_on_content_means_more_style(net, cat, coffee):
     found = [restyled(net, cat, coffee, method="gatys", steps=60, alpha=a).columns for a in (30, 3, 0.3, 0)]
     assert [c["content_loss"] for c in found] == sorted(c["content_loss"] for c in found)
     assert [c["style_loss"] for c in found] == sorted((c["style_loss"] for c in found), reverse=True)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+def test_weights_that_are_small_together_make_the_same_picture(net, cat, coffee, optimizer):
+    how = {"method": "gatys", "steps": 20, "optimizer": optimizer}
+    large = restyled(net, cat, coffee, alpha=0.5, beta=1, **how)
+    small = restyled(net, cat, coffee, alpha=0.5 * 2**-30, beta=2**-30, **how)
+    assert np.array_equal(small.image, large.image)
+    assert not np.array_equal(small.image, cat)
+    assert np.array(small.columns["losses"]) == pytest.approx(np.array(large.columns["losses"]) * 2**-30)
 
 
 def test_strength_goes_from_the_image_to_its_restyling(net, cat, coffee):
@@ -258,12 +268,16 @@ def test_a_half_finds_its_other_half_by_its_moments():
     assert contrast(torch.cat([pictures, pictures.roll(1, 0)])) > 1
 
 
-def test_perceiving_teaches_every_layer():
-    model = Perceptual(**SMALL)
+@pytest.mark.parametrize(("convs", "held"), [([1, 2, 1], set()), ([1, 1, 2], {"encoder.relu3_2"})])
+def test_perceiving_teaches_every_layer_that_it_looks_at(convs, held):
+    model = Perceptual(**SMALL | {"convs": convs})
+    OBJECTIVES["perceive"].freeze(model)
     figures = OBJECTIVES["perceive"].loss(model, torch.rand(4, 3, 24, 32), torch.Generator().manual_seed(0))
     figures["loss"].backward()
     untouched = {name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()}
-    assert {name.split(".")[0] for name in untouched} == {"skips"}
+    assert {name.rpartition(".")[0] for name in untouched} == {"skips.0", "skips.1"} | held
+    # Two workers wait for the gradient of every weight that is learned.
+    assert not any(model.get_parameter(name).requires_grad for name in untouched)
 
 
 def test_only_the_decoder_learns_to_paint():
@@ -272,6 +286,12 @@ def test_only_the_decoder_learns_to_paint():
     TASK.loss(model, torch.rand(4, 3, 24, 24), torch.Generator().manual_seed(0))["loss"].backward()
     assert all(parameter.grad is None for parameter in model.encoder.parameters())
     assert all(parameter.grad.any() for parameter in model.decoder.parameters())
+
+
+@pytest.mark.parametrize("width", [4, 20, 24, 36])
+def test_held_out_images_of_any_width_validate(net, width):
+    figures = TASK.validate(net, torch.rand(1, 3, 24, width), torch.Generator().manual_seed(0))
+    assert all(math.isfinite(value) for value in figures.values())
 
 
 def test_a_flat_style_has_a_finite_loss():

@@ -119,6 +119,22 @@ def test_memory_is_bounded_by_the_tile() -> None:
     assert len(sizes) == 7 * 10
 
 
+@pytest.mark.parametrize(
+    ("scale", "large"), [(Fraction(1), False), (Fraction(1, 8), False), (Fraction(2), False), (Fraction(8), True)]
+)
+def test_memory_is_given_back_between_the_rows_of_tiles_of_large_results(scale, large, monkeypatch) -> None:
+    given = []
+    monkeypatch.setattr("models.tiling.LARGE_PIXELS", 100 * 150 * 8)
+    monkeypatch.setattr("models.tiling.give_back", lambda: given.append(True))
+    x = torch.rand(1, 1, 96, 144)
+
+    def fn(piece: Tensor) -> Tensor:
+        return piece.new_zeros(1, 1, *(int(n * scale) for n in piece.shape[2:]))
+
+    tiled(fn, x, 16, 0, scale)
+    assert len(given) == (6 if large else 0)
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_halo_and_a_tile_are_multiples_of_the_stride(name: str) -> None:
     model = ARCHITECTURES[name]()

@@ -1,14 +1,15 @@
-"""Fit the whitening that comes with the product. Run: python -m models.likeness_fit FOLDER …"""
+"""Fit the whitening that comes with the product. Run: python -m jobs.likeness_fit FOLDER …"""
 
 import sys
 from pathlib import Path
 
 import numpy as np
+import safetensors.numpy
 import torch
 from PIL import Image
 
 from models import checkpoint as checkpoints
-from models.likeness import BUNDLED, features, save, whitening_of
+from models.likeness import WHITENING, features, whitening_of
 from models.objectives.compress import latents_of
 
 STEP = 26.0
@@ -23,8 +24,10 @@ def main() -> None:
         symbols = latents_of(coder, [np.asarray(Image.open(path).convert("RGB"))], STEP, "cpu")
         values = (symbols.astype(np.float32) - zero) * width.view(-1, 1, 1).numpy()
         found.append(features(values, coder))
-    save(whitening_of(np.concatenate(found)), BUNDLED)
-    print(f"{len(found):,} images: {BUNDLED}")
+    whitening, path = whitening_of(np.concatenate(found)), checkpoints.BUNDLED / WHITENING
+    tensors = {"mean": whitening.mean, "directions": whitening.directions}
+    safetensors.numpy.save_file({k: np.ascontiguousarray(v, np.float16) for k, v in tensors.items()}, path)
+    print(f"{len(found):,} images: {path}")
 
 
 if __name__ == "__main__":
