@@ -40,8 +40,12 @@ def lines_of(run: Store) -> list[dict]:
     return [json.loads(line) for line in run.read("metrics.jsonl").splitlines()]
 
 
+# What no task learns is among the long tests: tests/models/test_style.py asks too whether DDP reaches each of its weights.
+LEARNED = [name if name in TASKS else pytest.param(name, marks=pytest.mark.chaos) for name in sorted(OBJECTIVES)]
+
+
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("task", sorted(OBJECTIVES))
+@pytest.mark.parametrize("task", LEARNED)
 def test_all_that_can_be_learned_is_by_two_workers_and_the_checkpoint_of_a_task_runs(
     task, tiny, clean, crops, caplog, monkeypatch, rclone_bucket
 ):
