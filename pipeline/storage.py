@@ -7,7 +7,7 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import ConfigError, StorageError
 from pipeline.store_failures import Answer, check_body, check_length, content_md5, patiently, reason, refusal
+from pipeline.store_listing import Entry, local_etag, local_files
 
 SCHEMES = ("file", "s3")
 CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
@@ -55,18 +56,6 @@ class StorageConfig(BaseModel):
         return self.options() if url.startswith("s3://") else {}
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One object of a listing."""
-
-    path: str
-    size: int
-    etag: str
-    """The store's etag, or size and mtime in nanoseconds on a local disk."""
-    problem: str | None = None
-    """Why it cannot be read."""
-
-
 def split_scheme(url: str) -> tuple[str, str]:
     """("file" | "s3", path) of a URL or a local path.
 
@@ -83,44 +72,6 @@ def split_scheme(url: str) -> tuple[str, str]:
     return scheme, os.path.abspath(path) if scheme == "file" else path.strip("/")
 
 
-def local_files(root: str) -> Iterator[Entry]:
-    """Every file below a folder, in order; links are followed, no folder is entered twice.
-
-    Not fsspec's `find`: it leaves out linked files, and ends in an error when a file goes away while it lists. Files that
-    do are left out; a link that leads nowhere, what may not be looked at and what is no regular file is listed with its
-    problem.
-
-    Raises: StorageError when a folder cannot be read: nobody knows how many files that are.
-    """
-
-    def refuse(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):
-            mend = "give this user the right to read and enter it, or move it away"
-            what = f"{error.strerror}: {mend}" if isinstance(error, PermissionError) else error.strerror
-            raise StorageError(f"{error.filename}: cannot be listed: {what}") from None
-
-    entered: set[str] = set()
-    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in entered:
-            folders.clear()
-            continue
-        entered.add(real)
-        folders.sort()
-        for name in sorted(names):
-            path = f"{folder}/{name}"
-            try:
-                status = os.stat(path)
-            except OSError as e:
-                if not isinstance(e, FileNotFoundError) or os.path.lexists(path):
-                    yield Entry(path, 0, "unreadable", f"a link or file that cannot be followed: {e.strerror}")
-                continue
-            regular = stat.S_ISREG(status.st_mode)
-            yield Entry(
-                path, status.st_size, local_etag(status), None if regular else "a pipe, socket or device, not a file"
-            )
-
-
 def sync_folder(folder: Path) -> None:
     """The names in a folder on the disk itself: a file that is there may not be after a power cut, while its data is."""
     opened = os.open(folder, os.O_RDONLY)
@@ -128,10 +79,6 @@ def sync_folder(folder: Path) -> None:
         os.fsync(opened)
     finally:
         os.close(opened)
-
-
-def local_etag(status: os.stat_result) -> str:
-    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def found_in_bucket(store: "Store", root: str) -> Iterator[tuple[str, dict[str, Any]]]:

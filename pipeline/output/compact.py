@@ -8,8 +8,9 @@ import pyarrow as pa
 from pipeline.errors import StorageError
 from pipeline.output.committed import read_part
 from pipeline.output.replaced import replace_parts
-from pipeline.storage import Entry, Store
+from pipeline.storage import Store
 from pipeline.store_failures import STORE_FAILURES, reason
+from pipeline.store_listing import Entry
 
 log = logging.getLogger("imagemill.compact")
 SMALL_BYTES = 1_000_000

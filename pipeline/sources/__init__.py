@@ -16,8 +16,9 @@ from pipeline.errors import ConfigError, StorageError
 from pipeline.sources import manifest, parquet, tar
 from pipeline.sources.folder import OTHER, image_file, unreadable, with_masks
 from pipeline.sources.source import UNREADABLE_SHARD, Found, Listed, ShardFormat, SourceConfig
-from pipeline.storage import Entry, StorageConfig, Store
+from pipeline.storage import StorageConfig, Store
 from pipeline.store_failures import STORE_FAILURES, reason
+from pipeline.store_listing import Entry
 
 log = logging.getLogger("imagemill.run")
 FORMATS: dict[str, ShardFormat] = {"parquet": parquet.FORMAT, "tar": tar.FORMAT}

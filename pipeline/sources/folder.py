@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from pipeline.sources.source import Found, Listed, escaped
-from pipeline.storage import Entry, Store
+from pipeline.storage import Store
+from pipeline.store_listing import Entry
 
 # Files of the last line's formats, which Pillow cannot read, end as rejects that say so.
 EXTENSIONS = (
