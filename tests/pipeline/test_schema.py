@@ -84,10 +84,11 @@ def test_a_flipped_bit_of_a_latent_is_seen(symbols: np.ndarray, data: st.DataObj
         unpack_latent(stored, packed["latent_shape"], packed["latent_crc32"])
 
 
-def test_a_latent_of_another_size_than_its_shape_is_seen() -> None:
+@pytest.mark.parametrize("shape", [[2, 3, 5], [2, 3, 3], [2, 3], []], ids=str)
+def test_a_latent_of_another_size_than_its_shape_is_seen(shape: list[int]) -> None:
     packed = pack_latent(np.zeros((2, 3, 4), np.int8))
     with pytest.raises(LatentError, match="24 values"):
-        unpack_latent(packed["latent"], [2, 3, 5], packed["latent_crc32"])
+        unpack_latent(packed["latent"], shape, packed["latent_crc32"])
 
 
 @given(st.dictionaries(st.text(max_size=5), SCALAR | st.dictionaries(st.text(max_size=3), SCALAR, max_size=3), max_size=5))
