@@ -10,6 +10,7 @@ from jobs.nightly import drifted
 from jobs.stats import Moments, drift, show_stats
 from models import checkpoint as checkpoints
 from pipeline.errors import ConfigError
+from pipeline.output.committed import run_records
 from pipeline.output.snapshot import snapshot
 from pipeline.output.values import latent_batches
 
@@ -97,11 +98,13 @@ def test_runs_are_compared_and_a_night_says_when_they_drift(tmp_path: Path, crop
     show_stats(output, None, runs[0])
     told = capsys.readouterr().out
     assert f"{runs[2]} (12 images) is " in told
-    dark = drifted(output, runs[2], 0.2)
-    assert dark["drift"]["alert"]
+    first, second, last = run_records(output, runs)
+    dark = drifted(output, last, 0.2)
+    assert (dark["drift"]["alert"], dark["drift"]["against"]) == (True, second["run_id"])
     assert "drift" in dark["exit_reason"]
-    assert not drifted(output, runs[2], 50.0)["drift"]["alert"]
-    assert drifted(output, runs[0], 0.2) == {}
+    assert not drifted(output, last, 50.0)["drift"]["alert"]
+    assert drifted(output, first, 0.2) == {}
+    assert drifted(output, last | {"checkpoint_sha256": "another"}, 0.2) == {}
     with pytest.raises(ConfigError, match="no row is of run x"):
         show_stats(output, "x", runs[0])
     with pytest.raises(ConfigError, match="no row is of another run"):

@@ -232,3 +232,22 @@ def test_a_row_holds_a_result_or_a_reject() -> None:
             for field in schema:
                 assert both.field(field.name).equals(field)
         assert len(set(both.names)) == len(both.names)
+
+
+def test_what_outputs_of_before_hold_is_found_again() -> None:
+    """Another identity, version or zero point, and every image of every OUTPUT would be done again, or read wrong."""
+    assert image_id("a/ä.jpg") == "2caf2f2c91756d3e6794eb5c75398f6c"
+    version = version_of("c" * 64, {"step": 26.0, "task": "compress"})("12-34")
+    assert version == "f61af111f187648a8d1bbff2a00a36c1"
+    assert pack_latent(np.array([[[-128, 0, 127]]], np.int8))["latent"].tolist() == [0, 128, 255]
+
+
+def test_a_damaged_page_of_a_part_is_seen() -> None:
+    data = bytearray(parquet_bytes(table_of(list(range(20))), 3))
+    columns = pq.ParquetFile(pa.BufferReader(bytes(data))).metadata.row_group(0)
+    latent = next(
+        columns.column(n) for n in range(columns.num_columns) if columns.column(n).path_in_schema.startswith("latent.")
+    )
+    data[latent.data_page_offset + latent.total_compressed_size // 2] ^= 1
+    with pytest.raises(OSError, match=r"checksum|CRC"):
+        pq.ParquetFile(pa.BufferReader(bytes(data)), page_checksum_verification=True).read()
