@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_sources import add, images, listed, pictures, rows, shard
+from shards import add, images, listed, pictures, rows, shard
 
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError

@@ -6,54 +6,22 @@ import json
 import shutil
 import tarfile
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from shards import add, images, listed, pictures, rows, shard
 
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.images.pixels import encode_rgb
 from pipeline.output.verify import verify
 from pipeline.run import run
 from pipeline.sources import input_of, listing
-from pipeline.sources.source import Found, Listed, SourceConfig
+from pipeline.sources.source import Listed, SourceConfig
 from pipeline.sources.tar import FORMAT
 from pipeline.storage import StorageConfig, Store
-
-
-def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
-
-
-def shard(path: Path, members: dict[str, bytes], mode: str = "w") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, mode) as tar:
-        for name, data in members.items():
-            add(tar, name, data)
-
-
-def pictures(crops: list[np.ndarray], count: int) -> list[bytes]:
-    return [encode_rgb(crop, "PNG") for crop in crops[:count]]
-
-
-def listed(path: Path, **config: Any) -> list[Found]:
-    return list(listing(input_of(str(path), StorageConfig(), SourceConfig(**config))))
-
-
-def images(path: Path, **config: Any) -> dict[str, Listed]:
-    return {image.rel_path: image for image in listed(path, **config) if isinstance(image, Listed)}
-
-
-def rows(output: Path, folder: str = "results") -> dict[str, dict[str, Any]]:
-    found = [row for part in (output / folder).glob("*.parquet") for row in pq.read_table(part).to_pylist()]
-    return {row["rel_path"]: row for row in found}
 
 
 def test_members_of_a_tar_are_grouped_as_webdataset_does(tmp_path, crops):
