@@ -7,6 +7,7 @@ looks for some seconds at what each kind of process takes of the cores (/proc), 
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,9 @@ STAGES = {
 }
 """By functions of the product; the outermost that is on the stack says what a thread is at."""
 ELSE = "the rest of the actor, and Ray in it"
+WAITS = ("_worker", "wait", "main_loop")
+"""Functions in which a thread waits for work, which looks like running from outside."""
+LINE = re.compile(r":\d+(?=\))")
 
 
 def name_of(pid: int) -> str:
@@ -125,8 +129,11 @@ def main(
         for path in stacks:
             for line in path.read_text().splitlines():
                 stack, _, count = line.rpartition(" ")
+                leaf = LINE.sub("", stack.rpartition(";")[2])
+                if leaf.partition(" (")[0].rpartition(".")[2] in WAITS:
+                    continue
                 samples[stage_of(stack)] += int(count)
-                leaves[stage_of(stack), stack.rpartition(";")[2]] += int(count)
+                leaves[stage_of(stack), leaf] += int(count)
     console = Console(width=110)
     console.print(f"{record['images_per_s']:g} images/s; looked at for {took:.0f} s\n")
     table = Table("process", "cores", title="of the machine")
