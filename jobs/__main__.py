@@ -7,7 +7,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import IO, Any, NoReturn
+from types import FrameType
+from typing import IO, NoReturn
 
 from jobs.cli import app
 from models.checkpoint import CheckpointError
@@ -24,13 +25,16 @@ from pipeline.errors import (
     VerificationError,
 )
 from pipeline.logs import as_json, configure
+from pipeline.signals import again, raisable
 from pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill")
 
 
-def interrupted(signum: int, frame: Any) -> None:
-    raise Interrupted
+def interrupted(signum: int, frame: FrameType | None) -> None:
+    if raisable(frame):
+        raise Interrupted
+    again(signum)
 
 
 @contextmanager

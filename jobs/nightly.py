@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from pydantic import Field
@@ -36,6 +37,7 @@ from pipeline.errors import (
 from pipeline.output.committed import last_records
 from pipeline.resolve import task_of
 from pipeline.run import run
+from pipeline.signals import LATER_SECONDS, raisable
 from pipeline.storage import Store
 from pipeline.store_failures import STORE_FAILURES, reason
 
@@ -140,8 +142,10 @@ def seconds_until(clock: str, now: datetime) -> float:
 def deadline(clock: str | None) -> Iterator[None]:
     """Raises Deadline in the main thread when clocks show HH:MM."""
 
-    def ended(signum: int, frame: Any) -> None:
-        raise Deadline
+    def ended(signum: int, frame: FrameType | None) -> None:
+        if raisable(frame):
+            raise Deadline
+        signal.setitimer(signal.ITIMER_REAL, LATER_SECONDS)
 
     before = signal.signal(signal.SIGALRM, ended)
     if clock:

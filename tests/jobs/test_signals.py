@@ -1,0 +1,67 @@
+"""Signals that come at a bad moment: what they say is heard, a moment later."""
+
+import importlib
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.__main__ import interrupted
+from jobs.nightly import deadline
+from pipeline.errors import Deadline, Interrupted
+
+AT_ONCE = "import signal\nsignal.raise_signal(signal.{name})\nwhole = True\n"
+
+
+class Goes:
+    """What sends a signal when it goes away, where Python drops what is raised."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        signal.raise_signal(self.number)
+
+
+@pytest.fixture
+def handled() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, interrupted)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def wait() -> None:
+    for _ in range(1000):
+        time.sleep(0.01)
+    pytest.fail("the signal was lost")
+
+
+@pytest.mark.usefixtures("handled")
+@pytest.mark.parametrize("name", ["SIGALRM", "SIGTERM"])
+def test_an_import_is_finished_before_a_signal_ends_the_work(name, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / f"late_{name}.py").write_text(AT_ONCE.format(name=name))
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def work() -> None:
+        with deadline(None):
+            assert importlib.import_module(f"late_{name}").whole
+            wait()
+
+    with pytest.raises(Interrupted):
+        work()
+    assert sys.modules.pop(f"late_{name}")
+
+
+@pytest.mark.usefixtures("handled")
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGALRM, Deadline), (signal.SIGTERM, Interrupted)])
+def test_a_signal_is_not_lost_while_an_object_goes_away(number: int, error: type[BaseException]) -> None:
+    def work() -> None:
+        with deadline(None):
+            Goes(number)
+            wait()
+
+    with pytest.raises(error):
+        work()
