@@ -1,4 +1,4 @@
-"""What OUTPUT holds already, read a million rows at a time: ten million committed images must fit beside a listing."""
+"""What OUTPUT holds already, read two million rows at a time: ten million committed images must fit beside a listing."""
 
 import json
 import re
@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]+")
 NOTES = "runs/replaced"
 """Which parts take, or are to take, the place of which (replaced.py)."""
 NOTE = re.compile(r"[0-9a-f]{32}\.json")
-PARTS_AT_A_TIME = 2_000
+ROWS_AT_A_TIME = 2_000_000
 THREADS = 16
 LISTINGS = 3
 
@@ -142,12 +141,16 @@ def read_parts(output: Store, paths: Sequence[str], columns: list[str]) -> pa.Ta
 
 
 def scan(output: Store, paths: Sequence[str], columns: list[str]) -> Iterator[pa.Table]:
-    """As `read_parts`, some parts at a time."""
-    named = (
-        table.append_column("part", pa.repeat(path, len(table)))
-        for path, table in each_part(output, paths, columns, ahead=2 * THREADS)
-    )
-    while tables := list(islice(named, PARTS_AT_A_TIME)):
+    """As `read_parts`, some parts at a time, of at least ROWS_AT_A_TIME rows in all."""
+    tables: list[pa.Table] = []
+    rows = 0
+    for path, table in each_part(output, paths, columns, ahead=2 * THREADS):
+        tables.append(table.append_column("part", pa.repeat(path, len(table))))
+        rows += len(table)
+        if rows >= ROWS_AT_A_TIME:
+            yield pa.concat_tables(tables, promote_options="default")
+            tables, rows = [], 0
+    if tables:
         yield pa.concat_tables(tables, promote_options="default")
 
 
