@@ -12,12 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.account import new_parts
 from pipeline.cluster.connection import connected, unseen
 from pipeline.cluster.pool import PATIENCE_SECONDS, Pool, node_resources, nodes_with_room, pool_for, room_for
 from pipeline.cluster.progress import Shown
 from pipeline.cluster.tally import forget, peak_rss_mb
 from pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
-from pipeline.output.committed import SUPERSEDED, part_paths, read_parts
+from pipeline.output.committed import SUPERSEDED, read_parts
 from pipeline.output.kept import keep_checkpoint
 from pipeline.output.lease import Lease
 from pipeline.output.references import keep_references
@@ -138,15 +139,14 @@ def spare(output: Store, plan: Plan, record: dict[str, Any]) -> None:
 
     Their older rows still have their files: who puts a broken file in the place of a good one keeps what the good one gave.
     """
-    paths = [path for path in part_paths(output, "rejects") if path not in plan.parts]
-    rejects = read_parts(output, paths, ["image_id", "stage"])
+    rejects = read_parts(output, new_parts(output, plan, "rejects"), ["image_id", "stage"])
     untouched = rejects.filter(pc.is_in(rejects["stage"], pa.array(BEFORE_WRITING)))["image_id"]
     supersede(output, plan.redone.filter(pc.invert(pc.is_in(plan.redone["image_id"], untouched))), record)
 
 
 def written(output: Store, plan: Plan, *folders: str) -> pa.ChunkedArray:
     """The images whose rows were committed in these folders since the plan was made."""
-    paths = [path for folder in folders for path in part_paths(output, folder) if path not in plan.parts]
+    paths = [path for folder in folders for path in new_parts(output, plan, folder)]
     return read_parts(output, paths, ["image_id"])["image_id"]
 
 

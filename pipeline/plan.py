@@ -42,7 +42,6 @@ class Plan:
     """The image_id of those with several rows of their version, which a run that was killed left."""
     strange: bool = False
     """Whether there are rows or rejects, and none of them is of an image that was found."""
-
     fence: int = 0
     """The highest of the runs whose rows it has seen."""
 

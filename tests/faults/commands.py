@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import RunConfig
+from pipeline.config import PoolConfig, RunConfig
 from pipeline.images.pixels import encode_rgb
 from pipeline.output.committed import part_paths, read_parts
 from pipeline.run import run as run_here
@@ -24,8 +24,9 @@ def make_photos(source: Store, count: int, crops: list[np.ndarray], first: int =
         source.write(f"{number % 10}/{number}.png", encode_rgb(crop[y : y + 64, x : x + 64], "PNG"))
 
 
-def start(source: Store, output: Store, rows_per_part: int = 20) -> subprocess.Popen[bytes]:
+def start(source: Store, output: Store, rows_per_part: int = 20, batch_size: int | None = None) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "jobs", "denoise", source.url, output.url, "--set", f"rows_per_part={rows_per_part}"]
+    command += ["--set", f"pool.batch_size={batch_size}"] if batch_size else []
     environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS",)}
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
 
@@ -40,11 +41,12 @@ def outputs(output: Store) -> dict[str, str]:
     return dict(zip(rows["rel_path"].to_pylist(), rows["output_sha256"].to_pylist(), strict=True))
 
 
-def made_without_faults(photos: int, folder: Path, crops: list[np.ndarray]) -> dict[str, str]:
+def made_without_faults(photos: int, folder: Path, crops: list[np.ndarray], batch_size: int | None = None) -> dict[str, str]:
     """What a run over the same photos makes of them on a local disk, undisturbed."""
     source, output = Store(str(folder / "calm_in")), Store(str(folder / "calm_out"))
     make_photos(source, photos, crops)
-    run_here(RunConfig(task="denoise", input=source.url, output=output.url))
+    pool = PoolConfig(batch_size=batch_size)
+    run_here(RunConfig(task="denoise", input=source.url, output=output.url, pool=pool))
     return outputs(output)
 
 

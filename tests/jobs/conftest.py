@@ -1,4 +1,4 @@
-"""Trainings small enough to test."""
+"""The command in this process, and trainings small enough to test."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jobs import __main__ as process
 from jobs.train import TrainConfig
 
 TRUNK = {"parameters": {"widths": [8, 8], "blocks": 1}}
@@ -45,3 +46,26 @@ def tiny(clean: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
         return TrainConfig.model_validate({**base, **more, **TINY[task], **changes})
 
     return config
+
+
+@pytest.fixture
+def photos(tmp_path: Path, crops: list[np.ndarray]) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, crop in enumerate(crops[:3]):
+        Image.fromarray(crop).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def imagemill(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """Run the command in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["imagemill", *map(str, arguments)])
+        code = process.quiet_command()
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return code, out, err
+
+    return call
