@@ -28,9 +28,9 @@ FIND = {
 """Which of a run's processes are of a kind; any moment is good for the servers."""
 ENDS = ("driver", "raylet")
 PATIENCE_S = 900.0
+"""After which a run that does not end, or makes no image, hangs: far beyond what a loaded machine needs."""
 ALONE = 1
 """Images in a batch: one that is alone in it, as all are after a process died, may be rounded otherwise than in company."""
-"""After which a run that does not end, or makes no image, hangs: far beyond what a loaded machine needs."""
 
 
 def sessions(generator: random.Random) -> Iterator[list[str]]:
