@@ -21,10 +21,18 @@ CONTROL = "/-/faults"
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
+given: set[int] = set()
+"""Ports that were asked for and may not be in use yet: the kernel would give one a second time."""
+
+
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    while True:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = int(s.getsockname()[1])
+        if port not in given:
+            given.add(port)
+            return port
 
 
 def environment_of(endpoint: str) -> dict[str, str]:
