@@ -26,7 +26,7 @@ def evaluate(
     config: Annotated[
         str | None, typer.Option("-c", "--config", help="YAML of the evaluation", metavar="EVALUATE.yaml")
     ] = None,
-    task: Annotated[str | None, typer.Option("--task")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="what to measure, where no YAML says it")] = None,
     input: Annotated[str | None, typer.Option("--input", help="folder or bucket of clean images")] = None,
     output: Annotated[str | None, typer.Option("--output", help="folder for evaluation.json and evaluation.png")] = None,
     checkpoint: Checkpoint = None,

@@ -9,14 +9,16 @@ from pipeline.storage import StorageConfig, Store
 
 Config = Annotated[str | None, typer.Option("-c", "--config", help="YAML of the run", metavar="JOB.yaml")]
 Storage = Annotated[str | None, typer.Option("-c", "--config", help="YAML with a storage block", metavar="JOB.yaml")]
-Input = Annotated[str | None, typer.Option("--input", help="folder or s3://bucket/prefix")]
+INPUT_HELP = "folder, s3://bucket/prefix, shard or manifest (docs/sources.md)"
+Input = Annotated[str | None, typer.Option("--input", help=INPUT_HELP)]
 Output = Annotated[str | None, typer.Option("--output", help="folder or s3://bucket/prefix")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="override a key of the YAML", metavar="KEY=VALUE")]
+SET_HELP = "override a key of the YAML, as params.step=40; the value is YAML; may be repeated; wins over flags"
+Set = Annotated[list[str] | None, typer.Option("--set", help=SET_HELP, metavar="KEY=VALUE")]
 Limit = Annotated[int | None, typer.Option("--limit", help="do at most so many images", min=1)]
 Retry = Annotated[bool | None, typer.Option("--retry", help="do rejected images again, and nothing else")]
 Reconstruct = Annotated[bool | None, typer.Option("--reconstruct", help="write the decoded images, as PNG")]
 Address = Annotated[str | None, typer.Option("--address", help="a Ray cluster that exists")]
-InputArgument = Annotated[str, typer.Argument(metavar="INPUT", help="folder or s3://bucket/prefix")]
+InputArgument = Annotated[str, typer.Argument(metavar="INPUT", help=INPUT_HELP)]
 OutputArgument = Annotated[str, typer.Argument(metavar="OUTPUT", help="folder or s3://bucket/prefix")]
 Run = Annotated[str | None, typer.Option("--run", help="rows of this run alone", metavar="ID")]
 Checkpoint = Annotated[str | None, typer.Option("--checkpoint", help="bundled name, folder or URL")]

@@ -93,7 +93,7 @@ def stats(
     against: Annotated[str | None, typer.Option("--against", help="a run to compare with", metavar="RUN")] = None,
     config: Storage = None,
 ) -> None:
-    """Mean and variance of each latent channel, and how far runs drifted from each other."""
+    """Mean and deviation of each latent channel, and how far runs drifted from each other."""
     from jobs.stats import show_stats
 
     show_stats(store(output, config), run, against)

@@ -122,7 +122,8 @@ def test_fifty_kills_of_all_that_a_run_is_made_of(s3: S3, tmp_path: Path, crops:
     assert (seen.images, seen.rows, seen.files) == (chaos.photos,) * 3
     assert outputs(chaos.output) == made_without_faults(chaos.photos, tmp_path, crops, ALONE)
     kills = ", ".join(f"{count} of {victim}s" for victim, count in sorted(chaos.killed.items()))
+    ends = ", ".join(f"{count} by {end}" for end, count in chaos.ends.most_common())
     figure(
         f"{chaos.killed.total()} SIGKILLs at random moments ({kills})",
-        f"{chaos.photos:,} images: 0 lost, 0 twice, 0 wrong bytes, `verify` holds; runs ended {dict(chaos.ends)}",
+        f"{chaos.photos:,} images: 0 lost, 0 twice, 0 wrong bytes, `verify` holds; runs ended {ends}",
     )

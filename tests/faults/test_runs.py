@@ -51,7 +51,7 @@ def test_a_run_over_a_bad_line(
     assert checked.problems == []
     assert (checked.rows, checked.files) == (photos, photos)
     assert outputs(output) == made_without_faults(photos, tmp_path, crops)
-    counts = {name: seen["counts"][name] for name in ("requests", *faults)}
+    counts = ", ".join(f"{seen['counts'][name]:,} {name}" for name in ("requests", *faults))
     figure(
         f"{photos:,} images over S3 with " + ", ".join(f"{share:.0%} {FAULTS[name]}" for name, share in faults.items()),
         f"0 lost, 0 wrong outputs; the front counted {counts}",
