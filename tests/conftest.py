@@ -75,13 +75,17 @@ def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture(scope="session")
 def ray_session(rclone_url: str) -> Iterator[None]:
-    """The one Ray of the suite; its workers see the rclone server. Depends on nothing outside this machine."""
+    """The one Ray of the suite; its workers see the rclone server. Depends on nothing outside this machine.
+
+    It has one CPU, so that a run starts one actor: most of what a test waits for are processes that begin. Commands that tests start
+    as processes of their own, and chaos, have two and more.
+    """
     from pipeline.cluster.connection import connected, ensure_token
 
     ensure_token()
     before = dict(os.environ)
     os.environ.update(environment_of(rclone_url))
-    with connected(None, num_cpus=2):
+    with connected(None, num_cpus=1):
         os.environ.clear()
         os.environ.update(before)
         yield
