@@ -19,7 +19,7 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 chaos: $(VENV)/.test
-	$(BIN)/python -m pytest -m chaos --timeout 1800 --numprocesses 3 --dist worksteal
+	$(BIN)/python -m pytest -m chaos --timeout 1800 --numprocesses 3 --dist worksteal --durations 10
 
 # An hour of nights over a folder that grows, changes and loses files, a third of them killed: soak/soak.md.
 soak: $(VENV)/.test

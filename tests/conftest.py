@@ -77,8 +77,8 @@ def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def ray_session(rclone_url: str) -> Iterator[None]:
     """The one Ray of the suite; its workers see the rclone server. Depends on nothing outside this machine.
 
-    It has one CPU, so that a run starts one actor: most of what a test waits for are processes that begin. Commands that tests start
-    as processes of their own, and chaos, have two and more.
+    It has one CPU, so that a run starts one actor: most of what a test waits for are processes that begin. Commands that
+    tests start as processes of their own have all CPUs.
     """
     from pipeline.cluster.connection import connected, ensure_token
 
