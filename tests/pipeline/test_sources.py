@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import shutil
 import tarfile
 from collections import Counter
@@ -17,8 +18,10 @@ from shards import add, images, listed, pictures, rows, shard
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.output.verify import verify
+from pipeline.plan import references
 from pipeline.run import run
 from pipeline.sources import input_of, listing
+from pipeline.sources.reading import MAX_FILE_BYTES, ReadError, Reading
 from pipeline.sources.source import Listed, SourceConfig
 from pipeline.sources.tar import FORMAT
 from pipeline.storage import StorageConfig, Store
@@ -166,6 +169,35 @@ def test_no_member_hides_another_and_none_gets_out(tmp_path, crops):
     assert "a.tar/0.png" in written
     assert len([name for name in written if name.startswith("_renamed/")]) == 2
     assert not list(tmp_path.parent.rglob("evil.png"))
+
+
+def test_a_mask_belongs_to_the_name_before_its_ending_and_its_problem_to_the_image(tmp_path, crops):
+    photo = pictures(crops, 1)[0]
+    with tarfile.open(tmp_path / "s.v1.tar", "w") as tar:
+        for name in ("plain", "plain.mask.png", "v.2/c.png"):
+            add(tar, name, photo)
+        link = tarfile.TarInfo("v.2/c.mask.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "plain"
+        tar.addfile(link)
+    for name in ("pipe.png", "huge.png"):
+        (tmp_path / name).write_bytes(photo)
+    os.mkfifo(tmp_path / "pipe.mask.png")
+    with (tmp_path / "huge.mask.png").open("wb") as huge:
+        huge.truncate(MAX_FILE_BYTES + 1)
+    source = input_of(str(tmp_path), StorageConfig(), SourceConfig())
+    found = {image.rel_path: image for image in listing(source, masks=True) if isinstance(image, Listed)}
+    assert {name: image.problem for name, image in found.items()} == {
+        "huge.png": None,
+        "pipe.png": "BadName: its mask: a pipe, socket or device, not a file",
+        "s.v1.tar/plain": None,
+        "s.v1.tar/v.2/c.png": "Link: its mask: a link in a tar, not a file",
+    }
+    todo, _ = references(found.values(), source.store, "", {})
+    by_name = {row["rel_path"]: row for row in todo.to_pylist()}
+    reading = Reading(source, 1)
+    assert reading.read(by_name["s.v1.tar/plain"]) == (photo, photo)
+    with pytest.raises(ReadError, match="1000 MB for a mask"):
+        reading.read(by_name["huge.png"])
 
 
 @pytest.mark.usefixtures("ray_session")
