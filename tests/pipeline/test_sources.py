@@ -152,6 +152,30 @@ def test_a_tar_without_its_end_mark_was_cut_off(tmp_path, crops):
     assert {"a.tar/0.png", "a.tar/1.png", "b.tar/0.png", "b.tar/1.png"} <= set(found)
 
 
+def add_sparse(tar: tarfile.TarFile, name: str, data: bytes, claimed: int) -> None:
+    """A member as `tar -S` writes it: `data`, then a hole up to `claimed` bytes."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = tarfile.GNUTYPE_SPARSE, len(data)
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[386:410] = b"%011o\0%011o\0" % (0, len(data))
+    header[483:495] = tarfile.itn(claimed, 12, tarfile.GNU_FORMAT)
+    header[148:156] = b"%06o\0 " % tarfile.calc_chksums(header)[0]
+    tar.fileobj.write(header + data + bytes(-len(data) % 512))
+    tar.offset = tar.fileobj.tell()
+
+
+def test_a_member_with_holes_is_a_reject_of_its_own(tmp_path, crops):
+    photo = pictures(crops, 1)[0]
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        add_sparse(tar, "0.png", photo, len(photo) + 1)
+        add_sparse(tar, "1.png", photo, 1 << 60)
+        add_sparse(tar, "1.json", photo, 1 << 60)
+        add(tar, "2.png", photo)
+    found = images(tmp_path)
+    assert [(image.problem or "").partition(":")[0] for image in found.values()] == ["Sparse", "Sparse", ""]
+    assert found["a.tar/2.png"].size == len(photo)
+
+
 def test_no_member_hides_another_and_none_gets_out(tmp_path, crops):
     photo, other = pictures(crops, 2)
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
