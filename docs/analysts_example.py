@@ -27,7 +27,7 @@ def luma(path: Path) -> np.ndarray:
 
 def main(output: str, images: str) -> None:
     # Load: rows as Arrow, latents as an array (N,C,h,w), in the same order.
-    codes = read_latents(output, columns=["image_id", "rel_path"])
+    codes = read_latents(output, columns=["rel_path"])
     rows, latents = codes.arrow(), codes.numpy()
     names = rows["rel_path"].to_pylist()
     vectors = latents.reshape(len(latents), -1)
@@ -37,8 +37,7 @@ def main(output: str, images: str) -> None:
     # its components as there are values, or images, are kept.
     decode_output(Store(output), Store(f"{output}-decoded"))
     originals = np.stack([luma(Path(images) / name) for name in names])
-    ids = rows["image_id"].to_pylist()
-    decoded = np.stack([luma(Path(f"{output}-decoded") / decoded_name(n, i)) for n, i in zip(names, ids, strict=True)])
+    decoded = np.stack([luma(Path(f"{output}-decoded") / decoded_name(name)) for name in names])
     half = len(names) // 2
     size = min(vectors.shape[1], half - 1)
     pca = PCA(size).fit(originals[:half])

@@ -20,7 +20,7 @@ from pipeline.schema import LATENT_KEPT, LatentError
 from pipeline.storage import Store
 
 ROWS_AT_A_TIME = 32
-IMAGE = ["image_id", "rel_path", "orig_width", "orig_height", "exif_orientation", "step", "checkpoint_sha256"]
+IMAGE = ["rel_path", "orig_width", "orig_height", "exif_orientation", "step", "checkpoint_sha256"]
 """What an image is decoded from, beside its latent."""
 OF_EXPORT = {*IMAGE, *LATENT_COLUMNS}.difference(LATENT_KEPT[1:])
 """Columns that an export, which keeps latents as `latent` alone, has to have to be decoded."""
@@ -56,7 +56,7 @@ def decode_output(output: Store, dest: Store, where: str | None = None) -> int:
         except LatentError as e:
             problems.append(f"{row['rel_path']}: {e}")
             return
-        dest.write(decoded_name(row["rel_path"], row["image_id"]), encode_rgb(rgb, "PNG"))
+        dest.write(decoded_name(row["rel_path"]), encode_rgb(rgb, "PNG"))
 
     with ThreadPoolExecutor() as pool:
         columns = [*IMAGE, *(name for name in LATENT_COLUMNS if name in state.schema.names or name not in LATENT_KEPT[1:])]

@@ -110,20 +110,20 @@ class Finish:
     def _encoded(self, item: Item, output: Output, picture: Picture) -> tuple[bytes, str]:
         """The output's file and its name below images/."""
         assert output.image is not None
-        names = item.reference["rel_path"], item.reference["image_id"]
+        name = item.reference["rel_path"]
         if self.task.stores_latent:
-            return encode_rgb(output.image, "PNG"), decoded_name(*names)
+            return encode_rgb(output.image, "PNG"), decoded_name(name)
         image_format = output_format(picture.format, self.task.exact, self.job.image.format)
         picture.gray = picture.gray and not output.coloured
         picture.alpha = None if output.opaque else fitted(picture.alpha, output.image)
         own = "JPEG" if picture.format == "MPO" else picture.format
         # A member of a shard may be called by a number alone.
-        changed = image_format != own or not is_image_name(names[0])
+        changed = image_format != own or not is_image_name(name)
         image = drawn(output.image, picture, image_format)
         # Pillow has a copy of its own now.
         output.image = None
         data = written(image, picture, image_format, self.job.image.quality)
-        return data, output_name(*names, f".{image_format.lower()}" if changed else None)
+        return data, output_name(name, f".{image_format.lower()}" if changed else None)
 
 
 def fitted(alpha: np.ndarray | None, image: np.ndarray) -> np.ndarray | None:

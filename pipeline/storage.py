@@ -85,6 +85,10 @@ def found_in_bucket(store: "Store", root: str) -> Iterator[tuple[str, dict[str, 
     """Every object below a prefix; the folders directly in it are listed side by side, as each page takes a round trip."""
     here = store.ask(lambda: store.fs.ls(root, detail=True))
     folders = [info["name"] for info in here if info["type"] == "directory"]
+    if any(folder.endswith("/") for folder in folders):
+        # A folder without a name (`a//b.jpg`): s3fs would take its slash away, and list what is around it.
+        yield from store.ask(lambda: store.fs.find(root, detail=True)).items()
+        return
     if len(folders) == 1 and len(here) == 1:
         yield from found_in_bucket(store, folders[0])
         return

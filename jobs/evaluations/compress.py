@@ -25,7 +25,6 @@ from jobs.inspect import rows_of
 from models.metrics import MS_SSIM_SIDE, ms_ssim, psnr_db, ssim
 from pipeline.images.pixels import decode
 from pipeline.output.names import decoded_name
-from pipeline.schema import image_id
 from pipeline.storage import Store
 
 STEPS = [18.0, 26.0, 40.0, 64.0]
@@ -101,7 +100,7 @@ def decoded_images(output: Store) -> dict[str, np.ndarray]:
         # What `imagemill decode` prints is about this folder, which is gone in a moment.
         with redirect_stdout(io.StringIO()):
             decode_output(output, Store(folder))
-        return {name: decode(Store(folder).read(decoded_name(name, image_id(name)))).rgb for name in rows_of(output, [])}
+        return {name: decode(Store(folder).read(decoded_name(name))).rgb for name in rows_of(output, [])}
 
 
 def distortion(originals: dict[str, np.ndarray], decoded: dict[str, np.ndarray], large: list[str]) -> Line:

@@ -150,14 +150,15 @@ def read_images(url: str, storage: StorageConfig, smallest: int = SSIM_SIDE) -> 
     for listed in list_folder(store):
         if isinstance(listed, str):
             continue
+        here, all_of_them = store.uri(listed.rel_path), "an evaluation needs all images"
+        if listed.problem:
+            raise ConfigError(f"{here}: {listed.problem}; {all_of_them}")
         try:
             picture = decode(store.read(listed.rel_path))
         except ImageError as e:
-            raise ConfigError(
-                f"{store.uri(listed.rel_path)}: {e.error_class}: {e}; an evaluation needs all images"
-            ) from None
+            raise ConfigError(f"{here}: {e.error_class}: {e}; {all_of_them}") from None
         if min(picture.rgb.shape[:2]) < smallest:
-            raise ConfigError(f"{store.uri(listed.rel_path)} is smaller than {smallest} pixels")
+            raise ConfigError(f"{here} is smaller than {smallest} pixels")
         pictures[listed.rel_path] = picture
     if not pictures:
         raise ConfigError(f"input {store.url} holds no images")

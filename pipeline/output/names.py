@@ -1,5 +1,6 @@
 """Where an output image lies below OUTPUT/images, from the source's name alone; two sources never meet, none gets out."""
 
+from pipeline.schema import image_id
 from pipeline.sources.folder import is_image_name
 
 MAX_COMPONENT_BYTES = 255
@@ -7,12 +8,11 @@ NAMELESS = ".image"
 """Between a name that is no image's, as members of shards may have, and the extension of its output."""
 
 
-def output_name(rel_path: str, image_id: str, new_extension: str | None = None) -> str:
+def output_name(rel_path: str, new_extension: str | None = None) -> str:
     """The relative path of an output.
 
     Args:
         rel_path: the source's path relative to its input.
-        image_id: the source's identity, for names that cannot be kept.
         new_extension: ".png" and the like where the output's format is not the source's; it is added to the full name.
 
     A name that already ends in two image extensions gets one more, so that `a.jpg` written as PNG (`a.jpg.png`) and a
@@ -27,13 +27,16 @@ def output_name(rel_path: str, image_id: str, new_extension: str | None = None) 
     parts = name.split("/")
     # `a.gif`, written as `a.gif.png`, must not find a folder of that name.
     double = any(is_image_name(folder) and is_taken(folder.rpartition(".")[0]) for folder in parts[:-1])
-    safe = (
-        not double
-        and all(part not in ("", ".", "..") and len(part.encode()) <= MAX_COMPONENT_BYTES for part in parts)
-        and "\0" not in name
-        and parts[0] != "_renamed"
+    safe = not double and stays_inside(name) and parts[0] != "_renamed"
+    return name if safe else f"_renamed/{image_id(rel_path)}{added or dot + extension}"
+
+
+def stays_inside(path: str) -> bool:
+    """Whether a relative path lies in the folder that it is relative to, and a disk may hold it."""
+    parts = path.split("/")
+    return "\0" not in path and all(
+        part not in ("", ".", "..") and len(part.encode()) <= MAX_COMPONENT_BYTES for part in parts
     )
-    return name if safe else f"_renamed/{image_id}{added or dot + extension}"
 
 
 def is_taken(stem: str) -> bool:
@@ -41,6 +44,6 @@ def is_taken(stem: str) -> bool:
     return is_image_name(stem) or stem.endswith(NAMELESS)
 
 
-def decoded_name(rel_path: str, image_id: str) -> str:
+def decoded_name(rel_path: str) -> str:
     """The name of an image that was decoded from a latent: always a PNG."""
-    return output_name(rel_path, image_id, None if rel_path.lower().endswith(".png") else ".png")
+    return output_name(rel_path, None if rel_path.lower().endswith(".png") else ".png")

@@ -16,6 +16,7 @@ from models.checkpoint import CheckpointError
 from pipeline.errors import StorageError
 from pipeline.output.committed import KEYS, columns_of, part_paths, read_part, read_parts, superseded
 from pipeline.output.kept import kept_model
+from pipeline.output.names import stays_inside
 from pipeline.output.snapshot import newest_rows
 from pipeline.schema import LatentError, part_name
 from pipeline.storage import Store
@@ -88,6 +89,8 @@ def verify(output: Store) -> Verified:
     seen.waiting = int(later.sum())
 
     def check_file(row: dict[str, Any]) -> str | None:
+        if not stays_inside(row["output_uri"]):
+            return f"{row['output_uri']}: no path within OUTPUT"
         try:
             digest = hashlib.sha256(output.read(row["output_uri"])).hexdigest()
         except FileNotFoundError:

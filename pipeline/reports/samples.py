@@ -20,6 +20,7 @@ from pipeline.errors import StorageError
 from pipeline.images.pixels import decode, pixels_of
 from pipeline.output.committed import read_part, scan
 from pipeline.output.kept import kept_model
+from pipeline.output.names import stays_inside
 from pipeline.reports.figures import Plane, latent_features, plane
 from pipeline.reports.page import data_url
 from pipeline.reports.sheets import center_crop
@@ -211,6 +212,8 @@ def show(
         def second() -> str:
             if of_latents:
                 return drawn(middle_of(row, model), detail)
+            if not stays_inside(row["output_uri"]):
+                raise ValueError(f"{row['output_uri']} is no path within OUTPUT")
             return picture(output.read(row["output_uri"]), detail)
 
         return tried(row["rel_path"], first), tried(row["rel_path"], second)

@@ -47,9 +47,11 @@ def with_masks(listing: Iterator[Found]) -> Iterator[Found]:
             yield found
         elif is_mask(found):
             yield MASK[1:]
-        elif mask := masks.get(found.rel_path.rpartition(".")[0]):
+        elif mask := masks.get(os.path.splitext(found.rel_path)[0]):
             etag = f"{found.etag} {mask.etag}"
-            yield replace(found, etag=etag, mask_path=mask.path, mask_offset=mask.offset, mask_size=mask.size)
+            problem = found.problem or (mask.problem and mask.problem.replace(": ", ": its mask: ", 1))
+            masked = replace(found, mask_path=mask.path, mask_offset=mask.offset, mask_size=mask.size)
+            yield replace(masked, etag=etag, problem=problem)
         else:
             yield found
 

@@ -24,6 +24,13 @@ class ReadError(Exception):
         self.error_class, self.transient = error_class, transient
 
 
+def check_size(size: int, what: str) -> None:
+    """Raises: ReadError for more bytes than are read of an image or a mask."""
+    if size > MAX_FILE_BYTES:
+        message = f"{size / 1e6:.0f} MB are over the limit of {MAX_FILE_BYTES / 1e6:.0f} MB for a {what}"
+        raise ReadError("TooManyBytes", message, transient=False)
+
+
 class Reading:
     """Reads for one actor. Files are read by several threads; shards by one, in order, for they are read forward."""
 
@@ -47,9 +54,7 @@ class Reading:
 
     def image(self, reference: dict[str, Any]) -> bytes:
         """The encoded image. Raises: ReadError."""
-        if reference["size"] > MAX_FILE_BYTES:
-            message = f"{reference['size'] / 1e6:.0f} MB are over the limit of {MAX_FILE_BYTES / 1e6:.0f} MB for a file"
-            raise ReadError("TooManyBytes", message, transient=False)
+        check_size(reference["size"], "file")
         if reference["offset"] is not None:
             digest = reference["source_etag"].split()[0]
             return self._member(reference["path"], reference["offset"], reference["size"], digest)
@@ -60,6 +65,7 @@ class Reading:
         return data
 
     def _mask(self, reference: dict[str, Any]) -> bytes:
+        check_size(reference["mask_size"], "mask")
         if reference["mask_offset"] is None:
             return self._file(None, reference["mask_path"])
         digest = reference["source_etag"].split()[1]

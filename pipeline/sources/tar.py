@@ -26,6 +26,8 @@ from pipeline.storage import Store
 SIDECARS = ("json", "txt")
 MAX_SIDECAR_BYTES = 64_000
 READ_BYTES = 1 << 20
+LINK = "Link: a link in a tar, not a file"
+HOLES = "Sparse: a member with holes, as tar -S makes them: pack it without -S"
 BLOCK_BYTES = 8 << 20
 """What is fetched of a shard in S3 at a time."""
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -122,10 +124,11 @@ def index(store: Store, path: str, config: SourceConfig) -> Iterator[Found]:
                         continue
                     name = escaped(member.name.removeprefix("./"))
                     key, extension = keyed(member.name)
-                    if not member.isfile():
+                    # One with holes (`tar -S`) may claim any size, and its bytes do not lie in one piece.
+                    if member.issparse() or not member.isfile():
                         if is_image_name(name):
-                            what = "Link: a link in a tar, not a file"
-                            images.append((key, Listed(f"{path}/{name}", 0, "link", path, problem=what)))
+                            etag, what = ("sparse", HOLES) if member.issparse() else ("link", LINK)
+                            images.append((key, Listed(f"{path}/{name}", 0, etag, path, problem=what)))
                         continue
                     head, digest, sidecar = consumed(tar, member, extension in wanted)
                     if sidecar is not None:

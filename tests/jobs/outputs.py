@@ -57,7 +57,7 @@ def compressed(
         [made] = TASK_OBJECTIVES["compress"].predict(model, [Sample(rgb)], asked, Precision("cpu", torch.float32))
         assert made.latent is not None
         if reconstruct:
-            Store(str(folder / "reconstructed")).write(decoded_name(name, image_id(name)), encode_rgb(made.image, "PNG"))
+            Store(str(folder / "reconstructed")).write(decoded_name(name), encode_rgb(made.image, "PNG"))
         size = {"orig_height": rgb.shape[0], "orig_width": rgb.shape[1], "exif_orientation": 1, "bit_depth": 8}
         etag = hashlib.md5(rgb.tobytes()).hexdigest()
         content = {"content_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}

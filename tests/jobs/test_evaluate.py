@@ -1,5 +1,6 @@
 import gc
 import json
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -244,6 +245,10 @@ def test_what_cannot_be_measured_is_said_before_anything_runs(change, error, mes
 def test_an_image_that_cannot_be_read_is_named(photos):
     (photos / "broken.png").write_bytes(b"broken")
     with pytest.raises(ConfigError, match=r"broken\.png: UnknownFormat"):
+        evaluate(EvaluateConfig(task="denoise", input=str(photos)))
+    (photos / "broken.png").unlink()
+    os.mkfifo(photos / "pipe.png")
+    with pytest.raises(ConfigError, match=r"pipe\.png: BadName: a pipe.*an evaluation needs all images"):
         evaluate(EvaluateConfig(task="denoise", input=str(photos)))
 
 

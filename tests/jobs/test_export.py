@@ -120,6 +120,18 @@ def test_chosen_rows_are_decoded_alone(digits: Store, exported: Path, tmp_path: 
             decode_output(source, Store(str(dest)), "psnr > 3")
 
 
+def test_an_export_whose_identities_are_paths_is_decoded_into_dest_alone(exported: Path, tmp_path: Path) -> None:
+    for part in (exported / "latents").iterdir():
+        table = pq.read_table(part)
+        hostile = {"rel_path": [f"/{n}.png" for n in range(len(table))], "image_id": ["../../out"] * len(table)}
+        for name, values in hostile.items():
+            table = table.set_column(table.schema.get_field_index(name), name, pa.array(values))
+        pq.write_table(table, part)
+    dest = tmp_path / "a/dest"
+    assert decode_output(Store(str(exported)), Store(str(dest))) == COUNT
+    assert len(list(dest.rglob("*.png"))) == len(list(tmp_path.rglob("*.png"))) == COUNT
+
+
 def test_shapes_lie_in_folders_of_their_own_and_vectors_in_one(photos: Store, tmp_path: Path) -> None:
     record = export(photos, Store(str(tmp_path / "latents")))
     assert record["shapes"] == {"96x12x16": 3, "96x16x12": 2}
@@ -155,7 +167,7 @@ def test_other_formats_hold_the_same(digits: Store, form: str, tmp_path: Path) -
 def test_an_export_says_what_it_holds_and_how_to_decode_it_where_that_can_be(
     photos: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    enough = ["image_id", "rel_path", "orig_width", "orig_height", "exif_orientation", "step", "checkpoint_sha256"]
+    enough = ["rel_path", "orig_width", "orig_height", "exif_orientation", "step", "checkpoint_sha256"]
     enough += ["latent_shape", "latent_crc32", "latent"]
     for number, (what, said, decodes) in enumerate(
         (

@@ -161,6 +161,19 @@ def test_made_again_it_is_the_same_and_without_sources_it_stays_until_it_is_dele
         make_report(output, "../../in")
 
 
+def test_a_picture_outside_of_output_is_not_shown(ran, tmp_path):
+    shutil.copytree(ran / "out", tmp_path / "out")
+    shutil.copy(ran / "in/0.png", tmp_path / "elsewhere.png")
+    output, first = Store(str(tmp_path / "out")), runs(ran / "out")[0].name
+    (tmp_path / "out/runs" / first / "report.html").unlink()
+    for part in (tmp_path / "out/results").iterdir():
+        table = pq.read_table(part)
+        column = table.schema.get_field_index("output_uri")
+        pq.write_table(table.set_column(column, "output_uri", pa.array(["../elsewhere.png"] * len(table))), part)
+    text = output.read(make_report(output, first)).decode()
+    assert (pictures(text, "before: "), pictures(text, "after: ")) == (16, 0)
+
+
 def test_a_report_that_cannot_be_made_is_a_warning(ran, caplog):
     assert leave_report(Store(str(ran / "out")), {"run_id": "20260101T000000Z-abcdef"}, set(), None) is None
     assert "no report of 20260101T000000Z-abcdef: FileNotFoundError" in caplog.text

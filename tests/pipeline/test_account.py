@@ -192,6 +192,13 @@ def test_verify_names_a_missing_image(output: Store) -> None:
     assert verify(output).problems == ["images/a.jpg: missing"]
 
 
+def test_verify_reads_nothing_outside_of_output(tmp_path: Path) -> None:
+    output = Store(str(tmp_path / "out"))
+    with_images(output, "../../elsewhere.png")
+    assert (tmp_path / "elsewhere.png").exists()
+    assert verify(output).problems == ["images/../../elsewhere.png: no path within OUTPUT"]
+
+
 def test_verify_looks_at_the_file_of_the_newest_row_only(output: Store) -> None:
     data = b"new"
     output.write("images/a.jpg", data)

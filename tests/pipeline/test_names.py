@@ -13,10 +13,6 @@ PATH = st.tuples(CLOSE | ANY, EXTENSION).map("".join)
 NEW = st.sampled_from([None, ".png"])
 
 
-def named(path: str, new_extension: str | None) -> str:
-    return output_name(path, image_id(path), new_extension)
-
-
 def is_safe(name: str) -> bool:
     parts = name.split("/")
     return "\0" not in name and all(p not in ("", ".", "..") and len(p.encode()) <= MAX_COMPONENT_BYTES for p in parts)
@@ -37,7 +33,7 @@ def is_path_on_disk(path: str) -> bool:
 @example("ä" * 126 + ".jpg", None)
 @example("d" * 256 + "/a.jpg", None)
 def test_a_name_never_leaves_the_folder_and_fits_a_disk(path: str, new_extension: str | None) -> None:
-    assert is_safe(named(path, new_extension))
+    assert is_safe(output_name(path, new_extension))
 
 
 @given(st.dictionaries(PATH, NEW, min_size=2, max_size=12))
@@ -51,16 +47,16 @@ def test_a_name_never_leaves_the_folder_and_fits_a_disk(path: str, new_extension
 @example({"123": ".png", "123.image.png": None, "123.image.png.png": None})
 @example({"123": ".png", "123.image.png/a.jpg": None})
 def test_two_sources_never_meet(changes: dict[str, str | None]) -> None:
-    names = {named(path, new) for path, new in changes.items()}
+    names = {output_name(path, new) for path, new in changes.items()}
     assert len(names) == len(changes)
 
 
 @given(PATH.filter(is_path_on_disk), NEW)
 def test_a_source_cannot_take_the_name_of_a_renamed_one(path: str, new_extension: str | None) -> None:
     victim = "../victim.jpg"
-    attack = named(victim, None)
-    assert named(attack, new_extension) != named(victim, None)
-    assert named(path, new_extension) != named(victim, None)
+    attack = output_name(victim, None)
+    assert output_name(attack, new_extension) != output_name(victim, None)
+    assert output_name(path, new_extension) != output_name(victim, None)
 
 
 @given(st.dictionaries(PATH.filter(is_path_on_disk), NEW, min_size=2, max_size=8))
@@ -70,7 +66,7 @@ def test_no_output_of_a_local_folder_stands_where_another_needs_a_folder(changes
     paths = list(changes)
     if any(a != b and b.startswith(f"{a}/") for a in paths for b in paths):
         return  # a disk cannot hold such sources
-    names = [named(path, new) for path, new in changes.items()]
+    names = [output_name(path, new) for path, new in changes.items()]
     assert not [(a, b) for a in names for b in names if b.startswith(f"{a}/")]
 
 
@@ -84,16 +80,16 @@ def test_an_unchanged_format_keeps_its_name() -> None:
         "a b#c%20.bmp",
         "v1.2/a.b.jpg",
     ):
-        assert named(path, None) == path
+        assert output_name(path, None) == path
 
 
 def test_a_changed_format_adds_its_extension_to_the_full_name() -> None:
-    assert named("a.jpg", ".png") == "a.jpg.png"
-    assert named("x/.a.GIF", ".png") == "x/.a.GIF.png"
-    assert named("日本/é.webp", ".png") == "日本/é.webp.png"
+    assert output_name("a.jpg", ".png") == "a.jpg.png"
+    assert output_name("x/.a.GIF", ".png") == "x/.a.GIF.png"
+    assert output_name("日本/é.webp", ".png") == "日本/é.webp.png"
 
 
 def test_a_name_that_cannot_be_kept_is_named_by_its_image_with_its_extension() -> None:
     path = "ü" * 130 + ".jpg"
-    assert named(path, None) == f"_renamed/{image_id(path)}.jpg"
-    assert named(path, ".png") == f"_renamed/{image_id(path)}.png"
+    assert output_name(path, None) == f"_renamed/{image_id(path)}.jpg"
+    assert output_name(path, ".png") == f"_renamed/{image_id(path)}.png"

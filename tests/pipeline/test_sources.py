@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import shutil
 import tarfile
 from collections import Counter
@@ -17,8 +18,10 @@ from shards import add, images, listed, pictures, rows, shard
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.output.verify import verify
+from pipeline.plan import references
 from pipeline.run import run
 from pipeline.sources import input_of, listing
+from pipeline.sources.reading import MAX_FILE_BYTES, ReadError, Reading
 from pipeline.sources.source import Listed, SourceConfig
 from pipeline.sources.tar import FORMAT
 from pipeline.storage import StorageConfig, Store
@@ -149,6 +152,30 @@ def test_a_tar_without_its_end_mark_was_cut_off(tmp_path, crops):
     assert {"a.tar/0.png", "a.tar/1.png", "b.tar/0.png", "b.tar/1.png"} <= set(found)
 
 
+def add_sparse(tar: tarfile.TarFile, name: str, data: bytes, claimed: int) -> None:
+    """A member as `tar -S` writes it: `data`, then a hole up to `claimed` bytes."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = tarfile.GNUTYPE_SPARSE, len(data)
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[386:410] = b"%011o\0%011o\0" % (0, len(data))
+    header[483:495] = tarfile.itn(claimed, 12, tarfile.GNU_FORMAT)
+    header[148:156] = b"%06o\0 " % tarfile.calc_chksums(header)[0]
+    tar.fileobj.write(header + data + bytes(-len(data) % 512))
+    tar.offset = tar.fileobj.tell()
+
+
+def test_a_member_with_holes_is_a_reject_of_its_own(tmp_path, crops):
+    photo = pictures(crops, 1)[0]
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        add_sparse(tar, "0.png", photo, len(photo) + 1)
+        add_sparse(tar, "1.png", photo, 1 << 60)
+        add_sparse(tar, "1.json", photo, 1 << 60)
+        add(tar, "2.png", photo)
+    found = images(tmp_path)
+    assert [(image.problem or "").partition(":")[0] for image in found.values()] == ["Sparse", "Sparse", ""]
+    assert found["a.tar/2.png"].size == len(photo)
+
+
 def test_no_member_hides_another_and_none_gets_out(tmp_path, crops):
     photo, other = pictures(crops, 2)
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
@@ -166,6 +193,35 @@ def test_no_member_hides_another_and_none_gets_out(tmp_path, crops):
     assert "a.tar/0.png" in written
     assert len([name for name in written if name.startswith("_renamed/")]) == 2
     assert not list(tmp_path.parent.rglob("evil.png"))
+
+
+def test_a_mask_belongs_to_the_name_before_its_ending_and_its_problem_to_the_image(tmp_path, crops):
+    photo = pictures(crops, 1)[0]
+    with tarfile.open(tmp_path / "s.v1.tar", "w") as tar:
+        for name in ("plain", "plain.mask.png", "v.2/c.png"):
+            add(tar, name, photo)
+        link = tarfile.TarInfo("v.2/c.mask.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "plain"
+        tar.addfile(link)
+    for name in ("pipe.png", "huge.png"):
+        (tmp_path / name).write_bytes(photo)
+    os.mkfifo(tmp_path / "pipe.mask.png")
+    with (tmp_path / "huge.mask.png").open("wb") as huge:
+        huge.truncate(MAX_FILE_BYTES + 1)
+    source = input_of(str(tmp_path), StorageConfig(), SourceConfig())
+    found = {image.rel_path: image for image in listing(source, masks=True) if isinstance(image, Listed)}
+    assert {name: image.problem for name, image in found.items()} == {
+        "huge.png": None,
+        "pipe.png": "BadName: its mask: a pipe, socket or device, not a file",
+        "s.v1.tar/plain": None,
+        "s.v1.tar/v.2/c.png": "Link: its mask: a link in a tar, not a file",
+    }
+    todo, _ = references(found.values(), source.store, "", {})
+    by_name = {row["rel_path"]: row for row in todo.to_pylist()}
+    reading = Reading(source, 1)
+    assert reading.read(by_name["s.v1.tar/plain"]) == (photo, photo)
+    with pytest.raises(ReadError, match="1000 MB for a mask"):
+        reading.read(by_name["huge.png"])
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -154,6 +154,18 @@ def test_markers_of_folders_are_no_files(moto_bucket: str) -> None:
     assert [e.path for e in store.entries()] == ["in/folder/a.jpg"]
 
 
+@pytest.mark.parametrize(
+    "paths", [["in/a.jpg", "in//b.jpg", "in//x/c.jpg", "in//y//d.jpg"], ["in//b.jpg"], ["/a.jpg", "b.jpg"]]
+)
+def test_folders_without_a_name_are_listed_once(moto_bucket: str, paths: list[str]) -> None:
+    store = Store(moto_bucket)
+    for path in paths:
+        store.write(path, b"1")
+    assert sorted(e.path for e in store.entries()) == sorted(paths)
+    below = [path for path in paths if path.startswith("in/")]
+    assert sorted(e.path for e in store.entries("in")) == sorted(below)
+
+
 def test_a_listing_longer_than_a_page_is_whole(moto_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "10")
     store = Store(moto_bucket)
