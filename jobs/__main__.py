@@ -29,6 +29,16 @@ from pipeline.signals import again, raisable
 from pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill")
+FAILURES = (
+    ConfigError,
+    CheckpointError,
+    TooManyRejects,
+    OutputHeld,
+    StorageError,
+    VerificationError,
+    RunFailed,
+    NightFailed,
+)
 
 
 def interrupted(signum: int, frame: FrameType | None) -> None:
@@ -102,12 +112,10 @@ def command() -> int:
         return int(code or 0)
     except SystemExit as e:
         return int(e.code or 0) if not isinstance(e.code, str) else 1
-    except (ConfigError, TooManyRejects, OutputHeld, StorageError, VerificationError, RunFailed, NightFailed) as e:
+    except FAILURES as e:
         return said(str(e), e.exit_code)
     except STORE_FAILURES as e:
         return said(reason(e), StorageError.exit_code)
-    except CheckpointError as e:
-        return said(str(e), ConfigError.exit_code)
     except Deadline:
         words = "stopped at the deadline; what was committed stays, the next night goes on from there"
         return said(words, Deadline.exit_code)

@@ -115,7 +115,9 @@ def export(
         raise ConfigError(f"{output.url}: latents of {len(seen.models)} models, which do not compare ({them}): give --model")
     embed = embedding_by(pool, output, seen)
     check_free(dest)
-    with Lease(dest):
+    with Lease(dest) as lease:
+        # Once more: another export may have ended since, and what it made would be cleared away.
+        check_free(dest)
         clear(dest)
         dest.write(UNFINISHED, NOTE.encode(), durable=True)
         sources = sources_of(output) if "removed" in chosen else Sources(np.empty(0, "S16"), [])
@@ -141,6 +143,7 @@ def export(
             "parts": dict(going.written),
             "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
+        lease.check()
         dest.write(MANIFEST, json.dumps(record, indent=2, ensure_ascii=False).encode(), durable=True)
         dest.delete(UNFINISHED)
     return record

@@ -186,7 +186,7 @@ def fill(line: dict[str, Any], planned: Planned, drift_alert: float | None) -> N
             line |= drifted(Store(str(planned.config.output), planned.config.storage), record, drift_alert)
     except FAILURES as e:
         log.error("%s: %s", planned.name, e)
-        line |= {"exit_code": getattr(e, "exit_code", ConfigError.exit_code), "exit_reason": str(e)}
+        line |= {"exit_code": e.exit_code, "exit_reason": str(e)}
     except Exception as e:  # what nobody thought of must not cost the other jobs their night
         log.exception("%s", planned.name)
         line |= {"exit_code": RunFailed.exit_code, "exit_reason": reason(e)}

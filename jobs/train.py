@@ -31,7 +31,7 @@ from models.objectives import OBJECTIVES
 from pipeline.cluster.connection import connected
 from pipeline.cluster.pool import node_resources
 from pipeline.config import validate
-from pipeline.errors import ConfigError, RunFailed, StorageError
+from pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
 from pipeline.output.lease import Lease
 from pipeline.sources import Input
 from pipeline.storage import Store
@@ -80,7 +80,7 @@ def train(config: TrainConfig) -> checkpoints.Card:
     inputs = inputs_of(config)
     refuse_nested(inputs, output_of(config))
     run = run_of(config)
-    with Lease(run):
+    with Lease(run) as lease:
         done, diverged = len(newest_history(run)), None
         if done == config.epochs:
             log.info("%s done before, which is all; a changed config trains anew", number(done, "epoch"))
@@ -90,13 +90,14 @@ def train(config: TrainConfig) -> checkpoints.Card:
                 ray.data.DataContext.get_current().enable_progress_bars = False
                 logging.getLogger("ray.data").setLevel(logging.ERROR)
                 try:
-                    diverged = learn(config, inputs, images_of(config, inputs, run), run, weights, done)
+                    diverged = learn(config, inputs, images_of(config, inputs, run), lease, weights, done)
                 except (TrainingFailedError, RayError) as e:
                     raise failure(config, e) from None
         history = newest_history(run)
         trouble = RunFailed(complaint(config, diverged, len(history))) if diverged else None
         if trouble and not history:
             raise trouble
+        lease.check()
         card = export(config, inputs, run, model, history)
         if trouble:
             raise trouble
@@ -104,7 +105,7 @@ def train(config: TrainConfig) -> checkpoints.Card:
 
 
 def learn(
-    config: TrainConfig, inputs: list[Input], images: Images, run: Store, weights: dict[str, Tensor] | None, done: int
+    config: TrainConfig, inputs: list[Input], images: Images, lease: Lease, weights: dict[str, Tensor] | None, done: int
 ) -> Diverged | None:
     """Train the epochs that are not done, on the Ray that is connected.
 
@@ -126,7 +127,8 @@ def learn(
     log.info("%s of %s on %s%s", *what, f"; done: {done}" if done else "")
     course = Course(
         config=config,
-        run=run,
+        run=lease.output,
+        fence=lease.fence,
         inputs=inputs,
         validation=validation,
         left_out=len(left_out),
@@ -174,6 +176,8 @@ def failure(config: TrainConfig, error: BaseException) -> Exception:
             break
         error = inner
     again = f"after {RETRIES} new starts. The same command goes on from its last state"
+    if isinstance(error, OutputHeld):
+        return OutputHeld(str(error))
     if isinstance(error, (StorageError, *STORE_FAILURES)):
         return StorageError(f"training {config.name}: {reason(error)}, {again}")
     return RunFailed(f"training {config.name}: {reason(error)}, {again}")

@@ -16,7 +16,9 @@ SCHEMES = ("file", "s3")
 
 
 class CheckpointError(Exception):
-    """A checkpoint that is missing, broken, or not the one that was asked for."""
+    """A checkpoint that is missing, broken, or not the one that was asked for. Exit 2."""
+
+    exit_code = 2
 
 
 class Card(BaseModel):

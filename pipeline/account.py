@@ -104,7 +104,8 @@ def account(output: Store, plan: Plan, quality: list[str]) -> Account:
             f"{output.url}: {missing} of {len(ids)} planned images have neither row nor reject: run again"
         )
     means = {name: sums[name] / counts[name] for name in quality if counts[name]}
-    size = sum(e.size for e in output.entries("results") if e.path in set(results))
+    named = set(results)
+    size = sum(e.size for e in output.entries("results") if e.path in named)
     return Account(int(ok.sum()), int(rejected.sum()), dict(reasons.most_common()), dropped, size, pixels, means)
 
 

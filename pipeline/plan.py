@@ -43,7 +43,7 @@ class Plan:
     strange: bool = False
     """Whether there are rows or rejects, and none of them is of an image that was found."""
     fence: int = 0
-    """The highest of the runs whose rows it has seen."""
+    """The highest of the runs that made rows of what it found, or were to do some of it again."""
 
     @property
     def bytes_todo(self) -> int:
@@ -82,7 +82,7 @@ def make_plan(
     redone = todo.select(["image_id"]).filter(pa.array(newest.there[kept]))
     doubled = inputs.select(["image_id"]).filter(pa.array(newest.rows > 1))
     waiting_rejects = 0 if retry else int(waiting.sum())
-    parts, fence = {*results, *rejects}, int(newest.fence.max(initial=0))
+    parts, fence = {*results, *rejects}, int(newest.seen.max(initial=0))
     strange = bool(parts) and not newest.there.any() and not attempts.any()
     return Plan(
         todo, len(inputs), ignored, int(done.sum()), waiting_rejects, redone, parts, doubled, strange=strange, fence=fence

@@ -98,30 +98,31 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
         began = time.monotonic()
         plan = None
         try:
-            settle(job.output)
-            with stage(seconds, "plan"):
-                plan = plan_of(job, keep=True)
-            lease.rise(above=plan.fence)
-            record["fence"] = lease.fence
-            record |= {"found": plan.found, "ignored": plan.ignored.total(), "done_before": plan.done}
-            record |= {"rejects_waiting": plan.rejects_waiting, "planned": len(plan.todo)}
-            if len(plan.todo):
-                execute(job, plan, lease, record, seconds)
-            with stage(seconds, "account"):
-                left = account(job.output, plan, [c for c, kind in job.task.columns.items() if kind is float])
-            record_account(record, left, job.task)
-            if left.rejected and len(plan.redone):
-                spare(job.output, plan, record)
-            if SHARD_CHANGED in left.reasons:
-                # An overwritten shard has another etag; with the same one it was read wrong when it was listed.
-                forget_indexes(job.output)
-            share = left.rejected / max(1, len(plan.todo))
-            # Who asks for rejects again has them already.
-            if share > config.max_reject_fraction and not config.retry:
-                raise TooManyRejects(
-                    f"{left.rejected} of {len(plan.todo)} images were rejected, more than max_reject_fraction = "
-                    f"{config.max_reject_fraction:g}; see: imagemill failures {job.output.url}"
-                )
+            with storage_errors(job):
+                settle(job.output)
+                with stage(seconds, "plan"):
+                    plan = plan_of(job, keep=True)
+                lease.rise(above=plan.fence)
+                record["fence"] = lease.fence
+                record |= {"found": plan.found, "ignored": plan.ignored.total(), "done_before": plan.done}
+                record |= {"rejects_waiting": plan.rejects_waiting, "planned": len(plan.todo)}
+                if len(plan.todo):
+                    execute(job, plan, lease, record, seconds)
+                with stage(seconds, "account"):
+                    left = account(job.output, plan, [c for c, kind in job.task.columns.items() if kind is float])
+                record_account(record, left, job.task)
+                if left.rejected and len(plan.redone):
+                    spare(job.output, plan, record)
+                if SHARD_CHANGED in left.reasons:
+                    # An overwritten shard has another etag; with the same one it was read wrong when it was listed.
+                    forget_indexes(job.output)
+                share = left.rejected / max(1, len(plan.todo))
+                # Who asks for rejects again has them already.
+                if share > config.max_reject_fraction and not config.retry:
+                    raise TooManyRejects(
+                        f"{left.rejected} of {len(plan.todo)} images were rejected, more than max_reject_fraction = "
+                        f"{config.max_reject_fraction:g}; see: imagemill failures {job.output.url}"
+                    )
             record |= {"exit_reason": "done", "exit_code": 0}
         except BaseException as e:
             code = getattr(e, "exit_code", 1)

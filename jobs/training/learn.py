@@ -41,6 +41,8 @@ class Course:
     config: TrainConfig
     run: Store
     """OUTPUT/runs/NAME-HASH."""
+    fence: int
+    """Of the lease on it."""
     inputs: list[Input]
     validation: pa.Table
     left_out: int
@@ -246,7 +248,7 @@ def train_worker(arguments: dict[str, Course]) -> Diverged | None:
             return Diverged(state.epoch + 1, 0, "the validation's figures are not finite")
         state.history.append({**line, "seconds": time.monotonic() - began, "time": time.time()})
         if learner.rank == 0:
-            keep(state, learner.course.run)
+            keep(state, learner.course.run, learner.course.fence)
             write_metrics(learner.course.run, state.history)
         ray.train.report(line)
     return None

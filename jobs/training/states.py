@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from models.autoencoder import Autoencoder
 from pipeline.errors import StorageError
+from pipeline.output.lease import newest_claim
 from pipeline.storage import Store
 
 log = logging.getLogger("imagemill.train")
@@ -143,11 +144,14 @@ def newest_history(run: Store) -> list[Line]:
     return []
 
 
-def keep(state: State, run: Store) -> None:
+def keep(state: State, run: Store, fence: int) -> None:
     """Write a state, and delete those that nobody needs any more.
 
     The best of the epochs before stays too: should this state turn out to be damaged, it is the best one again.
+
+    Args: fence: of the training that holds `run`. Raises: OutputHeld when another one took it; StorageError.
     """
+    newest_claim(run, fence)
     data = state.to_bytes()
     content = {"sha256": hashlib.sha256(data).hexdigest(), "history": state.history}
     run.write(path_of(state.epoch, "safetensors"), data, durable=True)

@@ -57,6 +57,7 @@ class Tally:
         self._shown: Counter[str] = Counter()
         self._metrics = ActorMetrics(task, run_id)
         self._lock = threading.Lock()
+        self._telling = threading.Lock()
         self._published = 0.0
 
     def ready(self) -> None:
@@ -83,12 +84,14 @@ class Tally:
             self.add(**{f"{stage}_s": seconds})
 
     def flush(self) -> None:
-        with self._lock:
-            self._counts["rss_mb"] = peak_rss_mb()
-            counts = dict(self._counts)
+        # A lock of its own: who counts does not wait for the store, and what is told last is the newest.
+        with self._telling:
+            with self._lock:
+                self._counts["rss_mb"] = peak_rss_mb()
+                counts = dict(self._counts)
             self._metrics.add({name: count - self._shown[name] for name, count in counts.items()})
             self._shown = Counter(counts)
-        publish(self._key, counts)
+            publish(self._key, counts)
 
 
 def peak_rss_mb() -> int:

@@ -201,6 +201,8 @@ class Newest:
     """Whether there is any row, be it one that counts no more."""
     rows: np.ndarray
     """How many rows there are of the version asked for: more than one where a run was killed before its account."""
+    seen: np.ndarray
+    """The highest fence of a run that made a row of it, or was to do it again; -1 without one."""
 
 
 def placed(table: pa.Table, ids: pa.Array) -> tuple[pa.Table, np.ndarray]:
@@ -223,7 +225,8 @@ def newest_of(output: Store, parts: Sequence[str], ids: pa.Array, versions: pa.A
     Raises: StorageError for a part that is damaged.
     """
     same, there, files = (np.zeros(len(ids), bool) for _ in range(3))
-    newest = Newest(np.full(len(ids), -1, np.int64), same, there, np.zeros(len(ids), np.uint8))
+    fence, seen = (np.full(len(ids), -1, np.int64) for _ in range(2))
+    newest = Newest(fence, same, there, np.zeros(len(ids), np.uint8), seen)
     for chunk in scan(output, parts, [*KEYS, "fence", "output_bytes"]):
         table, place = placed(chunk, ids)
         fence = table["fence"].fill_null(0).to_numpy()
@@ -235,26 +238,29 @@ def newest_of(output: Store, parts: Sequence[str], ids: pa.Array, versions: pa.A
         np.add.at(newest.rows, place[same], 1)
         newest.fence[place[order]], newest.same[place[order]] = fence[order], same[order]
         files[place[order]] = pc.is_valid(table["output_bytes"]).to_numpy()[order]
-    robbed = files & superseded(output, ids, newest.fence)
+    marked = superseded(output, ids)
+    robbed = files & (marked > newest.fence)
+    newest.seen = np.maximum(marked, newest.fence)
     newest.fence[robbed], newest.same[robbed] = -1, False
     return newest
 
 
-def superseded(output: Store, ids: pa.Array, fence: np.ndarray, until: str | None = None) -> np.ndarray:
-    """For each image whether a run later than the one of this fence was to do it again, which may have been cut off.
+def superseded(output: Store, ids: pa.Array, until: str | None = None) -> np.ndarray:
+    """For each image the fence of the last run that was to do it again, and may have been cut off; -1 without one.
 
-    Its files may then be that run's: a row that names files counts no more, one that holds a latent alone is still whole.
+    Its files may be that run's: a row of a lower fence that names files counts no more, one that holds a latent alone is
+    still whole.
 
     Args: until: only runs that began by then, as run ids are written (20260301T235959Z).
     """
-    later = np.zeros(len(ids), bool)
+    last = np.full(len(ids), -1, np.int64)
     marks = [e.path for e in output.entries("runs") if e.path.endswith(f"/{SUPERSEDED}")]
     # An id that does not begin with a time, such as a test's, is as old as need be.
     marks = [path for path in marks if until is None or path.split("/")[1][: len(until)] <= until]
     for chunk in scan(output, marks, ["image_id", "fence"]):
         table, place = placed(chunk, ids)
-        later[place[table["fence"].to_numpy() > fence[place]]] = True
-    return later
+        np.maximum.at(last, place, table["fence"].to_numpy())
+    return last
 
 
 def rejected_of(output: Store, parts: Sequence[str], ids: pa.Array, versions: pa.Array) -> tuple[np.ndarray, np.ndarray]:

@@ -35,8 +35,11 @@ def state_of(
 
 
 def exported(place: Store) -> Snapshot:
-    """All rows of an export. Raises: ConfigError when it is not Parquet; StorageError when a part is damaged."""
-    form = json.loads(place.read(MANIFEST))["format"]
+    """All rows of an export. Raises: ConfigError when it is not Parquet; StorageError for damage to its record or a part."""
+    try:
+        form = json.loads(place.read(MANIFEST))["format"]
+    except (ValueError, KeyError):
+        raise StorageError(f"{place.uri(MANIFEST)}: damaged: export again") from None
     if form != "parquet":
         raise ConfigError(f"{place.url} is an export to {form}, which only other tools read: export to parquet for this")
     parts, part, row = part_paths(place, LATENTS), [], []

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import secrets
 import socket
 import threading
@@ -17,6 +18,7 @@ from pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill.lease")
 FOLDER = "runs/lease"
+CLAIM = re.compile(r"\d{8,}\.json")
 BEAT_SECONDS = 10.0
 LIFETIME_SECONDS = 60.0
 
@@ -38,12 +40,18 @@ def this_machine() -> str:
     return f"{socket.gethostname()}/{boot.read_text().strip()}/{os.readlink(space)}" if known else socket.gethostname()
 
 
+def newest_fence(output: Store) -> int:
+    """The highest fence that was ever claimed, 0 without any. Raises: StorageError."""
+    names = (entry.path.rpartition("/")[2] for entry in output.entries(FOLDER))
+    return max((int(name.removesuffix(".json")) for name in names if CLAIM.fullmatch(name)), default=0)
+
+
 def newest_claim(output: Store, fence: int) -> int:
-    """The highest fence that was ever claimed, for one who works under `fence`.
+    """`newest_fence`, for one who works under `fence`.
 
     An actor that outlived its driver must not write behind the back of the next holder. Raises: OutputHeld; StorageError.
     """
-    if (newest := Lease(output).newest()) > fence:
+    if (newest := newest_fence(output)) > fence:
         raise OutputHeld(f"{output.url}: another run took it")
     return newest
 
@@ -72,10 +80,6 @@ class Lease:
         """The path of what says that this holder has OUTPUT."""
         return self._path(self.fence)
 
-    def newest(self) -> int:
-        """The highest fence that was ever claimed, 0 without any."""
-        return max((int(Path(e.path).name[:8]) for e in self.output.entries(FOLDER) if e.path.endswith(".json")), default=0)
-
     def rise(self, above: int) -> None:
         """Take a number above that of a row: the folder of claims was lost, and rows of older runs must stay the older ones.
 
@@ -92,7 +96,7 @@ class Lease:
 
     def check(self) -> None:
         """Raises: OutputHeld when another run took OUTPUT while this one was not heard of."""
-        if self.newest() != self.fence:
+        if newest_fence(self.output) != self.fence:
             raise OutputHeld(f"{self.output.url}: another run took it while this one was not heard of")
 
     def _read(self, path: str) -> dict[str, Any] | None:
@@ -123,7 +127,7 @@ class Lease:
 
     def __enter__(self) -> "Lease":
         try:
-            held = self.newest()
+            held = newest_fence(self.output)
             self._refuse_if_held(held)
             self.fence = held + 1
             claim = {
@@ -138,19 +142,29 @@ class Lease:
                 raise OutputHeld(f"{self.output.url}: another run has just taken it. Wait for it to end")
             if not self.output.local:
                 self._read_back(data)
-            if self.newest() != self.fence:
+            if newest_fence(self.output) != self.fence:
                 # While this process slept others came and went, and cleared the numbers that lie below theirs.
                 self.output.delete(self._path(self.fence))
                 raise OutputHeld(f"{self.output.url}: another run has just taken it. Wait for it to end")
-            self.output.sweep(spare=FOLDER)
-            for fence in range(max(1, held - 2), held):
-                for kind in ("beat", "released", "json"):
-                    if self.output.exists(self._path(fence, kind)):
-                        self.output.delete(self._path(fence, kind))
+            # Before the sweep, which walks over all of OUTPUT: that may take longer than a claim lives.
+            self._beats.start()
+            try:
+                self._clear(held)
+                self.check()
+            except BaseException:
+                self.__exit__(None, None, None)
+                raise
         except STORE_FAILURES as e:
             raise StorageError(f"output {self.output.url}: cannot be written: {reason(e)}") from None
-        self._beats.start()
         return self
+
+    def _clear(self, held: int) -> None:
+        """Remove what killed writers left, and the claims of those before the one that is followed."""
+        self.output.sweep(spare=FOLDER)
+        for fence in range(max(1, held - 2), held):
+            for kind in ("beat", "released", "json"):
+                if self.output.exists(self._path(fence, kind)):
+                    self.output.delete(self._path(fence, kind))
 
     def _read_back(self, data: bytes) -> None:
         """A store that lets a second conditional put through keeps nobody apart: say so, and see who wrote last."""
@@ -168,7 +182,7 @@ class Lease:
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
             try:
-                if self.newest() > self.fence:
+                if newest_fence(self.output) > self.fence:
                     return
                 self.output.write(self._path(self.fence, "beat"), json.dumps({"at": time.time()}).encode())
             except (*STORE_FAILURES, StorageError) as e:

@@ -165,7 +165,7 @@ def snapshot(
     if len(with_files) and not run:
         ids = hexadecimal(high[with_files], low[with_files])
         until = f"{moment:%Y%m%dT%H%M%SZ}" if moment else None
-        counts[files[newest]] = ~superseded(output, ids, fence[with_files], until)
+        counts[files[newest]] = superseded(output, ids, until) <= fence[with_files]
     newest = newest[counts]
     return Snapshot(output, task, schema, parts, part[newest], row[newest], rows, int((~counts).sum()), damaged)
 

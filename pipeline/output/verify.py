@@ -83,7 +83,7 @@ def verify(output: Store) -> Verified:
     ids, fences = names_files["image_id"].combine_chunks(), names_files["fence"].fill_null(0).to_numpy()
     later = np.zeros(len(ids), bool)
     try:
-        later = superseded(output, ids, fences)
+        later = superseded(output, ids) > fences
     except UNREADABLE as e:
         seen.problems.append(reason(e))
     seen.waiting = int(later.sum())

@@ -17,8 +17,9 @@ from jobs.decode import decode_output
 from jobs.export import export, show_export
 from models import checkpoint as checkpoints
 from pipeline import read_latents
-from pipeline.errors import ConfigError, StorageError, VerificationError
+from pipeline.errors import ConfigError, OutputHeld, StorageError, VerificationError
 from pipeline.output.committed import part_paths
+from pipeline.output.lease import FOLDER, Lease
 from pipeline.output.neighbours import collection
 from pipeline.schema import parquet_bytes, part_name
 from pipeline.storage import Store
@@ -384,6 +385,47 @@ def test_an_export_that_was_cut_off_is_seen_and_begun_again(
     export(digits, Store(str(dest)))
     assert len(pq.read_table(dest / "latents")) == COUNT
     assert not (dest / "UNFINISHED").exists()
+
+
+def test_an_export_that_was_overtaken_is_not_called_whole(
+    digits: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jobs import export_formats
+
+    dest, write = Store(str(tmp_path / "export")), export_formats.parquet
+
+    def overtaken(*arguments: Any) -> None:
+        dest.write(f"{FOLDER}/00000002.json", b"{}")
+        write(*arguments)
+
+    monkeypatch.setitem(export_formats.FORMATS, "parquet", overtaken)
+    with pytest.raises(OutputHeld, match="another run took it"):
+        export(digits, dest)
+    assert not dest.exists("export.json")
+    assert dest.exists("UNFINISHED")
+
+
+def test_an_export_that_ends_while_another_begins_is_kept(
+    digits: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dest = Store(str(tmp_path / "export"))
+
+    def late(place: Store) -> Lease:
+        monkeypatch.undo()
+        export(digits, place)
+        return Lease(place)
+
+    monkeypatch.setattr("jobs.export.Lease", late)
+    with pytest.raises(ConfigError, match="holds a finished export"):
+        export(digits, dest)
+    assert len(read_latents(dest.url).numpy()) == COUNT
+
+
+@pytest.mark.parametrize("content", [b"{}", b'{"format": "par'])
+def test_a_damaged_record_of_an_export_is_one_line(content: bytes, tmp_path: Path) -> None:
+    Store(str(tmp_path)).write("export.json", content)
+    with pytest.raises(StorageError, match=r"export\.json: damaged: export again"):
+        read_latents(str(tmp_path))
 
 
 def test_an_input_that_cannot_be_listed_leaves_open_what_was_removed(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:

@@ -12,14 +12,16 @@ from tensorboardX.proto.event_pb2 import Event
 from jobs.train import run_of, train
 from jobs.training.config import TrainConfig
 from jobs.training.rehearsal import initial_weights, rehearsed
+from jobs.training.states import State, keep, newest_history
 from models import checkpoint
 from models.architectures import ARCHITECTURES
 from models.objectives import OBJECTIVES, TASK_OBJECTIVES
 from models.precision import Precision
 from models.tasks import TASKS
 from models.tasks.task import Sample
-from pipeline.errors import ConfigError, RunFailed, StorageError, TooManyRejects
+from pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError, TooManyRejects
 from pipeline.images.pixels import encode_rgb
+from pipeline.output.lease import FOLDER
 from pipeline.storage import Store
 
 DIGITS = {"architecture": "conv", "parameters": {}, "crop": 28, "crops_per_image": 1, "augment": "none"}
@@ -194,6 +196,22 @@ def test_an_output_that_cannot_be_written_or_lies_in_the_input_is_refused(tiny, 
         train(tiny("denoise", output=str(tmp_path / "file" / "out")))
     with pytest.raises(ConfigError, match="lies in input"):
         train(tiny("denoise", output=str(clean / "out")))
+
+
+def test_a_training_that_was_overtaken_ships_nothing(tiny, tmp_path, monkeypatch):
+    config = tiny("denoise", epochs=1)
+    run, state = run_of(config), State.begin(rehearsed(config), config.ema_decay, config.weight_decay)
+    state.history.append({"epoch": 1, "step": 0, "valid_psnr_db": 1.0})
+    keep(state, run, fence=0)
+
+    def overtaken(store):
+        store.write(f"{FOLDER}/00000002.json", b"{}")
+        return newest_history(store)
+
+    monkeypatch.setattr("jobs.train.newest_history", overtaken)
+    with pytest.raises(OutputHeld, match="another run took it"):
+        train(config)
+    assert not (tmp_path / "out/tiny-denoise").exists()
 
 
 def test_training_that_starts_from_a_checkpoint_leaves_its_tables_behind(tiny):

@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import ray
 
 from pipeline.cluster.connection import OURS, SESSIONS, STARTS, connected, signals_wait, tidy
+from pipeline.cluster.tally import Tally
 from pipeline.errors import RunFailed
 
 
@@ -132,3 +134,24 @@ def test_folders_of_old_sessions_go_and_those_of_others_and_of_the_living_stay(t
     latest.symlink_to(folders[-2])
     tidy(folders[-1])
     assert {*tmp_path.iterdir()} == {others, living, latest, *folders[-SESSIONS:]}
+
+
+def test_an_older_tally_never_takes_the_place_of_a_newer_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    tally, began, newer_one, told = Tally("denoise", "r"), threading.Event(), threading.Event(), []
+
+    def publish(key: str, content: dict[str, int]) -> None:
+        began.set()
+        if content["ok"] == 1:
+            # The store takes its time with what it is told first.
+            newer_one.wait(0.5)
+        told.append(content["ok"])
+        newer_one.set()
+
+    monkeypatch.setattr("pipeline.cluster.tally.publish", publish)
+    first = threading.Thread(target=tally.add, kwargs={"ok": 1})
+    first.start()
+    began.wait()
+    tally.add(ok=1)
+    tally.flush()
+    first.join()
+    assert told[-1] == 2

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from jobs.failures import show_failures
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.output.committed import SUPERSEDED
+from pipeline.output.lease import FOLDER
 from pipeline.output.verify import verify
 from pipeline.resolve import plan_of, resolve
 from pipeline.run import run
@@ -49,6 +51,15 @@ def test_an_image_that_a_cut_off_run_may_have_overwritten_is_done_again(config):
     (Path(config.output) / "images/0.png").write_bytes(b"what the killed run wrote")
     assert run(config)["planned"] == 1
     assert verify(Store(config.output)).problems == []
+    assert run(config)["planned"] == 0
+
+
+def test_what_a_cut_off_run_was_to_do_is_done_once_though_the_claims_are_lost(config):
+    first = run(config)
+    row = {"image_id": [image_id("0.png")], "fence": [first["fence"] + 3]}
+    Store(config.output).write(f"runs/killed/{SUPERSEDED}", parquet_bytes(pa.table(row), 1))
+    shutil.rmtree(f"{config.output}/{FOLDER}")
+    assert run(config)["planned"] == 1
     assert run(config)["planned"] == 0
 
 

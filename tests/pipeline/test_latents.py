@@ -202,6 +202,8 @@ def test_coding_without_tables_is_refused_before_an_image_is_touched(tmp_path, c
     make_photos(Store(str(tmp_path / "in")), 1, crops)
     config = RunConfig(task="compress", input=str(tmp_path / "in"), output=output.url, checkpoint=str(tmp_path / "older"))
     check_model(resolve(config))
+    record = {}
     with pytest.raises(checkpoints.CheckpointError, match="holds no tables"):
-        run(config.model_copy(update={"params": {"coding": "coded"}}))
+        run(config.model_copy(update={"params": {"coding": "coded"}}), record)
+    assert record["exit_code"] == checkpoints.CheckpointError.exit_code == 2
     assert not [e.path for e in output.entries() if e.path.startswith(("results/", "images/"))]

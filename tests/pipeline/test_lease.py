@@ -1,14 +1,17 @@
+import json
 import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import OutputHeld, StorageError
-from pipeline.output.lease import FOLDER, Lease
+from pipeline.output.lease import FOLDER, Lease, newest_fence
 from pipeline.storage import Store
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +46,7 @@ def test_a_second_holder_is_refused_until_the_first_is_done(any_url: str) -> Non
         for _ in range(2):
             with pytest.raises(OutputHeld, match=f"process {os.getpid()}"):
                 Lease(Store(any_url)).__enter__()
-        assert first.newest() == first.fence
+        assert newest_fence(output) == first.fence
     with Lease(Store(any_url)) as second:
         assert second.fence > first.fence
 
@@ -54,7 +57,7 @@ def test_the_fence_rises_with_each_holder_and_old_claims_are_cleared(any_url: st
     for _ in range(6):
         with Lease(output) as lease:
             fences.append(lease.fence)
-            assert Lease(Store(any_url)).newest() == lease.fence
+            assert newest_fence(Store(any_url)) == lease.fence
     assert fences == [1, 2, 3, 4, 5, 6]
     assert len([e for e in output.entries(FOLDER) if e.path.endswith(".json")]) <= 3
 
@@ -111,6 +114,42 @@ def test_a_claim_that_was_not_heard_of_for_long_is_taken_over(tmp_path: Path) ->
     output.write(f"{FOLDER}/00000004.json", b'{"token": "x", "machine": "far/1", "pid": 1, "started": "1", "at": 1e9}')
     with Lease(output) as lease:
         assert lease.fence == 5
+
+
+def test_a_claim_is_renewed_while_its_holder_clears_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A walk over all of a large OUTPUT takes longer than a claim lives."""
+    output, walk, claim = Store(str(tmp_path)), Store.sweep, f"{FOLDER}/00000001"
+
+    def long_walk(store: Store, spare: str) -> None:
+        monkeypatch.setattr(Store, "sweep", walk)
+        output.write(f"{claim}.json", json.dumps(json.loads(output.read(f"{claim}.json")) | {"at": 0}).encode())
+        for _ in range(1000):
+            if output.exists(f"{claim}.beat"):
+                break
+            time.sleep(0.01)
+        with pytest.raises(OutputHeld, match=f"process {os.getpid()}"):
+            Lease(Store(store.url)).__enter__()
+
+    monkeypatch.setattr("pipeline.output.lease.BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(Store, "sweep", long_walk)
+    with Lease(output) as lease:
+        assert lease.fence == 1
+
+
+def test_who_was_overtaken_while_it_cleared_away_does_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = Store(str(tmp_path))
+    monkeypatch.setattr(Store, "sweep", lambda store, spare: store.write(f"{FOLDER}/00000002.json", b"{}"))
+    with pytest.raises(OutputHeld, match="another run took it"):
+        Lease(output).__enter__()
+    assert "lease" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_what_is_no_claim_is_not_counted(tmp_path: Path) -> None:
+    """A copy by way of some file systems leaves files of its own beside each one."""
+    output = Store(str(tmp_path))
+    output.write(f"{FOLDER}/._00000001.json", b"of a copy")
+    with Lease(output) as lease:
+        assert lease.fence == 1
 
 
 def test_an_output_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:

@@ -197,6 +197,18 @@ def test_an_output_that_cannot_be_written(tmp_path, crops):
         run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "file" / "out")))
 
 
+def test_what_a_disk_raises_in_a_run_ends_it_as_its_record_says(tmp_path, crops):
+    (tmp_path / "in").mkdir()
+    Image.fromarray(crops[0]).save(tmp_path / "in/a.png")
+    Store(str(tmp_path / "out")).write("checkpoints", b"a file in the way of a folder")
+    record = {}
+    with pytest.raises(StorageError) as error:
+        run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out")), record)
+    kept = json.loads((tmp_path / f"out/runs/{record['run_id']}/run.json").read_text())
+    assert kept["exit_code"] == error.value.exit_code == 5
+    assert kept["exit_reason"].endswith(str(error.value))
+
+
 def test_a_file_that_goes_away_after_the_listing_is_tried_again(tmp_path, crops):
     source, output = tmp_path / "in", tmp_path / "out"
     fill(source, crops)
