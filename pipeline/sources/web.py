@@ -6,11 +6,11 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPSConnection, InvalidURL
 from typing import Any
 
 WEB = ("http", "https")
-USER = re.compile(r"(?<=://)[^/\s@]+(?=@)")
+USER = re.compile(r"(?<=://)[^/?#\s]+(?=@)")
 SIGNED = re.compile(r"([?&][^=&\s]*(?:sig|token|secret|passw|credential|key)[^=&\s]*=)[^&\s\"'<>]+", re.IGNORECASE)
 TIMEOUT_SECONDS = 30.0
 """Between two pieces of an answer."""
@@ -87,11 +87,15 @@ def fetch(url: str, max_bytes: int, public_only: bool) -> bytes:
     except urllib.error.HTTPError as e:
         if e.code in (404, 410):
             raise FileNotFoundError(f"{shown}: {e.code}") from None
-        raise OSError(f"{shown}: {e.code} {e.reason}") from None
+        # A redirect that is refused is named.
+        raise OSError(f"{shown}: {e.code} {without_secrets(str(e.reason))}") from None
     except urllib.error.URLError as e:
         if isinstance(e.reason, AddressRefused):
             raise e.reason from None
         raise OSError(f"{shown}: {e.reason}") from None
+    except (InvalidURL, ValueError):
+        # What they say holds the password that was taken for a port.
+        raise OSError(f"{shown}: no address that can be asked; user and password have no place in one") from None
     except HTTPException as e:
         raise OSError(f"{shown}: {type(e).__name__} {e}") from None
 

@@ -72,3 +72,12 @@ def test_an_error_does_not_tell_the_signature(site):
         fetch(f"{url}/closed?X-Amz-Signature=hidden&part=1", 1000, public_only=False)
     assert "hidden" not in str(refused.value)
     assert "part=1" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["user:hidden@127.0.0.1/a.jpg", "user:p@hidden@127.0.0.1/", "127.0.0.1/a b?token=hidden"]
+)
+def test_an_address_that_is_none_does_not_tell_what_it_carries(address):
+    with pytest.raises(OSError, match=r"127\.0\.0\.1") as refused:
+        fetch(f"http://{address}", 1000, public_only=False)
+    assert "hidden" not in str(refused.value)
