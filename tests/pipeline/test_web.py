@@ -2,7 +2,9 @@
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -20,6 +22,12 @@ class Site(BaseHTTPRequestHandler):
             self.send_header("Location", f"ftp://127.0.0.1:{self.server.ftp_port}/x")
             self.end_headers()
             return
+        if path == "/drip":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+            with suppress(ConnectionError):
+                while True:
+                    self.wfile.write(b"x")
+                    time.sleep(0.02)
         self.send_response(403 if path == "/closed" else 200)
         self.send_header("Content-Length", str(len(BODY)))
         self.end_headers()
@@ -48,6 +56,15 @@ def test_a_body_comes_whole_or_not_at_all(site):
         fetch(f"{url}/cut", 1000, public_only=False)
     with pytest.raises(OSError, match="more than"):
         fetch(f"{url}/whole", 999, public_only=False)
+
+
+@pytest.mark.parametrize("public_only", [False, True])
+def test_a_head_that_comes_a_byte_at_a_time_has_an_end(site, monkeypatch, public_only):
+    url, _ = site
+    monkeypatch.setattr("pipeline.sources.web.ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr("pipeline.sources.web.public_connection", socket.create_connection)
+    with pytest.raises(TimeoutError, match=r"/drip: (not there after|timed out)"):
+        fetch(f"{url}/drip", 1000, public_only)
 
 
 def test_no_redirect_leads_to_ftp(site):
