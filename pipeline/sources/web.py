@@ -1,20 +1,23 @@
 """Images by http(s) URL, for manifests: one that was let in must not reach into the network that the workers stand in."""
 
+import io
 import ipaddress
 import re
 import socket
 import time
 import urllib.error
 import urllib.request
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from functools import partial
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, InvalidURL
 from typing import Any
 
 WEB = ("http", "https")
-USER = re.compile(r"(?<=://)[^/\s@]+(?=@)")
+USER = re.compile(r"(?<=://)[^/?#\s]+(?=@)")
 SIGNED = re.compile(r"([?&][^=&\s]*(?:sig|token|secret|passw|credential|key)[^=&\s]*=)[^&\s\"'<>]+", re.IGNORECASE)
 TIMEOUT_SECONDS = 30.0
 """Between two pieces of an answer."""
-BODY_SECONDS = 600.0
+ANSWER_SECONDS = 600.0
+"""For all of an answer, from its first byte to its last."""
 PIECE_BYTES = 1 << 20
 
 
@@ -40,39 +43,65 @@ def public_connection(address: tuple[str, int], *args: Any, **kwargs: Any) -> so
     return socket.create_connection((str(found[0]), port), *args, **kwargs)
 
 
-class PublicHTTP(HTTPConnection):
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._create_connection = public_connection
+class Timed(io.RawIOBase):
+    """What a server sends, until ANSWER_SECONDS are over: its socket's timeout begins anew with each byte."""
+
+    def __init__(self, sock: socket.socket, raw: io.RawIOBase) -> None:
+        self.sock, self.raw, self.end = sock, raw, time.monotonic() + ANSWER_SECONDS
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"not there after {ANSWER_SECONDS:.0f} s")
+        self.sock.settimeout(min(left, TIMEOUT_SECONDS))
+        return self.raw.readinto(buffer)
+
+    def close(self) -> None:
+        self.raw.close()
+        super().close()
 
 
-class PublicHTTPS(HTTPSConnection):
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._create_connection = public_connection
+class TimedResponse(HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp = io.BufferedReader(Timed(sock, self.fp.detach()))
 
 
-class PublicHandler(urllib.request.HTTPHandler):
+class Handler(urllib.request.AbstractHTTPHandler):
+    """http and https, by connections whose answers come to an end."""
+
+    def __init__(self, public_only: bool) -> None:
+        super().__init__()
+        self.public_only = public_only
+        self.http_request = self.https_request = self.do_request_
+
+    def connection(self, kind: type[HTTPConnection], *args: Any, **kwargs: Any) -> Any:
+        made: Any = kind(*args, **kwargs)
+        made.response_class = TimedResponse
+        if self.public_only:
+            made._create_connection = public_connection
+        return made
+
     def http_open(self, request: urllib.request.Request) -> Any:
-        return self.do_open(PublicHTTP, request)
+        return self.do_open(partial(self.connection, HTTPConnection), request)
 
-
-class PublicTLSHandler(urllib.request.HTTPSHandler):
     def https_open(self, request: urllib.request.Request) -> Any:
-        return self.do_open(PublicHTTPS, request)
+        return self.do_open(partial(self.connection, HTTPSConnection), request)
 
 
 def fetch(url: str, max_bytes: int, public_only: bool) -> bytes:
     """The body at a URL; redirects are followed, each under the same rule. No proxy of the environment is used.
 
     Raises: FileNotFoundError for 404 and 410; OSError (AddressRefused is one) otherwise, and for a body that is over
-        `max_bytes`, was cut off, or is not there after BODY_SECONDS.
+        `max_bytes`, was cut off, or is not there after ANSWER_SECONDS (TimeoutError).
     """
     # Not urllib's usual handlers: they follow a redirect to ftp, past the check of addresses.
     opener = urllib.request.OpenerDirector()
     for handler in (
-        PublicHandler() if public_only else urllib.request.HTTPHandler(),
-        PublicTLSHandler() if public_only else urllib.request.HTTPSHandler(),
+        Handler(public_only),
         urllib.request.UnknownHandler(),
         urllib.request.HTTPRedirectHandler(),
         urllib.request.HTTPDefaultErrorHandler(),
@@ -87,24 +116,28 @@ def fetch(url: str, max_bytes: int, public_only: bool) -> bytes:
     except urllib.error.HTTPError as e:
         if e.code in (404, 410):
             raise FileNotFoundError(f"{shown}: {e.code}") from None
-        raise OSError(f"{shown}: {e.code} {e.reason}") from None
+        # A redirect that is refused is named.
+        raise OSError(f"{shown}: {e.code} {without_secrets(str(e.reason))}") from None
     except urllib.error.URLError as e:
         if isinstance(e.reason, AddressRefused):
             raise e.reason from None
         raise OSError(f"{shown}: {e.reason}") from None
+    except TimeoutError as e:
+        raise TimeoutError(f"{shown}: {e}") from None
+    except (InvalidURL, ValueError):
+        # What they say holds the password that was taken for a port.
+        raise OSError(f"{shown}: no address that can be asked; user and password have no place in one") from None
     except HTTPException as e:
         raise OSError(f"{shown}: {type(e).__name__} {e}") from None
 
 
 def body_of(answer: Any, url: str, max_bytes: int) -> bytes:
     """All of an answer (an http.client.HTTPResponse). Raises: OSError, HTTPException."""
-    body, end = bytearray(), time.monotonic() + BODY_SECONDS
+    body = bytearray()
     while piece := answer.read1(PIECE_BYTES):
         body += piece
         if len(body) > max_bytes:
             raise OSError(f"{url}: more than {max_bytes / 1e6:.0f} MB")
-        if time.monotonic() > end:
-            raise OSError(f"{url}: not there after {BODY_SECONDS:.0f} s")
     # What http.client still waits for; it takes the end of a line for the end of a body.
     if answer.length:
         raise OSError(f"{url}: cut off, {answer.length} bytes are missing")

@@ -2,7 +2,9 @@
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -20,6 +22,12 @@ class Site(BaseHTTPRequestHandler):
             self.send_header("Location", f"ftp://127.0.0.1:{self.server.ftp_port}/x")
             self.end_headers()
             return
+        if path == "/drip":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+            with suppress(ConnectionError):
+                while True:
+                    self.wfile.write(b"x")
+                    time.sleep(0.02)
         self.send_response(403 if path == "/closed" else 200)
         self.send_header("Content-Length", str(len(BODY)))
         self.end_headers()
@@ -50,6 +58,15 @@ def test_a_body_comes_whole_or_not_at_all(site):
         fetch(f"{url}/whole", 999, public_only=False)
 
 
+@pytest.mark.parametrize("public_only", [False, True])
+def test_a_head_that_comes_a_byte_at_a_time_has_an_end(site, monkeypatch, public_only):
+    url, _ = site
+    monkeypatch.setattr("pipeline.sources.web.ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr("pipeline.sources.web.public_connection", socket.create_connection)
+    with pytest.raises(TimeoutError, match=r"/drip: (not there after|timed out)"):
+        fetch(f"{url}/drip", 1000, public_only)
+
+
 def test_no_redirect_leads_to_ftp(site):
     url, inner = site
     inner.settimeout(0)
@@ -72,3 +89,12 @@ def test_an_error_does_not_tell_the_signature(site):
         fetch(f"{url}/closed?X-Amz-Signature=hidden&part=1", 1000, public_only=False)
     assert "hidden" not in str(refused.value)
     assert "part=1" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["user:hidden@127.0.0.1/a.jpg", "user:p@hidden@127.0.0.1/", "127.0.0.1/a b?token=hidden"]
+)
+def test_an_address_that_is_none_does_not_tell_what_it_carries(address):
+    with pytest.raises(OSError, match=r"127\.0\.0\.1") as refused:
+        fetch(f"http://{address}", 1000, public_only=False)
+    assert "hidden" not in str(refused.value)
