@@ -108,7 +108,8 @@ def read(name_or_url: str, storage_options: dict[str, Any] | None = None) -> tup
     if name.startswith("vgg19") and name.endswith(".pth"):
         from models.foreign import vgg19
 
-        return vgg19(name_or_url, read_file(folder or ".", name, storage_options or {}))
+        folder = folder or ("/" if name_or_url.startswith("/") else ".")
+        return vgg19(name_or_url, read_file(locate(folder), name, storage_options or {}))
     if name_or_url == "random":
         from models.foreign import random_network
 

@@ -132,7 +132,7 @@ def uri_of(image: Listed, source: Store) -> str:
     """How a row names the source of an image; a member of a shard by the shard and its own name."""
     if image.base is None:
         return source.uri(image.path if image.offset is None else image.rel_path)
-    return f"{image.base}/{image.path}" if image.base else image.path
+    return f"{image.base.rstrip('/')}/{image.path}" if image.base else image.path
 
 
 def blocks(todo: pa.Table, rows: int) -> list[pa.Table]:

@@ -127,10 +127,10 @@ class Store:
     def lies_in(self, other: "Store") -> bool:
         """Whether this place is the other one or below it, links followed."""
         inner, outer = (os.path.realpath(store.root) if store.local else store.root for store in (self, other))
-        return self.scheme == other.scheme and f"{inner}/".startswith(f"{outer}/")
+        return self.scheme == other.scheme and os.path.join(inner, "").startswith(os.path.join(outer, ""))
 
     def full(self, path: str) -> str:
-        return f"{self.root}/{path}" if path else self.root
+        return f"{self.root.rstrip('/')}/{path}" if path else self.root
 
     def uri(self, path: str) -> str:
         """How a row names an object."""

@@ -121,10 +121,10 @@ def epochs_kept(run: Store) -> list[int]:
 
 def read_state(run: Store, epoch: int) -> tuple[bytes, list[Line]] | None:
     """The tensors of a state and its history; None when it is not what was written."""
-    data = run.read(path_of(epoch, "safetensors"))
     try:
+        data = run.read(path_of(epoch, "safetensors"))
         content = json.loads(run.read(path_of(epoch, "json")))
-    except ValueError:
+    except (FileNotFoundError, ValueError):
         return None
     return (data, content["history"]) if hashlib.sha256(data).hexdigest() == content["sha256"] else None
 

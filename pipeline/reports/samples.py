@@ -190,6 +190,8 @@ def show(
     """
     names = [*ROW, *columns, *(["checkpoint_sha256", *LATENT_NAMES] if latents else [])]
     rows = read_rows(output, {place for group in groups for place in group.places}, names)
+    if not rows:
+        return
     of_latents = latents and not any(row["output_uri"] for row in rows.values())
     source = before(list(rows.values()))
     large = threading.Lock()

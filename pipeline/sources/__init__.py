@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import chain
 
 import pyarrow as pa
@@ -103,12 +104,17 @@ def find(source: Input, names: set[str], kept: Store) -> list[Listed]:
     if source.file:
         return chosen(listing(source, kept), names)
     found: list[Found] = []
-    for path in {shard_of(name) or name for name in names}:
+
+    @cache
+    def entry_at(path: str) -> Entry | None:
         try:
-            entry = source.store.entry(path)
-        except FileNotFoundError:
-            continue
-        form = shard_format(path)
+            return source.store.entry(path)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return None
+
+    entries = (next(filter(None, map(entry_at, files_of(name))), None) for name in names)
+    for entry in set(filter(None, entries)):
+        form = shard_format(entry.path)
         found += indexed(form, source, entry, kept, keep=False) if form else [image_file(entry)]
     return list({image.rel_path: image for image in chosen(found, names)}.values())
 
@@ -117,10 +123,10 @@ def chosen(found: Iterable[Found], names: set[str]) -> list[Listed]:
     return [image for image in found if isinstance(image, Listed) and image.rel_path in names]
 
 
-def shard_of(name: str) -> str | None:
-    """The shard that a member's name begins with; None for the name of a file."""
+def files_of(name: str) -> list[str]:
+    """What may hold an image of this name: shards, which folders may be called like, and a file of its own."""
     folders = name.split("/")
-    return next((path for n in range(1, len(folders)) if shard_format(path := "/".join(folders[:n]))), None)
+    return [*filter(shard_format, ("/".join(folders[:n]) for n in range(1, len(folders)))), name]
 
 
 def members(source: Input, kept: Store | None, keep: bool) -> Iterator[Found]:

@@ -95,10 +95,10 @@ def located(text: str, name: str | None, extra: str | None, store: Store, roots:
             base, path = store, text
         elif not separator or scheme == "file":
             real = os.path.realpath(os.path.join(store.root, rest if separator else text))
-            root = next((root for root in roots if real.startswith(f"{root}/")), None)
+            root = next((root for root in roots if real.startswith(os.path.join(root, ""))), None)
             if root is None:
                 return refused(f"NotAllowed: {text} lies outside the manifest's folder; name its folder in source.roots")
-            base, path = Store(root), real[len(root) + 1 :]
+            base, path = Store(root), os.path.relpath(real, root)
         else:
             return refused(f"NotAllowed: the scheme {scheme} is not one of file, s3, http, https")
         entry = base.entry(path)

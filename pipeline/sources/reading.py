@@ -39,6 +39,8 @@ class Reading:
         self._files = ThreadPoolExecutor(threads, thread_name_prefix="read")
         self._shards = ThreadPoolExecutor(1, thread_name_prefix="shard")
         self._open: tuple[str, ShardReader] | None = None
+        self._changed: set[str] = set()
+        """Shards of which a member was another one each time: a packed one is not unpacked anew for all that follow."""
 
     def submit(self, reference: dict[str, Any], fn: Callable[..., Result], *args: Any) -> Future[Result]:
         """fn(*args) on a thread that may read what `reference` names."""
@@ -87,7 +89,7 @@ class Reading:
     def _member(self, path: str, offset: int, size: int, digest: str) -> bytes:
         """A member of a shard, by a digest of its bytes."""
         problem = ReadError(SHARD_CHANGED, "the shard is not what it was when it was listed")
-        for _ in range(SHARD_TRIES):
+        for _ in range(1 if path in self._changed else SHARD_TRIES):
             try:
                 if self._open is None or self._open[0] != path:
                     form = shard_format(path)
@@ -99,5 +101,8 @@ class Reading:
                 continue
             if hashlib.blake2b(data, digest_size=16).hexdigest() == digest:
                 return data
-            self._open = None
+            if path not in self._changed:
+                self._open = None
+        if problem.error_class == SHARD_CHANGED:
+            self._changed.add(path)
         raise problem

@@ -108,6 +108,8 @@ def test_half_written_and_damaged_states_are_passed_over(tmp_path: Path) -> None
     assert len(newest_history(run)) == 2
     run.write(path_of(2, "safetensors"), run.read(path_of(2, "safetensors"))[:-1])
     assert len(newest_history(run)) == 1
+    run.delete(path_of(2, "safetensors"))
+    assert len(newest_history(run)) == 1
     run.write(path_of(1, "json"), b"{")
     with pytest.raises(StorageError, match="no state is intact"):
         newest_history(run)

@@ -257,6 +257,10 @@ def test_vgg19_is_known_by_its_digest(tmp_path, monkeypatch):
         torch.testing.assert_close(read.encoder[name].weight, layer.weight, atol=1e-3, rtol=1e-3)
     with pytest.raises(CheckpointError, match=r"vgg19\.pth is missing"):
         checkpoint.read(str(tmp_path / "vgg19.pth"))
+    with pytest.raises(CheckpointError, match="scheme 'https' is not one of file, s3"):
+        checkpoint.read("https://127.0.0.1:1/vgg19.pth")
+    with pytest.raises(CheckpointError, match=r"checkpoint /: vgg19-of-nobody\.pth is missing"):
+        checkpoint.read("/vgg19-of-nobody.pth")
     with pytest.raises(CheckpointError, match="pickled weights are refused"):
         checkpoint.read(str(tmp_path / "resnet.pth"))
 

@@ -20,10 +20,10 @@ from pipeline.errors import ConfigError
 from pipeline.output.verify import verify
 from pipeline.plan import references
 from pipeline.run import run
-from pipeline.sources import input_of, listing
-from pipeline.sources.reading import MAX_FILE_BYTES, ReadError, Reading
+from pipeline.sources import find, input_of, listing
+from pipeline.sources.reading import MAX_FILE_BYTES, SHARD_TRIES, ReadError, Reading
 from pipeline.sources.source import Listed, SourceConfig
-from pipeline.sources.tar import FORMAT
+from pipeline.sources.tar import FORMAT, opened
 from pipeline.storage import StorageConfig, Store
 
 
@@ -286,6 +286,45 @@ def test_a_manifest_names_images_of_its_own_places_alone(tmp_path, rclone_bucket
     assert (record["ok"], record["rejected"]) == (4, 6)
     assert sorted(json.loads(row["extra"])["who"] for row in rows(tmp_path / "done").values()) == [0, 1, 2, 3]
     assert verify(Store(str(tmp_path / "done"))).problems == []
+
+
+def test_a_manifest_may_name_files_anywhere_where_the_root_is_let_in(tmp_path, crops):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "a.png").write_bytes(pictures(crops, 1)[0])
+    (tmp_path / "m/list.csv").write_text(f"path\n{tmp_path}/a.png\n")
+    source = input_of(str(tmp_path / "m/list.csv"), StorageConfig(), SourceConfig(roots=["/"]))
+    todo, _ = references((image for image in listing(source)), source.store, "", {})
+    [row] = todo.to_pylist()
+    assert (row["problem"], row["source_uri"]) == (None, f"{tmp_path}/a.png")
+    assert Reading(source, 1).image(row) == pictures(crops, 1)[0]
+
+
+def test_images_are_found_by_name_in_folders_that_are_called_as_shards_are(tmp_path, crops):
+    source, photo = tmp_path / "in", pictures(crops, 1)[0]
+    shard(source / "x.tar/deep.tar", {"0.png": photo})
+    shard(source / "y.tar", {"z.tar/0.png": photo})
+    (source / "data.parquet").mkdir()
+    (source / "data.parquet/a.png").write_bytes(photo)
+    names = {"x.tar/deep.tar/0.png", "y.tar/z.tar/0.png", "data.parquet/a.png"}
+    there = find(
+        input_of(str(source), StorageConfig(), SourceConfig()), {*names, "x.tar/gone.png"}, Store(str(tmp_path / "out"))
+    )
+    assert sorted(image.rel_path for image in there) == sorted(names)
+
+
+def test_a_packed_shard_that_changed_is_opened_anew_a_few_times_not_for_each_member(tmp_path, crops, monkeypatch):
+    photos = pictures(crops, 4)
+    shard(tmp_path / "a.tar.gz", {f"{n}.png": data for n, data in enumerate(photos)}, "w:gz")
+    source = input_of(str(tmp_path), StorageConfig(), SourceConfig())
+    todo, _ = references(listing(source), source.store, "", {})
+    shard(tmp_path / "a.tar.gz", {f"{n}.png": bytes(len(data)) for n, data in enumerate(photos)}, "w:gz")
+    opens = []
+    monkeypatch.setattr("pipeline.sources.tar.opened", lambda *place: opens.append(place) or opened(*place))
+    reading = Reading(source, 1)
+    for row in todo.to_pylist():
+        with pytest.raises(ReadError, match="not what it was"):
+            reading.image(row)
+    assert len(opens) == SHARD_TRIES + 1
 
 
 def test_a_file_that_is_no_source_and_a_manifest_without_paths_are_refused(tmp_path):

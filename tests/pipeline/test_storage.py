@@ -140,6 +140,13 @@ def test_a_slash_at_the_end_means_nothing(any_url: str) -> None:
     assert Store(f"{any_url}/").url == Store(any_url).url
 
 
+def test_everything_local_lies_in_the_root(tmp_path: Path) -> None:
+    assert Store(str(tmp_path)).lies_in(Store("/"))
+    assert Store("/").lies_in(Store("/"))
+    assert not Store("/").lies_in(Store(str(tmp_path)))
+    assert Store("/").full("tmp") == "/tmp"
+
+
 def test_a_whole_bucket_is_a_store(moto_bucket: str) -> None:
     store = Store(moto_bucket)
     assert list(store.entries()) == []
