@@ -10,7 +10,6 @@ from pipeline.cluster.connection import address_of, connected
 from pipeline.cluster.pool import nodes_with_room, pool_for
 from pipeline.config import RunConfig
 from pipeline.output.committed import last_records
-from pipeline.plan import Plan
 from pipeline.progress import clock
 from pipeline.resolve import check_ends, check_model, plan_of, resolve
 from pipeline.run import run
@@ -22,11 +21,9 @@ SHARES_ALIKE = 0.05
 """To measure so much more of a run makes it a fifth slower: measuring takes four times what the rest does."""
 
 
-def run_and_show(config: RunConfig, run_id: str | None = None) -> dict[str, Any]:
-    """Run, print the table of what happened, and give the content of run.json."""
-    record = run(config, run_id=run_id)
-    show_record(record)
-    return record
+def run_and_show(config: RunConfig, run_id: str | None = None) -> None:
+    """Run, and print the table of what happened."""
+    show_record(run(config, run_id=run_id))
 
 
 def show_record(record: dict[str, Any]) -> None:
@@ -74,7 +71,7 @@ def time_of(todo: int, config: RunConfig, output: Store) -> str:
     return f"{text}, the quality of {measured:.0%} of them measured; this one measures {now:.0%} and takes {less}"
 
 
-def show_plan(config: RunConfig) -> Plan:
+def show_plan(config: RunConfig) -> None:
     """Print what a run would do, on a cluster also with which actors. Raises: ConfigError, also when they have no room."""
     job = resolve(config)
     check_model(job)
@@ -94,4 +91,3 @@ def show_plan(config: RunConfig) -> Plan:
             nodes = nodes_with_room(config.pool)
             table.add_row("cluster", pool_for(config.pool, nodes).no_more_than(todo).on(nodes))
     console.print(table)
-    return plan

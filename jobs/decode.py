@@ -9,7 +9,7 @@ import torch
 from jobs.console import console, number
 from jobs.inspect import check_exists
 from models.objectives.compress import decode_latent
-from pipeline.errors import VerificationError
+from pipeline.errors import VerificationError, first_of
 from pipeline.images.pixels import encode_rgb
 from pipeline.output.exports import state_of
 from pipeline.output.latents import latent_rows, upright_size
@@ -66,5 +66,5 @@ def decode_output(output: Store, dest: Store, where: str | None = None) -> int:
             list(pool.map(write, latent_rows(piece)))
     console.print(f"{number(len(state) - len(problems), 'image')} in {dest.url}")
     if problems:
-        raise VerificationError("; ".join(problems[:10]))
+        raise VerificationError(first_of(problems))
     return len(state)

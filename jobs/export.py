@@ -20,7 +20,7 @@ from jobs.removed import Sources, sources_of
 from models import checkpoint as checkpoints
 from models.likeness import features, whitening_of_photos
 from models.pooling import POOLS
-from pipeline.errors import ConfigError, VerificationError
+from pipeline.errors import ConfigError, VerificationError, first_of
 from pipeline.output.exports import LATENTS, MANIFEST, UNFINISHED
 from pipeline.output.kept import checkpoint_folder
 from pipeline.output.lease import FOLDER as LEASE
@@ -156,8 +156,7 @@ def show_export(output: Store, dest: Store, **what: Any) -> None:
     if record["removed"]:
         console.print(f"{record['removed']:,} of them have no source any more (column removed)")
     if problems := record["left_out"]:
-        more = f"; and {len(problems) - 10:,} more" if len(problems) > 10 else ""
-        raise VerificationError(f"left out, as they are not what was written: {'; '.join(problems[:10])}{more}")
+        raise VerificationError(f"left out, as they are not what was written: {first_of(problems)}")
 
 
 def held(record: dict[str, Any]) -> str:

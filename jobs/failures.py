@@ -7,7 +7,7 @@ from rich.text import Text
 from jobs.console import console, number
 from jobs.inspect import check_exists
 from jobs.tables import check_format, write
-from pipeline.output.rejects import waiting_rejects
+from pipeline.output.rejects import grouped, waiting_rejects
 from pipeline.storage import Store
 
 COLUMNS = ["image_id", "source_uri", "rel_path", "stage", "error_class", "error", "transient", "attempts", "run_id"]
@@ -34,11 +34,8 @@ def show_failures(output: Store, by_reason: bool = False, export: str | None = N
 
 def counted(rejects: pa.Table) -> Table:
     """Rejects by stage and class, most frequent first, each with an example."""
-    groups = rejects.group_by(["stage", "error_class"], use_threads=False).aggregate(
-        [("rel_path", "count"), ("rel_path", "first"), ("error", "first"), ("transient", "any")]
-    )
     table = Table("stage", "class", "images", "tried again by", "for example", "reason there", box=None)
-    for row in groups.sort_by([("rel_path_count", "descending")]).to_pylist():
+    for row in grouped(rejects).to_pylist():
         again = "the next run" if row["transient_any"] else "--retry, or a new file"
         cells = (
             row["stage"],

@@ -77,6 +77,6 @@ def show_verified(output: Store) -> None:
     if seen.waiting:
         console.print(waits(seen.waiting))
     for problem in seen.problems[:100]:
-        console.print(f"  {problem}", markup=False)
+        console.print(f"  {problem}")
     if seen.problems:
         raise VerificationError(f"{output.url}: {verdict}")

@@ -11,6 +11,7 @@ from PIL import Image
 from models import checkpoint as checkpoints
 from models.likeness import WHITENING, features, whitening_of
 from models.objectives.compress import latents_of
+from pipeline.output.values import dequantise
 
 STEP = 26.0
 
@@ -22,8 +23,7 @@ def main() -> None:
     found = []
     for path in sorted(path for folder in sys.argv[1:] for path in Path(folder).rglob("*.jpg")):
         symbols = latents_of(coder, [np.asarray(Image.open(path).convert("RGB"))], STEP, "cpu")
-        values = (symbols.astype(np.float32) - zero) * width.view(-1, 1, 1).numpy()
-        found.append(features(values, coder))
+        found.append(features(dequantise(symbols, width.numpy()[None], np.array([zero])), coder))
     whitening, path = whitening_of(np.concatenate(found)), checkpoints.BUNDLED / WHITENING
     tensors = {"mean": whitening.mean, "directions": whitening.directions}
     safetensors.numpy.save_file({k: np.ascontiguousarray(v, np.float16) for k, v in tensors.items()}, path)

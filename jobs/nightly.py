@@ -256,7 +256,7 @@ def show_night(config: NightlyConfig, tonight: date | None = None, folder: Path 
     times = {"began": began.isoformat(timespec="seconds"), "ended": datetime.now().isoformat(timespec="seconds")}
     summary = {**times, "exit_code": code, "runs": lines}
     if place and (page := leave_page(place, summary)):
-        console.print(f"report: {page}", soft_wrap=True, markup=False)
+        console.print(f"report: {page}", soft_wrap=True)
         summary["report"] = page
     tell(config.notify, summary)
     if code == Deadline.exit_code:

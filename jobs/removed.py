@@ -4,11 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import yaml
 
-from pipeline.config import RunConfig, validate
+from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, StorageError
-from pipeline.output.committed import run_ids, run_records
+from pipeline.output.committed import config_of, run_ids, run_records
 from pipeline.output.snapshot import identities
 from pipeline.schema import image_id
 from pipeline.sources import input_of, listing
@@ -44,13 +43,14 @@ def sources_of(output: Store) -> Sources:
     for entry in output.entries("runs"):
         if not entry.path.endswith("/config.yaml"):
             continue
+        run_id = entry.path.split("/")[1]
         try:
-            config = validate(RunConfig, yaml.safe_load(output.read(entry.path)), entry.path)
-        except (ConfigError, yaml.YAMLError) as e:
-            problems.append(f"{entry.path}: {reason(e)}")
+            config = config_of(output, run_id)
+        except StorageError as e:
+            problems.append(str(e))
             continue
         # As the run resolved it: a relative path is one of the folder it was started in.
-        config = config.model_copy(update={"input": inputs.get(entry.path.split("/")[1], config.input)})
+        config = config.model_copy(update={"input": inputs.get(run_id, config.input)})
         configs[f"{config.input} {config.source} {config.storage}"] = config
     found = bytearray()
     for config in configs.values():

@@ -17,4 +17,4 @@ def remake(output: Store, run_id: str | None) -> None:
     runs = run_ids(output)
     if not runs:
         raise StorageError(f"{output.url} has no runs")
-    console.print(output.uri(make_report(output, run_id or runs[-1])), soft_wrap=True, markup=False)
+    console.print(output.uri(make_report(output, run_id or runs[-1])), soft_wrap=True)

@@ -10,7 +10,7 @@ from jobs.console import console, number
 from jobs.inspect import check_exists
 from jobs.tables import check_target
 from models.resizing import within_side
-from pipeline.errors import ConfigError, VerificationError
+from pipeline.errors import ConfigError, VerificationError, first_of
 from pipeline.images.pixels import MAX_PIXELS
 from pipeline.output.neighbours import Collection, collection, nearest
 from pipeline.output.references import read_image
@@ -68,7 +68,7 @@ def images_of(output: Store) -> Collection:
 def raise_damaged(problems: list[str]) -> None:
     """Raises: VerificationError when latents were left out, as they are not what was written."""
     if problems:
-        raise VerificationError(f"{number(len(problems), 'image')} left out: {'; '.join(problems[:10])}")
+        raise VerificationError(f"{number(len(problems), 'image')} left out: {first_of(problems)}")
 
 
 def of_file(these: Collection, image: str) -> tuple[np.ndarray, np.ndarray, str]:

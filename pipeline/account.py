@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import VerificationError
-from pipeline.output.committed import KEYS, columns_of, part_paths, placed, read_part, scan, wanted
+from pipeline.output.committed import KEYS, columns_of, new_parts, placed, read_part, scan, wanted
 from pipeline.output.replaced import replace_parts
 from pipeline.plan import Plan
 from pipeline.storage import Store
@@ -78,8 +78,8 @@ def account(output: Store, plan: Plan, quality: list[str]) -> Account:
     Raises: VerificationError when an image is missing.
     """
     ids, versions = (plan.todo[name].combine_chunks() for name in KEYS)
-    dropped = drop_doubles(output, plan, new_parts(output, plan, "results"))
-    results = new_parts(output, plan, "results")
+    dropped = drop_doubles(output, plan, new_parts(output, plan.parts, "results"))
+    results = new_parts(output, plan.parts, "results")
     ok, rejected = np.zeros(len(ids), bool), np.zeros(len(ids), bool)
     pixels, sums, counts = 0, dict.fromkeys(quality, 0.0), Counter[str]()
     for chunk in scan(output, results, [*KEYS, "orig_width", "orig_height", *quality]):
@@ -92,7 +92,7 @@ def account(output: Store, plan: Plan, quality: list[str]) -> Account:
             sums[name] += float(values.sum())
             counts[name] += len(values)
     reasons: Counter[str] = Counter()
-    for chunk in scan(output, new_parts(output, plan, "rejects"), [*KEYS, "error_class"]):
+    for chunk in scan(output, new_parts(output, plan.parts, "rejects"), [*KEYS, "error_class"]):
         table, place = wanted(chunk, ids, versions)
         for at, error_class in zip(place, table["error_class"].to_pylist(), strict=True):
             if not ok[at] and not rejected[at]:
@@ -107,7 +107,3 @@ def account(output: Store, plan: Plan, quality: list[str]) -> Account:
     named = set(results)
     size = sum(e.size for e in output.entries("results") if e.path in named)
     return Account(int(ok.sum()), int(rejected.sum()), dict(reasons.most_common()), dropped, size, pixels, means)
-
-
-def new_parts(output: Store, plan: Plan, folder: str) -> list[str]:
-    return [path for path in part_paths(output, folder) if path not in plan.parts]

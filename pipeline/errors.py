@@ -1,5 +1,7 @@
 """Errors that end a run, each with the exit code that the command line gives."""
 
+from collections.abc import Sequence
+
 
 class ConfigError(Exception):
     """A configuration that cannot run: names the key, the value and what would be valid. Exit 2."""
@@ -59,3 +61,9 @@ class VerificationError(Exception):
     """The output is not what its rows say. Exit 6."""
 
     exit_code = 6
+
+
+def first_of(problems: Sequence[str], most: int = 10) -> str:
+    """The first of several problems in one line, and how many more there are."""
+    more = f"; and {len(problems) - most:,} more" if len(problems) > most else ""
+    return "; ".join(problems[:most]) + more

@@ -12,19 +12,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.account import new_parts
 from pipeline.cluster.connection import connected, unseen
 from pipeline.cluster.pool import PATIENCE_SECONDS, Pool, node_resources, nodes_with_room, pool_for, room_for
 from pipeline.cluster.progress import Shown
 from pipeline.cluster.tally import forget, peak_rss_mb
 from pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
-from pipeline.output.committed import SUPERSEDED, read_parts
+from pipeline.output.committed import SUPERSEDED, new_parts, read_parts
 from pipeline.output.kept import keep_checkpoint
 from pipeline.output.lease import Lease
 from pipeline.output.references import keep_references
 from pipeline.plan import Plan, blocks
 from pipeline.resolve import Resolved, check_model
-from pipeline.schema import parquet_bytes
+from pipeline.schema import LINEAGE, parquet_bytes
 from pipeline.storage import Store
 from pipeline.store_failures import STORE_FAILURES, reason
 
@@ -35,7 +34,8 @@ BATCH_BYTES = 1_000_000
 """Of source files: a block has no more where its images are large and few, but for one batch."""
 BEFORE_WRITING = ("list", "fetch", "decode", "model")
 """Stages at which a reject has written nothing."""
-LINEAGE_KEYS = ("task", "model_id", "checkpoint_sha256", "config_sha256", "parameters", "run_id", "fence")
+LINEAGE_KEYS = [name for name, _ in LINEAGE if name != "encoded_at"]
+"""Of a row's lineage what is the whole run's."""
 GO_ON = "What was committed stays; run the same command again"
 
 
@@ -139,14 +139,14 @@ def spare(output: Store, plan: Plan, record: dict[str, Any]) -> None:
 
     Their older rows still have their files: who puts a broken file in the place of a good one keeps what the good one gave.
     """
-    rejects = read_parts(output, new_parts(output, plan, "rejects"), ["image_id", "stage"])
+    rejects = read_parts(output, new_parts(output, plan.parts, "rejects"), ["image_id", "stage"])
     untouched = rejects.filter(pc.is_in(rejects["stage"], pa.array(BEFORE_WRITING)))["image_id"]
     supersede(output, plan.redone.filter(pc.invert(pc.is_in(plan.redone["image_id"], untouched))), record)
 
 
 def written(output: Store, plan: Plan, *folders: str) -> pa.ChunkedArray:
     """The images whose rows were committed in these folders since the plan was made."""
-    paths = [path for folder in folders for path in new_parts(output, plan, folder)]
+    paths = [path for folder in folders for path in new_parts(output, plan.parts, folder)]
     return read_parts(output, paths, ["image_id"])["image_id"]
 
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 
 log = logging.getLogger("imagemill.progress")
 LOG_SECONDS = 15.0
@@ -19,12 +19,15 @@ def clock(seconds: float) -> str:
     return str(timedelta(seconds=max(0, round(seconds))))
 
 
-def bar_of_images(transient: bool = False) -> Progress:
-    """A bar on stderr whose tasks have a field `note`; disabled where that is no terminal."""
+def bar_of(done: ProgressColumn | None = None, transient: bool = False) -> Progress:
+    """A bar on stderr whose tasks have a field `note`; disabled where that is no terminal.
+
+    Args: done: how it is said what of a task is done; as a number of images when absent.
+    """
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        done or MofNCompleteColumn(),
         TextColumn("{task.fields[note]}"),
         TimeElapsedColumn(),
         console=Console(stderr=True),
@@ -37,7 +40,7 @@ def counted(batches: Iterable[Batch], total: int, images: Callable[[Batch], int]
     """The batches as they are, while it is shown how many of `total` images those hold that were dealt with."""
     done, began = 0, time.monotonic()
     last_log = began
-    with bar_of_images(transient=True) as bar:
+    with bar_of(transient=True) as bar:
         shown = bar.add_task("images", total=total, note="")
         for batch in batches:
             yield batch

@@ -147,7 +147,8 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
             record["report"] = leave_report(job.output, record, plan.parts if plan else set(), plan.todo if plan else None)
         assert plan is not None
         # Last: the report knows its run's parts by what was not there before.
-        compact(job.output, plan.parts if len(plan.todo) else set(), config.compression_level, lease.check)
+        if len(plan.todo):
+            compact(job.output, plan.parts, config.compression_level, lease.check)
         return record
 
 

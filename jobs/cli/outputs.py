@@ -64,7 +64,6 @@ def decode(
 def export(
     output: OutputArgument,
     dest: Annotated[str, typer.Argument(metavar="DEST", help="empty folder or s3://bucket/prefix")],
-    latest: Annotated[bool, typer.Option("--latest", help="the newest row of each image: what is done anyway")] = False,
     run: Run = None,
     as_of: Annotated[
         str | None, typer.Option("--as-of", help="the state at the end of a day, or at a time, in UTC", metavar="DATE")
@@ -80,8 +79,8 @@ def export(
     """Write the latents of OUTPUT, as float32, and all that is known of their images, for other tools."""
     from jobs.export import show_export
 
-    if latest + bool(run) + bool(as_of) > 1:
-        raise ConfigError("--latest, --run and --as-of: one of them at a time")
+    if run and as_of:
+        raise ConfigError("--run and --as-of: one of them at a time")
     names = [name.strip() for name in columns.split(",")] if columns else None
     what = {"run": run, "as_of": as_of, "model": model, "columns": names, "pool": pool, "form": format_}
     show_export(store(output, config), store(dest, config), **what)

@@ -20,6 +20,7 @@ from jobs.console import number
 from jobs.training.config import TrainConfig
 from pipeline.errors import ConfigError, StorageError, TooManyRejects
 from pipeline.images.pixels import ImageError, decode
+from pipeline.output.committed import columns_of
 from pipeline.plan import blocks
 from pipeline.sources import Input, input_of, listing
 from pipeline.sources.reading import ReadError, Reading
@@ -61,13 +62,11 @@ class Images:
     def left_out(self) -> str:
         """One line for a person: how many, and the first ones by name. Empty when all are used."""
         gone = self.of("left out")
-        names = [f"{n}: {problem}" for n, problem in zip(*columns(gone.slice(0, 3), "rel_path", "problem"), strict=True)]
+        names = [
+            f"{n}: {problem}" for n, problem in zip(*columns_of(gone.slice(0, 3), ["rel_path", "problem"]), strict=True)
+        ]
         more = f" and {len(gone) - 3:,} more" if len(gone) > 3 else ""
         return f"{len(gone):,} of {number(len(self.table), 'image')} left out: {'; '.join(names)}{more}" if names else ""
-
-
-def columns(table: pa.Table, *names: str) -> list[list[Any]]:
-    return [table[name].to_pylist() for name in names]
 
 
 def inputs_of(config: TrainConfig) -> list[Input]:
@@ -122,7 +121,7 @@ def examined(inputs: list[Input], table: pa.Table) -> pa.Table:
     count = 0
     log.info("looking at %s", number(len(todo), "image"))
     if len(todo):
-        looked = ray.data.from_arrow(blocks(todo.select(REFERENCE.names), BLOCK_ROWS)).map_batches(
+        looked = ray.data.from_blocks(blocks(todo.select(REFERENCE.names), BLOCK_ROWS)).map_batches(
             look, fn_args=[inputs], batch_format="pyarrow", batch_size=None
         )
         for batch in looked.iter_batches(batch_format="pyarrow", batch_size=None):
@@ -181,14 +180,14 @@ def split(table: pa.Table, config: TrainConfig) -> Images:
             f"input: {usable.sum()} of {number(len(table), 'image')} can be used ({broken.sum()} cannot be read, "
             f"{small.sum()} are smaller than crop = {config.crop}); one to train on and one to validate on are the least"
         )
-    draws = np.array([draw(name) for name in columns(table, "rel_path")[0]])
+    draws = np.array([draw(name) for name in table["rel_path"].to_pylist()])
     draws[~usable] = 2
     validates = draws < config.validation_share
     validates[draws.argmin()] = True
     if (validates & usable).sum() == usable.sum():
         validates[np.where(usable, draws, -1).argmax()] = False
     use = np.where(usable, np.where(validates, "validation", "training"), "left out")
-    sizes = zip(*columns(table, "height", "width", "problem"), small, strict=True)
+    sizes = zip(*columns_of(table, ["height", "width", "problem"]), small, strict=True)
     problems = [f"{w}×{h} pixels, smaller than crop = {config.crop}" if s else p for h, w, p, s in sizes]
     where = table.schema.get_field_index("problem")
     table = table.set_column(where, "problem", pa.array(problems, pa.string()))
@@ -204,7 +203,7 @@ def crops_of(training: pa.Table, inputs: list[Input], config: TrainConfig, num_c
     """Training images as a dataset of crops `image` (crop,crop,3) uint8, new ones each time that it is read."""
     rows = max(1, min(BLOCK_ROWS, len(training) // max(8, 4 * config.workers)))
     order = shuffled(training, rows, np.random.default_rng(config.seed))
-    return ray.data.from_arrow(blocks(training.select(REFERENCE.names).take(order), rows)).map_batches(
+    return ray.data.from_blocks(blocks(training.select(REFERENCE.names).take(order), rows)).map_batches(
         Crops(inputs, config.crop, config.crops_per_image, config.augment),
         batch_size=16,
         batch_format="pyarrow",
@@ -219,7 +218,7 @@ def shuffled(training: pa.Table, rows: int, rng: np.random.Generator) -> np.ndar
     order = training.append_column("row", pa.array(np.arange(len(training)))).sort_by(
         [("source", "ascending"), ("path", "ascending"), ("offset", "ascending")]
     )
-    keys = list(zip(*columns(order, "source", "path", "offset"), strict=True))
+    keys = list(zip(*columns_of(order, ["source", "path", "offset"]), strict=True))
     for stop in range(1, len(keys) + 1):
         alone = keys[place][2] is None
         if stop == len(keys) or alone or keys[stop][:2] != keys[place][:2] or stop - place == rows:

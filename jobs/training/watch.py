@@ -1,19 +1,17 @@
 """How far a training is, as a person sees it: one bar on a terminal, a log line now and then elsewhere."""
 
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import TextColumn
 
 from pipeline.cluster.progress import POLL_SECONDS
 from pipeline.cluster.tally import published
-from pipeline.progress import LOG_SECONDS, clock
+from pipeline.progress import LOG_SECONDS, bar_of, clock
 
 log = logging.getLogger("imagemill.train")
 Result = TypeVar("Result")
@@ -33,18 +31,8 @@ def watched(work: Callable[[], Result], key: str, epochs: int, steps_per_epoch: 
             ending.set_exception(e)
 
     threading.Thread(target=body, daemon=True, name="training").start()
-    terminal = sys.stderr.isatty()
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:.0f} %"),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        disable=not terminal,
-    )
     last_log, worker = time.monotonic(), None
-    with bar:
+    with bar_of(TextColumn("{task.percentage:.0f} %")) as bar:
         shown = bar.add_task("starting", total=1.0, note="")
         while not ending.done():
             wait([ending], POLL_SECONDS)
@@ -54,7 +42,7 @@ def watched(work: Callable[[], Result], key: str, epochs: int, steps_per_epoch: 
                 worker = figures["pid"]
                 where = f"epoch {figures['epoch']}/{epochs}"
                 bar.update(shown, completed=figures["done"], description=where, note=note_of(figures, steps_per_epoch))
-                if not terminal and time.monotonic() - last_log > LOG_SECONDS:
+                if bar.disable and time.monotonic() - last_log > LOG_SECONDS:
                     last_log = time.monotonic()
                     log.info("%s, %s", where, note_of(figures, steps_per_epoch))
     return ending.result()

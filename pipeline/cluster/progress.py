@@ -8,7 +8,7 @@ from types import TracebackType
 
 from pipeline.cluster.metrics import waiting_gauge
 from pipeline.cluster.tally import published
-from pipeline.progress import LOG_SECONDS, bar_of_images, clock
+from pipeline.progress import LOG_SECONDS, bar_of, clock
 
 log = logging.getLogger("imagemill.run")
 POLL_SECONDS = 0.5
@@ -51,7 +51,7 @@ class Shown:
 
     def _watch(self) -> None:
         last_log = time.monotonic()
-        with bar_of_images() as bar:
+        with bar_of() as bar:
             shown = bar.add_task("images", total=self.planned, note="starting")
             while True:
                 stopped = self._stop.wait(POLL_SECONDS)

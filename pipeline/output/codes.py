@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import ConfigError, VerificationError
+from pipeline.errors import ConfigError, VerificationError, first_of
 from pipeline.output.snapshot import Snapshot
 from pipeline.output.values import LATENT_COLUMNS, check_latents, latent_batches, vectors
 
@@ -34,7 +34,7 @@ class Codes:
         for latents in latent_batches(self.state, self.columns, problems):
             yield latents.rows, latents.values
         if problems:
-            raise VerificationError("; ".join(problems[:10]))
+            raise VerificationError(first_of(problems))
 
     def tables(self) -> Iterator[pa.Table]:
         """As `batches`, with the columns `latent`, a list of one size, and `latent_shape`."""

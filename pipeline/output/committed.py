@@ -3,7 +3,7 @@
 import json
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import yaml
+from pydantic import ValidationError
 
+from pipeline.config import RunConfig
 from pipeline.errors import DamagedPart, StorageError
 from pipeline.storage import Store
 from pipeline.store_failures import STORE_FAILURES, reason
@@ -49,6 +52,11 @@ def part_paths(output: Store, folder: str) -> list[str]:
             return sorted(found.difference(*(old for new, old in known if new is None or new in found | replaced)))
         before = found, known
     raise StorageError(f"{output.uri(folder)}: parts come and go while they are listed: try again")
+
+
+def new_parts(output: Store, before: Collection[str], folder: str) -> list[str]:
+    """The parts of a folder that are not among those that were there before. Raises: StorageError."""
+    return [path for path in part_paths(output, folder) if path not in before]
 
 
 def notes(output: Store) -> list[tuple[str, dict[str, Any]]]:
@@ -94,6 +102,15 @@ def run_records(output: Store, ids: Sequence[str]) -> list[dict[str, Any]]:
 def last_records(output: Store) -> list[dict[str, Any]]:
     """The run.json of the last runs, oldest first. Raises: StorageError."""
     return run_records(output, run_ids(output)[-LAST_RUNS:])
+
+
+def config_of(output: Store, run_id: str) -> RunConfig:
+    """The effective config of a run. Raises: StorageError when it is damaged."""
+    path = f"runs/{run_id}/config.yaml"
+    try:
+        return RunConfig.model_validate(yaml.safe_load(output.read(path)))
+    except (yaml.YAMLError, ValidationError) as e:
+        raise StorageError(f"{output.uri(path)}: damaged, or of another version: {reason(e)}") from None
 
 
 def columns_of(table: pa.Table, names: list[str]) -> list[list[Any]]:

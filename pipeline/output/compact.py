@@ -30,7 +30,7 @@ def compact(output: Store, parts: set[str], level: int, check: Callable[[], None
     """
     gone = 0
     try:
-        for folder in ("results", "rejects") if parts else ():
+        for folder in ("results", "rejects"):
             small = [e for e in output.entries(folder) if e.path in parts and e.size < SMALL_BYTES]
             for group in groups(small) if len(small) >= ENOUGH else ():
                 check()

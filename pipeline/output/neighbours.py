@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from models.autoencoder import LatentCoder
 from models.likeness import Whitening, features, similarity, whitening_for
 from models.objectives.compress import latents_of
-from pipeline.errors import VerificationError
+from pipeline.errors import VerificationError, first_of
 from pipeline.images.pixels import PixelConfig
 from pipeline.output.snapshot import Snapshot, snapshot
 from pipeline.output.values import Coders, check_latents, dequantise, latent_batches
@@ -52,7 +52,7 @@ class Collection:
             yield latents.rows, features(latents.values, self.coder)
 
     def only(self, column: str, values: list[str]) -> Snapshot:
-        """Those of its images whose `column` is among `values`."""
+        """A snapshot of those of its images whose `column` is among `values`."""
         kept = [pc.is_in(t[column], pa.array(values, pa.string())).to_numpy() for t in self.state.tables([column])]
         return self.state.chosen(np.concatenate(kept))
 
@@ -67,7 +67,7 @@ class Collection:
         while sum(len(rows) for rows, _ in head) < WHITENED_BY and (batch := next(batches, None)):
             head.append(batch)
         if not head:
-            raise VerificationError(f"{self.state.output.url}: no latent is what was written: {'; '.join(problems[:10])}")
+            raise VerificationError(f"{self.state.output.url}: no latent is what was written: {first_of(problems)}")
         whiten = whitening_for(self.coder, np.concatenate([found for _, found in head]))
         return whiten, ((rows, whiten(found)) for rows, found in chain(head, batches))
 

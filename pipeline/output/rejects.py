@@ -20,3 +20,11 @@ def waiting_rejects(output: Store, columns: list[str]) -> pa.Table:
         table, place = placed(chunk, rejects["image_id"].combine_chunks())
         np.maximum.at(fence, place, table["fence"].fill_null(0).to_numpy())
     return rejects.filter(pa.array(fence < rejects["fence"].cast(pa.int64()).to_numpy())).select(columns)
+
+
+def grouped(rejects: pa.Table) -> pa.Table:
+    """Rejects by stage and class, the most frequent first: `rel_path_count`, `transient_any`, and the first of each."""
+    groups = rejects.group_by(["stage", "error_class"], use_threads=False).aggregate(
+        [("rel_path", "count"), ("rel_path", "first"), ("error", "first"), ("transient", "any")]
+    )
+    return groups.sort_by([("rel_path_count", "descending")])

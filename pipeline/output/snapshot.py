@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.tasks import TASKS
-from pipeline.errors import ConfigError, StorageError
+from pipeline.errors import ConfigError, StorageError, first_of
 from pipeline.output.committed import each_part, part_paths, superseded
 from pipeline.schema import result_schema
 from pipeline.storage import Store
@@ -172,7 +172,7 @@ def snapshot(
 
 def nothing_whole(damaged: dict[str, str]) -> StorageError:
     """For who finds nothing beside damaged parts: what is wrong with them."""
-    return StorageError("; ".join(list(damaged.values())[:10]))
+    return StorageError(first_of(list(damaged.values())))
 
 
 def nothing_of(output: Store, parts: list[str], model: str | None, as_of: str | None) -> str:

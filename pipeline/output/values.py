@@ -59,7 +59,7 @@ class Coders:
         return model
 
     def lattice(self, checkpoint_sha256: str, step: float) -> tuple[np.ndarray, int]:
-        """`LatentCoder.lattice` as numpy: width (C,) float32, and zero."""
+        """`LatentCoder.lattice` as numpy: width (C,) float32, and zero. Raises: CheckpointError, as by index."""
         widths, zero = self._lattice(checkpoint_sha256, step)
         return widths.float().cpu().numpy(), zero
 

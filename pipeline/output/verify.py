@@ -1,7 +1,6 @@
 """An OUTPUT checked against itself: its parts, and the files and latents that they name."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import pyarrow.compute as pc
 
 from models.checkpoint import CheckpointError
 from pipeline.errors import StorageError
-from pipeline.output.committed import KEYS, columns_of, part_paths, read_part, read_parts, superseded
+from pipeline.output.committed import KEYS, part_paths, read_part, read_parts, superseded
 from pipeline.output.kept import kept_model
 from pipeline.output.names import stays_inside
 from pipeline.output.snapshot import newest_rows
@@ -74,9 +73,9 @@ def verify(output: Store) -> Verified:
         return seen
     rows = pa.concat_tables(tables, promote_options="default")
     seen.rows = len(rows)
-    for (i, v), count in Counter(zip(*columns_of(rows, KEYS), strict=True)).items():
-        if count > 1:
-            seen.problems.append(f"image {i} version {v}: {count} rows")
+    counts = rows.group_by(KEYS, use_threads=False).aggregate([([], "count_all")])
+    for key in counts.filter(pc.field("count_all") > 1).to_pylist():
+        seen.problems.append(f"image {key['image_id']} version {key['version']}: {key['count_all']} rows")
     newest = newest_rows(rows)
     seen.images = len(newest)
     names_files = newest.filter(pc.is_valid(newest["output_uri"]))
@@ -125,5 +124,4 @@ def check_part(path: str, table: pa.Table, seen: Verified, entropy_of: Callable[
                 seen.latents += 1
             except LatentError as e:
                 seen.problems.append(f"{path} row {number}: {e}")
-    table = table.select([*KEYS, "encoded_at", "fence", "output_uri", "output_sha256"])
-    return table.append_column("part", pa.array([path] * len(table), pa.string()))
+    return table.select([*KEYS, "encoded_at", "fence", "output_uri", "output_sha256"])

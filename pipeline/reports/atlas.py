@@ -2,17 +2,18 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.cluster.vq import kmeans2
 
 from models.likeness import similarity, whitening_for
-from pipeline.errors import ConfigError, VerificationError
+from pipeline.errors import ConfigError, VerificationError, first_of
 from pipeline.output.neighbours import Collection
 from pipeline.output.snapshot import Snapshot
 from pipeline.progress import counted
+from pipeline.reports.figures import principal
 
 MOST_IMAGES, MOST_PARTS = 1_500, 150
 """Of a map; of a larger collection a sample is drawn, from so many parts at most."""
@@ -56,32 +57,22 @@ def atlas(these: Collection, columns: list[str], method: str, problems: list[str
     """Raises: ConfigError for a method that is unknown, not installed, or wants more images."""
     if method not in METHODS:
         raise ConfigError(f"--method {method}; valid: {', '.join(METHODS)}")
-    drawn = replace(these, state=sample(these.state))
+    drawn = these.restricted(sample(these.state))
     batches = list(counted(drawn.features(columns, problems), len(drawn.state), lambda batch: len(batch[0])))
     if not batches:
-        raise VerificationError(f"{these.state.output.url}: no latent is what was written: {'; '.join(problems[:10])}")
+        raise VerificationError(f"{these.state.output.url}: no latent is what was written: {first_of(problems)}")
     features = np.concatenate([found for _, found in batches])
     rows = [row for table, _ in batches for row in table.to_pylist()]
     vectors = whitening_for(these.coder, features)(features)
     alike = similarity(vectors, vectors)
     np.fill_diagonal(alike, -np.inf)
     near = np.argsort(-alike, axis=1, kind="stable")[:, : min(NEAR, len(rows) - 1)]
-    axes, share = principal(features)
+    axes, share = principal(features, AXES)
     places, words = METHODS[method](axes, share)
     low, high = places.min(0), places.max(0)
     places = np.where(high > low, (places - low) / np.where(high > low, high - low, 1), 0.5)
     cluster, typical = clusters(axes)
     return Atlas(rows, places, words, cluster, typical, near, np.maximum(alike.max(1), 0))
-
-
-def principal(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates (N,A) of features along their main axes, and the share of the variance that each axis has."""
-    centred = features - features.mean(0)
-    left, spread, _ = np.linalg.svd(centred, full_matrices=False)
-    share = spread**2 / max(float((spread**2).sum()), 1e-12)
-    axes = np.zeros((len(features), max(2, min(AXES, len(spread)))))
-    axes[:, : min(AXES, len(spread))] = (left * spread)[:, :AXES]
-    return axes, np.concatenate([share, [0.0, 0.0]])
 
 
 def by_pca(axes: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, str]:

@@ -69,18 +69,23 @@ def latent_features(symbols: np.ndarray) -> np.ndarray:
     return np.concatenate([wide.mean(1), np.log2(1 + np.abs(wide).mean(1))])
 
 
+def principal(features: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates (N,A) of features along their main axes, 2 ≤ A ≤ most, and the share of the variance of every axis."""
+    left, spread, _ = np.linalg.svd(features - features.mean(0), full_matrices=False)
+    share = spread**2 / max(float((spread**2).sum()), 1e-12)
+    axes = np.zeros((len(features), max(2, min(most, len(spread)))))
+    axes[:, : min(most, len(spread))] = (left * spread)[:, :most]
+    return axes, np.concatenate([share, [0.0, 0.0]])
+
+
 def plane(names: Sequence[str], features: np.ndarray, quality: np.ndarray) -> Plane:
     """PCA of features (n,d), each column in units of its deviation; n ≥ 3.
 
     Args: quality: (n,), what the points are shaded by; those that are not measured (NaN) are the palest.
     """
-    centred = features - features.mean(0)
-    centred = centred / np.maximum(centred.std(0), 1e-6)
-    u, s, _ = np.linalg.svd(centred, full_matrices=False)
-    xy = u[:, :2] * s[:2]
+    xy, share = principal(features / np.maximum(features.std(0), 1e-6), 2)
     span = max(float(np.ptp(xy[:, 0])), float(np.ptp(xy[:, 1])), 1e-9)
     xy = (xy - xy.min(0)) / span
     shade = np.argsort(np.argsort(np.nan_to_num(quality, nan=-np.inf))) / max(1, len(quality) - 1)
     shade[np.isnan(quality)] = 0.0
-    explained = float((s[:2] ** 2).sum() / max((s**2).sum(), 1e-12))
-    return Plane(list(names), xy[:, 0].tolist(), xy[:, 1].tolist(), shade.tolist(), explained)
+    return Plane(list(names), xy[:, 0].tolist(), xy[:, 1].tolist(), shade.tolist(), float(share[:2].sum()))

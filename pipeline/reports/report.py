@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
-from pydantic import ValidationError
 
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, StorageError
-from pipeline.output.committed import RUN_ID, part_paths, run_ids, run_records, scan
+from pipeline.output.committed import RUN_ID, config_of, new_parts, run_ids, run_records, scan
+from pipeline.output.rejects import grouped
 from pipeline.plan import references
 from pipeline.reports.figures import Histogram, Plane, Trend, histogram
 from pipeline.reports.page import draw
@@ -134,15 +133,6 @@ def make_report(output: Store, run_id: str) -> str:
     return write_report(output, record, set(), source)
 
 
-def config_of(output: Store, run_id: str) -> RunConfig:
-    """The effective config of a run. Raises: StorageError when it is damaged."""
-    path = f"runs/{run_id}/config.yaml"
-    try:
-        return RunConfig.model_validate(yaml.safe_load(output.read(path)))
-    except (yaml.YAMLError, ValidationError) as e:
-        raise StorageError(f"{output.uri(path)}: damaged, or of another version: {reason(e)}") from None
-
-
 def reader(config: RunConfig, there: list[dict[str, Any]]) -> Callable[[dict[str, Any]], bytes]:
     """What reads the encoded source of a row, by references to the sources that are there."""
     by_name = {reference["rel_path"]: reference for reference in there}
@@ -185,13 +175,12 @@ def collected(output: Store, record: dict[str, Any], before: set[str], source: S
     report.bottleneck = bottleneck(record, report.stages)
     if record.get("planned") == 0:
         return report
-    report.reasons = reasons_of(output, [p for p in part_paths(output, "rejects") if p not in before], run_id)
+    report.reasons = reasons_of(output, new_parts(output, before, "rejects"), run_id)
     from models.tasks import TASKS
 
     task = TASKS[record.get("task") or config_of(output, run_id).task]
     columns = [name for name, kind in task.columns.items() if kind in (float, int)]
-    parts = [path for path in part_paths(output, "results") if path not in before]
-    rows = rows_of_run(output, parts, run_id, [*GEOMETRY, *columns])
+    rows = rows_of_run(output, new_parts(output, before, "results"), run_id, [*GEOMETRY, *columns])
     if not len(rows):
         return report
     report.column = task.worst[1] if task.worst and np.isfinite(rows.columns[task.worst[1]]).any() else None
@@ -279,11 +268,8 @@ def reasons_of(output: Store, parts: list[str], run_id: str) -> list[Reason]:
     if not tables:
         return []
     rejects = pa.concat_tables(tables, promote_options="default")
-    groups = rejects.group_by(["stage", "error_class"], use_threads=False).aggregate(
-        [("rel_path", "count"), ("transient", "any")]
-    )
     reasons = []
-    for group in groups.sort_by([("rel_path_count", "descending")]).slice(0, REASONS).to_pylist():
+    for group in grouped(rejects).slice(0, REASONS).to_pylist():
         same = (pc.field("stage") == group["stage"]) & (pc.field("error_class") == group["error_class"])
         some = rejects.filter(same).slice(0, EXAMPLES).to_pylist()
         examples = [(row["rel_path"], row["error"]) for row in some]

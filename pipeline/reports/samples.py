@@ -20,11 +20,13 @@ from pipeline.errors import StorageError
 from pipeline.images.pixels import decode, pixels_of
 from pipeline.output.committed import read_part, scan
 from pipeline.output.kept import kept_model
+from pipeline.output.latents import latent_rows
 from pipeline.output.names import stays_inside
+from pipeline.output.values import LATENT_COLUMNS
 from pipeline.reports.figures import Plane, latent_features, plane
 from pipeline.reports.page import data_url
 from pipeline.reports.sheets import center_crop
-from pipeline.schema import LATENT, LatentError, unpack_latent
+from pipeline.schema import LatentError, unpack_latent
 from pipeline.storage import Store
 from pipeline.store_failures import STORE_FAILURES, reason
 
@@ -40,7 +42,6 @@ PICTURE_SECONDS = 20.0
 """What is not there by then is left out."""
 POINTS, POINT_PARTS, POINT_SYMBOLS = 300, 4, 200_000_000
 ROW = ["rel_path", "image_id", "content_sha256", "output_uri", "orig_width", "orig_height", "exif_orientation"]
-LATENT_NAMES = [name for name, _ in LATENT]
 
 
 @dataclass(frozen=True)
@@ -147,11 +148,9 @@ def rows_at(output: Store, part: str, wanted: set[int], columns: list[str]) -> I
         there = [name for name in columns if name in file.schema_arrow.names]
         number = 0
         for batch in file.iter_batches(batch_size=8, columns=there, use_threads=False):
-            for n in range(len(batch)):
-                if number + n in wanted:
-                    row = batch.slice(n, 1).drop_columns(["latent"]).to_pylist()[0]
-                    latent = batch["latent"][n]
-                    yield number + n, row | {"latent": np.asarray(latent.values, np.uint8) if latent.is_valid else None}
+            here = sorted(wanted.intersection(range(number, number + len(batch))))
+            some = batch.take(pa.array([n - number for n in here], pa.int64()))
+            yield from zip(here, latent_rows(some), strict=True)
             number += len(batch)
             if number > max(wanted):
                 return
@@ -188,7 +187,7 @@ def show(
         columns: those of the task. latents: whether its rows hold latents; files are taken where there are any.
         before: from the rows to show, what reads the encoded source of one of them.
     """
-    names = [*ROW, *columns, *(["checkpoint_sha256", *LATENT_NAMES] if latents else [])]
+    names = [*ROW, *columns, *(["checkpoint_sha256", *LATENT_COLUMNS] if latents else [])]
     rows = read_rows(output, {place for group in groups for place in group.places}, names)
     if not rows:
         return
@@ -297,7 +296,7 @@ def latent_plane(output: Store, rows: Rows, column: str | None) -> Plane | None:
     """The plain latents of a sample, from a few parts, as points; None where there are less than three."""
     parts = np.unique(rows.part)
     parts = parts[:: -(-len(parts) // POINT_PARTS)]
-    columns = ["rel_path", *([column] if column else []), *LATENT_NAMES]
+    columns = ["rel_path", *([column] if column else []), *LATENT_COLUMNS]
     names, features, quality, left = [], [], [], POINT_SYMBOLS
     for part in parts:
         there = rows.row[rows.part == part]
