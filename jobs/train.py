@@ -98,7 +98,7 @@ def train(config: TrainConfig) -> checkpoints.Card:
         if trouble and not history:
             raise trouble
         lease.check()
-        card = export(config, inputs, run, model, history)
+        card = ship(config, inputs, run, model, history)
         if trouble:
             raise trouble
     return card
@@ -201,9 +201,7 @@ def finishing_images(inputs: list[Input], images: Images, stride: int) -> Iterat
         yield to_batch([rgb], stride, "cpu")
 
 
-def export(
-    config: TrainConfig, inputs: list[Input], run: Store, model: Autoencoder, history: list[Line]
-) -> checkpoints.Card:
+def ship(config: TrainConfig, inputs: list[Input], run: Store, model: Autoencoder, history: list[Line]) -> checkpoints.Card:
     """The averaged weights of the best epoch as a checkpoint folder, and the curves. Raises: StorageError."""
     best = best_epoch(history)
     state = read_state(run, best)

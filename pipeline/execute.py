@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.cluster.connection import connected, unseen
 from pipeline.cluster.pool import PATIENCE_SECONDS, Pool, node_resources, nodes_with_room, pool_for, room_for
-from pipeline.cluster.progress import Shown
+from pipeline.cluster.progress import RunProgress
 from pipeline.cluster.tally import forget, peak_rss_mb
 from pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
 from pipeline.output.committed import SUPERSEDED, new_parts, read_parts
@@ -62,7 +62,7 @@ def execute(job: Resolved, plan: Plan, lease: Lease, record: dict[str, Any], sec
         checked.result()
         seconds["start"] = round(time.monotonic() - began, 3)
         check_seen(job, plan, lease)
-        shown = Shown(job.task.name, record["run_id"], len(plan.todo))
+        shown = RunProgress(job.task.name, record["run_id"], len(plan.todo))
         try:
             with stage(seconds, "run"), shown:
                 write_all(job, plan, shown, record)
@@ -82,7 +82,7 @@ def execute(job: Resolved, plan: Plan, lease: Lease, record: dict[str, Any], sec
     lease.check()
 
 
-def write_all(job: Resolved, plan: Plan, shown: Shown, record: dict[str, Any]) -> None:
+def write_all(job: Resolved, plan: Plan, shown: RunProgress, record: dict[str, Any]) -> None:
     """Write what is to do with a pool that suits the cluster, and when it lost nodes, the rest with one that suits it then.
 
     Raises: ConfigError, RunFailed.
@@ -118,7 +118,7 @@ def write_all(job: Resolved, plan: Plan, shown: Shown, record: dict[str, Any]) -
         except RayError as e:
             raise translate(e, job) from None
         except NoRoom as e:
-            left = todo.filter(pc.invert(pc.is_in(todo["image_id"], written(job.output, plan, "results", "rejects"))))
+            left = todo.filter(pc.invert(pc.is_in(todo["image_id"], committed_ids(job.output, plan, "results", "rejects"))))
             if len(left) == len(todo) and (want.wait_s or not room_for(pool, node_resources())):
                 raise RunFailed(f"{e}. {GO_ON} when there are nodes") from None
             log.warning("nodes were lost: %s. What is left goes on with what there is", e)
@@ -144,7 +144,7 @@ def spare(output: Store, plan: Plan, record: dict[str, Any]) -> None:
     supersede(output, plan.redone.filter(pc.invert(pc.is_in(plan.redone["image_id"], untouched))), record)
 
 
-def written(output: Store, plan: Plan, *folders: str) -> pa.ChunkedArray:
+def committed_ids(output: Store, plan: Plan, *folders: str) -> pa.ChunkedArray:
     """The images whose rows were committed in these folders since the plan was made."""
     paths = [path for folder in folders for path in new_parts(output, plan.parts, folder)]
     return read_parts(output, paths, ["image_id"])["image_id"]

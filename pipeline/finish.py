@@ -13,7 +13,7 @@ from PIL import Image
 from models.tasks.task import Output, Task
 from pipeline.cluster.tally import Tally
 from pipeline.errors import OutputHeld, StorageError
-from pipeline.images.pixels import Picture, drawn, encode_rgb, output_format, written
+from pipeline.images.pixels import Picture, encode_rgb, output_format, to_file, to_pillow
 from pipeline.item import Item, Rejected
 from pipeline.job import Job
 from pipeline.output.lease import newest_claim
@@ -119,10 +119,10 @@ class Finish:
         own = "JPEG" if picture.format == "MPO" else picture.format
         # A member of a shard may be called by a number alone.
         changed = image_format != own or not is_image_name(name)
-        image = drawn(output.image, picture, image_format)
+        image = to_pillow(output.image, picture, image_format)
         # Pillow has a copy of its own now.
         output.image = None
-        data = written(image, picture, image_format, self.job.image.quality)
+        data = to_file(image, picture, image_format, self.job.image.quality)
         return data, output_name(name, f".{image_format.lower()}" if changed else None)
 
 

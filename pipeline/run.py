@@ -18,7 +18,7 @@ from models.tasks.task import Task
 from pipeline.account import Account, account
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, Deadline, Interrupted, OutputHeld, StorageError, TooManyRejects
-from pipeline.execute import execute, spare, stage, written
+from pipeline.execute import committed_ids, execute, spare, stage
 from pipeline.logs import RunName
 from pipeline.output.committed import RUN_ID
 from pipeline.output.compact import compact
@@ -131,7 +131,7 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
             # Another run's rows are none of this one's, and of a store that fails nothing is known.
             if plan and not isinstance(e, TooManyRejects | OutputHeld):
                 with suppress(StorageError, *STORE_FAILURES):
-                    record |= {name: len(written(job.output, plan, folder)) for name, folder in COMMITTED.items()}
+                    record |= {name: len(committed_ids(job.output, plan, folder)) for name, folder in COMMITTED.items()}
             raise
         finally:
             seconds["total"] = round(time.monotonic() - began, 3)

@@ -24,8 +24,8 @@ def total(run_id: str) -> Counter[str]:
     return counts
 
 
-class Shown:
-    """`with Shown(task, run_id, planned):` shows the progress: a bar on a terminal, log lines elsewhere, and a gauge."""
+class RunProgress:
+    """`with RunProgress(task, run_id, planned):` shows it: a bar on a terminal, log lines elsewhere, and a gauge."""
 
     def __init__(self, task: str, run_id: str, planned: int) -> None:
         self.run_id, self.planned = run_id, planned
@@ -69,7 +69,7 @@ class Shown:
                 if stopped:
                     return
 
-    def __enter__(self) -> "Shown":
+    def __enter__(self) -> "RunProgress":
         self._thread.start()
         return self
 

@@ -272,10 +272,10 @@ def encode(rgb: np.ndarray, picture: Picture, image_format: str, quality: int = 
 
     A profile of gray is left out where the picture is not gray any more.
     """
-    return written(drawn(rgb, picture, image_format), picture, image_format, quality)
+    return to_file(to_pillow(rgb, picture, image_format), picture, image_format, quality)
 
 
-def drawn(rgb: np.ndarray, picture: Picture, image_format: str) -> Image.Image:
+def to_pillow(rgb: np.ndarray, picture: Picture, image_format: str) -> Image.Image:
     """What Pillow encodes, of its own memory: gray where the picture is, with alpha where the format has it."""
     if picture.gray:
         height, width = rgb.shape[:2]
@@ -289,8 +289,8 @@ def drawn(rgb: np.ndarray, picture: Picture, image_format: str) -> Image.Image:
     return image
 
 
-def written(image: Image.Image, picture: Picture, image_format: str, quality: int) -> bytes:
-    """A drawn image as a file, with the profile, EXIF and XMP of its picture."""
+def to_file(image: Image.Image, picture: Picture, image_format: str, quality: int) -> bytes:
+    """An image of `to_pillow` as a file, with the profile, EXIF and XMP of its picture."""
     options = writer_options(image_format, picture.exif, picture.xmp)
     if picture.profile and (picture.gray or picture.profile[16:20] != b"GRAY"):
         options["icc_profile"] = picture.profile

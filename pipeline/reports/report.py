@@ -17,14 +17,14 @@ from pipeline.output.rejects import grouped
 from pipeline.plan import references
 from pipeline.reports.figures import Histogram, Plane, Trend, histogram
 from pipeline.reports.page import draw
-from pipeline.reports.samples import THREADS, Rows, Shown, chosen, latent_plane, rows_of_run, show
+from pipeline.reports.samples import THREADS, Group, Rows, chosen, latent_plane, rows_of_run, show
 from pipeline.sources import find, input_of
 from pipeline.sources.reading import Reading
 from pipeline.storage import Store
 from pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill.report")
-LAST_RUNS = 30
+RUNS_SHOWN = 30
 EXAMPLES, REASONS = 3, 50
 PICTURE = b'<img src="data:'
 GEOMETRY = ["orig_width", "orig_height", "output_bytes", "encoded_at"]
@@ -74,7 +74,7 @@ class RunReport:
     stages: list[Stage] = field(default_factory=list)
     bottleneck: str = ""
     reasons: list[Reason] = field(default_factory=list)
-    groups: list[Shown] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
     column: str | None = None
     """The quality column by which images are ordered."""
     histograms: list[Histogram] = field(default_factory=list)
@@ -166,8 +166,8 @@ def collected(output: Store, record: dict[str, Any], before: set[str], source: S
     headline, mood = verdict(record)
     config = output.read(f"runs/{run_id}/config.yaml").decode()
     before_it = [other for other in run_ids(output) if other < run_id]
-    history = [*run_records(output, before_it[1 - LAST_RUNS :]), record]
-    with ThreadPoolExecutor(LAST_RUNS) as pool:
+    history = [*run_records(output, before_it[1 - RUNS_SHOWN :]), record]
+    with ThreadPoolExecutor(RUNS_SHOWN) as pool:
         linked = list(pool.map(lambda r: output.exists(report_path(r["run_id"])), history))
     history = [{**r, "linked": there} for r, there in zip(history, linked, strict=True)]
     report = RunReport(record, headline, mood, config, history, trends_of(history))

@@ -105,7 +105,7 @@ class Pair:
 
 
 @dataclass
-class Shown:
+class Group:
     """A group of pairs."""
 
     title: str
@@ -115,14 +115,14 @@ class Shown:
     pairs: list[Pair] = field(default_factory=list)
 
 
-def chosen(rows: Rows, worst: tuple[str, str] | None) -> list[Shown]:
+def chosen(rows: Rows, worst: tuple[str, str] | None) -> list[Group]:
     """Which images to show: some of all, and by a quality column the worst and those about the median.
 
     Args: worst: "lowest" or "highest", and the column.
     """
     # The same for a run each time: a report that is made again shows what it showed.
     some = np.random.default_rng(len(rows)).choice(len(rows), min(AT_RANDOM, len(rows)), replace=False)
-    groups = [Shown("A sample", False, [rows.place(n) for n in sorted(some)])]
+    groups = [Group("A sample", False, [rows.place(n) for n in sorted(some)])]
     if worst is None:
         return groups
     values = rows.columns[worst[1]]
@@ -133,7 +133,7 @@ def chosen(rows: Rows, worst: tuple[str, str] | None) -> list[Shown]:
         middle = len(order) // 2 - OF_EACH // 2
         among = "" if len(known) == len(rows) else f" of {len(known):,} that were measured"
         for title, numbers in (("The worst", order[:OF_EACH]), ("The median", order[middle : middle + OF_EACH])):
-            groups.append(Shown(title + among, True, [rows.place(n) for n in numbers]))
+            groups.append(Group(title + among, True, [rows.place(n) for n in numbers]))
     return groups
 
 
@@ -175,7 +175,7 @@ def read_rows(output: Store, places: set[Place], columns: list[str]) -> dict[Pla
 
 def show(
     output: Store,
-    groups: list[Shown],
+    groups: list[Group],
     column: str | None,
     columns: list[str],
     latents: bool,
@@ -199,7 +199,7 @@ def show(
 
     def picture(data: bytes, detail: bool, scale: int = 1) -> str:
         with large if pixels_of(data) > LARGE_PIXELS else nullcontext():
-            return drawn(decode(data, MAX_SHOWN_PIXELS).rgb, detail, scale)
+            return picture_url(decode(data, MAX_SHOWN_PIXELS).rgb, detail, scale)
 
     def sides(place: Place, detail: bool) -> tuple[str | None, str | None]:
         row = rows[place]
@@ -212,7 +212,7 @@ def show(
 
         def second() -> str:
             if of_latents:
-                return drawn(middle_of(row, model), detail)
+                return picture_url(middle_of(row, model), detail)
             if not stays_inside(row["output_uri"]):
                 raise ValueError(f"{row['output_uri']} is no path within OUTPUT")
             return picture(output.read(row["output_uri"]), detail)
@@ -251,7 +251,7 @@ def tried(name: str, make: Callable[[], str]) -> str | None:
         return None
 
 
-def drawn(rgb: np.ndarray, detail: bool, scale: int = 1) -> str:
+def picture_url(rgb: np.ndarray, detail: bool, scale: int = 1) -> str:
     """An image (H,W,3) uint8 as the address of a picture, of its middle or of all of it.
 
     Args: scale: in a middle each pixel is so many a side, as many as became of it.
