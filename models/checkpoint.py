@@ -158,7 +158,7 @@ def save(url: str, model: Any, card: dict[str, Any], storage_options: dict[str, 
     return full
 
 
-def write_metrics(name_or_url: str, entry: dict[str, Any], storage_options: dict[str, Any] | None = None) -> Card:
+def write_metrics(name_or_url: str, entry: dict[str, Any], storage_options: dict[str, Any] | None = None) -> None:
     """Put measured figures into a card, in place of those of the same set and parameters.
 
     Raises: CheckpointError when there is no card, or it cannot be written.
@@ -172,7 +172,6 @@ def write_metrics(name_or_url: str, entry: dict[str, Any], storage_options: dict
         write_card(url, changed, storage_options or {})
     except Exception as e:  # what a store's client raises is open-ended
         raise CheckpointError(f"checkpoint {url}: {CARD} cannot be written: {type(e).__name__}: {one_line(e)}") from e
-    return changed
 
 
 def write_card(url: str, card: Card, storage_options: dict[str, Any]) -> None:

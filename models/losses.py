@@ -42,7 +42,7 @@ def rate_distortion(x_hat: Tensor, x: Tensor, bits_B: Tensor, step_B: Tensor) ->
     return loss.mean(), bpp.mean()
 
 
-def gaussian_noise(x: Tensor, sigma_B: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def gaussian_noise(x: Tensor, sigma_B: Tensor, generator: torch.Generator) -> Tensor:
     """x + N(0, sigma²), sigma (B,) in the units of x; unclipped."""
     noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
     return x + noise * sigma_B.view(-1, 1, 1, 1)

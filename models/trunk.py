@@ -7,7 +7,6 @@ z ── head ─ [res]×n ─┬───────────────�
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from models.autoencoder import Autoencoder
@@ -60,8 +59,3 @@ class Trunk(Autoencoder):
 
 def residual(width: int, blocks: int) -> nn.Sequential:
     return nn.Sequential(*(ResBlock(width) for _ in range(blocks)))
-
-
-def unshuffled(*planes: Tensor) -> Tensor:
-    """Planes (B,C,H,W) side by side at half the size, (B,ΣC·4,H/2,W/2)."""
-    return torch.cat([nn.functional.pixel_unshuffle(p, 2) for p in planes], 1)

@@ -84,7 +84,6 @@ class Codec(LatentCoder):
     """
 
     stride = 8
-    channels = 3
 
     def __init__(
         self, chroma: int = 16, code_width: int = 96, code_blocks: int = 2, width: int = 48, blocks: int = 4

@@ -7,7 +7,7 @@ sigma map ────────┘
 import torch
 from torch import Tensor, nn
 
-from models.trunk import Trunk, unshuffled
+from models.trunk import Trunk
 
 MAX_SIGMA = 1.0
 
@@ -47,7 +47,7 @@ class UNet(Trunk):
         """Noisy (B,C,H,W) float in [0,1] and its noise level (B,), estimated where it is not given."""
         if sigma_B is None:
             sigma_B = self.noise_level(x_BCHW)
-        z = unshuffled(x_BCHW)
+        z = nn.functional.pixel_unshuffle(x_BCHW, 2)
         sigma_map = sigma_B.to(z.dtype).view(-1, 1, 1, 1).expand(-1, 1, *z.shape[2:])
         return x_BCHW, self.descend(torch.cat([z, sigma_map], 1))
 

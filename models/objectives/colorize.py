@@ -25,8 +25,6 @@ ENOUGH = 1e-4
 
 
 class Colorize(TaskObjective):
-    name = "colorize"
-
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """PSNR loss in RGB at the true luma."""
         assert isinstance(model, ChromaUNet)

@@ -24,8 +24,6 @@ from models.tiling import in_tiles, pieces, tile_side, tiled
 
 
 class Compress(TaskObjective):
-    name = "compress"
-
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Rate and distortion at random steps; for an autoencoder that has no rate, the squared error."""
         assert isinstance(model, LatentCoder)

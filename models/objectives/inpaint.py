@@ -26,8 +26,6 @@ VALIDATED_LOSS = 0.5
 
 
 class Inpaint(TaskObjective):
-    name = "inpaint"
-
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """PSNR loss of the image with its known pixels put back."""
         assert isinstance(model, MaskedUNet)

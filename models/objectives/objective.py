@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +15,6 @@ from models.tasks.task import Output, Sample
 
 class Objective(ABC):
     """What a model can be trained for: what is taken away, and the loss. Stateless."""
-
-    name: ClassVar[str]
 
     def freeze(self, model: Autoencoder) -> None:  # noqa: B027 - few have something to hold
         """Take `requires_grad` from the weights that are not learned; all are by default."""
@@ -38,7 +36,7 @@ class Objective(ABC):
 
 
 class TaskObjective(Objective):
-    """That of a task in models/tasks, of the same name: how its outputs are made. Stateless."""
+    """That of a task in models/tasks: how its outputs are made. Stateless."""
 
     def check(self, model: Autoencoder, params: Any) -> None:
         """Raises: CheckpointError when this model cannot do what the parameters ask."""

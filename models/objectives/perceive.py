@@ -21,8 +21,6 @@ RECONSTRUCTION_WEIGHT = 0.1
 
 
 class Perceive(Objective):
-    name = "perceive"
-
     def freeze(self, model: Autoencoder) -> None:
         """The skips, as the decoder is given one layer alone, and the layers behind that one."""
         assert isinstance(model, Perceptual)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.architectures.perceptual import Perceptual
 from models.autoencoder import Autoencoder
-from models.batches import pad_to, to_batch, to_uint8
+from models.batches import padded_size, to_batch, to_uint8
 from models.checkpoint import CheckpointError
 from models.colour import chroma_of, luma_8, recolour
 from models.losses import psnr_loss
@@ -33,8 +33,6 @@ DEFAULT = {key: StylizeParams.model_fields[key].default for key in FITS["gatys"]
 
 
 class Stylize(TaskObjective):
-    name = "stylize"
-
     def freeze(self, model: Autoencoder) -> None:
         """The encoder: what measures must not learn to be pleased."""
         assert isinstance(model, Perceptual)
@@ -125,9 +123,9 @@ def content_layer_of(model: Perceptual, asked: str | None) -> str:
 
 def batches(images: list[np.ndarray], stride: int, most_pixels: int) -> list[list[int]]:
     """Indices of images of one padded size, at most so many pixels together."""
-    groups: dict[tuple[int, ...], list[list[int]]] = {}
+    groups: dict[tuple[int, int], list[list[int]]] = {}
     for n, image in enumerate(images):
-        shape = pad_to(image, stride).shape
+        shape = padded_size(image, stride)
         group = groups.setdefault(shape, [[]])
         if group[-1] and (len(group[-1]) + 1) * shape[0] * shape[1] > most_pixels:
             group.append([])

@@ -267,14 +267,6 @@ def output_format(source_format: str, exact: bool = False, asked: str | None = N
     return {"GIF": "PNG", "JPEG2000": "PNG", "MPO": "JPEG"}.get(source_format, source_format)
 
 
-def encode(rgb: np.ndarray, picture: Picture, image_format: str, quality: int = 95) -> bytes:
-    """(H,W,3) uint8 to a file: gray where the picture is; with alpha, profile, EXIF and XMP where the format has them.
-
-    A profile of gray is left out where the picture is not gray any more.
-    """
-    return to_file(to_pillow(rgb, picture, image_format), picture, image_format, quality)
-
-
 def to_pillow(rgb: np.ndarray, picture: Picture, image_format: str) -> Image.Image:
     """What Pillow encodes, of its own memory: gray where the picture is, with alpha where the format has it."""
     if picture.gray:

@@ -2,8 +2,8 @@
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -100,33 +100,26 @@ class Reader:
     def __init__(self, store: Store, path: str, config: SourceConfig) -> None:
         self.parquet = pq.ParquetFile(store.fs.open(store.full(path), "rb"))
         self.column = image_column(self.parquet.schema_arrow, config)
+        groups = map(self.parquet.metadata.row_group, range(self.parquet.num_row_groups))
+        self._starts = np.cumsum([0, *(group.num_rows for group in groups)])
+        """The first row of each row group, and the number of all rows."""
         self._rows: Iterator[bytes] = iter(())
-        self._open = (-1, 0)
-        """The row group that `_rows` comes from, and its first row."""
+        self._open = -1
+        """The row group that `_rows` comes from."""
         self._next = 0
         """The row that `_rows` gives next."""
 
     def read(self, offset: int, size: int) -> bytes:
-        if offset < self._next or self._group(offset) != self._open:
-            self._open = self._group(offset)
-            batches = self.parquet.iter_batches(BATCH_ROWS, row_groups=[self._open[0]], columns=[self.column])
+        group = int(np.searchsorted(self._starts, offset, "right")) - 1
+        if offset < self._next or group != self._open:
+            self._open, self._next = group, int(self._starts[group])
+            batches = self.parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=[self.column])
             self._rows = (data for batch in batches for data in values(batch[self.column]))
-            self._next = self._open[1]
         for data in self._rows:
             self._next += 1
             if self._next > offset:
                 return data
         raise EOFError(f"row {offset} is not there")
-
-    def _group(self, row: int) -> tuple[int, int]:
-        """The row group that holds a row, and its first row."""
-        first = 0
-        for group in range(self.parquet.num_row_groups):
-            rows: Any = self.parquet.metadata.row_group(group).num_rows
-            if row < first + rows:
-                return group, first
-            first += rows
-        return self.parquet.num_row_groups, first
 
 
 FORMAT = ShardFormat(SUFFIXES, index, Reader)

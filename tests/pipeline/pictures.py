@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from pipeline.images.pixels import PixelConfig, decode, encode, output_format
+from pipeline.images.pixels import Picture, PixelConfig, decode, output_format, to_file, to_pillow
 
 H, W = 80, 120
 KEEP = PixelConfig(icc="keep")
@@ -22,6 +22,14 @@ def opened(data: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(data))
     image.load()
     return image
+
+
+def encode(rgb: np.ndarray, picture: Picture, image_format: str, quality: int = 95) -> bytes:
+    """(H,W,3) uint8 to a file: gray where the picture is; with alpha, profile, EXIF and XMP where the format has them.
+
+    A profile of gray is left out where the picture is not gray any more.
+    """
+    return to_file(to_pillow(rgb, picture, image_format), picture, image_format, quality)
 
 
 def rewritten(data: bytes, image_format: str = "", config: PixelConfig = PixelConfig()) -> Image.Image:

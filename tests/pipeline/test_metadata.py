@@ -9,11 +9,11 @@ from camera import MAKER, METADATA_FORMATS, OWNER, PLACE, SUBJECT_AREA, XMP, cam
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from icc import ADOBE_RGB, rgb_profile
-from pictures import H, W, opened, rewritten, saved
+from pictures import H, W, encode, opened, rewritten, saved
 from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
 
-from pipeline.images.pixels import PixelConfig, decode, encode
+from pipeline.images.pixels import PixelConfig, decode
 
 
 @pytest.mark.parametrize("source", METADATA_FORMATS)

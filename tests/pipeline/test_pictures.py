@@ -13,7 +13,7 @@ from camera import with_metadata
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from icc import ADOBE_RGB, DISPLAY_P3, as_tagged, cmyk_profile, rgb_profile
-from pictures import H, W, opened, saved
+from pictures import H, W, encode, opened, saved
 from PIL import Image
 from PIL.ExifTags import IFD, Base
 
@@ -22,7 +22,7 @@ from pipeline.config import RunConfig, validate
 from pipeline.errors import ConfigError
 from pipeline.images import pixels
 from pipeline.images.headers import depth_of
-from pipeline.images.pixels import ImageError, PixelConfig, decode, encode, output_format
+from pipeline.images.pixels import ImageError, PixelConfig, decode, output_format
 from pipeline.output.verify import verify
 from pipeline.resolve import plan_of, resolve
 from pipeline.run import run

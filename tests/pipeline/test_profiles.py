@@ -9,11 +9,11 @@ from camera import METADATA_FORMATS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from icc import ADOBE_RGB, DISPLAY_P3, SRGB_PROFILE, as_tagged, cmyk_profile, gray_profile, rgb_profile
-from pictures import KEEP, LOSSLESS, H, W, opened, rewritten, saved
+from pictures import KEEP, LOSSLESS, H, W, encode, opened, rewritten, saved
 from PIL import Image, ImageCms
 
 from models.metrics import psnr_db
-from pipeline.images.pixels import PixelConfig, decode, encode
+from pipeline.images.pixels import PixelConfig, decode
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
