@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.images.pixels import decode, drawn, written
+from pipeline.images.pixels import decode, to_file, to_pillow
 
 SIDE = 10_000
 KINDS = ("rgb.jpg", "turned.jpg", "gray.jpg", "rgb.png", "rgba.png", "gray16.png")
@@ -56,7 +56,7 @@ def measure(path: Path) -> None:
     decoded = time.perf_counter() - start
     decode_mb, held = peak_mb(began), resident_mb("VmRSS") - began
     start = time.perf_counter()
-    out = written(drawn(picture.rgb, picture, picture.format), picture, picture.format, 95)
+    out = to_file(to_pillow(picture.rgb, picture, picture.format), picture, picture.format, 95)
     encoded = time.perf_counter() - start
     print(
         f"{path.name:12} file {len(data) / 1e6:5.0f} MB, output {len(out) / 1e6:5.0f} MB"
