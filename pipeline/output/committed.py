@@ -242,8 +242,8 @@ def newest_of(output: Store, parts: Sequence[str], ids: pa.Array, versions: pa.A
     Raises: StorageError for a part that is damaged.
     """
     same, there, files = (np.zeros(len(ids), bool) for _ in range(3))
-    fence, seen = (np.full(len(ids), -1, np.int64) for _ in range(2))
-    newest = Newest(fence, same, there, np.zeros(len(ids), np.uint8), seen)
+    marked = superseded(output, ids)
+    newest = Newest(np.full(len(ids), -1, np.int64), same, there, np.zeros(len(ids), np.uint8), marked)
     for chunk in scan(output, parts, [*KEYS, "fence", "output_bytes"]):
         table, place = placed(chunk, ids)
         fence = table["fence"].fill_null(0).to_numpy()
@@ -255,9 +255,8 @@ def newest_of(output: Store, parts: Sequence[str], ids: pa.Array, versions: pa.A
         np.add.at(newest.rows, place[same], 1)
         newest.fence[place[order]], newest.same[place[order]] = fence[order], same[order]
         files[place[order]] = pc.is_valid(table["output_bytes"]).to_numpy()[order]
-    marked = superseded(output, ids)
     robbed = files & (marked > newest.fence)
-    newest.seen = np.maximum(marked, newest.fence)
+    np.maximum(marked, newest.fence, out=newest.seen)
     newest.fence[robbed], newest.same[robbed] = -1, False
     return newest
 

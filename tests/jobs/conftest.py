@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from outputs import COUNT
 from PIL import Image
 
 from jobs import __main__ as process
@@ -69,3 +70,9 @@ def imagemill(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
         return code, out, err
 
     return call
+
+
+@pytest.fixture(scope="module")
+def pieces(crops: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """By name, crops of photos as large as digits."""
+    return {f"{number}.png": crop[20:48, 30:58] for number, crop in enumerate(crops[:COUNT])}

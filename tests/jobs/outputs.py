@@ -25,6 +25,8 @@ from pipeline.schema import image_id, pack_latent, parquet_bytes, part_name, res
 from pipeline.storage import Store
 
 COMPRESS = TASKS["compress"]
+COUNT = 8
+"""Images of the fixture `pieces`."""
 
 
 def compressed(

@@ -10,26 +10,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from outputs import compressed
+from outputs import COUNT, compressed
 from PIL import Image
 
 from jobs.decode import decode_output
 from jobs.export import export, show_export
 from models import checkpoint as checkpoints
 from pipeline import read_latents
-from pipeline.errors import ConfigError, OutputHeld, StorageError, VerificationError
-from pipeline.output.committed import part_paths
+from pipeline.errors import ConfigError, OutputHeld
 from pipeline.output.lease import FOLDER, Lease
 from pipeline.output.neighbours import collection
-from pipeline.schema import parquet_bytes, part_name
 from pipeline.storage import Store
-
-COUNT = 8
-
-
-@pytest.fixture(scope="module")
-def pieces(crops: list[np.ndarray]) -> dict[str, np.ndarray]:
-    return {f"{number}.png": crop[20:48, 30:58] for number, crop in enumerate(crops[:COUNT])}
 
 
 @pytest.fixture(scope="module")
@@ -231,77 +222,6 @@ def test_history_is_exported_by_run_and_by_day(tmp_path: Path, pieces: dict[str,
         rows(4, as_of="2026-02-01")
 
 
-def test_rows_that_are_not_what_was_written_are_named_and_left_out(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
-    output = compressed(tmp_path, pieces, rows_per_part=COUNT)
-    [path] = part_paths(output, "results")
-    table = pa.concat_tables(read_latents(output.url).state.tables(read_latents(output.url).state.schema.names))
-    rows = table.to_pylist()
-    rows[2]["latent"][7] ^= 1
-    rows[4]["latent"] = rows[4]["latent"][:-1]
-    rows[5]["latent_shape"] = None
-    broken = pa.Table.from_pylist(rows, table.schema)
-    output.delete(path)
-    output.write(f"results/{part_name(broken)}", parquet_bytes(broken, 3))
-    record = export(output, Store(str(tmp_path / "export")))
-    assert record["rows"] == COUNT - 3
-    assert sorted(problem.split(":")[0] for problem in record["left_out"]) == ["2.png", "4.png", "5.png"]
-    with pytest.raises(VerificationError, match=r"2\.png: latent does not match"):
-        read_latents(output.url).numpy()
-    with pytest.raises(VerificationError, match=r"2\.png"):
-        decode_output(output, Store(str(tmp_path / "images")))
-    assert len(list((tmp_path / "images").iterdir())) == COUNT - 3
-    # An export whose values were changed is not decoded either.
-    [part] = (tmp_path / "export/latents").iterdir()
-    values = pq.read_table(part)
-    moved = [[value + 0.5 for value in row] if not n else row for n, row in enumerate(values["latent"].to_pylist())]
-    column = pa.array(moved, values.schema.field("latent").type)
-    pq.write_table(values.set_column(values.schema.get_field_index("latent"), "latent", column), part)
-    with pytest.raises(VerificationError, match="latent"):
-        decode_output(Store(str(tmp_path / "export")), Store(str(tmp_path / "again")))
-
-
-def in_a_page_of(output: Store, path: str, column: str) -> bytes:
-    """A part with one bit of a column's values turned, which its page's checksum tells."""
-    data, group = bytearray(output.read(path)), pq.ParquetFile(output.full(path)).metadata.row_group(0)
-    [place] = [n for n in range(group.num_columns) if group.column(n).path_in_schema == column]
-    chunk = group.column(place)
-    start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
-    data[start + chunk.total_compressed_size - 1] ^= 1
-    return bytes(data)
-
-
-def test_damaged_parts_are_named_and_the_others_exported(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
-    output = compressed(tmp_path, pieces, rows_per_part=2)
-    cut, of_latents, of_models, whole = part_paths(output, "results")
-    output.write(cut, output.read(cut)[:-100])
-    output.write(of_latents, in_a_page_of(output, of_latents, "latent.list.element"))
-    output.write(of_models, in_a_page_of(output, of_models, "model_id"))
-    with pytest.raises(VerificationError, match=f"{cut}: a damaged part .*: move it out of OUTPUT, and the next run makes"):
-        show_export(output, Store(str(tmp_path / "export")))
-    record = json.loads((tmp_path / "export/export.json").read_text())
-    assert [problem.split(": ")[0] for problem in record["left_out"]] == [
-        output.uri(path) for path in (cut, of_models, of_latents)
-    ]
-    assert record["rows"] == 2
-    there = pq.read_table(output.full(whole))["image_id"].to_pylist()
-    assert pq.read_table(tmp_path / "export/latents")["image_id"].to_pylist() == there
-    # Where nothing is left there is no export.
-    for column in ("step", "task", "image_id"):
-        for path in (of_latents, of_models, whole):
-            output.write(path, in_a_page_of(output, path, column))
-        with pytest.raises(StorageError, match=f"{whole}: a damaged part"):
-            export(output, Store(str(tmp_path / "again")))
-    assert not (tmp_path / "again").exists()
-
-
-def test_a_part_that_a_store_does_not_give_is_not_called_damaged(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
-    output = compressed(tmp_path, pieces)
-    Path(output.full("results/loop.parquet")).symlink_to("loop.parquet")
-    with pytest.raises(StorageError, match=r"loop\.parquet: cannot be read: OSError"):
-        export(output, Store(str(tmp_path / "export")))
-    assert not (tmp_path / "export").exists()
-
-
 def test_the_vector_of_search_is_exported_of_codecs_alone(photos: Store, digits: Store, tmp_path: Path) -> None:
     dest = Store(str(tmp_path / "likeness"))
     export(photos, dest, pool="likeness", columns=["rel_path", "embedding"])
@@ -419,13 +339,6 @@ def test_an_export_that_ends_while_another_begins_is_kept(
     with pytest.raises(ConfigError, match="holds a finished export"):
         export(digits, dest)
     assert len(read_latents(dest.url).numpy()) == COUNT
-
-
-@pytest.mark.parametrize("content", [b"{}", b'{"format": "par'])
-def test_a_damaged_record_of_an_export_is_one_line(content: bytes, tmp_path: Path) -> None:
-    Store(str(tmp_path)).write("export.json", content)
-    with pytest.raises(StorageError, match=r"export\.json: damaged: export again"):
-        read_latents(str(tmp_path))
 
 
 def test_an_input_that_cannot_be_listed_leaves_open_what_was_removed(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
