@@ -13,32 +13,12 @@ from typing import IO, NoReturn
 from jobs.cli import app
 from models.checkpoint import CheckpointError
 from pipeline.cluster.connection import endings, ensure_token
-from pipeline.errors import (
-    ConfigError,
-    Deadline,
-    Interrupted,
-    NightFailed,
-    OutputHeld,
-    RunFailed,
-    StorageError,
-    TooManyRejects,
-    VerificationError,
-)
+from pipeline.errors import ConfigError, Deadline, Failure, Interrupted, RunFailed, StorageError
 from pipeline.logs import as_json, configure
 from pipeline.signals import again, raisable
 from pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill")
-FAILURES = (
-    ConfigError,
-    CheckpointError,
-    TooManyRejects,
-    OutputHeld,
-    StorageError,
-    VerificationError,
-    RunFailed,
-    NightFailed,
-)
 
 
 def interrupted(signum: int, frame: FrameType | None) -> None:
@@ -112,7 +92,7 @@ def command() -> int:
         return int(code or 0)
     except SystemExit as e:
         return int(e.code or 0) if not isinstance(e.code, str) else 1
-    except FAILURES as e:
+    except (Failure, CheckpointError) as e:
         return said(str(e), e.exit_code)
     except STORE_FAILURES as e:
         return said(reason(e), StorageError.exit_code)

@@ -15,7 +15,7 @@ from pipeline.output.exports import state_of
 from pipeline.output.latents import latent_rows, upright_size
 from pipeline.output.names import decoded_name
 from pipeline.output.values import LATENT_COLUMNS, Coders, check_latents, symbols_in
-from pipeline.progress import counted
+from pipeline.progress import with_progress
 from pipeline.schema import LATENT_KEPT, LatentError
 from pipeline.storage import Store
 
@@ -62,7 +62,7 @@ def decode_output(output: Store, dest: Store, where: str | None = None) -> int:
         columns = [*IMAGE, *(name for name in LATENT_COLUMNS if name in state.schema.names or name not in LATENT_KEPT[1:])]
         tables = state.tables(columns)
         pieces = (t.slice(start, ROWS_AT_A_TIME) for t in tables for start in range(0, len(t), ROWS_AT_A_TIME))
-        for piece in counted(pieces, len(state), len):
+        for piece in with_progress(pieces, len(state), len):
             list(pool.map(write, latent_rows(piece)))
     console.print(f"{number(len(state) - len(problems), 'image')} in {dest.url}")
     if problems:

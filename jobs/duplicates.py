@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.console import console, number
-from jobs.search import SIDE, images_of, pictures_of, raise_damaged, shortened
+from jobs.search import SIDE, comparable, pictures_of, raise_damaged, shortened
 from jobs.tables import check_format, check_target, write
 from models.likeness import similarity
 from pipeline.output.neighbours import near_groups
@@ -29,7 +29,7 @@ def show_duplicates(output: Store, threshold: float, export: str | None = None, 
     """
     check_format(export)
     check_target(sheet)
-    these = images_of(output)
+    these = comparable(output)
     problems: list[str] = []
     _, batches = these.vectors(ROW, problems)
     tables, arrays = zip(*batches, strict=True)

@@ -27,7 +27,7 @@ from pipeline.output.lease import FOLDER as LEASE
 from pipeline.output.lease import Lease
 from pipeline.output.snapshot import Snapshot, nothing_whole, snapshot
 from pipeline.output.values import Coders, Latents, check_latents, latent_batches, vectors
-from pipeline.progress import counted
+from pipeline.progress import with_progress
 from pipeline.schema import LATENT_KEPT, LATENT_ZERO_POINT
 from pipeline.storage import Store
 
@@ -252,7 +252,7 @@ def write_parts(going: Export, state: Snapshot, sources: Sources, problems: list
     asked = list(dict.fromkeys([*asked, "image_id"] if "removed" in going.columns else asked or ["image_id"]))
     writes: deque[Future[None]] = deque()
     with ThreadPoolExecutor(WRITES_AT_A_TIME) as pool:
-        for latents in counted(latent_batches(state, asked, problems), len(state), lambda latents: len(latents.rows)):
+        for latents in with_progress(latent_batches(state, asked, problems), len(state), lambda latents: len(latents.rows)):
             for folder, number, table in parts_of(going, latents, sources):
                 writes.append(pool.submit(FORMATS[going.format], going.dest, folder, number, table))
                 # A part of lance appends to the one before it.

@@ -24,7 +24,7 @@ def show_failures(output: Store, by_reason: bool = False, export: str | None = N
     elif not len(rejects):
         console.print("no rejects")
     elif by_reason:
-        console.print(counted(rejects))
+        console.print(reasons(rejects))
     else:
         table = Table("image", "stage", "class", "reason", "attempts", box=None)
         for row in rejects.to_pylist():
@@ -32,7 +32,7 @@ def show_failures(output: Store, by_reason: bool = False, export: str | None = N
         console.print(table)
 
 
-def counted(rejects: pa.Table) -> Table:
+def reasons(rejects: pa.Table) -> Table:
     """Rejects by stage and class, most frequent first, each with an example."""
     table = Table("stage", "class", "images", "tried again by", "for example", "reason there", box=None)
     for row in grouped(rejects).to_pylist():

@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from jobs.console import console, number
-from jobs.search import images_of, raise_damaged
+from jobs.search import comparable, raise_damaged
 from jobs.tables import check_target
-from pipeline.progress import counted
+from pipeline.progress import with_progress
 from pipeline.reports.atlas import Atlas, atlas
 from pipeline.reports.page import TEMPLATES, data_url, draw
 from pipeline.reports.thumbnails import thumbnails
@@ -30,11 +30,11 @@ def write_map(output: Store, page: str, method: str) -> None:
     Raises: ConfigError, StorageError; VerificationError at the end when latents were left out as they are damaged.
     """
     check_target(page)
-    these = images_of(output)
+    these = comparable(output)
     problems: list[str] = []
     found = atlas(these, ROW, method, problems)
     shown = these.only("image_id", [row["image_id"] for row in found.rows])
-    drawn = counted(thumbnails(shown, these.coder, ["image_id"], SIDE, []), len(shown), lambda _: 1)
+    drawn = with_progress(thumbnails(shown, these.coder, ["image_id"], SIDE, []), len(shown), lambda _: 1)
     pictures = {row["image_id"]: picture(rgb) for row, rgb in drawn}
     html = draw("map.html", contents(found, pictures, these.state.output.url, len(these.state)), script())
     Path(page).write_bytes(html)

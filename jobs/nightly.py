@@ -24,16 +24,7 @@ from jobs.stats import drift, moments_of_run
 from models.checkpoint import CheckpointError
 from pipeline.cluster.connection import one_ray
 from pipeline.config import RunConfig, Strict, read_yaml, validate
-from pipeline.errors import (
-    ConfigError,
-    Deadline,
-    NightFailed,
-    OutputHeld,
-    RunFailed,
-    StorageError,
-    TooManyRejects,
-    VerificationError,
-)
+from pipeline.errors import ConfigError, Deadline, Failure, NightFailed, RunFailed, StorageError
 from pipeline.output.committed import last_records
 from pipeline.resolve import task_of
 from pipeline.run import run
@@ -43,7 +34,6 @@ from pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill.nightly")
 DATE = "{date}"
-FAILURES = (ConfigError, CheckpointError, TooManyRejects, OutputHeld, StorageError, RunFailed, VerificationError)
 WEBHOOK_SECONDS = 10
 NO_INPUT = "no input on that day"
 COUNTS = ("found", "done_before", "rejects_waiting", "planned", "ok", "rejected")
@@ -184,7 +174,7 @@ def fill(line: dict[str, Any], planned: Planned, drift_alert: float | None) -> N
         line |= {"exit_code": 0, "exit_reason": "done"}
         if drift_alert and record.get("ok") and planned.config.task == "compress":
             line |= drifted(Store(str(planned.config.output), planned.config.storage), record, drift_alert)
-    except FAILURES as e:
+    except (Failure, CheckpointError) as e:
         log.error("%s: %s", planned.name, e)
         line |= {"exit_code": e.exit_code, "exit_reason": str(e)}
     except Exception as e:  # what nobody thought of must not cost the other jobs their night

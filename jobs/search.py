@@ -12,8 +12,8 @@ from jobs.tables import check_target
 from models.resizing import within_side
 from pipeline.errors import ConfigError, VerificationError, first_of
 from pipeline.images.pixels import MAX_PIXELS
+from pipeline.output.exemplars import read_image
 from pipeline.output.neighbours import Collection, collection, nearest
-from pipeline.output.references import read_image
 from pipeline.reports.sheets import Tile, contact_sheet
 from pipeline.reports.thumbnails import thumbnails
 from pipeline.storage import Store
@@ -32,7 +32,7 @@ def show_search(output: Store, image: str | None, id_: str | None, k: int, sheet
     if (image is None) == (id_ is None):
         raise ConfigError("search: either --image FILE or --id IMAGE_ID")
     check_target(sheet)
-    these = images_of(output)
+    these = comparable(output)
     problems: list[str] = []
     query, picture, own = of_file(these, image) if image else of_own(these, str(id_))
     whiten, batches = these.vectors(ROW, problems)
@@ -56,7 +56,7 @@ def show_search(output: Store, image: str | None, id_: str | None, k: int, sheet
     raise_damaged(problems)
 
 
-def images_of(output: Store) -> Collection:
+def comparable(output: Store) -> Collection:
     """What can be compared; says what cannot."""
     check_exists(output)
     these = collection(output)

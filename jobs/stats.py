@@ -10,7 +10,7 @@ from jobs.inspect import check_exists
 from pipeline.errors import ConfigError
 from pipeline.output.snapshot import snapshot
 from pipeline.output.values import Coders, check_latents, latent_batches
-from pipeline.progress import counted
+from pipeline.progress import with_progress
 from pipeline.storage import Store
 
 SHOWN_RUNS, SHOWN_CHANNELS = 10, 8
@@ -126,7 +126,7 @@ def moments(output: Store, run: str | None = None) -> dict[str, Moments]:
     problems: list[str] = []
     coders = Coders(output)
     batches = latent_batches(state, ["run_id", "checkpoint_sha256", "step"], problems)
-    for latents in counted(batches, len(state), lambda latents: len(latents.rows)):
+    for latents in with_progress(batches, len(state), lambda latents: len(latents.rows)):
         runs = np.asarray(latents.rows["run_id"].to_pylist(), str)
         models = np.asarray(latents.rows["checkpoint_sha256"].to_pylist(), str)
         made = zip(models.tolist(), latents.rows["step"].to_pylist(), strict=True)

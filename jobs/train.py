@@ -23,7 +23,7 @@ from jobs.training.learn import Course, Diverged, train_worker
 from jobs.training.metrics import METRICS
 from jobs.training.rehearsal import initial_weights, refuse_nested, rehearsed
 from jobs.training.states import Line, average_of, best_epoch, newest_history, read_state
-from jobs.training.watch import watched
+from jobs.training.watch import followed
 from models import checkpoint as checkpoints
 from models.autoencoder import Autoencoder
 from models.batches import to_batch
@@ -149,7 +149,7 @@ def learn(
             run_config=RunConfig(name=config.name, storage_path=unused, failure_config=FailureConfig(max_failures=RETRIES)),
             datasets={"train": crops_of(training, inputs, config, min(1.0, share * 0.25))},
         )
-        diverged: Diverged | None = watched(trainer.fit, course.progress_key, config.epochs, steps).return_value
+        diverged: Diverged | None = followed(trainer.fit, course.progress_key, config.epochs, steps).return_value
     return diverged
 
 

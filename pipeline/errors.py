@@ -3,25 +3,31 @@
 from collections.abc import Sequence
 
 
-class ConfigError(Exception):
+class Failure(Exception):
+    """What ends a run with one line for a person and an exit code."""
+
+    exit_code: int
+
+
+class ConfigError(Failure):
     """A configuration that cannot run: names the key, the value and what would be valid. Exit 2."""
 
     exit_code = 2
 
 
-class TooManyRejects(Exception):
+class TooManyRejects(Failure):
     """More rejects than `max_reject_fraction` allows. Exit 3."""
 
     exit_code = 3
 
 
-class OutputHeld(Exception):
+class OutputHeld(Failure):
     """Another writer holds OUTPUT. Exit 4."""
 
     exit_code = 4
 
 
-class StorageError(Exception):
+class StorageError(Failure):
     """A store that cannot be read or written. Exit 5."""
 
     exit_code = 5
@@ -31,7 +37,7 @@ class DamagedPart(StorageError):
     """A Parquet part that is not what was written; the store itself is well."""
 
 
-class RunFailed(Exception):
+class RunFailed(Failure):
     """Ray could not finish; what was committed stays. Exit 1."""
 
     exit_code = 1
@@ -49,7 +55,7 @@ class Deadline(Interrupted):
     exit_code = 7
 
 
-class NightFailed(Exception):
+class NightFailed(Failure):
     """A run of a night failed; the exit code is that of the first one."""
 
     def __init__(self, message: str, exit_code: int) -> None:
@@ -57,7 +63,7 @@ class NightFailed(Exception):
         self.exit_code = exit_code
 
 
-class VerificationError(Exception):
+class VerificationError(Failure):
     """The output is not what its rows say. Exit 6."""
 
     exit_code = 6

@@ -18,9 +18,9 @@ from pipeline.cluster.progress import RunProgress
 from pipeline.cluster.tally import forget, peak_rss_mb
 from pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
 from pipeline.output.committed import SUPERSEDED, new_parts, read_parts
+from pipeline.output.exemplars import keep_exemplars
 from pipeline.output.kept import keep_checkpoint
 from pipeline.output.lease import Lease
-from pipeline.output.references import keep_references
 from pipeline.plan import Plan, blocks
 from pipeline.resolve import Resolved, check_model
 from pipeline.schema import LINEAGE, parquet_bytes
@@ -189,13 +189,13 @@ def write(job: Resolved, todo: pa.Table, rows: int, pool: Pool, share: float, li
             handler.setLevel(logging.CRITICAL)
     config = job.config
     keep_checkpoint(job.output, job.card, job.weights)
-    keep_references(job.output, job.references)
+    keep_exemplars(job.output, job.exemplars)
     # Small: a restarted actor gets its arguments again, and large ones could be gone by then (ray#53727).
     work = Job(
         task=job.task.name,
         params=job.params.model_dump(),
         checkpoint_sha256=job.card.sha256,
-        references=[sha256 for sha256, _ in job.references],
+        exemplars=[sha256 for sha256, _ in job.exemplars],
         source=job.source,
         output=job.output,
         max_pixels=config.max_pixels,

@@ -22,8 +22,8 @@ from pipeline.images.pixels import ImageError, decode, pixels_of
 from pipeline.item import Item, Rejected
 from pipeline.job import Job
 from pipeline.logs import configure_actor
+from pipeline.output.exemplars import kept_exemplars
 from pipeline.output.kept import kept_model
-from pipeline.output.references import kept_references
 from pipeline.schema import LATENT_KEPT, row_schema
 from pipeline.sources.reading import ReadError, Reading
 from pipeline.sources.source import UNREADABLE_SHARD
@@ -57,8 +57,8 @@ class Predictor:
         bf16 = job.dtype == "bfloat16" if job.dtype else bf16_hardware(device)
         self.precision = Precision(device, torch.bfloat16 if bf16 else torch.float32)
         model = kept_model(job.output, job.checkpoint_sha256, device)
-        references = kept_references(job.output, job.references, job.max_pixels)
-        self.model = self.objective.prepare(model, self.params, references, device)
+        exemplars = kept_exemplars(job.output, job.exemplars, job.max_pixels)
+        self.model = self.objective.prepare(model, self.params, exemplars, device)
         # Room is that of what comes out, where that is larger than what went in.
         self.made_of_one = self.model.scale**2
         self.threads = ThreadPoolExecutor(job.threads, thread_name_prefix="image")

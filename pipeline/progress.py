@@ -36,7 +36,7 @@ def bar_of(done: ProgressColumn | None = None, transient: bool = False) -> Progr
     )
 
 
-def counted(batches: Iterable[Batch], total: int, images: Callable[[Batch], int]) -> Iterator[Batch]:
+def with_progress(batches: Iterable[Batch], total: int, images: Callable[[Batch], int]) -> Iterator[Batch]:
     """The batches as they are, while it is shown how many of `total` images those hold that were dealt with."""
     done, began = 0, time.monotonic()
     last_log = began

@@ -15,7 +15,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, StorageError
 from pipeline.images.pixels import LOSSY
 from pipeline.output.committed import last_records, part_paths, read_parts
-from pipeline.output.references import references_of
+from pipeline.output.exemplars import exemplars_of
 from pipeline.plan import Plan, make_plan
 from pipeline.sources import Input, input_of, listing
 from pipeline.storage import Store
@@ -33,7 +33,7 @@ class Resolved:
     params: Params
     card: checkpoints.Card
     weights: bytes
-    references: list[tuple[str, bytes]]
+    exemplars: list[tuple[str, bytes]]
     """sha256 and content of the files that the parameters name."""
     source: Input
     output: Store
@@ -46,7 +46,7 @@ class Resolved:
         if asked := self.config.image.model_dump(exclude_defaults=True):
             values["image"] = asked
         # What is in a file counts, not where it lies.
-        return values | ({key: [sha256 for sha256, _ in self.references]} if (key := self.task.reference_param) else {})
+        return values | ({key: [sha256 for sha256, _ in self.exemplars]} if (key := self.task.exemplar_param) else {})
 
 
 def resolve(config: RunConfig) -> Resolved:
@@ -69,7 +69,7 @@ def resolve(config: RunConfig) -> Resolved:
     for inner, outer in ((source.store, output), (output, source.store)):
         if not source.file and inner.lies_in(outer):
             raise ConfigError(f"input {source.url} and output {output.url} lie one in the other")
-    return Resolved(config, task, params, card, weights, references_of(config, task, params), source, output)
+    return Resolved(config, task, params, card, weights, exemplars_of(config, task, params), source, output)
 
 
 def task_of(config: RunConfig) -> tuple[Task, Params]:

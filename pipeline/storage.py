@@ -23,7 +23,7 @@ from pipeline.store_listing import Entry, local_etag, local_files
 
 SCHEMES = ("file", "s3")
 CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
-LISTED_AT_A_TIME = 16
+FOLDERS_AT_ONCE = 16
 TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 
 
@@ -93,7 +93,7 @@ def found_in_bucket(store: "Store", root: str) -> Iterator[tuple[str, dict[str, 
         yield from found_in_bucket(store, folders[0])
         return
     yield from ((info["name"], info) for info in here)
-    with ThreadPoolExecutor(LISTED_AT_A_TIME) as pool:
+    with ThreadPoolExecutor(FOLDERS_AT_ONCE) as pool:
         for found in pool.map(lambda folder: store.ask(lambda: store.fs.find(folder, detail=True)), folders):
             yield from found.items()
 
@@ -137,10 +137,13 @@ class Store:
         return self.full(path) if self.local else f"s3://{self.full(path)}"
 
     def relative(self, full: str) -> str:
-        return full[len(self.root) + 1 :]
+        return full[len(self.root.rstrip("/")) + 1 :]
 
     def exists(self, path: str = "") -> bool:
-        """Raises: what the store answers, but that nothing is there."""
+        """Whether an object, a folder or, on S3, anything below that name is there.
+
+        Raises: OSError, or what the store's client raises, for any other answer.
+        """
         full = self.full(path)
         if self.local or "/" in full:
             return bool(self.ask(lambda: self.fs.exists(full)))
@@ -185,7 +188,10 @@ class Store:
             raise StorageError(f"{self.uri(path)}: cannot be listed: {reason(e)}") from e
 
     def names(self, path: str) -> list[str]:
-        """What lies directly in a folder, files and folders; nothing where it is not."""
+        """The names of what lies directly in a folder, files and folders; none where no folder is.
+
+        Raises: OSError, or what the store's client raises.
+        """
         try:
             return [str(full).rpartition("/")[2] for full in self.ask(lambda: self.fs.ls(self.full(path), detail=False))]
         except FileNotFoundError:

@@ -47,7 +47,7 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
     params = job.params
     assert isinstance(params, StylizeParams)
     net = checkpoints.build(job.card, job.weights)
-    references = [decode(data).rgb for _, data in job.references]
+    exemplars = [decode(data).rgb for _, data in job.exemplars]
     contents = read_images(str(config.input), config.storage)
     shown = spread(list(contents), SHOWN)
 
@@ -65,7 +65,7 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
 
     with through_product(config, {}, str(config.input)) as (output, record):
         curves, slow = rows_of(output, ["losses"]), seconds_an_image(record)
-    stylist = TASK_OBJECTIVES[job.task.name].prepare(net, params, references, "cpu")
+    stylist = TASK_OBJECTIVES[job.task.name].prepare(net, params, exemplars, "cpu")
     assert isinstance(stylist, Stylist)
     compared: list[Line] = []
     if net.decoder is not None:

@@ -93,13 +93,7 @@ def images_of(config: TrainConfig, inputs: list[Input], run: Store) -> Images:
 
 def kept_images(run: Store) -> Images:
     """The images that a run has had since its first start."""
-    table = pq.read_table(io.BytesIO(run.read(KEPT)))
-    if "store" in table.schema.names:
-        # Kept when inputs were folders alone: a path was all there was to know.
-        known = {"source": table["store"], "rel_path": table["path"], "size": pa.repeat(-1, len(table))}
-        kept = {name: table[name] for name in ("path", "height", "width", "problem", "use")}
-        table = pa.concat_tables([Images.SCHEMA.empty_table(), pa.table(known | kept)], promote_options="permissive")
-    return Images(table)
+    return Images(pq.read_table(io.BytesIO(run.read(KEPT))))
 
 
 def listed(inputs: list[Input]) -> pa.Table:

@@ -17,7 +17,7 @@ log = logging.getLogger("imagemill.train")
 Result = TypeVar("Result")
 
 
-def watched(work: Callable[[], Result], key: str, epochs: int, steps_per_epoch: int) -> Result:
+def followed(work: Callable[[], Result], key: str, epochs: int, steps_per_epoch: int) -> Result:
     """Do `work` in another thread, and show what rank 0 publishes under `key` until it ends.
 
     Signals are the main thread's: in it, Ray Train would put its own handler of Ctrl-C in the place of ours.

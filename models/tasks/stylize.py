@@ -63,5 +63,5 @@ class Stylize(Task):
     Params = StylizeParams
     columns = {"content_loss": float, "style_loss": float, "losses": list[float]}
     worst = ("highest", "style_loss")
-    reference_param = "style"
-    least_reference_side = 32
+    exemplar_param = "style"
+    least_exemplar_side = 32

@@ -19,7 +19,7 @@ from pipeline.errors import VerificationError, first_of
 from pipeline.images.pixels import PixelConfig
 from pipeline.output.snapshot import Snapshot, snapshot
 from pipeline.output.values import Coders, check_latents, dequantise, latent_batches
-from pipeline.progress import counted
+from pipeline.progress import with_progress
 from pipeline.storage import Store
 
 MADE_BY = ["model_id", "checkpoint_sha256", "step", "parameters"]
@@ -62,7 +62,7 @@ class Collection:
 
     def vectors(self, columns: list[str], problems: list[str]) -> tuple[Whitening, Iterator[tuple[pa.Table, np.ndarray]]]:
         """The whitening of the collection, and rows with their vectors (N,D)."""
-        batches = counted(self.features(columns, problems), len(self.state), lambda batch: len(batch[0]))
+        batches = with_progress(self.features(columns, problems), len(self.state), lambda batch: len(batch[0]))
         head: list[tuple[pa.Table, np.ndarray]] = []
         while sum(len(rows) for rows, _ in head) < WHITENED_BY and (batch := next(batches, None)):
             head.append(batch)

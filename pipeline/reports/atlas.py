@@ -12,7 +12,7 @@ from models.likeness import similarity, whitening_for
 from pipeline.errors import ConfigError, VerificationError, first_of
 from pipeline.output.neighbours import Collection
 from pipeline.output.snapshot import Snapshot
-from pipeline.progress import counted
+from pipeline.progress import with_progress
 from pipeline.reports.figures import principal
 
 MOST_IMAGES, MOST_PARTS = 1_500, 150
@@ -58,7 +58,7 @@ def atlas(these: Collection, columns: list[str], method: str, problems: list[str
     if method not in METHODS:
         raise ConfigError(f"--method {method}; valid: {', '.join(METHODS)}")
     drawn = these.restricted(sample(these.state))
-    batches = list(counted(drawn.features(columns, problems), len(drawn.state), lambda batch: len(batch[0])))
+    batches = list(with_progress(drawn.features(columns, problems), len(drawn.state), lambda batch: len(batch[0])))
     if not batches:
         raise VerificationError(f"{these.state.output.url}: no latent is what was written: {first_of(problems)}")
     features = np.concatenate([found for _, found in batches])

@@ -24,7 +24,7 @@ ROWS_AT_A_TIME = 10_000
 THREADS = 32
 
 
-def rows_of(store: Store, path: str) -> pa.Table:
+def table_of(store: Store, path: str) -> pa.Table:
     """Raises: ConfigError when the file cannot be read."""
     try:
         with store.fs.open(store.full(path), "rb") as file:
@@ -56,7 +56,7 @@ def uri_column(names: list[str], path: str, config: SourceConfig) -> str:
 
 def list_manifest(store: Store, path: str, config: SourceConfig) -> Iterator[Listed]:
     """Every row, in order; what they name is looked at, 32 at a time. Raises: ConfigError for a file that is no manifest."""
-    table = rows_of(store, path)
+    table = table_of(store, path)
     uri = uri_column(table.schema.names, path, config)
     columns = list(dict.fromkeys([uri, *([config.key] if config.key else []), *(config.carry or ())]))
     roots = [os.path.realpath(root) for root in (*([store.root] if store.local else []), *config.roots)]

@@ -1,4 +1,7 @@
-"""Images that a run works from beside its input (styles): read once by the driver, kept in OUTPUT, read there by actors."""
+"""Images that a person names beside INPUT: styles, what is searched by.
+
+Those of a run are read once by the driver, kept in OUTPUT, and read there by its actors.
+"""
 
 import hashlib
 
@@ -12,18 +15,18 @@ from pipeline.storage import StorageConfig, Store
 from pipeline.store_failures import STORE_FAILURES, reason
 
 
-def references_of(config: RunConfig, task: Task, params: Params) -> list[tuple[str, bytes]]:
+def exemplars_of(config: RunConfig, task: Task, params: Params) -> list[tuple[str, bytes]]:
     """sha256 and content of the files that the parameters name; each one is an image that will do.
 
     Raises: ConfigError for one that is not there, no image, too large or too small; StorageError.
     """
-    key = task.reference_param
+    key = task.exemplar_param
     found = []
     for url in getattr(params, key) if key else ():
         data, rgb = read_image(f"{key} {url}", url, config.storage, config.max_pixels)
         height, width = rgb.shape[:2]
-        if min(height, width) < task.least_reference_side:
-            raise ConfigError(f"{key} {url}: {width}×{height} pixels; {task.least_reference_side} a side are the least")
+        if min(height, width) < task.least_exemplar_side:
+            raise ConfigError(f"{key} {url}: {width}×{height} pixels; {task.least_exemplar_side} a side are the least")
         found.append((hashlib.sha256(data).hexdigest(), data))
     return found
 
@@ -49,17 +52,17 @@ def read_image(
         raise StorageError(f"{what}: {reason(e)}") from None
 
 
-def keep_references(output: Store, references: list[tuple[str, bytes]]) -> None:
+def keep_exemplars(output: Store, exemplars: list[tuple[str, bytes]]) -> None:
     """Put the files that a run's parameters name beside what is made with them, as `keep_checkpoint` does."""
-    for sha256, data in references:
-        if not output.exists(reference_path(sha256)):
-            output.write(reference_path(sha256), data)
+    for sha256, data in exemplars:
+        if not output.exists(exemplar_path(sha256)):
+            output.write(exemplar_path(sha256), data)
 
 
-def kept_references(output: Store, digests: list[str], max_pixels: int) -> list[np.ndarray]:
-    """What `keep_references` left in OUTPUT, (H,W,3) uint8 each."""
-    return [decode(output.read(reference_path(sha256)), max_pixels).rgb for sha256 in digests]
+def kept_exemplars(output: Store, digests: list[str], max_pixels: int) -> list[np.ndarray]:
+    """What `keep_exemplars` left in OUTPUT, (H,W,3) uint8 each."""
+    return [decode(output.read(exemplar_path(sha256)), max_pixels).rgb for sha256 in digests]
 
 
-def reference_path(sha256: str) -> str:
-    return f"references/{sha256[:16]}"
+def exemplar_path(sha256: str) -> str:
+    return f"exemplars/{sha256[:16]}"
