@@ -138,22 +138,24 @@ def chosen(rows: Rows, worst: tuple[str, str] | None) -> list[Group]:
 
 
 def rows_at(output: Store, part: str, wanted: set[int], columns: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a part by their numbers; with latents, a few at a time."""
-    if "latent" not in columns:
-        table = read_part(output, part, columns)
-        yield from zip(sorted(wanted), table.take(pa.array(sorted(wanted))).to_pylist(), strict=True)
-        return
-    with output.fs.open(output.full(part), "rb") as f:
-        file = pq.ParquetFile(f)
-        there = [name for name in columns if name in file.schema_arrow.names]
-        number = 0
-        for batch in file.iter_batches(batch_size=8, columns=there, use_threads=False):
-            here = sorted(wanted.intersection(range(number, number + len(batch))))
-            some = batch.take(pa.array([n - number for n in here], pa.int64()))
-            yield from zip(here, latent_rows(some), strict=True)
-            number += len(batch)
-            if number > max(wanted):
-                return
+    """Rows of a part by their numbers, with latents a few at a time; from where it cannot be read on they are left out."""
+    try:
+        if "latent" not in columns:
+            table = read_part(output, part, columns)
+            yield from zip(sorted(wanted), table.take(pa.array(sorted(wanted))).to_pylist(), strict=True)
+            return
+        with output.fs.open(output.full(part), "rb") as f, pq.ParquetFile(f, page_checksum_verification=True) as file:
+            there = [name for name in columns if name in file.schema_arrow.names]
+            number = 0
+            for batch in file.iter_batches(batch_size=8, columns=there, use_threads=False):
+                here = sorted(wanted.intersection(range(number, number + len(batch))))
+                some = batch.take(pa.array([n - number for n in here], pa.int64()))
+                yield from zip(here, latent_rows(some), strict=True)
+                number += len(batch)
+                if number > max(wanted):
+                    return
+    except (StorageError, pa.ArrowException, *STORE_FAILURES) as e:
+        log.warning("%s: not shown: %s", part, reason(e))
 
 
 def read_rows(output: Store, places: set[Place], columns: list[str]) -> dict[Place, dict[str, Any]]:
@@ -163,11 +165,7 @@ def read_rows(output: Store, places: set[Place], columns: list[str]) -> dict[Pla
         by_part.setdefault(place.part, set()).add(place.row)
 
     def read(part: str) -> dict[Place, dict[str, Any]]:
-        try:
-            return {Place(part, number): row for number, row in rows_at(output, part, by_part[part], columns)}
-        except (StorageError, pa.ArrowException, *STORE_FAILURES) as e:
-            log.warning("%s: not shown: %s", part, reason(e))
-            return {}
+        return {Place(part, number): row for number, row in rows_at(output, part, by_part[part], columns)}
 
     with ThreadPoolExecutor(THREADS) as pool:
         return {place: row for rows in pool.map(read, by_part) for place, row in rows.items()}

@@ -174,14 +174,15 @@ def test_a_picture_outside_of_output_is_not_shown(ran, tmp_path):
     assert (pictures(text, "before: "), pictures(text, "after: ")) == (16, 0)
 
 
-def test_rows_that_cannot_be_read_have_no_pictures(ran, tmp_path):
+@pytest.mark.parametrize("column", ["content_sha256", "latent"])
+def test_rows_that_cannot_be_read_have_no_pictures(ran, tmp_path, column):
     shutil.copytree(ran / "out", tmp_path / "out")
     output, first = Store(str(tmp_path / "out")), runs(ran / "out")[0].name
     (tmp_path / "out/runs" / first / "report.html").unlink()
     for part in (tmp_path / "out/results").iterdir():
         data, file = bytearray(part.read_bytes()), pq.ParquetFile(part).metadata
         for group in map(file.row_group, range(file.num_row_groups)):
-            chunk = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == "content_sha256")
+            chunk = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema.split(".")[0] == column)
             start, size = chunk.data_page_offset, chunk.total_compressed_size
             data[start : start + size] = bytes(size)
         part.write_bytes(data)

@@ -140,6 +140,14 @@ def test_a_slash_at_the_end_means_nothing(any_url: str) -> None:
     assert Store(f"{any_url}/").url == Store(any_url).url
 
 
+def test_the_root_of_a_disk_is_a_store(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/b.png").write_bytes(b"x")
+    store, below = Store("/"), str(tmp_path)[1:]
+    assert [entry.path for entry in store.entries(below)] == [f"{below}/a/b.png"]
+    assert store.read(f"{below}/a/b.png") == b"x"
+
+
 def test_everything_local_lies_in_the_root(tmp_path: Path) -> None:
     assert Store(str(tmp_path)).lies_in(Store("/"))
     assert Store("/").lies_in(Store("/"))
