@@ -16,6 +16,7 @@ from pipeline.output.committed import newest_of, part_paths, rejected_of
 from pipeline.progress import LOG_SECONDS
 from pipeline.schema import REFERENCE, image_id, version_of
 from pipeline.sources.source import Found, Listed
+from pipeline.sources.web import without_secrets
 from pipeline.storage import Store
 
 log = logging.getLogger("imagemill.run")
@@ -106,10 +107,10 @@ def references(
             digest = bytes.fromhex(image_id(image.rel_path))
             if digest in named:
                 # Two members of one name, two rows of one key: the first is done, the others are told.
-                problem = f"DuplicateName: another image is called {image.rel_path} as well"
+                problem = f"DuplicateName: another image is called {without_secrets(image.rel_path)} as well"
                 again[image.rel_path] += 1
                 at = again[image.rel_path] if image.offset is None else image.offset
-                other = f"{image.rel_path}#{image.path}@{at}"
+                other = f"{image.rel_path}#{without_secrets(image.path)}@{at}"
                 images[place] = replace(image, rel_path=other, problem=problem)
                 digest = bytes.fromhex(image_id(other))
             named.add(digest)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import aiohttp
+import pyarrow as pa
 from botocore.exceptions import BotoCoreError, HTTPClientError
 from botocore.parsers import ResponseParserError
 from tenacity import (
@@ -50,6 +51,12 @@ def is_transient(error: BaseException) -> bool:
     final = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
     lost = (OSError, HTTPClientError, ResponseParserError, aiohttp.ClientError)
     return isinstance(error, lost) and not isinstance(error, final)
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether a reader of Parquet, CSV or JSON met bytes that are wrong; not that a disk or a store did not give them."""
+    # An OSError of pyarrow itself, as for a page, has no number; a disk's or a store's has one.
+    return isinstance(error, pa.ArrowException | UnicodeError) or (type(error) is OSError and error.errno is None)
 
 
 def takes_nothing(error: BaseException) -> bool:

@@ -2,10 +2,13 @@
 
 import os
 import stat
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.errors import StorageError
+
+NO_FILE = "a pipe, socket or device, not a file"
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ def local_etag(status: os.stat_result) -> str:
 
 
 def local_files(root: str) -> Iterator[Entry]:
-    """Every file below a folder, in order; links are followed, no folder is entered twice.
+    """Every file below a folder, in order, those behind links last; no folder is entered twice.
 
     Not fsspec's `find`: it leaves out linked files, and ends in an error when a file goes away while it lists. Files that
     do are left out; a link that leads nowhere, what may not be looked at and what is no regular file is listed with its
@@ -41,22 +44,24 @@ def local_files(root: str) -> Iterator[Entry]:
             raise StorageError(f"{error.filename}: cannot be listed: {what}") from None
 
     entered: set[str] = set()
-    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in entered:
-            folders.clear()
-            continue
-        entered.add(real)
-        folders.sort()
-        for name in sorted(names):
-            path = f"{folder}/{name}"
-            try:
-                status = os.stat(path)
-            except OSError as e:
-                if not isinstance(e, FileNotFoundError) or os.path.lexists(path):
-                    yield Entry(path, 0, "unreadable", f"a link or file that cannot be followed: {e.strerror}")
+    # What is really there first: a new link that leads to it must not give its files other names.
+    roots = deque([root])
+    while roots:
+        for folder, folders, names in os.walk(roots.popleft(), onerror=refuse):
+            real = os.path.realpath(folder)
+            if real in entered:
+                folders.clear()
                 continue
-            regular = stat.S_ISREG(status.st_mode)
-            yield Entry(
-                path, status.st_size, local_etag(status), None if regular else "a pipe, socket or device, not a file"
-            )
+            entered.add(real)
+            folders.sort()
+            roots += filter(os.path.islink, (os.path.join(folder, name) for name in folders))
+            for name in sorted(names):
+                path = os.path.join(folder, name)
+                try:
+                    status = os.stat(path)
+                except OSError as e:
+                    if not isinstance(e, FileNotFoundError) or os.path.lexists(path):
+                        yield Entry(path, 0, "unreadable", f"a link or file that cannot be followed: {e.strerror}")
+                    continue
+                regular = stat.S_ISREG(status.st_mode)
+                yield Entry(path, status.st_size, local_etag(status), None if regular else NO_FILE)

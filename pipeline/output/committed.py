@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pipeline.config import RunConfig
 from pipeline.errors import DamagedPart, StorageError
 from pipeline.storage import Store
-from pipeline.store_failures import STORE_FAILURES, reason
+from pipeline.store_failures import STORE_FAILURES, is_damage, reason
 
 KEYS = ["image_id", "version"]
 SUPERSEDED = "superseded.parquet"
@@ -140,8 +140,7 @@ def read_part(output: Store, path: str, columns: list[str] | None, absent: pa.Sc
             f"{output.uri(path)}: went away while OUTPUT was read, by a run that merges parts: try again"
         ) from None
     except (pa.ArrowException, *STORE_FAILURES) as e:
-        # An OSError of pyarrow itself, as for a checksum, has no number; a disk's or a store's has one.
-        if isinstance(e, pa.ArrowException) or (type(e) is OSError and e.errno is None):
+        if is_damage(e):
             raise DamagedPart(
                 f"{output.uri(path)}: a damaged part ({reason(e)}): move it out of OUTPUT, and the next run makes its "
                 "images again, where INPUT still holds them"

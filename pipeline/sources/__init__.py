@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, StorageError
 from pipeline.sources import manifest, parquet, tar
-from pipeline.sources.folder import OTHER, image_file, unreadable, with_masks
+from pipeline.sources.folder import image_file, unreadable, with_masks
 from pipeline.sources.source import UNREADABLE_SHARD, Found, Listed, ShardFormat, SourceConfig
 from pipeline.storage import StorageConfig, Store
 from pipeline.store_failures import STORE_FAILURES, reason
@@ -24,7 +24,7 @@ from pipeline.store_listing import Entry
 log = logging.getLogger("imagemill.run")
 FORMATS: dict[str, ShardFormat] = {"parquet": parquet.FORMAT, "tar": tar.FORMAT}
 FOLDER = "shards"
-"""Below OUTPUT: what each shard was found to hold, by its path and etag, so that no night opens it again."""
+"""Below OUTPUT: what each shard was found to hold, by its path, so that no night opens it again before it changes."""
 SHARDS_AT_A_TIME = 4
 INDEX = pa.schema(
     [
@@ -40,6 +40,8 @@ INDEX = pa.schema(
 )
 OTHERS = b"others"
 """JSON of how many members of each kind a shard has that are no images, in an index's metadata."""
+STATE = b"state"
+"""Etag and size of the shard that an index is of, in its metadata."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,24 @@ def input_of(url: str, storage: StorageConfig, config: SourceConfig) -> Input:
     store = Store(url, storage)
     if not store.exists():
         raise StorageError(f"input {store.url} does not exist")
-    if not store.fs.isfile(store.root):
+    if not is_file(store):
         return Input(store, None, config)
     folder, _, name = store.url.rpartition("/")
     if not name.lower().endswith((*manifest.SUFFIXES, *tar.SUFFIXES)):
         known = ", ".join(sorted({*manifest.SUFFIXES, *tar.SUFFIXES}))
         raise ConfigError(f"input {store.url} is a file; a folder, a shard or a manifest is expected ({known})")
     return Input(Store(folder or "/", storage), name, config)
+
+
+def is_file(store: Store) -> bool:
+    """Whether a place is a file. Raises: what Store.entry does; fsspec's isfile says no to a store that fails."""
+    if not store.local and "/" not in store.root:
+        return False
+    try:
+        store.entry("")
+    except IsADirectoryError:
+        return False
+    return True
 
 
 def listing(source: Input, kept: Store | None = None, masks: bool = False, keep: bool = False) -> Iterator[Found]:
@@ -88,7 +101,9 @@ def listing(source: Input, kept: Store | None = None, masks: bool = False, keep:
     listed = members(source, kept, keep)
     if source.file and source.file.lower().endswith(".parquet"):
         first = next(listed, None)
-        if not isinstance(first, Listed):
+        if first is None:
+            return iter(())
+        if isinstance(first, str):
             return iter(manifest.list_manifest(source.store, source.file, source.config))
         listed = chain([first], listed)
     return with_masks(listed) if masks else listed
@@ -102,7 +117,7 @@ def find(source: Input, names: set[str], kept: Store) -> list[Listed]:
     Raises: StorageError, ConfigError, OSError when the input cannot be reached.
     """
     if source.file:
-        return chosen(listing(source, kept), names)
+        return of_names(listing(source, kept), names)
     found: list[Found] = []
 
     @cache
@@ -116,10 +131,10 @@ def find(source: Input, names: set[str], kept: Store) -> list[Listed]:
     for entry in set(filter(None, entries)):
         form = shard_format(entry.path)
         found += indexed(form, source, entry, kept, keep=False) if form else [image_file(entry)]
-    return list({image.rel_path: image for image in chosen(found, names)}.values())
+    return list({image.rel_path: image for image in of_names(found, names)}.values())
 
 
-def chosen(found: Iterable[Found], names: set[str]) -> list[Listed]:
+def of_names(found: Iterable[Found], names: set[str]) -> list[Listed]:
     return [image for image in found if isinstance(image, Listed) and image.rel_path in names]
 
 
@@ -152,16 +167,17 @@ def indexed(form: ShardFormat, source: Input, entry: Entry, kept: Store | None, 
     """What a shard holds, by its index in OUTPUT, or by reading it."""
     if problem := unreadable(entry):
         return [problem]
-    identity = f"{entry.path}\n{entry.etag}\n{entry.size}\n{source.config.model_dump_json()}"
+    identity, state = f"{entry.path}\n{source.config.model_dump_json()}", f"{entry.etag}\n{entry.size}".encode()
     path = f"{FOLDER}/{hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()}.parquet"
     if kept and kept.exists(path):
+        data = kept.read(path)
         try:
-            table = pq.read_table(pa.BufferReader(kept.read(path)))
-            others = json.loads((table.schema.metadata or {}).get(OTHERS, b"0"))
-            # Older indexes hold a count alone.
-            kinds = Counter(others if isinstance(others, dict) else {OTHER: others})
-            return [*(Listed(**row) for row in table.to_pylist()), *kinds.elements()]
-        except (pa.ArrowException, ValueError, TypeError):
+            table = pq.read_table(pa.BufferReader(data))
+            about = table.schema.metadata
+            if about[STATE] == state:
+                kinds = Counter[str](json.loads(about[OTHERS]))
+                return [*(Listed(**row) for row in table.to_pylist()), *kinds.elements()]
+        except (pa.ArrowException, OSError, ValueError, TypeError, KeyError):
             log.warning("%s: damaged; the shard is read again", kept.uri(path))
     try:
         found = list(form.index(source.store, entry.path, source.config))
@@ -170,7 +186,8 @@ def indexed(form: ShardFormat, source: Input, entry: Entry, kept: Store | None, 
     if kept and keep:
         images = [asdict(image) for image in found if isinstance(image, Listed)]
         others = Counter(kind for kind in found if isinstance(kind, str))
-        table = pa.Table.from_pylist(images, INDEX.with_metadata({OTHERS: json.dumps(others).encode()}))
+        metadata = {OTHERS: json.dumps(others).encode(), STATE: state}
+        table = pa.Table.from_pylist(images, INDEX.with_metadata(metadata))
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         kept.write(path, sink.getvalue().to_pybytes())

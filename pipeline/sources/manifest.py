@@ -1,6 +1,7 @@
 """A manifest: a CSV, JSON Lines or Parquet file with a column of paths and URLs, the images of anywhere."""
 
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -16,16 +17,19 @@ from pipeline.errors import ConfigError
 from pipeline.sources.source import Listed, SourceConfig, carried
 from pipeline.sources.web import WEB
 from pipeline.storage import Store
-from pipeline.store_failures import STORE_FAILURES, reason
+from pipeline.store_failures import STORE_FAILURES, is_damage, reason
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 URI_NAMES = ("uri", "url", "path", "file", "file_name", "filename", "image", "image_url", "source_uri")
+USER = re.compile(r"[^/?#]*@")
+"""What may stand before the host of an address."""
 ROWS_AT_A_TIME = 10_000
 THREADS = 32
 
 
-def table_of(store: Store, path: str) -> pa.Table:
-    """Raises: ConfigError when the file cannot be read."""
+def table_of(store: Store, path: str, config: SourceConfig) -> pa.Table:
+    """What names an image stays text as it is: `00012` is no number. Raises: ConfigError for a file that cannot be read."""
+    texts = {name: pa.string() for name in (*URI_NAMES, config.uri, config.key) if name}
     try:
         with store.fs.open(store.full(path), "rb") as file:
             if path.lower().endswith(".parquet"):
@@ -34,10 +38,20 @@ def table_of(store: Store, path: str) -> pa.Table:
                 table.validate(full=True)
                 return table
             if path.lower().endswith((".csv", ".tsv")):
-                delimiter = "\t" if path.lower().endswith(".tsv") else ","
-                return pa.csv.read_csv(file, parse_options=pa.csv.ParseOptions(delimiter=delimiter))
-            return pa.json.read_json(file)
-    except pa.ArrowException as e:
+                parse = pa.csv.ParseOptions(delimiter="\t" if path.lower().endswith(".tsv") else ",")
+                convert = pa.csv.ConvertOptions(column_types=texts)
+                return pa.csv.read_csv(file, parse_options=parse, convert_options=convert)
+            table = pa.json.read_json(file)
+            # Only text that was taken for times: a schema refuses numbers, and adds columns that are not there.
+            times = [field.name for field in table.schema if field.name in texts and pa.types.is_timestamp(field.type)]
+            if times:
+                file.seek(0)
+                schema = pa.schema([(name, texts[name]) for name in times])
+                table = pa.json.read_json(file, parse_options=pa.json.ParseOptions(explicit_schema=schema))
+            return table
+    except (OSError, pa.ArrowException) as e:
+        if not is_damage(e):
+            raise
         raise ConfigError(f"input {store.uri(path)}: cannot be read: {' '.join(str(e).split())[:200]}") from None
 
 
@@ -56,7 +70,7 @@ def uri_column(names: list[str], path: str, config: SourceConfig) -> str:
 
 def list_manifest(store: Store, path: str, config: SourceConfig) -> Iterator[Listed]:
     """Every row, in order; what they name is looked at, 32 at a time. Raises: ConfigError for a file that is no manifest."""
-    table = table_of(store, path)
+    table = table_of(store, path, config)
     uri = uri_column(table.schema.names, path, config)
     columns = list(dict.fromkeys([uri, *([config.key] if config.key else []), *(config.carry or ())]))
     roots = [os.path.realpath(root) for root in (*([store.root] if store.local else []), *config.roots)]
@@ -75,18 +89,27 @@ def list_manifest(store: Store, path: str, config: SourceConfig) -> Iterator[Lis
 
 def located(text: str, name: str | None, extra: str | None, store: Store, roots: list[str], config: SourceConfig) -> Listed:
     """What a row of a manifest names; what may not be read, or is not there, is listed with its problem."""
+    scheme, separator, rest = text.partition("://")
+    # A row is not to hold what may be a password.
+    user = USER.match(rest) if scheme != "file" else None
+    if user:
+        rest = rest[user.end() :]
+        text = f"{scheme}://{rest}"
+    # What it is called, be it refused or not: a row makes the reject of the same image good.
+    plain = (rest if separator else text).removeprefix("./")
 
     def refused(problem: str) -> Listed:
-        return Listed(name or text or "empty row", 0, "refused", text, base="", problem=problem, extra=extra)
+        return Listed(name or plain or "empty row", 0, "refused", text, base="", problem=problem, extra=extra)
 
-    scheme, separator, rest = text.partition("://")
     if not text:
         return refused("BadName: the row names nothing")
+    if user:
+        return refused("NotAllowed: an address carries no user and password")
     if separator and scheme in WEB:
         if config.http == "refuse":
             return refused("NotAllowed: http(s) URLs are refused unless source.http is public or any")
         # No request for each URL before the run: what lies there is taken to stay as it is.
-        return Listed(name or rest, -1, text, text, base="", extra=extra)
+        return Listed(name or plain, -1, text, text, base="", extra=extra)
     try:
         if scheme == "s3" and separator:
             bucket, _, key = rest.partition("/")
@@ -99,6 +122,7 @@ def located(text: str, name: str | None, extra: str | None, store: Store, roots:
             if root is None:
                 return refused(f"NotAllowed: {text} lies outside the manifest's folder; name its folder in source.roots")
             base, path = Store(root), os.path.relpath(real, root)
+            plain = path if PurePosixPath(plain).is_absolute() else plain
         else:
             return refused(f"NotAllowed: the scheme {scheme} is not one of file, s3, http, https")
         entry = base.entry(path)
@@ -106,6 +130,4 @@ def located(text: str, name: str | None, extra: str | None, store: Store, roots:
         return refused("FileNotFound: it is not there")
     except (ConfigError, ValueError, *STORE_FAILURES) as e:
         return refused(f"NotReadable: {reason(e)}")
-    plain = name or (text if not separator else rest).removeprefix("./")
-    inside = name or (path if PurePosixPath(plain).is_absolute() else plain)
-    return Listed(inside, entry.size, entry.etag, path, base=base.url, extra=extra)
+    return Listed(name or plain, entry.size, entry.etag, path, base=base.url, extra=extra)

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import ConfigError
 from pipeline.sources.source import Found, Listed, ShardFormat, SourceConfig, carried
 from pipeline.storage import Store
+from pipeline.store_failures import is_damage
 
 SUFFIXES = (".parquet",)
 IMAGE_NAMES = ("image", "bytes", "img", "jpg", "jpeg", "png", "webp", "content", "data")
@@ -82,7 +83,9 @@ def index(store: Store, path: str, config: SourceConfig) -> Iterator[Found]:
                     row += 1
     except NoImages:
         yield "parquet"
-    except (pa.ArrowException, UnicodeError) as e:
+    except (OSError, pa.ArrowException, UnicodeError) as e:
+        if not is_damage(e):
+            raise
         yield Listed(path, 0, "damaged", path, problem=f"BadShard: {' '.join(str(e).split())[:300]}")
 
 

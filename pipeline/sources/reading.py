@@ -7,12 +7,14 @@ from typing import Any, TypeVar
 
 from pipeline.sources import Input, shard_format
 from pipeline.sources.source import SHARD_CHANGED, ShardReader
-from pipeline.sources.web import AddressRefused, fetch, without_secrets
+from pipeline.sources.web import AddressRefused, NoAddress, TooLarge, fetch, without_secrets
 from pipeline.storage import Store
 from pipeline.store_failures import reason
 
 MAX_FILE_BYTES = 1_000_000_000
 SHARD_TRIES = 3
+FINAL = {AddressRefused: "NotAllowed", NoAddress: "NoAddress", TooLarge: "TooManyBytes"}
+"""Error classes of URLs that are not asked for again."""
 Result = TypeVar("Result")
 
 
@@ -24,7 +26,7 @@ class ReadError(Exception):
         self.error_class, self.transient = error_class, transient
 
 
-def check_size(size: int, what: str) -> None:
+def check_bytes(size: int, what: str) -> None:
     """Raises: ReadError for more bytes than are read of an image or a mask."""
     if size > MAX_FILE_BYTES:
         message = f"{size / 1e6:.0f} MB are over the limit of {MAX_FILE_BYTES / 1e6:.0f} MB for a {what}"
@@ -56,7 +58,7 @@ class Reading:
 
     def image(self, reference: dict[str, Any]) -> bytes:
         """The encoded image. Raises: ReadError."""
-        check_size(reference["size"], "file")
+        check_bytes(reference["size"], "file")
         if reference["offset"] is not None:
             digest = reference["source_etag"].split()[0]
             return self._member(reference["path"], reference["offset"], reference["size"], digest)
@@ -67,7 +69,7 @@ class Reading:
         return data
 
     def _mask(self, reference: dict[str, Any]) -> bytes:
-        check_size(reference["mask_size"], "mask")
+        check_bytes(reference["mask_size"], "mask")
         if reference["mask_offset"] is None:
             return self._file(None, reference["mask_path"])
         digest = reference["source_etag"].split()[1]
@@ -81,8 +83,8 @@ class Reading:
             return store.read(path)
         except FileNotFoundError:
             raise ReadError("FileNotFound", f"{without_secrets(path)} was gone when it was read") from None
-        except AddressRefused as e:
-            raise ReadError("NotAllowed", str(e), transient=False) from None
+        except (AddressRefused, NoAddress, TooLarge) as e:
+            raise ReadError(FINAL[type(e)], str(e), transient=False) from None
         except Exception as e:  # noqa: BLE001 - what a store's client may raise is open-ended; the image waits
             raise ReadError(type(e).__name__, reason(e)) from None
 

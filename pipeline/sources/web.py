@@ -4,8 +4,10 @@ import io
 import ipaddress
 import re
 import socket
+import string
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, InvalidURL
@@ -28,6 +30,14 @@ def without_secrets(text: str) -> str:
 
 class AddressRefused(OSError):
     """A host whose address is private, link-local or otherwise not of the open Internet."""
+
+
+class NoAddress(OSError):
+    """What cannot be asked for: a port that is no number, or a user and password before the host."""
+
+
+class TooLarge(OSError):
+    """A body of more bytes than are wanted."""
 
 
 def public_connection(address: tuple[str, int], *args: Any, **kwargs: Any) -> socket.socket:
@@ -92,18 +102,28 @@ class Handler(urllib.request.AbstractHTTPHandler):
         return self.do_open(partial(self.connection, HTTPSConnection), request)
 
 
+class Redirects(urllib.request.HTTPRedirectHandler):
+    """As urllib's, which reads all of a redirect's body, without an end where it has none, before it goes on."""
+
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        fp.close()
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
 def fetch(url: str, max_bytes: int, public_only: bool) -> bytes:
     """The body at a URL; redirects are followed, each under the same rule. No proxy of the environment is used.
 
-    Raises: FileNotFoundError for 404 and 410; OSError (AddressRefused is one) otherwise, and for a body that is over
-        `max_bytes`, was cut off, or is not there after ANSWER_SECONDS (TimeoutError).
+    Raises: FileNotFoundError for 404 and 410; AddressRefused, NoAddress and TooLarge, which stay as they are; OSError
+        otherwise, and for a body that was cut off, or is not there after ANSWER_SECONDS (TimeoutError).
     """
     # Not urllib's usual handlers: they follow a redirect to ftp, past the check of addresses.
     opener = urllib.request.OpenerDirector()
     for handler in (
         Handler(public_only),
         urllib.request.UnknownHandler(),
-        urllib.request.HTTPRedirectHandler(),
+        Redirects(),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
     ):
@@ -111,7 +131,9 @@ def fetch(url: str, max_bytes: int, public_only: bool) -> bytes:
     opener.addheaders = [("User-Agent", "imagemill")]
     shown = without_secrets(url)
     try:
-        with opener.open(url, timeout=TIMEOUT_SECONDS) as answer:
+        # As urllib does it for redirects.
+        asked = urllib.parse.quote(url, safe=string.punctuation)
+        with opener.open(asked, timeout=TIMEOUT_SECONDS) as answer:
             return body_of(answer, shown, max_bytes)
     except urllib.error.HTTPError as e:
         if e.code in (404, 410):
@@ -126,18 +148,18 @@ def fetch(url: str, max_bytes: int, public_only: bool) -> bytes:
         raise TimeoutError(f"{shown}: {e}") from None
     except (InvalidURL, ValueError):
         # What they say holds the password that was taken for a port.
-        raise OSError(f"{shown}: no address that can be asked; user and password have no place in one") from None
+        raise NoAddress(f"{shown}: no address that can be asked; user and password have no place in one") from None
     except HTTPException as e:
         raise OSError(f"{shown}: {type(e).__name__} {e}") from None
 
 
 def body_of(answer: Any, url: str, max_bytes: int) -> bytes:
-    """All of an answer (an http.client.HTTPResponse). Raises: OSError, HTTPException."""
+    """All of an answer (an http.client.HTTPResponse). Raises: TooLarge, OSError, HTTPException."""
     body = bytearray()
     while piece := answer.read1(PIECE_BYTES):
         body += piece
         if len(body) > max_bytes:
-            raise OSError(f"{url}: more than {max_bytes / 1e6:.0f} MB")
+            raise TooLarge(f"{url}: more than {max_bytes / 1e6:.0f} MB")
     # What http.client still waits for; it takes the end of a line for the end of a body.
     if answer.length:
         raise OSError(f"{url}: cut off, {answer.length} bytes are missing")

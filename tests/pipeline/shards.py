@@ -27,6 +27,14 @@ def shard(path: Path, members: dict[str, bytes], mode: str = "w") -> None:
             add(tar, name, data)
 
 
+def damage(parquet: Path, group: int) -> None:
+    """Overwrite the beginning of the first column of a row group."""
+    place = pq.read_metadata(parquet).row_group(group).column(0).data_page_offset
+    with parquet.open("r+b") as file:
+        file.seek(place)
+        file.write(b"\xff" * 32)
+
+
 def pictures(crops: list[np.ndarray], count: int) -> list[bytes]:
     return [encode_rgb(crop, "PNG") for crop in crops[:count]]
 

@@ -1,21 +1,26 @@
 """Names, captions and rows that nobody meant: each costs its own image at most, never the run."""
 
 import os
+import re
 import tarfile
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shards import add, images, listed, pictures, rows, shard
+from shards import add, damage, images, listed, pictures, rows, shard
 
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
+from pipeline.output.rejects import waiting_rejects
 from pipeline.output.verify import verify
+from pipeline.plan import references
 from pipeline.resolve import plan_of, resolve
 from pipeline.run import run
-from pipeline.sources.source import Listed
-from pipeline.storage import Store
+from pipeline.sources import input_of, listing
+from pipeline.sources.parquet import BATCH_ROWS
+from pipeline.sources.source import Listed, SourceConfig
+from pipeline.storage import StorageConfig, Store
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -52,6 +57,54 @@ def test_a_manifest_of_folders_and_impossible_paths_lists_each_with_its_problem(
     assert len({image.rel_path for image in found}) == len(found)
 
 
+@pytest.mark.parametrize(
+    ("name", "lines", "more", "keys"),
+    [
+        ("list.csv", ["id,path", "00012,a.png", "1.10,b.png"], "x1,c.png", ["00012", "1.10"]),
+        ("list.jsonl", ['{"id": "2026-01-01", "path": "a.png"}'], '{"id": "x1", "path": "c.png"}', ["2026-01-01"]),
+    ],
+)
+def test_keys_of_a_manifest_stay_the_text_that_they_are_when_others_come(tmp_path, name, lines, more, keys):
+    for added, expected in (([], keys), ([more], [*keys, "x1"])):
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in [*lines, *added]))
+        assert list(images(tmp_path / name, key="id")) == expected
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_row_of_a_manifest_makes_its_own_reject_good(tmp_path, rclone_bucket, crops):
+    far, photo = Store(f"{rclone_bucket}/far"), pictures(crops, 1)[0]
+    names = ["./a.png", f"file://{tmp_path}/b.png", far.uri("k.png")]
+    (tmp_path / "list.csv").write_text("\n".join(["path", *names, ""]))
+    output = Store(str(tmp_path / "out"))
+    config = RunConfig(task="denoise", input=str(tmp_path / "list.csv"), output=output.url, max_reject_fraction=1)
+    assert run(config)["reasons"] == {"FileNotFound": 3}
+    for store, name in ((Store(str(tmp_path)), "a.png"), (Store(str(tmp_path)), "b.png"), (far, "k.png")):
+        store.write(name, photo)
+    assert run(config)["ok"] == 3
+    assert waiting_rejects(output, ["rel_path"])["rel_path"].to_pylist() == []
+
+
+def test_a_pipe_that_a_manifest_names_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "list.csv").write_text("path\npipe.png\n")
+    [image] = images(tmp_path / "list.csv").values()
+    assert re.match(r"NotReadable: .*a pipe, socket or device, not a file", str(image.problem))
+
+
+def test_no_name_or_reason_tells_a_password_or_a_signature(tmp_path):
+    signed = "https://h/y.jpg?X-Amz-Signature=hidden"
+    lines = ["url,key", "https://user:hidden@h/x.jpg,", "HTTPS://user:hidden@h/z.jpg,", f"{signed},k", f"{signed},k"]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    for key in (None, "key"):
+        source = input_of(str(tmp_path / "list.csv"), StorageConfig(), SourceConfig(http="public", key=key))
+        told = references(listing(source), source.store, "", {})[0].to_pylist()
+        problems = [str(row["problem"]) for row in told]
+        assert [p.partition(":")[0] for p in problems] == ["NotAllowed", "NotAllowed", "None", "DuplicateName"]
+        assert [row["rel_path"] for row in told[:2]] == ["h/x.jpg", "h/z.jpg"]
+        assert "hidden" not in "".join([*problems, told[0]["source_uri"]])
+    assert [row["rel_path"] for row in told[2:]] == ["k", "k#https://h/y.jpg?X-Amz-Signature=…@1"]
+
+
 def test_text_that_is_no_utf8_is_a_bad_shard_or_a_refused_manifest(tmp_path, crops):
     broken = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")])
     pq.write_table(pa.table({"image": pictures(crops, 1), "key": broken}), tmp_path / "shard.parquet")
@@ -60,6 +113,24 @@ def test_text_that_is_no_utf8_is_a_bad_shard_or_a_refused_manifest(tmp_path, cro
     pq.write_table(pa.table({"uri": broken}), tmp_path / "list.parquet")
     with pytest.raises(ConfigError, match="cannot be read"):
         listed(tmp_path / "list.parquet")
+
+
+def test_damaged_pages_cost_what_comes_after_them_alone(tmp_path):
+    table = pa.table({"image": [bytes([n]) * 500 for n in range(3 * BATCH_ROWS)]})
+    pq.write_table(table, tmp_path / "shard.parquet", row_group_size=BATCH_ROWS, use_dictionary=False)
+    damage(tmp_path / "shard.parquet", 2)
+    found = [str(image.problem).partition(":")[0] for image in images(tmp_path).values()]
+    assert found == ["None"] * 2 * BATCH_ROWS + ["BadShard"]
+    pq.write_table(pa.table({"uri": ["a.png"] * 9}), tmp_path / "list.parquet")
+    damage(tmp_path / "list.parquet", 0)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        listed(tmp_path / "list.parquet")
+
+
+def test_a_shard_without_rows_is_an_input_without_images(tmp_path):
+    pq.write_table(pa.table({"jpg": pa.array([], pa.binary())}), tmp_path / "empty.parquet")
+    config = RunConfig(task="denoise", input=str(tmp_path / "empty.parquet"), output=str(tmp_path / "out"))
+    assert plan_of(resolve(config)).found == 0
 
 
 def test_duplicates_stay_what_they_were_when_others_come_before_them(tmp_path, crops):

@@ -148,6 +148,13 @@ def test_the_root_of_a_disk_is_a_store(tmp_path: Path) -> None:
     assert store.read(f"{below}/a/b.png") == b"x"
 
 
+def test_a_file_in_the_root_of_a_disk_has_one_slash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "b.png").write_bytes(b"x")
+    below = str(tmp_path / "b.png")[1:]
+    monkeypatch.setattr("os.walk", lambda *_, **__: [("/", [], [below])])
+    assert [entry.path for entry in Store("/").entries()] == [below]
+
+
 def test_everything_local_lies_in_the_root(tmp_path: Path) -> None:
     assert Store(str(tmp_path)).lies_in(Store("/"))
     assert Store("/").lies_in(Store("/"))
@@ -333,6 +340,16 @@ def test_a_linked_image_is_listed_with_its_own_size(tmp_path: Path) -> None:
     (tmp_path / "in/link.jpg").symlink_to(tmp_path / "elsewhere/big.jpg")
     store = Store(str(tmp_path / "in"))
     assert [(e.path, e.size) for e in store.entries()] == [("link.jpg", 5)]
+
+
+def test_a_new_link_renames_nothing(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "in"))
+    for path in ("trip/a.jpg", "trip/deep/b.jpg"):
+        store.write(path, b"1")
+    Store(str(tmp_path / "elsewhere")).write("c.jpg", b"1")
+    for link, to in (("best", "trip"), ("more", "trip/deep"), ("far", "../elsewhere"), ("trip/up", "..")):
+        (tmp_path / "in" / link).symlink_to(to)
+    assert [e.path for e in store.entries()] == ["trip/a.jpg", "trip/deep/b.jpg", "far/c.jpg"]
 
 
 def test_a_link_to_nowhere_does_not_end_a_listing(tmp_path: Path) -> None:

@@ -9,7 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from pipeline.sources import Input
+from pipeline.sources.reading import ReadError, Reading
+from pipeline.sources.source import SourceConfig
 from pipeline.sources.web import AddressRefused, fetch
+from pipeline.storage import Store
 
 BODY = b"x" * 1000
 
@@ -21,6 +25,15 @@ class Site(BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", f"ftp://127.0.0.1:{self.server.ftp_port}/x")
             self.end_headers()
+            return
+        if path == "/endless":
+            self.send_response(302)
+            self.send_header("Location", "/whole")
+            self.end_headers()
+            with suppress(ConnectionError):
+                while True:
+                    self.wfile.write(b"x")
+                    time.sleep(0.02)
             return
         if path == "/drip":
             self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
@@ -65,6 +78,27 @@ def test_a_head_that_comes_a_byte_at_a_time_has_an_end(site, monkeypatch, public
     monkeypatch.setattr("pipeline.sources.web.public_connection", socket.create_connection)
     with pytest.raises(TimeoutError, match=r"/drip: (not there after|timed out)"):
         fetch(f"{url}/drip", 1000, public_only)
+
+
+def test_the_body_of_a_redirect_is_not_waited_for(site, monkeypatch):
+    url, _ = site
+    monkeypatch.setattr("pipeline.sources.web.ANSWER_SECONDS", 2.0)
+    assert fetch(f"{url}/endless", 1000, public_only=False) == BODY
+
+
+def test_an_address_may_hold_any_letters_and_blanks(site):
+    url, _ = site
+    assert fetch(f"{url}/ä b%20c.jpg?x=ü", 1000, public_only=False) == BODY
+
+
+def test_what_will_never_be_given_is_not_asked_for_again(site, tmp_path, monkeypatch):
+    url, _ = site
+    monkeypatch.setattr("pipeline.sources.reading.MAX_FILE_BYTES", 999)
+    reading = Reading(Input(Store(str(tmp_path)), None, SourceConfig(http="any")), 1)
+    for path, error_class in ((f"{url}/whole", "TooManyBytes"), ("http://127.0.0.1:port/", "NoAddress")):
+        with pytest.raises(ReadError) as refused:
+            reading.image({"base": "", "path": path, "size": -1, "offset": None})
+        assert (refused.value.error_class, refused.value.transient) == (error_class, False)
 
 
 def test_no_redirect_leads_to_ftp(site):
