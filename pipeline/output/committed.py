@@ -104,13 +104,15 @@ def last_records(output: Store) -> list[dict[str, Any]]:
     return run_records(output, run_ids(output)[-LAST_RUNS:])
 
 
-def config_of(output: Store, run_id: str) -> RunConfig:
-    """The effective config of a run. Raises: StorageError when it is damaged."""
-    path = f"runs/{run_id}/config.yaml"
+def config_of(output: Store, record: dict[str, Any]) -> RunConfig:
+    """The effective config of a run, by its run.json or its run_id alone. Raises: StorageError when it is damaged."""
+    path = f"runs/{record['run_id']}/config.yaml"
     try:
-        return RunConfig.model_validate(yaml.safe_load(output.read(path)))
+        config = RunConfig.model_validate(yaml.safe_load(output.read(path)))
     except (yaml.YAMLError, ValidationError) as e:
         raise StorageError(f"{output.uri(path)}: damaged, or of another version: {reason(e)}") from None
+    # As the run resolved it: a relative path is one of the folder it was started in.
+    return config.model_copy(update={"input": record.get("input", config.input)})
 
 
 def columns_of(table: pa.Table, names: list[str]) -> list[list[Any]]:
