@@ -282,10 +282,15 @@ def superseded(output: Store, ids: pa.Array, until: str | None = None) -> np.nda
 
 
 def rejected_of(output: Store, parts: Sequence[str], ids: pa.Array, versions: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """For each image how often its version was tried in vain, and whether a retry has to be asked for."""
+    """For each image how often its version was tried in vain, and whether its last reject waits for a `--retry`."""
     attempts, waits = np.zeros(len(ids), np.int64), np.zeros(len(ids), bool)
-    for chunk in scan(output, parts, [*KEYS, "transient", "attempts"]):
+    last = np.full(len(ids), -1, np.int64)
+    for chunk in scan(output, parts, [*KEYS, "fence", "transient", "attempts"]):
         table, place = wanted(chunk, ids, versions)
         np.maximum.at(attempts, place, table["attempts"].to_numpy())
-        waits[place[~table["transient"].to_numpy()]] = True
+        fence, final = table["fence"].fill_null(0).to_numpy(), ~table["transient"].to_numpy()
+        # As in newest_of; of two of one run the final one.
+        order = np.lexsort((final, fence))
+        order = order[fence[order] >= last[place[order]]]
+        last[place[order]], waits[place[order]] = fence[order], final[order]
     return attempts, waits

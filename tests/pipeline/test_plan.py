@@ -148,6 +148,15 @@ def test_a_result_counts_more_than_an_earlier_reject(places: tuple[Store, Store]
         assert (len(plan.todo), plan.done, plan.rejects_waiting) == (0, 3, 0)
 
 
+def test_the_last_reject_of_an_image_says_whether_a_retry_must_be_asked_for(places: tuple[Store, Store]) -> None:
+    source, output = places
+    for fence, transient, todo in ((1, False, 0), (2, True, 3), (3, False, 0)):
+        commit(source, output, fence=fence, transient=transient, attempts=fence)
+        plan = planned(source, output, SHA, PARAMS)
+        assert (len(plan.todo), plan.rejects_waiting) == (todo, 3 - todo)
+        assert plan.todo["attempts"].to_pylist() == [fence] * todo
+
+
 def test_files_that_are_not_whole_parts_are_not_read(places: tuple[Store, Store]) -> None:
     source, output = places
     commit(source, output)
