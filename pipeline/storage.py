@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import ConfigError, StorageError
 from pipeline.store_failures import Answer, check_body, check_length, content_md5, patiently, reason, refusal
-from pipeline.store_listing import Entry, local_etag, local_files
+from pipeline.store_listing import NO_FILE, Entry, local_etag, local_files
 
 SCHEMES = ("file", "s3")
 CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
@@ -198,11 +198,13 @@ class Store:
             return []
 
     def entry(self, path: str) -> Entry:
-        """One object. Raises: FileNotFoundError, IsADirectoryError, or what the store's client raises."""
+        """One object. Raises: FileNotFoundError, IsADirectoryError, OSError for a pipe, what the store's client raises."""
         if self.local:
             status = os.stat(self.full(path))
             if stat.S_ISDIR(status.st_mode):
                 raise IsADirectoryError(errno.EISDIR, "a folder, not a file", self.uri(path))
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, NO_FILE, self.uri(path))
             return Entry(path, status.st_size, local_etag(status))
         info = self.ask(lambda: self.fs.info(self.full(path)))
         if info["type"] == "directory":
@@ -215,6 +217,8 @@ class Store:
         Raises: FileNotFoundError, OSError, BotoCoreError.
         """
         if self.local:
+            # Who opens a pipe waits for what is to come through it.
+            self.entry(path)
             return Path(self.full(path)).read_bytes()
 
         def get() -> bytes:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from pipeline.errors import StorageError
 
+NO_FILE = "a pipe, socket or device, not a file"
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -57,6 +59,4 @@ def local_files(root: str) -> Iterator[Entry]:
                     yield Entry(path, 0, "unreadable", f"a link or file that cannot be followed: {e.strerror}")
                 continue
             regular = stat.S_ISREG(status.st_mode)
-            yield Entry(
-                path, status.st_size, local_etag(status), None if regular else "a pipe, socket or device, not a file"
-            )
+            yield Entry(path, status.st_size, local_etag(status), None if regular else NO_FILE)

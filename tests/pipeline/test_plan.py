@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.errors import StorageError
 from pipeline.output.committed import part_paths, read_parts
 from pipeline.plan import Plan, blocks, make_plan
 from pipeline.schema import REFERENCE, image_id, parquet_bytes, part_name, reject_schema, result_schema, version_of
@@ -163,6 +164,17 @@ def test_files_that_are_not_whole_parts_are_not_read(places: tuple[Store, Store]
     for path in ("results/.0123.tmp", "results/.hidden.parquet", "results/notes.txt", "results/.trash/part-1.parquet"):
         output.write(path, b"not parquet")
     assert planned(source, output, SHA, PARAMS).done == 3
+
+
+def test_a_part_that_is_no_file_is_named_and_not_waited_for(places: tuple[Store, Store]) -> None:
+    source, output = places
+    commit(source, output)
+    odd = Path(output.full("results/odd.parquet"))
+    for make, said in ((lambda: odd.symlink_to("/nowhere"), "cannot be followed"), (lambda: os.mkfifo(odd), "a pipe")):
+        make()
+        with pytest.raises(StorageError, match=rf"odd\.parquet: .*{said}.*: mend it, or move it out of OUTPUT"):
+            planned(source, output, SHA, PARAMS)
+        odd.unlink()
 
 
 def test_a_plan_over_nothing_is_empty(tmp_path: Path) -> None:
