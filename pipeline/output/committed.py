@@ -35,7 +35,7 @@ RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]+")
 NOTES = "runs/replaced"
 """Which parts take, or are to take, the place of which (replaced.py)."""
 NOTE = re.compile(r"[0-9a-f]{32}\.json")
-ROWS_AT_A_TIME = 2_000_000
+SCANNED_AT_A_TIME = 2_000_000
 THREADS = 16
 LISTINGS = 3
 
@@ -174,13 +174,13 @@ def read_parts(output: Store, paths: Sequence[str], columns: list[str]) -> pa.Ta
 
 
 def scan(output: Store, paths: Sequence[str], columns: list[str]) -> Iterator[pa.Table]:
-    """As `read_parts`, some parts at a time, of at least ROWS_AT_A_TIME rows in all."""
+    """As `read_parts`, some parts at a time, of at least SCANNED_AT_A_TIME rows in all."""
     tables: list[pa.Table] = []
     rows = 0
     for path, table in each_part(output, paths, columns, ahead=2 * THREADS):
         tables.append(table.append_column("part", pa.repeat(path, len(table))))
         rows += len(table)
-        if rows >= ROWS_AT_A_TIME:
+        if rows >= SCANNED_AT_A_TIME:
             yield pa.concat_tables(tables, promote_options="default")
             tables, rows = [], 0
     if tables:
