@@ -19,7 +19,7 @@ from pipeline.progress import with_progress
 from pipeline.schema import LATENT_KEPT, LatentError
 from pipeline.storage import Store
 
-ROWS_AT_A_TIME = 32
+DECODED_AT_A_TIME = 32
 IMAGE = ["rel_path", "orig_width", "orig_height", "exif_orientation", "step", "checkpoint_sha256"]
 """What an image is decoded from, beside its latent."""
 OF_EXPORT = {*IMAGE, *LATENT_COLUMNS}.difference(LATENT_KEPT[1:])
@@ -61,7 +61,7 @@ def decode_output(output: Store, dest: Store, where: str | None = None) -> int:
     with ThreadPoolExecutor() as pool:
         columns = [*IMAGE, *(name for name in LATENT_COLUMNS if name in state.schema.names or name not in LATENT_KEPT[1:])]
         tables = state.tables(columns)
-        pieces = (t.slice(start, ROWS_AT_A_TIME) for t in tables for start in range(0, len(t), ROWS_AT_A_TIME))
+        pieces = (t.slice(start, DECODED_AT_A_TIME) for t in tables for start in range(0, len(t), DECODED_AT_A_TIME))
         for piece in with_progress(pieces, len(state), len):
             list(pool.map(write, latent_rows(piece)))
     console.print(f"{number(len(state) - len(problems), 'image')} in {dest.url}")

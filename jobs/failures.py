@@ -8,6 +8,7 @@ from jobs.console import console, number
 from jobs.inspect import check_exists
 from jobs.tables import check_format, write
 from pipeline.output.rejects import grouped, waiting_rejects
+from pipeline.sources.web import without_secrets
 from pipeline.storage import Store
 
 COLUMNS = ["image_id", "source_uri", "rel_path", "stage", "error_class", "error", "transient", "attempts", "run_id"]
@@ -28,7 +29,7 @@ def show_failures(output: Store, by_reason: bool = False, export: str | None = N
     else:
         table = Table("image", "stage", "class", "reason", "attempts", box=None)
         for row in rejects.to_pylist():
-            table.add_row(*(Text(str(row[name])) for name in ("rel_path", "stage", "error_class", "error", "attempts")))
+            table.add_row(*(shown(row[name]) for name in ("rel_path", "stage", "error_class", "error", "attempts")))
         console.print(table)
 
 
@@ -45,5 +46,10 @@ def reasons(rejects: pa.Table) -> Table:
             row["rel_path_first"],
             row["error_first"],
         )
-        table.add_row(*(Text(str(cell)) for cell in cells))
+        table.add_row(*map(shown, cells))
     return table
+
+
+def shown(value: object) -> Text:
+    """What a table shows of a name or an error: brackets are no markup, and secrets of addresses are left out."""
+    return Text(without_secrets(str(value)))

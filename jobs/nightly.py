@@ -24,7 +24,7 @@ from jobs.stats import drift, moments_of_run
 from models.checkpoint import CheckpointError
 from pipeline.cluster.connection import one_ray
 from pipeline.config import RunConfig, Strict, read_yaml, validate
-from pipeline.errors import ConfigError, Deadline, Failure, NightFailed, RunFailed, StorageError
+from pipeline.errors import ConfigError, Deadline, Failure, Interrupted, NightFailed, RunFailed, StorageError
 from pipeline.output.committed import last_records
 from pipeline.resolve import task_of
 from pipeline.run import run
@@ -174,6 +174,10 @@ def fill(line: dict[str, Any], planned: Planned, drift_alert: float | None) -> N
         line |= {"exit_code": 0, "exit_reason": "done"}
         if drift_alert and record.get("ok") and planned.config.task == "compress":
             line |= drifted(Store(str(planned.config.output), planned.config.storage), record, drift_alert)
+    except Interrupted:
+        # It may have been done already, and its page was what was being made.
+        line |= {key: record[key] for key in ("exit_code", "exit_reason") if key in record}
+        raise
     except (Failure, CheckpointError) as e:
         log.error("%s: %s", planned.name, e)
         line |= {"exit_code": e.exit_code, "exit_reason": str(e)}

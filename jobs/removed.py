@@ -37,7 +37,7 @@ class Sources:
 
 def sources_of(output: Store) -> Sources:
     """List the input of every run of an OUTPUT; inputs that cannot be listed are named, not an error."""
-    inputs = {record["run_id"]: record["input"] for record in run_records(output, run_ids(output))}
+    records = {record["run_id"]: record for record in run_records(output, run_ids(output))}
     configs: dict[str, RunConfig] = {}
     problems: list[str] = []
     for entry in output.entries("runs"):
@@ -45,12 +45,10 @@ def sources_of(output: Store) -> Sources:
             continue
         run_id = entry.path.split("/")[1]
         try:
-            config = config_of(output, run_id)
+            config = config_of(output, records.get(run_id, {"run_id": run_id}))
         except StorageError as e:
             problems.append(str(e))
             continue
-        # As the run resolved it: a relative path is one of the folder it was started in.
-        config = config.model_copy(update={"input": inputs.get(run_id, config.input)})
         configs[f"{config.input} {config.source} {config.storage}"] = config
     found = bytearray()
     for config in configs.values():

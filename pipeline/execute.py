@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -17,10 +18,12 @@ from pipeline.cluster.pool import PATIENCE_SECONDS, Pool, node_resources, nodes_
 from pipeline.cluster.progress import RunProgress
 from pipeline.cluster.tally import forget, peak_rss_mb
 from pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
-from pipeline.output.committed import SUPERSEDED, new_parts, read_parts
+from pipeline.output.committed import SUPERSEDED, new_parts, part_paths, placed, read_parts, scan
 from pipeline.output.exemplars import keep_exemplars
 from pipeline.output.kept import keep_checkpoint
 from pipeline.output.lease import Lease
+from pipeline.output.snapshot import newest_rows
+from pipeline.output.verify import file_problem
 from pipeline.plan import Plan, blocks
 from pipeline.resolve import Resolved, check_model
 from pipeline.schema import LINEAGE, parquet_bytes
@@ -51,7 +54,8 @@ def stage(seconds: dict[str, float], name: str) -> Iterator[None]:
 def execute(job: Resolved, plan: Plan, lease: Lease, record: dict[str, Any], seconds: dict[str, float]) -> None:
     """The Ray Data job: references → actors → parts.
 
-    Raises: CheckpointError, OutputHeld, StorageError, RunFailed.
+    Raises: CheckpointError, OutputHeld, StorageError, RunFailed; ConfigError where a node does not see INPUT or OUTPUT, or
+    no pool fits.
     """
     began = time.monotonic()
     # torch takes its seconds while Ray starts.
@@ -85,7 +89,7 @@ def execute(job: Resolved, plan: Plan, lease: Lease, record: dict[str, Any], sec
 def write_all(job: Resolved, plan: Plan, shown: RunProgress, record: dict[str, Any]) -> None:
     """Write what is to do with a pool that suits the cluster, and when it lost nodes, the rest with one that suits it then.
 
-    Raises: ConfigError, RunFailed.
+    Raises: ConfigError, OutputHeld, StorageError, RunFailed.
     """
     from ray.exceptions import RayError
 
@@ -138,10 +142,21 @@ def spare(output: Store, plan: Plan, record: dict[str, Any]) -> None:
     """Take back what `supersede` said of images that were rejected before anything of them was written.
 
     Their older rows still have their files: who puts a broken file in the place of a good one keeps what the good one gave.
+    Not so where a process put the new file and died, and the image was rejected when its block was begun again.
     """
     rejects = read_parts(output, new_parts(output, plan.parts, "rejects"), ["image_id", "stage"])
     untouched = rejects.filter(pc.is_in(rejects["stage"], pa.array(BEFORE_WRITING)))["image_id"]
-    supersede(output, plan.redone.filter(pc.invert(pc.is_in(plan.redone["image_id"], untouched))), record)
+    spared = plan.redone.filter(pc.is_in(plan.redone["image_id"], untouched))["image_id"].combine_chunks()
+    if not len(spared):
+        return
+    tables = scan(output, part_paths(output, "results"), ["image_id", "fence", "output_uri", "output_sha256"])
+    rows = newest_rows(pa.concat_tables([placed(table, spared)[0] for table in tables]))
+    rows = rows.filter(pc.is_valid(rows["output_uri"]))
+    with ThreadPoolExecutor() as pool:
+        problems = list(pool.map(partial(file_problem, output), rows.to_pylist()))
+    robbed = rows["image_id"].filter(pa.array([problem is not None for problem in problems], pa.bool_()))
+    spared = spared.filter(pc.invert(pc.is_in(spared, robbed)))
+    supersede(output, plan.redone.filter(pc.invert(pc.is_in(plan.redone["image_id"], spared))), record)
 
 
 def committed_ids(output: Store, plan: Plan, *folders: str) -> pa.ChunkedArray:

@@ -54,12 +54,11 @@ class Finish:
             item.error = Rejected("encode", type(e).__name__, reason(e), isinstance(e, MemoryError)).row
         finally:
             item.picture = None
-        error = item.error or {}
+        error: dict[str, Any] = item.error or {}
         item.row = base | error | {"attempts": item.reference["attempts"] + 1}
         self.tally.add(rejected=1, **{f"rejected:{error['stage']}:{error['error_class']}": 1})
-        log.warning(
-            "%s: %s", without_secrets(base["source_uri"]), error["error"], extra={"image_id": base["image_id"], **error}
-        )
+        told = {"image_id": base["image_id"], **error, "error": without_secrets(error["error"])}
+        log.warning("%s: %s", without_secrets(base["source_uri"]), told["error"], extra=told)
         return item
 
     def _result(self, item: Item, output: Output) -> dict[str, Any]:

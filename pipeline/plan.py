@@ -4,7 +4,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -37,13 +37,13 @@ class Plan:
     """Rejects of the current version that only `--retry` does again."""
     redone: pa.Table
     """The image_id of those to do that have a row already."""
-    parts: set[str] = field(default_factory=set)
+    parts: set[str]
     """The parts that were there when it was made."""
-    doubled: pa.Table = field(default_factory=lambda: REFERENCE.empty_table().select(["image_id"]))
+    doubled: pa.Table
     """The image_id of those with several rows of their version, which a run that was killed left."""
-    strange: bool = False
+    strange: bool
     """Whether there are rows or rejects, and none of them is of an image that was found."""
-    fence: int = 0
+    fence: int
     """The highest of the runs that made rows of what it found, or were to do some of it again."""
 
     @property

@@ -137,7 +137,10 @@ def check_ends(job: Resolved) -> None:
 
 
 def plan_of(job: Resolved, keep: bool = False) -> Plan:
-    """What a run would do; changes nothing unless it is to keep what shards were found to hold. Raises: StorageError."""
+    """What a run would do; changes nothing unless it is to keep what shards were found to hold.
+
+    Raises: StorageError; ConfigError for a manifest that is none, or a column that it lacks.
+    """
     config = job.config
     with storage_errors(job):
         listed = listing(job.source, job.output, masks=job.task.wants_mask(job.params), keep=keep)

@@ -69,8 +69,9 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
         record: what is filled in, for who wants to know how far a run came that failed.
         run_id: what the run is called; a new name when absent.
 
-    Raises: ConfigError, CheckpointError, StorageError before an image is touched; OutputHeld; TooManyRejects and
-    VerificationError at the end, when all rows are committed.
+    Raises: ConfigError, CheckpointError, StorageError before an image is touched; OutputHeld; RunFailed, StorageError,
+    Interrupted and Deadline on the way, and what was committed stays; TooManyRejects and VerificationError at the end, when
+    all rows are committed. Interrupted and Deadline may come after run.json too: `record` says how the run ended.
     """
     job = resolve(config)
     check_ends(job)

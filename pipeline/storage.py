@@ -217,6 +217,8 @@ class Store:
         Raises: FileNotFoundError, OSError, BotoCoreError.
         """
         if self.local:
+            # Who opens a pipe waits for what is to come through it.
+            self.entry(path)
             return Path(self.full(path)).read_bytes()
 
         def get() -> bytes:

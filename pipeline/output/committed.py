@@ -19,17 +19,23 @@ from pipeline.config import RunConfig
 from pipeline.errors import DamagedPart, StorageError
 from pipeline.storage import Store
 from pipeline.store_failures import STORE_FAILURES, is_damage, reason
+from pipeline.store_listing import Entry
 
 KEYS = ["image_id", "version"]
 SUPERSEDED = "superseded.parquet"
 """Below runs/ID: images that the run was to do again, and whose older rows it may have robbed of their files."""
+LOST_ROWS = "move it out of OUTPUT, and the next run makes its images again, where INPUT still holds them"
+LOST_MARKS = (
+    "it says which older rows lost their files: restore it. Where that cannot be, delete it, run imagemill verify, and move "
+    "the parts of the rows whose files it names out of OUTPUT: the next run makes those images again"
+)
 LAST_RUNS = 100
 """Of which something is asked: a night without anything new leaves a run too."""
 RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]+")
 NOTES = "runs/replaced"
 """Which parts take, or are to take, the place of which (replaced.py)."""
 NOTE = re.compile(r"[0-9a-f]{32}\.json")
-ROWS_AT_A_TIME = 2_000_000
+SCANNED_AT_A_TIME = 2_000_000
 THREADS = 16
 LISTINGS = 3
 
@@ -37,11 +43,12 @@ LISTINGS = 3
 def part_paths(output: Store, folder: str) -> list[str]:
     """The committed parts of `results` or `rejects`; of parts that are being replaced the new one, once it is there.
 
-    Raises: StorageError, also when parts are replaced faster than they are listed.
+    Raises: StorageError, also for a part that is no file, and when parts are replaced faster than they are listed.
     """
     before = None
     for _ in range(LISTINGS):
-        found = {e.path for e in output.entries(folder) if e.path.endswith(".parquet") and "/." not in f"/{e.path}"}
+        there = (e for e in output.entries(folder) if e.path.endswith(".parquet") and "/." not in f"/{e.path}")
+        found = {openable(output, entry) for entry in there}
         known = [(note["new"], set(note["old"])) for _, note in notes(output)]
         known = [(new, old) for new, old in known if any(path.startswith(f"{folder}/") for path in old)]
         replaced = set().union(*(old for _, old in known))
@@ -52,6 +59,13 @@ def part_paths(output: Store, folder: str) -> list[str]:
             return sorted(found.difference(*(old for new, old in known if new is None or new in found | replaced)))
         before = found, known
     raise StorageError(f"{output.uri(folder)}: parts come and go while they are listed: try again")
+
+
+def openable(output: Store, entry: Entry) -> str:
+    """The path of an entry. Raises: StorageError for a pipe, or a link that leads nowhere."""
+    if entry.problem:
+        raise StorageError(f"{output.uri(entry.path)}: {entry.problem}: mend it, or move it out of OUTPUT")
+    return entry.path
 
 
 def new_parts(output: Store, before: Collection[str], folder: str) -> list[str]:
@@ -104,13 +118,15 @@ def last_records(output: Store) -> list[dict[str, Any]]:
     return run_records(output, run_ids(output)[-LAST_RUNS:])
 
 
-def config_of(output: Store, run_id: str) -> RunConfig:
-    """The effective config of a run. Raises: StorageError when it is damaged."""
-    path = f"runs/{run_id}/config.yaml"
+def config_of(output: Store, record: dict[str, Any]) -> RunConfig:
+    """The effective config of a run, by its run.json or its run_id alone. Raises: StorageError when it is damaged."""
+    path = f"runs/{record['run_id']}/config.yaml"
     try:
-        return RunConfig.model_validate(yaml.safe_load(output.read(path)))
+        config = RunConfig.model_validate(yaml.safe_load(output.read(path)))
     except (yaml.YAMLError, ValidationError) as e:
         raise StorageError(f"{output.uri(path)}: damaged, or of another version: {reason(e)}") from None
+    # As the run resolved it: a relative path is one of the folder it was started in.
+    return config.model_copy(update={"input": record.get("input", config.input)})
 
 
 def columns_of(table: pa.Table, names: list[str]) -> list[list[Any]]:
@@ -120,7 +136,7 @@ def columns_of(table: pa.Table, names: list[str]) -> list[list[Any]]:
 def read_part(output: Store, path: str, columns: list[str] | None, absent: pa.Schema | None = None) -> pa.Table:
     """Some columns of a part, or all; those of `absent` may be missing, as in parts of older versions, and are null then.
 
-    Raises: DamagedPart; StorageError when the store does not give it.
+    Raises: DamagedPart; StorageError when the store does not give it, and for damaged marks of superseded rows.
     """
 
     def fetch() -> pa.Table:
@@ -141,10 +157,10 @@ def read_part(output: Store, path: str, columns: list[str] | None, absent: pa.Sc
         ) from None
     except (pa.ArrowException, *STORE_FAILURES) as e:
         if is_damage(e):
-            raise DamagedPart(
-                f"{output.uri(path)}: a damaged part ({reason(e)}): move it out of OUTPUT, and the next run makes its "
-                "images again, where INPUT still holds them"
-            ) from None
+            told = f"{output.uri(path)}: a damaged part ({reason(e)})"
+            if path.endswith(f"/{SUPERSEDED}"):
+                raise StorageError(f"{told}: {LOST_MARKS}") from None
+            raise DamagedPart(f"{told}: {LOST_ROWS}") from None
         raise StorageError(f"{output.uri(path)}: cannot be read: {reason(e)}") from None
 
 
@@ -157,13 +173,13 @@ def read_parts(output: Store, paths: Sequence[str], columns: list[str]) -> pa.Ta
 
 
 def scan(output: Store, paths: Sequence[str], columns: list[str]) -> Iterator[pa.Table]:
-    """As `read_parts`, some parts at a time, of at least ROWS_AT_A_TIME rows in all."""
+    """As `read_parts`, some parts at a time, of at least SCANNED_AT_A_TIME rows in all."""
     tables: list[pa.Table] = []
     rows = 0
     for path, table in each_part(output, paths, columns, ahead=2 * THREADS):
         tables.append(table.append_column("part", pa.repeat(path, len(table))))
         rows += len(table)
-        if rows >= ROWS_AT_A_TIME:
+        if rows >= SCANNED_AT_A_TIME:
             yield pa.concat_tables(tables, promote_options="default")
             tables, rows = [], 0
     if tables:
@@ -267,9 +283,11 @@ def superseded(output: Store, ids: pa.Array, until: str | None = None) -> np.nda
     still whole.
 
     Args: until: only runs that began by then, as run ids are written (20260301T235959Z).
+
+    Raises: StorageError, also for marks that are damaged: without them older rows would count over newer files.
     """
     last = np.full(len(ids), -1, np.int64)
-    marks = [e.path for e in output.entries("runs") if e.path.endswith(f"/{SUPERSEDED}")]
+    marks = [openable(output, e) for e in output.entries("runs") if e.path.endswith(f"/{SUPERSEDED}")]
     # An id that does not begin with a time, such as a test's, is as old as need be.
     marks = [path for path in marks if until is None or path.split("/")[1][: len(until)] <= until]
     for chunk in scan(output, marks, ["image_id", "fence"]):
@@ -279,10 +297,15 @@ def superseded(output: Store, ids: pa.Array, until: str | None = None) -> np.nda
 
 
 def rejected_of(output: Store, parts: Sequence[str], ids: pa.Array, versions: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """For each image how often its version was tried in vain, and whether a retry has to be asked for."""
+    """For each image how often its version was tried in vain, and whether its last reject waits for a `--retry`."""
     attempts, waits = np.zeros(len(ids), np.int64), np.zeros(len(ids), bool)
-    for chunk in scan(output, parts, [*KEYS, "transient", "attempts"]):
+    last = np.full(len(ids), -1, np.int64)
+    for chunk in scan(output, parts, [*KEYS, "fence", "transient", "attempts"]):
         table, place = wanted(chunk, ids, versions)
         np.maximum.at(attempts, place, table["attempts"].to_numpy())
-        waits[place[~table["transient"].to_numpy()]] = True
+        fence, final = table["fence"].fill_null(0).to_numpy(), ~table["transient"].to_numpy()
+        # As in newest_of; of two of one run the final one.
+        order = np.lexsort((final, fence))
+        order = order[fence[order] >= last[place[order]]]
+        last[place[order]], waits[place[order]] = fence[order], final[order]
     return attempts, waits

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
-from pipeline.errors import StorageError
+from pipeline.errors import OutputHeld, StorageError
 from pipeline.output.committed import read_part
 from pipeline.output.replaced import replace_parts
 from pipeline.storage import Store
@@ -26,7 +26,7 @@ def compact(output: Store, parts: set[str], level: int, check: Callable[[], None
     Only for the holder of OUTPUT, once it is settled, with parts that lay there before its run began: nobody writes them
     any more.
 
-    Args: level: of zstd. check: raises when another run has OUTPUT now.
+    Args: level: of zstd. check: raises OutputHeld when another run has OUTPUT now, whose parts these are then.
     """
     gone = 0
     try:
@@ -35,7 +35,7 @@ def compact(output: Store, parts: set[str], level: int, check: Callable[[], None
             for group in groups(small) if len(small) >= ENOUGH else ():
                 check()
                 gone += merge(output, folder, group, level)
-    except (StorageError, pa.ArrowException, *STORE_FAILURES) as e:
+    except (OutputHeld, StorageError, pa.ArrowException, *STORE_FAILURES) as e:
         log.warning("small parts of %s stay for now: %s", output.url, reason(e))
     if gone:
         log.info("%d small parts merged", gone)

@@ -4,6 +4,8 @@ from pipeline.schema import image_id
 from pipeline.sources.folder import is_image_name
 
 MAX_COMPONENT_BYTES = 255
+MAX_PATH_BYTES = 900
+"""Of a name below images/: S3 takes 1,024 bytes, of which some are OUTPUT's prefix."""
 NAMELESS = ".image"
 """Between a name that is no image's, as members of shards may have, and the extension of its output."""
 
@@ -17,7 +19,8 @@ def output_name(rel_path: str, new_extension: str | None = None) -> str:
 
     A name that already ends in two image extensions gets one more, so that `a.jpg` written as PNG (`a.jpg.png`) and a
     source called `a.jpg.png` never meet; so does one that ends in `.image` and an image extension, as `a` alone becomes
-    `a.image.png`. A path that would leave the folder, or that a disk may not hold, becomes `_renamed/IMAGE_ID.ext`.
+    `a.image.png`. `_renamed/IMAGE_ID.ext` stands for a path that would leave the folder, that a disk or S3 may not hold, or
+    that has a folder called as an image is: a bucket or a shard may hold `a.jpg` beside `a.jpg/b.jpg`, a disk cannot.
     """
     stem, dot, extension = rel_path.rpartition(".")
     added = new_extension or (f"{dot}{extension}" if is_taken(stem) else "")
@@ -25,9 +28,8 @@ def output_name(rel_path: str, new_extension: str | None = None) -> str:
         added = NAMELESS + added
     name = rel_path + added
     parts = name.split("/")
-    # `a.gif`, written as `a.gif.png`, must not find a folder of that name.
-    double = any(is_image_name(folder) and is_taken(folder.rpartition(".")[0]) for folder in parts[:-1])
-    safe = not double and stays_inside(name) and parts[0] != "_renamed"
+    fits = stays_inside(name) and len(name.encode()) <= MAX_PATH_BYTES
+    safe = fits and parts[0] != "_renamed" and not any(map(is_image_name, parts[:-1]))
     return name if safe else f"_renamed/{image_id(rel_path)}{added or dot + extension}"
 
 

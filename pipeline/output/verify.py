@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from pipeline.output.names import stays_inside
 from pipeline.output.snapshot import newest_rows
 from pipeline.schema import LatentError, part_name
 from pipeline.storage import Store
-from pipeline.store_failures import reason
+from pipeline.store_failures import STORE_FAILURES, reason
 
 if TYPE_CHECKING:
     from models.entropy import EntropyModel
@@ -84,25 +84,28 @@ def verify(output: Store) -> Verified:
     try:
         later = superseded(output, ids) > fences
     except UNREADABLE as e:
-        seen.problems.append(reason(e))
+        seen.problems.append(str(e) if isinstance(e, StorageError) else reason(e))
     seen.waiting = int(later.sum())
-
-    def check_file(row: dict[str, Any]) -> str | None:
-        if not stays_inside(row["output_uri"]):
-            return f"{row['output_uri']}: no path within OUTPUT"
-        try:
-            digest = hashlib.sha256(output.read(row["output_uri"])).hexdigest()
-        except FileNotFoundError:
-            return f"{row['output_uri']}: missing"
-        except OSError as e:
-            return f"{row['output_uri']}: cannot be read: {reason(e)}"
-        return None if digest == row["output_sha256"] else f"{row['output_uri']}: its sha256 is not the row's"
 
     named = names_files.filter(pa.array(~later)).select(["output_uri", "output_sha256"]).to_pylist()
     with ThreadPoolExecutor(8) as pool:
-        seen.problems += [problem for problem in pool.map(check_file, named) if problem]
+        seen.problems += [problem for problem in pool.map(partial(file_problem, output), named) if problem]
     seen.files = len(named)
     return seen
+
+
+def file_problem(output: Store, row: dict[str, Any]) -> str | None:
+    """What is wrong with the file that a row names by output_uri and output_sha256; None for the row's own."""
+    path = row["output_uri"]
+    if not stays_inside(path):
+        return f"{path}: no path within OUTPUT"
+    try:
+        digest = hashlib.sha256(output.read(path)).hexdigest()
+    except FileNotFoundError:
+        return f"{path}: missing"
+    except STORE_FAILURES as e:
+        return f"{path}: cannot be read: {reason(e)}"
+    return None if digest == row["output_sha256"] else f"{path}: its sha256 is not the row's"
 
 
 def unread(output: Store, path: str, error: Exception) -> str:

@@ -54,7 +54,11 @@ def sample(state: Snapshot, most: int = MOST_IMAGES, parts: int = MOST_PARTS) ->
 
 
 def atlas(these: Collection, columns: list[str], method: str, problems: list[str]) -> Atlas:
-    """Raises: ConfigError for a method that is unknown, not installed, or wants more images."""
+    """The map of a collection.
+
+    Raises: ConfigError for a method that is unknown, not installed, or wants more images;
+        VerificationError where no latent is what was written.
+    """
     if method not in METHODS:
         raise ConfigError(f"--method {method}; valid: {', '.join(METHODS)}")
     drawn = these.restricted(sample(these.state))

@@ -102,7 +102,7 @@ def leave_report(output: Store, record: dict[str, Any], before: set[str], todo: 
     def source(rows: list[dict[str, Any]]) -> Callable[[dict[str, Any]], bytes]:
         ids = pa.array([row["image_id"] for row in rows], pa.string())
         there = todo.filter(pc.is_in(todo["image_id"], ids)).to_pylist() if todo is not None else []
-        return reader(config_of(output, record["run_id"]), there)
+        return reader(config_of(output, record), there)
 
     try:
         return write_report(output, record, before, source)
@@ -121,7 +121,7 @@ def make_report(output: Store, run_id: str) -> str:
     record = next(iter(run_records(output, [run_id])), {"run_id": run_id})
 
     def source(rows: list[dict[str, Any]]) -> Callable[[dict[str, Any]], bytes]:
-        config = config_of(output, run_id)
+        config = config_of(output, record)
         try:
             where = input_of(str(config.input), config.storage, config.source)
             found = find(where, {row["rel_path"] for row in rows}, output)
@@ -178,7 +178,7 @@ def collected(output: Store, record: dict[str, Any], before: set[str], source: S
     report.reasons = reasons_of(output, new_parts(output, before, "rejects"), run_id)
     from models.tasks import TASKS
 
-    task = TASKS[record.get("task") or config_of(output, run_id).task]
+    task = TASKS[record.get("task") or config_of(output, record).task]
     columns = [name for name, kind in task.columns.items() if kind in (float, int)]
     rows = rows_of_run(output, new_parts(output, before, "results"), run_id, [*GEOMETRY, *columns])
     if not len(rows):

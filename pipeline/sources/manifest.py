@@ -23,7 +23,7 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 URI_NAMES = ("uri", "url", "path", "file", "file_name", "filename", "image", "image_url", "source_uri")
 USER = re.compile(r"[^/?#]*@")
 """What may stand before the host of an address."""
-ROWS_AT_A_TIME = 10_000
+LOCATED_AT_A_TIME = 10_000
 THREADS = 32
 
 
@@ -81,9 +81,9 @@ def list_manifest(store: Store, path: str, config: SourceConfig) -> Iterator[Lis
         extra = carried({column: row[column] for column in config.carry or ()})
         return located(text, name, extra, store, roots, config)
 
-    rows = (row for batch in table.select(columns).to_batches(ROWS_AT_A_TIME) for row in batch.to_pylist())
+    rows = (row for batch in table.select(columns).to_batches(LOCATED_AT_A_TIME) for row in batch.to_pylist())
     with ThreadPoolExecutor(THREADS) as pool:
-        while some := list(islice(rows, ROWS_AT_A_TIME)):
+        while some := list(islice(rows, LOCATED_AT_A_TIME)):
             yield from pool.map(look, some)
 
 

@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from jobs.nightly import NightlyConfig, runs_of, seconds_until, show_night
-from pipeline.errors import ConfigError, NightFailed
+from pipeline.errors import ConfigError, Deadline, NightFailed
 from pipeline.output.verify import verify
 from pipeline.storage import Store
 
@@ -149,6 +149,20 @@ def test_the_deadline_is_the_next_time_that_clocks_show_it():
     assert seconds_until("06:00", datetime(2026, 3, 1, 22, 30)) == 7.5 * 3600
     assert seconds_until("06:00", datetime(2026, 3, 1, 5, 59)) == 60
     assert seconds_until("06:00", datetime(2026, 3, 1, 6, 0)) == 24 * 3600
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_deadline_while_a_page_is_made_ends_the_night_after_a_run_that_is_done(night, tmp_path, monkeypatch):
+    def late(*_: object) -> None:
+        raise Deadline
+
+    monkeypatch.setattr("pipeline.run.leave_report", late)
+    dated, whole = night["jobs"]
+    with pytest.raises(Deadline):
+        show_night(NightlyConfig(**night | {"jobs": [whole, dated], "catch_up": 0}), TONIGHT)
+    done, left = told(tmp_path)["runs"]
+    assert (done["exit_code"], done["exit_reason"], left["exit_code"]) == (0, "done", 7)
+    assert json.loads((tmp_path / "codes/runs" / done["run_id"] / "run.json").read_text())["exit_code"] == 0
 
 
 @pytest.mark.chaos

@@ -237,6 +237,17 @@ def test_pictures_come_from_every_source_of_every_task(task, place, params, tmp_
     assert (tmp_path / "out" / record["report"]).read_text() == made
 
 
+def test_made_again_in_another_folder_it_finds_an_input_that_was_named_from_there(tmp_path, crops, ray_session, monkeypatch):
+    Store(f"{tmp_path}/in").write("one.png", encode_rgb(crops[0], "PNG"))
+    monkeypatch.chdir(tmp_path)
+    record = run(RunConfig(task="denoise", input="in", output=f"{tmp_path}/out"))
+    monkeypatch.chdir("/")
+    made = (tmp_path / "out" / record["report"]).read_text()
+    assert pictures(made, "before: ") == 1
+    make_report(Store(f"{tmp_path}/out"), record["run_id"])
+    assert (tmp_path / "out" / record["report"]).read_text() == made
+
+
 def test_on_s3_it_lies_beside_run_json_and_holds_no_secret(rclone_bucket, crops, ray_session):
     source, output = Store(f"{rclone_bucket}/in"), Store(f"{rclone_bucket}/out")
     source.write("one.png", encode_rgb(crops[0], "PNG"))

@@ -1,4 +1,5 @@
 import hashlib
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -9,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from botocore.exceptions import EndpointConnectionError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rows import DAY, SCHEMA, Pair, pairs_of, put, reject, row
 
 from pipeline.account import account, drop_doubles
 from pipeline.errors import VerificationError
-from pipeline.output.committed import columns_of, part_paths, read_parts
+from pipeline.output.committed import SUPERSEDED, columns_of, part_paths, read_parts
 from pipeline.output.snapshot import newest_rows
 from pipeline.output.verify import verify
 from pipeline.plan import Plan
@@ -28,7 +30,8 @@ def todo_of(*pairs: Pair) -> pa.Table:
 
 
 def plan_over(*pairs: Pair, parts: set[str] = frozenset(), redone: str = "") -> Plan:
-    return Plan(todo_of(*pairs), 0, Counter(), 0, 0, pa.table({"image_id": pa.array(list(redone), pa.string())}), set(parts))
+    images = pa.table({"image_id": pa.array(list(redone), pa.string())})
+    return Plan(todo_of(*pairs), 0, Counter(), 0, 0, images, set(parts), images.slice(0, 0), strange=False, fence=0)
 
 
 def dropped_from(output: Store) -> int:
@@ -197,6 +200,35 @@ def test_verify_reads_nothing_outside_of_output(tmp_path: Path) -> None:
     with_images(output, "../../elsewhere.png")
     assert (tmp_path / "elsewhere.png").exists()
     assert verify(output).problems == ["images/../../elsewhere.png: no path within OUTPUT"]
+
+
+def test_verify_names_each_file_that_cannot_be_read_and_goes_on(tmp_path: Path) -> None:
+    class Silent(Store):
+        def read(self, path: str) -> bytes:
+            if path == "images/a.jpg":
+                raise EndpointConnectionError(endpoint_url="http://s3")
+            return super().read(path)
+
+    output = Silent(str(tmp_path))
+    with_images(output, "a.jpg", "b.jpg", "c.jpg")
+    Path(output.full("images/b.jpg")).unlink()
+    os.mkfifo(output.full("images/b.jpg"))
+    output.delete("images/c.jpg")
+    silent, pipe, missing = verify(output).problems
+    assert silent.startswith("images/a.jpg: cannot be read: EndpointConnectionError")
+    assert pipe.startswith("images/b.jpg: cannot be read: OSError")
+    assert "a pipe, socket or device" in pipe
+    assert missing == "images/c.jpg: missing"
+
+
+def test_verify_says_what_to_do_about_damaged_marks_and_that_is_not_to_move_them_out(output: Store) -> None:
+    with_images(output, "a.jpg")
+    output.write(f"runs/20260101T000000Z-abcdef/{SUPERSEDED}", b"PAR1")
+    [problem] = verify(output).problems
+    assert problem.startswith(output.full("runs/20260101T000000Z-abcdef/superseded.parquet: a damaged part"))
+    assert "restore it. Where that cannot be, delete it" in problem
+    assert problem.endswith("the next run makes those images again")
+    assert "move it out" not in problem
 
 
 def test_verify_looks_at_the_file_of_the_newest_row_only(output: Store) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.errors import StorageError
 from pipeline.output.committed import part_paths, read_parts
 from pipeline.plan import Plan, blocks, make_plan
 from pipeline.schema import REFERENCE, image_id, parquet_bytes, part_name, reject_schema, result_schema, version_of
@@ -148,12 +149,32 @@ def test_a_result_counts_more_than_an_earlier_reject(places: tuple[Store, Store]
         assert (len(plan.todo), plan.done, plan.rejects_waiting) == (0, 3, 0)
 
 
+def test_the_last_reject_of_an_image_says_whether_a_retry_must_be_asked_for(places: tuple[Store, Store]) -> None:
+    source, output = places
+    for fence, transient, todo in ((1, False, 0), (2, True, 3), (3, False, 0)):
+        commit(source, output, fence=fence, transient=transient, attempts=fence)
+        plan = planned(source, output, SHA, PARAMS)
+        assert (len(plan.todo), plan.rejects_waiting) == (todo, 3 - todo)
+        assert plan.todo["attempts"].to_pylist() == [fence] * todo
+
+
 def test_files_that_are_not_whole_parts_are_not_read(places: tuple[Store, Store]) -> None:
     source, output = places
     commit(source, output)
     for path in ("results/.0123.tmp", "results/.hidden.parquet", "results/notes.txt", "results/.trash/part-1.parquet"):
         output.write(path, b"not parquet")
     assert planned(source, output, SHA, PARAMS).done == 3
+
+
+def test_a_part_that_is_no_file_is_named_and_not_waited_for(places: tuple[Store, Store]) -> None:
+    source, output = places
+    commit(source, output)
+    odd = Path(output.full("results/odd.parquet"))
+    for make, said in ((lambda: odd.symlink_to("/nowhere"), "cannot be followed"), (lambda: os.mkfifo(odd), "a pipe")):
+        make()
+        with pytest.raises(StorageError, match=rf"odd\.parquet: .*{said}.*: mend it, or move it out of OUTPUT"):
+            planned(source, output, SHA, PARAMS)
+        odd.unlink()
 
 
 def test_a_plan_over_nothing_is_empty(tmp_path: Path) -> None:

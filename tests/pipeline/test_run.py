@@ -10,6 +10,7 @@ import pytest
 from folders import files_below, fill, rows
 from PIL import Image
 
+from pipeline.account import account
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, OutputHeld, StorageError, TooManyRejects
 from pipeline.output.snapshot import snapshot
@@ -82,6 +83,26 @@ def test_a_broken_file_in_the_place_of_a_good_one_leaves_what_the_good_one_gave(
     Image.fromarray(crops[3]).save(source / "0.png")
     assert run(config)["ok"] == 1
     assert (len(snapshot(output)), verify(output).problems) == (2, [])
+
+
+def test_an_older_row_whose_file_a_process_overwrote_before_it_died_counts_no_more(tmp_path, crops, monkeypatch):
+    source, output = tmp_path / "in", Store(str(tmp_path / "out"))
+    source.mkdir()
+    for number in range(2):
+        Image.fromarray(crops[number]).save(source / f"{number}.png")
+    config = RunConfig(task="denoise", input=str(source), output=output.url, max_reject_fraction=1)
+    run(config)
+
+    def account_after_it(output, *rest):
+        output.write("images/0.png", b"put before its block was begun again")
+        return account(output, *rest)
+
+    monkeypatch.setattr("pipeline.run.account", account_after_it)
+    for path in source.iterdir():
+        path.write_bytes(b"broken when it was read again")
+    assert run(config)["rejected"] == 2
+    seen = verify(output)
+    assert (seen.problems, seen.files, seen.waiting) == ([], 1, 1)
 
 
 def test_rows_stay_the_older_ones_when_the_folder_of_runs_is_lost(tmp_path, crops, caplog):

@@ -90,6 +90,13 @@ def test_a_row_whose_files_may_be_another_runs_counts_no_more_but_a_latent_alone
     assert seen(output, as_of="2026-03-02") == {"b": 1, "c": 2, "d": 1}
 
 
+def test_with_damaged_marks_nobody_knows_which_rows_count(output: Store) -> None:
+    put(output, [row("a", 1, output_uri="images/x.png", output_bytes=9, output_sha256="0" * 64)])
+    output.write(f"runs/20260302T000000Z-abcdef/{SUPERSEDED}", b"PAR1")
+    with pytest.raises(StorageError, match=f"{SUPERSEDED}: a damaged part .*: restore it"):
+        snapshot(output)
+
+
 def test_a_condition_chooses_rows_and_a_bad_one_is_one_line(output: Store) -> None:
     put(output, [row("a", 1), row("b", 2)])
     put(output, [row("it's", 3)])

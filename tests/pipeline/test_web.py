@@ -8,7 +8,13 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from here import job_here
 
+from jobs.failures import show_failures
+from pipeline.config import RunConfig
+from pipeline.predict import Predictor
+from pipeline.resolve import plan_of, resolve
+from pipeline.run import run
 from pipeline.sources import Input
 from pipeline.sources.reading import ReadError, Reading
 from pipeline.sources.source import SourceConfig
@@ -132,3 +138,21 @@ def test_an_address_that_is_none_does_not_tell_what_it_carries(address):
     with pytest.raises(OSError, match=r"127\.0\.0\.1") as refused:
         fetch(f"http://{address}", 1000, public_only=False)
     assert "hidden" not in str(refused.value)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_signed_address_that_a_manifest_has_twice_is_not_told(tmp_path, caplog, capsys):
+    address = "https://h/a?sig=sesame"
+    (tmp_path / "list.csv").write_text(f"url\n{address}\n{address}\n")
+    config = RunConfig(task="denoise", input=f"{tmp_path}/list.csv", output=f"{tmp_path}/out", max_reject_fraction=1)
+    job = resolve(config)
+    list(Predictor(job_here(job))(plan_of(job).todo))
+    told = [vars(record) for record in caplog.records if record.name == "imagemill.finish"]
+    record = run(config)
+    assert record["reasons"] == {"NotAllowed": 1, "DuplicateName": 1}
+    for by_reason in (False, True):
+        show_failures(job.output, by_reason)
+    out, page = capsys.readouterr().out, job.output.read(record["report"]).decode()
+    assert len(told) == out.count("DuplicateName") == 2
+    assert "DuplicateName" in page
+    assert "sesame" not in f"{told} {out} {page}"
