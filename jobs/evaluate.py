@@ -24,6 +24,8 @@ def show_evaluation(values: dict[str, Any], origin: str, update_card: bool) -> E
     Args: update_card: write the figures into the cards of the checkpoints.
     """
     config = validate(EvaluateConfig, values, origin)
+    # A place that is none is said before the work.
+    output = Store(config.output, config.storage) if config.output else None
     evaluation = evaluate(config, update_card)
     for title, lines in evaluation.tables.items():
         table = Table(*columns_of(lines), title=title, title_justify="left")
@@ -33,8 +35,7 @@ def show_evaluation(values: dict[str, Any], origin: str, update_card: bool) -> E
     for note in [f"{number(evaluation.images, 'image')}, {config.set_name}", *evaluation.notes]:
         console.print(note)
     record = record_of(config, evaluation)
-    if config.output:
-        output = Store(config.output, config.storage)
+    if output:
         output.write("evaluation.json", json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False).encode())
         output.write("evaluation.png", evaluation.picture)
         console.print(f"{output.url}/evaluation.json, evaluation.png", soft_wrap=True)
