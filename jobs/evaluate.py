@@ -11,6 +11,7 @@ from jobs.evaluations import EVALUATIONS
 from jobs.evaluations.digits import evaluate_digits
 from jobs.evaluations.evaluation import EvaluateConfig, Evaluation, Line, Measured
 from models import checkpoint as checkpoints
+from models.tasks import TASKS
 from pipeline.cluster.connection import connected
 from pipeline.config import validate
 from pipeline.errors import ConfigError
@@ -24,6 +25,8 @@ def show_evaluation(values: dict[str, Any], origin: str, update_card: bool) -> E
     Args: update_card: write the figures into the cards of the checkpoints.
     """
     config = validate(EvaluateConfig, values, origin)
+    # A place that is none is said before the work.
+    output = Store(config.output, config.storage) if config.output else None
     evaluation = evaluate(config, update_card)
     for title, lines in evaluation.tables.items():
         table = Table(*columns_of(lines), title=title, title_justify="left")
@@ -33,8 +36,7 @@ def show_evaluation(values: dict[str, Any], origin: str, update_card: bool) -> E
     for note in [f"{number(evaluation.images, 'image')}, {config.set_name}", *evaluation.notes]:
         console.print(note)
     record = record_of(config, evaluation)
-    if config.output:
-        output = Store(config.output, config.storage)
+    if output:
         output.write("evaluation.json", json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False).encode())
         output.write("evaluation.png", evaluation.picture)
         console.print(f"{output.url}/evaluation.json, evaluation.png", soft_wrap=True)
@@ -105,4 +107,8 @@ def metrics_of(config: EvaluateConfig, images: int, measured: Measured) -> dict[
     """An entry of `metrics` of a card."""
     table = [{k: round(v, 5) if isinstance(v, float) else v for k, v in line.items()} for line in measured.lines]
     entry = {"set": config.set_name, "images": images, "date": time.strftime("%Y-%m-%d"), "headline": measured.headline}
-    return entry | ({"params": config.params} if config.params else {}) | {"table": table}
+    params, key = dict(config.params), TASKS[config.task].exemplar_param
+    if key in params:
+        # A card travels; where its maker's files lay does not.
+        params[key] = [url.rpartition("/")[2] for url in params[key]]
+    return entry | ({"params": params} if params else {}) | {"table": table}

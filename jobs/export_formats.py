@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from models.checkpoint import finite
 from pipeline.errors import ConfigError
 from pipeline.storage import Store
 
@@ -62,7 +63,7 @@ def webdataset(dest: Store, folder: str, number: int, table: pa.Table) -> None:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         for place, row in enumerate(rows):
-            members = {"json": json.dumps(row, ensure_ascii=False, default=str).encode()}
+            members = {"json": json.dumps(finite(row), ensure_ascii=False, allow_nan=False, default=str).encode()}
             for name, array in arrays.items():
                 data = io.BytesIO()
                 np.save(data, array[place])

@@ -40,10 +40,10 @@ def values_of(place: Store, summary: dict[str, Any]) -> dict[str, object]:
     runs = [{**run, "link": link(place, run["report"]) if run.get("report") else None} for run in summary["runs"]]
     tonight = max((run["day"] for run in runs if run["day"]), default=None)
     failed = sum(run["exit_code"] not in (0, Deadline.exit_code) for run in runs)
-    code = summary["exit_code"]
+    ended = any(run["exit_code"] == Deadline.exit_code for run in runs)
     if failed:
-        headline, mood = f"{failed} of {len(runs)} runs failed", "bad"
-    elif code == Deadline.exit_code:
+        headline, mood = f"{failed} of {len(runs)} runs failed{', stopped at its deadline' if ended else ''}", "bad"
+    elif ended:
         headline, mood = "stopped at its deadline", "warn"
     elif not any(run.get("planned") for run in runs):
         headline, mood = "nothing new", "good"
@@ -52,7 +52,7 @@ def values_of(place: Store, summary: dict[str, Any]) -> dict[str, object]:
     return {
         "began": datetime.fromisoformat(summary["began"]),
         "seconds": (datetime.fromisoformat(summary["ended"]) - datetime.fromisoformat(summary["began"])).total_seconds(),
-        "code": code,
+        "code": summary["exit_code"],
         "headline": headline,
         "mood": mood,
         "runs": [run for run in runs if "found" in run or run["exit_code"]],

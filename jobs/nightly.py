@@ -1,5 +1,6 @@
 """A night: several runs in order over what is new, until a deadline, and word of it to whoever asked."""
 
+import http.client
 import json
 import logging
 import math
@@ -24,7 +25,16 @@ from jobs.stats import drift, moments_of_run
 from models.checkpoint import CheckpointError
 from pipeline.cluster.connection import one_ray
 from pipeline.config import RunConfig, Strict, read_yaml, validate
-from pipeline.errors import ConfigError, Deadline, Failure, Interrupted, NightFailed, RunFailed, StorageError
+from pipeline.errors import (
+    ConfigError,
+    Deadline,
+    Failure,
+    Interrupted,
+    NightFailed,
+    RunFailed,
+    StorageError,
+    first_of,
+)
 from pipeline.output.committed import last_records
 from pipeline.resolve import task_of
 from pipeline.run import run
@@ -90,15 +100,20 @@ def runs_of(config: NightlyConfig, tonight: date, folder: Path = Path()) -> list
     runs = []
     for number, job in enumerate(config.jobs):
         name = str(job.get("name", f"job {number + 1}"))
+        if not isinstance(job.get("config", ""), str):
+            raise ConfigError(f"{name}: config = {job['config']!r}: the name of one file is expected")
         values = (read_yaml(str(folder / job["config"])) if "config" in job else {}) | job
         values = {key: value for key, value in values.items() if key not in ("name", "config")}
         dated = DATE in str(values.get("input"))
         if dated != (DATE in str(values.get("output"))):
             raise ConfigError(f"{name}: {DATE} stands in one of input and output: all dates would be taken for one")
+        for key in ("input", "output") if dated else ():
+            if not isinstance(values[key], str):
+                raise ConfigError(f"{name}: {key} = {values[key]!r}: one folder or s3://bucket/prefix is expected")
         if not dated:
             runs.append(Planned(name, validate(RunConfig, values, name), None))
             continue
-        before = str(values["input"]).partition(DATE)[0]
+        before = values["input"].partition(DATE)[0]
         for ago in range(config.catch_up, -1, -1):
             day = f"{tonight - timedelta(days=ago)}"
             filled = {k: v.replace(DATE, day) if k in ("input", "output") else v for k, v in values.items()}
@@ -231,16 +246,19 @@ def came(config: RunConfig, days: str) -> bool:
 def show_night(config: NightlyConfig, tonight: date | None = None, folder: Path = Path()) -> None:
     """Do a night, print its table, and tell whoever asked.
 
-    Raises: ConfigError before anything starts; NightFailed with the exit code of the first run that failed; Deadline.
+    Raises: ConfigError before anything starts; NightFailed when a run failed, at the deadline or not; Deadline.
     """
     began = datetime.now()
     runs = runs_of(config, tonight or began.date(), folder)
     place = Store(config.report, runs[0].config.storage) if config.report else None
     with one_ray():
         lines = done_night(runs, config)
-    code = next((line["exit_code"] for line in lines if line["exit_code"] not in (0, Deadline.exit_code)), None)
-    if code is None:
-        code = max((line["exit_code"] for line in lines), default=0)
+    failed = [line for line in lines if line["exit_code"] not in (0, Deadline.exit_code)]
+    ended = any(line["exit_code"] == Deadline.exit_code for line in lines)
+    code = Deadline.exit_code if ended else 0
+    if failed:
+        # A scheduler that starts it again after its deadline would have it run until the next one.
+        code = NightFailed.at_deadline if ended else failed[0]["exit_code"]
     table = Table("job", "found", "done before", "rejects waiting", "planned", "ok", "rejected", "end", box=None)
     for line in lines:
         table.add_row(line["job"], *(f"{line[key]:,}" if key in line else "" for key in COUNTS), line["exit_reason"])
@@ -253,10 +271,12 @@ def show_night(config: NightlyConfig, tonight: date | None = None, folder: Path 
         console.print(f"report: {page}", soft_wrap=True)
         summary["report"] = page
     tell(config.notify, summary)
-    if code == Deadline.exit_code:
+    if failed:
+        names = first_of([f"{line['job']} (exit {line['exit_code']})" for line in failed])
+        then = "; then it stopped at its deadline" if ended else ""
+        raise NightFailed(f"{len(failed)} of {len(lines)} runs failed: {names}{then}", code)
+    if ended:
         raise Deadline
-    if code:
-        raise NightFailed(f"{sum(line['exit_code'] != 0 for line in lines)} of {len(lines)} runs did not end well", code)
 
 
 def tell(notify: Notify, summary: dict[str, Any]) -> None:
@@ -266,7 +286,7 @@ def tell(notify: Notify, summary: dict[str, Any]) -> None:
     def tried(name: str, hand_over: Callable[[], object]) -> None:
         try:
             hand_over()
-        except (OSError, ValueError, subprocess.SubprocessError) as e:
+        except (OSError, ValueError, http.client.HTTPException, subprocess.SubprocessError) as e:
             # Its arguments or URL may hold a secret: what failed is said, not with what.
             log.warning("the notification by %s failed: %s", name, type(e).__name__)
 

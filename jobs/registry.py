@@ -11,6 +11,7 @@ from jobs.console import console, number
 from jobs.evaluate import text
 from models import checkpoint as checkpoints
 from models.architectures import ARCHITECTURES
+from models.architectures.perceptual import Perceptual
 from models.autoencoder import Autoencoder
 from models.tasks import TASKS
 from pipeline.storage import StorageConfig
@@ -64,9 +65,7 @@ def headline(card: checkpoints.Card) -> tuple[str, str]:
 
 def show_checkpoint(name_or_url: str, storage: StorageConfig) -> None:
     """The card, the layers, and every figure with its set. Raises: CheckpointError."""
-    options = storage.options_for(name_or_url)
-    card = checkpoints.read_card(name_or_url, options)
-    weights = checkpoints.read_weights(name_or_url, card, options)
+    card, weights = checkpoints.read(name_or_url, storage.options_for(name_or_url))
     model = checkpoints.build(card, weights)
     facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for key, value in (
@@ -104,4 +103,7 @@ def layers(model: Autoencoder) -> str:
     columns = ("output_size", "num_params", "kernel_size")
     # Frozen weights would stand in brackets.
     model.requires_grad_(True)
+    if isinstance(model, Perceptual) and model.decoder is None:
+        # What only looks at images has no way back to one.
+        model.forward = model.encode  # type: ignore[assignment, method-assign]
     return str(summary(model, input_size=(1, *model.example), col_names=columns, depth=4, verbose=0, device="cpu"))

@@ -21,8 +21,8 @@ from jobs.training.crops import Images, crops_of, images_of, inputs_of, kept_ima
 from jobs.training.curves import CURVES, SAMPLES, draw_curves, samples_of
 from jobs.training.learn import Course, Diverged, train_worker
 from jobs.training.metrics import METRICS
-from jobs.training.rehearsal import initial_weights, refuse_nested, rehearsed
-from jobs.training.states import Line, average_of, best_epoch, newest_history, read_state
+from jobs.training.rehearsal import init_of, initial_weights, refuse_nested, rehearsed
+from jobs.training.states import Line, average_of, begin_with, best_epoch, newest_history, read_state
 from jobs.training.watch import followed
 from models import checkpoint as checkpoints
 from models.autoencoder import Autoencoder
@@ -70,21 +70,26 @@ def train(config: TrainConfig) -> checkpoints.Card:
 
     What is shipped are the averaged weights of the best epoch (`states.best_epoch`); the newest state stays in
     `OUTPUT/runs/NAME-HASH/`, with metrics.jsonl, event files and curves.png. A config whose epochs are all done is not
-    trained again, whatever images came since.
+    trained again, whatever images came since; it is when `init` is another checkpoint since.
 
     Raises: ConfigError, CheckpointError, OutputHeld and StorageError before anything starts; TooManyRejects when more images
     than `max_broken_fraction` cannot be read; RunFailed when it diverges (the best epoch so far is written all the same) or
     workers fail again and again.
     """
-    model, weights = rehearsed(config), initial_weights(config)
+    model = rehearsed(config)
     inputs = inputs_of(config)
     refuse_nested(inputs, output_of(config))
     run = run_of(config)
+    init = init_of(config, run)
     with Lease(run) as lease:
+        if init:
+            begin_with(init, run)
         done, diverged = len(newest_history(run)), None
         if done == config.epochs:
             log.info("%s done before, which is all; a changed config trains anew", number(done, "epoch"))
         else:
+            # A state has all that is needed of them.
+            weights = None if done else initial_weights(config)
             with connected(config.address):
                 # Ray Data's own progress and plan lines give way to one honest bar.
                 ray.data.DataContext.get_current().enable_progress_bars = False
@@ -98,7 +103,7 @@ def train(config: TrainConfig) -> checkpoints.Card:
         if trouble and not history:
             raise trouble
         lease.check()
-        card = ship(config, inputs, run, model, history)
+        card = ship(config, inputs, run, model, history, init)
         if trouble:
             raise trouble
     return card
@@ -201,24 +206,44 @@ def finishing_images(inputs: list[Input], images: Images, stride: int) -> Iterat
         yield to_batch([rgb], stride, "cpu")
 
 
-def ship(config: TrainConfig, inputs: list[Input], run: Store, model: Autoencoder, history: list[Line]) -> checkpoints.Card:
-    """The averaged weights of the best epoch as a checkpoint folder, and the curves. Raises: StorageError."""
+def ship(
+    config: TrainConfig, inputs: list[Input], run: Store, model: Autoencoder, history: list[Line], init: str | None
+) -> checkpoints.Card:
+    """The averaged weights of the best epoch as a checkpoint folder, and the curves.
+
+    What was shipped before stays as it is: figures may have been measured since, and its date is that of the training.
+
+    Args: init: digest of the weights that it began with. Raises: StorageError.
+    """
     best = best_epoch(history)
+    line, url, images = history[best - 1], output_of(config).uri(config.name), kept_images(run)
+    training = {
+        "config_sha256": config.digest(),
+        "init_sha256": init,
+        "images": len(images.of("training")),
+        "left_out": len(images.of("left out")),
+        "epochs": len(history),
+        "best_epoch": best,
+        "steps": line["step"],
+        "minutes": round(sum(line["seconds"] for line in history) / 60, 1),
+    }
+    held_out = {k[6:]: round(v, 3) for k, v in line.items() if k.startswith("valid_")}
+    metrics = {"set": "held-out training images", **held_out}
+    there = whole(url, config)
+    if there and training.items() <= there.training.items() and metrics in there.metrics:
+        return there
     state = read_state(run, best)
     if state is None:
         raise StorageError(f"{run.url}: the state of epoch {best}, the best one, is damaged")
     model.load_state_dict(average_of(state[0]))
     model.eval().requires_grad_(False)
-    images = kept_images(run)
     OBJECTIVES[config.task].finish(model, finishing_images(inputs, images, model.output_stride))
     crops = middle_crops(inputs, images.of("validation"), model.output_stride, most=SAMPLES)
     title = f"{config.name}: {config.task} with {config.architecture}, epoch {best} of {len(history)} is the best"
     run.write(CURVES, draw_curves(history, samples_of(OBJECTIVES[config.task], model, crops), title))
-    short = [line["epoch"] for line in history if line["steps"] < max(line["steps"] for line in history)]
+    short = [line["epoch"] for line in history if line["steps"] < line.get("planned_steps", 0)]
     if short:
-        log.warning("epochs %s had fewer steps than others: images could no longer be read", short)
-    line, url = history[best - 1], output_of(config).uri(config.name)
-    init = checkpoints.read_card(config.init, config.storage.options_for(config.init)) if config.init else None
+        log.warning("epochs %s had fewer steps than planned: images could no longer be read", short)
     counts = Counter(images.of("training")["source"].to_pylist())
     card = {
         "name": config.name,
@@ -226,21 +251,19 @@ def ship(config: TrainConfig, inputs: list[Input], run: Store, model: Autoencode
         "architecture": config.architecture,
         "parameters": config.parameters,
         "preprocessing": {"mode": "RGB", "range": [0, 1], "stride": model.stride},
-        "training": {
-            "config_sha256": config.digest(),
-            "init_sha256": init.sha256 if init else None,
-            "images": len(images.of("training")),
-            "left_out": len(images.of("left out")),
-            "epochs": len(history),
-            "best_epoch": best,
-            "steps": line["step"],
-            "minutes": round(sum(line["seconds"] for line in history) / 60, 1),
-            "torch": torch.__version__,
-            "date": time.strftime("%Y-%m-%d"),
-        },
+        "training": {**training, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")},
         "data": ", ".join(f"{number(counts[n], 'image')} of {s.url.rpartition('/')[2]}" for n, s in enumerate(inputs)),
-        "metrics": [
-            {"set": "held-out training images", **{k[6:]: round(v, 3) for k, v in line.items() if k.startswith("valid_")}}
-        ],
+        "metrics": [metrics],
     }
     return checkpoints.save(url, model, card, config.storage.options_for(url))
+
+
+def whole(url: str, config: TrainConfig) -> checkpoints.Card | None:
+    """The card of a checkpoint whose weights are its own; None when there is none."""
+    options = config.storage.options_for(url)
+    try:
+        card = checkpoints.read_card(url, options)
+        checkpoints.read_weights(url, card, options)
+    except checkpoints.CheckpointError:
+        return None
+    return card

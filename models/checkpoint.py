@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import secrets
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 BUNDLED = Path(__file__).parent / "checkpoints"
 WEIGHTS, CARD = "weights.safetensors", "card.json"
 SCHEMES = ("file", "s3")
+PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
 
 
 class CheckpointError(Exception):
@@ -44,7 +46,7 @@ def bundled() -> list[str]:
 
 def locate(name_or_url: str) -> str:
     """A bundled name, a folder or a URL to the URL of the checkpoint's folder."""
-    if name_or_url.lower().endswith((".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")):
+    if name_or_url.lower().endswith(PICKLES):
         raise CheckpointError(f"checkpoint {name_or_url}: pickled weights are refused; give a folder with {WEIGHTS}")
     if "://" in name_or_url:
         scheme = name_or_url.split("://")[0]
@@ -144,8 +146,9 @@ def build(card: Card, weights: bytes) -> Any:
 
 
 def save(url: str, model: Any, card: dict[str, Any], storage_options: dict[str, Any] | None = None) -> Card:
-    """Write a checkpoint folder: weights in float16 (the card last, so that its existence means a complete checkpoint).
+    """Write a checkpoint folder: weights in float16, then the card.
 
+    Where a card lay, and no other came, the weights beside it may be of another digest: a reader refuses them.
     Whole numbers, such as an entropy coder's tables, stay what they are.
     """
     import safetensors.torch
@@ -189,5 +192,16 @@ def finite(value: Any) -> Any:
 
 
 def write_file(url: str, name: str, data: bytes, storage_options: dict[str, Any]) -> None:
-    with fsspec.open(f"{url}/{name}", "wb", auto_mkdir=True, **storage_options) as f:
-        f.write(data)
+    """All of it or nothing: one object on S3, a temporary name and a rename on a local disk."""
+    if url.startswith("s3://"):
+        with fsspec.open(f"{url}/{name}", "wb", **storage_options) as f:
+            f.write(data)
+        return
+    folder = Path(url.removeprefix("file://"))
+    temporary = folder / f".{secrets.token_hex(8)}.tmp"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(folder / name)
+    finally:
+        temporary.unlink(missing_ok=True)

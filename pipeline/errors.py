@@ -56,7 +56,9 @@ class Deadline(Interrupted):
 
 
 class NightFailed(Failure):
-    """A run of a night failed; the exit code is that of the first one."""
+    """A run of a night failed. The exit code is that of the first one, or 8 when the deadline came as well."""
+
+    at_deadline = 8
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)

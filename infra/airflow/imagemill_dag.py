@@ -1,7 +1,7 @@
 """An example for Airflow 3: imagemill by its command line, whose exit codes say what to do next.
 
-Exit 0 and 7 (stopped at its deadline) are success, 2, 3 and 6 fail at once, since the same again would end the same, and
-all others are tried again: what was committed stays, so a retry does what is left.
+Exit 0 and 7 (stopped at its deadline) are success, 2, 3 and 6 fail at once, since the same again would end the same, and so
+does 8, since the night is over; all others are tried again: what was committed stays, so a retry does what is left.
 """
 
 import subprocess
@@ -12,7 +12,12 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 IMAGEMILL = "/srv/imagemill/.venv/bin/imagemill"
 DONE = (0, 7)
-HOPELESS = {2: "bad configuration", 3: "too many rejects", 6: "verification failed"}
+HOPELESS = {
+    2: "bad configuration",
+    3: "too many rejects",
+    6: "verification failed",
+    8: "a run failed before the deadline",
+}
 
 
 def imagemill(*arguments: str) -> None:

@@ -15,7 +15,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Batch image pipeline on Ray: every image ends as one committed row or one reject with a reason.",
     epilog="Exit codes: 0 done, 1 Ray could not finish, 2 bad configuration, 3 more rejects than allowed, 4 another writer "
-    "holds OUTPUT, 5 storage, 6 verification failed, 7 stopped at the deadline, 130 interrupted.",
+    "holds OUTPUT, 5 storage, 6 verification failed, 7 stopped at the deadline, 8 the same after a "
+    "run had failed, 130 interrupted.",
 )
 COMMANDS = {
     "Run": (runs.run, runs.plan, runs.nightly, runs.submit),

@@ -29,7 +29,8 @@ def merged(config: str | None, assignments: list[str] | None, flags: dict[str, A
     """The values of a YAML, then flags that were given, then --set; those of the flag `params` one by one."""
     values = read_yaml(config) if config else {}
     given = {key: value for key, value in flags.items() if value is not None}
-    if params := {key: value for key, value in given.pop("params", {}).items() if value is not None}:
+    params = {key: value for key, value in given.pop("params", {}).items() if value is not None}
+    if params and isinstance(values.get("params"), dict | None):
         given["params"] = (values.get("params") or {}) | params
     values |= given
     for assignment in assignments or []:

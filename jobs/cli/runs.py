@@ -97,7 +97,7 @@ def nightly(
     until: Annotated[str | None, typer.Option("--until", help="local time at which the night ends", metavar="HH:MM")] = None,
     set_: Set = None,
 ) -> None:
-    """Run several jobs in order over what is new or changed; exit 7 when the deadline came first."""
+    """Run several jobs in order over what is new or changed; exit 7 when the deadline came first, 8 if a run failed too."""
     from jobs.nightly import NightlyConfig, show_night
 
     show_night(validate(NightlyConfig, merged(config, set_, {"until": until}), config), folder=Path(config).parent)

@@ -130,7 +130,7 @@ def codec_curve(originals: dict[str, np.ndarray], options: Line, large: list[str
 def quality_at(rate: float, curve: list[Line]) -> float | None:
     """PSNR of a codec at a rate in bits/pixel; None where its curve does not reach."""
     rates, qualities = rising(points(curve, ALL_BYTES, "PSNR dB"))
-    return float(np.interp(rate, rates, qualities)) if rates[0] <= rate <= rates[-1] else None
+    return float(np.interp(rate, rates, qualities)) if rates and rates[0] <= rate <= rates[-1] else None
 
 
 def bd_table(ours: list[Line], others: dict[str, list[Line]]) -> list[Line]:
@@ -162,19 +162,20 @@ def points(curve: list[Line], rate: str, metric: str) -> list[tuple[float, float
 def bd_rate_percent(anchor: list[tuple[float, float]], curve: list[tuple[float, float]]) -> float | None:
     """Mean difference of the rate at equal quality, over the qualities that both curves reach; negative is fewer bits.
 
-    Args: points (rate, quality) of each curve, at least four. None when the curves have no quality in common.
+    Args: points (rate, quality) of each curve, at least four. None when the curves have no quality in common, or one has
+    fewer than two points that count.
     """
     # A codec may lose quality with bits at the end of its scale; the interpolation takes rising curves.
     (rate_0, quality_0), (rate_1, quality_1) = (rising(c) for c in (anchor, curve))
-    if min(quality_0[-1], quality_1[-1]) <= max(quality_0[0], quality_1[0]):
+    if min(len(rate_0), len(rate_1)) < 2 or min(quality_0[-1], quality_1[-1]) <= max(quality_0[0], quality_1[0]):
         return None
     return float(bd_rate(rate_0, quality_0, rate_1, quality_1, "pchip", require_matching_points=False, min_overlap=0))
 
 
 def rising(curve: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    """Rates and qualities of the points that are better than all cheaper ones."""
+    """Rates and qualities of the points that are better than all cheaper ones, and not those of images that are equal."""
     kept: list[tuple[float, float]] = []
-    for rate, quality in sorted(curve):
+    for rate, quality in sorted(point for point in curve if np.isfinite(point[1])):
         if not kept or quality > kept[-1][1]:
             kept.append((rate, quality))
     return [rate for rate, _ in kept], [quality for _, quality in kept]

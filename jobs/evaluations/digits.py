@@ -30,6 +30,8 @@ SHOWN, SHOWN_FLAT, AMPLIFIED = 12, 4, 4
 FLAT_CODES = 1000
 LEVELS = 255
 """Steps of an 8-bit code, as the architecture `conv` takes them."""
+MARGIN = 2
+"""Places of the code from the border: what lies beyond it is not seen any more."""
 
 
 def evaluate_digits(config: EvaluateConfig) -> Evaluation:
@@ -42,6 +44,7 @@ def evaluate_digits(config: EvaluateConfig) -> Evaluation:
     Two figures look for the pattern that strides leave (Odena et al. 2016). "checkerboard" is that of `models.metrics`, of
     the errors, in multiples of what white noise has. "ripple" is what varies in images decoded from codes that do not vary:
     the code of one place of a digit, repeated; it is the decoder's own, as nothing else can vary there.
+    Digits of up to four strides have none: nothing of them is far enough from the border.
     """
     configs = [config.model_copy(update={"checkpoint": name}) for name in (config.weights, *config.against)]
     models = [gray_coder(check_config(c, None, ("step",))) for c in configs]
@@ -65,13 +68,16 @@ def evaluate_digits(config: EvaluateConfig) -> Evaluation:
         with torch.inference_mode():
             code = model.encode(torch.from_numpy(x)[:, None])
             restored[c.weights] = model.decode(code)[:, 0].numpy()
-            flat[c.weights] = decoded_flat(model, code)
+            if min(x.shape[1:]) > 2 * MARGIN * model.stride:
+                flat[c.weights] = decoded_flat(model, code)
         with through_product(c, {}, str(c.input)) as (output, _):
             rows, images = rows_of(output, ["bits_per_pixel"]), decoded_images(output)
         stored = np.stack([images[name][..., 0] for name in names])
         parameters = sum(p.numel() for p in model.parameters())
         line = {"coder": c.weights, "parameters": parameters, "values": code[0].numel()}
-        line |= figures(x, restored[c.weights], stored, period) | {"ripple": ripple(flat[c.weights])}
+        line |= figures(x, restored[c.weights], stored, period)
+        if c.weights in flat:
+            line["ripple"] = ripple(flat[c.weights])
         lines.append(line | {"bits/pixel": mean([row["bits_per_pixel"] for row in rows.values()])})
     pca = PCA(train)
     counts = [lines[0]["values"], *(pca.values_for(x, line["MSE"]) for line in lines)]
@@ -138,8 +144,7 @@ def decoded_flat(model: LatentCoder, code_BCHW: torch.Tensor) -> np.ndarray:
     places = places[places.amax(1) > 0]
     chosen = places[torch.linspace(0, len(places) - 1, min(FLAT_CODES, len(places))).long()]
     images = model.decode(chosen[:, :, None, None].expand(-1, -1, *code_BCHW.shape[2:]))[:, 0].numpy()
-    # Two places of the code from the border, what lies beyond it is not seen any more.
-    margin = 2 * model.stride
+    margin = MARGIN * model.stride
     inner: np.ndarray = images[:, margin:-margin, margin:-margin]
     return inner
 

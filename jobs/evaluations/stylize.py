@@ -78,7 +78,7 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
         )
         columns.append([Tile(within_side(images[name], 256), "adain") for name in shown])
     for steps in [*(n for n in COMPARED if n < params.steps), params.steps]:
-        loss = mean([row["losses"][min(steps, len(row["losses"]) - 1)] for row in curves.values()])
+        loss = mean([loss_after(row["losses"], steps, params.steps) for row in curves.values()])
         compared.append({"method": f"gatys, {steps} steps", "loss": loss, "model s/image": slow * steps / params.steps})
     notes = [
         f"losses in units of the content's energy, network {job.card.name}; content at {stylist.content_layer}, style at "
@@ -126,3 +126,11 @@ def steps_to(losses: list[float], total: float) -> int:
     """Steps after which a curve is below a loss; all of them where it never is."""
     below = [step for step, loss in enumerate(losses) if loss <= total]
     return below[0] if below else len(losses) - 1
+
+
+def loss_after(losses: list[float], steps: int, of: int) -> float:
+    """The loss after some `steps` of a curve of `of`: the image's own at its end, and the best one so far before.
+
+    A curve has what each evaluation gave, places that a line search tried and left among them.
+    """
+    return losses[-1] if steps == of else min(losses[: steps + 1])

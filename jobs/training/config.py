@@ -4,8 +4,9 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from models.checkpoint import PICKLES
 from pipeline.config import Strict
 from pipeline.sources.source import SourceConfig
 from pipeline.storage import StorageConfig
@@ -36,10 +37,17 @@ class TrainConfig(Strict):
     clip_norm: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.999, ge=0, lt=1)
     workers: int = Field(2, ge=1)
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     source: SourceConfig = SourceConfig()
     storage: StorageConfig = StorageConfig()
     address: str | None = None
+
+    @field_validator("name")
+    @classmethod
+    def refuse_pickle(cls, name: str) -> str:
+        if name.endswith(PICKLES):
+            raise ValueError("it ends as pickled weights do, and every command would refuse it as such")
+        return name
 
     def digest(self) -> str:
         """Hash of all that changes the result: a run's name carries it, so a changed config never resumes an old run."""

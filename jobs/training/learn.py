@@ -171,6 +171,7 @@ class Learner:
             "epoch": self.state.epoch + 1,
             "step": self.state.step,
             "steps": count,
+            "planned_steps": self.course.steps_per_epoch,
             "learning_rate": self.state.optimizer.param_groups[0]["lr"],
             **{f"train_{k}": v / count for k, v in sums.items()},
             "crops_per_s": crops_per_s,

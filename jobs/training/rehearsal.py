@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from jobs.training.config import TrainConfig
+from jobs.training.states import kept_init
 from models import checkpoint as checkpoints
 from models.architectures import ARCHITECTURES
 from models.autoencoder import Autoencoder
@@ -24,7 +25,7 @@ def rehearsed(config: TrainConfig) -> Autoencoder:
     what = f"architecture {config.architecture} with parameters {config.parameters}"
     try:
         model = ARCHITECTURES[config.architecture](**config.parameters)
-    except (TypeError, ValueError, RuntimeError) as e:
+    except (TypeError, ValueError, LookupError, RuntimeError) as e:
         raise ConfigError(f"{what}: {reason(e)}") from None
     if config.crop % model.output_stride:
         raise ConfigError(f"crop = {config.crop}: {what} takes multiples of {model.output_stride}")
@@ -37,14 +38,34 @@ def rehearsed(config: TrainConfig) -> Autoencoder:
     return model
 
 
+def init_of(config: TrainConfig, run: Store) -> str | None:
+    """The digest of the weights that a run starts from, or has started from: they may be gone since, and where a training
+    takes the place of its init its own result lies there.
+
+    Raises: CheckpointError when there are none; ConfigError when they are of another architecture.
+    """
+    if config.init is None:
+        return None
+    kept = kept_init(run)
+    try:
+        card = checkpoints.read_card(config.init, config.storage.options_for(config.init))
+    except checkpoints.CheckpointError:
+        if kept is None:
+            raise
+        return kept
+    if kept and card.training.get("config_sha256") == config.digest():
+        return kept
+    if (card.architecture, card.parameters) != (config.architecture, config.parameters):
+        raise ConfigError(f"init = {config.init!r} is {card.architecture} {card.parameters}, not what is to be trained")
+    return card.sha256
+
+
 def initial_weights(config: TrainConfig) -> dict[str, Tensor] | None:
-    """The weights that training starts from. Raises: ConfigError when they are of another architecture."""
+    """The weights that a training starts from. Raises: CheckpointError."""
     if config.init is None:
         return None
     options = config.storage.options_for(config.init)
     card = checkpoints.read_card(config.init, options)
-    if (card.architecture, card.parameters) != (config.architecture, config.parameters):
-        raise ConfigError(f"init = {config.init!r} is {card.architecture} {card.parameters}, not what is to be trained")
     weights: dict[str, Tensor] = checkpoints.build(card, checkpoints.read_weights(config.init, card, options)).state_dict()
     # Whole numbers are what a task finished the model with: not to be trained, and fitted anew.
     return {name: value for name, value in weights.items() if value.is_floating_point()}

@@ -24,6 +24,8 @@ from pipeline.storage import Store
 
 log = logging.getLogger("imagemill.train")
 FOLDER = "states"
+INIT = "init.sha256"
+"""The digest of the weights that the states began with."""
 NEWEST_KEPT = 2
 """The newest, and the one before it should the newest turn out to be damaged."""
 
@@ -127,6 +129,24 @@ def read_state(run: Store, epoch: int) -> tuple[bytes, list[Line]] | None:
     except (FileNotFoundError, ValueError):
         return None
     return (data, content["history"]) if hashlib.sha256(data).hexdigest() == content["sha256"] else None
+
+
+def kept_init(run: Store) -> str | None:
+    """The digest of the weights that a run began with; None before its first start."""
+    return run.read(INIT).decode() if run.exists(INIT) else None
+
+
+def begin_with(init: str, run: Store) -> None:
+    """Keep the digest of the weights that a run begins with; states that began with others are deleted."""
+    kept = kept_init(run)
+    if kept == init:
+        return
+    if kept:
+        log.warning("%s: init is another checkpoint than it was: this trains anew", run.url)
+        for entry in list(run.entries(FOLDER)):
+            run.delete(entry.path)
+    # Last: who is killed before it deletes the rest the next time.
+    run.write(INIT, init.encode(), durable=True)
 
 
 def newest_history(run: Store) -> list[Line]:

@@ -13,9 +13,10 @@ import yaml
 from manifests import ROOT
 from moto import mock_aws
 
-from pipeline.errors import ConfigError, Deadline, TooManyRejects, VerificationError
+from pipeline.errors import ConfigError, Deadline, NightFailed, TooManyRejects, VerificationError
 
 INFRA = ROOT / "infra"
+HOPELESS = {ConfigError.exit_code, TooManyRejects.exit_code, VerificationError.exit_code, NightFailed.at_deadline}
 BIN = Path(sys.executable).parent
 
 
@@ -78,9 +79,8 @@ def test_units_are_what_systemd_takes(tmp_path: Path) -> None:
 
 def test_the_deadline_is_no_failure_to_systemd_and_what_would_end_the_same_is_not_tried_again() -> None:
     unit = (INFRA / "systemd/imagemill-nightly.service").read_text()
-    hopeless = sorted({ConfigError.exit_code, TooManyRejects.exit_code, VerificationError.exit_code})
     assert f"\nSuccessExitStatus={Deadline.exit_code}\n" in unit
-    assert f"\nRestartPreventExitStatus={' '.join(map(str, hopeless))}\n" in unit
+    assert f"\nRestartPreventExitStatus={' '.join(map(str, sorted(HOPELESS)))}\n" in unit
 
 
 def test_the_airflow_example_knows_the_exit_codes() -> None:
@@ -91,7 +91,7 @@ def test_the_airflow_example_knows_the_exit_codes() -> None:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     }
     assert named["DONE"] == (0, Deadline.exit_code)
-    assert set(named["HOPELESS"]) == {ConfigError.exit_code, TooManyRejects.exit_code, VerificationError.exit_code}
+    assert set(named["HOPELESS"]) == HOPELESS
 
 
 def test_the_aws_cluster_is_what_ray_takes() -> None:

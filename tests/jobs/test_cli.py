@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import yaml
 from outputs import compressed
 
 from models import checkpoint
@@ -47,6 +48,14 @@ def test_a_bad_configuration_is_one_line_and_exit_2(imagemill, tmp_path, photos,
     assert err.count("\n") == 1
     assert err.count("max_reject_fraction") <= 1
     assert not (tmp_path / "out").exists()
+
+
+def test_params_that_are_no_group_are_one_line_and_exit_2_beside_a_flag_too(imagemill, tmp_path, photos):
+    for text in ("params: [sigma]", "params: 5", "params: []"):
+        code, _, err = imagemill("denoise", photos, tmp_path / "out", "--sigma", 15, "-c", write_yaml(tmp_path, text))
+        assert code == 2
+        assert f"params = {yaml.safe_load(text)['params']}: Input should be a valid dictionary" in err
+        assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("place", ["input", "output"])

@@ -12,11 +12,12 @@ from PIL import Image
 
 from jobs.evaluate import evaluate, metrics_of, record_of, show_evaluation
 from jobs.evaluations import EVALUATIONS, inpaint
-from jobs.evaluations.compress import bd_rate_percent, bd_table
+from jobs.evaluations.compress import bd_rate_percent, bd_table, quality_at
 from jobs.evaluations.denoise import noise_for
 from jobs.evaluations.digits import PCA, decoded_flat, ripple
 from jobs.evaluations.evaluation import EvaluateConfig, Evaluation, Measured
 from jobs.evaluations.inpaint import interpolated
+from jobs.evaluations.stylize import loss_after
 from jobs.evaluations.upscale import luma_psnr_db
 from models import checkpoint
 from models.architectures import ARCHITECTURES
@@ -174,6 +175,12 @@ def test_stylize_beside_optimising_the_image(photos, tmp_path):
     assert decode(evaluation.picture).rgb.shape[0] > 256
 
 
+def test_a_place_that_is_none_is_said_before_anything_is_measured(photos, monkeypatch):
+    monkeypatch.setattr("jobs.evaluate.evaluate", pytest.fail)
+    with pytest.raises(ConfigError, match="scheme 'gs' is not one of file, s3"):
+        show_evaluation({"task": "denoise", "input": str(photos), "output": "gs://x/y"}, "test", update_card=False)
+
+
 def test_a_network_that_has_no_card_is_recorded_and_takes_no_figures(photos):
     config = EvaluateConfig(task="stylize", input=str(photos), checkpoint="random", params={"style": ["style.png"]})
     record = record_of(config, Evaluation(3, {}, [Measured("random", "style loss 1", [])], b""))
@@ -217,6 +224,17 @@ def test_digits_beside_pca(digits, tmp_path):
     assert pcas[0]["values"] == 196
     assert pcas[0]["MSE"] < ours["MSE"]
     assert pcas[1]["MSE"] <= ours["MSE"]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_digits_that_are_all_border_have_no_ripple(digits, tmp_path):
+    test, train = digits
+    for path in (*Path(test).iterdir(), *Path(train).iterdir()):
+        Image.open(path).crop((0, 0, 16, 16)).save(path)
+    evaluation = evaluate(EvaluateConfig(task="compress", input=test, fit=train, checkpoint=untrained(tmp_path, "digits")))
+    ours = next(iter(evaluation.tables.values()))[0]
+    assert "ripple" not in ours
+    assert all(np.isfinite(value) for value in ours.values() if isinstance(value, float))
 
 
 @pytest.mark.parametrize(
@@ -272,6 +290,20 @@ def test_bd_rate_of_known_curves():
     # A point that costs more and is worse counts for nothing.
     assert bd_rate_percent([*CURVE, (3.0, 37.0)], CURVE) == pytest.approx(0, abs=1e-9)
     assert bd_rate_percent(CURVE, [(rate, quality + 50) for rate, quality in CURVE]) is None
+
+    # Of images that a codec gives back as they were.
+    exact = [*CURVE[:-1], (2.0, np.inf)]
+    assert bd_rate_percent(exact, CURVE[:-1]) == pytest.approx(0, abs=1e-9)
+    assert bd_rate_percent([(rate, np.inf) for rate, _ in CURVE], CURVE) is None
+    assert bd_rate_percent(CURVE, [*[(rate, np.inf) for rate, _ in CURVE[1:]], (0.25, 31.0)]) is None
+    assert quality_at(0.75, [{"bits/pixel": 0.75, "PSNR dB": np.inf}]) is None
+
+
+def test_the_last_loss_of_a_curve_is_the_images_own_and_one_before_the_best_so_far():
+    # The third evaluation is a place that a line search tried and left.
+    curve = [9, 5, 7, 4, 3.9]
+    assert [loss_after(curve, steps, 4) for steps in range(5)] == [9, 5, 5, 4, 3.9]
+    assert loss_after(curve, 2, 2) == 3.9
 
 
 def test_the_harder_jpeg_comes_first():
@@ -339,3 +371,9 @@ def test_a_transposed_decoder_ripples_and_upsampling_does_not():
         assert flat[upsample].shape == (245, 12, 12)
     assert ripple(flat["nearest"]) < 1e-3
     assert ripple(flat["transposed"]) > 1
+
+
+def test_a_card_names_styles_without_their_folders():
+    config = EvaluateConfig(task="stylize", input="photos", params={"style": ["/home/somebody/swirls.png"], "beta": 10})
+    entry = metrics_of(config, 3, Measured("stylize-small", "one pass", []))
+    assert entry["params"] == {"style": ["swirls.png"], "beta": 10}

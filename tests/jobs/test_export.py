@@ -15,6 +15,7 @@ from PIL import Image
 
 from jobs.decode import decode_output
 from jobs.export import export, show_export
+from jobs.export_formats import webdataset
 from models import checkpoint as checkpoints
 from pipeline import read_latents
 from pipeline.errors import ConfigError, OutputHeld
@@ -154,6 +155,14 @@ def test_other_formats_hold_the_same(digits: Store, form: str, tmp_path: Path) -
         np.testing.assert_allclose(embedding, expected[name].mean((1, 2)), rtol=1e-6)
     with pytest.raises(ConfigError, match=f"export to {form}"):
         read_latents(str(tmp_path / "out"))
+
+
+def test_a_member_of_a_tar_is_json_to_every_reader(tmp_path: Path) -> None:
+    webdataset(Store(str(tmp_path)), "latents", 0, pa.table({"image_id": ["a"], "psnr_db": [float("inf")]}))
+    with tarfile.open(tmp_path / "latents/part-00000.tar") as tar:
+        member = tar.extractfile("a.json")
+        assert member
+        assert json.loads(member.read(), parse_constant=pytest.fail) == {"image_id": "a", "psnr_db": None}
 
 
 def test_an_export_says_what_it_holds_and_how_to_decode_it_where_that_can_be(

@@ -2,8 +2,10 @@
 
 import json
 import re
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from datetime import date, datetime
@@ -16,7 +18,7 @@ import yaml
 from PIL import Image
 
 from jobs.nightly import NightlyConfig, runs_of, seconds_until, show_night
-from pipeline.errors import ConfigError, Deadline, NightFailed
+from pipeline.errors import ConfigError, Deadline, NightFailed, StorageError
 from pipeline.output.verify import verify
 from pipeline.storage import Store
 
@@ -120,6 +122,14 @@ def test_a_night_that_cannot_be_is_refused_before_it_starts(night):
         "job 2: input is missing": {"task": "denoise", "output": "other"},
         "second: output out is that of a job with the task denoise, not compress": first
         | {"name": "second", "task": "compress"},
+        "job 2: input = ['i/{date}']: one folder": {
+            "task": "denoise",
+            "input": ["i/{date}"],
+            "output": "o/{date}",
+        },
+        "job 2: output = {'{date}': 1}: one folder": {"task": "denoise", "input": "i/{date}", "output": {"{date}": 1}},
+        "job 2: config = 5: the name of one file": {"config": 5},
+        "job 2: config = None: the name of one file": {"config": None},
     }
     for said, job in wrong.items():
         with pytest.raises(ConfigError, match=re.escape(said)):
@@ -163,6 +173,36 @@ def test_a_deadline_while_a_page_is_made_ends_the_night_after_a_run_that_is_done
     done, left = told(tmp_path)["runs"]
     assert (done["exit_code"], done["exit_reason"], left["exit_code"]) == (0, "done", 7)
     assert json.loads((tmp_path / "codes/runs" / done["run_id"] / "run.json").read_text())["exit_code"] == 0
+
+
+def test_a_night_that_failed_and_came_to_its_deadline_is_a_failure_and_over(night, tmp_path, monkeypatch):
+    """Codes of failures are tried again: from minutes after its deadline it would run until the next one."""
+
+    def ended(config, record):
+        raise StorageError("the store is away") if config.task == "denoise" else Deadline
+
+    monkeypatch.setattr("jobs.nightly.run", ended)
+    night["jobs"][0] |= {"input": f"{tmp_path}/all", "output": f"{tmp_path}/out"}
+    with pytest.raises(NightFailed, match=r"1 of 2 runs failed: dated \(exit 5\); then .* deadline") as failed:
+        show_night(NightlyConfig(**night), TONIGHT)
+    assert failed.value.exit_code == told(tmp_path)["exit_code"] == 8
+    assert [run["exit_code"] for run in told(tmp_path)["runs"]] == [5, 7]
+    assert "1 of 2 runs failed, stopped at its deadline" in Path(told(tmp_path)["report"]).read_text()
+
+
+def test_a_webhook_that_speaks_no_http_is_a_warning(night, tmp_path, caplog):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection = server.accept()[0]
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(b"hello\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        hook = f"http://127.0.0.1:{server.getsockname()[1]}"
+        show_night(NightlyConfig(jobs=night["jobs"][:1], catch_up=0, notify={"webhook": hook}), date(2026, 2, 1))
+    assert "the notification by notify.webhook failed: BadStatusLine" in caplog.text
 
 
 @pytest.mark.chaos

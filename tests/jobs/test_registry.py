@@ -7,7 +7,8 @@ from jobs.registry import headline, layers, show_checkpoint, show_registry
 from models import checkpoint
 from models.architectures import ARCHITECTURES
 from models.tasks import TASKS
-from pipeline.storage import StorageConfig
+from pipeline.output.kept import keep_checkpoint
+from pipeline.storage import StorageConfig, Store
 
 
 def test_the_list_names_everything(capsys, monkeypatch):
@@ -37,6 +38,17 @@ def test_a_card_is_shown_with_its_figures_and_their_set(name, capsys, monkeypatc
     for entry in card.metrics:
         assert entry["set"] in shown
     assert "Total params" in shown
+
+
+def test_a_network_without_a_decoder_is_shown_by_its_name_and_where_a_run_kept_it(tmp_path, capsys):
+    card, weights = checkpoint.read("random")
+    kept = Store(str(tmp_path))
+    keep_checkpoint(kept, card, weights)
+    for name in ("random", kept.uri(f"checkpoints/{card.sha256[:16]}")):
+        show_checkpoint(name, StorageConfig())
+        shown = capsys.readouterr().out
+        assert card.sha256 in shown.replace("\n", "")
+        assert "Total params" in shown
 
 
 def test_measured_figures_replace_those_of_the_same_set_and_parameters(tmp_path: Path):

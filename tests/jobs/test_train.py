@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from jobs.train import run_of, train
+from jobs.train import run_of, show_training, train
 from jobs.training.config import TrainConfig
 from jobs.training.rehearsal import initial_weights, rehearsed
 from jobs.training.states import State, keep, newest_history
@@ -155,6 +155,7 @@ def test_images_that_do_not_do_end_a_training_before_it_starts(files, changes, e
         ({"architecture": "codec", "parameters": {}}, "'denoise' cannot be learned by architecture codec"),
         ({"task": "compress"}, "'compress' cannot be learned by architecture unet"),
         ({"parameters": {"depth": 3}}, "depth"),
+        ({"parameters": {"widths": []}}, r"architecture unet with parameters \{.widths.: \[\]\}: "),
         ({"crop": 30}, "takes multiples of 4"),
         ({"input": []}, "needs an input"),
         ({"init": "compress-small"}, "is codec"),
@@ -164,6 +165,12 @@ def test_a_training_that_cannot_start_says_so(changes, message, tiny, tmp_path):
     with pytest.raises(ConfigError, match=message):
         train(tiny("denoise").model_copy(update=changes))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("key", "value"), [("seed", -1), ("seed", 2**32), ("name", "codec.bin"), ("name", "a.pth")])
+def test_what_only_the_end_of_a_training_would_show_is_refused(key, value, tiny):
+    with pytest.raises(ConfigError, match=f"{key} = {value!r}"):
+        show_training(tiny("denoise").model_dump() | {key: value}, "test")
 
 
 @pytest.mark.parametrize("task", sorted(OBJECTIVES))

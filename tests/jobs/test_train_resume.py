@@ -1,8 +1,10 @@
 """A training that is cut off goes on where it was, and keeps what it had."""
 
 import hashlib
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,12 +12,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
+import torch
 import yaml
 
 from jobs.train import TrainConfig, run_of, train
-from jobs.training.states import path_of, read_state
+from jobs.training.crops import KEPT, inputs_of, listed, look, split
+from jobs.training.rehearsal import rehearsed
+from jobs.training.states import State, keep, newest_history, path_of, read_state
 from models import checkpoint
 from pipeline.errors import RunFailed
 from pipeline.storage import Store
@@ -134,3 +140,83 @@ def test_a_training_goes_on_with_another_number_of_workers(tiny):
     (first, last), (_, of_two) = lines_of(run_of(alone)), lines_of(run_of(config))
     assert (last["steps"], last["step"]) == (2 * first["steps"], 3 * first["steps"])
     assert last["learning_rate"] < of_two["learning_rate"] < 0.1 * config.learning_rate
+
+
+def finished(config: TrainConfig, steps: tuple[int, int] = (8, 8), planned: tuple[int, int] = (8, 8)) -> None:
+    """Leave the run of a training whose epochs are all done and whose best one was not shipped yet; without Ray."""
+    run, inputs, out = run_of(config), inputs_of(config), io.BytesIO()
+    pq.write_table(split(look(listed(inputs), inputs), config).table, out)
+    run.write(KEPT, out.getvalue())
+    state = State.begin(rehearsed(config), config.ema_decay, config.weight_decay)
+    for epoch in range(1, config.epochs + 1):
+        line = {"epoch": epoch, "step": 8 * epoch, "steps": steps[epoch - 1], "planned_steps": planned[epoch - 1]}
+        figures = {"train_loss": 1.0, "valid_psnr_db": 20.0 + epoch, "learning_rate": 0.001, "seconds": 1.0}
+        state.history.append(line | figures)
+        keep(state, run, fence=0)
+
+
+def untrained(url: str, config: TrainConfig, seed: int) -> checkpoint.Card:
+    """A checkpoint that `config` can begin with."""
+    torch.manual_seed(seed)
+    about = {"name": "first", **config.model_dump(include={"task", "architecture", "parameters"})}
+    return checkpoint.save(url, rehearsed(config), about)
+
+
+def test_a_training_that_is_done_leaves_its_card_and_the_figures_in_it(tiny):
+    config = tiny("denoise")
+    finished(config)
+    train(config)
+    path = Path(config.output, config.name, "card.json")
+    checkpoint.write_metrics(str(path.parent), {"set": "kodak", "images": 24, "headline": "31.00 dB"})
+    before = path.read_bytes()
+    assert train(config).metrics[1]["set"] == "kodak"
+    assert path.read_bytes() == before
+    weights = path.with_name("weights.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    card = train(config)
+    checkpoint.read_weights(str(path.parent), card)
+
+
+def test_a_kill_between_weights_and_card_is_mended_where_a_training_takes_the_place_of_its_init(tiny, tmp_path, monkeypatch):
+    place = f"{tmp_path}/out/tiny-denoise"
+    config = tiny("denoise", init=place)
+    first = untrained(place, config, 0)
+    finished(config)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_card", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    assert checkpoint.read_card(place) == first
+    card = train(config)
+    assert card.training["init_sha256"] == first.sha256
+    checkpoint.read_weights(place, card)
+    assert train(config) == card
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_init_may_go_once_a_training_has_begun_and_another_one_in_its_place_trains_anew(tiny, tmp_path, caplog):
+    place = f"{tmp_path}/first"
+    config = tiny("denoise", init=place, workers=1)
+    first = untrained(place, config, 0)
+    finished(config)
+    train(config)
+    shutil.rmtree(place)
+    shutil.rmtree(tmp_path / "out/tiny-denoise")
+    assert train(config).training["init_sha256"] == first.sha256
+
+    second = untrained(place, config, 1)
+    assert train(config).training["init_sha256"] == second.sha256
+    assert "init is another checkpoint than it was: this trains anew" in caplog.text
+    assert not {line["valid_psnr_db"] for line in newest_history(run_of(config))} & {21.0, 22.0}
+
+
+@pytest.mark.parametrize(("steps", "said"), [((8, 4), False), ((8, 3), True)])
+def test_steps_that_are_missing_are_told_from_those_of_another_number_of_workers(steps, said, tiny, caplog):
+    config = tiny("denoise")
+    finished(config, steps, planned=(8, 4))
+    train(config)
+    assert ("epochs [2] had fewer steps" in caplog.text) == said

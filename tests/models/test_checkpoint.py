@@ -1,6 +1,7 @@
 import hashlib
 import json
 import pickle
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,7 @@ def test_a_file_url_is_a_folder(folder: Path) -> None:
 @pytest.mark.parametrize("name", bundled())
 def test_every_bundled_checkpoint_opens_and_is_small(name: str) -> None:
     assert read_card(name).name == name
+    assert read_card(name).data
     assert isinstance(load(name), ARCHITECTURES[read_card(name).architecture])
     assert (checkpoint.BUNDLED / name / WEIGHTS).stat().st_size < 3_000_000
 
@@ -131,6 +133,20 @@ def test_weights_of_another_digest_are_refused(folder: Path) -> None:
     message = refused(lambda: load(str(folder)))
     assert "sha256" in message
     assert str(folder) in message
+
+
+def test_a_card_that_cannot_be_written_to_its_end_stays_as_it_was(folder: Path) -> None:
+    before = (folder / CARD).read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # As a disk that fills up in the middle of a write.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        message = refused(lambda: checkpoint.write_metrics(str(folder), {"set": "a"}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "card.json cannot be written" in message
+    assert (folder / CARD).read_bytes() == before
+    assert sorted(path.name for path in folder.iterdir()) == [CARD, WEIGHTS]
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, CARD])
