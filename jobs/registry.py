@@ -13,6 +13,7 @@ from models import checkpoint as checkpoints
 from models.architectures import ARCHITECTURES
 from models.architectures.perceptual import Perceptual
 from models.autoencoder import Autoencoder
+from models.objectives import OBJECTIVES
 from models.tasks import TASKS
 from pipeline.storage import StorageConfig
 
@@ -24,10 +25,13 @@ def show_registry() -> None:
     tasks = Table("task", "does", "parameters", "checkpoint", title="tasks", title_justify="left")
     for name, task in TASKS.items():
         tasks.add_row(name, purpose(type(task)), ", ".join(task.Params.model_fields), task.default_checkpoint)
-    architectures = Table("architecture", "is", "parameters", "stride", title="architectures", title_justify="left")
+    architectures = Table(
+        "architecture", "is", "parameters", "stride", "learns", title="architectures", title_justify="left"
+    )
     for name, architecture in ARCHITECTURES.items():
         model = architecture()
-        architectures.add_row(name, purpose(architecture), f"{parameter_count(model):,}", str(model.stride))
+        learns = ", ".join(task for task, objective in OBJECTIVES.items() if issubclass(architecture, objective.learned_by))
+        architectures.add_row(name, purpose(architecture), f"{parameter_count(model):,}", str(model.stride), learns)
     bundled = Table(
         "checkpoint", "task", "architecture", "parameters", "kB", "measured", "set",
         title="bundled checkpoints", title_justify="left",

@@ -25,6 +25,8 @@ ENOUGH = 1e-4
 
 
 class Colorize(TaskObjective):
+    learned_by = ChromaUNet
+
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """PSNR loss in RGB at the true luma."""
         assert isinstance(model, ChromaUNet)

@@ -24,6 +24,8 @@ from models.tiling import in_tiles, pieces, tile_side, tiled
 
 
 class Compress(TaskObjective):
+    learned_by = LatentCoder
+
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Rate and distortion at random steps; for an autoencoder that has no rate, the squared error."""
         assert isinstance(model, LatentCoder)

@@ -23,6 +23,8 @@ FILE_SHARE = 0.7
 
 
 class Denoise(TaskObjective):
+    learned_by = UNet
+
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """PSNR loss at the true noise level, plus the error of the estimated level in 8-bit levels."""
         assert isinstance(model, UNet)

@@ -26,6 +26,8 @@ VALIDATED_LOSS = 0.5
 
 
 class Inpaint(TaskObjective):
+    learned_by = MaskedUNet
+
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """PSNR loss of the image with its known pixels put back."""
         assert isinstance(model, MaskedUNet)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from models.tasks.task import Output, Sample
 
 class Objective(ABC):
     """What a model can be trained for: what is taken away, and the loss. Stateless."""
+
+    learned_by: ClassVar[type[Autoencoder]]
+    """The architecture, or the base of several, that can learn it."""
 
     def freeze(self, model: Autoencoder) -> None:  # noqa: B027 - few have something to hold
         """Take `requires_grad` from the weights that are not learned; all are by default."""

@@ -21,6 +21,8 @@ RECONSTRUCTION_WEIGHT = 0.1
 
 
 class Perceive(Objective):
+    learned_by = Perceptual
+
     def freeze(self, model: Autoencoder) -> None:
         """The skips, as the decoder is given one layer alone, and the layers behind that one."""
         assert isinstance(model, Perceptual)

@@ -33,6 +33,8 @@ DEFAULT = {key: StylizeParams.model_fields[key].default for key in FITS["gatys"]
 
 
 class Stylize(TaskObjective):
+    learned_by = Perceptual
+
     def freeze(self, model: Autoencoder) -> None:
         """The encoder: what measures must not learn to be pleased."""
         assert isinstance(model, Perceptual)

@@ -18,6 +18,8 @@ from models.tiling import tile_side, tiled
 
 
 class Upscale(TaskObjective):
+    learned_by = EDSR
+
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """PSNR loss of crops that were reduced and are enlarged again."""
         assert isinstance(model, EDSR)

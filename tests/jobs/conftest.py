@@ -8,21 +8,10 @@ import numpy as np
 import pytest
 from outputs import COUNT
 from PIL import Image
+from tiny import TINY
 
 from jobs import __main__ as process
 from jobs.train import TrainConfig
-
-TRUNK = {"parameters": {"widths": [8, 8], "blocks": 1}}
-PERCEPTUAL = {"architecture": "perceptual", "parameters": {"widths": [8, 8, 8], "convs": [1, 1, 1]}}
-TINY = {
-    "colorize": {"architecture": "chroma", **TRUNK},
-    "compress": {"architecture": "codec", "parameters": {"code_width": 8, "code_blocks": 1, "width": 8, "blocks": 1}},
-    "denoise": {"architecture": "unet", **TRUNK},
-    "inpaint": {"architecture": "masked", **TRUNK},
-    "perceive": PERCEPTUAL,
-    "stylize": PERCEPTUAL,
-    "upscale": {"architecture": "edsr", "parameters": {"width": 8, "blocks": 1}},
-}
 
 
 @pytest.fixture
@@ -44,7 +33,9 @@ def tiny(clean: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
     def config(task: str, **changes: Any) -> TrainConfig:
         base = {"name": f"tiny-{task}", "task": task, "input": [str(clean)], "output": str(tmp_path / "out"), "epochs": 2}
         more = {"crop": 32, "crops_per_image": 2, "batch_size": 4, "validation_share": 0.2, "warmup_steps": 2}
-        return TrainConfig.model_validate({**base, **more, **TINY[task], **changes})
+        architecture, parameters = TINY[task]
+        network = {"architecture": architecture, "parameters": parameters}
+        return TrainConfig.model_validate({**base, **more, **network, **changes})
 
     return config
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from matplotlib.tri import Triangulation
 from PIL import Image
+from tiny import TINY
 
 from jobs.evaluate import evaluate, metrics_of, record_of, show_evaluation
 from jobs.evaluations import EVALUATIONS, inpaint
@@ -24,16 +25,6 @@ from models.architectures import ARCHITECTURES
 from models.tasks import TASKS
 from pipeline.errors import ConfigError, StorageError
 from pipeline.images.pixels import decode
-
-TINY = {
-    "colorize": ("chroma", {"widths": [8, 8], "blocks": 1}),
-    "compress": ("codec", {"code_width": 8, "code_blocks": 1, "width": 8, "blocks": 1}),
-    "denoise": ("unet", {"widths": [8, 8], "blocks": 1}),
-    "inpaint": ("masked", {"widths": [8, 8], "blocks": 1}),
-    "stylize": ("perceptual", {"widths": [8, 8, 8], "convs": [1, 1, 1]}),
-    "upscale": ("edsr", {"width": 8, "blocks": 1}),
-    "digits": ("conv", {}),
-}
 
 
 def untrained(folder: Path, name: str) -> str:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
+from tiny import REQUIRED
 
 from jobs.train import run_of, show_training, train
 from jobs.training.config import TrainConfig
@@ -74,7 +75,7 @@ def test_all_that_can_be_learned_is_by_two_workers_and_the_checkpoint_of_a_task_
     assert checkpoint.read_card(folder, options) == card
     model = checkpoint.build(card, checkpoint.read_weights(folder, card, options))
     if task in TASKS:
-        params = TASKS[task].Params(**PARAMS.get(task, {}))
+        params = TASKS[task].Params(**REQUIRED.get(task, {}))
         prepared = TASK_OBJECTIVES[task].prepare(model, params, [crops[1]], "cpu")
         output = TASK_OBJECTIVES[task].predict(prepared, [Sample(crops[0])], params, Precision())[0]
         h, w = crops[0].shape[:2]
@@ -93,9 +94,6 @@ def test_all_that_can_be_learned_is_by_two_workers_and_the_checkpoint_of_a_task_
     if task == "compress":
         coded = TASK_OBJECTIVES[task].predict(model, [Sample(crops[0])], TASKS[task].Params(coding="coded"), Precision())[0]
         assert np.array_equal(model.entropy.decode(coded.payload, coded.latent.shape), coded.latent)
-
-
-PARAMS = {"inpaint": {"missing": "random"}, "stylize": {"style": ["style.png"]}}
 
 
 @pytest.mark.chaos

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import REQUIRED
 
 from models import checkpoint
 from models.architectures import ARCHITECTURES
@@ -40,8 +41,7 @@ def noisy(rgb: np.ndarray, sigma: float) -> np.ndarray:
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 def test_an_architecture_gives_back_its_scale_of_the_size_it_got(name):
     model = ARCHITECTURES[name]()
-    channels = 1 if name in ("conv", "chroma") else 3
-    x = torch.rand(2, channels, 3 * model.stride, 5 * model.stride)
+    x = torch.rand(2, model.example[0], 3 * model.stride, 5 * model.stride)
     assert model(x).shape[2:] == (3 * model.output_stride, 5 * model.output_stride)
     assert model.halo % model.stride == 0
 
@@ -60,8 +60,7 @@ def test_a_shipped_checkpoint_is_small_and_runs(name, photo):
     card = checkpoint.read_card(name)
     assert len(checkpoint.read_weights(name, card)) < 3_000_000
     task = TASKS[card.task]
-    given = {"compress": {"coding": "coded"}, "inpaint": {"missing": "random"}, "stylize": {"style": ["style.png"]}}
-    params = task.Params(**given.get(card.task, {}))
+    params = task.Params(**{"compress": {"coding": "coded"}, **REQUIRED}.get(card.task, {}))
     TASK_OBJECTIVES[task.name].check(shipped(name), params)
     model = TASK_OBJECTIVES[task.name].prepare(shipped(name), params, [photo[:90, :120]], "cpu")
     outputs = TASK_OBJECTIVES[task.name].predict(model, [Sample(photo), Sample(photo[::-1].copy())], params, Precision())

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import TINY
 
 from models import checkpoint
 from models.architectures import ARCHITECTURES
@@ -18,13 +19,11 @@ from pipeline.output.verify import verify
 from pipeline.run import run
 from pipeline.storage import Store
 
-SMALL = {"inpaint": ("masked", {"widths": [8, 8], "blocks": 1})}
-
 
 @pytest.fixture
 def untrained(tmp_path: Path):
     def make(task: str) -> str:
-        architecture, parameters = SMALL[task]
+        architecture, parameters = TINY[task]
         torch.manual_seed(0)
         card = {"name": f"tiny-{task}", "task": task, "architecture": architecture, "parameters": parameters}
         checkpoint.save(str(tmp_path / task), ARCHITECTURES[architecture](**parameters), card)

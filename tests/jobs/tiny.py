@@ -1,0 +1,15 @@
+"""Of each thing that is learned, the smallest network and the parameters that must be given: one row for a new task."""
+
+TRUNK = {"widths": [8, 8], "blocks": 1}
+PERCEPTUAL = {"widths": [8, 8, 8], "convs": [1, 1, 1]}
+TINY = {
+    "colorize": ("chroma", TRUNK),
+    "compress": ("codec", {"code_width": 8, "code_blocks": 1, "width": 8, "blocks": 1}),
+    "denoise": ("unet", TRUNK),
+    "inpaint": ("masked", TRUNK),
+    "perceive": ("perceptual", PERCEPTUAL),
+    "stylize": ("perceptual", PERCEPTUAL),
+    "upscale": ("edsr", {"width": 8, "blocks": 1}),
+    "digits": ("conv", {}),
+}
+REQUIRED = {"inpaint": {"missing": "random"}, "stylize": {"style": ["style.png"]}}
