@@ -24,11 +24,14 @@ class Objective(ABC):
 
     @abstractmethod
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """One step on clean images (B,C,H,W) float in [0,1]: a dict whose "loss" is minimised; the rest is logged."""
+        """One step on clean images (B,C,H,W) float in [0,1]: a dict whose "loss" is minimised; the rest is logged.
+
+        New tensors come to lie on the images' device, and `generator` is of it: damage is drawn there. Call `model` once.
+        """
 
     @abstractmethod
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
-        """Figures on held-out images, "psnr_db" among them."""
+        """Figures on held-out images, "psnr_db" among them, which says what the best epoch is; logged as valid_NAME."""
 
     def finish(self, model: Autoencoder, images: Iterable[Tensor]) -> None:  # noqa: B027 - as freeze
         """What is fitted once the weights are final, from training images (1,C,H,W) float in [0,1]; nothing by default."""
