@@ -31,7 +31,7 @@ class Objective(ABC):
 
     @abstractmethod
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
-        """Figures on held-out images, "psnr_db" among them, which says what the best epoch is; logged as valid_NAME."""
+        """Figures on held-out images, "psnr_db" among them; "loss", or else that, says which epoch is the best."""
 
     def finish(self, model: Autoencoder, images: Iterable[Tensor]) -> None:  # noqa: B027 - as freeze
         """What is fitted once the weights are final, from training images (1,C,H,W) float in [0,1]; nothing by default."""
