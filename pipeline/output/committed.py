@@ -64,7 +64,8 @@ def part_paths(output: Store, folder: str) -> list[str]:
 def openable(output: Store, entry: Entry) -> str:
     """The path of an entry. Raises: StorageError for a pipe, or a link that leads nowhere."""
     if entry.problem:
-        raise StorageError(f"{output.uri(entry.path)}: {entry.problem}: mend it, or move it out of OUTPUT")
+        why = reason(OSError(entry.problem))
+        raise StorageError(f"{output.uri(entry.path)}: cannot be read: {why}: mend it, or move it out of OUTPUT")
     return entry.path
 
 
