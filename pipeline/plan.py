@@ -44,6 +44,8 @@ class Plan:
     """Whether there are rows or rejects, and none of them is of an image that was found."""
     fence: int = 0
     """The highest of the runs that made rows of what it found, or were to do some of it again."""
+    rows: int = 0
+    """Rows that were there, of all images."""
 
     @property
     def bytes_todo(self) -> int:
@@ -84,9 +86,8 @@ def make_plan(
     waiting_rejects = 0 if retry else int(waiting.sum())
     parts, fence = {*results, *rejects}, int(newest.seen.max(initial=0))
     strange = bool(parts) and not newest.there.any() and not attempts.any()
-    return Plan(
-        todo, len(inputs), ignored, int(done.sum()), waiting_rejects, redone, parts, doubled, strange=strange, fence=fence
-    )
+    counts = int(done.sum()), waiting_rejects
+    return Plan(todo, len(inputs), ignored, *counts, redone, parts, doubled, strange, fence, rows=newest.committed)
 
 
 def references(
