@@ -1,6 +1,7 @@
 """Groups of images of an OUTPUT that are copies of each other, exact or near: a table, a file, a sheet."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +12,7 @@ from rich.text import Text
 from jobs.console import console, number
 from jobs.search import SIDE, comparable, pictures_of, raise_damaged, shortened
 from jobs.tables import check_format, check_target, write
-from models.likeness import similarity
-from pipeline.output.neighbours import near_groups
+from pipeline.output.neighbours import links, near_groups
 from pipeline.reports.sheets import Tile, contact_sheet
 from pipeline.storage import Store
 
@@ -21,7 +21,7 @@ SHOWN_GROUPS, SHOWN_COPIES = 50, 6
 
 
 def show_duplicates(output: Store, threshold: float, export: str | None = None, sheet: str | None = None) -> None:
-    """Print the groups of images that pairs at least as similar as `threshold` connect, and draw them.
+    """Print the groups of images that pairs at least as similar as `threshold` connect, or write them, and draw them.
 
     The first of a group is the one with the most pixels. "exact": the file's bytes are those of one before it in its group.
 
@@ -34,7 +34,7 @@ def show_duplicates(output: Store, threshold: float, export: str | None = None, 
     _, batches = these.vectors(ROW, problems)
     tables, arrays = zip(*batches, strict=True)
     rows, vectors = pa.concat_tables(tables), np.concatenate(arrays)
-    found = grouped(rows, vectors, near_groups(vectors, threshold))
+    found = grouped(rows, vectors, threshold)
     if export:
         write(found, export)
         console.print(f"{number(len(found), 'row')} in {export}")
@@ -56,37 +56,47 @@ def show_duplicates(output: Store, threshold: float, export: str | None = None, 
     raise_damaged(problems)
 
 
-def grouped(rows: pa.Table, vectors: np.ndarray, groups: list[np.ndarray]) -> pa.Table:
-    """Rows of groups, with `group` (from 1), `copy` (first, exact or near) and `similarity` to the first of the group."""
+def grouped(rows: pa.Table, vectors: np.ndarray, threshold: float) -> pa.Table:
+    """Rows of groups, with `group` (from 1), `copy` (first, exact or near), and the image that links them to the first.
+
+    That image is `of`, a rel_path, and `similarity` is to it; both are null for the first. An exact copy is one of the image
+    whose bytes it has.
+    """
     area = rows["orig_width"].to_numpy().astype(np.int64) * rows["orig_height"].to_numpy()
     names, digests = np.array(rows["rel_path"].to_pylist()), np.array(rows["content_sha256"].to_pylist())
-    order, number, copy, alike = [], [], [], []
-    for count, group in enumerate(groups, 1):
+    order, number, copy, of, alike = [], [], [], [], []
+    for count, group in enumerate(near_groups(vectors, threshold), 1):
         group = group[np.lexsort((names[group], -area[group]))]
-        _, earliest = np.unique(digests[group], return_index=True)
-        exact = ~np.isin(np.arange(len(group)), earliest)
+        _, earliest, content = np.unique(digests[group], return_index=True, return_inverse=True)
+        exact = earliest[content] != np.arange(len(group))
+        by, similar = links(vectors[group], threshold)
+        by, similar = np.where(exact, earliest[content], by), np.where(exact, 1, similar)
         order.append(group)
         number += [count] * len(group)
         copy += ["first", *np.where(exact[1:], "exact", "near").tolist()]
-        alike.append(similarity(vectors[group], vectors[group[:1]])[:, 0])
+        of += [None, *names[group[by[1:]]].tolist()]
+        alike += [None, *similar[1:].tolist()]
     found = rows.take(pa.array(np.concatenate(order) if order else np.empty(0, np.int64)))
     columns = {
         "group": pa.array(number, pa.int64()),
         "copy": pa.array(copy, pa.string()),
-        "similarity": pa.array(np.concatenate(alike) if alike else [], pa.float32()),
+        "of": pa.array(of, pa.string()),
+        "similarity": pa.array(alike, pa.float32()),
     }
     for name, values in columns.items():
         found = found.append_column(name, values)
     return found
 
 
-def label(row: dict[str, object]) -> str:
-    return f"{row['copy']} {row['similarity']:.2f}  {shortened(str(row['rel_path']))}"
+def label(row: dict[str, Any]) -> str:
+    alike = "" if row["of"] is None else f" {row['similarity']:.2f}"
+    return f"{row['copy']}{alike}  {shortened(row['rel_path'])}"
 
 
 def listed(found: pa.Table) -> Table:
-    table = Table("group", "image", "size", "copy", "similarity", box=None)
+    table = Table("group", "image", "size", "copy", "similarity", "of", box=None)
     for row in found.to_pylist():
         size = f"{row['orig_width']}×{row['orig_height']}"
-        table.add_row(f"{row['group']:,}", Text(row["rel_path"]), size, row["copy"], f"{row['similarity']:.3f}")
+        linked = ("", Text("")) if row["of"] is None else (f"{row['similarity']:.3f}", Text(row["of"]))
+        table.add_row(f"{row['group']:,}", Text(row["rel_path"]), size, row["copy"], *linked)
     return table

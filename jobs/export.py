@@ -135,7 +135,7 @@ def export(
             "format": form,
             "rows": going.rows,
             "removed": going.removed if "removed" in chosen and not sources.problems else None,
-            "inputs_not_listed": sources.problems,
+            "inputs_not_listed": sources.problems if "removed" in chosen else None,
             "left_out": [*damaged.values(), *problems],
             "waiting": state.waiting,
             "shapes": {named(shape): count for shape, count in sorted(seen.shapes.items())},
@@ -172,7 +172,8 @@ def chosen_columns(state: Snapshot, columns: list[str] | None, pool: str) -> lis
     plain = [name for name in state.schema.names if name not in LATENT_KEPT]
     valid = [*plain, *(name for name in ADDED if name != "embedding" or pool != "none")]
     if unknown := [name for name in columns or () if name not in valid]:
-        raise ConfigError(f"--columns: no column {', '.join(unknown)}; there are: {', '.join(valid)}")
+        without = " (--pool none makes no embedding)" if "embedding" in unknown else ""
+        raise ConfigError(f"--columns: no column {', '.join(unknown)}{without}; there are: {', '.join(valid)}")
     return list(dict.fromkeys(columns)) if columns else valid
 
 

@@ -8,6 +8,7 @@ from rich.table import Table
 from jobs.console import console, number
 from jobs.inspect import check_exists
 from pipeline.errors import ConfigError
+from pipeline.output.committed import each_part, part_paths
 from pipeline.output.snapshot import snapshot
 from pipeline.output.values import Coders, check_latents, latent_batches
 from pipeline.progress import with_progress
@@ -105,38 +106,30 @@ def by_chance(seen: Moments, reference: Moments, unit: np.ndarray) -> float:
     return float(np.sqrt((moved / unit).mean() * (1 / seen.images + 1 / reference.images)))
 
 
-def newest_run(output: Store, beside: str) -> str:
-    """Of those that made rows. Raises: ConfigError when there is no other one."""
-    runs = {name for table in snapshot(output).tables(["run_id"]) for name in table["run_id"].unique().to_pylist()}
-    if not runs - {beside}:
-        raise ConfigError(f"{output.url}: no row is of another run than {beside}")
-    return str(max(runs - {beside}))
+def runs_of(output: Store, beside: str | None = None) -> list[str]:
+    """The runs that made rows, oldest first, but for one. Raises: ConfigError when there are none; StorageError."""
+    parts = each_part(output, part_paths(output, "results"), ["run_id"], ahead=64)
+    runs = {str(name) for _, table in parts for name in table["run_id"].unique().to_pylist()} - {beside}
+    if not runs:
+        raise ConfigError(f"{output.url}: no row is of {f'another run than {beside}' if beside else 'any run'}")
+    return sorted(runs)
 
 
 def moments_of_run(output: Store, run: str) -> Moments:
-    """Raises: ConfigError when no row is of this run."""
-    return next(iter(moments(output, run).values()))
-
-
-def moments(output: Store, run: str | None = None) -> dict[str, Moments]:
-    """By run, of the rows that it made; without one, of all runs, of the images whose newest row is theirs."""
+    """Of all rows that a run made, whatever came later. Raises: ConfigError when there are none, or no latents."""
     state = snapshot(output, run)
     check_latents(state)
-    found: dict[str, Moments] = {}
+    seen = Moments()
     problems: list[str] = []
     coders = Coders(output)
-    batches = latent_batches(state, ["run_id", "checkpoint_sha256", "step"], problems)
+    batches = latent_batches(state, ["checkpoint_sha256", "step"], problems)
     for latents in with_progress(batches, len(state), lambda latents: len(latents.rows)):
-        runs = np.asarray(latents.rows["run_id"].to_pylist(), str)
-        models = np.asarray(latents.rows["checkpoint_sha256"].to_pylist(), str)
-        made = zip(models.tolist(), latents.rows["step"].to_pylist(), strict=True)
-        widths = np.stack([coders.lattice(*by)[0] for by in made])
-        for name in np.unique(runs):
-            mine = runs == name
-            found.setdefault(str(name), Moments()).add(latents.values[mine], widths[mine], set(models[mine].tolist()))
+        models, steps = (latents.rows[name].to_pylist() for name in ("checkpoint_sha256", "step"))
+        widths = np.stack([coders.lattice(*by)[0] for by in zip(models, steps, strict=True)])
+        seen.add(latents.values, widths, set(models))
     if problems:
         console.print(f"{len(problems):,} latents are not what was written and do not count; see: imagemill verify")
-    return dict(sorted(found.items()))
+    return seen
 
 
 def show_stats(output: Store, run: str | None, against: str | None) -> None:
@@ -146,13 +139,15 @@ def show_stats(output: Store, run: str | None, against: str | None) -> None:
     """
     check_exists(output)
     if against or run:
-        newest = run or newest_run(output, str(against))
+        newest = run or runs_of(output, beside=against)[-1]
         show_channels(newest, moments_of_run(output, newest), against, moments_of_run(output, against) if against else None)
         return
-    found = moments(output)
     table = Table("run", "images", "channels", "mean", "deviation", "distance from the run before", "by chance", box=None)
     before: Moments | None = None
-    for name, seen in list(found.items())[-SHOWN_RUNS:]:
+    for name in runs_of(output)[-SHOWN_RUNS:]:
+        seen = moments_of_run(output, name)
+        if not seen.images:
+            continue
         far = drift(seen, before) if before and before.models == seen.models else None
         deviation = float(np.sqrt(seen.variance.mean()))
         cells = [f"{seen.images:,}", str(len(seen.mean)), f"{seen.mean.mean():.4f}", f"{deviation:.4f}"]

@@ -102,4 +102,5 @@ def similarity(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Of each of (N,D) with each of (M,D), (N,M): 1 less half the squared distance; the cosine, where lengths are 1."""
     lengths = np.square(vectors).sum(1)[:, None] + np.square(others).sum(1)
     alike: np.ndarray = 1 - lengths / 2 + vectors @ others.T
-    return alike
+    # What float32 rounds off.
+    return np.minimum(alike, 1, out=alike)

@@ -45,6 +45,8 @@ class Plan:
     """Whether there are rows or rejects, and none of them is of an image that was found."""
     fence: int
     """The highest of the runs that made rows of what it found, or were to do some of it again."""
+    rows: int
+    """Rows that were there, of all images."""
 
     @property
     def bytes_todo(self) -> int:
@@ -86,7 +88,17 @@ def make_plan(
     parts, fence = {*results, *rejects}, int(newest.seen.max(initial=0))
     strange = bool(parts) and not newest.there.any() and not attempts.any()
     return Plan(
-        todo, len(inputs), ignored, int(done.sum()), waiting_rejects, redone, parts, doubled, strange=strange, fence=fence
+        todo,
+        len(inputs),
+        ignored,
+        int(done.sum()),
+        waiting_rejects,
+        redone,
+        parts,
+        doubled,
+        strange,
+        fence,
+        newest.committed,
     )
 
 

@@ -112,6 +112,7 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
                 with stage(seconds, "account"):
                     left = account(job.output, plan, [c for c, kind in job.task.columns.items() if kind is float])
                 record_account(record, left, job.task)
+                record["rows"] = plan.rows + left.ok - left.doubles_dropped
                 if left.rejected and len(plan.redone):
                     spare(job.output, plan, record)
                 if SHARD_CHANGED in left.reasons:

@@ -16,7 +16,7 @@ def status(output: OutputArgument, config: Storage = None) -> None:
 
 
 def verify(output: OutputArgument, config: Storage = None) -> None:
-    """Check OUTPUT against itself: rows, files, digests, latents. Exit 6 when something is wrong."""
+    """Check OUTPUT against itself: rows, files, digests, latents, checkpoints. Exit 6 when something is wrong."""
     from jobs.inspect import show_verified
 
     show_verified(store(output, config))
@@ -92,7 +92,7 @@ def stats(
     against: Annotated[str | None, typer.Option("--against", help="a run to compare with", metavar="RUN")] = None,
     config: Storage = None,
 ) -> None:
-    """Mean and deviation of each latent channel, and how far runs drifted from each other."""
+    """Mean and deviation of each latent channel, of all rows of a run, and how far runs drifted from each other."""
     from jobs.stats import show_stats
 
     show_stats(store(output, config), run, against)
@@ -119,9 +119,10 @@ def duplicates(
     threshold: Annotated[
         float,
         typer.Option("--threshold", help="least similarity of a copy; higher finds fewer and surer ones", min=0, max=1),
-    ] = 0.7,
+    ] = 0.8,
     export: Annotated[
-        str | None, typer.Option("--export", help="write them to a file", metavar="FILE.csv|.jsonl|.parquet")
+        str | None,
+        typer.Option("--export", help="write them to a file, instead of a table", metavar="FILE.csv|.jsonl|.parquet"),
     ] = None,
     sheet: Sheet = None,
     config: Storage = None,

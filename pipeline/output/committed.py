@@ -236,6 +236,8 @@ class Newest:
     """How many rows there are of the version asked for: more than one where a run was killed before its account."""
     seen: np.ndarray
     """The highest fence of a run that made a row of it, or was to do it again; -1 without one."""
+    committed: int = 0
+    """Rows there are in all, of other images too."""
 
 
 def placed(table: pa.Table, ids: pa.Array) -> tuple[pa.Table, np.ndarray]:
@@ -261,6 +263,7 @@ def newest_of(output: Store, parts: Sequence[str], ids: pa.Array, versions: pa.A
     marked = superseded(output, ids)
     newest = Newest(np.full(len(ids), -1, np.int64), same, there, np.zeros(len(ids), np.uint8), marked)
     for chunk in scan(output, parts, [*KEYS, "fence", "output_bytes"]):
+        newest.committed += len(chunk)
         table, place = placed(chunk, ids)
         fence = table["fence"].fill_null(0).to_numpy()
         same = pc.equal(table["version"], versions.take(pa.array(place))).to_numpy()

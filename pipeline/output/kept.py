@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from models import checkpoint as checkpoints
 from pipeline.storage import Store
+from pipeline.store_failures import reason
 
 if TYPE_CHECKING:
     from models.autoencoder import Autoencoder
@@ -21,15 +22,23 @@ def checkpoint_folder(sha256: str) -> str:
     return f"checkpoints/{sha256[:16]}"
 
 
-def kept_model(output: Store, sha256: str, device: str) -> "Autoencoder":
-    """The model that `keep_checkpoint` left in OUTPUT, on a device. Raises: CheckpointError."""
+def kept_checkpoint(output: Store, sha256: str) -> tuple[checkpoints.Card, bytes]:
+    """What `keep_checkpoint` left in OUTPUT: the card, and the weights whose digest it says. Raises: CheckpointError."""
     folder = checkpoint_folder(sha256)
     try:
         card = checkpoints.Card.model_validate_json(output.read(f"{folder}/{checkpoints.CARD}"))
         weights = output.read(f"{folder}/{checkpoints.WEIGHTS}")
     except FileNotFoundError as e:
         raise checkpoints.CheckpointError(f"{output.uri(folder)}: the checkpoint that made the rows is missing") from e
+    except ValueError as e:
+        raise checkpoints.CheckpointError(f"{output.uri(folder)}: {checkpoints.CARD} is damaged: {reason(e)}") from e
     checkpoints.check(weights, card, output.uri(folder))
+    return card, weights
+
+
+def kept_model(output: Store, sha256: str, device: str) -> "Autoencoder":
+    """The model of a checkpoint that lies in OUTPUT, on a device. Raises: CheckpointError."""
+    card, weights = kept_checkpoint(output, sha256)
     import torch
 
     # TF32 would move the last bits, and a later `decode` must give what the run did.

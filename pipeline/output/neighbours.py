@@ -154,3 +154,24 @@ def near_groups(vectors: np.ndarray, threshold: float) -> list[np.ndarray]:
     order = np.argsort(group, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
     return sorted((members for members in groups if len(members) > 1), key=len, reverse=True)
+
+
+def links(vectors: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """By which each image of a group of `near_groups` is linked to its first: places in (N,D), and the similarity to it.
+
+    Of the shortest ways over pairs at least as similar as `threshold` the last step, and of those the most similar one; the
+    first is linked by itself.
+    """
+    by, alike = np.zeros(len(vectors), np.int64), np.ones(len(vectors), np.float32)
+    left, nearer = np.arange(1, len(vectors)), np.zeros(1, np.int64)
+    alike[left] = -np.inf
+    while len(left):
+        for some in np.array_split(left, -(-len(left) * len(nearer) // COMPARED)):
+            found = similarity(vectors[some], vectors[nearer])
+            best = found.max(1)
+            closer = best > alike[some]
+            by[some[closer]], alike[some[closer]] = nearer[found.argmax(1)[closer]], best[closer]
+        # In blocks of another shape a pair at the very threshold may be rounded to below it.
+        near = alike[left] >= min(threshold, alike[left].max())
+        left, nearer = left[~near], left[near]
+    return by, alike

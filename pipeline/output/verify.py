@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 
 from models.checkpoint import CheckpointError
 from pipeline.errors import StorageError
-from pipeline.output.committed import KEYS, part_paths, read_part, read_parts, superseded
-from pipeline.output.kept import kept_model
+from pipeline.output.committed import KEYS, last_records, part_paths, read_part, read_parts, superseded
+from pipeline.output.kept import kept_checkpoint, kept_model
 from pipeline.output.names import stays_inside
 from pipeline.output.snapshot import newest_rows
 from pipeline.schema import LatentError, part_name
@@ -43,10 +43,12 @@ class Verified:
 
 
 def verify(output: Store) -> Verified:
-    """Check an OUTPUT against itself: parts, doubles, newest rows' files with their sha256, latents with their CRC.
+    """Check an OUTPUT against itself: parts, how many rows the last run left, doubles, checkpoints, latents with their CRC,
+    newest rows' files with their sha256.
 
     The CRC is that of the symbols, so coded latents are decoded, with the checkpoint that lies in OUTPUT.
     """
+    broken: dict[str, str] = {}
 
     @cache
     def entropy_of(checkpoint_sha256: str) -> "EntropyModel | None":
@@ -54,16 +56,24 @@ def verify(output: Store) -> Verified:
             model = kept_model(output, checkpoint_sha256, "cpu")
             return getattr(model, "entropy", None)
         except CheckpointError as e:
-            seen.problems.append(str(e))
+            broken[checkpoint_sha256] = str(e)
             return None
 
     seen = Verified()
+    # Before the parts are listed: a run that ends meanwhile says of more rows than those.
+    last = last_count(output, seen)
     tables = []
-    for path in part_paths(output, "results"):
+    parts = part_paths(output, "results")
+    for path in parts:
         try:
             tables.append(check_part(path, read_part(output, path, None), seen, entropy_of))
         except UNREADABLE as e:
             seen.problems.append(unread(output, path, e))
+    seen.rows = sum(map(len, tables))
+    # Of a part that cannot be read, which has its line, nobody knows how many it held.
+    if len(tables) == len(parts) and last and seen.rows < last["rows"]:
+        missing = f"{last['rows'] - seen.rows:,} of the {last['rows']:,} rows that run {last['run_id']} left are missing"
+        seen.problems.append(f"results/: {missing}: copy them again, or run again, which does their images anew")
     for path in part_paths(output, "rejects"):
         try:
             seen.rejects += len(read_parts(output, [path], KEYS))
@@ -72,7 +82,13 @@ def verify(output: Store) -> Verified:
     if not tables:
         return seen
     rows = pa.concat_tables(tables, promote_options="default")
-    seen.rows = len(rows)
+    for checkpoint in pc.value_counts(rows["checkpoint_sha256"].drop_null()).to_pylist():
+        try:
+            kept_checkpoint(output, checkpoint["values"])
+        except (CheckpointError, *UNREADABLE) as e:
+            broken.setdefault(checkpoint["values"], str(e) if isinstance(e, CheckpointError) else reason(e))
+        if said := broken.get(checkpoint["values"]):
+            seen.problems.append(f"{said} ({checkpoint['counts']:,} rows are of it)")
     counts = rows.group_by(KEYS, use_threads=False).aggregate([([], "count_all")])
     for key in counts.filter(pc.field("count_all") > 1).to_pylist():
         seen.problems.append(f"image {key['image_id']} version {key['version']}: {key['count_all']} rows")
@@ -108,6 +124,16 @@ def file_problem(output: Store, row: dict[str, Any]) -> str | None:
     return None if digest == row["output_sha256"] else f"{path}: its sha256 is not the row's"
 
 
+def last_count(output: Store, seen: Verified) -> dict[str, Any] | None:
+    """The record of the last run that came to its account: since then each row that went left another in its place."""
+    try:
+        records = [record for record in last_records(output) if "rows" in record]
+    except UNREADABLE as e:
+        seen.problems.append(reason(e))
+        return None
+    return max(records, key=lambda record: int(record["fence"]), default=None)
+
+
 def unread(output: Store, path: str, error: Exception) -> str:
     """One line about a part; what a StorageError says ends with what to do."""
     said = str(error).removeprefix(f"{output.uri(path)}: ") if isinstance(error, StorageError) else reason(error)
@@ -127,4 +153,4 @@ def check_part(path: str, table: pa.Table, seen: Verified, entropy_of: Callable[
                 seen.latents += 1
             except LatentError as e:
                 seen.problems.append(f"{path} row {number}: {e}")
-    return table.select([*KEYS, "encoded_at", "fence", "output_uri", "output_sha256"])
+    return table.select([*KEYS, "encoded_at", "fence", "checkpoint_sha256", "output_uri", "output_sha256"])

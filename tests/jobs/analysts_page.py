@@ -18,11 +18,14 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 from outputs import compressed
 from PIL import Image
 from readers import PAGE
 
 from jobs.__main__ import command
+from pipeline.schema import image_id, parquet_bytes, part_name, reject_schema
+from pipeline.storage import Store
 
 BLOCK = re.compile(r"```(sql|python|sh run)\n(.*?)```\n(?:\n```text\n(.*?)```\n)?", re.DOTALL)
 PHOTOS = ("astronaut", "brick", "camera", "chelsea", "coffee", "grass", "gravel", "rocket")
@@ -46,6 +49,9 @@ def lay_out(folder: Path) -> None:
     nights = [{n: t for n, t in tiles.items() if (n.split("/")[0] in second) == later} for later in (False, True)]
     for number, night in enumerate(nights):
         compressed(folder / "tiles", night, "conv-mnist", number + 1, rows_per_part=250)
+    broken = {"image_id": image_id("broken.png"), "rel_path": "broken.png", "stage": "decode", "error_class": "EmptyFile"}
+    rejects = pa.Table.from_pylist([broken | {"error": "EmptyFile: no bytes", "fence": 2}], reject_schema())
+    Store(str(folder / "photos/out")).write(f"rejects/{part_name(rejects)}", parquet_bytes(rejects, 3))
     (folder / "out").mkdir()
     for name, outcome in (("photos", "codes"), ("tiles", "tiles")):
         (folder / name / "out").rename(folder / "out" / outcome)

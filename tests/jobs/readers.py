@@ -128,7 +128,7 @@ FORMATS: dict[str, tuple[str, Read, str]] = {
     "webdataset": (
         "webdataset",
         by_tarfile,
-        "export `--format webdataset`: `tarfile`, as here, or `wds.WebDataset(…).decode()`",
+        "export `--format webdataset`: `tarfile`, or `wds.WebDataset(…).decode()`",
     ),
 }
 """What reads an export of another format."""

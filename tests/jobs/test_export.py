@@ -131,7 +131,7 @@ def test_shapes_lie_in_folders_of_their_own_and_vectors_in_one(photos: Store, tm
     assert sorted(record["width"]) == ["20.0", "40.0"]
     for shape, count in record["shapes"].items():
         assert len(pq.read_table(tmp_path / f"latents/latents/shape={shape}")["latent"]) == count
-    export(photos, Store(str(tmp_path / "vectors")), columns=["rel_path", "embedding"])
+    assert export(photos, Store(str(tmp_path / "vectors")), columns=["rel_path", "embedding"])["inputs_not_listed"] is None
     table = pq.read_table(tmp_path / "vectors/latents")
     assert table.schema.names == ["rel_path", "embedding"]
     assert len(table) == 5
@@ -265,7 +265,7 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(digits: Store, e
     free = Store(str(tmp_path / "free"))
     for what, message in (
         ({"columns": ["colour"]}, "no column colour; there are: image_id"),
-        ({"columns": ["embedding"], "pool": "none"}, "no column embedding"),
+        ({"columns": ["embedding"], "pool": "none"}, r"no column embedding \(--pool none makes no embedding\)"),
         ({"pool": "max"}, "--pool max: one of none, flatten, gem, likeness, mean"),
         ({"form": "csv"}, "--format csv: one of lance, npy"),
         ({"form": "webdataset", "columns": ["latent"]}, "image_id"),

@@ -20,7 +20,7 @@ from jobs.duplicates import show_duplicates
 from jobs.map import write_map
 from jobs.search import show_search
 from pipeline.errors import ConfigError, StorageError, VerificationError
-from pipeline.output.neighbours import collection, near_groups
+from pipeline.output.neighbours import collection, links, near_groups
 from pipeline.reports.atlas import sample
 from pipeline.schema import parquet_bytes
 from pipeline.storage import Store
@@ -102,9 +102,24 @@ def test_copies_are_grouped_and_exact_ones_told_apart(output, tmp_path, capsys):
     assert group["rel_path"].tolist()[0] == "larger.png"
     assert {"00.png", "same.png", "recompressed.png", "mirrored.png"} <= set(group["rel_path"])
     assert (rows["copy"] == "exact").sum() == 1
+    [exact] = rows[rows["copy"] == "exact"].to_dict("records")
+    assert ({exact["rel_path"], exact["of"]}, exact["similarity"]) == ({"00.png", "same.png"}, 1)
+    linked = rows[rows["copy"] != "first"]
+    assert ((linked["similarity"] >= 0.7) & (linked["similarity"] <= 1)).all()
+    assert set(linked["of"]) <= set(rows["rel_path"])
     assert (tmp_path / "sheet.png").exists()
     show_duplicates(output, 0.999)
     assert "1 exact copy," in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("at_a_time", [16_000_000, 5])
+def test_an_image_is_linked_by_the_most_similar_on_the_shortest_way(monkeypatch, at_a_time):
+    monkeypatch.setattr("pipeline.output.neighbours.COMPARED", at_a_time)
+    angles = np.radians([0, 40, 20, 75, 41, -130])
+    by, alike = links(np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32), 0.75)
+    # The last one is linked to none at this level, as rounding at the very level may leave one.
+    assert by.tolist() == [0, 0, 0, 4, 0, 0]
+    np.testing.assert_allclose(alike, np.cos(np.radians([0, 40, 20, 34, 41, 130])), atol=1e-6)
 
 
 @pytest.mark.parametrize("at_a_time", [16_000_000, 3_000])

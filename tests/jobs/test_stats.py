@@ -111,6 +111,19 @@ def test_runs_are_compared_and_a_night_says_when_they_drift(tmp_path: Path, crop
         show_stats(compressed(tmp_path / "alone", some(range(2))), None, runs[0])
 
 
+def test_a_run_has_all_its_rows_in_every_table_also_those_that_were_done_again(tmp_path: Path, crops, capsys) -> None:
+    pieces = {f"{n}.png": crops[n][:28, :28] for n in range(12)}
+    compressed(tmp_path, pieces, fence=1)
+    output = compressed(tmp_path, {name: pieces[name] // 2 for name in list(pieces)[:6]}, fence=2)
+    runs = sorted(path.name for path in (tmp_path / "out/runs").iterdir())
+    show_stats(output, None, None)
+    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    show_stats(output, None, runs[0])
+    compared = capsys.readouterr().out
+    assert (rows[runs[0]][0], rows[runs[1]][0]) == ("12", "6")
+    assert f"{runs[1]} (6 images) is {rows[runs[1]][4]} from {runs[0]} (12 images)" in compared
+
+
 def test_one_image_beside_one_is_no_alarm() -> None:
     one, other = (moments_of(np.full((1, 2, 3, 3), value, np.float32)) for value in (0, 1))
     assert not drift(one, other).alarming(0.1)

@@ -15,7 +15,7 @@ from PIL import Image
 from jobs.failures import show_failures
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.output.committed import SUPERSEDED
+from pipeline.output.committed import SUPERSEDED, part_paths
 from pipeline.output.lease import FOLDER
 from pipeline.output.verify import verify
 from pipeline.resolve import plan_of, resolve
@@ -61,6 +61,29 @@ def test_what_a_cut_off_run_was_to_do_is_done_once_though_the_claims_are_lost(co
     shutil.rmtree(f"{config.output}/{FOLDER}")
     assert run(config)["planned"] == 1
     assert run(config)["planned"] == 0
+
+
+def test_a_copy_without_some_parts_or_the_checkpoint_is_not_well(config, monkeypatch, tmp_path):
+    monkeypatch.setattr("pipeline.output.compact.ENOUGH", 2)
+    (Path(config.input) / "broken.png").write_bytes(b"broken")
+    output, lenient = Store(config.output), config.model_copy(update={"max_reject_fraction": 1.0})
+    for sigma in (15, 50, 15):
+        run(lenient.model_copy(update={"params": {"sigma": sigma}}))
+    run(lenient.model_copy(update={"params": {"sigma": 15}, "retry": True}))
+    assert verify(output).problems == []
+    parts = part_paths(output, "results")
+    for path in parts:
+        shutil.move(output.full(path), tmp_path)
+    assert verify(output).problems[0].startswith("results/: 8 of the 8 rows that run ")
+    for path in parts[1:]:
+        shutil.move(tmp_path / Path(path).name, output.full(path))
+    [problem] = verify(output).problems
+    assert "are missing: copy them again, or run again" in problem
+    run(lenient.model_copy(update={"params": {"sigma": 15}}))
+    assert verify(output).problems == []
+    shutil.rmtree(f"{output.root}/checkpoints")
+    [problem] = verify(output).problems
+    assert re.search(r"the checkpoint that made the rows is missing \(\d rows are of it\)", problem)
 
 
 def test_a_reject_may_be_rejected_again(config):
