@@ -71,7 +71,7 @@ def show_verified(output: Store) -> None:
     check_exists(output)
     seen = verify(output)
     verdict = number(len(seen.problems), "problem") if seen.problems else "all well"
-    counts = {"image": seen.images, "row": seen.rows, "reject": seen.rejects, "file": seen.files}
+    counts = {"image": seen.images, "row": seen.rows, "reject row": seen.rejects, "file": seen.files}
     listed = ", ".join(number(count, noun) for noun, count in counts.items())
     console.print(f"{listed} and {number(seen.latents, 'latent')} checked: {verdict}")
     if seen.waiting:

@@ -45,6 +45,8 @@ def values_of(place: Store, summary: dict[str, Any]) -> dict[str, object]:
         headline, mood = f"{failed} of {len(runs)} runs failed{', stopped at its deadline' if ended else ''}", "bad"
     elif ended:
         headline, mood = "stopped at its deadline", "warn"
+    elif any("doubt" in run for run in runs):
+        headline, mood = "is an input the wrong place?", "warn"
     elif not any(run.get("planned") for run in runs):
         headline, mood = "nothing new", "good"
     else:

@@ -186,7 +186,7 @@ def fill(line: dict[str, Any], planned: Planned, drift_alert: float | None) -> N
             line |= {"exit_code": 0, "exit_reason": NO_INPUT}
             return
         run(planned.config, record)
-        line |= {"exit_code": 0, "exit_reason": "done"}
+        line |= {"exit_code": 0, "exit_reason": f"done; {record['doubt']}" if "doubt" in record else "done"}
         if drift_alert and record.get("ok") and planned.config.task == "compress":
             line |= drifted(Store(str(planned.config.output), planned.config.storage), record, drift_alert)
     except Interrupted:
@@ -200,7 +200,7 @@ def fill(line: dict[str, Any], planned: Planned, drift_alert: float | None) -> N
         log.exception("%s", planned.name)
         line |= {"exit_code": RunFailed.exit_code, "exit_reason": reason(e)}
     finally:
-        line |= {key: record[key] for key in ("run_id", *COUNTS) if key in record}
+        line |= {key: record[key] for key in ("run_id", "doubt", *COUNTS) if key in record}
         if "total" in record.get("seconds", {}):
             line["seconds"] = record["seconds"]["total"]
         if record.get("report"):
@@ -263,7 +263,7 @@ def show_night(config: NightlyConfig, tonight: date | None = None, folder: Path 
     for line in lines:
         table.add_row(line["job"], *(f"{line[key]:,}" if key in line else "" for key in COUNTS), line["exit_reason"])
     console.print(table)
-    if not any(line.get("planned") for line in lines) and not code:
+    if not any(line.get("planned") or "doubt" in line for line in lines) and not code:
         console.print("nothing new")
     times = {"began": began.isoformat(timespec="seconds"), "ended": datetime.now().isoformat(timespec="seconds")}
     summary = {**times, "exit_code": code, "runs": lines}

@@ -47,6 +47,8 @@ class Plan:
     """The highest of the runs that made rows of what it found, or were to do some of it again."""
     rows: int
     """Rows that were there, of all images."""
+    doubt: str | None = None
+    """Why INPUT may be the wrong place."""
 
     @property
     def bytes_todo(self) -> int:

@@ -147,19 +147,23 @@ def plan_of(job: Resolved, keep: bool = False) -> Plan:
         plan = make_plan(
             listed, job.source.store, job.output, job.card.sha256, job.parameters, retry=config.retry, limit=config.limit
         )
-        if plan.strange:
-            warn_of_places(job, plan)
+        plan.doubt = doubt_of(job, plan)
+        if plan.doubt:
+            log.warning("%s", plan.doubt)
     return plan
 
 
-def warn_of_places(job: Resolved, plan: Plan) -> None:
-    """Say that INPUT has none of the images that OUTPUT knows: one of them may be the wrong place.
+def doubt_of(job: Resolved, plan: Plan) -> str | None:
+    """Why INPUT, or OUTPUT, may be the wrong place: it has no image, or none of those that OUTPUT knows.
 
     Images of a place that was an INPUT before come and go, but not all of them.
     """
+    if not plan.strange:
+        others = f" (other files: {plan.ignored.total():,})" if plan.ignored else ""
+        return None if plan.found else f"{job.source.url} holds no image{others}: is it the right place?"
     before = [record["input"] for record in last_records(job.output)]
     if plan.found and job.source.url in before:
-        return
+        return None
     said = f"{job.source.url} holds none of the images that {job.output.url} has rows of"
     filled = f", which was filled from {before[-1]}" if before else ""
-    log.warning("%s%s: is it the right place, and all there?", said, filled)
+    return f"{said}{filled}: is it the right place, and all there?"

@@ -107,6 +107,7 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
                 record["fence"] = lease.fence
                 record |= {"found": plan.found, "ignored": plan.ignored.total(), "done_before": plan.done}
                 record |= {"rejects_waiting": plan.rejects_waiting, "planned": len(plan.todo)}
+                record |= {"doubt": plan.doubt} if plan.doubt else {}
                 if len(plan.todo):
                     execute(job, plan, lease, record, seconds)
                 with stage(seconds, "account"):

@@ -129,7 +129,7 @@ def test_run_then_read_what_is_there(imagemill, tmp_path, photos):
     assert "bad.jpg" in out
     code, out, _ = imagemill("verify", output)
     assert code == 0
-    assert "3 images, 3 rows, 1 reject, 3 files and 0 latents checked: all well" in out
+    assert "3 images, 3 rows, 1 reject row, 3 files and 0 latents checked: all well" in out
     record = json.loads(next(output.glob("runs/*/run.json")).read_text())
     kept = next(output.glob("runs/*/config.yaml")).read_text()
     assert "sigma: 5" in kept

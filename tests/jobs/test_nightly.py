@@ -205,6 +205,22 @@ def test_a_webhook_that_speaks_no_http_is_a_warning(night, tmp_path, caplog):
     assert "the notification by notify.webhook failed: BadStatusLine" in caplog.text
 
 
+@pytest.mark.usefixtures("ray_session")
+def test_an_input_that_lost_its_images_is_told_in_word_and_page(night, tmp_path, caplog):
+    whole = {"jobs": [night["jobs"][1]], "catch_up": 0, "report": night["report"], "notify": night["notify"]}
+    show_night(NightlyConfig(**whole), TONIGHT)
+    for path in Path(whole["jobs"][0]["input"]).iterdir():
+        path.unlink()
+    show_night(NightlyConfig(**whole), TONIGHT)
+    [line] = told(tmp_path)["runs"]
+    assert line["exit_code"] == line["found"] == 0
+    assert "holds none of the images that" in line["doubt"]
+    assert line["exit_reason"] == f"done; {line['doubt']}"
+    page = Path(told(tmp_path)["report"]).read_text()
+    assert "is an input the wrong place?" in page
+    assert "nothing new" not in page
+
+
 @pytest.mark.chaos
 def test_at_its_deadline_a_night_stops_cleanly_and_the_next_one_goes_on(night, tmp_path):
     """The real command, whose clock is brought near its deadline by a moment of patience."""
