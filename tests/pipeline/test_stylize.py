@@ -89,7 +89,7 @@ def test_a_run_that_was_cut_off_goes_on_and_any_image_has_a_style(config, tmp_pa
     parameters = json.loads(found["gray.png"]["parameters"])
     assert parameters["method"] == "adain"
     (digest,) = parameters["style"]
-    assert (tmp_path / "out" / "references" / digest[:16]).read_bytes() == (tmp_path / "style.png").read_bytes()
+    assert (tmp_path / "out" / "exemplars" / digest[:16]).read_bytes() == (tmp_path / "style.png").read_bytes()
     assert not verify(Store(str(tmp_path / "out"))).problems
 
     (tmp_path / "elsewhere.png").write_bytes((tmp_path / "style.png").read_bytes())
