@@ -200,7 +200,7 @@ def verdict(record: dict[str, Any]) -> tuple[str, str]:
     if code is None:
         return "did not end: it was killed, or is still at work", "bad"
     if code == 0 and planned == 0:
-        return ("is INPUT the right place?", "warn") if "doubt" in record else ("nothing new", "good")
+        return ("nothing new: is INPUT the right place?", "warn") if "doubt" in record else ("nothing new", "good")
     if code == 0:
         rejected = record.get("rejected")
         return (f"done, {rejected:,} rejected", "warn") if rejected else ("done", "good")
