@@ -11,7 +11,6 @@ from jobs.console import console, number
 from jobs.evaluate import text
 from models import checkpoint as checkpoints
 from models.architectures import ARCHITECTURES
-from models.architectures.perceptual import Perceptual
 from models.autoencoder import Autoencoder
 from models.objectives import OBJECTIVES
 from models.tasks import TASKS
@@ -107,7 +106,4 @@ def layers(model: Autoencoder) -> str:
     columns = ("output_size", "num_params", "kernel_size")
     # Frozen weights would stand in brackets.
     model.requires_grad_(True)
-    if isinstance(model, Perceptual) and model.decoder is None:
-        # What only looks at images has no way back to one.
-        model.forward = model.encode  # type: ignore[assignment, method-assign]
     return str(summary(model, input_size=(1, *model.example), col_names=columns, depth=4, verbose=0, device="cpu"))

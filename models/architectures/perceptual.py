@@ -92,6 +92,10 @@ class Perceptual(Autoencoder):
         """(B,3,H,W) in [0,1] to the first layer of each block, finest first, (B,d,H/2^b,W/2^b)."""
         return list(self.features(x_BCHW, self.first_layers).values())
 
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Images as the decoder gives them back; without one, the last of what `encode` sees."""
+        return self.encode(x_BCHW)[-1] if self.decoder is None else super().forward(x_BCHW)
+
     def decode(self, y: Sequence[Tensor]) -> Tensor:
         """What `encode` gave, or the last of it alone, to images."""
         assert self.decoder is not None

@@ -1,7 +1,6 @@
 """Names, captions and rows that nobody meant: each costs its own image at most, never the run."""
 
 import os
-import re
 import tarfile
 from pathlib import Path
 
@@ -12,14 +11,13 @@ from shards import add, damage, images, listed, pictures, rows, shard
 
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.output.rejects import waiting_rejects
 from pipeline.output.verify import verify
 from pipeline.plan import references
 from pipeline.resolve import plan_of, resolve
 from pipeline.run import run
 from pipeline.sources import input_of, listing
 from pipeline.sources.parquet import BATCH_ROWS
-from pipeline.sources.source import Listed, SourceConfig
+from pipeline.sources.source import SourceConfig
 from pipeline.storage import StorageConfig, Store
 
 
@@ -42,53 +40,6 @@ def test_members_whose_names_or_captions_utf8_cannot_hold_are_done_under_escaped
     assert set(found) == {"a.tar/caf\\xe9.png", "a.tar/half.png", "b.tar/whole.png"}
     assert "half an emoji: \\\\ud83d" in repr(found["a.tar/half.png"]["extra"])
     assert verify(Store(str(output))).problems == []
-
-
-def test_a_manifest_of_folders_and_impossible_paths_lists_each_with_its_problem(tmp_path, rclone_bucket, crops):
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "a.png").write_bytes(pictures(crops, 1)[0])
-    Store(f"{rclone_bucket}/deep").write("er/a.png", pictures(crops, 1)[0])
-    lines = ["a.png", "folder", "nul\0.png", rclone_bucket, f"{rclone_bucket}/deep", f"{rclone_bucket}/deep/er/a.png"]
-    pq.write_table(pa.table({"uri": lines, "key": ["k", None, "n", None, None, None]}), tmp_path / "list.parquet")
-    found = [image for image in listed(tmp_path / "list.parquet", key="key", uri="uri") if isinstance(image, Listed)]
-    assert [(image.problem or "").partition(": ")[0] for image in found] == ["", *["NotReadable"] * 4, ""]
-    assert "a folder, not a file" in str(found[1].problem)
-    assert found[0].rel_path == "k"
-    assert len({image.rel_path for image in found}) == len(found)
-
-
-@pytest.mark.parametrize(
-    ("name", "lines", "more", "keys"),
-    [
-        ("list.csv", ["id,path", "00012,a.png", "1.10,b.png"], "x1,c.png", ["00012", "1.10"]),
-        ("list.jsonl", ['{"id": "2026-01-01", "path": "a.png"}'], '{"id": "x1", "path": "c.png"}', ["2026-01-01"]),
-    ],
-)
-def test_keys_of_a_manifest_stay_the_text_that_they_are_when_others_come(tmp_path, name, lines, more, keys):
-    for added, expected in (([], keys), ([more], [*keys, "x1"])):
-        (tmp_path / name).write_text("".join(f"{line}\n" for line in [*lines, *added]))
-        assert list(images(tmp_path / name, key="id")) == expected
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_a_row_of_a_manifest_makes_its_own_reject_good(tmp_path, rclone_bucket, crops):
-    far, photo = Store(f"{rclone_bucket}/far"), pictures(crops, 1)[0]
-    names = ["./a.png", f"file://{tmp_path}/b.png", far.uri("k.png")]
-    (tmp_path / "list.csv").write_text("\n".join(["path", *names, ""]))
-    output = Store(str(tmp_path / "out"))
-    config = RunConfig(task="denoise", input=str(tmp_path / "list.csv"), output=output.url, max_reject_fraction=1)
-    assert run(config)["reasons"] == {"FileNotFound": 3}
-    for store, name in ((Store(str(tmp_path)), "a.png"), (Store(str(tmp_path)), "b.png"), (far, "k.png")):
-        store.write(name, photo)
-    assert run(config)["ok"] == 3
-    assert waiting_rejects(output, ["rel_path"])["rel_path"].to_pylist() == []
-
-
-def test_a_pipe_that_a_manifest_names_is_not_opened(tmp_path):
-    os.mkfifo(tmp_path / "pipe.png")
-    (tmp_path / "list.csv").write_text("path\npipe.png\n")
-    [image] = images(tmp_path / "list.csv").values()
-    assert re.match(r"NotReadable: .*a pipe, socket or device, not a file", str(image.problem))
 
 
 def test_no_name_or_reason_tells_a_password_or_a_signature(tmp_path):

@@ -64,13 +64,19 @@ def test_a_second_run_does_nothing_and_a_changed_file_is_done_again(tmp_path, cr
     assert len(plan_of(resolve(config.model_copy(update={"retry": True}))).todo) == 2
 
 
-def test_a_broken_file_in_the_place_of_a_good_one_leaves_what_the_good_one_gave(tmp_path, crops, capsys):
+def two_done(tmp_path, crops):
+    """INPUT with two images, which a run that may be repeated has put into OUTPUT."""
     source, output = tmp_path / "in", Store(str(tmp_path / "out"))
     source.mkdir()
     for number in range(2):
         Image.fromarray(crops[number]).save(source / f"{number}.png")
     config = RunConfig(task="denoise", input=str(source), output=output.url, max_reject_fraction=1)
     run(config)
+    return source, output, config
+
+
+def test_a_broken_file_in_the_place_of_a_good_one_leaves_what_the_good_one_gave(tmp_path, crops, capsys):
+    source, output, config = two_done(tmp_path, crops)
     (source / "0.png").write_bytes((source / "0.png").read_bytes()[:500])
     Image.fromarray(crops[2]).save(source / "1.png")
     record = run(config)
@@ -86,12 +92,7 @@ def test_a_broken_file_in_the_place_of_a_good_one_leaves_what_the_good_one_gave(
 
 
 def test_an_older_row_whose_file_a_process_overwrote_before_it_died_counts_no_more(tmp_path, crops, monkeypatch):
-    source, output = tmp_path / "in", Store(str(tmp_path / "out"))
-    source.mkdir()
-    for number in range(2):
-        Image.fromarray(crops[number]).save(source / f"{number}.png")
-    config = RunConfig(task="denoise", input=str(source), output=output.url, max_reject_fraction=1)
-    run(config)
+    source, output, config = two_done(tmp_path, crops)
 
     def account_after_it(output, *rest):
         output.write("images/0.png", b"put before its block was begun again")

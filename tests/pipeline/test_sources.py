@@ -1,4 +1,4 @@
-"""Shards and manifests through the plan and through whole runs."""
+"""Shards through the plan and through whole runs, and what is no source."""
 
 import gzip
 import io
@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import s3fs
 from PIL import Image
 from shards import add, damage, images, listed, pictures, rows, shard
 
@@ -258,68 +257,6 @@ def test_parquet_shards_in_a_bucket_keep_their_columns(rclone_bucket, crops, tmp
 def images_of_store(store: Store, name: str, **config: Any) -> list[Listed]:
     source = input_of(f"{store.url}/{name}", store.config, SourceConfig(**config))
     return [image for image in listing(source) if isinstance(image, Listed)]
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_a_manifest_names_images_of_its_own_places_alone(tmp_path, rclone_bucket, crops):
-    photos = pictures(crops, 3)
-    bucket = Store(rclone_bucket)
-    bucket.write("far/0.png", photos[0])
-    folder, other = tmp_path / "m", tmp_path / "other"
-    for path, data in ((folder / "near/1.png", photos[1]), (other / "2.png", photos[2])):
-        path.parent.mkdir(parents=True)
-        path.write_bytes(data)
-    (folder / "out.png").symlink_to("/etc/hostname")
-    lines = [
-        f"{rclone_bucket}/far/0.png", "near/1.png", str(other / "2.png"), "../other/2.png", "file:///etc/hostname",
-        "out.png", "gone.png", "http://169.254.169.254/latest/meta-data", "ftp://x/y.png", "",
-    ]  # fmt: skip
-    (folder / "list.jsonl").write_text("".join(json.dumps({"uri": line, "who": n}) + "\n" for n, line in enumerate(lines)))
-    found = listed(folder / "list.jsonl", carry=["who"])
-    problems = {n: (image.problem or "").partition(":")[0] for n, image in enumerate(found) if image}
-    refused = "NotAllowed"
-    assert problems == {
-        0: "", 1: "", 2: refused, 3: refused, 4: refused, 5: refused, 6: "FileNotFound", 7: refused,
-        8: refused, 9: "BadName",
-    }  # fmt: skip
-    config = RunConfig(
-        task="denoise",
-        input=str(folder / "list.jsonl"),
-        output=str(tmp_path / "done"),
-        max_reject_fraction=1,
-        source=SourceConfig(roots=[str(other)], carry=["who"]),
-    )
-    record = run(config)
-    assert (record["ok"], record["rejected"]) == (4, 6)
-    assert sorted(json.loads(row["extra"])["who"] for row in rows(tmp_path / "done").values()) == [0, 1, 2, 3]
-    assert verify(Store(str(tmp_path / "done"))).problems == []
-
-
-def test_a_manifest_may_name_files_anywhere_where_the_root_is_let_in(tmp_path, crops):
-    (tmp_path / "m").mkdir()
-    (tmp_path / "a.png").write_bytes(pictures(crops, 1)[0])
-    (tmp_path / "m/list.csv").write_text(f"path\n{tmp_path}/a.png\n")
-    source = input_of(str(tmp_path / "m/list.csv"), StorageConfig(), SourceConfig(roots=["/"]))
-    todo, _ = references((image for image in listing(source)), source.store, "", {})
-    [row] = todo.to_pylist()
-    assert (row["problem"], row["source_uri"]) == (None, f"{tmp_path}/a.png")
-    assert Reading(source, 1).image(row) == pictures(crops, 1)[0]
-
-
-def test_a_store_that_fails_makes_no_folder_of_a_manifest(rclone_bucket, monkeypatch):
-    Store(rclone_bucket).write("list.csv", b"path\na.png\n")
-    s3fs.S3FileSystem.clear_instance_cache()
-    asked, info = [], s3fs.S3FileSystem._info
-
-    async def once(*args: Any, **options: Any) -> Any:
-        asked.append(args)
-        if len(asked) > 1:
-            raise PermissionError("no more")
-        return await info(*args, **options)
-
-    monkeypatch.setattr(s3fs.S3FileSystem, "_info", once)
-    with pytest.raises(PermissionError):
-        input_of(f"{rclone_bucket}/list.csv", StorageConfig(), SourceConfig())
 
 
 def test_images_are_found_by_name_in_folders_that_are_called_as_shards_are(tmp_path, crops):

@@ -1,9 +1,5 @@
-import os
 import pickle
-import shutil
-import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +9,6 @@ from pipeline.errors import ConfigError, StorageError
 from pipeline.storage import CHECKSUMS, StorageConfig, Store, split_scheme
 from pipeline.store_failures import reason
 
-NOBODY = 65534
 NAMES = [
     "plain.jpg",
     "a/b/c/deep.png",
@@ -138,21 +133,6 @@ def test_a_slash_at_the_end_means_nothing(any_url: str) -> None:
     Store(f"{any_url}/").write("a.jpg", b"1")
     assert [e.path for e in Store(any_url).entries()] == ["a.jpg"]
     assert Store(f"{any_url}/").url == Store(any_url).url
-
-
-def test_the_root_of_a_disk_is_a_store(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a/b.png").write_bytes(b"x")
-    store, below = Store("/"), str(tmp_path)[1:]
-    assert [entry.path for entry in store.entries(below)] == [f"{below}/a/b.png"]
-    assert store.read(f"{below}/a/b.png") == b"x"
-
-
-def test_a_file_in_the_root_of_a_disk_has_one_slash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "b.png").write_bytes(b"x")
-    below = str(tmp_path / "b.png")[1:]
-    monkeypatch.setattr("os.walk", lambda *_, **__: [("/", [], [below])])
-    assert [entry.path for entry in Store("/").entries()] == [below]
 
 
 def test_everything_local_lies_in_the_root(tmp_path: Path) -> None:
@@ -309,88 +289,6 @@ def test_a_reader_sees_the_old_or_the_new_content_only(tmp_path: Path) -> None:
     finally:
         stop.set()
         writer.join()
-
-
-def test_a_listing_while_another_writes_misses_nothing(tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
-    there = {f"lease/{n:08d}.json" for n in range(300)}
-    for path in there:
-        store.write(path, b"1")
-    stop = threading.Event()
-
-    def beat() -> None:
-        while not stop.is_set():
-            store.write("lease/00000299.beat", b"1")
-
-    writers = [threading.Thread(target=beat) for _ in range(2)]
-    for writer in writers:
-        writer.start()
-    try:
-        for _ in range(100):
-            assert there <= {e.path for e in store.entries()}
-    finally:
-        stop.set()
-        for writer in writers:
-            writer.join()
-
-
-def test_a_linked_image_is_listed_with_its_own_size(tmp_path: Path) -> None:
-    Store(str(tmp_path / "elsewhere")).write("big.jpg", b"12345")
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in/link.jpg").symlink_to(tmp_path / "elsewhere/big.jpg")
-    store = Store(str(tmp_path / "in"))
-    assert [(e.path, e.size) for e in store.entries()] == [("link.jpg", 5)]
-
-
-def test_a_new_link_renames_nothing(tmp_path: Path) -> None:
-    store = Store(str(tmp_path / "in"))
-    for path in ("trip/a.jpg", "trip/deep/b.jpg"):
-        store.write(path, b"1")
-    Store(str(tmp_path / "elsewhere")).write("c.jpg", b"1")
-    for link, to in (("best", "trip"), ("more", "trip/deep"), ("far", "../elsewhere"), ("trip/up", "..")):
-        (tmp_path / "in" / link).symlink_to(to)
-    assert [e.path for e in store.entries()] == ["trip/a.jpg", "trip/deep/b.jpg", "far/c.jpg"]
-
-
-def test_a_link_to_nowhere_does_not_end_a_listing(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(b"1")
-    (tmp_path / "link.jpg").symlink_to(tmp_path / "nowhere.jpg")
-    assert "a.jpg" in [e.path for e in Store(str(tmp_path)).entries()]
-
-
-@pytest.fixture
-def user() -> Iterator[Path]:
-    """A folder of this process's user, to whom modes of files apply: another one for the time where that is root."""
-    root = os.geteuid() == 0
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o777)
-    if root:
-        os.seteuid(NOBODY)
-    try:
-        yield folder
-    finally:
-        if root:
-            os.seteuid(0)
-        for inner in folder.iterdir():
-            inner.chmod(0o700)
-        shutil.rmtree(folder)
-
-
-def test_a_folder_that_may_not_be_listed_says_what_to_do(user: Path) -> None:
-    store = Store(str(user))
-    for path in ("a.jpg", "x/b.jpg"):
-        store.write(path, b"1")
-    (user / "x").chmod(0o311)
-    with pytest.raises(StorageError, match=r"/x: cannot be listed: Permission denied: give this user the right to"):
-        list(store.entries())
-
-
-def test_files_that_may_not_be_looked_at_are_listed_all_the_same(user: Path) -> None:
-    store = Store(str(user))
-    for path in ("a.jpg", "x/b.jpg"):
-        store.write(path, b"1")
-    (user / "x").chmod(0o644)
-    assert [(e.path, bool(e.problem)) for e in store.entries()] == [("a.jpg", False), ("x/b.jpg", True)]
 
 
 def test_a_reason_is_one_line() -> None:

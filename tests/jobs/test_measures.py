@@ -1,0 +1,117 @@
+"""What evaluations measure with, on curves and images whose figures are known."""
+
+import gc
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.tri import Triangulation
+
+from jobs.evaluations.compress import bd_rate_percent, bd_table, quality_at
+from jobs.evaluations.digits import PCA, decoded_flat, ripple
+from jobs.evaluations.inpaint import interpolated
+from jobs.evaluations.stylize import loss_after
+from jobs.evaluations.upscale import luma_psnr_db
+from models.architectures import ARCHITECTURES
+
+
+def test_psnr_of_luma_is_that_of_papers(crops):
+    gray = np.full((20, 30, 3), 100, np.uint8)
+    # A level of all three channels is 219/255 of a level of luma, and the border counts for nothing.
+    brighter = gray + np.uint8(1)
+    brighter[:2] = brighter[:, -2:] = 255
+    assert luma_psnr_db(brighter, gray, 2) == pytest.approx(20 * np.log10(255 / (219 / 255)), abs=1e-3)
+    assert luma_psnr_db(crops[0], crops[0], 2) == np.inf
+
+
+CURVE = [(0.25, 28.0), (0.5, 31.0), (1.0, 34.0), (2.0, 38.0)]
+
+
+def test_bd_rate_of_known_curves():
+    assert bd_rate_percent(CURVE, CURVE) == pytest.approx(0, abs=1e-9)
+    assert bd_rate_percent(CURVE, [(rate / 2, quality) for rate, quality in CURVE]) == pytest.approx(-50, abs=1e-6)
+    assert bd_rate_percent(CURVE, [(rate * 2, quality) for rate, quality in CURVE]) == pytest.approx(100, abs=1e-6)
+    # A point that costs more and is worse counts for nothing.
+    assert bd_rate_percent([*CURVE, (3.0, 37.0)], CURVE) == pytest.approx(0, abs=1e-9)
+    assert bd_rate_percent(CURVE, [(rate, quality + 50) for rate, quality in CURVE]) is None
+
+    # Of images that a codec gives back as they were.
+    exact = [*CURVE[:-1], (2.0, np.inf)]
+    assert bd_rate_percent(exact, CURVE[:-1]) == pytest.approx(0, abs=1e-9)
+    assert bd_rate_percent([(rate, np.inf) for rate, _ in CURVE], CURVE) is None
+    assert bd_rate_percent(CURVE, [*[(rate, np.inf) for rate, _ in CURVE[1:]], (0.25, 31.0)]) is None
+    assert quality_at(0.75, [{"bits/pixel": 0.75, "PSNR dB": np.inf}]) is None
+
+
+def test_the_last_loss_of_a_curve_is_the_images_own_and_one_before_the_best_so_far():
+    # The third evaluation is a place that a line search tried and left.
+    curve = [9, 5, 7, 4, 3.9]
+    assert [loss_after(curve, steps, 4) for steps in range(5)] == [9, 5, 5, 4, 3.9]
+    assert loss_after(curve, 2, 2) == 3.9
+
+
+def test_the_harder_jpeg_comes_first():
+    lines = [{"bits/pixel": rate, "payload bits/pixel": rate / 2, "PSNR dB": quality} for rate, quality in CURVE]
+    worse = [line | {"bits/pixel": line["bits/pixel"] * 2} for line in lines]
+    table = bd_table(lines, {"JPEG 4:2:0": worse, "JPEG 4:4:4": lines, "WebP": lines})
+    assert [line["against"] for line in table] == ["JPEG 4:4:4, the better", "JPEG 4:2:0", "WebP"]
+    assert [line["all bytes %"] for line in table] == pytest.approx([0, -50, 0], abs=1e-6)
+    assert table[0]["payload %"] == pytest.approx(-50, abs=1e-6)
+
+
+def test_the_floor_of_inpainting_is_linear_interpolation():
+    y, x = np.mgrid[:32, :40]
+    plane = np.stack([4 * x + 3 * y, 5 * x, 7 * y], -1).astype(np.uint8)
+    lost = np.random.default_rng(0).random((32, 40, 1)) < 0.5
+    lost[[0, 0, -1, -1], [0, -1, 0, -1]] = False
+    known = np.broadcast_to(~lost, plane.shape)
+    # A plane is its own interpolation, within the hull that the four corners make.
+    assert np.array_equal(interpolated(np.where(known, plane, 99), known), plane)
+    known = np.ones(plane.shape, bool)
+    known[..., 0] = False
+    mean = ((plane[..., 1].astype(float) + plane[..., 2]) / 2).round()
+    assert np.array_equal(interpolated(plane, known)[..., 0], mean)
+
+
+def test_the_floor_of_inpainting_is_the_nearest_pixel_outside_of_the_hull(crops):
+    rgb = crops[0]
+    known = np.zeros(rgb.shape, bool)
+    known[40:60, 40:60] = True
+    filled = interpolated(rgb, known)
+    assert np.array_equal(filled[0, 0], rgb[40, 40])
+    assert np.array_equal(filled[40:60, 40:60], rgb[40:60, 40:60])
+
+
+def test_interpolation_leaves_no_triangles_behind(crops: list[np.ndarray]) -> None:
+    known = np.broadcast_to((np.arange(96 * 128).reshape(96, 128) % 3 > 0)[..., None], crops[0].shape)
+    interpolated(crops[0], known)
+    assert not [thing for thing in gc.get_objects() if isinstance(thing, Triangulation)]
+
+
+def test_pca_finds_as_many_values_as_the_error_allows():
+    x = np.random.default_rng(0).normal(size=(200, 8, 8))
+    pca = PCA(x)
+    for values in (1, 20, 63):
+        mse = np.square(pca.restore(x, values) - x).mean()
+        assert pca.values_for(x, mse * (1 + 1e-9)) == values
+    assert pca.restore(x, 64) == pytest.approx(x, abs=1e-9)
+    assert np.square(pca.restore(x, 64, quantised=True) - x).mean() < 1e-3
+
+
+def test_ripple_is_what_varies_where_the_code_does_not():
+    y, x = np.mgrid[:12, :12]
+    assert ripple(np.full((3, 12, 12), 0.4)) == pytest.approx(0)
+    assert ripple(((x + y) % 2)[None] * 0.2) == pytest.approx(0.1 * 255)
+
+
+def test_a_transposed_decoder_ripples_and_upsampling_does_not():
+    code = torch.rand(5, 4, 7, 7, generator=torch.Generator().manual_seed(0)) * 5
+    flat = {}
+    for upsample in ("nearest", "transposed"):
+        torch.manual_seed(0)
+        model = ARCHITECTURES["conv"](upsample=upsample)
+        with torch.inference_mode():
+            flat[upsample] = decoded_flat(model, code)
+        assert flat[upsample].shape == (245, 12, 12)
+    assert ripple(flat["nearest"]) < 1e-3
+    assert ripple(flat["transposed"]) > 1

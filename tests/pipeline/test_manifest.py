@@ -1,0 +1,131 @@
+"""Manifests: what their rows name, what they are called, and what may not be read."""
+
+import json
+import os
+import re
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import s3fs
+from shards import images, listed, pictures, rows
+
+from pipeline.config import RunConfig
+from pipeline.output.rejects import waiting_rejects
+from pipeline.output.verify import verify
+from pipeline.plan import references
+from pipeline.run import run
+from pipeline.sources import input_of, listing
+from pipeline.sources.reading import Reading
+from pipeline.sources.source import Listed, SourceConfig
+from pipeline.storage import StorageConfig, Store
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_manifest_names_images_of_its_own_places_alone(tmp_path, rclone_bucket, crops):
+    photos = pictures(crops, 3)
+    bucket = Store(rclone_bucket)
+    bucket.write("far/0.png", photos[0])
+    folder, other = tmp_path / "m", tmp_path / "other"
+    for path, data in ((folder / "near/1.png", photos[1]), (other / "2.png", photos[2])):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(data)
+    (folder / "out.png").symlink_to("/etc/hostname")
+    lines = [
+        f"{rclone_bucket}/far/0.png", "near/1.png", str(other / "2.png"), "../other/2.png", "file:///etc/hostname",
+        "out.png", "gone.png", "http://169.254.169.254/latest/meta-data", "ftp://x/y.png", "",
+    ]  # fmt: skip
+    (folder / "list.jsonl").write_text("".join(json.dumps({"uri": line, "who": n}) + "\n" for n, line in enumerate(lines)))
+    found = listed(folder / "list.jsonl", carry=["who"])
+    problems = {n: (image.problem or "").partition(":")[0] for n, image in enumerate(found) if image}
+    refused = "NotAllowed"
+    assert problems == {
+        0: "", 1: "", 2: refused, 3: refused, 4: refused, 5: refused, 6: "FileNotFound", 7: refused,
+        8: refused, 9: "BadName",
+    }  # fmt: skip
+    config = RunConfig(
+        task="denoise",
+        input=str(folder / "list.jsonl"),
+        output=str(tmp_path / "done"),
+        max_reject_fraction=1,
+        source=SourceConfig(roots=[str(other)], carry=["who"]),
+    )
+    record = run(config)
+    assert (record["ok"], record["rejected"]) == (4, 6)
+    assert sorted(json.loads(row["extra"])["who"] for row in rows(tmp_path / "done").values()) == [0, 1, 2, 3]
+    assert verify(Store(str(tmp_path / "done"))).problems == []
+
+
+def test_a_manifest_may_name_files_anywhere_where_the_root_is_let_in(tmp_path, crops):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "a.png").write_bytes(pictures(crops, 1)[0])
+    (tmp_path / "m/list.csv").write_text(f"path\n{tmp_path}/a.png\n")
+    source = input_of(str(tmp_path / "m/list.csv"), StorageConfig(), SourceConfig(roots=["/"]))
+    todo, _ = references((image for image in listing(source)), source.store, "", {})
+    [row] = todo.to_pylist()
+    assert (row["problem"], row["source_uri"]) == (None, f"{tmp_path}/a.png")
+    assert Reading(source, 1).image(row) == pictures(crops, 1)[0]
+
+
+def test_a_store_that_fails_makes_no_folder_of_a_manifest(rclone_bucket, monkeypatch):
+    Store(rclone_bucket).write("list.csv", b"path\na.png\n")
+    s3fs.S3FileSystem.clear_instance_cache()
+    asked, info = [], s3fs.S3FileSystem._info
+
+    async def once(*args: Any, **options: Any) -> Any:
+        asked.append(args)
+        if len(asked) > 1:
+            raise PermissionError("no more")
+        return await info(*args, **options)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_info", once)
+    with pytest.raises(PermissionError):
+        input_of(f"{rclone_bucket}/list.csv", StorageConfig(), SourceConfig())
+
+
+def test_a_manifest_of_folders_and_impossible_paths_lists_each_with_its_problem(tmp_path, rclone_bucket, crops):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a.png").write_bytes(pictures(crops, 1)[0])
+    Store(f"{rclone_bucket}/deep").write("er/a.png", pictures(crops, 1)[0])
+    lines = ["a.png", "folder", "nul\0.png", rclone_bucket, f"{rclone_bucket}/deep", f"{rclone_bucket}/deep/er/a.png"]
+    pq.write_table(pa.table({"uri": lines, "key": ["k", None, "n", None, None, None]}), tmp_path / "list.parquet")
+    found = [image for image in listed(tmp_path / "list.parquet", key="key", uri="uri") if isinstance(image, Listed)]
+    assert [(image.problem or "").partition(": ")[0] for image in found] == ["", *["NotReadable"] * 4, ""]
+    assert "a folder, not a file" in str(found[1].problem)
+    assert found[0].rel_path == "k"
+    assert len({image.rel_path for image in found}) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "more", "keys"),
+    [
+        ("list.csv", ["id,path", "00012,a.png", "1.10,b.png"], "x1,c.png", ["00012", "1.10"]),
+        ("list.jsonl", ['{"id": "2026-01-01", "path": "a.png"}'], '{"id": "x1", "path": "c.png"}', ["2026-01-01"]),
+    ],
+)
+def test_keys_of_a_manifest_stay_the_text_that_they_are_when_others_come(tmp_path, name, lines, more, keys):
+    for added, expected in (([], keys), ([more], [*keys, "x1"])):
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in [*lines, *added]))
+        assert list(images(tmp_path / name, key="id")) == expected
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_row_of_a_manifest_makes_its_own_reject_good(tmp_path, rclone_bucket, crops):
+    far, photo = Store(f"{rclone_bucket}/far"), pictures(crops, 1)[0]
+    names = ["./a.png", f"file://{tmp_path}/b.png", far.uri("k.png")]
+    (tmp_path / "list.csv").write_text("\n".join(["path", *names, ""]))
+    output = Store(str(tmp_path / "out"))
+    config = RunConfig(task="denoise", input=str(tmp_path / "list.csv"), output=output.url, max_reject_fraction=1)
+    assert run(config)["reasons"] == {"FileNotFound": 3}
+    for store, name in ((Store(str(tmp_path)), "a.png"), (Store(str(tmp_path)), "b.png"), (far, "k.png")):
+        store.write(name, photo)
+    assert run(config)["ok"] == 3
+    assert waiting_rejects(output, ["rel_path"])["rel_path"].to_pylist() == []
+
+
+def test_a_pipe_that_a_manifest_names_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "list.csv").write_text("path\npipe.png\n")
+    [image] = images(tmp_path / "list.csv").values()
+    assert re.match(r"NotReadable: .*a pipe, socket or device, not a file", str(image.problem))
