@@ -8,6 +8,7 @@ from jobs.console import console, number
 from pipeline.errors import ConfigError, StorageError, VerificationError
 from pipeline.output.committed import run_ids, run_records
 from pipeline.output.exports import MANIFEST, UNFINISHED
+from pipeline.output.lease import holder_of, newest_fence
 from pipeline.output.rejects import waiting_rejects
 from pipeline.output.snapshot import snapshot
 from pipeline.output.verify import verify
@@ -55,11 +56,16 @@ def show_status(output: Store) -> None:
     table = Table("planned", "ok", "rejected", "images/s", "exit", "run", box=None)
     ids = run_ids(output)[-10:]
     records = {record["run_id"]: record for record in run_records(output, ids)}
+    holder = holder_of(output, newest_fence(output))
     for run_id in ids:
-        record = records.get(run_id, {"exit_reason": "killed, or at work"})
+        # A holder may be at something else: an export, a run whose folder is not there yet.
+        ended = "killed, or at work" if holder and run_id == ids[-1] else "killed"
+        record = records.get(run_id, {"exit_reason": ended})
         counts = [str(record.get(key, "")) for key in ("planned", "ok", "rejected", "images_per_s", "exit_reason")]
         table.add_row(*counts, run_id)
     console.print(table)
+    if holder:
+        console.print(f"at work: {holder.who}, heard of {max(0, holder.silent):.0f} s ago")
 
 
 def waits(images: int) -> str:

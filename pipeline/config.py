@@ -126,8 +126,8 @@ def keys_at(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     return sorted(model.model_fields)
 
 
-def validate(model: type[Model], values: dict[str, Any], origin: str) -> Model:
-    """Values to a config. Raises: ConfigError naming the key, its value and what would be valid."""
+def validate(model: type[Model], values: dict[str, Any], origin: str, group: tuple[str, ...] = ()) -> Model:
+    """Values to a config, or to one group of them. Raises: ConfigError naming the key, its value and what would be valid."""
     try:
         return model.model_validate(values)
     except ValidationError as e:
@@ -135,13 +135,15 @@ def validate(model: type[Model], values: dict[str, Any], origin: str) -> Model:
         unknown: dict[str, list[str]] = {}
         """By what would be valid in their place."""
         for error in e.errors():
-            key = ".".join(map(str, error["loc"]))
+            key = ".".join(map(str, (*group, *error["loc"])))
             if error["type"] == "extra_forbidden":
                 unknown.setdefault(", ".join(keys_at(model, error["loc"])), []).append(repr(key))
             elif error["type"] == "missing":
                 lines.append(f"{key} is missing")
+            elif not error["loc"]:
+                lines.append(error["msg"])  # of several keys together
             else:
                 lines.append(f"{key} = {error['input']!r}: {error['msg']}")
         for valid, keys in unknown.items():
-            lines.append(f"unknown {'key' if len(keys) == 1 else 'keys'} {', '.join(keys)}; valid: {valid}")
+            lines.append(f"unknown {'key' if len(keys) == 1 else 'keys'} {', '.join(keys)}; valid: {valid or 'none'}")
         raise ConfigError(f"{origin}: {'; '.join(lines)}") from None

@@ -6,12 +6,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
 from models import checkpoint as checkpoints
 from models.tasks import TASKS
 from models.tasks.task import Params, Task
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, validate
 from pipeline.errors import ConfigError, StorageError
 from pipeline.images.pixels import LOSSY
 from pipeline.output.committed import last_records, part_paths, read_parts
@@ -83,14 +81,7 @@ def task_of(config: RunConfig) -> tuple[Task, Params]:
     for key in ("input", "output"):
         if not getattr(config, key):
             raise ConfigError(f"{key} is missing: a folder or s3://bucket/prefix")
-    try:
-        params = task.Params(**config.params)
-    except ValidationError as e:
-        error = e.errors()[0]
-        where = f"params.{'.'.join(map(str, error['loc']))} = {error['input']!r}" if error["loc"] else "params"
-        raise ConfigError(
-            f"{where}: {error['msg']}; {task.name} takes {', '.join(task.Params.model_fields) or 'none'}"
-        ) from None
+    params = validate(task.Params, config.params, task.name, ("params",))
     check_image(config, task)
     return task, params
 

@@ -8,6 +8,7 @@ import secrets
 import socket
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -40,6 +41,18 @@ def this_machine() -> str:
     return f"{socket.gethostname()}/{boot.read_text().strip()}/{os.readlink(space)}" if known else socket.gethostname()
 
 
+def claim_path(fence: int, kind: str = "json") -> str:
+    return f"{FOLDER}/{fence:08d}.{kind}"
+
+
+def read_json(output: Store, path: str) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads(output.read(path))
+        return content
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def newest_fence(output: Store) -> int:
     """The highest fence that was ever claimed, 0 without any. Raises: StorageError."""
     names = (entry.path.rpartition("/")[2] for entry in output.entries(FOLDER))
@@ -54,6 +67,31 @@ def newest_claim(output: Store, fence: int) -> int:
     if (newest := newest_fence(output)) > fence:
         raise OutputHeld(f"{output.url}: another run took it")
     return newest
+
+
+@dataclass(frozen=True)
+class Holder:
+    who: str
+    silent: float
+    """Seconds since it was heard of."""
+
+
+def holder_of(output: Store, fence: int) -> Holder | None:
+    """Who works on OUTPUT under `fence`, the newest; None when it released, died or fell silent. Raises: as `Store.read`."""
+    if not fence or output.exists(claim_path(fence, "released")):
+        return None
+    try:
+        claim = json.loads(output.read(claim_path(fence)))
+    except FileNotFoundError:
+        return Holder("runs that take it at this moment", 0.0)
+    except ValueError:
+        return None  # claims appear whole: this one was lost with the power of its machine
+    if claim.get("machine") == this_machine() and process_start(claim["pid"]) != claim["started"]:
+        return None
+    silent = time.time() - (read_json(output, claim_path(fence, "beat")) or claim)["at"]
+    if silent >= LIFETIME_SECONDS:
+        return None
+    return Holder(f"process {claim['pid']} on {claim['machine'].split('/')[0]}", silent)
 
 
 class Lease:
@@ -72,13 +110,10 @@ class Lease:
         self._stop = threading.Event()
         self._beats = threading.Thread(target=self._beat, daemon=True, name="lease")
 
-    def _path(self, fence: int, kind: str = "json") -> str:
-        return f"{FOLDER}/{fence:08d}.{kind}"
-
     @property
     def claim(self) -> str:
         """The path of what says that this holder has OUTPUT."""
-        return self._path(self.fence)
+        return claim_path(self.fence)
 
     def rise(self, above: int) -> None:
         """Take a number above that of a row: the folder of claims was lost, and rows of older runs must stay the older ones.
@@ -99,36 +134,14 @@ class Lease:
         if newest_fence(self.output) != self.fence:
             raise OutputHeld(f"{self.output.url}: another run took it while this one was not heard of")
 
-    def _read(self, path: str) -> dict[str, Any] | None:
-        try:
-            content: dict[str, Any] = json.loads(self.output.read(path))
-            return content
-        except (FileNotFoundError, ValueError):
-            return None
-
-    def _refuse_if_held(self, fence: int) -> None:
-        if not fence or self.output.exists(self._path(fence, "released")):
-            return
-        try:
-            claim = json.loads(self.output.read(self._path(fence)))
-        except FileNotFoundError:
-            raise OutputHeld(f"{self.output.url}: other runs take it at this moment. Wait for them to end") from None
-        except ValueError:
-            return  # claims appear whole: this one was lost with the power of its machine
-        if claim.get("machine") == this_machine() and process_start(claim["pid"]) != claim["started"]:
-            return
-        heard = (self._read(self._path(fence, "beat")) or claim)["at"]
-        left = heard + LIFETIME_SECONDS - time.time()
-        if left > 0:
-            holder = f"process {claim['pid']} on {claim['machine'].split('/')[0]}"
-            raise OutputHeld(
-                f"{self.output.url}: another run holds it ({holder}). Wait for its end; a dead one loses it in {left:.0f} s"
-            )
-
     def __enter__(self) -> "Lease":
         try:
             held = newest_fence(self.output)
-            self._refuse_if_held(held)
+            if holder := holder_of(self.output, held):
+                raise OutputHeld(
+                    f"{self.output.url}: another run holds it ({holder.who}). "
+                    f"Wait for its end; a dead one loses it in {LIFETIME_SECONDS - holder.silent:.0f} s"
+                )
             self.fence = held + 1
             claim = {
                 "token": self._token,
@@ -138,13 +151,13 @@ class Lease:
                 "at": time.time(),
             }
             data = json.dumps(claim).encode()
-            if not self.output.create(self._path(self.fence), data):
+            if not self.output.create(claim_path(self.fence), data):
                 raise OutputHeld(f"{self.output.url}: another run has just taken it. Wait for it to end")
             if not self.output.local:
                 self._read_back(data)
             if newest_fence(self.output) != self.fence:
                 # While this process slept others came and went, and cleared the numbers that lie below theirs.
-                self.output.delete(self._path(self.fence))
+                self.output.delete(claim_path(self.fence))
                 raise OutputHeld(f"{self.output.url}: another run has just taken it. Wait for it to end")
             # Before the sweep, which walks over all of OUTPUT: that may take longer than a claim lives.
             self._beats.start()
@@ -163,19 +176,19 @@ class Lease:
         self.output.sweep(spare=FOLDER)
         for fence in range(max(1, held - 2), held):
             for kind in ("beat", "released", "json"):
-                if self.output.exists(self._path(fence, kind)):
-                    self.output.delete(self._path(fence, kind))
+                if self.output.exists(claim_path(fence, kind)):
+                    self.output.delete(claim_path(fence, kind))
 
     def _read_back(self, data: bytes) -> None:
         """A store that lets a second conditional put through keeps nobody apart: say so, and see who wrote last."""
-        if self.output.create(self._path(self.fence), data + b"\n"):
+        if self.output.create(claim_path(self.fence), data + b"\n"):
             log.warning(
                 "%s ignores conditional puts: two runs that start within a second of each other are told apart only by who "
                 "wrote last",
                 self.output.url,
             )
             time.sleep(1)
-        claim = self._read(self._path(self.fence)) or {}
+        claim = read_json(self.output, claim_path(self.fence)) or {}
         if claim.get("token") != self._token:
             raise OutputHeld(f"{self.output.url}: another run has just taken it. Wait for it to end")
 
@@ -184,7 +197,7 @@ class Lease:
             try:
                 if newest_fence(self.output) > self.fence:
                     return
-                self.output.write(self._path(self.fence, "beat"), json.dumps({"at": time.time()}).encode())
+                self.output.write(claim_path(self.fence, "beat"), json.dumps({"at": time.time()}).encode())
             except (*STORE_FAILURES, StorageError) as e:
                 log.warning("lease of %s not renewed: %s", self.output.url, reason(e))
 
@@ -192,6 +205,6 @@ class Lease:
         self._stop.set()
         self._beats.join(timeout=BEAT_SECONDS)
         try:
-            self.output.create(self._path(self.fence, "released"), b"")
+            self.output.create(claim_path(self.fence, "released"), b"")
         except STORE_FAILURES as e:
             log.warning("lease of %s not released: %s", self.output.url, reason(e))

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def write_yaml(folder: Path, text: str) -> Path:
         ("task: denoise\nlimit: many", "limit = 'many'"),
         ("task: dream", "task = 'dream'; valid: colorize, compress, denoise, inpaint"),
         ("task: denoise\nparams: {sigma: -3}", "params.sigma = -3"),
-        ("task: denoise\nparams: {level: 3}", "params.level = 3"),
+        ("task: denoise\nparams: {level: 3}", "denoise: unknown key 'params.level'; valid: "),
         ("task: denoise\ncheckpoint: compress-small", "is for the task compress, not denoise"),
         ("task: denoise\ncheckpoint: weights.pth", "pickled weights are refused"),
         ("task: denoise\ncheckpoint: nowhere", "'nowhere' is neither a bundled one"),
@@ -191,13 +192,20 @@ READING = (
 )
 
 
-def test_status_lists_a_run_that_left_no_record(imagemill, tmp_path):
-    folder = tmp_path / "out/runs/20260101T000000Z-abcdef"
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text("task: denoise")
+def test_status_tells_a_killed_run_from_one_at_work(imagemill, tmp_path):
+    for run_id in ("20260101T000000Z-abcdef", "20260102T000000Z-abcdef"):
+        (tmp_path / "out/runs" / run_id).mkdir(parents=True)
+        (tmp_path / "out/runs" / run_id / "config.yaml").write_text("task: denoise")
+    with Lease(Store(str(tmp_path / "out"))):
+        code, out, _ = imagemill("status", str(tmp_path / "out"))
+    assert code == 0
+    assert re.search(r" killed +20260101T000000Z-abcdef", out)
+    assert " killed, or at work  20260102T000000Z-abcdef" in out
+    assert f"at work: process {os.getpid()} on " in out
     code, out, _ = imagemill("status", str(tmp_path / "out"))
     assert code == 0
-    assert "killed, or at work  20260101T000000Z-abcdef" in out
+    assert " killed  20260102T000000Z-abcdef" in out
+    assert "at work" not in out
 
 
 @pytest.mark.parametrize("command", READING, ids=lambda command: command[0])
