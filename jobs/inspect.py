@@ -55,12 +55,12 @@ def show_status(output: Store) -> None:
         console.print(waits(seen.waiting))
     table = Table("planned", "ok", "rejected", "images/s", "exit", "run", box=None)
     ids = run_ids(output)[-10:]
-    records = {record["run_id"]: record for record in run_records(output, ids)}
+    # Between the two: what began is known before it is asked who is at work, and what ended leaves its record first.
     holder = holder_of(output, newest_fence(output))
+    records = {record["run_id"]: record for record in run_records(output, ids)}
     for run_id in ids:
-        # A holder may be at something else: an export, a run whose folder is not there yet.
-        ended = "killed, or at work" if holder and run_id == ids[-1] else "killed"
-        record = records.get(run_id, {"exit_reason": ended})
+        # Names do not say which began last: one that was submitted earlier may have waited, and clocks differ.
+        record = records.get(run_id, {"exit_reason": "killed, or at work" if holder else "killed"})
         counts = [str(record.get(key, "")) for key in ("planned", "ok", "rejected", "images_per_s", "exit_reason")]
         table.add_row(*counts, run_id)
     console.print(table)
