@@ -5,9 +5,12 @@ import os
 import re
 import secrets
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -210,6 +213,20 @@ class Store:
         if info["type"] == "directory":
             raise IsADirectoryError(errno.EISDIR, "a folder, not a file", self.uri(path))
         return Entry(path, int(info["size"]), info["ETag"].strip('"'))
+
+    def age(self, path: str) -> float:
+        """Return the seconds since an object was written, by the store's own clock; below 0 when that clock was set back.
+
+        Raises: FileNotFoundError, OSError, BotoCoreError.
+        """
+        if not self.local:
+            answer = self.ask(lambda: self._call("head_object", path))
+            date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+            now = parsedate_to_datetime(date) if date else datetime.now(UTC)
+            return float((now - answer["LastModified"]).total_seconds())
+        # A disk of the network has its server's clock: a new file shows what it says.
+        with tempfile.NamedTemporaryFile(dir=os.path.dirname(self.full(path)), prefix=".", suffix=".tmp") as probe:
+            return os.stat(probe.name).st_mtime - os.stat(self.full(path)).st_mtime
 
     def read(self, path: str) -> bytes:
         """A whole object; from S3 with its length and, where the etag is one, its MD5 checked.

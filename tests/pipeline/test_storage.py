@@ -61,6 +61,15 @@ def test_what_is_missing_or_empty_has_no_entries(any_url: str) -> None:
     assert list(store.entries()) == []
 
 
+def test_an_age_is_told_by_the_clock_of_the_store(any_url: str) -> None:
+    store = Store(any_url)
+    store.write("a/b", b"1")
+    assert -2 < store.age("a/b") < 60
+    assert [e.path for e in store.entries()] == ["a/b"]
+    with pytest.raises(FileNotFoundError):
+        store.age("a/gone")
+
+
 def test_a_missing_object_is_a_missing_file(any_url: str) -> None:
     store = Store(any_url)
     store.write("there.jpg", b"1")
