@@ -18,6 +18,7 @@ from pipeline.cluster.pool import PATIENCE_SECONDS, Pool, node_resources, nodes_
 from pipeline.cluster.progress import RunProgress
 from pipeline.cluster.tally import forget, peak_rss_mb
 from pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
+from pipeline.output.clashes import with_clashes
 from pipeline.output.committed import SUPERSEDED, new_parts, part_paths, placed, read_parts, scan
 from pipeline.output.exemplars import keep_exemplars
 from pipeline.output.kept import keep_checkpoint
@@ -95,7 +96,7 @@ def write_all(job: Resolved, plan: Plan, shown: RunProgress, record: dict[str, A
 
     from pipeline.cluster.watch import NoRoom, watched
 
-    todo, want, lost = plan.todo, job.config.pool, False
+    todo, want, lost = with_clashes(job.output, plan.todo), job.config.pool, False
     bytes_each = max(1, plan.bytes_todo // len(todo))
     patience = want.wait_s or PATIENCE_SECONDS
     while True:

@@ -1,6 +1,7 @@
 """Bytes by relative path in a folder or a bucket prefix, by fsspec; a write appears at once or not at all."""
 
 import errno
+import logging
 import os
 import re
 import secrets
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-from fsspec.asyn import sync
+from fsspec.asyn import sync as wait_for
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,9 +25,12 @@ from pipeline.errors import ConfigError, StorageError
 from pipeline.store_failures import Answer, check_body, check_length, content_md5, patiently, reason, refusal
 from pipeline.store_listing import NO_FILE, Entry, local_etag, local_files
 
+log = logging.getLogger("imagemill.storage")
 SCHEMES = ("file", "s3")
 CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
 FOLDERS_AT_ONCE = 16
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EISDIR)
+"""What file systems answer that have nothing to bring to a disk, or cannot do it for folders."""
 TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 
 
@@ -75,13 +79,64 @@ def split_scheme(url: str) -> tuple[str, str]:
     return scheme, os.path.abspath(path) if scheme == "file" else path.strip("/")
 
 
+def sync(file: int) -> None:
+    """Wait until a file or a folder is on the disk itself, where its file system can do that."""
+    try:
+        os.fsync(file)
+    except OSError as e:
+        if e.errno not in NO_SYNC:
+            raise
+
+
 def sync_folder(folder: Path) -> None:
     """The names in a folder on the disk itself: a file that is there may not be after a power cut, while its data is."""
-    opened = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(opened)
+        opened = os.open(folder, os.O_RDONLY)
+    except OSError as e:
+        if e.errno in NO_SYNC:
+            return
+        raise
+    try:
+        sync(opened)
     finally:
         os.close(opened)
+
+
+def move_over(temporary: Path, target: Path) -> None:
+    """Give a file its name, in the place of the file that has it."""
+    try:
+        temporary.replace(target)
+    except FileExistsError:
+        # Only a file system that cannot rename over a file says so. For a moment there is no file of that name.
+        target.unlink()
+        temporary.replace(target)
+
+
+def link_new(temporary: Path, target: Path, data: bytes) -> bool:
+    """Give a written file its name, whole from the first moment on, if no file has it; False when one does.
+
+    Where hard links do not exist (exFAT, many FUSE file systems) a file of that name is created, and then written: no two
+    writers get it, but a reader may see a part of its content.
+    """
+    try:
+        target.hardlink_to(temporary)
+        return True
+    except FileExistsError:
+        # NFS repeats a request whose answer was lost, and then finds the link that it made.
+        return target.exists() and target.samefile(temporary)
+    except OSError as no_link:
+        log.debug("%s: no hard link (%s): created exclusively", target, no_link)
+    try:
+        file = target.open("xb")
+    except FileExistsError:
+        return False
+    try:
+        with file:
+            file.write(data)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+    return True
 
 
 def found_in_bucket(store: "Store", root: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -277,7 +332,7 @@ class Store:
                 data: bytes = await stream.read()
                 return data
 
-        body: bytes = sync(self.fs.loop, drain)
+        body: bytes = wait_for(self.fs.loop, drain)
         return body
 
     def write(self, path: str, data: bytes, durable: bool = False) -> None:
@@ -297,15 +352,15 @@ class Store:
                 f.write(data)
                 if durable:
                     f.flush()
-                    os.fsync(f.fileno())
-            temporary.replace(target)
+                    sync(f.fileno())
+            move_over(temporary, target)
             if durable:
                 sync_folder(target.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write only where nothing is (If-None-Match on S3, an exclusive link locally); False when something else was."""
+        """Write only where nothing is (If-None-Match on S3, `link_new` on a disk); False when something else was."""
         if not self.local:
             condition = {"IfNoneMatch": "*", "ContentMD5": content_md5(data)}
             try:
@@ -321,12 +376,21 @@ class Store:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.write_bytes(data)
-            target.hardlink_to(temporary)
-            return True
-        except FileExistsError:
-            return False
+            return link_new(temporary, target, data)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def folds_case(self) -> bool:
+        """Return whether two names that differ in case name one file here, as on exFAT, and on most disks of macOS."""
+        if not self.local:
+            return False
+        # Of the form of TEMPORARY, with a letter: `sweep` removes what a killed process leaves.
+        name = f".{secrets.token_hex(7)}ab.tmp"
+        self.write(name, b"")
+        try:
+            return os.path.exists(self.full(name.upper()))
+        finally:
+            self.delete(name)
 
     def delete(self, path: str) -> None:
         """Raises: FileNotFoundError on a local disk; S3 does not say whether there was anything."""
