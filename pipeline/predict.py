@@ -18,7 +18,8 @@ from models.tasks.task import Params, SampleError
 from pipeline.cluster.suspects import TRIED_BY_RUNS, Suspects
 from pipeline.cluster.tally import Tally
 from pipeline.finish import Finish
-from pipeline.images.pixels import ImageError, decode, pixels_of
+from pipeline.images.pixels import decode, pixels_of
+from pipeline.images.readers.opened import ImageError
 from pipeline.item import Item, Rejected
 from pipeline.job import Job
 from pipeline.logs import configure_actor
