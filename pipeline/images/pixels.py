@@ -13,6 +13,7 @@ from pipeline.images.metadata import Exif, carried_exif, carried_xmp, in_tiff, w
 from pipeline.images.profiles import in_srgb, treatment
 from pipeline.images.readers import not_an_image, reader_of
 from pipeline.images.readers.opened import BROKEN, ImageError, Opened, strips
+from pipeline.images.transparency import fill_hidden
 
 LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")
 WITH_ALPHA = ("PNG", "TIFF", "WEBP", "AVIF")
@@ -64,7 +65,7 @@ class Picture:
     """A decoded image and what its file said of itself."""
 
     rgb: np.ndarray
-    """(H,W,3) uint8, upright."""
+    """(H,W,3) uint8, upright. Fully transparent pixels have colours interpolated from visible ones."""
     alpha: np.ndarray | None
     """(H,W) uint8, upright; None too where it was laid onto a colour."""
     format: str
@@ -154,6 +155,8 @@ def to_picture(opened: Opened, stream: io.BytesIO, config: PixelConfig) -> Pictu
         elif opened.has_alpha:
             colours = Image.composite(colours, Image.new("RGB", strip.size, config.matte), strip.getchannel("A"))
         as_stored(rgb)[rows] = np.asarray(colours)
+    if alpha is not None:
+        fill_hidden(rgb, alpha)
     return Picture(
         rgb=rgb,
         alpha=alpha,

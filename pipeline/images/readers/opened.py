@@ -26,9 +26,9 @@ STRIP_PIXELS = 2_000_000
 """Pixels that are converted at a time, so that no second copy of a large image is held."""
 
 
-def strips(width: int, height: int) -> Iterator[slice]:
-    """The rows of an image, some STRIP_PIXELS at a time."""
-    step = max(1, STRIP_PIXELS // width)
+def strips(width: int, height: int, multiple: int = 1) -> Iterator[slice]:
+    """The rows of an image, some STRIP_PIXELS at a time; strips but the last have a multiple of `multiple` rows."""
+    step = max(1, STRIP_PIXELS // width // multiple) * multiple
     return (slice(top, min(height, top + step)) for top in range(0, height, step))
 
 
