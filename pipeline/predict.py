@@ -18,7 +18,9 @@ from models.tasks.task import Params, SampleError
 from pipeline.cluster.suspects import TRIED_BY_RUNS, Suspects
 from pipeline.cluster.tally import Tally
 from pipeline.finish import Finish
-from pipeline.images.pixels import ImageError, decode, pixels_of
+from pipeline.images.masks import missing_in
+from pipeline.images.pixels import decode, pixels_of
+from pipeline.images.readers.opened import ImageError
 from pipeline.item import Item, Rejected
 from pipeline.job import Job
 from pipeline.logs import configure_actor
@@ -201,9 +203,9 @@ class Predictor:
         return item
 
     def _mask(self, data: bytes) -> np.ndarray:
-        """(H,W) uint8 of a mask file."""
+        """(H,W) uint8 of a mask file: 255 where the image is missing, else 0."""
         try:
-            return decode(data, self.job.max_pixels).rgb.max(2)
+            return missing_in(data, self.job.max_pixels)
         except ImageError as e:
             raise Rejected("decode", f"Mask{e.error_class}", f"the mask: {e}") from None
 

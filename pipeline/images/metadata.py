@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from PIL.ExifTags import IFD, Base
 from PIL.PngImagePlugin import PngInfo
 
@@ -132,10 +131,9 @@ def directories(main: Entries, below: dict[int, Entries], start: int) -> bytes:
     return directory(main, start) + parts
 
 
-def carried_xmp(image: Image.Image) -> bytes | None:
-    """The XMP of a loaded image for its upright copy."""
-    xmp = image.info.get("xmp")
-    if not isinstance(xmp, bytes) or not 0 < len(xmp) <= MAX_XMP_BYTES:
+def carried_xmp(xmp: bytes | None) -> bytes | None:
+    """The XMP of a source for its upright copy; None where there is none, or too much of it."""
+    if not xmp or len(xmp) > MAX_XMP_BYTES:
         return None
     return XMP_ORIENTATION.sub(rb"\g<1>1", XMP_STALE.sub(b"", xmp))
 

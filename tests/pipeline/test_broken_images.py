@@ -12,7 +12,8 @@ from seeds import FUZZ, LIMIT, SEEDS, chunk, error_class, is_sound, noise, pictu
 
 from models.metrics import psnr_db
 from pipeline.images.headers import webp_size
-from pipeline.images.pixels import FORMATS, decode, pixels_of
+from pipeline.images.pixels import decode, pixels_of
+from pipeline.images.readers import READERS
 
 
 def test_an_empty_file_is_named_as_such() -> None:
@@ -45,7 +46,7 @@ def test_no_other_reader_of_pillow_is_ever_asked(monkeypatch: pytest.MonkeyPatch
     def asked(*args: object) -> None:
         pytest.fail("a reader was asked that must not be")
 
-    foreign = set(Image.OPEN) - {*FORMATS, "MPO"}
+    foreign = set(Image.OPEN) - {*READERS, "MPO"}
     assert len(foreign) > 20
     for name in foreign:
         monkeypatch.setitem(Image.OPEN, name, (asked, asked))
