@@ -22,7 +22,8 @@ from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import ConfigError, StorageError
-from pipeline.store_failures import Answer, check_body, check_length, content_md5, patiently, reason, refusal
+from pipeline.etags import etags_of
+from pipeline.store_failures import Answer, busy_pause, check_length, content_md5, patiently, reason, refusal
 from pipeline.store_listing import NO_FILE, Entry, local_etag, local_files
 
 log = logging.getLogger("imagemill.storage")
@@ -165,9 +166,8 @@ class Store:
         self.url = self.root if self.scheme == "file" else f"s3://{self.root}"
         if self.scheme == "s3" and not self.root:
             raise ConfigError(f"{url}: a bucket is missing")
-        endpoint = self.config.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        if self.scheme == "s3" and endpoint and not endpoint.startswith(("http://", "https://")):
-            raise ConfigError(f"the S3 endpoint {endpoint} must begin with http:// or https://")
+        if not self.local and self.endpoint and not self.endpoint.startswith(("http://", "https://")):
+            raise ConfigError(f"the S3 endpoint {self.endpoint} must begin with http:// or https://")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Store, (self.url, self.config)
@@ -176,11 +176,19 @@ class Store:
     def local(self) -> bool:
         return self.scheme == "file"
 
+    @property
+    def endpoint(self) -> str | None:
+        """Where S3 is, as the configuration or the environment says; None for AWS."""
+        return self.config.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
     @cached_property
     def fs(self) -> Any:
         if self.local:
             return LocalFileSystem()
-        return fsspec.filesystem("s3", **self.config.options())
+        fs = fsspec.filesystem("s3", **self.config.options())
+        # Before botocore's own handler: the first one that knows how long to wait decides.
+        fs.s3.meta.events.register_first("needs-retry.s3", busy_pause, unique_id="imagemill-busy")
+        return fs
 
     def lies_in(self, other: "Store") -> bool:
         """Whether this place is the other one or below it, links followed."""
@@ -293,10 +301,15 @@ class Store:
             self.entry(path)
             return Path(self.full(path)).read_bytes()
 
+        bucket = f"s3://{self.root.partition('/')[0]}"
+        etags = etags_of(f"{bucket} at {self.endpoint}" if self.endpoint else bucket)
+        earlier: set[str] = set()
+
         def get() -> bytes:
             answer = self._call("get_object", path)
             data = self._body(answer)
-            check_body(self.uri(path), data, answer)
+            check_length(self.uri(path), data, answer)
+            etags.check(self.uri(path), data, answer, earlier)
             return data
 
         return patiently(get)
