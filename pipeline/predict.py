@@ -21,7 +21,7 @@ from pipeline.finish import Finish
 from pipeline.images.masks import missing_in
 from pipeline.images.pixels import decode, pixels_of
 from pipeline.images.readers.opened import ImageError
-from pipeline.item import Item, Rejected
+from pipeline.item import Item, Rejected, unexpected
 from pipeline.job import Job
 from pipeline.logs import configure_actor
 from pipeline.output.exemplars import kept_exemplars
@@ -29,7 +29,6 @@ from pipeline.output.kept import kept_model
 from pipeline.schema import LATENT_KEPT, row_schema
 from pipeline.sources.reading import ReadError, Reading
 from pipeline.sources.source import UNREADABLE_SHARD
-from pipeline.store_failures import reason
 
 # Decoded pixels that wait for a batch of their size, before the largest group is run as it is.
 HELD_PIXELS = 64_000_000
@@ -183,7 +182,7 @@ class Predictor:
         except ReadError as e:
             item.error = Rejected("fetch", e.error_class, str(e), e.transient).row
         except Exception as e:  # noqa: BLE001 - whatever it is, it is this image's alone
-            item.error = Rejected("fetch", type(e).__name__, reason(e), isinstance(e, MemoryError)).row
+            item.error = unexpected("fetch", e, isinstance(e, MemoryError)).row
         return item
 
     def _decode(self, item: Item) -> Item:
@@ -198,7 +197,7 @@ class Predictor:
         except ImageError as e:
             item.error = Rejected("decode", e.error_class, str(e)).row
         except Exception as e:  # noqa: BLE001 - as in _read
-            item.error = Rejected("decode", type(e).__name__, reason(e), isinstance(e, MemoryError)).row
+            item.error = unexpected("decode", e, isinstance(e, MemoryError)).row
         item.mask_data = None
         return item
 
@@ -227,7 +226,7 @@ class Predictor:
                 return
             # torch says RuntimeError for want of memory and for a sick device, neither of which is the image's fault.
             transient = isinstance(e, MemoryError | RuntimeError)
-            batch[0].error = Rejected("model", type(e).__name__, reason(e), transient).row
+            batch[0].error = unexpected("model", e, transient).row
             return
         for item, output in zip(batch, outputs, strict=True):
             item.row["output"] = output

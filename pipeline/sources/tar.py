@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from models.narrow import present
 from pipeline.sources.folder import is_image_name, kind_of
 from pipeline.sources.source import Found, Listed, ShardFormat, SourceConfig, carried, escaped
 from pipeline.storage import Store
@@ -80,7 +81,8 @@ class Zstandard(io.RawIOBase):
         return len(data)
 
     def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
-        assert whence == io.SEEK_SET
+        if whence != io.SEEK_SET:
+            raise io.UnsupportedOperation("only places from the start on")
         if place < self._place:
             self._begin()
         while self._place < place and self.read(min(READ_BYTES, place - self._place)):
@@ -163,8 +165,7 @@ def consumed(tar: tarfile.TarFile, member: tarfile.TarInfo, is_sidecar: bool) ->
 
     Raises: tarfile.ReadError when it is cut.
     """
-    file = tar.extractfile(member)
-    assert file is not None
+    file = present(tar.extractfile(member), "the content of a member")
     digest, head, kept, left = hashlib.blake2b(digest_size=16), b"", b"", member.size
     while left and (data := file.read(min(READ_BYTES, left))):
         head = head or data[:16]
