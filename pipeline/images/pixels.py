@@ -2,14 +2,14 @@
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-from pipeline.images.metadata import Exif, carried_exif, carried_xmp, in_tiff, writer_options
+from pipeline.images.metadata import Metadata, carried, with_metadata, writer_options
 from pipeline.images.profiles import in_srgb, treatment
 from pipeline.images.readers import not_an_image, reader_of
 from pipeline.images.readers.opened import BROKEN, ImageError, Opened, strips
@@ -42,7 +42,8 @@ class PixelConfig(BaseModel):
     )
     icc: Literal["convert", "keep"] = Field("convert", description="colours to sRGB, or untouched with their profile")
     metadata: Literal["keep", "strip", "strip_gps"] = Field(
-        "keep", description="EXIF and XMP; strip_gps: EXIF but the place"
+        "keep",
+        description="EXIF, XMP, IPTC, texts, resolution; strip_gps: resolution and EXIF without the place; strip: nothing",
     )
     format: Literal["jpeg", "png", "webp", "tiff", "avif"] | None = Field(None, description="the source's when absent")
     quality: int = Field(95, ge=1, le=100, description="of JPEG, WebP and AVIF")
@@ -81,9 +82,8 @@ class Picture:
     """What was done about its profile: "none" (there is none, or it is sRGB's), "converted", "kept" or "unreadable"."""
     profile: bytes | None = None
     """The ICC profile of `rgb`, where it was kept."""
-    exif: Exif | None = None
-    """What the output carries, of the upright picture."""
-    xmp: bytes | None = None
+    metadata: Metadata = field(default_factory=Metadata)
+    """What the output carries."""
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS, config: PixelConfig = PixelConfig()) -> Picture:
@@ -133,8 +133,7 @@ def to_picture(opened: Opened, stream: io.BytesIO, config: PixelConfig) -> Pictu
     """Turn and convert a decoded file as `decode` gives it. Closes `stream`, its file."""
     width, height = opened.size
     icc, transform = treatment(opened.profile, opened.mode, config.icc == "keep")
-    exif = None if config.metadata == "strip" else carried_exif(opened.exif, config.metadata == "keep", icc == "converted")
-    xmp = carried_xmp(opened.xmp) if config.metadata == "keep" else None
+    metadata = carried(opened, config.metadata, icc == "converted")
     # Of a TIFF this is the whole file.
     opened.exif = None
     stream.close()
@@ -170,8 +169,7 @@ def to_picture(opened: Opened, stream: io.BytesIO, config: PixelConfig) -> Pictu
         has_alpha=opened.has_alpha,
         icc=icc,
         profile=opened.profile if icc == "kept" else None,
-        exif=exif,
-        xmp=xmp,
+        metadata=metadata,
     )
 
 
@@ -210,12 +208,14 @@ def to_pillow(rgb: np.ndarray, picture: Picture, image_format: str) -> Image.Ima
 
 
 def to_file(image: Image.Image, picture: Picture, image_format: str, quality: int) -> bytes:
-    """An image of `to_pillow` as a file, with the profile, EXIF and XMP of its picture."""
-    options = writer_options(image_format, picture.exif, picture.xmp)
+    """An image of `to_pillow` as a file, with the profile and metadata of its picture."""
+    upright = (picture.orig_width, picture.orig_height)[:: -1 if picture.exif_orientation >= 5 else 1]
+    resized = image.size != upright
+    options = writer_options(image_format, picture.metadata, resized)
     if picture.profile and (picture.gray or picture.profile[16:20] != b"GRAY"):
         options["icc_profile"] = picture.profile
     data = encode_image(image, image_format, quality, **options)
-    return in_tiff(data, picture.exif, picture.xmp) if image_format == "TIFF" and (picture.exif or picture.xmp) else data
+    return with_metadata(data, picture.metadata, resized) if image_format == "TIFF" else data
 
 
 def encode_rgb(rgb: np.ndarray, image_format: str) -> bytes:

@@ -71,7 +71,7 @@ def test_what_a_file_carries_beside_its_pixels_is_bounded() -> None:
         tracemalloc.stop()
     # EXIF and a profile that are large and not packed: as large as the file at most, and left out of what is carried.
     picture = decode(png(1, 1, 8, 2, line, chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\0" + bytes(5_000_000))))
-    assert picture.exif is None
+    assert picture.metadata.exif is None
     profile = saved(Image.fromarray(scene()), "JPEG", icc_profile=bytes(10_000_000))
     assert decode(profile).icc == "unreadable"
 

@@ -3,7 +3,7 @@
 import io
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -63,6 +63,12 @@ class Opened:
     exif: bytes | None = None
     """An EXIF block, or a whole TIFF file."""
     xmp: bytes | None = None
+    iptc: bytes | None = None
+    """Records of IPTC-IIM that do not stand in `exif`."""
+    text: dict[str, str] = field(default_factory=dict)
+    """Texts of a PNG by keyword; the comment of another format as "Comment"."""
+    dpi: tuple[float, float] | None = None
+    """Pixels per inch, (horizontal, vertical) of the stored picture."""
 
     @property
     def size(self) -> tuple[int, int]:
