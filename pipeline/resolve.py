@@ -15,6 +15,7 @@ from pipeline.images.pixels import LOSSY
 from pipeline.output.committed import last_records, part_paths, read_parts, run_ids, run_records
 from pipeline.output.exemplars import exemplars_of
 from pipeline.output.origins import is_same
+from pipeline.output.ownership import check_output
 from pipeline.plan import Plan, make_plan
 from pipeline.sources import Input, input_of, listing
 from pipeline.sources.web import without_secrets
@@ -121,8 +122,9 @@ def storage_errors(job: Resolved) -> Iterator[None]:
 
 
 def check_ends(job: Resolved) -> None:
-    """Raises: ConfigError when OUTPUT belongs to another task."""
+    """Raises: ConfigError when OUTPUT belongs to another task, or to somebody else."""
     with storage_errors(job):
+        check_output(job.output)
         for path in part_paths(job.output, "results")[:1]:
             there = read_parts(job.output, [path], ["task"])["task"][0].as_py()
             if there != job.task.name:
