@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.options import Address, Checkpoint, Output, Set, Storage, merged, storage_of
+from jobs.cli.options import Address, Checkpoint, Output, Overwrite, Set, Storage, merged, storage_of
 
 
 def train(
@@ -34,13 +34,14 @@ def evaluate(
         list[float] | None, typer.Option("--at", help="noise level, quantiser step, alpha; may be repeated")
     ] = None,
     update_card: Annotated[bool, typer.Option("--update-card", help="write the figures into the checkpoint's card")] = False,
+    overwrite: Overwrite = False,
     set_: Set = None,
 ) -> None:
     """Measure a model through the whole product, beside what can be had without it."""
     from jobs.evaluate import show_evaluation
 
     flags = {"task": task, "input": input, "output": output, "checkpoint": checkpoint, "at": at}
-    show_evaluation(merged(config, set_, flags), config or "command line", update_card)
+    show_evaluation(merged(config, set_, flags), config or "command line", update_card, overwrite)
 
 
 def list_models(context: typer.Context) -> None:

@@ -26,6 +26,8 @@ InputArgument = Annotated[str, typer.Argument(metavar="INPUT", help=INPUT_HELP)]
 OutputArgument = Annotated[str, typer.Argument(metavar="OUTPUT", help="folder or s3://bucket/prefix")]
 Run = Annotated[str | None, typer.Option("--run", help="rows of this run alone", metavar="ID")]
 Checkpoint = Annotated[str | None, typer.Option("--checkpoint", help="bundled name, folder or URL")]
+OVERWRITE_HELP = "replace files that imagemill did not write, or that were changed since"
+Overwrite = Annotated[bool, typer.Option("--overwrite", help=OVERWRITE_HELP)]
 Sheet = Annotated[str | None, typer.Option("--sheet", help="draw them into a picture", metavar="FILE.png")]
 
 
