@@ -14,12 +14,13 @@ def train(
     ] = None,
     output: Output = None,
     address: Address = None,
+    overwrite: Overwrite = False,
     set_: Set = None,
 ) -> None:
     """Train a checkpoint; the same command resumes what it left."""
     from jobs.train import show_training
 
-    show_training(merged(config, set_, {"input": input, "output": output, "address": address}), config)
+    show_training(merged(config, set_, {"input": input, "output": output, "address": address}), config, overwrite)
 
 
 def evaluate(
@@ -62,8 +63,8 @@ def show_model(
     show_checkpoint(checkpoint, storage_of(config, checkpoint))
 
 
-def demo(output: Annotated[str, typer.Argument(metavar="FOLDER")] = "demo") -> None:
+def demo(output: Annotated[str, typer.Argument(metavar="FOLDER")] = "demo", overwrite: Overwrite = False) -> None:
     """Run every task on photos that scikit-image carries, and draw what came out."""
     from jobs.demo import run_demo
 
-    run_demo(output)
+    run_demo(output, overwrite)

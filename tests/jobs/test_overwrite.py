@@ -11,6 +11,9 @@ import pytest
 from outputs import compressed
 from PIL import Image
 
+from jobs.night_page import leave_page
+from jobs.train import train
+from pipeline.errors import ConfigError
 from pipeline.output.written import FOLDER
 from pipeline.storage import Store
 
@@ -138,3 +141,67 @@ def test_a_file_of_the_user_stays(imagemill, output, tmp_path, command):
     with target.open("ab") as file:
         file.write(b" ")
     assert imagemill(*words)[0] == 2
+
+
+def test_evaluate_leaves_files_of_the_user(imagemill, photos, tmp_path):
+    (tmp_path / "evaluation.png").write_bytes(MINE)
+    code, _, err = imagemill("evaluate", "--task", "denoise", "--input", photos, "--output", tmp_path)
+    assert code == 2
+    assert f"{tmp_path}/evaluation.png: there already" in err
+    assert contents(tmp_path).keys() == {"evaluation.png", *(f"photos/{n}.png" for n in range(3))}
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "card.json"])
+def test_a_training_leaves_a_checkpoint_of_the_user(tiny, tmp_path, name):
+    config = tiny("denoise")
+    (tmp_path / "out/tiny-denoise").mkdir(parents=True)
+    (tmp_path / "out/tiny-denoise" / name).write_bytes(b"{}")
+    with pytest.raises(ConfigError, match=r"holds a checkpoint that no training wrote: .* --overwrite"):
+        train(config)
+    assert contents(tmp_path / "out") == {f"tiny-denoise/{name}": b"{}"}
+
+
+@pytest.mark.parametrize("mine", ["styles/glass.png", "contact_sheet.png", "denoised/a.txt", "compressed/runs/x/y"])
+def test_the_demo_leaves_a_folder_of_the_user(imagemill, tmp_path, mine):
+    Store(f"{tmp_path}/demo").write(mine, MINE)
+    code, _, err = imagemill("demo", tmp_path / "demo")
+    assert (code, err.count("\n")) == (2, 1)
+    assert str(tmp_path / "demo" / mine.split("/")[0]) in err
+    assert contents(tmp_path) == {f"demo/{mine}": MINE}
+
+
+def test_the_demo_leaves_an_output_of_other_images(imagemill, output, tmp_path):
+    shutil.copytree(output, tmp_path / "demo/compressed")
+    before = contents(tmp_path)
+    assert imagemill("demo", tmp_path / "demo")[0] == 2
+    assert contents(tmp_path) == before
+
+
+def test_a_night_leaves_an_index_of_the_user(tmp_path, caplog):
+    summary = {"began": "2026-03-01T22:30:00", "ended": "2026-03-01T23:00:00", "exit_code": 0, "runs": []}
+    place, index = Store(str(tmp_path)), tmp_path / "index.html"
+    leave_page(place, summary)
+    # Of a night that left no record, and was cut off before it wrote its copy.
+    shutil.rmtree(tmp_path / FOLDER)
+    place.write("night-2026-03-02T223000.html", b"")
+    leave_page(place, summary | {"began": "2026-03-03T22:30:00"})
+    assert index.read_bytes() == (tmp_path / "night-2026-03-03T223000.html").read_bytes()
+    assert not caplog.text
+
+    index.write_bytes(MINE)
+    assert leave_page(place, summary | {"began": "2026-03-04T22:30:00"}) == place.uri("night-2026-03-04T223000.html")
+    assert index.read_bytes() == MINE
+    assert f"{index}: there already" in caplog.text
+
+
+@pytest.mark.parametrize("mine", ["latents/part-00000.txt", "notes.txt"])
+def test_an_export_that_was_cut_off_clears_its_own_files_alone(imagemill, output, tmp_path, mine):
+    export = Store(f"{tmp_path}/export")
+    for name in ("UNFINISHED", "latents/part-00000.parquet", mine):
+        export.write(name, MINE)
+    code, _, err = imagemill("export", output, export.url)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{export.uri(mine)} is no file of an export" in err
+    assert contents(tmp_path / "export")[mine] == MINE
+    export.delete(mine)
+    assert imagemill("export", output, export.url)[0] == 0
