@@ -1,5 +1,6 @@
 """The batch job and its plan, as a person sees them."""
 
+import logging
 from collections import Counter
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipeline.run import run
 from pipeline.sources.folder import OTHER
 from pipeline.storage import Store
 
+log = logging.getLogger("imagemill.run")
 SHOWN_KINDS = 5
 SHARES_ALIKE = 0.05
 """To measure so much more of a run makes it a fifth slower: measuring takes four times what the rest does."""
@@ -77,6 +79,8 @@ def show_plan(config: RunConfig) -> None:
     check_model(job)
     check_ends(job)
     plan = plan_of(job)
+    if plan.new_input:
+        log.warning("a run refuses this: %s", plan.new_input)
     todo = len(plan.todo)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row("task", f"{job.task.name} with {job.card.name} ({job.card.sha256[:12]})")

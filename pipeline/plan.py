@@ -47,8 +47,14 @@ class Plan:
     """The highest of the runs that made rows of what it found, or were to do some of it again."""
     rows: int
     """Rows that were there, of all images."""
+    moved: Counter[str]
+    """How many images have a newest row that was made from a source in another place than theirs is now, by that place."""
+    moved_example: str | None
+    """The name of one of them."""
     doubt: str | None = None
     """Why INPUT may be the wrong place."""
+    new_input: str | None = None
+    """Why a run refuses INPUT, unless it is told that it may be new."""
 
     @property
     def bytes_todo(self) -> int:
@@ -77,7 +83,7 @@ def make_plan(
     inputs, ignored = references(listed, source, checkpoint_sha256, parameters)
     ids, versions = (inputs[name].combine_chunks() for name in ("image_id", "version"))
     results, rejects = part_paths(output, "results"), part_paths(output, "rejects")
-    newest = newest_of(output, results, ids, versions)
+    newest = newest_of(output, results, inputs)
     attempts, waits = rejected_of(output, rejects, ids, versions)
     done = newest.same & (newest.fence >= 0)
     waiting = waits & ~done
@@ -89,6 +95,9 @@ def make_plan(
     waiting_rejects = 0 if retry else int(waiting.sum())
     parts, fence = {*results, *rejects}, int(newest.seen.max(initial=0))
     strange = bool(parts) and not newest.there.any() and not attempts.any()
+    moved = np.flatnonzero(newest.moved >= 0)
+    images = np.bincount(newest.moved[moved], minlength=len(newest.places))
+    places = Counter({place: int(images[number]) for place, number in newest.places.items() if images[number]})
     return Plan(
         todo,
         len(inputs),
@@ -101,6 +110,8 @@ def make_plan(
         strange,
         fence,
         newest.committed,
+        places,
+        inputs["rel_path"][int(moved[0])].as_py() if len(moved) else None,
     )
 
 

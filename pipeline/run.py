@@ -35,6 +35,8 @@ from pipeline.store_failures import STORE_FAILURES, reason
 log = logging.getLogger("imagemill.run")
 COMMITTED = {"ok": "results", "rejected": "rejects"}
 """Counts of a run that did not come to its account: of rows that are there, where more images may have been done."""
+MOVED_SHOWN = 10
+"""Places that images were in before, and what run.json says of them."""
 KEPT_VERSIONS = ("imagemill", "ray", "torch", "pyarrow", "pillow", "numpy", "s3fs")
 
 
@@ -103,11 +105,14 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
                 settle(job.output)
                 with stage(seconds, "plan"):
                     plan = plan_of(job, keep=True)
+                if plan.new_input:
+                    raise ConfigError(plan.new_input)
                 lease.rise(above=plan.fence)
                 record["fence"] = lease.fence
                 record |= {"found": plan.found, "ignored": plan.ignored.total(), "done_before": plan.done}
                 record |= {"rejects_waiting": plan.rejects_waiting, "planned": len(plan.todo)}
                 record |= {"doubt": plan.doubt} if plan.doubt else {}
+                record |= {"moved_from": dict(plan.moved.most_common(MOVED_SHOWN))} if plan.moved else {}
                 if len(plan.todo):
                     execute(job, plan, lease, record, seconds)
                 with stage(seconds, "account"):

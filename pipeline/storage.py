@@ -197,6 +197,12 @@ class Store:
         except FileNotFoundError:
             return []
 
+    def has_files(self, path: str) -> bool:
+        """Whether there is a file of this name, or any below a folder of this name. Raises: as `entries`."""
+        if self.local and os.path.lexists(self.full(path)) and not os.path.isdir(self.full(path)):
+            return True
+        return next(self.entries(path), None) is not None
+
     def entry(self, path: str) -> Entry:
         """One object. Raises: FileNotFoundError, IsADirectoryError, OSError for a pipe, what the store's client raises."""
         if self.local:
