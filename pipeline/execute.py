@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pipeline.cluster.connection import connected, unseen
 from pipeline.cluster.pool import PATIENCE_SECONDS, Pool, node_resources, nodes_with_room, pool_for, room_for
 from pipeline.cluster.progress import RunProgress
-from pipeline.cluster.tally import forget, peak_rss_mb
+from pipeline.cluster.tally import DEVICES, forget, peak_rss_mb
 from pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
 from pipeline.output.committed import SUPERSEDED, new_parts, part_paths, placed, read_parts, scan
 from pipeline.output.exemplars import keep_exemplars
@@ -80,6 +80,7 @@ def execute(job: Resolved, plan: Plan, lease: Lease, record: dict[str, Any], sec
                 "idle_actor": int(counts["idle_mb"]),
             }
             record["stage_seconds"] = {k[:-2]: round(v, 2) for k, v in sorted(counts.items()) if k.endswith("_s")}
+            record["devices"] = [device for device in DEVICES if counts[f"on_{device}"]]
             record |= {"bytes_in": int(counts["bytes_in"]), "bytes_out": int(counts["bytes_out"])}
             for told in (f"{record['run_id']}/", f"suspects/{record['run_id']}/"):
                 forget(told)
@@ -221,6 +222,8 @@ def write(job: Resolved, todo: pa.Table, rows: int, pool: Pool, share: float, li
         lineage=lineage,
         batch_size=pool.batch_size,
         threads=pool.threads,
+        gpu=pool.num_gpus > 0,
+        torch_threads=pool.torch_threads,
         dtype=config.pool.dtype,
     )
     with warnings.catch_warnings():
@@ -231,7 +234,8 @@ def write(job: Resolved, todo: pa.Table, rows: int, pool: Pool, share: float, li
             Actor,
             fn_constructor_args=[work],
             batch_format="pyarrow",
-            batch_size=None,
+            # A block is a batch. Ray Data asks for a number where there are GPUs.
+            batch_size=rows,
             compute=ray.data.ActorPoolStrategy(
                 size=pool.actors,
                 enable_true_multi_threading=True,

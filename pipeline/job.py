@@ -28,4 +28,9 @@ class Job:
     lineage: dict[str, Any]
     batch_size: int
     threads: int
+    """Threads that fetch and decode."""
+    gpu: bool
+    """Whether Ray gave the actor a GPU. Ray hides no GPU from an actor that has none, so torch cannot tell."""
+    torch_threads: int
+    """Threads of torch where the model runs on the CPU."""
     dtype: str | None

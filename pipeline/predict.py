@@ -50,10 +50,9 @@ class Predictor:
         self.task, self.objective = TASKS[job.task], TASK_OBJECTIVES[job.task]
         self.params: Params = self.task.Params(**job.params)
         self.schema = row_schema(self.task.columns, self.task.stores_latent)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if job.gpu and torch.cuda.is_available() else "cpu"
         if device == "cpu":
-            # One thread for each actor: two actors of one thread beat one of two by a third.
-            torch.set_num_threads(1)
+            torch.set_num_threads(job.torch_threads)
         bf16 = job.dtype == "bfloat16" if job.dtype else bf16_hardware(device)
         self.precision = Precision(device, torch.bfloat16 if bf16 else torch.float32)
         model = kept_model(job.output, job.checkpoint_sha256, device)
@@ -66,7 +65,7 @@ class Predictor:
         self.tally = Tally(job.task, job.lineage["run_id"])
         configure_actor(job.lineage["run_id"])
         self.finish = Finish(job, self.task, self.tally)
-        self.tally.ready()
+        self.tally.ready(device, job.gpu)
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """The rows of a block (schema.row_schema) in its order; in several tables where they take much memory."""
