@@ -26,12 +26,13 @@ class PoolConfig(Strict):
     dtype: str | None = Field(
         None,
         pattern="^(float32|bfloat16|float16)$",
-        description="bfloat16 where the hardware has it, else float16 on a GPU that has that (compress: always float32)",
+        description="bfloat16 where the hardware has it, else float16 on GPUs with tensor cores; a CPU takes float32 for "
+        "float16 (compress: always float32)",
     )
     threads: int | None = Field(None, ge=1, description="fetch and decode threads in an actor")
     gpu: bool | None = Field(None, description="whether each actor takes a GPU; absent: if a node has one")
     gpus_per_worker: float = Field(
-        1, ge=0.01, le=1, description="the share of a GPU that an actor takes where actors take one: 0.5 puts two on each GPU"
+        1, ge=0.01, le=1, description="the share of a GPU that each actor takes where actors take GPUs: 0.5 for two on a GPU"
     )
     wait_s: float = Field(
         0, ge=0, description="seconds to wait for nodes that an autoscaler brings; 0: all actors find room at the start"

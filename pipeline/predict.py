@@ -12,7 +12,7 @@ import torch
 
 from models.batches import padded_size
 from models.objectives import TASK_OBJECTIVES
-from models.precision import Precision, bf16_hardware
+from models.precision import Precision, chosen_dtype
 from models.tasks import TASKS
 from models.tasks.task import Params, SampleError
 from pipeline.cluster.suspects import TRIED_BY_RUNS, Suspects
@@ -53,8 +53,7 @@ class Predictor:
         device = "cuda" if job.gpu and torch.cuda.is_available() else "cpu"
         if device == "cpu":
             torch.set_num_threads(job.torch_threads)
-        bf16 = job.dtype == "bfloat16" if job.dtype else bf16_hardware(device)
-        self.precision = Precision(device, torch.bfloat16 if bf16 else torch.float32)
+        self.precision = Precision(device, chosen_dtype(device, job.dtype))
         model = kept_model(job.output, job.checkpoint_sha256, device)
         exemplars = kept_exemplars(job.output, job.exemplars, job.max_pixels)
         self.model = self.objective.prepare(model, self.params, exemplars, device)

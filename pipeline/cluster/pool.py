@@ -38,8 +38,10 @@ class Pool:
     @property
     def each(self) -> str:
         """The resources of an actor, in words."""
-        gpu = {0: "", 1: " and a GPU"}.get(self.num_gpus, f" and {self.num_gpus:g} of a GPU")
-        return f"{self.num_cpus:g} CPU{'' if self.num_cpus == 1 else 's'}{gpu}"
+        cpus = f"{self.num_cpus:g} CPU{'' if self.num_cpus == 1 else 's'}"
+        if not self.num_gpus:
+            return cpus
+        return f"{cpus} and {'a' if self.num_gpus == 1 else f'{self.num_gpus:g} of a'} GPU"
 
     def on(self, nodes: Nodes) -> str:
         """What a run uses, in words."""

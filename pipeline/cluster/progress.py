@@ -13,8 +13,8 @@ from pipeline.progress import LOG_SECONDS, bar_of, clock
 log = logging.getLogger("imagemill.run")
 POLL_SECONDS = 0.5
 WITHOUT_CUDA = (
-    "Ray has GPUs, but torch finds no CUDA device on them: the model runs on the CPU, with one torch thread for each CPU of an "
-    "actor. Check the GPU driver and the build of torch on the nodes, or set pool.gpu=false"
+    "Ray has GPUs, but torch finds no CUDA device on them: the model runs on the CPU, with one torch thread for each CPU of "
+    "an actor. Check the GPU driver and the build of torch on the nodes, or set pool.gpu=false"
 )
 
 

@@ -46,7 +46,7 @@ def test_pool_counts_shares_of_gpus() -> None:
     thirds = pool_for(PoolConfig(gpus_per_worker=0.3333), [(2, 1)])
     # Two thirds of a CPU, rounded up to Ray's ten-thousandths, would fit twice only.
     assert (thirds.actors, thirds.num_cpus) == (3, 0.6666)
-    with pytest.raises(ConfigError, match="room for 4; each takes 2 CPUs and 0.5 of a GPU"):
+    with pytest.raises(ConfigError, match=r"room for 4; each takes 2 CPUs and 0\.5 of a GPU"):
         pool_for(PoolConfig(actors=5, gpus_per_worker=0.5), [(8, 2)])
     # Where no actor takes a GPU the key says nothing.
     assert pool_for(PoolConfig(gpus_per_worker=0.5), [(2, 0)]).num_gpus == 0
