@@ -1,5 +1,6 @@
 """The batch job and its plan, as a person sees them."""
 
+import logging
 from collections import Counter
 from typing import Any
 
@@ -7,7 +8,9 @@ from rich.table import Table
 
 from jobs.console import console, number
 from pipeline.cluster.connection import address_of, connected
-from pipeline.cluster.pool import nodes_with_room, pool_for
+from pipeline.cluster.nodes import nodes_without_cuda
+from pipeline.cluster.pool import WITHOUT_CUDA, nodes_with_room, pool_for
+from pipeline.cluster.progress import ON_CPU
 from pipeline.config import RunConfig
 from pipeline.output.committed import last_records
 from pipeline.progress import clock
@@ -16,6 +19,7 @@ from pipeline.run import run
 from pipeline.sources.folder import OTHER
 from pipeline.storage import Store
 
+log = logging.getLogger("imagemill.run")
 SHOWN_KINDS = 5
 SHARES_ALIKE = 0.05
 """To measure so much more of a run makes it a fifth slower: measuring takes four times what the rest does."""
@@ -89,5 +93,8 @@ def show_plan(config: RunConfig) -> None:
     if todo and address_of(config.address):
         with connected(config.address):
             nodes = nodes_with_room(config.pool)
-            table.add_row("cluster", pool_for(config.pool, nodes).no_more_than(todo).on(nodes))
+            pool = pool_for(config.pool, nodes).no_more_than(todo)
+            table.add_row("cluster", pool.on(nodes))
+            if pool.num_gpus and (blind := nodes_without_cuda()):
+                log.warning("%s (%s): %s", WITHOUT_CUDA, ", ".join(blind), ON_CPU)
     console.print(table)

@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.cluster.connection import connected, unseen
+from pipeline.cluster.connection import connected
+from pipeline.cluster.nodes import missing_paths
 from pipeline.cluster.pool import PATIENCE_SECONDS, Pool, node_resources, nodes_with_room, pool_for, room_for
 from pipeline.cluster.progress import RunProgress
 from pipeline.cluster.tally import DEVICES, forget, peak_rss_mb
@@ -174,7 +175,7 @@ def check_seen(job: Resolved, plan: Plan, lease: Lease) -> None:
         wanted[job.output.full(lease.claim)] = f"output {job.output.url}"
     if source.local and len(own):
         wanted[source.full(own["path"][0].as_py())] = f"input {job.source.url}"
-    for node, path in unseen(list(wanted)):
+    for node, path in missing_paths(list(wanted)):
         raise ConfigError(
             f"{wanted[path]} is on a disk that the node {node} does not see ({path} is not there): on a cluster INPUT and "
             "OUTPUT are s3:// or on a disk that every node mounts"

@@ -11,6 +11,7 @@ PATIENCE_SECONDS = 60.0
 LOOK_SECONDS = 2.0
 Nodes = list[tuple[float, float]]
 """(CPUs, GPUs) of each node."""
+WITHOUT_CUDA = "Ray has GPUs, but torch finds no CUDA device on them"
 UNITS = 10_000
 """Ray counts CPUs and GPUs in ten-thousandths, so room is computed in the same whole numbers."""
 

@@ -7,14 +7,15 @@ from collections import Counter
 from types import TracebackType
 
 from pipeline.cluster.metrics import waiting_gauge
+from pipeline.cluster.pool import WITHOUT_CUDA
 from pipeline.cluster.tally import published
 from pipeline.progress import LOG_SECONDS, bar_of, clock
 
 log = logging.getLogger("imagemill.run")
 POLL_SECONDS = 0.5
-WITHOUT_CUDA = (
-    "Ray has GPUs, but torch finds no CUDA device on them: the model runs on the CPU, with one torch thread for each CPU of "
-    "an actor. Check the GPU driver and the build of torch on the nodes, or set pool.gpu=false"
+ON_CPU = (
+    "the model runs on the CPU, with one torch thread for each CPU of an actor. Check the GPU driver and the build of torch "
+    "on the nodes, or set pool.gpu=false"
 )
 
 
@@ -79,7 +80,7 @@ class RunProgress:
         """Warn once when actors that have a GPU run the model on a CPU."""
         if self.counts["without_cuda"] and not self._has_warned:
             self._has_warned = True
-            log.warning("%s", WITHOUT_CUDA)
+            log.warning("%s: %s", WITHOUT_CUDA, ON_CPU)
 
     def __enter__(self) -> "RunProgress":
         self._thread.start()
