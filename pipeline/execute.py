@@ -223,7 +223,7 @@ def write(job: Resolved, todo: pa.Table, rows: int, pool: Pool, share: float, li
         lineage=lineage,
         batch_size=pool.batch_size,
         threads=pool.threads,
-        gpu=pool.num_gpus > 0,
+        gpus=pool.num_gpus,
         torch_threads=pool.torch_threads,
         dtype=config.pool.dtype,
     )

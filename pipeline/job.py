@@ -29,8 +29,8 @@ class Job:
     batch_size: int
     threads: int
     """Threads that fetch and decode."""
-    gpu: bool
-    """Whether Ray gave the actor a GPU. Ray hides no GPU from an actor that has none, so torch cannot tell."""
+    gpus: float
+    """The share of a GPU that Ray gives an actor, or 0. Ray hides no GPU from an actor without one, so torch cannot tell."""
     torch_threads: int
     """Threads of torch where the model runs on the CPU."""
     dtype: str | None

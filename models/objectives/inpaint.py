@@ -120,8 +120,9 @@ def known_of(sample: Sample, params: InpaintParams) -> np.ndarray:
             raise SampleError("NoMask", "missing=file, and no NAME.mask.png lies beside the image")
         if sample.mask.shape != (h, w):
             size = f"{sample.mask.shape[1]}×{sample.mask.shape[0]}"
-            raise SampleError("MaskSize", f"the mask is of {size} pixels, the image of {w}×{h}")
-        known = sample.mask < 128
+            message = f"the mask has {size} pixels and the upright image {w}×{h}; a mask covers the image as viewers show it"
+            raise SampleError("MaskSize", message)
+        known = sample.mask == 0
     elif params.missing == "key":
         key = np.frombuffer(bytes.fromhex(params.key[1:]), np.uint8).astype(np.int16)
         known = (np.abs(sample.rgb.astype(np.int16) - key) > params.tolerance).any(2)
