@@ -13,10 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.cluster.connection import connected, unseen
+from pipeline.cluster.connection import connected
+from pipeline.cluster.nodes import missing_paths
 from pipeline.cluster.pool import PATIENCE_SECONDS, Pool, node_resources, nodes_with_room, pool_for, room_for
 from pipeline.cluster.progress import RunProgress
-from pipeline.cluster.tally import forget, peak_rss_mb
+from pipeline.cluster.tally import DEVICES, forget, peak_rss_mb
 from pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
 from pipeline.output.committed import SUPERSEDED, new_parts, part_paths, placed, read_parts, scan
 from pipeline.output.exemplars import keep_exemplars
@@ -80,6 +81,7 @@ def execute(job: Resolved, plan: Plan, lease: Lease, record: dict[str, Any], sec
                 "idle_actor": int(counts["idle_mb"]),
             }
             record["stage_seconds"] = {k[:-2]: round(v, 2) for k, v in sorted(counts.items()) if k.endswith("_s")}
+            record["devices"] = [device for device in DEVICES if counts[f"on_{device}"]]
             record |= {"bytes_in": int(counts["bytes_in"]), "bytes_out": int(counts["bytes_out"])}
             for told in (f"{record['run_id']}/", f"suspects/{record['run_id']}/"):
                 forget(told)
@@ -173,7 +175,7 @@ def check_seen(job: Resolved, plan: Plan, lease: Lease) -> None:
         wanted[job.output.full(lease.claim)] = f"output {job.output.url}"
     if source.local and len(own):
         wanted[source.full(own["path"][0].as_py())] = f"input {job.source.url}"
-    for node, path in unseen(list(wanted)):
+    for node, path in missing_paths(list(wanted)):
         raise ConfigError(
             f"{wanted[path]} is on a disk that the node {node} does not see ({path} is not there): on a cluster INPUT and "
             "OUTPUT are s3:// or on a disk that every node mounts"
@@ -221,6 +223,8 @@ def write(job: Resolved, todo: pa.Table, rows: int, pool: Pool, share: float, li
         lineage=lineage,
         batch_size=pool.batch_size,
         threads=pool.threads,
+        gpus=pool.num_gpus,
+        torch_threads=pool.torch_threads,
         dtype=config.pool.dtype,
     )
     with warnings.catch_warnings():
@@ -231,7 +235,8 @@ def write(job: Resolved, todo: pa.Table, rows: int, pool: Pool, share: float, li
             Actor,
             fn_constructor_args=[work],
             batch_format="pyarrow",
-            batch_size=None,
+            # A block is a batch. Ray Data asks for a number where there are GPUs.
+            batch_size=rows,
             compute=ray.data.ActorPoolStrategy(
                 size=pool.actors,
                 enable_true_multi_threading=True,
