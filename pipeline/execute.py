@@ -17,8 +17,10 @@ from pipeline.cluster.connection import connected
 from pipeline.cluster.nodes import missing_paths
 from pipeline.cluster.pool import PATIENCE_SECONDS, Pool, node_resources, nodes_with_room, pool_for, room_for
 from pipeline.cluster.progress import RunProgress
-from pipeline.cluster.tally import DEVICES, forget, peak_rss_mb
+from pipeline.cluster.tally import DEVICES, ETAGS, forget, peak_rss_mb
 from pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
+from pipeline.etags import etags_of
+from pipeline.output.clashes import with_clashes
 from pipeline.output.committed import SUPERSEDED, new_parts, part_paths, placed, read_parts, scan
 from pipeline.output.exemplars import keep_exemplars
 from pipeline.output.kept import keep_checkpoint
@@ -73,6 +75,9 @@ def execute(job: Resolved, plan: Plan, lease: Lease, record: dict[str, Any], sec
                 write_all(job, plan, shown, record)
         finally:
             counts = shown.counts
+            for place in (name for name in counts if name.startswith(ETAGS)):
+                # The log of an actor is where only an operator looks.
+                etags_of(place.removeprefix(ETAGS).removesuffix(":")).warn()
             seconds["first_image"] = round(shown.first_image_s, 3)
             record["images_per_s"] = round(shown.rate(), 2)
             record["peak_rss_mb"] = {
@@ -97,7 +102,7 @@ def write_all(job: Resolved, plan: Plan, shown: RunProgress, record: dict[str, A
 
     from pipeline.cluster.watch import NoRoom, watched
 
-    todo, want, lost = plan.todo, job.config.pool, False
+    todo, want, lost = with_clashes(job.output, plan.todo), job.config.pool, False
     bytes_each = max(1, plan.bytes_todo // len(todo))
     patience = want.wait_s or PATIENCE_SECONDS
     while True:
