@@ -9,7 +9,7 @@ from rich.table import Table
 from jobs.console import console, number
 from pipeline.cluster.connection import address_of, connected
 from pipeline.cluster.nodes import nodes_without_cuda
-from pipeline.cluster.pool import WITHOUT_CUDA, nodes_with_room, pool_for
+from pipeline.cluster.pool import WITHOUT_CUDA, free_of, free_resources, nodes_with_room, pool_for, room_for
 from pipeline.cluster.progress import ON_CPU
 from pipeline.config import RunConfig
 from pipeline.output.committed import last_records
@@ -94,9 +94,11 @@ def show_plan(config: RunConfig) -> None:
     # Alone a run takes what the machine has; of a cluster nobody knows that by heart.
     if todo and address_of(config.address):
         with connected(config.address):
-            nodes = nodes_with_room(config.pool)
+            nodes, free = nodes_with_room(config.pool), free_resources()
             pool = pool_for(config.pool, nodes).no_more_than(todo)
             table.add_row("cluster", pool.on(nodes))
+            begin = min(pool.actors, room_for(pool, free))
+            table.add_row("free now", f"{free_of(pool, free, nodes)}: {begin} of {pool.actors} workers can start")
             if pool.num_gpus and (blind := nodes_without_cuda()):
                 log.warning("%s (%s): %s", WITHOUT_CUDA, ", ".join(blind), ON_CPU)
     console.print(table)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.cluster.connection import connected
+from pipeline.cluster.contact import clean_up, while_answering
 from pipeline.cluster.nodes import missing_paths
 from pipeline.cluster.pool import PATIENCE_SECONDS, Pool, node_resources, nodes_with_room, pool_for, room_for
 from pipeline.cluster.progress import RunProgress
@@ -89,7 +90,7 @@ def execute(job: Resolved, plan: Plan, lease: Lease, record: dict[str, Any], sec
             record["devices"] = [device for device in DEVICES if counts[f"on_{device}"]]
             record |= {"bytes_in": int(counts["bytes_in"]), "bytes_out": int(counts["bytes_out"])}
             for told in (f"{record['run_id']}/", f"suspects/{record['run_id']}/"):
-                forget(told)
+                clean_up(partial(forget, told))
     lease.check()
 
 
@@ -118,7 +119,7 @@ def write_all(job: Resolved, plan: Plan, shown: RunProgress, record: dict[str, A
         record["pool"] = asdict(pool)
         log.info("%d images; %s", len(todo), pool.on(nodes))
         try:
-            with watched(pool, shown.done, patience):
+            with watched(pool, shown.done, patience, want.wait_s):
                 rows = rows_of_block(len(todo), job.config.rows_per_part, bytes_each, pool)
                 # Not of what nodes that were lost have left: that would measure as many once more.
                 share = job.config.measured_share(len(plan.todo))
@@ -129,6 +130,8 @@ def write_all(job: Resolved, plan: Plan, shown: RunProgress, record: dict[str, A
         except RayError as e:
             raise translate(e, job) from None
         except NoRoom as e:
+            if e.taken:
+                raise RunFailed(f"{e}. {GO_ON} when there is room") from None
             left = todo.filter(pc.invert(pc.is_in(todo["image_id"], committed_ids(job.output, plan, "results", "rejects"))))
             if len(left) == len(todo) and (want.wait_s or not room_for(pool, node_resources())):
                 raise RunFailed(f"{e}. {GO_ON} when there are nodes") from None
@@ -253,7 +256,7 @@ def write(job: Resolved, todo: pa.Table, rows: int, pool: Pool, share: float, li
             max_restarts=-1,
             max_task_retries=MOST_DEATHS,
         )
-    dataset.materialize()
+    while_answering(dataset.materialize)
 
 
 def rows_of_block(todo: int, most: int, bytes_each: int, pool: Pool) -> int:
