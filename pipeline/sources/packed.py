@@ -147,6 +147,6 @@ def opened(opener: Callable[[], BinaryIO]) -> io.BufferedReader:
     unpack = packing(file.read(MAGIC_BYTES))
     if unpack is None:
         file.seek(0)
-        return io.BufferedReader(file, READ_BYTES)  # type: ignore[type-var]  # fsspec's files are raw ones
+        return io.BufferedReader(file, READ_BYTES)  # type: ignore[arg-type]  # fsspec's files are raw ones
     file.close()
     return io.BufferedReader(Unpacked(opener, unpack), READ_BYTES)
