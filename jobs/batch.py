@@ -16,6 +16,7 @@ from pipeline.output.committed import last_records
 from pipeline.progress import clock
 from pipeline.resolve import check_ends, check_model, plan_of, resolve
 from pipeline.run import run
+from pipeline.sources.excluded import EXCLUDED
 from pipeline.sources.folder import OTHER
 from pipeline.storage import Store
 
@@ -33,7 +34,7 @@ def run_and_show(config: RunConfig, run_id: str | None = None) -> None:
 def show_record(record: dict[str, Any]) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     planned, seconds = record["planned"], record["seconds"]["total"]
-    table.add_row("found", f"{number(record['found'], 'image')}, {number(record['ignored'], 'other file')}")
+    table.add_row("found", f"{number(record['found'], 'image')}, {other_files(Counter(record['ignored_by_kind']))}")
     table.add_row("done before", f"{record['done_before']:,}")
     table.add_row("planned", f"{planned:,}")
     table.add_row("ok", f"{record['ok']:,}")
@@ -53,10 +54,11 @@ def show_record(record: dict[str, Any]) -> None:
 
 
 def other_files(kinds: Counter[str]) -> str:
-    """312 other files (txt 300, md 12)."""
-    shown = Counter({kind: count for kind, count in kinds.items() if kind != OTHER}).most_common(SHOWN_KINDS)
-    rest = kinds.total() - sum(count for _, count in shown)
-    counts = ", ".join(f"{kind} {count:,}" for kind, count in [*shown, (OTHER, rest)] if count)
+    """315 other files (txt 300, md 12, excluded 3)."""
+    excluded = kinds[EXCLUDED]
+    shown = Counter({kind: count for kind, count in kinds.items() if kind not in (OTHER, EXCLUDED)}).most_common(SHOWN_KINDS)
+    rest = kinds.total() - excluded - sum(count for _, count in shown)
+    counts = ", ".join(f"{kind} {count:,}" for kind, count in [*shown, (OTHER, rest), (EXCLUDED, excluded)] if count)
     return number(kinds.total(), "other file") + (f" ({counts})" if counts else "")
 
 

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.output.committed import newest_of, part_paths, rejected_of
+from pipeline.output.departed import absent_rejects
 from pipeline.progress import LOG_SECONDS
 from pipeline.schema import REFERENCE, image_id, version_of
-from pipeline.sources.source import Found, Listed
+from pipeline.sources.source import UNREADABLE_SHARD, Found, Listed
 from pipeline.sources.web import without_secrets
 from pipeline.storage import Store
 
@@ -51,6 +52,8 @@ class Plan:
     """How many images have a newest row that was made from a source in another place than theirs is now, by that place."""
     moved_example: str | None
     """The name of one of them."""
+    absent: pa.Table | None = None
+    """Rejects of images that were not found (image_id, fence, run_id); None where a shard could not be looked into."""
     doubt: str | None = None
     """Why INPUT may be the wrong place."""
     new_input: str | None = None
@@ -94,6 +97,8 @@ def make_plan(
     doubled = inputs.select(["image_id"]).filter(pa.array(newest.rows > 1))
     waiting_rejects = 0 if retry else int(waiting.sum())
     parts, fence = {*results, *rejects}, int(newest.seen.max(initial=0))
+    unread = pc.any(pc.starts_with(inputs["problem"], UNREADABLE_SHARD)).as_py()
+    absent = None if unread else absent_rejects(output, rejects, ids)
     strange = bool(parts) and not newest.there.any() and not attempts.any()
     moved = np.flatnonzero(newest.moved >= 0)
     images = np.bincount(newest.moved[moved], minlength=len(newest.places))
@@ -112,6 +117,7 @@ def make_plan(
         newest.committed,
         places,
         inputs["rel_path"][int(moved[0])].as_py() if len(moved) else None,
+        absent,
     )
 
 
