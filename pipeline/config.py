@@ -53,6 +53,11 @@ class RunConfig(Strict):
     )
     limit: int | None = Field(None, ge=1, description="do at most so many images")
     retry: bool = Field(False, description="do the rejects of unchanged images again, and nothing else")
+    accept_damaged: bool = Field(
+        False,
+        description="keep images that are damaged or cut off, with `damaged` true in their rows, and do those again that "
+        "were rejected as DamagedImage; otherwise each of them is a reject",
+    )
     max_pixels: int = Field(
         MAX_PIXELS, ge=1, description="larger sources are rejects; what upscale makes of one has four times as many"
     )

@@ -29,3 +29,5 @@ class Job:
     batch_size: int
     threads: int
     dtype: str | None
+    accept_damaged: bool = False
+    """Whether a picture that is damaged in part becomes a row rather than a reject."""

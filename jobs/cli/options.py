@@ -16,6 +16,9 @@ SET_HELP = "override a key of the YAML, as params.step=40; the value is YAML; ma
 Set = Annotated[list[str] | None, typer.Option("--set", help=SET_HELP, metavar="KEY=VALUE")]
 Limit = Annotated[int | None, typer.Option("--limit", help="do at most so many images", min=1)]
 Retry = Annotated[bool | None, typer.Option("--retry", help="do rejected images again, and nothing else")]
+AcceptDamaged = Annotated[
+    bool | None, typer.Option("--accept-damaged", help="keep damaged images, with damaged = true in their rows")
+]
 Reconstruct = Annotated[bool | None, typer.Option("--reconstruct", help="write the decoded images, as PNG")]
 Address = Annotated[str | None, typer.Option("--address", help="a Ray cluster that exists")]
 InputArgument = Annotated[str, typer.Argument(metavar="INPUT", help=INPUT_HELP)]
