@@ -18,8 +18,10 @@ from pipeline.images.readers.jpeg_structure import (
     FRAMES,
     SOS,
     Structure,
+    broken_profile,
     damaged_table,
     holds_zero_run,
+    is_in_one_scan,
     lacks_scans,
     plain_copy,
     segments_behind,
@@ -37,8 +39,11 @@ DAMAGE = re.compile(
 NOT_BY_TURBO = re.compile("Could not determine subsampling|Unsupported JPEG data precision")
 """What simplejpeg says of kinds of JPEG that it does not read."""
 BYTES_BEFORE_END = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
+LAST_RESTART = re.compile(rb"\xff[\xd0-\xd7]\Z")
 READ_AHEAD = 8
 """Bytes that libjpeg-turbo has read ahead of the picture's end, and does not count as extraneous."""
+LARGE_BLOCK_BYTES = 48
+"""Bytes of a block of all components, on average, from which on one block too few or too many is seen by libjpeg."""
 SURPLUS = bytes(8) + b"\x55\xaa\x33" * 8
 """What stands behind the data of each scan when it is decoded again: an encoder may leave out a few zero bytes there."""
 MISSING_DATA = "a part of the picture data is missing"
@@ -60,12 +65,14 @@ def read_jpeg(stream: io.BytesIO) -> Opened:
     data = stream.getvalue()
     structure = structure_of(data)
     damage = damage_of_header(data, structure)
+    profile = broken_profile(data, structure)
     plain = plain_copy(data, structure)
     if plain is not data:
         data, structure = plain, structure_of(plain)
     mode, _ = MODES[len(structure.components)]
     opened = Opened(NO_PIXELS, "JPEG", mode, has_alpha=False, bit_depth=max(8, structure.bits))
     add_metadata(opened, data, structure)
+    opened.profile = opened.profile or profile
     pixels, damage_of_data = decoded(data, structure)
     opened.damage = damage or damage_of_data or (MISSING_SCANS if lacks_scans(data, structure) else None)
     if mode == "CMYK":
@@ -133,7 +140,9 @@ def decoded(data: bytes, structure: Structure) -> tuple[np.ndarray, str | None]:
         return pixels, f"libjpeg: {said}"
     if structure.frame in ARITHMETIC and not np.array_equal(pixels, by_turbo(with_surplus(data, structure), structure)[0]):
         return pixels, MISSING_DATA
-    return pixels, "zero bytes take the place of picture data" if holds_zero_run(data, structure) else None
+    if holds_zero_run(data, structure):
+        return pixels, "zero bytes take the place of picture data"
+    return pixels, "picture data is left over when the picture is complete" if has_surplus(data, structure) else None
 
 
 def by_turbo(data: bytes, structure: Structure) -> tuple[np.ndarray, str | None]:
@@ -158,6 +167,28 @@ def is_padding(data: bytes, said: str) -> bool:
     surplus = int(found[1])
     last = data[-surplus - 2 * READ_AHEAD :]
     return surplus <= len(last) - len(last.rstrip(b"\0")) <= surplus + READ_AHEAD
+
+
+def has_surplus(data: bytes, structure: Structure) -> bool:
+    """Whether the picture is complete without the last byte of its data: bytes before it are lost, or have become others.
+
+    libjpeg does not call bytes extraneous that it has read ahead. Where a block of the picture takes more bytes than that,
+    it tells by itself. Elsewhere the Huffman codes are decoded once more.
+    """
+    if not is_in_one_scan(data, structure):
+        return False
+    *_, end = segments_behind(data, structure.first_scan)
+    if end.begin - structure.first_scan.end > LARGE_BLOCK_BYTES * structure.blocks:
+        return False
+    needed = data[: end.begin]
+    while needed != (needed := LAST_RESTART.sub(b"", needed.rstrip(b"\0\xff"))):
+        pass
+    colorspace = "CMYK" if len(structure.components) == 4 else "GRAY"
+    try:
+        simplejpeg.decode_jpeg(needed[:-1] + END_MARK, colorspace, min_height=1, min_width=1)
+    except ValueError as e:
+        return "premature end of data segment" not in str(e)
+    return True
 
 
 def decoded_twice(data: bytes, structure: Structure) -> tuple[np.ndarray, str | None]:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pipeline.images.readers.opened import ImageError
 
 SOI, EOI, SOS, DQT, DNL, DHT, COM, APP0, APP2, APP14 = 0xD8, 0xD9, 0xDA, 0xDB, 0xDC, 0xC4, 0xFE, 0xE0, 0xE2, 0xEE
+ICC = b"ICC_PROFILE\0"
 FRAMES = frozenset(range(0xC0, 0xD0)) - {DHT, 0xC8, 0xCC}
-SEQUENTIAL, PROGRESSIVE, ARITHMETIC = (0xC0, 0xC1, 0xC9), (0xC2, 0xCA), (0xC9, 0xCA)
+HUFFMAN_SEQUENTIAL, SEQUENTIAL, PROGRESSIVE, ARITHMETIC = (0xC0, 0xC1), (0xC0, 0xC1, 0xC9), (0xC2, 0xCA), (0xC9, 0xCA)
 UNSUPPORTED = {0xF7: "JPEG-LS", 0xCB: "lossless JPEG with arithmetic coding"} | dict.fromkeys(
     (0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "hierarchical JPEG"
 )
@@ -69,6 +70,14 @@ class Structure:
     @property
     def first_scan(self) -> Segment:
         return self.segments[-1]
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks of all components make up the picture (the minimum coded units of the standard)."""
+        alone = len(self.components) == 1
+        across = 8 * (1 if alone else max(sampling >> 4 for _, sampling in self.components))
+        down = 8 * (1 if alone else max(sampling & 15 for _, sampling in self.components))
+        return -(-self.width // max(1, across)) * -(-self.height // max(1, down))
 
 
 def structure_of(data: bytes) -> Structure:
@@ -163,10 +172,16 @@ def scan_of(data: bytes, segment: Segment) -> Scan | None:
     return Scan(components, first, last, bits >> 4, bits & 15)
 
 
+def is_in_one_scan(data: bytes, structure: Structure) -> bool:
+    """Whether the first scan holds the whole picture, in Huffman codes."""
+    scan = scan_of(data, structure.first_scan)
+    has_all = scan is not None and len(scan.components) == len(structure.components)
+    return has_all and structure.frame in HUFFMAN_SEQUENTIAL
+
+
 def lacks_scans(data: bytes, structure: Structure) -> bool:
     """Whether some bits of some coefficients, or a whole component, are in none of the scans: libjpeg never says so."""
-    first = scan_of(data, structure.first_scan)
-    if structure.frame not in PROGRESSIVE and first and len(first.components) == len(structure.components):
+    if is_in_one_scan(data, structure):
         return False
     lowest = {identifier: [BLOCK] * BLOCK for identifier, _ in structure.components}
     for segment in segments_behind(data, structure.first_scan):
@@ -215,7 +230,7 @@ def holds_zero_run(data: bytes, structure: Structure, length: int = 256) -> bool
     start = structure.first_scan.end
     run = data.find(bytes(length), start)
     scan = scan_of(data, structure.first_scan)
-    if run < 0 or structure.frame not in (0xC0, 0xC1) or not scan or len(scan.components) < len(structure.components):
+    if run < 0 or not scan or not is_in_one_scan(data, structure):
         return False
     headers = (data[segment.start : segment.end] for segment in structure.segments if segment.marker == DHT)
     tables = dict(table for header in headers for table in huffman_tables(header))
@@ -226,20 +241,29 @@ def holds_zero_run(data: bytes, structure: Structure, length: int = 256) -> bool
     return end is None or run < end.start()
 
 
+def broken_profile(data: bytes, structure: Structure) -> bytes | None:
+    """What is there of an ICC profile that lacks a segment, or has one twice; None for a whole profile, and without one."""
+    contents = (data[s.start : s.end] for s in structure.segments if s.marker == APP2)
+    parts = sorted(content[len(ICC) :] for content in contents if content.startswith(ICC) and len(content) > len(ICC) + 2)
+    whole = [bytes((number + 1, len(parts))) for number in range(len(parts))]
+    return None if [part[:2] for part in parts] == whole else b"".join(part[2:] for part in parts)
+
+
 def plain_copy(data: bytes, structure: Structure) -> bytes:
     """Return a JPEG whose header no decoder warns of, because libjpeg tells of the first warning alone.
 
-    Bytes that belong to no segment are left out, and so are application segments that are shorter than they have to be. An
-    unknown version of JFIF, an unknown colour transform of Adobe, and scan parameters that a sequential JPEG must not have
-    (some Samsung telephones write them) are replaced by the values that libjpeg assumes. A height that follows the first
-    scan goes into the frame header.
+    Left out are bytes that belong to no segment, application segments that are shorter than they have to be, and the
+    segments of a profile that lacks one. An unknown version of JFIF, an unknown colour transform of Adobe, and scan
+    parameters that a sequential JPEG must not have (some Samsung telephones write them) are replaced by the values that
+    libjpeg assumes. A height that follows the first scan goes into the frame header.
 
     Returns: `data` itself where nothing has to change.
     """
     parts = [data[:2]]
+    drops_profile = broken_profile(data, structure) is not None
     for segment in structure.segments:
         content = data[segment.start : segment.end]
-        if is_short(segment.marker, content):
+        if is_short(segment.marker, content) or (drops_profile and segment.marker == APP2 and content.startswith(ICC)):
             continue
         parts.append(
             struct.pack(">BBH", 0xFF, segment.marker, len(content) + 2) + corrected(segment.marker, content, structure)
@@ -252,7 +276,7 @@ def plain_copy(data: bytes, structure: Structure) -> bytes:
 
 def is_short(marker: int, content: bytes) -> bool:
     """Whether a segment of an application breaks off where decoders expect more."""
-    for of, name, least in ((APP0, b"JFIF\0", 12), (APP2, b"ICC_PROFILE\0", 15), (APP14, b"Adobe", 12)):
+    for of, name, least in ((APP0, b"JFIF\0", 12), (APP2, ICC, 15), (APP14, b"Adobe", 12)):
         if marker == of and content.startswith(name[:4]) and len(content) < least:
             return True
     return not content and marker >= APP0
