@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from jobs.cli.options import (
+    AcceptDamaged,
     Address,
     AllowNewInput,
     Checkpoint,
@@ -37,20 +38,15 @@ def run(
     limit: Limit = None,
     retry: Retry = None,
     allow_new_input: AllowNewInput = None,
+    accept_damaged: AcceptDamaged = None,
     reconstruct: Reconstruct = None,
     address: Address = None,
     run_id: Annotated[str | None, typer.Option("--run-id", help="what the run is called; a new name when absent")] = None,
     set_: Set = None,
 ) -> None:
     """Run a job: list INPUT, subtract what OUTPUT already holds, do the rest."""
-    flags = {
-        "input": input,
-        "output": output,
-        "limit": limit,
-        "retry": retry,
-        "allow_new_input": allow_new_input,
-        "reconstruct": reconstruct,
-    }
+    flags = {"input": input, "output": output, "limit": limit, "retry": retry, "reconstruct": reconstruct}
+    flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     batch(effective(config, set_, **flags, address=address), run_id)
 
 
@@ -61,6 +57,7 @@ def submit(
     limit: Limit = None,
     retry: Retry = None,
     allow_new_input: AllowNewInput = None,
+    accept_damaged: AcceptDamaged = None,
     reconstruct: Reconstruct = None,
     address: Annotated[
         str | None,
@@ -79,14 +76,8 @@ def submit(
     if resume:
         code = follow_to_end(address, insecure, resume)
     else:
-        flags = {
-            "input": input,
-            "output": output,
-            "limit": limit,
-            "retry": retry,
-            "allow_new_input": allow_new_input,
-            "reconstruct": reconstruct,
-        }
+        flags = {"input": input, "output": output, "limit": limit, "retry": retry, "reconstruct": reconstruct}
+        flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
         code = submit_and_follow(effective(config, set_, **flags), address, insecure, wait)
     raise typer.Exit(code)
 
@@ -99,6 +90,7 @@ def plan(
     limit: Limit = None,
     retry: Retry = None,
     allow_new_input: AllowNewInput = None,
+    accept_damaged: AcceptDamaged = None,
     reconstruct: Reconstruct = None,
     address: Address = None,
     set_: Set = None,
@@ -106,14 +98,8 @@ def plan(
     """Say what a run would do, and change nothing."""
     from jobs.batch import show_plan
 
-    flags = {
-        "input": input,
-        "output": output,
-        "limit": limit,
-        "retry": retry,
-        "allow_new_input": allow_new_input,
-        "reconstruct": reconstruct,
-    }
+    flags = {"input": input, "output": output, "limit": limit, "retry": retry, "reconstruct": reconstruct}
+    flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     show_plan(effective(config, set_, task=task, **flags, address=address))
 
 
@@ -138,19 +124,14 @@ def compress(
     limit: Limit = None,
     retry: Retry = None,
     allow_new_input: AllowNewInput = None,
+    accept_damaged: AcceptDamaged = None,
     config: Config = None,
     address: Address = None,
     set_: Set = None,
 ) -> None:
     """Images to latent codes in Parquet."""
-    flags = {
-        "checkpoint": checkpoint,
-        "limit": limit,
-        "retry": retry,
-        "allow_new_input": allow_new_input,
-        "reconstruct": reconstruct,
-        "address": address,
-    }
+    flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "reconstruct": reconstruct, "address": address}
+    flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     params = {"step": step, "coding": coding}
     batch(effective(config, set_, task="compress", input=input, output=output, params=params, **flags))
 
@@ -165,6 +146,7 @@ def denoise(
     limit: Limit = None,
     retry: Retry = None,
     allow_new_input: AllowNewInput = None,
+    accept_damaged: AcceptDamaged = None,
     config: Config = None,
     address: Address = None,
     set_: Set = None,
@@ -175,6 +157,7 @@ def denoise(
         "limit": limit,
         "retry": retry,
         "allow_new_input": allow_new_input,
+        "accept_damaged": accept_damaged,
         "address": address,
     }
     batch(effective(config, set_, task="denoise", input=input, output=output, params={"sigma": sigma}, **flags))
@@ -191,6 +174,7 @@ def inpaint(
     limit: Limit = None,
     retry: Retry = None,
     allow_new_input: AllowNewInput = None,
+    accept_damaged: AcceptDamaged = None,
     config: Config = None,
     address: Address = None,
     set_: Set = None,
@@ -201,6 +185,7 @@ def inpaint(
         "limit": limit,
         "retry": retry,
         "allow_new_input": allow_new_input,
+        "accept_damaged": accept_damaged,
         "address": address,
     }
     params = {"missing": missing or ("key" if key else None), "key": key}
@@ -215,6 +200,7 @@ def colorize(
     limit: Limit = None,
     retry: Retry = None,
     allow_new_input: AllowNewInput = None,
+    accept_damaged: AcceptDamaged = None,
     config: Config = None,
     address: Address = None,
     set_: Set = None,
@@ -225,6 +211,7 @@ def colorize(
         "limit": limit,
         "retry": retry,
         "allow_new_input": allow_new_input,
+        "accept_damaged": accept_damaged,
         "address": address,
     }
     batch(effective(config, set_, task="colorize", input=input, output=output, params={"saturation": saturation}, **flags))
@@ -237,6 +224,7 @@ def upscale(
     limit: Limit = None,
     retry: Retry = None,
     allow_new_input: AllowNewInput = None,
+    accept_damaged: AcceptDamaged = None,
     config: Config = None,
     address: Address = None,
     set_: Set = None,
@@ -247,6 +235,7 @@ def upscale(
         "limit": limit,
         "retry": retry,
         "allow_new_input": allow_new_input,
+        "accept_damaged": accept_damaged,
         "address": address,
     }
     batch(effective(config, set_, task="upscale", input=input, output=output, **flags))
@@ -277,6 +266,7 @@ def stylize(
     limit: Limit = None,
     retry: Retry = None,
     allow_new_input: AllowNewInput = None,
+    accept_damaged: AcceptDamaged = None,
     config: Config = None,
     address: Address = None,
     set_: Set = None,
@@ -287,6 +277,7 @@ def stylize(
         "limit": limit,
         "retry": retry,
         "allow_new_input": allow_new_input,
+        "accept_damaged": accept_damaged,
         "address": address,
     }
     params = {

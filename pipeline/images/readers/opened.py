@@ -22,6 +22,8 @@ BROKEN = (
     RuntimeError,
     struct.error,
 )
+DAMAGED_IMAGE = "DamagedImage"
+"""The class of a reject whose picture data is damaged or missing in part: `accept_damaged` takes such a picture."""
 STRIP_PIXELS = 2_000_000
 """Pixels that are converted at a time, so that no second copy of a large image is held."""
 
@@ -69,6 +71,8 @@ class Opened:
     """Texts of a PNG by keyword; the comment of another format as "Comment"."""
     dpi: tuple[float, float] | None = None
     """Pixels per inch, (horizontal, vertical) of the stored picture."""
+    damage: str | None = None
+    """What is wrong with the picture data, where some of the pixels are not those that were encoded."""
 
     @property
     def size(self) -> tuple[int, int]:
