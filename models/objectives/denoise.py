@@ -73,15 +73,13 @@ class Denoise(TaskObjective):
         images = [sample.rgb for sample in samples]
         # Large images stay bytes; each tile is made float by itself.
         x = byte_batch(images, model.stride, precision.device)
-        with torch.inference_mode(), precision.autocast():
-            given = params.sigma
-            sigma_B = (
-                noise_levels(model, x, samples)
-                if given is None
-                else x.new_full((len(images),), given / 255, dtype=torch.float32)
-            )
+        with torch.inference_mode():
+            if params.sigma is None:
+                sigma_B = precision.run(noise_levels, model, x, samples)
+            else:
+                sigma_B = x.new_full((len(images),), params.sigma / 255, dtype=torch.float32)
             x_hat = tiled(
-                lambda piece: as_bytes(model(unit(piece), sigma_B)),
+                lambda piece: as_bytes(precision.run(model, unit(piece), sigma_B)),
                 x,
                 tile_side(*x.shape[2:]),
                 model.halo,
@@ -90,8 +88,8 @@ class Denoise(TaskObjective):
             )
         restored = to_uint8(x_hat)
         return [
-            Output(image=r[: i.shape[0], : i.shape[1]], columns={"sigma": float(s) * 255})
-            for r, i, s in zip(restored, images, sigma_B, strict=True)
+            Output(image=r[: i.shape[0], : i.shape[1]], columns={"sigma": s * 255})
+            for r, i, s in zip(restored, images, sigma_B.tolist(), strict=True)
         ]
 
 

@@ -69,8 +69,8 @@ class Inpaint(TaskObjective):
             x, k = (to_batch([a], model.stride, "cpu").contiguous() for a in (sample.rgb, known.astype(np.uint8) * 255))
             pairs.append(torch.cat([push_pull(x, k), k], 1))
         x_and_known = torch.cat(pairs).to(precision.device)
-        with torch.inference_mode(), precision.autocast():
-            x_hat = tiled(lambda piece: model(*piece.split(3, 1)), x_and_known, TILE, model.halo)
+        with torch.inference_mode():
+            x_hat = tiled(lambda piece: precision.run(model, *piece.split(3, 1)), x_and_known, TILE, model.halo)
         outputs = []
         for restored, known, sample in zip(to_uint8(x_hat), masks, samples, strict=True):
             h, w = known.shape[:2]
