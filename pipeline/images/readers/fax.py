@@ -21,7 +21,7 @@ END_OF_LINE = re.compile(rb"\x00{11,}\x01")
 END_OF_BLOCK = b"\x00" * 11 + b"\x01"
 
 
-def fax_rows(kind: int, data: bytes | memoryview, columns: int, rows: int, options: int) -> np.ndarray:
+def fax_rows(kind: int, data: bytes, columns: int, rows: int, options: int) -> np.ndarray:
     """(rows, columns) uint8 of 0 and 1 from a strip of fax codes.
 
     Raises: ImageError when the strip does not hold all rows, or is damaged.
@@ -32,7 +32,7 @@ def fax_rows(kind: int, data: bytes | memoryview, columns: int, rows: int, optio
         array = imagecodecs.ccittfax3_decode(data, rows, columns, t4options=options)
     else:
         array = imagecodecs.ccittfax4_decode(data, rows, columns)
-    if not is_code_of(kind, bytes(data), array, options):
+    if not is_code_of(kind, data, array, options):
         raise broken(f"a damaged strip of {NAMES[kind]} fax codes")
     return array
 
@@ -40,7 +40,7 @@ def fax_rows(kind: int, data: bytes | memoryview, columns: int, rows: int, optio
 def is_code_of(kind: int, data: bytes, array: np.ndarray, options: int) -> bool:
     """Whether a strip is the code of all rows of an array; of rows coded by the row above, only their number is checked."""
     if kind == GROUP3 and options & TWO_DIMENSIONAL:
-        # How often a row stands for itself is up to the encoder. A row that does begins with 1, and so do six marks at the end.
+        # How often a row stands for itself is up to the encoder. The marks at the end have one bit between them.
         return len([row for row in lines(data) if len(row) > 1]) >= len(array)
     code = encoded(kind, array)
     if kind == RLE:

@@ -94,7 +94,7 @@ def colours_of(page: Page) -> Colours:
     # An extra sample that nothing is said of is alpha; one that is said to be unspecified is not.
     kinds = page.numbers(EXTRA_SAMPLES)[:extra] if EXTRA_SAMPLES in page.entries else [UNASSOCIATED] * min(extra, 1)
     alpha = next((n for n, what in enumerate(kinds) if what in (ASSOCIATED, UNASSOCIATED)), None)
-    if extra > 1 and alpha is None and count == 1 or extra > 4:
+    if (extra > 1 and alpha is None and count == 1) or extra > 4:
         raise unsupported(f"{page.samples} samples per pixel (multispectral)")
     if extra and kind in (YCBCR, CIE_LAB, ICC_LAB):
         raise unsupported(f"{name} with {extra} extra samples")
@@ -138,8 +138,8 @@ def meaning(page: Page, kind: int) -> Callable[[np.ndarray], np.ndarray]:
     if kind == PALETTE:
         table = palette(page)
         return lambda samples: table[samples[..., 0]]
-    if kind == YCBCR and page.compression != JPEG:
-        return lambda samples: rgb_of_ycbcr(samples_in_8(samples, bits), page)
+    if kind == YCBCR and (page.compression != JPEG or page.is_planar):
+        return lambda samples: rgb_of_ycbcr(samples, bits, page)
     if kind in (CIE_LAB, ICC_LAB):
         if bits not in (8, 16):
             raise unsupported(f"{PHOTOMETRICS[kind][0]} of {bits} bits")
@@ -184,15 +184,19 @@ def palette(page: Page) -> np.ndarray:
     return (table >> 8 if not (table & 255).any() else in_8_bits(table, 16)).astype(np.uint8)
 
 
-def rgb_of_ycbcr(samples: np.ndarray, page: Page) -> np.ndarray:
+def rgb_of_ycbcr(samples: np.ndarray, bits: int, page: Page) -> np.ndarray:
     """(rows, columns, 3) uint8 of YCbCr as TIFF 6.0 has it, section 21."""
+    most = (1 << bits) - 1
     red, green, blue = page.ratios(YCBCR_COEFFICIENTS, SPECS["coefficients"])
     black = page.ratios(REFERENCE_BLACK_WHITE, SPECS["reference"])
+    if black[1] > 255:
+        # In samples of more than 8 bits, so are these.
+        black = tuple(value * 255 / most for value in black)
     if green <= 0 or any(high - low < 1 for low, high in zip(black[::2], black[1::2], strict=True)):
         raise broken("YCbCr coefficients that mean nothing")
     y, cb, cr = (
-        (samples[..., n].astype(np.float32) - black[2 * n]) * (most / (black[2 * n + 1] - black[2 * n]))
-        for n, most in enumerate((255, 127, 127))
+        (samples[..., n] * np.float32(255 / most) - black[2 * n]) * (span / (black[2 * n + 1] - black[2 * n]))
+        for n, span in enumerate((255, 127, 127))
     )
     r, b = y + cr * (2 - 2 * red), y + cb * (2 - 2 * blue)
     rgb = np.stack([r, (y - red * r - blue * b) / green, b], -1)

@@ -5,6 +5,7 @@ samples than it must is a broken image, never a gray half of one.
 """
 
 import io
+import struct
 from collections.abc import Callable
 from functools import partial
 
@@ -14,7 +15,6 @@ import simplejpeg
 
 from pipeline.images.headers import webp_size
 from pipeline.images.readers.fax import fax_rows
-from pipeline.images.readers.opened import ImageError
 from pipeline.images.readers.pillow import size_by_pillow
 from pipeline.images.readers.tiff_page import (
     FILL_ORDER,
@@ -30,22 +30,24 @@ from pipeline.images.readers.tiff_page import (
     unsupported,
 )
 
-RGB, YCBCR = 2, 6
-BYTES: dict[int, Callable[..., bytes]] = {
+RGB, PALETTE, YCBCR = 2, 3, 6
+DEFLATE, ZSTD = 8, 50000
+BYTES: dict[int, Callable[..., bytes | bytearray]] = {
     5: imagecodecs.lzw_decode,
-    8: imagecodecs.deflate_decode,
+    DEFLATE: imagecodecs.deflate_decode,
     32773: imagecodecs.packbits_decode,
     32946: imagecodecs.deflate_decode,
     34925: imagecodecs.lzma_decode,
     34926: imagecodecs.zstd_decode,
-    50000: imagecodecs.zstd_decode,
+    ZSTD: imagecodecs.zstd_decode,
 }
 """Compressions of bytes: each takes a segment and the most bytes it may become."""
 FAX = (2, 3, 4)
-LERC, JPEG, OLD_JPEG = 34887, 7, 6
+LERC, JPEG = 34887, 7
 IMAGES: dict[int, tuple[str, Callable[[bytes], tuple[int, int] | None], Callable[..., np.ndarray]]] = {
-    33005: ("JPEG 2000", lambda data: size_by_pillow("JPEG2000", io.BytesIO(data)), imagecodecs.jpeg2k_decode),
-    34712: ("JPEG 2000", lambda data: size_by_pillow("JPEG2000", io.BytesIO(data)), imagecodecs.jpeg2k_decode),
+    33005: ("JPEG 2000", lambda data: jpeg2000_size(data), imagecodecs.jpeg2k_decode),
+    34712: ("JPEG 2000", lambda data: jpeg2000_size(data), imagecodecs.jpeg2k_decode),
+    LERC: ("LERC", lambda data: lerc_size(data), imagecodecs.lerc_decode),
     34927: ("WebP", webp_size, imagecodecs.webp_decode),
     34933: ("PNG", lambda data: size_by_pillow("PNG", io.BytesIO(data)), imagecodecs.png_decode),
     50001: ("WebP", webp_size, imagecodecs.webp_decode),
@@ -70,8 +72,7 @@ OTHERS = {
     52546: "JPEG XL",
 }
 """Names for compressions that are not supported."""
-# The most a segment of a LERC that is compressed again may be larger than its samples.
-LERC_SLACK = 1.1
+MAX_SAMPLES = 16
 
 
 def check_compression(page: Page) -> None:
@@ -83,23 +84,28 @@ def check_compression(page: Page) -> None:
         raise unsupported(f"JPEG of {bits}-bit samples")
     if kind == JPEG and not page.is_planar and page.samples not in (1, 3, 4):
         raise unsupported(f"JPEG of {page.samples} samples per pixel")
-    if (kind in IMAGES or kind == LERC) and bits not in (8, 16):
-        raise unsupported(f"{IMAGES[kind][0] if kind in IMAGES else 'LERC'} of {bits}-bit samples")
+    if kind in IMAGES and bits not in (8, 16):
+        raise unsupported(f"{IMAGES[kind][0]} of {bits}-bit samples")
     if kind in IMAGES and page.number(PHOTOMETRIC, RGB) == YCBCR:
         raise unsupported(f"{IMAGES[kind][0]} of YCbCr")
-    if kind not in (1, *BYTES, *FAX, LERC, JPEG, *IMAGES):
+    if kind not in (1, *BYTES, *FAX, JPEG, *IMAGES):
         raise unsupported(f"compression {OTHERS.get(kind, kind)}")
     if kind in BYTES and page.number(PREDICTOR, 1) not in (1, 2):
         raise unsupported(f"predictor {page.number(PREDICTOR, 1)} of integers")
+    if kind == LERC and page.number(PREDICTOR, 1) != 1:
+        # Some programs use it and others do not.
+        raise unsupported("LERC with a predictor")
+    if kind in (JPEG, *IMAGES) and kind != LERC and page.number(PHOTOMETRIC, RGB) == PALETTE:
+        raise unsupported(f"a palette in {'JPEG' if kind == JPEG else IMAGES[kind][0]}")
     if kind in BYTES and page.number(PREDICTOR, 1) == 2 and bits not in (8, 16):
         raise unsupported(f"a predictor of {bits}-bit samples")
 
 
-def segment_rows(page: Page, data: bytes | memoryview, visible: int) -> Callable[[slice], np.ndarray]:
+def segment_rows(page: Page, stored: memoryview, visible: int) -> Callable[[slice], np.ndarray]:
     """What gives the rows of a segment as (rows, columns, samples of the plane) uint8 or uint16; 24 bits become 16.
 
     Args:
-        data: the segment as it is stored.
+        stored: the segment as it is in the file.
         visible: the rows that the picture has of it, which is fewer than all at the lower edge.
 
     Raises: ImageError when the segment is damaged.
@@ -107,35 +113,41 @@ def segment_rows(page: Page, data: bytes | memoryview, visible: int) -> Callable
     samples = 1 if page.is_planar else page.samples
     kind, (columns, rows) = page.compression, page.segment_size
     if kind == JPEG:
-        return image_rows(page, jpeg(page, data), visible, samples)
+        return image_rows(page, jpeg(page, bytes(stored)), visible, samples)
     if kind in IMAGES:
-        return image_rows(page, image(page, data, samples), visible, samples)
-    if kind == LERC:
-        return image_rows(page, lerc(page, data, samples), visible, samples)
+        return image_rows(page, image(page, bytes(stored), samples), visible, samples)
     if page.number(FILL_ORDER, 1) == 2:
-        data = imagecodecs.bitorder_decode(data)
+        stored = memoryview(imagecodecs.bitorder_decode(bytes(stored)))
     if kind in FAX:
-        return image_rows(page, fax_rows(kind, data, columns, visible, page.number(T4_OPTIONS, 0)), visible, 1)
+        array = fax_rows(kind, bytes(stored), columns, visible, page.number(T4_OPTIONS, 0))
+        return image_rows(page, array, visible, 1)
     across, down = subsampling(page)
     if (across, down) != (1, 1):
-        raw = unpacked(page, data, -(-columns // across) * (across * down + 2) * -(-rows // down))
+        raw = unpacked(page, stored, -(-columns // across) * (across * down + 2) * -(-rows // down))
         return image_rows(page, ycbcr(raw, columns, visible, across, down), visible, 3)
     stride = -(-columns * samples * page.bits // 8)
-    raw = unpacked(page, data, stride * rows)
-    if len(raw) < stride * visible:
-        raise broken(f"a strip or tile of {len(raw):,} bytes, not {stride * visible:,}")
+    raw = unpacked(page, stored, stride * rows)
+    check_length(raw, stride * visible)
     return partial(rows_of_bytes, page, raw, stride, samples)
 
 
-def unpacked(page: Page, data: bytes | memoryview, most: int) -> bytes | memoryview:
+def unpacked(page: Page, stored: memoryview, most: int) -> memoryview:
     """The bytes of a segment, at most `most`."""
-    return BYTES[page.compression](data, out=most) if page.compression in BYTES else data[:most]
+    if page.compression in BYTES:
+        return memoryview(BYTES[page.compression](bytes(stored), out=most))
+    return stored[:most]
 
 
-def rows_of_bytes(page: Page, raw: bytes | memoryview, stride: int, samples: int, rows: slice) -> np.ndarray:
+def check_length(raw: memoryview, need: int) -> None:
+    """Raises: ImageError for a segment of fewer bytes than its pixels need."""
+    if len(raw) < need:
+        raise broken(f"a strip or tile of {len(raw):,} bytes, not {need:,}")
+
+
+def rows_of_bytes(page: Page, raw: memoryview, stride: int, samples: int, rows: slice) -> np.ndarray:
     """Some rows of a segment that is unpacked, of `stride` bytes a row."""
     bits, columns = page.bits, page.segment_size[0]
-    part = memoryview(raw)[rows.start * stride : rows.stop * stride]
+    part = raw[rows.start * stride : rows.stop * stride]
     shape = (rows.stop - rows.start, columns, samples)
     if bits == 8:
         array = np.frombuffer(part, np.uint8).reshape(shape)
@@ -146,7 +158,7 @@ def rows_of_bytes(page: Page, raw: bytes | memoryview, stride: int, samples: int
         array = np.ascontiguousarray(high).view(f"{page.order}u2")[..., 0].astype(np.uint16, copy=False)
     else:
         dtype = np.uint8 if bits < 8 else np.uint16
-        array = imagecodecs.packints_decode(part, dtype, bits, runlen=columns * samples).reshape(shape)
+        array = imagecodecs.packints_decode(bytes(part), dtype, bits, runlen=columns * samples).reshape(shape)
     if page.compression in BYTES and page.number(PREDICTOR, 1) == 2:
         array = imagecodecs.delta_decode(array, axis=-2)
     return array
@@ -161,10 +173,15 @@ def image_rows(page: Page, array: np.ndarray, visible: int, samples: int) -> Cal
     return array.__getitem__
 
 
-def image(page: Page, data: bytes | memoryview, samples: int) -> np.ndarray:
+def image(page: Page, data: bytes, samples: int) -> np.ndarray:
     """A segment that is an image file of another format."""
     name, size_of, decode = IMAGES[page.compression]
-    check_segment_size(page, size_of(bytes(data)), name)
+    if name == "LERC" and (again := [*page.numbers(LERC_PARAMETERS), 0, 0][1]):
+        # It is compressed once more, and hardly larger than its samples.
+        columns, rows = page.segment_size
+        most = 2 * columns * rows * samples * page.bits // 8 + 4096
+        data = bytes(BYTES[ZSTD if again == 2 else DEFLATE](data, out=most))
+    check_segment_size(page, size_of(data), name)
     array = decode(data, hasalpha=samples == 4) if name == "WebP" else decode(data)
     if array.dtype != (np.uint8 if page.bits == 8 else np.uint16):
         raise broken(f"a {name} strip or tile of {array.dtype} samples, not {page.bits} bits")
@@ -179,22 +196,34 @@ def check_segment_size(page: Page, size: tuple[int, int] | None, name: str) -> N
         raise broken(f"a {name} strip or tile of {size}, not {(columns, rows)}")
 
 
-def lerc(page: Page, data: bytes | memoryview, samples: int) -> np.ndarray:
-    """A segment of LERC, which may be compressed again."""
-    columns, rows = page.segment_size
-    most = int(rows * columns * samples * page.bits // 8 * LERC_SLACK) + 4096
-    packed = (page.numbers(LERC_PARAMETERS) + [0, 0])[1]
-    if packed:
-        data = (imagecodecs.zstd_decode if packed == 2 else imagecodecs.deflate_decode)(data, out=most)
-    shape = (rows, columns) if samples == 1 else (rows, columns, samples)
-    return imagecodecs.lerc_decode(data, out=np.empty(shape, np.uint8 if page.bits == 8 else np.uint16))
+def lerc_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a LERC of version 2 by its header; None for another, or for more samples than a picture has."""
+    if len(data) < 26 or not data.startswith(b"Lerc2 "):
+        return None
+    version, *head = struct.unpack_from("<5i", data, 6)
+    # Version 3 has a checksum first, and version 4 the number of samples.
+    height, width, samples = head[1:] if version >= 4 else (*head[1:3], 1) if version == 3 else (*head[:2], 1)
+    return (width, height) if 0 < samples <= MAX_SAMPLES else None
+
+
+def jpeg2000_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a JPEG 2000 by its codestream, which may be in boxes; None for what is none."""
+    at = 0
+    while data[at : at + 4] != b"\xff\x4f\xff\x51" and at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        at += 8 if kind == b"jp2c" else max(length, 8)
+    if at + 42 > len(data):
+        return None
+    right, lower, left, top = struct.unpack_from(">4I", data, at + 8)
+    (samples,) = struct.unpack_from(">H", data, at + 40)
+    return (right - left, lower - top) if samples <= MAX_SAMPLES else None
 
 
 def subsampling(page: Page) -> tuple[int, int]:
     """(across, down) of the chroma of a YCbCr that is not in JPEG; (1, 1) of all others."""
     if page.number(PHOTOMETRIC, RGB) != YCBCR or page.compression == JPEG:
         return 1, 1
-    across, down = (page.numbers(YCBCR_SUBSAMPLING) + [2, 2])[:2] if page.entries.get(YCBCR_SUBSAMPLING) else (2, 2)
+    across, down = (page.numbers(YCBCR_SUBSAMPLING) or [2, 2])[:2]
     if across not in (1, 2, 4) or down not in (1, 2, 4):
         raise broken(f"chroma subsampling of {across}×{down}")
     if (across, down) != (1, 1) and (page.is_planar or page.bits != 8 or page.number(SAMPLES, 1) != 3):
@@ -202,26 +231,25 @@ def subsampling(page: Page) -> tuple[int, int]:
     return across, down
 
 
-def ycbcr(raw: bytes | memoryview, columns: int, rows: int, across: int, down: int) -> np.ndarray:
+def ycbcr(raw: memoryview, columns: int, rows: int, across: int, down: int) -> np.ndarray:
     """(rows, columns, 3) uint8 of YCbCr whose units hold the lumas of `across`×`down` pixels and one pair of chromas."""
     shape = (-(-rows // down), -(-columns // across), across * down + 2)
     need = shape[0] * shape[1] * shape[2]
-    if len(raw) < need:
-        raise broken(f"a strip or tile of {len(raw):,} bytes, not {need:,}")
+    check_length(raw, need)
     units = np.frombuffer(raw, np.uint8, need).reshape(shape)
     luma = units[..., :-2].reshape(*shape[:2], down, across).swapaxes(1, 2).reshape(shape[0] * down, -1)
     chroma = units[..., -2:].repeat(down, 0).repeat(across, 1)
     return np.dstack([luma, chroma])[:rows, :columns]
 
 
-def jpeg(page: Page, data: bytes | memoryview) -> np.ndarray:
+def jpeg(page: Page, data: bytes) -> np.ndarray:
     """A segment of JPEG in the colours of the page: YCbCr becomes RGB.
 
     Raises: ImageError, or ValueError for what libjpeg warns of.
     """
     tables = page.bytes_of(JPEG_TABLES) or b""
     samples = 1 if page.is_planar else page.samples
-    size, has_jfif, frame = jpeg_frame(bytes(data))
+    size, has_jfif, frame = jpeg_frame(data)
     if size[2] != samples:
         raise broken(f"JPEG of {size[2]} samples per pixel, not {samples}")
     check_segment_size(page, size[:2], "JPEG")
