@@ -156,16 +156,19 @@ def to_picture(opened: Opened, stream: io.BytesIO, config: PixelConfig) -> Pictu
     as_stored = AS_STORED[opened.orientation]
     for rows in strips(width, height):
         strip = opened.strip(rows)
-        if opened.has_alpha:
+        if opened.alpha is not None:
+            veil = Image.fromarray(opened.alpha[rows])
+        elif opened.has_alpha:
             strip = in_mode(strip, "RGBA")
+            veil = strip.getchannel("A")
         colours = in_mode(strip, opened.mode)
         if transform:
             colours = in_srgb(colours, transform)
         colours = in_mode(colours, "RGB")
         if alpha is not None:
-            as_stored(alpha)[rows] = np.asarray(strip.getchannel("A"))
+            as_stored(alpha)[rows] = np.asarray(veil)
         elif opened.has_alpha:
-            colours = Image.composite(colours, Image.new("RGB", strip.size, config.matte), strip.getchannel("A"))
+            colours = Image.composite(colours, Image.new("RGB", strip.size, config.matte), veil)
         as_stored(rgb)[rows] = np.asarray(colours)
     if alpha is not None:
         fill_hidden(rgb, alpha)
