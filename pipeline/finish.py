@@ -94,7 +94,9 @@ class Finish:
             self._looked = time.monotonic()
         with self.tally.time("put"):
             try:
-                self.job.output.write(path, data)
+                self._put(path, data, item)
+            except Rejected:
+                raise
             except Exception as e:  # noqa: BLE001 - as in __call__
                 if takes_nothing(e):
                     raise StorageError(f"{self.job.output.uri(path)}: {reason(e)}") from None
@@ -105,6 +107,20 @@ class Finish:
             "output_sha256": hashlib.sha256(data).hexdigest(),
             "output_bytes": len(data),
         }
+
+    def _put(self, path: str, data: bytes, item: Item) -> None:
+        """Write the output of an image. Raises: Rejected for a file without a row that no run wrote; as `Store.write`.
+
+        A run that was cut off, or an earlier try of this block, may have left a file of which no row says anything.
+        """
+        output = self.job.output
+        if not item.reference["known"]:
+            if output.create(path, data):
+                return
+            if output.modified(path) < self.job.orphans_since and output.read(path) != data:
+                message = f"{path} was there before, and no run wrote it: move it away, and --retry"
+                raise Rejected("write", "FileExists", message)
+        output.write(path, data)
 
     def _encoded(self, item: Item, output: Output, picture: Picture) -> tuple[bytes, str]:
         """The output's file and its name below images/."""

@@ -29,3 +29,5 @@ class Job:
     batch_size: int
     threads: int
     dtype: str | None
+    orphans_since: float = 0.0
+    """Files of images without rows that are older than this, by OUTPUT's clock, are not those of runs (ownership.py)."""

@@ -217,6 +217,12 @@ class Store:
             raise IsADirectoryError(errno.EISDIR, "a folder, not a file", self.uri(path))
         return Entry(path, int(info["size"]), info["ETag"].strip('"'))
 
+    def modified(self, path: str) -> float:
+        """When an object was written, in seconds, by the clock of the store. Raises: as `entry`."""
+        if self.local:
+            return os.stat(self.full(path)).st_mtime
+        return float(self.ask(lambda: self.fs.info(self.full(path)))["LastModified"].timestamp())
+
     def read(self, path: str) -> bytes:
         """A whole object; from S3 with its length and, where the etag is one, its MD5 checked.
 

@@ -3,8 +3,8 @@
 import re
 
 from models.checkpoint import CARD
-from pipeline.errors import ConfigError
-from pipeline.output.committed import run_ids
+from pipeline.errors import ConfigError, TooManyRejects
+from pipeline.output.committed import last_records, run_ids
 from pipeline.output.exports import MANIFEST, UNFINISHED
 from pipeline.output.lease import newest_fence
 from pipeline.storage import Store
@@ -12,6 +12,8 @@ from pipeline.storage import Store
 FOLDERS = ("images", "results", "rejects", "runs", "checkpoints", "exemplars", "shards")
 """Below an OUTPUT: all that a run writes lies in one of them."""
 PART = re.compile(r"part-[0-9a-f]{32}\.parquet")
+ACCOUNTED = (0, TooManyRejects.exit_code)
+"""How runs ended that left a row for each file which they wrote."""
 CHECKPOINT = re.compile(r"[0-9a-f]{16}")
 
 
@@ -43,3 +45,18 @@ def check_output(place: Store) -> None:
         if place.has_files(folder):
             whose = "is an export" if is_export(place) else f"{folder}/ holds files that no run of imagemill wrote"
             raise ConfigError(f"output {place.url}: {whose}: give another OUTPUT")
+
+
+def orphans_since(output: Store, run_id: str, rows: int) -> float:
+    """From when on, in seconds by OUTPUT's clock, images may be there of which no row says anything.
+
+    Runs that were cut off leave such images. Older ones than the first run since the last that came to its account are the
+    user's. 0, for no such time, where rows were lost, whose images are left.
+
+    Args: run_id: of the run at work. rows: that OUTPUT holds.
+    """
+    accounted = [record for record in last_records(output) if record.get("exit_code") in ACCOUNTED]
+    if not accounted or rows < accounted[-1].get("rows", rows + 1):
+        return 0.0
+    began = [other for other in run_ids(output) if other > accounted[-1]["run_id"]]
+    return min(output.modified(f"runs/{other}/config.yaml") for other in (*began, run_id))

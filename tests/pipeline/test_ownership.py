@@ -132,3 +132,38 @@ def test_a_moved_input_is_allowed_once(tmp_path, crops):
     assert run(config)["ok"] == 1
     (tmp_path / "link").symlink_to(tmp_path / "moved")
     assert plan_of(resolve(denoise(tmp_path / "link", output))).new_input is None
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_file_that_the_user_put_among_images_stays(tmp_path, crops):
+    """Its image is a reject that says so, and done once the file is gone."""
+    source, output = save(tmp_path / "in", crops, "1.png"), tmp_path / "out"
+    config = denoise(source, output, max_reject_fraction=1)
+    run(config)
+    save(source, crops[3:], "2.png", "3.png")
+    (output / "images/2.png").write_bytes(b"mine")
+    for retry in (False, True):
+        record = run(config.model_copy(update={"retry": retry}))
+        assert record["reasons"] == {"FileExists": 1}
+    assert (output / "images/2.png").read_bytes() == b"mine"
+    assert (output / "images/3.png").exists()
+    (output / "images/2.png").unlink()
+    assert run(config.model_copy(update={"retry": True}))["ok"] == 1
+    assert verify(Store(str(output))).problems == []
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_images_without_rows_that_runs_left_are_replaced(tmp_path, crops):
+    """Of a run that was cut off, and of parts that were moved away: with other parameters their files are others."""
+    source, output = save(tmp_path / "in", crops, "1.png", "2.png"), tmp_path / "out"
+    run(denoise(source, output))
+    [part] = (output / "results").iterdir()
+    part.unlink()
+    assert run(denoise(source, output, params={"sigma": 9}))["ok"] == 2
+
+    save(source, crops[3:], "3.png")
+    (output / "runs/20990101T000000Z-abcdef").mkdir()
+    (output / "runs/20990101T000000Z-abcdef/config.yaml").write_text("")
+    (output / "images/3.png").write_bytes(b"of the run that was cut off")
+    assert run(denoise(source, output, params={"sigma": 9}))["ok"] == 1
+    assert verify(Store(str(output))).problems == []
