@@ -8,7 +8,9 @@ from rich.table import Table
 
 from jobs.console import console, number
 from pipeline.cluster.connection import address_of, connected
-from pipeline.cluster.pool import nodes_with_room, pool_for
+from pipeline.cluster.nodes import nodes_without_cuda
+from pipeline.cluster.pool import WITHOUT_CUDA, nodes_with_room, pool_for
+from pipeline.cluster.progress import ON_CPU
 from pipeline.config import RunConfig
 from pipeline.output.committed import last_records
 from pipeline.progress import clock
@@ -93,5 +95,8 @@ def show_plan(config: RunConfig) -> None:
     if todo and address_of(config.address):
         with connected(config.address):
             nodes = nodes_with_room(config.pool)
-            table.add_row("cluster", pool_for(config.pool, nodes).no_more_than(todo).on(nodes))
+            pool = pool_for(config.pool, nodes).no_more_than(todo)
+            table.add_row("cluster", pool.on(nodes))
+            if pool.num_gpus and (blind := nodes_without_cuda()):
+                log.warning("%s (%s): %s", WITHOUT_CUDA, ", ".join(blind), ON_CPU)
     console.print(table)

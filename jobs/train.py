@@ -29,7 +29,8 @@ from models.autoencoder import Autoencoder
 from models.batches import to_batch
 from models.objectives import OBJECTIVES
 from pipeline.cluster.connection import connected
-from pipeline.cluster.pool import node_resources
+from pipeline.cluster.nodes import nodes_without_cuda
+from pipeline.cluster.pool import WITHOUT_CUDA, Nodes, node_resources
 from pipeline.config import validate
 from pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
 from pipeline.output.lease import Lease
@@ -124,7 +125,7 @@ def learn(
     Raises: ConfigError; what Ray raises when it gives up.
     """
     training, validation, left_out = (images.of(use) for use in ("training", "validation", "left out"))
-    gpus, workers, share = workers_for(config, node_resources())
+    gpus, workers, share = workers_for(config, training_nodes())
     usable = len(training) * config.crops_per_image
     steps = usable // (workers * config.batch_size)
     if not steps:
@@ -165,7 +166,19 @@ def learn(
     return diverged
 
 
-def workers_for(config: TrainConfig, nodes: list[tuple[float, float]]) -> tuple[bool, int, float]:
+def training_nodes() -> Nodes:
+    """(CPUs, GPUs) of each node; no GPUs when torch finds no CUDA device on one of the GPU nodes.
+
+    Ray chooses the nodes of the workers, and NCCL needs a CUDA device on every one.
+    """
+    nodes = node_resources()
+    if not any(gpu for _, gpu in nodes) or not (blind := nodes_without_cuda()):
+        return nodes
+    log.warning("%s (%s): training runs on the CPUs, with gloo between its workers", WITHOUT_CUDA, ", ".join(blind))
+    return [(cpu, 0.0) for cpu, _ in nodes]
+
+
+def workers_for(config: TrainConfig, nodes: Nodes) -> tuple[bool, int, float]:
     """Whether there are GPUs, how many workers, and each one's share of the CPUs, among nodes with (CPUs, GPUs).
 
     Half of a share, or more, is left to the stage that reads and crops.

@@ -120,7 +120,7 @@ def make_plan(
 def references(
     listed: Iterable[Found], source: Store, checkpoint_sha256: str, parameters: dict[str, Any]
 ) -> tuple[pa.Table, Counter[str]]:
-    """References to all that is listed (schema.REFERENCE, attempts 0, not known), and the counts of what is no image by kind."""
+    """References to all that is listed (schema.REFERENCE, attempts 0, not known); counts of what is no image, by kind."""
     version = version_of(checkpoint_sha256, parameters)
     chunks, ignored = [REFERENCE.empty_table()], Counter[str]()
     named: set[bytes] = set()

@@ -68,7 +68,6 @@ STARTS = 3
 """Times that a Ray of our own is started: on a machine that is loaded to the brim its processes may be late."""
 ROOT = Path(__file__).parents[2]
 """The repository, or where the packages are installed. What `.rayignore` there lets through is shipped to a cluster."""
-ANSWER_SECONDS = 60.0
 # glibc hands large blocks back to the kernel and faults them in again for every image: keeping them made the
 # models 2 to 2.5 times faster (measured; see DECISIONS.md). Niceness 15 is Ray's default for workers.
 WORKER_ENV = {
@@ -175,29 +174,6 @@ def tidy(session: Path) -> None:
                 shutil.rmtree(mark.parent, ignore_errors=True)
     except OSError as e:
         log.warning("old sessions in %s stay: %s", session.parent, e.strerror)
-
-
-def unseen(paths: list[str]) -> Iterator[tuple[str, str]]:
-    """(node, path) for what a working node of the cluster does not find on its disks."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    missing = ray.remote(num_cpus=0, max_retries=0)(lambda: [path for path in paths if not os.path.exists(path)])
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    if not paths or len(alive) < 2:
-        return
-    asked = {
-        missing.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node
-        for node in alive
-        if node["Resources"].keys() & {"CPU", "GPU"}
-    }
-    for answer, node in asked.items():
-        try:
-            found = ray.get(answer, timeout=ANSWER_SECONDS)
-        except (ray.exceptions.RayError, TimeoutError) as e:
-            log.warning("node %s was not asked what it sees: %s", node["NodeManagerAddress"], type(e).__name__)
-            continue
-        yield from ((node["NodeManagerAddress"], path) for path in found)
 
 
 def start(address: str | None, num_cpus: int | None) -> None:

@@ -1,32 +1,22 @@
 """File bytes to pixels and back: header check, pixel limit, orientation, modes, formats."""
 
 import io
-import struct
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from PIL import AvifImagePlugin, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-from pipeline.images.headers import depth_of, webp_size
-from pipeline.images.metadata import Exif, carried_exif, carried_xmp, in_tiff, writer_options
+from pipeline.images.metadata import Metadata, carried, with_metadata, writer_options
 from pipeline.images.profiles import in_srgb, treatment
+from pipeline.images.readers import not_an_image, reader_of
+from pipeline.images.readers.opened import BROKEN, ImageError, Opened, strips
+from pipeline.images.transparency import fill_hidden
 
-# Formats by what a decoder has to do with outside data; Pillow knows many more, each one an attack surface.
-# (JPEG's reader opens MPO as well.)
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-# What people have and Pillow cannot read, by what stands in such a file from a byte on. (An AVIF may begin as "mif1" too: it
-# is tried first.)
-UNSUPPORTED = {
-    "HEIC": (4, (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypheim", b"ftypheis", b"ftypmif1", b"ftypmsf1")),
-    "JPEG XL": (0, (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")),
-}
 LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")
 WITH_ALPHA = ("PNG", "TIFF", "WEBP", "AVIF")
-EXIF_ORIENTATION = 0x0112
 # An upright array (H,W,…) as its file stores it, by the EXIF orientation: all of them views.
 AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda a: a,
@@ -38,26 +28,8 @@ AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: np.rot90(a, -1),
 }
-# Pixels that are converted at a time: what is held beside the decoded image and the array stays small.
-STRIP_PIXELS = 2_000_000
-# What broken files raise in Pillow; SyntaxError is how its PNG reader reports a bad chunk, RuntimeError is AVIF's.
-BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    RuntimeError,
-    struct.error,
-)
 MAX_PIXELS = 40_000_000
 """What a run takes unless it is told otherwise."""
-Image.MAX_IMAGE_PIXELS = None  # `decode` checks its own limit on the header, before Pillow decodes anything
-# A thread for each image is what the actors have; with more, AVIF's bytes would hang on the machine that made them.
-AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 
 class PixelConfig(BaseModel):
@@ -70,7 +42,8 @@ class PixelConfig(BaseModel):
     )
     icc: Literal["convert", "keep"] = Field("convert", description="colours to sRGB, or untouched with their profile")
     metadata: Literal["keep", "strip", "strip_gps"] = Field(
-        "keep", description="EXIF and XMP; strip_gps: EXIF but the place"
+        "keep",
+        description="EXIF, XMP, IPTC, texts, resolution; strip_gps: resolution and EXIF without the place; strip: nothing",
     )
     format: Literal["jpeg", "png", "webp", "tiff", "avif"] | None = Field(None, description="the source's when absent")
     quality: int = Field(95, ge=1, le=100, description="of JPEG, WebP and AVIF")
@@ -88,20 +61,12 @@ class PixelConfig(BaseModel):
         return None if self.alpha == "keep" else tuple(bytes.fromhex(self.alpha[1:]))
 
 
-class ImageError(Exception):
-    """One image that cannot be done: becomes a reject, never ends a run."""
-
-    def __init__(self, error_class: str, message: str) -> None:
-        super().__init__(message)
-        self.error_class = error_class
-
-
 @dataclass
 class Picture:
     """A decoded image and what its file said of itself."""
 
     rgb: np.ndarray
-    """(H,W,3) uint8, upright."""
+    """(H,W,3) uint8, upright. Fully transparent pixels have colours interpolated from visible ones."""
     alpha: np.ndarray | None
     """(H,W) uint8, upright; None too where it was laid onto a colour."""
     format: str
@@ -117,16 +82,15 @@ class Picture:
     """What was done about its profile: "none" (there is none, or it is sRGB's), "converted", "kept" or "unreadable"."""
     profile: bytes | None = None
     """The ICC profile of `rgb`, where it was kept."""
-    exif: Exif | None = None
-    """What the output carries, of the upright picture."""
-    xmp: bytes | None = None
+    metadata: Metadata = field(default_factory=Metadata)
+    """What the output carries."""
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS, config: PixelConfig = PixelConfig()) -> Picture:
-    """Bytes of an image file to upright RGB.
+    """Decode an image file to upright RGB.
 
-    The first frame of an animation; 16-bit samples are scaled to 8; alpha is kept beside the colours, or they are laid onto
-    a colour. Metadata and profiles that are broken are left out: the picture is what counts.
+    The first frame of an animation; samples of more than 8 bits are scaled to 8; alpha is kept next to the colours, or they
+    are laid onto a colour. Metadata and profiles that are broken are left out: the picture is what counts.
 
     Raises: ImageError with the class EmptyFile, UnknownFormat, UnsupportedFormat, TooManyPixels, UnsupportedMode or
         BrokenImage.
@@ -137,16 +101,11 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, config: PixelConfig = Pixe
     # `to_picture` closes the stream once the file is decoded: of a large one there is no room for both file and pixels.
     del data
     try:
-        if size := webp_size(head):
-            check_size(size, max_pixels)
-        with warnings.catch_warnings(action="ignore"), Image.open(stream, formats=FORMATS) as image:
-            check_size(image.size, max_pixels)
-            return to_picture(image, stream, config)
+        reader = reader_of(head)
+        check_size(reader.size_of(stream), max_pixels)
+        return to_picture(reader.read(stream), stream, config)
     except UnidentifiedImageError:
-        for name, (place, heads) in UNSUPPORTED.items():
-            if head.startswith(heads, place):
-                raise ImageError("UnsupportedFormat", f"{name} is not supported by this Pillow; convert it") from None
-        raise ImageError("UnknownFormat", f"not an image in a known format; begins with {head[:16]!r}") from None
+        raise not_an_image(head) from None
     except BROKEN as e:
         raise ImageError("BrokenImage", f"{type(e).__name__}: {e}") from None
 
@@ -163,93 +122,60 @@ def check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 def pixels_of(data: bytes) -> int:
     """Width × height by the header; 0 where there is none that can be read."""
-    if size := webp_size(data):
-        return size[0] * size[1]
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return image.width * image.height
-    except (UnidentifiedImageError, *BROKEN):
+        width, height = reader_of(data[:64]).size_of(io.BytesIO(data))
+    except (ImageError, UnidentifiedImageError, *BROKEN):
         return 0
+    return width * height
 
 
-def to_picture(image: Image.Image, stream: io.BytesIO, config: PixelConfig) -> Picture:
-    """An opened image as `decode` gives it. Closes `stream`, its file."""
-    data = stream.getvalue()
-    width, height = image.size
-    source_format = str(image.format)
-    frames = getattr(image, "n_frames", 1)
-    bit_depth = depth_of(image, data)
-    image.load()
-    deep = image.mode.startswith("I")
-    gray = deep or image.mode in ("1", "L", "LA", "La")
-    if source_format == "PNG":
-        gray = gray or data[25] in (0, 4)  # the header's colour type: gray, gray with alpha
-    if image.mode == "F" or (image.mode == "I" and source_format not in ("PNG", "PPM")):
-        raise ImageError("UnsupportedMode", f"{'floating-point' if image.mode == 'F' else '32-bit integer'} samples")
-    orientation = orientation_of(image)
-    transparent = image.has_transparency_data and not deep
-    mode = "L" if gray else "CMYK" if image.mode == "CMYK" else "RGB"
-    profile = image.info.get("icc_profile")
-    icc, transform = treatment(profile, mode, config.icc == "keep")
-    block = data if source_format == "TIFF" else image.info.get("exif")
-    exif = None if config.metadata == "strip" else carried_exif(block, config.metadata == "keep", icc == "converted")
-    xmp = carried_xmp(image) if config.metadata == "keep" else None
-    del data, block
+def to_picture(opened: Opened, stream: io.BytesIO, config: PixelConfig) -> Picture:
+    """Turn and convert a decoded file as `decode` gives it. Closes `stream`, its file."""
+    width, height = opened.size
+    icc, transform = treatment(opened.profile, opened.mode, config.icc == "keep")
+    metadata = carried(opened, config.metadata, icc == "converted")
+    # Of a TIFF this is the whole file.
+    opened.exif = None
     stream.close()
-    shape = image.size if orientation >= 5 else image.size[::-1]
+    shape = (width, height) if opened.orientation >= 5 else (height, width)
     rgb = np.empty((*shape, 3), np.uint8)
-    alpha = np.empty(shape, np.uint8) if transparent and config.matte is None else None
-    for rows in strips(*image.size):
-        strip = image if rows == slice(0, image.height) else image.crop((0, rows.start, image.width, rows.stop))
-        if deep:
-            strip = Image.fromarray(((np.asarray(strip).astype(np.uint32) + 128) // 257).astype(np.uint8))
-        if transparent:
+    alpha = np.empty(shape, np.uint8) if opened.has_alpha and config.matte is None else None
+    as_stored = AS_STORED[opened.orientation]
+    for rows in strips(width, height):
+        strip = opened.strip(rows)
+        if opened.has_alpha:
             strip = in_mode(strip, "RGBA")
-        colours = in_mode(strip, mode)
+        colours = in_mode(strip, opened.mode)
         if transform:
             colours = in_srgb(colours, transform)
         colours = in_mode(colours, "RGB")
         if alpha is not None:
-            AS_STORED[orientation](alpha)[rows] = np.asarray(strip.getchannel("A"))
-        elif transparent:
+            as_stored(alpha)[rows] = np.asarray(strip.getchannel("A"))
+        elif opened.has_alpha:
             colours = Image.composite(colours, Image.new("RGB", strip.size, config.matte), strip.getchannel("A"))
-        AS_STORED[orientation](rgb)[rows] = np.asarray(colours)
+        as_stored(rgb)[rows] = np.asarray(colours)
+    if alpha is not None:
+        fill_hidden(rgb, alpha)
     return Picture(
         rgb=rgb,
         alpha=alpha,
-        format=source_format,
-        gray=gray and not (transparent and config.matte and len(set(config.matte)) > 1),
+        format=opened.format,
+        gray=opened.mode == "L" and not (opened.has_alpha and config.matte and len(set(config.matte)) > 1),
         orig_width=width,
         orig_height=height,
-        exif_orientation=orientation,
-        bit_depth=bit_depth,
-        frames=frames,
-        has_alpha=transparent,
+        exif_orientation=opened.orientation,
+        bit_depth=opened.bit_depth,
+        frames=opened.frames,
+        has_alpha=opened.has_alpha,
         icc=icc,
-        profile=profile if icc == "kept" else None,
-        exif=exif,
-        xmp=xmp,
+        profile=opened.profile if icc == "kept" else None,
+        metadata=metadata,
     )
-
-
-def strips(width: int, height: int) -> Iterator[slice]:
-    """The rows of an image, some STRIP_PIXELS at a time."""
-    step = max(1, STRIP_PIXELS // width)
-    return (slice(top, min(height, top + step)) for top in range(0, height, step))
 
 
 def in_mode(image: Image.Image, mode: str) -> Image.Image:
     """As Pillow's convert, which copies what is in the mode already."""
     return image if image.mode == mode else image.convert(mode)
-
-
-def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none or it cannot be understood."""
-    try:
-        value = image.getexif().get(EXIF_ORIENTATION, 1)
-    except BROKEN:
-        return 1
-    return value if value in AS_STORED else 1
 
 
 def output_format(source_format: str, exact: bool = False, asked: str | None = None) -> str:
@@ -282,12 +208,14 @@ def to_pillow(rgb: np.ndarray, picture: Picture, image_format: str) -> Image.Ima
 
 
 def to_file(image: Image.Image, picture: Picture, image_format: str, quality: int) -> bytes:
-    """An image of `to_pillow` as a file, with the profile, EXIF and XMP of its picture."""
-    options = writer_options(image_format, picture.exif, picture.xmp)
+    """An image of `to_pillow` as a file, with the profile and metadata of its picture."""
+    upright = (picture.orig_width, picture.orig_height)[:: -1 if picture.exif_orientation >= 5 else 1]
+    resized = image.size != upright
+    options = writer_options(image_format, picture.metadata, resized)
     if picture.profile and (picture.gray or picture.profile[16:20] != b"GRAY"):
         options["icc_profile"] = picture.profile
     data = encode_image(image, image_format, quality, **options)
-    return in_tiff(data, picture.exif, picture.xmp) if image_format == "TIFF" and (picture.exif or picture.xmp) else data
+    return with_metadata(data, picture.metadata, resized) if image_format == "TIFF" else data
 
 
 def encode_rgb(rgb: np.ndarray, image_format: str) -> bytes:

@@ -47,16 +47,17 @@ def check_output(place: Store) -> None:
             raise ConfigError(f"output {place.url}: {whose}: give another OUTPUT")
 
 
-def orphans_since(output: Store, run_id: str, rows: int) -> float:
-    """From when on, in seconds by OUTPUT's clock, images may be there of which no row says anything.
+def first_mark(output: Store, run_id: str, rows: int) -> str | None:
+    """The first file of the oldest run that may have left images of which no row says anything.
 
-    Runs that were cut off leave such images. Older ones than the first run since the last that came to its account are the
-    user's. 0, for no such time, where rows were lost, whose images are left.
+    Runs that are cut off leave such images, and what is older is the user's. Only those count that began after the last run
+    that came to its account. None where rows were lost, so that any image may be of a run.
 
     Args: run_id: of the run at work. rows: that OUTPUT holds.
     """
-    accounted = [record for record in last_records(output) if record.get("exit_code") in ACCOUNTED]
-    if not accounted or rows < accounted[-1].get("rows", rows + 1):
-        return 0.0
-    began = [other for other in run_ids(output) if other > accounted[-1]["run_id"]]
-    return min(output.modified(f"runs/{other}/config.yaml") for other in (*began, run_id))
+    accounted = [record for record in last_records(output) if record.get("exit_code") in ACCOUNTED and "rows" in record]
+    if not accounted or rows < accounted[-1]["rows"]:
+        return None
+    began = {*(other for other in run_ids(output) if other > accounted[-1]["run_id"]), run_id}
+    marks = [path for path in (f"runs/{other}/config.yaml" for other in sorted(began)) if output.exists(path)]
+    return max(marks, key=output.age, default=None)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from pipeline.images.pixels import ImageError, Picture, decode
+from pipeline.images.pixels import Picture, decode
+from pipeline.images.readers.opened import ImageError
 
 LIMIT = 40_000_000
 H, W = 24, 36

@@ -12,7 +12,8 @@ from seeds import FUZZ, LIMIT, SEEDS, chunk, error_class, is_sound, noise, pictu
 
 from models.metrics import psnr_db
 from pipeline.images.headers import webp_size
-from pipeline.images.pixels import FORMATS, decode, pixels_of
+from pipeline.images.pixels import decode, pixels_of
+from pipeline.images.readers import READERS
 
 
 def test_an_empty_file_is_named_as_such() -> None:
@@ -45,7 +46,7 @@ def test_no_other_reader_of_pillow_is_ever_asked(monkeypatch: pytest.MonkeyPatch
     def asked(*args: object) -> None:
         pytest.fail("a reader was asked that must not be")
 
-    foreign = set(Image.OPEN) - {*FORMATS, "MPO"}
+    foreign = set(Image.OPEN) - {*READERS, "MPO"}
     assert len(foreign) > 20
     for name in foreign:
         monkeypatch.setitem(Image.OPEN, name, (asked, asked))
@@ -70,7 +71,7 @@ def test_what_a_file_carries_beside_its_pixels_is_bounded() -> None:
         tracemalloc.stop()
     # EXIF and a profile that are large and not packed: as large as the file at most, and left out of what is carried.
     picture = decode(png(1, 1, 8, 2, line, chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\0" + bytes(5_000_000))))
-    assert picture.exif is None
+    assert picture.metadata.exif is None
     profile = saved(Image.fromarray(scene()), "JPEG", icc_profile=bytes(10_000_000))
     assert decode(profile).icc == "unreadable"
 

@@ -163,7 +163,7 @@ def test_images_without_rows_that_runs_left_are_replaced(tmp_path, crops):
 
     save(source, crops[3:], "3.png")
     (output / "runs/20990101T000000Z-abcdef").mkdir()
-    (output / "runs/20990101T000000Z-abcdef/config.yaml").write_text("")
+    (output / "runs/20990101T000000Z-abcdef/config.yaml").write_text("of a machine whose clock is wrong")
     (output / "images/3.png").write_bytes(b"of the run that was cut off")
     assert run(denoise(source, output, params={"sigma": 9}))["ok"] == 1
     assert verify(Store(str(output))).problems == []

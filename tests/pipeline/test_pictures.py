@@ -20,9 +20,10 @@ from PIL.ExifTags import IFD, Base
 from models.metrics import psnr_db
 from pipeline.config import RunConfig, validate
 from pipeline.errors import ConfigError
-from pipeline.images import pixels
+from pipeline.images import readers
 from pipeline.images.headers import depth_of
-from pipeline.images.pixels import ImageError, PixelConfig, decode, output_format
+from pipeline.images.pixels import PixelConfig, decode, output_format
+from pipeline.images.readers.opened import ImageError
 from pipeline.output.verify import verify
 from pipeline.resolve import plan_of, resolve
 from pipeline.run import run
@@ -111,7 +112,7 @@ def test_too_many_pixels_of_a_newer_format_are_refused(photo):
     ],
 )
 def test_a_format_that_cannot_be_read_is_named(head, name):
-    with pytest.raises(ImageError, match=f"^{name} is not supported by this Pillow; convert it$") as caught:
+    with pytest.raises(ImageError, match=f"^{name} is not supported; convert it$") as caught:
         decode(head + bytes(200))
     assert caught.value.error_class == "UnsupportedFormat"
 
@@ -161,7 +162,7 @@ def test_a_picture_larger_than_a_strip_is_what_it_is_in_one_piece(photo, monkeyp
     ]
     whole = [decode(data) for data in files]
     written = [encode(picture.rgb, picture, "PNG") for picture in whole]
-    monkeypatch.setattr(pixels, "STRIP_PIXELS", 1_500)
+    monkeypatch.setattr(readers.opened, "STRIP_PIXELS", 1_500)
     for data, one, out in zip(files, whole, written, strict=True):
         picture = decode(data)
         np.testing.assert_array_equal(picture.rgb, one.rgb)
@@ -217,7 +218,7 @@ def test_a_folder_of_many_kinds_becomes_one_format(tmp_path, photo):
     assert {name: row["error_class"] for name, row in rejects.items()} == dict.fromkeys(
         ("phone.heic", "future.JXL"), "UnsupportedFormat"
     )
-    assert rejects["phone.heic"]["error"] == "HEIC is not supported by this Pillow; convert it"
+    assert rejects["phone.heic"]["error"] == "HEIC is not supported; convert it"
     made = rows(output, "results")
     assert {name for name, row in made.items() if row["icc"] != "none"} == {"wide.jpg", "print.jpg", "odd.png"}
     assert [made[name]["icc"] for name in ("wide.jpg", "print.jpg", "odd.png")] == ["converted", "converted", "unreadable"]

@@ -1,0 +1,93 @@
+"""What a reader of a file format gives, and how it says that a file is not one it can read."""
+
+import io
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+# What broken files raise in Pillow: its PNG reader reports a bad chunk as SyntaxError, its AVIF reader as RuntimeError.
+BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    RuntimeError,
+    struct.error,
+)
+STRIP_PIXELS = 2_000_000
+"""Pixels that are converted at a time, so that no second copy of a large image is held."""
+
+
+def strips(width: int, height: int, multiple: int = 1) -> Iterator[slice]:
+    """The rows of an image, some STRIP_PIXELS at a time; strips but the last have a multiple of `multiple` rows."""
+    step = max(1, STRIP_PIXELS // width // multiple) * multiple
+    return (slice(top, min(height, top + step)) for top in range(0, height, step))
+
+
+class ImageError(Exception):
+    """One image that cannot be processed: it becomes a reject and never ends a run."""
+
+    def __init__(self, error_class: str, message: str) -> None:
+        super().__init__(message)
+        self.error_class = error_class
+
+
+@dataclass
+class Opened:
+    """The decoded first frame of a file, as it is stored: not yet upright, not yet sRGB."""
+
+    pixels: Image.Image | np.ndarray
+    """A loaded image of Pillow, in a mode that Pillow converts to `mode` (or RGBA) as it is meant; or an array (H,W) gray,
+    (H,W,3) RGB or (H,W,4) RGBA uint8."""
+    format: str
+    """A name of READERS, or MPO, which is a JPEG that holds several."""
+    mode: Literal["L", "RGB", "CMYK"]
+    """What the samples are, without transparency. Gray pictures stay gray."""
+    has_alpha: bool
+    """Whether the file has transparency, so that `strip` in mode RGBA has it."""
+    bit_depth: int
+    """Bits of a sample in the file, at least 8 (1 for bilevel images)."""
+    frames: int = 1
+    orientation: int = 1
+    """The EXIF orientation, 1 to 8."""
+    profile: bytes | None = None
+    """The ICC profile of the samples."""
+    exif: bytes | None = None
+    """An EXIF block, or a whole TIFF file."""
+    xmp: bytes | None = None
+    iptc: bytes | None = None
+    """Records of IPTC-IIM that do not stand in `exif`."""
+    text: dict[str, str] = field(default_factory=dict)
+    """Texts of a PNG by keyword; the comment of another format as "Comment"."""
+    dpi: tuple[float, float] | None = None
+    """Pixels per inch, (horizontal, vertical) of the stored picture."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height)."""
+        return self.pixels.size if isinstance(self.pixels, Image.Image) else self.pixels.shape[1::-1]
+
+    def strip(self, rows: slice) -> Image.Image:
+        """Some rows as an image of Pillow."""
+        if not isinstance(self.pixels, Image.Image):
+            return Image.fromarray(self.pixels[rows])
+        width, height = self.size
+        return self.pixels if rows == slice(0, height) else self.pixels.crop((0, rows.start, width, rows.stop))
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How the files of one format are read. Both functions may raise whatever is in BROKEN."""
+
+    size_of: Callable[[io.BytesIO], tuple[int, int]]
+    """(width, height) by the header alone: nothing is decoded, and no room is made for pixels. Raises: ImageError."""
+    read: Callable[[io.BytesIO], Opened]
+    """The first frame. Raises: ImageError for what the reader knows it cannot represent."""
