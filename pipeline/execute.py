@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.cluster.connection import connected
+from pipeline.cluster.contact import clean_up, while_answering
 from pipeline.cluster.nodes import missing_paths
 from pipeline.cluster.pool import PATIENCE_SECONDS, Pool, node_resources, nodes_with_room, pool_for, room_for
 from pipeline.cluster.progress import RunProgress
@@ -90,7 +91,7 @@ def execute(job: Resolved, plan: Plan, lease: Lease, record: dict[str, Any], sec
             record["devices"] = [device for device in DEVICES if counts[f"on_{device}"]]
             record |= {"bytes_in": int(counts["bytes_in"]), "bytes_out": int(counts["bytes_out"])}
             for told in (f"{record['run_id']}/", f"suspects/{record['run_id']}/"):
-                forget(told)
+                clean_up(partial(forget, told))
     lease.check()
 
 
@@ -119,7 +120,7 @@ def write_all(job: Resolved, plan: Plan, shown: RunProgress, record: dict[str, A
         record["pool"] = asdict(pool)
         log.info("%d images; %s", len(todo), pool.on(nodes))
         try:
-            with watched(pool, shown.done, patience):
+            with watched(pool, shown.done, patience, want.wait_s):
                 rows = rows_of_block(len(todo), job.config.rows_per_part, bytes_each, pool)
                 # Not of what nodes that were lost have left: that would measure as many once more.
                 share = job.config.measured_share(len(plan.todo))
@@ -131,6 +132,8 @@ def write_all(job: Resolved, plan: Plan, shown: RunProgress, record: dict[str, A
         except RayError as e:
             raise translate(e, job) from None
         except NoRoom as e:
+            if e.taken:
+                raise RunFailed(f"{e}. {GO_ON} when there is room") from None
             left = todo.filter(pc.invert(pc.is_in(todo["image_id"], committed_ids(job.output, plan, "results", "rejects"))))
             if len(left) == len(todo) and (want.wait_s or not room_for(pool, node_resources())):
                 raise RunFailed(f"{e}. {GO_ON} when there are nodes") from None
@@ -237,6 +240,7 @@ def write(
         gpus=pool.num_gpus,
         torch_threads=pool.torch_threads,
         dtype=config.pool.dtype,
+        accept_damaged=config.accept_damaged,
         first_mark=mark,
     )
     with warnings.catch_warnings():
@@ -260,7 +264,7 @@ def write(
             max_restarts=-1,
             max_task_retries=MOST_DEATHS,
         )
-    dataset.materialize()
+    while_answering(dataset.materialize)
 
 
 def rows_of_block(todo: int, most: int, bytes_each: int, pool: Pool) -> int:

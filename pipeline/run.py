@@ -22,6 +22,7 @@ from pipeline.execute import committed_ids, execute, spare, stage
 from pipeline.logs import RunName
 from pipeline.output.committed import RUN_ID
 from pipeline.output.compact import compact
+from pipeline.output.departed import note_departed
 from pipeline.output.lease import Lease
 from pipeline.output.replaced import settle
 from pipeline.reports.report import leave_report
@@ -108,8 +109,11 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
                 if plan.new_input:
                     raise ConfigError(plan.new_input)
                 lease.rise(above=plan.fence)
+                if plan.absent is not None:
+                    note_departed(job.output, job.source.url, plan.absent)
                 record["fence"] = lease.fence
                 record |= {"found": plan.found, "ignored": plan.ignored.total(), "done_before": plan.done}
+                record["ignored_by_kind"] = dict(plan.ignored.most_common())
                 record |= {"rejects_waiting": plan.rejects_waiting, "planned": len(plan.todo)}
                 record |= {"doubt": plan.doubt} if plan.doubt else {}
                 record |= {"moved_from": dict(plan.moved.most_common(MOVED_SHOWN))} if plan.moved else {}

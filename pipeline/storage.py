@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.errors import ConfigError, StorageError
 from pipeline.etags import etags_of
 from pipeline.store_failures import Answer, busy_pause, check_length, content_md5, patiently, reason, refusal
-from pipeline.store_listing import NO_FILE, Entry, local_etag, local_files
+from pipeline.store_listing import NO_FILE, Entry, local_etag, local_files, without_markers
 
 log = logging.getLogger("imagemill.storage")
 SCHEMES = ("file", "s3")
@@ -233,18 +233,22 @@ class Store:
         answer: dict[str, Any] = self.fs.call_s3(method, Bucket=bucket, Key=key, **more)
         return answer
 
-    def entries(self, path: str = "") -> Iterator[Entry]:
+    def entries(self, path: str = "", may_skip: Callable[[str], bool] | None = None) -> Iterator[Entry]:
         """Every object below `path`, of any name; none where no folder is.
+
+        Args: may_skip: folders on a disk, by their path below `path`, that may be unreadable (local_files).
 
         Raises: StorageError when the store cannot be listed, or its bucket does not exist.
         """
         if self.local:
-            yield from (replace(entry, path=self.relative(entry.path)) for entry in local_files(self.full(path)))
+            yield from (replace(entry, path=self.relative(entry.path)) for entry in local_files(self.full(path), may_skip))
             return
         try:
-            for full, info in found_in_bucket(self, self.full(path)):
-                if info["type"] == "file" and not full.endswith("/"):
-                    yield Entry(self.relative(full), int(info["size"]), info["ETag"].strip('"'))
+            found = found_in_bucket(self, self.full(path))
+            files = ((full, info) for full, info in found if info["type"] == "file" and not full.endswith("/"))
+            yield from without_markers(
+                Entry(self.relative(full), int(info["size"]), info["ETag"].strip('"')) for full, info in files
+            )
         except FileNotFoundError as e:
             if refusal(e)[1] == "NoSuchBucket":
                 bucket = self.root.partition("/")[0]
@@ -270,7 +274,10 @@ class Store:
         return next(self.entries(path), None) is not None
 
     def entry(self, path: str) -> Entry:
-        """One object. Raises: FileNotFoundError, IsADirectoryError, OSError for a pipe, what the store's client raises."""
+        """One object; an empty one on S3 next to others below its name stands for a folder.
+
+        Raises: FileNotFoundError, IsADirectoryError, OSError for a pipe, what the store's client raises.
+        """
         if self.local:
             status = os.stat(self.full(path))
             if stat.S_ISDIR(status.st_mode):
@@ -279,7 +286,7 @@ class Store:
                 raise OSError(errno.EINVAL, NO_FILE, self.uri(path))
             return Entry(path, status.st_size, local_etag(status))
         info = self.ask(lambda: self.fs.info(self.full(path)))
-        if info["type"] == "directory":
+        if info["type"] == "directory" or (not info["size"] and self.is_prefix(path)):
             raise IsADirectoryError(errno.EISDIR, "a folder, not a file", self.uri(path))
         return Entry(path, int(info["size"]), info["ETag"].strip('"'))
 
@@ -296,6 +303,15 @@ class Store:
         # A disk of the network has its server's clock: a new file shows what it says.
         with tempfile.NamedTemporaryFile(dir=os.path.dirname(self.full(path)), prefix=".", suffix=".tmp") as probe:
             return os.stat(probe.name).st_mtime - os.stat(self.full(path)).st_mtime
+
+    def is_prefix(self, path: str) -> bool:
+        """Whether anything lies below a name on S3, where an object may have that name too.
+
+        Raises: OSError, or what the store's client raises.
+        """
+        bucket, _, key = self.full(path).partition("/")
+        request = partial(self.fs.call_s3, "list_objects_v2", Bucket=bucket, Prefix=f"{key}/", MaxKeys=1)
+        return bool(self.ask(request).get("Contents"))
 
     def read(self, path: str) -> bytes:
         """A whole object; from S3 with its length and, where the etag is one, its MD5 checked.
