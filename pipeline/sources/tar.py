@@ -89,9 +89,9 @@ def members(file: io.BufferedReader) -> Iterator[tuple[int, tarfile.TarInfo]]:
             file.seek(place)
             try:
                 member = tarfile.TarInfo.fromtarfile(archive)
-            except tarfile.EOFHeaderError:
+            except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
                 break
-            except tarfile.EmptyHeaderError:
+            except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
                 raise Stopped(f"CutShard: it has no end mark: {STILL_WRITTEN}") from None
             except (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError) as e:
                 raise Stopped(unreadable_header(e, file, place, begin, last)) from None
@@ -119,8 +119,8 @@ def unreadable_header(error: Exception, file: BinaryIO, place: int, begin: int, 
     Args: place, begin: of the header and of its archive. last: the member before it.
     """
     # The header of a long name is followed by the name and another header.
-    is_longer = isinstance(error, tarfile.SubsequentHeaderError | tarfile.ReadError)
-    is_cut = isinstance(error, tarfile.TruncatedHeaderError) or (is_longer and not file.read(1))
+    is_longer = isinstance(error, tarfile.SubsequentHeaderError | tarfile.ReadError)  # type: ignore[attr-defined]
+    is_cut = isinstance(error, tarfile.TruncatedHeaderError) or (is_longer and not file.read(1))  # type: ignore[attr-defined]
     if last is not None:
         after = f"after the member {escaped(last)}, at byte {place:,}"
         if is_cut:
