@@ -14,6 +14,8 @@ import numpy as np
 from PIL.ExifTags import IFD, Base
 from PIL.PngImagePlugin import PngInfo
 
+from pipeline.images.headers import tiff_head
+
 # What describes the picture. The other tags of the main directory say how one file holds its pixels (a TIFF's are all here),
 # and the directory behind it is the thumbnail's.
 KEPT = (
@@ -28,7 +30,7 @@ STALE = (
     *(Base.ExifImageWidth, Base.ExifImageHeight, SUBJECT_AREA, Base.SubjectLocation, IFD.Interop),
     *(Base.FocalPlaneXResolution, Base.FocalPlaneYResolution, Base.FocalPlaneResolutionUnit),
 )
-BYTE, SHORT, LONG = 1, 3, 4
+BYTE, SHORT, LONG, LONG8 = 1, 3, 4, 16
 # Bytes of a value, and of the units in it that have an order, by the types of TIFF 6.0.
 TYPES = {1: (1, 1), 2: (1, 1), 3: (2, 2), 4: (4, 4), 5: (8, 4), 6: (1, 1), 7: (1, 1), 8: (2, 2), 9: (4, 4), 10: (8, 4)}
 TYPES |= {11: (4, 4), 12: (8, 8), 13: (4, 4)}
@@ -67,20 +69,22 @@ def carried_exif(block: bytes | None, gps: bool, converted: bool) -> Exif | None
         converted: whether the pixels have become sRGB.
     """
     tiff = (block or b"").removeprefix(b"Exif\0\0")
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     try:
-        if not order:
-            return None
+        order, big, at = tiff_head(tiff)
         pointers = (IFD.Exif, IFD.GPSInfo) if gps else (IFD.Exif,)
-        main = entries_at(tiff, struct.unpack_from(f"{order}I", tiff, 4)[0], order, {*KEPT, *pointers})
+        (start,) = struct.unpack_from(f"{order}{'Q' if big else 'I'}", tiff, at)
+        main = entries_at(tiff, start, order, {*KEPT, *pointers}, big=big)
         below = {}
         for pointer in pointers:
             kind, count, place = main.pop(pointer, (0, 0, b""))
-            if (kind, count) == (LONG, 1):
-                entries = entries_at(tiff, struct.unpack("<I", place)[0], order)
-                below[int(pointer)] = {tag: entry for tag, entry in entries.items() if tag not in STALE}
+            if (kind, count) in ((LONG, 1), (LONG8, 1)):
+                entries = entries_at(tiff, int.from_bytes(place, "little"), order, big=big)
+                # What is written is no BigTIFF.
+                carried = {tag: entry for tag, entry in entries.items() if tag not in STALE and entry[0] in TYPES}
+                below[int(pointer)] = carried
     except (struct.error, ValueError):
         return None
+    main = {tag: entry for tag, entry in main.items() if entry[0] in TYPES}
     if converted and Base.ColorSpace in below.get(IFD.Exif, {}):
         below[IFD.Exif][Base.ColorSpace] = (SHORT, 1, b"\1\0")  # sRGB
     return Exif(main | {int(Base.Orientation): (SHORT, 1, b"\1\0")}, below) if main or below else None
