@@ -11,6 +11,13 @@ Piece = tuple[slice, slice, Tensor]
 """The rows and columns of a result that a piece is, and the piece (B,C,h,w)."""
 TILE = 1024
 LEAST_TILE = 64
+MEMORY_WORDS = (
+    "allocate memory",  # torch on a CPU
+    "out of memory",  # CUDA itself, outside of torch's allocator
+    "ALLOC_FAILED",  # cuDNN and cuBLAS
+    "STATUS_NOT_INITIALIZED",  # cuDNN and cuBLAS, which allocate at their first call
+    "unable to find an engine",  # cuDNN, when the workspace of no algorithm fits
+)
 LARGE_PIXELS = 12_000_000
 """Of images above this, pixels and result alone take what memory there is: their tiles are a quarter as large."""
 
@@ -46,8 +53,13 @@ def tiled(
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether torch, or Python, had not the memory; on CPUs torch says it in words alone."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
+    """Whether torch, or Python, had not the memory; libraries below torch say it in words alone."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in MEMORY_WORDS)
+
+
+def is_lost_device(error: Exception) -> bool:
+    """Whether a GPU failed so that the process can no longer use any: CUDA answers every later call with the same error."""
+    return isinstance(error, torch.AcceleratorError) and not out_of_memory(error)
 
 
 def in_tiles(fn: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int, scale: Fraction) -> Tensor:

@@ -59,9 +59,9 @@ class Colorize(TaskObjective):
         x = torch.from_numpy(np.stack([pad_to(luma[..., None], model.stride)[..., 0] for luma in lumas]))[:, None]
         x = x.to(precision.device).float() / 255
         h, w = x.shape[2:]
-        with torch.inference_mode(), precision.autocast():
+        with torch.inference_mode():
             seen = within_pixels(x, SEEN_PIXELS, model.stride)
-            chroma_B2HW = resize(model(seen), [h, w]).cpu().numpy() * params.saturation
+            chroma_B2HW = resize(precision.run(model, seen), [h, w]).cpu().numpy() * params.saturation
         outputs = []
         for luma, chroma in zip(lumas, chroma_B2HW, strict=True):
             image = recolour(luma, chroma[:, : luma.shape[0], : luma.shape[1]])

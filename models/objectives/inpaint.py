@@ -68,8 +68,8 @@ class Inpaint(TaskObjective):
             x, k = (to_batch([a], model.stride, "cpu").contiguous() for a in (sample.rgb, known.astype(np.uint8) * 255))
             pairs.append(torch.cat([push_pull(x, k), k], 1))
         x_and_known = torch.cat(pairs).to(precision.device)
-        with torch.inference_mode(), precision.autocast():
-            x_hat = tiled(lambda piece: model(*piece.split(3, 1)), x_and_known, TILE, model.halo)
+        with torch.inference_mode():
+            x_hat = tiled(lambda piece: precision.run(model, *piece.split(3, 1)), x_and_known, TILE, model.halo)
         outputs = []
         for restored, known, sample in zip(to_uint8(x_hat), masks, samples, strict=True):
             h, w = known.shape[:2]
@@ -120,8 +120,9 @@ def known_of(sample: Sample, params: InpaintParams) -> np.ndarray:
             raise SampleError("NoMask", "missing=file, and no NAME.mask.png lies beside the image")
         if sample.mask.shape != (h, w):
             size = f"{sample.mask.shape[1]}×{sample.mask.shape[0]}"
-            raise SampleError("MaskSize", f"the mask is of {size} pixels, the image of {w}×{h}")
-        known = sample.mask < 128
+            message = f"the mask has {size} pixels and the upright image {w}×{h}; a mask covers the image as viewers show it"
+            raise SampleError("MaskSize", message)
+        known = sample.mask == 0
     elif params.missing == "key":
         key = np.frombuffer(bytes.fromhex(params.key[1:]), np.uint8).astype(np.int16)
         known = (np.abs(sample.rgb.astype(np.int16) - key) > params.tolerance).any(2)

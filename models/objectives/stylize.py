@@ -100,8 +100,8 @@ class Stylize(TaskObjective):
             x = to_batch(images, model.stride, precision.device)
             if params.method == "adain":
                 columns: list[dict[str, Any]] = [{} for _ in images]
-                with torch.inference_mode(), precision.autocast():
-                    painted = paint(model, x, params.strength)
+                with torch.inference_mode():
+                    painted = precision.run(paint, model, x, params.strength)
             else:
                 how = params.model_dump(include=set(FITS["gatys"]))
                 painted, columns = optimised(model, x, [samples[n].seed for n in chosen], **how)

@@ -44,8 +44,12 @@ class Upscale(TaskObjective):
         x = byte_batch(images, model.stride, precision.device)
         # What comes out decides how much room there is.
         tile = tile_side(*(scale * n for n in x.shape[2:]))
-        with torch.inference_mode(), precision.autocast():
-            x_hat = tiled(lambda piece: as_bytes(model(unit(piece))), x, tile, model.halo, Fraction(scale), model.stride)
+
+        def enlarged(piece: Tensor) -> Tensor:
+            return as_bytes(precision.run(model, unit(piece)))
+
+        with torch.inference_mode():
+            x_hat = tiled(enlarged, x, tile, model.halo, Fraction(scale), model.stride)
         return [
             Output(image=y[: scale * i.shape[0], : scale * i.shape[1]], columns={"scale": scale})
             for y, i in zip(to_uint8(x_hat), images, strict=True)

@@ -3,7 +3,7 @@
 import io
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -22,13 +22,15 @@ BROKEN = (
     RuntimeError,
     struct.error,
 )
+DAMAGED_IMAGE = "DamagedImage"
+"""The class of a reject whose picture data is damaged or missing in part: `accept_damaged` takes such a picture."""
 STRIP_PIXELS = 2_000_000
 """Pixels that are converted at a time, so that no second copy of a large image is held."""
 
 
-def strips(width: int, height: int) -> Iterator[slice]:
-    """The rows of an image, some STRIP_PIXELS at a time."""
-    step = max(1, STRIP_PIXELS // width)
+def strips(width: int, height: int, multiple: int = 1) -> Iterator[slice]:
+    """The rows of an image, some STRIP_PIXELS at a time; strips but the last have a multiple of `multiple` rows."""
+    step = max(1, STRIP_PIXELS // width // multiple) * multiple
     return (slice(top, min(height, top + step)) for top in range(0, height, step))
 
 
@@ -63,6 +65,14 @@ class Opened:
     exif: bytes | None = None
     """An EXIF block, or a whole TIFF file."""
     xmp: bytes | None = None
+    iptc: bytes | None = None
+    """Records of IPTC-IIM that do not stand in `exif`."""
+    text: dict[str, str] = field(default_factory=dict)
+    """Texts of a PNG by keyword; the comment of another format as "Comment"."""
+    dpi: tuple[float, float] | None = None
+    """Pixels per inch, (horizontal, vertical) of the stored picture."""
+    damage: str | None = None
+    """What is wrong with the picture data, where some of the pixels are not those that were encoded."""
     alpha: np.ndarray | None = None
     """(H,W) uint8, where transparency is kept apart from `pixels`."""
 

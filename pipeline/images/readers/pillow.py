@@ -20,6 +20,7 @@ EXIF_ORIENTATION = 0x0112
 PNG_COLOUR_TYPE = 25
 """The byte of a PNG that holds its colour type."""
 PNG_GRAY = (0, 4)
+IPTC_RESOURCE = 0x0404
 
 
 @contextmanager
@@ -61,7 +62,38 @@ def read_by_pillow(image_format: str, stream: io.BytesIO) -> Opened:
             profile=image.info.get("icc_profile"),
             exif=data if image_format == "TIFF" else image.info.get("exif"),
             xmp=xmp if isinstance(xmp, bytes) else None,
+            iptc=iptc_of(image),
+            text=text_of(image),
+            dpi=dpi_of(image),
         )
+
+
+def iptc_of(image: Image.Image) -> bytes | None:
+    """The IPTC records among the resources that Photoshop leaves in a JPEG."""
+    resources = image.info.get("photoshop")
+    iptc = resources.get(IPTC_RESOURCE) if isinstance(resources, dict) else None
+    return iptc if isinstance(iptc, bytes) else None
+
+
+def text_of(image: Image.Image) -> dict[str, str]:
+    """Texts of a PNG, and the comment of a JPEG or GIF."""
+    text = {key: str(value) for key, value in getattr(image, "text", {}).items()}
+    comment = image.info.get("comment")
+    if isinstance(comment, bytes):
+        try:
+            text["Comment"] = comment.decode("utf-8")
+        except UnicodeDecodeError:
+            text["Comment"] = comment.decode("latin-1")
+    return text
+
+
+def dpi_of(image: Image.Image) -> tuple[float, float] | None:
+    """The resolution as Pillow found it."""
+    try:
+        horizontal, vertical = image.info.get("dpi", (0, 0))
+        return (float(horizontal), float(vertical)) if horizontal and vertical else None
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
 
 
 def gray_in_8_bits(image: Image.Image) -> np.ndarray:

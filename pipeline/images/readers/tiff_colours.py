@@ -42,9 +42,9 @@ UNSIGNED, UNDEFINED = 1, 4
 FORMATS = {2: "signed integer", 3: "floating-point", 5: "complex integer", 6: "complex"}
 MOST_BITS, MOST_EXTRA = 24, 3
 CMYK_INKS = 1
-D50 = np.float32([0.96422, 1, 0.82521])
-XYZ_TO_SRGB = np.float32(
-    [[3.1338561, -1.6168667, -0.4906146], [-0.9787684, 1.9161415, 0.0334540], [0.0719453, -0.2289914, 1.4052427]]
+D50 = np.array([0.96422, 1, 0.82521], np.float32)
+XYZ_TO_SRGB = np.array(
+    [[3.1338561, -1.6168667, -0.4906146], [-0.9787684, 1.9161415, 0.0334540], [0.0719453, -0.2289914, 1.4052427]], np.float32
 )
 """From XYZ of D50, adapted to D65 (Bradford), to linear sRGB."""
 SPECS = {"coefficients": (0.299, 0.587, 0.114), "reference": (0.0, 255.0, 128.0, 255.0, 128.0, 255.0)}
@@ -210,7 +210,7 @@ def rgb_of_lab(samples: np.ndarray, bits: int, icc: bool) -> np.ndarray:
     """(rows, columns, 3) uint8 sRGB of CIELab (D50), whose a and b are signed, or of ICCLab, where they are shifted."""
     unit = np.float32(1 << bits - 8)
     if icc:
-        light, a, b = np.moveaxis(samples / unit - np.float32([0, 128, 128]), -1, 0)
+        light, a, b = np.moveaxis(samples / unit - np.array([0, 128, 128], np.float32), -1, 0)
     else:
         light = samples[..., 0] * np.float32(255 / ((1 << bits) - 1))
         a, b = np.moveaxis(samples[..., 1:].astype(f"i{bits // 8}") / unit, -1, 0)

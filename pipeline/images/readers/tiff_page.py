@@ -7,8 +7,8 @@ from itertools import chain
 
 import numpy as np
 
+from pipeline.images.exif import Entries, entries_at
 from pipeline.images.headers import tiff_head
-from pipeline.images.metadata import Entries, entries_at
 from pipeline.images.readers.opened import ImageError
 
 SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 255, 256, 257, 258, 259, 262
