@@ -4,7 +4,6 @@ Those decoders give what they have of a segment that is cut off, so everything h
 samples than it must is a broken image, never a gray half of one.
 """
 
-import io
 import struct
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +15,6 @@ from pipeline.images.headers import webp_size
 from pipeline.images.readers.fax import fax_rows
 from pipeline.images.readers.jpeg import decoded as decoded_jpeg
 from pipeline.images.readers.jpeg_structure import APP0, END_MARK, FRAMES, structure_of
-from pipeline.images.readers.pillow import size_by_pillow
 from pipeline.images.readers.tiff_page import (
     FILL_ORDER,
     JPEG_TABLES,
@@ -50,7 +48,7 @@ IMAGES: dict[int, tuple[str, Callable[[bytes], tuple[int, int] | None], Callable
     34712: ("JPEG 2000", lambda data: jpeg2000_size(data), imagecodecs.jpeg2k_decode),
     LERC: ("LERC", lambda data: lerc_size(data), imagecodecs.lerc_decode),
     34927: ("WebP", webp_size, imagecodecs.webp_decode),
-    34933: ("PNG", lambda data: size_by_pillow("PNG", io.BytesIO(data)), imagecodecs.png_decode),
+    34933: ("PNG", lambda data: png_size(data), imagecodecs.png_decode),
     50001: ("WebP", webp_size, imagecodecs.webp_decode),
 }
 """Segments that are image files: the name of the format, what their header says of the size, and the decoder."""
@@ -207,6 +205,11 @@ def lerc_size(data: bytes) -> tuple[int, int] | None:
     # Version 3 has a checksum first, and version 4 the number of samples.
     height, width, samples = head[1:] if version >= 4 else (*head[1:3], 1) if version == 3 else (*head[:2], 1)
     return (width, height) if 0 < samples <= MAX_SAMPLES else None
+
+
+def png_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a PNG by its header; None for what is none."""
+    return struct.unpack_from(">II", data, 16) if data[12:16] == b"IHDR" and len(data) >= 24 else None
 
 
 def jpeg2000_size(data: bytes) -> tuple[int, int] | None:
