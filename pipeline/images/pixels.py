@@ -12,9 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 from pipeline.images.metadata import Exif, carried_exif, carried_xmp, in_tiff, writer_options
 from pipeline.images.profiles import in_srgb, treatment
 from pipeline.images.readers import not_an_image, reader_of
+from pipeline.images.readers.jpeg_structure import LONGEST_SIDE as LONGEST_JPEG_SIDE
 from pipeline.images.readers.opened import BROKEN, DAMAGED_IMAGE, ImageError, Opened, strips
 
 LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")
+LONGEST_SIDE = {"JPEG": LONGEST_JPEG_SIDE, "WEBP": 16_383, "AVIF": 32_768}
+"""Pixels a side that a file of a format holds: what libjpeg and WebP write, and what libavif reads."""
 WITH_ALPHA = ("PNG", "TIFF", "WEBP", "AVIF")
 # An upright array (H,W,…) as its file stores it, by the EXIF orientation: all of them views.
 AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -203,6 +206,17 @@ def output_format(source_format: str, exact: bool = False, asked: str | None = N
     if exact and source_format in LOSSY:
         return "PNG"
     return {"GIF": "PNG", "JPEG2000": "PNG", "MPO": "JPEG"}.get(source_format, source_format)
+
+
+def check_sides(size: tuple[int, int], image_format: str) -> None:
+    """Raises: ImageError for (width, height) that no file of a format holds."""
+    width, height = size
+    if max(size) > (longest := LONGEST_SIDE.get(image_format, max(size))):
+        raise ImageError(
+            "TooLargeForFormat",
+            f"the output has {width}×{height} pixels, and {image_format} holds at most {longest} a side: "
+            "image.format=png holds it",
+        )
 
 
 def to_pillow(rgb: np.ndarray, picture: Picture, image_format: str) -> Image.Image:
