@@ -14,6 +14,7 @@ from pipeline.images.profiles import in_srgb, treatment
 from pipeline.images.readers import not_an_image, reader_of
 from pipeline.images.readers.jpeg_structure import LONGEST_SIDE as LONGEST_JPEG_SIDE
 from pipeline.images.readers.opened import BROKEN, DAMAGED_IMAGE, ImageError, Opened, strips
+from pipeline.images.readers.zeros import damage_by_zeros
 
 LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")
 LONGEST_SIDE = {"JPEG": LONGEST_JPEG_SIDE, "WEBP": 16_383, "AVIF": 32_768}
@@ -114,6 +115,7 @@ def decode(
         reader = reader_of(head)
         check_size(reader.size_of(stream), max_pixels)
         opened = reader.read(stream)
+        opened.damage = opened.damage or damage_by_zeros(opened.format, stream.getvalue())
         if opened.damage and not accept_damaged:
             raise ImageError(DAMAGED_IMAGE, f"{opened.damage}. {KEEP_DAMAGED}")
         return to_picture(opened, stream, config)
