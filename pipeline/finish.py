@@ -14,7 +14,8 @@ from models.narrow import present
 from models.tasks.task import Output, Task
 from pipeline.cluster.tally import Tally
 from pipeline.errors import OutputHeld, StorageError
-from pipeline.images.pixels import Picture, encode_rgb, output_format, to_file, to_pillow
+from pipeline.images.pixels import Picture, check_sides, encode_rgb, output_format, to_file, to_pillow
+from pipeline.images.readers.opened import ImageError
 from pipeline.item import Item, Rejected, unexpected
 from pipeline.job import Job
 from pipeline.output.clashes import CLASHES
@@ -50,6 +51,8 @@ class Finish:
                 return item
         except Rejected as e:
             item.error = e.row
+        except ImageError as e:
+            item.error = Rejected("encode", e.error_class, str(e)).row
         except (OutputHeld, StorageError):
             raise
         except Exception as e:  # noqa: BLE001 - whatever it is, it is this image's alone
@@ -151,6 +154,7 @@ class Finish:
         own = "JPEG" if picture.format == "MPO" else picture.format
         # A member of a shard may be called by a number alone.
         changed = image_format != own or not is_image_name(name)
+        check_sides(rgb.shape[1::-1], image_format)
         image = to_pillow(rgb, picture, image_format)
         # Pillow has a copy of its own now.
         del rgb
