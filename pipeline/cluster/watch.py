@@ -76,9 +76,8 @@ class Room:
 
     def __init__(self, pool: Pool, done: Callable[[], float], patience_s: float, wait_s: float = 0) -> None:
         self.pool, self.done, self.patience_s, self.wait_s = pool, done, patience_s, wait_s
-        self.last, self.since, self.looked = done(), time.monotonic(), 0.0
-        self.taken_since: float | None = None
-        self.told = 0.0
+        self.last, self.looked, self.told = done(), 0.0, -AGAIN_SECONDS
+        self.done_at = self.since = time.monotonic()
 
     def __call__(self) -> None:
         now = time.monotonic()
@@ -86,10 +85,11 @@ class Room:
             return
         self.looked, nodes = now, node_resources()
         if self.done() != self.last:
-            self.last, self.since, self.taken_since = self.done(), now, None
+            self.last, self.done_at, self.since = self.done(), now, now
         elif room_for(self.pool, nodes) >= self.pool.actors:
             self.since = now
-            self.look_for_others(now, nodes)
+            if now - self.done_at > TAKEN_SECONDS:
+                self.look_for_others(now, nodes)
         elif now - self.since > self.patience_s:
             raise NoRoom(f"for {self.patience_s:.0f} s no image was done, and of {self.pool.on(nodes)}")
 
@@ -97,15 +97,13 @@ class Room:
         """Say that other work holds what the actors need, again every minute. Raises: NoRoom after `wait_s`."""
         free, begun = free_resources(), placed()
         if begun >= self.pool.actors or room_for(self.pool, free):
-            self.taken_since = None
             return
-        self.taken_since = self.taken_since or now
         said = f"{free_of(self.pool, free, nodes)}, and {begun} of {self.pool.actors} workers have a place"
-        if self.wait_s and now - self.taken_since > self.wait_s:
+        if self.wait_s and not begun and now - self.done_at > self.wait_s:
             raise NoRoom(f"other work holds the cluster, for {self.wait_s:.0f} s now: {said}", taken=True)
-        if now - max(self.taken_since + TAKEN_SECONDS - AGAIN_SECONDS, self.told) > AGAIN_SECONDS:
+        if now - self.told > AGAIN_SECONDS:
             self.told = now
-            limit = f"up to {self.wait_s:.0f} s" if self.wait_s else "without a limit (pool.wait_s sets one)"
+            limit = f"up to {self.wait_s:g} s" if self.wait_s else "without a limit (pool.wait_s sets one)"
             log.warning("%s: other work holds the rest. The run waits for it %s", said, limit)
 
 
