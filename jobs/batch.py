@@ -1,5 +1,6 @@
 """The batch job and its plan, as a person sees them."""
 
+import logging
 from collections import Counter
 from typing import Any
 
@@ -9,6 +10,7 @@ from jobs.console import console, number
 from pipeline.cluster.connection import address_of, connected
 from pipeline.cluster.pool import free_of, free_resources, nodes_with_room, pool_for, room_for
 from pipeline.config import RunConfig
+from pipeline.errors import Interrupted
 from pipeline.output.committed import last_records
 from pipeline.progress import clock
 from pipeline.resolve import check_ends, check_model, plan_of, resolve
@@ -16,14 +18,26 @@ from pipeline.run import run
 from pipeline.sources.folder import OTHER
 from pipeline.storage import Store
 
+log = logging.getLogger("imagemill.run")
 SHOWN_KINDS = 5
 SHARES_ALIKE = 0.05
 """To measure so much more of a run makes it a fifth slower: measuring takes four times what the rest does."""
 
 
 def run_and_show(config: RunConfig, run_id: str | None = None) -> None:
-    """Run, and print the table of what happened."""
-    show_record(run(config, run_id=run_id))
+    """Run, and print the table of what happened.
+
+    A signal that comes when all images are done, while the report is made, leaves the run what it is: done.
+    """
+    record: dict[str, Any] = {}
+    try:
+        run(config, record, run_id)
+    except Interrupted:
+        if record.get("exit_code") != 0:
+            raise
+        report = "" if record["report"] else f"; imagemill report {record['output']} makes the report"
+        log.warning("interrupted when all images were done%s", report)
+    show_record(record)
 
 
 def show_record(record: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from pipeline.cluster.contact import clean_up
 from pipeline.cluster.pool import LOOK_SECONDS, Nodes, Pool, free_of, free_resources, node_resources, room_for
 
 log = logging.getLogger("imagemill.run")
-TAKEN_SECONDS = 15.0
+TAKEN_SECONDS = 30.0
 """What other work holds is said when no image was done for so long: a run before may have ended a moment ago."""
 AGAIN_SECONDS = 60.0
 """How often that is said."""
@@ -72,10 +72,14 @@ class Room:
     Where the nodes are too few, raises NoRoom after some time: an actor whose node died waits for another one with the
     images that it was given, and Ray Data waits for it without end. Where other work holds the nodes, says so, and raises
     NoRoom only if the run has a limit for its wait.
+
+    Args: shared: whether others may work on the cluster.
     """
 
-    def __init__(self, pool: Pool, done: Callable[[], float], patience_s: float, wait_s: float = 0) -> None:
-        self.pool, self.done, self.patience_s, self.wait_s = pool, done, patience_s, wait_s
+    def __init__(
+        self, pool: Pool, done: Callable[[], float], patience_s: float, shared: bool = False, wait_s: float = 0
+    ) -> None:
+        self.pool, self.done, self.patience_s, self.shared, self.wait_s = pool, done, patience_s, shared, wait_s
         self.last, self.looked, self.told = done(), 0.0, -AGAIN_SECONDS
         self.done_at = self.since = time.monotonic()
 
@@ -88,7 +92,7 @@ class Room:
             self.last, self.done_at, self.since = self.done(), now, now
         elif room_for(self.pool, nodes) >= self.pool.actors:
             self.since = now
-            if now - self.done_at > TAKEN_SECONDS:
+            if self.shared and now - self.done_at > TAKEN_SECONDS:
                 self.look_for_others(now, nodes)
         elif now - self.since > self.patience_s:
             raise NoRoom(f"for {self.patience_s:.0f} s no image was done, and of {self.pool.on(nodes)}")
@@ -115,7 +119,9 @@ def kill_actors() -> None:
 
 
 @contextmanager
-def watched(pool: Pool, done: Callable[[], float], patience_s: float, wait_s: float = 0) -> Iterator[None]:
+def watched(
+    pool: Pool, done: Callable[[], float], patience_s: float, shared: bool = False, wait_s: float = 0
+) -> Iterator[None]:
     """Ray Data's work within the `with` ends with NoRoom, or with what the handler of a signal raises.
 
     When it fails its actors are ended: Ray Data leaves that to whoever lets go of the last handle, which the exception's
@@ -129,7 +135,7 @@ def watched(pool: Pool, done: Callable[[], float], patience_s: float, wait_s: fl
 
     ray.data.DataContext.get_current().custom_execution_callback_classes = [Steps]
     with signals_wait(once=True) as waiting:
-        checks[:] = [signalled, Room(pool, done, patience_s, wait_s)]
+        checks[:] = [signalled, Room(pool, done, patience_s, shared, wait_s)]
         try:
             yield
         except BaseException:
