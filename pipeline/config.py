@@ -168,9 +168,8 @@ def validate(model: type[Model], values: dict[str, Any], origin: str, group: tup
             elif not error["loc"]:
                 lines.append(error["msg"])  # of several keys together
             else:
-                quotes = (
-                    "; put it in quotes" if error["type"] == "string_type" and isinstance(error["input"], UNQUOTED) else ""
-                )
+                is_unquoted = error["type"] == "string_type" and isinstance(error["input"], UNQUOTED)
+                quotes = "; put it in quotes" if is_unquoted else ""
                 lines.append(f"{key} = {error['input']!r}: {error['msg']}{quotes}")
         for valid, keys in unknown.items():
             lines.append(f"unknown {'key' if len(keys) == 1 else 'keys'} {', '.join(keys)}; valid: {valid or 'none'}")

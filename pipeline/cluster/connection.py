@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cluster.contact import clean_up, contact
-from pipeline.cluster.own import on_loopback, own_options, tidy
+from pipeline.cluster.own import apart, own_options, tidy
 from pipeline.errors import ConfigError, RunFailed
 from pipeline.logs import VARIABLE
 from pipeline.signals import ENDING
@@ -210,13 +210,8 @@ def start(address: str | None, num_cpus: int | None) -> None:
         return
     options = quiet | own_options(num_cpus)
     log.info("starting Ray on this machine")
-    # A terminal that goes away takes all its processes with it: ours puts things in order first, and ends Ray's.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-    try:
-        with signals_wait(), on_loopback():
-            context = start_ray(None, options)
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+    with signals_wait(), apart():
+        context = start_ray(None, options)
     tidy(Path(context.address_info["session_dir"]))
 
 
