@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.cluster.connection import connected
+from pipeline.cluster.connection import address_of, connected
 from pipeline.cluster.contact import clean_up, while_answering
 from pipeline.cluster.nodes import missing_paths
 from pipeline.cluster.pool import PATIENCE_SECONDS, Pool, node_resources, nodes_with_room, pool_for, room_for
@@ -120,7 +120,7 @@ def write_all(job: Resolved, plan: Plan, shown: RunProgress, record: dict[str, A
         record["pool"] = asdict(pool)
         log.info("%d images; %s", len(todo), pool.on(nodes))
         try:
-            with watched(pool, shown.done, patience, want.wait_s):
+            with watched(pool, shown.done, patience, address_of(job.config.address) is not None, want.wait_s):
                 rows = rows_of_block(len(todo), job.config.rows_per_part, bytes_each, pool)
                 # Not of what nodes that were lost have left: that would measure as many once more.
                 share = job.config.measured_share(len(plan.todo))
