@@ -12,7 +12,7 @@ from typing import IO, NoReturn
 
 from jobs.cli import app
 from models.checkpoint import CheckpointError
-from pipeline.cluster.connection import endings, ensure_token
+from pipeline.cluster.connection import ensure_token, wait_for_end
 from pipeline.errors import ConfigError, Deadline, Failure, Interrupted, RunFailed, StorageError
 from pipeline.logs import as_json, configure
 from pipeline.signals import again, raisable
@@ -73,8 +73,7 @@ def end(code: int) -> NoReturn:
     """End the process at once: the interpreter's own end takes torch and Ray apart for a second, for nobody."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    while endings:
-        endings.pop().join()
+    wait_for_end()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             stream.flush()

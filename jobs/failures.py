@@ -6,7 +6,7 @@ from rich.text import Text
 
 from jobs.console import console, number
 from jobs.inspect import check_exists
-from jobs.tables import check_format, write
+from jobs.tables import encoded, table_target
 from pipeline.output.rejects import grouped, waiting_rejects
 from pipeline.sources.web import without_secrets
 from pipeline.storage import Store
@@ -14,14 +14,17 @@ from pipeline.storage import Store
 COLUMNS = ["image_id", "source_uri", "rel_path", "stage", "error_class", "error", "transient", "attempts", "run_id"]
 
 
-def show_failures(output: Store, by_reason: bool = False, export: str | None = None) -> None:
-    """Raises: StorageError when OUTPUT is not there; ConfigError for a file of another kind."""
-    check_format(export)
+def show_failures(output: Store, by_reason: bool = False, export: str | None = None, overwrite: bool = False) -> None:
+    """Args: overwrite: replace a file that imagemill did not write.
+
+    Raises: StorageError when OUTPUT is not there; ConfigError for a file of another kind, or of the user.
+    """
+    target = table_target(export, overwrite)
     check_exists(output)
     rejects = waiting_rejects(output, COLUMNS).sort_by("rel_path")
-    if export:
-        write(rejects, export)
-        console.print(f"{number(len(rejects), 'reject')} in {export}")
+    if target:
+        target.write(encoded(rejects, target.path))
+        console.print(f"{number(len(rejects), 'reject')} in {target.path}")
     elif not len(rejects):
         console.print("no rejects")
     elif by_reason:

@@ -59,6 +59,11 @@ class RunConfig(Strict):
     )
     limit: int | None = Field(None, ge=1, description="do at most so many images")
     retry: bool = Field(False, description="do the rejects of unchanged images again, and nothing else")
+    allow_new_input: bool = Field(
+        False,
+        description="INPUT was moved or renamed: accept images that OUTPUT holds from another place. Without it such a run "
+        "is refused, because another INPUT may have images of the same names",
+    )
     max_pixels: int = Field(
         MAX_PIXELS, ge=1, description="larger sources are rejects; what upscale makes of one has four times as many"
     )

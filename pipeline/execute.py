@@ -14,11 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.cluster.connection import connected
+from pipeline.cluster.contact import clean_up, while_answering
 from pipeline.cluster.nodes import missing_paths
 from pipeline.cluster.pool import PATIENCE_SECONDS, Pool, node_resources, nodes_with_room, pool_for, room_for
 from pipeline.cluster.progress import RunProgress
-from pipeline.cluster.tally import DEVICES, forget, peak_rss_mb
+from pipeline.cluster.tally import DEVICES, ETAGS, forget, peak_rss_mb
 from pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
+from pipeline.etags import etags_of
+from pipeline.output.clashes import with_clashes
 from pipeline.output.committed import SUPERSEDED, new_parts, part_paths, placed, read_parts, scan
 from pipeline.output.exemplars import keep_exemplars
 from pipeline.output.kept import keep_checkpoint
@@ -73,6 +76,9 @@ def execute(job: Resolved, plan: Plan, lease: Lease, record: dict[str, Any], sec
                 write_all(job, plan, shown, record)
         finally:
             counts = shown.counts
+            for place in (name for name in counts if name.startswith(ETAGS)):
+                # The log of an actor is where only an operator looks.
+                etags_of(place.removeprefix(ETAGS).removesuffix(":")).warn()
             seconds["first_image"] = round(shown.first_image_s, 3)
             record["images_per_s"] = round(shown.rate(), 2)
             record["peak_rss_mb"] = {
@@ -84,7 +90,7 @@ def execute(job: Resolved, plan: Plan, lease: Lease, record: dict[str, Any], sec
             record["devices"] = [device for device in DEVICES if counts[f"on_{device}"]]
             record |= {"bytes_in": int(counts["bytes_in"]), "bytes_out": int(counts["bytes_out"])}
             for told in (f"{record['run_id']}/", f"suspects/{record['run_id']}/"):
-                forget(told)
+                clean_up(partial(forget, told))
     lease.check()
 
 
@@ -97,7 +103,7 @@ def write_all(job: Resolved, plan: Plan, shown: RunProgress, record: dict[str, A
 
     from pipeline.cluster.watch import NoRoom, watched
 
-    todo, want, lost = plan.todo, job.config.pool, False
+    todo, want, lost = with_clashes(job.output, plan.todo), job.config.pool, False
     bytes_each = max(1, plan.bytes_todo // len(todo))
     patience = want.wait_s or PATIENCE_SECONDS
     while True:
@@ -113,7 +119,7 @@ def write_all(job: Resolved, plan: Plan, shown: RunProgress, record: dict[str, A
         record["pool"] = asdict(pool)
         log.info("%d images; %s", len(todo), pool.on(nodes))
         try:
-            with watched(pool, shown.done, patience):
+            with watched(pool, shown.done, patience, want.wait_s):
                 rows = rows_of_block(len(todo), job.config.rows_per_part, bytes_each, pool)
                 # Not of what nodes that were lost have left: that would measure as many once more.
                 share = job.config.measured_share(len(plan.todo))
@@ -124,6 +130,8 @@ def write_all(job: Resolved, plan: Plan, shown: RunProgress, record: dict[str, A
         except RayError as e:
             raise translate(e, job) from None
         except NoRoom as e:
+            if e.taken:
+                raise RunFailed(f"{e}. {GO_ON} when there is room") from None
             left = todo.filter(pc.invert(pc.is_in(todo["image_id"], committed_ids(job.output, plan, "results", "rejects"))))
             if len(left) == len(todo) and (want.wait_s or not room_for(pool, node_resources())):
                 raise RunFailed(f"{e}. {GO_ON} when there are nodes") from None
@@ -248,7 +256,7 @@ def write(job: Resolved, todo: pa.Table, rows: int, pool: Pool, share: float, li
             max_restarts=-1,
             max_task_retries=MOST_DEATHS,
         )
-    dataset.materialize()
+    while_answering(dataset.materialize)
 
 
 def rows_of_block(todo: int, most: int, bytes_each: int, pool: Pool) -> int:

@@ -16,8 +16,9 @@ from pipeline.errors import OutputHeld, StorageError
 from pipeline.images.pixels import Picture, encode_rgb, output_format, to_file, to_pillow
 from pipeline.item import Item, Rejected
 from pipeline.job import Job
+from pipeline.output.clashes import CLASHES
 from pipeline.output.lease import newest_claim
-from pipeline.output.names import decoded_name, output_name
+from pipeline.output.names import decoded_name, is_refused, output_name, renamed
 from pipeline.schema import latent_bytes, pack_latent
 from pipeline.sources.folder import is_image_name
 from pipeline.sources.web import without_secrets
@@ -34,7 +35,7 @@ class Finish:
 
     def __init__(self, job: Job, task: Task, tally: Tally) -> None:
         self.job, self.task, self.tally = job, task, tally
-        self._looked = -HOLDER_SECONDS
+        self._looked: tuple[float, ...] | None = None
 
     def __call__(self, item: Item) -> Item:
         """Raises: StorageError when OUTPUT takes nothing more; OutputHeld when it is another run's."""
@@ -88,23 +89,37 @@ class Finish:
             if output.image is None:
                 return row
             data, name = self._encoded(item, output, picture)
-        path = f"images/{name}"
-        if time.monotonic() - self._looked > HOLDER_SECONDS:
+        # The first clock stands still while a laptop sleeps, the second may be set.
+        looked = time.monotonic(), time.time()
+        if not self._looked or any(abs(b - a) > HOLDER_SECONDS for a, b in zip(self._looked, looked, strict=True)):
             newest_claim(self.job.output, self.job.lineage["fence"])
-            self._looked = time.monotonic()
+            self._looked = looked
         with self.tally.time("put"):
-            try:
-                self.job.output.write(path, data)
-            except Exception as e:  # noqa: BLE001 - as in __call__
-                if takes_nothing(e):
-                    raise StorageError(f"{self.job.output.uri(path)}: {reason(e)}") from None
-                raise Rejected("write", type(e).__name__, reason(e), transient=True) from None
+            path = self._put(item, name, data)
         self.tally.add(bytes_out=len(data))
         return row | {
             "output_uri": path,
             "output_sha256": hashlib.sha256(data).hexdigest(),
             "output_bytes": len(data),
         }
+
+    def _put(self, item: Item, name: str, data: bytes) -> str:
+        """Write an output, under another name where OUTPUT cannot hold its own; return its path below OUTPUT."""
+        other = renamed(item.reference["rel_path"], name)
+        path = f"images/{other if item.reference.get(CLASHES) else name}"
+        try:
+            try:
+                self.job.output.write(path, data)
+            except OSError as e:
+                if not is_refused(e):
+                    raise
+                path = f"images/{other}"
+                self.job.output.write(path, data)
+        except Exception as e:  # noqa: BLE001 - as in __call__
+            if takes_nothing(e):
+                raise StorageError(f"{self.job.output.uri(path)}: {reason(e)}") from None
+            raise Rejected("write", type(e).__name__, reason(e), transient=True) from None
+        return path
 
     def _encoded(self, item: Item, output: Output, picture: Picture) -> tuple[bytes, str]:
         """The output's file and its name below images/."""

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.output.committed import newest_of, part_paths, rejected_of
+from pipeline.output.departed import absent_rejects
 from pipeline.progress import LOG_SECONDS
 from pipeline.schema import REFERENCE, image_id, version_of
-from pipeline.sources.source import Found, Listed
+from pipeline.sources.source import UNREADABLE_SHARD, Found, Listed
 from pipeline.sources.web import without_secrets
 from pipeline.storage import Store
 
@@ -47,8 +48,16 @@ class Plan:
     """The highest of the runs that made rows of what it found, or were to do some of it again."""
     rows: int
     """Rows that were there, of all images."""
+    moved: Counter[str]
+    """How many images have a newest row that was made from a source in another place than theirs is now, by that place."""
+    moved_example: str | None
+    """The name of one of them."""
+    absent: pa.Table | None = None
+    """Rejects of images that were not found (image_id, fence, run_id); None where a shard could not be looked into."""
     doubt: str | None = None
     """Why INPUT may be the wrong place."""
+    new_input: str | None = None
+    """Why a run refuses INPUT, unless it is told that it may be new."""
 
     @property
     def bytes_todo(self) -> int:
@@ -77,7 +86,7 @@ def make_plan(
     inputs, ignored = references(listed, source, checkpoint_sha256, parameters)
     ids, versions = (inputs[name].combine_chunks() for name in ("image_id", "version"))
     results, rejects = part_paths(output, "results"), part_paths(output, "rejects")
-    newest = newest_of(output, results, ids, versions)
+    newest = newest_of(output, results, inputs)
     attempts, waits = rejected_of(output, rejects, ids, versions)
     done = newest.same & (newest.fence >= 0)
     waiting = waits & ~done
@@ -88,7 +97,12 @@ def make_plan(
     doubled = inputs.select(["image_id"]).filter(pa.array(newest.rows > 1))
     waiting_rejects = 0 if retry else int(waiting.sum())
     parts, fence = {*results, *rejects}, int(newest.seen.max(initial=0))
+    unread = pc.any(pc.starts_with(inputs["problem"], UNREADABLE_SHARD)).as_py()
+    absent = None if unread else absent_rejects(output, rejects, ids)
     strange = bool(parts) and not newest.there.any() and not attempts.any()
+    moved = np.flatnonzero(newest.moved >= 0)
+    images = np.bincount(newest.moved[moved], minlength=len(newest.places))
+    places = Counter({place: int(images[number]) for place, number in newest.places.items() if images[number]})
     return Plan(
         todo,
         len(inputs),
@@ -101,6 +115,9 @@ def make_plan(
         strange,
         fence,
         newest.committed,
+        places,
+        inputs["rel_path"][int(moved[0])].as_py() if len(moved) else None,
+        absent,
     )
 
 

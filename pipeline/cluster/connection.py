@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import secrets
-import shutil
 import signal
 import sys
 import threading
@@ -15,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.cluster.contact import clean_up, contact
+from pipeline.cluster.own import on_loopback, own_options, tidy
 from pipeline.errors import ConfigError, RunFailed
 from pipeline.logs import VARIABLE
 
@@ -60,14 +61,12 @@ class Kept:
 
 
 kept = Kept()
-OURS = "imagemill"
-"""A file that marks the folder of a Ray session as ours."""
-SESSIONS = 10
-"""Whose logs are kept."""
 STARTS = 3
 """Times that a Ray of our own is started: on a machine that is loaded to the brim its processes may be late."""
 ROOT = Path(__file__).parents[2]
 """The repository, or where the packages are installed. What `.rayignore` there lets through is shipped to a cluster."""
+SHUTDOWN_SECONDS = 30.0
+"""Ray's end takes a second or two, and on a busy machine more; without a network it would never come."""
 # glibc hands large blocks back to the kernel and faults them in again for every image: keeping them made the
 # models 2 to 2.5 times faster (measured; see DECISIONS.md). Niceness 15 is Ray's default for workers.
 WORKER_ENV = {
@@ -103,14 +102,14 @@ def address_of(asked: str | None) -> str | None:
 def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None]:
     """Ray for the time of a `with`. A Ray that this process already has is used and left as it is.
 
-    A Ray of our own has no dashboard. Its ports still listen on all interfaces. Its end takes a second or more: it goes on
-    beside what comes after the `with`, and the next Ray, or the end of the process, waits for it.
+    A Ray of our own has no dashboard, and all its ports listen on the loopback address alone. Its end takes a second or
+    more: it goes on beside what comes after the `with`, and the next Ray, or the end of the process, waits for it.
     """
     ensure_token()
     import ray
 
-    while endings:
-        endings.pop().join()
+    wait_for_end()
+    contact.check()
     address = address_of(address)
     if kept.started and kept.address != address:
         kept.started = False
@@ -124,7 +123,7 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
         if ours:
             # Nothing may be at work any more when the error is heard of.
             kept.started = False
-            ray.shutdown()
+            clean_up(ray.shutdown, SHUTDOWN_SECONDS)
         raise
     if ours and kept.wanted:
         kept.started, kept.address = True, address
@@ -145,6 +144,12 @@ def one_ray() -> Iterator[None]:
             end_beside()
 
 
+def wait_for_end() -> None:
+    """Wait until the Ray that this process had is gone; a cluster that does not answer any more is left alone."""
+    while endings:
+        endings.pop().join(SHUTDOWN_SECONDS)
+
+
 def end_beside() -> None:
     """End Ray in a thread, for the next one or the end of the process to wait for."""
     import ray
@@ -160,36 +165,27 @@ def end_beside() -> None:
         finally:
             gc.unfreeze()
 
-    endings.append(threading.Thread(target=end, name="end of Ray"))
+    endings.append(threading.Thread(target=end, daemon=True, name="end of Ray"))
     endings[-1].start()
-
-
-def tidy(session: Path) -> None:
-    """Of what Rays of ours left beside this session's folder, which Ray itself never deletes, keep the newest few."""
-    try:
-        (session / OURS).touch()
-        for mark in sorted(session.parent.glob(f"session_2*/{OURS}"))[:-SESSIONS]:
-            driver = mark.parent.name.rpartition("_")[2]
-            if not Path("/proc", driver).exists():
-                shutil.rmtree(mark.parent, ignore_errors=True)
-    except OSError as e:
-        log.warning("old sessions in %s stay: %s", session.parent, e.strerror)
 
 
 def start(address: str | None, num_cpus: int | None) -> None:
     """Raises: ConfigError, RunFailed."""
     for key, value in WORKER_ENV.items():
         os.environ.setdefault(key, value)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    # Before it is started: Ray warns of what it finds on the machine, and it is not for people.
+    logging.getLogger("ray").setLevel(logging.ERROR)
     if address:
-        options |= {"address": address, "runtime_env": runtime_env()}
-    else:
-        options |= {"address": "local", "include_dashboard": False, "num_cpus": num_cpus}
-    log.info("%s", f"connecting to Ray at {address}" if address else "starting Ray on this machine")
-    with signals_wait():
-        context = start_ray(address, options)
-    if not address:
-        tidy(Path(context.address_info["session_dir"]))
+        log.info("connecting to Ray at %s", address)
+        with signals_wait():
+            start_ray(address, quiet | {"address": address, "runtime_env": runtime_env()})
+        return
+    options = quiet | own_options(num_cpus)
+    log.info("starting Ray on this machine")
+    with signals_wait(), on_loopback():
+        context = start_ray(None, options)
+    tidy(Path(context.address_info["session_dir"]))
 
 
 def start_ray(address: str | None, options: dict[str, Any]) -> Any:
@@ -207,6 +203,9 @@ def start_ray(address: str | None, options: dict[str, Any]) -> Any:
             if address:
                 raise ConfigError(f"Ray at {address}: {said}") from None
             ray.shutdown()
+            if isinstance(e, OSError | ValueError) and not isinstance(e, TimeoutError | ConnectionError):
+                # To start it again would end in the same way.
+                raise RunFailed(f"Ray did not start on this machine: {said}") from None
             if not left:
                 raise RunFailed(f"Ray did not start on this machine; is it short of memory, or busy? {said}") from None
 

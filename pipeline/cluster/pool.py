@@ -1,11 +1,13 @@
 """The actors of a run: how many a cluster has room for."""
 
+import logging
 import time
 from dataclasses import dataclass, replace
 
 from pipeline.config import PoolConfig
 from pipeline.errors import ConfigError
 
+log = logging.getLogger("imagemill.run")
 PATIENCE_SECONDS = 60.0
 """How long a run waits for an image, or for a first node, where actors have no place."""
 LOOK_SECONDS = 2.0
@@ -84,8 +86,10 @@ def pool_for(want: PoolConfig, nodes: Nodes, shrink: bool = False) -> Pool:
         threads, batch_size = want.threads or max(2, int(num_cpus)), want.batch_size or 32
         pool = Pool(want.actors or default, num_cpus, want.gpus_per_worker, threads, batch_size)
     else:
-        default = int(sum(int(cpu) for cpu, _ in nodes))
-        pool = Pool(want.actors or default, 1, 0, want.threads or 2, want.batch_size or 8)
+        # Where every node has less than a CPU, a worker takes what the best of them has.
+        num_cpus = min(1.0, max((cpu for cpu, _ in nodes if cpu), default=1.0))
+        default = sum(int(cpu / num_cpus) for cpu, _ in nodes)
+        pool = Pool(want.actors or default, num_cpus, 0, want.threads or 2, want.batch_size or 8)
     room = room_for(pool, nodes)
     if want.wait_s:
         if not pool.actors:
@@ -109,14 +113,31 @@ def node_resources() -> Nodes:
     return [(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive]
 
 
+def free_resources() -> Nodes:
+    """(CPUs, GPUs) of each node that is alive, less what any work on the cluster holds."""
+    from ray._private.state import available_resources_per_node
+
+    free = available_resources_per_node().values()
+    return [(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in free]
+
+
+def free_of(pool: Pool, free: Nodes, nodes: Nodes) -> str:
+    """How much of what the workers of a pool need is free, in words: 0 of 1 CPUs are free."""
+    kind, name = (1, "GPUs") if pool.num_gpus else (0, "CPUs")
+    return f"{sum(node[kind] for node in free):g} of {sum(node[kind] for node in nodes):g} {name} are free"
+
+
 def nodes_with_room(want: PoolConfig, patience_s: float = PATIENCE_SECONDS) -> Nodes:
     """The nodes, when there is one that can work: a cluster may have begun a moment ago, or have lost all it had.
 
     As they are where `want` says that nodes are yet to come: its actors are what an autoscaler waits for.
     """
-    end = time.monotonic() + (0 if want.wait_s else patience_s)
+    end, said = time.monotonic() + (0 if want.wait_s else patience_s), False
     while True:
         nodes = node_resources()
         if any(cpu or gpu for cpu, gpu in nodes) or time.monotonic() >= end:
             return nodes
+        if not said:
+            log.info("no node has a CPU or a GPU; waiting up to %.0f s for one", patience_s)
+            said = True
         time.sleep(LOOK_SECONDS)

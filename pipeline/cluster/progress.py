@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from types import TracebackType
 
+from pipeline.cluster.contact import contact
 from pipeline.cluster.metrics import waiting_gauge
 from pipeline.cluster.pool import WITHOUT_CUDA
 from pipeline.cluster.tally import published
@@ -55,13 +56,22 @@ class RunProgress:
         self.first_image_s = self.first_image_s or max(0.0, elapsed - POLL_SECONDS)
         return done / max(POLL_SECONDS, elapsed - self.first_image_s)
 
+    def _ask(self) -> None:
+        """Add up what was counted; that Ray answers at all is what a run is watched by."""
+        try:
+            self.counts = total(self.run_id)
+        except Exception as e:  # noqa: BLE001 - Ray's core raises errors of its own when it has no connection
+            log.debug("no progress known: %s", e)
+        else:
+            contact.heard()
+
     def _watch(self) -> None:
         last_log = time.monotonic()
         with bar_of() as bar:
             shown = bar.add_task("images", total=self.planned, note="starting")
             while True:
                 stopped = self._stop.wait(POLL_SECONDS)
-                self.counts = total(self.run_id)
+                self._ask()
                 self._warn_without_cuda()
                 done, rejected = self.done(), int(self.counts["rejected"])
                 rate = self.rate()
@@ -88,4 +98,5 @@ class RunProgress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
-        self._thread.join(timeout=10)
+        if not contact.lost:
+            self._thread.join(timeout=10)

@@ -12,10 +12,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipeline.cluster.metrics import ActorMetrics
+from pipeline.etags import doubted
 
 log = logging.getLogger("imagemill.run")
 NAMESPACE = b"imagemill"
 DEVICES = ("cpu", "cuda")
+ETAGS = "etags:"
+"""Before the name of a bucket whose etags an actor found to be no MD5s."""
 
 
 def publish(key: str, content: dict[str, Any]) -> None:
@@ -94,6 +97,7 @@ class Tally:
         with self._telling:
             with self._lock:
                 self._counts["rss_mb"] = peak_rss_mb()
+                self._counts.update({f"{ETAGS}{place}:": 1 for place in doubted() if f"{ETAGS}{place}:" not in self._counts})
                 counts = dict(self._counts)
             self._metrics.add({name: count - self._shown[name] for name, count in counts.items()})
             self._shown = Counter(counts)

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from pipeline.config import RunConfig
 from pipeline.errors import DamagedPart, StorageError
+from pipeline.output.origins import moved, numbered
 from pipeline.storage import Store
 from pipeline.store_failures import STORE_FAILURES, is_damage, reason
 from pipeline.store_listing import Entry
@@ -236,6 +237,9 @@ class Newest:
     """How many rows there are of the version asked for: more than one where a run was killed before its account."""
     seen: np.ndarray
     """The highest fence of a run that made a row of it, or was to do it again; -1 without one."""
+    moved: np.ndarray
+    """The place that the row's source was in (`places`), where that is another than now; -1 where it is the same."""
+    places: dict[str, int]
     committed: int = 0
     """Rows there are in all, of other images too."""
 
@@ -254,15 +258,21 @@ def wanted(table: pa.Table, ids: pa.Array, versions: pa.Array) -> tuple[pa.Table
     return table.filter(pa.array(same)), place[same]
 
 
-def newest_of(output: Store, parts: Sequence[str], ids: pa.Array, versions: pa.Array) -> Newest:
+def newest_of(output: Store, parts: Sequence[str], inputs: pa.Table) -> Newest:
     """The newest committed row of each image whose output files are still that row's.
+
+    Args: inputs: image_id, version, source_uri and rel_path of the images, as schema.REFERENCE has them.
 
     Raises: StorageError for a part that is damaged.
     """
+    ids, versions = (inputs[name].combine_chunks() for name in KEYS)
+    # Of so many images together they may be longer than the offsets of plain strings can say.
+    uris, names = (inputs[name].cast(pa.large_string()).combine_chunks() for name in ("source_uri", "rel_path"))
     same, there, files = (np.zeros(len(ids), bool) for _ in range(3))
     marked = superseded(output, ids)
-    newest = Newest(np.full(len(ids), -1, np.int64), same, there, np.zeros(len(ids), np.uint8), marked)
-    for chunk in scan(output, parts, [*KEYS, "fence", "output_bytes"]):
+    fences, unmoved = np.full(len(ids), -1, np.int64), np.full(len(ids), -1, np.int32)
+    newest = Newest(fences, same, there, np.zeros(len(ids), np.uint8), marked, unmoved, {})
+    for chunk in scan(output, parts, [*KEYS, "fence", "output_bytes", "source_uri"]):
         newest.committed += len(chunk)
         table, place = placed(chunk, ids)
         fence = table["fence"].fill_null(0).to_numpy()
@@ -273,6 +283,9 @@ def newest_of(output: Store, parts: Sequence[str], ids: pa.Array, versions: pa.A
         newest.there[place] = True
         np.add.at(newest.rows, place[same], 1)
         newest.fence[place[order]], newest.same[place[order]] = fence[order], same[order]
+        taken = pa.array(place)
+        before = moved(table["source_uri"], uris.take(taken), names.take(taken))
+        newest.moved[place[order]] = numbered(before, newest.places)[order]
         files[place[order]] = pc.is_valid(table["output_bytes"]).to_numpy()[order]
     robbed = files & (marked > newest.fence)
     np.maximum(marked, newest.fence, out=newest.seen)

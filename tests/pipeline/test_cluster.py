@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from pipeline.cluster.connection import OURS, SESSIONS, STARTS, connected, signals_wait, tidy
+from pipeline.cluster.connection import STARTS, connected, signals_wait
+from pipeline.cluster.own import OURS, SESSIONS, tidy
 from pipeline.cluster.tally import Tally
 from pipeline.errors import RunFailed
 
