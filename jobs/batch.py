@@ -37,7 +37,10 @@ def show_record(record: dict[str, Any]) -> None:
     table.add_row("found", f"{number(record['found'], 'image')}, {other_files(Counter(record['ignored_by_kind']))}")
     table.add_row("done before", f"{record['done_before']:,}")
     table.add_row("planned", f"{planned:,}")
-    table.add_row("ok", f"{record['ok']:,}")
+    damaged = record.get("damaged")
+    table.add_row("ok", f"{record['ok']:,}" + (f" ({damaged:,} of them damaged in part)" if damaged else ""))
+    if left_out := record.get("frames_left_out"):
+        table.add_row("left out", f"{number(left_out, 'frame')} beyond the first of their files (column frames)")
     why = ", ".join(f"{name} {count}" for name, count in record["reasons"].items())
     table.add_row("rejected", f"{record['rejected']:,}" + (f" ({why})" if why else ""))
     if record["rejects_waiting"]:

@@ -64,6 +64,11 @@ class RunConfig(Strict):
         description="INPUT was moved or renamed: accept images that OUTPUT holds from another place. Without it such a run "
         "is refused, because another INPUT may have images of the same names",
     )
+    accept_damaged: bool = Field(
+        False,
+        description="keep images that are damaged or cut off, with `damaged` true in their rows, and do those again that "
+        "were rejected as DamagedImage; otherwise each of them is a reject",
+    )
     max_pixels: int = Field(
         MAX_PIXELS, ge=1, description="larger sources are rejects; what upscale makes of one has four times as many"
     )

@@ -234,6 +234,7 @@ def write(job: Resolved, todo: pa.Table, rows: int, pool: Pool, share: float, li
         gpus=pool.num_gpus,
         torch_threads=pool.torch_threads,
         dtype=config.pool.dtype,
+        accept_damaged=config.accept_damaged,
     )
     with warnings.catch_warnings():
         # 2.60 has no named argument for the two limits yet, and warns of the way there is. Actors may restart for ever, but

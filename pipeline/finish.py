@@ -77,6 +77,7 @@ class Finish:
             "frames": picture.frames,
             "icc": picture.icc,
             "extra": item.reference["extra"],
+            "damaged": picture.damaged,
             **output.columns,
         }
         with self.tally.time("encode"):

@@ -34,3 +34,5 @@ class Job:
     torch_threads: int
     """Threads of torch where the model runs on the CPU."""
     dtype: str | None
+    accept_damaged: bool = False
+    """Whether a picture that is damaged in part becomes a row rather than a reject."""

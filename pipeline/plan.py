@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.images.readers.opened import DAMAGED_IMAGE
 from pipeline.output.committed import newest_of, part_paths, rejected_of
 from pipeline.output.departed import absent_rejects
 from pipeline.progress import LOG_SECONDS
@@ -73,6 +74,7 @@ def make_plan(
     parameters: dict[str, Any],
     *,
     retry: bool = False,
+    accept_damaged: bool = False,
     limit: int | None = None,
 ) -> Plan:
     """Subtract what is committed from what is listed, and keep the rest.
@@ -82,12 +84,13 @@ def make_plan(
         source: what the paths of `listed` are relative to.
         parameters: what changes pixels or codes, beside the checkpoint.
         retry: do the rejects of the same version again, and nothing else; those with a transient cause always are.
+        accept_damaged: do the images again whose newest reject says that they are damaged.
     """
     inputs, ignored = references(listed, source, checkpoint_sha256, parameters)
     ids, versions = (inputs[name].combine_chunks() for name in ("image_id", "version"))
     results, rejects = part_paths(output, "results"), part_paths(output, "rejects")
     newest = newest_of(output, results, inputs)
-    attempts, waits = rejected_of(output, rejects, ids, versions)
+    attempts, waits = rejected_of(output, rejects, ids, versions, (DAMAGED_IMAGE,) if accept_damaged else ())
     done = newest.same & (newest.fence >= 0)
     waiting = waits & ~done
     kept = np.flatnonzero(~done & (attempts > 0 if retry else ~waiting))[:limit]

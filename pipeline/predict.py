@@ -197,7 +197,7 @@ class Predictor:
             return item
         try:
             with self.tally.time("decode"):
-                item.picture = decode(item.taken(), self.job.max_pixels, self.job.image)
+                item.picture = decode(item.taken(), self.job.max_pixels, self.job.image, self.job.accept_damaged)
                 item.mask = self._mask(item.mask_data) if item.mask_data is not None else None
         except Rejected as e:
             item.error = e.row

@@ -140,7 +140,14 @@ def plan_of(job: Resolved, keep: bool = False) -> Plan:
     with storage_errors(job):
         listed = listing(job.source, job.output, masks=job.task.wants_mask(job.params), keep=keep)
         plan = make_plan(
-            listed, job.source.store, job.output, job.card.sha256, job.parameters, retry=config.retry, limit=config.limit
+            listed,
+            job.source.store,
+            job.output,
+            job.card.sha256,
+            job.parameters,
+            retry=config.retry,
+            accept_damaged=config.accept_damaged,
+            limit=config.limit,
         )
         plan.doubt, plan.new_input = doubt_of(job, plan), new_input_of(job, plan)
         if plan.doubt:

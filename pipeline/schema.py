@@ -39,6 +39,8 @@ SOURCE = [
     ("icc", pa.string()),
     # JSON of what a shard or manifest carried along with the image.
     ("extra", pa.string()),
+    # Whether picture data of the file is damaged or missing; null in parts of older versions.
+    ("damaged", pa.bool_()),
 ]
 LINEAGE = [
     ("task", pa.string()),

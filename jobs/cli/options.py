@@ -20,6 +20,9 @@ AllowNewInput = Annotated[
     bool | None,
     typer.Option("--allow-new-input", help="INPUT was moved or renamed: accept images that OUTPUT holds from another place"),
 ]
+AcceptDamaged = Annotated[
+    bool | None, typer.Option("--accept-damaged", help="keep damaged images, with damaged = true in their rows")
+]
 Reconstruct = Annotated[bool | None, typer.Option("--reconstruct", help="write the decoded images, as PNG")]
 Address = Annotated[str | None, typer.Option("--address", help="a Ray cluster that exists")]
 InputArgument = Annotated[str, typer.Argument(metavar="INPUT", help=INPUT_HELP)]

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from jobs.cli.options import (
+    AcceptDamaged,
     Address,
     AllowNewInput,
     Checkpoint,
@@ -37,20 +38,15 @@ def run(
     limit: Limit = None,
     retry: Retry = None,
     allow_new_input: AllowNewInput = None,
+    accept_damaged: AcceptDamaged = None,
     reconstruct: Reconstruct = None,
     address: Address = None,
     run_id: Annotated[str | None, typer.Option("--run-id", help="what the run is called; a new name when absent")] = None,
     set_: Set = None,
 ) -> None:
     """Run a job: list INPUT, subtract what OUTPUT already holds, do the rest."""
-    flags = {
-        "input": input,
-        "output": output,
-        "limit": limit,
-        "retry": retry,
-        "allow_new_input": allow_new_input,
-        "reconstruct": reconstruct,
-    }
+    flags = {"input": input, "output": output, "limit": limit, "retry": retry, "reconstruct": reconstruct}
+    flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     batch(effective(config, set_, **flags, address=address), run_id)
 
 
@@ -61,6 +57,7 @@ def submit(
     limit: Limit = None,
     retry: Retry = None,
     allow_new_input: AllowNewInput = None,
+    accept_damaged: AcceptDamaged = None,
     reconstruct: Reconstruct = None,
     address: Annotated[
         str | None,
@@ -79,14 +76,8 @@ def submit(
     if resume:
         code = follow_to_end(address, insecure, resume)
     else:
-        flags = {
-            "input": input,
-            "output": output,
-            "limit": limit,
-            "retry": retry,
-            "allow_new_input": allow_new_input,
-            "reconstruct": reconstruct,
-        }
+        flags = {"input": input, "output": output, "limit": limit, "retry": retry, "reconstruct": reconstruct}
+        flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
         code = submit_and_follow(effective(config, set_, **flags), address, insecure, wait)
     raise typer.Exit(code)
 
@@ -99,6 +90,7 @@ def plan(
     limit: Limit = None,
     retry: Retry = None,
     allow_new_input: AllowNewInput = None,
+    accept_damaged: AcceptDamaged = None,
     reconstruct: Reconstruct = None,
     address: Address = None,
     set_: Set = None,
@@ -106,14 +98,8 @@ def plan(
     """Say what a run would do, and change nothing."""
     from jobs.batch import show_plan
 
-    flags = {
-        "input": input,
-        "output": output,
-        "limit": limit,
-        "retry": retry,
-        "allow_new_input": allow_new_input,
-        "reconstruct": reconstruct,
-    }
+    flags = {"input": input, "output": output, "limit": limit, "retry": retry, "reconstruct": reconstruct}
+    flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     show_plan(effective(config, set_, task=task, **flags, address=address))
 
 
@@ -138,19 +124,14 @@ def compress(
     limit: Limit = None,
     retry: Retry = None,
     allow_new_input: AllowNewInput = None,
+    accept_damaged: AcceptDamaged = None,
     config: Config = None,
     address: Address = None,
     set_: Set = None,
 ) -> None:
     """Images to latent codes in Parquet."""
-    flags = {
-        "checkpoint": checkpoint,
-        "limit": limit,
-        "retry": retry,
-        "allow_new_input": allow_new_input,
-        "reconstruct": reconstruct,
-        "address": address,
-    }
+    flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "reconstruct": reconstruct, "address": address}
+    flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     params = {"step": step, "coding": coding}
     batch(effective(config, set_, task="compress", input=input, output=output, params=params, **flags))
 
@@ -165,18 +146,14 @@ def denoise(
     limit: Limit = None,
     retry: Retry = None,
     allow_new_input: AllowNewInput = None,
+    accept_damaged: AcceptDamaged = None,
     config: Config = None,
     address: Address = None,
     set_: Set = None,
 ) -> None:
     """Noisy photos to clean ones."""
-    flags = {
-        "checkpoint": checkpoint,
-        "limit": limit,
-        "retry": retry,
-        "allow_new_input": allow_new_input,
-        "address": address,
-    }
+    flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "address": address}
+    flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     batch(effective(config, set_, task="denoise", input=input, output=output, params={"sigma": sigma}, **flags))
 
 
@@ -191,18 +168,14 @@ def inpaint(
     limit: Limit = None,
     retry: Retry = None,
     allow_new_input: AllowNewInput = None,
+    accept_damaged: AcceptDamaged = None,
     config: Config = None,
     address: Address = None,
     set_: Set = None,
 ) -> None:
     """Fill holes, scratches, lost pixels or one missing colour plane; known pixels stay bit-identical."""
-    flags = {
-        "checkpoint": checkpoint,
-        "limit": limit,
-        "retry": retry,
-        "allow_new_input": allow_new_input,
-        "address": address,
-    }
+    flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "address": address}
+    flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     params = {"missing": missing or ("key" if key else None), "key": key}
     batch(effective(config, set_, task="inpaint", input=input, output=output, params=params, **flags))
 
@@ -215,18 +188,14 @@ def colorize(
     limit: Limit = None,
     retry: Retry = None,
     allow_new_input: AllowNewInput = None,
+    accept_damaged: AcceptDamaged = None,
     config: Config = None,
     address: Address = None,
     set_: Set = None,
 ) -> None:
     """Gray photos to coloured ones whose luma is exactly the same."""
-    flags = {
-        "checkpoint": checkpoint,
-        "limit": limit,
-        "retry": retry,
-        "allow_new_input": allow_new_input,
-        "address": address,
-    }
+    flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "address": address}
+    flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     batch(effective(config, set_, task="colorize", input=input, output=output, params={"saturation": saturation}, **flags))
 
 
@@ -237,18 +206,14 @@ def upscale(
     limit: Limit = None,
     retry: Retry = None,
     allow_new_input: AllowNewInput = None,
+    accept_damaged: AcceptDamaged = None,
     config: Config = None,
     address: Address = None,
     set_: Set = None,
 ) -> None:
     """Images at twice their width and height."""
-    flags = {
-        "checkpoint": checkpoint,
-        "limit": limit,
-        "retry": retry,
-        "allow_new_input": allow_new_input,
-        "address": address,
-    }
+    flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "address": address}
+    flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     batch(effective(config, set_, task="upscale", input=input, output=output, **flags))
 
 
@@ -277,18 +242,14 @@ def stylize(
     limit: Limit = None,
     retry: Retry = None,
     allow_new_input: AllowNewInput = None,
+    accept_damaged: AcceptDamaged = None,
     config: Config = None,
     address: Address = None,
     set_: Set = None,
 ) -> None:
     """Photos painted in the style of a picture, or of several."""
-    flags = {
-        "checkpoint": checkpoint,
-        "limit": limit,
-        "retry": retry,
-        "allow_new_input": allow_new_input,
-        "address": address,
-    }
+    flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "address": address}
+    flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     params = {
         "style": style or None,
         "style_weights": style_weight or None,

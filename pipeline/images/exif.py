@@ -36,6 +36,8 @@ BYTE, SHORT, LONG, RATIONAL, UNDEFINED = 1, 3, 4, 5, 7
 # Bytes of a value, and of the units in it that have an order, by the types of TIFF 6.0.
 TYPES = {1: (1, 1), 2: (1, 1), 3: (2, 2), 4: (4, 4), 5: (8, 4), 6: (1, 1), 7: (1, 1), 8: (2, 2), 9: (4, 4), 10: (8, 4)}
 TYPES |= {11: (4, 4), 12: (8, 8), 13: (4, 4)}
+# Those that a BigTIFF has besides.
+BIG_TYPES = {16: (8, 8), 17: (8, 8), 18: (8, 8)}
 MAX_EXIF_BYTES = 2_000_000
 
 Entries = dict[int, tuple[int, int, bytes]]
@@ -131,19 +133,32 @@ def text_in_order(entry: tuple[int, int, bytes], order: str) -> tuple[int, int, 
 
 
 def entries_at(
-    tiff: bytes, start: int, order: str, wanted: Container[int] = range(1 << 16), most: int = MAX_EXIF_BYTES
+    tiff: bytes,
+    start: int,
+    order: str,
+    wanted: Container[int] = range(1 << 16),
+    most: int = MAX_EXIF_BYTES,
+    big: bool = False,
 ) -> Entries:
     """The wanted tags of the directory that begins at `start`; values that are not in the file are left out.
+
+    Args:
+        most: the number of bytes that all wanted values may have.
+        big: whether the file is a BigTIFF.
 
     Raises: struct.error when it is not there, ValueError when its values come to more than `most` bytes.
     """
     entries: Entries = {}
-    (count,) = struct.unpack_from(f"{order}H", tiff, start)
-    for at in range(start + 2, start + 2 + 12 * count, 12):
-        tag, kind, values = struct.unpack_from(f"{order}HHI", tiff, at)
-        size, unit = TYPES.get(kind, (0, 1))
+    types = TYPES | BIG_TYPES if big else TYPES
+    counts, offsets, inside = (f"{order}Q", f"{order}Q", 8) if big else (f"{order}H", f"{order}I", 4)
+    (count,) = struct.unpack_from(counts, tiff, start)
+    entry = struct.Struct(f"{order}HH{offsets[1]}")
+    first, step = start + struct.calcsize(counts), entry.size + inside
+    for at in range(first, first + step * min(count, 1 << 16), step):
+        tag, kind, values = entry.unpack_from(tiff, at)
+        size, unit = types.get(kind, (0, 1))
         size *= values
-        place = at + 8 if size <= 4 else struct.unpack_from(f"{order}I", tiff, at + 8)[0]
+        place = at + entry.size if size <= inside else struct.unpack_from(offsets, tiff, at + entry.size)[0]
         if tag not in wanted or not 0 < size <= len(tiff) - place:
             continue
         most -= size

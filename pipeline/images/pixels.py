@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 from pipeline.images.metadata import Metadata, carried, with_metadata, writer_options
 from pipeline.images.profiles import in_srgb, treatment
 from pipeline.images.readers import not_an_image, reader_of
-from pipeline.images.readers.opened import BROKEN, ImageError, Opened, strips
+from pipeline.images.readers.opened import BROKEN, DAMAGED_IMAGE, ImageError, Opened, strips
 from pipeline.images.transparency import fill_hidden
 
 LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")
@@ -28,6 +28,7 @@ AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: np.rot90(a, -1),
 }
+KEEP_DAMAGED = "A part of the picture is damaged or missing: restore the file, or keep it as it is with --accept-damaged"
 MAX_PIXELS = 40_000_000
 """What a run takes unless it is told otherwise."""
 
@@ -84,16 +85,23 @@ class Picture:
     """The ICC profile of `rgb`, where it was kept."""
     metadata: Metadata = field(default_factory=Metadata)
     """What the output carries."""
+    damaged: bool = False
+    """Whether some of the pixels are not those that were encoded."""
 
 
-def decode(data: bytes, max_pixels: int = MAX_PIXELS, config: PixelConfig = PixelConfig()) -> Picture:
+def decode(
+    data: bytes, max_pixels: int = MAX_PIXELS, config: PixelConfig = PixelConfig(), accept_damaged: bool = False
+) -> Picture:
     """Decode an image file to upright RGB.
 
     The first frame of an animation; samples of more than 8 bits are scaled to 8; alpha is kept next to the colours, or they
     are laid onto a colour. Metadata and profiles that are broken are left out: the picture is what counts.
 
-    Raises: ImageError with the class EmptyFile, UnknownFormat, UnsupportedFormat, TooManyPixels, UnsupportedMode or
-        BrokenImage.
+    Args:
+        accept_damaged: give the picture of a file whose picture data is damaged or missing in part too.
+
+    Raises: ImageError with the class EmptyFile, UnknownFormat, UnsupportedFormat, TooManyPixels, UnsupportedMode,
+        DamagedImage or BrokenImage.
     """
     if not data:
         raise ImageError("EmptyFile", "the file is empty")
@@ -103,7 +111,10 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, config: PixelConfig = Pixe
     try:
         reader = reader_of(head)
         check_size(reader.size_of(stream), max_pixels)
-        return to_picture(reader.read(stream), stream, config)
+        opened = reader.read(stream)
+        if opened.damage and not accept_damaged:
+            raise ImageError(DAMAGED_IMAGE, f"{opened.damage}. {KEEP_DAMAGED}")
+        return to_picture(opened, stream, config)
     except UnidentifiedImageError:
         raise not_an_image(head) from None
     except BROKEN as e:
@@ -116,7 +127,8 @@ def check_size(size: tuple[int, int], max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageError(
             "TooManyPixels",
-            f"{width}×{height} = {width * height / 1e6:.1f} MP is over the limit of {max_pixels / 1e6:g} MP",
+            f"{width}×{height} = {width * height / 1e6:.1f} MP is over max_pixels={max_pixels}: "
+            f"raise max_pixels to {width * height} or more",
         )
 
 
@@ -143,16 +155,19 @@ def to_picture(opened: Opened, stream: io.BytesIO, config: PixelConfig) -> Pictu
     as_stored = AS_STORED[opened.orientation]
     for rows in strips(width, height):
         strip = opened.strip(rows)
-        if opened.has_alpha:
+        if opened.alpha is not None:
+            veil = Image.fromarray(opened.alpha[rows])
+        elif opened.has_alpha:
             strip = in_mode(strip, "RGBA")
+            veil = strip.getchannel("A")
         colours = in_mode(strip, opened.mode)
         if transform:
             colours = in_srgb(colours, transform)
         colours = in_mode(colours, "RGB")
         if alpha is not None:
-            as_stored(alpha)[rows] = np.asarray(strip.getchannel("A"))
+            as_stored(alpha)[rows] = np.asarray(veil)
         elif opened.has_alpha:
-            colours = Image.composite(colours, Image.new("RGB", strip.size, config.matte), strip.getchannel("A"))
+            colours = Image.composite(colours, Image.new("RGB", strip.size, config.matte), veil)
         as_stored(rgb)[rows] = np.asarray(colours)
     if alpha is not None:
         fill_hidden(rgb, alpha)
@@ -170,6 +185,7 @@ def to_picture(opened: Opened, stream: io.BytesIO, config: PixelConfig) -> Pictu
         icc=icc,
         profile=opened.profile if icc == "kept" else None,
         metadata=metadata,
+        damaged=bool(opened.damage),
     )
 
 

@@ -174,11 +174,14 @@ def read_parts(output: Store, paths: Sequence[str], columns: list[str]) -> pa.Ta
     return pa.concat_tables(tables, promote_options="default")
 
 
-def scan(output: Store, paths: Sequence[str], columns: list[str]) -> Iterator[pa.Table]:
-    """As `read_parts`, some parts at a time, of at least SCANNED_AT_A_TIME rows in all."""
+def scan(output: Store, paths: Sequence[str], columns: list[str], absent: pa.Schema | None = None) -> Iterator[pa.Table]:
+    """As `read_parts`, some parts at a time, of at least SCANNED_AT_A_TIME rows in all.
+
+    Args: absent: columns that a part of an older version may lack; they are null then.
+    """
     tables: list[pa.Table] = []
     rows = 0
-    for path, table in each_part(output, paths, columns, ahead=2 * THREADS):
+    for path, table in each_part(output, paths, columns, ahead=2 * THREADS, absent=absent):
         tables.append(table.append_column("part", pa.repeat(path, len(table))))
         rows += len(table)
         if rows >= SCANNED_AT_A_TIME:
@@ -313,14 +316,20 @@ def superseded(output: Store, ids: pa.Array, until: str | None = None) -> np.nda
     return last
 
 
-def rejected_of(output: Store, parts: Sequence[str], ids: pa.Array, versions: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """For each image how often its version was tried in vain, and whether its last reject waits for a `--retry`."""
+def rejected_of(
+    output: Store, parts: Sequence[str], ids: pa.Array, versions: pa.Array, taken: Collection[str] = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each image how often its version was tried in vain, and whether its last reject waits for a `--retry`.
+
+    Args: taken: classes of rejects that do not wait, because the run takes such images now.
+    """
     attempts, waits = np.zeros(len(ids), np.int64), np.zeros(len(ids), bool)
     last = np.full(len(ids), -1, np.int64)
-    for chunk in scan(output, parts, [*KEYS, "fence", "transient", "attempts"]):
+    for chunk in scan(output, parts, [*KEYS, "fence", "transient", "attempts", "error_class"]):
         table, place = wanted(chunk, ids, versions)
         np.maximum.at(attempts, place, table["attempts"].to_numpy())
         fence, final = table["fence"].fill_null(0).to_numpy(), ~table["transient"].to_numpy()
+        final &= ~pc.is_in(table["error_class"], pa.array(taken, pa.string())).to_numpy()
         # As in newest_of; of two of one run the final one.
         order = np.lexsort((final, fence))
         order = order[fence[order] >= last[place[order]]]

@@ -79,13 +79,14 @@ def test_what_a_file_carries_beside_its_pixels_is_bounded() -> None:
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM"])
 def test_a_truncated_file_is_a_broken_image(image_format: str) -> None:
     data = saved(Image.fromarray(noise(64, 64, 3)), image_format)
-    assert error_class(data[: len(data) * 2 // 3]) in ("BrokenImage", "UnknownFormat")
+    assert error_class(data[: len(data) * 2 // 3]) in ("BrokenImage", "DamagedImage", "UnknownFormat")
 
 
 def test_a_truncated_jpeg_is_not_filled_with_gray() -> None:
     data = saved(Image.fromarray(noise(64, 64, 3)), "JPEG")
-    assert error_class(data[: len(data) // 2]) == "BrokenImage"
-    assert error_class(data[:-40]) == "BrokenImage"
+    assert error_class(data[: len(data) // 2]) == "DamagedImage"
+    assert error_class(data[:-40]) == "DamagedImage"
+    assert error_class(data[:100]) == "BrokenImage"
 
 
 def test_too_many_pixels_are_refused_on_the_header_alone() -> None:

@@ -4,8 +4,10 @@ import io
 from functools import partial
 
 from pipeline.images.headers import webp_size
+from pipeline.images.readers.jpeg import read_jpeg, size_of_jpeg
 from pipeline.images.readers.opened import ImageError, Reader
 from pipeline.images.readers.pillow import read_by_pillow, size_by_pillow
+from pipeline.images.readers.tiff import read_tiff, size_of_tiff
 
 
 def by_pillow(image_format: str) -> Reader:
@@ -22,11 +24,11 @@ READERS = {
     "AVIF": by_pillow("AVIF"),
     "BMP": by_pillow("BMP"),
     "GIF": by_pillow("GIF"),
-    "JPEG": by_pillow("JPEG"),
+    "JPEG": Reader(size_of_jpeg, read_jpeg),
     "JPEG2000": by_pillow("JPEG2000"),
     "PNG": by_pillow("PNG"),
     "PPM": by_pillow("PPM"),
-    "TIFF": by_pillow("TIFF"),
+    "TIFF": Reader(size_of_tiff, read_tiff),
     "WEBP": Reader(size_of_webp, partial(read_by_pillow, "WEBP")),
 }
 """By format. Pillow knows many more, each one an attack surface."""

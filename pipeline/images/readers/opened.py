@@ -22,6 +22,8 @@ BROKEN = (
     RuntimeError,
     struct.error,
 )
+DAMAGED_IMAGE = "DamagedImage"
+"""The class of a reject whose picture data is damaged or missing in part: `accept_damaged` takes such a picture."""
 STRIP_PIXELS = 2_000_000
 """Pixels that are converted at a time, so that no second copy of a large image is held."""
 
@@ -45,14 +47,14 @@ class Opened:
     """The decoded first frame of a file, as it is stored: not yet upright, not yet sRGB."""
 
     pixels: Image.Image | np.ndarray
-    """A loaded image of Pillow, in a mode that Pillow converts to `mode` (or RGBA) as it is meant; or an array (H,W) gray,
-    (H,W,3) RGB or (H,W,4) RGBA uint8."""
+    """A loaded image of Pillow, in a mode that Pillow converts to `mode` (or RGBA) as it is meant; or an array uint8: (H,W)
+    gray, (H,W,3) RGB, or (H,W,4) RGBA or CMYK by `mode`."""
     format: str
     """A name of READERS, or MPO, which is a JPEG that holds several."""
     mode: Literal["L", "RGB", "CMYK"]
     """What the samples are, without transparency. Gray pictures stay gray."""
     has_alpha: bool
-    """Whether the file has transparency, so that `strip` in mode RGBA has it."""
+    """Whether the file has transparency: in `alpha`, or else `strip` in mode RGBA has it."""
     bit_depth: int
     """Bits of a sample in the file, at least 8 (1 for bilevel images)."""
     frames: int = 1
@@ -69,6 +71,10 @@ class Opened:
     """Texts of a PNG by keyword; the comment of another format as "Comment"."""
     dpi: tuple[float, float] | None = None
     """Pixels per inch, (horizontal, vertical) of the stored picture."""
+    damage: str | None = None
+    """What is wrong with the picture data, where some of the pixels are not those that were encoded."""
+    alpha: np.ndarray | None = None
+    """(H,W) uint8, where transparency is kept apart from `pixels`."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -78,7 +84,9 @@ class Opened:
     def strip(self, rows: slice) -> Image.Image:
         """Some rows as an image of Pillow."""
         if not isinstance(self.pixels, Image.Image):
-            return Image.fromarray(self.pixels[rows])
+            part = Image.fromarray(self.pixels[rows])
+            # An array of four samples is RGBA to Pillow.
+            return Image.frombytes("CMYK", part.size, part.tobytes()) if self.mode == "CMYK" else part
         width, height = self.size
         return self.pixels if rows == slice(0, height) else self.pixels.crop((0, rows.start, width, rows.stop))
 

@@ -50,22 +50,26 @@ def read_by_pillow(image_format: str, stream: io.BytesIO) -> Opened:
             raise ImageError("UnsupportedMode", f"{'floating-point' if image.mode == 'F' else '32-bit integer'} samples")
         gray = deep or image.mode in ("1", "L", "LA", "La") or (image_format == "PNG" and data[PNG_COLOUR_TYPE] in PNG_GRAY)
         mode: Literal["L", "RGB", "CMYK"] = "L" if gray else "CMYK" if image.mode == "CMYK" else "RGB"
-        xmp = image.info.get("xmp")
-        return Opened(
+        opened = Opened(
             pixels=gray_in_8_bits(image) if deep else image,
             format=str(image.format),
             mode=mode,
             has_alpha=image.has_transparency_data and not deep,
             bit_depth=bit_depth,
             frames=frames,
-            orientation=orientation_of(image),
-            profile=image.info.get("icc_profile"),
-            exif=data if image_format == "TIFF" else image.info.get("exif"),
-            xmp=xmp if isinstance(xmp, bytes) else None,
-            iptc=iptc_of(image),
-            text=text_of(image),
-            dpi=dpi_of(image),
         )
+        take_metadata(opened, image)
+        return opened
+
+
+def take_metadata(opened: Opened, image: Image.Image) -> None:
+    """Put what Pillow found in a file next to the pixels into `opened`."""
+    xmp = image.info.get("xmp")
+    opened.orientation = orientation_of(image)
+    opened.profile = image.info.get("icc_profile")
+    opened.exif = image.info.get("exif")
+    opened.xmp = xmp if isinstance(xmp, bytes) else None
+    opened.iptc, opened.text, opened.dpi = iptc_of(image), text_of(image), dpi_of(image)
 
 
 def iptc_of(image: Image.Image) -> bytes | None:
