@@ -244,7 +244,10 @@ def command(bench: Bench, *arguments: str) -> "subprocess.CompletedProcess[str]"
         environment["RAY_OVERRIDE_RESOURCES"] = json.dumps({"CPU": 2, "GPU": 1})
     left = max(30.0, bench.end - time.monotonic())
     line = [sys.executable, "-m", "jobs", *arguments]
-    return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=left)
+    try:
+        return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=left)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(line, 124, "", f"not done within the {left:.0f} s that were left")
 
 
 def run_rates(bench: Bench) -> Iterator[tuple[object, ...]]:
