@@ -26,6 +26,7 @@ from pipeline.output.committed import SUPERSEDED, new_parts, part_paths, placed,
 from pipeline.output.exemplars import keep_exemplars
 from pipeline.output.kept import keep_checkpoint
 from pipeline.output.lease import Lease
+from pipeline.output.ownership import first_mark
 from pipeline.output.snapshot import newest_rows
 from pipeline.output.verify import file_problem
 from pipeline.plan import Plan, blocks
@@ -125,7 +126,8 @@ def write_all(job: Resolved, plan: Plan, shown: RunProgress, record: dict[str, A
                 share = job.config.measured_share(len(plan.todo))
                 if job.task.stores_latent:
                     record["measured_share"] = round(share, 4)
-                write(job, todo, rows, pool, share, {key: record[key] for key in LINEAGE_KEYS})
+                lineage = {key: record[key] for key in LINEAGE_KEYS}
+                write(job, todo, rows, pool, share, lineage, first_mark(job.output, record["run_id"], plan.rows))
             return
         except RayError as e:
             raise translate(e, job) from None
@@ -190,10 +192,14 @@ def check_seen(job: Resolved, plan: Plan, lease: Lease) -> None:
         )
 
 
-def write(job: Resolved, todo: pa.Table, rows: int, pool: Pool, share: float, lineage: dict[str, Any]) -> None:
+def write(
+    job: Resolved, todo: pa.Table, rows: int, pool: Pool, share: float, lineage: dict[str, Any], mark: str | None
+) -> None:
     """References to actors in blocks of `rows`, which become parts, on the Ray that is connected.
 
-    Args: share: of the images whose quality is measured.
+    Args:
+        share: of the images whose quality is measured.
+        mark: as `Job.first_mark`.
     """
     import ray.data
     from ray._private.log import PlainRayHandler
@@ -235,6 +241,7 @@ def write(job: Resolved, todo: pa.Table, rows: int, pool: Pool, share: float, li
         torch_threads=pool.torch_threads,
         dtype=config.pool.dtype,
         accept_damaged=config.accept_damaged,
+        first_mark=mark,
     )
     with warnings.catch_warnings():
         # 2.60 has no named argument for the two limits yet, and warns of the way there is. Actors may restart for ever, but

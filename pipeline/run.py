@@ -157,9 +157,8 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
                 log.warning("no run.json of %s: %s", run_id, reason(e))
             # After run.json: that one is there however long a page takes.
             record["report"] = leave_report(job.output, record, plan.parts if plan else set(), plan.todo if plan else None)
-        assert plan is not None
         # Last: the report knows its run's parts by what was not there before.
-        if len(plan.todo):
+        if plan and len(plan.todo):
             compact(job.output, plan.parts, config.compression_level, lease.check)
         return record
 

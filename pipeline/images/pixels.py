@@ -14,6 +14,7 @@ from pipeline.images.profiles import in_srgb, treatment
 from pipeline.images.readers import not_an_image, reader_of
 from pipeline.images.readers.opened import BROKEN, DAMAGED_IMAGE, ImageError, Opened, strips
 from pipeline.images.transparency import fill_hidden
+from pipeline.store_failures import reason
 
 LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")
 WITH_ALPHA = ("PNG", "TIFF", "WEBP", "AVIF")
@@ -118,7 +119,7 @@ def decode(
     except UnidentifiedImageError:
         raise not_an_image(head) from None
     except BROKEN as e:
-        raise ImageError("BrokenImage", f"{type(e).__name__}: {e}") from None
+        raise ImageError("BrokenImage", reason(e)) from None
 
 
 def check_size(size: tuple[int, int], max_pixels: int) -> None:
