@@ -79,9 +79,13 @@ def in_8_bits(samples: np.ndarray, bits: int) -> np.ndarray:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none or it cannot be understood."""
+    """Return the EXIF orientation, 1 to 8; 1 if there is none or it cannot be understood.
+
+    The value should be one SHORT. Some programs store it as another integer type, and Pillow gives bytes or a tuple then.
+    """
     try:
         value = image.getexif().get(EXIF_ORIENTATION, 1)
+        value = value[0] if isinstance(value, bytes | tuple) else value
     except BROKEN:
         return 1
-    return value if value in range(1, 9) else 1
+    return int(value) if value in range(1, 9) else 1
