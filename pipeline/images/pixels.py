@@ -2,13 +2,14 @@
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
+from pipeline.images.colour import SRGB, Conversion
 from pipeline.images.metadata import Exif, carried_exif, carried_xmp, in_tiff, writer_options
 from pipeline.images.profiles import in_srgb, treatment
 from pipeline.images.readers import not_an_image, reader_of
@@ -77,7 +78,8 @@ class Picture:
     has_alpha: bool
     """Whether the file has transparency."""
     icc: str
-    """What was done about its profile: "none" (there is none, or it is sRGB's), "converted", "kept" or "unreadable"."""
+    """What was done about its colours: "none" (they are sRGB, or nothing says what they are), "converted" (to sRGB), "kept"
+    (with their profile), "unreadable" (the profile is damaged and ignored) or "ignored: " and what else of them was ignored."""
     profile: bytes | None = None
     """The ICC profile of `rgb`, where it was kept."""
     exif: Exif | None = None
@@ -132,6 +134,9 @@ def to_picture(opened: Opened, stream: io.BytesIO, config: PixelConfig) -> Pictu
     """Turn and convert a decoded file as `decode` gives it. Closes `stream`, its file."""
     width, height = opened.size
     icc, transform = treatment(opened.profile, opened.mode, config.icc == "keep")
+    conversion = None
+    if not opened.profile:
+        icc, conversion = colour_treatment(opened, config.icc == "keep")
     exif = None if config.metadata == "strip" else carried_exif(opened.exif, config.metadata == "keep", icc == "converted")
     xmp = carried_xmp(opened.xmp) if config.metadata == "keep" else None
     # Of a TIFF this is the whole file.
@@ -145,7 +150,7 @@ def to_picture(opened: Opened, stream: io.BytesIO, config: PixelConfig) -> Pictu
         strip = opened.strip(rows)
         if opened.has_alpha:
             strip = in_mode(strip, "RGBA")
-        colours = in_mode(strip, opened.mode)
+        colours = Image.fromarray(conversion(opened.samples(rows))) if conversion else in_mode(strip, opened.mode)
         if transform:
             colours = in_srgb(colours, transform)
         colours = in_mode(colours, "RGB")
@@ -170,6 +175,22 @@ def to_picture(opened: Opened, stream: io.BytesIO, config: PixelConfig) -> Pictu
         exif=exif,
         xmp=xmp,
     )
+
+
+def colour_treatment(opened: Opened, keep: bool) -> tuple[str, Conversion | None]:
+    """What is done about the colours of a picture without a profile, as in `Picture.icc`, and what converts its samples."""
+    gray, space = opened.mode == "L", opened.space
+    nothing = f"ignored: {opened.ignored}" if opened.ignored else "none"
+    if space is None or opened.mode == "CMYK" or space.is_srgb or (gray and replace(space, primaries=SRGB).is_srgb):
+        return nothing, None
+    if keep:
+        # The numbers have no place in what we write.
+        return f"ignored: {space.name}", None
+    dtype = np.dtype(np.uint8) if isinstance(opened.pixels, Image.Image) else opened.pixels.dtype
+    try:
+        return "converted", Conversion(space, dtype, gray, opened.brightest if space.is_hdr else 0)
+    except ValueError as e:
+        return f"ignored: {e}", None
 
 
 def in_mode(image: Image.Image, mode: str) -> Image.Image:

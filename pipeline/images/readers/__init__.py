@@ -6,6 +6,7 @@ from functools import partial
 from pipeline.images.headers import webp_size
 from pipeline.images.readers.opened import ImageError, Reader
 from pipeline.images.readers.pillow import read_by_pillow, size_by_pillow
+from pipeline.images.readers.png import read_png, size_of_png
 
 
 def by_pillow(image_format: str) -> Reader:
@@ -24,7 +25,7 @@ READERS = {
     "GIF": by_pillow("GIF"),
     "JPEG": by_pillow("JPEG"),
     "JPEG2000": by_pillow("JPEG2000"),
-    "PNG": by_pillow("PNG"),
+    "PNG": Reader(size_of_png, read_png),
     "PPM": by_pillow("PPM"),
     "TIFF": by_pillow("TIFF"),
     "WEBP": Reader(size_of_webp, partial(read_by_pillow, "WEBP")),

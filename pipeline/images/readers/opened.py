@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from pipeline.images.colour import ColourSpace
+
 # What broken files raise in Pillow: its PNG reader reports a bad chunk as SyntaxError, its AVIF reader as RuntimeError.
 BROKEN = (
     OSError,
@@ -46,7 +48,7 @@ class Opened:
 
     pixels: Image.Image | np.ndarray
     """A loaded image of Pillow, in a mode that Pillow converts to `mode` (or RGBA) as it is meant; or an array (H,W) gray,
-    (H,W,3) RGB or (H,W,4) RGBA uint8."""
+    (H,W,2) gray and alpha, (H,W,3) RGB or (H,W,4) RGBA, uint8 or uint16, whose samples use the whole range of their type."""
     format: str
     """A name of READERS, or MPO, which is a JPEG that holds several."""
     mode: Literal["L", "RGB", "CMYK"]
@@ -63,6 +65,10 @@ class Opened:
     exif: bytes | None = None
     """An EXIF block, or a whole TIFF file."""
     xmp: bytes | None = None
+    space: ColourSpace | None = None
+    """The colour space that the file declares by numbers, if it has no profile."""
+    ignored: str = ""
+    """What the file says about its colours and the reader cannot follow."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -72,9 +78,47 @@ class Opened:
     def strip(self, rows: slice) -> Image.Image:
         """Some rows as an image of Pillow."""
         if not isinstance(self.pixels, Image.Image):
-            return Image.fromarray(self.pixels[rows])
+            pixels = self.pixels[rows]
+            return Image.fromarray(in_8_bits(pixels, 16) if pixels.dtype == np.uint16 else pixels)
         width, height = self.size
         return self.pixels if rows == slice(0, height) else self.pixels.crop((0, rows.start, width, rows.stop))
+
+    def samples(self, rows: slice) -> np.ndarray:
+        """The colours of some rows at the depth of `pixels`: (h,W) gray or (h,W,3) RGB."""
+        if isinstance(self.pixels, Image.Image):
+            strip = self.strip(rows)
+            return np.asarray(strip if strip.mode == self.mode else strip.convert(self.mode))
+        pixels = self.pixels[rows]
+        if self.mode == "RGB":
+            return pixels[..., :3]
+        return pixels if pixels.ndim == 2 else pixels[..., 0]
+
+    @property
+    def brightest(self) -> int:
+        """The largest sample of the colours."""
+        width, height = self.size
+        return max(int(self.samples(rows).max()) for rows in strips(width, height))
+
+
+def in_8_bits(samples: np.ndarray, bits: int) -> np.ndarray:
+    """Unsigned samples of at most 16 bits as uint8, rounded, of the same shape."""
+    return in_range(samples, (1 << bits) - 1, 255).astype(np.uint8)
+
+
+def in_range(samples: np.ndarray, most: int, wanted: int) -> np.ndarray:
+    """Samples of 0 to `most` (at most 65535) as uint32 of 0 to `wanted`, rounded, of the same shape."""
+    return (samples.astype(np.uint32) * wanted + most // 2) // most
+
+
+def expand_range(pixels: np.ndarray, has_alpha: bool, bits: int) -> None:
+    """Expand colours in video range (16 to 235 in 8 bits) to the whole range, in place.
+
+    Args: pixels: (H,W) or (H,W,C) uint8 or uint16 with samples of `bits` bits that use the whole range of their type.
+    """
+    colours = pixels[..., : pixels.shape[2] - 1] if has_alpha else pixels
+    black, span, most = 16 << bits - 8, 219 << bits - 8, np.iinfo(pixels.dtype).max
+    for rows in strips(pixels.shape[1], pixels.shape[0]):
+        colours[rows] = np.clip(np.round((colours[rows].astype(np.float32) - black) * (most / span)), 0, most)
 
 
 @dataclass(frozen=True)

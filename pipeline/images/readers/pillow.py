@@ -10,7 +10,7 @@ import numpy as np
 from PIL import AvifImagePlugin, Image
 
 from pipeline.images.headers import depth_of
-from pipeline.images.readers.opened import BROKEN, ImageError, Opened, strips
+from pipeline.images.readers.opened import BROKEN, ImageError, Opened, in_8_bits, strips
 
 # `decode` checks its own limit on the header, before Pillow decodes anything.
 Image.MAX_IMAGE_PIXELS = None
@@ -72,12 +72,6 @@ def gray_in_8_bits(image: Image.Image) -> np.ndarray:
     return gray
 
 
-def in_8_bits(samples: np.ndarray, bits: int) -> np.ndarray:
-    """Unsigned samples of at most 16 bits as uint8, rounded, of the same shape."""
-    most = (1 << bits) - 1
-    return ((samples.astype(np.uint32) * 255 + most // 2) // most).astype(np.uint8)
-
-
 def orientation_of(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; 1 if there is none or it cannot be understood.
 
@@ -89,3 +83,11 @@ def orientation_of(image: Image.Image) -> int:
     except BROKEN:
         return 1
     return int(value) if value in range(1, 9) else 1
+
+
+def orientation_in(exif: bytes | None, xmp: bytes | None) -> int:
+    """The orientation by an EXIF block or, if it has none, by XMP: 1 to 8."""
+    image = Image.new("L", (1, 1))
+    image.info = {name: value for name, value in (("exif", exif), ("xmp", xmp)) if value}
+    with warnings.catch_warnings(action="ignore"):
+        return orientation_of(image)
