@@ -4,9 +4,13 @@ import io
 from functools import partial
 
 from pipeline.images.headers import webp_size
+from pipeline.images.readers.bmp import read_bmp, size_of_bmp
+from pipeline.images.readers.gif import read_gif, size_of_gif
+from pipeline.images.readers.jpeg2000 import read_jpeg2000, size_of_jpeg2000
 from pipeline.images.readers.opened import ImageError, Reader
 from pipeline.images.readers.pillow import read_by_pillow, size_by_pillow
 from pipeline.images.readers.png import read_png, size_of_png
+from pipeline.images.readers.ppm import read_ppm, size_of_ppm
 
 
 def by_pillow(image_format: str) -> Reader:
@@ -21,12 +25,12 @@ def size_of_webp(stream: io.BytesIO) -> tuple[int, int]:
 
 READERS = {
     "AVIF": by_pillow("AVIF"),
-    "BMP": by_pillow("BMP"),
-    "GIF": by_pillow("GIF"),
+    "BMP": Reader(size_of_bmp, read_bmp),
+    "GIF": Reader(size_of_gif, read_gif),
     "JPEG": by_pillow("JPEG"),
-    "JPEG2000": by_pillow("JPEG2000"),
+    "JPEG2000": Reader(size_of_jpeg2000, read_jpeg2000),
     "PNG": Reader(size_of_png, read_png),
-    "PPM": by_pillow("PPM"),
+    "PPM": Reader(size_of_ppm, read_ppm),
     "TIFF": by_pillow("TIFF"),
     "WEBP": Reader(size_of_webp, partial(read_by_pillow, "WEBP")),
 }
@@ -39,7 +43,7 @@ SIGNATURES: dict[str, tuple[int, tuple[bytes, ...]]] = {
     "JPEG": (0, (b"\xff\xd8\xff",)),
     "JPEG2000": (0, (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \x0d\x0a\x87\x0a")),
     "PNG": (0, (b"\x89PNG\r\n\x1a\n",)),
-    "PPM": (0, tuple(b"P%c" % kind for kind in b"123456fy")),
+    "PPM": (0, tuple(b"P%c" % kind for kind in b"1234567fF")),
     "TIFF": (0, (b"II*\0", b"MM\0*", b"MM*\0", b"II\0*", b"MM\0+", b"II+\0")),
     "WEBP": (8, (b"WEBP",)),
 }
