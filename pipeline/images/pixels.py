@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 from pipeline.images.colour import SRGB, Conversion
 from pipeline.images.metadata import Exif, carried_exif, carried_xmp, in_tiff, writer_options
 from pipeline.images.profiles import in_srgb, treatment
-from pipeline.images.readers import not_an_image, reader_of
+from pipeline.images.readers import HEAD_BYTES, not_an_image, reader_of
 from pipeline.images.readers.opened import BROKEN, ImageError, Opened, strips
 
 LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")
@@ -78,8 +78,8 @@ class Picture:
     has_alpha: bool
     """Whether the file has transparency."""
     icc: str
-    """What was done about its colours: "none" (they are sRGB, or nothing says what they are), "converted" (to sRGB), "kept"
-    (with their profile), "unreadable" (the profile is damaged and ignored) or "ignored: " and what else of them was ignored."""
+    """What was done about the colours: "none" (they are sRGB, or the file does not say), "converted" (to sRGB), "kept" (with
+    their profile), "unreadable" (the profile is damaged, and ignored) or "ignored: " and what was ignored."""
     profile: bytes | None = None
     """The ICC profile of `rgb`, where it was kept."""
     exif: Exif | None = None
@@ -98,7 +98,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, config: PixelConfig = Pixe
     """
     if not data:
         raise ImageError("EmptyFile", "the file is empty")
-    head, stream = data[:64], io.BytesIO(data)
+    head, stream = data[:HEAD_BYTES], io.BytesIO(data)
     # `to_picture` closes the stream once the file is decoded: of a large one there is no room for both file and pixels.
     del data
     try:
@@ -124,7 +124,7 @@ def check_size(size: tuple[int, int], max_pixels: int) -> None:
 def pixels_of(data: bytes) -> int:
     """Width × height by the header; 0 where there is none that can be read."""
     try:
-        width, height = reader_of(data[:64]).size_of(io.BytesIO(data))
+        width, height = reader_of(data[:HEAD_BYTES]).size_of(io.BytesIO(data))
     except (ImageError, UnidentifiedImageError, *BROKEN):
         return 0
     return width * height
@@ -198,17 +198,19 @@ def in_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def output_format(source_format: str, exact: bool = False, asked: str | None = None) -> str:
+def output_format(source_format: str, exact: bool = False, asked: str | None = None, has_alpha: bool = False) -> str:
     """The format an output is written in: what is asked for, or the source's.
 
     PNG stands in for GIF (its palette would ruin the result) and JPEG 2000 (Pillow's writer has no place for profile and
-    metadata), JPEG for MPO.
+    metadata), and for BMP and PPM with transparency, which Pillow does not write; JPEG for MPO.
 
-    Args: exact: pixels must be kept to the last bit, so PNG stands in for the lossy formats.
+    Args:
+        exact: pixels must be kept to the last bit, so PNG stands in for the lossy formats.
+        has_alpha: there is transparency to keep.
     """
     if asked:
         return asked.upper()
-    if exact and source_format in LOSSY:
+    if (exact and source_format in LOSSY) or (has_alpha and source_format in ("BMP", "PPM")):
         return "PNG"
     return {"GIF": "PNG", "JPEG2000": "PNG", "MPO": "JPEG"}.get(source_format, source_format)
 

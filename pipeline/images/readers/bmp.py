@@ -203,7 +203,7 @@ def bit_field(words: np.ndarray, mask: int) -> np.ndarray:
 
 
 def unpacked_runs(data: bytes, header: Header) -> tuple[np.ndarray, np.ndarray]:
-    """(samples (H,W) or (H,W,3) uint8, whether each was drawn (H,W)), in the order of the file, of the RLE of 4, 8 or 24 bits.
+    """Unpack RLE to samples (H,W) or (H,W,3) uint8, and whether each was drawn (H,W), in the order of the file.
 
     Raises: ValueError where the file ends before the picture does.
     """

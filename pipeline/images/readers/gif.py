@@ -1,7 +1,7 @@
 """GIF: the first image, laid onto the canvas as browsers do; Pillow unpacks its samples.
 
-Outside the first image nothing has been drawn yet. Pillow shows the first colour of the palette there, browsers and we nothing
-(transparent). A canvas smaller than the first image grows to hold the image.
+Outside the first image nothing has been drawn yet. Pillow shows the first colour of the palette there;
+browsers and we leave it transparent. A canvas smaller than the first image grows to hold the image.
 """
 
 import io

@@ -127,7 +127,7 @@ def read_jpeg2000(stream: io.BytesIO) -> Opened:
     # Without a box that says so, two and four channels are taken for colours with opacity, as everybody does.
     has_alpha = OPACITY in description.kinds.values() if description.kinds else channels in (2, 4) and colours != 4
     colours = colours or (4 if is_cmyk(description.profile) else 1 if channels < 3 else 3)
-    if channels < colours + has_alpha or colours == 4 and has_alpha:
+    if channels < colours + has_alpha or (colours == 4 and has_alpha):
         raise ImageError("UnsupportedFormat", f"JPEG 2000 with {channels} channels of which {colours} are colours")
     bits = (description.bits * channels)[:channels]
     pixels = whole_range(samples, bits, description.signed, colours + has_alpha)

@@ -17,9 +17,6 @@ Image.MAX_IMAGE_PIXELS = None
 # A thread for each image is what the workers have; with more, AVIF's bytes would depend on the machine that made them.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 EXIF_ORIENTATION = 0x0112
-PNG_COLOUR_TYPE = 25
-"""The byte of a PNG that holds its colour type."""
-PNG_GRAY = (0, 4)
 
 
 @contextmanager
@@ -42,12 +39,12 @@ def read_by_pillow(image_format: str, stream: io.BytesIO) -> Opened:
     """
     with opened_by_pillow(stream, image_format) as image:
         data = stream.getvalue()
-        frames, bit_depth = getattr(image, "n_frames", 1), depth_of(image, data)
+        frames, bit_depth = getattr(image, "n_frames", 1), depth_of(image)
         image.load()
         deep = image.mode.startswith("I")
-        if image.mode == "F" or (image.mode == "I" and image_format not in ("PNG", "PPM")):
+        if image.mode == "F" or image.mode == "I":
             raise ImageError("UnsupportedMode", f"{'floating-point' if image.mode == 'F' else '32-bit integer'} samples")
-        gray = deep or image.mode in ("1", "L", "LA", "La") or (image_format == "PNG" and data[PNG_COLOUR_TYPE] in PNG_GRAY)
+        gray = deep or image.mode in ("1", "L", "LA", "La")
         mode: Literal["L", "RGB", "CMYK"] = "L" if gray else "CMYK" if image.mode == "CMYK" else "RGB"
         xmp = image.info.get("xmp")
         return Opened(

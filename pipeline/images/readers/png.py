@@ -1,19 +1,20 @@
 """PNG: chunks are checked here, and what is needed for the pixels goes to libpng as a new, minimal file.
 
 Pillow loses the transparent colour of gray with 2, 4 or 16 bits and of 16-bit RGB, drops the low byte of 16-bit samples
-instead of rounding, does not check the checksum of pixels, and refuses a picture for a chunk of text that it finds too large.
+instead of rounding, does not check the checksum of pixels, and refuses a picture for a chunk of text that is too
+large for it.
 """
 
 import io
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import imagecodecs
 import numpy as np
 
-from pipeline.images.colour import ColourSpace, cicp
+from pipeline.images.colour import SRGB, ColourSpace, cicp
 from pipeline.images.readers.opened import ImageError, Opened, expand_range
 from pipeline.images.readers.pillow import orientation_in
 
@@ -277,10 +278,9 @@ def colours_of(chunks: Chunks) -> tuple[bytes | None, ColourSpace | None, str]:
     if b"sRGB" in colours:
         return None, None, ignored
     gamma = int.from_bytes(colours.get(b"gAMA", b""), "big")
-    curve = {"curve": 100_000 / gamma, "name": f"gamma {100_000 / gamma:.3g}"} if gamma else {}
+    space = ColourSpace(SRGB, 100_000 / gamma, f"gamma {100_000 / gamma:.3g}") if gamma else ColourSpace()
     chromaticities = colours.get(b"cHRM", b"")
     if len(chromaticities) == 32:
         white_x, white_y, *rgb = (value / 100_000 for value in struct.unpack(">8I", chromaticities))
-        space = ColourSpace(primaries=(*rgb, white_x, white_y), **curve)
-        return None, space, ignored
-    return None, ColourSpace(**curve) if curve else None, ignored
+        space = replace(space, primaries=(*rgb, white_x, white_y), name=f"{space.name} with other primaries")
+    return None, space, ignored
