@@ -116,31 +116,18 @@ def bmp_file(
         more: what stands behind the pixels.
     """
     width, height = size
-    table = (
-        b""
-        if palette is None
-        else b"".join(bytes(c[::-1]) + (b"" if header == 12 else b"\0") for c in palette.astype(np.uint8))
-    )
-    body = (
-        b"".join(row.ljust(-(-len(row) // 4) * 4, b"\0") for row in (rows if top_down else rows[::-1]))
-        if compression
-        in (
-            0,
-            3,
-            6,
-        )
-        else rows[0]
-    )
+    padding = b"" if header == 12 else b"\0"
+    table = b"" if palette is None else b"".join(bytes(colour[::-1]) + padding for colour in palette.astype(np.uint8))
+    lines = [row.ljust(-(-len(row) // 4) * 4, b"\0") for row in rows]
+    body = rows[0] if compression in (1, 2) else b"".join(lines if top_down else lines[::-1])
     if header == 12:
         info = struct.pack("<IHHHH", 12, width, height, 1, bits)
     else:
-        count = 0 if palette is None else len(palette)
-        signed = -height if top_down else height
+        count, signed = 0 if palette is None else len(palette), -height if top_down else height
         info = struct.pack("<IiiHHIIiiII", header, width, signed, 1, bits, compression, len(body), 2835, 2835, count, 0)
         fields = struct.pack(f"<{len(masks)}I", *masks)
-        info = (
-            info + fields if header == 40 else (info + (fields.ljust(16, b"\0") + tail)[: header - 40]).ljust(header, b"\0")
-        )
+        # The masks are behind a header of 40 bytes, and in one that is longer.
+        info = info + fields if header == 40 else (info + fields.ljust(16, b"\0") + tail).ljust(header, b"\0")[:header]
     at = 14 + len(info) + len(table)
     return struct.pack("<2sIHHI", b"BM", at + len(body), 0, 0, at) + info + table + body + more
 
