@@ -1,7 +1,7 @@
 """JPEG 2000: OpenJPEG's samples at full depth, and what the boxes of the file say they are.
 
 Pillow shifts samples of other than 8 bits instead of scaling them, and looks at neither profiles nor the kinds of channels.
-imagecodecs applies palettes, the order of channels and the matrix of sYCC.
+imagecodecs applies palettes, the order of channels, the matrix of sYCC and profiles; the last of these it is kept from.
 """
 
 import io
@@ -42,6 +42,8 @@ class Description:
     space: int | None = None
     """The enumerated colour space."""
     profile: bytes | None = None
+    profile_at: int = 0
+    """Where in the file the content of the profile's box begins."""
     numbers: ColourSpace | None = None
     ignored: str = ""
     kinds: dict[int, int] = field(default_factory=dict)
@@ -98,7 +100,7 @@ def read_colours(data: bytes, start: int, end: int, description: Description) ->
             raise ImageError("UnsupportedFormat", f"JPEG 2000 in {REFUSED[space]} is not supported; convert it")
         description.space = space
     elif method in (RESTRICTED_ICC, ANY_ICC):
-        description.profile = data[start + 3 : end]
+        description.profile, description.profile_at = data[start + 3 : end], start
     elif method == PARAMETERS:
         primaries, transfer = struct.unpack_from(">2H", data, start + 3)
         description.numbers, description.ignored = cicp(primaries, transfer)
@@ -118,6 +120,8 @@ def read_jpeg2000(stream: io.BytesIO) -> Opened:
     data = stream.getvalue()
     description = description_of(data)
     check(description)
+    if description.profile:
+        data = without_profile(data, description)
     samples = imagecodecs.jpeg2k_decode(data, numthreads=1)
     del data
     if samples.ndim not in (2, 3) or samples.dtype.itemsize > 2:
@@ -148,6 +152,16 @@ def read_jpeg2000(stream: io.BytesIO) -> Opened:
         space=description.numbers,
         ignored=description.ignored,
     )
+
+
+def without_profile(data: bytes, description: Description) -> bytes:
+    """The file with an enumerated space in place of its profile, which imagecodecs would apply itself.
+
+    The box stays as long as it is.
+    """
+    space = CMYK if is_cmyk(description.profile) else GRAY if len(description.bits) < 3 else SRGB
+    at = description.profile_at
+    return b"".join((data[:at], bytes([ENUMERATED, 0, 0]), struct.pack(">I", space), data[at + 7 :]))
 
 
 def is_cmyk(profile: bytes | None) -> bool:
