@@ -185,7 +185,7 @@ def run_lengths(samples: np.ndarray, bits: int, seed: int) -> tuple[bytes, np.nd
 
 @pytest.mark.parametrize("count", [40, pytest.param(2_000, marks=pytest.mark.chaos)])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_run_lengths_of_a_bmp_are_drawn_and_the_rest_is_transparent(bits: int, count: int) -> None:
+def test_runs_of_a_bmp_are_drawn_and_the_rest_is_transparent(bits: int, count: int) -> None:
     for seed in range(count):
         palette, samples = noise(1 << bits, 3), indices(1 << bits)
         code, drawn = run_lengths(samples, bits, seed)
@@ -225,7 +225,7 @@ def test_a_bmp_that_is_cut_is_broken() -> None:
             assert error_class(data[:end]) == "BrokenImage"
 
 
-def test_transparency_of_a_format_that_cannot_be_written_goes_into_png() -> None:
+def test_transparency_that_bmp_cannot_hold_goes_into_png() -> None:
     assert [output_format(name, has_alpha=True) for name in ("BMP", "PPM", "TIFF", "WEBP")] == ["PNG", "PNG", "TIFF", "WEBP"]
     assert [output_format(name) for name in ("BMP", "PPM")] == ["BMP", "PPM"]
 

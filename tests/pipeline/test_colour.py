@@ -160,7 +160,7 @@ def test_what_is_not_brighter_than_white_is_the_same_in_hdr(transfer: int) -> No
         assert psnr_db(picture.rgb, RGB) > least
 
 
-def test_highlights_of_hdr_are_mapped_in_order_and_keep_their_hue() -> None:
+def test_highlights_are_mapped_in_order_and_keep_their_hue() -> None:
     nits = np.array([1, 10, 50, 100, 203, 400, 1000, 2000, 4000])
     signal = np.round(pq(nits) * 65535)
     ramp = decode(png(np.repeat(signal[None, :, None], 3, 2), chunk(b"cICP", bytes([9, 16, 0, 1])), bits=16)).rgb[0, :, 0]
