@@ -148,7 +148,8 @@ class Finish:
         name = item.reference["rel_path"]
         if self.task.stores_latent:
             return encode_rgb(rgb, "PNG"), decoded_name(name)
-        image_format = output_format(picture.format, self.task.exact, self.job.image.format)
+        has_alpha = picture.alpha is not None and not output.opaque
+        image_format = output_format(picture.format, self.task.exact, self.job.image.format, has_alpha)
         picture.gray = picture.gray and not output.coloured
         picture.alpha = None if output.opaque else fitted(picture.alpha, rgb)
         own = "JPEG" if picture.format == "MPO" else picture.format
