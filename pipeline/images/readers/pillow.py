@@ -39,7 +39,6 @@ def read_by_pillow(image_format: str, stream: io.BytesIO) -> Opened:
     Raises: ImageError for samples without a range: floating point, and 32-bit integers of a TIFF.
     """
     with opened_by_pillow(stream, image_format) as image:
-        data = stream.getvalue()
         frames, bit_depth = getattr(image, "n_frames", 1), depth_of(image)
         image.load()
         deep = image.mode.startswith("I")
