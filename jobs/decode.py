@@ -18,6 +18,7 @@ from pipeline.output.committed import run_ids, run_records
 from pipeline.output.exports import state_of
 from pipeline.output.latents import latent_rows, upright_size
 from pipeline.output.names import decoded_name, renamed
+from pipeline.output.origins import is_same
 from pipeline.output.ownership import FOLDERS
 from pipeline.output.snapshot import Snapshot
 from pipeline.output.values import LATENT_COLUMNS, Coders, check_latents, symbols_in
@@ -112,10 +113,8 @@ def check_apart(state: Snapshot, dest: Store) -> None:
     for place, is_folder in inputs_of(state):
         holds = place.lies_in(dest)
         if holds or (is_folder and dest.lies_in(place)):
-            where = "holds" if holds else "lies in"
-            raise ConfigError(
-                f"{dest.url} {where} {place.url}, an input of {output.url}: give another folder, or --overwrite"
-            )
+            where = "is" if is_same(dest.url, place.url) else f"holds {place.url}," if holds else f"lies in {place.url},"
+            raise ConfigError(f"{dest.url} {where} an input of {output.url}: give another folder, or --overwrite")
 
 
 def inputs_of(state: Snapshot) -> Iterator[tuple[Store, bool]]:

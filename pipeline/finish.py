@@ -14,7 +14,8 @@ from models.narrow import present
 from models.tasks.task import Output, Task
 from pipeline.cluster.tally import Tally
 from pipeline.errors import OutputHeld, StorageError
-from pipeline.images.pixels import Picture, encode_rgb, output_format, to_file, to_pillow
+from pipeline.images.pixels import Picture, check_sides, encode_rgb, output_format, to_file, to_pillow
+from pipeline.images.readers.opened import ImageError
 from pipeline.item import Item, Rejected, unexpected
 from pipeline.job import Job
 from pipeline.output.clashes import CLASHES
@@ -50,6 +51,8 @@ class Finish:
                 return item
         except Rejected as e:
             item.error = e.row
+        except ImageError as e:
+            item.error = Rejected("encode", e.error_class, str(e)).row
         except (OutputHeld, StorageError):
             raise
         except Exception as e:  # noqa: BLE001 - whatever it is, it is this image's alone
@@ -110,17 +113,34 @@ class Finish:
         path = f"images/{other if item.reference.get(CLASHES) else name}"
         try:
             try:
-                self.job.output.write(path, data)
+                self._replace(item, path, data)
             except OSError as e:
                 if not is_refused(e):
                     raise
                 path = f"images/{other}"
-                self.job.output.write(path, data)
+                self._replace(item, path, data)
+        except Rejected:
+            raise
         except Exception as e:  # noqa: BLE001 - as in __call__
             if takes_nothing(e):
                 raise StorageError(f"{self.job.output.uri(path)}: {reason(e)}") from None
             raise unexpected("write", e, transient=True) from None
         return path
+
+    def _replace(self, item: Item, path: str, data: bytes) -> None:
+        """Write the output of an image. Raises: Rejected for a file without a row that no run wrote; as `Store.write`.
+
+        A run that was cut off, or an earlier try of this block, may have left a file of which no row says anything.
+        """
+        output = self.job.output
+        if not item.reference["known"]:
+            if output.create(path, data):
+                return
+            mark = self.job.first_mark
+            if mark and output.age(path) > output.age(mark) and output.read(path) != data:
+                message = f"{path} was there before, and no run wrote it: move it away, and --retry"
+                raise Rejected("write", "FileExists", message)
+        output.write(path, data)
 
     def _encoded(self, item: Item, output: Output, picture: Picture) -> tuple[bytes, str]:
         """The output's file and its name below images/."""
@@ -134,6 +154,7 @@ class Finish:
         own = "JPEG" if picture.format == "MPO" else picture.format
         # A member of a shard may be called by a number alone.
         changed = image_format != own or not is_image_name(name)
+        check_sides(rgb.shape[1::-1], image_format)
         image = to_pillow(rgb, picture, image_format)
         # Pillow has a copy of its own now.
         del rgb
