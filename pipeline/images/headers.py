@@ -34,3 +34,24 @@ def depth_of(image: Image.Image) -> int:
         deepest = max(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,)))
         return 16 if deepest == 16 or image.mode.startswith("I") else 8
     return 16 if image.mode.startswith("I") else 8
+
+
+TIFF_HEADS = {
+    # Some programs have turned the number 42 as well as the byte order.
+    **dict.fromkeys((b"II*\0", b"II\0*"), ("<", False)),
+    **dict.fromkeys((b"MM\0*", b"MM*\0"), (">", False)),
+    b"II+\0": ("<", True),
+    b"MM\0+": (">", True),
+}
+"""Byte order, and whether it is a BigTIFF, by the first four bytes."""
+
+
+def tiff_head(data: bytes) -> tuple[str, bool, int]:
+    """(byte order, whether it is a BigTIFF, where the offset of the first directory stands) of a TIFF.
+
+    Raises: ValueError for bytes that are not a TIFF.
+    """
+    if data[:4] not in TIFF_HEADS:
+        raise ValueError("not a TIFF")
+    order, big = TIFF_HEADS[data[:4]]
+    return order, big, 8 if big else 4

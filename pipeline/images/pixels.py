@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -10,12 +10,18 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from pipeline.images.colour import SRGB, Conversion
-from pipeline.images.metadata import Exif, carried_exif, carried_xmp, in_tiff, writer_options
+from pipeline.images.metadata import Metadata, carried, with_metadata, writer_options
 from pipeline.images.profiles import in_srgb, treatment
 from pipeline.images.readers import HEAD_BYTES, not_an_image, reader_of
-from pipeline.images.readers.opened import BROKEN, ImageError, Opened, strips
+from pipeline.images.readers.jpeg_structure import LONGEST_SIDE as LONGEST_JPEG_SIDE
+from pipeline.images.readers.opened import BROKEN, DAMAGED_IMAGE, ImageError, Opened, strips
+from pipeline.images.readers.zeros import damage_by_zeros
+from pipeline.images.transparency import fill_hidden
+from pipeline.store_failures import reason
 
 LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")
+LONGEST_SIDE = {"JPEG": LONGEST_JPEG_SIDE, "WEBP": 16_383, "AVIF": 32_768}
+"""Pixels a side that a file of a format holds: what libjpeg and WebP write, and what libavif reads."""
 WITH_ALPHA = ("PNG", "TIFF", "WEBP", "AVIF")
 # An upright array (H,W,…) as its file stores it, by the EXIF orientation: all of them views.
 AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -28,6 +34,7 @@ AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: np.rot90(a, -1),
 }
+KEEP_DAMAGED = "A part of the picture is damaged or missing: restore the file, or keep it as it is with --accept-damaged"
 MAX_PIXELS = 40_000_000
 """What a run takes unless it is told otherwise."""
 
@@ -42,7 +49,8 @@ class PixelConfig(BaseModel):
     )
     icc: Literal["convert", "keep"] = Field("convert", description="colours to sRGB, or untouched with their profile")
     metadata: Literal["keep", "strip", "strip_gps"] = Field(
-        "keep", description="EXIF and XMP; strip_gps: EXIF but the place"
+        "keep",
+        description="EXIF, XMP, IPTC, texts, resolution; strip_gps: resolution and EXIF without the place; strip: nothing",
     )
     format: Literal["jpeg", "png", "webp", "tiff", "avif"] | None = Field(None, description="the source's when absent")
     quality: int = Field(95, ge=1, le=100, description="of JPEG, WebP and AVIF")
@@ -65,7 +73,7 @@ class Picture:
     """A decoded image and what its file said of itself."""
 
     rgb: np.ndarray
-    """(H,W,3) uint8, upright."""
+    """(H,W,3) uint8, upright. Fully transparent pixels have colours interpolated from visible ones."""
     alpha: np.ndarray | None
     """(H,W) uint8, upright; None too where it was laid onto a colour."""
     format: str
@@ -82,19 +90,25 @@ class Picture:
     their profile), "unreadable" (the profile is damaged, and ignored) or "ignored: " and what was ignored."""
     profile: bytes | None = None
     """The ICC profile of `rgb`, where it was kept."""
-    exif: Exif | None = None
-    """What the output carries, of the upright picture."""
-    xmp: bytes | None = None
+    metadata: Metadata = field(default_factory=Metadata)
+    """What the output carries."""
+    damaged: bool = False
+    """Whether some of the pixels are not those that were encoded."""
 
 
-def decode(data: bytes, max_pixels: int = MAX_PIXELS, config: PixelConfig = PixelConfig()) -> Picture:
+def decode(
+    data: bytes, max_pixels: int = MAX_PIXELS, config: PixelConfig = PixelConfig(), accept_damaged: bool = False
+) -> Picture:
     """Decode an image file to upright RGB.
 
     The first frame of an animation; samples of more than 8 bits are scaled to 8; alpha is kept next to the colours, or they
     are laid onto a colour. Metadata and profiles that are broken are left out: the picture is what counts.
 
-    Raises: ImageError with the class EmptyFile, UnknownFormat, UnsupportedFormat, TooManyPixels, UnsupportedMode or
-        BrokenImage.
+    Args:
+        accept_damaged: give the picture of a file whose picture data is damaged or missing in part too.
+
+    Raises: ImageError with the class EmptyFile, UnknownFormat, UnsupportedFormat, TooManyPixels, UnsupportedMode,
+        DamagedImage or BrokenImage.
     """
     if not data:
         raise ImageError("EmptyFile", "the file is empty")
@@ -104,11 +118,15 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, config: PixelConfig = Pixe
     try:
         reader = reader_of(head)
         check_size(reader.size_of(stream), max_pixels)
-        return to_picture(reader.read(stream), stream, config)
+        opened = reader.read(stream)
+        opened.damage = opened.damage or damage_by_zeros(opened.format, stream.getvalue())
+        if opened.damage and not accept_damaged:
+            raise ImageError(DAMAGED_IMAGE, f"{opened.damage}. {KEEP_DAMAGED}")
+        return to_picture(opened, stream, config)
     except UnidentifiedImageError:
         raise not_an_image(head) from None
     except BROKEN as e:
-        raise ImageError("BrokenImage", f"{type(e).__name__}: {e}") from None
+        raise ImageError("BrokenImage", reason(e)) from None
 
 
 def check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -117,7 +135,8 @@ def check_size(size: tuple[int, int], max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageError(
             "TooManyPixels",
-            f"{width}×{height} = {width * height / 1e6:.1f} MP is over the limit of {max_pixels / 1e6:g} MP",
+            f"{width}×{height} = {width * height / 1e6:.1f} MP is over max_pixels={max_pixels}: "
+            f"raise max_pixels to {width * height} or more",
         )
 
 
@@ -137,8 +156,7 @@ def to_picture(opened: Opened, stream: io.BytesIO, config: PixelConfig) -> Pictu
     conversion = None
     if not opened.profile:
         icc, conversion = colour_treatment(opened, config.icc == "keep")
-    exif = None if config.metadata == "strip" else carried_exif(opened.exif, config.metadata == "keep", icc == "converted")
-    xmp = carried_xmp(opened.xmp) if config.metadata == "keep" else None
+    metadata = carried(opened, config.metadata, icc == "converted")
     # Of a TIFF this is the whole file.
     opened.exif = None
     stream.close()
@@ -148,17 +166,22 @@ def to_picture(opened: Opened, stream: io.BytesIO, config: PixelConfig) -> Pictu
     as_stored = AS_STORED[opened.orientation]
     for rows in strips(width, height):
         strip = opened.strip(rows)
-        if opened.has_alpha:
+        if opened.alpha is not None:
+            veil = Image.fromarray(opened.alpha[rows])
+        elif opened.has_alpha:
             strip = in_mode(strip, "RGBA")
+            veil = strip.getchannel("A")
         colours = Image.fromarray(conversion(opened.samples(rows))) if conversion else in_mode(strip, opened.mode)
         if transform:
             colours = in_srgb(colours, transform)
         colours = in_mode(colours, "RGB")
         if alpha is not None:
-            as_stored(alpha)[rows] = np.asarray(strip.getchannel("A"))
+            as_stored(alpha)[rows] = np.asarray(veil)
         elif opened.has_alpha:
-            colours = Image.composite(colours, Image.new("RGB", strip.size, config.matte), strip.getchannel("A"))
+            colours = Image.composite(colours, Image.new("RGB", strip.size, config.matte), veil)
         as_stored(rgb)[rows] = np.asarray(colours)
+    if alpha is not None:
+        fill_hidden(rgb, alpha)
     return Picture(
         rgb=rgb,
         alpha=alpha,
@@ -172,8 +195,8 @@ def to_picture(opened: Opened, stream: io.BytesIO, config: PixelConfig) -> Pictu
         has_alpha=opened.has_alpha,
         icc=icc,
         profile=opened.profile if icc == "kept" else None,
-        exif=exif,
-        xmp=xmp,
+        metadata=metadata,
+        damaged=bool(opened.damage),
     )
 
 
@@ -215,6 +238,17 @@ def output_format(source_format: str, exact: bool = False, asked: str | None = N
     return {"GIF": "PNG", "JPEG2000": "PNG", "MPO": "JPEG"}.get(source_format, source_format)
 
 
+def check_sides(size: tuple[int, int], image_format: str) -> None:
+    """Raises: ImageError for (width, height) that no file of a format holds."""
+    width, height = size
+    if max(size) > (longest := LONGEST_SIDE.get(image_format, max(size))):
+        raise ImageError(
+            "TooLargeForFormat",
+            f"the output has {width}×{height} pixels, and {image_format} holds at most {longest} a side: "
+            "image.format=png holds it",
+        )
+
+
 def to_pillow(rgb: np.ndarray, picture: Picture, image_format: str) -> Image.Image:
     """What Pillow encodes, of its own memory: gray where the picture is, with alpha where the format has it."""
     if picture.gray:
@@ -230,12 +264,14 @@ def to_pillow(rgb: np.ndarray, picture: Picture, image_format: str) -> Image.Ima
 
 
 def to_file(image: Image.Image, picture: Picture, image_format: str, quality: int) -> bytes:
-    """An image of `to_pillow` as a file, with the profile, EXIF and XMP of its picture."""
-    options = writer_options(image_format, picture.exif, picture.xmp)
+    """An image of `to_pillow` as a file, with the profile and metadata of its picture."""
+    upright = (picture.orig_width, picture.orig_height)[:: -1 if picture.exif_orientation >= 5 else 1]
+    resized = image.size != upright
+    options = writer_options(image_format, picture.metadata, resized)
     if picture.profile and (picture.gray or picture.profile[16:20] != b"GRAY"):
         options["icc_profile"] = picture.profile
     data = encode_image(image, image_format, quality, **options)
-    return in_tiff(data, picture.exif, picture.xmp) if image_format == "TIFF" and (picture.exif or picture.xmp) else data
+    return with_metadata(data, picture.metadata, resized) if image_format == "TIFF" else data
 
 
 def encode_rgb(rgb: np.ndarray, image_format: str) -> bytes:

@@ -16,6 +16,14 @@ from pipeline.images.pixels import decode, pixels_of
 from pipeline.images.readers import READERS
 from pipeline.images.readers.opened import ImageError
 
+_PALETTE = Image.fromarray(scene()).quantize(16)
+CHUNKED = [
+    saved(_PALETTE, "PNG", transparency=3),
+    saved(_PALETTE, "PNG", transparency=b"\0\x80\xff"),
+    saved(_PALETTE, "PNG", save_all=True, append_images=[_PALETTE, _PALETTE]),
+    saved(Image.fromarray(scene()).convert("L"), "PNG", transparency=7),
+]
+
 
 def test_an_empty_file_is_named_as_such() -> None:
     assert error_class(b"") == "EmptyFile"
@@ -68,6 +76,42 @@ def test_a_known_format_is_named(data: bytes, words: str) -> None:
     assert str(error).startswith(words)
 
 
+def without(data: bytes, *names: bytes) -> bytes:
+    """A PNG without its chunks of these names."""
+    kept, at = data[:8], 8
+    while at < len(data):
+        end = at + int.from_bytes(data[at : at + 4], "big") + 12
+        kept, at = kept + (b"" if data[at + 4 : at + 8] in names else data[at:end]), end
+    return kept
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_png_that_pillow_asserts_on_is_a_broken_image(frames: int) -> None:
+    """A palette picture whose palette is missing."""
+    image = Image.fromarray(scene()).quantize(16)
+    whole = saved(image, "PNG", save_all=frames > 1, append_images=[image] * (frames - 1))
+    decode(whole)
+    reason = picture_or_reason(without(whole, b"PLTE"))
+    assert isinstance(reason, ImageError)
+    assert reason.error_class == "BrokenImage"
+    assert "palette" in str(reason)
+
+
+@FUZZ
+@given(st.data())
+def test_no_assertion_of_a_decoder_gets_out(data) -> None:
+    """PNGs with palettes and transparency, whose chunks are lost, doubled and moved."""
+    whole = data.draw(st.sampled_from(CHUNKED))
+    at, chunks = 8, []
+    while at < len(whole):
+        end = at + int.from_bytes(whole[at : at + 4], "big") + 12
+        chunks.append(whole[at:end])
+        at = end
+    kept = data.draw(st.lists(st.sampled_from(chunks[1:]), max_size=8))
+    reason = picture_or_reason(whole[:8] + chunks[0] + b"".join(kept))
+    assert "Assertion" not in f"{reason}"
+
+
 def test_no_other_reader_of_pillow_is_ever_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some of them start programs (EPS: Ghostscript), some render (WMF), some are read by hardly anyone."""
     Image.init()
@@ -100,10 +144,10 @@ def test_what_a_file_carries_beside_its_pixels_is_bounded() -> None:
         picture = decode(png(1, 1, 8, 2, line, extra))
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
         tracemalloc.stop()
-        assert (picture.xmp, picture.icc) == (None, "unreadable" if name == b"iCCP" else "none")
+        assert (picture.metadata.xmp, picture.icc) == (None, "unreadable" if name == b"iCCP" else "none")
     # EXIF and a profile that are large and not packed: as large as the file at most, and left out of what is carried.
     picture = decode(png(1, 1, 8, 2, line, chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\0" + bytes(5_000_000))))
-    assert picture.exif is None
+    assert picture.metadata.exif is None
     profile = saved(Image.fromarray(scene()), "JPEG", icc_profile=bytes(10_000_000))
     assert decode(profile).icc == "unreadable"
 
@@ -111,13 +155,14 @@ def test_what_a_file_carries_beside_its_pixels_is_bounded() -> None:
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM"])
 def test_a_truncated_file_is_a_broken_image(image_format: str) -> None:
     data = saved(Image.fromarray(noise(64, 64, 3)), image_format)
-    assert error_class(data[: len(data) * 2 // 3]) in ("BrokenImage", "UnknownFormat")
+    assert error_class(data[: len(data) * 2 // 3]) in ("BrokenImage", "DamagedImage", "UnknownFormat")
 
 
 def test_a_truncated_jpeg_is_not_filled_with_gray() -> None:
     data = saved(Image.fromarray(noise(64, 64, 3)), "JPEG")
-    assert error_class(data[: len(data) // 2]) == "BrokenImage"
-    assert error_class(data[:-40]) == "BrokenImage"
+    assert error_class(data[: len(data) // 2]) == "DamagedImage"
+    assert error_class(data[:-40]) == "DamagedImage"
+    assert error_class(data[:100]) == "BrokenImage"
 
 
 def test_too_many_pixels_are_refused_on_the_header_alone() -> None:

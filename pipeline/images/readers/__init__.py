@@ -7,11 +7,13 @@ from pipeline.images.headers import webp_size
 from pipeline.images.readers.avif import read_avif
 from pipeline.images.readers.bmp import read_bmp, size_of_bmp
 from pipeline.images.readers.gif import read_gif, size_of_gif
+from pipeline.images.readers.jpeg import read_jpeg, size_of_jpeg
 from pipeline.images.readers.jpeg2000 import read_jpeg2000, size_of_jpeg2000
 from pipeline.images.readers.opened import ImageError, Reader
 from pipeline.images.readers.pillow import read_by_pillow, size_by_pillow
 from pipeline.images.readers.png import read_png, size_of_png
 from pipeline.images.readers.ppm import read_ppm, size_of_ppm
+from pipeline.images.readers.tiff import read_tiff, size_of_tiff
 from pipeline.images.readers.unsupported import FORMATS, unsupported
 
 
@@ -29,11 +31,11 @@ READERS = {
     "AVIF": Reader(partial(size_by_pillow, "AVIF"), read_avif),
     "BMP": Reader(size_of_bmp, read_bmp),
     "GIF": Reader(size_of_gif, read_gif),
-    "JPEG": by_pillow("JPEG"),
+    "JPEG": Reader(size_of_jpeg, read_jpeg),
     "JPEG2000": Reader(size_of_jpeg2000, read_jpeg2000),
     "PNG": Reader(size_of_png, read_png),
     "PPM": Reader(size_of_ppm, read_ppm),
-    "TIFF": by_pillow("TIFF"),
+    "TIFF": Reader(size_of_tiff, read_tiff),
     "WEBP": Reader(size_of_webp, partial(read_by_pillow, "WEBP")),
 }
 """By format. Pillow knows many more, each one an attack surface."""

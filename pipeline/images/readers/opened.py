@@ -3,7 +3,7 @@
 import io
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -11,8 +11,10 @@ from PIL import Image
 
 from pipeline.images.colour import ColourSpace
 
-# What broken files raise in Pillow: its PNG reader reports a bad chunk as SyntaxError, its AVIF reader as RuntimeError.
+# What broken files raise in Pillow: its PNG reader reports a bad chunk as SyntaxError, its AVIF reader as RuntimeError, its
+# plug-ins assert what a header must say.
 BROKEN = (
+    AssertionError,
     OSError,
     SyntaxError,
     ValueError,
@@ -24,13 +26,15 @@ BROKEN = (
     RuntimeError,
     struct.error,
 )
+DAMAGED_IMAGE = "DamagedImage"
+"""The class of a reject whose picture data is damaged or missing in part: `accept_damaged` takes such a picture."""
 STRIP_PIXELS = 2_000_000
 """Pixels that are converted at a time, so that no second copy of a large image is held."""
 
 
-def strips(width: int, height: int) -> Iterator[slice]:
-    """The rows of an image, some STRIP_PIXELS at a time."""
-    step = max(1, STRIP_PIXELS // width)
+def strips(width: int, height: int, multiple: int = 1) -> Iterator[slice]:
+    """The rows of an image, some STRIP_PIXELS at a time; strips but the last have a multiple of `multiple` rows."""
+    step = max(1, STRIP_PIXELS // width // multiple) * multiple
     return (slice(top, min(height, top + step)) for top in range(0, height, step))
 
 
@@ -48,13 +52,13 @@ class Opened:
 
     pixels: Image.Image | np.ndarray
     """A loaded image of Pillow, in a mode that Pillow converts to `mode` (or RGBA) as it is meant; or an array (H,W) gray,
-    (H,W,2) gray and alpha, (H,W,3) RGB or (H,W,4) RGBA, uint8 or uint16, whose samples use the whole range of their type."""
+    (H,W,2) gray and alpha, (H,W,3) RGB, or (H,W,4) RGBA or CMYK by `mode`, uint8 or uint16, of which the samples use all."""
     format: str
     """A name of READERS, or MPO, which is a JPEG that holds several."""
     mode: Literal["L", "RGB", "CMYK"]
     """What the samples are, without transparency. Gray pictures stay gray."""
     has_alpha: bool
-    """Whether the file has transparency, so that `strip` in mode RGBA has it."""
+    """Whether the file has transparency: in `alpha`, or else `strip` in mode RGBA has it."""
     bit_depth: int
     """Bits of a sample in the file, at least 8 (1 for bilevel images)."""
     frames: int = 1
@@ -65,6 +69,16 @@ class Opened:
     exif: bytes | None = None
     """An EXIF block, or a whole TIFF file."""
     xmp: bytes | None = None
+    iptc: bytes | None = None
+    """Records of IPTC-IIM that do not stand in `exif`."""
+    text: dict[str, str] = field(default_factory=dict)
+    """Texts of a PNG by keyword; the comment of another format as "Comment"."""
+    dpi: tuple[float, float] | None = None
+    """Pixels per inch, (horizontal, vertical) of the stored picture."""
+    damage: str | None = None
+    """What is wrong with the picture data, where some of the pixels are not those that were encoded."""
+    alpha: np.ndarray | None = None
+    """(H,W) uint8, where transparency is kept apart from `pixels`."""
     space: ColourSpace | None = None
     """The colour space that the file declares by numbers, if it has no profile."""
     ignored: str = ""
@@ -79,7 +93,9 @@ class Opened:
         """Some rows as an image of Pillow."""
         if not isinstance(self.pixels, Image.Image):
             pixels = self.pixels[rows]
-            return Image.fromarray(in_8_bits(pixels, 16) if pixels.dtype == np.uint16 else pixels)
+            part = Image.fromarray(in_8_bits(pixels, 16) if pixels.dtype == np.uint16 else pixels)
+            # An array of four samples is RGBA to Pillow.
+            return Image.frombytes("CMYK", part.size, part.tobytes()) if self.mode == "CMYK" else part
         width, height = self.size
         return self.pixels if rows == slice(0, height) else self.pixels.crop((0, rows.start, width, rows.stop))
 

@@ -17,6 +17,7 @@ Image.MAX_IMAGE_PIXELS = None
 # A thread for each image is what the workers have; with more, AVIF's bytes would depend on the machine that made them.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 EXIF_ORIENTATION = 0x0112
+IPTC_RESOURCE = 0x0404
 
 
 @contextmanager
@@ -38,7 +39,6 @@ def read_by_pillow(image_format: str, stream: io.BytesIO) -> Opened:
     Raises: ImageError for samples without a range: floating point, and 32-bit integers of a TIFF.
     """
     with opened_by_pillow(stream, image_format) as image:
-        data = stream.getvalue()
         frames, bit_depth = getattr(image, "n_frames", 1), depth_of(image)
         image.load()
         deep = image.mode.startswith("I")
@@ -46,19 +46,63 @@ def read_by_pillow(image_format: str, stream: io.BytesIO) -> Opened:
             raise ImageError("UnsupportedMode", f"{'floating-point' if image.mode == 'F' else '32-bit integer'} samples")
         gray = deep or image.mode in ("1", "L", "LA", "La")
         mode: Literal["L", "RGB", "CMYK"] = "L" if gray else "CMYK" if image.mode == "CMYK" else "RGB"
-        xmp = image.info.get("xmp")
-        return Opened(
+        opened = Opened(
             pixels=gray_in_8_bits(image) if deep else image,
             format=str(image.format),
             mode=mode,
             has_alpha=image.has_transparency_data and not deep,
             bit_depth=bit_depth,
             frames=frames,
-            orientation=orientation_of(image),
-            profile=image.info.get("icc_profile"),
-            exif=data if image_format == "TIFF" else image.info.get("exif"),
-            xmp=xmp if isinstance(xmp, bytes) else None,
         )
+        take_metadata(opened, image)
+        return opened
+
+
+def take_metadata(opened: Opened, image: Image.Image) -> None:
+    """Put what Pillow found in a file next to the pixels into `opened`."""
+    xmp = image.info.get("xmp")
+    opened.orientation = orientation_of(image)
+    opened.profile = image.info.get("icc_profile")
+    opened.exif = image.info.get("exif")
+    opened.xmp = xmp if isinstance(xmp, bytes) else None
+    opened.iptc, opened.text, opened.dpi = iptc_of(image), text_of(image), dpi_of(image)
+
+
+def take_text_and_resolution(opened: Opened, stream: io.BytesIO) -> None:
+    """Put the comment and the resolution into `opened`, as Pillow finds them in the header."""
+    try:
+        with opened_by_pillow(stream, opened.format) as image:
+            opened.text, opened.dpi = text_of(image), dpi_of(image)
+    except BROKEN:
+        return
+
+
+def iptc_of(image: Image.Image) -> bytes | None:
+    """The IPTC records among the resources that Photoshop leaves in a JPEG."""
+    resources = image.info.get("photoshop")
+    iptc = resources.get(IPTC_RESOURCE) if isinstance(resources, dict) else None
+    return iptc if isinstance(iptc, bytes) else None
+
+
+def text_of(image: Image.Image) -> dict[str, str]:
+    """Texts of a PNG, and the comment of a JPEG or GIF."""
+    text = {key: str(value) for key, value in getattr(image, "text", {}).items()}
+    comment = image.info.get("comment")
+    if isinstance(comment, bytes):
+        try:
+            text["Comment"] = comment.decode("utf-8")
+        except UnicodeDecodeError:
+            text["Comment"] = comment.decode("latin-1")
+    return text
+
+
+def dpi_of(image: Image.Image) -> tuple[float, float] | None:
+    """The resolution as Pillow found it."""
+    try:
+        horizontal, vertical = image.info.get("dpi", (0, 0))
+        return (float(horizontal), float(vertical)) if horizontal and vertical else None
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
 
 
 def gray_in_8_bits(image: Image.Image) -> np.ndarray:
