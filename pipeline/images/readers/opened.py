@@ -51,8 +51,9 @@ class Opened:
     """The decoded first frame of a file, as it is stored: not yet upright, not yet sRGB."""
 
     pixels: Image.Image | np.ndarray
-    """A loaded image of Pillow, in a mode that Pillow converts to `mode` (or RGBA) as it is meant; or an array (H,W) gray,
-    (H,W,2) gray and alpha, (H,W,3) RGB, or (H,W,4) RGBA or CMYK by `mode`, uint8 or uint16, of which the samples use all."""
+    """A loaded image of Pillow, in a mode that Pillow converts to `mode` (or RGBA) as it is meant; or an array: (H,W) gray,
+    (H,W,2) gray and alpha, (H,W,3) RGB or (H,W,4) RGBA, uint8 or uint16, whose samples use the whole range of their type; or
+    (H,W,4) CMYK uint8."""
     format: str
     """A name of READERS, or MPO, which is a JPEG that holds several."""
     mode: Literal["L", "RGB", "CMYK"]
