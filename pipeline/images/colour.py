@@ -204,12 +204,12 @@ class Conversion:
         self.luma = to_xyz(space.primaries)[1].astype(np.float32)
         self.linear = light.astype(np.float32)
         self.matrix = None if gray or space.has_srgb_primaries else to_linear_srgb(space.primaries).T.astype(np.float32)
-        self.knots: np.ndarray | None = None
+        self.gains: np.ndarray | None = None
         peak = float(light[brightest])
         peak = HLG_PEAK * peak**HLG_GAMMA if self.hlg else peak * REFERENCE_WHITE
         if space.is_hdr and peak > REFERENCE_WHITE:
-            nits = pq_to_nits(np.linspace(0, 1, 4097))[1:]
-            self.knots = (nits / REFERENCE_WHITE).astype(np.float32)
+            # By the fourth root of light, which is about how PQ has it and quick to find.
+            nits = PQ_PEAK * (np.arange(1, 65537) / 65536) ** 4
             self.gains = (eetf(nits, peak) / nits).astype(np.float32)
 
     def __call__(self, samples: np.ndarray) -> np.ndarray:
@@ -219,9 +219,10 @@ class Conversion:
             luminance = light if self.gray else light @ self.luma
             gain = luminance ** np.float32(HLG_GAMMA - 1) * np.float32(HLG_PEAK / REFERENCE_WHITE)
             light *= gain if self.gray else gain[..., None]
-        if self.knots is not None:
+        if self.gains is not None:
             brightest = light if self.gray else light.max(-1)
-            gain = np.interp(brightest, self.knots, self.gains).astype(np.float32)
+            root = np.sqrt(np.sqrt(brightest * np.float32(REFERENCE_WHITE / PQ_PEAK)))
+            gain = self.gains[(root * 65535).astype(np.uint16)]
             light *= gain if self.gray else gain[..., None]
         if self.matrix is not None:
             light = light @ self.matrix

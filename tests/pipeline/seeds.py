@@ -65,6 +65,11 @@ def is_sound(outcome: Picture | ImageError) -> bool:
     return outcome.rgb.dtype == np.uint8 and outcome.rgb.ndim == 3 and outcome.rgb.shape[2] == 3
 
 
+def shown(picture: Picture) -> np.ndarray:
+    """(H,W) bool: the pixels that can be seen. The others have colours interpolated from these."""
+    return np.ones(picture.rgb.shape[:2], bool) if picture.alpha is None else picture.alpha > 0
+
+
 def seeds() -> dict[str, bytes]:
     image, exif = Image.fromarray(scene()), Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "what it shows"

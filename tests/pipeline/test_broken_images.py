@@ -1,6 +1,5 @@
 """What is no image, or a broken one, is named; nothing else is ever raised."""
 
-import re
 import struct
 import tracemalloc
 import zlib
@@ -87,7 +86,7 @@ def without(data: bytes, *names: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("frames", [1, 3])
-def test_a_file_on_which_pillow_asserts_is_a_broken_image(frames: int) -> None:
+def test_a_png_that_pillow_asserts_on_is_a_broken_image(frames: int) -> None:
     """A palette picture whose palette is missing."""
     image = Image.fromarray(scene()).quantize(16)
     whole = saved(image, "PNG", save_all=frames > 1, append_images=[image] * (frames - 1))
@@ -95,7 +94,7 @@ def test_a_file_on_which_pillow_asserts_is_a_broken_image(frames: int) -> None:
     reason = picture_or_reason(without(whole, b"PLTE"))
     assert isinstance(reason, ImageError)
     assert reason.error_class == "BrokenImage"
-    assert re.fullmatch(r"a check failed in \w+\.py, line \d+", str(reason))
+    assert "palette" in str(reason)
 
 
 @FUZZ
@@ -145,7 +144,7 @@ def test_what_a_file_carries_beside_its_pixels_is_bounded() -> None:
         picture = decode(png(1, 1, 8, 2, line, extra))
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
         tracemalloc.stop()
-        assert (picture.xmp, picture.icc) == (None, "unreadable" if name == b"iCCP" else "none")
+        assert (picture.metadata.xmp, picture.icc) == (None, "unreadable" if name == b"iCCP" else "none")
     # EXIF and a profile that are large and not packed: as large as the file at most, and left out of what is carried.
     picture = decode(png(1, 1, 8, 2, line, chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\0" + bytes(5_000_000))))
     assert picture.metadata.exif is None

@@ -17,7 +17,7 @@ from PIL import Image
 from pipeline.images.colour import ColourSpace, cicp
 from pipeline.images.readers.boxes import Box, boxes, find
 from pipeline.images.readers.opened import ImageError, Opened, in_range, strips
-from pipeline.images.readers.pillow import opened_by_pillow
+from pipeline.images.readers.pillow import opened_by_pillow, take_metadata
 
 SAMPLE_ENTRY_BYTES = 78
 """Fields of a video track's sample entry before its boxes."""
@@ -170,7 +170,7 @@ def read_avif(stream: io.BytesIO) -> Opened:
     data = stream.getvalue()
     found = properties_of(data)
     with opened_by_pillow(stream, "AVIF") as image:
-        exif, xmp, frames, mode = image.info.get("exif"), image.info.get("xmp"), getattr(image, "n_frames", 1), image.mode
+        frames, mode = getattr(image, "n_frames", 1), image.mode
         has_alpha = mode.endswith("A")
         convert = found.space is not None and not found.profile and not found.space.is_srgb
         pixels: Image.Image | np.ndarray
@@ -179,20 +179,20 @@ def read_avif(stream: io.BytesIO) -> Opened:
         else:
             image.load()
             pixels = image.crop(found.crop) if found.crop else image
-    return Opened(
-        pixels=pixels,
-        format="AVIF",
-        mode="L" if found.gray or mode in ("L", "LA") else "RGB",
-        has_alpha=has_alpha,
-        bit_depth=found.bits,
-        frames=frames,
-        orientation=found.orientation,
-        profile=found.profile,
-        exif=exif,
-        xmp=xmp,
-        space=found.space,
-        ignored=found.ignored,
-    )
+        opened = Opened(
+            pixels=pixels,
+            format="AVIF",
+            mode="L" if found.gray or mode in ("L", "LA") else "RGB",
+            has_alpha=has_alpha,
+            bit_depth=found.bits,
+            frames=frames,
+            space=found.space,
+            ignored=found.ignored,
+        )
+        take_metadata(opened, image)
+    # Turns count, and the orientation in EXIF does not.
+    opened.orientation, opened.profile = found.orientation, found.profile
+    return opened
 
 
 def all_bits(data: bytes, found: Properties) -> np.ndarray:

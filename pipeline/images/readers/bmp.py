@@ -18,6 +18,7 @@ CORE, INFO, OS2, V4, V5 = 12, 40, 64, 108, 124
 PLAIN, RLE8, RLE4, BIT_FIELDS, JPEG, PNG, ALPHA_BIT_FIELDS = 0, 1, 2, 3, 4, 5, 6
 OS2_HUFFMAN, OS2_RLE24 = 3, 4
 DEFAULT_MASKS = {16: (0x7C00, 0x03E0, 0x001F, 0), 24: (0xFF0000, 0xFF00, 0xFF, 0), 32: (0xFF0000, 0xFF00, 0xFF, 0)}
+METRES_PER_INCH = 0.0254
 CALIBRATED, LINKED, EMBEDDED = 0, int.from_bytes(b"LINK", "big"), int.from_bytes(b"MBED", "big")
 
 
@@ -120,7 +121,13 @@ def read_bmp(stream: io.BytesIO) -> Opened:
         # Programs that know no alpha leave zeros there. Nobody stores a picture that cannot be seen.
         pixels = pixels[..., :3]
     has_alpha = pixels.ndim == 3 and pixels.shape[2] == 4
-    return Opened(pixels, "BMP", "L" if gray else "RGB", has_alpha, bit_depth, profile=profile, space=space, ignored=ignored)
+    opened = Opened(
+        pixels, "BMP", "L" if gray else "RGB", has_alpha, bit_depth, profile=profile, space=space, ignored=ignored
+    )
+    if header.size >= INFO:
+        right, down = struct.unpack_from("<ii", data, 38)
+        opened.dpi = (right * METRES_PER_INCH, down * METRES_PER_INCH) if right > 0 and down > 0 else None
+    return opened
 
 
 def palette_of(data: bytes, header: Header) -> np.ndarray:

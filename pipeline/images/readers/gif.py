@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.images.readers.opened import ImageError, Opened, strips
-from pipeline.images.readers.pillow import opened_by_pillow
+from pipeline.images.readers.pillow import opened_by_pillow, take_text_and_resolution
 
 EXTENSION, IMAGE, TRAILER = 0x21, 0x2C, 0x3B
 GRAPHIC_CONTROL, APPLICATION = 0xF9, 0xFF
@@ -149,4 +149,6 @@ def read_gif(stream: io.BytesIO) -> Opened:
         place[rows] = colours[indices[rows]]
     if pixels.shape[2] == 1:
         pixels = pixels[..., 0]
-    return Opened(pixels, "GIF", "L" if gray else "RGB", has_alpha, 8, frames, profile=first.profile)
+    opened = Opened(pixels, "GIF", "L" if gray else "RGB", has_alpha, 8, frames, profile=first.profile)
+    take_text_and_resolution(opened, stream)
+    return opened

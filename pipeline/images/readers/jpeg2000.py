@@ -15,6 +15,7 @@ from PIL import Image
 from pipeline.images.colour import ColourSpace, cicp
 from pipeline.images.readers.boxes import boxes, find
 from pipeline.images.readers.opened import ImageError, Opened, in_range, strips
+from pipeline.images.readers.pillow import take_text_and_resolution
 
 CODESTREAM = b"\xff\x4f\xff\x51"
 ENUMERATED, RESTRICTED_ICC, ANY_ICC, PARAMETERS = 1, 2, 3, 5
@@ -142,7 +143,7 @@ def read_jpeg2000(stream: io.BytesIO) -> Opened:
         inks = pixels if pixels.dtype == np.uint8 else in_range(pixels, 65535, 255).astype(np.uint8)
         image = Image.frombytes("CMYK", inks.shape[1::-1], inks.tobytes())
         return Opened(image, "JPEG2000", "CMYK", False, bit_depth, profile=description.profile)
-    return Opened(
+    opened = Opened(
         pixels=pixels,
         format="JPEG2000",
         mode="L" if colours == 1 else "RGB",
@@ -152,6 +153,8 @@ def read_jpeg2000(stream: io.BytesIO) -> Opened:
         space=description.numbers,
         ignored=description.ignored,
     )
+    take_text_and_resolution(opened, stream)
+    return opened
 
 
 def without_profile(data: bytes, description: Description) -> bytes:

@@ -68,6 +68,15 @@ def take_metadata(opened: Opened, image: Image.Image) -> None:
     opened.iptc, opened.text, opened.dpi = iptc_of(image), text_of(image), dpi_of(image)
 
 
+def take_text_and_resolution(opened: Opened, stream: io.BytesIO) -> None:
+    """Put the comment and the resolution into `opened`, as Pillow finds them in the header."""
+    try:
+        with opened_by_pillow(stream, opened.format) as image:
+            opened.text, opened.dpi = text_of(image), dpi_of(image)
+    except BROKEN:
+        return
+
+
 def iptc_of(image: Image.Image) -> bytes | None:
     """The IPTC records among the resources that Photoshop leaves in a JPEG."""
     resources = image.info.get("photoshop")

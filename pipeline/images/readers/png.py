@@ -29,6 +29,8 @@ XMP_KEYWORD = b"XML:com.adobe.xmp"
 EXIF_KEYWORDS = (b"Raw profile type exif", b"Raw profile type APP1")
 UNREADABLE = b"\0"
 """Stands for a profile that is damaged or too large."""
+METRE, METRES_PER_INCH = 1, 0.0254
+MAX_TEXTS_CHARACTERS = 4_000_000
 MAX_TEXT_BYTES, MAX_PROFILE_BYTES = 1_000_000, 4_000_000
 """What is unpacked of a compressed chunk at most. A larger one is left out, and the picture is read without it."""
 
@@ -54,8 +56,10 @@ class Chunks:
     colours: dict[bytes, bytes] = field(default_factory=dict)
     damaged_colours: bool = False
     exif: bytes | None = None
-    texts: dict[bytes, bytes] = field(default_factory=dict)
-    """XMP, and EXIF as older programs store it, by their keywords."""
+    texts: dict[bytes, str] = field(default_factory=dict)
+    """By keyword, at most MAX_TEXTS_CHARACTERS together."""
+    xmp: bytes | None = None
+    dpi: tuple[float, float] | None = None
     animation_frames: int = 0
     default_is_frame: bool = False
     """Whether the picture is the first frame of the animation."""
@@ -147,8 +151,10 @@ def take(chunks: Chunks, kind: bytes, content: bytes) -> None:
         chunks.exif = chunks.exif or content
     elif kind in (b"tEXt", b"zTXt", b"iTXt"):
         keyword, _, packed = content.partition(b"\0")
-        if keyword in (XMP_KEYWORD, *EXIF_KEYWORDS) and (text := unpacked_text(kind, packed)):
-            chunks.texts.setdefault(keyword, text)
+        take_text(chunks, keyword, unpacked_text(kind, packed) or b"", "utf-8" if kind == b"iTXt" else "latin-1")
+    elif kind == b"pHYs" and len(content) == 9 and content[8] == METRE:
+        right, down = struct.unpack_from(">II", content)
+        chunks.dpi = (right * METRES_PER_INCH, down * METRES_PER_INCH) if right and down else None
     elif kind == b"acTL" and before_pixels and len(content) == 8:
         chunks.animation_frames = int.from_bytes(content[:4], "big")
     elif kind == b"fcTL" and before_pixels:
@@ -157,6 +163,16 @@ def take(chunks: Chunks, kind: bytes, content: bytes) -> None:
         raise ImageError(
             "UnsupportedFormat", f"a PNG with the chunk {kind!r}, which no standard defines and which is critical"
         )
+
+
+def take_text(chunks: Chunks, keyword: bytes, text: bytes, encoding: str) -> None:
+    """Note a text, unless it is too large, or one too many."""
+    if keyword == XMP_KEYWORD:
+        chunks.xmp = chunks.xmp or text or None
+        return
+    room = MAX_TEXTS_CHARACTERS - sum(map(len, chunks.texts.values()))
+    if keyword and text and len(text) <= min(room, MAX_TEXT_BYTES):
+        chunks.texts[keyword] = text.decode(encoding, "replace")
 
 
 def unpacked(content: bytes, most: int) -> bytes | None:
@@ -186,14 +202,14 @@ def read_png(stream: io.BytesIO) -> Opened:
     clean = b"".join(minimal(chunks))
     # Of a large file there is no room for two copies and the pixels.
     chunks.pixels.clear()
-    stream.close()
+    stream.seek(0)
+    stream.truncate()
     pixels = imagecodecs.png_decode(clean)
     del clean
     has_alpha = pixels.ndim == 3 and pixels.shape[2] in (2, 4)
     profile, space, ignored = colours_of(chunks)
     if space and chunks.colours.get(b"cICP", b"")[3:] == b"\0":
         expand_range(pixels, has_alpha, 16 if pixels.dtype == np.uint16 else 8)
-    xmp = chunks.texts.get(XMP_KEYWORD)
     exif = chunks.exif or exif_in_text(chunks.texts)
     return Opened(
         pixels=pixels,
@@ -202,10 +218,12 @@ def read_png(stream: io.BytesIO) -> Opened:
         has_alpha=has_alpha,
         bit_depth=1 if (header.colour, header.bits) == (GRAY, 1) else max(8, header.bits),
         frames=chunks.frames,
-        orientation=orientation_in(exif, xmp),
+        orientation=orientation_in(exif, chunks.xmp),
         profile=profile,
         exif=exif,
-        xmp=xmp,
+        xmp=chunks.xmp,
+        text={keyword.decode("latin-1"): text for keyword, text in chunks.texts.items()},
+        dpi=chunks.dpi,
         space=space,
         ignored=ignored,
     )
@@ -245,12 +263,13 @@ def chunk_of(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def exif_in_text(texts: dict[bytes, bytes]) -> bytes | None:
+def exif_in_text(texts: dict[bytes, str]) -> bytes | None:
     """EXIF as ImageMagick writes it: a name, a number of bytes and hexadecimal digits, on lines."""
     for keyword in EXIF_KEYWORDS:
-        lines = texts.get(keyword, b"").split(b"\n")
+        lines = texts.get(keyword, "").split("\n")
         try:
-            return bytes.fromhex(b"".join(lines[3:]).decode("ascii")) or None if len(lines) > 3 else None
+            if exif := bytes.fromhex("".join(lines[3:])):
+                return exif
         except ValueError:
             continue
     return None
