@@ -13,7 +13,6 @@ from pipeline.images.readers.tiff_page import (
     COLOUR_MAP,
     EXTRA_SAMPLES,
     INK_SET,
-    PHOTOMETRIC,
     REFERENCE_BLACK_WHITE,
     SAMPLE_FORMAT,
     YCBCR_COEFFICIENTS,
@@ -84,7 +83,7 @@ def colours_of(page: Page) -> Colours:
     Raises: ImageError with the class UnsupportedMode for samples without a range, and UnsupportedFormat for other samples
         that have no meaning here.
     """
-    kind = page.number(PHOTOMETRIC, guessed_photometric(page))
+    kind = guessed_photometric(page) if page.photometric is None else page.photometric
     if kind not in PHOTOMETRICS:
         raise unsupported(f"{OTHERS.get(kind, f'photometric interpretation {kind}')}")
     check_samples(page)
@@ -130,7 +129,7 @@ def check_samples(page: Page) -> None:
         raise ImageError("UnsupportedMode", f"TIFF with {bits}-bit integer samples")
     if not (1 <= bits <= 16 or bits == MOST_BITS):
         raise unsupported(f"{bits}-bit samples")
-    if page.number(PHOTOMETRIC, RGB) == PALETTE and bits > 16:
+    if page.photometric == PALETTE and bits > 16:
         raise unsupported(f"a palette of {bits} bits")
 
 

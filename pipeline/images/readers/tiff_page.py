@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 
 import numpy as np
@@ -99,34 +100,34 @@ class Page:
         """The value of a tag as it is."""
         return self.entries[tag][2] if tag in self.entries else None
 
-    @property
+    @cached_property
     def size(self) -> tuple[int, int]:
         """(width, height); (0, 0) of a page without a picture."""
         width, height = self.number(WIDTH, 0), self.number(HEIGHT, 0)
         return (width, height) if width > 0 and height > 0 else (0, 0)
 
-    @property
+    @cached_property
     def is_picture(self) -> bool:
         """Whether it is neither a reduced version nor a mask of another page."""
         kind = self.number(SUBFILE, REDUCED if self.number(OLD_SUBFILE, 1) == 2 else 0)
         return not kind & (REDUCED | MASK) and self.size != (0, 0)
 
-    @property
+    @cached_property
     def is_raw(self) -> bool:
         """Whether it holds what the sensor of a camera saw."""
-        return self.number(PHOTOMETRIC, 0) in RAW_PHOTOMETRICS or DNG_VERSION in self.entries
+        return self.photometric in RAW_PHOTOMETRICS or DNG_VERSION in self.entries
 
-    @property
+    @cached_property
     def samples(self) -> int:
         """Samples of a pixel."""
         return self.number(SAMPLES, 1)
 
-    @property
+    @cached_property
     def is_planar(self) -> bool:
         """Whether each sample has segments of its own."""
         return self.number(PLANAR, 1) == 2 and self.samples > 1
 
-    @property
+    @cached_property
     def bits(self) -> int:
         """Bits of a sample. Raises: ImageError where they differ."""
         bits = set(self.numbers(BITS)[: self.samples]) or {1}
@@ -134,12 +135,28 @@ class Page:
             raise unsupported(f"samples of {', '.join(map(str, sorted(bits)))} bits in one pixel")
         return bits.pop()
 
-    @property
+    @cached_property
     def compression(self) -> int:
         """The number of the compression, 1 for none."""
         return self.number(COMPRESSION, 1)
 
-    @property
+    @cached_property
+    def photometric(self) -> int | None:
+        """What the samples are; None where the file does not say."""
+        numbers = self.numbers(PHOTOMETRIC)
+        return numbers[0] if numbers else None
+
+    @cached_property
+    def predictor(self) -> int:
+        """1 for none, 2 for differences of neighbours."""
+        return self.number(PREDICTOR, 1)
+
+    @cached_property
+    def is_turned(self) -> bool:
+        """Whether the lowest bit of a byte comes first."""
+        return self.number(FILL_ORDER, 1) == 2
+
+    @cached_property
     def segment_size(self) -> tuple[int, int]:
         """(columns, rows) of a tile or strip. Raises: ImageError for what cannot be."""
         width, height = self.size
