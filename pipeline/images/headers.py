@@ -4,8 +4,6 @@ import struct
 
 from PIL import Image
 
-BITS_PER_SAMPLE = 258
-
 
 def webp_size(data: bytes) -> tuple[int, int] | None:
     """(width, height) of a WebP by its first chunk; None for what is none.
@@ -32,9 +30,6 @@ def depth_of(image: Image.Image, data: bytes) -> int:
         return 1
     if image.format == "PNG":
         return 16 if data[24] == 16 else 8
-    if image.format == "TIFF":
-        deepest = max(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,)))
-        return 16 if deepest == 16 or image.mode.startswith("I") else 8
     if image.format == "AVIF" and (at := data.find(b"av1C")) >= 0 and at + 6 < len(data):
         return (12 if data[at + 6] & 0x20 else 10) if data[at + 6] & 0x40 else 8
     if image.format == "JPEG2000" and (at := data.find(b"\xff\x4f\xff\x51")) >= 0 and at + 42 < len(data):

@@ -60,7 +60,7 @@ def read_by_pillow(image_format: str, stream: io.BytesIO) -> Opened:
             frames=frames,
             orientation=orientation_of(image),
             profile=image.info.get("icc_profile"),
-            exif=data if image_format == "TIFF" else image.info.get("exif"),
+            exif=image.info.get("exif"),
             xmp=xmp if isinstance(xmp, bytes) else None,
             iptc=iptc_of(image),
             text=text_of(image),

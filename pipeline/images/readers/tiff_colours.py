@@ -20,7 +20,7 @@ from pipeline.images.readers.tiff_page import (
     broken,
     unsupported,
 )
-from pipeline.images.readers.tiff_segments import FAX, JPEG
+from pipeline.images.readers.tiff_segments import FAX, JPEGS
 
 WHITE_IS_ZERO, GRAY, RGB, PALETTE, INKS, YCBCR, CIE_LAB, ICC_LAB = 0, 1, 2, 3, 5, 6, 8, 9
 PHOTOMETRICS = {
@@ -140,7 +140,7 @@ def meaning(page: Page, kind: int) -> Callable[[np.ndarray], np.ndarray]:
     if kind == PALETTE:
         table = palette(page)
         return lambda samples: table[samples[..., 0]]
-    if kind == YCBCR and (page.compression != JPEG or page.is_planar):
+    if kind == YCBCR and (page.compression not in JPEGS or page.is_planar):
         return lambda samples: rgb_of_ycbcr(samples, bits, page)
     if kind in (CIE_LAB, ICC_LAB):
         if bits not in (8, 16):

@@ -18,6 +18,7 @@ from pipeline.images.readers.jpeg_structure import APP0, END_MARK, FRAMES, struc
 from pipeline.images.readers.tiff_page import (
     JPEG_TABLES,
     LERC_PARAMETERS,
+    OLD_JPEG,
     SAMPLES,
     T4_OPTIONS,
     YCBCR_SUBSAMPLING,
@@ -26,7 +27,7 @@ from pipeline.images.readers.tiff_page import (
     unsupported,
 )
 
-RGB, PALETTE, YCBCR = 2, 3, 6
+PALETTE, YCBCR = 3, 6
 DEFLATE, ZSTD = 8, 50000
 BYTES: dict[int, Callable[..., bytes | bytearray]] = {
     5: imagecodecs.lzw_decode,
@@ -39,7 +40,7 @@ BYTES: dict[int, Callable[..., bytes | bytearray]] = {
 }
 """Compressions of bytes: each takes a segment and the most bytes it may become."""
 FAX = (2, 3, 4)
-LERC, JPEG = 34887, 7
+LERC, JPEGS = 34887, (OLD_JPEG, 7)
 IMAGES: dict[int, tuple[str, Callable[[bytes], tuple[int, int] | None], Callable[..., np.ndarray]]] = {
     33005: ("JPEG 2000", lambda data: jpeg2000_size(data), imagecodecs.jpeg2k_decode),
     34712: ("JPEG 2000", lambda data: jpeg2000_size(data), imagecodecs.jpeg2k_decode),
@@ -50,7 +51,6 @@ IMAGES: dict[int, tuple[str, Callable[[bytes], tuple[int, int] | None], Callable
 }
 """Segments that are image files: the name of the format, what their header says of the size, and the decoder."""
 OTHERS = {
-    6: "old-style JPEG without an interchange stream",
     32766: "NeXT",
     32767: "Sony ARW",
     32771: "CCITT RLE of whole words",
@@ -78,23 +78,23 @@ def check_compression(page: Page) -> None:
     kind, bits = page.compression, page.bits
     if kind in FAX and (bits, page.samples) != (1, 1):
         raise unsupported(f"CCITT fax of {page.samples} samples of {bits} bits")
-    if kind == JPEG and bits != 8:
+    if kind in JPEGS and bits != 8:
         raise unsupported(f"JPEG of {bits}-bit samples")
-    if kind == JPEG and not page.is_planar and page.samples not in (1, 3, 4):
+    if kind in JPEGS and not page.is_planar and page.samples not in (1, 3, 4):
         raise unsupported(f"JPEG of {page.samples} samples per pixel")
     if kind in IMAGES and bits not in (8, 16):
         raise unsupported(f"{IMAGES[kind][0]} of {bits}-bit samples")
     if kind in IMAGES and page.photometric == YCBCR:
         raise unsupported(f"{IMAGES[kind][0]} of YCbCr")
-    if kind not in (1, *BYTES, *FAX, JPEG, *IMAGES):
+    if kind not in (1, *BYTES, *FAX, *JPEGS, *IMAGES):
         raise unsupported(f"compression {OTHERS.get(kind, kind)}")
     if kind in BYTES and page.predictor not in (1, 2):
         raise unsupported(f"predictor {page.predictor} of integers")
     if kind == LERC and page.predictor != 1:
         # Some programs use it and others do not.
         raise unsupported("LERC with a predictor")
-    if kind in (JPEG, *IMAGES) and kind != LERC and page.photometric == PALETTE:
-        raise unsupported(f"a palette in {'JPEG' if kind == JPEG else IMAGES[kind][0]}")
+    if kind in (*JPEGS, *IMAGES) and kind != LERC and page.photometric == PALETTE:
+        raise unsupported(f"a palette in {'JPEG' if kind in JPEGS else IMAGES[kind][0]}")
     if kind in BYTES and page.predictor == 2 and bits not in (8, 16):
         raise unsupported(f"a predictor of {bits}-bit samples")
 
@@ -110,7 +110,7 @@ def segment_rows(page: Page, stored: memoryview, visible: int) -> Callable[[slic
     """
     samples = 1 if page.is_planar else page.samples
     kind, (columns, rows) = page.compression, page.segment_size
-    if kind == JPEG:
+    if kind in JPEGS:
         return image_rows(page, jpeg(page, bytes(stored)), visible, samples)
     if kind in IMAGES:
         return image_rows(page, image(page, bytes(stored), samples), visible, samples)
@@ -224,7 +224,7 @@ def jpeg2000_size(data: bytes) -> tuple[int, int] | None:
 
 def subsampling(page: Page) -> tuple[int, int]:
     """(across, down) of the chroma of a YCbCr that is not in JPEG; (1, 1) of all others."""
-    if page.photometric != YCBCR or page.compression == JPEG:
+    if page.photometric != YCBCR or page.compression in JPEGS:
         return 1, 1
     across, down = (page.numbers(YCBCR_SUBSAMPLING) or [2, 2])[:2]
     if across not in (1, 2, 4) or down not in (1, 2, 4):
