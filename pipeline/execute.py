@@ -13,10 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.cluster.connection import connected
+from pipeline.cluster.connection import address_of, connected
 from pipeline.cluster.contact import clean_up, while_answering
 from pipeline.cluster.nodes import missing_paths
-from pipeline.cluster.pool import PATIENCE_SECONDS, Pool, node_resources, nodes_with_room, pool_for, room_for
+from pipeline.cluster.pool import PATIENCE_SECONDS, Pool, node_resources, nodes_with_room, pool_for
 from pipeline.cluster.progress import RunProgress
 from pipeline.cluster.tally import DEVICES, ETAGS, forget, peak_rss_mb
 from pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
@@ -26,6 +26,7 @@ from pipeline.output.committed import SUPERSEDED, new_parts, part_paths, placed,
 from pipeline.output.exemplars import keep_exemplars
 from pipeline.output.kept import keep_checkpoint
 from pipeline.output.lease import Lease
+from pipeline.output.ownership import first_mark
 from pipeline.output.snapshot import newest_rows
 from pipeline.output.verify import file_problem
 from pipeline.plan import Plan, blocks
@@ -119,13 +120,14 @@ def write_all(job: Resolved, plan: Plan, shown: RunProgress, record: dict[str, A
         record["pool"] = asdict(pool)
         log.info("%d images; %s", len(todo), pool.on(nodes))
         try:
-            with watched(pool, shown.done, patience, want.wait_s):
+            with watched(pool, shown.done, patience, address_of(job.config.address) is not None, want.wait_s):
                 rows = rows_of_block(len(todo), job.config.rows_per_part, bytes_each, pool)
                 # Not of what nodes that were lost have left: that would measure as many once more.
                 share = job.config.measured_share(len(plan.todo))
                 if job.task.stores_latent:
                     record["measured_share"] = round(share, 4)
-                write(job, todo, rows, pool, share, {key: record[key] for key in LINEAGE_KEYS})
+                lineage = {key: record[key] for key in LINEAGE_KEYS}
+                write(job, todo, rows, pool, share, lineage, first_mark(job.output, record["run_id"], plan.rows))
             return
         except RayError as e:
             raise translate(e, job) from None
@@ -133,7 +135,7 @@ def write_all(job: Resolved, plan: Plan, shown: RunProgress, record: dict[str, A
             if e.taken:
                 raise RunFailed(f"{e}. {GO_ON} when there is room") from None
             left = todo.filter(pc.invert(pc.is_in(todo["image_id"], committed_ids(job.output, plan, "results", "rejects"))))
-            if len(left) == len(todo) and (want.wait_s or not room_for(pool, node_resources())):
+            if len(left) == len(todo) and (want.wait_s or not any(map(any, node_resources()))):
                 raise RunFailed(f"{e}. {GO_ON} when there are nodes") from None
             log.warning("nodes were lost: %s. What is left goes on with what there is", e)
             todo, lost = left, True
@@ -190,10 +192,14 @@ def check_seen(job: Resolved, plan: Plan, lease: Lease) -> None:
         )
 
 
-def write(job: Resolved, todo: pa.Table, rows: int, pool: Pool, share: float, lineage: dict[str, Any]) -> None:
+def write(
+    job: Resolved, todo: pa.Table, rows: int, pool: Pool, share: float, lineage: dict[str, Any], mark: str | None
+) -> None:
     """References to actors in blocks of `rows`, which become parts, on the Ray that is connected.
 
-    Args: share: of the images whose quality is measured.
+    Args:
+        share: of the images whose quality is measured.
+        mark: as `Job.first_mark`.
     """
     import ray.data
     from ray._private.log import PlainRayHandler
@@ -235,6 +241,7 @@ def write(job: Resolved, todo: pa.Table, rows: int, pool: Pool, share: float, li
         torch_threads=pool.torch_threads,
         dtype=config.pool.dtype,
         accept_damaged=config.accept_damaged,
+        first_mark=mark,
     )
     with warnings.catch_warnings():
         # 2.60 has no named argument for the two limits yet, and warns of the way there is. Actors may restart for ever, but

@@ -94,9 +94,11 @@ def make_plan(
     done = newest.same & (newest.fence >= 0)
     waiting = waits & ~done
     kept = np.flatnonzero(~done & (attempts > 0 if retry else ~waiting))[:limit]
-    column = REFERENCE.get_field_index("attempts")
-    todo = inputs.take(kept).set_column(column, REFERENCE.field(column), pa.array(attempts[kept], pa.int32()))
-    redone = todo.select(["image_id"]).filter(pa.array(newest.there[kept]))
+    todo = inputs.take(kept)
+    for name, values in (("attempts", attempts[kept].astype(np.int32)), ("known", newest.there[kept])):
+        column = REFERENCE.get_field_index(name)
+        todo = todo.set_column(column, REFERENCE.field(column), pa.array(values))
+    redone = todo.select(["image_id"]).filter(todo["known"])
     doubled = inputs.select(["image_id"]).filter(pa.array(newest.rows > 1))
     waiting_rejects = 0 if retry else int(waiting.sum())
     parts, fence = {*results, *rejects}, int(newest.seen.max(initial=0))
@@ -127,7 +129,7 @@ def make_plan(
 def references(
     listed: Iterable[Found], source: Store, checkpoint_sha256: str, parameters: dict[str, Any]
 ) -> tuple[pa.Table, Counter[str]]:
-    """References to all that is listed (schema.REFERENCE, attempts 0), and the counts of what is no image by kind."""
+    """References to all that is listed (schema.REFERENCE, attempts 0, not known); counts of what is no image, by kind."""
     version = version_of(checkpoint_sha256, parameters)
     chunks, ignored = [REFERENCE.empty_table()], Counter[str]()
     named: set[bytes] = set()
@@ -154,6 +156,7 @@ def references(
             "source_uri": [uri_of(image, source) for image in images],
             "source_etag": [image.etag for image in images],
             "attempts": [0] * len(images),
+            "known": [False] * len(images),
         }
         columns |= {name: [getattr(image, name) for image in images] for name in REFERENCE.names if name not in columns}
         chunks.append(pa.table([pa.array(columns[field.name], field.type) for field in REFERENCE], schema=REFERENCE))

@@ -77,6 +77,8 @@ REFERENCE = pa.schema(
         *IDENTITY,
         ("size", pa.int64()),
         ("attempts", pa.int32()),
+        # Whether OUTPUT holds a row of it, whose file the new one replaces.
+        ("known", pa.bool_()),
         ("problem", pa.string()),
         ("mask_path", pa.string()),
         ("mask_offset", pa.int64()),

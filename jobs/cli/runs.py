@@ -152,14 +152,8 @@ def denoise(
     set_: Set = None,
 ) -> None:
     """Noisy photos to clean ones."""
-    flags = {
-        "checkpoint": checkpoint,
-        "limit": limit,
-        "retry": retry,
-        "allow_new_input": allow_new_input,
-        "accept_damaged": accept_damaged,
-        "address": address,
-    }
+    flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "address": address}
+    flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     batch(effective(config, set_, task="denoise", input=input, output=output, params={"sigma": sigma}, **flags))
 
 
@@ -180,14 +174,8 @@ def inpaint(
     set_: Set = None,
 ) -> None:
     """Fill holes, scratches, lost pixels or one missing colour plane; known pixels stay bit-identical."""
-    flags = {
-        "checkpoint": checkpoint,
-        "limit": limit,
-        "retry": retry,
-        "allow_new_input": allow_new_input,
-        "accept_damaged": accept_damaged,
-        "address": address,
-    }
+    flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "address": address}
+    flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     params = {"missing": missing or ("key" if key else None), "key": key}
     batch(effective(config, set_, task="inpaint", input=input, output=output, params=params, **flags))
 
@@ -206,14 +194,8 @@ def colorize(
     set_: Set = None,
 ) -> None:
     """Gray photos to coloured ones whose luma is exactly the same."""
-    flags = {
-        "checkpoint": checkpoint,
-        "limit": limit,
-        "retry": retry,
-        "allow_new_input": allow_new_input,
-        "accept_damaged": accept_damaged,
-        "address": address,
-    }
+    flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "address": address}
+    flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     batch(effective(config, set_, task="colorize", input=input, output=output, params={"saturation": saturation}, **flags))
 
 
@@ -230,14 +212,8 @@ def upscale(
     set_: Set = None,
 ) -> None:
     """Images at twice their width and height."""
-    flags = {
-        "checkpoint": checkpoint,
-        "limit": limit,
-        "retry": retry,
-        "allow_new_input": allow_new_input,
-        "accept_damaged": accept_damaged,
-        "address": address,
-    }
+    flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "address": address}
+    flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     batch(effective(config, set_, task="upscale", input=input, output=output, **flags))
 
 
@@ -272,14 +248,8 @@ def stylize(
     set_: Set = None,
 ) -> None:
     """Photos painted in the style of a picture, or of several."""
-    flags = {
-        "checkpoint": checkpoint,
-        "limit": limit,
-        "retry": retry,
-        "allow_new_input": allow_new_input,
-        "accept_damaged": accept_damaged,
-        "address": address,
-    }
+    flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "address": address}
+    flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     params = {
         "style": style or None,
         "style_weights": style_weight or None,

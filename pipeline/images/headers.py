@@ -24,17 +24,10 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def depth_of(image: Image.Image, data: bytes) -> int:
+def depth_of(image: Image.Image) -> int:
     """Bits of a sample in the file: Pillow gives 8 of what has more, but for gray in 16."""
     if image.mode == "1":
         return 1
-    if image.format == "PNG":
-        return 16 if data[24] == 16 else 8
-    if image.format == "AVIF" and (at := data.find(b"av1C")) >= 0 and at + 6 < len(data):
-        return (12 if data[at + 6] & 0x20 else 10) if data[at + 6] & 0x40 else 8
-    if image.format == "JPEG2000" and (at := data.find(b"\xff\x4f\xff\x51")) >= 0 and at + 42 < len(data):
-        # The SIZ marker: its first component's precision, less one.
-        return max(8, (data[at + 42] & 0x7F) + 1)
     return 16 if image.mode.startswith("I") else 8
 
 

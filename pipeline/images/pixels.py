@@ -2,20 +2,26 @@
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
+from pipeline.images.colour import SRGB, Conversion
 from pipeline.images.metadata import Metadata, carried, with_metadata, writer_options
 from pipeline.images.profiles import in_srgb, treatment
-from pipeline.images.readers import not_an_image, reader_of
+from pipeline.images.readers import HEAD_BYTES, not_an_image, reader_of
+from pipeline.images.readers.jpeg_structure import LONGEST_SIDE as LONGEST_JPEG_SIDE
 from pipeline.images.readers.opened import BROKEN, DAMAGED_IMAGE, ImageError, Opened, strips
+from pipeline.images.readers.zeros import damage_by_zeros
 from pipeline.images.transparency import fill_hidden
+from pipeline.store_failures import reason
 
 LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")
+LONGEST_SIDE = {"JPEG": LONGEST_JPEG_SIDE, "WEBP": 16_383, "AVIF": 32_768}
+"""Pixels a side that a file of a format holds: what libjpeg and WebP write, and what libavif reads."""
 WITH_ALPHA = ("PNG", "TIFF", "WEBP", "AVIF")
 # An upright array (H,W,…) as its file stores it, by the EXIF orientation: all of them views.
 AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -80,7 +86,8 @@ class Picture:
     has_alpha: bool
     """Whether the file has transparency."""
     icc: str
-    """What was done about its profile: "none" (there is none, or it is sRGB's), "converted", "kept" or "unreadable"."""
+    """What was done about the colours: "none" (they are sRGB, or the file does not say), "converted" (to sRGB), "kept" (with
+    their profile), "unreadable" (the profile is damaged, and ignored) or "ignored: " and what was ignored."""
     profile: bytes | None = None
     """The ICC profile of `rgb`, where it was kept."""
     metadata: Metadata = field(default_factory=Metadata)
@@ -105,20 +112,21 @@ def decode(
     """
     if not data:
         raise ImageError("EmptyFile", "the file is empty")
-    head, stream = data[:64], io.BytesIO(data)
+    head, stream = data[:HEAD_BYTES], io.BytesIO(data)
     # `to_picture` closes the stream once the file is decoded: of a large one there is no room for both file and pixels.
     del data
     try:
         reader = reader_of(head)
         check_size(reader.size_of(stream), max_pixels)
         opened = reader.read(stream)
+        opened.damage = opened.damage or damage_by_zeros(opened.format, stream.getvalue())
         if opened.damage and not accept_damaged:
             raise ImageError(DAMAGED_IMAGE, f"{opened.damage}. {KEEP_DAMAGED}")
         return to_picture(opened, stream, config)
     except UnidentifiedImageError:
         raise not_an_image(head) from None
     except BROKEN as e:
-        raise ImageError("BrokenImage", f"{type(e).__name__}: {e}") from None
+        raise ImageError("BrokenImage", reason(e)) from None
 
 
 def check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -135,7 +143,7 @@ def check_size(size: tuple[int, int], max_pixels: int) -> None:
 def pixels_of(data: bytes) -> int:
     """Width × height by the header; 0 where there is none that can be read."""
     try:
-        width, height = reader_of(data[:64]).size_of(io.BytesIO(data))
+        width, height = reader_of(data[:HEAD_BYTES]).size_of(io.BytesIO(data))
     except (ImageError, UnidentifiedImageError, *BROKEN):
         return 0
     return width * height
@@ -145,6 +153,9 @@ def to_picture(opened: Opened, stream: io.BytesIO, config: PixelConfig) -> Pictu
     """Turn and convert a decoded file as `decode` gives it. Closes `stream`, its file."""
     width, height = opened.size
     icc, transform = treatment(opened.profile, opened.mode, config.icc == "keep")
+    conversion = None
+    if not opened.profile:
+        icc, conversion = colour_treatment(opened, config.icc == "keep")
     metadata = carried(opened, config.metadata, icc == "converted")
     # Of a TIFF this is the whole file.
     opened.exif = None
@@ -160,7 +171,7 @@ def to_picture(opened: Opened, stream: io.BytesIO, config: PixelConfig) -> Pictu
         elif opened.has_alpha:
             strip = in_mode(strip, "RGBA")
             veil = strip.getchannel("A")
-        colours = in_mode(strip, opened.mode)
+        colours = Image.fromarray(conversion(opened.samples(rows))) if conversion else in_mode(strip, opened.mode)
         if transform:
             colours = in_srgb(colours, transform)
         colours = in_mode(colours, "RGB")
@@ -189,24 +200,53 @@ def to_picture(opened: Opened, stream: io.BytesIO, config: PixelConfig) -> Pictu
     )
 
 
+def colour_treatment(opened: Opened, keep: bool) -> tuple[str, Conversion | None]:
+    """What is done about the colours of a picture without a profile, as in `Picture.icc`, and what converts its samples."""
+    gray, space = opened.mode == "L", opened.space
+    nothing = f"ignored: {opened.ignored}" if opened.ignored else "none"
+    if space is None or opened.mode == "CMYK" or space.is_srgb or (gray and replace(space, primaries=SRGB).is_srgb):
+        return nothing, None
+    if keep:
+        # The numbers have no place in what we write.
+        return f"ignored: {space.name}", None
+    dtype = np.dtype(np.uint8) if isinstance(opened.pixels, Image.Image) else opened.pixels.dtype
+    try:
+        return "converted", Conversion(space, dtype, gray, opened.brightest if space.is_hdr else 0)
+    except ValueError as e:
+        return f"ignored: {e}", None
+
+
 def in_mode(image: Image.Image, mode: str) -> Image.Image:
     """As Pillow's convert, which copies what is in the mode already."""
     return image if image.mode == mode else image.convert(mode)
 
 
-def output_format(source_format: str, exact: bool = False, asked: str | None = None) -> str:
+def output_format(source_format: str, exact: bool = False, asked: str | None = None, has_alpha: bool = False) -> str:
     """The format an output is written in: what is asked for, or the source's.
 
     PNG stands in for GIF (its palette would ruin the result) and JPEG 2000 (Pillow's writer has no place for profile and
-    metadata), JPEG for MPO.
+    metadata), and for BMP and PPM with transparency, which Pillow does not write; JPEG for MPO.
 
-    Args: exact: pixels must be kept to the last bit, so PNG stands in for the lossy formats.
+    Args:
+        exact: pixels must be kept to the last bit, so PNG stands in for the lossy formats.
+        has_alpha: there is transparency to keep.
     """
     if asked:
         return asked.upper()
-    if exact and source_format in LOSSY:
+    if (exact and source_format in LOSSY) or (has_alpha and source_format in ("BMP", "PPM")):
         return "PNG"
     return {"GIF": "PNG", "JPEG2000": "PNG", "MPO": "JPEG"}.get(source_format, source_format)
+
+
+def check_sides(size: tuple[int, int], image_format: str) -> None:
+    """Raises: ImageError for (width, height) that no file of a format holds."""
+    width, height = size
+    if max(size) > (longest := LONGEST_SIDE.get(image_format, max(size))):
+        raise ImageError(
+            "TooLargeForFormat",
+            f"the output has {width}×{height} pixels, and {image_format} holds at most {longest} a side: "
+            "image.format=png holds it",
+        )
 
 
 def to_pillow(rgb: np.ndarray, picture: Picture, image_format: str) -> Image.Image:

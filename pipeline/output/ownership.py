@@ -3,8 +3,8 @@
 import re
 
 from models.checkpoint import CARD
-from pipeline.errors import ConfigError
-from pipeline.output.committed import run_ids
+from pipeline.errors import ConfigError, TooManyRejects
+from pipeline.output.committed import last_records, run_ids
 from pipeline.output.exports import MANIFEST, UNFINISHED
 from pipeline.output.lease import newest_fence
 from pipeline.storage import Store
@@ -12,6 +12,8 @@ from pipeline.storage import Store
 FOLDERS = ("images", "results", "rejects", "runs", "checkpoints", "exemplars", "shards")
 """Below an OUTPUT: all that a run writes lies in one of them."""
 PART = re.compile(r"part-[0-9a-f]{32}\.parquet")
+ACCOUNTED = (0, TooManyRejects.exit_code)
+"""How runs ended that left a row for each file which they wrote."""
 CHECKPOINT = re.compile(r"[0-9a-f]{16}")
 
 
@@ -43,3 +45,19 @@ def check_output(place: Store) -> None:
         if place.has_files(folder):
             whose = "is an export" if is_export(place) else f"{folder}/ holds files that no run of imagemill wrote"
             raise ConfigError(f"output {place.url}: {whose}: give another OUTPUT")
+
+
+def first_mark(output: Store, run_id: str, rows: int) -> str | None:
+    """The first file of the oldest run that may have left images of which no row says anything.
+
+    Runs that are cut off leave such images, and what is older is the user's. Only those count that began after the last run
+    that came to its account. None where rows were lost, so that any image may be of a run.
+
+    Args: run_id: of the run at work. rows: that OUTPUT holds.
+    """
+    accounted = [record for record in last_records(output) if record.get("exit_code") in ACCOUNTED and "rows" in record]
+    if not accounted or rows < accounted[-1]["rows"]:
+        return None
+    began = {*(other for other in run_ids(output) if other > accounted[-1]["run_id"]), run_id}
+    marks = [path for path in (f"runs/{other}/config.yaml" for other in sorted(began)) if output.exists(path)]
+    return max(marks, key=output.age, default=None)

@@ -84,7 +84,7 @@ def test_decode_knows_sources_without_runs(imagemill, output, tmp_path):
     for place in (output, tmp_path / "export"):
         code, _, err = imagemill("decode", place, output.parent / "in")
         assert code == 2
-        assert f"holds {output.parent}/in, an input of {place}" in err
+        assert f"{output.parent}/in is an input of {place}: give another folder" in err
     assert contents(output.parent / "in") == before
 
 

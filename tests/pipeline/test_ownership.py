@@ -1,11 +1,14 @@
 """Whose a place is: nothing that a run did not write is replaced."""
 
 import shutil
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from folders import files_below, rows
+from here import job_here
 from PIL import Image
 
 from pipeline.config import RunConfig
@@ -13,6 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.output.lease import Lease
 from pipeline.output.ownership import FOLDERS, check_output, is_output
 from pipeline.output.verify import verify
+from pipeline.predict import Predictor
 from pipeline.resolve import check_ends, plan_of, resolve
 from pipeline.run import run
 from pipeline.storage import Store
@@ -132,3 +136,55 @@ def test_a_moved_input_is_allowed_once(tmp_path, crops):
     assert run(config)["ok"] == 1
     (tmp_path / "link").symlink_to(tmp_path / "moved")
     assert plan_of(resolve(denoise(tmp_path / "link", output))).new_input is None
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_file_that_the_user_put_among_images_stays(tmp_path, crops):
+    """Its image is a reject that says so, and done once the file is gone."""
+    source, output = save(tmp_path / "in", crops, "1.png"), tmp_path / "out"
+    config = denoise(source, output, max_reject_fraction=1)
+    run(config)
+    save(source, crops[3:], "2.png", "3.png")
+    (output / "images/2.png").write_bytes(b"mine")
+    for retry in (False, True):
+        record = run(config.model_copy(update={"retry": retry}))
+        assert record["reasons"] == {"FileExists": 1}
+    assert (output / "images/2.png").read_bytes() == b"mine"
+    assert (output / "images/3.png").exists()
+    (output / "images/2.png").unlink()
+    assert run(config.model_copy(update={"retry": True}))["ok"] == 1
+    assert verify(Store(str(output))).problems == []
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_images_without_rows_that_runs_left_are_replaced(tmp_path, crops):
+    """Of a run that was cut off, and of parts that were moved away: with other parameters their files are others."""
+    source, output = save(tmp_path / "in", crops, "1.png", "2.png"), tmp_path / "out"
+    run(denoise(source, output))
+    [part] = (output / "results").iterdir()
+    part.unlink()
+    assert run(denoise(source, output, params={"sigma": 9}))["ok"] == 2
+
+    save(source, crops[3:], "3.png")
+    (output / "runs/20990101T000000Z-abcdef").mkdir()
+    (output / "runs/20990101T000000Z-abcdef/config.yaml").write_text("of a machine whose clock is wrong")
+    (output / "images/3.png").write_bytes(b"of the run that was cut off")
+    assert run(denoise(source, output, params={"sigma": 9}))["ok"] == 1
+    assert verify(Store(str(output))).problems == []
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("place", ["local", "moto"])
+def test_a_file_before_the_mark_is_the_users(request, tmp_path, crops, place):
+    """On a disk and in a bucket: a file that is there before a run is not replaced, one that came since is."""
+    where = tmp_path if place == "local" else request.getfixturevalue("moto_bucket")
+    job = resolve(denoise(save(tmp_path / "in", crops, "1.png", "2.png"), f"{where}/out"))
+    job.output.write("images/1.png", b"mine")
+    time.sleep(1.1)
+    job.output.write("runs/mark", b"")
+    job.output.write("images/2.png", b"of an earlier try")
+    worker = Predictor(replace(job_here(job), first_mark="runs/mark"))
+    rows = {row["rel_path"]: row for table in worker(plan_of(job).todo) for row in table.to_pylist()}
+    assert (rows["1.png"]["error_class"], rows["2.png"]["error_class"]) == ("FileExists", None)
+    assert job.output.read("images/1.png") == b"mine"
+    assert job.output.read("images/2.png")[1:4] == b"PNG"

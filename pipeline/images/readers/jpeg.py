@@ -27,8 +27,8 @@ from pipeline.images.readers.jpeg_structure import (
     segments_behind,
     structure_of,
 )
-from pipeline.images.readers.opened import BROKEN, ImageError, Opened, strips
-from pipeline.images.readers.pillow import in_8_bits, opened_by_pillow, orientation_of
+from pipeline.images.readers.opened import BROKEN, ImageError, Opened, in_8_bits, strips
+from pipeline.images.readers.pillow import opened_by_pillow, take_metadata
 
 MODES: dict[int, tuple[Literal["L", "RGB", "CMYK"], str]] = {1: ("L", "GRAY"), 3: ("RGB", "RGB"), 4: ("CMYK", "CMYK")}
 """By the number of components: the mode of the samples, and what simplejpeg calls it."""
@@ -93,13 +93,9 @@ def add_metadata(opened: Opened, data: bytes, structure: Structure) -> None:
         data = data[: frame.start] + b"\x08" + data[frame.start + 1 : structure.first_scan.end]
     try:
         with opened_by_pillow(io.BytesIO(data), "JPEG") as image:
-            xmp = image.info.get("xmp")
             opened.format = str(image.format)
             opened.frames = getattr(image, "n_frames", 1)
-            opened.orientation = orientation_of(image)
-            opened.profile = image.info.get("icc_profile")
-            opened.exif = image.info.get("exif")
-            opened.xmp = xmp if isinstance(xmp, bytes) else None
+            take_metadata(opened, image)
     except (UnidentifiedImageError, *BROKEN):
         return
 

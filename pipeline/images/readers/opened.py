@@ -9,8 +9,12 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-# What broken files raise in Pillow: its PNG reader reports a bad chunk as SyntaxError, its AVIF reader as RuntimeError.
+from pipeline.images.colour import ColourSpace
+
+# What broken files raise in Pillow: its PNG reader reports a bad chunk as SyntaxError, its AVIF reader as RuntimeError, its
+# plug-ins assert what a header must say.
 BROKEN = (
+    AssertionError,
     OSError,
     SyntaxError,
     ValueError,
@@ -47,8 +51,9 @@ class Opened:
     """The decoded first frame of a file, as it is stored: not yet upright, not yet sRGB."""
 
     pixels: Image.Image | np.ndarray
-    """A loaded image of Pillow, in a mode that Pillow converts to `mode` (or RGBA) as it is meant; or an array uint8: (H,W)
-    gray, (H,W,3) RGB, or (H,W,4) RGBA or CMYK by `mode`."""
+    """A loaded image of Pillow, in a mode that Pillow converts to `mode` (or RGBA) as it is meant; or an array: (H,W) gray,
+    (H,W,2) gray and alpha, (H,W,3) RGB or (H,W,4) RGBA, uint8 or uint16, whose samples use the whole range of their type; or
+    (H,W,4) CMYK uint8."""
     format: str
     """A name of READERS, or MPO, which is a JPEG that holds several."""
     mode: Literal["L", "RGB", "CMYK"]
@@ -75,6 +80,10 @@ class Opened:
     """What is wrong with the picture data, where some of the pixels are not those that were encoded."""
     alpha: np.ndarray | None = None
     """(H,W) uint8, where transparency is kept apart from `pixels`."""
+    space: ColourSpace | None = None
+    """The colour space that the file declares by numbers, if it has no profile."""
+    ignored: str = ""
+    """What the file says about its colours and the reader cannot follow."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -84,11 +93,49 @@ class Opened:
     def strip(self, rows: slice) -> Image.Image:
         """Some rows as an image of Pillow."""
         if not isinstance(self.pixels, Image.Image):
-            part = Image.fromarray(self.pixels[rows])
+            pixels = self.pixels[rows]
+            part = Image.fromarray(in_8_bits(pixels, 16) if pixels.dtype == np.uint16 else pixels)
             # An array of four samples is RGBA to Pillow.
             return Image.frombytes("CMYK", part.size, part.tobytes()) if self.mode == "CMYK" else part
         width, height = self.size
         return self.pixels if rows == slice(0, height) else self.pixels.crop((0, rows.start, width, rows.stop))
+
+    def samples(self, rows: slice) -> np.ndarray:
+        """The colours of some rows at the depth of `pixels`: (h,W) gray or (h,W,3) RGB."""
+        if isinstance(self.pixels, Image.Image):
+            strip = self.strip(rows)
+            return np.asarray(strip if strip.mode == self.mode else strip.convert(self.mode))
+        pixels = self.pixels[rows]
+        if self.mode == "RGB":
+            return pixels[..., :3]
+        return pixels if pixels.ndim == 2 else pixels[..., 0]
+
+    @property
+    def brightest(self) -> int:
+        """The largest sample of the colours."""
+        width, height = self.size
+        return max(int(self.samples(rows).max()) for rows in strips(width, height))
+
+
+def in_8_bits(samples: np.ndarray, bits: int) -> np.ndarray:
+    """Unsigned samples of at most 16 bits as uint8, rounded, of the same shape."""
+    return in_range(samples, (1 << bits) - 1, 255).astype(np.uint8)
+
+
+def in_range(samples: np.ndarray, most: int, wanted: int) -> np.ndarray:
+    """Samples of 0 to `most` (at most 65535) as uint32 of 0 to `wanted`, rounded, of the same shape."""
+    return (samples.astype(np.uint32) * wanted + most // 2) // most
+
+
+def expand_range(pixels: np.ndarray, has_alpha: bool, bits: int) -> None:
+    """Expand colours in video range (16 to 235 in 8 bits) to the whole range, in place.
+
+    Args: pixels: (H,W) or (H,W,C) uint8 or uint16 with samples of `bits` bits that use the whole range of their type.
+    """
+    colours = pixels[..., : pixels.shape[2] - 1] if has_alpha else pixels
+    black, span, most = 16 << bits - 8, 219 << bits - 8, np.iinfo(pixels.dtype).max
+    for rows in strips(pixels.shape[1], pixels.shape[0]):
+        colours[rows] = np.clip(np.round((colours[rows].astype(np.float32) - black) * (most / span)), 0, most)
 
 
 @dataclass(frozen=True)

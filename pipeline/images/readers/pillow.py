@@ -10,16 +10,13 @@ import numpy as np
 from PIL import AvifImagePlugin, Image
 
 from pipeline.images.headers import depth_of
-from pipeline.images.readers.opened import BROKEN, ImageError, Opened, strips
+from pipeline.images.readers.opened import BROKEN, ImageError, Opened, in_8_bits, strips
 
 # `decode` checks its own limit on the header, before Pillow decodes anything.
 Image.MAX_IMAGE_PIXELS = None
 # A thread for each image is what the workers have; with more, AVIF's bytes would depend on the machine that made them.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 EXIF_ORIENTATION = 0x0112
-PNG_COLOUR_TYPE = 25
-"""The byte of a PNG that holds its colour type."""
-PNG_GRAY = (0, 4)
 IPTC_RESOURCE = 0x0404
 
 
@@ -39,33 +36,36 @@ def size_by_pillow(image_format: str, stream: io.BytesIO) -> tuple[int, int]:
 def read_by_pillow(image_format: str, stream: io.BytesIO) -> Opened:
     """The first frame of a file.
 
-    Raises: ImageError for samples without a range: floating point, and 32-bit integers of a TIFF.
+    Raises: ImageError for samples without a range: floating point and 32-bit integers.
     """
     with opened_by_pillow(stream, image_format) as image:
-        data = stream.getvalue()
-        frames, bit_depth = getattr(image, "n_frames", 1), depth_of(image, data)
+        frames, bit_depth = getattr(image, "n_frames", 1), depth_of(image)
         image.load()
         deep = image.mode.startswith("I")
-        if image.mode == "F" or (image.mode == "I" and image_format not in ("PNG", "PPM")):
+        if image.mode == "F" or image.mode == "I":
             raise ImageError("UnsupportedMode", f"{'floating-point' if image.mode == 'F' else '32-bit integer'} samples")
-        gray = deep or image.mode in ("1", "L", "LA", "La") or (image_format == "PNG" and data[PNG_COLOUR_TYPE] in PNG_GRAY)
+        gray = deep or image.mode in ("1", "L", "LA", "La")
         mode: Literal["L", "RGB", "CMYK"] = "L" if gray else "CMYK" if image.mode == "CMYK" else "RGB"
-        xmp = image.info.get("xmp")
-        return Opened(
+        opened = Opened(
             pixels=gray_in_8_bits(image) if deep else image,
             format=str(image.format),
             mode=mode,
             has_alpha=image.has_transparency_data and not deep,
             bit_depth=bit_depth,
             frames=frames,
-            orientation=orientation_of(image),
-            profile=image.info.get("icc_profile"),
-            exif=image.info.get("exif"),
-            xmp=xmp if isinstance(xmp, bytes) else None,
-            iptc=iptc_of(image),
-            text=text_of(image),
-            dpi=dpi_of(image),
         )
+        take_metadata(opened, image)
+        return opened
+
+
+def take_metadata(opened: Opened, image: Image.Image) -> None:
+    """Put what Pillow found in a file next to the pixels into `opened`."""
+    xmp = image.info.get("xmp")
+    opened.orientation = orientation_of(image)
+    opened.profile = image.info.get("icc_profile")
+    opened.exif = image.info.get("exif")
+    opened.xmp = xmp if isinstance(xmp, bytes) else None
+    opened.iptc, opened.text, opened.dpi = iptc_of(image), text_of(image), dpi_of(image)
 
 
 def iptc_of(image: Image.Image) -> bytes | None:
@@ -104,16 +104,22 @@ def gray_in_8_bits(image: Image.Image) -> np.ndarray:
     return gray
 
 
-def in_8_bits(samples: np.ndarray, bits: int) -> np.ndarray:
-    """Unsigned samples of at most 16 bits as uint8, rounded, of the same shape."""
-    most = (1 << bits) - 1
-    return ((samples.astype(np.uint32) * 255 + most // 2) // most).astype(np.uint8)
-
-
 def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none or it cannot be understood."""
+    """Return the EXIF orientation, 1 to 8; 1 if there is none or it cannot be understood.
+
+    The value should be one SHORT. Some programs store it as another integer type, and Pillow gives bytes or a tuple then.
+    """
     try:
         value = image.getexif().get(EXIF_ORIENTATION, 1)
+        value = value[0] if isinstance(value, bytes | tuple) else value
     except BROKEN:
         return 1
-    return value if value in range(1, 9) else 1
+    return int(value) if value in range(1, 9) else 1
+
+
+def orientation_in(exif: bytes | None, xmp: bytes | None) -> int:
+    """The orientation by an EXIF block or, if it has none, by XMP: 1 to 8."""
+    image = Image.new("L", (1, 1))
+    image.info = {name: value for name, value in (("exif", exif), ("xmp", xmp)) if value}
+    with warnings.catch_warnings(action="ignore"):
+        return orientation_of(image)

@@ -7,8 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.images.readers.opened import ImageError
-from pipeline.images.readers.pillow import in_8_bits
+from pipeline.images.readers.opened import ImageError, in_8_bits
 from pipeline.images.readers.tiff_page import (
     COLOUR_MAP,
     EXTRA_SAMPLES,
