@@ -4,8 +4,6 @@ import struct
 
 from PIL import Image
 
-BITS_PER_SAMPLE = 258
-
 
 def webp_size(data: bytes) -> tuple[int, int] | None:
     """(width, height) of a WebP by its first chunk; None for what is none.
@@ -30,9 +28,6 @@ def depth_of(image: Image.Image) -> int:
     """Bits of a sample in the file: Pillow gives 8 of what has more, but for gray in 16."""
     if image.mode == "1":
         return 1
-    if image.format == "TIFF":
-        deepest = max(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,)))
-        return 16 if deepest == 16 or image.mode.startswith("I") else 8
     return 16 if image.mode.startswith("I") else 8
 
 

@@ -1,6 +1,7 @@
 """TIFFs as programs and cameras leave them: odd tags, pages and samples, and files that are damaged."""
 
 import io
+import re
 import struct
 import tracemalloc
 from typing import Any
@@ -16,6 +17,7 @@ from tiffs import BYTE, LONG, SHORT, tiff, with_segments
 
 from pipeline.images.pixels import Picture, PixelConfig, decode, pixels_of
 from pipeline.images.readers import tiff_page
+from pipeline.images.readers.jpeg_structure import structure_of
 from pipeline.images.readers.opened import ImageError
 
 H, W = 24, 36
@@ -414,3 +416,47 @@ def test_exif_of_a_tiff_is_that_of_its_first_page() -> None:
     picture = decode(out.getvalue())
     assert picture.metadata.exif is not None
     assert Base.Artist in picture.metadata.exif.main
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("form", ["tables", "strips", "stream"])
+def test_old_style_jpeg_is_read(subsampling: int, form: str) -> None:
+    """Its tables stand in the file without markers, or all of it is a JPEG in the file."""
+    out = io.BytesIO()
+    options = {"restart_marker_rows": 1} if form == "strips" else {}
+    Image.fromarray(scene(48, 64)).save(out, "JPEG", quality=95, subsampling=subsampling, **options)
+    whole = out.getvalue()
+    shown = np.asarray(Image.open(io.BytesIO(whole)))
+    across, down = ((1, 1), (2, 1), (2, 2))[subsampling]
+    structure = structure_of(whole)
+    quantization, huffman = {}, {}
+    for segment in structure.segments:
+        content = whole[segment.start : segment.end]
+        if segment.marker == 0xDB:
+            quantization[content[0]] = content[1:]
+        elif segment.marker == 0xC4:
+            huffman[content[0]] = content[1:]
+    scan = whole[structure.first_scan.end : -2]
+    strips = re.split(rb"\xff[\xd0-\xd7]", scan) if form == "strips" else [scan]
+    blobs = [quantization[0], quantization[1], huffman[0], huffman[1], huffman[16], huffman[17]]
+    if form == "stream":
+        blobs = [whole]
+    parts = [*strips, *blobs]
+    entries = {256: (LONG, (64,)), 257: (LONG, (48,)), 258: (SHORT, (8, 8, 8)), 259: (SHORT, (6,)), 277: (SHORT, (3,))}
+    entries |= {262: (SHORT, (6,)), 278: (LONG, (8 * down if form == "strips" else 48,)), 530: (SHORT, (across, down))}
+    # The tables lie behind the strips.
+    places, at = [], 8
+    for part in parts:
+        places.append(at)
+        at += len(part) + len(part) % 2
+    behind = places[len(strips) :]
+    entries |= {273: (LONG, tuple(places[: len(strips)])), 279: (LONG, tuple(map(len, strips)))}
+    if form == "stream":
+        entries |= {513: (LONG, (behind[0],)), 514: (LONG, (len(whole),))}
+    else:
+        q0, q1, dc0, dc1, ac0, ac1 = behind
+        entries |= {519: (LONG, (q0, q1, q1)), 520: (LONG, (dc0, dc1, dc1)), 521: (LONG, (ac0, ac1, ac1))}
+    data = with_segments(entries, parts)
+    np.testing.assert_array_equal(decode(data).rgb, shown)
+    lost = {513: (LONG, (len(data) - 2,)), 519: (LONG, (1,))}
+    assert reject(with_segments(entries | lost, parts))[0] == "BrokenImage"

@@ -6,6 +6,8 @@ only one correct code, so what was read is coded once more and must give the str
 
 import io
 import re
+from collections.abc import Iterator
+from itertools import chain, islice, zip_longest
 
 import imagecodecs
 import numpy as np
@@ -43,21 +45,27 @@ def is_code_of(kind: int, data: bytes, array: np.ndarray, options: int) -> bool:
     """Whether a strip is the code of all rows of an array; of rows coded by the row above, only their number is checked."""
     if kind == GROUP3 and options & TWO_DIMENSIONAL:
         # How often a row stands for itself is up to the encoder. The marks at the end have one bit between them.
-        return len([row for row in lines(data) if len(row) > 1]) >= len(array)
+        whole = (row for row in lines(data) if len(row) > 1)
+        return len(list(islice(whole, len(array)))) == len(array)
     code = encoded(kind, array)
     if kind == RLE:
         return data.startswith(code)
     if kind == GROUP3:
-        return lines(data)[: len(array)] == lines(code)
+        return all(row == given for row, given in zip_longest(lines(code), islice(lines(data), len(array))))
     # The mark at the end may be missing. The last bytes are compared by the bit.
     sure = max(0, len(code) - 8)
     end, given = bits(code[sure:]), bits(data[sure : len(code)])
     return data.startswith(code[:sure]) and given.startswith(end[: end.rindex(END_OF_BLOCK * 2)])
 
 
-def lines(data: bytes) -> list[bytes]:
+def lines(data: bytes) -> Iterator[bytes]:
     """The codes of rows with a mark between them, one bit a byte."""
-    return [row.rstrip(b"\0") for row in END_OF_LINE.split(bits(data)) if row.strip(b"\0")]
+    whole, start = bits(data), 0
+    for mark in chain(END_OF_LINE.finditer(whole), (None,)):
+        row = whole[start : mark.start() if mark else len(whole)].rstrip(b"\0")
+        start = mark.end() if mark else start
+        if row:
+            yield row
 
 
 def bits(data: bytes) -> bytes:

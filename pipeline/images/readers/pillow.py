@@ -36,7 +36,7 @@ def size_by_pillow(image_format: str, stream: io.BytesIO) -> tuple[int, int]:
 def read_by_pillow(image_format: str, stream: io.BytesIO) -> Opened:
     """The first frame of a file.
 
-    Raises: ImageError for samples without a range: floating point, and 32-bit integers of a TIFF.
+    Raises: ImageError for samples without a range: floating point and 32-bit integers.
     """
     with opened_by_pillow(stream, image_format) as image:
         frames, bit_depth = getattr(image, "n_frames", 1), depth_of(image)

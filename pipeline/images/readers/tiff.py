@@ -4,14 +4,17 @@ Pillow misreads or refuses many of them, and gives what it has of a file that is
 """
 
 import io
+from collections.abc import Iterator
 
 import numpy as np
 
+from pipeline.images.readers.old_jpeg import jpeg_stream
 from pipeline.images.readers.opened import BROKEN, Opened, strips
 from pipeline.images.readers.tiff_colours import Colours, colours_of
 from pipeline.images.readers.tiff_page import (
     ICC_PROFILE,
     IMAGE_DEPTH,
+    OLD_JPEG,
     ORIENTATION,
     XMP,
     Page,
@@ -71,11 +74,11 @@ def decoded(data: bytes, page: Page, colours: Colours) -> tuple[np.ndarray, np.n
     depth = {"L": (), "RGB": (3,), "CMYK": (4,)}[colours.mode]
     pixels = np.empty((height, width, *depth), np.uint8)
     alpha = None if colours.alpha is None else np.empty((height, width), np.uint8)
-    for top, left, places in page.segments():
+    for top, left, stored in stored_segments(data, page):
         visible = min(page.segment_size[1], height - top)
         across = min(columns, width - left)
         try:
-            planes = [segment_rows(page, memoryview(data)[at : at + count], visible) for at, count in places]
+            planes = [segment_rows(page, segment, visible) for segment in stored]
         except BROKEN as e:
             raise broken(f"the strip or tile at row {top}, column {left} is damaged ({e})") from None
         for rows in strips(columns, visible):
@@ -86,3 +89,12 @@ def decoded(data: bytes, page: Page, colours: Colours) -> tuple[np.ndarray, np.n
             if alpha is not None and veil is not None:
                 alpha[target] = veil
     return pixels, alpha
+
+
+def stored_segments(data: bytes, page: Page) -> Iterator[tuple[int, int, list[memoryview]]]:
+    """(top, left, what the file has of each plane) of each strip or tile."""
+    if page.compression == OLD_JPEG:
+        yield 0, 0, [memoryview(jpeg_stream(data, page))]
+        return
+    for top, left, places in page.segments():
+        yield top, left, [memoryview(data)[at : at + count] for at, count in places]

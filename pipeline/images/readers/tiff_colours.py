@@ -12,7 +12,6 @@ from pipeline.images.readers.tiff_page import (
     COLOUR_MAP,
     EXTRA_SAMPLES,
     INK_SET,
-    PHOTOMETRIC,
     REFERENCE_BLACK_WHITE,
     SAMPLE_FORMAT,
     YCBCR_COEFFICIENTS,
@@ -20,7 +19,7 @@ from pipeline.images.readers.tiff_page import (
     broken,
     unsupported,
 )
-from pipeline.images.readers.tiff_segments import FAX, JPEG
+from pipeline.images.readers.tiff_segments import FAX, JPEGS
 
 WHITE_IS_ZERO, GRAY, RGB, PALETTE, INKS, YCBCR, CIE_LAB, ICC_LAB = 0, 1, 2, 3, 5, 6, 8, 9
 PHOTOMETRICS = {
@@ -83,7 +82,7 @@ def colours_of(page: Page) -> Colours:
     Raises: ImageError with the class UnsupportedMode for samples without a range, and UnsupportedFormat for other samples
         that have no meaning here.
     """
-    kind = page.number(PHOTOMETRIC, guessed_photometric(page))
+    kind = guessed_photometric(page) if page.photometric is None else page.photometric
     if kind not in PHOTOMETRICS:
         raise unsupported(f"{OTHERS.get(kind, f'photometric interpretation {kind}')}")
     check_samples(page)
@@ -129,7 +128,7 @@ def check_samples(page: Page) -> None:
         raise ImageError("UnsupportedMode", f"TIFF with {bits}-bit integer samples")
     if not (1 <= bits <= 16 or bits == MOST_BITS):
         raise unsupported(f"{bits}-bit samples")
-    if page.number(PHOTOMETRIC, RGB) == PALETTE and bits > 16:
+    if page.photometric == PALETTE and bits > 16:
         raise unsupported(f"a palette of {bits} bits")
 
 
@@ -140,7 +139,7 @@ def meaning(page: Page, kind: int) -> Callable[[np.ndarray], np.ndarray]:
     if kind == PALETTE:
         table = palette(page)
         return lambda samples: table[samples[..., 0]]
-    if kind == YCBCR and (page.compression != JPEG or page.is_planar):
+    if kind == YCBCR and (page.compression not in JPEGS or page.is_planar):
         return lambda samples: rgb_of_ycbcr(samples, bits, page)
     if kind in (CIE_LAB, ICC_LAB):
         if bits not in (8, 16):

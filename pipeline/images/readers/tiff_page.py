@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 
 import numpy as np
@@ -15,19 +16,21 @@ SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 255, 
 FILL_ORDER, STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP, STRIP_COUNTS = 266, 273, 274, 277, 278, 279
 PLANAR, T4_OPTIONS, PREDICTOR, COLOUR_MAP, TILE_WIDTH, TILE_HEIGHT = 284, 292, 317, 320, 322, 323
 TILE_OFFSETS, TILE_COUNTS, SUB_IFDS, INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT = 324, 325, 330, 332, 338, 339
-JPEG_TABLES, JPEG_OFFSET, JPEG_LENGTH = 347, 513, 514
+JPEG_TABLES, JPEG_OFFSET, JPEG_LENGTH, OLD_JPEG_TABLES = 347, 513, 514, (515, 519, 520, 521)
 YCBCR_COEFFICIENTS, YCBCR_SUBSAMPLING, REFERENCE_BLACK_WHITE, XMP = 529, 530, 532, 700
 IMAGE_DEPTH, ICC_PROFILE, DNG_VERSION, LERC_PARAMETERS = 32997, 34675, 50706, 50674
 LAYOUT = (
     *(SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, STRIP_OFFSETS, ORIENTATION),
     *(SAMPLES, ROWS_PER_STRIP, STRIP_COUNTS, PLANAR, T4_OPTIONS, PREDICTOR, COLOUR_MAP, TILE_WIDTH, TILE_HEIGHT),
     *(TILE_OFFSETS, TILE_COUNTS, SUB_IFDS, INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES, JPEG_OFFSET),
-    *(JPEG_LENGTH, YCBCR_COEFFICIENTS, YCBCR_SUBSAMPLING, REFERENCE_BLACK_WHITE, IMAGE_DEPTH, DNG_VERSION),
+    *(JPEG_LENGTH, *OLD_JPEG_TABLES, YCBCR_COEFFICIENTS, YCBCR_SUBSAMPLING, REFERENCE_BLACK_WHITE, IMAGE_DEPTH, DNG_VERSION),
     LERC_PARAMETERS,
 )
 """The tags that say how the pixels are stored."""
 REDUCED, MASK = 1, 4
 """Bits of the subfile type: pages that are not pictures of their own."""
+OLD_JPEG = 6
+RGB, YCBCR = 2, 6
 RAW_PHOTOMETRICS = (32803, 34892)
 """Of the sensor: a colour filter array, and linear raw."""
 MAX_PAGES = 200_000
@@ -99,50 +102,72 @@ class Page:
         """The value of a tag as it is."""
         return self.entries[tag][2] if tag in self.entries else None
 
-    @property
+    @cached_property
     def size(self) -> tuple[int, int]:
         """(width, height); (0, 0) of a page without a picture."""
         width, height = self.number(WIDTH, 0), self.number(HEIGHT, 0)
         return (width, height) if width > 0 and height > 0 else (0, 0)
 
-    @property
+    @cached_property
     def is_picture(self) -> bool:
         """Whether it is neither a reduced version nor a mask of another page."""
         kind = self.number(SUBFILE, REDUCED if self.number(OLD_SUBFILE, 1) == 2 else 0)
         return not kind & (REDUCED | MASK) and self.size != (0, 0)
 
-    @property
+    @cached_property
     def is_raw(self) -> bool:
         """Whether it holds what the sensor of a camera saw."""
-        return self.number(PHOTOMETRIC, 0) in RAW_PHOTOMETRICS or DNG_VERSION in self.entries
+        return self.photometric in RAW_PHOTOMETRICS or DNG_VERSION in self.entries
 
-    @property
+    @cached_property
     def samples(self) -> int:
         """Samples of a pixel."""
-        return self.number(SAMPLES, 1)
+        return self.number(SAMPLES, 3 if self.compression == OLD_JPEG else 1)
 
-    @property
+    @cached_property
     def is_planar(self) -> bool:
         """Whether each sample has segments of its own."""
         return self.number(PLANAR, 1) == 2 and self.samples > 1
 
-    @property
+    @cached_property
     def bits(self) -> int:
         """Bits of a sample. Raises: ImageError where they differ."""
-        bits = set(self.numbers(BITS)[: self.samples]) or {1}
+        bits = set(self.numbers(BITS)[: self.samples]) or {8 if self.compression == OLD_JPEG else 1}
         if len(bits) > 1:
             raise unsupported(f"samples of {', '.join(map(str, sorted(bits)))} bits in one pixel")
         return bits.pop()
 
-    @property
+    @cached_property
     def compression(self) -> int:
         """The number of the compression, 1 for none."""
         return self.number(COMPRESSION, 1)
 
-    @property
+    @cached_property
+    def photometric(self) -> int | None:
+        """What the samples are; None where the file does not say."""
+        numbers = self.numbers(PHOTOMETRIC)
+        if self.compression == OLD_JPEG and self.samples == 3 and (not numbers or numbers[0] == RGB):
+            # Old programs leave it out, or name what becomes of the samples.
+            return YCBCR
+        return numbers[0] if numbers else None
+
+    @cached_property
+    def predictor(self) -> int:
+        """1 for none, 2 for differences of neighbours."""
+        return self.number(PREDICTOR, 1)
+
+    @cached_property
+    def is_turned(self) -> bool:
+        """Whether the lowest bit of a byte comes first."""
+        return self.number(FILL_ORDER, 1) == 2
+
+    @cached_property
     def segment_size(self) -> tuple[int, int]:
         """(columns, rows) of a tile or strip. Raises: ImageError for what cannot be."""
         width, height = self.size
+        if self.compression == OLD_JPEG:
+            # Its strips are one stream.
+            return width, height
         if TILE_WIDTH not in self.entries:
             rows = self.number(ROWS_PER_STRIP, height)
             if rows <= 0:

@@ -16,11 +16,9 @@ from pipeline.images.readers.fax import fax_rows
 from pipeline.images.readers.jpeg import decoded as decoded_jpeg
 from pipeline.images.readers.jpeg_structure import APP0, END_MARK, FRAMES, structure_of
 from pipeline.images.readers.tiff_page import (
-    FILL_ORDER,
     JPEG_TABLES,
     LERC_PARAMETERS,
-    PHOTOMETRIC,
-    PREDICTOR,
+    OLD_JPEG,
     SAMPLES,
     T4_OPTIONS,
     YCBCR_SUBSAMPLING,
@@ -29,7 +27,7 @@ from pipeline.images.readers.tiff_page import (
     unsupported,
 )
 
-RGB, PALETTE, YCBCR = 2, 3, 6
+PALETTE, YCBCR = 3, 6
 DEFLATE, ZSTD = 8, 50000
 BYTES: dict[int, Callable[..., bytes | bytearray]] = {
     5: imagecodecs.lzw_decode,
@@ -42,7 +40,7 @@ BYTES: dict[int, Callable[..., bytes | bytearray]] = {
 }
 """Compressions of bytes: each takes a segment and the most bytes it may become."""
 FAX = (2, 3, 4)
-LERC, JPEG = 34887, 7
+LERC, JPEGS = 34887, (OLD_JPEG, 7)
 IMAGES: dict[int, tuple[str, Callable[[bytes], tuple[int, int] | None], Callable[..., np.ndarray]]] = {
     33005: ("JPEG 2000", lambda data: jpeg2000_size(data), imagecodecs.jpeg2k_decode),
     34712: ("JPEG 2000", lambda data: jpeg2000_size(data), imagecodecs.jpeg2k_decode),
@@ -53,7 +51,6 @@ IMAGES: dict[int, tuple[str, Callable[[bytes], tuple[int, int] | None], Callable
 }
 """Segments that are image files: the name of the format, what their header says of the size, and the decoder."""
 OTHERS = {
-    6: "old-style JPEG without an interchange stream",
     32766: "NeXT",
     32767: "Sony ARW",
     32771: "CCITT RLE of whole words",
@@ -81,24 +78,24 @@ def check_compression(page: Page) -> None:
     kind, bits = page.compression, page.bits
     if kind in FAX and (bits, page.samples) != (1, 1):
         raise unsupported(f"CCITT fax of {page.samples} samples of {bits} bits")
-    if kind == JPEG and bits != 8:
+    if kind in JPEGS and bits != 8:
         raise unsupported(f"JPEG of {bits}-bit samples")
-    if kind == JPEG and not page.is_planar and page.samples not in (1, 3, 4):
+    if kind in JPEGS and not page.is_planar and page.samples not in (1, 3, 4):
         raise unsupported(f"JPEG of {page.samples} samples per pixel")
     if kind in IMAGES and bits not in (8, 16):
         raise unsupported(f"{IMAGES[kind][0]} of {bits}-bit samples")
-    if kind in IMAGES and page.number(PHOTOMETRIC, RGB) == YCBCR:
+    if kind in IMAGES and page.photometric == YCBCR:
         raise unsupported(f"{IMAGES[kind][0]} of YCbCr")
-    if kind not in (1, *BYTES, *FAX, JPEG, *IMAGES):
+    if kind not in (1, *BYTES, *FAX, *JPEGS, *IMAGES):
         raise unsupported(f"compression {OTHERS.get(kind, kind)}")
-    if kind in BYTES and page.number(PREDICTOR, 1) not in (1, 2):
-        raise unsupported(f"predictor {page.number(PREDICTOR, 1)} of integers")
-    if kind == LERC and page.number(PREDICTOR, 1) != 1:
+    if kind in BYTES and page.predictor not in (1, 2):
+        raise unsupported(f"predictor {page.predictor} of integers")
+    if kind == LERC and page.predictor != 1:
         # Some programs use it and others do not.
         raise unsupported("LERC with a predictor")
-    if kind in (JPEG, *IMAGES) and kind != LERC and page.number(PHOTOMETRIC, RGB) == PALETTE:
-        raise unsupported(f"a palette in {'JPEG' if kind == JPEG else IMAGES[kind][0]}")
-    if kind in BYTES and page.number(PREDICTOR, 1) == 2 and bits not in (8, 16):
+    if kind in (*JPEGS, *IMAGES) and kind != LERC and page.photometric == PALETTE:
+        raise unsupported(f"a palette in {'JPEG' if kind in JPEGS else IMAGES[kind][0]}")
+    if kind in BYTES and page.predictor == 2 and bits not in (8, 16):
         raise unsupported(f"a predictor of {bits}-bit samples")
 
 
@@ -113,11 +110,11 @@ def segment_rows(page: Page, stored: memoryview, visible: int) -> Callable[[slic
     """
     samples = 1 if page.is_planar else page.samples
     kind, (columns, rows) = page.compression, page.segment_size
-    if kind == JPEG:
+    if kind in JPEGS:
         return image_rows(page, jpeg(page, bytes(stored)), visible, samples)
     if kind in IMAGES:
         return image_rows(page, image(page, bytes(stored), samples), visible, samples)
-    if page.number(FILL_ORDER, 1) == 2:
+    if page.is_turned:
         stored = memoryview(imagecodecs.bitorder_decode(bytes(stored)))
     if kind in FAX:
         array = fax_rows(kind, bytes(stored), columns, visible, page.number(T4_OPTIONS, 0))
@@ -160,7 +157,7 @@ def rows_of_bytes(page: Page, raw: memoryview, stride: int, samples: int, rows: 
     else:
         dtype = np.uint8 if bits < 8 else np.uint16
         array = imagecodecs.packints_decode(bytes(part), dtype, bits, runlen=columns * samples).reshape(shape)
-    if page.compression in BYTES and page.number(PREDICTOR, 1) == 2:
+    if page.compression in BYTES and page.predictor == 2:
         array = imagecodecs.delta_decode(array, axis=-2)
     return array
 
@@ -227,7 +224,7 @@ def jpeg2000_size(data: bytes) -> tuple[int, int] | None:
 
 def subsampling(page: Page) -> tuple[int, int]:
     """(across, down) of the chroma of a YCbCr that is not in JPEG; (1, 1) of all others."""
-    if page.number(PHOTOMETRIC, RGB) != YCBCR or page.compression == JPEG:
+    if page.photometric != YCBCR or page.compression in JPEGS:
         return 1, 1
     across, down = (page.numbers(YCBCR_SUBSAMPLING) or [2, 2])[:2]
     if across not in (1, 2, 4) or down not in (1, 2, 4):
@@ -264,7 +261,7 @@ def jpeg(page: Page, data: bytes) -> np.ndarray:
     check_segment_size(page, (structure.width, structure.height), "JPEG")
     if samples > 1 and all(segment.marker != APP0 for segment in structure.segments):
         # What the samples are is said by the page, and not guessed from the numbers of the components.
-        told = ADOBE + (b"\1" if page.number(PHOTOMETRIC, RGB) == YCBCR else b"\0")
+        told = ADOBE + (b"\1" if page.photometric == YCBCR else b"\0")
         frame = next(segment.begin for segment in structure.segments if segment.marker in FRAMES)
         whole = whole[:frame] + told + whole[frame:]
         structure = structure_of(whole)
