@@ -1,5 +1,6 @@
 """The batch job and its plan, as a person sees them."""
 
+import logging
 from collections import Counter
 from typing import Any
 
@@ -7,8 +8,11 @@ from rich.table import Table
 
 from jobs.console import console, number
 from pipeline.cluster.connection import address_of, connected
-from pipeline.cluster.pool import nodes_with_room, pool_for
+from pipeline.cluster.nodes import nodes_without_cuda
+from pipeline.cluster.pool import WITHOUT_CUDA, free_of, free_resources, nodes_with_room, pool_for, room_for
+from pipeline.cluster.progress import ON_CPU
 from pipeline.config import RunConfig
+from pipeline.errors import Interrupted
 from pipeline.output.committed import last_records
 from pipeline.progress import clock
 from pipeline.resolve import check_ends, check_model, plan_of, resolve
@@ -17,14 +21,26 @@ from pipeline.sources.excluded import EXCLUDED
 from pipeline.sources.folder import OTHER
 from pipeline.storage import Store
 
+log = logging.getLogger("imagemill.run")
 SHOWN_KINDS = 5
 SHARES_ALIKE = 0.05
 """To measure so much more of a run makes it a fifth slower: measuring takes four times what the rest does."""
 
 
 def run_and_show(config: RunConfig, run_id: str | None = None) -> None:
-    """Run, and print the table of what happened."""
-    show_record(run(config, run_id=run_id))
+    """Run, and print the table of what happened.
+
+    A signal that comes when all images are done, while the report is made, leaves the run what it is: done.
+    """
+    record: dict[str, Any] = {}
+    try:
+        run(config, record, run_id)
+    except Interrupted:
+        if record.get("exit_code") != 0:
+            raise
+        report = "" if record["report"] else f"; imagemill report {record['output']} makes the report"
+        log.warning("interrupted when all images were done%s", report)
+    show_record(record)
 
 
 def show_record(record: dict[str, Any]) -> None:
@@ -33,7 +49,10 @@ def show_record(record: dict[str, Any]) -> None:
     table.add_row("found", f"{number(record['found'], 'image')}, {other_files(Counter(record['ignored_by_kind']))}")
     table.add_row("done before", f"{record['done_before']:,}")
     table.add_row("planned", f"{planned:,}")
-    table.add_row("ok", f"{record['ok']:,}")
+    damaged = record.get("damaged")
+    table.add_row("ok", f"{record['ok']:,}" + (f" ({damaged:,} of them damaged in part)" if damaged else ""))
+    if left_out := record.get("frames_left_out"):
+        table.add_row("left out", f"{number(left_out, 'frame')} beyond the first of their files (column frames)")
     why = ", ".join(f"{name} {count}" for name, count in record["reasons"].items())
     table.add_row("rejected", f"{record['rejected']:,}" + (f" ({why})" if why else ""))
     if record["rejects_waiting"]:
@@ -79,6 +98,8 @@ def show_plan(config: RunConfig) -> None:
     check_model(job)
     check_ends(job)
     plan = plan_of(job)
+    if plan.new_input:
+        log.warning("a run refuses this: %s", plan.new_input)
     todo = len(plan.todo)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row("task", f"{job.task.name} with {job.card.name} ({job.card.sha256[:12]})")
@@ -90,6 +111,11 @@ def show_plan(config: RunConfig) -> None:
     # Alone a run takes what the machine has; of a cluster nobody knows that by heart.
     if todo and address_of(config.address):
         with connected(config.address):
-            nodes = nodes_with_room(config.pool)
-            table.add_row("cluster", pool_for(config.pool, nodes).no_more_than(todo).on(nodes))
+            nodes, free = nodes_with_room(config.pool), free_resources()
+            pool = pool_for(config.pool, nodes).no_more_than(todo)
+            table.add_row("cluster", pool.on(nodes))
+            begin = min(pool.actors, room_for(pool, free))
+            table.add_row("free now", f"{free_of(pool, free, nodes)}: {begin} of {pool.actors} workers can start")
+            if pool.num_gpus and (blind := nodes_without_cuda()):
+                log.warning("%s (%s): %s", WITHOUT_CUDA, ", ".join(blind), ON_CPU)
     console.print(table)

@@ -1,5 +1,6 @@
 """One YAML for a run, read by pydantic; flags override it; unknown keys are errors."""
 
+import re
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -12,6 +13,8 @@ from pipeline.sources.source import SourceConfig
 from pipeline.storage import StorageConfig
 
 Model = TypeVar("Model", bound=BaseModel)
+UNQUOTED = (bool, int, float)
+"""What YAML makes of text like no, on or 007."""
 
 
 class Strict(BaseModel):
@@ -21,13 +24,19 @@ class Strict(BaseModel):
 class PoolConfig(Strict):
     """The actors that run the model. Absent values are chosen to suit the machine."""
 
-    actors: int | None = Field(None, ge=1, description="one for each GPU, else one for each CPU")
+    actors: int | None = Field(None, ge=1, description="one for each GPU (or share of one), else one for each CPU")
     batch_size: int | None = Field(None, ge=1, description="images in a model batch: 8 on a CPU, 32 on a GPU")
     dtype: str | None = Field(
-        None, pattern="^(float32|bfloat16)$", description="bfloat16 where the hardware has it (compress: always float32)"
+        None,
+        pattern="^(float32|bfloat16|float16)$",
+        description="bfloat16 where the hardware has it, else float16 on GPUs with tensor cores; a CPU takes float32 for "
+        "float16 (compress: always float32)",
     )
     threads: int | None = Field(None, ge=1, description="fetch and decode threads in an actor")
     gpu: bool | None = Field(None, description="whether each actor takes a GPU; absent: if a node has one")
+    gpus_per_worker: float = Field(
+        1, ge=0.01, le=1, description="the share of a GPU that each actor takes where actors take GPUs: 0.5 for two on a GPU"
+    )
     wait_s: float = Field(
         0, ge=0, description="seconds to wait for nodes that an autoscaler brings; 0: all actors find room at the start"
     )
@@ -53,6 +62,16 @@ class RunConfig(Strict):
     )
     limit: int | None = Field(None, ge=1, description="do at most so many images")
     retry: bool = Field(False, description="do the rejects of unchanged images again, and nothing else")
+    allow_new_input: bool = Field(
+        False,
+        description="INPUT was moved or renamed: accept images that OUTPUT holds from another place. Without it such a run "
+        "is refused, because another INPUT may have images of the same names",
+    )
+    accept_damaged: bool = Field(
+        False,
+        description="keep images that are damaged or cut off, with `damaged` true in their rows, and do those again that "
+        "were rejected as DamagedImage; otherwise each of them is a reject",
+    )
     max_pixels: int = Field(
         MAX_PIXELS, ge=1, description="larger sources are rejects; what upscale makes of one has four times as many"
     )
@@ -81,10 +100,31 @@ class RunConfig(Strict):
         return (QUALITY_IMAGES if value else 0) if isinstance(value, bool) else value
 
 
+class Loader(yaml.SafeLoader):
+    """YAML as people mean it: 22:30 is no number of base 60, and 2026-03-01 is text, as a folder's name may be."""
+
+
+NUMBERS = {"tag:yaml.org,2002:int": r"[-+]?(?:0b[01_]+|0[0-7_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)"}
+NUMBERS["tag:yaml.org,2002:float"] = (
+    r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)"
+)
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (*NUMBERS, "tag:yaml.org,2002:timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for tag, pattern in NUMBERS.items():
+    Loader.add_implicit_resolver(tag, re.compile(f"^(?:{pattern})$"), list("-+.0123456789"))
+
+
+def yaml_value(text: str) -> Any:
+    """The value of a YAML text. Raises: yaml.YAMLError."""
+    return yaml.load(text, Loader)
+
+
 def read_yaml(path: str) -> dict[str, Any]:
     """Raises: ConfigError when the file is missing, no YAML, or no mapping."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml_value(Path(path).read_text(encoding="utf-8"))
     except OSError as e:
         raise ConfigError(f"{path}: {e.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as e:
@@ -106,7 +146,8 @@ def set_value(values: dict[str, Any], assignment: str) -> None:
             raise ConfigError(f"--set {assignment}: {part} is not a group of keys")
         values = inner
     try:
-        values[last] = yaml.safe_load(text)
+        # A colour is no comment: params.key=#00ff00.
+        values[last] = text if text.startswith("#") else yaml_value(text)
     except yaml.YAMLError:
         values[last] = text
 
@@ -143,7 +184,9 @@ def validate(model: type[Model], values: dict[str, Any], origin: str, group: tup
             elif not error["loc"]:
                 lines.append(error["msg"])  # of several keys together
             else:
-                lines.append(f"{key} = {error['input']!r}: {error['msg']}")
+                is_unquoted = error["type"] == "string_type" and isinstance(error["input"], UNQUOTED)
+                quotes = "; put it in quotes" if is_unquoted else ""
+                lines.append(f"{key} = {error['input']!r}: {error['msg']}{quotes}")
         for valid, keys in unknown.items():
             lines.append(f"unknown {'key' if len(keys) == 1 else 'keys'} {', '.join(keys)}; valid: {valid or 'none'}")
         raise ConfigError(f"{origin}: {'; '.join(lines)}") from None

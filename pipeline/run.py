@@ -16,6 +16,7 @@ import yaml
 
 from models.tasks.task import Task
 from pipeline.account import Account, account
+from pipeline.cluster.connection import signals_wait
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, Deadline, Interrupted, OutputHeld, StorageError, TooManyRejects
 from pipeline.execute import committed_ids, execute, spare, stage
@@ -36,6 +37,8 @@ from pipeline.store_failures import STORE_FAILURES, reason
 log = logging.getLogger("imagemill.run")
 COMMITTED = {"ok": "results", "rejected": "rejects"}
 """Counts of a run that did not come to its account: of rows that are there, where more images may have been done."""
+MOVED_SHOWN = 10
+"""Places that images were in before, and what run.json says of them."""
 KEPT_VERSIONS = ("imagemill", "ray", "torch", "pyarrow", "pillow", "numpy", "s3fs")
 
 
@@ -96,14 +99,16 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
         "versions": versions(),
     }
     with storage_errors(job), Lease(job.output) as lease:
-        job.output.write(f"runs/{run_id}/config.yaml", text.encode())
         began = time.monotonic()
         plan = None
         try:
             with storage_errors(job):
+                job.output.write(f"runs/{run_id}/config.yaml", text.encode())
                 settle(job.output)
                 with stage(seconds, "plan"):
                     plan = plan_of(job, keep=True)
+                if plan.new_input:
+                    raise ConfigError(plan.new_input)
                 lease.rise(above=plan.fence)
                 if plan.absent is not None:
                     note_departed(job.output, job.source.url, plan.absent)
@@ -112,6 +117,7 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
                 record["ignored_by_kind"] = dict(plan.ignored.most_common())
                 record |= {"rejects_waiting": plan.rejects_waiting, "planned": len(plan.todo)}
                 record |= {"doubt": plan.doubt} if plan.doubt else {}
+                record |= {"moved_from": dict(plan.moved.most_common(MOVED_SHOWN))} if plan.moved else {}
                 if len(plan.todo):
                     execute(job, plan, lease, record, seconds)
                 with stage(seconds, "account"):
@@ -144,19 +150,31 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
             seconds["total"] = round(time.monotonic() - began, 3)
             record["ended_at"] = datetime.now(UTC).isoformat(timespec="seconds")
             try:
-                job.output.write(f"runs/{run_id}/run.json", json.dumps(record, indent=2, ensure_ascii=False).encode())
-            except STORE_FAILURES as e:
-                # What ended the run says more than that its record could not be written either.
+                with signals_wait(once=True):
+                    write_record(job.output, record)
+                # After run.json: that one is there however long a page takes.
+                parts, todo = (plan.parts, plan.todo) if plan else (set(), None)
+                record["report"] = leave_report(job.output, record, parts, todo)
+            except Interrupted:
+                record.setdefault("report", None)
+                # How the run ended says more than that its page was left out.
                 if not record["exit_code"]:
                     raise
-                log.warning("no run.json of %s: %s", run_id, reason(e))
-            # After run.json: that one is there however long a page takes.
-            record["report"] = leave_report(job.output, record, plan.parts if plan else set(), plan.todo if plan else None)
-        assert plan is not None
         # Last: the report knows its run's parts by what was not there before.
-        if len(plan.todo):
+        if plan and len(plan.todo):
             compact(job.output, plan.parts, config.compression_level, lease.check)
         return record
+
+
+def write_record(output: Store, record: dict[str, Any]) -> None:
+    """Leave run.json. Raises: StorageError and the like, where the run itself did not fail."""
+    try:
+        output.write(f"runs/{record['run_id']}/run.json", json.dumps(record, indent=2, ensure_ascii=False).encode())
+    except STORE_FAILURES as e:
+        # What ended the run says more than that its record could not be written either.
+        if not record["exit_code"]:
+            raise
+        log.warning("no run.json of %s: %s", record["run_id"], reason(e))
 
 
 def record_account(record: dict[str, Any], left: Account, task: Task) -> None:

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import secrets
-import shutil
 import signal
 import sys
 import threading
@@ -15,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.cluster.contact import clean_up, contact
+from pipeline.cluster.own import apart, own_options, tidy
 from pipeline.errors import ConfigError, RunFailed
 from pipeline.logs import VARIABLE
+from pipeline.signals import ENDING
 
 log = logging.getLogger("imagemill.run")
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -60,15 +62,14 @@ class Kept:
 
 
 kept = Kept()
-OURS = "imagemill"
-"""A file that marks the folder of a Ray session as ours."""
-SESSIONS = 10
-"""Whose logs are kept."""
 STARTS = 3
 """Times that a Ray of our own is started: on a machine that is loaded to the brim its processes may be late."""
 ROOT = Path(__file__).parents[2]
 """The repository, or where the packages are installed. What `.rayignore` there lets through is shipped to a cluster."""
-ANSWER_SECONDS = 60.0
+WAITING = (*ENDING, signal.SIGALRM)
+"""Signals that end a run between two steps."""
+SHUTDOWN_SECONDS = 30.0
+"""Ray's end takes a second or two, and on a busy machine more; without a network it would never come."""
 # glibc hands large blocks back to the kernel and faults them in again for every image: keeping them made the
 # models 2 to 2.5 times faster (measured; see DECISIONS.md). Niceness 15 is Ray's default for workers.
 WORKER_ENV = {
@@ -104,14 +105,17 @@ def address_of(asked: str | None) -> str | None:
 def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None]:
     """Ray for the time of a `with`. A Ray that this process already has is used and left as it is.
 
-    A Ray of our own has no dashboard. Its ports still listen on all interfaces. Its end takes a second or more: it goes on
-    beside what comes after the `with`, and the next Ray, or the end of the process, waits for it.
+    A Ray of our own has no dashboard, and all its ports listen on the loopback address alone. Its end takes a second or
+    more: it goes on beside what comes after the `with`, and the next Ray, or the end of the process, waits for it.
     """
     ensure_token()
     import ray
 
-    while endings:
-        endings.pop().join()
+    wait_for_end()
+    if contact.lost:
+        contact.check()
+    # A listing or a report may have taken longer than Ray has to answer.
+    contact.heard()
     address = address_of(address)
     if kept.started and kept.address != address:
         kept.started = False
@@ -125,7 +129,7 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
         if ours:
             # Nothing may be at work any more when the error is heard of.
             kept.started = False
-            ray.shutdown()
+            clean_up(ray.shutdown, SHUTDOWN_SECONDS)
         raise
     if ours and kept.wanted:
         kept.started, kept.address = True, address
@@ -146,6 +150,12 @@ def one_ray() -> Iterator[None]:
             end_beside()
 
 
+def wait_for_end() -> None:
+    """Wait until the Ray that this process had is gone; a cluster that does not answer any more is left alone."""
+    while endings:
+        endings.pop().join(SHUTDOWN_SECONDS)
+
+
 def end_beside() -> None:
     """End Ray in a thread, for the next one or the end of the process to wait for."""
     import ray
@@ -161,59 +171,27 @@ def end_beside() -> None:
         finally:
             gc.unfreeze()
 
-    endings.append(threading.Thread(target=end, name="end of Ray"))
+    endings.append(threading.Thread(target=end, daemon=True, name="end of Ray"))
     endings[-1].start()
-
-
-def tidy(session: Path) -> None:
-    """Of what Rays of ours left beside this session's folder, which Ray itself never deletes, keep the newest few."""
-    try:
-        (session / OURS).touch()
-        for mark in sorted(session.parent.glob(f"session_2*/{OURS}"))[:-SESSIONS]:
-            driver = mark.parent.name.rpartition("_")[2]
-            if not Path("/proc", driver).exists():
-                shutil.rmtree(mark.parent, ignore_errors=True)
-    except OSError as e:
-        log.warning("old sessions in %s stay: %s", session.parent, e.strerror)
-
-
-def unseen(paths: list[str]) -> Iterator[tuple[str, str]]:
-    """(node, path) for what a working node of the cluster does not find on its disks."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    missing = ray.remote(num_cpus=0, max_retries=0)(lambda: [path for path in paths if not os.path.exists(path)])
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    if not paths or len(alive) < 2:
-        return
-    asked = {
-        missing.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node
-        for node in alive
-        if node["Resources"].keys() & {"CPU", "GPU"}
-    }
-    for answer, node in asked.items():
-        try:
-            found = ray.get(answer, timeout=ANSWER_SECONDS)
-        except (ray.exceptions.RayError, TimeoutError) as e:
-            log.warning("node %s was not asked what it sees: %s", node["NodeManagerAddress"], type(e).__name__)
-            continue
-        yield from ((node["NodeManagerAddress"], path) for path in found)
 
 
 def start(address: str | None, num_cpus: int | None) -> None:
     """Raises: ConfigError, RunFailed."""
     for key, value in WORKER_ENV.items():
         os.environ.setdefault(key, value)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    # Before it is started: Ray warns of what it finds on the machine, and it is not for people.
+    logging.getLogger("ray").setLevel(logging.ERROR)
     if address:
-        options |= {"address": address, "runtime_env": runtime_env()}
-    else:
-        options |= {"address": "local", "include_dashboard": False, "num_cpus": num_cpus}
-    log.info("%s", f"connecting to Ray at {address}" if address else "starting Ray on this machine")
-    with signals_wait():
-        context = start_ray(address, options)
-    if not address:
-        tidy(Path(context.address_info["session_dir"]))
+        log.info("connecting to Ray at %s", address)
+        with signals_wait():
+            start_ray(address, quiet | {"address": address, "runtime_env": runtime_env()})
+        return
+    options = quiet | own_options(num_cpus)
+    log.info("starting Ray on this machine")
+    with signals_wait(), apart():
+        context = start_ray(None, options)
+    tidy(Path(context.address_info["session_dir"]))
 
 
 def start_ray(address: str | None, options: dict[str, Any]) -> Any:
@@ -231,13 +209,16 @@ def start_ray(address: str | None, options: dict[str, Any]) -> Any:
             if address:
                 raise ConfigError(f"Ray at {address}: {said}") from None
             ray.shutdown()
+            if isinstance(e, OSError | ValueError) and not isinstance(e, TimeoutError | ConnectionError):
+                # To start it again would end in the same way.
+                raise RunFailed(f"Ray did not start on this machine: {said}") from None
             if not left:
                 raise RunFailed(f"Ray did not start on this machine; is it short of memory, or busy? {said}") from None
 
 
 @contextmanager
 def signals_wait(once: bool = False) -> Iterator[list[int]]:
-    """Ctrl-C, SIGTERM and the alarm of a deadline come to their handlers after the `with`.
+    """Ctrl-C, SIGTERM, SIGHUP and the alarm of a deadline come to their handlers after the `with`.
 
     Gives the signals that wait; with `once` the second of a kind does not. An exception in the middle of Ray's start leaves
     half a Ray, which hangs. Ray puts a handler of its own in the place of SIGTERM's, which prints a crash report and ends
@@ -247,7 +228,7 @@ def signals_wait(once: bool = False) -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield waiting
         return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    handlers = {number: signal.getsignal(number) for number in WAITING}
 
     def keep(signum: int, frame: Any) -> None:
         handler = handlers[signal.Signals(signum)]
@@ -255,8 +236,9 @@ def signals_wait(once: bool = False) -> Iterator[list[int]]:
             handler(signum, frame)
         waiting.append(signum)
 
-    for number in handlers:
-        signal.signal(number, keep)
+    for number, handler in handlers.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, keep)
     try:
         yield waiting
     finally:

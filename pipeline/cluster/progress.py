@@ -6,12 +6,18 @@ import time
 from collections import Counter
 from types import TracebackType
 
+from pipeline.cluster.contact import contact
 from pipeline.cluster.metrics import waiting_gauge
+from pipeline.cluster.pool import WITHOUT_CUDA
 from pipeline.cluster.tally import published
 from pipeline.progress import LOG_SECONDS, bar_of, clock
 
 log = logging.getLogger("imagemill.run")
 POLL_SECONDS = 0.5
+ON_CPU = (
+    "the model runs on the CPU, with one torch thread for each CPU of an actor. Check the GPU driver and the build of torch "
+    "on the nodes, or set pool.gpu=false"
+)
 
 
 def total(run_id: str) -> Counter[str]:
@@ -31,6 +37,7 @@ class RunProgress:
         self.run_id, self.planned = run_id, planned
         self._waiting = waiting_gauge(task, run_id)
         self.counts: Counter[str] = Counter()
+        self._has_warned = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="progress")
         self._began = time.monotonic()
@@ -49,13 +56,23 @@ class RunProgress:
         self.first_image_s = self.first_image_s or max(0.0, elapsed - POLL_SECONDS)
         return done / max(POLL_SECONDS, elapsed - self.first_image_s)
 
+    def _ask(self) -> None:
+        """Add up what was counted; that Ray answers at all is what a run is watched by."""
+        try:
+            self.counts = total(self.run_id)
+        except Exception as e:  # noqa: BLE001 - Ray's core raises errors of its own when it has no connection
+            log.debug("no progress known: %s", e)
+        else:
+            contact.heard()
+
     def _watch(self) -> None:
         last_log = time.monotonic()
         with bar_of() as bar:
             shown = bar.add_task("images", total=self.planned, note="starting")
             while True:
                 stopped = self._stop.wait(POLL_SECONDS)
-                self.counts = total(self.run_id)
+                self._ask()
+                self._warn_without_cuda()
                 done, rejected = self.done(), int(self.counts["rejected"])
                 rate = self.rate()
                 self._waiting.set(max(0, self.planned - done))
@@ -69,10 +86,17 @@ class RunProgress:
                 if stopped:
                     return
 
+    def _warn_without_cuda(self) -> None:
+        """Warn once when actors that have a GPU run the model on a CPU."""
+        if self.counts["without_cuda"] and not self._has_warned:
+            self._has_warned = True
+            log.warning("%s: %s", WITHOUT_CUDA, ON_CPU)
+
     def __enter__(self) -> "RunProgress":
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
-        self._thread.join(timeout=10)
+        if not contact.lost:
+            self._thread.join(timeout=10)

@@ -17,9 +17,14 @@ from ray.data._internal.execution.operators.actor_pool_map_operator import Actor
 from ray.data.exceptions import ExecutionTimeoutError
 
 from pipeline.cluster.connection import signals_wait
-from pipeline.cluster.pool import LOOK_SECONDS, Pool, node_resources, room_for
+from pipeline.cluster.contact import clean_up
+from pipeline.cluster.pool import LOOK_SECONDS, Nodes, Pool, free_of, free_resources, node_resources, room_for
 
 log = logging.getLogger("imagemill.run")
+TAKEN_SECONDS = 30.0
+"""What other work holds is said when no image was done for so long: a run before may have ended a moment ago."""
+AGAIN_SECONDS = 60.0
+"""How often that is said."""
 checks: list[Callable[[], None]] = []
 """Of this process, as Ray Data makes the callback itself and ships its class to every worker."""
 actors: list[Any] = []
@@ -31,7 +36,14 @@ class Ended(ExecutionTimeoutError):  # type: ignore[misc]
 
 
 class NoRoom(Ended):
-    """The cluster has no room for the actors, and nothing goes on."""
+    """The cluster has no room for the actors, and nothing goes on.
+
+    Args: taken: whether its nodes would do, if other work did not hold them.
+    """
+
+    def __init__(self, message: str, taken: bool = False) -> None:
+        super().__init__(message)
+        self.taken = taken
 
 
 class Steps(ExecutionCallback):  # type: ignore[misc]
@@ -44,29 +56,72 @@ class Steps(ExecutionCallback):  # type: ignore[misc]
             check()
 
 
-class Room:
-    """Called again and again, raises NoRoom when for so long no image was done and not all actors have a place.
+def placed() -> int:
+    """How many actors of the work have a process on a node; the others wait for one."""
+    from ray._private.state import actors as table
 
-    An actor whose node died waits for another one with the images that it was given, and Ray Data waits for it without end.
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    known = table(job_id=job)
+    ours = [known[actor._actor_id.hex()] for actor in list(actors) if actor._actor_id.hex() in known]
+    return sum(1 for actor in ours if actor["State"] in ("PENDING_CREATION", "ALIVE") and actor["Address"]["IPAddress"])
+
+
+class Room:
+    """Called again and again, looks at a run whose actors have no place, while no image is done.
+
+    Where the nodes are too few, raises NoRoom after some time: an actor whose node died waits for another one with the
+    images that it was given, and Ray Data waits for it without end. Where other work holds the nodes, says so, and raises
+    NoRoom only if the run has a limit for its wait.
+
+    Args: shared: whether others may work on the cluster.
     """
 
-    def __init__(self, pool: Pool, done: Callable[[], float], patience_s: float) -> None:
-        self.pool, self.done, self.patience_s = pool, done, patience_s
-        self.last, self.since, self.looked = done(), time.monotonic(), 0.0
+    def __init__(
+        self, pool: Pool, done: Callable[[], float], patience_s: float, shared: bool = False, wait_s: float = 0
+    ) -> None:
+        self.pool, self.done, self.patience_s, self.shared, self.wait_s = pool, done, patience_s, shared, wait_s
+        self.last, self.looked, self.told = done(), 0.0, -AGAIN_SECONDS
+        self.done_at = self.since = time.monotonic()
 
     def __call__(self) -> None:
         now = time.monotonic()
         if now - self.looked < LOOK_SECONDS:
             return
         self.looked, nodes = now, node_resources()
-        if self.done() != self.last or room_for(self.pool, nodes) >= self.pool.actors:
-            self.last, self.since = self.done(), now
+        if self.done() != self.last:
+            self.last, self.done_at, self.since = self.done(), now, now
+        elif room_for(self.pool, nodes) >= self.pool.actors:
+            self.since = now
+            if self.shared and now - self.done_at > TAKEN_SECONDS:
+                self.look_for_others(now, nodes)
         elif now - self.since > self.patience_s:
             raise NoRoom(f"for {self.patience_s:.0f} s no image was done, and of {self.pool.on(nodes)}")
 
+    def look_for_others(self, now: float, nodes: Nodes) -> None:
+        """Say that other work holds what the actors need, again every minute. Raises: NoRoom after `wait_s`."""
+        free, begun = free_resources(), placed()
+        if begun >= self.pool.actors or room_for(self.pool, free):
+            return
+        said = f"{free_of(self.pool, free, nodes)}, and {begun} of {self.pool.actors} workers have a place"
+        if self.wait_s and not begun and now - self.done_at > self.wait_s:
+            raise NoRoom(f"other work holds the cluster, for {self.wait_s:.0f} s now: {said}", taken=True)
+        if now - self.told > AGAIN_SECONDS:
+            self.told = now
+            limit = f"up to {self.wait_s:g} s" if self.wait_s else "without a limit (pool.wait_s sets one)"
+            log.warning("%s: other work holds the rest. The run waits for it %s", said, limit)
+
+
+def kill_actors() -> None:
+    for actor in list(actors):
+        # One that is gone must not keep the others.
+        with suppress(Exception):
+            ray.kill(actor)
+
 
 @contextmanager
-def watched(pool: Pool, done: Callable[[], float], patience_s: float) -> Iterator[None]:
+def watched(
+    pool: Pool, done: Callable[[], float], patience_s: float, shared: bool = False, wait_s: float = 0
+) -> Iterator[None]:
     """Ray Data's work within the `with` ends with NoRoom, or with what the handler of a signal raises.
 
     When it fails its actors are ended: Ray Data leaves that to whoever lets go of the last handle, which the exception's
@@ -80,14 +135,11 @@ def watched(pool: Pool, done: Callable[[], float], patience_s: float) -> Iterato
 
     ray.data.DataContext.get_current().custom_execution_callback_classes = [Steps]
     with signals_wait(once=True) as waiting:
-        checks[:] = [signalled, Room(pool, done, patience_s)]
+        checks[:] = [signalled, Room(pool, done, patience_s, shared, wait_s)]
         try:
             yield
         except BaseException:
-            for actor in list(actors):
-                # One that is gone, or a Ray that is, must not hide what happened.
-                with suppress(Exception):
-                    ray.kill(actor)
+            clean_up(kill_actors)
             raise
         finally:
             checks.clear()
