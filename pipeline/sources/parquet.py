@@ -114,13 +114,14 @@ def index(store: Store, path: str, config: SourceConfig) -> Iterator[Found]:
 
     Raises: ConfigError when a column that the config names is not there, or not of a kind that it can be.
     """
+    column = "its columns"
     try:
         with store.fs.open(store.full(path), "rb") as file:
             parquet = pq.ParquetFile(file)
             schema, carry = parquet.schema_arrow, config.carry or []
             image, key = image_column(parquet, path, config), key_column(schema, path, config)
             columns.check_carried(schema, path, carry)
-            is_list = columns.is_list(schema.field(image).type)
+            column, is_list = columns.typed(schema, [image]), columns.is_list(schema.field(image).type)
             wanted = list(dict.fromkeys([image, *([key] if key else []), *carry]))
             row = 0
             for batch in parquet.iter_batches(BATCH_ROWS, columns=wanted):
@@ -137,7 +138,7 @@ def index(store: Store, path: str, config: SourceConfig) -> Iterator[Found]:
     except NoImages:
         yield "parquet"
     except pa.ArrowNotImplementedError as e:
-        why = f"pyarrow cannot read {columns.typed(schema, [image])}: {' '.join(str(e).split())[:200]}"
+        why = f"pyarrow cannot read {column}: {' '.join(str(e).split())[:200]}"
         yield Listed(path, 0, "unread", path, problem=f"UnreadColumn: {why}")
     except Unread as e:
         yield Listed(path, 0, "unread", path, problem=f"UnreadColumn: {e}")

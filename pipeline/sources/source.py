@@ -51,7 +51,7 @@ class Listed:
     path: str
     """The file to read: of the image, or of the shard that holds it."""
     offset: int | None = None
-    """Where in the shard it is: a byte of the unpacked tar, a row of a Parquet file."""
+    """Where in the shard it is: a byte of the unpacked tar, a row of a Parquet file, an image of a row of lists."""
     base: str | None = None
     """The place that `path` is relative to, where it is not the input."""
     problem: str | None = None

@@ -46,6 +46,8 @@ OTHER_FILES = {
 }
 """What is often found where a tar is expected, by its first bytes."""
 HEAD_BYTES = 24
+LARGEST = (1 << 63) - 1
+"""The last byte that a file may have."""
 
 
 def kind_of_file(head: bytes) -> str | None:
@@ -95,7 +97,7 @@ def members(file: io.BufferedReader) -> Iterator[tuple[int, tarfile.TarInfo]]:
                 raise Stopped(f"CutShard: it has no end mark: {STILL_WRITTEN}") from None
             except (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError) as e:
                 raise Stopped(unreadable_header(e, file, place, begin, last)) from None
-            if archive.offset <= place:
+            if not place < archive.offset <= LARGEST:
                 raise Stopped(f"BadShard: {escaped(member.name)} has an impossible size: {LOST}")
             last = member.name
             yield number, member

@@ -5,12 +5,16 @@ import gzip
 import io
 import json
 import lzma
+import random
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from shards import add, images, pictures, rows, shard
 
 from pipeline.config import RunConfig
@@ -101,19 +105,21 @@ def test_a_damaged_header_is_no_end(tmp_path, crops):
     size = 512 + -(-len(photo) // 512) * 512
     (tmp_path / "damaged.tar").write_bytes(data[:size] + b"\1" * 512 + data[size + 512 :])
     (tmp_path / "cut.tar").write_bytes(data[: size + 300])
-    negative = bytearray(data[:size])
-    negative[124:136] = tarfile.itn(-(1 << 20), 12, tarfile.GNU_FORMAT)
-    negative[148:156] = b"%06o\0 " % tarfile.calc_chksums(negative[:512])[0]
-    (tmp_path / "negative.tar").write_bytes(data[:size] + negative)
+    for name, claimed in (("negative", -(1 << 20)), ("endless", 1 << 80)):
+        header = bytearray(data[:size])
+        header[124:136] = tarfile.itn(claimed, 12, tarfile.GNU_FORMAT)
+        header[148:156] = b"%06o\0 " % tarfile.calc_chksums(header[:512])[0]
+        (tmp_path / f"{name}.tar").write_bytes(data[:size] + header)
     found = images(tmp_path)
     assert {name for name, image in found.items() if not image.problem} == {
-        f"{n}.tar/0.png" for n in ("damaged", "cut", "negative")
+        f"{n}.tar/0.png" for n in ("damaged", "cut", "negative", "endless")
     }
     assert found["damaged.tar"].problem.startswith(
         f"BadShard: the header after the member 0.png, at byte {size:,}, cannot be read"
     )
     assert found["cut.tar"].problem.startswith("CutShard: it ends in the middle of a header, after the member 0.png")
-    assert found["negative.tar"].problem.startswith("BadShard: 0.png has an impossible size")
+    for name in ("negative.tar", "endless.tar"):
+        assert found[name].problem.startswith("BadShard: ")
 
 
 @pytest.mark.parametrize(
@@ -217,3 +223,21 @@ def test_shards_in_a_bucket_are_read_to_the_last_archive(moto_bucket, crops):
     source = input_of(moto_bucket, StorageConfig(), SourceConfig())
     todo, _ = references(listing(source), source.store, "", {})
     assert [Reading(source, 1).image(row) for row in todo.to_pylist()] == photos * 2
+
+
+@given(st.sampled_from(sorted(PACKED)), st.floats(0, 1, exclude_max=True), st.integers(1, 255), st.booleans())
+@settings(max_examples=150)
+def test_a_shard_that_a_byte_or_a_cut_damaged_loses_nothing_in_silence(suffix, where, flip, is_cut):
+    """All members are found, or a reject of the shard says that some are not."""
+    content = random.Random(1).randbytes(900)
+    names = ("a.png", "c.png", "deep/d.png")
+    first, second = tar({"a.png": content, "b.json": b"{}"}), tar(dict.fromkeys(names[1:], content))
+    # Cut between two archives the first one is whole, and nothing tells that there was another.
+    whole = PACKED[suffix](tar({**dict.fromkeys(names, content), "b.json": b"{}"}) if is_cut else first + second)
+    place = int(where * len(whole))
+    data = whole[:place] if is_cut else whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / f"in{suffix}").write_bytes(data)
+        found = images(Path(folder))
+    members = {name for name, image in found.items() if not image.problem}
+    assert members == {f"in{suffix}/{name}" for name in names} or found[f"in{suffix}"].problem
