@@ -12,6 +12,7 @@ from pipeline.cluster.nodes import nodes_without_cuda
 from pipeline.cluster.pool import WITHOUT_CUDA, free_of, free_resources, nodes_with_room, pool_for, room_for
 from pipeline.cluster.progress import ON_CPU
 from pipeline.config import RunConfig
+from pipeline.errors import Interrupted
 from pipeline.output.committed import last_records
 from pipeline.progress import clock
 from pipeline.resolve import check_ends, check_model, plan_of, resolve
@@ -27,8 +28,19 @@ SHARES_ALIKE = 0.05
 
 
 def run_and_show(config: RunConfig, run_id: str | None = None) -> None:
-    """Run, and print the table of what happened."""
-    show_record(run(config, run_id=run_id))
+    """Run, and print the table of what happened.
+
+    A signal that comes when all images are done, while the report is made, leaves the run what it is: done.
+    """
+    record: dict[str, Any] = {}
+    try:
+        run(config, record, run_id)
+    except Interrupted:
+        if record.get("exit_code") != 0:
+            raise
+        report = "" if record["report"] else f"; imagemill report {record['output']} makes the report"
+        log.warning("interrupted when all images were done%s", report)
+    show_record(record)
 
 
 def show_record(record: dict[str, Any]) -> None:

@@ -13,10 +13,11 @@ from jobs.inspect import check_exists
 from models.objectives.compress import decode_latent
 from pipeline.errors import ConfigError, VerificationError, first_of
 from pipeline.images.pixels import encode_rgb
+from pipeline.output.clashes import clashing
 from pipeline.output.committed import run_ids, run_records
 from pipeline.output.exports import state_of
 from pipeline.output.latents import latent_rows, upright_size
-from pipeline.output.names import decoded_name
+from pipeline.output.names import decoded_name, renamed
 from pipeline.output.origins import is_same
 from pipeline.output.ownership import FOLDERS
 from pipeline.output.snapshot import Snapshot
@@ -57,7 +58,14 @@ def decode_output(output: Store, dest: Store, where: str | None = None, overwrit
     state = state_of(output, where=where)
     if len(state) or not where:
         check_latents(state)
-    names = [decoded_name(name) for table in state.tables(["rel_path"]) for name in table["rel_path"].to_pylist()]
+    sources = [rel_path for table in state.tables(["rel_path"]) for rel_path in table["rel_path"].to_pylist()]
+    clashes = clashing(sources) if dest.folds_case() else set()
+
+    def name_of(rel_path: str) -> str:
+        name = decoded_name(rel_path)
+        return renamed(rel_path, name) if rel_path in clashes else name
+
+    names = list(map(name_of, sources))
     if not overwrite:
         check_apart(state, dest)
     written = Written(dest, overwrite)
@@ -74,7 +82,7 @@ def decode_output(output: Store, dest: Store, where: str | None = None, overwrit
         except LatentError as e:
             problems.append(f"{row['rel_path']}: {e}")
             return
-        written.write(decoded_name(row["rel_path"]), encode_rgb(rgb, "PNG"))
+        written.write(name_of(row["rel_path"]), encode_rgb(rgb, "PNG"))
 
     with ThreadPoolExecutor() as pool, written:
         columns = [*IMAGE, *(name for name in LATENT_COLUMNS if name in state.schema.names or name not in LATENT_KEPT[1:])]

@@ -20,6 +20,7 @@ from jobs.inspect import check_exists
 from jobs.removed import Sources, sources_of
 from models import checkpoint as checkpoints
 from models.likeness import features, whitening_of_photos
+from models.narrow import present
 from models.pooling import POOLS
 from pipeline.errors import ConfigError, VerificationError, first_of
 from pipeline.output.exports import LATENTS, MANIFEST, UNFINISHED
@@ -307,8 +308,8 @@ def as_table(going: Export, latents: Latents, sources: Sources) -> pa.Table:
         elif name == "latent":
             columns[name] = vectors(values.reshape(len(values), -1))
         elif name == "embedding":
-            assert going.embed is not None
-            columns[name] = vectors(going.embed(values).astype(np.float32, copy=False))
+            embed = present(going.embed, "what makes embeddings")
+            columns[name] = vectors(embed(values).astype(np.float32, copy=False))
         else:
             columns[name] = rows[name]
     about = going.about | ({"latent_shape": list(values.shape[1:])} if "latent" in going.columns else {})

@@ -7,6 +7,7 @@ from rich.text import Text
 from jobs.console import console, number
 from jobs.inspect import check_exists
 from jobs.tables import encoded, table_target
+from pipeline.images.readers.opened import DAMAGED_IMAGE
 from pipeline.output.rejects import grouped, waiting_rejects
 from pipeline.sources.web import without_secrets
 from pipeline.storage import Store
@@ -40,7 +41,9 @@ def reasons(rejects: pa.Table) -> Table:
     """Rejects by stage and class, most frequent first, each with an example."""
     table = Table("stage", "class", "images", "tried again by", "for example", "reason there", box=None)
     for row in grouped(rejects).to_pylist():
-        again = "the next run" if row["transient_any"] else "--retry, or a new file"
+        damaged = row["error_class"] == DAMAGED_IMAGE
+        by_person = "--accept-damaged, or a new file" if damaged else "--retry, or a new file"
+        again = "the next run" if row["transient_any"] else by_person
         cells = (
             row["stage"],
             row["error_class"],

@@ -4,6 +4,7 @@ import http.client
 import json
 import logging
 import math
+import re
 import signal
 import subprocess
 import urllib.request
@@ -16,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from rich.table import Table
 
 from jobs.console import console
@@ -44,6 +45,7 @@ from pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill.nightly")
 DATE = "{date}"
+CLOCK = re.compile("([01]?[0-9]|2[0-3]):[0-5][0-9]")
 WEBHOOK_SECONDS = 10
 NO_INPUT = "no input on that day"
 COUNTS = ("found", "done_before", "rejects_waiting", "planned", "ok", "rejected")
@@ -64,9 +66,7 @@ class NightlyConfig(Strict):
         description="each the keys of a run, or `config: FILE.yaml` (beside this file) and what differs from it; and a name",
     )
     catch_up: int = Field(7, ge=0, le=366, description="days before tonight whose dated inputs are looked at as well")
-    until: str | None = Field(
-        None, pattern="^([01][0-9]|2[0-3]):[0-5][0-9]$", description="local time, HH:MM, at which the night ends"
-    )
+    until: str | None = Field(None, description="local time, HH:MM, at which the night ends")
     report: str | None = Field(
         None, description="folder or s3://bucket/prefix for a page about each night, reached as the first job's storage says"
     )
@@ -76,6 +76,16 @@ class NightlyConfig(Strict):
         gt=0,
         description="say so when latents of a run are farther than this from those of the run before (imagemill stats)",
     )
+
+    @field_validator("until", mode="before")
+    @classmethod
+    def as_clock(cls, value: Any) -> Any:
+        """06:30 also where it is written 6:30."""
+        if value is None:
+            return None
+        if not isinstance(value, str) or not CLOCK.fullmatch(value):
+            raise ValueError("a time of day is expected, HH:MM from 00:00 to 23:59")
+        return value.zfill(5)
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,8 @@ def workers_for(config: TrainConfig, nodes: Nodes) -> tuple[bool, int, float]:
 
     Half of a share, or more, is left to the stage that reads and crops.
     """
-    gpus = int(sum(gpu for _, gpu in nodes))
+    # A node without CPUs, as a head is told to be, gets no workers.
+    gpus = int(sum(gpu for cpu, gpu in nodes if cpu))
     workers = min(config.workers, gpus) if gpus else config.workers
     # A worker lives on one node, among as many as the node has GPUs for.
     most = min((cpu / max(1.0, gpu) for cpu, gpu in nodes if cpu and (gpu or not gpus)), default=1.0)

@@ -7,6 +7,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from models.narrow import present
+
 Piece = tuple[slice, slice, Tensor]
 """The rows and columns of a result that a piece is, and the piece (B,C,h,w)."""
 TILE = 1024
@@ -80,8 +82,7 @@ def put_together(found: Iterator[Piece], x: Tensor, scale: Fraction, stride: int
             shape = x.shape[0], piece.shape[1], h, w
             out = torch.empty(shape, dtype=piece.dtype, device=piece.device, memory_format=layout)
         out[:, :, rows, columns] = piece
-    assert out is not None
-    return out
+    return present(out, "a piece")
 
 
 def put_over(found: Iterator[Piece], x: Tensor, tile: int, halo: int) -> Tensor:

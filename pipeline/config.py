@@ -1,5 +1,6 @@
 """One YAML for a run, read by pydantic; flags override it; unknown keys are errors."""
 
+import re
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -12,6 +13,8 @@ from pipeline.sources.source import SourceConfig
 from pipeline.storage import StorageConfig
 
 Model = TypeVar("Model", bound=BaseModel)
+UNQUOTED = (bool, int, float)
+"""What YAML makes of text like no, on or 007."""
 
 
 class Strict(BaseModel):
@@ -97,10 +100,31 @@ class RunConfig(Strict):
         return (QUALITY_IMAGES if value else 0) if isinstance(value, bool) else value
 
 
+class Loader(yaml.SafeLoader):
+    """YAML as people mean it: 22:30 is no number of base 60, and 2026-03-01 is text, as a folder's name may be."""
+
+
+NUMBERS = {"tag:yaml.org,2002:int": r"[-+]?(?:0b[01_]+|0[0-7_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)"}
+NUMBERS["tag:yaml.org,2002:float"] = (
+    r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)"
+)
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (*NUMBERS, "tag:yaml.org,2002:timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for tag, pattern in NUMBERS.items():
+    Loader.add_implicit_resolver(tag, re.compile(f"^(?:{pattern})$"), list("-+.0123456789"))
+
+
+def yaml_value(text: str) -> Any:
+    """The value of a YAML text. Raises: yaml.YAMLError."""
+    return yaml.load(text, Loader)
+
+
 def read_yaml(path: str) -> dict[str, Any]:
     """Raises: ConfigError when the file is missing, no YAML, or no mapping."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml_value(Path(path).read_text(encoding="utf-8"))
     except OSError as e:
         raise ConfigError(f"{path}: {e.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as e:
@@ -122,7 +146,8 @@ def set_value(values: dict[str, Any], assignment: str) -> None:
             raise ConfigError(f"--set {assignment}: {part} is not a group of keys")
         values = inner
     try:
-        values[last] = yaml.safe_load(text)
+        # A colour is no comment: params.key=#00ff00.
+        values[last] = text if text.startswith("#") else yaml_value(text)
     except yaml.YAMLError:
         values[last] = text
 
@@ -159,7 +184,9 @@ def validate(model: type[Model], values: dict[str, Any], origin: str, group: tup
             elif not error["loc"]:
                 lines.append(error["msg"])  # of several keys together
             else:
-                lines.append(f"{key} = {error['input']!r}: {error['msg']}")
+                is_unquoted = error["type"] == "string_type" and isinstance(error["input"], UNQUOTED)
+                quotes = "; put it in quotes" if is_unquoted else ""
+                lines.append(f"{key} = {error['input']!r}: {error['msg']}{quotes}")
         for valid, keys in unknown.items():
             lines.append(f"unknown {'key' if len(keys) == 1 else 'keys'} {', '.join(keys)}; valid: {valid or 'none'}")
         raise ConfigError(f"{origin}: {'; '.join(lines)}") from None

@@ -13,10 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.cluster.connection import connected
+from pipeline.cluster.connection import address_of, connected
 from pipeline.cluster.contact import clean_up, while_answering
 from pipeline.cluster.nodes import missing_paths
-from pipeline.cluster.pool import PATIENCE_SECONDS, Pool, node_resources, nodes_with_room, pool_for, room_for
+from pipeline.cluster.pool import PATIENCE_SECONDS, Pool, node_resources, nodes_with_room, pool_for
 from pipeline.cluster.progress import RunProgress
 from pipeline.cluster.tally import DEVICES, ETAGS, forget, peak_rss_mb
 from pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
@@ -120,7 +120,7 @@ def write_all(job: Resolved, plan: Plan, shown: RunProgress, record: dict[str, A
         record["pool"] = asdict(pool)
         log.info("%d images; %s", len(todo), pool.on(nodes))
         try:
-            with watched(pool, shown.done, patience, want.wait_s):
+            with watched(pool, shown.done, patience, address_of(job.config.address) is not None, want.wait_s):
                 rows = rows_of_block(len(todo), job.config.rows_per_part, bytes_each, pool)
                 # Not of what nodes that were lost have left: that would measure as many once more.
                 share = job.config.measured_share(len(plan.todo))
@@ -135,7 +135,7 @@ def write_all(job: Resolved, plan: Plan, shown: RunProgress, record: dict[str, A
             if e.taken:
                 raise RunFailed(f"{e}. {GO_ON} when there is room") from None
             left = todo.filter(pc.invert(pc.is_in(todo["image_id"], committed_ids(job.output, plan, "results", "rejects"))))
-            if len(left) == len(todo) and (want.wait_s or not room_for(pool, node_resources())):
+            if len(left) == len(todo) and (want.wait_s or not any(map(any, node_resources()))):
                 raise RunFailed(f"{e}. {GO_ON} when there are nodes") from None
             log.warning("nodes were lost: %s. What is left goes on with what there is", e)
             todo, lost = left, True

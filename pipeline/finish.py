@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from models.narrow import present
 from models.tasks.task import Output, Task
 from pipeline.cluster.tally import Tally
 from pipeline.errors import OutputHeld, StorageError
-from pipeline.images.pixels import Picture, encode_rgb, output_format, to_file, to_pillow
-from pipeline.item import Item, Rejected
+from pipeline.images.pixels import Picture, check_sides, encode_rgb, output_format, to_file, to_pillow
+from pipeline.images.readers.opened import ImageError
+from pipeline.item import Item, Rejected, unexpected
 from pipeline.job import Job
 from pipeline.output.clashes import CLASHES
 from pipeline.output.lease import newest_claim
@@ -49,10 +51,12 @@ class Finish:
                 return item
         except Rejected as e:
             item.error = e.row
+        except ImageError as e:
+            item.error = Rejected("encode", e.error_class, str(e)).row
         except (OutputHeld, StorageError):
             raise
         except Exception as e:  # noqa: BLE001 - whatever it is, it is this image's alone
-            item.error = Rejected("encode", type(e).__name__, reason(e), isinstance(e, MemoryError)).row
+            item.error = unexpected("encode", e, isinstance(e, MemoryError)).row
         finally:
             item.picture = None
         error: dict[str, Any] = item.error or {}
@@ -64,9 +68,8 @@ class Finish:
 
     def _result(self, item: Item, output: Output) -> dict[str, Any]:
         """The columns of a row, and the image put where they say. Takes the pixels from item and output."""
-        assert item.picture is not None
         # Nobody needs the source's pixels any more, and encoding needs room.
-        picture, item.picture = replace(item.picture, rgb=NO_PIXELS), None
+        picture, item.picture = replace(item.decoded, rgb=NO_PIXELS), None
         row: dict[str, Any] = {
             "content_sha256": item.content_sha256,
             "orig_width": picture.orig_width,
@@ -121,7 +124,7 @@ class Finish:
         except Exception as e:  # noqa: BLE001 - as in __call__
             if takes_nothing(e):
                 raise StorageError(f"{self.job.output.uri(path)}: {reason(e)}") from None
-            raise Rejected("write", type(e).__name__, reason(e), transient=True) from None
+            raise unexpected("write", e, transient=True) from None
         return path
 
     def _replace(self, item: Item, path: str, data: bytes) -> None:
@@ -141,19 +144,20 @@ class Finish:
 
     def _encoded(self, item: Item, output: Output, picture: Picture) -> tuple[bytes, str]:
         """The output's file and its name below images/."""
-        assert output.image is not None
+        rgb, output.image = present(output.image, "the output's image"), None
         name = item.reference["rel_path"]
         if self.task.stores_latent:
-            return encode_rgb(output.image, "PNG"), decoded_name(name)
+            return encode_rgb(rgb, "PNG"), decoded_name(name)
         image_format = output_format(picture.format, self.task.exact, self.job.image.format)
         picture.gray = picture.gray and not output.coloured
-        picture.alpha = None if output.opaque else fitted(picture.alpha, output.image)
+        picture.alpha = None if output.opaque else fitted(picture.alpha, rgb)
         own = "JPEG" if picture.format == "MPO" else picture.format
         # A member of a shard may be called by a number alone.
         changed = image_format != own or not is_image_name(name)
-        image = to_pillow(output.image, picture, image_format)
+        check_sides(rgb.shape[1::-1], image_format)
+        image = to_pillow(rgb, picture, image_format)
         # Pillow has a copy of its own now.
-        output.image = None
+        del rgb
         data = to_file(image, picture, image_format, self.job.image.quality)
         return data, output_name(name, f".{image_format.lower()}" if changed else None)
 

@@ -24,7 +24,7 @@ from pipeline.finish import Finish
 from pipeline.images.masks import missing_in
 from pipeline.images.pixels import decode, pixels_of
 from pipeline.images.readers.opened import ImageError
-from pipeline.item import Item, Rejected
+from pipeline.item import Item, Rejected, unexpected
 from pipeline.job import Job
 from pipeline.logs import configure_actor
 from pipeline.output.exemplars import kept_exemplars
@@ -189,7 +189,7 @@ class Predictor:
         except ReadError as e:
             item.error = Rejected("fetch", e.error_class, str(e), e.transient).row
         except Exception as e:  # noqa: BLE001 - whatever it is, it is this image's alone
-            item.error = Rejected("fetch", type(e).__name__, reason(e), isinstance(e, MemoryError)).row
+            item.error = unexpected("fetch", e, isinstance(e, MemoryError)).row
         return item
 
     def _decode(self, item: Item) -> Item:
@@ -204,7 +204,7 @@ class Predictor:
         except ImageError as e:
             item.error = Rejected("decode", e.error_class, str(e)).row
         except Exception as e:  # noqa: BLE001 - as in _read
-            item.error = Rejected("decode", type(e).__name__, reason(e), isinstance(e, MemoryError)).row
+            item.error = unexpected("decode", e, isinstance(e, MemoryError)).row
         item.mask_data = None
         return item
 
@@ -244,7 +244,7 @@ class Predictor:
                 )
                 os._exit(1)
             # torch says RuntimeError for want of memory and for a sick device, neither of which is the image's fault.
-            return Rejected("model", type(e).__name__, reason(e), isinstance(e, MemoryError | RuntimeError)).row
+            return unexpected("model", e, isinstance(e, MemoryError | RuntimeError)).row
         for item, output in zip(batch, outputs, strict=True):
             item.row["output"] = output
         return None

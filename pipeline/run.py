@@ -16,6 +16,7 @@ import yaml
 
 from models.tasks.task import Task
 from pipeline.account import Account, account
+from pipeline.cluster.connection import signals_wait
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, Deadline, Interrupted, OutputHeld, StorageError, TooManyRejects
 from pipeline.execute import committed_ids, execute, spare, stage
@@ -98,11 +99,11 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
         "versions": versions(),
     }
     with storage_errors(job), Lease(job.output) as lease:
-        job.output.write(f"runs/{run_id}/config.yaml", text.encode())
         began = time.monotonic()
         plan = None
         try:
             with storage_errors(job):
+                job.output.write(f"runs/{run_id}/config.yaml", text.encode())
                 settle(job.output)
                 with stage(seconds, "plan"):
                     plan = plan_of(job, keep=True)
@@ -149,19 +150,31 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
             seconds["total"] = round(time.monotonic() - began, 3)
             record["ended_at"] = datetime.now(UTC).isoformat(timespec="seconds")
             try:
-                job.output.write(f"runs/{run_id}/run.json", json.dumps(record, indent=2, ensure_ascii=False).encode())
-            except STORE_FAILURES as e:
-                # What ended the run says more than that its record could not be written either.
+                with signals_wait(once=True):
+                    write_record(job.output, record)
+                # After run.json: that one is there however long a page takes.
+                parts, todo = (plan.parts, plan.todo) if plan else (set(), None)
+                record["report"] = leave_report(job.output, record, parts, todo)
+            except Interrupted:
+                record.setdefault("report", None)
+                # How the run ended says more than that its page was left out.
                 if not record["exit_code"]:
                     raise
-                log.warning("no run.json of %s: %s", run_id, reason(e))
-            # After run.json: that one is there however long a page takes.
-            record["report"] = leave_report(job.output, record, plan.parts if plan else set(), plan.todo if plan else None)
-        assert plan is not None
         # Last: the report knows its run's parts by what was not there before.
-        if len(plan.todo):
+        if plan and len(plan.todo):
             compact(job.output, plan.parts, config.compression_level, lease.check)
         return record
+
+
+def write_record(output: Store, record: dict[str, Any]) -> None:
+    """Leave run.json. Raises: StorageError and the like, where the run itself did not fail."""
+    try:
+        output.write(f"runs/{record['run_id']}/run.json", json.dumps(record, indent=2, ensure_ascii=False).encode())
+    except STORE_FAILURES as e:
+        # What ended the run says more than that its record could not be written either.
+        if not record["exit_code"]:
+            raise
+        log.warning("no run.json of %s: %s", record["run_id"], reason(e))
 
 
 def record_account(record: dict[str, Any], left: Account, task: Task) -> None:

@@ -4,6 +4,8 @@ import signal
 import threading
 from types import FrameType
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, what a service manager sends, and a terminal that was closed: each ends the work in good order."""
 LATER_SECONDS = 0.05
 IMPORTS = "<frozen importlib"
 

@@ -419,13 +419,17 @@ class Store:
         """Return whether two names that differ in case name one file here, as on exFAT, and on most disks of macOS."""
         if not self.local:
             return False
+        root = Path(self.root)
+        place = next(folder for folder in (root, *root.parents) if folder.is_dir())
         # Of the form of TEMPORARY, with a letter: `sweep` removes what a killed process leaves.
-        name = f".{secrets.token_hex(7)}ab.tmp"
-        self.write(name, b"")
+        probe = place / f".{secrets.token_hex(7)}ab.tmp"
         try:
-            return os.path.exists(self.full(name.upper()))
+            probe.touch()
+            return probe.with_name(probe.name.upper()).exists()
+        except OSError:
+            return False  # what is written next says why
         finally:
-            self.delete(name)
+            probe.unlink(missing_ok=True)
 
     def delete(self, path: str) -> None:
         """Raises: FileNotFoundError on a local disk; S3 does not say whether there was anything."""

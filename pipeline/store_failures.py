@@ -4,6 +4,8 @@ import base64
 import errno
 import hashlib
 import logging
+import os
+import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -32,9 +34,20 @@ Answer = TypeVar("Answer")
 
 
 def reason(error: BaseException) -> str:
-    """One line for a person: what kind of failure, and what the library said."""
-    text = " ".join(str(error).split())[:300]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    """One line for a person: what kind of failure, and what the library said.
+
+    An assertion has no kind that says anything: its place stands for it.
+    """
+    kind, text = type(error).__name__, " ".join(str(error).split())[:300]
+    if isinstance(error, AssertionError):
+        place = traceback.extract_tb(error.__traceback__)[-1:]
+        kind = "a check failed" + "".join(f" in {os.path.basename(f.filename)}, line {f.lineno}" for f in place)
+    return f"{kind}: {text}" if text else kind
+
+
+def class_of(error: BaseException) -> str:
+    """Return the error class of a reject that an unexpected error made."""
+    return "FailedCheck" if isinstance(error, AssertionError) else type(error).__name__
 
 
 def refusal(error: BaseException) -> tuple[int, str]:

@@ -10,6 +10,7 @@ from models.architectures.unet import UNet
 from models.autoencoder import Autoencoder
 from models.batches import as_bytes, byte_batch, rounded, to_uint8, unit
 from models.losses import gaussian_noise, psnr_loss
+from models.narrow import narrow
 from models.objectives.objective import TaskObjective
 from models.precision import Precision
 from models.tasks.denoise import DenoiseParams
@@ -27,7 +28,7 @@ class Denoise(TaskObjective):
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """PSNR loss at the true noise level, plus the error of the estimated level in 8-bit levels."""
-        assert isinstance(model, UNet)
+        model = narrow(model, UNet)
         x = shift_colours(x_BCHW, generator)
         batch = x.shape[0]
         sigma_B = torch.rand(batch, generator=generator) * (MAX_TRAINED_SIGMA / 255)
@@ -50,7 +51,7 @@ class Denoise(TaskObjective):
 
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
         """Blind, at sigma 25 of 255, on what an 8-bit file keeps of the noisy image; rounded to 8 bits as an output is."""
-        assert isinstance(model, UNet)
+        model = narrow(model, UNet)
         sigma_B = torch.full((x_BCHW.shape[0],), 25 / 255)
         noisy = rounded(gaussian_noise(x_BCHW, sigma_B, generator))
         estimate_B = model.noise_level(noisy)
@@ -62,13 +63,13 @@ class Denoise(TaskObjective):
 
     def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Blind, at sigma 25 of 255."""
-        assert isinstance(model, UNet)
+        model = narrow(model, UNet)
         noisy = gaussian_noise(x_BCHW, x_BCHW.new_full((x_BCHW.shape[0],), 25 / 255), generator)
         return noisy, model(noisy, model.noise_level(noisy))
 
     def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
-        assert isinstance(model, UNet)
-        assert isinstance(params, DenoiseParams)
+        model = narrow(model, UNet)
+        params = narrow(params, DenoiseParams)
         images = [sample.rgb for sample in samples]
         # Large images stay bytes; each tile is made float by itself.
         x = byte_batch(images, model.stride, precision.device)

@@ -11,6 +11,7 @@ from models.autoencoder import Autoencoder
 from models.batches import rounded, to_batch, to_uint8
 from models.damage import lost_blocks, lost_pixels, lost_strokes
 from models.losses import psnr_loss
+from models.narrow import narrow
 from models.objectives.objective import TaskObjective
 from models.precision import Precision
 from models.tasks.inpaint import InpaintParams
@@ -30,7 +31,7 @@ class Inpaint(TaskObjective):
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """PSNR loss of the image with its known pixels put back."""
-        assert isinstance(model, MaskedUNet)
+        model = narrow(model, MaskedUNet)
         batch, _, h, w = x_BCHW.shape
         known = torch.stack([random_damage(h, w, generator) for _ in range(batch)])
         restored = fill(model, x_BCHW, known.to(x_BCHW.device, x_BCHW.dtype))
@@ -39,7 +40,7 @@ class Inpaint(TaskObjective):
 
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
         """With half of the pixels lost, and with a sixth of the area lost in squares of 16."""
-        assert isinstance(model, MaskedUNet)
+        model = narrow(model, MaskedUNet)
         h, w = x_BCHW.shape[2:]
         figures = {}
         for name, known in (
@@ -52,15 +53,15 @@ class Inpaint(TaskObjective):
 
     def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """With a sixth of the area lost in squares of 16; what is lost is black."""
-        assert isinstance(model, MaskedUNet)
+        model = narrow(model, MaskedUNet)
         h, w = x_BCHW.shape[2:]
         known = lost_blocks(h, w, 0.15, 16, generator).to(x_BCHW.device, x_BCHW.dtype).expand_as(x_BCHW)
         return x_BCHW * known, fill(model, x_BCHW, known)
 
     def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
         """Fills each image; known pixels are copied from the source, so they stay bit-identical."""
-        assert isinstance(model, MaskedUNet)
-        assert isinstance(params, InpaintParams)
+        model = narrow(model, MaskedUNet)
+        params = narrow(params, InpaintParams)
         masks = [known_of(sample, params) for sample in samples]
         pairs = []
         for sample, known in zip(samples, masks, strict=True):

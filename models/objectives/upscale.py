@@ -10,6 +10,7 @@ from models.architectures.edsr import EDSR
 from models.autoencoder import Autoencoder
 from models.batches import as_bytes, byte_batch, rounded, to_uint8, unit
 from models.losses import psnr_loss
+from models.narrow import narrow
 from models.objectives.objective import TaskObjective
 from models.precision import Precision
 from models.resizing import resize
@@ -22,7 +23,7 @@ class Upscale(TaskObjective):
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """PSNR loss of crops that were reduced and are enlarged again."""
-        assert isinstance(model, EDSR)
+        model = narrow(model, EDSR)
         loss = psnr_loss(model(reduced(x_BCHW, model.scale)), x_BCHW)
         return {"loss": loss, "psnr_db": -loss.detach()}
 

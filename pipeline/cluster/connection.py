@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cluster.contact import clean_up, contact
-from pipeline.cluster.own import on_loopback, own_options, tidy
+from pipeline.cluster.own import apart, own_options, tidy
 from pipeline.errors import ConfigError, RunFailed
 from pipeline.logs import VARIABLE
+from pipeline.signals import ENDING
 
 log = logging.getLogger("imagemill.run")
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -65,6 +66,8 @@ STARTS = 3
 """Times that a Ray of our own is started: on a machine that is loaded to the brim its processes may be late."""
 ROOT = Path(__file__).parents[2]
 """The repository, or where the packages are installed. What `.rayignore` there lets through is shipped to a cluster."""
+WAITING = (*ENDING, signal.SIGALRM)
+"""Signals that end a run between two steps."""
 SHUTDOWN_SECONDS = 30.0
 """Ray's end takes a second or two, and on a busy machine more; without a network it would never come."""
 # glibc hands large blocks back to the kernel and faults them in again for every image: keeping them made the
@@ -109,7 +112,10 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
     import ray
 
     wait_for_end()
-    contact.check()
+    if contact.lost:
+        contact.check()
+    # A listing or a report may have taken longer than Ray has to answer.
+    contact.heard()
     address = address_of(address)
     if kept.started and kept.address != address:
         kept.started = False
@@ -183,7 +189,7 @@ def start(address: str | None, num_cpus: int | None) -> None:
         return
     options = quiet | own_options(num_cpus)
     log.info("starting Ray on this machine")
-    with signals_wait(), on_loopback():
+    with signals_wait(), apart():
         context = start_ray(None, options)
     tidy(Path(context.address_info["session_dir"]))
 
@@ -212,7 +218,7 @@ def start_ray(address: str | None, options: dict[str, Any]) -> Any:
 
 @contextmanager
 def signals_wait(once: bool = False) -> Iterator[list[int]]:
-    """Ctrl-C, SIGTERM and the alarm of a deadline come to their handlers after the `with`.
+    """Ctrl-C, SIGTERM, SIGHUP and the alarm of a deadline come to their handlers after the `with`.
 
     Gives the signals that wait; with `once` the second of a kind does not. An exception in the middle of Ray's start leaves
     half a Ray, which hangs. Ray puts a handler of its own in the place of SIGTERM's, which prints a crash report and ends
@@ -222,7 +228,7 @@ def signals_wait(once: bool = False) -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield waiting
         return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    handlers = {number: signal.getsignal(number) for number in WAITING}
 
     def keep(signum: int, frame: Any) -> None:
         handler = handlers[signal.Signals(signum)]
@@ -230,8 +236,9 @@ def signals_wait(once: bool = False) -> Iterator[list[int]]:
             handler(signum, frame)
         waiting.append(signum)
 
-    for number in handlers:
-        signal.signal(number, keep)
+    for number, handler in handlers.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, keep)
     try:
         yield waiting
     finally:

@@ -34,10 +34,14 @@ class Contact:
         """Ray answered."""
         self._last = time.monotonic()
 
+    def check_silence(self) -> None:
+        """Raises: ContactLost when Ray, which is asked again and again, has not answered for SILENCE_SECONDS."""
+        self.lost = self.lost or time.monotonic() - self._last > SILENCE_SECONDS
+        self.check()
+
     def check(self) -> None:
-        """Raises: ContactLost."""
-        if self.lost or time.monotonic() - self._last > SILENCE_SECONDS:
-            self.lost = True
+        """Raises: ContactLost when contact was lost before."""
+        if self.lost:
             raise ContactLost(
                 f"Ray does not answer, for {SILENCE_SECONDS:.0f} s now: its head ended, or this machine's network or "
                 "address changed. What was committed stays; run the same command again"
@@ -71,7 +75,7 @@ def while_answering(call: Callable[[], Result]) -> Result:
     ending = begin(call)
     while not ending.done():
         wait([ending], LOOK_SECONDS)
-        contact.check()
+        contact.check_silence()
     return ending.result()
 
 

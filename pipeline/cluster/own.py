@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +43,24 @@ def own_options(num_cpus: int | None) -> dict[str, Any]:
 
 
 @contextmanager
-def on_loopback() -> Iterator[None]:
-    """Let a Ray that starts within the `with` listen on the loopback address alone.
+def apart() -> Iterator[None]:
+    """Keep a Ray that starts within the `with` apart: from the network, and from signals that are meant for this process.
 
     Ray replaces the loopback address by that of the network, which may go away while a run is under way (VPN, Wi-Fi). On
     Windows and macOS Ray keeps the loopback address, and this is how Ray decides that.
-    """
-    from ray._private import ray_constants
 
-    before = ray_constants.ENABLE_RAY_CLUSTER
+    A terminal, and `timeout`, send their signals to the whole process group. Where Ray's processes get them too they end
+    first, and Ray's core ends this process before it can put anything in order.
+    """
+    from ray._private import ray_constants, services
+
+    cluster, popen = ray_constants.ENABLE_RAY_CLUSTER, services.ConsolePopen
     ray_constants.ENABLE_RAY_CLUSTER = False
+    services.ConsolePopen = partial(popen, process_group=0)
     try:
         yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+        ray_constants.ENABLE_RAY_CLUSTER, services.ConsolePopen = cluster, popen
 
 
 def whole_cpus() -> int | None:

@@ -21,7 +21,7 @@ from pipeline.cluster.contact import clean_up
 from pipeline.cluster.pool import LOOK_SECONDS, Nodes, Pool, free_of, free_resources, node_resources, room_for
 
 log = logging.getLogger("imagemill.run")
-TAKEN_SECONDS = 15.0
+TAKEN_SECONDS = 30.0
 """What other work holds is said when no image was done for so long: a run before may have ended a moment ago."""
 AGAIN_SECONDS = 60.0
 """How often that is said."""
@@ -72,13 +72,16 @@ class Room:
     Where the nodes are too few, raises NoRoom after some time: an actor whose node died waits for another one with the
     images that it was given, and Ray Data waits for it without end. Where other work holds the nodes, says so, and raises
     NoRoom only if the run has a limit for its wait.
+
+    Args: shared: whether others may work on the cluster.
     """
 
-    def __init__(self, pool: Pool, done: Callable[[], float], patience_s: float, wait_s: float = 0) -> None:
-        self.pool, self.done, self.patience_s, self.wait_s = pool, done, patience_s, wait_s
-        self.last, self.since, self.looked = done(), time.monotonic(), 0.0
-        self.taken_since: float | None = None
-        self.told = 0.0
+    def __init__(
+        self, pool: Pool, done: Callable[[], float], patience_s: float, shared: bool = False, wait_s: float = 0
+    ) -> None:
+        self.pool, self.done, self.patience_s, self.shared, self.wait_s = pool, done, patience_s, shared, wait_s
+        self.last, self.looked, self.told = done(), 0.0, -AGAIN_SECONDS
+        self.done_at = self.since = time.monotonic()
 
     def __call__(self) -> None:
         now = time.monotonic()
@@ -86,10 +89,11 @@ class Room:
             return
         self.looked, nodes = now, node_resources()
         if self.done() != self.last:
-            self.last, self.since, self.taken_since = self.done(), now, None
+            self.last, self.done_at, self.since = self.done(), now, now
         elif room_for(self.pool, nodes) >= self.pool.actors:
             self.since = now
-            self.look_for_others(now, nodes)
+            if self.shared and now - self.done_at > TAKEN_SECONDS:
+                self.look_for_others(now, nodes)
         elif now - self.since > self.patience_s:
             raise NoRoom(f"for {self.patience_s:.0f} s no image was done, and of {self.pool.on(nodes)}")
 
@@ -97,15 +101,13 @@ class Room:
         """Say that other work holds what the actors need, again every minute. Raises: NoRoom after `wait_s`."""
         free, begun = free_resources(), placed()
         if begun >= self.pool.actors or room_for(self.pool, free):
-            self.taken_since = None
             return
-        self.taken_since = self.taken_since or now
         said = f"{free_of(self.pool, free, nodes)}, and {begun} of {self.pool.actors} workers have a place"
-        if self.wait_s and now - self.taken_since > self.wait_s:
+        if self.wait_s and not begun and now - self.done_at > self.wait_s:
             raise NoRoom(f"other work holds the cluster, for {self.wait_s:.0f} s now: {said}", taken=True)
-        if now - max(self.taken_since + TAKEN_SECONDS - AGAIN_SECONDS, self.told) > AGAIN_SECONDS:
+        if now - self.told > AGAIN_SECONDS:
             self.told = now
-            limit = f"up to {self.wait_s:.0f} s" if self.wait_s else "without a limit (pool.wait_s sets one)"
+            limit = f"up to {self.wait_s:g} s" if self.wait_s else "without a limit (pool.wait_s sets one)"
             log.warning("%s: other work holds the rest. The run waits for it %s", said, limit)
 
 
@@ -117,7 +119,9 @@ def kill_actors() -> None:
 
 
 @contextmanager
-def watched(pool: Pool, done: Callable[[], float], patience_s: float, wait_s: float = 0) -> Iterator[None]:
+def watched(
+    pool: Pool, done: Callable[[], float], patience_s: float, shared: bool = False, wait_s: float = 0
+) -> Iterator[None]:
     """Ray Data's work within the `with` ends with NoRoom, or with what the handler of a signal raises.
 
     When it fails its actors are ended: Ray Data leaves that to whoever lets go of the last handle, which the exception's
@@ -131,7 +135,7 @@ def watched(pool: Pool, done: Callable[[], float], patience_s: float, wait_s: fl
 
     ray.data.DataContext.get_current().custom_execution_callback_classes = [Steps]
     with signals_wait(once=True) as waiting:
-        checks[:] = [signalled, Room(pool, done, patience_s, wait_s)]
+        checks[:] = [signalled, Room(pool, done, patience_s, shared, wait_s)]
         try:
             yield
         except BaseException:

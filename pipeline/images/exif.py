@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL.ExifTags import GPS, IFD, Base
 
+from pipeline.images.headers import tiff_head
+
 # What describes the picture. The other tags of the main directory say how one file holds its pixels (a TIFF's are all here),
 # and the directory behind it is the thumbnail's.
 KEPT = (
@@ -84,24 +86,23 @@ def carried_exif(block: bytes | None, gps: bool, converted: bool, on_its_side: b
         on_its_side: whether the picture was turned by 90 degrees.
     """
     tiff = (block or b"").removeprefix(b"Exif\0\0")
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     try:
-        if not order:
-            return None
+        order, big, at = tiff_head(tiff)
         pointers = (IFD.Exif, IFD.GPSInfo) if gps else (IFD.Exif,)
-        main = entries_at(
-            tiff, struct.unpack_from(f"{order}I", tiff, 4)[0], order, {*KEPT, *pointers, *((IPTC,) if gps else ())}
-        )
+        (start,) = struct.unpack_from(f"{order}{'Q' if big else 'I'}", tiff, at)
+        main = entries_at(tiff, start, order, {*KEPT, *pointers, *((IPTC,) if gps else ())}, big=big)
         below = {}
         for pointer in pointers:
             kind, count, place = main.pop(pointer, (0, 0, b""))
-            if (kind, count) == (LONG, 1):
-                entries = entries_at(tiff, struct.unpack("<I", place)[0], order)
-                kept = {tag: entry for tag, entry in entries.items() if tag not in STALE}
+            if kind in (LONG, *BIG_TYPES) and count == 1:
+                entries = entries_at(tiff, int.from_bytes(place, "little"), order, big=big)
+                kept = {tag: entry for tag, entry in entries.items() if tag not in STALE and entry[0] in TYPES}
                 texts = {tag: text_in_order(kept[tag], order) for tag in TEXTS[int(pointer)] if tag in kept}
                 below[int(pointer)] = kept | texts
     except (struct.error, ValueError):
         return None
+    # Outputs are no BigTIFFs.
+    main = {tag: entry for tag, entry in main.items() if entry[0] in TYPES}
     if converted and Base.ColorSpace in below.get(IFD.Exif, {}):
         below[IFD.Exif][Base.ColorSpace] = (SHORT, 1, b"\1\0")  # sRGB
     resolutions = (Base.XResolution, Base.YResolution)

@@ -12,10 +12,15 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 from pipeline.images.metadata import Metadata, carried, with_metadata, writer_options
 from pipeline.images.profiles import in_srgb, treatment
 from pipeline.images.readers import not_an_image, reader_of
+from pipeline.images.readers.jpeg_structure import LONGEST_SIDE as LONGEST_JPEG_SIDE
 from pipeline.images.readers.opened import BROKEN, DAMAGED_IMAGE, ImageError, Opened, strips
+from pipeline.images.readers.zeros import damage_by_zeros
 from pipeline.images.transparency import fill_hidden
+from pipeline.store_failures import reason
 
 LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")
+LONGEST_SIDE = {"JPEG": LONGEST_JPEG_SIDE, "WEBP": 16_383, "AVIF": 32_768}
+"""Pixels a side that a file of a format holds: what libjpeg and WebP write, and what libavif reads."""
 WITH_ALPHA = ("PNG", "TIFF", "WEBP", "AVIF")
 # An upright array (H,W,…) as its file stores it, by the EXIF orientation: all of them views.
 AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -112,13 +117,14 @@ def decode(
         reader = reader_of(head)
         check_size(reader.size_of(stream), max_pixels)
         opened = reader.read(stream)
+        opened.damage = opened.damage or damage_by_zeros(opened.format, stream.getvalue())
         if opened.damage and not accept_damaged:
             raise ImageError(DAMAGED_IMAGE, f"{opened.damage}. {KEEP_DAMAGED}")
         return to_picture(opened, stream, config)
     except UnidentifiedImageError:
         raise not_an_image(head) from None
     except BROKEN as e:
-        raise ImageError("BrokenImage", f"{type(e).__name__}: {e}") from None
+        raise ImageError("BrokenImage", reason(e)) from None
 
 
 def check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -207,6 +213,17 @@ def output_format(source_format: str, exact: bool = False, asked: str | None = N
     if exact and source_format in LOSSY:
         return "PNG"
     return {"GIF": "PNG", "JPEG2000": "PNG", "MPO": "JPEG"}.get(source_format, source_format)
+
+
+def check_sides(size: tuple[int, int], image_format: str) -> None:
+    """Raises: ImageError for (width, height) that no file of a format holds."""
+    width, height = size
+    if max(size) > (longest := LONGEST_SIDE.get(image_format, max(size))):
+        raise ImageError(
+            "TooLargeForFormat",
+            f"the output has {width}×{height} pixels, and {image_format} holds at most {longest} a side: "
+            "image.format=png holds it",
+        )
 
 
 def to_pillow(rgb: np.ndarray, picture: Picture, image_format: str) -> Image.Image:

@@ -1,7 +1,7 @@
 """Sources whose names differ in case alone, where the file system of OUTPUT takes them for one name."""
 
 import unicodedata
-from collections import Counter
+from collections.abc import Iterable
 
 import pyarrow as pa
 
@@ -18,6 +18,14 @@ def folded(rel_path: str) -> str:
     return "/".join(part.rstrip(". ") for part in parts)
 
 
+def clashing(rel_paths: Iterable[str]) -> set[str]:
+    """Return those of different paths that such file systems take for another one among them."""
+    groups: dict[str, set[str]] = {}
+    for rel_path in rel_paths:
+        groups.setdefault(folded(rel_path), set()).add(rel_path)
+    return {rel_path for group in groups.values() if len(group) > 1 for rel_path in group}
+
+
 def with_clashes(output: Store, todo: pa.Table) -> pa.Table:
     """Mark the images of `todo` (schema.REFERENCE) whose output would replace that of another image of OUTPUT.
 
@@ -31,6 +39,6 @@ def with_clashes(output: Store, todo: pa.Table) -> pa.Table:
     names: dict[str, str] = {}
     for table in (read_parts(output, part_paths(output, "results"), ["image_id", "rel_path"]), todo):
         names |= zip(table["image_id"].to_pylist(), table["rel_path"].to_pylist(), strict=True)
-    count = Counter(map(folded, names.values()))
-    clashes = [count[folded(rel_path)] > 1 for rel_path in todo["rel_path"].to_pylist()]
-    return todo.append_column(CLASHES, pa.array(clashes, pa.bool_()))
+    clashes = clashing(names.values())
+    marks = [rel_path in clashes for rel_path in todo["rel_path"].to_pylist()]
+    return todo.append_column(CLASHES, pa.array(marks, pa.bool_()))

@@ -91,13 +91,12 @@ UNPACK: dict[re.Pattern[bytes], Callable[[BinaryIO], Any]] = {
 class Unpacked(io.RawIOBase):
     """As a file; a seek forward reads, a seek back opens the packed file again."""
 
-    def __init__(self, opened: Callable[[], BinaryIO], unpack: Callable[[BinaryIO], Any]) -> None:
-        self.opened, self.unpack = opened, unpack
-        self._begin()
+    def __init__(self, opener: Callable[[], BinaryIO], unpack: Callable[[BinaryIO], Any], packed: BinaryIO) -> None:
+        self.opener, self.unpack = opener, unpack
+        self._begin(packed)
 
-    def _begin(self) -> None:
-        self._packed = self.opened()
-        self._stream, self._place = self.unpack(self._packed), 0
+    def _begin(self, packed: BinaryIO) -> None:
+        self._packed, self._stream, self._place = packed, self.unpack(packed), 0
 
     def readable(self) -> bool:
         return True
@@ -126,7 +125,7 @@ class Unpacked(io.RawIOBase):
             raise io.UnsupportedOperation("a packed file is read from its beginning")
         if place < self._place:
             self._packed.close()
-            self._begin()
+            self._begin(self.opener())
         while self._place < place and self.read(min(READ_BYTES, place - self._place)):
             pass
         return self._place
@@ -145,8 +144,6 @@ def opened(opener: Callable[[], BinaryIO]) -> io.BufferedReader:
     """The unpacked bytes of a file, which `opener` opens. Raises: what it does."""
     file = opener()
     unpack = packing(file.read(MAGIC_BYTES))
-    if unpack is None:
-        file.seek(0)
-        return io.BufferedReader(file, READ_BYTES)  # type: ignore[arg-type]  # fsspec's files are raw ones
-    file.close()
-    return io.BufferedReader(Unpacked(opener, unpack), READ_BYTES)
+    file.seek(0)
+    raw = Unpacked(opener, unpack, file) if unpack else file
+    return io.BufferedReader(raw, READ_BYTES)  # type: ignore[arg-type]  # fsspec's files are raw ones

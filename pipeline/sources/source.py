@@ -22,7 +22,9 @@ class SourceConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    image: str | None = Field(None, description="Parquet: the column of encoded images, binary or a struct with `bytes`")
+    image: str | None = Field(
+        None, description="Parquet: the column of encoded images: binary, a struct with `bytes`, or lists of one of them"
+    )
     key: str | None = Field(None, description="Parquet, manifest: the column that names an image")
     uri: str | None = Field(None, description="manifest: the column of paths and URLs")
     carry: list[str] | None = Field(

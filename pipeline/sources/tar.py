@@ -89,9 +89,9 @@ def members(file: io.BufferedReader) -> Iterator[tuple[int, tarfile.TarInfo]]:
             file.seek(place)
             try:
                 member = tarfile.TarInfo.fromtarfile(archive)
-            except tarfile.EOFHeaderError:
+            except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
                 break
-            except tarfile.EmptyHeaderError:
+            except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
                 raise Stopped(f"CutShard: it has no end mark: {STILL_WRITTEN}") from None
             except (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError) as e:
                 raise Stopped(unreadable_header(e, file, place, begin, last)) from None
@@ -119,8 +119,8 @@ def unreadable_header(error: Exception, file: BinaryIO, place: int, begin: int, 
     Args: place, begin: of the header and of its archive. last: the member before it.
     """
     # The header of a long name is followed by the name and another header.
-    is_longer = isinstance(error, tarfile.SubsequentHeaderError | tarfile.ReadError)
-    is_cut = isinstance(error, tarfile.TruncatedHeaderError) or (is_longer and not file.read(1))
+    is_longer = isinstance(error, tarfile.SubsequentHeaderError | tarfile.ReadError)  # type: ignore[attr-defined]
+    is_cut = isinstance(error, tarfile.TruncatedHeaderError) or (is_longer and not file.read(1))  # type: ignore[attr-defined]
     if last is not None:
         after = f"after the member {escaped(last)}, at byte {place:,}"
         if is_cut:
@@ -150,8 +150,8 @@ def index(store: Store, path: str, config: SourceConfig) -> Iterator[Found]:
     wanted = SIDECARS if config.carry is None else config.carry
     images: list[tuple[int, tuple[int, str], Listed]] = []
     """With the place of each, and the archive and key by which what goes along belongs to it."""
-    regular: dict[tuple[int, str], Listed] = {}
-    """Image files by archive and name, for the hard links to them."""
+    links: list[tuple[tuple[int, str], str, str]] = []
+    """Hard links that are called as images are: archive and key, name, and the name that each leads to."""
     extras: dict[tuple[int, str], dict[str, Any]] = {}
     others: Counter[str] = Counter()
     problem = None
@@ -165,17 +165,7 @@ def index(store: Store, path: str, config: SourceConfig) -> Iterator[Found]:
                 if is_excluded(name):
                     others[EXCLUDED] += 1
                 # One with holes (`tar -S`) may claim any size, and its bytes do not lie in one piece.
-                elif member.issparse() or not member.isfile():
-                    target = regular.get((number, escaped(member.linkname.removeprefix("./")))) if member.islnk() else None
-                    if not is_image_name(name):
-                        others[kind_of(name)] += 1
-                    elif target:
-                        images.append((target.offset or 0, (number, key), replace(target, rel_path=f"{path}/{name}")))
-                    else:
-                        etag, what = unread(member)
-                        image = Listed(f"{path}/{name}", 0, etag, path, problem=what)
-                        images.append((member.offset, (number, key), image))
-                else:
+                elif member.isfile() and not member.issparse():
                     head, digest, sidecar = consumed(file, member, extension in wanted)
                     if sidecar is not None:
                         extras.setdefault((number, key), {})[extension] = sidecar
@@ -183,15 +173,27 @@ def index(store: Store, path: str, config: SourceConfig) -> Iterator[Found]:
                     elif is_image_name(name) or (not extension and begins_as_image(head)):
                         image = Listed(f"{path}/{name}", member.size, digest, path, member.offset_data)
                         images.append((member.offset_data, (number, key), image))
-                        regular[number, name] = image
                     else:
                         others[kind_of(name)] += 1
+                elif not is_image_name(name):
+                    others[kind_of(name)] += 1
+                elif member.islnk():
+                    links.append(((number, key), name, escaped(member.linkname.removeprefix("./"))))
+                else:
+                    etag, what = unread(member)
+                    image = Listed(f"{path}/{name}", 0, etag, path, problem=what)
+                    images.append((member.offset, (number, key), image))
         except Stopped as e:
             problem = str(e)
         except Damaged as e:
             problem = f"{'CutShard' if isinstance(e, Cut) else 'BadShard'}: {e}: {LOST}"
         except UnicodeError:
             problem = "BadShard: a member's name cannot be read"
+    files = {(number, image.rel_path): (place, image) for place, (number, _), image in reversed(images)} if links else {}
+    for group, name, target in links:
+        absent = 0, Listed("", 0, "link", path, problem=LINK)
+        place, image = files.get((group[0], f"{path}/{target}"), absent)
+        images.append((place, group, replace(image, rel_path=f"{path}/{name}")))
     # A hard link lies where its file does: a packed shard is read forward.
     for _, group, listed in sorted(images, key=lambda image: image[0]):
         yield replace(listed, extra=carried(extras.get(group, {})))
@@ -204,7 +206,7 @@ def unread(member: tarfile.TarInfo) -> tuple[str, str]:
     """The etag and the problem of an image that is no plain file."""
     if member.issparse():
         return "sparse", HOLES
-    if member.issym() or member.islnk():
+    if member.issym():
         return "link", LINK
     return "no file", f"BadName: {NO_FILE}"
 

@@ -23,7 +23,7 @@ from outputs import compressed
 from PIL import Image
 from readers import PAGE
 
-from jobs.__main__ import command
+from jobs.process import command
 from pipeline.schema import image_id, parquet_bytes, part_name, reject_schema
 from pipeline.storage import Store
 

@@ -10,7 +10,7 @@ from outputs import COUNT
 from PIL import Image
 from tiny import TINY
 
-from jobs import __main__ as process
+from jobs import process
 from jobs.train import TrainConfig
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.__main__ import interrupted
 from jobs.nightly import deadline
+from jobs.process import interrupted
 from pipeline.errors import Deadline, Interrupted
 
 AT_ONCE = "import signal\nsignal.raise_signal(signal.{name})\nwhole = True\n"

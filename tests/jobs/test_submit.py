@@ -206,5 +206,5 @@ def test_a_cluster_of_another_ray_and_without_authentication() -> None:
 
 
 def test_submitting_needs_no_torch() -> None:
-    code = "import sys, jobs.submit, jobs.nightly, jobs.__main__; sys.exit('torch' in sys.modules)"
+    code = "import sys, jobs.submit, jobs.nightly, jobs.process; sys.exit('torch' in sys.modules)"
     assert completed([sys.executable, "-c", code], dict(os.environ)).returncode == 0

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from jobs.train import workers_for
 from jobs.training.config import TrainConfig
 
 
@@ -27,3 +28,17 @@ def test_train_on_logical_gpus_uses_gloo(tiny: Callable[..., TrainConfig], tmp_p
     assert ended.stderr.count("finds no CUDA device") == 1, ended.stderr
     assert "on 2 workers" in ended.stderr
     assert (tmp_path / "out/tiny-upscale/card.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ([(0, 0), (8, 2)], (True, 2, 4.0)),
+        ([(4, 1), (64, 0)], (True, 1, 4.0)),
+        ([(0, 1), (4, 1)], (True, 1, 4.0)),
+        ([(0, 1), (4, 0)], (False, 2, 2.0)),
+    ],
+)
+def test_training_workers_find_a_gpu_with_cpus(nodes, expected, tiny: Callable[..., TrainConfig]) -> None:
+    """A head with a GPU and no CPU has no room for a worker, and Ray Train would wait for it without end."""
+    assert workers_for(tiny("upscale", workers=2), nodes) == expected

@@ -1,5 +1,6 @@
 """What is no image, or a broken one, is named; nothing else is ever raised."""
 
+import re
 import struct
 import tracemalloc
 import zlib
@@ -14,6 +15,15 @@ from models.metrics import psnr_db
 from pipeline.images.headers import webp_size
 from pipeline.images.pixels import decode, pixels_of
 from pipeline.images.readers import READERS
+from pipeline.images.readers.opened import ImageError
+
+_PALETTE = Image.fromarray(scene()).quantize(16)
+CHUNKED = [
+    saved(_PALETTE, "PNG", transparency=3),
+    saved(_PALETTE, "PNG", transparency=b"\0\x80\xff"),
+    saved(_PALETTE, "PNG", save_all=True, append_images=[_PALETTE, _PALETTE]),
+    saved(Image.fromarray(scene()).convert("L"), "PNG", transparency=7),
+]
 
 
 def test_an_empty_file_is_named_as_such() -> None:
@@ -37,6 +47,42 @@ def test_an_empty_file_is_named_as_such() -> None:
 )
 def test_what_is_in_no_known_format_is_an_unknown_format(data: bytes) -> None:
     assert error_class(data) == "UnknownFormat"
+
+
+def without(data: bytes, *names: bytes) -> bytes:
+    """A PNG without its chunks of these names."""
+    kept, at = data[:8], 8
+    while at < len(data):
+        end = at + int.from_bytes(data[at : at + 4], "big") + 12
+        kept, at = kept + (b"" if data[at + 4 : at + 8] in names else data[at:end]), end
+    return kept
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_file_on_which_pillow_asserts_is_a_broken_image(frames: int) -> None:
+    """A palette picture whose palette is missing."""
+    image = Image.fromarray(scene()).quantize(16)
+    whole = saved(image, "PNG", save_all=frames > 1, append_images=[image] * (frames - 1))
+    decode(whole)
+    reason = picture_or_reason(without(whole, b"PLTE"))
+    assert isinstance(reason, ImageError)
+    assert reason.error_class == "BrokenImage"
+    assert re.fullmatch(r"a check failed in \w+\.py, line \d+", str(reason))
+
+
+@FUZZ
+@given(st.data())
+def test_no_assertion_of_a_decoder_gets_out(data) -> None:
+    """PNGs with palettes and transparency, whose chunks are lost, doubled and moved."""
+    whole = data.draw(st.sampled_from(CHUNKED))
+    at, chunks = 8, []
+    while at < len(whole):
+        end = at + int.from_bytes(whole[at : at + 4], "big") + 12
+        chunks.append(whole[at:end])
+        at = end
+    kept = data.draw(st.lists(st.sampled_from(chunks[1:]), max_size=8))
+    reason = picture_or_reason(whole[:8] + chunks[0] + b"".join(kept))
+    assert "Assertion" not in f"{reason}"
 
 
 def test_no_other_reader_of_pillow_is_ever_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from outputs import compressed
 
+from jobs.decode import decode_output
 from pipeline.config import RunConfig
 from pipeline.images.pixels import encode_rgb
 from pipeline.output.clashes import folded
@@ -98,6 +100,14 @@ def test_each_image_is_accounted_for_on_a_plain_disk(plain: Path, tmp_path: Path
     source.write("B.png", encode_rgb(crops[9][:64, :64], "PNG"))
     assert run(config)["ok"] == 1
     assert verify(output).problems == []
+
+
+def test_decode_keeps_names_apart_on_a_plain_disk(plain: Path, tmp_path: Path, crops: list[np.ndarray]) -> None:
+    names = ["A.png", "a.png", "b.png"]
+    output = compressed(tmp_path, {name: crop[20:48, 30:58] for name, crop in zip(names, crops, strict=False)})
+    assert decode_output(output, Store(str(plain / "new/dest"))) == 3
+    written = {e.path for e in Store(str(plain / "new/dest")).entries() if not e.path.startswith(".")}
+    assert written == {"b.png", *(f"_renamed/{image_id(name)}.png" for name in names[:2])}
 
 
 NO_LINKS = ("EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EMLINK", "EXDEV", "EACCES", "EINVAL")

@@ -159,7 +159,8 @@ def test_what_a_run_uses_in_words() -> None:
 
 @pytest.mark.parametrize(("nodes", "ends"), [([(1, 0)], True), ([(2, 0)], False)])
 def test_a_run_without_room_and_without_progress_is_ended(monkeypatch: pytest.MonkeyPatch, nodes, ends) -> None:
-    monkeypatch.setattr("pipeline.cluster.watch.node_resources", lambda: nodes)
+    for resources in ("node_resources", "free_resources"):
+        monkeypatch.setattr(f"pipeline.cluster.watch.{resources}", lambda: nodes)
     monkeypatch.setattr("pipeline.cluster.watch.LOOK_SECONDS", 0.0)
     look = Room(Pool(actors=2, num_cpus=1, num_gpus=0, threads=2, batch_size=8), lambda: 7, patience_s=0.01)
     look()
@@ -172,10 +173,15 @@ def test_a_run_without_room_and_without_progress_is_ended(monkeypatch: pytest.Mo
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_run_that_is_broken_off_for_want_of_room_goes_on_in_a_smaller_pool(tmp_path, crops, monkeypatch, caplog) -> None:
-    """As after the death of a node: the pool was made for two CPUs, and then there is one."""
+@pytest.mark.parametrize(
+    ("before", "pool"), [((2.0, 0.0), "2 actors of 1 CPU each"), ((1.0, 1.0), "1 actors of 1 CPU and a GPU each")]
+)
+def test_a_run_that_is_broken_off_for_want_of_room_goes_on_in_a_smaller_pool(
+    before, pool, tmp_path, crops, monkeypatch, caplog
+) -> None:
+    """As after the death of a node: the pool was made for two CPUs, or for a GPU, and then there is one CPU."""
     make_photos(Store(str(tmp_path / "in")), 30, crops)
-    seen = iter([[(2.0, 0.0)]])
+    seen = iter([[before]])
     for room in ("pipeline.cluster.pool", "pipeline.execute", "pipeline.cluster.watch"):
         monkeypatch.setattr(f"{room}.node_resources", lambda: next(seen, [(1.0, 0.0)]))
     monkeypatch.setattr("pipeline.cluster.watch.LOOK_SECONDS", 0.1)
@@ -183,7 +189,8 @@ def test_a_run_that_is_broken_off_for_want_of_room_goes_on_in_a_smaller_pool(tmp
     with caplog.at_level("INFO", logger="imagemill"):
         record = run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out"), rows_per_part=5))
     said = [each.message for each in caplog.records if each.name.startswith("imagemill") and "actors" in each.message]
-    assert ["30 images; 2 actors" in said[0], "nodes were lost" in said[1], "1 actors" in said[2]] == [True] * 3, said
+    expected = (f"30 images; {pool}", "nodes were lost", "1 actors of 1 CPU each")
+    assert all(text in line for text, line in zip(expected, said, strict=True)), said
     assert (record["ok"], record["rejected"]) == (30, 0)
     checked = verify(Store(str(tmp_path / "out")))
     assert (checked.problems, checked.rows, checked.files) == ([], 30, 30)

@@ -168,7 +168,7 @@ def is_right(picture: Picture, kind: Kind, samples: np.ndarray) -> bool:
     shown = turned(np.broadcast_to(shown, (H, W, 3)))
     if kind.compression in LOSSY:
         return psnr_db(picture.rgb, np.rint(shown).astype(np.uint8)) > 25
-    visible = np.ones(shown.shape[:2], bool) if alpha is None or kind.extra != "assocalpha" else turned(alpha) > 0
+    visible = np.ones(shown.shape[:2], bool) if alpha is None else turned(np.rint(alpha)) > 0
     within = 0.51 if kind.colours in ("miniswhite", "minisblack", "rgb", "palette") else 1.01
     return bool(np.abs(picture.rgb - shown)[visible].max(initial=0) <= within) and (
         alpha is None or bool(np.abs(picture.alpha - turned(alpha)).max() <= 0.51)

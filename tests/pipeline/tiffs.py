@@ -93,18 +93,7 @@ def with_segments(
         324 if tiled else 273: (long, tuple(offsets)),
         325 if tiled else 279: (long, tuple(map(len, segments))),
     } | entries
-    letters: dict[int, str] = {
-        BYTE: "B",
-        2: "s",
-        SHORT: "H",
-        LONG: "I",
-        5: "I",
-        6: "b",
-        8: "h",
-        11: "f",
-        12: "d",
-        LONG8: "Q",
-    }
+    letters = {BYTE: "B", 2: "B", SHORT: "H", LONG: "I", 5: "I", 7: "B", 11: "f", LONG8: "Q"}
     inside, offset = (8, "Q") if big else (4, "I")
     directory = bytearray(struct.pack(f"{order}{'Q' if big else 'H'}", len(entries)))
     for tag, (kind, values) in sorted(entries.items()):

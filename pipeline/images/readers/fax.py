@@ -26,6 +26,8 @@ def fax_rows(kind: int, data: bytes, columns: int, rows: int, options: int) -> n
 
     Raises: ImageError when the strip does not hold all rows, or is damaged.
     """
+    # No code takes more bits: runs of one pixel have 6 and 3.
+    data = data[: rows * (columns * 5 // 8 + 16)]
     if kind == RLE:
         array = imagecodecs.ccittrle_decode(data, rows, columns)
     elif kind == GROUP3:

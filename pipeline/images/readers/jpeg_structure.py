@@ -23,6 +23,8 @@ MARKER_IN_DATA = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 BETWEEN_SCANS = frozenset((DHT, 0xCC, SOS, DQT, DNL, 0xDD, COM, *range(0xE0, 0xF0)))
 """Segments that may follow the data of a scan."""
 BLOCK = 64
+LONGEST_SIDE = 65_500
+"""Pixels a side of what libjpeg reads and writes, a little less than the standard's 65,535."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,9 @@ def structure_with(data: bytes, segments: list[Segment], frame: Segment, has_for
         height = height_behind_scan(data, segments[-1])
     if not (width and height):
         raise ImageError("BrokenImage", f"the JPEG says that it has {width}×{height} pixels")
+    if max(width, height) > LONGEST_SIDE:
+        text = f"JPEG of more than {LONGEST_SIDE:,} pixels a side is not supported"
+        raise ImageError("UnsupportedFormat", f"{text}, and this one has {width}×{height}; cut it into parts")
     if count not in (1, 3, 4):
         raise ImageError("UnsupportedFormat", f"JPEG with {count} components is not supported; convert it")
     return Structure(segments, frame.marker, bits, width, height, components, has_foreign_bytes)

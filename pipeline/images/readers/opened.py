@@ -9,8 +9,10 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-# What broken files raise in Pillow: its PNG reader reports a bad chunk as SyntaxError, its AVIF reader as RuntimeError.
+# What broken files raise in Pillow: its PNG reader reports a bad chunk as SyntaxError, its AVIF reader as RuntimeError, its
+# plug-ins assert what a header must say.
 BROKEN = (
+    AssertionError,
     OSError,
     SyntaxError,
     ValueError,

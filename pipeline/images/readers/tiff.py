@@ -7,7 +7,7 @@ import io
 
 import numpy as np
 
-from pipeline.images.readers.opened import Opened, strips
+from pipeline.images.readers.opened import BROKEN, Opened, strips
 from pipeline.images.readers.tiff_colours import Colours, colours_of
 from pipeline.images.readers.tiff_page import (
     ICC_PROFILE,
@@ -15,6 +15,7 @@ from pipeline.images.readers.tiff_page import (
     ORIENTATION,
     XMP,
     Page,
+    broken,
     picture_page,
     unsupported,
 )
@@ -23,7 +24,7 @@ from pipeline.images.readers.tiff_segments import check_compression, segment_row
 
 def size_of_tiff(stream: io.BytesIO) -> tuple[int, int]:
     """(width, height) of the page that is the picture."""
-    return picture_page(stream.getvalue())[0].size
+    return picture_of(stream.getvalue())[0].size
 
 
 def read_tiff(stream: io.BytesIO) -> Opened:
@@ -33,7 +34,7 @@ def read_tiff(stream: io.BytesIO) -> Opened:
         supports, or BrokenImage.
     """
     data = stream.getvalue()
-    page, frames = picture_page(data)
+    page, frames = picture_of(data)
     if page.number(IMAGE_DEPTH, 1) > 1:
         raise unsupported(f"a volume of {page.number(IMAGE_DEPTH, 1)} slices")
     colours = colours_of(page)
@@ -55,6 +56,14 @@ def read_tiff(stream: io.BytesIO) -> Opened:
     )
 
 
+def picture_of(data: bytes) -> tuple[Page, int]:
+    """The page that is the picture, and how many pages are. Raises: ImageError."""
+    try:
+        return picture_page(data)
+    except BROKEN as e:
+        raise broken(f"a damaged directory ({e})") from None
+
+
 def decoded(data: bytes, page: Page, colours: Colours) -> tuple[np.ndarray, np.ndarray | None]:
     """Colours (H,W), (H,W,3) or (H,W,4) and alpha (H,W), all uint8."""
     width, height = page.size
@@ -65,7 +74,10 @@ def decoded(data: bytes, page: Page, colours: Colours) -> tuple[np.ndarray, np.n
     for top, left, places in page.segments():
         visible = min(page.segment_size[1], height - top)
         across = min(columns, width - left)
-        planes = [segment_rows(page, memoryview(data)[at : at + count], visible) for at, count in places]
+        try:
+            planes = [segment_rows(page, memoryview(data)[at : at + count], visible) for at, count in places]
+        except BROKEN as e:
+            raise broken(f"the strip or tile at row {top}, column {left} is damaged ({e})") from None
         for rows in strips(columns, visible):
             samples = [plane(rows)[:, :across] for plane in planes]
             part, veil = colours.of(samples[0] if len(samples) == 1 else np.concatenate(samples, -1))

@@ -6,9 +6,7 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageCms
 
-from pipeline.images.profiles import FLAGS, INTENT
 from pipeline.images.readers.opened import ImageError
 from pipeline.images.readers.pillow import in_8_bits
 from pipeline.images.readers.tiff_page import (
@@ -42,8 +40,13 @@ ASSOCIATED, UNASSOCIATED = 1, 2
 """Extra samples that are alpha; colours are multiplied by the first kind."""
 UNSIGNED, UNDEFINED = 1, 4
 FORMATS = {2: "signed integer", 3: "floating-point", 5: "complex integer", 6: "complex"}
-MOST_BITS = 24
+MOST_BITS, MOST_EXTRA = 24, 3
 CMYK_INKS = 1
+D50 = np.array([0.96422, 1, 0.82521], np.float32)
+XYZ_TO_SRGB = np.array(
+    [[3.1338561, -1.6168667, -0.4906146], [-0.9787684, 1.9161415, 0.0334540], [0.0719453, -0.2289914, 1.4052427]], np.float32
+)
+"""From XYZ of D50, adapted to D65 (Bradford), to linear sRGB."""
 SPECS = {"coefficients": (0.299, 0.587, 0.114), "reference": (0.0, 255.0, 128.0, 255.0, 128.0, 255.0)}
 """What YCbCr has unless the file says something else."""
 
@@ -94,7 +97,7 @@ def colours_of(page: Page) -> Colours:
     # An extra sample that nothing is said of is alpha; one that is said to be unspecified is not.
     kinds = page.numbers(EXTRA_SAMPLES)[:extra] if EXTRA_SAMPLES in page.entries else [UNASSOCIATED] * min(extra, 1)
     alpha = next((n for n, what in enumerate(kinds) if what in (ASSOCIATED, UNASSOCIATED)), None)
-    if (extra > 1 and alpha is None and count == 1) or extra > 4:
+    if (extra > 1 and alpha is None and count == 1) or extra > MOST_EXTRA:
         raise unsupported(f"{page.samples} samples per pixel (multispectral)")
     if extra and kind in (YCBCR, CIE_LAB, ICC_LAB):
         raise unsupported(f"{name} with {extra} extra samples")
@@ -204,20 +207,16 @@ def rgb_of_ycbcr(samples: np.ndarray, bits: int, page: Page) -> np.ndarray:
 
 
 def rgb_of_lab(samples: np.ndarray, bits: int, icc: bool) -> np.ndarray:
-    """(rows, columns, 3) uint8 sRGB of CIELab, whose a and b are signed, or of ICCLab, where they are shifted."""
-    lab = samples if bits == 8 else (samples >> 8).astype(np.uint8)
-    if bits == 16:
-        # Lightness ends at 65,535; in ICCLab at 65,280, whose upper half is 255.
-        lab[..., 0] = lab[..., 0] if icc else levels(16)[samples[..., 0]]
+    """(rows, columns, 3) uint8 sRGB of CIELab (D50), whose a and b are signed, or of ICCLab, where they are shifted."""
+    unit = np.float32(1 << bits - 8)
     if icc:
-        lab = lab ^ np.array([0, 128, 128], np.uint8)
-    image = Image.frombytes("LAB", lab.shape[1::-1], np.ascontiguousarray(lab).tobytes())
-    return np.asarray(lab_to_srgb().apply(image))
-
-
-@lru_cache(maxsize=1)
-def lab_to_srgb() -> ImageCms.ImageCmsTransform:
-    """From CIELab of D50 to sRGB."""
-    return ImageCms.buildTransform(
-        ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB", INTENT, FLAGS
-    )
+        light, a, b = np.moveaxis(samples / unit - np.array([0, 128, 128], np.float32), -1, 0)
+    else:
+        light = samples[..., 0] * np.float32(255 / ((1 << bits) - 1))
+        a, b = np.moveaxis(samples[..., 1:].astype(f"i{bits // 8}") / unit, -1, 0)
+    y = (light * (100 / 255) + 16) / 116
+    f = np.stack([y + a / 500, y, y - b / 200], -1)
+    xyz = np.where(f > 6 / 29, f**3, (f - 4 / 29) * (3 * (6 / 29) ** 2)) * D50
+    linear = (xyz @ XYZ_TO_SRGB.T).clip(0, 1)
+    srgb = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return np.rint(srgb * 255).astype(np.uint8)

@@ -30,9 +30,10 @@ REDUCED, MASK = 1, 4
 """Bits of the subfile type: pages that are not pictures of their own."""
 RAW_PHOTOMETRICS = (32803, 34892)
 """Of the sensor: a colour filter array, and linear raw."""
-MAX_PAGES = 1_000_000
+MAX_PAGES = 200_000
 MAX_TRIED = 32
 """Pages that are looked at for a picture."""
+MAX_SEGMENTS = 200_000
 MAX_LAYOUT_BYTES = 8_000_000
 # A tile may be larger than a small picture, but not by much: a file of a few bytes could ask for any amount of memory.
 MAX_TILE_PIXELS = 1 << 22
@@ -166,8 +167,12 @@ class Page:
         if len(offsets) == 1 and not any(counts):
             # Some programs leave the size of a single strip out.
             counts = [1 << 62]
+        if across * down * planes > MAX_SEGMENTS:
+            raise unsupported(f"{across * down * planes:,} strips or tiles")
         if min(len(offsets), len(counts)) < across * down * planes:
             raise broken(f"{min(len(offsets), len(counts))} of {across * down * planes} strips or tiles")
+        if not all(counts):
+            raise unsupported("strips or tiles left out (sparse)")
         places = list(zip(offsets, counts, strict=False))
         for n in range(across * down):
             yield n // across * rows, n % across * columns, places[n : across * down * planes : across * down]

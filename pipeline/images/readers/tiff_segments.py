@@ -4,18 +4,17 @@ Those decoders give what they have of a segment that is cut off, so everything h
 samples than it must is a broken image, never a gray half of one.
 """
 
-import io
 import struct
 from collections.abc import Callable
 from functools import partial
 
 import imagecodecs
 import numpy as np
-import simplejpeg
 
 from pipeline.images.headers import webp_size
 from pipeline.images.readers.fax import fax_rows
-from pipeline.images.readers.pillow import size_by_pillow
+from pipeline.images.readers.jpeg import decoded as decoded_jpeg
+from pipeline.images.readers.jpeg_structure import APP0, END_MARK, FRAMES, structure_of
 from pipeline.images.readers.tiff_page import (
     FILL_ORDER,
     JPEG_TABLES,
@@ -49,7 +48,7 @@ IMAGES: dict[int, tuple[str, Callable[[bytes], tuple[int, int] | None], Callable
     34712: ("JPEG 2000", lambda data: jpeg2000_size(data), imagecodecs.jpeg2k_decode),
     LERC: ("LERC", lambda data: lerc_size(data), imagecodecs.lerc_decode),
     34927: ("WebP", webp_size, imagecodecs.webp_decode),
-    34933: ("PNG", lambda data: size_by_pillow("PNG", io.BytesIO(data)), imagecodecs.png_decode),
+    34933: ("PNG", lambda data: png_size(data), imagecodecs.png_decode),
     50001: ("WebP", webp_size, imagecodecs.webp_decode),
 }
 """Segments that are image files: the name of the format, what their header says of the size, and the decoder."""
@@ -72,6 +71,8 @@ OTHERS = {
     52546: "JPEG XL",
 }
 """Names for compressions that are not supported."""
+ADOBE = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"
+"""A marker that says by one more byte what the components of a JPEG are: 0 as they are, 1 YCbCr."""
 MAX_SAMPLES = 16
 
 
@@ -206,6 +207,11 @@ def lerc_size(data: bytes) -> tuple[int, int] | None:
     return (width, height) if 0 < samples <= MAX_SAMPLES else None
 
 
+def png_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a PNG by its header; None for what is none."""
+    return struct.unpack_from(">II", data, 16) if data[12:16] == b"IHDR" and len(data) >= 24 else None
+
+
 def jpeg2000_size(data: bytes) -> tuple[int, int] | None:
     """(width, height) of a JPEG 2000 by its codestream, which may be in boxes; None for what is none."""
     at = 0
@@ -245,39 +251,24 @@ def ycbcr(raw: memoryview, columns: int, rows: int, across: int, down: int) -> n
 def jpeg(page: Page, data: bytes) -> np.ndarray:
     """A segment of JPEG in the colours of the page: YCbCr becomes RGB.
 
-    Raises: ImageError, or ValueError for what libjpeg warns of.
+    Raises: ImageError, for damage too.
     """
     tables = page.bytes_of(JPEG_TABLES) or b""
     samples = 1 if page.is_planar else page.samples
-    size, has_jfif, frame = jpeg_frame(data)
-    if size[2] != samples:
-        raise broken(f"JPEG of {size[2]} samples per pixel, not {samples}")
-    check_segment_size(page, size[:2], "JPEG")
-    # What the samples are is said by the page, not guessed from the numbers of the components.
-    is_ycbcr = page.number(PHOTOMETRIC, RGB) == YCBCR
-    told = b"" if has_jfif or samples == 1 else ADOBE + (b"\1" if is_ycbcr else b"\0")
-    whole = b"".join((b"\xff\xd8", tables[2:-2], data[2:frame], told, data[frame:]))
-    array: np.ndarray = simplejpeg.decode_jpeg(whole, {1: "GRAY", 3: "RGB", 4: "CMYK"}[samples], strict=True)
-    return array
-
-
-ADOBE = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"
-"""A marker that says by one more byte what the components of a JPEG are: 0 as they are, 1 YCbCr."""
-
-
-def jpeg_frame(data: bytes) -> tuple[tuple[int, int, int], bool, int]:
-    """((width, height, components), whether it has a JFIF marker, where the frame begins) of a JPEG in a TIFF.
-
-    Raises: ImageError when it has no frame, or one of more than 8 bits.
-    """
-    at, has_jfif = 2, False
-    while data[:2] == b"\xff\xd8" and at + 10 <= len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
-            if data[at + 4] != 8:
-                raise unsupported(f"JPEG of {data[at + 4]}-bit samples")
-            return (width, height, data[at + 9]), has_jfif, at
-        has_jfif |= marker == 0xE0 and data[at + 4 : at + 8] == b"JFIF"
-        at += 1 if marker == 0xFF else 2 + length
-    raise broken("a JPEG strip or tile without a frame")
+    whole = b"\xff\xd8" + tables.removeprefix(b"\xff\xd8").removesuffix(END_MARK) + data.removeprefix(b"\xff\xd8")
+    structure = structure_of(whole)
+    if structure.bits != 8:
+        raise unsupported(f"JPEG of {structure.bits}-bit samples")
+    if len(structure.components) != samples:
+        raise broken(f"JPEG of {len(structure.components)} samples per pixel, not {samples}")
+    check_segment_size(page, (structure.width, structure.height), "JPEG")
+    if samples > 1 and all(segment.marker != APP0 for segment in structure.segments):
+        # What the samples are is said by the page, and not guessed from the numbers of the components.
+        told = ADOBE + (b"\1" if page.number(PHOTOMETRIC, RGB) == YCBCR else b"\0")
+        frame = next(segment.begin for segment in structure.segments if segment.marker in FRAMES)
+        whole = whole[:frame] + told + whole[frame:]
+        structure = structure_of(whole)
+    pixels, damage = decoded_jpeg(whole, structure)
+    if damage:
+        raise broken(f"damaged JPEG: {damage}")
+    return pixels
