@@ -4,7 +4,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -49,9 +49,9 @@ class Plan:
     """The highest of the runs that made rows of what it found, or were to do some of it again."""
     rows: int
     """Rows that were there, of all images."""
-    moved: Counter[str]
+    moved: Counter[str] = field(default_factory=Counter)
     """How many images have a newest row that was made from a source in another place than theirs is now, by that place."""
-    moved_example: str | None
+    moved_example: str | None = None
     """The name of one of them."""
     absent: pa.Table | None = None
     """Rejects of images that were not found (image_id, fence, run_id); None where a shard could not be looked into."""

@@ -25,6 +25,7 @@ from pipeline.sources.folder import list_folder
 from pipeline.storage import Store
 
 SHA = "c" * 64
+URI = "s3://a-bucket-of-photos/uploads/2026/0.jpg"
 
 
 def peak_mb() -> float:
@@ -50,9 +51,10 @@ def joined(folder: str) -> None:
     ids = pa.concat_arrays(
         [pa.array(chunk) for chunk in np.load(f"{folder}/ids.npy", mmap_mode="r").reshape(100, -1).astype(str)]
     )
-    versions = pa.repeat("v" * 32, len(ids))
+    versions, names = pa.repeat("v" * 32, len(ids)), pa.repeat("0.jpg", len(ids))
+    inputs = pa.table({"image_id": ids, "version": versions, "source_uri": pa.repeat(URI, len(ids)), "rel_path": names})
     loaded = time.monotonic()
-    newest = newest_of(output, [e.path for e in output.entries("results")], ids, versions)
+    newest = newest_of(output, [e.path for e in output.entries("results")], inputs)
     print(
         json.dumps(
             {
@@ -96,6 +98,7 @@ def main(
                     "version": ["v" * 32] * len(ids),
                     "fence": pa.array([1] * len(ids), pa.int64()),
                     "output_bytes": pa.array([1] * len(ids), pa.int64()),
+                    "source_uri": pa.repeat(URI, len(ids)),
                 }
             )
             out.write(f"results/part-{start:09d}.parquet", parquet_bytes(table, 1))
