@@ -113,7 +113,7 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
     import ray
 
     wait_for_end()
-    contact.check()
+    contact.check_lost()
     address = address_of(address)
     if kept.started and kept.address != address:
         kept.started = False

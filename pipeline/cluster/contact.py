@@ -35,9 +35,14 @@ class Contact:
         self._last = time.monotonic()
 
     def check(self) -> None:
-        """Raises: ContactLost."""
-        if self.lost or time.monotonic() - self._last > SILENCE_SECONDS:
+        """Raises: ContactLost when Ray has not answered for too long, or contact was lost before."""
+        if time.monotonic() - self._last > SILENCE_SECONDS:
             self.lost = True
+        self.check_lost()
+
+    def check_lost(self) -> None:
+        """Raises: ContactLost when contact was lost before."""
+        if self.lost:
             raise ContactLost(
                 f"Ray does not answer, for {SILENCE_SECONDS:.0f} s now: its head ended, or this machine's network or "
                 "address changed. What was committed stays; run the same command again"
@@ -72,6 +77,16 @@ def while_answering(call: Callable[[], Result]) -> Result:
     while not ending.done():
         wait([ending], LOOK_SECONDS)
         contact.check()
+    return ending.result()
+
+
+def answered(call: Callable[[], Result]) -> Result:
+    """What Ray answers to one question. Raises: ContactLost when it does not; what `call` raises."""
+    ending = begin(call)
+    wait([ending], SILENCE_SECONDS)
+    if not ending.done():
+        contact.lost = True
+        contact.check_lost()
     return ending.result()
 
 
