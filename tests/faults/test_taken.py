@@ -23,7 +23,8 @@ TOKEN = "e" * 64
 HOLD = """
 import os, sys, ray
 ray.init(address=os.environ["HELD"], log_to_driver=False, namespace="held")
-holder = ray.remote(num_cpus=1)(type("Holder", (), {"ready": lambda self: 1})).options(lifetime="detached", name="h").remote()
+Holder = ray.remote(num_cpus=1)(type("Holder", (), {"ready": lambda self: 1}))
+holder = Holder.options(lifetime="detached", name="h").remote()
 ray.get(holder.ready.remote())
 print("held", flush=True)
 sys.stdin.readline()
