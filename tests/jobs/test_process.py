@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from commands import images_written, make_photos, wait_for
 
 from jobs.batch import run_and_show
 from pipeline.config import RunConfig
 from pipeline.errors import Deadline, Interrupted, TooManyRejects
+from pipeline.output.verify import verify
 from pipeline.run import run
 from pipeline.schema import image_id, parquet_bytes, part_name, reject_schema
 from pipeline.storage import Store
@@ -107,6 +109,25 @@ def test_process_hears_signals_while_it_imports(number: signal.Signals) -> None:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
     assert (ended.returncode, ended.stdout) == (130, b"")
     assert ended.stderr == b"imagemill: interrupted before anything began\n"
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_run_ends_in_order_if_its_group_gets_signal(number: signal.Signals, tmp_path: Path, crops) -> None:
+    """A terminal, and `timeout`, send their signals to all processes of a group: Ray's must not go first."""
+    source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
+    make_photos(source, 400, crops)
+    command = [*IMAGEMILL, "denoise", source.url, output.url, "--set", "rows_per_part=10"]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    wait_for(run, lambda: images_written(output) > 0)
+    os.killpg(run.pid, number)
+    said = run.communicate(timeout=200)[1].decode()
+    assert run.returncode == 130, said
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("imagemill: interrupted; what was committed stays")
+    [record] = (tmp_path / "out/runs").glob("*/run.json")
+    assert json.loads(record.read_bytes())["exit_code"] == 130
+    assert verify(output).problems == []
 
 
 def signalled(*_: object) -> None:
