@@ -8,13 +8,16 @@ from rich.table import Table
 
 from jobs.console import console, number
 from pipeline.cluster.connection import address_of, connected
-from pipeline.cluster.pool import free_of, free_resources, nodes_with_room, pool_for, room_for
+from pipeline.cluster.nodes import nodes_without_cuda
+from pipeline.cluster.pool import WITHOUT_CUDA, free_of, free_resources, nodes_with_room, pool_for, room_for
+from pipeline.cluster.progress import ON_CPU
 from pipeline.config import RunConfig
 from pipeline.errors import Interrupted
 from pipeline.output.committed import last_records
 from pipeline.progress import clock
 from pipeline.resolve import check_ends, check_model, plan_of, resolve
 from pipeline.run import run
+from pipeline.sources.excluded import EXCLUDED
 from pipeline.sources.folder import OTHER
 from pipeline.storage import Store
 
@@ -43,10 +46,13 @@ def run_and_show(config: RunConfig, run_id: str | None = None) -> None:
 def show_record(record: dict[str, Any]) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     planned, seconds = record["planned"], record["seconds"]["total"]
-    table.add_row("found", f"{number(record['found'], 'image')}, {number(record['ignored'], 'other file')}")
+    table.add_row("found", f"{number(record['found'], 'image')}, {other_files(Counter(record['ignored_by_kind']))}")
     table.add_row("done before", f"{record['done_before']:,}")
     table.add_row("planned", f"{planned:,}")
-    table.add_row("ok", f"{record['ok']:,}")
+    damaged = record.get("damaged")
+    table.add_row("ok", f"{record['ok']:,}" + (f" ({damaged:,} of them damaged in part)" if damaged else ""))
+    if left_out := record.get("frames_left_out"):
+        table.add_row("left out", f"{number(left_out, 'frame')} beyond the first of their files (column frames)")
     why = ", ".join(f"{name} {count}" for name, count in record["reasons"].items())
     table.add_row("rejected", f"{record['rejected']:,}" + (f" ({why})" if why else ""))
     if record["rejects_waiting"]:
@@ -63,10 +69,11 @@ def show_record(record: dict[str, Any]) -> None:
 
 
 def other_files(kinds: Counter[str]) -> str:
-    """312 other files (txt 300, md 12)."""
-    shown = Counter({kind: count for kind, count in kinds.items() if kind != OTHER}).most_common(SHOWN_KINDS)
-    rest = kinds.total() - sum(count for _, count in shown)
-    counts = ", ".join(f"{kind} {count:,}" for kind, count in [*shown, (OTHER, rest)] if count)
+    """315 other files (txt 300, md 12, excluded 3)."""
+    excluded = kinds[EXCLUDED]
+    shown = Counter({kind: count for kind, count in kinds.items() if kind not in (OTHER, EXCLUDED)}).most_common(SHOWN_KINDS)
+    rest = kinds.total() - excluded - sum(count for _, count in shown)
+    counts = ", ".join(f"{kind} {count:,}" for kind, count in [*shown, (OTHER, rest), (EXCLUDED, excluded)] if count)
     return number(kinds.total(), "other file") + (f" ({counts})" if counts else "")
 
 
@@ -91,6 +98,8 @@ def show_plan(config: RunConfig) -> None:
     check_model(job)
     check_ends(job)
     plan = plan_of(job)
+    if plan.new_input:
+        log.warning("a run refuses this: %s", plan.new_input)
     todo = len(plan.todo)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row("task", f"{job.task.name} with {job.card.name} ({job.card.sha256[:12]})")
@@ -107,4 +116,6 @@ def show_plan(config: RunConfig) -> None:
             table.add_row("cluster", pool.on(nodes))
             begin = min(pool.actors, room_for(pool, free))
             table.add_row("free now", f"{free_of(pool, free, nodes)}: {begin} of {pool.actors} workers can start")
+            if pool.num_gpus and (blind := nodes_without_cuda()):
+                log.warning("%s (%s): %s", WITHOUT_CUDA, ", ".join(blind), ON_CPU)
     console.print(table)

@@ -20,7 +20,11 @@ from models.metrics import psnr_db
 from models.resizing import within_side
 from pipeline.cluster.connection import connected
 from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.images.pixels import decode, encode_rgb
+from pipeline.output.committed import config_of, run_ids
+from pipeline.output.origins import is_same
+from pipeline.output.written import Written
 from pipeline.reports.sheets import Tile, contact_sheet
 from pipeline.run import run
 from pipeline.storage import Store
@@ -70,7 +74,7 @@ SPOIL: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
 }  # fmt: skip
 
 
-def lay_out(folder: Path) -> Path:
+def lay_out(folder: Path, written: Written) -> Path:
     """The photos, one of them cut in half, and spoiled copies as PNG; what is there already stays."""
     clean = folder / "photos"
     for name in ("photos", *SPOIL):
@@ -88,11 +92,9 @@ def lay_out(folder: Path) -> Path:
             if kind == "damaged":
                 Image.fromarray(scratches(rgb, number)).save(copy.with_suffix(".mask.png"))
     for name in SHOWN:
-        (folder / "to_paint").mkdir(exist_ok=True)
-        shutil.copyfile(clean / name, folder / "to_paint" / name)
+        written.write(f"to_paint/{name}", (clean / name).read_bytes())
     for name, paint in PAINTINGS.items():
-        (folder / "styles").mkdir(exist_ok=True)
-        Image.fromarray(paint()).save(folder / "styles" / name)
+        written.write(f"styles/{name}", encode_rgb(paint(), "PNG"))
     if not (clean / "broken.jpg").exists():
         whole = source.joinpath("rocket.jpg").read_bytes()
         (clean / "broken.jpg").write_bytes(whole[: len(whole) // 2])
@@ -109,6 +111,27 @@ STYLED: dict[str, tuple[str, dict[str, Any]]] = {
 """Folder that a style transfer writes to its style and its parameters."""
 
 
+SHEETS = ("contact_sheet.png", "styles.png")
+WRITTEN = [*SHEETS, *(f"to_paint/{name}" for name in SHOWN), *(f"styles/{name}" for name in PAINTINGS)]
+"""What each demo writes anew; its photos stay as they are."""
+
+
+def clear_outcomes(folder: Path) -> None:
+    """Delete what the demo before this one made: it shows whole runs each time, and a second one would find nothing to do.
+
+    Raises: ConfigError, before anything is deleted, for a folder that anything but the demo wrote into.
+    """
+    sources = {outcome: source for source, outcome in RUNS.values()} | dict.fromkeys(STYLED, "to_paint")
+    for outcome, source in sources.items():
+        output = Store(str(folder / outcome))
+        inputs = [str(config_of(output, {"run_id": run_id}).input) for run_id in run_ids(output)]
+        others = [url for url in inputs if not is_same(url, str(folder / source))]
+        if others or (not inputs and output.has_files("")):
+            raise ConfigError(f"{folder / outcome} holds files that no demo wrote: give another folder")
+    for outcome in sources:
+        shutil.rmtree(folder / outcome, ignore_errors=True)
+
+
 def style_sheet(folder: Path) -> bytes:
     """The photos beside what each style transfer made of them, under the styles."""
     rows = {outcome: rows_of(Store(str(folder / outcome)), []) for outcome in STYLED}
@@ -122,12 +145,24 @@ def style_sheet(folder: Path) -> bytes:
     return contact_sheet(["photo", *(p.get("method", "adain") for _, p in STYLED.values())], sheet)
 
 
-def run_demo(output: str) -> None:
+def run_demo(output: str, overwrite: bool = False) -> None:
+    """Lay out the photos, run every task on them, and draw what came out.
+
+    Args: overwrite: replace files that imagemill did not write; folders that no demo wrote into stay all the same.
+
+    Raises: ConfigError when the folder holds files in the demo's way.
+    """
     folder = Path(output).resolve()
-    clean = lay_out(folder)
-    # The demo shows a whole run each time; a second run into the same folder would find nothing to do.
-    for outcome in (*(o for _, o in RUNS.values()), *STYLED):
-        shutil.rmtree(folder / outcome, ignore_errors=True)
+    written = Written(Store(str(folder)), overwrite)
+    written.check(WRITTEN)
+    clear_outcomes(folder)
+    with written:
+        written.announce(WRITTEN)
+        show_demo(folder, lay_out(folder, written), written)
+
+
+def show_demo(folder: Path, clean: Path, written: Written) -> None:
+    """Run every task over what is laid out, and draw and print what came out."""
     with connected(None):
         records = {
             task: run(
@@ -169,13 +204,11 @@ def run_demo(output: str) -> None:
                 coded = f"{code['bits_per_pixel']:.2f} bits/pixel, {code['psnr_db']:.1f} dB"
                 tiles = [Tile(image, f"{db:.1f} dB") for image, db in zip((before, after), quality[task][-1], strict=True)]
                 sheet[name] += [Tile(original, name), Tile(after, coded)] if task == "compress" else tiles
-    picture = folder / "contact_sheet.png"
     headings = ["original", "compressed", f"noisy, sigma {SIGMA:g}", "denoised", "damaged", "inpainted", "gray", "colorized",
                 "half size, bicubic", "upscaled"]  # fmt: skip
-    picture.write_bytes(contact_sheet(headings, list(sheet.values()), side=200))
-
-    styles = folder / "styles.png"
-    styles.write_bytes(style_sheet(folder))
+    pictures = contact_sheet(headings, list(sheet.values()), side=200), style_sheet(folder)
+    for name, data in zip(SHEETS, pictures, strict=True):
+        written.write(name, data)
 
     show_failures(outputs["compress"])
     table = Table("task", "images", "ok", "rejected", "bits/pixel", "PSNR dB", "images/s")
@@ -194,7 +227,6 @@ def run_demo(output: str) -> None:
     for what, where in (
         ("latents", "compressed/results"),
         *folders,
-        ("before/after", picture.name),
-        ("styles", styles.name),
+        *zip(("before/after", "styles"), SHEETS, strict=True),
     ):
         console.print(f"{what:13}{folder / where}", soft_wrap=True)

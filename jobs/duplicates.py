@@ -1,6 +1,5 @@
 """Groups of images of an OUTPUT that are copies of each other, exact or near: a table, a file, a sheet."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,8 @@ from rich.text import Text
 
 from jobs.console import console, number
 from jobs.search import SIDE, comparable, pictures_of, raise_damaged, shortened
-from jobs.tables import check_format, check_target, write
+from jobs.tables import encoded, table_target
+from jobs.target import target_of
 from pipeline.output.neighbours import links, near_groups
 from pipeline.reports.sheets import Tile, contact_sheet
 from pipeline.storage import Store
@@ -20,24 +20,27 @@ ROW = ["image_id", "rel_path", "source_uri", "content_sha256", "orig_width", "or
 SHOWN_GROUPS, SHOWN_COPIES = 50, 6
 
 
-def show_duplicates(output: Store, threshold: float, export: str | None = None, sheet: str | None = None) -> None:
+def show_duplicates(
+    output: Store, threshold: float, export: str | None = None, sheet: str | None = None, overwrite: bool = False
+) -> None:
     """Print the groups of images that pairs at least as similar as `threshold` connect, or write them, and draw them.
+
+    Args: overwrite: replace files that imagemill did not write.
 
     The first of a group is the one with the most pixels. "exact": the file's bytes are those of one before it in its group.
 
     Raises: ConfigError, StorageError; VerificationError at the end when latents were left out as they are damaged.
     """
-    check_format(export)
-    check_target(sheet)
+    table, drawn = table_target(export, overwrite), target_of(sheet, overwrite)
     these = comparable(output)
     problems: list[str] = []
     _, batches = these.vectors(ROW, problems)
     tables, arrays = zip(*batches, strict=True)
     rows, vectors = pa.concat_tables(tables), np.concatenate(arrays)
     found = grouped(rows, vectors, threshold)
-    if export:
-        write(found, export)
-        console.print(f"{number(len(found), 'row')} in {export}")
+    if table:
+        table.write(encoded(found, table.path))
+        console.print(f"{number(len(found), 'row')} in {table.path}")
     else:
         console.print(listed(found))
     copies = pc.value_counts(found["copy"]).to_pylist()
@@ -46,13 +49,13 @@ def show_duplicates(output: Store, threshold: float, export: str | None = None, 
     groups, exact, near = (number(counts.get(kind, 0), noun) for kind, noun in named)
     among = number(len(rows), "image")
     console.print(f"{groups} among {among}: {exact}, {near} (similarity of {threshold:g} and more)")
-    if sheet and len(found):
+    if drawn and len(found):
         shown = found.filter(pc.less_equal(found["group"], SHOWN_GROUPS)).to_pylist()
         members = [[row for row in shown if row["group"] == n][:SHOWN_COPIES] for n in range(1, shown[-1]["group"] + 1)]
         pictures = pictures_of(these, [row["image_id"] for group in members for row in group])
         tiles = [[Tile(pictures[row["image_id"]], label(row)) for row in group] for group in members]
-        Path(sheet).write_bytes(contact_sheet(["a group in each row", *[""] * (SHOWN_COPIES - 1)], tiles, SIDE))
-        console.print(f"sheet: {sheet}, {number(len(members), 'group')}, at most {SHOWN_COPIES} images of each")
+        drawn.write(contact_sheet(["a group in each row", *[""] * (SHOWN_COPIES - 1)], tiles, SIDE))
+        console.print(f"sheet: {drawn.path}, {number(len(members), 'group')}, at most {SHOWN_COPIES} images of each")
     raise_damaged(problems)
 
 

@@ -15,18 +15,25 @@ from models.tasks import TASKS
 from pipeline.cluster.connection import connected
 from pipeline.config import validate
 from pipeline.errors import ConfigError
+from pipeline.output.written import Written
 from pipeline.run import versions
 from pipeline.storage import Store
 
+FILES = ("evaluation.json", "evaluation.png")
 
-def show_evaluation(values: dict[str, Any], origin: str, update_card: bool) -> Evaluation:
+
+def show_evaluation(values: dict[str, Any], origin: str, update_card: bool, overwrite: bool = False) -> Evaluation:
     """Measure what the YAML says, print the tables, and leave what the config asks for.
 
-    Args: update_card: write the figures into the cards of the checkpoints.
+    Args:
+        update_card: write the figures into the cards of the checkpoints.
+        overwrite: replace files of OUTPUT that imagemill did not write.
     """
     config = validate(EvaluateConfig, values, origin)
-    # A place that is none is said before the work.
-    output = Store(config.output, config.storage) if config.output else None
+    # Before the work: a place that cannot be, or holds files of the user.
+    written = Written(Store(config.output, config.storage), overwrite) if config.output else None
+    if written:
+        written.check(FILES)
     evaluation = evaluate(config, update_card)
     for title, lines in evaluation.tables.items():
         table = Table(*columns_of(lines), title=title, title_justify="left")
@@ -36,10 +43,13 @@ def show_evaluation(values: dict[str, Any], origin: str, update_card: bool) -> E
     for note in [f"{number(evaluation.images, 'image')}, {config.set_name}", *evaluation.notes]:
         console.print(note)
     record = record_of(config, evaluation)
-    if output:
-        output.write("evaluation.json", json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False).encode())
-        output.write("evaluation.png", evaluation.picture)
-        console.print(f"{output.url}/evaluation.json, evaluation.png", soft_wrap=True)
+    if written:
+        text_of_it = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False).encode()
+        with written:
+            written.announce(FILES)
+            for name, data in zip(FILES, (text_of_it, evaluation.picture), strict=True):
+                written.write(name, data)
+        console.print(f"{written.place.url}/{', '.join(FILES)}", soft_wrap=True)
     if update_card:
         for measured in evaluation.measured:
             options = config.storage.options_for(measured.checkpoint)

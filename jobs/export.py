@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,7 @@ from jobs.inspect import check_exists
 from jobs.removed import Sources, sources_of
 from models import checkpoint as checkpoints
 from models.likeness import features, whitening_of_photos
+from models.narrow import present
 from models.pooling import POOLS
 from pipeline.errors import ConfigError, VerificationError, first_of
 from pipeline.output.exports import LATENTS, MANIFEST, UNFINISHED
@@ -40,6 +42,12 @@ WRITES_AT_A_TIME = 2
 ADDED = ("removed", "latent", "embedding")
 LIKENESS = "likeness"
 """The pool that is what `imagemill search` compares by."""
+TEMPORARY = r"(.*/)?\.[0-9a-f]{16}\.tmp"
+OWN = re.compile(
+    rf"{UNFINISHED}|{LEASE}/.*|checkpoints/[0-9a-f]{{16}}/.*|{TEMPORARY}"
+    rf"|{LATENTS}(/shape=[0-9x]+)?(\.lance/.*|/part-\d+\.(latent\.npy|embedding\.npy|parquet|tar))"
+)
+"""Paths of all that an export leaves which was cut off."""
 NOTE = (
     "An export into this folder is under way, or was cut off: what lies here is not whole. The same command begins again.\n"
 )
@@ -215,6 +223,9 @@ def named(shape: tuple[int, ...]) -> str:
 def check_free(dest: Store) -> None:
     """Raises: ConfigError when DEST holds anything but an export that was cut off."""
     if dest.exists(UNFINISHED):
+        for entry in dest.entries():
+            if not OWN.fullmatch(entry.path):
+                raise ConfigError(f"{dest.uri(entry.path)} is no file of an export: give another folder, or move it away")
         return
     if dest.exists(MANIFEST):
         raise ConfigError(f"{dest.url} holds a finished export: give another folder, or delete it")
@@ -297,8 +308,8 @@ def as_table(going: Export, latents: Latents, sources: Sources) -> pa.Table:
         elif name == "latent":
             columns[name] = vectors(values.reshape(len(values), -1))
         elif name == "embedding":
-            assert going.embed is not None
-            columns[name] = vectors(going.embed(values).astype(np.float32, copy=False))
+            embed = present(going.embed, "what makes embeddings")
+            columns[name] = vectors(embed(values).astype(np.float32, copy=False))
         else:
             columns[name] = rows[name]
     about = going.about | ({"latent_shape": list(values.shape[1:])} if "latent" in going.columns else {})

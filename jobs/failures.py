@@ -6,7 +6,8 @@ from rich.text import Text
 
 from jobs.console import console, number
 from jobs.inspect import check_exists
-from jobs.tables import check_format, write
+from jobs.tables import encoded, table_target
+from pipeline.images.readers.opened import DAMAGED_IMAGE
 from pipeline.output.rejects import grouped, waiting_rejects
 from pipeline.sources.web import without_secrets
 from pipeline.storage import Store
@@ -14,14 +15,17 @@ from pipeline.storage import Store
 COLUMNS = ["image_id", "source_uri", "rel_path", "stage", "error_class", "error", "transient", "attempts", "run_id"]
 
 
-def show_failures(output: Store, by_reason: bool = False, export: str | None = None) -> None:
-    """Raises: StorageError when OUTPUT is not there; ConfigError for a file of another kind."""
-    check_format(export)
+def show_failures(output: Store, by_reason: bool = False, export: str | None = None, overwrite: bool = False) -> None:
+    """Args: overwrite: replace a file that imagemill did not write.
+
+    Raises: StorageError when OUTPUT is not there; ConfigError for a file of another kind, or of the user.
+    """
+    target = table_target(export, overwrite)
     check_exists(output)
     rejects = waiting_rejects(output, COLUMNS).sort_by("rel_path")
-    if export:
-        write(rejects, export)
-        console.print(f"{number(len(rejects), 'reject')} in {export}")
+    if target:
+        target.write(encoded(rejects, target.path))
+        console.print(f"{number(len(rejects), 'reject')} in {target.path}")
     elif not len(rejects):
         console.print("no rejects")
     elif by_reason:
@@ -37,7 +41,9 @@ def reasons(rejects: pa.Table) -> Table:
     """Rejects by stage and class, most frequent first, each with an example."""
     table = Table("stage", "class", "images", "tried again by", "for example", "reason there", box=None)
     for row in grouped(rejects).to_pylist():
-        again = "the next run" if row["transient_any"] else "--retry, or a new file"
+        damaged = row["error_class"] == DAMAGED_IMAGE
+        by_person = "--accept-damaged, or a new file" if damaged else "--retry, or a new file"
+        again = "the next run" if row["transient_any"] else by_person
         cells = (
             row["stage"],
             row["error_class"],

@@ -8,7 +8,7 @@ from jobs.console import console, number
 from pipeline.errors import ConfigError, StorageError, VerificationError
 from pipeline.output.committed import run_ids, run_records
 from pipeline.output.exports import MANIFEST, UNFINISHED
-from pipeline.output.lease import holder_of, newest_fence
+from pipeline.output.lease import BEAT_SECONDS, LIFETIME_SECONDS, holder_of, living_holder, newest_fence
 from pipeline.output.rejects import waiting_rejects
 from pipeline.output.snapshot import snapshot
 from pipeline.output.verify import verify
@@ -17,6 +17,8 @@ from pipeline.store_failures import STORE_FAILURES, reason
 
 FOLDERS = ("runs", "results", "rejects")
 """Of an OUTPUT: one of them at least is there."""
+WATCH_SECONDS = 1.5 * BEAT_SECONDS
+"""How long `status` watches a holder on another machine, whose clock says nothing here."""
 
 
 def check_exists(output: Store, or_export: bool = False) -> None:
@@ -56,7 +58,8 @@ def show_status(output: Store) -> None:
     table = Table("planned", "ok", "rejected", "images/s", "exit", "run", box=None)
     ids = run_ids(output)[-10:]
     # Between the two: what began is known before it is asked who is at work, and what ended leaves its record first.
-    holder = holder_of(output, newest_fence(output))
+    fence = newest_fence(output)
+    holder = holder_of(output, fence)
     records = {record["run_id"]: record for record in run_records(output, ids)}
     for run_id in ids:
         # Names do not say which began last: one that was submitted earlier may have waited, and clocks differ.
@@ -64,8 +67,13 @@ def show_status(output: Store) -> None:
         counts = [str(record.get(key, "")) for key in ("planned", "ok", "rejected", "images_per_s", "exit_reason")]
         table.add_row(*counts, run_id)
     console.print(table)
+    if holder and holder.silent is None:
+        console.print(f"{holder.who} did not release this output: watching it for up to {WATCH_SECONDS:.0f} s")
+        if not (holder := living_holder(output, fence, WATCH_SECONDS, holder)):
+            silence = f"no sign of life in {WATCH_SECONDS:.0f} s"
+            console.print(f"{silence}; the next run takes over after {LIFETIME_SECONDS:.0f} s of silence")
     if holder:
-        console.print(f"at work: {holder.who}, heard of {max(0, holder.silent):.0f} s ago")
+        console.print(f"at work: {holder.who}, last sign of life {holder.silent or 0:.0f} s ago")
 
 
 def waits(images: int) -> str:

@@ -2,7 +2,6 @@
 
 import io
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from PIL import Image
 
 from jobs.console import console, number
 from jobs.search import comparable, raise_damaged
-from jobs.tables import check_target
+from jobs.target import Target
 from pipeline.progress import with_progress
 from pipeline.reports.atlas import Atlas, atlas
 from pipeline.reports.page import TEMPLATES, data_url, draw
@@ -24,12 +23,14 @@ WIDTH, HEIGHT, EDGE = 1000, 640, 34
 LISTED = 12
 
 
-def write_map(output: Store, page: str, method: str) -> None:
+def write_map(output: Store, page: str, method: str, overwrite: bool = False) -> None:
     """Write the page, and say what is on it.
+
+    Args: overwrite: replace a file that imagemill did not write.
 
     Raises: ConfigError, StorageError; VerificationError at the end when latents were left out as they are damaged.
     """
-    check_target(page)
+    target = Target(page, overwrite)
     these = comparable(output)
     problems: list[str] = []
     found = atlas(these, ROW, method, problems)
@@ -37,7 +38,7 @@ def write_map(output: Store, page: str, method: str) -> None:
     drawn = with_progress(thumbnails(shown, these.coder, ["image_id"], SIDE, []), len(shown), lambda _: 1)
     pictures = {row["image_id"]: picture(rgb) for row, rgb in drawn}
     html = draw("map.html", contents(found, pictures, these.state.output.url, len(these.state)), script())
-    Path(page).write_bytes(html)
+    target.write(html)
     count = (
         number(len(found.rows), "image")
         if len(found.rows) == len(these.state)

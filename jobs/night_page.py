@@ -8,18 +8,24 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
-from pipeline.errors import Deadline
+from pipeline.errors import ConfigError, Deadline
+from pipeline.output.written import Written
 from pipeline.reports.page import draw
 from pipeline.storage import Store, split_scheme
 from pipeline.store_failures import reason
 
 log = logging.getLogger("imagemill.nightly")
 EARLIER = 30
+INDEX = "index.html"
+COPIES = 2
+"""Earlier pages of which it may be a copy: a night may have been cut off before it wrote it."""
 NAME = re.compile(r"night-[0-9T-]+\.html")
 
 
 def leave_page(place: Store, summary: dict[str, Any]) -> str | None:
     """Write the page of a night under its own name and as index.html, and say where; one that fails is a warning.
+
+    An index.html that imagemill did not write stays, with a warning.
 
     Args: summary: as the notification gets it.
     """
@@ -27,12 +33,30 @@ def leave_page(place: Store, summary: dict[str, Any]) -> str | None:
     try:
         earlier = sorted(set(filter(NAME.fullmatch, place.names(""))) - {name}, reverse=True)[:EARLIER]
         page = draw("night.html", values_of(place, summary) | {"earlier": earlier})
-        for path in (name, "index.html"):
-            place.write(path, page)
+        paths = [name, INDEX] if is_own_index(place, earlier) else [name]
+        with Written(place) as written:
+            written.announce(paths)
+            for path in paths:
+                written.write(path, page)
     except Exception as e:  # noqa: BLE001 - the night has done its work, whatever is wrong with its page
         log.warning("no page of this night in %s: %s", place.url, reason(e))
         return None
     return place.uri(name)
+
+
+def is_own_index(place: Store, earlier: list[str]) -> bool:
+    """Whether index.html may be replaced: what was written there, or a copy of an earlier night's page.
+
+    Nights left no record of their pages once.
+    """
+    try:
+        Written(place).check([INDEX])
+    except ConfigError as e:
+        page = place.read(INDEX)
+        if not any(page == place.read(name) for name in earlier[:COPIES]):
+            log.warning("%s", e)
+            return False
+    return True
 
 
 def values_of(place: Store, summary: dict[str, Any]) -> dict[str, object]:

@@ -220,8 +220,10 @@ def fill(line: dict[str, Any], planned: Planned, drift_alert: float | None) -> N
 def drifted(output: Store, record: dict[str, Any], level: float) -> dict[str, Any]:
     """How far the latents of a run are from those of the run before it in one OUTPUT; nothing where there is none."""
     run_id, model = record["run_id"], record["checkpoint_sha256"]
-    earlier = [r["run_id"] for r in last_records(output) if r.get("ok") and r["checkpoint_sha256"] == model]
-    earlier = [name for name in earlier if name < run_id]
+    # By their fences: their names state what the clocks of several machines said.
+    runs = sorted(last_records(output), key=lambda r: r.get("fence", 0))
+    runs = [r for r in runs if r.get("ok") and r["checkpoint_sha256"] == model]
+    earlier = [r["run_id"] for r in runs if r.get("fence", 0) < record["fence"]]
     try:
         # Of these two alone: others would have to be read each night.
         far = drift(moments_of_run(output, run_id), moments_of_run(output, earlier[-1])) if earlier else None

@@ -44,8 +44,11 @@ def sources_of(output: Store) -> Sources:
         if not entry.path.endswith("/config.yaml"):
             continue
         run_id = entry.path.split("/")[1]
+        record = records.get(run_id, {"run_id": run_id, "planned": None})
+        if "planned" not in record:
+            continue  # it ended before its plan, and took nothing from its input
         try:
-            config = config_of(output, records.get(run_id, {"run_id": run_id}))
+            config = config_of(output, record)
         except StorageError as e:
             problems.append(str(e))
             continue

@@ -1,14 +1,12 @@
 """The images of an OUTPUT that are nearest to one: a table, and a sheet of pictures."""
 
-from pathlib import Path
-
 import numpy as np
 from rich.table import Table
 from rich.text import Text
 
 from jobs.console import console, number
 from jobs.inspect import check_exists
-from jobs.tables import check_target
+from jobs.target import target_of
 from models.resizing import within_side
 from pipeline.errors import ConfigError, VerificationError, first_of
 from pipeline.images.pixels import MAX_PIXELS
@@ -22,16 +20,20 @@ ROW = ["image_id", "rel_path", "source_uri", "orig_width", "orig_height"]
 SIDE, ACROSS, LETTERS = 256, 4, 28
 
 
-def show_search(output: Store, image: str | None, id_: str | None, k: int, sheet: str | None = None) -> None:
+def show_search(
+    output: Store, image: str | None, id_: str | None, k: int, sheet: str | None = None, overwrite: bool = False
+) -> None:
     """Print the k images of OUTPUT nearest to an image file, or to one of its own, and draw them.
 
-    Args: id_: image_id or rel_path of one of its own, which is left out of what is found.
+    Args:
+        id_: image_id or rel_path of one of its own, which is left out of what is found.
+        overwrite: replace a sheet that imagemill did not write.
 
     Raises: ConfigError, StorageError; VerificationError at the end when latents were left out as they are damaged.
     """
     if (image is None) == (id_ is None):
         raise ConfigError("search: either --image FILE or --id IMAGE_ID")
-    check_target(sheet)
+    target = target_of(sheet, overwrite)
     these = comparable(output)
     problems: list[str] = []
     query, picture, own = of_file(these, image) if image else of_own(these, str(id_))
@@ -43,7 +45,7 @@ def show_search(output: Store, image: str | None, id_: str | None, k: int, sheet
         size = f"{row['orig_width']}×{row['orig_height']}"
         table.add_row(str(rank), f"{row['similarity']:.3f}", Text(row["rel_path"]), size, Text(row["source_uri"]))
     console.print(table)
-    if sheet:
+    if target:
         pictures = pictures_of(these, [row["image_id"] for row in found])
         tiles = [Tile(picture, "query")]
         for row in found:
@@ -51,8 +53,8 @@ def show_search(output: Store, image: str | None, id_: str | None, k: int, sheet
                 label = f"{row['similarity']:.2f}  {shortened(row['rel_path'])}"
                 tiles.append(Tile(pictures[row["image_id"]], label))
         rows = [tiles[start : start + ACROSS] for start in range(0, len(tiles), ACROSS)]
-        Path(sheet).write_bytes(contact_sheet(["nearest first", *[""] * (ACROSS - 1)], rows, SIDE))
-        console.print(f"sheet: {sheet}")
+        target.write(contact_sheet(["nearest first", *[""] * (ACROSS - 1)], rows, SIDE))
+        console.print(f"sheet: {target.path}")
     raise_damaged(problems)
 
 

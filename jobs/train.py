@@ -21,7 +21,7 @@ from jobs.training.crops import Images, crops_of, images_of, inputs_of, kept_ima
 from jobs.training.curves import CURVES, SAMPLES, draw_curves, samples_of
 from jobs.training.learn import Course, Diverged, train_worker
 from jobs.training.metrics import METRICS
-from jobs.training.rehearsal import init_of, initial_weights, refuse_nested, rehearsed
+from jobs.training.rehearsal import init_of, initial_weights, refuse_foreign, refuse_nested, rehearsed
 from jobs.training.states import Line, average_of, begin_with, best_epoch, newest_history, read_state
 from jobs.training.watch import followed
 from models import checkpoint as checkpoints
@@ -29,7 +29,8 @@ from models.autoencoder import Autoencoder
 from models.batches import to_batch
 from models.objectives import OBJECTIVES
 from pipeline.cluster.connection import connected
-from pipeline.cluster.pool import node_resources
+from pipeline.cluster.nodes import nodes_without_cuda
+from pipeline.cluster.pool import WITHOUT_CUDA, Nodes, node_resources
 from pipeline.config import validate
 from pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
 from pipeline.output.lease import Lease
@@ -44,10 +45,13 @@ RETRIES = 3
 """Times that the workers are started again after one of them died or failed."""
 
 
-def show_training(values: dict[str, Any], origin: str) -> None:
-    """Train what the YAML says and print what came out and where it is."""
+def show_training(values: dict[str, Any], origin: str, overwrite: bool = False) -> None:
+    """Train what the YAML says and print what came out and where it is.
+
+    Args: overwrite: replace a checkpoint that no training wrote.
+    """
     config = validate(TrainConfig, values, origin)
-    card = train(config)
+    card = train(config, overwrite)
     output, run = output_of(config), run_of(config)
     figures = ", ".join(f"{k} {v:g}" for k, v in card.metrics[0].items() if k != "set")
     print(f"{output.uri(card.name)}: epoch {card.training['best_epoch']} of {card.training['epochs']}, {figures}")
@@ -65,12 +69,14 @@ def run_of(config: TrainConfig) -> Store:
     return Store(f"{output_of(config).url}/runs/{config.name}-{config.digest()[:12]}", config.storage)
 
 
-def train(config: TrainConfig) -> checkpoints.Card:
+def train(config: TrainConfig, overwrite: bool = False) -> checkpoints.Card:
     """Train, resuming what the same config left, and write the checkpoint folder `OUTPUT/NAME`.
 
     What is shipped are the averaged weights of the best epoch (`states.best_epoch`); the newest state stays in
     `OUTPUT/runs/NAME-HASH/`, with metrics.jsonl, event files and curves.png. A config whose epochs are all done is not
     trained again, whatever images came since; it is when `init` is another checkpoint since.
+
+    Args: overwrite: replace a checkpoint that no training wrote.
 
     Raises: ConfigError, CheckpointError, OutputHeld and StorageError before anything starts; TooManyRejects when more images
     than `max_broken_fraction` cannot be read; RunFailed when it diverges (the best epoch so far is written all the same) or
@@ -80,6 +86,8 @@ def train(config: TrainConfig) -> checkpoints.Card:
     inputs = inputs_of(config)
     refuse_nested(inputs, output_of(config))
     run = run_of(config)
+    if not overwrite:
+        refuse_foreign(Store(output_of(config).uri(config.name), config.storage), run)
     init = init_of(config, run)
     with Lease(run) as lease:
         if init:
@@ -117,7 +125,7 @@ def learn(
     Raises: ConfigError; what Ray raises when it gives up.
     """
     training, validation, left_out = (images.of(use) for use in ("training", "validation", "left out"))
-    gpus, workers, share = workers_for(config, node_resources())
+    gpus, workers, share = workers_for(config, training_nodes())
     usable = len(training) * config.crops_per_image
     steps = usable // (workers * config.batch_size)
     if not steps:
@@ -158,12 +166,25 @@ def learn(
     return diverged
 
 
-def workers_for(config: TrainConfig, nodes: list[tuple[float, float]]) -> tuple[bool, int, float]:
+def training_nodes() -> Nodes:
+    """(CPUs, GPUs) of each node; no GPUs when torch finds no CUDA device on one of the GPU nodes.
+
+    Ray chooses the nodes of the workers, and NCCL needs a CUDA device on every one.
+    """
+    nodes = node_resources()
+    if not any(gpu for _, gpu in nodes) or not (blind := nodes_without_cuda()):
+        return nodes
+    log.warning("%s (%s): training runs on the CPUs, with gloo between its workers", WITHOUT_CUDA, ", ".join(blind))
+    return [(cpu, 0.0) for cpu, _ in nodes]
+
+
+def workers_for(config: TrainConfig, nodes: Nodes) -> tuple[bool, int, float]:
     """Whether there are GPUs, how many workers, and each one's share of the CPUs, among nodes with (CPUs, GPUs).
 
     Half of a share, or more, is left to the stage that reads and crops.
     """
-    gpus = int(sum(gpu for _, gpu in nodes))
+    # A node without CPUs, as a head is told to be, gets no workers.
+    gpus = int(sum(gpu for cpu, gpu in nodes if cpu))
     workers = min(config.workers, gpus) if gpus else config.workers
     # A worker lives on one node, among as many as the node has GPUs for.
     most = min((cpu / max(1.0, gpu) for cpu, gpu in nodes if cpu and (gpu or not gpus)), default=1.0)

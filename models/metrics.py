@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.narrow import narrow
+
 # MS-SSIM is defined from 161 on; torchmetrics 1.9 divides by 16 and rounds down before it compares, so it refuses up to 175.
 SSIM_SIDE, MS_SSIM_SIDE = 11, 176
 """Smallest sides, in pixels, of images for SSIM (a window of 11) and MS-SSIM (five scales of it)."""
@@ -35,8 +37,7 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     value = structural_similarity_index_measure(to_planes(a), to_planes(b), data_range=255.0)
-    assert not isinstance(value, tuple)
-    return float(value)
+    return float(narrow(value, Tensor))
 
 
 def ms_ssim(a: np.ndarray, b: np.ndarray) -> float:

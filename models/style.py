@@ -12,10 +12,12 @@ EPSILON = 1e-5
 def gram(features_Bdhw: Tensor) -> Tensor:
     """(B,d,d) Gram matrix: the d×h×w features flattened to d×(hw), times their transpose, divided by hw.
 
-    The division makes those of a large and of a small image comparable.
+    The division makes those of a large and of a small image comparable. Sums over all positions are computed in float32:
+    they are too large for float16, and bfloat16 has too few bits for them.
     """
     flat = features_Bdhw.float().flatten(2)
-    return flat @ flat.transpose(1, 2) / flat.shape[2]
+    with torch.autocast(flat.device.type, enabled=False):
+        return flat @ flat.transpose(1, 2) / flat.shape[2]
 
 
 def content_loss(target: Tensor, content: Tensor) -> Tensor:

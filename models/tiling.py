@@ -7,10 +7,19 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from models.narrow import present
+
 Piece = tuple[slice, slice, Tensor]
 """The rows and columns of a result that a piece is, and the piece (B,C,h,w)."""
 TILE = 1024
 LEAST_TILE = 64
+MEMORY_WORDS = (
+    "allocate memory",  # torch on a CPU
+    "out of memory",  # CUDA itself, outside of torch's allocator
+    "ALLOC_FAILED",  # cuDNN and cuBLAS
+    "STATUS_NOT_INITIALIZED",  # cuDNN and cuBLAS, which allocate at their first call
+    "unable to find an engine",  # cuDNN, when the workspace of no algorithm fits
+)
 LARGE_PIXELS = 12_000_000
 """Of images above this, pixels and result alone take what memory there is: their tiles are a quarter as large."""
 
@@ -46,8 +55,13 @@ def tiled(
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether torch, or Python, had not the memory; on CPUs torch says it in words alone."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
+    """Whether torch, or Python, had not the memory; libraries below torch say it in words alone."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in MEMORY_WORDS)
+
+
+def is_lost_device(error: Exception) -> bool:
+    """Whether a GPU failed so that the process can no longer use any: CUDA answers every later call with the same error."""
+    return isinstance(error, torch.AcceleratorError) and not out_of_memory(error)
 
 
 def in_tiles(fn: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int, scale: Fraction) -> Tensor:
@@ -68,8 +82,7 @@ def put_together(found: Iterator[Piece], x: Tensor, scale: Fraction, stride: int
             shape = x.shape[0], piece.shape[1], h, w
             out = torch.empty(shape, dtype=piece.dtype, device=piece.device, memory_format=layout)
         out[:, :, rows, columns] = piece
-    assert out is not None
-    return out
+    return present(out, "a piece")
 
 
 def put_over(found: Iterator[Piece], x: Tensor, tile: int, halo: int) -> Tensor:

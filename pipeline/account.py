@@ -11,6 +11,7 @@ from pipeline.errors import VerificationError
 from pipeline.output.committed import KEYS, columns_of, new_parts, placed, read_part, scan, wanted
 from pipeline.output.replaced import replace_parts
 from pipeline.plan import Plan
+from pipeline.schema import SOURCE
 from pipeline.storage import Store
 
 DOUBLES_LEVEL = 9
@@ -26,6 +27,10 @@ class Account:
     doubles_dropped: int
     parquet_bytes: int
     pixels: int
+    frames_left_out: int
+    """Frames of animations, and pages, beyond the first of each file, which is the one that counts."""
+    damaged: int
+    """Rows of images that are damaged in part, which `accept_damaged` took."""
     quality: dict[str, float] = field(default_factory=dict)
     """Means over the run's images."""
 
@@ -81,11 +86,15 @@ def account(output: Store, plan: Plan, quality: list[str]) -> Account:
     dropped = drop_doubles(output, plan, new_parts(output, plan.parts, "results"))
     results = new_parts(output, plan.parts, "results")
     ok, rejected = np.zeros(len(ids), bool), np.zeros(len(ids), bool)
-    pixels, sums, counts = 0, dict.fromkeys(quality, 0.0), Counter[str]()
-    for chunk in scan(output, results, [*KEYS, "orig_width", "orig_height", *quality]):
+    pixels, left_out, damaged, sums, counts = 0, 0, 0, dict.fromkeys(quality, 0.0), Counter[str]()
+    # Doubles may have been merged from parts of an older version, which have no such column.
+    columns = [*KEYS, "orig_width", "orig_height", "frames", "damaged", *quality]
+    for chunk in scan(output, results, columns, absent=pa.schema(SOURCE)):
         table, place = wanted(chunk, ids, versions)
         ok[place] = True
         pixels += int(np.sum(table["orig_width"].to_numpy().astype(np.int64) * table["orig_height"].to_numpy()))
+        left_out += int(pc.sum(pc.subtract(table["frames"].fill_null(1), 1)).as_py() or 0)
+        damaged += int(pc.sum(table["damaged"]).as_py() or 0)
         for name in quality:
             values = table[name].to_numpy(zero_copy_only=False).astype(np.float64)
             values = values[np.isfinite(values)]
@@ -106,4 +115,14 @@ def account(output: Store, plan: Plan, quality: list[str]) -> Account:
     means = {name: sums[name] / counts[name] for name in quality if counts[name]}
     named = set(results)
     size = sum(e.size for e in output.entries("results") if e.path in named)
-    return Account(int(ok.sum()), int(rejected.sum()), dict(reasons.most_common()), dropped, size, pixels, means)
+    return Account(
+        ok=int(ok.sum()),
+        rejected=int(rejected.sum()),
+        reasons=dict(reasons.most_common()),
+        doubles_dropped=dropped,
+        parquet_bytes=size,
+        pixels=pixels,
+        frames_left_out=left_out,
+        damaged=damaged,
+        quality=means,
+    )

@@ -24,13 +24,19 @@ class Strict(BaseModel):
 class PoolConfig(Strict):
     """The actors that run the model. Absent values are chosen to suit the machine."""
 
-    actors: int | None = Field(None, ge=1, description="one for each GPU, else one for each CPU")
+    actors: int | None = Field(None, ge=1, description="one for each GPU (or share of one), else one for each CPU")
     batch_size: int | None = Field(None, ge=1, description="images in a model batch: 8 on a CPU, 32 on a GPU")
     dtype: str | None = Field(
-        None, pattern="^(float32|bfloat16)$", description="bfloat16 where the hardware has it (compress: always float32)"
+        None,
+        pattern="^(float32|bfloat16|float16)$",
+        description="bfloat16 where the hardware has it, else float16 on GPUs with tensor cores; a CPU takes float32 for "
+        "float16 (compress: always float32)",
     )
     threads: int | None = Field(None, ge=1, description="fetch and decode threads in an actor")
     gpu: bool | None = Field(None, description="whether each actor takes a GPU; absent: if a node has one")
+    gpus_per_worker: float = Field(
+        1, ge=0.01, le=1, description="the share of a GPU that each actor takes where actors take GPUs: 0.5 for two on a GPU"
+    )
     wait_s: float = Field(
         0, ge=0, description="seconds to wait for nodes that an autoscaler brings; 0: all actors find room at the start"
     )
@@ -56,6 +62,16 @@ class RunConfig(Strict):
     )
     limit: int | None = Field(None, ge=1, description="do at most so many images")
     retry: bool = Field(False, description="do the rejects of unchanged images again, and nothing else")
+    allow_new_input: bool = Field(
+        False,
+        description="INPUT was moved or renamed: accept images that OUTPUT holds from another place. Without it such a run "
+        "is refused, because another INPUT may have images of the same names",
+    )
+    accept_damaged: bool = Field(
+        False,
+        description="keep images that are damaged or cut off, with `damaged` true in their rows, and do those again that "
+        "were rejected as DamagedImage; otherwise each of them is a reject",
+    )
     max_pixels: int = Field(
         MAX_PIXELS, ge=1, description="larger sources are rejects; what upscale makes of one has four times as many"
     )

@@ -13,16 +13,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.cluster.connection import address_of, connected, unseen
+from pipeline.cluster.connection import address_of, connected
 from pipeline.cluster.contact import clean_up, while_answering
-from pipeline.cluster.pool import PATIENCE_SECONDS, Pool, node_resources, nodes_with_room, pool_for, room_for
+from pipeline.cluster.nodes import missing_paths
+from pipeline.cluster.pool import PATIENCE_SECONDS, Pool, node_resources, nodes_with_room, pool_for
 from pipeline.cluster.progress import RunProgress
-from pipeline.cluster.tally import forget, peak_rss_mb
+from pipeline.cluster.tally import DEVICES, ETAGS, forget, peak_rss_mb
 from pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
+from pipeline.etags import etags_of
+from pipeline.output.clashes import with_clashes
 from pipeline.output.committed import SUPERSEDED, new_parts, part_paths, placed, read_parts, scan
 from pipeline.output.exemplars import keep_exemplars
 from pipeline.output.kept import keep_checkpoint
 from pipeline.output.lease import Lease
+from pipeline.output.ownership import first_mark
 from pipeline.output.snapshot import newest_rows
 from pipeline.output.verify import file_problem
 from pipeline.plan import Plan, blocks
@@ -73,6 +77,9 @@ def execute(job: Resolved, plan: Plan, lease: Lease, record: dict[str, Any], sec
                 write_all(job, plan, shown, record)
         finally:
             counts = shown.counts
+            for place in (name for name in counts if name.startswith(ETAGS)):
+                # The log of an actor is where only an operator looks.
+                etags_of(place.removeprefix(ETAGS).removesuffix(":")).warn()
             seconds["first_image"] = round(shown.first_image_s, 3)
             record["images_per_s"] = round(shown.rate(), 2)
             record["peak_rss_mb"] = {
@@ -81,6 +88,7 @@ def execute(job: Resolved, plan: Plan, lease: Lease, record: dict[str, Any], sec
                 "idle_actor": int(counts["idle_mb"]),
             }
             record["stage_seconds"] = {k[:-2]: round(v, 2) for k, v in sorted(counts.items()) if k.endswith("_s")}
+            record["devices"] = [device for device in DEVICES if counts[f"on_{device}"]]
             record |= {"bytes_in": int(counts["bytes_in"]), "bytes_out": int(counts["bytes_out"])}
             for told in (f"{record['run_id']}/", f"suspects/{record['run_id']}/"):
                 clean_up(partial(forget, told))
@@ -96,7 +104,7 @@ def write_all(job: Resolved, plan: Plan, shown: RunProgress, record: dict[str, A
 
     from pipeline.cluster.watch import NoRoom, watched
 
-    todo, want, lost = plan.todo, job.config.pool, False
+    todo, want, lost = with_clashes(job.output, plan.todo), job.config.pool, False
     bytes_each = max(1, plan.bytes_todo // len(todo))
     patience = want.wait_s or PATIENCE_SECONDS
     while True:
@@ -118,7 +126,8 @@ def write_all(job: Resolved, plan: Plan, shown: RunProgress, record: dict[str, A
                 share = job.config.measured_share(len(plan.todo))
                 if job.task.stores_latent:
                     record["measured_share"] = round(share, 4)
-                write(job, todo, rows, pool, share, {key: record[key] for key in LINEAGE_KEYS})
+                lineage = {key: record[key] for key in LINEAGE_KEYS}
+                write(job, todo, rows, pool, share, lineage, first_mark(job.output, record["run_id"], plan.rows))
             return
         except RayError as e:
             raise translate(e, job) from None
@@ -126,7 +135,7 @@ def write_all(job: Resolved, plan: Plan, shown: RunProgress, record: dict[str, A
             if e.taken:
                 raise RunFailed(f"{e}. {GO_ON} when there is room") from None
             left = todo.filter(pc.invert(pc.is_in(todo["image_id"], committed_ids(job.output, plan, "results", "rejects"))))
-            if len(left) == len(todo) and (want.wait_s or not room_for(pool, node_resources())):
+            if len(left) == len(todo) and (want.wait_s or not any(map(any, node_resources()))):
                 raise RunFailed(f"{e}. {GO_ON} when there are nodes") from None
             log.warning("nodes were lost: %s. What is left goes on with what there is", e)
             todo, lost = left, True
@@ -176,17 +185,21 @@ def check_seen(job: Resolved, plan: Plan, lease: Lease) -> None:
         wanted[job.output.full(lease.claim)] = f"output {job.output.url}"
     if source.local and len(own):
         wanted[source.full(own["path"][0].as_py())] = f"input {job.source.url}"
-    for node, path in unseen(list(wanted)):
+    for node, path in missing_paths(list(wanted)):
         raise ConfigError(
             f"{wanted[path]} is on a disk that the node {node} does not see ({path} is not there): on a cluster INPUT and "
             "OUTPUT are s3:// or on a disk that every node mounts"
         )
 
 
-def write(job: Resolved, todo: pa.Table, rows: int, pool: Pool, share: float, lineage: dict[str, Any]) -> None:
+def write(
+    job: Resolved, todo: pa.Table, rows: int, pool: Pool, share: float, lineage: dict[str, Any], mark: str | None
+) -> None:
     """References to actors in blocks of `rows`, which become parts, on the Ray that is connected.
 
-    Args: share: of the images whose quality is measured.
+    Args:
+        share: of the images whose quality is measured.
+        mark: as `Job.first_mark`.
     """
     import ray.data
     from ray._private.log import PlainRayHandler
@@ -224,7 +237,11 @@ def write(job: Resolved, todo: pa.Table, rows: int, pool: Pool, share: float, li
         lineage=lineage,
         batch_size=pool.batch_size,
         threads=pool.threads,
+        gpus=pool.num_gpus,
+        torch_threads=pool.torch_threads,
         dtype=config.pool.dtype,
+        accept_damaged=config.accept_damaged,
+        first_mark=mark,
     )
     with warnings.catch_warnings():
         # 2.60 has no named argument for the two limits yet, and warns of the way there is. Actors may restart for ever, but
@@ -234,7 +251,8 @@ def write(job: Resolved, todo: pa.Table, rows: int, pool: Pool, share: float, li
             Actor,
             fn_constructor_args=[work],
             batch_format="pyarrow",
-            batch_size=None,
+            # A block is a batch. Ray Data asks for a number where there are GPUs.
+            batch_size=rows,
             compute=ray.data.ActorPoolStrategy(
                 size=pool.actors,
                 enable_true_multi_threading=True,

@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from models.narrow import present
 from models.tasks.task import Output, Task
 from pipeline.cluster.tally import Tally
 from pipeline.errors import OutputHeld, StorageError
-from pipeline.images.pixels import Picture, encode_rgb, output_format, to_file, to_pillow
-from pipeline.item import Item, Rejected
+from pipeline.images.pixels import Picture, check_sides, encode_rgb, output_format, to_file, to_pillow
+from pipeline.images.readers.opened import ImageError
+from pipeline.item import Item, Rejected, unexpected
 from pipeline.job import Job
+from pipeline.output.clashes import CLASHES
 from pipeline.output.lease import newest_claim
-from pipeline.output.names import decoded_name, output_name
+from pipeline.output.names import decoded_name, is_refused, output_name, renamed
 from pipeline.schema import latent_bytes, pack_latent
 from pipeline.sources.folder import is_image_name
 from pipeline.sources.web import without_secrets
@@ -34,7 +37,7 @@ class Finish:
 
     def __init__(self, job: Job, task: Task, tally: Tally) -> None:
         self.job, self.task, self.tally = job, task, tally
-        self._looked = -HOLDER_SECONDS
+        self._looked: tuple[float, ...] | None = None
 
     def __call__(self, item: Item) -> Item:
         """Raises: StorageError when OUTPUT takes nothing more; OutputHeld when it is another run's."""
@@ -48,10 +51,12 @@ class Finish:
                 return item
         except Rejected as e:
             item.error = e.row
+        except ImageError as e:
+            item.error = Rejected("encode", e.error_class, str(e)).row
         except (OutputHeld, StorageError):
             raise
         except Exception as e:  # noqa: BLE001 - whatever it is, it is this image's alone
-            item.error = Rejected("encode", type(e).__name__, reason(e), isinstance(e, MemoryError)).row
+            item.error = unexpected("encode", e, isinstance(e, MemoryError)).row
         finally:
             item.picture = None
         error: dict[str, Any] = item.error or {}
@@ -63,9 +68,8 @@ class Finish:
 
     def _result(self, item: Item, output: Output) -> dict[str, Any]:
         """The columns of a row, and the image put where they say. Takes the pixels from item and output."""
-        assert item.picture is not None
         # Nobody needs the source's pixels any more, and encoding needs room.
-        picture, item.picture = replace(item.picture, rgb=NO_PIXELS), None
+        picture, item.picture = replace(item.decoded, rgb=NO_PIXELS), None
         row: dict[str, Any] = {
             "content_sha256": item.content_sha256,
             "orig_width": picture.orig_width,
@@ -76,6 +80,7 @@ class Finish:
             "frames": picture.frames,
             "icc": picture.icc,
             "extra": item.reference["extra"],
+            "damaged": picture.damaged,
             **output.columns,
         }
         with self.tally.time("encode"):
@@ -88,17 +93,13 @@ class Finish:
             if output.image is None:
                 return row
             data, name = self._encoded(item, output, picture)
-        path = f"images/{name}"
-        if time.monotonic() - self._looked > HOLDER_SECONDS:
+        # The first clock stands still while a laptop sleeps, the second may be set.
+        looked = time.monotonic(), time.time()
+        if not self._looked or any(abs(b - a) > HOLDER_SECONDS for a, b in zip(self._looked, looked, strict=True)):
             newest_claim(self.job.output, self.job.lineage["fence"])
-            self._looked = time.monotonic()
+            self._looked = looked
         with self.tally.time("put"):
-            try:
-                self.job.output.write(path, data)
-            except Exception as e:  # noqa: BLE001 - as in __call__
-                if takes_nothing(e):
-                    raise StorageError(f"{self.job.output.uri(path)}: {reason(e)}") from None
-                raise Rejected("write", type(e).__name__, reason(e), transient=True) from None
+            path = self._put(item, name, data)
         self.tally.add(bytes_out=len(data))
         return row | {
             "output_uri": path,
@@ -106,21 +107,58 @@ class Finish:
             "output_bytes": len(data),
         }
 
+    def _put(self, item: Item, name: str, data: bytes) -> str:
+        """Write an output, under another name where OUTPUT cannot hold its own; return its path below OUTPUT."""
+        other = renamed(item.reference["rel_path"], name)
+        path = f"images/{other if item.reference.get(CLASHES) else name}"
+        try:
+            try:
+                self._replace(item, path, data)
+            except OSError as e:
+                if not is_refused(e):
+                    raise
+                path = f"images/{other}"
+                self._replace(item, path, data)
+        except Rejected:
+            raise
+        except Exception as e:  # noqa: BLE001 - as in __call__
+            if takes_nothing(e):
+                raise StorageError(f"{self.job.output.uri(path)}: {reason(e)}") from None
+            raise unexpected("write", e, transient=True) from None
+        return path
+
+    def _replace(self, item: Item, path: str, data: bytes) -> None:
+        """Write the output of an image. Raises: Rejected for a file without a row that no run wrote; as `Store.write`.
+
+        A run that was cut off, or an earlier try of this block, may have left a file of which no row says anything.
+        """
+        output = self.job.output
+        if not item.reference["known"]:
+            if output.create(path, data):
+                return
+            mark = self.job.first_mark
+            if mark and output.age(path) > output.age(mark) and output.read(path) != data:
+                message = f"{path} was there before, and no run wrote it: move it away, and --retry"
+                raise Rejected("write", "FileExists", message)
+        output.write(path, data)
+
     def _encoded(self, item: Item, output: Output, picture: Picture) -> tuple[bytes, str]:
         """The output's file and its name below images/."""
-        assert output.image is not None
+        rgb, output.image = present(output.image, "the output's image"), None
         name = item.reference["rel_path"]
         if self.task.stores_latent:
-            return encode_rgb(output.image, "PNG"), decoded_name(name)
-        image_format = output_format(picture.format, self.task.exact, self.job.image.format)
+            return encode_rgb(rgb, "PNG"), decoded_name(name)
+        has_alpha = picture.alpha is not None and not output.opaque
+        image_format = output_format(picture.format, self.task.exact, self.job.image.format, has_alpha)
         picture.gray = picture.gray and not output.coloured
-        picture.alpha = None if output.opaque else fitted(picture.alpha, output.image)
+        picture.alpha = None if output.opaque else fitted(picture.alpha, rgb)
         own = "JPEG" if picture.format == "MPO" else picture.format
         # A member of a shard may be called by a number alone.
         changed = image_format != own or not is_image_name(name)
-        image = to_pillow(output.image, picture, image_format)
+        check_sides(rgb.shape[1::-1], image_format)
+        image = to_pillow(rgb, picture, image_format)
         # Pillow has a copy of its own now.
-        output.image = None
+        del rgb
         data = to_file(image, picture, image_format, self.job.image.quality)
         return data, output_name(name, f".{image_format.lower()}" if changed else None)
 

@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from models.narrow import present
 from models.tasks.task import Sample
 from pipeline.images.pixels import Picture
+from pipeline.store_failures import class_of, reason
 
 
 @dataclass
@@ -25,6 +27,11 @@ class Item:
     error: dict[str, Any] | None = None
     row: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def decoded(self) -> Picture:
+        """The picture of an image that was decoded, until its output is made."""
+        return present(self.picture, "the decoded picture")
+
     def taken(self) -> bytes:
         """The encoded image, which the item then holds no more."""
         data, self.data = self.data, b""
@@ -35,9 +42,8 @@ class Item:
         return int(self.reference["image_id"][-8:], 16) < share * 2**32
 
     def sample(self, image_wanted: bool, quality_wanted: bool) -> Sample:
-        assert self.picture is not None
         seed = int(self.reference["image_id"][:16], 16)
-        return Sample(self.picture.rgb, self.picture.alpha, self.mask, seed, image_wanted, quality_wanted)
+        return Sample(self.decoded.rgb, self.decoded.alpha, self.mask, seed, image_wanted, quality_wanted)
 
 
 class Rejected(Exception):
@@ -46,3 +52,8 @@ class Rejected(Exception):
     def __init__(self, stage: str, error_class: str, message: str, transient: bool = False) -> None:
         super().__init__(message)
         self.row = {"stage": stage, "error_class": error_class, "error": message, "transient": transient}
+
+
+def unexpected(stage: str, error: Exception, transient: bool) -> Rejected:
+    """Return the reject of an image at which something failed that its stage does not name."""
+    return Rejected(stage, class_of(error), reason(error), transient)

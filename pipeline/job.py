@@ -28,4 +28,13 @@ class Job:
     lineage: dict[str, Any]
     batch_size: int
     threads: int
+    """Threads that fetch and decode."""
+    gpus: float
+    """The share of a GPU that Ray gives an actor, or 0. Ray hides no GPU from an actor without one, so torch cannot tell."""
+    torch_threads: int
+    """Threads of torch where the model runs on the CPU."""
     dtype: str | None
+    accept_damaged: bool = False
+    """Whether a picture that is damaged in part becomes a row rather than a reject."""
+    first_mark: str | None = None
+    """What `first_mark` of ownership.py gives: a file for an image without a row that is older than this one is no run's."""

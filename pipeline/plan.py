@@ -12,10 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.images.readers.opened import DAMAGED_IMAGE
 from pipeline.output.committed import newest_of, part_paths, rejected_of
+from pipeline.output.departed import absent_rejects
 from pipeline.progress import LOG_SECONDS
 from pipeline.schema import REFERENCE, image_id, version_of
-from pipeline.sources.source import Found, Listed
+from pipeline.sources.source import UNREADABLE_SHARD, Found, Listed
 from pipeline.sources.web import without_secrets
 from pipeline.storage import Store
 
@@ -47,8 +49,16 @@ class Plan:
     """The highest of the runs that made rows of what it found, or were to do some of it again."""
     rows: int
     """Rows that were there, of all images."""
+    moved: Counter[str]
+    """How many images have a newest row that was made from a source in another place than theirs is now, by that place."""
+    moved_example: str | None
+    """The name of one of them."""
+    absent: pa.Table | None = None
+    """Rejects of images that were not found (image_id, fence, run_id); None where a shard could not be looked into."""
     doubt: str | None = None
     """Why INPUT may be the wrong place."""
+    new_input: str | None = None
+    """Why a run refuses INPUT, unless it is told that it may be new."""
 
     @property
     def bytes_todo(self) -> int:
@@ -64,6 +74,7 @@ def make_plan(
     parameters: dict[str, Any],
     *,
     retry: bool = False,
+    accept_damaged: bool = False,
     limit: int | None = None,
 ) -> Plan:
     """Subtract what is committed from what is listed, and keep the rest.
@@ -73,22 +84,30 @@ def make_plan(
         source: what the paths of `listed` are relative to.
         parameters: what changes pixels or codes, beside the checkpoint.
         retry: do the rejects of the same version again, and nothing else; those with a transient cause always are.
+        accept_damaged: do the images again whose newest reject says that they are damaged.
     """
     inputs, ignored = references(listed, source, checkpoint_sha256, parameters)
     ids, versions = (inputs[name].combine_chunks() for name in ("image_id", "version"))
     results, rejects = part_paths(output, "results"), part_paths(output, "rejects")
-    newest = newest_of(output, results, ids, versions)
-    attempts, waits = rejected_of(output, rejects, ids, versions)
+    newest = newest_of(output, results, inputs)
+    attempts, waits = rejected_of(output, rejects, ids, versions, (DAMAGED_IMAGE,) if accept_damaged else ())
     done = newest.same & (newest.fence >= 0)
     waiting = waits & ~done
     kept = np.flatnonzero(~done & (attempts > 0 if retry else ~waiting))[:limit]
-    column = REFERENCE.get_field_index("attempts")
-    todo = inputs.take(kept).set_column(column, REFERENCE.field(column), pa.array(attempts[kept], pa.int32()))
-    redone = todo.select(["image_id"]).filter(pa.array(newest.there[kept]))
+    todo = inputs.take(kept)
+    for name, values in (("attempts", attempts[kept].astype(np.int32)), ("known", newest.there[kept])):
+        column = REFERENCE.get_field_index(name)
+        todo = todo.set_column(column, REFERENCE.field(column), pa.array(values))
+    redone = todo.select(["image_id"]).filter(todo["known"])
     doubled = inputs.select(["image_id"]).filter(pa.array(newest.rows > 1))
     waiting_rejects = 0 if retry else int(waiting.sum())
     parts, fence = {*results, *rejects}, int(newest.seen.max(initial=0))
+    unread = pc.any(pc.starts_with(inputs["problem"], UNREADABLE_SHARD)).as_py()
+    absent = None if unread else absent_rejects(output, rejects, ids)
     strange = bool(parts) and not newest.there.any() and not attempts.any()
+    moved = np.flatnonzero(newest.moved >= 0)
+    images = np.bincount(newest.moved[moved], minlength=len(newest.places))
+    places = Counter({place: int(images[number]) for place, number in newest.places.items() if images[number]})
     return Plan(
         todo,
         len(inputs),
@@ -101,13 +120,16 @@ def make_plan(
         strange,
         fence,
         newest.committed,
+        places,
+        inputs["rel_path"][int(moved[0])].as_py() if len(moved) else None,
+        absent,
     )
 
 
 def references(
     listed: Iterable[Found], source: Store, checkpoint_sha256: str, parameters: dict[str, Any]
 ) -> tuple[pa.Table, Counter[str]]:
-    """References to all that is listed (schema.REFERENCE, attempts 0), and the counts of what is no image by kind."""
+    """References to all that is listed (schema.REFERENCE, attempts 0, not known); counts of what is no image, by kind."""
     version = version_of(checkpoint_sha256, parameters)
     chunks, ignored = [REFERENCE.empty_table()], Counter[str]()
     named: set[bytes] = set()
@@ -134,6 +156,7 @@ def references(
             "source_uri": [uri_of(image, source) for image in images],
             "source_etag": [image.etag for image in images],
             "attempts": [0] * len(images),
+            "known": [False] * len(images),
         }
         columns |= {name: [getattr(image, name) for image in images] for name in REFERENCE.names if name not in columns}
         chunks.append(pa.table([pa.array(columns[field.name], field.type) for field in REFERENCE], schema=REFERENCE))

@@ -1,6 +1,8 @@
 """The actor: references in, rows out. Threads fetch and decode; batches of one padded size; threads finish (finish.py)."""
 
 import hashlib
+import logging
+import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,14 +14,17 @@ import torch
 
 from models.batches import padded_size
 from models.objectives import TASK_OBJECTIVES
-from models.precision import Precision, bf16_hardware
+from models.precision import Precision, chosen_dtype
 from models.tasks import TASKS
 from models.tasks.task import Params, SampleError
+from models.tiling import is_lost_device
 from pipeline.cluster.suspects import TRIED_BY_RUNS, Suspects
 from pipeline.cluster.tally import Tally
 from pipeline.finish import Finish
-from pipeline.images.pixels import ImageError, decode, pixels_of
-from pipeline.item import Item, Rejected
+from pipeline.images.masks import missing_in
+from pipeline.images.pixels import decode, pixels_of
+from pipeline.images.readers.opened import ImageError
+from pipeline.item import Item, Rejected, unexpected
 from pipeline.job import Job
 from pipeline.logs import configure_actor
 from pipeline.output.exemplars import kept_exemplars
@@ -29,6 +34,7 @@ from pipeline.sources.reading import ReadError, Reading
 from pipeline.sources.source import UNREADABLE_SHARD
 from pipeline.store_failures import reason
 
+log = logging.getLogger("imagemill.run")
 # Decoded pixels that wait for a batch of their size, before the largest group is run as it is.
 HELD_PIXELS = 64_000_000
 MODEL_PIXELS = {"cpu": 2_000_000, "cuda": 64_000_000}
@@ -50,12 +56,14 @@ class Predictor:
         self.task, self.objective = TASKS[job.task], TASK_OBJECTIVES[job.task]
         self.params: Params = self.task.Params(**job.params)
         self.schema = row_schema(self.task.columns, self.task.stores_latent)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if job.gpus and torch.cuda.is_available() else "cpu"
         if device == "cpu":
-            # One thread for each actor: two actors of one thread beat one of two by a third.
-            torch.set_num_threads(1)
-        bf16 = job.dtype == "bfloat16" if job.dtype else bf16_hardware(device)
-        self.precision = Precision(device, torch.bfloat16 if bf16 else torch.float32)
+            torch.set_num_threads(job.torch_threads)
+        elif job.gpus < 1:
+            # Or what torch keeps for one worker is missing to the others on its GPU.
+            torch.cuda.set_per_process_memory_fraction(job.gpus)
+        self.model_pixels = MODEL_PIXELS[device] if device == "cpu" else int(job.gpus * MODEL_PIXELS[device])
+        self.precision = Precision(device, chosen_dtype(device, job.dtype))
         model = kept_model(job.output, job.checkpoint_sha256, device)
         exemplars = kept_exemplars(job.output, job.exemplars, job.max_pixels)
         self.model = self.objective.prepare(model, self.params, exemplars, device)
@@ -66,7 +74,7 @@ class Predictor:
         self.tally = Tally(job.task, job.lineage["run_id"])
         configure_actor(job.lineage["run_id"])
         self.finish = Finish(job, self.task, self.tally)
-        self.tally.ready()
+        self.tally.ready(device, job.gpus > 0)
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """The rows of a block (schema.row_schema) in its order; in several tables where they take much memory."""
@@ -128,7 +136,7 @@ class Predictor:
             pixels = size[0] * size[1] * self.made_of_one
             waiting.setdefault(size, []).append(item)
             held += pixels
-            most = MODEL_PIXELS[self.precision.device] // pixels
+            most = self.model_pixels // pixels
             if len(waiting[size]) >= min(self.job.batch_size, max(1, most)):
                 held -= pixels * len(waiting[size])
                 yield waiting.pop(size)
@@ -181,7 +189,7 @@ class Predictor:
         except ReadError as e:
             item.error = Rejected("fetch", e.error_class, str(e), e.transient).row
         except Exception as e:  # noqa: BLE001 - whatever it is, it is this image's alone
-            item.error = Rejected("fetch", type(e).__name__, reason(e), isinstance(e, MemoryError)).row
+            item.error = unexpected("fetch", e, isinstance(e, MemoryError)).row
         return item
 
     def _decode(self, item: Item) -> Item:
@@ -189,43 +197,54 @@ class Predictor:
             return item
         try:
             with self.tally.time("decode"):
-                item.picture = decode(item.taken(), self.job.max_pixels, self.job.image)
+                item.picture = decode(item.taken(), self.job.max_pixels, self.job.image, self.job.accept_damaged)
                 item.mask = self._mask(item.mask_data) if item.mask_data is not None else None
         except Rejected as e:
             item.error = e.row
         except ImageError as e:
             item.error = Rejected("decode", e.error_class, str(e)).row
         except Exception as e:  # noqa: BLE001 - as in _read
-            item.error = Rejected("decode", type(e).__name__, reason(e), isinstance(e, MemoryError)).row
+            item.error = unexpected("decode", e, isinstance(e, MemoryError)).row
         item.mask_data = None
         return item
 
     def _mask(self, data: bytes) -> np.ndarray:
-        """(H,W) uint8 of a mask file."""
+        """(H,W) uint8 of a mask file: 255 where the image is missing, else 0."""
         try:
-            return decode(data, self.job.max_pixels).rgb.max(2)
+            return missing_in(data, self.job.max_pixels)
         except ImageError as e:
             raise Rejected("decode", f"Mask{e.error_class}", f"the mask: {e}") from None
 
     def _run(self, batch: list[Item]) -> None:
-        """The model over one batch; if that fails, over its halves, down to the image that fails alone."""
+        """Run the model over a batch; if that fails, over its halves, down to the image that fails alone."""
+        error = self._predict(batch)
+        if error is None:
+            return
+        if len(batch) == 1:
+            batch[0].error = error
+            return
+        # Halves, so that what did not fit into memory together goes on in batches as large as may be. Here no exception is
+        # handled, whose traceback would keep the memory of the whole batch.
+        self._run(batch[: len(batch) // 2])
+        self._run(batch[len(batch) // 2 :])
+
+    def _predict(self, batch: list[Item]) -> dict[str, Any] | None:
+        """Give the items of a batch their outputs; where that fails return the row of a reject."""
         image_wanted = self.job.reconstruct or not self.task.stores_latent
         samples = [item.sample(image_wanted, item.among(self.job.quality)) for item in batch]
         try:
             with self.tally.time("model"):
                 outputs = self.objective.predict(self.model, samples, self.params, self.precision)
+        except SampleError as e:
+            return Rejected("model", e.error_class, str(e)).row
         except Exception as e:  # noqa: BLE001 - as in _read
-            if len(batch) > 1:
-                # Halves, so that what did not fit into memory together goes on in batches as large as may be.
-                self._run(batch[: len(batch) // 2])
-                self._run(batch[len(batch) // 2 :])
-                return
-            if isinstance(e, SampleError):
-                batch[0].error = Rejected("model", e.error_class, str(e)).row
-                return
+            if is_lost_device(e):
+                log.critical(
+                    "the GPU can no longer be used: %s. The process ends, so that another takes its place", reason(e)
+                )
+                os._exit(1)
             # torch says RuntimeError for want of memory and for a sick device, neither of which is the image's fault.
-            transient = isinstance(e, MemoryError | RuntimeError)
-            batch[0].error = Rejected("model", type(e).__name__, reason(e), transient).row
-            return
+            return unexpected("model", e, isinstance(e, MemoryError | RuntimeError)).row
         for item, output in zip(batch, outputs, strict=True):
             item.row["output"] = output
+        return None

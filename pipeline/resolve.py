@@ -12,10 +12,13 @@ from models.tasks.task import Params, Task
 from pipeline.config import RunConfig, validate
 from pipeline.errors import ConfigError, StorageError
 from pipeline.images.pixels import LOSSY
-from pipeline.output.committed import last_records, part_paths, read_parts
+from pipeline.output.committed import last_records, part_paths, read_parts, run_ids, run_records
 from pipeline.output.exemplars import exemplars_of
+from pipeline.output.origins import is_same
+from pipeline.output.ownership import check_output
 from pipeline.plan import Plan, make_plan
 from pipeline.sources import Input, input_of, listing
+from pipeline.sources.web import without_secrets
 from pipeline.storage import Store
 from pipeline.store_failures import STORE_FAILURES, reason
 
@@ -119,8 +122,9 @@ def storage_errors(job: Resolved) -> Iterator[None]:
 
 
 def check_ends(job: Resolved) -> None:
-    """Raises: ConfigError when OUTPUT belongs to another task."""
+    """Raises: ConfigError when OUTPUT belongs to another task, or to somebody else."""
     with storage_errors(job):
+        check_output(job.output)
         for path in part_paths(job.output, "results")[:1]:
             there = read_parts(job.output, [path], ["task"])["task"][0].as_py()
             if there != job.task.name:
@@ -136,9 +140,16 @@ def plan_of(job: Resolved, keep: bool = False) -> Plan:
     with storage_errors(job):
         listed = listing(job.source, job.output, masks=job.task.wants_mask(job.params), keep=keep)
         plan = make_plan(
-            listed, job.source.store, job.output, job.card.sha256, job.parameters, retry=config.retry, limit=config.limit
+            listed,
+            job.source.store,
+            job.output,
+            job.card.sha256,
+            job.parameters,
+            retry=config.retry,
+            accept_damaged=config.accept_damaged,
+            limit=config.limit,
         )
-        plan.doubt = doubt_of(job, plan)
+        plan.doubt, plan.new_input = doubt_of(job, plan), new_input_of(job, plan)
         if plan.doubt:
             log.warning("%s", plan.doubt)
     return plan
@@ -152,9 +163,37 @@ def doubt_of(job: Resolved, plan: Plan) -> str | None:
     if not plan.strange:
         others = f" (other files: {plan.ignored.total():,})" if plan.ignored else ""
         return None if plan.found else f"{job.source.url} holds no image{others}: is it the right place?"
-    before = [record["input"] for record in last_records(job.output)]
+    # A run that ended before its plan took nothing from its input.
+    before = [record["input"] for record in last_records(job.output) if "planned" in record]
     if plan.found and job.source.url in before:
         return None
     said = f"{job.source.url} holds none of the images that {job.output.url} has rows of"
     filled = f", which was filled from {before[-1]}" if before else ""
     return f"{said}{filled}: is it the right place, and all there?"
+
+
+def new_input_of(job: Resolved, plan: Plan) -> str | None:
+    """Why a run must not do this plan: it would replace the outputs of images of the same names from another place.
+
+    None where the config allows it, and where the last run that was allowed to was one over this INPUT.
+    """
+    if not plan.moved or job.config.allow_new_input:
+        return None
+    records = run_records(job.output, run_ids(job.output))
+    allowed = max((record for record in records if "moved_from" in record), key=fence_of, default=None)
+    if allowed and is_same(allowed["input"], job.source.url):
+        return None
+    [(place, _)] = plan.moved.most_common(1)
+    others = f" and {len(plan.moved) - 1:,} other places" if len(plan.moved) > 1 else ""
+    known = (
+        f"{plan.moved.total():,} of its {plan.found:,} images have rows that were made from {without_secrets(place)}{others}"
+    )
+    return (
+        f"input {job.source.url}: {known} (for example {without_secrets(str(plan.moved_example))}), whose outputs in "
+        f"{job.output.url} it must not replace. Give another OUTPUT; or, if INPUT was moved or renamed, --allow-new-input "
+        "(allow_new_input: true)"
+    )
+
+
+def fence_of(record: dict[str, Any]) -> int:
+    return int(record["fence"])

@@ -23,6 +23,7 @@ from pipeline.execute import committed_ids, execute, spare, stage
 from pipeline.logs import RunName
 from pipeline.output.committed import RUN_ID
 from pipeline.output.compact import compact
+from pipeline.output.departed import note_departed
 from pipeline.output.lease import Lease
 from pipeline.output.replaced import settle
 from pipeline.reports.report import leave_report
@@ -36,6 +37,8 @@ from pipeline.store_failures import STORE_FAILURES, reason
 log = logging.getLogger("imagemill.run")
 COMMITTED = {"ok": "results", "rejected": "rejects"}
 """Counts of a run that did not come to its account: of rows that are there, where more images may have been done."""
+MOVED_SHOWN = 10
+"""Places that images were in before, and what run.json says of them."""
 KEPT_VERSIONS = ("imagemill", "ray", "torch", "pyarrow", "pillow", "numpy", "s3fs")
 
 
@@ -104,11 +107,17 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
                 settle(job.output)
                 with stage(seconds, "plan"):
                     plan = plan_of(job, keep=True)
+                if plan.new_input:
+                    raise ConfigError(plan.new_input)
                 lease.rise(above=plan.fence)
+                if plan.absent is not None:
+                    note_departed(job.output, job.source.url, plan.absent)
                 record["fence"] = lease.fence
                 record |= {"found": plan.found, "ignored": plan.ignored.total(), "done_before": plan.done}
+                record["ignored_by_kind"] = dict(plan.ignored.most_common())
                 record |= {"rejects_waiting": plan.rejects_waiting, "planned": len(plan.todo)}
                 record |= {"doubt": plan.doubt} if plan.doubt else {}
+                record |= {"moved_from": dict(plan.moved.most_common(MOVED_SHOWN))} if plan.moved else {}
                 if len(plan.todo):
                     execute(job, plan, lease, record, seconds)
                 with stage(seconds, "account"):
@@ -151,9 +160,8 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
                 # How the run ended says more than that its page was left out.
                 if not record["exit_code"]:
                     raise
-        assert plan is not None
         # Last: the report knows its run's parts by what was not there before.
-        if len(plan.todo):
+        if plan and len(plan.todo):
             compact(job.output, plan.parts, config.compression_level, lease.check)
         return record
 

@@ -39,6 +39,8 @@ SOURCE = [
     ("icc", pa.string()),
     # JSON of what a shard or manifest carried along with the image.
     ("extra", pa.string()),
+    # Whether picture data of the file is damaged or missing; null in parts of older versions.
+    ("damaged", pa.bool_()),
 ]
 LINEAGE = [
     ("task", pa.string()),
@@ -75,6 +77,8 @@ REFERENCE = pa.schema(
         *IDENTITY,
         ("size", pa.int64()),
         ("attempts", pa.int32()),
+        # Whether OUTPUT holds a row of it, whose file the new one replaces.
+        ("known", pa.bool_()),
         ("problem", pa.string()),
         ("mask_path", pa.string()),
         ("mask_offset", pa.int64()),

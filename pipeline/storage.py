@@ -1,29 +1,37 @@
 """Bytes by relative path in a folder or a bucket prefix, by fsspec; a write appears at once or not at all."""
 
 import errno
+import logging
 import os
 import re
 import secrets
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import fsspec
-from fsspec.asyn import sync
+from fsspec.asyn import sync as wait_for
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import ConfigError, StorageError
-from pipeline.store_failures import Answer, check_body, check_length, content_md5, patiently, reason, refusal
-from pipeline.store_listing import NO_FILE, Entry, local_etag, local_files
+from pipeline.etags import etags_of
+from pipeline.store_failures import Answer, busy_pause, check_length, content_md5, patiently, reason, refusal
+from pipeline.store_listing import NO_FILE, Entry, local_etag, local_files, without_markers
 
+log = logging.getLogger("imagemill.storage")
 SCHEMES = ("file", "s3")
 CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
 FOLDERS_AT_ONCE = 16
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EISDIR)
+"""What file systems answer that have nothing to bring to a disk, or cannot do it for folders."""
 TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 
 
@@ -72,13 +80,64 @@ def split_scheme(url: str) -> tuple[str, str]:
     return scheme, os.path.abspath(path) if scheme == "file" else path.strip("/")
 
 
+def sync(file: int) -> None:
+    """Wait until a file or a folder is on the disk itself, where its file system can do that."""
+    try:
+        os.fsync(file)
+    except OSError as e:
+        if e.errno not in NO_SYNC:
+            raise
+
+
 def sync_folder(folder: Path) -> None:
     """The names in a folder on the disk itself: a file that is there may not be after a power cut, while its data is."""
-    opened = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(opened)
+        opened = os.open(folder, os.O_RDONLY)
+    except OSError as e:
+        if e.errno in NO_SYNC:
+            return
+        raise
+    try:
+        sync(opened)
     finally:
         os.close(opened)
+
+
+def move_over(temporary: Path, target: Path) -> None:
+    """Give a file its name, in the place of the file that has it."""
+    try:
+        temporary.replace(target)
+    except FileExistsError:
+        # Only a file system that cannot rename over a file says so. For a moment there is no file of that name.
+        target.unlink()
+        temporary.replace(target)
+
+
+def link_new(temporary: Path, target: Path, data: bytes) -> bool:
+    """Give a written file its name, whole from the first moment on, if no file has it; False when one does.
+
+    Where hard links do not exist (exFAT, many FUSE file systems) a file of that name is created, and then written: no two
+    writers get it, but a reader may see a part of its content.
+    """
+    try:
+        target.hardlink_to(temporary)
+        return True
+    except FileExistsError:
+        # NFS repeats a request whose answer was lost, and then finds the link that it made.
+        return target.exists() and target.samefile(temporary)
+    except OSError as no_link:
+        log.debug("%s: no hard link (%s): created exclusively", target, no_link)
+    try:
+        file = target.open("xb")
+    except FileExistsError:
+        return False
+    try:
+        with file:
+            file.write(data)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+    return True
 
 
 def found_in_bucket(store: "Store", root: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -107,9 +166,8 @@ class Store:
         self.url = self.root if self.scheme == "file" else f"s3://{self.root}"
         if self.scheme == "s3" and not self.root:
             raise ConfigError(f"{url}: a bucket is missing")
-        endpoint = self.config.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        if self.scheme == "s3" and endpoint and not endpoint.startswith(("http://", "https://")):
-            raise ConfigError(f"the S3 endpoint {endpoint} must begin with http:// or https://")
+        if not self.local and self.endpoint and not self.endpoint.startswith(("http://", "https://")):
+            raise ConfigError(f"the S3 endpoint {self.endpoint} must begin with http:// or https://")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Store, (self.url, self.config)
@@ -118,11 +176,19 @@ class Store:
     def local(self) -> bool:
         return self.scheme == "file"
 
+    @property
+    def endpoint(self) -> str | None:
+        """Where S3 is, as the configuration or the environment says; None for AWS."""
+        return self.config.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
     @cached_property
     def fs(self) -> Any:
         if self.local:
             return LocalFileSystem()
-        return fsspec.filesystem("s3", **self.config.options())
+        fs = fsspec.filesystem("s3", **self.config.options())
+        # Before botocore's own handler: the first one that knows how long to wait decides.
+        fs.s3.meta.events.register_first("needs-retry.s3", busy_pause, unique_id="imagemill-busy")
+        return fs
 
     def lies_in(self, other: "Store") -> bool:
         """Whether this place is the other one or below it, links followed."""
@@ -167,18 +233,22 @@ class Store:
         answer: dict[str, Any] = self.fs.call_s3(method, Bucket=bucket, Key=key, **more)
         return answer
 
-    def entries(self, path: str = "") -> Iterator[Entry]:
+    def entries(self, path: str = "", may_skip: Callable[[str], bool] | None = None) -> Iterator[Entry]:
         """Every object below `path`, of any name; none where no folder is.
+
+        Args: may_skip: folders on a disk, by their path below `path`, that may be unreadable (local_files).
 
         Raises: StorageError when the store cannot be listed, or its bucket does not exist.
         """
         if self.local:
-            yield from (replace(entry, path=self.relative(entry.path)) for entry in local_files(self.full(path)))
+            yield from (replace(entry, path=self.relative(entry.path)) for entry in local_files(self.full(path), may_skip))
             return
         try:
-            for full, info in found_in_bucket(self, self.full(path)):
-                if info["type"] == "file" and not full.endswith("/"):
-                    yield Entry(self.relative(full), int(info["size"]), info["ETag"].strip('"'))
+            found = found_in_bucket(self, self.full(path))
+            files = ((full, info) for full, info in found if info["type"] == "file" and not full.endswith("/"))
+            yield from without_markers(
+                Entry(self.relative(full), int(info["size"]), info["ETag"].strip('"')) for full, info in files
+            )
         except FileNotFoundError as e:
             if refusal(e)[1] == "NoSuchBucket":
                 bucket = self.root.partition("/")[0]
@@ -197,8 +267,17 @@ class Store:
         except FileNotFoundError:
             return []
 
+    def has_files(self, path: str) -> bool:
+        """Whether there is a file of this name, or any below a folder of this name. Raises: as `entries`."""
+        if self.local and os.path.lexists(self.full(path)) and not os.path.isdir(self.full(path)):
+            return True
+        return next(self.entries(path), None) is not None
+
     def entry(self, path: str) -> Entry:
-        """One object. Raises: FileNotFoundError, IsADirectoryError, OSError for a pipe, what the store's client raises."""
+        """One object; an empty one on S3 next to others below its name stands for a folder.
+
+        Raises: FileNotFoundError, IsADirectoryError, OSError for a pipe, what the store's client raises.
+        """
         if self.local:
             status = os.stat(self.full(path))
             if stat.S_ISDIR(status.st_mode):
@@ -207,9 +286,32 @@ class Store:
                 raise OSError(errno.EINVAL, NO_FILE, self.uri(path))
             return Entry(path, status.st_size, local_etag(status))
         info = self.ask(lambda: self.fs.info(self.full(path)))
-        if info["type"] == "directory":
+        if info["type"] == "directory" or (not info["size"] and self.is_prefix(path)):
             raise IsADirectoryError(errno.EISDIR, "a folder, not a file", self.uri(path))
         return Entry(path, int(info["size"]), info["ETag"].strip('"'))
+
+    def age(self, path: str) -> float:
+        """Return the seconds since an object was written, by the store's own clock; below 0 when that clock was set back.
+
+        Raises: FileNotFoundError, OSError, BotoCoreError.
+        """
+        if not self.local:
+            answer = self.ask(lambda: self._call("head_object", path))
+            date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+            now = parsedate_to_datetime(date) if date else datetime.now(UTC)
+            return float((now - answer["LastModified"]).total_seconds())
+        # A disk of the network has its server's clock: a new file shows what it says.
+        with tempfile.NamedTemporaryFile(dir=os.path.dirname(self.full(path)), prefix=".", suffix=".tmp") as probe:
+            return os.stat(probe.name).st_mtime - os.stat(self.full(path)).st_mtime
+
+    def is_prefix(self, path: str) -> bool:
+        """Whether anything lies below a name on S3, where an object may have that name too.
+
+        Raises: OSError, or what the store's client raises.
+        """
+        bucket, _, key = self.full(path).partition("/")
+        request = partial(self.fs.call_s3, "list_objects_v2", Bucket=bucket, Prefix=f"{key}/", MaxKeys=1)
+        return bool(self.ask(request).get("Contents"))
 
     def read(self, path: str) -> bytes:
         """A whole object; from S3 with its length and, where the etag is one, its MD5 checked.
@@ -221,10 +323,15 @@ class Store:
             self.entry(path)
             return Path(self.full(path)).read_bytes()
 
+        bucket = f"s3://{self.root.partition('/')[0]}"
+        etags = etags_of(f"{bucket} at {self.endpoint}" if self.endpoint else bucket)
+        earlier: set[str] = set()
+
         def get() -> bytes:
             answer = self._call("get_object", path)
             data = self._body(answer)
-            check_body(self.uri(path), data, answer)
+            check_length(self.uri(path), data, answer)
+            etags.check(self.uri(path), data, answer, earlier)
             return data
 
         return patiently(get)
@@ -260,7 +367,7 @@ class Store:
                 data: bytes = await stream.read()
                 return data
 
-        body: bytes = sync(self.fs.loop, drain)
+        body: bytes = wait_for(self.fs.loop, drain)
         return body
 
     def write(self, path: str, data: bytes, durable: bool = False) -> None:
@@ -280,15 +387,15 @@ class Store:
                 f.write(data)
                 if durable:
                     f.flush()
-                    os.fsync(f.fileno())
-            temporary.replace(target)
+                    sync(f.fileno())
+            move_over(temporary, target)
             if durable:
                 sync_folder(target.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write only where nothing is (If-None-Match on S3, an exclusive link locally); False when something else was."""
+        """Write only where nothing is (If-None-Match on S3, `link_new` on a disk); False when something else was."""
         if not self.local:
             condition = {"IfNoneMatch": "*", "ContentMD5": content_md5(data)}
             try:
@@ -304,12 +411,25 @@ class Store:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.write_bytes(data)
-            target.hardlink_to(temporary)
-            return True
-        except FileExistsError:
-            return False
+            return link_new(temporary, target, data)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def folds_case(self) -> bool:
+        """Return whether two names that differ in case name one file here, as on exFAT, and on most disks of macOS."""
+        if not self.local:
+            return False
+        root = Path(self.root)
+        place = next(folder for folder in (root, *root.parents) if folder.is_dir())
+        # Of the form of TEMPORARY, with a letter: `sweep` removes what a killed process leaves.
+        probe = place / f".{secrets.token_hex(7)}ab.tmp"
+        try:
+            probe.touch()
+            return probe.with_name(probe.name.upper()).exists()
+        except OSError:
+            return False  # what is written next says why
+        finally:
+            probe.unlink(missing_ok=True)
 
     def delete(self, path: str) -> None:
         """Raises: FileNotFoundError on a local disk; S3 does not say whether there was anything."""

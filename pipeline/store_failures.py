@@ -4,9 +4,11 @@ import base64
 import errno
 import hashlib
 import logging
-import re
+import os
+import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import aiohttp
 import pyarrow as pa
@@ -21,19 +23,31 @@ from tenacity import (
     wait_exponential_jitter,
 )
 
+from pipeline.pauses import BUSY, answered, pause, retry_after
+
 log = logging.getLogger("imagemill.storage")
 STORE_FAILURES = (OSError, BotoCoreError, aiohttp.ClientError)
 """What the clients of stores raise."""
-MD5 = re.compile("[0-9a-f]{32}")
 MENDABLE = ("BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch")
 """What S3 answers with status 400 when a request was damaged or cut off on its way."""
 Answer = TypeVar("Answer")
 
 
 def reason(error: BaseException) -> str:
-    """One line for a person: what kind of failure, and what the library said."""
-    text = " ".join(str(error).split())[:300]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    """One line for a person: what kind of failure, and what the library said.
+
+    An assertion has no kind that says anything: its place stands for it.
+    """
+    kind, text = type(error).__name__, " ".join(str(error).split())[:300]
+    if isinstance(error, AssertionError):
+        place = traceback.extract_tb(error.__traceback__)[-1:]
+        kind = "a check failed" + "".join(f" in {os.path.basename(f.filename)}, line {f.lineno}" for f in place)
+    return f"{kind}: {text}" if text else kind
+
+
+def class_of(error: BaseException) -> str:
+    """Return the error class of a reject that an unexpected error made."""
+    return "FailedCheck" if isinstance(error, AssertionError) else type(error).__name__
 
 
 def refusal(error: BaseException) -> tuple[int, str]:
@@ -77,6 +91,27 @@ def patiently(request: Callable[[], Answer], damage: tuple[type[Exception], ...]
     return tries(request)
 
 
+def busy_pause(response: Any, attempts: int, **_: Any) -> float | None:
+    """Return the seconds after which botocore repeats a request that a busy server refused, None where it decides itself.
+
+    A handler of botocore's event `needs-retry`, which knows no Retry-After.
+
+    Args: response: what came, as (HTTP response, parsed answer), or None.
+    """
+    if response is None:
+        return None
+    http = response[0]
+    host = urlsplit(http.url).netloc
+    if http.status_code not in BUSY:
+        answered(host)
+        return None
+    asked = retry_after(http.headers)
+    if asked is None or (seconds := pause(host, asked, attempts)) is None:
+        return None
+    log.info("%s is busy (HTTP %d): asked again after %.1f s", host, http.status_code, seconds)
+    return seconds
+
+
 def content_md5(data: bytes) -> str:
     """What tells the store whether it got what was sent."""
     return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
@@ -86,18 +121,3 @@ def check_length(path: str, data: bytes, answer: dict[str, Any]) -> None:
     """Raises: OSError when fewer bytes came than were announced."""
     if len(data) != answer["ContentLength"]:
         raise OSError(errno.EIO, f"{len(data)} of {answer['ContentLength']} bytes came", path)
-
-
-def check_body(path: str, data: bytes, answer: dict[str, Any]) -> None:
-    """Compare a whole object with the length and the etag that came with it.
-
-    An etag is no MD5 where the object was put in parts (it has a dash then) or lies encrypted by KMS or a key
-    of the client.
-
-    Raises: OSError when they differ.
-    """
-    etag = answer.get("ETag", "").strip('"')
-    opaque = "aws:" in answer.get("ServerSideEncryption", "") or answer.get("SSECustomerAlgorithm")
-    check_length(path, data, answer)
-    if MD5.fullmatch(etag) and not opaque and hashlib.md5(data, usedforsecurity=False).hexdigest() != etag:
-        raise OSError(errno.EIO, f"the bytes that came do not have the MD5 of their etag {etag}", path)

@@ -84,7 +84,8 @@ def ray_session(rclone_url: str) -> Iterator[None]:
 
     ensure_token()
     before = dict(os.environ)
-    os.environ.update(environment_of(rclone_url))
+    # Figures and pictures of tests are those of a CPU, on a machine with a GPU as well.
+    os.environ.update(environment_of(rclone_url) | {"CUDA_VISIBLE_DEVICES": ""})
     with connected(None, num_cpus=1):
         os.environ.clear()
         os.environ.update(before)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.options import Address, Checkpoint, Output, Set, Storage, merged, storage_of
+from jobs.cli.options import Address, Checkpoint, Output, Overwrite, Set, Storage, merged, storage_of
 
 
 def train(
@@ -14,12 +14,13 @@ def train(
     ] = None,
     output: Output = None,
     address: Address = None,
+    overwrite: Overwrite = False,
     set_: Set = None,
 ) -> None:
     """Train a checkpoint; the same command resumes what it left."""
     from jobs.train import show_training
 
-    show_training(merged(config, set_, {"input": input, "output": output, "address": address}), config)
+    show_training(merged(config, set_, {"input": input, "output": output, "address": address}), config, overwrite)
 
 
 def evaluate(
@@ -34,13 +35,14 @@ def evaluate(
         list[float] | None, typer.Option("--at", help="noise level, quantiser step, alpha; may be repeated")
     ] = None,
     update_card: Annotated[bool, typer.Option("--update-card", help="write the figures into the checkpoint's card")] = False,
+    overwrite: Overwrite = False,
     set_: Set = None,
 ) -> None:
     """Measure a model through the whole product, beside what can be had without it."""
     from jobs.evaluate import show_evaluation
 
     flags = {"task": task, "input": input, "output": output, "checkpoint": checkpoint, "at": at}
-    show_evaluation(merged(config, set_, flags), config or "command line", update_card)
+    show_evaluation(merged(config, set_, flags), config or "command line", update_card, overwrite)
 
 
 def list_models(context: typer.Context) -> None:
@@ -61,8 +63,8 @@ def show_model(
     show_checkpoint(checkpoint, storage_of(config, checkpoint))
 
 
-def demo(output: Annotated[str, typer.Argument(metavar="FOLDER")] = "demo") -> None:
+def demo(output: Annotated[str, typer.Argument(metavar="FOLDER")] = "demo", overwrite: Overwrite = False) -> None:
     """Run every task on photos that scikit-image carries, and draw what came out."""
     from jobs.demo import run_demo
 
-    run_demo(output)
+    run_demo(output, overwrite)

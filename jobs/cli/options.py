@@ -16,12 +16,21 @@ SET_HELP = "override a key of the YAML, as params.step=40; the value is YAML; ma
 Set = Annotated[list[str] | None, typer.Option("--set", help=SET_HELP, metavar="KEY=VALUE")]
 Limit = Annotated[int | None, typer.Option("--limit", help="do at most so many images", min=1)]
 Retry = Annotated[bool | None, typer.Option("--retry", help="do rejected images again, and nothing else")]
+AllowNewInput = Annotated[
+    bool | None,
+    typer.Option("--allow-new-input", help="INPUT was moved or renamed: accept images that OUTPUT holds from another place"),
+]
+AcceptDamaged = Annotated[
+    bool | None, typer.Option("--accept-damaged", help="keep damaged images, with damaged = true in their rows")
+]
 Reconstruct = Annotated[bool | None, typer.Option("--reconstruct", help="write the decoded images, as PNG")]
 Address = Annotated[str | None, typer.Option("--address", help="a Ray cluster that exists")]
 InputArgument = Annotated[str, typer.Argument(metavar="INPUT", help=INPUT_HELP)]
 OutputArgument = Annotated[str, typer.Argument(metavar="OUTPUT", help="folder or s3://bucket/prefix")]
 Run = Annotated[str | None, typer.Option("--run", help="rows of this run alone", metavar="ID")]
 Checkpoint = Annotated[str | None, typer.Option("--checkpoint", help="bundled name, folder or URL")]
+OVERWRITE_HELP = "replace files that imagemill did not write, or that were changed since"
+Overwrite = Annotated[bool, typer.Option("--overwrite", help=OVERWRITE_HELP)]
 Sheet = Annotated[str | None, typer.Option("--sheet", help="draw them into a picture", metavar="FILE.png")]
 
 

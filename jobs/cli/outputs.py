@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.options import OutputArgument, Run, Sheet, Storage, store
+from jobs.cli.options import OutputArgument, Overwrite, Run, Sheet, Storage, store
 from pipeline.errors import ConfigError
 
 
@@ -28,12 +28,13 @@ def failures(
     export: Annotated[
         str | None, typer.Option("--export", help="write them to a file", metavar="FILE.csv|.jsonl|.parquet")
     ] = None,
+    overwrite: Overwrite = False,
     config: Storage = None,
 ) -> None:
     """List the rejects with their reasons; `--retry` on a run does them again."""
     from jobs.failures import show_failures
 
-    show_failures(store(output, config), by_reason, export)
+    show_failures(store(output, config), by_reason, export, overwrite)
 
 
 def report(
@@ -53,12 +54,13 @@ def decode(
     where: Annotated[
         str | None, typer.Option("--where", help='only rows for which this holds, as in "psnr_db < 30"', metavar="SQL")
     ] = None,
+    overwrite: Overwrite = False,
     config: Storage = None,
 ) -> None:
     """Turn the latents of OUTPUT, or of an export of it, back into PNG images."""
     from jobs.decode import decode_output
 
-    decode_output(store(output, config), store(dest, config), where)
+    decode_output(store(output, config), store(dest, config), where, overwrite)
 
 
 def export(
@@ -106,12 +108,13 @@ def search(
     ] = None,
     k: Annotated[int, typer.Option("-k", help="how many", min=1)] = 10,
     sheet: Sheet = None,
+    overwrite: Overwrite = False,
     config: Storage = None,
 ) -> None:
     """Find the images of OUTPUT that are most like one, by their latents."""
     from jobs.search import show_search
 
-    show_search(store(output, config), image, id_, k, sheet)
+    show_search(store(output, config), image, id_, k, sheet, overwrite)
 
 
 def duplicates(
@@ -125,21 +128,23 @@ def duplicates(
         typer.Option("--export", help="write them to a file, instead of a table", metavar="FILE.csv|.jsonl|.parquet"),
     ] = None,
     sheet: Sheet = None,
+    overwrite: Overwrite = False,
     config: Storage = None,
 ) -> None:
     """Find the images of OUTPUT that are copies of each other: resized, recompressed, cropped, mirrored."""
     from jobs.duplicates import show_duplicates
 
-    show_duplicates(store(output, config), threshold, export, sheet)
+    show_duplicates(store(output, config), threshold, export, sheet, overwrite)
 
 
 def map_(
     output: OutputArgument,
     page: Annotated[str, typer.Argument(metavar="PAGE.html", help="file to write")] = "map.html",
     method: Annotated[str, typer.Option("--method", help="pca, or umap where umap-learn is installed")] = "pca",
+    overwrite: Overwrite = False,
     config: Storage = None,
 ) -> None:
     """Draw the images of OUTPUT as a map in one HTML page: clusters, outliers, thumbnails."""
     from jobs.map import write_map
 
-    write_map(store(output, config), page, method)
+    write_map(store(output, config), page, method, overwrite)

@@ -6,7 +6,9 @@ from typing import Annotated
 import typer
 
 from jobs.cli.options import (
+    AcceptDamaged,
     Address,
+    AllowNewInput,
     Checkpoint,
     Config,
     Input,
@@ -35,6 +37,8 @@ def run(
     output: Output = None,
     limit: Limit = None,
     retry: Retry = None,
+    allow_new_input: AllowNewInput = None,
+    accept_damaged: AcceptDamaged = None,
     reconstruct: Reconstruct = None,
     address: Address = None,
     run_id: Annotated[str | None, typer.Option("--run-id", help="what the run is called; a new name when absent")] = None,
@@ -42,6 +46,7 @@ def run(
 ) -> None:
     """Run a job: list INPUT, subtract what OUTPUT already holds, do the rest."""
     flags = {"input": input, "output": output, "limit": limit, "retry": retry, "reconstruct": reconstruct}
+    flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     batch(effective(config, set_, **flags, address=address), run_id)
 
 
@@ -51,6 +56,8 @@ def submit(
     output: Output = None,
     limit: Limit = None,
     retry: Retry = None,
+    allow_new_input: AllowNewInput = None,
+    accept_damaged: AcceptDamaged = None,
     reconstruct: Reconstruct = None,
     address: Annotated[
         str | None,
@@ -70,6 +77,7 @@ def submit(
         code = follow_to_end(address, insecure, resume)
     else:
         flags = {"input": input, "output": output, "limit": limit, "retry": retry, "reconstruct": reconstruct}
+        flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
         code = submit_and_follow(effective(config, set_, **flags), address, insecure, wait)
     raise typer.Exit(code)
 
@@ -81,6 +89,8 @@ def plan(
     output: Output = None,
     limit: Limit = None,
     retry: Retry = None,
+    allow_new_input: AllowNewInput = None,
+    accept_damaged: AcceptDamaged = None,
     reconstruct: Reconstruct = None,
     address: Address = None,
     set_: Set = None,
@@ -89,6 +99,7 @@ def plan(
     from jobs.batch import show_plan
 
     flags = {"input": input, "output": output, "limit": limit, "retry": retry, "reconstruct": reconstruct}
+    flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     show_plan(effective(config, set_, task=task, **flags, address=address))
 
 
@@ -112,12 +123,15 @@ def compress(
     checkpoint: Checkpoint = None,
     limit: Limit = None,
     retry: Retry = None,
+    allow_new_input: AllowNewInput = None,
+    accept_damaged: AcceptDamaged = None,
     config: Config = None,
     address: Address = None,
     set_: Set = None,
 ) -> None:
     """Images to latent codes in Parquet."""
     flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "reconstruct": reconstruct, "address": address}
+    flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     params = {"step": step, "coding": coding}
     batch(effective(config, set_, task="compress", input=input, output=output, params=params, **flags))
 
@@ -131,12 +145,15 @@ def denoise(
     checkpoint: Checkpoint = None,
     limit: Limit = None,
     retry: Retry = None,
+    allow_new_input: AllowNewInput = None,
+    accept_damaged: AcceptDamaged = None,
     config: Config = None,
     address: Address = None,
     set_: Set = None,
 ) -> None:
     """Noisy photos to clean ones."""
     flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "address": address}
+    flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     batch(effective(config, set_, task="denoise", input=input, output=output, params={"sigma": sigma}, **flags))
 
 
@@ -150,12 +167,15 @@ def inpaint(
     checkpoint: Checkpoint = None,
     limit: Limit = None,
     retry: Retry = None,
+    allow_new_input: AllowNewInput = None,
+    accept_damaged: AcceptDamaged = None,
     config: Config = None,
     address: Address = None,
     set_: Set = None,
 ) -> None:
     """Fill holes, scratches, lost pixels or one missing colour plane; known pixels stay bit-identical."""
     flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "address": address}
+    flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     params = {"missing": missing or ("key" if key else None), "key": key}
     batch(effective(config, set_, task="inpaint", input=input, output=output, params=params, **flags))
 
@@ -167,12 +187,15 @@ def colorize(
     checkpoint: Checkpoint = None,
     limit: Limit = None,
     retry: Retry = None,
+    allow_new_input: AllowNewInput = None,
+    accept_damaged: AcceptDamaged = None,
     config: Config = None,
     address: Address = None,
     set_: Set = None,
 ) -> None:
     """Gray photos to coloured ones whose luma is exactly the same."""
     flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "address": address}
+    flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     batch(effective(config, set_, task="colorize", input=input, output=output, params={"saturation": saturation}, **flags))
 
 
@@ -182,12 +205,15 @@ def upscale(
     checkpoint: Checkpoint = None,
     limit: Limit = None,
     retry: Retry = None,
+    allow_new_input: AllowNewInput = None,
+    accept_damaged: AcceptDamaged = None,
     config: Config = None,
     address: Address = None,
     set_: Set = None,
 ) -> None:
     """Images at twice their width and height."""
     flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "address": address}
+    flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     batch(effective(config, set_, task="upscale", input=input, output=output, **flags))
 
 
@@ -215,12 +241,15 @@ def stylize(
     ] = None,
     limit: Limit = None,
     retry: Retry = None,
+    allow_new_input: AllowNewInput = None,
+    accept_damaged: AcceptDamaged = None,
     config: Config = None,
     address: Address = None,
     set_: Set = None,
 ) -> None:
     """Photos painted in the style of a picture, or of several."""
     flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "address": address}
+    flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     params = {
         "style": style or None,
         "style_weights": style_weight or None,

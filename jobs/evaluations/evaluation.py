@@ -16,7 +16,8 @@ from models.metrics import SSIM_SIDE
 from models.tasks import TASKS
 from pipeline.config import RunConfig, Strict
 from pipeline.errors import ConfigError
-from pipeline.images.pixels import ImageError, Picture, decode
+from pipeline.images.pixels import Picture, decode
+from pipeline.images.readers.opened import ImageError
 from pipeline.resolve import Resolved, check_ends, check_model, resolve
 from pipeline.run import run
 from pipeline.schema import image_id

@@ -18,6 +18,7 @@ from jobs.evaluations.evaluation import (
 from jobs.inspect import rows_of
 from models import checkpoint as checkpoints
 from models.batches import to_batch
+from models.narrow import narrow
 from models.objectives import TASK_OBJECTIVES
 from models.resizing import within_side
 from models.stylist import Stylist
@@ -45,7 +46,7 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
     config = config.model_copy(update={"params": config.params | {"method": "gatys", "size": GATYS_SIDE}})
     job = check_config(config, "alpha")
     params = job.params
-    assert isinstance(params, StylizeParams)
+    params = narrow(params, StylizeParams)
     net = checkpoints.build(job.card, job.weights)
     exemplars = [decode(data).rgb for _, data in job.exemplars]
     contents = read_images(str(config.input), config.storage)
@@ -66,7 +67,7 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
     with through_product(config, {}, str(config.input)) as (output, record):
         curves, slow = rows_of(output, ["losses"]), seconds_an_image(record)
     stylist = TASK_OBJECTIVES[job.task.name].prepare(net, params, exemplars, "cpu")
-    assert isinstance(stylist, Stylist)
+    stylist = narrow(stylist, Stylist)
     compared: list[Line] = []
     if net.decoder is not None:
         with through_product(beside, {}, str(config.input)) as (output, record):
@@ -108,8 +109,8 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
 def seconds_an_image(record: dict[str, object]) -> float:
     """What the model took of each image of a run."""
     stages, ok = record["stage_seconds"], record["ok"]
-    assert isinstance(stages, dict)
-    assert isinstance(ok, int)
+    stages = narrow(stages, dict)
+    ok = narrow(ok, int)
     return float(stages["model"]) / ok
 
 

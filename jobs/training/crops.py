@@ -19,7 +19,8 @@ import ray.data
 from jobs.console import number
 from jobs.training.config import TrainConfig
 from pipeline.errors import ConfigError, StorageError, TooManyRejects
-from pipeline.images.pixels import ImageError, decode
+from pipeline.images.pixels import decode
+from pipeline.images.readers.opened import ImageError
 from pipeline.output.committed import columns_of
 from pipeline.plan import blocks
 from pipeline.sources import Input, input_of, listing

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +20,12 @@ from jobs.training.config import TrainConfig
 from jobs.training.crops import middle_crops
 from jobs.training.metrics import write_metrics
 from jobs.training.states import Line, State, keep, newest_history, read_state
+from jobs.training.step import Step, TaskLoss
 from models.architectures import ARCHITECTURES
 from models.autoencoder import Autoencoder
 from models.batches import to_batch
 from models.objectives import OBJECTIVES
-from models.precision import bf16_hardware
+from models.precision import Precision, fast_dtype
 from pipeline.cluster.tally import publish
 from pipeline.sources import Input
 from pipeline.storage import Store
@@ -66,17 +67,6 @@ class Diverged:
     what: str
 
 
-class TaskLoss(nn.Module):
-    """A task's loss as a module, so that DDP sees one forward pass."""
-
-    def __init__(self, task_name: str, model: Any) -> None:
-        super().__init__()
-        self.objective, self.model = OBJECTIVES[task_name], model
-
-    def forward(self, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        return self.objective.loss(self.model, x_BCHW, generator)
-
-
 def learning_rate(step: int, share: float, config: TrainConfig) -> float:
     """Linear warm-up over steps, then half a cosine over the training, from nothing done, 0, to all, 1, where it is zero.
 
@@ -96,19 +86,21 @@ class Learner:
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
             torch.set_num_threads(course.threads)
-        self.bf16 = bf16_hardware(self.device.type)
+        # That of rank 0 for all: gradients in float16 are scaled, and the workers add them up.
+        dtype = ray.train.collective.broadcast_from_rank_zero(fast_dtype(self.device.type))
         torch.manual_seed(self.config.seed)
         model = ARCHITECTURES[self.config.architecture](**self.config.parameters).to(self.device)
         if course.init is not None:
             model.load_state_dict(course.init)
         OBJECTIVES[self.config.task].freeze(model)
         model = model.to(memory_format=torch.channels_last)
-        self.loss_of: nn.Module = TaskLoss(self.config.task, model)
+        loss_of: nn.Module = TaskLoss(self.config.task, model)
         if self.workers > 1:
             # Rank 0's buffers are what is kept; DDP cannot send those that lie channels last, and need not.
             kwargs = {"broadcast_buffers": False}
-            self.loss_of = ray.train.torch.prepare_model(self.loss_of, parallel_strategy_kwargs=kwargs)
+            loss_of = ray.train.torch.prepare_model(loss_of, parallel_strategy_kwargs=kwargs)
         self.state = State.begin(model, self.config.ema_decay, self.config.weight_decay)
+        self.step = Step(loss_of, self.state, Precision(self.device.type, dtype), self.config.clip_norm)
         self.resume()
         self.began, self.resumed_at, self.done_before = time.monotonic(), self.state.epoch, self.share()
         self.published = 0.0
@@ -146,7 +138,8 @@ class Learner:
         """The steps of an epoch, and the figures of each, in order."""
         waiting: list[dict[str, Tensor]] = []
         for x_BCHW in self.batches():
-            waiting.append(self.step(x_BCHW, generator))
+            rate = learning_rate(self.state.step, self.share(), self.config)
+            waiting.append(self.step(x_BCHW, generator, rate))
             if len(waiting) == (1 if self.device.type == "cpu" else GPU_STEPS):
                 yield from fetched(waiting)
                 waiting = []
@@ -178,23 +171,6 @@ class Learner:
             "images_per_s": crops_per_s / self.config.crops_per_image,
             "left_out": self.course.left_out,
         }
-
-    def step(self, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """One update; the task's figures and the norm of the gradient, still on the device."""
-        state = self.state
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(state.step, self.share(), self.config)
-        x = x_BCHW.float().div_(255).contiguous(memory_format=torch.channels_last)
-        # Tasks draw their damage where the images are.
-        with self.device, torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            losses = self.loss_of(x, generator)
-        losses["loss"].backward()
-        norm = nn.utils.clip_grad_norm_(state.model.parameters(), self.config.clip_norm)
-        state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
-        state.average.update_parameters(state.model)
-        state.step += 1
-        return {**{k: v.detach() for k, v in losses.items()}, "gradient_norm": norm}
 
     def validate(self) -> dict[str, float]:
         """Mean figures of the averaged weights on the held-out images."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from jobs.training.config import TrainConfig
-from jobs.training.states import kept_init
+from jobs.training.states import FOLDER, kept_init
 from models import checkpoint as checkpoints
 from models.architectures import ARCHITECTURES
 from models.autoencoder import Autoencoder
@@ -79,3 +79,20 @@ def refuse_nested(inputs: list[Input], output: Store) -> None:
     for source in inputs:
         if not source.file and output.lies_in(source.store):
             raise ConfigError(f"output {output.url} lies in input {source.store.url}")
+
+
+def refuse_foreign(place: Store, run: Store) -> None:
+    """Raises: ConfigError when a checkpoint, or files called as those of one, lie in a place that no training wrote.
+
+    The card of a training says which; one that was killed while it wrote its first has left its states in `run`.
+    """
+    if not any(place.exists(name) for name in (checkpoints.WEIGHTS, checkpoints.CARD)):
+        return
+    try:
+        is_own = "config_sha256" in checkpoints.read_card(place.url, place.config.options_for(place.url)).training
+    except checkpoints.CheckpointError:
+        is_own = not place.exists(checkpoints.CARD) and run.has_files(FOLDER)
+    if not is_own:
+        raise ConfigError(
+            f"{place.url} holds a checkpoint that no training wrote: give another output or name, or --overwrite"
+        )

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from models.autoencoder import Autoencoder
 from models.layers import zeroed
+from models.narrow import present
 
 
 def conv(c_in: int, c_out: int) -> nn.Conv2d:
     """3×3, edges repeated: zeros would be a frame that style transfer paints. Begins as He et al. 2015 say for ReLU."""
     layer = nn.Conv2d(c_in, c_out, 3, padding=1, padding_mode="replicate")
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    assert layer.bias is not None
-    nn.init.zeros_(layer.bias)
+    nn.init.zeros_(present(layer.bias, "the bias"))
     return layer
 
 
@@ -98,14 +98,13 @@ class Perceptual(Autoencoder):
 
     def decode(self, y: Sequence[Tensor]) -> Tensor:
         """What `encode` gave, or the last of it alone, to images."""
-        assert self.decoder is not None
-        assert self.skips is not None
+        decoder, skips = present(self.decoder, "the decoder"), present(self.skips, "the decoder's skips")
         z = y[-1]
-        for level in reversed(range(len(self.decoder))):
-            if level < len(self.skips):
+        for level in reversed(range(len(decoder))):
+            if level < len(skips):
                 z = nn.functional.interpolate(z, scale_factor=2, mode="nearest")
-                z = z + self.skips[level](y[level]) if len(y) > 1 else z
-            z = self.decoder[level](z)
+                z = z + skips[level](y[level]) if len(y) > 1 else z
+            z = decoder[level](z)
         return z.float() * self.std + self.mean
 
 

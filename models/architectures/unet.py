@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from models.trunk import Trunk
 
 MAX_SIGMA = 1.0
+RECEPTION = 4
+"""Pixels on each side that a guess at the noise level depends on."""
 
 
 class NoiseLevel(nn.Module):
@@ -30,9 +32,19 @@ class NoiseLevel(nn.Module):
             nn.Conv2d(width, 2, 1),
         )
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """(B,C,H,W) in [0,1] to (B,) standard deviation of the noise, in the same units."""
+    def forward(self, x_BCHW: Tensor, hidden_B1HW: Tensor | None = None) -> Tensor:
+        """Estimate the noise of images (B,C,H,W) in [0,1].
+
+        Args:
+            hidden_B1HW: (B,1,H,W), 1 at pixels that say nothing about the noise, else 0. Guesses that depend on one are left
+                out.
+
+        Returns: (B,) standard deviation in the units of x; NaN for an image of which nothing can be seen.
+        """
         guess, confidence = self.body(x_BCHW).float().flatten(2).unbind(1)
+        if hidden_B1HW is not None:
+            sees = nn.functional.max_pool2d(hidden_B1HW.float(), 2 * RECEPTION + 1, stride=2, padding=RECEPTION)
+            confidence = confidence.masked_fill(sees.flatten(1) > 0, -torch.inf)
         return (guess * confidence.softmax(1)).sum(1).clamp(0, MAX_SIGMA)
 
 

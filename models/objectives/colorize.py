@@ -12,6 +12,7 @@ from models.autoencoder import Autoencoder
 from models.batches import pad_to, rounded
 from models.colour import luma_of, recolour, rgb_of
 from models.losses import psnr_loss
+from models.narrow import narrow
 from models.objectives.objective import TaskObjective
 from models.precision import Precision
 from models.resizing import resize, within_pixels
@@ -29,7 +30,7 @@ class Colorize(TaskObjective):
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """PSNR loss in RGB at the true luma."""
-        assert isinstance(model, ChromaUNet)
+        model = narrow(model, ChromaUNet)
         luma = luma_of(x_BCHW)
         # What is gray in a photograph was exposed differently than this one.
         gain = 0.8 + 0.4 * torch.rand(len(luma), 1, 1, 1, generator=generator)
@@ -40,28 +41,28 @@ class Colorize(TaskObjective):
         return {"loss": loss, "psnr_db": -psnr_loss(x_hat.detach(), x_BCHW)}
 
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
-        assert isinstance(model, ChromaUNet)
+        model = narrow(model, ChromaUNet)
         luma = luma_of(x_BCHW)
         x_hat, gray = rgb_of(luma, model(luma)), luma.expand_as(x_BCHW)
         floor, reached = (-float(psnr_loss(rounded(x), x_BCHW)) for x in (gray, x_hat))
         return {"psnr_db": reached, "gain_over_gray_db": reached - floor}
 
     def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        assert isinstance(model, ChromaUNet)
+        model = narrow(model, ChromaUNet)
         luma = luma_of(x_BCHW)
         return luma, rgb_of(luma, model(luma))
 
     def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
         """Predicted chroma for the luma of each image (Pillow's convert("L")); the output has exactly that luma."""
-        assert isinstance(model, ChromaUNet)
-        assert isinstance(params, ColorizeParams)
+        model = narrow(model, ChromaUNet)
+        params = narrow(params, ColorizeParams)
         lumas = [np.asarray(Image.fromarray(sample.rgb).convert("L")) for sample in samples]
         x = torch.from_numpy(np.stack([pad_to(luma[..., None], model.stride)[..., 0] for luma in lumas]))[:, None]
         x = x.to(precision.device).float() / 255
         h, w = x.shape[2:]
-        with torch.inference_mode(), precision.autocast():
+        with torch.inference_mode():
             seen = within_pixels(x, SEEN_PIXELS, model.stride)
-            chroma_B2HW = resize(model(seen), [h, w]).cpu().numpy() * params.saturation
+            chroma_B2HW = resize(precision.run(model, seen), [h, w]).cpu().numpy() * params.saturation
         outputs = []
         for luma, chroma in zip(lumas, chroma_B2HW, strict=True):
             image = recolour(luma, chroma[:, : luma.shape[0], : luma.shape[1]])

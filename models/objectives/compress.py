@@ -16,6 +16,7 @@ from models.colour import luma_of
 from models.entropy_fit import fit
 from models.losses import laplace_bits, psnr_loss, rate_distortion
 from models.metrics import psnr_db, psnr_of, squared_error
+from models.narrow import narrow
 from models.objectives.objective import TaskObjective
 from models.precision import Precision
 from models.tasks.compress import MAX_STEP, MIN_STEP, CompressParams
@@ -28,7 +29,7 @@ class Compress(TaskObjective):
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Rate and distortion at random steps; for an autoencoder that has no rate, the squared error."""
-        assert isinstance(model, LatentCoder)
+        model = narrow(model, LatentCoder)
         if not isinstance(model, Codec):
             x = planes_of(model, x_BCHW)
             x_hat = model(x)
@@ -41,7 +42,7 @@ class Compress(TaskObjective):
         return {"loss": loss, "bits_per_pixel": bpp.detach(), "psnr_db": -psnr_loss(x_hat, x_BCHW).detach()}
 
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
-        assert isinstance(model, LatentCoder)
+        model = narrow(model, LatentCoder)
         x = planes_of(model, x_BCHW)
         step_B = x.new_full((x.shape[0],), 32.0)
         x_hat, bits_B = code(model, x, step_B)
@@ -53,7 +54,7 @@ class Compress(TaskObjective):
 
     def finish(self, model: Autoencoder, images: Iterable[Tensor]) -> None:
         """Fit the entropy model to the codes of images, each at a step drawn at random."""
-        assert isinstance(model, LatentCoder)
+        model = narrow(model, LatentCoder)
         rng = np.random.default_rng(0)
         latents = []
         with torch.inference_mode():
@@ -65,7 +66,7 @@ class Compress(TaskObjective):
             model.entropy = fit(latents)
 
     def check(self, model: Autoencoder, params: Any) -> None:
-        assert isinstance(model, LatentCoder)
+        model = narrow(model, LatentCoder)
         if params.coding == "coded" and model.entropy is None:
             raise CheckpointError(
                 "params.coding = 'coded': the checkpoint holds no tables to code with (it is older than they are); use plain"
@@ -73,14 +74,14 @@ class Compress(TaskObjective):
 
     def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """At step 32."""
-        assert isinstance(model, LatentCoder)
+        model = narrow(model, LatentCoder)
         x = planes_of(model, x_BCHW)
         return x, code(model, x, x.new_full((x.shape[0],), 32.0))[0]
 
     def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
         """Symbols are computed in float32 whatever the precision: a code must not depend on it."""
-        assert isinstance(model, LatentCoder)
-        assert isinstance(params, CompressParams)
+        model = narrow(model, LatentCoder)
+        params = narrow(params, CompressParams)
         images = [sample.rgb for sample in samples]
         latents = latents_of(model, images, params.step, precision.device)
         outputs = []

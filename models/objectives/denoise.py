@@ -10,6 +10,7 @@ from models.architectures.unet import UNet
 from models.autoencoder import Autoencoder
 from models.batches import as_bytes, byte_batch, rounded, to_uint8, unit
 from models.losses import gaussian_noise, psnr_loss
+from models.narrow import narrow
 from models.objectives.objective import TaskObjective
 from models.precision import Precision
 from models.tasks.denoise import DenoiseParams
@@ -27,7 +28,7 @@ class Denoise(TaskObjective):
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """PSNR loss at the true noise level, plus the error of the estimated level in 8-bit levels."""
-        assert isinstance(model, UNet)
+        model = narrow(model, UNet)
         x = shift_colours(x_BCHW, generator)
         batch = x.shape[0]
         sigma_B = torch.rand(batch, generator=generator) * (MAX_TRAINED_SIGMA / 255)
@@ -50,7 +51,7 @@ class Denoise(TaskObjective):
 
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
         """Blind, at sigma 25 of 255, on what an 8-bit file keeps of the noisy image; rounded to 8 bits as an output is."""
-        assert isinstance(model, UNet)
+        model = narrow(model, UNet)
         sigma_B = torch.full((x_BCHW.shape[0],), 25 / 255)
         noisy = rounded(gaussian_noise(x_BCHW, sigma_B, generator))
         estimate_B = model.noise_level(noisy)
@@ -62,21 +63,23 @@ class Denoise(TaskObjective):
 
     def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Blind, at sigma 25 of 255."""
-        assert isinstance(model, UNet)
+        model = narrow(model, UNet)
         noisy = gaussian_noise(x_BCHW, x_BCHW.new_full((x_BCHW.shape[0],), 25 / 255), generator)
         return noisy, model(noisy, model.noise_level(noisy))
 
     def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
-        assert isinstance(model, UNet)
-        assert isinstance(params, DenoiseParams)
+        model = narrow(model, UNet)
+        params = narrow(params, DenoiseParams)
         images = [sample.rgb for sample in samples]
         # Large images stay bytes; each tile is made float by itself.
         x = byte_batch(images, model.stride, precision.device)
-        with torch.inference_mode(), precision.autocast():
-            given = params.sigma
-            sigma_B = noise_level(model, x) if given is None else torch.full((len(images),), given / 255, device=x.device)
+        with torch.inference_mode():
+            if params.sigma is None:
+                sigma_B = precision.run(noise_levels, model, x, samples)
+            else:
+                sigma_B = x.new_full((len(images),), params.sigma / 255, dtype=torch.float32)
             x_hat = tiled(
-                lambda piece: as_bytes(model(unit(piece), sigma_B)),
+                lambda piece: as_bytes(precision.run(model, unit(piece), sigma_B)),
                 x,
                 tile_side(*x.shape[2:]),
                 model.halo,
@@ -85,22 +88,43 @@ class Denoise(TaskObjective):
             )
         restored = to_uint8(x_hat)
         return [
-            Output(image=r[: i.shape[0], : i.shape[1]], columns={"sigma": float(s) * 255})
-            for r, i, s in zip(restored, images, sigma_B, strict=True)
+            Output(image=r[: i.shape[0], : i.shape[1]], columns={"sigma": s * 255})
+            for r, i, s in zip(restored, images, sigma_B.tolist(), strict=True)
         ]
 
 
-def noise_level(model: UNet, x_BCHW: Tensor) -> Tensor:
-    """(B,) noise level, in units of 1, of images (B,3,H,W) uint8; of large ones the median over nine crops.
+def noise_levels(model: UNet, x_BCHW: Tensor, samples: list[Sample]) -> Tensor:
+    """Estimate the (B,) noise levels, in units of 1, of samples whose batch is x (B,3,H,W) uint8.
 
-    Crops bound the memory that it takes.
+    Pixels that transparency hides have interpolated colours without noise: they are left out, unless hardly any pixel is
+    visible.
+    """
+    hidden = [sample.alpha is not None and not sample.alpha.all() for sample in samples]
+    sigma_B = noise_level(model, x_BCHW)
+    for at in np.flatnonzero(hidden):
+        alpha = torch.from_numpy(samples[at].alpha)
+        hidden_B1HW = padded((alpha == 0).to(x_BCHW.device, torch.uint8)[None, None], *x_BCHW.shape[2:])
+        visible_sigma_B = noise_level(model, x_BCHW[at : at + 1], hidden_B1HW)
+        sigma_B[at] = torch.where(visible_sigma_B[0].isnan(), sigma_B[at], visible_sigma_B[0])
+    return sigma_B
+
+
+def noise_level(model: UNet, x_BCHW: Tensor, hidden_B1HW: Tensor | None = None) -> Tensor:
+    """Estimate the (B,) noise level, in units of 1, of images (B,3,H,W) uint8; of large ones the median over nine crops.
+
+    Crops bound the memory that it takes. NaN for images of which `hidden_B1HW` (uint8, 1 where hidden) hides too much.
     """
     h, w = x_BCHW.shape[2:]
     if h * w <= TILE * TILE:
-        return model.noise_level(unit(padded(x_BCHW, h + -h % model.stride, w + -w % model.stride)))
-    corners = [(int(y), int(x)) for y in np.linspace(0, max(0, h - CROP), 3) for x in np.linspace(0, max(0, w - CROP), 3)]
-    levels = [model.noise_level(unit(x_BCHW[:, :, y : y + CROP, x : x + CROP])) for y, x in corners]
-    return torch.stack(levels).median(0).values
+        size = h + -h % model.stride, w + -w % model.stride
+        hidden = None if hidden_B1HW is None else padded(hidden_B1HW, *size)
+        return model.noise_level(unit(padded(x_BCHW, *size)), hidden)
+    levels = []
+    for y in np.linspace(0, max(0, h - CROP), 3, dtype=int):
+        for x in np.linspace(0, max(0, w - CROP), 3, dtype=int):
+            crop = (slice(None), slice(None), slice(y, y + CROP), slice(x, x + CROP))
+            levels.append(model.noise_level(unit(x_BCHW[crop]), None if hidden_B1HW is None else hidden_B1HW[crop]))
+    return torch.stack(levels).nanmedian(0).values
 
 
 def shift_colours(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:

@@ -11,6 +11,7 @@ from models.autoencoder import Autoencoder
 from models.batches import rounded, to_batch, to_uint8
 from models.damage import lost_blocks, lost_pixels, lost_strokes
 from models.losses import psnr_loss
+from models.narrow import narrow
 from models.objectives.objective import TaskObjective
 from models.precision import Precision
 from models.tasks.inpaint import InpaintParams
@@ -30,7 +31,7 @@ class Inpaint(TaskObjective):
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """PSNR loss of the image with its known pixels put back."""
-        assert isinstance(model, MaskedUNet)
+        model = narrow(model, MaskedUNet)
         batch, _, h, w = x_BCHW.shape
         known = torch.stack([random_damage(h, w, generator) for _ in range(batch)])
         restored = fill(model, x_BCHW, known.to(x_BCHW.device, x_BCHW.dtype))
@@ -39,7 +40,7 @@ class Inpaint(TaskObjective):
 
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
         """With half of the pixels lost, and with a sixth of the area lost in squares of 16."""
-        assert isinstance(model, MaskedUNet)
+        model = narrow(model, MaskedUNet)
         h, w = x_BCHW.shape[2:]
         figures = {}
         for name, known in (
@@ -52,15 +53,15 @@ class Inpaint(TaskObjective):
 
     def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """With a sixth of the area lost in squares of 16; what is lost is black."""
-        assert isinstance(model, MaskedUNet)
+        model = narrow(model, MaskedUNet)
         h, w = x_BCHW.shape[2:]
         known = lost_blocks(h, w, 0.15, 16, generator).to(x_BCHW.device, x_BCHW.dtype).expand_as(x_BCHW)
         return x_BCHW * known, fill(model, x_BCHW, known)
 
     def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
         """Fills each image; known pixels are copied from the source, so they stay bit-identical."""
-        assert isinstance(model, MaskedUNet)
-        assert isinstance(params, InpaintParams)
+        model = narrow(model, MaskedUNet)
+        params = narrow(params, InpaintParams)
         masks = [known_of(sample, params) for sample in samples]
         pairs = []
         for sample, known in zip(samples, masks, strict=True):
@@ -68,8 +69,8 @@ class Inpaint(TaskObjective):
             x, k = (to_batch([a], model.stride, "cpu").contiguous() for a in (sample.rgb, known.astype(np.uint8) * 255))
             pairs.append(torch.cat([push_pull(x, k), k], 1))
         x_and_known = torch.cat(pairs).to(precision.device)
-        with torch.inference_mode(), precision.autocast():
-            x_hat = tiled(lambda piece: model(*piece.split(3, 1)), x_and_known, TILE, model.halo)
+        with torch.inference_mode():
+            x_hat = tiled(lambda piece: precision.run(model, *piece.split(3, 1)), x_and_known, TILE, model.halo)
         outputs = []
         for restored, known, sample in zip(to_uint8(x_hat), masks, samples, strict=True):
             h, w = known.shape[:2]
@@ -120,8 +121,9 @@ def known_of(sample: Sample, params: InpaintParams) -> np.ndarray:
             raise SampleError("NoMask", "missing=file, and no NAME.mask.png lies beside the image")
         if sample.mask.shape != (h, w):
             size = f"{sample.mask.shape[1]}×{sample.mask.shape[0]}"
-            raise SampleError("MaskSize", f"the mask is of {size} pixels, the image of {w}×{h}")
-        known = sample.mask < 128
+            message = f"the mask has {size} pixels and the upright image {w}×{h}; a mask covers the image as viewers show it"
+            raise SampleError("MaskSize", message)
+        known = sample.mask == 0
     elif params.missing == "key":
         key = np.frombuffer(bytes.fromhex(params.key[1:]), np.uint8).astype(np.int16)
         known = (np.abs(sample.rgb.astype(np.int16) - key) > params.tolerance).any(2)

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy, normalize
 from models.architectures.perceptual import Perceptual
 from models.autoencoder import Autoencoder
 from models.losses import psnr_loss
+from models.narrow import narrow, present
 from models.objectives.objective import Objective
 from models.style import moments
 
@@ -25,15 +26,15 @@ class Perceive(Objective):
 
     def freeze(self, model: Autoencoder) -> None:
         """The skips, as the decoder is given one layer alone, and the layers behind that one."""
-        assert isinstance(model, Perceptual)
-        assert model.skips is not None
+        model = narrow(model, Perceptual)
+        skips = present(model.skips, "the skips of the model")
         behind = model.layers[model.layers.index(model.first_layers[-1]) + 1 :]
-        for part in (model.skips, *(model.encoder[name] for name in behind)):
+        for part in (skips, *(model.encoder[name] for name in behind)):
             part.requires_grad_(False)
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Reconstruction of distorted halves, and how surely each finds its other half."""
-        assert isinstance(model, Perceptual)
+        model = narrow(model, Perceptual)
         half = x_BCHW.shape[3] // 2 // model.stride * model.stride
         halves = torch.cat([x_BCHW[..., :half], x_BCHW[..., -half:]])
         clean = recoloured(halves, generator)
@@ -49,12 +50,12 @@ class Perceive(Objective):
 
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
         """Reconstruction."""
-        assert isinstance(model, Perceptual)
+        model = narrow(model, Perceptual)
         return {"psnr_db": -float(psnr_loss(model.decode(model.encode(x_BCHW)[-1:]).clamp(0, 1), x_BCHW))}
 
     def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The picture from its last layer alone."""
-        assert isinstance(model, Perceptual)
+        model = narrow(model, Perceptual)
         return x_BCHW, model.decode(model.encode(x_BCHW)[-1:])
 
 

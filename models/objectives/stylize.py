@@ -12,6 +12,7 @@ from models.batches import padded_size, to_batch, to_uint8
 from models.checkpoint import CheckpointError
 from models.colour import chroma_of, luma_8, recolour
 from models.losses import psnr_loss
+from models.narrow import narrow
 from models.objectives.objective import TaskObjective
 from models.precision import Precision
 from models.resizing import within_side
@@ -37,12 +38,12 @@ class Stylize(TaskObjective):
 
     def freeze(self, model: Autoencoder) -> None:
         """The encoder: what measures must not learn to be pleased."""
-        assert isinstance(model, Perceptual)
+        model = narrow(model, Perceptual)
         model.encoder.requires_grad_(False)
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """What `gatys` minimises, of what one pass makes of each crop in the style of another; of its logarithm the mean."""
-        assert isinstance(model, Perceptual)
+        model = narrow(model, Perceptual)
         own = int(len(x_BCHW) * IDENTITY_SHARE)
         style = torch.cat([x_BCHW[:own], x_BCHW.roll(1, 0)[own:]])
         stylist = Stylist(model, target_of(model, [style], first_of(model), [1.0]), content_layer_of(model, None))
@@ -64,14 +65,14 @@ class Stylize(TaskObjective):
 
     def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """In the style of its own right half, upside down."""
-        assert isinstance(model, Perceptual)
+        model = narrow(model, Perceptual)
         style = x_BCHW[..., x_BCHW.shape[3] // 2 :].flip(2)
         stylist = Stylist(model, target_of(model, [style], first_of(model), [1.0]), content_layer_of(model, None))
         return x_BCHW, stylist(x_BCHW)
 
     def check(self, model: Autoencoder, params: Any) -> None:
         """Raises: CheckpointError for a layer that is not there, or a method that the network cannot do."""
-        assert isinstance(params, StylizeParams)
+        params = narrow(params, StylizeParams)
         if not isinstance(model, Perceptual):
             raise CheckpointError(f"stylize works with networks of the architecture perceptual, not {type(model).__name__}")
         for name in [*(params.style_layers or {}), *([params.content_layer] if params.content_layer else [])]:
@@ -81,8 +82,8 @@ class Stylize(TaskObjective):
             raise CheckpointError("method adain needs a network with a trained decoder, and this one has none; say gatys")
 
     def prepare(self, model: Autoencoder, params: Any, exemplars: list[np.ndarray], device: str) -> Autoencoder:
-        assert isinstance(model, Perceptual)
-        assert isinstance(params, StylizeParams)
+        model = narrow(model, Perceptual)
+        params = narrow(params, StylizeParams)
         styles = [to_batch([within_side(rgb, STYLE_SIDE)], model.stride, device) for rgb in exemplars]
         shares = params.style_weights or [1.0] * len(styles)
         target = target_of(model, styles, params.style_layers or first_of(model), shares)
@@ -90,8 +91,8 @@ class Stylize(TaskObjective):
 
     def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
         """Restyled images, with the size they were reduced to; a row of gatys has its losses."""
-        assert isinstance(model, Stylist)
-        assert isinstance(params, StylizeParams)
+        model = narrow(model, Stylist)
+        params = narrow(params, StylizeParams)
         side = params.size or (GATYS_SIDE if params.method == "gatys" else None)
         contents = [within_side(sample.rgb, side) if side else sample.rgb for sample in samples]
         outputs: dict[int, Output] = {}
@@ -100,8 +101,8 @@ class Stylize(TaskObjective):
             x = to_batch(images, model.stride, precision.device)
             if params.method == "adain":
                 columns: list[dict[str, Any]] = [{} for _ in images]
-                with torch.inference_mode(), precision.autocast():
-                    painted = paint(model, x, params.strength)
+                with torch.inference_mode():
+                    painted = precision.run(paint, model, x, params.strength)
             else:
                 how = params.model_dump(include=set(FITS["gatys"]))
                 painted, columns = optimised(model, x, [samples[n].seed for n in chosen], **how)

@@ -10,6 +10,7 @@ from models.architectures.edsr import EDSR
 from models.autoencoder import Autoencoder
 from models.batches import as_bytes, byte_batch, rounded, to_uint8, unit
 from models.losses import psnr_loss
+from models.narrow import narrow
 from models.objectives.objective import TaskObjective
 from models.precision import Precision
 from models.resizing import resize
@@ -22,7 +23,7 @@ class Upscale(TaskObjective):
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """PSNR loss of crops that were reduced and are enlarged again."""
-        assert isinstance(model, EDSR)
+        model = narrow(model, EDSR)
         loss = psnr_loss(model(reduced(x_BCHW, model.scale)), x_BCHW)
         return {"loss": loss, "psnr_db": -loss.detach()}
 
@@ -44,8 +45,12 @@ class Upscale(TaskObjective):
         x = byte_batch(images, model.stride, precision.device)
         # What comes out decides how much room there is.
         tile = tile_side(*(scale * n for n in x.shape[2:]))
-        with torch.inference_mode(), precision.autocast():
-            x_hat = tiled(lambda piece: as_bytes(model(unit(piece))), x, tile, model.halo, Fraction(scale), model.stride)
+
+        def enlarged(piece: Tensor) -> Tensor:
+            return as_bytes(precision.run(model, unit(piece)))
+
+        with torch.inference_mode():
+            x_hat = tiled(enlarged, x, tile, model.halo, Fraction(scale), model.stride)
         return [
             Output(image=y[: scale * i.shape[0], : scale * i.shape[1]], columns={"scale": scale})
             for y, i in zip(to_uint8(x_hat), images, strict=True)

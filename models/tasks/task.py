@@ -30,7 +30,7 @@ class Sample:
     alpha: np.ndarray | None = None
     """(H,W) uint8, where the file has transparency."""
     mask: np.ndarray | None = None
-    """(H,W) uint8 of the mask file beside it, where the parameters ask for one."""
+    """(H,W) uint8 from the mask file of the image: 255 where it is missing, else 0; where the parameters ask for one."""
     seed: int = 0
     """From the image's identity: what is drawn at random for it is drawn again the same."""
     image_wanted: bool = True

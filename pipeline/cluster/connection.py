@@ -68,7 +68,6 @@ ROOT = Path(__file__).parents[2]
 """The repository, or where the packages are installed. What `.rayignore` there lets through is shipped to a cluster."""
 WAITING = (*ENDING, signal.SIGALRM)
 """Signals that end a run between two steps."""
-ANSWER_SECONDS = 60.0
 SHUTDOWN_SECONDS = 30.0
 """Ray's end takes a second or two, and on a busy machine more; without a network it would never come."""
 # glibc hands large blocks back to the kernel and faults them in again for every image: keeping them made the
@@ -113,7 +112,7 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
     import ray
 
     wait_for_end()
-    contact.check_lost()
+    contact.check()
     address = address_of(address)
     if kept.started and kept.address != address:
         kept.started = False
@@ -171,29 +170,6 @@ def end_beside() -> None:
 
     endings.append(threading.Thread(target=end, daemon=True, name="end of Ray"))
     endings[-1].start()
-
-
-def unseen(paths: list[str]) -> Iterator[tuple[str, str]]:
-    """(node, path) for what a working node of the cluster does not find on its disks."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    missing = ray.remote(num_cpus=0, max_retries=0)(lambda: [path for path in paths if not os.path.exists(path)])
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    if not paths or len(alive) < 2:
-        return
-    asked = {
-        missing.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node
-        for node in alive
-        if node["Resources"].keys() & {"CPU", "GPU"}
-    }
-    for answer, node in asked.items():
-        try:
-            found = ray.get(answer, timeout=ANSWER_SECONDS)
-        except (ray.exceptions.RayError, TimeoutError) as e:
-            log.warning("node %s was not asked what it sees: %s", node["NodeManagerAddress"], type(e).__name__)
-            continue
-        yield from ((node["NodeManagerAddress"], path) for path in found)
 
 
 def start(address: str | None, num_cpus: int | None) -> None:

@@ -34,13 +34,12 @@ class Contact:
         """Ray answered."""
         self._last = time.monotonic()
 
-    def check(self) -> None:
-        """Raises: ContactLost when Ray has not answered for too long, or contact was lost before."""
-        if time.monotonic() - self._last > SILENCE_SECONDS:
-            self.lost = True
-        self.check_lost()
+    def check_silence(self) -> None:
+        """Raises: ContactLost when Ray, which is asked again and again, has not answered for SILENCE_SECONDS."""
+        self.lost = self.lost or time.monotonic() - self._last > SILENCE_SECONDS
+        self.check()
 
-    def check_lost(self) -> None:
+    def check(self) -> None:
         """Raises: ContactLost when contact was lost before."""
         if self.lost:
             raise ContactLost(
@@ -76,7 +75,7 @@ def while_answering(call: Callable[[], Result]) -> Result:
     ending = begin(call)
     while not ending.done():
         wait([ending], LOOK_SECONDS)
-        contact.check()
+        contact.check_silence()
     return ending.result()
 
 
@@ -86,7 +85,7 @@ def answered(call: Callable[[], Result]) -> Result:
     wait([ending], SILENCE_SECONDS)
     if not ending.done():
         contact.lost = True
-        contact.check_lost()
+        contact.check()
     return ending.result()
 
 

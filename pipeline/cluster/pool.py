@@ -13,6 +13,9 @@ PATIENCE_SECONDS = 60.0
 LOOK_SECONDS = 2.0
 Nodes = list[tuple[float, float]]
 """(CPUs, GPUs) of each node."""
+WITHOUT_CUDA = "Ray has GPUs, but torch finds no CUDA device on them"
+UNITS = 10_000
+"""Ray counts CPUs and GPUs in ten-thousandths, so room is computed in the same whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,8 @@ class Pool:
 
     actors: int
     num_cpus: float
-    num_gpus: int
+    num_gpus: float
+    """0, or the share of one GPU, at most 1."""
     threads: int
     batch_size: int
 
@@ -29,20 +33,42 @@ class Pool:
         """An actor without an image would cost a start."""
         return replace(self, actors=min(self.actors, images))
 
+    @property
+    def torch_threads(self) -> int:
+        """Threads of torch in an actor whose model runs on a CPU: as many as the actor has CPUs."""
+        return max(1, int(self.num_cpus))
+
+    @property
+    def each(self) -> str:
+        """The resources of an actor, in words."""
+        cpus = f"{self.num_cpus:g} CPU{'' if self.num_cpus == 1 else 's'}"
+        if not self.num_gpus:
+            return cpus
+        return f"{cpus} and {'a' if self.num_gpus == 1 else f'{self.num_gpus:g} of a'} GPU"
+
     def on(self, nodes: Nodes) -> str:
         """What a run uses, in words."""
-        each = f"{self.num_cpus:g} CPU{'' if self.num_cpus == 1 else 's'}{' and a GPU' if self.num_gpus else ''}"
         able = [node for node in nodes if any(node)]
         has = f"{sum(cpu for cpu, _ in able):g} CPUs and {sum(gpu for _, gpu in able):g} GPUs on {len(able)} nodes"
-        return f"{self.actors} actors of {each} each; there are {has}"
+        return f"{self.actors} actors of {self.each} each; there are {has}"
+
+
+def units(amount: float) -> int:
+    """CPUs or GPUs in Ray's units."""
+    return round(amount * UNITS)
+
+
+def gpu_slots(gpus: float, share: float) -> int:
+    """How many actors the GPUs of a node have room for; each finds its share on one of them."""
+    return int(gpus) * (UNITS // units(share))
 
 
 def room_for(pool: Pool, nodes: Nodes) -> int:
-    """How many actors like these can run at once; each finds its CPUs on one node."""
-    cpus = pool.num_cpus
-    if pool.num_gpus:
-        return sum(min(int(gpu), int(cpu / cpus)) for cpu, gpu in nodes if gpu) if cpus > 0 else 0
-    return sum(int(cpu / cpus) for cpu, _ in nodes)
+    """How many actors like these can run at once; each finds its CPUs, and its share of a GPU, on one node."""
+    if not units(pool.num_cpus):
+        return 0
+    rooms = [(units(cpu) // units(pool.num_cpus), gpu) for cpu, gpu in nodes]
+    return sum(min(room, gpu_slots(gpu, pool.num_gpus)) if pool.num_gpus else room for room, gpu in rooms)
 
 
 def pool_for(want: PoolConfig, nodes: Nodes, shrink: bool = False) -> Pool:
@@ -50,13 +76,15 @@ def pool_for(want: PoolConfig, nodes: Nodes, shrink: bool = False) -> Pool:
 
     Raises: ConfigError when they cannot all run at once, unless `want.wait_s` says that nodes are yet to come.
     """
-    with_gpus = [(cpu, gpu) for cpu, gpu in nodes if gpu]
-    if want.gpu if want.gpu is not None else bool(with_gpus):
-        # An actor lives on one node: it takes what the poorest GPU node can give each of its GPUs.
-        share = min(cpu / gpu for cpu, gpu in with_gpus) if with_gpus else 1.0
-        num_cpus = share if share < 1 else float(int(share))
-        default = int(sum(gpu for _, gpu in with_gpus))
-        pool = Pool(want.actors or default, num_cpus, 1, want.threads or max(2, int(num_cpus)), want.batch_size or 32)
+    # A node without CPUs, as a head is told to be, gets no actors.
+    hosts = [(cpu, slots) for cpu, gpu in nodes if cpu and (slots := gpu_slots(gpu, want.gpus_per_worker))]
+    if want.gpu if want.gpu is not None else bool(hosts):
+        # An actor lives on one node: it takes what the poorest GPU node can give each of its actors.
+        share = min((units(cpu) // slots for cpu, slots in hosts), default=UNITS)
+        num_cpus = share // UNITS if share >= UNITS else share / UNITS
+        default = sum(slots for _, slots in hosts)
+        threads, batch_size = want.threads or max(2, int(num_cpus)), want.batch_size or 32
+        pool = Pool(want.actors or default, num_cpus, want.gpus_per_worker, threads, batch_size)
     else:
         # Where every node has less than a CPU, a worker takes what the best of them has.
         num_cpus = min(1.0, max((cpu for cpu, _ in nodes if cpu), default=1.0))
@@ -71,9 +99,8 @@ def pool_for(want: PoolConfig, nodes: Nodes, shrink: bool = False) -> Pool:
         return replace(pool, actors=min(pool.actors, room))
     if not room or pool.actors > room:
         raise ConfigError(
-            f"pool.actors = {pool.actors}: there is room for {room}; each takes {pool.num_cpus:g} CPUs"
-            f"{' and a GPU' if pool.num_gpus else ''} of the nodes' (CPUs, GPUs) {nodes}. Where an autoscaler is to bring "
-            "nodes, say with pool.wait_s how long to wait for them"
+            f"pool.actors = {pool.actors}: there is room for {room}; each takes {pool.each} of the nodes' (CPUs, GPUs) "
+            f"{nodes}. Where an autoscaler is to bring nodes, say with pool.wait_s how long to wait for them"
         )
     return pool
 

@@ -8,11 +8,16 @@ from types import TracebackType
 
 from pipeline.cluster.contact import contact
 from pipeline.cluster.metrics import waiting_gauge
+from pipeline.cluster.pool import WITHOUT_CUDA
 from pipeline.cluster.tally import published
 from pipeline.progress import LOG_SECONDS, bar_of, clock
 
 log = logging.getLogger("imagemill.run")
 POLL_SECONDS = 0.5
+ON_CPU = (
+    "the model runs on the CPU, with one torch thread for each CPU of an actor. Check the GPU driver and the build of torch "
+    "on the nodes, or set pool.gpu=false"
+)
 
 
 def total(run_id: str) -> Counter[str]:
@@ -32,6 +37,7 @@ class RunProgress:
         self.run_id, self.planned = run_id, planned
         self._waiting = waiting_gauge(task, run_id)
         self.counts: Counter[str] = Counter()
+        self._has_warned = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="progress")
         self._began = time.monotonic()
@@ -66,6 +72,7 @@ class RunProgress:
             while True:
                 stopped = self._stop.wait(POLL_SECONDS)
                 self._ask()
+                self._warn_without_cuda()
                 done, rejected = self.done(), int(self.counts["rejected"])
                 rate = self.rate()
                 self._waiting.set(max(0, self.planned - done))
@@ -78,6 +85,12 @@ class RunProgress:
                     log.info("%d / %d images, %s", counts["done"], self.planned, note, extra=counts)
                 if stopped:
                     return
+
+    def _warn_without_cuda(self) -> None:
+        """Warn once when actors that have a GPU run the model on a CPU."""
+        if self.counts["without_cuda"] and not self._has_warned:
+            self._has_warned = True
+            log.warning("%s: %s", WITHOUT_CUDA, ON_CPU)
 
     def __enter__(self) -> "RunProgress":
         self._thread.start()

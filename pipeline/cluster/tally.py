@@ -12,9 +12,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipeline.cluster.metrics import ActorMetrics
+from pipeline.etags import doubted
 
 log = logging.getLogger("imagemill.run")
 NAMESPACE = b"imagemill"
+DEVICES = ("cpu", "cuda")
+ETAGS = "etags:"
+"""Before the name of a bucket whose etags an actor found to be no MD5s."""
 
 
 def publish(key: str, content: dict[str, Any]) -> None:
@@ -60,9 +64,14 @@ class Tally:
         self._telling = threading.Lock()
         self._published = 0.0
 
-    def ready(self) -> None:
-        """The model is loaded: what the process takes before it has an image."""
+    def ready(self, device: str, gpu: bool) -> None:
+        """Note that the model is loaded, on which of DEVICES, and what memory the process takes before it has an image.
+
+        Args: gpu: whether Ray gave the actor a GPU.
+        """
         self._counts["idle_mb"] = peak_rss_mb()
+        self._counts[f"on_{device}"] = 1
+        self._counts["without_cuda"] = int(gpu and device == "cpu")
 
     def add(self, **counts: float) -> None:
         with self._lock:
@@ -88,6 +97,7 @@ class Tally:
         with self._telling:
             with self._lock:
                 self._counts["rss_mb"] = peak_rss_mb()
+                self._counts.update({f"{ETAGS}{place}:": 1 for place in doubted() if f"{ETAGS}{place}:" not in self._counts})
                 counts = dict(self._counts)
             self._metrics.add({name: count - self._shown[name] for name, count in counts.items()})
             self._shown = Counter(counts)

@@ -26,18 +26,32 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def depth_of(image: Image.Image, data: bytes) -> int:
+def depth_of(image: Image.Image) -> int:
     """Bits of a sample in the file: Pillow gives 8 of what has more, but for gray in 16."""
     if image.mode == "1":
         return 1
-    if image.format == "PNG":
-        return 16 if data[24] == 16 else 8
     if image.format == "TIFF":
         deepest = max(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,)))
         return 16 if deepest == 16 or image.mode.startswith("I") else 8
-    if image.format == "AVIF" and (at := data.find(b"av1C")) >= 0 and at + 6 < len(data):
-        return (12 if data[at + 6] & 0x20 else 10) if data[at + 6] & 0x40 else 8
-    if image.format == "JPEG2000" and (at := data.find(b"\xff\x4f\xff\x51")) >= 0 and at + 42 < len(data):
-        # The SIZ marker: its first component's precision, less one.
-        return max(8, (data[at + 42] & 0x7F) + 1)
     return 16 if image.mode.startswith("I") else 8
+
+
+TIFF_HEADS = {
+    # Some programs have turned the number 42 as well as the byte order.
+    **dict.fromkeys((b"II*\0", b"II\0*"), ("<", False)),
+    **dict.fromkeys((b"MM\0*", b"MM*\0"), (">", False)),
+    b"II+\0": ("<", True),
+    b"MM\0+": (">", True),
+}
+"""Byte order, and whether it is a BigTIFF, by the first four bytes."""
+
+
+def tiff_head(data: bytes) -> tuple[str, bool, int]:
+    """(byte order, whether it is a BigTIFF, where the offset of the first directory stands) of a TIFF.
+
+    Raises: ValueError for bytes that are not a TIFF.
+    """
+    if data[:4] not in TIFF_HEADS:
+        raise ValueError("not a TIFF")
+    order, big = TIFF_HEADS[data[:4]]
+    return order, big, 8 if big else 4

@@ -1,177 +1,161 @@
-"""EXIF and XMP of a source as its output may carry them: nothing in them is untrue of an upright picture.
+"""What a file says about its picture, carried to its output where it is true of the output and has a place there.
 
-Pillow reads EXIF well, but what it writes again has lost letters outside ASCII and the types of what it does not know, and
-its TIFFs have none of it where they are compressed. So directories are copied here, value by value as they are.
+| | JPEG | PNG | WebP | AVIF | TIFF | BMP |
+|---|---|---|---|---|---|---|
+| EXIF | yes | yes | yes | yes | yes | |
+| XMP | yes | yes | yes | yes | yes | |
+| IPTC | yes | | | | yes | |
+| resolution | yes | yes | in EXIF | in EXIF | yes | yes |
+| comment | yes | yes | | | | |
+| PNG text | | yes | | | | |
 """
 
-import re
 import struct
-from collections.abc import Container
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-import numpy as np
-from PIL import Image
-from PIL.ExifTags import IFD, Base
+from PIL.ExifTags import Base
 from PIL.PngImagePlugin import PngInfo
 
-# What describes the picture. The other tags of the main directory say how one file holds its pixels (a TIFF's are all here),
-# and the directory behind it is the thumbnail's.
-KEPT = (
-    *(Base.ImageDescription, Base.Make, Base.Model, Base.XResolution, Base.YResolution, Base.ResolutionUnit),
-    *(Base.Software, Base.DateTime, Base.Artist, Base.HostComputer, Base.Copyright, Base.Rating, Base.RatingPercent),
-    *(Base.XPTitle, Base.XPComment, Base.XPAuthor, Base.XPKeywords, Base.XPSubject),
-)
-SUBJECT_AREA = 0x9214  # Pillow has no name for it.
-# The picture is turned and its size may change: sizes and places in pixels would be of another one, and so would the number
-# of pixels on an inch of the sensor. "Interoperability" says little but the colour space of the file that was.
-STALE = (
-    *(Base.ExifImageWidth, Base.ExifImageHeight, SUBJECT_AREA, Base.SubjectLocation, IFD.Interop),
-    *(Base.FocalPlaneXResolution, Base.FocalPlaneYResolution, Base.FocalPlaneResolutionUnit),
-)
-BYTE, SHORT, LONG = 1, 3, 4
-# Bytes of a value, and of the units in it that have an order, by the types of TIFF 6.0.
-TYPES = {1: (1, 1), 2: (1, 1), 3: (2, 2), 4: (4, 4), 5: (8, 4), 6: (1, 1), 7: (1, 1), 8: (2, 2), 9: (4, 4), 10: (8, 4)}
-TYPES |= {11: (4, 4), 12: (8, 8), 13: (4, 4)}
-XMP_ORIENTATION = re.compile(rb'(tiff:Orientation(?:="|>))[0-9]')
-XMP_NAMES = rb"(tiff:Image(?:Width|Length)|exif:(?:Pixel[XY]Dimension|Subject(?:Area|Location)|FocalPlane\w+))"
-XMP_STALE = re.compile(rb'\s%b="[^"]*"|<%b>.{0,300}?</\2>' % (XMP_NAMES, XMP_NAMES), re.DOTALL)
-"""What is in STALE, as attributes and as elements."""
-MAX_EXIF_BYTES, MAX_XMP_BYTES = 2_000_000, 10_000_000
-# What one segment of a JPEG holds of each.
-MAX_JPEG_EXIF, MAX_JPEG_XMP = 65_533, 65_504
+from pipeline.images.exif import IPTC, RATIONAL, SHORT, UNDEFINED, Exif, carried_exif, in_tiff
+from pipeline.images.readers.opened import Opened
+from pipeline.images.xmp import carried_xmp, resized_xmp
 
-Entries = dict[int, tuple[int, int, bytes]]
-"""A directory: (type, count, value in little-endian order) by tag."""
+COMMENT = "Comment"
+"""The keyword of a PNG's text that is what other formats call the comment."""
+UNTRUE_TEXT = ("raw profile type ", "exif:", "png:", "date:", "thumb::", "xml:com.adobe.xmp", "signature")
+"""Beginnings of keywords, in lower case, of texts that repeat EXIF or describe another file: ImageMagick and thumbnailers
+write them."""
+MAX_TEXT_BYTES = 2_000_000
+MAX_JPEG_SEGMENT = 65_533
+MAX_JPEG_XMP = 65_504
+INCH = 2
+"""The unit of a resolution in EXIF."""
+PHOTOSHOP, IPTC_RESOURCE = b"Photoshop 3.0\0", b"8BIM\x04\x04\0\0"
 
 
-@dataclass(frozen=True)
-class Exif:
-    """What is carried, and the directories below it by the tags that point at them."""
+@dataclass
+class Metadata:
+    """What an output carries."""
 
-    main: Entries
-    below: dict[int, Entries]
+    exif: Exif | None = None
+    xmp: bytes | None = None
+    iptc: bytes | None = None
+    """Records of IPTC-IIM."""
+    text: dict[str, str] = field(default_factory=dict)
+    """Texts of a PNG by keyword; among them the comment of another format."""
+    dpi: tuple[float, float] | None = None
+    """Pixels per inch, (horizontal, vertical) of the upright picture."""
 
-    def to_bytes(self) -> bytes:
-        """As files hold it, with its mark."""
-        return b"Exif\0\0II*\0\x08\0\0\0" + directories(self.main, self.below, 8)
 
-
-def carried_exif(block: bytes | None, gps: bool, converted: bool) -> Exif | None:
-    """The EXIF of a source for its upright copy; None where there is none, or none that can be understood.
+def carried(opened: Opened, kind: Literal["keep", "strip", "strip_gps"], converted: bool) -> Metadata:
+    """Collect what the upright copy of a picture may carry; metadata that is broken is left out.
 
     Args:
-        block: the EXIF of a file, or the file if it is a TIFF.
-        gps: whether the place is kept.
-        converted: whether the pixels have become sRGB.
+        kind: strip_gps leaves out all that may name a place: GPS tags, XMP, IPTC and texts.
+        converted: whether the colours have become sRGB.
     """
-    tiff = (block or b"").removeprefix(b"Exif\0\0")
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
-    try:
-        if not order:
-            return None
-        pointers = (IFD.Exif, IFD.GPSInfo) if gps else (IFD.Exif,)
-        main = entries_at(tiff, struct.unpack_from(f"{order}I", tiff, 4)[0], order, {*KEPT, *pointers})
-        below = {}
-        for pointer in pointers:
-            kind, count, place = main.pop(pointer, (0, 0, b""))
-            if (kind, count) == (LONG, 1):
-                entries = entries_at(tiff, struct.unpack("<I", place)[0], order)
-                below[int(pointer)] = {tag: entry for tag, entry in entries.items() if tag not in STALE}
-    except (struct.error, ValueError):
-        return None
-    if converted and Base.ColorSpace in below.get(IFD.Exif, {}):
-        below[IFD.Exif][Base.ColorSpace] = (SHORT, 1, b"\1\0")  # sRGB
-    return Exif(main | {int(Base.Orientation): (SHORT, 1, b"\1\0")}, below) if main or below else None
+    if kind == "strip":
+        return Metadata()
+    turned, on_its_side = opened.orientation != 1, opened.orientation >= 5
+    exif = carried_exif(opened.exif, kind == "keep", converted, on_its_side)
+    dpi = opened.dpi[::-1] if opened.dpi and on_its_side else opened.dpi
+    dpi = valid_dpi(dpi) or valid_dpi(exif.dpi() if exif else None)
+    if kind == "strip_gps":
+        return Metadata(exif=exif, dpi=dpi)
+    return Metadata(
+        exif=exif,
+        xmp=carried_xmp(opened.xmp, turned, converted),
+        iptc=opened.iptc or (exif.iptc() if exif else None),
+        text=carried_text(opened.text),
+        dpi=dpi,
+    )
 
 
-def entries_at(
-    tiff: bytes, start: int, order: str, wanted: Container[int] = range(1 << 16), most: int = MAX_EXIF_BYTES
-) -> Entries:
-    """The wanted tags of the directory that begins at `start`; values that are not in the file are left out.
+def valid_dpi(dpi: tuple[float, float] | None) -> tuple[float, float] | None:
+    """A resolution that every format can hold, else None."""
+    return dpi if dpi and all(1 <= value <= 65_535 for value in dpi) else None
 
-    Raises: struct.error when it is not there, ValueError when its values come to more than `most` bytes.
+
+def carried_text(text: Mapping[str, str]) -> dict[str, str]:
+    """The texts that are true of a copy, at most MAX_TEXT_BYTES of them."""
+    left, kept = MAX_TEXT_BYTES, {}
+    for key, value in text.items():
+        left -= len(value)
+        if left >= 0 and not key.lower().startswith(UNTRUE_TEXT):
+            kept[key] = value
+    return kept
+
+
+def writer_options(image_format: str, metadata: Metadata, resized: bool) -> dict[str, Any]:
+    """Express metadata as arguments of Pillow's writer of a format; what the format has no place for is left out.
+
+    A TIFF gets its EXIF, XMP and IPTC from `with_metadata`.
+
+    Args:
+        resized: whether the output has another size than the source, so that places in pixels are elsewhere.
     """
-    entries: Entries = {}
-    (count,) = struct.unpack_from(f"{order}H", tiff, start)
-    for at in range(start + 2, start + 2 + 12 * count, 12):
-        tag, kind, values = struct.unpack_from(f"{order}HHI", tiff, at)
-        size, unit = TYPES.get(kind, (0, 1))
-        size *= values
-        place = at + 8 if size <= 4 else struct.unpack_from(f"{order}I", tiff, at + 8)[0]
-        if tag not in wanted or not 0 < size <= len(tiff) - place:
-            continue
-        most -= size
-        if most < 0:
-            raise ValueError("a directory of too many bytes")
-        units = np.frombuffer(tiff, f"{order}u{unit}", size // unit, place)
-        entries[tag] = kind, values, units.astype(f"<u{unit}").tobytes()
-    return entries
-
-
-def directory(entries: Entries, start: int) -> bytes:
-    """A directory for the place `start`, with its values behind it; an even number of bytes."""
-    table, values = bytearray(struct.pack("<H", len(entries))), bytearray()
-    behind = start + 2 + 12 * len(entries) + 4
-    for tag in sorted(entries):
-        kind, count, value = entries[tag]
-        where = value.ljust(4, b"\0") if len(value) <= 4 else struct.pack("<I", behind + len(values))
-        table += struct.pack("<HHI", tag, kind, count) + where
-        if len(value) > 4:
-            values += value + b"\0" * (len(value) % 2)
-    return bytes(table + bytes(4) + values)
-
-
-def directories(main: Entries, below: dict[int, Entries], start: int) -> bytes:
-    """A main directory for the place `start`, and those below it behind."""
-    main = main | {tag: (LONG, 1, bytes(4)) for tag in below}
-    behind, parts = start + len(directory(main, start)), b""
-    for tag, entries in below.items():
-        main[tag] = LONG, 1, struct.pack("<I", behind + len(parts))
-        parts += directory(entries, behind + len(parts))
-    return directory(main, start) + parts
-
-
-def carried_xmp(image: Image.Image) -> bytes | None:
-    """The XMP of a loaded image for its upright copy."""
-    xmp = image.info.get("xmp")
-    if not isinstance(xmp, bytes) or not 0 < len(xmp) <= MAX_XMP_BYTES:
-        return None
-    return XMP_ORIENTATION.sub(rb"\g<1>1", XMP_STALE.sub(b"", xmp))
-
-
-def writer_options(image_format: str, exif: Exif | None, xmp: bytes | None) -> dict[str, Any]:
-    """What Pillow's writer of a format takes for EXIF and XMP; what the format has no place for is left out.
-
-    For a TIFF it is nothing: see `in_tiff`.
-    """
-    if image_format not in ("JPEG", "PNG", "WEBP", "AVIF"):
-        return {}
     options: dict[str, Any] = {}
+    exif, xmp, dpi = metadata.exif, metadata.xmp, metadata.dpi
+    if xmp and resized:
+        xmp = resized_xmp(xmp)
+    if dpi and image_format in ("JPEG", "PNG", "BMP", "TIFF"):
+        options["dpi"] = dpi
+    if image_format == "PNG" and (metadata.text or xmp):
+        options["pnginfo"] = png_text(metadata.text, xmp)
+    if image_format not in ("JPEG", "PNG", "WEBP", "AVIF"):
+        return options
+    if dpi and image_format in ("WEBP", "AVIF"):
+        exif = with_dpi(exif, dpi)
     if exif and image_format == "AVIF":
         # Its own orientation counts, and Pillow writes an EXIF anew that has another.
         exif = Exif({tag: entry for tag, entry in exif.main.items() if tag != Base.Orientation}, exif.below)
-    if exif and not (image_format == "JPEG" and len(exif.to_bytes()) > MAX_JPEG_EXIF):
+    if exif and not (image_format == "JPEG" and len(exif.to_bytes()) > MAX_JPEG_SEGMENT):
         options["exif"] = exif.to_bytes()
-    if xmp and image_format == "PNG":
-        options["pnginfo"] = PngInfo()
-        options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
-    elif xmp and not (image_format == "JPEG" and len(xmp) > MAX_JPEG_XMP):
+    if xmp and image_format != "PNG" and not (image_format == "JPEG" and len(xmp) > MAX_JPEG_XMP):
         options["xmp"] = xmp
+    if image_format == "JPEG":
+        comment = metadata.text.get(COMMENT, "").encode("utf-8")
+        if 0 < len(comment) <= MAX_JPEG_SEGMENT:
+            options["comment"] = comment
+        if metadata.iptc and len(segment := photoshop_segment(metadata.iptc)) <= MAX_JPEG_SEGMENT + 4:
+            options["extra"] = segment
     return options
 
 
-def in_tiff(data: bytes, exif: Exif | None, xmp: bytes | None) -> bytes:
-    """A little-endian TIFF as Pillow writes it, with EXIF and XMP.
-
-    A second main directory, behind the file, takes the place of the first.
-    """
-    if not data.startswith(b"II*\0"):
-        return data
-    main = entries_at(data, struct.unpack_from("<I", data, 4)[0], "<", most=len(data))
-    main |= exif.main if exif else {}
+def png_text(text: Mapping[str, str], xmp: bytes | None) -> PngInfo:
+    """The text chunks of a PNG."""
+    chunks = PngInfo()
+    for key, value in text.items():
+        chunks.add_text(key, value, zip=len(value) > 1000)
     if xmp:
-        main[Base.XMLPacket] = BYTE, len(xmp), xmp
-    start = len(data) + len(data) % 2
-    behind = directories(main, exif.below if exif else {}, start)
-    return b"".join((data[:4], struct.pack("<I", start), memoryview(data)[8:], bytes(start - len(data)), behind))
+        chunks.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
+    return chunks
+
+
+def photoshop_segment(iptc: bytes) -> bytes:
+    """An APP13 segment of a JPEG that holds IPTC."""
+    body = PHOTOSHOP + IPTC_RESOURCE + struct.pack(">I", len(iptc)) + iptc + b"\0" * (len(iptc) % 2)
+    return b"\xff\xed" + struct.pack(">H", min(len(body) + 2, 0xFFFF)) + body
+
+
+def with_dpi(exif: Exif | None, dpi: tuple[float, float]) -> Exif:
+    """EXIF that says the resolution of a picture, for formats without another place for it."""
+    exif = exif or Exif({int(Base.Orientation): (SHORT, 1, b"\1\0")}, {})
+    if exif.dpi():
+        return exif
+    tags = (Base.XResolution, Base.YResolution)
+    said = {
+        int(tag): (RATIONAL, 1, struct.pack("<II", round(value * 1000), 1000)) for tag, value in zip(tags, dpi, strict=True)
+    }
+    return replace(exif, main=exif.main | said | {int(Base.ResolutionUnit): (SHORT, 1, struct.pack("<H", INCH))})
+
+
+def with_metadata(data: bytes, metadata: Metadata, resized: bool) -> bytes:
+    """A TIFF as Pillow writes it, with EXIF, XMP and IPTC; Pillow's writer leaves them out of compressed files."""
+    xmp = resized_xmp(metadata.xmp) if metadata.xmp and resized else metadata.xmp
+    exif = metadata.exif or Exif({}, {})
+    if metadata.iptc:
+        exif = replace(exif, main=exif.main | {IPTC: (UNDEFINED, len(metadata.iptc), metadata.iptc)})
+    return in_tiff(data, exif, xmp) if exif.main or exif.below or xmp else data

@@ -1,32 +1,28 @@
 """File bytes to pixels and back: header check, pixel limit, orientation, modes, formats."""
 
 import io
-import struct
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from PIL import AvifImagePlugin, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-from pipeline.images.headers import depth_of, webp_size
-from pipeline.images.metadata import Exif, carried_exif, carried_xmp, in_tiff, writer_options
+from pipeline.images.colour import SRGB, Conversion
+from pipeline.images.metadata import Metadata, carried, with_metadata, writer_options
 from pipeline.images.profiles import in_srgb, treatment
+from pipeline.images.readers import HEAD_BYTES, not_an_image, reader_of
+from pipeline.images.readers.jpeg_structure import LONGEST_SIDE as LONGEST_JPEG_SIDE
+from pipeline.images.readers.opened import BROKEN, DAMAGED_IMAGE, ImageError, Opened, strips
+from pipeline.images.readers.zeros import damage_by_zeros
+from pipeline.images.transparency import fill_hidden
+from pipeline.store_failures import reason
 
-# Formats by what a decoder has to do with outside data; Pillow knows many more, each one an attack surface.
-# (JPEG's reader opens MPO as well.)
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-# What people have and Pillow cannot read, by what stands in such a file from a byte on. (An AVIF may begin as "mif1" too: it
-# is tried first.)
-UNSUPPORTED = {
-    "HEIC": (4, (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypheim", b"ftypheis", b"ftypmif1", b"ftypmsf1")),
-    "JPEG XL": (0, (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")),
-}
 LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")
+LONGEST_SIDE = {"JPEG": LONGEST_JPEG_SIDE, "WEBP": 16_383, "AVIF": 32_768}
+"""Pixels a side that a file of a format holds: what libjpeg and WebP write, and what libavif reads."""
 WITH_ALPHA = ("PNG", "TIFF", "WEBP", "AVIF")
-EXIF_ORIENTATION = 0x0112
 # An upright array (H,W,…) as its file stores it, by the EXIF orientation: all of them views.
 AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda a: a,
@@ -38,26 +34,9 @@ AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: np.rot90(a, -1),
 }
-# Pixels that are converted at a time: what is held beside the decoded image and the array stays small.
-STRIP_PIXELS = 2_000_000
-# What broken files raise in Pillow; SyntaxError is how its PNG reader reports a bad chunk, RuntimeError is AVIF's.
-BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    RuntimeError,
-    struct.error,
-)
+KEEP_DAMAGED = "A part of the picture is damaged or missing: restore the file, or keep it as it is with --accept-damaged"
 MAX_PIXELS = 40_000_000
 """What a run takes unless it is told otherwise."""
-Image.MAX_IMAGE_PIXELS = None  # `decode` checks its own limit on the header, before Pillow decodes anything
-# A thread for each image is what the actors have; with more, AVIF's bytes would hang on the machine that made them.
-AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 
 class PixelConfig(BaseModel):
@@ -70,7 +49,8 @@ class PixelConfig(BaseModel):
     )
     icc: Literal["convert", "keep"] = Field("convert", description="colours to sRGB, or untouched with their profile")
     metadata: Literal["keep", "strip", "strip_gps"] = Field(
-        "keep", description="EXIF and XMP; strip_gps: EXIF but the place"
+        "keep",
+        description="EXIF, XMP, IPTC, texts, resolution; strip_gps: resolution and EXIF without the place; strip: nothing",
     )
     format: Literal["jpeg", "png", "webp", "tiff", "avif"] | None = Field(None, description="the source's when absent")
     quality: int = Field(95, ge=1, le=100, description="of JPEG, WebP and AVIF")
@@ -88,20 +68,12 @@ class PixelConfig(BaseModel):
         return None if self.alpha == "keep" else tuple(bytes.fromhex(self.alpha[1:]))
 
 
-class ImageError(Exception):
-    """One image that cannot be done: becomes a reject, never ends a run."""
-
-    def __init__(self, error_class: str, message: str) -> None:
-        super().__init__(message)
-        self.error_class = error_class
-
-
 @dataclass
 class Picture:
     """A decoded image and what its file said of itself."""
 
     rgb: np.ndarray
-    """(H,W,3) uint8, upright."""
+    """(H,W,3) uint8, upright. Fully transparent pixels have colours interpolated from visible ones."""
     alpha: np.ndarray | None
     """(H,W) uint8, upright; None too where it was laid onto a colour."""
     format: str
@@ -114,41 +86,47 @@ class Picture:
     has_alpha: bool
     """Whether the file has transparency."""
     icc: str
-    """What was done about its profile: "none" (there is none, or it is sRGB's), "converted", "kept" or "unreadable"."""
+    """What was done about the colours: "none" (they are sRGB, or the file does not say), "converted" (to sRGB), "kept" (with
+    their profile), "unreadable" (the profile is damaged, and ignored) or "ignored: " and what was ignored."""
     profile: bytes | None = None
     """The ICC profile of `rgb`, where it was kept."""
-    exif: Exif | None = None
-    """What the output carries, of the upright picture."""
-    xmp: bytes | None = None
+    metadata: Metadata = field(default_factory=Metadata)
+    """What the output carries."""
+    damaged: bool = False
+    """Whether some of the pixels are not those that were encoded."""
 
 
-def decode(data: bytes, max_pixels: int = MAX_PIXELS, config: PixelConfig = PixelConfig()) -> Picture:
-    """Bytes of an image file to upright RGB.
+def decode(
+    data: bytes, max_pixels: int = MAX_PIXELS, config: PixelConfig = PixelConfig(), accept_damaged: bool = False
+) -> Picture:
+    """Decode an image file to upright RGB.
 
-    The first frame of an animation; 16-bit samples are scaled to 8; alpha is kept beside the colours, or they are laid onto
-    a colour. Metadata and profiles that are broken are left out: the picture is what counts.
+    The first frame of an animation; samples of more than 8 bits are scaled to 8; alpha is kept next to the colours, or they
+    are laid onto a colour. Metadata and profiles that are broken are left out: the picture is what counts.
 
-    Raises: ImageError with the class EmptyFile, UnknownFormat, UnsupportedFormat, TooManyPixels, UnsupportedMode or
-        BrokenImage.
+    Args:
+        accept_damaged: give the picture of a file whose picture data is damaged or missing in part too.
+
+    Raises: ImageError with the class EmptyFile, UnknownFormat, UnsupportedFormat, TooManyPixels, UnsupportedMode,
+        DamagedImage or BrokenImage.
     """
     if not data:
         raise ImageError("EmptyFile", "the file is empty")
-    head, stream = data[:64], io.BytesIO(data)
+    head, stream = data[:HEAD_BYTES], io.BytesIO(data)
     # `to_picture` closes the stream once the file is decoded: of a large one there is no room for both file and pixels.
     del data
     try:
-        if size := webp_size(head):
-            check_size(size, max_pixels)
-        with warnings.catch_warnings(action="ignore"), Image.open(stream, formats=FORMATS) as image:
-            check_size(image.size, max_pixels)
-            return to_picture(image, stream, config)
+        reader = reader_of(head)
+        check_size(reader.size_of(stream), max_pixels)
+        opened = reader.read(stream)
+        opened.damage = opened.damage or damage_by_zeros(opened.format, stream.getvalue())
+        if opened.damage and not accept_damaged:
+            raise ImageError(DAMAGED_IMAGE, f"{opened.damage}. {KEEP_DAMAGED}")
+        return to_picture(opened, stream, config)
     except UnidentifiedImageError:
-        for name, (place, heads) in UNSUPPORTED.items():
-            if head.startswith(heads, place):
-                raise ImageError("UnsupportedFormat", f"{name} is not supported by this Pillow; convert it") from None
-        raise ImageError("UnknownFormat", f"not an image in a known format; begins with {head[:16]!r}") from None
+        raise not_an_image(head) from None
     except BROKEN as e:
-        raise ImageError("BrokenImage", f"{type(e).__name__}: {e}") from None
+        raise ImageError("BrokenImage", reason(e)) from None
 
 
 def check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -157,85 +135,85 @@ def check_size(size: tuple[int, int], max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageError(
             "TooManyPixels",
-            f"{width}×{height} = {width * height / 1e6:.1f} MP is over the limit of {max_pixels / 1e6:g} MP",
+            f"{width}×{height} = {width * height / 1e6:.1f} MP is over max_pixels={max_pixels}: "
+            f"raise max_pixels to {width * height} or more",
         )
 
 
 def pixels_of(data: bytes) -> int:
     """Width × height by the header; 0 where there is none that can be read."""
-    if size := webp_size(data):
-        return size[0] * size[1]
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return image.width * image.height
-    except (UnidentifiedImageError, *BROKEN):
+        width, height = reader_of(data[:HEAD_BYTES]).size_of(io.BytesIO(data))
+    except (ImageError, UnidentifiedImageError, *BROKEN):
         return 0
+    return width * height
 
 
-def to_picture(image: Image.Image, stream: io.BytesIO, config: PixelConfig) -> Picture:
-    """An opened image as `decode` gives it. Closes `stream`, its file."""
-    data = stream.getvalue()
-    width, height = image.size
-    source_format = str(image.format)
-    frames = getattr(image, "n_frames", 1)
-    bit_depth = depth_of(image, data)
-    image.load()
-    deep = image.mode.startswith("I")
-    gray = deep or image.mode in ("1", "L", "LA", "La")
-    if source_format == "PNG":
-        gray = gray or data[25] in (0, 4)  # the header's colour type: gray, gray with alpha
-    if image.mode == "F" or (image.mode == "I" and source_format not in ("PNG", "PPM")):
-        raise ImageError("UnsupportedMode", f"{'floating-point' if image.mode == 'F' else '32-bit integer'} samples")
-    orientation = orientation_of(image)
-    transparent = image.has_transparency_data and not deep
-    mode = "L" if gray else "CMYK" if image.mode == "CMYK" else "RGB"
-    profile = image.info.get("icc_profile")
-    icc, transform = treatment(profile, mode, config.icc == "keep")
-    block = data if source_format == "TIFF" else image.info.get("exif")
-    exif = None if config.metadata == "strip" else carried_exif(block, config.metadata == "keep", icc == "converted")
-    xmp = carried_xmp(image) if config.metadata == "keep" else None
-    del data, block
+def to_picture(opened: Opened, stream: io.BytesIO, config: PixelConfig) -> Picture:
+    """Turn and convert a decoded file as `decode` gives it. Closes `stream`, its file."""
+    width, height = opened.size
+    icc, transform = treatment(opened.profile, opened.mode, config.icc == "keep")
+    conversion = None
+    if not opened.profile:
+        icc, conversion = colour_treatment(opened, config.icc == "keep")
+    metadata = carried(opened, config.metadata, icc == "converted")
+    # Of a TIFF this is the whole file.
+    opened.exif = None
     stream.close()
-    shape = image.size if orientation >= 5 else image.size[::-1]
+    shape = (width, height) if opened.orientation >= 5 else (height, width)
     rgb = np.empty((*shape, 3), np.uint8)
-    alpha = np.empty(shape, np.uint8) if transparent and config.matte is None else None
-    for rows in strips(*image.size):
-        strip = image if rows == slice(0, image.height) else image.crop((0, rows.start, image.width, rows.stop))
-        if deep:
-            strip = Image.fromarray(((np.asarray(strip).astype(np.uint32) + 128) // 257).astype(np.uint8))
-        if transparent:
+    alpha = np.empty(shape, np.uint8) if opened.has_alpha and config.matte is None else None
+    as_stored = AS_STORED[opened.orientation]
+    for rows in strips(width, height):
+        strip = opened.strip(rows)
+        if opened.alpha is not None:
+            veil = Image.fromarray(opened.alpha[rows])
+        elif opened.has_alpha:
             strip = in_mode(strip, "RGBA")
-        colours = in_mode(strip, mode)
+            veil = strip.getchannel("A")
+        colours = Image.fromarray(conversion(opened.samples(rows))) if conversion else in_mode(strip, opened.mode)
         if transform:
             colours = in_srgb(colours, transform)
         colours = in_mode(colours, "RGB")
         if alpha is not None:
-            AS_STORED[orientation](alpha)[rows] = np.asarray(strip.getchannel("A"))
-        elif transparent:
-            colours = Image.composite(colours, Image.new("RGB", strip.size, config.matte), strip.getchannel("A"))
-        AS_STORED[orientation](rgb)[rows] = np.asarray(colours)
+            as_stored(alpha)[rows] = np.asarray(veil)
+        elif opened.has_alpha:
+            colours = Image.composite(colours, Image.new("RGB", strip.size, config.matte), veil)
+        as_stored(rgb)[rows] = np.asarray(colours)
+    if alpha is not None:
+        fill_hidden(rgb, alpha)
     return Picture(
         rgb=rgb,
         alpha=alpha,
-        format=source_format,
-        gray=gray and not (transparent and config.matte and len(set(config.matte)) > 1),
+        format=opened.format,
+        gray=opened.mode == "L" and not (opened.has_alpha and config.matte and len(set(config.matte)) > 1),
         orig_width=width,
         orig_height=height,
-        exif_orientation=orientation,
-        bit_depth=bit_depth,
-        frames=frames,
-        has_alpha=transparent,
+        exif_orientation=opened.orientation,
+        bit_depth=opened.bit_depth,
+        frames=opened.frames,
+        has_alpha=opened.has_alpha,
         icc=icc,
-        profile=profile if icc == "kept" else None,
-        exif=exif,
-        xmp=xmp,
+        profile=opened.profile if icc == "kept" else None,
+        metadata=metadata,
+        damaged=bool(opened.damage),
     )
 
 
-def strips(width: int, height: int) -> Iterator[slice]:
-    """The rows of an image, some STRIP_PIXELS at a time."""
-    step = max(1, STRIP_PIXELS // width)
-    return (slice(top, min(height, top + step)) for top in range(0, height, step))
+def colour_treatment(opened: Opened, keep: bool) -> tuple[str, Conversion | None]:
+    """What is done about the colours of a picture without a profile, as in `Picture.icc`, and what converts its samples."""
+    gray, space = opened.mode == "L", opened.space
+    nothing = f"ignored: {opened.ignored}" if opened.ignored else "none"
+    if space is None or opened.mode == "CMYK" or space.is_srgb or (gray and replace(space, primaries=SRGB).is_srgb):
+        return nothing, None
+    if keep:
+        # The numbers have no place in what we write.
+        return f"ignored: {space.name}", None
+    dtype = np.dtype(np.uint8) if isinstance(opened.pixels, Image.Image) else opened.pixels.dtype
+    try:
+        return "converted", Conversion(space, dtype, gray, opened.brightest if space.is_hdr else 0)
+    except ValueError as e:
+        return f"ignored: {e}", None
 
 
 def in_mode(image: Image.Image, mode: str) -> Image.Image:
@@ -243,28 +221,32 @@ def in_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none or it cannot be understood."""
-    try:
-        value = image.getexif().get(EXIF_ORIENTATION, 1)
-    except BROKEN:
-        return 1
-    return value if value in AS_STORED else 1
-
-
-def output_format(source_format: str, exact: bool = False, asked: str | None = None) -> str:
+def output_format(source_format: str, exact: bool = False, asked: str | None = None, has_alpha: bool = False) -> str:
     """The format an output is written in: what is asked for, or the source's.
 
     PNG stands in for GIF (its palette would ruin the result) and JPEG 2000 (Pillow's writer has no place for profile and
-    metadata), JPEG for MPO.
+    metadata), and for BMP and PPM with transparency, which Pillow does not write; JPEG for MPO.
 
-    Args: exact: pixels must be kept to the last bit, so PNG stands in for the lossy formats.
+    Args:
+        exact: pixels must be kept to the last bit, so PNG stands in for the lossy formats.
+        has_alpha: there is transparency to keep.
     """
     if asked:
         return asked.upper()
-    if exact and source_format in LOSSY:
+    if (exact and source_format in LOSSY) or (has_alpha and source_format in ("BMP", "PPM")):
         return "PNG"
     return {"GIF": "PNG", "JPEG2000": "PNG", "MPO": "JPEG"}.get(source_format, source_format)
+
+
+def check_sides(size: tuple[int, int], image_format: str) -> None:
+    """Raises: ImageError for (width, height) that no file of a format holds."""
+    width, height = size
+    if max(size) > (longest := LONGEST_SIDE.get(image_format, max(size))):
+        raise ImageError(
+            "TooLargeForFormat",
+            f"the output has {width}×{height} pixels, and {image_format} holds at most {longest} a side: "
+            "image.format=png holds it",
+        )
 
 
 def to_pillow(rgb: np.ndarray, picture: Picture, image_format: str) -> Image.Image:
@@ -282,12 +264,14 @@ def to_pillow(rgb: np.ndarray, picture: Picture, image_format: str) -> Image.Ima
 
 
 def to_file(image: Image.Image, picture: Picture, image_format: str, quality: int) -> bytes:
-    """An image of `to_pillow` as a file, with the profile, EXIF and XMP of its picture."""
-    options = writer_options(image_format, picture.exif, picture.xmp)
+    """An image of `to_pillow` as a file, with the profile and metadata of its picture."""
+    upright = (picture.orig_width, picture.orig_height)[:: -1 if picture.exif_orientation >= 5 else 1]
+    resized = image.size != upright
+    options = writer_options(image_format, picture.metadata, resized)
     if picture.profile and (picture.gray or picture.profile[16:20] != b"GRAY"):
         options["icc_profile"] = picture.profile
     data = encode_image(image, image_format, quality, **options)
-    return in_tiff(data, picture.exif, picture.xmp) if image_format == "TIFF" and (picture.exif or picture.xmp) else data
+    return with_metadata(data, picture.metadata, resized) if image_format == "TIFF" else data
 
 
 def encode_rgb(rgb: np.ndarray, image_format: str) -> bytes:

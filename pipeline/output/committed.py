@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from pipeline.config import RunConfig
 from pipeline.errors import DamagedPart, StorageError
+from pipeline.output.origins import moved, numbered
 from pipeline.storage import Store
 from pipeline.store_failures import STORE_FAILURES, is_damage, reason
 from pipeline.store_listing import Entry
@@ -173,11 +174,14 @@ def read_parts(output: Store, paths: Sequence[str], columns: list[str]) -> pa.Ta
     return pa.concat_tables(tables, promote_options="default")
 
 
-def scan(output: Store, paths: Sequence[str], columns: list[str]) -> Iterator[pa.Table]:
-    """As `read_parts`, some parts at a time, of at least SCANNED_AT_A_TIME rows in all."""
+def scan(output: Store, paths: Sequence[str], columns: list[str], absent: pa.Schema | None = None) -> Iterator[pa.Table]:
+    """As `read_parts`, some parts at a time, of at least SCANNED_AT_A_TIME rows in all.
+
+    Args: absent: columns that a part of an older version may lack; they are null then.
+    """
     tables: list[pa.Table] = []
     rows = 0
-    for path, table in each_part(output, paths, columns, ahead=2 * THREADS):
+    for path, table in each_part(output, paths, columns, ahead=2 * THREADS, absent=absent):
         tables.append(table.append_column("part", pa.repeat(path, len(table))))
         rows += len(table)
         if rows >= SCANNED_AT_A_TIME:
@@ -236,6 +240,9 @@ class Newest:
     """How many rows there are of the version asked for: more than one where a run was killed before its account."""
     seen: np.ndarray
     """The highest fence of a run that made a row of it, or was to do it again; -1 without one."""
+    moved: np.ndarray
+    """The place that the row's source was in (`places`), where that is another than now; -1 where it is the same."""
+    places: dict[str, int]
     committed: int = 0
     """Rows there are in all, of other images too."""
 
@@ -254,15 +261,21 @@ def wanted(table: pa.Table, ids: pa.Array, versions: pa.Array) -> tuple[pa.Table
     return table.filter(pa.array(same)), place[same]
 
 
-def newest_of(output: Store, parts: Sequence[str], ids: pa.Array, versions: pa.Array) -> Newest:
+def newest_of(output: Store, parts: Sequence[str], inputs: pa.Table) -> Newest:
     """The newest committed row of each image whose output files are still that row's.
+
+    Args: inputs: image_id, version, source_uri and rel_path of the images, as schema.REFERENCE has them.
 
     Raises: StorageError for a part that is damaged.
     """
+    ids, versions = (inputs[name].combine_chunks() for name in KEYS)
+    # Of so many images together they may be longer than the offsets of plain strings can say.
+    uris, names = (inputs[name].cast(pa.large_string()).combine_chunks() for name in ("source_uri", "rel_path"))
     same, there, files = (np.zeros(len(ids), bool) for _ in range(3))
     marked = superseded(output, ids)
-    newest = Newest(np.full(len(ids), -1, np.int64), same, there, np.zeros(len(ids), np.uint8), marked)
-    for chunk in scan(output, parts, [*KEYS, "fence", "output_bytes"]):
+    fences, unmoved = np.full(len(ids), -1, np.int64), np.full(len(ids), -1, np.int32)
+    newest = Newest(fences, same, there, np.zeros(len(ids), np.uint8), marked, unmoved, {})
+    for chunk in scan(output, parts, [*KEYS, "fence", "output_bytes", "source_uri"]):
         newest.committed += len(chunk)
         table, place = placed(chunk, ids)
         fence = table["fence"].fill_null(0).to_numpy()
@@ -273,6 +286,9 @@ def newest_of(output: Store, parts: Sequence[str], ids: pa.Array, versions: pa.A
         newest.there[place] = True
         np.add.at(newest.rows, place[same], 1)
         newest.fence[place[order]], newest.same[place[order]] = fence[order], same[order]
+        taken = pa.array(place)
+        before = moved(table["source_uri"], uris.take(taken), names.take(taken))
+        newest.moved[place[order]] = numbered(before, newest.places)[order]
         files[place[order]] = pc.is_valid(table["output_bytes"]).to_numpy()[order]
     robbed = files & (marked > newest.fence)
     np.maximum(marked, newest.fence, out=newest.seen)
@@ -300,14 +316,20 @@ def superseded(output: Store, ids: pa.Array, until: str | None = None) -> np.nda
     return last
 
 
-def rejected_of(output: Store, parts: Sequence[str], ids: pa.Array, versions: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """For each image how often its version was tried in vain, and whether its last reject waits for a `--retry`."""
+def rejected_of(
+    output: Store, parts: Sequence[str], ids: pa.Array, versions: pa.Array, taken: Collection[str] = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each image how often its version was tried in vain, and whether its last reject waits for a `--retry`.
+
+    Args: taken: classes of rejects that do not wait, because the run takes such images now.
+    """
     attempts, waits = np.zeros(len(ids), np.int64), np.zeros(len(ids), bool)
     last = np.full(len(ids), -1, np.int64)
-    for chunk in scan(output, parts, [*KEYS, "fence", "transient", "attempts"]):
+    for chunk in scan(output, parts, [*KEYS, "fence", "transient", "attempts", "error_class"]):
         table, place = wanted(chunk, ids, versions)
         np.maximum.at(attempts, place, table["attempts"].to_numpy())
         fence, final = table["fence"].fill_null(0).to_numpy(), ~table["transient"].to_numpy()
+        final &= ~pc.is_in(table["error_class"], pa.array(taken, pa.string())).to_numpy()
         # As in newest_of; of two of one run the final one.
         order = np.lexsort((final, fence))
         order = order[fence[order] >= last[place[order]]]

@@ -10,7 +10,8 @@ import numpy as np
 from models.tasks.task import Params, Task
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, StorageError
-from pipeline.images.pixels import ImageError, PixelConfig, decode
+from pipeline.images.pixels import PixelConfig, decode
+from pipeline.images.readers.opened import ImageError
 from pipeline.storage import StorageConfig, Store
 from pipeline.store_failures import STORE_FAILURES, reason
 

@@ -21,10 +21,14 @@ log = logging.getLogger("imagemill.lease")
 FOLDER = "runs/lease"
 CLAIM = re.compile(r"\d{8,}\.json")
 BEAT_SECONDS = 10.0
+"""Between two heartbeats of a holder."""
 LIFETIME_SECONDS = 60.0
+"""Of silence, after which a holder counts as dead."""
+POLL_SECONDS = 1.0
+"""Between two looks at the heartbeat of a holder that is watched."""
 
 
-def process_start(pid: int) -> str | None:
+def process_start(pid: object) -> str | None:
     """When a process of this machine began, in clock ticks since boot; None when there is no such process."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -41,16 +45,30 @@ def this_machine() -> str:
     return f"{socket.gethostname()}/{boot.read_text().strip()}/{os.readlink(space)}" if known else socket.gethostname()
 
 
+def now() -> dict[str, float]:
+    """The time of a sign of life: for people and older versions, and by the clock that no one sets."""
+    return {"at": time.time(), "monotonic": time.monotonic()}
+
+
 def claim_path(fence: int, kind: str = "json") -> str:
     return f"{FOLDER}/{fence:08d}.{kind}"
 
 
-def read_json(output: Store, path: str) -> dict[str, Any] | None:
+def content_of(output: Store, path: str) -> bytes | None:
+    """The content of a file of the lease, None where there is none. Raises: as `Store.read`."""
     try:
-        content: dict[str, Any] = json.loads(output.read(path))
-        return content
-    except (FileNotFoundError, ValueError):
+        return output.read(path)
+    except FileNotFoundError:
         return None
+
+
+def parsed(data: bytes | None) -> dict[str, Any]:
+    """What a claim or a heartbeat says; nothing where it is missing, or not complete yet."""
+    try:
+        content = json.loads(data or b"")
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def newest_fence(output: Store) -> int:
@@ -71,34 +89,72 @@ def newest_claim(output: Store, fence: int) -> int:
 
 @dataclass(frozen=True)
 class Holder:
+    """Who claimed an OUTPUT and did not release it."""
+
     who: str
-    silent: float
-    """Seconds since it was heard of."""
+    silent: float | None
+    """Seconds since its last sign of life; None when its clock is not ours, so that only watching it can tell."""
+    signs: tuple[bytes | None, bytes | None] = (None, None)
+    """Its claim and its heartbeat; the heartbeat changes while it lives."""
 
 
 def holder_of(output: Store, fence: int) -> Holder | None:
-    """Who works on OUTPUT under `fence`, the newest; None when it released, died or fell silent. Raises: as `Store.read`."""
+    """Return who claimed OUTPUT under `fence`, the newest; None when it released, or is known to be dead or silent.
+
+    The time that a heartbeat states counts only where it is this machine's monotonic clock. Other clocks may be wrong by any
+    amount.
+
+    Raises: as `Store.read`.
+    """
     if not fence or output.exists(claim_path(fence, "released")):
         return None
-    try:
-        claim = json.loads(output.read(claim_path(fence)))
-    except FileNotFoundError:
-        return Holder("runs that take it at this moment", 0.0)
-    except ValueError:
-        return None  # claims appear whole: this one was lost with the power of its machine
-    if claim.get("machine") == this_machine() and process_start(claim["pid"]) != claim["started"]:
+    signs = content_of(output, claim_path(fence)), content_of(output, claim_path(fence, "beat"))
+    if signs[0] is None:
+        return Holder("a run that takes it at this moment", 0.0)
+    claim = parsed(signs[0])
+    machine, pid = str(claim.get("machine", "")), claim.get("pid")
+    who = f"process {pid} on {machine.partition('/')[0]}" if machine else "a run whose claim cannot be read"
+    if machine != this_machine():
+        return Holder(who, None, signs)
+    if process_start(pid) != claim.get("started"):
         return None
-    silent = time.time() - (read_json(output, claim_path(fence, "beat")) or claim)["at"]
-    if silent >= LIFETIME_SECONDS:
-        return None
-    return Holder(f"process {claim['pid']} on {claim['machine'].split('/')[0]}", silent)
+    since = parsed(signs[1] or signs[0]).get("monotonic")
+    # Without a boot in the machine's name its monotonic clock may have begun anew since.
+    if not isinstance(since, float) or "/" not in machine or since > time.monotonic():
+        return Holder(who, None, signs)
+    silent = time.monotonic() - since
+    return Holder(who, silent, signs) if silent < LIFETIME_SECONDS else None
+
+
+def living_holder(output: Store, fence: int, seconds: float, holder: Holder | None) -> Holder | None:
+    """Watch the holder of `fence` for at most some seconds of our own clock; return who lives, None when nobody does.
+
+    Raises: as `Store.read`; StorageError.
+    """
+    if not holder or holder.silent is not None:
+        return holder
+    first, end = holder.signs, time.monotonic() + seconds
+    while True:
+        # Asked before the look: the last look comes after the time is over, however long this process slept.
+        over = time.monotonic() >= end
+        if newest_fence(output) != fence:
+            return Holder("a run that has just taken it", 0.0)
+        seen = holder_of(output, fence)
+        if not seen or seen.silent is not None:
+            return seen
+        if seen.signs != first:
+            return Holder(seen.who, 0.0, seen.signs)
+        if over:
+            return None
+        time.sleep(min(POLL_SECONDS, seconds))
 
 
 class Lease:
     """`with Lease(output) as lease:` holds OUTPUT; `lease.fence` rises with each holder.
 
-    A holder is gone when it released, when its process on this machine is dead, or when it has not been heard for
-    LIFETIME_SECONDS.
+    A holder is gone when it released, when its process on this machine is dead, or when its heartbeat did not change for
+    LIFETIME_SECONDS. A holder on another machine is watched for that long first: its clock may differ from ours by any
+    amount, so only a change that we see is a sign of life.
 
     Raises: OutputHeld when another holder is alive; StorageError when OUTPUT cannot be written.
     """
@@ -123,7 +179,8 @@ class Lease:
         if above < self.fence:
             return
         log.warning("%s: its claims (%s) were lost; the numbers of runs go on from %d", self.output.url, FOLDER, above)
-        claim = self.output.read(self.claim)
+        # A claim that is as old as the plan took would pass for a silent one until the next heartbeat.
+        claim = json.dumps(parsed(self.output.read(self.claim)) | now()).encode()
         # Before the claim: the thread that renews it must not take it for another run's.
         self.fence = above + 1
         if not self.output.create(self.claim, claim):
@@ -137,18 +194,14 @@ class Lease:
     def __enter__(self) -> "Lease":
         try:
             held = newest_fence(self.output)
-            if holder := holder_of(self.output, held):
-                raise OutputHeld(
-                    f"{self.output.url}: another run holds it ({holder.who}). "
-                    f"Wait for its end; a dead one loses it in {LIFETIME_SECONDS - holder.silent:.0f} s"
-                )
+            self._outwait(held)
             self.fence = held + 1
             claim = {
                 "token": self._token,
                 "machine": this_machine(),
                 "pid": os.getpid(),
                 "started": process_start(os.getpid()),
-                "at": time.time(),
+                **now(),
             }
             data = json.dumps(claim).encode()
             if not self.output.create(claim_path(self.fence), data):
@@ -171,6 +224,18 @@ class Lease:
             raise StorageError(f"output {self.output.url}: cannot be written: {reason(e)}") from None
         return self
 
+    def _outwait(self, held: int) -> None:
+        """Return when the holder of the claim `held` is gone. Raises: OutputHeld when it lives."""
+        holder = holder_of(self.output, held)
+        if holder and holder.silent is None:
+            what = "%s: %s did not release it. Waiting up to %.0f s for a sign of life before this run takes it over"
+            log.info(what, self.output.url, holder.who, LIFETIME_SECONDS)
+        if living := living_holder(self.output, held, LIFETIME_SECONDS, holder):
+            raise OutputHeld(
+                f"{self.output.url}: another run holds it ({living.who}). Wait for it to end, or stop it: "
+                f"a run takes over from a dead one, at the latest after {LIFETIME_SECONDS:.0f} s of silence"
+            )
+
     def _clear(self, held: int) -> None:
         """Remove what killed writers left, and the claims of those before the one that is followed."""
         self.output.sweep(spare=FOLDER)
@@ -188,7 +253,7 @@ class Lease:
                 self.output.url,
             )
             time.sleep(1)
-        claim = read_json(self.output, claim_path(self.fence)) or {}
+        claim = parsed(content_of(self.output, claim_path(self.fence)))
         if claim.get("token") != self._token:
             raise OutputHeld(f"{self.output.url}: another run has just taken it. Wait for it to end")
 
@@ -197,7 +262,7 @@ class Lease:
             try:
                 if newest_fence(self.output) > self.fence:
                     return
-                self.output.write(claim_path(self.fence, "beat"), json.dumps({"at": time.time()}).encode())
+                self.output.write(claim_path(self.fence, "beat"), json.dumps(now()).encode())
             except (*STORE_FAILURES, StorageError) as e:
                 log.warning("lease of %s not renewed: %s", self.output.url, reason(e))
 

@@ -1,5 +1,7 @@
 """Where an output image lies below OUTPUT/images, from the source's name alone; two sources never meet, none gets out."""
 
+import errno
+
 from pipeline.schema import image_id
 from pipeline.sources.folder import is_image_name
 
@@ -39,6 +41,16 @@ def stays_inside(path: str) -> bool:
     return "\0" not in path and all(
         part not in ("", ".", "..") and len(part.encode()) <= MAX_COMPONENT_BYTES for part in parts
     )
+
+
+def renamed(rel_path: str, name: str) -> str:
+    """Return the name of an output whose own `name`, by `output_name`, the file system of OUTPUT cannot hold."""
+    return f"_renamed/{image_id(rel_path)}.{name.rpartition('.')[2]}"
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether a file system said that it holds no file of this name, as exFAT says of `a:b.jpg`."""
+    return isinstance(error, OSError) and error.errno in (errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG)
 
 
 def is_taken(stem: str) -> bool:

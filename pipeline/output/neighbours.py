@@ -112,7 +112,10 @@ def collection(output: Store) -> Collection:
 
 
 def nearest(query: np.ndarray, batches: Iterable[tuple[pa.Table, np.ndarray]], k: int) -> pa.Table:
-    """The k rows nearest to a vector (1,D), best first, with their `similarity`; memory is that of a batch."""
+    """The k rows nearest to a vector (1,D), best first, with their `similarity`; memory is that of a batch.
+
+    Raises: VerificationError without any row.
+    """
     best: pa.Table | None = None
     for rows, vectors in batches:
         alike = similarity(vectors, query)[:, 0]
@@ -120,7 +123,8 @@ def nearest(query: np.ndarray, batches: Iterable[tuple[pa.Table, np.ndarray]], k
         found = rows.take(pa.array(top)).append_column("similarity", pa.array(alike[top], pa.float32()))
         both = found if best is None else pa.concat_tables([best, found])
         best = both.take(pa.array(np.argsort(-both["similarity"].to_numpy(), kind="stable")[:k]))
-    assert best is not None
+    if best is None:
+        raise VerificationError("no latent is what was written: there is nothing to compare with")
     return best
 
 

@@ -4,12 +4,15 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.output.committed import part_paths, placed, read_parts, scan
+from pipeline.output.departed import are_departed
 from pipeline.output.snapshot import newest_rows
 from pipeline.storage import Store
 
 
 def waiting_rejects(output: Store, columns: list[str]) -> pa.Table:
     """The newest reject of each image that no row has made good since, be it of a mended file or of a later model.
+
+    Images that have left their input, as far as its last run saw, wait no more.
 
     Raises: StorageError for a damaged part.
     """
@@ -19,7 +22,8 @@ def waiting_rejects(output: Store, columns: list[str]) -> pa.Table:
     for chunk in scan(output, part_paths(output, "results") if parts else [], ["image_id", "fence"]):
         table, place = placed(chunk, rejects["image_id"].combine_chunks())
         np.maximum.at(fence, place, table["fence"].fill_null(0).to_numpy())
-    return rejects.filter(pa.array(fence < rejects["fence"].cast(pa.int64()).to_numpy())).select(columns)
+    waits = (fence < rejects["fence"].cast(pa.int64()).to_numpy()) & ~are_departed(output, rejects)
+    return rejects.filter(pa.array(waits)).select(columns)
 
 
 def grouped(rejects: pa.Table) -> pa.Table:

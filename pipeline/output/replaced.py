@@ -14,7 +14,7 @@ from pipeline.schema import parquet_bytes, part_name
 from pipeline.storage import Store
 
 GRACE_SECONDS = 3600.0
-"""A note stays so long, for whoever is in the middle of a listing."""
+"""A note stays so long by the store's clock, for whoever is in the middle of a listing."""
 
 
 def replace_parts(output: Store, folder: str, old: set[str], table: pa.Table, level: int) -> None:
@@ -48,6 +48,8 @@ def settle(output: Store) -> None:
         if done:
             for old in listed.intersection(note["old"]):
                 output.delete(old)
-        if done and time.time() - note["at"] < GRACE_SECONDS:
+        # Not by the time that the note states: its writer's clock may be wrong by any amount. A note from the future is kept
+        # no longer than one from the past.
+        if done and abs(output.age(path)) < GRACE_SECONDS:
             continue
         output.delete(path)

@@ -197,7 +197,7 @@ def show(
 
     def picture(data: bytes, detail: bool, scale: int = 1) -> str:
         with large if pixels_of(data) > LARGE_PIXELS else nullcontext():
-            return picture_url(decode(data, MAX_SHOWN_PIXELS).rgb, detail, scale)
+            return picture_url(decode(data, MAX_SHOWN_PIXELS, accept_damaged=True).rgb, detail, scale)
 
     def sides(place: Place, detail: bool) -> tuple[str | None, str | None]:
         row = rows[place]

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, StorageError
 from pipeline.sources import manifest, parquet, tar
+from pipeline.sources.excluded import is_excluded, is_excluded_folder
 from pipeline.sources.folder import image_file, unreadable, with_masks
 from pipeline.sources.source import UNREADABLE_SHARD, Found, Listed, ShardFormat, SourceConfig
 from pipeline.storage import StorageConfig, Store
@@ -41,7 +42,9 @@ INDEX = pa.schema(
 OTHERS = b"others"
 """JSON of how many members of each kind a shard has that are no images, in an index's metadata."""
 STATE = b"state"
-"""Etag and size of the shard that an index is of, in its metadata."""
+"""Version of the index, etag and size of the shard that it is of, in its metadata."""
+INDEX_VERSION = 2
+"""Raised when shards are found to hold more, or other things, than before: older indexes are made anew."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ def input_of(url: str, storage: StorageConfig, config: SourceConfig) -> Input:
         return Input(store, None, config)
     folder, _, name = store.url.rpartition("/")
     if not name.lower().endswith((*manifest.SUFFIXES, *tar.SUFFIXES)):
+        if not store.local and store.is_prefix(""):
+            return Input(store, None, config)
         known = ", ".join(sorted({*manifest.SUFFIXES, *tar.SUFFIXES}))
         raise ConfigError(f"input {store.url} is a file; a folder, a shard or a manifest is expected ({known})")
     return Input(Store(folder or "/", storage), name, config)
@@ -96,7 +101,8 @@ def listing(source: Input, kept: Store | None = None, masks: bool = False, keep:
 
     Raises: StorageError when the store cannot be listed; ConfigError when columns that the config names are not there.
     """
-    if source.file and shard_format(source.file) is None:
+    named = source.config.uri is not None and shard_format(str(source.file)) is FORMATS["parquet"]
+    if source.file and (named or shard_format(source.file) is None):
         return iter(manifest.list_manifest(source.store, source.file, source.config))
     listed = members(source, kept, keep)
     if source.file and source.file.lower().endswith(".parquet"):
@@ -146,7 +152,7 @@ def files_of(name: str) -> list[str]:
 
 def members(source: Input, kept: Store | None, keep: bool) -> Iterator[Found]:
     """Image files as they are listed, and the images of shards, a few of which are read at a time."""
-    entries = iter([source.store.entry(source.file)]) if source.file else source.store.entries()
+    entries = iter([source.store.entry(source.file)]) if source.file else source.store.entries(may_skip=is_excluded_folder)
     ahead: deque[list[Found] | Future[list[Found]]] = deque()
 
     def ready() -> list[Found]:
@@ -155,7 +161,8 @@ def members(source: Input, kept: Store | None, keep: bool) -> Iterator[Found]:
 
     with ThreadPoolExecutor(SHARDS_AT_A_TIME) as pool:
         for entry in entries:
-            form = shard_format(entry.path)
+            # A file that is all of the input was asked for by its name.
+            form = shard_format(entry.path) if source.file or not is_excluded(entry.path) else None
             ahead.append(pool.submit(indexed, form, source, entry, kept, keep) if form else [image_file(entry)])
             while ahead and (isinstance(ahead[0], list) or len(ahead) > SHARDS_AT_A_TIME):
                 yield from ready()
@@ -167,7 +174,8 @@ def indexed(form: ShardFormat, source: Input, entry: Entry, kept: Store | None, 
     """What a shard holds, by its index in OUTPUT, or by reading it."""
     if problem := unreadable(entry):
         return [problem]
-    identity, state = f"{entry.path}\n{source.config.model_dump_json()}", f"{entry.etag}\n{entry.size}".encode()
+    identity = f"{entry.path}\n{source.config.model_dump_json()}"
+    state = f"{INDEX_VERSION}\n{entry.etag}\n{entry.size}".encode()
     path = f"{FOLDER}/{hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()}.parquet"
     if kept and kept.exists(path):
         data = kept.read(path)

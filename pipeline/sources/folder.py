@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 
+from pipeline.sources.excluded import EXCLUDED, is_excluded, is_excluded_folder
 from pipeline.sources.source import Found, Listed, escaped
 from pipeline.storage import Store
 from pipeline.store_listing import Entry
@@ -15,6 +16,20 @@ EXTENSIONS = (
     *(".heic", ".heif", ".jxl"),
 )
 
+MAGIC = (
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n",
+    b"GIF8",
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+    b"RIFF",
+    b"\0\0\0\x0cjP  ",
+    b"\xff\x4f\xff\x51",
+)
+# What begins with the length of its first box: AVIF, and HEIC, which ends as a reject that says so.
+BOXES = (b"ftypavif", b"ftypavis", b"ftypmif1", b"ftyphei", b"ftyphev")
+
 MASK = ".mask.png"
 OTHER = "other"
 LONGEST_KIND = 8
@@ -22,6 +37,10 @@ LONGEST_KIND = 8
 
 def is_image_name(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS)
+
+
+def begins_as_image(head: bytes) -> bool:
+    return head.startswith(MAGIC) or head.startswith(BOXES, 4)
 
 
 def kind_of(name: str) -> str:
@@ -32,7 +51,7 @@ def kind_of(name: str) -> str:
 
 def list_folder(store: Store) -> Iterator[Found]:
     """Every image file, and the kind of each file that is none by its name."""
-    return (image_file(entry) for entry in store.entries())
+    return (image_file(entry) for entry in store.entries(may_skip=is_excluded_folder))
 
 
 def with_masks(listing: Iterator[Found]) -> Iterator[Found]:
@@ -41,7 +60,11 @@ def with_masks(listing: Iterator[Found]) -> Iterator[Found]:
     The etag of an image holds that of its mask, so that a changed mask is a changed image.
     """
     listed = list(listing)
-    masks = {image.rel_path[: -len(MASK)]: image for image in listed if isinstance(image, Listed) and is_mask(image)}
+    masks: dict[str, Listed] = {}
+    for image in listed:
+        # Of two of one name the first, as of images.
+        if isinstance(image, Listed) and is_mask(image):
+            masks.setdefault(image.rel_path[: -len(MASK)], image)
     for found in listed:
         if isinstance(found, str):
             yield found
@@ -62,6 +85,8 @@ def is_mask(image: Listed) -> bool:
 
 def image_file(entry: Entry) -> Found:
     """An image file of a listing; the kind of a file that is none by its name."""
+    if is_excluded(entry.path):
+        return EXCLUDED
     if not is_image_name(entry.path):
         return kind_of(entry.path)
     return unreadable(entry) or Listed(entry.path, entry.size, entry.etag, entry.path)

@@ -1,5 +1,11 @@
-"""A manifest: a CSV, JSON Lines or Parquet file with a column of paths and URLs, the images of anywhere."""
+"""A manifest: a CSV, JSON Lines or Parquet file with a column of paths and URLs, the images of anywhere.
 
+CSV and JSON Lines are read as text, row by row: no value is taken for a number, and no column that is not asked for matters.
+"""
+
+import codecs
+import csv
+import io
 import os
 import re
 from collections.abc import Iterator
@@ -9,12 +15,11 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError
-from pipeline.sources.source import Listed, SourceConfig, carried
+from pipeline.sources import columns
+from pipeline.sources.source import Listed, Number, SourceConfig, carried, read_json, to_json
 from pipeline.sources.web import WEB
 from pipeline.storage import Store
 from pipeline.store_failures import STORE_FAILURES, is_damage, reason
@@ -23,72 +28,138 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 URI_NAMES = ("uri", "url", "path", "file", "file_name", "filename", "image", "image_url", "source_uri")
 USER = re.compile(r"[^/?#]*@")
 """What may stand before the host of an address."""
+LONGEST = 4096
+"""Characters of a path or URL; what is longer is something else, such as the bytes of an image as text."""
 LOCATED_AT_A_TIME = 10_000
 THREADS = 32
+Row = dict[str, Any]
 
 
-def table_of(store: Store, path: str, config: SourceConfig) -> pa.Table:
-    """What names an image stays text as it is: `00012` is no number. Raises: ConfigError for a file that cannot be read."""
-    texts = {name: pa.string() for name in (*URI_NAMES, config.uri, config.key) if name}
+def rows_of_csv(data: bytes, path: str, config: SourceConfig) -> Iterator[Row]:
+    """Every row of a CSV or TSV file, all values as the text that stands there. Raises: ConfigError, ValueError."""
+    # The module's limit of 128 kB a field is one of the whole process, and none of a manifest.
+    csv.field_size_limit(max(len(data), csv.field_size_limit()))
+    # Programs of Windows begin a file with a mark, and some write UTF-16.
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    text = io.TextIOWrapper(io.BytesIO(data), encoding, newline="")
+    lines = csv.reader(text, delimiter="\t" if path.lower().endswith(".tsv") else ",", strict=True)
     try:
-        with store.fs.open(store.full(path), "rb") as file:
-            if path.lower().endswith(".parquet"):
-                table = pq.read_table(file)
-                # Text that is no UTF-8 would come up when a row is looked at.
-                table.validate(full=True)
-                return table
-            if path.lower().endswith((".csv", ".tsv")):
-                parse = pa.csv.ParseOptions(delimiter="\t" if path.lower().endswith(".tsv") else ",")
-                convert = pa.csv.ConvertOptions(column_types=texts)
-                return pa.csv.read_csv(file, parse_options=parse, convert_options=convert)
-            table = pa.json.read_json(file)
-            # Only text that was taken for times: a schema refuses numbers, and adds columns that are not there.
-            times = [field.name for field in table.schema if field.name in texts and pa.types.is_timestamp(field.type)]
-            if times:
-                file.seek(0)
-                schema = pa.schema([(name, texts[name]) for name in times])
-                table = pa.json.read_json(file, parse_options=pa.json.ParseOptions(explicit_schema=schema))
-            return table
-    except (OSError, pa.ArrowException) as e:
-        if not is_damage(e):
-            raise
-        raise ConfigError(f"input {store.uri(path)}: cannot be read: {' '.join(str(e).split())[:200]}") from None
+        names = next(filter(None, lines), [])
+        if not names:
+            raise ConfigError(f"input {path}: it is empty: a first line with the names of columns is expected")
+        check_columns(names, path, config)
+        for values in filter(None, lines):
+            if len(values) != len(names):
+                raise ValueError(f"{len(values)} values, and {len(names)} columns: put values with commas in quotes")
+            yield dict(zip(names, values, strict=True))
+    except UnicodeDecodeError:
+        raise ValueError(f"{encoding.removesuffix('-sig').upper()} is expected: save the file as UTF-8") from None
+    except (csv.Error, ValueError) as e:
+        raise ValueError(f"line {lines.line_num:,}: {reason_of(e)}") from None
 
 
-def uri_column(names: list[str], path: str, config: SourceConfig) -> str:
-    """Raises: ConfigError when there is none, or a column that the config names is not there."""
-    for key in ("uri", "key"):
-        if (name := getattr(config, key)) and name not in names:
-            raise ConfigError(f"source.{key} = {name!r}; the columns of {path}: {', '.join(names)}")
-    if missing := set(config.carry or ()) - set(names):
-        raise ConfigError(f"source.carry = {sorted(missing)}; the columns of {path}: {', '.join(names)}")
-    found = config.uri or next((name for name in URI_NAMES if name in names), None)
-    if found is None:
+def rows_of_json(data: bytes, path: str, config: SourceConfig) -> Iterator[Row]:
+    """Every object of a JSON Lines file; one may lack columns that others have. Raises: ConfigError, ValueError."""
+
+    def objects() -> Iterator[Row]:
+        for number, line in enumerate(io.BytesIO(data), 1):
+            try:
+                if text := line.decode("utf-8-sig" if number == 1 else "utf-8").strip():
+                    row = read_json(text)
+                    if not isinstance(row, dict):
+                        raise ValueError("an object is expected")
+                    yield row
+            except (ValueError, RecursionError) as e:
+                raise ValueError(f"line {number:,}: {reason_of(e)}") from None
+
+    names = list(dict.fromkeys(name for row in objects() for name in row))
+    if names:
+        check_columns(names, path, config)
+    yield from objects()
+
+
+def rows_of_parquet(store: Store, path: str, config: SourceConfig) -> Iterator[Row]:
+    """Every row of a Parquet file. Raises: ConfigError, OSError, pa.ArrowException, UnicodeError."""
+    with store.fs.open(store.full(path), "rb") as file:
+        parquet = pq.ParquetFile(file)
+        schema = parquet.schema_arrow
+        check_columns(schema.names, path, config)
+        columns.check_carried(schema, path, config.carry or [])
+        if config.key:
+            columns.check_key(schema, path, config.key)
+        uris = uri_names(schema.names, config)
+        texts = [name for name in uris if columns.is_text(schema.field(name).type)]
+        if not texts:
+            raise ConfigError(f"input {path}: a column of paths or URLs is of text, and not {columns.typed(schema, uris)}")
+        wanted = dict.fromkeys([texts[0], *([config.key] if config.key else []), *(config.carry or ())])
+        for batch in parquet.iter_batches(LOCATED_AT_A_TIME, columns=list(wanted)):
+            yield from batch.to_pylist()
+
+
+def check_columns(names: list[str], path: str, config: SourceConfig) -> None:
+    """Raises: ConfigError for a column that the config names and that is not there, or twice; and without one of paths."""
+    for key, asked in (("uri", [config.uri]), ("key", [config.key]), ("carry", config.carry or [])):
+        columns.check_named(names, path, key, [name for name in asked if name])
+    uris = uri_names(names, config)
+    if not uris:
         raise ConfigError(f"input {path}: no column of paths or URLs among {', '.join(names)}; name it in source.uri")
-    return found
+    if names.count(uris[0]) > 1:
+        raise ConfigError(f"input {path}: several columns are called {uris[0]}: rename them")
+
+
+def uri_names(names: list[str], config: SourceConfig) -> list[str]:
+    """The columns that may hold paths and URLs, the likeliest first."""
+    return [name for name in ([config.uri] if config.uri else URI_NAMES) if name in names]
+
+
+def reason_of(error: Exception) -> str:
+    text = " ".join(str(error).split())[:200]
+    return "a quote is opened and never closed" if text == "unexpected end of data" else text
 
 
 def list_manifest(store: Store, path: str, config: SourceConfig) -> Iterator[Listed]:
     """Every row, in order; what they name is looked at, 32 at a time. Raises: ConfigError for a file that is no manifest."""
-    table = table_of(store, path, config)
-    uri = uri_column(table.schema.names, path, config)
-    columns = list(dict.fromkeys([uri, *([config.key] if config.key else []), *(config.carry or ())]))
     roots = [os.path.realpath(root) for root in (*([store.root] if store.local else []), *config.roots)]
 
-    def look(row: dict[str, Any]) -> Listed:
-        text = str(row[uri] or "").strip()
-        name = str(row[config.key]) if config.key and row[config.key] is not None else None
-        extra = carried({column: row[column] for column in config.carry or ()})
-        return located(text, name, extra, store, roots, config)
+    def look(row: Row) -> Listed:
+        uri = next((row[name] for name in uri_names(list(row), config) if row[name] not in (None, "")), "")
+        name = row.get(config.key) if config.key else None
+        extra = carried({column: row.get(column) for column in config.carry or ()})
+        text = uri.strip() if isinstance(uri, str) and not isinstance(uri, Number) else uri
+        return located(text, None if name is None else named(name), extra, store, roots, config)
 
-    rows = (row for batch in table.select(columns).to_batches(LOCATED_AT_A_TIME) for row in batch.to_pylist())
+    def rows() -> Iterator[Row]:
+        try:
+            if path.lower().endswith(".parquet"):
+                yield from rows_of_parquet(store, path, config)
+            elif path.lower().endswith((".csv", ".tsv")):
+                yield from rows_of_csv(store.read(path), path, config)
+            else:
+                yield from rows_of_json(store.read(path), path, config)
+        except (OSError, ValueError, pa.ArrowException) as e:
+            if isinstance(e, OSError) and not is_damage(e):
+                raise
+            raise ConfigError(f"input {store.uri(path)}: cannot be read: {reason_of(e)}") from None
+
+    listed = rows()
     with ThreadPoolExecutor(THREADS) as pool:
-        while some := list(islice(rows, LOCATED_AT_A_TIME)):
+        while some := list(islice(listed, LOCATED_AT_A_TIME)):
             yield from pool.map(look, some)
 
 
-def located(text: str, name: str | None, extra: str | None, store: Store, roots: list[str], config: SourceConfig) -> Listed:
+def named(value: Any) -> str:
+    """What a key calls an image."""
+    return value if isinstance(value, str) else to_json(value) if isinstance(value, dict | list) else str(value)
+
+
+def located(text: Any, name: str | None, extra: str | None, store: Store, roots: list[str], config: SourceConfig) -> Listed:
     """What a row of a manifest names; what may not be read, or is not there, is listed with its problem."""
+    if not isinstance(text, str) or isinstance(text, Number) or len(text) > LONGEST:
+        shown = to_json(text)
+        what = f"{len(shown):,} characters" if isinstance(text, str) and len(shown) > LONGEST else "no text"
+        shown = shown[:60]
+        problem = f"BadName: a path or URL is expected, not {what}: {shown}"
+        return Listed(name or shown, 0, "refused", "", base="", problem=problem, extra=extra)
     scheme, separator, rest = text.partition("://")
     # A row is not to hold what may be a password.
     user = USER.match(rest) if scheme != "file" else None

@@ -1,100 +1,159 @@
-"""Parquet shards: a column of encoded images, and one that names them where there is one."""
+"""Parquet shards: a column of encoded images, or of lists of them, and one that names them where there is one."""
 
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError
+from pipeline.sources import columns
+from pipeline.sources.folder import begins_as_image
 from pipeline.sources.source import Found, Listed, ShardFormat, SourceConfig, carried
 from pipeline.storage import Store
 from pipeline.store_failures import is_damage
 
 SUFFIXES = (".parquet",)
-IMAGE_NAMES = ("image", "bytes", "img", "jpg", "jpeg", "png", "webp", "content", "data")
+IMAGE_NAMES = ("image", "images", "bytes", "img", "jpg", "jpeg", "png", "webp", "content", "data")
 KEY_NAMES = ("key", "__key__", "id", "image_id", "file_name", "filename", "name", "path", "url", "uri")
 BATCH_ROWS = 16
 """Rows decoded at a time, so that a row group of any size fits into memory."""
+SAMPLED_ROWS = 256
+"""Of which the bytes of columns are looked at, where no name tells which of them are images."""
+MOST_IN_ROW = 1 << 24
+"""Images of one row, in the place of an image: row * MOST_IN_ROW + number, where the column is of lists."""
 
 
 class NoImages(Exception):
     """A Parquet file without a column of encoded images."""
 
 
-def image_column(schema: pa.Schema, config: SourceConfig) -> str:
-    """The column that holds encoded images: the one named, one of the usual names, else the only binary one.
+class Unread(Exception):
+    """A Parquet file whose images cannot be read, or cannot be told; says which columns, and what to do."""
 
-    Raises: ConfigError when the one named is not there or of another kind; NoImages.
+
+def image_column(file: pq.ParquetFile, path: str, config: SourceConfig) -> str:
+    """The column that holds encoded images: the one named, one of the usual names, else the only one of bytes.
+
+    Where several columns are of bytes and none has a usual name, it is the one whose bytes begin as an image does.
+
+    Raises: ConfigError when the one named is not there or of another kind; NoImages; Unread.
     """
-    found = [field.name for field in schema if is_bytes(field.type)]
+    schema = file.schema_arrow
+    found = [field.name for field in schema if columns.holds_images(field.type)]
     if config.image:
+        columns.check_named(schema.names, path, "image", [config.image])
         if config.image in found:
             return config.image
-        raise ConfigError(
-            f"source.image = {config.image!r}: no column of bytes; those that are: {', '.join(found) or 'none'}"
-        )
+        what, others = columns.typed(schema, [config.image]), columns.typed(schema, found) or "none"
+        raise ConfigError(f"source.image = {config.image!r}: {path}: {what} is no column of images; valid: {others}")
+    if twice := sorted({name for name in found if schema.names.count(name) > 1}):
+        raise Unread(f"several columns are called {', '.join(twice)}: rename them")
     usual = [name for name in IMAGE_NAMES if name in found]
-    if usual or len(found) == 1:
-        return (usual or found)[0]
-    raise NoImages(f"columns: {', '.join(schema.names)}")
+    # Bytes of a fixed size are a digest rather than a picture.
+    varied = [name for name in found if not pa.types.is_fixed_size_binary(columns.plain(schema.field(name).type))]
+    if usual or len(varied) == 1:
+        return (usual or varied)[0]
+    pictures = sampled(file, [field.name for field in schema if columns.holds_binary(field.type)])
+    bound = [name for name in IMAGE_NAMES if name in schema.names and columns.holds_binary(schema.field(name).type)]
+    if deep := [name for name in dict.fromkeys([*bound, *pictures]) if name not in found]:
+        raise Unread(
+            f"{columns.typed(schema, deep)}: images at this depth are not read. A column of images is binary, a struct with "
+            "bytes, or a list of one of them"
+        )
+    if len(pictures) > 1:
+        raise Unread(f"{columns.typed(schema, pictures)}: all of them hold images: name one in source.image")
+    if pictures:
+        return pictures[0]
+    raise NoImages
 
 
-def is_bytes(kind: pa.DataType) -> bool:
-    """Binary, or the struct of bytes and path in which datasets keep images."""
-    if pa.types.is_struct(kind):
-        return any(field.name == "bytes" and is_bytes(field.type) for field in kind)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+def sampled(file: pq.ParquetFile, names: list[str]) -> list[str]:
+    """Those of some columns in whose first rows there are bytes that begin as an image does, however deep."""
+    pictures: set[str] = set()
+    rows = 0
+    for batch in file.iter_batches(BATCH_ROWS, columns=names) if names else ():
+        pictures |= {name for name in names if any(map(begins_as_image, bytes_in(batch[name].to_pylist())))}
+        rows += len(batch)
+        if rows >= SAMPLED_ROWS:
+            break
+    return [name for name in names if name in pictures]
 
 
-def key_column(schema: pa.Schema, config: SourceConfig) -> str | None:
-    """The column that names images. Raises: ConfigError when the one named is not there."""
-    if config.key and config.key not in schema.names:
-        raise ConfigError(f"source.key = {config.key!r}; the file's columns: {', '.join(schema.names)}")
-    return config.key or next(
-        (name for name in KEY_NAMES if name in schema.names and not is_bytes(schema.field(name).type)), None
-    )
+def bytes_in(value: Any) -> Iterator[bytes]:
+    """All bytes in a value of lists, tuples and structs."""
+    if isinstance(value, bytes):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from bytes_in(inner)
+
+
+def images_of(value: Any) -> list[tuple[bytes, str | None]]:
+    """The images of a row, each with the path that a struct gives it; one that is null has no bytes."""
+    if isinstance(value, list):
+        return [image for inner in value for image in images_of(inner)]
+    if isinstance(value, dict):
+        return [(value["bytes"] or b"", value.get("path"))]
+    return [(value or b"", None)]
+
+
+def key_column(schema: pa.Schema, path: str, config: SourceConfig) -> str | None:
+    """The column that names images. Raises: ConfigError when the one named is not there, or cannot name any."""
+    if config.key:
+        columns.check_key(schema, path, config.key)
+        return config.key
+    once = (name for name in KEY_NAMES if schema.names.count(name) == 1)
+    return next((name for name in once if columns.names_images(schema.field(name).type)), None)
 
 
 def index(store: Store, path: str, config: SourceConfig) -> Iterator[Found]:
     """As ShardFormat.index; a file without images counts as one other file. The etag is a digest of an image's bytes.
 
-    Raises: ConfigError when a column that the config names is not there.
+    Raises: ConfigError when a column that the config names is not there, or not of a kind that it can be.
     """
     try:
         with store.fs.open(store.full(path), "rb") as file:
             parquet = pq.ParquetFile(file)
-            schema = parquet.schema_arrow
-            image, key = image_column(schema, config), key_column(schema, config)
-            missing = set(config.carry or ()) - set(schema.names)
-            if missing:
-                raise ConfigError(f"source.carry = {sorted(missing)}; the columns of {path}: {', '.join(schema.names)}")
-            columns = [image, *([key] if key else []), *(config.carry or ())]
+            schema, carry = parquet.schema_arrow, config.carry or []
+            image, key = image_column(parquet, path, config), key_column(schema, path, config)
+            columns.check_carried(schema, path, carry)
+            is_list = columns.is_list(schema.field(image).type)
+            wanted = list(dict.fromkeys([image, *([key] if key else []), *carry]))
             row = 0
-            for batch in parquet.iter_batches(BATCH_ROWS, columns=list(dict.fromkeys(columns))):
-                for data, rest in zip(
-                    values(batch[image]), batch.drop_columns([image]).to_pylist() or [{}] * len(batch), strict=True
-                ):
-                    name = str(rest[key]) if key and rest[key] is not None else f"row-{row:09d}"
-                    extra = {column: rest[column] for column in config.carry or ()}
-                    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-                    yield Listed(f"{path}/{name}", len(data), digest, path, row, extra=carried(extra))
+            for batch in parquet.iter_batches(BATCH_ROWS, columns=wanted):
+                named = batch.drop_columns([image]).to_pylist() or [{}] * len(batch)
+                for scalar, rest in zip(batch[image], named, strict=True):
+                    name = str(rest[key]) if key and rest[key] not in (None, "") else f"row-{row:09d}"
+                    extra = carried({column: rest[column] for column in carry})
+                    if not is_list:
+                        yield listed(*images_of(scalar.as_py())[0], f"{path}/{name}", path, row, extra)
+                    else:
+                        for number, one in enumerate(images_of(scalar.as_py() or [])):
+                            yield listed(*one, f"{path}/{name}/{number}", path, row * MOST_IN_ROW + number, extra)
                     row += 1
     except NoImages:
         yield "parquet"
+    except pa.ArrowNotImplementedError as e:
+        why = f"pyarrow cannot read {columns.typed(schema, [image])}: {' '.join(str(e).split())[:200]}"
+        yield Listed(path, 0, "unread", path, problem=f"UnreadColumn: {why}")
+    except Unread as e:
+        yield Listed(path, 0, "unread", path, problem=f"UnreadColumn: {e}")
     except (OSError, pa.ArrowException, UnicodeError) as e:
         if not is_damage(e):
             raise
         yield Listed(path, 0, "damaged", path, problem=f"BadShard: {' '.join(str(e).split())[:300]}")
 
 
-def values(column: pa.Array) -> Iterator[bytes]:
-    """The encoded images of a column; none is an empty one."""
-    if pa.types.is_struct(column.type):
-        column = column.field("bytes")
-    for scalar in column:
-        yield scalar.as_py() or b""
+def listed(data: bytes, elsewhere: str | None, rel_path: str, path: str, offset: int, extra: str | None) -> Listed:
+    """One image of a shard. Args: elsewhere: the path that stands in the row next to the bytes."""
+    problem = None
+    if not data and elsewhere:
+        problem = f"NoBytes: bytes is null, and only the path {elsewhere} is there: write the file with the images in it"
+    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+    return Listed(rel_path, len(data), digest, path, offset, problem=problem, extra=extra)
 
 
 class Reader:
@@ -102,27 +161,38 @@ class Reader:
 
     def __init__(self, store: Store, path: str, config: SourceConfig) -> None:
         self.parquet = pq.ParquetFile(store.fs.open(store.full(path), "rb"))
-        self.column = image_column(self.parquet.schema_arrow, config)
+        self.column = image_column(self.parquet, path, config)
+        self.is_list = columns.is_list(self.parquet.schema_arrow.field(self.column).type)
         groups = map(self.parquet.metadata.row_group, range(self.parquet.num_row_groups))
         self._starts = np.cumsum([0, *(group.num_rows for group in groups)])
         """The first row of each row group, and the number of all rows."""
-        self._rows: Iterator[bytes] = iter(())
+        self._rows: Iterator[list[bytes]] = iter(())
         self._open = -1
         """The row group that `_rows` comes from."""
         self._next = 0
         """The row that `_rows` gives next."""
+        self._images: list[bytes] = []
+        """Of the row before it."""
 
     def read(self, offset: int, size: int) -> bytes:
-        group = int(np.searchsorted(self._starts, offset, "right")) - 1
-        if offset < self._next or group != self._open:
+        row, number = divmod(offset, MOST_IN_ROW) if self.is_list else (offset, 0)
+        group = int(np.searchsorted(self._starts, row, "right")) - 1
+        if row + 1 < self._next or group != self._open:
             self._open, self._next = group, int(self._starts[group])
             batches = self.parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=[self.column])
-            self._rows = (data for batch in batches for data in values(batch[self.column]))
-        for data in self._rows:
-            self._next += 1
-            if self._next > offset:
-                return data
-        raise EOFError(f"row {offset} is not there")
+            self._rows = (self._of(scalar) for batch in batches for scalar in batch[self.column])
+        while self._next <= row:
+            images = next(self._rows, None)
+            if images is None:
+                raise EOFError(f"row {row} is not there")
+            self._images, self._next = images, self._next + 1
+        if number >= len(self._images):
+            raise EOFError(f"row {row} has no image {number}")
+        return self._images[number]
+
+    def _of(self, scalar: pa.Scalar) -> list[bytes]:
+        value = scalar.as_py()
+        return [data for data, _ in images_of((value or []) if self.is_list else value)]
 
 
 FORMAT = ShardFormat(SUFFIXES, index, Reader)

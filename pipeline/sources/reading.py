@@ -5,11 +5,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from models.narrow import present
 from pipeline.sources import Input, shard_format
 from pipeline.sources.source import SHARD_CHANGED, ShardReader
 from pipeline.sources.web import AddressRefused, NoAddress, TooLarge, fetch, without_secrets
 from pipeline.storage import Store
-from pipeline.store_failures import reason
+from pipeline.store_failures import class_of, reason
 
 MAX_FILE_BYTES = 1_000_000_000
 SHARD_TRIES = 3
@@ -86,7 +87,7 @@ class Reading:
         except (AddressRefused, NoAddress, TooLarge) as e:
             raise ReadError(FINAL[type(e)], str(e), transient=False) from None
         except Exception as e:  # noqa: BLE001 - what a store's client may raise is open-ended; the image waits
-            raise ReadError(type(e).__name__, reason(e)) from None
+            raise ReadError(class_of(e), reason(e)) from None
 
     def _member(self, path: str, offset: int, size: int, digest: str) -> bytes:
         """A member of a shard, by a digest of its bytes."""
@@ -94,12 +95,11 @@ class Reading:
         for _ in range(1 if path in self._changed else SHARD_TRIES):
             try:
                 if self._open is None or self._open[0] != path:
-                    form = shard_format(path)
-                    assert form is not None
+                    form = present(shard_format(path), "the format of the shard")
                     self._open = path, form.reader(self.source.store, path, self.source.config)
                 data = self._open[1].read(offset, size)
             except Exception as e:  # noqa: BLE001 - as in _file
-                problem, self._open = ReadError(type(e).__name__, reason(e)), None
+                problem, self._open = ReadError(class_of(e), reason(e)), None
                 continue
             if hashlib.blake2b(data, digest_size=16).hexdigest() == digest:
                 return data

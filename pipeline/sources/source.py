@@ -1,6 +1,7 @@
 """What every source gives: images by name, with what tells whether they changed and where their bytes lie."""
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -21,7 +22,9 @@ class SourceConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    image: str | None = Field(None, description="Parquet: the column of encoded images, binary or a struct with `bytes`")
+    image: str | None = Field(
+        None, description="Parquet: the column of encoded images: binary, a struct with `bytes`, or lists of one of them"
+    )
     key: str | None = Field(None, description="Parquet, manifest: the column that names an image")
     uri: str | None = Field(None, description="manifest: the column of paths and URLs")
     carry: list[str] | None = Field(
@@ -70,10 +73,31 @@ def escaped(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+class Number(str):
+    """A number of a JSON text, as it is written there: 1.10 stays 1.10, and no digit of a large one is lost."""
+
+
+read_json = json.JSONDecoder(parse_float=Number, parse_int=Number).decode
+"""The content of a JSON text. Raises: ValueError, RecursionError."""
+
+
+def to_json(value: Any) -> str:
+    """A value as JSON; what JSON has no form for (a date, a NaN) as text."""
+    if isinstance(value, Number):
+        return value
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{to_json(str(key))}: {to_json(inner)}' for key, inner in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(to_json, value))}]"
+    if isinstance(value, float) and not math.isfinite(value):
+        value = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[str(value)]
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
 def carried(extra: dict[str, Any]) -> str | None:
     """What goes along with an image as JSON; None for nothing."""
     # JSON can name half of a character, which UTF-8 cannot hold: it stays as it was named.
-    return json.dumps(extra, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace").decode() if extra else None
+    return to_json(extra).encode("utf-8", "backslashreplace").decode() if extra else None
 
 
 class ShardReader(Protocol):

@@ -1,108 +1,145 @@
 """Tar shards, WebDataset's above all: each image member is an image, json and txt beside it go along.
 
-Members that share a name up to its first dot belong together, as WebDataset has it. Shards may be compressed.
+Members that share a name up to its first dot belong together, as WebDataset has it. Shards may be compressed, and a shard
+may be several archives, one after the other, as `cat a.tar b.tar` makes it: each of them is read.
 """
 
-import bz2
-import gzip
 import hashlib
 import io
-import json
-import lzma
+import re
 import tarfile
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from typing import Any, BinaryIO
 
-import pyarrow as pa
-
-from pipeline.sources.folder import is_image_name, kind_of
-from pipeline.sources.source import Found, Listed, ShardFormat, SourceConfig, carried, escaped
+from pipeline.sources.excluded import EXCLUDED, is_excluded
+from pipeline.sources.folder import begins_as_image, is_image_name, kind_of
+from pipeline.sources.packed import MAGIC_BYTES, READ_BYTES, Cut, Damaged, opened, packing
+from pipeline.sources.source import Found, Listed, ShardFormat, SourceConfig, carried, escaped, read_json
 from pipeline.storage import Store
+from pipeline.store_listing import NO_FILE
 
 SIDECARS = ("json", "txt")
 MAX_SIDECAR_BYTES = 64_000
-READ_BYTES = 1 << 20
 LINK = "Link: a link in a tar, not a file"
 HOLES = "Sparse: a member with holes, as tar -S makes them: pack it without -S"
-BLOCK_BYTES = 8 << 20
+STILL_WRITTEN = "it was cut off, or is still being written"
+LOST = "what comes after is lost"
+RANGE_BYTES = 8 << 20
 """What is fetched of a shard in S3 at a time."""
-SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-# What a damaged or cut shard raises, packed or not.
-CUT = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
-MAGIC = (
-    b"\xff\xd8\xff",
-    b"\x89PNG\r\n",
-    b"GIF8",
-    b"BM",
-    b"II*\0",
-    b"MM\0*",
-    b"RIFF",
-    b"\0\0\0\x0cjP  ",
-    b"\xff\x4f\xff\x51",
-)
-# What begins with the length of its first box: AVIF, and HEIC, which ends as a reject that says so.
-BOXES = (b"ftypavif", b"ftypavis", b"ftypmif1", b"ftyphei", b"ftyphev")
-
-
-def begins_as_image(head: bytes) -> bool:
-    return head.startswith(MAGIC) or head.startswith(BOXES, 4)
-
-
-class Zstandard(io.RawIOBase):
-    """The unpacked bytes of a file that zstd packed, by Arrow; a seek reads forward, or opens the file again."""
-
-    def __init__(self, opened: Callable[[], BinaryIO]) -> None:
-        self.opened = opened
-        self._begin()
-
-    def _begin(self) -> None:
-        self._stream, self._place = pa.CompressedInputStream(self.opened(), "zstd"), 0
-
-    def readable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._place
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            data: bytes = self._stream.read(len(buffer))
-        except OSError as e:
-            if "zstd" in str(e).lower() or "compressed stream" in str(e).lower():
-                raise EOFError(str(e)) from None
-            raise
-        buffer[: len(data)] = data
-        self._place += len(data)
-        return len(data)
-
-    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
-        assert whence == io.SEEK_SET
-        if place < self._place:
-            self._begin()
-        while self._place < place and self.read(min(READ_BYTES, place - self._place)):
-            pass
-        return self._place
-
-
-UNPACK: dict[str, Callable[[Callable[[], BinaryIO]], Any]] = {
-    ".gz": lambda file: gzip.GzipFile(fileobj=file()),
-    ".tgz": lambda file: gzip.GzipFile(fileobj=file()),
-    ".bz2": lambda file: bz2.BZ2File(file()),
-    ".xz": lambda file: lzma.LZMAFile(file()),  # noqa: SIM115 - who opens a shard closes it
-    ".zst": Zstandard,
+SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+OTHER_FILES = {
+    "a ZIP archive": rb"PK\x03\x04",
+    "a RAR archive": rb"Rar!",
+    "a 7z archive": rb"7z\xbc\xaf",
+    "packed by gzip": rb"\x1f\x8b",
+    "packed by bzip2": rb"BZh",
+    "packed by xz": rb"\xfd7zXZ",
+    "packed by zstd": rb"\x28\xb5\x2f\xfd",
+    "Parquet": rb"PAR1",
+    "a web page": rb"\s*<(?i:!doctype|html)",
+    "XML": rb"\s*<\?xml",
+    "a pointer of Git LFS": rb"version https://git-lfs",
 }
+"""What is often found where a tar is expected, by its first bytes."""
+HEAD_BYTES = 24
 
 
-def opened(store: Store, path: str) -> BinaryIO:
-    """The unpacked bytes of a shard; a seek forward in a packed one reads, a seek back begins anew."""
-    file = partial(store.fs.open, store.full(path), "rb", block_size=BLOCK_BYTES)
-    unpack = next((unpack for suffix, unpack in UNPACK.items() if path.lower().endswith(suffix)), None)
-    unpacked: BinaryIO = unpack(file) if unpack else file()
-    return unpacked
+def kind_of_file(head: bytes) -> str | None:
+    """What begins with these bytes, for a person; None for what is not known."""
+    kind = next((kind for kind, magic in OTHER_FILES.items() if re.match(magic, head)), None)
+    return kind or ("an image" if begins_as_image(head) else None)
+
+
+class Stopped(Exception):
+    """A shard whose members come to an end before it does, as `Class: reason`."""
+
+
+class Archive(tarfile.TarFile):
+    """One archive of a shard. Its members are asked for one by one below: TarFile ends in silence at a damaged header."""
+
+    def next(self) -> None:
+        return None
+
+
+def members(file: io.BufferedReader) -> Iterator[tuple[int, tarfile.TarInfo]]:
+    """Every member of the archives that follow each other in a file, and the number of its archive, from 0 on.
+
+    The data of a member may be read before the next one is asked for, and need not be.
+
+    Raises: Stopped, at a damaged header, at an end without an end mark, and where what follows an end mark is no archive;
+        Damaged; what the store's client raises.
+    """
+    for number in count():
+        try:
+            if not past_zeros(file):
+                break
+        except Damaged as e:
+            if number == 0 or isinstance(e, Cut):
+                raise
+            raise Stopped(f"BadShard: what follows the end mark, from byte {file.tell():,} on, is damaged: {e}") from None
+        begin = file.tell()
+        archive = Archive(fileobj=file)
+        last = None
+        while True:
+            place = archive.offset
+            file.seek(place)
+            try:
+                member = tarfile.TarInfo.fromtarfile(archive)
+            except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+                break
+            except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
+                raise Stopped(f"CutShard: it has no end mark: {STILL_WRITTEN}") from None
+            except (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError) as e:
+                raise Stopped(unreadable_header(e, file, place, begin, last)) from None
+            if archive.offset <= place:
+                raise Stopped(f"BadShard: {escaped(member.name)} has an impossible size: {LOST}")
+            last = member.name
+            yield number, member
+    if file.tell() == 0:
+        raise Stopped(f"CutShard: the file is empty: {STILL_WRITTEN}")
+
+
+def past_zeros(file: io.BufferedReader) -> bool:
+    """Go to the next byte that is not zero; False where the file ends before. An end mark and what fills up are zeros."""
+    while ahead := file.peek():
+        zeros = len(ahead) - len(ahead.lstrip(b"\0"))
+        file.read(zeros)
+        if zeros < len(ahead):
+            return True
+    return False
+
+
+def unreadable_header(error: Exception, file: BinaryIO, place: int, begin: int, last: str | None) -> str:
+    """What is wrong where a header cannot be read, as a problem of the shard.
+
+    Args: place, begin: of the header and of its archive. last: the member before it.
+    """
+    # The header of a long name is followed by the name and another header.
+    is_longer = isinstance(error, tarfile.SubsequentHeaderError | tarfile.ReadError)  # type: ignore[attr-defined]
+    is_cut = isinstance(error, tarfile.TruncatedHeaderError) or (is_longer and not file.read(1))  # type: ignore[attr-defined]
+    if last is not None:
+        after = f"after the member {escaped(last)}, at byte {place:,}"
+        if is_cut:
+            return f"CutShard: it ends in the middle of a header, {after}: {STILL_WRITTEN}"
+        return f"BadShard: the header {after}, cannot be read ({error}): {LOST}"
+    file.seek(begin)
+    head = file.read(HEAD_BYTES)
+    kind = kind_of_file(head)
+    if is_cut and not kind:
+        return f"CutShard: it ends in the middle of a header, at byte {place:,}: {STILL_WRITTEN}"
+    what = kind or f"unknown: it begins with {head[:8]!r}"
+    if begin:
+        return f"BadShard: what follows the end mark, from byte {begin:,} on, is no tar archive but {what}"
+    return f"BadShard: it is no tar archive but {what}"
+
+
+def unpacked(store: Store, path: str) -> io.BufferedReader:
+    """The unpacked bytes of a shard."""
+    return opened(partial(store.fs.open, store.full(path), "rb", block_size=RANGE_BYTES))
 
 
 def index(store: Store, path: str, config: SourceConfig) -> Iterator[Found]:
@@ -111,44 +148,67 @@ def index(store: Store, path: str, config: SourceConfig) -> Iterator[Found]:
     What comes before a cut is there, then one reject for the shard.
     """
     wanted = SIDECARS if config.carry is None else config.carry
-    images: list[tuple[str, Listed]] = []
-    extras: dict[str, dict[str, Any]] = {}
+    images: list[tuple[int, tuple[int, str], Listed]] = []
+    """With the place of each, and the archive and key by which what goes along belongs to it."""
+    links: list[tuple[tuple[int, str], str, str]] = []
+    """Hard links that are called as images are: archive and key, name, and the name that each leads to."""
+    extras: dict[tuple[int, str], dict[str, Any]] = {}
     others: Counter[str] = Counter()
     problem = None
-    with opened(store, path) as file:
+    with unpacked(store, path) as file:
         try:
-            with tarfile.open(fileobj=file, mode="r|", errorlevel=2) as tar:
-                for member in tar:
-                    tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps them all; a shard may have millions
-                    if member.isdir():
-                        continue
-                    name = escaped(member.name.removeprefix("./"))
-                    key, extension = keyed(member.name)
-                    # One with holes (`tar -S`) may claim any size, and its bytes do not lie in one piece.
-                    if member.issparse() or not member.isfile():
-                        if is_image_name(name):
-                            etag, what = ("sparse", HOLES) if member.issparse() else ("link", LINK)
-                            images.append((key, Listed(f"{path}/{name}", 0, etag, path, problem=what)))
-                        continue
-                    head, digest, sidecar = consumed(tar, member, extension in wanted)
+            for number, member in members(file):
+                if member.isdir():
+                    continue
+                name = escaped(member.name.removeprefix("./"))
+                key, extension = keyed(member.name)
+                if is_excluded(name):
+                    others[EXCLUDED] += 1
+                # One with holes (`tar -S`) may claim any size, and its bytes do not lie in one piece.
+                elif member.isfile() and not member.issparse():
+                    head, digest, sidecar = consumed(file, member, extension in wanted)
                     if sidecar is not None:
-                        extras.setdefault(key, {})[extension] = sidecar
+                        extras.setdefault((number, key), {})[extension] = sidecar
                         others[kind_of(name)] += 1
                     elif is_image_name(name) or (not extension and begins_as_image(head)):
-                        images.append((key, Listed(f"{path}/{name}", member.size, digest, path, member.offset_data)))
+                        image = Listed(f"{path}/{name}", member.size, digest, path, member.offset_data)
+                        images.append((member.offset_data, (number, key), image))
                     else:
                         others[kind_of(name)] += 1
-                if not ended(file, tar.offset):
-                    problem = "CutShard: it has no end mark, so it was cut off, or is still being written"
-        except CUT as e:
-            problem = f"CutShard: {' '.join(str(e).split()) or type(e).__name__}: what comes after is lost"
+                elif not is_image_name(name):
+                    others[kind_of(name)] += 1
+                elif member.islnk():
+                    links.append(((number, key), name, escaped(member.linkname.removeprefix("./"))))
+                else:
+                    etag, what = unread(member)
+                    image = Listed(f"{path}/{name}", 0, etag, path, problem=what)
+                    images.append((member.offset, (number, key), image))
+        except Stopped as e:
+            problem = str(e)
+        except Damaged as e:
+            problem = f"{'CutShard' if isinstance(e, Cut) else 'BadShard'}: {e}: {LOST}"
         except UnicodeError:
             problem = "BadShard: a member's name cannot be read"
-    for key, listed in images:
-        yield replace(listed, extra=carried(extras.get(key, {})))
+    files = {(number, image.rel_path): (place, image) for place, (number, _), image in reversed(images)} if links else {}
+    for group, name, target in links:
+        absent = 0, Listed("", 0, "link", path, problem=LINK)
+        place, image = files.get((group[0], f"{path}/{target}"), absent)
+        images.append((place, group, replace(image, rel_path=f"{path}/{name}")))
+    # A hard link lies where its file does: a packed shard is read forward.
+    for _, group, listed in sorted(images, key=lambda image: image[0]):
+        yield replace(listed, extra=carried(extras.get(group, {})))
     yield from others.elements()
     if problem:
         yield Listed(path, 0, f"cut after {len(images)} images", path, problem=problem)
+
+
+def unread(member: tarfile.TarInfo) -> tuple[str, str]:
+    """The etag and the problem of an image that is no plain file."""
+    if member.issparse():
+        return "sparse", HOLES
+    if member.issym():
+        return "link", LINK
+    return "no file", f"BadName: {NO_FILE}"
 
 
 def keyed(name: str) -> tuple[str, str]:
@@ -158,14 +218,13 @@ def keyed(name: str) -> tuple[str, str]:
     return f"{folder}/{stem}", extension.lower()
 
 
-def consumed(tar: tarfile.TarFile, member: tarfile.TarInfo, is_sidecar: bool) -> tuple[bytes, str, Any]:
+def consumed(file: BinaryIO, member: tarfile.TarInfo, is_sidecar: bool) -> tuple[bytes, str, Any]:
     """The first bytes of a member, a digest of all, and its content where it is a sidecar; memory stays small.
 
-    Raises: tarfile.ReadError when it is cut.
+    Raises: Stopped when it is cut.
     """
-    file = tar.extractfile(member)
-    assert file is not None
     digest, head, kept, left = hashlib.blake2b(digest_size=16), b"", b"", member.size
+    file.seek(member.offset_data)
     while left and (data := file.read(min(READ_BYTES, left))):
         head = head or data[:16]
         digest.update(data)
@@ -173,21 +232,16 @@ def consumed(tar: tarfile.TarFile, member: tarfile.TarInfo, is_sidecar: bool) ->
         if is_sidecar and len(kept) <= MAX_SIDECAR_BYTES:
             kept += data
     if left:
-        raise tarfile.ReadError(f"{member.name} is cut off")
+        raise Stopped(f"CutShard: {escaped(member.name)} is cut off: {LOST}")
     if not is_sidecar:
         return head, digest.hexdigest(), None
     if len(kept) > MAX_SIDECAR_BYTES:
         return head, "", f"left out: {member.size} bytes, more than {MAX_SIDECAR_BYTES}"
     text = kept.decode("utf-8", "replace")
     try:
-        return head, "", json.loads(text)
-    except ValueError:
+        return head, "", read_json(text)
+    except (ValueError, RecursionError):
         return head, "", text
-
-
-def ended(file: BinaryIO, offset: int) -> bool:
-    """Whether the archive ended by its mark, two blocks of zeros, and not by the end of the file."""
-    return file.tell() > offset
 
 
 class Reader:
@@ -195,8 +249,9 @@ class Reader:
 
     def __init__(self, store: Store, path: str, config: SourceConfig) -> None:
         self.store, self.path = store, path
-        self.unpacked = opened(store, path) if path.lower().endswith(tuple(UNPACK)) else None
         self.size = store.entry(path).size
+        is_packed = packing(store.read_range(path, 0, min(MAGIC_BYTES, self.size)))
+        self.unpacked = unpacked(store, path) if is_packed else None
         self._ahead, self._start = b"", 0
 
     def read(self, offset: int, size: int) -> bytes:
@@ -205,7 +260,7 @@ class Reader:
             return self.unpacked.read(size)
         place = offset - self._start
         if place < 0 or place + size > len(self._ahead):
-            length = min(max(size, BLOCK_BYTES), self.size - offset)
+            length = min(max(size, RANGE_BYTES), self.size - offset)
             self._ahead, self._start, place = self.store.read_range(self.path, offset, length), offset, 0
         return self._ahead[place : place + size]
 

@@ -2,6 +2,7 @@
 
 import io
 import ipaddress
+import logging
 import re
 import socket
 import string
@@ -13,6 +14,9 @@ from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, InvalidURL
 from typing import Any
 
+from pipeline.pauses import BUSY, answered, pause, quiet_seconds, retry_after
+
+log = logging.getLogger("imagemill.web")
 WEB = ("http", "https")
 USER = re.compile(r"(?<=://)[^/?#\s]+(?=@)")
 SIGNED = re.compile(r"([?&][^=&\s]*(?:sig|token|secret|passw|credential|key)[^=&\s]*=)[^&\s\"'<>]+", re.IGNORECASE)
@@ -113,10 +117,53 @@ class Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def fetch(url: str, max_bytes: int, public_only: bool) -> bytes:
-    """The body at a URL; redirects are followed, each under the same rule. No proxy of the environment is used.
+    """Return the body at a URL, and ask a busy server again for as long as pauses.py says.
+
+    Redirects are followed, each under the same rule. No proxy of the environment is used.
 
     Raises: FileNotFoundError for 404 and 410; AddressRefused, NoAddress and TooLarge, which stay as they are; OSError
         otherwise, and for a body that was cut off, or is not there after ANSWER_SECONDS (TimeoutError).
+    """
+    shown = without_secrets(url)
+    # As urllib does it for redirects.
+    asked = urllib.parse.quote(url, safe=string.punctuation)
+    attempt = 0
+    while True:
+        try:
+            host = urllib.parse.urlsplit(asked).netloc
+            time.sleep(quiet_seconds(host))
+            body = body_at(asked, shown, max_bytes, public_only)
+            answered(host)
+            return body
+        except urllib.error.HTTPError as e:
+            attempt += 1
+            if e.code in BUSY and (seconds := pause(host, retry_after(dict(e.headers)), attempt)) is not None:
+                log.info("%s: busy (HTTP %d), asked again after %.1f s", shown, e.code, seconds)
+                time.sleep(seconds)
+                continue
+            if e.code not in BUSY:
+                answered(host)
+            if e.code in (404, 410):
+                raise FileNotFoundError(f"{shown}: {e.code}") from None
+            # A redirect that is refused is named.
+            raise OSError(f"{shown}: {e.code} {without_secrets(str(e.reason))}") from None
+        except urllib.error.URLError as e:
+            if isinstance(e.reason, AddressRefused):
+                raise e.reason from None
+            raise OSError(f"{shown}: {e.reason}") from None
+        except TimeoutError as e:
+            raise TimeoutError(f"{shown}: {e}") from None
+        except (InvalidURL, ValueError):
+            # What they say holds the password that was taken for a port.
+            raise NoAddress(f"{shown}: no address that can be asked; user and password have no place in one") from None
+        except HTTPException as e:
+            raise OSError(f"{shown}: {type(e).__name__} {e}") from None
+
+
+def body_at(url: str, shown: str, max_bytes: int, public_only: bool) -> bytes:
+    """Return the body at a URL by one request, and those that it is redirected to.
+
+    Raises: as `body_of`; urllib's errors; AddressRefused.
     """
     # Not urllib's usual handlers: they follow a redirect to ftp, past the check of addresses.
     opener = urllib.request.OpenerDirector()
@@ -129,28 +176,13 @@ def fetch(url: str, max_bytes: int, public_only: bool) -> bytes:
     ):
         opener.add_handler(handler)
     opener.addheaders = [("User-Agent", "imagemill")]
-    shown = without_secrets(url)
     try:
-        # As urllib does it for redirects.
-        asked = urllib.parse.quote(url, safe=string.punctuation)
-        with opener.open(asked, timeout=TIMEOUT_SECONDS) as answer:
+        with opener.open(url, timeout=TIMEOUT_SECONDS) as answer:
             return body_of(answer, shown, max_bytes)
     except urllib.error.HTTPError as e:
-        if e.code in (404, 410):
-            raise FileNotFoundError(f"{shown}: {e.code}") from None
-        # A redirect that is refused is named.
-        raise OSError(f"{shown}: {e.code} {without_secrets(str(e.reason))}") from None
-    except urllib.error.URLError as e:
-        if isinstance(e.reason, AddressRefused):
-            raise e.reason from None
-        raise OSError(f"{shown}: {e.reason}") from None
-    except TimeoutError as e:
-        raise TimeoutError(f"{shown}: {e}") from None
-    except (InvalidURL, ValueError):
-        # What they say holds the password that was taken for a port.
-        raise NoAddress(f"{shown}: no address that can be asked; user and password have no place in one") from None
-    except HTTPException as e:
-        raise OSError(f"{shown}: {type(e).__name__} {e}") from None
+        # Its connection stays open as long as somebody holds the error.
+        e.close()
+        raise
 
 
 def body_of(answer: Any, url: str, max_bytes: int) -> bytes:

@@ -85,9 +85,9 @@ class RayCluster:
             health = f"{self.dashboard}/api/gcs_healthz"
             self._wait(lambda: not DIRECT.open(health, timeout=5).close(), "no dashboard")
 
-    def add(self, cpus: int, before: Sequence[str] = ()) -> Node:
-        """Begin a worker node, by the command `before` where there is one."""
-        self._begin("--address", self.address, "--num-cpus", str(cpus), before=before)
+    def add(self, cpus: int, before: Sequence[str] = (), gpus: int = 0) -> Node:
+        """Begin a worker node, by the command `before` where there is one; its GPUs are Ray's word alone."""
+        self._begin("--address", self.address, "--num-cpus", str(cpus), "--num-gpus", str(gpus), before=before)
         return self.nodes[-1]
 
     def wait_for_nodes(self) -> None:

@@ -8,8 +8,10 @@ import asyncio
 import json
 import random
 import sys
+import time
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
+from email.utils import formatdate
 
 import aiohttp
 from aiohttp import web
@@ -29,6 +31,10 @@ class Faults:
     """Most that a request waits; how long it does is uniform."""
     busy: float = 0.0
     """503 in the place of the answer; nothing was done."""
+    busy_first: int = 0
+    """So many of the first requests of each kind about each object are answered with 503."""
+    retry_after: str = ""
+    """What a 503 asks for: seconds, or "date" for a date two seconds later. Requests before that are counted as `early`."""
     reset: float = 0.0
     """The connection is reset before anything was done."""
     reset_middle: float = 0.0
@@ -61,6 +67,8 @@ class Front:
         self.faults, self.random = faults, random.Random(faults.seed)
         self.chances: Counter[str] = Counter()
         self.struck_at: dict[str, int] = {}
+        self.asked: Counter[tuple[str, str]] = Counter()
+        self.not_before: dict[tuple[str, str], float] = {}
 
     def begin(self) -> None:
         """Forget what was counted."""
@@ -90,7 +98,11 @@ class Front:
         if request.method == "PUT":
             self.set(Faults(**await request.json()))
             self.begin()
-        seen = {"counts": dict(self.counts), "written": self.written, "swallowed": self.swallowed}
+        seen = {
+            "counts": {name: count for name, count in self.counts.items() if count},
+            "written": self.written,
+            "swallowed": self.swallowed,
+        }
         asked = {"requests": sorted(self.requests), "unmended": sorted(self.unmended)}
         return web.json_response({**asdict(self.faults), **seen, **asked})
 
@@ -103,8 +115,8 @@ class Front:
         await asyncio.sleep(self.random.random() * self.faults.latency_s)
         if self.strikes("reset"):
             return self.reset(request)
-        if self.strikes("busy"):
-            return error(503, "SlowDown")
+        if self.strikes("busy") or self.is_busy(request.method, path):
+            return self.busy(request.method, path)
         if writes and self.faults.forbid and self.faults.forbid in path:
             self.counts["forbid"] += 1
             return error(403, "AccessDenied")
@@ -126,6 +138,26 @@ class Front:
             if self.strikes("lost"):
                 return self.reset(request)
         return await self.answer(request, status, headers, content, is_object)
+
+    def is_busy(self, method: str, path: str) -> bool:
+        """Whether a request is one of the first ones about its object."""
+        if time.monotonic() < self.not_before.get((method, path), 0.0):
+            self.counts["early"] += 1
+        self.asked[method, path] += 1
+        busy = self.asked[method, path] <= self.faults.busy_first
+        self.counts["busy_first"] += busy
+        return busy
+
+    def busy(self, method: str, path: str) -> web.Response:
+        answer = error(503, "SlowDown")
+        if self.faults.retry_after == "date":
+            # A date has no fractions of a second: one is always left.
+            answer.headers["Retry-After"] = formatdate(time.time() + 2, usegmt=True)
+            self.not_before[method, path] = time.monotonic() + 0.9
+        elif self.faults.retry_after:
+            answer.headers["Retry-After"] = self.faults.retry_after
+            self.not_before[method, path] = time.monotonic() + float(self.faults.retry_after)
+        return answer
 
     async def ask(self, request: web.Request, method: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
         headers = {k: v for k, v in request.headers.items() if k.lower() not in NOT_PASSED}

@@ -69,7 +69,7 @@ def test_a_server_and_a_front_that_are_killed_are_waited_for(s3: S3) -> None:
 
 def test_what_cannot_be_mended_is_said_at_once(s3: S3) -> None:
     store = s3.store("in")
-    store.write("there", b"1")
+    store.write("there", secrets.token_bytes(1000))
     s3.faults(forbid="/in/")
     before = time.monotonic()
     with pytest.raises(PermissionError):
@@ -85,6 +85,21 @@ def test_what_cannot_be_mended_is_said_at_once(s3: S3) -> None:
     with pytest.raises(OSError, match="MD5"):
         store.read("there")
     assert s3.seen()["counts"]["requests"] == 4
+
+
+@pytest.mark.parametrize("asked", ["1", "date"])
+def test_a_busy_store_is_asked_again_when_it_says(s3: S3, asked: str) -> None:
+    """More often than any number of tries: it is waited for as long as it asks."""
+    store = s3.store("in")
+    content = {f"{n}": secrets.token_bytes(500) for n in range(6)}
+    s3.faults(seed=1, busy_first=3, retry_after=asked)
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda name: store.write(name, content[name]), content))
+        assert dict(zip(content, pool.map(store.read, content), strict=True)) == content
+    assert {e.path for e in store.entries()} == set(content)
+    counts = s3.seen()["counts"]
+    assert counts["busy_first"] >= 3 * 2 * len(content)
+    assert "early" not in counts
 
 
 def test_a_range_is_whole_or_an_error(any_url: str) -> None:

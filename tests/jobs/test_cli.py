@@ -1,6 +1,8 @@
 import json
 import os
 import re
+import threading
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -208,6 +210,34 @@ def test_status_tells_a_killed_run_from_one_at_work(imagemill, tmp_path):
     assert " killed  20260101T000000Z-abcdef" in out
     assert " killed  20260102T000000Z-abcdef" in out
     assert "at work" not in out
+
+
+def test_status_watches_a_holder_on_another_machine(imagemill, tmp_path, monkeypatch):
+    """Its heartbeat may state any time: only that it changes shows that it is at work."""
+    monkeypatch.setattr("jobs.inspect.WATCH_SECONDS", 0.5)
+    monkeypatch.setattr("pipeline.output.lease.POLL_SECONDS", 0.05)
+    claim = tmp_path / "out/runs/lease/00000001.json"
+    claim.parent.mkdir(parents=True)
+    claim.write_text('{"machine": "far/1", "pid": 7, "started": "1", "at": 4e9}')
+    code, out, _ = imagemill("status", tmp_path / "out")
+    assert code == 0
+    assert "process 7 on far did not release this output" in out
+    assert "no sign of life in 0 s; the next run takes over after 60 s of silence" in out
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(0.02):
+            claim.with_suffix(".beat").write_text(f'{{"at": {time.monotonic()}}}')
+
+    beats = threading.Thread(target=beat)
+    beats.start()
+    try:
+        code, out, _ = imagemill("status", tmp_path / "out")
+    finally:
+        ended.set()
+        beats.join()
+    assert code == 0
+    assert "at work: process 7 on far, last sign of life 0 s ago" in out
 
 
 @pytest.mark.parametrize("command", READING, ids=lambda command: command[0])

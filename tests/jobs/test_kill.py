@@ -36,3 +36,17 @@ def test_a_killed_actor_and_an_interrupt_lose_nothing(tmp_path: Path, crops: lis
     seen = verify(output)
     assert seen.problems == []
     assert (seen.images, seen.rows, seen.files) == (IMAGES, IMAGES, IMAGES)
+
+
+def test_a_run_that_watches_a_holder_can_be_interrupted(tmp_path: Path, crops: list[np.ndarray]) -> None:
+    source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
+    make_photos(source, 1, crops)
+    output.write("runs/lease/00000001.json", b'{"machine": "far/1", "pid": 7, "started": "1", "at": 4e9}')
+    run = start(source, output)
+    assert run.stderr
+    assert b"process 7 on far did not release it. Waiting up to 60 s" in run.stderr.readline()
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=50)
+    assert run.returncode == 130
+    assert b"Traceback" not in said
+    assert [e.path for e in output.entries()] == ["runs/lease/00000001.json"]

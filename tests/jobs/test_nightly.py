@@ -111,6 +111,27 @@ def test_a_date_in_the_middle_of_an_input_and_a_bucket_that_does_not_answer(nigh
     assert [run["exit_reason"] for run in runs[4:8]] == ["no input on that day", "done", "no input on that day", "done"]
 
 
+@pytest.mark.usefixtures("ray_session")
+def test_a_night_goes_on_after_a_run_that_would_replace_what_is_not_its_own(night, tmp_path):
+    """Another card, and a folder with images of the user: each is the failure of its job alone."""
+    whole = night["jobs"][1]
+    first = {"name": "first", "task": "denoise", "input": f"{tmp_path}/all", "output": f"{tmp_path}/clean"}
+    card = first | {"name": "card", "input": f"{tmp_path}/in/2026-03-01"}
+    (tmp_path / "project/images").mkdir(parents=True)
+    (tmp_path / "project/images/0.png").write_bytes(b"mine")
+    project = first | {"name": "project", "output": f"{tmp_path}/project"}
+    jobs = [first, card, project, whole]
+    with pytest.raises(NightFailed, match=r"2 of 4 runs failed: card \(exit 2\); project \(exit 2\)"):
+        show_night(NightlyConfig(**night | {"jobs": jobs}), TONIGHT)
+    runs = told(tmp_path)["runs"]
+    assert [run["exit_code"] for run in runs] == [0, 2, 2, 0]
+    assert "2 of its 2 images have rows that were made from" in runs[1]["exit_reason"]
+    assert "images/ holds files that no run of imagemill wrote" in runs[2]["exit_reason"]
+    assert (tmp_path / "project/images/0.png").read_bytes() == b"mine"
+    show_night(NightlyConfig(**night | {"jobs": [card | {"allow_new_input": True}, whole]}), TONIGHT)
+    assert [run["exit_reason"] for run in told(tmp_path)["runs"]] == ["done", "done"]
+
+
 def test_a_night_that_cannot_be_is_refused_before_it_starts(night):
     night["jobs"][0]["output"] = "/tmp/all-dates-in-one"
     with pytest.raises(ConfigError, match="taken for one"):

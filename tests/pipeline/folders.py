@@ -33,7 +33,7 @@ def fill(folder: Path, crops: list[np.ndarray]) -> dict[str, str]:
     for name, data in bad.items():
         (folder / name).write_bytes(data)
     (folder / "notes.txt").write_text("no image")
-    classes = {"cut.jpg": "BrokenImage", "text.jpg": "UnknownFormat", "empty.png": "EmptyFile"}
+    classes = {"cut.jpg": "DamagedImage", "text.jpg": "UnknownFormat", "empty.png": "EmptyFile"}
     return dict.fromkeys([*good, "turned.jpg"], "") | classes
 
 

@@ -25,5 +25,7 @@ def job_here(resolved: Resolved, fence: int = 1) -> Job:
         lineage=lineage | {"fence": fence},
         batch_size=resolved.config.pool.batch_size or 2,
         threads=2,
+        gpus=0,
+        torch_threads=1,
         dtype=None,
     )

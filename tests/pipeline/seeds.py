@@ -6,10 +6,12 @@ import zlib
 
 import numpy as np
 import pytest
+from exact_writers import bmp_file, gif_file, gif_image
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from pipeline.images.pixels import ImageError, Picture, decode
+from pipeline.images.pixels import Picture, decode
+from pipeline.images.readers.opened import ImageError
 
 LIMIT = 40_000_000
 H, W = 24, 36
@@ -90,6 +92,17 @@ def seeds() -> dict[str, bytes]:
         "palette BMP": saved(image.quantize(16), "BMP"),
         "PPM": saved(image, "PPM"),
         "1-bit PBM": saved(image.convert("1"), "PPM"),
+        "16-bit RGB PNG": png(
+            8, 8, 16, 2, [noise(48).tobytes()] * 8, chunk(b"tRNS", bytes(6)), chunk(b"cICP", b"\x09\x10\0\1")
+        ),
+        "plain PPM": b"P3 # by hand\n6 6 255\n" + b" ".join(b"%d" % value for value in noise(108)),
+        "16-bit PGM": b"P5\n8 8\n65535\n" + b"\7" * 128,
+        "PAM": b"P7\nWIDTH 8\nHEIGHT 6\nDEPTH 4\nMAXVAL 255\nTUPLTYPE RGB_ALPHA\nENDHDR\n" + noise(192).tobytes(),
+        "RLE BMP": bmp_file([b"\4\1\0\3abc\0\0\2\2\1\2\2\0\0\0\1"], (9, 5), 8, compression=1, palette=noise(9, 3)),
+        "bit fields of BMP": bmp_file(
+            [noise(36).tobytes()] * 5, (9, 5), 32, header=124, compression=3, masks=(7, 56, 448, 3584)
+        ),
+        "offset GIF": gif_file((9, 9), noise(16, 3), gif_image(noise(5, 6) % 16, (2, 1), None, 3, True)),
     }
 
 

@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import ray
 
 from pipeline.cluster.connection import STARTS, connected, signals_wait
+from pipeline.cluster.contact import SILENCE_SECONDS, contact
 from pipeline.cluster.own import OURS, SESSIONS, tidy
 from pipeline.cluster.tally import Tally
 from pipeline.errors import RunFailed
@@ -156,3 +158,11 @@ def test_an_older_tally_never_takes_the_place_of_a_newer_one(monkeypatch: pytest
     tally.flush()
     first.join()
     assert told[-1] == 2
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_connection_after_a_long_listing_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asked Ray anything meanwhile, so that it did not answer says nothing."""
+    monkeypatch.setattr(contact, "_last", time.monotonic() - 2 * SILENCE_SECONDS)
+    with connected(None):
+        contact.check()

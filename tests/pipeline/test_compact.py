@@ -1,3 +1,5 @@
+import os
+import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -84,6 +86,23 @@ def test_many_small_parts_become_one_and_no_row_changes(tmp_path: Path, monkeypa
     monkeypatch.setattr("pipeline.output.replaced.GRACE_SECONDS", 0)
     settle(output)
     assert notes(output) == []
+
+
+@pytest.mark.parametrize("skew", [-86400, 86400])
+@pytest.mark.parametrize("any_url", ["local", "moto"], indirect=True)
+def test_a_note_stays_an_hour_by_the_store_clock(any_url: str, skew: float) -> None:
+    """The clock of the machine that left it may be wrong by a day."""
+    output = Store(any_url)
+    with patch("pipeline.output.replaced.time.time", lambda: 1.8e9 + skew), patch("pipeline.output.compact.ENOUGH", 2):
+        compact(output, fill(output, 2), 3, nobody_else)
+    [(path, _), *_] = notes(output)
+    settle(output)
+    assert path in files(output, "runs")
+    if output.local:
+        old = time.time() - 4000
+        os.utime(output.full(path), (old, old))
+        settle(output)
+        assert path not in files(output, "runs")
 
 
 def test_few_parts_large_parts_and_those_of_this_run_stay(tmp_path: Path) -> None:

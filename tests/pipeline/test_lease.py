@@ -1,5 +1,6 @@
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -7,11 +8,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.errors import OutputHeld, StorageError
-from pipeline.output.lease import FOLDER, Lease, newest_fence
+from pipeline.output.lease import BEAT_SECONDS, FOLDER, LIFETIME_SECONDS, Lease, newest_fence
 from pipeline.storage import Store
 
 ROOT = Path(__file__).parents[2]
@@ -102,18 +106,131 @@ def test_a_refused_holder_changes_nothing(tmp_path: Path) -> None:
         assert {e.path: output.read(e.path) for e in output.entries()} == before
 
 
-def test_a_claim_of_another_machine_is_believed(tmp_path: Path) -> None:
+class Elsewhere:
+    """A holder on another machine, and the clock of the machine that watches it; no second of it is waited for."""
+
+    def __init__(self, output: Store, skew: float, dies: float, form: str) -> None:
+        self.output, self.skew, self.dies, self.form = output, skew, dies, form
+        self.elapsed, self.slept, self.next_beat = 0.0, 0.0, BEAT_SECONDS
+        about = {"token": "x", "machine": "far/1/pid:[1]", "pid": 1, "started": "1"}
+        output.write(f"{FOLDER}/00000004.json", json.dumps(about | self.said()).encode())
+
+    def said(self) -> dict[str, float]:
+        said = {"at": 1.8e9 + self.skew + self.elapsed}
+        return said | ({"monotonic": 7e6 + self.skew + self.elapsed} if self.form == "0.2" else {})
+
+    def time(self) -> float:
+        return 1.8e9 + self.elapsed
+
+    def monotonic(self) -> float:
+        return 5e5 + self.elapsed
+
+    def sleep(self, seconds: float) -> None:
+        self.elapsed += seconds
+        self.slept += seconds
+        while self.next_beat <= min(self.elapsed, self.dies):
+            self.next_beat += BEAT_SECONDS
+            self.output.write(f"{FOLDER}/00000004.beat", json.dumps(self.said()).encode())
+
+
+@given(
+    skew=st.one_of(st.sampled_from([-86400.0, -300.0, 0.0, 86400.0]), st.floats(-1e9, 1e9)),
+    dies=st.one_of(st.just(math.inf), st.floats(0, 9)),
+    age=st.floats(0, 100),
+    form=st.sampled_from(["0.1", "0.2"]),
+)
+@settings(max_examples=60)
+def test_no_clock_of_another_machine_decides(tmp_path_factory, skew: float, dies: float, age: float, form: str) -> None:
+    """A holder elsewhere is held for alive while its heartbeat changes, and for dead after a minute without a change."""
+    output = Store(str(tmp_path_factory.mktemp("out")))
+    far = Elsewhere(output, skew, dies, form)
+    far.sleep(age)
+    far.slept = 0.0
+    with patch("pipeline.output.lease.time", far):
+        if dies == math.inf:
+            with pytest.raises(OutputHeld, match="process 1 on far"):
+                Lease(output).__enter__()
+            assert far.slept <= 2 * BEAT_SECONDS
+        else:
+            with Lease(output) as lease:
+                assert lease.fence == 5
+            assert LIFETIME_SECONDS <= far.slept <= LIFETIME_SECONDS + 2 * BEAT_SECONDS
+
+
+def test_a_watched_holder_is_named_and_how_long(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     output = Store(str(tmp_path))
-    output.write(f"{FOLDER}/00000004.json", b'{"token": "x", "machine": "far/1", "pid": 1, "started": "1", "at": 4e9}')
-    with pytest.raises(OutputHeld, match="process 1 on far"):
+    far = Elsewhere(output, 86400, 0, "0.1")
+    with caplog.at_level(logging.INFO, "imagemill.lease"), patch("pipeline.output.lease.time", far), Lease(output):
+        pass
+    [message] = [r.getMessage() for r in caplog.records]
+    assert message == (
+        f"{output.url}: process 1 on far did not release it. "
+        "Waiting up to 60 s for a sign of life before this run takes it over"
+    )
+
+
+def test_a_release_ends_the_watch(tmp_path: Path) -> None:
+    output = Store(str(tmp_path))
+    far = Elsewhere(output, 0, 0, "0.1")
+    far.sleep = lambda seconds: output.write(f"{FOLDER}/00000004.released", b"")  # type: ignore[method-assign]
+    with patch("pipeline.output.lease.time", far), Lease(output) as lease:
+        assert lease.fence == 5
+
+
+def test_who_is_faster_to_take_over_holds(tmp_path: Path) -> None:
+    output = Store(str(tmp_path))
+    far = Elsewhere(output, 0, 0, "0.1")
+    far.sleep = lambda seconds: output.write(f"{FOLDER}/00000005.json", b"{}")  # type: ignore[method-assign]
+    with patch("pipeline.output.lease.time", far), pytest.raises(OutputHeld, match="has just taken it"):
         Lease(output).__enter__()
 
 
-def test_a_claim_that_was_not_heard_of_for_long_is_taken_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("claim", [b"", b'{"token": "x", "mach', b"[]", b"{}"])
+def test_a_claim_that_is_not_complete_is_watched(tmp_path: Path, claim: bytes) -> None:
+    """A file system without hard links shows a claim before all of it is there."""
     output = Store(str(tmp_path))
-    output.write(f"{FOLDER}/00000004.json", b'{"token": "x", "machine": "far/1", "pid": 1, "started": "1", "at": 1e9}')
+    far = Elsewhere(output, 0, 0, "0.1")
+    whole = output.read(f"{FOLDER}/00000004.json")
+    output.write(f"{FOLDER}/00000004.json", claim)
+    complete = patch.object(far, "sleep", lambda seconds: output.write(f"{FOLDER}/00000004.json", whole))
+    with patch("pipeline.output.lease.time", far), complete, pytest.raises(OutputHeld, match="process 1 on far"):
+        Lease(output).__enter__()
+    output.write(f"{FOLDER}/00000004.json", claim)
+    with patch("pipeline.output.lease.time", far), Lease(output) as lease:
+        assert (lease.fence, far.slept) == (5, LIFETIME_SECONDS)
+
+
+def test_a_clock_that_is_set_changes_nothing_on_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NTP sets the clock of this machine by a day, in either direction, while a run is at work."""
+    output, real = Store(str(tmp_path)), time.time
+    with Lease(output):
+        for jump in (-86400, 86400):
+            monkeypatch.setattr(time, "time", lambda jump=jump: real() + jump)
+            with pytest.raises(OutputHeld, match=f"process {os.getpid()}"):
+                Lease(Store(str(tmp_path))).__enter__()
+
+
+def test_a_claim_that_rises_is_a_sign_of_life(tmp_path: Path) -> None:
+    """The number rises after the plan, which may have taken longer than a claim lives."""
+    output = Store(str(tmp_path))
     with Lease(output) as lease:
-        assert lease.fence == 5
+        claim = json.loads(output.read(lease.claim)) | {"monotonic": time.monotonic() - 10 * LIFETIME_SECONDS}
+        output.write(lease.claim, json.dumps(claim).encode())
+        lease.rise(above=7)
+        with pytest.raises(OutputHeld, match=f"process {os.getpid()}"):
+            Lease(Store(str(tmp_path))).__enter__()
+
+
+def test_a_silent_process_of_this_machine_is_overtaken_at_once(tmp_path: Path) -> None:
+    """Its heartbeat states the monotonic clock that all processes of a machine share."""
+    output = Store(str(tmp_path))
+    with Lease(output) as first:
+        claim = json.loads(output.read(first.claim)) | {"monotonic": time.monotonic() - LIFETIME_SECONDS}
+        output.write(first.claim, json.dumps(claim).encode())
+        with Lease(Store(str(tmp_path))) as second:
+            assert second.fence == 2
+        with pytest.raises(OutputHeld):
+            first.check()
 
 
 def test_a_claim_is_renewed_while_its_holder_clears_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +239,7 @@ def test_a_claim_is_renewed_while_its_holder_clears_away(tmp_path: Path, monkeyp
 
     def long_walk(store: Store, spare: str) -> None:
         monkeypatch.setattr(Store, "sweep", walk)
-        output.write(f"{claim}.json", json.dumps(json.loads(output.read(f"{claim}.json")) | {"at": 0}).encode())
+        output.write(f"{claim}.json", json.dumps(json.loads(output.read(f"{claim}.json")) | {"monotonic": 0.0}).encode())
         for _ in range(1000):
             if output.exists(f"{claim}.beat"):
                 break
@@ -182,7 +299,8 @@ def test_a_server_with_conditional_puts_gets_no_warning(any_url: str, caplog: py
 )
 def test_a_holder_in_another_container_of_this_machine_is_believed(tmp_path: Path) -> None:
     """Two pods on the network of their host have its name and its boot, and numbers of processes of their own."""
-    command = ["unshare", "-rpf", "--mount-proc", "--kill-child", sys.executable, "-c", HOLD, str(tmp_path)]
+    quick = f"import pipeline.output.lease\npipeline.output.lease.BEAT_SECONDS = 0.1\n{HOLD}"
+    command = ["unshare", "-rpf", "--mount-proc", "--kill-child", sys.executable, "-c", quick, str(tmp_path)]
     holder = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdout
     assert holder.stdout.readline() == "held\n"

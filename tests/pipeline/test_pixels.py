@@ -167,6 +167,10 @@ STORED_FROM_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+INTEGER_TYPES = [(1, "B"), (3, "H"), (4, "I"), (6, "b"), (7, "B"), (8, "h"), (9, "i")]
+"""The integer types of TIFF 6.0, and UNDEFINED, with their codes in `struct`."""
+
+
 def oriented(orientation: int, image_format: str, upright: np.ndarray, **options: object) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -209,6 +213,19 @@ def test_16_bit_gray_is_turned_upright(orientation: int) -> None:
     upright = noise(H, W).astype(np.uint16) * 257
     picture = decode(oriented(orientation, "PNG", upright), LIMIT)
     np.testing.assert_array_equal(picture.rgb[..., 0], upright // 257)
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP", "JPEG"])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize(("kind", "code"), INTEGER_TYPES)
+def test_orientation_is_read_from_every_integer_type(image_format: str, order: str, kind: int, code: str) -> None:
+    """TIFF 6.0 asks for a SHORT; cameras and converters also write BYTE, LONG and the signed types."""
+    value = struct.pack(f"{order}{code}", 6).ljust(4, b"\0")
+    mark = {"<": b"II*\0\x08\0\0\0", ">": b"MM\0*\0\0\0\x08"}[order]
+    exif = b"Exif\0\0" + mark + struct.pack(f"{order}HHHI", 1, 0x0112, kind, 1) + value + bytes(4)
+    stored = np.ascontiguousarray(STORED_FROM_UPRIGHT[6](scene()))
+    picture = decode(saved(Image.fromarray(stored), image_format, exif=exif), LIMIT)
+    assert (picture.exif_orientation, picture.rgb.shape) == (6, (H, W, 3))
 
 
 def test_an_orientation_that_does_not_exist_changes_nothing() -> None:

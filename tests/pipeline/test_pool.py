@@ -1,6 +1,7 @@
 """The pool fits the cluster, and a run that lost its nodes does not wait for ever."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -34,6 +35,75 @@ def test_a_pool_that_cannot_run_is_refused() -> None:
     assert on_gpu.num_cpus == 8
     assert pool_for(PoolConfig(), [(4, 4)]).actors == 4
     assert pool_for(PoolConfig(gpu=False), [(8, 1)]).num_gpus == 0
+
+
+def test_pool_counts_shares_of_gpus() -> None:
+    """A share lies on one GPU, and what is left of a GPU is no room."""
+    halves = pool_for(PoolConfig(gpus_per_worker=0.5), [(8, 2), (64, 0)])
+    assert (halves.actors, halves.num_gpus, halves.num_cpus, halves.threads) == (4, 0.5, 2, 2)
+    assert halves.each == "2 CPUs and 0.5 of a GPU"
+    assert pool_for(PoolConfig(gpus_per_worker=0.6), [(8, 2)]).actors == 2
+    thirds = pool_for(PoolConfig(gpus_per_worker=0.3333), [(2, 1)])
+    # Two thirds of a CPU, rounded up to Ray's ten-thousandths, would fit twice only.
+    assert (thirds.actors, thirds.num_cpus) == (3, 0.6666)
+    with pytest.raises(ConfigError, match=r"room for 4; each takes 2 CPUs and 0\.5 of a GPU"):
+        pool_for(PoolConfig(actors=5, gpus_per_worker=0.5), [(8, 2)])
+    # Where no actor takes a GPU the key says nothing.
+    assert pool_for(PoolConfig(gpus_per_worker=0.5), [(2, 0)]).num_gpus == 0
+    assert pool_for(PoolConfig(gpus_per_worker=0.5, gpu=False), [(2, 1)]).num_gpus == 0
+
+
+def test_head_with_a_gpu_and_no_cpu_gets_no_actor() -> None:
+    assert pool_for(PoolConfig(), [(0, 1), (4, 1)]).actors == 1
+    assert pool_for(PoolConfig(), [(0, 1), (4, 0)]).num_gpus == 0
+    with pytest.raises(ConfigError, match="room for 0"):
+        pool_for(PoolConfig(), [(0, 1)])
+
+
+def test_lost_gpu_nodes_leave_a_pool_on_cpus() -> None:
+    assert pool_for(PoolConfig(actors=2), [(0, 0), (2, 0)], shrink=True).num_gpus == 0
+    with pytest.raises(ConfigError, match="room for 0"):
+        pool_for(PoolConfig(actors=2, gpu=True), [(0, 0), (2, 0)], shrink=True)
+
+
+def ray_places(pool: Pool, nodes: list[tuple[int, int]]) -> int:
+    """How many of the pool's actors Ray places one by one, counting in ten-thousandths as Ray does."""
+    cpu, gpu, placed = round(pool.num_cpus * 10_000), round(pool.num_gpus * 10_000), 0
+    free = [[cpus * 10_000, *[10_000] * gpus] for cpus, gpus in nodes]
+    for _ in range(pool.actors):
+        for node in free:
+            device = next((n for n, left in enumerate(node[1:], 1) if left >= gpu), None)
+            if node[0] >= cpu and (device or not gpu):
+                node[0] -= cpu
+                if gpu:
+                    node[device or 0] -= gpu
+                placed += 1
+                break
+    return placed
+
+
+NODES = st.lists(st.tuples(st.integers(0, 96), st.integers(0, 8)), min_size=1, max_size=5)
+
+
+@given(
+    nodes=NODES,
+    share=st.floats(0.01, 1) | st.sampled_from([0.1, 0.25, 0.3, 1 / 3, 0.5, 2 / 3, 1.0]),
+    gpu=st.none() | st.booleans(),
+    actors=st.none() | st.integers(1, 40),
+)
+def test_every_actor_of_a_pool_finds_a_place(nodes, share, gpu, actors) -> None:
+    want = PoolConfig(gpus_per_worker=share, gpu=gpu, actors=actors)
+    try:
+        pool = pool_for(want, nodes)
+    except ConfigError as e:
+        (room,) = re.findall(r"there is room for (\d+)", str(e))
+        assert int(room) < (actors or 1)
+        return
+    assert ray_places(pool, nodes) == pool.actors <= room_for(pool, nodes)
+    assert pool.num_gpus == (share if pool.num_gpus else 0)
+    # Each GPU gets as many actors as shares fit, unless fewer are wanted.
+    if pool.num_gpus and not actors:
+        assert pool.actors == sum(gpus for cpus, gpus in nodes if cpus) * (10_000 // round(share * 10_000))
 
 
 @given(
@@ -89,7 +159,8 @@ def test_what_a_run_uses_in_words() -> None:
 
 @pytest.mark.parametrize(("nodes", "ends"), [([(1, 0)], True), ([(2, 0)], False)])
 def test_a_run_without_room_and_without_progress_is_ended(monkeypatch: pytest.MonkeyPatch, nodes, ends) -> None:
-    monkeypatch.setattr("pipeline.cluster.watch.node_resources", lambda: nodes)
+    for resources in ("node_resources", "free_resources"):
+        monkeypatch.setattr(f"pipeline.cluster.watch.{resources}", lambda: nodes)
     monkeypatch.setattr("pipeline.cluster.watch.LOOK_SECONDS", 0.0)
     look = Room(Pool(actors=2, num_cpus=1, num_gpus=0, threads=2, batch_size=8), lambda: 7, patience_s=0.01)
     look()
@@ -142,10 +213,15 @@ def test_pool_takes_what_there_is_of_less_than_a_cpu() -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_run_that_is_broken_off_for_want_of_room_goes_on_in_a_smaller_pool(tmp_path, crops, monkeypatch, caplog) -> None:
-    """As after the death of a node: the pool was made for two CPUs, and then there is one."""
+@pytest.mark.parametrize(
+    ("before", "pool"), [((2.0, 0.0), "2 actors of 1 CPU each"), ((1.0, 1.0), "1 actors of 1 CPU and a GPU each")]
+)
+def test_a_run_that_is_broken_off_for_want_of_room_goes_on_in_a_smaller_pool(
+    before, pool, tmp_path, crops, monkeypatch, caplog
+) -> None:
+    """As after the death of a node: the pool was made for two CPUs, or for a GPU, and then there is one CPU."""
     make_photos(Store(str(tmp_path / "in")), 30, crops)
-    seen = iter([[(2.0, 0.0)]])
+    seen = iter([[before]])
     for room in ("pipeline.cluster.pool", "pipeline.execute", "pipeline.cluster.watch"):
         monkeypatch.setattr(f"{room}.node_resources", lambda: next(seen, [(1.0, 0.0)]))
     monkeypatch.setattr("pipeline.cluster.watch.LOOK_SECONDS", 0.1)
@@ -153,7 +229,8 @@ def test_a_run_that_is_broken_off_for_want_of_room_goes_on_in_a_smaller_pool(tmp
     with caplog.at_level("INFO", logger="imagemill"):
         record = run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out"), rows_per_part=5))
     said = [each.message for each in caplog.records if each.name.startswith("imagemill") and "actors" in each.message]
-    assert ["30 images; 2 actors" in said[0], "nodes were lost" in said[1], "1 actors" in said[2]] == [True] * 3, said
+    expected = (f"30 images; {pool}", "nodes were lost", "1 actors of 1 CPU each")
+    assert all(text in line for text, line in zip(expected, said, strict=True)), said
     assert (record["ok"], record["rejected"]) == (30, 0)
     checked = verify(Store(str(tmp_path / "out")))
     assert (checked.problems, checked.rows, checked.files) == ([], 30, 30)

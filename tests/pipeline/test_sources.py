@@ -58,7 +58,7 @@ def test_what_is_no_image_is_counted_by_kind_with_and_without_an_index(tmp_path,
     source, output = input_of(str(tmp_path / "in"), StorageConfig(), SourceConfig()), Store(str(tmp_path / "out"))
     first = list(listing(source, output, keep=True))
     kinds = Counter(kind for kind in first if isinstance(kind, str))
-    assert kinds == {"json": 2, "parquet": 1, "txt": 1, "other": 4}
+    assert kinds == {"json": 2, "parquet": 1, "txt": 1, "other": 3, "excluded": 1}
     assert list(listing(source, output)) == first
     for index in (tmp_path / "out/shards").iterdir():
         damage(index, 0)
@@ -110,8 +110,8 @@ def test_a_tar_packed_by_zstd_is_read_forward_and_back_and_known_when_it_is_cut(
     packed = (tmp_path / "in.tar.zst").read_bytes()
     (tmp_path / "cut.tar.zst").write_bytes(packed[: len(packed) * 2 // 3])
     (tmp_path / "bad.tar.zst").write_bytes(b"no zstd" * 100)
-    for name in ("cut", "bad"):
-        assert listed(tmp_path / f"{name}.tar.zst")[-1].problem.startswith("CutShard: ")
+    for name, problem in (("cut", "CutShard: "), ("bad", "BadShard: it is no tar archive")):
+        assert listed(tmp_path / f"{name}.tar.zst")[-1].problem.startswith(problem)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,20 @@
+import hashlib
+import logging
 import pickle
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import s3fs
+from moto.s3.models import FakeKey
 
+from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, StorageError
+from pipeline.images.pixels import encode_rgb
+from pipeline.run import run
 from pipeline.storage import CHECKSUMS, StorageConfig, Store, split_scheme
 from pipeline.store_failures import reason
 
@@ -59,6 +68,15 @@ def test_what_is_missing_or_empty_has_no_entries(any_url: str) -> None:
     store.delete("a/b.jpg")
     assert list(store.entries("a")) == []
     assert list(store.entries()) == []
+
+
+def test_an_age_is_told_by_the_clock_of_the_store(any_url: str) -> None:
+    store = Store(any_url)
+    store.write("a/b", b"1")
+    assert -2 < store.age("a/b") < 60
+    assert [e.path for e in store.entries()] == ["a/b"]
+    with pytest.raises(FileNotFoundError):
+        store.age("a/gone")
 
 
 def test_a_missing_object_is_a_missing_file(any_url: str) -> None:
@@ -295,3 +313,62 @@ def test_a_reason_is_one_line() -> None:
     assert reason(ValueError("two\nlines  here")) == "ValueError: two lines here"
     assert reason(ValueError()) == "ValueError"
     assert len(reason(ValueError("x" * 5000))) < 400
+
+
+@pytest.fixture
+def odd_etags(moto_bucket: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A bucket of a server whose etags are 32 hexadecimal digits, and no MD5, as those of S3 Express and gateways."""
+    real = FakeKey.etag.fget
+
+    def etag(key: FakeKey) -> str:
+        return f'"{hashlib.md5(b"odd" + real(key).encode()).hexdigest()}"'
+
+    monkeypatch.setattr(FakeKey, "etag", property(etag))
+    return moto_bucket
+
+
+def test_an_etag_that_is_no_md5_is_one_warning(odd_etags: str, caplog: pytest.LogCaptureFixture) -> None:
+    store = Store(odd_etags)
+    content = {f"{n}.bin": bytes([n]) * 1000 for n in range(12)}
+    with caplog.at_level(logging.WARNING, "imagemill.storage"):
+        for name, data in content.items():
+            store.write(name, data)
+        with ThreadPoolExecutor(4) as pool:
+            assert dict(zip(content, pool.map(store.read, content), strict=True)) == content
+    [warning] = [record.getMessage() for record in caplog.records]
+    assert warning.startswith(f"{odd_etags} at http://127.0.0.1:")
+    assert "an etag is not the MD5 of its object" in warning
+
+
+def test_one_odd_etag_leaves_the_others_compared(moto_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Objects that a gateway encrypted may lie next to plain ones: what flips on the way of those is still seen."""
+    store = Store(moto_bucket)
+    for name in ("a.bin", "b.bin", "odd.bin"):
+        store.write(name, name.encode() * 100)
+    real, body, flips = FakeKey.etag.fget, Store._body, iter([True, False])
+    monkeypatch.setattr(FakeKey, "etag", property(lambda key: f'"{"0" * 32}"' if key.name == "odd.bin" else real(key)))
+    assert store.read("a.bin") == b"a.bin" * 100
+    assert store.read("odd.bin") == b"odd.bin" * 100
+
+    def flipped(this: Store, answer: dict[str, Any]) -> bytes:
+        data = body(this, answer)
+        return bytes([data[0] ^ 1]) + data[1:] if next(flips) else data
+
+    monkeypatch.setattr(Store, "_body", flipped)
+    assert store.read("b.bin") == b"b.bin" * 100
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_run_over_odd_etags_warns_once(
+    odd_etags: str, moto_url: str, tmp_path: Path, crops: list[np.ndarray], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Workers find them out, and the run says so."""
+    storage = StorageConfig(endpoint_url=moto_url)
+    source = Store(f"{odd_etags}/in", storage)
+    for number, crop in enumerate(crops[:4]):
+        source.write(f"{number}.png", encode_rgb(crop[:64, :64], "PNG"))
+    with caplog.at_level(logging.WARNING):
+        record = run(RunConfig(task="denoise", input=source.url, output=str(tmp_path / "out"), storage=storage))
+    assert (record["ok"], record["rejected"]) == (4, 0)
+    [warning] = [r.getMessage() for r in caplog.records if r.name.startswith("imagemill")]
+    assert warning.startswith(f"{odd_etags} at {moto_url}: an etag is not")

@@ -1,18 +1,14 @@
 """Listings of local disks: links, roots, rights, what goes away meanwhile."""
 
-import os
-import shutil
-import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pipeline.errors import StorageError
-from pipeline.storage import Store
-
-NOBODY = 65534
+from pipeline.errors import ConfigError, StorageError
+from pipeline.sources import input_of, listing
+from pipeline.sources.source import SourceConfig
+from pipeline.storage import StorageConfig, Store
 
 
 def test_the_root_of_a_disk_is_a_store(tmp_path: Path) -> None:
@@ -77,24 +73,6 @@ def test_a_link_to_nowhere_does_not_end_a_listing(tmp_path: Path) -> None:
     assert "a.jpg" in [e.path for e in Store(str(tmp_path)).entries()]
 
 
-@pytest.fixture
-def user() -> Iterator[Path]:
-    """A folder of this process's user, to whom modes of files apply: another one for the time where that is root."""
-    root = os.geteuid() == 0
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o777)
-    if root:
-        os.seteuid(NOBODY)
-    try:
-        yield folder
-    finally:
-        if root:
-            os.seteuid(0)
-        for inner in folder.iterdir():
-            inner.chmod(0o700)
-        shutil.rmtree(folder)
-
-
 def test_a_folder_that_may_not_be_listed_says_what_to_do(user: Path) -> None:
     store = Store(str(user))
     for path in ("a.jpg", "x/b.jpg"):
@@ -110,3 +88,33 @@ def test_files_that_may_not_be_looked_at_are_listed_all_the_same(user: Path) -> 
         store.write(path, b"1")
     (user / "x").chmod(0o644)
     assert [(e.path, bool(e.problem)) for e in store.entries()] == [("a.jpg", False), ("x/b.jpg", True)]
+
+
+def test_an_empty_object_next_to_a_prefix_is_a_folder(moto_bucket: str) -> None:
+    """Consoles and tools leave such objects: `photos` and `photos/` of 0 bytes, next to `photos/a.jpg`."""
+    bucket = moto_bucket.removeprefix("s3://")
+    store = Store(f"{moto_bucket}/photos")
+    for key in ("photos", "photos/", "photos/x", "photos/x/", "photos/x/deep", "photos/set.parquet", "photos/empty/"):
+        store.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=b"")
+    for path in ("a.jpg", "x/b.jpg", "x/deep/c.jpg", "x/deep.d", "set.parquet/e.png", "set.parquet.txt"):
+        store.write(path, b"1")
+    store.write("empty.jpg", b"")
+    files = {"a.jpg", "x/b.jpg", "x/deep/c.jpg", "x/deep.d", "set.parquet/e.png", "set.parquet.txt", "empty.jpg"}
+    assert sorted(entry.path for entry in store.entries()) == sorted(files)
+    for path in ("", "x", "x/deep", "set.parquet"):
+        with pytest.raises(IsADirectoryError):
+            store.entry(path)
+    assert store.entry("empty.jpg").size == 0
+
+
+def test_a_prefix_is_an_input_whatever_is_called_like_it(moto_bucket: str) -> None:
+    bucket, store = moto_bucket.removeprefix("s3://"), Store(f"{moto_bucket}/photos")
+    store.write("a.jpg", b"1")
+    for body in (b"", b"a note of somebody"):
+        store.fs.call_s3("put_object", Bucket=bucket, Key="photos", Body=body)
+        for url in (store.url, f"{store.url}/"):
+            source = input_of(url, StorageConfig(), SourceConfig())
+            assert [image.rel_path for image in listing(source)] == ["a.jpg"]
+    Store(moto_bucket).write("note.txt", b"1")
+    with pytest.raises(ConfigError, match="is a file"):
+        input_of(f"{moto_bucket}/note.txt", StorageConfig(), SourceConfig())

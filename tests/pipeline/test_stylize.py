@@ -133,7 +133,7 @@ def one_pixel() -> bytes:
         (b"", r"style .*bad\.png: EmptyFile"),
         (b"no image at all", r"style .*bad\.png: UnknownFormat"),
         (one_pixel(), r"style .*bad\.png: 1×1 pixels; 32 a side are the least"),
-        (png_header(10_000, 10_000), r"style .*bad\.png: TooManyPixels: 10000×10000 = 100\.0 MP is over the limit of 40 MP"),
+        (png_header(10_000, 10_000), r"style .*bad\.png: TooManyPixels: 10000×10000 = 100\.0 MP is over max_pixels=40"),
     ],
 )
 def test_a_style_that_will_not_do_ends_a_run_before_it_starts(config, tmp_path, content, message):

@@ -20,6 +20,7 @@ from models.objectives.upscale import reduced
 from models.precision import Precision
 from models.tasks.task import Output, Params, Sample
 from pipeline.config import RunConfig
+from pipeline.images.pixels import PixelConfig
 from pipeline.output.verify import verify
 from pipeline.predict import Predictor
 from pipeline.resolve import plan_of, resolve
@@ -158,3 +159,21 @@ def test_a_folder_of_all_kinds_is_enlarged_and_holds(tmp_path, crops):
     assert run(config)["planned"] == 0
     # Pixel by pixel: the middle of what went in, each pixel four times, beside the middle of what came out.
     assert "pixel for pixel" in (output / record["report"]).read_text()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_upscale_names_the_limit_of_a_format(tmp_path):
+    """A reject says which format holds what is too long for its source's; with that format it is done."""
+    source, output = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for name, width in (("long.jpg", 32_760), ("long.webp", 8_200), ("long.avif", 16_400), ("long.png", 8_200)):
+        Image.new("RGB", (width, 2), (90, 120, 60)).save(source / name)
+    config = RunConfig(task="upscale", input=str(source), output=str(output), max_reject_fraction=1)
+    record = run(config)
+    assert record["reasons"] == {"TooLargeForFormat": 3}
+    rejects = [row for part in (output / "rejects").iterdir() for row in pq.read_table(part).to_pylist()]
+    said = {row["rel_path"]: row["error"] for row in rejects}
+    for name, longest in (("long.jpg", "JPEG holds at most 65500"), ("long.webp", "WEBP holds at most 16383")):
+        assert longest in said[name]
+    assert all("image.format=png holds it" in text for text in said.values())
+    assert run(config.model_copy(update={"image": PixelConfig(format="png")}))["ok"] == 4

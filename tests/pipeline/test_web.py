@@ -3,15 +3,21 @@
 import socket
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from here import job_here
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jobs.failures import show_failures
 from pipeline.config import RunConfig
+from pipeline.pauses import quiet_seconds, retry_after
 from pipeline.predict import Predictor
 from pipeline.resolve import plan_of, resolve
 from pipeline.run import run
@@ -47,6 +53,16 @@ class Site(BaseHTTPRequestHandler):
                 while True:
                     self.wfile.write(b"x")
                     time.sleep(0.02)
+        if path.startswith("/busy"):
+            self.server.asked[path].append(time.monotonic())
+            if path == "/busy-always" or len(self.server.asked[path]) <= 2:
+                status, headers = self.server.refusal
+                self.send_response_only(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
         self.send_response(403 if path == "/closed" else 200)
         self.send_header("Content-Length", str(len(BODY)))
         self.end_headers()
@@ -57,15 +73,22 @@ class Site(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def site() -> Iterator[tuple[str, socket.socket]]:
-    """A server, and a socket that its redirects to ftp lead to."""
-    with socket.create_server(("127.0.0.1", 0)) as inner, ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
-        server.ftp_port = inner.getsockname()[1]
+def server() -> Iterator[ThreadingHTTPServer]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
+        server.asked = defaultdict(list)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", inner
+        yield server
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def site(server: ThreadingHTTPServer) -> Iterator[tuple[str, socket.socket]]:
+    """A server, and a socket that its redirects to ftp lead to."""
+    with socket.create_server(("127.0.0.1", 0)) as inner:
+        server.ftp_port = inner.getsockname()[1]
+        yield f"http://127.0.0.1:{server.server_port}", inner
 
 
 def test_a_body_comes_whole_or_not_at_all(site):
@@ -84,6 +107,67 @@ def test_a_head_that_comes_a_byte_at_a_time_has_an_end(site, monkeypatch, public
     monkeypatch.setattr("pipeline.sources.web.public_connection", socket.create_connection)
     with pytest.raises(TimeoutError, match=r"/drip: (not there after|timed out)"):
         fetch(f"{url}/drip", 1000, public_only)
+
+
+DATES = {"Date": "Fri, 01 Jan 1999 00:00:00 GMT", "Retry-After": "Fri, 01 Jan 1999 00:00:01 GMT"}
+
+
+@pytest.mark.parametrize(("status", "headers"), [(503, {"Retry-After": "1"}), (429, DATES), (429, {}), (503, {})])
+def test_a_busy_site_is_asked_again_when_it_says(server, status: int, headers: dict[str, str]) -> None:
+    """A date counts by the clock of the server, which may be wrong by years."""
+    server.refusal = status, headers
+    assert fetch(f"http://127.0.0.1:{server.server_port}/busy", 1000, public_only=False) == BODY
+    first, second, third = server.asked["/busy"]
+    if headers:
+        assert second - first >= 1
+        assert third - second >= 1
+
+
+def test_a_busy_site_is_left_alone_by_all_who_read(server) -> None:
+    server.refusal = 429, {"Retry-After": "1"}
+    url = f"http://127.0.0.1:{server.server_port}"
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(fetch, f"{url}/busy", 1000, False)
+        while not server.asked["/busy"]:
+            time.sleep(0.01)
+        while not quiet_seconds(url.removeprefix("http://")):
+            time.sleep(0.01)
+        second = pool.submit(fetch, f"{url}/busy-too", 1000, False)
+        assert first.result() == second.result() == BODY
+    assert server.asked["/busy-too"][0] - server.asked["/busy"][0] >= 1
+
+
+def test_a_site_that_stays_busy_is_given_up(server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may ask for any wait: the next run tries again."""
+    monkeypatch.setattr("pipeline.pauses.PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr("pipeline.pauses.PATIENCE_SECONDS", 0.5)
+    server.refusal = 503, {"Retry-After": "86400"}
+    url = f"http://127.0.0.1:{server.server_port}"
+    for tries in (5, 6, 7):
+        with pytest.raises(OSError, match="/busy-always: 503 Service Unavailable"):
+            fetch(f"{url}/busy-always", 1000, public_only=False)
+        # Once given up, each image costs one request.
+        assert 2 <= len(server.asked["/busy-always"]) <= tries
+    before = len(server.asked["/busy-always"])
+    assert fetch(f"{url}/whole", 1000, public_only=False) == BODY
+    with pytest.raises(OSError, match="503"):
+        fetch(f"{url}/busy-always", 1000, public_only=False)
+    assert len(server.asked["/busy-always"]) > before + 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "seconds"),
+    [("120", 120.0), (" 7 ", 7.0), ("0", 0.0), ("-5", None), ("soon", None), ("", None), ("1e9", None), ("²", None)],
+)
+def test_a_wait_is_asked_for_in_seconds(asked: str, seconds: float | None) -> None:
+    assert retry_after({"retry-after": asked}) == seconds
+
+
+@given(wait=st.integers(-100_000, 100_000), skew=st.integers(-(10**8), 10**8))
+def test_a_wait_is_asked_for_by_a_date(wait: int, skew: int) -> None:
+    now = time.time() + skew
+    headers = {"Date": formatdate(now, usegmt=True), "Retry-After": formatdate(now + wait, usegmt=True)}
+    assert abs((retry_after(headers) or 0.0) - max(0, wait)) <= 1
 
 
 def test_the_body_of_a_redirect_is_not_waited_for(site, monkeypatch):

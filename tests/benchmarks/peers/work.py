@@ -22,7 +22,7 @@ from torch import nn
 from models import checkpoint
 from models.objectives import TASK_OBJECTIVES
 from models.objectives.compress import latents_of
-from models.precision import Precision, bf16_hardware
+from models.precision import Precision, fast_dtype
 from models.tasks.denoise import DenoiseParams
 from models.tasks.task import Sample
 
@@ -76,7 +76,7 @@ class Tuned:
         torch.set_num_threads(1)
         self.model = network(workload).to(memory_format=torch.channels_last)
         self.latents = gives_latents(workload)
-        self.precision = Precision("cpu", torch.bfloat16 if bf16_hardware("cpu") else torch.float32)
+        self.precision = Precision("cpu", fast_dtype("cpu"))
         self.params = DenoiseParams(sigma=SIGMA)
 
     def decode(self, data: bytes) -> np.ndarray:

@@ -1,0 +1,54 @@
+"""Files that systems leave next to photos: thumbnails, trash cans, resource forks. They are counted and never read."""
+
+import re
+from fnmatch import translate
+from functools import lru_cache
+
+EXCLUDED = "excluded"
+"""The kind that such files are counted as."""
+
+FOLDERS = (
+    # macOS
+    *("__MACOSX", ".AppleDouble", ".AppleDB", ".AppleDesktop", ".DocumentRevisions-V100", ".fseventsd", ".Spotlight-V100"),
+    *(".TemporaryItems", "Network Trash Folder", "Temporary Items"),
+    # trash cans
+    *("$RECYCLE.BIN", ".Trash", ".Trash-*", ".Trashes", ".dtrash", ".recycle", "#recycle", "@Recycle"),
+    # NAS: Synology, QNAP and the snapshots of others
+    *("@eaDir", "@tmp", "#snapshot", ".@__thumb", ".@upload_cache", "@Recently-Snapshot", "@Transcode"),
+    *(".snapshot", ".snapshots", "~snapshot", ".zfs"),
+    # thumbnails and copies that desktops, phones and programs make
+    *(".thumbnails", ".thumb", ".thumbs", ".sh_thumbnails", ".xvpics", ".ipynb_checkpoints"),
+    # synchronisation: deleted, old and half-written files
+    *(".dropbox.cache", ".stversions", ".sync", ".tmp.drivedownload", ".tmp.driveupload"),
+    # Windows and file systems
+    *("System Volume Information", "lost+found"),
+)
+"""Names of folders, at any depth, of which nothing is read. `*` stands for any text; case does not count."""
+
+FILES = (
+    *("._*", ".DS_Store", ".apdisk", ".localized", "Icon\r"),
+    *("Thumbs.db", "Thumbs.db:encryptable", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini"),
+    *(".directory", ".nomedia", ".picasa.ini", "Picasa.ini", "*@SynoEAStream", "*@SynoResource"),
+    # Android: a picture in the trash, and one that is still being written
+    *(".trashed-*", ".pending-*"),
+)
+"""Names of files, in any folder."""
+
+
+def any_of(names: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(translate, names)), re.IGNORECASE)
+
+
+FOLDER, FILE = any_of(FOLDERS), any_of(FILES)
+
+
+def is_excluded(path: str) -> bool:
+    """Whether a file, by its path within the input or the shard, is one that a system left."""
+    folder, _, name = path.rpartition("/")
+    return is_excluded_folder(folder) or FILE.match(name) is not None
+
+
+@lru_cache(maxsize=4096)
+def is_excluded_folder(path: str) -> bool:
+    """Whether a folder, by its path within the input or the shard, or a folder that it lies in, is excluded."""
+    return any(map(FOLDER.match, path.split("/")))

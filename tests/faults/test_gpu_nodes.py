@@ -1,0 +1,82 @@
+"""Clusters of CPU and GPU nodes, where torch finds no CUDA device: plans, submitted runs, and GPU nodes that die."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clusters import RayCluster
+from commands import images_written, make_photos, wait_for
+
+from pipeline.output.verify import verify
+from pipeline.storage import Store
+
+pytestmark = pytest.mark.chaos
+
+
+@pytest.fixture
+def cluster() -> Iterator[RayCluster]:
+    """A head without CPUs and GPUs."""
+    made = RayCluster(token="f" * 64)
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+def command(cluster: RayCluster, *arguments: str) -> "subprocess.Popen[bytes]":
+    line = [sys.executable, "-m", "jobs", *arguments]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=cluster.variables())
+
+
+def finished(process: "subprocess.Popen[bytes]") -> tuple[int, str]:
+    said = process.communicate(timeout=600)[0].decode()
+    return process.returncode, said
+
+
+def record_of(output: Store) -> dict:
+    return json.loads(output.read(next(e.path for e in output.entries("runs") if e.path.endswith("run.json"))))
+
+
+@pytest.mark.timeout(900)
+def test_mixed_cluster_runs_on_its_gpu_nodes(cluster: RayCluster, tmp_path: Path, crops: list[np.ndarray]) -> None:
+    """Two workers on the one GPU, as the plan says; each command warns once that they compute on their CPUs."""
+    source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
+    make_photos(source, 20, crops)
+    cluster.start(cpus=0)
+    cluster.add(1)
+    cluster.add(2, gpus=1)
+    cluster.wait_for_nodes()
+    task = ("--set", "task=denoise", "--set", "pool.gpus_per_worker=0.5", "--input", source.url, "--output", output.url)
+    use = "2 actors of 1 CPU and 0.5 of a GPU each; there are 3 CPUs and 1 GPUs on 2 nodes"
+    for order in (("plan", "--address", cluster.address), ("submit", "--address", cluster.dashboard)):
+        code, said = finished(command(cluster, *order, *task))
+        assert code == 0, said
+        assert use in " ".join(said.split())
+        assert said.count("finds no CUDA device") == 1, said
+    assert verify(output).problems == []
+    assert (record_of(output)["ok"], record_of(output)["devices"]) == (20, ["cpu"])
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("left", [{"gpus": 1}, {"gpus": 0}], ids=["a GPU is left", "CPUs are left"])
+def test_gpu_node_dies_in_the_middle(left: dict, cluster: RayCluster, tmp_path: Path, crops: list[np.ndarray]) -> None:
+    """The run goes on on the other GPU node, or on the CPUs where there is no other."""
+    source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
+    make_photos(source, 300, crops)
+    cluster.start(cpus=0, dashboard=False)
+    first, _ = cluster.add(2, gpus=1), cluster.add(2, **left)
+    cluster.wait_for_nodes()
+    settings = ("--set", "rows_per_part=10", "--set", "pool.batch_size=2")
+    run = command(cluster, "denoise", source.url, output.url, "--address", cluster.address, *settings)
+    wait_for(run, lambda: images_written(output) > 60)
+    first.kill()
+    code, said = finished(run)
+    assert code == 0, said
+    assert f"{1 + left['gpus']} actors of 2 CPUs and a GPU each" in said
+    assert said.count("finds no CUDA device") == 1, said
+    assert verify(output).problems == []
+    assert (record_of(output)["ok"], record_of(output)["rejected"]) == (300, 0)

@@ -1,0 +1,115 @@
+"""A damaged image is a reject, and a row that says so once the user accepts it; frames that are left out are counted."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from folders import rows
+from PIL import Image
+from seeds import saved
+
+from pipeline.schema import SOURCE
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+EOI = b"\xff\xd9"
+
+
+@pytest.fixture
+def album(tmp_path: Path, crops: list[np.ndarray]) -> Path:
+    """Two damaged JPEGs, a JPEG and a PNG that are whole, an animation of three frames, and a file that is no image."""
+    folder = tmp_path / "album"
+    folder.mkdir()
+    whole = saved(Image.fromarray(crops[0]), "JPEG", quality=90)
+    frames = [Image.fromarray(crop).quantize(16) for crop in crops[1:4]]
+    files = {
+        "whole.jpg": whole,
+        "cut.jpg": whole[: len(whole) // 2],
+        "cut_with_end_mark.jpg": whole[: len(whole) // 2] + EOI,
+        "whole.png": saved(Image.fromarray(crops[4]), "PNG"),
+        "animation.gif": saved(frames[0], "GIF", save_all=True, append_images=frames[1:]),
+        "text.jpg": b"text",
+    }
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def last_record(output: Path) -> dict:
+    return json.loads(max(output.glob("runs/*/run.json")).read_text())
+
+
+def newest(output: Path) -> dict[str, bool]:
+    return {row["rel_path"]: row["damaged"] for row in rows(output)}
+
+
+def test_damaged_images_are_done_once_accepted(imagemill, tmp_path, album):
+    """The flag is no part of an image's version: nothing else is done again, and nothing is undone without the flag."""
+    output = tmp_path / "out"
+    code, out, _ = imagemill("denoise", album, output, "--set", "max_reject_fraction=1")
+    assert code == 0
+    assert "DamagedImage 2" in out
+    assert newest(output) == dict.fromkeys(("whole.jpg", "whole.png", "animation.gif"), False)
+    reasons = imagemill("failures", output, "--by-reason")[1]
+    assert "--accept-damaged, or a new file" in reasons
+    before = {path: path.stat().st_mtime_ns for path in (output / "images").iterdir()}
+
+    flag = ("--accept-damaged", "--set", "max_reject_fraction=1")
+    place = ("--task", "denoise", "--input", album, "--output", output)
+    assert "2 images" in imagemill("plan", *place, "--accept-damaged")[1].partition("to do")[2].splitlines()[0]
+    code, out, _ = imagemill("denoise", album, output, *flag)
+    assert code == 0
+    assert "2 (2 of them damaged in part)" in out
+    assert newest(output) == {"cut.jpg": True, "cut_with_end_mark.jpg": True, "whole.jpg": False, "whole.png": False} | {
+        "animation.gif": False
+    }
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in (output / "images").iterdir()}.items()
+    assert (last_record(output)["planned"], last_record(output)["damaged"]) == (2, 2)
+
+    for arguments in ((), flag):
+        assert imagemill("denoise", album, output, *arguments)[0] == 0
+        assert (last_record(output)["planned"], last_record(output)["rejects_waiting"]) == (0, 1)
+    assert imagemill("verify", output)[0] == 0
+
+
+def test_frames_left_out_are_said(imagemill, tmp_path, album):
+    """In the table that the run prints, in run.json and in the report."""
+    output = tmp_path / "out"
+    code, out, _ = imagemill("denoise", album, output, "--set", "max_reject_fraction=1")
+    assert code == 0
+    assert "2 frames beyond the first of their files" in out
+    assert last_record(output)["frames_left_out"] == 2
+    report = next(output.glob("runs/*/report.html")).read_text()
+    assert "<b>2</b><span>frames left out</span>" in report
+
+
+def test_parts_without_the_column_damaged_are_read(imagemill, tmp_path, album, crops, monkeypatch):
+    """Parts of older versions do not have it."""
+    assert "damaged" in dict(SOURCE)
+    output = tmp_path / "out"
+    for name in ("cut.jpg", "cut_with_end_mark.jpg", "text.jpg"):
+        (album / name).unlink()
+    assert imagemill("compress", album, output)[0] == 0
+    for part in (output / "results").glob("*.parquet"):
+        pq.write_table(pq.read_table(part).drop_columns(["damaged"]), part)
+    Image.fromarray(crops[5]).save(album / "new.png")
+    assert imagemill("compress", album, output)[0] == 0
+    assert {row["rel_path"]: row.get("damaged") for row in rows(output)}["new.png"] is False
+    monkeypatch.chdir(tmp_path)
+    for command in (
+        ("status", output),
+        ("verify", output),
+        ("failures", output),
+        ("report", output),
+        ("decode", output, tmp_path / "decoded", "--where", "damaged is null"),
+        ("export", output, tmp_path / "exported"),
+        ("stats", output),
+        ("search", output, "--id", "new.png"),
+        ("duplicates", output),
+        ("plan", "--task", "compress", "--input", album, "--output", output),
+    ):
+        code, out, err = imagemill(*command)
+        assert code == 0, (command, out, err, sys.stderr)
+    assert len(list((tmp_path / "decoded").rglob("*.png"))) == 3

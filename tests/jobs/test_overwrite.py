@@ -1,0 +1,207 @@
+"""No command replaces a file that imagemill did not write: exit 2 before the first write, or --overwrite."""
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from outputs import compressed
+from PIL import Image
+
+from jobs.night_page import leave_page
+from jobs.train import train
+from pipeline.errors import ConfigError
+from pipeline.output.written import FOLDER
+from pipeline.storage import Store
+
+MINE = b"mine"
+
+
+@pytest.fixture
+def output(tmp_path: Path, pieces: dict[str, np.ndarray]) -> Path:
+    """An OUTPUT of eight images of the folder in/."""
+    return Path(compressed(tmp_path / "made", pieces).root)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_decode_repeats_into_its_own_place(imagemill, output, tmp_path):
+    dest = tmp_path / "decoded"
+    assert imagemill("decode", output, dest, "--where", "rel_path < '4'")[0] == 0
+    assert imagemill("decode", output, dest)[0] == 0
+    before = contents(dest)
+    assert imagemill("decode", output, dest)[0] == 0
+    images = {name for name in contents(dest) if not name.startswith(FOLDER)}
+    assert images == {f"{n}.png" for n in range(8)}
+    assert all(contents(dest)[name] == before[name] for name in images)
+
+
+def test_decode_replaces_nothing_of_the_user(imagemill, output, tmp_path):
+    """Neither what was there before nor what was changed since; what is in nobody's way does not matter."""
+    dest = tmp_path / "decoded"
+    dest.mkdir()
+    (dest / "notes.txt").write_bytes(MINE)
+    (dest / "7.png").write_bytes(MINE)
+    code, _, err = imagemill("decode", output, dest)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{dest}/7.png: there already, and not what imagemill wrote" in err
+    assert contents(dest) == {"7.png": MINE, "notes.txt": MINE}
+    assert imagemill("decode", output, dest, "--overwrite")[0] == 0
+    assert (dest / "7.png").read_bytes() != MINE
+
+    Image.open(dest / "3.png").rotate(90).save(dest / "3.png")
+    before = contents(dest)
+    assert imagemill("decode", output, dest)[0] == 2
+    assert contents(dest) == before
+    assert (dest / "notes.txt").read_bytes() == MINE
+
+
+@pytest.mark.parametrize("place", ["in", "in/below/it", ".", "link", "out/images", "out/results/x"])
+def test_decode_does_not_go_near_an_input(imagemill, output, place):
+    """Nor where runs write: the OUTPUT's own folders."""
+    made = output.parent
+    (made / "link").symlink_to(made / "in")
+    # No source is called as a decoded image is.
+    for path in sorted((made / "in").iterdir()):
+        path.rename(path.with_suffix(".tmp"))
+    before = contents(made)
+    code, _, err = imagemill("decode", output, made / place)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "give another folder" in err
+    assert contents(made) == before
+
+
+def test_decode_knows_sources_without_runs(imagemill, output, tmp_path):
+    """The rows name them: of an OUTPUT without runs/ and of an export."""
+    assert imagemill("export", output, tmp_path / "export")[0] == 0
+    shutil.rmtree(output / "runs")
+    before = contents(output.parent / "in")
+    for place in (output, tmp_path / "export"):
+        code, _, err = imagemill("decode", place, output.parent / "in")
+        assert code == 2
+        assert f"{output.parent}/in is an input of {place}: give another folder" in err
+    assert contents(output.parent / "in") == before
+
+
+def test_decode_to_a_bucket_replaces_nothing_of_the_user(imagemill, output, moto_bucket):
+    dest = Store(f"{moto_bucket}/decoded")
+    dest.write("5.png", MINE)
+    code, _, err = imagemill("decode", output, dest.url)
+    assert code == 2
+    assert f"{dest.url}/5.png: there already" in err
+    assert [entry.path for entry in dest.entries()] == ["5.png"]
+    dest.delete("5.png")
+    for _ in range(2):
+        assert imagemill("decode", output, dest.url)[0] == 0
+    assert len(list(dest.entries())) == 9
+
+
+def test_decode_that_was_killed_goes_on(imagemill, pieces, tmp_path):
+    images = {f"{n}.png": np.roll(pieces["0.png"], n, axis=1) for n in range(300)}
+    output, dest = compressed(tmp_path, images, rows_per_part=100), tmp_path / "decoded"
+    process = subprocess.Popen([sys.executable, "-m", "jobs", "decode", output.url, str(dest)])
+    while not list(dest.glob("*.png")) and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert imagemill("decode", output.url, dest)[0] == 0
+    assert len(list(dest.glob("*.png"))) == 300
+
+
+FILES = {
+    "map": ["map", "{output}", "{file}.html"],
+    "sheet of search": ["search", "{output}", "--id", "0.png", "--sheet", "{file}.png"],
+    "sheet of duplicates": ["duplicates", "{output}", "--threshold", "0", "--sheet", "{file}.png"],
+    "duplicates.csv": ["duplicates", "{output}", "--export", "{file}.csv"],
+    "failures.csv": ["failures", "{output}", "--export", "{file}.csv"],
+    "failures.jsonl": ["failures", "{output}", "--export", "{file}.jsonl"],
+    "failures.parquet": ["failures", "{output}", "--export", "{file}.parquet"],
+}
+
+
+@pytest.mark.parametrize("command", FILES)
+def test_a_file_of_the_user_stays(imagemill, output, tmp_path, command):
+    words = [word.format(output=output, file=tmp_path / "file") for word in FILES[command]]
+    target = Path(words[-1])
+    target.write_bytes(MINE)
+    code, _, err = imagemill(*words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{target}: there already, and not what imagemill wrote" in err
+    assert target.read_bytes() == MINE
+    assert not (tmp_path / FOLDER).exists()
+    assert imagemill(*words, "--overwrite")[0] == 0
+    assert target.read_bytes() != MINE
+    # Its own file is replaced unasked, until the user changes it.
+    assert imagemill(*words)[0] == 0
+    with target.open("ab") as file:
+        file.write(b" ")
+    assert imagemill(*words)[0] == 2
+
+
+def test_evaluate_leaves_files_of_the_user(imagemill, photos, tmp_path):
+    (tmp_path / "evaluation.png").write_bytes(MINE)
+    code, _, err = imagemill("evaluate", "--task", "denoise", "--input", photos, "--output", tmp_path)
+    assert code == 2
+    assert f"{tmp_path}/evaluation.png: there already" in err
+    assert contents(tmp_path).keys() == {"evaluation.png", *(f"photos/{n}.png" for n in range(3))}
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "card.json"])
+def test_a_training_leaves_a_checkpoint_of_the_user(tiny, tmp_path, name):
+    config = tiny("denoise")
+    (tmp_path / "out/tiny-denoise").mkdir(parents=True)
+    (tmp_path / "out/tiny-denoise" / name).write_bytes(b"{}")
+    with pytest.raises(ConfigError, match=r"holds a checkpoint that no training wrote: .* --overwrite"):
+        train(config)
+    assert contents(tmp_path / "out") == {f"tiny-denoise/{name}": b"{}"}
+
+
+@pytest.mark.parametrize("mine", ["styles/glass.png", "contact_sheet.png", "denoised/a.txt", "compressed/runs/x/y"])
+def test_the_demo_leaves_a_folder_of_the_user(imagemill, tmp_path, mine):
+    Store(f"{tmp_path}/demo").write(mine, MINE)
+    code, _, err = imagemill("demo", tmp_path / "demo")
+    assert (code, err.count("\n")) == (2, 1)
+    assert str(tmp_path / "demo" / mine.split("/")[0]) in err
+    assert contents(tmp_path) == {f"demo/{mine}": MINE}
+
+
+def test_the_demo_leaves_an_output_of_other_images(imagemill, output, tmp_path):
+    shutil.copytree(output, tmp_path / "demo/compressed")
+    before = contents(tmp_path)
+    assert imagemill("demo", tmp_path / "demo")[0] == 2
+    assert contents(tmp_path) == before
+
+
+def test_a_night_leaves_an_index_of_the_user(tmp_path, caplog):
+    summary = {"began": "2026-03-01T22:30:00", "ended": "2026-03-01T23:00:00", "exit_code": 0, "runs": []}
+    place, index = Store(str(tmp_path)), tmp_path / "index.html"
+    leave_page(place, summary)
+    # Of a night that left no record, and was cut off before it wrote its copy.
+    shutil.rmtree(tmp_path / FOLDER)
+    place.write("night-2026-03-02T223000.html", b"")
+    leave_page(place, summary | {"began": "2026-03-03T22:30:00"})
+    assert index.read_bytes() == (tmp_path / "night-2026-03-03T223000.html").read_bytes()
+    assert not caplog.text
+
+    index.write_bytes(MINE)
+    assert leave_page(place, summary | {"began": "2026-03-04T22:30:00"}) == place.uri("night-2026-03-04T223000.html")
+    assert index.read_bytes() == MINE
+    assert f"{index}: there already" in caplog.text
+
+
+@pytest.mark.parametrize("mine", ["latents/part-00000.txt", "notes.txt"])
+def test_an_export_that_was_cut_off_clears_its_own_files_alone(imagemill, output, tmp_path, mine):
+    export = Store(f"{tmp_path}/export")
+    for name in ("UNFINISHED", "latents/part-00000.parquet", mine):
+        export.write(name, MINE)
+    code, _, err = imagemill("export", output, export.url)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{export.uri(mine)} is no file of an export" in err
+    assert contents(tmp_path / "export")[mine] == MINE
+    export.delete(mine)
+    assert imagemill("export", output, export.url)[0] == 0

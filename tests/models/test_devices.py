@@ -1,0 +1,146 @@
+"""Code for GPUs, proved without one: tensors that say they lie on `cuda`, have shapes and dtypes, and no content.
+
+torch raises where two devices meet, as it does on a GPU. What only a GPU would refuse is checked here: `numpy()` of a tensor
+that is not on the CPU, and random numbers on one device drawn by the generator of another.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import REQUIRED, TINY
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+from jobs.training.states import State
+from jobs.training.step import Step, TaskLoss
+from models.architectures import ARCHITECTURES
+from models.autoencoder import Autoencoder
+from models.objectives import OBJECTIVES, TASK_OBJECTIVES
+from models.precision import Precision
+from models.tasks import TASKS
+from models.tasks.task import Sample
+
+CUDA = torch.device("cuda", 0)
+HALF = [torch.bfloat16, torch.float16]
+SIZE = 64
+
+
+class CudaGenerator(torch.Generator):
+    """Stands for a generator on a GPU."""
+
+    @property
+    def device(self) -> torch.device:
+        return CUDA
+
+
+class FakeCuda(TorchFunctionMode):
+    """What code may ask of tensors without content: numbers are 1, arrays are ones. Notes the dtypes of convolutions."""
+
+    def __init__(self, fake: FakeTensorMode) -> None:
+        super().__init__()
+        self.fake = fake
+        self.convolved: set[torch.dtype] = set()
+        self.parameters: list[torch.nn.Parameter] = []
+        """Those that get a gradient: torch's engine refuses to go backward on a GPU that does not exist."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = dict(kwargs or {})
+        name, first = getattr(func, "__name__", ""), args[0] if args else None
+        if func is torch.autograd.grad:
+            return tuple(torch.empty_like(each) for each in args[1])
+        if isinstance(first, FakeTensor):
+            if name == "numpy":
+                if first.device.type != "cpu":
+                    raise TypeError(f"numpy() of a tensor on {first.device}")
+                return np.ones(first.shape, str(first.dtype).removeprefix("torch."))
+            if name in ("item", "__float__", "__int__", "__bool__", "__index__"):
+                return {"__int__": int, "__index__": int, "__bool__": bool}.get(name, float)(1)
+            if name == "tolist":
+                return np.ones(first.shape).tolist()
+            if name == "backward":
+                for parameter in self.parameters:
+                    parameter.grad = torch.empty_like(parameter)
+                return None
+        generator = kwargs.pop("generator", None)
+        if generator is not None:
+            drawn_on = torch.device(kwargs.get("device") or "cpu")
+            if drawn_on.type != generator.device.type:
+                raise RuntimeError(f"{name} on {drawn_on} with a generator on {generator.device}")
+        result = func(*args, **kwargs)
+        if name in ("conv2d", "conv_transpose2d"):
+            self.convolved.add(result.dtype)
+        return result
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
+    """A GPU that exists in name alone."""
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr("torch.amp.grad_scaler.amp_definitely_not_available", lambda: False, raising=False)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_: True)
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = FakeCuda(fake)
+    with fake, mode:
+        yield mode
+
+
+def on_cuda(architecture: str, parameters: dict[str, Any]) -> Autoencoder:
+    with CUDA:
+        return ARCHITECTURES[architecture](**parameters).eval()
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_predict_keeps_to_its_device(name: str, dtype: torch.dtype, cuda: FakeCuda) -> None:
+    """Prepared, predicted and brought back, small images and those in tiles; networks run in the dtype that is asked for."""
+    objective, precision = TASK_OBJECTIVES[name], Precision("cuda", dtype)
+    for changes in ({}, {"method": "gatys", "steps": 2}) if name == "stylize" else ({},):
+        params = TASKS[name].Params(**REQUIRED.get(name, {}), **changes)
+        prepared = objective.prepare(on_cuda(*TINY[name]), params, [np.zeros((SIZE, SIZE, 3), np.uint8)], "cuda")
+        for h, w in ((SIZE, SIZE), (1500, 300)) if not changes else ((SIZE, SIZE),):
+            alpha = np.eye(h, w, dtype=np.uint8)
+            samples = [Sample(np.zeros((h, w, 3), np.uint8), alpha, quality_wanted=True) for _ in range(2)]
+            cuda.convolved.clear()
+            outputs = objective.predict(prepared, samples, params, precision)
+            assert len(outputs) == 2
+            if outputs[0].image is not None:
+                assert outputs[0].image.shape == (prepared.scale * h, prepared.scale * w, 3)
+            # A code, and what is optimised, do not depend on the number format.
+            assert cuda.convolved == {torch.float32 if name == "compress" or changes else dtype}
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_training_step_keeps_to_its_device(name: str, dtype: torch.dtype, cuda: FakeCuda) -> None:
+    """Loss, clipping, AdamW, the average and the figures of validation; losses are float32 in every number format."""
+    objective = OBJECTIVES[name]
+    model = on_cuda(*TINY[name]).train()
+    objective.freeze(model)
+    with CUDA:
+        state = State.begin(model, 0.9, 0.01)
+    cuda.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    step = Step(TaskLoss(name, model), state, Precision("cuda", dtype), 1.0)
+    x = torch.zeros(4, 3, SIZE, SIZE, dtype=torch.uint8, device=CUDA)
+    for _ in range(2):
+        figures = step(x, CudaGenerator(), 1e-3)
+    assert {value.dtype for value in figures.values()} == {torch.float32}
+    assert {value.device for value in figures.values()} == {CUDA}
+    assert dtype in cuda.convolved
+    with torch.inference_mode(), CUDA:
+        validated = objective.validate(state.average.module, torch.zeros(2, 3, SIZE, SIZE), CudaGenerator())
+    assert "psnr_db" in validated
+
+
+def test_fake_cuda_refuses_what_a_gpu_refuses(cuda: FakeCuda) -> None:
+    x = torch.zeros(2, device=CUDA)
+    with pytest.raises(RuntimeError, match="device"):
+        x + torch.zeros(2)
+    with pytest.raises(TypeError, match="numpy"):
+        x.numpy()
+    with pytest.raises(RuntimeError, match="generator"):
+        torch.rand(2, generator=CudaGenerator())
+    with CUDA:
+        assert torch.rand(2, generator=CudaGenerator()).device == CUDA

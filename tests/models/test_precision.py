@@ -1,0 +1,108 @@
+"""Number formats: which one a device gets, what float16 costs in quality, and what is too large for it."""
+
+from importlib.resources import files
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import REQUIRED
+
+from jobs.training.states import State
+from jobs.training.step import Step, TaskLoss
+from models import checkpoint
+from models.architectures import ARCHITECTURES
+from models.metrics import psnr_db
+from models.objectives import TASK_OBJECTIVES
+from models.precision import Precision, chosen_dtype, fast_dtype
+from models.tasks import TASKS
+from models.tasks.task import Sample
+
+HALF = Precision(dtype=torch.float16)
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    """(64,64,3) uint8 of a real photograph."""
+    return np.asarray(Image.open(str(files("skimage.data").joinpath("astronaut.png"))).convert("RGB"))[20:84, 190:254]
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [(9, torch.bfloat16), (8, torch.bfloat16), (7, torch.float16), (6, torch.float32)],
+    ids=["H200", "A100", "T4 and V100", "P40"],
+)
+def test_gpu_gets_the_fastest_dtype_it_has(capability, dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (capability, 5))
+    assert fast_dtype("cuda") == chosen_dtype("cuda", None) == dtype
+
+
+def test_dtype_by_name_is_taken_where_it_is_of_use() -> None:
+    assert chosen_dtype("cuda", "float16") == torch.float16
+    assert chosen_dtype("cpu", "bfloat16") == torch.bfloat16
+    # A CPU takes 10 to 100 times as long in float16.
+    assert chosen_dtype("cpu", "float16") == torch.float32
+
+
+@pytest.mark.parametrize("name", sorted(set(TASKS) - {"compress"}))
+def test_float16_gives_the_image_of_float32(name: str, photo: np.ndarray) -> None:
+    """With the shipped networks, more than 45 dB apart from float32: half a grey level is 54 dB."""
+    task, objective = TASKS[name], TASK_OBJECTIVES[name]
+    card, weights = checkpoint.read(task.default_checkpoint)
+    params = task.Params(**REQUIRED.get(name, {}))
+    images = []
+    for precision in (Precision(), HALF):
+        model = objective.prepare(checkpoint.build(card, weights), params, [photo[::-1].copy()], "cpu")
+        [output] = objective.predict(model, [Sample(photo.copy())], params, precision)
+        images.append(output.image)
+    assert psnr_db(*images) > 45
+
+
+def test_what_is_too_large_for_float16_runs_in_float32() -> None:
+    model = torch.nn.Linear(4, 1, bias=False)
+    torch.nn.init.constant_(model.weight, 300.0)
+    x = torch.full((1, 4), 300.0)
+    with torch.inference_mode():
+        assert HALF.run(model, x).item() == 4 * 300.0 * 300.0
+        # What is no number in float32 either stays as it is.
+        assert HALF.run(model, x * torch.nan).isnan().all()
+
+
+def step_of(precision: Precision, photo: np.ndarray) -> tuple[Step, torch.Tensor]:
+    """A step of `upscale`, which draws nothing at random, and its batch (2,3,32,32) uint8."""
+    torch.manual_seed(0)
+    model = ARCHITECTURES["edsr"](width=8, blocks=1)
+    step = Step(TaskLoss("upscale", model), State.begin(model, 0.9, 0.0), precision, 1.0)
+    return step, torch.from_numpy(photo[None, :32].copy()).unflatten(2, (2, 32)).permute(2, 0, 4, 1, 3).flatten(0, 1)
+
+
+def test_step_in_float16_learns_like_one_in_float32(photo: np.ndarray) -> None:
+    losses = []
+    for precision in (Precision(), HALF):
+        step, x = step_of(precision, photo)
+        # The scale at which such gradients fit: no update is left out.
+        step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, enabled=precision == HALF)
+        figures = [step(x, torch.Generator(), 1e-3) for _ in range(10)]
+        assert all(each["gradient_norm"].isfinite() for each in figures)
+        losses.append([float(each["loss"]) for each in figures])
+    assert losses[1] == pytest.approx(losses[0], abs=0.05)
+    assert losses[1][-1] < losses[1][0] - 0.2
+
+
+def test_step_leaves_out_an_overflow_of_float16(photo: np.ndarray) -> None:
+    """The first scale is too large: weights stay, the scale falls, and the training has not diverged."""
+    step, x = step_of(HALF, photo)
+    step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    before = [weight.clone() for weight in step.state.model.parameters()]
+    figures = step(x, torch.Generator().manual_seed(0), 3e-3)
+    assert figures["gradient_norm"].isfinite()
+    assert step.scaler.get_scale() == 2.0**39
+    assert all(torch.equal(*pair) for pair in zip(before, step.state.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("precision", [Precision(), HALF], ids=["float32", "float16"])
+def test_step_tells_a_divergence(precision: Precision, photo: np.ndarray) -> None:
+    step, x = step_of(precision, photo)
+    with torch.no_grad():
+        next(step.state.model.parameters()).fill_(torch.nan)
+    assert not step(x, torch.Generator().manual_seed(0), 3e-3)["gradient_norm"].isfinite()

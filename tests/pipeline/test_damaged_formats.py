@@ -1,0 +1,48 @@
+"""Damage of formats other than JPEG that decoders fill or pass over without a warning."""
+
+import numpy as np
+import pytest
+from jpegs import photograph, zeroed
+from PIL import Image
+from seeds import error_class, saved
+
+from pipeline.images.pixels import decode
+
+WRITERS = {
+    "AVIF": {"quality": 90, "speed": 8},
+    "JPEG2000": {},
+    "JPEG2000 codestream": {"no_jp2": True},
+    "JPEG2000 layers": {"quality_layers": [40, 20, 1]},
+    "JPEG2000 lossy": {"irreversible": True, "quality_layers": [10]},
+}
+
+
+def file_of(image: Image.Image, name: str) -> bytes:
+    return saved(image, name.partition(" ")[0], **WRITERS[name])
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_zero_sector_in_unchecked_data_is_damage(name: str) -> None:
+    """A sector of 512 bytes that was never written, at places all over the picture data."""
+    data = file_of(Image.fromarray(photograph(300, 200)), name)
+    for place in range(len(data) // 4, len(data) - 600, len(data) // 7):
+        damaged = zeroed(data, place, 512)
+        assert error_class(damaged) in ("DamagedImage", "BrokenImage", "UnknownFormat")
+    assert error_class(zeroed(data, len(data) // 2, len(data))) in ("DamagedImage", "BrokenImage")
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("kind", ["black", "white", "stripes", "half noise"])
+def test_flat_picture_is_not_taken_for_damage(name: str, kind: str) -> None:
+    """What compresses to almost nothing is whole."""
+    rgb = np.zeros((400, 500, 3), np.uint8)
+    if kind == "white":
+        rgb += 255
+    elif kind == "stripes":
+        rgb[(np.arange(400) // 7 % 2) > 0] = 255
+    elif kind == "half noise":
+        rgb[200:] = np.random.default_rng(0).integers(0, 256, (200, 500, 3), dtype=np.uint8)
+    assert not decode(file_of(Image.fromarray(rgb), name)).damaged
+    for options in ({}, {"optimize": True}, {"progressive": True}, {"restart_marker_rows": 1}, {"quality": 5}):
+        for colours in ("RGB", "L", "CMYK"):
+            assert not decode(saved(Image.fromarray(rgb).convert(colours), "JPEG", **options)).damaged

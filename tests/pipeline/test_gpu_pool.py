@@ -1,0 +1,46 @@
+"""Runs on a Ray that has GPUs, as processes of their own: torch may find no CUDA device on them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import made_without_faults, make_photos, outputs
+
+from pipeline.output.verify import verify
+from pipeline.storage import Store
+
+COUNT = 12
+
+
+def imagemill(*arguments: str, resources: dict[str, float]) -> subprocess.CompletedProcess[str]:
+    """The command on a Ray of its own, with these resources."""
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    environment["RAY_OVERRIDE_RESOURCES"] = json.dumps(resources)
+    command = [sys.executable, "-m", "jobs", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+
+
+def record_of(output: Store) -> dict:
+    return json.loads(output.read(next(e.path for e in output.entries("runs") if e.path.endswith("run.json"))))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the outputs of a GPU are not those of a CPU to the last bit")
+@pytest.mark.usefixtures("ray_session")
+def test_run_on_logical_gpus_gives_the_images_of_a_cpu(tmp_path: Path, crops: list[np.ndarray]) -> None:
+    """`pool.gpus_per_worker: 0.5` puts two workers on each GPU; without CUDA they compute on their CPUs, and say so once."""
+    source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
+    make_photos(source, COUNT, crops)
+    arguments = ("denoise", source.url, output.url, "--set", "pool.gpus_per_worker=0.5", "--set", "rows_per_part=2")
+    ended = imagemill(*arguments, resources={"CPU": 2, "GPU": 1})
+    assert ended.returncode == 0, ended.stderr
+    assert "2 actors of 1 CPU and 0.5 of a GPU each; there are 2 CPUs and 1 GPUs on 1 nodes" in ended.stderr
+    assert ended.stderr.count("CUDA") == 1, ended.stderr
+    assert verify(output).problems == []
+    record = record_of(output)
+    assert (record["ok"], record["rejected"], record["devices"]) == (COUNT, 0, ["cpu"])
+    assert outputs(output) == made_without_faults(COUNT, tmp_path, crops)

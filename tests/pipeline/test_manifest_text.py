@@ -1,0 +1,177 @@
+"""Manifests as text: nothing in them is taken for a number, no row is lost to a quote, and what is wrong names its line."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from shards import images, listed, pictures, rows
+
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+from pipeline.resolve import plan_of, resolve
+from pipeline.run import run
+from pipeline.sources.source import Listed, SourceConfig
+
+VALUES = [
+    "00501",
+    "1e5",
+    "1.10",
+    "2026-01-02",
+    "2026-01-02T03:04:05Z",
+    "NaN",
+    "true",
+    "null",
+    "",
+    "9" * 30,
+    " x ",
+    '5" pipe',
+]
+
+
+def put(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def quoted(value: str) -> str:
+    return '"' + value.replace('"', '""') + '"'
+
+
+def carried(path: Path) -> list[str]:
+    found = [image for image in listed(path, carry=["code"]) if isinstance(image, Listed)]
+    assert not any(image.problem for image in found)
+    return [json.loads(image.extra or "")["code"] for image in found]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"1")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.tsv", "list.jsonl", "list.parquet"])
+def test_carried_text_is_never_retyped(folder, name):
+    if name.endswith(".parquet"):
+        pq.write_table(pa.table({"path": ["a.png"] * len(VALUES), "code": VALUES}), folder / name)
+    elif name.endswith(".jsonl"):
+        put(folder / name, "".join(json.dumps({"path": "a.png", "code": value}) + "\n" for value in VALUES))
+    else:
+        between = "\t" if name.endswith(".tsv") else ","
+        put(
+            folder / name,
+            "".join(f"{between.join(row)}\n" for row in [("path", "code"), *(("a.png", quoted(v)) for v in VALUES)]),
+        )
+    assert carried(folder / name) == VALUES
+
+
+def test_numbers_of_json_lines_are_carried_as_they_are_written(folder):
+    written = ["1e5", "1.10", "123456789012345678901234567890", "[1.0, null]", '{"a": true}', '"x"']
+    put(folder / "list.jsonl", "".join(f'{{"path": "a.png", "label": {value}}}\n' for value in written))
+    found = [image for image in listed(folder / "list.jsonl", carry=["label"]) if isinstance(image, Listed)]
+    assert [image.extra for image in found] == [f'{{"label": {value}}}' for value in written]
+
+
+def test_a_column_that_is_not_asked_for_decides_nothing(folder):
+    """Values of several types, an integer of 5,000 digits, and columns that some rows lack."""
+    lines = ['{"path": "a.png", "label": 7}', '{"path": "b.png", "label": "cat"}', f'{{"path": "a.png", "n": {"9" * 5000}}}']
+    put(folder / "list.jsonl", "\n".join(lines))
+    assert [image.path for image in listed(folder / "list.jsonl")] == ["a.png", "b.png", "a.png"]
+    broken = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")])
+    pq.write_table(pa.table({"path": ["a.png"], "note": broken}), folder / "list.parquet")
+    assert [image.problem for image in listed(folder / "list.parquet")] == [None]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["unix", "windows", "old mac"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "marked"])
+def test_line_ends_and_byte_order_marks_are_no_text(folder, end, mark):
+    put(folder / "list.csv", f"{mark}path,code{end}a.png,1{end}{end}b.png,2{end}")
+    assert carried(folder / "list.csv") == ["1", "2"]
+    if end != "\r":
+        put(
+            folder / "list.jsonl", f'{mark}{{"path": "a.png", "code": "1"}}{end}  {end}{{"path": "b.png", "code": "2"}}{end}'
+        )
+        assert carried(folder / "list.jsonl") == ["1", "2"]
+    put(folder / "list.tsv", f"path\tcode{end}a.png\t1{end}b.png\t2{end}".encode("utf-16"))
+    assert carried(folder / "list.tsv") == ["1", "2"]
+
+
+def test_captions_of_several_lines_lose_no_row(folder):
+    """Above 1 MB a reader by blocks cuts rows at line ends within quotes."""
+    captions = [f'first line of {n}\nsecond line, "{n}"' for n in range(60_000)]
+    put(folder / "list.csv", "path,code\n" + "".join(f"a.png,{quoted(caption)}\n" for caption in captions))
+    assert carried(folder / "list.csv") == captions
+    config = RunConfig(task="denoise", input=str(folder / "list.csv"), output=str(folder / "out"))
+    plan = plan_of(resolve(config))
+    assert plan.found == len(set(plan.todo["image_id"].to_pylist())) == 60_000
+    # One name, 60,000 rows: the first is an image, each other one a reject that says so.
+    assert plan.todo["problem"].null_count == 1
+    huge = "x" * 3_000_000
+    put(folder / "list.csv", f"path,code\na.png,{huge}\nb.png,\n")
+    assert carried(folder / "list.csv") == [huge, ""]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_every_row_of_a_manifest_is_a_row_or_a_reject(tmp_path, crops):
+    put(tmp_path / "a.png", pictures(crops, 1)[0])
+    text = "path,code\n" + 'a.png,"one\ntwo"\n' * 3 + '"",00501\nb.png,1e5\n'
+    put(tmp_path / "list.csv", text)
+    source = SourceConfig(carry=["code"])
+    output = tmp_path / "out"
+    config = RunConfig(
+        task="denoise", input=str(tmp_path / "list.csv"), output=str(output), source=source, max_reject_fraction=1
+    )
+    record = run(config)
+    assert (record["found"], record["ok"]) == (5, 1)
+    assert record["reasons"] == {"DuplicateName": 2, "BadName": 1, "FileNotFound": 1}
+    assert json.loads(rows(output)["a.png"]["extra"]) == {"code": "one\ntwo"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("list.csv", "path,code\na.png,1\nb.png,2,3\n", "line 3: 3 values, and 2 columns"),
+        ("list.csv", 'path,code\na.png,"1\nb.png,2\n', "a quote is opened and never closed"),
+        ("list.csv", 'path,code\na.png,"5" pipe\n', "line 2: ',' expected after"),
+        ("list.csv", "path,code\na.png,café\n".encode("latin-1"), "UTF-8 is expected"),
+        ("list.csv", "", "a first line with the names of columns is expected"),
+        ("list.csv", "path,path\na.png,b.png\n", "several columns are called path"),
+        ("list.jsonl", '{"path": "a.png"}\n{"path": \n', "line 2: Expecting value"),
+        ("list.jsonl", '["a.png"]\n', "line 1: an object is expected"),
+        ("list.jsonl", '{"colour": "red"}\n', "no column of paths or URLs among colour"),
+    ],
+)
+def test_a_manifest_that_cannot_be_read_names_the_line(folder, name, text, said):
+    with pytest.raises(ConfigError, match=said):
+        listed(put(folder / name, text))
+
+
+def test_a_manifest_without_rows_is_an_input_without_images(folder):
+    for name, text in (("list.csv", "path,code\n"), ("list.tsv", "path\tcode"), ("list.jsonl", "\n")):
+        assert listed(put(folder / name, text)) == []
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.binary(), pa.dictionary(pa.int32(), pa.binary()), pa.list_(pa.string()), pa.int64()], ids=str
+)
+def test_bytes_are_never_file_names(folder, kind):
+    """A column named like one of paths that holds something else."""
+    value = {pa.int64(): 7, pa.list_(pa.string()): ["a.png"]}.get(kind, b"\x89PNG")
+    table = pa.table({"path": pa.array([value], kind.value_type if pa.types.is_dictionary(kind) else kind)})
+    if pa.types.is_dictionary(kind):
+        table = pa.table({"path": table["path"].combine_chunks().dictionary_encode()})
+    pq.write_table(table, folder / "list.parquet")
+    with pytest.raises(ConfigError, match=r"a column of paths or URLs is of text, and not path \("):
+        listed(folder / "list.parquet", uri="path")
+
+
+def test_a_value_that_is_no_path_is_a_reject_of_its_own(folder):
+    texts = pa.array(["a.png", "data:image/png;base64," + "A" * 20_000], pa.large_string())
+    pq.write_table(pa.table({"image": texts.dictionary_encode()}), folder / "list.parquet")
+    put(folder / "list.jsonl", '{"path": 7}\n{"path": ["a.png"]}\n{"path": null}\n')
+    found = images(folder / "list.parquet")
+    assert [(image.problem or "").partition(":")[0] for image in found.values()] == ["", "BadName"]
+    assert max(map(len, found)) < 100
+    assert [image.problem.partition(":")[0] for image in images(folder / "list.jsonl").values()] == ["BadName"] * 3

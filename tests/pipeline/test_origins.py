@@ -1,0 +1,108 @@
+"""Which places are one INPUT, and which images come from another place than their rows."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from test_plan import PARAMS, SHA, etags, key, put
+
+from pipeline.output.origins import moved, origins
+from pipeline.plan import Plan, make_plan
+from pipeline.sources import input_of, listing
+from pipeline.sources.source import SourceConfig
+from pipeline.storage import StorageConfig, Store
+
+
+def planned(url: str, output: Store, **source: object) -> Plan:
+    where = input_of(url, StorageConfig(), SourceConfig(**source))
+    return make_plan(listing(where), where.store, output, SHA, PARAMS)
+
+
+def commit(url: str, output: Store, fence: int = 1) -> None:
+    """A row of each image of a folder, as a run over it leaves them."""
+    store = Store(url)
+    rows = [key(p, e) | {"source_uri": store.uri(p), "fence": fence} for p, e in etags(store).items()]
+    put(output, "results", rows)
+
+
+def cards(tmp_path: Path) -> tuple[Store, Store, Store]:
+    """Two cards of cameras, which count from one, and an empty OUTPUT."""
+    one, other = Store(f"{tmp_path}/one/DCIM"), Store(f"{tmp_path}/other/DCIM")
+    for name in ("100/0001.jpg", "100/0002.jpg"):
+        one.write(name, b"one")
+        other.write(name, b"the other")
+    other.write("100/0003.jpg", b"the other")
+    return one, other, Store(f"{tmp_path}/out")
+
+
+def test_images_of_another_place_are_counted(tmp_path):
+    one, other, output = cards(tmp_path)
+    commit(one.url, output)
+    plan = planned(other.url, output)
+    assert dict(plan.moved) == {one.url: 2}
+    assert plan.moved_example == "100/0001.jpg"
+    assert not planned(one.url, output).moved
+
+
+def test_the_newest_row_says_where_an_image_comes_from(tmp_path):
+    """After a move that was allowed, the place before it is the other one."""
+    one, other, output = cards(tmp_path)
+    commit(one.url, output, fence=1)
+    commit(other.url, output, fence=2)
+    assert not planned(other.url, output).moved
+    assert dict(planned(one.url, output).moved) == {other.url: 2}
+
+
+@pytest.mark.parametrize("spelling", ["{}/", "file://{}", "file://{}/", "{}/../DCIM", "link", "folder link", "relative"])
+def test_one_input_has_many_spellings(tmp_path, monkeypatch, spelling):
+    one, _, output = cards(tmp_path)
+    commit(one.url, output)
+    (tmp_path / "link").symlink_to(one.url)
+    (tmp_path / "linked").symlink_to(tmp_path / "one")
+    monkeypatch.chdir(tmp_path)
+    names = {"link": f"{tmp_path}/link", "folder link": f"{tmp_path}/linked/DCIM", "relative": "one/DCIM"}
+    plan = planned(names.get(spelling, spelling.format(one.url)), output)
+    assert (plan.done, plan.moved.total()) == (2, 0)
+    # And the other way round.
+    commit(names.get(spelling, spelling.format(one.url)), output, fence=2)
+    assert not planned(one.url, output).moved
+
+
+def test_one_bucket_has_two_spellings(tmp_path, moto_bucket):
+    source, output = Store(f"{moto_bucket}/in"), Store(f"{moto_bucket}/out")
+    for name in ("a.jpg", "x/b.jpg"):
+        source.write(name, name.encode())
+    commit(source.url, output)
+    assert planned(f"{moto_bucket}/in/", output).done == 2
+    assert not planned(f"{moto_bucket}/in/", output).moved
+    for name in ("a.jpg", "x/b.jpg"):
+        Store(f"{moto_bucket}/renamed").write(name, name.encode())
+    plan = planned(f"{moto_bucket}/renamed", output)
+    assert (plan.done, dict(plan.moved)) == (2, {f"{moto_bucket}/in": 2})
+
+
+def test_a_manifest_whose_keys_name_other_files_has_moved(tmp_path):
+    one, _, output = cards(tmp_path)
+    manifest = tmp_path / "list.csv"
+    manifest.write_text("path,id\none/DCIM/100/0001.jpg,first\none/DCIM/100/0002.jpg,second\n")
+    plan = planned(str(manifest), output, key="id")
+    rows = plan.todo.select(["image_id", "version", "source_uri", "rel_path"]).to_pylist()
+    put(output, "results", [row | {"fence": 1} for row in rows])
+    assert not planned(str(manifest), output, key="id").moved
+    manifest.write_text("path,id\none/DCIM/100/0001.jpg,first\nother/DCIM/100/0001.jpg,second\n")
+    assert dict(planned(str(manifest), output, key="id").moved) == {one.uri("100/0002.jpg"): 1}
+
+
+def test_a_signature_of_an_address_is_no_place():
+    """Signed addresses are other ones each day."""
+    names = pa.array(["a", "h/b.jpg", "c"])
+    old = pa.chunked_array([["https://h/a.jpg?sig=1", "https://h/b.jpg?sig=1", "https://h/c.jpg"]])
+    now = pa.array(["https://h/a.jpg?sig=2", "https://h/b.jpg?x=2", "https://mirror/c.jpg"])
+    assert moved(old, now, names).to_pylist() == [None, None, "https://h/c.jpg"]
+
+
+def test_origins_are_what_stands_before_names():
+    uris = ["/a/é/x/y.jpg", "s3://b/k/t.tar/m.png", "s3://b/k/y.png", "/y.jpg", None, "https://h/p?q#f"]
+    names = ["x/y.jpg", "t.tar/m.png", "other.png", "y.jpg", "y.jpg", "p"]
+    expected = ["/a/é", "s3://b/k", "s3://b/k/y.png", "", None, "https://h"]
+    assert origins(pa.array(uris), pa.array(names)).to_pylist() == expected

@@ -1,0 +1,190 @@
+"""Whose a place is: nothing that a run did not write is replaced."""
+
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from folders import files_below, rows
+from here import job_here
+from PIL import Image
+
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+from pipeline.output.lease import Lease
+from pipeline.output.ownership import FOLDERS, check_output, is_output
+from pipeline.output.verify import verify
+from pipeline.predict import Predictor
+from pipeline.resolve import check_ends, plan_of, resolve
+from pipeline.run import run
+from pipeline.storage import Store
+
+
+def save(folder: Path, crops: list[np.ndarray], *names: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, crop in zip(names, crops, strict=False):
+        Image.fromarray(crop).save(folder / name)
+    return folder
+
+
+def denoise(source: object, output: object, **more: object) -> RunConfig:
+    return RunConfig.model_validate({"task": "denoise", "input": str(source), "output": str(output), **more})
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_of_the_user_is_named(any_url, folder):
+    place = Store(any_url)
+    check_output(place)
+    place.write("README.md", b"my project")
+    place.write("photos/a.png", b"mine")
+    check_output(place)
+    place.write(f"{folder}/deep/er.png", b"mine")
+    with pytest.raises(ConfigError, match=f"output {place.url}: {folder}/ holds files that no run of imagemill wrote"):
+        check_output(place)
+
+
+def test_empty_folders_are_nobodys(tmp_path):
+    (tmp_path / "images/empty").mkdir(parents=True)
+    check_output(Store(str(tmp_path)))
+    (tmp_path / "results").write_text("a file of this name")
+    with pytest.raises(ConfigError, match="results/ holds"):
+        check_output(Store(str(tmp_path)))
+
+
+def test_a_killed_first_run_leaves_an_output(any_url):
+    """A claim is the first thing that a run writes."""
+    place = Store(any_url)
+    with Lease(place):
+        pass
+    place.write("images/a.png", b"half of a run")
+    assert is_output(place)
+    check_output(place)
+
+
+def test_an_export_is_no_output(any_url):
+    place = Store(any_url)
+    with Lease(place):
+        place.write("UNFINISHED", b"")
+        place.write("latents/part-00000.parquet", b"")
+    with pytest.raises(ConfigError, match="is an export"):
+        check_output(place)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_first_run_into_a_project_touches_nothing(tmp_path, crops):
+    source = save(tmp_path / "in", crops, "a.png", "b.png")
+    project = tmp_path / "project"
+    save(project / "images", crops[5:], "a.png")
+    before = files_below(tmp_path)
+    with pytest.raises(ConfigError, match="images/ holds files"):
+        run(denoise(source, project))
+    with pytest.raises(ConfigError, match="images/ holds files"):
+        check_ends(resolve(denoise(source, project)))
+    assert files_below(tmp_path) == before
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_output_goes_on_whatever_of_it_was_lost(tmp_path, crops):
+    """`runs/` deleted; then all rows, which their images are without."""
+    source, output = save(tmp_path / "in", crops, "a.png"), tmp_path / "out"
+    config = denoise(source, output)
+    run(config)
+    shutil.rmtree(output / "runs")
+    assert run(config)["planned"] == 0
+    shutil.rmtree(output / "runs")
+    shutil.rmtree(output / "results")
+    assert run(config)["ok"] == 1
+    assert verify(Store(str(output))).problems == []
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_another_card_is_refused_until_its_input_is_allowed(tmp_path, crops):
+    one = save(tmp_path / "one/DCIM", crops, "1.png", "2.png")
+    other = save(tmp_path / "other/DCIM", crops[5:], "1.png", "3.png")
+    output = tmp_path / "out"
+    run(denoise(one, output))
+    before = files_below(output / "images")
+    with pytest.raises(ConfigError, match=r"1 of its 2 images .* from .*one/DCIM \(for example 1\.png\)"):
+        run(denoise(other, output))
+    # Asked a second time it is refused as well: a run that was refused has not made its input known.
+    with pytest.raises(ConfigError, match="allow_new_input"):
+        run(denoise(other, output))
+    assert files_below(output / "images") == before
+    assert {row["rel_path"] for row in rows(output)} == {"1.png", "2.png"}
+
+    assert run(denoise(other, output, allow_new_input=True))["ok"] == 2
+    # Its place is known from now on, and the one before it is the new one.
+    assert run(denoise(other, output))["planned"] == 0
+    with pytest.raises(ConfigError, match=r"1 of its 2 images"):
+        run(denoise(one, output))
+    assert verify(Store(str(output))).problems == []
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_moved_input_is_allowed_once(tmp_path, crops):
+    """What did not change is not done again, though its rows name the old place for good."""
+    source, output = save(tmp_path / "in", crops, "1.png", "2.png"), tmp_path / "out"
+    run(denoise(source, output))
+    source.rename(tmp_path / "moved")
+    config = denoise(tmp_path / "moved", output)
+    assert plan_of(resolve(config)).new_input
+    record = run(config.model_copy(update={"allow_new_input": True}))
+    assert (record["planned"], record["moved_from"]) == (0, {str(source): 2})
+    save(tmp_path / "moved", crops[7:], "3.png")
+    assert run(config)["ok"] == 1
+    (tmp_path / "link").symlink_to(tmp_path / "moved")
+    assert plan_of(resolve(denoise(tmp_path / "link", output))).new_input is None
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_file_that_the_user_put_among_images_stays(tmp_path, crops):
+    """Its image is a reject that says so, and done once the file is gone."""
+    source, output = save(tmp_path / "in", crops, "1.png"), tmp_path / "out"
+    config = denoise(source, output, max_reject_fraction=1)
+    run(config)
+    save(source, crops[3:], "2.png", "3.png")
+    (output / "images/2.png").write_bytes(b"mine")
+    for retry in (False, True):
+        record = run(config.model_copy(update={"retry": retry}))
+        assert record["reasons"] == {"FileExists": 1}
+    assert (output / "images/2.png").read_bytes() == b"mine"
+    assert (output / "images/3.png").exists()
+    (output / "images/2.png").unlink()
+    assert run(config.model_copy(update={"retry": True}))["ok"] == 1
+    assert verify(Store(str(output))).problems == []
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_images_without_rows_that_runs_left_are_replaced(tmp_path, crops):
+    """Of a run that was cut off, and of parts that were moved away: with other parameters their files are others."""
+    source, output = save(tmp_path / "in", crops, "1.png", "2.png"), tmp_path / "out"
+    run(denoise(source, output))
+    [part] = (output / "results").iterdir()
+    part.unlink()
+    assert run(denoise(source, output, params={"sigma": 9}))["ok"] == 2
+
+    save(source, crops[3:], "3.png")
+    (output / "runs/20990101T000000Z-abcdef").mkdir()
+    (output / "runs/20990101T000000Z-abcdef/config.yaml").write_text("of a machine whose clock is wrong")
+    (output / "images/3.png").write_bytes(b"of the run that was cut off")
+    assert run(denoise(source, output, params={"sigma": 9}))["ok"] == 1
+    assert verify(Store(str(output))).problems == []
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("place", ["local", "moto"])
+def test_a_file_before_the_mark_is_the_users(request, tmp_path, crops, place):
+    """On a disk and in a bucket: a file that is there before a run is not replaced, one that came since is."""
+    where = tmp_path if place == "local" else request.getfixturevalue("moto_bucket")
+    job = resolve(denoise(save(tmp_path / "in", crops, "1.png", "2.png"), f"{where}/out"))
+    job.output.write("images/1.png", b"mine")
+    time.sleep(1.1)
+    job.output.write("runs/mark", b"")
+    job.output.write("images/2.png", b"of an earlier try")
+    worker = Predictor(replace(job_here(job), first_mark="runs/mark"))
+    rows = {row["rel_path"]: row for table in worker(plan_of(job).todo) for row in table.to_pylist()}
+    assert (rows["1.png"]["error_class"], rows["2.png"]["error_class"]) == ("FileExists", None)
+    assert job.output.read("images/1.png") == b"mine"
+    assert job.output.read("images/2.png")[1:4] == b"PNG"

@@ -1,0 +1,176 @@
+"""Columns of Parquet shards: every type that holds images, what names them, and what goes along."""
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from shards import images, listed, pictures, rows
+
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+from pipeline.output.verify import verify
+from pipeline.plan import references
+from pipeline.run import run
+from pipeline.sources import input_of, listing
+from pipeline.sources.parquet import BATCH_ROWS
+from pipeline.sources.reading import Reading
+from pipeline.sources.source import SourceConfig
+from pipeline.storage import StorageConfig, Store
+
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+SINGLE = [pa.binary(), pa.large_binary(), pa.binary_view(), pa.dictionary(pa.int32(), pa.binary()), STRUCT]
+LISTS = [pa.list_(pa.binary()), pa.large_list(pa.large_binary()), pa.list_(pa.binary_view()), pa.list_(STRUCT)]
+
+
+def column(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if pa.types.is_dictionary(kind):
+        return pa.array(values, kind.value_type).dictionary_encode()
+    return pa.array(values, kind)
+
+
+@pytest.mark.parametrize("name", ["image", "picture"])
+@pytest.mark.parametrize("kind", SINGLE, ids=str)
+def test_a_column_of_images_of_any_type_is_read(tmp_path, crops, kind, name):
+    photos = pictures(crops, 4)
+    as_rows = [{"bytes": photo, "path": "x.png"} for photo in photos] if kind == STRUCT else photos
+    table = pa.table({name: column([*as_rows, None], kind), "caption": list("vwxyz")})
+    pq.write_table(table, tmp_path / "in.parquet")
+    source = input_of(str(tmp_path / "in.parquet"), StorageConfig(), SourceConfig(carry=["caption"]))
+    todo = references(listing(source), source.store, "", {})[0].to_pylist()
+    assert [row["rel_path"] for row in todo] == [f"in.parquet/row-{n:09d}" for n in range(5)]
+    assert [json.loads(row["extra"])["caption"] for row in todo] == list("vwxyz")
+    reading = Reading(source, 1)
+    for order in (todo, todo[::-1]):
+        assert {row["rel_path"]: reading.image(row) for row in order} == {
+            row["rel_path"]: photo for row, photo in zip(todo, [*photos, b""], strict=True)
+        }
+
+
+@pytest.mark.parametrize("kind", LISTS, ids=str)
+def test_each_image_of_a_list_is_an_image(tmp_path, crops, kind):
+    photos = pictures(crops, 5)
+    lists = [photos[:n] for n in (2, 0, 5, 1)] * BATCH_ROWS
+    as_rows = [[{"bytes": photo, "path": None} for photo in row] for row in lists] if kind.value_type == STRUCT else lists
+    keys = [f"p{n}" for n in range(len(lists) + 1)]
+    table = pa.table({"views": pa.array([*as_rows, None], kind), "id": keys, "label": range(len(keys))})
+    if "view" not in str(kind):
+        pq.write_table(table, tmp_path / "in.parquet", row_group_size=7)
+    else:
+        pq.write_table(table, tmp_path / "in.parquet")
+    source = input_of(str(tmp_path), StorageConfig(), SourceConfig(carry=["label"]))
+    todo = references(listing(source), source.store, "", {})[0].to_pylist()
+    expected = {f"in.parquet/p{n}/{at}": photo for n, row in enumerate(lists) for at, photo in enumerate(row)}
+    assert [row["rel_path"] for row in todo] == list(expected)
+    assert all(json.loads(row["extra"])["label"] == int(row["rel_path"].split("/")[1][1:]) for row in todo)
+    reading = Reading(source, 1)
+    for row in [*todo, *todo[::-7]]:
+        assert reading.image(row) == expected[row["rel_path"]]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_lists_and_views_of_images_through_a_run(tmp_path, crops):
+    photos = pictures(crops, 3)
+    (tmp_path / "in").mkdir()
+    lists = [
+        [{"bytes": photos[0], "path": "a"}, None],
+        [{"bytes": photos[1], "path": "b"}],
+        [{"bytes": None, "path": "c.png"}],
+    ]
+    pq.write_table(pa.table({"images": pa.array(lists, pa.list_(STRUCT))}), tmp_path / "in/lists.parquet")
+    pq.write_table(pa.table({"image": pa.array(photos, pa.binary_view())}), tmp_path / "in/views.parquet")
+    output = tmp_path / "out"
+    record = run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(output)))
+    assert (record["ok"], record["reasons"]) == (5, {"EmptyFile": 1, "NoBytes": 1})
+    rejected = rows(output, "rejects")
+    assert "the path c.png" in rejected["lists.parquet/row-000000002/0"]["error"]
+    assert set(rejected) == {"lists.parquet/row-000000002/0", "lists.parquet/row-000000000/1"}
+    assert verify(Store(str(output))).problems == []
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "nest"),
+    [
+        ("images", pa.list_(pa.list_(pa.binary())), lambda data: [[data]]),
+        ("sample", pa.struct([("image", STRUCT)]), lambda data: {"image": {"bytes": data, "path": None}}),
+        ("views", pa.map_(pa.string(), pa.binary()), lambda data: [("left", data)]),
+        ("frames", pa.list_(pa.dictionary(pa.int32(), pa.binary())), lambda data: [data]),
+    ],
+    ids=["list of lists", "struct in a struct", "map", "list of a dictionary"],
+)
+def test_a_column_that_cannot_be_read_is_named_with_its_type(tmp_path, crops, name, kind, nest):
+    photos = pictures(crops, 3)
+    values = [nest(photo) for photo in photos]
+    if name == "frames":
+        array = pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), pa.array(photos).dictionary_encode())
+    else:
+        array = pa.array(values, kind)
+    pq.write_table(pa.table({"path": ["a.png"] * 3, name: array}), tmp_path / "in.parquet", row_group_size=2)
+    for place in (tmp_path, tmp_path / "in.parquet"):
+        [(path, image)] = images(place).items()
+        assert path == "in.parquet"
+        assert image.problem.startswith("UnreadColumn: ")
+        assert f"{name} ({str(kind)[:4]}" in image.problem
+    # Told that it is a manifest, it is one.
+    assert {image.path for image in images(tmp_path / "in.parquet", uri="path").values()} == {"a.png"}
+
+
+def test_which_of_several_columns_holds_images_is_seen_or_asked(tmp_path, crops):
+    photo, other = pictures(crops, 2)
+    pq.write_table(pa.table({"digest": [b"\1\2"], "scan": [photo]}), tmp_path / "one.parquet")
+    pq.write_table(pa.table({"left": [photo], "right": [other]}), tmp_path / "two.parquet")
+    pq.write_table(pa.table({"md5": pa.array([bytes(16)], pa.binary(16)), "n": [1]}), tmp_path / "none.parquet")
+    found = listed(tmp_path)
+    assert found[0] == "parquet"
+    assert (found[1].rel_path, found[1].problem) == ("one.parquet/row-000000000", None)
+    assert (
+        found[2].problem == "UnreadColumn: left (binary), right (binary): all of them hold images: name one in source.image"
+    )
+    assert [image.size for image in images(tmp_path / "two.parquet", image="right").values()] == [len(other)]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (
+            {"image": "caption"},
+            r"source.image = 'caption': in.parquet: caption \(string\) is no column of images; valid: image",
+        ),
+        ({"key": "thumb"}, r"source.key = 'thumb': in.parquet: thumb \(binary\) is no text and no number"),
+        ({"key": "tags"}, r"source.key = 'tags': in.parquet: tags \(list<element: string>\) is no text and no number"),
+        (
+            {"carry": ["thumb", "image"]},
+            r"source.carry = \['thumb', 'image'\]: JSON has no form for thumb \(binary\), image",
+        ),
+        ({"carry": ["no"]}, r"source.carry = \['no'\]; the columns of in.parquet: image"),
+    ],
+)
+def test_a_column_of_the_wrong_type_is_refused(tmp_path, crops, config, said):
+    table = pa.table({"image": pictures(crops, 1), "caption": ["x"], "thumb": [b"x"], "tags": [["x"]]})
+    pq.write_table(table, tmp_path / "in.parquet")
+    with pytest.raises(ConfigError, match=said):
+        listed(tmp_path, **config)
+
+
+def test_carried_values_are_what_their_column_is(tmp_path, crops):
+    values = {
+        "zip": (["00501"], "00501"),
+        "code": (pa.array(["1e5"], pa.large_string()), "1e5"),
+        "view": (pa.array(["NaN"], pa.string_view()), "NaN"),
+        "kind": (pa.array(["true"]).dictionary_encode(), "true"),
+        "large": (pa.array([2**64 - 1], pa.uint64()), 2**64 - 1),
+        "share": ([0.1], 0.1),
+        "none": (pa.array([None], pa.string()), None),
+        "not": ([float("nan")], "NaN"),
+        "flag": ([True], True),
+        "price": (pa.array(["1.50"]).cast(pa.decimal128(5, 2)), "1.50"),
+        "day": (pa.array(["2026-01-02"]).cast(pa.date32()), "2026-01-02"),
+        "boxes": ([[[1, 2], [3, 4]]], [[1, 2], [3, 4]]),
+    }
+    table = pa.table({"image": pictures(crops, 1), **{name: value for name, (value, _) in values.items()}})
+    pq.write_table(table, tmp_path / "in.parquet")
+    [image] = images(tmp_path, carry=list(values)).values()
+    # Strictly: what JSON has no form for is text.
+    extra = json.loads(image.extra, parse_constant=lambda constant: pytest.fail(constant))
+    assert extra == {name: expected for name, (_, expected) in values.items()}

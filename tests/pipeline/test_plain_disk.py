@@ -1,0 +1,193 @@
+"""File systems that can do less than most of Linux: exFAT, FUSE, shares of a network."""
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from outputs import compressed
+
+from jobs.decode import decode_output
+from pipeline.config import RunConfig
+from pipeline.images.pixels import encode_rgb
+from pipeline.output.clashes import folded
+from pipeline.output.committed import part_paths, read_parts
+from pipeline.output.lease import Lease
+from pipeline.output.verify import verify
+from pipeline.run import run
+from pipeline.schema import image_id
+from pipeline.storage import Store
+
+SCRIPT = Path(__file__).parent / "plain_disk.py"
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Iterator[Path]:
+    """A mounted file system of plain_disk.py."""
+    behind, mounted = tmp_path / "behind", tmp_path / "plain"
+    behind.mkdir()
+    mounted.mkdir()
+    command = [sys.executable, str(SCRIPT), str(behind), str(mounted)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        while server.poll() is None and not os.path.ismount(mounted):
+            time.sleep(0.05)
+        if server.poll() is not None:
+            pytest.skip("no FUSE here: it takes /dev/fuse, libfuse and mfusepy")
+        try:
+            yield mounted
+        finally:
+            subprocess.run(["umount", "-l", mounted], check=False)
+            server.terminate()
+
+
+def test_a_store_works_on_a_plain_disk(plain: Path) -> None:
+    store = Store(str(plain))
+    (plain / "a").touch()
+    with pytest.raises(PermissionError):
+        (plain / "b").hardlink_to(plain / "a")
+    assert store.folds_case()
+    assert store.create("x/one", b"mine") is True
+    assert store.create("x/one", b"theirs") is False
+    store.write("x/two", b"first", durable=True)
+    store.write("x/two", b"second", durable=True)
+    assert (store.read("x/one"), store.read("x/two")) == (b"mine", b"second")
+    assert sorted(e.path for e in store.entries("x")) == ["x/one", "x/two"]
+    with Lease(store) as first:
+        pass
+    with Lease(store) as second:
+        assert (first.fence, second.fence) == (1, 2)
+
+
+def test_one_of_many_who_create_on_a_plain_disk_wins(plain: Path) -> None:
+    won, start = [], threading.Barrier(8)
+
+    def race(number: int) -> None:
+        start.wait()
+        if Store(str(plain)).create("prize", str(number).encode()):
+            won.append(str(number).encode())
+
+    racers = [threading.Thread(target=race, args=(n,)) for n in range(8)]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join()
+    assert won == [(plain / "prize").read_bytes()]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_each_image_is_accounted_for_on_a_plain_disk(plain: Path, tmp_path: Path, crops: list[np.ndarray]) -> None:
+    """Names that differ in case alone, and names that it does not take, become files below _renamed/."""
+    names = ["A.jpg", "a.jpg", "b.png", "in/É.png", "in/e\u0301.png", "what?/c:d.png"]
+    source, output = Store(str(tmp_path / "in")), Store(str(plain / "out"))
+    for name, crop in zip(names, crops, strict=False):
+        source.write(name, encode_rgb(crop[:64, :64], "JPEG" if name.endswith("jpg") else "PNG"))
+    config = RunConfig(task="denoise", input=source.url, output=output.url)
+    record = run(config)
+    assert (record["planned"], record["ok"], record["rejected"]) == (6, 6, 0)
+    assert verify(output).problems == []
+    rows = read_parts(output, part_paths(output, "results"), ["rel_path", "output_uri"]).to_pylist()
+    expected = {name: f"images/_renamed/{image_id(name)}{name[-4:]}" for name in names} | {"b.png": "images/b.png"}
+    assert {row["rel_path"]: row["output_uri"] for row in rows} == expected
+    # One that comes later does not take the file of a row, though its source is gone.
+    (tmp_path / "in/b.png").unlink()
+    source.write("B.png", encode_rgb(crops[9][:64, :64], "PNG"))
+    assert run(config)["ok"] == 1
+    assert verify(output).problems == []
+
+
+def test_decode_keeps_names_apart_on_a_plain_disk(plain: Path, tmp_path: Path, crops: list[np.ndarray]) -> None:
+    names = ["A.png", "a.png", "b.png"]
+    output = compressed(tmp_path, {name: crop[20:48, 30:58] for name, crop in zip(names, crops, strict=False)})
+    assert decode_output(output, Store(str(plain / "new/dest"))) == 3
+    written = {e.path for e in Store(str(plain / "new/dest")).entries() if not e.path.startswith(".")}
+    assert written == {"b.png", *(f"_renamed/{image_id(name)}.png" for name in names[:2])}
+
+
+NO_LINKS = ("EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EMLINK", "EXDEV", "EACCES", "EINVAL")
+
+
+@pytest.mark.parametrize("name", NO_LINKS)
+def test_a_store_creates_where_no_link_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def link(*_: Any, **__: Any) -> None:
+        raise OSError(getattr(errno, name), name)
+
+    monkeypatch.setattr(os, "link", link)
+    store = Store(str(tmp_path))
+    assert [store.create("a/b", b"mine"), store.create("a/b", b"theirs")] == [True, False]
+    assert [(e.path, store.read(e.path)) for e in store.entries()] == [("a/b", b"mine")]
+
+
+def test_a_created_file_that_cannot_be_written_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim without content would keep all runs waiting."""
+    real = Path.open
+
+    def full(path: Path, mode: str = "r", *more: Any, **named: Any) -> Any:
+        file = real(path, mode, *more, **named)
+        if mode == "xb":
+            file.close()
+        return file
+
+    monkeypatch.setattr(os, "link", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EPERM, "no links")))
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(ValueError, match="closed"):
+        Store(str(tmp_path)).create("a", b"1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_that_a_network_made_twice_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS repeats a request whose answer was lost, and then hears that the file exists."""
+    real = os.link
+
+    def repeated(source: Any, target: Any, **more: Any) -> None:
+        real(source, target, **more)
+        real(source, target, **more)
+
+    monkeypatch.setattr(os, "link", repeated)
+    store = Store(str(tmp_path))
+    assert [store.create("a", b"mine"), store.create("a", b"theirs")] == [True, False]
+
+
+@pytest.mark.parametrize(("name", "fine"), [("EINVAL", True), ("ENOTSUP", True), ("ENOSYS", True), ("EIO", False)])
+def test_a_sync_that_does_not_exist_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, fine: bool
+) -> None:
+    def fsync(file: int) -> None:
+        raise OSError(getattr(errno, name), name)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    store = Store(str(tmp_path))
+    if fine:
+        store.write("a", b"1", durable=True)
+        assert store.read("a") == b"1"
+    else:
+        with pytest.raises(OSError, match=name):
+            store.write("a", b"1", durable=True)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("A.jpg", "a.jpg", True),
+        ("a/B.jpg", "A/b.JPG", True),
+        ("é.png", "e\u0301.png", True),
+        ("straße.png", "STRASSE.png", True),
+        ("a./b.png", "a/b.png", True),
+        ("a.jpg", "b.jpg", False),
+        ("a/b.jpg", "ab.jpg", False),
+    ],
+)
+def test_names_fold_as_on_a_plain_disk(one: str, other: str, same: bool) -> None:
+    assert (folded(one) == folded(other)) is same
+
+
+def test_a_disk_of_linux_does_not_fold_case(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    assert not store.folds_case()
+    assert list(store.entries()) == []

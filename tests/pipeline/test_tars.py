@@ -1,0 +1,219 @@
+"""Tars as they are found: several in one file, cut, damaged, packed, with links in them, and files that are no tars."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from shards import add, images, pictures, rows, shard
+
+from pipeline.config import RunConfig
+from pipeline.output.verify import verify
+from pipeline.plan import references
+from pipeline.run import run
+from pipeline.sources import input_of, listing
+from pipeline.sources.reading import Reading
+from pipeline.sources.source import Listed, SourceConfig
+from pipeline.sources.tar import STILL_WRITTEN
+from pipeline.storage import StorageConfig, Store
+
+
+def zstd(data: bytes) -> bytes:
+    return pa.Codec("zstd").compress(data, asbytes=True)
+
+
+PACKED = {".tar": bytes, ".tar.gz": gzip.compress, ".tar.bz2": bz2.compress, ".tar.xz": lzma.compress, ".tar.zst": zstd}
+
+
+def tar(members: dict[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, data in members.items():
+            add(archive, name, data)
+    return file.getvalue()
+
+
+def problems(path: Path) -> list[str]:
+    return [image.problem for image in images(path).values() if image.problem]
+
+
+@pytest.mark.parametrize("suffix", PACKED)
+@pytest.mark.parametrize("between", [0, 512, 4096, 777])
+def test_tars_put_together_are_read_to_the_last(tmp_path, crops, suffix, between):
+    """`cat a.tar b.tar`, of packed files too, with zeros between them."""
+    photos, pack = pictures(crops, 5), PACKED[suffix]
+    first = tar({f"a{n}.png": data for n, data in enumerate(photos[:2])})
+    second = tar({f"b{n}.png": data for n, data in enumerate(photos[2:])})
+    path = tmp_path / f"in{suffix}"
+    names = ["a0.png", "a1.png", "b0.png", "b1.png", "b2.png"]
+    expected = {f"in{suffix}/{name}": photo for name, photo in zip(names, photos, strict=True)}
+    layouts = [pack(first + bytes(between) + second)]
+    if suffix != ".tar.zst":
+        layouts.append(pack(first) + bytes(between) + pack(second))
+    for data in layouts:
+        path.write_bytes(data)
+        source = input_of(str(path), StorageConfig(), SourceConfig())
+        todo, _ = references(listing(source), source.store, "", {})
+        reading = Reading(source, 1)
+        assert {row["rel_path"]: row["problem"] for row in todo.to_pylist()} == dict.fromkeys(expected)
+        # Forward, as runs do, and back, as reports may.
+        for row in [*todo.to_pylist(), *reversed(todo.to_pylist())]:
+            assert reading.image(row) == expected[row["rel_path"]]
+
+
+@pytest.mark.parametrize("suffix", PACKED)
+def test_what_follows_the_end_mark_is_read_or_named(tmp_path, crops, suffix):
+    pack, photo = PACKED[suffix], pictures(crops, 1)[0]
+    first, second = tar({"a.png": photo}), tar({f"b{n}.png": photo for n in range(3)})
+    after = "BadShard: what follows the end mark, from byte 51,200 on, is no tar archive but "
+    first += bytes(51_200 - len(first))
+    path = tmp_path / f"in{suffix}"
+    for rest, found, said in (
+        (b"PK\3\4" + bytes(600), 1, f"{after}a ZIP archive"),
+        (b"garbage" * 200, 1, f"{after}unknown: it begins with b'garbageg'"),
+        (b"\x1f\x8b\x08" + bytes(600), 1, f"{after}packed by gzip"),
+        (second[: 512 + len(photo) // 2], 1, "CutShard: b0.png is cut off: what comes after is lost"),
+        (second[:300], 1, f"CutShard: it ends in the middle of a header, at byte 51,200: {STILL_WRITTEN}"),
+        (bytes(10_240), 1, None),
+    ):  # fmt: skip
+        path.write_bytes(pack(first + rest))
+        assert problems(path) == ([said] if said else [])
+        assert len([image for image in images(path).values() if not image.problem]) == found
+    if suffix != ".tar":
+        path.write_bytes(pack(first) + b"garbage")
+        [said] = problems(path)
+        assert said.startswith("BadShard: what follows the end mark, from byte 51,200 on, is damaged: ")
+        path.write_bytes(pack(first) + pack(second)[:-20])
+        assert [said.partition(":")[0] for said in problems(path)] == ["CutShard"]
+        assert len(images(path)) >= 2
+
+
+def test_a_damaged_header_is_no_end(tmp_path, crops):
+    """Python's tarfile ends there without a word, and so does an archive cut in a header."""
+    photo = pictures(crops, 1)[0]
+    data = tar({f"{n}.png": photo for n in range(3)})
+    size = 512 + -(-len(photo) // 512) * 512
+    (tmp_path / "damaged.tar").write_bytes(data[:size] + b"\1" * 512 + data[size + 512 :])
+    (tmp_path / "cut.tar").write_bytes(data[: size + 300])
+    negative = bytearray(data[:size])
+    negative[124:136] = tarfile.itn(-(1 << 20), 12, tarfile.GNU_FORMAT)
+    negative[148:156] = b"%06o\0 " % tarfile.calc_chksums(negative[:512])[0]
+    (tmp_path / "negative.tar").write_bytes(data[:size] + negative)
+    found = images(tmp_path)
+    assert {name for name, image in found.items() if not image.problem} == {
+        f"{n}.tar/0.png" for n in ("damaged", "cut", "negative")
+    }
+    assert found["damaged.tar"].problem.startswith(
+        f"BadShard: the header after the member 0.png, at byte {size:,}, cannot be read"
+    )
+    assert found["cut.tar"].problem.startswith("CutShard: it ends in the middle of a header, after the member 0.png")
+    assert found["negative.tar"].problem.startswith("BadShard: 0.png has an impossible size")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"PK\3\4" + bytes(600), "BadShard: it is no tar archive but a ZIP archive"),
+        (b"<!DOCTYPE html><title>403</title>", "BadShard: it is no tar archive but a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "BadShard: it is no tar archive but a pointer of Git LFS"),
+        (b"", "CutShard: the file is empty: it was cut off, or is still being written"),
+        (gzip.compress(b""), "CutShard: the file is empty: it was cut off, or is still being written"),
+        (bz2.compress(bytes(100))[:-9] + bytes(9), "BadShard: Invalid data stream: what comes after is lost"),
+        (bytes(10_240), None),
+    ],
+    ids=["zip", "html", "lfs", "empty", "gzip of nothing", "damaged bzip2", "no members"],
+)
+def test_a_file_that_is_no_tar_says_what_it_is(tmp_path, data, said):
+    (tmp_path / "in.tar").write_bytes(data)
+    assert problems(tmp_path) == ([said] if said else [])
+
+
+def test_a_shard_is_unpacked_by_its_content(tmp_path, crops):
+    """A gzipped tar is often called .tar, and a plain one .tar.gz."""
+    data = tar({"BZh9.png": pictures(crops, 1)[0]})
+    for name, content in (
+        ("a.tar", gzip.compress(data)),
+        ("b.tar.gz", data),
+        ("c.txz", lzma.compress(data)),
+        ("d.tbz2", data),
+    ):
+        (tmp_path / name).write_bytes(content)
+    assert {name: image.problem for name, image in images(tmp_path).items()} == {
+        f"{name}/BZh9.png": None for name in ("a.tar", "b.tar.gz", "c.txz", "d.tbz2")
+    }
+
+
+def test_captions_and_masks_belong_to_their_own_archive(tmp_path, crops):
+    photo = pictures(crops, 1)[0]
+    archives = [tar({"0.png": photo, "0.txt": text, "0.mask.png": photo}) for text in (b"first", b"second")]
+    (tmp_path / "in.tar").write_bytes(b"".join(archives))
+    source = input_of(str(tmp_path), StorageConfig(), SourceConfig())
+    found = [image for image in listing(source, masks=True) if isinstance(image, Listed)]
+    assert [json.loads(image.extra or "")["txt"] for image in found] == ["first", "second"]
+    assert found[0].mask_offset < found[1].offset
+    todo, _ = references(found, source.store, "", {})
+    assert [(row["problem"] or "").partition(":")[0] for row in todo.to_pylist()] == ["", "DuplicateName"]
+
+
+def test_numbers_of_a_sidecar_stay_as_they_are_written(tmp_path, crops):
+    sidecar = b'{"a": 1e5, "b": 1.10, "c": NaN, "d": 123456789012345678901234567890, "e": "00501"}'
+    shard(tmp_path / "in.tar", {"0.png": pictures(crops, 1)[0], "0.json": sidecar})
+    [image] = images(tmp_path).values()
+    assert image.extra == '{"json": ' + sidecar.decode().replace("NaN", '"NaN"') + "}"
+
+
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_names_and_links_of_tars(tmp_path, crops, format):
+    photo = pictures(crops, 1)[0]
+    deep = "/".join(["ä" * 60] * 4)
+    with tarfile.open(tmp_path / "in.tar", "w", format=format) as archive:
+        add(archive, f"{deep}/a.b.c.png", photo)
+        for kind, name in ((tarfile.LNKTYPE, "hard.png"), (tarfile.SYMTYPE, "soft.png"), (tarfile.LNKTYPE, "hard.txt")):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, f"{deep}/a.b.c.png"
+            archive.addfile(link)
+        pipe = tarfile.TarInfo("pipe.png")
+        pipe.type = tarfile.FIFOTYPE
+        archive.addfile(pipe)
+    source = input_of(str(tmp_path), StorageConfig(), SourceConfig())
+    todo, ignored = references(listing(source), source.store, "", {})
+    found = {row["rel_path"].removeprefix("in.tar/"): row for row in todo.to_pylist()}
+    assert {name: (row["problem"] or "").partition(":")[0] for name, row in found.items()} == {
+        f"{deep}/a.b.c.png": "", "hard.png": "", "soft.png": "Link", "pipe.png": "BadName",
+    }  # fmt: skip
+    assert ignored == {"txt": 1}
+    assert Reading(source, 1).image(found["hard.png"]) == photo
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_new_members_show_although_an_older_index_is_there(tmp_path, crops):
+    """An index from before, whose version is another one, does not hide the second archive."""
+    photos, source, output = pictures(crops, 3), tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    (source / "s.tar").write_bytes(tar({"0.png": photos[0]}) + tar({"1.png": photos[1], "2.png": photos[2]}))
+    config = RunConfig(task="denoise", input=str(source), output=str(output))
+    assert run(config)["ok"] == 3
+    [index] = (output / "shards").iterdir()
+    table = pq.read_table(index)
+    state = table.schema.metadata[b"state"].partition(b"\n")[2]
+    pq.write_table(table.slice(0, 1).replace_schema_metadata(table.schema.metadata | {b"state": state}), index)
+    again = run(config)
+    assert (again["found"], again["done_before"], again["planned"]) == (3, 3, 0)
+    assert set(rows(output)) == {f"s.tar/{n}.png" for n in range(3)}
+    assert verify(Store(str(output))).problems == []
+
+
+def test_shards_in_a_bucket_are_read_to_the_last_archive(moto_bucket, crops):
+    photos, bucket = pictures(crops, 2), Store(moto_bucket)
+    archives = [tar({f"{n}.png": data}) for n, data in enumerate(photos)]
+    bucket.write("a.tar", b"".join(archives))
+    bucket.write("b.tar.gz", b"".join(map(gzip.compress, archives)))
+    source = input_of(moto_bucket, StorageConfig(), SourceConfig())
+    todo, _ = references(listing(source), source.store, "", {})
+    assert [Reading(source, 1).image(row) for row in todo.to_pylist()] == photos * 2

@@ -1,0 +1,124 @@
+"""Which device a worker computes on, and what it does when that device is short of memory or lost."""
+
+import dataclasses
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from commands import make_photos
+from here import job_here
+
+from models.objectives import TASK_OBJECTIVES
+from models.objectives.denoise import Denoise
+from models.tasks.task import Output, Sample
+from models.tiling import is_lost_device, out_of_memory
+from pipeline.config import PoolConfig, RunConfig
+from pipeline.plan import Plan
+from pipeline.predict import Predictor
+from pipeline.resolve import plan_of, resolve
+from pipeline.storage import Store
+
+Made = Callable[..., tuple[Predictor, Plan]]
+
+
+@pytest.fixture
+def made(tmp_path: Path, crops: list[np.ndarray]) -> Iterator[Made]:
+    """made(gpus=…): a worker, and the plan of eight photos of one size."""
+    make_photos(Store(str(tmp_path / "in")), 8, crops)
+    threads = torch.get_num_threads()
+
+    def build(**changes: Any) -> tuple[Predictor, Plan]:
+        pool = PoolConfig(batch_size=8)
+        config = RunConfig(task="denoise", input=f"{tmp_path}/in", output=f"{tmp_path}/out", pool=pool)
+        job = resolve(config)
+        return Predictor(dataclasses.replace(job_here(job), **changes)), plan_of(job)
+
+    yield build
+    torch.set_num_threads(threads)
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, fail: Callable[[list[Sample]], None]) -> None:
+    """Let `denoise` call `fail` before it predicts."""
+
+    def predict(model: Any, samples: list[Sample], *how: Any) -> list[Output]:
+        fail(samples)
+        return Denoise().predict(model, samples, *how)
+
+    monkeypatch.setattr(TASK_OBJECTIVES["denoise"], "predict", predict)
+
+
+def test_worker_without_a_gpu_leaves_it_alone(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray shows all GPUs of a node to an actor that has none, as with `pool.gpu: false`."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert made(gpus=0)[0].precision.device == "cpu"
+
+
+def test_worker_whose_gpu_is_missing_uses_its_cpus(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    worker, _ = made(gpus=1, torch_threads=3, dtype="float16")
+    assert (worker.precision.device, worker.precision.dtype) == ("cpu", torch.float32)
+    assert torch.get_num_threads() == 3
+    assert worker.tally._counts["without_cuda"] == 1
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_batch_that_fails_leaves_no_memory_behind(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What did not fit into memory is gone when its halves are tried."""
+    worker, plan = made()
+    held: list[weakref.ref[Any]] = []
+    sizes: list[int] = []
+
+    def fail(samples: list[Sample]) -> None:
+        assert not any(ref() is not None for ref in held), "memory of a batch that failed is still held"
+        sizes.append(len(samples))
+        if len(samples) > 2:
+            activations = torch.zeros(len(samples))
+            held.append(weakref.ref(activations))
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    failing(monkeypatch, fail)
+    rows = pa.concat_tables(worker(plan.todo))
+    assert rows["stage"].null_count == 8
+    assert sizes == [8, 4, 2, 2, 4, 2, 2]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_worker_that_lost_its_gpu_ends(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA answers every later call with the same error: each image after it would be a reject."""
+
+    class Ended(BaseException):
+        pass
+
+    def fail(samples: list[Sample]) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    failing(monkeypatch, fail)
+    monkeypatch.setattr("os._exit", end)
+    worker, plan = made()
+    with pytest.raises(Ended, match="1"):
+        list(worker(plan.todo))
+
+
+@pytest.mark.parametrize(
+    ("error", "memory", "lost"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True, False),
+        (torch.AcceleratorError("CUDA error: out of memory"), True, False),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"), True, False),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True, False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"), True, False),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), True, False),
+        (torch.AcceleratorError("CUDA error: unspecified launch failure"), False, True),
+        (RuntimeError("shape mismatch"), False, False),
+    ],
+)
+def test_errors_of_a_device_are_told_apart(error: Exception, memory: bool, lost: bool) -> None:
+    assert (out_of_memory(error), is_lost_device(error)) == (memory, lost)

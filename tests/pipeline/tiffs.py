@@ -1,0 +1,109 @@
+"""TIFFs of every kind that TIFF 6.0 allows, for what the writers of Pillow and tifffile do not offer."""
+
+import struct
+import zlib
+
+import numpy as np
+
+SHORT, LONG, LONG8, BYTE = 3, 4, 16, 1
+
+
+def packed(samples: np.ndarray, bits: int, order: str) -> bytes:
+    """(rows, columns, samples) integers, each row a whole number of bytes, the highest bit first."""
+    rows = samples.reshape(len(samples), -1).astype(np.uint64)
+    if bits in (8, 16, 32):
+        return rows.astype(f"{order}u{bits // 8}").tobytes()
+    if bits == 24:
+        parts = rows.astype(f"{order}u4").view(np.uint8).reshape(*rows.shape, 4)
+        return parts[..., slice(3) if order == "<" else slice(1, 4)].tobytes()
+    ones = (rows[..., None] >> np.arange(bits - 1, -1, -1, dtype=np.uint64) & np.uint64(1)).astype(np.uint8)
+    return np.packbits(ones.reshape(len(rows), -1), axis=1).tobytes()
+
+
+def tiff(
+    samples: np.ndarray,
+    bits: int,
+    photometric: int | None,
+    *,
+    planar: bool = False,
+    order: str = "<",
+    big: bool = False,
+    rows: int | None = None,
+    tile: int | None = None,
+    fill_order: int = 1,
+    deflate: bool = False,
+    extra: tuple[int, ...] | None = None,
+    tags: dict[int, tuple[int, tuple[int, ...]]] | None = None,
+) -> bytes:
+    """A TIFF of (H,W,S) integers.
+
+    Args:
+        rows: the rows of a strip.
+        tile: the side of a tile.
+        tags: more of them, or others: (type, values) by number.
+    """
+    height, width, count = samples.shape
+    planes = [samples[..., n : n + 1] for n in range(count)] if planar else [samples]
+    segments = []
+    for plane in planes:
+        if tile:
+            padded = np.pad(plane, ((0, -height % tile), (0, -width % tile), (0, 0)), "edge")
+            parts = [padded[y : y + tile, x : x + tile] for y in range(0, height, tile) for x in range(0, width, tile)]
+        else:
+            step = rows or height
+            parts = [plane[y : y + step] for y in range(0, height, step)]
+        segments += [packed(part, bits, order) for part in parts]
+    if deflate:
+        segments = [zlib.compress(segment) for segment in segments]
+    if fill_order == 2:
+        turned = bytes(int(f"{n:08b}"[::-1], 2) for n in range(256))
+        segments = [segment.translate(turned) for segment in segments]
+    entries: dict[int, tuple[int, tuple[int, ...]]] = {
+        256: (LONG, (width,)),
+        257: (LONG, (height,)),
+        258: (SHORT, (bits,) * count),
+        259: (SHORT, (8 if deflate else 1,)),
+        266: (SHORT, (fill_order,)),
+        277: (SHORT, (count,)),
+        284: (SHORT, (2 if planar else 1,)),
+    }
+    if photometric is not None:
+        entries[262] = SHORT, (photometric,)
+    if extra is not None:
+        entries[338] = SHORT, extra
+    if tile:
+        entries |= {322: (LONG, (tile,)), 323: (LONG, (tile,))}
+    else:
+        entries[278] = LONG, (rows or height,)
+    return with_segments(entries | (tags or {}), segments, order, big)
+
+
+def with_segments(
+    entries: dict[int, tuple[int, tuple[int, ...]]], segments: list[bytes], order: str = "<", big: bool = False
+) -> bytes:
+    """A TIFF of one directory, whose strips or tiles are stored as they are."""
+    head = struct.pack(f"{order}2sHHHQ", b"", 43, 8, 0, 0) if big else struct.pack(f"{order}2sHI", b"", 42, 0)
+    body, offsets = bytearray((b"II" if order == "<" else b"MM") + head[2:]), []
+    for segment in segments:
+        offsets.append(len(body))
+        body += segment + b"\0" * (len(segment) % 2)
+    tiled = 322 in entries
+    long = LONG8 if big else LONG
+    entries = {
+        324 if tiled else 273: (long, tuple(offsets)),
+        325 if tiled else 279: (long, tuple(map(len, segments))),
+    } | entries
+    letters = {BYTE: "B", 2: "B", SHORT: "H", LONG: "I", 5: "I", 7: "B", 11: "f", LONG8: "Q"}
+    inside, offset = (8, "Q") if big else (4, "I")
+    directory = bytearray(struct.pack(f"{order}{'Q' if big else 'H'}", len(entries)))
+    for tag, (kind, values) in sorted(entries.items()):
+        value = struct.pack(f"{order}{len(values)}{letters[kind]}", *values)
+        count = len(values) // 2 if kind == 5 else len(values)
+        if len(value) <= inside:
+            place = value.ljust(inside, b"\0")
+        else:
+            place = struct.pack(f"{order}{offset}", len(body))
+            body += value + b"\0" * (len(value) % 2)
+        directory += struct.pack(f"{order}HH{offset}", tag, kind, count) + place
+    struct.pack_into(f"{order}{offset}", body, 8 if big else 4, len(body))
+    return bytes(body + directory + bytes(inside))
