@@ -66,7 +66,7 @@ class NightlyConfig(Strict):
         description="each the keys of a run, or `config: FILE.yaml` (beside this file) and what differs from it; and a name",
     )
     catch_up: int = Field(7, ge=0, le=366, description="days before tonight whose dated inputs are looked at as well")
-    until: str | None = Field(None, description="local time, HH:MM, at which the night ends")
+    until: str | None = Field(None, pattern=f"^({CLOCK.pattern})$", description="local time, HH:MM, at which the night ends")
     report: str | None = Field(
         None, description="folder or s3://bucket/prefix for a page about each night, reached as the first job's storage says"
     )

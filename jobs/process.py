@@ -14,6 +14,7 @@ from jobs.cli import app
 from jobs.streams import lasting
 from models.checkpoint import CheckpointError
 from pipeline.cluster.connection import ensure_token, wait_for_end
+from pipeline.cluster.contact import contact
 from pipeline.errors import ConfigError, Deadline, Failure, Interrupted, RunFailed, StorageError
 from pipeline.logs import as_json, configure
 from pipeline.signals import ENDING, again, raisable
@@ -65,7 +66,8 @@ def quiet_command() -> int:
                 # While the end of the command was told.
                 code = said(INTERRUPTED, Interrupted.exit_code)
         noise.seek(0)
-        if code == RunFailed.exit_code and (heard := noise.read()):
+        # Of a Ray that does not answer the core says no more than that, and again and again.
+        if code == RunFailed.exit_code and not contact.lost and (heard := noise.read()):
             with tempfile.NamedTemporaryFile(prefix="imagemill-native-", suffix=".log", delete=False) as kept:
                 kept.write(heard)
             print(f"imagemill: what Ray's core said is in {kept.name}", file=sys.stderr)

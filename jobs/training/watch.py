@@ -1,14 +1,15 @@
 """How far a training is, as a person sees it: one bar on a terminal, a log line now and then elsewhere."""
 
 import logging
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
+from functools import partial
 from typing import Any, TypeVar
 
 from rich.progress import TextColumn
 
+from pipeline.cluster.contact import answered, begin
 from pipeline.cluster.progress import POLL_SECONDS
 from pipeline.cluster.tally import published
 from pipeline.progress import LOG_SECONDS, bar_of, clock
@@ -21,22 +22,16 @@ def followed(work: Callable[[], Result], key: str, epochs: int, steps_per_epoch:
     """Do `work` in another thread, and show what rank 0 publishes under `key` until it ends.
 
     Signals are the main thread's: in it, Ray Train would put its own handler of Ctrl-C in the place of ours.
+
+    Raises: ContactLost when Ray does not answer any more; what `work` raises.
     """
-    ending: Future[Result] = Future()
-
-    def body() -> None:
-        try:
-            ending.set_result(work())
-        except BaseException as e:  # noqa: BLE001 - it is raised again where the result is asked for
-            ending.set_exception(e)
-
-    threading.Thread(target=body, daemon=True, name="training").start()
+    ending = begin(work)
     last_log, worker = time.monotonic(), None
     with bar_of(TextColumn("{task.percentage:.0f} %")) as bar:
         shown = bar.add_task("starting", total=1.0, note="")
         while not ending.done():
             wait([ending], POLL_SECONDS)
-            for figures in published(key):
+            for figures in answered(partial(published, key)):
                 if worker not in (None, figures["pid"]):
                     log.warning("a worker died: training goes on after epoch %d", figures["resumed_at"])
                 worker = figures["pid"]

@@ -112,10 +112,7 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
     import ray
 
     wait_for_end()
-    if contact.lost:
-        contact.check()
-    # A listing or a report may have taken longer than Ray has to answer.
-    contact.heard()
+    contact.check()
     address = address_of(address)
     if kept.started and kept.address != address:
         kept.started = False

@@ -79,6 +79,16 @@ def while_answering(call: Callable[[], Result]) -> Result:
     return ending.result()
 
 
+def answered(call: Callable[[], Result]) -> Result:
+    """What Ray answers to one question. Raises: ContactLost when it does not; what `call` raises."""
+    ending = begin(call)
+    wait([ending], SILENCE_SECONDS)
+    if not ending.done():
+        contact.lost = True
+        contact.check()
+    return ending.result()
+
+
 def clean_up(call: Callable[[], Any], seconds: float = CLEANUP_SECONDS) -> None:
     """Ask something of Ray that may fail, as long as Ray answers: what happened before matters more."""
     if contact.lost:

@@ -18,6 +18,7 @@ import yaml
 from PIL import Image
 
 from jobs.nightly import NightlyConfig, runs_of, seconds_until, show_night
+from pipeline.config import read_yaml, validate
 from pipeline.errors import ConfigError, Deadline, NightFailed, StorageError
 from pipeline.output.verify import verify
 from pipeline.storage import Store
@@ -162,6 +163,24 @@ def test_a_config_lies_beside_the_night_that_names_it(night, tmp_path):
     job = {"config": "denoise.yaml", "input": "in", "output": "out", "limit": 3}
     (planned,) = runs_of(NightlyConfig(jobs=[job]), TONIGHT, tmp_path)
     assert (planned.config.task, planned.config.rows_per_part, planned.config.limit) == ("denoise", 7, 3)
+
+
+@pytest.mark.parametrize(
+    ("written", "until"),
+    [("22:30", "22:30"), ("06:00", "06:00"), ("6:30", "06:30"), ("'22:30'", "22:30"), ("0:05", "00:05"), ("~", None)],
+)
+def test_night_ends_at_time_written_with_or_without_quotes(written, until, night, tmp_path):
+    """YAML 1.1 takes 22:30 for a number of base 60, which is 1350."""
+    (tmp_path / "night.yaml").write_text(f"until: {written}\n")
+    values = night | read_yaml(str(tmp_path / "night.yaml"))
+    assert validate(NightlyConfig, values, "night.yaml").until == until
+
+
+@pytest.mark.parametrize("written", ["24:00", "22:60", "1350", "22:30:00", "yes", "2.5", "noon", "[22]"])
+def test_night_with_no_time_of_day_is_refused(written, night, tmp_path):
+    (tmp_path / "night.yaml").write_text(f"until: {written}\n")
+    with pytest.raises(ConfigError, match=r"^n: until = .*HH:MM from 00:00 to 23:59$"):
+        validate(NightlyConfig, night | read_yaml(str(tmp_path / "night.yaml")), "n")
 
 
 @pytest.fixture

@@ -172,6 +172,46 @@ def test_a_run_without_room_and_without_progress_is_ended(monkeypatch: pytest.Mo
         look()
 
 
+@pytest.mark.parametrize(
+    ("free", "begun", "wait_s", "ends", "said"),
+    [
+        ([(0.0, 0.0)], 0, 0, False, "0 of 2 CPUs are free, and 0 of 2 workers have a place"),
+        ([(0.0, 0.0)], 1, 0.001, False, "0 of 2 CPUs are free, and 1 of 2 workers have a place"),
+        ([(0.0, 0.0)], 0, 0.001, True, ""),
+        ([(0.0, 0.0)], 2, 0.001, False, ""),
+        ([(1.0, 0.0)], 1, 0.001, False, ""),
+    ],
+    ids=["waits", "some work", "limit", "all work", "room"],
+)
+def test_room_that_others_hold_is_said(free, begun, wait_s, ends, said, monkeypatch, caplog) -> None:
+    """Where others hold the CPUs of a cluster a run waits, says so, and ends only at its own limit."""
+    seen = {"node_resources": [(2.0, 0.0)], "free_resources": free, "placed": begun}
+    for name, value in seen.items():
+        monkeypatch.setattr(f"pipeline.cluster.watch.{name}", lambda value=value: value)
+    for name in ("LOOK_SECONDS", "TAKEN_SECONDS"):
+        monkeypatch.setattr(f"pipeline.cluster.watch.{name}", 0.0)
+    pool = Pool(actors=2, num_cpus=1, num_gpus=0, threads=2, batch_size=8)
+    look = Room(pool, lambda: 7, patience_s=0.01, shared=True, wait_s=wait_s)
+    time.sleep(0.02)
+    if ends:
+        with pytest.raises(NoRoom, match="other work holds the cluster") as ended:
+            look()
+        assert ended.value.taken
+    else:
+        look()
+        look()
+        # Once a minute.
+        assert [said in record.message for record in caplog.records] == ([True] if said else [])
+
+
+def test_pool_takes_what_there_is_of_less_than_a_cpu() -> None:
+    """A container with half a CPU has one worker."""
+    pool = pool_for(PoolConfig(), [(0.5, 0)])
+    assert (pool.actors, pool.num_cpus) == (1, 0.5)
+    assert pool_for(PoolConfig(), [(1.5, 0)]).actors == 1
+    assert pool_for(PoolConfig(), [(0.5, 0), (2, 0)]).num_cpus == 1
+
+
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize(
     ("before", "pool"), [((2.0, 0.0), "2 actors of 1 CPU each"), ((1.0, 1.0), "1 actors of 1 CPU and a GPU each")]

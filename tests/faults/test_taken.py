@@ -1,0 +1,133 @@
+"""Clusters that others hold, and networks that go away: a run says so, and goes on or ends."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clusters import RayCluster
+from commands import make_photos
+
+from pipeline.output.verify import verify
+from pipeline.storage import Store
+
+pytestmark = pytest.mark.chaos
+TOKEN = "e" * 64
+HOLD = """
+import os, sys, ray
+ray.init(address=os.environ["HELD"], log_to_driver=False, namespace="held")
+Holder = ray.remote(num_cpus=1)(type("Holder", (), {"ready": lambda self: 1}))
+holder = Holder.options(lifetime="detached", name="h").remote()
+ray.get(holder.ready.remote())
+print("held", flush=True)
+sys.stdin.readline()
+ray.kill(holder)
+"""
+WITHOUT_ADDRESS = """
+set -e
+ip link set lo up
+ip link add v0 type veth peer name v1
+ip addr add 10.9.9.1/24 dev v0
+ip link set v0 up; ip link set v1 up
+ip route add default via 10.9.9.2 dev v0
+exec "$@"
+"""
+IN_NAMESPACE = """
+import subprocess, sys, time
+sys.path[:0] = PATHS
+from clusters import RayCluster
+cluster, command, log = RayCluster(token="e" * 64), sys.argv[2:], open(sys.argv[1], "wb+")
+try:
+    if CLUSTER:
+        cluster.start(cpus=2, dashboard=False)
+        command += ["--address", cluster.address]
+    run = subprocess.Popen(command, env=cluster.variables(), stderr=log, stdout=log)
+    while run.poll() is None and b"actors of" not in open(sys.argv[1], "rb").read():
+        time.sleep(0.2)
+    time.sleep(7)
+    subprocess.run(["ip", "addr", "del", "10.9.9.1/24", "dev", "v0"], check=True)
+    print(run.wait(timeout=200))
+finally:
+    cluster.stop()
+"""
+
+
+@pytest.fixture
+def cluster() -> Iterator[RayCluster]:
+    made = RayCluster(token=TOKEN)
+    try:
+        made.start(cpus=1, dashboard=False)
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture
+def held(cluster: RayCluster) -> Iterator["subprocess.Popen[str]"]:
+    """Other work that holds the one CPU of the cluster, until it reads a line."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    variables = cluster.variables() | {"HELD": cluster.address}
+    holder = subprocess.Popen([sys.executable, "-c", HOLD], env=variables, **pipes)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        yield holder
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_run_waits_for_cluster_that_others_hold(cluster, held, tmp_path: Path, crops: list[np.ndarray]) -> None:
+    """The plan and the run say that no CPU is free; the run goes on when one is, or ends at its limit."""
+    source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
+    make_photos(source, 4, crops)
+    places = ["--input", source.url, "--output", output.url, "--address", cluster.address]
+    imagemill = [sys.executable, "-m", "jobs"]
+    options = {"env": cluster.variables(), "capture_output": True, "text": True, "timeout": 300}
+    planned = subprocess.run([*imagemill, "plan", "--task", "denoise", *places], **options)
+    assert "0 of 1 CPUs are free: 0 of 1 workers can start" in planned.stdout, planned.stderr
+    command = [*imagemill, "denoise", source.url, output.url, "--address", cluster.address]
+    limited = subprocess.run([*command, "--set", "pool={actors: 1, wait_s: 5}"], **options)
+    assert limited.returncode == 1
+    last = limited.stderr.splitlines()[-1]
+    assert re.fullmatch("imagemill: (other work holds the cluster.*0 of 1 CPUs are free|what Ray's core said).*", last)
+    assert "Traceback" not in limited.stderr
+    with (tmp_path / "log").open("wb+") as log:
+        run = subprocess.Popen(command, env=cluster.variables(), stderr=log, stdout=log)
+        while run.poll() is None and b"0 of 1 CPUs are free" not in (tmp_path / "log").read_bytes():
+            time.sleep(0.2)
+        held.stdin.write("free\n")
+        held.stdin.flush()
+        assert run.wait(timeout=300) == 0, (tmp_path / "log").read_text()
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    assert verify(output).rows == 4
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="makes a network namespace")
+@pytest.mark.parametrize("own", [True, False], ids=["own Ray", "cluster"])
+def test_run_outlives_its_address(own: bool, tmp_path: Path, crops: list[np.ndarray]) -> None:
+    """With a Ray of its own a run does not notice; on a cluster it ends with one line, and leaves its record."""
+    source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
+    make_photos(source, 600, crops)
+    command = [sys.executable, "-m", "jobs", "denoise", source.url, output.url, "--set", "pool.batch_size=1"]
+    faults = str(Path(__file__).parent)
+    script = IN_NAMESPACE.replace("PATHS", repr([faults])).replace("CLUSTER:", f"{not own}:")
+    began = [sys.executable, "-c", script, str(tmp_path / "log"), *command, "--set", "rows_per_part=5"]
+    made = ["unshare", "-n", "sh", "-c", WITHOUT_ADDRESS, "sh", *began]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(made, capture_output=True, text=True, timeout=290, env=environment)
+    if "Operation not permitted" in ended.stderr:
+        pytest.skip("no network namespaces here")
+    said = (tmp_path / "log").read_text()
+    assert "Traceback" not in said
+    [record] = (tmp_path / "out/runs").glob("*/run.json")
+    code = json.loads(record.read_bytes())["exit_code"]
+    assert (ended.stdout, code) == (f"{code}\n", 0 if own else 1), said + ended.stderr
+    if not own:
+        assert "imagemill: Ray does not answer, for 40 s now" in said

@@ -1,0 +1,45 @@
+"""What YAML says is what people mean by it."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import RunConfig, read_yaml, set_value, validate
+from pipeline.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("22:30", "22:30"), ("6:30", "6:30"), ("190:20:30", "190:20:30"), ("2026-03-01", "2026-03-01"),
+        ("2026-03-01T10:00:00Z", "2026-03-01T10:00:00Z"), ("12", 12), ("-1.5", -1.5), ("1.5e+3", 1500.0), ("0x10", 16),
+        ("yes", True), ("~", None), (".inf", float("inf")), ("00501", 321), ("'00501'", "00501"),
+    ],
+)  # fmt: skip
+def test_yaml_value_is_text_if_time_or_date(written: str, value: object, tmp_path: Path) -> None:
+    """YAML 1.1 takes times for numbers of base 60, and dates for objects that no key expects."""
+    (tmp_path / "c.yaml").write_text(f"key: {written}\n")
+    assert read_yaml(str(tmp_path / "c.yaml")) == {"key": value}
+    values: dict[str, object] = {}
+    set_value(values, f"key={written}")
+    assert values == {"key": value}
+
+
+def test_yaml_folder_named_by_date_is_input(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("task: denoise\ninput: 2026-03-01\noutput: 22:30\n")
+    config = validate(RunConfig, read_yaml(str(tmp_path / "c.yaml")), "c.yaml")
+    assert (config.input, config.output) == ("2026-03-01", "22:30")
+
+
+def test_set_value_takes_colour_for_text() -> None:
+    """Where YAML has a comment, a shell's word has a colour."""
+    values: dict[str, object] = {}
+    set_value(values, "params.key=#00ff00")
+    assert values == {"params": {"key": "#00ff00"}}
+
+
+@pytest.mark.parametrize("written", ["no", "on", "007", "1.50"])
+def test_yaml_text_without_quotes_is_one_clear_line(written: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(f"task: denoise\ninput: {written}\n")
+    with pytest.raises(ConfigError, match=r"^c: input = \S+: Input should be a valid string; put it in quotes$"):
+        validate(RunConfig, read_yaml(str(tmp_path / "c.yaml")), "c")
