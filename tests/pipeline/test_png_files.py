@@ -163,7 +163,10 @@ def test_a_large_text_is_dropped_and_the_picture_read(name: bytes) -> None:
         info.add_itxt("workflow", text, zip=True)
     else:
         info.add_text("workflow", text, zip=name == b"zTXt")
-    np.testing.assert_array_equal(decode(saved(Image.fromarray(scene()), "PNG", pnginfo=info)).rgb, scene())
+    info.add_itxt("Title", "été")
+    picture = decode(saved(Image.fromarray(scene()), "PNG", pnginfo=info))
+    np.testing.assert_array_equal(picture.rgb, scene())
+    assert picture.metadata.text == {"Title": "été"}
 
 
 def test_a_large_profile_is_dropped_and_the_picture_read() -> None:
