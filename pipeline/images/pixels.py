@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 from pipeline.images.colour import SRGB, Conversion
 from pipeline.images.metadata import Metadata, carried, with_metadata, writer_options
 from pipeline.images.profiles import in_srgb, treatment
-from pipeline.images.readers import HEAD_BYTES, not_an_image, reader_of
+from pipeline.images.readers import HEAD_BYTES, format_of, not_an_image, reader_of
 from pipeline.images.readers.jpeg_structure import LONGEST_SIDE as LONGEST_JPEG_SIDE
 from pipeline.images.readers.opened import BROKEN, DAMAGED_IMAGE, ImageError, Opened, strips
 from pipeline.images.readers.zeros import damage_by_zeros
@@ -118,8 +118,10 @@ def decode(
     try:
         reader = reader_of(head)
         check_size(reader.size_of(stream), max_pixels)
+        # A reader may close the stream.
+        damage_of_file = damage_by_zeros(format_of(head), stream.getvalue())
         opened = reader.read(stream)
-        opened.damage = opened.damage or damage_by_zeros(opened.format, stream.getvalue())
+        opened.damage = opened.damage or damage_of_file
         if opened.damage and not accept_damaged:
             raise ImageError(DAMAGED_IMAGE, f"{opened.damage}. {KEEP_DAMAGED}")
         return to_picture(opened, stream, config)

@@ -93,8 +93,8 @@ def test_many_small_parts_become_one_and_no_row_changes(tmp_path: Path, monkeypa
 def test_a_note_stays_an_hour_by_the_store_clock(any_url: str, skew: float) -> None:
     """The clock of the machine that left it may be wrong by a day."""
     output = Store(any_url)
-    with patch("pipeline.output.replaced.time.time", lambda: 1.8e9 + skew):
-        compact(output, fill(output, ENOUGH), 3, nobody_else)
+    with patch("pipeline.output.replaced.time.time", lambda: 1.8e9 + skew), patch("pipeline.output.compact.ENOUGH", 2):
+        compact(output, fill(output, 2), 3, nobody_else)
     [(path, _), *_] = notes(output)
     settle(output)
     assert path in files(output, "runs")

@@ -210,6 +210,17 @@ def test_a_clock_that_is_set_changes_nothing_on_one_machine(tmp_path: Path, monk
                 Lease(Store(str(tmp_path))).__enter__()
 
 
+def test_a_claim_that_rises_is_a_sign_of_life(tmp_path: Path) -> None:
+    """The number rises after the plan, which may have taken longer than a claim lives."""
+    output = Store(str(tmp_path))
+    with Lease(output) as lease:
+        claim = json.loads(output.read(lease.claim)) | {"monotonic": time.monotonic() - 10 * LIFETIME_SECONDS}
+        output.write(lease.claim, json.dumps(claim).encode())
+        lease.rise(above=7)
+        with pytest.raises(OutputHeld, match=f"process {os.getpid()}"):
+            Lease(Store(str(tmp_path))).__enter__()
+
+
 def test_a_silent_process_of_this_machine_is_overtaken_at_once(tmp_path: Path) -> None:
     """Its heartbeat states the monotonic clock that all processes of a machine share."""
     output = Store(str(tmp_path))
