@@ -34,7 +34,7 @@ AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: np.rot90(a, -1),
 }
-KEEP_DAMAGED = "A part of the picture is damaged or missing: restore the file, or keep it as it is with --accept-damaged"
+RESTORE = "A part of the picture is damaged or missing: restore the file"
 MAX_PIXELS = 40_000_000
 """What a run takes unless it is told otherwise."""
 
@@ -123,7 +123,7 @@ def decode(
         opened = reader.read(stream)
         opened.damage = opened.damage or damage_of_file
         if opened.damage and not accept_damaged:
-            raise ImageError(DAMAGED_IMAGE, f"{opened.damage}. {KEEP_DAMAGED}")
+            raise ImageError(DAMAGED_IMAGE, f"{opened.damage}. {RESTORE}")
         return to_picture(opened, stream, config)
     except UnidentifiedImageError:
         raise not_an_image(head) from None
