@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.images.pixels import PixelConfig, decode
+from pipeline.images.pixels import PixelConfig, decode, stored_samples
 from pipeline.images.readers.opened import ImageError
 
 AS_STORED = PixelConfig(icc="keep", metadata="strip")
@@ -31,9 +31,13 @@ def missing_in(data: bytes, max_pixels: int) -> np.ndarray:
     if picture.alpha is not None and (picture.alpha < BRIGHT).any():
         return in_255(of_transparency(value, picture.alpha >= BRIGHT))
     if not value.any() and picture.bit_depth > 8:
-        raise ImageError(
-            "Ambiguous", f"its {picture.bit_depth}-bit values are all below 1/510 of full scale; save the mask in 8 bits"
-        )
+        # Label numbers such as 1 of 65,535 vanish in 8 bits.
+        samples = stored_samples(data)
+        if samples.dtype == np.uint8:
+            raise ImageError(
+                "Ambiguous", f"its {picture.bit_depth}-bit values are all below 1/510 of full scale; save the mask in 8 bits"
+            )
+        value = samples if samples.ndim == 2 else samples.max(2)
     brightest = int(value.max())
     if 0 < brightest < BRIGHT and np.count_nonzero(np.bincount(value.ravel())) > 2:
         raise ImageError(
