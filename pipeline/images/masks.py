@@ -17,7 +17,7 @@ def missing_in(data: bytes, max_pixels: int) -> np.ndarray:
     - Opaque masks: bright pixels are missing. The threshold is half of the brightest channel value of the mask, so white, a
       coloured label of a palette, and the 1 of a mask of 0 and 1 all work.
     - Masks with transparent pixels: what was erased is missing. If all that is visible is bright, strokes were painted
-      onto an empty layer: then the visible pixels are missing.
+      onto an empty layer: then the visible pixels are missing, at most half of the mask.
 
     Args:
         max_pixels: limit of width × height.
@@ -52,6 +52,10 @@ def of_transparency(value: np.ndarray, visible: np.ndarray) -> np.ndarray:
     """(H,W) bool, what a mask with transparent pixels says is missing, from its brightness (H,W) uint8."""
     bright = value[visible] >= BRIGHT
     if bright.size and bright.all():
+        if visible.mean() > 0.5:
+            raise ImageError(
+                "Ambiguous", "what is visible is all bright; paint what is missing white on black without transparency"
+            )
         return visible
     extremes = (value[visible] < 8) | (value[visible] > 247)
     if bright.any() and extremes.mean() > 0.99:

@@ -78,8 +78,9 @@ def test_empty_mask_says_nothing_is_missing(dtype: type) -> None:
             saved(with_alpha(gray(255), np.where(np.arange(36) < 5, 0, 255).astype(np.uint8) | gray(0)), "PNG"),
             "black, white and transparent pixels",
         ),
+        (saved(with_alpha(gray(255, 255), gray(0, 255)), "PNG"), "what is visible is all bright"),
     ],
-    ids=["labels", "labels of 16 bits", "a TIFF of 0 and 1 in 16 bits", "both ways"],
+    ids=["labels", "labels of 16 bits", "a TIFF of 0 and 1 in 16 bits", "both ways", "erased from white"],
 )
 def test_mask_that_can_be_read_in_two_ways_is_a_reject(data: bytes, reason: str) -> None:
     with pytest.raises(ImageError, match=reason) as caught:
