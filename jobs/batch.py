@@ -99,7 +99,7 @@ def show_plan(config: RunConfig) -> None:
     check_ends(job)
     plan = plan_of(job)
     if plan.new_input:
-        log.warning("a run refuses this: %s", plan.new_input)
+        log.warning("a run would refuse this plan: %s", plan.new_input)
     todo = len(plan.todo)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row("task", f"{job.task.name} with {job.card.name} ({job.card.sha256[:12]})")

@@ -143,7 +143,7 @@ def references(
             digest = bytes.fromhex(image_id(image.rel_path))
             if digest in named:
                 # Two members of one name, two rows of one key: the first is done, the others are told.
-                problem = f"DuplicateName: another image is called {without_secrets(image.rel_path)} as well"
+                problem = f"DuplicateName: another image is called {without_secrets(image.rel_path)} too: rename one of them"
                 again[image.rel_path] += 1
                 at = again[image.rel_path] if image.offset is None else image.offset
                 other = f"{image.rel_path}#{without_secrets(image.path)}@{at}"

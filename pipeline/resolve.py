@@ -189,9 +189,9 @@ def new_input_of(job: Resolved, plan: Plan) -> str | None:
         f"{plan.moved.total():,} of its {plan.found:,} images have rows that were made from {without_secrets(place)}{others}"
     )
     return (
-        f"input {job.source.url}: {known} (for example {without_secrets(str(plan.moved_example))}), whose outputs in "
-        f"{job.output.url} it must not replace. Give another OUTPUT; or, if INPUT was moved or renamed, --allow-new-input "
-        "(allow_new_input: true)"
+        f"input {job.source.url}: {known} (for example {without_secrets(str(plan.moved_example))}), and a run "
+        f"would replace their outputs in {job.output.url}. Give another OUTPUT. If INPUT was moved or renamed, pass "
+        "--allow-new-input (allow_new_input: true)"
     )
 
 

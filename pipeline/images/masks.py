@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.images.pixels import PixelConfig, decode
+from pipeline.images.pixels import PixelConfig, decode, stored_samples
 from pipeline.images.readers.opened import ImageError
 
 AS_STORED = PixelConfig(icc="keep", metadata="strip")
@@ -17,7 +17,7 @@ def missing_in(data: bytes, max_pixels: int) -> np.ndarray:
     - Opaque masks: bright pixels are missing. The threshold is half of the brightest channel value of the mask, so white, a
       coloured label of a palette, and the 1 of a mask of 0 and 1 all work.
     - Masks with transparent pixels: what was erased is missing. If all that is visible is bright, strokes were painted
-      onto an empty layer: then the visible pixels are missing.
+      onto an empty layer: then the visible pixels are missing, at most half of the mask.
 
     Args:
         max_pixels: limit of width × height.
@@ -31,9 +31,13 @@ def missing_in(data: bytes, max_pixels: int) -> np.ndarray:
     if picture.alpha is not None and (picture.alpha < BRIGHT).any():
         return in_255(of_transparency(value, picture.alpha >= BRIGHT))
     if not value.any() and picture.bit_depth > 8:
-        raise ImageError(
-            "Ambiguous", f"its {picture.bit_depth}-bit values are all below 1/510 of full scale; save the mask in 8 bits"
-        )
+        # Label numbers such as 1 of 65,535 vanish in 8 bits.
+        samples = stored_samples(data)
+        if samples.dtype == np.uint8:
+            raise ImageError(
+                "Ambiguous", f"its {picture.bit_depth}-bit values are all below 1/510 of full scale; save the mask in 8 bits"
+            )
+        value = samples if samples.ndim == 2 else samples.max(2)
     brightest = int(value.max())
     if 0 < brightest < BRIGHT and np.count_nonzero(np.bincount(value.ravel())) > 2:
         raise ImageError(
@@ -48,6 +52,10 @@ def of_transparency(value: np.ndarray, visible: np.ndarray) -> np.ndarray:
     """(H,W) bool, what a mask with transparent pixels says is missing, from its brightness (H,W) uint8."""
     bright = value[visible] >= BRIGHT
     if bright.size and bright.all():
+        if visible.mean() > 0.5:
+            raise ImageError(
+                "Ambiguous", "what is visible is all bright; paint what is missing white on black without transparency"
+            )
         return visible
     extremes = (value[visible] < 8) | (value[visible] > 247)
     if bright.any() and extremes.mean() > 0.99:

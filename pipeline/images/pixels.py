@@ -131,6 +131,22 @@ def decode(
         raise ImageError("BrokenImage", reason(e)) from None
 
 
+def stored_samples(data: bytes) -> np.ndarray:
+    """Return the samples of a file that `decode` accepts, upright, at their stored depth and in their stored colours.
+
+    Returns: (H,W) gray or (H,W,3) RGB: uint8, or uint16 whose samples use the whole range of their type.
+
+    Raises: as the reader of the format does.
+    """
+    opened = reader_of(data[:HEAD_BYTES]).read(io.BytesIO(data))
+    width, height = opened.size
+    samples = opened.samples(slice(0, height))
+    shape = (width, height) if opened.orientation >= 5 else (height, width)
+    upright = np.empty((*shape, *samples.shape[2:]), samples.dtype)
+    AS_STORED[opened.orientation](upright)[:] = samples
+    return upright
+
+
 def check_size(size: tuple[int, int], max_pixels: int) -> None:
     """Raises: ImageError for (width, height) of more than `max_pixels`."""
     width, height = size

@@ -82,7 +82,9 @@ def members(file: io.BufferedReader) -> Iterator[tuple[int, tarfile.TarInfo]]:
         except Damaged as e:
             if number == 0 or isinstance(e, Cut):
                 raise
-            raise Stopped(f"BadShard: what follows the end mark, from byte {file.tell():,} on, is damaged: {e}") from None
+            raise Stopped(
+                f"BadShard: the data after the end of an archive, from byte {file.tell():,}, is damaged: {e}"
+            ) from None
         begin = file.tell()
         archive = Archive(fileobj=file)
         last = None
@@ -133,10 +135,10 @@ def unreadable_header(error: Exception, file: BinaryIO, place: int, begin: int, 
     kind = kind_of_file(head)
     if is_cut and not kind:
         return f"CutShard: it ends in the middle of a header, at byte {place:,}: {STILL_WRITTEN}"
-    what = kind or f"unknown: it begins with {head[:8]!r}"
+    what = kind or f"unknown data that begins with {head[:8]!r}"
     if begin:
-        return f"BadShard: what follows the end mark, from byte {begin:,} on, is no tar archive but {what}"
-    return f"BadShard: it is no tar archive but {what}"
+        return f"BadShard: the data after the end of an archive, from byte {begin:,}, is not a tar archive but {what}"
+    return f"BadShard: it is not a tar archive but {what}"
 
 
 def unpacked(store: Store, path: str) -> io.BufferedReader:

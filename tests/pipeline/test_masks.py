@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from exact_writers import png_file
 from hypothesis import given
 from hypothesis import strategies as st
 from pictures import saved
 from PIL import Image
+from tiffs import tiff
 
 from pipeline.images.masks import missing_in
 from pipeline.images.readers.opened import ImageError
@@ -40,6 +42,8 @@ MASKS = {
     "label of a palette": saved(palette((0, 0, 0), (128, 0, 0)), "PNG"),
     "red label": saved(np.dstack([gray(255), gray(0), gray(0)]), "PNG"),
     "16 bits": saved(np.where(HOLE, 65535, 0).astype(np.uint16), "PNG"),
+    "zero and one in 16 bits": saved(np.where(HOLE, 1, 0).astype(np.uint16), "PNG"),
+    "zero and one in 16-bit RGB": png_file(np.dstack([HOLE] * 3).astype(int), 16, 2),
     "erased from black": saved(with_alpha(gray(0), gray(0, 255)), "PNG"),
     "erased from a photo": saved(with_alpha(PHOTO, gray(0, 255)), "PNG"),
     "erased from a photo, softly": saved(with_alpha(PHOTO, gray(60, 220)), "WEBP", lossless=True),
@@ -68,21 +72,24 @@ def test_mask_of_two_values_works_at_any_level(level: int) -> None:
     assert np.array_equal(missing_in(saved(gray(level), "PNG"), LIMIT) > 0, HOLE)
 
 
-def test_empty_mask_says_nothing_is_missing() -> None:
-    assert not missing_in(saved(gray(0), "PNG"), LIMIT).any()
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_empty_mask_says_nothing_is_missing(dtype: type) -> None:
+    assert not missing_in(saved(gray(0).astype(dtype), "PNG"), LIMIT).any()
 
 
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
         (saved(np.minimum(PHOTO, 90), "PNG"), "several gray levels and none of at least 128 .the brightest is 90."),
-        (saved(np.where(HOLE, 1, 0).astype(np.uint16), "PNG"), "16-bit values are all below"),
+        (saved(np.where(HOLE, 1 + np.arange(36) % 2, 0).astype(np.uint16), "PNG"), "several gray levels"),
+        (tiff(HOLE[..., None].astype(int), 16, photometric=1), "16-bit values are all below"),
         (
             saved(with_alpha(gray(255), np.where(np.arange(36) < 5, 0, 255).astype(np.uint8) | gray(0)), "PNG"),
             "black, white and transparent pixels",
         ),
+        (saved(with_alpha(gray(255, 255), gray(0, 255)), "PNG"), "what is visible is all bright"),
     ],
-    ids=["labels", "16 bits of 0 and 1", "both ways"],
+    ids=["labels", "labels of 16 bits", "a TIFF of 0 and 1 in 16 bits", "both ways", "erased from white"],
 )
 def test_mask_that_can_be_read_in_two_ways_is_a_reject(data: bytes, reason: str) -> None:
     with pytest.raises(ImageError, match=reason) as caught:
@@ -90,9 +97,10 @@ def test_mask_that_can_be_read_in_two_ways_is_a_reject(data: bytes, reason: str)
     assert caught.value.error_class == "Ambiguous"
 
 
-def test_mask_is_turned_by_its_own_orientation() -> None:
+@pytest.mark.parametrize("levels", [gray(255), HOLE.astype(np.uint16)], ids=["8 bits", "0 and 1 in 16 bits"])
+def test_mask_is_turned_by_its_own_orientation(levels: np.ndarray) -> None:
     """The docs say: a mask covers the image as viewers show it, and so it is turned as viewers turn it."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned = missing_in(saved(gray(255), "PNG", exif=exif.tobytes()), LIMIT)
+    turned = missing_in(saved(levels, "PNG", exif=exif.tobytes()), LIMIT)
     assert np.array_equal(turned > 0, np.rot90(HOLE, -1))

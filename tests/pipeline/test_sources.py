@@ -110,7 +110,7 @@ def test_a_tar_packed_by_zstd_is_read_forward_and_back_and_known_when_it_is_cut(
     packed = (tmp_path / "in.tar.zst").read_bytes()
     (tmp_path / "cut.tar.zst").write_bytes(packed[: len(packed) * 2 // 3])
     (tmp_path / "bad.tar.zst").write_bytes(b"no zstd" * 100)
-    for name, problem in (("cut", "CutShard: "), ("bad", "BadShard: it is no tar archive")):
+    for name, problem in (("cut", "CutShard: "), ("bad", "BadShard: it is not a tar archive")):
         assert listed(tmp_path / f"{name}.tar.zst")[-1].problem.startswith(problem)
 
 

@@ -75,12 +75,12 @@ def test_tars_put_together_are_read_to_the_last(tmp_path, crops, suffix, between
 def test_what_follows_the_end_mark_is_read_or_named(tmp_path, crops, suffix):
     pack, photo = PACKED[suffix], pictures(crops, 1)[0]
     first, second = tar({"a.png": photo}), tar({f"b{n}.png": photo for n in range(3)})
-    after = "BadShard: what follows the end mark, from byte 51,200 on, is no tar archive but "
+    after = "BadShard: the data after the end of an archive, from byte 51,200, is not a tar archive but "
     first += bytes(51_200 - len(first))
     path = tmp_path / f"in{suffix}"
     for rest, found, said in (
         (b"PK\3\4" + bytes(600), 1, f"{after}a ZIP archive"),
-        (b"garbage" * 200, 1, f"{after}unknown: it begins with b'garbageg'"),
+        (b"garbage" * 200, 1, f"{after}unknown data that begins with b'garbageg'"),
         (b"\x1f\x8b\x08" + bytes(600), 1, f"{after}packed by gzip"),
         (second[: 512 + len(photo) // 2], 1, "CutShard: b0.png is cut off: what comes after is lost"),
         (second[:300], 1, f"CutShard: it ends in the middle of a header, at byte 51,200: {STILL_WRITTEN}"),
@@ -92,7 +92,7 @@ def test_what_follows_the_end_mark_is_read_or_named(tmp_path, crops, suffix):
     if suffix != ".tar":
         path.write_bytes(pack(first) + b"garbage")
         [said] = problems(path)
-        assert said.startswith("BadShard: what follows the end mark, from byte 51,200 on, is damaged: ")
+        assert said.startswith("BadShard: the data after the end of an archive, from byte 51,200, is damaged: ")
         path.write_bytes(pack(first) + pack(second)[:-20])
         assert [said.partition(":")[0] for said in problems(path)] == ["CutShard"]
         assert len(images(path)) >= 2
@@ -125,9 +125,9 @@ def test_a_damaged_header_is_no_end(tmp_path, crops):
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"PK\3\4" + bytes(600), "BadShard: it is no tar archive but a ZIP archive"),
-        (b"<!DOCTYPE html><title>403</title>", "BadShard: it is no tar archive but a web page"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "BadShard: it is no tar archive but a pointer of Git LFS"),
+        (b"PK\3\4" + bytes(600), "BadShard: it is not a tar archive but a ZIP archive"),
+        (b"<!DOCTYPE html><title>403</title>", "BadShard: it is not a tar archive but a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "BadShard: it is not a tar archive but a pointer of Git LFS"),
         (b"", "CutShard: the file is empty: it was cut off, or is still being written"),
         (gzip.compress(b""), "CutShard: the file is empty: it was cut off, or is still being written"),
         (bz2.compress(bytes(100))[:-9] + bytes(9), "BadShard: Invalid data stream: what comes after is lost"),

@@ -125,7 +125,7 @@ def read_chunks(data: bytes) -> Chunks:
         elif chunks.pixels and (not intact or kind == b"IEND"):
             break
         elif not intact and (not kind[0] & ANCILLARY or kind == b"tRNS"):
-            raise ImageError("BrokenImage", f"the chunk {kind!r} of a PNG is damaged or cut")
+            raise ImageError("BrokenImage", f"PNG: the chunk {str(kind)[2:-1]} is damaged or cut off: restore the file")
         elif not intact:
             chunks.damaged_colours |= kind in COLOUR_CHUNKS
         else:
