@@ -17,11 +17,6 @@ from pipeline.images.readers.tiff import read_tiff, size_of_tiff
 from pipeline.images.readers.unsupported import FORMATS, unsupported
 
 
-def by_pillow(image_format: str) -> Reader:
-    """A format that Pillow reads as it is meant."""
-    return Reader(partial(size_by_pillow, image_format), partial(read_by_pillow, image_format))
-
-
 def size_of_webp(stream: io.BytesIO) -> tuple[int, int]:
     """(width, height) by the first chunk: Pillow makes room for the pixels as soon as it opens a WebP."""
     return webp_size(stream.getvalue()) or size_by_pillow("WEBP", stream)
