@@ -21,7 +21,8 @@ def main() -> NoReturn:
     # Under another encoding Python would read names of files as other names, and write other bytes.
     if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
         os.environ["PYTHONUTF8"] = "1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        # As an option too: Python does not look at its variables under -E and -I, and this would never end.
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     for number in SIGNALS:
         # Whoever began it with nohup wants it to outlive the terminal.
         if signal.getsignal(number) is not signal.SIG_IGN or number != signal.SIGHUP:

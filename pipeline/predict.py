@@ -23,7 +23,7 @@ from pipeline.cluster.tally import Tally
 from pipeline.finish import Finish
 from pipeline.images.masks import missing_in
 from pipeline.images.pixels import decode, pixels_of
-from pipeline.images.readers.opened import ImageError
+from pipeline.images.readers.opened import DAMAGED_IMAGE, ImageError
 from pipeline.item import Item, Rejected, unexpected
 from pipeline.job import Job
 from pipeline.logs import configure_actor
@@ -35,6 +35,8 @@ from pipeline.sources.source import UNREADABLE_SHARD
 from pipeline.store_failures import reason
 
 log = logging.getLogger("imagemill.run")
+KEEP_DAMAGED = ", or keep it as it is with --accept-damaged"
+"""The other way out for the image itself; masks, styles and training images have to be whole."""
 # Decoded pixels that wait for a batch of their size, before the largest group is run as it is.
 HELD_PIXELS = 64_000_000
 MODEL_PIXELS = {"cpu": 2_000_000, "cuda": 64_000_000}
@@ -202,7 +204,8 @@ class Predictor:
         except Rejected as e:
             item.error = e.row
         except ImageError as e:
-            item.error = Rejected("decode", e.error_class, str(e)).row
+            choice = KEEP_DAMAGED if e.error_class == DAMAGED_IMAGE else ""
+            item.error = Rejected("decode", e.error_class, f"{e}{choice}").row
         except Exception as e:  # noqa: BLE001 - as in _read
             item.error = unexpected("decode", e, isinstance(e, MemoryError)).row
         item.mask_data = None

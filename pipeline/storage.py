@@ -3,10 +3,7 @@
 import errno
 import logging
 import os
-import re
-import secrets
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,6 +18,7 @@ from fsspec.asyn import sync as wait_for
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline import disk
 from pipeline.errors import ConfigError, StorageError
 from pipeline.etags import etags_of
 from pipeline.store_failures import Answer, busy_pause, check_length, content_md5, patiently, reason, refusal
@@ -30,9 +28,6 @@ log = logging.getLogger("imagemill.storage")
 SCHEMES = ("file", "s3")
 CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
 FOLDERS_AT_ONCE = 16
-NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EISDIR)
-"""What file systems answer that have nothing to bring to a disk, or cannot do it for folders."""
-TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 
 
 class StorageConfig(BaseModel):
@@ -78,66 +73,6 @@ def split_scheme(url: str) -> tuple[str, str]:
     if scheme not in SCHEMES:
         raise ConfigError(f"{url}: scheme {scheme!r} is not one of {', '.join(SCHEMES)}")
     return scheme, os.path.abspath(path) if scheme == "file" else path.strip("/")
-
-
-def sync(file: int) -> None:
-    """Wait until a file or a folder is on the disk itself, where its file system can do that."""
-    try:
-        os.fsync(file)
-    except OSError as e:
-        if e.errno not in NO_SYNC:
-            raise
-
-
-def sync_folder(folder: Path) -> None:
-    """The names in a folder on the disk itself: a file that is there may not be after a power cut, while its data is."""
-    try:
-        opened = os.open(folder, os.O_RDONLY)
-    except OSError as e:
-        if e.errno in NO_SYNC:
-            return
-        raise
-    try:
-        sync(opened)
-    finally:
-        os.close(opened)
-
-
-def move_over(temporary: Path, target: Path) -> None:
-    """Give a file its name, in the place of the file that has it."""
-    try:
-        temporary.replace(target)
-    except FileExistsError:
-        # Only a file system that cannot rename over a file says so. For a moment there is no file of that name.
-        target.unlink()
-        temporary.replace(target)
-
-
-def link_new(temporary: Path, target: Path, data: bytes) -> bool:
-    """Give a written file its name, whole from the first moment on, if no file has it; False when one does.
-
-    Where hard links do not exist (exFAT, many FUSE file systems) a file of that name is created, and then written: no two
-    writers get it, but a reader may see a part of its content.
-    """
-    try:
-        target.hardlink_to(temporary)
-        return True
-    except FileExistsError:
-        # NFS repeats a request whose answer was lost, and then finds the link that it made.
-        return target.exists() and target.samefile(temporary)
-    except OSError as no_link:
-        log.debug("%s: no hard link (%s): created exclusively", target, no_link)
-    try:
-        file = target.open("xb")
-    except FileExistsError:
-        return False
-    try:
-        with file:
-            file.write(data)
-    except BaseException:
-        target.unlink(missing_ok=True)
-        raise
-    return True
 
 
 def found_in_bucket(store: "Store", root: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -300,9 +235,7 @@ class Store:
             date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
             now = parsedate_to_datetime(date) if date else datetime.now(UTC)
             return float((now - answer["LastModified"]).total_seconds())
-        # A disk of the network has its server's clock: a new file shows what it says.
-        with tempfile.NamedTemporaryFile(dir=os.path.dirname(self.full(path)), prefix=".", suffix=".tmp") as probe:
-            return os.stat(probe.name).st_mtime - os.stat(self.full(path)).st_mtime
+        return disk.age(Path(self.full(path)))
 
     def is_prefix(self, path: str) -> bool:
         """Whether anything lies below a name on S3, where an object may have that name too.
@@ -379,23 +312,10 @@ class Store:
         if not self.local:
             patiently(lambda: self._call("put_object", path, Body=data, ContentMD5=content_md5(data)))
             return
-        target = Path(self.full(path))
-        temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as f:
-                f.write(data)
-                if durable:
-                    f.flush()
-                    sync(f.fileno())
-            move_over(temporary, target)
-            if durable:
-                sync_folder(target.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+        disk.write(Path(self.full(path)), data, durable)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write only where nothing is (If-None-Match on S3, `link_new` on a disk); False when something else was."""
+        """Write only where nothing is (If-None-Match on S3, `disk.create` on a disk); False when something else was."""
         if not self.local:
             condition = {"IfNoneMatch": "*", "ContentMD5": content_md5(data)}
             try:
@@ -406,30 +326,11 @@ class Store:
                     raise
                 # The answer to a first try may have been lost: then what lies there is ours.
                 return self.read(path) == data
-        target = Path(self.full(path))
-        temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(data)
-            return link_new(temporary, target, data)
-        finally:
-            temporary.unlink(missing_ok=True)
+        return disk.create(Path(self.full(path)), data)
 
     def folds_case(self) -> bool:
         """Return whether two names that differ in case name one file here, as on exFAT, and on most disks of macOS."""
-        if not self.local:
-            return False
-        root = Path(self.root)
-        place = next(folder for folder in (root, *root.parents) if folder.is_dir())
-        # Of the form of TEMPORARY, with a letter: `sweep` removes what a killed process leaves.
-        probe = place / f".{secrets.token_hex(7)}ab.tmp"
-        try:
-            probe.touch()
-            return probe.with_name(probe.name.upper()).exists()
-        except OSError:
-            return False  # what is written next says why
-        finally:
-            probe.unlink(missing_ok=True)
+        return self.local and disk.folds_case(Path(self.root))
 
     def delete(self, path: str) -> None:
         """Raises: FileNotFoundError on a local disk; S3 does not say whether there was anything."""
@@ -440,7 +341,5 @@ class Store:
 
         Only for who has the rest of the store to himself: a living writer's file would be gone before it got its name.
         """
-        for folder, folders, names in os.walk(self.root) if self.local else ():
-            folders[:] = [name for name in folders if f"{folder}/{name}" != self.full(spare)]
-            for name in filter(TEMPORARY.fullmatch, names):
-                Path(folder, name).unlink(missing_ok=True)
+        if self.local:
+            disk.sweep(self.root, self.full(spare))

@@ -94,7 +94,7 @@ def ray_session(rclone_url: str) -> Iterator[None]:
 
 @pytest.fixture
 def figure(request: pytest.FixtureRequest, record_property: Callable[[str, Any], None]) -> Callable[[str, str], None]:
-    """figure(what, reached): a line of the table that the session prints at its end, as docs/faults.md has it."""
+    """figure(what, reached): a line of the table that the session prints at its end, as docs/reliability.md has it."""
     test = request.node.nodeid.partition("[")[0]
     return lambda what, reached: record_property("figure", f"| {what} | {reached} | `{test}` |")
 

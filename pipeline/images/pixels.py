@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from pipeline.images.colour import SRGB, Conversion
@@ -34,7 +34,7 @@ AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: np.rot90(a, -1),
 }
-KEEP_DAMAGED = "A part of the picture is damaged or missing: restore the file, or keep it as it is with --accept-damaged"
+RESTORE = "A part of the picture is damaged or missing: restore the file"
 MAX_PIXELS = 40_000_000
 """What a run takes unless it is told otherwise."""
 
@@ -123,7 +123,7 @@ def decode(
         opened = reader.read(stream)
         opened.damage = opened.damage or damage_of_file
         if opened.damage and not accept_damaged:
-            raise ImageError(DAMAGED_IMAGE, f"{opened.damage}. {KEEP_DAMAGED}")
+            raise ImageError(DAMAGED_IMAGE, f"{opened.damage}. {RESTORE}")
         return to_picture(opened, stream, config)
     except UnidentifiedImageError:
         raise not_an_image(head) from None
@@ -178,28 +178,10 @@ def to_picture(opened: Opened, stream: io.BytesIO, config: PixelConfig) -> Pictu
     # Of a TIFF this is the whole file.
     opened.exif = None
     stream.close()
-    shape = (width, height) if opened.orientation >= 5 else (height, width)
-    rgb = np.empty((*shape, 3), np.uint8)
-    alpha = np.empty(shape, np.uint8) if opened.has_alpha and config.matte is None else None
-    as_stored = AS_STORED[opened.orientation]
-    for rows in strips(width, height):
-        strip = opened.strip(rows)
-        if opened.alpha is not None:
-            veil = Image.fromarray(opened.alpha[rows])
-        elif opened.has_alpha:
-            strip = in_mode(strip, "RGBA")
-            veil = strip.getchannel("A")
-        colours = Image.fromarray(conversion(opened.samples(rows))) if conversion else in_mode(strip, opened.mode)
-        if transform:
-            colours = in_srgb(colours, transform)
-        colours = in_mode(colours, "RGB")
-        if alpha is not None:
-            as_stored(alpha)[rows] = np.asarray(veil)
-        elif opened.has_alpha:
-            colours = Image.composite(colours, Image.new("RGB", strip.size, config.matte), veil)
-        as_stored(rgb)[rows] = np.asarray(colours)
-    if alpha is not None:
-        fill_hidden(rgb, alpha)
+    if opened.is_rgb_array and not transform and not conversion:
+        rgb, alpha = turned(opened), None
+    else:
+        rgb, alpha = converted(opened, transform, conversion, config.matte)
     return Picture(
         rgb=rgb,
         alpha=alpha,
@@ -216,6 +198,61 @@ def to_picture(opened: Opened, stream: io.BytesIO, config: PixelConfig) -> Pictu
         metadata=metadata,
         damaged=bool(opened.damage),
     )
+
+
+def turned(opened: Opened) -> np.ndarray:
+    """Turn an array of RGB upright: (H,W,3) uint8. The array itself is returned if it is upright, without a second copy."""
+    if opened.orientation == 1:
+        return np.require(opened.pixels, requirements=("C", "W"))
+    rgb = np.empty((*upright_shape(opened), 3), np.uint8)
+    AS_STORED[opened.orientation](rgb)[:] = opened.pixels
+    return rgb
+
+
+def converted(
+    opened: Opened,
+    transform: ImageCms.ImageCmsTransform | None,
+    conversion: Conversion | None,
+    matte: tuple[int, ...] | None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Convert a picture to sRGB, strip by strip, and turn it upright.
+
+    Args:
+        transform: from the profile of the picture.
+        conversion: from the colour space that the file declares by numbers.
+        matte: the colour that a transparent picture is laid onto.
+
+    Returns: RGB (H,W,3) uint8, and alpha (H,W) uint8 where it is kept.
+    """
+    shape = upright_shape(opened)
+    rgb = np.empty((*shape, 3), np.uint8)
+    alpha = np.empty(shape, np.uint8) if opened.has_alpha and matte is None else None
+    as_stored = AS_STORED[opened.orientation]
+    for rows in strips(*opened.size):
+        strip = opened.strip(rows)
+        if opened.alpha is not None:
+            veil = Image.fromarray(opened.alpha[rows])
+        elif opened.has_alpha:
+            strip = in_mode(strip, "RGBA")
+            veil = strip.getchannel("A")
+        colours = Image.fromarray(conversion(opened.samples(rows))) if conversion else in_mode(strip, opened.mode)
+        if transform:
+            colours = in_srgb(colours, transform)
+        colours = in_mode(colours, "RGB")
+        if alpha is not None:
+            as_stored(alpha)[rows] = np.asarray(veil)
+        elif opened.has_alpha:
+            colours = Image.composite(colours, Image.new("RGB", strip.size, matte), veil)
+        as_stored(rgb)[rows] = np.asarray(colours)
+    if alpha is not None:
+        fill_hidden(rgb, alpha)
+    return rgb, alpha
+
+
+def upright_shape(opened: Opened) -> tuple[int, int]:
+    """(height, width) of the upright picture."""
+    width, height = opened.size
+    return (width, height) if opened.orientation >= 5 else (height, width)
 
 
 def colour_treatment(opened: Opened, keep: bool) -> tuple[str, Conversion | None]:

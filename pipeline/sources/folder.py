@@ -11,7 +11,8 @@ from pipeline.store_listing import Entry
 
 # Files of the last line's formats, which Pillow cannot read, end as rejects that say so.
 EXTENSIONS = (
-    *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"),
+    *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"),
+    *(".apng", ".dib", ".pam", ".pbm", ".pgm", ".pnm", ".ppm"),
     *(".j2k", ".jp2", ".jpf", ".jpx"),
     *(".heic", ".heif", ".jxl"),
 )

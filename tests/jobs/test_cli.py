@@ -25,7 +25,7 @@ def write_yaml(folder: Path, text: str) -> Path:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("task: denoise\nsigmas: 3", "unknown key 'sigmas'; valid: address, checkpoint"),
+        ("task: denoise\nsigmas: 3", "unknown key 'sigmas'; valid: accept_damaged, address"),
         ("task: denoise\npool: {actor: 3}", "unknown key 'pool.actor'; valid: actors, batch_size"),
         ("task: denoise\nlimit: many", "limit = 'many'"),
         ("task: dream", "task = 'dream'; valid: colorize, compress, denoise, inpaint"),
@@ -39,7 +39,7 @@ def write_yaml(folder: Path, text: str) -> Path:
         ("task: [", "not YAML"),
         (
             "jobs: []\nuntil: 06:00\npool: {actor: 3}",
-            "unknown keys 'jobs', 'until'; valid: address, checkpoint",
+            "unknown keys 'jobs', 'until'; valid: accept_damaged, address",
         ),
     ],
 )

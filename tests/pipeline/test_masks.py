@@ -58,6 +58,15 @@ def test_mask_says_what_is_missing(data: bytes) -> None:
     assert np.array_equal(missing_in(data, LIMIT), np.where(HOLE, 255, 0))
 
 
+def test_damaged_mask_does_not_offer_to_be_accepted() -> None:
+    """--accept-damaged is for images: a hole in a mask would change which pixels are kept."""
+    mask = np.random.default_rng(1).integers(0, 2, (64, 64), np.uint8) * 255
+    data = saved(mask, "JPEG", quality=95)
+    with pytest.raises(ImageError, match=r"restore the file$") as e:
+        missing_in(data[: len(data) // 2] + b"\xff\xd9", LIMIT)
+    assert e.value.error_class == "DamagedImage"
+
+
 @given(st.integers(1, 255))
 def test_mask_of_two_values_works_at_any_level(level: int) -> None:
     assert np.array_equal(missing_in(saved(gray(level), "PNG"), LIMIT) > 0, HOLE)

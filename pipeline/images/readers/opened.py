@@ -90,6 +90,13 @@ class Opened:
         """(width, height)."""
         return self.pixels.size if isinstance(self.pixels, Image.Image) else self.pixels.shape[1::-1]
 
+    @property
+    def is_rgb_array(self) -> bool:
+        """Whether `pixels` is (H,W,3) uint8 without transparency."""
+        if isinstance(self.pixels, Image.Image) or self.has_alpha:
+            return False
+        return self.pixels.dtype == np.uint8 and self.pixels.shape[2:] == (3,)
+
     def strip(self, rows: slice) -> Image.Image:
         """Some rows as an image of Pillow."""
         if not isinstance(self.pixels, Image.Image):
