@@ -32,7 +32,7 @@ def test_what_was_written_is_replaced_and_nothing_else(any_url, names):
 
     # Changed by the user, to something as long.
     place.write(names[1], b"mine!")
-    with pytest.raises(ConfigError, match=rf"{place.uri(names[1])}: exists, and imagemill did not write it or .*--overwrite"):
+    with pytest.raises(ConfigError, match=rf"{place.uri(names[1])}: exists, and imagemill did not write it .*--overwrite"):
         fill(place, names)
     place.write("new.png", b"mine")
     with pytest.raises(ConfigError, match=rf"{place.uri('new.png')}: exists"):
