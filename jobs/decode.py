@@ -109,7 +109,7 @@ def check_apart(state: Snapshot, dest: Store) -> None:
     output = state.output
     for folder in FOLDERS:
         if dest.lies_in(Store(output.uri(folder), output.config)):
-            raise ConfigError(f"{dest.url} lies in {output.uri(folder)}, where runs write: give another folder")
+            raise ConfigError(f"{dest.url}: runs write into {output.uri(folder)}: give another folder")
     for place, is_folder in inputs_of(state):
         holds = place.lies_in(dest)
         if holds or (is_folder and dest.lies_in(place)):

@@ -54,8 +54,8 @@ class Etags:
         if not self.warned:
             self.warned = True
             log.warning(
-                "%s: an etag is not the MD5 of its object, of which the same bytes came twice. They are taken as they are; "
-                "a bit that flips on the way from this bucket may not be noticed",
+                "%s: an etag is not the MD5 of its object (two reads gave the same bytes). Such objects are not compared "
+                "with their etags, so a bit that flips on the way may not be noticed",
                 self.place,
             )
 

@@ -15,8 +15,8 @@ import pyarrow as pa
 from botocore.exceptions import BotoCoreError, HTTPClientError
 from botocore.parsers import ResponseParserError
 from tenacity import (
+    RetryCallState,
     Retrying,
-    before_sleep_log,
     retry_if_exception,
     retry_if_exception_type,
     stop_after_attempt,
@@ -85,10 +85,17 @@ def patiently(request: Callable[[], Answer], damage: tuple[type[Exception], ...]
         stop=stop_after_attempt(4),
         wait=wait_exponential_jitter(initial=0.5, max=5),
         retry=retry_if_exception(is_transient) | retry_if_exception_type(damage),
-        before_sleep=before_sleep_log(log, logging.INFO),
+        before_sleep=log_retry,
         reraise=True,
     )
     return tries(request)
+
+
+def log_retry(state: RetryCallState) -> None:
+    """Log why a request to a store failed and when it is tried again."""
+    error = state.outcome.exception() if state.outcome else None
+    if error and state.next_action:
+        log.info("a request to the store failed: %s. Trying again in %.1f s", reason(error), state.next_action.sleep)
 
 
 def busy_pause(response: Any, attempts: int, **_: Any) -> float | None:

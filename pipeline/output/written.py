@@ -63,7 +63,8 @@ class Written:
             shown = ", ".join(map(self.place.uri, foreign[:SHOWN]))
             more = f" and {len(foreign) - SHOWN:,} more" if len(foreign) > SHOWN else ""
             raise ConfigError(
-                f"{shown}{more}: there already, and not what imagemill wrote. Give another place, or --overwrite to replace"
+                f"{shown}{more}: exists, and imagemill did not write it or it was changed since. "
+                "Give another place, or --overwrite to replace it"
             )
 
     def _there(self, names: Sequence[str]) -> list[Entry]:

@@ -49,7 +49,7 @@ def test_decode_replaces_nothing_of_the_user(imagemill, output, tmp_path):
     (dest / "7.png").write_bytes(MINE)
     code, _, err = imagemill("decode", output, dest)
     assert (code, err.count("\n")) == (2, 1)
-    assert f"{dest}/7.png: there already, and not what imagemill wrote" in err
+    assert f"{dest}/7.png: exists, and imagemill did not write it" in err
     assert contents(dest) == {"7.png": MINE, "notes.txt": MINE}
     assert imagemill("decode", output, dest, "--overwrite")[0] == 0
     assert (dest / "7.png").read_bytes() != MINE
@@ -93,7 +93,7 @@ def test_decode_to_a_bucket_replaces_nothing_of_the_user(imagemill, output, moto
     dest.write("5.png", MINE)
     code, _, err = imagemill("decode", output, dest.url)
     assert code == 2
-    assert f"{dest.url}/5.png: there already" in err
+    assert f"{dest.url}/5.png: exists" in err
     assert [entry.path for entry in dest.entries()] == ["5.png"]
     dest.delete("5.png")
     for _ in range(2):
@@ -131,7 +131,7 @@ def test_a_file_of_the_user_stays(imagemill, output, tmp_path, command):
     target.write_bytes(MINE)
     code, _, err = imagemill(*words)
     assert (code, err.count("\n")) == (2, 1)
-    assert f"{target}: there already, and not what imagemill wrote" in err
+    assert f"{target}: exists, and imagemill did not write it" in err
     assert target.read_bytes() == MINE
     assert not (tmp_path / FOLDER).exists()
     assert imagemill(*words, "--overwrite")[0] == 0
@@ -147,7 +147,7 @@ def test_evaluate_leaves_files_of_the_user(imagemill, photos, tmp_path):
     (tmp_path / "evaluation.png").write_bytes(MINE)
     code, _, err = imagemill("evaluate", "--task", "denoise", "--input", photos, "--output", tmp_path)
     assert code == 2
-    assert f"{tmp_path}/evaluation.png: there already" in err
+    assert f"{tmp_path}/evaluation.png: exists" in err
     assert contents(tmp_path).keys() == {"evaluation.png", *(f"photos/{n}.png" for n in range(3))}
 
 
@@ -191,7 +191,7 @@ def test_a_night_leaves_an_index_of_the_user(tmp_path, caplog):
     index.write_bytes(MINE)
     assert leave_page(place, summary | {"began": "2026-03-04T22:30:00"}) == place.uri("night-2026-03-04T223000.html")
     assert index.read_bytes() == MINE
-    assert f"{index}: there already" in caplog.text
+    assert f"{index}: exists" in caplog.text
 
 
 @pytest.mark.parametrize("mine", ["latents/part-00000.txt", "notes.txt"])

@@ -32,10 +32,10 @@ def test_what_was_written_is_replaced_and_nothing_else(any_url, names):
 
     # Changed by the user, to something as long.
     place.write(names[1], b"mine!")
-    with pytest.raises(ConfigError, match=rf"{place.uri(names[1])}: there already, and not what .*--overwrite"):
+    with pytest.raises(ConfigError, match=rf"{place.uri(names[1])}: exists, and imagemill did not write it .*--overwrite"):
         fill(place, names)
     place.write("new.png", b"mine")
-    with pytest.raises(ConfigError, match=rf"{place.uri('new.png')}: there"):
+    with pytest.raises(ConfigError, match=rf"{place.uri('new.png')}: exists"):
         fill(place, ["new.png", *names[2:]])
     assert place.read(names[0]) == b"again"
     fill(place, names, b"last", overwrite=True)
@@ -100,7 +100,7 @@ def test_what_is_no_plain_file_stays(tmp_path, make):
     else:
         there.symlink_to(original if make == "link" else tmp_path / "nowhere")
     before = os.lstat(there)
-    with pytest.raises(ConfigError, match=r"a.png(: there already| is a folder)"):
+    with pytest.raises(ConfigError, match=r"a.png(: exists| is a folder)"):
         fill(Store(str(there.parent)), ["a.png"])
     assert os.lstat(there) == before
 
