@@ -20,6 +20,7 @@ from pipeline.errors import ConfigError
 from pipeline.output.verify import verify
 from pipeline.plan import references
 from pipeline.run import run
+from pipeline.schema import new_run_id
 from pipeline.sources import find, input_of, listing
 from pipeline.sources.reading import MAX_FILE_BYTES, SHARD_TRIES, ReadError, Reading
 from pipeline.sources.source import Listed, SourceConfig
@@ -135,6 +136,8 @@ def test_a_shard_that_was_damaged_while_it_was_listed_is_listed_again(tmp_path, 
     etags = ["0" * 32, *table["etag"].to_pylist()[1:]]
     damaged = table.set_column(table.schema.get_field_index("etag"), "etag", pa.array(etags))
     pq.write_table(damaged.replace_schema_metadata(table.schema.metadata), index)
+    # A run that was killed after it had listed its input left this.
+    Store(str(tmp_path / "out")).write(f"runs/{new_run_id()}/config.yaml", b"task: denoise\n")
     assert run(config)["reasons"] == {"ShardChanged": 1}
     record = run(config)
     assert (record["ok"], record["rejected"], record["done_before"]) == (1, 0, 2)
