@@ -100,8 +100,11 @@ def test_process_reads_names_alike_in_any_locale(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_process_hears_signals_while_it_imports(number: signal.Signals) -> None:
     """A signal in the first second, while modules are imported, is one line and exit 130."""
+    # A suite that was started by `nohup`, or in the background, hands on that signals are ignored.
+    default = "default_int_handler" if number == signal.SIGINT else "SIG_DFL"
     code = (
-        "import builtins, signal\nfrom jobs.__main__ import main\nbefore = builtins.__import__\n"
+        f"import builtins, signal\nsignal.signal({int(number)}, signal.{default})\n"
+        "from jobs.__main__ import main\nbefore = builtins.__import__\n"
         "def late(name, *rest):\n    if name == 'jobs.process':\n"
         f"        signal.raise_signal({int(number)})\n    return before(name, *rest)\n"
         "builtins.__import__ = late\nmain()\n"
