@@ -133,7 +133,7 @@ def test_a_damaged_payload_is_named_and_never_decoded(tmp_path, crops):
     assert (len(seen.problems), seen.latents) == (2, 1)
     with pytest.raises(VerificationError, match=r"[01]\.png"):
         decode_output(Store(str(output)), Store(str(dest)))
-    assert [p.name for p in dest.iterdir()] == ["2.png"]
+    assert [p.name for p in dest.glob("*.png")] == ["2.png"]
 
 
 def test_the_images_of_a_damaged_part_are_made_again_once_it_is_moved_away(tmp_path, crops):

@@ -17,6 +17,7 @@ from pipeline.output.snapshot import snapshot
 from pipeline.output.verify import verify
 from pipeline.resolve import plan_of, resolve
 from pipeline.run import run
+from pipeline.schema import new_run_id
 from pipeline.storage import Store
 from pipeline.store_failures import reason
 
@@ -195,7 +196,7 @@ def test_limits_and_rejects(tmp_path, crops):
         run(config.model_copy(update={"max_pixels": 4000, "max_reject_fraction": 0.1}))
     tiny = [r for r in rows(output, "rejects") if r["error_class"] == "TooManyPixels"]
     assert tiny
-    assert "over the limit" in tiny[0]["error"]
+    assert "over max_pixels=4000" in tiny[0]["error"]
     # What was committed before the verdict stays committed.
     assert len(rows(output)) + len(rows(output, "rejects")) == 14
 
@@ -223,7 +224,9 @@ def test_an_output_that_cannot_be_written(tmp_path, crops):
 def test_what_a_disk_raises_in_a_run_ends_it_as_its_record_says(tmp_path, crops):
     (tmp_path / "in").mkdir()
     Image.fromarray(crops[0]).save(tmp_path / "in/a.png")
-    Store(str(tmp_path / "out")).write("checkpoints", b"a file in the way of a folder")
+    output = Store(str(tmp_path / "out"))
+    output.write(f"runs/{new_run_id()}/config.yaml", b"of an earlier run: the place is an OUTPUT")
+    output.write("checkpoints", b"a file in the way of a folder")
     record = {}
     with pytest.raises(StorageError) as error:
         run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out")), record)
