@@ -189,9 +189,9 @@ def test_a_kill_between_weights_and_card_is_mended_where_a_training_takes_the_pl
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "write_card", killed)
         with pytest.raises(KeyboardInterrupt):
-            train(config)
+            train(config, overwrite=True)
     assert checkpoint.read_card(place) == first
-    card = train(config)
+    card = train(config, overwrite=True)
     assert card.training["init_sha256"] == first.sha256
     checkpoint.read_weights(place, card)
     assert train(config) == card
