@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 BUSY = (429, 503)
 """HTTP statuses that ask for a later request."""
 PAUSE_SECONDS = 60.0
-"""The longest single wait, whatever a server asks for."""
+"""The longest single wait, even if a server asks for a longer one."""
 PATIENCE_SECONDS = 120.0
 """For a server that answers nothing else: then each request is made once, and its refusal is final for this run."""
 FIRST_SECONDS = 0.5

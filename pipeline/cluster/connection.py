@@ -105,8 +105,8 @@ def address_of(asked: str | None) -> str | None:
 def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None]:
     """Ray for the time of a `with`. A Ray that this process already has is used and left as it is.
 
-    A Ray of our own has no dashboard, and all its ports listen on the loopback address alone. Its end takes a second or
-    more: it goes on beside what comes after the `with`, and the next Ray, or the end of the process, waits for it.
+    A Ray of our own has no dashboard, and all its ports listen on the loopback address alone. Ending Ray takes
+    a second or more: it continues in a thread after the `with`, and the next Ray, or the end of the process, waits for it.
     """
     ensure_token()
     import ray
