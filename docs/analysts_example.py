@@ -14,10 +14,10 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
-from jobs.decode import decode_output
-from pipeline import read_latents
-from pipeline.output.names import decoded_name
-from pipeline.storage import Store
+from imagemill.jobs.decode import decode_output
+from imagemill.pipeline import read_latents
+from imagemill.pipeline.output.names import decoded_name
+from imagemill.pipeline.storage import Store
 
 
 def luma(path: Path) -> np.ndarray:

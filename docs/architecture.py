@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import FancyBboxPatch
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = "imagemill."
 PICTURE = ROOT / "docs/architecture.svg"
 FLOORS = {"jobs": "#dbe7f3", "pipeline": "#e3f0dc", "models": "#f6e8d6"}
 """From the top down, with their colours; each may import from those below."""
@@ -46,9 +47,9 @@ def imports() -> dict[str, set[str]]:
 def names_in(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from (alias.name.removeprefix(PACKAGE) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
+            yield node.module.removeprefix(PACKAGE)
 
 
 def within(floor: str) -> dict[str, set[str]]:

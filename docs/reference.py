@@ -9,11 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jobs.evaluations.evaluation import EvaluateConfig
-from jobs.nightly import NightlyConfig
-from jobs.training.config import TrainConfig
-from models.tasks import TASKS
-from pipeline.config import RunConfig
+from imagemill.jobs.evaluations.evaluation import EvaluateConfig
+from imagemill.jobs.nightly import NightlyConfig
+from imagemill.jobs.training.config import TrainConfig
+from imagemill.models.tasks import TASKS
+from imagemill.pipeline.config import RunConfig
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = {"run": RunConfig, "nightly": NightlyConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
@@ -21,7 +21,7 @@ CONFIGS = {"run": RunConfig, "nightly": NightlyConfig, "train": TrainConfig, "ev
 
 def cli() -> str:
     """The help of all commands as Markdown, by typer."""
-    command = [sys.executable, "-m", "typer", "jobs.cli", "utils", "docs", "--name", "imagemill"]
+    command = [sys.executable, "-m", "typer", "imagemill.jobs.cli", "utils", "docs", "--name", "imagemill"]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return "<!-- by docs/reference.py -->\n" + "\n".join(line.rstrip() for line in said.splitlines()).strip() + "\n"
 

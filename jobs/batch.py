@@ -6,20 +6,20 @@ from typing import Any
 
 from rich.table import Table
 
-from jobs.console import console, number
-from pipeline.cluster.connection import address_of, connected
-from pipeline.cluster.nodes import nodes_without_cuda
-from pipeline.cluster.pool import WITHOUT_CUDA, free_of, free_resources, nodes_with_room, pool_for, room_for
-from pipeline.cluster.progress import ON_CPU
-from pipeline.config import RunConfig
-from pipeline.errors import Interrupted
-from pipeline.output.committed import last_records
-from pipeline.progress import clock
-from pipeline.resolve import check_ends, check_model, plan_of, resolve
-from pipeline.run import run
-from pipeline.sources.excluded import EXCLUDED
-from pipeline.sources.folder import OTHER
-from pipeline.storage import Store
+from imagemill.jobs.console import console, number
+from imagemill.pipeline.cluster.connection import address_of, connected
+from imagemill.pipeline.cluster.nodes import nodes_without_cuda
+from imagemill.pipeline.cluster.pool import WITHOUT_CUDA, free_of, free_resources, nodes_with_room, pool_for, room_for
+from imagemill.pipeline.cluster.progress import ON_CPU
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.errors import Interrupted
+from imagemill.pipeline.output.committed import last_records
+from imagemill.pipeline.progress import clock
+from imagemill.pipeline.resolve import check_ends, check_model, plan_of, resolve
+from imagemill.pipeline.run import run
+from imagemill.pipeline.sources.excluded import EXCLUDED
+from imagemill.pipeline.sources.folder import OTHER
+from imagemill.pipeline.storage import Store
 
 log = logging.getLogger("imagemill.run")
 SHOWN_KINDS = 5

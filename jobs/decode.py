@@ -8,26 +8,26 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from jobs.console import console, number
-from jobs.inspect import check_exists
-from models.objectives.compress import decode_latent
-from pipeline.errors import ConfigError, VerificationError, first_of
-from pipeline.images.pixels import encode_rgb
-from pipeline.output.clashes import clashing
-from pipeline.output.committed import run_ids, run_records
-from pipeline.output.exports import state_of
-from pipeline.output.latents import latent_rows, upright_size
-from pipeline.output.names import decoded_name, renamed
-from pipeline.output.origins import is_same
-from pipeline.output.ownership import FOLDERS
-from pipeline.output.snapshot import Snapshot
-from pipeline.output.values import LATENT_COLUMNS, Coders, check_latents, symbols_in
-from pipeline.output.written import Written
-from pipeline.progress import with_progress
-from pipeline.schema import LATENT_KEPT, LatentError
-from pipeline.sources import manifest, tar
-from pipeline.sources.web import WEB
-from pipeline.storage import Store
+from imagemill.jobs.console import console, number
+from imagemill.jobs.inspect import check_exists
+from imagemill.models.objectives.compress import decode_latent
+from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
+from imagemill.pipeline.images.pixels import encode_rgb
+from imagemill.pipeline.output.clashes import clashing
+from imagemill.pipeline.output.committed import run_ids, run_records
+from imagemill.pipeline.output.exports import state_of
+from imagemill.pipeline.output.latents import latent_rows, upright_size
+from imagemill.pipeline.output.names import decoded_name, renamed
+from imagemill.pipeline.output.origins import is_same
+from imagemill.pipeline.output.ownership import FOLDERS
+from imagemill.pipeline.output.snapshot import Snapshot
+from imagemill.pipeline.output.values import LATENT_COLUMNS, Coders, check_latents, symbols_in
+from imagemill.pipeline.output.written import Written
+from imagemill.pipeline.progress import with_progress
+from imagemill.pipeline.schema import LATENT_KEPT, LatentError
+from imagemill.pipeline.sources import manifest, tar
+from imagemill.pipeline.sources.web import WEB
+from imagemill.pipeline.storage import Store
 
 DECODED_AT_A_TIME = 32
 ANNOUNCED_AT_A_TIME = 4096

@@ -11,23 +11,23 @@ import torch
 from PIL import Image
 from rich.table import Table
 
-from jobs.console import console
-from jobs.failures import show_failures
-from jobs.inspect import rows_of
-from jobs.paintings import PAINTINGS
-from models.damage import lost_strokes
-from models.metrics import psnr_db
-from models.resizing import within_side
-from pipeline.cluster.connection import connected
-from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
-from pipeline.images.pixels import decode, encode_rgb
-from pipeline.output.committed import config_of, run_ids
-from pipeline.output.origins import is_same
-from pipeline.output.written import Written
-from pipeline.reports.sheets import Tile, contact_sheet
-from pipeline.run import run
-from pipeline.storage import Store
+from imagemill.jobs.console import console
+from imagemill.jobs.failures import show_failures
+from imagemill.jobs.inspect import rows_of
+from imagemill.jobs.paintings import PAINTINGS
+from imagemill.models.damage import lost_strokes
+from imagemill.models.metrics import psnr_db
+from imagemill.models.resizing import within_side
+from imagemill.pipeline.cluster.connection import connected
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.images.pixels import decode, encode_rgb
+from imagemill.pipeline.output.committed import config_of, run_ids
+from imagemill.pipeline.output.origins import is_same
+from imagemill.pipeline.output.written import Written
+from imagemill.pipeline.reports.sheets import Tile, contact_sheet
+from imagemill.pipeline.run import run
+from imagemill.pipeline.storage import Store
 
 PHOTOS = (
     "astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "clock_motion.png", "coffee.png", "coins.png",

@@ -8,13 +8,13 @@ import pyarrow.compute as pc
 from rich.table import Table
 from rich.text import Text
 
-from jobs.console import console, number
-from jobs.search import SIDE, comparable, pictures_of, raise_damaged, shortened
-from jobs.tables import encoded, table_target
-from jobs.target import target_of
-from pipeline.output.neighbours import links, near_groups
-from pipeline.reports.sheets import Tile, contact_sheet
-from pipeline.storage import Store
+from imagemill.jobs.console import console, number
+from imagemill.jobs.search import SIDE, comparable, pictures_of, raise_damaged, shortened
+from imagemill.jobs.tables import encoded, table_target
+from imagemill.jobs.target import target_of
+from imagemill.pipeline.output.neighbours import links, near_groups
+from imagemill.pipeline.reports.sheets import Tile, contact_sheet
+from imagemill.pipeline.storage import Store
 
 ROW = ["image_id", "rel_path", "source_uri", "content_sha256", "orig_width", "orig_height"]
 SHOWN_GROUPS, SHOWN_COPIES = 50, 6

@@ -6,18 +6,18 @@ from typing import Any
 
 from rich.table import Table
 
-from jobs.console import console, number
-from jobs.evaluations import EVALUATIONS
-from jobs.evaluations.digits import evaluate_digits
-from jobs.evaluations.evaluation import EvaluateConfig, Evaluation, Line, Measured
-from models import checkpoint as checkpoints
-from models.tasks import TASKS
-from pipeline.cluster.connection import connected
-from pipeline.config import validate
-from pipeline.errors import ConfigError
-from pipeline.output.written import Written
-from pipeline.run import versions
-from pipeline.storage import Store
+from imagemill.jobs.console import console, number
+from imagemill.jobs.evaluations import EVALUATIONS
+from imagemill.jobs.evaluations.digits import evaluate_digits
+from imagemill.jobs.evaluations.evaluation import EvaluateConfig, Evaluation, Line, Measured
+from imagemill.models import checkpoint as checkpoints
+from imagemill.models.tasks import TASKS
+from imagemill.pipeline.cluster.connection import connected
+from imagemill.pipeline.config import validate
+from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.output.written import Written
+from imagemill.pipeline.run import versions
+from imagemill.pipeline.storage import Store
 
 FILES = ("evaluation.json", "evaluation.png")
 

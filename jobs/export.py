@@ -13,25 +13,25 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.console import console, number
-from jobs.decode import OF_EXPORT
-from jobs.export_formats import FORMATS, check_format
-from jobs.inspect import check_exists
-from jobs.removed import Sources, sources_of
-from models import checkpoint as checkpoints
-from models.likeness import features, whitening_of_photos
-from models.narrow import present
-from models.pooling import POOLS
-from pipeline.errors import ConfigError, VerificationError, first_of
-from pipeline.output.exports import LATENTS, MANIFEST, UNFINISHED
-from pipeline.output.kept import checkpoint_folder
-from pipeline.output.lease import FOLDER as LEASE
-from pipeline.output.lease import Lease
-from pipeline.output.snapshot import Snapshot, nothing_whole, snapshot
-from pipeline.output.values import Coders, Latents, check_latents, latent_batches, vectors
-from pipeline.progress import with_progress
-from pipeline.schema import LATENT_KEPT, LATENT_ZERO_POINT
-from pipeline.storage import Store
+from imagemill.jobs.console import console, number
+from imagemill.jobs.decode import OF_EXPORT
+from imagemill.jobs.export_formats import FORMATS, check_format
+from imagemill.jobs.inspect import check_exists
+from imagemill.jobs.removed import Sources, sources_of
+from imagemill.models import checkpoint as checkpoints
+from imagemill.models.likeness import features, whitening_of_photos
+from imagemill.models.narrow import present
+from imagemill.models.pooling import POOLS
+from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
+from imagemill.pipeline.output.exports import LATENTS, MANIFEST, UNFINISHED
+from imagemill.pipeline.output.kept import checkpoint_folder
+from imagemill.pipeline.output.lease import FOLDER as LEASE
+from imagemill.pipeline.output.lease import Lease
+from imagemill.pipeline.output.snapshot import Snapshot, nothing_whole, snapshot
+from imagemill.pipeline.output.values import Coders, Latents, check_latents, latent_batches, vectors
+from imagemill.pipeline.progress import with_progress
+from imagemill.pipeline.schema import LATENT_KEPT, LATENT_ZERO_POINT
+from imagemill.pipeline.storage import Store
 
 log = logging.getLogger("imagemill.export")
 PART_BYTES = 128_000_000

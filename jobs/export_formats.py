@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from models.checkpoint import finite
-from pipeline.errors import ConfigError
-from pipeline.storage import Store
+from imagemill.models.checkpoint import finite
+from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.storage import Store
 
 VECTORS = ("latent", "embedding")
 ROW_GROUP_BYTES = 32_000_000

@@ -4,13 +4,13 @@ import pyarrow as pa
 from rich.table import Table
 from rich.text import Text
 
-from jobs.console import console, number
-from jobs.inspect import check_exists
-from jobs.tables import encoded, table_target
-from pipeline.images.readers.opened import DAMAGED_IMAGE
-from pipeline.output.rejects import grouped, waiting_rejects
-from pipeline.sources.web import without_secrets
-from pipeline.storage import Store
+from imagemill.jobs.console import console, number
+from imagemill.jobs.inspect import check_exists
+from imagemill.jobs.tables import encoded, table_target
+from imagemill.pipeline.images.readers.opened import DAMAGED_IMAGE
+from imagemill.pipeline.output.rejects import grouped, waiting_rejects
+from imagemill.pipeline.sources.web import without_secrets
+from imagemill.pipeline.storage import Store
 
 COLUMNS = ["image_id", "source_uri", "rel_path", "stage", "error_class", "error", "transient", "attempts", "run_id"]
 

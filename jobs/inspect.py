@@ -4,16 +4,16 @@ from typing import Any
 
 from rich.table import Table
 
-from jobs.console import console, number
-from pipeline.errors import ConfigError, StorageError, VerificationError
-from pipeline.output.committed import run_ids, run_records
-from pipeline.output.exports import MANIFEST, UNFINISHED
-from pipeline.output.lease import BEAT_SECONDS, LIFETIME_SECONDS, holder_of, living_holder, newest_fence
-from pipeline.output.rejects import waiting_rejects
-from pipeline.output.snapshot import snapshot
-from pipeline.output.verify import verify
-from pipeline.storage import Store
-from pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.jobs.console import console, number
+from imagemill.pipeline.errors import ConfigError, StorageError, VerificationError
+from imagemill.pipeline.output.committed import run_ids, run_records
+from imagemill.pipeline.output.exports import MANIFEST, UNFINISHED
+from imagemill.pipeline.output.lease import BEAT_SECONDS, LIFETIME_SECONDS, holder_of, living_holder, newest_fence
+from imagemill.pipeline.output.rejects import waiting_rejects
+from imagemill.pipeline.output.snapshot import snapshot
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
 FOLDERS = ("runs", "results", "rejects")
 """Of an OUTPUT: one of them at least is there."""

@@ -1,4 +1,4 @@
-"""Fit the whitening that comes with the product. Run: python -m jobs.likeness_fit FOLDER …"""
+"""Fit the whitening that comes with the product. Run: python -m imagemill.jobs.likeness_fit FOLDER …"""
 
 import sys
 from pathlib import Path
@@ -8,10 +8,10 @@ import safetensors.numpy
 import torch
 from PIL import Image
 
-from models import checkpoint as checkpoints
-from models.likeness import WHITENING, features, whitening_of
-from models.objectives.compress import latents_of
-from pipeline.output.values import dequantise
+from imagemill.models import checkpoint as checkpoints
+from imagemill.models.likeness import WHITENING, features, whitening_of
+from imagemill.models.objectives.compress import latents_of
+from imagemill.pipeline.output.values import dequantise
 
 STEP = 26.0
 

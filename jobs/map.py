@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jobs.console import console, number
-from jobs.search import comparable, raise_damaged
-from jobs.target import Target
-from pipeline.progress import with_progress
-from pipeline.reports.atlas import Atlas, atlas
-from pipeline.reports.page import TEMPLATES, data_url, draw
-from pipeline.reports.thumbnails import thumbnails
-from pipeline.storage import Store
+from imagemill.jobs.console import console, number
+from imagemill.jobs.search import comparable, raise_damaged
+from imagemill.jobs.target import Target
+from imagemill.pipeline.progress import with_progress
+from imagemill.pipeline.reports.atlas import Atlas, atlas
+from imagemill.pipeline.reports.page import TEMPLATES, data_url, draw
+from imagemill.pipeline.reports.thumbnails import thumbnails
+from imagemill.pipeline.storage import Store
 
 ROW = ["image_id", "rel_path", "orig_width", "orig_height", "psnr_db", "bits_per_pixel"]
 SIDE, QUALITY = 96, 70

@@ -8,11 +8,11 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
-from pipeline.errors import ConfigError, Deadline
-from pipeline.output.written import Written
-from pipeline.reports.page import draw
-from pipeline.storage import Store, split_scheme
-from pipeline.store_failures import reason
+from imagemill.pipeline.errors import ConfigError, Deadline
+from imagemill.pipeline.output.written import Written
+from imagemill.pipeline.reports.page import draw
+from imagemill.pipeline.storage import Store, split_scheme
+from imagemill.pipeline.store_failures import reason
 
 log = logging.getLogger("imagemill.nightly")
 EARLIER = 30

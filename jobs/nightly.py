@@ -20,13 +20,13 @@ from typing import Any
 from pydantic import Field, field_validator
 from rich.table import Table
 
-from jobs.console import console
-from jobs.night_page import leave_page
-from jobs.stats import drift, moments_of_run
-from models.checkpoint import CheckpointError
-from pipeline.cluster.connection import one_ray
-from pipeline.config import RunConfig, Strict, read_yaml, validate
-from pipeline.errors import (
+from imagemill.jobs.console import console
+from imagemill.jobs.night_page import leave_page
+from imagemill.jobs.stats import drift, moments_of_run
+from imagemill.models.checkpoint import CheckpointError
+from imagemill.pipeline.cluster.connection import one_ray
+from imagemill.pipeline.config import RunConfig, Strict, read_yaml, validate
+from imagemill.pipeline.errors import (
     ConfigError,
     Deadline,
     Failure,
@@ -36,12 +36,12 @@ from pipeline.errors import (
     StorageError,
     first_of,
 )
-from pipeline.output.committed import last_records
-from pipeline.resolve import task_of
-from pipeline.run import run
-from pipeline.signals import LATER_SECONDS, raisable
-from pipeline.storage import Store
-from pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.pipeline.output.committed import last_records
+from imagemill.pipeline.resolve import task_of
+from imagemill.pipeline.run import run
+from imagemill.pipeline.signals import LATER_SECONDS, raisable
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill.nightly")
 DATE = "{date}"

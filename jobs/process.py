@@ -10,15 +10,15 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import IO, NoReturn
 
-from jobs.cli import app
-from jobs.streams import lasting
-from models.checkpoint import CheckpointError
-from pipeline.cluster.connection import ensure_token, wait_for_end
-from pipeline.cluster.contact import contact
-from pipeline.errors import ConfigError, Deadline, Failure, Interrupted, RunFailed, StorageError
-from pipeline.logs import as_json, configure
-from pipeline.signals import ENDING, again, raisable
-from pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.jobs.cli import app
+from imagemill.jobs.streams import lasting
+from imagemill.models.checkpoint import CheckpointError
+from imagemill.pipeline.cluster.connection import ensure_token, wait_for_end
+from imagemill.pipeline.cluster.contact import contact
+from imagemill.pipeline.errors import ConfigError, Deadline, Failure, Interrupted, RunFailed, StorageError
+from imagemill.pipeline.logs import as_json, configure
+from imagemill.pipeline.signals import ENDING, again, raisable
+from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill")
 

@@ -7,14 +7,14 @@ from typing import Any
 from rich.table import Table
 from torchinfo import summary
 
-from jobs.console import console, number
-from jobs.evaluate import text
-from models import checkpoint as checkpoints
-from models.architectures import ARCHITECTURES
-from models.autoencoder import Autoencoder
-from models.objectives import OBJECTIVES
-from models.tasks import TASKS
-from pipeline.storage import StorageConfig
+from imagemill.jobs.console import console, number
+from imagemill.jobs.evaluate import text
+from imagemill.models import checkpoint as checkpoints
+from imagemill.models.architectures import ARCHITECTURES
+from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.objectives import OBJECTIVES
+from imagemill.models.tasks import TASKS
+from imagemill.pipeline.storage import StorageConfig
 
 SPOKEN = ("set", "headline", "table")
 """Keys of a metrics entry that have a place of their own."""

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, StorageError
-from pipeline.output.committed import config_of, run_ids, run_records
-from pipeline.output.snapshot import identities
-from pipeline.schema import image_id
-from pipeline.sources import input_of, listing
-from pipeline.sources.source import Listed
-from pipeline.storage import Store
-from pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.errors import ConfigError, StorageError
+from imagemill.pipeline.output.committed import config_of, run_ids, run_records
+from imagemill.pipeline.output.snapshot import identities
+from imagemill.pipeline.schema import image_id
+from imagemill.pipeline.sources import input_of, listing
+from imagemill.pipeline.sources.source import Listed
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """The report of a run, made anew."""
 
-from jobs.console import console
-from jobs.inspect import check_exists
-from pipeline.errors import StorageError
-from pipeline.output.committed import run_ids
-from pipeline.reports.report import make_report
-from pipeline.storage import Store
+from imagemill.jobs.console import console
+from imagemill.jobs.inspect import check_exists
+from imagemill.pipeline.errors import StorageError
+from imagemill.pipeline.output.committed import run_ids
+from imagemill.pipeline.reports.report import make_report
+from imagemill.pipeline.storage import Store
 
 
 def remake(output: Store, run_id: str | None) -> None:

@@ -4,17 +4,17 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from jobs.console import console, number
-from jobs.inspect import check_exists
-from jobs.target import target_of
-from models.resizing import within_side
-from pipeline.errors import ConfigError, VerificationError, first_of
-from pipeline.images.pixels import MAX_PIXELS
-from pipeline.output.exemplars import read_image
-from pipeline.output.neighbours import Collection, collection, nearest
-from pipeline.reports.sheets import Tile, contact_sheet
-from pipeline.reports.thumbnails import thumbnails
-from pipeline.storage import Store
+from imagemill.jobs.console import console, number
+from imagemill.jobs.inspect import check_exists
+from imagemill.jobs.target import target_of
+from imagemill.models.resizing import within_side
+from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
+from imagemill.pipeline.images.pixels import MAX_PIXELS
+from imagemill.pipeline.output.exemplars import read_image
+from imagemill.pipeline.output.neighbours import Collection, collection, nearest
+from imagemill.pipeline.reports.sheets import Tile, contact_sheet
+from imagemill.pipeline.reports.thumbnails import thumbnails
+from imagemill.pipeline.storage import Store
 
 ROW = ["image_id", "rel_path", "source_uri", "orig_width", "orig_height"]
 SIDE, ACROSS, LETTERS = 256, 4, 28

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 from rich.table import Table
 
-from jobs.console import console, number
-from jobs.inspect import check_exists
-from pipeline.errors import ConfigError
-from pipeline.output.committed import each_part, part_paths
-from pipeline.output.snapshot import snapshot
-from pipeline.output.values import Coders, check_latents, latent_batches
-from pipeline.progress import with_progress
-from pipeline.storage import Store
+from imagemill.jobs.console import console, number
+from imagemill.jobs.inspect import check_exists
+from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.output.committed import each_part, part_paths
+from imagemill.pipeline.output.snapshot import snapshot
+from imagemill.pipeline.output.values import Coders, check_latents, latent_batches
+from imagemill.pipeline.progress import with_progress
+from imagemill.pipeline.storage import Store
 
 SHOWN_RUNS, SHOWN_CHANNELS = 10, 8
 

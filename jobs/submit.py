@@ -15,12 +15,12 @@ import yaml
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from pipeline.cluster.connection import runtime_env
-from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, Interrupted, RunFailed
-from pipeline.schema import new_run_id
-from pipeline.storage import StorageConfig, Store
-from pipeline.store_failures import STORE_FAILURES
+from imagemill.pipeline.cluster.connection import runtime_env
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.errors import ConfigError, Interrupted, RunFailed
+from imagemill.pipeline.schema import new_run_id
+from imagemill.pipeline.storage import StorageConfig, Store
+from imagemill.pipeline.store_failures import STORE_FAILURES
 
 log = logging.getLogger("imagemill.submit")
 LOCAL_DASHBOARD = "http://127.0.0.1:8265"
@@ -82,7 +82,7 @@ def entrypoint(config: RunConfig, run_id: str) -> str:
     """The shell command of a run; its config is its standard input, so that nothing has to lie on the cluster."""
     values = config.model_dump(mode="json", exclude_defaults=True, exclude={"address"})
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    return f"exec python -m jobs run --run-id {run_id} -c /dev/stdin <<'END-{run_id}'\n{text}END-{run_id}"
+    return f"exec python -m imagemill run --run-id {run_id} -c /dev/stdin <<'END-{run_id}'\n{text}END-{run_id}"
 
 
 def client_of(address: str | None, insecure: bool) -> Client:

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from jobs.target import Target, target_of
-from pipeline.errors import ConfigError
+from imagemill.jobs.target import Target, target_of
+from imagemill.pipeline.errors import ConfigError
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from pipeline.errors import ConfigError
-from pipeline.output.written import Written
-from pipeline.storage import Store
+from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.output.written import Written
+from imagemill.pipeline.storage import Store
 
 
 class Target:

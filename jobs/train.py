@@ -15,28 +15,28 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchTrainer
 from torch import Tensor
 
-from jobs.console import number
-from jobs.training.config import TrainConfig
-from jobs.training.crops import Images, crops_of, images_of, inputs_of, kept_images, middle_crops
-from jobs.training.curves import CURVES, SAMPLES, draw_curves, samples_of
-from jobs.training.learn import Course, Diverged, train_worker
-from jobs.training.metrics import METRICS
-from jobs.training.rehearsal import init_of, initial_weights, refuse_foreign, refuse_nested, rehearsed
-from jobs.training.states import Line, average_of, begin_with, best_epoch, newest_history, read_state
-from jobs.training.watch import followed
-from models import checkpoint as checkpoints
-from models.autoencoder import Autoencoder
-from models.batches import to_batch
-from models.objectives import OBJECTIVES
-from pipeline.cluster.connection import connected
-from pipeline.cluster.nodes import nodes_without_cuda
-from pipeline.cluster.pool import WITHOUT_CUDA, Nodes, node_resources
-from pipeline.config import validate
-from pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
-from pipeline.output.lease import Lease
-from pipeline.sources import Input
-from pipeline.storage import Store
-from pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.jobs.console import number
+from imagemill.jobs.training.config import TrainConfig
+from imagemill.jobs.training.crops import Images, crops_of, images_of, inputs_of, kept_images, middle_crops
+from imagemill.jobs.training.curves import CURVES, SAMPLES, draw_curves, samples_of
+from imagemill.jobs.training.learn import Course, Diverged, train_worker
+from imagemill.jobs.training.metrics import METRICS
+from imagemill.jobs.training.rehearsal import init_of, initial_weights, refuse_foreign, refuse_nested, rehearsed
+from imagemill.jobs.training.states import Line, average_of, begin_with, best_epoch, newest_history, read_state
+from imagemill.jobs.training.watch import followed
+from imagemill.models import checkpoint as checkpoints
+from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.batches import to_batch
+from imagemill.models.objectives import OBJECTIVES
+from imagemill.pipeline.cluster.connection import connected
+from imagemill.pipeline.cluster.nodes import nodes_without_cuda
+from imagemill.pipeline.cluster.pool import WITHOUT_CUDA, Nodes, node_resources
+from imagemill.pipeline.config import validate
+from imagemill.pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
+from imagemill.pipeline.output.lease import Lease
+from imagemill.pipeline.sources import Input
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill.train")
 FINISHING_IMAGES = 1500

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from models.entropy import EntropyModel
+from imagemill.models.entropy import EntropyModel
 
 
 class Autoencoder(nn.Module, ABC):

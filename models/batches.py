@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.tiling import padded
+from imagemill.models.tiling import padded
 
 
 def pad_to(image: np.ndarray, stride: int) -> np.ndarray:

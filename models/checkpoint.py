@@ -108,12 +108,12 @@ def read(name_or_url: str, storage_options: dict[str, Any] | None = None) -> tup
     """
     folder, _, name = name_or_url.rpartition("/")
     if name.startswith("vgg19") and name.endswith(".pth"):
-        from models.foreign import vgg19
+        from imagemill.models.foreign import vgg19
 
         folder = folder or ("/" if name_or_url.startswith("/") else ".")
         return vgg19(name_or_url, read_file(locate(folder), name, storage_options or {}))
     if name_or_url == "random":
-        from models.foreign import random_network
+        from imagemill.models.foreign import random_network
 
         return random_network()
     card = read_card(name_or_url, storage_options)
@@ -132,7 +132,7 @@ def build(card: Card, weights: bytes) -> Any:
     import safetensors
     import safetensors.torch
 
-    from models.architectures import ARCHITECTURES
+    from imagemill.models.architectures import ARCHITECTURES
 
     if card.architecture not in ARCHITECTURES:
         raise CheckpointError(f"architecture {card.architecture!r} is not one of {', '.join(ARCHITECTURES)}")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from models.entropy import EXACT, FRACTION_BITS, KNOWN, PASSES, PHASES, REACH, TOTAL, EntropyModel
+from imagemill.models.entropy import EXACT, FRACTION_BITS, KNOWN, PASSES, PHASES, REACH, TOTAL, EntropyModel
 
 LOG_SCALE = 16
 """Magnitudes count as 16·log2(1+|s|): their error is then much the same for small and large ones, as least squares wants."""

@@ -8,8 +8,8 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from models.architectures.perceptual import Perceptual
-from models.checkpoint import Card, CheckpointError
+from imagemill.models.architectures.perceptual import Perceptual
+from imagemill.models.checkpoint import Card, CheckpointError
 
 VGG19_SHA256 = "dcbb9e9d"
 """How the digest of torchvision's file begins; its name says so too."""

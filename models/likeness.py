@@ -14,12 +14,12 @@ import numpy as np
 import safetensors.numpy
 import torch
 
-from models.architectures.codec import Codec
-from models.autoencoder import LatentCoder
-from models.checkpoint import BUNDLED, read_file
+from imagemill.models.architectures.codec import Codec
+from imagemill.models.autoencoder import LatentCoder
+from imagemill.models.checkpoint import BUNDLED, read_file
 
 WHITENING = "likeness.safetensors"
-"""Among the bundled checkpoints; `python -m jobs.likeness_fit` makes it."""
+"""Among the bundled checkpoints; `python -m imagemill.jobs.likeness_fit` makes it."""
 LAYOUT, TEXTURE = 4, 3
 """Cells along each side."""
 FLOOR = 0.02

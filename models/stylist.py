@@ -7,11 +7,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from models.architectures.perceptual import Perceptual
-from models.autoencoder import Autoencoder
-from models.resizing import within_pixels
-from models.style import adain, content_loss, gram, moments, standardised, style_loss
-from models.tiling import tiled
+from imagemill.models.architectures.perceptual import Perceptual
+from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.resizing import within_pixels
+from imagemill.models.style import adain, content_loss, gram, moments, standardised, style_loss
+from imagemill.models.tiling import tiled
 
 TILE = 1024
 SEEN_PIXELS = 1_000_000

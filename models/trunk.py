@@ -9,8 +9,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from models.autoencoder import Autoencoder
-from models.layers import ResBlock, conv3x3
+from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.layers import ResBlock, conv3x3
 
 
 class Trunk(Autoencoder):

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.output.codes import Codes
-    from pipeline.storage import StorageConfig
+    from imagemill.pipeline.output.codes import Codes
+    from imagemill.pipeline.storage import StorageConfig
 
 
 def read_latents(
@@ -31,8 +31,8 @@ def read_latents(
 
     Raises: ConfigError for what cannot be read so; StorageError.
     """
-    from pipeline.output.codes import Codes
-    from pipeline.output.exports import state_of
-    from pipeline.storage import Store
+    from imagemill.pipeline.output.codes import Codes
+    from imagemill.pipeline.output.exports import state_of
+    from imagemill.pipeline.storage import Store
 
     return Codes(state_of(Store(place, storage), run, as_of, model, where), columns)

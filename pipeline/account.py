@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import VerificationError
-from pipeline.output.committed import KEYS, columns_of, new_parts, placed, read_part, scan, wanted
-from pipeline.output.replaced import replace_parts
-from pipeline.plan import Plan
-from pipeline.schema import SOURCE
-from pipeline.storage import Store
+from imagemill.pipeline.errors import VerificationError
+from imagemill.pipeline.output.committed import KEYS, columns_of, new_parts, placed, read_part, scan, wanted
+from imagemill.pipeline.output.replaced import replace_parts
+from imagemill.pipeline.plan import Plan
+from imagemill.pipeline.schema import SOURCE
+from imagemill.pipeline.storage import Store
 
 DOUBLES_LEVEL = 9
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.job import Job
+from imagemill.pipeline.job import Job
 
 BLOCKS_AT_ONCE = 2
 """While a block is committed the model goes on with the next."""
@@ -18,8 +18,8 @@ class Actor:
     """A Predictor and a Sink, once it is made."""
 
     def __init__(self, job: Job) -> None:
-        from pipeline.predict import Predictor
-        from pipeline.sink import Sink
+        from imagemill.pipeline.predict import Predictor
+        from imagemill.pipeline.sink import Sink
 
         self.predict = Predictor(job)
         self.sink = Sink(job, self.predict.task, self.predict.tally)

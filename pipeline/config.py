@@ -7,10 +7,10 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from pipeline.errors import ConfigError
-from pipeline.images.pixels import MAX_PIXELS, PixelConfig
-from pipeline.sources.source import SourceConfig
-from pipeline.storage import StorageConfig
+from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.images.pixels import MAX_PIXELS, PixelConfig
+from imagemill.pipeline.sources.source import SourceConfig
+from imagemill.pipeline.storage import StorageConfig
 
 Model = TypeVar("Model", bound=BaseModel)
 UNQUOTED = (bool, int, float)

@@ -13,27 +13,27 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.cluster.connection import address_of, connected
-from pipeline.cluster.contact import clean_up, while_answering
-from pipeline.cluster.nodes import missing_paths
-from pipeline.cluster.pool import PATIENCE_SECONDS, Pool, node_resources, nodes_with_room, pool_for
-from pipeline.cluster.progress import RunProgress
-from pipeline.cluster.tally import DEVICES, ETAGS, forget, peak_rss_mb
-from pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
-from pipeline.etags import etags_of
-from pipeline.output.clashes import with_clashes
-from pipeline.output.committed import SUPERSEDED, new_parts, part_paths, placed, read_parts, scan
-from pipeline.output.exemplars import keep_exemplars
-from pipeline.output.kept import keep_checkpoint
-from pipeline.output.lease import Lease
-from pipeline.output.ownership import first_mark
-from pipeline.output.snapshot import newest_rows
-from pipeline.output.verify import file_problem
-from pipeline.plan import Plan, blocks
-from pipeline.resolve import Resolved, check_model
-from pipeline.schema import LINEAGE, parquet_bytes
-from pipeline.storage import Store
-from pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.pipeline.cluster.connection import address_of, connected
+from imagemill.pipeline.cluster.contact import clean_up, while_answering
+from imagemill.pipeline.cluster.nodes import missing_paths
+from imagemill.pipeline.cluster.pool import PATIENCE_SECONDS, Pool, node_resources, nodes_with_room, pool_for
+from imagemill.pipeline.cluster.progress import RunProgress
+from imagemill.pipeline.cluster.tally import DEVICES, ETAGS, forget, peak_rss_mb
+from imagemill.pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
+from imagemill.pipeline.etags import etags_of
+from imagemill.pipeline.output.clashes import with_clashes
+from imagemill.pipeline.output.committed import SUPERSEDED, new_parts, part_paths, placed, read_parts, scan
+from imagemill.pipeline.output.exemplars import keep_exemplars
+from imagemill.pipeline.output.kept import keep_checkpoint
+from imagemill.pipeline.output.lease import Lease
+from imagemill.pipeline.output.ownership import first_mark
+from imagemill.pipeline.output.snapshot import newest_rows
+from imagemill.pipeline.output.verify import file_problem
+from imagemill.pipeline.plan import Plan, blocks
+from imagemill.pipeline.resolve import Resolved, check_model
+from imagemill.pipeline.schema import LINEAGE, parquet_bytes
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill.run")
 BYTES_PER_PART = 64_000_000
@@ -102,7 +102,7 @@ def write_all(job: Resolved, plan: Plan, shown: RunProgress, record: dict[str, A
     """
     from ray.exceptions import RayError
 
-    from pipeline.cluster.watch import NoRoom, watched
+    from imagemill.pipeline.cluster.watch import NoRoom, watched
 
     todo, want, lost = with_clashes(job.output, plan.todo), job.config.pool, False
     bytes_each = max(1, plan.bytes_todo // len(todo))
@@ -204,9 +204,9 @@ def write(
     import ray.data
     from ray._private.log import PlainRayHandler
 
-    from pipeline.actor import BLOCKS_AT_ONCE, Actor
-    from pipeline.cluster.suspects import MOST_DEATHS
-    from pipeline.job import Job
+    from imagemill.pipeline.actor import BLOCKS_AT_ONCE, Actor
+    from imagemill.pipeline.cluster.suspects import MOST_DEATHS
+    from imagemill.pipeline.job import Job
 
     # Ray Data's progress, plan lines and stack traces give way to one honest bar and one line; its log file has the last.
     context = ray.data.DataContext.get_current()

@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from models.narrow import present
-from models.tasks.task import Output, Task
-from pipeline.cluster.tally import Tally
-from pipeline.errors import OutputHeld, StorageError
-from pipeline.images.pixels import Picture, check_sides, encode_rgb, output_format, to_file, to_pillow
-from pipeline.images.readers.opened import ImageError
-from pipeline.item import Item, Rejected, unexpected
-from pipeline.job import Job
-from pipeline.output.clashes import CLASHES
-from pipeline.output.lease import newest_claim
-from pipeline.output.names import decoded_name, is_refused, output_name, renamed
-from pipeline.schema import latent_bytes, pack_latent
-from pipeline.sources.folder import is_image_name
-from pipeline.sources.web import without_secrets
-from pipeline.store_failures import reason, takes_nothing
+from imagemill.models.narrow import present
+from imagemill.models.tasks.task import Output, Task
+from imagemill.pipeline.cluster.tally import Tally
+from imagemill.pipeline.errors import OutputHeld, StorageError
+from imagemill.pipeline.images.pixels import Picture, check_sides, encode_rgb, output_format, to_file, to_pillow
+from imagemill.pipeline.images.readers.opened import ImageError
+from imagemill.pipeline.item import Item, Rejected, unexpected
+from imagemill.pipeline.job import Job
+from imagemill.pipeline.output.clashes import CLASHES
+from imagemill.pipeline.output.lease import newest_claim
+from imagemill.pipeline.output.names import decoded_name, is_refused, output_name, renamed
+from imagemill.pipeline.schema import latent_bytes, pack_latent
+from imagemill.pipeline.sources.folder import is_image_name
+from imagemill.pipeline.sources.web import without_secrets
+from imagemill.pipeline.store_failures import reason, takes_nothing
 
 log = logging.getLogger("imagemill.finish")
 HOLDER_SECONDS = 10.0

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from models.narrow import present
-from models.tasks.task import Sample
-from pipeline.images.pixels import Picture
-from pipeline.store_failures import class_of, reason
+from imagemill.models.narrow import present
+from imagemill.models.tasks.task import Sample
+from imagemill.pipeline.images.pixels import Picture
+from imagemill.pipeline.store_failures import class_of, reason
 
 
 @dataclass

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.images.pixels import PixelConfig
-from pipeline.sources import Input
-from pipeline.storage import Store
+from imagemill.pipeline.images.pixels import PixelConfig
+from imagemill.pipeline.sources import Input
+from imagemill.pipeline.storage import Store
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TextIO
 
 from pythonjsonlogger.json import JsonFormatter
 
-from pipeline.errors import ConfigError
+from imagemill.pipeline.errors import ConfigError
 
 VARIABLE = "IMAGEMILL_LOG"
 FORMATS = ("text", "json")

@@ -12,14 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.images.readers.opened import DAMAGED_IMAGE
-from pipeline.output.committed import newest_of, part_paths, rejected_of
-from pipeline.output.departed import absent_rejects
-from pipeline.progress import LOG_SECONDS
-from pipeline.schema import REFERENCE, image_id, version_of
-from pipeline.sources.source import UNREADABLE_SHARD, Found, Listed
-from pipeline.sources.web import without_secrets
-from pipeline.storage import Store
+from imagemill.pipeline.images.readers.opened import DAMAGED_IMAGE
+from imagemill.pipeline.output.committed import newest_of, part_paths, rejected_of
+from imagemill.pipeline.output.departed import absent_rejects
+from imagemill.pipeline.progress import LOG_SECONDS
+from imagemill.pipeline.schema import REFERENCE, image_id, version_of
+from imagemill.pipeline.sources.source import UNREADABLE_SHARD, Found, Listed
+from imagemill.pipeline.sources.web import without_secrets
+from imagemill.pipeline.storage import Store
 
 log = logging.getLogger("imagemill.run")
 LISTED_AT_A_TIME = 20_000

@@ -12,27 +12,27 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from models.batches import padded_size
-from models.objectives import TASK_OBJECTIVES
-from models.precision import Precision, chosen_dtype
-from models.tasks import TASKS
-from models.tasks.task import Params, SampleError
-from models.tiling import is_lost_device
-from pipeline.cluster.suspects import TRIED_BY_RUNS, Suspects
-from pipeline.cluster.tally import Tally
-from pipeline.finish import Finish
-from pipeline.images.masks import missing_in
-from pipeline.images.pixels import decode, pixels_of
-from pipeline.images.readers.opened import DAMAGED_IMAGE, ImageError
-from pipeline.item import Item, Rejected, unexpected
-from pipeline.job import Job
-from pipeline.logs import configure_actor
-from pipeline.output.exemplars import kept_exemplars
-from pipeline.output.kept import kept_model
-from pipeline.schema import LATENT_KEPT, row_schema
-from pipeline.sources.reading import ReadError, Reading
-from pipeline.sources.source import UNREADABLE_SHARD
-from pipeline.store_failures import reason
+from imagemill.models.batches import padded_size
+from imagemill.models.objectives import TASK_OBJECTIVES
+from imagemill.models.precision import Precision, chosen_dtype
+from imagemill.models.tasks import TASKS
+from imagemill.models.tasks.task import Params, SampleError
+from imagemill.models.tiling import is_lost_device
+from imagemill.pipeline.cluster.suspects import TRIED_BY_RUNS, Suspects
+from imagemill.pipeline.cluster.tally import Tally
+from imagemill.pipeline.finish import Finish
+from imagemill.pipeline.images.masks import missing_in
+from imagemill.pipeline.images.pixels import decode, pixels_of
+from imagemill.pipeline.images.readers.opened import DAMAGED_IMAGE, ImageError
+from imagemill.pipeline.item import Item, Rejected, unexpected
+from imagemill.pipeline.job import Job
+from imagemill.pipeline.logs import configure_actor
+from imagemill.pipeline.output.exemplars import kept_exemplars
+from imagemill.pipeline.output.kept import kept_model
+from imagemill.pipeline.schema import LATENT_KEPT, row_schema
+from imagemill.pipeline.sources.reading import ReadError, Reading
+from imagemill.pipeline.sources.source import UNREADABLE_SHARD
+from imagemill.pipeline.store_failures import reason
 
 log = logging.getLogger("imagemill.run")
 KEEP_DAMAGED = ", or keep it as it is with --accept-damaged"

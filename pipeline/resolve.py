@@ -6,21 +6,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from models import checkpoint as checkpoints
-from models.tasks import TASKS
-from models.tasks.task import Params, Task
-from pipeline.config import RunConfig, validate
-from pipeline.errors import ConfigError, StorageError
-from pipeline.images.pixels import LOSSY
-from pipeline.output.committed import last_records, part_paths, read_parts, run_ids, run_records
-from pipeline.output.exemplars import exemplars_of
-from pipeline.output.origins import is_same
-from pipeline.output.ownership import check_output
-from pipeline.plan import Plan, make_plan
-from pipeline.sources import Input, input_of, listing
-from pipeline.sources.web import without_secrets
-from pipeline.storage import Store
-from pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.models import checkpoint as checkpoints
+from imagemill.models.tasks import TASKS
+from imagemill.models.tasks.task import Params, Task
+from imagemill.pipeline.config import RunConfig, validate
+from imagemill.pipeline.errors import ConfigError, StorageError
+from imagemill.pipeline.images.pixels import LOSSY
+from imagemill.pipeline.output.committed import last_records, part_paths, read_parts, run_ids, run_records
+from imagemill.pipeline.output.exemplars import exemplars_of
+from imagemill.pipeline.output.origins import is_same
+from imagemill.pipeline.output.ownership import check_output
+from imagemill.pipeline.plan import Plan, make_plan
+from imagemill.pipeline.sources import Input, input_of, listing
+from imagemill.pipeline.sources.web import without_secrets
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill.run")
 
@@ -94,7 +94,7 @@ def check_model(job: Resolved) -> None:
 
     Raises: CheckpointError when its weights do not fit, or it cannot do what the parameters ask.
     """
-    from models.objectives import TASK_OBJECTIVES
+    from imagemill.models.objectives import TASK_OBJECTIVES
 
     TASK_OBJECTIVES[job.task.name].check(checkpoints.build(job.card, job.weights), job.params)
 

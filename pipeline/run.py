@@ -14,25 +14,25 @@ from typing import Any
 
 import yaml
 
-from models.tasks.task import Task
-from pipeline.account import Account, account
-from pipeline.cluster.connection import signals_wait
-from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, Deadline, Interrupted, OutputHeld, StorageError, TooManyRejects
-from pipeline.execute import committed_ids, execute, spare, stage
-from pipeline.logs import RunName
-from pipeline.output.committed import RUN_ID
-from pipeline.output.compact import compact
-from pipeline.output.departed import note_departed
-from pipeline.output.lease import Lease
-from pipeline.output.replaced import settle
-from pipeline.reports.report import leave_report
-from pipeline.resolve import Resolved, check_ends, plan_of, resolve, storage_errors
-from pipeline.schema import new_run_id
-from pipeline.sources import forget_indexes
-from pipeline.sources.source import SHARD_CHANGED
-from pipeline.storage import Store
-from pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.models.tasks.task import Task
+from imagemill.pipeline.account import Account, account
+from imagemill.pipeline.cluster.connection import signals_wait
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.errors import ConfigError, Deadline, Interrupted, OutputHeld, StorageError, TooManyRejects
+from imagemill.pipeline.execute import committed_ids, execute, spare, stage
+from imagemill.pipeline.logs import RunName
+from imagemill.pipeline.output.committed import RUN_ID
+from imagemill.pipeline.output.compact import compact
+from imagemill.pipeline.output.departed import note_departed
+from imagemill.pipeline.output.lease import Lease
+from imagemill.pipeline.output.replaced import settle
+from imagemill.pipeline.reports.report import leave_report
+from imagemill.pipeline.resolve import Resolved, check_ends, plan_of, resolve, storage_errors
+from imagemill.pipeline.schema import new_run_id
+from imagemill.pipeline.sources import forget_indexes
+from imagemill.pipeline.sources.source import SHARD_CHANGED
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill.run")
 COMMITTED = {"ok": "results", "rejected": "rejects"}

@@ -5,12 +5,12 @@ from socket import gethostname
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.tasks.task import Task
-from pipeline.cluster.tally import Tally
-from pipeline.errors import StorageError
-from pipeline.job import Job
-from pipeline.output.lease import newest_claim
-from pipeline.schema import parquet_bytes, part_name, reject_schema, result_schema
+from imagemill.models.tasks.task import Task
+from imagemill.pipeline.cluster.tally import Tally
+from imagemill.pipeline.errors import StorageError
+from imagemill.pipeline.job import Job
+from imagemill.pipeline.output.lease import newest_claim
+from imagemill.pipeline.schema import parquet_bytes, part_name, reject_schema, result_schema
 
 
 class Sink:

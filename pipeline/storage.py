@@ -18,11 +18,11 @@ from fsspec.asyn import sync as wait_for
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline import disk
-from pipeline.errors import ConfigError, StorageError
-from pipeline.etags import etags_of
-from pipeline.store_failures import Answer, busy_pause, check_length, content_md5, patiently, reason, refusal
-from pipeline.store_listing import NO_FILE, Entry, local_etag, local_files, without_markers
+from imagemill.pipeline import disk
+from imagemill.pipeline.errors import ConfigError, StorageError
+from imagemill.pipeline.etags import etags_of
+from imagemill.pipeline.store_failures import Answer, busy_pause, check_length, content_md5, patiently, reason, refusal
+from imagemill.pipeline.store_listing import NO_FILE, Entry, local_etag, local_files, without_markers
 
 log = logging.getLogger("imagemill.storage")
 SCHEMES = ("file", "s3")

@@ -23,7 +23,7 @@ from tenacity import (
     wait_exponential_jitter,
 )
 
-from pipeline.pauses import BUSY, answered, pause, retry_after
+from imagemill.pipeline.pauses import BUSY, answered, pause, retry_after
 
 log = logging.getLogger("imagemill.storage")
 STORE_FAILURES = (OSError, BotoCoreError, aiohttp.ClientError)

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from pipeline.errors import StorageError
+from imagemill.pipeline.errors import StorageError
 
 NO_FILE = "a pipe, socket or device, not a file"
 

@@ -80,7 +80,7 @@ def ray_session(rclone_url: str) -> Iterator[None]:
     It has one CPU, so that a run starts one actor: most of what a test waits for are processes that begin. Commands that
     tests start as processes of their own have all CPUs.
     """
-    from pipeline.cluster.connection import connected, ensure_token
+    from imagemill.pipeline.cluster.connection import connected, ensure_token
 
     ensure_token()
     before = dict(os.environ)

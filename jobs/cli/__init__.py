@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli import models, outputs, runs
-from pipeline.logs import VARIABLE, configure
+from imagemill.jobs.cli import models, outputs, runs
+from imagemill.pipeline.logs import VARIABLE, configure
 
 app = typer.Typer(
     no_args_is_help=True,

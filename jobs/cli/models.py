@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.options import Address, Checkpoint, Output, Overwrite, Set, Storage, merged, storage_of
+from imagemill.jobs.cli.options import Address, Checkpoint, Output, Overwrite, Set, Storage, merged, storage_of
 
 
 def train(
@@ -18,7 +18,7 @@ def train(
     set_: Set = None,
 ) -> None:
     """Train a checkpoint; the same command resumes what it left."""
-    from jobs.train import show_training
+    from imagemill.jobs.train import show_training
 
     show_training(merged(config, set_, {"input": input, "output": output, "address": address}), config, overwrite)
 
@@ -39,7 +39,7 @@ def evaluate(
     set_: Set = None,
 ) -> None:
     """Measure a model through the whole product, beside what can be had without it."""
-    from jobs.evaluate import show_evaluation
+    from imagemill.jobs.evaluate import show_evaluation
 
     flags = {"task": task, "input": input, "output": output, "checkpoint": checkpoint, "at": at}
     show_evaluation(merged(config, set_, flags), config or "command line", update_card, overwrite)
@@ -47,7 +47,7 @@ def evaluate(
 
 def list_models(context: typer.Context) -> None:
     """List the tasks, the architectures and the bundled checkpoints."""
-    from jobs.registry import show_registry
+    from imagemill.jobs.registry import show_registry
 
     if context.invoked_subcommand is None:
         show_registry()
@@ -58,13 +58,13 @@ def show_model(
     config: Storage = None,
 ) -> None:
     """Print a checkpoint's card, its layers, and what was measured on which set."""
-    from jobs.registry import show_checkpoint
+    from imagemill.jobs.registry import show_checkpoint
 
     show_checkpoint(checkpoint, storage_of(config, checkpoint))
 
 
 def demo(output: Annotated[str, typer.Argument(metavar="FOLDER")] = "demo", overwrite: Overwrite = False) -> None:
     """Run every task on photos that scikit-image carries, and draw what came out."""
-    from jobs.demo import run_demo
+    from imagemill.jobs.demo import run_demo
 
     run_demo(output, overwrite)

@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.config import RunConfig, read_yaml, set_value, validate
-from pipeline.storage import StorageConfig, Store
+from imagemill.pipeline.config import RunConfig, read_yaml, set_value, validate
+from imagemill.pipeline.storage import StorageConfig, Store
 
 Config = Annotated[str | None, typer.Option("-c", "--config", help="YAML of the run", metavar="JOB.yaml")]
 Storage = Annotated[str | None, typer.Option("-c", "--config", help="YAML with a storage block", metavar="JOB.yaml")]

@@ -4,20 +4,20 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.options import OutputArgument, Overwrite, Run, Sheet, Storage, store
-from pipeline.errors import ConfigError
+from imagemill.jobs.cli.options import OutputArgument, Overwrite, Run, Sheet, Storage, store
+from imagemill.pipeline.errors import ConfigError
 
 
 def status(output: OutputArgument, config: Storage = None) -> None:
     """What OUTPUT holds and how its last runs ended."""
-    from jobs.inspect import show_status
+    from imagemill.jobs.inspect import show_status
 
     show_status(store(output, config))
 
 
 def verify(output: OutputArgument, config: Storage = None) -> None:
     """Check OUTPUT against itself: rows, files, digests, latents, checkpoints. Exit 6 when something is wrong."""
-    from jobs.inspect import show_verified
+    from imagemill.jobs.inspect import show_verified
 
     show_verified(store(output, config))
 
@@ -32,7 +32,7 @@ def failures(
     config: Storage = None,
 ) -> None:
     """List the rejects with their reasons; `--retry` on a run does them again."""
-    from jobs.failures import show_failures
+    from imagemill.jobs.failures import show_failures
 
     show_failures(store(output, config), by_reason, export, overwrite)
 
@@ -43,7 +43,7 @@ def report(
     config: Storage = None,
 ) -> None:
     """Make the report.html of a run anew."""
-    from jobs.report import remake
+    from imagemill.jobs.report import remake
 
     remake(store(output, config), run)
 
@@ -58,7 +58,7 @@ def decode(
     config: Storage = None,
 ) -> None:
     """Turn the latents of OUTPUT, or of an export of it, back into PNG images."""
-    from jobs.decode import decode_output
+    from imagemill.jobs.decode import decode_output
 
     decode_output(store(output, config), store(dest, config), where, overwrite)
 
@@ -79,7 +79,7 @@ def export(
     config: Storage = None,
 ) -> None:
     """Write the latents of OUTPUT, as float32, and all that is known of their images, for other tools."""
-    from jobs.export import show_export
+    from imagemill.jobs.export import show_export
 
     if run and as_of:
         raise ConfigError("--run and --as-of: one of them at a time")
@@ -95,7 +95,7 @@ def stats(
     config: Storage = None,
 ) -> None:
     """Mean and deviation of each latent channel, of all rows of a run, and how far runs drifted from each other."""
-    from jobs.stats import show_stats
+    from imagemill.jobs.stats import show_stats
 
     show_stats(store(output, config), run, against)
 
@@ -112,7 +112,7 @@ def search(
     config: Storage = None,
 ) -> None:
     """Find the images of OUTPUT that are most like one, by their latents."""
-    from jobs.search import show_search
+    from imagemill.jobs.search import show_search
 
     show_search(store(output, config), image, id_, k, sheet, overwrite)
 
@@ -132,7 +132,7 @@ def duplicates(
     config: Storage = None,
 ) -> None:
     """Find the images of OUTPUT that are copies of each other: resized, recompressed, cropped, mirrored."""
-    from jobs.duplicates import show_duplicates
+    from imagemill.jobs.duplicates import show_duplicates
 
     show_duplicates(store(output, config), threshold, export, sheet, overwrite)
 
@@ -145,6 +145,6 @@ def map_(
     config: Storage = None,
 ) -> None:
     """Draw the images of OUTPUT as a map in one HTML page: clusters, outliers, thumbnails."""
-    from jobs.map import write_map
+    from imagemill.jobs.map import write_map
 
     write_map(store(output, config), page, method, overwrite)

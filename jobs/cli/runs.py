@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.options import (
+from imagemill.jobs.cli.options import (
     AcceptDamaged,
     Address,
     AllowNewInput,
@@ -22,11 +22,11 @@ from jobs.cli.options import (
     effective,
     merged,
 )
-from pipeline.config import RunConfig, validate
+from imagemill.pipeline.config import RunConfig, validate
 
 
 def batch(config: RunConfig, run_id: str | None = None) -> None:
-    from jobs.batch import run_and_show
+    from imagemill.jobs.batch import run_and_show
 
     run_and_show(config, run_id)
 
@@ -71,7 +71,7 @@ def submit(
     set_: Set = None,
 ) -> None:
     """Run a job on a Ray cluster, follow it, and end with its exit code."""
-    from jobs.submit import follow_to_end, submit_and_follow
+    from imagemill.jobs.submit import follow_to_end, submit_and_follow
 
     if resume:
         code = follow_to_end(address, insecure, resume)
@@ -96,7 +96,7 @@ def plan(
     set_: Set = None,
 ) -> None:
     """Say what a run would do, and change nothing."""
-    from jobs.batch import show_plan
+    from imagemill.jobs.batch import show_plan
 
     flags = {"input": input, "output": output, "limit": limit, "retry": retry, "reconstruct": reconstruct}
     flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
@@ -109,7 +109,7 @@ def nightly(
     set_: Set = None,
 ) -> None:
     """Run several jobs in order over what is new or changed; exit 7 when the deadline came first, 8 if a run failed too."""
-    from jobs.nightly import NightlyConfig, show_night
+    from imagemill.jobs.nightly import NightlyConfig, show_night
 
     show_night(validate(NightlyConfig, merged(config, set_, {"until": until}), config), folder=Path(config).parent)
 

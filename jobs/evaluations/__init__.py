@@ -1,12 +1,12 @@
 """Evaluations by the task that they measure. A new one is one file here and one row in this table."""
 
-from jobs.evaluations.colorize import evaluate_colorize
-from jobs.evaluations.compress import evaluate_compress
-from jobs.evaluations.denoise import evaluate_denoise
-from jobs.evaluations.evaluation import Evaluate
-from jobs.evaluations.inpaint import evaluate_inpaint
-from jobs.evaluations.stylize import evaluate_stylize
-from jobs.evaluations.upscale import evaluate_upscale
+from imagemill.jobs.evaluations.colorize import evaluate_colorize
+from imagemill.jobs.evaluations.compress import evaluate_compress
+from imagemill.jobs.evaluations.denoise import evaluate_denoise
+from imagemill.jobs.evaluations.evaluation import Evaluate
+from imagemill.jobs.evaluations.inpaint import evaluate_inpaint
+from imagemill.jobs.evaluations.stylize import evaluate_stylize
+from imagemill.jobs.evaluations.upscale import evaluate_upscale
 
 EVALUATIONS: dict[str, Evaluate] = {
     "colorize": evaluate_colorize,

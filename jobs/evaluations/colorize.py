@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from jobs.console import number
-from jobs.evaluations.evaluation import (
+from imagemill.jobs.console import number
+from imagemill.jobs.evaluations.evaluation import (
     EvaluateConfig,
     Evaluation,
     Line,
@@ -16,10 +16,10 @@ from jobs.evaluations.evaluation import (
     spread,
     through_product,
 )
-from models.metrics import psnr_db, ssim
-from models.objectives.colorize import colourfulness
-from pipeline.errors import ConfigError, VerificationError
-from pipeline.reports.sheets import Tile, contact_sheet
+from imagemill.models.metrics import psnr_db, ssim
+from imagemill.models.objectives.colorize import colourfulness
+from imagemill.pipeline.errors import ConfigError, VerificationError
+from imagemill.pipeline.reports.sheets import Tile, contact_sheet
 
 SHOWN = 6
 

@@ -8,9 +8,9 @@ from bjontegaard import bd_rate
 from matplotlib.figure import Figure
 from PIL import Image
 
-from jobs.console import number
-from jobs.decode import decode_output
-from jobs.evaluations.evaluation import (
+from imagemill.jobs.console import number
+from imagemill.jobs.decode import decode_output
+from imagemill.jobs.evaluations.evaluation import (
     EvaluateConfig,
     Evaluation,
     Line,
@@ -21,11 +21,11 @@ from jobs.evaluations.evaluation import (
     through_product,
     work_folder,
 )
-from jobs.inspect import rows_of
-from models.metrics import MS_SSIM_SIDE, ms_ssim, psnr_db, ssim
-from pipeline.images.pixels import decode
-from pipeline.output.names import decoded_name
-from pipeline.storage import Store
+from imagemill.jobs.inspect import rows_of
+from imagemill.models.metrics import MS_SSIM_SIDE, ms_ssim, psnr_db, ssim
+from imagemill.pipeline.images.pixels import decode
+from imagemill.pipeline.output.names import decoded_name
+from imagemill.pipeline.storage import Store
 
 STEPS = [18.0, 26.0, 40.0, 64.0]
 QUALITIES = (10, 20, 30, 40, 50, 60, 70, 80, 90, 95)

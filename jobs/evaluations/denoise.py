@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from jobs.console import number
-from jobs.evaluations.evaluation import (
+from imagemill.jobs.console import number
+from imagemill.jobs.evaluations.evaluation import (
     EvaluateConfig,
     Evaluation,
     Line,
@@ -21,13 +21,13 @@ from jobs.evaluations.evaluation import (
     through_product,
     work_folder,
 )
-from models import checkpoint as checkpoints
-from models.batches import pad_to, to_uint8
-from models.metrics import psnr_db, ssim
-from models.precision import Precision
-from pipeline.images.pixels import Picture, encode_image
-from pipeline.reports.sheets import Tile, contact_sheet
-from pipeline.storage import Store
+from imagemill.models import checkpoint as checkpoints
+from imagemill.models.batches import pad_to, to_uint8
+from imagemill.models.metrics import psnr_db, ssim
+from imagemill.models.precision import Precision
+from imagemill.pipeline.images.pixels import Picture, encode_image
+from imagemill.pipeline.reports.sheets import Tile, contact_sheet
+from imagemill.pipeline.storage import Store
 
 SIGMAS = [15.0, 25.0, 50.0]
 

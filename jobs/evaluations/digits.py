@@ -7,8 +7,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jobs.evaluations.compress import decoded_images
-from jobs.evaluations.evaluation import (
+from imagemill.jobs.evaluations.compress import decoded_images
+from imagemill.jobs.evaluations.evaluation import (
     EvaluateConfig,
     Evaluation,
     Line,
@@ -19,12 +19,12 @@ from jobs.evaluations.evaluation import (
     spread,
     through_product,
 )
-from jobs.inspect import rows_of
-from models import checkpoint as checkpoints
-from models.autoencoder import LatentCoder
-from models.metrics import checkerboard, psnr_db
-from pipeline.errors import ConfigError
-from pipeline.resolve import Resolved
+from imagemill.jobs.inspect import rows_of
+from imagemill.models import checkpoint as checkpoints
+from imagemill.models.autoencoder import LatentCoder
+from imagemill.models.metrics import checkerboard, psnr_db
+from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.resolve import Resolved
 
 SHOWN, SHOWN_FLAT, AMPLIFIED = 12, 4, 4
 FLAT_CODES = 1000
@@ -41,9 +41,9 @@ def evaluate_digits(config: EvaluateConfig) -> Evaluation:
     (for PCA: codes in 255 steps between the extremes that each took on the images it was fitted on, and images rounded).
     PSNR belongs to "stored".
 
-    Two figures look for the pattern that strides leave (Odena et al. 2016). "checkerboard" is that of `models.metrics`, of
-    the errors, in multiples of what white noise has. "ripple" is what varies in images decoded from codes that do not vary:
-    the code of one place of a digit, repeated; it is the decoder's own, as nothing else can vary there.
+    Two figures look for the pattern that strides leave (Odena et al. 2016). "checkerboard" is the metric of
+    `models/metrics.py`, measured on the errors, in multiples of the value of white noise. "ripple" is the variation in images
+    decoded from constant codes (the code of one place of a digit, repeated): only the decoder can have added it.
     Digits of up to four strides have none: nothing of them is far enough from the border.
     """
     configs = [config.model_copy(update={"checkpoint": name}) for name in (config.weights, *config.against)]

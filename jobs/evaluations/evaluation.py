@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from jobs.console import number
-from jobs.inspect import rows_of
-from models.metrics import SSIM_SIDE
-from models.tasks import TASKS
-from pipeline.config import RunConfig, Strict
-from pipeline.errors import ConfigError
-from pipeline.images.pixels import Picture, decode
-from pipeline.images.readers.opened import ImageError
-from pipeline.resolve import Resolved, check_ends, check_model, resolve
-from pipeline.run import run
-from pipeline.schema import image_id
-from pipeline.sources.folder import list_folder
-from pipeline.storage import StorageConfig, Store
+from imagemill.jobs.console import number
+from imagemill.jobs.inspect import rows_of
+from imagemill.models.metrics import SSIM_SIDE
+from imagemill.models.tasks import TASKS
+from imagemill.pipeline.config import RunConfig, Strict
+from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.images.pixels import Picture, decode
+from imagemill.pipeline.images.readers.opened import ImageError
+from imagemill.pipeline.resolve import Resolved, check_ends, check_model, resolve
+from imagemill.pipeline.run import run
+from imagemill.pipeline.schema import image_id
+from imagemill.pipeline.sources.folder import list_folder
+from imagemill.pipeline.storage import StorageConfig, Store
 
 
 class EvaluateConfig(Strict):

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.tri import LinearTriInterpolator, Triangulation
 from scipy.spatial import KDTree
 
-from jobs.evaluations.evaluation import (
+from imagemill.jobs.evaluations.evaluation import (
     EvaluateConfig,
     Evaluation,
     Line,
@@ -19,12 +19,12 @@ from jobs.evaluations.evaluation import (
     spread,
     through_product,
 )
-from models.metrics import psnr_db, ssim
-from models.objectives.inpaint import known_of
-from models.tasks.inpaint import InpaintParams
-from models.tasks.task import Sample
-from pipeline.errors import VerificationError
-from pipeline.reports.sheets import Tile, contact_sheet
+from imagemill.models.metrics import psnr_db, ssim
+from imagemill.models.objectives.inpaint import known_of
+from imagemill.models.tasks.inpaint import InpaintParams
+from imagemill.models.tasks.task import Sample
+from imagemill.pipeline.errors import VerificationError
+from imagemill.pipeline.reports.sheets import Tile, contact_sheet
 
 DAMAGES = {
     "random pixels 50 %": InpaintParams(missing="random", share=0.5, block=1),

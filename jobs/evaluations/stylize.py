@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from jobs.evaluations.evaluation import (
+from imagemill.jobs.evaluations.evaluation import (
     EvaluateConfig,
     Evaluation,
     Line,
@@ -15,17 +15,17 @@ from jobs.evaluations.evaluation import (
     spread,
     through_product,
 )
-from jobs.inspect import rows_of
-from models import checkpoint as checkpoints
-from models.batches import to_batch
-from models.narrow import narrow
-from models.objectives import TASK_OBJECTIVES
-from models.resizing import within_side
-from models.stylist import Stylist
-from models.tasks.stylize import FITS, GATYS_SIDE, StylizeParams
-from pipeline.errors import ConfigError
-from pipeline.images.pixels import decode
-from pipeline.reports.sheets import Tile, contact_sheet
+from imagemill.jobs.inspect import rows_of
+from imagemill.models import checkpoint as checkpoints
+from imagemill.models.batches import to_batch
+from imagemill.models.narrow import narrow
+from imagemill.models.objectives import TASK_OBJECTIVES
+from imagemill.models.resizing import within_side
+from imagemill.models.stylist import Stylist
+from imagemill.models.tasks.stylize import FITS, GATYS_SIDE, StylizeParams
+from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.images.pixels import decode
+from imagemill.pipeline.reports.sheets import Tile, contact_sheet
 
 ALPHAS = [100.0, 10.0, 1.0, 0.1]
 COMPARED = [0, 10, 50, 100]

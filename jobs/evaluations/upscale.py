@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from jobs.evaluations.evaluation import (
+from imagemill.jobs.evaluations.evaluation import (
     EvaluateConfig,
     Evaluation,
     Line,
@@ -16,11 +16,11 @@ from jobs.evaluations.evaluation import (
     through_product,
     work_folder,
 )
-from models import checkpoint as checkpoints
-from models.metrics import SSIM_SIDE, psnr_db, psnr_of, ssim
-from pipeline.images.pixels import encode_image
-from pipeline.reports.sheets import Tile, contact_sheet
-from pipeline.storage import Store
+from imagemill.models import checkpoint as checkpoints
+from imagemill.models.metrics import SSIM_SIDE, psnr_db, psnr_of, ssim
+from imagemill.pipeline.images.pixels import encode_image
+from imagemill.pipeline.reports.sheets import Tile, contact_sheet
+from imagemill.pipeline.storage import Store
 
 SHOWN = 6
 # Luma of ITU-R BT.601, of which papers on super-resolution give the PSNR; in MATLAB's rgb2ycbcr it spans 219 levels.

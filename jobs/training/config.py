@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from models.checkpoint import PICKLES
-from pipeline.config import Strict
-from pipeline.sources.source import SourceConfig
-from pipeline.storage import StorageConfig
+from imagemill.models.checkpoint import PICKLES
+from imagemill.pipeline.config import Strict
+from imagemill.pipeline.sources.source import SourceConfig
+from imagemill.pipeline.storage import StorageConfig
 
 
 class TrainConfig(Strict):

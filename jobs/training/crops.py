@@ -16,18 +16,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray.data
 
-from jobs.console import number
-from jobs.training.config import TrainConfig
-from pipeline.errors import ConfigError, StorageError, TooManyRejects
-from pipeline.images.pixels import decode
-from pipeline.images.readers.opened import ImageError
-from pipeline.output.committed import columns_of
-from pipeline.plan import blocks
-from pipeline.sources import Input, input_of, listing
-from pipeline.sources.reading import ReadError, Reading
-from pipeline.sources.source import Listed
-from pipeline.storage import Store
-from pipeline.store_failures import reason
+from imagemill.jobs.console import number
+from imagemill.jobs.training.config import TrainConfig
+from imagemill.pipeline.errors import ConfigError, StorageError, TooManyRejects
+from imagemill.pipeline.images.pixels import decode
+from imagemill.pipeline.images.readers.opened import ImageError
+from imagemill.pipeline.output.committed import columns_of
+from imagemill.pipeline.plan import blocks
+from imagemill.pipeline.sources import Input, input_of, listing
+from imagemill.pipeline.sources.reading import ReadError, Reading
+from imagemill.pipeline.sources.source import Listed
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.store_failures import reason
 
 log = logging.getLogger("imagemill.train")
 KEPT = "images.parquet"

@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from jobs.training.states import Line
-from models.autoencoder import Autoencoder
-from models.batches import to_batch, to_uint8
-from models.objectives.objective import Objective
+from imagemill.jobs.training.states import Line
+from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.batches import to_batch, to_uint8
+from imagemill.models.objectives.objective import Objective
 
 CURVES = "curves.png"
 SAMPLES = 4

@@ -16,19 +16,19 @@ import ray.train.torch
 import torch
 from torch import Tensor, nn
 
-from jobs.training.config import TrainConfig
-from jobs.training.crops import middle_crops
-from jobs.training.metrics import write_metrics
-from jobs.training.states import Line, State, keep, newest_history, read_state
-from jobs.training.step import Step, TaskLoss
-from models.architectures import ARCHITECTURES
-from models.autoencoder import Autoencoder
-from models.batches import to_batch
-from models.objectives import OBJECTIVES
-from models.precision import Precision, fast_dtype
-from pipeline.cluster.tally import publish
-from pipeline.sources import Input
-from pipeline.storage import Store
+from imagemill.jobs.training.config import TrainConfig
+from imagemill.jobs.training.crops import middle_crops
+from imagemill.jobs.training.metrics import write_metrics
+from imagemill.jobs.training.states import Line, State, keep, newest_history, read_state
+from imagemill.jobs.training.step import Step, TaskLoss
+from imagemill.models.architectures import ARCHITECTURES
+from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.batches import to_batch
+from imagemill.models.objectives import OBJECTIVES
+from imagemill.models.precision import Precision, fast_dtype
+from imagemill.pipeline.cluster.tally import publish
+from imagemill.pipeline.sources import Input
+from imagemill.pipeline.storage import Store
 
 # Figures are fetched from a GPU after so many steps: each time it has to wait for the host.
 GPU_STEPS = 20

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from jobs.training.states import Line
-from pipeline.storage import Store
+from imagemill.jobs.training.states import Line
+from imagemill.pipeline.storage import Store
 
 METRICS = "metrics.jsonl"
 # One name for good: the file is written anew after each epoch, and TensorBoard, which reads on from where it was, finds the

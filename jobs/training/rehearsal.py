@@ -3,16 +3,16 @@
 import torch
 from torch import Tensor
 
-from jobs.training.config import TrainConfig
-from jobs.training.states import FOLDER, kept_init
-from models import checkpoint as checkpoints
-from models.architectures import ARCHITECTURES
-from models.autoencoder import Autoencoder
-from models.objectives import OBJECTIVES
-from pipeline.errors import ConfigError
-from pipeline.sources import Input
-from pipeline.storage import Store
-from pipeline.store_failures import reason
+from imagemill.jobs.training.config import TrainConfig
+from imagemill.jobs.training.states import FOLDER, kept_init
+from imagemill.models import checkpoint as checkpoints
+from imagemill.models.architectures import ARCHITECTURES
+from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.objectives import OBJECTIVES
+from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.sources import Input
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.store_failures import reason
 
 
 def rehearsed(config: TrainConfig) -> Autoencoder:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from models.autoencoder import Autoencoder
-from pipeline.errors import StorageError
-from pipeline.output.lease import newest_claim
-from pipeline.storage import Store
+from imagemill.models.autoencoder import Autoencoder
+from imagemill.pipeline.errors import StorageError
+from imagemill.pipeline.output.lease import newest_claim
+from imagemill.pipeline.storage import Store
 
 log = logging.getLogger("imagemill.train")
 FOLDER = "states"

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jobs.training.states import State
-from models.objectives import OBJECTIVES
-from models.precision import Precision
+from imagemill.jobs.training.states import State
+from imagemill.models.objectives import OBJECTIVES
+from imagemill.models.precision import Precision
 
 LEAST_SCALE = 1.0
 """Gradients that overflow float16 at this scale of the loss are not finite for another reason."""

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 from rich.progress import TextColumn
 
-from pipeline.cluster.contact import answered, begin
-from pipeline.cluster.progress import POLL_SECONDS
-from pipeline.cluster.tally import published
-from pipeline.progress import LOG_SECONDS, bar_of, clock
+from imagemill.pipeline.cluster.contact import answered, begin
+from imagemill.pipeline.cluster.progress import POLL_SECONDS
+from imagemill.pipeline.cluster.tally import published
+from imagemill.pipeline.progress import LOG_SECONDS, bar_of, clock
 
 log = logging.getLogger("imagemill.train")
 Result = TypeVar("Result")

@@ -7,8 +7,8 @@ Chroma is predicted at half the size: eyes and PSNR hardly miss the rest, and th
 
 from torch import Tensor, nn
 
-from models.layers import zeroed
-from models.trunk import Trunk
+from imagemill.models.layers import zeroed
+from imagemill.models.trunk import Trunk
 
 UNSHUFFLE = 4
 

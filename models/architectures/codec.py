@@ -14,9 +14,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.autoencoder import LatentCoder
-from models.colour import YCBCR
-from models.layers import ResBlock, conv3x3, zeroed
+from imagemill.models.autoencoder import LatentCoder
+from imagemill.models.colour import YCBCR
+from imagemill.models.layers import ResBlock, conv3x3, zeroed
 
 SYMBOL_MAX = 127
 DEAD_ZONE = 0.1

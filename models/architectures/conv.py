@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.autoencoder import LatentCoder
-from models.layers import conv3x3
+from imagemill.models.autoencoder import LatentCoder
+from imagemill.models.layers import conv3x3
 
 
 def enlarge(c_in: int, c_out: int, how: str) -> list[nn.Module]:

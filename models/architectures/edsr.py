@@ -10,9 +10,9 @@ The network learns what bicubic leaves out: VDSR (Kim et al. 2016).
 
 from torch import Tensor, nn
 
-from models.autoencoder import Autoencoder
-from models.layers import ResBlock, conv3x3, zeroed
-from models.resizing import resize
+from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.layers import ResBlock, conv3x3, zeroed
+from imagemill.models.resizing import resize
 
 
 class EDSR(Autoencoder):

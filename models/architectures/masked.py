@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.layers import zeroed
-from models.trunk import Trunk
+from imagemill.models.layers import zeroed
+from imagemill.models.trunk import Trunk
 
 
 def push_pull(x_BCHW: Tensor, known_BCHW: Tensor) -> Tensor:

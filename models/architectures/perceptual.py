@@ -11,9 +11,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from models.autoencoder import Autoencoder
-from models.layers import zeroed
-from models.narrow import present
+from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.layers import zeroed
+from imagemill.models.narrow import present
 
 
 def conv(c_in: int, c_out: int) -> nn.Conv2d:

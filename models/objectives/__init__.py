@@ -3,14 +3,14 @@
 A new task is one file here and one in models/tasks, and a row in the table of each.
 """
 
-from models.objectives.colorize import Colorize
-from models.objectives.compress import Compress
-from models.objectives.denoise import Denoise
-from models.objectives.inpaint import Inpaint
-from models.objectives.objective import Objective, TaskObjective
-from models.objectives.perceive import Perceive
-from models.objectives.stylize import Stylize
-from models.objectives.upscale import Upscale
+from imagemill.models.objectives.colorize import Colorize
+from imagemill.models.objectives.compress import Compress
+from imagemill.models.objectives.denoise import Denoise
+from imagemill.models.objectives.inpaint import Inpaint
+from imagemill.models.objectives.objective import Objective, TaskObjective
+from imagemill.models.objectives.perceive import Perceive
+from imagemill.models.objectives.stylize import Stylize
+from imagemill.models.objectives.upscale import Upscale
 
 TASK_OBJECTIVES: dict[str, TaskObjective] = {
     "colorize": Colorize(),

@@ -6,17 +6,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.architectures.masked import MaskedUNet, push_pull
-from models.autoencoder import Autoencoder
-from models.batches import rounded, to_batch, to_uint8
-from models.damage import lost_blocks, lost_pixels, lost_strokes
-from models.losses import psnr_loss
-from models.narrow import narrow
-from models.objectives.objective import TaskObjective
-from models.precision import Precision
-from models.tasks.inpaint import InpaintParams
-from models.tasks.task import Output, Sample, SampleError
-from models.tiling import tiled
+from imagemill.models.architectures.masked import MaskedUNet, push_pull
+from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.batches import rounded, to_batch, to_uint8
+from imagemill.models.damage import lost_blocks, lost_pixels, lost_strokes
+from imagemill.models.losses import psnr_loss
+from imagemill.models.narrow import narrow
+from imagemill.models.objectives.objective import TaskObjective
+from imagemill.models.precision import Precision
+from imagemill.models.tasks.inpaint import InpaintParams
+from imagemill.models.tasks.task import Output, Sample, SampleError
+from imagemill.models.tiling import tiled
 
 TILE = 768
 PLANES = ("red", "green", "blue")

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.autoencoder import Autoencoder
-from models.precision import Precision
-from models.tasks.task import Output, Sample
+from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.precision import Precision
+from imagemill.models.tasks.task import Output, Sample
 
 
 class Objective(ABC):

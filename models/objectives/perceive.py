@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from models.architectures.perceptual import Perceptual
-from models.autoencoder import Autoencoder
-from models.losses import psnr_loss
-from models.narrow import narrow, present
-from models.objectives.objective import Objective
-from models.style import moments
+from imagemill.models.architectures.perceptual import Perceptual
+from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.losses import psnr_loss
+from imagemill.models.narrow import narrow, present
+from imagemill.models.objectives.objective import Objective
+from imagemill.models.style import moments
 
 TEMPERATURE = 0.1
 RECONSTRUCTION_WEIGHT = 0.1

@@ -6,20 +6,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.architectures.perceptual import Perceptual
-from models.autoencoder import Autoencoder
-from models.batches import padded_size, to_batch, to_uint8
-from models.checkpoint import CheckpointError
-from models.colour import chroma_of, luma_8, recolour
-from models.losses import psnr_loss
-from models.narrow import narrow
-from models.objectives.objective import TaskObjective
-from models.precision import Precision
-from models.resizing import within_side
-from models.style import moments
-from models.stylist import Stylist, optimised, paint, target_of
-from models.tasks.stylize import FITS, GATYS_SIDE, StylizeParams
-from models.tasks.task import Output, Sample
+from imagemill.models.architectures.perceptual import Perceptual
+from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.batches import padded_size, to_batch, to_uint8
+from imagemill.models.checkpoint import CheckpointError
+from imagemill.models.colour import chroma_of, luma_8, recolour
+from imagemill.models.losses import psnr_loss
+from imagemill.models.narrow import narrow
+from imagemill.models.objectives.objective import TaskObjective
+from imagemill.models.precision import Precision
+from imagemill.models.resizing import within_side
+from imagemill.models.style import moments
+from imagemill.models.stylist import Stylist, optimised, paint, target_of
+from imagemill.models.tasks.stylize import FITS, GATYS_SIDE, StylizeParams
+from imagemill.models.tasks.task import Output, Sample
 
 STYLE_SIDE = 512
 """Long side to which a style is reduced: it sets how large its strokes are."""

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from models.tasks.task import Params, Task
+from imagemill.models.tasks.task import Params, Task
 
 # Below 18 the means of black and white blocks outgrow a symbol: it costs more bits and gives a worse picture.
 MIN_STEP, MAX_STEP = 18.0, 128.0

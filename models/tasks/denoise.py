@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from models.tasks.task import Params, Task
+from imagemill.models.tasks.task import Params, Task
 
 
 class DenoiseParams(Params):

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from models.tasks.task import Params, Task
+from imagemill.models.tasks.task import Params, Task
 
 
 class InpaintParams(Params):

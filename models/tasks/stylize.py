@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from models.tasks.task import Params, Task
+from imagemill.models.tasks.task import Params, Task
 
 GATYS_SIDE = 512
 FITS = {"gatys": ("alpha", "beta", "steps", "optimizer", "start"), "adain": ("strength",)}

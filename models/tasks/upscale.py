@@ -1,6 +1,6 @@
 """Upscale: an image at twice its size, or at what its checkpoint enlarges by, sharper than bicubic."""
 
-from models.tasks.task import Task
+from imagemill.models.tasks.task import Task
 
 
 class Upscale(Task):

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster.contact import clean_up, contact
-from pipeline.cluster.own import apart, own_options, tidy
-from pipeline.errors import ConfigError, RunFailed
-from pipeline.logs import VARIABLE
-from pipeline.signals import ENDING
+from imagemill.pipeline.cluster.contact import clean_up, contact
+from imagemill.pipeline.cluster.own import apart, own_options, tidy
+from imagemill.pipeline.errors import ConfigError, RunFailed
+from imagemill.pipeline.logs import VARIABLE
+from imagemill.pipeline.signals import ENDING
 
 log = logging.getLogger("imagemill.run")
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -64,8 +64,8 @@ class Kept:
 kept = Kept()
 STARTS = 3
 """Times that a Ray of our own is started: on a machine that is loaded to the brim its processes may be late."""
-ROOT = Path(__file__).parents[2]
-"""The repository, or where the packages are installed. What `.rayignore` there lets through is shipped to a cluster."""
+SOURCE_ROOT = Path(__file__).parents[3]
+"""The folder that holds the package `imagemill`: `src/` of a checkout, which Ray ships to a cluster, or site-packages."""
 WAITING = (*ENDING, signal.SIGALRM)
 """Signals that end a run between two steps."""
 SHUTDOWN_SECONDS = 30.0
@@ -93,7 +93,8 @@ def runtime_env() -> dict[str, Any]:
     said = (submitted.get("runtime_env") or {}).get("env_vars") or {}
     ours = WORKER_ENV | ({VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {})
     environment: dict[str, Any] = {"env_vars": {k: v for k, v in ours.items() if k not in said}}
-    return environment | ({"working_dir": str(ROOT)} if not submitted and (ROOT / ".rayignore").exists() else {})
+    ships_checkout = not submitted and (SOURCE_ROOT / ".rayignore").exists()
+    return environment | ({"working_dir": str(SOURCE_ROOT)} if ships_checkout else {})
 
 
 def address_of(asked: str | None) -> str | None:

@@ -8,7 +8,7 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from pipeline.errors import RunFailed
+from imagemill.pipeline.errors import RunFailed
 
 log = logging.getLogger("imagemill.run")
 SILENCE_SECONDS = 40.0

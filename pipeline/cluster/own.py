@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError
+from imagemill.pipeline.errors import ConfigError
 
 log = logging.getLogger("imagemill.run")
 OURS = "imagemill"

@@ -4,8 +4,8 @@ import logging
 import time
 from dataclasses import dataclass, replace
 
-from pipeline.config import PoolConfig
-from pipeline.errors import ConfigError
+from imagemill.pipeline.config import PoolConfig
+from imagemill.pipeline.errors import ConfigError
 
 log = logging.getLogger("imagemill.run")
 PATIENCE_SECONDS = 60.0

@@ -6,11 +6,11 @@ import time
 from collections import Counter
 from types import TracebackType
 
-from pipeline.cluster.contact import contact
-from pipeline.cluster.metrics import waiting_gauge
-from pipeline.cluster.pool import WITHOUT_CUDA
-from pipeline.cluster.tally import published
-from pipeline.progress import LOG_SECONDS, bar_of, clock
+from imagemill.pipeline.cluster.contact import contact
+from imagemill.pipeline.cluster.metrics import waiting_gauge
+from imagemill.pipeline.cluster.pool import WITHOUT_CUDA
+from imagemill.pipeline.cluster.tally import published
+from imagemill.pipeline.progress import LOG_SECONDS, bar_of, clock
 
 log = logging.getLogger("imagemill.run")
 POLL_SECONDS = 0.5

@@ -3,8 +3,8 @@
 import hashlib
 from typing import Any
 
-from pipeline.cluster.tally import forget, publish, published
-from pipeline.errors import RunFailed
+from imagemill.pipeline.cluster.tally import forget, publish, published
+from imagemill.pipeline.errors import RunFailed
 
 ACCUSED_AFTER = 2
 """Deaths with one image alone in work: one may be chance, a machine out of memory or a kill from outside."""

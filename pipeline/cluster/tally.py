@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pipeline.cluster.metrics import ActorMetrics
-from pipeline.etags import doubted
+from imagemill.pipeline.cluster.metrics import ActorMetrics
+from imagemill.pipeline.etags import doubted
 
 log = logging.getLogger("imagemill.run")
 NAMESPACE = b"imagemill"

@@ -16,9 +16,9 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 from ray.data.exceptions import ExecutionTimeoutError
 
-from pipeline.cluster.connection import signals_wait
-from pipeline.cluster.contact import clean_up
-from pipeline.cluster.pool import LOOK_SECONDS, Nodes, Pool, free_of, free_resources, node_resources, room_for
+from imagemill.pipeline.cluster.connection import signals_wait
+from imagemill.pipeline.cluster.contact import clean_up
+from imagemill.pipeline.cluster.pool import LOOK_SECONDS, Nodes, Pool, free_of, free_resources, node_resources, room_for
 
 log = logging.getLogger("imagemill.run")
 TAKEN_SECONDS = 30.0

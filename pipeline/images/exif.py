@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL.ExifTags import GPS, IFD, Base
 
-from pipeline.images.headers import tiff_head
+from imagemill.pipeline.images.headers import tiff_head
 
 # What describes the picture. The other tags of the main directory say how one file holds its pixels (a TIFF's are all here),
 # and the directory behind it is the thumbnail's.

@@ -18,9 +18,9 @@ from typing import Any, Literal
 from PIL.ExifTags import Base
 from PIL.PngImagePlugin import PngInfo
 
-from pipeline.images.exif import IPTC, RATIONAL, SHORT, UNDEFINED, Exif, carried_exif, in_tiff
-from pipeline.images.readers.opened import Opened
-from pipeline.images.xmp import carried_xmp, resized_xmp
+from imagemill.pipeline.images.exif import IPTC, RATIONAL, SHORT, UNDEFINED, Exif, carried_exif, in_tiff
+from imagemill.pipeline.images.readers.opened import Opened
+from imagemill.pipeline.images.xmp import carried_xmp, resized_xmp
 
 COMMENT = "Comment"
 """The keyword of a PNG's text that is what other formats call the comment."""

@@ -9,15 +9,15 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-from pipeline.images.colour import SRGB, Conversion
-from pipeline.images.metadata import Metadata, carried, with_metadata, writer_options
-from pipeline.images.profiles import in_srgb, treatment
-from pipeline.images.readers import HEAD_BYTES, format_of, not_an_image, reader_of
-from pipeline.images.readers.jpeg_structure import LONGEST_SIDE as LONGEST_JPEG_SIDE
-from pipeline.images.readers.opened import BROKEN, DAMAGED_IMAGE, ImageError, Opened, strips
-from pipeline.images.readers.zeros import damage_by_zeros
-from pipeline.images.transparency import fill_hidden
-from pipeline.store_failures import reason
+from imagemill.pipeline.images.colour import SRGB, Conversion
+from imagemill.pipeline.images.metadata import Metadata, carried, with_metadata, writer_options
+from imagemill.pipeline.images.profiles import in_srgb, treatment
+from imagemill.pipeline.images.readers import HEAD_BYTES, format_of, not_an_image, reader_of
+from imagemill.pipeline.images.readers.jpeg_structure import LONGEST_SIDE as LONGEST_JPEG_SIDE
+from imagemill.pipeline.images.readers.opened import BROKEN, DAMAGED_IMAGE, ImageError, Opened, strips
+from imagemill.pipeline.images.readers.zeros import damage_by_zeros
+from imagemill.pipeline.images.transparency import fill_hidden
+from imagemill.pipeline.store_failures import reason
 
 LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")
 LONGEST_SIDE = {"JPEG": LONGEST_JPEG_SIDE, "WEBP": 16_383, "AVIF": 32_768}

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-from pipeline.output.committed import part_paths, read_parts
-from pipeline.storage import Store
+from imagemill.pipeline.output.committed import part_paths, read_parts
+from imagemill.pipeline.storage import Store
 
 CLASHES = "clashes"
 """Column of references: whether the output of an image is to be renamed."""

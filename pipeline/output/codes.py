@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import ConfigError, VerificationError, first_of
-from pipeline.output.snapshot import Snapshot
-from pipeline.output.values import LATENT_COLUMNS, check_latents, latent_batches, vectors
+from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
+from imagemill.pipeline.output.snapshot import Snapshot
+from imagemill.pipeline.output.values import LATENT_COLUMNS, check_latents, latent_batches, vectors
 
 
 class Codes:

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import ValidationError
 
-from pipeline.config import RunConfig
-from pipeline.errors import DamagedPart, StorageError
-from pipeline.output.origins import moved, numbered
-from pipeline.storage import Store
-from pipeline.store_failures import STORE_FAILURES, is_damage, reason
-from pipeline.store_listing import Entry
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.errors import DamagedPart, StorageError
+from imagemill.pipeline.output.origins import moved, numbered
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.store_failures import STORE_FAILURES, is_damage, reason
+from imagemill.pipeline.store_listing import Entry
 
 KEYS = ["image_id", "version"]
 SUPERSEDED = "superseded.parquet"

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
-from pipeline.errors import OutputHeld, StorageError
-from pipeline.output.committed import read_part
-from pipeline.output.replaced import replace_parts
-from pipeline.storage import Store
-from pipeline.store_failures import STORE_FAILURES, reason
-from pipeline.store_listing import Entry
+from imagemill.pipeline.errors import OutputHeld, StorageError
+from imagemill.pipeline.output.committed import read_part
+from imagemill.pipeline.output.replaced import replace_parts
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.pipeline.store_listing import Entry
 
 log = logging.getLogger("imagemill.compact")
 SMALL_BYTES = 1_000_000

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import StorageError
-from pipeline.output.committed import config_of, openable, read_parts, run_records, scan
-from pipeline.output.snapshot import newest_rows
-from pipeline.schema import parquet_bytes
-from pipeline.storage import Store
+from imagemill.pipeline.errors import StorageError
+from imagemill.pipeline.output.committed import config_of, openable, read_parts, run_records, scan
+from imagemill.pipeline.output.snapshot import newest_rows
+from imagemill.pipeline.schema import parquet_bytes
+from imagemill.pipeline.storage import Store
 
 FOLDER = "runs/departed"
 KEYS = ["image_id", "fence"]

@@ -7,13 +7,13 @@ import hashlib
 
 import numpy as np
 
-from models.tasks.task import Params, Task
-from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, StorageError
-from pipeline.images.pixels import PixelConfig, decode
-from pipeline.images.readers.opened import ImageError
-from pipeline.storage import StorageConfig, Store
-from pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.models.tasks.task import Params, Task
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.errors import ConfigError, StorageError
+from imagemill.pipeline.images.pixels import PixelConfig, decode
+from imagemill.pipeline.images.readers.opened import ImageError
+from imagemill.pipeline.storage import StorageConfig, Store
+from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
 
 def exemplars_of(config: RunConfig, task: Task, params: Params) -> list[tuple[str, bytes]]:

@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import ConfigError, StorageError
-from pipeline.output.committed import part_paths
-from pipeline.output.snapshot import Snapshot, snapshot
-from pipeline.storage import Store
-from pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.pipeline.errors import ConfigError, StorageError
+from imagemill.pipeline.output.committed import part_paths
+from imagemill.pipeline.output.snapshot import Snapshot, snapshot
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
 LATENTS, MANIFEST, UNFINISHED = "latents", "export.json", "UNFINISHED"
 """Below an export: its parts; what it is, written last; what says that it is not whole."""

@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from models import checkpoint as checkpoints
-from pipeline.storage import Store
-from pipeline.store_failures import reason
+from imagemill.models import checkpoint as checkpoints
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.store_failures import reason
 
 if TYPE_CHECKING:
-    from models.autoencoder import Autoencoder
+    from imagemill.models.autoencoder import Autoencoder
 
 
 def keep_checkpoint(output: Store, card: checkpoints.Card, weights: bytes) -> None:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.schema import LatentError, store_latent, unpack_latent
+from imagemill.pipeline.schema import LatentError, store_latent, unpack_latent
 
 if TYPE_CHECKING:
-    from models.entropy import EntropyModel
+    from imagemill.models.entropy import EntropyModel
 
 TURNED = (5, 6, 7, 8)
 """EXIF orientations whose upright image has its width and height exchanged."""
@@ -54,7 +54,7 @@ def symbols_of(row: dict[str, Any], entropy: "EntropyModel | None") -> np.ndarra
         raise LatentError("row without a latent")
     if entropy is None:
         raise LatentError("latent is coded, and its checkpoint holds no tables")
-    from models.entropy import PayloadError
+    from imagemill.models.entropy import PayloadError
 
     try:
         symbols = entropy.decode(row["latent_payload"], (shape[0], shape[1], shape[2]))

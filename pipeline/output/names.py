@@ -2,8 +2,8 @@
 
 import errno
 
-from pipeline.schema import image_id
-from pipeline.sources.folder import is_image_name
+from imagemill.pipeline.schema import image_id
+from imagemill.pipeline.sources.folder import is_image_name
 
 MAX_COMPONENT_BYTES = 255
 MAX_PATH_BYTES = 900

@@ -12,15 +12,15 @@ import pyarrow.compute as pc
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from models.autoencoder import LatentCoder
-from models.likeness import Whitening, features, similarity, whitening_for
-from models.objectives.compress import latents_of
-from pipeline.errors import VerificationError, first_of
-from pipeline.images.pixels import PixelConfig
-from pipeline.output.snapshot import Snapshot, snapshot
-from pipeline.output.values import Coders, check_latents, dequantise, latent_batches
-from pipeline.progress import with_progress
-from pipeline.storage import Store
+from imagemill.models.autoencoder import LatentCoder
+from imagemill.models.likeness import Whitening, features, similarity, whitening_for
+from imagemill.models.objectives.compress import latents_of
+from imagemill.pipeline.errors import VerificationError, first_of
+from imagemill.pipeline.images.pixels import PixelConfig
+from imagemill.pipeline.output.snapshot import Snapshot, snapshot
+from imagemill.pipeline.output.values import Coders, check_latents, dequantise, latent_batches
+from imagemill.pipeline.progress import with_progress
+from imagemill.pipeline.storage import Store
 
 MADE_BY = ["model_id", "checkpoint_sha256", "step", "parameters"]
 WHITENED_BY = 20_000

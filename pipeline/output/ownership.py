@@ -2,12 +2,12 @@
 
 import re
 
-from models.checkpoint import CARD
-from pipeline.errors import ConfigError, TooManyRejects
-from pipeline.output.committed import last_records, run_ids
-from pipeline.output.exports import MANIFEST, UNFINISHED
-from pipeline.output.lease import newest_fence
-from pipeline.storage import Store
+from imagemill.models.checkpoint import CARD
+from imagemill.pipeline.errors import ConfigError, TooManyRejects
+from imagemill.pipeline.output.committed import last_records, run_ids
+from imagemill.pipeline.output.exports import MANIFEST, UNFINISHED
+from imagemill.pipeline.output.lease import newest_fence
+from imagemill.pipeline.storage import Store
 
 FOLDERS = ("images", "results", "rejects", "runs", "checkpoints", "exemplars", "shards")
 """Below an OUTPUT: all that a run writes lies in one of them."""

@@ -3,10 +3,10 @@
 import numpy as np
 import pyarrow as pa
 
-from pipeline.output.committed import part_paths, placed, read_parts, scan
-from pipeline.output.departed import are_departed
-from pipeline.output.snapshot import newest_rows
-from pipeline.storage import Store
+from imagemill.pipeline.output.committed import part_paths, placed, read_parts, scan
+from imagemill.pipeline.output.departed import are_departed
+from imagemill.pipeline.output.snapshot import newest_rows
+from imagemill.pipeline.storage import Store
 
 
 def waiting_rejects(output: Store, columns: list[str]) -> pa.Table:

@@ -9,9 +9,9 @@ import time
 
 import pyarrow as pa
 
-from pipeline.output.committed import NOTES, notes
-from pipeline.schema import parquet_bytes, part_name
-from pipeline.storage import Store
+from imagemill.pipeline.output.committed import NOTES, notes
+from imagemill.pipeline.schema import parquet_bytes, part_name
+from imagemill.pipeline.storage import Store
 
 GRACE_SECONDS = 3600.0
 """A note stays so long by the store's clock, for whoever is in the middle of a listing."""

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.tasks import TASKS
-from pipeline.errors import ConfigError, StorageError, first_of
-from pipeline.output.committed import each_part, part_paths, superseded
-from pipeline.schema import result_schema
-from pipeline.storage import Store
+from imagemill.models.tasks import TASKS
+from imagemill.pipeline.errors import ConfigError, StorageError, first_of
+from imagemill.pipeline.output.committed import each_part, part_paths, superseded
+from imagemill.pipeline.schema import result_schema
+from imagemill.pipeline.storage import Store
 
 MODEL = ["model_id", "checkpoint_sha256"]
 PARTS_AHEAD = 4

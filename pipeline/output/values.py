@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from models.checkpoint import CheckpointError
-from pipeline.errors import ConfigError
-from pipeline.output.kept import kept_model
-from pipeline.output.latents import latent_rows, symbols_of
-from pipeline.output.snapshot import Snapshot
-from pipeline.schema import LATENT, LATENT_ZERO_POINT, LatentError, store_latent, unpack_latent
-from pipeline.storage import Store
+from imagemill.models.checkpoint import CheckpointError
+from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.output.kept import kept_model
+from imagemill.pipeline.output.latents import latent_rows, symbols_of
+from imagemill.pipeline.output.snapshot import Snapshot
+from imagemill.pipeline.schema import LATENT, LATENT_ZERO_POINT, LatentError, store_latent, unpack_latent
+from imagemill.pipeline.storage import Store
 
 if TYPE_CHECKING:
-    from models.autoencoder import LatentCoder
+    from imagemill.models.autoencoder import LatentCoder
 
 LATENT_COLUMNS = [name for name, _ in LATENT]
 NEEDED = ["rel_path", "checkpoint_sha256", "step", "orig_width", "orig_height", *LATENT_COLUMNS]
@@ -50,7 +50,7 @@ class Coders:
 
     def __getitem__(self, checkpoint_sha256: str) -> "LatentCoder":
         """Raises: CheckpointError when it is missing, damaged, or no model that codes."""
-        from models.autoencoder import LatentCoder
+        from imagemill.models.autoencoder import LatentCoder
 
         with self.lock:
             model = self._of(checkpoint_sha256)

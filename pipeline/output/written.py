@@ -15,10 +15,10 @@ from types import TracebackType
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import ConfigError, StorageError
-from pipeline.storage import Store
-from pipeline.store_failures import STORE_FAILURES, reason
-from pipeline.store_listing import Entry, local_etag
+from imagemill.pipeline.errors import ConfigError, StorageError
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.pipeline.store_listing import Entry, local_etag
 
 log = logging.getLogger("imagemill.written")
 FOLDER = ".imagemill"

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from scipy.cluster.vq import kmeans2
 
-from models.likeness import similarity, whitening_for
-from pipeline.errors import ConfigError, VerificationError, first_of
-from pipeline.output.neighbours import Collection
-from pipeline.output.snapshot import Snapshot
-from pipeline.progress import with_progress
-from pipeline.reports.figures import principal
+from imagemill.models.likeness import similarity, whitening_for
+from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
+from imagemill.pipeline.output.neighbours import Collection
+from imagemill.pipeline.output.snapshot import Snapshot
+from imagemill.pipeline.progress import with_progress
+from imagemill.pipeline.reports.figures import principal
 
 MOST_IMAGES, MOST_PARTS = 1_500, 150
 """Of a map; of a larger collection a sample is drawn, from so many parts at most."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.sources.web import without_secrets
+from imagemill.pipeline.sources.web import without_secrets
 
 TEMPLATES = Path(__file__).parent / "pages"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"

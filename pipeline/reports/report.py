@@ -10,18 +10,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, StorageError
-from pipeline.output.committed import RUN_ID, config_of, new_parts, run_ids, run_records, scan
-from pipeline.output.rejects import grouped
-from pipeline.plan import references
-from pipeline.reports.figures import Histogram, Plane, Trend, histogram
-from pipeline.reports.page import draw
-from pipeline.reports.samples import THREADS, Group, Rows, chosen, latent_plane, rows_of_run, show
-from pipeline.sources import find, input_of
-from pipeline.sources.reading import Reading
-from pipeline.storage import Store
-from pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.errors import ConfigError, StorageError
+from imagemill.pipeline.output.committed import RUN_ID, config_of, new_parts, run_ids, run_records, scan
+from imagemill.pipeline.output.rejects import grouped
+from imagemill.pipeline.plan import references
+from imagemill.pipeline.reports.figures import Histogram, Plane, Trend, histogram
+from imagemill.pipeline.reports.page import draw
+from imagemill.pipeline.reports.samples import THREADS, Group, Rows, chosen, latent_plane, rows_of_run, show
+from imagemill.pipeline.sources import find, input_of
+from imagemill.pipeline.sources.reading import Reading
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill.report")
 RUNS_SHOWN = 30
@@ -176,7 +176,7 @@ def collected(output: Store, record: dict[str, Any], before: set[str], source: S
     if record.get("planned") == 0:
         return report
     report.reasons = reasons_of(output, new_parts(output, before, "rejects"), run_id)
-    from models.tasks import TASKS
+    from imagemill.models.tasks import TASKS
 
     task = TASKS[record.get("task") or config_of(output, record).task]
     columns = [name for name, kind in task.columns.items() if kind in (float, int)]

@@ -16,19 +16,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.errors import StorageError
-from pipeline.images.pixels import decode, pixels_of
-from pipeline.output.committed import read_part, scan
-from pipeline.output.kept import kept_model
-from pipeline.output.latents import latent_rows
-from pipeline.output.names import stays_inside
-from pipeline.output.values import LATENT_COLUMNS
-from pipeline.reports.figures import Plane, latent_features, plane
-from pipeline.reports.page import data_url
-from pipeline.reports.sheets import center_crop
-from pipeline.schema import LatentError, unpack_latent
-from pipeline.storage import Store
-from pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.pipeline.errors import StorageError
+from imagemill.pipeline.images.pixels import decode, pixels_of
+from imagemill.pipeline.output.committed import read_part, scan
+from imagemill.pipeline.output.kept import kept_model
+from imagemill.pipeline.output.latents import latent_rows
+from imagemill.pipeline.output.names import stays_inside
+from imagemill.pipeline.output.values import LATENT_COLUMNS
+from imagemill.pipeline.reports.figures import Plane, latent_features, plane
+from imagemill.pipeline.reports.page import data_url
+from imagemill.pipeline.reports.sheets import center_crop
+from imagemill.pipeline.schema import LatentError, unpack_latent
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill.report")
 AT_RANDOM, OF_EACH = 8, 4
@@ -232,7 +232,7 @@ def show(
 
 def kept_decoder(output: Store, sha256: str) -> Any:
     """The model of latents, on this process's CPU; None where it cannot be had."""
-    from models.checkpoint import CheckpointError
+    from imagemill.models.checkpoint import CheckpointError
 
     try:
         return kept_model(output, sha256, "cpu")
@@ -268,8 +268,8 @@ def middle_of(row: dict[str, Any], model: Any) -> np.ndarray:
 
     Raises: LatentError; ValueError for a coded latent that is large, as all of it would have to be decoded.
     """
-    from models.objectives.compress import decode_latent
-    from pipeline.output.latents import is_coded, symbols_of, upright_size
+    from imagemill.models.objectives.compress import decode_latent
+    from imagemill.pipeline.output.latents import is_coded, symbols_of, upright_size
 
     height, width = upright_size(row)
     if is_coded(row) and height * width > CODED_PIXELS:

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.autoencoder import LatentCoder
-from models.batches import to_uint8
-from models.resizing import within_side
-from pipeline.output.latents import upright_size
-from pipeline.output.snapshot import Snapshot
-from pipeline.output.values import latent_batches
+from imagemill.models.autoencoder import LatentCoder
+from imagemill.models.batches import to_uint8
+from imagemill.models.resizing import within_side
+from imagemill.pipeline.output.latents import upright_size
+from imagemill.pipeline.output.snapshot import Snapshot
+from imagemill.pipeline.output.values import latent_batches
 
 SIZE = ["orig_width", "orig_height", "exif_orientation"]
 

@@ -13,14 +13,14 @@ from itertools import chain
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import ConfigError, StorageError
-from pipeline.sources import manifest, parquet, tar
-from pipeline.sources.excluded import is_excluded, is_excluded_folder
-from pipeline.sources.folder import image_file, unreadable, with_masks
-from pipeline.sources.source import UNREADABLE_SHARD, Found, Listed, ShardFormat, SourceConfig
-from pipeline.storage import StorageConfig, Store
-from pipeline.store_failures import STORE_FAILURES, reason
-from pipeline.store_listing import Entry
+from imagemill.pipeline.errors import ConfigError, StorageError
+from imagemill.pipeline.sources import manifest, parquet, tar
+from imagemill.pipeline.sources.excluded import is_excluded, is_excluded_folder
+from imagemill.pipeline.sources.folder import image_file, unreadable, with_masks
+from imagemill.pipeline.sources.source import UNREADABLE_SHARD, Found, Listed, ShardFormat, SourceConfig
+from imagemill.pipeline.storage import StorageConfig, Store
+from imagemill.pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.pipeline.store_listing import Entry
 
 log = logging.getLogger("imagemill.run")
 FORMATS: dict[str, ShardFormat] = {"parquet": parquet.FORMAT, "tar": tar.FORMAT}

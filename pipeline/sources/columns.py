@@ -4,7 +4,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import ConfigError
+from imagemill.pipeline.errors import ConfigError
 
 BINARY = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
 TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)

@@ -4,10 +4,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 
-from pipeline.sources.excluded import EXCLUDED, is_excluded, is_excluded_folder
-from pipeline.sources.source import Found, Listed, escaped
-from pipeline.storage import Store
-from pipeline.store_listing import Entry
+from imagemill.pipeline.sources.excluded import EXCLUDED, is_excluded, is_excluded_folder
+from imagemill.pipeline.sources.source import Found, Listed, escaped
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.store_listing import Entry
 
 # Files of the last line's formats, which Pillow cannot read, end as rejects that say so.
 EXTENSIONS = (

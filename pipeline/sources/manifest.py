@@ -17,12 +17,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import ConfigError
-from pipeline.sources import columns
-from pipeline.sources.source import Listed, Number, SourceConfig, carried, read_json, to_json
-from pipeline.sources.web import WEB
-from pipeline.storage import Store
-from pipeline.store_failures import STORE_FAILURES, is_damage, reason
+from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.sources import columns
+from imagemill.pipeline.sources.source import Listed, Number, SourceConfig, carried, read_json, to_json
+from imagemill.pipeline.sources.web import WEB
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.store_failures import STORE_FAILURES, is_damage, reason
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 URI_NAMES = ("uri", "url", "path", "file", "file_name", "filename", "image", "image_url", "source_uri")

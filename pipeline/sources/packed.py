@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from pipeline.store_failures import is_damage
+from imagemill.pipeline.store_failures import is_damage
 
 READ_BYTES = 1 << 20
 PIECE_BYTES = 1 << 16

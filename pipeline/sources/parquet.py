@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import ConfigError
-from pipeline.sources import columns
-from pipeline.sources.folder import begins_as_image
-from pipeline.sources.source import Found, Listed, ShardFormat, SourceConfig, carried
-from pipeline.storage import Store
-from pipeline.store_failures import is_damage
+from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.sources import columns
+from imagemill.pipeline.sources.folder import begins_as_image
+from imagemill.pipeline.sources.source import Found, Listed, ShardFormat, SourceConfig, carried
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.store_failures import is_damage
 
 SUFFIXES = (".parquet",)
 IMAGE_NAMES = ("image", "images", "bytes", "img", "jpg", "jpeg", "png", "webp", "content", "data")

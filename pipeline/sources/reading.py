@@ -5,12 +5,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from models.narrow import present
-from pipeline.sources import Input, shard_format
-from pipeline.sources.source import SHARD_CHANGED, ShardReader
-from pipeline.sources.web import AddressRefused, NoAddress, TooLarge, fetch, without_secrets
-from pipeline.storage import Store
-from pipeline.store_failures import class_of, reason
+from imagemill.models.narrow import present
+from imagemill.pipeline.sources import Input, shard_format
+from imagemill.pipeline.sources.source import SHARD_CHANGED, ShardReader
+from imagemill.pipeline.sources.web import AddressRefused, NoAddress, TooLarge, fetch, without_secrets
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.store_failures import class_of, reason
 
 MAX_FILE_BYTES = 1_000_000_000
 SHARD_TRIES = 3

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.storage import Store
+from imagemill.pipeline.storage import Store
 
 UNREADABLE_SHARD = "UnreadableShard"
 """The problem of a shard that its store did not give; the only one that the next run looks at by itself."""

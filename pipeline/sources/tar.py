@@ -15,12 +15,12 @@ from functools import partial
 from itertools import count
 from typing import Any, BinaryIO
 
-from pipeline.sources.excluded import EXCLUDED, is_excluded
-from pipeline.sources.folder import begins_as_image, is_image_name, kind_of
-from pipeline.sources.packed import MAGIC_BYTES, READ_BYTES, Cut, Damaged, opened, packing
-from pipeline.sources.source import Found, Listed, ShardFormat, SourceConfig, carried, escaped, read_json
-from pipeline.storage import Store
-from pipeline.store_listing import NO_FILE
+from imagemill.pipeline.sources.excluded import EXCLUDED, is_excluded
+from imagemill.pipeline.sources.folder import begins_as_image, is_image_name, kind_of
+from imagemill.pipeline.sources.packed import MAGIC_BYTES, READ_BYTES, Cut, Damaged, opened, packing
+from imagemill.pipeline.sources.source import Found, Listed, ShardFormat, SourceConfig, carried, escaped, read_json
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.store_listing import NO_FILE
 
 SIDECARS = ("json", "txt")
 MAX_SIDECAR_BYTES = 64_000

@@ -14,7 +14,7 @@ from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, InvalidURL
 from typing import Any
 
-from pipeline.pauses import BUSY, answered, pause, quiet_seconds, retry_after
+from imagemill.pipeline.pauses import BUSY, answered, pause, quiet_seconds, retry_after
 
 log = logging.getLogger("imagemill.web")
 WEB = ("http", "https")

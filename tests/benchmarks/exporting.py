@@ -7,7 +7,6 @@ process, and with --ray does the same arithmetic as a Ray Data job, for comparis
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -21,11 +20,11 @@ import numpy as np
 import pyarrow as pa
 import typer
 
-from models import checkpoint as checkpoints
-from models.tasks import TASKS
-from pipeline.output.kept import keep_checkpoint
-from pipeline.schema import LATENT_ZERO_POINT, parquet_bytes, result_schema
-from pipeline.storage import Store
+from imagemill.models import checkpoint as checkpoints
+from imagemill.models.tasks import TASKS
+from imagemill.pipeline.output.kept import keep_checkpoint
+from imagemill.pipeline.schema import LATENT_ZERO_POINT, parquet_bytes, result_schema
+from imagemill.pipeline.storage import Store
 
 
 def peak_mb() -> float:
@@ -74,7 +73,7 @@ def lay_out(output: Store, rows: int, values: int, rows_per_part: int) -> None:
 
 def measured(folder: str) -> None:
     """One export, in this process: prints JSON."""
-    from jobs.export import export
+    from imagemill.jobs.export import export
 
     began = time.monotonic()
     record = export(Store(f"{folder}/out"), Store(f"{folder}/export"))
@@ -84,12 +83,12 @@ def measured(folder: str) -> None:
 
 def by_ray(folder: str) -> None:
     """The same arithmetic as a Ray Data job on as many cores: prints JSON."""
-    from pipeline.cluster.connection import connected
+    from imagemill.pipeline.cluster.connection import connected
 
     with connected(None):
         import ray.data
 
-        from pipeline.output.values import dequantise
+        from imagemill.pipeline.output.values import dequantise
 
         width = checkpoints.build(*checkpoints.read("conv-mnist")).lattice(26.0)[0].numpy()
 
@@ -110,7 +109,7 @@ def by_ray(folder: str) -> None:
 
 def alone(folder: str, what: str) -> dict[str, float]:
     command = [sys.executable, __file__, "--one", f"{folder},{what}"]
-    answer = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": "."})
+    answer = subprocess.run(command, check=True, capture_output=True, text=True)
     seen: dict[str, float] = json.loads(answer.stdout.splitlines()[-1])
     return seen
 

@@ -25,24 +25,24 @@ import torch
 import typer
 from PIL import Image
 
-from jobs.paintings import swirls
-from models import checkpoint
-from models.metrics import psnr_db
-from models.objectives import TASK_OBJECTIVES
-from models.objectives.compress import decode_latent
-from models.precision import Precision, fast_dtype
-from models.tasks import TASKS
-from models.tasks.task import Output, Sample
-from pipeline.cluster.connection import connected
-from pipeline.config import RunConfig
-from pipeline.images.pixels import encode_rgb
-from pipeline.job import Job
-from pipeline.output.committed import part_paths, read_parts
-from pipeline.output.kept import keep_checkpoint
-from pipeline.output.verify import verify
-from pipeline.predict import Predictor
-from pipeline.resolve import plan_of, resolve
-from pipeline.storage import Store
+from imagemill.jobs.paintings import swirls
+from imagemill.models import checkpoint
+from imagemill.models.metrics import psnr_db
+from imagemill.models.objectives import TASK_OBJECTIVES
+from imagemill.models.objectives.compress import decode_latent
+from imagemill.models.precision import Precision, fast_dtype
+from imagemill.models.tasks import TASKS
+from imagemill.models.tasks.task import Output, Sample
+from imagemill.pipeline.cluster.connection import connected
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.images.pixels import encode_rgb
+from imagemill.pipeline.job import Job
+from imagemill.pipeline.output.committed import part_paths, read_parts
+from imagemill.pipeline.output.kept import keep_checkpoint
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.predict import Predictor
+from imagemill.pipeline.resolve import plan_of, resolve
+from imagemill.pipeline.storage import Store
 
 SECONDS = 570.0
 """Of the whole benchmark: what does not fit any more is left out, and said."""
@@ -243,7 +243,7 @@ def command(bench: Bench, *arguments: str) -> "subprocess.CompletedProcess[str]"
     if bench.device == "cpu":
         environment["RAY_OVERRIDE_RESOURCES"] = json.dumps({"CPU": 2, "GPU": 1})
     left = max(30.0, bench.end - time.monotonic())
-    line = [sys.executable, "-m", "jobs", *arguments]
+    line = [sys.executable, "-m", "imagemill", *arguments]
     try:
         return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=left)
     except subprocess.TimeoutExpired:

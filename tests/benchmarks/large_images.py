@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.config import RunConfig
-from pipeline.run import run
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.run import run
 
 
 def make(path: Path, width: int) -> None:

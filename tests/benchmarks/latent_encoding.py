@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.output.committed import part_paths, read_parts
-from pipeline.schema import LATENT_ZERO_POINT
-from pipeline.storage import Store
+from imagemill.pipeline.output.committed import part_paths, read_parts
+from imagemill.pipeline.schema import LATENT_ZERO_POINT
+from imagemill.pipeline.storage import Store
 
 
 def entropy_bits(latents: list[np.ndarray]) -> float:

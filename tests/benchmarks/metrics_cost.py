@@ -5,8 +5,8 @@ import time
 
 import ray
 
-from pipeline.cluster.connection import connected
-from pipeline.cluster.tally import Tally
+from imagemill.pipeline.cluster.connection import connected
+from imagemill.pipeline.cluster.tally import Tally
 
 IMAGES, REPEATS = 2000, 7
 STAGES = ("fetch", "decode", "model", "encode", "put")

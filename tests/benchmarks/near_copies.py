@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 
-from models import checkpoint as checkpoints
-from models import pooling
-from models.likeness import features, similarity, whitening_of
-from models.objectives.compress import latents_of
-from pipeline.output.values import dequantise
+from imagemill.models import checkpoint as checkpoints
+from imagemill.models import pooling
+from imagemill.models.likeness import features, similarity, whitening_of
+from imagemill.models.objectives.compress import latents_of
+from imagemill.pipeline.output.values import dequantise
 
 STEP = 26.0
 HASHES = ("phash", "dhash", "whash", "average_hash")

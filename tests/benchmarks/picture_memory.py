@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.images.pixels import decode, to_file, to_pillow
+from imagemill.pipeline.images.pixels import decode, to_file, to_pillow
 
 SIDE = 10_000
 KINDS = ("rgb.jpg", "turned.jpg", "gray.jpg", "rgb.png", "rgba.png", "gray16.png")

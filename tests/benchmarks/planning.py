@@ -6,7 +6,6 @@ Makes files and synthetic parts in a temporary folder, then plans in a fresh pro
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 import typer
 
-from pipeline.output.committed import newest_of
-from pipeline.plan import make_plan
-from pipeline.schema import image_id, parquet_bytes
-from pipeline.sources.folder import list_folder
-from pipeline.storage import Store
+from imagemill.pipeline.output.committed import newest_of
+from imagemill.pipeline.plan import make_plan
+from imagemill.pipeline.schema import image_id, parquet_bytes
+from imagemill.pipeline.sources.folder import list_folder
+from imagemill.pipeline.storage import Store
 
 SHA = "c" * 64
 URI = "s3://a-bucket-of-photos/uploads/2026/0.jpg"
@@ -112,9 +111,7 @@ def main(
             ("joined", "anti-join of all with all"),
         ):
             command = [sys.executable, __file__, "--one", f"{folder},{what}"]
-            answer = subprocess.run(
-                command, check=True, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": "."}
-            )
+            answer = subprocess.run(command, check=True, capture_output=True, text=True)
             seen = json.loads(answer.stdout)
             print(f"{title:34}{seen['count']:>12,}{seen['seconds']:>10.1f}{seen['peak_mb']:>10.0f}")
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from models.architectures.unet import UNet
-from models.objectives import OBJECTIVES
+from imagemill.models.architectures.unet import UNet
+from imagemill.models.objectives import OBJECTIVES
 
 REPEATS = 7
 

@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from models.tasks import TASKS
-from pipeline.reports.report import make_report
-from pipeline.schema import parquet_bytes, part_name, result_schema
-from pipeline.storage import Store
+from imagemill.models.tasks import TASKS
+from imagemill.pipeline.reports.report import make_report
+from imagemill.pipeline.schema import parquet_bytes, part_name, result_schema
+from imagemill.pipeline.storage import Store
 
 RUN = "20260301T010000Z-abcdef"
 ROWS_PER_PART = 250

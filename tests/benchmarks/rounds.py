@@ -16,7 +16,7 @@ from figures import AT_IMAGES, Run, Spread, Summary, spread, summary
 from outcome import LATENT_TOLERANCE, PSNR_TOLERANCE_DB, deviation, images_in, pixels_of, steady_rate, times_of
 from process_tree import watched
 
-from pipeline.cluster.connection import WORKER_ENV
+from imagemill.pipeline.cluster.connection import WORKER_ENV
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -158,8 +158,7 @@ class Bench:
     def environment_of(self, tuned: bool) -> dict[str, str]:
         """As a person has it, and with `tuned` as one who tunes sets it."""
         inherited = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS",)}
-        path = os.pathsep.join([str(ROOT), str(PEERS)])
-        return inherited | QUIET | self.environment | (TUNED if tuned else {}) | {"PYTHONPATH": path}
+        return inherited | QUIET | self.environment | (TUNED if tuned else {}) | {"PYTHONPATH": str(PEERS)}
 
     def command(self, workload: str, peer: str, source: str, output: Path) -> list[str]:
         if script := self.peers[peer].script:
@@ -168,7 +167,13 @@ class Bench:
             task = ["compress", source, str(output), "--step", "26", *LATENTS_ALONE]
         else:
             task = ["denoise", source, str(output), "--sigma", "15", "--set", "image.format=jpeg"]
-        return [sys.executable, "-m", "jobs", *task, *(word for setting in self.settings for word in ("--set", setting))]
+        return [
+            sys.executable,
+            "-m",
+            "imagemill",
+            *task,
+            *(word for setting in self.settings for word in ("--set", setting)),
+        ]
 
     def run(self, workload: str, peer: str, images: int, round_: int, keep: Path | None = None) -> Run:
         """One run; its output is deleted, or kept under another name."""
@@ -247,7 +252,7 @@ class Bench:
         self.runs = [run for run in self.runs if run.images != NO_IMAGES]
         command, environment = self.command("latents", "imagemill", source, output), self.environment_of(False)
         watched(command, environment, self.work / "log", ROOT, TIMEOUT_SECONDS)
-        imports = [sys.executable, "-c", "import jobs.batch"]
+        imports = [sys.executable, "-c", "import imagemill.jobs.batch"]
         again = [watched(command, environment, self.work / "log", ROOT, TIMEOUT_SECONDS) for _ in range(rounds)]
         alone = [watched(imports, environment, self.work / "log", ROOT, TIMEOUT_SECONDS) for _ in range(rounds)]
         return {

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.images.pixels import encode_rgb
+from imagemill.pipeline.images.pixels import encode_rgb
 
 SIDE = 16
 BLOCKS = 2_000
@@ -39,7 +39,7 @@ def fill(folder: Path, images: int) -> None:
 
 def run(source: Path, output: Path, *settings: str) -> dict[str, Any]:
     """The run.json of a run."""
-    command = [sys.executable, "-m", "jobs", "compress", str(source), str(output)]
+    command = [sys.executable, "-m", "imagemill", "compress", str(source), str(output)]
     command += [word for setting in ("quality=0", *settings) for word in ("--set", setting)]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)

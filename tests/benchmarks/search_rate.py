@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from models import checkpoint as checkpoints
-from models.likeness import DIMENSIONS, features
-from pipeline.output.neighbours import near_groups, nearest
+from imagemill.models import checkpoint as checkpoints
+from imagemill.models.likeness import DIMENSIONS, features
+from imagemill.pipeline.output.neighbours import near_groups, nearest
 
 BATCH = 10_000
 

@@ -88,7 +88,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix="imagemill-steady-") as place:
         root = Path(place)
         photos.make(root / "in", images, None, False, False, 0, os.cpu_count() or 1)
-        command = [sys.executable, "-m", "jobs", "compress", str(root / "in"), str(root / "out"), "--set", "quality=0"]
+        command = [sys.executable, "-m", "imagemill", "compress", str(root / "in"), str(root / "out"), "--set", "quality=0"]
         environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
         run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
         while not any(root.glob("out/results/**/*.parquet")):

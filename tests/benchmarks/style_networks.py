@@ -23,14 +23,14 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from jobs.paintings import PAINTINGS
-from models import checkpoint
-from models.objectives import TASK_OBJECTIVES
-from models.precision import Precision
-from models.style import content_loss, gram
-from models.tasks.stylize import StylizeParams
-from models.tasks.task import Sample
-from pipeline.reports.sheets import Tile, contact_sheet
+from imagemill.jobs.paintings import PAINTINGS
+from imagemill.models import checkpoint
+from imagemill.models.objectives import TASK_OBJECTIVES
+from imagemill.models.precision import Precision
+from imagemill.models.style import content_loss, gram
+from imagemill.models.tasks.stylize import StylizeParams
+from imagemill.models.tasks.task import Sample
+from imagemill.pipeline.reports.sheets import Tile, contact_sheet
 
 SIDE = 224  # what the judge takes
 CONTENTS = ("astronaut.png", "chelsea.png")

@@ -8,12 +8,12 @@ import time
 import numpy as np
 import torch
 
-from jobs.paintings import swirls
-from models import checkpoint
-from models.objectives import TASK_OBJECTIVES
-from models.precision import Precision
-from models.tasks.stylize import StylizeParams
-from models.tasks.task import Sample
+from imagemill.jobs.paintings import swirls
+from imagemill.models import checkpoint
+from imagemill.models.objectives import TASK_OBJECTIVES
+from imagemill.models.precision import Precision
+from imagemill.models.tasks.stylize import StylizeParams
+from imagemill.models.tasks.task import Sample
 
 MEGAPIXELS = (0.25, 1, 4, 16)
 

@@ -6,13 +6,21 @@ Prints, for `imagemill compress`, when each step began and how long it took.
 import importlib
 import sys
 import time
-from pathlib import Path
 
 BEGAN = time.monotonic()
 STEPS = {
-    "pipeline.run": ("resolve", "check_ends", "settle", "plan_of", "execute", "account", "leave_report", "compact"),
-    "pipeline.execute": ("check_model", "write_all"),
-    "pipeline.cluster.connection": ("start_ray",),
+    "imagemill.pipeline.run": (
+        "resolve",
+        "check_ends",
+        "settle",
+        "plan_of",
+        "execute",
+        "account",
+        "leave_report",
+        "compact",
+    ),
+    "imagemill.pipeline.execute": ("check_model", "write_all"),
+    "imagemill.pipeline.cluster.connection": ("start_ray",),
     "ray": ("shutdown",),
 }
 
@@ -33,8 +41,7 @@ def timed(module: str, name: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[2]))
-    from jobs.__main__ import main
+    from imagemill.__main__ import main
 
     for module, names in STEPS.items():
         for name in names:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import PoolConfig, RunConfig
-from pipeline.images.pixels import encode_rgb
-from pipeline.output.committed import part_paths, read_parts
-from pipeline.run import run as run_here
-from pipeline.storage import Store
+from imagemill.pipeline.config import PoolConfig, RunConfig
+from imagemill.pipeline.images.pixels import encode_rgb
+from imagemill.pipeline.output.committed import part_paths, read_parts
+from imagemill.pipeline.run import run as run_here
+from imagemill.pipeline.storage import Store
 
 
 def make_photos(source: Store, count: int, crops: list[np.ndarray], first: int = 0) -> None:
@@ -25,7 +25,16 @@ def make_photos(source: Store, count: int, crops: list[np.ndarray], first: int =
 
 
 def start(source: Store, output: Store, rows_per_part: int = 20, batch_size: int | None = None) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "jobs", "denoise", source.url, output.url, "--set", f"rows_per_part={rows_per_part}"]
+    command = [
+        sys.executable,
+        "-m",
+        "imagemill",
+        "denoise",
+        source.url,
+        output.url,
+        "--set",
+        f"rows_per_part={rows_per_part}",
+    ]
     command += ["--set", f"pool.batch_size={batch_size}"] if batch_size else []
     environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS",)}
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)

@@ -12,9 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.errors import OutputHeld, StorageError
-from pipeline.output.lease import Lease
-from pipeline.storage import Store
+from imagemill.pipeline.errors import OutputHeld, StorageError
+from imagemill.pipeline.output.lease import Lease
+from imagemill.pipeline.storage import Store
 
 CONTENDERS = 4
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.storage import StorageConfig, Store
+from imagemill.pipeline.storage import StorageConfig, Store
 
 KEY, SECRET = "imagemill", "imagemill-secret"
 CONTROL = "/-/faults"

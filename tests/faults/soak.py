@@ -25,14 +25,14 @@ import typer
 from commands import stop
 from skimage import data
 
-from pipeline.cluster.connection import one_ray
-from pipeline.config import RunConfig
-from pipeline.images.pixels import encode_rgb
-from pipeline.output.committed import NOTES, part_paths, read_parts
-from pipeline.output.snapshot import snapshot
-from pipeline.output.verify import verify
-from pipeline.run import run
-from pipeline.storage import TEMPORARY, Store
+from imagemill.pipeline.cluster.connection import one_ray
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.images.pixels import encode_rgb
+from imagemill.pipeline.output.committed import NOTES, part_paths, read_parts
+from imagemill.pipeline.output.snapshot import snapshot
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.run import run
+from imagemill.pipeline.storage import TEMPORARY, Store
 
 SIDE = 96
 AT_FIRST, NEW, CHANGED, LOST = 300, 40, 10, 10
@@ -78,7 +78,7 @@ class Folder:
 
 def killed_night(source: Store, output: Store, generator: random.Random) -> str:
     """A run that is killed at some moment, unless it ends before."""
-    command = [sys.executable, "-m", "jobs", "compress", source.url, output.url]
+    command = [sys.executable, "-m", "imagemill", "compress", source.url, output.url]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         process.wait(generator.uniform(1, 18))

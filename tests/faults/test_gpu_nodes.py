@@ -11,8 +11,8 @@ import pytest
 from clusters import RayCluster
 from commands import images_written, make_photos, wait_for
 
-from pipeline.output.verify import verify
-from pipeline.storage import Store
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.storage import Store
 
 pytestmark = pytest.mark.chaos
 
@@ -28,7 +28,7 @@ def cluster() -> Iterator[RayCluster]:
 
 
 def command(cluster: RayCluster, *arguments: str) -> "subprocess.Popen[bytes]":
-    line = [sys.executable, "-m", "jobs", *arguments]
+    line = [sys.executable, "-m", "imagemill", *arguments]
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=cluster.variables())
 
 

@@ -14,7 +14,7 @@ import pytest
 from commands import actors_of, made_without_faults, make_photos, outputs, raylets_of, start, stop
 from servers import S3, Server
 
-from pipeline.output.verify import verify
+from imagemill.pipeline.output.verify import verify
 
 KILLS = {"actor": 10, "driver": 8, "front": 12, "raylet": 8, "server": 12}
 PHOTOS = 400

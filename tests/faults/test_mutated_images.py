@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from mutations import bombs, mutations
 
-from pipeline.config import RunConfig
-from pipeline.output.committed import part_paths, read_parts
-from pipeline.output.verify import verify
-from pipeline.run import run
-from pipeline.storage import Store
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.output.committed import part_paths, read_parts
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.run import run
+from imagemill.pipeline.storage import Store
 
 ACTOR_MB = 1000
 

@@ -13,8 +13,8 @@ from clusters import RayCluster
 from commands import images_written, make_photos, wait_for
 from servers import S3, environment_of
 
-from pipeline.output.verify import verify
-from pipeline.storage import Store
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.storage import Store
 
 pytestmark = pytest.mark.chaos
 
@@ -31,7 +31,7 @@ def cluster(s3: S3) -> Iterator[RayCluster]:
 
 
 def start(cluster: RayCluster, *places: str, pool: str = "pool.batch_size=2", log: Path | None = None):
-    command = [sys.executable, "-m", "jobs", "denoise", *places, "--address", cluster.address]
+    command = [sys.executable, "-m", "imagemill", "denoise", *places, "--address", cluster.address]
     command += ["--set", "rows_per_part=10", "--set", pool]
     variables = cluster.variables() | cluster.environment
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=variables)

@@ -13,9 +13,9 @@ import pytest
 from commands import make_photos
 from servers import S3
 
-from jobs.inspect import show_verified
-from jobs.nightly import NightlyConfig, show_night
-from pipeline.storage import Store
+from imagemill.jobs.inspect import show_verified
+from imagemill.jobs.nightly import NightlyConfig, show_night
+from imagemill.pipeline.storage import Store
 
 STATEMENTS = json.loads((Path(__file__).parents[2] / "infra/aws/buckets.json").read_text())["Statement"]
 ACTIONS = {"GET": "s3:GetObject", "HEAD": "s3:GetObject", "PUT": "s3:PutObject", "DELETE": "s3:DeleteObject"}

@@ -9,11 +9,11 @@ import pytest
 from commands import made_without_faults, make_photos, outputs
 from servers import S3
 
-from pipeline.config import RunConfig
-from pipeline.errors import StorageError
-from pipeline.output.verify import verify
-from pipeline.run import run
-from pipeline.storage import Store
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.errors import StorageError
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.run import run
+from imagemill.pipeline.storage import Store
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 IMAGES = [40, pytest.param(500, marks=pytest.mark.chaos)]

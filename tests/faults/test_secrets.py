@@ -12,7 +12,7 @@ import pytest
 from commands import make_photos
 from servers import environment_of, rclone
 
-from pipeline.storage import StorageConfig, Store
+from imagemill.pipeline.storage import StorageConfig, Store
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_no_secret_is_written_or_said(tmp_path: Path, ray_folder: Path, monkeypa
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     (tmp_path / "s3/data/bucket").mkdir()
-    command = [sys.executable, "-m", "jobs", "denoise", "s3://bucket/in", "s3://bucket/out"]
+    command = [sys.executable, "-m", "imagemill", "denoise", "s3://bucket/in", "s3://bucket/out"]
     server.start()
     try:
         Store("s3://bucket/in").fs.clear_instance_cache()

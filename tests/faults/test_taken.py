@@ -15,8 +15,8 @@ import pytest
 from clusters import RayCluster
 from commands import make_photos
 
-from pipeline.output.verify import verify
-from pipeline.storage import Store
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.storage import Store
 
 pytestmark = pytest.mark.chaos
 TOKEN = "e" * 64
@@ -88,7 +88,7 @@ def test_run_waits_for_cluster_that_others_hold(cluster, held, tmp_path: Path, c
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 4, crops)
     places = ["--input", source.url, "--output", output.url, "--address", cluster.address]
-    imagemill = [sys.executable, "-m", "jobs"]
+    imagemill = [sys.executable, "-m", "imagemill"]
     options = {"env": cluster.variables(), "capture_output": True, "text": True, "timeout": 300}
     planned = subprocess.run([*imagemill, "plan", "--task", "denoise", *places], **options)
     assert "0 of 1 CPUs are free: 0 of 1 workers can start" in planned.stdout, planned.stderr
@@ -115,7 +115,7 @@ def test_run_outlives_its_address(own: bool, tmp_path: Path, crops: list[np.ndar
     """With a Ray of its own a run does not notice; on a cluster it ends with one line, and leaves its record."""
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 600, crops)
-    command = [sys.executable, "-m", "jobs", "denoise", source.url, output.url, "--set", "pool.batch_size=1"]
+    command = [sys.executable, "-m", "imagemill", "denoise", source.url, output.url, "--set", "pool.batch_size=1"]
     faults = str(Path(__file__).parent)
     script = IN_NAMESPACE.replace("PATHS", repr([faults])).replace("CLUSTER:", f"{not own}:")
     began = [sys.executable, "-c", script, str(tmp_path / "log"), *command, "--set", "rows_per_part=5"]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from commands import make_photos, start
 
-from pipeline.images.pixels import encode_rgb
-from pipeline.output.verify import verify
-from pipeline.storage import Store
+from imagemill.pipeline.images.pixels import encode_rgb
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.storage import Store
 
 ROUNDS, WITH_WORK = 20, 5
 IGNORED = 300_000

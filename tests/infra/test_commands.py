@@ -11,9 +11,9 @@ import typer
 import yaml
 from manifests import KUBERNETES, OVERLAYS, ROOT, built, of_kind
 
-from jobs.cli import app
-from jobs.nightly import NightlyConfig
-from pipeline.config import read_yaml, validate
+from imagemill.jobs.cli import app
+from imagemill.jobs.nightly import NightlyConfig
+from imagemill.pipeline.config import read_yaml, validate
 
 COMMAND = typer.main.get_command(app)
 UsageError = typer.BadParameter.__base__
@@ -23,7 +23,7 @@ INFRA = ROOT / "infra"
 def parsed(line: str) -> dict[str, Any]:
     """The parameters of a command line, read by the product's own parser. Raises: UsageError."""
     program, *arguments = shlex.split(line)
-    assert Path(program).name == "imagemill" or arguments[:2] == ["-m", "jobs"], line
+    assert Path(program).name == "imagemill" or arguments[:2] == ["-m", "imagemill"], line
     arguments = arguments[2:] if arguments[:1] == ["-m"] else arguments
     context = COMMAND.make_context("imagemill", arguments)
     name, command, rest = COMMAND.resolve_command(context, arguments)

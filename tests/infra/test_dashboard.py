@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from pipeline.cluster.metrics import SERVED
+from imagemill.pipeline.cluster.metrics import SERVED
 
 DASHBOARD = json.loads((Path(__file__).parents[2] / "infra/monitoring/grafana-imagemill.json").read_text())
 

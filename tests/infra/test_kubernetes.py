@@ -10,8 +10,8 @@ import pytest
 import yaml
 from manifests import KUBERNETES, OVERLAYS, ROOT, Manifest, built, of_kind, pod_specs, problems
 
-from jobs.nightly import NightlyConfig, runs_of
-from pipeline.config import RunConfig, validate
+from imagemill.jobs.nightly import NightlyConfig, runs_of
+from imagemill.pipeline.config import RunConfig, validate
 
 overlays = pytest.mark.parametrize("overlay", OVERLAYS)
 

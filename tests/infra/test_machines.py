@@ -13,7 +13,7 @@ import yaml
 from manifests import ROOT
 from moto import mock_aws
 
-from pipeline.errors import ConfigError, Deadline, NightFailed, TooManyRejects, VerificationError
+from imagemill.pipeline.errors import ConfigError, Deadline, NightFailed, TooManyRejects, VerificationError
 
 INFRA = ROOT / "infra"
 HOPELESS = {ConfigError.exit_code, TooManyRejects.exit_code, VerificationError.exit_code, NightFailed.at_deadline}
@@ -45,7 +45,7 @@ def test_the_dockerfile_is_clean(tmp_path: Path) -> None:
 def test_the_image_is_made_of_what_is_there() -> None:
     dockerfile = (INFRA / "container/Dockerfile").read_text()
     copied = [word for line in dockerfile.splitlines() if line.startswith("COPY") for word in line.split()[2:-1]]
-    assert {"constraints.txt", "models", "pipeline", "jobs"} < set(copied)
+    assert {"constraints.txt", "src", "models", "pipeline", "jobs"} < set(copied)
     assert all((ROOT / name).exists() for name in copied)
     ignored = (INFRA / "container/Dockerfile.dockerignore").read_text().splitlines()
     assert {line[1:] for line in ignored if line.startswith("!")} == set(copied)

@@ -10,8 +10,8 @@ import pytest
 from commands import make_photos
 from manifests import KUBERNETES, ROOT, built, of_kind
 
-from pipeline.output.verify import verify
-from pipeline.storage import Store
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.storage import Store
 
 CAN_ISOLATE = subprocess.run(["unshare", "-mpf", "true"], check=False, capture_output=True).returncode == 0
 isolated = pytest.mark.skipif(not CAN_ISOLATE, reason="no namespaces here: this needs root")
@@ -20,19 +20,19 @@ import os, pwd
 def nobody(uid): raise KeyError(uid)
 pwd.getpwuid = nobody
 os.environ.pop("HOME")
-from pipeline.cluster.connection import ensure_token
+from imagemill.pipeline.cluster.connection import ensure_token
 ensure_token()
 print(len(os.environ["RAY_AUTH_TOKEN"]))
 """
 BUSY = """
 import sys
-from pipeline.cluster.connection import ensure_token
+from imagemill.pipeline.cluster.connection import ensure_token
 ensure_token()
 import ray
 def init(**options): raise Exception("The current node timed out during startup.")
 ray.init = init
 sys.argv = ["imagemill", "denoise", *sys.argv[1:]]
-from jobs.__main__ import main
+from imagemill.__main__ import main
 main()
 """
 POD = """
@@ -71,7 +71,20 @@ def test_a_machine_too_busy_for_ray_to_start_is_one_line(tmp_path: Path, crops: 
 @isolated
 def test_without_a_temporary_folder_it_says_so(tmp_path: Path) -> None:
     environment = os.environ | {"TMPDIR": "/nowhere"}
-    command = ["unshare", "-m", "bash", "-ec", POD, "pod", str(tmp_path), str(ROOT), sys.executable, "-m", "jobs", "models"]
+    command = [
+        "unshare",
+        "-m",
+        "bash",
+        "-ec",
+        POD,
+        "pod",
+        str(tmp_path),
+        str(ROOT),
+        sys.executable,
+        "-m",
+        "imagemill",
+        "models",
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (
         2,
@@ -87,7 +100,7 @@ def test_a_run_in_a_pod(tmp_path: Path, crops: list[np.ndarray]) -> None:
     make_photos(source, 40, crops)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment |= {"HOME": "/nonexistent", "TMPDIR": "/mnt"}
-    product = [sys.executable, "-m", "jobs", "denoise", source.url, output.url]
+    product = [sys.executable, "-m", "imagemill", "denoise", source.url, output.url]
     command = ["unshare", "-mpf", "--mount-proc", "bash", "-ec", POD, "pod", str(tmp_path), str(ROOT), *product]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
@@ -106,7 +119,7 @@ while True:
 
 
 @isolated
-@pytest.mark.parametrize("run", ["./imagemill run -c job.yaml", "python3 -m jobs run --run-id ID -c /dev/stdin"])
+@pytest.mark.parametrize("run", ["./imagemill run -c job.yaml", "python3 -m imagemill run --run-id ID -c /dev/stdin"])
 def test_a_drained_head_tells_its_run_first(tmp_path: Path, run: str) -> None:
     """The preStop of the head, among the processes of a pod: alone, since it speaks to all runs, submitted ones too."""
     head = of_kind(built(KUBERNETES / "overlays/cpu"), "RayCluster")["imagemill"]["spec"]["headGroupSpec"]
@@ -115,8 +128,7 @@ def test_a_drained_head_tells_its_run_first(tmp_path: Path, run: str) -> None:
     # As pip writes it: the process has the name of the script.
     (tmp_path / "imagemill").write_text(f"#!{sys.executable}{TOLD}")
     (tmp_path / "imagemill").chmod(0o755)
-    (tmp_path / "jobs").mkdir()
-    (tmp_path / "jobs/__main__.py").write_text(TOLD)
+    (tmp_path / "imagemill.py").write_text(TOLD)
     drained = f'{run} & until [ -e ready ]; do sleep 0.05; done; {shell} {flag} "$1"; wait'
     command = ["unshare", "-mpf", "--mount-proc", "bash", "-c", drained, "pod", script.replace("sleep 15", "sleep 0.1")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)

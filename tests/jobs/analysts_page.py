@@ -23,9 +23,9 @@ from outputs import compressed
 from PIL import Image
 from readers import PAGE
 
-from jobs.process import command
-from pipeline.schema import image_id, parquet_bytes, part_name, reject_schema
-from pipeline.storage import Store
+from imagemill.jobs.process import command
+from imagemill.pipeline.schema import image_id, parquet_bytes, part_name, reject_schema
+from imagemill.pipeline.storage import Store
 
 BLOCK = re.compile(r"```(sql|python|sh run)\n(.*?)```\n(?:\n```text\n(.*?)```\n)?", re.DOTALL)
 PHOTOS = ("astronaut", "brick", "camera", "chelsea", "coffee", "grass", "gravel", "rocket")

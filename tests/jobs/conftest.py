@@ -10,8 +10,8 @@ from outputs import COUNT
 from PIL import Image
 from tiny import TINY
 
-from jobs import process
-from jobs.train import TrainConfig
+from imagemill.jobs import process
+from imagemill.jobs.train import TrainConfig
 
 
 @pytest.fixture

@@ -12,17 +12,17 @@ import torch
 import yaml
 from PIL import Image
 
-from models import checkpoint as checkpoints
-from models.objectives import TASK_OBJECTIVES
-from models.precision import Precision
-from models.tasks import TASKS
-from models.tasks.task import Sample
-from pipeline.config import RunConfig
-from pipeline.images.pixels import encode_rgb
-from pipeline.output.kept import keep_checkpoint, kept_model
-from pipeline.output.names import decoded_name
-from pipeline.schema import image_id, pack_latent, parquet_bytes, part_name, result_schema, version_of
-from pipeline.storage import Store
+from imagemill.models import checkpoint as checkpoints
+from imagemill.models.objectives import TASK_OBJECTIVES
+from imagemill.models.precision import Precision
+from imagemill.models.tasks import TASKS
+from imagemill.models.tasks.task import Sample
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.images.pixels import encode_rgb
+from imagemill.pipeline.output.kept import keep_checkpoint, kept_model
+from imagemill.pipeline.output.names import decoded_name
+from imagemill.pipeline.schema import image_id, pack_latent, parquet_bytes, part_name, result_schema, version_of
+from imagemill.pipeline.storage import Store
 
 COMPRESS = TASKS["compress"]
 COUNT = 8

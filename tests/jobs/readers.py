@@ -27,10 +27,10 @@ import pyarrow.parquet as pq
 from outputs import compressed
 from PIL import Image
 
-from jobs.export import export
-from models.pooling import mean
-from pipeline import read_latents
-from pipeline.storage import Store
+from imagemill.jobs.export import export
+from imagemill.models.pooling import mean
+from imagemill.pipeline import read_latents
+from imagemill.pipeline.storage import Store
 
 PAGE = Path(__file__).parents[2] / "docs" / "analysts.md"
 BEGIN, END = "<!-- readers: written by python tests/jobs/readers.py --write -->\n", "<!-- /readers -->"
@@ -202,7 +202,7 @@ def in_page() -> str:
 
 
 def main() -> None:
-    from pipeline.cluster.connection import connected
+    from imagemill.pipeline.cluster.connection import connected
 
     with tempfile.TemporaryDirectory() as folder, connected(None, num_cpus=2):
         table = found(Path(folder))

@@ -11,7 +11,7 @@ from analysts_page import run_page
 from outputs import compressed
 from readers import FORMATS, READERS, found, in_page
 
-from pipeline import read_latents
+from imagemill.pipeline import read_latents
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "analysts_example.py"
 

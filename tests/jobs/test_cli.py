@@ -10,10 +10,10 @@ import pytest
 import yaml
 from outputs import compressed
 
-from models import checkpoint
-from pipeline.output.lease import Lease
-from pipeline.schema import image_id, parquet_bytes, part_name, reject_schema
-from pipeline.storage import Store
+from imagemill.models import checkpoint
+from imagemill.pipeline.output.lease import Lease
+from imagemill.pipeline.schema import image_id, parquet_bytes, part_name, reject_schema
+from imagemill.pipeline.storage import Store
 
 
 def write_yaml(folder: Path, text: str) -> Path:
@@ -160,7 +160,7 @@ def test_status_counts_the_rejects_that_wait_and_for_what(imagemill, tmp_path, c
 
 def test_what_reads_many_latents_says_how_far_it_is_without_a_terminal(imagemill, tmp_path, crops, monkeypatch):
     output = compressed(tmp_path, {f"{number}.png": crop for number, crop in enumerate(crops[:5])}, "compress-small")
-    monkeypatch.setattr("pipeline.progress.LOG_SECONDS", 0)
+    monkeypatch.setattr("imagemill.pipeline.progress.LOG_SECONDS", 0)
     for command in (
         ["decode", output.url, tmp_path / "decoded"],
         ["export", output.url, tmp_path / "exported"],
@@ -214,8 +214,8 @@ def test_status_tells_a_killed_run_from_one_at_work(imagemill, tmp_path):
 
 def test_status_watches_a_holder_on_another_machine(imagemill, tmp_path, monkeypatch):
     """Its heartbeat may state any time: only that it changes shows that it is at work."""
-    monkeypatch.setattr("jobs.inspect.WATCH_SECONDS", 0.5)
-    monkeypatch.setattr("pipeline.output.lease.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("imagemill.jobs.inspect.WATCH_SECONDS", 0.5)
+    monkeypatch.setattr("imagemill.pipeline.output.lease.POLL_SECONDS", 0.05)
     claim = tmp_path / "out/runs/lease/00000001.json"
     claim.parent.mkdir(parents=True)
     claim.write_text('{"machine": "far/1", "pid": 7, "started": "1", "at": 4e9}')

@@ -12,7 +12,7 @@ from folders import rows
 from PIL import Image
 from seeds import saved
 
-from pipeline.schema import SOURCE
+from imagemill.pipeline.schema import SOURCE
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 EOI = b"\xff\xd9"

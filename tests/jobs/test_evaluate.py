@@ -8,15 +8,15 @@ import pytest
 from PIL import Image
 from tiny import TINY
 
-from jobs.evaluate import evaluate, metrics_of, record_of, show_evaluation
-from jobs.evaluations import EVALUATIONS, inpaint
-from jobs.evaluations.denoise import noise_for
-from jobs.evaluations.evaluation import EvaluateConfig, Evaluation, Measured
-from models import checkpoint
-from models.architectures import ARCHITECTURES
-from models.tasks import TASKS
-from pipeline.errors import ConfigError, StorageError
-from pipeline.images.pixels import decode
+from imagemill.jobs.evaluate import evaluate, metrics_of, record_of, show_evaluation
+from imagemill.jobs.evaluations import EVALUATIONS, inpaint
+from imagemill.jobs.evaluations.denoise import noise_for
+from imagemill.jobs.evaluations.evaluation import EvaluateConfig, Evaluation, Measured
+from imagemill.models import checkpoint
+from imagemill.models.architectures import ARCHITECTURES
+from imagemill.models.tasks import TASKS
+from imagemill.pipeline.errors import ConfigError, StorageError
+from imagemill.pipeline.images.pixels import decode
 
 
 def untrained(folder: Path, name: str) -> str:
@@ -150,7 +150,7 @@ def test_stylize_beside_optimising_the_image(photos, tmp_path):
 
 
 def test_a_place_that_is_none_is_said_before_anything_is_measured(photos, monkeypatch):
-    monkeypatch.setattr("jobs.evaluate.evaluate", pytest.fail)
+    monkeypatch.setattr("imagemill.jobs.evaluate.evaluate", pytest.fail)
     with pytest.raises(ConfigError, match="scheme 'gs' is not one of file, s3"):
         show_evaluation({"task": "denoise", "input": str(photos), "output": "gs://x/y"}, "test", update_card=False)
 

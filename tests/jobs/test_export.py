@@ -13,15 +13,15 @@ import pytest
 from outputs import COUNT, compressed
 from PIL import Image
 
-from jobs.decode import decode_output
-from jobs.export import export, show_export
-from jobs.export_formats import webdataset
-from models import checkpoint as checkpoints
-from pipeline import read_latents
-from pipeline.errors import ConfigError, OutputHeld
-from pipeline.output.lease import FOLDER, Lease
-from pipeline.output.neighbours import collection
-from pipeline.storage import Store
+from imagemill.jobs.decode import decode_output
+from imagemill.jobs.export import export, show_export
+from imagemill.jobs.export_formats import webdataset
+from imagemill.models import checkpoint as checkpoints
+from imagemill.pipeline import read_latents
+from imagemill.pipeline.errors import ConfigError, OutputHeld
+from imagemill.pipeline.output.lease import FOLDER, Lease
+from imagemill.pipeline.output.neighbours import collection
+from imagemill.pipeline.storage import Store
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_values_are_what_the_encoder_gave_to_half_a_step(digits: Store, pieces: 
     """Measured against the network itself, not against our own arithmetic."""
     import torch
 
-    from models.colour import luma_of
+    from imagemill.models.colour import luma_of
 
     model = checkpoints.build(*checkpoints.read("conv-mnist"))
     codes = read_latents(digits.url, columns=["rel_path"])
@@ -293,7 +293,7 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(digits: Store, e
 def test_an_export_that_was_cut_off_is_seen_and_begun_again(
     digits: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jobs import export_formats
+    from imagemill.jobs import export_formats
 
     dest = tmp_path / "export"
 
@@ -319,7 +319,7 @@ def test_an_export_that_was_cut_off_is_seen_and_begun_again(
 def test_an_export_that_was_overtaken_is_not_called_whole(
     digits: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jobs import export_formats
+    from imagemill.jobs import export_formats
 
     dest, write = Store(str(tmp_path / "export")), export_formats.parquet
 
@@ -344,7 +344,7 @@ def test_an_export_that_ends_while_another_begins_is_kept(
         export(digits, place)
         return Lease(place)
 
-    monkeypatch.setattr("jobs.export.Lease", late)
+    monkeypatch.setattr("imagemill.jobs.export.Lease", late)
     with pytest.raises(ConfigError, match="holds a finished export"):
         export(digits, dest)
     assert len(read_latents(dest.url).numpy()) == COUNT
@@ -369,7 +369,7 @@ def test_an_export_goes_to_a_bucket_and_is_read_from_there(digits: Store, moto_b
 
 
 def test_parts_are_of_bounded_size(digits: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.export.PART_BYTES", 2_000)
+    monkeypatch.setattr("imagemill.jobs.export.PART_BYTES", 2_000)
     record = export(digits, Store(str(tmp_path / "export")))
     assert record["parts"] == {"latents": 2}
     assert len(pq.read_table(tmp_path / "export/latents")) == COUNT

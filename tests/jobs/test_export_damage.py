@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 from outputs import COUNT, compressed
 
-from jobs.decode import decode_output
-from jobs.export import export, show_export
-from pipeline import read_latents
-from pipeline.errors import StorageError, VerificationError
-from pipeline.output.committed import part_paths
-from pipeline.schema import parquet_bytes, part_name
-from pipeline.storage import Store
+from imagemill.jobs.decode import decode_output
+from imagemill.jobs.export import export, show_export
+from imagemill.pipeline import read_latents
+from imagemill.pipeline.errors import StorageError, VerificationError
+from imagemill.pipeline.output.committed import part_paths
+from imagemill.pipeline.schema import parquet_bytes, part_name
+from imagemill.pipeline.storage import Store
 
 
 def test_rows_that_are_not_what_was_written_are_named_and_left_out(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:

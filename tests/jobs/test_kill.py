@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from commands import actors_of, images_written, make_photos, start, wait_for
 
-from pipeline.output.committed import run_ids, run_records
-from pipeline.output.verify import verify
-from pipeline.storage import Store
+from imagemill.pipeline.output.committed import run_ids, run_records
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.storage import Store
 
 IMAGES = 300
 

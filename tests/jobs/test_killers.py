@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.cluster.suspects import MOST_DEATHS, Suspects
-from pipeline.errors import RunFailed
-from pipeline.output.verify import verify
-from pipeline.storage import Store
+from imagemill.pipeline.cluster.suspects import MOST_DEATHS, Suspects
+from imagemill.pipeline.errors import RunFailed
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.storage import Store
 
 # Stands in for a decoder with a fatal bug: the marked file ends the process at once, as a segmentation fault does.
 FATAL = """
@@ -44,7 +44,7 @@ def photos(folder: Path, crops: list[np.ndarray], count: int, deadly: tuple[int,
 
 
 def run(source: Path, output: Path, fatal: Path) -> None:
-    command = [sys.executable, "-m", "jobs", "denoise", str(source), str(output)]
+    command = [sys.executable, "-m", "imagemill", "denoise", str(source), str(output)]
     command += ["--set", "rows_per_part=12", "--set", "max_reject_fraction=1"]
     paths = os.pathsep.join([str(fatal), os.getcwd(), os.environ.get("PYTHONPATH", "")])
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PYTHONPATH": paths}

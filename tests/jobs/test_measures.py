@@ -7,12 +7,12 @@ import pytest
 import torch
 from matplotlib.tri import Triangulation
 
-from jobs.evaluations.compress import bd_rate_percent, bd_table, quality_at
-from jobs.evaluations.digits import PCA, decoded_flat, ripple
-from jobs.evaluations.inpaint import interpolated
-from jobs.evaluations.stylize import loss_after
-from jobs.evaluations.upscale import luma_psnr_db
-from models.architectures import ARCHITECTURES
+from imagemill.jobs.evaluations.compress import bd_rate_percent, bd_table, quality_at
+from imagemill.jobs.evaluations.digits import PCA, decoded_flat, ripple
+from imagemill.jobs.evaluations.inpaint import interpolated
+from imagemill.jobs.evaluations.stylize import loss_after
+from imagemill.jobs.evaluations.upscale import luma_psnr_db
+from imagemill.models.architectures import ARCHITECTURES
 
 
 def test_psnr_of_luma_is_that_of_papers(crops):

@@ -17,11 +17,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from jobs.nightly import NightlyConfig, runs_of, seconds_until, show_night
-from pipeline.config import read_yaml, validate
-from pipeline.errors import ConfigError, Deadline, NightFailed, StorageError
-from pipeline.output.verify import verify
-from pipeline.storage import Store
+from imagemill.jobs.nightly import NightlyConfig, runs_of, seconds_until, show_night
+from imagemill.pipeline.config import read_yaml, validate
+from imagemill.pipeline.errors import ConfigError, Deadline, NightFailed, StorageError
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.storage import Store
 
 TONIGHT = date(2026, 3, 1)
 
@@ -206,7 +206,7 @@ def test_a_deadline_while_a_page_is_made_ends_the_night_after_a_run_that_is_done
     def late(*_: object) -> None:
         raise Deadline
 
-    monkeypatch.setattr("pipeline.run.leave_report", late)
+    monkeypatch.setattr("imagemill.pipeline.run.leave_report", late)
     dated, whole = night["jobs"]
     with pytest.raises(Deadline):
         show_night(NightlyConfig(**night | {"jobs": [whole, dated], "catch_up": 0}), TONIGHT)
@@ -221,7 +221,7 @@ def test_a_night_that_failed_and_came_to_its_deadline_is_a_failure_and_over(nigh
     def ended(config, record):
         raise StorageError("the store is away") if config.task == "denoise" else Deadline
 
-    monkeypatch.setattr("jobs.nightly.run", ended)
+    monkeypatch.setattr("imagemill.jobs.nightly.run", ended)
     night["jobs"][0] |= {"input": f"{tmp_path}/all", "output": f"{tmp_path}/out"}
     with pytest.raises(NightFailed, match=r"1 of 2 runs failed: dated \(exit 5\); then .* deadline") as failed:
         show_night(NightlyConfig(**night), TONIGHT)
@@ -269,16 +269,16 @@ def test_at_its_deadline_a_night_stops_cleanly_and_the_next_one_goes_on(night, t
         (tmp_path / "all" / f"{number}.png").write_bytes((tmp_path / "all" / f"{number % 2}.png").read_bytes())
     (tmp_path / "night.yaml").write_text(yaml.safe_dump(night))
     start = (
-        "import jobs.nightly as n; n.seconds_until = lambda *_: 1.5\n"
+        "import imagemill.jobs.nightly as n; n.seconds_until = lambda *_: 1.5\n"
         f"import sys; sys.argv = ['imagemill', 'nightly', '-c', {str(tmp_path / 'night.yaml')!r}, '--until', '06:00']\n"
-        "from jobs.__main__ import main; main()"
+        "from imagemill.__main__ import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 7, done.stderr
     assert "deadline" in done.stderr
     assert told(tmp_path)["runs"][0]["exit_reason"] == "deadline"
     assert "stopped at its deadline" in Path(told(tmp_path)["report"]).read_text()
-    command = [sys.executable, "-m", "jobs", "nightly", "-c", str(tmp_path / "night.yaml")]
+    command = [sys.executable, "-m", "imagemill", "nightly", "-c", str(tmp_path / "night.yaml")]
     assert subprocess.run(command, capture_output=True, timeout=280, check=False).returncode == 0
     seen = verify(Store(str(tmp_path / "codes")))
     assert (seen.images, seen.problems) == (60, [])

@@ -11,11 +11,11 @@ import pytest
 from outputs import compressed
 from PIL import Image
 
-from jobs.night_page import leave_page
-from jobs.train import train
-from pipeline.errors import ConfigError
-from pipeline.output.written import FOLDER
-from pipeline.storage import Store
+from imagemill.jobs.night_page import leave_page
+from imagemill.jobs.train import train
+from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.output.written import FOLDER
+from imagemill.pipeline.storage import Store
 
 MINE = b"mine"
 
@@ -104,7 +104,7 @@ def test_decode_to_a_bucket_replaces_nothing_of_the_user(imagemill, output, moto
 def test_decode_that_was_killed_goes_on(imagemill, pieces, tmp_path):
     images = {f"{n}.png": np.roll(pieces["0.png"], n, axis=1) for n in range(300)}
     output, dest = compressed(tmp_path, images, rows_per_part=100), tmp_path / "decoded"
-    process = subprocess.Popen([sys.executable, "-m", "jobs", "decode", output.url, str(dest)])
+    process = subprocess.Popen([sys.executable, "-m", "imagemill", "decode", output.url, str(dest)])
     while not list(dest.glob("*.png")) and process.poll() is None:
         time.sleep(0.01)
     process.kill()

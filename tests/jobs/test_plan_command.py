@@ -44,8 +44,8 @@ def test_plan_says_which_kinds_of_files_are_no_images(imagemill, tmp_path, photo
 def test_a_long_listing_says_how_far_it_is(imagemill, tmp_path, photos, monkeypatch):
     where = ["plan", "--task", "denoise", "--input", photos, "--output", tmp_path / "out"]
     assert imagemill(*where)[2] == ""
-    monkeypatch.setattr("pipeline.plan.LOG_SECONDS", 0)
-    monkeypatch.setattr("pipeline.plan.LISTED_AT_A_TIME", 2)
+    monkeypatch.setattr("imagemill.pipeline.plan.LOG_SECONDS", 0)
+    monkeypatch.setattr("imagemill.pipeline.plan.LISTED_AT_A_TIME", 2)
     said = re.findall(r"INFO (listed \d+ .*)\n", imagemill(*where)[2])
     assert said == ["listed 2 images and 0 other files so far", "listed 3 images and 0 other files so far"]
 

@@ -11,15 +11,15 @@ import pyarrow as pa
 import pytest
 from commands import images_written, make_photos, wait_for
 
-from jobs.batch import run_and_show
-from pipeline.config import RunConfig
-from pipeline.errors import Deadline, Interrupted, TooManyRejects
-from pipeline.output.verify import verify
-from pipeline.run import run
-from pipeline.schema import image_id, parquet_bytes, part_name, reject_schema
-from pipeline.storage import Store
+from imagemill.jobs.batch import run_and_show
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.errors import Deadline, Interrupted, TooManyRejects
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.run import run
+from imagemill.pipeline.schema import image_id, parquet_bytes, part_name, reject_schema
+from imagemill.pipeline.storage import Store
 
-IMAGEMILL = [sys.executable, "-m", "jobs"]
+IMAGEMILL = [sys.executable, "-m", "imagemill"]
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 """A locale that Python would take as it is."""
 
@@ -86,9 +86,9 @@ def test_process_reads_names_alike_in_any_locale(tmp_path: Path) -> None:
     """A name in UTF-8 is itself in a locale of ASCII too: names decide which image a row is of."""
     script = tmp_path / "names.py"
     script.write_text(
-        "import os, sys\nsys.argv = ['imagemill', 'models']\nimport jobs.process\n"
-        "jobs.process.quiet_command = lambda: print(ascii(os.listdir('names'))) or 0\n"
-        "from jobs.__main__ import main\nmain()\n"
+        "import os, sys\nsys.argv = ['imagemill', 'models']\nimport imagemill.jobs.process\n"
+        "imagemill.jobs.process.quiet_command = lambda: print(ascii(os.listdir('names'))) or 0\n"
+        "from imagemill.__main__ import main\nmain()\n"
     )
     (tmp_path / "names").mkdir()
     (tmp_path / "names/grün.png").touch()
@@ -104,8 +104,8 @@ def test_process_hears_signals_while_it_imports(number: signal.Signals) -> None:
     default = "default_int_handler" if number == signal.SIGINT else "SIG_DFL"
     code = (
         f"import builtins, signal\nsignal.signal({int(number)}, signal.{default})\n"
-        "from jobs.__main__ import main\nbefore = builtins.__import__\n"
-        "def late(name, *rest):\n    if name == 'jobs.process':\n"
+        "from imagemill.__main__ import main\nbefore = builtins.__import__\n"
+        "def late(name, *rest):\n    if name == 'imagemill.jobs.process':\n"
         f"        signal.raise_signal({int(number)})\n    return before(name, *rest)\n"
         "builtins.__import__ = late\nmain()\n"
     )
@@ -139,7 +139,7 @@ def signalled(*_: object) -> None:
 
 def test_run_is_done_when_signal_comes_during_report(empty: Path, tmp_path: Path, monkeypatch, caplog, capsys) -> None:
     """All images are done when the report is made: the run ends with 0, and says what was left out."""
-    monkeypatch.setattr("pipeline.run.leave_report", signalled)
+    monkeypatch.setattr("imagemill.pipeline.run.leave_report", signalled)
     config = RunConfig(task="denoise", input=str(empty), output=str(tmp_path / "out"))
     run_and_show(config)
     assert "interrupted when all images were done; imagemill report" in caplog.text
@@ -154,8 +154,8 @@ def test_run_keeps_its_failure_when_signal_comes_during_report(empty: Path, tmp_
     def too_many(*_: object) -> None:
         raise TooManyRejects("too many")
 
-    monkeypatch.setattr("pipeline.run.leave_report", signalled)
-    monkeypatch.setattr("pipeline.run.account", too_many)
+    monkeypatch.setattr("imagemill.pipeline.run.leave_report", signalled)
+    monkeypatch.setattr("imagemill.pipeline.run.account", too_many)
     with pytest.raises(TooManyRejects):
         run(RunConfig(task="denoise", input=str(empty), output=str(tmp_path / "out")))
 
@@ -168,7 +168,7 @@ def test_run_record_is_left_whatever_stage_ends(stage, error, empty: Path, tmp_p
     def late(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(f"pipeline.run.{stage}", late)
+    monkeypatch.setattr(f"imagemill.pipeline.run.{stage}", late)
     with pytest.raises(error):
         run(RunConfig(task="denoise", input=str(empty), output=str(tmp_path / "out")))
     [record] = (tmp_path / "out/runs").glob("*/run.json")

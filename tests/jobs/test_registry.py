@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.registry import headline, layers, show_checkpoint, show_registry
-from models import checkpoint
-from models.architectures import ARCHITECTURES
-from models.tasks import TASKS
-from pipeline.output.kept import keep_checkpoint
-from pipeline.storage import StorageConfig, Store
+from imagemill.jobs.registry import headline, layers, show_checkpoint, show_registry
+from imagemill.models import checkpoint
+from imagemill.models.architectures import ARCHITECTURES
+from imagemill.models.tasks import TASKS
+from imagemill.pipeline.output.kept import keep_checkpoint
+from imagemill.pipeline.storage import StorageConfig, Store
 
 
 def test_the_list_names_everything(capsys, monkeypatch):

@@ -21,15 +21,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from servers import SECRET
 
-from jobs.night_page import leave_page
-from pipeline.config import RunConfig
-from pipeline.errors import StorageError, TooManyRejects
-from pipeline.images.pixels import encode_rgb
-from pipeline.reports.figures import histogram, plane
-from pipeline.reports.page import draw
-from pipeline.reports.report import leave_report, make_report
-from pipeline.run import run
-from pipeline.storage import Store
+from imagemill.jobs.night_page import leave_page
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.errors import StorageError, TooManyRejects
+from imagemill.pipeline.images.pixels import encode_rgb
+from imagemill.pipeline.reports.figures import histogram, plane
+from imagemill.pipeline.reports.page import draw
+from imagemill.pipeline.reports.report import leave_report, make_report
+from imagemill.pipeline.run import run
+from imagemill.pipeline.storage import Store
 
 HOSTILE = "<img src=x onerror=document.title='owned'>&\"'{{ 7*7 }}.png"
 BROKEN = "<svg onload=document.title='owned'>.jpg"
@@ -96,7 +96,8 @@ def test_a_run_with_nothing_to_do_leaves_a_report_that_says_so(ran):
 def test_a_report_of_nothing_new_needs_neither_torch_nor_ray(ran):
     """By the whole command it would: torch is imported by what names the errors of checkpoints."""
     code = (
-        "import sys; from pipeline.reports.report import make_report; from pipeline.storage import Store\n"
+        "import sys; from imagemill.pipeline.reports.report import make_report\n"
+        "from imagemill.pipeline.storage import Store\n"
         f"make_report(Store({str(ran / 'out')!r}), {runs(ran / 'out')[1].name!r})\n"
         "print(sorted({'torch', 'ray', 'matplotlib'} & set(sys.modules)))"
     )

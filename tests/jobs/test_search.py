@@ -16,14 +16,14 @@ import pytest
 from outputs import compressed
 from PIL import Image
 
-from jobs.duplicates import show_duplicates
-from jobs.map import write_map
-from jobs.search import show_search
-from pipeline.errors import ConfigError, StorageError, VerificationError
-from pipeline.output.neighbours import collection, links, near_groups
-from pipeline.reports.atlas import sample
-from pipeline.schema import parquet_bytes
-from pipeline.storage import Store
+from imagemill.jobs.duplicates import show_duplicates
+from imagemill.jobs.map import write_map
+from imagemill.jobs.search import show_search
+from imagemill.pipeline.errors import ConfigError, StorageError, VerificationError
+from imagemill.pipeline.output.neighbours import collection, links, near_groups
+from imagemill.pipeline.reports.atlas import sample
+from imagemill.pipeline.schema import parquet_bytes
+from imagemill.pipeline.storage import Store
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -114,7 +114,7 @@ def test_copies_are_grouped_and_exact_ones_told_apart(output, tmp_path, capsys):
 
 @pytest.mark.parametrize("at_a_time", [16_000_000, 5])
 def test_an_image_is_linked_by_the_most_similar_on_the_shortest_way(monkeypatch, at_a_time):
-    monkeypatch.setattr("pipeline.output.neighbours.COMPARED", at_a_time)
+    monkeypatch.setattr("imagemill.pipeline.output.neighbours.COMPARED", at_a_time)
     angles = np.radians([0, 40, 20, 75, 41, -130])
     by, alike = links(np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32), 0.75)
     # The last one is linked to none at this level, as rounding at the very level may leave one.
@@ -124,7 +124,7 @@ def test_an_image_is_linked_by_the_most_similar_on_the_shortest_way(monkeypatch,
 
 @pytest.mark.parametrize("at_a_time", [16_000_000, 3_000])
 def test_groups_are_those_of_all_pairs(monkeypatch, at_a_time):
-    monkeypatch.setattr("pipeline.output.neighbours.COMPARED", at_a_time)
+    monkeypatch.setattr("imagemill.pipeline.output.neighbours.COMPARED", at_a_time)
     vectors = np.random.default_rng(0).normal(size=(600, 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     groups = near_groups(vectors, 0.93)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.nightly import deadline
-from jobs.process import interrupted
-from pipeline.errors import Deadline, Interrupted
+from imagemill.jobs.nightly import deadline
+from imagemill.jobs.process import interrupted
+from imagemill.pipeline.errors import Deadline, Interrupted
 
 AT_ONCE = "import signal\nsignal.raise_signal(signal.{name})\nwhole = True\n"
 

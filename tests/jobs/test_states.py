@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs.training.config import TrainConfig
-from jobs.training.learn import learning_rate
-from jobs.training.states import State, best_epoch, epochs_kept, keep, newest_history, path_of, read_state
-from models.architectures import ARCHITECTURES
-from models.objectives import OBJECTIVES
-from pipeline.errors import OutputHeld, StorageError
-from pipeline.output.lease import FOLDER
-from pipeline.storage import Store
+from imagemill.jobs.training.config import TrainConfig
+from imagemill.jobs.training.learn import learning_rate
+from imagemill.jobs.training.states import State, best_epoch, epochs_kept, keep, newest_history, path_of, read_state
+from imagemill.models.architectures import ARCHITECTURES
+from imagemill.models.objectives import OBJECTIVES
+from imagemill.pipeline.errors import OutputHeld, StorageError
+from imagemill.pipeline.output.lease import FOLDER
+from imagemill.pipeline.storage import Store
 
 
 def fresh() -> State:

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from outputs import compressed
 
-from jobs.nightly import drifted
-from jobs.stats import Moments, drift, show_stats
-from models import checkpoint as checkpoints
-from pipeline.errors import ConfigError
-from pipeline.output.committed import run_records
-from pipeline.output.snapshot import snapshot
-from pipeline.output.values import latent_batches
+from imagemill.jobs.nightly import drifted
+from imagemill.jobs.stats import Moments, drift, show_stats
+from imagemill.models import checkpoint as checkpoints
+from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.output.committed import run_records
+from imagemill.pipeline.output.snapshot import snapshot
+from imagemill.pipeline.output.values import latent_batches
 
 
 def drawn(seed: int, images: int, mean: float = 0.0, deviation: float = 1.0) -> Moments:

@@ -18,9 +18,9 @@ from clusters import RayCluster, metrics_of
 from PIL import Image
 from servers import free_port
 
-from pipeline.cluster.metrics import SERVED
-from pipeline.output.verify import verify
-from pipeline.storage import Store
+from imagemill.pipeline.cluster.metrics import SERVED
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.storage import Store
 
 TOKEN = "f" * 64
 PATIENCE_SECONDS = 900
@@ -48,7 +48,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory, crops: list[np.ndarray]) ->
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "jobs", "submit", "--set", "task=denoise", *arguments]
+    return [sys.executable, "-m", "imagemill", "submit", "--set", "task=denoise", *arguments]
 
 
 def completed(arguments: list[str], environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
@@ -76,8 +76,8 @@ def test_a_run_on_a_cluster_ends_with_its_own_exit_code(head: RayCluster, photos
 
     # What the job got: the packages, and no credentials.
     shipped = next(head.folder.glob("ray/session_latest/runtime_resources/working_dir_files/_ray_pkg_*/"))
-    assert {"models", "pipeline", "jobs"} <= {path.name for path in shipped.iterdir()}
-    assert not {"tests", "docs", "infra", ".git", ".venv", "demo"} & {path.name for path in shipped.iterdir()}
+    assert {path.name for path in shipped.iterdir()} - {".rayignore"} == {"imagemill"}
+    assert {"models", "pipeline", "jobs"} <= {path.name for path in (shipped / "imagemill").iterdir()}
     assert TOKEN not in done.stdout + done.stderr
 
     # The log: what was said of the run names it; of the image that failed, the image too.
@@ -92,7 +92,7 @@ def test_a_run_on_a_cluster_ends_with_its_own_exit_code(head: RayCluster, photos
 
 @pytest.mark.chaos
 def test_a_driver_of_its_own_on_the_cluster(head: RayCluster, photos: Path, tmp_path: Path) -> None:
-    run = [sys.executable, "-m", "jobs", "denoise", str(photos), str(tmp_path / "out"), "--address", head.address]
+    run = [sys.executable, "-m", "imagemill", "denoise", str(photos), str(tmp_path / "out"), "--address", head.address]
     done = completed(run, head.variables())
     assert done.returncode == 0, done.stderr
     assert verify(Store(str(tmp_path / "out"))).problems == []
@@ -206,5 +206,7 @@ def test_a_cluster_of_another_ray_and_without_authentication() -> None:
 
 
 def test_submitting_needs_no_torch() -> None:
-    code = "import sys, jobs.submit, jobs.nightly, jobs.process; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, imagemill.jobs.submit, imagemill.jobs.nightly, imagemill.jobs.process; sys.exit('torch' in sys.modules)"
+    )
     assert completed([sys.executable, "-c", code], dict(os.environ)).returncode == 0

@@ -10,20 +10,20 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 from tiny import REQUIRED
 
-from jobs.train import run_of, show_training, train
-from jobs.training.config import TrainConfig
-from jobs.training.rehearsal import initial_weights, rehearsed
-from jobs.training.states import State, keep, newest_history
-from models import checkpoint
-from models.architectures import ARCHITECTURES
-from models.objectives import OBJECTIVES, TASK_OBJECTIVES
-from models.precision import Precision
-from models.tasks import TASKS
-from models.tasks.task import Sample
-from pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError, TooManyRejects
-from pipeline.images.pixels import encode_rgb
-from pipeline.output.lease import FOLDER
-from pipeline.storage import Store
+from imagemill.jobs.train import run_of, show_training, train
+from imagemill.jobs.training.config import TrainConfig
+from imagemill.jobs.training.rehearsal import initial_weights, rehearsed
+from imagemill.jobs.training.states import State, keep, newest_history
+from imagemill.models import checkpoint
+from imagemill.models.architectures import ARCHITECTURES
+from imagemill.models.objectives import OBJECTIVES, TASK_OBJECTIVES
+from imagemill.models.precision import Precision
+from imagemill.models.tasks import TASKS
+from imagemill.models.tasks.task import Sample
+from imagemill.pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError, TooManyRejects
+from imagemill.pipeline.images.pixels import encode_rgb
+from imagemill.pipeline.output.lease import FOLDER
+from imagemill.pipeline.storage import Store
 
 DIGITS = {"architecture": "conv", "parameters": {}, "crop": 28, "crops_per_image": 1, "augment": "none"}
 
@@ -52,7 +52,7 @@ LEARNED = [name if name in TASKS else pytest.param(name, marks=pytest.mark.chaos
 def test_all_that_can_be_learned_is_by_two_workers_and_the_checkpoint_of_a_task_runs(
     task, tiny, clean, crops, caplog, monkeypatch, rclone_bucket
 ):
-    monkeypatch.setattr("jobs.training.watch.LOG_SECONDS", 0)
+    monkeypatch.setattr("imagemill.jobs.training.watch.LOG_SECONDS", 0)
     caplog.set_level("INFO", "imagemill")
     config = tiny(task)
     if task == "inpaint":
@@ -213,7 +213,7 @@ def test_a_training_that_was_overtaken_ships_nothing(tiny, tmp_path, monkeypatch
         store.write(f"{FOLDER}/00000002.json", b"{}")
         return newest_history(store)
 
-    monkeypatch.setattr("jobs.train.newest_history", overtaken)
+    monkeypatch.setattr("imagemill.jobs.train.newest_history", overtaken)
     with pytest.raises(OutputHeld, match="another run took it"):
         train(config)
     assert not (tmp_path / "out/tiny-denoise").exists()

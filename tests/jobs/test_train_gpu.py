@@ -11,8 +11,8 @@ import pytest
 import torch
 import yaml
 
-from jobs.train import workers_for
-from jobs.training.config import TrainConfig
+from imagemill.jobs.train import workers_for
+from imagemill.jobs.training.config import TrainConfig
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -22,7 +22,7 @@ def test_train_on_logical_gpus_uses_gloo(tiny: Callable[..., TrainConfig], tmp_p
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(config.model_dump(exclude_defaults=True)))
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     environment["RAY_OVERRIDE_RESOURCES"] = json.dumps({"CPU": 2, "GPU": 2})
-    command = [sys.executable, "-m", "jobs", "train", "-c", str(tmp_path / "train.yaml")]
+    command = [sys.executable, "-m", "imagemill", "train", "-c", str(tmp_path / "train.yaml")]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("finds no CUDA device") == 1, ended.stderr

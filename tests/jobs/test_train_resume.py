@@ -18,13 +18,13 @@ import safetensors.torch
 import torch
 import yaml
 
-from jobs.train import TrainConfig, run_of, train
-from jobs.training.crops import KEPT, inputs_of, listed, look, split
-from jobs.training.rehearsal import rehearsed
-from jobs.training.states import State, keep, newest_history, path_of, read_state
-from models import checkpoint
-from pipeline.errors import RunFailed
-from pipeline.storage import Store
+from imagemill.jobs.train import TrainConfig, run_of, train
+from imagemill.jobs.training.crops import KEPT, inputs_of, listed, look, split
+from imagemill.jobs.training.rehearsal import rehearsed
+from imagemill.jobs.training.states import State, keep, newest_history, path_of, read_state
+from imagemill.models import checkpoint
+from imagemill.pipeline.errors import RunFailed
+from imagemill.pipeline.storage import Store
 
 EPOCHS = 6
 
@@ -41,7 +41,7 @@ def start(tmp_path: Path) -> Iterator[Callable[[TrainConfig], subprocess.Popen[b
     def call(config: TrainConfig) -> subprocess.Popen[bytes]:
         (tmp_path / "train.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
         environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-        command = [sys.executable, "-m", "jobs", "train", "-c", str(tmp_path / "train.yaml")]
+        command = [sys.executable, "-m", "imagemill", "train", "-c", str(tmp_path / "train.yaml")]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         started.append(subprocess.Popen(command, env=environment, start_new_session=True, **pipes))
         return started[-1]

@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.train import TrainConfig
-from jobs.training.crops import crops_of, images_of, inputs_of, kept_images, listed, middle_crops
-from pipeline.errors import StorageError
-from pipeline.images.pixels import encode_rgb
-from pipeline.storage import Store
+from imagemill.jobs.train import TrainConfig
+from imagemill.jobs.training.crops import crops_of, images_of, inputs_of, kept_images, listed, middle_crops
+from imagemill.pipeline.errors import StorageError
+from imagemill.pipeline.images.pixels import encode_rgb
+from imagemill.pipeline.storage import Store
 
 CONFIG = {"name": "t", "task": "denoise", "architecture": "unet", "epochs": 1, "crop": 64, "crops_per_image": 2}
 

@@ -11,11 +11,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from models import checkpoint
-from models.architectures import ARCHITECTURES
-from models.architectures.conv import Conv
-from models.checkpoint import CARD, WEIGHTS, Card, CheckpointError, build, bundled, read_card, read_weights, save
-from models.entropy_fit import fit
+from imagemill.models import checkpoint
+from imagemill.models.architectures import ARCHITECTURES
+from imagemill.models.architectures.conv import Conv
+from imagemill.models.checkpoint import CARD, WEIGHTS, Card, CheckpointError, build, bundled, read_card, read_weights, save
+from imagemill.models.entropy_fit import fit
 
 CARD_OF_CONV: dict[str, Any] = {"name": "tiny", "task": "denoise", "architecture": "conv", "parameters": {"width": 8}}
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from models.colour import luma_8, luma_of, recolour, rgb_of
+from imagemill.models.colour import luma_8, luma_of, recolour, rgb_of
 
 
 def pillow_luma(rgb: np.ndarray) -> np.ndarray:

@@ -14,14 +14,14 @@ from tiny import REQUIRED, TINY
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from jobs.training.states import State
-from jobs.training.step import Step, TaskLoss
-from models.architectures import ARCHITECTURES
-from models.autoencoder import Autoencoder
-from models.objectives import OBJECTIVES, TASK_OBJECTIVES
-from models.precision import Precision
-from models.tasks import TASKS
-from models.tasks.task import Sample
+from imagemill.jobs.training.states import State
+from imagemill.jobs.training.step import Step, TaskLoss
+from imagemill.models.architectures import ARCHITECTURES
+from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.objectives import OBJECTIVES, TASK_OBJECTIVES
+from imagemill.models.precision import Precision
+from imagemill.models.tasks import TASKS
+from imagemill.models.tasks.task import Sample
 
 CUDA = torch.device("cuda", 0)
 HALF = [torch.bfloat16, torch.float16]

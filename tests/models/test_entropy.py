@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from models import entropy
-from models.entropy import PASSES, PHASES, REACH, EntropyModel, PayloadError
-from models.entropy_fit import fit, whole_counts
+from imagemill.models import entropy
+from imagemill.models.entropy import PASSES, PHASES, REACH, EntropyModel, PayloadError
+from imagemill.models.entropy_fit import fit, whole_counts
 
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))
 KINDS = (st.integers(-128, 127), st.integers(-2, 2), st.sampled_from([-128, 127]), st.just(0))
@@ -170,7 +170,7 @@ def test_other_processes_and_thread_counts_code_the_same(threads: str) -> None:
     model, symbols = tables(6, 3), photo_like(side=96)
     here = [hashlib.sha256(data).hexdigest() for data in (model.encode(symbols), symbols.tobytes())]
     variables = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    root = Path(entropy.__file__).parent.parent
+    root = Path(entropy.__file__).parents[2]
     environment = os.environ | dict.fromkeys(variables, threads) | {"PYTHONPATH": str(root)}
     command = [sys.executable, "-c", CHILD, threads, str(Path(__file__).parent)]
     there = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()

@@ -6,14 +6,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.architectures import ARCHITECTURES
-from models.architectures.masked import push_pull
-from models.damage import lost_blocks, lost_pixels, lost_strokes
-from models.objectives import TASK_OBJECTIVES
-from models.objectives.inpaint import random_damage
-from models.precision import Precision
-from models.tasks.inpaint import InpaintParams
-from models.tasks.task import Sample, SampleError
+from imagemill.models.architectures import ARCHITECTURES
+from imagemill.models.architectures.masked import push_pull
+from imagemill.models.damage import lost_blocks, lost_pixels, lost_strokes
+from imagemill.models.objectives import TASK_OBJECTIVES
+from imagemill.models.objectives.inpaint import random_damage
+from imagemill.models.precision import Precision
+from imagemill.models.tasks.inpaint import InpaintParams
+from imagemill.models.tasks.task import Sample, SampleError
 
 TASK = TASK_OBJECTIVES["inpaint"]
 

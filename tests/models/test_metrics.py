@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from models.metrics import MS_SSIM_SIDE, SSIM_SIDE, checkerboard, ms_ssim, psnr_db, ssim
+from imagemill.models.metrics import MS_SSIM_SIDE, SSIM_SIDE, checkerboard, ms_ssim, psnr_db, ssim
 
 
 @pytest.fixture(scope="module")

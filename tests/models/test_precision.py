@@ -8,15 +8,15 @@ import torch
 from PIL import Image
 from tiny import REQUIRED
 
-from jobs.training.states import State
-from jobs.training.step import Step, TaskLoss
-from models import checkpoint
-from models.architectures import ARCHITECTURES
-from models.metrics import psnr_db
-from models.objectives import TASK_OBJECTIVES
-from models.precision import Precision, chosen_dtype, fast_dtype
-from models.tasks import TASKS
-from models.tasks.task import Sample
+from imagemill.jobs.training.states import State
+from imagemill.jobs.training.step import Step, TaskLoss
+from imagemill.models import checkpoint
+from imagemill.models.architectures import ARCHITECTURES
+from imagemill.models.metrics import psnr_db
+from imagemill.models.objectives import TASK_OBJECTIVES
+from imagemill.models.precision import Precision, chosen_dtype, fast_dtype
+from imagemill.models.tasks import TASKS
+from imagemill.models.tasks.task import Sample
 
 HALF = Precision(dtype=torch.float16)
 

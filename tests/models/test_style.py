@@ -11,19 +11,19 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from models import checkpoint, foreign
-from models import stylist as stylist_module
-from models.architectures.perceptual import Perceptual
-from models.batches import to_batch
-from models.checkpoint import CheckpointError
-from models.colour import luma_8
-from models.objectives import OBJECTIVES, TASK_OBJECTIVES
-from models.objectives.perceive import contrast
-from models.objectives.stylize import Stylist, paint
-from models.precision import Precision
-from models.style import EPSILON, adain, content_loss, gram, moments, style_loss
-from models.tasks.stylize import StylizeParams
-from models.tasks.task import Sample
+from imagemill.models import checkpoint, foreign
+from imagemill.models import stylist as stylist_module
+from imagemill.models.architectures.perceptual import Perceptual
+from imagemill.models.batches import to_batch
+from imagemill.models.checkpoint import CheckpointError
+from imagemill.models.colour import luma_8
+from imagemill.models.objectives import OBJECTIVES, TASK_OBJECTIVES
+from imagemill.models.objectives.perceive import contrast
+from imagemill.models.objectives.stylize import Stylist, paint
+from imagemill.models.precision import Precision
+from imagemill.models.style import EPSILON, adain, content_loss, gram, moments, style_loss
+from imagemill.models.tasks.stylize import StylizeParams
+from imagemill.models.tasks.task import Sample
 
 TASK = TASK_OBJECTIVES["stylize"]
 SMALL = {"widths": [8, 12, 16], "convs": [1, 1, 1]}

@@ -8,19 +8,19 @@ import torch
 from PIL import Image
 from tiny import REQUIRED
 
-from models import checkpoint
-from models.architectures import ARCHITECTURES
-from models.batches import byte_batch
-from models.colour import chroma_of, luma_8
-from models.metrics import psnr_db
-from models.objectives import TASK_OBJECTIVES
-from models.objectives.colorize import colourfulness
-from models.objectives.compress import decode_latent
-from models.objectives.denoise import noise_level
-from models.precision import Precision
-from models.tasks import TASKS
-from models.tasks.compress import CompressParams
-from models.tasks.task import Sample
+from imagemill.models import checkpoint
+from imagemill.models.architectures import ARCHITECTURES
+from imagemill.models.batches import byte_batch
+from imagemill.models.colour import chroma_of, luma_8
+from imagemill.models.metrics import psnr_db
+from imagemill.models.objectives import TASK_OBJECTIVES
+from imagemill.models.objectives.colorize import colourfulness
+from imagemill.models.objectives.compress import decode_latent
+from imagemill.models.objectives.denoise import noise_level
+from imagemill.models.precision import Precision
+from imagemill.models.tasks import TASKS
+from imagemill.models.tasks.compress import CompressParams
+from imagemill.models.tasks.task import Sample
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_a_larger_step_is_smaller_and_worse(photo):
 
 @pytest.mark.parametrize("name", ["compress-small", "conv-mnist"])
 def test_quality_without_the_image_is_that_of_the_image(name, photo, monkeypatch):
-    monkeypatch.setattr("models.objectives.compress.tile_side", lambda *size: 64)
+    monkeypatch.setattr("imagemill.models.objectives.compress.tile_side", lambda *size: 64)
     model, predict = shipped(name), TASK_OBJECTIVES["compress"].predict
     rgb = photo[:157, :131]
     for_image, for_quality, for_neither = (

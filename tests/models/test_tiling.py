@@ -8,12 +8,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from models.architectures import ARCHITECTURES
-from models.architectures.codec import Codec
-from models.architectures.unet import UNet
-from models.autoencoder import Autoencoder
-from models.batches import byte_batch
-from models.tiling import tiled
+from imagemill.models.architectures import ARCHITECTURES
+from imagemill.models.architectures.codec import Codec
+from imagemill.models.architectures.unet import UNet
+from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.batches import byte_batch
+from imagemill.models.tiling import tiled
 
 TILE = 64
 
@@ -89,7 +89,7 @@ def test_a_result_in_the_place_of_its_input_is_the_result(h: int, w: int, tile: 
         ].to(torch.uint8)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("models.tiling.LEAST_TILE", 8)
+        patch.setattr("imagemill.models.tiling.LEAST_TILE", 8)
         apart = tiled(fn, x, tile, halo, stride=4)[:, :, :h, :w]
         calls.clear()
         over = tiled(fn, x, tile, halo, stride=4, in_place=True)[:, :, :h, :w]
@@ -124,8 +124,8 @@ def test_memory_is_bounded_by_the_tile() -> None:
 )
 def test_memory_is_given_back_between_the_rows_of_tiles_of_large_results(scale, large, monkeypatch) -> None:
     given = []
-    monkeypatch.setattr("models.tiling.LARGE_PIXELS", 100 * 150 * 8)
-    monkeypatch.setattr("models.tiling.give_back", lambda: given.append(True))
+    monkeypatch.setattr("imagemill.models.tiling.LARGE_PIXELS", 100 * 150 * 8)
+    monkeypatch.setattr("imagemill.models.tiling.give_back", lambda: given.append(True))
     x = torch.rand(1, 1, 96, 144)
 
     def fn(piece: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """What an actor is told, for tests that do its work in their own process."""
 
-from pipeline.job import Job
-from pipeline.output.kept import keep_checkpoint
-from pipeline.resolve import Resolved
+from imagemill.pipeline.job import Job
+from imagemill.pipeline.output.kept import keep_checkpoint
+from imagemill.pipeline.resolve import Resolved
 
 
 def job_here(resolved: Resolved, fence: int = 1) -> Job:

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from pipeline.images.pixels import Picture, PixelConfig, decode, output_format, to_file, to_pillow
+from imagemill.pipeline.images.pixels import Picture, PixelConfig, decode, output_format, to_file, to_pillow
 
 H, W = 80, 120
 KEEP = PixelConfig(icc="keep")

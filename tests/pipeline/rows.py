@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.output.committed import KEYS, columns_of, part_paths, read_parts
-from pipeline.schema import pack_latent, parquet_bytes, part_name, reject_schema, result_schema
-from pipeline.storage import Store
+from imagemill.pipeline.output.committed import KEYS, columns_of, part_paths, read_parts
+from imagemill.pipeline.schema import pack_latent, parquet_bytes, part_name, reject_schema, result_schema
+from imagemill.pipeline.storage import Store
 
 SCHEMA = result_schema({"psnr_db": float}, stores_latent=True)
 DAY = datetime(2026, 1, 1, tzinfo=UTC)

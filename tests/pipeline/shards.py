@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipeline.images.pixels import encode_rgb
-from pipeline.sources import input_of, listing
-from pipeline.sources.source import Found, Listed, SourceConfig
-from pipeline.storage import StorageConfig
+from imagemill.pipeline.images.pixels import encode_rgb
+from imagemill.pipeline.sources import input_of, listing
+from imagemill.pipeline.sources.source import Found, Listed, SourceConfig
+from imagemill.pipeline.storage import StorageConfig
 
 
 def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

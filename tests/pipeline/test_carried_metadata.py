@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
 from PIL.PngImagePlugin import PngInfo
 
-from pipeline.images.pixels import PixelConfig, decode
+from imagemill.pipeline.images.pixels import PixelConfig, decode
 
 PROMPT = "a cat, 4k, Müller\nSteps: 20, Seed: 1"
 

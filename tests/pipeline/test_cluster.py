@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import ray
 
-from pipeline.cluster.connection import STARTS, connected, signals_wait
-from pipeline.cluster.contact import SILENCE_SECONDS, contact
-from pipeline.cluster.own import OURS, SESSIONS, tidy
-from pipeline.cluster.tally import Tally
-from pipeline.errors import RunFailed
+from imagemill.pipeline.cluster.connection import STARTS, connected, signals_wait
+from imagemill.pipeline.cluster.contact import SILENCE_SECONDS, contact
+from imagemill.pipeline.cluster.own import OURS, SESSIONS, tidy
+from imagemill.pipeline.cluster.tally import Tally
+from imagemill.pipeline.errors import RunFailed
 
 
 class Caught(BaseException):
@@ -76,7 +76,7 @@ def test_garbage_that_refers_to_ray_does_not_end_the_process_while_ray_ends() ->
     ended = process(
         """
 import gc, ray
-from pipeline.cluster.connection import connected, endings
+from imagemill.pipeline.cluster.connection import connected, endings
 with connected(None, num_cpus=1):
     rings = [[ray.put(number)] for number in range(1_000)]
     for ring in rings:
@@ -96,7 +96,7 @@ def test_runs_of_a_night_share_a_ray_and_one_that_fails_takes_its_own_with_it() 
     ended = process(
         """
 import ray
-from pipeline.cluster.connection import connected, endings, one_ray
+from imagemill.pipeline.cluster.connection import connected, endings, one_ray
 def session():
     with connected(None, num_cpus=1):
         return ray.get_runtime_context().get_node_id()
@@ -120,7 +120,7 @@ print("as said")
 
 
 def test_what_ray_ships_to_every_process_of_a_run_imports_no_torch() -> None:
-    code = "import sys, pipeline.actor, pipeline.cluster.watch; sys.exit('torch' in sys.modules)"
+    code = "import sys, imagemill.pipeline.actor, imagemill.pipeline.cluster.watch; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -150,7 +150,7 @@ def test_an_older_tally_never_takes_the_place_of_a_newer_one(monkeypatch: pytest
         told.append(content["ok"])
         newer_one.set()
 
-    monkeypatch.setattr("pipeline.cluster.tally.publish", publish)
+    monkeypatch.setattr("imagemill.pipeline.cluster.tally.publish", publish)
     first = threading.Thread(target=tally.add, kwargs={"ok": 1})
     first.start()
     began.wait()

@@ -10,8 +10,8 @@ from exact_writers import box, clap, with_jp2_boxes, with_property
 from PIL import Image
 from seeds import error_class, noise, saved, scene, shown
 
-from models.metrics import psnr_db
-from pipeline.images.pixels import AS_STORED, decode
+from imagemill.models.metrics import psnr_db
+from imagemill.pipeline.images.pixels import AS_STORED, decode
 
 FEW_OR_ALL = pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.chaos)])
 H, W = 24, 34

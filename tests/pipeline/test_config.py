@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import RunConfig, read_yaml, set_value, validate
-from pipeline.errors import ConfigError
+from imagemill.pipeline.config import RunConfig, read_yaml, set_value, validate
+from imagemill.pipeline.errors import ConfigError
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import threading
 
 import pytest
 
-from pipeline.cluster import contact as module
-from pipeline.cluster.connection import connected
-from pipeline.cluster.contact import Contact, ContactLost, answered, clean_up, contact, while_answering
+from imagemill.pipeline.cluster import contact as module
+from imagemill.pipeline.cluster.connection import connected
+from imagemill.pipeline.cluster.contact import Contact, ContactLost, answered, clean_up, contact, while_answering
 
 
 @pytest.fixture

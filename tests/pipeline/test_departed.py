@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from shards import pictures, shard
 
-from jobs.failures import show_failures
-from jobs.inspect import show_status
-from pipeline.config import RunConfig
-from pipeline.output.rejects import waiting_rejects
-from pipeline.resolve import plan_of, resolve
-from pipeline.run import run
-from pipeline.storage import Store
+from imagemill.jobs.failures import show_failures
+from imagemill.jobs.inspect import show_status
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.output.rejects import waiting_rejects
+from imagemill.pipeline.resolve import plan_of, resolve
+from imagemill.pipeline.run import run
+from imagemill.pipeline.storage import Store
 
 BROKEN = b"this is no picture"
 
@@ -107,6 +107,6 @@ def test_members_of_a_shard_that_the_store_does_not_give_have_not_left(places, c
     def refused(*_: object) -> None:
         raise PermissionError("not now")
 
-    monkeypatch.setattr("pipeline.sources.tar.opened", refused)
+    monkeypatch.setattr("imagemill.pipeline.sources.tar.opened", refused)
     done(source, output)
     assert waiting(output) == {"s.tar", "s.tar/1.png"}

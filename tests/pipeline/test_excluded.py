@@ -5,13 +5,13 @@ import pyarrow.parquet as pq
 import pytest
 from shards import listed, pictures, shard
 
-from jobs.batch import run_and_show
-from pipeline.config import RunConfig
-from pipeline.errors import StorageError
-from pipeline.run import run
-from pipeline.sources import input_of, listing
-from pipeline.sources.source import Listed, SourceConfig
-from pipeline.storage import StorageConfig, Store
+from imagemill.jobs.batch import run_and_show
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.errors import StorageError
+from imagemill.pipeline.run import run
+from imagemill.pipeline.sources import input_of, listing
+from imagemill.pipeline.sources.source import Listed, SourceConfig
+from imagemill.pipeline.storage import StorageConfig, Store
 
 LEFT = [
     "._a.jpg", "deep/er/._b.PNG", "__MACOSX/a.jpg", "deep/__MACOSX/._a.jpg", ".DS_Store", "._.DS_Store",

@@ -11,8 +11,8 @@ import pytest
 import torch
 from commands import made_without_faults, make_photos, outputs
 
-from pipeline.output.verify import verify
-from pipeline.storage import Store
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.storage import Store
 
 COUNT = 12
 
@@ -21,7 +21,7 @@ def imagemill(*arguments: str, resources: dict[str, float]) -> subprocess.Comple
     """The command on a Ray of its own, with these resources."""
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     environment["RAY_OVERRIDE_RESOURCES"] = json.dumps(resources)
-    command = [sys.executable, "-m", "jobs", *arguments]
+    command = [sys.executable, "-m", "imagemill", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
 
 

@@ -12,16 +12,16 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from jobs.failures import show_failures
-from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
-from pipeline.output.committed import SUPERSEDED, part_paths
-from pipeline.output.lease import FOLDER
-from pipeline.output.verify import verify
-from pipeline.resolve import plan_of, resolve
-from pipeline.run import run
-from pipeline.schema import image_id, parquet_bytes
-from pipeline.storage import Store
+from imagemill.jobs.failures import show_failures
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.output.committed import SUPERSEDED, part_paths
+from imagemill.pipeline.output.lease import FOLDER
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.resolve import plan_of, resolve
+from imagemill.pipeline.run import run
+from imagemill.pipeline.schema import image_id, parquet_bytes
+from imagemill.pipeline.storage import Store
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -64,7 +64,7 @@ def test_what_a_cut_off_run_was_to_do_is_done_once_though_the_claims_are_lost(co
 
 
 def test_a_copy_without_some_parts_or_the_checkpoint_is_not_well(config, monkeypatch, tmp_path):
-    monkeypatch.setattr("pipeline.output.compact.ENOUGH", 2)
+    monkeypatch.setattr("imagemill.pipeline.output.compact.ENOUGH", 2)
     (Path(config.input) / "broken.png").write_bytes(b"broken")
     output, lenient = Store(config.output), config.model_copy(update={"max_reject_fraction": 1.0})
     for sigma in (15, 50, 15):

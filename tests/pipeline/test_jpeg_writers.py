@@ -12,9 +12,9 @@ from jpegs import EOI, photograph, picture_data, written
 from PIL import Image
 from seeds import saved
 
-from models.metrics import psnr_db
-from pipeline.images.pixels import decode, pixels_of
-from pipeline.images.readers.opened import ImageError
+from imagemill.models.metrics import psnr_db
+from imagemill.pipeline.images.pixels import decode, pixels_of
+from imagemill.pipeline.images.readers.opened import ImageError
 
 DATA = Path(__file__).parent / "data"
 CROP = (96, 64)

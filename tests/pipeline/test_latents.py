@@ -12,21 +12,21 @@ from folders import fill, rows
 from here import job_here
 from PIL import Image
 
-from jobs.decode import decode_output
-from jobs.export import export
-from models import checkpoint as checkpoints
-from pipeline.account import account
-from pipeline.actor import Actor
-from pipeline.config import RunConfig
-from pipeline.errors import StorageError, VerificationError
-from pipeline.item import Item
-from pipeline.output.committed import part_paths
-from pipeline.output.lease import Lease
-from pipeline.output.verify import verify
-from pipeline.resolve import check_model, plan_of, resolve
-from pipeline.run import run
-from pipeline.schema import image_id
-from pipeline.storage import Store
+from imagemill.jobs.decode import decode_output
+from imagemill.jobs.export import export
+from imagemill.models import checkpoint as checkpoints
+from imagemill.pipeline.account import account
+from imagemill.pipeline.actor import Actor
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.errors import StorageError, VerificationError
+from imagemill.pipeline.item import Item
+from imagemill.pipeline.output.committed import part_paths
+from imagemill.pipeline.output.lease import Lease
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.resolve import check_model, plan_of, resolve
+from imagemill.pipeline.run import run
+from imagemill.pipeline.schema import image_id
+from imagemill.pipeline.storage import Store
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -167,7 +167,7 @@ def compressed_here(source: Store, output: Store) -> None:
 def test_rows_that_take_much_memory_become_parts_before_their_block_ends(tmp_path, crops, monkeypatch):
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 6, crops)
-    monkeypatch.setattr("pipeline.predict.ROWS_BYTES", 1)
+    monkeypatch.setattr("imagemill.pipeline.predict.ROWS_BYTES", 1)
     compressed_here(source, output)
     assert len(part_paths(output, "results")) == 6
     assert verify(output).latents == 6
@@ -177,7 +177,7 @@ def test_latents_too_large_for_lists_are_read_like_the_others(tmp_path, crops, m
     source, large, lists = (Store(str(tmp_path / name)) for name in ("in", "large", "lists"))
     make_photos(source, 2, crops)
     compressed_here(source, lists)
-    monkeypatch.setattr("pipeline.schema.LIST_VALUES", 1)
+    monkeypatch.setattr("imagemill.pipeline.schema.LIST_VALUES", 1)
     compressed_here(source, large)
     made = rows(tmp_path / "large")
     assert [row["latent"] for row in made] == [None, None]

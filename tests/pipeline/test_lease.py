@@ -14,24 +14,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import OutputHeld, StorageError
-from pipeline.output.lease import BEAT_SECONDS, FOLDER, LIFETIME_SECONDS, Lease, newest_fence
-from pipeline.storage import Store
+from imagemill.pipeline.errors import OutputHeld, StorageError
+from imagemill.pipeline.output.lease import BEAT_SECONDS, FOLDER, LIFETIME_SECONDS, Lease, newest_fence
+from imagemill.pipeline.storage import Store
 
 ROOT = Path(__file__).parents[2]
 HONEST = pytest.mark.parametrize("any_url", ["local", "moto"], indirect=True)
 DIE_HOLDING = """
 import os, signal, sys
-from pipeline.output.lease import Lease
-from pipeline.storage import Store
+from imagemill.pipeline.output.lease import Lease
+from imagemill.pipeline.storage import Store
 lease = Lease(Store(sys.argv[1])).__enter__()
 print(lease.fence, flush=True)
 os._exit(9) if sys.argv[2] == "exit" else os.kill(os.getpid(), signal.SIGKILL)
 """
 HOLD = """
 import sys
-from pipeline.output.lease import Lease
-from pipeline.storage import Store
+from imagemill.pipeline.output.lease import Lease
+from imagemill.pipeline.storage import Store
 with Lease(Store(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -146,7 +146,7 @@ def test_no_clock_of_another_machine_decides(tmp_path_factory, skew: float, dies
     far = Elsewhere(output, skew, dies, form)
     far.sleep(age)
     far.slept = 0.0
-    with patch("pipeline.output.lease.time", far):
+    with patch("imagemill.pipeline.output.lease.time", far):
         if dies == math.inf:
             with pytest.raises(OutputHeld, match="process 1 on far"):
                 Lease(output).__enter__()
@@ -160,7 +160,7 @@ def test_no_clock_of_another_machine_decides(tmp_path_factory, skew: float, dies
 def test_a_watched_holder_is_named_and_how_long(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     output = Store(str(tmp_path))
     far = Elsewhere(output, 86400, 0, "0.1")
-    with caplog.at_level(logging.INFO, "imagemill.lease"), patch("pipeline.output.lease.time", far), Lease(output):
+    with caplog.at_level(logging.INFO, "imagemill.lease"), patch("imagemill.pipeline.output.lease.time", far), Lease(output):
         pass
     [message] = [r.getMessage() for r in caplog.records]
     assert message == (
@@ -173,7 +173,7 @@ def test_a_release_ends_the_watch(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
     far = Elsewhere(output, 0, 0, "0.1")
     far.sleep = lambda seconds: output.write(f"{FOLDER}/00000004.released", b"")  # type: ignore[method-assign]
-    with patch("pipeline.output.lease.time", far), Lease(output) as lease:
+    with patch("imagemill.pipeline.output.lease.time", far), Lease(output) as lease:
         assert lease.fence == 5
 
 
@@ -181,7 +181,7 @@ def test_who_is_faster_to_take_over_holds(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
     far = Elsewhere(output, 0, 0, "0.1")
     far.sleep = lambda seconds: output.write(f"{FOLDER}/00000005.json", b"{}")  # type: ignore[method-assign]
-    with patch("pipeline.output.lease.time", far), pytest.raises(OutputHeld, match="has just taken it"):
+    with patch("imagemill.pipeline.output.lease.time", far), pytest.raises(OutputHeld, match="has just taken it"):
         Lease(output).__enter__()
 
 
@@ -193,10 +193,10 @@ def test_a_claim_that_is_not_complete_is_watched(tmp_path: Path, claim: bytes) -
     whole = output.read(f"{FOLDER}/00000004.json")
     output.write(f"{FOLDER}/00000004.json", claim)
     complete = patch.object(far, "sleep", lambda seconds: output.write(f"{FOLDER}/00000004.json", whole))
-    with patch("pipeline.output.lease.time", far), complete, pytest.raises(OutputHeld, match="process 1 on far"):
+    with patch("imagemill.pipeline.output.lease.time", far), complete, pytest.raises(OutputHeld, match="process 1 on far"):
         Lease(output).__enter__()
     output.write(f"{FOLDER}/00000004.json", claim)
-    with patch("pipeline.output.lease.time", far), Lease(output) as lease:
+    with patch("imagemill.pipeline.output.lease.time", far), Lease(output) as lease:
         assert (lease.fence, far.slept) == (5, LIFETIME_SECONDS)
 
 
@@ -247,7 +247,7 @@ def test_a_claim_is_renewed_while_its_holder_clears_away(tmp_path: Path, monkeyp
         with pytest.raises(OutputHeld, match=f"process {os.getpid()}"):
             Lease(Store(store.url)).__enter__()
 
-    monkeypatch.setattr("pipeline.output.lease.BEAT_SECONDS", 0.01)
+    monkeypatch.setattr("imagemill.pipeline.output.lease.BEAT_SECONDS", 0.01)
     monkeypatch.setattr(Store, "sweep", long_walk)
     with Lease(output) as lease:
         assert lease.fence == 1
@@ -299,7 +299,7 @@ def test_a_server_with_conditional_puts_gets_no_warning(any_url: str, caplog: py
 )
 def test_a_holder_in_another_container_of_this_machine_is_believed(tmp_path: Path) -> None:
     """Two pods on the network of their host have its name and its boot, and numbers of processes of their own."""
-    quick = f"import pipeline.output.lease\npipeline.output.lease.BEAT_SECONDS = 0.1\n{HOLD}"
+    quick = f"import imagemill.pipeline.output.lease\nimagemill.pipeline.output.lease.BEAT_SECONDS = 0.1\n{HOLD}"
     command = ["unshare", "-rpf", "--mount-proc", "--kill-child", sys.executable, "-c", quick, str(tmp_path)]
     holder = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdout

@@ -11,15 +11,15 @@ import pytest
 import s3fs
 from shards import images, listed, pictures, rows
 
-from pipeline.config import RunConfig
-from pipeline.output.rejects import waiting_rejects
-from pipeline.output.verify import verify
-from pipeline.plan import references
-from pipeline.run import run
-from pipeline.sources import input_of, listing
-from pipeline.sources.reading import Reading
-from pipeline.sources.source import Listed, SourceConfig
-from pipeline.storage import StorageConfig, Store
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.output.rejects import waiting_rejects
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.plan import references
+from imagemill.pipeline.run import run
+from imagemill.pipeline.sources import input_of, listing
+from imagemill.pipeline.sources.reading import Reading
+from imagemill.pipeline.sources.source import Listed, SourceConfig
+from imagemill.pipeline.storage import StorageConfig, Store
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 from shards import images, listed, pictures, rows
 
-from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
-from pipeline.resolve import plan_of, resolve
-from pipeline.run import run
-from pipeline.sources.source import Listed, SourceConfig
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.resolve import plan_of, resolve
+from imagemill.pipeline.run import run
+from imagemill.pipeline.sources.source import Listed, SourceConfig
 
 VALUES = [
     "00501",

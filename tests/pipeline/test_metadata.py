@@ -13,7 +13,7 @@ from pictures import H, W, encode, opened, rewritten, saved
 from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
 
-from pipeline.images.pixels import PixelConfig, decode
+from imagemill.pipeline.images.pixels import PixelConfig, decode
 
 
 @pytest.mark.parametrize("source", METADATA_FORMATS)

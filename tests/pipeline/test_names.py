@@ -1,9 +1,9 @@
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.output.names import MAX_COMPONENT_BYTES, MAX_PATH_BYTES, output_name
-from pipeline.schema import image_id
-from pipeline.sources.folder import EXTENSIONS
+from imagemill.pipeline.output.names import MAX_COMPONENT_BYTES, MAX_PATH_BYTES, output_name
+from imagemill.pipeline.schema import image_id
+from imagemill.pipeline.sources.folder import EXTENSIONS
 
 EXTENSION = st.sampled_from([*EXTENSIONS, ".JPG", ".Png"])
 # Few letters and many dots, so that names which could meet do occur.

@@ -9,16 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 from shards import add, damage, images, listed, pictures, rows, shard
 
-from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
-from pipeline.output.verify import verify
-from pipeline.plan import references
-from pipeline.resolve import plan_of, resolve
-from pipeline.run import run
-from pipeline.sources import input_of, listing
-from pipeline.sources.parquet import BATCH_ROWS
-from pipeline.sources.source import SourceConfig
-from pipeline.storage import StorageConfig, Store
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.plan import references
+from imagemill.pipeline.resolve import plan_of, resolve
+from imagemill.pipeline.run import run
+from imagemill.pipeline.sources import input_of, listing
+from imagemill.pipeline.sources.parquet import BATCH_ROWS
+from imagemill.pipeline.sources.source import SourceConfig
+from imagemill.pipeline.storage import StorageConfig, Store
 
 
 @pytest.mark.usefixtures("ray_session")

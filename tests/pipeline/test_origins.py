@@ -6,11 +6,11 @@ import pyarrow as pa
 import pytest
 from test_plan import PARAMS, SHA, etags, key, put
 
-from pipeline.output.origins import moved, origins
-from pipeline.plan import Plan, make_plan
-from pipeline.sources import input_of, listing
-from pipeline.sources.source import SourceConfig
-from pipeline.storage import StorageConfig, Store
+from imagemill.pipeline.output.origins import moved, origins
+from imagemill.pipeline.plan import Plan, make_plan
+from imagemill.pipeline.sources import input_of, listing
+from imagemill.pipeline.sources.source import SourceConfig
+from imagemill.pipeline.storage import StorageConfig, Store
 
 
 def planned(url: str, output: Store, **source: object) -> Plan:

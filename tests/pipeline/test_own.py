@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster import own
-from pipeline.cluster.own import OVERRIDE, session_folder, whole_cpus
-from pipeline.errors import ConfigError
+from imagemill.pipeline.cluster import own
+from imagemill.pipeline.cluster.own import OVERRIDE, session_folder, whole_cpus
+from imagemill.pipeline.errors import ConfigError
 
 LISTENING = "0A"
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
@@ -18,7 +18,7 @@ LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0000000000000000000
 SHOW_RAY = """
 import json, os, ray
 from pathlib import Path
-from pipeline.cluster.connection import connected
+from imagemill.pipeline.cluster.connection import connected
 def parent(pid):
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 def family():
@@ -91,7 +91,7 @@ def test_own_cpus_are_one_under_a_quota_of_half(version: int, quota: str, tmp_pa
     }
     if version == 1 and not os.path.exists("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"):
         pytest.skip("this kernel has cgroups of version 2 alone")
-    code = "from pipeline.cluster.own import whole_cpus; print(whole_cpus())"
+    code = "from imagemill.pipeline.cluster.own import whole_cpus; print(whole_cpus())"
     ended = subprocess.run(
         ["unshare", "-m", "sh", "-c", f'{mounts[version]} && exec "$@"', "sh", sys.executable, "-c", code],
         capture_output=True,

@@ -11,15 +11,15 @@ from folders import files_below, rows
 from here import job_here
 from PIL import Image
 
-from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
-from pipeline.output.lease import Lease
-from pipeline.output.ownership import FOLDERS, check_output, is_output
-from pipeline.output.verify import verify
-from pipeline.predict import Predictor
-from pipeline.resolve import check_ends, plan_of, resolve
-from pipeline.run import run
-from pipeline.storage import Store
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.output.lease import Lease
+from imagemill.pipeline.output.ownership import FOLDERS, check_output, is_output
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.predict import Predictor
+from imagemill.pipeline.resolve import check_ends, plan_of, resolve
+from imagemill.pipeline.run import run
+from imagemill.pipeline.storage import Store
 
 
 def save(folder: Path, crops: list[np.ndarray], *names: str) -> Path:

@@ -17,16 +17,16 @@ from pictures import H, W, encode, opened, saved
 from PIL import Image
 from PIL.ExifTags import IFD, Base
 
-from models.metrics import psnr_db
-from pipeline.config import RunConfig, validate
-from pipeline.errors import ConfigError
-from pipeline.images import readers
-from pipeline.images.pixels import PixelConfig, decode, output_format
-from pipeline.images.readers.opened import ImageError
-from pipeline.output.verify import verify
-from pipeline.resolve import plan_of, resolve
-from pipeline.run import run
-from pipeline.storage import Store
+from imagemill.models.metrics import psnr_db
+from imagemill.pipeline.config import RunConfig, validate
+from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.images import readers
+from imagemill.pipeline.images.pixels import PixelConfig, decode, output_format
+from imagemill.pipeline.images.readers.opened import ImageError
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.resolve import plan_of, resolve
+from imagemill.pipeline.run import run
+from imagemill.pipeline.storage import Store
 
 
 def test_a_transparent_picture_is_laid_onto_a_colour(photo):

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from seeds import LIMIT, SEEDS, H, W, noise, png, saved, scene, shown
 
-from models.metrics import psnr_db
-from pipeline.images.pixels import decode, output_format
+from imagemill.models.metrics import psnr_db
+from imagemill.pipeline.images.pixels import decode, output_format
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "TIFF", "BMP", "PPM"])

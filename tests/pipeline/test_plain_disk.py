@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 from outputs import compressed
 
-from jobs.decode import decode_output
-from pipeline.config import RunConfig
-from pipeline.images.pixels import encode_rgb
-from pipeline.output.clashes import folded
-from pipeline.output.committed import part_paths, read_parts
-from pipeline.output.lease import Lease
-from pipeline.output.verify import verify
-from pipeline.run import run
-from pipeline.schema import image_id
-from pipeline.storage import Store
+from imagemill.jobs.decode import decode_output
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.images.pixels import encode_rgb
+from imagemill.pipeline.output.clashes import folded
+from imagemill.pipeline.output.committed import part_paths, read_parts
+from imagemill.pipeline.output.lease import Lease
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.run import run
+from imagemill.pipeline.schema import image_id
+from imagemill.pipeline.storage import Store
 
 SCRIPT = Path(__file__).parent / "plain_disk.py"
 

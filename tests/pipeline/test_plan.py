@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import StorageError
-from pipeline.output.committed import part_paths, read_parts
-from pipeline.plan import Plan, blocks, make_plan
-from pipeline.schema import REFERENCE, image_id, parquet_bytes, part_name, reject_schema, result_schema, version_of
-from pipeline.sources.folder import list_folder
-from pipeline.storage import Store
+from imagemill.pipeline.errors import StorageError
+from imagemill.pipeline.output.committed import part_paths, read_parts
+from imagemill.pipeline.plan import Plan, blocks, make_plan
+from imagemill.pipeline.schema import REFERENCE, image_id, parquet_bytes, part_name, reject_schema, result_schema, version_of
+from imagemill.pipeline.sources.folder import list_folder
+from imagemill.pipeline.storage import Store
 
 SHA, PARAMS = "c" * 64, {"step": 32.0}
 IMAGES = ["a.jpg", "b.PNG", "_c.webp", ".d.gif", "x/a.jpg", "x/_y/.z.tiff", "é ü.bmp", "a.jpg.png", "100%#.jpeg"]

@@ -12,14 +12,14 @@ from commands import images_written, make_photos
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cluster.pool import Pool, nodes_with_room, pool_for, room_for
-from pipeline.cluster.watch import NoRoom, Room
-from pipeline.config import PoolConfig, RunConfig
-from pipeline.errors import ConfigError, Deadline
-from pipeline.execute import BYTES_PER_PART, rows_of_block
-from pipeline.output.verify import verify
-from pipeline.run import run
-from pipeline.storage import Store
+from imagemill.pipeline.cluster.pool import Pool, nodes_with_room, pool_for, room_for
+from imagemill.pipeline.cluster.watch import NoRoom, Room
+from imagemill.pipeline.config import PoolConfig, RunConfig
+from imagemill.pipeline.errors import ConfigError, Deadline
+from imagemill.pipeline.execute import BYTES_PER_PART, rows_of_block
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.run import run
+from imagemill.pipeline.storage import Store
 
 
 def test_a_pool_that_cannot_run_is_refused() -> None:
@@ -143,8 +143,8 @@ def test_nodes_that_are_yet_to_come_are_planned_for_by_name() -> None:
 def test_nodes_that_are_yet_to_come_are_not_waited_for_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their wait begins with the actors, whose need brings them."""
     slept: list[float] = []
-    monkeypatch.setattr("pipeline.cluster.pool.node_resources", lambda: [(0.0, 0.0)])
-    monkeypatch.setattr("pipeline.cluster.pool.time.sleep", slept.append)
+    monkeypatch.setattr("imagemill.pipeline.cluster.pool.node_resources", lambda: [(0.0, 0.0)])
+    monkeypatch.setattr("imagemill.pipeline.cluster.pool.time.sleep", slept.append)
     assert nodes_with_room(PoolConfig(actors=2, wait_s=600)) == [(0.0, 0.0)]
     assert not slept
     nodes_with_room(PoolConfig(), patience_s=0.01)
@@ -160,8 +160,8 @@ def test_what_a_run_uses_in_words() -> None:
 @pytest.mark.parametrize(("nodes", "ends"), [([(1, 0)], True), ([(2, 0)], False)])
 def test_a_run_without_room_and_without_progress_is_ended(monkeypatch: pytest.MonkeyPatch, nodes, ends) -> None:
     for resources in ("node_resources", "free_resources"):
-        monkeypatch.setattr(f"pipeline.cluster.watch.{resources}", lambda: nodes)
-    monkeypatch.setattr("pipeline.cluster.watch.LOOK_SECONDS", 0.0)
+        monkeypatch.setattr(f"imagemill.pipeline.cluster.watch.{resources}", lambda: nodes)
+    monkeypatch.setattr("imagemill.pipeline.cluster.watch.LOOK_SECONDS", 0.0)
     look = Room(Pool(actors=2, num_cpus=1, num_gpus=0, threads=2, batch_size=8), lambda: 7, patience_s=0.01)
     look()
     time.sleep(0.02)
@@ -187,9 +187,9 @@ def test_room_that_others_hold_is_said(free, begun, wait_s, ends, said, monkeypa
     """Where others hold the CPUs of a cluster a run waits, says so, and ends only at its own limit."""
     seen = {"node_resources": [(2.0, 0.0)], "free_resources": free, "placed": begun}
     for name, value in seen.items():
-        monkeypatch.setattr(f"pipeline.cluster.watch.{name}", lambda value=value: value)
+        monkeypatch.setattr(f"imagemill.pipeline.cluster.watch.{name}", lambda value=value: value)
     for name in ("LOOK_SECONDS", "TAKEN_SECONDS"):
-        monkeypatch.setattr(f"pipeline.cluster.watch.{name}", 0.0)
+        monkeypatch.setattr(f"imagemill.pipeline.cluster.watch.{name}", 0.0)
     pool = Pool(actors=2, num_cpus=1, num_gpus=0, threads=2, batch_size=8)
     look = Room(pool, lambda: 7, patience_s=0.01, shared=True, wait_s=wait_s)
     time.sleep(0.02)
@@ -222,10 +222,10 @@ def test_a_run_that_is_broken_off_for_want_of_room_goes_on_in_a_smaller_pool(
     """As after the death of a node: the pool was made for two CPUs, or for a GPU, and then there is one CPU."""
     make_photos(Store(str(tmp_path / "in")), 30, crops)
     seen = iter([[before]])
-    for room in ("pipeline.cluster.pool", "pipeline.execute", "pipeline.cluster.watch"):
+    for room in ("imagemill.pipeline.cluster.pool", "imagemill.pipeline.execute", "imagemill.pipeline.cluster.watch"):
         monkeypatch.setattr(f"{room}.node_resources", lambda: next(seen, [(1.0, 0.0)]))
-    monkeypatch.setattr("pipeline.cluster.watch.LOOK_SECONDS", 0.1)
-    monkeypatch.setattr("pipeline.execute.PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("imagemill.pipeline.cluster.watch.LOOK_SECONDS", 0.1)
+    monkeypatch.setattr("imagemill.pipeline.execute.PATIENCE_SECONDS", 0.1)
     with caplog.at_level("INFO", logger="imagemill"):
         record = run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out"), rows_per_part=5))
     said = [each.message for each in caplog.records if each.name.startswith("imagemill") and "actors" in each.message]

@@ -12,8 +12,8 @@ from icc import ADOBE_RGB, DISPLAY_P3, SRGB_PROFILE, as_tagged, cmyk_profile, gr
 from pictures import KEEP, LOSSLESS, H, W, encode, opened, rewritten, saved
 from PIL import Image, ImageCms
 
-from models.metrics import psnr_db
-from pipeline.images.pixels import PixelConfig, decode
+from imagemill.models.metrics import psnr_db
+from imagemill.pipeline.images.pixels import PixelConfig, decode
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])

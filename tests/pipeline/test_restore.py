@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from tiny import TINY
 
-from models import checkpoint
-from models.architectures import ARCHITECTURES
-from pipeline.config import RunConfig
-from pipeline.images.pixels import encode_rgb
-from pipeline.output.verify import verify
-from pipeline.run import run
-from pipeline.storage import Store
+from imagemill.models import checkpoint
+from imagemill.models.architectures import ARCHITECTURES
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.images.pixels import encode_rgb
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.run import run
+from imagemill.pipeline.storage import Store
 
 
 @pytest.fixture

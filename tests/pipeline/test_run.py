@@ -10,16 +10,16 @@ import pytest
 from folders import files_below, fill, rows
 from PIL import Image
 
-from pipeline.account import account
-from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, OutputHeld, StorageError, TooManyRejects
-from pipeline.output.snapshot import snapshot
-from pipeline.output.verify import verify
-from pipeline.resolve import plan_of, resolve
-from pipeline.run import run
-from pipeline.schema import new_run_id
-from pipeline.storage import Store
-from pipeline.store_failures import reason
+from imagemill.pipeline.account import account
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.errors import ConfigError, OutputHeld, StorageError, TooManyRejects
+from imagemill.pipeline.output.snapshot import snapshot
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.resolve import plan_of, resolve
+from imagemill.pipeline.run import run
+from imagemill.pipeline.schema import new_run_id
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.store_failures import reason
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -99,7 +99,7 @@ def test_an_older_row_whose_file_a_process_overwrote_before_it_died_counts_no_mo
         output.write("images/0.png", b"put before its block was begun again")
         return account(output, *rest)
 
-    monkeypatch.setattr("pipeline.run.account", account_after_it)
+    monkeypatch.setattr("imagemill.pipeline.run.account", account_after_it)
     for path in source.iterdir():
         path.write_bytes(b"broken when it was read again")
     assert run(config)["rejected"] == 2

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from models.entropy_fit import fit
-from pipeline.output.latents import latent_rows, symbols_of
-from pipeline.schema import (
+from imagemill.models.entropy_fit import fit
+from imagemill.pipeline.output.latents import latent_rows, symbols_of
+from imagemill.pipeline.schema import (
     LatentError,
     image_id,
     pack_latent,
@@ -197,7 +197,7 @@ def test_a_coded_latent_survives_its_part_and_is_no_list() -> None:
 
 def test_a_latent_that_is_too_large_for_a_list_is_one_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     symbols = np.random.default_rng(3).integers(-2, 3, (4, 3, 5)).astype(np.int8)
-    monkeypatch.setattr("pipeline.schema.LIST_VALUES", 59)
+    monkeypatch.setattr("imagemill.pipeline.schema.LIST_VALUES", 59)
     large = {name: value for name, value in row(3).items() if name != "latent"} | pack_latent(symbols)
     schema = result_schema({"psnr_db": float}, stores_latent=True)
     [back] = latent_rows(pq.read_table(io.BytesIO(parquet_bytes(pa.Table.from_pylist([large], schema), 3))))
@@ -215,7 +215,7 @@ def test_a_latent_that_is_too_large_for_a_list_is_one_frame(monkeypatch: pytest.
     for change in wrong:
         with pytest.raises(LatentError):
             symbols_of(back | change, None)
-    monkeypatch.setattr("pipeline.schema.LIST_VALUES", 60)
+    monkeypatch.setattr("imagemill.pipeline.schema.LIST_VALUES", 60)
     assert "latent" in pack_latent(symbols)
 
 

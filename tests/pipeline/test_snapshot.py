@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import ConfigError, StorageError
-from pipeline.output.committed import SUPERSEDED
-from pipeline.output.snapshot import newest_places, snapshot
-from pipeline.schema import image_id, parquet_bytes, part_name, result_schema
-from pipeline.storage import Store
+from imagemill.pipeline.errors import ConfigError, StorageError
+from imagemill.pipeline.output.committed import SUPERSEDED
+from imagemill.pipeline.output.snapshot import newest_places, snapshot
+from imagemill.pipeline.schema import image_id, parquet_bytes, part_name, result_schema
+from imagemill.pipeline.storage import Store
 
 SCHEMA = result_schema({"psnr_db": float}, stores_latent=True)
 

@@ -15,17 +15,17 @@ import pytest
 from PIL import Image
 from shards import add, damage, images, listed, pictures, rows, shard
 
-from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
-from pipeline.output.verify import verify
-from pipeline.plan import references
-from pipeline.run import run
-from pipeline.schema import new_run_id
-from pipeline.sources import find, input_of, listing
-from pipeline.sources.reading import MAX_FILE_BYTES, SHARD_TRIES, ReadError, Reading
-from pipeline.sources.source import Listed, SourceConfig
-from pipeline.sources.tar import FORMAT, opened
-from pipeline.storage import StorageConfig, Store
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.plan import references
+from imagemill.pipeline.run import run
+from imagemill.pipeline.schema import new_run_id
+from imagemill.pipeline.sources import find, input_of, listing
+from imagemill.pipeline.sources.reading import MAX_FILE_BYTES, SHARD_TRIES, ReadError, Reading
+from imagemill.pipeline.sources.source import Listed, SourceConfig
+from imagemill.pipeline.sources.tar import FORMAT, opened
+from imagemill.pipeline.storage import StorageConfig, Store
 
 
 def test_members_of_a_tar_are_grouped_as_webdataset_does(tmp_path, crops):
@@ -282,7 +282,7 @@ def test_a_packed_shard_that_changed_is_opened_anew_a_few_times_not_for_each_mem
     todo, _ = references(listing(source), source.store, "", {})
     shard(tmp_path / "a.tar.gz", {f"{n}.png": bytes(len(data)) for n, data in enumerate(photos)}, "w:gz")
     opens = []
-    monkeypatch.setattr("pipeline.sources.tar.opened", lambda *place: opens.append(place) or opened(*place))
+    monkeypatch.setattr("imagemill.pipeline.sources.tar.opened", lambda *place: opens.append(place) or opened(*place))
     reading = Reading(source, 1)
     for row in todo.to_pylist():
         with pytest.raises(ReadError, match="not what it was"):

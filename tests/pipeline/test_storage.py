@@ -11,12 +11,12 @@ import pytest
 import s3fs
 from moto.s3.models import FakeKey
 
-from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, StorageError
-from pipeline.images.pixels import encode_rgb
-from pipeline.run import run
-from pipeline.storage import CHECKSUMS, StorageConfig, Store, split_scheme
-from pipeline.store_failures import reason
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.errors import ConfigError, StorageError
+from imagemill.pipeline.images.pixels import encode_rgb
+from imagemill.pipeline.run import run
+from imagemill.pipeline.storage import CHECKSUMS, StorageConfig, Store, split_scheme
+from imagemill.pipeline.store_failures import reason
 
 NAMES = [
     "plain.jpg",

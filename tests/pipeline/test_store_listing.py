@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ConfigError, StorageError
-from pipeline.sources import input_of, listing
-from pipeline.sources.source import SourceConfig
-from pipeline.storage import StorageConfig, Store
+from imagemill.pipeline.errors import ConfigError, StorageError
+from imagemill.pipeline.sources import input_of, listing
+from imagemill.pipeline.sources.source import SourceConfig
+from imagemill.pipeline.storage import StorageConfig, Store
 
 
 def test_the_root_of_a_disk_is_a_store(tmp_path: Path) -> None:

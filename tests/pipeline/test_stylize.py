@@ -12,15 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from models import checkpoint
-from models.architectures import ARCHITECTURES
-from models.checkpoint import CheckpointError
-from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
-from pipeline.output.verify import verify
-from pipeline.resolve import check_model, resolve
-from pipeline.run import run
-from pipeline.storage import Store
+from imagemill.models import checkpoint
+from imagemill.models.architectures import ARCHITECTURES
+from imagemill.models.checkpoint import CheckpointError
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.resolve import check_model, resolve
+from imagemill.pipeline.run import run
+from imagemill.pipeline.storage import Store
 
 SMALL = {"widths": [8, 8, 8], "convs": [1, 1, 1]}
 

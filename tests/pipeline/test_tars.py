@@ -17,15 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shards import add, images, pictures, rows, shard
 
-from pipeline.config import RunConfig
-from pipeline.output.verify import verify
-from pipeline.plan import references
-from pipeline.run import run
-from pipeline.sources import input_of, listing
-from pipeline.sources.reading import Reading
-from pipeline.sources.source import Listed, SourceConfig
-from pipeline.sources.tar import STILL_WRITTEN
-from pipeline.storage import StorageConfig, Store
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.plan import references
+from imagemill.pipeline.run import run
+from imagemill.pipeline.sources import input_of, listing
+from imagemill.pipeline.sources.reading import Reading
+from imagemill.pipeline.sources.source import Listed, SourceConfig
+from imagemill.pipeline.sources.tar import STILL_WRITTEN
+from imagemill.pipeline.storage import StorageConfig, Store
 
 
 def zstd(data: bytes) -> bytes:

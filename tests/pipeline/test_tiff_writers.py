@@ -16,9 +16,9 @@ from PIL import Image, ImageCms
 from seeds import scene
 from tiffs import tiff
 
-from models.metrics import psnr_db
-from pipeline.images.pixels import Picture, decode
-from pipeline.images.readers.opened import ImageError
+from imagemill.models.metrics import psnr_db
+from imagemill.pipeline.images.pixels import Picture, decode
+from imagemill.pipeline.images.readers.opened import ImageError
 
 H, W = 37, 21
 LOSSLESS = (None, "deflate", "lzw", "packbits", "lzma", "zstd", "lerc", "png", "jpegxl", "jpegxr")

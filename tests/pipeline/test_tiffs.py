@@ -15,10 +15,10 @@ from PIL.ExifTags import IFD, Base
 from seeds import noise, picture_or_reason, scene
 from tiffs import BYTE, LONG, SHORT, tiff, with_segments
 
-from pipeline.images.pixels import Picture, PixelConfig, decode, pixels_of
-from pipeline.images.readers import tiff_page
-from pipeline.images.readers.jpeg_structure import structure_of
-from pipeline.images.readers.opened import ImageError
+from imagemill.pipeline.images.pixels import Picture, PixelConfig, decode, pixels_of
+from imagemill.pipeline.images.readers import tiff_page
+from imagemill.pipeline.images.readers.jpeg_structure import structure_of
+from imagemill.pipeline.images.readers.opened import ImageError
 
 H, W = 24, 36
 RGB, GRAY = scene(H, W), scene(H, W)[..., :1]

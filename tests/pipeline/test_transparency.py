@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from pictures import saved
 from PIL import Image
 
-from models import checkpoint
-from models.objectives import TASK_OBJECTIVES
-from models.precision import Precision
-from models.tasks import TASKS
-from models.tasks.task import Sample
-from pipeline.config import RunConfig
-from pipeline.images import readers
-from pipeline.images.pixels import decode
-from pipeline.images.transparency import fill_hidden
-from pipeline.run import run
+from imagemill.models import checkpoint
+from imagemill.models.objectives import TASK_OBJECTIVES
+from imagemill.models.precision import Precision
+from imagemill.models.tasks import TASKS
+from imagemill.models.tasks.task import Sample
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.images import readers
+from imagemill.pipeline.images.pixels import decode
+from imagemill.pipeline.images.transparency import fill_hidden
+from imagemill.pipeline.run import run
 
 LEVELS = st.integers(0, 255)
 

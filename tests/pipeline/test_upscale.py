@@ -11,21 +11,21 @@ import torch
 from here import job_here
 from PIL import Image
 
-from models import checkpoint
-from models.architectures.edsr import EDSR
-from models.batches import as_bytes, to_batch, to_uint8
-from models.metrics import psnr_db
-from models.objectives import TASK_OBJECTIVES
-from models.objectives.upscale import reduced
-from models.precision import Precision
-from models.tasks.task import Output, Params, Sample
-from pipeline.config import RunConfig
-from pipeline.images.pixels import PixelConfig
-from pipeline.output.verify import verify
-from pipeline.predict import Predictor
-from pipeline.resolve import plan_of, resolve
-from pipeline.run import run
-from pipeline.storage import Store
+from imagemill.models import checkpoint
+from imagemill.models.architectures.edsr import EDSR
+from imagemill.models.batches import as_bytes, to_batch, to_uint8
+from imagemill.models.metrics import psnr_db
+from imagemill.models.objectives import TASK_OBJECTIVES
+from imagemill.models.objectives.upscale import reduced
+from imagemill.models.precision import Precision
+from imagemill.models.tasks.task import Output, Params, Sample
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.images.pixels import PixelConfig
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.predict import Predictor
+from imagemill.pipeline.resolve import plan_of, resolve
+from imagemill.pipeline.run import run
+from imagemill.pipeline.storage import Store
 
 
 def untrained(scale: int = 2) -> EDSR:
@@ -65,7 +65,7 @@ def test_an_image_in_tiles_is_the_image_on_the_whole(stride, crops, monkeypatch)
     (whole,) = upscaled(model, rgb)
     padded = to_uint8(as_bytes(model(to_batch([rgb], stride, "cpu"))))[0]
     assert np.array_equal(whole, padded[:114, :182])
-    monkeypatch.setattr("models.objectives.upscale.tile_side", lambda *size: 32)
+    monkeypatch.setattr("imagemill.models.objectives.upscale.tile_side", lambda *size: 32)
     (tiles,) = upscaled(model, rgb)
     # Sums in another order may round to the level beside it.
     assert np.abs(tiles.astype(int) - whole).max() <= 1
@@ -97,7 +97,9 @@ def test_room_is_counted_in_pixels_that_come_out(limit, widths, batches, tmp_pat
     for number, width in enumerate(widths):
         Image.fromarray(crops[number][:, :width]).save(tmp_path / "in" / f"{number}.png")
     room = 2 * 192 * 256
-    monkeypatch.setattr(f"pipeline.predict.{limit}", room if limit == "HELD_PIXELS" else {"cpu": room, "cuda": room})
+    monkeypatch.setattr(
+        f"imagemill.pipeline.predict.{limit}", room if limit == "HELD_PIXELS" else {"cpu": room, "cuda": room}
+    )
     upscale, done = TASK_OBJECTIVES["upscale"], []
 
     def predict(model: EDSR, samples: list[Sample], *how: Any) -> list[Output]:

@@ -15,17 +15,17 @@ from here import job_here
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.failures import show_failures
-from pipeline.config import RunConfig
-from pipeline.pauses import quiet_seconds, retry_after
-from pipeline.predict import Predictor
-from pipeline.resolve import plan_of, resolve
-from pipeline.run import run
-from pipeline.sources import Input
-from pipeline.sources.reading import ReadError, Reading
-from pipeline.sources.source import SourceConfig
-from pipeline.sources.web import AddressRefused, fetch
-from pipeline.storage import Store
+from imagemill.jobs.failures import show_failures
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.pauses import quiet_seconds, retry_after
+from imagemill.pipeline.predict import Predictor
+from imagemill.pipeline.resolve import plan_of, resolve
+from imagemill.pipeline.run import run
+from imagemill.pipeline.sources import Input
+from imagemill.pipeline.sources.reading import ReadError, Reading
+from imagemill.pipeline.sources.source import SourceConfig
+from imagemill.pipeline.sources.web import AddressRefused, fetch
+from imagemill.pipeline.storage import Store
 
 BODY = b"x" * 1000
 
@@ -103,8 +103,8 @@ def test_a_body_comes_whole_or_not_at_all(site):
 @pytest.mark.parametrize("public_only", [False, True])
 def test_a_head_that_comes_a_byte_at_a_time_has_an_end(site, monkeypatch, public_only):
     url, _ = site
-    monkeypatch.setattr("pipeline.sources.web.ANSWER_SECONDS", 0.1)
-    monkeypatch.setattr("pipeline.sources.web.public_connection", socket.create_connection)
+    monkeypatch.setattr("imagemill.pipeline.sources.web.ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr("imagemill.pipeline.sources.web.public_connection", socket.create_connection)
     with pytest.raises(TimeoutError, match=r"/drip: (not there after|timed out)"):
         fetch(f"{url}/drip", 1000, public_only)
 
@@ -139,8 +139,8 @@ def test_a_busy_site_is_left_alone_by_all_who_read(server) -> None:
 
 def test_a_site_that_stays_busy_is_given_up(server, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may ask for any wait: the next run tries again."""
-    monkeypatch.setattr("pipeline.pauses.PAUSE_SECONDS", 0.2)
-    monkeypatch.setattr("pipeline.pauses.PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("imagemill.pipeline.pauses.PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr("imagemill.pipeline.pauses.PATIENCE_SECONDS", 0.5)
     server.refusal = 503, {"Retry-After": "86400"}
     url = f"http://127.0.0.1:{server.server_port}"
     for tries in (5, 6, 7):
@@ -172,7 +172,7 @@ def test_a_wait_is_asked_for_by_a_date(wait: int, skew: int) -> None:
 
 def test_the_body_of_a_redirect_is_not_waited_for(site, monkeypatch):
     url, _ = site
-    monkeypatch.setattr("pipeline.sources.web.ANSWER_SECONDS", 2.0)
+    monkeypatch.setattr("imagemill.pipeline.sources.web.ANSWER_SECONDS", 2.0)
     assert fetch(f"{url}/endless", 1000, public_only=False) == BODY
 
 
@@ -183,7 +183,7 @@ def test_an_address_may_hold_any_letters_and_blanks(site):
 
 def test_what_will_never_be_given_is_not_asked_for_again(site, tmp_path, monkeypatch):
     url, _ = site
-    monkeypatch.setattr("pipeline.sources.reading.MAX_FILE_BYTES", 999)
+    monkeypatch.setattr("imagemill.pipeline.sources.reading.MAX_FILE_BYTES", 999)
     reading = Reading(Input(Store(str(tmp_path)), None, SourceConfig(http="any")), 1)
     for path, error_class in ((f"{url}/whole", "TooManyBytes"), ("http://127.0.0.1:port/", "NoAddress")):
         with pytest.raises(ReadError) as refused:

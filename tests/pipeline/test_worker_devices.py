@@ -13,15 +13,15 @@ import torch
 from commands import make_photos
 from here import job_here
 
-from models.objectives import TASK_OBJECTIVES
-from models.objectives.denoise import Denoise
-from models.tasks.task import Output, Sample
-from models.tiling import is_lost_device, out_of_memory
-from pipeline.config import PoolConfig, RunConfig
-from pipeline.plan import Plan
-from pipeline.predict import Predictor
-from pipeline.resolve import plan_of, resolve
-from pipeline.storage import Store
+from imagemill.models.objectives import TASK_OBJECTIVES
+from imagemill.models.objectives.denoise import Denoise
+from imagemill.models.tasks.task import Output, Sample
+from imagemill.models.tiling import is_lost_device, out_of_memory
+from imagemill.pipeline.config import PoolConfig, RunConfig
+from imagemill.pipeline.plan import Plan
+from imagemill.pipeline.predict import Predictor
+from imagemill.pipeline.resolve import plan_of, resolve
+from imagemill.pipeline.storage import Store
 
 Made = Callable[..., tuple[Predictor, Plan]]
 

@@ -8,8 +8,8 @@ from pictures import encode
 from PIL import Image, JpegImagePlugin
 from seeds import LIMIT, SEEDS, H, W, noise, saved, scene
 
-from models.metrics import psnr_db
-from pipeline.images.pixels import Picture, decode, encode_rgb, output_format
+from imagemill.models.metrics import psnr_db
+from imagemill.pipeline.images.pixels import Picture, decode, encode_rgb, output_format
 
 
 def opened(data: bytes) -> Image.Image:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ConfigError
-from pipeline.output.written import FOLDER, Written
-from pipeline.storage import Store
+from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.output.written import FOLDER, Written
+from imagemill.pipeline.storage import Store
 
 NAMES = [f"x/{number}.png" for number in range(200)]
 """So many that a bucket is listed."""

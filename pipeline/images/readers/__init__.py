@@ -3,18 +3,18 @@
 import io
 from functools import partial
 
-from pipeline.images.headers import webp_size
-from pipeline.images.readers.avif import read_avif
-from pipeline.images.readers.bmp import read_bmp, size_of_bmp
-from pipeline.images.readers.gif import read_gif, size_of_gif
-from pipeline.images.readers.jpeg import read_jpeg, size_of_jpeg
-from pipeline.images.readers.jpeg2000 import read_jpeg2000, size_of_jpeg2000
-from pipeline.images.readers.opened import ImageError, Reader
-from pipeline.images.readers.pillow import read_by_pillow, size_by_pillow
-from pipeline.images.readers.png import read_png, size_of_png
-from pipeline.images.readers.ppm import read_ppm, size_of_ppm
-from pipeline.images.readers.tiff import read_tiff, size_of_tiff
-from pipeline.images.readers.unsupported import FORMATS, unsupported
+from imagemill.pipeline.images.headers import webp_size
+from imagemill.pipeline.images.readers.avif import read_avif
+from imagemill.pipeline.images.readers.bmp import read_bmp, size_of_bmp
+from imagemill.pipeline.images.readers.gif import read_gif, size_of_gif
+from imagemill.pipeline.images.readers.jpeg import read_jpeg, size_of_jpeg
+from imagemill.pipeline.images.readers.jpeg2000 import read_jpeg2000, size_of_jpeg2000
+from imagemill.pipeline.images.readers.opened import ImageError, Reader
+from imagemill.pipeline.images.readers.pillow import read_by_pillow, size_by_pillow
+from imagemill.pipeline.images.readers.png import read_png, size_of_png
+from imagemill.pipeline.images.readers.ppm import read_ppm, size_of_ppm
+from imagemill.pipeline.images.readers.tiff import read_tiff, size_of_tiff
+from imagemill.pipeline.images.readers.unsupported import FORMATS, unsupported
 
 
 def size_of_webp(stream: io.BytesIO) -> tuple[int, int]:

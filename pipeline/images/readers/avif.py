@@ -14,10 +14,10 @@ import imagecodecs
 import numpy as np
 from PIL import Image
 
-from pipeline.images.colour import ColourSpace, cicp
-from pipeline.images.readers.boxes import Box, boxes, find
-from pipeline.images.readers.opened import ImageError, Opened, in_range, strips
-from pipeline.images.readers.pillow import opened_by_pillow, take_metadata
+from imagemill.pipeline.images.colour import ColourSpace, cicp
+from imagemill.pipeline.images.readers.boxes import Box, boxes, find
+from imagemill.pipeline.images.readers.opened import ImageError, Opened, in_range, strips
+from imagemill.pipeline.images.readers.pillow import opened_by_pillow, take_metadata
 
 SAMPLE_ENTRY_BYTES = 78
 """Fields of a video track's sample entry before its boxes."""

@@ -13,7 +13,7 @@ import imagecodecs
 import numpy as np
 from PIL import Image
 
-from pipeline.images.readers.tiff_page import ROWS_PER_STRIP, T4_OPTIONS, broken, picture_page
+from imagemill.pipeline.images.readers.tiff_page import ROWS_PER_STRIP, T4_OPTIONS, broken, picture_page
 
 RLE, GROUP3, GROUP4 = 2, 3, 4
 NAMES = {RLE: "tiff_ccitt", GROUP3: "group3", GROUP4: "group4"}

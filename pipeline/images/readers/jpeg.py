@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.images.readers.jpeg_structure import (
+from imagemill.pipeline.images.readers.jpeg_structure import (
     ARITHMETIC,
     END_MARK,
     FRAMES,
@@ -27,8 +27,8 @@ from pipeline.images.readers.jpeg_structure import (
     segments_behind,
     structure_of,
 )
-from pipeline.images.readers.opened import BROKEN, ImageError, Opened, in_8_bits, strips
-from pipeline.images.readers.pillow import opened_by_pillow, take_metadata
+from imagemill.pipeline.images.readers.opened import BROKEN, ImageError, Opened, in_8_bits, strips
+from imagemill.pipeline.images.readers.pillow import opened_by_pillow, take_metadata
 
 MODES: dict[int, tuple[Literal["L", "RGB", "CMYK"], str]] = {1: ("L", "GRAY"), 3: ("RGB", "RGB"), 4: ("CMYK", "CMYK")}
 """By the number of components: the mode of the samples, and what simplejpeg calls it."""

@@ -5,8 +5,8 @@ The tables stand at places in the file, without their marker segments; the strip
 
 import struct
 
-from pipeline.images.readers.jpeg_structure import DHT, DQT, END_MARK, SOS
-from pipeline.images.readers.tiff_page import (
+from imagemill.pipeline.images.readers.jpeg_structure import DHT, DQT, END_MARK, SOS
+from imagemill.pipeline.images.readers.tiff_page import (
     JPEG_OFFSET,
     ROWS_PER_STRIP,
     STRIP_COUNTS,

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from pipeline.images.colour import ColourSpace
+from imagemill.pipeline.images.colour import ColourSpace
 
 # What broken files raise in Pillow: its PNG reader reports a bad chunk as SyntaxError, its AVIF reader as RuntimeError, its
 # plug-ins assert what a header must say.

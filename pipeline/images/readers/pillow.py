@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 from PIL import AvifImagePlugin, Image
 
-from pipeline.images.headers import depth_of
-from pipeline.images.readers.opened import BROKEN, ImageError, Opened, in_8_bits, strips
+from imagemill.pipeline.images.headers import depth_of
+from imagemill.pipeline.images.readers.opened import BROKEN, ImageError, Opened, in_8_bits, strips
 
 # `decode` checks its own limit on the header, before Pillow decodes anything.
 Image.MAX_IMAGE_PIXELS = None

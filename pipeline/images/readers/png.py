@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 import imagecodecs
 import numpy as np
 
-from pipeline.images.colour import SRGB, ColourSpace, cicp
-from pipeline.images.readers.opened import ImageError, Opened, expand_range
-from pipeline.images.readers.pillow import orientation_in
+from imagemill.pipeline.images.colour import SRGB, ColourSpace, cicp
+from imagemill.pipeline.images.readers.opened import ImageError, Opened, expand_range
+from imagemill.pipeline.images.readers.pillow import orientation_in
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GRAY, RGB, PALETTE, GRAY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6

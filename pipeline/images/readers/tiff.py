@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pipeline.images.readers.old_jpeg import jpeg_stream
-from pipeline.images.readers.opened import BROKEN, Opened, strips
-from pipeline.images.readers.tiff_colours import Colours, colours_of
-from pipeline.images.readers.tiff_page import (
+from imagemill.pipeline.images.readers.old_jpeg import jpeg_stream
+from imagemill.pipeline.images.readers.opened import BROKEN, Opened, strips
+from imagemill.pipeline.images.readers.tiff_colours import Colours, colours_of
+from imagemill.pipeline.images.readers.tiff_page import (
     ICC_PROFILE,
     IMAGE_DEPTH,
     OLD_JPEG,
@@ -22,7 +22,7 @@ from pipeline.images.readers.tiff_page import (
     picture_page,
     unsupported,
 )
-from pipeline.images.readers.tiff_segments import check_compression, segment_rows
+from imagemill.pipeline.images.readers.tiff_segments import check_compression, segment_rows
 
 
 def size_of_tiff(stream: io.BytesIO) -> tuple[int, int]:

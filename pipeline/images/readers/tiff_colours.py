@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.images.readers.opened import ImageError, in_8_bits
-from pipeline.images.readers.tiff_page import (
+from imagemill.pipeline.images.readers.opened import ImageError, in_8_bits
+from imagemill.pipeline.images.readers.tiff_page import (
     COLOUR_MAP,
     EXTRA_SAMPLES,
     INK_SET,
@@ -19,7 +19,7 @@ from pipeline.images.readers.tiff_page import (
     broken,
     unsupported,
 )
-from pipeline.images.readers.tiff_segments import FAX, JPEGS
+from imagemill.pipeline.images.readers.tiff_segments import FAX, JPEGS
 
 WHITE_IS_ZERO, GRAY, RGB, PALETTE, INKS, YCBCR, CIE_LAB, ICC_LAB = 0, 1, 2, 3, 5, 6, 8, 9
 PHOTOMETRICS = {

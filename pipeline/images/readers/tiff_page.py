@@ -8,9 +8,9 @@ from itertools import chain
 
 import numpy as np
 
-from pipeline.images.exif import Entries, entries_at
-from pipeline.images.headers import tiff_head
-from pipeline.images.readers.opened import ImageError
+from imagemill.pipeline.images.exif import Entries, entries_at
+from imagemill.pipeline.images.headers import tiff_head
+from imagemill.pipeline.images.readers.opened import ImageError
 
 SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 255, 256, 257, 258, 259, 262
 FILL_ORDER, STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP, STRIP_COUNTS = 266, 273, 274, 277, 278, 279

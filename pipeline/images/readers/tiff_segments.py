@@ -11,11 +11,11 @@ from functools import partial
 import imagecodecs
 import numpy as np
 
-from pipeline.images.headers import webp_size
-from pipeline.images.readers.fax import fax_rows
-from pipeline.images.readers.jpeg import decoded as decoded_jpeg
-from pipeline.images.readers.jpeg_structure import APP0, END_MARK, FRAMES, structure_of
-from pipeline.images.readers.tiff_page import (
+from imagemill.pipeline.images.headers import webp_size
+from imagemill.pipeline.images.readers.fax import fax_rows
+from imagemill.pipeline.images.readers.jpeg import decoded as decoded_jpeg
+from imagemill.pipeline.images.readers.jpeg_structure import APP0, END_MARK, FRAMES, structure_of
+from imagemill.pipeline.images.readers.tiff_page import (
     JPEG_TABLES,
     LERC_PARAMETERS,
     OLD_JPEG,

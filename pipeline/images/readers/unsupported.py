@@ -2,7 +2,7 @@
 
 import re
 
-from pipeline.images.readers.opened import ImageError
+from imagemill.pipeline.images.readers.opened import ImageError
 
 HEIF_CONTAINERS = (b"ftypmif1", b"ftypmsf1")
 """Files with pictures of any codec; which one, their other brands say."""

@@ -19,12 +19,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from models import checkpoint
-from models.objectives import TASK_OBJECTIVES
-from models.objectives.compress import latents_of
-from models.precision import Precision, fast_dtype
-from models.tasks.denoise import DenoiseParams
-from models.tasks.task import Sample
+from imagemill.models import checkpoint
+from imagemill.models.objectives import TASK_OBJECTIVES
+from imagemill.models.objectives.compress import latents_of
+from imagemill.models.precision import Precision, fast_dtype
+from imagemill.models.tasks.denoise import DenoiseParams
+from imagemill.models.tasks.task import Sample
 
 STEP, SIGMA = 26.0, 15.0
 """Quantiser step, and the level of the noise (given, not estimated), both in 8-bit levels."""

@@ -27,10 +27,10 @@ def main() -> NoReturn:
         # Whoever began it with nohup wants it to outlive the terminal.
         if signal.getsignal(number) is not signal.SIG_IGN or number != signal.SIGHUP:
             signal.signal(number, ended)
-    from jobs.streams import lasting_streams
+    from imagemill.jobs.streams import lasting_streams
 
     lasting_streams()
-    from jobs.process import end, quiet_command
+    from imagemill.jobs.process import end, quiet_command
 
     end(quiet_command())
 
