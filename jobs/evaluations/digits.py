@@ -42,8 +42,8 @@ def evaluate_digits(config: EvaluateConfig) -> Evaluation:
     PSNR belongs to "stored".
 
     Two figures look for the pattern that strides leave (Odena et al. 2016). "checkerboard" is the metric of
-    `models/metrics.py`, measured on the errors, in multiples of the value of white noise. "ripple" is the variation in images
-    decoded from constant codes (the code of one place of a digit, repeated): only the decoder can have added it.
+    `models/metrics.py`, measured on the errors, in multiples of the value of white noise. "ripple" is the variation in
+    images decoded from constant codes (the code of one place of a digit, repeated): only the decoder can have added it.
     Digits of up to four strides have none: nothing of them is far enough from the border.
     """
     configs = [config.model_copy(update={"checkpoint": name}) for name in (config.weights, *config.against)]
