@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from imagemill.pipeline.images.pixels import encode_rgb
+from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.storage import Store
 from tests.support.run_processes import make_photos, start

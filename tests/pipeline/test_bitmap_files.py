@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagemill.pipeline.images.pixels import decode, output_format
+from imagemill.pipeline.images.decode import decode
+from imagemill.pipeline.images.encode import output_format
 from tests.support.exact_writers import bmp_file, gif_file, gif_image, packed
 from tests.support.sample_images import error_class, noise, saved, scene, shown
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imagemill.models.metrics import psnr_db
-from imagemill.pipeline.images.headers import webp_size
-from imagemill.pipeline.images.pixels import decode, pixels_of
+from imagemill.pipeline.images.decode import decode, pixels_of
+from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.images.readers import READERS
-from imagemill.pipeline.images.readers.opened import ImageError
+from imagemill.pipeline.images.readers.webp import webp_size
 from tests.support.sample_images import (
     FUZZ,
     LIMIT,

@@ -10,7 +10,8 @@ from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
 from PIL.PngImagePlugin import PngInfo
 
-from imagemill.pipeline.images.pixels import PixelConfig, decode
+from imagemill.pipeline.images.config import PixelConfig
+from imagemill.pipeline.images.decode import decode
 from tests.support.icc import ADOBE_RGB, rgb_profile
 from tests.support.pictures import encode, opened, rewritten, saved
 

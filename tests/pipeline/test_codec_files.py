@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from imagemill.models.metrics import psnr_db
-from imagemill.pipeline.images.pixels import AS_STORED, decode
+from imagemill.pipeline.images.decode import AS_STORED, decode
 from tests.support.exact_writers import box, clap, with_jp2_boxes, with_property
 from tests.support.sample_images import error_class, noise, saved, scene, shown
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from imagemill.models.metrics import psnr_db
 from imagemill.pipeline.images.colour import eetf
-from imagemill.pipeline.images.pixels import decode
+from imagemill.pipeline.images.decode import decode
 from tests.support.exact_writers import bmp_file, chunk, png_file, with_jp2_boxes
 from tests.support.icc import ADOBE_RGB, DISPLAY_P3, SRGB, as_tagged, rgb_profile, to_xyz
 from tests.support.pictures import KEEP

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagemill.pipeline.images.pixels import decode
+from imagemill.pipeline.images.decode import decode
 from tests.support.jpegs import photograph, zeroed
 from tests.support.sample_images import error_class, saved
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagemill.pipeline.images.pixels import decode
-from imagemill.pipeline.images.readers.opened import ImageError
+from imagemill.pipeline.images.decode import decode
+from imagemill.pipeline.images.errors import ImageError
 from tests.support.jpegs import DAMAGE, EOI, differs, flipped, photograph, picture_data, zeroed
 from tests.support.sample_images import error_class, saved
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from imagemill.models.metrics import psnr_db
-from imagemill.pipeline.images.pixels import decode, pixels_of
-from imagemill.pipeline.images.readers.opened import ImageError
+from imagemill.pipeline.images.decode import decode, pixels_of
+from imagemill.pipeline.images.errors import ImageError
 from tests.support.jpegs import EOI, photograph, picture_data, written
 from tests.support.sample_images import saved
 

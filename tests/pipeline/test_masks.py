@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.images.masks import missing_in
-from imagemill.pipeline.images.readers.opened import ImageError
 from tests.support.exact_writers import png_file
 from tests.support.pictures import saved
 from tests.support.tiffs import tiff

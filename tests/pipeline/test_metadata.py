@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
 
-from imagemill.pipeline.images.pixels import PixelConfig, decode
+from imagemill.pipeline.images.config import PixelConfig
+from imagemill.pipeline.images.decode import decode
 from tests.support.camera import MAKER, METADATA_FORMATS, OWNER, PLACE, SUBJECT_AREA, XMP, camera_exif, with_metadata
 from tests.support.icc import ADOBE_RGB, rgb_profile
 from tests.support.pictures import H, W, encode, opened, rewritten, saved

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from imagemill.models.metrics import psnr_db
-from imagemill.pipeline.images.pixels import decode, output_format
+from imagemill.pipeline.images.decode import decode
+from imagemill.pipeline.images.encode import output_format
 from tests.support.sample_images import LIMIT, SEEDS, H, W, noise, png, saved, scene, shown
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from imagemill.pipeline.images.pixels import decode
+from imagemill.pipeline.images.decode import decode
 from tests.support.exact_writers import chunk, png_file
 from tests.support.sample_images import LIMIT, error_class, noise, saved, scene
 

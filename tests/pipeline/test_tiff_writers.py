@@ -15,8 +15,8 @@ import tifffile
 from PIL import Image, ImageCms
 
 from imagemill.models.metrics import psnr_db
-from imagemill.pipeline.images.pixels import Picture, decode
-from imagemill.pipeline.images.readers.opened import ImageError
+from imagemill.pipeline.images.decode import Picture, decode
+from imagemill.pipeline.images.errors import ImageError
 from tests.support.sample_images import scene
 from tests.support.tiffs import tiff
 

@@ -12,10 +12,11 @@ import tifffile
 from PIL import Image, ImageCms
 from PIL.ExifTags import IFD, Base
 
-from imagemill.pipeline.images.pixels import Picture, PixelConfig, decode, pixels_of
+from imagemill.pipeline.images.config import PixelConfig
+from imagemill.pipeline.images.decode import Picture, decode, pixels_of
+from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.images.readers import tiff_page
 from imagemill.pipeline.images.readers.jpeg_structure import structure_of
-from imagemill.pipeline.images.readers.opened import ImageError
 from tests.support.camera import XMP
 from tests.support.sample_images import noise, picture_or_reason, scene
 from tests.support.tiffs import BYTE, LONG, SHORT, tiff, with_segments

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image, JpegImagePlugin
 
 from imagemill.models.metrics import psnr_db
-from imagemill.pipeline.images.pixels import Picture, decode, encode_rgb, output_format
+from imagemill.pipeline.images.decode import Picture, decode
+from imagemill.pipeline.images.encode import encode_rgb, output_format
 from tests.support.pictures import encode
 from tests.support.sample_images import LIMIT, SEEDS, H, W, noise, saved, scene
 
