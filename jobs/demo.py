@@ -21,7 +21,8 @@ from imagemill.models.resizing import within_side
 from imagemill.pipeline.cluster.connection import connected
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.images.pixels import decode, encode_rgb
+from imagemill.pipeline.images.decode import decode
+from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.output.committed import config_of, run_ids
 from imagemill.pipeline.output.origins import is_same
 from imagemill.pipeline.output.written import Written

@@ -23,7 +23,7 @@ from imagemill.jobs.evaluations.evaluation import (
 )
 from imagemill.jobs.outputs import rows_of
 from imagemill.models.metrics import MS_SSIM_SIDE, ms_ssim, psnr_db, ssim
-from imagemill.pipeline.images.pixels import decode
+from imagemill.pipeline.images.decode import decode
 from imagemill.pipeline.output.names import decoded_name
 from imagemill.pipeline.storage import Store
 
