@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from imagemill.jobs.inspect import show_verified
 from imagemill.jobs.nightly import NightlyConfig, show_night
+from imagemill.jobs.verify import show_verified
 from imagemill.pipeline.storage import Store
 from tests.support.run_processes import make_photos
 from tests.support.servers import S3
