@@ -13,7 +13,7 @@ from rich.table import Table
 
 from imagemill.jobs.console import console
 from imagemill.jobs.failures import show_failures
-from imagemill.jobs.inspect import rows_of
+from imagemill.jobs.outputs import rows_of
 from imagemill.jobs.paintings import PAINTINGS
 from imagemill.models.damage import lost_strokes
 from imagemill.models.metrics import psnr_db

@@ -5,7 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from imagemill.jobs.console import console, number
-from imagemill.jobs.inspect import check_exists
+from imagemill.jobs.outputs import check_exists
 from imagemill.jobs.target import target_of
 from imagemill.models.resizing import within_side
 from imagemill.pipeline.errors import ConfigError, VerificationError, first_of

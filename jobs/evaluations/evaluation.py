@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from imagemill.jobs.console import number
-from imagemill.jobs.inspect import rows_of
+from imagemill.jobs.outputs import rows_of
 from imagemill.models.metrics import SSIM_SIDE
 from imagemill.models.tasks import TASKS
 from imagemill.pipeline.config import RunConfig, Strict

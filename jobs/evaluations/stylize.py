@@ -15,7 +15,7 @@ from imagemill.jobs.evaluations.evaluation import (
     spread,
     through_product,
 )
-from imagemill.jobs.inspect import rows_of
+from imagemill.jobs.outputs import rows_of
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.batches import to_batch
 from imagemill.models.narrow import narrow
