@@ -1,4 +1,4 @@
-"""Scale samples between bit depths, and cut large images into row_strips."""
+"""Scale samples between bit depths, and cut large images into strips."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ STRIP_PIXELS = 2_000_000
 
 
 def row_strips(width: int, height: int, multiple: int = 1) -> Iterator[slice]:
-    """The rows of an image, some STRIP_PIXELS at a time; row_strips but the last have a multiple of `multiple` rows."""
+    """The rows of an image, some STRIP_PIXELS at a time; strips but the last have a multiple of `multiple` rows."""
     step = max(1, STRIP_PIXELS // width // multiple) * multiple
     return (slice(top, min(height, top + step)) for top in range(0, height, step))
 

@@ -165,12 +165,12 @@ class Page:
         """(columns, rows) of a tile or strip. Raises: ImageError for what cannot be."""
         width, height = self.size
         if self.compression == OLD_JPEG:
-            # Its row_strips are one stream.
+            # Its strips are one stream.
             return width, height
         if TILE_WIDTH not in self.entries:
             rows = self.number(ROWS_PER_STRIP, height)
             if rows <= 0:
-                raise broken(f"row_strips of {rows} rows")
+                raise broken(f"strips of {rows} rows")
             return width, min(rows, height)
         columns, rows = self.number(TILE_WIDTH, 0), self.number(TILE_HEIGHT, 0)
         if columns <= 0 or rows <= 0 or columns * rows > max(MAX_TILE_PIXELS, 4 * width * height):
@@ -192,11 +192,11 @@ class Page:
             # Some programs leave the size of a single strip out.
             counts = [1 << 62]
         if across * down * planes > MAX_SEGMENTS:
-            raise unsupported(f"{across * down * planes:,} row_strips or tiles")
+            raise unsupported(f"{across * down * planes:,} strips or tiles")
         if min(len(offsets), len(counts)) < across * down * planes:
-            raise broken(f"{min(len(offsets), len(counts))} of {across * down * planes} row_strips or tiles")
+            raise broken(f"{min(len(offsets), len(counts))} of {across * down * planes} strips or tiles")
         if not all(counts):
-            raise unsupported("row_strips or tiles left out (sparse)")
+            raise unsupported("strips or tiles left out (sparse)")
         places = list(zip(offsets, counts, strict=False))
         for n in range(across * down):
             yield n // across * rows, n % across * columns, places[n : across * down * planes : across * down]
