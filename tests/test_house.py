@@ -48,7 +48,7 @@ def test_imports_go_down_only(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_nothing_is_asserted_where_users_see_it(path: Path) -> None:
-    """An AssertionError tells a person nothing: raise what names the problem, or use models/narrow.py."""
+    """An AssertionError tells a person nothing: raise what names the problem, or use models/type_checks.py."""
     lines = [node.lineno for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Assert)]
     assert not lines
 

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imagemill.models.checkpoint import CheckpointError
 from imagemill.pipeline.errors import StorageError
 from imagemill.pipeline.output.committed import KEYS, last_records, part_paths, read_part, read_parts, superseded
 from imagemill.pipeline.output.kept import kept_checkpoint, kept_model
@@ -22,7 +21,8 @@ from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
 if TYPE_CHECKING:
-    from imagemill.models.entropy import EntropyModel
+    from imagemill.models.card import CheckpointError
+from imagemill.models.entropy import EntropyModel
 
 # What pyarrow raises for files that were damaged or are not ours.
 UNREADABLE = (StorageError, OSError, pa.ArrowException, KeyError, AttributeError, TypeError, ValueError, OverflowError)

@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 
 from imagemill.models import entropy
 from imagemill.models.entropy import PASSES, PHASES, REACH, EntropyModel, PayloadError
-from imagemill.models.entropy_fit import fit, whole_counts
+from imagemill.models.entropy_fitting import fit, whole_counts
 
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))
 KINDS = (st.integers(-128, 127), st.integers(-2, 2), st.sampled_from([-128, 127]), st.just(0))
