@@ -8,7 +8,7 @@ from test_plan import PARAMS, SHA, etags, key, put
 
 from imagemill.pipeline.output.origins import moved, origins
 from imagemill.pipeline.plan import Plan, make_plan
-from imagemill.pipeline.sources import input_of, listing
+from imagemill.pipeline.sources.input import input_of, listing
 from imagemill.pipeline.sources.source import SourceConfig
 from imagemill.pipeline.storage import StorageConfig, Store
 
