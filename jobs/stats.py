@@ -6,7 +6,7 @@ import numpy as np
 from rich.table import Table
 
 from imagemill.jobs.console import console, number
-from imagemill.jobs.inspect import check_exists
+from imagemill.jobs.outputs import check_exists
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.latent_values import Coders, check_latents, latent_batches
 from imagemill.pipeline.output.parts import each_part, part_paths

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imagemill.pipeline.images.readers.opened import DAMAGED_IMAGE
+from imagemill.pipeline.images.errors import DAMAGED_IMAGE
 from imagemill.pipeline.output.committed_rows import newest_of, rejected_of
 from imagemill.pipeline.output.obsolete_rejects import absent_rejects
 from imagemill.pipeline.output.parts import part_paths

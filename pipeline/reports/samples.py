@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from imagemill.pipeline.errors import StorageError
-from imagemill.pipeline.images.pixels import decode, pixels_of
+from imagemill.pipeline.images.decode import decode, pixels_of
 from imagemill.pipeline.output.latent_symbols import latent_rows
 from imagemill.pipeline.output.latent_values import LATENT_COLUMNS
 from imagemill.pipeline.output.output_names import stays_inside
