@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from imagemill.models.tasks.task import Sample
+from imagemill.models.type_checks import present
 from imagemill.pipeline.images.decode import Picture
 from imagemill.pipeline.store_failures import class_of, reason
 

@@ -11,7 +11,7 @@ from imagemill.models.autoencoder import Autoencoder
 from imagemill.models.card import CheckpointError
 from imagemill.models.objectives import OBJECTIVES
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.sources import Input
+from imagemill.pipeline.sources.input import Input
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason
 
