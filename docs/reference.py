@@ -1,8 +1,7 @@
 """Write the reference pages from the code: docs/cli.md, docs/config.md and docs/schemas/*.json.
 
-Run `python docs/reference.py` after a change of a command, a flag or a config key. `tests/test_house.py` fails when a file differs
-from what the code says. An editor checks a YAML file whose first line is
-`# yaml-language-server: $schema=…/docs/schemas/run.json`.
+Run `python docs/reference.py` after a change of a command, a flag or a config key. `tests/test_house.py` fails when a file
+differs from what the code says.
 """
 
 import json
@@ -48,8 +47,8 @@ On the command line, a flag overrides the file, and `--set KEY=VALUE` overrides 
 `--set params.sigma=15 --set pool.dtype=float32`. VALUE is YAML, so quote what the shell would change:
 `--set 'params.style=[a.jpg, b.jpg]'`.
 
-The same keys exist as JSON Schema in `docs/schemas/`. An editor with the YAML language server checks a file while you type, if its
-first line is `# yaml-language-server: $schema=PATH/docs/schemas/run.json`."""
+The same keys exist as JSON Schema in `docs/schemas/`. An editor with the YAML language server checks a file while you type,
+if the first line of the file is `# yaml-language-server: $schema=PATH/docs/schemas/run.json`."""
 PARAMS_INTRODUCTION = (
     "These keys belong below `params` in a file for `imagemill run`. The flags of the task's command set the same keys."
 )

@@ -39,9 +39,8 @@ def test_site_with_dead_links_fails(tmp_path: Path) -> None:
     """The strict mode notices each kind of dead link."""
     source = tmp_path / "source"
     source.mkdir()
-    (source / "conf.py").write_text(
-        (ROOT / "docs/conf.py").read_text().replace("Path(__file__).parent.parent", f"Path({str(ROOT)!r})")
-    )
+    settings = (ROOT / "docs/conf.py").read_text()
+    (source / "conf.py").write_text(settings.replace("Path(__file__).parent.parent", f"Path({str(ROOT)!r})"))
     (source / "page.md").write_text("---\norphan: true\n---\n# Page\n")
     links = ["[x](missing.md)", "[x](page.md#missing)", "[x](#missing)", "![x](missing.png)"]
     (source / "index.md").write_text("# Home\n\n" + "\n\n".join(links) + "\n")
