@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from imagemill.models.narrow import present
 from imagemill.models.tasks.task import Output, Task
+from imagemill.models.type_checks import present
 from imagemill.pipeline.cluster.tally import Tally
 from imagemill.pipeline.errors import OutputHeld, StorageError
 from imagemill.pipeline.images.decode import DecodedImage
@@ -19,9 +19,9 @@ from imagemill.pipeline.images.encode import check_output_size, choose_output_fo
 from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.item import Item, Rejected, unexpected
 from imagemill.pipeline.job import Job
-from imagemill.pipeline.output.clashes import CLASHES
 from imagemill.pipeline.output.lease import newest_claim
-from imagemill.pipeline.output.names import decoded_name, is_refused, output_name, renamed
+from imagemill.pipeline.output.name_clashes import CLASHES
+from imagemill.pipeline.output.output_names import decoded_name, is_refused, output_name, renamed
 from imagemill.pipeline.schema import latent_bytes, pack_latent
 from imagemill.pipeline.sources.folder import is_image_name
 from imagemill.pipeline.sources.web import without_secrets
