@@ -35,7 +35,7 @@ from imagemill.pipeline.sources.source import UNREADABLE_SHARD
 from imagemill.pipeline.store_failures import reason
 
 log = logging.getLogger("imagemill.run")
-KEEP_DAMAGED = ", or keep it as it is with --accept-damaged"
+KEEP_DAMAGED = " Or keep the image as it is with --accept-damaged."
 """The other way out for the image itself; masks, styles and training images have to be whole."""
 # Decoded pixels that wait for a batch of their size, before the largest group is run as it is.
 HELD_PIXELS = 64_000_000
