@@ -13,8 +13,8 @@ import pytest
 from commands import make_photos
 from servers import S3
 
-from imagemill.jobs.inspect import show_verified
 from imagemill.jobs.nightly import NightlyConfig, show_night
+from imagemill.jobs.verify import show_verified
 from imagemill.pipeline.storage import Store
 
 STATEMENTS = json.loads((Path(__file__).parents[2] / "infra/aws/buckets.json").read_text())["Statement"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from commands import make_photos, start
 
-from imagemill.pipeline.images.pixels import encode_rgb
+from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.storage import Store
 

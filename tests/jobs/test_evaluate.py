@@ -16,7 +16,7 @@ from imagemill.models import checkpoint
 from imagemill.models.architectures import ARCHITECTURES
 from imagemill.models.tasks import TASKS
 from imagemill.pipeline.errors import ConfigError, StorageError
-from imagemill.pipeline.images.pixels import decode
+from imagemill.pipeline.images.decode import decode
 
 
 def untrained(folder: Path, name: str) -> str:

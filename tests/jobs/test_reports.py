@@ -24,7 +24,7 @@ from servers import SECRET
 from imagemill.jobs.night_page import leave_page
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import StorageError, TooManyRejects
-from imagemill.pipeline.images.pixels import encode_rgb
+from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.reports.figures import histogram, plane
 from imagemill.pipeline.reports.page import draw
 from imagemill.pipeline.reports.report import leave_report, make_report

@@ -21,7 +21,7 @@ from imagemill.models.precision import Precision
 from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.task import Sample
 from imagemill.pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError, TooManyRejects
-from imagemill.pipeline.images.pixels import encode_rgb
+from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.output.lease import FOLDER
 from imagemill.pipeline.storage import Store
 

@@ -12,7 +12,8 @@ from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
 from PIL.PngImagePlugin import PngInfo
 
-from imagemill.pipeline.images.pixels import PixelConfig, decode
+from imagemill.pipeline.images.config import PixelConfig
+from imagemill.pipeline.images.decode import decode
 
 PROMPT = "a cat, 4k, Müller\nSteps: 20, Seed: 1"
 

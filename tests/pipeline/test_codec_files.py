@@ -11,7 +11,7 @@ from PIL import Image
 from seeds import error_class, noise, saved, scene, shown
 
 from imagemill.models.metrics import psnr_db
-from imagemill.pipeline.images.pixels import AS_STORED, decode
+from imagemill.pipeline.images.decode import AS_STORED, decode
 
 FEW_OR_ALL = pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.chaos)])
 H, W = 24, 34

@@ -13,7 +13,7 @@ from seeds import saved, scene
 
 from imagemill.models.metrics import psnr_db
 from imagemill.pipeline.images.colour import eetf
-from imagemill.pipeline.images.pixels import decode
+from imagemill.pipeline.images.decode import decode
 
 BT2020 = np.array([[0.708, 0.292], [0.170, 0.797], [0.131, 0.046]])
 RGB = scene(40, 60)

@@ -6,7 +6,7 @@ from jpegs import photograph, zeroed
 from PIL import Image
 from seeds import error_class, saved
 
-from imagemill.pipeline.images.pixels import decode
+from imagemill.pipeline.images.decode import decode
 
 WRITERS = {
     "AVIF": {"quality": 90, "speed": 8},

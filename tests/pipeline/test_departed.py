@@ -7,7 +7,7 @@ import pytest
 from shards import pictures, shard
 
 from imagemill.jobs.failures import show_failures
-from imagemill.jobs.inspect import show_status
+from imagemill.jobs.status import show_status
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.output.rejects import waiting_rejects
 from imagemill.pipeline.resolve import plan_of, resolve

@@ -12,8 +12,8 @@ from jpegs import DAMAGE, EOI, differs, flipped, photograph, picture_data, zeroe
 from PIL import Image
 from seeds import error_class, saved
 
-from imagemill.pipeline.images.pixels import decode
-from imagemill.pipeline.images.readers.opened import ImageError
+from imagemill.pipeline.images.decode import decode
+from imagemill.pipeline.images.errors import ImageError
 
 DATA = Path(__file__).parent / "data"
 MODES = {

@@ -13,8 +13,8 @@ from PIL import Image
 from seeds import saved
 
 from imagemill.models.metrics import psnr_db
-from imagemill.pipeline.images.pixels import decode, pixels_of
-from imagemill.pipeline.images.readers.opened import ImageError
+from imagemill.pipeline.images.decode import decode, pixels_of
+from imagemill.pipeline.images.errors import ImageError
 
 DATA = Path(__file__).parent / "data"
 CROP = (96, 64)

@@ -9,8 +9,8 @@ from pictures import saved
 from PIL import Image
 from tiffs import tiff
 
+from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.images.masks import missing_in
-from imagemill.pipeline.images.readers.opened import ImageError
 
 LIMIT = 10**6
 HOLE = np.zeros((24, 36), bool)

@@ -13,7 +13,8 @@ from pictures import H, W, encode, opened, rewritten, saved
 from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
 
-from imagemill.pipeline.images.pixels import PixelConfig, decode
+from imagemill.pipeline.images.config import PixelConfig
+from imagemill.pipeline.images.decode import decode
 
 
 @pytest.mark.parametrize("source", METADATA_FORMATS)

@@ -9,7 +9,8 @@ from PIL import Image
 from seeds import LIMIT, SEEDS, H, W, noise, png, saved, scene, shown
 
 from imagemill.models.metrics import psnr_db
-from imagemill.pipeline.images.pixels import decode, output_format
+from imagemill.pipeline.images.decode import decode
+from imagemill.pipeline.images.encode import output_format
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "TIFF", "BMP", "PPM"])

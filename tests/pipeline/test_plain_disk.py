@@ -16,7 +16,7 @@ from outputs import compressed
 
 from imagemill.jobs.decode import decode_output
 from imagemill.pipeline.config import RunConfig
-from imagemill.pipeline.images.pixels import encode_rgb
+from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.output.clashes import folded
 from imagemill.pipeline.output.committed import part_paths, read_parts
 from imagemill.pipeline.output.lease import Lease

@@ -20,7 +20,7 @@ from imagemill.models.objectives.upscale import reduced
 from imagemill.models.precision import Precision
 from imagemill.models.tasks.task import Output, Params, Sample
 from imagemill.pipeline.config import RunConfig
-from imagemill.pipeline.images.pixels import PixelConfig
+from imagemill.pipeline.images.config import PixelConfig
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.predict import Predictor
 from imagemill.pipeline.resolve import plan_of, resolve

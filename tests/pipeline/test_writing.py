@@ -9,7 +9,8 @@ from PIL import Image, JpegImagePlugin
 from seeds import LIMIT, SEEDS, H, W, noise, saved, scene
 
 from imagemill.models.metrics import psnr_db
-from imagemill.pipeline.images.pixels import Picture, decode, encode_rgb, output_format
+from imagemill.pipeline.images.decode import Picture, decode
+from imagemill.pipeline.images.encode import encode_rgb, output_format
 
 
 def opened(data: bytes) -> Image.Image:

@@ -13,7 +13,8 @@ from pictures import KEEP, LOSSLESS, H, W, encode, opened, rewritten, saved
 from PIL import Image, ImageCms
 
 from imagemill.models.metrics import psnr_db
-from imagemill.pipeline.images.pixels import PixelConfig, decode
+from imagemill.pipeline.images.config import PixelConfig
+from imagemill.pipeline.images.decode import decode
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
