@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -65,22 +66,22 @@ app.add_typer(registry, name="models", rich_help_panel="Models", help="List task
 def print_version(is_asked: bool) -> None:
     """Print the version and exit, if `--version` was given."""
     if is_asked:
-        from imagemill import __version__
-
-        print(f"imagemill {__version__}")
+        print(f"imagemill {version('imagemill')}")
         raise typer.Exit
 
 
 @app.callback()
 def set_up(
-    version: Annotated[
+    show_version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=print_version, is_eager=True)
     ] = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
     log_format: Annotated[
         str | None,
-        typer.Option("--log-format", help="Log as text, or as JSON with one object per line.", envvar=VARIABLE, metavar="text|json"),
+        typer.Option(
+            "--log-format", help="Log as text, or as JSON with one object per line.", envvar=VARIABLE, metavar="text|json"
+        ),
     ] = None,
 ) -> None:
     """Apply the options that come before the command."""

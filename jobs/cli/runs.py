@@ -88,9 +88,7 @@ def submit(
 
 def nightly(
     config: Annotated[str, typer.Option("-c", "--config", help="Read the config of the night.", metavar="NIGHTLY.yaml")],
-    until: Annotated[
-        str | None, typer.Option("--until", help="End the night at this local time.", metavar="HH:MM")
-    ] = None,
+    until: Annotated[str | None, typer.Option("--until", help="End the night at this local time.", metavar="HH:MM")] = None,
     set_: Set = None,
 ) -> None:
     """Run several jobs on new and changed images, one after the other, and send a notification.

@@ -14,8 +14,12 @@ class InpaintParams(Params):
         "(alpha), or where the colour is --key (key); fill one colour plane (red, green, blue); or fill pixels that are "
         "chosen at random, to measure quality (random).",
     )
-    key: str = Field("#ff00ff", pattern="^#[0-9a-fA-F]{6}$", description="Fill pixels of this colour, #rrggbb. Implies missing=key.")
-    tolerance: int = Field(0, ge=0, le=255, description="Accept this difference from --key in each channel, in 8-bit levels.")
+    key: str = Field(
+        "#ff00ff", pattern="^#[0-9a-fA-F]{6}$", description="Fill pixels of this colour, #rrggbb. Implies missing=key."
+    )
+    tolerance: int = Field(
+        0, ge=0, le=255, description="Accept this difference from --key in each channel, in 8-bit levels."
+    )
     share: float = Field(
         0.5,
         ge=0,

@@ -12,8 +12,12 @@ FITS = {"gatys": ("alpha", "beta", "steps", "optimizer", "start"), "adain": ("st
 
 
 class StylizeParams(Params):
-    style: list[str] = Field(min_length=1, description="Paint in the style of this image, a file or s3:// URL. Repeat the option to mix styles.")
-    style_weights: list[float] | None = Field(None, description="Weight the styles, one number for each. Without weights, all styles count equally.")
+    style: list[str] = Field(
+        min_length=1, description="Paint in the style of this image, a file or s3:// URL. Repeat the option to mix styles."
+    )
+    style_weights: list[float] | None = Field(
+        None, description="Weight the styles, one number for each. Without weights, all styles count equally."
+    )
     method: Literal["adain", "gatys"] = Field(
         "adain",
         description="Transfer the style in one pass through a trained network (adain), or optimise the pixels of each image "
@@ -35,7 +39,9 @@ class StylizeParams(Params):
         description="gatys: optimise one image at a time (lbfgs), or several together in many more steps (adam).",
     )
     start: Literal["content", "noise"] = Field("content", description="gatys: start from the image (content) or from noise.")
-    content_layer: str | None = Field(None, description="Measure content at this layer. Default: relu4_1, or the last layer.")
+    content_layer: str | None = Field(
+        None, description="Measure content at this layer. Default: relu4_1, or the last layer."
+    )
     style_layers: dict[str, float] | None = Field(
         None,
         description="Measure style at these layers, with these weights. Default: 1 for the first layer of each block.",
