@@ -2,13 +2,14 @@
 
 import os
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
 from imagemill.jobs.cli import models, outputs, runs
-from imagemill.jobs.cli.command import Quiet, Verbose, register, set_verbosity, with_options
+from imagemill.jobs.cli.command import Group, Quiet, Verbose, register, set_verbosity, with_options
 from imagemill.jobs.cli.options import run_options
 from imagemill.jobs.cli.tasks import task_command
 from imagemill.models.tasks import TASKS
@@ -20,13 +21,14 @@ EXIT_CODES = (
     "130 interrupted."
 )
 app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Run autoencoders over folders and buckets of images. Every image ends as one committed row or one reject with a "
     "reason.",
     epilog=EXIT_CODES,
 )
-PANELS = {
+PANELS: dict[str, dict[str, Callable[..., None]]] = {
     "Run": {
         **{name: task_command(task) for name, task in TASKS.items()},
         "run": with_options(runs.run, run_options()),
@@ -57,7 +59,7 @@ PANELS = {
 for panel, commands in PANELS.items():
     for name, function in commands.items():
         register(app, function, name, panel)
-registry = typer.Typer(invoke_without_command=True)
+registry = typer.Typer(cls=Group, invoke_without_command=True)
 registry.callback()(models.list_models)
 register(registry, models.show_model, "show")
 app.add_typer(registry, name="models", rich_help_panel="Models", help="List tasks, architectures and checkpoints.")

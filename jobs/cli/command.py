@@ -8,7 +8,7 @@ from functools import wraps
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 RETRY_FAILED = "--retry-failed"
 ALL_CLASSES = "*"
@@ -20,14 +20,34 @@ Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Log debug messag
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Log only warnings and errors, and show no progress bars.")]
 
 
+class Group(TyperGroup):
+    """A group of commands whose help shows flags without a type."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters that the help lists."""
+        return without_types_of_flags(super().get_params(ctx))
+
+
 class Command(TyperCommand):
     """A command that accepts the old names of its options, and `--retry-failed` with or without a class."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters that the help lists."""
+        return without_types_of_flags(super().get_params(ctx))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Rewrite arguments to options that Typer knows, and parse them."""
         flags = {flag for parameter in self.params for flag in parameter.opts}
         renamed = {old: new for old, new in RENAMED.items() if new.partition("=")[0] in flags and old not in flags}
         return super().parse_args(ctx, with_current_names(args, renamed))
+
+
+def without_types_of_flags(parameters: list[Any]) -> list[Any]:
+    """Remove the type of flags, which Typer shows as <bool> although a flag takes no value."""
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    return parameters
 
 
 def with_current_names(arguments: list[str], renamed: dict[str, str]) -> list[str]:

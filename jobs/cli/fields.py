@@ -93,7 +93,7 @@ def metavar_of(kind: type, choices: list[str]) -> str:
 
 
 def limits_of(field: FieldInfo) -> str:
-    """Describe the range that a number must lie in, such as (18 to 128) or (at least 1); empty without a range."""
+    """Describe the range that a number must lie in; empty without a range."""
 
     def limit(name: str) -> Any:
         return next((getattr(constraint, name) for constraint in field.metadata if hasattr(constraint, name)), None)
@@ -102,8 +102,8 @@ def limits_of(field: FieldInfo) -> str:
     if low is None:
         return ""
     if high is not None:
-        return f"({low:,g} to {high:,g})"
-    return f"({low:g} to less than {below:g})" if below is not None else f"(at least {low:g})"
+        return f"Range: {low:,g} to {high:,g}."
+    return f"Range: {low:g} to less than {below:g}." if below is not None else f"Minimum: {low:g}."
 
 
 def given_flags(context: typer.Context, values: dict[str, Any]) -> dict[str, Any]:

@@ -34,14 +34,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 Sheet = Annotated[str | None, typer.Option("--sheet", help="Draw the images into one picture.", metavar="FILE.png")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what the run would do, like `imagemill plan`.")]
 
-SELECTION, WORKERS = "Which images, and what to write", "Workers"
+RUN, WORKERS = "Run options", "Workers"
 RUN_KEYS: dict[str, dict[str, str]] = {
-    "checkpoint": {"metavar": "NAME|FOLDER|URL", "panel": SELECTION},
-    "limit": {"metavar": "N", "panel": SELECTION},
-    "retry_failed": {"metavar": "[CLASS]", "panel": SELECTION},
-    "allow_new_input": {"panel": SELECTION},
-    "accept_damaged": {"panel": SELECTION},
-    "reconstruct": {"panel": SELECTION},
+    "checkpoint": {"metavar": "NAME|FOLDER|URL", "panel": RUN},
+    "limit": {"metavar": "N", "panel": RUN},
+    "retry_failed": {"metavar": "[CLASS]", "panel": RUN},
+    "allow_new_input": {"panel": RUN},
+    "accept_damaged": {"panel": RUN},
+    "reconstruct": {"panel": RUN},
     "pool.workers": {"flag": "--workers", "metavar": "N", "panel": WORKERS},
     "pool.batch_size": {"metavar": "N", "panel": WORKERS},
     "pool.dtype": {"panel": WORKERS},
