@@ -9,10 +9,10 @@ import pyarrow.compute as pc
 import torch
 
 from imagemill.jobs.console import console, number
-from imagemill.jobs.inspect import check_exists
+from imagemill.jobs.outputs import check_exists
 from imagemill.models.objectives.compress import decode_latent
 from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
-from imagemill.pipeline.images.pixels import encode_rgb
+from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.output.clashes import clashing
 from imagemill.pipeline.output.committed import run_ids, run_records
 from imagemill.pipeline.output.exports import state_of

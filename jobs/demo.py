@@ -13,7 +13,7 @@ from rich.table import Table
 
 from imagemill.jobs.console import console
 from imagemill.jobs.failures import show_failures
-from imagemill.jobs.inspect import rows_of
+from imagemill.jobs.outputs import rows_of
 from imagemill.jobs.paintings import PAINTINGS
 from imagemill.models.damage import lost_strokes
 from imagemill.models.metrics import psnr_db
@@ -21,7 +21,8 @@ from imagemill.models.resizing import within_side
 from imagemill.pipeline.cluster.connection import connected
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.images.pixels import decode, encode_rgb
+from imagemill.pipeline.images.decode import decode
+from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.output.committed import config_of, run_ids
 from imagemill.pipeline.output.origins import is_same
 from imagemill.pipeline.output.written import Written

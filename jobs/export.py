@@ -16,7 +16,7 @@ import pyarrow as pa
 from imagemill.jobs.console import console, number
 from imagemill.jobs.decode import OF_EXPORT
 from imagemill.jobs.export_formats import FORMATS, check_format
-from imagemill.jobs.inspect import check_exists
+from imagemill.jobs.outputs import check_exists
 from imagemill.jobs.removed import Sources, sources_of
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.likeness import features, whitening_of_photos

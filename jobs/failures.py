@@ -5,9 +5,9 @@ from rich.table import Table
 from rich.text import Text
 
 from imagemill.jobs.console import console, number
-from imagemill.jobs.inspect import check_exists
+from imagemill.jobs.outputs import check_exists
 from imagemill.jobs.tables import encoded, table_target
-from imagemill.pipeline.images.readers.opened import DAMAGED_IMAGE
+from imagemill.pipeline.images.errors import DAMAGED_IMAGE
 from imagemill.pipeline.output.rejects import grouped, waiting_rejects
 from imagemill.pipeline.sources.web import without_secrets
 from imagemill.pipeline.storage import Store

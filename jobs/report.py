@@ -1,7 +1,7 @@
 """The report of a run, made anew."""
 
 from imagemill.jobs.console import console
-from imagemill.jobs.inspect import check_exists
+from imagemill.jobs.outputs import check_exists
 from imagemill.pipeline.errors import StorageError
 from imagemill.pipeline.output.committed import run_ids
 from imagemill.pipeline.reports.report import make_report

@@ -5,11 +5,11 @@ from rich.table import Table
 from rich.text import Text
 
 from imagemill.jobs.console import console, number
-from imagemill.jobs.inspect import check_exists
+from imagemill.jobs.outputs import check_exists
 from imagemill.jobs.target import target_of
 from imagemill.models.resizing import within_side
 from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
-from imagemill.pipeline.images.pixels import MAX_PIXELS
+from imagemill.pipeline.images.config import MAX_PIXELS
 from imagemill.pipeline.output.exemplars import read_image
 from imagemill.pipeline.output.neighbours import Collection, collection, nearest
 from imagemill.pipeline.reports.sheets import Tile, contact_sheet

@@ -6,7 +6,7 @@ import numpy as np
 from rich.table import Table
 
 from imagemill.jobs.console import console, number
-from imagemill.jobs.inspect import check_exists
+from imagemill.jobs.outputs import check_exists
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.committed import each_part, part_paths
 from imagemill.pipeline.output.snapshot import snapshot

@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.images.pixels import MAX_PIXELS, PixelConfig
+from imagemill.pipeline.images.config import MAX_PIXELS, PixelConfig
 from imagemill.pipeline.sources.source import SourceConfig
 from imagemill.pipeline.storage import StorageConfig
 

@@ -14,8 +14,9 @@ from imagemill.models.narrow import present
 from imagemill.models.tasks.task import Output, Task
 from imagemill.pipeline.cluster.tally import Tally
 from imagemill.pipeline.errors import OutputHeld, StorageError
-from imagemill.pipeline.images.pixels import Picture, check_sides, encode_rgb, output_format, to_file, to_pillow
-from imagemill.pipeline.images.readers.opened import ImageError
+from imagemill.pipeline.images.decode import Picture
+from imagemill.pipeline.images.encode import check_sides, encode_rgb, output_format, to_file, to_pillow
+from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.item import Item, Rejected, unexpected
 from imagemill.pipeline.job import Job
 from imagemill.pipeline.output.clashes import CLASHES

@@ -7,7 +7,7 @@ import numpy as np
 
 from imagemill.models.narrow import present
 from imagemill.models.tasks.task import Sample
-from imagemill.pipeline.images.pixels import Picture
+from imagemill.pipeline.images.decode import Picture
 from imagemill.pipeline.store_failures import class_of, reason
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imagemill.pipeline.images.readers.opened import DAMAGED_IMAGE
+from imagemill.pipeline.images.errors import DAMAGED_IMAGE
 from imagemill.pipeline.output.committed import newest_of, part_paths, rejected_of
 from imagemill.pipeline.output.departed import absent_rejects
 from imagemill.pipeline.progress import LOG_SECONDS

@@ -21,9 +21,9 @@ from imagemill.models.tiling import is_lost_device
 from imagemill.pipeline.cluster.suspects import TRIED_BY_RUNS, Suspects
 from imagemill.pipeline.cluster.tally import Tally
 from imagemill.pipeline.finish import Finish
+from imagemill.pipeline.images.decode import decode, pixels_of
+from imagemill.pipeline.images.errors import DAMAGED_IMAGE, ImageError
 from imagemill.pipeline.images.masks import missing_in
-from imagemill.pipeline.images.pixels import decode, pixels_of
-from imagemill.pipeline.images.readers.opened import DAMAGED_IMAGE, ImageError
 from imagemill.pipeline.item import Item, Rejected, unexpected
 from imagemill.pipeline.job import Job
 from imagemill.pipeline.logs import configure_actor

@@ -11,7 +11,7 @@ from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.task import Params, Task
 from imagemill.pipeline.config import RunConfig, validate
 from imagemill.pipeline.errors import ConfigError, StorageError
-from imagemill.pipeline.images.pixels import LOSSY
+from imagemill.pipeline.images.encode import LOSSY
 from imagemill.pipeline.output.committed import last_records, part_paths, read_parts, run_ids, run_records
 from imagemill.pipeline.output.exemplars import exemplars_of
 from imagemill.pipeline.output.origins import is_same

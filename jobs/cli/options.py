@@ -33,6 +33,7 @@ Run = Annotated[str | None, typer.Option("--run", help="rows of this run alone",
 Checkpoint = Annotated[str | None, typer.Option("--checkpoint", help="bundled name, folder or URL")]
 OVERWRITE_HELP = "replace files that imagemill did not write, or that were changed since"
 Overwrite = Annotated[bool, typer.Option("--overwrite", help=OVERWRITE_HELP)]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
 Sheet = Annotated[str | None, typer.Option("--sheet", help="draw them into a picture", metavar="FILE.png")]
 
 

@@ -10,14 +10,14 @@ from imagemill.pipeline.errors import ConfigError
 
 def status(output: OutputArgument, config: Storage = None) -> None:
     """What OUTPUT holds and how its last runs ended."""
-    from imagemill.jobs.inspect import show_status
+    from imagemill.jobs.status import show_status
 
     show_status(store(output, config))
 
 
 def verify(output: OutputArgument, config: Storage = None) -> None:
     """Check OUTPUT against itself: rows, files, digests, latents, checkpoints. Exit 6 when something is wrong."""
-    from imagemill.jobs.inspect import show_verified
+    from imagemill.jobs.verify import show_verified
 
     show_verified(store(output, config))
 

@@ -21,9 +21,9 @@ from imagemill.jobs.evaluations.evaluation import (
     through_product,
     work_folder,
 )
-from imagemill.jobs.inspect import rows_of
+from imagemill.jobs.outputs import rows_of
 from imagemill.models.metrics import MS_SSIM_SIDE, ms_ssim, psnr_db, ssim
-from imagemill.pipeline.images.pixels import decode
+from imagemill.pipeline.images.decode import decode
 from imagemill.pipeline.output.names import decoded_name
 from imagemill.pipeline.storage import Store
 

@@ -25,7 +25,8 @@ from imagemill.models import checkpoint as checkpoints
 from imagemill.models.batches import pad_to, to_uint8
 from imagemill.models.metrics import psnr_db, ssim
 from imagemill.models.precision import Precision
-from imagemill.pipeline.images.pixels import Picture, encode_image
+from imagemill.pipeline.images.decode import Picture
+from imagemill.pipeline.images.encode import encode_image
 from imagemill.pipeline.reports.sheets import Tile, contact_sheet
 from imagemill.pipeline.storage import Store
 

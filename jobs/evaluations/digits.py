@@ -19,7 +19,7 @@ from imagemill.jobs.evaluations.evaluation import (
     spread,
     through_product,
 )
-from imagemill.jobs.inspect import rows_of
+from imagemill.jobs.outputs import rows_of
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.autoencoder import LatentCoder
 from imagemill.models.metrics import checkerboard, psnr_db

@@ -11,13 +11,13 @@ import numpy as np
 from pydantic import Field
 
 from imagemill.jobs.console import number
-from imagemill.jobs.inspect import rows_of
+from imagemill.jobs.outputs import rows_of
 from imagemill.models.metrics import SSIM_SIDE
 from imagemill.models.tasks import TASKS
 from imagemill.pipeline.config import RunConfig, Strict
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.images.pixels import Picture, decode
-from imagemill.pipeline.images.readers.opened import ImageError
+from imagemill.pipeline.images.decode import Picture, decode
+from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.resolve import Resolved, check_ends, check_model, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import image_id

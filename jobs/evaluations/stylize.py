@@ -15,7 +15,7 @@ from imagemill.jobs.evaluations.evaluation import (
     spread,
     through_product,
 )
-from imagemill.jobs.inspect import rows_of
+from imagemill.jobs.outputs import rows_of
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.batches import to_batch
 from imagemill.models.narrow import narrow
@@ -24,7 +24,7 @@ from imagemill.models.resizing import within_side
 from imagemill.models.stylist import Stylist
 from imagemill.models.tasks.stylize import FITS, GATYS_SIDE, StylizeParams
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.images.pixels import decode
+from imagemill.pipeline.images.decode import decode
 from imagemill.pipeline.reports.sheets import Tile, contact_sheet
 
 ALPHAS = [100.0, 10.0, 1.0, 0.1]

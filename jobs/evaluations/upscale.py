@@ -18,7 +18,7 @@ from imagemill.jobs.evaluations.evaluation import (
 )
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.metrics import SSIM_SIDE, psnr_db, psnr_of, ssim
-from imagemill.pipeline.images.pixels import encode_image
+from imagemill.pipeline.images.encode import encode_image
 from imagemill.pipeline.reports.sheets import Tile, contact_sheet
 from imagemill.pipeline.storage import Store
 

@@ -19,8 +19,8 @@ import ray.data
 from imagemill.jobs.console import number
 from imagemill.jobs.training.config import TrainConfig
 from imagemill.pipeline.errors import ConfigError, StorageError, TooManyRejects
-from imagemill.pipeline.images.pixels import decode
-from imagemill.pipeline.images.readers.opened import ImageError
+from imagemill.pipeline.images.decode import decode
+from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.output.committed import columns_of
 from imagemill.pipeline.plan import blocks
 from imagemill.pipeline.sources import Input, input_of, listing

@@ -5,13 +5,23 @@ its TIFFs have none of it where they are compressed. So directories are copied h
 """
 
 import struct
-from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
 from PIL.ExifTags import GPS, IFD, Base
 
-from imagemill.pipeline.images.headers import tiff_head
+from imagemill.pipeline.images.tiff_directory import (
+    BIG_TYPES,
+    BYTE,
+    LONG,
+    RATIONAL,
+    SHORT,
+    TYPES,
+    Entries,
+    directories,
+    entries_at,
+    tiff_head,
+)
 
 # What describes the picture. The other tags of the main directory say how one file holds its pixels (a TIFF's are all here),
 # and the directory behind it is the thumbnail's.
@@ -20,7 +30,9 @@ KEPT = (
     *(Base.Software, Base.DateTime, Base.Artist, Base.HostComputer, Base.Copyright, Base.Rating, Base.RatingPercent),
     *(Base.XPTitle, Base.XPComment, Base.XPAuthor, Base.XPKeywords, Base.XPSubject),
 )
+
 SUBJECT_AREA = 0x9214  # Pillow has no name for it.
+
 # The picture is turned and its size may change: sizes and places in pixels would be of another one, and so would the number
 # of pixels on an inch of the sensor. "Interoperability" says little but the colour space of the file that was.
 STALE = (
@@ -29,21 +41,14 @@ STALE = (
     # These describe a sensor, in numbers whose byte order is that of their file.
     *(Base.CFAPattern, Base.OECF, Base.SpatialFrequencyResponse, Base.DeviceSettingDescription),
 )
+
 IPTC = 33723
 """The tag of IPTC-IIM in a TIFF."""
+
 TEXTS = {int(IFD.Exif): (Base.UserComment,), int(IFD.GPSInfo): (GPS.GPSProcessingMethod, GPS.GPSAreaInformation)}
 """Tags whose value names its encoding in 8 bytes before the text."""
-UTF_16 = b"UNICODE\0"
-BYTE, SHORT, LONG, RATIONAL, UNDEFINED = 1, 3, 4, 5, 7
-# Bytes of a value, and of the units in it that have an order, by the types of TIFF 6.0.
-TYPES = {1: (1, 1), 2: (1, 1), 3: (2, 2), 4: (4, 4), 5: (8, 4), 6: (1, 1), 7: (1, 1), 8: (2, 2), 9: (4, 4), 10: (8, 4)}
-TYPES |= {11: (4, 4), 12: (8, 8), 13: (4, 4)}
-# Those that a BigTIFF has besides.
-BIG_TYPES = {16: (8, 8), 17: (8, 8), 18: (8, 8)}
-MAX_EXIF_BYTES = 2_000_000
 
-Entries = dict[int, tuple[int, int, bytes]]
-"""A directory: (type, count, value in little-endian order) by tag."""
+UTF_16 = b"UNICODE\0"
 
 
 @dataclass(frozen=True)
@@ -131,66 +136,6 @@ def text_in_order(entry: tuple[int, int, bytes], order: str) -> tuple[int, int, 
         return entry
     swapped = np.frombuffer(text, ">u2").astype("<u2").tobytes()
     return kind, len(UTF_16) + len(swapped), UTF_16 + swapped
-
-
-def entries_at(
-    tiff: bytes,
-    start: int,
-    order: str,
-    wanted: Container[int] = range(1 << 16),
-    most: int = MAX_EXIF_BYTES,
-    big: bool = False,
-) -> Entries:
-    """The wanted tags of the directory that begins at `start`; values that are not in the file are left out.
-
-    Args:
-        most: the number of bytes that all wanted values may have.
-        big: whether the file is a BigTIFF.
-
-    Raises: struct.error when it is not there, ValueError when its values come to more than `most` bytes.
-    """
-    entries: Entries = {}
-    types = TYPES | BIG_TYPES if big else TYPES
-    counts, offsets, inside = (f"{order}Q", f"{order}Q", 8) if big else (f"{order}H", f"{order}I", 4)
-    (count,) = struct.unpack_from(counts, tiff, start)
-    entry = struct.Struct(f"{order}HH{offsets[1]}")
-    first, step = start + struct.calcsize(counts), entry.size + inside
-    for at in range(first, first + step * min(count, 1 << 16), step):
-        tag, kind, values = entry.unpack_from(tiff, at)
-        size, unit = types.get(kind, (0, 1))
-        size *= values
-        place = at + entry.size if size <= inside else struct.unpack_from(offsets, tiff, at + entry.size)[0]
-        if tag not in wanted or not 0 < size <= len(tiff) - place:
-            continue
-        most -= size
-        if most < 0:
-            raise ValueError("a directory of too many bytes")
-        units = np.frombuffer(tiff, f"{order}u{unit}", size // unit, place)
-        entries[tag] = kind, values, units.astype(f"<u{unit}").tobytes()
-    return entries
-
-
-def directory(entries: Entries, start: int) -> bytes:
-    """A directory for the place `start`, with its values behind it; an even number of bytes."""
-    table, values = bytearray(struct.pack("<H", len(entries))), bytearray()
-    behind = start + 2 + 12 * len(entries) + 4
-    for tag in sorted(entries):
-        kind, count, value = entries[tag]
-        where = value.ljust(4, b"\0") if len(value) <= 4 else struct.pack("<I", behind + len(values))
-        table += struct.pack("<HHI", tag, kind, count) + where
-        if len(value) > 4:
-            values += value + b"\0" * (len(value) % 2)
-    return bytes(table + bytes(4) + values)
-
-
-def directories(main: Entries, below: dict[int, Entries], start: int) -> bytes:
-    """A main directory for the place `start`, and those below it behind."""
-    main = main | {tag: (LONG, 1, bytes(4)) for tag in below}
-    behind, parts = start + len(directory(main, start)), b""
-    for tag, entries in below.items():
-        main[tag] = LONG, 1, struct.pack("<I", behind + len(parts))
-        parts += directory(entries, behind + len(parts))
-    return directory(main, start) + parts
 
 
 def in_tiff(data: bytes, exif: Exif | None, xmp: bytes | None) -> bytes:

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from imagemill.pipeline.images.pixels import PixelConfig, decode, stored_samples
-from imagemill.pipeline.images.readers.opened import ImageError
+from imagemill.pipeline.images.config import PixelConfig
+from imagemill.pipeline.images.decode import decode, stored_samples
+from imagemill.pipeline.images.errors import ImageError
 
 AS_STORED = PixelConfig(icc="keep", metadata="strip")
 """A mask holds labels, not colours: a profile must not move them over the threshold."""

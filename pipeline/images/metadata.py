@@ -18,8 +18,9 @@ from typing import Any, Literal
 from PIL.ExifTags import Base
 from PIL.PngImagePlugin import PngInfo
 
-from imagemill.pipeline.images.exif import IPTC, RATIONAL, SHORT, UNDEFINED, Exif, carried_exif, in_tiff
-from imagemill.pipeline.images.readers.opened import Opened
+from imagemill.pipeline.images.exif import IPTC, Exif, carried_exif, in_tiff
+from imagemill.pipeline.images.readers.reader import Opened
+from imagemill.pipeline.images.tiff_directory import RATIONAL, SHORT, UNDEFINED
 from imagemill.pipeline.images.xmp import carried_xmp, resized_xmp
 
 COMMENT = "Comment"

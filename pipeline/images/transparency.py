@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from imagemill.pipeline.images.readers.opened import strips
+from imagemill.pipeline.images.samples import strips
 
 
 def fill_hidden(rgb: np.ndarray, alpha: np.ndarray) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 from imagemill.models.tasks.task import Params, Task
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError, StorageError
-from imagemill.pipeline.images.pixels import PixelConfig, decode
-from imagemill.pipeline.images.readers.opened import ImageError
+from imagemill.pipeline.images.config import PixelConfig
+from imagemill.pipeline.images.decode import decode
+from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.storage import StorageConfig, Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 

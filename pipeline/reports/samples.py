@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from imagemill.pipeline.errors import StorageError
-from imagemill.pipeline.images.pixels import decode, pixels_of
+from imagemill.pipeline.images.decode import decode, pixels_of
 from imagemill.pipeline.output.committed import read_part, scan
 from imagemill.pipeline.output.kept import kept_model
 from imagemill.pipeline.output.latents import latent_rows

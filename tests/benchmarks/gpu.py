@@ -35,7 +35,7 @@ from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.task import Output, Sample
 from imagemill.pipeline.cluster.connection import connected
 from imagemill.pipeline.config import RunConfig
-from imagemill.pipeline.images.pixels import encode_rgb
+from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.job import Job
 from imagemill.pipeline.output.committed import part_paths, read_parts
 from imagemill.pipeline.output.kept import keep_checkpoint

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from imagemill.pipeline.images.pixels import decode, to_file, to_pillow
+from imagemill.pipeline.images.decode import decode
+from imagemill.pipeline.images.encode import to_file, to_pillow
 
 SIDE = 10_000
 KINDS = ("rgb.jpg", "turned.jpg", "gray.jpg", "rgb.png", "rgba.png", "gray16.png")

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from imagemill.pipeline.images.pixels import encode_rgb
+from imagemill.pipeline.images.encode import encode_rgb
 
 SIDE = 16
 BLOCKS = 2_000

@@ -8,12 +8,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import yaml
-from outputs import compressed
 
 from imagemill.models import checkpoint
 from imagemill.pipeline.output.lease import Lease
 from imagemill.pipeline.schema import image_id, parquet_bytes, part_name, reject_schema
 from imagemill.pipeline.storage import Store
+from tests.support.outputs import compressed
 
 
 def write_yaml(folder: Path, text: str) -> Path:
@@ -214,7 +214,7 @@ def test_status_tells_a_killed_run_from_one_at_work(imagemill, tmp_path):
 
 def test_status_watches_a_holder_on_another_machine(imagemill, tmp_path, monkeypatch):
     """Its heartbeat may state any time: only that it changes shows that it is at work."""
-    monkeypatch.setattr("imagemill.jobs.inspect.WATCH_SECONDS", 0.5)
+    monkeypatch.setattr("imagemill.jobs.status.WATCH_SECONDS", 0.5)
     monkeypatch.setattr("imagemill.pipeline.output.lease.POLL_SECONDS", 0.05)
     claim = tmp_path / "out/runs/lease/00000001.json"
     claim.parent.mkdir(parents=True)

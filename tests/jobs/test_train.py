@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
-from tiny import REQUIRED
 
 from imagemill.jobs.train import run_of, show_training, train
 from imagemill.jobs.training.config import TrainConfig
@@ -21,9 +20,10 @@ from imagemill.models.precision import Precision
 from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.task import Sample
 from imagemill.pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError, TooManyRejects
-from imagemill.pipeline.images.pixels import encode_rgb
+from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.output.lease import FOLDER
 from imagemill.pipeline.storage import Store
+from tests.support.tiny_models import REQUIRED
 
 DIGITS = {"architecture": "conv", "parameters": {}, "crop": 28, "crops_per_image": 1, "augment": "none"}
 

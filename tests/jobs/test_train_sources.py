@@ -10,7 +10,7 @@ import pytest
 from imagemill.jobs.train import TrainConfig
 from imagemill.jobs.training.crops import crops_of, images_of, inputs_of, kept_images, listed, middle_crops
 from imagemill.pipeline.errors import StorageError
-from imagemill.pipeline.images.pixels import encode_rgb
+from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.storage import Store
 
 CONFIG = {"name": "t", "task": "denoise", "architecture": "unet", "epochs": 1, "crop": 64, "crops_per_image": 2}

@@ -13,7 +13,6 @@ import pytest
 from botocore.exceptions import EndpointConnectionError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from rows import DAY, SCHEMA, Pair, pairs_of, put, reject, row
 
 from imagemill.pipeline.account import account, drop_doubles
 from imagemill.pipeline.errors import VerificationError
@@ -23,6 +22,7 @@ from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.plan import Plan
 from imagemill.pipeline.schema import REFERENCE, parquet_bytes, part_name
 from imagemill.pipeline.storage import Store
+from tests.support.rows import DAY, SCHEMA, Pair, pairs_of, put, reject, row
 
 
 def todo_of(*pairs: Pair) -> pa.Table:

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from rows import SCHEMA, pairs_of, put, reject, row
 
 from imagemill.pipeline.account import drop_doubles
 from imagemill.pipeline.config import RunConfig
@@ -24,6 +23,7 @@ from imagemill.pipeline.plan import Plan
 from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import REFERENCE, pack_latent
 from imagemill.pipeline.storage import Store
+from tests.support.rows import SCHEMA, pairs_of, put, reject, row
 
 
 class Killed(BaseException):

@@ -3,7 +3,6 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shards import listed, pictures, shard
 
 from imagemill.jobs.batch import run_and_show
 from imagemill.pipeline.config import RunConfig
@@ -12,6 +11,7 @@ from imagemill.pipeline.run import run
 from imagemill.pipeline.sources import input_of, listing
 from imagemill.pipeline.sources.source import Listed, SourceConfig
 from imagemill.pipeline.storage import StorageConfig, Store
+from tests.support.shards import listed, pictures, shard
 
 LEFT = [
     "._a.jpg", "deep/er/._b.PNG", "__MACOSX/a.jpg", "deep/__MACOSX/._a.jpg", ".DS_Store", "._.DS_Store",

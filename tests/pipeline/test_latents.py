@@ -7,9 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from commands import make_photos
-from folders import fill, rows
-from here import job_here
 from PIL import Image
 
 from imagemill.jobs.decode import decode_output
@@ -27,6 +24,9 @@ from imagemill.pipeline.resolve import check_model, plan_of, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import image_id
 from imagemill.pipeline.storage import Store
+from tests.support.folders import fill, rows
+from tests.support.run_processes import make_photos
+from tests.support.worker_jobs import job_here
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

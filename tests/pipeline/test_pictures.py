@@ -9,24 +9,26 @@ import imagecodecs
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from camera import with_metadata
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from icc import ADOBE_RGB, DISPLAY_P3, as_tagged, cmyk_profile, rgb_profile
-from pictures import H, W, encode, opened, saved
 from PIL import Image
 from PIL.ExifTags import IFD, Base
 
 from imagemill.models.metrics import psnr_db
 from imagemill.pipeline.config import RunConfig, validate
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.images import readers
-from imagemill.pipeline.images.pixels import PixelConfig, decode, output_format
-from imagemill.pipeline.images.readers.opened import ImageError
+from imagemill.pipeline.images import samples
+from imagemill.pipeline.images.config import PixelConfig
+from imagemill.pipeline.images.decode import decode
+from imagemill.pipeline.images.encode import output_format
+from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.resolve import plan_of, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
+from tests.support.camera import with_metadata
+from tests.support.icc import ADOBE_RGB, DISPLAY_P3, as_tagged, cmyk_profile, rgb_profile
+from tests.support.pictures import H, W, encode, opened, saved
 
 
 def test_a_transparent_picture_is_laid_onto_a_colour(photo):
@@ -160,7 +162,7 @@ def test_a_picture_larger_than_a_strip_is_what_it_is_in_one_piece(photo, monkeyp
     ]
     whole = [decode(data) for data in files]
     written = [encode(picture.rgb, picture, "PNG") for picture in whole]
-    monkeypatch.setattr(readers.opened, "STRIP_PIXELS", 1_500)
+    monkeypatch.setattr(samples, "STRIP_PIXELS", 1_500)
     for data, one, out in zip(files, whole, written, strict=True):
         picture = decode(data)
         np.testing.assert_array_equal(picture.rgb, one.rgb)

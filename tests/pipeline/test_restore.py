@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import TINY
 
 from imagemill.models import checkpoint
 from imagemill.models.architectures import ARCHITECTURES
 from imagemill.pipeline.config import RunConfig
-from imagemill.pipeline.images.pixels import encode_rgb
+from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
+from tests.support.tiny_models import TINY
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from shards import add, damage, images, listed, pictures, rows, shard
 
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
@@ -26,6 +25,7 @@ from imagemill.pipeline.sources.reading import MAX_FILE_BYTES, SHARD_TRIES, Read
 from imagemill.pipeline.sources.source import Listed, SourceConfig
 from imagemill.pipeline.sources.tar import FORMAT, opened
 from imagemill.pipeline.storage import StorageConfig, Store
+from tests.support.shards import add, damage, images, listed, pictures, rows, shard
 
 
 def test_members_of_a_tar_are_grouped_as_webdataset_does(tmp_path, crops):

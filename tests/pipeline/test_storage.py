@@ -13,7 +13,7 @@ from moto.s3.models import FakeKey
 
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError, StorageError
-from imagemill.pipeline.images.pixels import encode_rgb
+from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import CHECKSUMS, StorageConfig, Store, split_scheme
 from imagemill.pipeline.store_failures import reason

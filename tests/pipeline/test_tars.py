@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shards import add, images, pictures, rows, shard
 
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.output.verify import verify
@@ -26,6 +25,7 @@ from imagemill.pipeline.sources.reading import Reading
 from imagemill.pipeline.sources.source import Listed, SourceConfig
 from imagemill.pipeline.sources.tar import STILL_WRITTEN
 from imagemill.pipeline.storage import StorageConfig, Store
+from tests.support.shards import add, images, pictures, rows, shard
 
 
 def zstd(data: bytes) -> bytes:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pictures import saved
 from PIL import Image
 
 from imagemill.models import checkpoint
@@ -16,10 +15,11 @@ from imagemill.models.precision import Precision
 from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.task import Sample
 from imagemill.pipeline.config import RunConfig
-from imagemill.pipeline.images import readers
-from imagemill.pipeline.images.pixels import decode
+from imagemill.pipeline.images import samples
+from imagemill.pipeline.images.decode import decode
 from imagemill.pipeline.images.transparency import fill_hidden
 from imagemill.pipeline.run import run
+from tests.support.pictures import saved
 
 LEVELS = st.integers(0, 255)
 
@@ -57,7 +57,7 @@ def test_fill_in_strips_is_what_it_is_in_one_piece(monkeypatch: pytest.MonkeyPat
     whole = rng.integers(0, 256, (61, 83, 3), np.uint8)
     in_strips = whole.copy()
     fill_hidden(whole, alpha)
-    monkeypatch.setattr(readers.opened, "STRIP_PIXELS", 500)
+    monkeypatch.setattr(samples, "STRIP_PIXELS", 500)
     fill_hidden(in_strips, alpha)
     assert np.array_equal(whole, in_strips)
 

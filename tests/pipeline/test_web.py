@@ -11,7 +11,6 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from here import job_here
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +25,7 @@ from imagemill.pipeline.sources.reading import ReadError, Reading
 from imagemill.pipeline.sources.source import SourceConfig
 from imagemill.pipeline.sources.web import AddressRefused, fetch
 from imagemill.pipeline.storage import Store
+from tests.support.worker_jobs import job_here
 
 BODY = b"x" * 1000
 

@@ -15,9 +15,11 @@ import numpy as np
 from PIL import Image
 
 from imagemill.pipeline.images.colour import ColourSpace, cicp
+from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.images.readers.boxes import Box, boxes, find
-from imagemill.pipeline.images.readers.opened import ImageError, Opened, in_range, strips
 from imagemill.pipeline.images.readers.pillow import opened_by_pillow, take_metadata
+from imagemill.pipeline.images.readers.reader import Opened
+from imagemill.pipeline.images.samples import in_range, strips
 
 SAMPLE_ENTRY_BYTES = 78
 """Fields of a video track's sample entry before its boxes."""

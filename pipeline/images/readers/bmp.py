@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from imagemill.pipeline.images.colour import ColourSpace
-from imagemill.pipeline.images.readers.opened import ImageError, Opened, in_range, strips
+from imagemill.pipeline.images.errors import ImageError
+from imagemill.pipeline.images.readers.reader import Opened
+from imagemill.pipeline.images.samples import in_range, strips
 
 CORE, INFO, OS2, V4, V5 = 12, 40, 64, 108, 124
 PLAIN, RLE8, RLE4, BIT_FIELDS, JPEG, PNG, ALPHA_BIT_FIELDS = 0, 1, 2, 3, 4, 5, 6

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from imagemill.pipeline.images.readers.opened import ImageError, Opened, strips
+from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.images.readers.pillow import opened_by_pillow, take_text_and_resolution
+from imagemill.pipeline.images.readers.reader import Opened
+from imagemill.pipeline.images.samples import strips
 
 EXTENSION, IMAGE, TRAILER = 0x21, 0x2C, 0x3B
 GRAPHIC_CONTROL, APPLICATION = 0xF9, 0xFF

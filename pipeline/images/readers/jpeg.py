@@ -12,6 +12,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from imagemill.pipeline.images.errors import BROKEN, ImageError
 from imagemill.pipeline.images.readers.jpeg_structure import (
     ARITHMETIC,
     END_MARK,
@@ -27,8 +28,9 @@ from imagemill.pipeline.images.readers.jpeg_structure import (
     segments_behind,
     structure_of,
 )
-from imagemill.pipeline.images.readers.opened import BROKEN, ImageError, Opened, in_8_bits, strips
 from imagemill.pipeline.images.readers.pillow import opened_by_pillow, take_metadata
+from imagemill.pipeline.images.readers.reader import Opened
+from imagemill.pipeline.images.samples import in_8_bits, strips
 
 MODES: dict[int, tuple[Literal["L", "RGB", "CMYK"], str]] = {1: ("L", "GRAY"), 3: ("RGB", "RGB"), 4: ("CMYK", "CMYK")}
 """By the number of components: the mode of the samples, and what simplejpeg calls it."""

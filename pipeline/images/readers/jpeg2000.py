@@ -13,9 +13,11 @@ import numpy as np
 from PIL import Image
 
 from imagemill.pipeline.images.colour import ColourSpace, cicp
+from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.images.readers.boxes import boxes, find
-from imagemill.pipeline.images.readers.opened import ImageError, Opened, in_range, strips
 from imagemill.pipeline.images.readers.pillow import take_text_and_resolution
+from imagemill.pipeline.images.readers.reader import Opened
+from imagemill.pipeline.images.samples import in_range, strips
 
 CODESTREAM = b"\xff\x4f\xff\x51"
 ENUMERATED, RESTRICTED_ICC, ANY_ICC, PARAMETERS = 1, 2, 3, 5

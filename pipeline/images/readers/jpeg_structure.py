@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from imagemill.pipeline.images.readers.opened import ImageError
+from imagemill.pipeline.images.errors import ImageError
 
 SOI, EOI, SOS, DQT, DNL, DHT, COM, APP0, APP2, APP14 = 0xD8, 0xD9, 0xDA, 0xDB, 0xDC, 0xC4, 0xFE, 0xE0, 0xE2, 0xEE
 ICC = b"ICC_PROFILE\0"

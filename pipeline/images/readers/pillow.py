@@ -9,8 +9,9 @@ from typing import Literal
 import numpy as np
 from PIL import AvifImagePlugin, Image
 
-from imagemill.pipeline.images.headers import depth_of
-from imagemill.pipeline.images.readers.opened import BROKEN, ImageError, Opened, in_8_bits, strips
+from imagemill.pipeline.images.errors import BROKEN, ImageError
+from imagemill.pipeline.images.readers.reader import Opened
+from imagemill.pipeline.images.samples import in_8_bits, strips
 
 # `decode` checks its own limit on the header, before Pillow decodes anything.
 Image.MAX_IMAGE_PIXELS = None
@@ -132,3 +133,10 @@ def orientation_in(exif: bytes | None, xmp: bytes | None) -> int:
     image.info = {name: value for name, value in (("exif", exif), ("xmp", xmp)) if value}
     with warnings.catch_warnings(action="ignore"):
         return orientation_of(image)
+
+
+def depth_of(image: Image.Image) -> int:
+    """Bits of a sample in the file: Pillow gives 8 of what has more, but for gray in 16."""
+    if image.mode == "1":
+        return 1
+    return 16 if image.mode.startswith("I") else 8

@@ -15,8 +15,10 @@ import imagecodecs
 import numpy as np
 
 from imagemill.pipeline.images.colour import SRGB, ColourSpace, cicp
-from imagemill.pipeline.images.readers.opened import ImageError, Opened, expand_range
+from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.images.readers.pillow import orientation_in
+from imagemill.pipeline.images.readers.reader import Opened
+from imagemill.pipeline.images.samples import expand_range
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GRAY, RGB, PALETTE, GRAY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6

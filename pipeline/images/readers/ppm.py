@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from imagemill.pipeline.images.readers.opened import ImageError, Opened, in_range, strips
+from imagemill.pipeline.images.errors import ImageError
+from imagemill.pipeline.images.readers.reader import Opened
+from imagemill.pipeline.images.samples import in_range, strips
 
 PLAIN_BITMAP, PLAIN_GRAY, PLAIN_RGB, BITMAP, RAW_GRAY, RAW_RGB, ARBITRARY = (b"P%d" % n for n in range(1, 8))
 PLAIN = (PLAIN_BITMAP, PLAIN_GRAY, PLAIN_RGB)

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from imagemill.pipeline.images.readers.old_jpeg import jpeg_stream
-from imagemill.pipeline.images.readers.opened import BROKEN, Opened, strips
+from imagemill.pipeline.images.errors import BROKEN
+from imagemill.pipeline.images.readers.reader import Opened
 from imagemill.pipeline.images.readers.tiff_colours import Colours, colours_of
+from imagemill.pipeline.images.readers.tiff_old_jpeg import jpeg_stream
 from imagemill.pipeline.images.readers.tiff_page import (
     ICC_PROFILE,
     IMAGE_DEPTH,
@@ -23,6 +24,7 @@ from imagemill.pipeline.images.readers.tiff_page import (
     unsupported,
 )
 from imagemill.pipeline.images.readers.tiff_segments import check_compression, segment_rows
+from imagemill.pipeline.images.samples import strips
 
 
 def size_of_tiff(stream: io.BytesIO) -> tuple[int, int]:

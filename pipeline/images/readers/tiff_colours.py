@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from imagemill.pipeline.images.readers.opened import ImageError, in_8_bits
+from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.images.readers.tiff_page import (
     COLOUR_MAP,
     EXTRA_SAMPLES,
@@ -20,6 +20,7 @@ from imagemill.pipeline.images.readers.tiff_page import (
     unsupported,
 )
 from imagemill.pipeline.images.readers.tiff_segments import FAX, JPEGS
+from imagemill.pipeline.images.samples import in_8_bits
 
 WHITE_IS_ZERO, GRAY, RGB, PALETTE, INKS, YCBCR, CIE_LAB, ICC_LAB = 0, 1, 2, 3, 5, 6, 8, 9
 PHOTOMETRICS = {

@@ -8,9 +8,8 @@ from itertools import chain
 
 import numpy as np
 
-from imagemill.pipeline.images.exif import Entries, entries_at
-from imagemill.pipeline.images.headers import tiff_head
-from imagemill.pipeline.images.readers.opened import ImageError
+from imagemill.pipeline.images.errors import ImageError
+from imagemill.pipeline.images.tiff_directory import Entries, entries_at, tiff_head
 
 SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 255, 256, 257, 258, 259, 262
 FILL_ORDER, STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP, STRIP_COUNTS = 266, 273, 274, 277, 278, 279

@@ -11,10 +11,9 @@ from functools import partial
 import imagecodecs
 import numpy as np
 
-from imagemill.pipeline.images.headers import webp_size
-from imagemill.pipeline.images.readers.fax import fax_rows
 from imagemill.pipeline.images.readers.jpeg import decoded as decoded_jpeg
 from imagemill.pipeline.images.readers.jpeg_structure import APP0, END_MARK, FRAMES, structure_of
+from imagemill.pipeline.images.readers.tiff_ccitt import fax_rows
 from imagemill.pipeline.images.readers.tiff_page import (
     JPEG_TABLES,
     LERC_PARAMETERS,
@@ -26,6 +25,7 @@ from imagemill.pipeline.images.readers.tiff_page import (
     broken,
     unsupported,
 )
+from imagemill.pipeline.images.readers.webp import webp_size
 
 PALETTE, YCBCR = 3, 6
 DEFLATE, ZSTD = 8, 50000

@@ -5,7 +5,9 @@ import io
 import numpy as np
 from PIL import Image
 
-from imagemill.pipeline.images.pixels import Picture, PixelConfig, decode, output_format, to_file, to_pillow
+from imagemill.pipeline.images.config import PixelConfig
+from imagemill.pipeline.images.decode import Picture, decode
+from imagemill.pipeline.images.encode import output_format, to_file, to_pillow
 
 H, W = 80, 120
 KEEP = PixelConfig(icc="keep")

@@ -1,28 +1,25 @@
-"""File bytes to pixels and back: header check, pixel limit, orientation, modes, formats."""
+"""Decode image files to upright sRGB pixels."""
 
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from imagemill.pipeline.images.colour import SRGB, Conversion
-from imagemill.pipeline.images.metadata import Metadata, carried, with_metadata, writer_options
-from imagemill.pipeline.images.profiles import in_srgb, treatment
-from imagemill.pipeline.images.readers import HEAD_BYTES, format_of, not_an_image, reader_of
-from imagemill.pipeline.images.readers.jpeg_structure import LONGEST_SIDE as LONGEST_JPEG_SIDE
-from imagemill.pipeline.images.readers.opened import BROKEN, DAMAGED_IMAGE, ImageError, Opened, strips
-from imagemill.pipeline.images.readers.zeros import damage_by_zeros
+from imagemill.pipeline.images.config import MAX_PIXELS, PixelConfig
+from imagemill.pipeline.images.errors import BROKEN, DAMAGED_IMAGE, ImageError
+from imagemill.pipeline.images.icc import in_srgb, treatment
+from imagemill.pipeline.images.metadata import Metadata, carried
+from imagemill.pipeline.images.readers import reader_of
+from imagemill.pipeline.images.readers.reader import Opened
+from imagemill.pipeline.images.readers.signatures import HEAD_BYTES, format_of, not_an_image
+from imagemill.pipeline.images.readers.zero_fill import damage_by_zeros
+from imagemill.pipeline.images.samples import strips
 from imagemill.pipeline.images.transparency import fill_hidden
 from imagemill.pipeline.store_failures import reason
 
-LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")
-LONGEST_SIDE = {"JPEG": LONGEST_JPEG_SIDE, "WEBP": 16_383, "AVIF": 32_768}
-"""Pixels a side that a file of a format holds: what libjpeg and WebP write, and what libavif reads."""
-WITH_ALPHA = ("PNG", "TIFF", "WEBP", "AVIF")
 # An upright array (H,W,…) as its file stores it, by the EXIF orientation: all of them views.
 AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda a: a,
@@ -34,38 +31,8 @@ AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: np.rot90(a, -1),
 }
+
 RESTORE = "A part of the picture is damaged or missing: restore the file"
-MAX_PIXELS = 40_000_000
-"""What a run takes unless it is told otherwise."""
-
-
-class PixelConfig(BaseModel):
-    """What becomes of all that a picture is beside its pixels. It changes outputs, so it is part of their version."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    alpha: Annotated[str, StringConstraints(pattern="^(keep|#[0-9a-fA-F]{6})$", to_lower=True)] = Field(
-        "keep", description="keep: carried through; #rrggbb: laid onto this colour"
-    )
-    icc: Literal["convert", "keep"] = Field("convert", description="colours to sRGB, or untouched with their profile")
-    metadata: Literal["keep", "strip", "strip_gps"] = Field(
-        "keep",
-        description="EXIF, XMP, IPTC, texts, resolution; strip_gps: resolution and EXIF without the place; strip: nothing",
-    )
-    format: Literal["jpeg", "png", "webp", "tiff", "avif"] | None = Field(None, description="the source's when absent")
-    quality: int = Field(95, ge=1, le=100, description="of JPEG, WebP and AVIF")
-
-    @field_validator("alpha", mode="before")
-    @classmethod
-    def is_quoted(cls, value: Any) -> Any:
-        if value is None:
-            raise ValueError('keep or "#rrggbb" is expected; for YAML a bare # begins a comment, so quote it')
-        return value
-
-    @property
-    def matte(self) -> tuple[int, ...] | None:
-        """(R,G,B) of the colour that transparent pictures are laid onto."""
-        return None if self.alpha == "keep" else tuple(bytes.fromhex(self.alpha[1:]))
 
 
 @dataclass
@@ -274,78 +241,3 @@ def colour_treatment(opened: Opened, keep: bool) -> tuple[str, Conversion | None
 def in_mode(image: Image.Image, mode: str) -> Image.Image:
     """As Pillow's convert, which copies what is in the mode already."""
     return image if image.mode == mode else image.convert(mode)
-
-
-def output_format(source_format: str, exact: bool = False, asked: str | None = None, has_alpha: bool = False) -> str:
-    """The format an output is written in: what is asked for, or the source's.
-
-    PNG stands in for GIF (its palette would ruin the result) and JPEG 2000 (Pillow's writer has no place for profile and
-    metadata), and for BMP and PPM with transparency, which Pillow does not write; JPEG for MPO.
-
-    Args:
-        exact: pixels must be kept to the last bit, so PNG stands in for the lossy formats.
-        has_alpha: there is transparency to keep.
-    """
-    if asked:
-        return asked.upper()
-    if (exact and source_format in LOSSY) or (has_alpha and source_format in ("BMP", "PPM")):
-        return "PNG"
-    return {"GIF": "PNG", "JPEG2000": "PNG", "MPO": "JPEG"}.get(source_format, source_format)
-
-
-def check_sides(size: tuple[int, int], image_format: str) -> None:
-    """Raises: ImageError for (width, height) that no file of a format holds."""
-    width, height = size
-    if max(size) > (longest := LONGEST_SIDE.get(image_format, max(size))):
-        raise ImageError(
-            "TooLargeForFormat",
-            f"the output has {width}×{height} pixels, and {image_format} holds at most {longest} a side: "
-            "image.format=png holds it",
-        )
-
-
-def to_pillow(rgb: np.ndarray, picture: Picture, image_format: str) -> Image.Image:
-    """What Pillow encodes, of its own memory: gray where the picture is, with alpha where the format has it."""
-    if picture.gray:
-        height, width = rgb.shape[:2]
-        image = Image.new("L", (width, height))
-        for rows in strips(width, height):
-            image.paste(Image.fromarray(rgb[rows]).convert("L"), (0, rows.start))
-    else:
-        image = Image.fromarray(rgb)
-    if picture.alpha is not None and image_format in WITH_ALPHA:
-        image.putalpha(Image.fromarray(picture.alpha))
-    return image
-
-
-def to_file(image: Image.Image, picture: Picture, image_format: str, quality: int) -> bytes:
-    """An image of `to_pillow` as a file, with the profile and metadata of its picture."""
-    upright = (picture.orig_width, picture.orig_height)[:: -1 if picture.exif_orientation >= 5 else 1]
-    resized = image.size != upright
-    options = writer_options(image_format, picture.metadata, resized)
-    if picture.profile and (picture.gray or picture.profile[16:20] != b"GRAY"):
-        options["icc_profile"] = picture.profile
-    data = encode_image(image, image_format, quality, **options)
-    return with_metadata(data, picture.metadata, resized) if image_format == "TIFF" else data
-
-
-def encode_rgb(rgb: np.ndarray, image_format: str) -> bytes:
-    """(H,W,3) uint8 to a file in a format."""
-    return encode_image(Image.fromarray(rgb), image_format)
-
-
-def encode_image(image: Image.Image, image_format: str, quality: int = 95, **beside: Any) -> bytes:
-    """JPEG, WebP and AVIF at a quality (JPEG and AVIF in 4:4:4), the others lossless.
-
-    Args: beside: what Pillow's writer puts beside the pixels.
-    """
-    options: dict[str, dict[str, Any]] = {
-        "JPEG": {"quality": quality, "subsampling": 0},
-        "WEBP": {"quality": quality},
-        "AVIF": {"quality": quality, "subsampling": "4:4:4"},
-        "PNG": {"compress_level": 1},
-        "TIFF": {"compression": "tiff_adobe_deflate"},
-    }
-    out = io.BytesIO()
-    image.save(out, image_format, **options.get(image_format, {}), **beside)
-    return out.getvalue()

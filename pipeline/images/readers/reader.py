@@ -1,8 +1,7 @@
-"""What a reader of a file format gives, and how it says that a file is not one it can read."""
+"""The contract of a reader: its two functions, and the image that it returns."""
 
 import io
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,40 +9,7 @@ import numpy as np
 from PIL import Image
 
 from imagemill.pipeline.images.colour import ColourSpace
-
-# What broken files raise in Pillow: its PNG reader reports a bad chunk as SyntaxError, its AVIF reader as RuntimeError, its
-# plug-ins assert what a header must say.
-BROKEN = (
-    AssertionError,
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    RuntimeError,
-    struct.error,
-)
-DAMAGED_IMAGE = "DamagedImage"
-"""The class of a reject whose picture data is damaged or missing in part: `accept_damaged` takes such a picture."""
-STRIP_PIXELS = 2_000_000
-"""Pixels that are converted at a time, so that no second copy of a large image is held."""
-
-
-def strips(width: int, height: int, multiple: int = 1) -> Iterator[slice]:
-    """The rows of an image, some STRIP_PIXELS at a time; strips but the last have a multiple of `multiple` rows."""
-    step = max(1, STRIP_PIXELS // width // multiple) * multiple
-    return (slice(top, min(height, top + step)) for top in range(0, height, step))
-
-
-class ImageError(Exception):
-    """One image that cannot be processed: it becomes a reject and never ends a run."""
-
-    def __init__(self, error_class: str, message: str) -> None:
-        super().__init__(message)
-        self.error_class = error_class
+from imagemill.pipeline.images.samples import in_8_bits, strips
 
 
 @dataclass
@@ -122,27 +88,6 @@ class Opened:
         """The largest sample of the colours."""
         width, height = self.size
         return max(int(self.samples(rows).max()) for rows in strips(width, height))
-
-
-def in_8_bits(samples: np.ndarray, bits: int) -> np.ndarray:
-    """Unsigned samples of at most 16 bits as uint8, rounded, of the same shape."""
-    return in_range(samples, (1 << bits) - 1, 255).astype(np.uint8)
-
-
-def in_range(samples: np.ndarray, most: int, wanted: int) -> np.ndarray:
-    """Samples of 0 to `most` (at most 65535) as uint32 of 0 to `wanted`, rounded, of the same shape."""
-    return (samples.astype(np.uint32) * wanted + most // 2) // most
-
-
-def expand_range(pixels: np.ndarray, has_alpha: bool, bits: int) -> None:
-    """Expand colours in video range (16 to 235 in 8 bits) to the whole range, in place.
-
-    Args: pixels: (H,W) or (H,W,C) uint8 or uint16 with samples of `bits` bits that use the whole range of their type.
-    """
-    colours = pixels[..., : pixels.shape[2] - 1] if has_alpha else pixels
-    black, span, most = 16 << bits - 8, 219 << bits - 8, np.iinfo(pixels.dtype).max
-    for rows in strips(pixels.shape[1], pixels.shape[0]):
-        colours[rows] = np.clip(np.round((colours[rows].astype(np.float32) - black) * (most / span)), 0, most)
 
 
 @dataclass(frozen=True)

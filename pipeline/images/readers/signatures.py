@@ -1,11 +1,30 @@
-"""Names of what people have in folders of pictures and no reader here reads, by a file's first bytes."""
+"""Recognize a file format by the first bytes of a file."""
 
 import re
 
-from imagemill.pipeline.images.readers.opened import ImageError
+from imagemill.pipeline.images.errors import ImageError
+
+HEAD_BYTES = 512
+"""Of a file, what its format is told by."""
+
+AVIF_BRANDS = (b"avif", b"avis")
+
+SIGNATURES: dict[str, tuple[int, tuple[bytes, ...]]] = {
+    "AVIF": (4, (b"ftypavif", b"ftypavis", b"ftypmif1", b"ftypmsf1")),
+    "BMP": (0, (b"BM",)),
+    "GIF": (0, (b"GIF87a", b"GIF89a")),
+    "JPEG": (0, (b"\xff\xd8\xff",)),
+    "JPEG2000": (0, (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \x0d\x0a\x87\x0a")),
+    "PNG": (0, (b"\x89PNG\r\n\x1a\n",)),
+    "PPM": (0, tuple(b"P%c" % kind for kind in b"1234567fF")),
+    "TIFF": (0, (b"II*\0", b"MM\0*", b"MM*\0", b"II\0*", b"MM\0+", b"II+\0")),
+    "WEBP": (8, (b"WEBP",)),
+}
+"""What stands in a file of each format from a byte on."""
 
 HEIF_CONTAINERS = (b"ftypmif1", b"ftypmsf1")
 """Files with pictures of any codec; which one, their other brands say."""
+
 FORMATS: dict[str, tuple[int, tuple[bytes, ...]]] = {
     "AVI video": (8, (b"AVI ",)),
     "Canon raw (CR2)": (0, (b"II*\0\x10\0\0\0CR", b"MM\0*\0\0\0\x10CR")),
@@ -69,10 +88,33 @@ NOT_PICTURES: dict[str, tuple[bytes, ...]] = {
 """What a file is, by its first bytes."""
 
 HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<!--.*?-->\s*)?<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
+
 SVG = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<(?:\?|!).*)?<svg\b", re.IGNORECASE | re.DOTALL)
+
 XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<\?xml\b", re.IGNORECASE)
+
 ICON = re.compile(rb"\0\0([\1\2])\0[^\0]\0..[^\xff]\0", re.DOTALL)
 """An icon or a cursor, with at least one picture in it; TGA begins with the same four bytes."""
+
+
+def format_of(head: bytes) -> str | None:
+    """The name in READERS of a file's format, by its first HEAD_BYTES bytes."""
+    for name, (place, marks) in SIGNATURES.items():
+        if not head.startswith(marks, place) or head.startswith(FORMATS["Canon raw (CR2)"][1]):
+            continue
+        brands = head[8 : max(16, int.from_bytes(head[:4], "big"))]
+        if name == "AVIF" and not any(brand in brands for brand in AVIF_BRANDS):
+            continue
+        return name
+    return None
+
+
+def not_an_image(head: bytes) -> ImageError:
+    """What is said of a file that no reader takes, or whose reader knows nothing of it, by its first bytes."""
+    if name := format_of(head):
+        return ImageError("BrokenImage", f"{name} whose header is damaged or cut")
+    unknown = ImageError("UnknownFormat", f"not an image in a known format; begins with {head[:16]!r}")
+    return unsupported(head) or unknown
 
 
 def unsupported(head: bytes) -> ImageError | None:

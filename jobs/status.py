@@ -1,47 +1,17 @@
-"""Reading what lies in an OUTPUT: status, verify."""
-
-from typing import Any
+"""What an OUTPUT holds and how its last runs ended."""
 
 from rich.table import Table
 
 from imagemill.jobs.console import console, number
-from imagemill.pipeline.errors import ConfigError, StorageError, VerificationError
+from imagemill.jobs.outputs import check_exists
 from imagemill.pipeline.output.committed import run_ids, run_records
-from imagemill.pipeline.output.exports import MANIFEST, UNFINISHED
 from imagemill.pipeline.output.lease import BEAT_SECONDS, LIFETIME_SECONDS, holder_of, living_holder, newest_fence
 from imagemill.pipeline.output.rejects import waiting_rejects
 from imagemill.pipeline.output.snapshot import snapshot
-from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.storage import Store
-from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
-FOLDERS = ("runs", "results", "rejects")
-"""Of an OUTPUT: one of them at least is there."""
 WATCH_SECONDS = 1.5 * BEAT_SECONDS
 """How long `status` watches a holder on another machine, whose clock says nothing here."""
-
-
-def check_exists(output: Store, or_export: bool = False) -> None:
-    """Raises: StorageError when no OUTPUT is there; ConfigError for an export, where the command does not read one."""
-    try:
-        # An export has the folder of a lease as an OUTPUT has.
-        if output.exists(MANIFEST) or output.exists(UNFINISHED):
-            if or_export:
-                return
-            raise ConfigError(f"{output.url} is an export; give the OUTPUT it was made of")
-        if any(output.exists(folder) for folder in FOLDERS):
-            return
-        there = output.exists()
-    except STORE_FAILURES as e:
-        raise StorageError(f"{output.url}: {reason(e)}") from None
-    held = "holds no output of imagemill: no results/, rejects/ or runs/" if there else "does not exist"
-    raise StorageError(f"{output.url} {held}")
-
-
-def rows_of(output: Store, columns: list[str]) -> dict[str, dict[str, Any]]:
-    """The newest row of each image of an OUTPUT, with its output_uri and these columns, by its source's relative path."""
-    rows = (row for table in snapshot(output).tables(["rel_path", "output_uri", *columns]) for row in table.to_pylist())
-    return {row["rel_path"]: row for row in rows}
 
 
 def show_status(output: Store) -> None:
@@ -78,19 +48,3 @@ def show_status(output: Store) -> None:
 
 def waits(images: int) -> str:
     return f"{images:,} images more wait for the next run: one that was cut off may have overwritten their files"
-
-
-def show_verified(output: Store) -> None:
-    """Raises: VerificationError when something is wrong."""
-    check_exists(output)
-    seen = verify(output)
-    verdict = number(len(seen.problems), "problem") if seen.problems else "all well"
-    counts = {"image": seen.images, "row": seen.rows, "reject row": seen.rejects, "file": seen.files}
-    listed = ", ".join(number(count, noun) for noun, count in counts.items())
-    console.print(f"{listed} and {number(seen.latents, 'latent')} checked: {verdict}")
-    if seen.waiting:
-        console.print(waits(seen.waiting))
-    for problem in seen.problems[:100]:
-        console.print(f"  {problem}")
-    if seen.problems:
-        raise VerificationError(f"{output.url}: {verdict}")
