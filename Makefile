@@ -23,7 +23,7 @@ chaos: $(VENV)/.test
 
 # An hour of nights over a folder that grows, changes and loses files, a third of them killed: soak/soak.md.
 soak: $(VENV)/.test
-	$(BIN)/python tests/faults/soak.py
+	$(BIN)/python -m tests.faults.soak
 
 # Imagemill beside other ways, on a quiet machine; it takes a while: bench/bench.md, bench.png, bench.json.
 bench: $(VENV)/.bench

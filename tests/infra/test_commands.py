@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import typer
 import yaml
-from manifests import KUBERNETES, OVERLAYS, ROOT, built, of_kind
 
 from imagemill.jobs.cli import app
 from imagemill.jobs.nightly import NightlyConfig
 from imagemill.pipeline.config import read_yaml, validate
+from tests.support.manifests import KUBERNETES, OVERLAYS, ROOT, built, of_kind
 
 COMMAND = typer.main.get_command(app)
 UsageError = typer.BadParameter.__base__

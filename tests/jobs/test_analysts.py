@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from analysts_page import run_page
-from outputs import compressed
-from readers import FORMATS, READERS, found, in_page
 
 from imagemill.pipeline import read_latents
+from tests.support.analysts_page import run_page
+from tests.support.outputs import compressed
+from tests.support.reading_tools import FORMATS, READERS, found, in_page
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "analysts_example.py"
 

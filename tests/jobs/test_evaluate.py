@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import TINY
 
 from imagemill.jobs.evaluate import evaluate, metrics_of, record_of, show_evaluation
 from imagemill.jobs.evaluations import EVALUATIONS, inpaint
@@ -17,6 +16,7 @@ from imagemill.models.architectures import ARCHITECTURES
 from imagemill.models.tasks import TASKS
 from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.images.decode import decode
+from tests.support.tiny_models import TINY
 
 
 def untrained(folder: Path, name: str) -> str:

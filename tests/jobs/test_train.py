@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
-from tiny import REQUIRED
 
 from imagemill.jobs.train import run_of, show_training, train
 from imagemill.jobs.training.config import TrainConfig
@@ -24,6 +23,7 @@ from imagemill.pipeline.errors import ConfigError, OutputHeld, RunFailed, Storag
 from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.output.lease import FOLDER
 from imagemill.pipeline.storage import Store
+from tests.support.tiny_models import REQUIRED
 
 DIGITS = {"architecture": "conv", "parameters": {}, "crop": 28, "crops_per_image": 1, "augment": "none"}
 

@@ -5,12 +5,12 @@ import struct
 
 import numpy as np
 import pytest
-from exact_writers import bmp_file, gif_file, gif_image, packed
 from PIL import Image
-from seeds import error_class, noise, saved, scene, shown
 
 from imagemill.pipeline.images.decode import decode
 from imagemill.pipeline.images.encode import output_format
+from tests.support.exact_writers import bmp_file, gif_file, gif_image, packed
+from tests.support.sample_images import error_class, noise, saved, scene, shown
 
 FEW_OR_ALL = pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.chaos)])
 H, W = 9, 13

@@ -8,13 +8,25 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
-from seeds import FUZZ, LIMIT, SEEDS, chunk, error_class, is_sound, noise, picture_or_reason, png, saved, scene
 
 from imagemill.models.metrics import psnr_db
 from imagemill.pipeline.images.decode import decode, pixels_of
 from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.images.readers import READERS
 from imagemill.pipeline.images.readers.webp import webp_size
+from tests.support.sample_images import (
+    FUZZ,
+    LIMIT,
+    SEEDS,
+    chunk,
+    error_class,
+    is_sound,
+    noise,
+    picture_or_reason,
+    png,
+    saved,
+    scene,
+)
 
 _PALETTE = Image.fromarray(scene()).quantize(16)
 CHUNKED = [

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from icc import ADOBE_RGB, rgb_profile
-from pictures import encode, opened, rewritten, saved
 from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
 from PIL.PngImagePlugin import PngInfo
 
 from imagemill.pipeline.images.config import PixelConfig
 from imagemill.pipeline.images.decode import decode
+from tests.support.icc import ADOBE_RGB, rgb_profile
+from tests.support.pictures import encode, opened, rewritten, saved
 
 PROMPT = "a cat, 4k, Müller\nSteps: 20, Seed: 1"
 

@@ -6,12 +6,12 @@ import struct
 import imagecodecs
 import numpy as np
 import pytest
-from exact_writers import box, clap, with_jp2_boxes, with_property
 from PIL import Image
-from seeds import error_class, noise, saved, scene, shown
 
 from imagemill.models.metrics import psnr_db
 from imagemill.pipeline.images.decode import AS_STORED, decode
+from tests.support.exact_writers import box, clap, with_jp2_boxes, with_property
+from tests.support.sample_images import error_class, noise, saved, scene, shown
 
 FEW_OR_ALL = pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.chaos)])
 H, W = 24, 34

@@ -5,15 +5,15 @@ import struct
 import imagecodecs
 import numpy as np
 import pytest
-from exact_writers import bmp_file, chunk, png_file, with_jp2_boxes
-from icc import ADOBE_RGB, DISPLAY_P3, SRGB, as_tagged, rgb_profile, to_xyz
-from pictures import KEEP
 from PIL import Image
-from seeds import saved, scene
 
 from imagemill.models.metrics import psnr_db
 from imagemill.pipeline.images.colour import eetf
 from imagemill.pipeline.images.decode import decode
+from tests.support.exact_writers import bmp_file, chunk, png_file, with_jp2_boxes
+from tests.support.icc import ADOBE_RGB, DISPLAY_P3, SRGB, as_tagged, rgb_profile, to_xyz
+from tests.support.pictures import KEEP
+from tests.support.sample_images import saved, scene
 
 BT2020 = np.array([[0.708, 0.292], [0.170, 0.797], [0.131, 0.046]])
 RGB = scene(40, 60)

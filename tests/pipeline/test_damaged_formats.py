@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from jpegs import photograph, zeroed
 from PIL import Image
-from seeds import error_class, saved
 
 from imagemill.pipeline.images.decode import decode
+from tests.support.jpegs import photograph, zeroed
+from tests.support.sample_images import error_class, saved
 
 WRITERS = {
     "AVIF": {"quality": 90, "speed": 8},

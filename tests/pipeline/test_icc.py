@@ -5,16 +5,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from camera import METADATA_FORMATS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from icc import ADOBE_RGB, DISPLAY_P3, SRGB_PROFILE, as_tagged, cmyk_profile, gray_profile, rgb_profile
-from pictures import KEEP, LOSSLESS, H, W, encode, opened, rewritten, saved
 from PIL import Image, ImageCms
 
 from imagemill.models.metrics import psnr_db
 from imagemill.pipeline.images.config import PixelConfig
 from imagemill.pipeline.images.decode import decode
+from tests.support.camera import METADATA_FORMATS
+from tests.support.icc import ADOBE_RGB, DISPLAY_P3, SRGB_PROFILE, as_tagged, cmyk_profile, gray_profile, rgb_profile
+from tests.support.pictures import KEEP, LOSSLESS, H, W, encode, opened, rewritten, saved
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])

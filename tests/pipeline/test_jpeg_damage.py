@@ -8,12 +8,12 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import pytest
-from jpegs import DAMAGE, EOI, differs, flipped, photograph, picture_data, zeroed
 from PIL import Image
-from seeds import error_class, saved
 
 from imagemill.pipeline.images.decode import decode
 from imagemill.pipeline.images.errors import ImageError
+from tests.support.jpegs import DAMAGE, EOI, differs, flipped, photograph, picture_data, zeroed
+from tests.support.sample_images import error_class, saved
 
 DATA = Path(__file__).parent / "data"
 MODES = {

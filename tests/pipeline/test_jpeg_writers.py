@@ -8,13 +8,13 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import pytest
-from jpegs import EOI, photograph, picture_data, written
 from PIL import Image
-from seeds import saved
 
 from imagemill.models.metrics import psnr_db
 from imagemill.pipeline.images.decode import decode, pixels_of
 from imagemill.pipeline.images.errors import ImageError
+from tests.support.jpegs import EOI, photograph, picture_data, written
+from tests.support.sample_images import saved
 
 DATA = Path(__file__).parent / "data"
 CROP = (96, 64)

@@ -7,9 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from commands import make_photos
-from folders import fill, rows
-from here import job_here
 from PIL import Image
 
 from imagemill.jobs.decode import decode_output
@@ -20,13 +17,16 @@ from imagemill.pipeline.actor import Actor
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import StorageError, VerificationError
 from imagemill.pipeline.item import Item
-from imagemill.pipeline.output.committed import part_paths
 from imagemill.pipeline.output.lease import Lease
+from imagemill.pipeline.output.parts import part_paths
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.resolve import check_model, plan_of, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import image_id
 from imagemill.pipeline.storage import Store
+from tests.support.folders import fill, rows
+from tests.support.run_processes import make_photos
+from tests.support.worker_jobs import job_here
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
-from exact_writers import png_file
 from hypothesis import given
 from hypothesis import strategies as st
-from pictures import saved
 from PIL import Image
-from tiffs import tiff
 
 from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.images.masks import missing_in
+from tests.support.exact_writers import png_file
+from tests.support.pictures import saved
+from tests.support.tiffs import tiff
 
 LIMIT = 10**6
 HOLE = np.zeros((24, 36), bool)

@@ -5,16 +5,16 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from camera import MAKER, METADATA_FORMATS, OWNER, PLACE, SUBJECT_AREA, XMP, camera_exif, with_metadata
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from icc import ADOBE_RGB, rgb_profile
-from pictures import H, W, encode, opened, rewritten, saved
 from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
 
 from imagemill.pipeline.images.config import PixelConfig
 from imagemill.pipeline.images.decode import decode
+from tests.support.camera import MAKER, METADATA_FORMATS, OWNER, PLACE, SUBJECT_AREA, XMP, camera_exif, with_metadata
+from tests.support.icc import ADOBE_RGB, rgb_profile
+from tests.support.pictures import H, W, encode, opened, rewritten, saved
 
 
 @pytest.mark.parametrize("source", METADATA_FORMATS)

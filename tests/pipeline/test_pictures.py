@@ -9,11 +9,8 @@ import imagecodecs
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from camera import with_metadata
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from icc import ADOBE_RGB, DISPLAY_P3, as_tagged, cmyk_profile, rgb_profile
-from pictures import H, W, encode, opened, saved
 from PIL import Image
 from PIL.ExifTags import IFD, Base
 
@@ -29,6 +26,9 @@ from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.resolve import plan_of, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
+from tests.support.camera import with_metadata
+from tests.support.icc import ADOBE_RGB, DISPLAY_P3, as_tagged, cmyk_profile, rgb_profile
+from tests.support.pictures import H, W, encode, opened, saved
 
 
 def test_a_transparent_picture_is_laid_onto_a_colour(photo):

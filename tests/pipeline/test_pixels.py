@@ -6,11 +6,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from PIL import Image
-from seeds import LIMIT, SEEDS, H, W, noise, png, saved, scene, shown
 
 from imagemill.models.metrics import psnr_db
 from imagemill.pipeline.images.decode import decode
 from imagemill.pipeline.images.encode import output_format
+from tests.support.sample_images import LIMIT, SEEDS, H, W, noise, png, saved, scene, shown
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "TIFF", "BMP", "PPM"])

@@ -7,12 +7,12 @@ import zlib
 
 import numpy as np
 import pytest
-from exact_writers import chunk, png_file
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from seeds import LIMIT, error_class, noise, saved, scene
 
 from imagemill.pipeline.images.decode import decode
+from tests.support.exact_writers import chunk, png_file
+from tests.support.sample_images import LIMIT, error_class, noise, saved, scene
 
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}

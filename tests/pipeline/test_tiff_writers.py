@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image, ImageCms
-from seeds import scene
-from tiffs import tiff
 
 from imagemill.models.metrics import psnr_db
 from imagemill.pipeline.images.decode import Picture, decode
 from imagemill.pipeline.images.errors import ImageError
+from tests.support.sample_images import scene
+from tests.support.tiffs import tiff
 
 H, W = 37, 21
 LOSSLESS = (None, "deflate", "lzw", "packbits", "lzma", "zstd", "lerc", "png", "jpegxl", "jpegxr")

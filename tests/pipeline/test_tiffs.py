@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from camera import XMP
 from PIL import Image, ImageCms
 from PIL.ExifTags import IFD, Base
-from seeds import noise, picture_or_reason, scene
-from tiffs import BYTE, LONG, SHORT, tiff, with_segments
 
 from imagemill.pipeline.images.config import PixelConfig
 from imagemill.pipeline.images.decode import Picture, decode, pixels_of
 from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.images.readers import tiff_page
 from imagemill.pipeline.images.readers.jpeg_structure import structure_of
+from tests.support.camera import XMP
+from tests.support.sample_images import noise, picture_or_reason, scene
+from tests.support.tiffs import BYTE, LONG, SHORT, tiff, with_segments
 
 H, W = 24, 36
 RGB, GRAY = scene(H, W), scene(H, W)[..., :1]

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pictures import saved
 from PIL import Image
 
 from imagemill.models import checkpoint
@@ -20,6 +19,7 @@ from imagemill.pipeline.images import samples
 from imagemill.pipeline.images.decode import decode
 from imagemill.pipeline.images.transparency import fill_hidden
 from imagemill.pipeline.run import run
+from tests.support.pictures import saved
 
 LEVELS = st.integers(0, 255)
 

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from here import job_here
 from PIL import Image
 
 from imagemill.models import checkpoint
@@ -26,6 +25,7 @@ from imagemill.pipeline.predict import Predictor
 from imagemill.pipeline.resolve import plan_of, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
+from tests.support.worker_jobs import job_here
 
 
 def untrained(scale: int = 2) -> EDSR:

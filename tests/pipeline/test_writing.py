@@ -4,13 +4,13 @@ import io
 
 import numpy as np
 import pytest
-from pictures import encode
 from PIL import Image, JpegImagePlugin
-from seeds import LIMIT, SEEDS, H, W, noise, saved, scene
 
 from imagemill.models.metrics import psnr_db
 from imagemill.pipeline.images.decode import Picture, decode
 from imagemill.pipeline.images.encode import encode_rgb, output_format
+from tests.support.pictures import encode
+from tests.support.sample_images import LIMIT, SEEDS, H, W, noise, saved, scene
 
 
 def opened(data: bytes) -> Image.Image:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shards import pictures, shard
 
 from imagemill.jobs.failures import show_failures
 from imagemill.jobs.status import show_status
@@ -13,6 +12,7 @@ from imagemill.pipeline.output.rejects import waiting_rejects
 from imagemill.pipeline.resolve import plan_of, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
+from tests.support.shards import pictures, shard
 
 BROKEN = b"this is no picture"
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from commands import ancestors
-from servers import DIRECT, free_port
+
+from tests.support.run_processes import ancestors
+from tests.support.servers import DIRECT, free_port
 
 RAY = str(Path(sys.executable).parent / "ray")
 

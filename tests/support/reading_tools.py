@@ -1,6 +1,6 @@
 """Which tools read an export and `results/`, and how: the table of docs/analysts.md.
 
-python tests/jobs/readers.py [--write]
+python -m tests.support.reading_tools [--write]
 
 reads an OUTPUT made for it with every tool, compares all values, prints the table, or writes it into the page.
 """
@@ -24,16 +24,16 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from outputs import compressed
 from PIL import Image
 
 from imagemill.jobs.export import export
 from imagemill.models.pooling import mean
 from imagemill.pipeline import read_latents
 from imagemill.pipeline.storage import Store
+from tests.support.outputs import compressed
 
 PAGE = Path(__file__).parents[2] / "docs" / "analysts.md"
-BEGIN, END = "<!-- readers: written by python tests/jobs/readers.py --write -->\n", "<!-- /readers -->"
+BEGIN, END = "<!-- readers: written by python -m tests.support.reading_tools --write -->\n", "<!-- /readers -->"
 Vectors = np.ndarray | list[np.ndarray]
 Read = Callable[[Path, Path, str], tuple[list[str], Vectors]]
 """A folder of Parquet, a free one and a column of vectors to image_id and the numbers of each."""

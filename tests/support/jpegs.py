@@ -8,7 +8,8 @@ import imagecodecs
 import numpy as np
 import simplejpeg
 from PIL import Image
-from seeds import saved
+
+from tests.support.sample_images import saved
 
 EOI = b"\xff\xd9"
 

@@ -3,15 +3,15 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shards import listed, pictures, shard
 
 from imagemill.jobs.batch import run_and_show
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import StorageError
 from imagemill.pipeline.run import run
-from imagemill.pipeline.sources import input_of, listing
+from imagemill.pipeline.sources.input import input_of, listing
 from imagemill.pipeline.sources.source import Listed, SourceConfig
 from imagemill.pipeline.storage import StorageConfig, Store
+from tests.support.shards import listed, pictures, shard
 
 LEFT = [
     "._a.jpg", "deep/er/._b.PNG", "__MACOSX/a.jpg", "deep/__MACOSX/._a.jpg", ".DS_Store", "._.DS_Store",

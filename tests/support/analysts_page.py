@@ -1,6 +1,6 @@
 """The queries of docs/analysts.md, run, and what they print.
 
-python tests/jobs/analysts_page.py [--write]
+python -m tests.support.analysts_page [--write]
 
 makes the OUTPUTs of the page from scikit-image's photos, runs its blocks in their order, and prints what they print, or
 writes it below each block.
@@ -19,13 +19,13 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
-from outputs import compressed
 from PIL import Image
-from readers import PAGE
 
 from imagemill.jobs.process import command
 from imagemill.pipeline.schema import image_id, parquet_bytes, part_name, reject_schema
 from imagemill.pipeline.storage import Store
+from tests.support.outputs import compressed
+from tests.support.reading_tools import PAGE
 
 BLOCK = re.compile(r"```(sql|python|sh run)\n(.*?)```\n(?:\n```text\n(.*?)```\n)?", re.DOTALL)
 PHOTOS = ("astronaut", "brick", "camera", "chelsea", "coffee", "grass", "gravel", "rocket")

@@ -6,12 +6,12 @@ import zlib
 
 import numpy as np
 import pytest
-from exact_writers import bmp_file, gif_file, gif_image
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from imagemill.pipeline.images.decode import Picture, decode
 from imagemill.pipeline.images.errors import ImageError
+from tests.support.exact_writers import bmp_file, gif_file, gif_image
 
 LIMIT = 40_000_000
 H, W = 24, 36

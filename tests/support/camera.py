@@ -3,10 +3,11 @@
 import struct
 
 import numpy as np
-from pictures import saved
 from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
 from PIL.PngImagePlugin import PngInfo
+
+from tests.support.pictures import saved
 
 SUBJECT_AREA = 0x9214
 METADATA_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
