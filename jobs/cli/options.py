@@ -70,10 +70,11 @@ def set_flag(values: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key; a group that is not a mapping stays, so that the validation names it."""
     *groups, name = key.split(".")
     for group in groups:
-        inner = values[group] = values.get(group) or {}
-        if not isinstance(inner, dict):
+        if values.get(group) is None:
+            values[group] = {}
+        if not isinstance(values[group], dict):
             return
-        values = inner
+        values = values[group]
     values[name] = value
 
 

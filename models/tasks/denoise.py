@@ -10,7 +10,7 @@ class DenoiseParams(Params):
         None,
         ge=0,
         le=100,
-        description="Remove noise of this standard deviation, in 8-bit levels. Without it, the level of each image is estimated.",
+        description="Remove noise of this standard deviation, in 8-bit levels. Default: estimated from each image.",
     )
 
 

@@ -10,8 +10,8 @@ from imagemill.models.tasks.task import Params, Task
 class InpaintParams(Params):
     missing: Literal["file", "alpha", "key", "red", "green", "blue", "random"] = Field(
         "file",
-        description="Fill the pixels where the mask file next to the image, NAME.mask.png, is bright (file), where alpha is 0 "
-        "(alpha), or where the colour is --key (key); fill one colour plane (red, green, blue); or fill pixels that are "
+        description="Fill the pixels where the mask file next to the image, NAME.mask.png, is bright (file), where alpha is "
+        "0 (alpha), or where the colour is --key (key); fill one colour plane (red, green, blue); or fill pixels that are "
         "chosen at random, to measure quality (random).",
     )
     key: str = Field(

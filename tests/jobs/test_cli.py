@@ -26,7 +26,7 @@ def write_yaml(folder: Path, text: str) -> Path:
     ("text", "message"),
     [
         ("task: denoise\nsigmas: 3", "unknown key 'sigmas'; valid: accept_damaged, address"),
-        ("task: denoise\npool: {actor: 3}", "unknown key 'pool.actor'; valid: actors, batch_size"),
+        ("task: denoise\npool: {actor: 3}", "unknown key 'pool.actor'; valid: batch_size, dtype"),
         ("task: denoise\nlimit: many", "limit = 'many'"),
         ("task: dream", "task = 'dream'; valid: colorize, compress, denoise, inpaint"),
         ("task: denoise\nparams: {sigma: -3}", "params.sigma = -3"),
