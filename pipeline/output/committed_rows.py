@@ -103,7 +103,12 @@ def superseded(output: Store, ids: pa.Array, until: str | None = None) -> np.nda
 
 
 def rejected_of(
-    output: Store, parts: Sequence[str], ids: pa.Array, versions: pa.Array, accepted: Collection[str] = (), retried_class: str | None = None
+    output: Store,
+    parts: Sequence[str],
+    ids: pa.Array,
+    versions: pa.Array,
+    accepted: Collection[str] = (),
+    retried_class: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the failed attempts of each image's version, and what its newest reject means for a run.
 
