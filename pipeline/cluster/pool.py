@@ -118,8 +118,8 @@ def pool_for(want: PoolConfig, nodes: Nodes, shrink: bool = False) -> Pool:
     if not room or pool.workers > room:
         raise ConfigError(
             f"pool.workers={pool.workers}: there is room for {counted(room, 'worker')}; each takes {pool.each} of the "
-            f"nodes' (CPUs, GPUs) {nodes}. Lower pool.workers. If an autoscaler adds nodes, set pool.wait_s to the seconds to "
-            "wait"
+            f"nodes' (CPUs, GPUs) {nodes}. Lower pool.workers. If an autoscaler adds nodes, set pool.wait_s "
+            "to the seconds to wait"
         )
     return pool
 
