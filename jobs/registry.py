@@ -5,7 +5,6 @@ import json
 from typing import Any
 
 from rich.table import Table
-from torchinfo import summary
 
 from imagemill.jobs.console import console, number
 from imagemill.jobs.evaluate import text
