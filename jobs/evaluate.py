@@ -15,7 +15,7 @@ from imagemill.models.tasks import TASKS
 from imagemill.pipeline.cluster.connection import connected
 from imagemill.pipeline.config import validate
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.output.written import Written
+from imagemill.pipeline.output.file_record import Written
 from imagemill.pipeline.run import versions
 from imagemill.pipeline.storage import Store
 

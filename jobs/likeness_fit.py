@@ -11,7 +11,7 @@ from PIL import Image
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.likeness import WHITENING, features, whitening_of
 from imagemill.models.objectives.compress import latents_of
-from imagemill.pipeline.output.values import dequantise
+from imagemill.pipeline.output.latent_values import dequantise
 
 STEP = 26.0
 

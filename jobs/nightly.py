@@ -36,7 +36,7 @@ from imagemill.pipeline.errors import (
     StorageError,
     first_of,
 )
-from imagemill.pipeline.output.committed import last_records
+from imagemill.pipeline.output.run_history import last_records
 from imagemill.pipeline.resolve import task_of
 from imagemill.pipeline.run import run
 from imagemill.pipeline.signals import LATER_SECONDS, raisable

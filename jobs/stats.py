@@ -8,9 +8,9 @@ from rich.table import Table
 from imagemill.jobs.console import console, number
 from imagemill.jobs.outputs import check_exists
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.output.committed import each_part, part_paths
+from imagemill.pipeline.output.latent_values import Coders, check_latents, latent_batches
+from imagemill.pipeline.output.parts import each_part, part_paths
 from imagemill.pipeline.output.snapshot import snapshot
-from imagemill.pipeline.output.values import Coders, check_latents, latent_batches
 from imagemill.pipeline.progress import with_progress
 from imagemill.pipeline.storage import Store
 

@@ -4,9 +4,9 @@ from rich.table import Table
 
 from imagemill.jobs.console import console, number
 from imagemill.jobs.outputs import check_exists
-from imagemill.pipeline.output.committed import run_ids, run_records
 from imagemill.pipeline.output.lease import BEAT_SECONDS, LIFETIME_SECONDS, holder_of, living_holder, newest_fence
 from imagemill.pipeline.output.rejects import waiting_rejects
+from imagemill.pipeline.output.run_history import run_ids, run_records
 from imagemill.pipeline.output.snapshot import snapshot
 from imagemill.pipeline.storage import Store
 

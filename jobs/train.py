@@ -34,7 +34,7 @@ from imagemill.pipeline.cluster.pool import WITHOUT_CUDA, Nodes, node_resources
 from imagemill.pipeline.config import validate
 from imagemill.pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
 from imagemill.pipeline.output.lease import Lease
-from imagemill.pipeline.sources import Input
+from imagemill.pipeline.sources.input import Input
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 

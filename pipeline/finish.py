@@ -19,9 +19,9 @@ from imagemill.pipeline.images.encode import check_sides, encode_rgb, output_for
 from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.item import Item, Rejected, unexpected
 from imagemill.pipeline.job import Job
-from imagemill.pipeline.output.clashes import CLASHES
 from imagemill.pipeline.output.lease import newest_claim
-from imagemill.pipeline.output.names import decoded_name, is_refused, output_name, renamed
+from imagemill.pipeline.output.name_clashes import CLASHES
+from imagemill.pipeline.output.output_names import decoded_name, is_refused, output_name, renamed
 from imagemill.pipeline.schema import latent_bytes, pack_latent
 from imagemill.pipeline.sources.folder import is_image_name
 from imagemill.pipeline.sources.web import without_secrets

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from imagemill.pipeline.images.config import PixelConfig
-from imagemill.pipeline.sources import Input
+from imagemill.pipeline.sources.input import Input
 from imagemill.pipeline.storage import Store
 
 

@@ -28,9 +28,9 @@ from imagemill.pipeline.item import Item, Rejected, unexpected
 from imagemill.pipeline.job import Job
 from imagemill.pipeline.logs import configure_actor
 from imagemill.pipeline.output.exemplars import kept_exemplars
-from imagemill.pipeline.output.kept import kept_model
+from imagemill.pipeline.output.stored_checkpoint import kept_model
 from imagemill.pipeline.schema import LATENT_KEPT, row_schema
-from imagemill.pipeline.sources.reading import ReadError, Reading
+from imagemill.pipeline.sources.image_reader import ReadError, Reading
 from imagemill.pipeline.sources.source import UNREADABLE_SHARD
 from imagemill.pipeline.store_failures import reason
 

@@ -12,12 +12,13 @@ from imagemill.models.tasks.task import Params, Task
 from imagemill.pipeline.config import RunConfig, validate
 from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.images.encode import LOSSY
-from imagemill.pipeline.output.committed import last_records, part_paths, read_parts, run_ids, run_records
 from imagemill.pipeline.output.exemplars import exemplars_of
 from imagemill.pipeline.output.origins import is_same
 from imagemill.pipeline.output.ownership import check_output
+from imagemill.pipeline.output.parts import part_paths, read_parts
+from imagemill.pipeline.output.run_history import last_records, run_ids, run_records
 from imagemill.pipeline.plan import Plan, make_plan
-from imagemill.pipeline.sources import Input, input_of, listing
+from imagemill.pipeline.sources.input import Input, input_of, listing
 from imagemill.pipeline.sources.web import without_secrets
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason

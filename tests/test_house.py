@@ -74,7 +74,7 @@ def test_the_picture_of_the_house_is_of_these_imports() -> None:
 
 
 def test_the_reference_is_what_the_code_says() -> None:
-    for path, text in reference.written().items():
+    for path, text in reference.render_files().items():
         assert path.read_text(encoding="utf-8") == text, "python docs/reference.py writes it again"
 
 

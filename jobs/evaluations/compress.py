@@ -24,7 +24,7 @@ from imagemill.jobs.evaluations.evaluation import (
 from imagemill.jobs.outputs import rows_of
 from imagemill.models.metrics import MS_SSIM_SIDE, ms_ssim, psnr_db, ssim
 from imagemill.pipeline.images.decode import decode
-from imagemill.pipeline.output.names import decoded_name
+from imagemill.pipeline.output.output_names import decoded_name
 from imagemill.pipeline.storage import Store
 
 STEPS = [18.0, 26.0, 40.0, 64.0]

@@ -21,10 +21,10 @@ from imagemill.jobs.training.config import TrainConfig
 from imagemill.pipeline.errors import ConfigError, StorageError, TooManyRejects
 from imagemill.pipeline.images.decode import decode
 from imagemill.pipeline.images.errors import ImageError
-from imagemill.pipeline.output.committed import columns_of
+from imagemill.pipeline.output.parts import columns_of
 from imagemill.pipeline.plan import blocks
-from imagemill.pipeline.sources import Input, input_of, listing
-from imagemill.pipeline.sources.reading import ReadError, Reading
+from imagemill.pipeline.sources.image_reader import ReadError, Reading
+from imagemill.pipeline.sources.input import Input, input_of, listing
 from imagemill.pipeline.sources.source import Listed
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason

@@ -27,7 +27,7 @@ from imagemill.models.batches import to_batch
 from imagemill.models.objectives import OBJECTIVES
 from imagemill.models.precision import Precision, fast_dtype
 from imagemill.pipeline.cluster.tally import publish
-from imagemill.pipeline.sources import Input
+from imagemill.pipeline.sources.input import Input
 from imagemill.pipeline.storage import Store
 
 # Figures are fetched from a GPU after so many steps: each time it has to wait for the host.

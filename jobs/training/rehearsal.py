@@ -10,7 +10,7 @@ from imagemill.models.architectures import ARCHITECTURES
 from imagemill.models.autoencoder import Autoencoder
 from imagemill.models.objectives import OBJECTIVES
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.sources import Input
+from imagemill.pipeline.sources.input import Input
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason
 

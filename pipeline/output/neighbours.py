@@ -17,8 +17,8 @@ from imagemill.models.likeness import Whitening, features, similarity, whitening
 from imagemill.models.objectives.compress import latents_of
 from imagemill.pipeline.errors import VerificationError, first_of
 from imagemill.pipeline.images.config import PixelConfig
+from imagemill.pipeline.output.latent_values import Coders, check_latents, dequantise, latent_batches
 from imagemill.pipeline.output.snapshot import Snapshot, snapshot
-from imagemill.pipeline.output.values import Coders, check_latents, dequantise, latent_batches
 from imagemill.pipeline.progress import with_progress
 from imagemill.pipeline.storage import Store
 

@@ -18,11 +18,11 @@ from PIL import Image
 
 from imagemill.pipeline.errors import StorageError
 from imagemill.pipeline.images.decode import decode, pixels_of
-from imagemill.pipeline.output.committed import read_part, scan
-from imagemill.pipeline.output.kept import kept_model
-from imagemill.pipeline.output.latents import latent_rows
-from imagemill.pipeline.output.names import stays_inside
-from imagemill.pipeline.output.values import LATENT_COLUMNS
+from imagemill.pipeline.output.latent_symbols import latent_rows
+from imagemill.pipeline.output.latent_values import LATENT_COLUMNS
+from imagemill.pipeline.output.output_names import stays_inside
+from imagemill.pipeline.output.parts import read_part, scan
+from imagemill.pipeline.output.stored_checkpoint import kept_model
 from imagemill.pipeline.reports.figures import Plane, latent_features, plane
 from imagemill.pipeline.reports.page import data_url
 from imagemill.pipeline.reports.sheets import center_crop
@@ -269,7 +269,7 @@ def middle_of(row: dict[str, Any], model: Any) -> np.ndarray:
     Raises: LatentError; ValueError for a coded latent that is large, as all of it would have to be decoded.
     """
     from imagemill.models.objectives.compress import decode_latent
-    from imagemill.pipeline.output.latents import is_coded, symbols_of, upright_size
+    from imagemill.pipeline.output.latent_symbols import is_coded, symbols_of, upright_size
 
     height, width = upright_size(row)
     if is_coded(row) and height * width > CODED_PIXELS:

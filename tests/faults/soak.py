@@ -27,7 +27,7 @@ from skimage import data
 from imagemill.pipeline.cluster.connection import one_ray
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.images.encode import encode_rgb
-from imagemill.pipeline.output.committed import NOTES, part_paths, read_parts
+from imagemill.pipeline.output.parts import NOTES, part_paths, read_parts
 from imagemill.pipeline.output.snapshot import snapshot
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.run import run

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from imagemill.pipeline.config import RunConfig
-from imagemill.pipeline.output.committed import part_paths, read_parts
+from imagemill.pipeline.output.parts import part_paths, read_parts
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store

@@ -12,7 +12,7 @@ from imagemill.jobs.decode import decode_output
 from imagemill.jobs.export import export, show_export
 from imagemill.pipeline import read_latents
 from imagemill.pipeline.errors import StorageError, VerificationError
-from imagemill.pipeline.output.committed import part_paths
+from imagemill.pipeline.output.parts import part_paths
 from imagemill.pipeline.schema import parquet_bytes, part_name
 from imagemill.pipeline.storage import Store
 from tests.support.outputs import COUNT, compressed

@@ -13,7 +13,7 @@ from PIL import Image
 from imagemill.jobs.night_page import leave_page
 from imagemill.jobs.train import train
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.output.written import FOLDER
+from imagemill.pipeline.output.file_record import FOLDER
 from imagemill.pipeline.storage import Store
 from tests.support.outputs import compressed
 

@@ -7,7 +7,7 @@ from imagemill.jobs.registry import headline, layers, show_checkpoint, show_regi
 from imagemill.models import checkpoint
 from imagemill.models.architectures import ARCHITECTURES
 from imagemill.models.tasks import TASKS
-from imagemill.pipeline.output.kept import keep_checkpoint
+from imagemill.pipeline.output.stored_checkpoint import keep_checkpoint
 from imagemill.pipeline.storage import StorageConfig, Store
 
 

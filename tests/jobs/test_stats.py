@@ -9,9 +9,9 @@ from imagemill.jobs.nightly import drifted
 from imagemill.jobs.stats import Moments, drift, show_stats
 from imagemill.models import checkpoint as checkpoints
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.output.committed import run_records
+from imagemill.pipeline.output.latent_values import latent_batches
+from imagemill.pipeline.output.run_history import run_records
 from imagemill.pipeline.output.snapshot import snapshot
-from imagemill.pipeline.output.values import latent_batches
 from tests.support.outputs import compressed
 
 

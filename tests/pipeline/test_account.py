@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from imagemill.pipeline.account import account, drop_doubles
 from imagemill.pipeline.errors import VerificationError
-from imagemill.pipeline.output.committed import SUPERSEDED, columns_of, part_paths, read_parts
+from imagemill.pipeline.output.parts import SUPERSEDED, columns_of, part_paths, read_parts
 from imagemill.pipeline.output.snapshot import newest_rows
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.plan import Plan

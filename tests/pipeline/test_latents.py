@@ -17,8 +17,8 @@ from imagemill.pipeline.actor import Actor
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import StorageError, VerificationError
 from imagemill.pipeline.item import Item
-from imagemill.pipeline.output.committed import part_paths
 from imagemill.pipeline.output.lease import Lease
+from imagemill.pipeline.output.parts import part_paths
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.resolve import check_model, plan_of, resolve
 from imagemill.pipeline.run import run

@@ -14,7 +14,7 @@ from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.plan import references
 from imagemill.pipeline.resolve import plan_of, resolve
 from imagemill.pipeline.run import run
-from imagemill.pipeline.sources import input_of, listing
+from imagemill.pipeline.sources.input import input_of, listing
 from imagemill.pipeline.sources.parquet import BATCH_ROWS
 from imagemill.pipeline.sources.source import SourceConfig
 from imagemill.pipeline.storage import StorageConfig, Store

@@ -7,7 +7,7 @@ import pytest
 
 from imagemill.pipeline.output.origins import moved, origins
 from imagemill.pipeline.plan import Plan, make_plan
-from imagemill.pipeline.sources import input_of, listing
+from imagemill.pipeline.sources.input import input_of, listing
 from imagemill.pipeline.sources.source import SourceConfig
 from imagemill.pipeline.storage import StorageConfig, Store
 from tests.support.planned_rows import PARAMS, SHA, etags, key, put

@@ -16,9 +16,9 @@ import pytest
 from imagemill.jobs.decode import decode_output
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.images.encode import encode_rgb
-from imagemill.pipeline.output.clashes import folded
-from imagemill.pipeline.output.committed import part_paths, read_parts
 from imagemill.pipeline.output.lease import Lease
+from imagemill.pipeline.output.name_clashes import folded
+from imagemill.pipeline.output.parts import part_paths, read_parts
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import image_id

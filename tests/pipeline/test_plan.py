@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagemill.pipeline.errors import StorageError
-from imagemill.pipeline.output.committed import part_paths, read_parts
+from imagemill.pipeline.output.parts import part_paths, read_parts
 from imagemill.pipeline.plan import Plan, blocks, make_plan
 from imagemill.pipeline.schema import REFERENCE, image_id, version_of
 from imagemill.pipeline.sources.folder import list_folder

@@ -20,8 +20,8 @@ from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.plan import references
 from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import new_run_id
-from imagemill.pipeline.sources import find, input_of, listing
-from imagemill.pipeline.sources.reading import MAX_FILE_BYTES, SHARD_TRIES, ReadError, Reading
+from imagemill.pipeline.sources.image_reader import MAX_FILE_BYTES, SHARD_TRIES, ReadError, Reading
+from imagemill.pipeline.sources.input import find, input_of, listing
 from imagemill.pipeline.sources.source import Listed, SourceConfig
 from imagemill.pipeline.sources.tar import FORMAT, opened
 from imagemill.pipeline.storage import StorageConfig, Store

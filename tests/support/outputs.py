@@ -19,8 +19,8 @@ from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.task import Sample
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.images.encode import encode_rgb
-from imagemill.pipeline.output.kept import keep_checkpoint, kept_model
-from imagemill.pipeline.output.names import decoded_name
+from imagemill.pipeline.output.output_names import decoded_name
+from imagemill.pipeline.output.stored_checkpoint import keep_checkpoint, kept_model
 from imagemill.pipeline.schema import image_id, pack_latent, parquet_bytes, part_name, result_schema, version_of
 from imagemill.pipeline.storage import Store
 

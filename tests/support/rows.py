@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from imagemill.pipeline.output.committed import KEYS, columns_of, part_paths, read_parts
+from imagemill.pipeline.output.parts import KEYS, columns_of, part_paths, read_parts
 from imagemill.pipeline.schema import pack_latent, parquet_bytes, part_name, reject_schema, result_schema
 from imagemill.pipeline.storage import Store
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from imagemill.pipeline.config import PoolConfig, RunConfig
 from imagemill.pipeline.images.encode import encode_rgb
-from imagemill.pipeline.output.committed import part_paths, read_parts
+from imagemill.pipeline.output.parts import part_paths, read_parts
 from imagemill.pipeline.run import run as run_here
 from imagemill.pipeline.storage import Store
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from imagemill.pipeline.images.encode import encode_rgb
-from imagemill.pipeline.sources import input_of, listing
+from imagemill.pipeline.sources.input import input_of, listing
 from imagemill.pipeline.sources.source import Found, Listed, SourceConfig
 from imagemill.pipeline.storage import StorageConfig
 

@@ -1,7 +1,7 @@
 """What an actor is told, for tests that do its work in their own process."""
 
 from imagemill.pipeline.job import Job
-from imagemill.pipeline.output.kept import keep_checkpoint
+from imagemill.pipeline.output.stored_checkpoint import keep_checkpoint
 from imagemill.pipeline.resolve import Resolved
 
 

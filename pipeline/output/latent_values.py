@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from imagemill.models.checkpoint import CheckpointError
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.output.kept import kept_model
-from imagemill.pipeline.output.latents import latent_rows, symbols_of
+from imagemill.pipeline.output.latent_symbols import latent_rows, symbols_of
 from imagemill.pipeline.output.snapshot import Snapshot
+from imagemill.pipeline.output.stored_checkpoint import kept_model
 from imagemill.pipeline.schema import LATENT, LATENT_ZERO_POINT, LatentError, store_latent, unpack_latent
 from imagemill.pipeline.storage import Store
 

@@ -15,8 +15,8 @@ from PIL import Image
 from imagemill.jobs.failures import show_failures
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.output.committed import SUPERSEDED, part_paths
 from imagemill.pipeline.output.lease import FOLDER
+from imagemill.pipeline.output.parts import SUPERSEDED, part_paths
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.resolve import plan_of, resolve
 from imagemill.pipeline.run import run

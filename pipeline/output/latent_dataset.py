@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
+from imagemill.pipeline.output.latent_values import LATENT_COLUMNS, check_latents, latent_batches, vectors
 from imagemill.pipeline.output.snapshot import Snapshot
-from imagemill.pipeline.output.values import LATENT_COLUMNS, check_latents, latent_batches, vectors
 
 
 class Codes:

@@ -6,7 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from imagemill.models.narrow import present
-from imagemill.pipeline.sources import Input, shard_format
+from imagemill.pipeline.sources.input import Input
+from imagemill.pipeline.sources.shard_formats import shard_format
 from imagemill.pipeline.sources.source import SHARD_CHANGED, ShardReader
 from imagemill.pipeline.sources.web import AddressRefused, NoAddress, TooLarge, fetch, without_secrets
 from imagemill.pipeline.storage import Store

@@ -8,7 +8,7 @@ from imagemill.jobs.batch import run_and_show
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import StorageError
 from imagemill.pipeline.run import run
-from imagemill.pipeline.sources import input_of, listing
+from imagemill.pipeline.sources.input import input_of, listing
 from imagemill.pipeline.sources.source import Listed, SourceConfig
 from imagemill.pipeline.storage import StorageConfig, Store
 from tests.support.shards import listed, pictures, shard

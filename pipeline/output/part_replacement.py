@@ -1,6 +1,6 @@
 """Parts in the place of other parts: a note, the new part, and only then the old ones go.
 
-Wherever that stops, `part_paths` (committed.py) gives either the old ones or the new one, and `settle` ends it.
+Wherever that stops, `part_paths` (parts.py) gives either the old ones or the new one, and `settle` ends it.
 """
 
 import json
@@ -9,7 +9,7 @@ import time
 
 import pyarrow as pa
 
-from imagemill.pipeline.output.committed import NOTES, notes
+from imagemill.pipeline.output.parts import NOTES, notes
 from imagemill.pipeline.schema import parquet_bytes, part_name
 from imagemill.pipeline.storage import Store
 

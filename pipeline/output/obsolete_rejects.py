@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imagemill.pipeline.errors import StorageError
-from imagemill.pipeline.output.committed import config_of, openable, read_parts, run_records, scan
+from imagemill.pipeline.output.parts import openable, read_parts, scan
+from imagemill.pipeline.output.run_history import config_of, run_records
 from imagemill.pipeline.output.snapshot import newest_rows
 from imagemill.pipeline.schema import parquet_bytes
 from imagemill.pipeline.storage import Store

@@ -1,7 +1,7 @@
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from imagemill.pipeline.output.names import MAX_COMPONENT_BYTES, MAX_PATH_BYTES, output_name
+from imagemill.pipeline.output.output_names import MAX_COMPONENT_BYTES, MAX_PATH_BYTES, output_name
 from imagemill.pipeline.schema import image_id
 from imagemill.pipeline.sources.folder import EXTENSIONS
 

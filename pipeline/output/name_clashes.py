@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-from imagemill.pipeline.output.committed import part_paths, read_parts
+from imagemill.pipeline.output.parts import part_paths, read_parts
 from imagemill.pipeline.storage import Store
 
 CLASHES = "clashes"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.output.written import FOLDER, Written
+from imagemill.pipeline.output.file_record import FOLDER, Written
 from imagemill.pipeline.storage import Store
 
 NAMES = [f"x/{number}.png" for number in range(200)]

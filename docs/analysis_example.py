@@ -1,6 +1,6 @@
 """Latents at work, from start to end: load, compare with PCA, cluster, find neighbours.
 
-python docs/analysts_example.py OUTPUT INPUT
+python docs/analysis_example.py OUTPUT INPUT
 
 OUTPUT holds latents of one size with at least a hundred images (28×28 digits through conv-mnist, say), INPUT the images.
 """
@@ -16,7 +16,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from imagemill.jobs.decode import decode_output
 from imagemill.pipeline import read_latents
-from imagemill.pipeline.output.names import decoded_name
+from imagemill.pipeline.output.output_names import decoded_name
 from imagemill.pipeline.storage import Store
 
 
