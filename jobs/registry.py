@@ -11,6 +11,7 @@ from imagemill.jobs.evaluate import text
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.architectures import ARCHITECTURES
 from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.card import Card
 from imagemill.models.objectives import OBJECTIVES
 from imagemill.models.tasks import TASKS
 from imagemill.pipeline.storage import StorageConfig
@@ -54,7 +55,7 @@ def parameter_count(model: Autoencoder) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def headline(card: checkpoints.Card) -> tuple[str, str]:
+def headline(card: Card) -> tuple[str, str]:
     """One figure of a card and the set that it was measured on: what `evaluate` found before what training saw."""
     for entry in card.metrics:
         if "headline" in entry:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from imagemill.models.narrow import present
 from imagemill.models.tasks.task import Output, Task
+from imagemill.models.type_checks import present
 from imagemill.pipeline.cluster.tally import Tally
 from imagemill.pipeline.errors import OutputHeld, StorageError
 from imagemill.pipeline.images.decode import Picture

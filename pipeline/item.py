@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from imagemill.models.narrow import present
 from imagemill.models.tasks.task import Sample
+from imagemill.models.type_checks import present
 from imagemill.pipeline.images.decode import Picture
 from imagemill.pipeline.store_failures import class_of, reason
 

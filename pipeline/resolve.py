@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from imagemill.models import checkpoint as checkpoints
+from imagemill.models.card import Card
 from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.task import Params, Task
 from imagemill.pipeline.config import RunConfig, validate
@@ -33,7 +34,7 @@ class Resolved:
     config: RunConfig
     task: Task
     params: Params
-    card: checkpoints.Card
+    card: Card
     weights: bytes
     exemplars: list[tuple[str, bytes]]
     """sha256 and content of the files that the parameters name."""

@@ -50,7 +50,7 @@ def test_imports_go_down_only() -> None:
 
 
 def test_product_code_has_no_assert() -> None:
-    """An AssertionError tells a person nothing: raise an error that names the problem, or use models/narrow.py."""
+    """An AssertionError tells a person nothing: raise an error that names the problem, or use models/type_checks.py."""
     trees = {path: ast.parse(path.read_text()) for path in FILES}
     lines = [f"{path}:{n.lineno}" for path, tree in trees.items() for n in ast.walk(tree) if isinstance(n, ast.Assert)]
     assert not lines

@@ -18,11 +18,11 @@ from imagemill.jobs.evaluations.evaluation import (
 from imagemill.jobs.outputs import rows_of
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.batches import to_batch
-from imagemill.models.narrow import narrow
 from imagemill.models.objectives import TASK_OBJECTIVES
 from imagemill.models.resizing import within_side
-from imagemill.models.stylist import Stylist
+from imagemill.models.style_transfer import Stylist
 from imagemill.models.tasks.stylize import FITS, GATYS_SIDE, StylizeParams
+from imagemill.models.type_checks import narrow
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.images.decode import decode
 from imagemill.pipeline.reports.sheets import Tile, contact_sheet

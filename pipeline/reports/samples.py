@@ -232,7 +232,7 @@ def show(
 
 def kept_decoder(output: Store, sha256: str) -> Any:
     """The model of latents, on this process's CPU; None where it cannot be had."""
-    from imagemill.models.checkpoint import CheckpointError
+    from imagemill.models.card import CheckpointError
 
     try:
         return kept_model(output, sha256, "cpu")

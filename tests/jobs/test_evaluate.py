@@ -13,6 +13,7 @@ from imagemill.jobs.evaluations.denoise import noise_for
 from imagemill.jobs.evaluations.evaluation import EvaluateConfig, Evaluation, Measured
 from imagemill.models import checkpoint
 from imagemill.models.architectures import ARCHITECTURES
+from imagemill.models.card import CheckpointError
 from imagemill.models.tasks import TASKS
 from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.images.decode import decode
@@ -221,7 +222,7 @@ def test_digits_that_are_all_border_have_no_ripple(digits, tmp_path):
         ({"params": {"sigma": 5}}, ConfigError, "params.sigma: the evaluation sets it itself"),
         ({"task": "colorize", "at": [3]}, ConfigError, "no levels"),
         ({"task": "inpaint", "params": {"missing": "red"}}, ConfigError, "params.missing"),
-        ({"checkpoint": "nowhere"}, checkpoint.CheckpointError, "'nowhere' is neither"),
+        ({"checkpoint": "nowhere"}, CheckpointError, "'nowhere' is neither"),
         ({"fit": "elsewhere"}, ConfigError, "fit is for coders of digits"),
         ({"task": "compress", "checkpoint": "compress-small", "fit": "elsewhere"}, ConfigError, "no coder of gray images"),
     ],
