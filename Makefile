@@ -61,5 +61,5 @@ $(VENV)/.docs: $(VENV)/.base
 	@touch $(VENV)/.base $@
 
 $(VENV)/.bench: $(VENV)/.base
-	@$(PIP) --no-build-isolation --editable '.[demo,bench]'
+	@$(PIP) --no-build-isolation --editable '.[demo,train,bench]'
 	@touch $(VENV)/.base $(VENV)/.demo $@
