@@ -12,7 +12,7 @@ from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.task import Params, Task
 from imagemill.pipeline.config import RunConfig, validate
 from imagemill.pipeline.errors import ConfigError, StorageError
-from imagemill.pipeline.images.encode import LOSSY
+from imagemill.pipeline.images.encode import LOSSY_FORMATS
 from imagemill.pipeline.output.origins import is_same
 from imagemill.pipeline.output.ownership import check_output
 from imagemill.pipeline.output.parts import part_paths, read_parts
@@ -104,7 +104,7 @@ def check_model(job: Resolved) -> None:
 def check_image(config: RunConfig, task: Task) -> None:
     """Raises: ConfigError when the outputs of a task cannot be as the group `image` asks."""
     asked = config.image.format
-    if task.exact and asked and asked.upper() in LOSSY:
+    if task.exact and asked and asked.upper() in LOSSY_FORMATS:
         raise ConfigError(f"image.format = {asked!r}: {task.name} keeps pixels to the last bit; valid: png, tiff")
     beside = config.image.model_dump(exclude_defaults=True).keys() - {"alpha"}
     if task.stores_latent and beside:

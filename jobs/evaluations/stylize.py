@@ -24,7 +24,7 @@ from imagemill.models.style_transfer import Stylist
 from imagemill.models.tasks.stylize import FITS, GATYS_SIDE, StylizeParams
 from imagemill.models.type_checks import narrow
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.images.decode import decode
+from imagemill.pipeline.images.decode import decode_image
 from imagemill.pipeline.reports.sheets import Tile, contact_sheet
 
 ALPHAS = [100.0, 10.0, 1.0, 0.1]
@@ -48,7 +48,7 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
     params = job.params
     params = narrow(params, StylizeParams)
     net = checkpoints.build(job.card, job.weights)
-    style_images = [decode(data).rgb for _, data in job.style_images]
+    style_images = [decode_image(data).rgb for _, data in job.style_images]
     contents = read_images(str(config.input), config.storage)
     shown = spread(list(contents), SHOWN)
 
