@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -118,7 +117,7 @@ def write_all(job: Resolved, plan: Plan, shown: RunProgress, record: dict[str, A
             raise
         if not lost and len(plan.redone):
             supersede(job.output, plan.redone, record)
-        record["pool"] = asdict(pool)
+        record["pool"] = pool.record()
         log.info("%d images; %s", len(todo), pool.on(nodes))
         try:
             with watched(pool, shown.done, patience, address_of(job.config.address) is not None, want.wait_s):
@@ -255,7 +254,7 @@ def write(
             # A block is a batch. Ray Data asks for a number where there are GPUs.
             batch_size=rows,
             compute=ray.data.ActorPoolStrategy(
-                size=pool.actors,
+                size=pool.workers,
                 enable_true_multi_threading=True,
                 max_concurrent_calls_per_actor=BLOCKS_AT_ONCE,
                 max_tasks_in_flight_per_actor=BLOCKS_AT_ONCE,
@@ -275,7 +274,7 @@ def rows_of_block(todo: int, most: int, bytes_each: int, pool: Pool) -> int:
         most: rows of a part.
         bytes_each: of an image's file. Large images are in no batch together, and one actor must not have all of them.
     """
-    share = -(-todo // pool.actors)
+    share = -(-todo // pool.workers)
     batch = min(pool.batch_size, share, max(1, BATCH_BYTES // bytes_each))
     return min(most, max(1, BYTES_PER_PART // bytes_each), max(-(-share // 4), batch))
 

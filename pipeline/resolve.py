@@ -147,7 +147,7 @@ def plan_of(job: Resolved, keep: bool = False) -> Plan:
             job.output,
             job.card.sha256,
             job.parameters,
-            retry=config.retry,
+            retry_failed=config.retry_failed,
             accept_damaged=config.accept_damaged,
             limit=config.limit,
         )
