@@ -21,13 +21,13 @@ from imagemill.pipeline.cluster.tally import DEVICES, ETAGS, forget, peak_rss_mb
 from imagemill.pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
 from imagemill.pipeline.etags import etags_of
 from imagemill.pipeline.output.committed_rows import placed
-from imagemill.pipeline.output.exemplars import keep_exemplars
 from imagemill.pipeline.output.lease import Lease
 from imagemill.pipeline.output.name_clashes import with_clashes
 from imagemill.pipeline.output.ownership import first_mark
 from imagemill.pipeline.output.parts import SUPERSEDED, new_parts, part_paths, read_parts, scan
 from imagemill.pipeline.output.snapshot import newest_rows
 from imagemill.pipeline.output.stored_checkpoint import keep_checkpoint
+from imagemill.pipeline.output.style_images import store_style_images
 from imagemill.pipeline.output.verify import file_problem
 from imagemill.pipeline.plan import Plan, blocks
 from imagemill.pipeline.resolve import Resolved, check_model
@@ -220,13 +220,13 @@ def write(
             handler.setLevel(logging.CRITICAL)
     config = job.config
     keep_checkpoint(job.output, job.card, job.weights)
-    keep_exemplars(job.output, job.exemplars)
+    store_style_images(job.output, job.style_images)
     # Small: a restarted actor gets its arguments again, and large ones could be gone by then (ray#53727).
     work = Job(
         task=job.task.name,
         params=job.params.model_dump(),
         checkpoint_sha256=job.card.sha256,
-        exemplars=[sha256 for sha256, _ in job.exemplars],
+        style_images=[sha256 for sha256, _ in job.style_images],
         source=job.source,
         output=job.output,
         max_pixels=config.max_pixels,
