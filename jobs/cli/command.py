@@ -78,14 +78,19 @@ def set_verbosity(verbose: bool, quiet: bool) -> None:
 
 
 def with_options(function: Callable[..., None], options: Iterable[inspect.Parameter]) -> Callable[..., None]:
-    """Add options to the signature of a function, which receives their values as keyword arguments.
+    """Return a function with further options in its signature, which passes their values on as keyword arguments.
 
-    The help lists them after the parameters that the function requires, before those with a default.
+    The help lists the options after the parameters that the function requires, before those with a default.
     """
+
+    @wraps(function)
+    def command(**values: Any) -> None:
+        function(**values)
+
     own = [p for p in inspect.signature(function).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     required = [parameter for parameter in own if parameter.default is inspect.Parameter.empty]
-    set_parameters(function, [*required, *options, *(parameter for parameter in own if parameter not in required)])
-    return function
+    set_parameters(command, [*required, *options, *(parameter for parameter in own if parameter not in required)])
+    return command
 
 
 def set_parameters(function: Callable[..., None], parameters: Iterable[inspect.Parameter]) -> None:
@@ -109,4 +114,5 @@ def register(app: typer.Typer, function: Callable[..., None], name: str, panel: 
 
     parameters = inspect.signature(function).parameters.values()
     set_parameters(command, [*parameters, option("verbose", Verbose), option("quiet", Quiet)])
-    app.command(name, cls=Command, rich_help_panel=panel)(command)
+    summary = (function.__doc__ or "").partition("\n\n")[0]
+    app.command(name, cls=Command, short_help=summary, rich_help_panel=panel)(command)
