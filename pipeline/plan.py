@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imagemill.pipeline.images.errors import DAMAGED_IMAGE
-from imagemill.pipeline.output.committed_rows import newest_of, rejected_of
-from imagemill.pipeline.output.obsolete_rejects import absent_rejects
+from imagemill.pipeline.output.committed_rows import newest_of
 from imagemill.pipeline.output.parts import part_paths
+from imagemill.pipeline.output.rejects import read_rejects
 from imagemill.pipeline.progress import LOG_SECONDS
 from imagemill.pipeline.schema import REFERENCE, image_id, version_of
 from imagemill.pipeline.sources.source import UNREADABLE_SHARD, Found, Listed
@@ -91,9 +91,10 @@ def make_plan(
     ids, versions = (inputs[name].combine_chunks() for name in ("image_id", "version"))
     results, rejects = part_paths(output, "results"), part_paths(output, "rejects")
     newest = newest_of(output, results, inputs)
-    attempts, waits = rejected_of(output, rejects, ids, versions, (DAMAGED_IMAGE,) if accept_damaged else ())
+    history = read_rejects(output, rejects, ids, versions, (DAMAGED_IMAGE,) if accept_damaged else ())
+    attempts = history.attempts
     done = newest.same & (newest.fence >= 0)
-    waiting = waits & ~done
+    waiting = history.waits & ~done
     kept = np.flatnonzero(~done & (attempts > 0 if retry else ~waiting))[:limit]
     todo = inputs.take(kept)
     for name, values in (("attempts", attempts[kept].astype(np.int32)), ("known", newest.there[kept])):
@@ -104,7 +105,7 @@ def make_plan(
     waiting_rejects = 0 if retry else int(waiting.sum())
     parts, fence = {*results, *rejects}, int(newest.seen.max(initial=0))
     unread = pc.any(pc.starts_with(inputs["problem"], UNREADABLE_SHARD)).as_py()
-    absent = None if unread else absent_rejects(output, rejects, ids)
+    absent = None if unread else history.absent
     strange = bool(parts) and not newest.there.any() and not attempts.any()
     moved = np.flatnonzero(newest.moved >= 0)
     images = np.bincount(newest.moved[moved], minlength=len(newest.places))
