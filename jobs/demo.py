@@ -21,7 +21,7 @@ from imagemill.models.resizing import within_side
 from imagemill.pipeline.cluster.connection import connected
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.images.decode import decode
+from imagemill.pipeline.images.decode import decode_image
 from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.output.file_record import Written
 from imagemill.pipeline.output.origins import is_same
@@ -40,7 +40,7 @@ SIGMA, SCRATCHES = 25.0, 24
 
 
 def pixels(path: Path) -> np.ndarray:
-    return decode(path.read_bytes()).rgb
+    return decode_image(path.read_bytes()).rgb
 
 
 def grainy(rgb: np.ndarray, number: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from imagemill.jobs.evaluations import EVALUATIONS
 from imagemill.jobs.evaluations.digits import evaluate_digits
 from imagemill.jobs.evaluations.evaluation import EvaluateConfig, Evaluation, Line, Measured
 from imagemill.models import checkpoint as checkpoints
+from imagemill.models.card import CheckpointError
 from imagemill.models.tasks import TASKS
 from imagemill.pipeline.cluster.connection import connected
 from imagemill.pipeline.config import validate
@@ -76,7 +77,7 @@ def evaluate(config: EvaluateConfig, update_card: bool = False) -> Evaluation:
     for name in (config.weights, *config.against) if update_card else ():
         try:
             checkpoints.read_card(name, config.storage.options_for(name))
-        except checkpoints.CheckpointError as e:
+        except CheckpointError as e:
             raise ConfigError(f"--update-card: {e}") from None
     with connected(None):
         return (evaluate_digits if config.fit else EVALUATIONS[config.task])(config)
@@ -117,7 +118,7 @@ def metrics_of(config: EvaluateConfig, images: int, measured: Measured) -> dict[
     """An entry of `metrics` of a card."""
     table = [{k: round(v, 5) if isinstance(v, float) else v for k, v in line.items()} for line in measured.lines]
     entry = {"set": config.set_name, "images": images, "date": time.strftime("%Y-%m-%d"), "headline": measured.headline}
-    params, key = dict(config.params), TASKS[config.task].exemplar_param
+    params, key = dict(config.params), TASKS[config.task].style_param
     if key in params:
         # A card travels; where its maker's files lay does not.
         params[key] = [url.rpartition("/")[2] for url in params[key]]

@@ -20,8 +20,8 @@ from imagemill.jobs.outputs import check_exists
 from imagemill.jobs.removed import Sources, sources_of
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.likeness import features, whitening_of_photos
-from imagemill.models.narrow import present
 from imagemill.models.pooling import POOLS
+from imagemill.models.type_checks import present
 from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
 from imagemill.pipeline.output.exports import LATENTS, MANIFEST, UNFINISHED
 from imagemill.pipeline.output.latent_values import Coders, Latents, check_latents, latent_batches, vectors

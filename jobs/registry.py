@@ -5,13 +5,13 @@ import json
 from typing import Any
 
 from rich.table import Table
-from torchinfo import summary
 
 from imagemill.jobs.console import console, number
 from imagemill.jobs.evaluate import text
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.architectures import ARCHITECTURES
 from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.card import Card
 from imagemill.models.objectives import OBJECTIVES
 from imagemill.models.tasks import TASKS
 from imagemill.pipeline.storage import StorageConfig
@@ -55,7 +55,7 @@ def parameter_count(model: Autoencoder) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def headline(card: checkpoints.Card) -> tuple[str, str]:
+def headline(card: Card) -> tuple[str, str]:
     """One figure of a card and the set that it was measured on: what `evaluate` found before what training saw."""
     for entry in card.metrics:
         if "headline" in entry:
@@ -103,6 +103,8 @@ def in_words(facts: dict[str, Any]) -> str:
 
 def layers(model: Autoencoder) -> str:
     """The table of layers, their outputs and their parameters, for the input that suits the architecture."""
+    from torchinfo import summary
+
     columns = ("output_size", "num_params", "kernel_size")
     # Frozen weights would stand in brackets.
     model.requires_grad_(True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from imagemill.pipeline.images.config import PixelConfig
+from imagemill.pipeline.images.config import ImageConfig
 from imagemill.pipeline.sources.input import Input
 from imagemill.pipeline.storage import Store
 
@@ -15,12 +15,12 @@ class Job:
     task: str
     params: dict[str, Any]
     checkpoint_sha256: str
-    exemplars: list[str]
-    """Digests of the images that the run works from beside its input; `keep_exemplars` put them into OUTPUT."""
+    style_images: list[str]
+    """Digests of the images that the run works from beside its input; `store_style_images` put them into OUTPUT."""
     source: Input
     output: Store
     max_pixels: int
-    image: PixelConfig
+    image: ImageConfig
     reconstruct: bool
     quality: float
     """The share of images whose figures of quality are computed."""

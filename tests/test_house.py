@@ -50,7 +50,7 @@ def test_imports_go_down_only() -> None:
 
 
 def test_product_code_has_no_assert() -> None:
-    """An AssertionError tells a person nothing: raise an error that names the problem, or use models/narrow.py."""
+    """An AssertionError tells a person nothing: raise an error that names the problem, or use models/type_checks.py."""
     trees = {path: ast.parse(path.read_text()) for path in FILES}
     lines = [f"{path}:{n.lineno}" for path, tree in trees.items() for n in ast.walk(tree) if isinstance(n, ast.Assert)]
     assert not lines
@@ -74,7 +74,7 @@ def test_the_picture_of_the_house_is_of_these_imports() -> None:
 
 
 def test_the_reference_is_what_the_code_says() -> None:
-    for path, text in reference.written().items():
+    for path, text in reference.render_files().items():
         assert path.read_text(encoding="utf-8") == text, "python docs/reference.py writes it again"
 
 

@@ -23,7 +23,7 @@ from imagemill.jobs.evaluations.evaluation import (
 )
 from imagemill.jobs.outputs import rows_of
 from imagemill.models.metrics import MS_SSIM_SIDE, ms_ssim, psnr_db, ssim
-from imagemill.pipeline.images.decode import decode
+from imagemill.pipeline.images.decode import decode_image
 from imagemill.pipeline.output.output_names import decoded_name
 from imagemill.pipeline.storage import Store
 
@@ -100,7 +100,7 @@ def decoded_images(output: Store) -> dict[str, np.ndarray]:
         # What `imagemill decode` prints is about this folder, which is gone in a moment.
         with redirect_stdout(io.StringIO()):
             decode_output(output, Store(folder))
-        return {name: decode(Store(folder).read(decoded_name(name))).rgb for name in rows_of(output, [])}
+        return {name: decode_image(Store(folder).read(decoded_name(name))).rgb for name in rows_of(output, [])}
 
 
 def distortion(originals: dict[str, np.ndarray], decoded: dict[str, np.ndarray], large: list[str]) -> Line:

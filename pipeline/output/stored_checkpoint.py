@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from imagemill.models import checkpoint as checkpoints
+from imagemill.models.card import Card, CheckpointError
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason
 
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     from imagemill.models.autoencoder import Autoencoder
 
 
-def keep_checkpoint(output: Store, card: checkpoints.Card, weights: bytes) -> None:
+def keep_checkpoint(output: Store, card: Card, weights: bytes) -> None:
     """Put a checkpoint beside what it makes: every worker can read it there, and OUTPUT stays decodable by itself."""
     folder = checkpoint_folder(card.sha256)
     if not output.exists(f"{folder}/{checkpoints.CARD}"):
@@ -22,16 +23,16 @@ def checkpoint_folder(sha256: str) -> str:
     return f"checkpoints/{sha256[:16]}"
 
 
-def kept_checkpoint(output: Store, sha256: str) -> tuple[checkpoints.Card, bytes]:
+def kept_checkpoint(output: Store, sha256: str) -> tuple[Card, bytes]:
     """What `keep_checkpoint` left in OUTPUT: the card, and the weights whose digest it says. Raises: CheckpointError."""
     folder = checkpoint_folder(sha256)
     try:
-        card = checkpoints.Card.model_validate_json(output.read(f"{folder}/{checkpoints.CARD}"))
+        card = Card.model_validate_json(output.read(f"{folder}/{checkpoints.CARD}"))
         weights = output.read(f"{folder}/{checkpoints.WEIGHTS}")
     except FileNotFoundError as e:
-        raise checkpoints.CheckpointError(f"{output.uri(folder)}: the checkpoint that made the rows is missing") from e
+        raise CheckpointError(f"{output.uri(folder)}: the checkpoint that made the rows is missing") from e
     except ValueError as e:
-        raise checkpoints.CheckpointError(f"{output.uri(folder)}: {checkpoints.CARD} is damaged: {reason(e)}") from e
+        raise CheckpointError(f"{output.uri(folder)}: {checkpoints.CARD} is damaged: {reason(e)}") from e
     checkpoints.check(weights, card, output.uri(folder))
     return card, weights
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from imagemill.pipeline.errors import StorageError
-from imagemill.pipeline.images.decode import decode, pixels_of
+from imagemill.pipeline.images.decode import decode_image, read_pixel_count
 from imagemill.pipeline.output.latent_symbols import latent_rows
 from imagemill.pipeline.output.latent_values import LATENT_COLUMNS
 from imagemill.pipeline.output.output_names import stays_inside
@@ -196,8 +196,8 @@ def show(
     model = kept_decoder(output, next(iter(rows.values()))["checkpoint_sha256"]) if of_latents else None
 
     def picture(data: bytes, detail: bool, scale: int = 1) -> str:
-        with large if pixels_of(data) > LARGE_PIXELS else nullcontext():
-            return picture_url(decode(data, MAX_SHOWN_PIXELS, accept_damaged=True).rgb, detail, scale)
+        with large if read_pixel_count(data) > LARGE_PIXELS else nullcontext():
+            return picture_url(decode_image(data, MAX_SHOWN_PIXELS, accept_damaged=True).rgb, detail, scale)
 
     def sides(place: Place, detail: bool) -> tuple[str | None, str | None]:
         row = rows[place]
@@ -232,7 +232,7 @@ def show(
 
 def kept_decoder(output: Store, sha256: str) -> Any:
     """The model of latents, on this process's CPU; None where it cannot be had."""
-    from imagemill.models.checkpoint import CheckpointError
+    from imagemill.models.card import CheckpointError
 
     try:
         return kept_model(output, sha256, "cpu")

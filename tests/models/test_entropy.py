@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 
 from imagemill.models import entropy
 from imagemill.models.entropy import PASSES, REACH, EntropyModel, PayloadError
-from imagemill.models.entropy_fit import fit
+from imagemill.models.entropy_fitting import fit
 from tests.support.entropy_tables import photo_like, tables
 
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))

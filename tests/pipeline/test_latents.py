@@ -12,6 +12,7 @@ from PIL import Image
 from imagemill.jobs.decode import decode_output
 from imagemill.jobs.export import export
 from imagemill.models import checkpoint as checkpoints
+from imagemill.models.card import CheckpointError
 from imagemill.pipeline.account import account
 from imagemill.pipeline.actor import Actor
 from imagemill.pipeline.config import RunConfig
@@ -203,7 +204,7 @@ def test_coding_without_tables_is_refused_before_an_image_is_touched(tmp_path, c
     config = RunConfig(task="compress", input=str(tmp_path / "in"), output=output.url, checkpoint=str(tmp_path / "older"))
     check_model(resolve(config))
     record = {}
-    with pytest.raises(checkpoints.CheckpointError, match="holds no tables"):
+    with pytest.raises(CheckpointError, match="holds no tables"):
         run(config.model_copy(update={"params": {"coding": "coded"}}), record)
-    assert record["exit_code"] == checkpoints.CheckpointError.exit_code == 2
+    assert record["exit_code"] == CheckpointError.exit_code == 2
     assert not [e.path for e in output.entries() if e.path.startswith(("results/", "images/"))]

@@ -1,4 +1,4 @@
-"""The queries of docs/analysts.md, run, and what they print.
+"""The queries of docs/analysis.md, run, and what they print.
 
 python -m tests.support.analysts_page [--write]
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from imagemill.models.entropy import PASSES, PHASES, REACH, EntropyModel
-from imagemill.models.entropy_fit import whole_counts
+from imagemill.models.entropy_fitting import whole_counts
 
 
 def tables(channels: int, seed: int, buckets: int = 5) -> EntropyModel:

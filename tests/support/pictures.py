@@ -5,12 +5,12 @@ import io
 import numpy as np
 from PIL import Image
 
-from imagemill.pipeline.images.config import PixelConfig
-from imagemill.pipeline.images.decode import Picture, decode
-from imagemill.pipeline.images.encode import output_format, to_file, to_pillow
+from imagemill.pipeline.images.config import ImageConfig
+from imagemill.pipeline.images.decode import DecodedImage, decode_image
+from imagemill.pipeline.images.encode import choose_output_format, encode_output, to_pillow
 
 H, W = 80, 120
-KEEP = PixelConfig(icc="keep")
+KEEP = ImageConfig(icc="keep")
 LOSSLESS = {"PNG": {}, "TIFF": {"compression": "tiff_lzw"}, "WEBP": {"lossless": True}}
 
 
@@ -26,15 +26,15 @@ def opened(data: bytes) -> Image.Image:
     return image
 
 
-def encode(rgb: np.ndarray, picture: Picture, image_format: str, quality: int = 95) -> bytes:
+def encode(rgb: np.ndarray, picture: DecodedImage, image_format: str, quality: int = 95) -> bytes:
     """(H,W,3) uint8 to a file: gray where the picture is; with alpha, profile, EXIF and XMP where the format has them.
 
     A profile of gray is left out where the picture is not gray any more.
     """
-    return to_file(to_pillow(rgb, picture, image_format), picture, image_format, quality)
+    return encode_output(to_pillow(rgb, picture, image_format), picture, image_format, quality)
 
 
-def rewritten(data: bytes, image_format: str = "", config: PixelConfig = PixelConfig()) -> Image.Image:
+def rewritten(data: bytes, image_format: str = "", config: ImageConfig = ImageConfig()) -> Image.Image:
     """The file that an image becomes when its pixels stay as they are."""
-    picture = decode(data, config=config)
-    return opened(encode(picture.rgb, picture, image_format or output_format(picture.format), config.quality))
+    picture = decode_image(data, config=config)
+    return opened(encode(picture.rgb, picture, image_format or choose_output_format(picture.format), config.quality))

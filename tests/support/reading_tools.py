@@ -1,4 +1,4 @@
-"""Which tools read an export and `results/`, and how: the table of docs/analysts.md.
+"""Which tools read an export and `results/`, and how: the table of docs/analysis.md.
 
 python -m tests.support.reading_tools [--write]
 
@@ -32,7 +32,7 @@ from imagemill.pipeline import read_latents
 from imagemill.pipeline.storage import Store
 from tests.support.outputs import compressed
 
-PAGE = Path(__file__).parents[2] / "docs" / "analysts.md"
+PAGE = Path(__file__).parents[2] / "docs" / "analysis.md"
 BEGIN, END = "<!-- readers: written by python -m tests.support.reading_tools --write -->\n", "<!-- /readers -->"
 Vectors = np.ndarray | list[np.ndarray]
 Read = Callable[[Path, Path, str], tuple[list[str], Vectors]]

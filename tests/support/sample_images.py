@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from imagemill.pipeline.images.decode import Picture, decode
+from imagemill.pipeline.images.decode import DecodedImage, decode_image
 from imagemill.pipeline.images.errors import ImageError
 from tests.support.exact_writers import bmp_file, gif_file, gif_image
 
@@ -46,26 +46,26 @@ def png(width: int, height: int, bits: int, colour: int, lines: list[bytes], *ex
 
 def error_class(data: bytes, max_pixels: int = LIMIT) -> str:
     with pytest.raises(ImageError) as caught:
-        decode(data, max_pixels)
+        decode_image(data, max_pixels)
     assert str(caught.value)
     return caught.value.error_class
 
 
-def picture_or_reason(data: bytes) -> Picture | ImageError:
+def picture_or_reason(data: bytes) -> DecodedImage | ImageError:
     """Anything else that is raised fails the test."""
     try:
-        return decode(data, 1_000_000)
+        return decode_image(data, 1_000_000)
     except ImageError as e:
         return e
 
 
-def is_sound(outcome: Picture | ImageError) -> bool:
+def is_sound(outcome: DecodedImage | ImageError) -> bool:
     if isinstance(outcome, ImageError):
         return bool(outcome.error_class and str(outcome))
     return outcome.rgb.dtype == np.uint8 and outcome.rgb.ndim == 3 and outcome.rgb.shape[2] == 3
 
 
-def shown(picture: Picture) -> np.ndarray:
+def shown(picture: DecodedImage) -> np.ndarray:
     """(H,W) bool: the pixels that can be seen. The others have colours interpolated from these."""
     return np.ones(picture.rgb.shape[:2], bool) if picture.alpha is None else picture.alpha > 0
 

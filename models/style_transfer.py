@@ -10,7 +10,7 @@ from torch import Tensor
 from imagemill.models.architectures.perceptual import Perceptual
 from imagemill.models.autoencoder import Autoencoder
 from imagemill.models.resizing import within_pixels
-from imagemill.models.style import adain, content_loss, gram, moments, standardised, style_loss
+from imagemill.models.style_statistics import adain, content_loss, gram, moments, standardised, style_loss
 from imagemill.models.tiling import tiled
 
 TILE = 1024

@@ -8,6 +8,7 @@ from imagemill.jobs.training.states import FOLDER, kept_init
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.architectures import ARCHITECTURES
 from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.card import CheckpointError
 from imagemill.models.objectives import OBJECTIVES
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.sources.input import Input
@@ -52,7 +53,7 @@ def init_of(config: TrainConfig, run: Store) -> str | None:
     kept = kept_init(run)
     try:
         card = checkpoints.read_card(config.init, config.storage.options_for(config.init))
-    except checkpoints.CheckpointError:
+    except CheckpointError:
         if kept is None:
             raise
         return kept
@@ -90,7 +91,7 @@ def refuse_foreign(place: Store, run: Store) -> None:
         return
     try:
         is_own = "config_sha256" in checkpoints.read_card(place.url, place.config.options_for(place.url)).training
-    except checkpoints.CheckpointError:
+    except CheckpointError:
         is_own = not place.exists(checkpoints.CARD) and run.has_files(FOLDER)
     if not is_own:
         raise ConfigError(

@@ -28,7 +28,7 @@ def content_loss(target: Tensor, content: Tensor) -> Tensor:
 def style_loss(target: Mapping[str, Tensor], style: Mapping[str, Tensor], weights: Mapping[str, float | Tensor]) -> Tensor:
     """(B,) Σ_i w_i mean((G_T,i - G_S,i)²) over the Gram matrices (B,d,d) of the layers that have a weight.
 
-    That is the style loss a Σ_i … of docs/style.md in units of its a, in which content is measured too.
+    That is the style loss a Σ_i … of docs/tasks/stylize.md in units of its a, in which content is measured too.
     """
     terms = [w * (target[name] - style[name]).square().mean((1, 2)) for name, w in weights.items()]
     return torch.stack(torch.broadcast_tensors(*terms)).sum(0)

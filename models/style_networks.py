@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from imagemill.models.architectures.perceptual import Perceptual
-from imagemill.models.checkpoint import Card, CheckpointError
+from imagemill.models.card import Card, CheckpointError
 
 VGG19_SHA256 = "dcbb9e9d"
 """How the digest of torchvision's file begins; its name says so too."""

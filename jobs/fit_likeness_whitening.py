@@ -1,4 +1,4 @@
-"""Fit the whitening that comes with the product. Run: python -m imagemill.jobs.likeness_fit FOLDER …"""
+"""Fit the whitening that comes with the product. Run: python -m imagemill.jobs.fit_likeness_whitening FOLDER …"""
 
 import sys
 from pathlib import Path

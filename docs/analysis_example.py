@@ -1,6 +1,6 @@
 """Latents at work, from start to end: load, compare with PCA, cluster, find neighbours.
 
-python docs/analysts_example.py OUTPUT INPUT
+python docs/analysis_example.py OUTPUT INPUT
 
 OUTPUT holds latents of one size with at least a hundred images (28×28 digits through conv-mnist, say), INPUT the images.
 """
