@@ -1,24 +1,28 @@
-"""The batch job, as a person sees it."""
+"""Run a batch job and print its result."""
 
 import logging
 from collections import Counter
 from typing import Any
 
-from rich.table import Table
-
-from imagemill.jobs.console import console, number
+from imagemill.jobs.console import number, print_facts
 from imagemill.jobs.plan import other_files
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import Interrupted
+from imagemill.pipeline.progress import rate_text
 from imagemill.pipeline.run import run
 
 log = logging.getLogger("imagemill.run")
 
 
 def run_and_show(config: RunConfig, run_id: str | None = None) -> None:
-    """Run, and print the table of what happened.
+    """Run a job and print what it did.
 
-    A signal that comes when all images are done, while the report is made, leaves the run what it is: done.
+    A signal that arrives while the report is written, after all images are processed, does not fail the run.
+
+    Raises:
+        Failure: as `run` raises it.
+        CheckpointError: if the checkpoint cannot be used.
+        Interrupted: if a signal arrived before all images were processed.
     """
     record: dict[str, Any] = {}
     try:
@@ -26,31 +30,38 @@ def run_and_show(config: RunConfig, run_id: str | None = None) -> None:
     except Interrupted:
         if record.get("exit_code") != 0:
             raise
-        report = "" if record["report"] else f"; imagemill report {record['output']} makes the report"
-        log.warning("interrupted when all images were done%s", report)
-    show_record(record)
+        advice = "" if record["report"] else f". To write the report, run: imagemill report {record['output']}"
+        log.warning("interrupted after all images were processed%s", advice)
+    print_facts(record_facts(record))
 
 
-def show_record(record: dict[str, Any]) -> None:
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    planned, seconds = record["planned"], record["seconds"]["total"]
-    table.add_row("found", f"{number(record['found'], 'image')}, {other_files(Counter(record['ignored_by_kind']))}")
-    table.add_row("done before", f"{record['done_before']:,}")
-    table.add_row("planned", f"{planned:,}")
-    damaged = record.get("damaged")
-    table.add_row("ok", f"{record['ok']:,}" + (f" ({damaged:,} of them damaged in part)" if damaged else ""))
-    if left_out := record.get("frames_left_out"):
-        table.add_row("left out", f"{number(left_out, 'frame')} beyond the first of their files (column frames)")
-    why = ", ".join(f"{name} {count}" for name, count in record["reasons"].items())
-    table.add_row("rejected", f"{record['rejected']:,}" + (f" ({why})" if why else ""))
+def record_facts(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Describe a finished run in lines of a name and a value.
+
+    Args:
+        record: the content of run.json.
+    """
+    ok, rejected, waiting = f"{record['ok']:,}", f"{record['rejected']:,}", f"{record['rejects_waiting']:,}"
+    facts = [
+        ("found", f"{number(record['found'], 'image')}, {other_files(Counter(record['ignored_by_kind']))}"),
+        ("done before", f"{record['done_before']:,}"),
+        ("planned", f"{record['planned']:,}"),
+        ("ok", f"{ok} ({record['damaged']:,} of them damaged)" if record.get("damaged") else ok),
+    ]
+    if frames := record.get("frames_left_out"):
+        facts.append(("left out", f"{number(frames, 'frame')} after the first of their files (column frames)"))
+    reasons = ", ".join(f"{name} {count}" for name, count in record["reasons"].items())
+    facts.append(("rejected", f"{rejected} ({reasons})" if reasons else rejected))
     if record["rejects_waiting"]:
-        table.add_row("rejects waiting", f"{record['rejects_waiting']:,} (--retry-failed processes them again)")
-    for name, value in record["quality"].items():
-        table.add_row(name.replace("_", " "), f"{value:.3f}")
-    rate = f", {record['images_per_s']:.1f} images/s once started" if record.get("images_per_s") else ""
-    table.add_row("time", f"{seconds:.1f} s{rate}")
-    table.add_row("output", record["output"])
-    table.add_row("record", f"{record['output']}/runs/{record['run_id']}/run.json")
+        facts.append(("rejects waiting", f"{waiting} (--retry-failed processes them again)"))
+    facts += [(name.replace("_", " "), f"{value:.3f}") for name, value in record["quality"].items()]
+    rate = record.get("images_per_s")
+    time = f"{record['seconds']['total']:.1f} s"
+    facts += [
+        ("time", f"{time}, {rate_text(rate)} once started" if rate else time),
+        ("output", record["output"]),
+        ("record", f"{record['output']}/runs/{record['run_id']}/run.json"),
+    ]
     if record["report"]:
-        table.add_row("report", f"{record['output']}/{record['report']}")
-    console.print(table)
+        facts.append(("report", f"{record['output']}/{record['report']}"))
+    return facts
