@@ -1,7 +1,8 @@
 """An example DAG for Airflow 3 that runs the imagemill command every night and maps its exit codes.
 
-Exit codes 0 and 7 (stopped at the deadline) are success. 2, 3 and 6 fail at once, because a retry would end the same way, and
-so does 8, because the night is over. All others are retried: committed rows stay, so a retry processes the remaining images.
+Exit codes 0 and 7 (stopped at the deadline) are success. 2, 3 and 6 fail at once, because a retry would end the same
+way, and so does 8, because the night is over. All others are retried: committed rows stay, so a retry processes the
+remaining images.
 """
 
 import subprocess
