@@ -8,8 +8,8 @@
     rgb = checkpoint.decode(latent)
 
 Padding, tiling and cropping happen inside, in the code that runs use (`TaskObjective.predict`). With the same parameters,
-device and number format, latents decode to exactly the pixels that a run writes. Outputs of other tasks may differ from those
-of a run by one level in a few pixels, because a run processes images of equal size in batches, which round differently.
+device and number format, latents decode to exactly the pixels that a run writes. Outputs of other tasks may differ by one
+level in a few pixels, because a run processes images of equal size in batches, which round differently.
 """
 
 from collections.abc import Iterator, Sequence
