@@ -89,7 +89,7 @@ def decode_output(output: Store, dest: Store, where: str | None = None, overwrit
         tables = state.tables(columns)
         pieces = (t.slice(start, DECODED_AT_A_TIME) for t in tables for start in range(0, len(t), DECODED_AT_A_TIME))
         begun = announced = 0
-        for piece in with_progress(pieces, len(state), len):
+        for piece in with_progress("decode", pieces, len(state), len):
             if begun + len(piece) > announced:
                 written.announce(names[begun : begun + ANNOUNCED_AT_A_TIME])
                 announced = begun + ANNOUNCED_AT_A_TIME
