@@ -42,7 +42,7 @@ def reasons(rejects: pa.Table) -> Table:
     table = Table("stage", "class", "images", "tried again by", "for example", "reason there", box=None)
     for row in grouped(rejects).to_pylist():
         damaged = row["error_class"] == DAMAGED_IMAGE
-        by_person = "--accept-damaged, or a new file" if damaged else "--retry, or a new file"
+        by_person = "--accept-damaged, or a new file" if damaged else "--retry-failed, or a new file"
         again = "the next run" if row["transient_any"] else by_person
         cells = (
             row["stage"],

@@ -17,7 +17,7 @@ WATCH_SECONDS = 1.5 * BEAT_SECONDS
 def show_status(output: Store) -> None:
     check_exists(output)
     seen, transient = snapshot(output), waiting_rejects(output, ["transient"])["transient"].to_pylist()
-    kinds = {"for --retry": transient.count(False), "for the next run": transient.count(True)}
+    kinds = {"for --retry-failed": transient.count(False), "for the next run": transient.count(True)}
     waiting = ", ".join(f"{count:,} {what}" for what, count in kinds.items() if count)
     console.print(
         f"{number(len(seen), 'image')} in {number(seen.rows, 'row')} of {number(len(seen.parts), 'part')}; "

@@ -1,6 +1,6 @@
 """What the committed rows and rejects say of the images of a listing."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,24 +100,3 @@ def superseded(output: Store, ids: pa.Array, until: str | None = None) -> np.nda
         table, place = placed(chunk, ids)
         np.maximum.at(last, place, table["fence"].to_numpy())
     return last
-
-
-def rejected_of(
-    output: Store, parts: Sequence[str], ids: pa.Array, versions: pa.Array, taken: Collection[str] = ()
-) -> tuple[np.ndarray, np.ndarray]:
-    """For each image how often its version was tried in vain, and whether its last reject waits for a `--retry`.
-
-    Args: taken: classes of rejects that do not wait, because the run takes such images now.
-    """
-    attempts, waits = np.zeros(len(ids), np.int64), np.zeros(len(ids), bool)
-    last = np.full(len(ids), -1, np.int64)
-    for chunk in scan(output, parts, [*KEYS, "fence", "transient", "attempts", "error_class"]):
-        table, place = wanted(chunk, ids, versions)
-        np.maximum.at(attempts, place, table["attempts"].to_numpy())
-        fence, final = table["fence"].fill_null(0).to_numpy(), ~table["transient"].to_numpy()
-        final &= ~pc.is_in(table["error_class"], pa.array(taken, pa.string())).to_numpy()
-        # As in newest_of; of two of one run the final one.
-        order = np.lexsort((final, fence))
-        order = order[fence[order] >= last[place[order]]]
-        last[place[order]], waits[place[order]] = fence[order], final[order]
-    return attempts, waits
