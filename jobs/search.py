@@ -9,7 +9,6 @@ from imagemill.jobs.outputs import check_exists
 from imagemill.jobs.target import target_of
 from imagemill.models.resizing import within_side
 from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
-from imagemill.pipeline.images.config import MAX_PIXELS
 from imagemill.pipeline.output.neighbours import Collection, collection, nearest
 from imagemill.pipeline.output.style_images import read_image
 from imagemill.pipeline.reports.sheets import Tile, contact_sheet
@@ -75,7 +74,7 @@ def raise_damaged(problems: list[str]) -> None:
 
 def of_file(these: Collection, image: str) -> tuple[np.ndarray, np.ndarray, str]:
     """Features (1,F) and picture of a file. Raises: ConfigError when it cannot be read."""
-    _, rgb = read_image(f"--image {image}", image, these.state.output.config, MAX_PIXELS, these.pixels)
+    _, rgb = read_image(f"--image {image}", image, these.state.output.config, None, these.pixels)
     return these.features_of(rgb), within_side(rgb, SIDE), ""
 
 

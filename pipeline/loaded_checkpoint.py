@@ -32,7 +32,6 @@ from imagemill.models.tasks.task import Output, Params, Sample, SampleError
 from imagemill.models.type_checks import narrow, present
 from imagemill.pipeline.config import validate
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.images.config import MAX_PIXELS
 from imagemill.pipeline.images.transparency import fill_hidden, match_alpha
 from imagemill.pipeline.output.style_images import read_image
 from imagemill.pipeline.storage import StorageConfig
@@ -253,7 +252,7 @@ class LoadedCheckpoint:
         return validate(self.task.Params, params, self.task.name), images
 
     def _style_pixels(self, style: StyleImage, key: str) -> np.ndarray:
-        rgb = read_image(key, style, self.storage, MAX_PIXELS)[1] if isinstance(style, str) else to_pixels(style, key).rgb
+        rgb = read_image(key, style, self.storage, None)[1] if isinstance(style, str) else to_pixels(style, key).rgb
         height, width = rgb.shape[:2]
         if min(height, width) < self.task.min_style_side:
             raise ConfigError(

@@ -98,7 +98,7 @@ def test_any_byte_of_a_newer_format_may_be_anything(image_format, changes):
 
 def test_too_many_pixels_of_a_newer_format_are_refused(photo):
     for image_format in ("AVIF", "JPEG2000"):
-        with pytest.raises(ImageError, match="over max_pixels=9599 .*: --set max_pixels=9600$") as caught:
+        with pytest.raises(ImageError, match=r"over max_pixels=9599 .*: --set max_pixels=9600$") as caught:
             decode_image(saved(photo, image_format), H * W - 1)
         assert caught.value.error_class == "TooManyPixels"
 

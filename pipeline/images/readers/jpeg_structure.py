@@ -5,10 +5,8 @@ Source: ITU-T T.81, annex B.
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from imagemill.pipeline.images.errors import broken_image, check_dimensions, unsupported_format
 
@@ -219,11 +217,12 @@ def find_table_damage(data: bytes, structure: Structure) -> str | None:
         if segment.marker == DQT:
             at = 0
             while at < len(content):
-                bytes_per_step = 2 if content[at] >> 4 else 1
-                end = at + 1 + bytes_per_step * COEFFICIENTS
-                steps = np.frombuffer(content[at + 1 : end], np.uint8)
-                count = len(steps) // bytes_per_step
-                if not steps[: count * bytes_per_step].reshape(count, bytes_per_step).any(1).all():
+                is_wide = content[at] >> 4 > 0
+                end = at + 1 + COEFFICIENTS * (2 if is_wide else 1)
+                steps: Sequence[int] = content[at + 1 : end]
+                if is_wide:
+                    steps = struct.unpack(f">{len(steps) // 2}H", content[at + 1 : at + 1 + len(steps) // 2 * 2])
+                if 0 in steps:
                     return "a quantization table contains zeros"
                 at = end
         elif segment.marker == DHT:
