@@ -16,7 +16,7 @@ import pyarrow as pa
 from imagemill.jobs.console import console, number
 from imagemill.jobs.decode import OF_EXPORT
 from imagemill.jobs.export_formats import FORMATS, check_format
-from imagemill.jobs.outputs import check_exists
+from imagemill.jobs.outputs import check_output
 from imagemill.jobs.removed import Sources, sources_of
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.likeness import features, whitening_of_photos
@@ -104,7 +104,7 @@ def export(
     """
     if pool not in (valid := ["none", *sorted([*POOLS, LIKENESS])]):
         raise ConfigError(f"--pool {pool}: one of {', '.join(valid)} is expected")
-    check_exists(output)
+    check_output(output)
     for inner, outer in ((output, dest), (dest, output)):
         if inner.lies_in(outer):
             raise ConfigError(f"{output.url} and {dest.url} lie one in the other")

@@ -1,7 +1,7 @@
 """The report of a run, made anew."""
 
 from imagemill.jobs.console import console
-from imagemill.jobs.outputs import check_exists
+from imagemill.jobs.outputs import check_output
 from imagemill.pipeline.errors import StorageError
 from imagemill.pipeline.output.committed import run_ids
 from imagemill.pipeline.reports.report import make_report
@@ -13,7 +13,7 @@ def remake(output: Store, run_id: str | None) -> None:
 
     Raises: StorageError when OUTPUT or the run is not there.
     """
-    check_exists(output)
+    check_output(output)
     runs = run_ids(output)
     if not runs:
         raise StorageError(f"{output.url} has no runs")

@@ -5,7 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from imagemill.jobs.console import console, number
-from imagemill.jobs.outputs import check_exists
+from imagemill.jobs.outputs import check_output
 from imagemill.jobs.target import target_of
 from imagemill.models.resizing import within_side
 from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
@@ -60,7 +60,7 @@ def show_search(
 
 def comparable(output: Store) -> Collection:
     """What can be compared; says what cannot."""
-    check_exists(output)
+    check_output(output)
     these = collection(output)
     if these.others:
         console.print(f"left out, as another model or other parameters made them: {'; '.join(these.others)}")

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from imagemill.jobs.cli.options import Address, Checkpoint, Output, Overwrite, Set, Storage, merged, storage_of
+from imagemill.jobs.cli.options import Address, Checkpoint, Json, Output, Overwrite, Set, Storage, merged, storage_of
 
 
 def train(
@@ -45,22 +45,23 @@ def evaluate(
     show_evaluation(merged(config, set_, flags), config or "command line", update_card, overwrite)
 
 
-def list_models(context: typer.Context) -> None:
+def list_models(context: typer.Context, as_json: Json = False) -> None:
     """List the tasks, the architectures and the bundled checkpoints."""
     from imagemill.jobs.registry import show_registry
 
     if context.invoked_subcommand is None:
-        show_registry()
+        show_registry(as_json)
 
 
 def show_model(
     checkpoint: Annotated[str, typer.Argument(metavar="NAME|FOLDER|URL", help="bundled name, folder or URL")],
+    as_json: Json = False,
     config: Storage = None,
 ) -> None:
     """Print a checkpoint's card, its layers, and what was measured on which set."""
     from imagemill.jobs.registry import show_checkpoint
 
-    show_checkpoint(checkpoint, storage_of(config, checkpoint))
+    show_checkpoint(checkpoint, storage_of(config, checkpoint), as_json)
 
 
 def demo(output: Annotated[str, typer.Argument(metavar="FOLDER")] = "demo", overwrite: Overwrite = False) -> None:

@@ -4,22 +4,22 @@ from typing import Annotated
 
 import typer
 
-from imagemill.jobs.cli.options import OutputArgument, Overwrite, Run, Sheet, Storage, store
+from imagemill.jobs.cli.options import Json, OutputArgument, Overwrite, Run, Sheet, Storage, store
 from imagemill.pipeline.errors import ConfigError
 
 
-def status(output: OutputArgument, config: Storage = None) -> None:
+def status(output: OutputArgument, as_json: Json = False, config: Storage = None) -> None:
     """What OUTPUT holds and how its last runs ended."""
     from imagemill.jobs.status import show_status
 
-    show_status(store(output, config))
+    show_status(store(output, config), as_json)
 
 
-def verify(output: OutputArgument, config: Storage = None) -> None:
+def verify(output: OutputArgument, as_json: Json = False, config: Storage = None) -> None:
     """Check OUTPUT against itself: rows, files, digests, latents, checkpoints. Exit 6 when something is wrong."""
     from imagemill.jobs.verify import show_verified
 
-    show_verified(store(output, config))
+    show_verified(store(output, config), as_json)
 
 
 def failures(
@@ -29,12 +29,13 @@ def failures(
         str | None, typer.Option("--export", help="write them to a file", metavar="FILE.csv|.jsonl|.parquet")
     ] = None,
     overwrite: Overwrite = False,
+    as_json: Json = False,
     config: Storage = None,
 ) -> None:
     """List the rejects with their reasons; `--retry` on a run does them again."""
     from imagemill.jobs.failures import show_failures
 
-    show_failures(store(output, config), by_reason, export, overwrite)
+    show_failures(store(output, config), by_reason, export, overwrite, as_json)
 
 
 def report(
@@ -92,12 +93,13 @@ def stats(
     output: OutputArgument,
     run: Run = None,
     against: Annotated[str | None, typer.Option("--against", help="a run to compare with", metavar="RUN")] = None,
+    as_json: Json = False,
     config: Storage = None,
 ) -> None:
     """Mean and deviation of each latent channel, of all rows of a run, and how far runs drifted from each other."""
     from imagemill.jobs.stats import show_stats
 
-    show_stats(store(output, config), run, against)
+    show_stats(store(output, config), run, against, as_json)
 
 
 def search(

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from outputs import compressed
 
+from imagemill.jobs.drift import Moments, drift
 from imagemill.jobs.nightly import drifted
-from imagemill.jobs.stats import Moments, drift, show_stats
+from imagemill.jobs.stats import show_stats
 from imagemill.models import checkpoint as checkpoints
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.committed import run_records
