@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint chaos soak bench bench-quick clean
+.PHONY: demo test docs lint chaos soak bench bench-quick clean
 
 demo: $(VENV)/.demo
 	$(BIN)/imagemill demo demo
@@ -12,6 +12,11 @@ demo: $(VENV)/.demo
 # Two processes: the tests of Ray wait for processes to start as much as they compute. The longest first.
 test: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# The documentation site in docs/_build/html; a dead link or anchor is an error.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky -q docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -23,7 +28,7 @@ chaos: $(VENV)/.test
 
 # An hour of nights over a folder that grows, changes and loses files, a third of them killed: soak/soak.md.
 soak: $(VENV)/.test
-	$(BIN)/python tests/faults/soak.py
+	$(BIN)/python -m tests.faults.soak
 
 # Imagemill beside other ways, on a quiet machine; it takes a while: bench/bench.md, bench.png, bench.json.
 bench: $(VENV)/.bench
@@ -34,7 +39,7 @@ bench-quick: $(VENV)/.bench
 	$(BIN)/python tests/benchmarks/bench.py --quick
 
 clean:
-	rm -rf $(VENV) demo bench soak
+	rm -rf $(VENV) demo bench soak docs/_build
 
 $(VENV)/.base: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
@@ -50,6 +55,10 @@ $(VENV)/.demo: $(VENV)/.base
 $(VENV)/.test: $(VENV)/.base
 	@$(PIP) --no-build-isolation --editable '.[demo,test]'
 	@touch $(VENV)/.base $(VENV)/.demo $@
+
+$(VENV)/.docs: $(VENV)/.base
+	@$(PIP) sphinx myst-parser furo sphinx-copybutton
+	@touch $(VENV)/.base $@
 
 $(VENV)/.bench: $(VENV)/.base
 	@$(PIP) --no-build-isolation --editable '.[demo,bench]'

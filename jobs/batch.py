@@ -13,12 +13,12 @@ from imagemill.pipeline.cluster.pool import WITHOUT_CUDA, free_of, free_resource
 from imagemill.pipeline.cluster.progress import ON_CPU
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import Interrupted
-from imagemill.pipeline.output.committed import last_records
+from imagemill.pipeline.output.run_history import last_records
 from imagemill.pipeline.progress import clock
 from imagemill.pipeline.resolve import check_ends, check_model, plan_of, resolve
 from imagemill.pipeline.run import run
-from imagemill.pipeline.sources.excluded import EXCLUDED
 from imagemill.pipeline.sources.folder import OTHER
+from imagemill.pipeline.sources.system_files import EXCLUDED
 from imagemill.pipeline.storage import Store
 
 log = logging.getLogger("imagemill.run")

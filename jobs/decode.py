@@ -13,16 +13,16 @@ from imagemill.jobs.outputs import check_output
 from imagemill.models.objectives.compress import decode_latent
 from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
 from imagemill.pipeline.images.encode import encode_rgb
-from imagemill.pipeline.output.clashes import clashing
-from imagemill.pipeline.output.committed import run_ids, run_records
 from imagemill.pipeline.output.exports import state_of
-from imagemill.pipeline.output.latents import latent_rows, upright_size
-from imagemill.pipeline.output.names import decoded_name, renamed
+from imagemill.pipeline.output.file_record import Written
+from imagemill.pipeline.output.latent_symbols import latent_rows, upright_size
+from imagemill.pipeline.output.latent_values import LATENT_COLUMNS, Coders, check_latents, symbols_in
+from imagemill.pipeline.output.name_clashes import clashing
 from imagemill.pipeline.output.origins import is_same
+from imagemill.pipeline.output.output_names import decoded_name, renamed
 from imagemill.pipeline.output.ownership import FOLDERS
+from imagemill.pipeline.output.run_history import run_ids, run_records
 from imagemill.pipeline.output.snapshot import Snapshot
-from imagemill.pipeline.output.values import LATENT_COLUMNS, Coders, check_latents, symbols_in
-from imagemill.pipeline.output.written import Written
 from imagemill.pipeline.progress import with_progress
 from imagemill.pipeline.schema import LATENT_KEPT, LatentError
 from imagemill.pipeline.sources import manifest, tar

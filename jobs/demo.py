@@ -21,11 +21,11 @@ from imagemill.models.resizing import within_side
 from imagemill.pipeline.cluster.connection import connected
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.images.decode import decode
+from imagemill.pipeline.images.decode import decode_image
 from imagemill.pipeline.images.encode import encode_rgb
-from imagemill.pipeline.output.committed import config_of, run_ids
+from imagemill.pipeline.output.file_record import Written
 from imagemill.pipeline.output.origins import is_same
-from imagemill.pipeline.output.written import Written
+from imagemill.pipeline.output.run_history import config_of, run_ids
 from imagemill.pipeline.reports.sheets import Tile, contact_sheet
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
@@ -40,7 +40,7 @@ SIGMA, SCRATCHES = 25.0, 24
 
 
 def pixels(path: Path) -> np.ndarray:
-    return decode(path.read_bytes()).rgb
+    return decode_image(path.read_bytes()).rgb
 
 
 def grainy(rgb: np.ndarray, number: int) -> np.ndarray:

@@ -11,11 +11,12 @@ from imagemill.jobs.evaluations import EVALUATIONS
 from imagemill.jobs.evaluations.digits import evaluate_digits
 from imagemill.jobs.evaluations.evaluation import EvaluateConfig, Evaluation, Line, Measured
 from imagemill.models import checkpoint as checkpoints
+from imagemill.models.card import CheckpointError
 from imagemill.models.tasks import TASKS
 from imagemill.pipeline.cluster.connection import connected
 from imagemill.pipeline.config import validate
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.output.written import Written
+from imagemill.pipeline.output.file_record import Written
 from imagemill.pipeline.run import versions
 from imagemill.pipeline.storage import Store
 
@@ -76,7 +77,7 @@ def evaluate(config: EvaluateConfig, update_card: bool = False) -> Evaluation:
     for name in (config.weights, *config.against) if update_card else ():
         try:
             checkpoints.read_card(name, config.storage.options_for(name))
-        except checkpoints.CheckpointError as e:
+        except CheckpointError as e:
             raise ConfigError(f"--update-card: {e}") from None
     with connected(None):
         return (evaluate_digits if config.fit else EVALUATIONS[config.task])(config)

@@ -20,15 +20,15 @@ from imagemill.jobs.outputs import check_output
 from imagemill.jobs.removed import Sources, sources_of
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.likeness import features, whitening_of_photos
-from imagemill.models.narrow import present
 from imagemill.models.pooling import POOLS
+from imagemill.models.type_checks import present
 from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
 from imagemill.pipeline.output.exports import LATENTS, MANIFEST, UNFINISHED
-from imagemill.pipeline.output.kept import checkpoint_folder
+from imagemill.pipeline.output.latent_values import Coders, Latents, check_latents, latent_batches, vectors
 from imagemill.pipeline.output.lease import FOLDER as LEASE
 from imagemill.pipeline.output.lease import Lease
 from imagemill.pipeline.output.snapshot import Snapshot, nothing_whole, snapshot
-from imagemill.pipeline.output.values import Coders, Latents, check_latents, latent_batches, vectors
+from imagemill.pipeline.output.stored_checkpoint import checkpoint_folder
 from imagemill.pipeline.progress import with_progress
 from imagemill.pipeline.schema import LATENT_KEPT, LATENT_ZERO_POINT
 from imagemill.pipeline.storage import Store

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from imagemill.pipeline.errors import ConfigError, Deadline
-from imagemill.pipeline.output.written import Written
+from imagemill.pipeline.output.file_record import Written
 from imagemill.pipeline.reports.page import draw
 from imagemill.pipeline.storage import Store, split_scheme
 from imagemill.pipeline.store_failures import reason

@@ -12,7 +12,7 @@ from typing import IO, NoReturn
 
 from imagemill.jobs.cli import app
 from imagemill.jobs.streams import lasting
-from imagemill.models.checkpoint import CheckpointError
+from imagemill.models.card import CheckpointError
 from imagemill.pipeline.cluster.connection import ensure_token, wait_for_end
 from imagemill.pipeline.cluster.contact import contact
 from imagemill.pipeline.errors import ConfigError, Deadline, Failure, Interrupted, RunFailed, StorageError

@@ -13,6 +13,7 @@ from imagemill.jobs.console import format_figure, number, print_facts, print_jso
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.architectures import ARCHITECTURES
 from imagemill.models.autoencoder import Autoencoder
+from imagemill.models.card import Card
 from imagemill.models.objectives import OBJECTIVES
 from imagemill.models.tasks import TASKS
 from imagemill.pipeline.storage import StorageConfig
@@ -101,8 +102,13 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+<<<<<<< HEAD
 def headline(card: checkpoints.Card) -> tuple[str, str]:
     """Return one figure of a card and its test set; a figure of `evaluate` is preferred to one from training."""
+=======
+def headline(card: Card) -> tuple[str, str]:
+    """One figure of a card and the set that it was measured on: what `evaluate` found before what training saw."""
+>>>>>>> main
     for entry in card.metrics:
         if "headline" in entry:
             return entry["headline"], f"{entry['set']}, {number(entry['images'], 'image')}"

@@ -7,10 +7,10 @@ import pyarrow as pa
 
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError, StorageError
-from imagemill.pipeline.output.committed import config_of, run_ids, run_records
+from imagemill.pipeline.output.run_history import config_of, run_ids, run_records
 from imagemill.pipeline.output.snapshot import identities
 from imagemill.pipeline.schema import image_id
-from imagemill.pipeline.sources import input_of, listing
+from imagemill.pipeline.sources.input import input_of, listing
 from imagemill.pipeline.sources.source import Listed
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason

@@ -3,7 +3,7 @@
 from imagemill.jobs.console import console
 from imagemill.jobs.outputs import check_output
 from imagemill.pipeline.errors import StorageError
-from imagemill.pipeline.output.committed import run_ids
+from imagemill.pipeline.output.run_history import run_ids
 from imagemill.pipeline.reports.report import make_report
 from imagemill.pipeline.storage import Store
 

@@ -9,9 +9,9 @@ from imagemill.jobs.console import format_figure, number, print_json, print_tabl
 from imagemill.jobs.drift import Moments, drift
 from imagemill.jobs.outputs import check_output
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.output.committed import each_part, part_paths
+from imagemill.pipeline.output.latent_values import Coders, check_latents, latent_batches
+from imagemill.pipeline.output.parts import each_part, part_paths
 from imagemill.pipeline.output.snapshot import snapshot
-from imagemill.pipeline.output.values import Coders, check_latents, latent_batches
 from imagemill.pipeline.progress import with_progress
 from imagemill.pipeline.storage import Store
 

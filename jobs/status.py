@@ -5,7 +5,6 @@ from typing import Any
 
 from imagemill.jobs.console import number, print_json, print_table, print_text
 from imagemill.jobs.outputs import check_output
-from imagemill.pipeline.output.committed import run_ids, run_records
 from imagemill.pipeline.output.lease import (
     BEAT_SECONDS,
     LIFETIME_SECONDS,
@@ -15,6 +14,7 @@ from imagemill.pipeline.output.lease import (
     newest_fence,
 )
 from imagemill.pipeline.output.rejects import waiting_rejects
+from imagemill.pipeline.output.run_history import run_ids, run_records
 from imagemill.pipeline.output.snapshot import snapshot
 from imagemill.pipeline.storage import Store
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.output.written import Written
+from imagemill.pipeline.output.file_record import Written
 from imagemill.pipeline.storage import Store
 
 

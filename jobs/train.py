@@ -16,17 +16,18 @@ from ray.train.torch import TorchTrainer
 from torch import Tensor
 
 from imagemill.jobs.console import number
+from imagemill.jobs.training.checks import init_of, initial_weights, refuse_foreign, refuse_nested, rehearsed
 from imagemill.jobs.training.config import TrainConfig
 from imagemill.jobs.training.crops import Images, crops_of, images_of, inputs_of, kept_images, middle_crops
 from imagemill.jobs.training.curves import CURVES, SAMPLES, draw_curves, samples_of
-from imagemill.jobs.training.learn import Course, Diverged, train_worker
 from imagemill.jobs.training.metrics import METRICS
-from imagemill.jobs.training.rehearsal import init_of, initial_weights, refuse_foreign, refuse_nested, rehearsed
+from imagemill.jobs.training.progress import followed
 from imagemill.jobs.training.states import Line, average_of, begin_with, best_epoch, newest_history, read_state
-from imagemill.jobs.training.watch import followed
+from imagemill.jobs.training.worker import Course, Diverged, train_worker
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.autoencoder import Autoencoder
 from imagemill.models.batches import to_batch
+from imagemill.models.card import Card, CheckpointError
 from imagemill.models.objectives import OBJECTIVES
 from imagemill.pipeline.cluster.connection import connected
 from imagemill.pipeline.cluster.nodes import nodes_without_cuda
@@ -34,7 +35,7 @@ from imagemill.pipeline.cluster.pool import WITHOUT_CUDA, Nodes, node_resources
 from imagemill.pipeline.config import validate
 from imagemill.pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
 from imagemill.pipeline.output.lease import Lease
-from imagemill.pipeline.sources import Input
+from imagemill.pipeline.sources.input import Input
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
@@ -69,7 +70,7 @@ def run_of(config: TrainConfig) -> Store:
     return Store(f"{output_of(config).url}/runs/{config.name}-{config.digest()[:12]}", config.storage)
 
 
-def train(config: TrainConfig, overwrite: bool = False) -> checkpoints.Card:
+def train(config: TrainConfig, overwrite: bool = False) -> Card:
     """Train, resuming what the same config left, and write the checkpoint folder `OUTPUT/NAME`.
 
     What is shipped are the averaged weights of the best epoch (`states.best_epoch`); the newest state stays in
@@ -229,7 +230,7 @@ def finishing_images(inputs: list[Input], images: Images, stride: int) -> Iterat
 
 def ship(
     config: TrainConfig, inputs: list[Input], run: Store, model: Autoencoder, history: list[Line], init: str | None
-) -> checkpoints.Card:
+) -> Card:
     """The averaged weights of the best epoch as a checkpoint folder, and the curves.
 
     What was shipped before stays as it is: figures may have been measured since, and its date is that of the training.
@@ -279,12 +280,12 @@ def ship(
     return checkpoints.save(url, model, card, config.storage.options_for(url))
 
 
-def whole(url: str, config: TrainConfig) -> checkpoints.Card | None:
+def whole(url: str, config: TrainConfig) -> Card | None:
     """The card of a checkpoint whose weights are its own; None when there is none."""
     options = config.storage.options_for(url)
     try:
         card = checkpoints.read_card(url, options)
         checkpoints.read_weights(url, card, options)
-    except checkpoints.CheckpointError:
+    except CheckpointError:
         return None
     return card

@@ -9,34 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
+
+from imagemill.models.card import Card, CheckpointError
 
 BUNDLED = Path(__file__).parent / "checkpoints"
 WEIGHTS, CARD = "weights.safetensors", "card.json"
 SCHEMES = ("file", "s3")
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
-
-
-class CheckpointError(Exception):
-    """A checkpoint that is missing, broken, or not the one that was asked for. Exit 2."""
-
-    exit_code = 2
-
-
-class Card(BaseModel):
-    """What is known about a checkpoint; card.json."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str
-    task: str
-    architecture: str
-    parameters: dict[str, Any] = Field(default_factory=dict)
-    preprocessing: dict[str, Any] = Field(default_factory=dict)
-    training: dict[str, Any] = Field(default_factory=dict)
-    data: str = Field("", description="what it was trained on, in words")
-    metrics: list[dict[str, Any]] = Field(default_factory=list)
-    sha256: str = Field(description="of weights.safetensors")
 
 
 def bundled() -> list[str]:
@@ -108,12 +88,12 @@ def read(name_or_url: str, storage_options: dict[str, Any] | None = None) -> tup
     """
     folder, _, name = name_or_url.rpartition("/")
     if name.startswith("vgg19") and name.endswith(".pth"):
-        from imagemill.models.foreign import vgg19
+        from imagemill.models.style_networks import vgg19
 
         folder = folder or ("/" if name_or_url.startswith("/") else ".")
         return vgg19(name_or_url, read_file(locate(folder), name, storage_options or {}))
     if name_or_url == "random":
-        from imagemill.models.foreign import random_network
+        from imagemill.models.style_networks import random_network
 
         return random_network()
     card = read_card(name_or_url, storage_options)

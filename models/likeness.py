@@ -19,7 +19,7 @@ from imagemill.models.autoencoder import LatentCoder
 from imagemill.models.checkpoint import BUNDLED, read_file
 
 WHITENING = "likeness.safetensors"
-"""Among the bundled checkpoints; `python -m imagemill.jobs.likeness_fit` makes it."""
+"""Among the bundled checkpoints; `python -m imagemill.jobs.fit_likeness_whitening` makes it."""
 LAYOUT, TEXTURE = 4, 3
 """Cells along each side."""
 FLOOR = 0.02

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imagemill.models.narrow import narrow
+from imagemill.models.type_checks import narrow
 
 # MS-SSIM is defined from 161 on; torchmetrics 1.9 divides by 16 and rounds down before it compares, so it refuses up to 175.
 SSIM_SIDE, MS_SSIM_SIDE = 11, 176

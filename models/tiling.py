@@ -7,7 +7,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from imagemill.models.narrow import present
+from imagemill.models.type_checks import present
 
 Piece = tuple[slice, slice, Tensor]
 """The rows and columns of a result that a piece is, and the piece (B,C,h,w)."""

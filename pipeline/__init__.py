@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from imagemill.pipeline.output.codes import Codes
+    from imagemill.pipeline.output.latent_dataset import Codes
     from imagemill.pipeline.storage import StorageConfig
 
 
@@ -31,8 +31,8 @@ def read_latents(
 
     Raises: ConfigError for what cannot be read so; StorageError.
     """
-    from imagemill.pipeline.output.codes import Codes
     from imagemill.pipeline.output.exports import state_of
+    from imagemill.pipeline.output.latent_dataset import Codes
     from imagemill.pipeline.storage import Store
 
     return Codes(state_of(Store(place, storage), run, as_of, model, where), columns)

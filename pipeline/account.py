@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imagemill.pipeline.errors import VerificationError
-from imagemill.pipeline.output.committed import KEYS, columns_of, new_parts, placed, read_part, scan, wanted
-from imagemill.pipeline.output.replaced import replace_parts
+from imagemill.pipeline.output.committed_rows import placed, wanted
+from imagemill.pipeline.output.part_replacement import replace_parts
+from imagemill.pipeline.output.parts import KEYS, columns_of, new_parts, read_part, scan
 from imagemill.pipeline.plan import Plan
 from imagemill.pipeline.schema import SOURCE
 from imagemill.pipeline.storage import Store

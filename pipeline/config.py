@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.images.config import MAX_PIXELS, PixelConfig
+from imagemill.pipeline.images.config import MAX_PIXELS, ImageConfig
 from imagemill.pipeline.sources.source import SourceConfig
 from imagemill.pipeline.storage import StorageConfig
 
@@ -75,7 +75,7 @@ class RunConfig(Strict):
     max_pixels: int = Field(
         MAX_PIXELS, ge=1, description="larger sources are rejects; what upscale makes of one has four times as many"
     )
-    image: PixelConfig = PixelConfig()
+    image: ImageConfig = ImageConfig()
     max_reject_fraction: float = Field(0.5, ge=0, le=1, description="more rejects than this share of a run is exit 3")
     rows_per_part: int = Field(250, ge=1, description="rows of a Parquet part, the unit of commit")
     compression_level: int = Field(

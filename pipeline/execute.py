@@ -21,13 +21,14 @@ from imagemill.pipeline.cluster.progress import RunProgress
 from imagemill.pipeline.cluster.tally import DEVICES, ETAGS, forget, peak_rss_mb
 from imagemill.pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
 from imagemill.pipeline.etags import etags_of
-from imagemill.pipeline.output.clashes import with_clashes
-from imagemill.pipeline.output.committed import SUPERSEDED, new_parts, part_paths, placed, read_parts, scan
+from imagemill.pipeline.output.committed_rows import placed
 from imagemill.pipeline.output.exemplars import keep_exemplars
-from imagemill.pipeline.output.kept import keep_checkpoint
 from imagemill.pipeline.output.lease import Lease
+from imagemill.pipeline.output.name_clashes import with_clashes
 from imagemill.pipeline.output.ownership import first_mark
+from imagemill.pipeline.output.parts import SUPERSEDED, new_parts, part_paths, read_parts, scan
 from imagemill.pipeline.output.snapshot import newest_rows
+from imagemill.pipeline.output.stored_checkpoint import keep_checkpoint
 from imagemill.pipeline.output.verify import file_problem
 from imagemill.pipeline.plan import Plan, blocks
 from imagemill.pipeline.resolve import Resolved, check_model

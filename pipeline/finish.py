@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from imagemill.models.narrow import present
 from imagemill.models.tasks.task import Output, Task
+from imagemill.models.type_checks import present
 from imagemill.pipeline.cluster.tally import Tally
 from imagemill.pipeline.errors import OutputHeld, StorageError
-from imagemill.pipeline.images.decode import Picture
-from imagemill.pipeline.images.encode import check_sides, encode_rgb, output_format, to_file, to_pillow
+from imagemill.pipeline.images.decode import DecodedImage
+from imagemill.pipeline.images.encode import check_output_size, choose_output_format, encode_output, encode_rgb, to_pillow
 from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.item import Item, Rejected, unexpected
 from imagemill.pipeline.job import Job
-from imagemill.pipeline.output.clashes import CLASHES
 from imagemill.pipeline.output.lease import newest_claim
-from imagemill.pipeline.output.names import decoded_name, is_refused, output_name, renamed
+from imagemill.pipeline.output.name_clashes import CLASHES
+from imagemill.pipeline.output.output_names import decoded_name, is_refused, output_name, renamed
 from imagemill.pipeline.schema import latent_bytes, pack_latent
 from imagemill.pipeline.sources.folder import is_image_name
 from imagemill.pipeline.sources.web import without_secrets
@@ -81,7 +81,7 @@ class Finish:
             "frames": picture.frames,
             "icc": picture.icc,
             "extra": item.reference["extra"],
-            "damaged": picture.damaged,
+            "damaged": picture.is_damaged,
             **output.columns,
         }
         with self.tally.time("encode"):
@@ -143,24 +143,24 @@ class Finish:
                 raise Rejected("write", "FileExists", message)
         output.write(path, data)
 
-    def _encoded(self, item: Item, output: Output, picture: Picture) -> tuple[bytes, str]:
+    def _encoded(self, item: Item, output: Output, picture: DecodedImage) -> tuple[bytes, str]:
         """The output's file and its name below images/."""
         rgb, output.image = present(output.image, "the output's image"), None
         name = item.reference["rel_path"]
         if self.task.stores_latent:
             return encode_rgb(rgb, "PNG"), decoded_name(name)
         has_alpha = picture.alpha is not None and not output.opaque
-        image_format = output_format(picture.format, self.task.exact, self.job.image.format, has_alpha)
-        picture.gray = picture.gray and not output.coloured
+        image_format = choose_output_format(picture.format, self.task.exact, self.job.image.format, has_alpha)
+        picture.is_gray = picture.is_gray and not output.coloured
         picture.alpha = None if output.opaque else fitted(picture.alpha, rgb)
         own = "JPEG" if picture.format == "MPO" else picture.format
         # A member of a shard may be called by a number alone.
         changed = image_format != own or not is_image_name(name)
-        check_sides(rgb.shape[1::-1], image_format)
+        check_output_size(rgb.shape[1::-1], image_format)
         image = to_pillow(rgb, picture, image_format)
         # Pillow has a copy of its own now.
         del rgb
-        data = to_file(image, picture, image_format, self.job.image.quality)
+        data = encode_output(image, picture, image_format, self.job.image.quality)
         return data, output_name(name, f".{image_format.lower()}" if changed else None)
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from imagemill.models.narrow import present
 from imagemill.models.tasks.task import Sample
-from imagemill.pipeline.images.decode import Picture
+from imagemill.models.type_checks import present
+from imagemill.pipeline.images.decode import DecodedImage
 from imagemill.pipeline.store_failures import class_of, reason
 
 
@@ -21,14 +21,14 @@ class Item:
     mask_data: bytes | None = None
     pixels: int = 0
     """By its header."""
-    picture: Picture | None = None
+    picture: DecodedImage | None = None
     mask: np.ndarray | None = None
     content_sha256: str = ""
     error: dict[str, Any] | None = None
     row: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def decoded(self) -> Picture:
+    def decoded(self) -> DecodedImage:
         """The picture of an image that was decoded, until its output is made."""
         return present(self.picture, "the decoded picture")
 

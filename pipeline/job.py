@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from imagemill.pipeline.images.config import PixelConfig
-from imagemill.pipeline.sources import Input
+from imagemill.pipeline.images.config import ImageConfig
+from imagemill.pipeline.sources.input import Input
 from imagemill.pipeline.storage import Store
 
 
@@ -20,7 +20,7 @@ class Job:
     source: Input
     output: Store
     max_pixels: int
-    image: PixelConfig
+    image: ImageConfig
     reconstruct: bool
     quality: float
     """The share of images whose figures of quality are computed."""

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imagemill.pipeline.images.errors import DAMAGED_IMAGE
-from imagemill.pipeline.output.committed import newest_of, part_paths, rejected_of
-from imagemill.pipeline.output.departed import absent_rejects
+from imagemill.pipeline.output.committed_rows import newest_of, rejected_of
+from imagemill.pipeline.output.obsolete_rejects import absent_rejects
+from imagemill.pipeline.output.parts import part_paths
 from imagemill.pipeline.progress import LOG_SECONDS
 from imagemill.pipeline.schema import REFERENCE, image_id, version_of
 from imagemill.pipeline.sources.source import UNREADABLE_SHARD, Found, Listed

@@ -21,16 +21,16 @@ from imagemill.models.tiling import is_lost_device
 from imagemill.pipeline.cluster.suspects import TRIED_BY_RUNS, Suspects
 from imagemill.pipeline.cluster.tally import Tally
 from imagemill.pipeline.finish import Finish
-from imagemill.pipeline.images.decode import decode, pixels_of
+from imagemill.pipeline.images.decode import decode_image, read_pixel_count
 from imagemill.pipeline.images.errors import DAMAGED_IMAGE, ImageError
-from imagemill.pipeline.images.masks import missing_in
+from imagemill.pipeline.images.masks import decode_mask
 from imagemill.pipeline.item import Item, Rejected, unexpected
 from imagemill.pipeline.job import Job
 from imagemill.pipeline.logs import configure_actor
 from imagemill.pipeline.output.exemplars import kept_exemplars
-from imagemill.pipeline.output.kept import kept_model
+from imagemill.pipeline.output.stored_checkpoint import kept_model
 from imagemill.pipeline.schema import LATENT_KEPT, row_schema
-from imagemill.pipeline.sources.reading import ReadError, Reading
+from imagemill.pipeline.sources.image_reader import ReadError, Reading
 from imagemill.pipeline.sources.source import UNREADABLE_SHARD
 from imagemill.pipeline.store_failures import reason
 
@@ -185,7 +185,7 @@ class Predictor:
                 item.data, item.mask_data = self.reading.read(reference)
             self.tally.add(bytes_in=len(item.data))
             item.content_sha256 = hashlib.sha256(item.data).hexdigest()
-            item.pixels = pixels_of(item.data)
+            item.pixels = read_pixel_count(item.data)
         except Rejected as e:
             item.error = e.row
         except ReadError as e:
@@ -199,7 +199,7 @@ class Predictor:
             return item
         try:
             with self.tally.time("decode"):
-                item.picture = decode(item.taken(), self.job.max_pixels, self.job.image, self.job.accept_damaged)
+                item.picture = decode_image(item.taken(), self.job.max_pixels, self.job.image, self.job.accept_damaged)
                 item.mask = self._mask(item.mask_data) if item.mask_data is not None else None
         except Rejected as e:
             item.error = e.row
@@ -214,7 +214,7 @@ class Predictor:
     def _mask(self, data: bytes) -> np.ndarray:
         """(H,W) uint8 of a mask file: 255 where the image is missing, else 0."""
         try:
-            return missing_in(data, self.job.max_pixels)
+            return decode_mask(data, self.job.max_pixels)
         except ImageError as e:
             raise Rejected("decode", f"Mask{e.error_class}", f"the mask: {e}") from None
 

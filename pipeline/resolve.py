@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from imagemill.models import checkpoint as checkpoints
+from imagemill.models.card import Card
 from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.task import Params, Task
 from imagemill.pipeline.config import RunConfig, validate
 from imagemill.pipeline.errors import ConfigError, StorageError
-from imagemill.pipeline.images.encode import LOSSY
-from imagemill.pipeline.output.committed import last_records, part_paths, read_parts, run_ids, run_records
+from imagemill.pipeline.images.encode import LOSSY_FORMATS
 from imagemill.pipeline.output.exemplars import exemplars_of
 from imagemill.pipeline.output.origins import is_same
 from imagemill.pipeline.output.ownership import check_output
+from imagemill.pipeline.output.parts import part_paths, read_parts
+from imagemill.pipeline.output.run_history import last_records, run_ids, run_records
 from imagemill.pipeline.plan import Plan, make_plan
-from imagemill.pipeline.sources import Input, input_of, listing
+from imagemill.pipeline.sources.input import Input, input_of, listing
 from imagemill.pipeline.sources.web import without_secrets
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
@@ -32,7 +34,7 @@ class Resolved:
     config: RunConfig
     task: Task
     params: Params
-    card: checkpoints.Card
+    card: Card
     weights: bytes
     exemplars: list[tuple[str, bytes]]
     """sha256 and content of the files that the parameters name."""
@@ -102,7 +104,7 @@ def check_model(job: Resolved) -> None:
 def check_image(config: RunConfig, task: Task) -> None:
     """Raises: ConfigError when the outputs of a task cannot be as the group `image` asks."""
     asked = config.image.format
-    if task.exact and asked and asked.upper() in LOSSY:
+    if task.exact and asked and asked.upper() in LOSSY_FORMATS:
         raise ConfigError(f"image.format = {asked!r}: {task.name} keeps pixels to the last bit; valid: png, tiff")
     beside = config.image.model_dump(exclude_defaults=True).keys() - {"alpha"}
     if task.stores_latent and beside:

@@ -21,15 +21,15 @@ from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError, Deadline, Interrupted, OutputHeld, StorageError, TooManyRejects
 from imagemill.pipeline.execute import committed_ids, execute, spare, stage
 from imagemill.pipeline.logs import RunName
-from imagemill.pipeline.output.committed import RUN_ID
 from imagemill.pipeline.output.compact import compact
-from imagemill.pipeline.output.departed import note_departed
 from imagemill.pipeline.output.lease import Lease
-from imagemill.pipeline.output.replaced import settle
+from imagemill.pipeline.output.obsolete_rejects import note_departed
+from imagemill.pipeline.output.part_replacement import settle
+from imagemill.pipeline.output.run_history import RUN_ID
 from imagemill.pipeline.reports.report import leave_report
 from imagemill.pipeline.resolve import Resolved, check_ends, plan_of, resolve, storage_errors
 from imagemill.pipeline.schema import new_run_id
-from imagemill.pipeline.sources import forget_indexes
+from imagemill.pipeline.sources.shard_index import forget_indexes
 from imagemill.pipeline.sources.source import SHARD_CHANGED
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason

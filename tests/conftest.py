@@ -12,7 +12,8 @@ import pytest
 import s3fs
 from hypothesis import settings
 from PIL import Image
-from servers import KEY, SECRET, environment_of, free_port, rclone
+
+from tests.support.servers import KEY, SECRET, environment_of, free_port, rclone
 
 # No property hangs on how busy the machine is.
 settings.register_profile("imagemill", deadline=None)

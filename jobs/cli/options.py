@@ -9,7 +9,7 @@ from imagemill.pipeline.storage import StorageConfig, Store
 
 Config = Annotated[str | None, typer.Option("-c", "--config", help="YAML of the run", metavar="JOB.yaml")]
 Storage = Annotated[str | None, typer.Option("-c", "--config", help="YAML with a storage block", metavar="JOB.yaml")]
-INPUT_HELP = "folder, s3://bucket/prefix, shard or manifest (docs/sources.md)"
+INPUT_HELP = "folder, s3://bucket/prefix, shard or manifest (docs/inputs.md)"
 Input = Annotated[str | None, typer.Option("--input", help=INPUT_HELP)]
 Output = Annotated[str | None, typer.Option("--output", help="folder or s3://bucket/prefix")]
 SET_HELP = "override a key of the YAML, as params.step=40; the value is YAML; may be repeated; wins over flags"

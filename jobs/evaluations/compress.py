@@ -23,8 +23,8 @@ from imagemill.jobs.evaluations.evaluation import (
 )
 from imagemill.jobs.outputs import read_newest_rows
 from imagemill.models.metrics import MS_SSIM_SIDE, ms_ssim, psnr_db, ssim
-from imagemill.pipeline.images.decode import decode
-from imagemill.pipeline.output.names import decoded_name
+from imagemill.pipeline.images.decode import decode_image
+from imagemill.pipeline.output.output_names import decoded_name
 from imagemill.pipeline.storage import Store
 
 STEPS = [18.0, 26.0, 40.0, 64.0]
@@ -100,7 +100,11 @@ def decoded_images(output: Store) -> dict[str, np.ndarray]:
         # What `imagemill decode` prints is about this folder, which is gone in a moment.
         with redirect_stdout(io.StringIO()):
             decode_output(output, Store(folder))
+<<<<<<< HEAD
         return {name: decode(Store(folder).read(decoded_name(name))).rgb for name in read_newest_rows(output, [])}
+=======
+        return {name: decode_image(Store(folder).read(decoded_name(name))).rgb for name in rows_of(output, [])}
+>>>>>>> main
 
 
 def distortion(originals: dict[str, np.ndarray], decoded: dict[str, np.ndarray], large: list[str]) -> Line:

@@ -25,7 +25,7 @@ from imagemill.models import checkpoint as checkpoints
 from imagemill.models.batches import pad_to, to_uint8
 from imagemill.models.metrics import psnr_db, ssim
 from imagemill.models.precision import Precision
-from imagemill.pipeline.images.decode import Picture
+from imagemill.pipeline.images.decode import DecodedImage
 from imagemill.pipeline.images.encode import encode_image
 from imagemill.pipeline.reports.sheets import Tile, contact_sheet
 from imagemill.pipeline.storage import Store
@@ -33,10 +33,10 @@ from imagemill.pipeline.storage import Store
 SIGMAS = [15.0, 25.0, 50.0]
 
 
-def noise_for(name: str, picture: Picture, sigma: float) -> np.ndarray:
+def noise_for(name: str, picture: DecodedImage, sigma: float) -> np.ndarray:
     """Gaussian noise (H,W,3) float32 in 8-bit levels; a gray file has one plane of it, seen three times."""
     h, w, planes = picture.rgb.shape
-    shape = (h, w, 1 if picture.gray else planes)
+    shape = (h, w, 1 if picture.is_gray else planes)
     noise = np.random.default_rng(seed_of(name)).normal(0, sigma, shape).astype(np.float32)
     return np.broadcast_to(noise, (h, w, planes))
 
@@ -58,7 +58,7 @@ def evaluate_denoise(config: EvaluateConfig) -> Evaluation:
             for name, rgb in noisy.items():
                 image = Image.fromarray(rgb)
                 Store(folder).write(
-                    f"{name}.png", encode_image(image.convert("L") if originals[name].gray else image, "PNG")
+                    f"{name}.png", encode_image(image.convert("L") if originals[name].is_gray else image, "PNG")
                 )
             results = {}
             for label, params in (("blind", {}), ("given", {"sigma": sigma})):
@@ -81,7 +81,7 @@ def evaluate_denoise(config: EvaluateConfig) -> Evaluation:
             ]
             for n in spread(list(originals), 2)
         ]
-    gray = sum(picture.gray for picture in originals.values())
+    gray = sum(picture.is_gray for picture in originals.values())
     middle = lines[len(lines) // 2]
     return Evaluation(
         len(originals),
@@ -95,13 +95,13 @@ def evaluate_denoise(config: EvaluateConfig) -> Evaluation:
     )
 
 
-def grainy(name: str, picture: Picture, sigma: float) -> np.ndarray:
+def grainy(name: str, picture: DecodedImage, sigma: float) -> np.ndarray:
     """(H,W,3) uint8: what a file keeps of an image and its noise."""
     noisy: np.ndarray = (picture.rgb + noise_for(name, picture, sigma)).clip(0, 255).round().astype(np.uint8)
     return noisy
 
 
-def float_result(model: Any, name: str, picture: Picture, sigma: float, level: float | None) -> np.ndarray:
+def float_result(model: Any, name: str, picture: DecodedImage, sigma: float, level: float | None) -> np.ndarray:
     """(H,W,3) uint8 of one image under unclipped float noise of `sigma`, denoised at `level` or blind."""
     h, w = picture.rgb.shape[:2]
     noisy = (picture.rgb + noise_for(name, picture, sigma)) / np.float32(255)
@@ -109,4 +109,4 @@ def float_result(model: Any, name: str, picture: Picture, sigma: float, level: f
     with torch.inference_mode(), Precision().autocast():
         x_hat = to_uint8(model(x, None if level is None else torch.tensor([level / 255])))[0, :h, :w]
     # As the product writes a gray image.
-    return np.asarray(Image.fromarray(x_hat).convert("L").convert("RGB")) if picture.gray else x_hat
+    return np.asarray(Image.fromarray(x_hat).convert("L").convert("RGB")) if picture.is_gray else x_hat

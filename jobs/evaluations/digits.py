@@ -116,7 +116,7 @@ def gray_coder(job: Resolved) -> LatentCoder:
 def gray_images(config: EvaluateConfig, url: str) -> dict[str, np.ndarray]:
     """Images (H,W) float32 in [0,1], by relative path. Raises: ConfigError when their sizes differ or they have colours."""
     pictures = read_images(url, config.storage)
-    if len({picture.rgb.shape for picture in pictures.values()}) > 1 or not all(p.gray for p in pictures.values()):
+    if len({picture.rgb.shape for picture in pictures.values()}) > 1 or not all(p.is_gray for p in pictures.values()):
         raise ConfigError(f"{url}: gray images of one size are expected")
     return {name: picture.rgb[..., 0].astype(np.float32) / 255 for name, picture in pictures.items()}
 

@@ -16,7 +16,7 @@ from imagemill.models.metrics import SSIM_SIDE
 from imagemill.models.tasks import TASKS
 from imagemill.pipeline.config import RunConfig, Strict
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.images.decode import Picture, decode
+from imagemill.pipeline.images.decode import DecodedImage, decode_image
 from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.resolve import Resolved, check_ends, check_model, resolve
 from imagemill.pipeline.run import run
@@ -138,10 +138,14 @@ def through_product(config: EvaluateConfig, params: dict[str, Any], input: str) 
 
 def restored(output: Store) -> dict[str, np.ndarray]:
     """The image (H,W,3) uint8 that each source became, by the source's relative path."""
+<<<<<<< HEAD
     return {name: decode(output.read(row["output_uri"])).rgb for name, row in read_newest_rows(output, []).items()}
+=======
+    return {name: decode_image(output.read(row["output_uri"])).rgb for name, row in rows_of(output, []).items()}
+>>>>>>> main
 
 
-def read_images(url: str, storage: StorageConfig, smallest: int = SSIM_SIDE) -> dict[str, Picture]:
+def read_images(url: str, storage: StorageConfig, smallest: int = SSIM_SIDE) -> dict[str, DecodedImage]:
     """Every image of a folder, by its relative path.
 
     Raises: ConfigError when there is none, or when one cannot be read or has a side shorter than `smallest` pixels.
@@ -155,7 +159,7 @@ def read_images(url: str, storage: StorageConfig, smallest: int = SSIM_SIDE) -> 
         if listed.problem:
             raise ConfigError(f"{here}: {listed.problem}; {all_of_them}")
         try:
-            picture = decode(store.read(listed.rel_path))
+            picture = decode_image(store.read(listed.rel_path))
         except ImageError as e:
             raise ConfigError(f"{here}: {e.error_class}: {e}; {all_of_them}") from None
         if min(picture.rgb.shape[:2]) < smallest:

@@ -18,13 +18,13 @@ from imagemill.jobs.evaluations.evaluation import (
 from imagemill.jobs.outputs import read_newest_rows
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.batches import to_batch
-from imagemill.models.narrow import narrow
 from imagemill.models.objectives import TASK_OBJECTIVES
 from imagemill.models.resizing import within_side
-from imagemill.models.stylist import Stylist
+from imagemill.models.style_transfer import Stylist
 from imagemill.models.tasks.stylize import FITS, GATYS_SIDE, StylizeParams
+from imagemill.models.type_checks import narrow
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.images.decode import decode
+from imagemill.pipeline.images.decode import decode_image
 from imagemill.pipeline.reports.sheets import Tile, contact_sheet
 
 ALPHAS = [100.0, 10.0, 1.0, 0.1]
@@ -48,7 +48,7 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
     params = job.params
     params = narrow(params, StylizeParams)
     net = checkpoints.build(job.card, job.weights)
-    exemplars = [decode(data).rgb for _, data in job.exemplars]
+    exemplars = [decode_image(data).rgb for _, data in job.exemplars]
     contents = read_images(str(config.input), config.storage)
     shown = spread(list(contents), SHOWN)
 

@@ -38,7 +38,7 @@ def evaluate_upscale(config: EvaluateConfig) -> Evaluation:
     for name, picture in read_images(str(config.input), config.storage, SSIM_SIDE + 2 * scale).items():
         h, w = (n // scale * scale for n in picture.rgb.shape[:2])
         originals[name] = picture.rgb[:h, :w]
-        image = Image.fromarray(originals[name]).convert("L" if picture.gray else "RGB")
+        image = Image.fromarray(originals[name]).convert("L" if picture.is_gray else "RGB")
         small[name] = image.resize((w // scale, h // scale), Image.Resampling.BICUBIC)
     with work_folder() as folder:
         for name, image in small.items():

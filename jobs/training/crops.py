@@ -19,12 +19,12 @@ import ray.data
 from imagemill.jobs.console import number
 from imagemill.jobs.training.config import TrainConfig
 from imagemill.pipeline.errors import ConfigError, StorageError, TooManyRejects
-from imagemill.pipeline.images.decode import decode
+from imagemill.pipeline.images.decode import decode_image
 from imagemill.pipeline.images.errors import ImageError
-from imagemill.pipeline.output.committed import columns_of
+from imagemill.pipeline.output.parts import columns_of
 from imagemill.pipeline.plan import blocks
-from imagemill.pipeline.sources import Input, input_of, listing
-from imagemill.pipeline.sources.reading import ReadError, Reading
+from imagemill.pipeline.sources.image_reader import ReadError, Reading
+from imagemill.pipeline.sources.input import Input, input_of, listing
 from imagemill.pipeline.sources.source import Listed
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason
@@ -132,7 +132,7 @@ def look(batch: pa.Table, inputs: list[Input]) -> pa.Table:
     rows, readings = [], Readings(inputs)
     for reference in batch.to_pylist():
         try:
-            height, width = decode(readings.image(reference)).rgb.shape[:2]
+            height, width = decode_image(readings.image(reference)).rgb.shape[:2]
             rows.append({**reference, "height": height, "width": width})
         except (ImageError, ReadError) as e:
             rows.append({**reference, "problem": f"{e.error_class}: {e}"})
@@ -244,7 +244,7 @@ def readable(readings: Readings, references: list[dict[str, Any]]) -> Iterator[n
     """The images (H,W,3) uint8 of references, without those that cannot be read."""
     for reference in references:
         try:
-            yield decode(readings.image(reference)).rgb
+            yield decode_image(readings.image(reference)).rgb
         except (ImageError, ReadError) as e:
             log.warning("%s left out: %s", reference["rel_path"], reason(e))
 

@@ -8,7 +8,7 @@ Chroma is predicted at half the size: eyes and PSNR hardly miss the rest, and th
 from torch import Tensor, nn
 
 from imagemill.models.layers import zeroed
-from imagemill.models.trunk import Trunk
+from imagemill.models.residual_unet import Trunk
 
 UNSHUFFLE = 4
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from imagemill.models.layers import zeroed
-from imagemill.models.trunk import Trunk
+from imagemill.models.residual_unet import Trunk
 
 
 def push_pull(x_BCHW: Tensor, known_BCHW: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from imagemill.models.autoencoder import Autoencoder
 from imagemill.models.layers import zeroed
-from imagemill.models.narrow import present
+from imagemill.models.type_checks import present
 
 
 def conv(c_in: int, c_out: int) -> nn.Conv2d:

@@ -7,7 +7,7 @@ sigma map ────────┘
 import torch
 from torch import Tensor, nn
 
-from imagemill.models.trunk import Trunk
+from imagemill.models.residual_unet import Trunk
 
 MAX_SIGMA = 1.0
 RECEPTION = 4

@@ -12,12 +12,12 @@ from imagemill.models.autoencoder import Autoencoder
 from imagemill.models.batches import pad_to, rounded
 from imagemill.models.colour import luma_of, recolour, rgb_of
 from imagemill.models.losses import psnr_loss
-from imagemill.models.narrow import narrow
 from imagemill.models.objectives.objective import TaskObjective
 from imagemill.models.precision import Precision
 from imagemill.models.resizing import resize, within_pixels
 from imagemill.models.tasks.colorize import ColorizeParams
 from imagemill.models.tasks.task import Output, Sample
+from imagemill.models.type_checks import narrow
 
 # Chroma is predicted on at most so many pixels: what a thing is shows only when the network sees enough of it at once.
 SEEN_PIXELS = 512 * 512

@@ -11,17 +11,17 @@ from torch import Tensor
 from imagemill.models.architectures.codec import Codec
 from imagemill.models.autoencoder import Autoencoder, LatentCoder
 from imagemill.models.batches import as_bytes, byte_batch, rounded, to_uint8, unit
-from imagemill.models.checkpoint import CheckpointError
+from imagemill.models.card import CheckpointError
 from imagemill.models.colour import luma_of
-from imagemill.models.entropy_fit import fit
+from imagemill.models.entropy_fitting import fit
 from imagemill.models.losses import laplace_bits, psnr_loss, rate_distortion
 from imagemill.models.metrics import psnr_db, psnr_of, squared_error
-from imagemill.models.narrow import narrow
 from imagemill.models.objectives.objective import TaskObjective
 from imagemill.models.precision import Precision
 from imagemill.models.tasks.compress import MAX_STEP, MIN_STEP, CompressParams
 from imagemill.models.tasks.task import Output, Sample
 from imagemill.models.tiling import in_tiles, pieces, tile_side, tiled
+from imagemill.models.type_checks import narrow
 
 
 class Compress(TaskObjective):

@@ -10,12 +10,12 @@ from imagemill.models.architectures.unet import UNet
 from imagemill.models.autoencoder import Autoencoder
 from imagemill.models.batches import as_bytes, byte_batch, rounded, to_uint8, unit
 from imagemill.models.losses import gaussian_noise, psnr_loss
-from imagemill.models.narrow import narrow
 from imagemill.models.objectives.objective import TaskObjective
 from imagemill.models.precision import Precision
 from imagemill.models.tasks.denoise import DenoiseParams
 from imagemill.models.tasks.task import Output, Sample
 from imagemill.models.tiling import TILE, padded, tile_side, tiled
+from imagemill.models.type_checks import narrow
 
 CROP = 384
 MAX_TRAINED_SIGMA = 60.0

@@ -11,12 +11,12 @@ from imagemill.models.autoencoder import Autoencoder
 from imagemill.models.batches import rounded, to_batch, to_uint8
 from imagemill.models.damage import lost_blocks, lost_pixels, lost_strokes
 from imagemill.models.losses import psnr_loss
-from imagemill.models.narrow import narrow
 from imagemill.models.objectives.objective import TaskObjective
 from imagemill.models.precision import Precision
 from imagemill.models.tasks.inpaint import InpaintParams
 from imagemill.models.tasks.task import Output, Sample, SampleError
 from imagemill.models.tiling import tiled
+from imagemill.models.type_checks import narrow
 
 TILE = 768
 PLANES = ("red", "green", "blue")

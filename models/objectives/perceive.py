@@ -12,9 +12,9 @@ from torch.nn.functional import cross_entropy, normalize
 from imagemill.models.architectures.perceptual import Perceptual
 from imagemill.models.autoencoder import Autoencoder
 from imagemill.models.losses import psnr_loss
-from imagemill.models.narrow import narrow, present
 from imagemill.models.objectives.objective import Objective
-from imagemill.models.style import moments
+from imagemill.models.style_statistics import moments
+from imagemill.models.type_checks import narrow, present
 
 TEMPERATURE = 0.1
 RECONSTRUCTION_WEIGHT = 0.1

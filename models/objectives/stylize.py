@@ -9,17 +9,17 @@ from torch import Tensor
 from imagemill.models.architectures.perceptual import Perceptual
 from imagemill.models.autoencoder import Autoencoder
 from imagemill.models.batches import padded_size, to_batch, to_uint8
-from imagemill.models.checkpoint import CheckpointError
+from imagemill.models.card import CheckpointError
 from imagemill.models.colour import chroma_of, luma_8, recolour
 from imagemill.models.losses import psnr_loss
-from imagemill.models.narrow import narrow
 from imagemill.models.objectives.objective import TaskObjective
 from imagemill.models.precision import Precision
 from imagemill.models.resizing import within_side
-from imagemill.models.style import moments
-from imagemill.models.stylist import Stylist, optimised, paint, target_of
+from imagemill.models.style_statistics import moments
+from imagemill.models.style_transfer import Stylist, optimised, paint, target_of
 from imagemill.models.tasks.stylize import FITS, GATYS_SIDE, StylizeParams
 from imagemill.models.tasks.task import Output, Sample
+from imagemill.models.type_checks import narrow
 
 STYLE_SIDE = 512
 """Long side to which a style is reduced: it sets how large its strokes are."""

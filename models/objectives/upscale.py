@@ -10,12 +10,12 @@ from imagemill.models.architectures.edsr import EDSR
 from imagemill.models.autoencoder import Autoencoder
 from imagemill.models.batches import as_bytes, byte_batch, rounded, to_uint8, unit
 from imagemill.models.losses import psnr_loss
-from imagemill.models.narrow import narrow
 from imagemill.models.objectives.objective import TaskObjective
 from imagemill.models.precision import Precision
 from imagemill.models.resizing import resize
 from imagemill.models.tasks.task import Output, Sample
 from imagemill.models.tiling import tile_side, tiled
+from imagemill.models.type_checks import narrow
 
 
 class Upscale(TaskObjective):

@@ -8,7 +8,7 @@ MAX_PIXELS = 40_000_000
 """What a run takes unless it is told otherwise."""
 
 
-class PixelConfig(BaseModel):
+class ImageConfig(BaseModel):
     """What becomes of all that a picture is beside its pixels. It changes outputs, so it is part of their version."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

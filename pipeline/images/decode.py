@@ -8,15 +8,15 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from imagemill.pipeline.images.colour import SRGB, Conversion
-from imagemill.pipeline.images.config import MAX_PIXELS, PixelConfig
-from imagemill.pipeline.images.errors import BROKEN, DAMAGED_IMAGE, ImageError
+from imagemill.pipeline.images.config import MAX_PIXELS, ImageConfig
+from imagemill.pipeline.images.errors import DAMAGED_IMAGE, DECODER_ERRORS, ImageError
 from imagemill.pipeline.images.icc import in_srgb, treatment
 from imagemill.pipeline.images.metadata import Metadata, carried
-from imagemill.pipeline.images.readers import reader_of
-from imagemill.pipeline.images.readers.reader import Opened
-from imagemill.pipeline.images.readers.signatures import HEAD_BYTES, format_of, not_an_image
-from imagemill.pipeline.images.readers.zero_fill import damage_by_zeros
-from imagemill.pipeline.images.samples import strips
+from imagemill.pipeline.images.readers import select_reader
+from imagemill.pipeline.images.readers.reader import StoredImage
+from imagemill.pipeline.images.readers.signatures import HEAD_BYTES, identify_format, unreadable_error
+from imagemill.pipeline.images.readers.zero_fill import find_zero_fill
+from imagemill.pipeline.images.samples import row_strips
 from imagemill.pipeline.images.transparency import fill_hidden
 from imagemill.pipeline.store_failures import reason
 
@@ -36,7 +36,7 @@ RESTORE = "A part of the picture is damaged or missing: restore the file"
 
 
 @dataclass
-class Picture:
+class DecodedImage:
     """A decoded image and what its file said of itself."""
 
     rgb: np.ndarray
@@ -44,7 +44,7 @@ class Picture:
     alpha: np.ndarray | None
     """(H,W) uint8, upright; None too where it was laid onto a colour."""
     format: str
-    gray: bool
+    is_gray: bool
     orig_width: int
     orig_height: int
     exif_orientation: int
@@ -59,13 +59,13 @@ class Picture:
     """The ICC profile of `rgb`, where it was kept."""
     metadata: Metadata = field(default_factory=Metadata)
     """What the output carries."""
-    damaged: bool = False
+    is_damaged: bool = False
     """Whether some of the pixels are not those that were encoded."""
 
 
-def decode(
-    data: bytes, max_pixels: int = MAX_PIXELS, config: PixelConfig = PixelConfig(), accept_damaged: bool = False
-) -> Picture:
+def decode_image(
+    data: bytes, max_pixels: int = MAX_PIXELS, config: ImageConfig = ImageConfig(), accept_damaged: bool = False
+) -> DecodedImage:
     """Decode an image file to upright RGB.
 
     The first frame of an animation; samples of more than 8 bits are scaled to 8; alpha is kept next to the colours, or they
@@ -83,29 +83,29 @@ def decode(
     # `to_picture` closes the stream once the file is decoded: of a large one there is no room for both file and pixels.
     del data
     try:
-        reader = reader_of(head)
-        check_size(reader.size_of(stream), max_pixels)
+        reader = select_reader(head)
+        check_size(reader.read_size(stream), max_pixels)
         # A reader may close the stream.
-        damage_of_file = damage_by_zeros(format_of(head), stream.getvalue())
+        damage_of_file = find_zero_fill(identify_format(head), stream.getvalue())
         opened = reader.read(stream)
         opened.damage = opened.damage or damage_of_file
         if opened.damage and not accept_damaged:
             raise ImageError(DAMAGED_IMAGE, f"{opened.damage}. {RESTORE}")
         return to_picture(opened, stream, config)
     except UnidentifiedImageError:
-        raise not_an_image(head) from None
-    except BROKEN as e:
+        raise unreadable_error(head) from None
+    except DECODER_ERRORS as e:
         raise ImageError("BrokenImage", reason(e)) from None
 
 
-def stored_samples(data: bytes) -> np.ndarray:
-    """Return the samples of a file that `decode` accepts, upright, at their stored depth and in their stored colours.
+def decode_stored_samples(data: bytes) -> np.ndarray:
+    """Return the samples of a file that `decode_image` accepts, upright, at their stored depth and in their stored colours.
 
     Returns: (H,W) gray or (H,W,3) RGB: uint8, or uint16 whose samples use the whole range of their type.
 
     Raises: as the reader of the format does.
     """
-    opened = reader_of(data[:HEAD_BYTES]).read(io.BytesIO(data))
+    opened = select_reader(data[:HEAD_BYTES]).read(io.BytesIO(data))
     width, height = opened.size
     samples = opened.samples(slice(0, height))
     shape = (width, height) if opened.orientation >= 5 else (height, width)
@@ -125,17 +125,17 @@ def check_size(size: tuple[int, int], max_pixels: int) -> None:
         )
 
 
-def pixels_of(data: bytes) -> int:
+def read_pixel_count(data: bytes) -> int:
     """Width × height by the header; 0 where there is none that can be read."""
     try:
-        width, height = reader_of(data[:HEAD_BYTES]).size_of(io.BytesIO(data))
-    except (ImageError, UnidentifiedImageError, *BROKEN):
+        width, height = select_reader(data[:HEAD_BYTES]).read_size(io.BytesIO(data))
+    except (ImageError, UnidentifiedImageError, *DECODER_ERRORS):
         return 0
     return width * height
 
 
-def to_picture(opened: Opened, stream: io.BytesIO, config: PixelConfig) -> Picture:
-    """Turn and convert a decoded file as `decode` gives it. Closes `stream`, its file."""
+def to_picture(opened: StoredImage, stream: io.BytesIO, config: ImageConfig) -> DecodedImage:
+    """Turn and convert a decoded file as `decode_image` gives it. Closes `stream`, its file."""
     width, height = opened.size
     icc, transform = treatment(opened.profile, opened.mode, config.icc == "keep")
     conversion = None
@@ -149,11 +149,11 @@ def to_picture(opened: Opened, stream: io.BytesIO, config: PixelConfig) -> Pictu
         rgb, alpha = turned(opened), None
     else:
         rgb, alpha = converted(opened, transform, conversion, config.matte)
-    return Picture(
+    return DecodedImage(
         rgb=rgb,
         alpha=alpha,
         format=opened.format,
-        gray=opened.mode == "L" and not (opened.has_alpha and config.matte and len(set(config.matte)) > 1),
+        is_gray=opened.mode == "L" and not (opened.has_alpha and config.matte and len(set(config.matte)) > 1),
         orig_width=width,
         orig_height=height,
         exif_orientation=opened.orientation,
@@ -163,11 +163,11 @@ def to_picture(opened: Opened, stream: io.BytesIO, config: PixelConfig) -> Pictu
         icc=icc,
         profile=opened.profile if icc == "kept" else None,
         metadata=metadata,
-        damaged=bool(opened.damage),
+        is_damaged=bool(opened.damage),
     )
 
 
-def turned(opened: Opened) -> np.ndarray:
+def turned(opened: StoredImage) -> np.ndarray:
     """Turn an array of RGB upright: (H,W,3) uint8. The array itself is returned if it is upright, without a second copy."""
     if opened.orientation == 1:
         return np.require(opened.pixels, requirements=("C", "W"))
@@ -177,7 +177,7 @@ def turned(opened: Opened) -> np.ndarray:
 
 
 def converted(
-    opened: Opened,
+    opened: StoredImage,
     transform: ImageCms.ImageCmsTransform | None,
     conversion: Conversion | None,
     matte: tuple[int, ...] | None,
@@ -195,7 +195,7 @@ def converted(
     rgb = np.empty((*shape, 3), np.uint8)
     alpha = np.empty(shape, np.uint8) if opened.has_alpha and matte is None else None
     as_stored = AS_STORED[opened.orientation]
-    for rows in strips(*opened.size):
+    for rows in row_strips(*opened.size):
         strip = opened.strip(rows)
         if opened.alpha is not None:
             veil = Image.fromarray(opened.alpha[rows])
@@ -216,14 +216,14 @@ def converted(
     return rgb, alpha
 
 
-def upright_shape(opened: Opened) -> tuple[int, int]:
+def upright_shape(opened: StoredImage) -> tuple[int, int]:
     """(height, width) of the upright picture."""
     width, height = opened.size
     return (width, height) if opened.orientation >= 5 else (height, width)
 
 
-def colour_treatment(opened: Opened, keep: bool) -> tuple[str, Conversion | None]:
-    """What is done about the colours of a picture without a profile, as in `Picture.icc`, and what converts its samples."""
+def colour_treatment(opened: StoredImage, keep: bool) -> tuple[str, Conversion | None]:
+    """Return how to treat the colours of an image without a profile, and the conversion."""
     gray, space = opened.mode == "L", opened.space
     nothing = f"ignored: {opened.ignored}" if opened.ignored else "none"
     if space is None or opened.mode == "CMYK" or space.is_srgb or (gray and replace(space, primaries=SRGB).is_srgb):

@@ -4,7 +4,7 @@ import struct
 
 # What broken files raise in Pillow: its PNG reader reports a bad chunk as SyntaxError, its AVIF reader as RuntimeError, its
 # plug-ins assert what a header must say.
-BROKEN = (
+DECODER_ERRORS = (
     AssertionError,
     OSError,
     SyntaxError,

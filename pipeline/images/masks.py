@@ -2,17 +2,17 @@
 
 import numpy as np
 
-from imagemill.pipeline.images.config import PixelConfig
-from imagemill.pipeline.images.decode import decode, stored_samples
+from imagemill.pipeline.images.config import ImageConfig
+from imagemill.pipeline.images.decode import decode_image, decode_stored_samples
 from imagemill.pipeline.images.errors import ImageError
 
-AS_STORED = PixelConfig(icc="keep", metadata="strip")
+AS_STORED = ImageConfig(icc="keep", metadata="strip")
 """A mask holds labels, not colours: a profile must not move them over the threshold."""
 BRIGHT = 128
 ERASED = "erase the missing part of an opaque picture, or paint it white on black without transparency"
 
 
-def missing_in(data: bytes, max_pixels: int) -> np.ndarray:
+def decode_mask(data: bytes, max_pixels: int) -> np.ndarray:
     """Decode a mask file.
 
     - Opaque masks: bright pixels are missing. The threshold is half of the brightest channel value of the mask, so white, a
@@ -25,15 +25,15 @@ def missing_in(data: bytes, max_pixels: int) -> np.ndarray:
 
     Returns: (H,W) uint8, upright: 255 where the image is missing, else 0.
 
-    Raises: ImageError as `decode`; with the class Ambiguous where a mask can be read in two ways.
+    Raises: ImageError as `decode_image`; with the class Ambiguous where a mask can be read in two ways.
     """
-    picture = decode(data, max_pixels, AS_STORED)
+    picture = decode_image(data, max_pixels, AS_STORED)
     value = picture.rgb.max(2)
     if picture.alpha is not None and (picture.alpha < BRIGHT).any():
         return in_255(of_transparency(value, picture.alpha >= BRIGHT))
     if not value.any() and picture.bit_depth > 8:
         # Label numbers such as 1 of 65,535 vanish in 8 bits.
-        samples = stored_samples(data)
+        samples = decode_stored_samples(data)
         if samples.dtype == np.uint8:
             raise ImageError(
                 "Ambiguous", f"its {picture.bit_depth}-bit values are all below 1/510 of full scale; save the mask in 8 bits"

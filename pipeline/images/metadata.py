@@ -19,7 +19,7 @@ from PIL.ExifTags import Base
 from PIL.PngImagePlugin import PngInfo
 
 from imagemill.pipeline.images.exif import IPTC, Exif, carried_exif, in_tiff
-from imagemill.pipeline.images.readers.reader import Opened
+from imagemill.pipeline.images.readers.reader import StoredImage
 from imagemill.pipeline.images.tiff_directory import RATIONAL, SHORT, UNDEFINED
 from imagemill.pipeline.images.xmp import carried_xmp, resized_xmp
 
@@ -50,7 +50,7 @@ class Metadata:
     """Pixels per inch, (horizontal, vertical) of the upright picture."""
 
 
-def carried(opened: Opened, kind: Literal["keep", "strip", "strip_gps"], converted: bool) -> Metadata:
+def carried(opened: StoredImage, kind: Literal["keep", "strip", "strip_gps"], converted: bool) -> Metadata:
     """Collect what the upright copy of a picture may carry; metadata that is broken is left out.
 
     Args:

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from imagemill.pipeline.images.samples import strips
+from imagemill.pipeline.images.samples import row_strips
 
 
 def fill_hidden(rgb: np.ndarray, alpha: np.ndarray) -> None:
@@ -24,7 +24,7 @@ def fill_hidden(rgb: np.ndarray, alpha: np.ndarray) -> None:
         return
     height, width = alpha.shape
     coarse = np.asarray(filled(*halved(rgb, alpha)))
-    for rows in strips(width, height, multiple=2):
+    for rows in row_strips(width, height, multiple=2):
         # The finest level repeats pixels: interpolating them is not worth a second copy of a large picture.
         doubled = coarse[rows.start // 2 : -(-rows.stop // 2)].repeat(2, 0).repeat(2, 1)
         np.copyto(rgb[rows], doubled[: rows.stop - rows.start, :width], where=(alpha[rows] == 0)[..., None])
@@ -44,7 +44,7 @@ def halved(colours: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndar
     height, width = weight.shape
     small = np.empty((-(-height // 2), -(-width // 2), 3), np.uint8)
     visible = np.empty(small.shape[:2], np.uint8)
-    for rows in strips(width, height, multiple=2):
+    for rows in row_strips(width, height, multiple=2):
         padding = ((0, (rows.stop - rows.start) % 2), (0, width % 2))
         weights = np.pad(weight[rows], padding).astype(np.uint32)[..., None]
         total = of_four(weights)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 import pyarrow as pa
 
 from imagemill.pipeline.errors import OutputHeld, StorageError
-from imagemill.pipeline.output.committed import read_part
-from imagemill.pipeline.output.replaced import replace_parts
+from imagemill.pipeline.output.part_replacement import replace_parts
+from imagemill.pipeline.output.parts import read_part
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 from imagemill.pipeline.store_listing import Entry

@@ -10,8 +10,8 @@ import numpy as np
 from imagemill.models.tasks.task import Params, Task
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError, StorageError
-from imagemill.pipeline.images.config import PixelConfig
-from imagemill.pipeline.images.decode import decode
+from imagemill.pipeline.images.config import ImageConfig
+from imagemill.pipeline.images.decode import decode_image
 from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.storage import StorageConfig, Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
@@ -34,7 +34,7 @@ def exemplars_of(config: RunConfig, task: Task, params: Params) -> list[tuple[st
 
 
 def read_image(
-    what: str, url: str, storage: StorageConfig, max_pixels: int, pixels: PixelConfig = PixelConfig()
+    what: str, url: str, storage: StorageConfig, max_pixels: int, pixels: ImageConfig = ImageConfig()
 ) -> tuple[bytes, np.ndarray]:
     """An image that a person names, a file or an s3:// URL: its bytes, and itself, (H,W,3) uint8.
 
@@ -45,7 +45,7 @@ def read_image(
     folder, _, name = url.rpartition("/")
     try:
         data = Store(folder or ("/" if url.startswith("/") else "."), storage).read(name)
-        return data, decode(data, max_pixels, pixels).rgb
+        return data, decode_image(data, max_pixels, pixels).rgb
     except (FileNotFoundError, IsADirectoryError):
         raise ConfigError(f"{what}: no such file") from None
     except ImageError as e:
@@ -63,7 +63,7 @@ def keep_exemplars(output: Store, exemplars: list[tuple[str, bytes]]) -> None:
 
 def kept_exemplars(output: Store, digests: list[str], max_pixels: int) -> list[np.ndarray]:
     """What `keep_exemplars` left in OUTPUT, (H,W,3) uint8 each."""
-    return [decode(output.read(exemplar_path(sha256)), max_pixels).rgb for sha256 in digests]
+    return [decode_image(output.read(exemplar_path(sha256)), max_pixels).rgb for sha256 in digests]
 
 
 def exemplar_path(sha256: str) -> str:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imagemill.pipeline.errors import ConfigError, StorageError
-from imagemill.pipeline.output.committed import part_paths
+from imagemill.pipeline.output.parts import part_paths
 from imagemill.pipeline.output.snapshot import Snapshot, snapshot
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason

@@ -16,9 +16,9 @@ from imagemill.models.autoencoder import LatentCoder
 from imagemill.models.likeness import Whitening, features, similarity, whitening_for
 from imagemill.models.objectives.compress import latents_of
 from imagemill.pipeline.errors import VerificationError, first_of
-from imagemill.pipeline.images.config import PixelConfig
+from imagemill.pipeline.images.config import ImageConfig
+from imagemill.pipeline.output.latent_values import Coders, check_latents, dequantise, latent_batches
 from imagemill.pipeline.output.snapshot import Snapshot, snapshot
-from imagemill.pipeline.output.values import Coders, check_latents, dequantise, latent_batches
 from imagemill.pipeline.progress import with_progress
 from imagemill.pipeline.storage import Store
 
@@ -37,7 +37,7 @@ class Collection:
     others: list[str]
     """What made the rows that are left out, and how many of them."""
     step: float
-    pixels: PixelConfig
+    pixels: ImageConfig
     coder: LatentCoder
 
     def features_of(self, rgb: np.ndarray) -> np.ndarray:
@@ -106,7 +106,7 @@ def collection(output: Store) -> Collection:
         state.chosen(made_by == newest),
         [f"{count:,} of {names[number]}" for number, count in counts.most_common()],
         step,
-        PixelConfig(**json.loads(image)),
+        ImageConfig(**json.loads(image)),
         Coders(output)[sha256],
     )
 

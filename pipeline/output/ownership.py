@@ -4,9 +4,9 @@ import re
 
 from imagemill.models.checkpoint import CARD
 from imagemill.pipeline.errors import ConfigError, TooManyRejects
-from imagemill.pipeline.output.committed import last_records, run_ids
 from imagemill.pipeline.output.exports import MANIFEST, UNFINISHED
 from imagemill.pipeline.output.lease import newest_fence
+from imagemill.pipeline.output.run_history import last_records, run_ids
 from imagemill.pipeline.storage import Store
 
 FOLDERS = ("images", "results", "rejects", "runs", "checkpoints", "exemplars", "shards")

@@ -3,8 +3,9 @@
 import numpy as np
 import pyarrow as pa
 
-from imagemill.pipeline.output.committed import part_paths, placed, read_parts, scan
-from imagemill.pipeline.output.departed import are_departed
+from imagemill.pipeline.output.committed_rows import placed
+from imagemill.pipeline.output.obsolete_rejects import are_departed
+from imagemill.pipeline.output.parts import part_paths, read_parts, scan
 from imagemill.pipeline.output.snapshot import newest_rows
 from imagemill.pipeline.storage import Store
 

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 
 from imagemill.models.tasks import TASKS
 from imagemill.pipeline.errors import ConfigError, StorageError, first_of
-from imagemill.pipeline.output.committed import each_part, part_paths, superseded
+from imagemill.pipeline.output.committed_rows import superseded
+from imagemill.pipeline.output.parts import each_part, part_paths
 from imagemill.pipeline.schema import result_schema
 from imagemill.pipeline.storage import Store
 

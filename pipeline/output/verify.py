@@ -11,18 +11,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imagemill.models.checkpoint import CheckpointError
 from imagemill.pipeline.errors import StorageError
-from imagemill.pipeline.output.committed import KEYS, last_records, part_paths, read_part, read_parts, superseded
-from imagemill.pipeline.output.kept import kept_checkpoint, kept_model
-from imagemill.pipeline.output.names import stays_inside
+from imagemill.pipeline.output.committed_rows import superseded
+from imagemill.pipeline.output.output_names import stays_inside
+from imagemill.pipeline.output.parts import KEYS, part_paths, read_part, read_parts
+from imagemill.pipeline.output.run_history import last_records
 from imagemill.pipeline.output.snapshot import newest_rows
+from imagemill.pipeline.output.stored_checkpoint import kept_checkpoint, kept_model
 from imagemill.pipeline.schema import LatentError, part_name
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
 if TYPE_CHECKING:
-    from imagemill.models.entropy import EntropyModel
+    from imagemill.models.card import CheckpointError
+from imagemill.models.entropy import EntropyModel
 
 # What pyarrow raises for files that were damaged or are not ours.
 UNREADABLE = (StorageError, OSError, pa.ArrowException, KeyError, AttributeError, TypeError, ValueError, OverflowError)
@@ -145,7 +147,7 @@ def check_part(path: str, table: pa.Table, seen: Verified, entropy_of: Callable[
     if path.rpartition("/")[2] != part_name(table):
         seen.problems.append(f"{path}: its name is not that of the rows it holds")
     if "latent" in table.schema.names:
-        from imagemill.pipeline.output.latents import is_coded, latent_rows, symbols_of
+        from imagemill.pipeline.output.latent_symbols import is_coded, latent_rows, symbols_of
 
         for number, row in enumerate(latent_rows(table)):
             try:

@@ -12,14 +12,15 @@ import pyarrow.compute as pc
 
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError, StorageError
-from imagemill.pipeline.output.committed import RUN_ID, config_of, new_parts, run_ids, run_records, scan
+from imagemill.pipeline.output.parts import new_parts, scan
 from imagemill.pipeline.output.rejects import grouped
+from imagemill.pipeline.output.run_history import RUN_ID, config_of, run_ids, run_records
 from imagemill.pipeline.plan import references
 from imagemill.pipeline.reports.figures import Histogram, Plane, Trend, histogram
 from imagemill.pipeline.reports.page import draw
 from imagemill.pipeline.reports.samples import THREADS, Group, Rows, chosen, latent_plane, rows_of_run, show
-from imagemill.pipeline.sources import find, input_of
-from imagemill.pipeline.sources.reading import Reading
+from imagemill.pipeline.sources.image_reader import Reading
+from imagemill.pipeline.sources.input import find, input_of
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 

@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from imagemill.pipeline.errors import StorageError
-from imagemill.pipeline.images.decode import decode, pixels_of
-from imagemill.pipeline.output.committed import read_part, scan
-from imagemill.pipeline.output.kept import kept_model
-from imagemill.pipeline.output.latents import latent_rows
-from imagemill.pipeline.output.names import stays_inside
-from imagemill.pipeline.output.values import LATENT_COLUMNS
+from imagemill.pipeline.images.decode import decode_image, read_pixel_count
+from imagemill.pipeline.output.latent_symbols import latent_rows
+from imagemill.pipeline.output.latent_values import LATENT_COLUMNS
+from imagemill.pipeline.output.output_names import stays_inside
+from imagemill.pipeline.output.parts import read_part, scan
+from imagemill.pipeline.output.stored_checkpoint import kept_model
 from imagemill.pipeline.reports.figures import Plane, latent_features, plane
 from imagemill.pipeline.reports.page import data_url
 from imagemill.pipeline.reports.sheets import center_crop
@@ -196,8 +196,8 @@ def show(
     model = kept_decoder(output, next(iter(rows.values()))["checkpoint_sha256"]) if of_latents else None
 
     def picture(data: bytes, detail: bool, scale: int = 1) -> str:
-        with large if pixels_of(data) > LARGE_PIXELS else nullcontext():
-            return picture_url(decode(data, MAX_SHOWN_PIXELS, accept_damaged=True).rgb, detail, scale)
+        with large if read_pixel_count(data) > LARGE_PIXELS else nullcontext():
+            return picture_url(decode_image(data, MAX_SHOWN_PIXELS, accept_damaged=True).rgb, detail, scale)
 
     def sides(place: Place, detail: bool) -> tuple[str | None, str | None]:
         row = rows[place]
@@ -232,7 +232,7 @@ def show(
 
 def kept_decoder(output: Store, sha256: str) -> Any:
     """The model of latents, on this process's CPU; None where it cannot be had."""
-    from imagemill.models.checkpoint import CheckpointError
+    from imagemill.models.card import CheckpointError
 
     try:
         return kept_model(output, sha256, "cpu")
@@ -269,7 +269,7 @@ def middle_of(row: dict[str, Any], model: Any) -> np.ndarray:
     Raises: LatentError; ValueError for a coded latent that is large, as all of it would have to be decoded.
     """
     from imagemill.models.objectives.compress import decode_latent
-    from imagemill.pipeline.output.latents import is_coded, symbols_of, upright_size
+    from imagemill.pipeline.output.latent_symbols import is_coded, symbols_of, upright_size
 
     height, width = upright_size(row)
     if is_coded(row) and height * width > CODED_PIXELS:

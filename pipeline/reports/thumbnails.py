@@ -9,9 +9,9 @@ import torch
 from imagemill.models.autoencoder import LatentCoder
 from imagemill.models.batches import to_uint8
 from imagemill.models.resizing import within_side
-from imagemill.pipeline.output.latents import upright_size
+from imagemill.pipeline.output.latent_symbols import upright_size
+from imagemill.pipeline.output.latent_values import latent_batches
 from imagemill.pipeline.output.snapshot import Snapshot
-from imagemill.pipeline.output.values import latent_batches
 
 SIZE = ["orig_width", "orig_height", "exif_orientation"]
 

@@ -4,8 +4,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 
-from imagemill.pipeline.sources.excluded import EXCLUDED, is_excluded, is_excluded_folder
 from imagemill.pipeline.sources.source import Found, Listed, escaped
+from imagemill.pipeline.sources.system_files import EXCLUDED, is_excluded, is_excluded_folder
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_listing import Entry
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.sources import columns
+from imagemill.pipeline.sources import parquet_columns
 from imagemill.pipeline.sources.source import Listed, Number, SourceConfig, carried, read_json, to_json
 from imagemill.pipeline.sources.web import WEB
 from imagemill.pipeline.storage import Store
@@ -84,13 +84,15 @@ def rows_of_parquet(store: Store, path: str, config: SourceConfig) -> Iterator[R
         parquet = pq.ParquetFile(file)
         schema = parquet.schema_arrow
         check_columns(schema.names, path, config)
-        columns.check_carried(schema, path, config.carry or [])
+        parquet_columns.check_carried(schema, path, config.carry or [])
         if config.key:
-            columns.check_key(schema, path, config.key)
+            parquet_columns.check_key(schema, path, config.key)
         uris = uri_names(schema.names, config)
-        texts = [name for name in uris if columns.is_text(schema.field(name).type)]
+        texts = [name for name in uris if parquet_columns.is_text(schema.field(name).type)]
         if not texts:
-            raise ConfigError(f"input {path}: a column of paths or URLs is of text, and not {columns.typed(schema, uris)}")
+            raise ConfigError(
+                f"input {path}: a column of paths or URLs is of text, and not {parquet_columns.typed(schema, uris)}"
+            )
         wanted = dict.fromkeys([texts[0], *([config.key] if config.key else []), *(config.carry or ())])
         for batch in parquet.iter_batches(LOCATED_AT_A_TIME, columns=list(wanted)):
             yield from batch.to_pylist()
@@ -99,7 +101,7 @@ def rows_of_parquet(store: Store, path: str, config: SourceConfig) -> Iterator[R
 def check_columns(names: list[str], path: str, config: SourceConfig) -> None:
     """Raises: ConfigError for a column that the config names and that is not there, or twice; and without one of paths."""
     for key, asked in (("uri", [config.uri]), ("key", [config.key]), ("carry", config.carry or [])):
-        columns.check_named(names, path, key, [name for name in asked if name])
+        parquet_columns.check_named(names, path, key, [name for name in asked if name])
     uris = uri_names(names, config)
     if not uris:
         raise ConfigError(f"input {path}: no column of paths or URLs among {', '.join(names)}; name it in source.uri")

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.sources import columns
+from imagemill.pipeline.sources import parquet_columns
 from imagemill.pipeline.sources.folder import begins_as_image
 from imagemill.pipeline.sources.source import Found, Listed, ShardFormat, SourceConfig, carried
 from imagemill.pipeline.storage import Store
@@ -42,29 +42,29 @@ def image_column(file: pq.ParquetFile, path: str, config: SourceConfig) -> str:
     Raises: ConfigError when the one named is not there or of another kind; NoImages; Unread.
     """
     schema = file.schema_arrow
-    found = [field.name for field in schema if columns.holds_images(field.type)]
+    found = [field.name for field in schema if parquet_columns.holds_images(field.type)]
     if config.image:
-        columns.check_named(schema.names, path, "image", [config.image])
+        parquet_columns.check_named(schema.names, path, "image", [config.image])
         if config.image in found:
             return config.image
-        what, others = columns.typed(schema, [config.image]), columns.typed(schema, found) or "none"
+        what, others = parquet_columns.typed(schema, [config.image]), parquet_columns.typed(schema, found) or "none"
         raise ConfigError(f"source.image = {config.image!r}: {path}: {what} is no column of images; valid: {others}")
     if twice := sorted({name for name in found if schema.names.count(name) > 1}):
         raise Unread(f"several columns are called {', '.join(twice)}: rename them")
     usual = [name for name in IMAGE_NAMES if name in found]
     # Bytes of a fixed size are a digest rather than a picture.
-    varied = [name for name in found if not pa.types.is_fixed_size_binary(columns.plain(schema.field(name).type))]
+    varied = [name for name in found if not pa.types.is_fixed_size_binary(parquet_columns.plain(schema.field(name).type))]
     if usual or len(varied) == 1:
         return (usual or varied)[0]
-    pictures = sampled(file, [field.name for field in schema if columns.holds_binary(field.type)])
-    bound = [name for name in IMAGE_NAMES if name in schema.names and columns.holds_binary(schema.field(name).type)]
+    pictures = sampled(file, [field.name for field in schema if parquet_columns.holds_binary(field.type)])
+    bound = [name for name in IMAGE_NAMES if name in schema.names and parquet_columns.holds_binary(schema.field(name).type)]
     if deep := [name for name in dict.fromkeys([*bound, *pictures]) if name not in found]:
         raise Unread(
-            f"{columns.typed(schema, deep)}: images at this depth are not read. A column of images is binary, a struct with "
-            "bytes, or a list of one of them"
+            f"{parquet_columns.typed(schema, deep)}: images at this depth are not read. A column of images is binary, a "
+            "struct with bytes, or a list of one of them"
         )
     if len(pictures) > 1:
-        raise Unread(f"{columns.typed(schema, pictures)}: all of them hold images: name one in source.image")
+        raise Unread(f"{parquet_columns.typed(schema, pictures)}: all of them hold images: name one in source.image")
     if pictures:
         return pictures[0]
     raise NoImages
@@ -103,10 +103,10 @@ def images_of(value: Any) -> list[tuple[bytes, str | None]]:
 def key_column(schema: pa.Schema, path: str, config: SourceConfig) -> str | None:
     """The column that names images. Raises: ConfigError when the one named is not there, or cannot name any."""
     if config.key:
-        columns.check_key(schema, path, config.key)
+        parquet_columns.check_key(schema, path, config.key)
         return config.key
     once = (name for name in KEY_NAMES if schema.names.count(name) == 1)
-    return next((name for name in once if columns.names_images(schema.field(name).type)), None)
+    return next((name for name in once if parquet_columns.names_images(schema.field(name).type)), None)
 
 
 def index(store: Store, path: str, config: SourceConfig) -> Iterator[Found]:
@@ -120,8 +120,8 @@ def index(store: Store, path: str, config: SourceConfig) -> Iterator[Found]:
             parquet = pq.ParquetFile(file)
             schema, carry = parquet.schema_arrow, config.carry or []
             image, key = image_column(parquet, path, config), key_column(schema, path, config)
-            columns.check_carried(schema, path, carry)
-            column, is_list = columns.typed(schema, [image]), columns.is_list(schema.field(image).type)
+            parquet_columns.check_carried(schema, path, carry)
+            column, is_list = parquet_columns.typed(schema, [image]), parquet_columns.is_list(schema.field(image).type)
             wanted = list(dict.fromkeys([image, *([key] if key else []), *carry]))
             row = 0
             for batch in parquet.iter_batches(BATCH_ROWS, columns=wanted):
@@ -163,7 +163,7 @@ class Reader:
     def __init__(self, store: Store, path: str, config: SourceConfig) -> None:
         self.parquet = pq.ParquetFile(store.fs.open(store.full(path), "rb"))
         self.column = image_column(self.parquet, path, config)
-        self.is_list = columns.is_list(self.parquet.schema_arrow.field(self.column).type)
+        self.is_list = parquet_columns.is_list(self.parquet.schema_arrow.field(self.column).type)
         groups = map(self.parquet.metadata.row_group, range(self.parquet.num_row_groups))
         self._starts = np.cumsum([0, *(group.num_rows for group in groups)])
         """The first row of each row group, and the number of all rows."""

@@ -15,10 +15,10 @@ from functools import partial
 from itertools import count
 from typing import Any, BinaryIO
 
-from imagemill.pipeline.sources.excluded import EXCLUDED, is_excluded
+from imagemill.pipeline.sources.decompression import MAGIC_BYTES, READ_BYTES, Cut, Damaged, opened, packing
 from imagemill.pipeline.sources.folder import begins_as_image, is_image_name, kind_of
-from imagemill.pipeline.sources.packed import MAGIC_BYTES, READ_BYTES, Cut, Damaged, opened, packing
 from imagemill.pipeline.sources.source import Found, Listed, ShardFormat, SourceConfig, carried, escaped, read_json
+from imagemill.pipeline.sources.system_files import EXCLUDED, is_excluded
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_listing import NO_FILE
 

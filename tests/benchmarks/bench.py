@@ -29,8 +29,8 @@ def bucket(bench: Bench) -> Iterator[None]:
     if "shards" not in bench.loads:
         yield
         return
-    sys.path.append(str(ROOT / "tests/faults"))
-    from servers import KEY, SECRET, environment_of, rclone
+    sys.path.append(str(ROOT))
+    from tests.support.servers import KEY, SECRET, environment_of, rclone
 
     server = rclone(bench.work / "s3", "--auth-key", f"{KEY},{SECRET}")
     for images in {count for peer in bench.takers("shards") for count in bench.counts("shards", peer, 0)}:

@@ -22,7 +22,7 @@ import typer
 
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.tasks import TASKS
-from imagemill.pipeline.output.kept import keep_checkpoint
+from imagemill.pipeline.output.stored_checkpoint import keep_checkpoint
 from imagemill.pipeline.schema import LATENT_ZERO_POINT, parquet_bytes, result_schema
 from imagemill.pipeline.storage import Store
 
@@ -88,7 +88,7 @@ def by_ray(folder: str) -> None:
     with connected(None):
         import ray.data
 
-        from imagemill.pipeline.output.values import dequantise
+        from imagemill.pipeline.output.latent_values import dequantise
 
         width = checkpoints.build(*checkpoints.read("conv-mnist")).lattice(26.0)[0].numpy()
 

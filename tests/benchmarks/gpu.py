@@ -37,8 +37,8 @@ from imagemill.pipeline.cluster.connection import connected
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.job import Job
-from imagemill.pipeline.output.committed import part_paths, read_parts
-from imagemill.pipeline.output.kept import keep_checkpoint
+from imagemill.pipeline.output.parts import part_paths, read_parts
+from imagemill.pipeline.output.stored_checkpoint import keep_checkpoint
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.predict import Predictor
 from imagemill.pipeline.resolve import plan_of, resolve

@@ -20,7 +20,7 @@ from imagemill.models import checkpoint as checkpoints
 from imagemill.models import pooling
 from imagemill.models.likeness import features, similarity, whitening_of
 from imagemill.models.objectives.compress import latents_of
-from imagemill.pipeline.output.values import dequantise
+from imagemill.pipeline.output.latent_values import dequantise
 
 STEP = 26.0
 HASHES = ("phash", "dhash", "whash", "average_hash")

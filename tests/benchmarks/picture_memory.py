@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from imagemill.pipeline.images.decode import decode
-from imagemill.pipeline.images.encode import to_file, to_pillow
+from imagemill.pipeline.images.decode import decode_image
+from imagemill.pipeline.images.encode import encode_output, to_pillow
 
 SIDE = 10_000
 KINDS = ("rgb.jpg", "turned.jpg", "gray.jpg", "rgb.png", "rgba.png", "gray16.png")
@@ -53,11 +53,11 @@ def measure(path: Path) -> None:
     began = resident_mb("VmRSS")
     peak_mb(began)
     start = time.perf_counter()
-    picture = decode(data, SIDE * SIDE)
+    picture = decode_image(data, SIDE * SIDE)
     decoded = time.perf_counter() - start
     decode_mb, held = peak_mb(began), resident_mb("VmRSS") - began
     start = time.perf_counter()
-    out = to_file(to_pillow(picture.rgb, picture, picture.format), picture, picture.format, 95)
+    out = encode_output(to_pillow(picture.rgb, picture, picture.format), picture, picture.format, 95)
     encoded = time.perf_counter() - start
     print(
         f"{path.name:12} file {len(data) / 1e6:5.0f} MB, output {len(out) / 1e6:5.0f} MB"

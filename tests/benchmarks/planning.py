@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import typer
 
-from imagemill.pipeline.output.committed import newest_of
+from imagemill.pipeline.output.committed_rows import newest_of
 from imagemill.pipeline.plan import make_plan
 from imagemill.pipeline.schema import image_id, parquet_bytes
 from imagemill.pipeline.sources.folder import list_folder

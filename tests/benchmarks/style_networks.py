@@ -27,7 +27,7 @@ from imagemill.jobs.paintings import PAINTINGS
 from imagemill.models import checkpoint
 from imagemill.models.objectives import TASK_OBJECTIVES
 from imagemill.models.precision import Precision
-from imagemill.models.style import content_loss, gram
+from imagemill.models.style_statistics import content_loss, gram
 from imagemill.models.tasks.stylize import StylizeParams
 from imagemill.models.tasks.task import Sample
 from imagemill.pipeline.reports.sheets import Tile, contact_sheet

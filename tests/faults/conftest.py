@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import s3fs
-from servers import S3, Server, environment_of, free_port, rclone
+
+from tests.support.servers import S3, Server, environment_of, free_port, rclone
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
     behind = rclone(tmp_path / "s3")
     (tmp_path / "s3/data/bucket").mkdir()
     port = free_port()
-    script = str(Path(__file__).parent / "front.py")
+    script = str(Path(__file__).parents[1] / "support/front.py")
     front = Server([sys.executable, script, str(port), f"http://127.0.0.1:{behind.port}", json.dumps({})], port)
     made = S3(behind, front, "bucket")
     try:

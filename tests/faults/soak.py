@@ -1,6 +1,6 @@
 """Nights without end over a folder that grows, changes and loses files, a third of them killed: `make soak`.
 
-python tests/faults/soak.py [--minutes 60] [--out soak]
+python -m tests.faults.soak [--minutes 60] [--out soak]
 
 What must stay bounded is counted after each night: memory, open files and threads of the process that runs the nights that
 are not killed, parts, temporary files, what Ray leaves behind. In the end every file that is there has a row of its very
@@ -22,17 +22,17 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from commands import stop
 from skimage import data
 
 from imagemill.pipeline.cluster.connection import one_ray
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.images.encode import encode_rgb
-from imagemill.pipeline.output.committed import NOTES, part_paths, read_parts
+from imagemill.pipeline.output.parts import NOTES, part_paths, read_parts
 from imagemill.pipeline.output.snapshot import snapshot
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import TEMPORARY, Store
+from tests.support.run_processes import stop
 
 SIDE = 96
 AT_FIRST, NEW, CHANGED, LOST = 300, 40, 10, 10

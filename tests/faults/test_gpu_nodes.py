@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clusters import RayCluster
-from commands import images_written, make_photos, wait_for
 
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.storage import Store
+from tests.support.clusters import RayCluster
+from tests.support.run_processes import images_written, make_photos, wait_for
 
 pytestmark = pytest.mark.chaos
 

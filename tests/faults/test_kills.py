@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import actors_of, made_without_faults, make_photos, outputs, raylets_of, start, stop
-from servers import S3, Server
 
 from imagemill.pipeline.output.verify import verify
+from tests.support.run_processes import actors_of, made_without_faults, make_photos, outputs, raylets_of, start, stop
+from tests.support.servers import S3, Server
 
 KILLS = {"actor": 10, "driver": 8, "front": 12, "raylet": 8, "server": 12}
 PHOTOS = 400

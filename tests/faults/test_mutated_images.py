@@ -4,13 +4,13 @@ import time
 from pathlib import Path
 
 import pytest
-from mutations import bombs, mutations
 
 from imagemill.pipeline.config import RunConfig
-from imagemill.pipeline.output.committed import part_paths, read_parts
+from imagemill.pipeline.output.parts import part_paths, read_parts
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
+from tests.support.mutations import bombs, mutations
 
 ACTOR_MB = 1000
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clusters import RayCluster
-from commands import images_written, make_photos, wait_for
-from servers import S3, environment_of
 
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.storage import Store
+from tests.support.clusters import RayCluster
+from tests.support.run_processes import images_written, make_photos, wait_for
+from tests.support.servers import S3, environment_of
 
 pytestmark = pytest.mark.chaos
 

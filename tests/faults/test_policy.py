@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import make_photos
-from servers import S3
 
 from imagemill.jobs.nightly import NightlyConfig, show_night
 from imagemill.jobs.verify import show_verified
 from imagemill.pipeline.storage import Store
+from tests.support.run_processes import make_photos
+from tests.support.servers import S3
 
 STATEMENTS = json.loads((Path(__file__).parents[2] / "infra/aws/buckets.json").read_text())["Statement"]
 ACTIONS = {"GET": "s3:GetObject", "HEAD": "s3:GetObject", "PUT": "s3:PutObject", "DELETE": "s3:DeleteObject"}

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import made_without_faults, make_photos, outputs
-from servers import S3
 
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import StorageError
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
+from tests.support.run_processes import made_without_faults, make_photos, outputs
+from tests.support.servers import S3
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 IMAGES = [40, pytest.param(500, marks=pytest.mark.chaos)]

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import make_photos
-from servers import environment_of, rclone
 
 from imagemill.pipeline.storage import StorageConfig, Store
+from tests.support.run_processes import make_photos
+from tests.support.servers import environment_of, rclone
 
 
 @pytest.fixture

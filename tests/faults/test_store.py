@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from servers import S3
 
 from imagemill.pipeline.storage import Store
+from tests.support.servers import S3
 
 ONE_OF_EACH = {"busy": 0.2, "reset": 0.1, "lost": 0.05, "reset_middle": 0.1, "truncate": 0.1, "latency_s": 0.01}
 DAMAGE = {"corrupt_get": 0.2, "corrupt_put": 0.2}

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clusters import RayCluster
-from commands import make_photos
 
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.storage import Store
+from tests.support.clusters import RayCluster
+from tests.support.run_processes import make_photos
 
 pytestmark = pytest.mark.chaos
 TOKEN = "e" * 64
@@ -42,7 +42,7 @@ exec "$@"
 IN_NAMESPACE = """
 import subprocess, sys, time
 sys.path[:0] = PATHS
-from clusters import RayCluster
+from tests.support.clusters import RayCluster
 cluster, command, log = RayCluster(token="e" * 64), sys.argv[2:], open(sys.argv[1], "wb+")
 try:
     if CLUSTER:
@@ -116,8 +116,8 @@ def test_run_outlives_its_address(own: bool, tmp_path: Path, crops: list[np.ndar
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 600, crops)
     command = [sys.executable, "-m", "imagemill", "denoise", source.url, output.url, "--set", "pool.batch_size=1"]
-    faults = str(Path(__file__).parent)
-    script = IN_NAMESPACE.replace("PATHS", repr([faults])).replace("CLUSTER:", f"{not own}:")
+    root = str(Path(__file__).parents[2])
+    script = IN_NAMESPACE.replace("PATHS", repr([root])).replace("CLUSTER:", f"{not own}:")
     began = [sys.executable, "-c", script, str(tmp_path / "log"), *command, "--set", "rows_per_part=5"]
     made = ["unshare", "-n", "sh", "-c", WITHOUT_ADDRESS, "sh", *began]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from commands import make_photos, start
 
 from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.storage import Store
+from tests.support.run_processes import make_photos, start
 
 ROUNDS, WITH_WORK = 20, 5
 IGNORED = 300_000

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import typer
 import yaml
-from manifests import KUBERNETES, OVERLAYS, ROOT, built, of_kind
 
 from imagemill.jobs.cli import app
 from imagemill.jobs.nightly import NightlyConfig
 from imagemill.pipeline.config import read_yaml, validate
+from tests.support.manifests import KUBERNETES, OVERLAYS, ROOT, built, of_kind
 
 COMMAND = typer.main.get_command(app)
 UsageError = typer.BadParameter.__base__
@@ -55,14 +55,14 @@ def in_airflow() -> list[str]:
     return [shlex.join(["imagemill", *(ast.literal_eval(argument) for argument in call.args)]) for call in ours]
 
 
-def in_the_page() -> list[str]:
-    """Lines of code that begin with the command, but those of the sections that are others'."""
-    text = (ROOT / "docs/operators.md").read_text()
+def in_the_pages() -> list[str]:
+    """Return the imagemill commands in the code blocks of the pages about clusters and schedules."""
+    text = "".join((ROOT / f"docs/{page}.md").read_text() for page in ("nightly", "clusters", "schedulers"))
     return [line.partition("  #")[0].strip() for line in re.findall(r"^    ((?:\S*/)?imagemill .+)$", text, re.MULTILINE)]
 
 
 @pytest.mark.parametrize(
-    ("place", "count"), [(in_kubernetes, 7), (in_units, 1), (in_slurm, 1), (in_airflow, 2), (in_the_page, 3)]
+    ("place", "count"), [(in_kubernetes, 7), (in_units, 1), (in_slurm, 1), (in_airflow, 2), (in_the_pages, 3)]
 )
 def test_commands_are_real(place, count: int) -> None:
     lines = place()

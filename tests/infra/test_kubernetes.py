@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
-from manifests import KUBERNETES, OVERLAYS, ROOT, Manifest, built, of_kind, pod_specs, problems
 
 from imagemill.jobs.nightly import NightlyConfig, runs_of
 from imagemill.pipeline.config import RunConfig, validate
+from tests.support.manifests import KUBERNETES, OVERLAYS, ROOT, Manifest, built, of_kind, pod_specs, problems
 
 overlays = pytest.mark.parametrize("overlay", OVERLAYS)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import boto3
 import pytest
 import yaml
-from manifests import ROOT
 from moto import mock_aws
 
 from imagemill.pipeline.errors import ConfigError, Deadline, NightFailed, TooManyRejects, VerificationError
+from tests.support.manifests import ROOT
 
 INFRA = ROOT / "infra"
 HOPELESS = {ConfigError.exit_code, TooManyRejects.exit_code, VerificationError.exit_code, NightFailed.at_deadline}

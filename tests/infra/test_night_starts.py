@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
-from manifests import KUBERNETES, built, of_kind, pod_specs, problems
+
+from tests.support.manifests import KUBERNETES, built, of_kind, pod_specs, problems
 
 API = "/apis/ray.io/v1"
 ROOT_GROUPS = {"groups": [{"name": "ray.io", "versions": [{"groupVersion": "ray.io/v1", "version": "v1"}]}]}

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import make_photos
-from manifests import KUBERNETES, ROOT, built, of_kind
 
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.storage import Store
+from tests.support.manifests import KUBERNETES, ROOT, built, of_kind
+from tests.support.run_processes import make_photos
 
 CAN_ISOLATE = subprocess.run(["unshare", "-mpf", "true"], check=False, capture_output=True).returncode == 0
 isolated = pytest.mark.skipif(not CAN_ISOLATE, reason="no namespaces here: this needs root")

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from outputs import COUNT
 from PIL import Image
-from tiny import TINY
 
 from imagemill.jobs import process
 from imagemill.jobs.train import TrainConfig
+from tests.support.outputs import COUNT
+from tests.support.tiny_models import TINY
 
 
 @pytest.fixture

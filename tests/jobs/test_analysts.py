@@ -1,4 +1,4 @@
-"""What docs/analysts.md promises: the readers in its table, and the worked example."""
+"""What docs/analysis.md promises: the readers in its table, and the worked example."""
 
 import re
 import runpy
@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from analysts_page import run_page
-from outputs import compressed
-from readers import FORMATS, READERS, found, in_page
 
 from imagemill.pipeline import read_latents
+from tests.support.analysts_page import run_page
+from tests.support.outputs import compressed
+from tests.support.reading_tools import FORMATS, READERS, found, in_page
 
-EXAMPLE = Path(__file__).parents[2] / "docs" / "analysts_example.py"
+EXAMPLE = Path(__file__).parents[2] / "docs" / "analysis_example.py"
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -8,12 +8,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import yaml
-from outputs import compressed
 
 from imagemill.models import checkpoint
 from imagemill.pipeline.output.lease import Lease
 from imagemill.pipeline.schema import image_id, parquet_bytes, part_name, reject_schema
 from imagemill.pipeline.storage import Store
+from tests.support.outputs import compressed
 
 
 def write_yaml(folder: Path, text: str) -> Path:

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from folders import rows
 from PIL import Image
-from seeds import saved
 
 from imagemill.pipeline.schema import SOURCE
+from tests.support.folders import rows
+from tests.support.sample_images import saved
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 EOI = b"\xff\xd9"

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import TINY
 
 from imagemill.jobs.evaluate import evaluate, metrics_of, record_of, show_evaluation
 from imagemill.jobs.evaluations import EVALUATIONS, inpaint
@@ -14,9 +13,11 @@ from imagemill.jobs.evaluations.denoise import noise_for
 from imagemill.jobs.evaluations.evaluation import EvaluateConfig, Evaluation, Measured
 from imagemill.models import checkpoint
 from imagemill.models.architectures import ARCHITECTURES
+from imagemill.models.card import CheckpointError
 from imagemill.models.tasks import TASKS
 from imagemill.pipeline.errors import ConfigError, StorageError
-from imagemill.pipeline.images.decode import decode
+from imagemill.pipeline.images.decode import decode_image
+from tests.support.tiny_models import TINY
 
 
 def untrained(folder: Path, name: str) -> str:
@@ -72,7 +73,7 @@ def test_denoise_through_the_command_leaves_table_picture_and_card(photos, tmp_p
     assert line["noisy dB"] == pytest.approx(20.17, abs=1)
     assert {"files blind dB", "files given SSIM", "float blind dB", "float given dB"} <= set(line)
     assert record["checkpoints"][0]["sha256"] == checkpoint.read_card(folder).sha256
-    assert decode((tmp_path / "out" / "evaluation.png").read_bytes()).rgb.shape[0] > 256
+    assert decode_image((tmp_path / "out" / "evaluation.png").read_bytes()).rgb.shape[0] > 256
     card = checkpoint.read_card(folder)
     assert [entry["set"] for entry in card.metrics] == ["photos"]
     assert card.metrics[0]["headline"] == evaluation.measured[0].headline
@@ -146,7 +147,7 @@ def test_stylize_beside_optimising_the_image(photos, tmp_path):
     assert [line["method"] for line in compared] == ["adain", "gatys, 0 steps", "gatys, 4 steps"]
     assert compared[2]["loss"] < compared[1]["loss"]
     assert compared[0]["times faster"] > 0
-    assert decode(evaluation.picture).rgb.shape[0] > 256
+    assert decode_image(evaluation.picture).rgb.shape[0] > 256
 
 
 def test_a_place_that_is_none_is_said_before_anything_is_measured(photos, monkeypatch):
@@ -221,7 +222,7 @@ def test_digits_that_are_all_border_have_no_ripple(digits, tmp_path):
         ({"params": {"sigma": 5}}, ConfigError, "params.sigma: the evaluation sets it itself"),
         ({"task": "colorize", "at": [3]}, ConfigError, "no levels"),
         ({"task": "inpaint", "params": {"missing": "red"}}, ConfigError, "params.missing"),
-        ({"checkpoint": "nowhere"}, checkpoint.CheckpointError, "'nowhere' is neither"),
+        ({"checkpoint": "nowhere"}, CheckpointError, "'nowhere' is neither"),
         ({"fit": "elsewhere"}, ConfigError, "fit is for coders of digits"),
         ({"task": "compress", "checkpoint": "compress-small", "fit": "elsewhere"}, ConfigError, "no coder of gray images"),
     ],
@@ -245,7 +246,7 @@ def test_an_image_that_cannot_be_read_is_named(photos):
 
 
 def test_noise_is_seeded_by_the_image_and_gray_has_one_plane(photos):
-    colour, gray = (decode((photos / name).read_bytes()) for name in ("0.png", "gray.png"))
+    colour, gray = (decode_image((photos / name).read_bytes()) for name in ("0.png", "gray.png"))
     assert np.array_equal(noise_for("a", colour, 25), noise_for("a", colour, 25))
     assert not np.array_equal(noise_for("a", colour, 25), noise_for("b", colour, 25))
     assert noise_for("a", colour, 25).std() == pytest.approx(25, rel=0.02)

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from outputs import COUNT, compressed
 from PIL import Image
 
 from imagemill.jobs.decode import decode_output
@@ -22,6 +21,7 @@ from imagemill.pipeline.errors import ConfigError, OutputHeld
 from imagemill.pipeline.output.lease import FOLDER, Lease
 from imagemill.pipeline.output.neighbours import collection
 from imagemill.pipeline.storage import Store
+from tests.support.outputs import COUNT, compressed
 
 
 @pytest.fixture(scope="module")

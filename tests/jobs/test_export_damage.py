@@ -7,15 +7,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from outputs import COUNT, compressed
 
 from imagemill.jobs.decode import decode_output
 from imagemill.jobs.export import export, show_export
 from imagemill.pipeline import read_latents
 from imagemill.pipeline.errors import StorageError, VerificationError
-from imagemill.pipeline.output.committed import part_paths
+from imagemill.pipeline.output.parts import part_paths
 from imagemill.pipeline.schema import parquet_bytes, part_name
 from imagemill.pipeline.storage import Store
+from tests.support.outputs import COUNT, compressed
 
 
 def test_rows_that_are_not_what_was_written_are_named_and_left_out(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:

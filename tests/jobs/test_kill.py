@@ -5,11 +5,11 @@ import signal
 from pathlib import Path
 
 import numpy as np
-from commands import actors_of, images_written, make_photos, start, wait_for
 
-from imagemill.pipeline.output.committed import run_ids, run_records
+from imagemill.pipeline.output.run_history import run_ids, run_records
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.storage import Store
+from tests.support.run_processes import actors_of, images_written, make_photos, start, wait_for
 
 IMAGES = 300
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from outputs import compressed
 from PIL import Image
 
 from imagemill.jobs.night_page import leave_page
 from imagemill.jobs.train import train
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.output.written import FOLDER
+from imagemill.pipeline.output.file_record import FOLDER
 from imagemill.pipeline.storage import Store
+from tests.support.outputs import compressed
 
 MINE = b"mine"
 

@@ -4,8 +4,9 @@ import re
 
 import pytest
 import s3fs
-from outputs import compressed
 from PIL import Image
+
+from tests.support.outputs import compressed
 
 
 def test_plan_changes_nothing(imagemill, tmp_path, photos):

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from commands import images_written, make_photos, wait_for
 
 from imagemill.jobs.batch import run_and_show
 from imagemill.pipeline.config import RunConfig
@@ -18,6 +17,7 @@ from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import image_id, parquet_bytes, part_name, reject_schema
 from imagemill.pipeline.storage import Store
+from tests.support.run_processes import images_written, make_photos, wait_for
 
 IMAGEMILL = [sys.executable, "-m", "imagemill"]
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -6,8 +6,9 @@ import pytest
 from imagemill.jobs.registry import headline, layers, show_checkpoint, show_registry
 from imagemill.models import checkpoint
 from imagemill.models.architectures import ARCHITECTURES
+from imagemill.models.card import Card, CheckpointError
 from imagemill.models.tasks import TASKS
-from imagemill.pipeline.output.kept import keep_checkpoint
+from imagemill.pipeline.output.stored_checkpoint import keep_checkpoint
 from imagemill.pipeline.storage import StorageConfig, Store
 
 
@@ -69,7 +70,7 @@ def test_measured_figures_replace_those_of_the_same_set_and_parameters(tmp_path:
 def test_a_measured_set_is_the_headline_before_what_training_saw():
     seen = {"set": "held-out training images", "psnr_db": 30.0}
     measured = {"set": "kodak", "images": 24, "headline": "31.00 dB"}
-    card = checkpoint.Card(name="x", task="denoise", architecture="unet", sha256="0", metrics=[seen])
+    card = Card(name="x", task="denoise", architecture="unet", sha256="0", metrics=[seen])
     assert headline(card) == ("30.00 dB", "held-out training images")
     card = card.model_copy(update={"metrics": [seen, measured]})
     assert headline(card) == ("31.00 dB", "kodak, 24 images")
@@ -84,5 +85,5 @@ def test_a_card_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
         raise PermissionError("read-only")
 
     monkeypatch.setattr(checkpoint, "write_file", refuse)
-    with pytest.raises(checkpoint.CheckpointError, match=r"card\.json cannot be written: PermissionError: read-only"):
+    with pytest.raises(CheckpointError, match=r"card\.json cannot be written: PermissionError: read-only"):
         checkpoint.write_metrics(str(tmp_path), {"set": "a"})

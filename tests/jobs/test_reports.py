@@ -19,7 +19,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from servers import SECRET
 
 from imagemill.jobs.night_page import leave_page
 from imagemill.pipeline.config import RunConfig
@@ -30,6 +29,7 @@ from imagemill.pipeline.reports.page import draw
 from imagemill.pipeline.reports.report import leave_report, make_report
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
+from tests.support.servers import SECRET
 
 HOSTILE = "<img src=x onerror=document.title='owned'>&\"'{{ 7*7 }}.png"
 BROKEN = "<svg onload=document.title='owned'>.jpg"

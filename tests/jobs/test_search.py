@@ -13,7 +13,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from outputs import compressed
 from PIL import Image
 
 from imagemill.jobs.duplicates import show_duplicates
@@ -24,6 +23,7 @@ from imagemill.pipeline.output.neighbours import collection, links, near_groups
 from imagemill.pipeline.reports.atlas import sample
 from imagemill.pipeline.schema import parquet_bytes
 from imagemill.pipeline.storage import Store
+from tests.support.outputs import compressed
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from imagemill.jobs.training.config import TrainConfig
-from imagemill.jobs.training.learn import learning_rate
 from imagemill.jobs.training.states import State, best_epoch, epochs_kept, keep, newest_history, path_of, read_state
+from imagemill.jobs.training.worker import learning_rate
 from imagemill.models.architectures import ARCHITECTURES
 from imagemill.models.objectives import OBJECTIVES
 from imagemill.pipeline.errors import OutputHeld, StorageError

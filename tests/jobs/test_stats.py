@@ -4,16 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from outputs import compressed
 
 from imagemill.jobs.drift import Moments, drift
 from imagemill.jobs.nightly import drifted
 from imagemill.jobs.stats import show_stats
 from imagemill.models import checkpoint as checkpoints
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.output.committed import run_records
+from imagemill.pipeline.output.latent_values import latent_batches
+from imagemill.pipeline.output.run_history import run_records
 from imagemill.pipeline.output.snapshot import snapshot
-from imagemill.pipeline.output.values import latent_batches
+from tests.support.outputs import compressed
 
 
 def drawn(seed: int, images: int, mean: float = 0.0, deviation: float = 1.0) -> Moments:

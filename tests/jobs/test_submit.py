@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clusters import RayCluster, metrics_of
 from PIL import Image
-from servers import free_port
 
 from imagemill.pipeline.cluster.metrics import SERVED
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.storage import Store
+from tests.support.clusters import RayCluster, metrics_of
+from tests.support.servers import free_port
 
 TOKEN = "f" * 64
 PATIENCE_SECONDS = 900

@@ -8,11 +8,10 @@ import pytest
 import torch
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
-from tiny import REQUIRED
 
 from imagemill.jobs.train import run_of, show_training, train
+from imagemill.jobs.training.checks import initial_weights, rehearsed
 from imagemill.jobs.training.config import TrainConfig
-from imagemill.jobs.training.rehearsal import initial_weights, rehearsed
 from imagemill.jobs.training.states import State, keep, newest_history
 from imagemill.models import checkpoint
 from imagemill.models.architectures import ARCHITECTURES
@@ -24,6 +23,7 @@ from imagemill.pipeline.errors import ConfigError, OutputHeld, RunFailed, Storag
 from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.output.lease import FOLDER
 from imagemill.pipeline.storage import Store
+from tests.support.tiny_models import REQUIRED
 
 DIGITS = {"architecture": "conv", "parameters": {}, "crop": 28, "crops_per_image": 1, "augment": "none"}
 
@@ -52,7 +52,7 @@ LEARNED = [name if name in TASKS else pytest.param(name, marks=pytest.mark.chaos
 def test_all_that_can_be_learned_is_by_two_workers_and_the_checkpoint_of_a_task_runs(
     task, tiny, clean, crops, caplog, monkeypatch, rclone_bucket
 ):
-    monkeypatch.setattr("imagemill.jobs.training.watch.LOG_SECONDS", 0)
+    monkeypatch.setattr("imagemill.jobs.training.progress.LOG_SECONDS", 0)
     caplog.set_level("INFO", "imagemill")
     config = tiny(task)
     if task == "inpaint":

@@ -19,10 +19,11 @@ import torch
 import yaml
 
 from imagemill.jobs.train import TrainConfig, run_of, train
+from imagemill.jobs.training.checks import rehearsed
 from imagemill.jobs.training.crops import KEPT, inputs_of, listed, look, split
-from imagemill.jobs.training.rehearsal import rehearsed
 from imagemill.jobs.training.states import State, keep, newest_history, path_of, read_state
 from imagemill.models import checkpoint
+from imagemill.models.card import Card
 from imagemill.pipeline.errors import RunFailed
 from imagemill.pipeline.storage import Store
 
@@ -155,7 +156,7 @@ def finished(config: TrainConfig, steps: tuple[int, int] = (8, 8), planned: tupl
         keep(state, run, fence=0)
 
 
-def untrained(url: str, config: TrainConfig, seed: int) -> checkpoint.Card:
+def untrained(url: str, config: TrainConfig, seed: int) -> Card:
     """A checkpoint that `config` can begin with."""
     torch.manual_seed(seed)
     about = {"name": "first", **config.model_dump(include={"task", "architecture", "parameters"})}

@@ -14,8 +14,9 @@ import torch
 from imagemill.models import checkpoint
 from imagemill.models.architectures import ARCHITECTURES
 from imagemill.models.architectures.conv import Conv
-from imagemill.models.checkpoint import CARD, WEIGHTS, Card, CheckpointError, build, bundled, read_card, read_weights, save
-from imagemill.models.entropy_fit import fit
+from imagemill.models.card import Card, CheckpointError
+from imagemill.models.checkpoint import CARD, WEIGHTS, build, bundled, read_card, read_weights, save
+from imagemill.models.entropy_fitting import fit
 
 CARD_OF_CONV: dict[str, Any] = {"name": "tiny", "task": "denoise", "architecture": "conv", "parameters": {"width": 8}}
 

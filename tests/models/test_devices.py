@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import REQUIRED, TINY
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
@@ -22,6 +21,7 @@ from imagemill.models.objectives import OBJECTIVES, TASK_OBJECTIVES
 from imagemill.models.precision import Precision
 from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.task import Sample
+from tests.support.tiny_models import REQUIRED, TINY
 
 CUDA = torch.device("cuda", 0)
 HALF = [torch.bfloat16, torch.float16]

@@ -16,32 +16,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from imagemill.models import entropy
-from imagemill.models.entropy import PASSES, PHASES, REACH, EntropyModel, PayloadError
-from imagemill.models.entropy_fit import fit, whole_counts
+from imagemill.models.entropy import PASSES, REACH, EntropyModel, PayloadError
+from imagemill.models.entropy_fitting import fit
+from tests.support.entropy_tables import photo_like, tables
 
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))
 KINDS = (st.integers(-128, 127), st.integers(-2, 2), st.sampled_from([-128, 127]), st.just(0))
-
-
-def tables(channels: int, seed: int, buckets: int = 5) -> EntropyModel:
-    """Valid tables in which nothing has a meaning."""
-    rng = np.random.default_rng(seed)
-    whole = {
-        "sizes": rng.integers(0, 113, 129).astype(np.int16),
-        "weights": rng.integers(-2000, 2001, (2, len(PASSES), channels * (channels + 1) // 2, 9)).astype(np.int16),
-        "bias": rng.integers(-9999, 9999, (len(PASSES), channels)).astype(np.int32),
-        "edges": np.sort(rng.integers(-(10**5), 10**5, buckets - 1)).astype(np.int32),
-        "tables": whole_counts(rng.random((buckets * 2 * PHASES, 2 * REACH + 1)) ** 4 + 1e-9),
-    }
-    return EntropyModel(**{name: torch.from_numpy(value) for name, value in whole.items()})
-
-
-def photo_like(channels: int = 6, side: int = 24, seed: int = 0) -> np.ndarray:
-    """Symbols (C,h,w) int8 that are alike where they are near, and smaller in later channels."""
-    rng = np.random.default_rng(seed)
-    spread = np.kron(rng.gamma(1.0, 4.0, (side // 4, side // 4)), np.ones((4, 4)))
-    decay = 0.6 ** np.arange(channels)[:, None, None]
-    return np.rint(rng.laplace(0, 1, (channels, side, side)) * spread * decay).clip(-127, 127).astype(np.int8)
 
 
 @given(st.data(), SHAPES, st.integers(0, 2**32 - 1), st.sampled_from(KINDS))
@@ -158,7 +138,7 @@ import hashlib, sys
 import numpy as np, torch
 torch.set_num_threads(int(sys.argv[1]))
 sys.path.insert(0, sys.argv[2])
-from test_entropy import photo_like, tables
+from tests.support.entropy_tables import photo_like, tables
 model = tables(6, 3)
 payload = model.encode(photo_like(side=96))
 print(hashlib.sha256(payload).hexdigest(), hashlib.sha256(model.decode(payload, (6, 96, 96)).tobytes()).hexdigest())
@@ -172,7 +152,7 @@ def test_other_processes_and_thread_counts_code_the_same(threads: str) -> None:
     variables = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     root = Path(entropy.__file__).parents[2]
     environment = os.environ | dict.fromkeys(variables, threads) | {"PYTHONPATH": str(root)}
-    command = [sys.executable, "-c", CHILD, threads, str(Path(__file__).parent)]
+    command = [sys.executable, "-c", CHILD, threads, str(Path(__file__).parents[2])]
     there = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
     assert there == here
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import REQUIRED
 
 from imagemill.jobs.training.states import State
 from imagemill.jobs.training.step import Step, TaskLoss
@@ -17,6 +16,7 @@ from imagemill.models.objectives import TASK_OBJECTIVES
 from imagemill.models.precision import Precision, chosen_dtype, fast_dtype
 from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.task import Sample
+from tests.support.tiny_models import REQUIRED
 
 HALF = Precision(dtype=torch.float16)
 

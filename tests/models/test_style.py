@@ -11,17 +11,16 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from imagemill.models import checkpoint, foreign
-from imagemill.models import stylist as stylist_module
+from imagemill.models import checkpoint, style_networks, style_transfer
 from imagemill.models.architectures.perceptual import Perceptual
 from imagemill.models.batches import to_batch
-from imagemill.models.checkpoint import CheckpointError
+from imagemill.models.card import CheckpointError
 from imagemill.models.colour import luma_8
 from imagemill.models.objectives import OBJECTIVES, TASK_OBJECTIVES
 from imagemill.models.objectives.perceive import contrast
 from imagemill.models.objectives.stylize import Stylist, paint
 from imagemill.models.precision import Precision
-from imagemill.models.style import EPSILON, adain, content_loss, gram, moments, style_loss
+from imagemill.models.style_statistics import EPSILON, adain, content_loss, gram, moments, style_loss
 from imagemill.models.tasks.stylize import StylizeParams
 from imagemill.models.tasks.task import Sample
 
@@ -156,9 +155,9 @@ def test_tiles_share_the_statistics_of_the_whole_image(net, coffee, monkeypatch)
     large = photo("astronaut.png", 200, 264)
     x = to_batch([large], net.stride, "cpu")
     prepared, _ = stylist(net, coffee)
-    monkeypatch.setattr(stylist_module, "SEEN_PIXELS", 10_000)
+    monkeypatch.setattr(style_transfer, "SEEN_PIXELS", 10_000)
     whole = paint(prepared, x, 1.0)
-    monkeypatch.setattr(stylist_module, "TILE", 64)
+    monkeypatch.setattr(style_transfer, "TILE", 64)
     tiles = paint(prepared, x, 1.0)
     assert (tiles - whole).abs().max() < 1 / 255
     part, all_of_it = prepared.statistics(x[..., :64]), prepared.statistics(x)
@@ -236,8 +235,10 @@ def test_random_networks_are_always_the_same():
 
 def test_vgg19_is_known_by_its_digest(tmp_path, monkeypatch):
     # torchvision's file is not here: its layout is, with small layers.
-    monkeypatch.setattr(foreign, "VGG19_SHAPE", {"widths": [4, 5, 6, 7, 8], "convs": [2, 2, 4, 4, 1], "decoder": False})
-    net = Perceptual(**foreign.VGG19_SHAPE)
+    monkeypatch.setattr(
+        style_networks, "VGG19_SHAPE", {"widths": [4, 5, 6, 7, 8], "convs": [2, 2, 4, 4, 1], "decoder": False}
+    )
+    net = Perceptual(**style_networks.VGG19_SHAPE)
     # The places of the convolutions among the layers of torchvision.models.vgg19().features.
     places = [0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28]
     state = {}
@@ -249,7 +250,7 @@ def test_vgg19_is_known_by_its_digest(tmp_path, monkeypatch):
     path.write_bytes(out.getvalue())
     with pytest.raises(CheckpointError, match=r"sha256 begins with [0-9a-f]{8}, that of torchvision's VGG-19 with dcbb9e9d"):
         checkpoint.read(str(path))
-    monkeypatch.setattr(foreign, "VGG19_SHA256", hashlib.sha256(out.getvalue()).hexdigest()[:8])
+    monkeypatch.setattr(style_networks, "VGG19_SHA256", hashlib.sha256(out.getvalue()).hexdigest()[:8])
     card, weights = checkpoint.read(str(path))
     read = checkpoint.build(card, weights)
     assert card.parameters["mean"] == [0.485, 0.456, 0.406]

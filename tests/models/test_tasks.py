@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import REQUIRED
 
 from imagemill.models import checkpoint
 from imagemill.models.architectures import ARCHITECTURES
@@ -21,6 +20,7 @@ from imagemill.models.precision import Precision
 from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.compress import CompressParams
 from imagemill.models.tasks.task import Sample
+from tests.support.tiny_models import REQUIRED
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import H, W
 from PIL import Image
+
+from tests.support.pictures import H, W
 
 NOBODY = 65534
 

@@ -13,16 +13,16 @@ import pytest
 from botocore.exceptions import EndpointConnectionError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from rows import DAY, SCHEMA, Pair, pairs_of, put, reject, row
 
 from imagemill.pipeline.account import account, drop_doubles
 from imagemill.pipeline.errors import VerificationError
-from imagemill.pipeline.output.committed import SUPERSEDED, columns_of, part_paths, read_parts
+from imagemill.pipeline.output.parts import SUPERSEDED, columns_of, part_paths, read_parts
 from imagemill.pipeline.output.snapshot import newest_rows
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.plan import Plan
 from imagemill.pipeline.schema import REFERENCE, parquet_bytes, part_name
 from imagemill.pipeline.storage import Store
+from tests.support.rows import DAY, SCHEMA, Pair, pairs_of, put, reject, row
 
 
 def todo_of(*pairs: Pair) -> pa.Table:

@@ -5,12 +5,12 @@ import struct
 
 import numpy as np
 import pytest
-from exact_writers import bmp_file, gif_file, gif_image, packed
 from PIL import Image
-from seeds import error_class, noise, saved, scene, shown
 
-from imagemill.pipeline.images.decode import decode
-from imagemill.pipeline.images.encode import output_format
+from imagemill.pipeline.images.decode import decode_image
+from imagemill.pipeline.images.encode import choose_output_format
+from tests.support.exact_writers import bmp_file, gif_file, gif_image, packed
+from tests.support.sample_images import error_class, noise, saved, scene, shown
 
 FEW_OR_ALL = pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.chaos)])
 H, W = 9, 13
@@ -44,7 +44,7 @@ def test_every_kind_of_gif_is_shown_as_browsers_do(step: int) -> None:
         image = gif_image(samples, place, own, transparent, interlaced)
         following = [gif_image(indices(2), (0, 0), other, None, False)] * more
         shared = {"global": palette, "local": None, "both": other}[tables]
-        picture = decode(gif_file(screen, shared, image, *following, background=1))
+        picture = decode_image(gif_file(screen, shared, image, *following, background=1))
         canvas = max(screen[0], place[0] + W), max(screen[1], place[1] + H)
         rgb, alpha = np.zeros((*canvas[::-1], 3), np.uint8), np.zeros(canvas[::-1], np.uint8)
         inside = slice(place[1], place[1] + H), slice(place[0], place[0] + W)
@@ -63,12 +63,12 @@ def test_a_gif_of_pillow_with_any_frames_shows_its_first() -> None:
     for mode, count in itertools.product(("P", "L", "RGB", "1"), (1, 3)):
         frames = [Image.fromarray(scene(20, 30) + np.uint8(30 * n)).quantize(16).convert(mode) for n in range(count)]
         data = saved(frames[0], "GIF", save_all=True, append_images=frames[1:], disposal=2)
-        picture = decode(data)
+        picture = decode_image(data)
         # Pillow writes at most 256 colours, which these have.
         expected = np.asarray(frames[0].convert("RGB"))
         np.testing.assert_array_equal(picture.rgb, expected)
         assert picture.frames == count
-        assert picture.gray == bool((expected == expected[..., :1]).all()) or mode == "RGB"
+        assert picture.is_gray == bool((expected == expected[..., :1]).all()) or mode == "RGB"
 
 
 def test_a_gif_that_is_cut_in_its_first_image_is_broken() -> None:
@@ -77,7 +77,7 @@ def test_a_gif_that_is_cut_in_its_first_image_is_broken() -> None:
         assert error_class(data[:end]) == "BrokenImage"
     # Of an animation that was cut the first picture is whole.
     image = gif_image(indices(16), (0, 0), None, None, False)
-    assert decode(gif_file((W, H), noise(16, 3), image, image)[:-30]).frames == 2
+    assert decode_image(gif_file((W, H), noise(16, 3), image, image)[:-30]).frames == 2
 
 
 MASKS = {
@@ -109,7 +109,7 @@ def test_every_bit_field_of_a_bmp_is_scaled_to_8_bits(step: int) -> None:
         for mask in masks:
             shift = (mask & -mask).bit_length() - 1
             planes.append(np.round(((words & mask) >> shift) * (255 / (mask >> shift))).astype(np.uint8))
-        picture = decode(data)
+        picture = decode_image(data)
         case = f"{bits} bits, {[hex(mask) for mask in masks]}, header {header}, top down {top_down}"
         assert (picture.rgb == np.dstack(planes[:3]))[shown(picture)].all(), case
         assert (picture.alpha is None) == (len(masks) == 3), case
@@ -128,9 +128,9 @@ def test_every_palette_of_a_bmp_is_read_as_written(step: int) -> None:
         colours = max(2, int(share * (1 << bits)))
         samples, palette = indices(colours), noise(colours, 3)
         data = bmp_file(packed(samples, bits), (W, H), bits, header=header, palette=palette, top_down=top_down)
-        picture = decode(data)
+        picture = decode_image(data)
         assert (picture.rgb == palette[samples]).all(), (bits, header, top_down, share)
-        assert (picture.alpha, picture.bit_depth, picture.gray) == (None, 8, False)
+        assert (picture.alpha, picture.bit_depth, picture.is_gray) == (None, 8, False)
 
 
 @pytest.mark.parametrize("header", [12, 40, 64, 108, 124])
@@ -145,7 +145,7 @@ def test_a_plain_bmp_is_read_as_written(header: int, bits: int) -> None:
         rows = [row.tobytes() for row in np.dstack([rgb[..., ::-1], noise(H, W)])[..., : bits // 8]]
     if header in (12, 64) and bits != 24:
         return
-    picture = decode(bmp_file(rows, (W, H), bits, header=header))
+    picture = decode_image(bmp_file(rows, (W, H), bits, header=header))
     np.testing.assert_array_equal(picture.rgb, rgb)
     # The fourth byte of a plain BMP is not transparency.
     assert picture.alpha is None
@@ -190,7 +190,7 @@ def test_runs_of_a_bmp_are_drawn_and_the_rest_is_transparent(bits: int, count: i
     for seed in range(count):
         palette, samples = noise(1 << bits, 3), indices(1 << bits)
         code, drawn = run_lengths(samples, bits, seed)
-        picture = decode(bmp_file([code], (W, H), bits, compression=2 if bits == 4 else 1, palette=palette))
+        picture = decode_image(bmp_file([code], (W, H), bits, compression=2 if bits == 4 else 1, palette=palette))
         visible = drawn >= 0
         np.testing.assert_array_equal(picture.rgb[visible], palette[drawn[visible]])
         if visible.all():
@@ -203,7 +203,7 @@ def test_alpha_of_zeros_is_no_alpha() -> None:
     """Programs that know no alpha leave zeros; nobody stores a picture that cannot be seen."""
     rgba = np.dstack([noise(H, W, 3), np.zeros((H, W), np.uint8)])
     masks = (0xFF, 0xFF00, 0xFF0000, 0xFF000000)
-    picture = decode(bmp_file([row.tobytes() for row in rgba], (W, H), 32, header=124, compression=3, masks=masks))
+    picture = decode_image(bmp_file([row.tobytes() for row in rgba], (W, H), 32, header=124, compression=3, masks=masks))
     np.testing.assert_array_equal(picture.rgb, rgba[..., :3])
     assert picture.alpha is None
 
@@ -211,10 +211,10 @@ def test_alpha_of_zeros_is_no_alpha() -> None:
 def test_what_a_bmp_holds_that_is_not_read_is_named() -> None:
     for compression, words in ((4, "holds a JPEG"), (5, "holds a PNG"), (9, "compression 9")):
         with pytest.raises(Exception, match=words):
-            decode(bmp_file([bytes(90)], (W, H), 24, compression=compression))
+            decode_image(bmp_file([bytes(90)], (W, H), 24, compression=compression))
         assert error_class(bmp_file([bytes(90)], (W, H), 24, compression=compression)) == "UnsupportedFormat"
     with pytest.raises(Exception, match="Huffman"):
-        decode(bmp_file([bytes(90)], (W, H), 1, header=64, compression=3))
+        decode_image(bmp_file([bytes(90)], (W, H), 1, header=64, compression=3))
 
 
 def test_a_bmp_that_is_cut_is_broken() -> None:
@@ -227,8 +227,13 @@ def test_a_bmp_that_is_cut_is_broken() -> None:
 
 
 def test_transparency_that_bmp_cannot_hold_goes_into_png() -> None:
-    assert [output_format(name, has_alpha=True) for name in ("BMP", "PPM", "TIFF", "WEBP")] == ["PNG", "PNG", "TIFF", "WEBP"]
-    assert [output_format(name) for name in ("BMP", "PPM")] == ["BMP", "PPM"]
+    assert [choose_output_format(name, has_alpha=True) for name in ("BMP", "PPM", "TIFF", "WEBP")] == [
+        "PNG",
+        "PNG",
+        "TIFF",
+        "WEBP",
+    ]
+    assert [choose_output_format(name) for name in ("BMP", "PPM")] == ["BMP", "PPM"]
 
 
 EVERY_PNM = list(
@@ -246,11 +251,11 @@ def test_every_graymap_and_pixmap_is_scaled_to_8_bits(step: int) -> None:
             body = comment.join(b" ".join(b"%d" % value for value in row) + b"\n" for row in samples.reshape(H, -1))
         else:
             body = samples.astype(">u2" if most > 255 else "u1").tobytes()
-        picture = decode(head + body)
+        picture = decode_image(head + body)
         # Halves are rounded up, as netpbm does.
         expected = (samples * 510 + most) // (2 * most)
         assert (picture.rgb == expected).all(), (most, channels, plain)
-        assert picture.gray == (channels == 1)
+        assert picture.is_gray == (channels == 1)
         assert picture.bit_depth == (1 if (most, channels) == (1, 1) else max(8, most.bit_length()))
 
 
@@ -259,10 +264,12 @@ def test_every_bitmap_is_black_where_a_bit_is_set() -> None:
         bits = noise(H, width) > 127
         digits = [b"1" if bit else b"0" for bit in bits.ravel()]
         for body in (b"".join(digits), b" ".join(digits), b"\n".join(digits) + b"\n"):
-            np.testing.assert_array_equal(decode(b"P1 %d %d\n" % (width, H) + body).rgb[..., 0], np.where(bits, 0, 255))
+            np.testing.assert_array_equal(
+                decode_image(b"P1 %d %d\n" % (width, H) + body).rgb[..., 0], np.where(bits, 0, 255)
+            )
         raw = b"P4 #\n%d %d\n" % (width, H) + b"".join(packed(bits, 1))
-        np.testing.assert_array_equal(decode(raw).rgb[..., 0], np.where(bits, 0, 255))
-        assert decode(raw).bit_depth == 1
+        np.testing.assert_array_equal(decode_image(raw).rgb[..., 0], np.where(bits, 0, 255))
+        assert decode_image(raw).bit_depth == 1
 
 
 @pytest.mark.parametrize(
@@ -288,7 +295,7 @@ def test_every_kind_of_pam_is_read_as_written(kind: bytes, depth: int, most: int
         + b"ENDHDR\n"
         + samples.astype(">u2" if most > 255 else "u1").tobytes()
     )
-    picture, expected = decode(data), np.round(samples * (255 / most)).astype(np.uint8)
+    picture, expected = decode_image(data), np.round(samples * (255 / most)).astype(np.uint8)
     colours = expected[..., : 3 if depth > 2 else 1]
     assert (picture.rgb == colours)[shown(picture)].all()
     if depth in (2, 4):
@@ -315,13 +322,13 @@ def test_pnm_names_what_it_cannot_read() -> None:
 
 def test_images_of_one_pnm_file_are_counted() -> None:
     one = b"P5 2 1 255\nab"
-    assert [decode(one * count).frames for count in (1, 2, 5)] == [1, 2, 5]
-    assert decode(one + b"P6\n1 1\n65535\n" + bytes(6) + one).frames == 3
-    assert decode(one + b"Photo").frames == 1
+    assert [decode_image(one * count).frames for count in (1, 2, 5)] == [1, 2, 5]
+    assert decode_image(one + b"P6\n1 1\n65535\n" + bytes(6) + one).frames == 3
+    assert decode_image(one + b"Photo").frames == 1
 
 
 def test_a_large_comment_and_header_end_as_the_standard_says() -> None:
     """Exactly one blank separates the header from raw samples, which may look like blanks themselves."""
     data = b"P5\n#" + b"c" * 5_000 + b"\n2 1 255\n" + b"\n "
-    np.testing.assert_array_equal(decode(data).rgb[0, :, 0], [10, 32])
+    np.testing.assert_array_equal(decode_image(data).rgb[0, :, 0], [10, 32])
     assert struct.unpack("2B", b"\n ") == (10, 32)

@@ -8,13 +8,25 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
-from seeds import FUZZ, LIMIT, SEEDS, chunk, error_class, is_sound, noise, picture_or_reason, png, saved, scene
 
 from imagemill.models.metrics import psnr_db
-from imagemill.pipeline.images.decode import decode, pixels_of
+from imagemill.pipeline.images.decode import decode_image, read_pixel_count
 from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.images.readers import READERS
-from imagemill.pipeline.images.readers.webp import webp_size
+from imagemill.pipeline.images.readers.webp import parse_webp_size
+from tests.support.sample_images import (
+    FUZZ,
+    LIMIT,
+    SEEDS,
+    chunk,
+    error_class,
+    is_sound,
+    noise,
+    picture_or_reason,
+    png,
+    saved,
+    scene,
+)
 
 _PALETTE = Image.fromarray(scene()).quantize(16)
 CHUNKED = [
@@ -90,7 +102,7 @@ def test_a_png_that_pillow_asserts_on_is_a_broken_image(frames: int) -> None:
     """A palette picture whose palette is missing."""
     image = Image.fromarray(scene()).quantize(16)
     whole = saved(image, "PNG", save_all=frames > 1, append_images=[image] * (frames - 1))
-    decode(whole)
+    decode_image(whole)
     reason = picture_or_reason(without(whole, b"PLTE"))
     assert isinstance(reason, ImageError)
     assert reason.error_class == "BrokenImage"
@@ -141,15 +153,15 @@ def test_what_a_file_carries_beside_its_pixels_is_bounded() -> None:
         keyword = b"a" if name == b"iCCP" else b"XML:com.adobe.xmp"
         extra = chunk(name, keyword + (b"\0\1\0\0\0" if name == b"iTXt" else b"\0\0") + bomb)
         tracemalloc.start()
-        picture = decode(png(1, 1, 8, 2, line, extra))
+        picture = decode_image(png(1, 1, 8, 2, line, extra))
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
         tracemalloc.stop()
         assert (picture.metadata.xmp, picture.icc) == (None, "unreadable" if name == b"iCCP" else "none")
     # EXIF and a profile that are large and not packed: as large as the file at most, and left out of what is carried.
-    picture = decode(png(1, 1, 8, 2, line, chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\0" + bytes(5_000_000))))
+    picture = decode_image(png(1, 1, 8, 2, line, chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\0" + bytes(5_000_000))))
     assert picture.metadata.exif is None
     profile = saved(Image.fromarray(scene()), "JPEG", icc_profile=bytes(10_000_000))
-    assert decode(profile).icc == "unreadable"
+    assert decode_image(profile).icc == "unreadable"
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM"])
@@ -184,18 +196,18 @@ def test_a_webp_is_refused_before_pillow_makes_room_for_it(kind: str) -> None:
     data = kind.encode() + struct.pack("<I", len(body)) + body
     data = b"RIFF" + struct.pack("<I", len(data) + 4) + b"WEBP" + data
     assert error_class(data) == "TooManyPixels"
-    assert pixels_of(data) == (16_383**2)
+    assert read_pixel_count(data) == (16_383**2)
 
 
 def test_what_a_webp_says_of_its_size_is_what_pillow_makes_of_it() -> None:
     image = Image.fromarray(scene(7, 33))
     for options in ({}, {"lossless": True}, {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0"}):
-        assert webp_size(saved(image, "WEBP", **options)) == (33, 7)
+        assert parse_webp_size(saved(image, "WEBP", **options)) == (33, 7)
 
 
 def test_the_pixel_limit_is_inclusive() -> None:
     data = saved(Image.new("L", (40, 25)), "PNG")
-    assert decode(data, 1000).rgb.shape == (25, 40, 3)
+    assert decode_image(data, 1000).rgb.shape == (25, 40, 3)
     assert error_class(data, 999) == "TooManyPixels"
 
 
@@ -269,6 +281,6 @@ def test_broken_exif_raises_nothing_but_image_errors(content: bytes, head: bytes
 def test_an_image_whose_exif_is_broken_is_still_an_image(image_format: str) -> None:
     rgb = scene(8, 8)
     for exif in (b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\0\0", b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12", b"Exif\0\0not exif"):
-        picture = decode(saved(Image.fromarray(rgb), image_format, exif=exif), LIMIT)
+        picture = decode_image(saved(Image.fromarray(rgb), image_format, exif=exif), LIMIT)
         assert psnr_db(picture.rgb, rgb) > 30
         assert picture.exif_orientation == 1

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from icc import ADOBE_RGB, rgb_profile
-from pictures import encode, opened, rewritten, saved
 from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
 from PIL.PngImagePlugin import PngInfo
 
-from imagemill.pipeline.images.config import PixelConfig
-from imagemill.pipeline.images.decode import decode
+from imagemill.pipeline.images.config import ImageConfig
+from imagemill.pipeline.images.decode import decode_image
+from tests.support.icc import ADOBE_RGB, rgb_profile
+from tests.support.pictures import encode, opened, rewritten, saved
 
 PROMPT = "a cat, 4k, Müller\nSteps: 20, Seed: 1"
 
@@ -109,17 +109,17 @@ def jpeg_with_iptc(photo: np.ndarray) -> tuple[bytes, bytes]:
 def test_iptc_is_carried_between_jpeg_and_tiff(photo):
     data, iptc = jpeg_with_iptc(photo)
     assert rewritten(data).info["photoshop"] == {0x0404: iptc}
-    tiff = encode(photo, decode(data), "TIFF")
+    tiff = encode(photo, decode_image(data), "TIFF")
     assert opened(tiff).tag_v2[33723] == iptc
     assert rewritten(tiff, "JPEG").info["photoshop"] == {0x0404: iptc}
 
 
 @pytest.mark.parametrize("metadata", ["strip", "strip_gps"])
 def test_what_may_name_a_place_is_stripped(photo, metadata):
-    config = PixelConfig(metadata=metadata)
-    assert b"A town" not in encode(photo, decode(jpeg_with_iptc(photo)[0], config=config), "JPEG")
+    config = ImageConfig(metadata=metadata)
+    assert b"A town" not in encode(photo, decode_image(jpeg_with_iptc(photo)[0], config=config), "JPEG")
     assert not getattr(rewritten(png_with_text(photo, Comment="A town"), config=config), "text", {})
-    assert b"A town" not in encode(photo, decode(saved(photo, "JPEG", comment=b"A town"), config=config), "JPEG")
+    assert b"A town" not in encode(photo, decode_image(saved(photo, "JPEG", comment=b"A town"), config=config), "JPEG")
     dpi = rewritten(saved(photo, "JPEG", dpi=(300, 300)), config=config).info.get("dpi")
     assert dpi == ((300, 300) if metadata == "strip_gps" else None)
 
@@ -148,7 +148,7 @@ STAYS = ("Ä title &amp; more", 'photoshop:City="Wien"', "W5M0MpCehiHzreSzNTczkc
 
 
 def xmp_of(data: bytes, rgb: np.ndarray | None = None) -> str:
-    picture = decode(data)
+    picture = decode_image(data)
     return opened(encode(picture.rgb if rgb is None else rgb, picture, "JPEG")).info["xmp"].decode()
 
 

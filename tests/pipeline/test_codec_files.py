@@ -6,12 +6,12 @@ import struct
 import imagecodecs
 import numpy as np
 import pytest
-from exact_writers import box, clap, with_jp2_boxes, with_property
 from PIL import Image
-from seeds import error_class, noise, saved, scene, shown
 
 from imagemill.models.metrics import psnr_db
-from imagemill.pipeline.images.decode import AS_STORED, decode
+from imagemill.pipeline.images.decode import AS_STORED, decode_image
+from tests.support.exact_writers import box, clap, with_jp2_boxes, with_property
+from tests.support.sample_images import error_class, noise, saved, scene, shown
 
 FEW_OR_ALL = pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.chaos)])
 H, W = 24, 34
@@ -33,7 +33,7 @@ def test_every_kind_of_webp_is_read_as_written(step: int) -> None:
             block = Image.Exif()
             block[0x010E] = "what it shows"
             options["exif"] = block
-        picture, expected = decode(saved(image, "WEBP", **options)), np.asarray(image.convert("RGBA"))
+        picture, expected = decode_image(saved(image, "WEBP", **options)), np.asarray(image.convert("RGBA"))
         visible = expected[..., 3] > 0
         case = f"{mode}, lossless {lossless}, method {method}, {frames} frames"
         if lossless:
@@ -54,7 +54,7 @@ def test_the_first_frame_of_a_webp_lies_on_its_canvas() -> None:
     data[canvas : canvas + 6] = (W + 19).to_bytes(3, "little") + (H + 9).to_bytes(3, "little")
     # Places of frames count in steps of two pixels.
     data[frame : frame + 6] = (5).to_bytes(3, "little") + (2).to_bytes(3, "little")
-    picture = decode(bytes(data))
+    picture = decode_image(bytes(data))
     expected = np.zeros((H + 10, W + 20), np.uint8)
     expected[4 : 4 + H, 10 : 10 + W] = ALPHA
     np.testing.assert_array_equal(picture.alpha, expected)
@@ -86,7 +86,7 @@ def test_every_kind_of_avif_is_read_as_written(step: int) -> None:
         whole = RGBA[..., :channels] if channels > 1 else COLOURS[..., 1]
         samples = np.round(whole * (((1 << bits) - 1) / 255)).astype(np.uint8 if bits == 8 else np.uint16)
         options = {"pixelformat": layout, "matrix": matrix, "primaries": 1, "transfer": 13, "speed": 8}
-        picture = decode(imagecodecs.avif_encode(samples, level=100, bitspersample=bits, **options))
+        picture = decode_image(imagecodecs.avif_encode(samples, level=100, bitspersample=bits, **options))
         expected = whole[..., :3] if channels > 1 else np.repeat(whole[..., None], 3, 2)
         case = f"{bits} bits, {layout}, {channels} channels, matrix {matrix}"
         visible = shown(picture)
@@ -95,7 +95,7 @@ def test_every_kind_of_avif_is_read_as_written(step: int) -> None:
         else:
             assert psnr_db(picture.rgb[visible], expected[visible]) > (42 if layout == "yuv444" else 36), case
         assert picture.alpha is None if channels < 4 else (picture.alpha == ALPHA).all(), case
-        assert (picture.bit_depth, picture.gray, picture.frames, picture.icc) == (bits, channels == 1, 1, "none"), case
+        assert (picture.bit_depth, picture.is_gray, picture.frames, picture.icc) == (bits, channels == 1, 1, "none"), case
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,10 @@ def test_every_kind_of_avif_is_read_as_written(step: int) -> None:
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA"])
 def test_avif_of_pillow_is_read_as_written(options: dict, mode: str) -> None:
     image = Image.fromarray(RGBA).convert(mode)
-    picture, expected = decode(saved(image, "AVIF", quality=100, subsampling="4:4:4", **options)), image.convert("RGBA")
+    picture, expected = (
+        decode_image(saved(image, "AVIF", quality=100, subsampling="4:4:4", **options)),
+        image.convert("RGBA"),
+    )
     opaque = ALPHA > 128
     assert psnr_db(picture.rgb[opaque], np.asarray(expected)[opaque][:, :3]) > 40
     if mode.endswith("A"):
@@ -122,7 +125,7 @@ def test_an_avif_is_cropped_and_then_turned(orientation: int, cropped: bool) -> 
     data = saved(Image.fromarray(border), "AVIF", quality=100, subsampling="4:4:4", exif=exif)
     if cropped:
         data = with_property(data, clap(stored.shape[1], stored.shape[0], 7, 3, border.shape[1::-1]))
-    picture = decode(data)
+    picture = decode_image(data)
     assert picture.rgb.shape == upright.shape
     assert psnr_db(picture.rgb, upright) > 38
     assert picture.exif_orientation == orientation
@@ -133,7 +136,7 @@ def test_a_crop_of_all_bits_of_an_avif() -> None:
     data = imagecodecs.avif_encode(
         samples, level=100, bitspersample=10, pixelformat="yuv444", matrix=0, primaries=1, transfer=8
     )
-    picture = decode(with_property(data, clap(W, H, 4, 2, samples.shape[1::-1])))
+    picture = decode_image(with_property(data, clap(W, H, 4, 2, samples.shape[1::-1])))
     assert (picture.rgb.shape, picture.icc) == ((H, W, 3), "converted")
 
 
@@ -150,7 +153,9 @@ def test_a_crop_outside_of_an_avif_is_broken() -> None:
 
 def test_a_sequence_of_avif_is_its_first_frame() -> None:
     frames = [Image.fromarray(COLOURS), Image.fromarray(COLOURS[::-1].copy()), Image.fromarray(COLOURS)]
-    picture = decode(saved(frames[0], "AVIF", save_all=True, append_images=frames[1:], quality=100, subsampling="4:4:4"))
+    picture = decode_image(
+        saved(frames[0], "AVIF", save_all=True, append_images=frames[1:], quality=100, subsampling="4:4:4")
+    )
     assert psnr_db(picture.rgb, COLOURS) > 38
     assert picture.frames == 3
 
@@ -159,7 +164,7 @@ def test_an_avif_by_its_compatible_brands() -> None:
     """A file may begin as a container for any codec; if its picture is not AVIF, HEIC is named."""
     data = saved(Image.fromarray(COLOURS), "AVIF")
     assert data[8:12] == b"avif"
-    assert decode(data[:8] + b"mif1" + data[12:]).format == "AVIF"
+    assert decode_image(data[:8] + b"mif1" + data[12:]).format == "AVIF"
     assert error_class(data[: len(data) // 2]) == "BrokenImage"
     assert error_class(data[:40]) == "BrokenImage"
 
@@ -180,19 +185,21 @@ def test_every_kind_of_jpeg_2000_is_read_as_written(step: int) -> None:
             bitspersample=bits,
             mct=transform and channels == 3,
         )
-        picture, expected = decode(data), np.round(samples * (255 / ((1 << bits) - 1))).astype(np.uint8)
+        picture, expected = decode_image(data), np.round(samples * (255 / ((1 << bits) - 1))).astype(np.uint8)
         case = f"{bits} bits, {channels} channels, {container}"
         assert (picture.rgb == expected[..., : 3 if channels > 2 else 1])[shown(picture)].all(), case
         assert (picture.alpha is None) == (channels in (1, 3)), case
         assert picture.alpha is None or (picture.alpha == expected[..., -1]).all(), case
-        assert (picture.gray, picture.bit_depth) == (channels < 3, 1 if (bits, channels) == (1, 1) else max(8, bits)), case
+        assert (picture.is_gray, picture.bit_depth) == (channels < 3, 1 if (bits, channels) == (1, 1) else max(8, bits)), (
+            case
+        )
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.int16])
 def test_signed_samples_of_jpeg_2000_begin_at_black(kind: type) -> None:
     low, high = np.iinfo(kind).min, np.iinfo(kind).max
     samples = np.linspace(low, high, H * W).round().astype(kind).reshape(H, W)
-    picture = decode(imagecodecs.jpeg2k_encode(samples, level=0, reversible=True))
+    picture = decode_image(imagecodecs.jpeg2k_encode(samples, level=0, reversible=True))
     np.testing.assert_array_equal(picture.rgb[..., 0], np.round((samples.astype(float) - low) * (255 / (high - low))))
 
 
@@ -209,11 +216,11 @@ def test_the_kinds_of_channels_of_jpeg_2000_are_followed() -> None:
     bgr = struct.pack(">10H", 3, 0, 0, 3, 1, 0, 2, 2, 0, 1)
     unspecified = struct.pack(">13H", 4, 0, 0, 1, 1, 0, 2, 2, 0, 3, 3, 65535, 65535)
     premultiplied = struct.pack(">13H", 4, 0, 0, 1, 1, 0, 2, 2, 0, 3, 3, 2, 0)
-    picture = decode(jp2(RGBA, {b"cdef": opacity_last}))
+    picture = decode_image(jp2(RGBA, {b"cdef": opacity_last}))
     np.testing.assert_array_equal(picture.alpha, ALPHA)
     np.testing.assert_array_equal(picture.rgb[ALPHA > 0], COLOURS[ALPHA > 0])
-    np.testing.assert_array_equal(decode(jp2(COLOURS, {b"cdef": bgr})).rgb, COLOURS[..., ::-1])
-    picture = decode(jp2(RGBA, {b"cdef": unspecified}))
+    np.testing.assert_array_equal(decode_image(jp2(COLOURS, {b"cdef": bgr})).rgb, COLOURS[..., ::-1])
+    picture = decode_image(jp2(RGBA, {b"cdef": unspecified}))
     np.testing.assert_array_equal(picture.rgb, COLOURS)
     assert picture.alpha is None
     assert error_class(jp2(RGBA, {b"cdef": premultiplied})) == "UnsupportedFormat"
@@ -226,16 +233,16 @@ def test_a_palette_of_jpeg_2000_is_applied() -> None:
         b"pclr": struct.pack(">HB", 5, 3) + b"\7\7\7" + palette.tobytes(),
         b"cmap": struct.pack(">HBBHBBHBB", 0, 1, 0, 0, 1, 1, 0, 1, 2),
     }
-    picture = decode(jp2(samples, boxes))
+    picture = decode_image(jp2(samples, boxes))
     np.testing.assert_array_equal(picture.rgb, palette[samples])
-    assert not picture.gray
+    assert not picture.is_gray
 
 
 def test_the_colour_space_of_jpeg_2000_is_followed() -> None:
     ycc = np.asarray(Image.fromarray(COLOURS).convert("YCbCr"))
-    assert psnr_db(decode(jp2(ycc, {b"colr": enumerated(18)})).rgb, COLOURS) > 45
+    assert psnr_db(decode_image(jp2(ycc, {b"colr": enumerated(18)})).rgb, COLOURS) > 45
     cmyk = np.asarray(Image.fromarray(COLOURS).convert("CMYK"))
-    assert psnr_db(decode(jp2(cmyk, {b"colr": enumerated(12)})).rgb, COLOURS) > 45
+    assert psnr_db(decode_image(jp2(cmyk, {b"colr": enumerated(12)})).rgb, COLOURS) > 45
     for space in (14, 20, 24):
         assert error_class(jp2(COLOURS, {b"colr": enumerated(space)})) == "UnsupportedFormat"
 

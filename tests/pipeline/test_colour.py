@@ -5,15 +5,15 @@ import struct
 import imagecodecs
 import numpy as np
 import pytest
-from exact_writers import bmp_file, chunk, png_file, with_jp2_boxes
-from icc import ADOBE_RGB, DISPLAY_P3, SRGB, as_tagged, rgb_profile, to_xyz
-from pictures import KEEP
 from PIL import Image
-from seeds import saved, scene
 
 from imagemill.models.metrics import psnr_db
 from imagemill.pipeline.images.colour import eetf
-from imagemill.pipeline.images.decode import decode
+from imagemill.pipeline.images.decode import decode_image
+from tests.support.exact_writers import bmp_file, chunk, png_file, with_jp2_boxes
+from tests.support.icc import ADOBE_RGB, DISPLAY_P3, SRGB, as_tagged, rgb_profile, to_xyz
+from tests.support.pictures import KEEP
+from tests.support.sample_images import saved, scene
 
 BT2020 = np.array([[0.708, 0.292], [0.170, 0.797], [0.131, 0.046]])
 RGB = scene(40, 60)
@@ -60,14 +60,14 @@ def hlg(rgb: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(("before", "gamma"), [(LINEAR, 1.0), (GAMMA_1_8, 1.8)])
 def test_gamma_of_a_png_is_converted_to_srgb(before: bytes, gamma: float, bits: int) -> None:
     samples = np.round(linear_light(RGB) ** (1 / gamma) * ((1 << bits) - 1))
-    picture = decode(png(samples, before, bits=bits))
+    picture = decode_image(png(samples, before, bits=bits))
     assert picture.icc == "converted"
     if bits == 16:
         assert np.abs(picture.rgb.astype(int) - RGB).max() <= 1
     else:
         assert psnr_db(picture.rgb, RGB) > (36 if gamma == 1 else 44)
-    gray = decode(png(samples[..., 1], before, bits=bits))
-    assert (gray.icc, gray.gray) == ("converted", True)
+    gray = decode_image(png(samples[..., 1], before, bits=bits))
+    assert (gray.icc, gray.is_gray) == ("converted", True)
     np.testing.assert_array_equal(gray.rgb[..., 1], picture.rgb[..., 1])
 
 
@@ -85,7 +85,7 @@ def test_gamma_of_a_png_is_converted_to_srgb(before: bytes, gamma: float, bits: 
     ],
 )
 def test_what_is_srgb_is_not_touched(before: tuple[bytes, ...]) -> None:
-    picture = decode(png(RGB, *before))
+    picture = decode_image(png(RGB, *before))
     np.testing.assert_array_equal(picture.rgb, RGB)
     assert picture.icc == "none"
 
@@ -93,7 +93,7 @@ def test_what_is_srgb_is_not_touched(before: tuple[bytes, ...]) -> None:
 @pytest.mark.parametrize("primaries", [ADOBE_RGB, DISPLAY_P3, BT2020], ids=["Adobe RGB", "Display P3", "BT.2020"])
 def test_primaries_of_a_png_are_converted_to_srgb(primaries: np.ndarray) -> None:
     tagged = as_tagged(RGB, primaries, 2.2)
-    picture = decode(png(tagged, NOTHING, chromaticities(primaries)))
+    picture = decode_image(png(tagged, NOTHING, chromaticities(primaries)))
     assert picture.icc == "converted"
     assert psnr_db(picture.rgb, RGB) > 44
     assert psnr_db(tagged, RGB) < 34
@@ -104,25 +104,25 @@ def test_colours_of_a_png_count_in_the_order_of_the_standard() -> None:
     cicp, srgb = chunk(b"cICP", bytes([12, 13, 0, 1])), chunk(b"sRGB", b"\0")
     profiled = saved(Image.fromarray(RGB), "PNG", icc_profile=rgb_profile(ADOBE_RGB, 1.0))
     icc = profiled[33 : profiled.index(b"IDAT") - 4]
-    by_cicp, by_icc = decode(png(RGB, cicp)).rgb, decode(png(RGB, icc)).rgb
-    np.testing.assert_array_equal(decode(png(RGB, LINEAR, srgb, icc, cicp)).rgb, by_cicp)
-    np.testing.assert_array_equal(decode(png(RGB, LINEAR, srgb, icc)).rgb, by_icc)
-    np.testing.assert_array_equal(decode(png(RGB, LINEAR, srgb)).rgb, RGB)
+    by_cicp, by_icc = decode_image(png(RGB, cicp)).rgb, decode_image(png(RGB, icc)).rgb
+    np.testing.assert_array_equal(decode_image(png(RGB, LINEAR, srgb, icc, cicp)).rgb, by_cicp)
+    np.testing.assert_array_equal(decode_image(png(RGB, LINEAR, srgb, icc)).rgb, by_icc)
+    np.testing.assert_array_equal(decode_image(png(RGB, LINEAR, srgb)).rgb, RGB)
     assert (by_cicp != by_icc).any()
 
 
 def test_video_range_of_a_png_is_expanded() -> None:
     for bits in (8, 16):
         samples = np.round((16 + RGB / 255 * 219) * (1 << bits - 8))
-        picture = decode(png(samples, chunk(b"cICP", bytes([1, 13, 0, 0])), bits=bits))
+        picture = decode_image(png(samples, chunk(b"cICP", bytes([1, 13, 0, 0])), bits=bits))
         assert np.abs(picture.rgb.astype(int) - RGB).max() <= 1
         alpha = np.dstack([samples, np.full(GRAY.shape, 1000 if bits == 16 else 4)])
-        assert decode(png(alpha, chunk(b"cICP", bytes([1, 13, 0, 0])), bits=bits)).alpha.max() == 4
+        assert decode_image(png(alpha, chunk(b"cICP", bytes([1, 13, 0, 0])), bits=bits)).alpha.max() == 4
 
 
 @pytest.mark.parametrize("before", [LINEAR, chromaticities(DISPLAY_P3), chunk(b"cICP", bytes([9, 16, 0, 1]))])
 def test_kept_colours_are_not_touched_and_are_named(before: bytes) -> None:
-    picture = decode(png(RGB, before), config=KEEP)
+    picture = decode_image(png(RGB, before), config=KEEP)
     np.testing.assert_array_equal(picture.rgb, RGB)
     assert picture.icc.startswith("ignored: ")
 
@@ -139,7 +139,7 @@ def test_kept_colours_are_not_touched_and_are_named(before: bytes) -> None:
     ],
 )
 def test_colours_that_cannot_be_followed_are_named(before: bytes, words: str) -> None:
-    picture = decode(png(RGB, before))
+    picture = decode_image(png(RGB, before))
     np.testing.assert_array_equal(picture.rgb, RGB)
     assert picture.icc == words
 
@@ -149,13 +149,13 @@ def test_what_is_not_brighter_than_white_is_the_same_in_hdr(transfer: int) -> No
     """Of a picture without highlights, tone mapping changes nothing: 203 cd/m² is white."""
     light = in_primaries(RGB, BT2020)
     signal = np.round((pq(light * 203) if transfer == 16 else hlg(light)) * 65535)
-    picture = decode(png(signal, chunk(b"cICP", bytes([9, transfer, 0, 1])), bits=16))
+    picture = decode_image(png(signal, chunk(b"cICP", bytes([9, transfer, 0, 1])), bits=16))
     assert picture.icc == "converted"
     assert np.abs(picture.rgb.astype(int) - RGB).max() <= 1
     for bits, least in ((10, 45), (12, 55)):
         samples = np.round(signal / 65535 * ((1 << bits) - 1)).astype(np.uint16)
         options = {"pixelformat": "yuv444", "matrix": 0, "primaries": 9, "transfer": transfer, "bitspersample": bits}
-        picture = decode(imagecodecs.avif_encode(samples, level=100, **options))
+        picture = decode_image(imagecodecs.avif_encode(samples, level=100, **options))
         assert (picture.icc, picture.bit_depth) == ("converted", bits)
         assert psnr_db(picture.rgb, RGB) > least
 
@@ -163,13 +163,15 @@ def test_what_is_not_brighter_than_white_is_the_same_in_hdr(transfer: int) -> No
 def test_highlights_are_mapped_in_order_and_keep_their_hue() -> None:
     nits = np.array([1, 10, 50, 100, 203, 400, 1000, 2000, 4000])
     signal = np.round(pq(nits) * 65535)
-    ramp = decode(png(np.repeat(signal[None, :, None], 3, 2), chunk(b"cICP", bytes([9, 16, 0, 1])), bits=16)).rgb[0, :, 0]
+    ramp = decode_image(png(np.repeat(signal[None, :, None], 3, 2), chunk(b"cICP", bytes([9, 16, 0, 1])), bits=16)).rgb[
+        0, :, 0
+    ]
     assert (np.diff(ramp.astype(int)) > 0).all()
     assert ramp[-1] == 255
     # Dark parts stay as they are: 10 cd/m² is 10/203 of white.
     assert abs(int(ramp[1]) - round(255 * (1.055 * (10 / 203) ** (1 / 2.4) - 0.055))) <= 1
     orange = np.round(pq(np.array([[[2000.0, 1000.0, 500.0]]])) * 65535)
-    mapped = linear_light(decode(png(orange, chunk(b"cICP", bytes([1, 16, 0, 1])), bits=16)).rgb)[0, 0]
+    mapped = linear_light(decode_image(png(orange, chunk(b"cICP", bytes([1, 16, 0, 1])), bits=16)).rgb)[0, 0]
     np.testing.assert_allclose(mapped / mapped[0], [1, 0.5, 0.25], atol=0.01)
 
 
@@ -188,18 +190,18 @@ def test_the_curve_for_highlights_is_that_of_bt_2390() -> None:
 def test_colours_of_an_avif_are_converted() -> None:
     tagged = as_tagged(RGB, DISPLAY_P3, 2.2)
     options = {"level": 100, "pixelformat": "yuv444", "matrix": 0}
-    picture = decode(imagecodecs.avif_encode(tagged, primaries=12, transfer=4, **options))
+    picture = decode_image(imagecodecs.avif_encode(tagged, primaries=12, transfer=4, **options))
     assert picture.icc == "converted"
     assert psnr_db(picture.rgb, RGB) > 44
     linear = np.round(linear_light(RGB) * 4095).astype(np.uint16)
-    picture = decode(imagecodecs.avif_encode(linear, primaries=1, transfer=8, bitspersample=12, **options))
+    picture = decode_image(imagecodecs.avif_encode(linear, primaries=1, transfer=8, bitspersample=12, **options))
     assert psnr_db(picture.rgb, RGB) > 50
     gray = imagecodecs.avif_encode(
         linear[..., 1], level=100, pixelformat="yuv400", bitspersample=12, transfer=8, primaries=1
     )
-    assert psnr_db(decode(gray).rgb[..., :1], GRAY[..., None]) > 50
+    assert psnr_db(decode_image(gray).rgb[..., :1], GRAY[..., None]) > 50
     # A profile comes before numbers.
-    profiled = decode(
+    profiled = decode_image(
         saved(Image.fromarray(as_tagged(RGB, ADOBE_RGB)), "AVIF", quality=100, icc_profile=rgb_profile(ADOBE_RGB))
     )
     assert profiled.icc == "converted"
@@ -207,7 +209,7 @@ def test_colours_of_an_avif_are_converted() -> None:
 
 def test_a_profile_of_jpeg_2000_is_followed() -> None:
     plain = imagecodecs.jpeg2k_encode(as_tagged(RGB, ADOBE_RGB), level=0, codecformat="jp2", reversible=True)
-    picture = decode(with_jp2_boxes(plain, {b"colr": bytes([2, 0, 0]) + rgb_profile(ADOBE_RGB)}))
+    picture = decode_image(with_jp2_boxes(plain, {b"colr": bytes([2, 0, 0]) + rgb_profile(ADOBE_RGB)}))
     assert picture.icc == "converted"
     assert psnr_db(picture.rgb, RGB) > 44
 
@@ -217,28 +219,31 @@ def test_colours_of_a_bmp_are_followed() -> None:
     calibrated = struct.pack("<I9I3I", 0, *ends, *[round(2.2 * 65536)] * 3)
     rows = [np.ascontiguousarray(row[:, ::-1]).tobytes() for row in as_tagged(RGB, DISPLAY_P3, 2.2)]
     for header in (108, 124):
-        picture = decode(bmp_file(rows, RGB.shape[1::-1], 24, header=header, tail=calibrated))
+        picture = decode_image(bmp_file(rows, RGB.shape[1::-1], 24, header=header, tail=calibrated))
         assert picture.icc == "converted"
         assert psnr_db(picture.rgb, RGB) > 44
     rows = [np.ascontiguousarray(row[:, ::-1]).tobytes() for row in as_tagged(RGB, ADOBE_RGB)]
     profile, size = rgb_profile(ADOBE_RGB), 124 + 60 * 3 * 40
     embedded = b"DEBM" + bytes(48) + struct.pack("<4I", 0, size, len(profile), 0)
-    picture = decode(bmp_file(rows, RGB.shape[1::-1], 24, header=124, tail=embedded, more=profile))
+    picture = decode_image(bmp_file(rows, RGB.shape[1::-1], 24, header=124, tail=embedded, more=profile))
     assert picture.icc == "converted"
     assert psnr_db(picture.rgb, RGB) > 44
     linked = b"KNIL" + bytes(48) + struct.pack("<4I", 0, size, 9, 0)
-    assert decode(bmp_file(rows, RGB.shape[1::-1], 24, header=124, tail=linked)).icc == "ignored: a profile in another file"
+    assert (
+        decode_image(bmp_file(rows, RGB.shape[1::-1], 24, header=124, tail=linked)).icc
+        == "ignored: a profile in another file"
+    )
     for kind in (b"BGRs", b" niW", bytes(4)):
-        assert decode(bmp_file(rows, RGB.shape[1::-1], 24, header=124, tail=kind)).icc == "none"
+        assert decode_image(bmp_file(rows, RGB.shape[1::-1], 24, header=124, tail=kind)).icc == "none"
 
 
 def test_transparency_is_not_converted() -> None:
     alpha = np.tile(np.arange(60, dtype=np.uint8) * 4, (40, 1))
-    picture = decode(png(np.dstack([RGB, alpha]), LINEAR))
+    picture = decode_image(png(np.dstack([RGB, alpha]), LINEAR))
     np.testing.assert_array_equal(picture.alpha, alpha)
-    np.testing.assert_array_equal(picture.rgb[alpha > 0], decode(png(RGB, LINEAR)).rgb[alpha > 0])
+    np.testing.assert_array_equal(picture.rgb[alpha > 0], decode_image(png(RGB, LINEAR)).rgb[alpha > 0])
     palette = Image.fromarray(RGB).quantize(16)
     data = saved(palette, "PNG")
     at = data.index(b"PLTE") - 4
-    picture = decode(data[:at] + LINEAR + data[at:])
-    np.testing.assert_array_equal(picture.rgb, decode(png(np.asarray(palette.convert("RGB")), LINEAR)).rgb)
+    picture = decode_image(data[:at] + LINEAR + data[at:])
+    np.testing.assert_array_equal(picture.rgb, decode_image(png(np.asarray(palette.convert("RGB")), LINEAR)).rgb)

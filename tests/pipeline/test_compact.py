@@ -11,19 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from rows import SCHEMA, pairs_of, put, reject, row
 
 from imagemill.pipeline.account import drop_doubles
 from imagemill.pipeline.config import RunConfig
-from imagemill.pipeline.output.committed import notes, part_paths, read_part, read_parts
 from imagemill.pipeline.output.compact import ENOUGH, MERGED_BYTES, SMALL_BYTES, compact
 from imagemill.pipeline.output.lease import Lease
-from imagemill.pipeline.output.replaced import settle
+from imagemill.pipeline.output.part_replacement import settle
+from imagemill.pipeline.output.parts import notes, part_paths, read_part, read_parts
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.plan import Plan
 from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import REFERENCE, pack_latent
 from imagemill.pipeline.storage import Store
+from tests.support.rows import SCHEMA, pairs_of, put, reject, row
 
 
 class Killed(BaseException):
@@ -83,7 +83,7 @@ def test_many_small_parts_become_one_and_no_row_changes(tmp_path: Path, monkeypa
     # The notes stay for those who list meanwhile.
     settle(output)
     assert len(notes(output)) == 2
-    monkeypatch.setattr("imagemill.pipeline.output.replaced.GRACE_SECONDS", 0)
+    monkeypatch.setattr("imagemill.pipeline.output.part_replacement.GRACE_SECONDS", 0)
     settle(output)
     assert notes(output) == []
 
@@ -94,7 +94,7 @@ def test_a_note_stays_an_hour_by_the_store_clock(any_url: str, skew: float) -> N
     """The clock of the machine that left it may be wrong by a day."""
     output = Store(any_url)
     with (
-        patch("imagemill.pipeline.output.replaced.time.time", lambda: 1.8e9 + skew),
+        patch("imagemill.pipeline.output.part_replacement.time.time", lambda: 1.8e9 + skew),
         patch("imagemill.pipeline.output.compact.ENOUGH", 2),
     ):
         compact(output, fill(output, 2), 3, nobody_else)
@@ -163,7 +163,7 @@ def test_runs_that_are_killed_anywhere_lose_no_row_and_leave_none_twice(tmp_path
                 whole_run(mortal, redo, fence)
             assert sorted(set(pairs_of(output))) == pairs
             assert verify(output).rejects == 3
-        with patch("imagemill.pipeline.output.replaced.GRACE_SECONDS", 0):
+        with patch("imagemill.pipeline.output.part_replacement.GRACE_SECONDS", 0):
             whole_run(output, [], 104)
             settle(output)
     assert pairs_of(output) == pairs

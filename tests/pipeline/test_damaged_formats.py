@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from jpegs import photograph, zeroed
 from PIL import Image
-from seeds import error_class, saved
 
-from imagemill.pipeline.images.decode import decode
+from imagemill.pipeline.images.decode import decode_image
+from tests.support.jpegs import photograph, zeroed
+from tests.support.sample_images import error_class, saved
 
 WRITERS = {
     "AVIF": {"quality": 90, "speed": 8},
@@ -42,7 +42,7 @@ def test_flat_picture_is_not_taken_for_damage(name: str, kind: str) -> None:
         rgb[(np.arange(400) // 7 % 2) > 0] = 255
     elif kind == "half noise":
         rgb[200:] = np.random.default_rng(0).integers(0, 256, (200, 500, 3), dtype=np.uint8)
-    assert not decode(file_of(Image.fromarray(rgb), name)).damaged
+    assert not decode_image(file_of(Image.fromarray(rgb), name)).is_damaged
     for options in ({}, {"optimize": True}, {"progressive": True}, {"restart_marker_rows": 1}, {"quality": 5}):
         for colours in ("RGB", "L", "CMYK"):
-            assert not decode(saved(Image.fromarray(rgb).convert(colours), "JPEG", **options)).damaged
+            assert not decode_image(saved(Image.fromarray(rgb).convert(colours), "JPEG", **options)).is_damaged

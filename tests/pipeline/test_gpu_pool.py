@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import made_without_faults, make_photos, outputs
 
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.storage import Store
+from tests.support.run_processes import made_without_faults, make_photos, outputs
 
 COUNT = 12
 

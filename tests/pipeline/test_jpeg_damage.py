@@ -8,12 +8,12 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import pytest
-from jpegs import DAMAGE, EOI, differs, flipped, photograph, picture_data, zeroed
 from PIL import Image
-from seeds import error_class, saved
 
-from imagemill.pipeline.images.decode import decode
+from imagemill.pipeline.images.decode import decode_image
 from imagemill.pipeline.images.errors import ImageError
+from tests.support.jpegs import DAMAGE, EOI, differs, flipped, photograph, picture_data, zeroed
+from tests.support.sample_images import error_class, saved
 
 DATA = Path(__file__).parent / "data"
 MODES = {
@@ -34,7 +34,7 @@ def file_of(rgb: np.ndarray, colours: str, options: dict[str, object]) -> bytes:
 def outcomes(colours: str, options: dict[str, object], places: int) -> Iterator[tuple[str, str]]:
     """(kind, outcome) of each kind of damage at places all over the picture data: its class, "whole" or "silent"."""
     data, other = (file_of(photograph(300, 200, name), colours, options) for name in ("coffee", "astronaut"))
-    truth = decode(data).rgb
+    truth = decode_image(data).rgb
     # Behind the first twentieth: what is cut off and continued before that is the whole other picture.
     start, end = picture_data(data)
     start += (end - start) // 20
@@ -42,12 +42,12 @@ def outcomes(colours: str, options: dict[str, object], places: int) -> Iterator[
         for n in range(places):
             damaged = damage(data, start + (end - start) * n // places, other)
             try:
-                picture = decode(damaged)
+                picture = decode_image(damaged)
                 yield kind, "silent" if differs(picture.rgb, truth) else "whole"
             except ImageError as e:
                 yield kind, e.error_class
-                kept = decode(damaged, accept_damaged=True) if e.error_class == "DamagedImage" else None
-                assert kept is None or (kept.damaged and kept.rgb.shape == truth.shape)
+                kept = decode_image(damaged, accept_damaged=True) if e.error_class == "DamagedImage" else None
+                assert kept is None or (kept.is_damaged and kept.rgb.shape == truth.shape)
 
 
 def check(colours: str, options: dict[str, object], places: int) -> None:
@@ -81,11 +81,11 @@ def test_jpeg_flipped_bits_are_counted(figure: Callable[[str, str], None]) -> No
     draw, counts = random.Random(0), Counter[str]()
     for mode, options in MODES.items():
         data = file_of(photograph(300, 200), "RGB", options)
-        truth = decode(data).rgb
+        truth = decode_image(data).rgb
         start, end = picture_data(data)
         for _ in range(200):
             try:
-                picture = decode(flipped(data, draw.randrange(start, end), draw.randrange(8)))
+                picture = decode_image(flipped(data, draw.randrange(start, end), draw.randrange(8)))
                 outcome = "silent" if differs(picture.rgb, truth) else "not visible"
             except ImageError:
                 outcome = "seen"
@@ -111,7 +111,7 @@ def test_jpeg_thumbnail_is_not_taken_for_its_picture() -> None:
     data = saved(Image.fromarray(photograph(96, 64)), "JPEG")
     exif = b"\xff\xe1" + (len(thumbnail) + 18).to_bytes(2, "big") + b"Exif\0\0II*\0\x08\0\0\0\0\0" + thumbnail + b"\0\0"
     whole = data[:20] + exif + data[20:]
-    assert decode(whole).rgb.shape == (64, 96, 3)
+    assert decode_image(whole).rgb.shape == (64, 96, 3)
     for lost in range(4, 60):
         # Where the loss ends with a marker, what is left is a whole JPEG of the thumbnail, and other bytes behind it.
         if whole[20 + lost] != 0xFF:
@@ -150,4 +150,4 @@ def test_deep_jpeg_with_missing_data_is_damaged() -> None:
 def test_damaged_jpeg_says_what_to_do() -> None:
     data = file_of(photograph(96, 64), "RGB", {})
     with pytest.raises(ImageError, match=r"libjpeg: Corrupt JPEG data: premature end .* missing: restore the file$"):
-        decode(data[: len(data) * 2 // 3] + EOI)
+        decode_image(data[: len(data) * 2 // 3] + EOI)

@@ -8,13 +8,13 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import pytest
-from jpegs import EOI, photograph, picture_data, written
 from PIL import Image
-from seeds import saved
 
 from imagemill.models.metrics import psnr_db
-from imagemill.pipeline.images.decode import decode, pixels_of
+from imagemill.pipeline.images.decode import decode_image, read_pixel_count
 from imagemill.pipeline.images.errors import ImageError
+from tests.support.jpegs import EOI, photograph, picture_data, written
+from tests.support.sample_images import saved
 
 DATA = Path(__file__).parent / "data"
 CROP = (96, 64)
@@ -49,12 +49,12 @@ def test_jpeg_of_every_writer_is_its_picture(size: tuple[int, int]) -> None:
     """103 combinations: colours, sampling, progressive, restart intervals, tables, 8 to 16 bits, lossless."""
     count = 0
     for name, data, truth in written(photograph(*size)):
-        picture = decode(data)
+        picture = decode_image(data)
         count += 1
         assert picture.rgb.shape == truth.shape, name
-        assert picture.gray == ("gray" in name), name
+        assert picture.is_gray == ("gray" in name), name
         assert picture.bit_depth == (12 if "12 bits" in name else 16 if "16 bits" in name else 8), name
-        assert not picture.damaged, name
+        assert not picture.is_damaged, name
         if "lossless" in name:
             np.testing.assert_array_equal(picture.rgb, truth, name)
         elif size[0] > 50:
@@ -68,7 +68,7 @@ def test_jpeg_of_every_writer_is_its_picture(size: tuple[int, int]) -> None:
 def test_jpeg_of_a_rare_kind_is_its_picture(path: Path) -> None:
     """Files of cjpeg: arithmetic coding, a scan for each component, sampling factors that simplejpeg does not know."""
     data = path.read_bytes()
-    picture = decode(data)
+    picture = decode_image(data)
     assert psnr_db(picture.rgb, photograph(*CROP)) > 28
     np.testing.assert_array_equal(picture.rgb, by_pillow(data))
 
@@ -124,10 +124,10 @@ HARMLESS: dict[str, Callable[[bytes], bytes]] = {
 def test_jpeg_with_a_harmless_oddity_is_whole(name: str) -> None:
     """libjpeg or Pillow warns of most of them, and all pixels are there."""
     data = HARMLESS[name](photo_jpeg())
-    picture = decode(data)
+    picture = decode_image(data)
     np.testing.assert_array_equal(picture.rgb, by_pillow(photo_jpeg()))
-    assert not picture.damaged
-    assert pixels_of(data) == CROP[0] * CROP[1]
+    assert not picture.is_damaged
+    assert read_pixel_count(data) == CROP[0] * CROP[1]
 
 
 def with_two_components(data: bytes) -> bytes:
@@ -154,7 +154,7 @@ UNSUPPORTED = {
 @pytest.mark.parametrize("name", UNSUPPORTED)
 def test_jpeg_of_an_unsupported_kind_is_named(name: str) -> None:
     with pytest.raises(ImageError, match=f"{name} is not supported; convert it") as caught:
-        decode(UNSUPPORTED[name])
+        decode_image(UNSUPPORTED[name])
     assert caught.value.error_class == "UnsupportedFormat"
 
 
@@ -163,7 +163,7 @@ def test_cmyk_jpeg_is_taken_as_browsers_take_it(marker: bool) -> None:
     """255 is no ink, with a marker of Adobe and without one."""
     cmyk = Image.fromarray(photograph(*CROP)).convert("CMYK")
     data = saved(cmyk, "JPEG", quality=95)
-    picture = decode(data if marker else without(data, 0xEE))
+    picture = decode_image(data if marker else without(data, 0xEE))
     assert psnr_db(picture.rgb, np.asarray(cmyk.convert("RGB"))) > 30
 
 
@@ -171,13 +171,13 @@ def test_jpeg_metadata_in_several_segments_is_joined() -> None:
     """A profile in three segments, out of order; one that lacks a segment is unreadable."""
     profile = bytes(range(256)) * 2
     parts = [segment(0xE2, b"ICC_PROFILE\0" + bytes((n + 1, 3)) + profile[200 * n : 200 * n + 200]) for n in range(3)]
-    assert decode(inserted(photo_jpeg(), parts[2], parts[0], parts[1])).icc == "unreadable"
-    assert decode(inserted(photo_jpeg(), parts[2], parts[0])).icc == "unreadable"
-    assert decode(inserted(photo_jpeg(), parts[1], parts[1])).icc == "unreadable"
+    assert decode_image(inserted(photo_jpeg(), parts[2], parts[0], parts[1])).icc == "unreadable"
+    assert decode_image(inserted(photo_jpeg(), parts[2], parts[0])).icc == "unreadable"
+    assert decode_image(inserted(photo_jpeg(), parts[1], parts[1])).icc == "unreadable"
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert decode(photo_jpeg(exif=exif)).exif_orientation == 6
+    assert decode_image(photo_jpeg(exif=exif)).exif_orientation == 6
     # 12 bits, which Pillow does not open.
     deep = photograph(*CROP).astype(np.uint16) * 16
     turned = inserted(imagecodecs.jpeg8_encode(deep, 95, bitspersample=12), segment(0xE1, exif.tobytes()))
-    assert decode(turned).rgb.shape == (CROP[0], CROP[1], 3)
+    assert decode_image(turned).rgb.shape == (CROP[0], CROP[1], 3)

@@ -7,26 +7,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from commands import make_photos
-from folders import fill, rows
-from here import job_here
 from PIL import Image
 
 from imagemill.jobs.decode import decode_output
 from imagemill.jobs.export import export
 from imagemill.models import checkpoint as checkpoints
+from imagemill.models.card import CheckpointError
 from imagemill.pipeline.account import account
 from imagemill.pipeline.actor import Actor
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import StorageError, VerificationError
 from imagemill.pipeline.item import Item
-from imagemill.pipeline.output.committed import part_paths
 from imagemill.pipeline.output.lease import Lease
+from imagemill.pipeline.output.parts import part_paths
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.resolve import check_model, plan_of, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import image_id
 from imagemill.pipeline.storage import Store
+from tests.support.folders import fill, rows
+from tests.support.run_processes import make_photos
+from tests.support.worker_jobs import job_here
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -203,7 +204,7 @@ def test_coding_without_tables_is_refused_before_an_image_is_touched(tmp_path, c
     config = RunConfig(task="compress", input=str(tmp_path / "in"), output=output.url, checkpoint=str(tmp_path / "older"))
     check_model(resolve(config))
     record = {}
-    with pytest.raises(checkpoints.CheckpointError, match="holds no tables"):
+    with pytest.raises(CheckpointError, match="holds no tables"):
         run(config.model_copy(update={"params": {"coding": "coded"}}), record)
-    assert record["exit_code"] == checkpoints.CheckpointError.exit_code == 2
+    assert record["exit_code"] == CheckpointError.exit_code == 2
     assert not [e.path for e in output.entries() if e.path.startswith(("results/", "images/"))]

@@ -9,17 +9,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import s3fs
-from shards import images, listed, pictures, rows
 
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.output.rejects import waiting_rejects
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.plan import references
 from imagemill.pipeline.run import run
-from imagemill.pipeline.sources import input_of, listing
-from imagemill.pipeline.sources.reading import Reading
+from imagemill.pipeline.sources.image_reader import Reading
+from imagemill.pipeline.sources.input import input_of, listing
 from imagemill.pipeline.sources.source import Listed, SourceConfig
 from imagemill.pipeline.storage import StorageConfig, Store
+from tests.support.shards import images, listed, pictures, rows
 
 
 @pytest.mark.usefixtures("ray_session")

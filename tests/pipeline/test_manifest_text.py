@@ -6,13 +6,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shards import images, listed, pictures, rows
 
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.resolve import plan_of, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.sources.source import Listed, SourceConfig
+from tests.support.shards import images, listed, pictures, rows
 
 VALUES = [
     "00501",

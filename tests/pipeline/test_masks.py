@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
-from exact_writers import png_file
 from hypothesis import given
 from hypothesis import strategies as st
-from pictures import saved
 from PIL import Image
-from tiffs import tiff
 
 from imagemill.pipeline.images.errors import ImageError
-from imagemill.pipeline.images.masks import missing_in
+from imagemill.pipeline.images.masks import decode_mask
+from tests.support.exact_writers import png_file
+from tests.support.pictures import saved
+from tests.support.tiffs import tiff
 
 LIMIT = 10**6
 HOLE = np.zeros((24, 36), bool)
@@ -55,7 +55,7 @@ MASKS = {
 
 @pytest.mark.parametrize("data", MASKS.values(), ids=MASKS.keys())
 def test_mask_says_what_is_missing(data: bytes) -> None:
-    assert np.array_equal(missing_in(data, LIMIT), np.where(HOLE, 255, 0))
+    assert np.array_equal(decode_mask(data, LIMIT), np.where(HOLE, 255, 0))
 
 
 def test_damaged_mask_does_not_offer_to_be_accepted() -> None:
@@ -63,18 +63,18 @@ def test_damaged_mask_does_not_offer_to_be_accepted() -> None:
     mask = np.random.default_rng(1).integers(0, 2, (64, 64), np.uint8) * 255
     data = saved(mask, "JPEG", quality=95)
     with pytest.raises(ImageError, match=r"restore the file$") as e:
-        missing_in(data[: len(data) // 2] + b"\xff\xd9", LIMIT)
+        decode_mask(data[: len(data) // 2] + b"\xff\xd9", LIMIT)
     assert e.value.error_class == "DamagedImage"
 
 
 @given(st.integers(1, 255))
 def test_mask_of_two_values_works_at_any_level(level: int) -> None:
-    assert np.array_equal(missing_in(saved(gray(level), "PNG"), LIMIT) > 0, HOLE)
+    assert np.array_equal(decode_mask(saved(gray(level), "PNG"), LIMIT) > 0, HOLE)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_empty_mask_says_nothing_is_missing(dtype: type) -> None:
-    assert not missing_in(saved(gray(0).astype(dtype), "PNG"), LIMIT).any()
+    assert not decode_mask(saved(gray(0).astype(dtype), "PNG"), LIMIT).any()
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_empty_mask_says_nothing_is_missing(dtype: type) -> None:
 )
 def test_mask_that_can_be_read_in_two_ways_is_a_reject(data: bytes, reason: str) -> None:
     with pytest.raises(ImageError, match=reason) as caught:
-        missing_in(data, LIMIT)
+        decode_mask(data, LIMIT)
     assert caught.value.error_class == "Ambiguous"
 
 
@@ -102,5 +102,5 @@ def test_mask_is_turned_by_its_own_orientation(levels: np.ndarray) -> None:
     """The docs say: a mask covers the image as viewers show it, and so it is turned as viewers turn it."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned = missing_in(saved(levels, "PNG", exif=exif.tobytes()), LIMIT)
+    turned = decode_mask(saved(levels, "PNG", exif=exif.tobytes()), LIMIT)
     assert np.array_equal(turned > 0, np.rot90(HOLE, -1))

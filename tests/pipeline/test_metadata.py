@@ -5,16 +5,16 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from camera import MAKER, METADATA_FORMATS, OWNER, PLACE, SUBJECT_AREA, XMP, camera_exif, with_metadata
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from icc import ADOBE_RGB, rgb_profile
-from pictures import H, W, encode, opened, rewritten, saved
 from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
 
-from imagemill.pipeline.images.config import PixelConfig
-from imagemill.pipeline.images.decode import decode
+from imagemill.pipeline.images.config import ImageConfig
+from imagemill.pipeline.images.decode import decode_image
+from tests.support.camera import MAKER, METADATA_FORMATS, OWNER, PLACE, SUBJECT_AREA, XMP, camera_exif, with_metadata
+from tests.support.icc import ADOBE_RGB, rgb_profile
+from tests.support.pictures import H, W, encode, opened, rewritten, saved
 
 
 @pytest.mark.parametrize("source", METADATA_FORMATS)
@@ -42,17 +42,17 @@ def test_metadata_is_carried_and_is_true_of_the_upright_picture(photo, source, i
     names = {name.rpartition("}")[2] for name in (*described.attrib, *(inner.tag for inner in described))}
     assert names - {"Orientation"} == {"Artist", "FNumber"}
     # Who applies EXIF or XMP turns it no further.
-    assert decode(encode(np.asarray(image), decode(data), image_format)).rgb.shape == (W, H, 3)
+    assert decode_image(encode(np.asarray(image), decode_image(data), image_format)).rgb.shape == (W, H, 3)
     thumbnail = saved(Image.new("RGB", (16, 12), (255, 0, 0)), "JPEG")
     if source == "JPEG":
         assert thumbnail in data
-    assert thumbnail not in encode(decode(data).rgb, decode(data), image_format)
+    assert thumbnail not in encode(decode_image(data).rgb, decode_image(data), image_format)
 
 
 @pytest.mark.parametrize("image_format", METADATA_FORMATS)
 def test_strip_gps_leaves_no_trace_of_the_place(photo, image_format):
     data = with_metadata(photo, image_format)
-    picture = decode(data, config=PixelConfig(metadata="strip_gps"))
+    picture = decode_image(data, config=ImageConfig(metadata="strip_gps"))
     out = encode(picture.rgb, picture, image_format)
     image = opened(out)
     assert image.getexif()[Base.Make] == "Maker"
@@ -64,7 +64,7 @@ def test_strip_gps_leaves_no_trace_of_the_place(photo, image_format):
 
 @pytest.mark.parametrize("image_format", METADATA_FORMATS)
 def test_strip_leaves_nothing(photo, image_format):
-    picture = decode(with_metadata(photo, image_format), config=PixelConfig(metadata="strip"))
+    picture = decode_image(with_metadata(photo, image_format), config=ImageConfig(metadata="strip"))
     image = opened(encode(picture.rgb, picture, image_format))
     assert "xmp" not in image.info
     assert "exif" not in image.info
@@ -108,7 +108,7 @@ def test_broken_metadata_rejects_nothing(image_format, changes, end, xmp, target
     for place, value in changes:
         exif[6 + place % (len(exif) - 6)] = value
     data = saved(Image.new("RGB", (8, 8), (9, 99, 199)), image_format, exif=bytes(exif), xmp=xmp)
-    picture = decode(data, config=PixelConfig(metadata=metadata))
+    picture = decode_image(data, config=ImageConfig(metadata=metadata))
     assert opened(encode(picture.rgb, picture, target)).size == picture.rgb.shape[1::-1]
 
 
@@ -116,6 +116,6 @@ def test_exif_whose_values_lie_on_each_other_does_not_grow(photo):
     main = struct.pack("<HHHIII", 1, IFD.Exif, 4, 1, 26, 0)
     many = b"".join(struct.pack("<HHII", tag, 7, 300_000, 0) for tag in range(5000))
     block = b"II*\0\x08\0\0\0" + main + struct.pack("<H", 5000) + many + bytes(300_000)
-    picture = decode(saved(photo, "PNG", exif=b"Exif\0\0" + block))
+    picture = decode_image(saved(photo, "PNG", exif=b"Exif\0\0" + block))
     assert picture.metadata.exif is None
     np.testing.assert_array_equal(picture.rgb, photo)

@@ -7,7 +7,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shards import add, damage, images, listed, pictures, rows, shard
 
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
@@ -15,10 +14,11 @@ from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.plan import references
 from imagemill.pipeline.resolve import plan_of, resolve
 from imagemill.pipeline.run import run
-from imagemill.pipeline.sources import input_of, listing
+from imagemill.pipeline.sources.input import input_of, listing
 from imagemill.pipeline.sources.parquet import BATCH_ROWS
 from imagemill.pipeline.sources.source import SourceConfig
 from imagemill.pipeline.storage import StorageConfig, Store
+from tests.support.shards import add, damage, images, listed, pictures, rows, shard
 
 
 @pytest.mark.usefixtures("ray_session")

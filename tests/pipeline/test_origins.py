@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from test_plan import PARAMS, SHA, etags, key, put
 
 from imagemill.pipeline.output.origins import moved, origins
 from imagemill.pipeline.plan import Plan, make_plan
-from imagemill.pipeline.sources import input_of, listing
+from imagemill.pipeline.sources.input import input_of, listing
 from imagemill.pipeline.sources.source import SourceConfig
 from imagemill.pipeline.storage import StorageConfig, Store
+from tests.support.planned_rows import PARAMS, SHA, etags, key, put
 
 
 def planned(url: str, output: Store, **source: object) -> Plan:

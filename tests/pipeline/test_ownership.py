@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from folders import files_below, rows
-from here import job_here
 from PIL import Image
 
 from imagemill.pipeline.config import RunConfig
@@ -20,6 +18,8 @@ from imagemill.pipeline.predict import Predictor
 from imagemill.pipeline.resolve import check_ends, plan_of, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
+from tests.support.folders import files_below, rows
+from tests.support.worker_jobs import job_here
 
 
 def save(folder: Path, crops: list[np.ndarray], *names: str) -> Path:

@@ -6,18 +6,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shards import images, listed, pictures, rows
 
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.plan import references
 from imagemill.pipeline.run import run
-from imagemill.pipeline.sources import input_of, listing
+from imagemill.pipeline.sources.image_reader import Reading
+from imagemill.pipeline.sources.input import input_of, listing
 from imagemill.pipeline.sources.parquet import BATCH_ROWS
-from imagemill.pipeline.sources.reading import Reading
 from imagemill.pipeline.sources.source import SourceConfig
 from imagemill.pipeline.storage import StorageConfig, Store
+from tests.support.shards import images, listed, pictures, rows
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 SINGLE = [pa.binary(), pa.large_binary(), pa.binary_view(), pa.dictionary(pa.int32(), pa.binary()), STRUCT]

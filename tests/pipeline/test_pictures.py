@@ -9,11 +9,8 @@ import imagecodecs
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from camera import with_metadata
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from icc import ADOBE_RGB, DISPLAY_P3, as_tagged, cmyk_profile, rgb_profile
-from pictures import H, W, encode, opened, saved
 from PIL import Image
 from PIL.ExifTags import IFD, Base
 
@@ -21,33 +18,36 @@ from imagemill.models.metrics import psnr_db
 from imagemill.pipeline.config import RunConfig, validate
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.images import samples
-from imagemill.pipeline.images.config import PixelConfig
-from imagemill.pipeline.images.decode import decode
-from imagemill.pipeline.images.encode import output_format
+from imagemill.pipeline.images.config import ImageConfig
+from imagemill.pipeline.images.decode import decode_image
+from imagemill.pipeline.images.encode import choose_output_format
 from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.resolve import plan_of, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
+from tests.support.camera import with_metadata
+from tests.support.icc import ADOBE_RGB, DISPLAY_P3, as_tagged, cmyk_profile, rgb_profile
+from tests.support.pictures import H, W, encode, opened, saved
 
 
 def test_a_transparent_picture_is_laid_onto_a_colour(photo):
     alpha = np.tile(np.linspace(0, 255, W).astype(np.uint8), (H, 1))
-    picture = decode(saved(np.dstack([photo, alpha]), "PNG"), config=PixelConfig(alpha="#FF8000"))
+    picture = decode_image(saved(np.dstack([photo, alpha]), "PNG"), config=ImageConfig(alpha="#FF8000"))
     share = alpha[..., None] / 255
     assert np.abs(picture.rgb - (photo * share + np.array([255, 128, 0]) * (1 - share))).max() <= 1
     assert (picture.alpha, picture.has_alpha) == (None, True)
     assert opened(encode(picture.rgb, picture, "PNG")).mode == "RGB"
-    opaque = decode(saved(photo, "PNG"), config=PixelConfig(alpha="#ff8000"))
+    opaque = decode_image(saved(photo, "PNG"), config=ImageConfig(alpha="#ff8000"))
     np.testing.assert_array_equal(opaque.rgb, photo)
     assert not opaque.has_alpha
 
 
 def test_gray_on_gray_stays_gray_and_gets_a_colour_from_a_colour(photo):
     data = saved(Image.merge("LA", [Image.fromarray(photo[..., n]) for n in (0, 1)]), "PNG")
-    assert decode(data, config=PixelConfig(alpha="#808080")).gray
-    picture = decode(data, config=PixelConfig(alpha="#ff0000"))
-    assert not picture.gray
+    assert decode_image(data, config=ImageConfig(alpha="#808080")).is_gray
+    picture = decode_image(data, config=ImageConfig(alpha="#ff0000"))
+    assert not picture.is_gray
     assert np.ptp(picture.rgb, 2).max() > 50
 
 
@@ -73,14 +73,14 @@ def test_a_wrong_value_is_named_with_what_would_be_right(key, value, said):
 )
 def test_newer_formats_are_read(photo, image_format, options, least_db):
     for image in (photo, np.dstack([photo, photo[..., 1]])):
-        picture = decode(saved(image, image_format, **options))
+        picture = decode_image(saved(image, image_format, **options))
         assert psnr_db(picture.rgb, photo) > least_db or (picture.rgb == photo).all()
         assert (picture.format, picture.frames, picture.bit_depth) == (image_format, 1, 8)
         assert picture.has_alpha == (image.shape[2] == 4)
     whole = saved(photo, image_format, **options)
     for end in range(0, len(whole), len(whole) // 60):
         with suppress(ImageError):
-            decode(whole[:end])
+            decode_image(whole[:end])
 
 
 @given(
@@ -93,13 +93,13 @@ def test_any_byte_of_a_newer_format_may_be_anything(image_format, changes):
     for place, value in changes:
         data[place % len(data)] = value
     with suppress(ImageError):
-        assert decode(bytes(data), 1_000_000).rgb.dtype == np.uint8
+        assert decode_image(bytes(data), 1_000_000).rgb.dtype == np.uint8
 
 
 def test_too_many_pixels_of_a_newer_format_are_refused(photo):
     for image_format in ("AVIF", "JPEG2000"):
         with pytest.raises(ImageError, match="over max_pixels=9599: raise max_pixels to 9600") as caught:
-            decode(saved(photo, image_format), H * W - 1)
+            decode_image(saved(photo, image_format), H * W - 1)
         assert caught.value.error_class == "TooManyPixels"
 
 
@@ -114,7 +114,7 @@ def test_too_many_pixels_of_a_newer_format_are_refused(photo):
 )
 def test_a_format_that_cannot_be_read_is_named(head, name):
     with pytest.raises(ImageError, match=f"^{name} is not supported; convert it$") as caught:
-        decode(head + bytes(200))
+        decode_image(head + bytes(200))
     assert caught.value.error_class == "UnsupportedFormat"
 
 
@@ -133,8 +133,8 @@ def test_16_bits_are_scaled_to_8_and_never_clipped(photo):
     # All of the range: clipping at 255 would leave nothing but white.
     deep = photo.astype(np.uint16) * 257
     for data in (png_16(deep), saved(deep[..., 0], "PNG"), saved(deep[..., 0], "TIFF"), saved(deep[..., 0], "JPEG2000")):
-        picture = decode(data)
-        np.testing.assert_array_equal(picture.rgb, np.repeat(photo[..., :1], 3, 2) if picture.gray else photo)
+        picture = decode_image(data)
+        np.testing.assert_array_equal(picture.rgb, np.repeat(photo[..., :1], 3, 2) if picture.is_gray else photo)
         assert picture.bit_depth == 16
 
 
@@ -145,7 +145,7 @@ def test_more_than_8_bits_are_known_in_every_format(photo):
         if bits < 16:
             files.append(imagecodecs.avif_encode(samples, level=100, pixelformat="yuv444", matrix=0, bitspersample=bits))
         for data in files:
-            picture = decode(data)
+            picture = decode_image(data)
             assert picture.bit_depth == bits
             np.testing.assert_array_equal(picture.rgb, np.round(samples * (255 / ((1 << bits) - 1))))
 
@@ -160,11 +160,11 @@ def test_a_picture_larger_than_a_strip_is_what_it_is_in_one_piece(photo, monkeyp
         saved(Image.fromarray(photo).convert("CMYK"), "TIFF", icc_profile=cmyk_profile()),
         saved(photo[..., 0], "JPEG", exif=oriented(exif, 5)),
     ]
-    whole = [decode(data) for data in files]
+    whole = [decode_image(data) for data in files]
     written = [encode(picture.rgb, picture, "PNG") for picture in whole]
     monkeypatch.setattr(samples, "STRIP_PIXELS", 1_500)
     for data, one, out in zip(files, whole, written, strict=True):
-        picture = decode(data)
+        picture = decode_image(data)
         np.testing.assert_array_equal(picture.rgb, one.rgb)
         if one.alpha is not None:
             np.testing.assert_array_equal(picture.alpha, one.alpha)
@@ -177,7 +177,7 @@ def oriented(exif: Image.Exif, orientation: int) -> bytes:
 
 
 def test_quality_makes_smaller_files(photo):
-    picture = decode(saved(photo, "PNG"))
+    picture = decode_image(saved(photo, "PNG"))
     for image_format in ("JPEG", "WEBP", "AVIF"):
         sizes = [len(encode(photo, picture, image_format, quality)) for quality in (50, 80, 95)]
         assert sizes == sorted(set(sizes))
@@ -211,7 +211,7 @@ def test_a_folder_of_many_kinds_becomes_one_format(tmp_path, photo):
     for name, data in kinds.items():
         (source / name).write_bytes(data)
     image = {"format": "webp", "alpha": "#ffffff", "metadata": "strip_gps", "quality": 90}
-    config = RunConfig(task="denoise", input=str(source), output=str(output), image=PixelConfig(**image))
+    config = RunConfig(task="denoise", input=str(source), output=str(output), image=ImageConfig(**image))
     record = run(config)
     assert (record["planned"], record["ok"], record["rejected"], record["ignored"]) == (13, 11, 2, 0)
     rejects = rows(output, "rejects")
@@ -238,12 +238,12 @@ def test_a_folder_of_many_kinds_becomes_one_format(tmp_path, photo):
     assert np.asarray(opened((output / "images/logo.png.webp").read_bytes()))[:, :3].min() > 235
     assert verify(Store(str(output))).problems == []
     assert plan_of(resolve(config)).done == 11
-    assert plan_of(resolve(config.model_copy(update={"image": PixelConfig(**image | {"quality": 91})}))).done == 0
+    assert plan_of(resolve(config.model_copy(update={"image": ImageConfig(**image | {"quality": 91})}))).done == 0
 
 
 def config_of(task: str, folder: Path, **image: object) -> RunConfig:
     folder.mkdir(exist_ok=True)
-    return RunConfig(task=task, input=str(folder), output=f"{folder}.out", image=PixelConfig(**image))
+    return RunConfig(task=task, input=str(folder), output=f"{folder}.out", image=ImageConfig(**image))
 
 
 def test_only_what_differs_from_the_defaults_is_part_of_a_version(tmp_path):
@@ -260,12 +260,12 @@ def test_what_a_task_cannot_do_is_said_before_a_run(tmp_path):
             with pytest.raises(ConfigError, match=f"image.format = '{image_format}'.*{task}.*valid: png, tiff"):
                 resolve(config_of(task, tmp_path / "a", format=image_format))
         assert (
-            output_format("JPEG", True, resolve(config_of(task, tmp_path / "a", format="tiff")).config.image.format)
+            choose_output_format("JPEG", True, resolve(config_of(task, tmp_path / "a", format="tiff")).config.image.format)
             == "TIFF"
         )
     for key, value in (("format", "png"), ("icc", "keep"), ("metadata", "strip"), ("quality", 80)):
         with pytest.raises(ConfigError, match=f"image.{key}: compress writes latents"):
             resolve(config_of("compress", tmp_path / "a", **{key: value}))
     resolve(config_of("compress", tmp_path / "a", alpha="#000000"))
-    assert [output_format(f, exact=True) for f in ("AVIF", "JPEG2000", "TIFF")] == ["PNG", "PNG", "TIFF"]
-    assert [output_format(f) for f in ("AVIF", "JPEG2000")] == ["AVIF", "PNG"]
+    assert [choose_output_format(f, exact=True) for f in ("AVIF", "JPEG2000", "TIFF")] == ["PNG", "PNG", "TIFF"]
+    assert [choose_output_format(f) for f in ("AVIF", "JPEG2000")] == ["AVIF", "PNG"]

@@ -12,20 +12,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from outputs import compressed
 
 from imagemill.jobs.decode import decode_output
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.images.encode import encode_rgb
-from imagemill.pipeline.output.clashes import folded
-from imagemill.pipeline.output.committed import part_paths, read_parts
 from imagemill.pipeline.output.lease import Lease
+from imagemill.pipeline.output.name_clashes import folded
+from imagemill.pipeline.output.parts import part_paths, read_parts
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import image_id
 from imagemill.pipeline.storage import Store
+from tests.support.outputs import compressed
 
-SCRIPT = Path(__file__).parent / "plain_disk.py"
+SCRIPT = Path(__file__).parents[1] / "support/plain_disk.py"
 
 
 @pytest.fixture

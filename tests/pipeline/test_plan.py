@@ -9,31 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagemill.pipeline.errors import StorageError
-from imagemill.pipeline.output.committed import part_paths, read_parts
+from imagemill.pipeline.output.parts import part_paths, read_parts
 from imagemill.pipeline.plan import Plan, blocks, make_plan
-from imagemill.pipeline.schema import REFERENCE, image_id, parquet_bytes, part_name, reject_schema, result_schema, version_of
+from imagemill.pipeline.schema import REFERENCE, image_id, version_of
 from imagemill.pipeline.sources.folder import list_folder
 from imagemill.pipeline.storage import Store
+from tests.support.planned_rows import PARAMS, SHA, etags, key, put
 
-SHA, PARAMS = "c" * 64, {"step": 32.0}
 IMAGES = ["a.jpg", "b.PNG", "_c.webp", ".d.gif", "x/a.jpg", "x/_y/.z.tiff", "é ü.bmp", "a.jpg.png", "100%#.jpeg"]
 OTHERS = ["notes.txt", "a.jpg.txt", "x/README", ".DS_Store", "jpg", "x/video.mp4"]
 STATES = st.sampled_from(["new", "done", "done before it changed", "rejected", "transient", "rejected before it changed"])
 REST = {"todo", "done before it changed", "new", "transient", "rejected before it changed"}
-
-
-def etags(source: Store) -> dict[str, str]:
-    return {e.path: e.etag for e in source.entries()}
-
-
-def put(output: Store, folder: str, rows: list[dict[str, Any]]) -> None:
-    schema = result_schema({"psnr_db": float}, stores_latent=True) if folder == "results" else reject_schema()
-    table = pa.Table.from_pylist(rows, schema)
-    output.write(f"{folder}/{part_name(table)}", parquet_bytes(table, 1))
-
-
-def key(path: str, etag: str, sha: str = SHA, params: dict[str, Any] = PARAMS) -> dict[str, Any]:
-    return {"image_id": image_id(path), "version": version_of(sha, params)(etag), "rel_path": path}
 
 
 def planned(source: Store, output: Store, *args: Any, **options: Any) -> Plan:

@@ -8,7 +8,6 @@ import time
 from typing import Any
 
 import pytest
-from commands import images_written, make_photos
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from imagemill.pipeline.execute import BYTES_PER_PART, rows_of_block
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
+from tests.support.run_processes import images_written, make_photos
 
 
 def test_a_pool_that_cannot_run_is_refused() -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import TINY
 
 from imagemill.models import checkpoint
 from imagemill.models.architectures import ARCHITECTURES
@@ -18,6 +17,7 @@ from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
+from tests.support.tiny_models import TINY
 
 
 @pytest.fixture

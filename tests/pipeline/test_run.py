@@ -7,7 +7,6 @@ import threading
 import time
 
 import pytest
-from folders import files_below, fill, rows
 from PIL import Image
 
 from imagemill.pipeline.account import account
@@ -20,6 +19,7 @@ from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import new_run_id
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason
+from tests.support.folders import files_below, fill, rows
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

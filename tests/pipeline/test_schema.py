@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from imagemill.models.entropy_fit import fit
-from imagemill.pipeline.output.latents import latent_rows, symbols_of
+from imagemill.models.entropy_fitting import fit
+from imagemill.pipeline.output.latent_symbols import latent_rows, symbols_of
 from imagemill.pipeline.schema import (
     LatentError,
     image_id,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagemill.pipeline.errors import ConfigError, StorageError
-from imagemill.pipeline.output.committed import SUPERSEDED
+from imagemill.pipeline.output.parts import SUPERSEDED
 from imagemill.pipeline.output.snapshot import newest_places, snapshot
 from imagemill.pipeline.schema import image_id, parquet_bytes, part_name, result_schema
 from imagemill.pipeline.storage import Store

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from shards import add, damage, images, listed, pictures, rows, shard
 
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
@@ -21,11 +20,12 @@ from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.plan import references
 from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import new_run_id
-from imagemill.pipeline.sources import find, input_of, listing
-from imagemill.pipeline.sources.reading import MAX_FILE_BYTES, SHARD_TRIES, ReadError, Reading
+from imagemill.pipeline.sources.image_reader import MAX_FILE_BYTES, SHARD_TRIES, ReadError, Reading
+from imagemill.pipeline.sources.input import find, input_of, listing
 from imagemill.pipeline.sources.source import Listed, SourceConfig
 from imagemill.pipeline.sources.tar import FORMAT, opened
 from imagemill.pipeline.storage import StorageConfig, Store
+from tests.support.shards import add, damage, images, listed, pictures, rows, shard
 
 
 def test_members_of_a_tar_are_grouped_as_webdataset_does(tmp_path, crops):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from imagemill.pipeline.errors import ConfigError, StorageError
-from imagemill.pipeline.sources import input_of, listing
+from imagemill.pipeline.sources.input import input_of, listing
 from imagemill.pipeline.sources.source import SourceConfig
 from imagemill.pipeline.storage import StorageConfig, Store
 

@@ -15,17 +15,17 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shards import add, images, pictures, rows, shard
 
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.plan import references
 from imagemill.pipeline.run import run
-from imagemill.pipeline.sources import input_of, listing
-from imagemill.pipeline.sources.reading import Reading
+from imagemill.pipeline.sources.image_reader import Reading
+from imagemill.pipeline.sources.input import input_of, listing
 from imagemill.pipeline.sources.source import Listed, SourceConfig
 from imagemill.pipeline.sources.tar import STILL_WRITTEN
 from imagemill.pipeline.storage import StorageConfig, Store
+from tests.support.shards import add, images, pictures, rows, shard
 
 
 def zstd(data: bytes) -> bytes:

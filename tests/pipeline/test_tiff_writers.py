@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image, ImageCms
-from seeds import scene
-from tiffs import tiff
 
 from imagemill.models.metrics import psnr_db
-from imagemill.pipeline.images.decode import Picture, decode
+from imagemill.pipeline.images.decode import DecodedImage, decode_image
 from imagemill.pipeline.images.errors import ImageError
+from tests.support.sample_images import scene
+from tests.support.tiffs import tiff
 
 H, W = 37, 21
 LOSSLESS = (None, "deflate", "lzw", "packbits", "lzma", "zstd", "lerc", "png", "jpegxl", "jpegxr")
@@ -127,10 +127,10 @@ def is_read_back(data: bytes, kind: Kind, samples: np.ndarray) -> bool:
     return psnr_db(*high) > 25
 
 
-def picture_or_reason(data: bytes) -> Picture | str:
+def picture_or_reason(data: bytes) -> DecodedImage | str:
     """A picture, or the property that is not supported; nothing else is an answer to a whole file."""
     try:
-        return decode(data)
+        return decode_image(data)
     except ImageError as e:
         if e.error_class in ("UnsupportedFormat", "UnsupportedMode") and REASON.match(str(e)):
             return str(e)
@@ -153,7 +153,7 @@ def truth(samples: np.ndarray, bits: int, colours: str, alpha: str) -> tuple[np.
     return shown, None if share is None else share * 255
 
 
-def is_right(picture: Picture, kind: Kind, samples: np.ndarray) -> bool:
+def is_right(picture: DecodedImage, kind: Kind, samples: np.ndarray) -> bool:
     """Whether a picture shows what was written."""
     shown, alpha = truth(samples, kind.bits, kind.colours, kind.extra)
     if kind.colours == "separated":
@@ -161,7 +161,7 @@ def is_right(picture: Picture, kind: Kind, samples: np.ndarray) -> bool:
     turned = TURNS[kind.orientation - 1]
     if (alpha is None) != (picture.alpha is None) or picture.has_alpha != (alpha is not None):
         return False
-    if picture.gray != (kind.colours in ("miniswhite", "minisblack")) or picture.exif_orientation != kind.orientation:
+    if picture.is_gray != (kind.colours in ("miniswhite", "minisblack")) or picture.exif_orientation != kind.orientation:
         return False
     if picture.bit_depth != (8 if kind.colours == "palette" else kind.bits):
         return False
@@ -228,14 +228,14 @@ def test_samples_of_any_depth_are_read_right(count: int | None) -> None:
     every = list(plain_kinds())
     for colours, bits, options in every if count is None else random.Random(2).sample(every, count):
         samples = np.random.default_rng(bits).integers(0, 1 << bits, (H, W, COLOURS[colours]))
-        picture = decode(tiff(samples, bits, NUMBERS[colours], **options))
+        picture = decode_image(tiff(samples, bits, NUMBERS[colours], **options))
         shown, _ = truth(samples, bits, colours, "none")
         if colours == "separated":
             inks = np.rint(shown).astype(np.uint8)
             shown = np.asarray(Image.frombytes("CMYK", (W, H), inks.tobytes()).convert("RGB"), float)
         assert np.abs(picture.rgb - shown).max() <= (1.01 if colours == "separated" else 0.51), (colours, bits, options)
         assert picture.bit_depth == (1 if bits == 1 else max(8, bits))
-        assert picture.gray == (len(shown[0, 0]) == 1)
+        assert picture.is_gray == (len(shown[0, 0]) == 1)
 
 
 PILLOW_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "I;16", "I;16B")

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from camera import XMP
 from PIL import Image, ImageCms
 from PIL.ExifTags import IFD, Base
-from seeds import noise, picture_or_reason, scene
-from tiffs import BYTE, LONG, SHORT, tiff, with_segments
 
-from imagemill.pipeline.images.config import PixelConfig
-from imagemill.pipeline.images.decode import Picture, decode, pixels_of
+from imagemill.pipeline.images.config import ImageConfig
+from imagemill.pipeline.images.decode import DecodedImage, decode_image, read_pixel_count
 from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.images.readers import tiff_page
-from imagemill.pipeline.images.readers.jpeg_structure import structure_of
+from imagemill.pipeline.images.readers.jpeg_structure import parse_structure
+from tests.support.camera import XMP
+from tests.support.sample_images import noise, picture_or_reason, scene
+from tests.support.tiffs import BYTE, LONG, SHORT, tiff, with_segments
 
 H, W = 24, 36
 RGB, GRAY = scene(H, W), scene(H, W)[..., :1]
@@ -27,7 +27,7 @@ RGB, GRAY = scene(H, W), scene(H, W)[..., :1]
 
 def reject(data: bytes) -> tuple[str, str]:
     with pytest.raises(ImageError) as caught:
-        decode(data)
+        decode_image(data)
     return caught.value.error_class, str(caught.value)
 
 
@@ -68,7 +68,7 @@ def test_planes_are_what_they_are_side_by_side(bits: int) -> None:
     deep = RGB.astype(np.uint16) * 257 if bits == 16 else RGB
     for options in ({}, {"compression": "zstd"}, {"compression": "lzw", "predictor": True}):
         planes = written(np.moveaxis(deep, -1, 0), photometric="rgb", planarconfig="separate", **options)
-        np.testing.assert_array_equal(decode(planes).rgb, RGB)
+        np.testing.assert_array_equal(decode_image(planes).rgb, RGB)
 
 
 @pytest.mark.parametrize("scale", [1, 256, 257])
@@ -79,9 +79,9 @@ def test_a_palette_of_8_bits_is_not_black(scale: int) -> None:
     shown = colours.T[indices[..., 0]]
     for kind in (SHORT, BYTE) if scale == 1 else (SHORT,):
         data = tiff(indices, 8, 3, tags={320: (kind, tuple((colours * scale).ravel().tolist()))})
-        picture = decode(data)
+        picture = decode_image(data)
         np.testing.assert_array_equal(picture.rgb, shown)
-        assert (picture.gray, picture.bit_depth) == (False, 8)
+        assert (picture.is_gray, picture.bit_depth) == (False, 8)
     assert reject(tiff(indices, 8, 3, tags={320: (SHORT, (1, 2, 3))}))[0] == "BrokenImage"
 
 
@@ -91,7 +91,7 @@ def test_premultiplied_colours_are_divided_by_alpha(bits: int, count: int) -> No
     most = (1 << bits) - 1
     alpha = np.random.default_rng(1).integers(0, most + 1, (H, W, 1))
     stored = np.random.default_rng(2).integers(0, most + 1, (H, W, count)) * alpha // most
-    picture = decode(tiff(np.dstack([stored, alpha]), bits, {1: 1, 3: 2, 4: 5}[count], extra=(1,)))
+    picture = decode_image(tiff(np.dstack([stored, alpha]), bits, {1: 1, 3: 2, 4: 5}[count], extra=(1,)))
     seen = alpha[..., 0] > 0
     shown = np.divide(stored * 255.0, alpha, out=np.zeros(stored.shape), where=alpha > 0)
     if count == 4:
@@ -101,7 +101,7 @@ def test_premultiplied_colours_are_divided_by_alpha(bits: int, count: int) -> No
     assert np.abs(picture.rgb.astype(float) - shown)[seen].max() <= (0.51 + 127.6 / most) * (3 if count == 4 else 1)
     assert picture.alpha is not None
     np.testing.assert_array_equal(picture.alpha, np.rint(alpha[..., 0] * 255 / most))
-    assert picture.gray == (count == 1)
+    assert picture.is_gray == (count == 1)
 
 
 @pytest.mark.parametrize("bits", [8, 16])
@@ -109,11 +109,11 @@ def test_cmyk_with_transparency_keeps_both(bits: int) -> None:
     inks, alpha = noise(H, W, 4), noise(H, W)
     data = tiff(np.dstack([inks, alpha]).astype(int) * (257 if bits == 16 else 1), bits, 5, extra=(2,))
     shown = np.asarray(Image.frombytes("CMYK", (W, H), inks.tobytes()).convert("RGB"))
-    picture = decode(data)
+    picture = decode_image(data)
     np.testing.assert_array_equal(picture.rgb[alpha > 0], shown[alpha > 0])
     np.testing.assert_array_equal(picture.alpha, alpha)
     share = alpha[..., None] / 255
-    onto = decode(data, config=PixelConfig(alpha="#ff0000"))
+    onto = decode_image(data, config=ImageConfig(alpha="#ff0000"))
     assert np.abs(onto.rgb - (shown * share + np.array([255, 0, 0]) * (1 - share))).max() <= 1
 
 
@@ -123,7 +123,7 @@ def test_an_extra_sample_is_what_the_file_says(extra: tuple[int, ...] | None) ->
     count = len(extra or (2,))
     samples = np.dstack([RGB, np.full((H, W, count), 255, np.uint8)])
     samples[..., 3 + (extra or (2,)).index(2) if 2 in (extra or (2,)) else 3] = 255
-    picture = decode(tiff(samples, 8, 2, extra=extra))
+    picture = decode_image(tiff(samples, 8, 2, extra=extra))
     np.testing.assert_array_equal(picture.rgb, RGB)
     assert picture.has_alpha == (extra != (0,))
 
@@ -143,7 +143,7 @@ def test_ycbcr_without_jpeg_is_read(across: int, down: int, rows: int) -> None:
     full = colours.repeat(down, 0).repeat(across, 1)[:, :30].astype(float) - 128
     y, cb, cr = luma[:, :30], full[..., 0], full[..., 1]
     shown = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], -1).clip(0, 255)
-    assert np.abs(decode(data).rgb - shown).max() <= 0.6
+    assert np.abs(decode_image(data).rgb - shown).max() <= 0.6
 
 
 @pytest.mark.parametrize(("kind", "bits", "within"), [(8, 8, 10), (9, 8, 10), (8, 16, 1), (9, 16, 1)])
@@ -165,14 +165,14 @@ def test_lab_becomes_srgb(kind: int, bits: int, within: int) -> None:
     else:
         samples = np.rint(np.array([light / 100 * 255, a + 128, b + 128]) * unit).astype(int)
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
-    picture = decode(tiff(samples.T[None], bits, kind, tags={34675: (BYTE, tuple(profile))}))
+    picture = decode_image(tiff(samples.T[None], bits, kind, tags={34675: (BYTE, tuple(profile))}))
     assert np.abs(picture.rgb[0].astype(int) - np.array(list(lab))).max() <= within
     assert picture.icc == "none"
 
 
 @pytest.mark.parametrize("kind", [BYTE, SHORT, LONG])
 def test_an_orientation_of_any_integer_type_counts(kind: int) -> None:
-    picture = decode(tiff(RGB, 8, 2, tags={274: (kind, (6,))}))
+    picture = decode_image(tiff(RGB, 8, 2, tags={274: (kind, (6,))}))
     np.testing.assert_array_equal(picture.rgb, np.rot90(RGB, -1))
     assert picture.exif_orientation == 6
 
@@ -187,8 +187,8 @@ def test_what_files_leave_out_is_filled_in() -> None:
         b"II\0*" + tiff(RGB, 8, 2)[4:],
         b"MM*\0" + tiff(RGB, 8, 2, order=">")[4:],
     ):
-        np.testing.assert_array_equal(decode(data).rgb, RGB)
-    np.testing.assert_array_equal(decode(tiff(GRAY, 8, None)).rgb[..., :1], GRAY)
+        np.testing.assert_array_equal(decode_image(data).rgb, RGB)
+    np.testing.assert_array_equal(decode_image(tiff(GRAY, 8, None)).rgb[..., :1], GRAY)
 
 
 @pytest.mark.parametrize(
@@ -257,10 +257,10 @@ def test_the_picture_is_read_and_not_its_thumbnail() -> None:
         ((tiff(RGB, 8, 2), thumbnail, thumbnail), 1),
         ((tiff(RGB, 8, 2), other, other, other), 4),
     ):
-        picture = decode(tiffs(*pages))
+        picture = decode_image(tiffs(*pages))
         np.testing.assert_array_equal(picture.rgb, RGB)
-        assert (picture.frames, pixels_of(tiffs(*pages))) == (frames, H * W)
-    small = decode(thumbnail)
+        assert (picture.frames, read_pixel_count(tiffs(*pages))) == (frames, H * W)
+    small = decode_image(thumbnail)
     assert (small.rgb.shape, small.frames) == ((6, 9, 3), 1)
 
 
@@ -271,7 +271,7 @@ def test_a_pyramid_below_its_picture_is_left_alone() -> None:
         writer.write(RGB[::2, ::2], subfiletype=1, photometric="rgb", metadata=None)
         writer.write(RGB[::4, ::4], subfiletype=1, photometric="rgb", metadata=None)
         writer.write(RGB[::-1], photometric="rgb", metadata=None)
-    picture = decode(out.getvalue())
+    picture = decode_image(out.getvalue())
     np.testing.assert_array_equal(picture.rgb, RGB)
     assert picture.frames == 2
 
@@ -281,7 +281,7 @@ def test_stacks_of_microscopes_give_their_first_page() -> None:
     for options in ({"imagej": True}, {"ome": True}, {}):
         out = io.BytesIO()
         tifffile.imwrite(out, stack, photometric="minisblack", **options)
-        picture = decode(out.getvalue())
+        picture = decode_image(out.getvalue())
         np.testing.assert_array_equal(picture.rgb[..., :1], GRAY)
         assert (picture.frames, picture.bit_depth) == (5, 16)
 
@@ -296,7 +296,7 @@ def test_metadata_of_a_bigtiff_is_carried() -> None:
         33432: (2, tuple(b"an owner\0")),
     }
     for order in "<>":
-        picture = decode(tiff(RGB, 8, 2, big=True, order=order, tags=tags), config=PixelConfig(icc="keep"))
+        picture = decode_image(tiff(RGB, 8, 2, big=True, order=order, tags=tags), config=ImageConfig(icc="keep"))
         assert picture.metadata.xmp is not None
         assert "é".encode() in picture.metadata.xmp
         assert picture.profile == profile
@@ -312,7 +312,7 @@ CODECS = (None, "lzw", "deflate", "packbits", "lzma", "zstd", "lerc", "jpeg", "w
 def test_a_strip_that_is_cut_off_is_a_broken_image(compression: str | None, layout: dict[str, Any]) -> None:
     """Decoders give what they have, and the rest of the picture would be gray."""
     data = written(noise(64, 64, 3), photometric="rgb", compression=compression, **layout)
-    decode(data)
+    decode_image(data)
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         offsets, counts = file.pages[0].dataoffsets, file.pages[0].databytecounts
         place = file.pages[0].tags[325 if "tile" in layout else 279]
@@ -337,7 +337,7 @@ def test_a_damaged_fax_strip_is_a_broken_image(compression: str, options: int) -
         pytest.skip("only Group 3 has options")
     image.save(out, "TIFF", compression=compression, tiffinfo={278: image.height, 292: options})
     data = out.getvalue()
-    np.testing.assert_array_equal(decode(data).rgb[..., 0] > 0, np.asarray(image))
+    np.testing.assert_array_equal(decode_image(data).rgb[..., 0] > 0, np.asarray(image))
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         (offset,), (count,) = file.pages[0].dataoffsets, file.pages[0].databytecounts
         place = file.pages[0].tags[279]
@@ -352,7 +352,7 @@ def test_a_damaged_fax_strip_is_a_broken_image(compression: str, options: int) -
         hurt = bytearray(data)
         hurt[at] ^= 0x5A
         try:
-            decode(bytes(hurt))
+            decode_image(bytes(hurt))
         except ImageError as e:
             damaged += e.error_class == "BrokenImage"
     # Some changes are the code of another picture.
@@ -384,7 +384,7 @@ def test_a_directory_may_say_anything(tags: dict[int, tuple[int, tuple[int, ...]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 50_000_000
-    assert not isinstance(picture, Picture) or picture.rgb.shape == (H, W, 3)
+    assert not isinstance(picture, DecodedImage) or picture.rgb.shape == (H, W, 3)
 
 
 def test_a_chain_of_pages_may_be_a_ring() -> None:
@@ -394,7 +394,7 @@ def test_a_chain_of_pages_may_be_a_ring() -> None:
     for target in (first, second, 0xFFFFFF00, 4):
         at = second + 2 + 12 * struct.unpack_from("<H", data, second)[0]
         struct.pack_into("<I", data, at, target)
-        assert decode(bytes(data)).frames >= 2
+        assert decode_image(bytes(data)).frames >= 2
 
 
 def test_more_strips_than_any_picture_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,7 +405,7 @@ def test_more_strips_than_any_picture_has_are_refused(monkeypatch: pytest.Monkey
 def test_too_many_pixels_are_refused_before_a_tiff_is_decoded() -> None:
     data = tiff(RGB, 8, 2, tags={256: (LONG, (60_000,)), 257: (LONG, (60_000,))})
     assert reject(data)[0] == "TooManyPixels"
-    assert pixels_of(data) == 60_000**2
+    assert read_pixel_count(data) == 60_000**2
 
 
 def test_exif_of_a_tiff_is_that_of_its_first_page() -> None:
@@ -414,7 +414,7 @@ def test_exif_of_a_tiff_is_that_of_its_first_page() -> None:
     exif.get_ifd(IFD.Exif)[Base.CameraOwnerName] = "an owner"
     out = io.BytesIO()
     Image.fromarray(RGB).save(out, "TIFF", exif=exif, compression="tiff_lzw")
-    picture = decode(out.getvalue())
+    picture = decode_image(out.getvalue())
     assert picture.metadata.exif is not None
     assert Base.Artist in picture.metadata.exif.main
 
@@ -429,7 +429,7 @@ def test_old_style_jpeg_is_read(subsampling: int, form: str) -> None:
     whole = out.getvalue()
     shown = np.asarray(Image.open(io.BytesIO(whole)))
     across, down = ((1, 1), (2, 1), (2, 2))[subsampling]
-    structure = structure_of(whole)
+    structure = parse_structure(whole)
     quantization, huffman = {}, {}
     for segment in structure.segments:
         content = whole[segment.start : segment.end]
@@ -458,6 +458,6 @@ def test_old_style_jpeg_is_read(subsampling: int, form: str) -> None:
         q0, q1, dc0, dc1, ac0, ac1 = behind
         entries |= {519: (LONG, (q0, q1, q1)), 520: (LONG, (dc0, dc1, dc1)), 521: (LONG, (ac0, ac1, ac1))}
     data = with_segments(entries, parts)
-    np.testing.assert_array_equal(decode(data).rgb, shown)
+    np.testing.assert_array_equal(decode_image(data).rgb, shown)
     lost = {513: (LONG, (len(data) - 2,)), 519: (LONG, (1,))}
     assert reject(with_segments(entries | lost, parts))[0] == "BrokenImage"

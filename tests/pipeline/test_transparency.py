@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pictures import saved
 from PIL import Image
 
 from imagemill.models import checkpoint
@@ -17,9 +16,10 @@ from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.task import Sample
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.images import samples
-from imagemill.pipeline.images.decode import decode
+from imagemill.pipeline.images.decode import decode_image
 from imagemill.pipeline.images.transparency import fill_hidden
 from imagemill.pipeline.run import run
+from tests.support.pictures import saved
 
 LEVELS = st.integers(0, 255)
 
@@ -37,7 +37,7 @@ def test_hidden_pixels_never_matter_and_visible_stay(height: int, width: int, se
     alpha = np.where(rng.random((height, width)) < share, 0, rng.integers(1, 256, (height, width))).astype(np.uint8)
     first, second = rng.integers(0, 256, (2, height, width, 3), np.uint8)
     second[alpha > 0] = first[alpha > 0]
-    pictures = [decode(saved(np.dstack([rgb, alpha]), "PNG")) for rgb in (first, second)]
+    pictures = [decode_image(saved(np.dstack([rgb, alpha]), "PNG")) for rgb in (first, second)]
     assert np.array_equal(pictures[0].rgb, pictures[1].rgb)
     assert np.array_equal(pictures[0].rgb[alpha > 0], first[alpha > 0])
     # A file whose pixels are all visible may be written without its alpha.
@@ -48,7 +48,7 @@ def test_hidden_pixels_never_matter_and_visible_stay(height: int, width: int, se
 def test_fill_of_one_colour_is_that_colour(level: int, side: int) -> None:
     rgba = disc(side, level)
     if rgba[..., 3].any():
-        assert np.abs(decode(saved(rgba, "PNG")).rgb.astype(int) - level).max() <= 1
+        assert np.abs(decode_image(saved(rgba, "PNG")).rgb.astype(int) - level).max() <= 1
 
 
 def test_fill_in_strips_is_what_it_is_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def test_noise_level_is_that_of_visible_pixels(sigma: int, side: int) -> None:
     alpha[:, side // 2 :] = 0
     card, weights = checkpoint.read(TASKS["denoise"].default_checkpoint)
     model, objective = checkpoint.build(card, weights).eval(), TASK_OBJECTIVES["denoise"]
-    picture = decode(saved(np.dstack([noisy, alpha]), "PNG"))
+    picture = decode_image(saved(np.dstack([noisy, alpha]), "PNG"))
     (half,) = objective.predict(model, [Sample(picture.rgb, picture.alpha)], TASKS["denoise"].Params(), Precision("cpu"))
     assert half.columns["sigma"] == pytest.approx(sigma, rel=0.1)
 

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from here import job_here
 from PIL import Image
 
 from imagemill.models import checkpoint
@@ -20,12 +19,13 @@ from imagemill.models.objectives.upscale import reduced
 from imagemill.models.precision import Precision
 from imagemill.models.tasks.task import Output, Params, Sample
 from imagemill.pipeline.config import RunConfig
-from imagemill.pipeline.images.config import PixelConfig
+from imagemill.pipeline.images.config import ImageConfig
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.predict import Predictor
 from imagemill.pipeline.resolve import plan_of, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
+from tests.support.worker_jobs import job_here
 
 
 def untrained(scale: int = 2) -> EDSR:
@@ -178,4 +178,4 @@ def test_upscale_names_the_limit_of_a_format(tmp_path):
     for name, longest in (("long.jpg", "JPEG holds at most 65500"), ("long.webp", "WEBP holds at most 16383")):
         assert longest in said[name]
     assert all("image.format=png holds it" in text for text in said.values())
-    assert run(config.model_copy(update={"image": PixelConfig(format="png")}))["ok"] == 4
+    assert run(config.model_copy(update={"image": ImageConfig(format="png")}))["ok"] == 4

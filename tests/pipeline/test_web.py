@@ -11,7 +11,6 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from here import job_here
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,11 +20,12 @@ from imagemill.pipeline.pauses import quiet_seconds, retry_after
 from imagemill.pipeline.predict import Predictor
 from imagemill.pipeline.resolve import plan_of, resolve
 from imagemill.pipeline.run import run
-from imagemill.pipeline.sources import Input
-from imagemill.pipeline.sources.reading import ReadError, Reading
+from imagemill.pipeline.sources.image_reader import ReadError, Reading
+from imagemill.pipeline.sources.input import Input
 from imagemill.pipeline.sources.source import SourceConfig
 from imagemill.pipeline.sources.web import AddressRefused, fetch
 from imagemill.pipeline.storage import Store
+from tests.support.worker_jobs import job_here
 
 BODY = b"x" * 1000
 
@@ -183,7 +183,7 @@ def test_an_address_may_hold_any_letters_and_blanks(site):
 
 def test_what_will_never_be_given_is_not_asked_for_again(site, tmp_path, monkeypatch):
     url, _ = site
-    monkeypatch.setattr("imagemill.pipeline.sources.reading.MAX_FILE_BYTES", 999)
+    monkeypatch.setattr("imagemill.pipeline.sources.image_reader.MAX_FILE_BYTES", 999)
     reading = Reading(Input(Store(str(tmp_path)), None, SourceConfig(http="any")), 1)
     for path, error_class in ((f"{url}/whole", "TooManyBytes"), ("http://127.0.0.1:port/", "NoAddress")):
         with pytest.raises(ReadError) as refused:

@@ -10,8 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from commands import make_photos
-from here import job_here
 
 from imagemill.models.objectives import TASK_OBJECTIVES
 from imagemill.models.objectives.denoise import Denoise
@@ -22,6 +20,8 @@ from imagemill.pipeline.plan import Plan
 from imagemill.pipeline.predict import Predictor
 from imagemill.pipeline.resolve import plan_of, resolve
 from imagemill.pipeline.storage import Store
+from tests.support.run_processes import make_photos
+from tests.support.worker_jobs import job_here
 
 Made = Callable[..., tuple[Predictor, Plan]]
 

@@ -4,13 +4,13 @@ import io
 
 import numpy as np
 import pytest
-from pictures import encode
 from PIL import Image, JpegImagePlugin
-from seeds import LIMIT, SEEDS, H, W, noise, saved, scene
 
 from imagemill.models.metrics import psnr_db
-from imagemill.pipeline.images.decode import Picture, decode
-from imagemill.pipeline.images.encode import encode_rgb, output_format
+from imagemill.pipeline.images.decode import DecodedImage, decode_image
+from imagemill.pipeline.images.encode import choose_output_format, encode_rgb
+from tests.support.pictures import encode
+from tests.support.sample_images import LIMIT, SEEDS, H, W, noise, saved, scene
 
 
 def opened(data: bytes) -> Image.Image:
@@ -19,8 +19,8 @@ def opened(data: bytes) -> Image.Image:
     return image
 
 
-def picture_of(image: Image.Image, image_format: str = "PNG") -> Picture:
-    return decode(saved(image, image_format), LIMIT)
+def picture_of(image: Image.Image, image_format: str = "PNG") -> DecodedImage:
+    return decode_image(saved(image, image_format), LIMIT)
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "TIFF", "BMP", "PPM"])
@@ -81,16 +81,16 @@ def test_a_jpeg_is_written_at_quality_95_with_full_colour() -> None:
 
 def test_the_format_of_an_output_is_that_of_its_source_where_it_can_be() -> None:
     formats = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "PPM")
-    assert [output_format(f) for f in formats] == list(formats)
-    assert output_format("GIF") == "PNG"
+    assert [choose_output_format(f) for f in formats] == list(formats)
+    assert choose_output_format("GIF") == "PNG"
 
 
 @pytest.mark.parametrize("name", SEEDS)
 def test_every_kind_of_source_can_be_written_as_what_it_becomes_and_as_png(name: str) -> None:
-    picture = decode(SEEDS[name], LIMIT)
-    for image_format in (output_format(picture.format), "PNG"):
-        back = decode(encode(picture.rgb, picture, image_format), LIMIT)
+    picture = decode_image(SEEDS[name], LIMIT)
+    for image_format in (choose_output_format(picture.format), "PNG"):
+        back = decode_image(encode(picture.rgb, picture, image_format), LIMIT)
         assert back.format == image_format
         assert back.rgb.shape == picture.rgb.shape
-        assert back.gray == picture.gray
+        assert back.is_gray == picture.is_gray
         assert psnr_db(back.rgb, picture.rgb) > 25

@@ -17,9 +17,9 @@ from PIL import Image
 from imagemill.pipeline.images.colour import ColourSpace, cicp
 from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.images.readers.boxes import Box, boxes, find
-from imagemill.pipeline.images.readers.pillow import opened_by_pillow, take_metadata
-from imagemill.pipeline.images.readers.reader import Opened
-from imagemill.pipeline.images.samples import in_range, strips
+from imagemill.pipeline.images.readers.pillow import copy_metadata, open_with_pillow
+from imagemill.pipeline.images.readers.reader import StoredImage
+from imagemill.pipeline.images.samples import rescale, row_strips
 
 SAMPLE_ENTRY_BYTES = 78
 """Fields of a video track's sample entry before its boxes."""
@@ -164,14 +164,14 @@ def clean_aperture(numbers: tuple[int, ...], width: int, height: int) -> tuple[i
     return tuple(int(value) for value in corners)  # type: ignore[return-value]
 
 
-def read_avif(stream: io.BytesIO) -> Opened:
+def read_avif(stream: io.BytesIO) -> StoredImage:
     """The first picture of a file.
 
     Raises: ImageError.
     """
     data = stream.getvalue()
     found = properties_of(data)
-    with opened_by_pillow(stream, "AVIF") as image:
+    with open_with_pillow(stream, "AVIF") as image:
         frames, mode = getattr(image, "n_frames", 1), image.mode
         has_alpha = mode.endswith("A")
         convert = found.space is not None and not found.profile and not found.space.is_srgb
@@ -181,7 +181,7 @@ def read_avif(stream: io.BytesIO) -> Opened:
         else:
             image.load()
             pixels = image.crop(found.crop) if found.crop else image
-        opened = Opened(
+        opened = StoredImage(
             pixels=pixels,
             format="AVIF",
             mode="L" if found.gray or mode in ("L", "LA") else "RGB",
@@ -191,7 +191,7 @@ def read_avif(stream: io.BytesIO) -> Opened:
             space=found.space,
             ignored=found.ignored,
         )
-        take_metadata(opened, image)
+        copy_metadata(opened, image)
     # Turns count, and the orientation in EXIF does not.
     opened.orientation, opened.profile = found.orientation, found.profile
     return opened
@@ -203,6 +203,6 @@ def all_bits(data: bytes, found: Properties) -> np.ndarray:
     if found.crop:
         left, top, right, bottom = found.crop
         samples = samples[top:bottom, left:right]
-    for rows in strips(samples.shape[1], samples.shape[0]):
-        samples[rows] = in_range(samples[rows], (1 << found.bits) - 1, 65535)
+    for rows in row_strips(samples.shape[1], samples.shape[0]):
+        samples[rows] = rescale(samples[rows], (1 << found.bits) - 1, 65535)
     return samples

@@ -13,8 +13,8 @@ import numpy as np
 
 from imagemill.pipeline.images.colour import ColourSpace
 from imagemill.pipeline.images.errors import ImageError
-from imagemill.pipeline.images.readers.reader import Opened
-from imagemill.pipeline.images.samples import in_range, strips
+from imagemill.pipeline.images.readers.reader import StoredImage
+from imagemill.pipeline.images.samples import rescale, row_strips
 
 CORE, INFO, OS2, V4, V5 = 12, 40, 64, 108, 124
 PLAIN, RLE8, RLE4, BIT_FIELDS, JPEG, PNG, ALPHA_BIT_FIELDS = 0, 1, 2, 3, 4, 5, 6
@@ -72,13 +72,13 @@ def header_of(data: bytes) -> Header:
     return Header(size, width, abs(height), height > 0, bits, compression, colours, masks, behind, pixels_at)
 
 
-def size_of_bmp(stream: io.BytesIO) -> tuple[int, int]:
+def read_bmp_size(stream: io.BytesIO) -> tuple[int, int]:
     """(width, height) by the headers. Raises: ImageError."""
     header = header_of(stream.getvalue())
     return header.width, header.height
 
 
-def read_bmp(stream: io.BytesIO) -> Opened:
+def read_bmp(stream: io.BytesIO) -> StoredImage:
     """The picture of a file.
 
     Raises: ImageError.
@@ -123,7 +123,7 @@ def read_bmp(stream: io.BytesIO) -> Opened:
         # Programs that know no alpha leave zeros there. Nobody stores a picture that cannot be seen.
         pixels = pixels[..., :3]
     has_alpha = pixels.ndim == 3 and pixels.shape[2] == 4
-    opened = Opened(
+    opened = StoredImage(
         pixels, "BMP", "L" if gray else "RGB", has_alpha, bit_depth, profile=profile, space=space, ignored=ignored
     )
     if header.size >= INFO:
@@ -161,7 +161,7 @@ def from_rows(data: bytes, header: Header, palette: np.ndarray | None) -> np.nda
     alpha = header.masks[3] != 0
     channels = palette.shape[1:] if palette is not None else (4 if alpha else 3,)
     pixels = np.empty((header.height, header.width, *channels), np.uint8)
-    for rows in strips(header.width, header.height):
+    for rows in row_strips(header.width, header.height):
         part = stored[rows]
         if palette is not None:
             pixels[rows] = palette[indices(part, header.bits)[:, : header.width]]
@@ -208,7 +208,7 @@ def bit_field(words: np.ndarray, mask: int) -> np.ndarray:
     if most > 65535:
         extra = most.bit_length() - 16
         samples, most = samples >> np.uint32(extra), 65535
-    return in_range(samples, most, 255).astype(np.uint8)
+    return rescale(samples, most, 255).astype(np.uint8)
 
 
 def unpacked_runs(data: bytes, header: Header) -> tuple[np.ndarray, np.ndarray]:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from imagemill.pipeline.images.errors import ImageError
-from imagemill.pipeline.images.readers.pillow import opened_by_pillow, take_text_and_resolution
-from imagemill.pipeline.images.readers.reader import Opened
-from imagemill.pipeline.images.samples import strips
+from imagemill.pipeline.images.readers.pillow import copy_text_and_resolution, open_with_pillow
+from imagemill.pipeline.images.readers.reader import StoredImage
+from imagemill.pipeline.images.samples import row_strips
 
 EXTENSION, IMAGE, TRAILER = 0x21, 0x2C, 0x3B
 GRAPHIC_CONTROL, APPLICATION = 0xF9, 0xFF
@@ -115,12 +115,12 @@ def count_images(data: bytes, at: int) -> int:
     return count
 
 
-def size_of_gif(stream: io.BytesIO) -> tuple[int, int]:
+def read_gif_size(stream: io.BytesIO) -> tuple[int, int]:
     """(width, height) of the canvas. Raises: ImageError for a file without an image."""
     return first_image(stream.getvalue()).canvas
 
 
-def read_gif(stream: io.BytesIO) -> Opened:
+def read_gif(stream: io.BytesIO) -> StoredImage:
     """The first image on its canvas.
 
     Raises: ImageError.
@@ -132,7 +132,7 @@ def read_gif(stream: io.BytesIO) -> Opened:
     size = struct.pack("<HH", first.width, first.height)
     descriptor = b"," + bytes(4) + size + bytes([INTERLACED * first.interlaced])
     alone = b"".join((b"GIF89a", size, bytes(3), descriptor, data[first.code], b";"))
-    with opened_by_pillow(io.BytesIO(alone), "GIF") as image:
+    with open_with_pillow(io.BytesIO(alone), "GIF") as image:
         image.load()
         indices = np.asarray(image)
     del data, alone
@@ -147,10 +147,10 @@ def read_gif(stream: io.BytesIO) -> Opened:
             colours[first.transparent, 3] = 0
     pixels = np.zeros((height, width, colours.shape[1]), np.uint8)
     place = pixels[first.top : first.top + first.height, first.left : first.left + first.width]
-    for rows in strips(first.width, first.height):
+    for rows in row_strips(first.width, first.height):
         place[rows] = colours[indices[rows]]
     if pixels.shape[2] == 1:
         pixels = pixels[..., 0]
-    opened = Opened(pixels, "GIF", "L" if gray else "RGB", has_alpha, 8, frames, profile=first.profile)
-    take_text_and_resolution(opened, stream)
+    opened = StoredImage(pixels, "GIF", "L" if gray else "RGB", has_alpha, 8, frames, profile=first.profile)
+    copy_text_and_resolution(opened, stream)
     return opened

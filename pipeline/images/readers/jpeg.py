@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from imagemill.pipeline.images.errors import BROKEN, ImageError
+from imagemill.pipeline.images.errors import DECODER_ERRORS, ImageError
 from imagemill.pipeline.images.readers.jpeg_structure import (
     ARITHMETIC,
     END_MARK,
@@ -24,13 +24,13 @@ from imagemill.pipeline.images.readers.jpeg_structure import (
     holds_zero_run,
     is_in_one_scan,
     lacks_scans,
+    parse_structure,
     plain_copy,
     segments_behind,
-    structure_of,
 )
-from imagemill.pipeline.images.readers.pillow import opened_by_pillow, take_metadata
-from imagemill.pipeline.images.readers.reader import Opened
-from imagemill.pipeline.images.samples import in_8_bits, strips
+from imagemill.pipeline.images.readers.pillow import copy_metadata, open_with_pillow
+from imagemill.pipeline.images.readers.reader import StoredImage
+from imagemill.pipeline.images.samples import row_strips, to_uint8
 
 MODES: dict[int, tuple[Literal["L", "RGB", "CMYK"], str]] = {1: ("L", "GRAY"), 3: ("RGB", "RGB"), 4: ("CMYK", "CMYK")}
 """By the number of components: the mode of the samples, and what simplejpeg calls it."""
@@ -53,26 +53,26 @@ MISSING_SCANS = "the scans that complete the picture are missing"
 NO_PIXELS = np.empty((0, 0), np.uint8)
 
 
-def size_of_jpeg(stream: io.BytesIO) -> tuple[int, int]:
+def read_jpeg_size(stream: io.BytesIO) -> tuple[int, int]:
     """(width, height) by the frame header. Raises: ImageError."""
-    structure = structure_of(stream.getvalue())
+    structure = parse_structure(stream.getvalue())
     return structure.width, structure.height
 
 
-def read_jpeg(stream: io.BytesIO) -> Opened:
+def read_jpeg(stream: io.BytesIO) -> StoredImage:
     """The picture of a JPEG, the first one of an MPO.
 
     Raises: ImageError with the class BrokenImage where not even a part of the picture can be decoded.
     """
     data = stream.getvalue()
-    structure = structure_of(data)
+    structure = parse_structure(data)
     damage = damage_of_header(data, structure)
     profile = broken_profile(data, structure)
     plain = plain_copy(data, structure)
     if plain is not data:
-        data, structure = plain, structure_of(plain)
+        data, structure = plain, parse_structure(plain)
     mode, _ = MODES[len(structure.components)]
-    opened = Opened(NO_PIXELS, "JPEG", mode, has_alpha=False, bit_depth=max(8, structure.bits))
+    opened = StoredImage(NO_PIXELS, "JPEG", mode, has_alpha=False, bit_depth=max(8, structure.bits))
     add_metadata(opened, data, structure)
     opened.profile = opened.profile or profile
     pixels, damage_of_data = decoded(data, structure)
@@ -87,18 +87,18 @@ def read_jpeg(stream: io.BytesIO) -> Opened:
     return opened
 
 
-def add_metadata(opened: Opened, data: bytes, structure: Structure) -> None:
+def add_metadata(opened: StoredImage, data: bytes, structure: Structure) -> None:
     """Put orientation, profile, EXIF, XMP and the number of pictures of a file into `opened`; none where they are broken."""
     if structure.bits > 8:
         # Pillow opens no such file, and is asked for nothing that lies behind this byte.
         frame = next(segment for segment in structure.segments if segment.marker in FRAMES)
         data = data[: frame.start] + b"\x08" + data[frame.start + 1 : structure.first_scan.end]
     try:
-        with opened_by_pillow(io.BytesIO(data), "JPEG") as image:
+        with open_with_pillow(io.BytesIO(data), "JPEG") as image:
             opened.format = str(image.format)
             opened.frames = getattr(image, "n_frames", 1)
-            take_metadata(opened, image)
-    except (UnidentifiedImageError, *BROKEN):
+            copy_metadata(opened, image)
+    except (UnidentifiedImageError, *DECODER_ERRORS):
         return
 
 
@@ -200,8 +200,8 @@ def decoded_twice(data: bytes, structure: Structure) -> tuple[np.ndarray, str | 
     if structure.bits == 8:
         return pixels, damage
     narrow = np.empty(pixels.shape, np.uint8)
-    for rows in strips(structure.width, structure.height):
-        narrow[rows] = in_8_bits(pixels[rows], structure.bits)
+    for rows in row_strips(structure.width, structure.height):
+        narrow[rows] = to_uint8(pixels[rows], structure.bits)
     return narrow, damage
 
 

@@ -15,9 +15,9 @@ from PIL import Image
 from imagemill.pipeline.images.colour import ColourSpace, cicp
 from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.images.readers.boxes import boxes, find
-from imagemill.pipeline.images.readers.pillow import take_text_and_resolution
-from imagemill.pipeline.images.readers.reader import Opened
-from imagemill.pipeline.images.samples import in_range, strips
+from imagemill.pipeline.images.readers.pillow import copy_text_and_resolution
+from imagemill.pipeline.images.readers.reader import StoredImage
+from imagemill.pipeline.images.samples import rescale, row_strips
 
 CODESTREAM = b"\xff\x4f\xff\x51"
 ENUMERATED, RESTRICTED_ICC, ANY_ICC, PARAMETERS = 1, 2, 3, 5
@@ -109,13 +109,13 @@ def read_colours(data: bytes, start: int, end: int, description: Description) ->
         description.numbers, description.ignored = cicp(primaries, transfer)
 
 
-def size_of_jpeg2000(stream: io.BytesIO) -> tuple[int, int]:
+def read_jpeg2000_size(stream: io.BytesIO) -> tuple[int, int]:
     """(width, height) by the codestream's header. Raises: ImageError."""
     description = description_of(stream.getvalue())
     return description.width, description.height
 
 
-def read_jpeg2000(stream: io.BytesIO) -> Opened:
+def read_jpeg2000(stream: io.BytesIO) -> StoredImage:
     """The picture of a file.
 
     Raises: ImageError.
@@ -142,10 +142,10 @@ def read_jpeg2000(stream: io.BytesIO) -> Opened:
         pixels = np.iinfo(pixels.dtype).max - pixels
     bit_depth = 1 if bits == [1] else max(8, *bits)
     if colours == 4:
-        inks = pixels if pixels.dtype == np.uint8 else in_range(pixels, 65535, 255).astype(np.uint8)
+        inks = pixels if pixels.dtype == np.uint8 else rescale(pixels, 65535, 255).astype(np.uint8)
         image = Image.frombytes("CMYK", inks.shape[1::-1], inks.tobytes())
-        return Opened(image, "JPEG2000", "CMYK", False, bit_depth, profile=description.profile)
-    opened = Opened(
+        return StoredImage(image, "JPEG2000", "CMYK", False, bit_depth, profile=description.profile)
+    opened = StoredImage(
         pixels=pixels,
         format="JPEG2000",
         mode="L" if colours == 1 else "RGB",
@@ -155,7 +155,7 @@ def read_jpeg2000(stream: io.BytesIO) -> Opened:
         space=description.numbers,
         ignored=description.ignored,
     )
-    take_text_and_resolution(opened, stream)
+    copy_text_and_resolution(opened, stream)
     return opened
 
 
@@ -195,9 +195,9 @@ def whole_range(samples: np.ndarray, bits: list[int], signed: bool, channels: in
         return samples if samples.ndim == 2 else np.ascontiguousarray(samples[..., :channels])
     planes = samples[..., None] if samples.ndim == 2 else samples
     pixels = np.empty((*planes.shape[:2], channels), np.uint16 if deep else np.uint8)
-    for rows in strips(planes.shape[1], planes.shape[0]):
+    for rows in row_strips(planes.shape[1], planes.shape[0]):
         for channel in range(channels):
             depth = bits[channel]
             plane = planes[rows][..., channel].astype(np.int32) + ((1 << depth - 1) if signed else 0)
-            pixels[rows][..., channel] = in_range(np.clip(plane, 0, (1 << depth) - 1), (1 << depth) - 1, most)
+            pixels[rows][..., channel] = rescale(np.clip(plane, 0, (1 << depth) - 1), (1 << depth) - 1, most)
     return pixels[..., 0] if samples.ndim == 2 or channels == 1 else pixels

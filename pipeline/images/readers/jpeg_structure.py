@@ -82,7 +82,7 @@ class Structure:
         return -(-self.width // max(1, across)) * -(-self.height // max(1, down))
 
 
-def structure_of(data: bytes) -> Structure:
+def parse_structure(data: bytes) -> Structure:
     """Read the segments of a JPEG up to its first scan. Bytes that belong to no segment are passed over, as libjpeg does.
 
     Raises: ImageError with the class UnsupportedFormat for a kind of JPEG that no reader here takes; with BrokenImage where

@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 from PIL import AvifImagePlugin, Image
 
-from imagemill.pipeline.images.errors import BROKEN, ImageError
-from imagemill.pipeline.images.readers.reader import Opened
-from imagemill.pipeline.images.samples import in_8_bits, strips
+from imagemill.pipeline.images.errors import DECODER_ERRORS, ImageError
+from imagemill.pipeline.images.readers.reader import StoredImage
+from imagemill.pipeline.images.samples import row_strips, to_uint8
 
-# `decode` checks its own limit on the header, before Pillow decodes anything.
+# `decode_image` checks its own limit on the header, before Pillow decodes anything.
 Image.MAX_IMAGE_PIXELS = None
 # A thread for each image is what the workers have; with more, AVIF's bytes would depend on the machine that made them.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
@@ -22,32 +22,32 @@ IPTC_RESOURCE = 0x0404
 
 
 @contextmanager
-def opened_by_pillow(stream: io.BytesIO, image_format: str) -> Iterator[Image.Image]:
+def open_with_pillow(stream: io.BytesIO, image_format: str) -> Iterator[Image.Image]:
     """An image that Pillow opened with the reader of one format and has not loaded yet."""
     with warnings.catch_warnings(action="ignore"), Image.open(stream, formats=(image_format,)) as image:
         yield image
 
 
-def size_by_pillow(image_format: str, stream: io.BytesIO) -> tuple[int, int]:
+def read_size_with_pillow(image_format: str, stream: io.BytesIO) -> tuple[int, int]:
     """(width, height) by the header."""
-    with opened_by_pillow(stream, image_format) as image:
+    with open_with_pillow(stream, image_format) as image:
         return image.size
 
 
-def read_by_pillow(image_format: str, stream: io.BytesIO) -> Opened:
+def read_with_pillow(image_format: str, stream: io.BytesIO) -> StoredImage:
     """The first frame of a file.
 
     Raises: ImageError for samples without a range: floating point and 32-bit integers.
     """
-    with opened_by_pillow(stream, image_format) as image:
-        frames, bit_depth = getattr(image, "n_frames", 1), depth_of(image)
+    with open_with_pillow(stream, image_format) as image:
+        frames, bit_depth = getattr(image, "n_frames", 1), read_bit_depth(image)
         image.load()
         deep = image.mode.startswith("I")
         if image.mode == "F" or image.mode == "I":
             raise ImageError("UnsupportedMode", f"{'floating-point' if image.mode == 'F' else '32-bit integer'} samples")
         gray = deep or image.mode in ("1", "L", "LA", "La")
         mode: Literal["L", "RGB", "CMYK"] = "L" if gray else "CMYK" if image.mode == "CMYK" else "RGB"
-        opened = Opened(
+        opened = StoredImage(
             pixels=gray_in_8_bits(image) if deep else image,
             format=str(image.format),
             mode=mode,
@@ -55,11 +55,11 @@ def read_by_pillow(image_format: str, stream: io.BytesIO) -> Opened:
             bit_depth=bit_depth,
             frames=frames,
         )
-        take_metadata(opened, image)
+        copy_metadata(opened, image)
         return opened
 
 
-def take_metadata(opened: Opened, image: Image.Image) -> None:
+def copy_metadata(opened: StoredImage, image: Image.Image) -> None:
     """Put what Pillow found in a file next to the pixels into `opened`."""
     xmp = image.info.get("xmp")
     opened.orientation = orientation_of(image)
@@ -69,12 +69,12 @@ def take_metadata(opened: Opened, image: Image.Image) -> None:
     opened.iptc, opened.text, opened.dpi = iptc_of(image), text_of(image), dpi_of(image)
 
 
-def take_text_and_resolution(opened: Opened, stream: io.BytesIO) -> None:
+def copy_text_and_resolution(opened: StoredImage, stream: io.BytesIO) -> None:
     """Put the comment and the resolution into `opened`, as Pillow finds them in the header."""
     try:
-        with opened_by_pillow(stream, opened.format) as image:
+        with open_with_pillow(stream, opened.format) as image:
             opened.text, opened.dpi = text_of(image), dpi_of(image)
-    except BROKEN:
+    except DECODER_ERRORS:
         return
 
 
@@ -109,8 +109,8 @@ def dpi_of(image: Image.Image) -> tuple[float, float] | None:
 def gray_in_8_bits(image: Image.Image) -> np.ndarray:
     """(H,W) uint8 of an image with gray samples of 16 bits."""
     gray = np.empty(image.size[::-1], np.uint8)
-    for rows in strips(*image.size):
-        gray[rows] = in_8_bits(np.asarray(image.crop((0, rows.start, image.width, rows.stop))), 16)
+    for rows in row_strips(*image.size):
+        gray[rows] = to_uint8(np.asarray(image.crop((0, rows.start, image.width, rows.stop))), 16)
     return gray
 
 
@@ -122,7 +122,7 @@ def orientation_of(image: Image.Image) -> int:
     try:
         value = image.getexif().get(EXIF_ORIENTATION, 1)
         value = value[0] if isinstance(value, bytes | tuple) else value
-    except BROKEN:
+    except DECODER_ERRORS:
         return 1
     return int(value) if value in range(1, 9) else 1
 
@@ -135,7 +135,7 @@ def orientation_in(exif: bytes | None, xmp: bytes | None) -> int:
         return orientation_of(image)
 
 
-def depth_of(image: Image.Image) -> int:
+def read_bit_depth(image: Image.Image) -> int:
     """Bits of a sample in the file: Pillow gives 8 of what has more, but for gray in 16."""
     if image.mode == "1":
         return 1

@@ -17,8 +17,8 @@ import numpy as np
 from imagemill.pipeline.images.colour import SRGB, ColourSpace, cicp
 from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.images.readers.pillow import orientation_in
-from imagemill.pipeline.images.readers.reader import Opened
-from imagemill.pipeline.images.samples import expand_range
+from imagemill.pipeline.images.readers.reader import StoredImage
+from imagemill.pipeline.images.samples import expand_video_range
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GRAY, RGB, PALETTE, GRAY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6
@@ -73,7 +73,7 @@ class Chunks:
         return max(1, self.animation_frames + (self.animation_frames > 0 and not self.default_is_frame))
 
 
-def size_of_png(stream: io.BytesIO) -> tuple[int, int]:
+def read_png_size(stream: io.BytesIO) -> tuple[int, int]:
     """(width, height) by the first chunk.
 
     Raises: ImageError for a PNG in Apple's own variant, and one that is broken.
@@ -197,7 +197,7 @@ def unpacked_text(kind: bytes, content: bytes) -> bytes | None:
     return unpacked(text, MAX_TEXT_BYTES) if packed else text
 
 
-def read_png(stream: io.BytesIO) -> Opened:
+def read_png(stream: io.BytesIO) -> StoredImage:
     """The picture of a file; of an animation the one that programs without animations show."""
     chunks = read_chunks(stream.getvalue())
     header = chunks.header
@@ -211,9 +211,9 @@ def read_png(stream: io.BytesIO) -> Opened:
     has_alpha = pixels.ndim == 3 and pixels.shape[2] in (2, 4)
     profile, space, ignored = colours_of(chunks)
     if space and chunks.colours.get(b"cICP", b"")[3:] == b"\0":
-        expand_range(pixels, has_alpha, 16 if pixels.dtype == np.uint16 else 8)
+        expand_video_range(pixels, has_alpha, 16 if pixels.dtype == np.uint16 else 8)
     exif = chunks.exif or exif_in_text(chunks.texts)
-    return Opened(
+    return StoredImage(
         pixels=pixels,
         format="PNG",
         mode="L" if header.colour in (GRAY, GRAY_ALPHA) else "RGB",

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from imagemill.pipeline.images.errors import ImageError
-from imagemill.pipeline.images.readers.reader import Opened
-from imagemill.pipeline.images.samples import in_range, strips
+from imagemill.pipeline.images.readers.reader import StoredImage
+from imagemill.pipeline.images.samples import rescale, row_strips
 
 PLAIN_BITMAP, PLAIN_GRAY, PLAIN_RGB, BITMAP, RAW_GRAY, RAW_RGB, ARBITRARY = (b"P%d" % n for n in range(1, 8))
 PLAIN = (PLAIN_BITMAP, PLAIN_GRAY, PLAIN_RGB)
@@ -111,13 +111,13 @@ def checked(header: Header) -> Header:
     return header
 
 
-def size_of_ppm(stream: io.BytesIO) -> tuple[int, int]:
+def read_ppm_size(stream: io.BytesIO) -> tuple[int, int]:
     """(width, height) by the header. Raises: ImageError."""
     header = header_at(stream.getvalue(), 0)
     return header.width, header.height
 
 
-def read_ppm(stream: io.BytesIO) -> Opened:
+def read_ppm(stream: io.BytesIO) -> StoredImage:
     """The first image of a file.
 
     Raises: ImageError.
@@ -131,7 +131,7 @@ def read_ppm(stream: io.BytesIO) -> Opened:
     else:
         pixels = raw(data, header)
     bilevel = header.most == 1 and header.channels == 1
-    return Opened(
+    return StoredImage(
         pixels=pixels,
         format="PPM",
         mode="L" if header.channels < 3 else "RGB",
@@ -168,7 +168,7 @@ def raw(data: bytes, header: Header) -> np.ndarray:
     if header.most == 255:
         return stored
     pixels = np.empty(shape, np.uint8)
-    for rows in strips(header.width, header.height):
+    for rows in row_strips(header.width, header.height):
         pixels[rows] = scaled(stored[rows], header.most)
     return pixels
 
@@ -177,7 +177,7 @@ def scaled(samples: np.ndarray, most: int) -> np.ndarray:
     """Samples of 0 to `most` as uint8, rounded. Raises: ImageError for a sample above `most`."""
     if samples.size and (largest := int(samples.max())) > most:
         raise ImageError("BrokenImage", f"a sample of {largest} is over the header's maximum of {most}")
-    return in_range(samples, most, 255).astype(np.uint8)
+    return rescale(samples, most, 255).astype(np.uint8)
 
 
 def plain_bits(data: bytes, header: Header) -> np.ndarray:

@@ -9,11 +9,11 @@ import numpy as np
 from PIL import Image
 
 from imagemill.pipeline.images.colour import ColourSpace
-from imagemill.pipeline.images.samples import in_8_bits, strips
+from imagemill.pipeline.images.samples import row_strips, to_uint8
 
 
 @dataclass
-class Opened:
+class StoredImage:
     """The decoded first frame of a file, as it is stored: not yet upright, not yet sRGB."""
 
     pixels: Image.Image | np.ndarray
@@ -67,7 +67,7 @@ class Opened:
         """Some rows as an image of Pillow."""
         if not isinstance(self.pixels, Image.Image):
             pixels = self.pixels[rows]
-            part = Image.fromarray(in_8_bits(pixels, 16) if pixels.dtype == np.uint16 else pixels)
+            part = Image.fromarray(to_uint8(pixels, 16) if pixels.dtype == np.uint16 else pixels)
             # An array of four samples is RGBA to Pillow.
             return Image.frombytes("CMYK", part.size, part.tobytes()) if self.mode == "CMYK" else part
         width, height = self.size
@@ -87,14 +87,14 @@ class Opened:
     def brightest(self) -> int:
         """The largest sample of the colours."""
         width, height = self.size
-        return max(int(self.samples(rows).max()) for rows in strips(width, height))
+        return max(int(self.samples(rows).max()) for rows in row_strips(width, height))
 
 
 @dataclass(frozen=True)
 class Reader:
-    """How the files of one format are read. Both functions may raise whatever is in BROKEN."""
+    """How the files of one format are read. Both functions may raise whatever is in DECODER_ERRORS."""
 
-    size_of: Callable[[io.BytesIO], tuple[int, int]]
+    read_size: Callable[[io.BytesIO], tuple[int, int]]
     """(width, height) by the header alone: nothing is decoded, and no room is made for pixels. Raises: ImageError."""
-    read: Callable[[io.BytesIO], Opened]
+    read: Callable[[io.BytesIO], StoredImage]
     """The first frame. Raises: ImageError for what the reader knows it cannot represent."""

@@ -97,7 +97,7 @@ ICON = re.compile(rb"\0\0([\1\2])\0[^\0]\0..[^\xff]\0", re.DOTALL)
 """An icon or a cursor, with at least one picture in it; TGA begins with the same four bytes."""
 
 
-def format_of(head: bytes) -> str | None:
+def identify_format(head: bytes) -> str | None:
     """The name in READERS of a file's format, by its first HEAD_BYTES bytes."""
     for name, (place, marks) in SIGNATURES.items():
         if not head.startswith(marks, place) or head.startswith(FORMATS["Canon raw (CR2)"][1]):
@@ -109,9 +109,9 @@ def format_of(head: bytes) -> str | None:
     return None
 
 
-def not_an_image(head: bytes) -> ImageError:
+def unreadable_error(head: bytes) -> ImageError:
     """What is said of a file that no reader takes, or whose reader knows nothing of it, by its first bytes."""
-    if name := format_of(head):
+    if name := identify_format(head):
         return ImageError("BrokenImage", f"{name} whose header is damaged or cut")
     unknown = ImageError("UnknownFormat", f"not an image in a known format; begins with {head[:16]!r}")
     return unsupported(head) or unknown

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from imagemill.pipeline.images.errors import BROKEN
-from imagemill.pipeline.images.readers.reader import Opened
+from imagemill.pipeline.images.errors import DECODER_ERRORS
+from imagemill.pipeline.images.readers.reader import StoredImage
 from imagemill.pipeline.images.readers.tiff_colours import Colours, colours_of
 from imagemill.pipeline.images.readers.tiff_old_jpeg import jpeg_stream
 from imagemill.pipeline.images.readers.tiff_page import (
@@ -24,15 +24,15 @@ from imagemill.pipeline.images.readers.tiff_page import (
     unsupported,
 )
 from imagemill.pipeline.images.readers.tiff_segments import check_compression, segment_rows
-from imagemill.pipeline.images.samples import strips
+from imagemill.pipeline.images.samples import row_strips
 
 
-def size_of_tiff(stream: io.BytesIO) -> tuple[int, int]:
+def read_tiff_size(stream: io.BytesIO) -> tuple[int, int]:
     """(width, height) of the page that is the picture."""
     return picture_of(stream.getvalue())[0].size
 
 
-def read_tiff(stream: io.BytesIO) -> Opened:
+def read_tiff(stream: io.BytesIO) -> StoredImage:
     """The first page that is a picture.
 
     Raises: ImageError with the class UnsupportedFormat or UnsupportedMode, which names the property that no reader here
@@ -46,7 +46,7 @@ def read_tiff(stream: io.BytesIO) -> Opened:
     check_compression(page)
     pixels, alpha = decoded(data, page, colours)
     orientation = page.number(ORIENTATION, 1)
-    return Opened(
+    return StoredImage(
         pixels=pixels,
         format="TIFF",
         mode=colours.mode,
@@ -65,7 +65,7 @@ def picture_of(data: bytes) -> tuple[Page, int]:
     """The page that is the picture, and how many pages are. Raises: ImageError."""
     try:
         return picture_page(data)
-    except BROKEN as e:
+    except DECODER_ERRORS as e:
         raise broken(f"a damaged directory ({e})") from None
 
 
@@ -81,9 +81,9 @@ def decoded(data: bytes, page: Page, colours: Colours) -> tuple[np.ndarray, np.n
         across = min(columns, width - left)
         try:
             planes = [segment_rows(page, segment, visible) for segment in stored]
-        except BROKEN as e:
+        except DECODER_ERRORS as e:
             raise broken(f"the strip or tile at row {top}, column {left} is damaged ({e})") from None
-        for rows in strips(columns, visible):
+        for rows in row_strips(columns, visible):
             samples = [plane(rows)[:, :across] for plane in planes]
             part, veil = colours.of(samples[0] if len(samples) == 1 else np.concatenate(samples, -1))
             target = slice(top + rows.start, top + rows.stop), slice(left, left + across)

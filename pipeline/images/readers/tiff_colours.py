@@ -20,7 +20,7 @@ from imagemill.pipeline.images.readers.tiff_page import (
     unsupported,
 )
 from imagemill.pipeline.images.readers.tiff_segments import FAX, JPEGS
-from imagemill.pipeline.images.samples import in_8_bits
+from imagemill.pipeline.images.samples import to_uint8
 
 WHITE_IS_ZERO, GRAY, RGB, PALETTE, INKS, YCBCR, CIE_LAB, ICC_LAB = 0, 1, 2, 3, 5, 6, 8, 9
 PHOTOMETRICS = {
@@ -57,7 +57,7 @@ class Colours:
     mode: Literal["L", "RGB", "CMYK"]
     samples: int
     """Samples of a pixel that are colours; those behind them are extra."""
-    in_8_bits: Callable[[np.ndarray], np.ndarray]
+    to_uint8: Callable[[np.ndarray], np.ndarray]
     """(rows, columns, samples) to uint8: (rows, columns) of gray, or (rows, columns, 3 or 4)."""
     bit_depth: int
     alpha: int | None = None
@@ -70,11 +70,11 @@ class Colours:
         """Colours and alpha, uint8, of (rows, columns, all samples of a pixel)."""
         colours = samples[..., : self.samples]
         if self.alpha is None:
-            return self.in_8_bits(colours), None
+            return self.to_uint8(colours), None
         alpha = samples[..., self.alpha]
         if self.is_premultiplied:
             colours = without_alpha(colours, alpha, self.alpha_bits)
-        return self.in_8_bits(colours), samples_in_8(alpha, self.alpha_bits)
+        return self.to_uint8(colours), samples_in_8(alpha, self.alpha_bits)
 
 
 def colours_of(page: Page) -> Colours:
@@ -103,7 +103,7 @@ def colours_of(page: Page) -> Colours:
     return Colours(
         mode="L" if count == 1 and kind != PALETTE else "CMYK" if kind == INKS else "RGB",
         samples=count,
-        in_8_bits=meaning(page, kind),
+        to_uint8=meaning(page, kind),
         bit_depth=8 if kind == PALETTE else 1 if page.bits == 1 else max(8, page.bits),
         alpha=None if alpha is None else count + alpha,
         alpha_bits=min(page.bits, 16),
@@ -156,7 +156,7 @@ def meaning(page: Page, kind: int) -> Callable[[np.ndarray], np.ndarray]:
 @lru_cache(maxsize=16)
 def levels(bits: int) -> np.ndarray:
     """(2**bits,) uint8 by the samples of so many bits."""
-    return in_8_bits(np.arange(1 << bits), bits)
+    return to_uint8(np.arange(1 << bits), bits)
 
 
 def samples_in_8(samples: np.ndarray, bits: int) -> np.ndarray:
@@ -183,7 +183,7 @@ def palette(page: Page) -> np.ndarray:
         # Some programs write 8 bits where there should be 16.
         return table.astype(np.uint8)
     # Others shift 8 bits to the left and leave the lower half empty.
-    return (table >> 8 if not (table & 255).any() else in_8_bits(table, 16)).astype(np.uint8)
+    return (table >> 8 if not (table & 255).any() else to_uint8(table, 16)).astype(np.uint8)
 
 
 def rgb_of_ycbcr(samples: np.ndarray, bits: int, page: Page) -> np.ndarray:

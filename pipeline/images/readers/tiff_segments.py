@@ -12,7 +12,7 @@ import imagecodecs
 import numpy as np
 
 from imagemill.pipeline.images.readers.jpeg import decoded as decoded_jpeg
-from imagemill.pipeline.images.readers.jpeg_structure import APP0, END_MARK, FRAMES, structure_of
+from imagemill.pipeline.images.readers.jpeg_structure import APP0, END_MARK, FRAMES, parse_structure
 from imagemill.pipeline.images.readers.tiff_ccitt import fax_rows
 from imagemill.pipeline.images.readers.tiff_page import (
     JPEG_TABLES,
@@ -25,7 +25,7 @@ from imagemill.pipeline.images.readers.tiff_page import (
     broken,
     unsupported,
 )
-from imagemill.pipeline.images.readers.webp import webp_size
+from imagemill.pipeline.images.readers.webp import parse_webp_size
 
 PALETTE, YCBCR = 3, 6
 DEFLATE, ZSTD = 8, 50000
@@ -45,9 +45,9 @@ IMAGES: dict[int, tuple[str, Callable[[bytes], tuple[int, int] | None], Callable
     33005: ("JPEG 2000", lambda data: jpeg2000_size(data), imagecodecs.jpeg2k_decode),
     34712: ("JPEG 2000", lambda data: jpeg2000_size(data), imagecodecs.jpeg2k_decode),
     LERC: ("LERC", lambda data: lerc_size(data), imagecodecs.lerc_decode),
-    34927: ("WebP", webp_size, imagecodecs.webp_decode),
+    34927: ("WebP", parse_webp_size, imagecodecs.webp_decode),
     34933: ("PNG", lambda data: png_size(data), imagecodecs.png_decode),
-    50001: ("WebP", webp_size, imagecodecs.webp_decode),
+    50001: ("WebP", parse_webp_size, imagecodecs.webp_decode),
 }
 """Segments that are image files: the name of the format, what their header says of the size, and the decoder."""
 OTHERS = {
@@ -253,7 +253,7 @@ def jpeg(page: Page, data: bytes) -> np.ndarray:
     tables = page.bytes_of(JPEG_TABLES) or b""
     samples = 1 if page.is_planar else page.samples
     whole = b"\xff\xd8" + tables.removeprefix(b"\xff\xd8").removesuffix(END_MARK) + data.removeprefix(b"\xff\xd8")
-    structure = structure_of(whole)
+    structure = parse_structure(whole)
     if structure.bits != 8:
         raise unsupported(f"JPEG of {structure.bits}-bit samples")
     if len(structure.components) != samples:
@@ -264,7 +264,7 @@ def jpeg(page: Page, data: bytes) -> np.ndarray:
         told = ADOBE + (b"\1" if page.photometric == YCBCR else b"\0")
         frame = next(segment.begin for segment in structure.segments if segment.marker in FRAMES)
         whole = whole[:frame] + told + whole[frame:]
-        structure = structure_of(whole)
+        structure = parse_structure(whole)
     pixels, damage = decoded_jpeg(whole, structure)
     if damage:
         raise broken(f"damaged JPEG: {damage}")

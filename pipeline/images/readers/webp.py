@@ -3,11 +3,11 @@
 import io
 import struct
 
-from imagemill.pipeline.images.readers.pillow import read_by_pillow, size_by_pillow
-from imagemill.pipeline.images.readers.reader import Opened
+from imagemill.pipeline.images.readers.pillow import read_size_with_pillow, read_with_pillow
+from imagemill.pipeline.images.readers.reader import StoredImage
 
 
-def webp_size(data: bytes) -> tuple[int, int] | None:
+def parse_webp_size(data: bytes) -> tuple[int, int] | None:
     """(width, height) of a WebP by its first chunk; None for what is none.
 
     Pillow makes room for two whole canvases before it says how large a WebP is: a file of 200 bytes took 2 GB.
@@ -26,11 +26,11 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def size_of_webp(stream: io.BytesIO) -> tuple[int, int]:
+def read_webp_size(stream: io.BytesIO) -> tuple[int, int]:
     """(width, height) by the first chunk: Pillow makes room for the pixels as soon as it opens a WebP."""
-    return webp_size(stream.getvalue()) or size_by_pillow("WEBP", stream)
+    return parse_webp_size(stream.getvalue()) or read_size_with_pillow("WEBP", stream)
 
 
-def read_webp(stream: io.BytesIO) -> Opened:
+def read_webp(stream: io.BytesIO) -> StoredImage:
     """The first frame of a file."""
-    return read_by_pillow("WEBP", stream)
+    return read_with_pillow("WEBP", stream)

@@ -8,7 +8,7 @@ ZERO_SECTOR = bytes(256)
 START_OF_DATA, END_OF_CODESTREAM = b"\xff\x93", b"\xff\xd9"
 
 
-def damage_by_zeros(image_format: str | None, data: bytes) -> str | None:
+def find_zero_fill(image_format: str | None, data: bytes) -> str | None:
     """What is wrong with the picture data of a file that holds zeros where an encoder writes none; None if nothing is."""
     if image_format not in ("AVIF", "JPEG2000") or ZERO_SECTOR not in data:
         return None

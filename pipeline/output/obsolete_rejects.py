@@ -1,0 +1,79 @@
+"""Rejects whose images have left the input since. Nobody waits for them any more.
+
+Only a run lists its input, so each run notes which rejects it did not find there: `status` and `failures` read OUTPUT alone.
+The note of an input is written anew by each of its runs, so an image that comes back waits again.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from imagemill.pipeline.errors import StorageError
+from imagemill.pipeline.output.parts import openable, read_parts, scan
+from imagemill.pipeline.output.run_history import config_of, run_records
+from imagemill.pipeline.output.snapshot import newest_rows
+from imagemill.pipeline.schema import parquet_bytes
+from imagemill.pipeline.storage import Store
+
+FOLDER = "runs/departed"
+KEYS = ["image_id", "fence"]
+"""A reject: an image may be rejected again by a later run, over another input perhaps."""
+NOTE = pa.schema([("image_id", pa.string()), ("fence", pa.int64())])
+NOTE_LEVEL = 3
+
+
+def absent_rejects(output: Store, parts: Sequence[str], ids: pa.Array) -> pa.Table:
+    """The newest reject of each image that is not among `ids`: image_id, fence, run_id. Raises: StorageError."""
+    found = [NOTE.append(pa.field("run_id", pa.string())).empty_table()]
+    for table in scan(output, parts, [*KEYS, "run_id"]):
+        rest = table.filter(pc.invert(pc.is_in(table["image_id"], value_set=ids))).select([*KEYS, "run_id"])
+        fence = rest["fence"].fill_null(0).cast(pa.int64())
+        found.append(rest.set_column(1, NOTE.field("fence"), fence).cast(found[0].schema))
+    return newest_rows(pa.concat_tables(found))
+
+
+def note_departed(output: Store, source: str, absent: pa.Table) -> None:
+    """Note which rejects of an input are of images that its listing does not hold.
+
+    Args:
+        source: the URL of the input that was listed.
+        absent: as `absent_rejects` gives it. Images of other inputs of OUTPUT are among them, and are left out.
+
+    Raises: StorageError; what the store's client raises.
+    """
+    path = f"{FOLDER}/{hashlib.blake2b(source.encode(), digest_size=16).hexdigest()}.parquet"
+    runs = [run_id for run_id in absent["run_id"].unique().to_pylist() if run_id and input_of_run(output, run_id) == source]
+    departed = absent.filter(pc.is_in(absent["run_id"], value_set=pa.array(runs, pa.string()))).select(KEYS)
+    if len(departed):
+        output.write(path, parquet_bytes(departed, NOTE_LEVEL))
+    elif output.exists(path):
+        output.delete(path)
+
+
+def input_of_run(output: Store, run_id: str) -> str | None:
+    """The URL of a run's input; None for a run of which nothing is there any more, or that cannot be read."""
+    try:
+        for record in run_records(output, [run_id]):
+            return str(record["input"])
+        config = config_of(output, {"run_id": run_id})
+    except (FileNotFoundError, StorageError):
+        return None
+    return Store(str(config.input), config.storage).url
+
+
+def are_departed(output: Store, rejects: pa.Table) -> np.ndarray:
+    """For each reject (image_id, fence) whether its image has left its input, (N,) bool. Raises: StorageError."""
+    notes = [openable(output, entry) for entry in output.entries(FOLDER)] if len(rejects) else []
+    if not notes:
+        return np.zeros(len(rejects), bool)
+    noted = read_parts(output, notes, KEYS)
+    return pc.is_in(keyed(rejects), value_set=keyed(noted).combine_chunks()).to_numpy()
+
+
+def keyed(rejects: pa.Table) -> pa.ChunkedArray:
+    """image_id and fence of rejects as one text each."""
+    fence = rejects["fence"].fill_null(0).cast(pa.int64()).cast(pa.string())
+    return pc.binary_join_element_wise(rejects["image_id"], fence, " ")

@@ -1,0 +1,141 @@
+"""The input of a run: a folder or prefix of image files and shards, one shard, or a manifest."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain
+
+from imagemill.pipeline.errors import ConfigError, StorageError
+from imagemill.pipeline.sources import manifest, tar
+from imagemill.pipeline.sources.folder import image_file, with_masks
+from imagemill.pipeline.sources.shard_formats import FORMATS, shard_format
+from imagemill.pipeline.sources.shard_index import indexed
+from imagemill.pipeline.sources.source import Found, Listed, SourceConfig
+from imagemill.pipeline.sources.system_files import is_excluded, is_excluded_folder
+from imagemill.pipeline.storage import StorageConfig, Store
+from imagemill.pipeline.store_listing import Entry
+
+SHARDS_AT_A_TIME = 4
+
+
+@dataclass(frozen=True)
+class Input:
+    """Where a run's images are."""
+
+    store: Store
+    file: str | None
+    """The shard or manifest that is all of the input; None for a folder or prefix."""
+    config: SourceConfig
+
+    @property
+    def url(self) -> str:
+        return self.store.uri(self.file) if self.file else self.store.url
+
+
+def input_of(url: str, storage: StorageConfig, config: SourceConfig) -> Input:
+    """Raises: ConfigError for a file that is neither a shard nor a manifest; StorageError when nothing is there."""
+    store = Store(url, storage)
+    if not store.exists():
+        raise StorageError(f"input {store.url} does not exist")
+    if not is_file(store):
+        return Input(store, None, config)
+    folder, _, name = store.url.rpartition("/")
+    if not name.lower().endswith((*manifest.SUFFIXES, *tar.SUFFIXES)):
+        if not store.local and store.is_prefix(""):
+            return Input(store, None, config)
+        known = ", ".join(sorted({*manifest.SUFFIXES, *tar.SUFFIXES}))
+        raise ConfigError(f"input {store.url} is a file; a folder, a shard or a manifest is expected ({known})")
+    return Input(Store(folder or "/", storage), name, config)
+
+
+def is_file(store: Store) -> bool:
+    """Whether a place is a file. Raises: what Store.entry does; fsspec's isfile says no to a store that fails."""
+    if not store.local and "/" not in store.root:
+        return False
+    try:
+        store.entry("")
+    except IsADirectoryError:
+        return False
+    return True
+
+
+def listing(source: Input, kept: Store | None = None, masks: bool = False, keep: bool = False) -> Iterator[Found]:
+    """Every image of an input, in the order of its names, and the kind of each file or member that is none.
+
+    Args:
+        kept: OUTPUT, whose index of a shard stands in for the shard while it is the same. keep: write what is missing there.
+        masks: NAME.mask.png is the mask of the image NAME.
+
+    Raises: StorageError when the store cannot be listed; ConfigError when columns that the config names are not there.
+    """
+    named = source.config.uri is not None and shard_format(str(source.file)) is FORMATS["parquet"]
+    if source.file and (named or shard_format(source.file) is None):
+        return iter(manifest.list_manifest(source.store, source.file, source.config))
+    listed = members(source, kept, keep)
+    if source.file and source.file.lower().endswith(".parquet"):
+        first = next(listed, None)
+        if first is None:
+            return iter(())
+        if isinstance(first, str):
+            return iter(manifest.list_manifest(source.store, source.file, source.config))
+        listed = chain([first], listed)
+    return with_masks(listed) if masks else listed
+
+
+def find(source: Input, names: set[str], kept: Store) -> list[Listed]:
+    """Images of an input by their rel_path, those that are still there, without listing the rest where that can be.
+
+    Args: kept: OUTPUT, whose index of a shard is looked at first.
+
+    Raises: StorageError, ConfigError, OSError when the input cannot be reached.
+    """
+    if source.file:
+        return of_names(listing(source, kept), names)
+    found: list[Found] = []
+
+    @cache
+    def entry_at(path: str) -> Entry | None:
+        try:
+            return source.store.entry(path)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return None
+
+    entries = (next(filter(None, map(entry_at, files_of(name))), None) for name in names)
+    for entry in set(filter(None, entries)):
+        form = shard_format(entry.path)
+        found += indexed(form, source.store, source.config, entry, kept, keep=False) if form else [image_file(entry)]
+    return list({image.rel_path: image for image in of_names(found, names)}.values())
+
+
+def of_names(found: Iterable[Found], names: set[str]) -> list[Listed]:
+    return [image for image in found if isinstance(image, Listed) and image.rel_path in names]
+
+
+def files_of(name: str) -> list[str]:
+    """What may hold an image of this name: shards, which folders may be called like, and a file of its own."""
+    folders = name.split("/")
+    return [*filter(shard_format, ("/".join(folders[:n]) for n in range(1, len(folders)))), name]
+
+
+def members(source: Input, kept: Store | None, keep: bool) -> Iterator[Found]:
+    """Image files as they are listed, and the images of shards, a few of which are read at a time."""
+    entries = iter([source.store.entry(source.file)]) if source.file else source.store.entries(may_skip=is_excluded_folder)
+    ahead: deque[list[Found] | Future[list[Found]]] = deque()
+
+    def ready() -> list[Found]:
+        first = ahead.popleft()
+        return first.result() if isinstance(first, Future) else first
+
+    with ThreadPoolExecutor(SHARDS_AT_A_TIME) as pool:
+        for entry in entries:
+            # A file that is all of the input was asked for by its name.
+            form = shard_format(entry.path) if source.file or not is_excluded(entry.path) else None
+            ahead.append(
+                pool.submit(indexed, form, source.store, source.config, entry, kept, keep) if form else [image_file(entry)]
+            )
+            while ahead and (isinstance(ahead[0], list) or len(ahead) > SHARDS_AT_A_TIME):
+                yield from ready()
+        while ahead:
+            yield from ready()

@@ -1,0 +1,115 @@
+"""The record of what a command wrote into a place of the user, and what it may replace there."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.output.file_record import FOLDER, Written
+from imagemill.pipeline.storage import Store
+
+NAMES = [f"x/{number}.png" for number in range(200)]
+"""So many that a bucket is listed."""
+
+
+def fill(place: Store, names: list[str], data: bytes = b"ours", overwrite: bool = False) -> None:
+    with Written(place, overwrite) as written:
+        written.check(names)
+        written.announce(names)
+        for name in names:
+            written.write(name, data)
+
+
+@pytest.mark.parametrize("names", [NAMES[:2], NAMES], ids=["few", "many"])
+def test_what_was_written_is_replaced_and_nothing_else(any_url, names):
+    place = Store(any_url)
+    place.write("x/mine.png", b"mine")
+    fill(place, names)
+    fill(place, names, b"again")
+    assert place.read(names[0]) == b"again"
+
+    # Changed by the user, to something as long.
+    place.write(names[1], b"mine!")
+    with pytest.raises(ConfigError, match=rf"{place.uri(names[1])}: exists, and imagemill did not write it .*--overwrite"):
+        fill(place, names)
+    place.write("new.png", b"mine")
+    with pytest.raises(ConfigError, match=rf"{place.uri('new.png')}: exists"):
+        fill(place, ["new.png", *names[2:]])
+    assert place.read(names[0]) == b"again"
+    fill(place, names, b"last", overwrite=True)
+    fill(place, names)
+    # The record is one file, however often it was added to.
+    assert len(list(place.entries(FOLDER))) == 1
+    assert place.read("x/mine.png") == b"mine"
+
+
+def test_a_copy_of_a_place_is_still_what_was_written(tmp_path):
+    place = Store(f"{tmp_path}/place")
+    fill(place, NAMES)
+    shutil.copytree(place.root, tmp_path / "copy", copy_function=shutil.copyfile)
+    os.utime(tmp_path / "copy" / NAMES[0], (0, 0))
+    fill(Store(f"{tmp_path}/copy"), NAMES)
+
+
+def test_a_command_that_was_killed_may_begin_again(tmp_path):
+    """It leaves what it announced; of the rest nothing is known."""
+    place = Store(str(tmp_path))
+    killed = Written(place)
+    killed.check(NAMES)
+    killed.announce(NAMES[:100])
+    for name in NAMES[:50]:
+        killed.write(name, b"half")
+    place.write(NAMES[150], b"mine")
+    fill(place, NAMES[:100])
+    with pytest.raises(ConfigError, match=r"150\.png"):
+        fill(place, NAMES)
+
+
+def test_a_command_that_failed_may_begin_again(tmp_path):
+    place = Store(str(tmp_path))
+    (tmp_path / "b.png").mkdir()
+    names = ["a.png", "b.png", "c.png"]
+
+    def write() -> None:
+        with Written(place) as written:
+            written.announce(names)
+            for name in names:
+                written.write(name, b"ours")
+
+    with pytest.raises(IsADirectoryError):
+        write()
+    (tmp_path / "b.png").rmdir()
+    place.write("c.png", b"mine")
+    fill(place, ["a.png", "b.png"])
+    with pytest.raises(ConfigError, match=r"c\.png"):
+        fill(place, ["c.png"])
+
+
+@pytest.mark.parametrize("make", ["broken link", "link", "folder", "pipe"])
+def test_what_is_no_plain_file_stays(tmp_path, make):
+    original = tmp_path / "original"
+    original.write_bytes(b"mine")
+    there = tmp_path / "place/a.png"
+    there.parent.mkdir()
+    if make == "folder":
+        there.mkdir()
+    elif make == "pipe":
+        os.mkfifo(there)
+    else:
+        there.symlink_to(original if make == "link" else tmp_path / "nowhere")
+    before = os.lstat(there)
+    with pytest.raises(ConfigError, match=r"a.png(: exists| is a folder)"):
+        fill(Store(str(there.parent)), ["a.png"])
+    assert os.lstat(there) == before
+
+
+def test_a_damaged_record_protects_what_it_named(tmp_path, caplog):
+    place = Store(str(tmp_path))
+    fill(place, ["a.png"])
+    [record] = Path(tmp_path / FOLDER).iterdir()
+    record.write_bytes(record.read_bytes()[:40])
+    with pytest.raises(ConfigError, match=r"a\.png"):
+        fill(place, ["a.png"])
+    assert "damaged" in caplog.text

@@ -1,0 +1,118 @@
+"""What a run owes to the runs before it: parameters that come back, rejects that stay rejects, runs that were cut off."""
+
+import os
+import re
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from imagemill.jobs.failures import show_failures
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.output.lease import FOLDER
+from imagemill.pipeline.output.parts import SUPERSEDED, part_paths
+from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.resolve import plan_of, resolve
+from imagemill.pipeline.run import run
+from imagemill.pipeline.schema import image_id, parquet_bytes
+from imagemill.pipeline.storage import Store
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.fixture
+def config(tmp_path: Path, crops: list[np.ndarray]) -> RunConfig:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number, crop in enumerate(crops[:4]):
+        Image.fromarray(crop).save(folder / f"{number}.png")
+    return RunConfig(task="denoise", input=str(folder), output=str(tmp_path / "out"))
+
+
+def test_parameters_that_come_back_are_done_again(config):
+    for sigma in (15, 50):
+        assert run(config.model_copy(update={"params": {"sigma": sigma}}))["ok"] == 4
+    again = run(config.model_copy(update={"params": {"sigma": 15}}))
+    assert again["ok"] == 4
+    assert verify(Store(config.output)).problems == []
+    assert plan_of(resolve(config.model_copy(update={"params": {"sigma": 15}}))).done == 4
+
+
+def test_an_image_that_a_cut_off_run_may_have_overwritten_is_done_again(config):
+    first = run(config)
+    row = {"image_id": [image_id("0.png")], "fence": [first["fence"] + 1]}
+    Store(config.output).write(f"runs/killed/{SUPERSEDED}", parquet_bytes(pa.table(row), 1))
+    (Path(config.output) / "images/0.png").write_bytes(b"what the killed run wrote")
+    assert run(config)["planned"] == 1
+    assert verify(Store(config.output)).problems == []
+    assert run(config)["planned"] == 0
+
+
+def test_what_a_cut_off_run_was_to_do_is_done_once_though_the_claims_are_lost(config):
+    first = run(config)
+    row = {"image_id": [image_id("0.png")], "fence": [first["fence"] + 3]}
+    Store(config.output).write(f"runs/killed/{SUPERSEDED}", parquet_bytes(pa.table(row), 1))
+    shutil.rmtree(f"{config.output}/{FOLDER}")
+    assert run(config)["planned"] == 1
+    assert run(config)["planned"] == 0
+
+
+def test_a_copy_without_some_parts_or_the_checkpoint_is_not_well(config, monkeypatch, tmp_path):
+    monkeypatch.setattr("imagemill.pipeline.output.compact.ENOUGH", 2)
+    (Path(config.input) / "broken.png").write_bytes(b"broken")
+    output, lenient = Store(config.output), config.model_copy(update={"max_reject_fraction": 1.0})
+    for sigma in (15, 50, 15):
+        run(lenient.model_copy(update={"params": {"sigma": sigma}}))
+    run(lenient.model_copy(update={"params": {"sigma": 15}, "retry": True}))
+    assert verify(output).problems == []
+    parts = part_paths(output, "results")
+    for path in parts:
+        shutil.move(output.full(path), tmp_path)
+    assert verify(output).problems[0].startswith("results/: 8 of the 8 rows that run ")
+    for path in parts[1:]:
+        shutil.move(tmp_path / Path(path).name, output.full(path))
+    [problem] = verify(output).problems
+    assert "are missing: copy them again, or run again" in problem
+    run(lenient.model_copy(update={"params": {"sigma": 15}}))
+    assert verify(output).problems == []
+    shutil.rmtree(f"{output.root}/checkpoints")
+    [problem] = verify(output).problems
+    assert re.search(r"the checkpoint that made the rows is missing \(\d rows are of it\)", problem)
+
+
+def test_a_reject_may_be_rejected_again(config):
+    (Path(config.input) / "broken.png").write_bytes(b"broken")
+    os.symlink("/nowhere", Path(config.input) / "dangling.png")
+    os.mkfifo(Path(config.input) / "pipe.png")
+    lenient = config.model_copy(update={"max_reject_fraction": 1.0})
+    assert run(lenient)["rejected"] == 3
+    for _ in range(2):
+        record = run(lenient.model_copy(update={"retry": True}))
+        assert (record["planned"], record["rejected"]) == (3, 3)
+
+
+def test_failures_forget_a_mended_file_and_show_names_as_they_are(config, capsys):
+    broken = Path(config.input) / "IMG [edited] [b].png"
+    broken.write_bytes(b"broken")
+    run(config)
+    show_failures(Store(config.output))
+    assert "[edited]" in capsys.readouterr().out
+    show_failures(Store(config.output), by_reason=True)
+    assert re.search(r"decode +UnknownFormat +1 +--retry, or a new file +IMG \[edited\]", capsys.readouterr().out)
+    for name in ("r.csv", "r.jsonl", "r.parquet"):
+        path = str(Path(config.output).parent / name)
+        show_failures(Store(config.output), export=path)
+        table = {"csv": pd.read_csv, "jsonl": partial(pd.read_json, lines=True), "parquet": pd.read_parquet}[name[2:]](path)
+        assert table["rel_path"].tolist() == [broken.name]
+    with pytest.raises(ConfigError, match=r"r\.xlsx"):
+        show_failures(Store(config.output), export="r.xlsx")
+    Image.new("RGB", (32, 32)).save(broken)
+    run(config)
+    show_failures(Store(config.output))
+    assert "no rejects" in capsys.readouterr().out

@@ -1,0 +1,112 @@
+"""Rejects of images that have left the input wait for nothing; those that come back wait again."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imagemill.jobs.failures import show_failures
+from imagemill.jobs.status import show_status
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.output.rejects import waiting_rejects
+from imagemill.pipeline.resolve import plan_of, resolve
+from imagemill.pipeline.run import run
+from imagemill.pipeline.storage import Store
+from tests.support.shards import pictures, shard
+
+BROKEN = b"this is no picture"
+
+
+@pytest.fixture
+def places(tmp_path: Path, crops: list[np.ndarray]) -> tuple[Path, Store]:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/good.png").write_bytes(pictures(crops, 1)[0])
+    return tmp_path / "in", Store(str(tmp_path / "out"))
+
+
+def done(source: Path, output: Store, **more: object) -> dict:
+    return run(RunConfig(task="denoise", input=str(source), output=output.url, max_reject_fraction=1, **more))
+
+
+def waiting(output: Store) -> set[str]:
+    return set(waiting_rejects(output, ["rel_path"])["rel_path"].to_pylist())
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_reject_whose_file_left_the_input_waits_no_more(places, capsys):
+    source, output = places
+    for name in ("bad.png", "worse.png"):
+        (source / name).write_bytes(BROKEN)
+    assert done(source, output)["rejected"] == 2
+    (source / "bad.png").unlink()
+    record = done(source, output)
+    assert (record["planned"], record["rejects_waiting"]) == (0, 1)
+    assert waiting(output) == {"worse.png"}
+    show_status(output)
+    show_failures(output)
+    out = capsys.readouterr().out
+    assert "1 for --retry" in out
+    assert "worse.png" in out
+    assert "bad.png" not in out
+    (source / "worse.png").unlink()
+    assert done(source, output)["rejects_waiting"] == 0
+    show_status(output)
+    assert "no rejects" in capsys.readouterr().out
+    config = RunConfig(task="denoise", input=str(source), output=output.url)
+    assert plan_of(resolve(config)).rejects_waiting == 0
+
+    # The same file again is the same reject; nothing was forgotten.
+    (source / "bad.png").write_bytes(BROKEN)
+    record = done(source, output)
+    assert waiting(output) == {"bad.png"}
+    assert done(source, output, retry=True)["rejected"] == 1
+    assert waiting(output) == {"bad.png"}
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_another_input_says_nothing_of_an_images_place(places, tmp_path, crops):
+    """Two inputs, one OUTPUT: what lies in one has not left the other."""
+    source, output = places
+    (source / "bad.png").write_bytes(BROKEN)
+    done(source, output)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/b.png").write_bytes(pictures(crops, 2)[1])
+    (tmp_path / "other/worse.png").write_bytes(BROKEN)
+    done(tmp_path / "other", output)
+    assert waiting(output) == {"bad.png", "worse.png"}
+    (source / "bad.png").unlink()
+    done(source, output)
+    assert waiting(output) == {"worse.png"}
+    # A run that was killed left its config alone.
+    for folder in (tmp_path / "out/runs").iterdir():
+        (folder / "run.json").unlink(missing_ok=True)
+    done(source, output)
+    assert waiting(output) == {"worse.png"}
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_shard_that_was_mended_leaves_no_reject_of_itself(places, crops):
+    source, output = places
+    shard(source / "s.tar", {"0.png": pictures(crops, 2)[1], "1.png": BROKEN})
+    whole = (source / "s.tar").read_bytes()
+    (source / "s.tar").write_bytes(whole + b"what somebody wrote behind it" * 20)
+    assert done(source, output)["reasons"] == {"BadShard": 1, "UnknownFormat": 1}
+    (source / "s.tar").write_bytes(whole)
+    done(source, output)
+    assert waiting(output) == {"s.tar/1.png"}
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_members_of_a_shard_that_the_store_does_not_give_have_not_left(places, crops, monkeypatch):
+    source, output = places
+    shard(source / "s.tar", {"0.png": pictures(crops, 2)[1], "1.png": BROKEN})
+    done(source, output)
+    for index in Path(output.full("shards")).iterdir():
+        index.unlink()
+
+    def refused(*_: object) -> None:
+        raise PermissionError("not now")
+
+    monkeypatch.setattr("imagemill.pipeline.sources.tar.opened", refused)
+    done(source, output)
+    assert waiting(output) == {"s.tar", "s.tar/1.png"}

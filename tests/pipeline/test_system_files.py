@@ -1,0 +1,103 @@
+"""What systems leave next to photos is counted and left alone; a user's own hidden folders are not."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from imagemill.jobs.batch import run_and_show
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.errors import StorageError
+from imagemill.pipeline.run import run
+from imagemill.pipeline.sources.input import input_of, listing
+from imagemill.pipeline.sources.source import Listed, SourceConfig
+from imagemill.pipeline.storage import StorageConfig, Store
+from tests.support.shards import listed, pictures, shard
+
+LEFT = [
+    "._a.jpg", "deep/er/._b.PNG", "__MACOSX/a.jpg", "deep/__MACOSX/._a.jpg", ".DS_Store", "._.DS_Store",
+    ".AppleDouble/a.jpg",
+    ".Spotlight-V100/Store-V2/x.png", ".fseventsd/0", ".Trashes/501/a.jpg", "@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg",
+    "deep/@eaDir/a.jpg@SynoEAStream", "#recycle/a.jpg", "@Recycle/a.jpg", ".@__thumb/s800a.jpg", ".Trash-1000/files/a.jpg",
+    ".thumbnails/normal/x.png", "deep/.thumbnails/1.jpg", "lost+found/#123.jpg", "$RECYCLE.BIN/S-1-5-21/$R1.jpg",
+    "$Recycle.Bin/$I1.jpg", "System Volume Information/x.jpg", "Thumbs.db", "deep/thumbs.db", "desktop.ini",
+    ".trashed-1700000000-IMG.jpg", ".pending-1-IMG.jpg", ".stversions/a~2.jpg", ".dtrash/files/a.jpg",
+    "#recycle/old.tar", "__MACOSX/._s.tar", ".ipynb_checkpoints/a-checkpoint.png", "#snapshot/day/a.jpg",
+]  # fmt: skip
+OWN = [
+    "a.jpg", ".hidden.jpg", ".private/a.jpg", "_best/a.jpg", "Trash/a.jpg", "recycled/a.jpg", "thumbnails/a.jpg",
+    "my.__MACOSX.d/a.jpg", "eaDir/a.jpg", "lost+found.jpg", "#1/a.jpg", "@home/a.jpg",
+]  # fmt: skip
+
+
+def counts(found: list[Listed | str]) -> tuple[set[str], int]:
+    return {image.rel_path for image in found if isinstance(image, Listed)}, found.count("excluded")
+
+
+def test_what_systems_leave_is_excluded_in_folders(tmp_path):
+    for name in [*LEFT, *OWN]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"1")
+    assert counts(listed(tmp_path)) == (set(OWN), len(LEFT))
+
+
+def test_what_systems_leave_is_excluded_in_a_bucket(moto_bucket):
+    bucket = Store(f"{moto_bucket}/photos")
+    for name in [*LEFT, *OWN]:
+        bucket.write(name, b"1")
+    found = list(listing(input_of(bucket.url, StorageConfig(), SourceConfig())))
+    assert counts(found) == (set(OWN), len(LEFT))
+
+
+@pytest.mark.parametrize("name", ["s.tar", "s.tar.gz"])
+def test_what_systems_leave_is_excluded_in_shards(tmp_path, name):
+    """A Mac packs `._a.jpg` beside a.jpg, which would be a caption of nothing or an image that nobody can read."""
+    shard(tmp_path / name, dict.fromkeys([*LEFT, *OWN, "./._c.json"], b"1"), f"w:{name[6:]}")
+    found, excluded = counts(listed(tmp_path))
+    assert (found, excluded) == ({f"{name}/{own}" for own in OWN}, len(LEFT) + 1)
+
+
+def test_what_is_asked_for_by_name_is_read(tmp_path, crops):
+    """An input in a trash can, a shard with such a name, rows of a manifest or a Parquet file."""
+    trash = tmp_path / ".Trash-1000"
+    shard(trash / "._s.tar", {"a.png": pictures(crops, 1)[0]})
+    (trash / "._a.png").write_bytes(b"1")
+    (trash / "b.png").write_bytes(b"1")
+    (trash / "list.csv").write_text("path\n._a.png\n")
+    pq.write_table(pa.table({"image": pictures(crops, 1), "key": ["._a.png"]}), trash / "in.parquet")
+    assert counts(listed(trash)) == ({"b.png", "in.parquet/._a.png"}, 2)
+    assert counts(listed(trash / "._s.tar")) == ({"._s.tar/a.png"}, 0)
+    assert counts(listed(trash / "list.csv")) == ({"._a.png"}, 0)
+
+
+def test_an_excluded_folder_need_not_be_readable(user):
+    """lost+found and trash cans belong to root, or to others."""
+    (user / "a.jpg").write_bytes(b"1")
+    for name in ("lost+found", "private"):
+        (user / name).mkdir(mode=0o000)
+    with pytest.raises(StorageError, match="private: cannot be listed"):
+        listed(user)
+    (user / "private").rmdir()
+    assert counts(listed(user)) == ({"a.jpg"}, 1)
+
+
+def test_links_in_excluded_folders_are_not_followed(tmp_path):
+    (tmp_path / "album").mkdir()
+    (tmp_path / "album/a.jpg").write_bytes(b"1")
+    (tmp_path / "in/.Trash-1000").mkdir(parents=True)
+    (tmp_path / "in/.Trash-1000/gone").symlink_to(tmp_path / "album")
+    (tmp_path / "in/album").symlink_to(tmp_path / "album")
+    assert counts(listed(tmp_path / "in")) == ({"album/a.jpg"}, 0)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_run_says_how_many_files_were_excluded(tmp_path, crops, capsys):
+    photo = pictures(crops, 1)[0]
+    for name in ("a.png", "._a.png", "@eaDir/a.png/THUMB.png", "notes.txt"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(photo)
+    config = RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out"))
+    run_and_show(config)
+    assert "1 image, 3 other files (txt 1, excluded 2)" in capsys.readouterr().out
+    record = run(config)
+    assert (record["found"], record["done_before"], record["ignored"]) == (1, 1, 3)
+    assert record["ignored_by_kind"] == {"excluded": 2, "txt": 1}

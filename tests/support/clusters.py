@@ -1,0 +1,136 @@
+"""Ray clusters of several nodes on this machine: each node a `ray start --block` of its own that can be killed."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.support.run_processes import ancestors
+from tests.support.servers import DIRECT, free_port
+
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+@dataclass
+class Node:
+    """One `ray start --block` and all that it made."""
+
+    process: "subprocess.Popen[bytes]"
+
+    def family(self) -> list[int]:
+        found = []
+        for status in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                pid = int(status.parent.name)
+                if pid == self.process.pid or self.process.pid in ancestors(pid):
+                    found.append(pid)
+            except OSError:
+                continue
+        return found
+
+    def kill(self) -> None:
+        """All of the node at once, as when its machine goes."""
+        for pid in reversed(self.family()):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.wait()
+
+
+@dataclass
+class RayCluster:
+    """A head with a dashboard on loopback; `add` gives it workers. `environment` is what drivers need to reach it."""
+
+    token: str | None = None
+    options: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    nodes: list[Node] = field(default_factory=list)
+    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="ray", dir="/tmp")))
+    """Where Ray puts its sessions; short, as paths of sockets must be."""
+    port: int = field(default_factory=free_port)
+    dashboard_port: int = field(default_factory=free_port)
+    metrics_port: int = field(default_factory=free_port)
+
+    @property
+    def address(self) -> str:
+        """Where its Ray is; on a loopback address it would still take the machine's own."""
+        return (self.folder / "ray/ray_current_cluster").read_text().strip()
+
+    @property
+    def dashboard(self) -> str:
+        return f"http://127.0.0.1:{self.dashboard_port}"
+
+    def variables(self) -> dict[str, str]:
+        """The environment of this process, and of the cluster."""
+        left = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token} if self.token else {"RAY_AUTH_MODE": "disabled"}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{left['PATH']}"
+        return left | auth | {"PATH": path, "RAY_TMPDIR": str(self.folder), **self.environment}
+
+    def start(self, cpus: int, dashboard: bool = True) -> None:
+        """The head, until it is up; jobs can be submitted to one with a dashboard."""
+        ports = ["--port", str(self.port), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.dashboard_port)]
+        ports += ["--metrics-export-port", str(self.metrics_port), "--include-dashboard", str(dashboard).lower()]
+        self._begin("--head", *ports, "--num-cpus", str(cpus), *self.options)
+        self.wait_for_nodes()
+        if dashboard:
+            health = f"{self.dashboard}/api/gcs_healthz"
+            self._wait(lambda: not DIRECT.open(health, timeout=5).close(), "no dashboard")
+
+    def add(self, cpus: int, before: Sequence[str] = (), gpus: int = 0) -> Node:
+        """Begin a worker node, by the command `before` where there is one; its GPUs are Ray's word alone."""
+        self._begin("--address", self.address, "--num-cpus", str(cpus), "--num-gpus", str(gpus), before=before)
+        return self.nodes[-1]
+
+    def wait_for_nodes(self) -> None:
+        """Until all that were begun are up: Ray's word on --block is the last of a start."""
+        for number in range(len(self.nodes)):
+            self._wait(lambda number=number: "--block" in self._log(number), f"no node {number}")
+
+    def _wait(self, ready: Callable[[], bool], complaint: str) -> None:
+        for _ in range(6000):
+            try:
+                if ready():
+                    return
+            except OSError:
+                pass
+            if self.nodes[-1].process.poll() is not None:
+                break
+            time.sleep(0.1)
+        pytest.fail(f"{complaint}: {self._log(len(self.nodes) - 1)[-2000:]}")
+
+    def _log(self, number: int) -> str:
+        return (self.folder / f"node-{number}.log").read_text()
+
+    def _begin(self, *arguments: str, before: Sequence[str] = ()) -> None:
+        # A second node on one machine would take the first one's ports, and submitting then fails for want of an agent.
+        common = ["--dashboard-agent-listen-port", str(free_port()), "--dashboard-agent-grpc-port", str(free_port())]
+        common += ["--runtime-env-agent-port", str(free_port()), "--object-store-memory", "100000000"]
+        common += ["--disable-usage-stats", "--block"]
+        # A node whose agent takes more than 15 s to start gives up, which happens on a busy machine.
+        again = 'for _ in 1 2 3 4 5; do "$@" && exit 0; sleep 1; done; exit 1'
+        command = [*before, "/bin/sh", "-c", again, "sh", RAY, "start", *arguments, *common]
+        with (self.folder / f"node-{len(self.nodes)}.log").open("wb") as log:
+            options = {"stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True}
+            process = subprocess.Popen(command, env=self.variables(), **options)
+        self.nodes.append(Node(process))
+
+    def stop(self) -> None:
+        for node in reversed(self.nodes):
+            node.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def metrics_of(cluster: RayCluster) -> str:
+    """What the metrics port of the head serves."""
+    with DIRECT.open(f"http://127.0.0.1:{cluster.metrics_port}/metrics", timeout=30) as answer:
+        return answer.read().decode()

@@ -1,0 +1,40 @@
+"""Pictures as files, for tests of what a picture carries."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from imagemill.pipeline.images.config import ImageConfig
+from imagemill.pipeline.images.decode import DecodedImage, decode_image
+from imagemill.pipeline.images.encode import choose_output_format, encode_output, to_pillow
+
+H, W = 80, 120
+KEEP = ImageConfig(icc="keep")
+LOSSLESS = {"PNG": {}, "TIFF": {"compression": "tiff_lzw"}, "WEBP": {"lossless": True}}
+
+
+def saved(image: Image.Image | np.ndarray, image_format: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(out, image_format, **options)
+    return out.getvalue()
+
+
+def opened(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
+
+
+def encode(rgb: np.ndarray, picture: DecodedImage, image_format: str, quality: int = 95) -> bytes:
+    """(H,W,3) uint8 to a file: gray where the picture is; with alpha, profile, EXIF and XMP where the format has them.
+
+    A profile of gray is left out where the picture is not gray any more.
+    """
+    return encode_output(to_pillow(rgb, picture, image_format), picture, image_format, quality)
+
+
+def rewritten(data: bytes, image_format: str = "", config: ImageConfig = ImageConfig()) -> Image.Image:
+    """The file that an image becomes when its pixels stay as they are."""
+    picture = decode_image(data, config=config)
+    return opened(encode(picture.rgb, picture, image_format or choose_output_format(picture.format), config.quality))

@@ -1,0 +1,114 @@
+"""Small images of every format, whole, for tests to look at and to break."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from PIL import Image
+
+from imagemill.pipeline.images.decode import DecodedImage, decode_image
+from imagemill.pipeline.images.errors import ImageError
+from tests.support.exact_writers import bmp_file, gif_file, gif_image
+
+LIMIT = 40_000_000
+H, W = 24, 36
+FUZZ = settings(max_examples=200, suppress_health_check=[HealthCheck.data_too_large, HealthCheck.too_slow])
+
+
+def scene(h: int = H, w: int = W) -> np.ndarray:
+    """A smooth colour image without any symmetry, so that a turn or a flip shows."""
+    y, x = np.mgrid[0:h, 0:w] / max(h, w)
+    return np.stack([200 * x + 20, 220 * y + 10, 120 * x * y + 60 * y + 40], -1).round().astype(np.uint8)
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def saved(image: Image.Image, image_format: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, image_format, **options)
+    return out.getvalue()
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def png(width: int, height: int, bits: int, colour: int, lines: list[bytes], *extra: bytes) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    body = zlib.compress(b"".join(b"\0" + line for line in lines))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(extra) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def error_class(data: bytes, max_pixels: int = LIMIT) -> str:
+    with pytest.raises(ImageError) as caught:
+        decode_image(data, max_pixels)
+    assert str(caught.value)
+    return caught.value.error_class
+
+
+def picture_or_reason(data: bytes) -> DecodedImage | ImageError:
+    """Anything else that is raised fails the test."""
+    try:
+        return decode_image(data, 1_000_000)
+    except ImageError as e:
+        return e
+
+
+def is_sound(outcome: DecodedImage | ImageError) -> bool:
+    if isinstance(outcome, ImageError):
+        return bool(outcome.error_class and str(outcome))
+    return outcome.rgb.dtype == np.uint8 and outcome.rgb.ndim == 3 and outcome.rgb.shape[2] == 3
+
+
+def shown(picture: DecodedImage) -> np.ndarray:
+    """(H,W) bool: the pixels that can be seen. The others have colours interpolated from these."""
+    return np.ones(picture.rgb.shape[:2], bool) if picture.alpha is None else picture.alpha > 0
+
+
+def seeds() -> dict[str, bytes]:
+    image, exif = Image.fromarray(scene()), Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "what it shows"
+    frames = [Image.fromarray(noise(9, 7, 3) + np.uint8(40 * n)) for n in range(3)]
+    return {
+        "JPEG": saved(image, "JPEG", exif=exif),
+        "progressive JPEG": saved(image, "JPEG", progressive=True, quality=60),
+        "CMYK JPEG": saved(image.convert("CMYK"), "JPEG"),
+        "MPO": saved(image, "MPO", save_all=True, append_images=frames[:1]),
+        "PNG": saved(image, "PNG", exif=exif),
+        "palette PNG": saved(image.quantize(16), "PNG", transparency=3),
+        "APNG": saved(frames[0], "PNG", save_all=True, append_images=frames[1:]),
+        "16-bit PNG": saved(Image.fromarray(noise(8, 8).astype(np.uint16) * 256), "PNG"),
+        "GIF": saved(frames[0], "GIF", save_all=True, append_images=frames[1:]),
+        "WebP": saved(image, "WEBP", exif=exif),
+        "animated WebP": saved(frames[0], "WEBP", save_all=True, append_images=frames[1:]),
+        "TIFF": saved(image, "TIFF"),
+        "deflated TIFF": saved(image, "TIFF", compression="tiff_adobe_deflate"),
+        "LZW TIFF": saved(image, "TIFF", compression="tiff_lzw"),
+        "JPEG TIFF": saved(image, "TIFF", compression="jpeg"),
+        "16-bit TIFF": saved(Image.fromarray(noise(8, 8).astype(np.uint16) * 256), "TIFF"),
+        "1-bit TIFF": saved(image.convert("1"), "TIFF", compression="group4"),
+        "pages of TIFF": saved(frames[0], "TIFF", save_all=True, append_images=frames[1:]),
+        "BMP": saved(image, "BMP"),
+        "palette BMP": saved(image.quantize(16), "BMP"),
+        "PPM": saved(image, "PPM"),
+        "1-bit PBM": saved(image.convert("1"), "PPM"),
+        "16-bit RGB PNG": png(
+            8, 8, 16, 2, [noise(48).tobytes()] * 8, chunk(b"tRNS", bytes(6)), chunk(b"cICP", b"\x09\x10\0\1")
+        ),
+        "plain PPM": b"P3 # by hand\n6 6 255\n" + b" ".join(b"%d" % value for value in noise(108)),
+        "16-bit PGM": b"P5\n8 8\n65535\n" + b"\7" * 128,
+        "PAM": b"P7\nWIDTH 8\nHEIGHT 6\nDEPTH 4\nMAXVAL 255\nTUPLTYPE RGB_ALPHA\nENDHDR\n" + noise(192).tobytes(),
+        "RLE BMP": bmp_file([b"\4\1\0\3abc\0\0\2\2\1\2\2\0\0\0\1"], (9, 5), 8, compression=1, palette=noise(9, 3)),
+        "bit fields of BMP": bmp_file(
+            [noise(36).tobytes()] * 5, (9, 5), 32, header=124, compression=3, masks=(7, 56, 448, 3584)
+        ),
+        "offset GIF": gif_file((9, 9), noise(16, 3), gif_image(noise(5, 6) % 16, (2, 1), None, 3, True)),
+    }
+
+
+SEEDS = seeds()

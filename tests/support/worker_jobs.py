@@ -1,0 +1,31 @@
+"""What an actor is told, for tests that do its work in their own process."""
+
+from imagemill.pipeline.job import Job
+from imagemill.pipeline.output.stored_checkpoint import keep_checkpoint
+from imagemill.pipeline.resolve import Resolved
+
+
+def job_here(resolved: Resolved, fence: int = 1) -> Job:
+    """The job of a run without references, whose checkpoint is laid into OUTPUT."""
+    keep_checkpoint(resolved.output, resolved.card, resolved.weights)
+    lineage = dict.fromkeys(("model_id", "config_sha256", "parameters"), "-")
+    lineage |= {"task": resolved.task.name, "checkpoint_sha256": resolved.card.sha256, "run_id": "r"}
+    return Job(
+        task=resolved.task.name,
+        params={},
+        checkpoint_sha256=resolved.card.sha256,
+        exemplars=[],
+        source=resolved.source,
+        output=resolved.output,
+        max_pixels=resolved.config.max_pixels,
+        image=resolved.config.image,
+        reconstruct=False,
+        quality=0.0,
+        compression_level=1,
+        lineage=lineage | {"fence": fence},
+        batch_size=resolved.config.pool.batch_size or 2,
+        threads=2,
+        gpus=0,
+        torch_threads=1,
+        dtype=None,
+    )
