@@ -52,7 +52,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print rows under their headings and cut no value.
 
     Where a line would be wider than the terminal, headings are broken at spaces. Where that is not enough, the widest
-    columns except the first leave the table: their values follow each row, one per line, as `heading: value`. Columns that
+    columns leave the table: their values follow each row, one per line, as `heading: value`. Columns that
     hold only numbers are aligned right. """
     cells = [[one_line(cell) for cell in row] for row in rows]
     in_table = list(range(len(columns)))
@@ -61,8 +61,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         if fits(column_widths(broken := [heading.split() for heading in columns], cells), in_table):
             headings = broken
         elif len(in_table) > 1:
-            # The first column names the row.
-            in_table.remove(max(in_table[1:], key=lambda n: widths[n]))
+            # The first column names the row: it stays unless it needs most of the line.
+            is_long = widths[0] > (line_width() or 0) // 2
+            in_table.remove(max(in_table, key=lambda n: widths[n] if n or is_long else 0))
         else:
             break
     is_number = [all(NUMBER.fullmatch(row[n]) for row in cells if row[n]) for n in range(len(columns))]

@@ -23,13 +23,8 @@ from rich.table import Table
 from imagemill.jobs.console import console
 from imagemill.jobs.drift import drift
 from imagemill.jobs.night_page import leave_page
-<<<<<<< HEAD
 from imagemill.jobs.stats import moments_of_run
-from imagemill.models.checkpoint import CheckpointError
-=======
-from imagemill.jobs.stats import drift, moments_of_run
 from imagemill.models.card import CheckpointError
->>>>>>> main
 from imagemill.pipeline.cluster.connection import one_ray
 from imagemill.pipeline.config import RunConfig, Strict, read_yaml, validate
 from imagemill.pipeline.errors import (

@@ -102,13 +102,8 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-<<<<<<< HEAD
-def headline(card: checkpoints.Card) -> tuple[str, str]:
-    """Return one figure of a card and its test set; a figure of `evaluate` is preferred to one from training."""
-=======
 def headline(card: Card) -> tuple[str, str]:
-    """One figure of a card and the set that it was measured on: what `evaluate` found before what training saw."""
->>>>>>> main
+    """Return one figure of a card and its test set; a figure of `evaluate` is preferred to one from training."""
     for entry in card.metrics:
         if "headline" in entry:
             return entry["headline"], f"{entry['set']}, {number(entry['images'], 'image')}"

@@ -8,6 +8,7 @@ import numpy as np
 from imagemill.jobs.console import format_figure, number, print_json, print_table, print_text
 from imagemill.jobs.drift import Moments, drift
 from imagemill.jobs.outputs import check_output
+from imagemill.models.checkpoint import finite
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.latent_values import Coders, check_latents, latent_batches
 from imagemill.pipeline.output.parts import each_part, part_paths
@@ -74,7 +75,7 @@ def show_stats(output: Store, run: str | None, against: str | None, as_json: boo
     if not (against or run):
         runs = compare_runs(output)
         if as_json:
-            print_json({"output": output.url, "runs": runs})
+            print_json(finite({"output": output.url, "runs": runs}))
         else:
             headings = ["run", "images", "channels", "mean", "deviation", "distance to previous run", "by chance"]
             print_table(headings, [list(map(cell, row.values())) for row in runs])
@@ -82,7 +83,7 @@ def show_stats(output: Store, run: str | None, against: str | None, as_json: boo
     name = run or list_runs_with_rows(output, excluded=against)[-1]
     comparison = compare_channels(output, name, against)
     if as_json:
-        print_json({"output": output.url, **comparison})
+        print_json(finite({"output": output.url, **comparison}))
     else:
         print_comparison(comparison)
 
@@ -103,7 +104,7 @@ def compare_runs(output: Store) -> list[dict[str, Any]]:
             "mean": float(moments.mean.mean()),
             "deviation": float(np.sqrt(moments.variance.mean())),
             "distance": change.distance if change else None,
-            "chance": finite(change.chance) if change else None,
+            "chance": change.chance if change else None,
         })  # fmt: skip
         previous = moments
     return rows
@@ -121,7 +122,7 @@ def compare_channels(output: Store, name: str, against: str | None) -> dict[str,
         "against": against,
         "against_images": reference.images if reference else None,
         "distance": change.distance if change else None,
-        "chance": finite(change.chance) if change else None,
+        "chance": change.chance if change else None,
         "channels": [
             {
                 "channel": channel,
@@ -134,11 +135,6 @@ def compare_channels(output: Store, name: str, against: str | None) -> dict[str,
             for channel in order.tolist()
         ],
     }
-
-
-def finite(value: float) -> float | None:
-    """Return a number that JSON can hold: None for infinity."""
-    return value if np.isfinite(value) else None
 
 
 def cell(value: object) -> str:
@@ -156,5 +152,5 @@ def print_comparison(comparison: dict[str, Any]) -> None:
         chance = comparison["chance"]
         images, against_images = (number(comparison[key], "image") for key in ("images", "against_images"))
         print_text(f"{comparison['run_id']} ({images}) compared with {against} ({against_images}):")
-        text = f"{chance:.4f} by chance alone" if chance is not None else "too few images to tell it from chance"
+        text = f"{chance:.4f} by chance alone" if np.isfinite(chance) else "too few images to tell it from chance"
         print_text(f"distance {comparison['distance']:.4f}, {text}")

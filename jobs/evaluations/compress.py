@@ -100,11 +100,7 @@ def decoded_images(output: Store) -> dict[str, np.ndarray]:
         # What `imagemill decode` prints is about this folder, which is gone in a moment.
         with redirect_stdout(io.StringIO()):
             decode_output(output, Store(folder))
-<<<<<<< HEAD
-        return {name: decode(Store(folder).read(decoded_name(name))).rgb for name in read_newest_rows(output, [])}
-=======
-        return {name: decode_image(Store(folder).read(decoded_name(name))).rgb for name in rows_of(output, [])}
->>>>>>> main
+        return {name: decode_image(Store(folder).read(decoded_name(name))).rgb for name in read_newest_rows(output, [])}
 
 
 def distortion(originals: dict[str, np.ndarray], decoded: dict[str, np.ndarray], large: list[str]) -> Line:

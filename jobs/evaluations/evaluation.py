@@ -138,11 +138,7 @@ def through_product(config: EvaluateConfig, params: dict[str, Any], input: str) 
 
 def restored(output: Store) -> dict[str, np.ndarray]:
     """The image (H,W,3) uint8 that each source became, by the source's relative path."""
-<<<<<<< HEAD
-    return {name: decode(output.read(row["output_uri"])).rgb for name, row in read_newest_rows(output, []).items()}
-=======
-    return {name: decode_image(output.read(row["output_uri"])).rgb for name, row in rows_of(output, []).items()}
->>>>>>> main
+    return {name: decode_image(output.read(row["output_uri"])).rgb for name, row in read_newest_rows(output, []).items()}
 
 
 def read_images(url: str, storage: StorageConfig, smallest: int = SSIM_SIDE) -> dict[str, DecodedImage]:
