@@ -56,7 +56,7 @@ def show_record(record: dict[str, Any]) -> None:
     why = ", ".join(f"{name} {count}" for name, count in record["reasons"].items())
     table.add_row("rejected", f"{record['rejected']:,}" + (f" ({why})" if why else ""))
     if record["rejects_waiting"]:
-        table.add_row("rejects waiting", f"{record['rejects_waiting']:,} (--retry does them again)")
+        table.add_row("rejects waiting", f"{record['rejects_waiting']:,} (--retry-failed processes them again)")
     for name, value in record["quality"].items():
         table.add_row(name.replace("_", " "), f"{value:.3f}")
     rate = f", {record['images_per_s']:.1f} images/s once started" if record.get("images_per_s") else ""
@@ -114,8 +114,8 @@ def show_plan(config: RunConfig) -> None:
             nodes, free = nodes_with_room(config.pool), free_resources()
             pool = pool_for(config.pool, nodes).no_more_than(todo)
             table.add_row("cluster", pool.on(nodes))
-            begin = min(pool.actors, room_for(pool, free))
-            table.add_row("free now", f"{free_of(pool, free, nodes)}: {begin} of {pool.actors} workers can start")
+            begin = min(pool.workers, room_for(pool, free))
+            table.add_row("free now", f"{free_of(pool, free, nodes)}: {begin} of {pool.workers} workers can start")
             if pool.num_gpus and (blind := nodes_without_cuda()):
                 log.warning("%s (%s): %s", WITHOUT_CUDA, ", ".join(blind), ON_CPU)
     console.print(table)

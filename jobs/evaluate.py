@@ -118,7 +118,7 @@ def metrics_of(config: EvaluateConfig, images: int, measured: Measured) -> dict[
     """An entry of `metrics` of a card."""
     table = [{k: round(v, 5) if isinstance(v, float) else v for k, v in line.items()} for line in measured.lines]
     entry = {"set": config.set_name, "images": images, "date": time.strftime("%Y-%m-%d"), "headline": measured.headline}
-    params, key = dict(config.params), TASKS[config.task].exemplar_param
+    params, key = dict(config.params), TASKS[config.task].style_param
     if key in params:
         # A card travels; where its maker's files lay does not.
         params[key] = [url.rpartition("/")[2] for url in params[key]]

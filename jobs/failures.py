@@ -80,7 +80,7 @@ def print_reasons(reasons: list[dict[str, Any]]) -> None:
     """Print the result of `count_reasons` as a table that says how each class is retried."""
     rows = []
     for row in reasons:
-        flag = "--accept-damaged" if row["error_class"] == DAMAGED_IMAGE else "--retry"
+        flag = "--accept-damaged" if row["error_class"] == DAMAGED_IMAGE else "--retry-failed"
         retry = "next run" if row["transient"] else f"{flag} or new file"
         rows.append([row["stage"], row["error_class"], f"{row['count']:,}", retry, row["example"], row["error"]])
     print_table(["stage", "class", "images", "retry by", "example", "reason"], rows)

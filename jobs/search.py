@@ -10,8 +10,8 @@ from imagemill.jobs.target import target_of
 from imagemill.models.resizing import within_side
 from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
 from imagemill.pipeline.images.config import MAX_PIXELS
-from imagemill.pipeline.output.exemplars import read_image
 from imagemill.pipeline.output.neighbours import Collection, collection, nearest
+from imagemill.pipeline.output.style_images import read_image
 from imagemill.pipeline.reports.sheets import Tile, contact_sheet
 from imagemill.pipeline.reports.thumbnails import thumbnails
 from imagemill.pipeline.storage import Store

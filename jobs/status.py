@@ -100,15 +100,16 @@ def print_status(content: dict[str, Any]) -> None:
     """Print the counts of an output and the table of its last runs."""
     images, rows, parts = (number(content[f"{noun}s"], noun) for noun in ("image", "row", "part"))
     print_text(f"{images} in {rows} of {parts}")
-    retries = {"permanent, for --retry": content["rejects_permanent"], "for the next run": content["rejects_transient"]}
-    rejects = ", ".join(f"{count:,} {kind}" for kind, count in retries.items() if count)
+    permanent, transient = content["rejects_permanent"], content["rejects_transient"]
+    counts = {"permanent, for --retry-failed": permanent, "for the next run": transient}
+    rejects = ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
     print_text(f"rejects: {rejects}. List them with: imagemill failures" if rejects else "rejects: none")
     print_pending(content["images_pending"])
     table = []
     for run in content["runs"]:
         rate = run["images_per_s"]
-        counts = [str(run[key]) if run[key] is not None else "" for key in ("planned", "ok", "rejected")]
-        table.append([run["run_id"], *counts, f"{rate:.1f}" if rate else "", run["exit_reason"] or ""])
+        figures = [str(run[key]) if run[key] is not None else "" for key in ("planned", "ok", "rejected")]
+        table.append([run["run_id"], *figures, f"{rate:.1f}" if rate else "", run["exit_reason"] or ""])
     print_table(["run", "planned", "ok", "rejected", "images/s", "exit"], table)
 
 

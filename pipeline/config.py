@@ -2,10 +2,10 @@
 
 import re
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.images.config import MAX_PIXELS, ImageConfig
@@ -18,13 +18,29 @@ UNQUOTED = (bool, int, float)
 
 
 class Strict(BaseModel):
+    """A group of config keys that rejects unknown keys and accepts the names that its keys had before."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
+    OLD_KEYS: ClassVar[dict[str, str]] = {}
+    """Former name of a key → its name now: the YAMLs of users and the configs of older runs still use the former name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def rename_old_keys(cls, values: Any) -> Any:
+        """Give keys their present names. If a key has both names, the later one wins, as a flag wins over the YAML."""
+        return {cls.OLD_KEYS.get(key, key): value for key, value in values.items()} if isinstance(values, dict) else values
 
 
 class PoolConfig(Strict):
-    """The actors that run the model. Absent values are chosen to suit the machine."""
+    """The workers that run the model. Absent values are chosen to suit the machine."""
 
-    actors: int | None = Field(None, ge=1, description="one for each GPU (or share of one), else one for each CPU")
+    OLD_KEYS: ClassVar[dict[str, str]] = {"actors": "workers"}
+
+    workers: int | None = Field(
+        None,
+        ge=1,
+        description="number of workers; default: one for each GPU (or share of a GPU), without GPUs one for each CPU",
+    )
     batch_size: int | None = Field(None, ge=1, description="images in a model batch: 8 on a CPU, 32 on a GPU")
     dtype: str | None = Field(
         None,
@@ -32,13 +48,16 @@ class PoolConfig(Strict):
         description="bfloat16 where the hardware has it, else float16 on GPUs with tensor cores; a CPU takes float32 for "
         "float16 (compress: always float32)",
     )
-    threads: int | None = Field(None, ge=1, description="fetch and decode threads in an actor")
-    gpu: bool | None = Field(None, description="whether each actor takes a GPU; absent: if a node has one")
+    threads: int | None = Field(None, ge=1, description="threads of a worker that fetch and decode")
+    gpu: bool | None = Field(None, description="whether each worker takes a GPU; default: true if a node has a GPU")
     gpus_per_worker: float = Field(
-        1, ge=0.01, le=1, description="the share of a GPU that each actor takes where actors take GPUs: 0.5 for two on a GPU"
+        1,
+        ge=0.01,
+        le=1,
+        description="share of a GPU that each worker takes if workers take GPUs; 0.5 puts two workers on a GPU",
     )
     wait_s: float = Field(
-        0, ge=0, description="seconds to wait for nodes that an autoscaler brings; 0: all actors find room at the start"
+        0, ge=0, description="seconds to wait for nodes that an autoscaler adds; 0: all workers must find room at the start"
     )
 
 
@@ -47,6 +66,8 @@ QUALITY_IMAGES = 200
 
 class RunConfig(Strict):
     """What `imagemill run` does."""
+
+    OLD_KEYS: ClassVar[dict[str, str]] = {"retry": "retry_failed"}
 
     task: str
     input: str | None = None
@@ -61,7 +82,11 @@ class RunConfig(Strict):
         "identity; to know them is to decode the latent again, four times the work of making it",
     )
     limit: int | None = Field(None, ge=1, description="do at most so many images")
-    retry: bool = Field(False, description="do the rejects of unchanged images again, and nothing else")
+    retry_failed: bool | str = Field(
+        False,
+        description="true: process only the rejects of unchanged images again; the class of a reject, such as "
+        "TooManyPixels: process only the rejects of this class again",
+    )
     allow_new_input: bool = Field(
         False,
         description="INPUT was moved or renamed: accept images that OUTPUT holds from another place. Without it such a run "
@@ -92,6 +117,14 @@ class RunConfig(Strict):
     def measured_share(self, images: int) -> float:
         """Of so many images of a run, at least one, the share whose quality is measured, where that takes a decoding."""
         return 1.0 if self.reconstruct else min(1.0, self.quality / images)
+
+    @field_validator("retry_failed")
+    @classmethod
+    def check_class_name(cls, value: bool | str) -> bool | str:
+        """Reject text that cannot be the class of a reject."""
+        if isinstance(value, str) and not value.isidentifier():
+            raise ValueError("must be true, false or the class of a reject, such as TooManyPixels")
+        return value
 
     @field_validator("quality", mode="before")
     @classmethod

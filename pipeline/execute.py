@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -22,13 +21,13 @@ from imagemill.pipeline.cluster.tally import DEVICES, ETAGS, forget, peak_rss_mb
 from imagemill.pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
 from imagemill.pipeline.etags import etags_of
 from imagemill.pipeline.output.committed_rows import placed
-from imagemill.pipeline.output.exemplars import keep_exemplars
 from imagemill.pipeline.output.lease import Lease
 from imagemill.pipeline.output.name_clashes import with_clashes
 from imagemill.pipeline.output.ownership import first_mark
 from imagemill.pipeline.output.parts import SUPERSEDED, new_parts, part_paths, read_parts, scan
 from imagemill.pipeline.output.snapshot import newest_rows
 from imagemill.pipeline.output.stored_checkpoint import keep_checkpoint
+from imagemill.pipeline.output.style_images import store_style_images
 from imagemill.pipeline.output.verify import file_problem
 from imagemill.pipeline.plan import Plan, blocks
 from imagemill.pipeline.resolve import Resolved, check_model
@@ -118,7 +117,7 @@ def write_all(job: Resolved, plan: Plan, shown: RunProgress, record: dict[str, A
             raise
         if not lost and len(plan.redone):
             supersede(job.output, plan.redone, record)
-        record["pool"] = asdict(pool)
+        record["pool"] = pool.record()
         log.info("%d images; %s", len(todo), pool.on(nodes))
         try:
             with watched(pool, shown.done, patience, address_of(job.config.address) is not None, want.wait_s):
@@ -221,13 +220,13 @@ def write(
             handler.setLevel(logging.CRITICAL)
     config = job.config
     keep_checkpoint(job.output, job.card, job.weights)
-    keep_exemplars(job.output, job.exemplars)
+    store_style_images(job.output, job.style_images)
     # Small: a restarted actor gets its arguments again, and large ones could be gone by then (ray#53727).
     work = Job(
         task=job.task.name,
         params=job.params.model_dump(),
         checkpoint_sha256=job.card.sha256,
-        exemplars=[sha256 for sha256, _ in job.exemplars],
+        style_images=[sha256 for sha256, _ in job.style_images],
         source=job.source,
         output=job.output,
         max_pixels=config.max_pixels,
@@ -255,7 +254,7 @@ def write(
             # A block is a batch. Ray Data asks for a number where there are GPUs.
             batch_size=rows,
             compute=ray.data.ActorPoolStrategy(
-                size=pool.actors,
+                size=pool.workers,
                 enable_true_multi_threading=True,
                 max_concurrent_calls_per_actor=BLOCKS_AT_ONCE,
                 max_tasks_in_flight_per_actor=BLOCKS_AT_ONCE,
@@ -275,7 +274,7 @@ def rows_of_block(todo: int, most: int, bytes_each: int, pool: Pool) -> int:
         most: rows of a part.
         bytes_each: of an image's file. Large images are in no batch together, and one actor must not have all of them.
     """
-    share = -(-todo // pool.actors)
+    share = -(-todo // pool.workers)
     batch = min(pool.batch_size, share, max(1, BATCH_BYTES // bytes_each))
     return min(most, max(1, BYTES_PER_PART // bytes_each), max(-(-share // 4), batch))
 

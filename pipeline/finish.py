@@ -139,7 +139,7 @@ class Finish:
                 return
             mark = self.job.first_mark
             if mark and output.age(path) > output.age(mark) and output.read(path) != data:
-                message = f"{path} was there before, and no run wrote it: move it away, and --retry"
+                message = f"{path}: a file that no run wrote has this name. Move the file away and pass --retry-failed"
                 raise Rejected("write", "FileExists", message)
         output.write(path, data)
 

@@ -15,8 +15,8 @@ class Job:
     task: str
     params: dict[str, Any]
     checkpoint_sha256: str
-    exemplars: list[str]
-    """Digests of the images that the run works from beside its input; `keep_exemplars` put them into OUTPUT."""
+    style_images: list[str]
+    """Digests of the images that the run works from beside its input; `store_style_images` put them into OUTPUT."""
     source: Input
     output: Store
     max_pixels: int

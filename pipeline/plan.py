@@ -37,7 +37,7 @@ class Plan:
     """Files that are no images by their names, of each kind."""
     done: int
     rejects_waiting: int
-    """Rejects of the current version that only `--retry` does again."""
+    """Rejects of the current version that only `--retry-failed` processes again."""
     redone: pa.Table
     """The image_id of those to do that have a row already."""
     parts: set[str]
@@ -74,7 +74,7 @@ def make_plan(
     checkpoint_sha256: str,
     parameters: dict[str, Any],
     *,
-    retry: bool = False,
+    retry_failed: bool | str = False,
     accept_damaged: bool = False,
     limit: int | None = None,
 ) -> Plan:
@@ -84,24 +84,34 @@ def make_plan(
         listed: what `sources.listing` gives.
         source: what the paths of `listed` are relative to.
         parameters: what changes pixels or codes, beside the checkpoint.
-        retry: do the rejects of the same version again, and nothing else; those with a transient cause always are.
+        retry_failed: process only the rejects of the same version again; with an error class, only the rejects of this
+            class. Without it, rejects with a transient cause are processed again next to new images.
         accept_damaged: do the images again whose newest reject says that they are damaged.
     """
     inputs, ignored = references(listed, source, checkpoint_sha256, parameters)
     ids, versions = (inputs[name].combine_chunks() for name in ("image_id", "version"))
     results, rejects = part_paths(output, "results"), part_paths(output, "rejects")
     newest = newest_of(output, results, inputs)
-    attempts, waits = rejected_of(output, rejects, ids, versions, (DAMAGED_IMAGE,) if accept_damaged else ())
+    accepted = (DAMAGED_IMAGE,) if accept_damaged else ()
+    retried_class = retry_failed if isinstance(retry_failed, str) else None
+    attempts, waits, retried = rejected_of(output, rejects, ids, versions, accepted, retried_class)
+    if retried_class and not retried.any():
+        log.warning(
+            "retry_failed=%s: no image of the input has a newest reject of this class. `imagemill failures %s` lists "
+            "the classes",
+            retried_class,
+            output.url,
+        )
     done = newest.same & (newest.fence >= 0)
     waiting = waits & ~done
-    kept = np.flatnonzero(~done & (attempts > 0 if retry else ~waiting))[:limit]
+    kept = np.flatnonzero(~done & (retried if retry_failed else ~waiting))[:limit]
     todo = inputs.take(kept)
     for name, values in (("attempts", attempts[kept].astype(np.int32)), ("known", newest.there[kept])):
         column = REFERENCE.get_field_index(name)
         todo = todo.set_column(column, REFERENCE.field(column), pa.array(values))
     redone = todo.select(["image_id"]).filter(todo["known"])
     doubled = inputs.select(["image_id"]).filter(pa.array(newest.rows > 1))
-    waiting_rejects = 0 if retry else int(waiting.sum())
+    waiting_rejects = 0 if retry_failed else int(waiting.sum())
     parts, fence = {*results, *rejects}, int(newest.seen.max(initial=0))
     unread = pc.any(pc.starts_with(inputs["problem"], UNREADABLE_SHARD)).as_py()
     absent = None if unread else absent_rejects(output, rejects, ids)

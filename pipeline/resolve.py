@@ -13,11 +13,11 @@ from imagemill.models.tasks.task import Params, Task
 from imagemill.pipeline.config import RunConfig, validate
 from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.images.encode import LOSSY_FORMATS
-from imagemill.pipeline.output.exemplars import exemplars_of
 from imagemill.pipeline.output.origins import is_same
 from imagemill.pipeline.output.ownership import check_output
 from imagemill.pipeline.output.parts import part_paths, read_parts
 from imagemill.pipeline.output.run_history import last_records, run_ids, run_records
+from imagemill.pipeline.output.style_images import read_style_images
 from imagemill.pipeline.plan import Plan, make_plan
 from imagemill.pipeline.sources.input import Input, input_of, listing
 from imagemill.pipeline.sources.web import without_secrets
@@ -36,7 +36,7 @@ class Resolved:
     params: Params
     card: Card
     weights: bytes
-    exemplars: list[tuple[str, bytes]]
+    style_images: list[tuple[str, bytes]]
     """sha256 and content of the files that the parameters name."""
     source: Input
     output: Store
@@ -49,7 +49,7 @@ class Resolved:
         if asked := self.config.image.model_dump(exclude_defaults=True):
             values["image"] = asked
         # What is in a file counts, not where it lies.
-        return values | ({key: [sha256 for sha256, _ in self.exemplars]} if (key := self.task.exemplar_param) else {})
+        return values | ({key: [sha256 for sha256, _ in self.style_images]} if (key := self.task.style_param) else {})
 
 
 def resolve(config: RunConfig) -> Resolved:
@@ -72,7 +72,7 @@ def resolve(config: RunConfig) -> Resolved:
     for inner, outer in ((source.store, output), (output, source.store)):
         if not source.file and inner.lies_in(outer):
             raise ConfigError(f"input {source.url} and output {output.url} lie one in the other")
-    return Resolved(config, task, params, card, weights, exemplars_of(config, task, params), source, output)
+    return Resolved(config, task, params, card, weights, read_style_images(config, task, params), source, output)
 
 
 def task_of(config: RunConfig) -> tuple[Task, Params]:
@@ -147,7 +147,7 @@ def plan_of(job: Resolved, keep: bool = False) -> Plan:
             job.output,
             job.card.sha256,
             job.parameters,
-            retry=config.retry,
+            retry_failed=config.retry_failed,
             accept_damaged=config.accept_damaged,
             limit=config.limit,
         )

@@ -130,8 +130,8 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
                     # An overwritten shard has another etag; with the same one it was read wrong when it was listed.
                     forget_indexes(job.output)
                 share = left.rejected / max(1, len(plan.todo))
-                # Who asks for rejects again has them already.
-                if share > config.max_reject_fraction and not config.retry:
+                # With retry_failed, failures are expected, so the limit does not apply.
+                if share > config.max_reject_fraction and not config.retry_failed:
                     raise TooManyRejects(
                         f"{left.rejected} of {len(plan.todo)} images were rejected, more than max_reject_fraction = "
                         f"{config.max_reject_fraction:g}; see: imagemill failures {job.output.url}"

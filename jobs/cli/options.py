@@ -15,7 +15,9 @@ Output = Annotated[str | None, typer.Option("--output", help="folder or s3://buc
 SET_HELP = "override a key of the YAML, as params.step=40; the value is YAML; may be repeated; wins over flags"
 Set = Annotated[list[str] | None, typer.Option("--set", help=SET_HELP, metavar="KEY=VALUE")]
 Limit = Annotated[int | None, typer.Option("--limit", help="do at most so many images", min=1)]
-Retry = Annotated[bool | None, typer.Option("--retry", help="do rejected images again, and nothing else")]
+Retry = Annotated[
+    bool | None, typer.Option("--retry-failed", "--retry", help="process rejected images again, and nothing else")
+]
 AllowNewInput = Annotated[
     bool | None,
     typer.Option("--allow-new-input", help="INPUT was moved or renamed: accept images that OUTPUT holds from another place"),

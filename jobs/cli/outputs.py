@@ -32,7 +32,7 @@ def failures(
     as_json: Json = False,
     config: Storage = None,
 ) -> None:
-    """List the rejects with their reasons; `--retry` on a run does them again."""
+    """List the rejects with their reasons; `--retry-failed` on a run processes them again."""
     from imagemill.jobs.failures import show_failures
 
     show_failures(store(output, config), by_reason, export, overwrite, as_json)

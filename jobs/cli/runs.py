@@ -45,7 +45,7 @@ def run(
     set_: Set = None,
 ) -> None:
     """Run a job: list INPUT, subtract what OUTPUT already holds, do the rest."""
-    flags = {"input": input, "output": output, "limit": limit, "retry": retry, "reconstruct": reconstruct}
+    flags = {"input": input, "output": output, "limit": limit, "retry_failed": retry, "reconstruct": reconstruct}
     flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     batch(effective(config, set_, **flags, address=address), run_id)
 
@@ -76,7 +76,7 @@ def submit(
     if resume:
         code = follow_to_end(address, insecure, resume)
     else:
-        flags = {"input": input, "output": output, "limit": limit, "retry": retry, "reconstruct": reconstruct}
+        flags = {"input": input, "output": output, "limit": limit, "retry_failed": retry, "reconstruct": reconstruct}
         flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
         code = submit_and_follow(effective(config, set_, **flags), address, insecure, wait)
     raise typer.Exit(code)
@@ -98,7 +98,7 @@ def plan(
     """Say what a run would do, and change nothing."""
     from imagemill.jobs.batch import show_plan
 
-    flags = {"input": input, "output": output, "limit": limit, "retry": retry, "reconstruct": reconstruct}
+    flags = {"input": input, "output": output, "limit": limit, "retry_failed": retry, "reconstruct": reconstruct}
     flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     show_plan(effective(config, set_, task=task, **flags, address=address))
 
@@ -130,7 +130,7 @@ def compress(
     set_: Set = None,
 ) -> None:
     """Images to latent codes in Parquet."""
-    flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "reconstruct": reconstruct, "address": address}
+    flags = {"checkpoint": checkpoint, "limit": limit, "retry_failed": retry, "reconstruct": reconstruct, "address": address}
     flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     params = {"step": step, "coding": coding}
     batch(effective(config, set_, task="compress", input=input, output=output, params=params, **flags))
@@ -152,7 +152,7 @@ def denoise(
     set_: Set = None,
 ) -> None:
     """Noisy photos to clean ones."""
-    flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "address": address}
+    flags = {"checkpoint": checkpoint, "limit": limit, "retry_failed": retry, "address": address}
     flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     batch(effective(config, set_, task="denoise", input=input, output=output, params={"sigma": sigma}, **flags))
 
@@ -174,7 +174,7 @@ def inpaint(
     set_: Set = None,
 ) -> None:
     """Fill holes, scratches, lost pixels or one missing colour plane; known pixels stay bit-identical."""
-    flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "address": address}
+    flags = {"checkpoint": checkpoint, "limit": limit, "retry_failed": retry, "address": address}
     flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     params = {"missing": missing or ("key" if key else None), "key": key}
     batch(effective(config, set_, task="inpaint", input=input, output=output, params=params, **flags))
@@ -194,7 +194,7 @@ def colorize(
     set_: Set = None,
 ) -> None:
     """Gray photos to coloured ones whose luma is exactly the same."""
-    flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "address": address}
+    flags = {"checkpoint": checkpoint, "limit": limit, "retry_failed": retry, "address": address}
     flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     batch(effective(config, set_, task="colorize", input=input, output=output, params={"saturation": saturation}, **flags))
 
@@ -212,7 +212,7 @@ def upscale(
     set_: Set = None,
 ) -> None:
     """Images at twice their width and height."""
-    flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "address": address}
+    flags = {"checkpoint": checkpoint, "limit": limit, "retry_failed": retry, "address": address}
     flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     batch(effective(config, set_, task="upscale", input=input, output=output, **flags))
 
@@ -248,7 +248,7 @@ def stylize(
     set_: Set = None,
 ) -> None:
     """Photos painted in the style of a picture, or of several."""
-    flags = {"checkpoint": checkpoint, "limit": limit, "retry": retry, "address": address}
+    flags = {"checkpoint": checkpoint, "limit": limit, "retry_failed": retry, "address": address}
     flags |= {"allow_new_input": allow_new_input, "accept_damaged": accept_damaged}
     params = {
         "style": style or None,

@@ -48,7 +48,7 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
     params = job.params
     params = narrow(params, StylizeParams)
     net = checkpoints.build(job.card, job.weights)
-    exemplars = [decode_image(data).rgb for _, data in job.exemplars]
+    style_images = [decode_image(data).rgb for _, data in job.style_images]
     contents = read_images(str(config.input), config.storage)
     shown = spread(list(contents), SHOWN)
 
@@ -66,7 +66,7 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
 
     with through_product(config, {}, str(config.input)) as (output, record):
         curves, slow = read_newest_rows(output, ["losses"]), seconds_an_image(record)
-    stylist = TASK_OBJECTIVES[job.task.name].prepare(net, params, exemplars, "cpu")
+    stylist = TASK_OBJECTIVES[job.task.name].prepare(net, params, style_images, "cpu")
     stylist = narrow(stylist, Stylist)
     compared: list[Line] = []
     if net.decoder is not None:

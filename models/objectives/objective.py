@@ -47,8 +47,8 @@ class TaskObjective(Objective):
     def check(self, model: Autoencoder, params: Any) -> None:
         """Raises: CheckpointError when this model cannot do what the parameters ask."""
 
-    def prepare(self, model: Autoencoder, params: Any, exemplars: list[np.ndarray], device: str) -> Autoencoder:
-        """The model as a run's parameters and exemplars (H,W,3) uint8 make it, once for each actor."""
+    def prepare(self, model: Autoencoder, params: Any, style_images: list[np.ndarray], device: str) -> Autoencoder:
+        """The model as a run's parameters and style_images (H,W,3) uint8 make it, once for each actor."""
         return model
 
     @abstractmethod

@@ -81,10 +81,10 @@ class Stylize(TaskObjective):
         if params.method == "adain" and model.decoder is None:
             raise CheckpointError("method adain needs a network with a trained decoder, and this one has none; say gatys")
 
-    def prepare(self, model: Autoencoder, params: Any, exemplars: list[np.ndarray], device: str) -> Autoencoder:
+    def prepare(self, model: Autoencoder, params: Any, style_images: list[np.ndarray], device: str) -> Autoencoder:
         model = narrow(model, Perceptual)
         params = narrow(params, StylizeParams)
-        styles = [to_batch([within_side(rgb, STYLE_SIDE)], model.stride, device) for rgb in exemplars]
+        styles = [to_batch([within_side(rgb, STYLE_SIDE)], model.stride, device) for rgb in style_images]
         shares = params.style_weights or [1.0] * len(styles)
         target = target_of(model, styles, params.style_layers or first_of(model), shares)
         return Stylist(model, target, content_layer_of(model, params.content_layer)).eval()

@@ -63,5 +63,5 @@ class Stylize(Task):
     Params = StylizeParams
     columns = {"content_loss": float, "style_loss": float, "losses": list[float]}
     worst = ("highest", "style_loss")
-    exemplar_param = "style"
-    least_exemplar_side = 32
+    style_param = "style"
+    min_style_side = 32

@@ -67,9 +67,9 @@ class Task:
     worst: ClassVar[tuple[Literal["lowest", "highest"], str] | None] = None
     """Which value of which quality column a person should look at first."""
     stores_latent: ClassVar[bool] = False
-    exemplar_param: ClassVar[str | None] = None
+    style_param: ClassVar[str | None] = None
     """The parameter that lists files or URLs of images which a run works from beside its input."""
-    least_exemplar_side: ClassVar[int] = 1
+    min_style_side: ClassVar[int] = 1
     closely: ClassVar[bool] = False
     """Whether what it does shows only pixel by pixel, so that a report shows the middles of images."""
     exact: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""The actors of a run: how many a cluster has room for."""
+"""The workers of a run: how many a cluster has room for."""
 
 import logging
 import time
@@ -20,9 +20,9 @@ UNITS = 10_000
 
 @dataclass(frozen=True)
 class Pool:
-    """The actors of a run."""
+    """The workers of a run."""
 
-    actors: int
+    workers: int
     num_cpus: float
     num_gpus: float
     """0, or the share of one GPU, at most 1."""
@@ -31,7 +31,17 @@ class Pool:
 
     def no_more_than(self, images: int) -> "Pool":
         """An actor without an image would cost a start."""
-        return replace(self, actors=min(self.actors, images))
+        return replace(self, workers=min(self.workers, images))
+
+    def record(self) -> dict[str, float]:
+        """Return what run.json says of the pool; its key `actors` is the number of workers."""
+        return {
+            "actors": self.workers,
+            "num_cpus": self.num_cpus,
+            "num_gpus": self.num_gpus,
+            "threads": self.threads,
+            "batch_size": self.batch_size,
+        }
 
     @property
     def torch_threads(self) -> int:
@@ -41,7 +51,7 @@ class Pool:
     @property
     def each(self) -> str:
         """The resources of an actor, in words."""
-        cpus = f"{self.num_cpus:g} CPU{'' if self.num_cpus == 1 else 's'}"
+        cpus = counted(self.num_cpus, "CPU")
         if not self.num_gpus:
             return cpus
         return f"{cpus} and {'a' if self.num_gpus == 1 else f'{self.num_gpus:g} of a'} GPU"
@@ -49,8 +59,14 @@ class Pool:
     def on(self, nodes: Nodes) -> str:
         """What a run uses, in words."""
         able = [node for node in nodes if any(node)]
-        has = f"{sum(cpu for cpu, _ in able):g} CPUs and {sum(gpu for _, gpu in able):g} GPUs on {len(able)} nodes"
-        return f"{self.actors} actors of {self.each} each; there are {has}"
+        cpus, gpus = sum(cpu for cpu, _ in able), sum(gpu for _, gpu in able)
+        cluster = f"{counted(cpus, 'CPU')} and {counted(gpus, 'GPU')} on {counted(len(able), 'node')}"
+        return f"{counted(self.workers, 'worker')} of {self.each} each; cluster: {cluster}"
+
+
+def counted(count: float, noun: str) -> str:
+    """Return a count with its noun: `1 worker`, `2 workers`."""
+    return f"{count:g} {noun}{'' if count == 1 else 's'}"
 
 
 def units(amount: float) -> int:
@@ -84,23 +100,26 @@ def pool_for(want: PoolConfig, nodes: Nodes, shrink: bool = False) -> Pool:
         num_cpus = share // UNITS if share >= UNITS else share / UNITS
         default = sum(slots for _, slots in hosts)
         threads, batch_size = want.threads or max(2, int(num_cpus)), want.batch_size or 32
-        pool = Pool(want.actors or default, num_cpus, want.gpus_per_worker, threads, batch_size)
+        pool = Pool(want.workers or default, num_cpus, want.gpus_per_worker, threads, batch_size)
     else:
         # Where every node has less than a CPU, a worker takes what the best of them has.
         num_cpus = min(1.0, max((cpu for cpu, _ in nodes if cpu), default=1.0))
         default = sum(int(cpu / num_cpus) for cpu, _ in nodes)
-        pool = Pool(want.actors or default, num_cpus, 0, want.threads or 2, want.batch_size or 8)
+        pool = Pool(want.workers or default, num_cpus, 0, want.threads or 2, want.batch_size or 8)
     room = room_for(pool, nodes)
     if want.wait_s:
-        if not pool.actors:
-            raise ConfigError("pool.actors is missing: there are no nodes yet, and pool.wait_s says that they are to come")
+        if not pool.workers:
+            raise ConfigError(
+                "pool.workers: missing. There are no nodes yet and pool.wait_s is set, so say how many workers to wait for"
+            )
         return pool
     if shrink and room:
-        return replace(pool, actors=min(pool.actors, room))
-    if not room or pool.actors > room:
+        return replace(pool, workers=min(pool.workers, room))
+    if not room or pool.workers > room:
         raise ConfigError(
-            f"pool.actors = {pool.actors}: there is room for {room}; each takes {pool.each} of the nodes' (CPUs, GPUs) "
-            f"{nodes}. Where an autoscaler is to bring nodes, say with pool.wait_s how long to wait for them"
+            f"pool.workers={pool.workers}: there is room for {counted(room, 'worker')}; each takes {pool.each} of the "
+            f"nodes' (CPUs, GPUs) {nodes}. Lower pool.workers. If an autoscaler adds nodes, set pool.wait_s "
+            "to the seconds to wait"
         )
     return pool
 

@@ -90,7 +90,7 @@ class Room:
         self.looked, nodes = now, node_resources()
         if self.done() != self.last:
             self.last, self.done_at, self.since = self.done(), now, now
-        elif room_for(self.pool, nodes) >= self.pool.actors:
+        elif room_for(self.pool, nodes) >= self.pool.workers:
             self.since = now
             if self.shared and now - self.done_at > TAKEN_SECONDS:
                 self.look_for_others(now, nodes)
@@ -100,9 +100,9 @@ class Room:
     def look_for_others(self, now: float, nodes: Nodes) -> None:
         """Say that other work holds what the actors need, again every minute. Raises: NoRoom after `wait_s`."""
         free, begun = free_resources(), placed()
-        if begun >= self.pool.actors or room_for(self.pool, free):
+        if begun >= self.pool.workers or room_for(self.pool, free):
             return
-        said = f"{free_of(self.pool, free, nodes)}, and {begun} of {self.pool.actors} workers have a place"
+        said = f"{free_of(self.pool, free, nodes)}, and {begun} of {self.pool.workers} workers have a place"
         if self.wait_s and not begun and now - self.done_at > self.wait_s:
             raise NoRoom(f"other work holds the cluster, for {self.wait_s:.0f} s now: {said}", taken=True)
         if now - self.told > AGAIN_SECONDS:

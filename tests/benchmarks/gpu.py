@@ -193,7 +193,7 @@ def worker_rows(bench: Bench, source: Store, output: Store, batch: int) -> Any:
         task="denoise",
         params={},
         checkpoint_sha256=job.card.sha256,
-        exemplars=[],
+        style_images=[],
         source=job.source,
         output=job.output,
         max_pixels=job.config.max_pixels,

@@ -57,7 +57,7 @@ def main(images: Annotated[str, typer.Option(help="counts, with commas between")
         root = Path(place)
         fill(root / "all", counts[-1])
         for number, (count, actors) in enumerate([*((count, 2) for count in counts), (counts[len(counts) // 2], 1)]):
-            record = run(root / "all", root / f"out{number}", f"limit={count}", f"pool.actors={actors}")
+            record = run(root / "all", root / f"out{number}", f"limit={count}", f"pool.workers={actors}")
             seconds, memory = record["seconds"], record["peak_rss_mb"]
             table.add_row(
                 f"{count:,}",

@@ -51,7 +51,7 @@ def test_mixed_cluster_runs_on_its_gpu_nodes(cluster: RayCluster, tmp_path: Path
     cluster.add(2, gpus=1)
     cluster.wait_for_nodes()
     task = ("--set", "task=denoise", "--set", "pool.gpus_per_worker=0.5", "--input", source.url, "--output", output.url)
-    use = "2 actors of 1 CPU and 0.5 of a GPU each; there are 3 CPUs and 1 GPUs on 2 nodes"
+    use = "2 workers of 1 CPU and 0.5 of a GPU each; cluster: 3 CPUs and 1 GPU on 2 nodes"
     for order in (("plan", "--address", cluster.address), ("submit", "--address", cluster.dashboard)):
         code, said = finished(command(cluster, *order, *task))
         assert code == 0, said
@@ -76,7 +76,7 @@ def test_gpu_node_dies_in_the_middle(left: dict, cluster: RayCluster, tmp_path: 
     first.kill()
     code, said = finished(run)
     assert code == 0, said
-    assert f"{1 + left['gpus']} actors of 2 CPUs and a GPU each" in said
+    assert f"{1 + left['gpus']} workers of 2 CPUs and a GPU each" in said
     assert said.count("finds no CUDA device") == 1, said
     assert verify(output).problems == []
     assert (record_of(output)["ok"], record_of(output)["rejected"]) == (300, 0)

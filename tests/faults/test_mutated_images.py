@@ -28,7 +28,7 @@ def test_a_damaged_file_is_a_row_or_a_reject(tmp_path: Path, crops, figure, coun
         output=output.url,
         max_pixels=1_000_000,
         max_reject_fraction=1,
-        pool={"actors": 1},
+        pool={"workers": 1},
     )
     record = run(config)
     assert record["planned"] == record["ok"] + record["rejected"] == len(files)

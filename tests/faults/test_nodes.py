@@ -66,7 +66,7 @@ def test_a_node_that_dies_in_the_middle(another: bool, cluster: RayCluster, s3: 
     code, said = finished(run)
     print(said)
     assert code == 0, said
-    assert "4 actors of 1 CPU each; there are 4 CPUs and 0 GPUs on 2 nodes" in said
+    assert "4 workers of 1 CPU each; cluster: 4 CPUs and 0 GPUs on 2 nodes" in said
     # Without another node the actors that are left do the rest and make room, or the run goes on in a pool of two.
     assert_all_there(output, 400)
     record = record_of(output)
@@ -78,7 +78,7 @@ def test_all_nodes_die_and_the_run_says_so(cluster: RayCluster, s3: S3, crops: l
     make_photos(source, 200, crops)
     only = cluster.add(2)
     cluster.wait_for_nodes()
-    run = start(cluster, source.url, output.url, pool="pool={actors: 2, batch_size: 2, wait_s: 20}")
+    run = start(cluster, source.url, output.url, pool="pool={workers: 2, batch_size: 2, wait_s: 20}")
     wait_for(run, lambda: images_written(output) > 50)
     only.kill()
     code, said = finished(run)
@@ -94,10 +94,10 @@ def test_all_nodes_die_and_the_run_says_so(cluster: RayCluster, s3: S3, crops: l
 def test_a_cluster_whose_nodes_come_late_or_never(cluster: RayCluster, s3: S3, crops: list[np.ndarray]) -> None:
     source, output = s3.store("in"), s3.store("out")
     make_photos(source, 20, crops)
-    code, said = finished(start(cluster, source.url, output.url, pool="pool={actors: 2, wait_s: 15}"))
+    code, said = finished(start(cluster, source.url, output.url, pool="pool={workers: 2, wait_s: 15}"))
     assert code == 1, said
-    assert "for 15 s no image was done, and of 2 actors of 1 CPU each; there are 0 CPUs" in said
-    run = start(cluster, source.url, output.url, pool="pool={actors: 2, wait_s: 300}")
+    assert "for 15 s no image was done, and of 2 workers of 1 CPU each; cluster: 0 CPUs" in said
+    run = start(cluster, source.url, output.url, pool="pool={workers: 2, wait_s: 300}")
     cluster.add(2)
     code, said = finished(run)
     assert code == 0, said

@@ -49,7 +49,7 @@ try:
         cluster.start(cpus=2, dashboard=False)
         command += ["--address", cluster.address]
     run = subprocess.Popen(command, env=cluster.variables(), stderr=log, stdout=log)
-    while run.poll() is None and b"actors of" not in open(sys.argv[1], "rb").read():
+    while run.poll() is None and b" of 1 CPU" not in open(sys.argv[1], "rb").read():
         time.sleep(0.2)
     time.sleep(7)
     subprocess.run(["ip", "addr", "del", "10.9.9.1/24", "dev", "v0"], check=True)
@@ -93,7 +93,7 @@ def test_run_waits_for_cluster_that_others_hold(cluster, held, tmp_path: Path, c
     planned = subprocess.run([*imagemill, "plan", "--task", "denoise", *places], **options)
     assert "0 of 1 CPUs are free: 0 of 1 workers can start" in planned.stdout, planned.stderr
     command = [*imagemill, "denoise", source.url, output.url, "--address", cluster.address]
-    limited = subprocess.run([*command, "--set", "pool={actors: 1, wait_s: 5}"], **options)
+    limited = subprocess.run([*command, "--set", "pool={workers: 1, wait_s: 5}"], **options)
     assert limited.returncode == 1
     last = limited.stderr.splitlines()[-1]
     assert re.fullmatch("imagemill: (other work holds the cluster.*0 of 1 CPUs are free|what Ray's core said).*", last)

@@ -112,7 +112,7 @@ def test_an_output_that_is_held_is_exit_4(imagemill, tmp_path, photos):
 def test_one_image_is_done_by_one_actor_without_a_word_of_ray(imagemill, tmp_path, photos, recwarn):
     code, _, err = imagemill("denoise", photos, tmp_path / "out", "--limit", 1)
     assert code == 0
-    assert "1 actors of" in err
+    assert "1 worker of" in err
     assert not [said for said in recwarn if "concurrent actors" in str(said.message)]
 
 
@@ -127,7 +127,7 @@ def test_run_then_read_what_is_there(imagemill, tmp_path, photos):
     code, out, _ = imagemill("status", output)
     assert code == 0
     assert "3 images in 3 rows of " in out
-    assert "rejects: 1 permanent, for --retry. List them with: imagemill failures\n" in out
+    assert "rejects: 1 permanent, for --retry-failed. List them with: imagemill failures\n" in out
     code, out, _ = imagemill("failures", output)
     assert "bad.jpg" in out
     code, out, _ = imagemill("verify", output)
@@ -155,7 +155,7 @@ def test_status_counts_the_rejects_that_wait_and_for_what(imagemill, tmp_path, c
         ]
         part = pa.Table.from_pylist(rows, reject_schema())
         output.write(f"rejects/{part_name(part)}", parquet_bytes(part, 1))
-    assert "1 part\nrejects: 2 permanent, for --retry, 2 for the next run. " in imagemill("status", output.url)[1]
+    assert "1 part\nrejects: 2 permanent, for --retry-failed, 2 for the next run. " in imagemill("status", output.url)[1]
 
 
 def test_what_reads_many_latents_says_how_far_it_is_without_a_terminal(imagemill, tmp_path, crops, monkeypatch):

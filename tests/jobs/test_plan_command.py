@@ -78,10 +78,10 @@ def test_plan_says_what_a_run_takes_of_a_cluster_and_whether_it_fits(imagemill, 
     where = ["plan", "--task", "denoise", "--input", photos, "--output", tmp_path / "out", "--address", "auto"]
     code, out, _ = imagemill(*where)
     assert code == 0
-    assert "1 actors of 1 CPU each; there are 1 CPUs and 0 GPUs on 1 nodes" in out
-    code, _, err = imagemill(*where, "--set", "pool.actors=50")
+    assert "1 worker of 1 CPU each; cluster: 1 CPU and 0 GPUs on 1 node" in out
+    code, _, err = imagemill(*where, "--set", "pool.workers=50")
     assert code == 2
-    assert "pool.actors = 50: there is room for 1;" in err
+    assert "pool.workers=50: there is room for 1 worker;" in err
 
 
 @pytest.mark.usefixtures("ray_session")

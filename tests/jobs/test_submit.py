@@ -63,7 +63,7 @@ def submit(cluster: RayCluster, *arguments: str, **variables: str) -> "subproces
 
 def test_a_run_on_a_cluster_ends_with_its_own_exit_code(head: RayCluster, photos: Path, tmp_path: Path) -> None:
     places = ["--address", head.dashboard, "--input", str(photos), "--output", str(tmp_path / "out")]
-    done = submit(head, *places, "--set", "max_reject_fraction=0.01", "--set", "pool.actors=1", IMAGEMILL_LOG="json")
+    done = submit(head, *places, "--set", "max_reject_fraction=0.01", "--set", "pool.workers=1", IMAGEMILL_LOG="json")
     assert done.returncode == 3, done.stdout + done.stderr
     assert "1 of 7 images were rejected" in done.stdout
     record = json.loads(next((tmp_path / "out/runs").glob("*/run.json")).read_text())
@@ -83,7 +83,7 @@ def test_a_run_on_a_cluster_ends_with_its_own_exit_code(head: RayCluster, photos
     # The log: what was said of the run names it; of the image that failed, the image too.
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert {line["run_id"] for line in lines if line["logger"] == "imagemill.run"} == {run_id}
-    assert any("1 actors of 1 CPU each; there are 2 CPUs and 0 GPUs on 1 nodes" in line["message"] for line in lines)
+    assert any("1 worker of 1 CPU each; cluster: 2 CPUs and 0 GPUs on 1 node" in line["message"] for line in lines)
     assert lines[-1]["exit_code"] == 3
     logs = "".join(path.read_text() for path in head.folder.glob("ray/session_latest/logs/worker-*.err"))
     rejects = [json.loads(line) for line in logs.splitlines() if '"image_id"' in line]

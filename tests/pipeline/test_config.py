@@ -1,6 +1,7 @@
 """What YAML says is what people mean by it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,3 +44,27 @@ def test_yaml_text_without_quotes_is_one_clear_line(written: str, tmp_path: Path
     (tmp_path / "c.yaml").write_text(f"task: denoise\ninput: {written}\n")
     with pytest.raises(ConfigError, match=r"^c: input = \S+: Input should be a valid string; put it in quotes$"):
         validate(RunConfig, read_yaml(str(tmp_path / "c.yaml")), "c")
+
+
+@pytest.mark.parametrize(
+    ("values", "retry_failed", "workers"),
+    [
+        ({"retry_failed": True, "pool": {"workers": 3}}, True, 3),
+        ({"retry_failed": "TooManyPixels"}, "TooManyPixels", None),
+        ({"retry": True, "pool": {"actors": 3}}, True, 3),
+        ({"retry": False, "retry_failed": True, "pool": {"actors": 3, "workers": 4}}, True, 4),
+    ],
+)
+def test_config_old_keys_still_work(values: dict[str, Any], retry_failed: bool | str, workers: int | None) -> None:
+    """YAMLs and the configs of older runs say `retry` and `pool.actors`; the new key wins over the old one."""
+    config = validate(RunConfig, {"task": "denoise", **values}, "c")
+    assert (config.retry_failed, config.pool.workers) == (retry_failed, workers)
+    saved = config.model_dump(mode="json")
+    assert (saved["retry_failed"], saved["pool"]["workers"]) == (retry_failed, workers)
+    assert RunConfig.model_validate(saved) == config
+
+
+@pytest.mark.parametrize("value", ["two words", "1st", ""])
+def test_config_retry_failed_needs_a_class_name(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"^c: retry_failed = .*TooManyPixels"):
+        validate(RunConfig, {"task": "denoise", "retry_failed": value}, "c")

@@ -38,7 +38,7 @@ def test_run_on_logical_gpus_gives_the_images_of_a_cpu(tmp_path: Path, crops: li
     arguments = ("denoise", source.url, output.url, "--set", "pool.gpus_per_worker=0.5", "--set", "rows_per_part=2")
     ended = imagemill(*arguments, resources={"CPU": 2, "GPU": 1})
     assert ended.returncode == 0, ended.stderr
-    assert "2 actors of 1 CPU and 0.5 of a GPU each; there are 2 CPUs and 1 GPUs on 1 nodes" in ended.stderr
+    assert "2 workers of 1 CPU and 0.5 of a GPU each; cluster: 2 CPUs and 1 GPU on 1 node" in ended.stderr
     assert ended.stderr.count("CUDA") == 1, ended.stderr
     assert verify(output).problems == []
     record = record_of(output)

@@ -69,7 +69,7 @@ def test_a_copy_without_some_parts_or_the_checkpoint_is_not_well(config, monkeyp
     output, lenient = Store(config.output), config.model_copy(update={"max_reject_fraction": 1.0})
     for sigma in (15, 50, 15):
         run(lenient.model_copy(update={"params": {"sigma": sigma}}))
-    run(lenient.model_copy(update={"params": {"sigma": 15}, "retry": True}))
+    run(lenient.model_copy(update={"params": {"sigma": 15}, "retry_failed": True}))
     assert verify(output).problems == []
     parts = part_paths(output, "results")
     for path in parts:
@@ -93,7 +93,7 @@ def test_a_reject_may_be_rejected_again(config):
     lenient = config.model_copy(update={"max_reject_fraction": 1.0})
     assert run(lenient)["rejected"] == 3
     for _ in range(2):
-        record = run(lenient.model_copy(update={"retry": True}))
+        record = run(lenient.model_copy(update={"retry_failed": True}))
         assert (record["planned"], record["rejected"]) == (3, 3)
 
 
@@ -104,7 +104,7 @@ def test_failures_forget_a_mended_file_and_show_names_as_they_are(config, capsys
     show_failures(Store(config.output))
     assert "[edited]" in capsys.readouterr().out
     show_failures(Store(config.output), by_reason=True)
-    assert re.search(r"decode +UnknownFormat +1 +--retry or new file +IMG \[edited\]", capsys.readouterr().out)
+    assert re.search(r"decode +UnknownFormat +1 +--retry-failed or new file +IMG \[edited\]", capsys.readouterr().out)
     for name in ("r.csv", "r.jsonl", "r.parquet"):
         path = str(Path(config.output).parent / name)
         show_failures(Store(config.output), export=path)

@@ -45,7 +45,7 @@ def test_a_reject_whose_file_left_the_input_waits_no_more(places, capsys):
     show_status(output)
     show_failures(output)
     out = capsys.readouterr().out
-    assert "rejects: 1 permanent, for --retry" in out
+    assert "rejects: 1 permanent, for --retry-failed" in out
     assert "worse.png" in out
     assert "bad.png" not in out
     (source / "worse.png").unlink()
@@ -59,7 +59,7 @@ def test_a_reject_whose_file_left_the_input_waits_no_more(places, capsys):
     (source / "bad.png").write_bytes(BROKEN)
     record = done(source, output)
     assert waiting(output) == {"bad.png"}
-    assert done(source, output, retry=True)["rejected"] == 1
+    assert done(source, output, retry_failed=True)["rejected"] == 1
     assert waiting(output) == {"bad.png"}
 
 

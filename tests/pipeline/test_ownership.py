@@ -147,12 +147,12 @@ def test_a_file_that_the_user_put_among_images_stays(tmp_path, crops):
     save(source, crops[3:], "2.png", "3.png")
     (output / "images/2.png").write_bytes(b"mine")
     for retry in (False, True):
-        record = run(config.model_copy(update={"retry": retry}))
+        record = run(config.model_copy(update={"retry_failed": retry}))
         assert record["reasons"] == {"FileExists": 1}
     assert (output / "images/2.png").read_bytes() == b"mine"
     assert (output / "images/3.png").exists()
     (output / "images/2.png").unlink()
-    assert run(config.model_copy(update={"retry": True}))["ok"] == 1
+    assert run(config.model_copy(update={"retry_failed": True}))["ok"] == 1
     assert verify(Store(str(output))).problems == []
 
 

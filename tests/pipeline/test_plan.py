@@ -70,7 +70,7 @@ def test_todo_is_the_inputs_without_what_is_committed(
         for kind, committed in (("results", results), ("rejects", rejects)):
             for start in range(0, len(committed), rows):
                 put(output, kind, committed[start : start + rows])
-        plan = planned(source, output, SHA, PARAMS, retry=retry, limit=limit)
+        plan = planned(source, output, SHA, PARAMS, retry_failed=retry, limit=limit)
 
         todo = {p for p, s in states.items() if s in ({"rejected", "transient"} if retry else REST)}
         if limit is None:
@@ -131,7 +131,7 @@ def test_a_result_counts_more_than_an_earlier_reject(places: tuple[Store, Store]
     commit(source, output, transient=False, attempts=1)
     commit(source, output)
     for retry in (False, True):
-        plan = planned(source, output, SHA, PARAMS, retry=retry)
+        plan = planned(source, output, SHA, PARAMS, retry_failed=retry)
         assert (len(plan.todo), plan.done, plan.rejects_waiting) == (0, 3, 0)
 
 
@@ -142,6 +142,21 @@ def test_the_last_reject_of_an_image_says_whether_a_retry_must_be_asked_for(plac
         plan = planned(source, output, SHA, PARAMS)
         assert (len(plan.todo), plan.rejects_waiting) == (todo, 3 - todo)
         assert plan.todo["attempts"].to_pylist() == [fence] * todo
+
+
+def test_plan_retries_only_rejects_of_a_class(places: tuple[Store, Store], caplog: pytest.LogCaptureFixture) -> None:
+    """The class of the newest reject counts."""
+    source, output = places
+    final = {"transient": False, "attempts": 1}
+    rejects = [("a.jpg", 1, "OldClass"), ("a.jpg", 2, "TooManyPixels"), ("c.gif", 1, "TooManyPixels"), ("c.gif", 2, "Other")]
+    tags = etags(source)
+    for path, fence, error_class in rejects:
+        put(output, "rejects", [key(path, tags[path]) | final | {"fence": fence, "error_class": error_class}])
+    for retry_failed, todo in (("TooManyPixels", ["a.jpg"]), ("Other", ["c.gif"]), (True, ["a.jpg", "c.gif"])):
+        assert paths_of(planned(source, output, SHA, PARAMS, retry_failed=retry_failed)) == todo
+    assert not caplog.messages
+    assert paths_of(planned(source, output, SHA, PARAMS, retry_failed="OldClass")) == []
+    assert caplog.messages[0].startswith("retry_failed=OldClass: no image of the input has a newest reject of this class")
 
 
 def test_files_that_are_not_whole_parts_are_not_read(places: tuple[Store, Store]) -> None:

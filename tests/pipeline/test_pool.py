@@ -23,54 +23,54 @@ from tests.support.run_processes import images_written, make_photos
 
 
 def test_a_pool_that_cannot_run_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"pool\.actors = 4"):
-        pool_for(PoolConfig(actors=4), [(2, 0)])
+    with pytest.raises(ConfigError, match=r"pool\.workers=4"):
+        pool_for(PoolConfig(workers=4), [(2, 0)])
     with pytest.raises(ConfigError, match="room for 0"):
         pool_for(PoolConfig(), [(0, 0)])
-    assert pool_for(PoolConfig(), [(2, 0)]).actors == 2
-    assert pool_for(PoolConfig(), [(1, 0)]).actors == 1
-    assert pool_for(PoolConfig(), [(0, 0), (2, 0), (2, 0)]).actors == 4
+    assert pool_for(PoolConfig(), [(2, 0)]).workers == 2
+    assert pool_for(PoolConfig(), [(1, 0)]).workers == 1
+    assert pool_for(PoolConfig(), [(0, 0), (2, 0), (2, 0)]).workers == 4
     on_gpu = pool_for(PoolConfig(), [(8, 1), (64, 0)])
-    assert (on_gpu.actors, on_gpu.num_gpus) == (1, 1)
+    assert (on_gpu.workers, on_gpu.num_gpus) == (1, 1)
     assert on_gpu.num_cpus == 8
-    assert pool_for(PoolConfig(), [(4, 4)]).actors == 4
+    assert pool_for(PoolConfig(), [(4, 4)]).workers == 4
     assert pool_for(PoolConfig(gpu=False), [(8, 1)]).num_gpus == 0
 
 
 def test_pool_counts_shares_of_gpus() -> None:
     """A share lies on one GPU, and what is left of a GPU is no room."""
     halves = pool_for(PoolConfig(gpus_per_worker=0.5), [(8, 2), (64, 0)])
-    assert (halves.actors, halves.num_gpus, halves.num_cpus, halves.threads) == (4, 0.5, 2, 2)
+    assert (halves.workers, halves.num_gpus, halves.num_cpus, halves.threads) == (4, 0.5, 2, 2)
     assert halves.each == "2 CPUs and 0.5 of a GPU"
-    assert pool_for(PoolConfig(gpus_per_worker=0.6), [(8, 2)]).actors == 2
+    assert pool_for(PoolConfig(gpus_per_worker=0.6), [(8, 2)]).workers == 2
     thirds = pool_for(PoolConfig(gpus_per_worker=0.3333), [(2, 1)])
     # Two thirds of a CPU, rounded up to Ray's ten-thousandths, would fit twice only.
-    assert (thirds.actors, thirds.num_cpus) == (3, 0.6666)
-    with pytest.raises(ConfigError, match=r"room for 4; each takes 2 CPUs and 0\.5 of a GPU"):
-        pool_for(PoolConfig(actors=5, gpus_per_worker=0.5), [(8, 2)])
+    assert (thirds.workers, thirds.num_cpus) == (3, 0.6666)
+    with pytest.raises(ConfigError, match=r"room for 4 workers; each takes 2 CPUs and 0\.5 of a GPU"):
+        pool_for(PoolConfig(workers=5, gpus_per_worker=0.5), [(8, 2)])
     # Where no actor takes a GPU the key says nothing.
     assert pool_for(PoolConfig(gpus_per_worker=0.5), [(2, 0)]).num_gpus == 0
     assert pool_for(PoolConfig(gpus_per_worker=0.5, gpu=False), [(2, 1)]).num_gpus == 0
 
 
 def test_head_with_a_gpu_and_no_cpu_gets_no_actor() -> None:
-    assert pool_for(PoolConfig(), [(0, 1), (4, 1)]).actors == 1
+    assert pool_for(PoolConfig(), [(0, 1), (4, 1)]).workers == 1
     assert pool_for(PoolConfig(), [(0, 1), (4, 0)]).num_gpus == 0
     with pytest.raises(ConfigError, match="room for 0"):
         pool_for(PoolConfig(), [(0, 1)])
 
 
 def test_lost_gpu_nodes_leave_a_pool_on_cpus() -> None:
-    assert pool_for(PoolConfig(actors=2), [(0, 0), (2, 0)], shrink=True).num_gpus == 0
+    assert pool_for(PoolConfig(workers=2), [(0, 0), (2, 0)], shrink=True).num_gpus == 0
     with pytest.raises(ConfigError, match="room for 0"):
-        pool_for(PoolConfig(actors=2, gpu=True), [(0, 0), (2, 0)], shrink=True)
+        pool_for(PoolConfig(workers=2, gpu=True), [(0, 0), (2, 0)], shrink=True)
 
 
 def ray_places(pool: Pool, nodes: list[tuple[int, int]]) -> int:
-    """How many of the pool's actors Ray places one by one, counting in ten-thousandths as Ray does."""
+    """How many of the pool's workers Ray places one by one, counting in ten-thousandths as Ray does."""
     cpu, gpu, placed = round(pool.num_cpus * 10_000), round(pool.num_gpus * 10_000), 0
     free = [[cpus * 10_000, *[10_000] * gpus] for cpus, gpus in nodes]
-    for _ in range(pool.actors):
+    for _ in range(pool.workers):
         for node in free:
             device = next((n for n, left in enumerate(node[1:], 1) if left >= gpu), None)
             if node[0] >= cpu and (device or not gpu):
@@ -89,63 +89,63 @@ NODES = st.lists(st.tuples(st.integers(0, 96), st.integers(0, 8)), min_size=1, m
     nodes=NODES,
     share=st.floats(0.01, 1) | st.sampled_from([0.1, 0.25, 0.3, 1 / 3, 0.5, 2 / 3, 1.0]),
     gpu=st.none() | st.booleans(),
-    actors=st.none() | st.integers(1, 40),
+    workers=st.none() | st.integers(1, 40),
 )
-def test_every_actor_of_a_pool_finds_a_place(nodes, share, gpu, actors) -> None:
-    want = PoolConfig(gpus_per_worker=share, gpu=gpu, actors=actors)
+def test_every_worker_of_a_pool_finds_a_place(nodes, share, gpu, workers) -> None:
+    want = PoolConfig(gpus_per_worker=share, gpu=gpu, workers=workers)
     try:
         pool = pool_for(want, nodes)
     except ConfigError as e:
         (room,) = re.findall(r"there is room for (\d+)", str(e))
-        assert int(room) < (actors or 1)
+        assert int(room) < (workers or 1)
         return
-    assert ray_places(pool, nodes) == pool.actors <= room_for(pool, nodes)
+    assert ray_places(pool, nodes) == pool.workers <= room_for(pool, nodes)
     assert pool.num_gpus == (share if pool.num_gpus else 0)
-    # Each GPU gets as many actors as shares fit, unless fewer are wanted.
-    if pool.num_gpus and not actors:
-        assert pool.actors == sum(gpus for cpus, gpus in nodes if cpus) * (10_000 // round(share * 10_000))
+    # Each GPU gets as many workers as shares fit, unless fewer are wanted.
+    if pool.num_gpus and not workers:
+        assert pool.workers == sum(gpus for cpus, gpus in nodes if cpus) * (10_000 // round(share * 10_000))
 
 
 @given(
     todo=st.integers(1, 10**7),
-    actors=st.integers(1, 500),
+    workers=st.integers(1, 500),
     part_rows=st.integers(1, 10**4),
     batch_size=st.integers(1, 64),
     bytes_each=st.integers(1, 10**8),
 )
-def test_blocks_give_every_actor_some_work(todo, actors, part_rows, batch_size, bytes_each) -> None:
-    pool = Pool(min(actors, todo), num_cpus=1, num_gpus=0, threads=2, batch_size=batch_size)
+def test_blocks_give_every_worker_some_work(todo, workers, part_rows, batch_size, bytes_each) -> None:
+    pool = Pool(min(workers, todo), num_cpus=1, num_gpus=0, threads=2, batch_size=batch_size)
     rows = rows_of_block(todo, part_rows, bytes_each, pool)
     blocks = -(-todo // rows)
     part_rows = min(part_rows, max(1, BYTES_PER_PART // bytes_each))
     assert 1 <= rows <= part_rows
-    # All actors but for those that rounding leaves without: of 7 images three have 3, 3 and 1.
-    assert blocks >= min(todo, pool.actors) / 2
-    assert rows == part_rows or blocks <= 4 * pool.actors
+    # All workers but for those that rounding leaves without: of 7 images three have 3, 3 and 1.
+    assert blocks >= min(todo, pool.workers) / 2
+    assert rows == part_rows or blocks <= 4 * pool.workers
 
 
 def test_a_cluster_that_lost_nodes_gets_what_it_has_room_for() -> None:
-    assert pool_for(PoolConfig(actors=4), [(0, 0), (2, 0)], shrink=True).actors == 2
-    assert pool_for(PoolConfig(), [(0, 0), (2, 0)], shrink=True).actors == 2
+    assert pool_for(PoolConfig(workers=4), [(0, 0), (2, 0)], shrink=True).workers == 2
+    assert pool_for(PoolConfig(), [(0, 0), (2, 0)], shrink=True).workers == 2
     with pytest.raises(ConfigError, match="room for 0"):
-        pool_for(PoolConfig(actors=4), [(0, 0)], shrink=True)
+        pool_for(PoolConfig(workers=4), [(0, 0)], shrink=True)
 
 
 def test_nodes_that_are_yet_to_come_are_planned_for_by_name() -> None:
-    assert pool_for(PoolConfig(actors=6, wait_s=600), [(0, 0)]).actors == 6
-    on_gpu = pool_for(PoolConfig(actors=2, gpu=True, wait_s=600), [(0, 0)])
+    assert pool_for(PoolConfig(workers=6, wait_s=600), [(0, 0)]).workers == 6
+    on_gpu = pool_for(PoolConfig(workers=2, gpu=True, wait_s=600), [(0, 0)])
     assert (on_gpu.num_gpus, on_gpu.num_cpus) == (1, 1)
     assert room_for(on_gpu, [(0, 0)]) == 0
-    with pytest.raises(ConfigError, match=r"pool\.actors is missing"):
+    with pytest.raises(ConfigError, match=r"pool\.workers: missing"):
         pool_for(PoolConfig(wait_s=600), [(0, 0)])
 
 
 def test_nodes_that_are_yet_to_come_are_not_waited_for_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their wait begins with the actors, whose need brings them."""
+    """Their wait begins with the workers, whose need brings them."""
     slept: list[float] = []
     monkeypatch.setattr("imagemill.pipeline.cluster.pool.node_resources", lambda: [(0.0, 0.0)])
     monkeypatch.setattr("imagemill.pipeline.cluster.pool.time.sleep", slept.append)
-    assert nodes_with_room(PoolConfig(actors=2, wait_s=600)) == [(0.0, 0.0)]
+    assert nodes_with_room(PoolConfig(workers=2, wait_s=600)) == [(0.0, 0.0)]
     assert not slept
     nodes_with_room(PoolConfig(), patience_s=0.01)
     assert slept
@@ -154,7 +154,7 @@ def test_nodes_that_are_yet_to_come_are_not_waited_for_twice(monkeypatch: pytest
 def test_what_a_run_uses_in_words() -> None:
     nodes = [(0.0, 0.0), (8.0, 1.0), (8.0, 1.0)]
     said = pool_for(PoolConfig(), nodes).on(nodes)
-    assert said == "2 actors of 8 CPUs and a GPU each; there are 16 CPUs and 2 GPUs on 2 nodes"
+    assert said == "2 workers of 8 CPUs and a GPU each; cluster: 16 CPUs and 2 GPUs on 2 nodes"
 
 
 @pytest.mark.parametrize(("nodes", "ends"), [([(1, 0)], True), ([(2, 0)], False)])
@@ -162,11 +162,11 @@ def test_a_run_without_room_and_without_progress_is_ended(monkeypatch: pytest.Mo
     for resources in ("node_resources", "free_resources"):
         monkeypatch.setattr(f"imagemill.pipeline.cluster.watch.{resources}", lambda: nodes)
     monkeypatch.setattr("imagemill.pipeline.cluster.watch.LOOK_SECONDS", 0.0)
-    look = Room(Pool(actors=2, num_cpus=1, num_gpus=0, threads=2, batch_size=8), lambda: 7, patience_s=0.01)
+    look = Room(Pool(workers=2, num_cpus=1, num_gpus=0, threads=2, batch_size=8), lambda: 7, patience_s=0.01)
     look()
     time.sleep(0.02)
     if ends:
-        with pytest.raises(NoRoom, match="2 actors"):
+        with pytest.raises(NoRoom, match="2 workers"):
             look()
     else:
         look()
@@ -190,7 +190,7 @@ def test_room_that_others_hold_is_said(free, begun, wait_s, ends, said, monkeypa
         monkeypatch.setattr(f"imagemill.pipeline.cluster.watch.{name}", lambda value=value: value)
     for name in ("LOOK_SECONDS", "TAKEN_SECONDS"):
         monkeypatch.setattr(f"imagemill.pipeline.cluster.watch.{name}", 0.0)
-    pool = Pool(actors=2, num_cpus=1, num_gpus=0, threads=2, batch_size=8)
+    pool = Pool(workers=2, num_cpus=1, num_gpus=0, threads=2, batch_size=8)
     look = Room(pool, lambda: 7, patience_s=0.01, shared=True, wait_s=wait_s)
     time.sleep(0.02)
     if ends:
@@ -207,14 +207,14 @@ def test_room_that_others_hold_is_said(free, begun, wait_s, ends, said, monkeypa
 def test_pool_takes_what_there_is_of_less_than_a_cpu() -> None:
     """A container with half a CPU has one worker."""
     pool = pool_for(PoolConfig(), [(0.5, 0)])
-    assert (pool.actors, pool.num_cpus) == (1, 0.5)
-    assert pool_for(PoolConfig(), [(1.5, 0)]).actors == 1
+    assert (pool.workers, pool.num_cpus) == (1, 0.5)
+    assert pool_for(PoolConfig(), [(1.5, 0)]).workers == 1
     assert pool_for(PoolConfig(), [(0.5, 0), (2, 0)]).num_cpus == 1
 
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize(
-    ("before", "pool"), [((2.0, 0.0), "2 actors of 1 CPU each"), ((1.0, 1.0), "1 actors of 1 CPU and a GPU each")]
+    ("before", "pool"), [((2.0, 0.0), "2 workers of 1 CPU each"), ((1.0, 1.0), "1 worker of 1 CPU and a GPU each")]
 )
 def test_a_run_that_is_broken_off_for_want_of_room_goes_on_in_a_smaller_pool(
     before, pool, tmp_path, crops, monkeypatch, caplog
@@ -228,8 +228,8 @@ def test_a_run_that_is_broken_off_for_want_of_room_goes_on_in_a_smaller_pool(
     monkeypatch.setattr("imagemill.pipeline.execute.PATIENCE_SECONDS", 0.1)
     with caplog.at_level("INFO", logger="imagemill"):
         record = run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out"), rows_per_part=5))
-    said = [each.message for each in caplog.records if each.name.startswith("imagemill") and "actors" in each.message]
-    expected = (f"30 images; {pool}", "nodes were lost", "1 actors of 1 CPU each")
+    said = [each.message for each in caplog.records if each.name.startswith("imagemill") and "worker" in each.message]
+    expected = (f"30 images; {pool}", "nodes were lost", "1 worker of 1 CPU each")
     assert all(text in line for text, line in zip(expected, said, strict=True)), said
     assert (record["ok"], record["rejected"]) == (30, 0)
     checked = verify(Store(str(tmp_path / "out")))

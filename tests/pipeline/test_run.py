@@ -62,7 +62,7 @@ def test_a_second_run_does_nothing_and_a_changed_file_is_done_again(tmp_path, cr
     assert verify(Store(str(output))).problems == []
 
     assert plan_of(resolve(config.model_copy(update={"params": {"sigma": 10}}))).done == 0
-    assert len(plan_of(resolve(config.model_copy(update={"retry": True}))).todo) == 2
+    assert len(plan_of(resolve(config.model_copy(update={"retry_failed": True}))).todo) == 2
 
 
 def two_done(tmp_path, crops):
@@ -176,7 +176,7 @@ def test_a_retry_that_fails_again_and_an_input_that_became_empty_are_said_and_no
     with pytest.raises(TooManyRejects):
         run(config)
     Image.fromarray(crops[1]).save(source / "a.png")
-    again = run(config.model_copy(update={"retry": True}))
+    again = run(config.model_copy(update={"retry_failed": True}))
     # A file that was mended is another one, which a plain run does.
     assert (again["planned"], again["rejected"], again["exit_code"]) == (2, 2, 0)
     assert run(config)["ok"] == 1

@@ -161,7 +161,7 @@ def test_parameters_that_will_not_do_are_one_line(config):
 def test_styles_are_read_from_a_bucket(config, tmp_path, rclone_bucket):
     data = (tmp_path / "style.png").read_bytes()
     Store(rclone_bucket).write("styles/deep/a.png", data)
-    ((_, read),) = resolve(config(style=[f"{rclone_bucket}/styles/deep/a.png"])).exemplars
+    ((_, read),) = resolve(config(style=[f"{rclone_bucket}/styles/deep/a.png"])).style_images
     assert read == data
     with pytest.raises(ConfigError, match="no such file"):
         resolve(config(style=[f"{rclone_bucket}/styles/b.png"]))

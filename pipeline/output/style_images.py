@@ -16,19 +16,22 @@ from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.storage import StorageConfig, Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
+FOLDER = "exemplars"
+"""Folder of OUTPUT that holds style images. Existing outputs have this name, so it stays."""
 
-def exemplars_of(config: RunConfig, task: Task, params: Params) -> list[tuple[str, bytes]]:
+
+def read_style_images(config: RunConfig, task: Task, params: Params) -> list[tuple[str, bytes]]:
     """sha256 and content of the files that the parameters name; each one is an image that will do.
 
     Raises: ConfigError for one that is not there, no image, too large or too small; StorageError.
     """
-    key = task.exemplar_param
+    key = task.style_param
     found = []
     for url in getattr(params, key) if key else ():
         data, rgb = read_image(f"{key} {url}", url, config.storage, config.max_pixels)
         height, width = rgb.shape[:2]
-        if min(height, width) < task.least_exemplar_side:
-            raise ConfigError(f"{key} {url}: {width}×{height} pixels; {task.least_exemplar_side} a side are the least")
+        if min(height, width) < task.min_style_side:
+            raise ConfigError(f"{key} {url}: {width}×{height} pixels; {task.min_style_side} a side are the least")
         found.append((hashlib.sha256(data).hexdigest(), data))
     return found
 
@@ -54,17 +57,17 @@ def read_image(
         raise StorageError(f"{what}: {reason(e)}") from None
 
 
-def keep_exemplars(output: Store, exemplars: list[tuple[str, bytes]]) -> None:
+def store_style_images(output: Store, style_images: list[tuple[str, bytes]]) -> None:
     """Put the files that a run's parameters name beside what is made with them, as `keep_checkpoint` does."""
-    for sha256, data in exemplars:
-        if not output.exists(exemplar_path(sha256)):
-            output.write(exemplar_path(sha256), data)
+    for sha256, data in style_images:
+        if not output.exists(style_image_path(sha256)):
+            output.write(style_image_path(sha256), data)
 
 
-def kept_exemplars(output: Store, digests: list[str], max_pixels: int) -> list[np.ndarray]:
-    """What `keep_exemplars` left in OUTPUT, (H,W,3) uint8 each."""
-    return [decode_image(output.read(exemplar_path(sha256)), max_pixels).rgb for sha256 in digests]
+def load_style_images(output: Store, digests: list[str], max_pixels: int) -> list[np.ndarray]:
+    """What `store_style_images` left in OUTPUT, (H,W,3) uint8 each."""
+    return [decode_image(output.read(style_image_path(sha256)), max_pixels).rgb for sha256 in digests]
 
 
-def exemplar_path(sha256: str) -> str:
-    return f"exemplars/{sha256[:16]}"
+def style_image_path(sha256: str) -> str:
+    return f"{FOLDER}/{sha256[:16]}"
