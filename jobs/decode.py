@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from imagemill.jobs.console import console, number
+from imagemill.jobs.console import number, print_text
 from imagemill.jobs.outputs import check_output
 from imagemill.models.objectives.compress import decode_latent
 from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
@@ -95,7 +95,7 @@ def decode_output(output: Store, dest: Store, where: str | None = None, overwrit
                 announced = begun + ANNOUNCED_AT_A_TIME
             begun += len(piece)
             list(pool.map(write, latent_rows(piece)))
-    console.print(f"{number(len(state) - len(problems), 'image')} in {dest.url}")
+    print_text(f"{number(len(state) - len(problems), 'image')} in {dest.url}")
     if problems:
         raise VerificationError(first_of(problems))
     return len(state)

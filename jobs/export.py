@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from imagemill.jobs.console import console, number
+from imagemill.jobs.console import number, print_text
 from imagemill.jobs.decode import OF_EXPORT
 from imagemill.jobs.export_formats import FORMATS, check_format
 from imagemill.jobs.outputs import check_output
@@ -160,9 +160,9 @@ def export(
 def show_export(output: Store, dest: Store, **what: Any) -> None:
     record = export(output, dest, **what)
     images, parts = number(record["rows"], "image"), number(sum(record["parts"].values()), "part")
-    console.print(f"{images}, {held(record)}, in {parts} below {dest.uri(LATENTS)}")
+    print_text(f"{images}, {held(record)}, in {parts} below {dest.uri(LATENTS)}")
     if record["removed"]:
-        console.print(f"{record['removed']:,} of them have no source any more (column removed)")
+        print_text(f"{record['removed']:,} of them have no source any more (column removed)")
     if problems := record["left_out"]:
         raise VerificationError(f"left out, as they are not what was written: {first_of(problems)}")
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from imagemill.jobs.console import number, one_line, print_json, print_table, print_text
 from imagemill.jobs.outputs import check_output
-from imagemill.jobs.tables import encoded, table_target
+from imagemill.jobs.result_file import encode_table, table_file
 from imagemill.pipeline.images.errors import DAMAGED_IMAGE
 from imagemill.pipeline.output.rejects import grouped, waiting_rejects
 from imagemill.pipeline.sources.web import without_secrets
@@ -30,7 +30,7 @@ def show_failures(
     Args:
         output: the output to read.
         by_reason: count the rejects by stage and class.
-        export: file to write the rejects to; its extension gives the format (`tables.FORMATS`).
+        export: file to write the rejects to; its extension gives the format (`result_file.TABLE_SUFFIXES`).
         overwrite: replace a file that imagemill did not write.
         as_json: print one JSON object.
 
@@ -38,11 +38,11 @@ def show_failures(
         StorageError: when the output does not exist or cannot be read.
         ConfigError: when the file has an unknown extension, or imagemill did not write the existing file.
     """
-    target = table_target(export, overwrite)
+    target = table_file(export, overwrite)
     check_output(output)
     rejects = waiting_rejects(output, COLUMNS).sort_by("rel_path")
     if target:
-        target.write(encoded(rejects, target.path))
+        target.write(encode_table(rejects, target.path))
     if as_json:
         reasons = {"reasons": count_reasons(rejects)} if by_reason else {"rejects": public_rows(rejects)}
         print_json({"output": output.url, "count": len(rejects), **reasons})

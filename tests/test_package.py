@@ -24,7 +24,7 @@ class Hidden(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Hidden())
 """
-EXTRA_MODULES = {"matplotlib", "tensorboardX", "torchinfo", "torchmetrics", "bjontegaard", "skimage"}
+EXTRA_MODULES = {"matplotlib", "tensorboardX", "torchmetrics", "bjontegaard", "skimage"}
 
 
 @pytest.fixture(scope="module")

@@ -44,9 +44,9 @@ def report(
     config: Storage = None,
 ) -> None:
     """Make the report.html of a run anew."""
-    from imagemill.jobs.report import remake
+    from imagemill.jobs.report import show_report
 
-    remake(store(output, config), run)
+    show_report(store(output, config), run)
 
 
 def decode(

@@ -271,7 +271,8 @@ def test_a_file_that_cannot_be_written_is_said_before_the_work(imagemill, tmp_pa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there.csv").mkdir()
     # Were OUTPUT looked at before, its absence would be what is said.
-    for name, said in (("no/dir/x.csv", "folder no/dir does not exist: make it"), ("there.csv", "is a folder: give a file")):
+    problems = {"no/dir/x.csv": "folder no/dir does not exist. Create it first", "there.csv": "is a folder. Give the name"}
+    for name, said in problems.items():
         code, _, err = imagemill(command[0], "nowhere", *command[1:], name)
         assert code == 2
         assert said in err

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from imagemill.jobs.registry import headline
 from imagemill.models import checkpoint
 from imagemill.models.architectures import ARCHITECTURES
 from imagemill.models.tasks import TASKS
@@ -58,7 +59,7 @@ def test_commands_show_long_values_whole(output, imagemill, tmp_path, monkeypatc
     first, last = run_names(output)
     copy = [f"{FOLDER}0.png", f"{FOLDER}near copy.png"]
     query = ["--id", copy[0], "--sheet", tmp_path / "sheet.png"]
-    figures = [entry["headline"] for name in checkpoint.bundled() for entry in checkpoint.read_card(name).metrics[-1:]]
+    figures = [headline(checkpoint.read_card(name))[0] for name in checkpoint.bundled()]
     dest = tmp_path / FOLDER / "dest"
     for arguments, shown in (
         (["status", output.url], [first, last]),
