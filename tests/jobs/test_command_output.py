@@ -183,7 +183,7 @@ def test_stats_json_has_its_keys(output, imagemill):
     assert (content["run_id"], content["against"], content["against_images"]) == (last, first, 1)
     assert len(content["channels"]) == 96
     assert None not in content["channels"][0].values()
-    content = parse(imagemill("stats", output.url, "--run", last, "--json"))
+    content = parse(imagemill("stats", output.url, "--run-id", last, "--json"))
     assert content["against"] is content["distance"] is content["channels"][0]["against_mean"] is None
 
 
