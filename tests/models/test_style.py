@@ -18,9 +18,9 @@ from imagemill.models.card import CheckpointError
 from imagemill.models.colour import luma_uint8
 from imagemill.models.objectives import OBJECTIVES, TASK_OBJECTIVES
 from imagemill.models.objectives.perceive import contrastive_loss
-from imagemill.models.objectives.stylize import Stylist, paint
 from imagemill.models.precision import Precision
 from imagemill.models.style_statistics import EPSILON, adain, content_loss, gram, moments, style_loss
+from imagemill.models.style_transfer import StyleTransfer, transfer_style
 from imagemill.models.tasks.stylize import StylizeParams
 from imagemill.models.tasks.task import Sample
 
@@ -53,10 +53,10 @@ def coffee() -> np.ndarray:
     return photo("coffee.png", 40, 56)
 
 
-def stylist(net: Perceptual, style: np.ndarray, **params) -> tuple[Stylist, StylizeParams]:
+def stylist(net: Perceptual, style: np.ndarray, **params) -> tuple[StyleTransfer, StylizeParams]:
     chosen = StylizeParams(style=["style.jpg"], **params)
     prepared = TASK.prepare(net, chosen, [style], "cpu")
-    assert isinstance(prepared, Stylist)
+    assert isinstance(prepared, StyleTransfer)
     return prepared, chosen
 
 
@@ -146,8 +146,8 @@ def test_strength_goes_from_the_image_to_its_restyling(net, cat, coffee):
     x = to_float_batch([cat], net.stride, "cpu")
     prepared, _ = stylist(net, coffee)
     plain, full = net(x), prepared(x)
-    assert torch.equal(paint(prepared, x, 0.0), plain)
-    torch.testing.assert_close(paint(prepared, x, 1.0), full)
+    assert torch.equal(transfer_style(prepared, x, 0.0), plain)
+    torch.testing.assert_close(transfer_style(prepared, x, 1.0), full)
     assert not torch.allclose(plain, full, atol=0.01)
 
 
@@ -156,9 +156,9 @@ def test_tiles_share_the_statistics_of_the_whole_image(net, coffee, monkeypatch)
     x = to_float_batch([large], net.stride, "cpu")
     prepared, _ = stylist(net, coffee)
     monkeypatch.setattr(style_transfer, "SEEN_PIXELS", 10_000)
-    whole = paint(prepared, x, 1.0)
+    whole = transfer_style(prepared, x, 1.0)
     monkeypatch.setattr(style_transfer, "TILE", 64)
-    tiles = paint(prepared, x, 1.0)
+    tiles = transfer_style(prepared, x, 1.0)
     assert (tiles - whole).abs().max() < 1 / 255
     part, all_of_it = prepared.statistics(x[..., :64]), prepared.statistics(x)
     assert not torch.allclose(part[0][0], all_of_it[0][0], atol=1e-3)
