@@ -53,7 +53,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
     Where a line would be wider than the terminal, headings are broken at spaces. Where that is not enough, the widest
     columns leave the table: their values follow each row, one per line, as `heading: value`. Columns that
-    hold only numbers are aligned right. """
+    hold only numbers are aligned right.
+    """
     cells = [[one_line(cell) for cell in row] for row in rows]
     in_table = list(range(len(columns)))
     headings = [[heading] for heading in columns]

@@ -28,7 +28,8 @@ def show_registry(as_json: bool = False) -> None:
 
     The JSON keys are `tasks` (`name`, `description`, `parameters`, `default_checkpoint`), `architectures` (`name`,
     `description`, `parameters`, `stride`, `trains`) and `checkpoints` (`name`, `task`, `architecture`, `parameters`,
-    `bytes`, `headline`, `measured_on`). """
+    `bytes`, `headline`, `measured_on`).
+    """
     tables = {"tasks": list_tasks(), "architectures": list_architectures(), "checkpoints": list_checkpoints()}
     if as_json:
         print_json(tables)
@@ -76,7 +77,7 @@ def list_architectures() -> list[Row]:
 def list_checkpoints() -> list[Row]:
     """Return the bundled checkpoints, each with one measured figure."""
     rows = []
-    for name in checkpoints.bundled():
+    for name in checkpoints.bundled_names():
         card = checkpoints.read_card(name)
         weights = checkpoints.read_weights(name, card)
         figure, measured_on = headline(card)

@@ -7,7 +7,7 @@ import numpy as np
 from imagemill.jobs.comparison import SIDE, load_comparable, load_pictures, raise_damaged, shorten
 from imagemill.jobs.console import print_table, print_text
 from imagemill.jobs.result_file import result_file
-from imagemill.models.resizing import within_side
+from imagemill.models.resizing import limit_side
 from imagemill.pipeline.errors import ConfigError, VerificationError
 from imagemill.pipeline.images.config import MAX_PIXELS
 from imagemill.pipeline.output.neighbours import Collection, nearest
@@ -80,7 +80,7 @@ def show_search(
 def query_from_file(images: Collection, image: str) -> Query:
     """Compute the features of an image file with the model of the output. Raises ConfigError when it is unreadable."""
     _, rgb = read_image(f"--image {image}", image, images.state.output.config, MAX_PIXELS, images.pixels)
-    return Query(images.features_of(rgb), within_side(rgb, SIDE), None)
+    return Query(images.features_of(rgb), limit_side(rgb, SIDE), None)
 
 
 def query_from_output(images: Collection, name: str) -> Query:

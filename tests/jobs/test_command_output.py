@@ -59,7 +59,7 @@ def test_commands_show_long_values_whole(output, imagemill, tmp_path, monkeypatc
     first, last = run_names(output)
     copy = [f"{FOLDER}0.png", f"{FOLDER}near copy.png"]
     query = ["--id", copy[0], "--sheet", tmp_path / "sheet.png"]
-    figures = [headline(checkpoint.read_card(name))[0] for name in checkpoint.bundled()]
+    figures = [headline(checkpoint.read_card(name))[0] for name in checkpoint.bundled_names()]
     dest = tmp_path / FOLDER / "dest"
     for arguments, shown in (
         (["status", output.url], [first, last]),
@@ -75,7 +75,7 @@ def test_commands_show_long_values_whole(output, imagemill, tmp_path, monkeypatc
         (["export", output.url, dest], [f"{dest}/latents\n"]),
         (["decode", output.url, tmp_path / FOLDER / "images"], [f"{tmp_path / FOLDER}/images\n"]),
         (["map", output.url, tmp_path / "map.html"], [f"{tmp_path}/map.html"]),
-        (["models"], [*TASKS, *ARCHITECTURES, *checkpoint.bundled(), *figures]),
+        (["models"], [*TASKS, *ARCHITECTURES, *checkpoint.bundled_names(), *figures]),
         (["models", "show", "compress-small"], [checkpoint.read_card("compress-small").sha256, *figures[1:2]]),
     ):
         code, out, _ = imagemill(*arguments)
@@ -163,7 +163,7 @@ def test_models_json_has_its_keys(imagemill):
     assert list(content["tasks"][0]) == ["name", "description", "parameters", "default_checkpoint"]
     assert [row["name"] for row in content["architectures"]] == list(ARCHITECTURES)
     assert list(content["architectures"][0]) == ["name", "description", "parameters", "stride", "trains"]
-    assert [row["name"] for row in content["checkpoints"]] == checkpoint.bundled()
+    assert [row["name"] for row in content["checkpoints"]] == checkpoint.bundled_names()
     keys = ["name", "task", "architecture", "parameters", "bytes", "headline", "measured_on"]
     assert list(content["checkpoints"][0]) == keys
     content = parse(imagemill("models", "show", "conv-mnist", "--json"))

@@ -17,7 +17,7 @@ from imagemill.pipeline.storage import StorageConfig, Store
 def test_show_registry_names_everything(capsys):
     show_registry()
     shown = capsys.readouterr().out
-    for name in (*TASKS, *ARCHITECTURES, *checkpoint.bundled()):
+    for name in (*TASKS, *ARCHITECTURES, *checkpoint.bundled_names()):
         assert name in shown
     assert "1,477" in shown
 
@@ -31,7 +31,7 @@ def test_measure_layers_counts_every_parameter(name):
     assert all(n % model.stride == 0 for n in model.example[1:])
 
 
-@pytest.mark.parametrize("name", checkpoint.bundled())
+@pytest.mark.parametrize("name", checkpoint.bundled_names())
 def test_show_checkpoint_names_the_set_of_each_figure(name, capsys):
     show_checkpoint(name, StorageConfig())
     shown = capsys.readouterr().out
