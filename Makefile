@@ -49,11 +49,11 @@ $(VENV)/.base: constraints.txt pyproject.toml
 	@$(PIP) hatchling editables
 
 $(VENV)/.demo: $(VENV)/.base
-	@$(PIP) --no-build-isolation --editable '.[demo]'
+	@$(PIP) --no-build-isolation --editable '.[demo,train]'
 	@touch $(VENV)/.base $@
 
 $(VENV)/.test: $(VENV)/.base
-	@$(PIP) --no-build-isolation --editable '.[demo,test]'
+	@$(PIP) --no-build-isolation --editable '.[test]'
 	@touch $(VENV)/.base $(VENV)/.demo $@
 
 $(VENV)/.docs: $(VENV)/.base
@@ -61,5 +61,5 @@ $(VENV)/.docs: $(VENV)/.base
 	@touch $(VENV)/.base $@
 
 $(VENV)/.bench: $(VENV)/.base
-	@$(PIP) --no-build-isolation --editable '.[demo,bench]'
+	@$(PIP) --no-build-isolation --editable '.[demo,train,bench]'
 	@touch $(VENV)/.base $(VENV)/.demo $@

@@ -23,6 +23,11 @@ from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 log = logging.getLogger("imagemill")
 
 
+EXTRAS = {
+    "skimage": "demo",
+    **dict.fromkeys(("bjontegaard", "matplotlib", "tensorboardX", "torchinfo", "torchmetrics"), "train"),
+}
+"""The extra of the package that installs each optional import."""
 INTERRUPTED = "interrupted; what was committed stays, the same command goes on from there"
 
 
@@ -100,6 +105,12 @@ def command() -> int:
         return int(e.code or 0) if not isinstance(e.code, str) else 1
     except (Failure, CheckpointError) as e:
         return said(str(e), e.exit_code)
+    except ModuleNotFoundError as e:
+        package = (e.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        words = f"this command needs {package}, which is not installed. Run: pip install 'imagemill[{EXTRAS[package]}]'"
+        return said(words, ConfigError.exit_code)
     except STORE_FAILURES as e:
         return said(reason(e), StorageError.exit_code)
     except Deadline:

@@ -5,7 +5,6 @@ import json
 from typing import Any
 
 from rich.table import Table
-from torchinfo import summary
 
 from imagemill.jobs.console import console, number
 from imagemill.jobs.evaluate import text
@@ -104,6 +103,8 @@ def in_words(facts: dict[str, Any]) -> str:
 
 def layers(model: Autoencoder) -> str:
     """The table of layers, their outputs and their parameters, for the input that suits the architecture."""
+    from torchinfo import summary
+
     columns = ("output_size", "num_params", "kernel_size")
     # Frozen weights would stand in brackets.
     model.requires_grad_(True)

@@ -1,1 +1,17 @@
-"""Batch image pipeline on Ray: every image ends as one committed row or one reject with a reason."""
+"""Batch image pipeline on Ray: every image ends as one committed row or one reject with a reason.
+
+>>> import imagemill
+>>> result = imagemill.run("denoise", input="photos", output="clean", sigma=25)
+>>> latents = imagemill.read_latents("codes")
+"""
+
+import logging
+
+from imagemill.jobs.api import PlanResult, RunResult, plan, run
+from imagemill.pipeline import read_latents
+
+__version__ = "0.2.0.dev0"
+__all__ = ["PlanResult", "RunResult", "__version__", "plan", "read_latents", "run"]
+
+# A program that imports the package decides what it logs, and where.
+logging.getLogger("imagemill").addHandler(logging.NullHandler())

@@ -1,0 +1,159 @@
+"""The Python API: what a notebook or a program calls instead of the command line. `import imagemill` exports it."""
+
+from dataclasses import dataclass
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from imagemill.pipeline.config import RunConfig
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run did.
+
+    Attributes:
+        run_id: name of the run, for example 20260301T120000Z-1a2b3c.
+        found: images in the input.
+        done_before: images that earlier runs committed and that have not changed since.
+        planned: images that this run was to process.
+        ok: images that this run committed as rows.
+        rejected: images that this run rejected.
+        reasons: number of rejects by error class, for example {"BrokenImage": 2}.
+        quality: mean of each quality column of the task over this run's rows, for example {"psnr_db": 31.2}.
+        output: location of the output, as given.
+        report: location of the HTML report, or None if the run wrote none.
+        record: the whole content of run.json.
+    """
+
+    run_id: str
+    found: int
+    done_before: int
+    planned: int
+    ok: int
+    rejected: int
+    reasons: dict[str, int]
+    quality: dict[str, float]
+    output: str
+    report: str | None
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PlanResult:
+    """What a run would do.
+
+    Attributes:
+        found: images in the input.
+        ignored: number of other files in the input, by kind.
+        done_before: images that are committed and have not changed since.
+        rejects_waiting: rejected images that only retry_failed processes again.
+        planned: images that a run would process.
+        planned_bytes: total size of their files in bytes, as far as the input lists sizes.
+        paths: their names, relative to the input.
+        warning: why the input may be the wrong one, or None.
+        refusal: why a run would refuse this input, or None.
+    """
+
+    found: int
+    ignored: dict[str, int]
+    done_before: int
+    rejects_waiting: int
+    planned: int
+    planned_bytes: int
+    paths: list[str]
+    warning: str | None
+    refusal: str | None
+
+
+def run(
+    task: str,
+    *,
+    input: str | PathLike[str],
+    output: str | PathLike[str],
+    config: str | PathLike[str] | None = None,
+    progress: bool = False,
+    run_id: str | None = None,
+    **settings: Any,
+) -> RunResult:
+    """Process the images of an input that are new or changed, and wait until they are committed.
+
+    >>> result = imagemill.run("denoise", input="photos", output="clean", sigma=25, limit=100)
+    >>> result.ok, result.rejected, result.report
+
+    Args:
+        task: compress, denoise, inpaint, colorize, upscale or stylize.
+        input: folder, shard, manifest or s3://bucket/prefix.
+        output: folder or s3://bucket/prefix; created if missing.
+        config: a YAML of the run, which `settings` override.
+        progress: show a progress bar on stderr.
+        run_id: name of the run; a new one by default.
+        settings: parameters of the task (`sigma=25`, `step=40`), or keys of the run configuration (`limit=100`,
+            `pool={"workers": 2}`, `retry_failed=True`); docs/config.md lists both.
+
+    Raises:
+        ConfigError: a setting is invalid, or input and output do not fit together.
+        CheckpointError: the checkpoint is missing, broken or made for another task.
+        StorageError: the input cannot be read or the output cannot be written.
+        OutputHeld: another run is writing to the output.
+        TooManyRejects: more images were rejected than max_reject_fraction allows; all rows are committed.
+        RunFailed: Ray could not finish; the committed rows stay, and the same call continues.
+    """
+    from imagemill.pipeline.run import run as run_pipeline
+
+    done = run_pipeline(_run_config(task, input, output, config, settings), run_id=run_id)
+    names = ("run_id", "found", "done_before", "planned", "ok", "rejected", "reasons", "quality", "output", "report")
+    return RunResult(**{name: done[name] for name in names}, record=done)
+
+
+def plan(
+    task: str,
+    *,
+    input: str | PathLike[str],
+    output: str | PathLike[str],
+    config: str | PathLike[str] | None = None,
+    **settings: Any,
+) -> PlanResult:
+    """Return what `run` would do with the same arguments; write nothing.
+
+    >>> imagemill.plan("denoise", input="photos", output="clean", sigma=25).planned
+
+    Raises:
+        ConfigError: a setting is invalid, or input and output do not fit together.
+        CheckpointError: the checkpoint is missing, broken or made for another task.
+        StorageError: the input or the output cannot be read.
+    """
+    from imagemill.pipeline.resolve import check_ends, plan_of, resolve
+
+    job = resolve(_run_config(task, input, output, config, settings))
+    check_ends(job)
+    made = plan_of(job)
+    return PlanResult(
+        found=made.found,
+        ignored=dict(made.ignored),
+        done_before=made.done,
+        rejects_waiting=made.rejects_waiting,
+        planned=len(made.todo),
+        planned_bytes=made.bytes_todo,
+        paths=made.todo["rel_path"].to_pylist(),
+        warning=made.doubt,
+        refusal=made.new_input,
+    )
+
+
+def _run_config(
+    task: str,
+    input: str | PathLike[str],
+    output: str | PathLike[str],
+    config: str | PathLike[str] | None,
+    settings: dict[str, Any],
+) -> "RunConfig":
+    """Return the configuration of a run; `settings` that are no keys of it are parameters of the task."""
+    from imagemill.pipeline.config import RunConfig, read_yaml, validate
+
+    values = read_yaml(fspath(config)) if config else {}
+    keys = {key: value for key, value in settings.items() if key in RunConfig.model_fields}
+    params = {key: value for key, value in settings.items() if key not in RunConfig.model_fields}
+    values |= keys | {"task": task, "input": fspath(input), "output": fspath(output)}
+    values["params"] = {**(values.get("params") or {}), **params}
+    return validate(RunConfig, values, fspath(config) if config else "imagemill.run")
