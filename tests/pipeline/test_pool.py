@@ -227,7 +227,7 @@ def test_a_run_that_is_broken_off_for_want_of_room_goes_on_in_a_smaller_pool(
         "imagemill.pipeline.engines.ray_engine",
         "imagemill.pipeline.cluster.watch",
     ):
-        monkeypatch.setattr(f"{room}.node_resources", lambda: next(seen, [(1.0, 0.0)]))
+        monkeypatch.setattr(f"imagemill.pipeline.{module}.node_resources", lambda: next(seen, [(1.0, 0.0)]))
     monkeypatch.setattr("imagemill.pipeline.cluster.watch.LOOK_SECONDS", 0.1)
     monkeypatch.setattr("imagemill.pipeline.engines.ray_engine.PATIENCE_SECONDS", 0.1)
     with caplog.at_level("INFO", logger="imagemill"):
