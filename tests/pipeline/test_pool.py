@@ -222,11 +222,7 @@ def test_a_run_that_is_broken_off_for_want_of_room_goes_on_in_a_smaller_pool(
     """As after the death of a node: the pool was made for two CPUs, or for a GPU, and then there is one CPU."""
     make_photos(Store(str(tmp_path / "in")), 30, crops)
     seen = iter([[before]])
-    for room in (
-        "imagemill.pipeline.cluster.pool",
-        "imagemill.pipeline.engines.ray_engine",
-        "imagemill.pipeline.cluster.watch",
-    ):
+    for module in ("cluster.pool", "engines.ray_engine", "cluster.watch"):
         monkeypatch.setattr(f"imagemill.pipeline.{module}.node_resources", lambda: next(seen, [(1.0, 0.0)]))
     monkeypatch.setattr("imagemill.pipeline.cluster.watch.LOOK_SECONDS", 0.1)
     monkeypatch.setattr("imagemill.pipeline.engines.ray_engine.PATIENCE_SECONDS", 0.1)

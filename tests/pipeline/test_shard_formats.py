@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from imagemill.pipeline.predict import Predictor
 
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.predict import Predictor
 from imagemill.pipeline.resolve import plan_of, resolve
 from imagemill.pipeline.sources.input import find, input_of, is_input_file
 from imagemill.pipeline.sources.shard_formats import SHARD_FORMATS
