@@ -8,7 +8,7 @@ from imagemill.models.entropy_fitting import whole_counts
 
 
 def tables(channels: int, seed: int, buckets: int = 5) -> EntropyModel:
-    """Valid tables in which nothing has a meaning."""
+    """Return valid tables with random content."""
     rng = np.random.default_rng(seed)
     whole = {
         "sizes": rng.integers(0, 113, 129).astype(np.int16),
@@ -21,7 +21,7 @@ def tables(channels: int, seed: int, buckets: int = 5) -> EntropyModel:
 
 
 def photo_like(channels: int = 6, side: int = 24, seed: int = 0) -> np.ndarray:
-    """Symbols (C,h,w) int8 that are alike where they are near, and smaller in later channels."""
+    """Return symbols (C,h,w) int8 like those of a photo: neighbours are similar, and later channels are smaller."""
     rng = np.random.default_rng(seed)
     spread = np.kron(rng.gamma(1.0, 4.0, (side // 4, side // 4)), np.ones((4, 4)))
     decay = 0.6 ** np.arange(channels)[:, None, None]
