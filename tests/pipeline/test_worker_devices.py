@@ -15,6 +15,7 @@ from imagemill.models.objectives import TASK_OBJECTIVES
 from imagemill.models.objectives.denoise import Denoise
 from imagemill.models.tasks.task import Output, Sample
 from imagemill.models.tiling import is_lost_device, is_out_of_memory
+from imagemill.pipeline.block_processor import BlockProcessor
 from imagemill.pipeline.config import PoolConfig, RunConfig
 from imagemill.pipeline.plan import Plan
 from imagemill.pipeline.resolve import plan_of, resolve
