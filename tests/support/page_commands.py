@@ -2,10 +2,11 @@
 
 python -m tests.support.page_commands DEMO PAGE.md …
 
-Run each block that begins with ```sh run, in order and in one shell, in a temporary folder with a copy of DEMO (what `make demo`
-leaves). Replace the ```text block below each of them by the standard output of its commands.
+Run each block that begins with ```sh run, in order and in one shell, in a temporary folder with a copy of DEMO (what
+`make demo` leaves). Replace the ```text block below each of them by the standard output of its commands.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -17,8 +18,10 @@ import tempfile
 from pathlib import Path
 
 DOCS = Path(__file__).parents[2] / "docs"
-BLOCK = re.compile(r"```sh run\n(.*?)```\n(?:\n```text\n(.*?)```\n)?", re.DOTALL)
-ABOVE_TEXT = re.compile(r"```sh run\n(.*?)```\n\n(?:[^`\n][^\n]*\n\n)?```text\n(.*?)```\n", re.DOTALL)
+BODY = r"((?:(?!```).)*)"
+BLOCK = re.compile(rf"```sh run\n{BODY}```\n(?:\n(?:[^`\n][^\n]*\n\n)?```text\n{BODY}```\n)?", re.DOTALL)
+"""Commands, and the output below them; one line of prose may stand between."""
+SHOWN_FOLDER = "/home/you/imagemill"
 PORTS = ("9000", "8099")
 """Ports that pages use. A run takes free ones instead, so that two runs do not meet."""
 
@@ -61,30 +64,27 @@ def run_page(page: Path, demo: Path, folder: Path, timeout: float = 900) -> list
             code = shell.wait(timeout)
         finally:
             # Servers that a failed page leaves behind belong to the session of its shell.
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(shell.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
     assert code == 0, (folder / ".log").read_text(errors="replace")[-4000:]
     outputs = [(folder / f".output-{number}").read_text() for number in range(len(blocks))]
-    for port, other in ports.items():
-        outputs = [output.replace(other, port) for output in outputs]
+    for shown, real in [*ports.items(), (SHOWN_FOLDER, str(folder))]:
+        outputs = [output.replace(real, shown) for output in outputs]
     return outputs
 
 
 def with_outputs(text: str, outputs: list[str]) -> str:
-    """Return a page in which the ```text block after each command block holds its output.
-
-    One paragraph may stand between the two blocks.
-    """
-    by_block = {match[1]: output for match, output in zip(BLOCK.finditer(text), outputs, strict=True)}
+    """Return a page whose ```text blocks hold the output of the commands above them."""
+    remaining = iter(outputs)
 
     def replace(match: re.Match[str]) -> str:
-        lines = [line.rstrip() for line in by_block[match[1]].strip("\n").splitlines()]
-        start = match.start(2) - match.start()
-        return match[0][:start] + "\n".join(lines) + "\n```\n"
+        output = next(remaining)
+        if match[2] is None:
+            return match[0]
+        lines = [line.rstrip() for line in output.strip("\n").splitlines()]
+        return "".join([match[0][: match.start(2) - match.start()], *(f"{line}\n" for line in lines), "```\n"])
 
-    return ABOVE_TEXT.sub(replace, text)
+    return BLOCK.sub(replace, text)
 
 
 if __name__ == "__main__":
