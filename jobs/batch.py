@@ -92,7 +92,7 @@ def time_of(todo: int, config: RunConfig, output: Store) -> str:
     return f"{text}, the quality of {measured:.0%} of them measured; this one measures {now:.0%} and takes {less}"
 
 
-def show_plan(config: RunConfig) -> None:
+def show_plan(config: RunConfig, as_json: bool = False) -> None:
     """Print what a run would do, on a cluster also with which actors. Raises: ConfigError, also when they have no room."""
     job = resolve(config)
     check_model(job)

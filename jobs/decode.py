@@ -25,7 +25,7 @@ from imagemill.pipeline.output.run_history import run_ids, run_records
 from imagemill.pipeline.output.snapshot import Snapshot
 from imagemill.pipeline.progress import with_progress
 from imagemill.pipeline.schema import LATENT_KEPT, LatentError
-from imagemill.pipeline.sources import manifest, tar
+from imagemill.pipeline.sources.input import is_input_file
 from imagemill.pipeline.sources.web import WEB
 from imagemill.pipeline.storage import Store
 
@@ -89,7 +89,7 @@ def decode_output(output: Store, dest: Store, where: str | None = None, overwrit
         tables = state.tables(columns)
         pieces = (t.slice(start, DECODED_AT_A_TIME) for t in tables for start in range(0, len(t), DECODED_AT_A_TIME))
         begun = announced = 0
-        for piece in with_progress(pieces, len(state), len):
+        for piece in with_progress("decode", pieces, len(state), len):
             if begun + len(piece) > announced:
                 written.announce(names[begun : begun + ANNOUNCED_AT_A_TIME])
                 announced = begun + ANNOUNCED_AT_A_TIME
@@ -122,7 +122,7 @@ def inputs_of(state: Snapshot) -> Iterator[tuple[Store, bool]]:
     config = state.output.config
     inputs = {record["input"] for record in run_records(state.output, run_ids(state.output)) if "input" in record}
     for url in sorted(inputs):
-        if not url.lower().endswith((*manifest.SUFFIXES, *tar.SUFFIXES)):
+        if not is_input_file(url):
             yield Store(url, config), True
     folders: set[str] = set()
     for table in state.tables(["source_uri"]) if "source_uri" in state.schema.names else ():

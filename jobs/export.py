@@ -264,7 +264,9 @@ def write_parts(going: Export, state: Snapshot, sources: Sources, problems: list
     asked = list(dict.fromkeys([*asked, "image_id"] if "removed" in going.columns else asked or ["image_id"]))
     writes: deque[Future[None]] = deque()
     with ThreadPoolExecutor(WRITES_AT_A_TIME) as pool:
-        for latents in with_progress(latent_batches(state, asked, problems), len(state), lambda latents: len(latents.rows)):
+        for latents in with_progress(
+            "export", latent_batches(state, asked, problems), len(state), lambda latents: len(latents.rows)
+        ):
             for folder, number, table in parts_of(going, latents, sources):
                 writes.append(pool.submit(FORMATS[going.format], going.dest, folder, number, table))
                 # A part of lance appends to the one before it.

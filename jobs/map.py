@@ -35,7 +35,7 @@ def write_map(output: Store, page: str, method: str, overwrite: bool = False) ->
     problems: list[str] = []
     found = atlas(these, ROW, method, problems)
     shown = these.only("image_id", [row["image_id"] for row in found.rows])
-    drawn = with_progress(thumbnails(shown, these.coder, ["image_id"], SIDE, []), len(shown), lambda _: 1)
+    drawn = with_progress("map: thumbnails", thumbnails(shown, these.coder, ["image_id"], SIDE, []), len(shown), lambda _: 1)
     pictures = {row["image_id"]: picture(rgb) for row, rgb in drawn}
     html = draw("map.html", contents(found, pictures, these.state.output.url, len(these.state)), script())
     target.write(html)

@@ -123,7 +123,7 @@ def moments_of_run(output: Store, run: str) -> Moments:
     problems: list[str] = []
     coders = Coders(output)
     batches = latent_batches(state, ["checkpoint_sha256", "step"], problems)
-    for latents in with_progress(batches, len(state), lambda latents: len(latents.rows)):
+    for latents in with_progress("stats", batches, len(state), lambda latents: len(latents.rows)):
         models, steps = (latents.rows[name].to_pylist() for name in ("checkpoint_sha256", "step"))
         widths = np.stack([coders.lattice(*by)[0] for by in zip(models, steps, strict=True)])
         seen.add(latents.values, widths, set(models))

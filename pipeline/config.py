@@ -39,14 +39,16 @@ class PoolConfig(Strict):
     workers: int | None = Field(
         None,
         ge=1,
-        description="number of workers; default: one for each GPU (or share of a GPU), without GPUs one for each CPU",
+        description="Start this many workers. Default: one for each GPU (or share of a GPU), without GPUs one for each CPU.",
     )
-    batch_size: int | None = Field(None, ge=1, description="images in a model batch: 8 on a CPU, 32 on a GPU")
+    batch_size: int | None = Field(
+        None, ge=1, description="Process this many images in one batch. Default: 8 on a CPU, 32 on a GPU."
+    )
     dtype: str | None = Field(
         None,
         pattern="^(float32|bfloat16|float16)$",
-        description="bfloat16 where the hardware has it, else float16 on GPUs with tensor cores; a CPU takes float32 for "
-        "float16 (compress: always float32)",
+        description="Compute in float32, bfloat16 or float16. Default: bfloat16 if the hardware supports it, else float16 "
+        "on GPUs with tensor cores, else float32. compress always computes in float32.",
     )
     threads: int | None = Field(None, ge=1, description="threads of a worker that fetch and decode")
     gpu: bool | None = Field(None, description="whether each worker takes a GPU; default: true if a node has a GPU")
@@ -72,30 +74,32 @@ class RunConfig(Strict):
     task: str
     input: str | None = None
     output: str | None = None
-    checkpoint: str | None = Field(None, description="bundled name, folder or URL; the task's default when absent")
+    checkpoint: str | None = Field(
+        None, description="Use this checkpoint: a bundled name, a folder or a URL. Default: that of the task."
+    )
     params: dict[str, Any] = Field(default_factory=dict, description="parameters of the task")
-    reconstruct: bool = Field(False, description="write decoded images as PNG for a task whose output is a latent")
+    reconstruct: bool = Field(False, description="Also write the decoded images, as PNG.")
     quality: int = Field(
         QUALITY_IMAGES,
         ge=0,
         description="of about how many images of a run psnr_db and bits_per_pixel of compress are known, chosen by their "
         "identity; to know them is to decode the latent again, four times the work of making it",
     )
-    limit: int | None = Field(None, ge=1, description="do at most so many images")
+    limit: int | None = Field(None, ge=1, description="Process at most N images.")
     retry_failed: bool | str = Field(
         False,
-        description="true: process only the rejects of unchanged images again; the class of a reject, such as "
-        "TooManyPixels: process only the rejects of this class again",
+        description="Process only images that failed before and have not changed since. With a class, such as "
+        "TooManyPixels, process only images that failed with this class.",
     )
     allow_new_input: bool = Field(
         False,
-        description="INPUT was moved or renamed: accept images that OUTPUT holds from another place. Without it such a run "
-        "is refused, because another INPUT may have images of the same names",
+        description="Replace outputs of images that came from another input, after INPUT was moved or renamed. Without it, "
+        "such a run is refused, because two inputs can hold different images of the same name.",
     )
     accept_damaged: bool = Field(
         False,
-        description="keep images that are damaged or cut off, with `damaged` true in their rows, and do those again that "
-        "were rejected as DamagedImage; otherwise each of them is a reject",
+        description="Accept damaged and truncated images: their rows have damaged=true. Without it, each of them is a "
+        "reject of the class DamagedImage.",
     )
     max_pixels: int = Field(
         MAX_PIXELS, ge=1, description="larger sources are rejects; what upscale makes of one has four times as many"
@@ -112,7 +116,7 @@ class RunConfig(Strict):
     pool: PoolConfig = PoolConfig()
     source: SourceConfig = SourceConfig()
     storage: StorageConfig = StorageConfig()
-    address: str | None = Field(None, description="a Ray cluster that exists; a Ray of its own when absent")
+    address: str | None = Field(None, description="Run on the Ray cluster at this address. Default: on this machine alone.")
 
     def measured_share(self, images: int) -> float:
         """Of so many images of a run, at least one, the share whose quality is measured, where that takes a decoding."""

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imagemill.pipeline.images.errors import DAMAGED_IMAGE
-from imagemill.pipeline.output.committed_rows import newest_of, rejected_of
-from imagemill.pipeline.output.obsolete_rejects import absent_rejects
+from imagemill.pipeline.output.committed_rows import newest_of
 from imagemill.pipeline.output.parts import part_paths
+from imagemill.pipeline.output.rejects import read_rejects
 from imagemill.pipeline.progress import LOG_SECONDS
 from imagemill.pipeline.schema import REFERENCE, image_id, version_of
 from imagemill.pipeline.sources.source import UNREADABLE_SHARD, Found, Listed
@@ -94,8 +94,9 @@ def make_plan(
     newest = newest_of(output, results, inputs)
     accepted = (DAMAGED_IMAGE,) if accept_damaged else ()
     retried_class = retry_failed if isinstance(retry_failed, str) else None
-    attempts, waits, retried = rejected_of(output, rejects, ids, versions, accepted, retried_class)
-    if retried_class and not retried.any():
+    history = read_rejects(output, rejects, ids, versions, accepted, retried_class)
+    attempts, is_retried = history.attempts, history.is_retried
+    if retried_class and not is_retried.any():
         log.warning(
             "retry_failed=%s: no image of the input has a newest reject of this class. `imagemill failures %s` lists "
             "the classes",
@@ -103,8 +104,8 @@ def make_plan(
             output.url,
         )
     done = newest.same & (newest.fence >= 0)
-    waiting = waits & ~done
-    kept = np.flatnonzero(~done & (retried if retry_failed else ~waiting))[:limit]
+    waiting = history.waits & ~done
+    kept = np.flatnonzero(~done & (is_retried if retry_failed else ~waiting))[:limit]
     todo = inputs.take(kept)
     for name, values in (("attempts", attempts[kept].astype(np.int32)), ("known", newest.there[kept])):
         column = REFERENCE.get_field_index(name)
@@ -114,7 +115,7 @@ def make_plan(
     waiting_rejects = 0 if retry_failed else int(waiting.sum())
     parts, fence = {*results, *rejects}, int(newest.seen.max(initial=0))
     unread = pc.any(pc.starts_with(inputs["problem"], UNREADABLE_SHARD)).as_py()
-    absent = None if unread else absent_rejects(output, rejects, ids)
+    absent = None if unread else history.absent
     strange = bool(parts) and not newest.there.any() and not attempts.any()
     moved = np.flatnonzero(newest.moved >= 0)
     images = np.bincount(newest.moved[moved], minlength=len(newest.places))

@@ -1,4 +1,4 @@
-"""How far work over images is, as a person sees it: a bar on a terminal, a log line now and then elsewhere."""
+"""Show the progress of work over images: a bar on a terminal, otherwise a log line every 15 seconds."""
 
 import logging
 import sys
@@ -12,17 +12,30 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 
 log = logging.getLogger("imagemill.progress")
 LOG_SECONDS = 15.0
+SLOW_RATE = 0.1
 Batch = TypeVar("Batch")
 
 
 def clock(seconds: float) -> str:
+    """Format a duration as h:mm:ss."""
     return str(timedelta(seconds=max(0, round(seconds))))
 
 
-def bar_of(done: ProgressColumn | None = None, transient: bool = False) -> Progress:
-    """A bar on stderr whose tasks have a field `note`; disabled where that is no terminal.
+def rate_text(images_per_s: float) -> str:
+    """Format a rate; a slow one as seconds per image, because 0.0 images/s says nothing."""
+    if 0 < images_per_s < SLOW_RATE:
+        return f"{1 / images_per_s:,.1f} s per image"
+    return f"{images_per_s:,.1f} images/s"
 
-    Args: done: how it is said what of a task is done; as a number of images when absent.
+
+def progress_bar(done: ProgressColumn | None = None, transient: bool = False) -> Progress:
+    """Return a progress bar on stderr whose tasks have a field `note`.
+
+    The bar is disabled if stderr is not a terminal, or if informational messages are not logged either.
+
+    Args:
+        done: column that shows how much is done; the number of images when absent.
+        transient: whether the bar disappears at the end.
     """
     return Progress(
         TextColumn("{task.description}"),
@@ -32,23 +45,30 @@ def bar_of(done: ProgressColumn | None = None, transient: bool = False) -> Progr
         TimeElapsedColumn(),
         console=Console(stderr=True),
         transient=transient,
-        disable=not sys.stderr.isatty(),
+        disable=not (sys.stderr.isatty() and log.isEnabledFor(logging.INFO)),
     )
 
 
-def with_progress(batches: Iterable[Batch], total: int, images: Callable[[Batch], int]) -> Iterator[Batch]:
-    """The batches as they are, while it is shown how many of `total` images those hold that were dealt with."""
+def with_progress(task: str, batches: Iterable[Batch], total: int, images: Callable[[Batch], int]) -> Iterator[Batch]:
+    """Yield batches unchanged, and show how many of `total` images the consumed ones hold.
+
+    Args:
+        task: what the bar is called: the command that does the work.
+        batches: any iterable.
+        total: number of images in all batches.
+        images: returns the number of images in a batch.
+    """
     done, began = 0, time.monotonic()
     last_log = began
-    with bar_of(transient=True) as bar:
-        shown = bar.add_task("images", total=total, note="")
+    with progress_bar(transient=True) as bar:
+        shown = bar.add_task(task, total=total, note="")
         for batch in batches:
             yield batch
             done += images(batch)
             now = time.monotonic()
             rate = done / max(now - began, 1e-9)
-            note = f"{rate:.1f} images/s, {clock((total - done) / rate) if rate else '?'} left"
+            note = f"{rate_text(rate)}, {clock((total - done) / rate) if rate else '?'} left"
             bar.update(shown, completed=done, note=note)
             if bar.disable and now - last_log > LOG_SECONDS:
                 last_log = now
-                log.info("%d / %d images, %s", done, total, note)
+                log.info("%s: %d / %d images, %s", task, done, total, note)

@@ -1,45 +1,93 @@
-"""The commands of `imagemill` as its help shows them: arguments to configs, and on to the job that does the work."""
+"""The commands of `imagemill`, in the groups that its help shows."""
 
 import os
 import sys
+from collections.abc import Callable
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
 from imagemill.jobs.cli import models, outputs, runs
+from imagemill.jobs.cli.command import Group, Quiet, Verbose, register, set_verbosity, with_options
+from imagemill.jobs.cli.options import run_options
+from imagemill.jobs.cli.tasks import task_command
+from imagemill.models.tasks import TASKS
 from imagemill.pipeline.logs import VARIABLE, configure
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Batch image pipeline on Ray: every image ends as one committed row or one reject with a reason.",
-    epilog="Exit codes: 0 done, 1 Ray could not finish, 2 bad configuration, 3 more rejects than allowed, 4 another writer "
-    "holds OUTPUT, 5 storage, 6 verification failed, 7 stopped at the deadline, 8 the same after a "
-    "run had failed, 130 interrupted.",
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 workers or Ray failed, 2 invalid configuration, 3 more rejects than allowed, 4 another run "
+    "holds OUTPUT, 5 storage error, 6 verification failed, 7 deadline reached, 8 deadline reached and a run failed, "
+    "130 interrupted."
 )
-COMMANDS = {
-    "Run": (runs.run, runs.plan, runs.nightly, runs.submit),
-    "Tasks": (runs.compress, runs.denoise, runs.inpaint, runs.colorize, runs.stylize, runs.upscale),
-    "What came out": (outputs.status, outputs.verify, outputs.failures, outputs.report, outputs.decode),
-    "Latents": (outputs.export, outputs.stats, outputs.search, outputs.duplicates, outputs.map_),
-    "Models": (models.train, models.evaluate, models.demo),
+app = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Run autoencoders over folders and buckets of images. Every image ends as one committed row or one reject with a "
+    "reason.",
+    epilog=EXIT_CODES,
+)
+PANELS: dict[str, dict[str, Callable[..., None]]] = {
+    "Run": {
+        **{name: task_command(task) for name, task in TASKS.items()},
+        "run": with_options(runs.run, run_options()),
+        "plan": with_options(runs.plan, run_options()),
+        "demo": models.demo,
+    },
+    "Inspect": {
+        "status": outputs.status,
+        "verify": outputs.verify,
+        "failures": outputs.failures,
+        "report": outputs.report,
+        "decode": outputs.decode,
+    },
+    "Analyse": {
+        "export": outputs.export,
+        "stats": outputs.stats,
+        "search": outputs.search,
+        "duplicates": outputs.duplicates,
+        "map": outputs.map_,
+    },
+    "Models": {"train": models.train, "evaluate": models.evaluate},
+    "Operate": {
+        "nightly": runs.nightly,
+        # A job runs on the cluster that it is submitted to.
+        "submit": with_options(runs.submit, run_options("address")),
+    },
 }
-for panel, functions in COMMANDS.items():
-    for function in functions:
-        app.command(function.__name__.rstrip("_"), rich_help_panel=panel)(function)
-registry = typer.Typer(invoke_without_command=True)
+for panel, commands in PANELS.items():
+    for name, function in commands.items():
+        register(app, function, name, panel)
+registry = typer.Typer(cls=Group, invoke_without_command=True)
 registry.callback()(models.list_models)
-registry.command("show")(models.show_model)
-app.add_typer(registry, name="models", rich_help_panel="Models", help="Tasks, architectures and checkpoints.")
+register(registry, models.show_model, "show")
+app.add_typer(registry, name="models", rich_help_panel="Models", help="List tasks, architectures and checkpoints.")
+
+
+def print_version(is_asked: bool) -> None:
+    """Print the version and exit, if `--version` was given."""
+    if is_asked:
+        print(f"imagemill {version('imagemill')}")
+        raise typer.Exit
 
 
 @app.callback()
-def begin(
+def set_up(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=print_version, is_eager=True)
+    ] = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
     log_format: Annotated[
-        str | None, typer.Option("--log-format", help="text, or json: an object a line", envvar=VARIABLE)
+        str | None,
+        typer.Option(
+            "--log-format", help="Log as text, or as JSON with one object per line.", envvar=VARIABLE, metavar="text|json"
+        ),
     ] = None,
 ) -> None:
+    """Apply the options that come before the command."""
     if log_format:
         os.environ[VARIABLE] = log_format
         configure(sys.stderr)
+    set_verbosity(verbose, quiet)

@@ -1,66 +1,112 @@
-"""Options that several commands have, and how they become a config: the YAML, then flags that were given, then --set."""
+"""Options that several commands share, and how a YAML file, flags and --set become a config."""
 
+import inspect
 from typing import Annotated, Any
 
 import typer
 
+from imagemill.jobs.cli.fields import field_option, given_flags
 from imagemill.pipeline.config import RunConfig, read_yaml, set_value, validate
 from imagemill.pipeline.storage import StorageConfig, Store
 
-Config = Annotated[str | None, typer.Option("-c", "--config", help="YAML of the run", metavar="JOB.yaml")]
-Storage = Annotated[str | None, typer.Option("-c", "--config", help="YAML with a storage block", metavar="JOB.yaml")]
-INPUT_HELP = "folder, s3://bucket/prefix, shard or manifest (docs/inputs.md)"
-Input = Annotated[str | None, typer.Option("--input", help=INPUT_HELP)]
-Output = Annotated[str | None, typer.Option("--output", help="folder or s3://bucket/prefix")]
-SET_HELP = "override a key of the YAML, as params.step=40; the value is YAML; may be repeated; wins over flags"
+PLACE = "a folder or s3://bucket/prefix"
+INPUT_HELP = f"Read images from {PLACE}, a shard or a manifest."
+OUTPUT_HELP = f"Write to {PLACE}."
+READ_OUTPUT_HELP = f"Read the output of runs: {PLACE}."
+SET_HELP = "Set any key of the YAML, such as params.step=40. The value is YAML. Repeatable; overrides flags."
+OVERWRITE_HELP = "Replace files that imagemill did not write, or that changed since."
+CHECKPOINT_HELP = "Use this checkpoint: a bundled name, a folder or a URL."
+ADDRESS_HELP = "Run on the Ray cluster at this address, instead of on this machine alone."
+
+Config = Annotated[str | None, typer.Option("-c", "--config", help="Read the config of the run.", metavar="JOB.yaml")]
+Storage = Annotated[str | None, typer.Option("-c", "--config", help="Read the storage block.", metavar="JOB.yaml")]
 Set = Annotated[list[str] | None, typer.Option("--set", help=SET_HELP, metavar="KEY=VALUE")]
-Limit = Annotated[int | None, typer.Option("--limit", help="do at most so many images", min=1)]
-Retry = Annotated[
-    bool | None, typer.Option("--retry-failed", "--retry", help="process rejected images again, and nothing else")
-]
-AllowNewInput = Annotated[
-    bool | None,
-    typer.Option("--allow-new-input", help="INPUT was moved or renamed: accept images that OUTPUT holds from another place"),
-]
-AcceptDamaged = Annotated[
-    bool | None, typer.Option("--accept-damaged", help="keep damaged images, with damaged = true in their rows")
-]
-Reconstruct = Annotated[bool | None, typer.Option("--reconstruct", help="write the decoded images, as PNG")]
-Address = Annotated[str | None, typer.Option("--address", help="a Ray cluster that exists")]
+Input = Annotated[str | None, typer.Option("--input", help=INPUT_HELP, metavar="INPUT")]
+Output = Annotated[str | None, typer.Option("--output", help=OUTPUT_HELP, metavar="OUTPUT")]
 InputArgument = Annotated[str, typer.Argument(metavar="INPUT", help=INPUT_HELP)]
-OutputArgument = Annotated[str, typer.Argument(metavar="OUTPUT", help="folder or s3://bucket/prefix")]
-Run = Annotated[str | None, typer.Option("--run", help="rows of this run alone", metavar="ID")]
-Checkpoint = Annotated[str | None, typer.Option("--checkpoint", help="bundled name, folder or URL")]
-OVERWRITE_HELP = "replace files that imagemill did not write, or that were changed since"
+OutputArgument = Annotated[str, typer.Argument(metavar="OUTPUT", help=OUTPUT_HELP)]
+ReadOutput = Annotated[str, typer.Argument(metavar="OUTPUT", help=READ_OUTPUT_HELP)]
+Address = Annotated[str | None, typer.Option("--address", help=ADDRESS_HELP, metavar="ADDRESS")]
+RunId = Annotated[str | None, typer.Option("--run-id", help="Use only the rows of this run.", metavar="ID")]
+Checkpoint = Annotated[str | None, typer.Option("--checkpoint", help=CHECKPOINT_HELP, metavar="NAME|FOLDER|URL")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help=OVERWRITE_HELP)]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
-Sheet = Annotated[str | None, typer.Option("--sheet", help="draw them into a picture", metavar="FILE.png")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Sheet = Annotated[str | None, typer.Option("--sheet", help="Draw the images into one picture.", metavar="FILE.png")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what the run would do, like `imagemill plan`.")]
+
+RUN, WORKERS = "Run options", "Workers"
+RUN_KEYS: dict[str, dict[str, str]] = {
+    "checkpoint": {"metavar": "NAME|FOLDER|URL", "panel": RUN},
+    "limit": {"metavar": "N", "panel": RUN},
+    "retry_failed": {"metavar": "[CLASS]", "panel": RUN},
+    "allow_new_input": {"panel": RUN},
+    "accept_damaged": {"panel": RUN},
+    "reconstruct": {"panel": RUN},
+    "pool.workers": {"flag": "--workers", "metavar": "N", "panel": WORKERS},
+    "pool.batch_size": {"metavar": "N", "panel": WORKERS},
+    "pool.dtype": {"panel": WORKERS},
+    "address": {"metavar": "ADDRESS", "panel": WORKERS},
+}
+"""Keys of RunConfig that have an option in every command that runs or plans a job, and what differs from their field."""
 
 
-def merged(config: str | None, assignments: list[str] | None, flags: dict[str, Any]) -> dict[str, Any]:
-    """The values of a YAML, then flags that were given, then --set; those of the flag `params` one by one."""
-    values = read_yaml(config) if config else {}
-    given = {key: value for key, value in flags.items() if value is not None}
-    params = {key: value for key, value in given.pop("params", {}).items() if value is not None}
-    if params and isinstance(values.get("params"), dict | None):
-        given["params"] = (values.get("params") or {}) | params
-    values |= given
+def run_options(*without: str) -> list[inspect.Parameter]:
+    """Build the options that all commands over images share, except those of some keys."""
+    return [field_option(RunConfig, key, **how) for key, how in RUN_KEYS.items() if key not in without]
+
+
+def merge_config(path: str | None, flags: dict[str, Any], assignments: list[str] | None) -> dict[str, Any]:
+    """Return the values of a YAML file, overridden by flags (by dotted key, None if not given), then by --set."""
+    values = read_yaml(path) if path else {}
+    for key, value in flags.items():
+        if value is not None:
+            set_flag(values, key, value)
     for assignment in assignments or []:
         set_value(values, assignment)
     return values
 
 
-def effective(config: str | None, assignments: list[str] | None, **flags: Any) -> RunConfig:
-    """The config of a run. Raises: ConfigError."""
-    return validate(RunConfig, merged(config, assignments, flags), config or "command line")
+def set_flag(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key; a group that is not a mapping stays, so that the validation names it."""
+    *groups, name = key.split(".")
+    for group in groups:
+        if values.get(group) is None:
+            values[group] = {}
+        if not isinstance(values[group], dict):
+            return
+        values = values[group]
+    values[name] = value
 
 
-def storage_of(config: str | None, origin: str) -> StorageConfig:
-    """The storage block of a YAML. Raises: ConfigError."""
-    values = read_yaml(config).get("storage") if config else None
-    return validate(StorageConfig, values or {}, config or origin)
+def run_config(
+    context: typer.Context, path: str | None, assignments: list[str] | None, flags: dict[str, Any], **keys: Any
+) -> RunConfig:
+    """Build the config of a run from a YAML file, flags and --set.
+
+    Args:
+        context: knows which flags the command line sets; the others must not override the YAML file.
+        path: the YAML file.
+        assignments: the values of --set.
+        flags: values of options that `run_options` and `field_option` declared.
+        keys: values of further keys; None if not given.
+
+    Raises:
+        ConfigError: if the YAML file cannot be read, or the config is invalid.
+    """
+    values = merge_config(path, keys | given_flags(context, flags), assignments)
+    return validate(RunConfig, values, path or "command line")
 
 
-def store(url: str, config: str | None) -> Store:
-    """A place, reached as the storage block of a YAML says."""
-    return Store(url, storage_of(config, url))
+def storage_of(path: str | None, origin: str) -> StorageConfig:
+    """Return the storage block of a YAML file, or the default one.
+
+    Raises:
+        ConfigError: if the YAML file cannot be read, or the block is invalid.
+    """
+    values = read_yaml(path).get("storage") if path else None
+    return validate(StorageConfig, values or {}, path or origin)
+
+
+def store_at(url: str, path: str | None) -> Store:
+    """Return the store at a URL, with the storage block of a YAML file."""
+    return Store(url, storage_of(path, url))

@@ -1,150 +1,177 @@
-"""Commands that look at an OUTPUT, or make something of it."""
+"""Commands that inspect an OUTPUT, or analyse what it holds."""
 
 from typing import Annotated
 
 import typer
 
-from imagemill.jobs.cli.options import OutputArgument, Overwrite, Run, Sheet, Storage, store
+from imagemill.jobs.cli.options import Overwrite, ReadOutput, RunId, Sheet, Storage, store_at
 from imagemill.pipeline.errors import ConfigError
 
+EXPORT_HELP = "Write the table to this file instead: .csv, .jsonl or .parquet."
 
-def status(output: OutputArgument, config: Storage = None) -> None:
-    """What OUTPUT holds and how its last runs ended."""
+
+def status(output: ReadOutput, config: Storage = None) -> None:
+    """Show what OUTPUT holds, how its last runs ended, and whether a run is active."""
     from imagemill.jobs.status import show_status
 
-    show_status(store(output, config))
+    show_status(store_at(output, config))
 
 
-def verify(output: OutputArgument, config: Storage = None) -> None:
-    """Check OUTPUT against itself: rows, files, digests, latents, checkpoints. Exit 6 when something is wrong."""
+def verify(output: ReadOutput, config: Storage = None) -> None:
+    """Check that rows, files, digests, latents and checkpoints of OUTPUT agree. Exits with 6 if they do not."""
     from imagemill.jobs.verify import show_verified
 
-    show_verified(store(output, config))
+    show_verified(store_at(output, config))
 
 
 def failures(
-    output: OutputArgument,
-    by_reason: Annotated[bool, typer.Option("--by-reason", help="count them by stage and class")] = False,
-    export: Annotated[
-        str | None, typer.Option("--export", help="write them to a file", metavar="FILE.csv|.jsonl|.parquet")
-    ] = None,
+    output: ReadOutput,
+    by_reason: Annotated[bool, typer.Option("--by-reason", help="Count the rejects by stage and class.")] = False,
+    export: Annotated[str | None, typer.Option("--export", help=EXPORT_HELP, metavar="FILE")] = None,
     overwrite: Overwrite = False,
     config: Storage = None,
 ) -> None:
-    """List the rejects with their reasons; `--retry-failed` on a run processes them again."""
+    """List the images that failed, with the reasons. A run with --retry-failed processes them again."""
     from imagemill.jobs.failures import show_failures
 
-    show_failures(store(output, config), by_reason, export, overwrite)
+    show_failures(store_at(output, config), by_reason, export, overwrite)
 
 
 def report(
-    output: OutputArgument,
-    run: Annotated[str | None, typer.Option("--run", help="the last one when absent", metavar="ID")] = None,
+    output: ReadOutput,
+    run_id: Annotated[
+        str | None, typer.Option("--run-id", help="Report on this run. Default: the last one.", metavar="ID")
+    ] = None,
     config: Storage = None,
 ) -> None:
-    """Make the report.html of a run anew."""
+    """Write the report.html of a run again."""
     from imagemill.jobs.report import remake
 
-    remake(store(output, config), run)
+    remake(store_at(output, config), run_id)
 
 
 def decode(
-    output: OutputArgument,
-    dest: Annotated[str, typer.Argument(metavar="DEST", help="folder or s3://bucket/prefix for the images")],
+    output: ReadOutput,
+    dest: Annotated[str, typer.Argument(metavar="DEST", help="Write the images to a folder or s3://bucket/prefix.")],
     where: Annotated[
-        str | None, typer.Option("--where", help='only rows for which this holds, as in "psnr_db < 30"', metavar="SQL")
+        str | None,
+        typer.Option("--where", help='Decode only rows that match this condition, such as "psnr_db < 30".', metavar="SQL"),
     ] = None,
     overwrite: Overwrite = False,
     config: Storage = None,
 ) -> None:
-    """Turn the latents of OUTPUT, or of an export of it, back into PNG images."""
+    """Decode the latents of OUTPUT, or of an export of OUTPUT, to PNG images."""
     from imagemill.jobs.decode import decode_output
 
-    decode_output(store(output, config), store(dest, config), where, overwrite)
+    decode_output(store_at(output, config), store_at(dest, config), where, overwrite)
 
 
 def export(
-    output: OutputArgument,
-    dest: Annotated[str, typer.Argument(metavar="DEST", help="empty folder or s3://bucket/prefix")],
-    run: Run = None,
+    output: ReadOutput,
+    dest: Annotated[str, typer.Argument(metavar="DEST", help="Write the export to an empty folder or s3://bucket/prefix.")],
+    run_id: RunId = None,
     as_of: Annotated[
-        str | None, typer.Option("--as-of", help="the state at the end of a day, or at a time, in UTC", metavar="DATE")
+        str | None,
+        typer.Option(
+            "--as-of", help="Export the rows as they were at the end of this day, or at this time (UTC).", metavar="DATE"
+        ),
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="rows of this model: name, or digest of a checkpoint")] = None,
-    columns: Annotated[str | None, typer.Option("--columns", help="instead of all", metavar="NAME,NAME")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", help="Export only rows of this model: its name, or the digest of a checkpoint.", metavar="MODEL"
+        ),
+    ] = None,
+    columns: Annotated[str | None, typer.Option("--columns", help="Export only these columns.", metavar="NAME,NAME")] = None,
     pool: Annotated[
-        str, typer.Option("--pool", help="of the column embedding: none, mean, gem, flatten; likeness: that of search")
+        str,
+        typer.Option(
+            "--pool",
+            help="Pool latents to the column embedding: none, mean, gem or flatten; likeness is the embedding that "
+            "`imagemill search` compares.",
+            metavar="POOLING",
+        ),
     ] = "mean",
-    format_: Annotated[str, typer.Option("--format", help="parquet, npy, lance or webdataset")] = "parquet",
+    format_: Annotated[
+        str, typer.Option("--format", help="Write parquet, npy, lance or webdataset.", metavar="FORMAT")
+    ] = "parquet",
     config: Storage = None,
 ) -> None:
-    """Write the latents of OUTPUT, as float32, and all that is known of their images, for other tools."""
+    """Export the latents of OUTPUT as float32, with all columns of their images, for other tools."""
     from imagemill.jobs.export import show_export
 
-    if run and as_of:
-        raise ConfigError("--run and --as-of: one of them at a time")
+    if run_id and as_of:
+        raise ConfigError("--run-id, --as-of: cannot be combined. Give one of them.")
     names = [name.strip() for name in columns.split(",")] if columns else None
-    what = {"run": run, "as_of": as_of, "model": model, "columns": names, "pool": pool, "form": format_}
-    show_export(store(output, config), store(dest, config), **what)
+    what = {"run": run_id, "as_of": as_of, "model": model, "columns": names, "pool": pool, "form": format_}
+    show_export(store_at(output, config), store_at(dest, config), **what)
 
 
 def stats(
-    output: OutputArgument,
-    run: Run = None,
-    against: Annotated[str | None, typer.Option("--against", help="a run to compare with", metavar="RUN")] = None,
+    output: ReadOutput,
+    run_id: RunId = None,
+    against: Annotated[str | None, typer.Option("--against", help="Compare with this run.", metavar="ID")] = None,
     config: Storage = None,
 ) -> None:
-    """Mean and deviation of each latent channel, of all rows of a run, and how far runs drifted from each other."""
+    """Show mean and standard deviation of each latent channel, and how far the latents of runs drifted."""
     from imagemill.jobs.stats import show_stats
 
-    show_stats(store(output, config), run, against)
+    show_stats(store_at(output, config), run_id, against)
 
 
 def search(
-    output: OutputArgument,
-    image: Annotated[str | None, typer.Option("--image", help="image to find the like of", metavar="FILE|URL")] = None,
-    id_: Annotated[
-        str | None, typer.Option("--id", help="one of OUTPUT's own instead: image_id or rel_path", metavar="IMAGE")
+    output: ReadOutput,
+    image: Annotated[
+        str | None, typer.Option("--image", help="Find images similar to this file.", metavar="FILE|URL")
     ] = None,
-    k: Annotated[int, typer.Option("-k", help="how many", min=1)] = 10,
+    id_: Annotated[
+        str | None,
+        typer.Option("--id", help="Find images similar to this one of OUTPUT: image_id or rel_path.", metavar="IMAGE"),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="Show this many images.", min=1, metavar="N")] = 10,
     sheet: Sheet = None,
     overwrite: Overwrite = False,
     config: Storage = None,
 ) -> None:
-    """Find the images of OUTPUT that are most like one, by their latents."""
+    """Find the images of OUTPUT that are most similar to an image, by their latents."""
     from imagemill.jobs.search import show_search
 
-    show_search(store(output, config), image, id_, k, sheet, overwrite)
+    show_search(store_at(output, config), image, id_, k, sheet, overwrite)
 
 
 def duplicates(
-    output: OutputArgument,
+    output: ReadOutput,
     threshold: Annotated[
         float,
-        typer.Option("--threshold", help="least similarity of a copy; higher finds fewer and surer ones", min=0, max=1),
+        typer.Option(
+            "--threshold",
+            help="Report pairs with at least this similarity, 0 to 1. A higher value finds fewer and more certain copies.",
+            min=0,
+            max=1,
+            metavar="NUMBER",
+        ),
     ] = 0.8,
-    export: Annotated[
-        str | None,
-        typer.Option("--export", help="write them to a file, instead of a table", metavar="FILE.csv|.jsonl|.parquet"),
-    ] = None,
+    export: Annotated[str | None, typer.Option("--export", help=EXPORT_HELP, metavar="FILE")] = None,
     sheet: Sheet = None,
     overwrite: Overwrite = False,
     config: Storage = None,
 ) -> None:
-    """Find the images of OUTPUT that are copies of each other: resized, recompressed, cropped, mirrored."""
+    """Find images of OUTPUT that are copies of each other: resized, recompressed, cropped or mirrored."""
     from imagemill.jobs.duplicates import show_duplicates
 
-    show_duplicates(store(output, config), threshold, export, sheet, overwrite)
+    show_duplicates(store_at(output, config), threshold, export, sheet, overwrite)
 
 
 def map_(
-    output: OutputArgument,
-    page: Annotated[str, typer.Argument(metavar="PAGE.html", help="file to write")] = "map.html",
-    method: Annotated[str, typer.Option("--method", help="pca, or umap where umap-learn is installed")] = "pca",
+    output: ReadOutput,
+    page: Annotated[str, typer.Argument(metavar="PAGE.html", help="Write the map to this file.")] = "map.html",
+    method: Annotated[
+        str, typer.Option("--method", help="Project with pca, or with umap if umap-learn is installed.", metavar="pca|umap")
+    ] = "pca",
     overwrite: Overwrite = False,
     config: Storage = None,
 ) -> None:
     """Draw the images of OUTPUT as a map in one HTML page: clusters, outliers, thumbnails."""
     from imagemill.jobs.map import write_map
 
-    write_map(store(output, config), page, method, overwrite)
+    write_map(store_at(output, config), page, method, overwrite)

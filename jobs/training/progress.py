@@ -12,7 +12,7 @@ from rich.progress import TextColumn
 from imagemill.pipeline.cluster.contact import answered, begin
 from imagemill.pipeline.cluster.progress import POLL_SECONDS
 from imagemill.pipeline.cluster.tally import published
-from imagemill.pipeline.progress import LOG_SECONDS, bar_of, clock
+from imagemill.pipeline.progress import LOG_SECONDS, clock, progress_bar, rate_text
 
 log = logging.getLogger("imagemill.train")
 Result = TypeVar("Result")
@@ -27,15 +27,15 @@ def followed(work: Callable[[], Result], key: str, epochs: int, steps_per_epoch:
     """
     ending = begin(work)
     last_log, worker = time.monotonic(), None
-    with bar_of(TextColumn("{task.percentage:.0f} %")) as bar:
-        shown = bar.add_task("starting", total=1.0, note="")
+    with progress_bar(TextColumn("{task.percentage:.0f} %")) as bar:
+        shown = bar.add_task("train: starting", total=1.0, note="")
         while not ending.done():
             wait([ending], POLL_SECONDS)
             for figures in answered(partial(published, key)):
                 if worker not in (None, figures["pid"]):
                     log.warning("a worker died: training goes on after epoch %d", figures["resumed_at"])
                 worker = figures["pid"]
-                where = f"epoch {figures['epoch']}/{epochs}"
+                where = f"train: epoch {figures['epoch']}/{epochs}"
                 bar.update(shown, completed=figures["done"], description=where, note=note_of(figures, steps_per_epoch))
                 if bar.disable and time.monotonic() - last_log > LOG_SECONDS:
                     last_log = time.monotonic()
@@ -48,5 +48,5 @@ def note_of(figures: dict[str, Any], steps_per_epoch: int) -> str:
     quality = "" if figures["psnr_db"] is None else f"validation {figures['psnr_db']:.2f} dB, "
     return (
         f"step {figures['epoch_step']}/{steps_per_epoch}, loss {figures['loss']:.4g}, {quality}"
-        f"{figures['images_per_s']:.1f} images/s, {clock(figures['left_s'])} left"
+        f"{rate_text(figures['images_per_s'])}, {clock(figures['left_s'])} left"
     )

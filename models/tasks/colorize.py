@@ -7,12 +7,17 @@ from imagemill.models.tasks.task import Params, Task
 
 class ColorizeParams(Params):
     saturation: float = Field(
-        1.0, ge=0, le=4, description="factor of the chroma: predictions are an average of what it could be, so they are pale"
+        1.0,
+        ge=0,
+        le=4,
+        description="Multiply the predicted chroma by this factor. Predictions average over all plausible colours, so they "
+        "are pale.",
     )
 
 
 class Colorize(Task):
     name = "colorize"
+    summary = "Predict the colours of gray photos and keep their luma bit-identical."
     default_checkpoint = "colorize-small"
     Params = ColorizeParams
     columns = {"colourfulness": float}

@@ -12,15 +12,21 @@ MIN_STEP, MAX_STEP = 18.0, 128.0
 
 class CompressParams(Params):
     step: float = Field(
-        26.0, ge=MIN_STEP, le=MAX_STEP, description="quantiser step in 8-bit levels; larger is smaller and worse"
+        26.0,
+        ge=MIN_STEP,
+        le=MAX_STEP,
+        description="Quantise with this step, in 8-bit levels. A larger step gives smaller files and lower quality.",
     )
     coding: Literal["plain", "coded"] = Field(
-        "plain", description="latents as lists of numbers, or entropy coded: smaller, for those who decode with imagemill"
+        "plain",
+        description="Store latents as lists of integers that any Parquet reader opens (plain), or as entropy-coded payloads "
+        "that are smaller and need imagemill to decode (coded).",
     )
 
 
 class Compress(Task):
     name = "compress"
+    summary = "Compress images to integer latents in Parquet."
     default_checkpoint = "compress-small"
     Params = CompressParams
     columns = {"step": float, "psnr_db": float, "bits_per_pixel": float}

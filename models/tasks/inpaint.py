@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from imagemill.models.tasks.task import Params, Task
 
@@ -10,19 +10,36 @@ from imagemill.models.tasks.task import Params, Task
 class InpaintParams(Params):
     missing: Literal["file", "alpha", "key", "red", "green", "blue", "random"] = Field(
         "file",
-        description="what is missing: where the mask beside the image (NAME.mask.png) is bright; where alpha is 0; where "
-        "the colour is `key`; one colour plane; or pixels drawn at random, for measuring",
+        description="Fill the pixels where the mask file next to the image, NAME.mask.png, is bright (file), where alpha is "
+        "0 (alpha), or where the colour is --key (key); fill one colour plane (red, green, blue); or fill pixels that are "
+        "chosen at random, to measure quality (random).",
     )
-    key: str = Field("#ff00ff", pattern="^#[0-9a-fA-F]{6}$", description="colour of what is missing")
-    tolerance: int = Field(0, ge=0, le=255, description="largest difference from `key` in a channel, in 8-bit levels")
+    key: str = Field(
+        "#ff00ff", pattern="^#[0-9a-fA-F]{6}$", description="Fill pixels of this colour, #rrggbb. Implies missing=key."
+    )
+    tolerance: int = Field(
+        0, ge=0, le=255, description="Accept this difference from --key in each channel, in 8-bit levels."
+    )
     share: float = Field(
-        0.5, ge=0, lt=1, description="share of the pixels that random damage takes; in squares 0.95 is the most"
+        0.5,
+        ge=0,
+        lt=1,
+        description="Remove this share of the pixels as random damage; with a block above 1 at most 0.95.",
     )
-    block: int = Field(1, ge=1, le=256, description="side of the squares that random damage takes, in pixels")
+    block: int = Field(1, ge=1, le=256, description="Remove squares of this side as random damage, in pixels.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def key_implies_missing(cls, values: Any) -> Any:
+        """Set `missing` to key if only the colour is given: the colour has no other use."""
+        if isinstance(values, dict) and values.get("key") is not None and "missing" not in values:
+            return {**values, "missing": "key"}
+        return values
 
 
 class Inpaint(Task):
     name = "inpaint"
+    summary = "Fill holes, scratches, lost pixels or a missing colour plane, and keep all other pixels bit-identical."
     default_checkpoint = "inpaint-small"
     Params = InpaintParams
     columns = {"missing_share": float}

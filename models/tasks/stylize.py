@@ -12,26 +12,39 @@ FITS = {"gatys": ("alpha", "beta", "steps", "optimizer", "start"), "adain": ("st
 
 
 class StylizeParams(Params):
-    style: list[str] = Field(min_length=1, description="files or s3:// URLs of style images")
-    style_weights: list[float] | None = Field(None, description="of the styles, one each; equal when absent")
+    style: list[str] = Field(
+        min_length=1, description="Paint in the style of this image, a file or s3:// URL. Repeat the option to mix styles."
+    )
+    style_weights: list[float] | None = Field(
+        None, description="Weight the styles, one number for each. Without weights, all styles count equally."
+    )
     method: Literal["adain", "gatys"] = Field(
-        "adain", description="adain: one pass through a trained network; gatys: the image itself is optimised"
+        "adain",
+        description="Transfer the style in one pass through a trained network (adain), or optimise the pixels of each image "
+        "(gatys; takes the checkpoint vgg19-dcbb9e9d.pth, or random).",
     )
     size: int | None = Field(
-        None, ge=16, le=16384, description=f"larger images are reduced to this long side; {GATYS_SIDE} for gatys when absent"
+        None,
+        ge=16,
+        le=16384,
+        description=f"Reduce larger images to this long side, in pixels. gatys reduces to {GATYS_SIDE} by default.",
     )
-    preserve_color: bool = Field(False, description="transfer luminance alone: the colours stay those of the image")
-    strength: float = Field(1.0, ge=0, le=1, description="adain: between the image, 0, and its full restyling, 1")
-    alpha: float = Field(1.0, ge=0, allow_inf_nan=False, description="gatys: weight of the content loss")
-    beta: float = Field(1.0, ge=0, allow_inf_nan=False, description="gatys: weight of the style loss")
-    steps: int = Field(150, ge=1, le=100_000, description="gatys: steps of the optimiser")
+    preserve_color: bool = Field(False, description="Keep the colours of the image and transfer only luminance.")
+    strength: float = Field(1.0, ge=0, le=1, description="adain: blend from the unchanged image (0) to the full style (1).")
+    alpha: float = Field(1.0, ge=0, allow_inf_nan=False, description="gatys: weight the content loss.")
+    beta: float = Field(1.0, ge=0, allow_inf_nan=False, description="gatys: weight the style loss.")
+    steps: int = Field(150, ge=1, le=100_000, description="gatys: run this many steps of the optimiser.")
     optimizer: Literal["lbfgs", "adam"] = Field(
-        "lbfgs", description="gatys: lbfgs does one image at a time; adam several together, and needs many more steps"
+        "lbfgs",
+        description="gatys: optimise one image at a time (lbfgs), or several together in many more steps (adam).",
     )
-    start: Literal["content", "noise"] = Field("content", description="gatys: what the optimised image begins as")
-    content_layer: str | None = Field(None, description="where content is measured; relu4_1, or the last layer, when absent")
+    start: Literal["content", "noise"] = Field("content", description="gatys: start from the image (content) or from noise.")
+    content_layer: str | None = Field(
+        None, description="Measure content at this layer. Default: relu4_1, or the last layer."
+    )
     style_layers: dict[str, float] | None = Field(
-        None, description="weights of the layers where style is measured; 1 for the first of each block when absent"
+        None,
+        description="Measure style at these layers, with these weights. Default: 1 for the first layer of each block.",
     )
 
     @field_validator("style_weights", "style_layers")
@@ -59,6 +72,7 @@ class StylizeParams(Params):
 
 class Stylize(Task):
     name = "stylize"
+    summary = "Paint photos in the style of one image, or of several."
     default_checkpoint = "stylize-small"
     Params = StylizeParams
     columns = {"content_loss": float, "style_loss": float, "losses": list[float]}

@@ -60,6 +60,8 @@ class Task:
     """One row of the table in models/tasks/__init__.py. Stateless."""
 
     name: ClassVar[str]
+    summary: ClassVar[str]
+    """What the task does, in one imperative sentence: the help of its command."""
     default_checkpoint: ClassVar[str]
     Params: ClassVar[type[Params]] = Params
     columns: ClassVar[dict[str, Any]] = {}

@@ -10,7 +10,7 @@ from imagemill.pipeline.cluster.contact import contact
 from imagemill.pipeline.cluster.metrics import waiting_gauge
 from imagemill.pipeline.cluster.pool import WITHOUT_CUDA
 from imagemill.pipeline.cluster.tally import published
-from imagemill.pipeline.progress import LOG_SECONDS, bar_of, clock
+from imagemill.pipeline.progress import LOG_SECONDS, clock, progress_bar, rate_text
 
 log = logging.getLogger("imagemill.run")
 POLL_SECONDS = 0.5
@@ -34,7 +34,7 @@ class RunProgress:
     """`with RunProgress(task, run_id, planned):` shows it: a bar on a terminal, log lines elsewhere, and a gauge."""
 
     def __init__(self, task: str, run_id: str, planned: int) -> None:
-        self.run_id, self.planned = run_id, planned
+        self.task, self.run_id, self.planned = task, run_id, planned
         self._waiting = waiting_gauge(task, run_id)
         self.counts: Counter[str] = Counter()
         self._has_warned = False
@@ -67,8 +67,8 @@ class RunProgress:
 
     def _watch(self) -> None:
         last_log = time.monotonic()
-        with bar_of() as bar:
-            shown = bar.add_task("images", total=self.planned, note="starting")
+        with progress_bar() as bar:
+            shown = bar.add_task(self.task, total=self.planned, note="starting")
             while True:
                 stopped = self._stop.wait(POLL_SECONDS)
                 self._ask()
@@ -77,12 +77,12 @@ class RunProgress:
                 rate = self.rate()
                 self._waiting.set(max(0, self.planned - done))
                 left = clock((self.planned - done) / rate) if rate else "?"
-                note = f"{rate:.1f} images/s, {rejected} rejected, {left} left"
+                note = f"{rate_text(rate)}, {rejected} rejected, {left} left"
                 bar.update(shown, completed=min(done, self.planned), note=note)
                 if bar.disable and (stopped or time.monotonic() - last_log > LOG_SECONDS):
                     last_log = time.monotonic()
                     counts = {"done": min(done, self.planned), "planned": self.planned, "rejected": rejected}
-                    log.info("%d / %d images, %s", counts["done"], self.planned, note, extra=counts)
+                    log.info("%s: %d / %d images, %s", self.task, counts["done"], self.planned, note, extra=counts)
                 if stopped:
                     return
 

@@ -1,6 +1,6 @@
 """What the committed rows and rejects say of the images of a listing."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,38 +100,3 @@ def superseded(output: Store, ids: pa.Array, until: str | None = None) -> np.nda
         table, place = placed(chunk, ids)
         np.maximum.at(last, place, table["fence"].to_numpy())
     return last
-
-
-def rejected_of(
-    output: Store,
-    parts: Sequence[str],
-    ids: pa.Array,
-    versions: pa.Array,
-    accepted: Collection[str] = (),
-    retried_class: str | None = None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the failed attempts of each image's version, and what its newest reject means for a run.
-
-    Args:
-        accepted: error classes of rejects that do not wait, because the run accepts such images.
-        retried_class: error class of the rejects that `retry_failed` selects; None selects all rejects.
-
-    Returns:
-        Three arrays with one value per image: the number of failed attempts; whether the newest reject waits for
-        `--retry-failed`; whether there is a reject that `retry_failed` selects.
-    """
-    attempts, waits, retried = np.zeros(len(ids), np.int64), np.zeros(len(ids), bool), np.zeros(len(ids), bool)
-    last = np.full(len(ids), -1, np.int64)
-    for chunk in scan(output, parts, [*KEYS, "fence", "transient", "attempts", "error_class"]):
-        table, place = wanted(chunk, ids, versions)
-        np.maximum.at(attempts, place, table["attempts"].to_numpy())
-        fence, final = table["fence"].fill_null(0).to_numpy(), ~table["transient"].to_numpy()
-        final &= ~pc.is_in(table["error_class"], pa.array(accepted, pa.string())).to_numpy()
-        selected = np.ones(len(table), bool)
-        if retried_class is not None:
-            selected = pc.equal(table["error_class"], retried_class).fill_null(False).to_numpy()
-        # As in newest_of; of two of one run the final one.
-        order = np.lexsort((final, fence))
-        order = order[fence[order] >= last[place[order]]]
-        last[place[order]], waits[place[order]], retried[place[order]] = fence[order], final[order], selected[order]
-    return attempts, waits, retried

@@ -62,7 +62,9 @@ class Collection:
 
     def vectors(self, columns: list[str], problems: list[str]) -> tuple[Whitening, Iterator[tuple[pa.Table, np.ndarray]]]:
         """The whitening of the collection, and rows with their vectors (N,D)."""
-        batches = with_progress(self.features(columns, problems), len(self.state), lambda batch: len(batch[0]))
+        batches = with_progress(
+            "read latents", self.features(columns, problems), len(self.state), lambda batch: len(batch[0])
+        )
         head: list[tuple[pa.Table, np.ndarray]] = []
         while sum(len(rows) for rows, _ in head) < WHITENED_BY and (batch := next(batches, None)):
             head.append(batch)

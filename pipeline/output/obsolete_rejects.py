@@ -5,16 +5,14 @@ The note of an input is written anew by each of its runs, so an image that comes
 """
 
 import hashlib
-from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from imagemill.pipeline.errors import StorageError
-from imagemill.pipeline.output.parts import openable, read_parts, scan
+from imagemill.pipeline.output.parts import openable, read_parts
 from imagemill.pipeline.output.run_history import config_of, run_records
-from imagemill.pipeline.output.snapshot import newest_rows
 from imagemill.pipeline.schema import parquet_bytes
 from imagemill.pipeline.storage import Store
 
@@ -25,22 +23,12 @@ NOTE = pa.schema([("image_id", pa.string()), ("fence", pa.int64())])
 NOTE_LEVEL = 3
 
 
-def absent_rejects(output: Store, parts: Sequence[str], ids: pa.Array) -> pa.Table:
-    """The newest reject of each image that is not among `ids`: image_id, fence, run_id. Raises: StorageError."""
-    found = [NOTE.append(pa.field("run_id", pa.string())).empty_table()]
-    for table in scan(output, parts, [*KEYS, "run_id"]):
-        rest = table.filter(pc.invert(pc.is_in(table["image_id"], value_set=ids))).select([*KEYS, "run_id"])
-        fence = rest["fence"].fill_null(0).cast(pa.int64())
-        found.append(rest.set_column(1, NOTE.field("fence"), fence).cast(found[0].schema))
-    return newest_rows(pa.concat_tables(found))
-
-
 def note_departed(output: Store, source: str, absent: pa.Table) -> None:
     """Note which rejects of an input are of images that its listing does not hold.
 
     Args:
         source: the URL of the input that was listed.
-        absent: as `absent_rejects` gives it. Images of other inputs of OUTPUT are among them, and are left out.
+        absent: as `rejects.read_rejects` returns them. Images of other inputs of OUTPUT are among them, and are left out.
 
     Raises: StorageError; what the store's client raises.
     """

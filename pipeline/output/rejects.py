@@ -1,13 +1,77 @@
 """The rejects of an OUTPUT that wait to be done again."""
 
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from imagemill.pipeline.output.committed_rows import placed
+from imagemill.pipeline.output.committed_rows import placed, wanted
 from imagemill.pipeline.output.obsolete_rejects import are_departed
-from imagemill.pipeline.output.parts import part_paths, read_parts, scan
+from imagemill.pipeline.output.parts import KEYS, part_paths, read_parts, scan
 from imagemill.pipeline.output.snapshot import newest_rows
 from imagemill.pipeline.storage import Store
+
+ABSENT = pa.schema([("image_id", pa.string()), ("fence", pa.int64()), ("run_id", pa.string())])
+
+
+@dataclass(frozen=True)
+class RejectHistory:
+    """What the rejects of an OUTPUT say about the images of a listing. Arrays have one value per image."""
+
+    attempts: np.ndarray
+    """int64: how many times this version of the image was tried and rejected."""
+    waits: np.ndarray
+    """bool: whether the newest reject of this version is final, so that only `--retry-failed` tries the image again."""
+    is_retried: np.ndarray
+    """bool: whether `--retry-failed` selects the newest reject of this version."""
+    absent: pa.Table
+    """The newest reject of each image that the listing does not contain: image_id, fence, run_id."""
+
+
+def read_rejects(
+    output: Store,
+    parts: Sequence[str],
+    ids: pa.Array,
+    versions: pa.Array,
+    accepted: Collection[str] = (),
+    retried_class: str | None = None,
+) -> RejectHistory:
+    """Read the rejects of an OUTPUT once, and compare them with the images of a listing.
+
+    Args:
+        output: the OUTPUT.
+        parts: paths of its reject parts.
+        ids: image_id of the listed images, (N,).
+        versions: version of the listed images, (N,).
+        accepted: error classes that this run accepts, so that their rejects do not wait.
+        retried_class: error class of the rejects that `--retry-failed` selects; None selects all rejects.
+
+    Raises:
+        StorageError: when a part is damaged.
+    """
+    attempts, waits, is_retried = np.zeros(len(ids), np.int64), np.zeros(len(ids), bool), np.zeros(len(ids), bool)
+    newest_fence = np.full(len(ids), -1, np.int64)
+    absent = [ABSENT.empty_table()]
+    for chunk in scan(output, parts, [*KEYS, "fence", "transient", "attempts", "error_class", "run_id"]):
+        chunk = chunk.set_column(
+            chunk.schema.get_field_index("fence"), "fence", chunk["fence"].fill_null(0).cast(pa.int64())
+        )
+        absent.append(chunk.filter(pc.invert(pc.is_in(chunk["image_id"], value_set=ids))).select(ABSENT.names).cast(ABSENT))
+        table, place = wanted(chunk, ids, versions)
+        np.maximum.at(attempts, place, table["attempts"].to_numpy())
+        fence, is_final = table["fence"].to_numpy(), ~table["transient"].to_numpy()
+        is_final &= ~pc.is_in(table["error_class"], pa.array(accepted, pa.string())).to_numpy()
+        is_selected = np.ones(len(table), bool)
+        if retried_class is not None:
+            is_selected = pc.equal(table["error_class"], retried_class).fill_null(False).to_numpy()
+        # The last assignment wins: the reject of the newest run, and of two rejects of one run the final one.
+        order = np.lexsort((is_final, fence))
+        order = order[fence[order] >= newest_fence[place[order]]]
+        newest_fence[place[order]], waits[place[order]] = fence[order], is_final[order]
+        is_retried[place[order]] = is_selected[order]
+    return RejectHistory(attempts, waits, is_retried, newest_rows(pa.concat_tables(absent)))
 
 
 def waiting_rejects(output: Store, columns: list[str]) -> pa.Table:

@@ -62,7 +62,9 @@ def atlas(these: Collection, columns: list[str], method: str, problems: list[str
     if method not in METHODS:
         raise ConfigError(f"--method {method}; valid: {', '.join(METHODS)}")
     drawn = these.restricted(sample(these.state))
-    batches = list(with_progress(drawn.features(columns, problems), len(drawn.state), lambda batch: len(batch[0])))
+    batches = list(
+        with_progress("map: read latents", drawn.features(columns, problems), len(drawn.state), lambda batch: len(batch[0]))
+    )
     if not batches:
         raise VerificationError(f"{these.state.output.url}: no latent is what was written: {first_of(problems)}")
     features = np.concatenate([found for _, found in batches])

@@ -8,9 +8,9 @@ from functools import cache
 from itertools import chain
 
 from imagemill.pipeline.errors import ConfigError, StorageError
-from imagemill.pipeline.sources import manifest, tar
+from imagemill.pipeline.sources import manifest
 from imagemill.pipeline.sources.folder import image_file, with_masks
-from imagemill.pipeline.sources.shard_formats import FORMATS, shard_format
+from imagemill.pipeline.sources.shard_formats import shard_format, shard_suffixes
 from imagemill.pipeline.sources.shard_index import indexed
 from imagemill.pipeline.sources.source import Found, Listed, SourceConfig
 from imagemill.pipeline.sources.system_files import is_excluded, is_excluded_folder
@@ -42,12 +42,17 @@ def input_of(url: str, storage: StorageConfig, config: SourceConfig) -> Input:
     if not is_file(store):
         return Input(store, None, config)
     folder, _, name = store.url.rpartition("/")
-    if not name.lower().endswith((*manifest.SUFFIXES, *tar.SUFFIXES)):
+    if not is_input_file(name):
         if not store.local and store.is_prefix(""):
             return Input(store, None, config)
-        known = ", ".join(sorted({*manifest.SUFFIXES, *tar.SUFFIXES}))
-        raise ConfigError(f"input {store.url} is a file; a folder, a shard or a manifest is expected ({known})")
+        suffixes = ", ".join(sorted({*manifest.MANIFEST_FORMATS, *shard_suffixes()}))
+        raise ConfigError(f"input {store.url} is a file; a folder, a shard or a manifest is expected ({suffixes})")
     return Input(Store(folder or "/", storage), name, config)
+
+
+def is_input_file(path: str) -> bool:
+    """Return whether a path has the suffix of a shard or a manifest."""
+    return shard_format(path) is not None or manifest.is_manifest(path)
 
 
 def is_file(store: Store) -> bool:
@@ -70,11 +75,12 @@ def listing(source: Input, kept: Store | None = None, masks: bool = False, keep:
 
     Raises: StorageError when the store cannot be listed; ConfigError when columns that the config names are not there.
     """
-    named = source.config.uri is not None and shard_format(str(source.file)) is FORMATS["parquet"]
-    if source.file and (named or shard_format(source.file) is None):
+    may_be_manifest = source.file is not None and manifest.is_manifest(source.file)
+    if source.file and may_be_manifest and (source.config.uri or not shard_format(source.file)):
         return iter(manifest.list_manifest(source.store, source.file, source.config))
     listed = members(source, kept, keep)
-    if source.file and source.file.lower().endswith(".parquet"):
+    if source.file and may_be_manifest:
+        # A Parquet file can be either: it is a manifest if it has no column of images.
         first = next(listed, None)
         if first is None:
             return iter(())

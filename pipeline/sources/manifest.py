@@ -8,7 +8,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import PurePosixPath
@@ -24,7 +24,6 @@ from imagemill.pipeline.sources.web import WEB
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, is_damage, reason
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 URI_NAMES = ("uri", "url", "path", "file", "file_name", "filename", "image", "image_url", "source_uri")
 USER = re.compile(r"[^/?#]*@")
 """What may stand before the host of an address."""
@@ -35,8 +34,9 @@ THREADS = 32
 Row = dict[str, Any]
 
 
-def rows_of_csv(data: bytes, path: str, config: SourceConfig) -> Iterator[Row]:
+def rows_of_csv(store: Store, path: str, config: SourceConfig) -> Iterator[Row]:
     """Every row of a CSV or TSV file, all values as the text that stands there. Raises: ConfigError, ValueError."""
+    data = store.read(path)
     # The module's limit of 128 kB a field is one of the whole process, and none of a manifest.
     csv.field_size_limit(max(len(data), csv.field_size_limit()))
     # Programs of Windows begin a file with a mark, and some write UTF-16.
@@ -58,8 +58,9 @@ def rows_of_csv(data: bytes, path: str, config: SourceConfig) -> Iterator[Row]:
         raise ValueError(f"line {lines.line_num:,}: {reason_of(e)}") from None
 
 
-def rows_of_json(data: bytes, path: str, config: SourceConfig) -> Iterator[Row]:
+def rows_of_json(store: Store, path: str, config: SourceConfig) -> Iterator[Row]:
     """Every object of a JSON Lines file; one may lack columns that others have. Raises: ConfigError, ValueError."""
+    data = store.read(path)
 
     def objects() -> Iterator[Row]:
         for number, line in enumerate(io.BytesIO(data), 1):
@@ -98,6 +99,27 @@ def rows_of_parquet(store: Store, path: str, config: SourceConfig) -> Iterator[R
             yield from batch.to_pylist()
 
 
+MANIFEST_FORMATS: dict[str, Callable[[Store, str, SourceConfig], Iterator[Row]]] = {
+    ".csv": rows_of_csv,
+    ".jsonl": rows_of_json,
+    ".ndjson": rows_of_json,
+    ".parquet": rows_of_parquet,
+    ".tsv": rows_of_csv,
+}
+"""The function that reads the rows of a manifest, by the suffix of its name."""
+
+
+def is_manifest(path: str) -> bool:
+    """Return whether a path has the suffix of a manifest."""
+    return path.lower().endswith(tuple(MANIFEST_FORMATS))
+
+
+def rows_of(store: Store, path: str, config: SourceConfig) -> Iterator[Row]:
+    """Return the rows of a manifest of any format. Raises: ConfigError, ValueError, OSError, pa.ArrowException."""
+    read = next(read for suffix, read in MANIFEST_FORMATS.items() if path.lower().endswith(suffix))
+    return read(store, path, config)
+
+
 def check_columns(names: list[str], path: str, config: SourceConfig) -> None:
     """Raises: ConfigError for a column that the config names and that is not there, or twice; and without one of paths."""
     for key, asked in (("uri", [config.uri]), ("key", [config.key]), ("carry", config.carry or [])):
@@ -132,12 +154,7 @@ def list_manifest(store: Store, path: str, config: SourceConfig) -> Iterator[Lis
 
     def rows() -> Iterator[Row]:
         try:
-            if path.lower().endswith(".parquet"):
-                yield from rows_of_parquet(store, path, config)
-            elif path.lower().endswith((".csv", ".tsv")):
-                yield from rows_of_csv(store.read(path), path, config)
-            else:
-                yield from rows_of_json(store.read(path), path, config)
+            yield from rows_of(store, path, config)
         except (OSError, ValueError, pa.ArrowException) as e:
             if isinstance(e, OSError) and not is_damage(e):
                 raise

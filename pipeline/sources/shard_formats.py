@@ -1,10 +1,20 @@
-"""The formats of shards."""
+"""The table of shard formats. To add a format, write its file and add one row here."""
 
 from imagemill.pipeline.sources import parquet, tar
 from imagemill.pipeline.sources.source import ShardFormat
 
-FORMATS: dict[str, ShardFormat] = {"parquet": parquet.FORMAT, "tar": tar.FORMAT}
+SHARD_FORMATS: dict[str, ShardFormat] = {
+    "parquet": parquet.FORMAT,
+    "tar": tar.FORMAT,
+}
+"""Everything else looks shards up here: listings, workers, the check of INPUT, and the messages that name valid files."""
 
 
 def shard_format(path: str) -> ShardFormat | None:
-    return next((form for form in FORMATS.values() if path.lower().endswith(form.suffixes)), None)
+    """Return the format of the shard at a path, by its suffix; None if the file is not a shard."""
+    return next((form for form in SHARD_FORMATS.values() if path.lower().endswith(form.suffixes)), None)
+
+
+def shard_suffixes() -> tuple[str, ...]:
+    """Return the suffixes of all shard formats."""
+    return tuple(suffix for form in SHARD_FORMATS.values() for suffix in form.suffixes)

@@ -55,12 +55,16 @@ def leave(bench: Bench, about: dict[str, str], fixed: dict[str, Spread | None], 
 
 def report(bench: Bench, about: dict[str, str], fixed: dict[str, Spread | None], rounds: int) -> str:
     """The Markdown page."""
-    lines = ["# Side by side", "", *(f"- {name}: {value}" for name, value in about.items()), ""]
+    lines = ["# Benchmark tables", "", *(f"- {name}: {value}" for name, value in about.items()), ""]
     lines += [
-        f"Medians of {rounds} interleaved rounds (least–most); each run a fresh process into an empty folder.",
-        "`images/s inside the run`: from the first image that was done to the last. `by slope`: from whole processes at two",
-        f"counts. `limit`: decode, model, encode and write measured apart, in {CORES} processes of one thread at once.",
-        "PSS: the most that the whole process tree had at once.",
+        f"Medians of {rounds} interleaved rounds (minimum–maximum). Each run is a new process with an empty output.",
+        "",
+        "- `images/s inside the run`: from the first finished image to the last.",
+        "- `by slope`: from whole processes with two numbers of images.",
+        f"- `limit`: fetch, decode, model, encode and write measured separately, in {CORES} processes of one thread each.",
+        "- `÷ limit`: the rate inside the run divided by the limit. `Imagemill ÷ it`: Imagemill's rate divided by this one.",
+        "- `peak PSS`: the most memory that the whole process tree held at once.",
+        "- `off float32`: the difference between the outputs and a float32 reference.",
     ]
     limits = {w: spread(answer["images_per_s"] for answer in answers) for w, answers in bench.limits.items()}
     for workload, summaries in bench.summaries().items():
@@ -91,8 +95,8 @@ def section(bench: Bench, workload: str, summaries: list[Summary], limit: Spread
         lines.append(f"Imagemill's stages, ms an image (time of its threads, waiting included): {stages}.")
     if own := [titles[one.peer] for one in summaries if bench.peers[one.peer].own_decoder]:
         lines.append(
-            f"{', '.join(own)}: its own JPEG decoder, so its pixels differ before the model; {OWN_DECODER:g} times "
-            "the tolerance is left to it."
+            f"{', '.join(own)}: uses its own JPEG decoder, so its pixels differ before the model; it is allowed "
+            f"{OWN_DECODER:g} times the tolerance."
         )
     if workload != "latents":
         return lines

@@ -90,8 +90,8 @@ def test_the_airflow_example_knows_the_exit_codes() -> None:
         for node in tree.body
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     }
-    assert named["DONE"] == (0, Deadline.exit_code)
-    assert set(named["HOPELESS"]) == HOPELESS
+    assert named["SUCCESS"] == (0, Deadline.exit_code)
+    assert set(named["NO_RETRY"]) == HOPELESS
 
 
 def test_the_aws_cluster_is_what_ray_takes() -> None:

@@ -26,7 +26,7 @@ def write_yaml(folder: Path, text: str) -> Path:
     ("text", "message"),
     [
         ("task: denoise\nsigmas: 3", "unknown key 'sigmas'; valid: accept_damaged, address"),
-        ("task: denoise\npool: {actor: 3}", "unknown key 'pool.actor'; valid: actors, batch_size"),
+        ("task: denoise\npool: {actor: 3}", "unknown key 'pool.actor'; valid: batch_size, dtype"),
         ("task: denoise\nlimit: many", "limit = 'many'"),
         ("task: dream", "task = 'dream'; valid: colorize, compress, denoise, inpaint"),
         ("task: denoise\nparams: {sigma: -3}", "params.sigma = -3"),
@@ -171,7 +171,7 @@ def test_what_reads_many_latents_says_how_far_it_is_without_a_terminal(imagemill
     ):
         code, _, err = imagemill(*command)
         assert code == 0
-        assert re.search(r" INFO 5 / 5 images, \d+\.\d images/s, 0:00:00 left\n", err), command
+        assert re.search(r" INFO [a-z: ]+: 5 / 5 images, \d+\.\d images/s, 0:00:00 left\n", err), command
 
 
 def test_reading_an_output_that_is_not_there_is_exit_5(imagemill, tmp_path):

@@ -62,7 +62,7 @@ def submit(cluster: RayCluster, *arguments: str, **variables: str) -> "subproces
 
 
 def test_a_run_on_a_cluster_ends_with_its_own_exit_code(head: RayCluster, photos: Path, tmp_path: Path) -> None:
-    places = ["--address", head.dashboard, "--input", str(photos), "--output", str(tmp_path / "out")]
+    places = ["--dashboard", head.dashboard, "--input", str(photos), "--output", str(tmp_path / "out")]
     done = submit(head, *places, "--set", "max_reject_fraction=0.01", "--set", "pool.workers=1", IMAGEMILL_LOG="json")
     assert done.returncode == 3, done.stdout + done.stderr
     assert "1 of 7 images were rejected" in done.stdout
@@ -71,7 +71,7 @@ def test_a_run_on_a_cluster_ends_with_its_own_exit_code(head: RayCluster, photos
     assert verify(Store(str(tmp_path / "out"))).problems == []
     # One name for the run and the job, so that what one is called finds the other.
     run_id = record["run_id"]
-    again = submit(head, "--address", head.dashboard, "--resume", run_id)
+    again = submit(head, "--dashboard", head.dashboard, "--resume", run_id)
     assert (again.returncode, run_id in again.stdout) == (3, True), again.stderr
 
     # What the job got: the packages, and no credentials.
@@ -99,7 +99,7 @@ def test_a_driver_of_its_own_on_the_cluster(head: RayCluster, photos: Path, tmp_
 
 
 def test_a_wrong_token_is_refused_in_one_line(head: RayCluster, photos: Path, tmp_path: Path) -> None:
-    places = ["--address", head.dashboard, "--input", str(photos), "--output", str(tmp_path / "out")]
+    places = ["--dashboard", head.dashboard, "--input", str(photos), "--output", str(tmp_path / "out")]
     wrong = submit(head, *places, RAY_AUTH_TOKEN="0" * 64)
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1), wrong.stderr
     assert "refuses the token in RAY_AUTH_TOKEN" in wrong.stderr
@@ -132,7 +132,7 @@ def test_a_job_is_measured_left_alone_and_stopped(head: RayCluster, tmp_path: Pa
     for number in range(300):
         Image.fromarray(np.tile(crops[number % len(crops)], (10, 8, 1))).save(source / f"{number}.jpeg")
     (source / "0.jpg").write_bytes(b"broken")
-    places = ["--address", head.dashboard, "--input", str(source), "--output", str(out), "--set", "rows_per_part=10"]
+    places = ["--dashboard", head.dashboard, "--input", str(source), "--output", str(out), "--set", "rows_per_part=10"]
     following = subprocess.Popen(command(*places), env=head.variables(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     run_id = re.search(r"submitted (\S+)", following.stderr.readline().decode()).group(1)
     lines: list[str] = []
@@ -153,9 +153,9 @@ def test_a_job_is_measured_left_alone_and_stopped(head: RayCluster, tmp_path: Pa
     assert f"--resume {run_id}`" in said
     assert not (out / f"runs/{run_id}/run.json").exists()
     # Ray's own CLI is enough to stop it.
-    stop = [str(Path(sys.executable).parent / "ray"), "job", "stop", "--address", head.dashboard, run_id]
+    stop = [str(Path(sys.executable).parent / "ray"), "job", "stop", "--dashboard", head.dashboard, run_id]
     assert completed(stop, head.variables()).returncode == 0
-    assert submit(head, "--address", head.dashboard, "--resume", run_id).returncode == 130
+    assert submit(head, "--dashboard", head.dashboard, "--resume", run_id).returncode == 130
     assert json.loads((out / f"runs/{run_id}/run.json").read_text())["exit_reason"] == "interrupted"
     assert list((out / "runs/lease").glob("*.released"))
 
@@ -171,11 +171,11 @@ def refused(*arguments: str, **variables: str) -> str:
 def test_what_is_refused_before_anything_is_sent() -> None:
     places = ["--input", "s3://bucket/in", "--output", "s3://bucket/out"]
     nobody = f"http://127.0.0.1:{free_port()}"
-    assert "can be reached: no answer" in refused("--address", nobody, *places)
+    assert "can be reached: no answer" in refused("--dashboard", nobody, *places)
     assert "--insecure" in refused("--address", "http://ray.example.com:8265", *places)
     assert "http(s)://HOST:8265" in refused("--address", "ray.example.com:6379", *places)
-    assert "every node mounts" in refused("--address", nobody, "--input", "s3://bucket/in")
-    assert "full path of a shared disk" in refused("--address", nobody, "--input", "photos", "--output", "s3://bucket/out")
+    assert "every node mounts" in refused("--dashboard", nobody, "--input", "s3://bucket/in")
+    assert "full path of a shared disk" in refused("--dashboard", nobody, "--input", "photos", "--output", "s3://bucket/out")
 
 
 class OtherRay(BaseHTTPRequestHandler):

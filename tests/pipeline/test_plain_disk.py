@@ -4,7 +4,6 @@ import errno
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import image_id
 from imagemill.pipeline.storage import Store
 from tests.support.outputs import compressed
+from tests.support.races import race_to_create
 
 SCRIPT = Path(__file__).parents[1] / "support/plain_disk.py"
 
@@ -65,20 +65,8 @@ def test_a_store_works_on_a_plain_disk(plain: Path) -> None:
         assert (first.fence, second.fence) == (1, 2)
 
 
-def test_one_of_many_who_create_on_a_plain_disk_wins(plain: Path) -> None:
-    won, start = [], threading.Barrier(8)
-
-    def race(number: int) -> None:
-        start.wait()
-        if Store(str(plain)).create("prize", str(number).encode()):
-            won.append(str(number).encode())
-
-    racers = [threading.Thread(target=race, args=(n,)) for n in range(8)]
-    for racer in racers:
-        racer.start()
-    for racer in racers:
-        racer.join()
-    assert won == [(plain / "prize").read_bytes()]
+def test_plain_disk_create_has_one_winner(plain: Path) -> None:
+    assert race_to_create(str(plain), "prize") == [(plain / "prize").read_bytes()]
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -17,6 +17,7 @@ from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import CHECKSUMS, StorageConfig, Store, split_scheme
 from imagemill.pipeline.store_failures import reason
+from tests.support.races import race_to_create
 
 NAMES = [
     "plain.jpg",
@@ -114,20 +115,8 @@ def test_create_happens_once_and_leaves_what_was_there(any_url: str) -> None:
 
 
 @pytest.mark.parametrize("any_url", ["local", "moto"], indirect=True)
-def test_one_of_many_who_create_wins(any_url: str) -> None:
-    store, won, start = Store(any_url), [], threading.Barrier(8)
-
-    def race(number: int) -> None:
-        start.wait()
-        if store.create("prize", str(number).encode()):
-            won.append(str(number).encode())
-
-    racers = [threading.Thread(target=race, args=(n,)) for n in range(8)]
-    for racer in racers:
-        racer.start()
-    for racer in racers:
-        racer.join()
-    assert won == [store.read("prize")]
+def test_create_has_one_winner(any_url: str) -> None:
+    assert race_to_create(any_url, "prize") == [Store(any_url).read("prize")]
 
 
 def test_a_store_travels(any_url: str) -> None:
