@@ -80,13 +80,14 @@ def commands_of(text: str) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_of_pages_parse(page: Path) -> None:
-    """The command line's parser takes each command that a page shows."""
+    """The parser takes each command that a page shows, and bundled configs exist."""
     for line in commands_of(page.read_text(encoding="utf-8")):
         arguments = shlex.split(line)[1:]
         context = COMMAND.make_context("imagemill", arguments)
         name, command, rest = COMMAND.resolve_command(context, arguments)
         assert command is not None, line
-        command.make_context(name, rest, parent=context)
+        config = command.make_context(name, rest, parent=context).params.get("config") or ""
+        assert not config.startswith("jobs/configs/") or (ROOT / config).exists(), line
 
 
 @pytest.fixture(scope="module")
