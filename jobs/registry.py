@@ -130,7 +130,7 @@ def show_checkpoint(name_or_url: str, storage: StorageConfig, as_json: bool = Fa
     if as_json:
         counts = {"bytes": len(weights), "parameter_count": count_parameters(model), "multiply_adds": multiply_adds}
         content = {**card.model_dump(), **counts, "input": list(model.example), "layers": layers}
-        print_json(checkpoints.finite(content))
+        print_json(checkpoints.replace_non_finite(content))
         return
     print_facts([
         ("name", card.name),

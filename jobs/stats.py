@@ -8,7 +8,7 @@ import numpy as np
 from imagemill.jobs.console import format_figure, number, print_json, print_table, print_text
 from imagemill.jobs.drift import Moments, drift
 from imagemill.jobs.outputs import check_output
-from imagemill.models.checkpoint import finite
+from imagemill.models.checkpoint import replace_non_finite
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.latent_values import Coders, check_latents, latent_batches
 from imagemill.pipeline.output.parts import each_part, part_paths
@@ -75,7 +75,7 @@ def show_stats(output: Store, run: str | None, against: str | None, as_json: boo
     if not (against or run):
         runs = compare_runs(output)
         if as_json:
-            print_json(finite({"output": output.url, "runs": runs}))
+            print_json(replace_non_finite({"output": output.url, "runs": runs}))
         else:
             headings = ["run", "images", "channels", "mean", "deviation", "distance to previous run", "by chance"]
             print_table(headings, [list(map(cell, row.values())) for row in runs])
@@ -83,7 +83,7 @@ def show_stats(output: Store, run: str | None, against: str | None, as_json: boo
     name = run or list_runs_with_rows(output, excluded=against)[-1]
     comparison = compare_channels(output, name, against)
     if as_json:
-        print_json(finite({"output": output.url, **comparison}))
+        print_json(replace_non_finite({"output": output.url, **comparison}))
     else:
         print_comparison(comparison)
 
