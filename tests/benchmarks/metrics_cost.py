@@ -23,7 +23,7 @@ class Silent:
 
 
 class Counting:
-    """An actor that only counts, like the Predictor."""
+    """An actor that only counts, like the BlockProcessor."""
 
     def __init__(self) -> None:
         self.tallies = {"with": Tally("denoise", "benchmark"), "without": Tally("denoise", "benchmark")}
