@@ -43,9 +43,7 @@ def bucket(bench: Bench) -> Iterator[None]:
 
 
 def main(
-    quick: Annotated[
-        bool, typer.Option("--quick", help="run one small round to find errors")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="run one small round to find errors")] = False,
     rounds: Annotated[int, typer.Option(min=1)] = 2,
     images: Annotated[int | None, typer.Option(min=2, help="number of images of each workload, for every peer")] = None,
     only: Annotated[list[str] | None, typer.Option("--only", metavar="PEER", help=", ".join(TABLE | ON_DEMAND))] = None,
