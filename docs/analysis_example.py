@@ -15,8 +15,8 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
+from imagemill import read_latents
 from imagemill.jobs.decode import decode_output
-from imagemill.pipeline import read_latents
 from imagemill.pipeline.output.output_names import decoded_name
 from imagemill.pipeline.storage import Store
 

@@ -13,11 +13,11 @@ from rich.table import Table
 
 from imagemill.jobs.console import console
 from imagemill.jobs.failures import show_failures
-from imagemill.jobs.outputs import rows_of
+from imagemill.jobs.outputs import read_newest_rows
 from imagemill.jobs.paintings import PAINTINGS
-from imagemill.models.damage import lost_strokes
+from imagemill.models.damage import drop_strokes
 from imagemill.models.metrics import psnr_db
-from imagemill.models.resizing import within_side
+from imagemill.models.resizing import limit_side
 from imagemill.pipeline.cluster.connection import connected
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
@@ -51,7 +51,7 @@ def grainy(rgb: np.ndarray, number: int) -> np.ndarray:
 
 def scratches(rgb: np.ndarray, number: int) -> np.ndarray:
     """(H,W) uint8, bright where the photo is lost."""
-    known = lost_strokes(rgb.shape[0], rgb.shape[1], SCRATCHES, torch.Generator().manual_seed(number))
+    known = drop_strokes(rgb.shape[0], rgb.shape[1], SCRATCHES, torch.Generator().manual_seed(number))
     mask: np.ndarray = (~known).numpy().astype(np.uint8) * 255
     return mask
 
@@ -135,14 +135,14 @@ def clear_outcomes(folder: Path) -> None:
 
 def style_sheet(folder: Path) -> bytes:
     """The photos beside what each style transfer made of them, under the styles."""
-    rows = {outcome: rows_of(Store(str(folder / outcome)), []) for outcome in STYLED}
+    rows = {outcome: read_newest_rows(Store(str(folder / outcome)), []) for outcome in STYLED}
     lines = [
         [(np.full((256, 256, 3), 255, np.uint8), ""), *((pixels(folder / "styles" / s), s) for s, _ in STYLED.values())]
     ]
     for name in SHOWN:
         painted = [(pixels(folder / outcome / rows[outcome][name]["output_uri"]), "") for outcome in STYLED]
         lines.append([(pixels(folder / "to_paint" / name), name), *painted])
-    sheet = [[Tile(within_side(rgb, 256), label) for rgb, label in line] for line in lines]
+    sheet = [[Tile(limit_side(rgb, 256), label) for rgb, label in line] for line in lines]
     return contact_sheet(["photo", *(p.get("method", "adain") for _, p in STYLED.values())], sheet)
 
 
@@ -185,8 +185,8 @@ def show_demo(folder: Path, clean: Path, written: Written) -> None:
             for outcome, (style, params) in STYLED.items()
         }
     outputs = {task: Store(str(folder / outcome)) for task, (_, outcome) in RUNS.items()}
-    rows = {task: rows_of(store, []) for task, store in outputs.items()}
-    codes = rows_of(outputs["compress"], ["psnr_db", "bits_per_pixel"])
+    rows = {task: read_newest_rows(store, []) for task, store in outputs.items()}
+    codes = read_newest_rows(outputs["compress"], ["psnr_db", "bits_per_pixel"])
     quality: dict[str, list[tuple[float, float]]] = {task: [] for task in RUNS}
     sheet: dict[str, list[Tile]] = {name: [] for name in SHOWN}
     for name in PHOTOS:

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from imagemill.jobs.console import console, number
+from imagemill.jobs.console import number, print_text
 from imagemill.jobs.decode import OF_EXPORT
 from imagemill.jobs.export_formats import FORMATS, check_format
-from imagemill.jobs.outputs import check_exists
+from imagemill.jobs.outputs import check_output
 from imagemill.jobs.removed import Sources, sources_of
 from imagemill.models import checkpoint as checkpoints
-from imagemill.models.likeness import features, whitening_of_photos
+from imagemill.models.likeness import likeness_features, read_photo_whitening
 from imagemill.models.pooling import POOLS
-from imagemill.models.type_checks import present
+from imagemill.models.type_checks import require_value
 from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
 from imagemill.pipeline.output.exports import LATENTS, MANIFEST, UNFINISHED
 from imagemill.pipeline.output.latent_values import Coders, Latents, check_latents, latent_batches, vectors
@@ -104,7 +104,7 @@ def export(
     """
     if pool not in (valid := ["none", *sorted([*POOLS, LIKENESS])]):
         raise ConfigError(f"--pool {pool}: one of {', '.join(valid)} is expected")
-    check_exists(output)
+    check_output(output)
     for inner, outer in ((output, dest), (dest, output)):
         if inner.lies_in(outer):
             raise ConfigError(f"{output.url} and {dest.url} lie one in the other")
@@ -160,9 +160,9 @@ def export(
 def show_export(output: Store, dest: Store, **what: Any) -> None:
     record = export(output, dest, **what)
     images, parts = number(record["rows"], "image"), number(sum(record["parts"].values()), "part")
-    console.print(f"{images}, {held(record)}, in {parts} below {dest.uri(LATENTS)}")
+    print_text(f"{images}, {held(record)}, in {parts} below {dest.uri(LATENTS)}")
     if record["removed"]:
-        console.print(f"{record['removed']:,} of them have no source any more (column removed)")
+        print_text(f"{record['removed']:,} of them have no source any more (column removed)")
     if problems := record["left_out"]:
         raise VerificationError(f"left out, as they are not what was written: {first_of(problems)}")
 
@@ -191,10 +191,10 @@ def embedding_by(pool: str, output: Store, seen: Survey) -> Callable[[np.ndarray
         return POOLS.get(pool)
     [(model_id, sha256)] = seen.models
     coder = Coders(output)[sha256]
-    whiten = whitening_of_photos(coder)
+    whiten = read_photo_whitening(coder)
     if whiten is None:
         raise ConfigError(f"--pool {LIKENESS}: only for codecs such as compress-small, not {model_id}; see --pool gem")
-    return lambda latents: whiten(features(latents, coder))
+    return lambda latents: whiten(likeness_features(latents, coder))
 
 
 def survey(state: Snapshot) -> Survey:
@@ -310,7 +310,7 @@ def as_table(going: Export, latents: Latents, sources: Sources) -> pa.Table:
         elif name == "latent":
             columns[name] = vectors(values.reshape(len(values), -1))
         elif name == "embedding":
-            embed = present(going.embed, "what makes embeddings")
+            embed = require_value(going.embed, "what makes embeddings")
             columns[name] = vectors(embed(values).astype(np.float32, copy=False))
         else:
             columns[name] = rows[name]

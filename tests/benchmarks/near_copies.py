@@ -1,9 +1,9 @@
-"""How well near copies are found: by latents (models.likeness), and by perceptual hashes of imagehash, on the same pairs.
+"""Measure how well near copies are found: by latents (models.likeness) and by perceptual hashes (imagehash), on equal pairs.
 
 Run: python tests/benchmarks/near_copies.py PHOTOS [DISTRACTORS …]
 
-Each photo of PHOTOS (a folder, searched below) is changed in ten ways; each copy is to find its photo among all photos and
-distractors. Pairs of copy and image are then taken by their distance, and precision read off at equal recall.
+Each photo below PHOTOS is changed in ten ways. Each copy has to find its photo among all photos and distractors. Pairs of
+copy and image are then ordered by distance, which gives precision at equal recall.
 """
 
 import io
@@ -18,8 +18,8 @@ from PIL import Image, ImageEnhance
 
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models import pooling
-from imagemill.models.likeness import features, similarity, whitening_of
-from imagemill.models.objectives.compress import latents_of
+from imagemill.models.likeness import fit_whitening, likeness_features, similarity
+from imagemill.models.objectives.compress import encode_images
 from imagemill.pipeline.output.latent_values import dequantise
 
 STEP = 26.0
@@ -62,7 +62,7 @@ CHANGES: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = 
 
 
 class Descriptors:
-    """What each method makes of an image, before it is compared."""
+    """Return the vector or hash of an image for each method."""
 
     def __init__(self) -> None:
         card, weights = checkpoints.read("compress-small")
@@ -71,9 +71,9 @@ class Descriptors:
         self.width = width.numpy()
 
     def __call__(self, image: Image.Image) -> dict[str, np.ndarray]:
-        symbols = latents_of(self.coder, [np.asarray(image)], STEP, "cpu")
+        symbols = encode_images(self.coder, [np.asarray(image)], STEP, "cpu")
         latents = dequantise(symbols, self.width[None], np.array([self.zero]))
-        found = {"features": features(latents, self.coder)[0]}
+        found = {"features": likeness_features(latents, self.coder)[0]}
         found |= {f"latent, {name}": pooling.POOLS[name](latents)[0] for name in ("mean", "gem")}
         for name in HASHES:
             found[name] = getattr(imagehash, name)(image).hash.ravel()
@@ -82,7 +82,7 @@ class Descriptors:
 
 
 def report(name: str, distances: dict[str, np.ndarray], photos: int) -> None:
-    """A line of the table: recall@1 by change and on the whole, precision at recalls; (queries, images) distances."""
+    """Return a row of the table from (queries, images) distances: recall@1 per change and overall, precision at recalls."""
     own = np.arange(photos)
     recall = [float(np.mean(d.argmin(1) == own)) for d in distances.values()]
     every = np.concatenate(list(distances.values()))
@@ -119,7 +119,7 @@ def main() -> None:
     print(f"{photos} photos, {len(images) - photos} distractors, {photos * len(CHANGES)} copies; recall@1 in %\n")
     print("| vector | " + " | ".join([*CHANGES, "mean", *(f"precision at recall {r}" for r in RECALLS)]) + " |")
     print("|---" * (len(CHANGES) + 2 + len(RECALLS)) + "|")
-    whiten = whitening_of(column(images, "features"))
+    whiten = fit_whitening(column(images, "features"))
     own = {
         change: unlike(whiten(column(found, "features")), whiten(column(images, "features")))
         for change, found in copies.items()
