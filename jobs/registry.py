@@ -29,7 +29,9 @@ def show_registry() -> None:
     )
     for name, architecture in ARCHITECTURES.items():
         model = architecture()
-        learns = ", ".join(task for task, objective in OBJECTIVES.items() if issubclass(architecture, objective.learned_by))
+        learns = ", ".join(
+            task for task, objective in OBJECTIVES.items() if issubclass(architecture, objective.trainable_type)
+        )
         architectures.add_row(name, purpose(architecture), f"{parameter_count(model):,}", str(model.stride), learns)
     bundled = Table(
         "checkpoint", "task", "architecture", "parameters", "kB", "measured", "set",
