@@ -1,12 +1,12 @@
-"""Imagemill beside what else a person would take, on the same images, weights and outputs: `make bench`.
+"""Compare Imagemill with its alternatives on the same images, weights and outputs: `make bench`.
 
 python tests/benchmarks/bench.py [--quick] [--rounds 2] [--only PEER]… [--workloads latents,images] [--images N]
 
-Each run is a fresh process that writes into an empty folder. Peers take turns, a workload after the other, round by round;
-the component limit is measured in each round too. Left in `--out`: bench.json (every run), bench.md, bench.png.
+Each run is a fresh process that writes into an empty folder. In each round the peers take turns, one workload after the
+other; each round also measures the component limit. Results in `--out`: bench.json (every run), bench.md, bench.png.
 
-Inputs are made once and lie in the page cache for all. Daft, and Ray Data as documented, are left out of `sizes` (their
-batches are of one size) and `shards` (neither opens a tar in S3 without a reader that one writes oneself).
+Inputs are created once and are in the page cache for all peers. Daft, and Ray Data as documented, skip the workloads `sizes`
+(their batches need one image size) and `shards` (neither reads a tar in S3 without a hand-written reader).
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from rounds import BEGAN, LOADS, ON_DEMAND, QUICK, ROOT, TABLE, Bench, Load
 
 @contextlib.contextmanager
 def bucket(bench: Bench) -> Iterator[None]:
-    """Shards of the same images, and an S3 server on loopback over them, where they are needed."""
+    """Provide shards of the same images on an S3 server on loopback, if a workload needs them."""
     if "shards" not in bench.loads:
         yield
         return
@@ -77,7 +77,7 @@ def main(
                 bench.round(number)
                 if number == 0 and "latents" in loads and bench.goes_on("latents"):
                     fixed = bench.fixed(rounds)
-                # What there is by now stays when the rest is cut off.
+                # Write after each round, so that an interrupted benchmark keeps its results.
                 leave(bench, about, fixed, number + 1)
     typer.echo(f"{time.monotonic() - BEGAN:.0f} s; {out}/bench.md, bench.png, bench.json")
     if bad := [run for run in bench.runs if not run.fine or not run.equal]:

@@ -1,4 +1,4 @@
-"""The benchmark as a picture."""
+"""Draw the benchmark as a chart."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ OURS, OTHERS, LIMIT = "#d1495b", "#8d99ae", "#2b2d42"
 
 
 def bars(axes: plt.Axes, title: str, summaries: Sequence[Summary], titles: Mapping[str, str], limit: Spread | None) -> None:
-    """Images a second inside the run, with the spread of its rounds."""
+    """Draw images per second inside the run, with the spread of the rounds."""
     known = [one for one in reversed(summaries) if one.rate]
     rates = [one.rate.median for one in known]
     spreads = [[r - one.rate.least for r, one in zip(rates, known, strict=True)]]
@@ -30,8 +30,8 @@ def bars(axes: plt.Axes, title: str, summaries: Sequence[Summary], titles: Mappi
 
 
 def whole(axes: plt.Axes, runs: Sequence[Run], titles: Mapping[str, str]) -> None:
-    """Wall time of whole processes over the count of images."""
-    # All but red, which is ours.
+    """Draw the wall time of whole processes over the number of images."""
+    # All colours but red, which is Imagemill's.
     others = iter(colour for n, colour in enumerate(plt.get_cmap("tab10").colors) if n != 3)
     for peer, title in titles.items():
         walls: dict[int, list[float]] = {}
@@ -61,7 +61,7 @@ def draw(
     titles: Mapping[str, str],
     note: str,
 ) -> None:
-    """One panel of rates for each workload, and one of whole processes."""
+    """Draw one panel of rates for each workload, and one of whole processes."""
     count = len(by_workload) + 1
     rows = -(-count // 2)
     figure, grid = plt.subplots(rows, 2, figsize=(13, 3.6 * rows), squeeze=False, facecolor="white")

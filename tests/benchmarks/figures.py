@@ -1,4 +1,4 @@
-"""From single runs to medians with their spread, slopes, ratios and a table."""
+"""Summarise single runs: medians with spread, slopes, ratios and a table."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 AT_IMAGES = 8_000
-"""The count of small images at which whole processes are compared."""
+"""Number of small images at which whole processes are compared."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of one peer; `images` is how many it was given."""
+    """One run of one peer over `images` images."""
 
     workload: str
     peer: str
@@ -23,15 +23,15 @@ class Run:
     peak_pss_mb: float
     processes: int
     rate: float | None
-    """Images a second, from the first that was done to the last."""
+    """Images per second, from the first finished image to the last."""
     deviation: float
-    """From float32, in the worst image of a sample: relative for latents, dB for images."""
+    """Deviation from float32 of the worst image of a sample: relative for latents, dB for images."""
     equal: bool
     missing: int
     stages: dict[str, float] = field(default_factory=dict)
-    """Seconds of each stage, where a peer counts them: wall time of its threads, waiting included."""
+    """Seconds of each stage if the peer counts them: wall time of its threads, including waiting."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Seconds of each part of the run, likewise."""
+    """Seconds of each phase of the run if the peer counts them."""
 
     @property
     def fine(self) -> bool:
@@ -42,7 +42,7 @@ class Run:
 
 
 def number(value: float | None) -> str:
-    """To three digits at least; nothing for None."""
+    """Format a number with at least three digits; return nothing for None."""
     if value is None:
         return ""
     size = abs(value)
@@ -51,7 +51,7 @@ def number(value: float | None) -> str:
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of some runs, and how far they lie apart."""
+    """The median, minimum and maximum of several runs."""
 
     median: float
     least: float
@@ -65,19 +65,19 @@ class Spread:
 
 
 def known(values: Sequence[float]) -> Spread:
-    """Of at least one value."""
+    """Summarise at least one value."""
     return Spread(statistics.median(values), min(values), max(values), len(values))
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
-    """None where there is no value."""
+    """Summarise values; return None if there are none."""
     present = [value for value in values if value is not None]
     return known(present) if present else None
 
 
 @dataclass(frozen=True)
 class Line:
-    """seconds = fixed + each · images, through the medians at two counts."""
+    """The line seconds = fixed + each · images through the medians at two image counts."""
 
     fixed: float
     each: float
@@ -87,7 +87,7 @@ class Line:
 
 
 def line(points: Sequence[tuple[int, float]]) -> Line | None:
-    """Through the least and the largest count of (images, seconds); None where there is one count, or it does not rise."""
+    """Fit a line through the smallest and largest image count; return None for one count or a line that does not rise."""
     by_count: dict[int, list[float]] = {}
     for images, seconds in points:
         by_count.setdefault(images, []).append(seconds)
@@ -101,7 +101,7 @@ def line(points: Sequence[tuple[int, float]]) -> Line | None:
 
 @dataclass(frozen=True)
 class Summary:
-    """What is known of a peer on a workload; `wall` and all beside `slope` and `cpu_slope` are at `images`."""
+    """The figures of a peer on a workload; all but `slope` and `cpu_slope` are at `images` images."""
 
     workload: str
     peer: str
@@ -110,7 +110,7 @@ class Summary:
     rate: Spread | None
     slope: Line | None
     cpu_ms: Spread
-    """CPU milliseconds an image, of the whole process."""
+    """CPU milliseconds per image of the whole process."""
     cpu_slope: Line | None
     peak_pss_mb: Spread
     deviation: float
@@ -119,18 +119,18 @@ class Summary:
     stage_ms: dict[str, float]
 
     def seconds_at(self, images: int) -> float | None:
-        """Of a whole process: measured where it was, else on its line."""
+        """Return the seconds of a whole process: measured, or else read off its line."""
         return self.wall.median if images == self.images else self.slope.at(images) if self.slope else None
 
 
 def main_count(runs: Sequence[Run]) -> int:
-    """The count that most rounds had; the larger one where two had as many."""
+    """Return the most frequent image count; the larger one of a tie."""
     counts = [run.images for run in runs]
     return max(counts, key=lambda count: (counts.count(count), count))
 
 
 def summary(runs: Sequence[Run]) -> Summary | None:
-    """Of the runs of one peer on one workload; None where none was fine."""
+    """Summarise the runs of one peer on one workload; return None if none succeeded."""
     fine = [run for run in runs if run.fine]
     if not fine:
         return None
@@ -160,7 +160,7 @@ def summary(runs: Sequence[Run]) -> Summary | None:
 def table(
     summaries: Sequence[Summary], titles: Mapping[str, str], limit: Spread | None, ours: Summary | None, unit: str
 ) -> list[str]:
-    """Markdown lines for one workload; `limit` in images a second."""
+    """Return Markdown lines for one workload; `limit` is in images per second."""
     rows = [
         f"| peer | images | whole process, s | images/s inside the run | by slope | ÷ limit | Imagemill ÷ it | CPU ms/image "
         f"| peak PSS, MB | off float32, {unit} |",

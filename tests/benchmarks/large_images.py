@@ -1,4 +1,4 @@
-"""Memory of an actor over one image of 101 MP (11,600×8,700) or of another width, by a real run for each task and format.
+"""Measure the memory of a worker for one large image (101 MP by default), with a real run for each task and format.
 
 python tests/benchmarks/large_images.py [--task compress --task denoise] [--format jpg --format png --format tif] [--width W]
 """
@@ -16,7 +16,7 @@ from imagemill.pipeline.run import run
 
 
 def make(path: Path, width: int) -> None:
-    """An enlarged photo, made in another process, whose memory counts nowhere."""
+    """Create an enlarged photo in a separate process, whose memory is not counted."""
     size = width, width * 3 // 4
     code = (
         "import sys, skimage.data; from PIL import Image; "

@@ -1,9 +1,9 @@
-"""How well near copies are found: by latents (models.likeness), and by perceptual hashes of imagehash, on the same pairs.
+"""Compare how well latents (models/likeness.py) and perceptual hashes of imagehash find near copies.
 
 Run: python tests/benchmarks/near_copies.py PHOTOS [DISTRACTORS …]
 
-Each photo of PHOTOS (a folder, searched below) is changed in ten ways; each copy is to find its photo among all photos and
-distractors. Pairs of copy and image are then taken by their distance, and precision read off at equal recall.
+Each photo below the folder PHOTOS is changed in ten ways; each copy must find its photo among all photos and distractors.
+Then the pairs of copy and image are sorted by distance, and precision is compared at equal recall.
 """
 
 import io
@@ -62,7 +62,7 @@ CHANGES: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = 
 
 
 class Descriptors:
-    """What each method makes of an image, before it is compared."""
+    """The descriptors of an image, one for each method."""
 
     def __init__(self) -> None:
         card, weights = checkpoints.read("compress-small")
@@ -82,7 +82,10 @@ class Descriptors:
 
 
 def report(name: str, distances: dict[str, np.ndarray], photos: int) -> None:
-    """A line of the table: recall@1 by change and on the whole, precision at recalls; (queries, images) distances."""
+    """Print a line of the table: recall@1 by change and in total, precision at several recalls.
+
+    Args:
+        distances: (queries, images) float."""
     own = np.arange(photos)
     recall = [float(np.mean(d.argmin(1) == own)) for d in distances.values()]
     every = np.concatenate(list(distances.values()))

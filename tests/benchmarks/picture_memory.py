@@ -1,6 +1,7 @@
-"""Memory that decoding and encoding a picture of 100 MP takes. Run: python tests/benchmarks/picture_memory.py
+"""Measure the memory of decoding and encoding an image of 100 MP: python tests/benchmarks/picture_memory.py
 
-MB are beside the file's bytes. Each line is a fresh process; the picture is a photo of scikit-image, tiled to 10,000×10,000.
+MB do not include the bytes of the file. Each line is a fresh process; the image is a photo of scikit-image, tiled to
+10,000×10,000 pixels.
 """
 
 import gc
@@ -41,7 +42,7 @@ def resident_mb(key: str) -> float:
 
 
 def peak_mb(began: float) -> float:
-    """The peak since the last call, less what there was when the process began."""
+    """Return the peak since the last call, minus the memory at the start of the process."""
     peak = resident_mb("VmHWM") - began
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")

@@ -1,4 +1,4 @@
-"""Is bfloat16 faster than float32 here? The denoiser, running and learning. Run: python tests/benchmarks/precision.py"""
+"""Compare bfloat16 and float32 for the denoiser, inference and training: python tests/benchmarks/precision.py"""
 
 import statistics
 import time
@@ -13,7 +13,7 @@ REPEATS = 7
 
 
 def seconds(fn: Callable[[], object]) -> float:
-    """Median, after two runs to warm up."""
+    """Return the median time in seconds, after two warm-up runs."""
     times = []
     for _ in range(REPEATS + 2):
         began = time.perf_counter()
