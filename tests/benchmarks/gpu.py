@@ -30,19 +30,19 @@ from imagemill.models import checkpoint
 from imagemill.models.metrics import psnr_db
 from imagemill.models.objectives import TASK_OBJECTIVES
 from imagemill.models.objectives.compress import decode_latent
-from imagemill.models.precision import Precision, fast_dtype
+from imagemill.models.precision import Precision, fastest_dtype
 from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.task import Output, Sample
+from imagemill.pipeline.block_processor import BlockProcessor
 from imagemill.pipeline.cluster.connection import connected
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.images.encode import encode_rgb
-from imagemill.pipeline.job import Job
 from imagemill.pipeline.output.parts import part_paths, read_parts
 from imagemill.pipeline.output.stored_checkpoint import keep_checkpoint
 from imagemill.pipeline.output.verify import verify
-from imagemill.pipeline.predict import Predictor
 from imagemill.pipeline.resolve import plan_of, resolve
 from imagemill.pipeline.storage import Store
+from imagemill.pipeline.worker_job import WorkerJob
 
 SECONDS = 570.0
 """Time limit of the whole benchmark in seconds; checks that do not fit are skipped with a message."""
@@ -189,7 +189,7 @@ def worker_rows(bench: Bench, source: Store, output: Store, batch: int) -> Any:
     job = resolve(RunConfig(task="denoise", input=source.url, output=output.url))
     keep_checkpoint(job.output, job.card, job.weights)
     lineage = dict.fromkeys(("model_id", "config_sha256", "parameters"), "-") | {"fence": 1, "task": "denoise"}
-    told = Job(
+    told = WorkerJob(
         task="denoise",
         params={},
         checkpoint_sha256=job.card.sha256,
@@ -208,7 +208,7 @@ def worker_rows(bench: Bench, source: Store, output: Store, batch: int) -> Any:
         torch_threads=1,
         dtype=None,
     )
-    return pa.concat_tables(Predictor(told)(plan_of(job).todo))
+    return pa.concat_tables(BlockProcessor(told)(plan_of(job).todo))
 
 
 @contextmanager
@@ -341,7 +341,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix="imagemill-gpu-") as folder:
         bench = Bench(device, Path(folder), images or RUN_IMAGES[device])
         name = torch.cuda.get_device_name() if device == "cuda" else "a CPU in the place of a GPU: no figures"
-        best = str(fast_dtype(device)).removeprefix("torch.")
+        best = str(fastest_dtype(device)).removeprefix("torch.")
         bench.say(f"{name}, {os.cpu_count()} CPU cores, torch {torch.__version__}; by itself a run takes {best}")
         bench.table("The images of a CPU", ("task", "format", "least PSNR, dB", "equal"), equal_images(bench))
         bench.table("Short of memory", ("images", "rows", "batches", "right"), short_of_memory(bench))

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from imagemill.models.entropy import PASSES, PHASES, REACH, EntropyModel
-from imagemill.models.entropy_fitting import whole_counts
+from imagemill.models.entropy_fitting import quantise_counts
 
 
 def tables(channels: int, seed: int, buckets: int = 5) -> EntropyModel:
@@ -15,7 +15,7 @@ def tables(channels: int, seed: int, buckets: int = 5) -> EntropyModel:
         "weights": rng.integers(-2000, 2001, (2, len(PASSES), channels * (channels + 1) // 2, 9)).astype(np.int16),
         "bias": rng.integers(-9999, 9999, (len(PASSES), channels)).astype(np.int32),
         "edges": np.sort(rng.integers(-(10**5), 10**5, buckets - 1)).astype(np.int32),
-        "tables": whole_counts(rng.random((buckets * 2 * PHASES, 2 * REACH + 1)) ** 4 + 1e-9),
+        "tables": quantise_counts(rng.random((buckets * 2 * PHASES, 2 * REACH + 1)) ** 4 + 1e-9),
     }
     return EntropyModel(**{name: torch.from_numpy(value) for name, value in whole.items()})
 

@@ -1,4 +1,4 @@
-"""Daft tuned for CPUs: bytes travel instead of pixels, one instance per core runs in a separate process and returns Arrow."""
+"""Daft tuned for CPUs: bytes travel instead of pixels, one instance per core runs in its process and returns Arrow."""
 
 from pathlib import Path
 

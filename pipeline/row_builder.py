@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from imagemill.models.tasks.task import Output, Task
-from imagemill.models.type_checks import present
+from imagemill.models.type_checks import require_value
 from imagemill.pipeline.cluster.tally import Tally
 from imagemill.pipeline.errors import OutputHeld, StorageError
 from imagemill.pipeline.images.decode import DecodedImage
@@ -18,7 +18,6 @@ from imagemill.pipeline.images.encode import check_output_size, choose_output_fo
 from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.images.transparency import match_alpha
 from imagemill.pipeline.item import Item, Rejected, unexpected
-from imagemill.pipeline.job import Job
 from imagemill.pipeline.output.lease import newest_claim
 from imagemill.pipeline.output.name_clashes import CLASHES
 from imagemill.pipeline.output.output_names import decoded_name, is_refused, output_name, renamed
@@ -26,6 +25,7 @@ from imagemill.pipeline.schema import latent_bytes, pack_latent
 from imagemill.pipeline.sources.folder import is_image_name
 from imagemill.pipeline.sources.web import without_secrets
 from imagemill.pipeline.store_failures import reason, takes_nothing
+from imagemill.pipeline.worker_job import WorkerJob
 
 log = logging.getLogger("imagemill.finish")
 HOLDER_SECONDS = 10.0
@@ -33,10 +33,10 @@ HOLDER_SECONDS = 10.0
 NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 
 
-class Finish:
+class RowBuilder:
     """`finish(item)`: the item with its row, whatever happened to it. Called by several threads."""
 
-    def __init__(self, job: Job, task: Task, tally: Tally) -> None:
+    def __init__(self, job: WorkerJob, task: Task, tally: Tally) -> None:
         self.job, self.task, self.tally = job, task, tally
         self._looked: tuple[float, ...] | None = None
 
@@ -145,7 +145,7 @@ class Finish:
 
     def _encoded(self, item: Item, output: Output, picture: DecodedImage) -> tuple[bytes, str]:
         """The output's file and its name below images/."""
-        rgb, output.image = present(output.image, "the output's image"), None
+        rgb, output.image = require_value(output.image, "the output's image"), None
         name = item.reference["rel_path"]
         if self.task.stores_latent:
             return encode_rgb(rgb, "PNG"), decoded_name(name)
