@@ -1,10 +1,10 @@
-"""Check a GPU: same images as a CPU, smaller batches when memory is short, and speed. Takes at most ten minutes.
+"""Check and measure a GPU: same images as a CPU, halving when memory is short, speed. Takes at most ten minutes.
 
-python tests/benchmarks/gpu.py [--images 2000] [--out gpu.md] [--device cpu]
+Run: python tests/benchmarks/gpu.py [--images 2000] [--out gpu.md] [--device cpu]
 
-Prints the tables of docs/performance.md; exit code 1 if a check fails. Without a CUDA device it prints one line and exits
-with 2. `--device cpu` takes the same steps on a CPU, which tests this file but gives no figures: Ray is told of a GPU that
-does not exist, and the memory limit is simulated.
+Prints the tables of docs/performance.md. Exits with 1 if a check fails, and with 2 and a message if there is no CUDA device.
+`--device cpu` goes through the same steps on a CPU, to find errors in this file; its figures mean nothing. Ray then gets a
+GPU that does not exist, and the lack of memory is simulated.
 """
 
 import json
@@ -45,20 +45,20 @@ from imagemill.pipeline.storage import Store
 from imagemill.pipeline.worker_job import WorkerJob
 
 SECONDS = 570.0
-"""Time limit of the whole benchmark in seconds; checks that do not fit are skipped with a message."""
+"""Time limit of the whole benchmark. Steps that no longer fit are left out with a message."""
 LEAST_DB = {torch.float32: 50.0, torch.bfloat16: 35.0, torch.float16: 40.0}
-"""Least PSNR between the images of a GPU and those of a CPU in float32 that counts as equal."""
+"""Smallest PSNR between images of a GPU and of a CPU in float32 that counts as equal."""
 MOST_MOVED = 1e-3
-"""Share of latent symbols that may differ by one between a GPU and a CPU."""
+"""Largest share of latent symbols that may differ by one between a GPU and a CPU."""
 PARAMS: dict[str, dict[str, Any]] = {"inpaint": {"missing": "random"}, "stylize": {"style": ["style.png"]}}
 BATCH, REPEATS = 32, 5
 RUN_IMAGES = {"cuda": 4000, "cpu": 24}
-"""Default number of images of each whole run."""
+"""Number of images of each whole run by default."""
 
 
 @dataclass
 class Bench:
-    """The device, the time limit and the results of all checks."""
+    """The device and the results of the benchmark."""
 
     device: str
     work: Path
@@ -91,7 +91,7 @@ class Bench:
 
 
 def prepared(task: str, device: str) -> tuple[Any, Any]:
-    """Return the shipped model of a task, and the parameters of the benchmark."""
+    """Return the bundled model of a task, and the parameters of the benchmark."""
     card, weights = checkpoint.read(TASKS[task].default_checkpoint)
     params = TASKS[task].Params(**PARAMS.get(task, {}))
     model = checkpoint.build(card, weights).to(device, memory_format=torch.channels_last)
@@ -99,7 +99,7 @@ def prepared(task: str, device: str) -> tuple[Any, Any]:
 
 
 def photographs(count: int, height: int = 256, width: int = 256) -> list[np.ndarray]:
-    """Return different crops (H,W,3) uint8 of photos."""
+    """Return different crops (H,W,3) uint8 of photographs."""
     rng, paths = np.random.default_rng(0), made.sources(None)
     opened = [Image.open(path).convert("RGB") for path in paths[:count]]
     return [np.asarray(made.cut(opened[n % len(opened)], n, (width, height), rng)) for n in range(count)]
@@ -112,7 +112,7 @@ def predicted(task: str, images: list[np.ndarray], precision: Precision) -> list
 
 
 def equal_images(bench: Bench) -> Iterator[tuple[object, ...]]:
-    """Compare each task in each number format (a batch, and one image in tiles) with the CPU in float32."""
+    """Compare each task in each number format with the CPU in float32: a batch, and one image in tiles."""
     sets = [photographs(4), photographs(1, 1100, 1500)] if bench.device == "cuda" else [photographs(1, 64, 64)]
     for task in sorted(TASKS):
         calm = [output for images in sets for output in predicted(task, images, Precision())]
@@ -135,11 +135,11 @@ def equal_images(bench: Bench) -> Iterator[tuple[object, ...]]:
                 least = min(psnr_db(a.image, b.image) for a, b in zip(calm, outputs, strict=True))
                 right, figure = least >= LEAST_DB[dtype], f"{least:.1f}"
             name = str(dtype).removeprefix("torch.")
-            yield task, name, figure, bench.check(right, f"{task} in {name}: {figure} dB compared with the CPU")
+            yield task, name, figure, bench.check(right, f"{task} in {name}: {figure} dB from the CPU")
 
 
 def model_rates(bench: Bench) -> Iterator[tuple[object, ...]]:
-    """Measure batches like those of a worker, including transfers between host and device, without files."""
+    """Measure batches of a worker, including copies between host and device, without reading and writing files."""
     images = photographs(BATCH) if bench.device == "cuda" else photographs(1, 64, 64)
     for task in sorted(TASKS):
         model, params = prepared(task, bench.device)
@@ -159,7 +159,7 @@ def model_rates(bench: Bench) -> Iterator[tuple[object, ...]]:
 
 
 def short_of_memory(bench: Bench) -> Iterator[tuple[object, ...]]:
-    """Run a worker with a third of the memory it needs: it halves batches, then tiles, and loses no image."""
+    """Give a worker a third of the memory it used: batches and tiles are halved, and no image is lost."""
     cases = (("64 images of 512 px in one batch", 64, 512, 512), ("one image of 12 MP", 1, 3000, 4000))
     with connected(None, num_cpus=1):
         for title, count, height, width in cases if bench.device == "cuda" else (("8 images of 64 px", 8, 64, 64),):
@@ -178,12 +178,12 @@ def short_of_memory(bench: Bench) -> Iterator[tuple[object, ...]]:
                 min(psnr_db(*pair) for pair in zip(calm, halved, strict=True)) if rows["stage"].null_count == count else 0
             )
             right = rows["stage"].null_count == count and least >= LEAST_DB[torch.bfloat16]
-            text = f"{len(whole)} → {len(tried)} batches tried, {least:.1f} dB compared with the run with all memory"
+            text = f"{len(whole)} → {len(tried)} batches tried, {least:.1f} dB from the run with all memory"
             yield title, f"{rows['stage'].null_count} of {count} ok", text, bench.check(right, f"short of memory: {title}")
 
 
 def worker_rows(bench: Bench, source: Store, output: Store, batch: int) -> Any:
-    """Return the rows of a worker for all images of a folder, computed in this process."""
+    """Return the rows of a worker for all images of a folder, processed in this process."""
     import pyarrow as pa
 
     job = resolve(RunConfig(task="denoise", input=source.url, output=output.url))
@@ -213,7 +213,7 @@ def worker_rows(bench: Bench, source: Store, output: Store, batch: int) -> Any:
 
 @contextmanager
 def memory_limit(bench: Bench, limited: bool) -> Iterator[list[int]]:
-    """Yield the list of tried batch sizes; `limited` allows a third of the previous peak memory."""
+    """Return the sizes of the batches that are tried; with a limit, a third of the earlier peak memory is available."""
     objective, sizes = TASK_OBJECTIVES["denoise"], []
     plain: Callable[..., list[Output]] = objective.predict
 
@@ -238,7 +238,7 @@ def memory_limit(bench: Bench, limited: bool) -> Iterator[list[int]]:
 
 
 def command(bench: Bench, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run the command line in a separate process with all resources of the machine."""
+    """Run the command line as a separate process with all devices of the machine."""
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     if bench.device == "cpu":
         environment["RAY_OVERRIDE_RESOURCES"] = json.dumps({"CPU": 2, "GPU": 1})
@@ -251,7 +251,7 @@ def command(bench: Bench, *arguments: str) -> "subprocess.CompletedProcess[str]"
 
 
 def run_rates(bench: Bench) -> Iterator[tuple[object, ...]]:
-    """Measure whole runs, from files to committed rows: one worker on the GPU, two workers on it, and CPUs only."""
+    """Measure whole runs: one worker on the GPU, two workers on the GPU, and only CPUs."""
     source = bench.work / "photos"
     made.make(source, bench.images, None, mixed=False, noisy=True, kept=0, processes=os.cpu_count() or 1)
     (bench.work / "style.png").write_bytes(encode_rgb(swirls(), "PNG"))
@@ -282,12 +282,12 @@ def run_rates(bench: Bench) -> Iterator[tuple[object, ...]]:
         yield task, way, f"{record['images_per_s']:,.0f}", model, f"{record['seconds']['first_image']:.1f}", done
     if "denoise CPUs" in outputs:
         least = least_psnr(outputs["denoise 1 worker"], outputs["denoise CPUs"])
-        right = bench.check(least >= LEAST_DB[torch.bfloat16], f"runs of denoise: {least:.1f} dB compared with the CPUs")
-        yield "denoise", "1 worker and CPUs", f"{least:.1f} dB at the least", "", "", right
+        right = bench.check(least >= LEAST_DB[torch.bfloat16], f"runs of denoise: {least:.1f} dB from the CPUs")
+        yield "denoise", "1 worker compared with CPUs", f"at least {least:.1f} dB", "", "", right
 
 
 def least_psnr(one: Store, other: Store) -> float:
-    """Return the least PSNR over the images that both outputs have."""
+    """Return the smallest PSNR over the images that both outputs contain."""
     found = []
     for output in (one, other):
         rows = read_parts(output, part_paths(output, "results"), ["rel_path", "output_uri"])
@@ -298,7 +298,7 @@ def least_psnr(one: Store, other: Store) -> float:
 
 
 def training_rate(bench: Bench) -> Iterator[tuple[object, ...]]:
-    """Measure one epoch of the denoiser in the number format of the device."""
+    """Train the denoiser for one epoch, in the number format of the device."""
     config = {
         "name": "gpu-denoise",
         "task": "denoise",
@@ -311,7 +311,7 @@ def training_rate(bench: Bench) -> Iterator[tuple[object, ...]]:
         "batch_size": 64 if bench.device == "cuda" else 4,
         "workers": 1,
     }
-    (bench.work / "train.json").write_text(json.dumps(config))  # JSON is valid YAML.
+    (bench.work / "train.json").write_text(json.dumps(config))  # JSON is YAML
     ended = command(bench, "train", "-c", str(bench.work / "train.json"))
     if ended.returncode:
         last = (ended.stderr.splitlines() or [""])[-1]
@@ -327,7 +327,7 @@ def main(
     images: Annotated[int | None, typer.Option(min=16, help="of a run")] = None,
     out: Annotated[Path | None, typer.Option(help="where the tables go as well")] = None,
 ) -> None:
-    """Print the tables; exit 1 when a check fails, 2 without a CUDA device."""
+    """Print the tables. Exit with 1 if a check fails, with 2 without a CUDA device."""
     if device not in RUN_IMAGES:
         raise typer.BadParameter(f"{device}; valid: {', '.join(RUN_IMAGES)}")
     if device == "cuda" and not torch.cuda.is_available():
@@ -335,7 +335,7 @@ def main(
             f"torch {torch.__version__} finds no CUDA device here. --device cpu tries this file without one", file=sys.stderr
         )
         raise typer.Exit(2)
-    # TF32 is off like in a run, because a later `decode` must compute the same values.
+    # TF32 is off, like in a run, because a later `decode` must give equal images.
     torch.backends.cudnn.allow_tf32 = False
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="imagemill-gpu-") as folder:

@@ -1,4 +1,7 @@
-"""Compare sizes of latents in Parquet by encoding and zstd level: python tests/benchmarks/latent_encoding.py OUTPUT"""
+"""Measure the size of latents in Parquet, by encoding and zstd level.
+
+Run: python tests/benchmarks/latent_encoding.py OUTPUT
+"""
 
 import sys
 import time
@@ -13,7 +16,7 @@ from imagemill.pipeline.storage import Store
 
 
 def entropy_bits(latents: list[np.ndarray]) -> float:
-    """Return the bits of all symbols under one static distribution per channel."""
+    """Return the bits of all symbols with one static distribution per channel."""
     bits = 0.0
     for channel in zip(*latents, strict=True):
         _, counts = np.unique(np.concatenate([c.ravel() for c in channel]), return_counts=True)

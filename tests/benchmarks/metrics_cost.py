@@ -1,4 +1,4 @@
-"""Measure the cost of counting an image in a worker, with and without metrics: python tests/benchmarks/metrics_cost.py"""
+"""Measure what counting one image costs a worker, with and without metrics. Run: python tests/benchmarks/metrics_cost.py"""
 
 import statistics
 import time
@@ -13,7 +13,7 @@ STAGES = ("fetch", "decode", "model", "encode", "put")
 
 
 class Silent:
-    """Replacement of ActorMetrics that publishes counts to the driver only."""
+    """Replaces ActorMetrics: counts go to the driver only."""
 
     def observe(self, stage: str, seconds: float) -> None:
         pass
@@ -23,14 +23,14 @@ class Silent:
 
 
 class Counting:
-    """An actor that only counts, like a worker."""
+    """An actor that only counts, like the BlockProcessor."""
 
     def __init__(self) -> None:
         self.tallies = {"with": Tally("denoise", "benchmark"), "without": Tally("denoise", "benchmark")}
         self.tallies["without"]._metrics = Silent()  # type: ignore[assignment]
 
     def cpu_us(self, which: str) -> float:
-        """Return CPU microseconds per image."""
+        """Return the CPU microseconds per image."""
         tally, began = self.tallies[which], time.process_time()
         for _ in range(IMAGES):
             for stage in STAGES:

@@ -1,9 +1,9 @@
-"""Compare how well latents (models/likeness.py) and perceptual hashes of imagehash find near copies.
+"""Measure how well near copies are found: by latents (models.likeness) and by perceptual hashes (imagehash), on equal pairs.
 
 Run: python tests/benchmarks/near_copies.py PHOTOS [DISTRACTORS …]
 
-Each photo below the folder PHOTOS is changed in ten ways; each copy must find its photo among all photos and distractors.
-Then the pairs of copy and image are sorted by distance, and precision is compared at equal recall.
+Each photo below PHOTOS is changed in ten ways. Each copy has to find its photo among all photos and distractors. Pairs of
+copy and image are then ordered by distance, which gives precision at equal recall.
 """
 
 import io
@@ -62,7 +62,7 @@ CHANGES: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = 
 
 
 class Descriptors:
-    """The descriptors of an image, one for each method."""
+    """Return the vector or hash of an image for each method."""
 
     def __init__(self) -> None:
         card, weights = checkpoints.read("compress-small")
@@ -82,10 +82,7 @@ class Descriptors:
 
 
 def report(name: str, distances: dict[str, np.ndarray], photos: int) -> None:
-    """Print a line of the table: recall@1 by change and in total, precision at several recalls.
-
-    Args:
-        distances: (queries, images) float."""
+    """Return a row of the table from (queries, images) distances: recall@1 per change and overall, precision at recalls."""
     own = np.arange(photos)
     recall = [float(np.mean(d.argmin(1) == own)) for d in distances.values()]
     every = np.concatenate(list(distances.values()))

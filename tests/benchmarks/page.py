@@ -1,4 +1,4 @@
-"""Write the results of the benchmark: each run as JSON, a Markdown page and a chart."""
+"""The output files of the benchmark: every run as JSON, the Markdown page, the chart."""
 
 import json
 import os
@@ -14,7 +14,7 @@ VERSIONS = ("torch", "ray", "daft", "pyarrow", "pillow", "numpy")
 
 
 def machine() -> dict[str, str]:
-    """Return the facts about the machine that explain a figure."""
+    """Describe the machine and the versions of the libraries."""
     cpu = next((line.partition(":")[2].strip() for line in lines_of("/proc/cpuinfo") if line.startswith("model name")), "?")
     flags = next((line for line in lines_of("/proc/cpuinfo") if line.startswith("flags")), "").split()
     memory = next((line.split()[1] for line in lines_of("/proc/meminfo") if line.startswith("MemTotal")), "0")
@@ -35,7 +35,7 @@ def lines_of(path: str) -> list[str]:
 
 
 def leave(bench: Bench, about: dict[str, str], fixed: dict[str, Spread | None], rounds: int) -> None:
-    """Write the raw figures, the page and the chart."""
+    """Write bench.json, bench.md and bench.png."""
     raw = {
         "machine": about,
         "runs": [run.as_json() for run in bench.runs],
@@ -81,7 +81,7 @@ def report(bench: Bench, about: dict[str, str], fixed: dict[str, Spread | None],
 
 
 def section(bench: Bench, workload: str, summaries: list[Summary], limit: Spread | None) -> list[str]:
-    """Return the section of one workload."""
+    """Return the lines of one workload."""
     unit = "relative" if bench.references[workload][1] is None else "dB"
     ours = next((one for one in summaries if one.peer == "imagemill"), None)
     titles = {name: peer.title for name, peer in bench.peers.items()}

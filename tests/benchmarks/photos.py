@@ -1,4 +1,4 @@
-"""Create inputs for a benchmark: any number of different photos, cut from a few sources by a fixed seed."""
+"""Inputs of the benchmark: any number of different photographs, cropped from a few; the same for the same seed."""
 
 import io
 import tarfile
@@ -13,15 +13,15 @@ from PIL import Image
 
 SIDE = 256
 LEAST, MOST = 100, 4_000
-"""Range of the longer side of mixed sizes, in pixels."""
+"""Long side of mixed sizes, in pixels."""
 SIGMA = 15.0
-"""Standard deviation of the noise to remove, in 8-bit levels."""
+"""Noise of the images to denoise, in 8-bit levels."""
 QUALITY = 90
-"""Quality of the JPEGs, in 4:4:4: decoders differ on halved chroma by more than the comparison of outputs allows."""
+"""Quality of JPEGs, in 4:4:4: decoders differ on halved chroma by more than the comparison allows."""
 SHARD_IMAGES = 250
 GOLDEN = 0.618033988749895
 SUFFIXES = (".jpg", ".jpeg", ".png")
-# Images of scikit-image that are photos and large enough to be cut.
+# The photographs of scikit-image that are large enough to crop.
 BUNDLED = (
     "astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "grass.png", "gravel.png",
     "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png", "retina.jpg", "rocket.jpg",
@@ -29,7 +29,7 @@ BUNDLED = (
 
 
 def sources(folder: str | None) -> list[str]:
-    """Return the photos to cut from: those below a folder, or scikit-image's."""
+    """Return the photographs to crop: those below a folder, or scikit-image's."""
     if folder:
         return sorted(str(p) for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
     bundled = [files("skimage.data").joinpath(name) for name in BUNDLED]
@@ -37,7 +37,7 @@ def sources(folder: str | None) -> list[str]:
 
 
 def size_of(number: int, mixed: bool) -> tuple[int, int]:
-    """Return (width, height) of an image. Mixed sizes are uniform in the logarithm of the side, for any number of images."""
+    """Return (width, height) of an image. Mixed sizes are spread evenly over the logarithm of the side."""
     if not mixed:
         return SIDE, SIDE
     long = round(LEAST * (MOST / LEAST) ** ((number + 1) * GOLDEN % 1))
@@ -46,7 +46,7 @@ def size_of(number: int, mixed: bool) -> tuple[int, int]:
 
 
 def cut(photo: Image.Image, number: int, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """Cut a random part of a photo and resize it."""
+    """Return a random crop of a photograph, resized."""
     width, height = size
     scale = min(photo.width / width, photo.height / height)
     part = rng.uniform(0.5, 1.0) * scale
@@ -55,7 +55,7 @@ def cut(photo: Image.Image, number: int, size: tuple[int, int], rng: np.random.G
 
 
 def make_some(paths: list[str], folder: str, mixed: bool, noisy: bool, kept: int, numbers: Iterable[int]) -> None:
-    """Write NUMBER.jpg for each image; for numbers below `kept` also write the clean pixels to `FOLDER.clean`."""
+    """Write NUMBER.jpg for each number; below `kept` also the clean pixels to `FOLDER.clean`."""
     opened: dict[str, Image.Image] = {}
     for number in numbers:
         rng = np.random.default_rng([mixed, noisy, number])
@@ -74,7 +74,7 @@ def make_some(paths: list[str], folder: str, mixed: bool, noisy: bool, kept: int
 
 
 def make(folder: Path, count: int, photos: str | None, mixed: bool, noisy: bool, kept: int, processes: int) -> None:
-    """Create a folder with `count` different images."""
+    """Write `count` different images to a folder."""
     folder.mkdir(parents=True)
     Path(f"{folder}.clean").mkdir()
     some = partial(make_some, sources(photos), str(folder), mixed, noisy, kept)
@@ -83,7 +83,7 @@ def make(folder: Path, count: int, photos: str | None, mixed: bool, noisy: bool,
 
 
 def first(folder: Path, count: int, target: Path) -> Path:
-    """Create a folder with hard links to the first images of another folder."""
+    """Return a folder with hard links to the first images of another folder."""
     if not target.exists():
         target.mkdir(parents=True)
         for path in sorted(folder.iterdir())[:count]:
@@ -92,7 +92,7 @@ def first(folder: Path, count: int, target: Path) -> Path:
 
 
 def shards(folder: Path, count: int, target: Path) -> None:
-    """Pack the first images of a folder into tars of 250 images."""
+    """Write the first images of a folder into tars of 250."""
     target.mkdir(parents=True)
     paths = sorted(folder.iterdir())[:count]
     for number, start in enumerate(range(0, count, SHARD_IMAGES)):

@@ -1,7 +1,7 @@
-"""Measure the memory of decoding and encoding an image of 100 MP: python tests/benchmarks/picture_memory.py
+"""Measure the memory for decoding and encoding a picture of 100 MP. Run: python tests/benchmarks/picture_memory.py
 
-MB do not include the bytes of the file. Each line is a fresh process; the image is a photo of scikit-image, tiled to
-10,000×10,000 pixels.
+MB do not include the file's bytes. Each line is a new process. The picture is a photo of scikit-image, repeated to
+10,000×10,000.
 """
 
 import gc
@@ -42,7 +42,7 @@ def resident_mb(key: str) -> float:
 
 
 def peak_mb(began: float) -> float:
-    """Return the peak since the last call, minus the memory at the start of the process."""
+    """Return the peak memory since the last call, minus the memory at the start of the process."""
     peak = resident_mb("VmHWM") - began
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")

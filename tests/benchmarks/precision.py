@@ -1,4 +1,7 @@
-"""Compare bfloat16 and float32 for the denoiser, inference and training: python tests/benchmarks/precision.py"""
+"""Compare the speed of bfloat16 and float32 with the denoiser, running and training.
+
+Run: python tests/benchmarks/precision.py
+"""
 
 import statistics
 import time
@@ -13,7 +16,7 @@ REPEATS = 7
 
 
 def seconds(fn: Callable[[], object]) -> float:
-    """Return the median time in seconds, after two warm-up runs."""
+    """Return the median of several calls, after two calls to warm up."""
     times = []
     for _ in range(REPEATS + 2):
         began = time.perf_counter()

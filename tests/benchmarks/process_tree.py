@@ -1,7 +1,7 @@
-"""Measure wall time, CPU and memory of a command and all its descendants, including orphans.
+"""Measure a command: wall time, CPU and memory of its process and all descendants, also of orphans.
 
-The raylet does not report the resources of Ray's workers. So this process becomes the parent of orphans
-(PR_SET_CHILD_SUBREAPER), samples all descendants several times a second, and reaps them.
+Ray's workers are children of a raylet that does not wait for them. So this process asks the kernel to become the parent of
+orphans (PR_SET_CHILD_SUBREAPER), samples all descendants several times a second, and reaps them.
 """
 
 import ctypes
@@ -14,30 +14,30 @@ from pathlib import Path
 
 LOOK_SECONDS = 0.2
 MEMORY_SHARE = 0.03
-"""Share of a core that sampling may use: reading /proc/PID/smaps_rollup walks all pages of a process."""
+"""Largest share of a core for sampling. Reading /proc/PID/smaps_rollup walks all pages, so it is read rarely."""
 LINGER_SECONDS = 20.0
 PR_SET_CHILD_SUBREAPER = 36
 TICKS = os.sysconf("SC_CLK_TCK")
 Process = tuple[int, int]
-"""(pid, start time in ticks since boot), because pids are reused."""
+"""(pid, ticks since boot at its start), because pids are reused."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Resources that a command used."""
+    """Time, CPU and memory of a command."""
 
     code: int
-    """Exit code; -9 if the command ran into the time limit."""
+    """Its exit code; -9 if it was killed at the timeout."""
     wall_s: float
     cpu_s: float
-    """User and system time of all processes. A process that the kernel does not report counts up to its last sample."""
+    """User and system time of all processes. A process without an account of the kernel counts until its last sample."""
     peak_pss_mb: float
-    """Peak memory of all processes together; shared pages count once."""
+    """Peak of all processes together; shared pages count once."""
     processes: int
 
 
 def stat_of(pid: int) -> tuple[int, int, int] | None:
-    """Return (parent, start time, CPU ticks) of a process; None if it ended."""
+    """Return (parent, start, CPU ticks) of a process; None if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -46,7 +46,7 @@ def stat_of(pid: int) -> tuple[int, int, int] | None:
 
 
 def processes() -> dict[int, tuple[int, int, int]]:
-    """Return `stat_of` of all processes by pid."""
+    """Return `stat_of` of all processes, by pid."""
     return {int(name): stat for name in os.listdir("/proc") if name.isdecimal() and (stat := stat_of(int(name)))}
 
 
@@ -59,7 +59,7 @@ def pss_mb(pid: int) -> float:
 
 
 class Tree:
-    """The processes of a command, as sampled."""
+    """Samples of the processes of a command."""
 
     def __init__(self, root: int, strangers: set[int]) -> None:
         self.root, self.strangers = root, strangers
@@ -69,7 +69,7 @@ class Tree:
         self._memory_due = 0.0
 
     def look(self) -> set[int]:
-        """Sample the living descendants of the root, and their orphans, which are now children of this process."""
+        """Return the living descendants of the root, and orphans, which are children of this process."""
         seen = processes()
         children: dict[int, list[int]] = {}
         for pid, (parent, _, _) in seen.items():
@@ -106,12 +106,12 @@ class Tree:
 
     @property
     def cpu_s(self) -> float:
-        """Return the larger of two incomplete sums: the kernel's at the end, and the sampled one."""
+        """Return the larger of two CPU times, which may both be incomplete: the kernel's account and the samples."""
         return max(self.reaped_s, sum(self.ticks.values()) / TICKS)
 
 
 def watched(command: list[str], environment: dict[str, str], log: Path, cwd: Path, timeout_s: float) -> Usage:
-    """Run a command to its end; its remaining processes are killed after 20 seconds."""
+    """Run a command to its end. Kill processes that still run 20 seconds later."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     strangers = {
         pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if (stat_of(pid) or (0,))[0] == os.getpid()
@@ -141,7 +141,7 @@ def watched(command: list[str], environment: dict[str, str], log: Path, cwd: Pat
 
 
 def wait(pid: int, seconds: float) -> None:
-    """Wait until a child has ended, without reaping it."""
+    """Wait until a child ended or the time is over, without reaping the child."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):

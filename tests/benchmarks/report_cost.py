@@ -1,4 +1,4 @@
-"""Measure the cost of a report: `python tests/benchmarks/report_cost.py [ROWS]`."""
+"""Measure the cost of a report. Run: `python tests/benchmarks/report_cost.py [ROWS]`."""
 
 import hashlib
 import io
@@ -30,7 +30,7 @@ def photo() -> bytes:
 
 
 def fill(folder: Path, count: int) -> None:
-    """Create an output of `count` denoised images; only one part holds distinct images, the others repeat them."""
+    """Make an output of `count` denoised images; only one part has real images, the others repeat it."""
     for place in ("in", "out/images", "out/results"):
         (folder / place).mkdir(parents=True)
     data = photo()

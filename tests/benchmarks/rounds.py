@@ -1,4 +1,4 @@
-"""Run the rounds of the benchmark: peers, workloads, and each measured run, compared with float32."""
+"""The rounds of the benchmark: peers, workloads, and runs that are measured and compared with float32."""
 
 import json
 import os
@@ -22,15 +22,15 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PEERS = HERE / "peers"
 CORES = len(os.sched_getaffinity(0))
-# One thread per process, and memory that is not returned: the usual tuning of torch on CPUs, which Imagemill also sets.
+# One thread per process, and memory that is not returned to the kernel. Imagemill sets this itself; tuned peers get it too.
 TUNED = {k: v for k, v in WORKER_ENV.items() if k.startswith("MALLOC_")} | {"OMP_NUM_THREADS": "1"}
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "DAFT_ANALYTICS_ENABLED": "0", "DO_NOT_TRACK": "1"}
 SAMPLE = 12
 """Number of images of each run that are compared with float32."""
 OWN_DECODER = 5.0
-"""Factor of the tolerance for a peer with another decoder; the table shows its deviation."""
+"""Factor of the tolerance for a peer that uses its own decoder. The table shows the actual difference."""
 NO_IMAGES = 2
-"""Number of images of a run that measures the fixed cost."""
+"""The smallest run with work. Its duration is the fixed cost."""
 NOTHING_TO_DO = 10_000
 TIMEOUT_SECONDS = 900.0
 BEGAN = time.monotonic()
@@ -40,13 +40,13 @@ BEGAN = time.monotonic()
 class Peer:
     title: str
     script: tuple[str, ...]
-    """A file below peers/ and its further arguments; empty for Imagemill."""
+    """A file in peers/ and its additional arguments; empty for Imagemill."""
     tuned: bool
     workloads: tuple[str, ...]
     slow: bool = False
     """Gets fewer images, because it would take most of the time."""
     own_decoder: bool = False
-    """Decodes JPEGs with other code than libjpeg, so that the input pixels of the model differ."""
+    """Decodes JPEGs without libjpeg, so pixels differ before the model sees them."""
 
 
 ALL, UNIFORM = ("latents", "images", "sizes", "shards"), ("latents", "images")
@@ -65,18 +65,18 @@ ON_DEMAND = {"dataloader-main": Peer("DataLoader, model in main", ("dataloader_t
 
 @dataclass(frozen=True)
 class Load:
-    """A workload and its image counts."""
+    """A workload and its numbers of images."""
 
     title: str
     images: int
-    """Image count of fast peers in every round."""
+    """For fast peers, in every round."""
     slow_images: int
     other: float | None = None
-    """A second count for the slope in the first round, as a share of the first count."""
+    """A second number of images for the slope, as a share of the first one, in the first round."""
 
 
 LATENTS_ALONE = ["--set", "compression_level=3", "--set", "quality=0"]
-"""Like the other peers: no quality figures, which would require decoding each latent."""
+"""The same work as the peers: no quality figures, which would decode each latent."""
 LOADS = {
     "latents": Load("256-px JPEGs → encoder → Parquet", AT_IMAGES, 1_000, other=0.5),
     "images": Load("256-px JPEGs → denoised JPEGs", 400, 200),
@@ -89,7 +89,7 @@ OTHER_ROUNDS = 1
 
 @dataclass
 class Bench:
-    """A running benchmark."""
+    """The state of a benchmark."""
 
     work: Path
     out: Path
@@ -101,17 +101,16 @@ class Bench:
     limits: dict[str, list[dict]] = field(default_factory=dict)
     references: dict[str, tuple[dict, dict | None]] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
-    """Credentials of the S3 server."""
+    """Environment variables with the credentials and endpoint of the S3 server."""
 
     def counts(self, workload: str, peer: str, round_: int) -> list[int]:
-        """Return the image counts of a peer in a round."""
+        """Return the numbers of images that a peer gets in a round, one per run."""
         load = self.loads[workload]
         images = load.slow_images if self.peers[peer].slow else load.images
         if load.other is None or round_ >= OTHER_ROUNDS:
             return [images]
         if peer == "imagemill":
-            # Imagemill's start time scatters by more than small counts take, and its memory must not grow: use a quarter to
-            # twice the count.
+            # Its start varies by more than small runs take, and its memory must not grow: a quarter to twice as many.
             return [images, images // 4, images * 2]
         return [images, int(images * load.other)]
 
@@ -120,14 +119,14 @@ class Bench:
         return max(most, NO_IMAGES, NOTHING_TO_DO if self.goes_on(workload) else 0)
 
     def goes_on(self, workload: str) -> bool:
-        """Return whether this benchmark includes a second run over many images."""
+        """Return whether this benchmark measures a second run over finished images."""
         return workload == "latents" and "imagemill" in self.peers and self.loads["latents"].other is not None
 
     def takers(self, workload: str) -> list[str]:
         return [name for name, peer in self.peers.items() if workload in peer.workloads]
 
     def source(self, workload: str, images: int) -> str:
-        """Return a folder with the first images, or the S3 location of their shards."""
+        """Return a folder with the first images, or the S3 prefix of their shards."""
         if workload == "shards":
             return f"s3://bench/{images}"
         return str(made.first(self.work / "all" / workload, images, self.work / "in" / workload / str(images)))
@@ -139,7 +138,7 @@ class Bench:
                 denoised = workload in ("images", "sizes")
                 folder = self.work / "all" / workload
                 made.make(folder, most, self.photos, workload == "sizes", denoised, SAMPLE, CORES)
-        # Flush writes to disk now, not while a run is timed.
+        # Flush written files now, not during a measurement.
         os.sync()
 
     def make_references(self) -> None:
@@ -157,7 +156,7 @@ class Bench:
             self.references[workload] = reference, clean if kind != "latents" else None
 
     def environment_of(self, tuned: bool) -> dict[str, str]:
-        """Return the default environment, or the tuned one."""
+        """Return the environment of a peer; with `tuned` also the settings of one thread and of glibc."""
         inherited = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS",)}
         return inherited | QUIET | self.environment | (TUNED if tuned else {}) | {"PYTHONPATH": str(PEERS)}
 
@@ -177,7 +176,7 @@ class Bench:
         ]
 
     def run(self, workload: str, peer: str, images: int, round_: int, keep: Path | None = None) -> Run:
-        """Measure one run; delete its output, or move it to `keep`."""
+        """Run a peer once. Delete its output, or rename it to `keep`."""
         source, output = self.source(workload, images), self.work / "out"
         if self.peers[peer].script:
             output.mkdir()
@@ -220,7 +219,7 @@ class Bench:
     def limit(self, workload: str) -> None:
         folder = self.work / "limit"
         folder.mkdir()
-        # Compare all images of a small run: only together are mixed sizes a mixture.
+        # Use all images of a small workload, because mixed sizes are only complete together.
         load = self.loads[workload]
         source = self.source(workload, load.images)
         arguments = [workload, source, str(folder), str(min(load.images, 400))]
@@ -235,21 +234,21 @@ class Bench:
         for workload in self.loads:
             self.limit(workload)
             peers = self.takers(workload)
-            # The order changes, so that no peer is always first or always after the same peer.
+            # Rotate the order, so that no peer is always first or always after the same one.
             turn = number % len(peers)
             for peer in peers[turn:] + peers[:turn]:
                 for images in self.counts(workload, peer, number):
                     self.run(workload, peer, images, number, self.work / "done" if self.wanted(workload, peer) else None)
 
     def wanted(self, workload: str, peer: str) -> bool:
-        """Return whether an output is kept to run over it again."""
+        """Return whether the output is kept for a second run."""
         return peer == "imagemill" and self.goes_on(workload)
 
     def fixed(self, rounds: int) -> dict[str, Spread | None]:
-        """Measure Imagemill's runs over almost no images, and over images that are already done."""
+        """Measure Imagemill's fixed costs: seconds of a run of two images, of a run with nothing to do, and of imports."""
         source, output = self.source("latents", NOTHING_TO_DO), self.work / "done"
         few = [self.run("latents", "imagemill", NO_IMAGES, number) for number in range(rounds)]
-        # These runs are reported separately, not as figures of the workload.
+        # These runs are reported separately from the workload.
         self.runs = [run for run in self.runs if run.images != NO_IMAGES]
         command, environment = self.command("latents", "imagemill", source, output), self.environment_of(False)
         watched(command, environment, self.work / "log", ROOT, TIMEOUT_SECONDS)
@@ -263,7 +262,7 @@ class Bench:
         }
 
     def summaries(self) -> dict[str, list[Summary]]:
-        """Return summaries by workload, in the order of the table."""
+        """Return the summaries of each workload, in the order of the table."""
         found = {}
         for workload in self.loads:
             of = [[r for r in self.runs if (r.workload, r.peer) == (workload, peer)] for peer in self.takers(workload)]

@@ -1,4 +1,4 @@
-"""Measure search and duplicates in CPU time of one thread.
+"""Measure the cost of search and duplicates, in CPU time of one thread.
 
 Run: OMP_NUM_THREADS=1 python tests/benchmarks/search_rate.py
 """
@@ -37,7 +37,7 @@ def main() -> None:
     took = seconds(lambda: nearest(vectors[:1], batches, 10))
     print(f"nearest 10 among {len(vectors):,} vectors: {took:.3f} s")
     for count in (BATCH, 2 * BATCH):
-        took = seconds(lambda: near_groups(vectors[:count], 0.7))  # noqa: B023 - called immediately
+        took = seconds(lambda: near_groups(vectors[:count], 0.7))  # noqa: B023 - called at once
         print(f"all pairs of {count:,} vectors: {took:.1f} s, {count**2 / 2 / took / 1e6:.0f} million pairs a second")
 
 

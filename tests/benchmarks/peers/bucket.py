@@ -1,4 +1,4 @@
-"""Read tar shards in S3; the endpoint and the keys come from the environment."""
+"""Read tar shards from S3 in a simple way; endpoint and credentials come from the environment."""
 
 import os
 import tarfile
@@ -19,7 +19,7 @@ def shards_of(url: str) -> list[str]:
 
 
 def members_of(url: str, shards: list[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, bytes) of the images in some shards, each read as one stream."""
+    """Yield (name, bytes) of the images in the given shards, each read as one stream."""
     bucket, s3 = url.removeprefix("s3://").partition("/")[0], client()
     for shard in shards:
         body = s3.get_object(Bucket=bucket, Key=shard)["Body"]

@@ -1,7 +1,6 @@
 """A torch DataLoader tuned for CPUs: its workers also run the model, and the main process writes Parquet.
 
-With `--model main` the workers decode and return batches as bytes, and the main process runs the model and encodes in
-threads.
+With `--model main`, workers decode, batches arrive as bytes, the main process runs the model, and threads encode.
 """
 
 import sys
@@ -16,12 +15,12 @@ from bucket import members_of, shards_of
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from work import PROCESSES, Rows, Tuned, arguments, batches, gives_latents, stamp
 
-# Batches per message, because messages between processes are expensive.
+# Batches of the model per message, because messages between processes cost time.
 AT_ONCE = 32
 
 
 class Share(IterableDataset):
-    """The images of a worker: decoded batches, or with `runs_model` their results."""
+    """The images of a worker as decoded batches, or with `runs_model` as results."""
 
     def __init__(self, workload: str, source: str, output: Path, runs_model: bool) -> None:
         self.workload, self.source, self.output, self.runs_model = workload, source, output, runs_model
@@ -54,12 +53,12 @@ class Share(IterableDataset):
             yield self.message(names, values)
 
     def message(self, names: list[str], values: list) -> tuple[list[str], Any]:
-        """Pack symbols into one array, which travels in shared memory."""
+        """Return the symbols as one array, which is passed in shared memory."""
         return names, np.stack(values) if gives_latents(self.workload) else values
 
 
 def finished(workload: str, output: Path, names: list[str], values: list[np.ndarray], tuned: Tuned) -> list:
-    """Return symbols unchanged; write images and return their paths."""
+    """Return symbols unchanged, and images as the paths they were written to."""
     if gives_latents(workload):
         return values
     targets = [output / "images" / name for name in names]

@@ -1,7 +1,7 @@
-"""Measure the limit of the machine: each component alone, in one process per core at once, with one thread each.
+"""Measure the limit of the machine: each component separately, in one process per core with one thread each.
 
 `limit.py WORKLOAD INPUT FOLDER COUNT` prints JSON: milliseconds per image of each component in one process, and the rate of
-all processes if they did only this work.
+all processes if they did nothing else.
 """
 
 import json
@@ -19,7 +19,7 @@ from work import PROCESSES, Rows, Tuned, batches, gives_latents
 
 @contextmanager
 def component(barrier: Any, seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Measure one component in all processes at the same time."""
+    """Run the same component in all processes at the same time."""
     barrier.wait()
     began = time.perf_counter()
     yield
@@ -37,7 +37,7 @@ def measure(workload: str, source: str, folder: Path, count: int, rank: int, bar
         paths = sorted(Path(source).iterdir())[:count][rank::PROCESSES]
         fetch = lambda: [(path.name, path.read_bytes()) for path in paths]  # noqa: E731
     named = fetch()
-    # One-time costs (first use of torch, pyarrow, zstd) are not part of a rate.
+    # The first use of torch, pyarrow and zstd does not count.
     first = tuned.run([tuned.decode(named[0][1])])[0]
     warm = Rows(folder / f"{rank}.first.parquet", gives_latents(workload))
     warm.add(["first"], [first if gives_latents(workload) else ""])
