@@ -233,8 +233,8 @@ class BlockProcessor:
 
     def _predict(self, batch: list[Item]) -> dict[str, Any] | None:
         """Give the items of a batch their outputs; where that fails return the row of a reject."""
-        image_wanted = self.job.reconstruct or not self.task.stores_latent
-        samples = [item.sample(image_wanted, item.among(self.job.quality)) for item in batch]
+        needs_image = self.job.reconstruct or not self.task.stores_latent
+        samples = [item.sample(needs_image, item.among(self.job.quality)) for item in batch]
         try:
             with self.tally.time("model"):
                 outputs = self.objective.predict(self.model, samples, self.params, self.precision)
