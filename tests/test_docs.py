@@ -44,6 +44,7 @@ def test_site_builds_without_a_warning(tmp_path: Path) -> None:
     """Dead links, dead anchors and pages that no table of contents names are warnings of Sphinx."""
     result = build(ROOT / "docs", tmp_path)
     assert result.returncode == 0, result.stderr
+    assert not {"search", "genindex"} & {page.stem for page in PAGES}, "Sphinx writes pages of these names itself"
     pages = {page.relative_to(ROOT / "docs").with_suffix(".html") for page in (ROOT / "docs").rglob("*.md")}
     assert not {page for page in pages if page.parts[0] != "_build" and not (tmp_path / page).exists()}
 
