@@ -19,12 +19,12 @@ from imagemill.jobs.evaluations.evaluation import (
     spread,
     through_product,
 )
-from imagemill.jobs.outputs import rows_of
+from imagemill.jobs.outputs import read_newest_rows
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.autoencoder import LatentCoder
 from imagemill.models.metrics import checkerboard, psnr_db
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.resolve import Resolved
+from imagemill.pipeline.resolve import ResolvedRun
 
 SHOWN, SHOWN_FLAT, AMPLIFIED = 12, 4, 4
 FLAT_CODES = 1000
@@ -71,7 +71,7 @@ def evaluate_digits(config: EvaluateConfig) -> Evaluation:
             if min(x.shape[1:]) > 2 * MARGIN * model.stride:
                 flat[c.weights] = decoded_flat(model, code)
         with through_product(c, {}, str(c.input)) as (output, _):
-            rows, images = rows_of(output, ["bits_per_pixel"]), decoded_images(output)
+            rows, images = read_newest_rows(output, ["bits_per_pixel"]), decoded_images(output)
         stored = np.stack([images[name][..., 0] for name in names])
         parameters = sum(p.numel() for p in model.parameters())
         line = {"coder": c.weights, "parameters": parameters, "values": code[0].numel()}
@@ -105,7 +105,7 @@ def evaluate_digits(config: EvaluateConfig) -> Evaluation:
     )
 
 
-def gray_coder(job: Resolved) -> LatentCoder:
+def gray_coder(job: ResolvedRun) -> LatentCoder:
     """The model of a checkpoint. Raises: ConfigError when it does not code gray images as they are."""
     model = checkpoints.build(job.card, job.weights)
     if not isinstance(model, LatentCoder) or model.channels != 1:

@@ -11,14 +11,14 @@ import numpy as np
 from pydantic import Field
 
 from imagemill.jobs.console import number
-from imagemill.jobs.outputs import rows_of
+from imagemill.jobs.outputs import read_newest_rows
 from imagemill.models.metrics import SSIM_SIDE
 from imagemill.models.tasks import TASKS
 from imagemill.pipeline.config import RunConfig, Strict
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.images.decode import DecodedImage, decode_image
 from imagemill.pipeline.images.errors import ImageError
-from imagemill.pipeline.resolve import Resolved, check_ends, check_model, resolve
+from imagemill.pipeline.resolve import ResolvedRun, check_ends, check_model, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import image_id
 from imagemill.pipeline.sources.folder import list_folder
@@ -81,7 +81,7 @@ class Evaluation:
 Evaluate = Callable[[EvaluateConfig], Evaluation]
 
 
-def check_config(config: EvaluateConfig, at: str | None, drawn: tuple[str, ...] = ()) -> Resolved:
+def check_config(config: EvaluateConfig, at: str | None, drawn: tuple[str, ...] = ()) -> ResolvedRun:
     """What could be wrong before anything is measured is looked at.
 
     Args: at: the parameter that `at` holds values of; drawn: other parameters that the evaluation sets itself.
@@ -138,7 +138,7 @@ def through_product(config: EvaluateConfig, params: dict[str, Any], input: str) 
 
 def restored(output: Store) -> dict[str, np.ndarray]:
     """The image (H,W,3) uint8 that each source became, by the source's relative path."""
-    return {name: decode_image(output.read(row["output_uri"])).rgb for name, row in rows_of(output, []).items()}
+    return {name: decode_image(output.read(row["output_uri"])).rgb for name, row in read_newest_rows(output, []).items()}
 
 
 def read_images(url: str, storage: StorageConfig, smallest: int = SSIM_SIDE) -> dict[str, DecodedImage]:

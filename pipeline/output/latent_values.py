@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from imagemill.models.card import CheckpointError
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.latent_symbols import latent_rows, symbols_of
 from imagemill.pipeline.output.snapshot import Snapshot
@@ -20,8 +21,7 @@ from imagemill.pipeline.schema import LATENT, LATENT_ZERO_POINT, LatentError, st
 from imagemill.pipeline.storage import Store
 
 if TYPE_CHECKING:
-    from imagemill.models.card import CheckpointError
-from imagemill.models.autoencoder import LatentCoder
+    from imagemill.models.autoencoder import LatentCoder
 
 LATENT_COLUMNS = [name for name, _ in LATENT]
 NEEDED = ["rel_path", "checkpoint_sha256", "step", "orig_width", "orig_height", *LATENT_COLUMNS]

@@ -52,7 +52,7 @@ def test_mixed_cluster_runs_on_its_gpu_nodes(cluster: RayCluster, tmp_path: Path
     cluster.wait_for_nodes()
     task = ("--set", "task=denoise", "--set", "pool.gpus_per_worker=0.5", "--input", source.url, "--output", output.url)
     use = "2 workers of 1 CPU and 0.5 of a GPU each; cluster: 3 CPUs and 1 GPU on 2 nodes"
-    for order in (("plan", "--address", cluster.address), ("submit", "--address", cluster.dashboard)):
+    for order in (("plan", "--address", cluster.address), ("submit", "--dashboard", cluster.dashboard)):
         code, said = finished(command(cluster, *order, *task))
         assert code == 0, said
         assert use in " ".join(said.split())

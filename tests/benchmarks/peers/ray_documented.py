@@ -1,4 +1,4 @@
-"""Ray Data as its documentation has it: read_images → map_batches with a class → write_parquet."""
+"""Ray Data like in its documentation: read_images → map_batches with a class → write_parquet."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ if __name__ == "__main__":
     dataset = ray.data.read_images(source, mode="RGB", include_paths=True).map_batches(
         Model,
         fn_constructor_args=[workload, output],
-        # The model takes a CPU, and what is left reads and writes: with an actor for each CPU Ray Data waits for ever.
+        # One CPU runs the model, the others read and write. With an actor on every CPU, Ray Data waits forever.
         compute=ray.data.ActorPoolStrategy(size=max(1, PROCESSES - 1)),
         batch_size=32,
     )

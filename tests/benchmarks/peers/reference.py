@@ -1,4 +1,4 @@
-"""What a sample of images should become, in plain float32, one image at a time: `reference.py WORKLOAD OUT.npz FILE…`."""
+"""Compute the reference of a sample of images in float32, one image at a time: `reference.py WORKLOAD OUT.npz FILE…`."""
 
 import io
 import sys
