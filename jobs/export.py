@@ -243,7 +243,7 @@ def keep_model(output: Store, dest: Store, seen: Survey) -> dict[str, Any]:
     """Put the checkpoint beside the export, so that it can be decoded by itself; what its values mean."""
     [(model_id, sha256)] = seen.models
     coders = Coders(output)
-    widths = {str(step): coders.lattice(sha256, step)[0].tolist() for step in seen.steps}
+    widths = {str(step): coders.dequantisation(sha256, step)[0].tolist() for step in seen.steps}
     folder = checkpoint_folder(sha256)
     for name in (checkpoints.WEIGHTS, checkpoints.CARD):
         dest.write(f"{folder}/{name}", output.read(f"{folder}/{name}"))
@@ -252,7 +252,7 @@ def keep_model(output: Store, dest: Store, seen: Survey) -> dict[str, Any]:
         "checkpoint_sha256": sha256,
         "checkpoint": folder,
         "values": "value = (symbol - zero) * width[step][channel]; latent is (C,h,w), row-major",
-        "zero": coders.lattice(sha256, seen.steps[0])[1],
+        "zero": coders.dequantisation(sha256, seen.steps[0])[1],
         "width": widths,
         "stored_symbol": f"results/ holds symbol + {LATENT_ZERO_POINT} as uint8",
     }

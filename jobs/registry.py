@@ -69,7 +69,7 @@ def list_architectures() -> list[Row]:
             "description": describe(architecture),
             "parameters": count_parameters(model),
             "stride": model.stride,
-            "trains": [task for task, objective in OBJECTIVES.items() if issubclass(architecture, objective.learned_by)],
+            "trains": [task for task, objective in OBJECTIVES.items() if issubclass(architecture, objective.trainable_type)],
         })  # fmt: skip
     return rows
 

@@ -9,7 +9,6 @@ from imagemill.jobs.console import print_table, print_text
 from imagemill.jobs.result_file import result_file
 from imagemill.models.resizing import limit_side
 from imagemill.pipeline.errors import ConfigError, VerificationError
-from imagemill.pipeline.images.config import MAX_PIXELS
 from imagemill.pipeline.output.neighbours import Collection, nearest
 from imagemill.pipeline.output.style_images import read_image
 from imagemill.pipeline.reports.sheets import Tile, contact_sheet
@@ -79,7 +78,7 @@ def show_search(
 
 def query_from_file(images: Collection, image: str) -> Query:
     """Compute the features of an image file with the model of the output. Raises ConfigError when it is unreadable."""
-    _, rgb = read_image(f"--image {image}", image, images.state.output.config, MAX_PIXELS, images.pixels)
+    _, rgb = read_image(f"--image {image}", image, images.state.output.config, None, images.pixels)
     return Query(images.features_of(rgb), limit_side(rgb, SIDE), None)
 
 

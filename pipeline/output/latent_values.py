@@ -46,7 +46,7 @@ class Coders:
     def __init__(self, output: Store, device: str = "cpu") -> None:
         self.lock = Lock()
         self._of = cache(lambda sha256: kept_model(output, sha256, device))
-        self._lattice = cache(lambda sha256, step: self[sha256].lattice(step))
+        self._dequantisation = cache(lambda sha256, step: self[sha256].dequantisation(step))
 
     def __getitem__(self, checkpoint_sha256: str) -> "LatentCoder":
         """Raises: CheckpointError when it is missing, damaged, or no model that codes."""
@@ -58,9 +58,9 @@ class Coders:
             raise CheckpointError(f"checkpoint {checkpoint_sha256[:16]} makes no latents")
         return model
 
-    def lattice(self, checkpoint_sha256: str, step: float) -> tuple[np.ndarray, int]:
-        """`LatentCoder.lattice` as numpy: width (C,) float32, and zero. Raises: CheckpointError, as by index."""
-        widths, zero = self._lattice(checkpoint_sha256, step)
+    def dequantisation(self, checkpoint_sha256: str, step: float) -> tuple[np.ndarray, int]:
+        """`LatentCoder.dequantisation` as numpy: width (C,) float32, and zero. Raises: CheckpointError, as by index."""
+        widths, zero = self._dequantisation(checkpoint_sha256, step)
         return widths.float().cpu().numpy(), zero
 
 
@@ -93,7 +93,7 @@ def symbols_in(row: dict[str, Any], coders: Coders) -> np.ndarray:
     sha256 = row["checkpoint_sha256"]
     if row["latent"] is None or row["latent"].dtype == np.uint8:
         return symbols_of(row, coders[sha256].entropy)
-    symbols = requantise(row["latent"], row["latent_shape"], *coders.lattice(sha256, row["step"]))
+    symbols = requantise(row["latent"], row["latent_shape"], *coders.dequantisation(sha256, row["step"]))
     return unpack_latent(store_latent(symbols), row["latent_shape"], row["latent_crc32"])
 
 
@@ -166,10 +166,10 @@ def values_in(table: pa.Table, shape: tuple[int, int, int], columns: list[str], 
     if problems:
         table = table.filter(pa.array(good))
     made = zip(table["checkpoint_sha256"].to_pylist(), table["step"].to_pylist(), strict=True)
-    lattices = [coders.lattice(*by) for by in made]
+    parameters = [coders.dequantisation(*by) for by in made]
     values = np.empty((0, *shape), np.float32)
-    if lattices:
-        widths, zeros = zip(*lattices, strict=True)
+    if parameters:
+        widths, zeros = zip(*parameters, strict=True)
         values = dequantise(symbols, np.stack(widths), np.array(zeros))
     return Latents(table.select(columns), values), problems
 

@@ -90,7 +90,7 @@ def by_ray(folder: str) -> None:
 
         from imagemill.pipeline.output.latent_values import dequantise
 
-        width = checkpoints.build(*checkpoints.read("conv-mnist")).lattice(26.0)[0].numpy()
+        width = checkpoints.build(*checkpoints.read("conv-mnist")).dequantisation(26.0)[0].numpy()
 
         def values(batch: pa.Table) -> pa.Table:
             symbols = (batch["latent"].combine_chunks().flatten().to_numpy() ^ np.uint8(LATENT_ZERO_POINT)).view(np.int8)

@@ -107,7 +107,7 @@ def photographs(count: int, height: int = 256, width: int = 256) -> list[np.ndar
 
 def predicted(task: str, images: list[np.ndarray], precision: Precision) -> list[Output]:
     model, params = prepared(task, precision.device)
-    samples = [Sample(image.copy(), quality_wanted=False, image_wanted=False) for image in images]
+    samples = [Sample(image.copy(), needs_quality=False, needs_image=False) for image in images]
     return TASK_OBJECTIVES[task].predict(model, samples, params, precision)
 
 
@@ -150,7 +150,7 @@ def model_rates(bench: Bench) -> Iterator[tuple[object, ...]]:
                 continue
             times = []
             for _ in range(REPEATS + 1):
-                samples = [Sample(image.copy(), quality_wanted=False, image_wanted=False) for image in images]
+                samples = [Sample(image.copy(), needs_quality=False, needs_image=False) for image in images]
                 began = time.perf_counter()
                 TASK_OBJECTIVES[task].predict(model, samples, params, Precision(bench.device, dtype))
                 times.append(time.perf_counter() - began)

@@ -67,7 +67,7 @@ class Descriptors:
     def __init__(self) -> None:
         card, weights = checkpoints.read("compress-small")
         self.coder = checkpoints.build(card, weights)
-        width, self.zero = self.coder.lattice(STEP)
+        width, self.zero = self.coder.dequantisation(STEP)
         self.width = width.numpy()
 
     def __call__(self, image: Image.Image) -> dict[str, np.ndarray]:

@@ -58,7 +58,7 @@ def test_random_splits_of_real_images_are_as_far_as_chance_says(tmp_path: Path, 
     output = compressed(tmp_path, {f"{n}.png": crop for n, crop in enumerate(crops)}, "compress-small", rows_per_part=1000)
     [latents] = latent_batches(snapshot(output), ["rel_path"], [])
     values, made_by = latents.values, checkpoints.build(*checkpoints.read("compress-small"))
-    width = made_by.lattice(26)[0].detach().numpy()
+    width = made_by.dequantisation(26)[0].detach().numpy()
     for few in (6, 16, len(values) // 2):
         orders = [np.random.default_rng(seed).permutation(len(values)) for seed in range(100)]
         splits = [drift(moments_of(values[order[:few]], width), moments_of(values[order[few:]], width)) for order in orders]

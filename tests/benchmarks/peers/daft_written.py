@@ -20,7 +20,7 @@ class Model:
     def latents(self, image: Series) -> list:
         x = pixels_of(image)
         with torch.no_grad():
-            y = self.model.symbols(x, torch.full((len(x),), STEP)).to(torch.int8).flatten(1).numpy()
+            y = self.model.encode_symbols(x, torch.full((len(x),), STEP)).to(torch.int8).flatten(1).numpy()
         stamp(OUTPUT, len(x))
         return list(y)
 

@@ -45,7 +45,7 @@ def main() -> None:
     for x, paths in loader:
         with torch.no_grad():
             if gives_latents(workload):
-                values = [y.ravel() for y in model.symbols(x, torch.full((len(x),), STEP)).to(torch.int8).numpy()]
+                values = [y.ravel() for y in model.encode_symbols(x, torch.full((len(x),), STEP)).to(torch.int8).numpy()]
             else:
                 # The network halves its input, so pad to a multiple of its stride and crop the result.
                 h, w = x.shape[2:]

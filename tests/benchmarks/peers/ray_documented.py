@@ -19,7 +19,7 @@ class Model:
         x = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2).float() / 255
         with torch.no_grad():
             if gives_latents(self.workload):
-                y = self.model.symbols(x, torch.full((len(x),), STEP)).to(torch.int8)
+                y = self.model.encode_symbols(x, torch.full((len(x),), STEP)).to(torch.int8)
                 out = {"latent": y.flatten(1).numpy()}
             else:
                 y = self.model(x, torch.full((len(x),), SIGMA / 255)).clamp(0, 1).mul(255).round().to(torch.uint8)
