@@ -13,11 +13,11 @@ from imagemill.pipeline.cluster.pool import WITHOUT_CUDA, free_of, free_resource
 from imagemill.pipeline.cluster.progress import ON_CPU
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import Interrupted
-from imagemill.pipeline.output.run_history import last_records
+from imagemill.pipeline.output.run_history import read_last_records
 from imagemill.pipeline.progress import clock
 from imagemill.pipeline.resolve import check_ends, check_model, plan_of, resolve
 from imagemill.pipeline.run import run
-from imagemill.pipeline.sources.folder import OTHER
+from imagemill.pipeline.sources.folder import OTHER_KIND
 from imagemill.pipeline.sources.system_files import EXCLUDED
 from imagemill.pipeline.storage import Store
 
@@ -71,9 +71,11 @@ def show_record(record: dict[str, Any]) -> None:
 def other_files(kinds: Counter[str]) -> str:
     """315 other files (txt 300, md 12, excluded 3)."""
     excluded = kinds[EXCLUDED]
-    shown = Counter({kind: count for kind, count in kinds.items() if kind not in (OTHER, EXCLUDED)}).most_common(SHOWN_KINDS)
+    shown = Counter({kind: count for kind, count in kinds.items() if kind not in (OTHER_KIND, EXCLUDED)}).most_common(
+        SHOWN_KINDS
+    )
     rest = kinds.total() - excluded - sum(count for _, count in shown)
-    counts = ", ".join(f"{kind} {count:,}" for kind, count in [*shown, (OTHER, rest), (EXCLUDED, excluded)] if count)
+    counts = ", ".join(f"{kind} {count:,}" for kind, count in [*shown, (OTHER_KIND, rest), (EXCLUDED, excluded)] if count)
     return number(kinds.total(), "other file") + (f" ({counts})" if counts else "")
 
 
@@ -81,7 +83,7 @@ def time_of(todo: int, config: RunConfig, output: Store) -> str:
     """How long a run over so many images takes, by the newest run that did any, and how far the two compare."""
     if not todo:
         return "nothing to do"
-    records = [record for record in last_records(output) if record.get("images_per_s")]
+    records = [record for record in read_last_records(output) if record.get("images_per_s")]
     if not records:
         return "unknown: no run before this"
     rate, measured, now = records[-1]["images_per_s"], records[-1].get("measured_share"), config.measured_share(todo)

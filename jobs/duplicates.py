@@ -12,7 +12,7 @@ from imagemill.jobs.console import console, number
 from imagemill.jobs.search import SIDE, comparable, pictures_of, raise_damaged, shortened
 from imagemill.jobs.tables import encoded, table_target
 from imagemill.jobs.target import target_of
-from imagemill.pipeline.output.neighbours import links, near_groups
+from imagemill.pipeline.output.neighbours import find_similar_groups, link_to_first
 from imagemill.pipeline.reports.sheets import Tile, contact_sheet
 from imagemill.pipeline.storage import Store
 
@@ -68,11 +68,11 @@ def grouped(rows: pa.Table, vectors: np.ndarray, threshold: float) -> pa.Table:
     area = rows["orig_width"].to_numpy().astype(np.int64) * rows["orig_height"].to_numpy()
     names, digests = np.array(rows["rel_path"].to_pylist()), np.array(rows["content_sha256"].to_pylist())
     order, number, copy, of, alike = [], [], [], [], []
-    for count, group in enumerate(near_groups(vectors, threshold), 1):
+    for count, group in enumerate(find_similar_groups(vectors, threshold), 1):
         group = group[np.lexsort((names[group], -area[group]))]
         _, earliest, content = np.unique(digests[group], return_index=True, return_inverse=True)
         exact = earliest[content] != np.arange(len(group))
-        by, similar = links(vectors[group], threshold)
+        by, similar = link_to_first(vectors[group], threshold)
         by, similar = np.where(exact, earliest[content], by), np.where(exact, 1, similar)
         order.append(group)
         number += [count] * len(group)

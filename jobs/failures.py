@@ -8,8 +8,8 @@ from imagemill.jobs.console import console, number
 from imagemill.jobs.outputs import check_exists
 from imagemill.jobs.tables import encoded, table_target
 from imagemill.pipeline.images.errors import DAMAGED_IMAGE
-from imagemill.pipeline.output.rejects import grouped, waiting_rejects
-from imagemill.pipeline.sources.web import without_secrets
+from imagemill.pipeline.output.rejects import group_rejects, read_waiting_rejects
+from imagemill.pipeline.sources.web import redact_secrets
 from imagemill.pipeline.storage import Store
 
 COLUMNS = ["image_id", "source_uri", "rel_path", "stage", "error_class", "error", "transient", "attempts", "run_id"]
@@ -22,7 +22,7 @@ def show_failures(output: Store, by_reason: bool = False, export: str | None = N
     """
     target = table_target(export, overwrite)
     check_exists(output)
-    rejects = waiting_rejects(output, COLUMNS).sort_by("rel_path")
+    rejects = read_waiting_rejects(output, COLUMNS).sort_by("rel_path")
     if target:
         target.write(encoded(rejects, target.path))
         console.print(f"{number(len(rejects), 'reject')} in {target.path}")
@@ -40,7 +40,7 @@ def show_failures(output: Store, by_reason: bool = False, export: str | None = N
 def reasons(rejects: pa.Table) -> Table:
     """Rejects by stage and class, most frequent first, each with an example."""
     table = Table("stage", "class", "images", "tried again by", "for example", "reason there", box=None)
-    for row in grouped(rejects).to_pylist():
+    for row in group_rejects(rejects).to_pylist():
         damaged = row["error_class"] == DAMAGED_IMAGE
         by_person = "--accept-damaged, or a new file" if damaged else "--retry-failed, or a new file"
         again = "the next run" if row["transient_any"] else by_person
@@ -58,4 +58,4 @@ def reasons(rejects: pa.Table) -> Table:
 
 def shown(value: object) -> Text:
     """What a table shows of a name or an error: brackets are no markup, and secrets of addresses are left out."""
-    return Text(without_secrets(str(value)))
+    return Text(redact_secrets(str(value)))

@@ -4,7 +4,7 @@ from typing import Any
 
 from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.output.exports import MANIFEST, UNFINISHED
-from imagemill.pipeline.output.snapshot import snapshot
+from imagemill.pipeline.output.snapshot import read_snapshot
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
@@ -31,5 +31,5 @@ def check_exists(output: Store, or_export: bool = False) -> None:
 
 def rows_of(output: Store, columns: list[str]) -> dict[str, dict[str, Any]]:
     """The newest row of each image of an OUTPUT, with its output_uri and these columns, by its source's relative path."""
-    rows = (row for table in snapshot(output).tables(["rel_path", "output_uri", *columns]) for row in table.to_pylist())
+    rows = (row for table in read_snapshot(output).tables(["rel_path", "output_uri", *columns]) for row in table.to_pylist())
     return {row["rel_path"]: row for row in rows}

@@ -10,7 +10,7 @@ from imagemill.jobs.target import target_of
 from imagemill.models.resizing import within_side
 from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
 from imagemill.pipeline.images.config import MAX_PIXELS
-from imagemill.pipeline.output.neighbours import Collection, collection, nearest
+from imagemill.pipeline.output.neighbours import Collection, find_nearest, load_collection
 from imagemill.pipeline.output.style_images import read_image
 from imagemill.pipeline.reports.sheets import Tile, contact_sheet
 from imagemill.pipeline.reports.thumbnails import thumbnails
@@ -38,7 +38,7 @@ def show_search(
     problems: list[str] = []
     query, picture, own = of_file(these, image) if image else of_own(these, str(id_))
     whiten, batches = these.vectors(ROW, problems)
-    found = nearest(whiten(query), batches, k + bool(own)).to_pylist()
+    found = find_nearest(whiten(query), batches, k + bool(own)).to_pylist()
     found = [row for row in found if row["image_id"] != own][:k]
     table = Table("rank", "similarity", "image", "size", "source", box=None)
     for rank, row in enumerate(found, 1):
@@ -61,7 +61,7 @@ def show_search(
 def comparable(output: Store) -> Collection:
     """What can be compared; says what cannot."""
     check_exists(output)
-    these = collection(output)
+    these = load_collection(output)
     if these.others:
         console.print(f"left out, as another model or other parameters made them: {'; '.join(these.others)}")
     return these
@@ -82,11 +82,11 @@ def of_file(these: Collection, image: str) -> tuple[np.ndarray, np.ndarray, str]
 def of_own(these: Collection, name: str) -> tuple[np.ndarray, np.ndarray, str]:
     """Features (1,F), picture and image_id of one of the images. Raises: ConfigError when there is none of this name."""
     for column in ("image_id", "rel_path"):
-        state = these.only(column, [name])
+        state = these.select(column, [name])
         if len(state):
             problems: list[str] = []
             for row, rgb in thumbnails(state, these.coder, ["image_id"], SIDE, problems):
-                [(_, features)] = these.restricted(state).features(["image_id"], problems)
+                [(_, features)] = these.with_state(state).features(["image_id"], problems)
                 return features, rgb, row["image_id"]
             raise VerificationError("; ".join(problems))
     raise ConfigError(f"--id {name}: no image of {these.state.output.url} has this image_id or rel_path")
@@ -94,7 +94,7 @@ def of_own(these: Collection, name: str) -> tuple[np.ndarray, np.ndarray, str]:
 
 def pictures_of(these: Collection, ids: list[str]) -> dict[str, np.ndarray]:
     """Pictures (H,W,3) uint8 of images, by image_id; without those whose latents are damaged."""
-    state = these.only("image_id", ids)
+    state = these.select("image_id", ids)
     if not len(state):
         return {}
     return {row["image_id"]: rgb for row, rgb in thumbnails(state, these.coder, ["image_id"], SIDE, [])}

@@ -8,9 +8,9 @@ from rich.table import Table
 from imagemill.jobs.console import console, number
 from imagemill.jobs.outputs import check_exists
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.output.latent_values import Coders, check_latents, latent_batches
-from imagemill.pipeline.output.parts import each_part, part_paths
-from imagemill.pipeline.output.snapshot import snapshot
+from imagemill.pipeline.output.latent_values import LatentCoders, check_latents, latent_batches
+from imagemill.pipeline.output.parts import iterate_parts, list_parts
+from imagemill.pipeline.output.snapshot import read_snapshot
 from imagemill.pipeline.progress import with_progress
 from imagemill.pipeline.storage import Store
 
@@ -108,7 +108,7 @@ def by_chance(seen: Moments, reference: Moments, unit: np.ndarray) -> float:
 
 def runs_of(output: Store, beside: str | None = None) -> list[str]:
     """The runs that made rows, oldest first, but for one. Raises: ConfigError when there are none; StorageError."""
-    parts = each_part(output, part_paths(output, "results"), ["run_id"], ahead=64)
+    parts = iterate_parts(output, list_parts(output, "results"), ["run_id"], ahead=64)
     runs = {str(name) for _, table in parts for name in table["run_id"].unique().to_pylist()} - {beside}
     if not runs:
         raise ConfigError(f"{output.url}: no row is of {f'another run than {beside}' if beside else 'any run'}")
@@ -117,11 +117,11 @@ def runs_of(output: Store, beside: str | None = None) -> list[str]:
 
 def moments_of_run(output: Store, run: str) -> Moments:
     """Of all rows that a run made, whatever came later. Raises: ConfigError when there are none, or no latents."""
-    state = snapshot(output, run)
+    state = read_snapshot(output, run)
     check_latents(state)
     seen = Moments()
     problems: list[str] = []
-    coders = Coders(output)
+    coders = LatentCoders(output)
     batches = latent_batches(state, ["checkpoint_sha256", "step"], problems)
     for latents in with_progress("stats", batches, len(state), lambda latents: len(latents.rows)):
         models, steps = (latents.rows[name].to_pylist() for name in ("checkpoint_sha256", "step"))

@@ -4,10 +4,10 @@ from rich.table import Table
 
 from imagemill.jobs.console import console, number
 from imagemill.jobs.outputs import check_exists
-from imagemill.pipeline.output.lease import BEAT_SECONDS, LIFETIME_SECONDS, holder_of, living_holder, newest_fence
-from imagemill.pipeline.output.rejects import waiting_rejects
-from imagemill.pipeline.output.run_history import run_ids, run_records
-from imagemill.pipeline.output.snapshot import snapshot
+from imagemill.pipeline.output.lease import BEAT_SECONDS, LIFETIME_SECONDS, find_living_holder, newest_fence, read_holder
+from imagemill.pipeline.output.rejects import read_waiting_rejects
+from imagemill.pipeline.output.run_history import list_run_ids, read_run_records
+from imagemill.pipeline.output.snapshot import read_snapshot
 from imagemill.pipeline.storage import Store
 
 WATCH_SECONDS = 1.5 * BEAT_SECONDS
@@ -16,7 +16,7 @@ WATCH_SECONDS = 1.5 * BEAT_SECONDS
 
 def show_status(output: Store) -> None:
     check_exists(output)
-    seen, transient = snapshot(output), waiting_rejects(output, ["transient"])["transient"].to_pylist()
+    seen, transient = read_snapshot(output), read_waiting_rejects(output, ["transient"])["transient"].to_pylist()
     kinds = {"for --retry-failed": transient.count(False), "for the next run": transient.count(True)}
     waiting = ", ".join(f"{count:,} {what}" for what, count in kinds.items() if count)
     console.print(
@@ -26,24 +26,24 @@ def show_status(output: Store) -> None:
     if seen.waiting:
         console.print(waits(seen.waiting))
     table = Table("planned", "ok", "rejected", "images/s", "exit", "run", box=None)
-    ids = run_ids(output)[-10:]
+    ids = list_run_ids(output)[-10:]
     # Between the two: what began is known before it is asked who is at work, and what ended leaves its record first.
     fence = newest_fence(output)
-    holder = holder_of(output, fence)
-    records = {record["run_id"]: record for record in run_records(output, ids)}
+    holder = read_holder(output, fence)
+    records = {record["run_id"]: record for record in read_run_records(output, ids)}
     for run_id in ids:
         # Names do not say which began last: one that was submitted earlier may have waited, and clocks differ.
         record = records.get(run_id, {"exit_reason": "killed, or at work" if holder else "killed"})
         counts = [str(record.get(key, "")) for key in ("planned", "ok", "rejected", "images_per_s", "exit_reason")]
         table.add_row(*counts, run_id)
     console.print(table)
-    if holder and holder.silent is None:
-        console.print(f"{holder.who} did not release this output: watching it for up to {WATCH_SECONDS:.0f} s")
-        if not (holder := living_holder(output, fence, WATCH_SECONDS, holder)):
+    if holder and holder.silent_seconds is None:
+        console.print(f"{holder.description} did not release this output: watching it for up to {WATCH_SECONDS:.0f} s")
+        if not (holder := find_living_holder(output, fence, WATCH_SECONDS, holder)):
             silence = f"no sign of life in {WATCH_SECONDS:.0f} s"
             console.print(f"{silence}; the next run takes over after {LIFETIME_SECONDS:.0f} s of silence")
     if holder:
-        console.print(f"at work: {holder.who}, last sign of life {holder.silent or 0:.0f} s ago")
+        console.print(f"at work: {holder.description}, last sign of life {holder.silent_seconds or 0:.0f} s ago")
 
 
 def waits(images: int) -> str:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.output.file_record import Written
+from imagemill.pipeline.output.file_record import FileRecord
 from imagemill.pipeline.storage import Store
 
 
@@ -18,7 +18,7 @@ class Target:
             raise ConfigError(f"{path}: folder {place.parent} does not exist: make it")
         if place.is_dir():
             raise ConfigError(f"{path} is a folder: give a file")
-        self._name, self._written = place.name, Written(Store(str(place.parent)), overwrite)
+        self._name, self._written = place.name, FileRecord(Store(str(place.parent)), overwrite)
         self._written.check([self._name])
 
     def write(self, data: bytes) -> None:

@@ -8,7 +8,7 @@ from imagemill.models import checkpoint
 from imagemill.models.architectures import ARCHITECTURES
 from imagemill.models.card import Card, CheckpointError
 from imagemill.models.tasks import TASKS
-from imagemill.pipeline.output.stored_checkpoint import keep_checkpoint
+from imagemill.pipeline.output.stored_checkpoint import store_checkpoint
 from imagemill.pipeline.storage import StorageConfig, Store
 
 
@@ -44,7 +44,7 @@ def test_a_card_is_shown_with_its_figures_and_their_set(name, capsys, monkeypatc
 def test_a_network_without_a_decoder_is_shown_by_its_name_and_where_a_run_kept_it(tmp_path, capsys):
     card, weights = checkpoint.read("random")
     kept = Store(str(tmp_path))
-    keep_checkpoint(kept, card, weights)
+    store_checkpoint(kept, card, weights)
     for name in ("random", kept.uri(f"checkpoints/{card.sha256[:16]}")):
         show_checkpoint(name, StorageConfig())
         shown = capsys.readouterr().out

@@ -216,7 +216,7 @@ def test_a_claim_that_rises_is_a_sign_of_life(tmp_path: Path) -> None:
     with Lease(output) as lease:
         claim = json.loads(output.read(lease.claim)) | {"monotonic": time.monotonic() - 10 * LIFETIME_SECONDS}
         output.write(lease.claim, json.dumps(claim).encode())
-        lease.rise(above=7)
+        lease.raise_above(7)
         with pytest.raises(OutputHeld, match=f"process {os.getpid()}"):
             Lease(Store(str(tmp_path))).__enter__()
 
