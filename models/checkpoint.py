@@ -125,6 +125,19 @@ def build(card: Card, weights: bytes) -> Any:
     return model.eval().requires_grad_(False)
 
 
+def load_model(card: Card, weights: bytes, device: str) -> Any:
+    """Build the network and put it on a device, as runs use it.
+
+    Raises:
+        CheckpointError: as `build`.
+    """
+    import torch
+
+    # TF32 changes the last bits, and a later `decode` must give the same pixels as the run.
+    torch.backends.cudnn.allow_tf32 = False
+    return build(card, weights).to(device, memory_format=torch.channels_last)
+
+
 def save(url: str, model: Any, card: dict[str, Any], storage_options: dict[str, Any] | None = None) -> Card:
     """Write a checkpoint folder: weights in float16, then the card.
 

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from imagemill.models.tasks.task import Output, Task
 from imagemill.models.type_checks import present
@@ -17,6 +16,7 @@ from imagemill.pipeline.errors import OutputHeld, StorageError
 from imagemill.pipeline.images.decode import DecodedImage
 from imagemill.pipeline.images.encode import check_output_size, choose_output_format, encode_output, encode_rgb, to_pillow
 from imagemill.pipeline.images.errors import ImageError
+from imagemill.pipeline.images.transparency import match_alpha
 from imagemill.pipeline.item import Item, Rejected, unexpected
 from imagemill.pipeline.job import Job
 from imagemill.pipeline.output.lease import check_newest
@@ -152,7 +152,7 @@ class Finish:
         has_alpha = picture.alpha is not None and not output.opaque
         image_format = choose_output_format(picture.format, self.task.exact, self.job.image.format, has_alpha)
         picture.is_gray = picture.is_gray and not output.coloured
-        picture.alpha = None if output.opaque else fitted(picture.alpha, rgb)
+        picture.alpha = None if output.opaque else match_alpha(picture.alpha, rgb)
         own = "JPEG" if picture.format == "MPO" else picture.format
         # A member of a shard may be called by a number alone.
         changed = image_format != own or not is_image_name(name)
@@ -162,10 +162,3 @@ class Finish:
         del rgb
         data = encode_output(image, picture, image_format, self.job.image.quality)
         return data, output_name(name, f".{image_format.lower()}" if changed else None)
-
-
-def fitted(alpha: np.ndarray | None, image: np.ndarray) -> np.ndarray | None:
-    """Alpha (H,W) at the size of what an image became."""
-    if alpha is None or alpha.shape == image.shape[:2]:
-        return alpha
-    return np.asarray(Image.fromarray(alpha).resize(image.shape[1::-1], Image.Resampling.LANCZOS))

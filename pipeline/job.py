@@ -37,4 +37,4 @@ class Job:
     accept_damaged: bool = False
     """Whether a picture that is damaged in part becomes a row rather than a reject."""
     oldest_unaccounted_file: str | None = None
-    """What `oldest_unaccounted_file` of ownership.py gives: a file for an image without a row that is older than this one is no run's."""
+    """Path in OUTPUT (`ownership.oldest_unaccounted_file`): an older output file of an image without a row is the user's."""

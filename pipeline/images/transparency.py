@@ -70,3 +70,10 @@ def filled(colours: np.ndarray, visible: np.ndarray) -> Image.Image:
     smooth = filled(*halved(colours, visible)).resize(image.size, Image.Resampling.BILINEAR, box)
     smooth.paste(image, mask=Image.fromarray(visible * np.uint8(255)))
     return smooth
+
+
+def match_alpha(alpha: np.ndarray | None, image: np.ndarray) -> np.ndarray | None:
+    """Resize alpha (H,W) uint8 to the size of an output image (h,w,3); None stays None."""
+    if alpha is None or alpha.shape == image.shape[:2]:
+        return alpha
+    return np.asarray(Image.fromarray(alpha).resize(image.shape[1::-1], Image.Resampling.LANCZOS))

@@ -40,8 +40,4 @@ def read_stored_checkpoint(output: Store, sha256: str) -> tuple[Card, bytes]:
 def load_stored_model(output: Store, sha256: str, device: str) -> "Autoencoder":
     """The model of a checkpoint that lies in OUTPUT, on a device. Raises: CheckpointError."""
     card, weights = read_stored_checkpoint(output, sha256)
-    import torch
-
-    # TF32 would move the last bits, and a later `decode` must give what the run did.
-    torch.backends.cudnn.allow_tf32 = False
-    return checkpoints.build(card, weights).to(device, memory_format=torch.channels_last)
+    return checkpoints.load_model(card, weights, device)

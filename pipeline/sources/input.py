@@ -72,7 +72,8 @@ def list_images(
     """Every image of an input, in the order of its names, and the kind of each file or member that is none.
 
     Args:
-        output: OUTPUT, whose index of a shard stands in for the shard while it is the same. keep: write what is missing there.
+        output: OUTPUT, whose index of a shard stands in for the shard while it is the same.
+        store_indexes: write the indexes that OUTPUT lacks.
         masks: NAME.mask.png is the mask of the image NAME.
 
     Raises: StorageError when the store cannot be listed; ConfigError when columns that the config names are not there.

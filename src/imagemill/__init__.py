@@ -8,10 +8,25 @@
 import logging
 
 from imagemill.jobs.api import PlanResult, RunResult, plan, run
+from imagemill.models.card import CheckpointError
 from imagemill.pipeline import read_latents
+from imagemill.pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError, TooManyRejects
 
 __version__ = "0.2.0.dev0"
-__all__ = ["PlanResult", "RunResult", "__version__", "plan", "read_latents", "run"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "OutputHeld",
+    "PlanResult",
+    "RunFailed",
+    "RunResult",
+    "StorageError",
+    "TooManyRejects",
+    "__version__",
+    "plan",
+    "read_latents",
+    "run",
+]
 
 # A program that imports the package decides what it logs, and where.
 logging.getLogger("imagemill").addHandler(logging.NullHandler())
