@@ -230,7 +230,7 @@ def test_a_silent_process_of_this_machine_is_overtaken_at_once(tmp_path: Path) -
         with Lease(Store(str(tmp_path))) as second:
             assert second.fence == 2
         with pytest.raises(OutputHeld):
-            first.check()
+            first.check_held()
 
 
 def test_a_claim_is_renewed_while_its_holder_clears_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
