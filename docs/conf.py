@@ -1,9 +1,10 @@
 """Sphinx settings of the documentation site: `make docs` builds it in docs/_build and fails at a dead link or anchor."""
 
-import tomllib
+import re
 from pathlib import Path
 
-VERSION = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+PACKAGE = Path(__file__).parent.parent / "src/imagemill/__init__.py"
+VERSION = re.findall(r'^__version__ = "(.+)"', PACKAGE.read_text(encoding="utf-8"), re.MULTILINE)[0]
 
 project = "Imagemill"
 copyright = "the authors of Imagemill, Apache-2.0"

@@ -1,11 +1,15 @@
 """The Python API: what a notebook or a program calls instead of the command line. `import imagemill` exports it."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from imagemill.pipeline.config import RunConfig
+    from imagemill.pipeline.loaded_checkpoint import LoadedCheckpoint
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,8 @@ def run(
     """
     from imagemill.pipeline.run import run as run_pipeline
 
-    done = run_pipeline(_run_config(task, input, output, config, settings), run_id=run_id)
+    with _progress_bars(progress):
+        done = run_pipeline(_run_config(task, input, output, config, settings), run_id=run_id)
     names = ("run_id", "found", "done_before", "planned", "ok", "rejected", "reasons", "quality", "output", "report")
     return RunResult(**{name: done[name] for name in names}, record=done)
 
@@ -141,6 +146,44 @@ def plan(
     )
 
 
+def load_checkpoint(
+    name_or_path: str | PathLike[str], *, device: str | None = None, dtype: str | None = None, threads: int = 1
+) -> "LoadedCheckpoint":
+    """Load a checkpoint to process single images in this process, without Ray.
+
+    >>> denoise = imagemill.load_checkpoint("denoise-small")
+    >>> clean = denoise(noisy, sigma=25)
+
+    Args:
+        name_or_path: name of a bundled checkpoint (`imagemill models` lists them), a folder or a URL.
+        device: "cpu" or "cuda"; by default CUDA if available.
+        dtype: "float32", "bfloat16" or "float16"; by default the fastest of the device, as in a run.
+        threads: torch threads of each call on a CPU.
+
+    Returns:
+        An object to call with a NumPy array or a PIL image of any size. It returns an image of the same kind. Checkpoints
+        of `compress` also have `encode` and `decode`.
+
+    Raises:
+        CheckpointError: the checkpoint is missing or broken.
+    """
+    from imagemill.pipeline.loaded_checkpoint import LoadedCheckpoint
+
+    return LoadedCheckpoint.load(fspath(name_or_path), device=device, dtype=dtype, threads=threads)
+
+
+@contextmanager
+def _progress_bars(shown: bool) -> Iterator[None]:
+    """Show or hide progress bars inside a `with` block: a bar is shown if its logger logs at level INFO."""
+    logger = logging.getLogger("imagemill.progress")
+    before = logger.level
+    logger.setLevel(logging.INFO if shown else logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def _run_config(
     task: str,
     input: str | PathLike[str],
@@ -148,12 +191,13 @@ def _run_config(
     config: str | PathLike[str] | None,
     settings: dict[str, Any],
 ) -> "RunConfig":
-    """Return the configuration of a run; `settings` that are no keys of it are parameters of the task."""
+    """Return the configuration of a run; settings that are not keys of it are parameters of the task."""
     from imagemill.pipeline.config import RunConfig, read_yaml, validate
 
     values = read_yaml(fspath(config)) if config else {}
-    keys = {key: value for key, value in settings.items() if key in RunConfig.model_fields}
-    params = {key: value for key, value in settings.items() if key not in RunConfig.model_fields}
+    run_keys = RunConfig.model_fields.keys() | RunConfig.OLD_KEYS
+    keys = {key: value for key, value in settings.items() if key in run_keys}
+    params = {key: value for key, value in settings.items() if key not in run_keys}
     values |= keys | {"task": task, "input": fspath(input), "output": fspath(output)}
     values["params"] = {**(values.get("params") or {}), **params}
     return validate(RunConfig, values, fspath(config) if config else "imagemill.run")

@@ -15,9 +15,9 @@ from imagemill.jobs.console import console
 from imagemill.jobs.failures import show_failures
 from imagemill.jobs.outputs import rows_of
 from imagemill.jobs.paintings import PAINTINGS
-from imagemill.models.damage import lost_strokes
+from imagemill.models.damage import drop_strokes
 from imagemill.models.metrics import psnr_db
-from imagemill.models.resizing import within_side
+from imagemill.models.resizing import limit_side
 from imagemill.pipeline.cluster.connection import connected
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
@@ -51,7 +51,7 @@ def grainy(rgb: np.ndarray, number: int) -> np.ndarray:
 
 def scratches(rgb: np.ndarray, number: int) -> np.ndarray:
     """(H,W) uint8, bright where the photo is lost."""
-    known = lost_strokes(rgb.shape[0], rgb.shape[1], SCRATCHES, torch.Generator().manual_seed(number))
+    known = drop_strokes(rgb.shape[0], rgb.shape[1], SCRATCHES, torch.Generator().manual_seed(number))
     mask: np.ndarray = (~known).numpy().astype(np.uint8) * 255
     return mask
 
@@ -142,7 +142,7 @@ def style_sheet(folder: Path) -> bytes:
     for name in SHOWN:
         painted = [(pixels(folder / outcome / rows[outcome][name]["output_uri"]), "") for outcome in STYLED]
         lines.append([(pixels(folder / "to_paint" / name), name), *painted])
-    sheet = [[Tile(within_side(rgb, 256), label) for rgb, label in line] for line in lines]
+    sheet = [[Tile(limit_side(rgb, 256), label) for rgb, label in line] for line in lines]
     return contact_sheet(["photo", *(p.get("method", "adain") for _, p in STYLED.values())], sheet)
 
 

@@ -110,7 +110,7 @@ def record_of(config: EvaluateConfig, evaluation: Evaluation) -> dict[str, Any]:
         "tables": evaluation.tables | evaluation.details,
         "notes": evaluation.notes,
     }
-    without: dict[str, Any] = checkpoints.finite(record)
+    without: dict[str, Any] = checkpoints.replace_non_finite(record)
     return without
 
 

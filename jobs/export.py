@@ -19,9 +19,9 @@ from imagemill.jobs.export_formats import FORMATS, check_format
 from imagemill.jobs.outputs import check_exists
 from imagemill.jobs.removed import Sources, sources_of
 from imagemill.models import checkpoint as checkpoints
-from imagemill.models.likeness import features, whitening_of_photos
+from imagemill.models.likeness import likeness_features, read_photo_whitening
 from imagemill.models.pooling import POOLS
-from imagemill.models.type_checks import present
+from imagemill.models.type_checks import require_value
 from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
 from imagemill.pipeline.output.exports import LATENTS, MANIFEST, UNFINISHED
 from imagemill.pipeline.output.latent_values import LatentCoders, Latents, check_latents, latent_batches, to_vector_column
@@ -191,10 +191,10 @@ def embedding_by(pool: str, output: Store, seen: Survey) -> Callable[[np.ndarray
         return POOLS.get(pool)
     [(model_id, sha256)] = seen.models
     coder = LatentCoders(output)[sha256]
-    whiten = whitening_of_photos(coder)
+    whiten = read_photo_whitening(coder)
     if whiten is None:
         raise ConfigError(f"--pool {LIKENESS}: only for codecs such as compress-small, not {model_id}; see --pool gem")
-    return lambda latents: whiten(features(latents, coder))
+    return lambda latents: whiten(likeness_features(latents, coder))
 
 
 def survey(state: Snapshot) -> Survey:
@@ -310,7 +310,7 @@ def as_table(going: Export, latents: Latents, sources: Sources) -> pa.Table:
         elif name == "latent":
             columns[name] = to_vector_column(values.reshape(len(values), -1))
         elif name == "embedding":
-            embed = present(going.embed, "what makes embeddings")
+            embed = require_value(going.embed, "what makes embeddings")
             columns[name] = to_vector_column(embed(values).astype(np.float32, copy=False))
         else:
             columns[name] = rows[name]

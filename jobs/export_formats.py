@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from imagemill.models.checkpoint import finite
+from imagemill.models.checkpoint import replace_non_finite
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.storage import Store
 
@@ -63,7 +63,9 @@ def webdataset(dest: Store, folder: str, number: int, table: pa.Table) -> None:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         for place, row in enumerate(rows):
-            members = {"json": json.dumps(finite(row), ensure_ascii=False, allow_nan=False, default=str).encode()}
+            members = {
+                "json": json.dumps(replace_non_finite(row), ensure_ascii=False, allow_nan=False, default=str).encode()
+            }
             for name, array in arrays.items():
                 data = io.BytesIO()
                 np.save(data, array[place])

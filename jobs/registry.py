@@ -35,7 +35,7 @@ def show_registry() -> None:
         "checkpoint", "task", "architecture", "parameters", "kB", "measured", "set",
         title="bundled checkpoints", title_justify="left",
     )  # fmt: skip
-    for name in checkpoints.bundled():
+    for name in checkpoints.bundled_names():
         card = checkpoints.read_card(name)
         weights = checkpoints.read_weights(name, card)
         count = parameter_count(checkpoints.build(card, weights))

@@ -7,7 +7,7 @@ from rich.text import Text
 from imagemill.jobs.console import console, number
 from imagemill.jobs.outputs import check_exists
 from imagemill.jobs.target import target_of
-from imagemill.models.resizing import within_side
+from imagemill.models.resizing import limit_side
 from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
 from imagemill.pipeline.images.config import MAX_PIXELS
 from imagemill.pipeline.output.neighbours import Collection, find_nearest, load_collection
@@ -76,7 +76,7 @@ def raise_damaged(problems: list[str]) -> None:
 def of_file(these: Collection, image: str) -> tuple[np.ndarray, np.ndarray, str]:
     """Features (1,F) and picture of a file. Raises: ConfigError when it cannot be read."""
     _, rgb = read_image(f"--image {image}", image, these.state.output.config, MAX_PIXELS, these.pixels)
-    return these.features_of(rgb), within_side(rgb, SIDE), ""
+    return these.features_of(rgb), limit_side(rgb, SIDE), ""
 
 
 def of_own(these: Collection, name: str) -> tuple[np.ndarray, np.ndarray, str]:

@@ -26,7 +26,7 @@ from imagemill.jobs.training.states import Line, average_of, begin_with, best_ep
 from imagemill.jobs.training.worker import Course, Diverged, train_worker
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.autoencoder import Autoencoder
-from imagemill.models.batches import to_batch
+from imagemill.models.batches import to_float_batch
 from imagemill.models.card import Card, CheckpointError
 from imagemill.models.objectives import OBJECTIVES
 from imagemill.pipeline.cluster.connection import connected
@@ -225,7 +225,7 @@ def complaint(config: TrainConfig, diverged: Diverged, epochs: int) -> str:
 def finishing_images(inputs: list[Input], images: Images, stride: int) -> Iterator[Tensor]:
     """Training images (1,3,h,w) float in [0,1] for `Objective.finish`; read only when they are asked for."""
     for rgb in middle_crops(inputs, images.of("training"), stride, most=FINISHING_IMAGES):
-        yield to_batch([rgb], stride, "cpu")
+        yield to_float_batch([rgb], stride, "cpu")
 
 
 def ship(

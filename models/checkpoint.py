@@ -13,15 +13,15 @@ from pydantic import ValidationError
 
 from imagemill.models.card import Card, CheckpointError
 
-BUNDLED = Path(__file__).parent / "checkpoints"
+BUNDLED_FOLDER = Path(__file__).parent / "checkpoints"
 WEIGHTS, CARD = "weights.safetensors", "card.json"
 SCHEMES = ("file", "s3")
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
 
 
-def bundled() -> list[str]:
+def bundled_names() -> list[str]:
     """Names of the checkpoints that come with the product."""
-    return sorted(p.parent.name for p in BUNDLED.glob(f"*/{CARD}"))
+    return sorted(p.parent.name for p in BUNDLED_FOLDER.glob(f"*/{CARD}"))
 
 
 def locate(name_or_url: str) -> str:
@@ -33,16 +33,17 @@ def locate(name_or_url: str) -> str:
         if scheme not in SCHEMES:
             raise CheckpointError(f"checkpoint {name_or_url}: scheme {scheme!r} is not one of {', '.join(SCHEMES)}")
         return name_or_url.rstrip("/")
-    if (BUNDLED / name_or_url / CARD).is_file() and "/" not in name_or_url:
-        return str(BUNDLED / name_or_url)
+    if (BUNDLED_FOLDER / name_or_url / CARD).is_file() and "/" not in name_or_url:
+        return str(BUNDLED_FOLDER / name_or_url)
     if Path(name_or_url).is_dir():
         return str(Path(name_or_url).resolve())
     raise CheckpointError(
-        f"checkpoint {name_or_url!r} is neither a bundled one ({', '.join(bundled()) or 'none'}) nor a folder nor a URL"
+        f"checkpoint {name_or_url!r} is neither a bundled one ({', '.join(bundled_names()) or 'none'}) nor a folder nor a "
+        "URL"
     )
 
 
-def one_line(error: Exception) -> str:
+def shorten_error(error: Exception) -> str:
     return textwrap.shorten(str(error), 300)
 
 
@@ -54,7 +55,7 @@ def read_file(url: str, name: str, storage_options: dict[str, Any]) -> bytes:
     except FileNotFoundError as e:
         raise CheckpointError(f"checkpoint {url}: {name} is missing") from e
     except Exception as e:  # what a store's client raises is open-ended
-        raise CheckpointError(f"checkpoint {url}: {name} cannot be read: {type(e).__name__}: {one_line(e)}") from e
+        raise CheckpointError(f"checkpoint {url}: {name} cannot be read: {type(e).__name__}: {shorten_error(e)}") from e
 
 
 def read_card(name_or_url: str, storage_options: dict[str, Any] | None = None) -> Card:
@@ -77,7 +78,7 @@ def read_weights(name_or_url: str, card: Card, storage_options: dict[str, Any] |
     """
     url = locate(name_or_url)
     data = read_file(url, WEIGHTS, storage_options or {})
-    check(data, card, url)
+    check_digest(data, card, url)
     return data
 
 
@@ -88,19 +89,19 @@ def read(name_or_url: str, storage_options: dict[str, Any] | None = None) -> tup
     """
     folder, _, name = name_or_url.rpartition("/")
     if name.startswith("vgg19") and name.endswith(".pth"):
-        from imagemill.models.style_networks import vgg19
+        from imagemill.models.style_networks import read_vgg19
 
         folder = folder or ("/" if name_or_url.startswith("/") else ".")
-        return vgg19(name_or_url, read_file(locate(folder), name, storage_options or {}))
+        return read_vgg19(name_or_url, read_file(locate(folder), name, storage_options or {}))
     if name_or_url == "random":
-        from imagemill.models.style_networks import random_network
+        from imagemill.models.style_networks import build_random_network
 
-        return random_network()
+        return build_random_network()
     card = read_card(name_or_url, storage_options)
     return card, read_weights(name_or_url, card, storage_options)
 
 
-def check(weights: bytes, card: Card, url: str) -> None:
+def check_digest(weights: bytes, card: Card, url: str) -> None:
     """Raises: CheckpointError when the digest of the weights is not the card's."""
     digest = hashlib.sha256(weights).hexdigest()
     if digest != card.sha256:
@@ -121,7 +122,7 @@ def build(card: Card, weights: bytes) -> Any:
         tensors = safetensors.torch.load(weights)
         model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
     except (TypeError, ValueError, LookupError, RuntimeError, safetensors.SafetensorError) as e:
-        raise CheckpointError(f"checkpoint {card.name}: weights do not fit {card.architecture}: {one_line(e)}") from e
+        raise CheckpointError(f"checkpoint {card.name}: weights do not fit {card.architecture}: {shorten_error(e)}") from e
     return model.eval().requires_grad_(False)
 
 
@@ -167,20 +168,20 @@ def write_metrics(name_or_url: str, entry: dict[str, Any], storage_options: dict
     try:
         write_card(url, changed, storage_options or {})
     except Exception as e:  # what a store's client raises is open-ended
-        raise CheckpointError(f"checkpoint {url}: {CARD} cannot be written: {type(e).__name__}: {one_line(e)}") from e
+        raise CheckpointError(f"checkpoint {url}: {CARD} cannot be written: {type(e).__name__}: {shorten_error(e)}") from e
 
 
 def write_card(url: str, card: Card, storage_options: dict[str, Any]) -> None:
-    text = json.dumps(finite(card.model_dump()), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(replace_non_finite(card.model_dump()), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_file(url, CARD, text.encode(), storage_options)
 
 
-def finite(value: Any) -> Any:
+def replace_non_finite(value: Any) -> Any:
     """What is to become JSON, with None for figures that are not finite, as the PSNR of equal images: JSON has none."""
     if isinstance(value, dict):
-        return {key: finite(each) for key, each in value.items()}
+        return {key: replace_non_finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(each) for each in value]
+        return [replace_non_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -3,22 +3,22 @@
 import torch
 from torch import Tensor
 
-MOST_IN_BLOCKS = 0.95
+MAX_BLOCK_SHARE = 0.95
 """Share of an image; squares at random places hardly meet what is left then."""
 
 
-def lost_pixels(h: int, w: int, share: float, generator: torch.Generator) -> Tensor:
+def drop_pixels(h: int, w: int, share: float, generator: torch.Generator) -> Tensor:
     """Known pixels when each is lost with probability `share`."""
     return torch.rand(h, w, generator=generator) >= share
 
 
-def lost_blocks(h: int, w: int, share: float, side: int, generator: torch.Generator) -> Tensor:
+def drop_blocks(h: int, w: int, share: float, side: int, generator: torch.Generator) -> Tensor:
     """Known pixels when squares of `side` pixels, at random places, cover `share` of the image or more.
 
     Of a share above MOST_IN_BLOCKS they cover that.
     """
     known = torch.ones(h, w, dtype=torch.bool)
-    wanted, lost = min(share, MOST_IN_BLOCKS) * h * w, 0
+    wanted, lost = min(share, MAX_BLOCK_SHARE) * h * w, 0
     while lost < wanted:
         y = int(torch.randint(1 - side, h, (1,), generator=generator))
         x = int(torch.randint(1 - side, w, (1,), generator=generator))
@@ -28,7 +28,7 @@ def lost_blocks(h: int, w: int, share: float, side: int, generator: torch.Genera
     return known
 
 
-def lost_strokes(h: int, w: int, count: int, generator: torch.Generator) -> Tensor:
+def drop_strokes(h: int, w: int, count: int, generator: torch.Generator) -> Tensor:
     """Known pixels when `count` straight scratches, 1 to 8 pixels wide, run through the image."""
     y, x = torch.arange(h).view(-1, 1), torch.arange(w)
     known = torch.ones(h, w, dtype=torch.bool)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 PASSES = ((0, 0), (1, 1), (0, 1), (1, 0))
 """(vertical, horizontal) place in each 2×2 square of positions that a pass codes."""
-KNOWN = ((), (0, 2, 6, 8), (1, 3, 5, 7), (0, 1, 2, 3, 5, 6, 7, 8))
+KNOWN_NEIGHBOURS = ((), (0, 2, 6, 8), (1, 3, 5, 7), (0, 1, 2, 3, 5, 6, 7, 8))
 """Which of the nine positions around a symbol its own channel holds already, for each pass."""
 FRACTION_BITS = 10
 """Weights are in 1/1024."""
@@ -30,7 +30,7 @@ REACH = 20
 """Distances from the mean that have a count of their own; from this one on the rest follows as a byte."""
 TOTAL = 1 << 20
 """Sum of the counts of a row of `tables`."""
-EXACT = 1 << 24
+EXACT_LIMIT = 1 << 24
 """Whole numbers below this are exact in float32, and so are their sums."""
 TILE = 128
 """Side of the squares of positions that are coded by themselves: bounds memory, 1024 pixels of the codec."""
@@ -86,11 +86,11 @@ class EntropyModel(nn.Module):
                 raise ValueError(f"entropy.{name} is {tuple(getattr(self, name).shape)}, not {shape}")
         if bool((self.tables < 1).any()) or bool((self.tables.sum(1) != TOTAL).any()):
             raise ValueError(f"entropy.tables: counts must be positive and a row's sum {TOTAL}")
-        if bool((self.edges.diff() < 0).any()) or int(self.edges.abs().max()) >= EXACT:
+        if bool((self.edges.diff() < 0).any()) or int(self.edges.abs().max()) >= EXACT_LIMIT:
             raise ValueError("entropy.edges must ascend and be exact in float32")
         largest = torch.tensor([int(self.sizes.abs().max()), 128])
         reach = np.abs(self._dense).sum((2, 4), dtype=np.float64) * largest.view(2, 1, 1).numpy()
-        if (reach[0] + self.bias.abs().numpy() >= EXACT).any() or (reach[1] >= EXACT).any():
+        if (reach[0] + self.bias.abs().numpy() >= EXACT_LIMIT).any() or (reach[1] >= EXACT_LIMIT).any():
             raise ValueError("entropy.weights: sums may pass 2^24")
 
     @property

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from imagemill.models.entropy import EXACT, FRACTION_BITS, KNOWN, PASSES, PHASES, REACH, TOTAL, EntropyModel
+from imagemill.models.entropy import EXACT_LIMIT, FRACTION_BITS, KNOWN_NEIGHBOURS, PASSES, PHASES, REACH, TOTAL, EntropyModel
 
 LOG_SCALE = 16
 """Magnitudes count as 16·log2(1+|s|): their error is then much the same for small and large ones, as least squares wants."""
@@ -17,16 +17,16 @@ PRIOR = 8.0
 """Symbols' worth of trust in a bucket's common distribution, against the counts of one of its rows."""
 
 
-def fit(latents: Sequence[np.ndarray], seed: int = 0) -> EntropyModel:
+def fit_entropy_model(latents: Sequence[np.ndarray], seed: int = 0) -> EntropyModel:
     """Symbols (C,h,w) int8 of training images, at all the rates that matter, to tables for their like."""
     sizes = np.rint(LOG_SCALE * np.log2(1 + np.arange(129)))
-    weights, bias = least_squares(latents, sizes, np.random.default_rng(seed))
+    weights, bias = fit_linear_predictors(latents, sizes, np.random.default_rng(seed))
     model = EntropyModel(
         torch.from_numpy(sizes.astype(np.int16)),
         torch.from_numpy(weights),
         torch.from_numpy(bias),
         torch.from_numpy(np.rint(np.geomspace(FINEST, COARSEST, BUCKETS - 1) * 2**FRACTION_BITS).astype(np.int32)),
-        torch.from_numpy(whole_counts(np.ones((BUCKETS * 2 * PHASES, 2 * REACH + 1)))),
+        torch.from_numpy(quantise_counts(np.ones((BUCKETS * 2 * PHASES, 2 * REACH + 1)))),
     )
     counts = np.zeros(model.tables.shape, np.int64)
 
@@ -36,10 +36,10 @@ def fit(latents: Sequence[np.ndarray], seed: int = 0) -> EntropyModel:
 
     for latent in latents:
         model.walk(latent.astype(np.int16), count)
-    return EntropyModel(model.sizes, model.weights, model.bias, model.edges, torch.from_numpy(smoothed(counts)))
+    return EntropyModel(model.sizes, model.weights, model.bias, model.edges, torch.from_numpy(smooth_counts(counts)))
 
 
-def least_squares(
+def fit_linear_predictors(
     latents: Sequence[np.ndarray], sizes: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """`weights` and `bias` of an EntropyModel: each symbol's size and value from what is known before it."""
@@ -59,7 +59,7 @@ def least_squares(
     gram /= positions
     weights = np.zeros((2, len(PASSES), channels, channels, 9))
     bias = np.zeros((len(PASSES), channels))
-    for p, own in enumerate(KNOWN):
+    for p, own in enumerate(KNOWN_NEIGHBOURS):
         for channel in range(channels):
             known = np.r_[np.arange(channel * 9), channel * 9 + np.array(own, int)]
             for kind, columns in enumerate((np.r_[known, channels * 9], known)):
@@ -73,22 +73,22 @@ def least_squares(
                     bias[p, channel] = answer[-1]
     # A handful of images can ask for anything; sums must stay exact.
     reach = np.abs(weights).sum((3, 4)) * np.array([sizes.max(), 128])[:, None, None] + np.abs(bias)
-    within = np.minimum(1, 0.9 * EXACT / 2**FRACTION_BITS / np.maximum(reach, 1e-9))
+    within = np.minimum(1, 0.9 * EXACT_LIMIT / 2**FRACTION_BITS / np.maximum(reach, 1e-9))
     weights, bias = weights * within[..., None, None], bias * within[0]
     lower = np.tril_indices(channels)
     whole = np.rint(weights[:, :, *lower] * 2**FRACTION_BITS).clip(-(2**15), 2**15 - 1)
     return whole.astype(np.int16), np.rint(bias * 2**FRACTION_BITS).astype(np.int32)
 
 
-def smoothed(counts: np.ndarray) -> np.ndarray:
+def smooth_counts(counts: np.ndarray) -> np.ndarray:
     """Counts (rows,41) to `tables`: rare rows lean on all of their bucket, rare distances on a slow decay."""
     decay = 0.5 ** (np.abs(np.arange(-REACH, REACH + 1)) / 4)
     bucket = counts.reshape(-1, 2 * PHASES, 2 * REACH + 1).sum(1) + 0.01 * decay
     common = np.repeat(bucket / bucket.sum(1, keepdims=True), 2 * PHASES, 0)
-    return whole_counts(counts + PRIOR * common)
+    return quantise_counts(counts + PRIOR * common)
 
 
-def whole_counts(weights: np.ndarray) -> np.ndarray:
+def quantise_counts(weights: np.ndarray) -> np.ndarray:
     """Positive weights (rows,n) to whole numbers of at least 1 whose rows sum to TOTAL, int32."""
     share = weights / weights.sum(1, keepdims=True)
     counts = np.floor(share * (TOTAL - share.shape[1])).astype(np.int64) + 1

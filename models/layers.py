@@ -8,7 +8,7 @@ def conv3x3(c_in: int, c_out: int) -> nn.Conv2d:
     return nn.Conv2d(c_in, c_out, 3, padding=1)
 
 
-def zeroed(conv: nn.Conv2d) -> nn.Conv2d:
+def zero_init(conv: nn.Conv2d) -> nn.Conv2d:
     """A convolution that begins as zero, so that the residual path around it begins as the identity."""
     for parameter in conv.parameters():
         nn.init.zeros_(parameter)
@@ -23,7 +23,7 @@ class ResBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        last = zeroed(conv3x3(channels, channels))
+        last = zero_init(conv3x3(channels, channels))
         self.body = nn.Sequential(conv3x3(channels, channels), nn.ReLU(inplace=True), last)
 
     def forward(self, x: Tensor) -> Tensor:

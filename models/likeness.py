@@ -16,7 +16,7 @@ import torch
 
 from imagemill.models.architectures.codec import Codec
 from imagemill.models.autoencoder import LatentCoder
-from imagemill.models.checkpoint import BUNDLED, read_file
+from imagemill.models.checkpoint import BUNDLED_FOLDER, read_file
 
 WHITENING = "likeness.safetensors"
 """Among the bundled checkpoints; `python -m imagemill.jobs.fit_likeness_whitening` makes it."""
@@ -33,7 +33,7 @@ SHORT = 3.0
 """Length of a whitened vector below which it is not made longer; photos have 4 to 9, a set of near copies next to none."""
 
 
-def features(latents: np.ndarray, coder: LatentCoder) -> np.ndarray:
+def likeness_features(latents: np.ndarray, coder: LatentCoder) -> np.ndarray:
     """Dequantised latents (N,C,h,w) float32 to features (N,F) float32, the same for mirror images."""
     y = torch.from_numpy(latents)
     cells = torch.nn.functional.adaptive_avg_pool2d(y[:, list(coder.smooth)], LAYOUT).double()
@@ -41,11 +41,11 @@ def features(latents: np.ndarray, coder: LatentCoder) -> np.ndarray:
     contrast = (cells[:, :1] - first).square().mean((1, 2, 3), keepdim=True).sqrt() + FLAT
     cells[:, :1] -= first
     rough = torch.nn.functional.adaptive_avg_pool2d(y[:, list(coder.texture)].abs(), TEXTURE)
-    both = [either_way(cells / contrast), either_way((rough.double() + FLOOR).log())]
+    both = [mirror_invariant(cells / contrast), mirror_invariant((rough.double() + FLOOR).log())]
     return torch.cat(both, 1).float().numpy()
 
 
-def either_way(cells: torch.Tensor) -> torch.Tensor:
+def mirror_invariant(cells: torch.Tensor) -> torch.Tensor:
     """Cells (N,C,g,g) to what they and their mirror image have in common, and how much they differ, (N,C·g·g)."""
     mirrored, side = cells.flip(3), cells.shape[3]
     same, differ = (cells + mirrored) / 2, (cells - mirrored).abs() / 2
@@ -69,7 +69,7 @@ class Whitening:
         return whitened
 
 
-def whitening_of_photos(coder: LatentCoder) -> Whitening | None:
+def read_photo_whitening(coder: LatentCoder) -> Whitening | None:
     """The whitening that was fitted to photos; None where the features are not those of a `Codec` with all its channels.
 
     A codec's channels mean the same whoever trained it: its transform starts as the DCT. With one whitening for all, a
@@ -78,19 +78,19 @@ def whitening_of_photos(coder: LatentCoder) -> Whitening | None:
     """
     if not isinstance(coder, Codec):
         return None
-    tensors = safetensors.numpy.load(read_file(str(BUNDLED), WHITENING, {}))
-    one = features(np.zeros((1, coder.code_channels, 1, 1), np.float32), coder)
+    tensors = safetensors.numpy.load(read_file(str(BUNDLED_FOLDER), WHITENING, {}))
+    one = likeness_features(np.zeros((1, coder.code_channels, 1, 1), np.float32), coder)
     if len(tensors["mean"]) != one.shape[1]:
         return None
     return Whitening(tensors["mean"].astype(np.float32), tensors["directions"].astype(np.float32))
 
 
-def whitening_for(coder: LatentCoder, collection: np.ndarray) -> Whitening:
+def choose_whitening(coder: LatentCoder, collection: np.ndarray) -> Whitening:
     """The whitening that was fitted to photos where it suits the coder, else that of a collection's features (N,F)."""
-    return whitening_of_photos(coder) or whitening_of(collection)
+    return read_photo_whitening(coder) or fit_whitening(collection)
 
 
-def whitening_of(features: np.ndarray) -> Whitening:
+def fit_whitening(features: np.ndarray) -> Whitening:
     """The whitening of a collection's features (N,F), N ≥ 1."""
     mean = features.mean(0, dtype=np.float64)
     variance, directions = np.linalg.eigh(np.cov(features - mean, rowvar=False, bias=True))

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imagemill.models.type_checks import narrow
+from imagemill.models.type_checks import require_type
 
 # MS-SSIM is defined from 161 on; torchmetrics 1.9 divides by 16 and rounds down before it compares, so it refuses up to 175.
 SSIM_SIDE, MS_SSIM_SIDE = 11, 176
@@ -13,7 +13,7 @@ SSIM_SIDE, MS_SSIM_SIDE = 11, 176
 
 def psnr_db(a: np.ndarray, b: np.ndarray) -> float:
     """Peak signal-to-noise ratio of two uint8 images of one shape, in dB; infinite for equal ones."""
-    return psnr_of(squared_error(a, b) / a.size)
+    return psnr_from_mse(squared_error(a, b) / a.size)
 
 
 def squared_error(a: np.ndarray, b: np.ndarray) -> float:
@@ -23,7 +23,7 @@ def squared_error(a: np.ndarray, b: np.ndarray) -> float:
     return sum(float(np.square(a[r : r + 512].astype(np.float32) - b[r : r + 512]).sum(dtype=np.float64)) for r in rows)
 
 
-def psnr_of(mse: float) -> float:
+def psnr_from_mse(mse: float) -> float:
     """PSNR in dB of a mean squared error of values in [0,255]; infinite for none."""
     return float("inf") if mse == 0 else float(10 * np.log10(255.0**2 / mse))
 
@@ -36,18 +36,18 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
     # torchmetrics takes seconds to import, and the actors, which need PSNR alone, import this file.
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    value = structural_similarity_index_measure(to_planes(a), to_planes(b), data_range=255.0)
-    return float(narrow(value, Tensor))
+    value = structural_similarity_index_measure(to_tensor(a), to_tensor(b), data_range=255.0)
+    return float(require_type(value, Tensor))
 
 
 def ms_ssim(a: np.ndarray, b: np.ndarray) -> float:
     """Multi-scale structural similarity of two images (H,W,3) uint8 of sides from MS_SSIM_SIDE on (Wang et al. 2003)."""
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
-    return float(multiscale_structural_similarity_index_measure(to_planes(a), to_planes(b), data_range=255.0))
+    return float(multiscale_structural_similarity_index_measure(to_tensor(a), to_tensor(b), data_range=255.0))
 
 
-def to_planes(rgb: np.ndarray) -> Tensor:
+def to_tensor(rgb: np.ndarray) -> Tensor:
     """(H,W,3) uint8 to (1,3,H,W) float32 in [0,255]."""
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)[None].float()
 

@@ -11,7 +11,7 @@ BF16_CAPABILITY, FP16_CAPABILITY = 8, 7
 """Compute capability from which a GPU has tensor cores for bfloat16 (Ampere), and for float16 (Volta: V100; Turing: T4)."""
 
 
-def fast_dtype(device: str) -> torch.dtype:
+def fastest_dtype(device: str) -> torch.dtype:
     """The number format in which networks run fastest on a device ("cpu" or "cuda").
 
     bfloat16 on GPUs that have it and on CPUs with AMX, float16 on older GPUs with tensor cores, else float32. A CPU with
@@ -25,13 +25,13 @@ def fast_dtype(device: str) -> torch.dtype:
     return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
 
 
-def chosen_dtype(device: str, wanted: str | None) -> torch.dtype:
+def select_dtype(device: str, wanted: str | None) -> torch.dtype:
     """The number format by name, or the fastest.
 
     On a CPU float32 takes the place of float16, which takes 10 to 100 times as long there.
     """
     if wanted is None:
-        return fast_dtype(device)
+        return fastest_dtype(device)
     return torch.float32 if (device, wanted) == ("cpu", "float16") else getattr(torch, wanted)
 
 

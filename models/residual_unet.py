@@ -13,7 +13,7 @@ from imagemill.models.autoencoder import Autoencoder
 from imagemill.models.layers import ResBlock, conv3x3
 
 
-class Trunk(Autoencoder):
+class ResidualUNet(Autoencoder):
     """Maps features (B,head,H/fold,W/fold) to outputs (B,outputs,H,W).
 
     Args: widths: channels of each level, finest first. blocks: residual blocks of each level, or one number for all.
@@ -32,10 +32,10 @@ class Trunk(Autoencoder):
         reach = sum(fold * 2**i * (2 * n * (2 if i < levels - 1 else 1) + 2) for i, n in enumerate(counts)) + 4 * fold
         self.halo = -(-reach // self.stride) * self.stride
         self.head = conv3x3(head, widths[0])
-        self.encoder = nn.ModuleList(residual(w, n) for w, n in zip(widths, counts, strict=True))
+        self.encoder = nn.ModuleList(residual_blocks(w, n) for w, n in zip(widths, counts, strict=True))
         self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
         self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in pairwise(widths))
-        self.decoder = nn.ModuleList(residual(w, n) for w, n in zip(widths[:-1], counts[:-1], strict=True))
+        self.decoder = nn.ModuleList(residual_blocks(w, n) for w, n in zip(widths[:-1], counts[:-1], strict=True))
         self.tail = conv3x3(widths[0], fold**2 * outputs)
 
     def descend(self, z: Tensor) -> list[Tensor]:
@@ -57,5 +57,5 @@ class Trunk(Autoencoder):
         return nn.functional.pixel_shuffle(self.tail(z), self.fold)
 
 
-def residual(width: int, blocks: int) -> nn.Sequential:
+def residual_blocks(width: int, blocks: int) -> nn.Sequential:
     return nn.Sequential(*(ResBlock(width) for _ in range(blocks)))

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 
-def within_side(rgb: np.ndarray, side: int) -> np.ndarray:
+def limit_side(rgb: np.ndarray, side: int) -> np.ndarray:
     """(H,W,3) uint8 with a long side of at most `side`."""
     h, w = rgb.shape[:2]
     if max(h, w) <= side:
@@ -18,7 +18,7 @@ def within_side(rgb: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(image)
 
 
-def within_pixels(x_BCHW: Tensor, pixels: int, stride: int) -> Tensor:
+def limit_pixels(x_BCHW: Tensor, pixels: int, stride: int) -> Tensor:
     """Images of about `pixels` at most, sides multiples of `stride`; smaller ones, whose sides are that, as they are."""
     h, w = x_BCHW.shape[2:]
     scale = min(1.0, (pixels / (h * w)) ** 0.5)

@@ -19,7 +19,7 @@ RANDOM = "random"
 RANDOM_SHAPE: dict[str, Any] = {"widths": [32, 64, 128, 256], "convs": [1, 2, 2, 1], "decoder": False}
 
 
-def vgg19(url: str, data: bytes) -> tuple[Card, bytes]:
+def read_vgg19(url: str, data: bytes) -> tuple[Card, bytes]:
     """torchvision's VGG-19 (Simonyan and Zisserman 2015) up to relu5_1, from the bytes of vgg19-dcbb9e9d.pth.
 
     Raises: CheckpointError when it is another file.
@@ -44,18 +44,18 @@ def vgg19(url: str, data: bytes) -> tuple[Card, bytes]:
         raise CheckpointError(
             f"checkpoint {url}: not the weights of torchvision's VGG-19: {type(e).__name__}: {e}"
         ) from None
-    return as_checkpoint(net, "vgg19", VGG19_SHAPE | IMAGENET, "ImageNet, by torchvision (IMAGENET1K_V1)")
+    return to_checkpoint(net, "vgg19", VGG19_SHAPE | IMAGENET, "ImageNet, by torchvision (IMAGENET1K_V1)")
 
 
-def random_network() -> tuple[Card, bytes]:
+def build_random_network() -> tuple[Card, bytes]:
     """A network of the shape of ours with random weights, always the same (Ustyuzhaninov et al. 2016)."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = Perceptual(**RANDOM_SHAPE)
-    return as_checkpoint(net, RANDOM, RANDOM_SHAPE, "nothing: its weights are random")
+    return to_checkpoint(net, RANDOM, RANDOM_SHAPE, "nothing: its weights are random")
 
 
-def as_checkpoint(net: Perceptual, name: str, parameters: dict[str, Any], data: str) -> tuple[Card, bytes]:
+def to_checkpoint(net: Perceptual, name: str, parameters: dict[str, Any], data: str) -> tuple[Card, bytes]:
     weights = safetensors.torch.save({key: value.half().contiguous() for key, value in net.state_dict().items()})
     card = Card(
         name=name,

@@ -40,7 +40,7 @@ def moments(features_Bdhw: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (variance + EPSILON).sqrt()
 
 
-def standardised(features: Tensor, style_moments: tuple[Tensor, Tensor]) -> Tensor:
+def standardise(features: Tensor, style_moments: tuple[Tensor, Tensor]) -> Tensor:
     """Features (B,d,h,w) in units of the style's: its own would have mean 0 and deviation 1 in each channel.
 
     Plain features are all positive, and their Gram matrix is little but the outer product of their means: to optimise it

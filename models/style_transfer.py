@@ -9,9 +9,9 @@ from torch import Tensor
 
 from imagemill.models.architectures.perceptual import Perceptual
 from imagemill.models.autoencoder import Autoencoder
-from imagemill.models.resizing import within_pixels
-from imagemill.models.style_statistics import adain, content_loss, gram, moments, standardised, style_loss
-from imagemill.models.tiling import tiled
+from imagemill.models.resizing import limit_pixels
+from imagemill.models.style_statistics import adain, content_loss, gram, moments, standardise, style_loss
+from imagemill.models.tiling import apply_tiled
 
 TILE = 1024
 SEEN_PIXELS = 1_000_000
@@ -20,7 +20,7 @@ ADAM_RATE = 0.03
 
 
 @dataclass(frozen=True)
-class Target:
+class StyleTarget:
     """What style asks for: one for all images, or one for each image of a batch."""
 
     layers: dict[str, tuple[Tensor, Tensor]]
@@ -31,35 +31,39 @@ class Target:
     """w_i / mean(G_S²) of each, (B,): so a layer's loss does not hang on how many channels it has."""
 
 
-def target_of(net: Perceptual, styles: Sequence[Tensor], layers: Mapping[str, float], shares: Sequence[float]) -> Target:
+def build_style_target(
+    net: Perceptual, styles: Sequence[Tensor], layers: Mapping[str, float], shares: Sequence[float]
+) -> StyleTarget:
     """What styles (B,3,H,W) in [0,1], each of its own size, ask for together.
 
     Args: layers: weights of the layers where style is measured. shares: weights of the styles.
     """
     with torch.no_grad():
         found = [net.features(x_BCHW, {*net.first_layers, *layers}) for x_BCHW in styles]
-        means, stds = ({name: mixed([moments(f[name])[i] for f in found], shares) for name in found[0]} for i in (0, 1))
+        means, stds = (
+            {name: weighted_mean([moments(f[name])[i] for f in found], shares) for name in found[0]} for i in (0, 1)
+        )
         own = {name: (means[name], stds[name]) for name in found[0]}
-        grams = {name: mixed([gram(standardised(f[name], own[name])) for f in found], shares) for name in layers}
-    weights = {name: w / energy_of(grams[name]) for name, w in layers.items() if w}
-    return Target(own, grams, weights)
+        grams = {name: weighted_mean([gram(standardise(f[name], own[name])) for f in found], shares) for name in layers}
+    weights = {name: w / gram_energy(grams[name]) for name, w in layers.items() if w}
+    return StyleTarget(own, grams, weights)
 
 
-def mixed(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+def weighted_mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     """The weighted mean of what several styles have."""
     total = torch.stack([share * each for share, each in zip(shares, tensors, strict=True)]).sum(0)
     return total / sum(shares)
 
 
-def energy_of(gram_Bdd: Tensor) -> Tensor:
+def gram_energy(gram_Bdd: Tensor) -> Tensor:
     """(B,) mean square of Gram matrices; of a flat style, which has none, a tenth of what channels that differ have."""
     return gram_Bdd.square().mean((1, 2)).clamp_min(0.1 / gram_Bdd.shape[1])
 
 
-class Stylist(Autoencoder):
+class StyleTransfer(Autoencoder):
     """A perceptual network and what its style asks for; content is measured at `content_layer`."""
 
-    def __init__(self, net: Perceptual, target: Target, content_layer: str) -> None:
+    def __init__(self, net: Perceptual, target: StyleTarget, content_layer: str) -> None:
         super().__init__()
         self.net, self.target, self.content_layer = net, target, content_layer
         self.stride, self.halo = net.stride, net.halo
@@ -72,7 +76,7 @@ class Stylist(Autoencoder):
 
     def statistics(self, x_BCHW: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Moments of each layer of the images' codes; of large ones from a reduced copy, so that every tile has the same."""
-        return [moments(features) for features in self.net.encode(within_pixels(x_BCHW, SEEN_PIXELS, self.stride))]
+        return [moments(features) for features in self.net.encode(limit_pixels(x_BCHW, SEEN_PIXELS, self.stride))]
 
     def restyled(self, y: Sequence[Tensor], own: Sequence[tuple[Tensor, Tensor]], strength: float) -> list[Tensor]:
         """AdaIN on every layer of a code, so that colours and strokes of each size come over."""
@@ -89,23 +93,23 @@ class Stylist(Autoencoder):
         """
         found = self.net.features(t_BCHW, {self.content_layer, *self.target.weights})
         energy_B = content.float().square().flatten(1).sum(1).clamp_min(1e-6)
-        grams = {name: gram(standardised(found[name], self.target.layers[name])) for name in self.target.weights}
+        grams = {name: gram(standardise(found[name], self.target.layers[name])) for name in self.target.weights}
         return (
             content_loss(found[self.content_layer], content) / energy_B,
             style_loss(grams, self.target.grams, self.target.weights),
         )
 
 
-def paint(stylist: Stylist, x_BCHW: Tensor, strength: float) -> Tensor:
+def transfer_style(stylist: StyleTransfer, x_BCHW: Tensor, strength: float) -> Tensor:
     """One pass over images (B,3,H,W) in [0,1], large ones in tiles; every tile has the statistics of the whole image."""
     own = stylist.statistics(x_BCHW)
-    return tiled(
+    return apply_tiled(
         lambda piece: stylist.decode(stylist.restyled(stylist.net.encode(piece), own, strength)), x_BCHW, TILE, stylist.halo
     )
 
 
-def optimised(
-    stylist: Stylist,
+def optimise_images(
+    stylist: StyleTransfer,
     x_BCHW: Tensor,
     seeds: Sequence[int],
     *,
@@ -122,7 +126,7 @@ def optimised(
     """
     if optimizer == "lbfgs" and len(x_BCHW) > 1:
         how: dict[str, Any] = {"alpha": alpha, "beta": beta, "steps": steps, "optimizer": optimizer, "start": start}
-        each = [optimised(stylist, x[None], [seed], **how) for x, seed in zip(x_BCHW, seeds, strict=True)]
+        each = [optimise_images(stylist, x[None], [seed], **how) for x, seed in zip(x_BCHW, seeds, strict=True)]
         return torch.cat([image for image, _ in each]), [columns[0] for _, columns in each]
     with torch.no_grad():
         content = stylist.net.features(x_BCHW, {stylist.content_layer})[stylist.content_layer].float()

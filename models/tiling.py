@@ -7,13 +7,13 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from imagemill.models.type_checks import present
+from imagemill.models.type_checks import require_value
 
-Piece = tuple[slice, slice, Tensor]
+TileResult = tuple[slice, slice, Tensor]
 """The rows and columns of a result that a piece is, and the piece (B,C,h,w)."""
 TILE = 1024
-LEAST_TILE = 64
-MEMORY_WORDS = (
+MIN_TILE = 64
+OUT_OF_MEMORY_MESSAGES = (
     "allocate memory",  # torch on a CPU
     "out of memory",  # CUDA itself, outside of torch's allocator
     "ALLOC_FAILED",  # cuDNN and cuBLAS
@@ -29,7 +29,7 @@ def tile_side(h: int, w: int) -> int:
     return TILE if h * w <= LARGE_PIXELS else TILE // 2
 
 
-def tiled(
+def apply_tiled(
     fn: Callable[[Tensor], Tensor],
     x: Tensor,
     tile: int,
@@ -50,26 +50,28 @@ def tiled(
         in_place: x becomes the result, without the padding, and a large image lies in memory once; where fn gives what it
             takes and nobody needs x any more.
     """
-    found = pieces(fn, x, tile, halo, scale, stride, smaller=True)
-    return put_over(found, x, tile, halo) if in_place else put_together(found, x, scale, stride)
+    found = compute_tiles(fn, x, tile, halo, scale, stride, smaller=True)
+    return assemble_in_place(found, x, tile, halo) if in_place else assemble(found, x, scale, stride)
 
 
-def out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether torch, or Python, had not the memory; libraries below torch say it in words alone."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in MEMORY_WORDS)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        words in str(error) for words in OUT_OF_MEMORY_MESSAGES
+    )
 
 
 def is_lost_device(error: Exception) -> bool:
     """Whether a GPU failed so that the process can no longer use any: CUDA answers every later call with the same error."""
-    return isinstance(error, torch.AcceleratorError) and not out_of_memory(error)
+    return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
 
 
-def in_tiles(fn: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int, scale: Fraction) -> Tensor:
-    """As `tiled`, with tiles of this size alone, where fn takes any size."""
-    return put_together(pieces(fn, x, tile, halo, scale), x, scale, stride=1)
+def apply_in_fixed_tiles(fn: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int, scale: Fraction) -> Tensor:
+    """As `apply_tiled`, with tiles of this size alone, where fn takes any size."""
+    return assemble(compute_tiles(fn, x, tile, halo, scale), x, scale, stride=1)
 
 
-def put_together(found: Iterator[Piece], x: Tensor, scale: Fraction, stride: int) -> Tensor:
+def assemble(found: Iterator[TileResult], x: Tensor, scale: Fraction, stride: int) -> Tensor:
     """The result of which these are the pieces; of one alone that piece."""
     h, w = (int((n + -n % stride) * scale) for n in x.shape[2:])
     out: Tensor | None = None
@@ -82,10 +84,10 @@ def put_together(found: Iterator[Piece], x: Tensor, scale: Fraction, stride: int
             shape = x.shape[0], piece.shape[1], h, w
             out = torch.empty(shape, dtype=piece.dtype, device=piece.device, memory_format=layout)
         out[:, :, rows, columns] = piece
-    return present(out, "a piece")
+    return require_value(out, "a piece")
 
 
-def put_over(found: Iterator[Piece], x: Tensor, tile: int, halo: int) -> Tensor:
+def assemble_in_place(found: Iterator[TileResult], x: Tensor, tile: int, halo: int) -> Tensor:
     """x with pieces in its place, a row of tiles when no other one reads it any more; of one piece alone that piece."""
     waiting: dict[int, Tensor] = {}
 
@@ -108,7 +110,7 @@ def put_over(found: Iterator[Piece], x: Tensor, tile: int, halo: int) -> Tensor:
     return x
 
 
-def pieces(
+def compute_tiles(
     fn: Callable[[Tensor], Tensor],
     x: Tensor,
     tile: int,
@@ -116,39 +118,39 @@ def pieces(
     scale: Fraction = Fraction(1),
     stride: int = 1,
     smaller: bool = False,
-) -> Iterator[Piece]:
+) -> Iterator[TileResult]:
     """What a result is put together from, one row of tiles after the other; what is small enough is one piece."""
     h, w = (n + -n % stride for n in x.shape[2:])
     whole = h <= tile + 2 * halo and w <= tile + 2 * halo
     # Of what goes in and what comes out, the larger one.
     large = h * w * max(Fraction(1), scale) ** 2 > LARGE_PIXELS
 
-    def computed(rows: slice, columns: slice, tile: int) -> Iterator[Piece]:
+    def computed(rows: slice, columns: slice, tile: int) -> Iterator[TileResult]:
         top, bottom = max(rows.start - halo, 0), min(rows.stop + halo, h)
         left, right = max(columns.start - halo, 0), min(columns.stop + halo, w)
         try:
-            piece = fn(padded(x[:, :, top:bottom, left:right], bottom - top, right - left))
+            piece = fn(pad_to_size(x[:, :, top:bottom, left:right], bottom - top, right - left))
         except (RuntimeError, MemoryError) as e:
             half = tile // 2
-            if not smaller or not out_of_memory(e) or half < LEAST_TILE or (half * scale).denominator > 1:
+            if not smaller or not is_out_of_memory(e) or half < MIN_TILE or (half * scale).denominator > 1:
                 raise
         else:
-            of_piece = scaled(rows, scale, top), scaled(columns, scale, left)
-            yield scaled(rows, scale), scaled(columns, scale), piece[:, :, *of_piece]
+            of_piece = scale_slice(rows, scale, top), scale_slice(columns, scale, left)
+            yield scale_slice(rows, scale), scale_slice(columns, scale), piece[:, :, *of_piece]
             return
         # Outside of `except`: the traceback holds on to what did not fit.
-        for part in parts(rows, half):
-            for side in parts(columns, half):
+        for part in split_slice(rows, half):
+            for side in split_slice(columns, half):
                 yield from computed(part, side, half)
 
-    for rows in parts(slice(0, h), h if whole else tile):
+    for rows in split_slice(slice(0, h), h if whole else tile):
         if large:
-            give_back()
-        for columns in parts(slice(0, w), w if whole else tile):
+            release_free_memory()
+        for columns in split_slice(slice(0, w), w if whole else tile):
             yield from computed(rows, columns, tile)
 
 
-def give_back() -> None:
+def release_free_memory() -> None:
     """Free memory goes back to the kernel, which the C library may have been told to keep.
 
     Blocks of many sizes leave holes in which the next ones have no place: a large image took 400 MB more by its last tile.
@@ -157,17 +159,17 @@ def give_back() -> None:
         trim(0)
 
 
-def parts(whole: slice, length: int) -> Iterator[slice]:
+def split_slice(whole: slice, length: int) -> Iterator[slice]:
     """A slice in parts of a length, the last one of what is left."""
     return (slice(start, min(start + length, whole.stop)) for start in range(whole.start, whole.stop, length))
 
 
-def scaled(part: slice, scale: Fraction, start: int = 0) -> slice:
+def scale_slice(part: slice, scale: Fraction, start: int = 0) -> slice:
     """Where a part of the input, counted from `start`, lies in the output."""
     return slice(int((part.start - start) * scale), int((part.stop - start) * scale))
 
 
-def padded(x: Tensor, h: int, w: int) -> Tensor:
+def pad_to_size(x: Tensor, h: int, w: int) -> Tensor:
     """x (B,C,H,W) with its last row and column repeated until it has the size (h,w), in the memory format that it has."""
     if x.shape[2:] == (h, w):
         return x

@@ -5,14 +5,14 @@ from typing import TypeVar
 Kind = TypeVar("Kind")
 
 
-def narrow(value: object, kind: type[Kind]) -> Kind:
+def require_type(value: object, kind: type[Kind]) -> Kind:
     """Return a value that is of this type. Raises: TypeError for another one."""
     if not isinstance(value, kind):
         raise TypeError(f"a {kind.__name__} is needed, a {type(value).__name__} was given")
     return value
 
 
-def present(value: Kind | None, what: str) -> Kind:
+def require_value(value: Kind | None, what: str) -> Kind:
     """Return a value that is not None. Raises: ValueError, which names `what` is missing."""
     if value is None:
         raise ValueError(f"{what} is missing")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from imagemill.models.tasks.task import Output, Task
-from imagemill.models.type_checks import present
+from imagemill.models.type_checks import require_value
 from imagemill.pipeline.cluster.tally import Tally
 from imagemill.pipeline.errors import OutputHeld, StorageError
 from imagemill.pipeline.images.decode import DecodedImage
@@ -145,7 +145,7 @@ class Finish:
 
     def _encoded(self, item: Item, output: Output, picture: DecodedImage) -> tuple[bytes, str]:
         """The output's file and its name below images/."""
-        rgb, output.image = present(output.image, "the output's image"), None
+        rgb, output.image = require_value(output.image, "the output's image"), None
         name = item.reference["rel_path"]
         if self.task.stores_latent:
             return encode_rgb(rgb, "PNG"), decoded_name(name)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from imagemill.models.tasks.task import Sample
-from imagemill.models.type_checks import present
+from imagemill.models.type_checks import require_value
 from imagemill.pipeline.images.decode import DecodedImage
 from imagemill.pipeline.store_failures import class_of, reason
 
@@ -30,7 +30,7 @@ class Item:
     @property
     def decoded(self) -> DecodedImage:
         """The picture of an image that was decoded, until its output is made."""
-        return present(self.picture, "the decoded picture")
+        return require_value(self.picture, "the decoded picture")
 
     def taken(self) -> bytes:
         """The encoded image, which the item then holds no more."""

@@ -26,10 +26,10 @@ from imagemill.models.autoencoder import Autoencoder, LatentCoder
 from imagemill.models.card import Card, CheckpointError
 from imagemill.models.objectives import TASK_OBJECTIVES
 from imagemill.models.objectives.compress import decode_latent
-from imagemill.models.precision import Precision, chosen_dtype
+from imagemill.models.precision import Precision, select_dtype
 from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.task import Output, Params, Sample, SampleError
-from imagemill.models.type_checks import narrow, present
+from imagemill.models.type_checks import require_type, require_value
 from imagemill.pipeline.config import validate
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.images.config import MAX_PIXELS
@@ -115,7 +115,7 @@ class LoadedCheckpoint:
         self.card, self.storage, self.threads = card, storage, threads
         self.task, self.objective = TASKS[card.task], TASK_OBJECTIVES[card.task]
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.precision = Precision(device, chosen_dtype(device, dtype))
+        self.precision = Precision(device, select_dtype(device, dtype))
         self.model: Autoencoder = checkpoints.load_model(card, weights, device)
 
     @classmethod
@@ -178,7 +178,7 @@ class LoadedCheckpoint:
         pixels = to_pixels(image)
         sample = Sample(pixels.rgb, pixels.alpha, self._check_mask(mask, checked, pixels), seed, quality_wanted=False)
         output = self._predict(sample, checked, styles)
-        result = present(output.image, "the output image")
+        result = require_value(output.image, "the output image")
         alpha = None if output.opaque else match_alpha(pixels.alpha, result)
         processed = from_pixels(Pixels(result, alpha, pixels.is_gray and not output.coloured))
         return processed if isinstance(image, Image.Image) else np.asarray(processed)
@@ -200,7 +200,7 @@ class LoadedCheckpoint:
         rgb = to_pixels(image).rgb
         height, width = rgb.shape[:2]
         output = self._predict(Sample(rgb, image_wanted=False, quality_wanted=False), checked, [])
-        return Latent(present(output.latent, "the latent"), height, width, output.columns["step"])
+        return Latent(require_value(output.latent, "the latent"), height, width, output.columns["step"])
 
     def decode(self, latent: Latent) -> np.ndarray:
         """Return the image (height,width,3) uint8 of a latent, equal to what `imagemill decode` writes for it.
@@ -210,7 +210,7 @@ class LoadedCheckpoint:
             ValueError: when the latent does not fit the network or its own size.
         """
         self._check_latents("decode")
-        model = narrow(self.model, LatentCoder)
+        model = require_type(self.model, LatentCoder)
         rows, columns = (-(-side // model.stride) for side in (latent.height, latent.width))
         shape = len(model.lattice(latent.step)[0]), rows, columns
         if latent.values.dtype != np.int8 or latent.values.shape != shape:

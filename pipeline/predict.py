@@ -14,7 +14,7 @@ import torch
 
 from imagemill.models.batches import padded_size
 from imagemill.models.objectives import TASK_OBJECTIVES
-from imagemill.models.precision import Precision, chosen_dtype
+from imagemill.models.precision import Precision, select_dtype
 from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.task import Params, SampleError
 from imagemill.models.tiling import is_lost_device
@@ -65,7 +65,7 @@ class Predictor:
             # Or what torch keeps for one worker is missing to the others on its GPU.
             torch.cuda.set_per_process_memory_fraction(job.gpus)
         self.model_pixels = MODEL_PIXELS[device] if device == "cpu" else int(job.gpus * MODEL_PIXELS[device])
-        self.precision = Precision(device, chosen_dtype(device, job.dtype))
+        self.precision = Precision(device, select_dtype(device, job.dtype))
         model = load_stored_model(job.output, job.checkpoint_sha256, device)
         style_images = load_style_images(job.output, job.style_images, job.max_pixels)
         self.model = self.objective.prepare(model, self.params, style_images, device)

@@ -1,4 +1,4 @@
-"""S3 to test against: rclone (a plain server that ignores conditional puts) and moto (which honours them)."""
+"""S3 servers for tests: rclone (ignores conditional puts) and moto (honours them)."""
 
 import os
 import secrets
@@ -15,14 +15,14 @@ from PIL import Image
 
 from tests.support.servers import KEY, SECRET, environment_of, free_port, rclone
 
-# No property hangs on how busy the machine is.
+# A busy machine must not fail a property test.
 settings.register_profile("imagemill", deadline=None)
 settings.load_profile("imagemill")
 
 
 @pytest.fixture(scope="session")
 def rclone_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Endpoint of an `rclone serve s3` over an empty folder."""
+    """Return the endpoint of an `rclone serve s3` over an empty folder."""
     server = rclone(tmp_path_factory.mktemp("rclone"), "--auth-key", f"{KEY},{SECRET}")
     try:
         server.start()
@@ -33,7 +33,7 @@ def rclone_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def moto_url() -> Iterator[str]:
-    """Endpoint of a moto server in this process."""
+    """Return the endpoint of a moto server in this process."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer("127.0.0.1", free_port(), verbose=False)
@@ -44,10 +44,10 @@ def moto_url() -> Iterator[str]:
 
 
 def fresh_bucket(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> str:
-    """Point the environment at an endpoint, and give the s3:// URL of a new bucket there."""
+    """Point the environment at an endpoint; return the s3:// URL of a new bucket there."""
     for key, value in environment_of(endpoint).items():
         monkeypatch.setenv(key, value)
-    # s3fs keeps instances by their arguments, among which the environment is not.
+    # s3fs caches instances by their arguments, which do not include the environment.
     s3fs.S3FileSystem.clear_instance_cache()
     bucket = f"test-{secrets.token_hex(6)}"
     s3fs.S3FileSystem().mkdir(bucket)
@@ -68,7 +68,7 @@ def moto_bucket(moto_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
 
 @pytest.fixture(params=["local", "moto", "rclone"])
 def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A place for a Store: a folder, and a prefix of a bucket on each server."""
+    """Return a location for a Store: a folder, or a prefix of a bucket on each server."""
     if request.param == "local":
         return str(tmp_path / "store")
     return f"{request.getfixturevalue(f'{request.param}_bucket')}/store"
@@ -76,16 +76,16 @@ def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture(scope="session")
 def ray_session(rclone_url: str) -> Iterator[None]:
-    """The one Ray of the suite; its workers see the rclone server. Depends on nothing outside this machine.
+    """Start the Ray instance that all tests share; its workers can reach the rclone server.
 
-    It has one CPU, so that a run starts one actor: most of what a test waits for are processes that begin. Commands that
-    tests start as processes of their own have all CPUs.
+    It has one CPU, so that a run starts one worker: tests mostly wait for processes to start. Commands that tests start as
+    separate processes have all CPUs.
     """
     from imagemill.pipeline.cluster.connection import connected, ensure_token
 
     ensure_token()
     before = dict(os.environ)
-    # Figures and pictures of tests are those of a CPU, on a machine with a GPU as well.
+    # Tests expect the figures of a CPU, even on a machine with a GPU.
     os.environ.update(environment_of(rclone_url) | {"CUDA_VISIBLE_DEVICES": ""})
     with connected(None, num_cpus=1):
         os.environ.clear()
@@ -95,7 +95,7 @@ def ray_session(rclone_url: str) -> Iterator[None]:
 
 @pytest.fixture
 def figure(request: pytest.FixtureRequest, record_property: Callable[[str, Any], None]) -> Callable[[str, str], None]:
-    """figure(what, reached): a line of the table that the session prints at its end, as docs/reliability.md has it."""
+    """Return figure(what, reached): it adds a line to the table that the session prints at its end."""
     test = request.node.nodeid.partition("[")[0]
     return lambda what, reached: record_property("figure", f"| {what} | {reached} | `{test}` |")
 
@@ -109,7 +109,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def crops(tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
-    """Crops (96,128,3) uint8 of real photographs, all different."""
+    """Return different crops (96,128,3) uint8 of real photos."""
     source = files("skimage.data")
     photos = [
         np.asarray(Image.open(str(source.joinpath(f"{n}.png"))).convert("RGB")) for n in ("astronaut", "chelsea", "coffee")

@@ -1,7 +1,8 @@
-"""An example for Airflow 3: imagemill by its command line, whose exit codes say what to do next.
+"""An example DAG for Airflow 3 that runs the imagemill command every night and maps its exit codes.
 
-Exit 0 and 7 (stopped at its deadline) are success, 2, 3 and 6 fail at once, since the same again would end the same, and so
-does 8, since the night is over; all others are tried again: what was committed stays, so a retry does what is left.
+Exit codes 0 and 7 (stopped at the deadline) are success. 2, 3 and 6 fail at once, because a retry would end the same
+way, and so does 8, because the night is over. All others are retried: committed rows stay, so a retry processes the
+remaining images.
 """
 
 import subprocess
@@ -11,8 +12,8 @@ from airflow.sdk import dag, task
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 IMAGEMILL = "/srv/imagemill/.venv/bin/imagemill"
-DONE = (0, 7)
-HOPELESS = {
+SUCCESS = (0, 7)
+NO_RETRY = {
     2: "bad configuration",
     3: "too many rejects",
     6: "verification failed",
@@ -21,18 +22,18 @@ HOPELESS = {
 
 
 def imagemill(*arguments: str) -> None:
-    """Run the command; its log is the task's."""
+    """Run imagemill and raise an Airflow error that retries the task only where a retry can help."""
     code = subprocess.run([IMAGEMILL, *arguments], check=False).returncode
-    if code in HOPELESS:
-        raise AirflowFailException(f"imagemill: {HOPELESS[code]} (exit {code})")
-    if code not in DONE:
+    if code in NO_RETRY:
+        raise AirflowFailException(f"imagemill: {NO_RETRY[code]} (exit {code})")
+    if code not in SUCCESS:
         raise AirflowException(f"imagemill: exit {code}")
 
 
 @dag(
     schedule="30 22 * * *",
     start_date=datetime(2026, 1, 1),
-    catchup=False,  # imagemill finds missed days itself
+    catchup=False,  # `catch_up` in night.yaml finds missed days
     max_active_runs=1,
     default_args={"retries": 3, "retry_delay": timedelta(minutes=5), "execution_timeout": timedelta(hours=8)},
 )

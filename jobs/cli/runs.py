@@ -13,7 +13,8 @@ Task = Annotated[str | None, typer.Option("--task", help="Plan this task. Requir
 
 def run_or_plan(config: RunConfig, dry_run: bool, run_id: str | None = None) -> None:
     """Run a job, or with `dry_run` print its plan."""
-    from imagemill.jobs.batch import run_and_show, show_plan
+    from imagemill.jobs.batch import run_and_show
+    from imagemill.jobs.plan import show_plan
 
     if dry_run:
         show_plan(config)
@@ -48,7 +49,7 @@ def plan(
     **flags: Any,
 ) -> None:
     """Print what a run would do, and change nothing."""
-    from imagemill.jobs.batch import show_plan
+    from imagemill.jobs.plan import show_plan
 
     show_plan(run_config(context, config, set_, flags, task=task, input=input, output=output), as_json)
 

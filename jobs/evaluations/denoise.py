@@ -22,7 +22,7 @@ from imagemill.jobs.evaluations.evaluation import (
     work_folder,
 )
 from imagemill.models import checkpoint as checkpoints
-from imagemill.models.batches import pad_to, to_uint8
+from imagemill.models.batches import pad_to_stride, to_uint8_images
 from imagemill.models.metrics import psnr_db, ssim
 from imagemill.models.precision import Precision
 from imagemill.pipeline.images.decode import DecodedImage
@@ -105,8 +105,8 @@ def float_result(model: Any, name: str, picture: DecodedImage, sigma: float, lev
     """(H,W,3) uint8 of one image under unclipped float noise of `sigma`, denoised at `level` or blind."""
     h, w = picture.rgb.shape[:2]
     noisy = (picture.rgb + noise_for(name, picture, sigma)) / np.float32(255)
-    x = torch.from_numpy(pad_to(noisy, model.stride)).permute(2, 0, 1)[None]
+    x = torch.from_numpy(pad_to_stride(noisy, model.stride)).permute(2, 0, 1)[None]
     with torch.inference_mode(), Precision().autocast():
-        x_hat = to_uint8(model(x, None if level is None else torch.tensor([level / 255])))[0, :h, :w]
+        x_hat = to_uint8_images(model(x, None if level is None else torch.tensor([level / 255])))[0, :h, :w]
     # As the product writes a gray image.
     return np.asarray(Image.fromarray(x_hat).convert("L").convert("RGB")) if picture.is_gray else x_hat

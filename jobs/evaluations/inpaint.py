@@ -20,7 +20,7 @@ from imagemill.jobs.evaluations.evaluation import (
     through_product,
 )
 from imagemill.models.metrics import psnr_db, ssim
-from imagemill.models.objectives.inpaint import known_of
+from imagemill.models.objectives.inpaint import known_mask
 from imagemill.models.tasks.inpaint import InpaintParams
 from imagemill.models.tasks.task import Sample
 from imagemill.pipeline.errors import VerificationError
@@ -48,7 +48,7 @@ def evaluate_inpaint(config: EvaluateConfig) -> Evaluation:
     originals = {name: picture.rgb for name, picture in read_images(str(config.input), config.storage).items()}
     lines, rows = [], []
     for number, (damage, params) in enumerate(DAMAGES.items()):
-        known = {name: known_of(Sample(rgb, seed=seed_of(name)), params) for name, rgb in originals.items()}
+        known = {name: known_mask(Sample(rgb, seed=seed_of(name)), params) for name, rgb in originals.items()}
         with through_product(config, params.model_dump(exclude_unset=True), str(config.input)) as (output, _):
             ours = restored(output)
         for name, rgb in originals.items():

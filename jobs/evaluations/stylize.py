@@ -17,12 +17,12 @@ from imagemill.jobs.evaluations.evaluation import (
 )
 from imagemill.jobs.outputs import rows_of
 from imagemill.models import checkpoint as checkpoints
-from imagemill.models.batches import to_batch
+from imagemill.models.batches import to_float_batch
 from imagemill.models.objectives import TASK_OBJECTIVES
-from imagemill.models.resizing import within_side
-from imagemill.models.style_transfer import Stylist
+from imagemill.models.resizing import limit_side
+from imagemill.models.style_transfer import StyleTransfer
 from imagemill.models.tasks.stylize import FITS, GATYS_SIDE, StylizeParams
-from imagemill.models.type_checks import narrow
+from imagemill.models.type_checks import require_type
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.images.decode import decode_image
 from imagemill.pipeline.reports.sheets import Tile, contact_sheet
@@ -46,7 +46,7 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
     config = config.model_copy(update={"params": config.params | {"method": "gatys", "size": GATYS_SIDE}})
     job = check_config(config, "alpha")
     params = job.params
-    params = narrow(params, StylizeParams)
+    params = require_type(params, StylizeParams)
     net = checkpoints.build(job.card, job.weights)
     style_images = [decode_image(data).rgb for _, data in job.style_images]
     contents = read_images(str(config.input), config.storage)
@@ -60,14 +60,12 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
         for name in ("content_loss", "style_loss"):
             line[name.replace("_", " ")] = mean([row[name] for row in rows.values()])
         sweep.append(line)
-        columns.append(
-            [Tile(within_side(images[name], 256), f"style loss {rows[name]['style_loss']:.4f}") for name in shown]
-        )
+        columns.append([Tile(limit_side(images[name], 256), f"style loss {rows[name]['style_loss']:.4f}") for name in shown])
 
     with through_product(config, {}, str(config.input)) as (output, record):
         curves, slow = rows_of(output, ["losses"]), seconds_an_image(record)
     stylist = TASK_OBJECTIVES[job.task.name].prepare(net, params, style_images, "cpu")
-    stylist = narrow(stylist, Stylist)
+    stylist = require_type(stylist, StyleTransfer)
     compared: list[Line] = []
     if net.decoder is not None:
         with through_product(beside, {}, str(config.input)) as (output, record):
@@ -77,7 +75,7 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
         compared.append(
             {"method": "adain", "loss": mean(list(totals.values())), "model s/image": fast, "times faster": slow / fast}
         )
-        columns.append([Tile(within_side(images[name], 256), "adain") for name in shown])
+        columns.append([Tile(limit_side(images[name], 256), "adain") for name in shown])
     for steps in [*(n for n in COMPARED if n < params.steps), params.steps]:
         loss = mean([loss_after(row["losses"], steps, params.steps) for row in curves.values()])
         compared.append({"method": f"gatys, {steps} steps", "loss": loss, "model s/image": slow * steps / params.steps})
@@ -100,7 +98,7 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
                 *(f"gatys, alpha {alpha:g}" for alpha in config.at or ALPHAS),
                 *(["one pass"] if len(columns) > len(sweep) else []),
             ],
-            [[Tile(within_side(contents[n].rgb, 256), n), *(column[i] for column in columns)] for i, n in enumerate(shown)],
+            [[Tile(limit_side(contents[n].rgb, 256), n), *(column[i] for column in columns)] for i, n in enumerate(shown)],
         ),
         notes,
     )
@@ -109,14 +107,14 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
 def seconds_an_image(record: dict[str, object]) -> float:
     """What the model took of each image of a run."""
     stages, ok = record["stage_seconds"], record["ok"]
-    stages = narrow(stages, dict)
-    ok = narrow(ok, int)
+    stages = require_type(stages, dict)
+    ok = require_type(ok, int)
     return float(stages["model"]) / ok
 
 
-def total_loss(stylist: Stylist, content: np.ndarray, painted: np.ndarray, params: StylizeParams) -> float:
+def total_loss(stylist: StyleTransfer, content: np.ndarray, painted: np.ndarray, params: StylizeParams) -> float:
     """α·content + β·style of what a run made of an image."""
-    x, t = (to_batch([within_side(rgb, GATYS_SIDE)], stylist.stride, "cpu") for rgb in (content, painted))
+    x, t = (to_float_batch([limit_side(rgb, GATYS_SIDE)], stylist.stride, "cpu") for rgb in (content, painted))
     with torch.inference_mode():
         features = stylist.net.features(x, {stylist.content_layer})[stylist.content_layer]
         content_B, style_B = stylist.losses(t, features)

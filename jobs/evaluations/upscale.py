@@ -17,7 +17,7 @@ from imagemill.jobs.evaluations.evaluation import (
     work_folder,
 )
 from imagemill.models import checkpoint as checkpoints
-from imagemill.models.metrics import SSIM_SIDE, psnr_db, psnr_of, ssim
+from imagemill.models.metrics import SSIM_SIDE, psnr_db, psnr_from_mse, ssim
 from imagemill.pipeline.images.encode import encode_image
 from imagemill.pipeline.reports.sheets import Tile, contact_sheet
 from imagemill.pipeline.storage import Store
@@ -75,4 +75,4 @@ def luma_psnr_db(a: np.ndarray, b: np.ndarray, border: int) -> float:
     """PSNR in dB of the luma of two images (H,W,3) uint8, without `border` pixels at each edge, as papers have it."""
     inside = slice(border, -border)
     difference = (a[inside, inside].astype(np.float32) - b[inside, inside]) @ LUMA
-    return psnr_of(float(np.square(difference).mean(dtype=np.float64)))
+    return psnr_from_mse(float(np.square(difference).mean(dtype=np.float64)))

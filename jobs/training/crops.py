@@ -42,7 +42,7 @@ REFERENCE = pa.schema(
         ("source_etag", pa.string()),
     ]
 )
-"""Which input an image is of, and what `Reading` asks to know of it."""
+"""Which input an image is of, and what `ImageReader` needs to know of it."""
 EXAMINED = pa.schema([*REFERENCE, ("height", pa.int32()), ("width", pa.int32()), ("problem", pa.string())])
 BLOCK_ROWS = 250
 # Rank 0 holds them and measures all of them after each epoch; more would make the figure hardly surer.
@@ -151,7 +151,7 @@ class Readings:
         return Readings, (self.inputs,)
 
     def image(self, reference: dict[str, Any]) -> bytes:
-        """As `Reading.image`."""
+        """As `ImageReader.image`."""
         place = reference["source"]
         if place not in self._open:
             self._open[place] = ImageReader(self.inputs[place], 1)

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from imagemill.jobs.training.states import Line
 from imagemill.models.autoencoder import Autoencoder
-from imagemill.models.batches import to_batch, to_uint8
+from imagemill.models.batches import to_float_batch, to_uint8_images
 from imagemill.models.objectives.objective import Objective
 
 CURVES = "curves.png"
@@ -23,10 +23,10 @@ def samples_of(objective: Objective, model: Autoencoder, crops: list[np.ndarray]
     generator = torch.Generator().manual_seed(0)
     rows = []
     for crop in crops[:SAMPLES]:
-        x = to_batch([crop], model.output_stride, "cpu")
+        x = to_float_batch([crop], model.output_stride, "cpu")
         with torch.inference_mode():
             seen, output = objective.sample(model, x, generator)
-        rows.append([("input", to_uint8(seen)[0]), ("output", to_uint8(output)[0]), ("original", crop)])
+        rows.append([("input", to_uint8_images(seen)[0]), ("output", to_uint8_images(output)[0]), ("original", crop)])
     return rows
 
 

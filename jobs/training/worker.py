@@ -23,9 +23,9 @@ from imagemill.jobs.training.states import Line, State, keep, newest_history, re
 from imagemill.jobs.training.step import Step, TaskLoss
 from imagemill.models.architectures import ARCHITECTURES
 from imagemill.models.autoencoder import Autoencoder
-from imagemill.models.batches import to_batch
+from imagemill.models.batches import to_float_batch
 from imagemill.models.objectives import OBJECTIVES
-from imagemill.models.precision import Precision, fast_dtype
+from imagemill.models.precision import Precision, fastest_dtype
 from imagemill.pipeline.cluster.tally import publish
 from imagemill.pipeline.sources.input import Input
 from imagemill.pipeline.storage import Store
@@ -87,7 +87,7 @@ class Learner:
         if self.device.type == "cpu":
             torch.set_num_threads(course.threads)
         # That of rank 0 for all: gradients in float16 are scaled, and the workers add them up.
-        dtype = ray.train.collective.broadcast_from_rank_zero(fast_dtype(self.device.type))
+        dtype = ray.train.collective.broadcast_from_rank_zero(fastest_dtype(self.device.type))
         torch.manual_seed(self.config.seed)
         model = ARCHITECTURES[self.config.architecture](**self.config.parameters).to(self.device)
         if course.init is not None:
@@ -179,7 +179,7 @@ class Learner:
         figures = []
         with torch.inference_mode(), self.device:
             for crop in self.crops:
-                x_BCHW = to_batch([crop], averaged.output_stride, str(self.device))
+                x_BCHW = to_float_batch([crop], averaged.output_stride, str(self.device))
                 figures.append(OBJECTIVES[self.config.task].validate(averaged, x_BCHW, generator))
         return {f"valid_{k}": float(np.mean([f[k] for f in figures])) for k in figures[0]}
 

@@ -7,20 +7,20 @@ Chroma is predicted at half the size: eyes and PSNR hardly miss the rest, and th
 
 from torch import Tensor, nn
 
-from imagemill.models.layers import zeroed
-from imagemill.models.residual_unet import Trunk
+from imagemill.models.layers import zero_init
+from imagemill.models.residual_unet import ResidualUNet
 
 UNSHUFFLE = 4
 
 
-class ChromaUNet(Trunk):
+class ChromaUNet(ResidualUNet):
     """Colorizing autoencoder: (B,1,H,W) luma in [0,1] to (B,2,H,W) Cb and Cr, in [-0.5,0.5]."""
 
     example = (1, 256, 256)
 
     def __init__(self, widths: tuple[int, ...] = (24, 48, 72, 96), blocks: int = 2) -> None:
         super().__init__(UNSHUFFLE**2, 2, widths, blocks)
-        zeroed(self.tail)
+        zero_init(self.tail)
         self.stride, self.halo = 2 * self.stride, 2 * self.halo + 2 * self.stride
 
     def encode(self, x_BCHW: Tensor) -> list[Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from imagemill.models.autoencoder import LatentCoder
 from imagemill.models.colour import YCBCR
-from imagemill.models.layers import ResBlock, conv3x3, zeroed
+from imagemill.models.layers import ResBlock, conv3x3, zero_init
 
 SYMBOL_MAX = 127
 DEAD_ZONE = 0.1
@@ -29,7 +29,7 @@ SKETCHED = 256
 TRANSFORM_SCALE = 0.1
 
 
-def zigzag(block: int = 8) -> list[tuple[int, int]]:
+def zigzag_frequencies(block: int = 8) -> list[tuple[int, int]]:
     """(vertical, horizontal) frequencies of a block, lowest first."""
     return sorted(((v, u) for v in range(block) for u in range(block)), key=lambda f: (sum(f), f))
 
@@ -43,7 +43,7 @@ def dct_filters(chroma: int, block: int = 8) -> tuple[Tensor, Tensor]:
     to_rgb = torch.linalg.inv(to_ycc)
     analysis, synthesis = [], []
     for plane, count in enumerate((block * block, chroma, chroma)):
-        for v, u in zigzag(block)[:count]:
+        for v, u in zigzag_frequencies(block)[:count]:
             patch = torch.outer(basis[v], basis[u])
             analysis.append(to_ycc[plane].view(3, 1, 1) * patch)
             synthesis.append(to_rgb[:, plane].view(3, 1, 1) * patch)
@@ -64,7 +64,7 @@ def quantise(y: Tensor) -> Tensor:
     return alive + (hard - alive).detach()
 
 
-def framed(x_BCHW: Tensor, n: int) -> Tensor:
+def pad_replicate(x_BCHW: Tensor, n: int) -> Tensor:
     """Edges repeated n times, channels last: as torch's replicate pad, which takes three times as long for that layout."""
     b, c, h, w = x_BCHW.shape
     size = b, c, h + 2 * n, w + 2 * n
@@ -108,7 +108,7 @@ class Codec(LatentCoder):
         self.code_tail = nn.Sequential(nn.Conv2d(code_width, 256, 1), nn.PixelShuffle(4))
         self.head = conv3x3(16 + 12 + 1, width)
         self.body = nn.Sequential(*(ResBlock(width) for _ in range(blocks)))
-        self.tail = zeroed(conv3x3(width, 12))
+        self.tail = zero_init(conv3x3(width, 12))
 
     def steps(self, step_B: Tensor) -> Tensor:
         """(B,C,1,1) quantiser step of each channel, for coefficients of images in [0,1]."""
@@ -116,7 +116,7 @@ class Codec(LatentCoder):
 
     def analyse(self, x_B3HW: Tensor, step_B: Tensor) -> Tensor:
         """(B,3,H,W) float in [0,1] to unrounded symbols (B,C,H/8,W/8); in float32, bf16 would move them."""
-        x = framed(x_B3HW.float() - 0.5, 4).mul_(TRANSFORM_SCALE)
+        x = pad_replicate(x_B3HW.float() - 0.5, 4).mul_(TRANSFORM_SCALE)
         with torch.autocast(x.device.type, enabled=False):
             y: Tensor = self.g_a(x) / self.steps(step_B)
         return y

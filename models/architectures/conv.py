@@ -12,7 +12,7 @@ from imagemill.models.autoencoder import LatentCoder
 from imagemill.models.layers import conv3x3
 
 
-def enlarge(c_in: int, c_out: int, how: str) -> list[nn.Module]:
+def upsample_layers(c_in: int, c_out: int, how: str) -> list[nn.Module]:
     """Twice the size, by nearest neighbours and a 3×3 convolution, or by one 3×3 transposed convolution."""
     if how == "transposed":
         return [nn.ConvTranspose2d(c_in, c_out, 3, stride=2, padding=1, output_padding=1)]
@@ -40,7 +40,7 @@ class Conv(LatentCoder):
             conv3x3(channels, width), nn.ReLU(), nn.MaxPool2d(2), conv3x3(width, code), nn.ReLU(), nn.MaxPool2d(2)
         )
         self.decoder = nn.Sequential(
-            *enlarge(code, width, upsample), nn.ReLU(), *enlarge(width, channels, upsample), nn.Sigmoid()
+            *upsample_layers(code, width, upsample), nn.ReLU(), *upsample_layers(width, channels, upsample), nn.Sigmoid()
         )
         # One axis: DDP cannot broadcast a buffer of four when it is the only one and lies channels last.
         self.peak: Tensor

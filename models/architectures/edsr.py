@@ -11,7 +11,7 @@ The network learns what bicubic leaves out: VDSR (Kim et al. 2016).
 from torch import Tensor, nn
 
 from imagemill.models.autoencoder import Autoencoder
-from imagemill.models.layers import ResBlock, conv3x3, zeroed
+from imagemill.models.layers import ResBlock, conv3x3, zero_init
 from imagemill.models.resizing import resize
 
 
@@ -27,7 +27,7 @@ class EDSR(Autoencoder):
         self.halo = 2 * blocks + 3
         self.head = conv3x3(channels, width)
         self.body = nn.Sequential(*(ResBlock(width) for _ in range(blocks)), conv3x3(width, width))
-        self.tail = zeroed(conv3x3(width, scale**2 * channels))
+        self.tail = zero_init(conv3x3(width, scale**2 * channels))
 
     def encode(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """(B,C,H,W) float in [0,1] to itself and its features (B,width,H,W)."""

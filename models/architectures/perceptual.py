@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from imagemill.models.autoencoder import Autoencoder
-from imagemill.models.layers import zeroed
-from imagemill.models.type_checks import present
+from imagemill.models.layers import zero_init
+from imagemill.models.type_checks import require_value
 
 
-def conv(c_in: int, c_out: int) -> nn.Conv2d:
+def conv3x3_replicate(c_in: int, c_out: int) -> nn.Conv2d:
     """3×3, edges repeated: zeros would be a frame that style transfer paints. Begins as He et al. 2015 say for ReLU."""
     layer = nn.Conv2d(c_in, c_out, 3, padding=1, padding_mode="replicate")
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    nn.init.zeros_(present(layer.bias, "the bias"))
+    nn.init.zeros_(require_value(layer.bias, "the bias"))
     return layer
 
 
@@ -53,13 +53,13 @@ class Perceptual(Autoencoder):
         inputs = (3, *widths)
         self.encoder = nn.ModuleDict(
             {
-                f"relu{b}_{c}": conv(inputs[b - 1] if c == 1 else width, width)
+                f"relu{b}_{c}": conv3x3_replicate(inputs[b - 1] if c == 1 else width, width)
                 for b, (width, count) in enumerate(zip(widths, convs, strict=True), 1)
                 for c in range(1, count + 1)
             }
         )
-        self.decoder = nn.ModuleList(painters(widths, convs)) if decoder else None
-        self.skips = nn.ModuleList(zeroed(nn.Conv2d(width, width, 1)) for width in widths[:-1]) if decoder else None
+        self.decoder = nn.ModuleList(decoder_levels(widths, convs)) if decoder else None
+        self.skips = nn.ModuleList(zero_init(nn.Conv2d(width, width, 1)) for width in widths[:-1]) if decoder else None
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
@@ -98,7 +98,7 @@ class Perceptual(Autoencoder):
 
     def decode(self, y: Sequence[Tensor]) -> Tensor:
         """What `encode` gave, or the last of it alone, to images."""
-        decoder, skips = present(self.decoder, "the decoder"), present(self.skips, "the decoder's skips")
+        decoder, skips = require_value(self.decoder, "the decoder"), require_value(self.skips, "the decoder's skips")
         z = y[-1]
         for level in reversed(range(len(decoder))):
             if level < len(skips):
@@ -108,10 +108,12 @@ class Perceptual(Autoencoder):
         return z.float() * self.std + self.mean
 
 
-def painters(widths: Sequence[int], convs: Sequence[int]) -> list[nn.Module]:
+def decoder_levels(widths: Sequence[int], convs: Sequence[int]) -> list[nn.Module]:
     """What the decoder does at each level, finest first: as many convolutions as the encoder; no ReLU on the image."""
-    levels: list[nn.Module] = [nn.Sequential(conv(widths[0], widths[0]), nn.ReLU(), conv(widths[0], 3))]
+    levels: list[nn.Module] = [
+        nn.Sequential(conv3x3_replicate(widths[0], widths[0]), nn.ReLU(), conv3x3_replicate(widths[0], 3))
+    ]
     for (finer, width), count in zip(pairwise(widths), convs[1:], strict=True):
-        same = [layer for _ in range(count - 1) for layer in (conv(width, width), nn.ReLU())]
-        levels.append(nn.Sequential(*same, conv(width, finer), nn.ReLU()))
+        same = [layer for _ in range(count - 1) for layer in (conv3x3_replicate(width, width), nn.ReLU())]
+        levels.append(nn.Sequential(*same, conv3x3_replicate(width, finer), nn.ReLU()))
     return levels

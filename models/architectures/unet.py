@@ -7,7 +7,7 @@ sigma map ────────┘
 import torch
 from torch import Tensor, nn
 
-from imagemill.models.residual_unet import Trunk
+from imagemill.models.residual_unet import ResidualUNet
 
 MAX_SIGMA = 1.0
 RECEPTION = 4
@@ -48,7 +48,7 @@ class NoiseLevel(nn.Module):
         return (guess * confidence.softmax(1)).sum(1).clamp(0, MAX_SIGMA)
 
 
-class UNet(Trunk):
+class UNet(ResidualUNet):
     """Denoising autoencoder. `encode` gives the input and the features of each level, `decode` the corrected image."""
 
     def __init__(self, channels: int = 3, widths: tuple[int, ...] = (32, 64, 96), blocks: int = 2) -> None:

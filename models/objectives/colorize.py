@@ -9,20 +9,20 @@ from torch import Tensor
 
 from imagemill.models.architectures.chroma import ChromaUNet
 from imagemill.models.autoencoder import Autoencoder
-from imagemill.models.batches import pad_to, rounded
-from imagemill.models.colour import luma_of, recolour, rgb_of
+from imagemill.models.batches import pad_to_stride, round_to_8_bits
+from imagemill.models.colour import luma_chroma_to_rgb, replace_chroma, rgb_to_luma
 from imagemill.models.losses import psnr_loss
 from imagemill.models.objectives.objective import TaskObjective
 from imagemill.models.precision import Precision
-from imagemill.models.resizing import resize, within_pixels
+from imagemill.models.resizing import limit_pixels, resize
 from imagemill.models.tasks.colorize import ColorizeParams
 from imagemill.models.tasks.task import Output, Sample
-from imagemill.models.type_checks import narrow
+from imagemill.models.type_checks import require_type
 
 # Chroma is predicted on at most so many pixels: what a thing is shows only when the network sees enough of it at once.
 SEEN_PIXELS = 512 * 512
 # Images without colour are 60 dB when left alone: below this error (40 dB) nothing more is asked.
-ENOUGH = 1e-4
+ERROR_FLOOR = 1e-4
 
 
 class Colorize(TaskObjective):
@@ -30,42 +30,42 @@ class Colorize(TaskObjective):
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """PSNR loss in RGB at the true luma."""
-        model = narrow(model, ChromaUNet)
-        luma = luma_of(x_BCHW)
+        model = require_type(model, ChromaUNet)
+        luma = rgb_to_luma(x_BCHW)
         # What is gray in a photograph was exposed differently than this one.
         gain = 0.8 + 0.4 * torch.rand(len(luma), 1, 1, 1, generator=generator)
         gamma = 0.8 + 0.4 * torch.rand(len(luma), 1, 1, 1, generator=generator)
-        x_hat = rgb_of(luma, model((luma * gain).clamp(1e-4, 1) ** gamma))
+        x_hat = luma_chroma_to_rgb(luma, model((luma * gain).clamp(1e-4, 1) ** gamma))
         squared = (x_hat - x_BCHW).float().square().flatten(1).mean(1)
-        loss = 10 * (squared + ENOUGH).log10().mean()
+        loss = 10 * (squared + ERROR_FLOOR).log10().mean()
         return {"loss": loss, "psnr_db": -psnr_loss(x_hat.detach(), x_BCHW)}
 
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
-        model = narrow(model, ChromaUNet)
-        luma = luma_of(x_BCHW)
-        x_hat, gray = rgb_of(luma, model(luma)), luma.expand_as(x_BCHW)
-        floor, reached = (-float(psnr_loss(rounded(x), x_BCHW)) for x in (gray, x_hat))
+        model = require_type(model, ChromaUNet)
+        luma = rgb_to_luma(x_BCHW)
+        x_hat, gray = luma_chroma_to_rgb(luma, model(luma)), luma.expand_as(x_BCHW)
+        floor, reached = (-float(psnr_loss(round_to_8_bits(x), x_BCHW)) for x in (gray, x_hat))
         return {"psnr_db": reached, "gain_over_gray_db": reached - floor}
 
     def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        model = narrow(model, ChromaUNet)
-        luma = luma_of(x_BCHW)
-        return luma, rgb_of(luma, model(luma))
+        model = require_type(model, ChromaUNet)
+        luma = rgb_to_luma(x_BCHW)
+        return luma, luma_chroma_to_rgb(luma, model(luma))
 
     def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
         """Predicted chroma for the luma of each image (Pillow's convert("L")); the output has exactly that luma."""
-        model = narrow(model, ChromaUNet)
-        params = narrow(params, ColorizeParams)
+        model = require_type(model, ChromaUNet)
+        params = require_type(params, ColorizeParams)
         lumas = [np.asarray(Image.fromarray(sample.rgb).convert("L")) for sample in samples]
-        x = torch.from_numpy(np.stack([pad_to(luma[..., None], model.stride)[..., 0] for luma in lumas]))[:, None]
+        x = torch.from_numpy(np.stack([pad_to_stride(luma[..., None], model.stride)[..., 0] for luma in lumas]))[:, None]
         x = x.to(precision.device).float() / 255
         h, w = x.shape[2:]
         with torch.inference_mode():
-            seen = within_pixels(x, SEEN_PIXELS, model.stride)
+            seen = limit_pixels(x, SEEN_PIXELS, model.stride)
             chroma_B2HW = resize(precision.run(model, seen), [h, w]).cpu().numpy() * params.saturation
         outputs = []
         for luma, chroma in zip(lumas, chroma_B2HW, strict=True):
-            image = recolour(luma, chroma[:, : luma.shape[0], : luma.shape[1]])
+            image = replace_chroma(luma, chroma[:, : luma.shape[0], : luma.shape[1]])
             outputs.append(Output(image, columns={"colourfulness": colourfulness(image)}, coloured=True))
         return outputs
 

@@ -10,18 +10,18 @@ from torch import Tensor
 
 from imagemill.models.architectures.codec import Codec
 from imagemill.models.autoencoder import Autoencoder, LatentCoder
-from imagemill.models.batches import as_bytes, byte_batch, rounded, to_uint8, unit
+from imagemill.models.batches import bytes_to_float, float_to_bytes, round_to_8_bits, to_uint8_batch, to_uint8_images
 from imagemill.models.card import CheckpointError
-from imagemill.models.colour import luma_of
-from imagemill.models.entropy_fitting import fit
+from imagemill.models.colour import rgb_to_luma
+from imagemill.models.entropy_fitting import fit_entropy_model
 from imagemill.models.losses import laplace_bits, psnr_loss, rate_distortion
-from imagemill.models.metrics import psnr_db, psnr_of, squared_error
+from imagemill.models.metrics import psnr_db, psnr_from_mse, squared_error
 from imagemill.models.objectives.objective import TaskObjective
 from imagemill.models.precision import Precision
 from imagemill.models.tasks.compress import MAX_STEP, MIN_STEP, CompressParams
 from imagemill.models.tasks.task import Output, Sample
-from imagemill.models.tiling import in_tiles, pieces, tile_side, tiled
-from imagemill.models.type_checks import narrow
+from imagemill.models.tiling import apply_in_fixed_tiles, apply_tiled, compute_tiles, tile_side
+from imagemill.models.type_checks import require_type
 
 
 class Compress(TaskObjective):
@@ -29,24 +29,24 @@ class Compress(TaskObjective):
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Rate and distortion at random steps; for an autoencoder that has no rate, the squared error."""
-        model = narrow(model, LatentCoder)
+        model = require_type(model, LatentCoder)
         if not isinstance(model, Codec):
-            x = planes_of(model, x_BCHW)
+            x = select_planes(model, x_BCHW)
             x_hat = model(x)
             mse = (x_hat.float() - x).square().mean()
             return {"loss": mse, "psnr_db": -psnr_loss(x_hat, x).detach()}
         draw = torch.rand(x_BCHW.shape[0], generator=generator)
         step_B = MIN_STEP * (MAX_STEP / MIN_STEP) ** draw
-        x_hat, bits_B = code(model, x_BCHW, step_B)
+        x_hat, bits_B = encode_decode(model, x_BCHW, step_B)
         loss, bpp = rate_distortion(x_hat, x_BCHW, bits_B, step_B)
         return {"loss": loss, "bits_per_pixel": bpp.detach(), "psnr_db": -psnr_loss(x_hat, x_BCHW).detach()}
 
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
-        model = narrow(model, LatentCoder)
-        x = planes_of(model, x_BCHW)
+        model = require_type(model, LatentCoder)
+        x = select_planes(model, x_BCHW)
         step_B = x.new_full((x.shape[0],), 32.0)
-        x_hat, bits_B = code(model, x, step_B)
-        figures = {"psnr_db": -float(psnr_loss(rounded(x_hat), x)), "mse": float((x_hat - x).square().mean())}
+        x_hat, bits_B = encode_decode(model, x, step_B)
+        figures = {"psnr_db": -float(psnr_loss(round_to_8_bits(x_hat), x)), "mse": float((x_hat - x).square().mean())}
         if isinstance(model, Codec):
             loss, bpp = rate_distortion(x_hat, x, bits_B, step_B)
             figures |= {"bits_per_pixel": float(bpp), "loss": float(loss)}
@@ -54,19 +54,19 @@ class Compress(TaskObjective):
 
     def finish(self, model: Autoencoder, images: Iterable[Tensor]) -> None:
         """Fit the entropy model to the codes of images, each at a step drawn at random."""
-        model = narrow(model, LatentCoder)
+        model = require_type(model, LatentCoder)
         rng = np.random.default_rng(0)
         latents = []
         with torch.inference_mode():
             for x_BCHW in images:
-                x = planes_of(model, x_BCHW)
+                x = select_planes(model, x_BCHW)
                 step_B = x.new_full((1,), MIN_STEP * (MAX_STEP / MIN_STEP) ** rng.random())
                 latents.append(model.symbols(x, step_B)[0].to(torch.int8).cpu().numpy())
         if latents:
-            model.entropy = fit(latents)
+            model.entropy = fit_entropy_model(latents)
 
     def check(self, model: Autoencoder, params: Any) -> None:
-        model = narrow(model, LatentCoder)
+        model = require_type(model, LatentCoder)
         if params.coding == "coded" and model.entropy is None:
             raise CheckpointError(
                 "params.coding = 'coded': the checkpoint holds no tables to code with (it is older than they are); use plain"
@@ -74,16 +74,16 @@ class Compress(TaskObjective):
 
     def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """At step 32."""
-        model = narrow(model, LatentCoder)
-        x = planes_of(model, x_BCHW)
-        return x, code(model, x, x.new_full((x.shape[0],), 32.0))[0]
+        model = require_type(model, LatentCoder)
+        x = select_planes(model, x_BCHW)
+        return x, encode_decode(model, x, x.new_full((x.shape[0],), 32.0))[0]
 
     def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
         """Symbols are computed in float32 whatever the precision: a code must not depend on it."""
-        model = narrow(model, LatentCoder)
-        params = narrow(params, CompressParams)
+        model = require_type(model, LatentCoder)
+        params = require_type(params, CompressParams)
         images = [sample.rgb for sample in samples]
-        latents = latents_of(model, images, params.step, precision.device)
+        latents = encode_images(model, images, params.step, precision.device)
         outputs = []
         for latent, sample in zip(latents, samples, strict=True):
             payload = model.entropy.encode(latent) if params.coding == "coded" and model.entropy else None
@@ -93,31 +93,33 @@ class Compress(TaskObjective):
                 decoded = decode_latent(model, latent, sample.rgb.shape[:2], params.step, precision.device)
                 columns["psnr_db"] = psnr_db(decoded, sample.rgb)
             elif sample.quality_wanted:
-                columns["psnr_db"] = psnr_of_latent(model, latent, sample.rgb, params.step, precision.device)
+                columns["psnr_db"] = latent_psnr(model, latent, sample.rgb, params.step, precision.device)
             outputs.append(Output(decoded, latent, columns, payload=payload))
         return outputs
 
 
-def latents_of(model: LatentCoder, images: Sequence[np.ndarray], step: float, device: str) -> np.ndarray:
+def encode_images(model: LatentCoder, images: Sequence[np.ndarray], step: float, device: str) -> np.ndarray:
     """Images (H,W,3) uint8 of one padded size to symbols (B,C,h,w) int8, in tiles."""
     # Large images stay bytes; each tile is made float by itself.
-    x = byte_batch(images, model.stride, device)
+    x = to_uint8_batch(images, model.stride, device)
     step_B = torch.full((len(images),), step, device=x.device)
 
     def symbols_of(piece: Tensor) -> Tensor:
-        return model.symbols(planes_of(model, unit(piece)), step_B).to(torch.int8)
+        return model.symbols(select_planes(model, bytes_to_float(piece)), step_B).to(torch.int8)
 
     halo = model.stride if isinstance(model, Codec) else model.halo
     with torch.inference_mode():
-        return tiled(symbols_of, x, tile_side(*x.shape[2:]), halo, Fraction(1, model.stride), model.stride).cpu().numpy()
+        return (
+            apply_tiled(symbols_of, x, tile_side(*x.shape[2:]), halo, Fraction(1, model.stride), model.stride).cpu().numpy()
+        )
 
 
-def planes_of(model: Any, x_B3HW: Tensor) -> Tensor:
+def select_planes(model: Any, x_B3HW: Tensor) -> Tensor:
     """RGB as the model takes it: itself, or its luma (B,1,H,W)."""
-    return luma_of(x_B3HW) if model.channels == 1 else x_B3HW
+    return rgb_to_luma(x_B3HW) if model.channels == 1 else x_B3HW
 
 
-def code(model: LatentCoder, x_BCHW: Tensor, step_B: Tensor) -> tuple[Tensor, Tensor]:
+def encode_decode(model: LatentCoder, x_BCHW: Tensor, step_B: Tensor) -> tuple[Tensor, Tensor]:
     """What images become at a step, (B,C,H,W), and the bits that they take, (B,)."""
     symbols = model.symbols(x_BCHW, step_B)
     return model.image(symbols, step_B), laplace_bits(symbols)
@@ -130,29 +132,29 @@ def decode_latent(model: LatentCoder, latent: np.ndarray, size: tuple[int, int],
     last bit of a result, so the run and a later `decode` agree exactly on one kind of device.
     """
     with torch.inference_mode():
-        x_hat = in_tiles(*decoding(model, latent, size, step, device))
+        x_hat = apply_in_fixed_tiles(*tile_arguments(model, latent, size, step, device))
     return to_rgb(model, x_hat)[: size[0], : size[1]]
 
 
-def psnr_of_latent(model: LatentCoder, latent: np.ndarray, rgb: np.ndarray, step: float, device: str) -> float:
+def latent_psnr(model: LatentCoder, latent: np.ndarray, rgb: np.ndarray, step: float, device: str) -> float:
     """PSNR in dB of what `decode_latent` gives beside the source (H,W,3) uint8, without holding it whole."""
     squared = 0.0
     with torch.inference_mode():
-        for rows, columns, piece in pieces(*decoding(model, latent, rgb.shape[:2], step, device)):
+        for rows, columns, piece in compute_tiles(*tile_arguments(model, latent, rgb.shape[:2], step, device)):
             source = rgb[rows, columns]
             squared += squared_error(to_rgb(model, piece)[: source.shape[0], : source.shape[1]], source)
-    return psnr_of(squared / rgb.size)
+    return psnr_from_mse(squared / rgb.size)
 
 
-def decoding(model: LatentCoder, latent: np.ndarray, size: tuple[int, ...], step: float, device: str) -> Any:
-    """The arguments of `in_tiles` and `pieces` with which symbols (C,h,w) int8 become the image of `size`, as bytes."""
+def tile_arguments(model: LatentCoder, latent: np.ndarray, size: tuple[int, ...], step: float, device: str) -> Any:
+    """Return the arguments of `apply_in_fixed_tiles` and `compute_tiles` that decode symbols (C,h,w) int8 to bytes."""
     symbols = torch.from_numpy(np.ascontiguousarray(latent))[None].to(device)
     step_B = torch.full((1,), step, device=symbols.device)
     tile, halo = tile_side(*size) // model.stride, model.halo // model.stride
-    return lambda piece: as_bytes(model.image(piece.float(), step_B)), symbols, tile, halo, Fraction(model.stride)
+    return lambda piece: float_to_bytes(model.image(piece.float(), step_B)), symbols, tile, halo, Fraction(model.stride)
 
 
 def to_rgb(model: LatentCoder, x_hat: Tensor) -> np.ndarray:
     """(1,C,h,w) bytes to (h,w,3) uint8; luma becomes gray."""
-    decoded = to_uint8(x_hat)[0]
+    decoded = to_uint8_images(x_hat)[0]
     return decoded if model.channels == 3 else decoded.repeat(3, 2)

@@ -14,7 +14,7 @@ from imagemill.models.autoencoder import Autoencoder
 from imagemill.models.losses import psnr_loss
 from imagemill.models.objectives.objective import Objective
 from imagemill.models.style_statistics import moments
-from imagemill.models.type_checks import narrow, present
+from imagemill.models.type_checks import require_type, require_value
 
 TEMPERATURE = 0.1
 RECONSTRUCTION_WEIGHT = 0.1
@@ -26,22 +26,22 @@ class Perceive(Objective):
 
     def freeze(self, model: Autoencoder) -> None:
         """The skips, as the decoder is given one layer alone, and the layers behind that one."""
-        model = narrow(model, Perceptual)
-        skips = present(model.skips, "the skips of the model")
+        model = require_type(model, Perceptual)
+        skips = require_value(model.skips, "the skips of the model")
         behind = model.layers[model.layers.index(model.first_layers[-1]) + 1 :]
         for part in (skips, *(model.encoder[name] for name in behind)):
             part.requires_grad_(False)
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Reconstruction of distorted halves, and how surely each finds its other half."""
-        model = narrow(model, Perceptual)
+        model = require_type(model, Perceptual)
         half = x_BCHW.shape[3] // 2 // model.stride * model.stride
         halves = torch.cat([x_BCHW[..., :half], x_BCHW[..., -half:]])
-        clean = recoloured(halves, generator)
+        clean = jitter_colours(halves, generator)
         noise = torch.randn(clean.shape, generator=generator) * (torch.rand(len(clean), 1, 1, 1, generator=generator) * 0.05)
         features = model.features(clean + noise, model.layers)
         image_loss = psnr_loss(model.decode([features[model.first_layers[-1]]]), clean)
-        pair_loss = torch.stack([contrast(features[name]) for name in model.first_layers]).mean()
+        pair_loss = torch.stack([contrastive_loss(features[name]) for name in model.first_layers]).mean()
         return {
             "loss": pair_loss + RECONSTRUCTION_WEIGHT * image_loss,
             "psnr_db": -image_loss.detach(),
@@ -50,16 +50,16 @@ class Perceive(Objective):
 
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
         """Reconstruction."""
-        model = narrow(model, Perceptual)
+        model = require_type(model, Perceptual)
         return {"psnr_db": -float(psnr_loss(model.decode(model.encode(x_BCHW)[-1:]).clamp(0, 1), x_BCHW))}
 
     def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The picture from its last layer alone."""
-        model = narrow(model, Perceptual)
+        model = require_type(model, Perceptual)
         return x_BCHW, model.decode(model.encode(x_BCHW)[-1:])
 
 
-def recoloured(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+def jitter_colours(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
     """Each image with other gains and another gamma for each colour; one in five gray: colours alone tell too much."""
     batch = x_BCHW.shape[0]
     gamma, gain = torch.rand(2, batch, 3, 1, 1, generator=generator).unbind()
@@ -68,7 +68,7 @@ def recoloured(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(gray_B, x.mean(1, keepdim=True), x)
 
 
-def contrast(features_Bdhw: Tensor) -> Tensor:
+def contrastive_loss(features_Bdhw: Tensor) -> Tensor:
     """Cross entropy with which each of 2B halves finds its other half among all, by standardised moments (NT-Xent)."""
     code = torch.cat(moments(features_Bdhw), 1).flatten(1)
     code = normalize((code - code.mean(0)) / (code.std(0) + 1e-4))

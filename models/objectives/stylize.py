@@ -8,18 +8,18 @@ from torch import Tensor
 
 from imagemill.models.architectures.perceptual import Perceptual
 from imagemill.models.autoencoder import Autoencoder
-from imagemill.models.batches import padded_size, to_batch, to_uint8
+from imagemill.models.batches import padded_size, to_float_batch, to_uint8_images
 from imagemill.models.card import CheckpointError
-from imagemill.models.colour import chroma_of, luma_8, recolour
+from imagemill.models.colour import luma_uint8, replace_chroma, rgb_to_chroma
 from imagemill.models.losses import psnr_loss
 from imagemill.models.objectives.objective import TaskObjective
 from imagemill.models.precision import Precision
-from imagemill.models.resizing import within_side
+from imagemill.models.resizing import limit_side
 from imagemill.models.style_statistics import moments
-from imagemill.models.style_transfer import Stylist, optimised, paint, target_of
+from imagemill.models.style_transfer import StyleTransfer, build_style_target, optimise_images, transfer_style
 from imagemill.models.tasks.stylize import FITS, GATYS_SIDE, StylizeParams
 from imagemill.models.tasks.task import Output, Sample
-from imagemill.models.type_checks import narrow
+from imagemill.models.type_checks import require_type
 
 STYLE_SIDE = 512
 """Long side to which a style is reduced: it sets how large its strokes are."""
@@ -38,15 +38,17 @@ class Stylize(TaskObjective):
 
     def freeze(self, model: Autoencoder) -> None:
         """The encoder: what measures must not learn to be pleased."""
-        model = narrow(model, Perceptual)
+        model = require_type(model, Perceptual)
         model.encoder.requires_grad_(False)
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """What `gatys` minimises, of what one pass makes of each crop in the style of another; of its logarithm the mean."""
-        model = narrow(model, Perceptual)
+        model = require_type(model, Perceptual)
         own = int(len(x_BCHW) * IDENTITY_SHARE)
         style = torch.cat([x_BCHW[:own], x_BCHW.roll(1, 0)[own:]])
-        stylist = Stylist(model, target_of(model, [style], first_of(model), [1.0]), content_layer_of(model, None))
+        stylist = StyleTransfer(
+            model, build_style_target(model, [style], default_style_layers(model), [1.0]), choose_content_layer(model, None)
+        )
         with torch.no_grad():
             features = model.features(x_BCHW, {stylist.content_layer, *model.first_layers})
             y = [features[name] for name in model.first_layers]
@@ -65,14 +67,16 @@ class Stylize(TaskObjective):
 
     def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """In the style of its own right half, upside down."""
-        model = narrow(model, Perceptual)
+        model = require_type(model, Perceptual)
         style = x_BCHW[..., x_BCHW.shape[3] // 2 :].flip(2)
-        stylist = Stylist(model, target_of(model, [style], first_of(model), [1.0]), content_layer_of(model, None))
+        stylist = StyleTransfer(
+            model, build_style_target(model, [style], default_style_layers(model), [1.0]), choose_content_layer(model, None)
+        )
         return x_BCHW, stylist(x_BCHW)
 
     def check(self, model: Autoencoder, params: Any) -> None:
         """Raises: CheckpointError for a layer that is not there, or a method that the network cannot do."""
-        params = narrow(params, StylizeParams)
+        params = require_type(params, StylizeParams)
         if not isinstance(model, Perceptual):
             raise CheckpointError(f"stylize works with networks of the architecture perceptual, not {type(model).__name__}")
         for name in [*(params.style_layers or {}), *([params.content_layer] if params.content_layer else [])]:
@@ -82,49 +86,49 @@ class Stylize(TaskObjective):
             raise CheckpointError("method adain needs a network with a trained decoder, and this one has none; say gatys")
 
     def prepare(self, model: Autoencoder, params: Any, style_images: list[np.ndarray], device: str) -> Autoencoder:
-        model = narrow(model, Perceptual)
-        params = narrow(params, StylizeParams)
-        styles = [to_batch([within_side(rgb, STYLE_SIDE)], model.stride, device) for rgb in style_images]
+        model = require_type(model, Perceptual)
+        params = require_type(params, StylizeParams)
+        styles = [to_float_batch([limit_side(rgb, STYLE_SIDE)], model.stride, device) for rgb in style_images]
         shares = params.style_weights or [1.0] * len(styles)
-        target = target_of(model, styles, params.style_layers or first_of(model), shares)
-        return Stylist(model, target, content_layer_of(model, params.content_layer)).eval()
+        target = build_style_target(model, styles, params.style_layers or default_style_layers(model), shares)
+        return StyleTransfer(model, target, choose_content_layer(model, params.content_layer)).eval()
 
     def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
         """Restyled images, with the size they were reduced to; a row of gatys has its losses."""
-        model = narrow(model, Stylist)
-        params = narrow(params, StylizeParams)
+        model = require_type(model, StyleTransfer)
+        params = require_type(params, StylizeParams)
         side = params.size or (GATYS_SIDE if params.method == "gatys" else None)
-        contents = [within_side(sample.rgb, side) if side else sample.rgb for sample in samples]
+        contents = [limit_side(sample.rgb, side) if side else sample.rgb for sample in samples]
         outputs: dict[int, Output] = {}
-        for chosen in batches(contents, model.stride, GATYS_PIXELS[precision.device]):
+        for chosen in split_batches(contents, model.stride, GATYS_PIXELS[precision.device]):
             images = [contents[n] for n in chosen]
-            x = to_batch(images, model.stride, precision.device)
+            x = to_float_batch(images, model.stride, precision.device)
             if params.method == "adain":
                 columns: list[dict[str, Any]] = [{} for _ in images]
                 with torch.inference_mode():
-                    painted = precision.run(paint, model, x, params.strength)
+                    painted = precision.run(transfer_style, model, x, params.strength)
             else:
                 how = params.model_dump(include=set(FITS["gatys"]))
-                painted, columns = optimised(model, x, [samples[n].seed for n in chosen], **how)
-            for n, result, column in zip(chosen, to_uint8(painted), columns, strict=True):
+                painted, columns = optimise_images(model, x, [samples[n].seed for n in chosen], **how)
+            for n, result, column in zip(chosen, to_uint8_images(painted), columns, strict=True):
                 h, w = contents[n].shape[:2]
                 image = result[:h, :w]
                 if params.preserve_color:
-                    image = recolour(luma_8(image).astype(np.uint8), chroma_of(contents[n]))
+                    image = replace_chroma(luma_uint8(image).astype(np.uint8), rgb_to_chroma(contents[n]))
                 outputs[n] = Output(image, columns=column, coloured=not params.preserve_color)
         return [outputs[n] for n in range(len(samples))]
 
 
-def first_of(model: Perceptual) -> dict[str, float]:
+def default_style_layers(model: Perceptual) -> dict[str, float]:
     """The layers where style is measured unless others are asked for, and their weights."""
     return dict.fromkeys(model.first_layers, 1.0)
 
 
-def content_layer_of(model: Perceptual, asked: str | None) -> str:
+def choose_content_layer(model: Perceptual, asked: str | None) -> str:
     return asked or ("relu4_1" if "relu4_1" in model.layers else model.layers[-1])
 
 
-def batches(images: list[np.ndarray], stride: int, most_pixels: int) -> list[list[int]]:
+def split_batches(images: list[np.ndarray], stride: int, most_pixels: int) -> list[list[int]]:
     """Indices of images of one padded size, at most so many pixels together."""
     groups: dict[tuple[int, int], list[list[int]]] = {}
     for n, image in enumerate(images):

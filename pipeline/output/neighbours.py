@@ -13,8 +13,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from imagemill.models.autoencoder import LatentCoder
-from imagemill.models.likeness import Whitening, features, similarity, whitening_for
-from imagemill.models.objectives.compress import latents_of
+from imagemill.models.likeness import Whitening, choose_whitening, likeness_features, similarity
+from imagemill.models.objectives.compress import encode_images
 from imagemill.pipeline.errors import VerificationError, first_of
 from imagemill.pipeline.images.config import ImageConfig
 from imagemill.pipeline.output.latent_values import LatentCoders, check_latents, dequantise, latent_batches
@@ -42,14 +42,14 @@ class Collection:
 
     def features_of(self, rgb: np.ndarray) -> np.ndarray:
         """An image (H,W,3) uint8 on the way that the rows went, to features (1,F)."""
-        symbols = latents_of(self.coder, [rgb], self.step, "cpu")
+        symbols = encode_images(self.coder, [rgb], self.step, "cpu")
         width, zero = self.coder.lattice(self.step)
-        return features(dequantise(symbols, width.float().numpy()[None], np.array([zero])), self.coder)
+        return likeness_features(dequantise(symbols, width.float().numpy()[None], np.array([zero])), self.coder)
 
     def features(self, columns: list[str], problems: list[str]) -> Iterator[tuple[pa.Table, np.ndarray]]:
         """Rows and their features (N,F), a batch at a time; damaged ones are named in `problems` and left out."""
         for latents in latent_batches(self.state, columns, problems):
-            yield latents.rows, features(latents.values, self.coder)
+            yield latents.rows, likeness_features(latents.values, self.coder)
 
     def select(self, column: str, values: list[str]) -> Snapshot:
         """A snapshot of those of its images whose `column` is among `values`."""
@@ -70,7 +70,7 @@ class Collection:
             head.append(batch)
         if not head:
             raise VerificationError(f"{self.state.output.url}: no latent is what was written: {first_of(problems)}")
-        whiten = whitening_for(self.coder, np.concatenate([found for _, found in head]))
+        whiten = choose_whitening(self.coder, np.concatenate([found for _, found in head]))
         return whiten, ((rows, whiten(found)) for rows, found in chain(head, batches))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.cluster.vq import kmeans2
 
-from imagemill.models.likeness import similarity, whitening_for
+from imagemill.models.likeness import choose_whitening, similarity
 from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
 from imagemill.pipeline.output.neighbours import Collection
 from imagemill.pipeline.output.snapshot import Snapshot
@@ -69,7 +69,7 @@ def atlas(these: Collection, columns: list[str], method: str, problems: list[str
         raise VerificationError(f"{these.state.output.url}: no latent is what was written: {first_of(problems)}")
     features = np.concatenate([found for _, found in batches])
     rows = [row for table, _ in batches for row in table.to_pylist()]
-    vectors = whitening_for(these.coder, features)(features)
+    vectors = choose_whitening(these.coder, features)(features)
     alike = similarity(vectors, vectors)
     np.fill_diagonal(alike, -np.inf)
     near = np.argsort(-alike, axis=1, kind="stable")[:, : min(NEAR, len(rows) - 1)]

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from imagemill.models.autoencoder import LatentCoder
-from imagemill.models.batches import to_uint8
-from imagemill.models.resizing import within_side
+from imagemill.models.batches import to_uint8_images
+from imagemill.models.resizing import limit_side
 from imagemill.pipeline.output.latent_symbols import upright_size
 from imagemill.pipeline.output.latent_values import latent_batches
 from imagemill.pipeline.output.snapshot import Snapshot
@@ -29,8 +29,8 @@ def thumbnail(values: np.ndarray, coder: LatentCoder, size: tuple[int, int], sid
     """The picture of a dequantised latent (C,h,w), of an image of this (H,W)."""
     with torch.inference_mode():
         sketch = coder.sketch(torch.from_numpy(values)[None])
-    rgb = to_uint8(sketch.expand(-1, 3, -1, -1))[0]
+    rgb = to_uint8_images(sketch.expand(-1, 3, -1, -1))[0]
     # Without what was padded; a sketch may be smaller than its image.
     scale = rgb.shape[0] / (values.shape[1] * coder.stride)
     rgb = rgb[: max(1, round(size[0] * scale)), : max(1, round(size[1] * scale))]
-    return within_side(np.ascontiguousarray(rgb), side)
+    return limit_side(np.ascontiguousarray(rgb), side)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from imagemill.models.type_checks import present
+from imagemill.models.type_checks import require_value
 from imagemill.pipeline.sources.input import Input
 from imagemill.pipeline.sources.shard_formats import shard_format
 from imagemill.pipeline.sources.source import SHARD_CHANGED, ShardReader
@@ -96,7 +96,7 @@ class ImageReader:
         for _ in range(1 if path in self._changed else SHARD_TRIES):
             try:
                 if self._open is None or self._open[0] != path:
-                    form = present(shard_format(path), "the format of the shard")
+                    form = require_value(shard_format(path), "the format of the shard")
                     self._open = path, form.reader(self.source.store, path, self.source.config)
                 data = self._open[1].read(offset, size)
             except Exception as e:  # noqa: BLE001 - as in _file

@@ -7,7 +7,7 @@
 
 import logging
 
-from imagemill.jobs.api import PlanResult, RunResult, plan, run
+from imagemill.jobs.api import PlanResult, RunResult, load_checkpoint, plan, run
 from imagemill.models.card import CheckpointError
 from imagemill.pipeline import read_latents
 from imagemill.pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError, TooManyRejects
@@ -23,6 +23,7 @@ __all__ = [
     "StorageError",
     "TooManyRejects",
     "__version__",
+    "load_checkpoint",
     "plan",
     "read_latents",
     "run",

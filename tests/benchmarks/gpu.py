@@ -30,7 +30,7 @@ from imagemill.models import checkpoint
 from imagemill.models.metrics import psnr_db
 from imagemill.models.objectives import TASK_OBJECTIVES
 from imagemill.models.objectives.compress import decode_latent
-from imagemill.models.precision import Precision, fast_dtype
+from imagemill.models.precision import Precision, fastest_dtype
 from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.task import Output, Sample
 from imagemill.pipeline.cluster.connection import connected
@@ -341,7 +341,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix="imagemill-gpu-") as folder:
         bench = Bench(device, Path(folder), images or RUN_IMAGES[device])
         name = torch.cuda.get_device_name() if device == "cuda" else "a CPU in the place of a GPU: no figures"
-        best = str(fast_dtype(device)).removeprefix("torch.")
+        best = str(fastest_dtype(device)).removeprefix("torch.")
         bench.say(f"{name}, {os.cpu_count()} CPU cores, torch {torch.__version__}; by itself a run takes {best}")
         bench.table("The images of a CPU", ("task", "format", "least PSNR, dB", "equal"), equal_images(bench))
         bench.table("Short of memory", ("images", "rows", "batches", "right"), short_of_memory(bench))

@@ -18,8 +18,8 @@ from PIL import Image, ImageEnhance
 
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models import pooling
-from imagemill.models.likeness import features, similarity, whitening_of
-from imagemill.models.objectives.compress import latents_of
+from imagemill.models.likeness import fit_whitening, likeness_features, similarity
+from imagemill.models.objectives.compress import encode_images
 from imagemill.pipeline.output.latent_values import dequantise
 
 STEP = 26.0
@@ -71,9 +71,9 @@ class Descriptors:
         self.width = width.numpy()
 
     def __call__(self, image: Image.Image) -> dict[str, np.ndarray]:
-        symbols = latents_of(self.coder, [np.asarray(image)], STEP, "cpu")
+        symbols = encode_images(self.coder, [np.asarray(image)], STEP, "cpu")
         latents = dequantise(symbols, self.width[None], np.array([self.zero]))
-        found = {"features": features(latents, self.coder)[0]}
+        found = {"features": likeness_features(latents, self.coder)[0]}
         found |= {f"latent, {name}": pooling.POOLS[name](latents)[0] for name in ("mean", "gem")}
         for name in HASHES:
             found[name] = getattr(imagehash, name)(image).hash.ravel()
@@ -119,7 +119,7 @@ def main() -> None:
     print(f"{photos} photos, {len(images) - photos} distractors, {photos * len(CHANGES)} copies; recall@1 in %\n")
     print("| vector | " + " | ".join([*CHANGES, "mean", *(f"precision at recall {r}" for r in RECALLS)]) + " |")
     print("|---" * (len(CHANGES) + 2 + len(RECALLS)) + "|")
-    whiten = whitening_of(column(images, "features"))
+    whiten = fit_whitening(column(images, "features"))
     own = {
         change: unlike(whiten(column(found, "features")), whiten(column(images, "features")))
         for change, found in copies.items()

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from imagemill.models import checkpoint as checkpoints
-from imagemill.models.likeness import DIMENSIONS, features
+from imagemill.models.likeness import DIMENSIONS, likeness_features
 from imagemill.pipeline.output.neighbours import find_nearest, find_similar_groups
 
 BATCH = 10_000
@@ -28,7 +28,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     coder = checkpoints.build(*checkpoints.read("compress-small"))
     latents = rng.laplace(size=(64, coder.code_channels, 32, 43)).astype(np.float32)
-    took = seconds(lambda: features(latents, coder))
+    took = seconds(lambda: likeness_features(latents, coder))
     print(f"features of dequantised latents of 256×344 pixels: {1000 * took / len(latents):.2f} ms an image")
     vectors = rng.normal(size=(20 * BATCH, DIMENSIONS)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -66,7 +66,7 @@ class Judge:
         return {name: torch.from_numpy(value).relu() for name, value in zip(STYLE_LAYERS, found, strict=True)}
 
     def distances(self, painted: np.ndarray, content: np.ndarray, style: np.ndarray) -> tuple[float, float]:
-        """Of content and of style, as `Stylist.losses` has them: 0 is the same, style 1 is far."""
+        """Of content and of style, as `StyleTransfer.losses` has them: 0 is the same, style 1 is far."""
         p, c, s = (self.features(rgb) for rgb in (painted, content, style))
         far = content_loss(p[CONTENT_LAYER], c[CONTENT_LAYER]) / c[CONTENT_LAYER].square().sum()
         ratios = [(gram(p[n]) - gram(s[n])).square().mean() / gram(s[n]).square().mean() for n in STYLE_LAYERS]

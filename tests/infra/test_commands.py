@@ -1,4 +1,4 @@
-"""Every command line in infra/ and its page is one that the product takes, and its config is there."""
+"""Command lines in infra/ and its pages are valid, and their configuration files exist."""
 
 import ast
 import re
@@ -21,7 +21,7 @@ INFRA = ROOT / "infra"
 
 
 def parsed(line: str) -> dict[str, Any]:
-    """The parameters of a command line, read by the product's own parser. Raises: UsageError."""
+    """Parse a command line with the product's parser; raise UsageError if it is invalid."""
     program, *arguments = shlex.split(line)
     assert Path(program).name == "imagemill" or arguments[:2] == ["-m", "imagemill"], line
     arguments = arguments[2:] if arguments[:1] == ["-m"] else arguments
@@ -71,7 +71,7 @@ def test_commands_are_real(place, count: int) -> None:
     for line in lines:
         config = parsed(line).get("config") or ""
         if config.startswith("/etc/imagemill/"):
-            # In pods it is the ConfigMap's; on a machine night.yaml is what its user made of the bundled one.
+            # In pods the ConfigMap holds the file; on a machine night.yaml is the user's copy of the bundled file.
             assert config.removeprefix("/etc/imagemill/") in in_pods
         elif config.startswith("jobs/configs/"):
             assert (ROOT / config).exists(), line

@@ -1,4 +1,4 @@
-"""The Grafana dashboard asks for metrics that exist, by labels that they have."""
+"""The Grafana dashboard queries metrics and labels that exist."""
 
 import json
 import re
@@ -21,7 +21,7 @@ def test_each_expression_names_a_metric_and_labels_that_exist() -> None:
             labels |= {label.strip() for label in group.split(",")}
         assert labels <= SERVED[name] | {"le"}, query
         seen.add(name)
-    # Whatever is served is shown, but for the count of what is timed.
+    # The dashboard shows all metrics except the counts of timings.
     assert {name.rpartition("_")[0] for name in SERVED} == {name.rpartition("_")[0] for name in seen}
 
 

@@ -1,4 +1,4 @@
-"""infra/kubernetes: what a cluster would say, without one."""
+"""Check infra/kubernetes like a cluster would, without a cluster."""
 
 import copy
 import json
@@ -32,7 +32,7 @@ def test_the_example_is_valid() -> None:
 
 
 def planted(kind: str, name: str, path: str, value: Any) -> Manifest:
-    """A manifest of the GPU overlay with one value put in; None takes it away."""
+    """Return a manifest of the GPU overlay with one value changed; None removes the value."""
     manifest = copy.deepcopy(of_kind(manifests("gpu"), kind)[name])
     *outer, last = [int(part) if part.isdigit() else part for part in path.split("/")]
     inner: Any = manifest
@@ -77,7 +77,7 @@ def test_planted_errors_are_found(of: tuple[str, str], path: str, value: Any, me
 
 @overlays
 def test_pods_meet_the_restricted_standard(overlay: str) -> None:
-    """Pod Security's `restricted`, which the namespace enforces, and a read-only root with room for temporary files."""
+    """The namespace enforces Pod Security's `restricted`; the root is read-only, temporary files are on a volume."""
     pods = [pod for manifest in manifests(overlay) for pod in pod_specs(manifest)]
     assert len(pods) >= 9
     for pod in pods:
@@ -115,7 +115,7 @@ def test_overlays_are_what_they_say() -> None:
             assert all(group["minReplicas"] == 0 for group in groups)
             assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
             assert not cluster["headGroupSpec"]["template"]["spec"].get("tolerations")
-            # Autoscaler v2 asks for it: KubeRay replaces a pod, and no node comes back under its old name.
+            # Autoscaler v2 requires it: KubeRay replaces a pod, and a node never returns under its old name.
             assert all(g["template"]["spec"]["restartPolicy"] == "Never" for g in [cluster["headGroupSpec"], *groups])
     gpu = clusters("gpu")[0]["workerGroupSpecs"][1]["template"]["spec"]
     assert gpu["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
@@ -129,7 +129,7 @@ def test_configs_of_the_pods_are_valid() -> None:
     validate(RunConfig, yaml.safe_load(data["job.yaml"]), "job.yaml")
     night = validate(NightlyConfig, yaml.safe_load(data["night.yaml"]), "night.yaml")
     assert runs_of(night, date(2026, 3, 1))
-    # The deadline of a night is the RayJob's: exit 7 would be a failure there, and tried again until the next morning.
+    # The RayJob has the deadline of the night: exit 7 would count as a failure there and be retried until the next morning.
     assert night.until is None
 
 

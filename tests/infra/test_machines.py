@@ -1,4 +1,4 @@
-"""Container image, units, scripts, the AWS cluster: each judged by the tool that its users have."""
+"""Container image, systemd units, scripts and the AWS cluster, each checked by its own linter."""
 
 import ast
 import json
@@ -26,7 +26,7 @@ def judged(*command: object) -> tuple[int, str]:
 
 
 def with_error(path: Path, folder: Path, right: str, wrong: str) -> Path:
-    """A copy of a file with an error in it."""
+    """Return a copy of a file with an error in it."""
     text = path.read_text()
     assert right in text
     copy = folder / path.name
@@ -59,7 +59,7 @@ def test_scripts_are_clean(tmp_path: Path) -> None:
 
 
 def units(folder: Path) -> list[Path]:
-    """The units as they are on a machine whose repository is this one."""
+    """Return the units as installed on a machine that has this repository."""
     for unit in (INFRA / "systemd").iterdir():
         text = unit.read_text().replace("/srv/imagemill/.venv/bin/imagemill", str(BIN / "imagemill"))
         (folder / unit.name).write_text(text.replace("/srv/imagemill", str(ROOT)))
@@ -90,8 +90,8 @@ def test_the_airflow_example_knows_the_exit_codes() -> None:
         for node in tree.body
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     }
-    assert named["DONE"] == (0, Deadline.exit_code)
-    assert set(named["HOPELESS"]) == HOPELESS
+    assert named["SUCCESS"] == (0, Deadline.exit_code)
+    assert set(named["NO_RETRY"]) == HOPELESS
 
 
 def test_the_aws_cluster_is_what_ray_takes() -> None:

@@ -1,4 +1,4 @@
-"""What a pod is to a process: a user without a name or a home, a root that cannot be written, a node that is drained."""
+"""Runs under the conditions of a pod: user without name or home, read-only root, drained node."""
 
 import os
 import subprocess
@@ -53,7 +53,7 @@ def test_a_user_without_name_and_home_has_a_token() -> None:
 
 
 def test_a_machine_too_busy_for_ray_to_start_is_one_line(tmp_path: Path, crops: list[np.ndarray]) -> None:
-    """What Ray 2.60 raises after 30 s is a plain Exception; it was seen under a load of 60."""
+    """Ray 2.60 raises a plain Exception after 30 s; this happened under a load of 60."""
     make_photos(Store(str(tmp_path / "in")), 1, crops)
     command = [sys.executable, "-c", BUSY, str(tmp_path / "in"), str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
@@ -95,7 +95,7 @@ def test_without_a_temporary_folder_it_says_so(tmp_path: Path) -> None:
 @isolated
 @pytest.mark.chaos
 def test_a_run_in_a_pod(tmp_path: Path, crops: list[np.ndarray]) -> None:
-    """The root read-only, no home, no capabilities, temporary files on a mount of their own."""
+    """A run works with a read-only root, no home, no capabilities, and temporary files on a separate mount."""
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 40, crops)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
@@ -121,11 +121,11 @@ while True:
 @isolated
 @pytest.mark.parametrize("run", ["./imagemill run -c job.yaml", "python3 -m imagemill run --run-id ID -c /dev/stdin"])
 def test_a_drained_head_tells_its_run_first(tmp_path: Path, run: str) -> None:
-    """The preStop of the head, among the processes of a pod: alone, since it speaks to all runs, submitted ones too."""
+    """The preStop hook of the head signals all runs among the processes of a pod, submitted ones too."""
     head = of_kind(built(KUBERNETES / "overlays/cpu"), "RayCluster")["imagemill"]["spec"]["headGroupSpec"]
     shell, flag, script = head["template"]["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
     assert head["template"]["spec"]["terminationGracePeriodSeconds"] > 15
-    # As pip writes it: the process has the name of the script.
+    # A script like the one that pip writes: the process has the name of the script.
     (tmp_path / "imagemill").write_text(f"#!{sys.executable}{TOLD}")
     (tmp_path / "imagemill").chmod(0o755)
     (tmp_path / "imagemill.py").write_text(TOLD)

@@ -64,7 +64,6 @@ def test_import_is_light_and_logs_nothing() -> None:
     assert any(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("imagemill").handlers)
 
 
-@pytest.mark.skip(reason="docs/python.md is being written")
 def test_examples_of_the_page_run(ray_session: None, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every Python block of docs/python.md, in order, in a folder with photos."""
     monkeypatch.chdir(tmp_path)

@@ -62,7 +62,7 @@ def test_damaged_images_are_done_once_accepted(imagemill, tmp_path, album):
 
     flag = ("--accept-damaged", "--set", "max_reject_fraction=1")
     place = ("--task", "denoise", "--input", album, "--output", output)
-    assert "2 images" in imagemill("plan", *place, "--accept-damaged")[1].partition("to do")[2].splitlines()[0]
+    assert "2 images" in imagemill("plan", *place, "--accept-damaged")[1].partition("planned")[2].splitlines()[0]
     code, out, _ = imagemill("denoise", album, output, *flag)
     assert code == 0
     assert "2 (2 of them damaged in part)" in out

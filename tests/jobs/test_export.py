@@ -78,12 +78,12 @@ def test_values_are_what_the_encoder_gave_to_half_a_step(digits: Store, pieces: 
     """Measured against the network itself, not against our own arithmetic."""
     import torch
 
-    from imagemill.models.colour import luma_of
+    from imagemill.models.colour import rgb_to_luma
 
     model = checkpoints.build(*checkpoints.read("conv-mnist"))
     codes = read_latents(digits.url, columns=["rel_path"])
     for name, values in zip(codes.arrow()["rel_path"].to_pylist(), codes.numpy(), strict=True):
-        x = luma_of(torch.from_numpy(np.ascontiguousarray(pieces[name].transpose(2, 0, 1)))[None] / 255)
+        x = rgb_to_luma(torch.from_numpy(np.ascontiguousarray(pieces[name].transpose(2, 0, 1)))[None] / 255)
         encoded = np.minimum(model.encode(x)[0].numpy(), model.peak.numpy()[:, None, None])
         assert np.abs(values - encoded).max() <= model.peak.max().item() / 255 / 2 + 1e-5
 

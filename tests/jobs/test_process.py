@@ -142,7 +142,7 @@ def test_run_is_done_when_signal_comes_during_report(empty: Path, tmp_path: Path
     monkeypatch.setattr("imagemill.pipeline.run.leave_report", signalled)
     config = RunConfig(task="denoise", input=str(empty), output=str(tmp_path / "out"))
     run_and_show(config)
-    assert "interrupted when all images were done; imagemill report" in caplog.text
+    assert "interrupted after all images were processed. To write the report, run: imagemill report" in caplog.text
     assert "planned" in capsys.readouterr().out
     [record] = (tmp_path / "out/runs").glob("*/run.json")
     assert json.loads(record.read_bytes())["exit_code"] == 0

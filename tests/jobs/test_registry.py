@@ -16,7 +16,7 @@ def test_the_list_names_everything(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     show_registry()
     shown = capsys.readouterr().out
-    for name in (*TASKS, *ARCHITECTURES, *checkpoint.bundled()):
+    for name in (*TASKS, *ARCHITECTURES, *checkpoint.bundled_names()):
         assert name in shown
     assert "1,477" in shown
 
@@ -29,7 +29,7 @@ def test_every_architecture_has_a_table_of_its_layers(name):
     assert all(n % model.stride == 0 for n in model.example[1:])
 
 
-@pytest.mark.parametrize("name", checkpoint.bundled())
+@pytest.mark.parametrize("name", checkpoint.bundled_names())
 def test_a_card_is_shown_with_its_figures_and_their_set(name, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     show_checkpoint(name, StorageConfig())

@@ -15,8 +15,8 @@ from imagemill.models import checkpoint
 from imagemill.models.architectures import ARCHITECTURES
 from imagemill.models.architectures.conv import Conv
 from imagemill.models.card import Card, CheckpointError
-from imagemill.models.checkpoint import CARD, WEIGHTS, build, bundled, read_card, read_weights, save
-from imagemill.models.entropy_fitting import fit
+from imagemill.models.checkpoint import CARD, WEIGHTS, build, bundled_names, read_card, read_weights, save
+from imagemill.models.entropy_fitting import fit_entropy_model
 
 CARD_OF_CONV: dict[str, Any] = {"name": "tiny", "task": "denoise", "architecture": "conv", "parameters": {"width": 8}}
 
@@ -68,7 +68,9 @@ def test_a_model_comes_back_as_it_was_saved(tmp_path: Path, name: str) -> None:
 
 def test_tables_for_coding_come_back_whole(tmp_path: Path) -> None:
     model = Conv(width=8)
-    model.entropy = fit([np.random.default_rng(n).integers(-9, 10, (4, 7, 7)).astype(np.int8) for n in range(3)])
+    model.entropy = fit_entropy_model(
+        [np.random.default_rng(n).integers(-9, 10, (4, 7, 7)).astype(np.int8) for n in range(3)]
+    )
     save(str(tmp_path), model, CARD_OF_CONV)
     back = load(str(tmp_path)).entropy
     for name, value in model.entropy.state_dict().items():
@@ -79,7 +81,7 @@ def test_tables_for_coding_come_back_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["sizes", "weights", "bias", "edges", "tables"])
 def test_tables_that_are_damaged_or_not_all_there_are_refused(tmp_path: Path, name: str) -> None:
     model = Conv(width=8)
-    model.entropy = fit([np.ones((4, 7, 7), np.int8)])
+    model.entropy = fit_entropy_model([np.ones((4, 7, 7), np.int8)])
     card = save(str(tmp_path), model, CARD_OF_CONV)
     state = safetensors.torch.load((tmp_path / WEIGHTS).read_bytes())
     for wrong in ({name: state[f"entropy.{name}"][:-1]}, {name: state[f"entropy.{name}"].half()}, {}):
@@ -119,12 +121,12 @@ def test_a_file_url_is_a_folder(folder: Path) -> None:
     assert load(f"file://{folder}/").state_dict().keys() == Conv(width=8).state_dict().keys()
 
 
-@pytest.mark.parametrize("name", bundled())
+@pytest.mark.parametrize("name", bundled_names())
 def test_every_bundled_checkpoint_opens_and_is_small(name: str) -> None:
     assert read_card(name).name == name
     assert read_card(name).data
     assert isinstance(load(name), ARCHITECTURES[read_card(name).architecture])
-    assert (checkpoint.BUNDLED / name / WEIGHTS).stat().st_size < 3_000_000
+    assert (checkpoint.BUNDLED_FOLDER / name / WEIGHTS).stat().st_size < 3_000_000
 
 
 def test_weights_of_another_digest_are_refused(folder: Path) -> None:
@@ -203,7 +205,7 @@ def test_a_name_that_is_nothing_is_refused_with_the_valid_ones(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     message = refused(lambda: read_card(name))
-    assert all(known in message for known in bundled()) or CARD in message
+    assert all(known in message for known in bundled_names()) or CARD in message
 
 
 def test_a_file_where_a_folder_is_meant_is_refused(folder: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from imagemill.models.colour import luma_8, luma_of, recolour, rgb_of
+from imagemill.models.colour import luma_chroma_to_rgb, luma_uint8, replace_chroma, rgb_to_luma
 
 
 def pillow_luma(rgb: np.ndarray) -> np.ndarray:
@@ -16,13 +16,13 @@ def pillow_luma(rgb: np.ndarray) -> np.ndarray:
 
 @given(arrays(np.uint8, (7, 5)), arrays(np.float32, (2, 7, 5), elements=st.floats(-0.75, 0.75, width=32)))
 def test_recoloured_pixels_have_exactly_the_luma_they_had(luma, chroma):
-    assert np.array_equal(pillow_luma(recolour(luma, chroma)), luma)
+    assert np.array_equal(pillow_luma(replace_chroma(luma, chroma)), luma)
 
 
 def test_every_luma_with_strong_chroma_stays_exact():
     luma = np.tile(np.arange(256, dtype=np.uint8), (400, 1))
     chroma = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 400, 256))
-    rgb = recolour(luma, chroma)
+    rgb = replace_chroma(luma, chroma)
     assert np.array_equal(pillow_luma(rgb), luma)
     assert (rgb.max(2) != rgb.min(2)).mean() > 0.9
 
@@ -31,20 +31,20 @@ def test_colours_within_the_gamut_come_back():
     rgb = np.random.default_rng(1).integers(2, 254, (50, 60, 3), dtype=np.uint8)
     planes = np.asarray(Image.fromarray(rgb).convert("YCbCr")).astype(np.float32)
     chroma = (planes[..., 1:].transpose(2, 0, 1) - 128) / 255
-    assert np.abs(recolour(pillow_luma(rgb), chroma).astype(int) - rgb).max() <= 4
+    assert np.abs(replace_chroma(pillow_luma(rgb), chroma).astype(int) - rgb).max() <= 4
 
 
 def test_luma_is_pillows():
     rgb = np.random.default_rng(2).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    assert np.array_equal(luma_8(rgb), pillow_luma(rgb))
+    assert np.array_equal(luma_uint8(rgb), pillow_luma(rgb))
     x = torch.from_numpy(rgb).permute(2, 0, 1)[None].float()
-    assert np.abs(luma_of(x)[0, 0].numpy() - pillow_luma(rgb)).max() <= 0.51
-    gray = rgb_of(luma_of(x), torch.zeros(1, 2, 64, 64))
-    assert torch.equal(gray, luma_of(x).expand_as(gray))
+    assert np.abs(rgb_to_luma(x)[0, 0].numpy() - pillow_luma(rgb)).max() <= 0.51
+    gray = luma_chroma_to_rgb(rgb_to_luma(x), torch.zeros(1, 2, 64, 64))
+    assert torch.equal(gray, rgb_to_luma(x).expand_as(gray))
 
 
 def test_the_luma_outlives_a_png():
     luma = np.random.default_rng(3).integers(0, 256, (32, 32), dtype=np.uint8)
     file = io.BytesIO()
-    Image.fromarray(recolour(luma, np.full((2, 32, 32), 0.2))).save(file, "PNG")
+    Image.fromarray(replace_chroma(luma, np.full((2, 32, 32), 0.2))).save(file, "PNG")
     assert np.array_equal(np.asarray(Image.open(file).convert("L")), luma)

@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 
 from imagemill.models import entropy
 from imagemill.models.entropy import PASSES, REACH, EntropyModel, PayloadError
-from imagemill.models.entropy_fitting import fit
+from imagemill.models.entropy_fitting import fit_entropy_model
 from tests.support.entropy_tables import photo_like, tables
 
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))
@@ -51,7 +51,7 @@ def test_symbols_that_are_not_contiguous_come_back() -> None:
 
 
 def test_fitted_tables_beat_one_distribution_for_each_channel() -> None:
-    model = fit([photo_like(seed=n) for n in range(1, 60)])
+    model = fit_entropy_model([photo_like(seed=n) for n in range(1, 60)])
     symbols = photo_like(seed=0)
     static = 0.0
     for plane in symbols:
@@ -66,7 +66,7 @@ def test_whatever_is_fitted_to_can_be_coded(
     data: st.DataObject, shape: tuple[int, int, int], kind: st.SearchStrategy[int]
 ) -> None:
     latents = data.draw(st.lists(hnp.arrays(np.int8, shape, elements=kind), min_size=1, max_size=3))
-    model = fit(latents)
+    model = fit_entropy_model(latents)
     for symbols in latents:
         np.testing.assert_array_equal(model.decode(model.encode(symbols), shape), symbols)
 
@@ -74,14 +74,14 @@ def test_whatever_is_fitted_to_can_be_coded(
 def test_a_fit_to_hardly_anything_stays_exact() -> None:
     # Hundreds of unknowns, few positions, large symbols: unbounded, least squares would leave float32's whole numbers.
     rng = np.random.default_rng(0)
-    fit([rng.integers(-128, 128, (40, 4, 4)).astype(np.int8)])
+    fit_entropy_model([rng.integers(-128, 128, (40, 4, 4)).astype(np.int8)])
     flat = np.repeat(rng.integers(-1, 2, (30, 1, 1)), 16, 1).repeat(16, 2).astype(np.int8)
     flat[:, 0, 0] = 127
-    fit([flat])
+    fit_entropy_model([flat])
 
 
 def test_nothing_is_small() -> None:
-    model = fit([photo_like(seed=n) for n in range(4)] + [np.zeros((6, 24, 24), np.int8)] * 30)
+    model = fit_entropy_model([photo_like(seed=n) for n in range(4)] + [np.zeros((6, 24, 24), np.int8)] * 30)
     assert len(model.encode(np.zeros((6, 24, 24), np.int8))) <= 40
     assert len(model.encode(np.zeros((6, 1, 1), np.int8))) <= 8
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from imagemill.models.architectures import ARCHITECTURES
 from imagemill.models.architectures.masked import push_pull
-from imagemill.models.damage import lost_blocks, lost_pixels, lost_strokes
+from imagemill.models.damage import drop_blocks, drop_pixels, drop_strokes
 from imagemill.models.objectives import TASK_OBJECTIVES
-from imagemill.models.objectives.inpaint import random_damage
+from imagemill.models.objectives.inpaint import draw_damage
 from imagemill.models.precision import Precision
 from imagemill.models.tasks.inpaint import InpaintParams
 from imagemill.models.tasks.task import Sample, SampleError
@@ -54,10 +54,10 @@ def test_a_missing_plane_takes_the_mean_of_the_others():
 
 def test_damage_takes_the_share_that_was_asked():
     generator = torch.Generator().manual_seed(0)
-    assert 1 - lost_pixels(200, 200, 0.3, generator).float().mean() == pytest.approx(0.3, abs=0.02)
-    assert 1 - lost_blocks(200, 200, 0.15, 16, generator).float().mean() == pytest.approx(0.15, abs=0.02)
-    assert 0 < 1 - lost_strokes(200, 200, 3, generator).float().mean() < 0.9
-    shares = [1 - random_damage(32, 32, generator).float().mean() for _ in range(50)]
+    assert 1 - drop_pixels(200, 200, 0.3, generator).float().mean() == pytest.approx(0.3, abs=0.02)
+    assert 1 - drop_blocks(200, 200, 0.15, 16, generator).float().mean() == pytest.approx(0.15, abs=0.02)
+    assert 0 < 1 - drop_strokes(200, 200, 3, generator).float().mean() < 0.9
+    shares = [1 - draw_damage(32, 32, generator).float().mean() for _ in range(50)]
     assert min(shares) > 0
     assert max(shares) < 1
 
@@ -69,7 +69,7 @@ def test_a_seed_draws_the_blocks_that_it_always_drew(h, w, share, side, seed):
     while (~known).sum() < min(share, 0.95) * h * w:
         y, x = (int(torch.randint(1 - side, n, (1,), generator=generator)) for n in (h, w))
         known[max(y, 0) : y + side, max(x, 0) : x + side] = False
-    assert np.array_equal(lost_blocks(h, w, share, side, torch.Generator().manual_seed(seed)).numpy(), known)
+    assert np.array_equal(drop_blocks(h, w, share, side, torch.Generator().manual_seed(seed)).numpy(), known)
 
 
 @pytest.mark.parametrize(

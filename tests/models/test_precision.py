@@ -13,7 +13,7 @@ from imagemill.models import checkpoint
 from imagemill.models.architectures import ARCHITECTURES
 from imagemill.models.metrics import psnr_db
 from imagemill.models.objectives import TASK_OBJECTIVES
-from imagemill.models.precision import Precision, chosen_dtype, fast_dtype
+from imagemill.models.precision import Precision, fastest_dtype, select_dtype
 from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.task import Sample
 from tests.support.tiny_models import REQUIRED
@@ -34,14 +34,14 @@ def photo() -> np.ndarray:
 )
 def test_gpu_gets_the_fastest_dtype_it_has(capability, dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (capability, 5))
-    assert fast_dtype("cuda") == chosen_dtype("cuda", None) == dtype
+    assert fastest_dtype("cuda") == select_dtype("cuda", None) == dtype
 
 
 def test_dtype_by_name_is_taken_where_it_is_of_use() -> None:
-    assert chosen_dtype("cuda", "float16") == torch.float16
-    assert chosen_dtype("cpu", "bfloat16") == torch.bfloat16
+    assert select_dtype("cuda", "float16") == torch.float16
+    assert select_dtype("cpu", "bfloat16") == torch.bfloat16
     # A CPU takes 10 to 100 times as long in float16.
-    assert chosen_dtype("cpu", "float16") == torch.float32
+    assert select_dtype("cpu", "float16") == torch.float32
 
 
 @pytest.mark.parametrize("name", sorted(set(TASKS) - {"compress"}))

@@ -13,14 +13,14 @@ from pydantic import ValidationError
 
 from imagemill.models import checkpoint, style_networks, style_transfer
 from imagemill.models.architectures.perceptual import Perceptual
-from imagemill.models.batches import to_batch
+from imagemill.models.batches import to_float_batch
 from imagemill.models.card import CheckpointError
-from imagemill.models.colour import luma_8
+from imagemill.models.colour import luma_uint8
 from imagemill.models.objectives import OBJECTIVES, TASK_OBJECTIVES
-from imagemill.models.objectives.perceive import contrast
-from imagemill.models.objectives.stylize import Stylist, paint
+from imagemill.models.objectives.perceive import contrastive_loss
 from imagemill.models.precision import Precision
 from imagemill.models.style_statistics import EPSILON, adain, content_loss, gram, moments, style_loss
+from imagemill.models.style_transfer import StyleTransfer, transfer_style
 from imagemill.models.tasks.stylize import StylizeParams
 from imagemill.models.tasks.task import Sample
 
@@ -53,10 +53,10 @@ def coffee() -> np.ndarray:
     return photo("coffee.png", 40, 56)
 
 
-def stylist(net: Perceptual, style: np.ndarray, **params) -> tuple[Stylist, StylizeParams]:
+def stylist(net: Perceptual, style: np.ndarray, **params) -> tuple[StyleTransfer, StylizeParams]:
     chosen = StylizeParams(style=["style.jpg"], **params)
     prepared = TASK.prepare(net, chosen, [style], "cpu")
-    assert isinstance(prepared, Stylist)
+    assert isinstance(prepared, StyleTransfer)
     return prepared, chosen
 
 
@@ -93,7 +93,7 @@ def test_adain_gives_the_moments_of_the_style():
 def test_only_the_target_image_changes(net, cat, coffee):
     before = {name: value.clone() for name, value in net.state_dict().items()}
     prepared, _ = stylist(net, coffee, method="gatys")
-    x = to_batch([cat], net.stride, "cpu").requires_grad_()
+    x = to_float_batch([cat], net.stride, "cpu").requires_grad_()
     content = net.features(torch.zeros_like(x), ["relu3_1"])["relu3_1"]
     sum(part.sum() for part in prepared.losses(x, content)).backward()
     assert x.grad is not None
@@ -143,22 +143,22 @@ def test_weights_that_are_small_together_make_the_same_picture(net, cat, coffee,
 
 
 def test_strength_goes_from_the_image_to_its_restyling(net, cat, coffee):
-    x = to_batch([cat], net.stride, "cpu")
+    x = to_float_batch([cat], net.stride, "cpu")
     prepared, _ = stylist(net, coffee)
     plain, full = net(x), prepared(x)
-    assert torch.equal(paint(prepared, x, 0.0), plain)
-    torch.testing.assert_close(paint(prepared, x, 1.0), full)
+    assert torch.equal(transfer_style(prepared, x, 0.0), plain)
+    torch.testing.assert_close(transfer_style(prepared, x, 1.0), full)
     assert not torch.allclose(plain, full, atol=0.01)
 
 
 def test_tiles_share_the_statistics_of_the_whole_image(net, coffee, monkeypatch):
     large = photo("astronaut.png", 200, 264)
-    x = to_batch([large], net.stride, "cpu")
+    x = to_float_batch([large], net.stride, "cpu")
     prepared, _ = stylist(net, coffee)
     monkeypatch.setattr(style_transfer, "SEEN_PIXELS", 10_000)
-    whole = paint(prepared, x, 1.0)
+    whole = transfer_style(prepared, x, 1.0)
     monkeypatch.setattr(style_transfer, "TILE", 64)
-    tiles = paint(prepared, x, 1.0)
+    tiles = transfer_style(prepared, x, 1.0)
     assert (tiles - whole).abs().max() < 1 / 255
     part, all_of_it = prepared.statistics(x[..., :64]), prepared.statistics(x)
     assert not torch.allclose(part[0][0], all_of_it[0][0], atol=1e-3)
@@ -177,7 +177,7 @@ def test_styles_are_mixed_by_their_weights(net, cat, coffee):
 
 
 def test_preserved_colours_are_those_of_the_image(net, cat, coffee):
-    gray = np.repeat(luma_8(cat)[..., None], 3, 2).astype(np.uint8)
+    gray = np.repeat(luma_uint8(cat)[..., None], 3, 2).astype(np.uint8)
     output = restyled(net, gray, coffee, preserve_color=True)
     assert np.ptp(output.image.astype(int), axis=2).max() <= 1
     assert not output.coloured
@@ -269,8 +269,8 @@ def test_vgg19_is_known_by_its_digest(tmp_path, monkeypatch):
 def test_a_half_finds_its_other_half_by_its_moments():
     generator = torch.Generator().manual_seed(0)
     pictures = torch.rand(6, 3, 1, 1, generator=generator) * torch.randn(6, 3, 8, 8, generator=generator)
-    assert contrast(torch.cat([pictures, pictures.flip(3)])) < 0.1
-    assert contrast(torch.cat([pictures, pictures.roll(1, 0)])) > 1
+    assert contrastive_loss(torch.cat([pictures, pictures.flip(3)])) < 0.1
+    assert contrastive_loss(torch.cat([pictures, pictures.roll(1, 0)])) > 1
 
 
 @pytest.mark.parametrize(("convs", "held"), [([1, 2, 1], set()), ([1, 1, 2], {"encoder.relu3_2"})])

@@ -9,13 +9,13 @@ from PIL import Image
 
 from imagemill.models import checkpoint
 from imagemill.models.architectures import ARCHITECTURES
-from imagemill.models.batches import byte_batch
-from imagemill.models.colour import chroma_of, luma_8
+from imagemill.models.batches import to_uint8_batch
+from imagemill.models.colour import luma_uint8, rgb_to_chroma
 from imagemill.models.metrics import psnr_db
 from imagemill.models.objectives import TASK_OBJECTIVES
 from imagemill.models.objectives.colorize import colourfulness
 from imagemill.models.objectives.compress import decode_latent
-from imagemill.models.objectives.denoise import noise_level
+from imagemill.models.objectives.denoise import estimate_noise_level
 from imagemill.models.precision import Precision
 from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.compress import CompressParams
@@ -55,7 +55,7 @@ def test_the_seed_page_autoencoder_has_its_parameters(upsample):
     assert model.encode(torch.rand(1, 1, 28, 28)).shape == (1, 4, 7, 7)
 
 
-@pytest.mark.parametrize("name", checkpoint.bundled())
+@pytest.mark.parametrize("name", checkpoint.bundled_names())
 def test_a_shipped_checkpoint_is_small_and_runs(name, photo):
     card = checkpoint.read_card(name)
     assert len(checkpoint.read_weights(name, card)) < 3_000_000
@@ -139,7 +139,7 @@ def test_the_noise_level_of_a_large_image_is_that_of_most_of_its_crops():
     grainy[:, :400] = noisy(clean[:, :400], 90)
     model = shipped("denoise-small")
     with torch.inference_mode():
-        level = noise_level(model, byte_batch([grainy, clean], model.stride, "cpu")) * 255
+        level = estimate_noise_level(model, to_uint8_batch([grainy, clean], model.stride, "cpu")) * 255
     assert level.tolist() == pytest.approx([25, 0], abs=2)
 
 
@@ -151,7 +151,7 @@ def test_a_large_image_is_coloured_as_it_is_seen_at_a_smaller_size(photo):
         TASK_OBJECTIVES["colorize"].predict(model, [Sample(rgb)], params, Precision())[0].image
         for rgb in (np.asarray(seen), large)
     )
-    assert np.array_equal(luma_8(of_large), large[..., 0])
+    assert np.array_equal(luma_uint8(of_large), large[..., 0])
     assert colourfulness(of_large) > 5
     enlarged = np.asarray(Image.fromarray(of_seen).resize((1024, 1024), Image.Resampling.BICUBIC))
-    assert np.abs(chroma_of(of_large) - chroma_of(enlarged)).mean() < 0.005
+    assert np.abs(rgb_to_chroma(of_large) - rgb_to_chroma(enlarged)).mean() < 0.005

@@ -12,8 +12,8 @@ from imagemill.models.architectures import ARCHITECTURES
 from imagemill.models.architectures.codec import Codec
 from imagemill.models.architectures.unet import UNet
 from imagemill.models.autoencoder import Autoencoder
-from imagemill.models.batches import byte_batch
-from imagemill.models.tiling import tiled
+from imagemill.models.batches import to_uint8_batch
+from imagemill.models.tiling import apply_tiled
 
 TILE = 64
 
@@ -64,7 +64,7 @@ def test_a_small_net_in_tiles_is_the_net_on_the_whole(h: int, w: int, tile: int,
     net = nn.Sequential(nn.Conv2d(2, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 3, 3, padding=1))
     x = torch.randn(batch, 2, h, w)
     with torch.inference_mode():
-        torch.testing.assert_close(tiled(net, x, tile, halo), net(x), atol=1e-5, rtol=0)
+        torch.testing.assert_close(apply_tiled(net, x, tile, halo), net(x), atol=1e-5, rtol=0)
 
 
 @given(
@@ -89,10 +89,10 @@ def test_a_result_in_the_place_of_its_input_is_the_result(h: int, w: int, tile: 
         ].to(torch.uint8)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("imagemill.models.tiling.LEAST_TILE", 8)
-        apart = tiled(fn, x, tile, halo, stride=4)[:, :, :h, :w]
+        patch.setattr("imagemill.models.tiling.MIN_TILE", 8)
+        apart = apply_tiled(fn, x, tile, halo, stride=4)[:, :, :h, :w]
         calls.clear()
-        over = tiled(fn, x, tile, halo, stride=4, in_place=True)[:, :, :h, :w]
+        over = apply_tiled(fn, x, tile, halo, stride=4, in_place=True)[:, :, :h, :w]
     torch.testing.assert_close(over, apart, atol=0, rtol=0)
 
 
@@ -100,8 +100,8 @@ def test_a_halo_that_is_too_small_shows() -> None:
     net = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 3, padding=1))
     x = torch.rand(1, 1, 40, 40)
     with torch.inference_mode():
-        assert not torch.allclose(tiled(net, x, 8, 1), net(x), atol=1e-5)
-        assert torch.allclose(tiled(net, x, 8, 2), net(x), atol=1e-5)
+        assert not torch.allclose(apply_tiled(net, x, 8, 1), net(x), atol=1e-5)
+        assert torch.allclose(apply_tiled(net, x, 8, 2), net(x), atol=1e-5)
     assert reaches_no_further_than(net, x, 2, 8, Fraction(1))
     assert not reaches_no_further_than(net, x, 1, 8, Fraction(1))
 
@@ -114,7 +114,7 @@ def test_memory_is_bounded_by_the_tile() -> None:
         return x
 
     x = torch.rand(1, 1, 100, 150)
-    torch.testing.assert_close(tiled(fn, x, 16, 4), x)
+    torch.testing.assert_close(apply_tiled(fn, x, 16, 4), x)
     assert max(max(s) for s in sizes) <= 16 + 2 * 4
     assert len(sizes) == 7 * 10
 
@@ -125,13 +125,13 @@ def test_memory_is_bounded_by_the_tile() -> None:
 def test_memory_is_given_back_between_the_rows_of_tiles_of_large_results(scale, large, monkeypatch) -> None:
     given = []
     monkeypatch.setattr("imagemill.models.tiling.LARGE_PIXELS", 100 * 150 * 8)
-    monkeypatch.setattr("imagemill.models.tiling.give_back", lambda: given.append(True))
+    monkeypatch.setattr("imagemill.models.tiling.release_free_memory", lambda: given.append(True))
     x = torch.rand(1, 1, 96, 144)
 
     def fn(piece: Tensor) -> Tensor:
         return piece.new_zeros(1, 1, *(int(n * scale) for n in piece.shape[2:]))
 
-    tiled(fn, x, 16, 0, scale)
+    apply_tiled(fn, x, 16, 0, scale)
     assert len(given) == (6 if large else 0)
 
 
@@ -153,7 +153,7 @@ def test_an_architecture_in_tiles_is_the_architecture_on_the_whole(name: str) ->
         whole = fn(x)
         assert whole.std() > 0.01
         torch.testing.assert_close(
-            tiled(fn, x, TILE, model.halo, Fraction(model.scale)),
+            apply_tiled(fn, x, TILE, model.halo, Fraction(model.scale)),
             whole,
             atol=1e-5 * max(1.0, float(whole.abs().max())),
             rtol=0,
@@ -179,9 +179,9 @@ def test_the_encoder_of_the_codec_looks_no_further_than_its_stride() -> None:
     with torch.inference_mode():
         whole = model.analyse(x, step)
         assert whole.abs().max() > 1
-        in_tiles = tiled(lambda piece: model.analyse(piece, step), x, TILE, model.stride, scale)
+        in_tiles = apply_tiled(lambda piece: model.analyse(piece, step), x, TILE, model.stride, scale)
         torch.testing.assert_close(in_tiles, whole, atol=1e-4, rtol=1e-5)
-        symbols = tiled(lambda piece: model.encode(piece, step)[0], x, TILE, model.stride, scale)
+        symbols = apply_tiled(lambda piece: model.encode(piece, step)[0], x, TILE, model.stride, scale)
         assert (symbols != model.encode(x, step)[0]).float().mean() < 1e-4
         assert reaches_no_further_than(lambda piece: model.analyse(piece, step), x, model.stride, 8, scale)
 
@@ -198,7 +198,7 @@ def test_the_decoder_of_the_codec_looks_no_further_than_its_halo() -> None:
     scale = Fraction(model.stride)
     with torch.inference_mode():
         whole = model.decode((symbols, step))
-        in_tiles = tiled(lambda piece: model.decode((piece, step)), symbols, 8, halo, scale)
+        in_tiles = apply_tiled(lambda piece: model.decode((piece, step)), symbols, 8, halo, scale)
         torch.testing.assert_close(in_tiles, whole, atol=1e-5 * float(whole.abs().max()), rtol=0)
         assert reaches_no_further_than(lambda piece: model.decode((piece, step)), symbols, halo, 1, scale)
 
@@ -215,7 +215,7 @@ def test_tiles_that_do_not_fit_into_memory_are_computed_in_quarters_and_those_th
         done.append(size)
         return nn.functional.avg_pool2d(piece, 3, 1, 1, count_include_pad=False)
 
-    assert torch.allclose(tiled(blur, x, 256, 8), nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False))
+    assert torch.allclose(apply_tiled(blur, x, 256, 8), nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False))
     # Of 256×256 and 128×128 with their halos none fits; of the strip of 44 rows below, parts of 128 do.
     whole, strip = [size for size in done if size[0] != 52], [size for size in done if size[0] == 52]
     assert len(whole) == 32
@@ -224,7 +224,7 @@ def test_tiles_that_do_not_fit_into_memory_are_computed_in_quarters_and_those_th
     assert max(strip) == (52, 128 + 2 * 8)
     assert len(refused) == 2 * (1 + 4) + 2
     with pytest.raises(RuntimeError, match="no matter what"):
-        tiled(lambda piece: fail("no matter what"), x, 256, 8)
+        apply_tiled(lambda piece: fail("no matter what"), x, 256, 8)
 
 
 def fail(message: str) -> Tensor:
@@ -236,8 +236,8 @@ def fail(message: str) -> Tensor:
 @example(65, 1, 2)
 def test_an_image_alone_is_padded_tile_by_tile_as_it_would_be_as_a_whole(h, w, count):
     images = [np.random.default_rng(n).integers(0, 256, (h, w, 3), dtype=np.uint8) for n in range(count)]
-    whole = byte_batch([*images, images[0]], 8, "cpu")[:count]
-    alone = byte_batch(images, 8, "cpu")
+    whole = to_uint8_batch([*images, images[0]], 8, "cpu")[:count]
+    alone = to_uint8_batch(images, 8, "cpu")
     blur = nn.Conv2d(3, 3, 9, padding=4, padding_mode="replicate")
     for x in (whole, alone):
         assert x.stride(1) == 1
@@ -246,8 +246,8 @@ def test_an_image_alone_is_padded_tile_by_tile_as_it_would_be_as_a_whole(h, w, c
         assert piece.shape[2] % 8 == piece.shape[3] % 8 == 0
         return blur(piece.float()).detach()
 
-    expected = tiled(fn, whole, 16, 8)
-    torch.testing.assert_close(tiled(fn, alone, 16, 8, stride=8), expected, atol=0, rtol=0)
+    expected = apply_tiled(fn, whole, 16, 8)
+    torch.testing.assert_close(apply_tiled(fn, alone, 16, 8, stride=8), expected, atol=0, rtol=0)
     assert expected.shape[2:] == whole.shape[2:]
-    smaller = tiled(lambda piece: piece[:, :, ::8, ::8], alone, 16, 8, Fraction(1, 8), 8)
+    smaller = apply_tiled(lambda piece: piece[:, :, ::8, ::8], alone, 16, 8, Fraction(1, 8), 8)
     torch.testing.assert_close(smaller, whole[:, :, ::8, ::8])

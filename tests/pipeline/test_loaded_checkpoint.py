@@ -35,7 +35,7 @@ def compress() -> LoadedCheckpoint:
     return LoadedCheckpoint.load("compress-small")
 
 
-@pytest.mark.parametrize("name", checkpoint.bundled())
+@pytest.mark.parametrize("name", checkpoint.bundled_names())
 def test_loaded_checkpoint_keeps_kind_and_size(name):
     """Gray, RGB and RGBA arrays and PIL images of odd sizes come back as the same kind, enlarged by the scale."""
     loaded = LoadedCheckpoint.load(name)

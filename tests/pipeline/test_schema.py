@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from imagemill.models.entropy_fitting import fit
+from imagemill.models.entropy_fitting import fit_entropy_model
 from imagemill.pipeline.output.latent_symbols import decode_symbols, iterate_latent_rows
 from imagemill.pipeline.schema import (
     LatentError,
@@ -168,7 +168,7 @@ def test_a_latent_survives_its_part() -> None:
 
 def test_a_coded_latent_survives_its_part_and_is_no_list() -> None:
     symbols = np.random.default_rng(3).integers(-2, 3, (4, 3, 5)).astype(np.int8)
-    model = fit([symbols] * 4)
+    model = fit_entropy_model([symbols] * 4)
     packed = pack_latent(symbols, model.encode(symbols))
     coded = {name: value for name, value in row(3).items() if name != "latent"} | packed
     schema = result_schema({"psnr_db": float}, stores_latent=True)

@@ -12,10 +12,10 @@ from PIL import Image
 
 from imagemill.models import checkpoint
 from imagemill.models.architectures.edsr import EDSR
-from imagemill.models.batches import as_bytes, to_batch, to_uint8
+from imagemill.models.batches import float_to_bytes, to_float_batch, to_uint8_images
 from imagemill.models.metrics import psnr_db
 from imagemill.models.objectives import TASK_OBJECTIVES
-from imagemill.models.objectives.upscale import reduced
+from imagemill.models.objectives.upscale import downscale
 from imagemill.models.precision import Precision
 from imagemill.models.tasks.task import Output, Params, Sample
 from imagemill.pipeline.config import RunConfig
@@ -63,7 +63,7 @@ def test_an_image_in_tiles_is_the_image_on_the_whole(stride, crops, monkeypatch)
     # A network of strides too: it is padded, and what comes of the padding is cut off at the size of the output.
     model.stride, model.halo = stride, 8
     (whole,) = upscaled(model, rgb)
-    padded = to_uint8(as_bytes(model(to_batch([rgb], stride, "cpu"))))[0]
+    padded = to_uint8_images(float_to_bytes(model(to_float_batch([rgb], stride, "cpu"))))[0]
     assert np.array_equal(whole, padded[:114, :182])
     monkeypatch.setattr("imagemill.models.objectives.upscale.tile_side", lambda *size: 32)
     (tiles,) = upscaled(model, rgb)
@@ -79,7 +79,7 @@ def test_the_shipped_one_is_a_decibel_better_than_bicubic(crops):
     clean = torch.from_numpy(np.stack(crops[::6])).permute(0, 3, 1, 2).float() / 255
     figures = TASK_OBJECTIVES["upscale"].validate(model, clean, torch.Generator())
     assert figures["gain_over_bicubic_db"] > 1
-    assert reduced(clean, 2).shape[2:] == (48, 64)
+    assert downscale(clean, 2).shape[2:] == (48, 64)
 
 
 @pytest.mark.usefixtures("ray_session")

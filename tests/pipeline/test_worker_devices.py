@@ -14,7 +14,7 @@ import torch
 from imagemill.models.objectives import TASK_OBJECTIVES
 from imagemill.models.objectives.denoise import Denoise
 from imagemill.models.tasks.task import Output, Sample
-from imagemill.models.tiling import is_lost_device, out_of_memory
+from imagemill.models.tiling import is_lost_device, is_out_of_memory
 from imagemill.pipeline.config import PoolConfig, RunConfig
 from imagemill.pipeline.plan import Plan
 from imagemill.pipeline.predict import Predictor
@@ -121,4 +121,4 @@ def test_worker_that_lost_its_gpu_ends(made: Made, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_errors_of_a_device_are_told_apart(error: Exception, memory: bool, lost: bool) -> None:
-    assert (out_of_memory(error), is_lost_device(error)) == (memory, lost)
+    assert (is_out_of_memory(error), is_lost_device(error)) == (memory, lost)

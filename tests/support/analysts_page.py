@@ -1,9 +1,9 @@
-"""The queries of docs/analysis.md, run, and what they print.
+"""Run the examples of docs/analysis.md and print their output.
 
 python -m tests.support.analysts_page [--write]
 
-makes the OUTPUTs of the page from scikit-image's photos, runs its blocks in their order, and prints what they print, or
-writes it below each block.
+creates the outputs of the page from scikit-image's photos, runs its code blocks in order, and prints their output. With
+--write it writes the output below each block.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ def photo(name: str) -> np.ndarray:
 
 
 def lay_out(folder: Path) -> None:
-    """out/codes: eight photos, at two steps on two days; out/tiles: pieces of 28×28 pixels of them."""
+    """Create out/codes (eight photos, two quantiser steps, two days) and out/tiles (crops of 28×28 pixels)."""
     pictures = {name: photo(name) for name in PHOTOS}
     small = {f"{name}.png": rgb[: 8 * (len(rgb) // 16), :320] for name, rgb in pictures.items()}
     compressed(folder / "photos", dict(list(small.items())[:5]), "compress-small", 1, step=26)
@@ -58,7 +58,7 @@ def lay_out(folder: Path) -> None:
 
 
 def printed(kind: str, text: str, names: dict[str, Any]) -> str:
-    """What a block prints, in the folder where this process is."""
+    """Return what a block prints when it runs in the current folder."""
     if kind == "sql":
         return f"{duckdb.sql(text)}\n"
     if kind == "python":
@@ -75,7 +75,7 @@ def printed(kind: str, text: str, names: dict[str, Any]) -> str:
 
 
 def run_page(folder: Path) -> str:
-    """The page with what its blocks print; raises what they raise."""
+    """Return the page with the output of each block; raise what a block raises."""
     lay_out(folder)
     names: dict[str, Any] = {}
 

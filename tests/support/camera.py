@@ -1,4 +1,4 @@
-"""Metadata as a telephone writes it."""
+"""EXIF metadata like that of a phone's camera."""
 
 import struct
 
@@ -12,7 +12,7 @@ from tests.support.pictures import saved
 SUBJECT_AREA = 0x9214
 METADATA_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
 OWNER = "© Müller".encode()
-MAKER, PLACE = b"whatever the camera wrote " * 20, "a place that nobody is to know"
+MAKER, PLACE = b"any note of the camera " * 20, "a place that nobody is to know"
 XMP = (
     b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
     b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" xmlns:exif="http://ns.adobe.com/exif/1.0/"'
@@ -24,7 +24,7 @@ XMP = (
 
 
 def camera_exif(orientation: int = 6) -> bytes:
-    """EXIF as a telephone writes it: with a place, a maker's note, rationals of 0/0, and a thumbnail."""
+    """Return EXIF like that of a phone: with GPS position, maker note, rationals of 0/0, and a thumbnail."""
     exif = Image.Exif()
     exif[Base.Make], exif[Base.Copyright], exif[Base.Orientation] = "Maker", OWNER, orientation
     exif[Base.XResolution], exif[Base.ResolutionUnit] = 300.0, 2
@@ -48,7 +48,7 @@ def camera_exif(orientation: int = 6) -> bytes:
         GPS.GPSAreaInformation: PLACE.encode(),
     }
     content = bytearray(exif.tobytes())
-    # Pillow writes no thumbnail: the main directory is told of a second one, at the end.
+    # Pillow writes no thumbnail, so link a second directory at the end to the main one.
     order, base = (">", 6) if content[6:8] == b"MM" else ("<", 6)
     (count,) = struct.unpack_from(order + "H", content, base + 8)
     struct.pack_into(order + "I", content, base + 10 + 12 * count, len(content) - base)

@@ -1,6 +1,9 @@
-"""Processes that want one lease, half of which die holding it: `python contenders.py OUTPUT LOCK CLAIMS SEED`.
+"""Processes that compete for one lease; half of them die while they hold it.
 
-Each holder takes the file LOCK as well, which the kernel frees when a process dies: who finds it taken says `overlap`.
+Usage: `python contenders.py OUTPUT LOCK CLAIMS SEED`.
+
+Each holder also locks the file LOCK, which the kernel unlocks when a process dies: a holder that finds the file locked
+prints `overlap`.
 Prints how many died, and the fences in the order in which their holders had the file.
 """
 
@@ -20,7 +23,7 @@ CONTENDERS = 4
 
 
 def contend(output: str, lock: str, seed: int) -> None:
-    """Take the lease again and again, until this process dies of it."""
+    """Take the lease again and again, until this process kills itself."""
     generator = random.Random(seed)
     descriptor = os.open(lock, os.O_RDWR | os.O_APPEND)
     while True:

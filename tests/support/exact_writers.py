@@ -1,4 +1,4 @@
-"""Small writers of image files that store given samples exactly, in kinds that Pillow and imagecodecs do not write."""
+"""Writers of image files that store given samples exactly, in variants that Pillow and imagecodecs do not write."""
 
 import itertools
 import struct
@@ -7,11 +7,11 @@ import zlib
 import numpy as np
 
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-"""(left, top, step right, step down) of each pass."""
+"""(left, top, step right, step down) of each Adam7 pass."""
 
 
 def packed(samples: np.ndarray, bits: int) -> list[bytes]:
-    """Rows of (h,n) samples of 1 to 16 bits as bytes, the first sample in the highest bits."""
+    """Pack rows of (h,n) samples of 1 to 16 bits into bytes, the first sample in the highest bits."""
     if bits >= 8:
         return [row.astype(f">u{bits // 8}").tobytes() for row in samples]
     places = (samples[..., None].astype(np.uint8) >> np.arange(bits - 1, -1, -1, dtype=np.uint8)) & 1
@@ -19,7 +19,7 @@ def packed(samples: np.ndarray, bits: int) -> list[bytes]:
 
 
 def filtered(rows: list[bytes], step: int, kinds: itertools.cycle) -> bytes:
-    """The rows of a PNG, each with the next filter."""
+    """Filter the rows of a PNG, each with the next filter type."""
     out, above = b"", bytes(len(rows[0])) if rows else b""
     for row in rows:
         kind = next(kinds)
@@ -41,7 +41,7 @@ def chunk(name: bytes, content: bytes) -> bytes:
 def png_file(
     samples: np.ndarray, bits: int, colour: int, *before: bytes, interlaced: bool = False, idat_bytes: int = 1 << 20
 ) -> bytes:
-    """(H,W,C) samples as a PNG with chunks `before` the pixels; the rows use every filter in turn."""
+    """Return (H,W,C) samples as a PNG with the chunks `before` the pixels; the rows use each filter in turn."""
     height, width, channels = samples.shape
     passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
     kinds = itertools.cycle(range(5))
@@ -57,7 +57,7 @@ def png_file(
 
 
 def lzw(indices: np.ndarray, bits: int) -> bytes:
-    """Samples as GIF's LZW without a dictionary: the code for "clear" comes before codes would grow."""
+    """Encode samples as GIF's LZW without a dictionary: a "clear" code comes before the codes would grow."""
     clear, width = 1 << bits, bits + 1
     codes, run = [], clear - 2
     flat = indices.ravel().tolist()
@@ -70,7 +70,7 @@ def lzw(indices: np.ndarray, bits: int) -> bytes:
 
 
 def colour_table(palette: np.ndarray) -> tuple[int, bytes]:
-    """(size as GIF's flags have it, the table filled up with black)."""
+    """Return (size as in GIF's flags, table padded with black)."""
     size = max(1, (len(palette) - 1).bit_length())
     return size - 1, palette.astype(np.uint8).tobytes().ljust(3 << size, b"\0")
 
@@ -78,7 +78,7 @@ def colour_table(palette: np.ndarray) -> tuple[int, bytes]:
 def gif_image(
     indices: np.ndarray, place: tuple[int, int], palette: np.ndarray | None, transparent: int | None, interlaced: bool
 ) -> bytes:
-    """One image of a GIF, with its own colour table if there is a palette."""
+    """Return one image block of a GIF, with a local colour table if there is a palette."""
     height, width = indices.shape
     size, table = colour_table(palette) if palette is not None else (0, b"")
     flags = (0x80 | size if table else 0) | (0x40 if interlaced else 0)
@@ -89,7 +89,7 @@ def gif_image(
 
 
 def gif_file(screen: tuple[int, int], palette: np.ndarray | None, *images: bytes, background: int = 0) -> bytes:
-    """A GIF of images, with a colour table for all of them if there is a palette."""
+    """Return a GIF of image blocks, with a global colour table if there is a palette."""
     size, table = colour_table(palette) if palette is not None else (0, b"")
     head = b"GIF89a" + struct.pack("<HHBBB", *screen, 0x80 | size if table else 0, background, 0)
     return b"".join((head, table, *images, b";"))
@@ -108,12 +108,12 @@ def bmp_file(
     tail: bytes = b"",
     more: bytes = b"",
 ) -> bytes:
-    """A BMP of rows from top to bottom, or of one compressed "row".
+    """Return a BMP of rows from top to bottom, or of one compressed "row".
 
     Args:
         masks: of red, green, blue and, in headers of 56 bytes and more, alpha.
-        tail: what stands in the header from its 57th byte on.
-        more: what stands behind the pixels.
+        tail: content of the header from its 57th byte on.
+        more: bytes after the pixels.
     """
     width, height = size
     padding = b"" if header == 12 else b"\0"
@@ -126,7 +126,7 @@ def bmp_file(
         count, signed = 0 if palette is None else len(palette), -height if top_down else height
         info = struct.pack("<IiiHHIIiiII", header, width, signed, 1, bits, compression, len(body), 2835, 2835, count, 0)
         fields = struct.pack(f"<{len(masks)}I", *masks)
-        # The masks are behind a header of 40 bytes, and in one that is longer.
+        # The masks follow a header of 40 bytes; a longer header contains them.
         info = info + fields if header == 40 else (info + fields.ljust(16, b"\0") + tail).ljust(header, b"\0")[:header]
     at = 14 + len(info) + len(table)
     return struct.pack("<2sIHHI", b"BM", at + len(body), 0, 0, at) + info + table + body + more
@@ -137,7 +137,7 @@ def box(kind: bytes, content: bytes) -> bytes:
 
 
 def with_property(avif: bytes, *properties: bytes) -> bytes:
-    """An AVIF of Pillow or imagecodecs whose primary item has more properties, before those that turn it."""
+    """Insert properties into the primary item of an AVIF, before those that rotate it."""
 
     def children(content: bytes) -> list[tuple[bytes, bytes]]:
         parts, at = [], 0
@@ -160,7 +160,7 @@ def with_property(avif: bytes, *properties: bytes) -> bytes:
             assert links[8:10] == b"\0\1"
             links[10] += len(properties)
             places = bytes(0x80 | first + n for n in range(len(properties)))
-            # The turns come last, as they must.
+            # Rotations must come last.
             turns = [n for n, (name, _) in enumerate(children(known), 1) if name in (b"irot", b"imir")]
             entries = links[11 : 11 + links[10] - len(properties)]
             at = 11 + next((n for n, entry in enumerate(entries) if entry & 0x7F in turns), len(entries))
@@ -173,7 +173,7 @@ def with_property(avif: bytes, *properties: bytes) -> bytes:
 
 
 def moved(iloc: bytes, by: int) -> bytes:
-    """A box of places in a file, all of them further behind. Places have four bytes, there is no base."""
+    """Shift all offsets of an item location box. Offsets have four bytes, and there is no base offset."""
     assert iloc[0] == 0
     assert iloc[4:6] == b"\x44\0"
     out, at = bytearray(iloc), 8
@@ -187,13 +187,13 @@ def moved(iloc: bytes, by: int) -> bytes:
 
 
 def clap(width: int, height: int, left: int, top: int, size: tuple[int, int]) -> bytes:
-    """The property that crops a picture of a size to a rectangle."""
+    """Return the property that crops an image to a rectangle."""
     right, down = 2 * left + width - size[0], 2 * top + height - size[1]
     return box(b"clap", struct.pack(">8i", width, 1, height, 1, right, 2, down, 2))
 
 
 def with_jp2_boxes(jp2: bytes, boxes: dict[bytes, bytes]) -> bytes:
-    """A JP2 whose header has other or more boxes."""
+    """Replace or add boxes in the header of a JP2."""
     at = jp2.index(b"jp2h") - 4
     (length,) = struct.unpack_from(">I", jp2, at)
     content, parts = jp2[at + 8 : at + length], {}

@@ -1,4 +1,4 @@
-"""Folders of files of many kinds, and what a run made of them."""
+"""Folders with files of many kinds, and the outcome of a run over them."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def fill(folder: Path, crops: list[np.ndarray]) -> dict[str, str]:
-    """Good and bad files of many kinds; gives the expected error class of each ('' for a good one)."""
+    """Write good and bad files of many kinds; return the expected error class of each ('' for a good file)."""
     folder.mkdir(parents=True, exist_ok=True)
     images = [Image.fromarray(c) for c in crops]
     good = {

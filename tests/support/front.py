@@ -1,7 +1,7 @@
-"""A front before an S3 server, as a process: `python front.py PORT BEHIND FAULTS.json`.
+"""A proxy for an S3 server that injects faults: `python front.py PORT BEHIND FAULTS.json`.
 
-It keeps conditional puts (rclone ignores them) and does harm, each kind to its own share of what passes. Nobody checks
-signatures behind it.
+The proxy honours conditional puts (rclone ignores them) and strikes a share of the requests with each fault. The server
+behind the proxy does not check signatures.
 """
 
 import asyncio
@@ -24,31 +24,31 @@ UNTOUCHED = {"connection", "content-length", "date", "keep-alive", "server", "tr
 
 @dataclass
 class Faults:
-    """Shares of the requests or answers that a fault can strike, unless it says otherwise."""
+    """Share of the requests or responses that each fault strikes, unless its description says otherwise."""
 
     seed: int = 0
     latency_s: float = 0.0
-    """Most that a request waits; how long it does is uniform."""
+    """Longest delay of a request in seconds; delays are uniform."""
     busy: float = 0.0
-    """503 in the place of the answer; nothing was done."""
+    """The response is 503, and nothing was done."""
     busy_first: int = 0
-    """So many of the first requests of each kind about each object are answered with 503."""
+    """Number of first requests of each kind about each object that are answered with 503."""
     retry_after: str = ""
-    """What a 503 asks for: seconds, or "date" for a date two seconds later. Requests before that are counted as `early`."""
+    """Retry-After of a 503: seconds, or "date" for a date two seconds later. Earlier requests are counted as `early`."""
     reset: float = 0.0
-    """The connection is reset before anything was done."""
+    """The connection is reset before the request is processed."""
     reset_middle: float = 0.0
     """The connection is reset in the middle of a body."""
     truncate: float = 0.0
     """The connection is closed in the middle of a body."""
     lost: float = 0.0
-    """What was asked for is done, and the connection reset in the place of the answer."""
+    """The request is processed, and the connection is reset instead of a response."""
     corrupt_get: float = 0.0
-    """One bit of an object is flipped on its way down."""
+    """One bit of an object is flipped in a download."""
     corrupt_put: float = 0.0
-    """One bit of an object is flipped on its way up."""
+    """One bit of an object is flipped in an upload."""
     forbid: str = ""
-    """Writes of keys that hold this are refused with 403."""
+    """Writes of keys that contain this text are refused with 403."""
 
 
 def error(status: int, code: str, more: str = "") -> web.Response:
@@ -71,7 +71,7 @@ class Front:
         self.not_before: dict[tuple[str, str], float] = {}
 
     def begin(self) -> None:
-        """Forget what was counted."""
+        """Reset the counts."""
         self.counts: Counter[str] = Counter()
         self.written: list[str] = []
         self.requests: set[str] = set()
@@ -79,7 +79,7 @@ class Front:
         self.swallowed: list[str] = []
 
     def strikes(self, name: str) -> bool:
-        """One at random of every 1 / share chances: each fault that is asked for comes, in short runs too."""
+        """Strike one random request of every 1 / share requests, so that each fault also occurs in short runs."""
         if not (share := getattr(self.faults, name)):
             return False
         chances, every = self.chances[name], round(1 / share)
@@ -140,7 +140,7 @@ class Front:
         return await self.answer(request, status, headers, content, is_object)
 
     def is_busy(self, method: str, path: str) -> bool:
-        """Whether a request is one of the first ones about its object."""
+        """Return whether a request is one of the first ones about its object."""
         if time.monotonic() < self.not_before.get((method, path), 0.0):
             self.counts["early"] += 1
         self.asked[method, path] += 1
@@ -151,7 +151,7 @@ class Front:
     def busy(self, method: str, path: str) -> web.Response:
         answer = error(503, "SlowDown")
         if self.faults.retry_after == "date":
-            # A date has no fractions of a second: one is always left.
+            # A date has no fractions of a second: at least one second always remains.
             answer.headers["Retry-After"] = formatdate(time.time() + 2, usegmt=True)
             self.not_before[method, path] = time.monotonic() + 0.9
         elif self.faults.retry_after:

@@ -1,11 +1,11 @@
-"""ICC profiles made by their standard: spaces, curves and inks whose colours are known."""
+"""ICC profiles written by the standard, with known colour spaces, curves and inks."""
 
 import struct
 
 import numpy as np
 from PIL import ImageCms
 
-# Chromaticities and gammas as their standards give them; Display P3 has sRGB's curve, near enough to 2.2 for these tests.
+# Chromaticities and gammas of the standards; Display P3 has sRGB's curve, which is close enough to 2.2 for these tests.
 ADOBE_RGB = np.array([[0.64, 0.33], [0.21, 0.71], [0.15, 0.06]])
 DISPLAY_P3 = np.array([[0.680, 0.320], [0.265, 0.690], [0.150, 0.060]])
 SRGB = np.array([[0.64, 0.33], [0.30, 0.60], [0.15, 0.06]])
@@ -14,13 +14,13 @@ BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.03
 
 
 def to_xyz(primaries: np.ndarray) -> np.ndarray:
-    """Linear RGB with white D65 to XYZ (3,3)."""
+    """Return the matrix (3,3) from linear RGB with white D65 to XYZ."""
     columns = np.column_stack([primaries[:, 0] / primaries[:, 1], np.ones(3), (1 - primaries.sum(1)) / primaries[:, 1]]).T
     return columns * np.linalg.solve(columns, D65)
 
 
 def profile(space: bytes, tags: dict[bytes, bytes], kind: bytes = b"mntr", pcs: bytes = b"XYZ ") -> bytes:
-    """An ICC profile of version 2."""
+    """Return an ICC profile of version 2."""
     tags = {
         b"desc": b"desc\0\0\0\0\0\0\0\5test\0".ljust(103, b"\0"),
         b"wtpt": xyz(D50),
@@ -60,7 +60,10 @@ def gray_profile(curve: float) -> bytes:
 
 
 def cmyk_profile() -> bytes:
-    """Inks that are darker and less pure than their complements: the Lab of each corner, and lines between."""
+    """Return a CMYK profile whose inks are darker and less pure than their complements.
+
+    Lab of each corner, linear between.
+    """
     corners = []
     for ink in np.ndindex(2, 2, 2, 2):
         light = np.prod([1 - a * b for a, b in zip(ink, (0.4, 0.5, 0.1, 0.9), strict=True)])
@@ -73,7 +76,7 @@ def cmyk_profile() -> bytes:
 
 
 def as_tagged(rgb: np.ndarray, primaries: np.ndarray, curve: float = 2.19921875) -> np.ndarray:
-    """sRGB (…,3) uint8 as the same colours in another space, by its definition and without a profile."""
+    """Convert sRGB (…,3) uint8 to another space by its definition, without a profile."""
     v = rgb / 255
     linear = np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)
     other = np.linalg.solve(to_xyz(primaries), to_xyz(SRGB) @ linear.reshape(-1, 3).T).T

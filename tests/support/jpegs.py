@@ -1,4 +1,4 @@
-"""JPEG in the combinations that its writers offer, and the ways in which files get damaged."""
+"""JPEG files with all combinations of the writers' options, and the ways in which files get damaged."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -15,13 +15,13 @@ EOI = b"\xff\xd9"
 
 
 def photograph(width: int, height: int, name: str = "coffee", left: int = 150, top: int = 80) -> np.ndarray:
-    """A crop (H,W,3) uint8 of a photo of scikit-image."""
+    """Return a crop (H,W,3) uint8 of a photo of scikit-image."""
     image = Image.open(str(files("skimage.data").joinpath(f"{name}.png"))).convert("RGB")
     return np.asarray(image.crop((left, top, left + width, top + height)))
 
 
 def written(rgb: np.ndarray) -> Iterator[tuple[str, bytes, np.ndarray]]:
-    """(name, file, truth) of each combination of the writers' options; the truth (H,W,3) uint8 before compression."""
+    """Yield (name, file, truth) for each combination of the writers' options; truth is (H,W,3) uint8 before compression."""
     image = Image.fromarray(rgb)
     gray = np.asarray(image.convert("L"))
     gray3 = np.repeat(gray[..., None], 3, -1)
@@ -75,7 +75,7 @@ def written(rgb: np.ndarray) -> Iterator[tuple[str, bytes, np.ndarray]]:
 
 
 def picture_data(data: bytes) -> tuple[int, int]:
-    """Where the data of the first scan begins, and where the end mark stands."""
+    """Return the offsets of the data of the first scan and of the end marker."""
     scan = data.index(b"\xff\xda")
     return scan + 2 + int.from_bytes(data[scan + 2 : scan + 4], "big"), data.rindex(EOI)
 
@@ -105,7 +105,7 @@ DAMAGE: dict[str, Callable[[bytes, int, bytes], bytes]] = {
     "overwritten by another file": lambda d, at, o: d[:at] + o + d[at + len(o) :],
     "sectors exchanged": lambda d, at, o: d[:at] + d[at + 512 : at + 1024] + d[at : at + 512] + d[at + 1024 :],
 }
-"""Ways in which (a file, at a place, next to another file) loses data: those of cards, disks, transfers and recoveries."""
+"""Functions of (file, offset, neighbouring file) that damage a file like cards, disks, transfers and recovery tools do."""
 
 
 def flipped(data: bytes, at: int, bit: int) -> bytes:
@@ -113,7 +113,7 @@ def flipped(data: bytes, at: int, bit: int) -> bytes:
 
 
 def differs(rgb: np.ndarray, truth: np.ndarray) -> bool:
-    """Whether a picture (H,W,3) differs visibly from another: more than 1 % of its pixels by more than 16 levels."""
+    """Return whether two pictures (H,W,3) differ visibly: more than 1 % of the pixels by more than 16 levels."""
     if rgb.shape != truth.shape:
         return True
     return bool((np.abs(rgb.astype(np.int16) - truth).max(2) > 16).mean() > 0.01)

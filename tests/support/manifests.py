@@ -1,4 +1,7 @@
-"""Kubernetes manifests as a cluster would judge them: kustomize's build, the schemas, and what the operator does not say."""
+"""Checks of Kubernetes manifests without a cluster.
+
+Kustomize build, schemas, and mistakes that the operator does not report.
+"""
 
 import os
 import subprocess
@@ -22,7 +25,7 @@ Manifest = dict[str, Any]
 
 @cache
 def built(folder: Path) -> list[Manifest]:
-    """What `kubectl apply -k` would send."""
+    """Return what `kubectl apply -k` would send."""
     kubectl = Path(sys.executable).parent / "kubectl"
     done = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
@@ -35,7 +38,7 @@ def of_kind(manifests: list[Manifest], kind: str) -> dict[str, Manifest]:
 
 @cache
 def crd_schema(kind: str) -> Manifest:
-    """The schema of one of KubeRay's kinds, with unknown fields refused."""
+    """Return the schema of a KubeRay kind; it refuses unknown fields."""
     path = CRDS / f"ray.io_{kind.lower()}s.yaml"
     if not path.exists():
         pytest.skip(f"{path} is not there: set IMAGEMILL_CRDS to a folder with KubeRay's CRDs to have RayClusters checked")
@@ -44,7 +47,7 @@ def crd_schema(kind: str) -> Manifest:
 
 
 def strict(schema: Any) -> Any:
-    """JSON Schema of what Kubernetes accepts, which fills in defaults first; unknown fields are refused."""
+    """Return a JSON Schema of what Kubernetes accepts; it fills in defaults and refuses unknown fields."""
     if isinstance(schema, list):
         return [strict(inner) for inner in schema]
     if not isinstance(schema, dict):
@@ -63,7 +66,7 @@ def strict(schema: Any) -> Any:
 
 
 def problems(manifest: Manifest) -> list[str]:
-    """What is wrong with a manifest."""
+    """Return the problems of a manifest."""
     if not manifest["apiVersion"].startswith("ray.io/"):
         try:
             kubernetes_validate.validate(manifest, KUBERNETES_VERSION, strict=True)
@@ -71,13 +74,13 @@ def problems(manifest: Manifest) -> list[str]:
         except kubernetes_validate.ValidationError as e:
             return [f"{'/'.join(map(str, e.path))}: {e.message}"]
     schema = crd_schema(manifest["kind"])
-    schema["properties"]["metadata"] = {}  # Kubernetes' own
+    schema["properties"]["metadata"] = {}  # Kinds of Kubernetes itself.
     found = [f"{'/'.join(map(str, e.path))}: {e.message}" for e in jsonschema.Draft7Validator(schema).iter_errors(manifest)]
     return found or pitfalls(manifest)
 
 
 def pitfalls(manifest: Manifest) -> list[str]:
-    """What KubeRay takes and does not do, or refuses only when it runs."""
+    """Return settings that KubeRay accepts but ignores, or refuses only at run time."""
     spec = manifest["spec"]
     job = spec.get("jobTemplate", spec)
     cluster = spec if manifest["kind"] == "RayCluster" else job.get("rayClusterSpec")
@@ -96,7 +99,7 @@ def pitfalls(manifest: Manifest) -> list[str]:
     elif manifest["kind"] != "RayCluster" and not job.get("clusterSelector"):
         found.append("neither rayClusterSpec nor clusterSelector")
     if job.get("shutdownAfterJobFinishes") and job.get("deletionStrategy", {}).get("deletionRules"):
-        found.append("deletionRules beside shutdownAfterJobFinishes are refused")
+        found.append("deletionRules together with shutdownAfterJobFinishes are refused")
     if job.get("suspend") and not job.get("shutdownAfterJobFinishes"):
         found.append("suspend without shutdownAfterJobFinishes is refused")
     if job.get("ttlSecondsAfterFinished") and not job.get("shutdownAfterJobFinishes"):
@@ -109,7 +112,7 @@ def pitfalls(manifest: Manifest) -> list[str]:
 
 
 def pod_specs(value: Any) -> list[Manifest]:
-    """Every pod spec in a manifest."""
+    """Yield each pod spec of a manifest."""
     if isinstance(value, list):
         return [found for inner in value for found in pod_specs(inner)]
     if not isinstance(value, dict):

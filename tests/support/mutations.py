@@ -1,4 +1,4 @@
-"""Image files as accidents and attackers leave them, made from real photos."""
+"""Image files damaged by accidents or by attackers, made from real photos."""
 
 import io
 import random
@@ -22,7 +22,7 @@ NUMBERS = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)
 
 
 def originals(crops: list[np.ndarray], side: int) -> list[tuple[str, bytes]]:
-    """(extension, file) in every format, of every option, in colour and in gray."""
+    """Yield (extension, file) in each format and with each option, in colour and in gray."""
     made = []
     for extension, variants in FORMATS.items():
         for number, options in enumerate(variants):
@@ -35,7 +35,7 @@ def originals(crops: list[np.ndarray], side: int) -> list[tuple[str, bytes]]:
 
 
 def mutated(data: bytes, generator: random.Random) -> bytes:
-    """One to four changes: bits flipped, bytes cut out or put in, the end cut off, numbers written into the header."""
+    """Apply one to four changes: flip bits, cut or insert bytes, cut off the end, overwrite numbers in the header."""
     changed = bytearray(data)
     for _ in range(generator.randint(1, 4)):
         kind, place = generator.randrange(6), generator.randrange(len(changed) or 1)
@@ -63,7 +63,7 @@ def mutated(data: bytes, generator: random.Random) -> bytes:
 
 
 def mutations(crops: list[np.ndarray], count: int, side: int = 24) -> Iterator[tuple[str, bytes]]:
-    """(name, file), the same ones each time."""
+    """Yield (name, file); the files are the same each time."""
     generator, whole = random.Random(0), originals(crops, side)
     for number in range(count):
         extension, data = whole[number % len(whole)]
@@ -75,7 +75,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def bombs() -> Iterator[tuple[str, bytes]]:
-    """(name, file) of small files that ask for much memory."""
+    """Yield (name, file) of small files that need much memory."""
     begin, end = b"\x89PNG\r\n\x1a\n", chunk(b"IEND", b"")
     zeros = zlib.compress(bytes(50_000_000), 9)
     for width, height in ((30_000, 30_000), (2**31 - 1, 1), (1, 2**31 - 1), (65_000, 65_000)):

@@ -1,4 +1,4 @@
-"""An OUTPUT of `compress` made in this process: the task, the rows and the parts are the product's, only Ray is left out."""
+"""Outputs of `compress` created in this process: task, rows and parts are the product's; only Ray is left out."""
 
 import hashlib
 import json

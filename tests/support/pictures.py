@@ -1,4 +1,4 @@
-"""Pictures as files, for tests of what a picture carries."""
+"""Image files with alpha, profiles and metadata."""
 
 import io
 
@@ -27,14 +27,14 @@ def opened(data: bytes) -> Image.Image:
 
 
 def encode(rgb: np.ndarray, picture: DecodedImage, image_format: str, quality: int = 95) -> bytes:
-    """(H,W,3) uint8 to a file: gray where the picture is; with alpha, profile, EXIF and XMP where the format has them.
+    """Encode (H,W,3) uint8 to a file, with alpha, profile, EXIF and XMP if the format supports them.
 
-    A profile of gray is left out where the picture is not gray any more.
+    A gray picture becomes a gray file. A gray profile is left out if the picture is not gray.
     """
     return encode_output(to_pillow(rgb, picture, image_format), picture, image_format, quality)
 
 
 def rewritten(data: bytes, image_format: str = "", config: ImageConfig = ImageConfig()) -> Image.Image:
-    """The file that an image becomes when its pixels stay as they are."""
+    """Decode an image and encode it again without changing its pixels."""
     picture = decode_image(data, config=config)
     return opened(encode(picture.rgb, picture, image_format or choose_output_format(picture.format), config.quality))

@@ -1,7 +1,7 @@
-"""A file system without hard links, as exFAT and many of FUSE are: `python plain_disk.py FOLDER MOUNT`.
+"""A file system without hard links, like exFAT and many FUSE systems: `python plain_disk.py FOLDER MOUNT`.
 
-It serves FOLDER at MOUNT, does not distinguish case, takes no names with characters that exFAT refuses, has no fsync, and
-does not rename a file over another one.
+It serves FOLDER at MOUNT, ignores case, refuses names with characters that exFAT refuses, has no fsync, and does not rename
+a file over another one.
 """
 
 import errno

@@ -1,8 +1,8 @@
-"""Which tools read an export and `results/`, and how: the table of docs/analysis.md.
+"""Check which tools read an export and `results/`: the table of docs/analysis.md.
 
 python -m tests.support.reading_tools [--write]
 
-reads an OUTPUT made for it with every tool, compares all values, prints the table, or writes it into the page.
+creates an output, reads it with each tool and compares all values. It prints the table, or writes it into the page.
 """
 
 import io
@@ -36,7 +36,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "analysis.md"
 BEGIN, END = "<!-- readers: written by python -m tests.support.reading_tools --write -->\n", "<!-- /readers -->"
 Vectors = np.ndarray | list[np.ndarray]
 Read = Callable[[Path, Path, str], tuple[list[str], Vectors]]
-"""A folder of Parquet, a free one and a column of vectors to image_id and the numbers of each."""
+"""Functions of (folder of Parquet, empty folder, vector column) that return the vector of each image_id."""
 
 
 def by_pyarrow(parts: Path, free: Path, column: str) -> tuple[list[str], Vectors]:
@@ -131,23 +131,23 @@ FORMATS: dict[str, tuple[str, Read, str]] = {
         "export `--format webdataset`: `tarfile`, or `wds.WebDataset(…).decode()`",
     ),
 }
-"""What reads an export of another format."""
+"""Readers of the other export formats."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """The same latents as exports, as rows of an OUTPUT, and as they are."""
+    """The same latents as exports, as rows of an output, and as arrays."""
 
     folder: Path
-    """Below it, an export of each format."""
+    """Folder with an export of each format."""
     results: Path
     vectors: dict[str, dict[str, np.ndarray]]
-    """`latent` and `embedding`: float32 of each image_id."""
+    """`latent` and `embedding`: float32 arrays by image_id."""
     symbols: dict[str, np.ndarray]
 
 
 def example(folder: Path, shapes: int) -> Example:
-    """20 pieces of a photo, 28 pixels high, and as wide or a little wider, as codes of 4×7×7 and so on."""
+    """Create 20 crops of a photo, 28 pixels high and at least 28 wide, with latents of 4×7×7 and similar shapes."""
     photo = np.asarray(Image.open(str(files("skimage.data").joinpath("chelsea.png"))).convert("RGB"))
     pieces = {f"{n}.png": photo[40:68, 12 * n : 12 * n + 28 + 4 * (n % shapes)] for n in range(20)}
     output = compressed(folder, pieces)
@@ -164,11 +164,11 @@ def example(folder: Path, shapes: int) -> Example:
 
 
 def verdict(read: Read, parts: Path, free: Path, column: str, expected: dict[str, np.ndarray]) -> str:
-    """Whether a tool gave every value of a folder right."""
+    """Return whether a tool read each value of a folder correctly."""
     free.mkdir(parents=True, exist_ok=True)
     try:
         ids, values = read(parts, free, column)
-    except Exception as e:  # noqa: BLE001 - whatever a tool raises is what the table says
+    except Exception as e:  # noqa: BLE001 - the table shows any error of a tool
         return f"no: {type(e).__name__}"
     if sorted(ids) != sorted(expected):
         return "no: other rows"
@@ -177,14 +177,14 @@ def verdict(read: Read, parts: Path, free: Path, column: str, expected: dict[str
 
 
 def of_several(read: Read, form: str, made: Example, free: Path) -> str:
-    """What a tool gave of an export with several shapes, all folders at once."""
+    """Return what a tool reads from an export with several shapes, all folders at once."""
     parts = made.folder / form / "latents"
     found = {column: verdict(read, parts, free / column, column, made.vectors[column]) for column in made.vectors}
     return found["latent"] if "yes" not in found.values() or found["latent"] == "yes" else "all but `latent`"
 
 
 def found(folder: Path) -> str:
-    """The table, of tools and verdicts. Needs Ray, connected."""
+    """Return the table of tools and verdicts. Ray must be connected."""
     one, several = example(folder / "one", 1), example(folder / "several", 3)
     lines = ["| tool | export, one shape | several shapes | `results/` | how |", "|---|---|---|---|---|"]
     readers = {name: ("parquet", *reader) for name, reader in READERS.items()}

@@ -1,4 +1,4 @@
-"""Committed rows and rejects that tests put into an OUTPUT."""
+"""Rows and rejects that tests commit to an output."""
 
 from datetime import UTC, datetime
 from typing import Any

@@ -1,4 +1,4 @@
-"""Runs as processes of their own: started, watched, and the processes that Ray made for them."""
+"""Runs as separate processes: start them, watch them, and find the processes that Ray started for them."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ from imagemill.pipeline.storage import Store
 
 
 def make_photos(source: Store, count: int, crops: list[np.ndarray], first: int = 0) -> None:
-    """Photos of 64 px, all different, in ten folders."""
+    """Write photos of 64 px, all different, into ten folders."""
     for number in range(first, first + count):
         crop = crops[number % len(crops)]
         y, x = number // len(crops) % 32, number // len(crops) // 32
@@ -45,13 +45,13 @@ def images_written(output: Store) -> int:
 
 
 def outputs(output: Store) -> dict[str, str]:
-    """rel_path → sha256 of the output, as the rows say."""
+    """Return rel_path → sha256 of the output file, from the rows."""
     rows = read_parts(output, list_parts(output, "results"), ["rel_path", "output_sha256"])
     return dict(zip(rows["rel_path"].to_pylist(), rows["output_sha256"].to_pylist(), strict=True))
 
 
 def made_without_faults(photos: int, folder: Path, crops: list[np.ndarray], batch_size: int | None = None) -> dict[str, str]:
-    """What a run over the same photos makes of them on a local disk, undisturbed."""
+    """Return the outputs of an undisturbed run over the same photos on a local disk."""
     source, output = Store(str(folder / "calm_in")), Store(str(folder / "calm_out"))
     make_photos(source, photos, crops)
     pool = PoolConfig(batch_size=batch_size)
@@ -60,7 +60,7 @@ def made_without_faults(photos: int, folder: Path, crops: list[np.ndarray], batc
 
 
 def stop(run: subprocess.Popen[bytes] | None) -> None:
-    """End a run that a failed test left."""
+    """End a run that a failed test left behind."""
     if run is not None and run.poll() is None:
         run.kill()
         run.wait()
@@ -74,7 +74,7 @@ def wait_for(run: subprocess.Popen[bytes], condition) -> None:
 
 
 def actors_of(run: subprocess.Popen[bytes]) -> list[int]:
-    """Processes of the run's actors, by the title that Ray gives them."""
+    """Return the processes of the run's workers, by the title that Ray gives them."""
     return descendants(run, lambda title: title.startswith(b"ray::MapWorker"))
 
 
@@ -83,7 +83,7 @@ def raylets_of(run: subprocess.Popen[bytes]) -> list[int]:
 
 
 def descendants(run: subprocess.Popen[bytes], wanted: Callable[[bytes], bool]) -> list[int]:
-    """Processes that a run made, of which the command line is wanted."""
+    """Return the child processes of a run whose command line satisfies a condition."""
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:

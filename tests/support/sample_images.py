@@ -1,4 +1,4 @@
-"""Small images of every format, whole, for tests to look at and to break."""
+"""Small valid images of each format, for tests to decode and to damage."""
 
 import io
 import struct
@@ -19,7 +19,7 @@ FUZZ = settings(max_examples=200, suppress_health_check=[HealthCheck.data_too_la
 
 
 def scene(h: int = H, w: int = W) -> np.ndarray:
-    """A smooth colour image without any symmetry, so that a turn or a flip shows."""
+    """Return a smooth colour image without symmetry, so that a rotation or a flip is visible."""
     y, x = np.mgrid[0:h, 0:w] / max(h, w)
     return np.stack([200 * x + 20, 220 * y + 10, 120 * x * y + 60 * y + 40], -1).round().astype(np.uint8)
 
@@ -52,7 +52,7 @@ def error_class(data: bytes, max_pixels: int = LIMIT) -> str:
 
 
 def picture_or_reason(data: bytes) -> DecodedImage | ImageError:
-    """Anything else that is raised fails the test."""
+    """Any other exception fails the test."""
     try:
         return decode_image(data, 1_000_000)
     except ImageError as e:
@@ -66,7 +66,7 @@ def is_sound(outcome: DecodedImage | ImageError) -> bool:
 
 
 def shown(picture: DecodedImage) -> np.ndarray:
-    """(H,W) bool: the pixels that can be seen. The others have colours interpolated from these."""
+    """Return (H,W) bool: the visible pixels. The colours of the hidden pixels are interpolated from the visible ones."""
     return np.ones(picture.rgb.shape[:2], bool) if picture.alpha is None else picture.alpha > 0
 
 

@@ -1,4 +1,4 @@
-"""S3 servers as processes that can be killed and started again, alone or behind a front that does harm."""
+"""S3 servers as processes that can be killed and restarted, alone or behind a proxy that injects faults."""
 
 import json
 import os
@@ -17,12 +17,12 @@ from imagemill.pipeline.storage import StorageConfig, Store
 
 KEY, SECRET = "imagemill", "imagemill-secret"
 CONTROL = "/-/faults"
-# No proxy stands between a test and its server.
+# Tests must reach their servers directly, not through a proxy of the environment.
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 given: set[int] = set()
-"""Ports that were asked for and may not be in use yet: the kernel would give one a second time."""
+"""Ports that were handed out but may not be in use yet; the kernel would hand them out again."""
 
 
 def free_port() -> int:
@@ -36,13 +36,13 @@ def free_port() -> int:
 
 
 def environment_of(endpoint: str) -> dict[str, str]:
-    """What a process needs to talk to a server of ours."""
+    """Return the environment variables that a process needs to use a test server."""
     return {
         "AWS_ACCESS_KEY_ID": KEY,
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_DEFAULT_REGION": "us-east-1",
-        # rclone refuses the trailing checksums that newer clients send unasked.
+        # rclone refuses the trailing checksums that newer clients send by default.
         "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
         "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
         "AWS_EC2_METADATA_DISABLED": "true",
@@ -53,7 +53,7 @@ def environment_of(endpoint: str) -> dict[str, str]:
 
 @dataclass
 class Server:
-    """A process that listens on a port, and on the same one again after it was killed."""
+    """A process that listens on a port, and on the same port after a restart."""
 
     command: list[str]
     port: int
@@ -76,7 +76,7 @@ class Server:
 
 
 def rclone(folder: Path, *options: str) -> Server:
-    """An S3 server over folder/data, with no buckets yet."""
+    """Return an S3 server over folder/data without buckets."""
     (folder / "data").mkdir(parents=True)
     port = free_port()
     command = [
@@ -89,7 +89,7 @@ def rclone(folder: Path, *options: str) -> Server:
 
 @dataclass
 class S3:
-    """A bucket behind a front. `faults(…)` says what the front does from now on."""
+    """A bucket behind a proxy. `faults(…)` sets the faults that the proxy injects."""
 
     behind: Server
     front: Server
@@ -107,14 +107,14 @@ class S3:
         return Store(f"s3://{self.bucket}/{path}", self.storage)
 
     def faults(self, **wanted: Any) -> None:
-        """What happens from now on; counts begin again."""
+        """Set the faults and reset the counts."""
         request = urllib.request.Request(self.endpoint + CONTROL, json.dumps(wanted).encode(), method="PUT")
         DIRECT.open(request, timeout=60).close()
-        # The same again when the front was killed.
+        # The restarted proxy gets the same faults.
         self.front.command[-1] = json.dumps(wanted)
 
     def seen(self) -> dict[str, Any]:
-        """What the front did since `faults` or its start."""
+        """Return what the proxy did since `faults` or its start."""
         with DIRECT.open(self.endpoint + CONTROL, timeout=60) as answer:
             seen: dict[str, Any] = json.load(answer)
             return seen

@@ -1,4 +1,4 @@
-"""Shards to read, and what is listed and committed of them."""
+"""Write shards, and list and commit their images."""
 
 import io
 import tarfile

@@ -1,4 +1,4 @@
-"""TIFFs of every kind that TIFF 6.0 allows, for what the writers of Pillow and tifffile do not offer."""
+"""TIFF files of all kinds in TIFF 6.0, including kinds that Pillow and tifffile do not write."""
 
 import struct
 import zlib
@@ -9,7 +9,7 @@ SHORT, LONG, LONG8, BYTE = 3, 4, 16, 1
 
 
 def packed(samples: np.ndarray, bits: int, order: str) -> bytes:
-    """(rows, columns, samples) integers, each row a whole number of bytes, the highest bit first."""
+    """Pack (rows, columns, samples) integers, highest bit first; each row is a whole number of bytes."""
     rows = samples.reshape(len(samples), -1).astype(np.uint64)
     if bits in (8, 16, 32):
         return rows.astype(f"{order}u{bits // 8}").tobytes()
@@ -35,12 +35,12 @@ def tiff(
     extra: tuple[int, ...] | None = None,
     tags: dict[int, tuple[int, tuple[int, ...]]] | None = None,
 ) -> bytes:
-    """A TIFF of (H,W,S) integers.
+    """Return a TIFF of (H,W,S) integers.
 
     Args:
         rows: the rows of a strip.
         tile: the side of a tile.
-        tags: more of them, or others: (type, values) by number.
+        tags: additional or replaced tags: (type, values) by number.
     """
     height, width, count = samples.shape
     planes = [samples[..., n : n + 1] for n in range(count)] if planar else [samples]
@@ -81,7 +81,7 @@ def tiff(
 def with_segments(
     entries: dict[int, tuple[int, tuple[int, ...]]], segments: list[bytes], order: str = "<", big: bool = False
 ) -> bytes:
-    """A TIFF of one directory, whose strips or tiles are stored as they are."""
+    """Return a TIFF of one directory whose strips or tiles are given as stored bytes."""
     head = struct.pack(f"{order}2sHHHQ", b"", 43, 8, 0, 0) if big else struct.pack(f"{order}2sHI", b"", 42, 0)
     body, offsets = bytearray((b"II" if order == "<" else b"MM") + head[2:]), []
     for segment in segments:

@@ -1,4 +1,4 @@
-"""Of each thing that is learned, the smallest network and the parameters that must be given: one row for a new task."""
+"""The smallest network of each task and its required parameters; a new task adds one row."""
 
 TRUNK = {"widths": [8, 8], "blocks": 1}
 PERCEPTUAL = {"widths": [8, 8, 8], "convs": [1, 1, 1]}

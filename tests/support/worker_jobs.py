@@ -1,4 +1,4 @@
-"""What an actor is told, for tests that do its work in their own process."""
+"""What a worker is told, for tests that do its work in the test process."""
 
 from imagemill.pipeline.job import Job
 from imagemill.pipeline.output.stored_checkpoint import store_checkpoint
@@ -6,7 +6,7 @@ from imagemill.pipeline.resolve import Resolved
 
 
 def job_here(resolved: Resolved, fence: int = 1) -> Job:
-    """The job of a run without references, whose checkpoint is laid into OUTPUT."""
+    """Return the worker's job of a run; store the checkpoint in the output."""
     store_checkpoint(resolved.output, resolved.card, resolved.weights)
     lineage = dict.fromkeys(("model_id", "config_sha256", "parameters"), "-")
     lineage |= {"task": resolved.task.name, "checkpoint_sha256": resolved.card.sha256, "run_id": "r"}

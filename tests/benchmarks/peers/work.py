@@ -21,8 +21,8 @@ from torch import nn
 
 from imagemill.models import checkpoint
 from imagemill.models.objectives import TASK_OBJECTIVES
-from imagemill.models.objectives.compress import latents_of
-from imagemill.models.precision import Precision, fast_dtype
+from imagemill.models.objectives.compress import encode_images
+from imagemill.models.precision import Precision, fastest_dtype
 from imagemill.models.tasks.denoise import DenoiseParams
 from imagemill.models.tasks.task import Sample
 
@@ -76,7 +76,7 @@ class Tuned:
         torch.set_num_threads(1)
         self.model = network(workload).to(memory_format=torch.channels_last)
         self.latents = gives_latents(workload)
-        self.precision = Precision("cpu", fast_dtype("cpu"))
+        self.precision = Precision("cpu", fastest_dtype("cpu"))
         self.params = DenoiseParams(sigma=SIGMA)
 
     def decode(self, data: bytes) -> np.ndarray:
@@ -86,7 +86,7 @@ class Tuned:
     def run(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Images of one size to symbols (C,h,w) int8, or to images (H,W,3) uint8; large ones in tiles."""
         if self.latents:
-            return list(latents_of(self.model, images, STEP, "cpu"))
+            return list(encode_images(self.model, images, STEP, "cpu"))
         outputs = TASK_OBJECTIVES["denoise"].predict(
             self.model, [Sample(image) for image in images], self.params, self.precision
         )
