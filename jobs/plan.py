@@ -13,7 +13,7 @@ from imagemill.pipeline.config import PoolConfig, RunConfig
 from imagemill.pipeline.output.run_history import read_last_records
 from imagemill.pipeline.plan import Plan
 from imagemill.pipeline.progress import clock, rate_text
-from imagemill.pipeline.resolve import Resolved, check_ends, check_model, plan_of, resolve
+from imagemill.pipeline.resolve import ResolvedRun, check_ends, check_model, plan_of, resolve
 from imagemill.pipeline.sources.folder import OTHER_KIND
 from imagemill.pipeline.sources.system_files import EXCLUDED
 
@@ -58,7 +58,7 @@ def show_plan(config: RunConfig, as_json: bool = False) -> None:
         print_facts(facts)
 
 
-def plan_values(job: Resolved, plan: Plan) -> dict[str, Any]:
+def plan_values(job: ResolvedRun, plan: Plan) -> dict[str, Any]:
     """Return the object that `imagemill plan --json` prints. Its keys are an interface: they stay, new ones may come.
 
     task, model_id, checkpoint_sha256, input, output, found, ignored, ignored_by_kind, done_before, rejects_waiting and
@@ -94,7 +94,7 @@ def plan_values(job: Resolved, plan: Plan) -> dict[str, Any]:
     }
 
 
-def plan_facts(job: Resolved, plan: Plan, values: dict[str, Any]) -> list[tuple[str, str]]:
+def plan_facts(job: ResolvedRun, plan: Plan, values: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the lines that `imagemill plan` prints: a name and a value each."""
     return [
         ("task", f"{values['task']} with {values['model_id']} ({values['checkpoint_sha256'][:12]})"),
@@ -117,13 +117,13 @@ def other_files(kinds: Counter[str]) -> str:
     return number(kinds.total(), "other file") + (f" ({counts})" if counts else "")
 
 
-def last_rated_record(job: Resolved) -> dict[str, Any] | None:
+def last_rated_record(job: ResolvedRun) -> dict[str, Any] | None:
     """Return the record of the newest run that measured a rate; None before the first run."""
     records = [record for record in read_last_records(job.output) if record.get("images_per_s")]
     return records[-1] if records else None
 
 
-def expected_time(job: Resolved, planned: int) -> str:
+def expected_time(job: ResolvedRun, planned: int) -> str:
     """Estimate how long a run takes, from the rate of the last run, and say if the two runs are not comparable."""
     if not planned:
         return "nothing to do"

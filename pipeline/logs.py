@@ -44,7 +44,7 @@ def configure(stream: TextIO) -> None:
     logging.getLogger("imagemill").setLevel(logging.INFO)
 
 
-def configure_actor(run_id: str) -> None:
+def configure_worker(run_id: str) -> None:
     """In an actor, whose stderr Ray keeps among the logs of its node."""
     RunName.run_id = run_id
     if as_json():

@@ -28,7 +28,7 @@ log = logging.getLogger("imagemill.run")
 
 
 @dataclass(frozen=True)
-class Resolved:
+class ResolvedRun:
     """A config whose names have become things: all that can be wrong with them was looked at, but for the model itself."""
 
     config: RunConfig
@@ -52,7 +52,7 @@ class Resolved:
         return values | ({key: [sha256 for sha256, _ in self.style_images]} if (key := self.task.style_param) else {})
 
 
-def resolve(config: RunConfig) -> Resolved:
+def resolve(config: RunConfig) -> ResolvedRun:
     """Look at all that a config names; `check_model` and `check_ends` do the rest.
 
     Raises: ConfigError, CheckpointError, StorageError; each names what is wrong and what would be right.
@@ -72,7 +72,7 @@ def resolve(config: RunConfig) -> Resolved:
     for inner, outer in ((source.store, output), (output, source.store)):
         if not source.file and inner.lies_in(outer):
             raise ConfigError(f"input {source.url} and output {output.url} lie one in the other")
-    return Resolved(config, task, params, card, weights, read_style_images(config, task, params), source, output)
+    return ResolvedRun(config, task, params, card, weights, read_style_images(config, task, params), source, output)
 
 
 def task_of(config: RunConfig) -> tuple[Task, Params]:
@@ -91,7 +91,7 @@ def task_of(config: RunConfig) -> tuple[Task, Params]:
     return task, params
 
 
-def check_model(job: Resolved) -> None:
+def check_model(job: ResolvedRun) -> None:
     """Build the model once, which imports torch and takes seconds.
 
     Raises: CheckpointError when its weights do not fit, or it cannot do what the parameters ask.
@@ -115,7 +115,7 @@ def check_image(config: RunConfig, task: Task) -> None:
 
 
 @contextmanager
-def storage_errors(job: Resolved) -> Iterator[None]:
+def storage_errors(job: ResolvedRun) -> Iterator[None]:
     """What a store's client raises becomes a StorageError that names both ends."""
     try:
         yield
@@ -123,7 +123,7 @@ def storage_errors(job: Resolved) -> Iterator[None]:
         raise StorageError(f"{job.source.url} or {job.output.url}: {reason(e)}") from None
 
 
-def check_ends(job: Resolved) -> None:
+def check_ends(job: ResolvedRun) -> None:
     """Raises: ConfigError when OUTPUT belongs to another task, or to somebody else."""
     with storage_errors(job):
         check_output(job.output)
@@ -133,7 +133,7 @@ def check_ends(job: Resolved) -> None:
                 raise ConfigError(f"output {job.output.url} belongs to the task {there}, not {job.task.name}")
 
 
-def plan_of(job: Resolved, store_indexes: bool = False) -> Plan:
+def plan_of(job: ResolvedRun, store_indexes: bool = False) -> Plan:
     """What a run would do; changes nothing unless it is to keep what shards were found to hold.
 
     Raises: StorageError; ConfigError for a manifest that is none, or a column that it lacks.
@@ -157,7 +157,7 @@ def plan_of(job: Resolved, store_indexes: bool = False) -> Plan:
     return plan
 
 
-def doubt_of(job: Resolved, plan: Plan) -> str | None:
+def doubt_of(job: ResolvedRun, plan: Plan) -> str | None:
     """Why INPUT, or OUTPUT, may be the wrong place: it has no image, or none of those that OUTPUT knows.
 
     Images of a place that was an INPUT before come and go, but not all of them.
@@ -174,7 +174,7 @@ def doubt_of(job: Resolved, plan: Plan) -> str | None:
     return f"{said}{filled}: is it the right place, and all there?"
 
 
-def new_input_of(job: Resolved, plan: Plan) -> str | None:
+def new_input_of(job: ResolvedRun, plan: Plan) -> str | None:
     """Why a run must not do this plan: it would replace the outputs of images of the same names from another place.
 
     None where the config allows it, and where the last run that was allowed to was one over this INPUT.

@@ -18,8 +18,8 @@ from imagemill.models.tasks.task import Task
 from imagemill.pipeline.account import Account, account
 from imagemill.pipeline.cluster.connection import signals_wait
 from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.engines.ray_engine import committed_ids, execute, spare, stage
 from imagemill.pipeline.errors import ConfigError, Deadline, Interrupted, OutputHeld, StorageError, TooManyRejects
-from imagemill.pipeline.execute import committed_ids, execute, spare, stage
 from imagemill.pipeline.logs import RunName
 from imagemill.pipeline.output.compact import compact
 from imagemill.pipeline.output.lease import Lease
@@ -27,7 +27,7 @@ from imagemill.pipeline.output.obsolete_rejects import record_obsolete_rejects
 from imagemill.pipeline.output.part_replacement import finish_interrupted_merges
 from imagemill.pipeline.output.run_history import RUN_ID
 from imagemill.pipeline.reports.report import leave_report
-from imagemill.pipeline.resolve import Resolved, check_ends, plan_of, resolve, storage_errors
+from imagemill.pipeline.resolve import ResolvedRun, check_ends, plan_of, resolve, storage_errors
 from imagemill.pipeline.schema import new_run_id
 from imagemill.pipeline.sources.shard_index import delete_indexes
 from imagemill.pipeline.sources.source import SHARD_CHANGED
@@ -42,7 +42,7 @@ MOVED_SHOWN = 10
 KEPT_VERSIONS = ("imagemill", "ray", "torch", "pyarrow", "pillow", "numpy", "s3fs")
 
 
-def config_text(job: Resolved) -> str:
+def config_text(job: ResolvedRun) -> str:
     """The effective config of a run as YAML; secrets have no place in it."""
     return yaml.safe_dump(job.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 

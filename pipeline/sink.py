@@ -8,9 +8,9 @@ import pyarrow.compute as pc
 from imagemill.models.tasks.task import Task
 from imagemill.pipeline.cluster.tally import Tally
 from imagemill.pipeline.errors import StorageError
-from imagemill.pipeline.job import Job
 from imagemill.pipeline.output.lease import check_newest
 from imagemill.pipeline.schema import parquet_bytes, part_name, reject_schema, result_schema
+from imagemill.pipeline.worker_job import WorkerJob
 
 
 class Sink:
@@ -19,7 +19,7 @@ class Sink:
     A part's name comes from its rows, so a block that Ray runs twice writes the same file twice.
     """
 
-    def __init__(self, job: Job, task: Task, tally: Tally) -> None:
+    def __init__(self, job: WorkerJob, task: Task, tally: Tally) -> None:
         self.tally = tally
         self.output, self.level, self.fence = job.output, job.compression_level, job.lineage["fence"]
         self.schemas = {"results": result_schema(task.columns, task.stores_latent), "rejects": reject_schema()}

@@ -1,14 +1,26 @@
-"""The documentation: the site builds strictly, and the links of the README lead to something."""
+"""The documentation: the site builds strictly, links lead to something, and commands work."""
 
+import importlib.util
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import typer
+from PIL import Image
+
+from imagemill.jobs.cli import app
+from tests.support.page_commands import run_page
 
 ROOT = Path(__file__).parent.parent
-pytest.importorskip("myst_parser", reason="the extra `docs` is missing: pip install 'imagemill[docs]'")
+PAGES = sorted(path for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")] if "_build" not in path.parts)
+COMMAND = typer.main.get_command(app)
+needs_sphinx = pytest.mark.skipif(
+    importlib.util.find_spec("myst_parser") is None, reason="the extra `docs` is missing: pip install 'imagemill[docs]'"
+)
 
 
 def build(source: Path, output: Path) -> subprocess.CompletedProcess[str]:
@@ -27,6 +39,7 @@ def build(source: Path, output: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@needs_sphinx
 def test_site_builds_without_a_warning(tmp_path: Path) -> None:
     """Dead links, dead anchors and pages that no table of contents names are warnings of Sphinx."""
     result = build(ROOT / "docs", tmp_path)
@@ -35,6 +48,7 @@ def test_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert not {page for page in pages if page.parts[0] != "_build" and not (tmp_path / page).exists()}
 
 
+@needs_sphinx
 def test_site_with_dead_links_fails(tmp_path: Path) -> None:
     """The strict mode notices each kind of dead link."""
     source = tmp_path / "source"
@@ -54,3 +68,44 @@ def test_links_to_files_lead_somewhere(page: str) -> None:
     """Code hosts show these pages from the root of the repository."""
     links = re.findall(r"\]\((?!https?:|#)([^)\s#]+)", (ROOT / page).read_text(encoding="utf-8"))
     assert not {link for link in links if not (ROOT / link).exists()}
+
+
+def commands_of(text: str) -> list[str]:
+    """Return the imagemill commands in the code blocks of a page, without comments and with continued lines joined."""
+    blocks = re.findall(r"```(?:sh|sh run|text)\n(.*?)```|((?:^    \S.*\n)+)", text, re.DOTALL | re.MULTILINE)
+    lines = "\n".join(fenced or indented for fenced, indented in blocks).replace("\\\n", " ").splitlines()
+    found = [re.match(r"\s*(?:\$ )?((?:\S*/)?imagemill [^|;&>]+)", line.partition("  #")[0]) for line in lines]
+    return [match[1].strip() for match in found if match and "…" not in match[1]]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_of_pages_parse(page: Path) -> None:
+    """The parser takes each command that a page shows, and bundled configs exist."""
+    for line in commands_of(page.read_text(encoding="utf-8")):
+        arguments = shlex.split(line)[1:]
+        context = COMMAND.make_context("imagemill", arguments)
+        name, command, rest = COMMAND.resolve_command(context, arguments)
+        assert command is not None, line
+        config = command.make_context(name, rest, parent=context).params.get("config") or ""
+        assert not config.startswith("jobs/configs/") or (ROOT / config).exists(), line
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a small copy of what `make demo` leaves: two photos, one that is cut off."""
+    folder = tmp_path_factory.mktemp("demo")
+    (folder / "photos").mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    for name in ("coffee.png", "rocket.jpg"):
+        Image.fromarray(noise).save(folder / "photos" / name)
+    photo = (folder / "photos/rocket.jpg").read_bytes()
+    (folder / "photos/broken.jpg").write_bytes(photo[: len(photo) // 2])
+    return folder
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("page", ["quickstart.md", "nightly.md"])
+def test_commands_of_pages_run(page: str, demo: Path, tmp_path: Path) -> None:
+    """The commands of the page work as they stand, from the first to the last."""
+    outputs = run_page(ROOT / "docs" / page, demo, tmp_path)
+    assert any("broken.jpg" in output or '"rejected": 1' in output for output in outputs)

@@ -24,7 +24,7 @@ from imagemill.models import checkpoint as checkpoints
 from imagemill.models.autoencoder import LatentCoder
 from imagemill.models.metrics import checkerboard, psnr_db
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.resolve import Resolved
+from imagemill.pipeline.resolve import ResolvedRun
 
 SHOWN, SHOWN_FLAT, AMPLIFIED = 12, 4, 4
 FLAT_CODES = 1000
@@ -105,7 +105,7 @@ def evaluate_digits(config: EvaluateConfig) -> Evaluation:
     )
 
 
-def gray_coder(job: Resolved) -> LatentCoder:
+def gray_coder(job: ResolvedRun) -> LatentCoder:
     """The model of a checkpoint. Raises: ConfigError when it does not code gray images as they are."""
     model = checkpoints.build(job.card, job.weights)
     if not isinstance(model, LatentCoder) or model.channels != 1:

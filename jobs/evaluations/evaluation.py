@@ -18,7 +18,7 @@ from imagemill.pipeline.config import RunConfig, Strict
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.images.decode import DecodedImage, decode_image
 from imagemill.pipeline.images.errors import ImageError
-from imagemill.pipeline.resolve import Resolved, check_ends, check_model, resolve
+from imagemill.pipeline.resolve import ResolvedRun, check_ends, check_model, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import image_id
 from imagemill.pipeline.sources.folder import list_folder
@@ -81,7 +81,7 @@ class Evaluation:
 Evaluate = Callable[[EvaluateConfig], Evaluation]
 
 
-def check_config(config: EvaluateConfig, at: str | None, drawn: tuple[str, ...] = ()) -> Resolved:
+def check_config(config: EvaluateConfig, at: str | None, drawn: tuple[str, ...] = ()) -> ResolvedRun:
     """What could be wrong before anything is measured is looked at.
 
     Args: at: the parameter that `at` holds values of; drawn: other parameters that the evaluation sets itself.

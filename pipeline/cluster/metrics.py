@@ -20,7 +20,7 @@ SERVED |= {f"ray_{WAITING}": {*TAGS}}
 BOUNDARIES_S = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100]
 
 
-class ActorMetrics:
+class WorkerMetrics:
     """Of one actor: counters are raised about once a second, each stage of each image is observed."""
 
     def __init__(self, task: str, run_id: str) -> None:

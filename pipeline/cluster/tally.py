@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from imagemill.pipeline.cluster.metrics import ActorMetrics
+from imagemill.pipeline.cluster.metrics import WorkerMetrics
 from imagemill.pipeline.etags import doubted
 
 log = logging.getLogger("imagemill.run")
@@ -59,7 +59,7 @@ class Tally:
         self._key = f"{run_id}/{secrets.token_hex(8)}"
         self._counts: Counter[str] = Counter()
         self._shown: Counter[str] = Counter()
-        self._metrics = ActorMetrics(task, run_id)
+        self._metrics = WorkerMetrics(task, run_id)
         self._lock = threading.Lock()
         self._telling = threading.Lock()
         self._published = 0.0

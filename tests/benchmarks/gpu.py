@@ -33,16 +33,16 @@ from imagemill.models.objectives.compress import decode_latent
 from imagemill.models.precision import Precision, fastest_dtype
 from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.task import Output, Sample
+from imagemill.pipeline.block_processor import BlockProcessor
 from imagemill.pipeline.cluster.connection import connected
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.images.encode import encode_rgb
-from imagemill.pipeline.job import Job
 from imagemill.pipeline.output.parts import list_parts, read_parts
 from imagemill.pipeline.output.stored_checkpoint import store_checkpoint
 from imagemill.pipeline.output.verify import verify
-from imagemill.pipeline.predict import Predictor
 from imagemill.pipeline.resolve import plan_of, resolve
 from imagemill.pipeline.storage import Store
+from imagemill.pipeline.worker_job import WorkerJob
 
 SECONDS = 570.0
 """Of the whole benchmark: what does not fit any more is left out, and said."""
@@ -189,7 +189,7 @@ def worker_rows(bench: Bench, source: Store, output: Store, batch: int) -> Any:
     job = resolve(RunConfig(task="denoise", input=source.url, output=output.url))
     store_checkpoint(job.output, job.card, job.weights)
     lineage = dict.fromkeys(("model_id", "config_sha256", "parameters"), "-") | {"fence": 1, "task": "denoise"}
-    told = Job(
+    told = WorkerJob(
         task="denoise",
         params={},
         checkpoint_sha256=job.card.sha256,
@@ -208,7 +208,7 @@ def worker_rows(bench: Bench, source: Store, output: Store, batch: int) -> Any:
         torch_threads=1,
         dtype=None,
     )
-    return pa.concat_tables(Predictor(told)(plan_of(job).todo))
+    return pa.concat_tables(BlockProcessor(told)(plan_of(job).todo))
 
 
 @contextmanager

@@ -23,7 +23,7 @@ class Silent:
 
 
 class Counting:
-    """An actor that counts as the Predictor does, and nothing else."""
+    """An actor that counts as the BlockProcessor does, and nothing else."""
 
     def __init__(self) -> None:
         self.tallies = {"with": Tally("denoise", "benchmark"), "without": Tally("denoise", "benchmark")}

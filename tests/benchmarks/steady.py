@@ -54,7 +54,7 @@ def kind_of(pid: int, driver: int) -> str:
     name = name_of(pid)
     if pid == driver:
         return "driver"
-    if name.startswith("ray::") and "Actor" in name and "MapWorker" in name:
+    if name.startswith("ray::") and "MapBatches(Worker)" in name:
         return "actors"
     return name if name in ("raylet", "gcs_server") else "other processes of Ray"
 

@@ -19,7 +19,7 @@ STEPS = {
         "leave_report",
         "compact",
     ),
-    "imagemill.pipeline.execute": ("check_model", "write_all"),
+    "imagemill.pipeline.engines.ray_engine": ("check_model", "write_all"),
     "imagemill.pipeline.cluster.connection": ("start_ray",),
     "ray": ("shutdown",),
 }

@@ -120,7 +120,7 @@ print("as said")
 
 
 def test_what_ray_ships_to_every_process_of_a_run_imports_no_torch() -> None:
-    code = "import sys, imagemill.pipeline.actor, imagemill.pipeline.cluster.watch; sys.exit('torch' in sys.modules)"
+    code = "import sys, imagemill.pipeline.worker, imagemill.pipeline.cluster.watch; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

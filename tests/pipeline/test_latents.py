@@ -14,7 +14,6 @@ from imagemill.jobs.export import export
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.card import CheckpointError
 from imagemill.pipeline.account import account
-from imagemill.pipeline.actor import Actor
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import StorageError, VerificationError
 from imagemill.pipeline.item import Item
@@ -25,6 +24,7 @@ from imagemill.pipeline.resolve import check_model, plan_of, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import image_id
 from imagemill.pipeline.storage import Store
+from imagemill.pipeline.worker import Worker
 from tests.support.folders import fill, rows
 from tests.support.run_processes import make_photos
 from tests.support.worker_jobs import job_here
@@ -159,7 +159,7 @@ def compressed_here(source: Store, output: Store) -> None:
     resolved = resolve(RunConfig(task="compress", input=source.url, output=output.url, quality=0))
     with Lease(output) as lease:
         plan = plan_of(resolved)
-        assert Actor(job_here(resolved, lease.fence))(plan.todo) == {"rows": [len(plan.todo)]}
+        assert Worker(job_here(resolved, lease.fence))(plan.todo) == {"rows": [len(plan.todo)]}
         left = account(output, plan, [])
     assert (left.ok, left.rejected, left.doubles_dropped) == (len(plan.todo), 0, 0)
     assert verify(output).problems == []
@@ -168,7 +168,7 @@ def compressed_here(source: Store, output: Store) -> None:
 def test_rows_that_take_much_memory_become_parts_before_their_block_ends(tmp_path, crops, monkeypatch):
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 6, crops)
-    monkeypatch.setattr("imagemill.pipeline.predict.ROWS_BYTES", 1)
+    monkeypatch.setattr("imagemill.pipeline.block_processor.ROWS_BYTES", 1)
     compressed_here(source, output)
     assert len(list_parts(output, "results")) == 6
     assert verify(output).latents == 6

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagemill.pipeline.block_processor import BlockProcessor
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.lease import Lease
 from imagemill.pipeline.output.ownership import FOLDERS, check_output, is_output
 from imagemill.pipeline.output.verify import verify
-from imagemill.pipeline.predict import Predictor
 from imagemill.pipeline.resolve import check_ends, plan_of, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
@@ -183,7 +183,7 @@ def test_a_file_before_the_mark_is_the_users(request, tmp_path, crops, place):
     time.sleep(1.1)
     job.output.write("runs/mark", b"")
     job.output.write("images/2.png", b"of an earlier try")
-    worker = Predictor(replace(job_here(job), oldest_unaccounted_file="runs/mark"))
+    worker = BlockProcessor(replace(job_here(job), oldest_unaccounted_file="runs/mark"))
     rows = {row["rel_path"]: row for table in worker(plan_of(job).todo) for row in table.to_pylist()}
     assert (rows["1.png"]["error_class"], rows["2.png"]["error_class"]) == ("FileExists", None)
     assert job.output.read("images/1.png") == b"mine"

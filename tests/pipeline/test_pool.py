@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from imagemill.pipeline.cluster.pool import Pool, nodes_with_room, pool_for, room_for
 from imagemill.pipeline.cluster.watch import NoRoom, Room
 from imagemill.pipeline.config import PoolConfig, RunConfig
+from imagemill.pipeline.engines.ray_engine import BYTES_PER_PART, rows_of_block
 from imagemill.pipeline.errors import ConfigError, Deadline
-from imagemill.pipeline.execute import BYTES_PER_PART, rows_of_block
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
@@ -222,10 +222,10 @@ def test_a_run_that_is_broken_off_for_want_of_room_goes_on_in_a_smaller_pool(
     """As after the death of a node: the pool was made for two CPUs, or for a GPU, and then there is one CPU."""
     make_photos(Store(str(tmp_path / "in")), 30, crops)
     seen = iter([[before]])
-    for room in ("imagemill.pipeline.cluster.pool", "imagemill.pipeline.execute", "imagemill.pipeline.cluster.watch"):
-        monkeypatch.setattr(f"{room}.node_resources", lambda: next(seen, [(1.0, 0.0)]))
+    for module in ("cluster.pool", "engines.ray_engine", "cluster.watch"):
+        monkeypatch.setattr(f"imagemill.pipeline.{module}.node_resources", lambda: next(seen, [(1.0, 0.0)]))
     monkeypatch.setattr("imagemill.pipeline.cluster.watch.LOOK_SECONDS", 0.1)
-    monkeypatch.setattr("imagemill.pipeline.execute.PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("imagemill.pipeline.engines.ray_engine.PATIENCE_SECONDS", 0.1)
     with caplog.at_level("INFO", logger="imagemill"):
         record = run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out"), rows_per_part=5))
     said = [each.message for each in caplog.records if each.name.startswith("imagemill") and "worker" in each.message]

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from imagemill.pipeline.block_processor import BlockProcessor
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.predict import Predictor
 from imagemill.pipeline.resolve import plan_of, resolve
 from imagemill.pipeline.sources.input import find_images, is_input_file, open_input
 from imagemill.pipeline.sources.shard_formats import SHARD_FORMATS
@@ -63,7 +63,7 @@ def test_new_shard_format_becomes_rows(tmp_path: Path, crops: list[np.ndarray], 
     job = resolve(config)
     plan = plan_of(job, store_indexes=True)
     assert plan.todo["rel_path"].to_pylist() == [f"a.ZIP/{number}.png" for number in range(3)]
-    rows = pa.concat_tables(Predictor(job_here(job))(plan.todo)).to_pylist()
+    rows = pa.concat_tables(BlockProcessor(job_here(job))(plan.todo)).to_pylist()
     assert [row["stage"] for row in rows] == [None] * 3
     assert [row["output_uri"] for row in rows] == [f"images/a.ZIP/{number}.png" for number in range(3)]
     assert len(list((tmp_path / "out/shards").iterdir())) == 1

@@ -18,10 +18,10 @@ from imagemill.models.objectives import TASK_OBJECTIVES
 from imagemill.models.objectives.upscale import downscale
 from imagemill.models.precision import Precision
 from imagemill.models.tasks.task import Output, Params, Sample
+from imagemill.pipeline.block_processor import BlockProcessor
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.images.config import ImageConfig
 from imagemill.pipeline.output.verify import verify
-from imagemill.pipeline.predict import Predictor
 from imagemill.pipeline.resolve import plan_of, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
@@ -98,7 +98,7 @@ def test_room_is_counted_in_pixels_that_come_out(limit, widths, batches, tmp_pat
         Image.fromarray(crops[number][:, :width]).save(tmp_path / "in" / f"{number}.png")
     room = 2 * 192 * 256
     monkeypatch.setattr(
-        f"imagemill.pipeline.predict.{limit}", room if limit == "HELD_PIXELS" else {"cpu": room, "cuda": room}
+        f"imagemill.pipeline.block_processor.{limit}", room if limit == "HELD_PIXELS" else {"cpu": room, "cuda": room}
     )
     upscale, done = TASK_OBJECTIVES["upscale"], []
 
@@ -109,7 +109,7 @@ def test_room_is_counted_in_pixels_that_come_out(limit, widths, batches, tmp_pat
     monkeypatch.setattr(upscale, "predict", predict)
     pool = {"batch_size": 8}
     job = resolve(RunConfig(task="upscale", input=f"{tmp_path}/in", output=f"{tmp_path}/out", pool=pool))
-    made = pa.concat_tables(Predictor(job_here(job))(plan_of(job).todo))
+    made = pa.concat_tables(BlockProcessor(job_here(job))(plan_of(job).todo))
     assert made["stage"].null_count == len(widths)
     assert done == batches
 

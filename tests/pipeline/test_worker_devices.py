@@ -15,15 +15,15 @@ from imagemill.models.objectives import TASK_OBJECTIVES
 from imagemill.models.objectives.denoise import Denoise
 from imagemill.models.tasks.task import Output, Sample
 from imagemill.models.tiling import is_lost_device, is_out_of_memory
+from imagemill.pipeline.block_processor import BlockProcessor
 from imagemill.pipeline.config import PoolConfig, RunConfig
 from imagemill.pipeline.plan import Plan
-from imagemill.pipeline.predict import Predictor
 from imagemill.pipeline.resolve import plan_of, resolve
 from imagemill.pipeline.storage import Store
 from tests.support.run_processes import make_photos
 from tests.support.worker_jobs import job_here
 
-Made = Callable[..., tuple[Predictor, Plan]]
+Made = Callable[..., tuple[BlockProcessor, Plan]]
 
 
 @pytest.fixture
@@ -32,11 +32,11 @@ def made(tmp_path: Path, crops: list[np.ndarray]) -> Iterator[Made]:
     make_photos(Store(str(tmp_path / "in")), 8, crops)
     threads = torch.get_num_threads()
 
-    def build(**changes: Any) -> tuple[Predictor, Plan]:
+    def build(**changes: Any) -> tuple[BlockProcessor, Plan]:
         pool = PoolConfig(batch_size=8)
         config = RunConfig(task="denoise", input=f"{tmp_path}/in", output=f"{tmp_path}/out", pool=pool)
         job = resolve(config)
-        return Predictor(dataclasses.replace(job_here(job), **changes)), plan_of(job)
+        return BlockProcessor(dataclasses.replace(job_here(job), **changes)), plan_of(job)
 
     yield build
     torch.set_num_threads(threads)

@@ -1,16 +1,16 @@
 """What a worker is told, for tests that do its work in the test process."""
 
-from imagemill.pipeline.job import Job
 from imagemill.pipeline.output.stored_checkpoint import store_checkpoint
-from imagemill.pipeline.resolve import Resolved
+from imagemill.pipeline.resolve import ResolvedRun
+from imagemill.pipeline.worker_job import WorkerJob
 
 
-def job_here(resolved: Resolved, fence: int = 1) -> Job:
+def job_here(resolved: ResolvedRun, fence: int = 1) -> WorkerJob:
     """Return the worker's job of a run; store the checkpoint in the output."""
     store_checkpoint(resolved.output, resolved.card, resolved.weights)
     lineage = dict.fromkeys(("model_id", "config_sha256", "parameters"), "-")
     lineage |= {"task": resolved.task.name, "checkpoint_sha256": resolved.card.sha256, "run_id": "r"}
-    return Job(
+    return WorkerJob(
         task=resolved.task.name,
         params={},
         checkpoint_sha256=resolved.card.sha256,

@@ -18,7 +18,6 @@ from imagemill.pipeline.images.encode import check_output_size, choose_output_fo
 from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.images.transparency import match_alpha
 from imagemill.pipeline.item import Item, Rejected, unexpected
-from imagemill.pipeline.job import Job
 from imagemill.pipeline.output.lease import check_newest
 from imagemill.pipeline.output.name_clashes import CLASHES
 from imagemill.pipeline.output.output_names import decoded_name, fallback_name, is_name_refused, output_name
@@ -26,6 +25,7 @@ from imagemill.pipeline.schema import latent_bytes, pack_latent
 from imagemill.pipeline.sources.folder import is_image_name
 from imagemill.pipeline.sources.web import redact_secrets
 from imagemill.pipeline.store_failures import reason, takes_nothing
+from imagemill.pipeline.worker_job import WorkerJob
 
 log = logging.getLogger("imagemill.finish")
 HOLDER_SECONDS = 10.0
@@ -33,10 +33,10 @@ HOLDER_SECONDS = 10.0
 NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 
 
-class Finish:
+class RowBuilder:
     """`finish(item)`: the item with its row, whatever happened to it. Called by several threads."""
 
-    def __init__(self, job: Job, task: Task, tally: Tally) -> None:
+    def __init__(self, job: WorkerJob, task: Task, tally: Tally) -> None:
         self.job, self.task, self.tally = job, task, tally
         self._looked: tuple[float, ...] | None = None
 

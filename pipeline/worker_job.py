@@ -9,7 +9,7 @@ from imagemill.pipeline.storage import Store
 
 
 @dataclass(frozen=True)
-class Job:
+class WorkerJob:
     """All that an actor needs to know; the same for each image of a run."""
 
     task: str

@@ -8,20 +8,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from imagemill.pipeline.job import Job
+from imagemill.pipeline.worker_job import WorkerJob
 
 BLOCKS_AT_ONCE = 2
 """While a block is committed the model goes on with the next."""
 
 
-class Actor:
-    """A Predictor and a Sink, once it is made."""
+class Worker:
+    """A BlockProcessor and a Sink, once it is made."""
 
-    def __init__(self, job: Job) -> None:
-        from imagemill.pipeline.predict import Predictor
+    def __init__(self, job: WorkerJob) -> None:
+        from imagemill.pipeline.block_processor import BlockProcessor
         from imagemill.pipeline.sink import Sink
 
-        self.predict = Predictor(job)
+        self.predict = BlockProcessor(job)
         self.sink = Sink(job, self.predict.task, self.predict.tally)
         self.model_is_free = threading.Lock()
 

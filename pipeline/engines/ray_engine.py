@@ -30,7 +30,7 @@ from imagemill.pipeline.output.stored_checkpoint import store_checkpoint
 from imagemill.pipeline.output.style_images import store_style_images
 from imagemill.pipeline.output.verify import check_file
 from imagemill.pipeline.plan import Plan, blocks
-from imagemill.pipeline.resolve import Resolved, check_model
+from imagemill.pipeline.resolve import ResolvedRun, check_model
 from imagemill.pipeline.schema import LINEAGE, parquet_bytes
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
@@ -56,7 +56,7 @@ def stage(seconds: dict[str, float], name: str) -> Iterator[None]:
         seconds[name] = round(time.monotonic() - began, 3)
 
 
-def execute(job: Resolved, plan: Plan, lease: Lease, record: dict[str, Any], seconds: dict[str, float]) -> None:
+def execute(job: ResolvedRun, plan: Plan, lease: Lease, record: dict[str, Any], seconds: dict[str, float]) -> None:
     """The Ray Data job: references → actors → parts.
 
     Raises: CheckpointError, OutputHeld, StorageError, RunFailed; ConfigError where a node does not see INPUT or OUTPUT, or
@@ -95,7 +95,7 @@ def execute(job: Resolved, plan: Plan, lease: Lease, record: dict[str, Any], sec
     lease.check_held()
 
 
-def write_all(job: Resolved, plan: Plan, shown: RunProgress, record: dict[str, Any]) -> None:
+def write_all(job: ResolvedRun, plan: Plan, shown: RunProgress, record: dict[str, Any]) -> None:
     """Write what is to do with a pool that suits the cluster, and when it lost nodes, the rest with one that suits it then.
 
     Raises: ConfigError, OutputHeld, StorageError, RunFailed.
@@ -179,7 +179,7 @@ def committed_ids(output: Store, plan: Plan, *folders: str) -> pa.ChunkedArray:
     return read_parts(output, paths, ["image_id"])["image_id"]
 
 
-def check_seen(job: Resolved, plan: Plan, lease: Lease) -> None:
+def check_seen(job: ResolvedRun, plan: Plan, lease: Lease) -> None:
     """Raises: ConfigError when a node does not see an INPUT or OUTPUT on a disk."""
     source, wanted = job.source.store, {}
     own = plan.todo.filter(pc.and_(pc.is_null(plan.todo["problem"]), pc.is_null(plan.todo["base"])))
@@ -195,20 +195,20 @@ def check_seen(job: Resolved, plan: Plan, lease: Lease) -> None:
 
 
 def write(
-    job: Resolved, todo: pa.Table, rows: int, pool: Pool, share: float, lineage: dict[str, Any], mark: str | None
+    job: ResolvedRun, todo: pa.Table, rows: int, pool: Pool, share: float, lineage: dict[str, Any], mark: str | None
 ) -> None:
     """References to actors in blocks of `rows`, which become parts, on the Ray that is connected.
 
     Args:
         share: of the images whose quality is measured.
-        mark: as `Job.oldest_unaccounted_file`.
+        mark: as `WorkerJob.oldest_unaccounted_file`.
     """
     import ray.data
     from ray._private.log import PlainRayHandler
 
-    from imagemill.pipeline.actor import BLOCKS_AT_ONCE, Actor
     from imagemill.pipeline.cluster.suspects import MOST_DEATHS
-    from imagemill.pipeline.job import Job
+    from imagemill.pipeline.worker import BLOCKS_AT_ONCE, Worker
+    from imagemill.pipeline.worker_job import WorkerJob
 
     # Ray Data's progress, plan lines and stack traces give way to one honest bar and one line; its log file has the last.
     context = ray.data.DataContext.get_current()
@@ -224,7 +224,7 @@ def write(
     store_checkpoint(job.output, job.card, job.weights)
     store_style_images(job.output, job.style_images)
     # Small: a restarted actor gets its arguments again, and large ones could be gone by then (ray#53727).
-    work = Job(
+    work = WorkerJob(
         task=job.task.name,
         params=job.params.model_dump(),
         checkpoint_sha256=job.card.sha256,
@@ -250,7 +250,7 @@ def write(
         # a block that kills them finds out by which image.
         warnings.simplefilter("ignore", ray.data.dataset.RayDeprecationWarning)
         dataset = ray.data.from_blocks(blocks(todo, rows)).map_batches(
-            Actor,
+            Worker,
             fn_constructor_args=[work],
             batch_format="pyarrow",
             # A block is a batch. Ray Data asks for a number where there are GPUs.
@@ -281,7 +281,7 @@ def rows_of_block(todo: int, most: int, bytes_each: int, pool: Pool) -> int:
     return min(most, max(1, BYTES_PER_PART // bytes_each), max(-(-share // 4), batch))
 
 
-def translate(error: BaseException, job: Resolved) -> Exception:
+def translate(error: BaseException, job: ResolvedRun) -> Exception:
     """What a person can do about an error that Ray brings back: its innermost cause."""
     while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
         error = cause

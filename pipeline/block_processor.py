@@ -20,19 +20,19 @@ from imagemill.models.tasks.task import Params, SampleError
 from imagemill.models.tiling import is_lost_device
 from imagemill.pipeline.cluster.suspects import TRIED_BY_RUNS, Suspects
 from imagemill.pipeline.cluster.tally import Tally
-from imagemill.pipeline.finish import Finish
 from imagemill.pipeline.images.decode import decode_image, read_pixel_count
 from imagemill.pipeline.images.errors import DAMAGED_IMAGE, ImageError
 from imagemill.pipeline.images.masks import decode_mask
 from imagemill.pipeline.item import Item, Rejected, unexpected
-from imagemill.pipeline.job import Job
-from imagemill.pipeline.logs import configure_actor
+from imagemill.pipeline.logs import configure_worker
 from imagemill.pipeline.output.stored_checkpoint import load_stored_model
 from imagemill.pipeline.output.style_images import load_style_images
+from imagemill.pipeline.row_builder import RowBuilder
 from imagemill.pipeline.schema import LATENT_KEPT, row_schema
 from imagemill.pipeline.sources.image_reader import ImageReader, ReadError
 from imagemill.pipeline.sources.source import UNREADABLE_SHARD
 from imagemill.pipeline.store_failures import reason
+from imagemill.pipeline.worker_job import WorkerJob
 
 log = logging.getLogger("imagemill.run")
 KEEP_DAMAGED = ", or keep it as it is with --accept-damaged"
@@ -46,14 +46,14 @@ PIXELS_AT_ONCE = {"cpu": 48_000_000, "cuda": 1_000_000_000}
 """Of images that are decoded and not yet written, unless it is one alone: what bounds an actor's memory."""
 
 
-class Predictor:
+class BlockProcessor:
     """What an actor does: `__call__` takes a block of references (schema.REFERENCE) and yields tables of rows.
 
     Never raises for one image: whatever goes wrong with it becomes a row with `stage` set. An OUTPUT that takes nothing more
     is a StorageError.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: WorkerJob) -> None:
         self.job = job
         self.task, self.objective = TASKS[job.task], TASK_OBJECTIVES[job.task]
         self.params: Params = self.task.Params(**job.params)
@@ -74,8 +74,8 @@ class Predictor:
         self.threads = ThreadPoolExecutor(job.threads, thread_name_prefix="image")
         self.reading = ImageReader(job.source, job.threads)
         self.tally = Tally(job.task, job.lineage["run_id"])
-        configure_actor(job.lineage["run_id"])
-        self.finish = Finish(job, self.task, self.tally)
+        configure_worker(job.lineage["run_id"])
+        self.finish = RowBuilder(job, self.task, self.tally)
         self.tally.ready(device, job.gpus > 0)
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:

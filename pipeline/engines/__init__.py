@@ -1,0 +1,1 @@
+"""Engines run the blocks of a plan on workers and report progress."""
