@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from imagemill.jobs.console import console, number
+from imagemill.jobs.console import number, print_text
 from imagemill.jobs.decode import OF_EXPORT
 from imagemill.jobs.export_formats import FORMATS, check_format
-from imagemill.jobs.outputs import check_exists
+from imagemill.jobs.outputs import check_output
 from imagemill.jobs.removed import Sources, sources_of
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.likeness import likeness_features, read_photo_whitening
@@ -104,7 +104,7 @@ def export(
     """
     if pool not in (valid := ["none", *sorted([*POOLS, LIKENESS])]):
         raise ConfigError(f"--pool {pool}: one of {', '.join(valid)} is expected")
-    check_exists(output)
+    check_output(output)
     for inner, outer in ((output, dest), (dest, output)):
         if inner.lies_in(outer):
             raise ConfigError(f"{output.url} and {dest.url} lie one in the other")
@@ -160,9 +160,9 @@ def export(
 def show_export(output: Store, dest: Store, **what: Any) -> None:
     record = export(output, dest, **what)
     images, parts = number(record["rows"], "image"), number(sum(record["parts"].values()), "part")
-    console.print(f"{images}, {held(record)}, in {parts} below {dest.uri(LATENTS)}")
+    print_text(f"{images}, {held(record)}, in {parts} below {dest.uri(LATENTS)}")
     if record["removed"]:
-        console.print(f"{record['removed']:,} of them have no source any more (column removed)")
+        print_text(f"{record['removed']:,} of them have no source any more (column removed)")
     if problems := record["left_out"]:
         raise VerificationError(f"left out, as they are not what was written: {first_of(problems)}")
 
@@ -243,7 +243,7 @@ def keep_model(output: Store, dest: Store, seen: Survey) -> dict[str, Any]:
     """Put the checkpoint beside the export, so that it can be decoded by itself; what its values mean."""
     [(model_id, sha256)] = seen.models
     coders = LatentCoders(output)
-    widths = {str(step): coders.lattice(sha256, step)[0].tolist() for step in seen.steps}
+    widths = {str(step): coders.dequantisation(sha256, step)[0].tolist() for step in seen.steps}
     folder = checkpoint_folder(sha256)
     for name in (checkpoints.WEIGHTS, checkpoints.CARD):
         dest.write(f"{folder}/{name}", output.read(f"{folder}/{name}"))
@@ -252,7 +252,7 @@ def keep_model(output: Store, dest: Store, seen: Survey) -> dict[str, Any]:
         "checkpoint_sha256": sha256,
         "checkpoint": folder,
         "values": "value = (symbol - zero) * width[step][channel]; latent is (C,h,w), row-major",
-        "zero": coders.lattice(sha256, seen.steps[0])[1],
+        "zero": coders.dequantisation(sha256, seen.steps[0])[1],
         "width": widths,
         "stored_symbol": f"results/ holds symbol + {LATENT_ZERO_POINT} as uint8",
     }

@@ -35,7 +35,7 @@ from imagemill.pipeline.store_failures import reason
 from imagemill.pipeline.worker_job import WorkerJob
 
 log = logging.getLogger("imagemill.run")
-KEEP_DAMAGED = ", or keep it as it is with --accept-damaged"
+KEEP_DAMAGED = " Or keep the image as it is with --accept-damaged."
 """The other way out for the image itself; masks, styles and training images have to be whole."""
 # Decoded pixels that wait for a batch of their size, before the largest group is run as it is.
 HELD_PIXELS = 64_000_000
@@ -233,8 +233,8 @@ class BlockProcessor:
 
     def _predict(self, batch: list[Item]) -> dict[str, Any] | None:
         """Give the items of a batch their outputs; where that fails return the row of a reject."""
-        image_wanted = self.job.reconstruct or not self.task.stores_latent
-        samples = [item.sample(image_wanted, item.among(self.job.quality)) for item in batch]
+        needs_image = self.job.reconstruct or not self.task.stores_latent
+        samples = [item.sample(needs_image, item.among(self.job.quality)) for item in batch]
         try:
             with self.tally.time("model"):
                 outputs = self.objective.predict(self.model, samples, self.params, self.precision)

@@ -41,9 +41,9 @@ class Item:
         """Whether it is of this share of all images; which are is decided by their identities."""
         return int(self.reference["image_id"][-8:], 16) < share * 2**32
 
-    def sample(self, image_wanted: bool, quality_wanted: bool) -> Sample:
+    def sample(self, needs_image: bool, needs_quality: bool) -> Sample:
         seed = int(self.reference["image_id"][:16], 16)
-        return Sample(self.decoded.rgb, self.decoded.alpha, self.mask, seed, image_wanted, quality_wanted)
+        return Sample(self.decoded.rgb, self.decoded.alpha, self.mask, seed, needs_image, needs_quality)
 
 
 class Rejected(Exception):

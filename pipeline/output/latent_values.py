@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from imagemill.models.card import CheckpointError
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.latent_symbols import decode_symbols, iterate_latent_rows
 from imagemill.pipeline.output.snapshot import Snapshot
@@ -20,8 +21,7 @@ from imagemill.pipeline.schema import LATENT, LATENT_ZERO_POINT, LatentError, st
 from imagemill.pipeline.storage import Store
 
 if TYPE_CHECKING:
-    from imagemill.models.card import CheckpointError
-from imagemill.models.autoencoder import LatentCoder
+    from imagemill.models.autoencoder import LatentCoder
 
 LATENT_COLUMNS = [name for name, _ in LATENT]
 REQUIRED_COLUMNS = ["rel_path", "checkpoint_sha256", "step", "orig_width", "orig_height", *LATENT_COLUMNS]
@@ -46,7 +46,7 @@ class LatentCoders:
     def __init__(self, output: Store, device: str = "cpu") -> None:
         self.lock = Lock()
         self._of = cache(lambda sha256: load_stored_model(output, sha256, device))
-        self._lattice = cache(lambda sha256, step: self[sha256].lattice(step))
+        self._dequantisation = cache(lambda sha256, step: self[sha256].dequantisation(step))
 
     def __getitem__(self, checkpoint_sha256: str) -> "LatentCoder":
         """Raises: CheckpointError when it is missing, damaged, or no model that codes."""
@@ -58,9 +58,9 @@ class LatentCoders:
             raise CheckpointError(f"checkpoint {checkpoint_sha256[:16]} makes no latents")
         return model
 
-    def lattice(self, checkpoint_sha256: str, step: float) -> tuple[np.ndarray, int]:
-        """`LatentCoder.lattice` as numpy: width (C,) float32, and zero. Raises: CheckpointError, as by index."""
-        widths, zero = self._lattice(checkpoint_sha256, step)
+    def dequantisation(self, checkpoint_sha256: str, step: float) -> tuple[np.ndarray, int]:
+        """`LatentCoder.dequantisation` as numpy: width (C,) float32, and zero. Raises: CheckpointError, as by index."""
+        widths, zero = self._dequantisation(checkpoint_sha256, step)
         return widths.float().cpu().numpy(), zero
 
 
@@ -93,7 +93,7 @@ def read_symbols(row: dict[str, Any], coders: LatentCoders) -> np.ndarray:
     sha256 = row["checkpoint_sha256"]
     if row["latent"] is None or row["latent"].dtype == np.uint8:
         return decode_symbols(row, coders[sha256].entropy)
-    symbols = requantise(row["latent"], row["latent_shape"], *coders.lattice(sha256, row["step"]))
+    symbols = requantise(row["latent"], row["latent_shape"], *coders.dequantisation(sha256, row["step"]))
     return unpack_latent(store_latent(symbols), row["latent_shape"], row["latent_crc32"])
 
 
@@ -168,10 +168,10 @@ def dequantise_rows(
     if problems:
         table = table.filter(pa.array(good))
     made = zip(table["checkpoint_sha256"].to_pylist(), table["step"].to_pylist(), strict=True)
-    lattices = [coders.lattice(*by) for by in made]
+    parameters = [coders.dequantisation(*by) for by in made]
     values = np.empty((0, *shape), np.float32)
-    if lattices:
-        widths, zeros = zip(*lattices, strict=True)
+    if parameters:
+        widths, zeros = zip(*parameters, strict=True)
         values = dequantise(symbols, np.stack(widths), np.array(zeros))
     return Latents(table.select(columns), values), problems
 
