@@ -7,11 +7,11 @@ import pyarrow as pa
 
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError, StorageError
-from imagemill.pipeline.output.run_history import config_of, run_ids, run_records
-from imagemill.pipeline.output.snapshot import identities
+from imagemill.pipeline.output.run_history import list_run_ids, read_run_config, read_run_records
+from imagemill.pipeline.output.snapshot import ids_to_bytes
 from imagemill.pipeline.schema import image_id
-from imagemill.pipeline.sources.input import input_of, listing
-from imagemill.pipeline.sources.source import Listed
+from imagemill.pipeline.sources.input import list_images, open_input
+from imagemill.pipeline.sources.source import ListedImage
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
@@ -35,7 +35,7 @@ class Sources:
             ids: image ids of rows.
             uri: the part that holds the rows, for error messages.
         """
-        wanted = identities(ids, uri)
+        wanted = ids_to_bytes(ids, uri)
         is_listed = np.zeros(len(wanted), bool)
         if len(self.ids):
             positions = np.searchsorted(self.ids, wanted).clip(max=len(self.ids) - 1)
@@ -49,9 +49,9 @@ def list_sources(output: Store) -> Sources:
     listed_ids = bytearray()
     for config in configs:
         try:
-            source = input_of(str(config.input), config.storage, config.source)
-            for image in listing(source, output):
-                if isinstance(image, Listed):
+            source = open_input(str(config.input), config.storage, config.source)
+            for image in list_images(source, output):
+                if isinstance(image, ListedImage):
                     listed_ids += bytes.fromhex(image_id(image.rel_path))
         except (ConfigError, StorageError) as e:
             problems.append(str(e))
@@ -62,7 +62,7 @@ def list_sources(output: Store) -> Sources:
 
 def input_configs(output: Store) -> tuple[list[RunConfig], list[str]]:
     """Return one config for each different input of the runs of an OUTPUT, and messages about unreadable configs."""
-    records = {record["run_id"]: record for record in run_records(output, run_ids(output))}
+    records = {record["run_id"]: record for record in read_run_records(output, list_run_ids(output))}
     configs: dict[str, RunConfig] = {}
     problems: list[str] = []
     for entry in output.entries("runs"):
@@ -73,7 +73,7 @@ def input_configs(output: Store) -> tuple[list[RunConfig], list[str]]:
         if "planned" not in record:
             continue  # The run ended before its plan, so it took no image from its input.
         try:
-            config = config_of(output, record)
+            config = read_run_config(output, record)
         except StorageError as e:
             problems.append(str(e))
             continue
