@@ -25,11 +25,11 @@ from imagemill.pipeline.images.errors import DAMAGED_IMAGE, ImageError
 from imagemill.pipeline.images.masks import decode_mask
 from imagemill.pipeline.item import Item, Rejected, unexpected
 from imagemill.pipeline.logs import configure_worker
-from imagemill.pipeline.output.stored_checkpoint import kept_model
+from imagemill.pipeline.output.stored_checkpoint import load_stored_model
 from imagemill.pipeline.output.style_images import load_style_images
 from imagemill.pipeline.row_builder import RowBuilder
 from imagemill.pipeline.schema import LATENT_KEPT, row_schema
-from imagemill.pipeline.sources.image_reader import ReadError, Reading
+from imagemill.pipeline.sources.image_reader import ImageReader, ReadError
 from imagemill.pipeline.sources.source import UNREADABLE_SHARD
 from imagemill.pipeline.store_failures import reason
 from imagemill.pipeline.worker_job import WorkerJob
@@ -66,13 +66,13 @@ class BlockProcessor:
             torch.cuda.set_per_process_memory_fraction(job.gpus)
         self.model_pixels = MODEL_PIXELS[device] if device == "cpu" else int(job.gpus * MODEL_PIXELS[device])
         self.precision = Precision(device, select_dtype(device, job.dtype))
-        model = kept_model(job.output, job.checkpoint_sha256, device)
+        model = load_stored_model(job.output, job.checkpoint_sha256, device)
         style_images = load_style_images(job.output, job.style_images, job.max_pixels)
         self.model = self.objective.prepare(model, self.params, style_images, device)
         # Room is that of what comes out, where that is larger than what went in.
         self.made_of_one = self.model.scale**2
         self.threads = ThreadPoolExecutor(job.threads, thread_name_prefix="image")
-        self.reading = Reading(job.source, job.threads)
+        self.reading = ImageReader(job.source, job.threads)
         self.tally = Tally(job.task, job.lineage["run_id"])
         configure_worker(job.lineage["run_id"])
         self.finish = RowBuilder(job, self.task, self.tally)

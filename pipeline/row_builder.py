@@ -18,12 +18,12 @@ from imagemill.pipeline.images.encode import check_output_size, choose_output_fo
 from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.images.transparency import match_alpha
 from imagemill.pipeline.item import Item, Rejected, unexpected
-from imagemill.pipeline.output.lease import newest_claim
+from imagemill.pipeline.output.lease import check_newest
 from imagemill.pipeline.output.name_clashes import CLASHES
-from imagemill.pipeline.output.output_names import decoded_name, is_refused, output_name, renamed
+from imagemill.pipeline.output.output_names import decoded_name, fallback_name, is_name_refused, output_name
 from imagemill.pipeline.schema import latent_bytes, pack_latent
 from imagemill.pipeline.sources.folder import is_image_name
-from imagemill.pipeline.sources.web import without_secrets
+from imagemill.pipeline.sources.web import redact_secrets
 from imagemill.pipeline.store_failures import reason, takes_nothing
 from imagemill.pipeline.worker_job import WorkerJob
 
@@ -63,8 +63,8 @@ class RowBuilder:
         error: dict[str, Any] = item.error or {}
         item.row = base | error | {"attempts": item.reference["attempts"] + 1}
         self.tally.add(rejected=1, **{f"rejected:{error['stage']}:{error['error_class']}": 1})
-        told = {"image_id": base["image_id"], **error, "error": without_secrets(error["error"])}
-        log.warning("%s: %s", without_secrets(base["source_uri"]), told["error"], extra=told)
+        told = {"image_id": base["image_id"], **error, "error": redact_secrets(error["error"])}
+        log.warning("%s: %s", redact_secrets(base["source_uri"]), told["error"], extra=told)
         return item
 
     def _result(self, item: Item, output: Output) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class RowBuilder:
         # The first clock stands still while a laptop sleeps, the second may be set.
         looked = time.monotonic(), time.time()
         if not self._looked or any(abs(b - a) > HOLDER_SECONDS for a, b in zip(self._looked, looked, strict=True)):
-            newest_claim(self.job.output, self.job.lineage["fence"])
+            check_newest(self.job.output, self.job.lineage["fence"])
             self._looked = looked
         with self.tally.time("put"):
             path = self._put(item, name, data)
@@ -110,13 +110,13 @@ class RowBuilder:
 
     def _put(self, item: Item, name: str, data: bytes) -> str:
         """Write an output, under another name where OUTPUT cannot hold its own; return its path below OUTPUT."""
-        other = renamed(item.reference["rel_path"], name)
+        other = fallback_name(item.reference["rel_path"], name)
         path = f"images/{other if item.reference.get(CLASHES) else name}"
         try:
             try:
                 self._replace(item, path, data)
             except OSError as e:
-                if not is_refused(e):
+                if not is_name_refused(e):
                     raise
                 path = f"images/{other}"
                 self._replace(item, path, data)
@@ -137,7 +137,7 @@ class RowBuilder:
         if not item.reference["known"]:
             if output.create(path, data):
                 return
-            mark = self.job.first_mark
+            mark = self.job.oldest_unaccounted_file
             if mark and output.age(path) > output.age(mark) and output.read(path) != data:
                 message = f"{path}: a file that no run wrote has this name. Move the file away and pass --retry-failed"
                 raise Rejected("write", "FileExists", message)

@@ -23,13 +23,13 @@ from imagemill.pipeline.errors import ConfigError, Deadline, Interrupted, Output
 from imagemill.pipeline.logs import RunName
 from imagemill.pipeline.output.compact import compact
 from imagemill.pipeline.output.lease import Lease
-from imagemill.pipeline.output.obsolete_rejects import note_departed
-from imagemill.pipeline.output.part_replacement import settle
+from imagemill.pipeline.output.obsolete_rejects import record_obsolete_rejects
+from imagemill.pipeline.output.part_replacement import finish_interrupted_merges
 from imagemill.pipeline.output.run_history import RUN_ID
-from imagemill.pipeline.reports.report import leave_report
+from imagemill.pipeline.reports.report import write_run_report
 from imagemill.pipeline.resolve import ResolvedRun, check_ends, plan_of, resolve, storage_errors
 from imagemill.pipeline.schema import new_run_id
-from imagemill.pipeline.sources.shard_index import forget_indexes
+from imagemill.pipeline.sources.shard_index import delete_indexes
 from imagemill.pipeline.sources.source import SHARD_CHANGED
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
@@ -104,14 +104,14 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
         try:
             with storage_errors(job):
                 job.output.write(f"runs/{run_id}/config.yaml", text.encode())
-                settle(job.output)
+                finish_interrupted_merges(job.output)
                 with stage(seconds, "plan"):
-                    plan = plan_of(job, keep=True)
+                    plan = plan_of(job, store_indexes=True)
                 if plan.new_input:
                     raise ConfigError(plan.new_input)
-                lease.rise(above=plan.fence)
+                lease.raise_above(plan.fence)
                 if plan.absent is not None:
-                    note_departed(job.output, job.source.url, plan.absent)
+                    record_obsolete_rejects(job.output, job.source.url, plan.absent)
                 record["fence"] = lease.fence
                 record |= {"found": plan.found, "ignored": plan.ignored.total(), "done_before": plan.done}
                 record["ignored_by_kind"] = dict(plan.ignored.most_common())
@@ -128,7 +128,7 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
                     spare(job.output, plan, record)
                 if SHARD_CHANGED in left.reasons:
                     # An overwritten shard has another etag; with the same one it was read wrong when it was listed.
-                    forget_indexes(job.output)
+                    delete_indexes(job.output)
                 share = left.rejected / max(1, len(plan.todo))
                 # With retry_failed, failures are expected, so the limit does not apply.
                 if share > config.max_reject_fraction and not config.retry_failed:
@@ -154,7 +154,7 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
                     write_record(job.output, record)
                 # After run.json: that one is there however long a page takes.
                 parts, todo = (plan.parts, plan.todo) if plan else (set(), None)
-                record["report"] = leave_report(job.output, record, parts, todo)
+                record["report"] = write_run_report(job.output, record, parts, todo)
             except Interrupted:
                 record.setdefault("report", None)
                 # How the run ended says more than that its page was left out.
@@ -162,7 +162,7 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
                     raise
         # Last: the report knows its run's parts by what was not there before.
         if plan and len(plan.todo):
-            compact(job.output, plan.parts, config.compression_level, lease.check)
+            compact(job.output, plan.parts, config.compression_level, lease.check_held)
         return record
 
 

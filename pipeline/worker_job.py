@@ -36,5 +36,5 @@ class WorkerJob:
     dtype: str | None
     accept_damaged: bool = False
     """Whether a picture that is damaged in part becomes a row rather than a reject."""
-    first_mark: str | None = None
-    """What `first_mark` of ownership.py gives: a file for an image without a row that is older than this one is no run's."""
+    oldest_unaccounted_file: str | None = None
+    """Path in OUTPUT (`ownership.oldest_unaccounted_file`): an older output file of an image without a row is the user's."""

@@ -20,15 +20,15 @@ from imagemill.pipeline.cluster.progress import RunProgress
 from imagemill.pipeline.cluster.tally import DEVICES, ETAGS, forget, peak_rss_mb
 from imagemill.pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
 from imagemill.pipeline.etags import etags_of
-from imagemill.pipeline.output.committed_rows import placed
+from imagemill.pipeline.output.committed_rows import match_images
 from imagemill.pipeline.output.lease import Lease
-from imagemill.pipeline.output.name_clashes import with_clashes
-from imagemill.pipeline.output.ownership import first_mark
-from imagemill.pipeline.output.parts import SUPERSEDED, new_parts, part_paths, read_parts, scan
-from imagemill.pipeline.output.snapshot import newest_rows
-from imagemill.pipeline.output.stored_checkpoint import keep_checkpoint
+from imagemill.pipeline.output.name_clashes import mark_clashes
+from imagemill.pipeline.output.ownership import oldest_unaccounted_file
+from imagemill.pipeline.output.parts import SUPERSEDED, list_new_parts, list_parts, read_parts, scan_parts
+from imagemill.pipeline.output.snapshot import select_newest_rows
+from imagemill.pipeline.output.stored_checkpoint import store_checkpoint
 from imagemill.pipeline.output.style_images import store_style_images
-from imagemill.pipeline.output.verify import file_problem
+from imagemill.pipeline.output.verify import check_file
 from imagemill.pipeline.plan import Plan, blocks
 from imagemill.pipeline.resolve import ResolvedRun, check_model
 from imagemill.pipeline.schema import LINEAGE, parquet_bytes
@@ -92,7 +92,7 @@ def execute(job: ResolvedRun, plan: Plan, lease: Lease, record: dict[str, Any], 
             record |= {"bytes_in": int(counts["bytes_in"]), "bytes_out": int(counts["bytes_out"])}
             for told in (f"{record['run_id']}/", f"suspects/{record['run_id']}/"):
                 clean_up(partial(forget, told))
-    lease.check()
+    lease.check_held()
 
 
 def write_all(job: ResolvedRun, plan: Plan, shown: RunProgress, record: dict[str, Any]) -> None:
@@ -104,7 +104,7 @@ def write_all(job: ResolvedRun, plan: Plan, shown: RunProgress, record: dict[str
 
     from imagemill.pipeline.cluster.watch import NoRoom, watched
 
-    todo, want, lost = with_clashes(job.output, plan.todo), job.config.pool, False
+    todo, want, lost = mark_clashes(job.output, plan.todo), job.config.pool, False
     bytes_each = max(1, plan.bytes_todo // len(todo))
     patience = want.wait_s or PATIENCE_SECONDS
     while True:
@@ -127,7 +127,9 @@ def write_all(job: ResolvedRun, plan: Plan, shown: RunProgress, record: dict[str
                 if job.task.stores_latent:
                     record["measured_share"] = round(share, 4)
                 lineage = {key: record[key] for key in LINEAGE_KEYS}
-                write(job, todo, rows, pool, share, lineage, first_mark(job.output, record["run_id"], plan.rows))
+                write(
+                    job, todo, rows, pool, share, lineage, oldest_unaccounted_file(job.output, record["run_id"], plan.rows)
+                )
             return
         except RayError as e:
             raise translate(e, job) from None
@@ -156,16 +158,16 @@ def spare(output: Store, plan: Plan, record: dict[str, Any]) -> None:
     Their older rows still have their files: who puts a broken file in the place of a good one keeps what the good one gave.
     Not so where a process put the new file and died, and the image was rejected when its block was begun again.
     """
-    rejects = read_parts(output, new_parts(output, plan.parts, "rejects"), ["image_id", "stage"])
+    rejects = read_parts(output, list_new_parts(output, plan.parts, "rejects"), ["image_id", "stage"])
     untouched = rejects.filter(pc.is_in(rejects["stage"], pa.array(BEFORE_WRITING)))["image_id"]
     spared = plan.redone.filter(pc.is_in(plan.redone["image_id"], untouched))["image_id"].combine_chunks()
     if not len(spared):
         return
-    tables = scan(output, part_paths(output, "results"), ["image_id", "fence", "output_uri", "output_sha256"])
-    rows = newest_rows(pa.concat_tables([placed(table, spared)[0] for table in tables]))
+    tables = scan_parts(output, list_parts(output, "results"), ["image_id", "fence", "output_uri", "output_sha256"])
+    rows = select_newest_rows(pa.concat_tables([match_images(table, spared)[0] for table in tables]))
     rows = rows.filter(pc.is_valid(rows["output_uri"]))
     with ThreadPoolExecutor() as pool:
-        problems = list(pool.map(partial(file_problem, output), rows.to_pylist()))
+        problems = list(pool.map(partial(check_file, output), rows.to_pylist()))
     robbed = rows["image_id"].filter(pa.array([problem is not None for problem in problems], pa.bool_()))
     spared = spared.filter(pc.invert(pc.is_in(spared, robbed)))
     supersede(output, plan.redone.filter(pc.invert(pc.is_in(plan.redone["image_id"], spared))), record)
@@ -173,7 +175,7 @@ def spare(output: Store, plan: Plan, record: dict[str, Any]) -> None:
 
 def committed_ids(output: Store, plan: Plan, *folders: str) -> pa.ChunkedArray:
     """The images whose rows were committed in these folders since the plan was made."""
-    paths = [path for folder in folders for path in new_parts(output, plan.parts, folder)]
+    paths = [path for folder in folders for path in list_new_parts(output, plan.parts, folder)]
     return read_parts(output, paths, ["image_id"])["image_id"]
 
 
@@ -199,7 +201,7 @@ def write(
 
     Args:
         share: of the images whose quality is measured.
-        mark: as `WorkerJob.first_mark`.
+        mark: as `WorkerJob.oldest_unaccounted_file`.
     """
     import ray.data
     from ray._private.log import PlainRayHandler
@@ -219,7 +221,7 @@ def write(
         if isinstance(handler, PlainRayHandler):
             handler.setLevel(logging.CRITICAL)
     config = job.config
-    keep_checkpoint(job.output, job.card, job.weights)
+    store_checkpoint(job.output, job.card, job.weights)
     store_style_images(job.output, job.style_images)
     # Small: a restarted actor gets its arguments again, and large ones could be gone by then (ray#53727).
     work = WorkerJob(
@@ -241,7 +243,7 @@ def write(
         torch_threads=pool.torch_threads,
         dtype=config.pool.dtype,
         accept_damaged=config.accept_damaged,
-        first_mark=mark,
+        oldest_unaccounted_file=mark,
     )
     with warnings.catch_warnings():
         # 2.60 has no named argument for the two limits yet, and warns of the way there is. Actors may restart for ever, but
