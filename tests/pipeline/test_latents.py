@@ -73,12 +73,12 @@ def test_latents_without_figures_of_quality_are_the_same_and_not_made_again(tmp_
 
 def test_which_images_are_measured_is_decided_by_their_identities():
     items = [Item({"image_id": image_id(f"{n}.jpg")}) for n in range(10_000)]
-    few, many = ({n for n, item in enumerate(items) if item.among(share)} for share in (0.02, 0.3))
+    few, many = ({n for n, item in enumerate(items) if item.is_in_sample(share)} for share in (0.02, 0.3))
     assert few < many
     assert 150 < len(few) < 250
     assert 2_800 < len(many) < 3_200
-    assert all(item.among(1.0) for item in items)
-    assert not any(item.among(0.0) for item in items)
+    assert all(item.is_in_sample(1.0) for item in items)
+    assert not any(item.is_in_sample(0.0) for item in items)
 
 
 def test_coded_and_plain_latents_share_an_output_and_decode_to_what_the_run_reconstructed(tmp_path, crops):
