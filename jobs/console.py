@@ -51,26 +51,53 @@ def line_width() -> int | None:
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print rows under their headings and cut no value.
 
-    While a line would be wider than the terminal, the widest column leaves the table: its values follow each row, one per
-    line, as `heading: value`. Columns that hold only numbers are aligned to the right.
+    Where a line would be wider than the terminal, headings are broken at spaces. Where that is not enough, the widest
+    columns leave the table: their values follow each row, one per line, as `heading: value`. Columns that
+    hold only numbers are aligned right.
     """
     cells = [[one_line(cell) for cell in row] for row in rows]
-    widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
-    in_table, limit = list(range(len(columns))), line_width()
-    while limit and len(in_table) > 1 and sum(widths[n] + 2 for n in in_table) - 2 > limit:
-        in_table.remove(max(in_table, key=lambda n: widths[n]))
+    in_table = list(range(len(columns)))
+    headings = [[heading] for heading in columns]
+    while not fits(widths := column_widths(headings, cells), in_table):
+        if fits(column_widths(broken := [heading.split() for heading in columns], cells), in_table):
+            headings = broken
+        elif len(in_table) > 1:
+            # The first column names the row: it stays unless it needs most of the line.
+            is_long = widths[0] > (line_width() or 0) // 2
+            in_table.remove(max(in_table, key=lambda n: widths[n] if n or is_long else 0))
+        else:
+            break
     is_number = [all(NUMBER.fullmatch(row[n]) for row in cells if row[n]) for n in range(len(columns))]
 
-    def padded(row: Sequence[str]) -> str:
+    def print_row(row: Sequence[str]) -> None:
         spaces = [" " * (width - cell_len(cell)) for width, cell in zip(widths, row, strict=True)]
-        return "  ".join(spaces[n] + row[n] if is_number[n] else row[n] + spaces[n] for n in in_table).rstrip()
+        print_text("  ".join(spaces[n] + row[n] if is_number[n] else row[n] + spaces[n] for n in in_table).rstrip())
 
-    print_text(padded(columns))
+    for line in range(-max(len(headings[n]) for n in in_table), 0):
+        print_row([heading[line] if -line <= len(heading) else "" for heading in headings])
     for row in cells:
-        print_text(padded(row))
+        print_row(row)
         for n in range(len(columns)):
             if n not in in_table and row[n]:
                 print_text(f"  {columns[n]}: {row[n]}")
+
+
+def column_widths(headings: Sequence[Sequence[str]], rows: Sequence[Sequence[str]]) -> list[int]:
+    """Return the width of each column; a heading is a list of lines."""
+    columns = zip(headings, *rows, strict=True)
+    return [max(map(cell_len, [*heading, *column]), default=0) for heading, *column in columns]
+
+
+def fits(widths: Sequence[int], in_table: Sequence[int]) -> bool:
+    """Return whether a line may hold some of the columns, with two spaces between them."""
+    return sum(widths[n] for n in in_table) + 2 * (len(in_table) - 1) <= (line_width() or sys.maxsize)
+
+
+def format_figure(value: object) -> str:
+    """Format a table cell: floats with four significant digits and at least two decimals, None as an empty cell."""
+    if isinstance(value, float):
+        return f"{value:g}" if value % 1 == 0 else f"{value:.2f}" if abs(value) >= 10 else f"{value:.4g}"
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from imagemill.jobs.console import console, number
-from imagemill.jobs.outputs import check_exists
+from imagemill.jobs.console import number, print_text
+from imagemill.jobs.outputs import check_output
 from imagemill.models.objectives.compress import decode_latent
 from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
 from imagemill.pipeline.images.encode import encode_rgb
@@ -54,7 +54,7 @@ def decode_output(output: Store, dest: Store, where: str | None = None, overwrit
     Raises: StorageError, ConfigError, CheckpointError before anything is written; VerificationError at the end when
         latents did not match their CRC (they are named, never decoded).
     """
-    check_exists(output, or_export=True)
+    check_output(output, allow_export=True)
     state = state_of(output, where=where)
     if len(state) or not where:
         check_latents(state)
@@ -95,7 +95,7 @@ def decode_output(output: Store, dest: Store, where: str | None = None, overwrit
                 announced = begun + ANNOUNCED_AT_A_TIME
             begun += len(piece)
             list(pool.map(write, latent_rows(piece)))
-    console.print(f"{number(len(state) - len(problems), 'image')} in {dest.url}")
+    print_text(f"{number(len(state) - len(problems), 'image')} in {dest.url}")
     if problems:
         raise VerificationError(first_of(problems))
     return len(state)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from imagemill.jobs.console import console
 from imagemill.jobs.failures import show_failures
-from imagemill.jobs.outputs import rows_of
+from imagemill.jobs.outputs import read_newest_rows
 from imagemill.jobs.paintings import PAINTINGS
 from imagemill.models.damage import drop_strokes
 from imagemill.models.metrics import psnr_db
@@ -135,7 +135,7 @@ def clear_outcomes(folder: Path) -> None:
 
 def style_sheet(folder: Path) -> bytes:
     """The photos beside what each style transfer made of them, under the styles."""
-    rows = {outcome: rows_of(Store(str(folder / outcome)), []) for outcome in STYLED}
+    rows = {outcome: read_newest_rows(Store(str(folder / outcome)), []) for outcome in STYLED}
     lines = [
         [(np.full((256, 256, 3), 255, np.uint8), ""), *((pixels(folder / "styles" / s), s) for s, _ in STYLED.values())]
     ]
@@ -185,8 +185,8 @@ def show_demo(folder: Path, clean: Path, written: Written) -> None:
             for outcome, (style, params) in STYLED.items()
         }
     outputs = {task: Store(str(folder / outcome)) for task, (_, outcome) in RUNS.items()}
-    rows = {task: rows_of(store, []) for task, store in outputs.items()}
-    codes = rows_of(outputs["compress"], ["psnr_db", "bits_per_pixel"])
+    rows = {task: read_newest_rows(store, []) for task, store in outputs.items()}
+    codes = read_newest_rows(outputs["compress"], ["psnr_db", "bits_per_pixel"])
     quality: dict[str, list[tuple[float, float]]] = {task: [] for task in RUNS}
     sheet: dict[str, list[Tile]] = {name: [] for name in SHOWN}
     for name in PHOTOS:

@@ -3,9 +3,9 @@
 import json
 import logging
 import re
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from imagemill.jobs.console import console, number
+from imagemill.jobs.console import number, print_text
 from imagemill.jobs.decode import OF_EXPORT
 from imagemill.jobs.export_formats import FORMATS, check_format
-from imagemill.jobs.outputs import check_exists
+from imagemill.jobs.outputs import check_output
 from imagemill.jobs.removed import Sources, sources_of
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.likeness import likeness_features, read_photo_whitening
 from imagemill.models.pooling import POOLS
 from imagemill.models.type_checks import require_value
 from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
+from imagemill.pipeline.lookahead import map_ahead
 from imagemill.pipeline.output.exports import LATENTS, MANIFEST, UNFINISHED
 from imagemill.pipeline.output.latent_values import Coders, Latents, check_latents, latent_batches, vectors
 from imagemill.pipeline.output.lease import FOLDER as LEASE
@@ -104,7 +105,7 @@ def export(
     """
     if pool not in (valid := ["none", *sorted([*POOLS, LIKENESS])]):
         raise ConfigError(f"--pool {pool}: one of {', '.join(valid)} is expected")
-    check_exists(output)
+    check_output(output)
     for inner, outer in ((output, dest), (dest, output)):
         if inner.lies_in(outer):
             raise ConfigError(f"{output.url} and {dest.url} lie one in the other")
@@ -160,9 +161,9 @@ def export(
 def show_export(output: Store, dest: Store, **what: Any) -> None:
     record = export(output, dest, **what)
     images, parts = number(record["rows"], "image"), number(sum(record["parts"].values()), "part")
-    console.print(f"{images}, {held(record)}, in {parts} below {dest.uri(LATENTS)}")
+    print_text(f"{images}, {held(record)}, in {parts} below {dest.uri(LATENTS)}")
     if record["removed"]:
-        console.print(f"{record['removed']:,} of them have no source any more (column removed)")
+        print_text(f"{record['removed']:,} of them have no source any more (column removed)")
     if problems := record["left_out"]:
         raise VerificationError(f"left out, as they are not what was written: {first_of(problems)}")
 
@@ -243,7 +244,7 @@ def keep_model(output: Store, dest: Store, seen: Survey) -> dict[str, Any]:
     """Put the checkpoint beside the export, so that it can be decoded by itself; what its values mean."""
     [(model_id, sha256)] = seen.models
     coders = Coders(output)
-    widths = {str(step): coders.lattice(sha256, step)[0].tolist() for step in seen.steps}
+    widths = {str(step): coders.dequantisation(sha256, step)[0].tolist() for step in seen.steps}
     folder = checkpoint_folder(sha256)
     for name in (checkpoints.WEIGHTS, checkpoints.CARD):
         dest.write(f"{folder}/{name}", output.read(f"{folder}/{name}"))
@@ -252,7 +253,7 @@ def keep_model(output: Store, dest: Store, seen: Survey) -> dict[str, Any]:
         "checkpoint_sha256": sha256,
         "checkpoint": folder,
         "values": "value = (symbol - zero) * width[step][channel]; latent is (C,h,w), row-major",
-        "zero": coders.lattice(sha256, seen.steps[0])[1],
+        "zero": coders.dequantisation(sha256, seen.steps[0])[1],
         "width": widths,
         "stored_symbol": f"results/ holds symbol + {LATENT_ZERO_POINT} as uint8",
     }
@@ -262,21 +263,19 @@ def write_parts(going: Export, state: Snapshot, sources: Sources, problems: list
     """All batches as parts of bounded size; a few are written at a time."""
     asked = [name for name in going.columns if name not in ADDED]
     asked = list(dict.fromkeys([*asked, "image_id"] if "removed" in going.columns else asked or ["image_id"]))
-    writes: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(WRITES_AT_A_TIME) as pool:
-        for latents in with_progress(
-            "export", latent_batches(state, asked, problems), len(state), lambda latents: len(latents.rows)
-        ):
-            for folder, number, table in parts_of(going, latents, sources):
-                writes.append(pool.submit(FORMATS[going.format], going.dest, folder, number, table))
-                # A part of lance appends to the one before it.
-                while len(writes) >= (1 if going.format == "lance" else WRITES_AT_A_TIME):
-                    writes.popleft().result()
+
+    def parts() -> Iterator[tuple[str, int, pa.Table]]:
+        batches = latent_batches(state, asked, problems)
+        for latents in with_progress("export", batches, len(state), lambda latents: len(latents.rows)):
+            yield from parts_of(going, latents, sources)
         for folder in list(going.waiting):
-            writes.append(pool.submit(FORMATS[going.format], going.dest, *taken(going, folder)))
-            writes.popleft().result()
-        for write in writes:
-            write.result()
+            yield taken(going, folder)
+
+    # A part of lance appends to the part before it.
+    depth = 0 if going.format == "lance" else WRITES_AT_A_TIME - 1
+    with ThreadPoolExecutor(WRITES_AT_A_TIME) as pool:
+        for _ in map_ahead(lambda part: pool.submit(FORMATS[going.format], going.dest, *part), parts(), depth):
+            pass
 
 
 def parts_of(going: Export, latents: Latents, sources: Sources) -> Iterator[tuple[str, int, pa.Table]]:

@@ -1,12 +1,12 @@
-"""The rejects of an OUTPUT: listed, counted by reason, exported."""
+"""List, count or export the rejects of an output."""
+
+from typing import Any
 
 import pyarrow as pa
-from rich.table import Table
-from rich.text import Text
 
-from imagemill.jobs.console import console, number
-from imagemill.jobs.outputs import check_exists
-from imagemill.jobs.tables import encoded, table_target
+from imagemill.jobs.console import number, one_line, print_json, print_table, print_text
+from imagemill.jobs.outputs import check_output
+from imagemill.jobs.result_file import encode_table, table_file
 from imagemill.pipeline.images.errors import DAMAGED_IMAGE
 from imagemill.pipeline.output.rejects import grouped, waiting_rejects
 from imagemill.pipeline.sources.web import without_secrets
@@ -15,47 +15,72 @@ from imagemill.pipeline.storage import Store
 COLUMNS = ["image_id", "source_uri", "rel_path", "stage", "error_class", "error", "transient", "attempts", "run_id"]
 
 
-def show_failures(output: Store, by_reason: bool = False, export: str | None = None, overwrite: bool = False) -> None:
-    """Args: overwrite: replace a file that imagemill did not write.
+def show_failures(
+    output: Store,
+    by_reason: bool = False,
+    export: str | None = None,
+    overwrite: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Print the current rejects of an output, one per line as `path: class: reason`, or write them to a file.
 
-    Raises: StorageError when OUTPUT is not there; ConfigError for a file of another kind, or of the user.
+    The JSON keys are `output`, `count` and `rejects` (a list with COLUMNS), or with `by_reason` `reasons` instead of
+    `rejects` (a list with `stage`, `error_class`, `count`, `transient`, `example`, `error`, most frequent first).
+
+    Args:
+        output: the output to read.
+        by_reason: count the rejects by stage and class.
+        export: file to write the rejects to; its extension gives the format (`result_file.TABLE_SUFFIXES`).
+        overwrite: replace a file that imagemill did not write.
+        as_json: print one JSON object.
+
+    Raises:
+        StorageError: when the output does not exist or cannot be read.
+        ConfigError: when the file has an unknown extension, or imagemill did not write the existing file.
     """
-    target = table_target(export, overwrite)
-    check_exists(output)
+    target = table_file(export, overwrite)
+    check_output(output)
     rejects = waiting_rejects(output, COLUMNS).sort_by("rel_path")
     if target:
-        target.write(encoded(rejects, target.path))
-        console.print(f"{number(len(rejects), 'reject')} in {target.path}")
+        target.write(encode_table(rejects, target.path))
+    if as_json:
+        reasons = {"reasons": count_reasons(rejects)} if by_reason else {"rejects": public_rows(rejects)}
+        print_json({"output": output.url, "count": len(rejects), **reasons})
+    elif target:
+        print_text(f"{number(len(rejects), 'reject')} written to {target.path}")
     elif not len(rejects):
-        console.print("no rejects")
+        print_text("no rejects")
     elif by_reason:
-        console.print(reasons(rejects))
+        print_reasons(count_reasons(rejects))
     else:
-        table = Table("image", "stage", "class", "reason", "attempts", box=None)
-        for row in rejects.to_pylist():
-            table.add_row(*(shown(row[name]) for name in ("rel_path", "stage", "error_class", "error", "attempts")))
-        console.print(table)
+        for row in public_rows(rejects):
+            print_text(one_line(f"{row['rel_path']}: {row['error_class']}: {row['error']}"))
 
 
-def reasons(rejects: pa.Table) -> Table:
-    """Rejects by stage and class, most frequent first, each with an example."""
-    table = Table("stage", "class", "images", "tried again by", "for example", "reason there", box=None)
-    for row in grouped(rejects).to_pylist():
-        damaged = row["error_class"] == DAMAGED_IMAGE
-        by_person = "--accept-damaged, or a new file" if damaged else "--retry-failed, or a new file"
-        again = "the next run" if row["transient_any"] else by_person
-        cells = (
-            row["stage"],
-            row["error_class"],
-            f"{row['rel_path_count']:,}",
-            again,
-            row["rel_path_first"],
-            row["error_first"],
-        )
-        table.add_row(*map(shown, cells))
-    return table
+def public_rows(rejects: pa.Table) -> list[dict[str, Any]]:
+    """Return rows without the secrets that addresses may hold."""
+    rows: list[dict[str, Any]] = rejects.to_pylist()
+    return [{key: without_secrets(x) if isinstance(x, str) else x for key, x in row.items()} for row in rows]
 
 
-def shown(value: object) -> Text:
-    """What a table shows of a name or an error: brackets are no markup, and secrets of addresses are left out."""
-    return Text(without_secrets(str(value)))
+def count_reasons(rejects: pa.Table) -> list[dict[str, Any]]:
+    """Count rejects by stage and class, most frequent first, with the first reject of each as an example."""
+    names = {
+        "stage": "stage",
+        "error_class": "error_class",
+        "rel_path_count": "count",
+        "transient_any": "transient",
+        "rel_path_first": "example",
+        "error_first": "error",
+    }
+    return public_rows(grouped(rejects).select(list(names)).rename_columns(list(names.values())))
+
+
+def print_reasons(reasons: list[dict[str, Any]]) -> None:
+    """Print the result of `count_reasons` as a table that says how each class is retried."""
+    rows = []
+    for row in reasons:
+        flag = "--accept-damaged" if row["error_class"] == DAMAGED_IMAGE else "--retry-failed"
+        retry = "next run" if row["transient"] else f"{flag} or new file"
+        rows.append([row["stage"], row["error_class"], f"{row['count']:,}", retry, row["example"], row["error"]])
+    print_table(["stage", "class", "images", "retry by", "example", "reason"], rows)

@@ -19,7 +19,7 @@ STEP = 26.0
 def main() -> None:
     torch.set_num_threads(1)
     coder = checkpoints.build(*checkpoints.read("compress-small"))
-    width, zero = coder.lattice(STEP)
+    width, zero = coder.dequantisation(STEP)
     found = []
     for path in sorted(path for folder in sys.argv[1:] for path in Path(folder).rglob("*.jpg")):
         symbols = encode_images(coder, [np.asarray(Image.open(path).convert("RGB"))], STEP, "cpu")

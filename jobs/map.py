@@ -1,4 +1,4 @@
-"""The images of an OUTPUT as a map: one HTML page that stands by itself."""
+"""Draw the images of an output as a map: one self-contained HTML page with clusters and outliers."""
 
 import io
 from datetime import UTC, datetime
@@ -7,61 +7,72 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from imagemill.jobs.console import console, number
-from imagemill.jobs.search import comparable, raise_damaged
-from imagemill.jobs.target import Target
+from imagemill.jobs.comparison import load_comparable, raise_damaged
+from imagemill.jobs.console import number, print_text
+from imagemill.jobs.result_file import ResultFile
 from imagemill.pipeline.progress import with_progress
 from imagemill.pipeline.reports.atlas import Atlas, atlas
 from imagemill.pipeline.reports.page import TEMPLATES, data_url, draw
 from imagemill.pipeline.reports.thumbnails import thumbnails
 from imagemill.pipeline.storage import Store
 
-ROW = ["image_id", "rel_path", "orig_width", "orig_height", "psnr_db", "bits_per_pixel"]
-SIDE, QUALITY = 96, 70
-WIDTH, HEIGHT, EDGE = 1000, 640, 34
-"""Of the map, in its own units."""
-LISTED = 12
+COLUMNS = ["image_id", "rel_path", "orig_width", "orig_height", "psnr_db", "bits_per_pixel"]
+THUMBNAIL_SIDE, JPEG_QUALITY = 96, 70
+WIDTH, HEIGHT, MARGIN = 1000, 640, 34
+"""Size of the map in SVG units."""
+IMAGES_LISTED = 12
 
 
 def write_map(output: Store, page: str, method: str, overwrite: bool = False) -> None:
-    """Write the page, and say what is on it.
+    """Write the map of an output, and print what it shows.
 
-    Args: overwrite: replace a file that imagemill did not write.
+    Args:
+        output: the output to draw.
+        page: the HTML file to write.
+        method: a key of `atlas.METHODS`.
+        overwrite: replace a file that imagemill did not write.
 
-    Raises: ConfigError, StorageError; VerificationError at the end when latents were left out as they are damaged.
+    Raises:
+        ConfigError: when the method is unknown or not installed, or the page cannot be written.
+        StorageError: when the output does not exist or cannot be read.
+        VerificationError: after writing, when damaged latents were left out.
     """
-    target = Target(page, overwrite)
-    these = comparable(output)
+    target = ResultFile(page, overwrite)
+    images = load_comparable(output)
     problems: list[str] = []
-    found = atlas(these, ROW, method, problems)
-    shown = these.only("image_id", [row["image_id"] for row in found.rows])
-    drawn = with_progress("map: thumbnails", thumbnails(shown, these.coder, ["image_id"], SIDE, []), len(shown), lambda _: 1)
-    pictures = {row["image_id"]: picture(rgb) for row, rgb in drawn}
-    html = draw("map.html", contents(found, pictures, these.state.output.url, len(these.state)), script())
+    drawn = atlas(images, COLUMNS, method, problems)
+    state = images.only("image_id", [row["image_id"] for row in drawn.rows])
+    thumbnail_rows = thumbnails(state, images.coder, ["image_id"], THUMBNAIL_SIDE, [])
+    decoded = with_progress("map: thumbnails", thumbnail_rows, len(state), lambda _: 1)
+    pictures = {row["image_id"]: encode_thumbnail(rgb) for row, rgb in decoded}
+    script = (TEMPLATES / "map.js").read_text()
+    html = draw("map.html", page_values(drawn, pictures, images.state.output.url, len(images.state)), script)
     target.write(html)
-    count = (
-        number(len(found.rows), "image")
-        if len(found.rows) == len(these.state)
-        else (f"{len(found.rows):,} images, drawn at random from {len(these.state):,}")
-    )
-    console.print(f"{page}: {count}, {number(len(found.typical), 'cluster')}, {len(html) / 1e6:.1f} MB; {found.method}")
+    count = number(len(drawn.rows), "image")
+    if len(drawn.rows) < len(images.state):
+        count += f" (a random sample of {len(images.state):,})"
+    print_text(f"{page}: {count}, {number(len(drawn.typical), 'cluster')}, {len(html) / 1e6:.1f} MB")
+    print_text(f"{drawn.method}")
     raise_damaged(problems)
 
 
-def script() -> str:
-    return (TEMPLATES / "map.js").read_text()
-
-
-def picture(rgb: np.ndarray) -> dict[str, Any]:
-    """A thumbnail as the page holds it."""
+def encode_thumbnail(rgb: np.ndarray) -> dict[str, Any]:
+    """Return a picture (H,W,3) uint8 as a data URL, with its width and height."""
     out = io.BytesIO()
-    Image.fromarray(rgb).save(out, "JPEG", quality=QUALITY, optimize=True)
+    Image.fromarray(rgb).save(out, "JPEG", quality=JPEG_QUALITY, optimize=True)
     return {"url": data_url(out.getvalue(), "jpeg"), "width": rgb.shape[1], "height": rgb.shape[0]}
 
 
-def contents(found: Atlas, pictures: dict[str, dict[str, Any]], url: str, images: int) -> dict[str, object]:
-    """What the template shows."""
-    places = EDGE + found.places * (np.array([WIDTH, HEIGHT]) - 2 * EDGE)
+def page_values(drawn: Atlas, pictures: dict[str, dict[str, Any]], url: str, images: int) -> dict[str, object]:
+    """Return the values of the template map.html.
+
+    Args:
+        drawn: the images and their positions.
+        pictures: the result of `encode_thumbnail` by image_id.
+        url: the output.
+        images: the number of images in the output, of which `drawn` may be a sample.
+    """
+    places = MARGIN + drawn.places * (np.array([WIDTH, HEIGHT]) - 2 * MARGIN)
     points = [
         row
         | pictures[row["image_id"]]
@@ -72,18 +83,18 @@ def contents(found: Atlas, pictures: dict[str, dict[str, Any]], url: str, images
             "near": " ".join(map(str, near)),
             "alike": float(alike),
         }
-        for row, (x, y), cluster, near, alike in zip(found.rows, places, found.cluster, found.near, found.alike, strict=True)
+        for row, (x, y), cluster, near, alike in zip(drawn.rows, places, drawn.cluster, drawn.near, drawn.alike, strict=True)
     ]
-    sizes = np.bincount(found.cluster, minlength=len(found.typical))
-    known = [n for n, row in enumerate(found.rows) if row["psnr_db"] is not None]
+    sizes = np.bincount(drawn.cluster, minlength=len(drawn.typical))
+    measured = [n for n, row in enumerate(drawn.rows) if row["psnr_db"] is not None]
     return {
         "points": points,
-        "clusters": [{"point": n, "size": int(size)} for n, size in zip(found.typical, sizes, strict=True)],
-        "alone": np.argsort(found.alike, kind="stable")[:LISTED].tolist() if len(points) > 1 else [],
-        "poorest": sorted(known, key=lambda n: found.rows[n]["psnr_db"])[:LISTED],
+        "clusters": [{"point": n, "size": int(size)} for n, size in zip(drawn.typical, sizes, strict=True)],
+        "outliers": np.argsort(drawn.alike, kind="stable")[:IMAGES_LISTED].tolist() if len(points) > 1 else [],
+        "lowest_psnr": sorted(measured, key=lambda n: drawn.rows[n]["psnr_db"])[:IMAGES_LISTED],
         "url": url,
         "images": images,
-        "method": found.method,
+        "method": drawn.method,
         "width": WIDTH,
         "height": HEIGHT,
         "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",

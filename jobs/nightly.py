@@ -21,8 +21,9 @@ from pydantic import Field, field_validator
 from rich.table import Table
 
 from imagemill.jobs.console import console
+from imagemill.jobs.drift import drift
 from imagemill.jobs.night_page import leave_page
-from imagemill.jobs.stats import drift, moments_of_run
+from imagemill.jobs.stats import moments_of_run
 from imagemill.models.card import CheckpointError
 from imagemill.pipeline.cluster.connection import one_ray
 from imagemill.pipeline.config import RunConfig, Strict, read_yaml, validate

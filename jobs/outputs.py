@@ -1,4 +1,4 @@
-"""An OUTPUT that a command reads: checked to be one, and its newest rows."""
+"""Check that an output exists before a command reads it, and read its newest rows."""
 
 from typing import Any
 
@@ -9,27 +9,35 @@ from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
 FOLDERS = ("runs", "results", "rejects")
-"""Of an OUTPUT: one of them at least is there."""
+"""Every output has at least one of these folders."""
 
 
-def check_exists(output: Store, or_export: bool = False) -> None:
-    """Raises: StorageError when no OUTPUT is there; ConfigError for an export, where the command does not read one."""
+def check_output(output: Store, allow_export: bool = False) -> None:
+    """Check that a location holds an output of imagemill.
+
+    Args:
+        output: the location to check.
+        allow_export: accept an export too.
+
+    Raises:
+        StorageError: when the location holds no output.
+        ConfigError: when the location holds an export and the command cannot read one.
+    """
     try:
-        # An export has the folder of a lease as an OUTPUT has.
+        # Exports come first: the lease of an export lies in runs/ too.
         if output.exists(MANIFEST) or output.exists(UNFINISHED):
-            if or_export:
+            if allow_export:
                 return
-            raise ConfigError(f"{output.url} is an export; give the OUTPUT it was made of")
+            raise ConfigError(f"{output.url}: is an export. Give the output that it was made from.")
         if any(output.exists(folder) for folder in FOLDERS):
             return
-        there = output.exists()
+        problem = "is not an output of imagemill: no results/, rejects/ or runs/" if output.exists() else "does not exist"
     except STORE_FAILURES as e:
         raise StorageError(f"{output.url}: {reason(e)}") from None
-    held = "holds no output of imagemill: no results/, rejects/ or runs/" if there else "does not exist"
-    raise StorageError(f"{output.url} {held}")
+    raise StorageError(f"{output.url}: {problem}")
 
 
-def rows_of(output: Store, columns: list[str]) -> dict[str, dict[str, Any]]:
-    """The newest row of each image of an OUTPUT, with its output_uri and these columns, by its source's relative path."""
-    rows = (row for table in snapshot(output).tables(["rel_path", "output_uri", *columns]) for row in table.to_pylist())
-    return {row["rel_path"]: row for row in rows}
+def read_newest_rows(output: Store, columns: list[str]) -> dict[str, dict[str, Any]]:
+    """Return the newest row of each image, by its rel_path; each row has rel_path, output_uri and `columns`."""
+    tables = snapshot(output).tables(["rel_path", "output_uri", *columns])
+    return {row["rel_path"]: row for table in tables for row in table.to_pylist()}

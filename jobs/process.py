@@ -25,7 +25,7 @@ log = logging.getLogger("imagemill")
 
 EXTRAS = {
     "skimage": "demo",
-    **dict.fromkeys(("bjontegaard", "matplotlib", "tensorboardX", "torchinfo", "torchmetrics"), "train"),
+    **dict.fromkeys(("bjontegaard", "matplotlib", "tensorboardX", "torchmetrics"), "train"),
 }
 """The extra of the package that installs each optional import."""
 INTERRUPTED = "interrupted; what was committed stays, the same command goes on from there"

@@ -1,13 +1,15 @@
-"""What there is to run: tasks, architectures, checkpoints; and all that is known about one checkpoint."""
+"""List the tasks, architectures and bundled checkpoints, and show one checkpoint."""
 
 import inspect
 import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from rich.table import Table
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from imagemill.jobs.console import console, number
-from imagemill.jobs.evaluate import text
+from imagemill.jobs.console import format_figure, number, print_facts, print_json, print_table, print_text
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.architectures import ARCHITECTURES
 from imagemill.models.autoencoder import Autoencoder
@@ -16,47 +18,93 @@ from imagemill.models.objectives import OBJECTIVES
 from imagemill.models.tasks import TASKS
 from imagemill.pipeline.storage import StorageConfig
 
-SPOKEN = ("set", "headline", "table")
-"""Keys of a metrics entry that have a place of their own."""
+SHOWN_APART = ("set", "headline", "table")
+"""Keys of a metrics entry that are not printed in its line of figures."""
+Row = dict[str, Any]
 
 
-def show_registry() -> None:
-    tasks = Table("task", "does", "parameters", "checkpoint", title="tasks", title_justify="left")
-    for name, task in TASKS.items():
-        tasks.add_row(name, purpose(type(task)), ", ".join(task.Params.model_fields), task.default_checkpoint)
-    architectures = Table(
-        "architecture", "is", "parameters", "stride", "learns", title="architectures", title_justify="left"
-    )
+def show_registry(as_json: bool = False) -> None:
+    """Print what can be run, as text or as one JSON object.
+
+    The JSON keys are `tasks` (`name`, `description`, `parameters`, `default_checkpoint`), `architectures` (`name`,
+    `description`, `parameters`, `stride`, `trains`) and `checkpoints` (`name`, `task`, `architecture`, `parameters`,
+    `bytes`, `headline`, `measured_on`).
+    """
+    tables = {"tasks": list_tasks(), "architectures": list_architectures(), "checkpoints": list_checkpoints()}
+    if as_json:
+        print_json(tables)
+        return
+    headings = {"default_checkpoint": "default checkpoint", "measured_on": "measured on"}
+    for name, rows in tables.items():
+        print_text(f"{name}\n")
+        print_table([headings.get(key, key) for key in rows[0]], [list(map(cell, row.values())) for row in rows])
+        print_text("")
+
+
+def cell(value: Any) -> str:
+    """Format a value of a listing; lists are joined by commas."""
+    return ", ".join(value) if isinstance(value, list) else format_figure(value)
+
+
+def list_tasks() -> list[Row]:
+    """Return the tasks with their parameters and default checkpoints."""
+    return [
+        {
+            "name": name,
+            "description": describe(type(task)),
+            "parameters": list(task.Params.model_fields),
+            "default_checkpoint": task.default_checkpoint,
+        }
+        for name, task in TASKS.items()
+    ]
+
+
+def list_architectures() -> list[Row]:
+    """Return the architectures with the tasks that they can be trained for."""
+    rows = []
     for name, architecture in ARCHITECTURES.items():
         model = architecture()
-        learns = ", ".join(task for task, objective in OBJECTIVES.items() if issubclass(architecture, objective.learned_by))
-        architectures.add_row(name, purpose(architecture), f"{parameter_count(model):,}", str(model.stride), learns)
-    bundled = Table(
-        "checkpoint", "task", "architecture", "parameters", "kB", "measured", "set",
-        title="bundled checkpoints", title_justify="left",
-    )  # fmt: skip
+        rows.append({
+            "name": name,
+            "description": describe(architecture),
+            "parameters": count_parameters(model),
+            "stride": model.stride,
+            "trains": [task for task, objective in OBJECTIVES.items() if issubclass(architecture, objective.trainable_type)],
+        })  # fmt: skip
+    return rows
+
+
+def list_checkpoints() -> list[Row]:
+    """Return the bundled checkpoints, each with one measured figure."""
+    rows = []
     for name in checkpoints.bundled_names():
         card = checkpoints.read_card(name)
         weights = checkpoints.read_weights(name, card)
-        count = parameter_count(checkpoints.build(card, weights))
-        best, measured_on = headline(card)
-        row = (name, card.task, card.architecture, f"{count:,}", f"{len(weights) / 1000:.0f}", best, measured_on)
-        bundled.add_row(*row)
-    for table in (tasks, architectures, bundled):
-        console.print(table)
+        figure, measured_on = headline(card)
+        rows.append({
+            "name": name,
+            "task": card.task,
+            "architecture": card.architecture,
+            "parameters": count_parameters(checkpoints.build(card, weights)),
+            "bytes": len(weights),
+            "headline": figure,
+            "measured_on": measured_on,
+        })  # fmt: skip
+    return rows
 
 
-def purpose(thing: type[Any]) -> str:
-    """The first line of the file that defines it, which says what it is."""
+def describe(thing: type[Any]) -> str:
+    """Return the first line of the docstring of the module that defines a class."""
     return (inspect.getdoc(inspect.getmodule(thing)) or "").splitlines()[0]
 
 
-def parameter_count(model: Autoencoder) -> int:
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of values that training adjusts."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def headline(card: Card) -> tuple[str, str]:
-    """One figure of a card and the set that it was measured on: what `evaluate` found before what training saw."""
+    """Return one figure of a card and its test set; a figure of `evaluate` is preferred to one from training."""
     for entry in card.metrics:
         if "headline" in entry:
             return entry["headline"], f"{entry['set']}, {number(entry['images'], 'image')}"
@@ -66,46 +114,95 @@ def headline(card: Card) -> tuple[str, str]:
     return "", ""
 
 
-def show_checkpoint(name_or_url: str, storage: StorageConfig) -> None:
-    """The card, the layers, and every figure with its set. Raises: CheckpointError."""
+def show_checkpoint(name_or_url: str, storage: StorageConfig, as_json: bool = False) -> None:
+    """Print the card, the layers and all measured figures of a checkpoint, as text or as one JSON object.
+
+    The JSON keys are those of card.json, and `bytes`, `parameter_count`, `multiply_adds`, `input` (C, H, W of the example
+    that `multiply_adds` and `layers` refer to) and `layers` (`name`, `type`, `output`, `parameters`).
+
+    Raises:
+        CheckpointError: when the checkpoint cannot be read.
+    """
     card, weights = checkpoints.read(name_or_url, storage.options_for(name_or_url))
     model = checkpoints.build(card, weights)
-    facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for key, value in (
+    layers, multiply_adds = measure_layers(model)
+    size = "×".join(map(str, model.example))
+    if as_json:
+        counts = {"bytes": len(weights), "parameter_count": count_parameters(model), "multiply_adds": multiply_adds}
+        content = {**card.model_dump(), **counts, "input": list(model.example), "layers": layers}
+        print_json(checkpoints.replace_non_finite(content))
+        return
+    print_facts([
         ("name", card.name),
         ("task", card.task),
-        ("architecture", f"{card.architecture} {in_words(card.parameters)}".strip()),
-        ("weights", f"{len(weights):,} bytes, sha256 {card.sha256}"),
-        ("preprocessing", in_words(card.preprocessing)),
-        ("trained on", card.data or "not said"),
-        ("training", in_words(card.training)),
-    ):
-        facts.add_row(key, value)
-    console.print(facts)
-    console.print(layers(model), soft_wrap=True)
+        ("architecture", f"{card.architecture} {describe_values(card.parameters)}".strip()),
+        ("weights", f"{len(weights):,} bytes"),
+        ("sha256", card.sha256),
+        ("preprocessing", describe_values(card.preprocessing)),
+        ("trained on", card.data or "unknown"),
+        ("training", describe_values(card.training)),
+        ("parameters", f"{count_parameters(model):,}"),
+        ("compute", f"{multiply_adds:,} multiply-adds for an input of {size}"),
+    ])  # fmt: skip
+    print_text(f"\nlayers, for an input of {size}\n")
+    print_table(list(layers[0]), [list(map(layer_cell, layer.values())) for layer in layers])
     for entry in card.metrics:
-        facts_of_it = {key: value for key, value in entry.items() if key not in SPOKEN}
-        console.print(f"{entry.get('set', 'a set without a name')}: {entry.get('headline', '')} {in_words(facts_of_it)}")
+        figures = {key: value for key, value in entry.items() if key not in SHOWN_APART}
+        facts = [entry.get("headline", ""), describe_values(figures)]
+        print_text(f"\n{entry.get('set', 'unnamed set')}: {'; '.join(filter(None, facts))}")
         lines = entry.get("table") or []
-        # Lines of one kind together: a card keeps those of all tables of an evaluation.
+        # A card keeps the lines of all tables of an evaluation in one list.
         for columns in dict.fromkeys(tuple(line) for line in lines):
-            table = Table(*columns)
-            for line in lines:
-                if tuple(line) == columns:
-                    table.add_row(*(text(line[column]) for column in columns))
-            console.print(table)
+            rows = [[format_figure(line[column]) for column in columns] for line in lines if tuple(line) == columns]
+            print_text("")
+            print_table(columns, rows)
 
 
-def in_words(facts: dict[str, Any]) -> str:
-    """Keys and values in one line."""
-    return ", ".join(f"{k} {v if isinstance(v, str) else json.dumps(v)}" for k, v in facts.items())
+def layer_cell(value: Any) -> str:
+    """Format a value of a layer: a size as 3×256×256, a missing one as an empty cell."""
+    return "×".join(map(str, value)) if isinstance(value, list) else format_figure(value or None)
 
 
-def layers(model: Autoencoder) -> str:
-    """The table of layers, their outputs and their parameters, for the input that suits the architecture."""
-    from torchinfo import summary
+def describe_values(values: dict[str, Any]) -> str:
+    """Return keys and values in one line."""
+    return ", ".join(f"{k} {v if isinstance(v, str) else json.dumps(v)}" for k, v in values.items())
 
-    columns = ("output_size", "num_params", "kernel_size")
-    # Frozen weights would stand in brackets.
-    model.requires_grad_(True)
-    return str(summary(model, input_size=(1, *model.example), col_names=columns, depth=4, verbose=0, device="cpu"))
+
+def measure_layers(model: Autoencoder) -> tuple[list[Row], int]:
+    """Run a model on one example input.
+
+    Returns:
+        The layers (modules with own parameters or without submodules) in the order of their definition, and the number of
+        multiply-adds that the model needs for the input.
+    """
+    outputs: dict[str, list[int]] = {}
+
+    def record_size(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: Sequence[Any], output: Any) -> None:
+            if isinstance(output, torch.Tensor):
+                outputs[name] = list(output.shape[1:])
+
+        return hook
+
+    layers = [
+        (name, module)
+        for name, module in model.named_modules()
+        if not list(module.children()) or list(module.parameters(recurse=False))
+    ]
+    handles = [module.register_forward_hook(record_size(name)) for name, module in layers]
+    try:
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, *model.example))
+    finally:
+        for handle in handles:
+            handle.remove()
+    rows = [
+        {
+            "name": name or "(model)",
+            "type": type(module).__name__,
+            "output": outputs.get(name, []),
+            "parameters": sum(parameter.numel() for parameter in module.parameters(recurse=False)),
+        }
+        for name, module in layers
+    ]
+    return rows, counter.get_total_flops() // 2

@@ -1,20 +1,21 @@
-"""The report of a run, made anew."""
+"""Write the report of a run again."""
 
-from imagemill.jobs.console import console
-from imagemill.jobs.outputs import check_exists
+from imagemill.jobs.console import print_text
+from imagemill.jobs.outputs import check_output
 from imagemill.pipeline.errors import StorageError
 from imagemill.pipeline.output.run_history import run_ids
 from imagemill.pipeline.reports.report import make_report
 from imagemill.pipeline.storage import Store
 
 
-def remake(output: Store, run_id: str | None) -> None:
-    """Write the report of a run, of the last one when none is named, and say where it is.
+def show_report(output: Store, run_id: str | None) -> None:
+    """Write the report of a run, the newest by default, and print its location.
 
-    Raises: StorageError when OUTPUT or the run is not there.
+    Raises:
+        StorageError: when the output or the run does not exist.
     """
-    check_exists(output)
+    check_output(output)
     runs = run_ids(output)
     if not runs:
-        raise StorageError(f"{output.url} has no runs")
-    console.print(output.uri(make_report(output, run_id or runs[-1])), soft_wrap=True)
+        raise StorageError(f"{output.url}: has no runs")
+    print_text(output.uri(make_report(output, run_id or runs[-1])))

@@ -1,105 +1,100 @@
-"""The images of an OUTPUT that are nearest to one: a table, and a sheet of pictures."""
+"""Find the images of an output that are most similar to one image: a table, and a sheet of pictures."""
+
+from dataclasses import dataclass
 
 import numpy as np
-from rich.table import Table
-from rich.text import Text
 
-from imagemill.jobs.console import console, number
-from imagemill.jobs.outputs import check_exists
-from imagemill.jobs.target import target_of
+from imagemill.jobs.comparison import SIDE, load_comparable, load_pictures, raise_damaged, shorten
+from imagemill.jobs.console import print_table, print_text
+from imagemill.jobs.result_file import result_file
 from imagemill.models.resizing import limit_side
-from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
-from imagemill.pipeline.images.config import MAX_PIXELS
-from imagemill.pipeline.output.neighbours import Collection, collection, nearest
+from imagemill.pipeline.errors import ConfigError, VerificationError
+from imagemill.pipeline.output.neighbours import Collection, nearest
 from imagemill.pipeline.output.style_images import read_image
 from imagemill.pipeline.reports.sheets import Tile, contact_sheet
 from imagemill.pipeline.reports.thumbnails import thumbnails
 from imagemill.pipeline.storage import Store
 
-ROW = ["image_id", "rel_path", "source_uri", "orig_width", "orig_height"]
-SIDE, ACROSS, LETTERS = 256, 4, 28
+COLUMNS = ["image_id", "rel_path", "source_uri", "orig_width", "orig_height"]
+TILES_PER_ROW = 4
+
+
+@dataclass(frozen=True)
+class Query:
+    """The image to compare with."""
+
+    features: np.ndarray
+    """(1,F)."""
+    picture: np.ndarray
+    """(H,W,3) uint8, for the sheet."""
+    image_id: str | None
+    """None for an image that is not in the output."""
 
 
 def show_search(
     output: Store, image: str | None, id_: str | None, k: int, sheet: str | None = None, overwrite: bool = False
 ) -> None:
-    """Print the k images of OUTPUT nearest to an image file, or to one of its own, and draw them.
+    """Print the k images of an output that are most similar to one image, and draw them on a sheet.
 
     Args:
-        id_: image_id or rel_path of one of its own, which is left out of what is found.
+        output: the output to search.
+        image: file or URL of the image to compare with.
+        id_: instead of `image`, the image_id or rel_path of an image of the output; the result does not contain it.
+        k: the number of images.
+        sheet: PNG file to draw the images on.
         overwrite: replace a sheet that imagemill did not write.
 
-    Raises: ConfigError, StorageError; VerificationError at the end when latents were left out as they are damaged.
+    Raises:
+        ConfigError: when the image is missing or unreadable, or the sheet cannot be written.
+        StorageError: when the output does not exist or cannot be read.
+        VerificationError: after printing, when damaged latents were left out.
     """
     if (image is None) == (id_ is None):
-        raise ConfigError("search: either --image FILE or --id IMAGE_ID")
-    target = target_of(sheet, overwrite)
-    these = comparable(output)
+        raise ConfigError("search: give either --image FILE or --id IMAGE")
+    target = result_file(sheet, overwrite)
+    images = load_comparable(output)
     problems: list[str] = []
-    query, picture, own = of_file(these, image) if image else of_own(these, str(id_))
-    whiten, batches = these.vectors(ROW, problems)
-    found = nearest(whiten(query), batches, k + bool(own)).to_pylist()
-    found = [row for row in found if row["image_id"] != own][:k]
-    table = Table("rank", "similarity", "image", "size", "source", box=None)
-    for rank, row in enumerate(found, 1):
+    query = query_from_file(images, image) if image else query_from_output(images, str(id_))
+    whiten, batches = images.vectors(COLUMNS, problems)
+    similar = nearest(whiten(query.features), batches, k + bool(query.image_id)).to_pylist()
+    rows = [row for row in similar if row["image_id"] != query.image_id][:k]
+    cells = []
+    for rank, row in enumerate(rows, 1):
         size = f"{row['orig_width']}×{row['orig_height']}"
-        table.add_row(str(rank), f"{row['similarity']:.3f}", Text(row["rel_path"]), size, Text(row["source_uri"]))
-    console.print(table)
+        cells.append([str(rank), f"{row['similarity']:.3f}", row["rel_path"], size, row["source_uri"]])
+    print_table(["rank", "similarity", "image", "size", "source"], cells)
     if target:
-        pictures = pictures_of(these, [row["image_id"] for row in found])
-        tiles = [Tile(picture, "query")]
-        for row in found:
+        pictures = load_pictures(images, [row["image_id"] for row in rows])
+        tiles = [Tile(query.picture, "query")]
+        for row in rows:
             if row["image_id"] in pictures:
-                label = f"{row['similarity']:.2f}  {shortened(row['rel_path'])}"
+                label = f"{row['similarity']:.2f}  {shorten(row['rel_path'])}"
                 tiles.append(Tile(pictures[row["image_id"]], label))
-        rows = [tiles[start : start + ACROSS] for start in range(0, len(tiles), ACROSS)]
-        target.write(contact_sheet(["nearest first", *[""] * (ACROSS - 1)], rows, SIDE))
-        console.print(f"sheet: {target.path}")
+        tile_rows = [tiles[start : start + TILES_PER_ROW] for start in range(0, len(tiles), TILES_PER_ROW)]
+        target.write(contact_sheet(["most similar first", *[""] * (TILES_PER_ROW - 1)], tile_rows, SIDE))
+        print_text(f"sheet: {target.path}")
     raise_damaged(problems)
 
 
-def comparable(output: Store) -> Collection:
-    """What can be compared; says what cannot."""
-    check_exists(output)
-    these = collection(output)
-    if these.others:
-        console.print(f"left out, as another model or other parameters made them: {'; '.join(these.others)}")
-    return these
+def query_from_file(images: Collection, image: str) -> Query:
+    """Compute the features of an image file with the model of the output. Raises ConfigError when it is unreadable."""
+    _, rgb = read_image(f"--image {image}", image, images.state.output.config, None, images.pixels)
+    return Query(images.features_of(rgb), limit_side(rgb, SIDE), None)
 
 
-def raise_damaged(problems: list[str]) -> None:
-    """Raises: VerificationError when latents were left out, as they are not what was written."""
-    if problems:
-        raise VerificationError(f"{number(len(problems), 'image')} left out: {first_of(problems)}")
+def query_from_output(images: Collection, name: str) -> Query:
+    """Read the features of an image of the output.
 
-
-def of_file(these: Collection, image: str) -> tuple[np.ndarray, np.ndarray, str]:
-    """Features (1,F) and picture of a file. Raises: ConfigError when it cannot be read."""
-    _, rgb = read_image(f"--image {image}", image, these.state.output.config, MAX_PIXELS, these.pixels)
-    return these.features_of(rgb), limit_side(rgb, SIDE), ""
-
-
-def of_own(these: Collection, name: str) -> tuple[np.ndarray, np.ndarray, str]:
-    """Features (1,F), picture and image_id of one of the images. Raises: ConfigError when there is none of this name."""
+    Raises:
+        ConfigError: when no image has this image_id or rel_path.
+        VerificationError: when the latent of the image is damaged.
+    """
     for column in ("image_id", "rel_path"):
-        state = these.only(column, [name])
+        state = images.only(column, [name])
         if len(state):
             problems: list[str] = []
-            for row, rgb in thumbnails(state, these.coder, ["image_id"], SIDE, problems):
-                [(_, features)] = these.restricted(state).features(["image_id"], problems)
-                return features, rgb, row["image_id"]
+            for row, rgb in thumbnails(state, images.coder, ["image_id"], SIDE, problems):
+                [(_, features)] = images.restricted(state).features(["image_id"], problems)
+                return Query(features, rgb, row["image_id"])
             raise VerificationError("; ".join(problems))
-    raise ConfigError(f"--id {name}: no image of {these.state.output.url} has this image_id or rel_path")
-
-
-def pictures_of(these: Collection, ids: list[str]) -> dict[str, np.ndarray]:
-    """Pictures (H,W,3) uint8 of images, by image_id; without those whose latents are damaged."""
-    state = these.only("image_id", ids)
-    if not len(state):
-        return {}
-    return {row["image_id"]: rgb for row, rgb in thumbnails(state, these.coder, ["image_id"], SIDE, [])}
-
-
-def shortened(name: str) -> str:
-    """The end of a name, as a label has room for."""
-    return name if len(name) <= LETTERS else f"…{name[1 - LETTERS :]}"
+    raise ConfigError(f"--id {name}: no image of {images.state.output.url} has this image_id or rel_path")

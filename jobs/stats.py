@@ -1,12 +1,14 @@
-"""Drift: what latents are like on the mean, channel by channel, and how far the images of one run are from another's."""
+"""Show statistics of the latents of runs, and how far runs drifted from each other."""
 
-from dataclasses import dataclass
+import logging
+from typing import Any
 
 import numpy as np
-from rich.table import Table
 
-from imagemill.jobs.console import console, number
-from imagemill.jobs.outputs import check_exists
+from imagemill.jobs.console import format_figure, number, print_json, print_table, print_text
+from imagemill.jobs.drift import Moments, drift
+from imagemill.jobs.outputs import check_output
+from imagemill.models.checkpoint import replace_non_finite
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.latent_values import Coders, check_latents, latent_batches
 from imagemill.pipeline.output.parts import each_part, part_paths
@@ -14,162 +16,141 @@ from imagemill.pipeline.output.snapshot import snapshot
 from imagemill.pipeline.progress import with_progress
 from imagemill.pipeline.storage import Store
 
-SHOWN_RUNS, SHOWN_CHANNELS = 10, 8
+log = logging.getLogger("imagemill.stats")
+RUNS_SHOWN, CHANNELS_SHOWN = 10, 8
 
 
-class Moments:
-    """Running sums over images, each of which counts once whatever its size; arrays have one value a channel."""
+def list_runs_with_rows(output: Store, excluded: str | None = None) -> list[str]:
+    """Return the runs that committed rows, oldest first, without the excluded run.
 
-    def __init__(self) -> None:
-        self.images = 0
-        self.models: set[str] = set()
-        self._sums = np.zeros((6, 0))
-
-    def add(self, values: np.ndarray, widths: np.ndarray, models: set[str]) -> None:
-        """Latents (N,C,h,w) float32 of these checkpoints, and what a symbol of each channel is worth, (N,C)."""
-        wide = values.astype(np.float64)
-        means, squares = wide.mean((2, 3)), (wide**2).mean((2, 3))
-        moments = (means, squares, means**2, means * squares, squares**2, widths.astype(np.float64) ** 2)
-        sums = np.stack([x.sum(0) for x in moments])
-        self._sums = sums if not self.images else self._sums + sums
-        self.images += len(values)
-        self.models |= models
-
-    @property
-    def mean(self) -> np.ndarray:
-        return self._sums[0] / self.images
-
-    @property
-    def variance(self) -> np.ndarray:
-        """Of single values."""
-        return np.maximum(self._sums[1] / self.images - self.mean**2, 0)
-
-    @property
-    def least(self) -> np.ndarray:
-        """Variance of a channel that is silent but for a symbol of one at some place in a hundred."""
-        return self._sums[5] / self.images / 100
-
-    @property
-    def spread(self) -> np.ndarray:
-        """(2,C): sum over the images of the squares of what one moves the mean by, and the variance, times their number.
-
-        Values within an image are alike, so images are what is independent: one of mean m and mean square q moves the
-        variance by q - 2·mean·m, less what that is on the mean.
-        """
-        mean, square = self._sums[:2] / self.images
-        of_mean, both, of_square = self._sums[2:5] - self.images * np.stack([mean**2, mean * square, square**2])
-        return np.maximum([of_mean, of_square - 4 * mean * both + 4 * mean**2 * of_mean], 0)
-
-
-@dataclass(frozen=True)
-class Drift:
-    """How far one set of images is from another, in standard deviations of the other."""
-
-    distance: float
-    """Fréchet distance between diagonal Gaussians (Dowson and Landau 1982), each channel in units of its standard
-    deviation in the reference, root of the mean over channels: √mean((Δmean² + Δdeviation²) / deviation²). A deviation of
-    less than a tenth of a symbol counts as that: a channel that is nearly silent in both would drown the others."""
-    chance: float
-    """What this would be, root of the mean of its square, for two draws of so many such images from one place; inf where
-    both are one image, of which nobody can tell."""
-    channels: np.ndarray
-    """The part of each channel, before the mean."""
-
-    def alarming(self, level: float) -> bool:
-        """Whether it is above a level, and not what few images give by chance."""
-        return self.distance > max(level, 2 * self.chance)
-
-
-def drift(seen: Moments, reference: Moments) -> Drift:
-    """Raises: ConfigError when they are of different models, or one has no images."""
-    if not seen.images or not reference.images:
-        raise ConfigError("no latents to compare")
-    if seen.models != reference.models:
-        them = sorted(sha256[:16] for sha256 in seen.models | reference.models)
-        raise ConfigError(f"latents of different models do not compare: {', '.join(them)}")
-    unit = np.maximum(reference.variance, reference.least)
-    shift = (seen.mean - reference.mean) ** 2 + (np.sqrt(seen.variance) - np.sqrt(reference.variance)) ** 2
-    return Drift(float(np.sqrt((shift / unit).mean())), by_chance(seen, reference, unit), np.sqrt(shift / unit))
-
-
-def by_chance(seen: Moments, reference: Moments, unit: np.ndarray) -> float:
-    """`Drift.chance` in these units; a deviation moves by what its variance does, over twice it."""
-    images = seen.images + reference.images
-    if images == 2:
-        return np.inf
-    # Of both runs: a channel that is silent but in one image has no deviation in the run without it.
-    variance = (seen.images * seen.variance + reference.images * reference.variance) / images
-    # Each about the mean of its own run: what moved a whole run is no chance.
-    of_mean, of_variance = (seen.spread + reference.spread) / (images - 2)
-    # Sums of floats have so many digits: a variance of less is none.
-    moved = of_mean + of_variance / (4 * np.maximum(variance, 1e-6 * reference.least))
-    return float(np.sqrt((moved / unit).mean() * (1 / seen.images + 1 / reference.images)))
-
-
-def runs_of(output: Store, beside: str | None = None) -> list[str]:
-    """The runs that made rows, oldest first, but for one. Raises: ConfigError when there are none; StorageError."""
+    Raises:
+        ConfigError: when there is no such run.
+        StorageError: when the output cannot be read.
+    """
     parts = each_part(output, part_paths(output, "results"), ["run_id"], ahead=64)
-    runs = {str(name) for _, table in parts for name in table["run_id"].unique().to_pylist()} - {beside}
+    runs = {str(name) for _, table in parts for name in table["run_id"].unique().to_pylist()} - {excluded}
     if not runs:
-        raise ConfigError(f"{output.url}: no row is of {f'another run than {beside}' if beside else 'any run'}")
+        raise ConfigError(f"{output.url}: holds no rows of {f'a run other than {excluded}' if excluded else 'any run'}")
     return sorted(runs)
 
 
 def moments_of_run(output: Store, run: str) -> Moments:
-    """Of all rows that a run made, whatever came later. Raises: ConfigError when there are none, or no latents."""
+    """Return the moments of all rows that a run committed, also of rows that a later run replaced.
+
+    Damaged latents do not count; a warning says how many there are.
+
+    Raises:
+        ConfigError: when the run has no rows, or its rows have no latents.
+    """
     state = snapshot(output, run)
     check_latents(state)
-    seen = Moments()
+    moments = Moments()
     problems: list[str] = []
     coders = Coders(output)
     batches = latent_batches(state, ["checkpoint_sha256", "step"], problems)
     for latents in with_progress("stats", batches, len(state), lambda latents: len(latents.rows)):
         models, steps = (latents.rows[name].to_pylist() for name in ("checkpoint_sha256", "step"))
-        widths = np.stack([coders.lattice(*by)[0] for by in zip(models, steps, strict=True)])
-        seen.add(latents.values, widths, set(models))
+        widths = np.stack([coders.dequantisation(*by)[0] for by in zip(models, steps, strict=True)])
+        moments.add(latents.values, widths, set(models))
     if problems:
-        console.print(f"{len(problems):,} latents are not what was written and do not count; see: imagemill verify")
-    return seen
+        log.warning("run %s: %s left out. Check with: imagemill verify", run, number(len(problems), "damaged latent"))
+    return moments
 
 
-def show_stats(output: Store, run: str | None, against: str | None) -> None:
-    """Print the runs with their distance from the one before, or one run beside another, channel by channel.
+def show_stats(output: Store, run: str | None, against: str | None, as_json: bool = False) -> None:
+    """Print the drift between runs, as text or as one JSON object.
 
-    Raises: ConfigError for runs without rows, or of different models.
+    Without `run` and `against`: the last RUNS_SHOWN runs, each compared with the run before. The JSON keys are `output` and
+    `runs` (`run_id`, `images`, `channels`, `mean`, `deviation`, `distance`, `chance`).
+
+    With `run` or `against`: the channels of a run, the newest by default, compared with those of `against` if given. The
+    JSON keys are `output`, `run_id`, `images`, `against`, `against_images`, `distance`, `chance` and `channels` (all, each
+    with `channel`, `mean`, `deviation`, `against_mean`, `against_deviation`, `distance`). Keys without a value are null.
+
+    Raises:
+        ConfigError: when a run has no rows, or the runs used different models.
+        StorageError: when the output does not exist or cannot be read.
     """
-    check_exists(output)
-    if against or run:
-        newest = run or runs_of(output, beside=against)[-1]
-        show_channels(newest, moments_of_run(output, newest), against, moments_of_run(output, against) if against else None)
+    check_output(output)
+    if not (against or run):
+        runs = compare_runs(output)
+        if as_json:
+            print_json(replace_non_finite({"output": output.url, "runs": runs}))
+        else:
+            headings = ["run", "images", "channels", "mean", "deviation", "distance to previous run", "by chance"]
+            print_table(headings, [list(map(cell, row.values())) for row in runs])
         return
-    table = Table("run", "images", "channels", "mean", "deviation", "distance from the run before", "by chance", box=None)
-    before: Moments | None = None
-    for name in runs_of(output)[-SHOWN_RUNS:]:
-        seen = moments_of_run(output, name)
-        if not seen.images:
+    name = run or list_runs_with_rows(output, excluded=against)[-1]
+    comparison = compare_channels(output, name, against)
+    if as_json:
+        print_json(replace_non_finite({"output": output.url, **comparison}))
+    else:
+        print_comparison(comparison)
+
+
+def compare_runs(output: Store) -> list[dict[str, Any]]:
+    """Return the statistics of the last runs, each with its distance to the run before if both used the same model."""
+    rows = []
+    previous: Moments | None = None
+    for name in list_runs_with_rows(output)[-RUNS_SHOWN:]:
+        moments = moments_of_run(output, name)
+        if not moments.images:
             continue
-        far = drift(seen, before) if before and before.models == seen.models else None
-        deviation = float(np.sqrt(seen.variance.mean()))
-        cells = [f"{seen.images:,}", str(len(seen.mean)), f"{seen.mean.mean():.4f}", f"{deviation:.4f}"]
-        table.add_row(name, *cells, *((f"{far.distance:.3f}", f"{far.chance:.3f}") if far else ("", "")))
-        before = seen
-    console.print(table)
+        change = drift(moments, previous) if previous and previous.models == moments.models else None
+        rows.append({
+            "run_id": name,
+            "images": moments.images,
+            "channels": len(moments.mean),
+            "mean": float(moments.mean.mean()),
+            "deviation": float(np.sqrt(moments.variance.mean())),
+            "distance": change.distance if change else None,
+            "chance": change.chance if change else None,
+        })  # fmt: skip
+        previous = moments
+    return rows
 
 
-def show_channels(name: str, seen: Moments, against: str | None, reference: Moments | None) -> None:
-    """The channels that moved most, or those that vary most where there is nothing to compare with."""
-    far = drift(seen, reference) if reference else None
-    order = np.argsort(far.channels if far else seen.variance)[::-1][:SHOWN_CHANNELS]
-    table = Table("channel", "mean", "deviation", *(["mean there", "deviation there", "distance"] if far else []), box=None)
-    for channel in order.tolist():
-        cells = [f"{seen.mean[channel]:.4f}", f"{np.sqrt(seen.variance[channel]):.4f}"]
-        if far and reference:
-            cells += [f"{reference.mean[channel]:.4f}", f"{np.sqrt(reference.variance[channel]):.4f}"]
-            cells += [f"{far.channels[channel]:.3f}"]
-        table.add_row(str(channel), *cells)
-    console.print(table)
-    if far and reference:
-        images, there = number(seen.images, "image"), number(reference.images, "image")
-        console.print(
-            f"{name} ({images}) is {far.distance:.3f} from {against} ({there}); chance alone gives some {far.chance:.3f}"
-        )
+def compare_channels(output: Store, name: str, against: str | None) -> dict[str, Any]:
+    """Return the channels of a run; first those that differ most from `against`, or vary most when there is no `against`."""
+    moments = moments_of_run(output, name)
+    reference = moments_of_run(output, against) if against else None
+    change = drift(moments, reference) if reference else None
+    order = np.argsort(change.channels if change else moments.variance)[::-1]
+    return {
+        "run_id": name,
+        "images": moments.images,
+        "against": against,
+        "against_images": reference.images if reference else None,
+        "distance": change.distance if change else None,
+        "chance": change.chance if change else None,
+        "channels": [
+            {
+                "channel": channel,
+                "mean": float(moments.mean[channel]),
+                "deviation": float(np.sqrt(moments.variance[channel])),
+                "against_mean": float(reference.mean[channel]) if reference else None,
+                "against_deviation": float(np.sqrt(reference.variance[channel])) if reference else None,
+                "distance": float(change.channels[channel]) if change else None,
+            }
+            for channel in order.tolist()
+        ],
+    }
+
+
+def cell(value: object) -> str:
+    """Format a statistic for a table."""
+    return f"{value:.4f}" if isinstance(value, float) else format_figure(value)
+
+
+def print_comparison(comparison: dict[str, Any]) -> None:
+    """Print the first channels of the result of `compare_channels` and the distance between the runs."""
+    against = comparison["against"]
+    headings = ["channel", "mean", "deviation", *(["reference mean", "reference deviation", "distance"] if against else [])]
+    channels = comparison["channels"][:CHANNELS_SHOWN]
+    print_table(headings, [[cell(x) for x in row.values()][: len(headings)] for row in channels])
+    if against:
+        chance = comparison["chance"]
+        images, against_images = (number(comparison[key], "image") for key in ("images", "against_images"))
+        print_text(f"{comparison['run_id']} ({images}) compared with {against} ({against_images}):")
+        text = f"{chance:.4f} by chance alone" if np.isfinite(chance) else "too few images to tell it from chance"
+        print_text(f"distance {comparison['distance']:.4f}, {text}")

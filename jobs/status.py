@@ -1,50 +1,119 @@
-"""What an OUTPUT holds and how its last runs ended."""
+"""Show what an output holds, how its last runs ended, and whether a run holds its lease."""
 
-from rich.table import Table
+from dataclasses import dataclass
+from typing import Any
 
-from imagemill.jobs.console import console, number
-from imagemill.jobs.outputs import check_exists
-from imagemill.pipeline.output.lease import BEAT_SECONDS, LIFETIME_SECONDS, holder_of, living_holder, newest_fence
+from imagemill.jobs.console import number, print_json, print_table, print_text
+from imagemill.jobs.outputs import check_output
+from imagemill.pipeline.output.lease import (
+    BEAT_SECONDS,
+    LIFETIME_SECONDS,
+    Holder,
+    holder_of,
+    living_holder,
+    newest_fence,
+)
 from imagemill.pipeline.output.rejects import waiting_rejects
 from imagemill.pipeline.output.run_history import run_ids, run_records
 from imagemill.pipeline.output.snapshot import snapshot
 from imagemill.pipeline.storage import Store
 
 WATCH_SECONDS = 1.5 * BEAT_SECONDS
-"""How long `status` watches a holder on another machine, whose clock says nothing here."""
+"""How long `status` watches for a heartbeat from another machine, because clocks of two machines do not compare."""
+RUNS_SHOWN = 10
+RUN_KEYS = ("planned", "ok", "rejected", "images_per_s", "exit_code", "exit_reason")
 
 
-def show_status(output: Store) -> None:
-    check_exists(output)
-    seen, transient = snapshot(output), waiting_rejects(output, ["transient"])["transient"].to_pylist()
-    kinds = {"for --retry-failed": transient.count(False), "for the next run": transient.count(True)}
-    waiting = ", ".join(f"{count:,} {what}" for what, count in kinds.items() if count)
-    console.print(
-        f"{number(len(seen), 'image')} in {number(seen.rows, 'row')} of {number(len(seen.parts), 'part')}; "
-        + (f"rejects that wait: {waiting} (imagemill failures lists them)" if waiting else "no rejects")
-    )
-    if seen.waiting:
-        console.print(waits(seen.waiting))
-    table = Table("planned", "ok", "rejected", "images/s", "exit", "run", box=None)
-    ids = run_ids(output)[-10:]
-    # Between the two: what began is known before it is asked who is at work, and what ended leaves its record first.
+@dataclass(frozen=True)
+class Status:
+    """The state of an output; `content` has the documented keys of `imagemill status --json`, without `lease`."""
+
+    content: dict[str, Any]
+    fence: int
+    holder: Holder | None
+    """The run that has claimed the output and not released it, dead or alive."""
+
+
+def show_status(output: Store, as_json: bool = False) -> None:
+    """Print the status of an output, as text or as one JSON object.
+
+    The JSON keys are `output`, `images`, `rows`, `parts`, `images_pending`, `rejects_permanent`, `rejects_transient`, `runs`
+    (the last ten, oldest first, each with `run_id` and RUN_KEYS as in run.json) and `lease` (null, or `holder`, `is_alive`,
+    `heartbeat_age_s`).
+
+    Raises:
+        StorageError: when the output does not exist or cannot be read.
+        ConfigError: when the location holds an export.
+    """
+    status = read_status(output)
+    if not as_json:
+        print_status(status.content)
+    holder = status.holder
+    is_remote = holder is not None and holder.silent is None
+    if holder and is_remote and not as_json:
+        print_text(f"lease: {holder.who} did not release it. Watching for a heartbeat, up to {WATCH_SECONDS:.0f} s")
+    living = living_holder(output, status.fence, WATCH_SECONDS, holder)
+    if as_json:
+        print_json({**status.content, "lease": describe_lease(holder, living)})
+    elif living:
+        print_text(f"running: {living.who}, last heartbeat {living.silent or 0:.0f} s ago")
+    elif is_remote:
+        takeover = f"The next run takes over after {LIFETIME_SECONDS:.0f} s without one"
+        print_text(f"lease: no heartbeat in {WATCH_SECONDS:.0f} s. {takeover}")
+
+
+def read_status(output: Store) -> Status:
+    """Read the status of an output. Raises the errors of `show_status`."""
+    check_output(output)
+    state, transient = snapshot(output), waiting_rejects(output, ["transient"])["transient"].to_pylist()
+    ids = run_ids(output)[-RUNS_SHOWN:]
+    # The lease is read after the names of the runs and before their records: a run that is listed has claimed the lease by
+    # then, and a run that ends writes its record before it releases the lease.
     fence = newest_fence(output)
     holder = holder_of(output, fence)
     records = {record["run_id"]: record for record in run_records(output, ids)}
-    for run_id in ids:
-        # Names do not say which began last: one that was submitted earlier may have waited, and clocks differ.
-        record = records.get(run_id, {"exit_reason": "killed, or at work" if holder else "killed"})
-        counts = [str(record.get(key, "")) for key in ("planned", "ok", "rejected", "images_per_s", "exit_reason")]
-        table.add_row(*counts, run_id)
-    console.print(table)
-    if holder and holder.silent is None:
-        console.print(f"{holder.who} did not release this output: watching it for up to {WATCH_SECONDS:.0f} s")
-        if not (holder := living_holder(output, fence, WATCH_SECONDS, holder)):
-            silence = f"no sign of life in {WATCH_SECONDS:.0f} s"
-            console.print(f"{silence}; the next run takes over after {LIFETIME_SECONDS:.0f} s of silence")
-    if holder:
-        console.print(f"at work: {holder.who}, last sign of life {holder.silent or 0:.0f} s ago")
+    # Names do not tell which run began last: clocks differ, and a submitted run may have waited.
+    no_record = {"exit_reason": "killed or running" if holder else "killed"}
+    runs = [{"run_id": name} | {key: records.get(name, no_record).get(key) for key in RUN_KEYS} for name in ids]
+    content = {
+        "output": output.url,
+        "images": len(state),
+        "rows": state.rows,
+        "parts": len(state.parts),
+        "images_pending": state.waiting,
+        "rejects_permanent": transient.count(False),
+        "rejects_transient": transient.count(True),
+        "runs": runs,
+    }
+    return Status(content, fence, holder)
 
 
-def waits(images: int) -> str:
-    return f"{images:,} images more wait for the next run: one that was cut off may have overwritten their files"
+def describe_lease(holder: Holder | None, living: Holder | None) -> dict[str, Any] | None:
+    """Return the JSON of a lease: who holds it, and whether a heartbeat shows that the holder is alive."""
+    if not (shown := living or holder):
+        return None
+    age = round(living.silent or 0, 1) if living else None
+    return {"holder": shown.who, "is_alive": living is not None, "heartbeat_age_s": age}
+
+
+def print_status(content: dict[str, Any]) -> None:
+    """Print the counts of an output and the table of its last runs."""
+    images, rows, parts = (number(content[f"{noun}s"], noun) for noun in ("image", "row", "part"))
+    print_text(f"{images} in {rows} of {parts}")
+    permanent, transient = content["rejects_permanent"], content["rejects_transient"]
+    counts = {"permanent, for --retry-failed": permanent, "for the next run": transient}
+    rejects = ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
+    print_text(f"rejects: {rejects}. List them with: imagemill failures" if rejects else "rejects: none")
+    print_pending(content["images_pending"])
+    table = []
+    for run in content["runs"]:
+        rate = run["images_per_s"]
+        figures = [str(run[key]) if run[key] is not None else "" for key in ("planned", "ok", "rejected")]
+        table.append([run["run_id"], *figures, f"{rate:.1f}" if rate else "", run["exit_reason"] or ""])
+    print_table(["run", "planned", "ok", "rejected", "images/s", "exit"], table)
+
+
+def print_pending(images: int) -> None:
+    """Say how many images the next run processes again because an interrupted run may have overwritten their files."""
+    if images:
+        print_text(f"pending: {number(images, 'image')}. An interrupted run may have overwritten their files; run it again")

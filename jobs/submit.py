@@ -1,4 +1,4 @@
-"""A run as a Ray job: submitted to a cluster, followed to its end, and its exit code brought home."""
+"""Submit a run to a Ray cluster as a job, follow its log to the end, and return its exit code."""
 
 import ipaddress
 import json
@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,174 +27,226 @@ log = logging.getLogger("imagemill.submit")
 LOCAL_DASHBOARD = "http://127.0.0.1:8265"
 REQUEST_SECONDS = 60.0
 SILENCE_SECONDS = 120.0
-"""How long a cluster may not answer before it is given up."""
+"""How long a cluster may leave requests unanswered before following the job ends."""
 POLL_SECONDS = 1.0
 STOP_SECONDS = 60
-"""A job that is stopped has so long to put its OUTPUT in order; Ray's own 3 s are too short."""
+"""How long a stopped job may take to finish its writes; Ray's default of 3 s is too short."""
 UNREACHABLE = (requests.RequestException, ConnectionError)
 
 
 class Client(JobSubmissionClient):
-    """Ray's client, whose requests come to an end."""
+    """Ray's client with a timeout for every request."""
 
     def _do_request(self, *arguments: Any, **options: Any) -> Any:
         return super()._do_request(*arguments, **{"timeout": REQUEST_SECONDS, **options})
 
 
-def submit_and_follow(config: RunConfig, address: str | None, insecure: bool, wait: bool) -> int:
-    """Submit a run; gives its exit code, or 0 at once without `wait`.
+def submit_and_follow(config: RunConfig, dashboard: str | None, insecure: bool, wait: bool) -> int:
+    """Submit a run and follow its log to the end.
 
-    Raises: ConfigError for a cluster that cannot be reached or does not take it; RunFailed when it is no longer heard.
+    Args:
+        config: the config of the run; its `address` is ignored, because the job runs on the cluster.
+        dashboard: URL of the cluster's dashboard; from the environment or local when absent.
+        insecure: send the token over plain HTTP to another host.
+        wait: follow the job to its end.
+
+    Returns:
+        The exit code of the run; 0 right after the submission without `wait`.
+
+    Raises:
+        ConfigError: if the cluster cannot be reached, or does not accept the job.
+        RunFailed: if the job failed without an exit code, or the cluster stopped answering.
     """
     for key in ("input", "output"):
         place = getattr(config, key)
         if not place:
-            raise ConfigError(f"{key} is missing: s3://bucket/prefix, or a folder that every node mounts")
+            raise ConfigError(f"{key}: missing. Give s3://bucket/prefix, or a folder that every node mounts.")
         if "://" not in place and not os.path.isabs(place):
-            raise ConfigError(f"{key} = {place!r}: on a cluster it is s3://bucket/prefix, or the full path of a shared disk")
-    client = client_of(address, insecure)
+            raise ConfigError(
+                f"{key}={place!r}: a relative path has no meaning on a cluster. Give s3://bucket/prefix, or the full path "
+                "of a shared disk."
+            )
+    client = connect(dashboard, insecure)
     run_id = new_run_id()
     environment = runtime_env()
     environment["env_vars"] |= {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
-    # Ray shows all of this in its dashboard: secrets have no place in a config, and credentials are the nodes' own.
+    # Ray shows the entrypoint and the metadata in its dashboard. Neither holds a secret: a config has none, and the nodes
+    # have their own credentials.
     metadata = {"output": str(config.output), "storage": config.storage.model_dump_json(exclude_defaults=True)}
     try:
         client.submit_job(
             entrypoint=entrypoint(config, run_id), submission_id=run_id, runtime_env=environment, metadata=metadata
         )
     except UNREACHABLE as e:
-        raise ConfigError(f"{client.get_address()}: not submitted: {type(e).__name__}") from None
+        raise ConfigError(f"{client.get_address()}: the job was not submitted: {type(e).__name__}") from None
     except (RuntimeError, ValueError) as e:
-        raise ConfigError(f"{client.get_address()}: not submitted: {' '.join(str(e).split())[:300]}") from None
+        reason = " ".join(str(e).split())[:300]
+        raise ConfigError(f"{client.get_address()}: the job was not submitted: {reason}") from None
     log.info("submitted %s to %s", run_id, client.get_address())
     if not wait:
         print(run_id)
-        log.info("%s", how_to(client, run_id))
+        log.info("%s", next_commands(client, run_id))
         return 0
-    return followed(client, run_id)
+    return follow(client, run_id)
 
 
-def follow_to_end(address: str | None, insecure: bool, run_id: str) -> int:
-    """Follow a run that was submitted before; gives its exit code. Raises: as `submit_and_follow`."""
-    return followed(client_of(address, insecure), run_id)
+def follow_to_end(dashboard: str | None, insecure: bool, run_id: str) -> int:
+    """Follow a run that was submitted before, and return its exit code.
+
+    Raises:
+        ConfigError: if the cluster cannot be reached, or has no such job.
+        RunFailed: if the job failed without an exit code, or the cluster stopped answering.
+    """
+    return follow(connect(dashboard, insecure), run_id)
 
 
 def entrypoint(config: RunConfig, run_id: str) -> str:
-    """The shell command of a run; its config is its standard input, so that nothing has to lie on the cluster."""
+    """Return the shell command of a run. It reads the config from its own text, so no file has to be on the cluster."""
     values = config.model_dump(mode="json", exclude_defaults=True, exclude={"address"})
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     return f"exec python -m imagemill run --run-id {run_id} -c /dev/stdin <<'END-{run_id}'\n{text}END-{run_id}"
 
 
-def client_of(address: str | None, insecure: bool) -> Client:
-    """A client of the cluster whose dashboard is at an address.
+def connect(dashboard: str | None, insecure: bool) -> Client:
+    """Return a client of the cluster with this dashboard.
 
-    Raises: ConfigError when it must not, or cannot, be talked to.
+    Raises:
+        ConfigError: if the dashboard cannot be reached, refuses the token, would get the token over plain HTTP, or runs
+            another version of Ray.
     """
     environment = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
-    address = (address or environment or LOCAL_DASHBOARD).rstrip("/")
-    url = urlsplit(address)
-    if url.scheme not in ("http", "https") or not url.hostname:
-        raise ConfigError(f"address {address}: a job is submitted to the cluster's dashboard: http(s)://HOST:8265")
-    if url.scheme == "http" and not loopback(url.hostname) and not insecure:
+    url = (dashboard or environment or LOCAL_DASHBOARD).rstrip("/")
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"dashboard {url}: not the URL of a dashboard. Give http(s)://HOST:8265.")
+    if parts.scheme == "http" and not is_loopback(parts.hostname) and not insecure:
         raise ConfigError(
-            f"address {address}: plain http to another host shows the token to all in between. Take https, or a tunnel "
-            f"(ssh -L 8265:127.0.0.1:8265 {url.hostname}, kubectl port-forward); --insecure does it all the same"
+            f"dashboard {url}: plain HTTP to another host exposes the token. Use https or a tunnel "
+            f"(ssh -L 8265:127.0.0.1:8265 {parts.hostname}, kubectl port-forward), or pass --insecure."
         )
-    # Ray's client would take RAY_ADDRESS rather than what it is given.
-    os.environ["RAY_API_SERVER_ADDRESS"] = address
+    # Ray's client would prefer RAY_ADDRESS to its argument.
+    os.environ["RAY_API_SERVER_ADDRESS"] = url
     for name in ("ray", "ray.dashboard.modules.dashboard_sdk"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        if requests.get(f"{address}/api/version", timeout=REQUEST_SECONDS, allow_redirects=False).status_code == 200:
-            log.warning("%s asks for no token: whoever reaches it runs what they like there", address)
-        client = Client(address)
-        theirs = client._do_request("GET", "/api/version").json()["ray_version"]
+        if requests.get(f"{url}/api/version", timeout=REQUEST_SECONDS, allow_redirects=False).status_code == 200:
+            log.warning("dashboard %s: requires no token, so anyone who reaches it can run code on the cluster", url)
+        client = Client(url)
+        version = client._do_request("GET", "/api/version").json()["ray_version"]
     except AuthenticationError:
-        raise ConfigError(f"{address} refuses {token_origin()}; give the cluster's in RAY_AUTH_TOKEN") from None
+        raise ConfigError(
+            f"dashboard {url}: refuses {token_source()}. Set RAY_AUTH_TOKEN to the token of the cluster."
+        ) from None
     except (*UNREACHABLE, RuntimeError, ValueError, KeyError) as e:
-        silent = isinstance(e, requests.Timeout | ConnectionError) or type(e) is requests.ConnectionError
-        said = "no answer" if silent else " ".join(str(e).split())[:200]
-        raise ConfigError(f"{address}: no Ray dashboard there that can be reached: {said}") from None
-    if minor(theirs) != minor(ray.__version__):
-        raise ConfigError(f"{address} runs Ray {theirs}, and this is Ray {ray.__version__}: take the same on both")
+        has_no_answer = isinstance(e, requests.Timeout | ConnectionError) or type(e) is requests.ConnectionError
+        reason = "no answer" if has_no_answer else " ".join(str(e).split())[:200]
+        raise ConfigError(f"dashboard {url}: cannot be reached: {reason}{missing_dashboard_hint(parts.hostname)}") from None
+    if minor_version(version) != minor_version(ray.__version__):
+        raise ConfigError(
+            f"dashboard {url}: the cluster runs Ray {version}, this environment has Ray {ray.__version__}. Install the "
+            "same version on both."
+        )
     return client
 
 
-def token_origin() -> str:
-    """Where the token comes from that this process has."""
+def missing_dashboard_hint(host: str) -> str:
+    """Say what to install if Ray on this machine cannot serve a dashboard; empty if it can, or if the host is another."""
+    if not is_loopback(host) or find_spec("aiohttp_cors"):
+        return ""
+    package = f"ray[default]=={ray.__version__}"
+    return f". A Ray cluster that is started from this environment has no dashboard. Install it: pip install '{package}'"
+
+
+def token_source() -> str:
+    """Say where the token of this process comes from."""
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         if os.environ.get(name):
             return f"the token in {name}"
     return "the token of this user (~/.ray/auth_token)"
 
 
-def loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return whether a host name or IP address is this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-def minor(version: str) -> str:
+def minor_version(version: str) -> str:
+    """Return the first two numbers of a version."""
     return ".".join(version.split(".")[:2])
 
 
-def how_to(client: Client, run_id: str) -> str:
+def next_commands(client: Client, run_id: str) -> str:
+    """Name the commands that follow a job and stop it."""
     return (
-        f"follow it with `imagemill submit --address {client.get_address()} --resume {run_id}`, "
+        f"follow it with `imagemill submit --dashboard {client.get_address()} --resume {run_id}`, "
         f"stop it with `ray job stop --address {client.get_address()} {run_id}`"
     )
 
 
-def followed(client: Client, run_id: str) -> int:
-    """Print the job's log as it grows; gives the run's exit code."""
+def follow(client: Client, run_id: str) -> int:
+    """Print the log of a job as it grows, and return the exit code of the run.
+
+    Raises:
+        ConfigError: if the cluster has no such job.
+        RunFailed: if the job failed without an exit code, or the cluster stopped answering.
+    """
     try:
-        job = ended(client, run_id)
+        job = wait_for_job(client, run_id)
     except Interrupted:
-        print(f"imagemill: the job goes on: {how_to(client, run_id)}", file=sys.stderr)
+        print(f"imagemill: the job continues: {next_commands(client, run_id)}", file=sys.stderr)
         return Interrupted.exit_code
     if job.driver_exit_code is not None:
         return int(job.driver_exit_code)
-    # Ray knows no code of a driver that was stopped, or that went with its node.
-    if (code := recorded(job, run_id)) is not None:
+    # Ray reports no exit code for a driver that was stopped, or whose node was lost.
+    code = recorded_exit_code(job, run_id)
+    if code is not None:
         return code
     if job.status == JobStatus.STOPPED:
         return Interrupted.exit_code
     raise RunFailed(f"job {run_id}: {' '.join(str(job.message).split())[:500]}")
 
 
-def ended(client: Client, run_id: str) -> Any:
-    """Follow a job, over breaks of the line too, to its end; gives what Ray knows of it. Raises: ConfigError, RunFailed."""
-    shown, heard = 0, time.monotonic()
+def wait_for_job(client: Client, run_id: str) -> Any:
+    """Print the log of a job until the job ends, also across lost connections, and return Ray's details of the job.
+
+    Raises:
+        ConfigError: if the cluster has no such job.
+        RunFailed: if the cluster stopped answering.
+    """
+    printed, last_answer = 0, time.monotonic()
     while True:
         try:
             job = client.get_job_info(run_id)
             text = client.get_job_logs(run_id)
-            heard = time.monotonic()
+            last_answer = time.monotonic()
         except (*UNREACHABLE, RuntimeError) as e:
             if "status code 404" in str(e):
-                raise ConfigError(f"{client.get_address()} knows no job {run_id}; see: ray job list") from None
-            if time.monotonic() - heard > SILENCE_SECONDS:
-                silence = f"no word from {client.get_address()} for {SILENCE_SECONDS:.0f} s; the job may go on"
-                raise RunFailed(f"{silence}: {how_to(client, run_id)}") from None
+                raise ConfigError(f"--resume {run_id}: {client.get_address()} has no such job. See: ray job list") from None
+            if time.monotonic() - last_answer > SILENCE_SECONDS:
+                raise RunFailed(
+                    f"dashboard {client.get_address()}: no answer for {SILENCE_SECONDS:.0f} s. The job may still run: "
+                    f"{next_commands(client, run_id)}"
+                ) from None
             time.sleep(POLL_SECONDS)
             continue
-        sys.stdout.write(text[shown:])
+        sys.stdout.write(text[printed:])
         sys.stdout.flush()
-        shown = len(text)
+        printed = len(text)
         if job.status.is_terminal():
             return job
         time.sleep(POLL_SECONDS)
 
 
-def recorded(job: Any, run_id: str) -> int | None:
-    """The exit code in the run's own run.json, if OUTPUT can be read from here."""
-    told = job.metadata or {}
-    if "output" not in told:
+def recorded_exit_code(job: Any, run_id: str) -> int | None:
+    """Return the exit code in run.json; None if OUTPUT cannot be read from this machine."""
+    metadata = job.metadata or {}
+    if "output" not in metadata:
         return None
     try:
-        output = Store(told["output"], StorageConfig.model_validate_json(told["storage"]))
+        output = Store(metadata["output"], StorageConfig.model_validate_json(metadata["storage"]))
         return int(json.loads(output.read(f"runs/{run_id}/run.json"))["exit_code"])
     except (*STORE_FAILURES, ValueError):
         return None

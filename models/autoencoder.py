@@ -47,9 +47,9 @@ class LatentCoder(Autoencoder):
 
     channels: int = 3
     """Planes of the images that it takes: 3 are RGB, 1 is luma."""
-    smooth: Sequence[int]
+    lowpass_channels: Sequence[int]
     """Channels of its code that are the image at a small size, luma first where it is told apart."""
-    texture: Sequence[int]
+    texture_channels: Sequence[int]
     """Channels whose magnitude says how rough the image is, and in which direction."""
     entropy: EntropyModel | None
     """The integers with which its code can be entropy coded, once they are fitted."""
@@ -65,20 +65,20 @@ class LatentCoder(Autoencoder):
         return super().load_state_dict(state_dict, strict, assign)
 
     @abstractmethod
-    def symbols(self, x_BCHW: Tensor, step_B: Tensor) -> Tensor:
+    def encode_symbols(self, x_BCHW: Tensor, step_B: Tensor) -> Tensor:
         """(B,C,H,W) float in [0,1] to whole numbers in [-128,127], (B,c,H/s,W/s) float32."""
 
     @abstractmethod
-    def image(self, symbols_Bchw: Tensor, step_B: Tensor) -> Tensor:
+    def decode_symbols(self, symbols_Bchw: Tensor, step_B: Tensor) -> Tensor:
         """What `symbols` gave to (B,C,H,W) float32, nominally in [0,1] but not clipped."""
 
     @abstractmethod
-    def lattice(self, step: float) -> tuple[Tensor, int]:
+    def dequantisation(self, step: float) -> tuple[Tensor, int]:
         """What symbols stand for: value = (symbol − zero) · width of its channel.
 
         Returns: width (c,) float32, all above 0, and zero, the symbol of the value 0.
         """
 
     @abstractmethod
-    def sketch(self, values_Bchw: Tensor) -> Tensor:
+    def decode_preview(self, values_Bchw: Tensor) -> Tensor:
         """What the code's values stand for at little cost, for a thumbnail: (B,C,·,·) in [0,1], not clipped."""

@@ -36,11 +36,11 @@ SHORT = 3.0
 def likeness_features(latents: np.ndarray, coder: LatentCoder) -> np.ndarray:
     """Dequantised latents (N,C,h,w) float32 to features (N,F) float32, the same for mirror images."""
     y = torch.from_numpy(latents)
-    cells = torch.nn.functional.adaptive_avg_pool2d(y[:, list(coder.smooth)], LAYOUT).double()
+    cells = torch.nn.functional.adaptive_avg_pool2d(y[:, list(coder.lowpass_channels)], LAYOUT).double()
     first = cells[:, :1].mean((2, 3), keepdim=True)
     contrast = (cells[:, :1] - first).square().mean((1, 2, 3), keepdim=True).sqrt() + FLAT
     cells[:, :1] -= first
-    rough = torch.nn.functional.adaptive_avg_pool2d(y[:, list(coder.texture)].abs(), TEXTURE)
+    rough = torch.nn.functional.adaptive_avg_pool2d(y[:, list(coder.texture_channels)].abs(), TEXTURE)
     both = [mirror_invariant(cells / contrast), mirror_invariant((rough.double() + FLOOR).log())]
     return torch.cat(both, 1).float().numpy()
 

@@ -39,7 +39,7 @@ from imagemill.pipeline.store_failures import reason
 from imagemill.pipeline.worker_job import WorkerJob
 
 log = logging.getLogger("imagemill.run")
-KEEP_DAMAGED = ". Pass --accept-damaged to keep the image as it is"
+KEEP_DAMAGED = " Or keep the image as it is with --accept-damaged."
 """Added to the reason of a damaged input image. Masks, style images and training images must be intact."""
 ROWS_BYTES = 64_000_000
 """Bytes of latents in rows that wait for the end of their block; more become a table and a part before the block ends."""
@@ -220,8 +220,8 @@ class BlockProcessor:
 
     def _predict_once(self, batch: list[Item]) -> dict[str, Any] | None:
         """Set the outputs of a batch; return the reject columns if the model fails."""
-        image_wanted = self.job.reconstruct or not self.task.stores_latent
-        samples = [item.sample(image_wanted, item.is_in_sample(self.job.quality)) for item in batch]
+        needs_image = self.job.reconstruct or not self.task.stores_latent
+        samples = [item.sample(needs_image, item.is_in_sample(self.job.quality)) for item in batch]
         try:
             with self.tally.time("model"):
                 outputs = self.objective.predict(self.model, samples, self.params, self.precision)

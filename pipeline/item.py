@@ -49,10 +49,10 @@ class Item:
         """Return whether the image belongs to the given share of all images, chosen by its identity."""
         return int(self.reference["image_id"][-8:], 16) < share * 2**32
 
-    def sample(self, image_wanted: bool, quality_wanted: bool) -> Sample:
+    def sample(self, needs_image: bool, needs_quality: bool) -> Sample:
         """Return the model input of the image; its random seed derives from its identity."""
         seed = int(self.reference["image_id"][:16], 16)
-        return Sample(self.decoded.rgb, self.decoded.alpha, self.mask, seed, image_wanted, quality_wanted)
+        return Sample(self.decoded.rgb, self.decoded.alpha, self.mask, seed, needs_image, needs_quality)
 
 
 class Rejected(Exception):

@@ -32,7 +32,6 @@ from imagemill.models.tasks.task import Output, Params, Sample, SampleError
 from imagemill.models.type_checks import require_type, require_value
 from imagemill.pipeline.config import validate
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.images.config import MAX_PIXELS
 from imagemill.pipeline.images.transparency import fill_hidden, match_alpha
 from imagemill.pipeline.output.style_images import read_image
 from imagemill.pipeline.storage import StorageConfig
@@ -176,11 +175,11 @@ class LoadedCheckpoint:
         """
         checked, styles = self._check_params(params, style)
         pixels = to_pixels(image)
-        sample = Sample(pixels.rgb, pixels.alpha, self._check_mask(mask, checked, pixels), seed, quality_wanted=False)
+        sample = Sample(pixels.rgb, pixels.alpha, self._check_mask(mask, checked, pixels), seed, needs_quality=False)
         output = self._predict(sample, checked, styles)
         result = require_value(output.image, "the output image")
-        alpha = None if output.opaque else match_alpha(pixels.alpha, result)
-        processed = from_pixels(Pixels(result, alpha, pixels.is_gray and not output.coloured))
+        alpha = None if output.drops_alpha else match_alpha(pixels.alpha, result)
+        processed = from_pixels(Pixels(result, alpha, pixels.is_gray and not output.has_colours))
         return processed if isinstance(image, Image.Image) else np.asarray(processed)
 
     def encode(self, image: np.ndarray | Image.Image, **params: Any) -> Latent:
@@ -199,7 +198,7 @@ class LoadedCheckpoint:
         checked, _ = self._check_params(params, None)
         rgb = to_pixels(image).rgb
         height, width = rgb.shape[:2]
-        output = self._predict(Sample(rgb, image_wanted=False, quality_wanted=False), checked, [])
+        output = self._predict(Sample(rgb, needs_image=False, needs_quality=False), checked, [])
         return Latent(require_value(output.latent, "the latent"), height, width, output.columns["step"])
 
     def decode(self, latent: Latent) -> np.ndarray:
@@ -212,7 +211,7 @@ class LoadedCheckpoint:
         self._check_latents("decode")
         model = require_type(self.model, LatentCoder)
         rows, columns = (-(-side // model.stride) for side in (latent.height, latent.width))
-        shape = len(model.lattice(latent.step)[0]), rows, columns
+        shape = len(model.dequantisation(latent.step)[0]), rows, columns
         if latent.values.dtype != np.int8 or latent.values.shape != shape:
             raise ValueError(
                 f"latent: {latent.values.dtype} of shape {latent.values.shape}, but checkpoint {self.card.name} needs int8 "
@@ -253,7 +252,7 @@ class LoadedCheckpoint:
         return validate(self.task.Params, params, self.task.name), images
 
     def _style_pixels(self, style: StyleImage, key: str) -> np.ndarray:
-        rgb = read_image(key, style, self.storage, MAX_PIXELS)[1] if isinstance(style, str) else to_pixels(style, key).rgb
+        rgb = read_image(key, style, self.storage, None)[1] if isinstance(style, str) else to_pixels(style, key).rgb
         height, width = rgb.shape[:2]
         if min(height, width) < self.task.min_style_side:
             raise ConfigError(
@@ -264,7 +263,7 @@ class LoadedCheckpoint:
 
     def _check_mask(self, mask: np.ndarray | Image.Image | None, params: Params, pixels: Pixels) -> np.ndarray | None:
         """Return the mask as a sample holds it: (H,W) uint8, 255 where a pixel is missing, else 0."""
-        needs_mask = self.task.wants_mask(params)
+        needs_mask = self.task.needs_mask(params)
         if mask is None:
             if needs_mask:
                 raise ValueError('mask: missing. Pass mask=…, or choose missing="alpha", "key", "red", "green" or "blue"')

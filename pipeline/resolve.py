@@ -104,7 +104,7 @@ def check_model(job: ResolvedRun) -> None:
 def check_image(config: RunConfig, task: Task) -> None:
     """Raises: ConfigError when the outputs of a task cannot be as the group `image` asks."""
     asked = config.image.format
-    if task.exact and asked and asked.upper() in LOSSY_FORMATS:
+    if task.needs_lossless and asked and asked.upper() in LOSSY_FORMATS:
         raise ConfigError(f"image.format = {asked!r}: {task.name} keeps pixels to the last bit; valid: png, tiff")
     beside = config.image.model_dump(exclude_defaults=True).keys() - {"alpha"}
     if task.stores_latent and beside:
@@ -140,7 +140,7 @@ def plan_of(job: ResolvedRun, keep: bool = False) -> Plan:
     """
     config = job.config
     with storage_errors(job):
-        listed = listing(job.source, job.output, masks=job.task.wants_mask(job.params), keep=keep)
+        listed = listing(job.source, job.output, masks=job.task.needs_mask(job.params), keep=keep)
         plan = make_plan(
             listed,
             job.source.store,

@@ -169,10 +169,10 @@ class RowBuilder:
         name = item.reference["rel_path"]
         if self.task.stores_latent:
             return encode_rgb(rgb, "PNG"), decoded_name(name)
-        has_alpha = picture.alpha is not None and not output.opaque
-        image_format = choose_output_format(picture.format, self.task.exact, self.job.image.format, has_alpha)
-        picture.is_gray = picture.is_gray and not output.coloured
-        picture.alpha = None if output.opaque else match_alpha(picture.alpha, rgb)
+        has_alpha = picture.alpha is not None and not output.drops_alpha
+        image_format = choose_output_format(picture.format, self.task.needs_lossless, self.job.image.format, has_alpha)
+        picture.is_gray = picture.is_gray and not output.has_colours
+        picture.alpha = None if output.drops_alpha else match_alpha(picture.alpha, rgb)
         source_format = "JPEG" if picture.format == "MPO" else picture.format
         # The name of a shard member may be only a number.
         needs_suffix = image_format != source_format or not is_image_name(name)

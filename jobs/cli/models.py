@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from imagemill.jobs.cli.options import Address, Checkpoint, Output, Overwrite, Set, Storage, merge_config, storage_of
+from imagemill.jobs.cli.options import Address, Checkpoint, Json, Output, Overwrite, Set, Storage, merge_config, storage_of
 
 
 def train(
@@ -57,22 +57,23 @@ def evaluate(
     show_evaluation(merge_config(config, flags, set_), config or "command line", update_card, overwrite)
 
 
-def list_models(context: typer.Context) -> None:
+def list_models(context: typer.Context, as_json: Json = False) -> None:
     """List tasks, architectures and bundled checkpoints."""
     from imagemill.jobs.registry import show_registry
 
     if context.invoked_subcommand is None:
-        show_registry()
+        show_registry(as_json)
 
 
 def show_model(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A bundled name, a folder or a URL.")],
+    as_json: Json = False,
     config: Storage = None,
 ) -> None:
     """Show the card, the layers and the metrics of a checkpoint."""
     from imagemill.jobs.registry import show_checkpoint
 
-    show_checkpoint(checkpoint, storage_of(config, checkpoint))
+    show_checkpoint(checkpoint, storage_of(config, checkpoint), as_json)
 
 
 def demo(

@@ -4,24 +4,24 @@ from typing import Annotated
 
 import typer
 
-from imagemill.jobs.cli.options import Overwrite, ReadOutput, RunId, Sheet, Storage, store_at
+from imagemill.jobs.cli.options import Json, Overwrite, ReadOutput, RunId, Sheet, Storage, store_at
 from imagemill.pipeline.errors import ConfigError
 
 EXPORT_HELP = "Write the table to this file instead: .csv, .jsonl or .parquet."
 
 
-def status(output: ReadOutput, config: Storage = None) -> None:
+def status(output: ReadOutput, as_json: Json = False, config: Storage = None) -> None:
     """Show what OUTPUT holds, how its last runs ended, and whether a run is active."""
     from imagemill.jobs.status import show_status
 
-    show_status(store_at(output, config))
+    show_status(store_at(output, config), as_json)
 
 
-def verify(output: ReadOutput, config: Storage = None) -> None:
+def verify(output: ReadOutput, as_json: Json = False, config: Storage = None) -> None:
     """Check that rows, files, digests, latents and checkpoints of OUTPUT agree. Exits with 6 if they do not."""
     from imagemill.jobs.verify import show_verified
 
-    show_verified(store_at(output, config))
+    show_verified(store_at(output, config), as_json)
 
 
 def failures(
@@ -29,12 +29,13 @@ def failures(
     by_reason: Annotated[bool, typer.Option("--by-reason", help="Count the rejects by stage and class.")] = False,
     export: Annotated[str | None, typer.Option("--export", help=EXPORT_HELP, metavar="FILE")] = None,
     overwrite: Overwrite = False,
+    as_json: Json = False,
     config: Storage = None,
 ) -> None:
     """List the images that failed, with the reasons. A run with --retry-failed processes them again."""
     from imagemill.jobs.failures import show_failures
 
-    show_failures(store_at(output, config), by_reason, export, overwrite)
+    show_failures(store_at(output, config), by_reason, export, overwrite, as_json)
 
 
 def report(
@@ -45,9 +46,9 @@ def report(
     config: Storage = None,
 ) -> None:
     """Write the report.html of a run again."""
-    from imagemill.jobs.report import remake
+    from imagemill.jobs.report import show_report
 
-    remake(store_at(output, config), run_id)
+    show_report(store_at(output, config), run_id)
 
 
 def decode(
@@ -111,12 +112,13 @@ def stats(
     output: ReadOutput,
     run_id: RunId = None,
     against: Annotated[str | None, typer.Option("--against", help="Compare with this run.", metavar="ID")] = None,
+    as_json: Json = False,
     config: Storage = None,
 ) -> None:
     """Show mean and standard deviation of each latent channel, and how far the latents of runs drifted."""
     from imagemill.jobs.stats import show_stats
 
-    show_stats(store_at(output, config), run_id, against)
+    show_stats(store_at(output, config), run_id, against, as_json)
 
 
 def search(

@@ -21,7 +21,7 @@ from imagemill.jobs.evaluations.evaluation import (
     through_product,
     work_folder,
 )
-from imagemill.jobs.outputs import rows_of
+from imagemill.jobs.outputs import read_newest_rows
 from imagemill.models.metrics import MS_SSIM_SIDE, ms_ssim, psnr_db, ssim
 from imagemill.pipeline.images.decode import decode_image
 from imagemill.pipeline.output.output_names import decoded_name
@@ -54,7 +54,7 @@ def evaluate_compress(config: EvaluateConfig) -> Evaluation:
     ours: list[Line] = []
     for step in sorted(config.at or STEPS):
         with through_product(config, {"step": step}, str(config.input)) as (output, record):
-            rows, decoded = rows_of(output, ["bits_per_pixel", "orig_width", "orig_height"]), decoded_images(output)
+            rows, decoded = read_newest_rows(output, ["bits_per_pixel", "orig_width", "orig_height"]), decoded_images(output)
         payload = sum(row["bits_per_pixel"] * row["orig_width"] * row["orig_height"] for row in rows.values())
         ours.append(
             {
@@ -100,7 +100,7 @@ def decoded_images(output: Store) -> dict[str, np.ndarray]:
         # What `imagemill decode` prints is about this folder, which is gone in a moment.
         with redirect_stdout(io.StringIO()):
             decode_output(output, Store(folder))
-        return {name: decode_image(Store(folder).read(decoded_name(name))).rgb for name in rows_of(output, [])}
+        return {name: decode_image(Store(folder).read(decoded_name(name))).rgb for name in read_newest_rows(output, [])}
 
 
 def distortion(originals: dict[str, np.ndarray], decoded: dict[str, np.ndarray], large: list[str]) -> Line:

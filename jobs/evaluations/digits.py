@@ -19,7 +19,7 @@ from imagemill.jobs.evaluations.evaluation import (
     spread,
     through_product,
 )
-from imagemill.jobs.outputs import rows_of
+from imagemill.jobs.outputs import read_newest_rows
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.autoencoder import LatentCoder
 from imagemill.models.metrics import checkerboard, psnr_db
@@ -71,7 +71,7 @@ def evaluate_digits(config: EvaluateConfig) -> Evaluation:
             if min(x.shape[1:]) > 2 * MARGIN * model.stride:
                 flat[c.weights] = decoded_flat(model, code)
         with through_product(c, {}, str(c.input)) as (output, _):
-            rows, images = rows_of(output, ["bits_per_pixel"]), decoded_images(output)
+            rows, images = read_newest_rows(output, ["bits_per_pixel"]), decoded_images(output)
         stored = np.stack([images[name][..., 0] for name in names])
         parameters = sum(p.numel() for p in model.parameters())
         line = {"coder": c.weights, "parameters": parameters, "values": code[0].numel()}

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from imagemill.jobs.console import number
-from imagemill.jobs.outputs import rows_of
+from imagemill.jobs.outputs import read_newest_rows
 from imagemill.models.metrics import SSIM_SIDE
 from imagemill.models.tasks import TASKS
 from imagemill.pipeline.config import RunConfig, Strict
@@ -138,7 +138,7 @@ def through_product(config: EvaluateConfig, params: dict[str, Any], input: str) 
 
 def restored(output: Store) -> dict[str, np.ndarray]:
     """The image (H,W,3) uint8 that each source became, by the source's relative path."""
-    return {name: decode_image(output.read(row["output_uri"])).rgb for name, row in rows_of(output, []).items()}
+    return {name: decode_image(output.read(row["output_uri"])).rgb for name, row in read_newest_rows(output, []).items()}
 
 
 def read_images(url: str, storage: StorageConfig, smallest: int = SSIM_SIDE) -> dict[str, DecodedImage]:

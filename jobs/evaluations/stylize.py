@@ -15,7 +15,7 @@ from imagemill.jobs.evaluations.evaluation import (
     spread,
     through_product,
 )
-from imagemill.jobs.outputs import rows_of
+from imagemill.jobs.outputs import read_newest_rows
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.batches import to_float_batch
 from imagemill.models.objectives import TASK_OBJECTIVES
@@ -55,7 +55,7 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
     sweep, columns = [], []
     for alpha in config.at or ALPHAS:
         with through_product(config, {"alpha": alpha}, str(config.input)) as (output, _):
-            rows, images = rows_of(output, ["content_loss", "style_loss"]), restored(output)
+            rows, images = read_newest_rows(output, ["content_loss", "style_loss"]), restored(output)
         line: Line = {"alpha / beta": alpha / params.beta if params.beta else float("inf")}
         for name in ("content_loss", "style_loss"):
             line[name.replace("_", " ")] = mean([row[name] for row in rows.values()])
@@ -63,7 +63,7 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
         columns.append([Tile(limit_side(images[name], 256), f"style loss {rows[name]['style_loss']:.4f}") for name in shown])
 
     with through_product(config, {}, str(config.input)) as (output, record):
-        curves, slow = rows_of(output, ["losses"]), seconds_an_image(record)
+        curves, slow = read_newest_rows(output, ["losses"]), seconds_an_image(record)
     stylist = TASK_OBJECTIVES[job.task.name].prepare(net, params, style_images, "cpu")
     stylist = require_type(stylist, StyleTransfer)
     compared: list[Line] = []

@@ -24,8 +24,8 @@ def rehearsed(config: TrainConfig) -> Autoencoder:
     if not config.input or not config.output:
         raise ConfigError("train needs an input (one or more folders of images) and an output")
     objective, architecture = OBJECTIVES[config.task], ARCHITECTURES[config.architecture]
-    if not issubclass(architecture, objective.learned_by):
-        able = ", ".join(name for name, other in ARCHITECTURES.items() if issubclass(other, objective.learned_by))
+    if not issubclass(architecture, objective.trainable_type):
+        able = ", ".join(name for name, other in ARCHITECTURES.items() if issubclass(other, objective.trainable_type))
         raise ConfigError(f"task = {config.task!r} cannot be learned by architecture {config.architecture}; valid: {able}")
     what = f"architecture {config.architecture} with parameters {config.parameters}"
     try:

@@ -92,8 +92,8 @@ class Codec(LatentCoder):
         self.code_channels = 64 + 2 * chroma
         # The means of Y, Cb and Cr, and their lowest frequencies.
         lowest = ((0, 20), (64, min(8, chroma)), (64 + chroma, min(8, chroma)))
-        self.smooth = (0, 64, 64 + chroma)
-        self.texture = [c for first, count in lowest for c in range(first + 1, first + count)]
+        self.lowpass_channels = (0, 64, 64 + chroma)
+        self.texture_channels = [c for first, count in lowest for c in range(first + 1, first + count)]
         # Half-resolution blocks reach 2 px a convolution, those of the code 8 px, the lapped synthesis 8 px more.
         self.halo = -(-(2 * (2 * blocks + 2) + 8 * (2 * code_blocks + 2)) // 8) * 8
         analysis, synthesis = dct_filters(chroma)
@@ -125,20 +125,20 @@ class Codec(LatentCoder):
         step_B = x_BCHW.new_full((x_BCHW.shape[0],), 26.0) if step_B is None else step_B
         return quantise(self.analyse(x_BCHW, step_B)), step_B
 
-    def symbols(self, x_BCHW: Tensor, step_B: Tensor) -> Tensor:
+    def encode_symbols(self, x_BCHW: Tensor, step_B: Tensor) -> Tensor:
         return self.encode(x_BCHW, step_B)[0]
 
-    def image(self, symbols_Bchw: Tensor, step_B: Tensor) -> Tensor:
+    def decode_symbols(self, symbols_Bchw: Tensor, step_B: Tensor) -> Tensor:
         return self.decode((symbols_Bchw, step_B))
 
-    def lattice(self, step: float) -> tuple[Tensor, int]:
+    def dequantisation(self, step: float) -> tuple[Tensor, int]:
         return self.steps(self.log_step.new_tensor([step])).flatten(), 0
 
-    def sketch(self, values_Bchw: Tensor) -> Tensor:
+    def decode_preview(self, values_Bchw: Tensor) -> Tensor:
         if min(values_Bchw.shape[2:]) < SKETCHED:
             return self.g_s(values_Bchw * TRANSFORM_SCALE) + 0.5
-        means = self.g_s.weight[list(self.smooth)].sum((2, 3)) * (TRANSFORM_SCALE / 64)
-        return torch.einsum("bchw,cp->bphw", values_Bchw[:, list(self.smooth)], means) + 0.5
+        means = self.g_s.weight[list(self.lowpass_channels)].sum((2, 3)) * (TRANSFORM_SCALE / 64)
+        return torch.einsum("bchw,cp->bphw", values_Bchw[:, list(self.lowpass_channels)], means) + 0.5
 
     def decode(self, y: tuple[Tensor, Tensor]) -> Tensor:
         symbols, step_B = y

@@ -34,7 +34,7 @@ class Conv(LatentCoder):
     ) -> None:
         super().__init__()
         self.channels = channels
-        self.smooth = self.texture = range(code)
+        self.lowpass_channels = self.texture_channels = range(code)
         self.example = (channels, 28, 28)
         self.encoder = nn.Sequential(
             conv3x3(channels, width), nn.ReLU(), nn.MaxPool2d(2), conv3x3(width, code), nn.ReLU(), nn.MaxPool2d(2)
@@ -56,14 +56,14 @@ class Conv(LatentCoder):
         x_hat: Tensor = self.decoder(y)
         return x_hat
 
-    def symbols(self, x_BCHW: Tensor, step_B: Tensor) -> Tensor:
+    def encode_symbols(self, x_BCHW: Tensor, step_B: Tensor) -> Tensor:
         return (self.encode(x_BCHW) / self.peak.view(-1, 1, 1)).clamp(0, 1).mul(255).round() - 128
 
-    def image(self, symbols_Bchw: Tensor, step_B: Tensor) -> Tensor:
+    def decode_symbols(self, symbols_Bchw: Tensor, step_B: Tensor) -> Tensor:
         return self.decode((symbols_Bchw + 128) / 255 * self.peak.view(-1, 1, 1))
 
-    def lattice(self, step: float) -> tuple[Tensor, int]:
+    def dequantisation(self, step: float) -> tuple[Tensor, int]:
         return self.peak / 255, -128
 
-    def sketch(self, values_Bchw: Tensor) -> Tensor:
+    def decode_preview(self, values_Bchw: Tensor) -> Tensor:
         return self.decode(values_Bchw)

@@ -26,7 +26,7 @@ ERROR_FLOOR = 1e-4
 
 
 class Colorize(TaskObjective):
-    learned_by = ChromaUNet
+    trainable_type = ChromaUNet
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """PSNR loss in RGB at the true luma."""
@@ -66,7 +66,7 @@ class Colorize(TaskObjective):
         outputs = []
         for luma, chroma in zip(lumas, chroma_B2HW, strict=True):
             image = replace_chroma(luma, chroma[:, : luma.shape[0], : luma.shape[1]])
-            outputs.append(Output(image, columns={"colourfulness": colourfulness(image)}, coloured=True))
+            outputs.append(Output(image, columns={"colourfulness": colourfulness(image)}, has_colours=True))
         return outputs
 
 

@@ -25,7 +25,7 @@ from imagemill.models.type_checks import require_type
 
 
 class Compress(TaskObjective):
-    learned_by = LatentCoder
+    trainable_type = LatentCoder
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Rate and distortion at random steps; for an autoencoder that has no rate, the squared error."""
@@ -61,7 +61,7 @@ class Compress(TaskObjective):
             for x_BCHW in images:
                 x = select_planes(model, x_BCHW)
                 step_B = x.new_full((1,), MIN_STEP * (MAX_STEP / MIN_STEP) ** rng.random())
-                latents.append(model.symbols(x, step_B)[0].to(torch.int8).cpu().numpy())
+                latents.append(model.encode_symbols(x, step_B)[0].to(torch.int8).cpu().numpy())
         if latents:
             model.entropy = fit_entropy_model(latents)
 
@@ -89,10 +89,10 @@ class Compress(TaskObjective):
             payload = model.entropy.encode(latent) if params.coding == "coded" and model.entropy else None
             columns: dict[str, Any] = {"step": params.step}
             decoded = None
-            if sample.image_wanted:
+            if sample.needs_image:
                 decoded = decode_latent(model, latent, sample.rgb.shape[:2], params.step, precision.device)
                 columns["psnr_db"] = psnr_db(decoded, sample.rgb)
-            elif sample.quality_wanted:
+            elif sample.needs_quality:
                 columns["psnr_db"] = latent_psnr(model, latent, sample.rgb, params.step, precision.device)
             outputs.append(Output(decoded, latent, columns, payload=payload))
         return outputs
@@ -105,7 +105,7 @@ def encode_images(model: LatentCoder, images: Sequence[np.ndarray], step: float,
     step_B = torch.full((len(images),), step, device=x.device)
 
     def symbols_of(piece: Tensor) -> Tensor:
-        return model.symbols(select_planes(model, bytes_to_float(piece)), step_B).to(torch.int8)
+        return model.encode_symbols(select_planes(model, bytes_to_float(piece)), step_B).to(torch.int8)
 
     halo = model.stride if isinstance(model, Codec) else model.halo
     with torch.inference_mode():
@@ -121,8 +121,8 @@ def select_planes(model: Any, x_B3HW: Tensor) -> Tensor:
 
 def encode_decode(model: LatentCoder, x_BCHW: Tensor, step_B: Tensor) -> tuple[Tensor, Tensor]:
     """What images become at a step, (B,C,H,W), and the bits that they take, (B,)."""
-    symbols = model.symbols(x_BCHW, step_B)
-    return model.image(symbols, step_B), laplace_bits(symbols)
+    symbols = model.encode_symbols(x_BCHW, step_B)
+    return model.decode_symbols(symbols, step_B), laplace_bits(symbols)
 
 
 def decode_latent(model: LatentCoder, latent: np.ndarray, size: tuple[int, int], step: float, device: str) -> np.ndarray:
@@ -151,7 +151,13 @@ def tile_arguments(model: LatentCoder, latent: np.ndarray, size: tuple[int, ...]
     symbols = torch.from_numpy(np.ascontiguousarray(latent))[None].to(device)
     step_B = torch.full((1,), step, device=symbols.device)
     tile, halo = tile_side(*size) // model.stride, model.halo // model.stride
-    return lambda piece: float_to_bytes(model.image(piece.float(), step_B)), symbols, tile, halo, Fraction(model.stride)
+    return (
+        lambda piece: float_to_bytes(model.decode_symbols(piece.float(), step_B)),
+        symbols,
+        tile,
+        halo,
+        Fraction(model.stride),
+    )
 
 
 def to_rgb(model: LatentCoder, x_hat: Tensor) -> np.ndarray:

@@ -24,7 +24,7 @@ FILE_SHARE = 0.7
 
 
 class Denoise(TaskObjective):
-    learned_by = UNet
+    trainable_type = UNet
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """PSNR loss at the true noise level, plus the error of the estimated level in 8-bit levels."""

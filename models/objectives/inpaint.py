@@ -27,7 +27,7 @@ VALIDATED_LOSS = 0.5
 
 
 class Inpaint(TaskObjective):
-    learned_by = MaskedUNet
+    trainable_type = MaskedUNet
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """PSNR loss of the image with its known pixels put back."""
@@ -80,7 +80,7 @@ class Inpaint(TaskObjective):
             columns = {"missing_share": float(1 - known.mean())}
             # A plane that is predicted is not that of a gray image, and to make it gray again would change the others.
             coloured = params.missing in PLANES
-            outputs.append(Output(image, columns=columns, opaque=params.missing == "alpha", coloured=coloured))
+            outputs.append(Output(image, columns=columns, drops_alpha=params.missing == "alpha", has_colours=coloured))
         return outputs
 
 

@@ -16,7 +16,7 @@ from imagemill.models.tasks.task import Output, Sample
 class Objective(ABC):
     """What a model can be trained for: what is taken away, and the loss. Stateless."""
 
-    learned_by: ClassVar[type[Autoencoder]]
+    trainable_type: ClassVar[type[Autoencoder]]
     """The architecture, or the base of several, that can learn it."""
 
     def freeze(self, model: Autoencoder) -> None:  # noqa: B027 - few have something to hold

@@ -22,7 +22,7 @@ RECONSTRUCTION_WEIGHT = 0.1
 
 
 class Perceive(Objective):
-    learned_by = Perceptual
+    trainable_type = Perceptual
 
     def freeze(self, model: Autoencoder) -> None:
         """The skips, as the decoder is given one layer alone, and the layers behind that one."""

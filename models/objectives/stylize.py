@@ -34,7 +34,7 @@ DEFAULT = {key: StylizeParams.model_fields[key].default for key in FITS["gatys"]
 
 
 class Stylize(TaskObjective):
-    learned_by = Perceptual
+    trainable_type = Perceptual
 
     def freeze(self, model: Autoencoder) -> None:
         """The encoder: what measures must not learn to be pleased."""
@@ -115,7 +115,7 @@ class Stylize(TaskObjective):
                 image = result[:h, :w]
                 if params.preserve_color:
                     image = replace_chroma(luma_uint8(image).astype(np.uint8), rgb_to_chroma(contents[n]))
-                outputs[n] = Output(image, columns=column, coloured=not params.preserve_color)
+                outputs[n] = Output(image, columns=column, has_colours=not params.preserve_color)
         return [outputs[n] for n in range(len(samples))]
 
 

@@ -19,7 +19,7 @@ from imagemill.models.type_checks import require_type
 
 
 class Upscale(TaskObjective):
-    learned_by = EDSR
+    trainable_type = EDSR
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """PSNR loss of crops that were reduced and are enlarged again."""

@@ -22,4 +22,4 @@ class Colorize(Task):
     Params = ColorizeParams
     columns = {"colourfulness": float}
     worst = ("lowest", "colourfulness")
-    exact = True
+    needs_lossless = True

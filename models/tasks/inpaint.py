@@ -44,7 +44,7 @@ class Inpaint(Task):
     Params = InpaintParams
     columns = {"missing_share": float}
     worst = ("highest", "missing_share")
-    exact = True
+    needs_lossless = True
 
-    def wants_mask(self, params: Any) -> bool:
+    def needs_mask(self, params: Any) -> bool:
         return bool(params.missing == "file")

@@ -33,9 +33,9 @@ class Sample:
     """(H,W) uint8 from the mask file of the image: 255 where it is missing, else 0; where the parameters ask for one."""
     seed: int = 0
     """From the image's identity: what is drawn at random for it is drawn again the same."""
-    image_wanted: bool = True
+    needs_image: bool = True
     """Whether anybody looks at the output's pixels; of a task whose output is a latent they are a by-product."""
-    quality_wanted: bool = True
+    needs_quality: bool = True
     """Whether to compute figures of quality that cost more than the output itself."""
 
 
@@ -48,9 +48,9 @@ class Output:
     latent: np.ndarray | None = None
     """(C,h,w) int8 symbols."""
     columns: dict[str, Any] = field(default_factory=dict)
-    opaque: bool = False
+    drops_alpha: bool = False
     """Whether the source's alpha is not put back."""
-    coloured: bool = False
+    has_colours: bool = False
     """Whether it has colours even where the source is gray."""
     payload: bytes | None = None
     """The latent entropy coded, where the parameters ask for it."""
@@ -72,11 +72,11 @@ class Task:
     style_param: ClassVar[str | None] = None
     """The parameter that lists files or URLs of images which a run works from beside its input."""
     min_style_side: ClassVar[int] = 1
-    closely: ClassVar[bool] = False
+    report_crops: ClassVar[bool] = False
     """Whether what it does shows only pixel by pixel, so that a report shows the middles of images."""
-    exact: ClassVar[bool] = False
+    needs_lossless: ClassVar[bool] = False
     """Whether some pixels of the source are kept to the last bit: outputs of lossy formats are then written as PNG."""
 
-    def wants_mask(self, params: Any) -> bool:
+    def needs_mask(self, params: Any) -> bool:
         """Whether a mask file beside each image says what is missing of it."""
         return False

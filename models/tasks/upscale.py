@@ -8,4 +8,4 @@ class Upscale(Task):
     summary = "Enlarge images to twice their width and height, or by the scale of the checkpoint."
     default_checkpoint = "upscale-small"
     columns = {"scale": int}
-    closely = True
+    report_crops = True

@@ -1,1 +1,1 @@
-"""Files of images: bytes to pixels and back, and what a file says beside its pixels."""
+"""Decode and encode image files, and carry metadata from the source to the output."""

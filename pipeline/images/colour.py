@@ -1,12 +1,12 @@
-"""Colour spaces that a file declares by numbers instead of an ICC profile, and their conversion to sRGB.
+"""Convert colour spaces that a file declares without an ICC profile to sRGB.
 
-PNG (gAMA, cHRM, cICP), AVIF (nclx), JPEG 2000 and BMP name primaries and a transfer function. The numbers follow ITU-T H.273
-("coding-independent code points", CICP). HDR (PQ, HLG) is tone mapped to SDR:
+PNG (gAMA, cHRM, cICP), AVIF (nclx), JPEG 2000 and BMP declare primaries and a transfer function. Their code points
+follow ITU-T H.273 ("coding-independent code points", CICP). HDR images (PQ, HLG) are tone mapped to SDR:
 
 - Diffuse white is 203 cd/m² (ITU-R BT.2408) and becomes sRGB white.
-- The curve is the EETF of ITU-R BT.2390, section 5.4.1, applied to the largest of R, G and B in the PQ domain; the other two
-  components are scaled by the same factor, which keeps the hue.
-- The source peak is the brightest sample of the picture. What is not brighter than diffuse white is not changed.
+- The curve is the EETF of ITU-R BT.2390, section 5.4.1, applied in the PQ domain to the largest of R, G and B. All three are
+  scaled by the same factor, which preserves the hue.
+- The source peak is the brightest sample of the image. An image that is nowhere brighter than diffuse white is not changed.
 - HLG is rendered for a display of 1000 cd/m² with system gamma 1.2 (ITU-R BT.2100, table 5).
 
 Colours outside sRGB are clipped in linear light.
@@ -19,7 +19,7 @@ from functools import lru_cache
 import numpy as np
 
 Primaries = tuple[float, float, float, float, float, float, float, float]
-"""x and y (CIE 1931) of red, green, blue and white."""
+"""CIE 1931 x and y of red, green, blue and white."""
 
 D65 = (0.3127, 0.3290)
 ILLUMINANT_C = (0.310, 0.316)
@@ -37,99 +37,104 @@ PRIMARIES: dict[int, tuple[str, Primaries]] = {
     12: ("Display P3", (0.680, 0.320, 0.265, 0.690, 0.150, 0.060, *D65)),
     22: ("EBU 3213", (0.630, 0.340, 0.295, 0.605, 0.155, 0.077, *D65)),
 }
-"""ITU-T H.273, table 2."""
+"""Name and chromaticities by code point: ITU-T H.273, table 2."""
 UNSPECIFIED = 2
 REFERENCE_WHITE = 203.0
 HLG_PEAK, HLG_GAMMA = 1000.0, 1.2
 PQ_PEAK = 10_000.0
-SAME_PRIMARIES, SAME_GAMMA = 0.005, 0.05
-"""Differences of a chromaticity, and of gamma as a share (as libpng has it), that are rounding of another writer."""
+CHROMATICITY_TOLERANCE, GAMMA_TOLERANCE = 0.005, 0.05
+"""The largest difference of a chromaticity, and the largest relative difference of gamma (as in libpng), that counts as
+rounding."""
 SRGB_GAMMA = 2.2
 BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 
 Curve = Callable[[np.ndarray], np.ndarray]
-"""Signal, float64 in 0 to 1, to linear light of the same shape, where 1 is diffuse white."""
+"""Maps a float64 signal in 0..1 to linear light of the same shape, where 1 is diffuse white."""
 
 
 def srgb_to_linear(v: np.ndarray) -> np.ndarray:
-    """IEC 61966-2-1."""
+    """Apply the sRGB transfer function: IEC 61966-2-1."""
     return np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)
 
 
 def pq_to_nits(v: np.ndarray) -> np.ndarray:
-    """SMPTE ST 2084, the electro-optical transfer function: 0 to 10,000 cd/m²."""
+    """Apply the PQ electro-optical transfer function, SMPTE ST 2084: 0..1 to 0..10,000 cd/m²."""
     p = v ** (32 / 2523)
     return PQ_PEAK * (np.maximum(p - 0.8359375, 0) / (18.8515625 - 18.6875 * p)) ** (8192 / 1305)
 
 
 def nits_to_pq(nits: np.ndarray) -> np.ndarray:
-    """The inverse of `pq_to_nits`."""
+    """Apply the inverse of `pq_to_nits`."""
     y = (nits / PQ_PEAK) ** (1305 / 8192)
     return ((0.8359375 + 18.8515625 * y) / (1 + 18.6875 * y)) ** (2523 / 32)
 
 
 def hlg_to_scene(v: np.ndarray) -> np.ndarray:
-    """ITU-R BT.2100, the inverse opto-electronic transfer function of HLG: light of the scene, 0 to 1."""
+    """Apply the inverse HLG transfer function, ITU-R BT.2100: 0..1 to scene light 0..1."""
     a, b, c = 0.17883277, 0.28466892, 0.55991073
     return np.where(v <= 0.5, v * v / 3, (np.exp((v - c) / a) + b) / 12)
 
 
 def smpte_240m_to_linear(v: np.ndarray) -> np.ndarray:
+    """Apply the inverse of the SMPTE 240M transfer function."""
     return np.where(v < 4 * 0.022821585529445, v / 4, ((v + 0.111572195921731) / 1.111572195921731) ** (1 / 0.45))
 
 
-def logarithmic(decades: float) -> Curve:
-    """A logarithmic curve of H.273: code points 9 (two decades) and 10 (two and a half)."""
+def logarithmic_curve(decades: float) -> Curve:
+    """Return a logarithmic curve of H.273: code points 9 (2 decades) and 10 (2.5 decades)."""
     return lambda v: np.where(v > 0, 10 ** (decades * (v - 1)), 0)
 
 
-# ITU-T H.273, table 3. The curves of video (1, 6, 14, 15: BT.709, SMPTE 170M, BT.2020) are not here: see `cicp`.
 CURVES: dict[int, tuple[str, Curve | float]] = {
     4: ("gamma 2.2", 2.2),
     5: ("gamma 2.8", 2.8),
     7: ("SMPTE 240M", smpte_240m_to_linear),
     8: ("linear", 1.0),
-    9: ("logarithmic 100:1", logarithmic(2)),
-    10: ("logarithmic 316:1", logarithmic(2.5)),
+    9: ("logarithmic 100:1", logarithmic_curve(2)),
+    10: ("logarithmic 316:1", logarithmic_curve(2.5)),
     13: ("sRGB", srgb_to_linear),
     16: ("PQ", lambda v: pq_to_nits(v) / REFERENCE_WHITE),
     17: ("SMPTE 428", lambda v: v**2.6 * 52.37 / 48),
     18: ("HLG", hlg_to_scene),
 }
+"""Name and transfer function by code point: ITU-T H.273, table 3. `parse_cicp` says why video curves are missing."""
 VIDEO_CURVES = {1: "BT.709", 6: "SMPTE 170M", 11: "xvYCC", 12: "BT.1361", 14: "BT.2020", 15: "BT.2020"}
 
 
 @dataclass(frozen=True)
 class ColourSpace:
-    """RGB or gray samples whose colours are given by primaries and a transfer function."""
+    """A colour space of RGB or gray samples, given by primaries and a transfer function."""
 
     primaries: Primaries = SRGB
     curve: Curve | float = srgb_to_linear
-    """A function, or the exponent gamma."""
+    """The transfer function; a number is the exponent gamma."""
     name: str = "sRGB"
 
     @property
     def is_srgb(self) -> bool:
-        """Whether samples may be taken for sRGB as they are."""
-        gamma = isinstance(self.curve, float) and abs(self.curve / SRGB_GAMMA - 1) < SAME_GAMMA
-        return self.has_srgb_primaries and (gamma or self.curve is srgb_to_linear)
+        """Whether samples can be used as sRGB without conversion."""
+        is_srgb_gamma = isinstance(self.curve, float) and abs(self.curve / SRGB_GAMMA - 1) < GAMMA_TOLERANCE
+        return self.has_srgb_primaries and (is_srgb_gamma or self.curve is srgb_to_linear)
 
     @property
     def has_srgb_primaries(self) -> bool:
-        return max(abs(a - b) for a, b in zip(self.primaries, SRGB, strict=True)) < SAME_PRIMARIES
+        """Whether the primaries and the white point are those of sRGB."""
+        return max(abs(a - b) for a, b in zip(self.primaries, SRGB, strict=True)) < CHROMATICITY_TOLERANCE
 
     @property
     def is_hdr(self) -> bool:
+        """Whether the transfer function is PQ or HLG."""
         return self.curve in (CURVES[16][1], CURVES[18][1])
 
 
-def cicp(primaries: int, transfer: int) -> tuple[ColourSpace | None, str]:
-    """Return the colour space of two code points of H.273, and what it ignores of them, or "".
+def parse_cicp(primaries: int, transfer: int) -> tuple[ColourSpace | None, str]:
+    """Return the colour space of two H.273 code points.
 
-    The curves of video describe a camera. A screen shows video about as it shows sRGB, so their samples are taken for sRGB,
-    as in Chrome; the inverse of the camera's curve would make them too bright.
+    The video curves describe a camera. Screens show video much like sRGB, so samples with a video curve are used as
+    sRGB, as in Chrome; the inverse of the camera's curve would make them too bright.
 
-    Returns: None as the space if the code points are reserved or unspecified.
+    Returns:
+        The colour space, or None if both code points are unspecified; and what was ignored, or "".
     """
     if primaries == transfer == UNSPECIFIED:
         return None, ""
@@ -144,86 +149,98 @@ def cicp(primaries: int, transfer: int) -> tuple[ColourSpace | None, str]:
     return ColourSpace(chromaticities, curve, f"{name} {curve_name}"), ignored
 
 
-def to_xyz(primaries: Primaries) -> np.ndarray:
-    """The matrix (3,3) of linear RGB to CIE XYZ.
+def matrix_to_xyz(primaries: Primaries) -> np.ndarray:
+    """Return the matrix (3,3) from linear RGB to CIE XYZ.
 
-    Raises: ValueError if the primaries span no space.
+    Raises:
+        ValueError: if the primaries are collinear or white is black.
     """
     columns = np.array([[x, y, 1 - x - y] for x, y in zip(primaries[0::2], primaries[1::2], strict=True)]).T
     rgb, white = columns[:, :3], columns[:, 3]
     if abs(np.linalg.det(rgb)) < 1e-6 or white[1] <= 0:
-        raise ValueError("primaries that span no colour space")
+        raise ValueError("invalid primaries")
     return rgb * np.linalg.solve(rgb, white / white[1])
 
 
-def to_linear_srgb(primaries: Primaries) -> np.ndarray:
-    """The matrix (3,3) of linear RGB to linear sRGB; whites are adapted by Bradford.
+def matrix_to_linear_srgb(primaries: Primaries) -> np.ndarray:
+    """Return the matrix (3,3) from linear RGB to linear sRGB.
 
-    Raises: ValueError if the primaries span no space.
+    The white point is adapted by Bradford's method.
+
+    Raises:
+        ValueError: as `matrix_to_xyz`.
     """
-    source, target = to_xyz(primaries), to_xyz(SRGB)
+    source, target = matrix_to_xyz(primaries), matrix_to_xyz(SRGB)
     cones = BRADFORD @ np.stack([source.sum(1), target.sum(1)], 1)
-    adapted = np.linalg.solve(BRADFORD, np.diag(cones[:, 1] / cones[:, 0]) @ BRADFORD)
-    return np.linalg.solve(target, adapted @ source)
+    adaptation = np.linalg.solve(BRADFORD, np.diag(cones[:, 1] / cones[:, 0]) @ BRADFORD)
+    return np.linalg.solve(target, adaptation @ source)
 
 
 def eetf(nits: np.ndarray, peak: float) -> np.ndarray:
-    """Map light of a source with a peak above diffuse white into the range up to diffuse white: ITU-R BT.2390, 5.4.1."""
-    source = nits_to_pq(np.array(peak))
-    e = nits_to_pq(nits) / source
-    most = nits_to_pq(np.array(REFERENCE_WHITE)) / source
-    knee = 1.5 * most - 0.5
-    t = np.clip((e - knee) / (1 - knee), 0, 1)
-    spline = (2 * t**3 - 3 * t**2 + 1) * knee + (t**3 - 2 * t**2 + t) * (1 - knee) + (-2 * t**3 + 3 * t**2) * most
-    return pq_to_nits(np.where(e < knee, e, spline) * source)
+    """Compress light into the range up to diffuse white: ITU-R BT.2390, section 5.4.1.
+
+    Args:
+        nits: light in cd/m².
+        peak: the brightest light of the source in cd/m², above diffuse white.
+    """
+    source_peak = nits_to_pq(np.array(peak))
+    signal = nits_to_pq(nits) / source_peak
+    target_peak = nits_to_pq(np.array(REFERENCE_WHITE)) / source_peak
+    knee = 1.5 * target_peak - 0.5
+    t = np.clip((signal - knee) / (1 - knee), 0, 1)
+    spline = (2 * t**3 - 3 * t**2 + 1) * knee + (t**3 - 2 * t**2 + t) * (1 - knee) + (-2 * t**3 + 3 * t**2) * target_peak
+    return pq_to_nits(np.where(signal < knee, signal, spline) * source_peak)
 
 
 @lru_cache(maxsize=1)
 def srgb_table() -> np.ndarray:
-    """(65536,) uint8: the sRGB sample of linear light, where 65535 is white."""
+    """Return (65536,) uint8: the sRGB sample of each level of linear light; 65535 is white."""
     light = np.arange(65536) / 65535
     return np.round(255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)).astype(np.uint8)
 
 
-class Conversion:
-    """Samples of a colour space to sRGB. Call it with samples of any part of one picture.
+class SrgbConversion:
+    """Converts samples of one image to sRGB. Call it with any part of the image.
 
-    Raises: ValueError if the primaries span no space.
+    Args:
+        space: the colour space of the image.
+        dtype: uint8 or uint16, whose full range the samples use.
+        is_gray: whether the samples are gray rather than RGB.
+        max_sample: the largest sample of the image. It is the source peak of HDR tone mapping.
+
+    Raises:
+        ValueError: if the primaries are invalid.
     """
 
-    def __init__(self, space: ColourSpace, dtype: np.dtype, gray: bool, brightest: int) -> None:
-        """Prepare the tables.
-
-        Args:
-            dtype: uint8 or uint16, whose whole range the samples use.
-            brightest: the largest sample of the picture.
-        """
-        self.gray, self.hlg = gray, space.curve is CURVES[18][1]
+    def __init__(self, space: ColourSpace, dtype: np.dtype, is_gray: bool, max_sample: int) -> None:
+        self.is_gray, self.is_hlg = is_gray, space.curve is CURVES[18][1]
         signal = np.arange(np.iinfo(dtype).max + 1) / np.iinfo(dtype).max
         light = signal**space.curve if isinstance(space.curve, float) else space.curve(signal)
-        self.luma = to_xyz(space.primaries)[1].astype(np.float32)
+        self.luma = matrix_to_xyz(space.primaries)[1].astype(np.float32)
         self.linear = light.astype(np.float32)
-        self.matrix = None if gray or space.has_srgb_primaries else to_linear_srgb(space.primaries).T.astype(np.float32)
+        self.matrix: np.ndarray | None = None
+        if not is_gray and not space.has_srgb_primaries:
+            self.matrix = matrix_to_linear_srgb(space.primaries).T.astype(np.float32)
         self.gains: np.ndarray | None = None
-        peak = float(light[brightest])
-        peak = HLG_PEAK * peak**HLG_GAMMA if self.hlg else peak * REFERENCE_WHITE
+        peak = float(light[max_sample])
+        peak = HLG_PEAK * peak**HLG_GAMMA if self.is_hlg else peak * REFERENCE_WHITE
         if space.is_hdr and peak > REFERENCE_WHITE:
-            # By the fourth root of light, which is about how PQ has it and quick to find.
+            # The table is indexed by the fourth root of light, which is close to PQ and cheap to compute.
             nits = PQ_PEAK * (np.arange(1, 65537) / 65536) ** 4
             self.gains = (eetf(nits, peak) / nits).astype(np.float32)
 
     def __call__(self, samples: np.ndarray) -> np.ndarray:
-        """(H,W) gray or (H,W,3) RGB of the picture's dtype to sRGB uint8 of the same shape."""
+        """Convert (H,W) gray or (H,W,3) RGB of the image's dtype to sRGB uint8 of the same shape."""
         light = self.linear[samples]
-        if self.hlg:
-            luminance = light if self.gray else light @ self.luma
+        if self.is_hlg:
+            luminance = light if self.is_gray else light @ self.luma
             gain = luminance ** np.float32(HLG_GAMMA - 1) * np.float32(HLG_PEAK / REFERENCE_WHITE)
-            light *= gain if self.gray else gain[..., None]
+            light *= gain if self.is_gray else gain[..., None]
         if self.gains is not None:
-            brightest = light if self.gray else light.max(-1)
+            brightest = light if self.is_gray else light.max(-1)
             root = np.sqrt(np.sqrt(brightest * np.float32(REFERENCE_WHITE / PQ_PEAK)))
             gain = self.gains[(root * 65535).astype(np.uint16)]
-            light *= gain if self.gray else gain[..., None]
+            light *= gain if self.is_gray else gain[..., None]
         if self.matrix is not None:
             light = light @ self.matrix
         np.clip(light, 0, 1, out=light)

@@ -1,37 +1,46 @@
-"""The options for decoding and encoding images: `image` in a run's configuration."""
+"""The options of decoding and encoding: the key `image` of a run's configuration."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 MAX_PIXELS = 40_000_000
-"""What a run takes unless it is told otherwise."""
+"""Default limit of width × height of a source image."""
 
 
 class ImageConfig(BaseModel):
-    """What becomes of all that a picture is beside its pixels. It changes outputs, so it is part of their version."""
+    """How transparency, colour profiles and metadata are treated, and how outputs are encoded.
+
+    The options change outputs, so they are part of an image's version.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     alpha: Annotated[str, StringConstraints(pattern="^(keep|#[0-9a-fA-F]{6})$", to_lower=True)] = Field(
-        "keep", description="keep: carried through; #rrggbb: laid onto this colour"
+        "keep", description="keep: carry transparency over to the output; #rrggbb: flatten onto this colour"
     )
-    icc: Literal["convert", "keep"] = Field("convert", description="colours to sRGB, or untouched with their profile")
+    icc: Literal["convert", "keep"] = Field(
+        "convert", description="convert: convert colours to sRGB; keep: leave colours unchanged and embed their profile"
+    )
     metadata: Literal["keep", "strip", "strip_gps"] = Field(
         "keep",
-        description="EXIF, XMP, IPTC, texts, resolution; strip_gps: resolution and EXIF without the place; strip: nothing",
+        description="keep: EXIF, XMP, IPTC, texts and resolution; strip_gps: only resolution and EXIF without GPS; "
+        "strip: nothing",
     )
-    format: Literal["jpeg", "png", "webp", "tiff", "avif"] | None = Field(None, description="the source's when absent")
-    quality: int = Field(95, ge=1, le=100, description="of JPEG, WebP and AVIF")
+    format: Literal["jpeg", "png", "webp", "tiff", "avif"] | None = Field(
+        None, description="format of the outputs; default: the format of each source"
+    )
+    quality: int = Field(95, ge=1, le=100, description="quality of JPEG, WebP and AVIF outputs")
 
     @field_validator("alpha", mode="before")
     @classmethod
-    def is_quoted(cls, value: Any) -> Any:
+    def require_quotes(cls, value: Any) -> Any:
+        """Explain an unquoted #rrggbb, which YAML reads as a comment."""
         if value is None:
-            raise ValueError('keep or "#rrggbb" is expected; for YAML a bare # begins a comment, so quote it')
+            raise ValueError('must be keep or "#rrggbb". YAML reads an unquoted # as a comment, so quote the colour')
         return value
 
     @property
     def matte(self) -> tuple[int, ...] | None:
-        """(R,G,B) of the colour that transparent pictures are laid onto."""
+        """(R,G,B) to flatten transparent images onto; None to keep transparency."""
         return None if self.alpha == "keep" else tuple(bytes.fromhex(self.alpha[1:]))

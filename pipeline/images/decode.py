@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from imagemill.pipeline.images.colour import SRGB, Conversion
+from imagemill.pipeline.images.colour import SRGB, SrgbConversion
 from imagemill.pipeline.images.config import MAX_PIXELS, ImageConfig
-from imagemill.pipeline.images.errors import DAMAGED_IMAGE, DECODER_ERRORS, ImageError
-from imagemill.pipeline.images.icc import in_srgb, treatment
-from imagemill.pipeline.images.metadata import Metadata, carried
+from imagemill.pipeline.images.errors import DAMAGED_IMAGE, DECODER_ERRORS, ImageError, broken_image
+from imagemill.pipeline.images.icc import apply_transform, choose_transform
+from imagemill.pipeline.images.metadata import Metadata, select_metadata
 from imagemill.pipeline.images.readers import select_reader
 from imagemill.pipeline.images.readers.reader import StoredImage
 from imagemill.pipeline.images.readers.signatures import HEAD_BYTES, identify_format, unreadable_error
@@ -20,8 +20,7 @@ from imagemill.pipeline.images.samples import row_strips
 from imagemill.pipeline.images.transparency import fill_hidden
 from imagemill.pipeline.store_failures import reason
 
-# An upright array (H,W,…) as its file stores it, by the EXIF orientation: all of them views.
-AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+TO_STORED_ORIENTATION: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -31,102 +30,119 @@ AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: np.rot90(a, -1),
 }
-
-RESTORE = "A part of the picture is damaged or missing: restore the file"
+"""By EXIF orientation: returns a view of an upright array (H,W,…) in the orientation that the file stores."""
 
 
 @dataclass
 class DecodedImage:
-    """A decoded image and what its file said of itself."""
+    """A decoded image, and what its file says about it."""
 
     rgb: np.ndarray
-    """(H,W,3) uint8, upright. Fully transparent pixels have colours interpolated from visible ones."""
+    """(H,W,3) uint8, upright. Colours of fully transparent pixels are interpolated from visible ones."""
     alpha: np.ndarray | None
-    """(H,W) uint8, upright; None too where it was laid onto a colour."""
+    """(H,W) uint8, upright; None for an opaque image, or one that was flattened onto a colour."""
     format: str
     is_gray: bool
     orig_width: int
+    """Width in the file, before the EXIF orientation is applied."""
     orig_height: int
     exif_orientation: int
     bit_depth: int
+    """Bits per sample in the file: 1 for bilevel images, else at least 8."""
     frames: int
     has_alpha: bool
     """Whether the file has transparency."""
     icc: str
-    """What was done about the colours: "none" (they are sRGB, or the file does not say), "converted" (to sRGB), "kept" (with
-    their profile), "unreadable" (the profile is damaged, and ignored) or "ignored: " and what was ignored."""
+    """How the colours were treated: "none" (they are sRGB, or the file does not say), "converted" (to sRGB), "kept"
+    (with their profile), "unreadable" (the profile is damaged and was ignored), or "ignored: " and what was
+    ignored."""
     profile: bytes | None = None
-    """The ICC profile of `rgb`, where it was kept."""
+    """The ICC profile of `rgb`, if it was kept."""
     metadata: Metadata = field(default_factory=Metadata)
-    """What the output carries."""
+    """The metadata for the output."""
     is_damaged: bool = False
-    """Whether some of the pixels are not those that were encoded."""
+    """Whether some pixels are wrong or missing, because the file is damaged."""
 
 
 def decode_image(
-    data: bytes, max_pixels: int = MAX_PIXELS, config: ImageConfig = ImageConfig(), accept_damaged: bool = False
+    data: bytes,
+    max_pixels: int | None = None,
+    config: ImageConfig = ImageConfig(),
+    accept_damaged: bool = False,
 ) -> DecodedImage:
-    """Decode an image file to upright RGB.
+    """Decode an image file to upright RGB with 8 bits per sample.
 
-    The first frame of an animation; samples of more than 8 bits are scaled to 8; alpha is kept next to the colours, or they
-    are laid onto a colour. Metadata and profiles that are broken are left out: the picture is what counts.
+    Of an animation, the first frame is decoded. Broken metadata and broken profiles are dropped and do not fail the image.
 
     Args:
-        accept_damaged: give the picture of a file whose picture data is damaged or missing in part too.
+        data: the content of the file.
+        max_pixels: limit of width × height, checked on the header before anything is decoded. Default: MAX_PIXELS, and the
+            error does not suggest to raise the limit. Pass a number where the user can set the key `max_pixels`.
+        config: how to treat transparency, colour profiles and metadata.
+        accept_damaged: whether to return an image of which some pixels are wrong or missing.
 
-    Raises: ImageError with the class EmptyFile, UnknownFormat, UnsupportedFormat, TooManyPixels, UnsupportedMode,
-        DamagedImage or BrokenImage.
+    Raises:
+        ImageError: with the class EmptyFile, UnknownFormat, UnsupportedFormat, TooManyPixels, UnsupportedMode,
+            DamagedImage or BrokenImage.
     """
     if not data:
-        raise ImageError("EmptyFile", "the file is empty")
+        raise ImageError("EmptyFile", "the file is empty. Restore the file.")
     head, stream = data[:HEAD_BYTES], io.BytesIO(data)
-    # `to_picture` closes the stream once the file is decoded: of a large one there is no room for both file and pixels.
+    # `convert_image` closes the stream after decoding: memory must not hold both a large file and its pixels.
     del data
     try:
         reader = select_reader(head)
-        check_size(reader.read_size(stream), max_pixels)
-        # A reader may close the stream.
-        damage_of_file = find_zero_fill(identify_format(head), stream.getvalue())
-        opened = reader.read(stream)
-        opened.damage = opened.damage or damage_of_file
-        if opened.damage and not accept_damaged:
-            raise ImageError(DAMAGED_IMAGE, f"{opened.damage}. {RESTORE}")
-        return to_picture(opened, stream, config)
+        check_pixel_limit(reader.read_size(stream), max_pixels)
+        # A reader may close the stream, so search for damage first.
+        zero_fill = find_zero_fill(identify_format(head), stream.getvalue())
+        stored = reader.read(stream)
+        stored.damage = stored.damage or zero_fill
+        if stored.damage and not accept_damaged:
+            raise ImageError(DAMAGED_IMAGE, f"{stored.damage}. Part of the image is damaged or missing. Restore the file.")
+        return convert_image(stored, stream, config)
     except UnidentifiedImageError:
         raise unreadable_error(head) from None
     except DECODER_ERRORS as e:
-        raise ImageError("BrokenImage", reason(e)) from None
+        raise broken_image(reason(e).rstrip(".")) from None
 
 
 def decode_stored_samples(data: bytes) -> np.ndarray:
-    """Return the samples of a file that `decode_image` accepts, upright, at their stored depth and in their stored colours.
+    """Decode a file to upright samples of the stored depth, without colour conversion.
 
-    Returns: (H,W) gray or (H,W,3) RGB: uint8, or uint16 whose samples use the whole range of their type.
+    Returns:
+        (H,W) gray or (H,W,3) RGB, uint8 or uint16, scaled to the full range of the dtype.
 
-    Raises: as the reader of the format does.
+    Raises:
+        ImageError: as the reader of the format.
     """
-    opened = select_reader(data[:HEAD_BYTES]).read(io.BytesIO(data))
-    width, height = opened.size
-    samples = opened.samples(slice(0, height))
-    shape = (width, height) if opened.orientation >= 5 else (height, width)
-    upright = np.empty((*shape, *samples.shape[2:]), samples.dtype)
-    AS_STORED[opened.orientation](upright)[:] = samples
+    stored = select_reader(data[:HEAD_BYTES]).read(io.BytesIO(data))
+    samples = stored.colour_samples(slice(0, stored.size[1]))
+    upright = np.empty((*upright_shape(stored), *samples.shape[2:]), samples.dtype)
+    TO_STORED_ORIENTATION[stored.orientation](upright)[:] = samples
     return upright
 
 
-def check_size(size: tuple[int, int], max_pixels: int) -> None:
-    """Raises: ImageError for (width, height) of more than `max_pixels`."""
+def check_pixel_limit(size: tuple[int, int], max_pixels: int | None) -> None:
+    """Check (width, height) against a limit on their product; see `decode_image`.
+
+    Raises:
+        ImageError: with the class TooManyPixels.
+    """
     width, height = size
-    if width * height > max_pixels:
-        raise ImageError(
-            "TooManyPixels",
-            f"{width}×{height} = {width * height / 1e6:.1f} MP is over max_pixels={max_pixels}: "
-            f"raise max_pixels to {width * height} or more",
-        )
+    pixels, limit = width * height, MAX_PIXELS if max_pixels is None else max_pixels
+    if pixels <= limit:
+        return
+    text = f"{width}×{height} = {pixels / 1e6:.1f} MP is over "
+    if max_pixels is None:
+        text += f"the limit of {limit / 1e6:g} MP. Make the image smaller."
+    else:
+        text += f"max_pixels={limit} ({limit / 1e6:g} MP). Make the image smaller, or raise the limit: "
+        text += f"--set max_pixels={pixels}"
+    raise ImageError("TooManyPixels", text)
 
 
 def read_pixel_count(data: bytes) -> int:
-    """Width × height by the header; 0 where there is none that can be read."""
+    """Read width × height from the header of an image file; 0 if the header cannot be read."""
     try:
         width, height = select_reader(data[:HEAD_BYTES]).read_size(io.BytesIO(data))
     except (ImageError, UnidentifiedImageError, *DECODER_ERRORS):
@@ -134,110 +150,120 @@ def read_pixel_count(data: bytes) -> int:
     return width * height
 
 
-def to_picture(opened: StoredImage, stream: io.BytesIO, config: ImageConfig) -> DecodedImage:
-    """Turn and convert a decoded file as `decode_image` gives it. Closes `stream`, its file."""
-    width, height = opened.size
-    icc, transform = treatment(opened.profile, opened.mode, config.icc == "keep")
+def convert_image(stored: StoredImage, stream: io.BytesIO, config: ImageConfig) -> DecodedImage:
+    """Turn a stored image upright, and convert its colours. Closes `stream`, its file."""
+    width, height = stored.size
+    keep_colours = config.icc == "keep"
+    icc, transform = choose_transform(stored.profile, stored.mode, keep_colours)
     conversion = None
-    if not opened.profile:
-        icc, conversion = colour_treatment(opened, config.icc == "keep")
-    metadata = carried(opened, config.metadata, icc == "converted")
-    # Of a TIFF this is the whole file.
-    opened.exif = None
+    if not stored.profile:
+        icc, conversion = choose_conversion(stored, keep_colours)
+    metadata = select_metadata(stored, config.metadata, icc == "converted")
+    # The EXIF of a TIFF is the whole file: release it.
+    stored.exif = None
     stream.close()
-    if opened.is_rgb_array and not transform and not conversion:
-        rgb, alpha = turned(opened), None
+    if stored.is_rgb_array and not transform and not conversion:
+        rgb, alpha = make_upright(stored), None
     else:
-        rgb, alpha = converted(opened, transform, conversion, config.matte)
+        rgb, alpha = convert_pixels(stored, transform, conversion, config.matte)
+    is_flattened_onto_colour = stored.has_alpha and config.matte is not None and len(set(config.matte)) > 1
     return DecodedImage(
         rgb=rgb,
         alpha=alpha,
-        format=opened.format,
-        is_gray=opened.mode == "L" and not (opened.has_alpha and config.matte and len(set(config.matte)) > 1),
+        format=stored.format,
+        is_gray=stored.mode == "L" and not is_flattened_onto_colour,
         orig_width=width,
         orig_height=height,
-        exif_orientation=opened.orientation,
-        bit_depth=opened.bit_depth,
-        frames=opened.frames,
-        has_alpha=opened.has_alpha,
+        exif_orientation=stored.orientation,
+        bit_depth=stored.bit_depth,
+        frames=stored.frames,
+        has_alpha=stored.has_alpha,
         icc=icc,
-        profile=opened.profile if icc == "kept" else None,
+        profile=stored.profile if icc == "kept" else None,
         metadata=metadata,
-        is_damaged=bool(opened.damage),
+        is_damaged=bool(stored.damage),
     )
 
 
-def turned(opened: StoredImage) -> np.ndarray:
-    """Turn an array of RGB upright: (H,W,3) uint8. The array itself is returned if it is upright, without a second copy."""
-    if opened.orientation == 1:
-        return np.require(opened.pixels, requirements=("C", "W"))
-    rgb = np.empty((*upright_shape(opened), 3), np.uint8)
-    AS_STORED[opened.orientation](rgb)[:] = opened.pixels
+def make_upright(stored: StoredImage) -> np.ndarray:
+    """Return an RGB array upright, (H,W,3) uint8, without a copy if it already is upright."""
+    if stored.orientation == 1:
+        return np.require(stored.pixels, requirements=("C", "W"))
+    rgb = np.empty((*upright_shape(stored), 3), np.uint8)
+    TO_STORED_ORIENTATION[stored.orientation](rgb)[:] = stored.pixels
     return rgb
 
 
-def converted(
-    opened: StoredImage,
+def convert_pixels(
+    stored: StoredImage,
     transform: ImageCms.ImageCmsTransform | None,
-    conversion: Conversion | None,
+    conversion: SrgbConversion | None,
     matte: tuple[int, ...] | None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Convert a picture to sRGB, strip by strip, and turn it upright.
+    """Convert a stored image to upright sRGB, strip by strip.
 
     Args:
-        transform: from the profile of the picture.
-        conversion: from the colour space that the file declares by numbers.
-        matte: the colour that a transparent picture is laid onto.
+        stored: the image.
+        transform: from the colours of its ICC profile to sRGB.
+        conversion: from the colour space that the file declares without a profile.
+        matte: (R,G,B) of the colour that a transparent image is flattened onto; None to keep alpha.
 
-    Returns: RGB (H,W,3) uint8, and alpha (H,W) uint8 where it is kept.
+    Returns:
+        RGB (H,W,3) uint8, and alpha (H,W) uint8 or None.
     """
-    shape = upright_shape(opened)
+    shape = upright_shape(stored)
     rgb = np.empty((*shape, 3), np.uint8)
-    alpha = np.empty(shape, np.uint8) if opened.has_alpha and matte is None else None
-    as_stored = AS_STORED[opened.orientation]
-    for rows in row_strips(*opened.size):
-        strip = opened.strip(rows)
-        if opened.alpha is not None:
-            veil = Image.fromarray(opened.alpha[rows])
-        elif opened.has_alpha:
-            strip = in_mode(strip, "RGBA")
-            veil = strip.getchannel("A")
-        colours = Image.fromarray(conversion(opened.samples(rows))) if conversion else in_mode(strip, opened.mode)
+    alpha = np.empty(shape, np.uint8) if stored.has_alpha and matte is None else None
+    as_stored = TO_STORED_ORIENTATION[stored.orientation]
+    for rows in row_strips(*stored.size):
+        strip = stored.pillow_strip(rows)
+        if stored.alpha is not None:
+            alpha_strip = Image.fromarray(stored.alpha[rows])
+        elif stored.has_alpha:
+            strip = convert_mode(strip, "RGBA")
+            alpha_strip = strip.getchannel("A")
+        if conversion:
+            colours = Image.fromarray(conversion(stored.colour_samples(rows)))
+        else:
+            colours = convert_mode(strip, stored.mode)
         if transform:
-            colours = in_srgb(colours, transform)
-        colours = in_mode(colours, "RGB")
+            colours = apply_transform(colours, transform)
+        colours = convert_mode(colours, "RGB")
         if alpha is not None:
-            as_stored(alpha)[rows] = np.asarray(veil)
-        elif opened.has_alpha:
-            colours = Image.composite(colours, Image.new("RGB", strip.size, matte), veil)
+            as_stored(alpha)[rows] = np.asarray(alpha_strip)
+        elif stored.has_alpha:
+            colours = Image.composite(colours, Image.new("RGB", strip.size, matte), alpha_strip)
         as_stored(rgb)[rows] = np.asarray(colours)
     if alpha is not None:
         fill_hidden(rgb, alpha)
     return rgb, alpha
 
 
-def upright_shape(opened: StoredImage) -> tuple[int, int]:
-    """(height, width) of the upright picture."""
-    width, height = opened.size
-    return (width, height) if opened.orientation >= 5 else (height, width)
+def upright_shape(stored: StoredImage) -> tuple[int, int]:
+    """Return (height, width) of the upright image."""
+    width, height = stored.size
+    return (width, height) if stored.orientation >= 5 else (height, width)
 
 
-def colour_treatment(opened: StoredImage, keep: bool) -> tuple[str, Conversion | None]:
-    """Return how to treat the colours of an image without a profile, and the conversion."""
-    gray, space = opened.mode == "L", opened.space
-    nothing = f"ignored: {opened.ignored}" if opened.ignored else "none"
-    if space is None or opened.mode == "CMYK" or space.is_srgb or (gray and replace(space, primaries=SRGB).is_srgb):
-        return nothing, None
+def choose_conversion(stored: StoredImage, keep: bool) -> tuple[str, SrgbConversion | None]:
+    """Choose how to treat the colours of an image without an ICC profile.
+
+    Returns:
+        The value of `DecodedImage.icc`, and the conversion to sRGB if one is needed.
+    """
+    is_gray, space = stored.mode == "L", stored.colour_space
+    if space is None or stored.mode == "CMYK" or space.is_srgb or (is_gray and replace(space, primaries=SRGB).is_srgb):
+        return f"ignored: {stored.ignored_colours}" if stored.ignored_colours else "none", None
     if keep:
-        # The numbers have no place in what we write.
+        # The output formats cannot store a colour space without a profile.
         return f"ignored: {space.name}", None
-    dtype = np.dtype(np.uint8) if isinstance(opened.pixels, Image.Image) else opened.pixels.dtype
+    dtype = np.dtype(np.uint8) if isinstance(stored.pixels, Image.Image) else stored.pixels.dtype
     try:
-        return "converted", Conversion(space, dtype, gray, opened.brightest if space.is_hdr else 0)
+        return "converted", SrgbConversion(space, dtype, is_gray, stored.max_sample if space.is_hdr else 0)
     except ValueError as e:
         return f"ignored: {e}", None
 
 
-def in_mode(image: Image.Image, mode: str) -> Image.Image:
-    """As Pillow's convert, which copies what is in the mode already."""
+def convert_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Convert an image to a Pillow mode, without a copy if the image already has the mode."""
     return image if image.mode == mode else image.convert(mode)

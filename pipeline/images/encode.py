@@ -1,4 +1,4 @@
-"""Encode pixels to image files, with the metadata and profile of their source."""
+"""Encode pixels to image files, with the metadata and the colour profile of their source."""
 
 import io
 from typing import Any
@@ -8,80 +8,99 @@ from PIL import Image
 
 from imagemill.pipeline.images.decode import DecodedImage
 from imagemill.pipeline.images.errors import ImageError
-from imagemill.pipeline.images.metadata import with_metadata, writer_options
-from imagemill.pipeline.images.readers.jpeg_structure import LONGEST_SIDE as LONGEST_JPEG_SIDE
+from imagemill.pipeline.images.metadata import add_tiff_metadata, build_save_options
+from imagemill.pipeline.images.readers.jpeg_structure import MAX_SIDE as MAX_JPEG_SIDE
 from imagemill.pipeline.images.samples import row_strips
 
 LOSSY_FORMATS = ("JPEG", "MPO", "WEBP", "AVIF")
-
-LONGEST_SIDE = {"JPEG": LONGEST_JPEG_SIDE, "WEBP": 16_383, "AVIF": 32_768}
-"""Pixels a side that a file of a format holds: what libjpeg and WebP write, and what libavif reads."""
-
-WITH_ALPHA = ("PNG", "TIFF", "WEBP", "AVIF")
+MAX_SIDES = {"JPEG": MAX_JPEG_SIDE, "WEBP": 16_383, "AVIF": 32_768}
+"""The largest width and height in pixels that libjpeg and libwebp write, and that libavif reads."""
+FORMATS_WITH_ALPHA = ("PNG", "TIFF", "WEBP", "AVIF")
 
 
-def choose_output_format(source_format: str, exact: bool = False, asked: str | None = None, has_alpha: bool = False) -> str:
-    """The format an output is written in: what is asked for, or the source's.
+def choose_output_format(
+    source_format: str, exact: bool = False, requested_format: str | None = None, has_alpha: bool = False
+) -> str:
+    """Choose the format of an output: the requested one, or else the source's if suitable.
 
-    PNG stands in for GIF (its palette would ruin the result) and JPEG 2000 (Pillow's writer has no place for profile and
-    metadata), and for BMP and PPM with transparency, which Pillow does not write; JPEG for MPO.
+    PNG replaces GIF (its palette would ruin the result) and JPEG 2000 (Pillow writes no profile and no metadata into
+    it), and replaces BMP and PPM for transparent images, which Pillow does not write. JPEG replaces MPO.
 
     Args:
-        exact: pixels must be kept to the last bit, so PNG stands in for the lossy formats.
-        has_alpha: there is transparency to keep.
+        source_format: the format of the source, as in `DecodedImage.format`.
+        exact: whether pixels must be lossless, so that PNG replaces the lossy formats.
+        requested_format: the value of `image.format`.
+        has_alpha: whether there is transparency to keep.
     """
-    if asked:
-        return asked.upper()
+    if requested_format:
+        return requested_format.upper()
     if (exact and source_format in LOSSY_FORMATS) or (has_alpha and source_format in ("BMP", "PPM")):
         return "PNG"
     return {"GIF": "PNG", "JPEG2000": "PNG", "MPO": "JPEG"}.get(source_format, source_format)
 
 
 def check_output_size(size: tuple[int, int], image_format: str) -> None:
-    """Raises: ImageError for (width, height) that no file of a format holds."""
+    """Check that a format can hold (width, height).
+
+    Raises:
+        ImageError: with the class TooLargeForFormat.
+    """
     width, height = size
-    if max(size) > (longest := LONGEST_SIDE.get(image_format, max(size))):
+    max_side = MAX_SIDES.get(image_format)
+    if max_side and max(size) > max_side:
         raise ImageError(
             "TooLargeForFormat",
-            f"the output has {width}×{height} pixels, and {image_format} holds at most {longest} a side: "
-            "image.format=png holds it",
+            f"the output has {width}×{height} pixels, but {image_format} allows at most {max_side} per side. "
+            "Write PNG instead: --set image.format=png",
         )
 
 
-def to_pillow(rgb: np.ndarray, picture: DecodedImage, image_format: str) -> Image.Image:
-    """What Pillow encodes, of its own memory: gray where the picture is, with alpha where the format has it."""
-    if picture.is_gray:
+def to_pillow(rgb: np.ndarray, source: DecodedImage, image_format: str) -> Image.Image:
+    """Copy pixels to a Pillow image.
+
+    The image is gray if the source is gray, and has alpha if the source has alpha and the format supports it.
+
+    Args:
+        rgb: (H,W,3) uint8.
+        source: the image that the pixels were made from.
+        image_format: the format that the image will be encoded in.
+    """
+    if source.is_gray:
         height, width = rgb.shape[:2]
         image = Image.new("L", (width, height))
         for rows in row_strips(width, height):
             image.paste(Image.fromarray(rgb[rows]).convert("L"), (0, rows.start))
     else:
         image = Image.fromarray(rgb)
-    if picture.alpha is not None and image_format in WITH_ALPHA:
-        image.putalpha(Image.fromarray(picture.alpha))
+    if source.alpha is not None and image_format in FORMATS_WITH_ALPHA:
+        image.putalpha(Image.fromarray(source.alpha))
     return image
 
 
-def encode_output(image: Image.Image, picture: DecodedImage, image_format: str, quality: int) -> bytes:
-    """An image of `to_pillow` as a file, with the profile and metadata of its picture."""
-    upright = (picture.orig_width, picture.orig_height)[:: -1 if picture.exif_orientation >= 5 else 1]
-    resized = image.size != upright
-    options = writer_options(image_format, picture.metadata, resized)
-    if picture.profile and (picture.is_gray or picture.profile[16:20] != b"GRAY"):
-        options["icc_profile"] = picture.profile
+def encode_output(image: Image.Image, source: DecodedImage, image_format: str, quality: int) -> bytes:
+    """Encode an image that `to_pillow` made, with the profile and the metadata of its source."""
+    upright = (source.orig_width, source.orig_height)[:: -1 if source.exif_orientation >= 5 else 1]
+    is_resized = image.size != upright
+    options = build_save_options(image_format, source.metadata, is_resized)
+    if source.profile and (source.is_gray or source.profile[16:20] != b"GRAY"):
+        options["icc_profile"] = source.profile
     data = encode_image(image, image_format, quality, **options)
-    return with_metadata(data, picture.metadata, resized) if image_format == "TIFF" else data
+    return add_tiff_metadata(data, source.metadata, is_resized) if image_format == "TIFF" else data
 
 
 def encode_rgb(rgb: np.ndarray, image_format: str) -> bytes:
-    """(H,W,3) uint8 to a file in a format."""
+    """Encode (H,W,3) uint8 to an image file."""
     return encode_image(Image.fromarray(rgb), image_format)
 
 
-def encode_image(image: Image.Image, image_format: str, quality: int = 95, **beside: Any) -> bytes:
-    """JPEG, WebP and AVIF at a quality (JPEG and AVIF in 4:4:4), the others lossless.
+def encode_image(image: Image.Image, image_format: str, quality: int = 95, **metadata: Any) -> bytes:
+    """Encode a Pillow image. JPEG and AVIF are written without chroma subsampling.
 
-    Args: beside: what Pillow's writer puts beside the pixels.
+    Args:
+        image: the image.
+        image_format: Pillow's name of the format.
+        quality: 1 to 100, of JPEG, WebP and AVIF; the other formats are lossless.
+        metadata: more arguments of Pillow's writer, such as `exif` and `icc_profile`.
     """
     options: dict[str, dict[str, Any]] = {
         "JPEG": {"quality": quality, "subsampling": 0},
@@ -90,6 +109,6 @@ def encode_image(image: Image.Image, image_format: str, quality: int = 95, **bes
         "PNG": {"compress_level": 1},
         "TIFF": {"compression": "tiff_adobe_deflate"},
     }
-    out = io.BytesIO()
-    image.save(out, image_format, **options.get(image_format, {}), **beside)
-    return out.getvalue()
+    file = io.BytesIO()
+    image.save(file, image_format, **options.get(image_format, {}), **metadata)
+    return file.getvalue()

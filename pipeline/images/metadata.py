@@ -1,4 +1,4 @@
-"""What a file says about its picture, carried to its output where it is true of the output and has a place there.
+"""Select the metadata of an output: what is true of it, and what its format can store.
 
 | | JPEG | PNG | WebP | AVIF | TIFF | BMP |
 |---|---|---|---|---|---|---|
@@ -18,145 +18,152 @@ from typing import Any, Literal
 from PIL.ExifTags import Base
 from PIL.PngImagePlugin import PngInfo
 
-from imagemill.pipeline.images.exif import IPTC, Exif, carried_exif, in_tiff
+from imagemill.pipeline.images.exif import IPTC, Exif, add_to_tiff, correct_exif
 from imagemill.pipeline.images.readers.reader import StoredImage
 from imagemill.pipeline.images.tiff_directory import RATIONAL, SHORT, UNDEFINED
-from imagemill.pipeline.images.xmp import carried_xmp, resized_xmp
+from imagemill.pipeline.images.xmp import correct_xmp, remove_regions
 
 COMMENT = "Comment"
-"""The keyword of a PNG's text that is what other formats call the comment."""
-UNTRUE_TEXT = ("raw profile type ", "exif:", "png:", "date:", "thumb::", "xml:com.adobe.xmp", "signature")
-"""Beginnings of keywords, in lower case, of texts that repeat EXIF or describe another file: ImageMagick and thumbnailers
-write them."""
-MAX_TEXT_BYTES = 2_000_000
-MAX_JPEG_SEGMENT = 65_533
-MAX_JPEG_XMP = 65_504
+"""The PNG keyword of a text that other formats call the comment."""
+DROPPED_TEXTS = ("raw profile type ", "exif:", "png:", "date:", "thumb::", "xml:com.adobe.xmp", "signature")
+"""Beginnings of lower-case PNG keywords whose texts repeat EXIF or describe another file. ImageMagick and thumbnailers write
+them."""
+MAX_TEXT_CHARACTERS = 2_000_000
+MAX_JPEG_SEGMENT_BYTES = 65_533
+MAX_JPEG_XMP_BYTES = 65_504
 INCH = 2
-"""The unit of a resolution in EXIF."""
+"""The EXIF value of a resolution unit of one inch."""
 PHOTOSHOP, IPTC_RESOURCE = b"Photoshop 3.0\0", b"8BIM\x04\x04\0\0"
 
 
 @dataclass
 class Metadata:
-    """What an output carries."""
+    """The metadata of an output."""
 
     exif: Exif | None = None
     xmp: bytes | None = None
     iptc: bytes | None = None
-    """Records of IPTC-IIM."""
+    """IPTC-IIM records."""
     text: dict[str, str] = field(default_factory=dict)
-    """Texts of a PNG by keyword; among them the comment of another format."""
+    """PNG texts by keyword. The comment of another format has the keyword "Comment"."""
     dpi: tuple[float, float] | None = None
-    """Pixels per inch, (horizontal, vertical) of the upright picture."""
+    """Pixels per inch, (horizontal, vertical), of the upright image."""
 
 
-def carried(opened: StoredImage, kind: Literal["keep", "strip", "strip_gps"], converted: bool) -> Metadata:
-    """Collect what the upright copy of a picture may carry; metadata that is broken is left out.
+def select_metadata(stored: StoredImage, policy: Literal["keep", "strip", "strip_gps"], is_converted: bool) -> Metadata:
+    """Select the metadata for the upright output of an image. Broken metadata is dropped.
 
     Args:
-        kind: strip_gps leaves out all that may name a place: GPS tags, XMP, IPTC and texts.
-        converted: whether the colours have become sRGB.
+        stored: the source image.
+        policy: strip_gps drops everything that may name a place: GPS tags, XMP, IPTC and texts.
+        is_converted: whether the colours were converted to sRGB.
     """
-    if kind == "strip":
+    if policy == "strip":
         return Metadata()
-    turned, on_its_side = opened.orientation != 1, opened.orientation >= 5
-    exif = carried_exif(opened.exif, kind == "keep", converted, on_its_side)
-    dpi = opened.dpi[::-1] if opened.dpi and on_its_side else opened.dpi
-    dpi = valid_dpi(dpi) or valid_dpi(exif.dpi() if exif else None)
-    if kind == "strip_gps":
+    is_rotated, is_on_its_side = stored.orientation != 1, stored.orientation >= 5
+    exif = correct_exif(stored.exif, policy == "keep", is_converted, is_on_its_side)
+    dpi = stored.dpi[::-1] if stored.dpi and is_on_its_side else stored.dpi
+    dpi = check_dpi(dpi) or check_dpi(exif.read_dpi() if exif else None)
+    if policy == "strip_gps":
         return Metadata(exif=exif, dpi=dpi)
     return Metadata(
         exif=exif,
-        xmp=carried_xmp(opened.xmp, turned, converted),
-        iptc=opened.iptc or (exif.iptc() if exif else None),
-        text=carried_text(opened.text),
+        xmp=correct_xmp(stored.xmp, is_rotated, is_converted),
+        iptc=stored.iptc or (exif.iptc if exif else None),
+        text=select_texts(stored.text),
         dpi=dpi,
     )
 
 
-def valid_dpi(dpi: tuple[float, float] | None) -> tuple[float, float] | None:
-    """A resolution that every format can hold, else None."""
+def check_dpi(dpi: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Return a resolution if every format can store it, else None."""
     return dpi if dpi and all(1 <= value <= 65_535 for value in dpi) else None
 
 
-def carried_text(text: Mapping[str, str]) -> dict[str, str]:
-    """The texts that are true of a copy, at most MAX_TEXT_BYTES of them."""
-    left, kept = MAX_TEXT_BYTES, {}
-    for key, value in text.items():
-        left -= len(value)
-        if left >= 0 and not key.lower().startswith(UNTRUE_TEXT):
-            kept[key] = value
-    return kept
+def select_texts(texts: Mapping[str, str]) -> dict[str, str]:
+    """Select the texts that are true of a copy, up to MAX_TEXT_CHARACTERS in total."""
+    remaining, selected = MAX_TEXT_CHARACTERS, {}
+    for keyword, text in texts.items():
+        remaining -= len(text)
+        if remaining >= 0 and not keyword.lower().startswith(DROPPED_TEXTS):
+            selected[keyword] = text
+    return selected
 
 
-def writer_options(image_format: str, metadata: Metadata, resized: bool) -> dict[str, Any]:
-    """Express metadata as arguments of Pillow's writer of a format; what the format has no place for is left out.
+def build_save_options(image_format: str, metadata: Metadata, is_resized: bool) -> dict[str, Any]:
+    """Express metadata as arguments of Pillow's writer; what the format cannot store is dropped.
 
-    A TIFF gets its EXIF, XMP and IPTC from `with_metadata`.
+    TIFF gets EXIF, XMP and IPTC from `add_tiff_metadata` instead.
 
     Args:
-        resized: whether the output has another size than the source, so that places in pixels are elsewhere.
+        image_format: of the output.
+        metadata: of the output.
+        is_resized: whether the output differs in size from the source, so that pixel positions are no longer valid.
     """
     options: dict[str, Any] = {}
     exif, xmp, dpi = metadata.exif, metadata.xmp, metadata.dpi
-    if xmp and resized:
-        xmp = resized_xmp(xmp)
+    if xmp and is_resized:
+        xmp = remove_regions(xmp)
     if dpi and image_format in ("JPEG", "PNG", "BMP", "TIFF"):
         options["dpi"] = dpi
     if image_format == "PNG" and (metadata.text or xmp):
-        options["pnginfo"] = png_text(metadata.text, xmp)
+        options["pnginfo"] = build_png_texts(metadata.text, xmp)
     if image_format not in ("JPEG", "PNG", "WEBP", "AVIF"):
         return options
     if dpi and image_format in ("WEBP", "AVIF"):
-        exif = with_dpi(exif, dpi)
+        exif = add_dpi(exif, dpi)
     if exif and image_format == "AVIF":
-        # Its own orientation counts, and Pillow writes an EXIF anew that has another.
-        exif = Exif({tag: entry for tag, entry in exif.main.items() if tag != Base.Orientation}, exif.below)
-    if exif and not (image_format == "JPEG" and len(exif.to_bytes()) > MAX_JPEG_SEGMENT):
+        # AVIF stores the orientation in a property, and Pillow rewrites EXIF that contains another orientation.
+        exif = Exif({tag: entry for tag, entry in exif.main.items() if tag != Base.Orientation}, exif.sub_directories)
+    if exif and not (image_format == "JPEG" and len(exif.to_bytes()) > MAX_JPEG_SEGMENT_BYTES):
         options["exif"] = exif.to_bytes()
-    if xmp and image_format != "PNG" and not (image_format == "JPEG" and len(xmp) > MAX_JPEG_XMP):
+    if xmp and image_format != "PNG" and not (image_format == "JPEG" and len(xmp) > MAX_JPEG_XMP_BYTES):
         options["xmp"] = xmp
     if image_format == "JPEG":
         comment = metadata.text.get(COMMENT, "").encode("utf-8")
-        if 0 < len(comment) <= MAX_JPEG_SEGMENT:
+        if 0 < len(comment) <= MAX_JPEG_SEGMENT_BYTES:
             options["comment"] = comment
-        if metadata.iptc and len(segment := photoshop_segment(metadata.iptc)) <= MAX_JPEG_SEGMENT + 4:
+        if metadata.iptc and len(segment := build_photoshop_segment(metadata.iptc)) <= MAX_JPEG_SEGMENT_BYTES + 4:
             options["extra"] = segment
     return options
 
 
-def png_text(text: Mapping[str, str], xmp: bytes | None) -> PngInfo:
-    """The text chunks of a PNG."""
+def build_png_texts(texts: Mapping[str, str], xmp: bytes | None) -> PngInfo:
+    """Build the text chunks of a PNG."""
     chunks = PngInfo()
-    for key, value in text.items():
-        chunks.add_text(key, value, zip=len(value) > 1000)
+    for keyword, text in texts.items():
+        chunks.add_text(keyword, text, zip=len(text) > 1000)
     if xmp:
         chunks.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
     return chunks
 
 
-def photoshop_segment(iptc: bytes) -> bytes:
-    """An APP13 segment of a JPEG that holds IPTC."""
+def build_photoshop_segment(iptc: bytes) -> bytes:
+    """Build the APP13 segment of a JPEG that holds IPTC."""
     body = PHOTOSHOP + IPTC_RESOURCE + struct.pack(">I", len(iptc)) + iptc + b"\0" * (len(iptc) % 2)
     return b"\xff\xed" + struct.pack(">H", min(len(body) + 2, 0xFFFF)) + body
 
 
-def with_dpi(exif: Exif | None, dpi: tuple[float, float]) -> Exif:
-    """EXIF that says the resolution of a picture, for formats without another place for it."""
+def add_dpi(exif: Exif | None, dpi: tuple[float, float]) -> Exif:
+    """Add the resolution to EXIF that has none, for formats that cannot store it elsewhere."""
     exif = exif or Exif({int(Base.Orientation): (SHORT, 1, b"\1\0")}, {})
-    if exif.dpi():
+    if exif.read_dpi():
         return exif
-    tags = (Base.XResolution, Base.YResolution)
-    said = {
-        int(tag): (RATIONAL, 1, struct.pack("<II", round(value * 1000), 1000)) for tag, value in zip(tags, dpi, strict=True)
+    resolution = {
+        int(tag): (RATIONAL, 1, struct.pack("<II", round(value * 1000), 1000))
+        for tag, value in zip((Base.XResolution, Base.YResolution), dpi, strict=True)
     }
-    return replace(exif, main=exif.main | said | {int(Base.ResolutionUnit): (SHORT, 1, struct.pack("<H", INCH))})
+    resolution[int(Base.ResolutionUnit)] = (SHORT, 1, struct.pack("<H", INCH))
+    return replace(exif, main=exif.main | resolution)
 
 
-def with_metadata(data: bytes, metadata: Metadata, resized: bool) -> bytes:
-    """A TIFF as Pillow writes it, with EXIF, XMP and IPTC; Pillow's writer leaves them out of compressed files."""
-    xmp = resized_xmp(metadata.xmp) if metadata.xmp and resized else metadata.xmp
+def add_tiff_metadata(data: bytes, metadata: Metadata, is_resized: bool) -> bytes:
+    """Add EXIF, XMP and IPTC to a TIFF that Pillow wrote.
+
+    Pillow itself writes none of them into compressed TIFFs.
+    """
+    xmp = remove_regions(metadata.xmp) if metadata.xmp and is_resized else metadata.xmp
     exif = metadata.exif or Exif({}, {})
     if metadata.iptc:
         exif = replace(exif, main=exif.main | {IPTC: (UNDEFINED, len(metadata.iptc), metadata.iptc)})
-    return in_tiff(data, exif, xmp) if exif.main or exif.below or xmp else data
+    return add_to_tiff(data, exif, xmp) if exif.main or exif.sub_directories or xmp else data

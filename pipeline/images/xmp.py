@@ -1,4 +1,4 @@
-"""XMP of a source as its output may carry it: nothing in it is untrue of the picture next to it."""
+"""Correct the XMP of a source, so that everything in it is true of the output."""
 
 import re
 from collections.abc import Callable
@@ -6,11 +6,11 @@ from xml.dom import minidom
 from xml.parsers.expat import ExpatError
 
 MAX_XMP_BYTES = 2_000_000
-"""More is left out: as a tree it would take many times its size."""
+"""Larger XMP is dropped, because the parsed tree takes many times its size."""
 XMLNS = "http://www.w3.org/2000/xmlns/"
 EXIF, TIFF, PHOTO = "http://ns.adobe.com/exif/1.0/", "http://ns.adobe.com/tiff/1.0/", "http://ns.adobe.com/photoshop/1.0/"
 
-OTHER_FILES = (
+SOURCE_FILE_NAMESPACES = (
     "http://ns.adobe.com/hdr-gain-map/1.0/",
     "http://ns.apple.com/HDRGainMap/1.0/",
     "http://ns.apple.com/pixeldatainfo/1.0/",
@@ -25,9 +25,9 @@ OTHER_FILES = (
     "http://ns.adobe.com/xmp/note/",
     "http://ns.adobe.com/xap/1.0/g/img/",
 )
-"""Namespaces that describe what else a source file held: gain maps, videos of motion photos, depth, sound, thumbnails, more
-XMP."""
-PLACES = (
+"""Namespaces that describe other content of the source file: gain maps, videos of motion photos, depth maps, sound,
+thumbnails, extended XMP."""
+REGION_NAMESPACES = (
     "http://ns.google.com/photos/1.0/panorama/",
     "http://www.metadataworkinggroup.com/schemas/regions/",
     "http://ns.microsoft.com/photo/1.2/t/RegionInfo#",
@@ -35,12 +35,12 @@ PLACES = (
     "http://ns.acdsee.com/regions/",
     "http://ns.apple.com/faceinfo/1.0/",
 )
-"""Namespaces of sizes and places in a picture: panoramas, faces."""
-PLACE_NAMES = {
+"""Namespaces of sizes and positions in pixels: panoramas, faces."""
+REGION_PROPERTIES = {
     ("http://ns.microsoft.com/photo/1.2/", "RegionInfo"),
     ("http://iptc.org/std/Iptc4xmpExt/2008-02-29/", "ImageRegion"),
 }
-FILE_NAMES = {
+SOURCE_FILE_PROPERTIES = {
     *((TIFF, name) for name in ("ImageWidth", "ImageLength", "BitsPerSample", "Compression", "PhotometricInterpretation")),
     *((TIFF, name) for name in ("SamplesPerPixel", "PlanarConfiguration", "YCbCrSubSampling", "YCbCrPositioning")),
     *((EXIF, name) for name in ("PixelXDimension", "PixelYDimension", "SubjectArea", "SubjectLocation")),
@@ -49,47 +49,57 @@ FILE_NAMES = {
     ("http://purl.org/dc/elements/1.1/", "format"),
     ("http://ns.adobe.com/xap/1.0/", "Thumbnails"),
 }
-"""What describes the samples or the file of the source, which the output has in another size, orientation or format."""
-COLOUR_NAMES = {(EXIF, "ColorSpace"), (PHOTO, "ICCProfile")}
+"""Properties of the samples or the file of the source. The output may have another size, orientation or format."""
+COLOUR_PROPERTIES = {(EXIF, "ColorSpace"), (PHOTO, "ICCProfile")}
 
 Name = tuple[str | None, str | None]
+"""Namespace and local name of a property."""
 
 
-def carried_xmp(xmp: bytes | None, turned: bool, converted: bool) -> bytes | None:
-    """Correct the XMP of a source for its upright copy.
+def correct_xmp(xmp: bytes | None, is_rotated: bool, is_converted: bool) -> bytes | None:
+    """Correct the XMP of a source for its upright output.
 
     Args:
-        turned: whether the picture was turned, so that places in it are elsewhere.
-        converted: whether its colours have become sRGB.
+        xmp: of the source.
+        is_rotated: whether the image was turned or mirrored, so that positions in it changed.
+        is_converted: whether its colours were converted to sRGB.
 
-    Returns: None where there is no XMP, none that can be understood, or too much.
+    Returns:
+        None if there is no XMP, or if it cannot be parsed or is too large.
     """
 
-    def is_untrue(name: Name) -> bool:
+    def is_outdated(name: Name) -> bool:
         return (
-            name[0] in OTHER_FILES
-            or name in FILE_NAMES
-            or (converted and name in COLOUR_NAMES)
-            or (turned and is_place(name))
+            name[0] in SOURCE_FILE_NAMESPACES
+            or name in SOURCE_FILE_PROPERTIES
+            or (is_converted and name in COLOUR_PROPERTIES)
+            or (is_rotated and is_region(name))
         )
 
-    return rewritten(xmp, is_untrue) if xmp else None
+    return remove_properties(xmp, is_outdated) if xmp else None
 
 
-def resized_xmp(xmp: bytes) -> bytes | None:
-    """Drop sizes and places in pixels from XMP that `carried_xmp` gave, for an output of another size."""
-    return rewritten(xmp, is_place)
+def remove_regions(xmp: bytes) -> bytes | None:
+    """Remove sizes and positions in pixels from corrected XMP.
+
+    They are wrong for an output of another size than its source.
+    """
+    return remove_properties(xmp, is_region)
 
 
-def is_place(name: Name) -> bool:
-    """Whether a property says where something is in the picture, or how large the picture is."""
-    return name[0] in PLACES or name in PLACE_NAMES
+def is_region(name: Name) -> bool:
+    """Return whether a property gives a size or a position in the image."""
+    return name[0] in REGION_NAMESPACES or name in REGION_PROPERTIES
 
 
-def rewritten(xmp: bytes, is_untrue: Callable[[Name], bool]) -> bytes | None:
-    """XMP without the properties of which `is_untrue` holds, upright; None where it is not XML."""
+def remove_properties(xmp: bytes, is_outdated: Callable[[Name], bool]) -> bytes | None:
+    """Remove the properties for which `is_outdated` is true, and set the orientation to upright.
+
+    Returns:
+        None if the XMP is not valid XML or too large.
+    """
     xmp = xmp.strip(b"\0 \r\n\t")
-    # Entities have no place in XMP, and can be made to grow without limit.
+    # XMP has no use for entities, and an entity can expand without limit.
     if len(xmp) > MAX_XMP_BYTES or re.search(rb"<!\s*(DOCTYPE|ENTITY)", xmp):
         return None
     try:
@@ -98,15 +108,15 @@ def rewritten(xmp: bytes, is_untrue: Callable[[Name], bool]) -> bytes | None:
         return None
     for element in document.getElementsByTagName("*"):
         name = (element.namespaceURI, element.localName)
-        if is_untrue(name) and element.parentNode is not None:
+        if is_outdated(name) and element.parentNode is not None:
             element.parentNode.removeChild(element)
             continue
         for attribute in list(element.attributes.values()):
-            names = (attribute.namespaceURI, attribute.localName)
-            declares_untrue = attribute.namespaceURI == XMLNS and is_untrue((attribute.value, None))
-            if declares_untrue or is_untrue(names):
+            attribute_name = (attribute.namespaceURI, attribute.localName)
+            declares_outdated = attribute.namespaceURI == XMLNS and is_outdated((attribute.value, None))
+            if declares_outdated or is_outdated(attribute_name):
                 element.removeAttributeNode(attribute)
-            elif names == (TIFF, "Orientation"):
+            elif attribute_name == (TIFF, "Orientation"):
                 attribute.value = "1"
         if name == (TIFF, "Orientation") and element.firstChild is not None:
             element.firstChild.nodeValue = "1"

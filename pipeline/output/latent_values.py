@@ -1,9 +1,8 @@
 """Latents as the numbers that they stand for: float32, streamed from a snapshot in batches of one shape."""
 
 import zlib
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from threading import Lock
@@ -12,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from imagemill.models.card import CheckpointError
 from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.lookahead import map_ahead
 from imagemill.pipeline.output.latent_symbols import latent_rows, symbols_of
 from imagemill.pipeline.output.snapshot import Snapshot
 from imagemill.pipeline.output.stored_checkpoint import kept_model
@@ -20,8 +21,7 @@ from imagemill.pipeline.schema import LATENT, LATENT_ZERO_POINT, LatentError, st
 from imagemill.pipeline.storage import Store
 
 if TYPE_CHECKING:
-    from imagemill.models.card import CheckpointError
-from imagemill.models.autoencoder import LatentCoder
+    from imagemill.models.autoencoder import LatentCoder
 
 LATENT_COLUMNS = [name for name, _ in LATENT]
 NEEDED = ["rel_path", "checkpoint_sha256", "step", "orig_width", "orig_height", *LATENT_COLUMNS]
@@ -46,7 +46,7 @@ class Coders:
     def __init__(self, output: Store, device: str = "cpu") -> None:
         self.lock = Lock()
         self._of = cache(lambda sha256: kept_model(output, sha256, device))
-        self._lattice = cache(lambda sha256, step: self[sha256].lattice(step))
+        self._dequantisation = cache(lambda sha256, step: self[sha256].dequantisation(step))
 
     def __getitem__(self, checkpoint_sha256: str) -> "LatentCoder":
         """Raises: CheckpointError when it is missing, damaged, or no model that codes."""
@@ -58,9 +58,9 @@ class Coders:
             raise CheckpointError(f"checkpoint {checkpoint_sha256[:16]} makes no latents")
         return model
 
-    def lattice(self, checkpoint_sha256: str, step: float) -> tuple[np.ndarray, int]:
-        """`LatentCoder.lattice` as numpy: width (C,) float32, and zero. Raises: CheckpointError, as by index."""
-        widths, zero = self._lattice(checkpoint_sha256, step)
+    def dequantisation(self, checkpoint_sha256: str, step: float) -> tuple[np.ndarray, int]:
+        """`LatentCoder.dequantisation` as numpy: width (C,) float32, and zero. Raises: CheckpointError, as by index."""
+        widths, zero = self._dequantisation(checkpoint_sha256, step)
         return widths.float().cpu().numpy(), zero
 
 
@@ -93,7 +93,7 @@ def symbols_in(row: dict[str, Any], coders: Coders) -> np.ndarray:
     sha256 = row["checkpoint_sha256"]
     if row["latent"] is None or row["latent"].dtype == np.uint8:
         return symbols_of(row, coders[sha256].entropy)
-    symbols = requantise(row["latent"], row["latent_shape"], *coders.lattice(sha256, row["step"]))
+    symbols = requantise(row["latent"], row["latent_shape"], *coders.dequantisation(sha256, row["step"]))
     return unpack_latent(store_latent(symbols), row["latent_shape"], row["latent_crc32"])
 
 
@@ -118,22 +118,13 @@ def latent_batches(state: Snapshot, columns: list[str], problems: list[str]) -> 
     state.check(columns)
     needed = NEEDED if "latent_payload" in state.schema.names else ["rel_path", "latent", "latent_shape"]
     coders = Coders(state.output)
-    ahead: deque[Future[tuple[Latents, list[str]]]] = deque()
-
-    def ready() -> Iterator[Latents]:
-        latents, bad = ahead.popleft().result()
-        problems.extend(bad)
-        if len(latents.rows):
-            yield latents
-
+    tables = state.tables(list(dict.fromkeys([*columns, *needed])))
+    batches = (batch for table in tables for batch in pieces(table, problems))
     with ThreadPoolExecutor(THREADS) as pool:
-        for table in state.tables(list(dict.fromkeys([*columns, *needed]))):
-            for piece, shape in pieces(table, problems):
-                ahead.append(pool.submit(values_in, piece, shape, columns, coders))
-                if len(ahead) > 2 * THREADS:
-                    yield from ready()
-        while ahead:
-            yield from ready()
+        for latents, bad in map_ahead(lambda batch: pool.submit(values_in, *batch, columns, coders), batches, 2 * THREADS):
+            problems.extend(bad)
+            if len(latents.rows):
+                yield latents
 
 
 def pieces(table: pa.Table, problems: list[str]) -> Iterator[tuple[pa.Table, tuple[int, int, int]]]:
@@ -166,10 +157,10 @@ def values_in(table: pa.Table, shape: tuple[int, int, int], columns: list[str], 
     if problems:
         table = table.filter(pa.array(good))
     made = zip(table["checkpoint_sha256"].to_pylist(), table["step"].to_pylist(), strict=True)
-    lattices = [coders.lattice(*by) for by in made]
+    parameters = [coders.dequantisation(*by) for by in made]
     values = np.empty((0, *shape), np.float32)
-    if lattices:
-        widths, zeros = zip(*lattices, strict=True)
+    if parameters:
+        widths, zeros = zip(*parameters, strict=True)
         values = dequantise(symbols, np.stack(widths), np.array(zeros))
     return Latents(table.select(columns), values), problems
 

@@ -43,7 +43,7 @@ class Collection:
     def features_of(self, rgb: np.ndarray) -> np.ndarray:
         """An image (H,W,3) uint8 on the way that the rows went, to features (1,F)."""
         symbols = encode_images(self.coder, [rgb], self.step, "cpu")
-        width, zero = self.coder.lattice(self.step)
+        width, zero = self.coder.dequantisation(self.step)
         return likeness_features(dequantise(symbols, width.float().numpy()[None], np.array([zero])), self.coder)
 
     def features(self, columns: list[str], problems: list[str]) -> Iterator[tuple[pa.Table, np.ndarray]]:

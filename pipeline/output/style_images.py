@@ -37,7 +37,7 @@ def read_style_images(config: RunConfig, task: Task, params: Params) -> list[tup
 
 
 def read_image(
-    what: str, url: str, storage: StorageConfig, max_pixels: int, pixels: ImageConfig = ImageConfig()
+    what: str, url: str, storage: StorageConfig, max_pixels: int | None, pixels: ImageConfig = ImageConfig()
 ) -> tuple[bytes, np.ndarray]:
     """An image that a person names, a file or an s3:// URL: its bytes, and itself, (H,W,3) uint8.
 

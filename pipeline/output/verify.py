@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from imagemill.models.card import CheckpointError
 from imagemill.pipeline.errors import StorageError
 from imagemill.pipeline.output.committed_rows import superseded
 from imagemill.pipeline.output.output_names import stays_inside
@@ -23,8 +24,7 @@ from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
 if TYPE_CHECKING:
-    from imagemill.models.card import CheckpointError
-from imagemill.models.entropy import EntropyModel
+    from imagemill.models.entropy import EntropyModel
 
 # What pyarrow raises for files that were damaged or are not ours.
 UNREADABLE = (StorageError, OSError, pa.ArrowException, KeyError, AttributeError, TypeError, ValueError, OverflowError)

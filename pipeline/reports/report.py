@@ -188,7 +188,7 @@ def collected(output: Store, record: dict[str, Any], before: set[str], source: S
     report.histograms = histograms_of(rows, columns)
     report.groups = chosen(rows, task.worst if report.column else None)
     for group in report.groups:
-        group.detail |= task.closely
+        group.detail |= task.report_crops
     show(output, report.groups, report.column, columns, task.stores_latent, source)
     if task.stores_latent:
         report.plane = latent_plane(output, rows, report.column)

@@ -28,7 +28,7 @@ def thumbnails(
 def thumbnail(values: np.ndarray, coder: LatentCoder, size: tuple[int, int], side: int) -> np.ndarray:
     """The picture of a dequantised latent (C,h,w), of an image of this (H,W)."""
     with torch.inference_mode():
-        sketch = coder.sketch(torch.from_numpy(values)[None])
+        sketch = coder.decode_preview(torch.from_numpy(values)[None])
     rgb = to_uint8_images(sketch.expand(-1, 3, -1, -1))[0]
     # Without what was padded; a sketch may be smaller than its image.
     scale = rgb.shape[0] / (values.shape[1] * coder.stride)

@@ -1,13 +1,13 @@
 """The input of a run: a folder or prefix of image files and shards, one shard, or a manifest."""
 
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 
 from imagemill.pipeline.errors import ConfigError, StorageError
+from imagemill.pipeline.lookahead import HasResult, Ready, map_ahead
 from imagemill.pipeline.sources import manifest
 from imagemill.pipeline.sources.folder import image_file, with_masks
 from imagemill.pipeline.sources.shard_formats import shard_format, shard_suffixes
@@ -128,20 +128,13 @@ def files_of(name: str) -> list[str]:
 def members(source: Input, kept: Store | None, keep: bool) -> Iterator[Found]:
     """Image files as they are listed, and the images of shards, a few of which are read at a time."""
     entries = iter([source.store.entry(source.file)]) if source.file else source.store.entries(may_skip=is_excluded_folder)
-    ahead: deque[list[Found] | Future[list[Found]]] = deque()
-
-    def ready() -> list[Found]:
-        first = ahead.popleft()
-        return first.result() if isinstance(first, Future) else first
-
     with ThreadPoolExecutor(SHARDS_AT_A_TIME) as pool:
-        for entry in entries:
-            # A file that is all of the input was asked for by its name.
+
+        def submit(entry: Entry) -> HasResult[list[Found]]:
+            # A single file that is the whole input was chosen by the user, so it is never excluded.
             form = shard_format(entry.path) if source.file or not is_excluded(entry.path) else None
-            ahead.append(
-                pool.submit(indexed, form, source.store, source.config, entry, kept, keep) if form else [image_file(entry)]
-            )
-            while ahead and (isinstance(ahead[0], list) or len(ahead) > SHARDS_AT_A_TIME):
-                yield from ready()
-        while ahead:
-            yield from ready()
+            if form is None:
+                return Ready([image_file(entry)])
+            return pool.submit(indexed, form, source.store, source.config, entry, kept, keep)
+
+        yield from chain.from_iterable(map_ahead(submit, entries, SHARDS_AT_A_TIME))

@@ -1,12 +1,12 @@
-"""Imagemill beside what else a person would take, on the same images, weights and outputs: `make bench`.
+"""Compare Imagemill with alternatives on the same images, weights and outputs: `make bench`.
 
-python tests/benchmarks/bench.py [--quick] [--rounds 2] [--only PEER]… [--workloads latents,images] [--images N]
+Run: python tests/benchmarks/bench.py [--quick] [--rounds 2] [--only PEER]… [--workloads latents,images] [--images N]
 
-Each run is a fresh process that writes into an empty folder. Peers take turns, a workload after the other, round by round;
-the component limit is measured in each round too. Left in `--out`: bench.json (every run), bench.md, bench.png.
+Each run is a new process that writes into an empty folder. In each round every peer runs every workload, in turn, and the
+component limit is measured. Writes bench.json (every run), bench.md and bench.png to `--out`.
 
-Inputs are made once and lie in the page cache for all. Daft, and Ray Data as documented, are left out of `sizes` (their
-batches are of one size) and `shards` (neither opens a tar in S3 without a reader that one writes oneself).
+Inputs are made once and are in the page cache for all peers. Daft and Ray Data as documented are left out of `sizes` (their
+batches have one size) and `shards` (neither opens a tar in S3 without code written by the user).
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from rounds import BEGAN, LOADS, ON_DEMAND, QUICK, ROOT, TABLE, Bench, Load
 
 @contextlib.contextmanager
 def bucket(bench: Bench) -> Iterator[None]:
-    """Shards of the same images, and an S3 server on loopback over them, where they are needed."""
+    """Write shards of the same images and serve them by an S3 server on loopback, if a workload needs them."""
     if "shards" not in bench.loads:
         yield
         return
@@ -43,17 +43,17 @@ def bucket(bench: Bench) -> Iterator[None]:
 
 
 def main(
-    quick: Annotated[bool, typer.Option("--quick", help="one small round: shows what is broken, no figures")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="run one small round to find errors")] = False,
     rounds: Annotated[int, typer.Option(min=1)] = 2,
-    images: Annotated[int | None, typer.Option(min=2, help="of each workload, for every peer")] = None,
+    images: Annotated[int | None, typer.Option(min=2, help="number of images of each workload, for every peer")] = None,
     only: Annotated[list[str] | None, typer.Option("--only", metavar="PEER", help=", ".join(TABLE | ON_DEMAND))] = None,
-    workloads: Annotated[str | None, typer.Option(help=f"some of {','.join(LOADS)}")] = None,
-    photos: Annotated[str | None, typer.Option(help="a folder of photographs to cut from; scikit-image's if absent")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="given to Imagemill")] = None,
-    out: Annotated[Path, typer.Option(help="where the figures go")] = Path("bench"),
-    work: Annotated[Path | None, typer.Option(help="where inputs and outputs lie meanwhile")] = None,
+    workloads: Annotated[str | None, typer.Option(help=f"one or more of {','.join(LOADS)}")] = None,
+    photos: Annotated[str | None, typer.Option(help="photographs to crop; scikit-image's by default")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="pass to Imagemill")] = None,
+    out: Annotated[Path, typer.Option(help="folder for the figures")] = Path("bench"),
+    work: Annotated[Path | None, typer.Option(help="folder for temporary inputs and outputs")] = None,
 ) -> None:
-    """Run the benchmark; exit 1 when a peer failed or its outputs differ."""
+    """Run the benchmark. Exit with 1 if a peer fails or its outputs differ."""
     loads = dict(QUICK if quick else LOADS)
     if workloads:
         known = LOADS | QUICK if quick else LOADS
@@ -77,7 +77,7 @@ def main(
                 bench.round(number)
                 if number == 0 and "latents" in loads and bench.goes_on("latents"):
                     fixed = bench.fixed(rounds)
-                # What there is by now stays when the rest is cut off.
+                # Write after each round, so that an interrupted benchmark keeps its figures.
                 leave(bench, about, fixed, number + 1)
     typer.echo(f"{time.monotonic() - BEGAN:.0f} s; {out}/bench.md, bench.png, bench.json")
     if bad := [run for run in bench.runs if not run.fine or not run.equal]:

@@ -1,4 +1,4 @@
-"""The benchmark as a picture."""
+"""Charts of the benchmark."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,25 +13,25 @@ OURS, OTHERS, LIMIT = "#d1495b", "#8d99ae", "#2b2d42"
 
 
 def bars(axes: plt.Axes, title: str, summaries: Sequence[Summary], titles: Mapping[str, str], limit: Spread | None) -> None:
-    """Images a second inside the run, with the spread of its rounds."""
-    known = [one for one in reversed(summaries) if one.rate]
-    rates = [one.rate.median for one in known]
-    spreads = [[r - one.rate.least for r, one in zip(rates, known, strict=True)]]
-    spreads.append([one.rate.most - r for r, one in zip(rates, known, strict=True)])
-    colours = [OURS if one.peer == "imagemill" else OTHERS for one in known]
-    axes.barh([titles[one.peer] for one in known], rates, xerr=spreads, color=colours, error_kw={"capsize": 3, "lw": 1})
+    """Draw images per second inside the run, with the spread over rounds."""
+    measured = [one for one in reversed(summaries) if one.rate]
+    rates = [one.rate.median for one in measured]
+    spreads = [[r - one.rate.least for r, one in zip(rates, measured, strict=True)]]
+    spreads.append([one.rate.most - r for r, one in zip(rates, measured, strict=True)])
+    colours = [OURS if one.peer == "imagemill" else OTHERS for one in measured]
+    axes.barh([titles[one.peer] for one in measured], rates, xerr=spreads, color=colours, error_kw={"capsize": 3, "lw": 1})
     for place, rate in enumerate(rates):
         axes.annotate(f" {number(rate)}", (0, place), va="center", color="white", fontsize=9, fontweight="bold")
     if limit:
         axes.axvline(limit.median, color=LIMIT, ls="--", lw=1.2)
-        axes.annotate("limit", (limit.median, len(known) - 0.45), ha="right", va="bottom", color=LIMIT, fontsize=9)
+        axes.annotate("limit", (limit.median, len(measured) - 0.45), ha="right", va="bottom", color=LIMIT, fontsize=9)
     axes.set_title(title, fontsize=11, loc="left")
     axes.set_xlabel("images/s, first to last image")
 
 
 def whole(axes: plt.Axes, runs: Sequence[Run], titles: Mapping[str, str]) -> None:
-    """Wall time of whole processes over the count of images."""
-    # All but red, which is ours.
+    """Draw the wall time of whole processes over the number of images."""
+    # All colours but red, which marks Imagemill.
     others = iter(colour for n, colour in enumerate(plt.get_cmap("tab10").colors) if n != 3)
     for peer, title in titles.items():
         walls: dict[int, list[float]] = {}
@@ -61,7 +61,7 @@ def draw(
     titles: Mapping[str, str],
     note: str,
 ) -> None:
-    """One panel of rates for each workload, and one of whole processes."""
+    """Draw one panel of rates per workload, and one of whole processes."""
     count = len(by_workload) + 1
     rows = -(-count // 2)
     figure, grid = plt.subplots(rows, 2, figsize=(13, 3.6 * rows), squeeze=False, facecolor="white")

@@ -1,6 +1,6 @@
-"""How float32 latents of an export are best laid into Parquet: bytes a value (raw float32: 4) and ms an image.
+"""Compare Parquet encodings of float32 latents: bytes per value (raw float32: 4) and ms per image.
 
-python tests/benchmarks/export_encoding.py EXPORT [EXPORT …]
+Run: python tests/benchmarks/export_encoding.py EXPORT [EXPORT …]
 """
 
 import sys

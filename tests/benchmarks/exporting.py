@@ -1,9 +1,9 @@
-"""What an export costs: rows a second, bytes a value, and memory, at several numbers of rows.
+"""Measure the cost of an export: rows per second, bytes per value, and memory, for several numbers of rows.
 
-python tests/benchmarks/exporting.py [--rows 100000 --rows 1000000] [--values 256] [--rows-per-part 100000]
+Run: python tests/benchmarks/exporting.py [--rows 100000 --rows 1000000] [--values 256] [--rows-per-part 100000]
 
-Makes synthetic parts whose latents have 4 channels as conv-mnist's and symbols with a spread of 20, exports each in a fresh
-process, and with --ray does the same arithmetic as a Ray Data job, for comparison.
+Makes synthetic parts whose latents have 4 channels, like conv-mnist, and symbols with a spread of 20. Exports each in a new
+process. With --ray, also does the same arithmetic as a Ray Data job.
 """
 
 import json
@@ -28,7 +28,7 @@ from imagemill.pipeline.storage import Store
 
 
 def peak_mb() -> float:
-    """The most memory of this process since it began its program."""
+    """Return the peak memory of this process since its program started."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024 / 1e6
 
@@ -72,7 +72,7 @@ def lay_out(output: Store, rows: int, values: int, rows_per_part: int) -> None:
 
 
 def measured(folder: str) -> None:
-    """One export, in this process: prints JSON."""
+    """Export once in this process and print JSON."""
     from imagemill.jobs.export import export
 
     began = time.monotonic()
@@ -82,7 +82,7 @@ def measured(folder: str) -> None:
 
 
 def by_ray(folder: str) -> None:
-    """The same arithmetic as a Ray Data job on as many cores: prints JSON."""
+    """Do the same arithmetic as a Ray Data job on as many cores and print JSON."""
     from imagemill.pipeline.cluster.connection import connected
 
     with connected(None):
@@ -90,7 +90,7 @@ def by_ray(folder: str) -> None:
 
         from imagemill.pipeline.output.latent_values import dequantise
 
-        width = checkpoints.build(*checkpoints.read("conv-mnist")).lattice(26.0)[0].numpy()
+        width = checkpoints.build(*checkpoints.read("conv-mnist")).dequantisation(26.0)[0].numpy()
 
         def values(batch: pa.Table) -> pa.Table:
             symbols = (batch["latent"].combine_chunks().flatten().to_numpy() ^ np.uint8(LATENT_ZERO_POINT)).view(np.int8)

@@ -1,4 +1,4 @@
-"""From single runs to medians with their spread, slopes, ratios and a table."""
+"""Medians with their spread, slopes, ratios and the table of single runs."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 AT_IMAGES = 8_000
-"""The count of small images at which whole processes are compared."""
+"""The number of small images at which whole processes are compared."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of one peer; `images` is how many it was given."""
+    """One run of one peer over `images` images."""
 
     workload: str
     peer: str
@@ -23,15 +23,15 @@ class Run:
     peak_pss_mb: float
     processes: int
     rate: float | None
-    """Images a second, from the first that was done to the last."""
+    """Images per second, from the first finished image to the last."""
     deviation: float
-    """From float32, in the worst image of a sample: relative for latents, dB for images."""
+    """Difference from float32 in the worst image of a sample: relative for latents, dB for images."""
     equal: bool
     missing: int
     stages: dict[str, float] = field(default_factory=dict)
-    """Seconds of each stage, where a peer counts them: wall time of its threads, waiting included."""
+    """Seconds of each stage, if the peer counts them: wall time of its threads, including waiting."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Seconds of each part of the run, likewise."""
+    """Seconds of each step of the run, if the peer counts them."""
 
     @property
     def fine(self) -> bool:
@@ -42,7 +42,7 @@ class Run:
 
 
 def number(value: float | None) -> str:
-    """To three digits at least; nothing for None."""
+    """Format a number with at least three digits; an empty string for None."""
     if value is None:
         return ""
     size = abs(value)
@@ -51,7 +51,7 @@ def number(value: float | None) -> str:
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of some runs, and how far they lie apart."""
+    """Median, minimum and maximum of several runs."""
 
     median: float
     least: float
@@ -64,20 +64,20 @@ class Spread:
         return f"{number(self.median)} ({number(self.least)}–{number(self.most)})"
 
 
-def known(values: Sequence[float]) -> Spread:
-    """Of at least one value."""
+def spread_of(values: Sequence[float]) -> Spread:
+    """Return the spread of at least one value."""
     return Spread(statistics.median(values), min(values), max(values), len(values))
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
-    """None where there is no value."""
+    """Return the spread of the values that are not None, or None if there is none."""
     present = [value for value in values if value is not None]
-    return known(present) if present else None
+    return spread_of(present) if present else None
 
 
 @dataclass(frozen=True)
 class Line:
-    """seconds = fixed + each · images, through the medians at two counts."""
+    """seconds = fixed + each · images, through the medians at two numbers of images."""
 
     fixed: float
     each: float
@@ -87,7 +87,7 @@ class Line:
 
 
 def line(points: Sequence[tuple[int, float]]) -> Line | None:
-    """Through the least and the largest count of (images, seconds); None where there is one count, or it does not rise."""
+    """Return the line through the smallest and largest number of (images, seconds), or None if it cannot rise."""
     by_count: dict[int, list[float]] = {}
     for images, seconds in points:
         by_count.setdefault(images, []).append(seconds)
@@ -101,7 +101,7 @@ def line(points: Sequence[tuple[int, float]]) -> Line | None:
 
 @dataclass(frozen=True)
 class Summary:
-    """What is known of a peer on a workload; `wall` and all beside `slope` and `cpu_slope` are at `images`."""
+    """The figures of a peer on a workload. All but `slope` and `cpu_slope` are for `images` images."""
 
     workload: str
     peer: str
@@ -110,7 +110,7 @@ class Summary:
     rate: Spread | None
     slope: Line | None
     cpu_ms: Spread
-    """CPU milliseconds an image, of the whole process."""
+    """CPU milliseconds per image, of the whole process."""
     cpu_slope: Line | None
     peak_pss_mb: Spread
     deviation: float
@@ -119,18 +119,18 @@ class Summary:
     stage_ms: dict[str, float]
 
     def seconds_at(self, images: int) -> float | None:
-        """Of a whole process: measured where it was, else on its line."""
+        """Return the seconds of a whole process: measured for this number of images, or from the line."""
         return self.wall.median if images == self.images else self.slope.at(images) if self.slope else None
 
 
 def main_count(runs: Sequence[Run]) -> int:
-    """The count that most rounds had; the larger one where two had as many."""
+    """Return the number of images that most runs had; the larger one of two equally frequent numbers."""
     counts = [run.images for run in runs]
     return max(counts, key=lambda count: (counts.count(count), count))
 
 
 def summary(runs: Sequence[Run]) -> Summary | None:
-    """Of the runs of one peer on one workload; None where none was fine."""
+    """Summarise the runs of one peer on one workload; None if every run failed."""
     fine = [run for run in runs if run.fine]
     if not fine:
         return None
@@ -141,12 +141,12 @@ def summary(runs: Sequence[Run]) -> Summary | None:
         workload=fine[0].workload,
         peer=fine[0].peer,
         images=images,
-        wall=known([run.wall_s for run in at]),
+        wall=spread_of([run.wall_s for run in at]),
         rate=spread(run.rate for run in at),
         slope=line([(run.images, run.wall_s) for run in fine]),
-        cpu_ms=known([run.cpu_s * ms for run in at]),
+        cpu_ms=spread_of([run.cpu_s * ms for run in at]),
         cpu_slope=line([(run.images, run.cpu_s) for run in fine]),
-        peak_pss_mb=known([run.peak_pss_mb for run in at]),
+        peak_pss_mb=spread_of([run.peak_pss_mb for run in at]),
         deviation=max(run.deviation for run in fine),
         equal=all(run.equal for run in fine),
         failed=len(runs) - len(fine),
@@ -160,7 +160,7 @@ def summary(runs: Sequence[Run]) -> Summary | None:
 def table(
     summaries: Sequence[Summary], titles: Mapping[str, str], limit: Spread | None, ours: Summary | None, unit: str
 ) -> list[str]:
-    """Markdown lines for one workload; `limit` in images a second."""
+    """Return the Markdown table of one workload; `limit` is in images per second."""
     rows = [
         f"| peer | images | whole process, s | images/s inside the run | by slope | ÷ limit | Imagemill ÷ it | CPU ms/image "
         f"| peak PSS, MB | off float32, {unit} |",

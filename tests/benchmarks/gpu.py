@@ -1,10 +1,10 @@
-"""What a GPU gives: the images of a CPU, halves when its memory is short, and how fast. At most ten minutes.
+"""Check and measure a GPU: same images as a CPU, halving when memory is short, speed. Takes at most ten minutes.
 
-python tests/benchmarks/gpu.py [--images 2000] [--out gpu.md] [--device cpu]
+Run: python tests/benchmarks/gpu.py [--images 2000] [--out gpu.md] [--device cpu]
 
-Prints the tables of docs/performance.md, and ends with 1 when a check fails. Without a CUDA device it says so in one line
-and ends with 2. `--device cpu` goes through the same steps with a CPU in the place of the GPU, which shows what is broken in
-this file and gives no figures: Ray is told of a GPU that does not exist, and memory is short by pretence.
+Prints the tables of docs/performance.md. Exits with 1 if a check fails, and with 2 and a message if there is no CUDA device.
+`--device cpu` goes through the same steps on a CPU, to find errors in this file; its figures mean nothing. Ray then gets a
+GPU that does not exist, and the lack of memory is simulated.
 """
 
 import json
@@ -45,20 +45,20 @@ from imagemill.pipeline.storage import Store
 from imagemill.pipeline.worker_job import WorkerJob
 
 SECONDS = 570.0
-"""Of the whole benchmark: what does not fit any more is left out, and said."""
+"""Time limit of the whole benchmark. Steps that no longer fit are left out with a message."""
 LEAST_DB = {torch.float32: 50.0, torch.bfloat16: 35.0, torch.float16: 40.0}
-"""PSNR between the images of a GPU and those of a CPU in float32, from which they count as equal."""
+"""Smallest PSNR between images of a GPU and of a CPU in float32 that counts as equal."""
 MOST_MOVED = 1e-3
-"""Share of latent symbols that may differ by one between a GPU and a CPU."""
+"""Largest share of latent symbols that may differ by one between a GPU and a CPU."""
 PARAMS: dict[str, dict[str, Any]] = {"inpaint": {"missing": "random"}, "stylize": {"style": ["style.png"]}}
 BATCH, REPEATS = 32, 5
 RUN_IMAGES = {"cuda": 4000, "cpu": 24}
-"""Of each whole run by default."""
+"""Number of images of each whole run by default."""
 
 
 @dataclass
 class Bench:
-    """What is measured on, and what came out."""
+    """The device and the results of the benchmark."""
 
     device: str
     work: Path
@@ -72,7 +72,7 @@ class Bench:
         self.lines.append(line)
 
     def table(self, title: str, header: tuple[str, ...], rows: Iterator[tuple[object, ...]]) -> None:
-        """Print a Markdown table row by row; what time is left for."""
+        """Print a Markdown table row by row, as long as time is left."""
         self.say(f"\n### {title}\n\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
         for row in rows:
             self.say(f"| {' | '.join(map(str, row))} |")
@@ -91,7 +91,7 @@ class Bench:
 
 
 def prepared(task: str, device: str) -> tuple[Any, Any]:
-    """The shipped model of a task, and the parameters of the benchmark."""
+    """Return the bundled model of a task, and the parameters of the benchmark."""
     card, weights = checkpoint.read(TASKS[task].default_checkpoint)
     params = TASKS[task].Params(**PARAMS.get(task, {}))
     model = checkpoint.build(card, weights).to(device, memory_format=torch.channels_last)
@@ -99,7 +99,7 @@ def prepared(task: str, device: str) -> tuple[Any, Any]:
 
 
 def photographs(count: int, height: int = 256, width: int = 256) -> list[np.ndarray]:
-    """Parts (H,W,3) uint8 of photographs, all different."""
+    """Return different crops (H,W,3) uint8 of photographs."""
     rng, paths = np.random.default_rng(0), made.sources(None)
     opened = [Image.open(path).convert("RGB") for path in paths[:count]]
     return [np.asarray(made.cut(opened[n % len(opened)], n, (width, height), rng)) for n in range(count)]
@@ -107,12 +107,12 @@ def photographs(count: int, height: int = 256, width: int = 256) -> list[np.ndar
 
 def predicted(task: str, images: list[np.ndarray], precision: Precision) -> list[Output]:
     model, params = prepared(task, precision.device)
-    samples = [Sample(image.copy(), quality_wanted=False, image_wanted=False) for image in images]
+    samples = [Sample(image.copy(), needs_quality=False, needs_image=False) for image in images]
     return TASK_OBJECTIVES[task].predict(model, samples, params, precision)
 
 
 def equal_images(bench: Bench) -> Iterator[tuple[object, ...]]:
-    """Each task in each number format: a batch, and one image in tiles, against the CPU in float32."""
+    """Compare each task in each number format with the CPU in float32: a batch, and one image in tiles."""
     sets = [photographs(4), photographs(1, 1100, 1500)] if bench.device == "cuda" else [photographs(1, 64, 64)]
     for task in sorted(TASKS):
         calm = [output for images in sets for output in predicted(task, images, Precision())]
@@ -135,11 +135,11 @@ def equal_images(bench: Bench) -> Iterator[tuple[object, ...]]:
                 least = min(psnr_db(a.image, b.image) for a, b in zip(calm, outputs, strict=True))
                 right, figure = least >= LEAST_DB[dtype], f"{least:.1f}"
             name = str(dtype).removeprefix("torch.")
-            yield task, name, figure, bench.check(right, f"{task} in {name}: {figure} dB beside the CPU")
+            yield task, name, figure, bench.check(right, f"{task} in {name}: {figure} dB from the CPU")
 
 
 def model_rates(bench: Bench) -> Iterator[tuple[object, ...]]:
-    """Batches as a worker gives them, with both ways between host and device, without reading and writing files."""
+    """Measure batches of a worker, including copies between host and device, without reading and writing files."""
     images = photographs(BATCH) if bench.device == "cuda" else photographs(1, 64, 64)
     for task in sorted(TASKS):
         model, params = prepared(task, bench.device)
@@ -150,7 +150,7 @@ def model_rates(bench: Bench) -> Iterator[tuple[object, ...]]:
                 continue
             times = []
             for _ in range(REPEATS + 1):
-                samples = [Sample(image.copy(), quality_wanted=False, image_wanted=False) for image in images]
+                samples = [Sample(image.copy(), needs_quality=False, needs_image=False) for image in images]
                 began = time.perf_counter()
                 TASK_OBJECTIVES[task].predict(model, samples, params, Precision(bench.device, dtype))
                 times.append(time.perf_counter() - began)
@@ -159,7 +159,7 @@ def model_rates(bench: Bench) -> Iterator[tuple[object, ...]]:
 
 
 def short_of_memory(bench: Bench) -> Iterator[tuple[object, ...]]:
-    """A worker with a third of the memory that it took: batches, then tiles, are halved, and no image is lost."""
+    """Give a worker a third of the memory it used: batches and tiles are halved, and no image is lost."""
     cases = (("64 images of 512 px in one batch", 64, 512, 512), ("one image of 12 MP", 1, 3000, 4000))
     with connected(None, num_cpus=1):
         for title, count, height, width in cases if bench.device == "cuda" else (("8 images of 64 px", 8, 64, 64),):
@@ -178,12 +178,12 @@ def short_of_memory(bench: Bench) -> Iterator[tuple[object, ...]]:
                 min(psnr_db(*pair) for pair in zip(calm, halved, strict=True)) if rows["stage"].null_count == count else 0
             )
             right = rows["stage"].null_count == count and least >= LEAST_DB[torch.bfloat16]
-            text = f"{len(whole)} → {len(tried)} batches tried, {least:.1f} dB beside the run with all memory"
+            text = f"{len(whole)} → {len(tried)} batches tried, {least:.1f} dB from the run with all memory"
             yield title, f"{rows['stage'].null_count} of {count} ok", text, bench.check(right, f"short of memory: {title}")
 
 
 def worker_rows(bench: Bench, source: Store, output: Store, batch: int) -> Any:
-    """The rows that a worker gives for all images of a folder, done in this process."""
+    """Return the rows of a worker for all images of a folder, processed in this process."""
     import pyarrow as pa
 
     job = resolve(RunConfig(task="denoise", input=source.url, output=output.url))
@@ -213,7 +213,7 @@ def worker_rows(bench: Bench, source: Store, output: Store, batch: int) -> Any:
 
 @contextmanager
 def memory_limit(bench: Bench, limited: bool) -> Iterator[list[int]]:
-    """The sizes of the batches that are tried; with a limit a third of the memory that the work before took at its peak."""
+    """Return the sizes of the batches that are tried; with a limit, a third of the earlier peak memory is available."""
     objective, sizes = TASK_OBJECTIVES["denoise"], []
     plain: Callable[..., list[Output]] = objective.predict
 
@@ -238,7 +238,7 @@ def memory_limit(bench: Bench, limited: bool) -> Iterator[list[int]]:
 
 
 def command(bench: Bench, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """The command line as a process of its own, on all that the machine has."""
+    """Run the command line as a separate process with all devices of the machine."""
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     if bench.device == "cpu":
         environment["RAY_OVERRIDE_RESOURCES"] = json.dumps({"CPU": 2, "GPU": 1})
@@ -251,7 +251,7 @@ def command(bench: Bench, *arguments: str) -> "subprocess.CompletedProcess[str]"
 
 
 def run_rates(bench: Bench) -> Iterator[tuple[object, ...]]:
-    """Whole runs, from files to committed rows: one worker for the GPU, two of them on it, and the machine's CPUs alone."""
+    """Measure whole runs: one worker on the GPU, two workers on the GPU, and only CPUs."""
     source = bench.work / "photos"
     made.make(source, bench.images, None, mixed=False, noisy=True, kept=0, processes=os.cpu_count() or 1)
     (bench.work / "style.png").write_bytes(encode_rgb(swirls(), "PNG"))
@@ -282,12 +282,12 @@ def run_rates(bench: Bench) -> Iterator[tuple[object, ...]]:
         yield task, way, f"{record['images_per_s']:,.0f}", model, f"{record['seconds']['first_image']:.1f}", done
     if "denoise CPUs" in outputs:
         least = least_psnr(outputs["denoise 1 worker"], outputs["denoise CPUs"])
-        right = bench.check(least >= LEAST_DB[torch.bfloat16], f"runs of denoise: {least:.1f} dB beside the CPUs")
-        yield "denoise", "1 worker beside CPUs", f"{least:.1f} dB at the least", "", "", right
+        right = bench.check(least >= LEAST_DB[torch.bfloat16], f"runs of denoise: {least:.1f} dB from the CPUs")
+        yield "denoise", "1 worker compared with CPUs", f"at least {least:.1f} dB", "", "", right
 
 
 def least_psnr(one: Store, other: Store) -> float:
-    """Over the images that both outputs have."""
+    """Return the smallest PSNR over the images that both outputs contain."""
     found = []
     for output in (one, other):
         rows = read_parts(output, part_paths(output, "results"), ["rel_path", "output_uri"])
@@ -298,7 +298,7 @@ def least_psnr(one: Store, other: Store) -> float:
 
 
 def training_rate(bench: Bench) -> Iterator[tuple[object, ...]]:
-    """One epoch of the denoiser, in the number format that the device has."""
+    """Train the denoiser for one epoch, in the number format of the device."""
     config = {
         "name": "gpu-denoise",
         "task": "denoise",
@@ -327,7 +327,7 @@ def main(
     images: Annotated[int | None, typer.Option(min=16, help="of a run")] = None,
     out: Annotated[Path | None, typer.Option(help="where the tables go as well")] = None,
 ) -> None:
-    """Print the tables; exit 1 when a check fails, 2 without a CUDA device."""
+    """Print the tables. Exit with 1 if a check fails, with 2 without a CUDA device."""
     if device not in RUN_IMAGES:
         raise typer.BadParameter(f"{device}; valid: {', '.join(RUN_IMAGES)}")
     if device == "cuda" and not torch.cuda.is_available():
@@ -335,7 +335,7 @@ def main(
             f"torch {torch.__version__} finds no CUDA device here. --device cpu tries this file without one", file=sys.stderr
         )
         raise typer.Exit(2)
-    # TF32 is off as in a run, which a later `decode` must equal.
+    # TF32 is off, like in a run, because a later `decode` must give equal images.
     torch.backends.cudnn.allow_tf32 = False
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="imagemill-gpu-") as folder:

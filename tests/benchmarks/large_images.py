@@ -1,6 +1,6 @@
-"""Memory of an actor over one image of 101 MP (11,600×8,700) or of another width, by a real run for each task and format.
+"""Measure the memory of a worker for one image of 101 MP (11,600×8,700), or of another width, in a real run.
 
-python tests/benchmarks/large_images.py [--task compress --task denoise] [--format jpg --format png --format tif] [--width W]
+Run: python tests/benchmarks/large_images.py [--task compress]… [--format jpg]… [--width W]
 """
 
 import subprocess
@@ -16,7 +16,7 @@ from imagemill.pipeline.run import run
 
 
 def make(path: Path, width: int) -> None:
-    """An enlarged photo, made in another process, whose memory counts nowhere."""
+    """Make an enlarged photo in another process, so that its memory does not count."""
     size = width, width * 3 // 4
     code = (
         "import sys, skimage.data; from PIL import Image; "

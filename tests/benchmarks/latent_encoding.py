@@ -1,4 +1,7 @@
-"""What latents cost in Parquet, by encoding and zstd level. Run: python tests/benchmarks/latent_encoding.py OUTPUT"""
+"""Measure the size of latents in Parquet, by encoding and zstd level.
+
+Run: python tests/benchmarks/latent_encoding.py OUTPUT
+"""
 
 import sys
 import time
@@ -13,7 +16,7 @@ from imagemill.pipeline.storage import Store
 
 
 def entropy_bits(latents: list[np.ndarray]) -> float:
-    """Bits of all symbols under one static distribution for each channel."""
+    """Return the bits of all symbols with one static distribution per channel."""
     bits = 0.0
     for channel in zip(*latents, strict=True):
         _, counts = np.unique(np.concatenate([c.ravel() for c in channel]), return_counts=True)
@@ -22,7 +25,7 @@ def entropy_bits(latents: list[np.ndarray]) -> float:
 
 
 def encoded(latents: list[np.ndarray], kind: str, level: int) -> tuple[int, float]:
-    """Bytes of a file with one column, and seconds."""
+    """Return the bytes of a file with one column, and the seconds to write it."""
     values = [
         v.ravel() if "uint8" in kind else (v.ravel().astype(np.int16) - LATENT_ZERO_POINT).astype(np.int8) for v in latents
     ]

@@ -1,4 +1,4 @@
-"""What counting one image costs an actor, with metrics and without. Run: python tests/benchmarks/metrics_cost.py"""
+"""Measure what counting one image costs a worker, with and without metrics. Run: python tests/benchmarks/metrics_cost.py"""
 
 import statistics
 import time
@@ -13,7 +13,7 @@ STAGES = ("fetch", "decode", "model", "encode", "put")
 
 
 class Silent:
-    """In the place of ActorMetrics: counts are published to the driver alone."""
+    """Replaces ActorMetrics: counts go to the driver only."""
 
     def observe(self, stage: str, seconds: float) -> None:
         pass
@@ -23,14 +23,14 @@ class Silent:
 
 
 class Counting:
-    """An actor that counts as the BlockProcessor does, and nothing else."""
+    """An actor that only counts, like the BlockProcessor."""
 
     def __init__(self) -> None:
         self.tallies = {"with": Tally("denoise", "benchmark"), "without": Tally("denoise", "benchmark")}
         self.tallies["without"]._metrics = Silent()  # type: ignore[assignment]
 
     def cpu_us(self, which: str) -> float:
-        """CPU microseconds of an image."""
+        """Return the CPU microseconds per image."""
         tally, began = self.tallies[which], time.process_time()
         for _ in range(IMAGES):
             for stage in STAGES:

@@ -1,9 +1,9 @@
-"""How well near copies are found: by latents (models.likeness), and by perceptual hashes of imagehash, on the same pairs.
+"""Measure how well near copies are found: by latents (models.likeness) and by perceptual hashes (imagehash), on equal pairs.
 
 Run: python tests/benchmarks/near_copies.py PHOTOS [DISTRACTORS …]
 
-Each photo of PHOTOS (a folder, searched below) is changed in ten ways; each copy is to find its photo among all photos and
-distractors. Pairs of copy and image are then taken by their distance, and precision read off at equal recall.
+Each photo below PHOTOS is changed in ten ways. Each copy has to find its photo among all photos and distractors. Pairs of
+copy and image are then ordered by distance, which gives precision at equal recall.
 """
 
 import io
@@ -62,12 +62,12 @@ CHANGES: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = 
 
 
 class Descriptors:
-    """What each method makes of an image, before it is compared."""
+    """Return the vector or hash of an image for each method."""
 
     def __init__(self) -> None:
         card, weights = checkpoints.read("compress-small")
         self.coder = checkpoints.build(card, weights)
-        width, self.zero = self.coder.lattice(STEP)
+        width, self.zero = self.coder.dequantisation(STEP)
         self.width = width.numpy()
 
     def __call__(self, image: Image.Image) -> dict[str, np.ndarray]:
@@ -82,7 +82,7 @@ class Descriptors:
 
 
 def report(name: str, distances: dict[str, np.ndarray], photos: int) -> None:
-    """A line of the table: recall@1 by change and on the whole, precision at recalls; (queries, images) distances."""
+    """Return a row of the table from (queries, images) distances: recall@1 per change and overall, precision at recalls."""
     own = np.arange(photos)
     recall = [float(np.mean(d.argmin(1) == own)) for d in distances.values()]
     every = np.concatenate(list(distances.values()))

@@ -1,4 +1,4 @@
-"""What a run left, whoever made it: which images are there, how fast they came, and whether they are what they should be."""
+"""Read the output of a run of any peer: its images, their times, and their difference from the reference."""
 
 import io
 from collections.abc import Sequence
@@ -10,31 +10,31 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 LATENT_TOLERANCE = 1e-2
-"""Of the root mean square of a latent: how far one may be from that of float32."""
+"""Largest difference of a latent from float32, relative to its root mean square."""
 PSNR_TOLERANCE_DB = 0.05
 ZERO_POINT = 128
-"""Imagemill and tuned peers store symbols + 128 as uint8, others symbols as int8."""
+"""Imagemill and tuned peers store symbols + 128 as uint8; the others store symbols as int8."""
 
 
 def parts(output: Path) -> list[Path]:
-    """Parquet files of results."""
+    """Return the Parquet files of results."""
     return sorted(p for p in output.rglob("*.parquet") if not {"rejects", "runs", "shards"} & set(p.parts))
 
 
 def column(part: Path, names: Sequence[str]) -> pa.ChunkedArray:
-    """The first of these columns that a part has."""
+    """Return the first of these columns that a part has."""
     file = pq.ParquetFile(part)
     name = next(name for name in names if name in file.schema_arrow.names)
     return file.read([name])[name]
 
 
 def images_in(output: Path) -> list[str]:
-    """Names of the sources that have a row."""
+    """Return the names of the sources that have a row."""
     return sorted(Path(path).name for part in parts(output) for path in column(part, ["rel_path", "path"]).to_pylist())
 
 
 def times_of(output: Path) -> list[tuple[float, int]]:
-    """(seconds, images): when images were done, by the files that came out, else by the rows or by what a peer noted."""
+    """Return (seconds, images): when images were finished, from output files, or else from rows or the peer's notes."""
     if written := list((output / "images").glob("*")):
         return sorted((path.stat().st_mtime, 1) for path in written)
     if noted := list(output.glob("*.times")):
@@ -45,14 +45,14 @@ def times_of(output: Path) -> list[tuple[float, int]]:
 
 
 def steady_rate(times: Sequence[tuple[float, int]]) -> float | None:
-    """Images a second from the first that was done to the last; None where all came at once."""
+    """Return images per second from the first finished image to the last; None if all have one time."""
     if len(times) < 2 or times[-1][0] <= times[0][0]:
         return None
     return sum(count for _, count in times[1:]) / (times[-1][0] - times[0][0])
 
 
 def latents_in(output: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Symbols (n,) int16 of some images."""
+    """Return the symbols (n,) int16 of each named image."""
     found, wanted = {}, set(names)
     for part in parts(output):
         paths = [Path(path).name for path in column(part, ["rel_path", "path"]).to_pylist()]
@@ -71,7 +71,7 @@ def latents_in(output: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def pixels_in(output: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Images (H,W,3) uint8 that came out."""
+    """Return the output images (H,W,3) uint8."""
     return {n: pixels_of((output / "images" / n).read_bytes()) for n in names if (output / "images" / n).exists()}
 
 
@@ -80,7 +80,7 @@ def pixels_of(data: bytes) -> np.ndarray:
 
 
 def latent_error(latent: np.ndarray, reference: np.ndarray) -> float:
-    """Root mean square of the difference, by that of the reference; infinite for another shape."""
+    """Return the root mean square of the difference relative to the reference; infinite if shapes differ."""
     if latent.size != reference.size:
         return float("inf")
     difference = latent.ravel().astype(float) - reference.ravel()
@@ -88,14 +88,14 @@ def latent_error(latent: np.ndarray, reference: np.ndarray) -> float:
 
 
 def psnr_db(image: np.ndarray, clean: np.ndarray) -> float:
-    """Of 8-bit images; minus infinity for another shape."""
+    """Return the PSNR in dB of 8-bit images; minus infinity if shapes differ."""
     if image.shape != clean.shape:
         return float("-inf")
     return float(10 * np.log10(255**2 / max(1e-12, np.square(image.astype(float) - clean).mean())))
 
 
 def deviation(output: Path, reference: dict[str, np.ndarray], clean: dict[str, np.ndarray] | None) -> float:
-    """The worst of a sample: `latent_error`, or by how many dB PSNR to the clean image is off; infinite if one is missing.
+    """Return the largest `latent_error`, or difference of PSNR to the clean image in dB; infinite if an image is missing.
 
     Args: clean: what denoised images should be; None for latents.
     """

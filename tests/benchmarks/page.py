@@ -1,4 +1,4 @@
-"""What the benchmark leaves: every run as JSON, the Markdown page, the picture."""
+"""The output files of the benchmark: every run as JSON, the Markdown page, the chart."""
 
 import json
 import os
@@ -14,7 +14,7 @@ VERSIONS = ("torch", "ray", "daft", "pyarrow", "pillow", "numpy")
 
 
 def machine() -> dict[str, str]:
-    """What a figure needs to be understood."""
+    """Describe the machine and the versions of the libraries."""
     cpu = next((line.partition(":")[2].strip() for line in lines_of("/proc/cpuinfo") if line.startswith("model name")), "?")
     flags = next((line for line in lines_of("/proc/cpuinfo") if line.startswith("flags")), "").split()
     memory = next((line.split()[1] for line in lines_of("/proc/meminfo") if line.startswith("MemTotal")), "0")
@@ -35,7 +35,7 @@ def lines_of(path: str) -> list[str]:
 
 
 def leave(bench: Bench, about: dict[str, str], fixed: dict[str, Spread | None], rounds: int) -> None:
-    """The raw figures, the table and the chart."""
+    """Write bench.json, bench.md and bench.png."""
     raw = {
         "machine": about,
         "runs": [run.as_json() for run in bench.runs],
@@ -54,7 +54,7 @@ def leave(bench: Bench, about: dict[str, str], fixed: dict[str, Spread | None], 
 
 
 def report(bench: Bench, about: dict[str, str], fixed: dict[str, Spread | None], rounds: int) -> str:
-    """The Markdown page."""
+    """Return the Markdown page."""
     lines = ["# Benchmark tables", "", *(f"- {name}: {value}" for name, value in about.items()), ""]
     lines += [
         f"Medians of {rounds} interleaved rounds (minimum–maximum). Each run is a new process with an empty output.",
@@ -81,7 +81,7 @@ def report(bench: Bench, about: dict[str, str], fixed: dict[str, Spread | None],
 
 
 def section(bench: Bench, workload: str, summaries: list[Summary], limit: Spread | None) -> list[str]:
-    """What there is to say of one workload."""
+    """Return the lines of one workload."""
     unit = "relative" if bench.references[workload][1] is None else "dB"
     ours = next((one for one in summaries if one.peer == "imagemill"), None)
     titles = {name: peer.title for name, peer in bench.peers.items()}

@@ -1,4 +1,4 @@
-"""Inputs for a benchmark: as many different photographs as are asked for, cut from a few, the same for the same seed."""
+"""Inputs of the benchmark: any number of different photographs, cropped from a few; the same for the same seed."""
 
 import io
 import tarfile
@@ -13,15 +13,15 @@ from PIL import Image
 
 SIDE = 256
 LEAST, MOST = 100, 4_000
-"""Longer side in pixels of mixed sizes."""
+"""Long side of mixed sizes, in pixels."""
 SIGMA = 15.0
-"""Noise of what is to be denoised, in 8-bit levels."""
+"""Noise of the images to denoise, in 8-bit levels."""
 QUALITY = 90
-"""Of JPEGs in 4:4:4: what decoders make of halved chroma differs by more than the comparison of outputs lets through."""
+"""Quality of JPEGs, in 4:4:4: decoders differ on halved chroma by more than the comparison allows."""
 SHARD_IMAGES = 250
 GOLDEN = 0.618033988749895
 SUFFIXES = (".jpg", ".jpeg", ".png")
-# Bundled with scikit-image: what is a photograph, and large enough to be cut.
+# The photographs of scikit-image that are large enough to crop.
 BUNDLED = (
     "astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "grass.png", "gravel.png",
     "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png", "retina.jpg", "rocket.jpg",
@@ -29,7 +29,7 @@ BUNDLED = (
 
 
 def sources(folder: str | None) -> list[str]:
-    """Photographs to cut from: those below a folder, or scikit-image's."""
+    """Return the photographs to crop: those below a folder, or scikit-image's."""
     if folder:
         return sorted(str(p) for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
     bundled = [files("skimage.data").joinpath(name) for name in BUNDLED]
@@ -37,7 +37,7 @@ def sources(folder: str | None) -> list[str]:
 
 
 def size_of(number: int, mixed: bool) -> tuple[int, int]:
-    """(width, height) of an image. Mixed ones are spread evenly over the logarithm of the side, at any count alike."""
+    """Return (width, height) of an image. Mixed sizes are spread evenly over the logarithm of the side."""
     if not mixed:
         return SIDE, SIDE
     long = round(LEAST * (MOST / LEAST) ** ((number + 1) * GOLDEN % 1))
@@ -46,7 +46,7 @@ def size_of(number: int, mixed: bool) -> tuple[int, int]:
 
 
 def cut(photo: Image.Image, number: int, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """A random part of a photograph at a size."""
+    """Return a random crop of a photograph, resized."""
     width, height = size
     scale = min(photo.width / width, photo.height / height)
     part = rng.uniform(0.5, 1.0) * scale
@@ -55,7 +55,7 @@ def cut(photo: Image.Image, number: int, size: tuple[int, int], rng: np.random.G
 
 
 def make_some(paths: list[str], folder: str, mixed: bool, noisy: bool, kept: int, numbers: Iterable[int]) -> None:
-    """Write NUMBER.jpg for each; of those below `kept` the clean pixels too, to `FOLDER.clean`."""
+    """Write NUMBER.jpg for each number; below `kept` also the clean pixels to `FOLDER.clean`."""
     opened: dict[str, Image.Image] = {}
     for number in numbers:
         rng = np.random.default_rng([mixed, noisy, number])
@@ -74,7 +74,7 @@ def make_some(paths: list[str], folder: str, mixed: bool, noisy: bool, kept: int
 
 
 def make(folder: Path, count: int, photos: str | None, mixed: bool, noisy: bool, kept: int, processes: int) -> None:
-    """`count` images in a folder, all different."""
+    """Write `count` different images to a folder."""
     folder.mkdir(parents=True)
     Path(f"{folder}.clean").mkdir()
     some = partial(make_some, sources(photos), str(folder), mixed, noisy, kept)
@@ -83,7 +83,7 @@ def make(folder: Path, count: int, photos: str | None, mixed: bool, noisy: bool,
 
 
 def first(folder: Path, count: int, target: Path) -> Path:
-    """A folder with the first images of another, linked: no byte is copied."""
+    """Return a folder with hard links to the first images of another folder."""
     if not target.exists():
         target.mkdir(parents=True)
         for path in sorted(folder.iterdir())[:count]:
@@ -92,7 +92,7 @@ def first(folder: Path, count: int, target: Path) -> Path:
 
 
 def shards(folder: Path, count: int, target: Path) -> None:
-    """The first images of a folder in tars of 250."""
+    """Write the first images of a folder into tars of 250."""
     target.mkdir(parents=True)
     paths = sorted(folder.iterdir())[:count]
     for number, start in enumerate(range(0, count, SHARD_IMAGES)):

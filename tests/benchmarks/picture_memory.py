@@ -1,6 +1,7 @@
-"""Memory that decoding and encoding a picture of 100 MP takes. Run: python tests/benchmarks/picture_memory.py
+"""Measure the memory for decoding and encoding a picture of 100 MP. Run: python tests/benchmarks/picture_memory.py
 
-MB are beside the file's bytes. Each line is a fresh process; the picture is a photo of scikit-image, tiled to 10,000×10,000.
+MB do not include the file's bytes. Each line is a new process. The picture is a photo of scikit-image, repeated to
+10,000×10,000.
 """
 
 import gc
@@ -41,7 +42,7 @@ def resident_mb(key: str) -> float:
 
 
 def peak_mb(began: float) -> float:
-    """The peak since the last call, less what there was when the process began."""
+    """Return the peak memory since the last call, minus the memory at the start of the process."""
     peak = resident_mb("VmHWM") - began
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")

@@ -1,8 +1,8 @@
-"""What a plan costs: a listing of files, and the anti-join with committed rows.
+"""Measure the cost of a plan: listing files, and subtracting committed rows.
 
-python tests/benchmarks/planning.py [--files 100000] [--committed 10000000] [--rows-per-part 100000]
+Run: python tests/benchmarks/planning.py [--files 100000] [--committed 10000000] [--rows-per-part 100000]
 
-Makes files and synthetic parts in a temporary folder, then plans in a fresh process for each figure.
+Makes files and synthetic parts in a temporary folder, then plans in a new process for each figure.
 """
 
 import json
@@ -28,13 +28,13 @@ URI = "s3://a-bucket-of-photos/uploads/2026/0.jpg"
 
 
 def peak_mb() -> float:
-    """The most memory of this process since it began its program; ru_maxrss counts that of its parent as well."""
+    """Return the peak memory of this process since its program started; ru_maxrss includes its parent's."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024 / 1e6
 
 
 def measured(folder: str, what: str) -> None:
-    """One figure, in this process: prints JSON."""
+    """Measure one figure in this process and print JSON."""
     source, output = Store(f"{folder}/in"), Store(f"{folder}/{what}")
     began = time.monotonic()
     if what == "listing":
@@ -45,7 +45,7 @@ def measured(folder: str, what: str) -> None:
 
 
 def joined(folder: str) -> None:
-    """The anti-join alone, of as many images as are committed."""
+    """Subtract committed rows from as many images, without listing files."""
     output = Store(f"{folder}/committed")
     ids = pa.concat_arrays(
         [pa.array(chunk) for chunk in np.load(f"{folder}/ids.npy", mmap_mode="r").reshape(100, -1).astype(str)]
@@ -87,7 +87,7 @@ def main(
         for start in range(0, committed, rows_per_part):
             raw = rng.bytes(16 * rows_per_part).hex()
             ids = [raw[n * 32 : n * 32 + 32] for n in range(rows_per_part)]
-            # Every listed image has a row, of a version that is not asked for.
+            # Every listed image has a row of another version.
             take = known[start : start + rows_per_part]
             ids[: len(take)] = take
             everything += ids

@@ -1,4 +1,7 @@
-"""Is bfloat16 faster than float32 here? The denoiser, running and learning. Run: python tests/benchmarks/precision.py"""
+"""Compare the speed of bfloat16 and float32 with the denoiser, running and training.
+
+Run: python tests/benchmarks/precision.py
+"""
 
 import statistics
 import time
@@ -13,7 +16,7 @@ REPEATS = 7
 
 
 def seconds(fn: Callable[[], object]) -> float:
-    """Median, after two runs to warm up."""
+    """Return the median of several calls, after two calls to warm up."""
     times = []
     for _ in range(REPEATS + 2):
         began = time.perf_counter()

@@ -1,7 +1,7 @@
-"""A command as a whole: wall, CPU and memory of its process and all that come from it, also of those whose parents end.
+"""Measure a command: wall time, CPU and memory of its process and all descendants, also of orphans.
 
-Ray's workers are children of a raylet that leaves no account of them. So this process asks the kernel to become the parent
-of orphans (PR_SET_CHILD_SUBREAPER), looks at all descendants several times a second, and reaps them.
+Ray's workers are children of a raylet that does not wait for them. So this process asks the kernel to become the parent of
+orphans (PR_SET_CHILD_SUBREAPER), samples all descendants several times a second, and reaps them.
 """
 
 import ctypes
@@ -14,30 +14,30 @@ from pathlib import Path
 
 LOOK_SECONDS = 0.2
 MEMORY_SHARE = 0.03
-"""Of a core: /proc/PID/smaps_rollup walks all pages of a process, so it is read less often where there are many."""
+"""Largest share of a core for sampling. Reading /proc/PID/smaps_rollup walks all pages, so it is read rarely."""
 LINGER_SECONDS = 20.0
 PR_SET_CHILD_SUBREAPER = 36
 TICKS = os.sysconf("SC_CLK_TCK")
 Process = tuple[int, int]
-"""(pid, ticks since boot when it began): pids come again."""
+"""(pid, ticks since boot at its start), because pids are reused."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a command took."""
+    """Time, CPU and memory of a command."""
 
     code: int
-    """Its exit code; -9 where it was ended for being late."""
+    """Its exit code; -9 if it was killed at the timeout."""
     wall_s: float
     cpu_s: float
-    """User and system, of all processes. Those that the kernel gave no account of count up to when they were last seen."""
+    """User and system time of all processes. A process without an account of the kernel counts until its last sample."""
     peak_pss_mb: float
-    """The most that all processes had together; pages that several share count once."""
+    """Peak of all processes together; shared pages count once."""
     processes: int
 
 
 def stat_of(pid: int) -> tuple[int, int, int] | None:
-    """(parent, began, CPU ticks) of a process; None when it is gone."""
+    """Return (parent, start, CPU ticks) of a process; None if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -46,7 +46,7 @@ def stat_of(pid: int) -> tuple[int, int, int] | None:
 
 
 def processes() -> dict[int, tuple[int, int, int]]:
-    """What `stat_of` says, by pid."""
+    """Return `stat_of` of all processes, by pid."""
     return {int(name): stat for name in os.listdir("/proc") if name.isdecimal() and (stat := stat_of(int(name)))}
 
 
@@ -59,7 +59,7 @@ def pss_mb(pid: int) -> float:
 
 
 class Tree:
-    """The processes of a command, as they were seen."""
+    """Samples of the processes of a command."""
 
     def __init__(self, root: int, strangers: set[int]) -> None:
         self.root, self.strangers = root, strangers
@@ -69,7 +69,7 @@ class Tree:
         self._memory_due = 0.0
 
     def look(self) -> set[int]:
-        """Who is alive: descendants of the root, and orphans of theirs, which are children of this process now."""
+        """Return the living descendants of the root, and orphans, which are children of this process."""
         seen = processes()
         children: dict[int, list[int]] = {}
         for pid, (parent, _, _) in seen.items():
@@ -94,7 +94,7 @@ class Tree:
         self._memory_due = now + (now - began) / MEMORY_SHARE
 
     def reap(self, pid: int) -> int | None:
-        """The exit code of a child that ended; it brings its account and that of all that it waited for."""
+        """Reap a child and return its exit code; add its CPU time and that of the children it waited for."""
         try:
             done, status, usage = os.wait4(pid, os.WNOHANG)
         except ChildProcessError:
@@ -106,12 +106,12 @@ class Tree:
 
     @property
     def cpu_s(self) -> float:
-        """The larger of two accounts, each of which may miss something: the kernel's at the end, and ours by looking."""
+        """Return the larger of two CPU times, which may both be incomplete: the kernel's account and the samples."""
         return max(self.reaped_s, sum(self.ticks.values()) / TICKS)
 
 
 def watched(command: list[str], environment: dict[str, str], log: Path, cwd: Path, timeout_s: float) -> Usage:
-    """Run a command to its end; processes that it leaves behind are given 20 seconds, then killed."""
+    """Run a command to its end. Kill processes that still run 20 seconds later."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     strangers = {
         pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if (stat_of(pid) or (0,))[0] == os.getpid()
@@ -141,7 +141,7 @@ def watched(command: list[str], environment: dict[str, str], log: Path, cwd: Pat
 
 
 def wait(pid: int, seconds: float) -> None:
-    """Until a child ended, but no longer; it is not reaped."""
+    """Wait until a child ended or the time is over, without reaping the child."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):

@@ -1,4 +1,4 @@
-"""What a report costs: `python tests/benchmarks/report_cost.py [ROWS]`."""
+"""Measure the cost of a report. Run: `python tests/benchmarks/report_cost.py [ROWS]`."""
 
 import hashlib
 import io
@@ -30,7 +30,7 @@ def photo() -> bytes:
 
 
 def fill(folder: Path, count: int) -> None:
-    """An OUTPUT of `count` denoised images, of which a part's worth is there: the others are the same again."""
+    """Make an output of `count` denoised images; only one part has real images, the others repeat it."""
     for place in ("in", "out/images", "out/results"):
         (folder / place).mkdir(parents=True)
     data = photo()

@@ -1,4 +1,4 @@
-"""The rounds of the benchmark: who takes part, over what, and each run, watched and compared with float32."""
+"""The rounds of the benchmark: peers, workloads, and runs that are measured and compared with float32."""
 
 import json
 import os
@@ -22,15 +22,15 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PEERS = HERE / "peers"
 CORES = len(os.sched_getaffinity(0))
-# One thread for each process and memory that is kept: what everyone who tunes torch on CPUs sets, and Imagemill sets itself.
+# One thread per process, and memory that is not returned to the kernel. Imagemill sets this itself; tuned peers get it too.
 TUNED = {k: v for k, v in WORKER_ENV.items() if k.startswith("MALLOC_")} | {"OMP_NUM_THREADS": "1"}
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "DAFT_ANALYTICS_ENABLED": "0", "DO_NOT_TRACK": "1"}
 SAMPLE = 12
-"""Images of each run that are compared with float32."""
+"""Number of images of each run that are compared with float32."""
 OWN_DECODER = 5.0
-"""How many tolerances are left to a peer whose decoder is its own; the table shows how far it is off."""
+"""Factor of the tolerance for a peer that uses its own decoder. The table shows the actual difference."""
 NO_IMAGES = 2
-"""As few as make a run that has work: what it takes is its fixed cost."""
+"""The smallest run with work. Its duration is the fixed cost."""
 NOTHING_TO_DO = 10_000
 TIMEOUT_SECONDS = 900.0
 BEGAN = time.monotonic()
@@ -40,13 +40,13 @@ BEGAN = time.monotonic()
 class Peer:
     title: str
     script: tuple[str, ...]
-    """A file below peers/ and its further arguments; none for Imagemill."""
+    """A file in peers/ and its additional arguments; empty for Imagemill."""
     tuned: bool
     workloads: tuple[str, ...]
     slow: bool = False
-    """Given fewer images, as it would take most of the time."""
+    """Gets fewer images, because it would take most of the time."""
     own_decoder: bool = False
-    """Reads JPEGs by other code than libjpeg, so pixels differ before the model sees them."""
+    """Decodes JPEGs without libjpeg, so pixels differ before the model sees them."""
 
 
 ALL, UNIFORM = ("latents", "images", "sizes", "shards"), ("latents", "images")
@@ -59,24 +59,24 @@ TABLE = {
     "daft-written": Peer("Daft, as written", ("daft_written.py",), False, UNIFORM, slow=True, own_decoder=True),
     "ray-documented": Peer("Ray Data, as documented", ("ray_documented.py",), False, UNIFORM, slow=True),
 }
-# Runs only when it is asked for with --only: another way to tune a DataLoader.
+# Runs only with --only: another way to tune a DataLoader.
 ON_DEMAND = {"dataloader-main": Peer("DataLoader, model in main", ("dataloader_tuned.py", "--model", "main"), True, ALL)}
 
 
 @dataclass(frozen=True)
 class Load:
-    """A workload, and how much of it."""
+    """A workload and its numbers of images."""
 
     title: str
     images: int
-    """For peers that are fast, in every round."""
+    """For fast peers, in every round."""
     slow_images: int
     other: float | None = None
-    """A second count for the slope, as a share of the first, in the first round."""
+    """A second number of images for the slope, as a share of the first one, in the first round."""
 
 
 LATENTS_ALONE = ["--set", "compression_level=3", "--set", "quality=0"]
-"""As the others do it: no figures of quality, which would take decoding each latent."""
+"""The same work as the peers: no quality figures, which would decode each latent."""
 LOADS = {
     "latents": Load("256-px JPEGs → encoder → Parquet", AT_IMAGES, 1_000, other=0.5),
     "images": Load("256-px JPEGs → denoised JPEGs", 400, 200),
@@ -89,7 +89,7 @@ OTHER_ROUNDS = 1
 
 @dataclass
 class Bench:
-    """A benchmark on its way."""
+    """The state of a benchmark."""
 
     work: Path
     out: Path
@@ -101,16 +101,16 @@ class Bench:
     limits: dict[str, list[dict]] = field(default_factory=dict)
     references: dict[str, tuple[dict, dict | None]] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
-    """What the S3 server asks for."""
+    """Environment variables with the credentials and endpoint of the S3 server."""
 
     def counts(self, workload: str, peer: str, round_: int) -> list[int]:
-        """How many images a peer gets in a round."""
+        """Return the numbers of images that a peer gets in a round, one per run."""
         load = self.loads[workload]
         images = load.slow_images if self.peers[peer].slow else load.images
         if load.other is None or round_ >= OTHER_ROUNDS:
             return [images]
         if peer == "imagemill":
-            # Its start scatters by more than small counts take, and its memory must not grow: a quarter to twice as many.
+            # Its start varies by more than small runs take, and its memory must not grow: a quarter to twice as many.
             return [images, images // 4, images * 2]
         return [images, int(images * load.other)]
 
@@ -119,14 +119,14 @@ class Bench:
         return max(most, NO_IMAGES, NOTHING_TO_DO if self.goes_on(workload) else 0)
 
     def goes_on(self, workload: str) -> bool:
-        """Whether a second run over many images is part of this."""
+        """Return whether this benchmark measures a second run over finished images."""
         return workload == "latents" and "imagemill" in self.peers and self.loads["latents"].other is not None
 
     def takers(self, workload: str) -> list[str]:
         return [name for name, peer in self.peers.items() if workload in peer.workloads]
 
     def source(self, workload: str, images: int) -> str:
-        """A folder with the first images, or where in S3 their shards are."""
+        """Return a folder with the first images, or the S3 prefix of their shards."""
         if workload == "shards":
             return f"s3://bench/{images}"
         return str(made.first(self.work / "all" / workload, images, self.work / "in" / workload / str(images)))
@@ -138,7 +138,7 @@ class Bench:
                 denoised = workload in ("images", "sizes")
                 folder = self.work / "all" / workload
                 made.make(folder, most, self.photos, workload == "sizes", denoised, SAMPLE, CORES)
-        # What was written goes to the disk now, not while something is timed.
+        # Flush written files now, not during a measurement.
         os.sync()
 
     def make_references(self) -> None:
@@ -156,7 +156,7 @@ class Bench:
             self.references[workload] = reference, clean if kind != "latents" else None
 
     def environment_of(self, tuned: bool) -> dict[str, str]:
-        """As a person has it, and with `tuned` as one who tunes sets it."""
+        """Return the environment of a peer; with `tuned` also the settings of one thread and of glibc."""
         inherited = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS",)}
         return inherited | QUIET | self.environment | (TUNED if tuned else {}) | {"PYTHONPATH": str(PEERS)}
 
@@ -176,7 +176,7 @@ class Bench:
         ]
 
     def run(self, workload: str, peer: str, images: int, round_: int, keep: Path | None = None) -> Run:
-        """One run; its output is deleted, or kept under another name."""
+        """Run a peer once. Delete its output, or rename it to `keep`."""
         source, output = self.source(workload, images), self.work / "out"
         if self.peers[peer].script:
             output.mkdir()
@@ -219,7 +219,7 @@ class Bench:
     def limit(self, workload: str) -> None:
         folder = self.work / "limit"
         folder.mkdir()
-        # All of few: mixed sizes are a mixture only together.
+        # Use all images of a small workload, because mixed sizes are only complete together.
         load = self.loads[workload]
         source = self.source(workload, load.images)
         arguments = [workload, source, str(folder), str(min(load.images, 400))]
@@ -234,21 +234,21 @@ class Bench:
         for workload in self.loads:
             self.limit(workload)
             peers = self.takers(workload)
-            # Nobody is always first, or always after the same one.
+            # Rotate the order, so that no peer is always first or always after the same one.
             turn = number % len(peers)
             for peer in peers[turn:] + peers[:turn]:
                 for images in self.counts(workload, peer, number):
                     self.run(workload, peer, images, number, self.work / "done" if self.wanted(workload, peer) else None)
 
     def wanted(self, workload: str, peer: str) -> bool:
-        """Whether an output is kept, to run over it again."""
+        """Return whether the output is kept for a second run."""
         return peer == "imagemill" and self.goes_on(workload)
 
     def fixed(self, rounds: int) -> dict[str, Spread | None]:
-        """Seconds of Imagemill's runs over almost nothing, and over what is done already."""
+        """Measure Imagemill's fixed costs: seconds of a run of two images, of a run with nothing to do, and of imports."""
         source, output = self.source("latents", NOTHING_TO_DO), self.work / "done"
         few = [self.run("latents", "imagemill", NO_IMAGES, number) for number in range(rounds)]
-        # Not counted as figures of the workload: they have a place of their own.
+        # These runs are reported separately from the workload.
         self.runs = [run for run in self.runs if run.images != NO_IMAGES]
         command, environment = self.command("latents", "imagemill", source, output), self.environment_of(False)
         watched(command, environment, self.work / "log", ROOT, TIMEOUT_SECONDS)
@@ -262,7 +262,7 @@ class Bench:
         }
 
     def summaries(self) -> dict[str, list[Summary]]:
-        """By workload, in the table's order."""
+        """Return the summaries of each workload, in the order of the table."""
         found = {}
         for workload in self.loads:
             of = [[r for r in self.runs if (r.workload, r.peer) == (workload, peer)] for peer in self.takers(workload)]

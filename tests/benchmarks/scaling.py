@@ -1,9 +1,9 @@
-"""Cost as work grows: images a second and the driver's memory over the number of images, actors, and blocks a second.
+"""Measure how cost grows: images per second and memory by number of images and workers, and blocks per second.
 
-python tests/benchmarks/scaling.py [--images 1000,10000,100000]
+Run: python tests/benchmarks/scaling.py [--images 1000,10000,100000]
 
-The images are of 16 px, so that what is done for each image beside the model counts. Every run is a process of its own
-into an empty folder, by `imagemill compress` without figures of quality; what is printed is what its run.json says.
+The images have 16 px, so that the work around the model dominates. Every run is a separate process with an empty output, by
+`imagemill compress` without quality figures; the printed figures are those of its run.json.
 """
 
 import json
@@ -24,11 +24,11 @@ from imagemill.pipeline.images.encode import encode_rgb
 SIDE = 16
 BLOCKS = 2_000
 ROWS = 250
-"""Of a block by default."""
+"""Images of a block by default."""
 
 
 def fill(folder: Path, images: int) -> None:
-    """So many small files in folders of a thousand."""
+    """Write `count` small files, a thousand per folder."""
     rng = np.random.default_rng(0)
     files = [encode_rgb(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8), "PNG") for _ in range(100)]
     for number in range(images):
@@ -38,7 +38,7 @@ def fill(folder: Path, images: int) -> None:
 
 
 def run(source: Path, output: Path, *settings: str) -> dict[str, Any]:
-    """The run.json of a run."""
+    """Return the run.json of a run."""
     command = [sys.executable, "-m", "imagemill", "compress", str(source), str(output)]
     command += [word for setting in ("quality=0", *settings) for word in ("--set", setting)]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}

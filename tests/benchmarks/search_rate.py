@@ -1,4 +1,4 @@
-"""What search and duplicates cost, in CPU time of one thread.
+"""Measure the cost of search and duplicates, in CPU time of one thread.
 
 Run: OMP_NUM_THREADS=1 python tests/benchmarks/search_rate.py
 """

@@ -1,4 +1,4 @@
-"""Where the time goes while a run is at its steady rate: python tests/benchmarks/steady.py [--images 12000] [--seconds 12]
+"""Profile a run at its steady rate: python tests/benchmarks/steady.py [--images 12000] [--seconds 12]
 
 Makes photos of 256 px and runs `imagemill compress` on them without figures of quality. When both actors are at work it
 looks for some seconds at what each kind of process takes of the cores (/proc), and at what the threads of the actors do
@@ -24,7 +24,7 @@ from rich.table import Table
 
 HZ = 100
 WARM_SECONDS = 3.0
-"""From the first row to the first look."""
+"""Seconds from the first row to the first sample."""
 STAGES = {
     "_read": "fetch",
     "_decode": "decode",
@@ -33,15 +33,15 @@ STAGES = {
     "_table": "rows to a table",
     "Sink.__call__": "commit: Parquet",
 }
-"""By functions of the product; the outermost that is on the stack says what a thread is at."""
+"""Functions of the product; the outermost one on a stack says what the thread does."""
 ELSE = "the rest of the actor, and Ray in it"
 WAITS = ("_worker", "wait", "main_loop")
-"""Functions in which a thread waits for work, which looks like running from outside."""
+"""Functions in which a thread waits for work although it seems to run."""
 LINE = re.compile(r":\d+(?=\))")
 
 
 def name_of(pid: int) -> str:
-    """What a process is: the first word of its command, which Ray's workers set to what they are."""
+    """Return the kind of a process: the first word of its command, which Ray's workers set to their role."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").split()
     except OSError:
@@ -60,7 +60,7 @@ def kind_of(pid: int, driver: int) -> str:
 
 
 def family(root: int) -> set[int]:
-    """A process and its descendants."""
+    """Return a process and its descendants."""
     children: dict[int, list[int]] = {}
     for pid, (parent, _, _) in processes().items():
         children.setdefault(parent, []).append(pid)
@@ -72,7 +72,7 @@ def family(root: int) -> set[int]:
 
 
 def stage_of(stack: str) -> str:
-    """Of a stack as py-spy writes it, outermost frame first."""
+    """Return the activity of a stack of py-spy, outermost frame first."""
     for frame in stack.split(";"):
         function = frame.partition(" (")[0]
         if stage := STAGES.get(function) or STAGES.get(function.rpartition(".")[2]):

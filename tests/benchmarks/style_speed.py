@@ -1,4 +1,4 @@
-"""What one pass of style transfer costs by the size of the image. Run: python tests/benchmarks/style_speed.py"""
+"""Measure one pass of style transfer by image size. Run: python tests/benchmarks/style_speed.py"""
 
 import resource
 import subprocess
@@ -19,7 +19,7 @@ MEGAPIXELS = (0.25, 1, 4, 16)
 
 
 def measure(megapixels: float) -> None:
-    """In a process of its own, so that the peak of memory is that of this size."""
+    """Measure one size in a separate process, so that the peak memory belongs to it."""
     torch.set_num_threads(1)
     card, weights = checkpoint.read("stylize-small")
     net = checkpoint.build(card, weights).to(memory_format=torch.channels_last)

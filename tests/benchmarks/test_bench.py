@@ -100,7 +100,7 @@ def test_inputs_are_different_and_the_same_again(tmp_path: Path) -> None:
 
 
 def test_processes_that_lose_their_parents_are_counted(tmp_path: Path) -> None:
-    # In a process of its own: it becomes the parent of orphans.
+    # Run it in a separate process, because it becomes the parent of orphans.
     script = f"""
 import sys
 sys.path.insert(0, {str(HERE)!r})

@@ -1,6 +1,6 @@
-"""What a short run waits for, by the driver's clock: python tests/benchmarks/timeline.py INPUT OUTPUT [--limit 10].
+"""Print the timeline of a short run, by the driver's clock: python tests/benchmarks/timeline.py INPUT OUTPUT [--limit 10].
 
-Prints, for `imagemill compress`, when each step began and how long it took.
+Prints when each step of `imagemill compress` began and how long it took.
 """
 
 import importlib
@@ -26,7 +26,7 @@ STEPS = {
 
 
 def timed(module: str, name: str) -> None:
-    """Let a function of a module say how long it took."""
+    """Make a function of a module print its start and duration."""
     there = importlib.import_module(module)
     function = getattr(there, name)
 

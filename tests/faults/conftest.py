@@ -1,4 +1,4 @@
-"""An S3 server behind a front that does harm."""
+"""An S3 server behind a proxy that injects faults."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from tests.support.servers import S3, Server, environment_of, free_port, rclone
 
 @pytest.fixture
 def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
-    """rclone without keys, and with one bucket, behind a front that does no harm yet; the environment points there."""
+    """Start rclone without keys and with one bucket behind a proxy without faults; point the environment there."""
     behind = rclone(tmp_path / "s3")
     (tmp_path / "s3/data/bucket").mkdir()
     port = free_port()

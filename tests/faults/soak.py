@@ -1,10 +1,10 @@
-"""Nights without end over a folder that grows, changes and loses files, a third of them killed: `make soak`.
+"""Run nights for an hour over a folder that grows, changes and loses files; kill a third of them: `make soak`.
 
 python -m tests.faults.soak [--minutes 60] [--out soak]
 
-What must stay bounded is counted after each night: memory, open files and threads of the process that runs the nights that
-are not killed, parts, temporary files, what Ray leaves behind. In the end every file that is there has a row of its very
-bytes or a reject, and `verify` holds. Left in `--out`: soak.json (every night), soak.md. Exit 1 when something is wrong.
+After each night it counts what must stay bounded: memory, open files and threads of the process that runs the nights, parts,
+temporary files, and files of Ray. At the end each file has a row of its current bytes or a reject, and `verify` passes.
+Results in `--out`: soak.json (every night), soak.md. Exit code 1 if a check fails.
 """
 
 import hashlib
@@ -36,15 +36,15 @@ from tests.support.run_processes import stop
 
 SIDE = 96
 AT_FIRST, NEW, CHANGED, LOST = 300, 40, 10, 10
-"""Files at the beginning, and of each night."""
+"""Number of files at the start, and added, changed and removed each night."""
 ROOM = {"parts": 80, "rss_mb": 200}
-"""What may come on top of half as much again: parts are merged when there are 64."""
+"""Allowed growth beyond 50 %: parts are merged when there are 64."""
 KILLED = 1 / 3
 """Share of nights that are killed."""
 
 
 class Folder:
-    """The images of a place that lives."""
+    """A folder of images that changes."""
 
     def __init__(self, store: Store, generator: random.Random) -> None:
         self.store, self.random, self.number = store, generator, 0
@@ -53,7 +53,7 @@ class Folder:
         self.add(AT_FIRST)
 
     def picture(self) -> bytes:
-        """A crop that was not there before; now and then one that is cut off."""
+        """Return a new crop as a file; some files are cut off."""
         photo = self.random.choice(self.photos)
         y, x = (self.random.randrange(side - SIDE) for side in photo.shape[:2])
         crop = np.roll(photo[y : y + SIDE, x : x + SIDE], self.random.randrange(256), axis=2)
@@ -77,7 +77,7 @@ class Folder:
 
 
 def killed_night(source: Store, output: Store, generator: random.Random) -> str:
-    """A run that is killed at some moment, unless it ends before."""
+    """Start a run and kill it at a random moment, unless it ends before."""
     command = [sys.executable, "-m", "imagemill", "compress", source.url, output.url]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -92,7 +92,7 @@ def killed_night(source: Store, output: Store, generator: random.Random) -> str:
 
 
 def counted(output: Store) -> dict[str, int]:
-    """What must not grow with the nights."""
+    """Count what must not grow with the nights."""
     status = dict(line.split(":\t") for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
     parts = [entry for folder in ("results", "rejects") for entry in output.entries(folder)]
     commands = [command_of(path) for path in Path("/proc").glob("[0-9]*/cmdline")]
@@ -117,7 +117,7 @@ def command_of(path: Path) -> bytes:
 
 
 def wrong(folder: Folder, output: Store) -> list[str]:
-    """What is not as it must be when a last run is over."""
+    """Return the problems after a last run."""
     problems = list(verify(output).problems)
     newest = snapshot(output)
     rows = {
@@ -166,7 +166,7 @@ def main(
 
 
 def grown(nights: list[dict[str, Any]]) -> list[str]:
-    """What did not stay bounded, and runs that ended otherwise than well or killed."""
+    """Return the counts that grew, and runs that neither succeeded nor were killed."""
     problems = [f"a night ended with {night['ended']}" for night in nights if night["ended"] not in ("exit 0", "killed")]
     first, last = (nights[: len(nights) // 3], nights[-(len(nights) // 3) :]) if len(nights) > 5 else ([], [])
     for name in ("open_files", "threads", "temporary_files", "raylets", "shared_memory", "rss_mb", "parts") if first else ():
@@ -177,7 +177,7 @@ def grown(nights: list[dict[str, Any]]) -> list[str]:
 
 
 def report(nights: list[dict[str, Any]], images: int, problems: list[str]) -> str:
-    """The Markdown page: what was counted, in the first and in the last third of the nights."""
+    """Return the Markdown page: the counts in the first and in the last third of the nights."""
     third = max(1, len(nights) // 3)
     ends = ", ".join(f"{count} × {end}" for end, count in Counter(night["ended"] for night in nights).most_common())
     lines = [f"{len(nights)} nights in {nights[-1]['minute']:.0f} minutes ({ends}); {images:,} images in the end.", ""]

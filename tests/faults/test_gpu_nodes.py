@@ -1,4 +1,4 @@
-"""Clusters of CPU and GPU nodes, where torch finds no CUDA device: plans, submitted runs, and GPU nodes that die."""
+"""Clusters of CPU and GPU nodes on which torch finds no CUDA device: plans, submitted runs, and lost GPU nodes."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.chaos
 
 @pytest.fixture
 def cluster() -> Iterator[RayCluster]:
-    """A head without CPUs and GPUs."""
+    """Start a head node without CPUs and GPUs."""
     made = RayCluster(token="f" * 64)
     try:
         yield made
@@ -43,7 +43,7 @@ def record_of(output: Store) -> dict:
 
 @pytest.mark.timeout(900)
 def test_mixed_cluster_runs_on_its_gpu_nodes(cluster: RayCluster, tmp_path: Path, crops: list[np.ndarray]) -> None:
-    """Two workers on the one GPU, as the plan says; each command warns once that they compute on their CPUs."""
+    """Two workers share one GPU, like in the plan; each command warns once that they compute on their CPUs."""
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 20, crops)
     cluster.start(cpus=0)
@@ -52,7 +52,7 @@ def test_mixed_cluster_runs_on_its_gpu_nodes(cluster: RayCluster, tmp_path: Path
     cluster.wait_for_nodes()
     task = ("--set", "task=denoise", "--set", "pool.gpus_per_worker=0.5", "--input", source.url, "--output", output.url)
     use = "2 workers of 1 CPU and 0.5 of a GPU each; cluster: 3 CPUs and 1 GPU on 2 nodes"
-    for order in (("plan", "--address", cluster.address), ("submit", "--address", cluster.dashboard)):
+    for order in (("plan", "--address", cluster.address), ("submit", "--dashboard", cluster.dashboard)):
         code, said = finished(command(cluster, *order, *task))
         assert code == 0, said
         assert use in " ".join(said.split())
@@ -64,7 +64,7 @@ def test_mixed_cluster_runs_on_its_gpu_nodes(cluster: RayCluster, tmp_path: Path
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("left", [{"gpus": 1}, {"gpus": 0}], ids=["a GPU is left", "CPUs are left"])
 def test_gpu_node_dies_in_the_middle(left: dict, cluster: RayCluster, tmp_path: Path, crops: list[np.ndarray]) -> None:
-    """The run goes on on the other GPU node, or on the CPUs where there is no other."""
+    """The run continues on the other GPU node, or on CPUs if there is none."""
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 300, crops)
     cluster.start(cpus=0, dashboard=False)

@@ -1,4 +1,4 @@
-"""SIGKILL for everything that a run over S3 is made of, at random moments: nothing lost, nothing twice, no wrong byte."""
+"""SIGKILL for each kind of process of a run over S3 at random moments: no image lost or duplicated, no wrong byte."""
 
 import os
 import random
@@ -25,16 +25,16 @@ FIND = {
     "raylet": raylets_of,
     "server": lambda run: [run.pid],
 }
-"""Which of a run's processes are of a kind; any moment is good for the servers."""
+"""Find the processes of a kind in a run; servers can be killed at any moment."""
 ENDS = ("driver", "raylet")
 PATIENCE_S = 900.0
-"""After which a run that does not end, or makes no image, hangs: far beyond what a loaded machine needs."""
+"""Seconds after which a run without progress counts as hung, far more than a busy machine needs."""
 ALONE = 1
-"""Images in a batch: one that is alone in it, as all are after a process died, may be rounded otherwise than in company."""
+"""Batch size. One image per batch rounds the same after a process died, when each image is processed alone."""
 
 
 def sessions(generator: random.Random) -> Iterator[list[str]]:
-    """What is killed in one run after the other; only the last of each list ends its run."""
+    """Processes to kill in one run after the other; only the last one of each list ends its run."""
     passing, ends = (
         [kind for kind, count in KILLS.items() for _ in range(count) if (kind in ENDS) == last] for last in (False, True)
     )
@@ -56,12 +56,12 @@ class Chaos:
         self.more()
 
     def more(self) -> None:
-        """More to do, so that no run ends before all was killed."""
+        """Add images, so that no run ends before all kills happened."""
         make_photos(self.source, PHOTOS, self.crops, first=self.photos)
         self.photos += PHOTOS
 
     def running(self) -> "subprocess.Popen[bytes]":
-        """The run, begun again when it has ended."""
+        """Return the run, restarted if it has ended."""
         if self.run is not None and (code := self.run.poll()) is not None:
             said = (self.run.stderr.read() if self.run.stderr else b"").decode()
             assert code in (0, 1, 5, -signal.SIGKILL), f"exit {code}: {said}"
@@ -78,7 +78,7 @@ class Chaos:
         return sum(path.is_file() for path in (self.written / "images").rglob("*.png"))
 
     def moment(self, victim: str) -> "tuple[subprocess.Popen[bytes], list[int]]":
-        """A run some random number of images on, and the living processes of its kind."""
+        """Wait until a run has processed a random number of images; return it and its living processes of a kind."""
         goal, began = self.images() + self.random.choice((0, 0, 1, 5, 20, 40)), time.monotonic()
         while True:
             run = self.running()

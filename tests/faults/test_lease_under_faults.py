@@ -1,4 +1,4 @@
-"""One holder at a time, and rising numbers, while holders die and the store forgets, breaks and damages."""
+"""A lease has one holder at a time and rising tokens, while holders die and the store injects faults."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ def test_holders_that_die_never_overlap(s3: S3, tmp_path: Path, figure, claims: 
     assert len(fences) >= claims
     assert fences == sorted(set(fences))
     seen = s3.seen()
-    if claims >= 50:  # of a few requests chance may spare all
+    if claims >= 50:  # With few requests, chance may spare all of them.
         assert int(killed) >= claims // 4
         assert seen["counts"]["lost"]
     assert seen["swallowed"] == []

@@ -1,4 +1,4 @@
-"""Runs on several nodes, which die, are too few, or come late: nothing lost, nothing twice, no waiting without end."""
+"""Runs on several nodes that die, are too few, or start late: no image lost or duplicated, and no endless wait."""
 
 import json
 import os
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.chaos
 
 @pytest.fixture
 def cluster(s3: S3) -> Iterator[RayCluster]:
-    """A head without CPUs, whose nodes see the S3 server."""
+    """Start a head node without CPUs, whose nodes can reach the S3 server."""
     made = RayCluster(token="e" * 64, environment=environment_of(s3.endpoint))
     try:
         made.start(cpus=0, dashboard=False)
@@ -67,7 +67,7 @@ def test_a_node_that_dies_in_the_middle(another: bool, cluster: RayCluster, s3: 
     print(said)
     assert code == 0, said
     assert "4 workers of 1 CPU each; cluster: 4 CPUs and 0 GPUs on 2 nodes" in said
-    # Without another node the actors that are left do the rest and make room, or the run goes on in a pool of two.
+    # Without another node the remaining workers finish the run, or the run continues with a pool of two.
     assert_all_there(output, 400)
     record = record_of(output)
     assert (record["planned"], record["ok"], record["rejected"]) == (400, 400, 0)
@@ -107,16 +107,16 @@ def test_a_cluster_whose_nodes_come_late_or_never(cluster: RayCluster, s3: S3, c
 def test_a_disk_that_a_node_does_not_see_is_refused(cluster: RayCluster, tmp_path: Path, crops: list[np.ndarray]) -> None:
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 5, crops)
-    # No node can follow it: it is a reject, and says nothing of the disks.
+    # No node can follow the link: the image is a reject, which does not accuse the disks.
     (tmp_path / "in/!first.png").symlink_to("nowhere")
     if os.geteuid() or subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
-        pytest.skip("a node with disks of its own takes root")
+        pytest.skip("a node with separate disks requires root")
     seeing = cluster.add(2)
     cluster.wait_for_nodes()
     code, said = finished(start(cluster, source.url, str(tmp_path / "seen")))
     assert code == 0, said
     seeing.kill()
-    # A mount namespace of its own is another machine's disk.
+    # A separate mount namespace simulates the disk of another machine.
     hidden = f'mount -t tmpfs none {tmp_path} && exec "$@"'
     cluster.add(2, before=["unshare", "--mount", "/bin/sh", "-c", hidden, "sh"])
     cluster.wait_for_nodes()

@@ -1,4 +1,4 @@
-"""The policy for the buckets against what a night asks of a store."""
+"""The bucket policy allows what a night asks of a store, and nothing else."""
 
 import io
 import json
@@ -22,7 +22,7 @@ ACTIONS = {"GET": "s3:GetObject", "HEAD": "s3:GetObject", "PUT": "s3:PutObject",
 
 
 def action_of(request: str) -> tuple[str, str]:
-    """The right that a request needs, and on what: of "METHOD /bucket/key ?parameters"."""
+    """Return the permission that a request "METHOD /bucket/key ?parameters" needs, and its resource."""
     method, path, *parameters = request.split(" ")
     bucket, _, key = path.strip("/").partition("/")
     assert bucket, f"{request}: the list of all buckets is asked for"
@@ -44,7 +44,7 @@ def allowed(action: str, resource: str) -> bool:
 
 @pytest.fixture
 def job(s3: S3, tmp_path: Path) -> dict[str, Any]:
-    """A night's job over two buckets, dated, whose store writes down what it is asked."""
+    """Return a dated job of a night over two buckets whose store records its requests."""
     for bucket in ("photos-in", "photos-out"):
         (tmp_path / "s3/data" / bucket).mkdir()
     job = {"task": "denoise", "storage": {"endpoint_url": s3.endpoint}, "name": "clean"}
@@ -52,7 +52,7 @@ def job(s3: S3, tmp_path: Path) -> dict[str, Any]:
 
 
 def nights(s3: S3, job: dict[str, Any], count: int) -> set[tuple[str, str]]:
-    """What so many nights and a verification need."""
+    """Return the permissions that some nights and a verification need."""
     s3.faults()
     for _ in range(count):
         show_night(NightlyConfig(jobs=[job], catch_up=1), date(2026, 3, 1))
@@ -61,7 +61,7 @@ def nights(s3: S3, job: dict[str, Any], count: int) -> set[tuple[str, str]]:
 
 
 def test_the_policy_gives_what_a_night_without_images_needs_and_no_more(s3: S3, job: dict[str, Any]) -> None:
-    """Lists, leases and their ends, a shard that is read, records: all but what actors and writers do."""
+    """Lists, leases, a shard and records: everything but the requests of workers and writers."""
     shard = io.BytesIO()
     with tarfile.open(fileobj=shard, mode="w") as tar:
         tar.addfile(tarfile.TarInfo("notes.txt"))

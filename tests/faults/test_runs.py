@@ -1,4 +1,4 @@
-"""Whole runs over a bad line: nothing lost, nothing twice, every output as in a run that nobody disturbed."""
+"""Whole runs over a bad connection: no image lost or duplicated, all outputs equal to those of an undisturbed run."""
 
 import subprocess
 from collections.abc import Callable, Iterator
@@ -44,7 +44,7 @@ def test_a_run_over_a_bad_line(
     assert seen["swallowed"] == []
     assert [path for path in seen["unmended"] if "/in/" in path] == []
     s3.faults()
-    # rclone may go on naming a file as it was called before its rename, until it is started again; its bytes are there.
+    # Until a restart, rclone may list a renamed file under its old name; its bytes are safe.
     s3.behind.kill()
     s3.behind.start()
     checked = verify(output)
@@ -81,7 +81,7 @@ def test_writes_that_are_refused_end_the_run_and_the_next_one_completes_it(s3: S
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """small_disk(size): a folder on a disk of that size; called again it changes the size."""
+    """Return small_disk(size): a folder on a disk of that size; another call changes the size."""
     folder = tmp_path / "disk"
     folder.mkdir()
 

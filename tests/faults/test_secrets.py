@@ -1,4 +1,4 @@
-"""What a run writes and says holds no secret, be it the right one or a wrong one."""
+"""Files and messages of a run contain no secret, neither the right one nor a wrong one."""
 
 import secrets
 import shutil
@@ -17,7 +17,7 @@ from tests.support.servers import environment_of, rclone
 
 @pytest.fixture
 def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where Ray puts its sessions; short, as paths of sockets must be."""
+    """Return a short folder for Ray's sessions, because paths of sockets must be short."""
     folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
     monkeypatch.setenv("RAY_TMPDIR", str(folder))
     yield folder
@@ -34,9 +34,9 @@ def test_no_secret_is_written_or_said(tmp_path: Path, ray_folder: Path, monkeypa
     secret, wrong, token = (secrets.token_hex(20) for _ in range(3))
     server = rclone(tmp_path / "s3", "--auth-key", f"someone,{secret}")
     endpoint = f"http://127.0.0.1:{server.port}"
-    # The token of a role goes with each request; this server does not look at it.
+    # Each request carries the token of a role; this server ignores it.
     known = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": secret, "AWS_SESSION_TOKEN": token}
-    # As JSON more is said: of each reject, by the actors.
+    # In JSON the workers also log each reject.
     for name, value in (environment_of(endpoint) | known | {"IMAGEMILL_LOG": "json"}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

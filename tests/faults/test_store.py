@@ -1,4 +1,4 @@
-"""A Store over a line that breaks, damages and forgets: what is read is what was written."""
+"""A Store over a connection that breaks, damages and loses data: reads return what was written."""
 
 import secrets
 import threading
@@ -89,7 +89,7 @@ def test_what_cannot_be_mended_is_said_at_once(s3: S3) -> None:
 
 @pytest.mark.parametrize("asked", ["1", "date"])
 def test_a_busy_store_is_asked_again_when_it_says(s3: S3, asked: str) -> None:
-    """More often than any number of tries: it is waited for as long as it asks."""
+    """A busy store is retried for as long as its Retry-After asks, however often that is."""
     store = s3.store("in")
     content = {f"{n}": secrets.token_bytes(500) for n in range(6)}
     s3.faults(seed=1, busy_first=3, retry_after=asked)

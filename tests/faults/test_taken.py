@@ -1,4 +1,4 @@
-"""Clusters that others hold, and networks that go away: a run says so, and goes on or ends."""
+"""Busy clusters and lost networks: a run reports them, and continues or ends."""
 
 import json
 import os
@@ -71,7 +71,7 @@ def cluster() -> Iterator[RayCluster]:
 
 @pytest.fixture
 def held(cluster: RayCluster) -> Iterator["subprocess.Popen[str]"]:
-    """Other work that holds the one CPU of the cluster, until it reads a line."""
+    """Start other work that holds the only CPU of the cluster until it reads a line."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     variables = cluster.variables() | {"HELD": cluster.address}
     holder = subprocess.Popen([sys.executable, "-c", HOLD], env=variables, **pipes)
@@ -84,7 +84,7 @@ def held(cluster: RayCluster) -> Iterator["subprocess.Popen[str]"]:
 
 
 def test_run_waits_for_cluster_that_others_hold(cluster, held, tmp_path: Path, crops: list[np.ndarray]) -> None:
-    """The plan and the run say that no CPU is free; the run goes on when one is, or ends at its limit."""
+    """The plan and the run say that no CPU is free; the run continues when a CPU is free, or ends at its time limit."""
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 4, crops)
     places = ["--input", source.url, "--output", output.url, "--address", cluster.address]
@@ -112,7 +112,7 @@ def test_run_waits_for_cluster_that_others_hold(cluster, held, tmp_path: Path, c
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="makes a network namespace")
 @pytest.mark.parametrize("own", [True, False], ids=["own Ray", "cluster"])
 def test_run_outlives_its_address(own: bool, tmp_path: Path, crops: list[np.ndarray]) -> None:
-    """With a Ray of its own a run does not notice; on a cluster it ends with one line, and leaves its record."""
+    """With its own Ray a run does not notice; on a cluster it ends with one line and leaves run.json."""
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 600, crops)
     command = [sys.executable, "-m", "imagemill", "denoise", source.url, output.url, "--set", "pool.batch_size=1"]

@@ -1,4 +1,4 @@
-"""Two identical runs that start together: one works, the other is told so."""
+"""Two identical runs that start together: one works, the other reports that the output is held."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.support.run_processes import make_photos, start
 
 ROUNDS, WITH_WORK = 20, 5
 IGNORED = 300_000
-"""Files that are no images: to list them holds OUTPUT for longer than one twin starts after the other."""
+"""Number of non-image files: listing them takes longer than the delay between the two starts."""
 
 
 @pytest.mark.chaos

@@ -135,15 +135,15 @@ def test_groups_are_those_of_all_pairs(monkeypatch, at_a_time):
     assert len(near_groups(np.ones((500, 4), np.float32) / 2, 0.9)[0]) == 500
 
 
-def test_rows_of_other_parameters_are_left_out_and_said(output, tmp_path, capsys, crops):
+def test_rows_of_other_parameters_are_left_out_and_said(output, tmp_path, capsys, caplog, crops):
     shutil.copytree(output.root, tmp_path / "out")
     # The last run decides, and with it a step of its own.
     store = compressed(tmp_path, {"a.png": crops[7], "b.png": crops[8]}, "compress-small", fence=3, step=64)
     show_search(store, None, "a.png", 5)
-    said = capsys.readouterr().out
-    assert f"{len(collection(output).state)} of compress-small" in said
-    assert "b.png" in said
-    assert "00.png" not in said
+    assert f"{len(collection(output).state)} of compress-small" in caplog.text
+    shown = capsys.readouterr().out
+    assert "b.png" in shown
+    assert "00.png" not in shown
 
 
 def test_digits_are_searched_by_what_their_own_collection_varies_in(tmp_path, capsys):
@@ -159,7 +159,7 @@ def test_digits_are_searched_by_what_their_own_collection_varies_in(tmp_path, ca
 
 
 def test_damaged_latents_are_named_and_never_used(damaged, tmp_path, capsys):
-    with pytest.raises(VerificationError, match=r"1 image left out: 01\.png: latent does not match"):
+    with pytest.raises(VerificationError, match=r"1 image with damaged latents left out: 01\.png: latent does not match"):
         show_search(damaged, None, "00.png", 100)
     assert "01.png" not in capsys.readouterr().out
     with pytest.raises(VerificationError, match=r"01\.png"):
@@ -188,7 +188,7 @@ def test_what_is_asked_for_in_vain(output, tmp_path):
     with pytest.raises(ConfigError, match="pca, umap"):
         write_map(output, str(tmp_path / "map.html"), "tsne")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(StorageError, match="holds no output"):
+    with pytest.raises(StorageError, match="is not an output"):
         show_search(Store(str(tmp_path / "empty")), None, "00.png", 3)
 
 

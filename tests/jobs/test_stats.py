@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from imagemill.jobs.drift import Moments, drift
 from imagemill.jobs.nightly import drifted
-from imagemill.jobs.stats import Moments, drift, show_stats
+from imagemill.jobs.stats import show_stats
 from imagemill.models import checkpoint as checkpoints
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.latent_values import latent_batches
@@ -57,7 +58,7 @@ def test_random_splits_of_real_images_are_as_far_as_chance_says(tmp_path: Path, 
     output = compressed(tmp_path, {f"{n}.png": crop for n, crop in enumerate(crops)}, "compress-small", rows_per_part=1000)
     [latents] = latent_batches(snapshot(output), ["rel_path"], [])
     values, made_by = latents.values, checkpoints.build(*checkpoints.read("compress-small"))
-    width = made_by.lattice(26)[0].detach().numpy()
+    width = made_by.dequantisation(26)[0].detach().numpy()
     for few in (6, 16, len(values) // 2):
         orders = [np.random.default_rng(seed).permutation(len(values)) for seed in range(100)]
         splits = [drift(moments_of(values[order[:few]], width), moments_of(values[order[few:]], width)) for order in orders]
@@ -97,7 +98,7 @@ def test_runs_are_compared_and_a_night_says_when_they_drift(tmp_path: Path, crop
     assert all(run in told for run in runs)
     show_stats(output, None, runs[0])
     told = capsys.readouterr().out
-    assert f"{runs[2]} (12 images) is " in told
+    assert f"{runs[2]} (12 images) compared with {runs[0]} (12 images):\ndistance " in told
     first, second, last = run_records(output, runs)
     dark = drifted(output, last, 0.2)
     assert (dark["drift"]["alert"], dark["drift"]["against"]) == (True, second["run_id"])
@@ -107,7 +108,7 @@ def test_runs_are_compared_and_a_night_says_when_they_drift(tmp_path: Path, crop
     assert drifted(output, last | {"checkpoint_sha256": "another"}, 0.2) == {}
     with pytest.raises(ConfigError, match="no row is of run x"):
         show_stats(output, "x", runs[0])
-    with pytest.raises(ConfigError, match="no row is of another run"):
+    with pytest.raises(ConfigError, match="no rows of a run other than"):
         show_stats(compressed(tmp_path / "alone", some(range(2))), None, runs[0])
 
 
@@ -121,7 +122,7 @@ def test_a_run_has_all_its_rows_in_every_table_also_those_that_were_done_again(t
     show_stats(output, None, runs[0])
     compared = capsys.readouterr().out
     assert (rows[runs[0]][0], rows[runs[1]][0]) == ("12", "6")
-    assert f"{runs[1]} (6 images) is {rows[runs[1]][4]} from {runs[0]} (12 images)" in compared
+    assert f"{runs[1]} (6 images) compared with {runs[0]} (12 images):\ndistance {rows[runs[1]][4]}, " in compared
 
 
 def test_one_image_beside_one_is_no_alarm() -> None:

@@ -102,7 +102,7 @@ def test_predict_keeps_to_its_device(name: str, dtype: torch.dtype, cuda: FakeCu
         prepared = objective.prepare(on_cuda(*TINY[name]), params, [np.zeros((SIZE, SIZE, 3), np.uint8)], "cuda")
         for h, w in ((SIZE, SIZE), (1500, 300)) if not changes else ((SIZE, SIZE),):
             alpha = np.eye(h, w, dtype=np.uint8)
-            samples = [Sample(np.zeros((h, w, 3), np.uint8), alpha, quality_wanted=True) for _ in range(2)]
+            samples = [Sample(np.zeros((h, w, 3), np.uint8), alpha, needs_quality=True) for _ in range(2)]
             cuda.convolved.clear()
             outputs = objective.predict(prepared, samples, params, precision)
             assert len(outputs) == 2

@@ -103,7 +103,7 @@ def test_masks_alpha_and_key_say_what_is_missing(model, crops):
         assert np.array_equal(output.image[~hole], rgb[~hole])
         assert (output.image[hole] != rgb[hole]).any()
         assert output.columns["missing_share"] == pytest.approx(hole.mean())
-        assert output.opaque == (missing == "alpha")
+        assert output.drops_alpha == (missing == "alpha")
     assert np.array_equal(images["file"], images["key"])
     assert np.array_equal(images["file"], images["alpha"])
 

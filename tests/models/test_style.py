@@ -180,9 +180,9 @@ def test_preserved_colours_are_those_of_the_image(net, cat, coffee):
     gray = np.repeat(luma_uint8(cat)[..., None], 3, 2).astype(np.uint8)
     output = restyled(net, gray, coffee, preserve_color=True)
     assert np.ptp(output.image.astype(int), axis=2).max() <= 1
-    assert not output.coloured
+    assert not output.has_colours
     free = restyled(net, gray, coffee)
-    assert free.coloured
+    assert free.has_colours
 
 
 @pytest.mark.parametrize("method", ["adain", "gatys"])

@@ -112,7 +112,7 @@ def test_quality_without_the_image_is_that_of_the_image(name, photo, monkeypatch
     model, predict = shipped(name), TASK_OBJECTIVES["compress"].predict
     rgb = photo[:157, :131]
     for_image, for_quality, for_neither = (
-        predict(model, [Sample(rgb, image_wanted=i, quality_wanted=q)], CompressParams(), Precision())[0]
+        predict(model, [Sample(rgb, needs_image=i, needs_quality=q)], CompressParams(), Precision())[0]
         for i, q in ((True, True), (False, True), (False, False))
     )
     assert (for_quality.image, for_neither.image) == (None, None)

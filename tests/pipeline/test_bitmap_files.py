@@ -209,7 +209,7 @@ def test_alpha_of_zeros_is_no_alpha() -> None:
 
 
 def test_what_a_bmp_holds_that_is_not_read_is_named() -> None:
-    for compression, words in ((4, "holds a JPEG"), (5, "holds a PNG"), (9, "compression 9")):
+    for compression, words in ((4, "contains a JPEG"), (5, "contains a PNG"), (9, "compression 9")):
         with pytest.raises(Exception, match=words):
             decode_image(bmp_file([bytes(90)], (W, H), 24, compression=compression))
         assert error_class(bmp_file([bytes(90)], (W, H), 24, compression=compression)) == "UnsupportedFormat"

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from imagemill.models.metrics import psnr_db
-from imagemill.pipeline.images.decode import AS_STORED, decode_image
+from imagemill.pipeline.images.decode import TO_STORED_ORIENTATION, decode_image
 from tests.support.exact_writers import box, clap, with_jp2_boxes, with_property
 from tests.support.sample_images import error_class, noise, saved, scene, shown
 
@@ -114,11 +114,11 @@ def test_avif_of_pillow_is_read_as_written(options: dict, mode: str) -> None:
         assert np.abs(picture.alpha.astype(int) - ALPHA).max() <= 2
 
 
-@pytest.mark.parametrize("orientation", AS_STORED)
+@pytest.mark.parametrize("orientation", TO_STORED_ORIENTATION)
 @pytest.mark.parametrize("cropped", [False, True])
 def test_an_avif_is_cropped_and_then_turned(orientation: int, cropped: bool) -> None:
     upright = COLOURS
-    stored = np.ascontiguousarray(AS_STORED[orientation](upright))
+    stored = np.ascontiguousarray(TO_STORED_ORIENTATION[orientation](upright))
     border = np.pad(stored, ((3, 5), (7, 1), (0, 0))) if cropped else stored
     exif = Image.Exif()
     exif[0x0112] = orientation

@@ -131,10 +131,10 @@ def test_kept_colours_are_not_touched_and_are_named(before: bytes) -> None:
     ("before", "words"),
     [
         (chunk(b"cICP", bytes([1, 1, 0, 1])), "ignored: transfer function BT.709"),
-        (chunk(b"cICP", bytes([1, 13, 6, 1])), "ignored: cICP that is not of RGB"),
+        (chunk(b"cICP", bytes([1, 13, 6, 1])), "ignored: cICP that is not RGB"),
         (chunk(b"cICP", bytes([77, 13, 0, 1])), "ignored: primaries 77"),
         (chunk(b"cICP", bytes([1, 99, 0, 1])), "ignored: transfer function 99"),
-        (chromaticities(np.zeros((3, 2))), "ignored: primaries that span no colour space"),
+        (chromaticities(np.zeros((3, 2))), "ignored: invalid primaries"),
         (chunk(b"iCCP", b"a\0\0" + b"not zlib"), "unreadable"),
     ],
 )

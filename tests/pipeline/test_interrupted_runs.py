@@ -104,7 +104,7 @@ def test_failures_forget_a_mended_file_and_show_names_as_they_are(config, capsys
     show_failures(Store(config.output))
     assert "[edited]" in capsys.readouterr().out
     show_failures(Store(config.output), by_reason=True)
-    assert re.search(r"decode +UnknownFormat +1 +--retry-failed, or a new file +IMG \[edited\]", capsys.readouterr().out)
+    assert re.search(r"decode +UnknownFormat +1 +--retry-failed or new file +IMG \[edited\]", capsys.readouterr().out)
     for name in ("r.csv", "r.jsonl", "r.parquet"):
         path = str(Path(config.output).parent / name)
         show_failures(Store(config.output), export=path)

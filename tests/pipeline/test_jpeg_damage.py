@@ -149,5 +149,5 @@ def test_deep_jpeg_with_missing_data_is_damaged() -> None:
 
 def test_damaged_jpeg_says_what_to_do() -> None:
     data = file_of(photograph(96, 64), "RGB", {})
-    with pytest.raises(ImageError, match=r"libjpeg: Corrupt JPEG data: premature end .* missing: restore the file$"):
+    with pytest.raises(ImageError, match=r"libjpeg: Corrupt JPEG data: premature end .* missing\. Restore the file\.$"):
         decode_image(data[: len(data) * 2 // 3] + EOI)

@@ -153,7 +153,7 @@ UNSUPPORTED = {
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
 def test_jpeg_of_an_unsupported_kind_is_named(name: str) -> None:
-    with pytest.raises(ImageError, match=f"{name} is not supported; convert it") as caught:
+    with pytest.raises(ImageError, match=f"{name} is not supported. Convert the file") as caught:
         decode_image(UNSUPPORTED[name])
     assert caught.value.error_class == "UnsupportedFormat"
 

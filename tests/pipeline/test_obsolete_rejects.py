@@ -45,13 +45,13 @@ def test_a_reject_whose_file_left_the_input_waits_no_more(places, capsys):
     show_status(output)
     show_failures(output)
     out = capsys.readouterr().out
-    assert "1 for --retry-failed" in out
+    assert "rejects: 1 permanent, for --retry-failed" in out
     assert "worse.png" in out
     assert "bad.png" not in out
     (source / "worse.png").unlink()
     assert done(source, output)["rejects_waiting"] == 0
     show_status(output)
-    assert "no rejects" in capsys.readouterr().out
+    assert "rejects: none" in capsys.readouterr().out
     config = RunConfig(task="denoise", input=str(source), output=output.url)
     assert plan_of(resolve(config)).rejects_waiting == 0
 

@@ -40,7 +40,7 @@ NUMBERS = {"miniswhite": 0, "minisblack": 1, "rgb": 2, "separated": 5}
 EXTRA = ("none", "assocalpha", "unassalpha", "unspecified", "two unspecified")
 LAYOUTS: tuple[dict[str, Any], ...] = ({"rowsperstrip": 1000}, {"rowsperstrip": 5}, {"tile": (16, 16)})
 # The reject says which property of the file is not supported.
-REASON = re.compile(r"^TIFF with .+ (is not supported; convert it|samples)$")
+REASON = re.compile(r"^TIFF with .+ (is not supported|samples are not supported)\. Convert the file")
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,7 @@ def test_what_files_leave_out_is_filled_in() -> None:
     [
         (tiff(noise(9, 9, 5), 8, 1, extra=(0,) * 4), "UnsupportedFormat", "5 samples per pixel"),
         (tiff(noise(9, 9, 9), 8, 2, extra=(0,) * 6), "UnsupportedFormat", "9 samples per pixel"),
-        (tiff(noise(9, 9, 2), 8, 2), "UnsupportedFormat", "2 samples per pixel where RGB has 3"),
+        (tiff(noise(9, 9, 2), 8, 2), "UnsupportedFormat", "2 samples per pixel, but RGB needs 3"),
         (tiff(noise(9, 9, 1), 32, 1), "UnsupportedMode", "32-bit integer samples"),
         (written(np.zeros((9, 9), np.float32)), "UnsupportedMode", "32-bit floating-point samples"),
         (written(np.zeros((9, 9), np.float16)), "UnsupportedMode", "16-bit floating-point samples"),
@@ -206,7 +206,7 @@ def test_what_files_leave_out_is_filled_in() -> None:
         (tiff(noise(9, 9, 3), 8, 2, tags={258: (SHORT, (5, 6, 5))}), "UnsupportedFormat", "samples of 5, 6 bits"),
         (tiff(noise(9, 9, 3), 8, 32845), "UnsupportedFormat", "LogLuv"),
         (tiff(noise(9, 9, 1), 8, 4), "UnsupportedFormat", "transparency mask"),
-        (tiff(noise(9, 9, 4), 8, 5, tags={332: (SHORT, (2,))}), "UnsupportedFormat", "inks that are not CMYK"),
+        (tiff(noise(9, 9, 4), 8, 5, tags={332: (SHORT, (2,))}), "UnsupportedFormat", "inks other than CMYK"),
         (tiff(noise(9, 9, 1), 8, 1, tags={259: (SHORT, (32809,))}), "UnsupportedFormat", "ThunderScan"),
         (tiff(noise(9, 9, 1), 8, 1, tags={259: (SHORT, (12345,))}), "UnsupportedFormat", "compression 12345"),
         (tiff(noise(9, 9, 1), 8, 1, tags={32997: (LONG, (9,))}), "UnsupportedFormat", "a volume of 9 slices"),

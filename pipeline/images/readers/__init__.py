@@ -1,4 +1,7 @@
-"""The readers of the supported formats."""
+"""The readers of the supported formats.
+
+To add a format, add its reader to READERS here and its signature to SIGNATURES in signatures.py.
+"""
 
 from functools import partial
 
@@ -26,15 +29,16 @@ READERS = {
     "TIFF": Reader(read_tiff_size, read_tiff),
     "WEBP": Reader(read_webp_size, read_webp),
 }
-"""By format. Pillow knows many more, each one an attack surface."""
+"""By format. Pillow supports many more formats, but each of them is an attack surface."""
 
 
 def select_reader(head: bytes) -> Reader:
-    """The reader of a file by its first HEAD_BYTES bytes.
+    """Select the reader of a file by its first HEAD_BYTES bytes.
 
-    Raises: ImageError with the class UnsupportedFormat or UnknownFormat where there is none.
+    Raises:
+        ImageError: with the class UnsupportedFormat or UnknownFormat, if no reader supports the file.
     """
-    name = identify_format(head)
-    if name is None:
+    image_format = identify_format(head)
+    if image_format is None:
         raise unreadable_error(head)
-    return READERS[name]
+    return READERS[image_format]

@@ -1,16 +1,19 @@
-"""Boxes, of which the files of JPEG 2000 (ISO/IEC 15444-1, annex I) and AVIF (ISO/IEC 14496-12) consist."""
+"""Boxes, the structure of JPEG 2000 and AVIF files.
+
+Sources: ISO/IEC 15444-1, annex I; ISO/IEC 14496-12.
+"""
 
 import struct
 from collections.abc import Iterator
 
 Box = tuple[bytes, int, int]
-"""Type, where the content begins, and where it ends."""
+"""Type, and the offsets at which the content begins and ends."""
 
 
-def boxes(data: bytes, start: int, end: int) -> Iterator[Box]:
-    """The boxes that lie between two places. Ends before a box that is cut or damaged."""
+def iterate_boxes(data: bytes, start: int, end: int) -> Iterator[Box]:
+    """Yield the boxes between two offsets. Stops at a box that is truncated or damaged."""
     while start + 8 <= end:
-        size, kind = struct.unpack_from(">I4s", data, start)
+        size, box_type = struct.unpack_from(">I4s", data, start)
         content = start + 8
         if size == 1 and start + 16 <= end:
             (size,) = struct.unpack_from(">Q", data, content)
@@ -18,13 +21,13 @@ def boxes(data: bytes, start: int, end: int) -> Iterator[Box]:
         stop = start + size if size else end
         if stop > end or stop < content:
             return
-        yield kind, content, stop
+        yield box_type, content, stop
         start = stop
 
 
-def find(data: bytes, path: tuple[bytes, ...], start: int, end: int) -> Box | None:
-    """The first box of a path of types, which lie in each other."""
-    for kind, content, stop in boxes(data, start, end):
-        if kind == path[0]:
-            return (kind, content, stop) if len(path) == 1 else find(data, path[1:], content, stop)
+def find_box(data: bytes, path: tuple[bytes, ...], start: int, end: int) -> Box | None:
+    """Find the first box by the types of the boxes around it (outermost first) and its own."""
+    for box_type, content, stop in iterate_boxes(data, start, end):
+        if box_type == path[0]:
+            return (box_type, content, stop) if len(path) == 1 else find_box(data, path[1:], content, stop)
     return None

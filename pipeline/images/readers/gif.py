@@ -1,7 +1,7 @@
-"""GIF: the first image, laid onto the canvas as browsers do; Pillow unpacks its samples.
+"""GIF: the first image on its canvas, as browsers show it. Pillow decompresses the samples.
 
-Outside the first image nothing has been drawn yet. Pillow shows the first colour of the palette there;
-browsers and we leave it transparent. A canvas smaller than the first image grows to hold the image.
+Pixels of the canvas outside the first image are transparent, as in browsers. Pillow fills them with the first palette
+colour. A canvas that is smaller than the first image is enlarged.
 """
 
 import io
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from imagemill.pipeline.images.errors import ImageError
+from imagemill.pipeline.images.errors import broken_image, check_dimensions
 from imagemill.pipeline.images.readers.pillow import copy_text_and_resolution, open_with_pillow
 from imagemill.pipeline.images.readers.reader import StoredImage
 from imagemill.pipeline.images.samples import row_strips
@@ -18,36 +18,37 @@ from imagemill.pipeline.images.samples import row_strips
 EXTENSION, IMAGE, TRAILER = 0x21, 0x2C, 0x3B
 GRAPHIC_CONTROL, APPLICATION = 0xF9, 0xFF
 HAS_TABLE, INTERLACED = 0x80, 0x40
-ICC_BLOCK = b"ICCRGBG1012"
+ICC_APPLICATION = b"ICCRGBG1012"
 
 
 @dataclass
 class FirstImage:
-    """What a file says up to its first image."""
+    """The structure of a file up to and including its first image."""
 
     canvas: tuple[int, int]
+    """(width, height)."""
     left: int
     top: int
     width: int
     height: int
-    interlaced: bool
+    is_interlaced: bool
     palette: np.ndarray
     """(256,3) uint8."""
-    transparent: int | None
-    code: slice
-    """Where in the file the image's compressed samples are."""
+    transparent_index: int | None
+    samples: slice
+    """Where in the file the compressed samples are."""
     profile: bytes | None
 
 
 def skip_blocks(data: bytes, at: int) -> int:
-    """The place behind the data blocks that begin at `at`; the end of the file where they are cut."""
+    """Return the offset after the data blocks at `at`; the end of the file if truncated."""
     while at < len(data) and data[at]:
         at += data[at] + 1
     return min(at + 1, len(data))
 
 
-def blocks(data: bytes, at: int) -> bytes:
-    """The content of the data blocks that begin at `at`."""
+def read_blocks(data: bytes, at: int) -> bytes:
+    """Return the content of the data blocks that begin at `at`."""
     parts = []
     while at < len(data) and data[at]:
         parts.append(data[at + 1 : at + 1 + data[at]])
@@ -55,8 +56,14 @@ def blocks(data: bytes, at: int) -> bytes:
     return b"".join(parts)
 
 
-def table(data: bytes, at: int, flags: int) -> tuple[np.ndarray | None, int]:
-    """(colour table (256,3), the place behind it); browsers show colours that a table lacks as black."""
+def read_table(data: bytes, at: int, flags: int) -> tuple[np.ndarray | None, int]:
+    """Read the colour table at `at`, if the flags say that there is one.
+
+    Like browsers, show missing colours as black.
+
+    Returns:
+        The table (256,3) uint8 or None, and the offset after it.
+    """
     if not flags & HAS_TABLE:
         return None, at
     count = 2 << (flags & 7)
@@ -65,43 +72,51 @@ def table(data: bytes, at: int, flags: int) -> tuple[np.ndarray | None, int]:
     return colours, at + 3 * count
 
 
-def first_image(data: bytes) -> FirstImage:
-    """What a file says up to its first image.
+def parse_first_image(data: bytes) -> FirstImage:
+    """Parse a file up to its first image.
 
-    Raises: ImageError where there is none.
+    Raises:
+        ImageError: with the class BrokenImage, if there is no image.
     """
     screen_width, screen_height, flags = struct.unpack_from("<HHB", data, 6)
-    colours, at = table(data, 13, flags)
-    transparent, profile = None, None
+    global_palette, at = read_table(data, 13, flags)
+    transparent_index, profile = None, None
     while at < len(data) and data[at] != TRAILER:
-        kind = data[at]
-        if kind == EXTENSION and at + 2 < len(data):
+        block_type = data[at]
+        if block_type == EXTENSION and at + 2 < len(data):
             label, content = data[at + 1], data[at + 3 : at + 3 + data[at + 2]]
             if label == GRAPHIC_CONTROL and len(content) >= 4:
-                transparent = content[3] if content[0] & 1 else None
-            elif label == APPLICATION and content == ICC_BLOCK:
-                profile = blocks(data, at + 3 + len(content))
+                transparent_index = content[3] if content[0] & 1 else None
+            elif label == APPLICATION and content == ICC_APPLICATION:
+                profile = read_blocks(data, at + 3 + len(content))
             at = skip_blocks(data, at + 2)
-        elif kind == IMAGE:
+        elif block_type == IMAGE:
             left, top, width, height, flags = struct.unpack_from("<4HB", data, at + 1)
-            if not width or not height:
-                raise ImageError("BrokenImage", f"the first image of a GIF has {width}×{height} pixels")
-            own, at = table(data, at + 10, flags)
-            palette = own if own is not None else colours
+            check_dimensions("GIF", width, height)
+            local_palette, at = read_table(data, at + 10, flags)
+            palette = local_palette if local_palette is not None else global_palette
             if palette is None:
                 palette = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
-            canvas = max(screen_width, left + width), max(screen_height, top + height)
-            code = slice(at, skip_blocks(data, at + 1))
-            interlaced = bool(flags & INTERLACED)
-            return FirstImage(canvas, left, top, width, height, interlaced, palette, transparent, code, profile)
+            return FirstImage(
+                canvas=(max(screen_width, left + width), max(screen_height, top + height)),
+                left=left,
+                top=top,
+                width=width,
+                height=height,
+                is_interlaced=bool(flags & INTERLACED),
+                palette=palette,
+                transparent_index=transparent_index,
+                samples=slice(at, skip_blocks(data, at + 1)),
+                profile=profile,
+            )
         else:
-            # Some writers leave zeros between blocks.
+            # Some writers leave zero bytes between blocks.
             at += 1
-    raise ImageError("BrokenImage", "a GIF without an image")
+    raise broken_image("GIF: the file has no image")
 
 
 def count_images(data: bytes, at: int) -> int:
-    """How many images begin from the place `at` on, which is that of a block."""
+    """Count the images from the block at `at` on."""
     count = 0
     while at + 10 < len(data) and data[at] != TRAILER:
         if data[at] == EXTENSION:
@@ -116,41 +131,43 @@ def count_images(data: bytes, at: int) -> int:
 
 
 def read_gif_size(stream: io.BytesIO) -> tuple[int, int]:
-    """(width, height) of the canvas. Raises: ImageError for a file without an image."""
-    return first_image(stream.getvalue()).canvas
+    """Read (width, height) of the canvas."""
+    return parse_first_image(stream.getvalue()).canvas
 
 
 def read_gif(stream: io.BytesIO) -> StoredImage:
-    """The first image on its canvas.
+    """Decode the first image on its canvas.
 
-    Raises: ImageError.
+    Raises:
+        ImageError: with the class BrokenImage.
     """
     data = stream.getvalue()
-    first = first_image(data)
-    frames = 1 + count_images(data, first.code.stop)
-    # A file of the samples alone, as large as they are and without a palette: Pillow gives them as gray.
+    first = parse_first_image(data)
+    frames = 1 + count_images(data, first.samples.stop)
+    # Let Pillow decompress a file of the samples alone, without a palette: it returns the palette indices as gray.
     size = struct.pack("<HH", first.width, first.height)
-    descriptor = b"," + bytes(4) + size + bytes([INTERLACED * first.interlaced])
-    alone = b"".join((b"GIF89a", size, bytes(3), descriptor, data[first.code], b";"))
-    with open_with_pillow(io.BytesIO(alone), "GIF") as image:
+    descriptor = b"," + bytes(4) + size + bytes([INTERLACED * first.is_interlaced])
+    samples_file = b"".join((b"GIF89a", size, bytes(3), descriptor, data[first.samples], b";"))
+    with open_with_pillow(io.BytesIO(samples_file), "GIF") as image:
         image.load()
         indices = np.asarray(image)
-    del data, alone
+    del data, samples_file
     width, height = first.canvas
-    covers = (first.width, first.height) == first.canvas
-    has_alpha = not covers or (first.transparent is not None and bool((indices == first.transparent).any()))
-    gray = bool((first.palette == first.palette[:, :1]).all())
-    colours = first.palette[:, :1] if gray else first.palette
+    covers_canvas = (first.width, first.height) == first.canvas
+    has_transparent_pixels = first.transparent_index is not None and bool((indices == first.transparent_index).any())
+    has_alpha = not covers_canvas or has_transparent_pixels
+    is_gray = bool((first.palette == first.palette[:, :1]).all())
+    colours = first.palette[:, :1] if is_gray else first.palette
     if has_alpha:
         colours = np.hstack([colours, np.full((256, 1), 255, np.uint8)])
-        if first.transparent is not None:
-            colours[first.transparent, 3] = 0
+        if first.transparent_index is not None:
+            colours[first.transparent_index, -1] = 0
     pixels = np.zeros((height, width, colours.shape[1]), np.uint8)
-    place = pixels[first.top : first.top + first.height, first.left : first.left + first.width]
+    area = pixels[first.top : first.top + first.height, first.left : first.left + first.width]
     for rows in row_strips(first.width, first.height):
-        place[rows] = colours[indices[rows]]
+        area[rows] = colours[indices[rows]]
     if pixels.shape[2] == 1:
         pixels = pixels[..., 0]
-    opened = StoredImage(pixels, "GIF", "L" if gray else "RGB", has_alpha, 8, frames, profile=first.profile)
-    copy_text_and_resolution(opened, stream)
-    return opened
+    stored = StoredImage(pixels, "GIF", "L" if is_gray else "RGB", has_alpha, 8, frames, profile=first.profile)
+    copy_text_and_resolution(stored, stream)
+    return stored

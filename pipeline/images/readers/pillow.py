@@ -1,4 +1,4 @@
-"""The formats that Pillow reads as they are meant."""
+"""Read formats, or parts of their metadata, with Pillow."""
 
 import io
 import warnings
@@ -9,13 +9,13 @@ from typing import Literal
 import numpy as np
 from PIL import AvifImagePlugin, Image
 
-from imagemill.pipeline.images.errors import DECODER_ERRORS, ImageError
+from imagemill.pipeline.images.errors import DECODER_ERRORS, unsupported_samples
 from imagemill.pipeline.images.readers.reader import StoredImage
 from imagemill.pipeline.images.samples import row_strips, to_uint8
 
 # `decode_image` checks its own limit on the header, before Pillow decodes anything.
 Image.MAX_IMAGE_PIXELS = None
-# A thread for each image is what the workers have; with more, AVIF's bytes would depend on the machine that made them.
+# Workers decode each image in one thread. With more threads, the bytes of an encoded AVIF would depend on the machine.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 EXIF_ORIENTATION = 0x0112
 IPTC_RESOURCE = 0x0404
@@ -23,70 +23,71 @@ IPTC_RESOURCE = 0x0404
 
 @contextmanager
 def open_with_pillow(stream: io.BytesIO, image_format: str) -> Iterator[Image.Image]:
-    """An image that Pillow opened with the reader of one format and has not loaded yet."""
+    """Open a file with Pillow's reader of one format, without decoding it and without warnings."""
     with warnings.catch_warnings(action="ignore"), Image.open(stream, formats=(image_format,)) as image:
         yield image
 
 
 def read_size_with_pillow(image_format: str, stream: io.BytesIO) -> tuple[int, int]:
-    """(width, height) by the header."""
+    """Read (width, height) from the header."""
     with open_with_pillow(stream, image_format) as image:
         return image.size
 
 
 def read_with_pillow(image_format: str, stream: io.BytesIO) -> StoredImage:
-    """The first frame of a file.
+    """Decode the first frame.
 
-    Raises: ImageError for samples without a range: floating point and 32-bit integers.
+    Raises:
+        ImageError: with the class UnsupportedMode, for floating-point and 32-bit integer samples.
     """
     with open_with_pillow(stream, image_format) as image:
         frames, bit_depth = getattr(image, "n_frames", 1), read_bit_depth(image)
         image.load()
-        deep = image.mode.startswith("I")
         if image.mode == "F" or image.mode == "I":
-            raise ImageError("UnsupportedMode", f"{'floating-point' if image.mode == 'F' else '32-bit integer'} samples")
-        gray = deep or image.mode in ("1", "L", "LA", "La")
-        mode: Literal["L", "RGB", "CMYK"] = "L" if gray else "CMYK" if image.mode == "CMYK" else "RGB"
-        opened = StoredImage(
-            pixels=gray_in_8_bits(image) if deep else image,
+            raise unsupported_samples(f"{'floating-point' if image.mode == 'F' else '32-bit integer'} samples")
+        is_deep = image.mode.startswith("I")
+        is_gray = is_deep or image.mode in ("1", "L", "LA", "La")
+        mode: Literal["L", "RGB", "CMYK"] = "L" if is_gray else "CMYK" if image.mode == "CMYK" else "RGB"
+        stored = StoredImage(
+            pixels=convert_deep_gray(image) if is_deep else image,
             format=str(image.format),
             mode=mode,
-            has_alpha=image.has_transparency_data and not deep,
+            has_alpha=image.has_transparency_data and not is_deep,
             bit_depth=bit_depth,
             frames=frames,
         )
-        copy_metadata(opened, image)
-        return opened
+        copy_metadata(stored, image)
+        return stored
 
 
-def copy_metadata(opened: StoredImage, image: Image.Image) -> None:
-    """Put what Pillow found in a file next to the pixels into `opened`."""
+def copy_metadata(stored: StoredImage, image: Image.Image) -> None:
+    """Copy orientation, profile and metadata of a Pillow image into `stored`."""
     xmp = image.info.get("xmp")
-    opened.orientation = orientation_of(image)
-    opened.profile = image.info.get("icc_profile")
-    opened.exif = image.info.get("exif")
-    opened.xmp = xmp if isinstance(xmp, bytes) else None
-    opened.iptc, opened.text, opened.dpi = iptc_of(image), text_of(image), dpi_of(image)
+    stored.orientation = read_orientation(image)
+    stored.profile = image.info.get("icc_profile")
+    stored.exif = image.info.get("exif")
+    stored.xmp = xmp if isinstance(xmp, bytes) else None
+    stored.iptc, stored.text, stored.dpi = read_iptc(image), read_text(image), read_dpi(image)
 
 
-def copy_text_and_resolution(opened: StoredImage, stream: io.BytesIO) -> None:
-    """Put the comment and the resolution into `opened`, as Pillow finds them in the header."""
+def copy_text_and_resolution(stored: StoredImage, stream: io.BytesIO) -> None:
+    """Copy comment and resolution from the header, as Pillow reads them, into `stored`."""
     try:
-        with open_with_pillow(stream, opened.format) as image:
-            opened.text, opened.dpi = text_of(image), dpi_of(image)
+        with open_with_pillow(stream, stored.format) as image:
+            stored.text, stored.dpi = read_text(image), read_dpi(image)
     except DECODER_ERRORS:
         return
 
 
-def iptc_of(image: Image.Image) -> bytes | None:
-    """The IPTC records among the resources that Photoshop leaves in a JPEG."""
+def read_iptc(image: Image.Image) -> bytes | None:
+    """Return the IPTC records among the Photoshop resources of a JPEG."""
     resources = image.info.get("photoshop")
     iptc = resources.get(IPTC_RESOURCE) if isinstance(resources, dict) else None
     return iptc if isinstance(iptc, bytes) else None
 
 
-def text_of(image: Image.Image) -> dict[str, str]:
-    """Texts of a PNG, and the comment of a JPEG or GIF."""
+def read_text(image: Image.Image) -> dict[str, str]:
+    """Return the texts of a PNG, or the comment of a JPEG or GIF."""
     text = {key: str(value) for key, value in getattr(image, "text", {}).items()}
     comment = image.info.get("comment")
     if isinstance(comment, bytes):
@@ -97,8 +98,8 @@ def text_of(image: Image.Image) -> dict[str, str]:
     return text
 
 
-def dpi_of(image: Image.Image) -> tuple[float, float] | None:
-    """The resolution as Pillow found it."""
+def read_dpi(image: Image.Image) -> tuple[float, float] | None:
+    """Return the resolution in pixels per inch; None if it is missing or invalid."""
     try:
         horizontal, vertical = image.info.get("dpi", (0, 0))
         return (float(horizontal), float(vertical)) if horizontal and vertical else None
@@ -106,18 +107,18 @@ def dpi_of(image: Image.Image) -> tuple[float, float] | None:
         return None
 
 
-def gray_in_8_bits(image: Image.Image) -> np.ndarray:
-    """(H,W) uint8 of an image with gray samples of 16 bits."""
+def convert_deep_gray(image: Image.Image) -> np.ndarray:
+    """Convert an image of 16-bit gray samples to (H,W) uint8."""
     gray = np.empty(image.size[::-1], np.uint8)
     for rows in row_strips(*image.size):
         gray[rows] = to_uint8(np.asarray(image.crop((0, rows.start, image.width, rows.stop))), 16)
     return gray
 
 
-def orientation_of(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 if there is none or it cannot be understood.
+def read_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 if it is missing or invalid.
 
-    The value should be one SHORT. Some programs store it as another integer type, and Pillow gives bytes or a tuple then.
+    The value should be a single SHORT. Some programs store another integer type, which Pillow returns as bytes or a tuple.
     """
     try:
         value = image.getexif().get(EXIF_ORIENTATION, 1)
@@ -127,16 +128,19 @@ def orientation_of(image: Image.Image) -> int:
     return int(value) if value in range(1, 9) else 1
 
 
-def orientation_in(exif: bytes | None, xmp: bytes | None) -> int:
-    """The orientation by an EXIF block or, if it has none, by XMP: 1 to 8."""
+def parse_orientation(exif: bytes | None, xmp: bytes | None) -> int:
+    """Return the orientation, 1 to 8, of a block of EXIF; if it contains none, of XMP."""
     image = Image.new("L", (1, 1))
     image.info = {name: value for name, value in (("exif", exif), ("xmp", xmp)) if value}
     with warnings.catch_warnings(action="ignore"):
-        return orientation_of(image)
+        return read_orientation(image)
 
 
 def read_bit_depth(image: Image.Image) -> int:
-    """Bits of a sample in the file: Pillow gives 8 of what has more, but for gray in 16."""
+    """Return the bits per sample in the file.
+
+    Pillow reduces deeper samples to 8 bits, except 16-bit gray.
+    """
     if image.mode == "1":
         return 1
     return 16 if image.mode.startswith("I") else 8

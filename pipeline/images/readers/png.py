@@ -1,8 +1,8 @@
-"""PNG: chunks are checked here, and what is needed for the pixels goes to libpng as a new, minimal file.
+"""PNG: chunks are checked here, and libpng decodes a new, minimal file.
 
-Pillow loses the transparent colour of gray with 2, 4 or 16 bits and of 16-bit RGB, drops the low byte of 16-bit samples
-instead of rounding, does not check the checksum of pixels, and refuses a picture for a chunk of text that is too
-large for it.
+The minimal file contains only the chunks that pixels need. Pillow loses the transparent colour of 2-bit, 4-bit and
+16-bit gray and of 16-bit RGB, truncates 16-bit samples instead of rounding them, does not verify the checksum of
+pixels, and refuses an image because a text chunk is too large.
 """
 
 import io
@@ -14,27 +14,29 @@ from dataclasses import dataclass, field, replace
 import imagecodecs
 import numpy as np
 
-from imagemill.pipeline.images.colour import SRGB, ColourSpace, cicp
-from imagemill.pipeline.images.errors import ImageError
-from imagemill.pipeline.images.readers.pillow import orientation_in
+from imagemill.pipeline.images.colour import SRGB, ColourSpace, parse_cicp
+from imagemill.pipeline.images.errors import broken_image, check_dimensions, unsupported_format
+from imagemill.pipeline.images.readers.pillow import parse_orientation
 from imagemill.pipeline.images.readers.reader import StoredImage
 from imagemill.pipeline.images.samples import expand_video_range
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GRAY, RGB, PALETTE, GRAY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6
-DEPTHS = {GRAY: (1, 2, 4, 8, 16), RGB: (8, 16), PALETTE: (1, 2, 4, 8), GRAY_ALPHA: (8, 16), RGB_ALPHA: (8, 16)}
+BIT_DEPTHS = {GRAY: (1, 2, 4, 8, 16), RGB: (8, 16), PALETTE: (1, 2, 4, 8), GRAY_ALPHA: (8, 16), RGB_ALPHA: (8, 16)}
+MAX_METHODS = (0, 0, 1)
+"""The largest valid method of compression, filter and interlacing."""
 ANCILLARY = 0x20
-"""The bit of a chunk's first letter that says that a picture can be shown without the chunk."""
+"""The bit of a chunk type's first letter that marks a chunk as optional."""
 COLOUR_CHUNKS = (b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM")
 ANIMATION_CHUNKS = (b"acTL", b"fcTL", b"fdAT")
 XMP_KEYWORD = b"XML:com.adobe.xmp"
 EXIF_KEYWORDS = (b"Raw profile type exif", b"Raw profile type APP1")
-UNREADABLE = b"\0"
+UNREADABLE_PROFILE = b"\0"
 """Stands for a profile that is damaged or too large."""
 METRE, METRES_PER_INCH = 1, 0.0254
 MAX_TEXTS_CHARACTERS = 4_000_000
 MAX_TEXT_BYTES, MAX_PROFILE_BYTES = 1_000_000, 4_000_000
-"""What is unpacked of a compressed chunk at most. A larger one is left out, and the picture is read without it."""
+"""Limits of a decompressed chunk. A larger chunk is skipped."""
 
 
 @dataclass(frozen=True)
@@ -45,70 +47,76 @@ class Header:
     width: int
     height: int
     bits: int
-    colour: int
+    colour_type: int
 
 
 @dataclass
 class Chunks:
-    """What the chunks of a file say, without the pixels."""
+    """The content of the chunks of a file, with the pixels still compressed."""
 
     header: Header
     palette: bytes | None = None
     transparency: bytes | None = None
     colours: dict[bytes, bytes] = field(default_factory=dict)
-    damaged_colours: bool = False
+    """The content of COLOUR_CHUNKS, by chunk type."""
+    has_damaged_colours: bool = False
     exif: bytes | None = None
     texts: dict[bytes, str] = field(default_factory=dict)
-    """By keyword, at most MAX_TEXTS_CHARACTERS together."""
+    """By keyword, at most MAX_TEXTS_CHARACTERS in total."""
     xmp: bytes | None = None
     dpi: tuple[float, float] | None = None
     animation_frames: int = 0
-    default_is_frame: bool = False
-    """Whether the picture is the first frame of the animation."""
+    is_default_in_animation: bool = False
+    """Whether the default image is the first frame of the animation."""
     pixels: list[memoryview] = field(default_factory=list)
-    """Whole IDAT chunks."""
+    """Complete IDAT chunks."""
 
     @property
     def frames(self) -> int:
-        return max(1, self.animation_frames + (self.animation_frames > 0 and not self.default_is_frame))
+        """The number of frames, including a default image that is not part of the animation."""
+        return max(1, self.animation_frames + (self.animation_frames > 0 and not self.is_default_in_animation))
 
 
 def read_png_size(stream: io.BytesIO) -> tuple[int, int]:
-    """(width, height) by the first chunk.
-
-    Raises: ImageError for a PNG in Apple's own variant, and one that is broken.
-    """
-    header = header_of(stream.getvalue()[:64])
+    """Read (width, height) from the first chunk."""
+    header = parse_header(stream.getvalue()[:64])
     return header.width, header.height
 
 
-def header_of(head: bytes) -> Header:
-    """The first chunk of a file, by its first 64 bytes.
+def parse_header(head: bytes) -> Header:
+    """Parse the first chunk of a file.
 
-    Raises: ImageError.
+    Args:
+        head: the first 64 bytes of the file.
+
+    Raises:
+        ImageError: with the class UnsupportedFormat for Apple's variant of PNG, or BrokenImage.
     """
     if head[12:16] == b"CgBI":
-        raise ImageError("UnsupportedFormat", "a PNG in Apple's variant CgBI is not supported; convert it")
-    length, kind, width, height, bits, colour, *methods, crc = struct.unpack_from(">I4s2I5BI", head, 8)
-    if kind != b"IHDR" or length != 13 or crc != zlib.crc32(head[12:29]):
-        raise ImageError("BrokenImage", "the first chunk of a PNG, IHDR, is missing or damaged")
-    if bits not in DEPTHS.get(colour, ()) or any(method > most for method, most in zip(methods, (0, 0, 1), strict=True)):
-        raise ImageError("BrokenImage", f"no PNG has {bits} bits, colour type {colour} and methods {methods}")
-    if not width or not height:
-        raise ImageError("BrokenImage", f"a PNG of {width}×{height} pixels")
-    return Header(head[8:33], width, height, bits, colour)
+        raise unsupported_format("PNG in Apple's variant CgBI")
+    length, chunk_type, width, height, bits, colour_type, *methods, crc = struct.unpack_from(">I4s2I5BI", head, 8)
+    if chunk_type != b"IHDR" or length != 13 or crc != zlib.crc32(head[12:29]):
+        raise broken_image("PNG: the first chunk (IHDR) is missing or damaged")
+    are_methods_valid = all(method <= maximum for method, maximum in zip(methods, MAX_METHODS, strict=True))
+    if bits not in BIT_DEPTHS.get(colour_type, ()) or not are_methods_valid:
+        raise broken_image(f"PNG: the header (IHDR) has {bits} bits, colour type {colour_type}, methods {methods}: invalid")
+    check_dimensions("PNG", width, height)
+    return Header(head[8:33], width, height, bits, colour_type)
 
 
-def walk(data: bytes) -> Iterator[tuple[bytes, memoryview, bool]]:
-    """The chunks after the first: (type, whole chunk, whether it is intact). Ends with the first that is cut."""
+def iterate_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, bool]]:
+    """Yield the chunks after the first: (type, complete chunk, whether it is intact).
+
+    Stops at a truncated chunk.
+    """
     view, at = memoryview(data), 33
     while at + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
+        length, chunk_type = struct.unpack_from(">I4s", data, at)
         end = at + 12 + length
         chunk = view[at:end]
-        intact = end <= len(data) and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
-        yield kind, chunk, intact
-        if end > len(data) or kind == b"IEND":
+        is_intact = end <= len(data) and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+        yield chunk_type, chunk, is_intact
+        if end > len(data) or chunk_type == b"IEND":
             return
         at = end
 
@@ -116,157 +124,179 @@ def walk(data: bytes) -> Iterator[tuple[bytes, memoryview, bool]]:
 def read_chunks(data: bytes) -> Chunks:
     """Read and check the chunks of a file.
 
-    A file that ends after its pixels is whole for us. Of damaged chunks only those count that decide how the picture looks.
+    A file that ends after its pixels counts as complete. Damaged chunks that do not affect the image are skipped.
 
-    Raises: ImageError.
+    Raises:
+        ImageError: with the class BrokenImage or UnsupportedFormat.
     """
-    chunks = Chunks(header_of(data[:64]))
-    for kind, chunk, intact in walk(data):
-        if kind == b"IDAT" and intact:
+    chunks = Chunks(parse_header(data[:64]))
+    for chunk_type, chunk, is_intact in iterate_chunks(data):
+        is_optional = chunk_type[0] & ANCILLARY and chunk_type != b"tRNS"
+        if chunk_type == b"IDAT" and is_intact:
             chunks.pixels.append(chunk)
-        elif chunks.pixels and (not intact or kind == b"IEND"):
+        elif chunks.pixels and (not is_intact or chunk_type == b"IEND"):
             break
-        elif not intact and (not kind[0] & ANCILLARY or kind == b"tRNS"):
-            raise ImageError("BrokenImage", f"PNG: the chunk {str(kind)[2:-1]} is damaged or cut off: restore the file")
-        elif not intact:
-            chunks.damaged_colours |= kind in COLOUR_CHUNKS
+        elif not is_intact and not is_optional:
+            raise broken_image(f"PNG: the chunk {str(chunk_type)[2:-1]} is damaged or truncated")
+        elif not is_intact:
+            chunks.has_damaged_colours |= chunk_type in COLOUR_CHUNKS
         else:
-            take(chunks, kind, bytes(chunk[8:-4]) if kind not in ANIMATION_CHUNKS else bytes(chunk[8:16]))
+            # Frames of an animation may be large, and only the beginning of their chunks is needed.
+            content = chunk[8:16] if chunk_type in ANIMATION_CHUNKS else chunk[8:-4]
+            add_chunk(chunks, chunk_type, bytes(content))
     if not chunks.pixels:
-        raise ImageError("BrokenImage", "a PNG without pixels (no chunk IDAT)")
+        raise broken_image("PNG: the file has no pixels (no chunk IDAT)")
     return chunks
 
 
-def take(chunks: Chunks, kind: bytes, content: bytes) -> None:
-    """Note what an intact chunk says.
+def add_chunk(chunks: Chunks, chunk_type: bytes, content: bytes) -> None:
+    """Add the content of an intact chunk to `chunks`.
 
-    Raises: ImageError for a chunk that a picture cannot be read without, and that we do not know.
+    Raises:
+        ImageError: with the class UnsupportedFormat, for an unknown chunk that is marked as necessary.
     """
-    before_pixels = not chunks.pixels
-    if kind == b"PLTE":
+    is_before_pixels = not chunks.pixels
+    if chunk_type == b"PLTE":
         chunks.palette = content
-    elif kind == b"tRNS" and before_pixels:
+    elif chunk_type == b"tRNS" and is_before_pixels:
         chunks.transparency = content
-    elif kind in COLOUR_CHUNKS and before_pixels:
-        chunks.colours.setdefault(kind, content)
-    elif kind == b"eXIf":
+    elif chunk_type in COLOUR_CHUNKS and is_before_pixels:
+        chunks.colours.setdefault(chunk_type, content)
+    elif chunk_type == b"eXIf":
         chunks.exif = chunks.exif or content
-    elif kind in (b"tEXt", b"zTXt", b"iTXt"):
-        keyword, _, packed = content.partition(b"\0")
-        take_text(chunks, keyword, unpacked_text(kind, packed) or b"", "utf-8" if kind == b"iTXt" else "latin-1")
-    elif kind == b"pHYs" and len(content) == 9 and content[8] == METRE:
-        right, down = struct.unpack_from(">II", content)
-        chunks.dpi = (right * METRES_PER_INCH, down * METRES_PER_INCH) if right and down else None
-    elif kind == b"acTL" and before_pixels and len(content) == 8:
+    elif chunk_type in (b"tEXt", b"zTXt", b"iTXt"):
+        keyword, _, text = content.partition(b"\0")
+        add_text(chunks, keyword, decompress_text(chunk_type, text) or b"", "utf-8" if chunk_type == b"iTXt" else "latin-1")
+    elif chunk_type == b"pHYs" and len(content) == 9 and content[8] == METRE:
+        horizontal, vertical = struct.unpack_from(">II", content)
+        has_dpi = horizontal and vertical
+        chunks.dpi = (horizontal * METRES_PER_INCH, vertical * METRES_PER_INCH) if has_dpi else None
+    elif chunk_type == b"acTL" and is_before_pixels and len(content) == 8:
         chunks.animation_frames = int.from_bytes(content[:4], "big")
-    elif kind == b"fcTL" and before_pixels:
-        chunks.default_is_frame = True
-    elif not kind[0] & ANCILLARY and kind not in (b"IHDR", b"IEND"):
-        raise ImageError(
-            "UnsupportedFormat", f"a PNG with the chunk {kind!r}, which no standard defines and which is critical"
-        )
+    elif chunk_type == b"fcTL" and is_before_pixels:
+        chunks.is_default_in_animation = True
+    elif not chunk_type[0] & ANCILLARY and chunk_type not in (b"IHDR", b"IEND"):
+        raise unsupported_format(f"PNG with the unknown critical chunk {str(chunk_type)[2:-1]}")
 
 
-def take_text(chunks: Chunks, keyword: bytes, text: bytes, encoding: str) -> None:
-    """Note a text, unless it is too large, or one too many."""
+def add_text(chunks: Chunks, keyword: bytes, text: bytes, encoding: str) -> None:
+    """Add a text to `chunks`, unless it is too large by itself or together with earlier texts."""
     if keyword == XMP_KEYWORD:
         chunks.xmp = chunks.xmp or text or None
         return
-    room = MAX_TEXTS_CHARACTERS - sum(map(len, chunks.texts.values()))
-    if keyword and text and len(text) <= min(room, MAX_TEXT_BYTES):
+    remaining = MAX_TEXTS_CHARACTERS - sum(map(len, chunks.texts.values()))
+    if keyword and text and len(text) <= min(remaining, MAX_TEXT_BYTES):
         chunks.texts[keyword] = text.decode(encoding, "replace")
 
 
-def unpacked(content: bytes, most: int) -> bytes | None:
-    """A zlib stream of at most `most` bytes; None for a larger or damaged one."""
+def decompress(content: bytes, max_bytes: int) -> bytes | None:
+    """Decompress a zlib stream; None if the result exceeds `max_bytes` or the stream is damaged."""
     stream = zlib.decompressobj()
     try:
-        data = stream.decompress(content, most)
+        data = stream.decompress(content, max_bytes)
     except zlib.error:
         return None
     return data if stream.eof else None
 
 
-def unpacked_text(kind: bytes, content: bytes) -> bytes | None:
-    """The text of a chunk, behind its keyword; None where it is too large or damaged."""
-    if kind == b"tEXt":
+def decompress_text(chunk_type: bytes, content: bytes) -> bytes | None:
+    """Return the text of a text chunk; None if it is too large or damaged.
+
+    Args:
+        chunk_type: tEXt, zTXt or iTXt.
+        content: of the chunk, after the keyword and its zero byte.
+    """
+    if chunk_type == b"tEXt":
         return content
-    if kind == b"zTXt":
-        return unpacked(content[1:], MAX_TEXT_BYTES)
-    packed, (_, _, text) = content[:1] == b"\1", (*content[2:].split(b"\0", 2), b"", b"")[:3]
-    return unpacked(text, MAX_TEXT_BYTES) if packed else text
+    if chunk_type == b"zTXt":
+        return decompress(content[1:], MAX_TEXT_BYTES)
+    is_compressed = content[:1] == b"\1"
+    _, _, text = (*content[2:].split(b"\0", 2), b"", b"")[:3]
+    return decompress(text, MAX_TEXT_BYTES) if is_compressed else text
 
 
 def read_png(stream: io.BytesIO) -> StoredImage:
-    """The picture of a file; of an animation the one that programs without animations show."""
+    """Decode a PNG. Of an animation, decode the default image."""
     chunks = read_chunks(stream.getvalue())
     header = chunks.header
-    clean = b"".join(minimal(chunks))
-    # Of a large file there is no room for two copies and the pixels.
+    minimal_file = b"".join(build_minimal_file(chunks))
+    # Release the file: memory must not hold two copies of a large file and its pixels.
     chunks.pixels.clear()
     stream.seek(0)
     stream.truncate()
-    pixels = imagecodecs.png_decode(clean)
-    del clean
+    pixels = imagecodecs.png_decode(minimal_file)
+    del minimal_file
     has_alpha = pixels.ndim == 3 and pixels.shape[2] in (2, 4)
-    profile, space, ignored = colours_of(chunks)
-    if space and chunks.colours.get(b"cICP", b"")[3:] == b"\0":
+    profile, colour_space, ignored_colours = choose_colours(chunks)
+    is_video_range = chunks.colours.get(b"cICP", b"")[3:] == b"\0"
+    if colour_space and is_video_range:
         expand_video_range(pixels, has_alpha, 16 if pixels.dtype == np.uint16 else 8)
-    exif = chunks.exif or exif_in_text(chunks.texts)
+    exif = chunks.exif or find_exif_in_texts(chunks.texts)
     return StoredImage(
         pixels=pixels,
         format="PNG",
-        mode="L" if header.colour in (GRAY, GRAY_ALPHA) else "RGB",
+        mode="L" if header.colour_type in (GRAY, GRAY_ALPHA) else "RGB",
         has_alpha=has_alpha,
-        bit_depth=1 if (header.colour, header.bits) == (GRAY, 1) else max(8, header.bits),
+        bit_depth=1 if (header.colour_type, header.bits) == (GRAY, 1) else max(8, header.bits),
         frames=chunks.frames,
-        orientation=orientation_in(exif, chunks.xmp),
+        orientation=parse_orientation(exif, chunks.xmp),
         profile=profile,
         exif=exif,
         xmp=chunks.xmp,
         text={keyword.decode("latin-1"): text for keyword, text in chunks.texts.items()},
         dpi=chunks.dpi,
-        space=space,
-        ignored=ignored,
+        colour_space=colour_space,
+        ignored_colours=ignored_colours,
     )
 
 
-def minimal(chunks: Chunks) -> Iterator[bytes | memoryview]:
-    """A file of the same pixels, palette and transparency, in parts."""
+def build_minimal_file(chunks: Chunks) -> Iterator[bytes | memoryview]:
+    """Yield the parts of a PNG with only the header, palette, transparency and pixels.
+
+    Raises:
+        ImageError: with the class BrokenImage, if the palette is missing.
+    """
     header = chunks.header
     yield SIGNATURE + header.chunk
     levels = 1 << header.bits
-    if header.colour == PALETTE:
+    if header.colour_type == PALETTE:
         palette = chunks.palette
         if not palette or len(palette) % 3:
-            raise ImageError("BrokenImage", "a PNG whose palette (PLTE) is missing or cut")
-        # Browsers show colours that are not in the palette as black.
-        yield chunk_of(b"PLTE", palette[: 3 * levels].ljust(3 * levels, b"\0"))
-    if chunks.transparency is not None and (key := transparency_of(chunks)):
-        yield chunk_of(b"tRNS", key)
+            raise broken_image("PNG: the palette (PLTE) is missing or truncated")
+        # Like browsers, show indices outside the palette as black.
+        yield build_chunk(b"PLTE", palette[: 3 * levels].ljust(3 * levels, b"\0"))
+    if chunks.transparency is not None and (content := check_transparency(chunks)):
+        yield build_chunk(b"tRNS", content)
     yield from chunks.pixels
-    yield chunk_of(b"IEND", b"")
+    yield build_chunk(b"IEND", b"")
 
 
-def transparency_of(chunks: Chunks) -> bytes | None:
-    """The chunk tRNS as libpng takes it; None where it does not fit the pixels, so that nothing is transparent."""
+def check_transparency(chunks: Chunks) -> bytes | None:
+    """Return the content of tRNS in a form that libpng accepts; None to ignore it.
+
+    It is ignored if it does not fit the pixels.
+    """
     content, header = chunks.transparency or b"", chunks.header
-    if header.colour == PALETTE:
+    if header.colour_type == PALETTE:
         return content if 0 < len(content) <= len(chunks.palette or b"") // 3 else None
-    samples = {GRAY: 1, RGB: 3}.get(header.colour, 0)
+    samples = {GRAY: 1, RGB: 3}.get(header.colour_type, 0)
     if not samples or len(content) != 2 * samples:
         return None
-    # The bits above the depth are to be ignored (PNG, 11.3.1.1).
+    # Bits above the bit depth must be ignored (PNG, section 11.3.1.1).
     key = struct.unpack(f">{samples}H", content)
     return struct.pack(f">{samples}H", *(value & (1 << header.bits) - 1 for value in key))
 
 
-def chunk_of(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+def build_chunk(chunk_type: bytes, content: bytes) -> bytes:
+    """Return a chunk with its length and checksum."""
+    return struct.pack(">I", len(content)) + chunk_type + content + struct.pack(">I", zlib.crc32(chunk_type + content))
 
 
-def exif_in_text(texts: dict[bytes, str]) -> bytes | None:
-    """EXIF as ImageMagick writes it: a name, a number of bytes and hexadecimal digits, on lines."""
+def find_exif_in_texts(texts: dict[bytes, str]) -> bytes | None:
+    """Return EXIF that ImageMagick stored as a text.
+
+    The text has lines with a name, a number of bytes, and hexadecimal digits.
+    """
     for keyword in EXIF_KEYWORDS:
         lines = texts.get(keyword, "").split("\n")
         try:
@@ -277,25 +307,28 @@ def exif_in_text(texts: dict[bytes, str]) -> bytes | None:
     return None
 
 
-def colours_of(chunks: Chunks) -> tuple[bytes | None, ColourSpace | None, str]:
-    """(ICC profile, colour space, what is ignored).
+def choose_colours(chunks: Chunks) -> tuple[bytes | None, ColourSpace | None, str]:
+    """Choose the colour chunk that applies: cICP, iCCP, sRGB, or gAMA with cHRM.
 
-    The order is that of the PNG standard, 3rd edition, 4.3: cICP, iCCP, sRGB, then gAMA and cHRM.
+    The order is that of PNG, 3rd edition, section 4.3.
+
+    Returns:
+        The ICC profile, the colour space, and what is ignored (see `StoredImage`).
     """
     colours = chunks.colours
-    if chunks.damaged_colours:
-        return UNREADABLE, None, ""
+    if chunks.has_damaged_colours:
+        return UNREADABLE_PROFILE, None, ""
     ignored = ""
     if (content := colours.get(b"cICP")) is not None:
         if len(content) == 4 and content[2] == 0 and content[3] <= 1:
-            space, ignored = cicp(content[0], content[1])
+            space, ignored = parse_cicp(content[0], content[1])
             if space:
                 return None, space, ignored
         else:
-            ignored = "cICP that is not of RGB"
+            ignored = "cICP that is not RGB"
     if (content := colours.get(b"iCCP")) is not None:
-        _, _, packed = content.partition(b"\0")
-        return unpacked(packed[1:], MAX_PROFILE_BYTES) or UNREADABLE, None, ignored
+        _, _, compressed = content.partition(b"\0")
+        return decompress(compressed[1:], MAX_PROFILE_BYTES) or UNREADABLE_PROFILE, None, ignored
     if b"sRGB" in colours:
         return None, None, ignored
     gamma = int.from_bytes(colours.get(b"gAMA", b""), "big")

@@ -1,4 +1,4 @@
-"""The contract of a reader: its two functions, and the image that it returns."""
+"""The contract of a reader: its two functions, and the `StoredImage` that it returns."""
 
 import io
 from collections.abc import Callable
@@ -14,42 +14,42 @@ from imagemill.pipeline.images.samples import row_strips, to_uint8
 
 @dataclass
 class StoredImage:
-    """The decoded first frame of a file, as it is stored: not yet upright, not yet sRGB."""
+    """The first frame of a file as it is stored: decoded, but not upright and not in sRGB."""
 
     pixels: Image.Image | np.ndarray
-    """A loaded image of Pillow, in a mode that Pillow converts to `mode` (or RGBA) as it is meant; or an array: (H,W) gray,
-    (H,W,2) gray and alpha, (H,W,3) RGB or (H,W,4) RGBA, uint8 or uint16, whose samples use the whole range of their type; or
-    (H,W,4) CMYK uint8."""
+    """Either a loaded Pillow image, in a mode that Pillow converts correctly to `mode` or RGBA; or an array whose
+    samples use the full range of their dtype: (H,W) gray, (H,W,2) gray and alpha, (H,W,3) RGB or (H,W,4) RGBA of
+    uint8 or uint16, or (H,W,4) CMYK of uint8."""
     format: str
-    """A name of READERS, or MPO, which is a JPEG that holds several."""
+    """A key of READERS, or MPO, which is a JPEG that holds several images."""
     mode: Literal["L", "RGB", "CMYK"]
-    """What the samples are, without transparency. Gray pictures stay gray."""
+    """The colours of the samples, without transparency. Gray images stay gray."""
     has_alpha: bool
-    """Whether the file has transparency: in `alpha`, or else `strip` in mode RGBA has it."""
+    """Whether the file has transparency: in `alpha` if it is not None, else in `pixels`."""
     bit_depth: int
-    """Bits of a sample in the file, at least 8 (1 for bilevel images)."""
+    """Bits per sample in the file: 1 for bilevel images, else at least 8."""
     frames: int = 1
     orientation: int = 1
     """The EXIF orientation, 1 to 8."""
     profile: bytes | None = None
     """The ICC profile of the samples."""
     exif: bytes | None = None
-    """An EXIF block, or a whole TIFF file."""
+    """A block of EXIF, or a whole TIFF file."""
     xmp: bytes | None = None
     iptc: bytes | None = None
-    """Records of IPTC-IIM that do not stand in `exif`."""
+    """IPTC-IIM records that are not in `exif`."""
     text: dict[str, str] = field(default_factory=dict)
-    """Texts of a PNG by keyword; the comment of another format as "Comment"."""
+    """PNG texts by keyword. The comment of another format has the keyword "Comment"."""
     dpi: tuple[float, float] | None = None
-    """Pixels per inch, (horizontal, vertical) of the stored picture."""
+    """Pixels per inch, (horizontal, vertical), of the stored image."""
     damage: str | None = None
-    """What is wrong with the picture data, where some of the pixels are not those that were encoded."""
+    """What is damaged, if some pixels are wrong or missing."""
     alpha: np.ndarray | None = None
-    """(H,W) uint8, where transparency is kept apart from `pixels`."""
-    space: ColourSpace | None = None
-    """The colour space that the file declares by numbers, if it has no profile."""
-    ignored: str = ""
-    """What the file says about its colours and the reader cannot follow."""
+    """(H,W) uint8, if transparency is stored apart from `pixels`."""
+    colour_space: ColourSpace | None = None
+    """The colour space that the file declares without an ICC profile."""
+    ignored_colours: str = ""
+    """What the file declares about its colours that cannot be applied."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -63,20 +63,20 @@ class StoredImage:
             return False
         return self.pixels.dtype == np.uint8 and self.pixels.shape[2:] == (3,)
 
-    def strip(self, rows: slice) -> Image.Image:
-        """Some rows as an image of Pillow."""
+    def pillow_strip(self, rows: slice) -> Image.Image:
+        """Return rows of the image as a Pillow image of 8 bits per sample."""
         if not isinstance(self.pixels, Image.Image):
             pixels = self.pixels[rows]
-            part = Image.fromarray(to_uint8(pixels, 16) if pixels.dtype == np.uint16 else pixels)
-            # An array of four samples is RGBA to Pillow.
-            return Image.frombytes("CMYK", part.size, part.tobytes()) if self.mode == "CMYK" else part
+            strip = Image.fromarray(to_uint8(pixels, 16) if pixels.dtype == np.uint16 else pixels)
+            # Pillow takes an array with four samples for RGBA.
+            return Image.frombytes("CMYK", strip.size, strip.tobytes()) if self.mode == "CMYK" else strip
         width, height = self.size
         return self.pixels if rows == slice(0, height) else self.pixels.crop((0, rows.start, width, rows.stop))
 
-    def samples(self, rows: slice) -> np.ndarray:
-        """The colours of some rows at the depth of `pixels`: (h,W) gray or (h,W,3) RGB."""
+    def colour_samples(self, rows: slice) -> np.ndarray:
+        """Return rows of the colours at the bit depth of `pixels`: (h,W) gray or (h,W,3) RGB."""
         if isinstance(self.pixels, Image.Image):
-            strip = self.strip(rows)
+            strip = self.pillow_strip(rows)
             return np.asarray(strip if strip.mode == self.mode else strip.convert(self.mode))
         pixels = self.pixels[rows]
         if self.mode == "RGB":
@@ -84,17 +84,20 @@ class StoredImage:
         return pixels if pixels.ndim == 2 else pixels[..., 0]
 
     @property
-    def brightest(self) -> int:
+    def max_sample(self) -> int:
         """The largest sample of the colours."""
         width, height = self.size
-        return max(int(self.samples(rows).max()) for rows in row_strips(width, height))
+        return max(int(self.colour_samples(rows).max()) for rows in row_strips(width, height))
 
 
 @dataclass(frozen=True)
 class Reader:
-    """How the files of one format are read. Both functions may raise whatever is in DECODER_ERRORS."""
+    """How files of one format are read.
+
+    Both functions may raise ImageError and anything in DECODER_ERRORS.
+    """
 
     read_size: Callable[[io.BytesIO], tuple[int, int]]
-    """(width, height) by the header alone: nothing is decoded, and no room is made for pixels. Raises: ImageError."""
+    """Reads (width, height) from the header alone, without decoding and without allocating pixels."""
     read: Callable[[io.BytesIO], StoredImage]
-    """The first frame. Raises: ImageError for what the reader knows it cannot represent."""
+    """Decodes the first frame. Raises ImageError for images that the reader cannot represent."""

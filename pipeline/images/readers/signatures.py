@@ -1,16 +1,17 @@
-"""Recognize a file format by the first bytes of a file."""
+"""Identify the format of a file by its first bytes, and name formats that are not supported."""
 
 import re
 
-from imagemill.pipeline.images.errors import ImageError
+from imagemill.pipeline.images.errors import ImageError, broken_image, unsupported_format
 
 HEAD_BYTES = 512
-"""Of a file, what its format is told by."""
-
+"""How many bytes of a file the functions here need."""
 AVIF_BRANDS = (b"avif", b"avis")
+HEIF_CONTAINERS = (b"ftypmif1", b"ftypmsf1")
+"""Files that may hold images of any codec. Their other brands name the codec."""
 
 SIGNATURES: dict[str, tuple[int, tuple[bytes, ...]]] = {
-    "AVIF": (4, (b"ftypavif", b"ftypavis", b"ftypmif1", b"ftypmsf1")),
+    "AVIF": (4, (b"ftypavif", b"ftypavis", *HEIF_CONTAINERS)),
     "BMP": (0, (b"BM",)),
     "GIF": (0, (b"GIF87a", b"GIF89a")),
     "JPEG": (0, (b"\xff\xd8\xff",)),
@@ -20,12 +21,9 @@ SIGNATURES: dict[str, tuple[int, tuple[bytes, ...]]] = {
     "TIFF": (0, (b"II*\0", b"MM\0*", b"MM*\0", b"II\0*", b"MM\0+", b"II+\0")),
     "WEBP": (8, (b"WEBP",)),
 }
-"""What stands in a file of each format from a byte on."""
+"""By supported format: an offset, and the bytes of which one is found at this offset."""
 
-HEIF_CONTAINERS = (b"ftypmif1", b"ftypmsf1")
-"""Files with pictures of any codec; which one, their other brands say."""
-
-FORMATS: dict[str, tuple[int, tuple[bytes, ...]]] = {
+UNSUPPORTED_FORMATS: dict[str, tuple[int, tuple[bytes, ...]]] = {
     "AVI video": (8, (b"AVI ",)),
     "Canon raw (CR2)": (0, (b"II*\0\x10\0\0\0CR", b"MM\0*\0\0\0\x10CR")),
     "Canon raw (CR3)": (4, (b"ftypcrx ",)),
@@ -75,17 +73,17 @@ FORMATS: dict[str, tuple[int, tuple[bytes, ...]]] = {
     "Sun raster": (0, (b"\x59\xa6\x6a\x95",)),
     "WMF": (0, (b"\xd7\xcd\xc6\x9a",)),
 }
-"""A name, and what stands in such files from a byte on."""
+"""Like SIGNATURES, for formats that people have in image folders and that no reader supports."""
 
-NOT_PICTURES: dict[str, tuple[bytes, ...]] = {
-    "an AppleDouble file of macOS (a resource fork); the picture has the same name without ._": (b"\0\x05\x16\x07",),
-    "a Git LFS pointer; fetch the picture with `git lfs pull`": (b"version https://git-lfs",),
-    "a ZIP archive; unpack it": (b"PK\3\4", b"PK\5\6"),
-    "a RAR archive; unpack it": (b"Rar!\x1a\x07",),
-    "a 7z archive; unpack it": (b"7z\xbc\xaf\x27\x1c",),
-    "a gzip archive; unpack it": (b"\x1f\x8b\x08",),
+NOT_IMAGES: dict[str, tuple[str, tuple[bytes, ...]]] = {
+    "a macOS resource fork (AppleDouble)": ("The image has the same name without ._", (b"\0\x05\x16\x07",)),
+    "a Git LFS pointer": ("Fetch the image with `git lfs pull`", (b"version https://git-lfs",)),
+    "a ZIP archive": ("Unpack it", (b"PK\3\4", b"PK\5\6")),
+    "a RAR archive": ("Unpack it", (b"Rar!\x1a\x07",)),
+    "a 7z archive": ("Unpack it", (b"7z\xbc\xaf\x27\x1c",)),
+    "a gzip archive": ("Unpack it", (b"\x1f\x8b\x08",)),
 }
-"""What a file is, by its first bytes."""
+"""By name: what to do, and the bytes of which one begins the file."""
 
 HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<!--.*?-->\s*)?<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
 
@@ -94,45 +92,59 @@ SVG = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<(?:\?|!).*)?<svg\b", re.IGNORECASE |
 XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<\?xml\b", re.IGNORECASE)
 
 ICON = re.compile(rb"\0\0([\1\2])\0[^\0]\0..[^\xff]\0", re.DOTALL)
-"""An icon or a cursor, with at least one picture in it; TGA begins with the same four bytes."""
+"""An icon or a cursor that holds at least one image. TGA files begin with the same four bytes."""
 
 
 def identify_format(head: bytes) -> str | None:
-    """The name in READERS of a file's format, by its first HEAD_BYTES bytes."""
-    for name, (place, marks) in SIGNATURES.items():
-        if not head.startswith(marks, place) or head.startswith(FORMATS["Canon raw (CR2)"][1]):
+    """Return the supported format of a file, a key of SIGNATURES; None for any other file.
+
+    Args:
+        head: the first HEAD_BYTES bytes of the file.
+    """
+    for image_format, (offset, signatures) in SIGNATURES.items():
+        is_raw = head.startswith(UNSUPPORTED_FORMATS["Canon raw (CR2)"][1])
+        if not head.startswith(signatures, offset) or is_raw:
             continue
         brands = head[8 : max(16, int.from_bytes(head[:4], "big"))]
-        if name == "AVIF" and not any(brand in brands for brand in AVIF_BRANDS):
+        if image_format == "AVIF" and not any(brand in brands for brand in AVIF_BRANDS):
             continue
-        return name
+        return image_format
     return None
 
 
 def unreadable_error(head: bytes) -> ImageError:
-    """What is said of a file that no reader takes, or whose reader knows nothing of it, by its first bytes."""
-    if name := identify_format(head):
-        return ImageError("BrokenImage", f"{name} whose header is damaged or cut")
-    unknown = ImageError("UnknownFormat", f"not an image in a known format; begins with {head[:16]!r}")
-    return unsupported(head) or unknown
+    """Return the error of a file that no reader supports, or whose header cannot be read.
+
+    Args:
+        head: the first HEAD_BYTES bytes of the file.
+    """
+    if image_format := identify_format(head):
+        return broken_image(f"{image_format}: the header is damaged or truncated")
+    unknown = f"not an image in a known format: the file begins with {head[:16]!r}. Replace the file."
+    return find_unsupported(head) or ImageError("UnknownFormat", unknown)
 
 
-def unsupported(head: bytes) -> ImageError | None:
-    """What a file is that no reader takes, by its first bytes; None if that is not known."""
-    for name, (place, marks) in FORMATS.items():
-        if head.startswith(marks, place):
-            return ImageError("UnsupportedFormat", f"{name} is not supported; convert it")
+def find_unsupported(head: bytes) -> ImageError | None:
+    """Name the format of a file that no reader supports; None if the format is unknown."""
+    for name, (offset, signatures) in UNSUPPORTED_FORMATS.items():
+        if head.startswith(signatures, offset):
+            return unsupported_format(name)
     if head.startswith(HEIF_CONTAINERS, 4):
-        return ImageError("UnsupportedFormat", "HEIC is not supported; convert it")
-    for what, marks in NOT_PICTURES.items():
-        if head.startswith(marks):
-            return ImageError("UnsupportedFormat", f"not a picture but {what}")
+        return unsupported_format("HEIC")
+    for name, (advice, signatures) in NOT_IMAGES.items():
+        if head.startswith(signatures):
+            return not_an_image(name, advice)
     if HTML.match(head):
-        return ImageError("UnsupportedFormat", "not a picture but an HTML page; download the picture again")
+        return not_an_image("an HTML page", "Download the image again")
     if ICON.match(head):
-        return ImageError("UnsupportedFormat", f"{'ICO' if head[2] == 1 else 'CUR'} is not supported; convert it")
+        return unsupported_format("ICO" if head[2] == 1 else "CUR")
     if SVG.match(head):
-        return ImageError("UnsupportedFormat", "SVG is not supported; convert it")
+        return unsupported_format("SVG")
     if XML.match(head):
-        return ImageError("UnsupportedFormat", "not a picture but an XML document; download the picture again")
+        return not_an_image("an XML document", "Download the image again")
     return None
+
+
+def not_an_image(name: str, advice: str) -> ImageError:
+    """Return the error of a file that is no image, such as an archive."""
+    return ImageError("UnsupportedFormat", f"not an image but {name}. {advice}.")

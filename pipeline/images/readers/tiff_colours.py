@@ -1,4 +1,4 @@
-"""What the samples of a TIFF mean: gray, colours, inks and transparency of any depth as 8 bits."""
+"""Convert the samples of a TIFF to 8 bits: gray, colours, inks and alpha of any bit depth."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from imagemill.pipeline.images.errors import ImageError
+from imagemill.pipeline.images.errors import unsupported_samples
 from imagemill.pipeline.images.readers.tiff_page import (
     COLOUR_MAP,
     EXTRA_SAMPLES,
@@ -16,8 +16,8 @@ from imagemill.pipeline.images.readers.tiff_page import (
     SAMPLE_FORMAT,
     YCBCR_COEFFICIENTS,
     Page,
-    broken,
-    unsupported,
+    broken_tiff,
+    unsupported_tiff,
 )
 from imagemill.pipeline.images.readers.tiff_segments import FAX, JPEGS
 from imagemill.pipeline.images.samples import to_uint8
@@ -33,171 +33,200 @@ PHOTOMETRICS = {
     CIE_LAB: ("CIELab", 3),
     ICC_LAB: ("ICCLab", 3),
 }
-"""Name and number of samples."""
-OTHERS = {4: "a transparency mask alone", 10: "ITULab", 32844: "LogL (HDR)", 32845: "LogLuv (HDR)"}
+"""Name and number of samples, by photometric interpretation."""
+UNSUPPORTED_PHOTOMETRICS = {
+    4: "only a transparency mask",
+    10: "ITULab",
+    32844: "LogL (HDR)",
+    32845: "LogLuv (HDR)",
+}
 ASSOCIATED, UNASSOCIATED = 1, 2
-"""Extra samples that are alpha; colours are multiplied by the first kind."""
+"""Types of extra samples that are alpha. Colours are premultiplied by associated alpha."""
 UNSIGNED, UNDEFINED = 1, 4
-FORMATS = {2: "signed integer", 3: "floating-point", 5: "complex integer", 6: "complex"}
-MOST_BITS, MOST_EXTRA = 24, 3
+SAMPLE_FORMATS = {2: "signed integer", 3: "floating-point", 5: "complex integer", 6: "complex"}
+MAX_BITS, MAX_EXTRA_SAMPLES = 24, 3
 CMYK_INKS = 1
 D50 = np.array([0.96422, 1, 0.82521], np.float32)
 XYZ_TO_SRGB = np.array(
     [[3.1338561, -1.6168667, -0.4906146], [-0.9787684, 1.9161415, 0.0334540], [0.0719453, -0.2289914, 1.4052427]], np.float32
 )
-"""From XYZ of D50, adapted to D65 (Bradford), to linear sRGB."""
-SPECS = {"coefficients": (0.299, 0.587, 0.114), "reference": (0.0, 255.0, 128.0, 255.0, 128.0, 255.0)}
-"""What YCbCr has unless the file says something else."""
+"""From XYZ with white D50, adapted to D65 (Bradford), to linear sRGB."""
+DEFAULT_COEFFICIENTS = (0.299, 0.587, 0.114)
+DEFAULT_REFERENCE = (0.0, 255.0, 128.0, 255.0, 128.0, 255.0)
+"""Reference black and white of Y, Cb and Cr."""
 
 
 @dataclass(frozen=True)
 class Colours:
-    """How the samples of a page become 8-bit colours."""
+    """How to convert the samples of a page."""
 
     mode: Literal["L", "RGB", "CMYK"]
-    samples: int
-    """Samples of a pixel that are colours; those behind them are extra."""
-    to_uint8: Callable[[np.ndarray], np.ndarray]
-    """(rows, columns, samples) to uint8: (rows, columns) of gray, or (rows, columns, 3 or 4)."""
+    colour_samples: int
+    """How many samples of a pixel are colours. The samples after them are extra samples."""
+    convert_colours: Callable[[np.ndarray], np.ndarray]
+    """Converts (rows, columns, samples) to uint8: (rows, columns) of gray, or (rows, columns, 3 or 4)."""
     bit_depth: int
     alpha: int | None = None
-    """Which sample is transparency."""
+    """Index of the sample that is alpha."""
     alpha_bits: int = 8
     is_premultiplied: bool = False
     keeps_profile: bool = True
 
-    def of(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Colours and alpha, uint8, of (rows, columns, all samples of a pixel)."""
-        colours = samples[..., : self.samples]
+    def convert(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Convert all samples of pixels, (rows, columns, samples), to colours and alpha, both uint8."""
+        colours = samples[..., : self.colour_samples]
         if self.alpha is None:
-            return self.to_uint8(colours), None
+            return self.convert_colours(colours), None
         alpha = samples[..., self.alpha]
         if self.is_premultiplied:
-            colours = without_alpha(colours, alpha, self.alpha_bits)
-        return self.to_uint8(colours), samples_in_8(alpha, self.alpha_bits)
+            colours = unpremultiply(colours, alpha, self.alpha_bits)
+        return self.convert_colours(colours), convert_samples(alpha, self.alpha_bits)
 
 
-def colours_of(page: Page) -> Colours:
-    """How to read the samples of a page.
+def choose_colours(page: Page) -> Colours:
+    """Choose how to convert the samples of a page.
 
-    Raises: ImageError with the class UnsupportedMode for samples without a range, and UnsupportedFormat for other samples
-        that have no meaning here.
+    Raises:
+        ImageError: with the class UnsupportedMode for samples without a defined range, or UnsupportedFormat for other
+            samples that are not supported.
     """
-    kind = guessed_photometric(page) if page.photometric is None else page.photometric
-    if kind not in PHOTOMETRICS:
-        raise unsupported(f"{OTHERS.get(kind, f'photometric interpretation {kind}')}")
+    photometric = guess_photometric(page) if page.photometric is None else page.photometric
+    if photometric not in PHOTOMETRICS:
+        name = UNSUPPORTED_PHOTOMETRICS.get(photometric, f"photometric interpretation {photometric}")
+        raise unsupported_tiff(name)
     check_samples(page)
-    name, count = PHOTOMETRICS[kind]
+    name, count = PHOTOMETRICS[photometric]
     extra = page.samples - count
     if extra < 0:
-        raise unsupported(f"{page.samples} samples per pixel where {name} has {count}")
-    if kind == INKS and page.number(INK_SET, CMYK_INKS) != CMYK_INKS:
-        raise unsupported("inks that are not CMYK")
-    # An extra sample that nothing is said of is alpha; one that is said to be unspecified is not.
-    kinds = page.numbers(EXTRA_SAMPLES)[:extra] if EXTRA_SAMPLES in page.entries else [UNASSOCIATED] * min(extra, 1)
-    alpha = next((n for n, what in enumerate(kinds) if what in (ASSOCIATED, UNASSOCIATED)), None)
-    if (extra > 1 and alpha is None and count == 1) or extra > MOST_EXTRA:
-        raise unsupported(f"{page.samples} samples per pixel (multispectral)")
-    if extra and kind in (YCBCR, CIE_LAB, ICC_LAB):
-        raise unsupported(f"{name} with {extra} extra samples")
+        raise unsupported_tiff(f"{page.samples} samples per pixel, but {name} needs {count},")
+    if photometric == INKS and page.number(INK_SET, CMYK_INKS) != CMYK_INKS:
+        raise unsupported_tiff("inks other than CMYK")
+    # The first extra sample without a declared type is alpha. An extra sample that is declared as unspecified is not.
+    types = page.numbers(EXTRA_SAMPLES)[:extra] if EXTRA_SAMPLES in page.entries else [UNASSOCIATED] * min(extra, 1)
+    alpha = next((n for n, sample_type in enumerate(types) if sample_type in (ASSOCIATED, UNASSOCIATED)), None)
+    if (extra > 1 and alpha is None and count == 1) or extra > MAX_EXTRA_SAMPLES:
+        raise unsupported_tiff(f"{page.samples} samples per pixel (multispectral)")
+    if extra and photometric in (YCBCR, CIE_LAB, ICC_LAB):
+        raise unsupported_tiff(f"{name} and {extra} extra samples")
     return Colours(
-        mode="L" if count == 1 and kind != PALETTE else "CMYK" if kind == INKS else "RGB",
-        samples=count,
-        to_uint8=meaning(page, kind),
-        bit_depth=8 if kind == PALETTE else 1 if page.bits == 1 else max(8, page.bits),
+        mode="L" if count == 1 and photometric != PALETTE else "CMYK" if photometric == INKS else "RGB",
+        colour_samples=count,
+        convert_colours=choose_converter(page, photometric),
+        bit_depth=8 if photometric == PALETTE else 1 if page.bits == 1 else max(8, page.bits),
         alpha=None if alpha is None else count + alpha,
         alpha_bits=min(page.bits, 16),
-        is_premultiplied=alpha is not None and kinds[alpha] == ASSOCIATED and kind != PALETTE,
-        keeps_profile=kind not in (CIE_LAB, ICC_LAB),
+        is_premultiplied=alpha is not None and types[alpha] == ASSOCIATED and photometric != PALETTE,
+        keeps_profile=photometric not in (CIE_LAB, ICC_LAB),
     )
 
 
-def guessed_photometric(page: Page) -> int:
-    """What a file that does not say is taken for, as libtiff does."""
+def guess_photometric(page: Page) -> int:
+    """Guess a missing photometric interpretation like libtiff."""
     if page.samples >= 3:
         return RGB
     return WHITE_IS_ZERO if page.compression in FAX else GRAY
 
 
 def check_samples(page: Page) -> None:
-    """Raises: ImageError for samples that are not unsigned integers of at most 24 bits."""
+    """Check that samples are unsigned integers of at most 24 bits.
+
+    Raises:
+        ImageError: with the class UnsupportedMode or UnsupportedFormat.
+    """
     bits = page.bits
-    for what in page.numbers(SAMPLE_FORMAT)[: page.samples]:
-        if what not in (UNSIGNED, UNDEFINED):
-            raise ImageError("UnsupportedMode", f"TIFF with {bits}-bit {FORMATS.get(what, f'format {what}')} samples")
-    if bits > MOST_BITS:
-        raise ImageError("UnsupportedMode", f"TIFF with {bits}-bit integer samples")
-    if not (1 <= bits <= 16 or bits == MOST_BITS):
-        raise unsupported(f"{bits}-bit samples")
+    for sample_format in page.numbers(SAMPLE_FORMAT)[: page.samples]:
+        if sample_format not in (UNSIGNED, UNDEFINED):
+            name = SAMPLE_FORMATS.get(sample_format, f"format {sample_format}")
+            raise unsupported_samples(f"TIFF with {bits}-bit {name} samples")
+    if bits > MAX_BITS:
+        raise unsupported_samples(f"TIFF with {bits}-bit integer samples")
+    if not (1 <= bits <= 16 or bits == MAX_BITS):
+        raise unsupported_tiff(f"{bits}-bit samples")
     if page.photometric == PALETTE and bits > 16:
-        raise unsupported(f"a palette of {bits} bits")
+        raise unsupported_tiff(f"a palette of {bits} bits")
 
 
-def meaning(page: Page, kind: int) -> Callable[[np.ndarray], np.ndarray]:
-    """What makes 8-bit colours of the samples of a page."""
-    # Samples of 24 bits come as 16.
+def choose_converter(page: Page, photometric: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the function that converts the colour samples of a page to 8 bits."""
+    # 24-bit samples are decoded to 16 bits.
     bits = min(page.bits, 16)
-    if kind == PALETTE:
-        table = palette(page)
+    if photometric == PALETTE:
+        table = read_palette(page)
         return lambda samples: table[samples[..., 0]]
-    if kind == YCBCR and (page.compression not in JPEGS or page.is_planar):
-        return lambda samples: rgb_of_ycbcr(samples, bits, page)
-    if kind in (CIE_LAB, ICC_LAB):
+    if photometric == YCBCR and (page.compression not in JPEGS or page.is_planar):
+        return lambda samples: ycbcr_to_rgb(samples, bits, page)
+    if photometric in (CIE_LAB, ICC_LAB):
         if bits not in (8, 16):
-            raise unsupported(f"{PHOTOMETRICS[kind][0]} of {bits} bits")
-        return lambda samples: rgb_of_lab(samples, bits, kind == ICC_LAB)
-    table = levels(bits)[::-1] if kind == WHITE_IS_ZERO else levels(bits)
-    shape = (lambda array: array[..., 0]) if kind in (WHITE_IS_ZERO, GRAY) else (lambda array: array)
-    if bits == 8 and kind != WHITE_IS_ZERO:
-        return shape
-    return lambda samples: table[shape(samples)]
+            raise unsupported_tiff(f"{PHOTOMETRICS[photometric][0]} of {bits} bits")
+        return lambda samples: lab_to_srgb(samples, bits, photometric == ICC_LAB)
+    table = level_table(bits)[::-1] if photometric == WHITE_IS_ZERO else level_table(bits)
+    is_gray = photometric in (WHITE_IS_ZERO, GRAY)
+    select = (lambda samples: samples[..., 0]) if is_gray else (lambda samples: samples)
+    if bits == 8 and photometric != WHITE_IS_ZERO:
+        return select
+    return lambda samples: table[select(samples)]
 
 
 @lru_cache(maxsize=16)
-def levels(bits: int) -> np.ndarray:
-    """(2**bits,) uint8 by the samples of so many bits."""
+def level_table(bits: int) -> np.ndarray:
+    """Return (2**bits,) uint8: the 8-bit value of each sample of a bit depth."""
     return to_uint8(np.arange(1 << bits), bits)
 
 
-def samples_in_8(samples: np.ndarray, bits: int) -> np.ndarray:
-    """Samples of so many bits as uint8."""
-    return samples if bits == 8 else levels(bits)[samples]
+def convert_samples(samples: np.ndarray, bits: int) -> np.ndarray:
+    """Convert samples of a bit depth to uint8."""
+    return samples if bits == 8 else level_table(bits)[samples]
 
 
-def without_alpha(colours: np.ndarray, alpha: np.ndarray, bits: int) -> np.ndarray:
-    """Samples that were multiplied by alpha as they were before, of the same type; 0 where nothing is left of them."""
-    most, share = (1 << bits) - 1, alpha[..., None].astype(np.uint32)
+def unpremultiply(colours: np.ndarray, alpha: np.ndarray, bits: int) -> np.ndarray:
+    """Divide colours by alpha, in the same dtype; 0 where alpha is 0.
+
+    Args:
+        colours: (rows, columns, samples), premultiplied.
+        alpha: (rows, columns).
+        bits: bit depth of colours and alpha, at most 16.
+    """
+    sample_max, divisor = (1 << bits) - 1, alpha[..., None].astype(np.uint32)
     # At most 65,535 * 65,535 + 32,767, which is less than 2**32.
-    whole = (colours * np.uint32(most) + share // 2) // np.maximum(share, 1)
-    return np.where(share > 0, np.minimum(whole, most), 0).astype(colours.dtype)
+    quotient = (colours * np.uint32(sample_max) + divisor // 2) // np.maximum(divisor, 1)
+    return np.where(divisor > 0, np.minimum(quotient, sample_max), 0).astype(colours.dtype)
 
 
-def palette(page: Page) -> np.ndarray:
-    """(2**bits, 3) uint8. Raises: ImageError when it is not whole."""
+def read_palette(page: Page) -> np.ndarray:
+    """Read the palette as (2**bits,3) uint8.
+
+    Raises:
+        ImageError: with the class BrokenImage, if the palette is incomplete.
+    """
     colours = page.numbers(COLOUR_MAP)
     size = 1 << page.bits
     if len(colours) < 3 * size:
-        raise broken(f"a palette of {len(colours)} numbers, not {3 * size}")
+        raise broken_tiff(f"the palette has {len(colours)} numbers instead of {3 * size}")
     table = np.array(colours[: 3 * size]).reshape(3, size).T
     if table.max(initial=0) < 256:
-        # Some programs write 8 bits where there should be 16.
+        # Some programs write 8-bit colours instead of 16-bit ones.
         return table.astype(np.uint8)
-    # Others shift 8 bits to the left and leave the lower half empty.
+    # Others shift 8 bits to the left and leave the lower byte zero.
     return (table >> 8 if not (table & 255).any() else to_uint8(table, 16)).astype(np.uint8)
 
 
-def rgb_of_ycbcr(samples: np.ndarray, bits: int, page: Page) -> np.ndarray:
-    """(rows, columns, 3) uint8 of YCbCr as TIFF 6.0 has it, section 21."""
-    most = (1 << bits) - 1
-    red, green, blue = page.ratios(YCBCR_COEFFICIENTS, SPECS["coefficients"])
-    black = page.ratios(REFERENCE_BLACK_WHITE, SPECS["reference"])
-    if black[1] > 255:
-        # In samples of more than 8 bits, so are these.
-        black = tuple(value * 255 / most for value in black)
-    if green <= 0 or any(high - low < 1 for low, high in zip(black[::2], black[1::2], strict=True)):
-        raise broken("YCbCr coefficients that mean nothing")
+def ycbcr_to_rgb(samples: np.ndarray, bits: int, page: Page) -> np.ndarray:
+    """Convert YCbCr to (rows, columns, 3) uint8: TIFF 6.0, section 21.
+
+    Raises:
+        ImageError: with the class BrokenImage, for invalid coefficients.
+    """
+    sample_max = (1 << bits) - 1
+    red, green, blue = page.ratios(YCBCR_COEFFICIENTS, DEFAULT_COEFFICIENTS)
+    reference = page.ratios(REFERENCE_BLACK_WHITE, DEFAULT_REFERENCE)
+    if reference[1] > 255:
+        # The reference values have the bit depth of the samples.
+        reference = tuple(value * 255 / sample_max for value in reference)
+    if green <= 0 or any(white - black < 1 for black, white in zip(reference[::2], reference[1::2], strict=True)):
+        raise broken_tiff("the YCbCr coefficients are invalid")
     y, cb, cr = (
-        (samples[..., n] * np.float32(255 / most) - black[2 * n]) * (span / (black[2 * n + 1] - black[2 * n]))
+        (samples[..., n] * np.float32(255 / sample_max) - reference[2 * n])
+        * (span / (reference[2 * n + 1] - reference[2 * n]))
         for n, span in enumerate((255, 127, 127))
     )
     r, b = y + cr * (2 - 2 * red), y + cb * (2 - 2 * blue)
@@ -205,10 +234,16 @@ def rgb_of_ycbcr(samples: np.ndarray, bits: int, page: Page) -> np.ndarray:
     return np.rint(rgb).clip(0, 255).astype(np.uint8)
 
 
-def rgb_of_lab(samples: np.ndarray, bits: int, icc: bool) -> np.ndarray:
-    """(rows, columns, 3) uint8 sRGB of CIELab (D50), whose a and b are signed, or of ICCLab, where they are shifted."""
+def lab_to_srgb(samples: np.ndarray, bits: int, is_icc: bool) -> np.ndarray:
+    """Convert CIELab (D50) to (rows, columns, 3) uint8 sRGB.
+
+    Args:
+        samples: (rows, columns, 3).
+        bits: 8 or 16.
+        is_icc: whether a and b are unsigned with an offset (ICCLab) instead of signed (CIELab).
+    """
     unit = np.float32(1 << bits - 8)
-    if icc:
+    if is_icc:
         light, a, b = np.moveaxis(samples / unit - np.array([0, 128, 128], np.float32), -1, 0)
     else:
         light = samples[..., 0] * np.float32(255 / ((1 << bits) - 1))

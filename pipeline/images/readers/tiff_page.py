@@ -1,4 +1,7 @@
-"""Which page of a TIFF is the picture, and what its directory says of the pixels (TIFF 6.0, BigTIFF)."""
+"""Find the page of a TIFF that is the image, and read how its directory describes pixels.
+
+Sources: TIFF 6.0, BigTIFF.
+"""
 
 import struct
 from collections.abc import Iterator
@@ -8,8 +11,8 @@ from itertools import chain
 
 import numpy as np
 
-from imagemill.pipeline.images.errors import ImageError
-from imagemill.pipeline.images.tiff_directory import Entries, entries_at, tiff_head
+from imagemill.pipeline.images.errors import ImageError, broken_image, unsupported_format
+from imagemill.pipeline.images.tiff_directory import Entries, read_directory, read_tiff_header
 
 SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 255, 256, 257, 258, 259, 262
 FILL_ORDER, STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP, STRIP_COUNTS = 266, 273, 274, 277, 278, 279
@@ -18,41 +21,41 @@ TILE_OFFSETS, TILE_COUNTS, SUB_IFDS, INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT = 324
 JPEG_TABLES, JPEG_OFFSET, JPEG_LENGTH, OLD_JPEG_TABLES = 347, 513, 514, (515, 519, 520, 521)
 YCBCR_COEFFICIENTS, YCBCR_SUBSAMPLING, REFERENCE_BLACK_WHITE, XMP = 529, 530, 532, 700
 IMAGE_DEPTH, ICC_PROFILE, DNG_VERSION, LERC_PARAMETERS = 32997, 34675, 50706, 50674
-LAYOUT = (
+LAYOUT_TAGS = (
     *(SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, STRIP_OFFSETS, ORIENTATION),
     *(SAMPLES, ROWS_PER_STRIP, STRIP_COUNTS, PLANAR, T4_OPTIONS, PREDICTOR, COLOUR_MAP, TILE_WIDTH, TILE_HEIGHT),
     *(TILE_OFFSETS, TILE_COUNTS, SUB_IFDS, INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES, JPEG_OFFSET),
     *(JPEG_LENGTH, *OLD_JPEG_TABLES, YCBCR_COEFFICIENTS, YCBCR_SUBSAMPLING, REFERENCE_BLACK_WHITE, IMAGE_DEPTH, DNG_VERSION),
     LERC_PARAMETERS,
 )
-"""The tags that say how the pixels are stored."""
+"""Tags that describe how the pixels are stored."""
 REDUCED, MASK = 1, 4
-"""Bits of the subfile type: pages that are not pictures of their own."""
+"""Bits of the subfile type for pages that are not separate images."""
 OLD_JPEG = 6
 RGB, YCBCR = 2, 6
 RAW_PHOTOMETRICS = (32803, 34892)
-"""Of the sensor: a colour filter array, and linear raw."""
+"""Data of a camera sensor: a colour filter array, and linear raw."""
 MAX_PAGES = 200_000
-MAX_TRIED = 32
-"""Pages that are looked at for a picture."""
+MAX_TRIED_PAGES = 32
+"""How many pages are searched for an image."""
 MAX_SEGMENTS = 200_000
 MAX_LAYOUT_BYTES = 8_000_000
-# A tile may be larger than a small picture, but not by much: a file of a few bytes could ask for any amount of memory.
 MAX_TILE_PIXELS = 1 << 22
+"""A tile may be larger than a small image, but a file of a few bytes must not allocate any amount of memory."""
 MAX_METADATA_BYTES = 32_000_000
 INTEGERS = {1: "u1", 3: "<u2", 4: "<u4", 6: "i1", 7: "u1", 8: "<i2", 9: "<i4", 13: "<u4", 16: "<u8", 17: "<i8", 18: "<u8"}
-"""The types of TIFF tags that hold integers, as NumPy reads their values."""
+"""NumPy dtypes of the TIFF types that hold integers."""
 RATIONAL, FLOAT, DOUBLE = 5, 11, 12
 
 
-def unsupported(what: str) -> ImageError:
-    """A TIFF with a property that no reader here supports."""
-    return ImageError("UnsupportedFormat", f"TIFF with {what} is not supported; convert it")
+def unsupported_tiff(feature: str) -> ImageError:
+    """Return the error of a TIFF with a feature that is not supported."""
+    return unsupported_format(f"TIFF with {feature}")
 
 
-def broken(what: str) -> ImageError:
-    """A damaged TIFF."""
-    return ImageError("BrokenImage", f"TIFF: {what}")
+def broken_tiff(problem: str) -> ImageError:
+    """Return the error of a damaged TIFF."""
+    return broken_image(f"TIFF: {problem}")
 
 
 @dataclass(frozen=True)
@@ -60,201 +63,229 @@ class Page:
     """One directory of a TIFF."""
 
     start: int
-    """Where the directory begins."""
+    """Offset of the directory."""
     order: str
-    """The byte order of the file, "<" or ">"."""
-    big: bool
+    """Byte order of the file, "<" or ">"."""
+    is_big: bool
     """Whether the file is a BigTIFF."""
     entries: Entries
 
     def numbers(self, tag: int) -> list[int]:
-        """The integers of a tag; none where there is none, or it holds something else."""
-        kind, _, value = self.entries.get(tag, (0, 0, b""))
-        return np.frombuffer(value, INTEGERS[kind]).tolist() if kind in INTEGERS else []
+        """Return the integers of a tag; an empty list if the tag is missing or has another type."""
+        value_type, _, value = self.entries.get(tag, (0, 0, b""))
+        return np.frombuffer(value, INTEGERS[value_type]).tolist() if value_type in INTEGERS else []
 
     def number(self, tag: int, default: int) -> int:
-        """The first integer of a tag."""
+        """Return the first integer of a tag."""
         return (self.numbers(tag) or [default])[0]
 
     def ratios(self, tag: int, default: tuple[float, ...]) -> tuple[float, ...]:
-        """The numbers of a tag that may be fractions, as many as in `default`."""
-        kind, _, value = self.entries.get(tag, (0, 0, b""))
-        if kind == RATIONAL:
-            above, below = np.frombuffer(value, "<u4").reshape(-1, 2).T
-            ratios = above / np.maximum(below, 1)
-        elif kind in (FLOAT, DOUBLE):
-            ratios = np.frombuffer(value, "<f4" if kind == FLOAT else "<f8")
+        """Return the numbers of a tag that may be fractions, as many as `default` has."""
+        value_type, _, value = self.entries.get(tag, (0, 0, b""))
+        if value_type == RATIONAL:
+            numerators, denominators = np.frombuffer(value, "<u4").reshape(-1, 2).T
+            ratios = numerators / np.maximum(denominators, 1)
+        elif value_type in (FLOAT, DOUBLE):
+            ratios = np.frombuffer(value, "<f4" if value_type == FLOAT else "<f8")
         else:
             ratios = np.array(self.numbers(tag), float)
-        is_whole = len(ratios) >= len(default) and np.isfinite(ratios).all()
-        return tuple(ratios[: len(default)].tolist()) if is_whole else default
+        is_complete = len(ratios) >= len(default) and np.isfinite(ratios).all()
+        return tuple(ratios[: len(default)].tolist()) if is_complete else default
 
-    def large(self, data: bytes, tag: int) -> bytes | None:
-        """The value of a tag that is not in `entries`; None where there is none, or it is larger than metadata are."""
+    def large_value(self, data: bytes, tag: int) -> bytes | None:
+        """Read a tag outside LAYOUT_TAGS; None if it is missing or exceeds MAX_METADATA_BYTES."""
         try:
-            entry = entries_at(data, self.start, self.order, (tag,), MAX_METADATA_BYTES, self.big).get(tag)
+            entry = read_directory(data, self.start, self.order, (tag,), MAX_METADATA_BYTES, self.is_big).get(tag)
         except ValueError:
             return None
         return entry[2] if entry else None
 
-    def bytes_of(self, tag: int) -> bytes | None:
-        """The value of a tag as it is."""
+    def raw_value(self, tag: int) -> bytes | None:
+        """Return the bytes of a tag."""
         return self.entries[tag][2] if tag in self.entries else None
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        """(width, height); (0, 0) of a page without a picture."""
+        """(width, height); (0, 0) for a page without an image."""
         width, height = self.number(WIDTH, 0), self.number(HEIGHT, 0)
         return (width, height) if width > 0 and height > 0 else (0, 0)
 
     @cached_property
-    def is_picture(self) -> bool:
-        """Whether it is neither a reduced version nor a mask of another page."""
-        kind = self.number(SUBFILE, REDUCED if self.number(OLD_SUBFILE, 1) == 2 else 0)
-        return not kind & (REDUCED | MASK) and self.size != (0, 0)
+    def is_image(self) -> bool:
+        """Whether the page is neither a reduced version nor a mask of another page."""
+        subfile_type = self.number(SUBFILE, REDUCED if self.number(OLD_SUBFILE, 1) == 2 else 0)
+        return not subfile_type & (REDUCED | MASK) and self.size != (0, 0)
 
     @cached_property
     def is_raw(self) -> bool:
-        """Whether it holds what the sensor of a camera saw."""
+        """Whether the page holds sensor data of a camera."""
         return self.photometric in RAW_PHOTOMETRICS or DNG_VERSION in self.entries
 
     @cached_property
     def samples(self) -> int:
-        """Samples of a pixel."""
+        """Samples per pixel."""
         return self.number(SAMPLES, 3 if self.compression == OLD_JPEG else 1)
 
     @cached_property
     def is_planar(self) -> bool:
-        """Whether each sample has segments of its own."""
+        """Whether each sample has separate segments."""
         return self.number(PLANAR, 1) == 2 and self.samples > 1
 
     @cached_property
     def bits(self) -> int:
-        """Bits of a sample. Raises: ImageError where they differ."""
+        """Bits per sample.
+
+        Raises:
+            ImageError: with the class UnsupportedFormat, if samples of a pixel differ in bits.
+        """
         bits = set(self.numbers(BITS)[: self.samples]) or {8 if self.compression == OLD_JPEG else 1}
         if len(bits) > 1:
-            raise unsupported(f"samples of {', '.join(map(str, sorted(bits)))} bits in one pixel")
+            raise unsupported_tiff(f"samples of {', '.join(map(str, sorted(bits)))} bits in one pixel")
         return bits.pop()
 
     @cached_property
     def compression(self) -> int:
-        """The number of the compression, 1 for none."""
+        """The TIFF number of the compression; 1 for none."""
         return self.number(COMPRESSION, 1)
 
     @cached_property
     def photometric(self) -> int | None:
-        """What the samples are; None where the file does not say."""
+        """The photometric interpretation; None if the tag is missing."""
         numbers = self.numbers(PHOTOMETRIC)
         if self.compression == OLD_JPEG and self.samples == 3 and (not numbers or numbers[0] == RGB):
-            # Old programs leave it out, or name what becomes of the samples.
+            # Old programs omit the tag, or name the colours of the decoded samples.
             return YCBCR
         return numbers[0] if numbers else None
 
     @cached_property
     def predictor(self) -> int:
-        """1 for none, 2 for differences of neighbours."""
+        """1 for none, 2 for differences of neighbouring samples."""
         return self.number(PREDICTOR, 1)
 
     @cached_property
-    def is_turned(self) -> bool:
+    def is_bit_reversed(self) -> bool:
         """Whether the lowest bit of a byte comes first."""
         return self.number(FILL_ORDER, 1) == 2
 
     @cached_property
     def segment_size(self) -> tuple[int, int]:
-        """(columns, rows) of a tile or strip. Raises: ImageError for what cannot be."""
+        """(columns, rows) of a tile or strip.
+
+        Raises:
+            ImageError: with the class BrokenImage, if the size is invalid.
+        """
         width, height = self.size
         if self.compression == OLD_JPEG:
-            # Its strips are one stream.
+            # All strips form one JPEG stream.
             return width, height
         if TILE_WIDTH not in self.entries:
             rows = self.number(ROWS_PER_STRIP, height)
             if rows <= 0:
-                raise broken(f"strips of {rows} rows")
+                raise broken_tiff(f"strips of {rows} rows")
             return width, min(rows, height)
         columns, rows = self.number(TILE_WIDTH, 0), self.number(TILE_HEIGHT, 0)
         if columns <= 0 or rows <= 0 or columns * rows > max(MAX_TILE_PIXELS, 4 * width * height):
-            raise broken(f"tiles of {columns}×{rows}")
+            raise broken_tiff(f"tiles of {columns}×{rows} pixels in an image of {width}×{height} pixels")
         return columns, rows
 
     def segments(self) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
-        """(top, left, [(offset, bytes)]) of each segment, with one place in the file for each plane.
+        """Yield (top, left, [(offset, size)]) of each segment, with one location per plane.
 
-        Raises: ImageError when there are fewer than the picture has.
+        Raises:
+            ImageError: with the class BrokenImage or UnsupportedFormat, if segments are missing, or if there are too many.
         """
         (width, height), (columns, rows) = self.size, self.segment_size
-        tiled = TILE_WIDTH in self.entries
-        offsets = self.numbers(TILE_OFFSETS if tiled else STRIP_OFFSETS) or self.numbers(STRIP_OFFSETS)
-        counts = self.numbers(TILE_COUNTS if tiled else STRIP_COUNTS) or self.numbers(STRIP_COUNTS)
+        is_tiled = TILE_WIDTH in self.entries
+        offsets = self.numbers(TILE_OFFSETS if is_tiled else STRIP_OFFSETS) or self.numbers(STRIP_OFFSETS)
+        sizes = self.numbers(TILE_COUNTS if is_tiled else STRIP_COUNTS) or self.numbers(STRIP_COUNTS)
         across, down = -(-width // columns), -(-height // rows)
-        planes = self.samples if self.is_planar else 1
-        if len(offsets) == 1 and not any(counts):
-            # Some programs leave the size of a single strip out.
-            counts = [1 << 62]
-        if across * down * planes > MAX_SEGMENTS:
-            raise unsupported(f"{across * down * planes:,} strips or tiles")
-        if min(len(offsets), len(counts)) < across * down * planes:
-            raise broken(f"{min(len(offsets), len(counts))} of {across * down * planes} strips or tiles")
-        if not all(counts):
-            raise unsupported("strips or tiles left out (sparse)")
-        places = list(zip(offsets, counts, strict=False))
+        total = across * down * (self.samples if self.is_planar else 1)
+        if len(offsets) == 1 and not any(sizes):
+            # Some programs omit the size of a single strip.
+            sizes = [1 << 62]
+        if total > MAX_SEGMENTS:
+            raise unsupported_tiff(f"{total:,} strips or tiles")
+        if min(len(offsets), len(sizes)) < total:
+            raise broken_tiff(f"only {min(len(offsets), len(sizes))} of {total} strips or tiles exist")
+        if not all(sizes):
+            raise unsupported_tiff("omitted strips or tiles (sparse)")
+        locations = list(zip(offsets, sizes, strict=False))
         for n in range(across * down):
-            yield n // across * rows, n % across * columns, places[n : across * down * planes : across * down]
+            yield n // across * rows, n % across * columns, locations[n : total : across * down]
 
 
-def picture_page(data: bytes) -> tuple[Page, int]:
-    """The first page that is a picture, and how many of them the file has.
+def find_image_page(data: bytes) -> tuple[Page, int]:
+    """Find the first page that is an image, and count such pages.
 
-    A page that is a thumbnail, a level of a pyramid or a mask is none, unless there is nothing else. Where the pages are all
-    reduced, the picture is below the first of them.
+    A thumbnail, a pyramid level or a mask only counts if there is nothing else. If all pages of the main chain are
+    reduced, the image is a sub-page of the first of them.
 
-    Raises: ImageError for a camera's raw file, or a file without a picture; struct.error and ValueError for a broken one.
+    Raises:
+        ImageError: with the class UnsupportedFormat for a camera's raw file, or BrokenImage for a file without an image.
+        struct.error: for a damaged file.
+        ValueError: for a damaged file.
     """
-    order, big, at = tiff_head(data)
-    starts = list(directories(data, order, big, at))
+    order, is_big, at = read_tiff_header(data)
+    starts = list(iterate_directories(data, order, is_big, at))
     if not starts:
-        raise broken("no page")
-    first = page_at(data, starts[0], order, big)
-    below = [page_at(data, start, order, big) for start in first.numbers(SUB_IFDS)[:MAX_TRIED] if 0 < start < len(data)]
-    if first.is_raw or any(page.is_raw for page in below) or data[8:10] == b"CR":
-        raise ImageError("UnsupportedFormat", "a camera's raw file (DNG, CR2, NEF, …) is not supported; convert it")
-    whole = [start for start in starts if not is_reduced(data, start, order, big)]
-    tried = (page_at(data, start, order, big) for start in whole[:MAX_TRIED])
-    picture = next((page for page in chain(tried, below) if page.is_picture), first)
-    if picture.size == (0, 0):
-        raise broken("no page with a picture")
-    return picture, max(len(whole), 1)
+        raise broken_tiff("the file has no page")
+    first = read_page_at(data, starts[0], order, is_big)
+    sub_starts = [start for start in first.numbers(SUB_IFDS)[:MAX_TRIED_PAGES] if 0 < start < len(data)]
+    sub_pages = [read_page_at(data, start, order, is_big) for start in sub_starts]
+    if first.is_raw or any(page.is_raw for page in sub_pages) or data[8:10] == b"CR":
+        raise unsupported_format("a camera's raw file (DNG, CR2, NEF, …)")
+    full_starts = [start for start in starts if not is_reduced(data, start, order, is_big)]
+    candidates = (read_page_at(data, start, order, is_big) for start in full_starts[:MAX_TRIED_PAGES])
+    image_page = next((page for page in chain(candidates, sub_pages) if page.is_image), first)
+    if image_page.size == (0, 0):
+        raise broken_tiff("the file has no page with an image")
+    return image_page, max(len(full_starts), 1)
 
 
-def page_at(data: bytes, start: int, order: str, big: bool) -> Page:
-    """The page whose directory begins at `start`. Raises: struct.error, ValueError."""
-    return Page(start, order, big, entries_at(data, start, order, LAYOUT, MAX_LAYOUT_BYTES, big))
+def read_page_at(data: bytes, start: int, order: str, is_big: bool) -> Page:
+    """Read the page whose directory begins at `start`.
 
-
-def directories(data: bytes, order: str, big: bool, at: int) -> Iterator[int]:
-    """Where the directories of the main chain begin; `at` is where the offset of the first stands.
-
-    A chain that leaves the file or returns to a page ends there.
+    Raises:
+        struct.error: as `read_directory`.
+        ValueError: as `read_directory`.
     """
-    counts, offsets, entry = (f"{order}Q", f"{order}Q", 20) if big else (f"{order}H", f"{order}I", 12)
+    return Page(start, order, is_big, read_directory(data, start, order, LAYOUT_TAGS, MAX_LAYOUT_BYTES, is_big))
+
+
+def iterate_directories(data: bytes, order: str, is_big: bool, at: int) -> Iterator[int]:
+    """Yield the offsets of the directories of the main chain.
+
+    A chain that leaves the file or forms a cycle ends there.
+
+    Args:
+        data: the file.
+        order: byte order of the file.
+        is_big: whether the file is a BigTIFF.
+        at: position of the offset of the first directory.
+    """
+    count_format, offset_format, entry_bytes = (f"{order}Q", f"{order}Q", 20) if is_big else (f"{order}H", f"{order}I", 12)
     starts: set[int] = set()
-    while len(starts) < MAX_PAGES and at + struct.calcsize(offsets) <= len(data):
-        (start,) = struct.unpack_from(offsets, data, at)
-        if start in starts or not 0 < start <= len(data) - struct.calcsize(counts):
+    while len(starts) < MAX_PAGES and at + struct.calcsize(offset_format) <= len(data):
+        (start,) = struct.unpack_from(offset_format, data, at)
+        if start in starts or not 0 < start <= len(data) - struct.calcsize(count_format):
             return
         yield start
         starts.add(start)
-        (count,) = struct.unpack_from(counts, data, start)
-        at = start + struct.calcsize(counts) + count * entry
+        (count,) = struct.unpack_from(count_format, data, start)
+        at = start + struct.calcsize(count_format) + count * entry_bytes
 
 
-def is_reduced(data: bytes, start: int, order: str, big: bool) -> bool:
-    """Whether a page further on is a reduced version or a mask: only its first tag is read, which is where that stands."""
-    head, entry = (8, f"{order}HHQ") if big else (2, f"{order}HHI")
-    if start + head + 20 > len(data):
+def is_reduced(data: bytes, start: int, order: str, is_big: bool) -> bool:
+    """Return whether a page is a reduced version or a mask.
+
+    Reads only the first tag, because the tags are sorted and the subfile type comes first.
+    """
+    count_bytes, entry_format = (8, f"{order}HHQ") if is_big else (2, f"{order}HHI")
+    if start + count_bytes + 20 > len(data):
         return False
-    tag, kind, _ = struct.unpack_from(entry, data, start + head)
-    if tag not in (SUBFILE, OLD_SUBFILE) or kind not in (3, 4):
+    tag, value_type, _ = struct.unpack_from(entry_format, data, start + count_bytes)
+    if tag not in (SUBFILE, OLD_SUBFILE) or value_type not in (3, 4):
         return False
-    (value,) = struct.unpack_from(f"{order}{'H' if kind == 3 else 'I'}", data, start + head + struct.calcsize(entry))
+    value_at = start + count_bytes + struct.calcsize(entry_format)
+    (value,) = struct.unpack_from(f"{order}{'H' if value_type == 3 else 'I'}", data, value_at)
     return bool(value & (REDUCED | MASK)) if tag == SUBFILE else value == 2

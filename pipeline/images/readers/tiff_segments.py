@@ -1,7 +1,7 @@
-"""The samples of a strip or tile of a TIFF, by the decoders of imagecodecs.
+"""Decode the strips and tiles of a TIFF with the decoders of imagecodecs.
 
-Those decoders give what they have of a segment that is cut off, so everything here is counted: a segment that holds fewer
-samples than it must is a broken image, never a gray half of one.
+These decoders return what they can of a truncated segment without an error. So everything is counted here: a segment
+that holds fewer samples than it should is a broken image, never an image that is half gray.
 """
 
 import struct
@@ -11,9 +11,9 @@ from functools import partial
 import imagecodecs
 import numpy as np
 
-from imagemill.pipeline.images.readers.jpeg import decoded as decoded_jpeg
-from imagemill.pipeline.images.readers.jpeg_structure import APP0, END_MARK, FRAMES, parse_structure
-from imagemill.pipeline.images.readers.tiff_ccitt import fax_rows
+from imagemill.pipeline.images.readers.jpeg import decode_jpeg
+from imagemill.pipeline.images.readers.jpeg_structure import APP0, END_OF_IMAGE, FRAME_MARKERS, parse_structure
+from imagemill.pipeline.images.readers.tiff_ccitt import decode_fax
 from imagemill.pipeline.images.readers.tiff_page import (
     JPEG_TABLES,
     LERC_PARAMETERS,
@@ -22,14 +22,17 @@ from imagemill.pipeline.images.readers.tiff_page import (
     T4_OPTIONS,
     YCBCR_SUBSAMPLING,
     Page,
-    broken,
-    unsupported,
+    broken_tiff,
+    unsupported_tiff,
 )
 from imagemill.pipeline.images.readers.webp import parse_webp_size
 
+RowDecoder = Callable[[slice], np.ndarray]
+"""Returns rows of a segment: (rows, columns, samples of the plane) uint8 or uint16. 24-bit samples become 16-bit samples."""
+
 PALETTE, YCBCR = 3, 6
 DEFLATE, ZSTD = 8, 50000
-BYTES: dict[int, Callable[..., bytes | bytearray]] = {
+BYTE_DECODERS: dict[int, Callable[..., bytes | bytearray]] = {
     5: imagecodecs.lzw_decode,
     DEFLATE: imagecodecs.deflate_decode,
     32773: imagecodecs.packbits_decode,
@@ -38,19 +41,19 @@ BYTES: dict[int, Callable[..., bytes | bytearray]] = {
     34926: imagecodecs.zstd_decode,
     ZSTD: imagecodecs.zstd_decode,
 }
-"""Compressions of bytes: each takes a segment and the most bytes it may become."""
+"""By compression: decompresses a segment to bytes, up to a maximum."""
 FAX = (2, 3, 4)
 LERC, JPEGS = 34887, (OLD_JPEG, 7)
-IMAGES: dict[int, tuple[str, Callable[[bytes], tuple[int, int] | None], Callable[..., np.ndarray]]] = {
-    33005: ("JPEG 2000", lambda data: jpeg2000_size(data), imagecodecs.jpeg2k_decode),
-    34712: ("JPEG 2000", lambda data: jpeg2000_size(data), imagecodecs.jpeg2k_decode),
-    LERC: ("LERC", lambda data: lerc_size(data), imagecodecs.lerc_decode),
+IMAGE_DECODERS: dict[int, tuple[str, Callable[[bytes], tuple[int, int] | None], Callable[..., np.ndarray]]] = {
+    33005: ("JPEG 2000", lambda data: parse_jpeg2000_size(data), imagecodecs.jpeg2k_decode),
+    34712: ("JPEG 2000", lambda data: parse_jpeg2000_size(data), imagecodecs.jpeg2k_decode),
+    LERC: ("LERC", lambda data: parse_lerc_size(data), imagecodecs.lerc_decode),
     34927: ("WebP", parse_webp_size, imagecodecs.webp_decode),
-    34933: ("PNG", lambda data: png_size(data), imagecodecs.png_decode),
+    34933: ("PNG", lambda data: parse_png_size(data), imagecodecs.png_decode),
     50001: ("WebP", parse_webp_size, imagecodecs.webp_decode),
 }
-"""Segments that are image files: the name of the format, what their header says of the size, and the decoder."""
-OTHERS = {
+"""By compression whose segments are image files: the name of their format, what parses their size, and their decoder."""
+UNSUPPORTED_COMPRESSIONS = {
     32766: "NeXT",
     32767: "Sony ARW",
     32771: "CCITT RLE of whole words",
@@ -67,83 +70,100 @@ OTHERS = {
     50002: "JPEG XL",
     52546: "JPEG XL",
 }
-"""Names for compressions that are not supported."""
 ADOBE = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"
-"""A marker that says by one more byte what the components of a JPEG are: 0 as they are, 1 YCbCr."""
+"""A marker segment without its last byte, which says what the components of a JPEG are: 0 for RGB or CMYK, 1 for YCbCr."""
 MAX_SAMPLES = 16
 
 
 def check_compression(page: Page) -> None:
-    """Raises: ImageError for a compression that is not supported, or not for such samples."""
-    kind, bits = page.compression, page.bits
-    if kind in FAX and (bits, page.samples) != (1, 1):
-        raise unsupported(f"CCITT fax of {page.samples} samples of {bits} bits")
-    if kind in JPEGS and bits != 8:
-        raise unsupported(f"JPEG of {bits}-bit samples")
-    if kind in JPEGS and not page.is_planar and page.samples not in (1, 3, 4):
-        raise unsupported(f"JPEG of {page.samples} samples per pixel")
-    if kind in IMAGES and bits not in (8, 16):
-        raise unsupported(f"{IMAGES[kind][0]} of {bits}-bit samples")
-    if kind in IMAGES and page.photometric == YCBCR:
-        raise unsupported(f"{IMAGES[kind][0]} of YCbCr")
-    if kind not in (1, *BYTES, *FAX, *JPEGS, *IMAGES):
-        raise unsupported(f"compression {OTHERS.get(kind, kind)}")
-    if kind in BYTES and page.predictor not in (1, 2):
-        raise unsupported(f"predictor {page.predictor} of integers")
-    if kind == LERC and page.predictor != 1:
-        # Some programs use it and others do not.
-        raise unsupported("LERC with a predictor")
-    if kind in (*JPEGS, *IMAGES) and kind != LERC and page.photometric == PALETTE:
-        raise unsupported(f"a palette in {'JPEG' if kind in JPEGS else IMAGES[kind][0]}")
-    if kind in BYTES and page.predictor == 2 and bits not in (8, 16):
-        raise unsupported(f"a predictor of {bits}-bit samples")
+    """Check that the compression is supported for the samples of a page.
+
+    Raises:
+        ImageError: with the class UnsupportedFormat.
+    """
+    compression, bits = page.compression, page.bits
+    if compression in FAX and (bits, page.samples) != (1, 1):
+        raise unsupported_tiff(f"CCITT fax of {page.samples} samples of {bits} bits")
+    if compression in JPEGS and bits != 8:
+        raise unsupported_tiff(f"JPEG of {bits}-bit samples")
+    if compression in JPEGS and not page.is_planar and page.samples not in (1, 3, 4):
+        raise unsupported_tiff(f"JPEG of {page.samples} samples per pixel")
+    if compression in IMAGE_DECODERS and bits not in (8, 16):
+        raise unsupported_tiff(f"{IMAGE_DECODERS[compression][0]} of {bits}-bit samples")
+    if compression in IMAGE_DECODERS and page.photometric == YCBCR:
+        raise unsupported_tiff(f"{IMAGE_DECODERS[compression][0]} of YCbCr")
+    if compression not in (1, *BYTE_DECODERS, *FAX, *JPEGS, *IMAGE_DECODERS):
+        raise unsupported_tiff(f"compression {UNSUPPORTED_COMPRESSIONS.get(compression, compression)}")
+    if compression in BYTE_DECODERS and page.predictor not in (1, 2):
+        raise unsupported_tiff(f"predictor {page.predictor} of integers")
+    if compression == LERC and page.predictor != 1:
+        # Programs disagree about whether the predictor applies.
+        raise unsupported_tiff("LERC and a predictor")
+    if compression in (*JPEGS, *IMAGE_DECODERS) and compression != LERC and page.photometric == PALETTE:
+        raise unsupported_tiff(f"a palette in {'JPEG' if compression in JPEGS else IMAGE_DECODERS[compression][0]}")
+    if compression in BYTE_DECODERS and page.predictor == 2 and bits not in (8, 16):
+        raise unsupported_tiff(f"a predictor of {bits}-bit samples")
 
 
-def segment_rows(page: Page, stored: memoryview, visible: int) -> Callable[[slice], np.ndarray]:
-    """What gives the rows of a segment as (rows, columns, samples of the plane) uint8 or uint16; 24 bits become 16.
+def open_segment(page: Page, stored: memoryview, visible_rows: int) -> RowDecoder:
+    """Decompress a segment, and return what decodes its rows.
 
     Args:
-        stored: the segment as it is in the file.
-        visible: the rows that the picture has of it, which is fewer than all at the lower edge.
+        page: the page of the segment.
+        stored: the bytes of the segment in the file.
+        visible_rows: how many rows of the segment are inside the image; fewer than all at the lower edge.
 
-    Raises: ImageError when the segment is damaged.
+    Raises:
+        ImageError: with the class BrokenImage or UnsupportedFormat.
     """
     samples = 1 if page.is_planar else page.samples
-    kind, (columns, rows) = page.compression, page.segment_size
-    if kind in JPEGS:
-        return image_rows(page, jpeg(page, bytes(stored)), visible, samples)
-    if kind in IMAGES:
-        return image_rows(page, image(page, bytes(stored), samples), visible, samples)
-    if page.is_turned:
+    compression, (columns, rows) = page.compression, page.segment_size
+    if compression in JPEGS:
+        return slice_image(page, decode_jpeg_segment(page, bytes(stored)), visible_rows, samples)
+    if compression in IMAGE_DECODERS:
+        return slice_image(page, decode_image_segment(page, bytes(stored), samples), visible_rows, samples)
+    if page.is_bit_reversed:
         stored = memoryview(imagecodecs.bitorder_decode(bytes(stored)))
-    if kind in FAX:
-        array = fax_rows(kind, bytes(stored), columns, visible, page.number(T4_OPTIONS, 0))
-        return image_rows(page, array, visible, 1)
-    across, down = subsampling(page)
+    if compression in FAX:
+        bits = decode_fax(compression, bytes(stored), columns, visible_rows, page.number(T4_OPTIONS, 0))
+        return slice_image(page, bits, visible_rows, 1)
+    across, down = read_subsampling(page)
     if (across, down) != (1, 1):
-        raw = unpacked(page, stored, -(-columns // across) * (across * down + 2) * -(-rows // down))
-        return image_rows(page, ycbcr(raw, columns, visible, across, down), visible, 3)
+        raw = decompress(page, stored, -(-columns // across) * (across * down + 2) * -(-rows // down))
+        return slice_image(page, unpack_ycbcr(raw, columns, visible_rows, across, down), visible_rows, 3)
     stride = -(-columns * samples * page.bits // 8)
-    raw = unpacked(page, stored, stride * rows)
-    check_length(raw, stride * visible)
-    return partial(rows_of_bytes, page, raw, stride, samples)
+    raw = decompress(page, stored, stride * rows)
+    check_length(raw, stride * visible_rows)
+    return partial(unpack_rows, page, raw, stride, samples)
 
 
-def unpacked(page: Page, stored: memoryview, most: int) -> memoryview:
-    """The bytes of a segment, at most `most`."""
-    if page.compression in BYTES:
-        return memoryview(BYTES[page.compression](bytes(stored), out=most))
-    return stored[:most]
+def decompress(page: Page, stored: memoryview, max_bytes: int) -> memoryview:
+    """Return the bytes of a segment, at most `max_bytes`."""
+    if page.compression in BYTE_DECODERS:
+        return memoryview(BYTE_DECODERS[page.compression](bytes(stored), out=max_bytes))
+    return stored[:max_bytes]
 
 
-def check_length(raw: memoryview, need: int) -> None:
-    """Raises: ImageError for a segment of fewer bytes than its pixels need."""
-    if len(raw) < need:
-        raise broken(f"a strip or tile of {len(raw):,} bytes, not {need:,}")
+def check_length(raw: memoryview, needed: int) -> None:
+    """Check that a segment has the bytes that its pixels need.
+
+    Raises:
+        ImageError: with the class BrokenImage.
+    """
+    if len(raw) < needed:
+        raise broken_tiff(f"a strip or tile is truncated: {len(raw):,} of {needed:,} bytes")
 
 
-def rows_of_bytes(page: Page, raw: memoryview, stride: int, samples: int, rows: slice) -> np.ndarray:
-    """Some rows of a segment that is unpacked, of `stride` bytes a row."""
+def unpack_rows(page: Page, raw: memoryview, stride: int, samples: int, rows: slice) -> np.ndarray:
+    """Return rows of a decompressed segment, as a `RowDecoder` does.
+
+    Args:
+        page: the page of the segment.
+        raw: the decompressed segment.
+        stride: bytes per row.
+        samples: samples per pixel of the plane.
+        rows: of the segment.
+    """
     bits, columns = page.bits, page.segment_size[0]
     part = raw[rows.start * stride : rows.stop * stride]
     shape = (rows.stop - rows.start, columns, samples)
@@ -152,69 +172,95 @@ def rows_of_bytes(page: Page, raw: memoryview, stride: int, samples: int, rows: 
     elif bits == 16:
         array = np.frombuffer(part, f"{page.order}u2").reshape(shape).astype(np.uint16, copy=False)
     elif bits == 24:
-        high = np.frombuffer(part, np.uint8).reshape(*shape, 3)[..., slice(1, 3) if page.order == "<" else slice(0, 2)]
-        array = np.ascontiguousarray(high).view(f"{page.order}u2")[..., 0].astype(np.uint16, copy=False)
+        upper_bytes = slice(1, 3) if page.order == "<" else slice(0, 2)
+        upper = np.frombuffer(part, np.uint8).reshape(*shape, 3)[..., upper_bytes]
+        array = np.ascontiguousarray(upper).view(f"{page.order}u2")[..., 0].astype(np.uint16, copy=False)
     else:
         dtype = np.uint8 if bits < 8 else np.uint16
         array = imagecodecs.packints_decode(bytes(part), dtype, bits, runlen=columns * samples).reshape(shape)
-    if page.compression in BYTES and page.predictor == 2:
+    if page.compression in BYTE_DECODERS and page.predictor == 2:
         array = imagecodecs.delta_decode(array, axis=-2)
     return array
 
 
-def image_rows(page: Page, array: np.ndarray, visible: int, samples: int) -> Callable[[slice], np.ndarray]:
-    """What gives rows of a segment that was decoded as an image; one at an edge may be of the visible part alone."""
+def slice_image(page: Page, array: np.ndarray, visible_rows: int, samples: int) -> RowDecoder:
+    """Check the shape of a segment that was decoded as an image; return what slices its rows.
+
+    A segment at the edge of the image may consist of its visible part alone.
+
+    Raises:
+        ImageError: with the class BrokenImage.
+    """
     array = array.reshape(*array.shape[:2], -1)
     width, columns = page.size[0], page.segment_size[0]
-    if array.shape[0] < visible or array.shape[1] < min(width, columns) or array.shape[2] != samples:
-        raise broken(f"a strip or tile of {array.shape[1]}×{array.shape[0]} with {array.shape[2]} samples")
+    if array.shape[0] < visible_rows or array.shape[1] < min(width, columns) or array.shape[2] != samples:
+        size = f"{array.shape[1]}×{array.shape[0]} pixels with {array.shape[2]} samples"
+        expected = f"{min(width, columns)}×{visible_rows} with {samples}"
+        raise broken_tiff(f"a strip or tile has {size}, expected {expected}")
     return array.__getitem__
 
 
-def image(page: Page, data: bytes, samples: int) -> np.ndarray:
-    """A segment that is an image file of another format."""
-    name, size_of, decode = IMAGES[page.compression]
-    if name == "LERC" and (again := [*page.numbers(LERC_PARAMETERS), 0, 0][1]):
-        # It is compressed once more, and hardly larger than its samples.
+def decode_image_segment(page: Page, data: bytes, samples: int) -> np.ndarray:
+    """Decode a segment that is an image file of another format.
+
+    Raises:
+        ImageError: with the class BrokenImage.
+    """
+    name, parse_size, decode = IMAGE_DECODERS[page.compression]
+    if name == "LERC" and (lerc_compression := [*page.numbers(LERC_PARAMETERS), 0, 0][1]):
+        # The LERC data is compressed once more, and hardly larger than its samples.
         columns, rows = page.segment_size
-        most = 2 * columns * rows * samples * page.bits // 8 + 4096
-        data = bytes(BYTES[ZSTD if again == 2 else DEFLATE](data, out=most))
-    check_segment_size(page, size_of(data), name)
+        max_bytes = 2 * columns * rows * samples * page.bits // 8 + 4096
+        data = bytes(BYTE_DECODERS[ZSTD if lerc_compression == 2 else DEFLATE](data, out=max_bytes))
+    check_segment_size(page, parse_size(data), name)
     array = decode(data, hasalpha=samples == 4) if name == "WebP" else decode(data)
     if array.dtype != (np.uint8 if page.bits == 8 else np.uint16):
-        raise broken(f"a {name} strip or tile of {array.dtype} samples, not {page.bits} bits")
+        raise broken_tiff(f"a {name} strip or tile has {array.dtype} samples, expected {page.bits} bits")
     return array
 
 
 def check_segment_size(page: Page, size: tuple[int, int] | None, name: str) -> None:
-    """Raises: ImageError for a segment that would be larger than the page says, before room is made for it."""
+    """Check that a segment is no larger than its page declares, before memory is allocated.
+
+    Args:
+        page: the page of the segment.
+        size: (width, height) in the header of the segment; None if the header is damaged.
+        name: of the format of the segment.
+
+    Raises:
+        ImageError: with the class BrokenImage.
+    """
     columns, rows = page.segment_size
-    # Blocks of JPEG may be filled up.
+    # Blocks of JPEG may be padded.
     if size is None or size[0] > columns + 63 or size[1] > rows + 63:
-        raise broken(f"a {name} strip or tile of {size}, not {(columns, rows)}")
+        declared = "a damaged header" if size is None else f"{size[0]}×{size[1]} pixels"
+        raise broken_tiff(f"a {name} strip or tile has {declared}, expected {columns}×{rows} pixels")
 
 
-def lerc_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a LERC of version 2 by its header; None for another, or for more samples than a picture has."""
+def parse_lerc_size(data: bytes) -> tuple[int, int] | None:
+    """Return the (width, height) in a LERC header of version 2; None if it is not valid."""
     if len(data) < 26 or not data.startswith(b"Lerc2 "):
         return None
-    version, *head = struct.unpack_from("<5i", data, 6)
-    # Version 3 has a checksum first, and version 4 the number of samples.
-    height, width, samples = head[1:] if version >= 4 else (*head[1:3], 1) if version == 3 else (*head[:2], 1)
+    version, *fields = struct.unpack_from("<5i", data, 6)
+    # From version 3 on, a checksum comes first; from version 4 on, the number of samples follows the size.
+    height, width, samples = fields[1:] if version >= 4 else (*fields[1:3], 1) if version == 3 else (*fields[:2], 1)
     return (width, height) if 0 < samples <= MAX_SAMPLES else None
 
 
-def png_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a PNG by its header; None for what is none."""
+def parse_png_size(data: bytes) -> tuple[int, int] | None:
+    """Return the (width, height) in the header of a PNG; None if it is not valid."""
     return struct.unpack_from(">II", data, 16) if data[12:16] == b"IHDR" and len(data) >= 24 else None
 
 
-def jpeg2000_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a JPEG 2000 by its codestream, which may be in boxes; None for what is none."""
+def parse_jpeg2000_size(data: bytes) -> tuple[int, int] | None:
+    """Return the (width, height) in a JPEG 2000 codestream; None if it is not valid.
+
+    The codestream may be inside boxes.
+    """
     at = 0
     while data[at : at + 4] != b"\xff\x4f\xff\x51" and at + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        at += 8 if kind == b"jp2c" else max(length, 8)
+        length, box_type = struct.unpack_from(">I4s", data, at)
+        at += 8 if box_type == b"jp2c" else max(length, 8)
     if at + 42 > len(data):
         return None
     right, lower, left, top = struct.unpack_from(">4I", data, at + 8)
@@ -222,50 +268,67 @@ def jpeg2000_size(data: bytes) -> tuple[int, int] | None:
     return (right - left, lower - top) if samples <= MAX_SAMPLES else None
 
 
-def subsampling(page: Page) -> tuple[int, int]:
-    """(across, down) of the chroma of a YCbCr that is not in JPEG; (1, 1) of all others."""
+def read_subsampling(page: Page) -> tuple[int, int]:
+    """Return the chroma subsampling (across, down) of YCbCr outside JPEG, else (1, 1).
+
+    Raises:
+        ImageError: with the class BrokenImage or UnsupportedFormat.
+    """
     if page.photometric != YCBCR or page.compression in JPEGS:
         return 1, 1
     across, down = (page.numbers(YCBCR_SUBSAMPLING) or [2, 2])[:2]
     if across not in (1, 2, 4) or down not in (1, 2, 4):
-        raise broken(f"chroma subsampling of {across}×{down}")
+        raise broken_tiff(f"the chroma subsampling of {across}×{down} is invalid")
     if (across, down) != (1, 1) and (page.is_planar or page.bits != 8 or page.number(SAMPLES, 1) != 3):
-        raise unsupported("subsampled YCbCr in planes, of more than 8 bits or with transparency")
+        raise unsupported_tiff("subsampled YCbCr in planes, of more than 8 bits or with transparency")
     return across, down
 
 
-def ycbcr(raw: memoryview, columns: int, rows: int, across: int, down: int) -> np.ndarray:
-    """(rows, columns, 3) uint8 of YCbCr whose units hold the lumas of `across`×`down` pixels and one pair of chromas."""
+def unpack_ycbcr(raw: memoryview, columns: int, rows: int, across: int, down: int) -> np.ndarray:
+    """Unpack subsampled YCbCr to (rows, columns, 3) uint8.
+
+    Args:
+        raw: units of across×down luma samples followed by one Cb and one Cr.
+        columns: of the segment.
+        rows: of the segment that are inside the image.
+        across: horizontal chroma subsampling.
+        down: vertical chroma subsampling.
+
+    Raises:
+        ImageError: with the class BrokenImage, if the segment is truncated.
+    """
     shape = (-(-rows // down), -(-columns // across), across * down + 2)
-    need = shape[0] * shape[1] * shape[2]
-    check_length(raw, need)
-    units = np.frombuffer(raw, np.uint8, need).reshape(shape)
+    needed = shape[0] * shape[1] * shape[2]
+    check_length(raw, needed)
+    units = np.frombuffer(raw, np.uint8, needed).reshape(shape)
     luma = units[..., :-2].reshape(*shape[:2], down, across).swapaxes(1, 2).reshape(shape[0] * down, -1)
     chroma = units[..., -2:].repeat(down, 0).repeat(across, 1)
     return np.dstack([luma, chroma])[:rows, :columns]
 
 
-def jpeg(page: Page, data: bytes) -> np.ndarray:
-    """A segment of JPEG in the colours of the page: YCbCr becomes RGB.
+def decode_jpeg_segment(page: Page, data: bytes) -> np.ndarray:
+    """Decode a JPEG segment to the colours of the page. YCbCr becomes RGB.
 
-    Raises: ImageError, for damage too.
+    Raises:
+        ImageError: with the class BrokenImage or UnsupportedFormat. Damaged segments are always errors.
     """
-    tables = page.bytes_of(JPEG_TABLES) or b""
+    tables = page.raw_value(JPEG_TABLES) or b""
     samples = 1 if page.is_planar else page.samples
-    whole = b"\xff\xd8" + tables.removeprefix(b"\xff\xd8").removesuffix(END_MARK) + data.removeprefix(b"\xff\xd8")
-    structure = parse_structure(whole)
+    start = b"\xff\xd8"
+    jpeg = start + tables.removeprefix(start).removesuffix(END_OF_IMAGE) + data.removeprefix(start)
+    structure = parse_structure(jpeg)
     if structure.bits != 8:
-        raise unsupported(f"JPEG of {structure.bits}-bit samples")
+        raise unsupported_tiff(f"JPEG of {structure.bits}-bit samples")
     if len(structure.components) != samples:
-        raise broken(f"JPEG of {len(structure.components)} samples per pixel, not {samples}")
+        raise broken_tiff(f"a JPEG segment has {len(structure.components)} samples per pixel, expected {samples}")
     check_segment_size(page, (structure.width, structure.height), "JPEG")
     if samples > 1 and all(segment.marker != APP0 for segment in structure.segments):
-        # What the samples are is said by the page, and not guessed from the numbers of the components.
-        told = ADOBE + (b"\1" if page.photometric == YCBCR else b"\0")
-        frame = next(segment.begin for segment in structure.segments if segment.marker in FRAMES)
-        whole = whole[:frame] + told + whole[frame:]
-        structure = parse_structure(whole)
-    pixels, damage = decoded_jpeg(whole, structure)
+        # Without a marker, libjpeg guesses the colours from the component numbers. The page says what they are.
+        colour_marker = ADOBE + (b"\1" if page.photometric == YCBCR else b"\0")
+        frame = next(segment.begin for segment in structure.segments if segment.marker in FRAME_MARKERS)
+        jpeg = jpeg[:frame] + colour_marker + jpeg[frame:]
+        structure = parse_structure(jpeg)
+    pixels, damage = decode_jpeg(jpeg, structure)
     if damage:
-        raise broken(f"damaged JPEG: {damage}")
+        raise broken_tiff(f"a JPEG segment is damaged: {damage}")
     return pixels

@@ -1,4 +1,4 @@
-"""Tar shards in S3, as a person reads them: the endpoint and the keys come from the environment."""
+"""Read tar shards from S3 in a simple way; endpoint and credentials come from the environment."""
 
 import os
 import tarfile
@@ -12,14 +12,14 @@ def client():
 
 
 def shards_of(url: str) -> list[str]:
-    """Keys of the shards below s3://bucket/prefix."""
+    """Return the keys of the shards below s3://bucket/prefix."""
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     pages = client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
     return sorted(item["Key"] for page in pages for item in page.get("Contents", []) if item["Key"].endswith(".tar"))
 
 
 def members_of(url: str, shards: list[str]) -> Iterator[tuple[str, bytes]]:
-    """(name, bytes) of the images in some shards, each read as one stream."""
+    """Yield (name, bytes) of the images in the given shards, each read as one stream."""
     bucket, s3 = url.removeprefix("s3://").partition("/")[0], client()
     for shard in shards:
         body = s3.get_object(Bucket=bucket, Key=shard)["Body"]

@@ -1,4 +1,4 @@
-"""Daft tuned for CPUs: bytes and not pixels travel, an instance for each core in a process of its own, Arrow comes back."""
+"""Daft tuned for CPUs: encoded bytes go to one process per core, and Arrow comes back."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class Model:
 
 if __name__ == "__main__":
     model = Model()
-    # Listed files come as one partition: in small ones both instances have work from the beginning.
+    # Listed files are one partition; smaller ones give both instances work from the start.
     df = daft.from_glob_path(f"{SOURCE}/*.jpg").into_batches(AT_ONCE)
     data = download(col("path"))
     if gives_latents(WORKLOAD):

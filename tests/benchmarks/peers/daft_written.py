@@ -1,4 +1,4 @@
-"""Daft as its documentation has it: list, download, decode, a class with a batch method, write."""
+"""Daft like in its documentation: list, download, decode, a class with a batch method, write."""
 
 import daft
 import numpy as np
@@ -20,7 +20,7 @@ class Model:
     def latents(self, image: Series) -> list:
         x = pixels_of(image)
         with torch.no_grad():
-            y = self.model.symbols(x, torch.full((len(x),), STEP)).to(torch.int8).flatten(1).numpy()
+            y = self.model.encode_symbols(x, torch.full((len(x),), STEP)).to(torch.int8).flatten(1).numpy()
         stamp(OUTPUT, len(x))
         return list(y)
 
@@ -35,7 +35,7 @@ class Model:
 
 
 def pixels_of(image: Series) -> torch.Tensor:
-    """(B,3,H,W) float in [0,1]."""
+    """Return a batch (B,3,H,W) float in [0,1]."""
     return torch.from_numpy(np.stack(image.to_pylist())).permute(0, 3, 1, 2).float() / 255
 
 

@@ -1,6 +1,6 @@
-"""A torch DataLoader tuned for CPUs: its workers run the model as well, and the main process writes Parquet.
+"""A torch DataLoader tuned for CPUs: its workers also run the model, and the main process writes Parquet.
 
-`--model main` is the other way: workers decode, batches come as bytes, the main process runs the model and threads encode.
+With `--model main`, workers decode, batches arrive as bytes, the main process runs the model, and threads encode.
 """
 
 import sys
@@ -15,12 +15,12 @@ from bucket import members_of, shards_of
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from work import PROCESSES, Rows, Tuned, arguments, batches, gives_latents, stamp
 
-# Of batches of the model: a message between processes has its price.
+# Batches of the model per message, because messages between processes cost time.
 AT_ONCE = 32
 
 
 class Share(IterableDataset):
-    """The images of a worker: decoded batches, or with `runs_model` what became of them."""
+    """The images of a worker as decoded batches, or with `runs_model` as results."""
 
     def __init__(self, workload: str, source: str, output: Path, runs_model: bool) -> None:
         self.workload, self.source, self.output, self.runs_model = workload, source, output, runs_model
@@ -53,12 +53,12 @@ class Share(IterableDataset):
             yield self.message(names, values)
 
     def message(self, names: list[str], values: list) -> tuple[list[str], Any]:
-        """Symbols as one array: it travels in shared memory."""
+        """Return the symbols as one array, which is passed in shared memory."""
         return names, np.stack(values) if gives_latents(self.workload) else values
 
 
 def finished(workload: str, output: Path, names: list[str], values: list[np.ndarray], tuned: Tuned) -> list:
-    """Symbols as they are; images as the paths they were written to."""
+    """Return symbols unchanged, and images as the paths they were written to."""
     if gives_latents(workload):
         return values
     targets = [output / "images" / name for name in names]

@@ -45,9 +45,9 @@ def main() -> None:
     for x, paths in loader:
         with torch.no_grad():
             if gives_latents(workload):
-                values = [y.ravel() for y in model.symbols(x, torch.full((len(x),), STEP)).to(torch.int8).numpy()]
+                values = [y.ravel() for y in model.encode_symbols(x, torch.full((len(x),), STEP)).to(torch.int8).numpy()]
             else:
-                # The network halves its input: what is no multiple of its stride is padded, and cut again.
+                # The network halves its input, so pad to a multiple of its stride and crop the result.
                 h, w = x.shape[2:]
                 padded = torch.nn.functional.pad(x, (0, -w % model.stride, 0, -h % model.stride), mode="replicate")
                 y = (

@@ -1,4 +1,4 @@
-"""The floor: a loop without a framework, in as many processes as there are cores, one torch thread each."""
+"""A loop without a framework, in one process per core with one torch thread each."""
 
 import multiprocessing
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from work import PROCESSES, Rows, Tuned, arguments, batches, gives_latents, stam
 
 
 def named(workload: str, source: str, rank: int) -> Iterator[tuple[str, bytes]]:
-    """(name, bytes) of a process's share."""
+    """Yield (name, bytes) of the images of one process."""
     if workload == "shards":
         yield from members_of(source, shards_of(source)[rank::PROCESSES])
         return
@@ -33,7 +33,7 @@ def loop(workload: str, source: str, output: Path, rank: int) -> None:
 
 
 if __name__ == "__main__":
-    # Forked: torch is imported once.
+    # Fork, so that torch is imported once.
     context = multiprocessing.get_context("fork")
     job = arguments()
     processes = [context.Process(target=loop, args=(*job, rank)) for rank in range(PROCESSES)]

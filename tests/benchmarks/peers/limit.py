@@ -1,7 +1,7 @@
-"""What the machine can do: each component apart, in as many processes as cores at once, one thread each.
+"""Measure the limit of the machine: each component separately, in one process per core with one thread each.
 
-`limit.py WORKLOAD INPUT FOLDER COUNT` prints JSON: milliseconds an image of each component in one process, and the rate of
-all processes if nothing but these happened.
+`limit.py WORKLOAD INPUT FOLDER COUNT` prints JSON: milliseconds per image of each component in one process, and the rate of
+all processes if they did nothing else.
 """
 
 import json
@@ -19,7 +19,7 @@ from work import PROCESSES, Rows, Tuned, batches, gives_latents
 
 @contextmanager
 def component(barrier: Any, seconds: dict[str, float], name: str) -> Iterator[None]:
-    """All processes do the same at the same time."""
+    """Run the same component in all processes at the same time."""
     barrier.wait()
     began = time.perf_counter()
     yield
@@ -37,7 +37,7 @@ def measure(workload: str, source: str, folder: Path, count: int, rank: int, bar
         paths = sorted(Path(source).iterdir())[:count][rank::PROCESSES]
         fetch = lambda: [(path.name, path.read_bytes()) for path in paths]  # noqa: E731
     named = fetch()
-    # What is done once (the first use of torch, pyarrow, zstd) is no part of a rate.
+    # The first use of torch, pyarrow and zstd does not count.
     first = tuned.run([tuned.decode(named[0][1])])[0]
     warm = Rows(folder / f"{rank}.first.parquet", gives_latents(workload))
     warm.add(["first"], [first if gives_latents(workload) else ""])

@@ -1,4 +1,4 @@
-"""Ray Data as its documentation has it: read_images → map_batches with a class → write_parquet."""
+"""Ray Data like in its documentation: read_images → map_batches with a class → write_parquet."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ class Model:
         x = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2).float() / 255
         with torch.no_grad():
             if gives_latents(self.workload):
-                y = self.model.symbols(x, torch.full((len(x),), STEP)).to(torch.int8)
+                y = self.model.encode_symbols(x, torch.full((len(x),), STEP)).to(torch.int8)
                 out = {"latent": y.flatten(1).numpy()}
             else:
                 y = self.model(x, torch.full((len(x),), SIGMA / 255)).clamp(0, 1).mul(255).round().to(torch.uint8)
@@ -34,7 +34,7 @@ if __name__ == "__main__":
     dataset = ray.data.read_images(source, mode="RGB", include_paths=True).map_batches(
         Model,
         fn_constructor_args=[workload, output],
-        # The model takes a CPU, and what is left reads and writes: with an actor for each CPU Ray Data waits for ever.
+        # One CPU runs the model, the others read and write. With an actor on every CPU, Ray Data waits forever.
         compute=ray.data.ActorPoolStrategy(size=max(1, PROCESSES - 1)),
         batch_size=32,
     )

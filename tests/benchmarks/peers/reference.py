@@ -1,4 +1,4 @@
-"""What a sample of images should become, in plain float32, one image at a time: `reference.py WORKLOAD OUT.npz FILE…`."""
+"""Compute the reference of a sample of images in float32, one image at a time: `reference.py WORKLOAD OUT.npz FILE…`."""
 
 import io
 import sys
@@ -19,7 +19,7 @@ def main() -> None:
         x = pixels.float() / 255
         with torch.inference_mode():
             if gives_latents(workload):
-                made[Path(path).name] = model.symbols(x, torch.tensor([STEP]))[0].to(torch.int8).numpy()
+                made[Path(path).name] = model.encode_symbols(x, torch.tensor([STEP]))[0].to(torch.int8).numpy()
                 continue
             x = torch.nn.functional.pad(x, (0, -w % model.stride, 0, -h % model.stride), mode="replicate")
             y = model(x, torch.tensor([SIGMA / 255]))[0, :, :h, :w].clamp(0, 1).mul(255).round().to(torch.uint8)

@@ -1,8 +1,8 @@
-"""What is done with an image, the same in every peer, and how fast a peer may do it.
+"""The work on an image, which is the same in every peer, and the tuned code that peers share.
 
-Workloads: "latents" and "shards" give symbols (C,h,w) int8 in Parquet, "images" and "sizes" denoised JPEGs with a row each.
-A peer "as written" takes `network` and does the rest as its documentation has it; a tuned one takes `Tuned` and `Rows`, so
-that tuned peers differ in how images come to the model and go from it, and in nothing else.
+Workloads: "latents" and "shards" produce symbols (C,h,w) int8 in Parquet, "images" and "sizes" produce denoised JPEGs with
+a row each. A peer "as written" uses `network` and otherwise follows its documentation. A tuned peer uses `Tuned` and `Rows`,
+so tuned peers differ only in how images get to the model and back.
 """
 
 import io
@@ -27,18 +27,18 @@ from imagemill.models.tasks.denoise import DenoiseParams
 from imagemill.models.tasks.task import Sample
 
 STEP, SIGMA = 26.0, 15.0
-"""Quantiser step, and the level of the noise (given, not estimated), both in 8-bit levels."""
+"""Quantiser step, and noise level (given, not estimated), both in 8-bit levels."""
 QUALITY, SUBSAMPLING = 95, 0
-"""Of the JPEGs that come out: 4:4:4."""
+"""Chroma subsampling of output JPEGs: 4:4:4."""
 BATCH = 8
 ROWS, TUNED_ROWS = 250, 32
-"""Of a Parquet row group: the fewer latents, the less its writer holds at once, and the faster it is."""
+"""Rows of a Parquet row group. With fewer latents, the writer holds less memory and is faster."""
 ZSTD = 3
 PROCESSES = len(os.sched_getaffinity(0))
 
 
 def arguments() -> tuple[str, str, Path]:
-    """WORKLOAD INPUT OUTPUT of a peer's command line."""
+    """Return WORKLOAD, INPUT and OUTPUT of a peer's command line."""
     workload, source, output = sys.argv[1:4]
     if not gives_latents(workload):
         (Path(output) / "images").mkdir()
@@ -50,20 +50,20 @@ def gives_latents(workload: str) -> bool:
 
 
 def network(workload: str) -> nn.Module:
-    """The shipped network of a workload, ready to run."""
+    """Return the bundled network of a workload, ready to run."""
     name = "compress-small" if gives_latents(workload) else "denoise-small"
     card = checkpoint.read_card(name)
     return checkpoint.build(card, checkpoint.read_weights(name, card)).eval()
 
 
 def stamp(output: Path, count: int) -> None:
-    """Leave word that so many images are through: it tells the benchmark the rate inside the run."""
+    """Record that `count` images are finished, for the rate inside the run."""
     with open(f"{output}/{os.getpid()}.times", "a") as f:
         f.write(f"{time.time()} {count}\n")
 
 
 def saved(folder: Path, path: str, image: Image.Image) -> str:
-    """Where an image was written, by the name of its source."""
+    """Return the output path of an image, from the name of its source."""
     target = f"{folder}/images/{Path(path).name}"
     image.save(target, quality=QUALITY, subsampling=SUBSAMPLING)
     return target
@@ -80,11 +80,11 @@ class Tuned:
         self.params = DenoiseParams(sigma=SIGMA)
 
     def decode(self, data: bytes) -> np.ndarray:
-        """(H,W,3) uint8."""
+        """Decode an image to (H,W,3) uint8."""
         return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
 
     def run(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Images of one size to symbols (C,h,w) int8, or to images (H,W,3) uint8; large ones in tiles."""
+        """Turn images of one size into symbols (C,h,w) int8, or into images (H,W,3) uint8; large ones in tiles."""
         if self.latents:
             return list(encode_images(self.model, images, STEP, "cpu"))
         outputs = TASK_OBJECTIVES["denoise"].predict(
@@ -101,7 +101,7 @@ class Tuned:
 def batches(
     named: Iterator[tuple[str, bytes]], tuned: Tuned, most: int = BATCH
 ) -> Iterator[tuple[list[str], list[np.ndarray]]]:
-    """Names and decoded images; a batch ends where the size changes."""
+    """Yield batches of names and decoded images; a batch ends when the size changes."""
     names: list[str] = []
     images: list[np.ndarray] = []
     for name, data in named:
@@ -116,7 +116,7 @@ def batches(
 
 
 class Rows:
-    """The Parquet file of a process: a row group for every 32 images, as fast as pyarrow writes it."""
+    """Writes the Parquet file of a process, one row group per 32 images."""
 
     def __init__(self, path: Path, latents: bool) -> None:
         self.latents, self.names, self.values = latents, [], []
@@ -126,7 +126,11 @@ class Rows:
         self.file = pq.ParquetWriter(path, schema, compression="zstd", compression_level=ZSTD, write_statistics=False, **how)
 
     def add(self, names: Sequence[str], values: Sequence[np.ndarray | str]) -> None:
-        """Args: values: symbols, or where the images are."""
+        """Add rows.
+
+        Args:
+            values: symbols, or paths of images.
+        """
         self.names += names
         self.values += values
         if len(self.names) >= TUNED_ROWS:
@@ -144,7 +148,7 @@ class Rows:
 
 
 def lists_of(symbols: Sequence[np.ndarray]) -> pa.ListArray:
-    """Symbols (C,h,w) int8 of each image as an Arrow column of symbols + 128, as Imagemill has them.
+    """Return the symbols (C,h,w) int8 of each image as an Arrow column of symbols + 128, like Imagemill.
 
     Parquet widens bytes to 32 bits: split, three of the four are nothing, where no sign is carried into them.
     """
