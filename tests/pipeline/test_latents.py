@@ -22,6 +22,7 @@ from imagemill.pipeline.output.parts import part_paths
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.resolve import check_model, plan_of, resolve
 from imagemill.pipeline.run import run
+from imagemill.pipeline.run_record import RunRecord
 from imagemill.pipeline.schema import image_id
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.worker import Worker
@@ -203,8 +204,8 @@ def test_coding_without_tables_is_refused_before_an_image_is_touched(tmp_path, c
     make_photos(Store(str(tmp_path / "in")), 1, crops)
     config = RunConfig(task="compress", input=str(tmp_path / "in"), output=output.url, checkpoint=str(tmp_path / "older"))
     check_model(resolve(config))
-    record = {}
+    record = RunRecord()
     with pytest.raises(CheckpointError, match="holds no tables"):
         run(config.model_copy(update={"params": {"coding": "coded"}}), record)
-    assert record["exit_code"] == CheckpointError.exit_code == 2
+    assert record.exit_code == CheckpointError.exit_code == 2
     assert not [e.path for e in output.entries() if e.path.startswith(("results/", "images/"))]

@@ -1,5 +1,7 @@
 """The pixel budget of a worker: which images share it, and which take all of it."""
 
+from itertools import chain, pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,14 +15,14 @@ def test_split_keeps_order_and_isolates_large_images(sizes: list[int], scale: in
     budget = PixelBudget(model=10, waiting=10, largest_shared=80, scale=scale)
     items = [Item({}, pixels=size) for size in sizes]
     groups = [[item.pixels for item in group] for group in budget.split(items)]
-    assert sum(groups, []) == sizes
+    assert list(chain.from_iterable(groups)) == sizes
     large = [size * scale**2 > 80 for size in sizes]
     assert [group for group in groups if len(group) == 1 and group[0] * scale**2 > 80] == [
         [size] for size, is_large in zip(sizes, large, strict=True) if is_large
     ]
     assert all(len(group) == 1 or max(group) * scale**2 <= 80 for group in groups)
     ordinary = [max(group) * scale**2 <= 80 for group in groups]
-    assert not any(left and right for left, right in zip(ordinary, ordinary[1:], strict=False))
+    assert not any(left and right for left, right in pairwise(ordinary))
 
 
 def test_split_takes_items_lazily() -> None:
