@@ -16,8 +16,7 @@ from imagemill.models.tasks import TASKS
 from imagemill.pipeline.cluster.connection import connected
 from imagemill.pipeline.config import validate
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.output.file_record import Written
-from imagemill.pipeline.run import package_versions
+from imagemill.pipeline.output.file_record import FileRecord
 from imagemill.pipeline.storage import Store
 
 FILES = ("evaluation.json", "evaluation.png")
@@ -32,7 +31,7 @@ def show_evaluation(values: dict[str, Any], origin: str, update_card: bool, over
     """
     config = validate(EvaluateConfig, values, origin)
     # Before the work: a place that cannot be, or holds files of the user.
-    written = Written(Store(config.output, config.storage), overwrite) if config.output else None
+    written = FileRecord(Store(config.output, config.storage), overwrite) if config.output else None
     if written:
         written.check(FILES)
     evaluation = evaluate(config, update_card)

@@ -25,10 +25,10 @@ from imagemill.models.type_checks import require_value
 from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
 from imagemill.pipeline.lookahead import map_ahead
 from imagemill.pipeline.output.exports import LATENTS, MANIFEST, UNFINISHED
-from imagemill.pipeline.output.latent_values import Coders, Latents, check_latents, latent_batches, vectors
+from imagemill.pipeline.output.latent_values import LatentCoders, Latents, check_latents, latent_batches, to_vector_column
 from imagemill.pipeline.output.lease import FOLDER as LEASE
 from imagemill.pipeline.output.lease import Lease
-from imagemill.pipeline.output.snapshot import Snapshot, nothing_whole, snapshot
+from imagemill.pipeline.output.snapshot import Snapshot, no_readable_part, read_snapshot
 from imagemill.pipeline.output.stored_checkpoint import checkpoint_folder
 from imagemill.pipeline.progress import with_progress
 from imagemill.pipeline.schema import LATENT_KEPT, LATENT_ZERO_POINT
@@ -110,13 +110,13 @@ def export(
         if inner.lies_in(outer):
             raise ConfigError(f"{output.url} and {dest.url} lie one in the other")
     damaged: dict[str, str] = {}
-    state = snapshot(output, run, as_of, model, damaged)
+    state = read_snapshot(output, run, as_of, model, damaged)
     check_latents(state)
     chosen = chosen_columns(state, columns, pool)
     check_format(form, dest, chosen)
     seen = survey(state)
     if not seen.models:
-        raise nothing_whole(damaged)
+        raise no_readable_part(damaged)
     if len(seen.models) > 1:
         them = "; ".join(
             f"{name} {sha256[:16]}: {number(count, 'row')}" for (name, sha256), count in seen.models.most_common()
@@ -152,7 +152,7 @@ def export(
             "parts": dict(going.written),
             "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        lease.check()
+        lease.check_held()
         dest.write(MANIFEST, json.dumps(record, indent=2, ensure_ascii=False).encode(), durable=True)
         dest.delete(UNFINISHED)
     return record
@@ -191,7 +191,7 @@ def embedding_by(pool: str, output: Store, seen: Survey) -> Callable[[np.ndarray
     if pool != LIKENESS:
         return POOLS.get(pool)
     [(model_id, sha256)] = seen.models
-    coder = Coders(output)[sha256]
+    coder = LatentCoders(output)[sha256]
     whiten = read_photo_whitening(coder)
     if whiten is None:
         raise ConfigError(f"--pool {LIKENESS}: only for codecs such as compress-small, not {model_id}; see --pool gem")
@@ -243,7 +243,7 @@ def clear(dest: Store) -> None:
 def keep_model(output: Store, dest: Store, seen: Survey) -> dict[str, Any]:
     """Put the checkpoint beside the export, so that it can be decoded by itself; what its values mean."""
     [(model_id, sha256)] = seen.models
-    coders = Coders(output)
+    coders = LatentCoders(output)
     widths = {str(step): coders.dequantisation(sha256, step)[0].tolist() for step in seen.steps}
     folder = checkpoint_folder(sha256)
     for name in (checkpoints.WEIGHTS, checkpoints.CARD):
@@ -307,10 +307,10 @@ def as_table(going: Export, latents: Latents, sources: Sources) -> pa.Table:
             columns[name] = sources.removed(rows["image_id"], going.dest.url)
             going.removed += columns[name].true_count
         elif name == "latent":
-            columns[name] = vectors(values.reshape(len(values), -1))
+            columns[name] = to_vector_column(values.reshape(len(values), -1))
         elif name == "embedding":
             embed = require_value(going.embed, "what makes embeddings")
-            columns[name] = vectors(embed(values).astype(np.float32, copy=False))
+            columns[name] = to_vector_column(embed(values).astype(np.float32, copy=False))
         else:
             columns[name] = rows[name]
     about = going.about | ({"latent_shape": list(values.shape[1:])} if "latent" in going.columns else {})

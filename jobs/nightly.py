@@ -37,7 +37,7 @@ from imagemill.pipeline.errors import (
     StorageError,
     first_of,
 )
-from imagemill.pipeline.output.run_history import last_records
+from imagemill.pipeline.output.run_history import read_last_records
 from imagemill.pipeline.resolve import task_of
 from imagemill.pipeline.run import run
 from imagemill.pipeline.run_record import RunRecord
@@ -225,7 +225,7 @@ def drifted(output: Store, record: dict[str, Any], level: float) -> dict[str, An
     """How far the latents of a run are from those of the run before it in one OUTPUT; nothing where there is none."""
     run_id, model = record["run_id"], record["checkpoint_sha256"]
     # By their fences: their names state what the clocks of several machines said.
-    runs = sorted(last_records(output), key=lambda r: r.get("fence", 0))
+    runs = sorted(read_last_records(output), key=lambda r: r.get("fence", 0))
     runs = [r for r in runs if r.get("ok") and r["checkpoint_sha256"] == model]
     earlier = [r["run_id"] for r in runs if r.get("fence", 0) < record["fence"]]
     try:

@@ -7,11 +7,11 @@ import pyarrow as pa
 
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError, StorageError
-from imagemill.pipeline.output.run_history import config_of, run_ids, run_records
-from imagemill.pipeline.output.snapshot import identities
+from imagemill.pipeline.output.run_history import list_run_ids, read_run_config, read_run_records
+from imagemill.pipeline.output.snapshot import ids_to_bytes
 from imagemill.pipeline.schema import image_id
-from imagemill.pipeline.sources.input import input_of, listing
-from imagemill.pipeline.sources.source import Listed
+from imagemill.pipeline.sources.input import list_images, open_input
+from imagemill.pipeline.sources.source import ListedImage
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
@@ -27,7 +27,7 @@ class Sources:
 
     def removed(self, ids: pa.ChunkedArray, uri: str) -> pa.Array:
         """For each image whether it is in no input any more; null where that cannot be known."""
-        asked = identities(ids, uri)
+        asked = ids_to_bytes(ids, uri)
         found = np.zeros(len(asked), bool)
         if len(self.ids):
             place = np.searchsorted(self.ids, asked).clip(max=len(self.ids) - 1)
@@ -37,7 +37,7 @@ class Sources:
 
 def sources_of(output: Store) -> Sources:
     """List the input of every run of an OUTPUT; inputs that cannot be listed are named, not an error."""
-    records = {record["run_id"]: record for record in run_records(output, run_ids(output))}
+    records = {record["run_id"]: record for record in read_run_records(output, list_run_ids(output))}
     configs: dict[str, RunConfig] = {}
     problems: list[str] = []
     for entry in output.entries("runs"):
@@ -48,7 +48,7 @@ def sources_of(output: Store) -> Sources:
         if "planned" not in record:
             continue  # it ended before its plan, and took nothing from its input
         try:
-            config = config_of(output, record)
+            config = read_run_config(output, record)
         except StorageError as e:
             problems.append(str(e))
             continue
@@ -56,9 +56,9 @@ def sources_of(output: Store) -> Sources:
     found = bytearray()
     for config in configs.values():
         try:
-            source = input_of(str(config.input), config.storage, config.source)
-            for image in listing(source, output):
-                if isinstance(image, Listed):
+            source = open_input(str(config.input), config.storage, config.source)
+            for image in list_images(source, output):
+                if isinstance(image, ListedImage):
                     found += bytes.fromhex(image_id(image.rel_path))
         except (ConfigError, StorageError) as e:
             problems.append(str(e))

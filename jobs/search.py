@@ -9,7 +9,7 @@ from imagemill.jobs.console import print_table, print_text
 from imagemill.jobs.result_file import result_file
 from imagemill.models.resizing import limit_side
 from imagemill.pipeline.errors import ConfigError, VerificationError
-from imagemill.pipeline.output.neighbours import Collection, nearest
+from imagemill.pipeline.output.neighbours import Collection, find_nearest
 from imagemill.pipeline.output.style_images import read_image
 from imagemill.pipeline.reports.sheets import Tile, contact_sheet
 from imagemill.pipeline.reports.thumbnails import thumbnails
@@ -56,7 +56,7 @@ def show_search(
     problems: list[str] = []
     query = query_from_file(images, image) if image else query_from_output(images, str(id_))
     whiten, batches = images.vectors(COLUMNS, problems)
-    similar = nearest(whiten(query.features), batches, k + bool(query.image_id)).to_pylist()
+    similar = find_nearest(whiten(query.features), batches, k + bool(query.image_id)).to_pylist()
     rows = [row for row in similar if row["image_id"] != query.image_id][:k]
     cells = []
     for rank, row in enumerate(rows, 1):
@@ -90,11 +90,11 @@ def query_from_output(images: Collection, name: str) -> Query:
         VerificationError: when the latent of the image is damaged.
     """
     for column in ("image_id", "rel_path"):
-        state = images.only(column, [name])
+        state = images.select(column, [name])
         if len(state):
             problems: list[str] = []
             for row, rgb in thumbnails(state, images.coder, ["image_id"], SIDE, problems):
-                [(_, features)] = images.restricted(state).features(["image_id"], problems)
+                [(_, features)] = images.with_state(state).features(["image_id"], problems)
                 return Query(features, rgb, row["image_id"])
             raise VerificationError("; ".join(problems))
     raise ConfigError(f"--id {name}: no image of {images.state.output.url} has this image_id or rel_path")

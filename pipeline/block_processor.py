@@ -28,12 +28,12 @@ from imagemill.pipeline.images.masks import decode_mask
 from imagemill.pipeline.item import Item, Rejected, unexpected
 from imagemill.pipeline.logs import configure_worker
 from imagemill.pipeline.lookahead import map_ahead
-from imagemill.pipeline.output.stored_checkpoint import kept_model
+from imagemill.pipeline.output.stored_checkpoint import load_stored_model
 from imagemill.pipeline.output.style_images import load_style_images
 from imagemill.pipeline.pixel_budget import PixelBudget
 from imagemill.pipeline.row_builder import RowBuilder
 from imagemill.pipeline.schema import LATENT_KEPT, row_schema
-from imagemill.pipeline.sources.image_reader import ReadError, Reading
+from imagemill.pipeline.sources.image_reader import ImageReader, ReadError
 from imagemill.pipeline.sources.source import UNREADABLE_SHARD
 from imagemill.pipeline.store_failures import reason
 from imagemill.pipeline.worker_job import WorkerJob
@@ -66,12 +66,12 @@ class BlockProcessor:
             # torch keeps freed memory. Without a limit, workers that share the GPU would run out of memory.
             torch.cuda.set_per_process_memory_fraction(job.gpus)
         self.precision = Precision(device, select_dtype(device, job.dtype))
-        model = kept_model(job.output, job.checkpoint_sha256, device)
+        model = load_stored_model(job.output, job.checkpoint_sha256, device)
         style_images = load_style_images(job.output, job.style_images, job.max_pixels)
         self.model = self.objective.prepare(model, self.params, style_images, device)
         self.budget = PixelBudget.of_worker(device, job.gpus, job.threads, self.model.scale)
         self.threads = ThreadPoolExecutor(job.threads, thread_name_prefix="image")
-        self.reading = Reading(job.source, job.threads)
+        self.reading = ImageReader(job.source, job.threads)
         self.tally = Tally(job.task, job.lineage["run_id"])
         configure_worker(job.lineage["run_id"])
         self.build_row = RowBuilder(job, self.task, self.tally)

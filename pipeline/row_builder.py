@@ -18,12 +18,12 @@ from imagemill.pipeline.images.encode import check_output_size, choose_output_fo
 from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.images.transparency import match_alpha
 from imagemill.pipeline.item import Item, Rejected, unexpected
-from imagemill.pipeline.output.lease import newest_claim
+from imagemill.pipeline.output.lease import check_newest
 from imagemill.pipeline.output.name_clashes import CLASHES
-from imagemill.pipeline.output.output_names import decoded_name, is_refused, output_name, renamed
+from imagemill.pipeline.output.output_names import decoded_name, fallback_name, is_name_refused, output_name
 from imagemill.pipeline.schema import latent_bytes, pack_latent
 from imagemill.pipeline.sources.folder import is_image_name
-from imagemill.pipeline.sources.web import without_secrets
+from imagemill.pipeline.sources.web import redact_secrets
 from imagemill.pipeline.store_failures import is_unwritable, reason
 from imagemill.pipeline.worker_job import WorkerJob
 
@@ -74,8 +74,8 @@ class RowBuilder:
         error: dict[str, Any] = item.error or {}
         item.row = base | error | {"attempts": item.reference["attempts"] + 1}
         self.tally.add(rejected=1, **{f"rejected:{error['stage']}:{error['error_class']}": 1})
-        fields = {"image_id": base["image_id"], **error, "error": without_secrets(error["error"])}
-        log.warning("%s: %s", without_secrets(base["source_uri"]), fields["error"], extra=fields)
+        fields = {"image_id": base["image_id"], **error, "error": redact_secrets(error["error"])}
+        log.warning("%s: %s", redact_secrets(base["source_uri"]), fields["error"], extra=fields)
         return item
 
     def _write_output(self, item: Item, output: Output) -> dict[str, Any]:
@@ -121,18 +121,18 @@ class RowBuilder:
         now = time.monotonic(), time.time()
         checked = self._claim_checked
         if not checked or any(abs(b - a) > CLAIM_CHECK_SECONDS for a, b in zip(checked, now, strict=True)):
-            newest_claim(self.job.output, self.job.lineage["fence"])
+            check_newest(self.job.output, self.job.lineage["fence"])
             self._claim_checked = now
 
     def _write_file(self, item: Item, name: str, data: bytes) -> str:
         """Write an output file, under another name if the output cannot hold `name`; return its path in the output."""
-        other = renamed(item.reference["rel_path"], name)
+        other = fallback_name(item.reference["rel_path"], name)
         path = f"images/{other if item.reference.get(CLASHES) else name}"
         try:
             try:
                 self._replace_own(item, path, data)
             except OSError as e:
-                if not is_refused(e):
+                if not is_name_refused(e):
                     raise
                 path = f"images/{other}"
                 self._replace_own(item, path, data)
@@ -148,7 +148,7 @@ class RowBuilder:
         """Write an output file, but do not replace a file that no run wrote.
 
         An interrupted run, or an earlier try of this block, may have left a file that no row names. Such a file is newer
-        than the run's first mark (ownership.first_mark) or has the same bytes.
+        than the run's first mark (ownership.oldest_unaccounted_file) or has the same bytes.
 
         Raises:
             Rejected: when a file that no run wrote has this name.
@@ -157,7 +157,7 @@ class RowBuilder:
         if not item.reference["known"]:
             if output.create(path, data):
                 return
-            mark = self.job.first_mark
+            mark = self.job.oldest_unaccounted_file
             if mark and output.age(path) > output.age(mark) and output.read(path) != data:
                 message = f"{path}: a file that no run wrote has this name. Move the file away and pass --retry-failed"
                 raise Rejected("write", "FileExists", message)

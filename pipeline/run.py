@@ -22,15 +22,15 @@ from imagemill.pipeline.errors import ConfigError, Deadline, Interrupted, Output
 from imagemill.pipeline.logs import RunName
 from imagemill.pipeline.output.compact import compact
 from imagemill.pipeline.output.lease import Lease
-from imagemill.pipeline.output.obsolete_rejects import note_departed
-from imagemill.pipeline.output.part_replacement import settle
+from imagemill.pipeline.output.obsolete_rejects import record_obsolete_rejects
+from imagemill.pipeline.output.part_replacement import finish_interrupted_merges
 from imagemill.pipeline.output.run_history import RUN_ID
 from imagemill.pipeline.plan import Plan
 from imagemill.pipeline.reports.report import leave_report
 from imagemill.pipeline.resolve import ResolvedRun, check_ends, plan_of, resolve, storage_errors
 from imagemill.pipeline.run_record import RunRecord
 from imagemill.pipeline.schema import new_run_id
-from imagemill.pipeline.sources.shard_index import forget_indexes
+from imagemill.pipeline.sources.shard_index import delete_indexes
 from imagemill.pipeline.sources.source import SHARD_CHANGED
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
@@ -103,14 +103,14 @@ def run(config: RunConfig, record: RunRecord | None = None, run_id: str | None =
         try:
             with storage_errors(resolved):
                 resolved.output.write(f"runs/{run_id}/config.yaml", text.encode())
-                settle(resolved.output)
+                finish_interrupted_merges(resolved.output)
                 with record.timed("plan"):
-                    plan = plan_of(resolved, keep=True)
+                    plan = plan_of(resolved, store_indexes=True)
                 if plan.new_input:
                     raise ConfigError(plan.new_input)
-                lease.rise(above=plan.fence)
+                lease.raise_above(plan.fence)
                 if plan.absent is not None:
-                    note_departed(resolved.output, resolved.source.url, plan.absent)
+                    record_obsolete_rejects(resolved.output, resolved.source.url, plan.absent)
                 record.fence = lease.fence
                 record_plan(record, plan)
                 if len(plan.todo):
@@ -122,7 +122,7 @@ def run(config: RunConfig, record: RunRecord | None = None, run_id: str | None =
                     unmark_untouched(resolved.output, plan, record)
                 if SHARD_CHANGED in counts.reasons:
                     # An overwritten shard has a new etag. A shard that changed under the same etag was indexed wrongly.
-                    forget_indexes(resolved.output)
+                    delete_indexes(resolved.output)
                 check_rejects(config, counts, plan, resolved.output)
             record.exit_reason, record.exit_code = "done", 0
         except BaseException as e:
@@ -143,7 +143,7 @@ def run(config: RunConfig, record: RunRecord | None = None, run_id: str | None =
                     raise
         # Compaction comes last, because the report recognises the parts of its run as those that were not there before.
         if plan and len(plan.todo):
-            compact(resolved.output, plan.parts, config.compression_level, lease.check)
+            compact(resolved.output, plan.parts, config.compression_level, lease.check_held)
         return record.content()
 
 

@@ -6,10 +6,10 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imagemill.pipeline.output.committed_rows import placed
-from imagemill.pipeline.output.parts import SUPERSEDED, new_parts, part_paths, read_parts, scan
-from imagemill.pipeline.output.snapshot import newest_rows
-from imagemill.pipeline.output.verify import file_problem
+from imagemill.pipeline.output.committed_rows import match_images
+from imagemill.pipeline.output.parts import SUPERSEDED, list_new_parts, list_parts, read_parts, scan_parts
+from imagemill.pipeline.output.snapshot import select_newest_rows
+from imagemill.pipeline.output.verify import check_file
 from imagemill.pipeline.plan import Plan
 from imagemill.pipeline.run_record import RunRecord
 from imagemill.pipeline.schema import parquet_bytes
@@ -38,16 +38,16 @@ def unmark_untouched(output: Store, plan: Plan, record: RunRecord) -> None:
     The older rows of these images keep their files: if a user replaces a good image by a broken one, the output of the good
     one stays. The mark remains if a process wrote the new file and died, and the image was rejected at the next try.
     """
-    rejects = read_parts(output, new_parts(output, plan.parts, "rejects"), ["image_id", "stage"])
+    rejects = read_parts(output, list_new_parts(output, plan.parts, "rejects"), ["image_id", "stage"])
     untouched = rejects.filter(pc.is_in(rejects["stage"], pa.array(STAGES_BEFORE_WRITING)))["image_id"]
     unmarked = plan.redone.filter(pc.is_in(plan.redone["image_id"], untouched))["image_id"].combine_chunks()
     if not len(unmarked):
         return
-    tables = scan(output, part_paths(output, "results"), ["image_id", "fence", "output_uri", "output_sha256"])
-    rows = newest_rows(pa.concat_tables([placed(table, unmarked)[0] for table in tables]))
+    tables = scan_parts(output, list_parts(output, "results"), ["image_id", "fence", "output_uri", "output_sha256"])
+    rows = select_newest_rows(pa.concat_tables([match_images(table, unmarked)[0] for table in tables]))
     rows = rows.filter(pc.is_valid(rows["output_uri"]))
     with ThreadPoolExecutor() as pool:
-        problems = list(pool.map(partial(file_problem, output), rows.to_pylist()))
+        problems = list(pool.map(partial(check_file, output), rows.to_pylist()))
     overwritten = rows["image_id"].filter(pa.array([problem is not None for problem in problems], pa.bool_()))
     unmarked = unmarked.filter(pc.invert(pc.is_in(unmarked, overwritten)))
     mark_superseded(output, plan.redone.filter(pc.invert(pc.is_in(plan.redone["image_id"], unmarked))), record)
@@ -55,5 +55,5 @@ def unmark_untouched(output: Store, plan: Plan, record: RunRecord) -> None:
 
 def committed_ids(output: Store, plan: Plan, *folders: str) -> pa.ChunkedArray:
     """Return the ids of the images that were committed to these folders since the plan was made."""
-    paths = [path for folder in folders for path in new_parts(output, plan.parts, folder)]
+    paths = [path for folder in folders for path in list_new_parts(output, plan.parts, folder)]
     return read_parts(output, paths, ["image_id"])["image_id"]

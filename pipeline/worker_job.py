@@ -43,5 +43,6 @@ class WorkerJob:
     """float32, bfloat16 or float16; None chooses by the hardware."""
     accept_damaged: bool = False
     """Whether a partly damaged image becomes a row instead of a reject."""
-    first_mark: str | None = None
-    """See ownership.first_mark. If an image without a row has an output file older than this file, no run wrote the file."""
+    oldest_unaccounted_file: str | None = None
+    """Path of a file in the output (ownership.oldest_unaccounted_file). If an image without a row has an output file that is
+    older, no run wrote that file."""

@@ -18,9 +18,9 @@ from imagemill.pipeline.cluster.tally import DEVICES, ETAGS, forget, peak_rss_mb
 from imagemill.pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
 from imagemill.pipeline.etags import etags_of
 from imagemill.pipeline.output.lease import Lease
-from imagemill.pipeline.output.name_clashes import with_clashes
-from imagemill.pipeline.output.ownership import first_mark
-from imagemill.pipeline.output.stored_checkpoint import keep_checkpoint
+from imagemill.pipeline.output.name_clashes import mark_clashes
+from imagemill.pipeline.output.ownership import oldest_unaccounted_file
+from imagemill.pipeline.output.stored_checkpoint import store_checkpoint
 from imagemill.pipeline.output.style_images import store_style_images
 from imagemill.pipeline.plan import Plan, blocks
 from imagemill.pipeline.resolve import ResolvedRun, check_model
@@ -71,7 +71,7 @@ def execute(resolved: ResolvedRun, plan: Plan, lease: Lease, record: RunRecord) 
             # A cluster that outlives the run would keep what the workers of every run published.
             for prefix in (f"{record.run_id}/", f"suspects/{record.run_id}/"):
                 clean_up(partial(forget, prefix))
-    lease.check()
+    lease.check_held()
 
 
 def record_progress(record: RunRecord, progress: RunProgress) -> None:
@@ -104,7 +104,7 @@ def run_plan(resolved: ResolvedRun, plan: Plan, progress: RunProgress, record: R
     from imagemill.pipeline.cluster.watch import NoRoom, watched
 
     config, output = resolved.config, resolved.output
-    todo, has_lost_nodes = with_clashes(output, plan.todo), False
+    todo, has_lost_nodes = mark_clashes(output, plan.todo), False
     bytes_each = max(1, plan.bytes_todo // len(todo))
     patience_s = config.pool.wait_s or PATIENCE_SECONDS
     is_shared = address_of(config.address) is not None
@@ -150,7 +150,7 @@ def build_worker_job(resolved: ResolvedRun, plan: Plan, pool: Pool, record: RunR
     share = config.measured_share(len(plan.todo))
     if resolved.task.stores_latent:
         record.measured_share = round(share, 4)
-    keep_checkpoint(output, resolved.card, resolved.weights)
+    store_checkpoint(output, resolved.card, resolved.weights)
     store_style_images(output, resolved.style_images)
     return WorkerJob(
         task=resolved.task.name,
@@ -171,7 +171,7 @@ def build_worker_job(resolved: ResolvedRun, plan: Plan, pool: Pool, record: RunR
         torch_threads=pool.torch_threads,
         dtype=config.pool.dtype,
         accept_damaged=config.accept_damaged,
-        first_mark=first_mark(output, str(record.run_id), plan.rows),
+        oldest_unaccounted_file=oldest_unaccounted_file(output, str(record.run_id), plan.rows),
     )
 
 

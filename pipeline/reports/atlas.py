@@ -50,7 +50,7 @@ def sample(state: Snapshot, most: int = MOST_IMAGES, parts: int = MOST_PARTS) ->
     among = np.flatnonzero(np.isin(state.part, chosen))
     keep = np.zeros(len(state), bool)
     keep[rng.choice(among, min(most, len(among)), replace=False)] = True
-    return state.chosen(keep)
+    return state.select(keep)
 
 
 def atlas(these: Collection, columns: list[str], method: str, problems: list[str]) -> Atlas:
@@ -61,7 +61,7 @@ def atlas(these: Collection, columns: list[str], method: str, problems: list[str
     """
     if method not in METHODS:
         raise ConfigError(f"--method {method}; valid: {', '.join(METHODS)}")
-    drawn = these.restricted(sample(these.state))
+    drawn = these.with_state(sample(these.state))
     batches = list(
         with_progress("map: read latents", drawn.features(columns, problems), len(drawn.state), lambda batch: len(batch[0]))
     )

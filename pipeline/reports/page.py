@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from imagemill.pipeline.sources.web import without_secrets
+from imagemill.pipeline.sources.web import redact_secrets
 
 TEMPLATES = Path(__file__).parent / "pages"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -39,7 +39,7 @@ def number_text(value: float) -> str:
 
 def printed(value: object) -> object:
     """What a page prints, without the secrets that addresses may carry."""
-    return without_secrets(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return redact_secrets(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 ENVIRONMENT = Environment(

@@ -12,15 +12,15 @@ import pyarrow.compute as pc
 
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError, StorageError
-from imagemill.pipeline.output.parts import new_parts, scan
-from imagemill.pipeline.output.rejects import grouped
-from imagemill.pipeline.output.run_history import RUN_ID, config_of, run_ids, run_records
+from imagemill.pipeline.output.parts import list_new_parts, scan_parts
+from imagemill.pipeline.output.rejects import group_rejects
+from imagemill.pipeline.output.run_history import RUN_ID, list_run_ids, read_run_config, read_run_records
 from imagemill.pipeline.plan import references
 from imagemill.pipeline.reports.figures import Histogram, Plane, Trend, histogram
 from imagemill.pipeline.reports.page import draw
 from imagemill.pipeline.reports.samples import THREADS, Group, Rows, chosen, latent_plane, rows_of_run, show
-from imagemill.pipeline.sources.image_reader import Reading
-from imagemill.pipeline.sources.input import find, input_of
+from imagemill.pipeline.sources.image_reader import ImageReader
+from imagemill.pipeline.sources.input import find_images, open_input
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
@@ -103,7 +103,7 @@ def leave_report(output: Store, record: dict[str, Any], before: set[str], todo: 
     def source(rows: list[dict[str, Any]]) -> Callable[[dict[str, Any]], bytes]:
         ids = pa.array([row["image_id"] for row in rows], pa.string())
         there = todo.filter(pc.is_in(todo["image_id"], ids)).to_pylist() if todo is not None else []
-        return reader(config_of(output, record), there)
+        return reader(read_run_config(output, record), there)
 
     try:
         return write_report(output, record, before, source)
@@ -119,13 +119,13 @@ def make_report(output: Store, run_id: str) -> str:
     """
     if not RUN_ID.fullmatch(run_id) or not output.exists(f"runs/{run_id}/config.yaml"):
         raise StorageError(f"{output.url} has no run {run_id}; imagemill status lists them")
-    record = next(iter(run_records(output, [run_id])), {"run_id": run_id})
+    record = next(iter(read_run_records(output, [run_id])), {"run_id": run_id})
 
     def source(rows: list[dict[str, Any]]) -> Callable[[dict[str, Any]], bytes]:
-        config = config_of(output, record)
+        config = read_run_config(output, record)
         try:
-            where = input_of(str(config.input), config.storage, config.source)
-            found = find(where, {row["rel_path"] for row in rows}, output)
+            where = open_input(str(config.input), config.storage, config.source)
+            found = find_images(where, {row["rel_path"] for row in rows}, output)
         except (ConfigError, StorageError, *STORE_FAILURES) as e:
             log.info("no pictures of before: %s", reason(e))
             return reader(config, [])
@@ -137,7 +137,7 @@ def make_report(output: Store, run_id: str) -> str:
 def reader(config: RunConfig, there: list[dict[str, Any]]) -> Callable[[dict[str, Any]], bytes]:
     """What reads the encoded source of a row, by references to the sources that are there."""
     by_name = {reference["rel_path"]: reference for reference in there}
-    reading = Reading(input_of(str(config.input), config.storage, config.source), THREADS) if there else None
+    reading = ImageReader(open_input(str(config.input), config.storage, config.source), THREADS) if there else None
 
     def read(row: dict[str, Any]) -> bytes:
         reference = by_name.get(row["rel_path"])
@@ -166,8 +166,8 @@ def collected(output: Store, record: dict[str, Any], before: set[str], source: S
     run_id = record["run_id"]
     headline, mood = verdict(record)
     config = output.read(f"runs/{run_id}/config.yaml").decode()
-    before_it = [other for other in run_ids(output) if other < run_id]
-    history = [*run_records(output, before_it[1 - RUNS_SHOWN :]), record]
+    before_it = [other for other in list_run_ids(output) if other < run_id]
+    history = [*read_run_records(output, before_it[1 - RUNS_SHOWN :]), record]
     with ThreadPoolExecutor(RUNS_SHOWN) as pool:
         linked = list(pool.map(lambda r: output.exists(report_path(r["run_id"])), history))
     history = [{**r, "linked": there} for r, there in zip(history, linked, strict=True)]
@@ -176,12 +176,12 @@ def collected(output: Store, record: dict[str, Any], before: set[str], source: S
     report.bottleneck = bottleneck(record, report.stages)
     if record.get("planned") == 0:
         return report
-    report.reasons = reasons_of(output, new_parts(output, before, "rejects"), run_id)
+    report.reasons = reasons_of(output, list_new_parts(output, before, "rejects"), run_id)
     from imagemill.models.tasks import TASKS
 
-    task = TASKS[record.get("task") or config_of(output, record).task]
+    task = TASKS[record.get("task") or read_run_config(output, record).task]
     columns = [name for name, kind in task.columns.items() if kind in (float, int)]
-    rows = rows_of_run(output, new_parts(output, before, "results"), run_id, [*GEOMETRY, *columns])
+    rows = rows_of_run(output, list_new_parts(output, before, "results"), run_id, [*GEOMETRY, *columns])
     if not len(rows):
         return report
     report.column = task.worst[1] if task.worst and np.isfinite(rows.columns[task.worst[1]]).any() else None
@@ -265,12 +265,12 @@ def bottleneck(record: dict[str, Any], stages: list[Stage]) -> str:
 def reasons_of(output: Store, parts: list[str], run_id: str) -> list[Reason]:
     """The rejects of a run by stage and class, the most frequent first, with the first of each as examples."""
     columns = ["run_id", "stage", "error_class", "transient", "rel_path", "error"]
-    tables = [table.filter(pc.equal(table["run_id"], run_id)) for table in scan(output, parts, columns)]
+    tables = [table.filter(pc.equal(table["run_id"], run_id)) for table in scan_parts(output, parts, columns)]
     if not tables:
         return []
     rejects = pa.concat_tables(tables, promote_options="default")
     reasons = []
-    for group in grouped(rejects).slice(0, REASONS).to_pylist():
+    for group in group_rejects(rejects).slice(0, REASONS).to_pylist():
         same = (pc.field("stage") == group["stage"]) & (pc.field("error_class") == group["error_class"])
         some = rejects.filter(same).slice(0, EXAMPLES).to_pylist()
         examples = [(row["rel_path"], row["error"]) for row in some]

@@ -18,11 +18,11 @@ from PIL import Image
 
 from imagemill.pipeline.errors import StorageError
 from imagemill.pipeline.images.decode import decode_image, read_pixel_count
-from imagemill.pipeline.output.latent_symbols import latent_rows
+from imagemill.pipeline.output.latent_symbols import iterate_latent_rows
 from imagemill.pipeline.output.latent_values import LATENT_COLUMNS
 from imagemill.pipeline.output.output_names import stays_inside
-from imagemill.pipeline.output.parts import read_part, scan
-from imagemill.pipeline.output.stored_checkpoint import kept_model
+from imagemill.pipeline.output.parts import read_part, scan_parts
+from imagemill.pipeline.output.stored_checkpoint import load_stored_model
 from imagemill.pipeline.reports.figures import Plane, latent_features, plane
 from imagemill.pipeline.reports.page import data_url
 from imagemill.pipeline.reports.sheets import center_crop
@@ -75,7 +75,7 @@ def rows_of_run(output: Store, parts: list[str], run_id: str, columns: list[str]
     part, row = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
     values: dict[str, list[np.ndarray]] = {name: [np.empty(0)] for name in columns}
     number = {path: n for n, path in enumerate(parts)}
-    for table in scan(output, parts, ["run_id", *columns]):
+    for table in scan_parts(output, parts, ["run_id", *columns]):
         # The rows of a part lie together and in their order.
         codes = table["part"].combine_chunks().dictionary_encode()
         place, first = codes.indices.to_numpy(), np.unique(codes.indices.to_numpy(), return_index=True)[1]
@@ -150,7 +150,7 @@ def rows_at(output: Store, part: str, wanted: set[int], columns: list[str]) -> I
             for batch in file.iter_batches(batch_size=8, columns=there, use_threads=False):
                 here = sorted(wanted.intersection(range(number, number + len(batch))))
                 some = batch.take(pa.array([n - number for n in here], pa.int64()))
-                yield from zip(here, latent_rows(some), strict=True)
+                yield from zip(here, iterate_latent_rows(some), strict=True)
                 number += len(batch)
                 if number > max(wanted):
                     return
@@ -235,7 +235,7 @@ def kept_decoder(output: Store, sha256: str) -> Any:
     from imagemill.models.card import CheckpointError
 
     try:
-        return kept_model(output, sha256, "cpu")
+        return load_stored_model(output, sha256, "cpu")
     except (CheckpointError, *STORE_FAILURES) as e:
         log.info("no pictures of latents: %s", reason(e))
         return None
@@ -269,12 +269,12 @@ def middle_of(row: dict[str, Any], model: Any) -> np.ndarray:
     Raises: LatentError; ValueError for a coded latent that is large, as all of it would have to be decoded.
     """
     from imagemill.models.objectives.compress import decode_latent
-    from imagemill.pipeline.output.latent_symbols import is_coded, symbols_of, upright_size
+    from imagemill.pipeline.output.latent_symbols import decode_symbols, is_coded, upright_size
 
     height, width = upright_size(row)
     if is_coded(row) and height * width > CODED_PIXELS:
         raise ValueError("a large coded latent")
-    symbols = symbols_of(row, model.entropy)
+    symbols = decode_symbols(row, model.entropy)
     margin = -(-model.halo // model.stride)
     cuts, begins = [], []
     for side, positions in zip((height, width), symbols.shape[1:], strict=True):

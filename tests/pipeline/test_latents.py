@@ -18,7 +18,7 @@ from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import StorageError, VerificationError
 from imagemill.pipeline.item import Item
 from imagemill.pipeline.output.lease import Lease
-from imagemill.pipeline.output.parts import part_paths
+from imagemill.pipeline.output.parts import list_parts
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.resolve import check_model, plan_of, resolve
 from imagemill.pipeline.run import run
@@ -143,7 +143,7 @@ def test_the_images_of_a_damaged_part_are_made_again_once_it_is_moved_away(tmp_p
     output = Store(str(tmp_path / "out"))
     config = RunConfig(task="compress", input=str(tmp_path / "in"), output=output.url, rows_per_part=1)
     run(config)
-    damaged = part_paths(output, "results")[1]
+    damaged = list_parts(output, "results")[1]
     output.write(damaged, output.read(damaged)[:-1])
     with pytest.raises(StorageError, match=f"{damaged}: a damaged part .*: move it out of OUTPUT"):
         run(config)
@@ -171,7 +171,7 @@ def test_rows_that_take_much_memory_become_parts_before_their_block_ends(tmp_pat
     make_photos(source, 6, crops)
     monkeypatch.setattr("imagemill.pipeline.block_processor.ROWS_BYTES", 1)
     compressed_here(source, output)
-    assert len(part_paths(output, "results")) == 6
+    assert len(list_parts(output, "results")) == 6
     assert verify(output).latents == 6
 
 
