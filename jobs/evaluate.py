@@ -17,6 +17,7 @@ from imagemill.pipeline.cluster.connection import connected
 from imagemill.pipeline.config import validate
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.file_record import FileRecord
+from imagemill.pipeline.run import package_versions
 from imagemill.pipeline.storage import Store
 
 FILES = ("evaluation.json", "evaluation.png")

@@ -26,7 +26,7 @@ from imagemill.pipeline.output.obsolete_rejects import record_obsolete_rejects
 from imagemill.pipeline.output.part_replacement import finish_interrupted_merges
 from imagemill.pipeline.output.run_history import RUN_ID
 from imagemill.pipeline.plan import Plan
-from imagemill.pipeline.reports.report import leave_report
+from imagemill.pipeline.reports.report import write_run_report
 from imagemill.pipeline.resolve import ResolvedRun, check_ends, plan_of, resolve, storage_errors
 from imagemill.pipeline.run_record import RunRecord
 from imagemill.pipeline.schema import new_run_id
@@ -136,7 +136,7 @@ def run(config: RunConfig, record: RunRecord | None = None, run_id: str | None =
                     write_record(resolved.output, record)
                 # The report comes after run.json, which must exist even if drawing the page takes long or is interrupted.
                 parts, todo = (plan.parts, plan.todo) if plan else (set(), None)
-                record.report = leave_report(resolved.output, record.content(), parts, todo)
+                record.report = write_run_report(resolved.output, record.content(), parts, todo)
             except Interrupted:
                 # If the run failed, its own exception says more than a missing report.
                 if not record.exit_code:
