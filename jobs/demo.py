@@ -26,7 +26,7 @@ from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.output.file_record import FileRecord
 from imagemill.pipeline.output.origins import is_same_place
 from imagemill.pipeline.output.run_history import list_run_ids, read_run_config
-from imagemill.pipeline.reports.sheets import Tile, contact_sheet
+from imagemill.pipeline.reports.sheets import Tile, draw_contact_sheet
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
 
@@ -143,7 +143,7 @@ def style_sheet(folder: Path) -> bytes:
         painted = [(pixels(folder / outcome / rows[outcome][name]["output_uri"]), "") for outcome in STYLED]
         lines.append([(pixels(folder / "to_paint" / name), name), *painted])
     sheet = [[Tile(limit_side(rgb, 256), label) for rgb, label in line] for line in lines]
-    return contact_sheet(["photo", *(p.get("method", "adain") for _, p in STYLED.values())], sheet)
+    return draw_contact_sheet(["photo", *(p.get("method", "adain") for _, p in STYLED.values())], sheet)
 
 
 def run_demo(output: str, overwrite: bool = False) -> None:
@@ -207,7 +207,7 @@ def show_demo(folder: Path, clean: Path, written: FileRecord) -> None:
                 sheet[name] += [Tile(original, name), Tile(after, coded)] if task == "compress" else tiles
     headings = ["original", "compressed", f"noisy, sigma {SIGMA:g}", "denoised", "damaged", "inpainted", "gray", "colorized",
                 "half size, bicubic", "upscaled"]  # fmt: skip
-    pictures = contact_sheet(headings, list(sheet.values()), side=200), style_sheet(folder)
+    pictures = draw_contact_sheet(headings, list(sheet.values()), side=200), style_sheet(folder)
     for name, data in zip(SHEETS, pictures, strict=True):
         written.write(name, data)
 

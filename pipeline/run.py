@@ -26,7 +26,7 @@ from imagemill.pipeline.output.lease import Lease
 from imagemill.pipeline.output.obsolete_rejects import record_obsolete_rejects
 from imagemill.pipeline.output.part_replacement import finish_interrupted_merges
 from imagemill.pipeline.output.run_history import RUN_ID
-from imagemill.pipeline.reports.report import leave_report
+from imagemill.pipeline.reports.report import write_run_report
 from imagemill.pipeline.resolve import ResolvedRun, check_ends, plan_of, resolve, storage_errors
 from imagemill.pipeline.schema import new_run_id
 from imagemill.pipeline.sources.shard_index import delete_indexes
@@ -154,7 +154,7 @@ def run(config: RunConfig, record: dict[str, Any] | None = None, run_id: str | N
                     write_record(job.output, record)
                 # After run.json: that one is there however long a page takes.
                 parts, todo = (plan.parts, plan.todo) if plan else (set(), None)
-                record["report"] = leave_report(job.output, record, parts, todo)
+                record["report"] = write_run_report(job.output, record, parts, todo)
             except Interrupted:
                 record.setdefault("report", None)
                 # How the run ended says more than that its page was left out.

@@ -25,7 +25,7 @@ from imagemill.models.tasks.stylize import FITS, GATYS_SIDE, StylizeParams
 from imagemill.models.type_checks import require_type
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.images.decode import decode_image
-from imagemill.pipeline.reports.sheets import Tile, contact_sheet
+from imagemill.pipeline.reports.sheets import Tile, draw_contact_sheet
 
 ALPHAS = [100.0, 10.0, 1.0, 0.1]
 COMPARED = [0, 10, 50, 100]
@@ -92,7 +92,7 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
         len(contents),
         {"gatys, while the weight of the content falls": sweep, "one pass beside optimising the image": compared},
         [Measured(config.weights, headline, [*sweep, *compared])],
-        contact_sheet(
+        draw_contact_sheet(
             [
                 "content",
                 *(f"gatys, alpha {alpha:g}" for alpha in config.at or ALPHAS),

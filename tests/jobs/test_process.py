@@ -139,7 +139,7 @@ def signalled(*_: object) -> None:
 
 def test_run_is_done_when_signal_comes_during_report(empty: Path, tmp_path: Path, monkeypatch, caplog, capsys) -> None:
     """All images are done when the report is made: the run ends with 0, and says what was left out."""
-    monkeypatch.setattr("imagemill.pipeline.run.leave_report", signalled)
+    monkeypatch.setattr("imagemill.pipeline.run.write_run_report", signalled)
     config = RunConfig(task="denoise", input=str(empty), output=str(tmp_path / "out"))
     run_and_show(config)
     assert "interrupted after all images were processed. To write the report, run: imagemill report" in caplog.text
@@ -154,7 +154,7 @@ def test_run_keeps_its_failure_when_signal_comes_during_report(empty: Path, tmp_
     def too_many(*_: object) -> None:
         raise TooManyRejects("too many")
 
-    monkeypatch.setattr("imagemill.pipeline.run.leave_report", signalled)
+    monkeypatch.setattr("imagemill.pipeline.run.write_run_report", signalled)
     monkeypatch.setattr("imagemill.pipeline.run.account", too_many)
     with pytest.raises(TooManyRejects):
         run(RunConfig(task="denoise", input=str(empty), output=str(tmp_path / "out")))
