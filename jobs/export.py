@@ -17,7 +17,7 @@ from imagemill.jobs.console import number, print_text
 from imagemill.jobs.decode import OF_EXPORT
 from imagemill.jobs.export_formats import FORMATS, check_format
 from imagemill.jobs.outputs import check_output
-from imagemill.jobs.removed import Sources, sources_of
+from imagemill.jobs.removed import Sources, list_sources
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.likeness import likeness_features, read_photo_whitening
 from imagemill.models.pooling import POOLS
@@ -128,7 +128,7 @@ def export(
         check_free(dest)
         clear(dest)
         dest.write(UNFINISHED, NOTE.encode(), durable=True)
-        sources = sources_of(output) if "removed" in chosen else Sources(np.empty(0, "S16"), [])
+        sources = list_sources(output) if "removed" in chosen else Sources(np.empty(0, "S16"), [])
         for problem in sources.problems:
             log.warning("%s: whether its images are still there is not known", problem)
         sized = "latent" in chosen or pool == "flatten"
