@@ -2,14 +2,16 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PIP = $(BIN)/pip --disable-pip-version-check install --constraint constraints.txt
+TICK_SECONDS = 10
+comma := ,
 
 .PHONY: demo test docs lint chaos soak bench bench-quick clean
 
 demo: $(VENV)/.demo
 	$(BIN)/imagemill demo demo
 
-# Two processes: the tests of Ray wait for processes to start as much as they compute. The longest first.
+# Two processes, because tests with Ray spend half of their time waiting for processes to start. Slow files run first.
 test: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
@@ -26,40 +28,49 @@ lint: $(VENV)/.test
 chaos: $(VENV)/.test
 	$(BIN)/python -m pytest -m chaos --timeout 1800 --numprocesses 3 --dist worksteal --durations 10
 
-# An hour of nights over a folder that grows, changes and loses files, a third of them killed: soak/soak.md.
+# Simulate an hour of nights over a changing folder, and kill every third run. Writes soak/soak.md.
 soak: $(VENV)/.test
 	$(BIN)/python -m tests.faults.soak
 
-# Imagemill beside other ways, on a quiet machine; it takes a while: bench/bench.md, bench.png, bench.json.
+# Compare Imagemill with other tools on an idle machine; takes 23 minutes on two cores. Writes bench/bench.md, bench.png and bench.json.
 bench: $(VENV)/.bench
 	$(BIN)/python tests/benchmarks/bench.py
 
-# A small round in some three minutes: says what is broken, and nothing of how fast anything is.
+# Run a small benchmark in three minutes. It shows what is broken; its figures are too noisy to compare.
 bench-quick: $(VENV)/.bench
 	$(BIN)/python tests/benchmarks/bench.py --quick
 
 clean:
 	rm -rf $(VENV) demo bench soak docs/_build
 
+# Install packages quietly, and print every 10 seconds what pip does. The loop ends with pip, or when make is interrupted.
+define install
+@(while sleep $(TICK_SECONDS) >/dev/null && kill -0 $$$$ 2>/dev/null; do \
+    seconds=$$((seconds + $(TICK_SECONDS))); \
+    echo "  $$seconds s, $$(du -sm $(VENV) | cut -f 1) MB: $$(tail -n 1 $(VENV)/install.log | cut -c 1-50)"; \
+  done) & loop=$$!; \
+  $(PIP) $(1) >$(VENV)/install.log; code=$$?; kill $$loop; exit $$code
+endef
+
 $(VENV)/.base: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
-	  || { echo "Python 3.11, 3.12 or 3.13 is needed; $(PYTHON) is $$($(PYTHON) --version). Say: make PYTHON=python3.12"; exit 1; }
-	@echo "Setting up $(VENV): torch, ray and the rest, some 3 GB to download. This takes a few minutes, once."
+	  || { echo "PYTHON=$(PYTHON): is $$($(PYTHON) --version). Use Python 3.11, 3.12 or 3.13: make PYTHON=python3.12"; exit 1; }
+	@echo "Setting up $(VENV): torch, ray and other packages, 3 GB to download. This takes a few minutes, once."
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) hatchling editables
+	$(call install,hatchling editables)
 
 $(VENV)/.demo: $(VENV)/.base
-	@$(PIP) --no-build-isolation --editable '.[demo,train]'
+	$(call install,--no-build-isolation --editable '.[demo$(comma)train]')
 	@touch $(VENV)/.base $@
 
 $(VENV)/.test: $(VENV)/.base
-	@$(PIP) --no-build-isolation --editable '.[test]'
+	$(call install,--no-build-isolation --editable '.[test]')
 	@touch $(VENV)/.base $(VENV)/.demo $@
 
 $(VENV)/.docs: $(VENV)/.base
-	@$(PIP) sphinx myst-parser furo sphinx-copybutton
+	$(call install,sphinx myst-parser furo sphinx-copybutton)
 	@touch $(VENV)/.base $@
 
 $(VENV)/.bench: $(VENV)/.base
-	@$(PIP) --no-build-isolation --editable '.[demo,train,bench]'
+	$(call install,--no-build-isolation --editable '.[demo$(comma)train$(comma)bench]')
 	@touch $(VENV)/.base $(VENV)/.demo $@

@@ -49,6 +49,15 @@ On the command line, a flag overrides the file, and `--set KEY=VALUE` overrides 
 
 The same keys exist as JSON Schema in `docs/schemas/`. An editor with the YAML language server checks a file while you type,
 if the first line of the file is `# yaml-language-server: $schema=PATH/docs/schemas/run.json`."""
+CLI_INTRODUCTION = """\
+# Commands
+
+After reading this page you know every command and flag. `imagemill COMMAND --help` prints the same text.
+
+```sh
+imagemill --help
+imagemill compress --help
+```"""
 PARAMS_INTRODUCTION = (
     "These keys belong below `params` in a file for `imagemill run`. The flags of the task's command set the same keys."
 )
@@ -58,7 +67,8 @@ def render_cli() -> str:
     """Return the help of all commands as Markdown, made by typer."""
     command = [sys.executable, "-m", "typer", "imagemill.jobs.cli", "utils", "docs", "--name", "imagemill"]
     text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return GENERATED + "\n" + "\n".join(line.rstrip() for line in text.splitlines()).strip() + "\n"
+    lines = [line.rstrip() for line in text.strip().splitlines()[1:]]
+    return "\n".join([GENERATED, CLI_INTRODUCTION, *lines]).strip() + "\n"
 
 
 def render_config() -> str:

@@ -7,8 +7,8 @@ import numpy as np
 from imagemill.jobs.console import number
 from imagemill.jobs.outputs import check_output
 from imagemill.pipeline.errors import VerificationError, first_of
-from imagemill.pipeline.output.neighbours import Collection, collection
-from imagemill.pipeline.reports.thumbnails import thumbnails
+from imagemill.pipeline.output.neighbours import Collection, load_collection
+from imagemill.pipeline.reports.thumbnails import decode_thumbnails
 from imagemill.pipeline.storage import Store
 
 log = logging.getLogger("imagemill.compare")
@@ -26,7 +26,7 @@ def load_comparable(output: Store) -> Collection:
         CheckpointError: when the checkpoint stored in the output is missing or damaged.
     """
     check_output(output)
-    images = collection(output)
+    images = load_collection(output)
     if images.others:
         log.warning("left out, because another model or other parameters computed them: %s", "; ".join(images.others))
     return images
@@ -34,10 +34,10 @@ def load_comparable(output: Store) -> Collection:
 
 def load_pictures(images: Collection, ids: list[str]) -> dict[str, np.ndarray]:
     """Return pictures (H,W,3) uint8 decoded from the latents, by image_id; damaged latents are left out."""
-    state = images.only("image_id", ids)
+    state = images.select("image_id", ids)
     if not len(state):
         return {}
-    return {row["image_id"]: rgb for row, rgb in thumbnails(state, images.coder, ["image_id"], SIDE, [])}
+    return {row["image_id"]: rgb for row, rgb in decode_thumbnails(state, images.coder, ["image_id"], SIDE, [])}
 
 
 def shorten(name: str) -> str:

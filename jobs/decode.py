@@ -13,20 +13,20 @@ from imagemill.jobs.outputs import check_output
 from imagemill.models.objectives.compress import decode_latent
 from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
 from imagemill.pipeline.images.encode import encode_rgb
-from imagemill.pipeline.output.exports import state_of
-from imagemill.pipeline.output.file_record import Written
-from imagemill.pipeline.output.latent_symbols import latent_rows, upright_size
-from imagemill.pipeline.output.latent_values import LATENT_COLUMNS, Coders, check_latents, symbols_in
-from imagemill.pipeline.output.name_clashes import clashing
-from imagemill.pipeline.output.origins import is_same
-from imagemill.pipeline.output.output_names import decoded_name, renamed
+from imagemill.pipeline.output.exports import open_snapshot
+from imagemill.pipeline.output.file_record import FileRecord
+from imagemill.pipeline.output.latent_symbols import iterate_latent_rows, upright_size
+from imagemill.pipeline.output.latent_values import LATENT_COLUMNS, LatentCoders, check_latents, read_symbols
+from imagemill.pipeline.output.name_clashes import find_clashes
+from imagemill.pipeline.output.origins import is_same_place
+from imagemill.pipeline.output.output_names import decoded_name, fallback_name
 from imagemill.pipeline.output.ownership import FOLDERS
-from imagemill.pipeline.output.run_history import run_ids, run_records
+from imagemill.pipeline.output.run_history import list_run_ids, read_run_records
 from imagemill.pipeline.output.snapshot import Snapshot
 from imagemill.pipeline.progress import with_progress
 from imagemill.pipeline.schema import LATENT_KEPT, LatentError
 from imagemill.pipeline.sources.input import is_input_file
-from imagemill.pipeline.sources.web import WEB
+from imagemill.pipeline.sources.web import WEB_SCHEMES
 from imagemill.pipeline.storage import Store
 
 DECODED_AT_A_TIME = 32
@@ -38,9 +38,9 @@ OF_EXPORT = {*IMAGE, *LATENT_COLUMNS}.difference(LATENT_KEPT[1:])
 """Columns that an export, which keeps latents as `latent` alone, has to have to be decoded."""
 
 
-def decode_row(row: dict[str, Any], coders: Coders, device: str) -> np.ndarray:
+def decode_row(row: dict[str, Any], coders: LatentCoders, device: str) -> np.ndarray:
     """The image (H,W,3) uint8 of a row of `latent_rows`. Raises: LatentError when the latent is not what was written."""
-    symbols = symbols_in(row, coders)
+    symbols = read_symbols(row, coders)
     return decode_latent(coders[row["checkpoint_sha256"]], symbols, upright_size(row), row["step"], device)
 
 
@@ -55,25 +55,25 @@ def decode_output(output: Store, dest: Store, where: str | None = None, overwrit
         latents did not match their CRC (they are named, never decoded).
     """
     check_output(output, allow_export=True)
-    state = state_of(output, where=where)
+    state = open_snapshot(output, where=where)
     if len(state) or not where:
         check_latents(state)
     sources = [rel_path for table in state.tables(["rel_path"]) for rel_path in table["rel_path"].to_pylist()]
-    clashes = clashing(sources) if dest.folds_case() else set()
+    clashes = find_clashes(sources) if dest.folds_case() else set()
 
     def name_of(rel_path: str) -> str:
         name = decoded_name(rel_path)
-        return renamed(rel_path, name) if rel_path in clashes else name
+        return fallback_name(rel_path, name) if rel_path in clashes else name
 
     names = list(map(name_of, sources))
     if not overwrite:
         check_apart(state, dest)
-    written = Written(dest, overwrite)
+    written = FileRecord(dest, overwrite)
     written.check(names)
     # As in the actors, whose results these must equal: one torch thread for each image.
     torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    coders = Coders(output, device)
+    coders = LatentCoders(output, device)
     problems: list[str] = []
 
     def write(row: dict[str, Any]) -> None:
@@ -94,7 +94,7 @@ def decode_output(output: Store, dest: Store, where: str | None = None, overwrit
                 written.announce(names[begun : begun + ANNOUNCED_AT_A_TIME])
                 announced = begun + ANNOUNCED_AT_A_TIME
             begun += len(piece)
-            list(pool.map(write, latent_rows(piece)))
+            list(pool.map(write, iterate_latent_rows(piece)))
     print_text(f"{number(len(state) - len(problems), 'image')} in {dest.url}")
     if problems:
         raise VerificationError(first_of(problems))
@@ -113,14 +113,16 @@ def check_apart(state: Snapshot, dest: Store) -> None:
     for place, is_folder in inputs_of(state):
         holds = place.lies_in(dest)
         if holds or (is_folder and dest.lies_in(place)):
-            where = "is" if is_same(dest.url, place.url) else f"holds {place.url}," if holds else f"lies in {place.url},"
+            where = (
+                "is" if is_same_place(dest.url, place.url) else f"holds {place.url}," if holds else f"lies in {place.url},"
+            )
             raise ConfigError(f"{dest.url} {where} an input of {output.url}: give another folder, or --overwrite")
 
 
 def inputs_of(state: Snapshot) -> Iterator[tuple[Store, bool]]:
     """The folders of all sources of a state, and the inputs of its runs; and whether each is an input that is a folder."""
     config = state.output.config
-    inputs = {record["input"] for record in run_records(state.output, run_ids(state.output)) if "input" in record}
+    inputs = {record["input"] for record in read_run_records(state.output, list_run_ids(state.output)) if "input" in record}
     for url in sorted(inputs):
         if not is_input_file(url):
             yield Store(url, config), True
@@ -128,4 +130,6 @@ def inputs_of(state: Snapshot) -> Iterator[tuple[Store, bool]]:
     for table in state.tables(["source_uri"]) if "source_uri" in state.schema.names else ():
         parents = pc.replace_substring_regex(table["source_uri"].drop_null(), pattern="/[^/]*$", replacement="")
         folders.update(parents.unique().to_pylist())
-    yield from ((Store(folder or "/", config), False) for folder in sorted(folders) if folder.partition(":")[0] not in WEB)
+    yield from (
+        (Store(folder or "/", config), False) for folder in sorted(folders) if folder.partition(":")[0] not in WEB_SCHEMES
+    )

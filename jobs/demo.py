@@ -23,10 +23,10 @@ from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.images.decode import decode_image
 from imagemill.pipeline.images.encode import encode_rgb
-from imagemill.pipeline.output.file_record import Written
-from imagemill.pipeline.output.origins import is_same
-from imagemill.pipeline.output.run_history import config_of, run_ids
-from imagemill.pipeline.reports.sheets import Tile, contact_sheet
+from imagemill.pipeline.output.file_record import FileRecord
+from imagemill.pipeline.output.origins import is_same_place
+from imagemill.pipeline.output.run_history import list_run_ids, read_run_config
+from imagemill.pipeline.reports.sheets import Tile, draw_contact_sheet
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
 
@@ -75,7 +75,7 @@ SPOIL: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
 }  # fmt: skip
 
 
-def lay_out(folder: Path, written: Written) -> Path:
+def lay_out(folder: Path, written: FileRecord) -> Path:
     """The photos, one of them cut in half, and spoiled copies as PNG; what is there already stays."""
     clean = folder / "photos"
     for name in ("photos", *SPOIL):
@@ -125,8 +125,8 @@ def clear_outcomes(folder: Path) -> None:
     sources = {outcome: source for source, outcome in RUNS.values()} | dict.fromkeys(STYLED, "to_paint")
     for outcome, source in sources.items():
         output = Store(str(folder / outcome))
-        inputs = [str(config_of(output, {"run_id": run_id}).input) for run_id in run_ids(output)]
-        others = [url for url in inputs if not is_same(url, str(folder / source))]
+        inputs = [str(read_run_config(output, {"run_id": run_id}).input) for run_id in list_run_ids(output)]
+        others = [url for url in inputs if not is_same_place(url, str(folder / source))]
         if others or (not inputs and output.has_files("")):
             raise ConfigError(f"{folder / outcome} holds files that no demo wrote: give another folder")
     for outcome in sources:
@@ -143,7 +143,7 @@ def style_sheet(folder: Path) -> bytes:
         painted = [(pixels(folder / outcome / rows[outcome][name]["output_uri"]), "") for outcome in STYLED]
         lines.append([(pixels(folder / "to_paint" / name), name), *painted])
     sheet = [[Tile(limit_side(rgb, 256), label) for rgb, label in line] for line in lines]
-    return contact_sheet(["photo", *(p.get("method", "adain") for _, p in STYLED.values())], sheet)
+    return draw_contact_sheet(["photo", *(p.get("method", "adain") for _, p in STYLED.values())], sheet)
 
 
 def run_demo(output: str, overwrite: bool = False) -> None:
@@ -154,7 +154,7 @@ def run_demo(output: str, overwrite: bool = False) -> None:
     Raises: ConfigError when the folder holds files in the demo's way.
     """
     folder = Path(output).resolve()
-    written = Written(Store(str(folder)), overwrite)
+    written = FileRecord(Store(str(folder)), overwrite)
     written.check(WRITTEN)
     clear_outcomes(folder)
     with written:
@@ -162,7 +162,7 @@ def run_demo(output: str, overwrite: bool = False) -> None:
         show_demo(folder, lay_out(folder, written), written)
 
 
-def show_demo(folder: Path, clean: Path, written: Written) -> None:
+def show_demo(folder: Path, clean: Path, written: FileRecord) -> None:
     """Run every task over what is laid out, and draw and print what came out."""
     with connected(None):
         records = {
@@ -207,7 +207,7 @@ def show_demo(folder: Path, clean: Path, written: Written) -> None:
                 sheet[name] += [Tile(original, name), Tile(after, coded)] if task == "compress" else tiles
     headings = ["original", "compressed", f"noisy, sigma {SIGMA:g}", "denoised", "damaged", "inpainted", "gray", "colorized",
                 "half size, bicubic", "upscaled"]  # fmt: skip
-    pictures = contact_sheet(headings, list(sheet.values()), side=200), style_sheet(folder)
+    pictures = draw_contact_sheet(headings, list(sheet.values()), side=200), style_sheet(folder)
     for name, data in zip(SHEETS, pictures, strict=True):
         written.write(name, data)
 

@@ -16,8 +16,8 @@ from imagemill.models.tasks import TASKS
 from imagemill.pipeline.cluster.connection import connected
 from imagemill.pipeline.config import validate
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.output.file_record import Written
-from imagemill.pipeline.run import versions
+from imagemill.pipeline.output.file_record import FileRecord
+from imagemill.pipeline.run import package_versions
 from imagemill.pipeline.storage import Store
 
 FILES = ("evaluation.json", "evaluation.png")
@@ -32,7 +32,7 @@ def show_evaluation(values: dict[str, Any], origin: str, update_card: bool, over
     """
     config = validate(EvaluateConfig, values, origin)
     # Before the work: a place that cannot be, or holds files of the user.
-    written = Written(Store(config.output, config.storage), overwrite) if config.output else None
+    written = FileRecord(Store(config.output, config.storage), overwrite) if config.output else None
     if written:
         written.check(FILES)
     evaluation = evaluate(config, update_card)
@@ -105,7 +105,7 @@ def record_of(config: EvaluateConfig, evaluation: Evaluation) -> dict[str, Any]:
         "config": config.model_dump(mode="json"),
         "checkpoints": [{"name": card.name, "sha256": card.sha256} for card in cards],
         "date": time.strftime("%Y-%m-%d"),
-        "versions": versions(),
+        "versions": package_versions(),
         "headlines": {measured.checkpoint: measured.headline for measured in evaluation.measured},
         "tables": evaluation.tables | evaluation.details,
         "notes": evaluation.notes,

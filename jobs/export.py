@@ -3,9 +3,9 @@
 import json
 import logging
 import re
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -17,17 +17,18 @@ from imagemill.jobs.console import number, print_text
 from imagemill.jobs.decode import OF_EXPORT
 from imagemill.jobs.export_formats import FORMATS, check_format
 from imagemill.jobs.outputs import check_output
-from imagemill.jobs.removed import Sources, sources_of
+from imagemill.jobs.removed import Sources, list_sources
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.likeness import likeness_features, read_photo_whitening
 from imagemill.models.pooling import POOLS
 from imagemill.models.type_checks import require_value
 from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
+from imagemill.pipeline.lookahead import map_ahead
 from imagemill.pipeline.output.exports import LATENTS, MANIFEST, UNFINISHED
-from imagemill.pipeline.output.latent_values import Coders, Latents, check_latents, latent_batches, vectors
+from imagemill.pipeline.output.latent_values import LatentCoders, Latents, check_latents, latent_batches, to_vector_column
 from imagemill.pipeline.output.lease import FOLDER as LEASE
 from imagemill.pipeline.output.lease import Lease
-from imagemill.pipeline.output.snapshot import Snapshot, nothing_whole, snapshot
+from imagemill.pipeline.output.snapshot import Snapshot, no_readable_part, read_snapshot
 from imagemill.pipeline.output.stored_checkpoint import checkpoint_folder
 from imagemill.pipeline.progress import with_progress
 from imagemill.pipeline.schema import LATENT_KEPT, LATENT_ZERO_POINT
@@ -109,13 +110,13 @@ def export(
         if inner.lies_in(outer):
             raise ConfigError(f"{output.url} and {dest.url} lie one in the other")
     damaged: dict[str, str] = {}
-    state = snapshot(output, run, as_of, model, damaged)
+    state = read_snapshot(output, run, as_of, model, damaged)
     check_latents(state)
     chosen = chosen_columns(state, columns, pool)
     check_format(form, dest, chosen)
     seen = survey(state)
     if not seen.models:
-        raise nothing_whole(damaged)
+        raise no_readable_part(damaged)
     if len(seen.models) > 1:
         them = "; ".join(
             f"{name} {sha256[:16]}: {number(count, 'row')}" for (name, sha256), count in seen.models.most_common()
@@ -128,7 +129,7 @@ def export(
         check_free(dest)
         clear(dest)
         dest.write(UNFINISHED, NOTE.encode(), durable=True)
-        sources = sources_of(output) if "removed" in chosen else Sources(np.empty(0, "S16"), [])
+        sources = list_sources(output) if "removed" in chosen else Sources(np.empty(0, "S16"), [])
         for problem in sources.problems:
             log.warning("%s: whether its images are still there is not known", problem)
         sized = "latent" in chosen or pool == "flatten"
@@ -151,7 +152,7 @@ def export(
             "parts": dict(going.written),
             "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        lease.check()
+        lease.check_held()
         dest.write(MANIFEST, json.dumps(record, indent=2, ensure_ascii=False).encode(), durable=True)
         dest.delete(UNFINISHED)
     return record
@@ -190,7 +191,7 @@ def embedding_by(pool: str, output: Store, seen: Survey) -> Callable[[np.ndarray
     if pool != LIKENESS:
         return POOLS.get(pool)
     [(model_id, sha256)] = seen.models
-    coder = Coders(output)[sha256]
+    coder = LatentCoders(output)[sha256]
     whiten = read_photo_whitening(coder)
     if whiten is None:
         raise ConfigError(f"--pool {LIKENESS}: only for codecs such as compress-small, not {model_id}; see --pool gem")
@@ -242,7 +243,7 @@ def clear(dest: Store) -> None:
 def keep_model(output: Store, dest: Store, seen: Survey) -> dict[str, Any]:
     """Put the checkpoint beside the export, so that it can be decoded by itself; what its values mean."""
     [(model_id, sha256)] = seen.models
-    coders = Coders(output)
+    coders = LatentCoders(output)
     widths = {str(step): coders.dequantisation(sha256, step)[0].tolist() for step in seen.steps}
     folder = checkpoint_folder(sha256)
     for name in (checkpoints.WEIGHTS, checkpoints.CARD):
@@ -262,21 +263,19 @@ def write_parts(going: Export, state: Snapshot, sources: Sources, problems: list
     """All batches as parts of bounded size; a few are written at a time."""
     asked = [name for name in going.columns if name not in ADDED]
     asked = list(dict.fromkeys([*asked, "image_id"] if "removed" in going.columns else asked or ["image_id"]))
-    writes: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(WRITES_AT_A_TIME) as pool:
-        for latents in with_progress(
-            "export", latent_batches(state, asked, problems), len(state), lambda latents: len(latents.rows)
-        ):
-            for folder, number, table in parts_of(going, latents, sources):
-                writes.append(pool.submit(FORMATS[going.format], going.dest, folder, number, table))
-                # A part of lance appends to the one before it.
-                while len(writes) >= (1 if going.format == "lance" else WRITES_AT_A_TIME):
-                    writes.popleft().result()
+
+    def parts() -> Iterator[tuple[str, int, pa.Table]]:
+        batches = latent_batches(state, asked, problems)
+        for latents in with_progress("export", batches, len(state), lambda latents: len(latents.rows)):
+            yield from parts_of(going, latents, sources)
         for folder in list(going.waiting):
-            writes.append(pool.submit(FORMATS[going.format], going.dest, *taken(going, folder)))
-            writes.popleft().result()
-        for write in writes:
-            write.result()
+            yield taken(going, folder)
+
+    # A part of lance appends to the part before it.
+    depth = 0 if going.format == "lance" else WRITES_AT_A_TIME - 1
+    with ThreadPoolExecutor(WRITES_AT_A_TIME) as pool:
+        for _ in map_ahead(lambda part: pool.submit(FORMATS[going.format], going.dest, *part), parts(), depth):
+            pass
 
 
 def parts_of(going: Export, latents: Latents, sources: Sources) -> Iterator[tuple[str, int, pa.Table]]:
@@ -308,10 +307,10 @@ def as_table(going: Export, latents: Latents, sources: Sources) -> pa.Table:
             columns[name] = sources.removed(rows["image_id"], going.dest.url)
             going.removed += columns[name].true_count
         elif name == "latent":
-            columns[name] = vectors(values.reshape(len(values), -1))
+            columns[name] = to_vector_column(values.reshape(len(values), -1))
         elif name == "embedding":
             embed = require_value(going.embed, "what makes embeddings")
-            columns[name] = vectors(embed(values).astype(np.float32, copy=False))
+            columns[name] = to_vector_column(embed(values).astype(np.float32, copy=False))
         else:
             columns[name] = rows[name]
     about = going.about | ({"latent_shape": list(values.shape[1:])} if "latent" in going.columns else {})

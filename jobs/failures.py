@@ -8,8 +8,8 @@ from imagemill.jobs.console import number, one_line, print_json, print_table, pr
 from imagemill.jobs.outputs import check_output
 from imagemill.jobs.result_file import encode_table, table_file
 from imagemill.pipeline.images.errors import DAMAGED_IMAGE
-from imagemill.pipeline.output.rejects import grouped, waiting_rejects
-from imagemill.pipeline.sources.web import without_secrets
+from imagemill.pipeline.output.rejects import group_rejects, read_waiting_rejects
+from imagemill.pipeline.sources.web import redact_secrets
 from imagemill.pipeline.storage import Store
 
 COLUMNS = ["image_id", "source_uri", "rel_path", "stage", "error_class", "error", "transient", "attempts", "run_id"]
@@ -40,7 +40,7 @@ def show_failures(
     """
     target = table_file(export, overwrite)
     check_output(output)
-    rejects = waiting_rejects(output, COLUMNS).sort_by("rel_path")
+    rejects = read_waiting_rejects(output, COLUMNS).sort_by("rel_path")
     if target:
         target.write(encode_table(rejects, target.path))
     if as_json:
@@ -60,7 +60,7 @@ def show_failures(
 def public_rows(rejects: pa.Table) -> list[dict[str, Any]]:
     """Return rows without the secrets that addresses may hold."""
     rows: list[dict[str, Any]] = rejects.to_pylist()
-    return [{key: without_secrets(x) if isinstance(x, str) else x for key, x in row.items()} for row in rows]
+    return [{key: redact_secrets(x) if isinstance(x, str) else x for key, x in row.items()} for row in rows]
 
 
 def count_reasons(rejects: pa.Table) -> list[dict[str, Any]]:
@@ -73,7 +73,7 @@ def count_reasons(rejects: pa.Table) -> list[dict[str, Any]]:
         "rel_path_first": "example",
         "error_first": "error",
     }
-    return public_rows(grouped(rejects).select(list(names)).rename_columns(list(names.values())))
+    return public_rows(group_rejects(rejects).select(list(names)).rename_columns(list(names.values())))
 
 
 def print_reasons(reasons: list[dict[str, Any]]) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 from urllib.parse import quote
 
 from imagemill.pipeline.errors import ConfigError, Deadline
-from imagemill.pipeline.output.file_record import Written
-from imagemill.pipeline.reports.page import draw
+from imagemill.pipeline.output.file_record import FileRecord
+from imagemill.pipeline.reports.page import render_page
 from imagemill.pipeline.storage import Store, split_scheme
 from imagemill.pipeline.store_failures import reason
 
@@ -32,9 +32,9 @@ def leave_page(place: Store, summary: dict[str, Any]) -> str | None:
     name = f"night-{datetime.fromisoformat(summary['began']):%Y-%m-%dT%H%M%S}.html"
     try:
         earlier = sorted(set(filter(NAME.fullmatch, place.names(""))) - {name}, reverse=True)[:EARLIER]
-        page = draw("night.html", values_of(place, summary) | {"earlier": earlier})
+        page = render_page("night.html", values_of(place, summary) | {"earlier": earlier})
         paths = [name, INDEX] if is_own_index(place, earlier) else [name]
-        with Written(place) as written:
+        with FileRecord(place) as written:
             written.announce(paths)
             for path in paths:
                 written.write(path, page)
@@ -50,7 +50,7 @@ def is_own_index(place: Store, earlier: list[str]) -> bool:
     Nights left no record of their pages once.
     """
     try:
-        Written(place).check([INDEX])
+        FileRecord(place).check([INDEX])
     except ConfigError as e:
         page = place.read(INDEX)
         if not any(page == place.read(name) for name in earlier[:COPIES]):

@@ -4,7 +4,7 @@ from typing import Any
 
 from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.output.exports import MANIFEST, UNFINISHED
-from imagemill.pipeline.output.snapshot import snapshot
+from imagemill.pipeline.output.snapshot import read_snapshot
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
@@ -39,5 +39,5 @@ def check_output(output: Store, allow_export: bool = False) -> None:
 
 def read_newest_rows(output: Store, columns: list[str]) -> dict[str, dict[str, Any]]:
     """Return the newest row of each image, by its rel_path; each row has rel_path, output_uri and `columns`."""
-    tables = snapshot(output).tables(["rel_path", "output_uri", *columns])
+    tables = read_snapshot(output).tables(["rel_path", "output_uri", *columns])
     return {row["rel_path"]: row for table in tables for row in table.to_pylist()}

@@ -10,11 +10,11 @@ from imagemill.pipeline.cluster.nodes import nodes_without_cuda
 from imagemill.pipeline.cluster.pool import WITHOUT_CUDA, free_of, free_resources, nodes_with_room, pool_for, room_for
 from imagemill.pipeline.cluster.progress import ON_CPU
 from imagemill.pipeline.config import PoolConfig, RunConfig
-from imagemill.pipeline.output.run_history import last_records
+from imagemill.pipeline.output.run_history import read_last_records
 from imagemill.pipeline.plan import Plan
 from imagemill.pipeline.progress import clock, rate_text
 from imagemill.pipeline.resolve import ResolvedRun, check_ends, check_model, plan_of, resolve
-from imagemill.pipeline.sources.folder import OTHER
+from imagemill.pipeline.sources.folder import OTHER_KIND
 from imagemill.pipeline.sources.system_files import EXCLUDED
 
 log = logging.getLogger("imagemill.run")
@@ -109,15 +109,17 @@ def plan_facts(job: ResolvedRun, plan: Plan, values: dict[str, Any]) -> list[tup
 def other_files(kinds: Counter[str]) -> str:
     """Describe the files that are no images: 315 other files (txt 300, md 12, excluded 3)."""
     excluded = kinds[EXCLUDED]
-    shown = Counter({kind: count for kind, count in kinds.items() if kind not in (OTHER, EXCLUDED)}).most_common(SHOWN_KINDS)
+    shown = Counter({kind: count for kind, count in kinds.items() if kind not in (OTHER_KIND, EXCLUDED)}).most_common(
+        SHOWN_KINDS
+    )
     rest = kinds.total() - excluded - sum(count for _, count in shown)
-    counts = ", ".join(f"{kind} {count:,}" for kind, count in [*shown, (OTHER, rest), (EXCLUDED, excluded)] if count)
+    counts = ", ".join(f"{kind} {count:,}" for kind, count in [*shown, (OTHER_KIND, rest), (EXCLUDED, excluded)] if count)
     return number(kinds.total(), "other file") + (f" ({counts})" if counts else "")
 
 
 def last_rated_record(job: ResolvedRun) -> dict[str, Any] | None:
     """Return the record of the newest run that measured a rate; None before the first run."""
-    records = [record for record in last_records(job.output) if record.get("images_per_s")]
+    records = [record for record in read_last_records(job.output) if record.get("images_per_s")]
     return records[-1] if records else None
 
 

@@ -8,7 +8,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.output.file_record import Written
+from imagemill.pipeline.output.file_record import FileRecord
 from imagemill.pipeline.storage import Store
 
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -32,7 +32,7 @@ class ResultFile:
             raise ConfigError(f"{path}: folder {parent} does not exist. Create it first.")
         if Path(path).is_dir():
             raise ConfigError(f"{path}: is a folder. Give the name of a file.")
-        self._name, self._written = name, Written(Store(str(parent)), overwrite)
+        self._name, self._written = name, FileRecord(Store(str(parent)), overwrite)
         self._written.check([self._name])
 
     def write(self, data: bytes) -> None:

@@ -10,9 +10,9 @@ from imagemill.jobs.drift import Moments, drift
 from imagemill.jobs.outputs import check_output
 from imagemill.models.checkpoint import replace_non_finite
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.output.latent_values import Coders, check_latents, latent_batches
-from imagemill.pipeline.output.parts import each_part, part_paths
-from imagemill.pipeline.output.snapshot import snapshot
+from imagemill.pipeline.output.latent_values import LatentCoders, check_latents, latent_batches
+from imagemill.pipeline.output.parts import iterate_parts, list_parts
+from imagemill.pipeline.output.snapshot import read_snapshot
 from imagemill.pipeline.progress import with_progress
 from imagemill.pipeline.storage import Store
 
@@ -27,7 +27,7 @@ def list_runs_with_rows(output: Store, excluded: str | None = None) -> list[str]
         ConfigError: when there is no such run.
         StorageError: when the output cannot be read.
     """
-    parts = each_part(output, part_paths(output, "results"), ["run_id"], ahead=64)
+    parts = iterate_parts(output, list_parts(output, "results"), ["run_id"], ahead=64)
     runs = {str(name) for _, table in parts for name in table["run_id"].unique().to_pylist()} - {excluded}
     if not runs:
         raise ConfigError(f"{output.url}: holds no rows of {f'a run other than {excluded}' if excluded else 'any run'}")
@@ -42,11 +42,11 @@ def moments_of_run(output: Store, run: str) -> Moments:
     Raises:
         ConfigError: when the run has no rows, or its rows have no latents.
     """
-    state = snapshot(output, run)
+    state = read_snapshot(output, run)
     check_latents(state)
     moments = Moments()
     problems: list[str] = []
-    coders = Coders(output)
+    coders = LatentCoders(output)
     batches = latent_batches(state, ["checkpoint_sha256", "step"], problems)
     for latents in with_progress("stats", batches, len(state), lambda latents: len(latents.rows)):
         models, steps = (latents.rows[name].to_pylist() for name in ("checkpoint_sha256", "step"))

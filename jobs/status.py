@@ -9,13 +9,13 @@ from imagemill.pipeline.output.lease import (
     BEAT_SECONDS,
     LIFETIME_SECONDS,
     Holder,
-    holder_of,
-    living_holder,
+    find_living_holder,
     newest_fence,
+    read_holder,
 )
-from imagemill.pipeline.output.rejects import waiting_rejects
-from imagemill.pipeline.output.run_history import run_ids, run_records
-from imagemill.pipeline.output.snapshot import snapshot
+from imagemill.pipeline.output.rejects import read_waiting_rejects
+from imagemill.pipeline.output.run_history import list_run_ids, read_run_records
+from imagemill.pipeline.output.snapshot import read_snapshot
 from imagemill.pipeline.storage import Store
 
 WATCH_SECONDS = 1.5 * BEAT_SECONDS
@@ -49,14 +49,14 @@ def show_status(output: Store, as_json: bool = False) -> None:
     if not as_json:
         print_status(status.content)
     holder = status.holder
-    is_remote = holder is not None and holder.silent is None
+    is_remote = holder is not None and holder.silent_seconds is None
     if holder and is_remote and not as_json:
-        print_text(f"lease: {holder.who} did not release it. Watching for a heartbeat, up to {WATCH_SECONDS:.0f} s")
-    living = living_holder(output, status.fence, WATCH_SECONDS, holder)
+        print_text(f"lease: {holder.description} did not release it. Watching for a heartbeat, up to {WATCH_SECONDS:.0f} s")
+    living = find_living_holder(output, status.fence, WATCH_SECONDS, holder)
     if as_json:
         print_json({**status.content, "lease": describe_lease(holder, living)})
     elif living:
-        print_text(f"running: {living.who}, last heartbeat {living.silent or 0:.0f} s ago")
+        print_text(f"running: {living.description}, last heartbeat {living.silent_seconds or 0:.0f} s ago")
     elif is_remote:
         takeover = f"The next run takes over after {LIFETIME_SECONDS:.0f} s without one"
         print_text(f"lease: no heartbeat in {WATCH_SECONDS:.0f} s. {takeover}")
@@ -65,13 +65,13 @@ def show_status(output: Store, as_json: bool = False) -> None:
 def read_status(output: Store) -> Status:
     """Read the status of an output. Raises the errors of `show_status`."""
     check_output(output)
-    state, transient = snapshot(output), waiting_rejects(output, ["transient"])["transient"].to_pylist()
-    ids = run_ids(output)[-RUNS_SHOWN:]
+    state, transient = read_snapshot(output), read_waiting_rejects(output, ["transient"])["transient"].to_pylist()
+    ids = list_run_ids(output)[-RUNS_SHOWN:]
     # The lease is read after the names of the runs and before their records: a run that is listed has claimed the lease by
     # then, and a run that ends writes its record before it releases the lease.
     fence = newest_fence(output)
-    holder = holder_of(output, fence)
-    records = {record["run_id"]: record for record in run_records(output, ids)}
+    holder = read_holder(output, fence)
+    records = {record["run_id"]: record for record in read_run_records(output, ids)}
     # Names do not tell which run began last: clocks differ, and a submitted run may have waited.
     no_record = {"exit_reason": "killed or running" if holder else "killed"}
     runs = [{"run_id": name} | {key: records.get(name, no_record).get(key) for key in RUN_KEYS} for name in ids]
@@ -92,8 +92,8 @@ def describe_lease(holder: Holder | None, living: Holder | None) -> dict[str, An
     """Return the JSON of a lease: who holds it, and whether a heartbeat shows that the holder is alive."""
     if not (shown := living or holder):
         return None
-    age = round(living.silent or 0, 1) if living else None
-    return {"holder": shown.who, "is_alive": living is not None, "heartbeat_age_s": age}
+    age = round(living.silent_seconds or 0, 1) if living else None
+    return {"holder": shown.description, "is_alive": living is not None, "heartbeat_age_s": age}
 
 
 def print_status(content: dict[str, Any]) -> None:

@@ -111,7 +111,7 @@ def train(config: TrainConfig, overwrite: bool = False) -> Card:
         trouble = RunFailed(complaint(config, diverged, len(history))) if diverged else None
         if trouble and not history:
             raise trouble
-        lease.check()
+        lease.check_held()
         card = ship(config, inputs, run, model, history, init)
         if trouble:
             raise trouble

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from imagemill.pipeline.output.latent_dataset import Codes
+    from imagemill.pipeline.output.latent_dataset import LatentDataset
     from imagemill.pipeline.storage import StorageConfig
 
 
@@ -16,7 +16,7 @@ def read_latents(
     where: str | None = None,
     columns: list[str] | None = None,
     storage: "StorageConfig | None" = None,
-) -> "Codes":
+) -> "LatentDataset":
     """The latents of an OUTPUT or of an export, as float32, with what is known of their images.
 
     >>> codes = read_latents("out/codes", where="psnr_db > 30")
@@ -31,8 +31,8 @@ def read_latents(
 
     Raises: ConfigError for what cannot be read so; StorageError.
     """
-    from imagemill.pipeline.output.exports import state_of
-    from imagemill.pipeline.output.latent_dataset import Codes
+    from imagemill.pipeline.output.exports import open_snapshot
+    from imagemill.pipeline.output.latent_dataset import LatentDataset
     from imagemill.pipeline.storage import Store
 
-    return Codes(state_of(Store(place, storage), run, as_of, model, where), columns)
+    return LatentDataset(open_snapshot(Store(place, storage), run, as_of, model, where), columns)

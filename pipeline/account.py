@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imagemill.pipeline.errors import VerificationError
-from imagemill.pipeline.output.committed_rows import placed, wanted
+from imagemill.pipeline.output.committed_rows import match_images, match_versions
 from imagemill.pipeline.output.part_replacement import replace_parts
-from imagemill.pipeline.output.parts import KEYS, columns_of, new_parts, read_part, scan
+from imagemill.pipeline.output.parts import KEYS, columns_as_lists, list_new_parts, read_part, scan_parts
 from imagemill.pipeline.plan import Plan
 from imagemill.pipeline.schema import SOURCE
 from imagemill.pipeline.storage import Store
@@ -43,11 +43,11 @@ def drop_doubles(output: Store, plan: Plan, new: list[str]) -> int:
     killed before it came to this may have left one, which the plan saw. What the parts with doubles hold besides becomes
     one new part.
     """
-    tables = [numbered(table) for table in scan(output, new, [*KEYS, "fence"])]
+    tables = [numbered(table) for table in scan_parts(output, new, [*KEYS, "fence"])]
     again = pa.concat_tables([plan.redone, plan.doubled])["image_id"].combine_chunks()
     if len(again):
         older = sorted(path for path in plan.parts if path.startswith("results/"))
-        tables += [placed(numbered(table), again)[0] for table in scan(output, older, [*KEYS, "fence"])]
+        tables += [match_images(numbered(table), again)[0] for table in scan_parts(output, older, [*KEYS, "fence"])]
     if not tables:
         return 0
     keys = pa.concat_tables(tables, promote_options="default")
@@ -57,7 +57,7 @@ def drop_doubles(output: Store, plan: Plan, new: list[str]) -> int:
     _, first = np.unique(codes[0] * (codes[1].max(initial=0) + 1) + codes[1], return_index=True)
     again_rows = keys.take(pa.array(np.setdiff1d(np.arange(len(keys)), first)))
     drop: dict[str, set[int]] = {}
-    for path, row in zip(*columns_of(again_rows, ["part", "row"]), strict=True):
+    for path, row in zip(*columns_as_lists(again_rows, ["part", "row"]), strict=True):
         drop.setdefault(path, set()).add(row)
     if not drop:
         return 0
@@ -84,14 +84,14 @@ def account(output: Store, plan: Plan, quality: list[str]) -> Account:
     Raises: VerificationError when an image is missing.
     """
     ids, versions = (plan.todo[name].combine_chunks() for name in KEYS)
-    dropped = drop_doubles(output, plan, new_parts(output, plan.parts, "results"))
-    results = new_parts(output, plan.parts, "results")
+    dropped = drop_doubles(output, plan, list_new_parts(output, plan.parts, "results"))
+    results = list_new_parts(output, plan.parts, "results")
     ok, rejected = np.zeros(len(ids), bool), np.zeros(len(ids), bool)
     pixels, left_out, damaged, sums, counts = 0, 0, 0, dict.fromkeys(quality, 0.0), Counter[str]()
     # Doubles may have been merged from parts of an older version, which have no such column.
     columns = [*KEYS, "orig_width", "orig_height", "frames", "damaged", *quality]
-    for chunk in scan(output, results, columns, absent=pa.schema(SOURCE)):
-        table, place = wanted(chunk, ids, versions)
+    for chunk in scan_parts(output, results, columns, absent=pa.schema(SOURCE)):
+        table, place = match_versions(chunk, ids, versions)
         ok[place] = True
         pixels += int(np.sum(table["orig_width"].to_numpy().astype(np.int64) * table["orig_height"].to_numpy()))
         left_out += int(pc.sum(pc.subtract(table["frames"].fill_null(1), 1)).as_py() or 0)
@@ -102,8 +102,8 @@ def account(output: Store, plan: Plan, quality: list[str]) -> Account:
             sums[name] += float(values.sum())
             counts[name] += len(values)
     reasons: Counter[str] = Counter()
-    for chunk in scan(output, new_parts(output, plan.parts, "rejects"), [*KEYS, "error_class"]):
-        table, place = wanted(chunk, ids, versions)
+    for chunk in scan_parts(output, list_new_parts(output, plan.parts, "rejects"), [*KEYS, "error_class"]):
+        table, place = match_versions(chunk, ids, versions)
         for at, error_class in zip(place, table["error_class"].to_pylist(), strict=True):
             if not ok[at] and not rejected[at]:
                 rejected[at] = True

@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imagemill.pipeline.images.errors import DAMAGED_IMAGE
-from imagemill.pipeline.output.committed_rows import newest_of
-from imagemill.pipeline.output.parts import part_paths
+from imagemill.pipeline.output.committed_rows import read_newest_rows
+from imagemill.pipeline.output.parts import list_parts
 from imagemill.pipeline.output.rejects import read_rejects
 from imagemill.pipeline.progress import LOG_SECONDS
 from imagemill.pipeline.schema import REFERENCE, image_id, version_of
-from imagemill.pipeline.sources.source import UNREADABLE_SHARD, Found, Listed
-from imagemill.pipeline.sources.web import without_secrets
+from imagemill.pipeline.sources.source import UNREADABLE_SHARD, ListedEntry, ListedImage
+from imagemill.pipeline.sources.web import redact_secrets
 from imagemill.pipeline.storage import Store
 
 log = logging.getLogger("imagemill.run")
@@ -68,7 +68,7 @@ class Plan:
 
 
 def make_plan(
-    listed: Iterable[Found],
+    listed: Iterable[ListedEntry],
     source: Store,
     output: Store,
     checkpoint_sha256: str,
@@ -90,8 +90,8 @@ def make_plan(
     """
     inputs, ignored = references(listed, source, checkpoint_sha256, parameters)
     ids, versions = (inputs[name].combine_chunks() for name in ("image_id", "version"))
-    results, rejects = part_paths(output, "results"), part_paths(output, "rejects")
-    newest = newest_of(output, results, inputs)
+    results, rejects = list_parts(output, "results"), list_parts(output, "rejects")
+    newest = read_newest_rows(output, results, inputs)
     accepted = (DAMAGED_IMAGE,) if accept_damaged else ()
     retried_class = retry_failed if isinstance(retry_failed, str) else None
     history = read_rejects(output, rejects, ids, versions, accepted, retried_class)
@@ -103,22 +103,22 @@ def make_plan(
             retried_class,
             output.url,
         )
-    done = newest.same & (newest.fence >= 0)
+    done = newest.is_same_version & (newest.fence >= 0)
     waiting = history.waits & ~done
     kept = np.flatnonzero(~done & (is_retried if retry_failed else ~waiting))[:limit]
     todo = inputs.take(kept)
-    for name, values in (("attempts", attempts[kept].astype(np.int32)), ("known", newest.there[kept])):
+    for name, values in (("attempts", attempts[kept].astype(np.int32)), ("known", newest.has_row[kept])):
         column = REFERENCE.get_field_index(name)
         todo = todo.set_column(column, REFERENCE.field(column), pa.array(values))
     redone = todo.select(["image_id"]).filter(todo["known"])
-    doubled = inputs.select(["image_id"]).filter(pa.array(newest.rows > 1))
+    doubled = inputs.select(["image_id"]).filter(pa.array(newest.row_counts > 1))
     waiting_rejects = 0 if retry_failed else int(waiting.sum())
-    parts, fence = {*results, *rejects}, int(newest.seen.max(initial=0))
+    parts, fence = {*results, *rejects}, int(newest.max_fence.max(initial=0))
     unread = pc.any(pc.starts_with(inputs["problem"], UNREADABLE_SHARD)).as_py()
     absent = None if unread else history.absent
-    strange = bool(parts) and not newest.there.any() and not attempts.any()
-    moved = np.flatnonzero(newest.moved >= 0)
-    images = np.bincount(newest.moved[moved], minlength=len(newest.places))
+    strange = bool(parts) and not newest.has_row.any() and not attempts.any()
+    moved = np.flatnonzero(newest.moved_from >= 0)
+    images = np.bincount(newest.moved_from[moved], minlength=len(newest.places))
     places = Counter({place: int(images[number]) for place, number in newest.places.items() if images[number]})
     return Plan(
         todo,
@@ -131,7 +131,7 @@ def make_plan(
         doubled,
         strange,
         fence,
-        newest.committed,
+        newest.total_rows,
         places,
         inputs["rel_path"][int(moved[0])].as_py() if len(moved) else None,
         absent,
@@ -139,7 +139,7 @@ def make_plan(
 
 
 def references(
-    listed: Iterable[Found], source: Store, checkpoint_sha256: str, parameters: dict[str, Any]
+    listed: Iterable[ListedEntry], source: Store, checkpoint_sha256: str, parameters: dict[str, Any]
 ) -> tuple[pa.Table, Counter[str]]:
     """References to all that is listed (schema.REFERENCE, attempts 0, not known); counts of what is no image, by kind."""
     version = version_of(checkpoint_sha256, parameters)
@@ -147,18 +147,18 @@ def references(
     named: set[bytes] = set()
     again: Counter[str] = Counter()
     last_log = time.monotonic()
-    iterator: Iterator[Found] = iter(listed)
+    iterator: Iterator[ListedEntry] = iter(listed)
     while some := list(islice(iterator, LISTED_AT_A_TIME)):
-        images = [image for image in some if isinstance(image, Listed)]
+        images = [image for image in some if isinstance(image, ListedImage)]
         ignored.update(kind for kind in some if isinstance(kind, str))
         for place, image in enumerate(images):
             digest = bytes.fromhex(image_id(image.rel_path))
             if digest in named:
                 # Two members of one name, two rows of one key: the first is done, the others are told.
-                problem = f"DuplicateName: another image is called {without_secrets(image.rel_path)} too: rename one of them"
+                problem = f"DuplicateName: another image is called {redact_secrets(image.rel_path)} too: rename one of them"
                 again[image.rel_path] += 1
                 at = again[image.rel_path] if image.offset is None else image.offset
-                other = f"{image.rel_path}#{without_secrets(image.path)}@{at}"
+                other = f"{image.rel_path}#{redact_secrets(image.path)}@{at}"
                 images[place] = replace(image, rel_path=other, problem=problem)
                 digest = bytes.fromhex(image_id(other))
             named.add(digest)
@@ -178,7 +178,7 @@ def references(
     return pa.concat_tables(chunks), ignored
 
 
-def uri_of(image: Listed, source: Store) -> str:
+def uri_of(image: ListedImage, source: Store) -> str:
     """How a row names the source of an image; a member of a shard by the shard and its own name."""
     if image.base is None:
         return source.uri(image.path if image.offset is None else image.rel_path)

@@ -13,14 +13,14 @@ from imagemill.models.tasks.task import Params, Task
 from imagemill.pipeline.config import RunConfig, validate
 from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.images.encode import LOSSY_FORMATS
-from imagemill.pipeline.output.origins import is_same
+from imagemill.pipeline.output.origins import is_same_place
 from imagemill.pipeline.output.ownership import check_output
-from imagemill.pipeline.output.parts import part_paths, read_parts
-from imagemill.pipeline.output.run_history import last_records, run_ids, run_records
+from imagemill.pipeline.output.parts import list_parts, read_parts
+from imagemill.pipeline.output.run_history import list_run_ids, read_last_records, read_run_records
 from imagemill.pipeline.output.style_images import read_style_images
 from imagemill.pipeline.plan import Plan, make_plan
-from imagemill.pipeline.sources.input import Input, input_of, listing
-from imagemill.pipeline.sources.web import without_secrets
+from imagemill.pipeline.sources.input import Input, list_images, open_input
+from imagemill.pipeline.sources.web import redact_secrets
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
@@ -66,7 +66,7 @@ def resolve(config: RunConfig) -> ResolvedRun:
         log.warning("checkpoint random: its features were never trained; pictures are poor, a trained network's are better")
     output = Store(str(config.output), config.storage)
     try:
-        source = input_of(str(config.input), config.storage, config.source)
+        source = open_input(str(config.input), config.storage, config.source)
     except STORE_FAILURES as e:
         raise StorageError(f"input {config.input}: {reason(e)}") from None
     for inner, outer in ((source.store, output), (output, source.store)):
@@ -127,20 +127,20 @@ def check_ends(job: ResolvedRun) -> None:
     """Raises: ConfigError when OUTPUT belongs to another task, or to somebody else."""
     with storage_errors(job):
         check_output(job.output)
-        for path in part_paths(job.output, "results")[:1]:
+        for path in list_parts(job.output, "results")[:1]:
             there = read_parts(job.output, [path], ["task"])["task"][0].as_py()
             if there != job.task.name:
                 raise ConfigError(f"output {job.output.url} belongs to the task {there}, not {job.task.name}")
 
 
-def plan_of(job: ResolvedRun, keep: bool = False) -> Plan:
+def plan_of(job: ResolvedRun, store_indexes: bool = False) -> Plan:
     """What a run would do; changes nothing unless it is to keep what shards were found to hold.
 
     Raises: StorageError; ConfigError for a manifest that is none, or a column that it lacks.
     """
     config = job.config
     with storage_errors(job):
-        listed = listing(job.source, job.output, masks=job.task.needs_mask(job.params), keep=keep)
+        listed = list_images(job.source, job.output, masks=job.task.needs_mask(job.params), store_indexes=store_indexes)
         plan = make_plan(
             listed,
             job.source.store,
@@ -166,7 +166,7 @@ def doubt_of(job: ResolvedRun, plan: Plan) -> str | None:
         others = f" (other files: {plan.ignored.total():,})" if plan.ignored else ""
         return None if plan.found else f"{job.source.url} holds no image{others}: is it the right place?"
     # A run that ended before its plan took nothing from its input.
-    before = [record["input"] for record in last_records(job.output) if "planned" in record]
+    before = [record["input"] for record in read_last_records(job.output) if "planned" in record]
     if plan.found and job.source.url in before:
         return None
     said = f"{job.source.url} holds none of the images that {job.output.url} has rows of"
@@ -181,17 +181,17 @@ def new_input_of(job: ResolvedRun, plan: Plan) -> str | None:
     """
     if not plan.moved or job.config.allow_new_input:
         return None
-    records = run_records(job.output, run_ids(job.output))
+    records = read_run_records(job.output, list_run_ids(job.output))
     allowed = max((record for record in records if "moved_from" in record), key=fence_of, default=None)
-    if allowed and is_same(allowed["input"], job.source.url):
+    if allowed and is_same_place(allowed["input"], job.source.url):
         return None
     [(place, _)] = plan.moved.most_common(1)
     others = f" and {len(plan.moved) - 1:,} other places" if len(plan.moved) > 1 else ""
     known = (
-        f"{plan.moved.total():,} of its {plan.found:,} images have rows that were made from {without_secrets(place)}{others}"
+        f"{plan.moved.total():,} of its {plan.found:,} images have rows that were made from {redact_secrets(place)}{others}"
     )
     return (
-        f"input {job.source.url}: {known} (for example {without_secrets(str(plan.moved_example))}), and a run "
+        f"input {job.source.url}: {known} (for example {redact_secrets(str(plan.moved_example))}), and a run "
         f"would replace their outputs in {job.output.url}. Give another OUTPUT. If INPUT was moved or renamed, pass "
         "--allow-new-input (allow_new_input: true)"
     )

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from imagemill.models.tasks.task import Task
 from imagemill.pipeline.cluster.tally import Tally
 from imagemill.pipeline.errors import StorageError
-from imagemill.pipeline.output.lease import newest_claim
+from imagemill.pipeline.output.lease import check_newest
 from imagemill.pipeline.schema import parquet_bytes, part_name, reject_schema, result_schema
 from imagemill.pipeline.worker_job import WorkerJob
 
@@ -26,7 +26,7 @@ class Sink:
 
     def __call__(self, rows: pa.Table) -> None:
         """Raises: OutputHeld when another run has the OUTPUT now; StorageError."""
-        if newest_claim(self.output, self.fence) < self.fence:
+        if check_newest(self.output, self.fence) < self.fence:
             where = f"the node {gethostname()} does not see it"
             raise StorageError(f"{self.output.url}: {where}: a cluster writes to s3:// or to a disk that all nodes mount")
         rejected = pc.is_valid(rows["stage"])

@@ -44,6 +44,7 @@ def test_site_builds_without_a_warning(tmp_path: Path) -> None:
     """Dead links, dead anchors and pages that no table of contents names are warnings of Sphinx."""
     result = build(ROOT / "docs", tmp_path)
     assert result.returncode == 0, result.stderr
+    assert not {"search", "genindex"} & {page.stem for page in PAGES}, "Sphinx writes pages of these names itself"
     pages = {page.relative_to(ROOT / "docs").with_suffix(".html") for page in (ROOT / "docs").rglob("*.md")}
     assert not {page for page in pages if page.parts[0] != "_build" and not (tmp_path / page).exists()}
 
@@ -71,23 +72,32 @@ def test_links_to_files_lead_somewhere(page: str) -> None:
 
 
 def commands_of(text: str) -> list[str]:
-    """Return the imagemill commands in the code blocks of a page, without comments and with continued lines joined."""
+    """Return the imagemill commands in the code blocks of a page, with continued lines joined."""
     blocks = re.findall(r"```(?:sh|sh run|text)\n(.*?)```|((?:^    \S.*\n)+)", text, re.DOTALL | re.MULTILINE)
     lines = "\n".join(fenced or indented for fenced, indented in blocks).replace("\\\n", " ").splitlines()
-    found = [re.match(r"\s*(?:\$ )?((?:\S*/)?imagemill [^|;&>]+)", line.partition("  #")[0]) for line in lines]
-    return [match[1].strip() for match in found if match and "…" not in match[1]]
+    commands = [re.match(r"\s*(?:\$ )?((?:\S*/)?imagemill [^|;&>]+)", line) for line in lines]
+    return [match[1] for match in commands if match and not re.search("…|--help", match[1])]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_of_pages_parse(page: Path) -> None:
     """The parser takes each command that a page shows, and bundled configs exist."""
     for line in commands_of(page.read_text(encoding="utf-8")):
-        arguments = shlex.split(line)[1:]
+        arguments = shlex.split(line, comments=True)[1:]
         context = COMMAND.make_context("imagemill", arguments)
         name, command, rest = COMMAND.resolve_command(context, arguments)
         assert command is not None, line
         config = command.make_context(name, rest, parent=context).params.get("config") or ""
         assert not config.startswith("jobs/configs/") or (ROOT / config).exists(), line
+
+
+def test_quoted_messages_exist() -> None:
+    """The messages in the table of docs/clusters.md are those of the code, or of Ray."""
+    table = (ROOT / "docs/clusters.md").read_text().partition("| message contains |")[2].partition("\n\n")[0]
+    fragments = re.findall(r"^\| `(.+?)`", table, re.MULTILINE)
+    code = "".join(path.read_text() for folder in ("jobs", "pipeline") for path in (ROOT / folder).rglob("*.py"))
+    assert len(fragments) > 5
+    assert not [fragment for fragment in fragments if fragment not in code and fragment != "Version mismatch"]
 
 
 @pytest.fixture(scope="module")

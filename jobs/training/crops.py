@@ -21,11 +21,11 @@ from imagemill.jobs.training.config import TrainConfig
 from imagemill.pipeline.errors import ConfigError, StorageError, TooManyRejects
 from imagemill.pipeline.images.decode import decode_image
 from imagemill.pipeline.images.errors import ImageError
-from imagemill.pipeline.output.parts import columns_of
+from imagemill.pipeline.output.parts import columns_as_lists
 from imagemill.pipeline.plan import blocks
-from imagemill.pipeline.sources.image_reader import ReadError, Reading
-from imagemill.pipeline.sources.input import Input, input_of, listing
-from imagemill.pipeline.sources.source import Listed
+from imagemill.pipeline.sources.image_reader import ImageReader, ReadError
+from imagemill.pipeline.sources.input import Input, list_images, open_input
+from imagemill.pipeline.sources.source import ListedImage
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason
 
@@ -42,7 +42,7 @@ REFERENCE = pa.schema(
         ("source_etag", pa.string()),
     ]
 )
-"""Which input an image is of, and what `Reading` asks to know of it."""
+"""Which input an image is of, and what `ImageReader` needs to know of it."""
 EXAMINED = pa.schema([*REFERENCE, ("height", pa.int32()), ("width", pa.int32()), ("problem", pa.string())])
 BLOCK_ROWS = 250
 # Rank 0 holds them and measures all of them after each epoch; more would make the figure hardly surer.
@@ -64,7 +64,8 @@ class Images:
         """One line for a person: how many, and the first ones by name. Empty when all are used."""
         gone = self.of("left out")
         names = [
-            f"{n}: {problem}" for n, problem in zip(*columns_of(gone.slice(0, 3), ["rel_path", "problem"]), strict=True)
+            f"{n}: {problem}"
+            for n, problem in zip(*columns_as_lists(gone.slice(0, 3), ["rel_path", "problem"]), strict=True)
         ]
         more = f" and {len(gone) - 3:,} more" if len(gone) > 3 else ""
         return f"{len(gone):,} of {number(len(self.table), 'image')} left out: {'; '.join(names)}{more}" if names else ""
@@ -72,7 +73,7 @@ class Images:
 
 def inputs_of(config: TrainConfig) -> list[Input]:
     """Raises: ConfigError, StorageError for what cannot be read."""
-    return [input_of(url, config.storage, config.source) for url in config.input]
+    return [open_input(url, config.storage, config.source) for url in config.input]
 
 
 def images_of(config: TrainConfig, inputs: list[Input], run: Store) -> Images:
@@ -101,7 +102,7 @@ def listed(inputs: list[Input]) -> pa.Table:
     """Every image of the inputs (EXAMINED, not yet looked at). Raises: StorageError, ConfigError."""
     rows: list[dict[str, Any]] = []
     for place, source in enumerate(inputs):
-        for image in (found for found in listing(source) if isinstance(found, Listed)):
+        for image in (found for found in list_images(source) if isinstance(found, ListedImage)):
             row = {"source": place, "rel_path": image.rel_path, "path": image.path, "offset": image.offset}
             rows.append({**row, "base": image.base, "size": image.size, "source_etag": image.etag, "problem": image.problem})
     if not rows:
@@ -144,16 +145,16 @@ class Readings:
 
     def __init__(self, inputs: list[Input]) -> None:
         self.inputs = inputs
-        self._open: dict[int, Reading] = {}
+        self._open: dict[int, ImageReader] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Readings, (self.inputs,)
 
     def image(self, reference: dict[str, Any]) -> bytes:
-        """As `Reading.image`."""
+        """As `ImageReader.image`."""
         place = reference["source"]
         if place not in self._open:
-            self._open[place] = Reading(self.inputs[place], 1)
+            self._open[place] = ImageReader(self.inputs[place], 1)
         return self._open[place].image(reference)
 
 
@@ -182,7 +183,7 @@ def split(table: pa.Table, config: TrainConfig) -> Images:
     if (validates & usable).sum() == usable.sum():
         validates[np.where(usable, draws, -1).argmax()] = False
     use = np.where(usable, np.where(validates, "validation", "training"), "left out")
-    sizes = zip(*columns_of(table, ["height", "width", "problem"]), small, strict=True)
+    sizes = zip(*columns_as_lists(table, ["height", "width", "problem"]), small, strict=True)
     problems = [f"{w}×{h} pixels, smaller than crop = {config.crop}" if s else p for h, w, p, s in sizes]
     where = table.schema.get_field_index("problem")
     table = table.set_column(where, "problem", pa.array(problems, pa.string()))
@@ -213,7 +214,7 @@ def shuffled(training: pa.Table, rows: int, rng: np.random.Generator) -> np.ndar
     order = training.append_column("row", pa.array(np.arange(len(training)))).sort_by(
         [("source", "ascending"), ("path", "ascending"), ("offset", "ascending")]
     )
-    keys = list(zip(*columns_of(order, ["source", "path", "offset"]), strict=True))
+    keys = list(zip(*columns_as_lists(order, ["source", "path", "offset"]), strict=True))
     for stop in range(1, len(keys) + 1):
         alone = keys[place][2] is None
         if stop == len(keys) or alone or keys[stop][:2] != keys[place][:2] or stop - place == rows:

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from imagemill.models.autoencoder import Autoencoder
 from imagemill.pipeline.errors import StorageError
-from imagemill.pipeline.output.lease import newest_claim
+from imagemill.pipeline.output.lease import check_newest
 from imagemill.pipeline.storage import Store
 
 log = logging.getLogger("imagemill.train")
@@ -171,7 +171,7 @@ def keep(state: State, run: Store, fence: int) -> None:
 
     Args: fence: of the training that holds `run`. Raises: OutputHeld when another one took it; StorageError.
     """
-    newest_claim(run, fence)
+    check_newest(run, fence)
     data = state.to_bytes()
     content = {"sha256": hashlib.sha256(data).hexdigest(), "history": state.history}
     run.write(path_of(state.epoch, "safetensors"), data, durable=True)

@@ -7,47 +7,47 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imagemill.pipeline.output.origins import moved, numbered
-from imagemill.pipeline.output.parts import KEYS, SUPERSEDED, openable, scan
+from imagemill.pipeline.output.origins import find_moved, number_places
+from imagemill.pipeline.output.parts import KEYS, SUPERSEDED, check_readable, scan_parts
 from imagemill.pipeline.storage import Store
 
 
 @dataclass
-class Newest:
+class NewestRows:
     """For each image of a list, what the newest of its rows says; all arrays have one value an image."""
 
     fence: np.ndarray
     """Of the run that made the row; -1 without one."""
-    same: np.ndarray
+    is_same_version: np.ndarray
     """Whether the row's version is the one asked for."""
-    there: np.ndarray
+    has_row: np.ndarray
     """Whether there is any row, be it one that counts no more."""
-    rows: np.ndarray
+    row_counts: np.ndarray
     """How many rows there are of the version asked for: more than one where a run was killed before its account."""
-    seen: np.ndarray
+    max_fence: np.ndarray
     """The highest fence of a run that made a row of it, or was to do it again; -1 without one."""
-    moved: np.ndarray
+    moved_from: np.ndarray
     """The place that the row's source was in (`places`), where that is another than now; -1 where it is the same."""
     places: dict[str, int]
-    committed: int = 0
+    total_rows: int = 0
     """Rows there are in all, of other images too."""
 
 
-def placed(table: pa.Table, ids: pa.Array) -> tuple[pa.Table, np.ndarray]:
+def match_images(table: pa.Table, ids: pa.Array) -> tuple[pa.Table, np.ndarray]:
     """The rows of a table whose image is among `ids`, and where there it is."""
     place = pc.index_in(table["image_id"], value_set=ids)
     known = pc.is_valid(place)
     return table.filter(known), place.filter(known).to_numpy().astype(np.int64)
 
 
-def wanted(table: pa.Table, ids: pa.Array, versions: pa.Array) -> tuple[pa.Table, np.ndarray]:
+def match_versions(table: pa.Table, ids: pa.Array, versions: pa.Array) -> tuple[pa.Table, np.ndarray]:
     """The rows of a table that are of these images in these versions, and where they are among them."""
-    table, place = placed(table, ids)
+    table, place = match_images(table, ids)
     same = pc.equal(table["version"], versions.take(pa.array(place))).to_numpy()
     return table.filter(pa.array(same)), place[same]
 
 
-def newest_of(output: Store, parts: Sequence[str], inputs: pa.Table) -> Newest:
+def read_newest_rows(output: Store, parts: Sequence[str], inputs: pa.Table) -> NewestRows:
     """The newest committed row of each image whose output files are still that row's.
 
     Args: inputs: image_id, version, source_uri and rel_path of the images, as schema.REFERENCE has them.
@@ -58,31 +58,31 @@ def newest_of(output: Store, parts: Sequence[str], inputs: pa.Table) -> Newest:
     # Of so many images together they may be longer than the offsets of plain strings can say.
     uris, names = (inputs[name].cast(pa.large_string()).combine_chunks() for name in ("source_uri", "rel_path"))
     same, there, files = (np.zeros(len(ids), bool) for _ in range(3))
-    marked = superseded(output, ids)
+    marked = read_superseded(output, ids)
     fences, unmoved = np.full(len(ids), -1, np.int64), np.full(len(ids), -1, np.int32)
-    newest = Newest(fences, same, there, np.zeros(len(ids), np.uint8), marked, unmoved, {})
-    for chunk in scan(output, parts, [*KEYS, "fence", "output_bytes", "source_uri"]):
-        newest.committed += len(chunk)
-        table, place = placed(chunk, ids)
+    newest = NewestRows(fences, same, there, np.zeros(len(ids), np.uint8), marked, unmoved, {})
+    for chunk in scan_parts(output, parts, [*KEYS, "fence", "output_bytes", "source_uri"]):
+        newest.total_rows += len(chunk)
+        table, place = match_images(chunk, ids)
         fence = table["fence"].fill_null(0).to_numpy()
         same = pc.equal(table["version"], versions.take(pa.array(place))).to_numpy()
         order = np.argsort(fence, kind="stable")
         order = order[fence[order] >= newest.fence[place[order]]]
         # Of several rows of one image the last that is assigned stays: that of the highest fence.
-        newest.there[place] = True
-        np.add.at(newest.rows, place[same], 1)
-        newest.fence[place[order]], newest.same[place[order]] = fence[order], same[order]
+        newest.has_row[place] = True
+        np.add.at(newest.row_counts, place[same], 1)
+        newest.fence[place[order]], newest.is_same_version[place[order]] = fence[order], same[order]
         taken = pa.array(place)
-        before = moved(table["source_uri"], uris.take(taken), names.take(taken))
-        newest.moved[place[order]] = numbered(before, newest.places)[order]
+        before = find_moved(table["source_uri"], uris.take(taken), names.take(taken))
+        newest.moved_from[place[order]] = number_places(before, newest.places)[order]
         files[place[order]] = pc.is_valid(table["output_bytes"]).to_numpy()[order]
     robbed = files & (marked > newest.fence)
-    np.maximum(marked, newest.fence, out=newest.seen)
-    newest.fence[robbed], newest.same[robbed] = -1, False
+    np.maximum(marked, newest.fence, out=newest.max_fence)
+    newest.fence[robbed], newest.is_same_version[robbed] = -1, False
     return newest
 
 
-def superseded(output: Store, ids: pa.Array, until: str | None = None) -> np.ndarray:
+def read_superseded(output: Store, ids: pa.Array, until: str | None = None) -> np.ndarray:
     """For each image the fence of the last run that was to do it again, and may have been cut off; -1 without one.
 
     Its files may be that run's: a row of a lower fence that names files counts no more, one that holds a latent alone is
@@ -93,10 +93,10 @@ def superseded(output: Store, ids: pa.Array, until: str | None = None) -> np.nda
     Raises: StorageError, also for marks that are damaged: without them older rows would count over newer files.
     """
     last = np.full(len(ids), -1, np.int64)
-    marks = [openable(output, e) for e in output.entries("runs") if e.path.endswith(f"/{SUPERSEDED}")]
+    marks = [check_readable(output, e) for e in output.entries("runs") if e.path.endswith(f"/{SUPERSEDED}")]
     # An id that does not begin with a time, such as a test's, is as old as need be.
     marks = [path for path in marks if until is None or path.split("/")[1][: len(until)] <= until]
-    for chunk in scan(output, marks, ["image_id", "fence"]):
-        table, place = placed(chunk, ids)
+    for chunk in scan_parts(output, marks, ["image_id", "fence"]):
+        table, place = match_images(chunk, ids)
         np.maximum.at(last, place, table["fence"].to_numpy())
     return last

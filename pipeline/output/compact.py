@@ -14,7 +14,7 @@ from imagemill.pipeline.store_listing import Entry
 
 log = logging.getLogger("imagemill.compact")
 SMALL_BYTES = 1_000_000
-ENOUGH = 64
+MIN_SMALL_PARTS = 64
 """Fewer small parts than these stay as they are."""
 MERGED_BYTES = 8_000_000
 """Of small parts that become one."""
@@ -32,9 +32,9 @@ def compact(output: Store, parts: set[str], level: int, check: Callable[[], None
     try:
         for folder in ("results", "rejects"):
             small = [e for e in output.entries(folder) if e.path in parts and e.size < SMALL_BYTES]
-            for group in groups(small) if len(small) >= ENOUGH else ():
+            for group in group_by_size(small) if len(small) >= MIN_SMALL_PARTS else ():
                 check()
-                gone += merge(output, folder, group, level)
+                gone += merge_parts(output, folder, group, level)
     except (OutputHeld, StorageError, pa.ArrowException, *STORE_FAILURES) as e:
         log.warning("small parts of %s stay for now: %s", output.url, reason(e))
     if gone:
@@ -42,7 +42,7 @@ def compact(output: Store, parts: set[str], level: int, check: Callable[[], None
     return gone
 
 
-def groups(entries: list[Entry]) -> Iterator[list[str]]:
+def group_by_size(entries: list[Entry]) -> Iterator[list[str]]:
     """Paths in their order, of about MERGED_BYTES together."""
     group: list[str] = []
     size = 0
@@ -56,7 +56,7 @@ def groups(entries: list[Entry]) -> Iterator[list[str]]:
         yield group
 
 
-def merge(output: Store, folder: str, paths: list[str], level: int) -> int:
+def merge_parts(output: Store, folder: str, paths: list[str], level: int) -> int:
     """Several parts become one, without those that cannot be read."""
     tables = {}
     for path in paths:

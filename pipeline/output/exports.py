@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imagemill.pipeline.errors import ConfigError, StorageError
-from imagemill.pipeline.output.parts import part_paths
-from imagemill.pipeline.output.snapshot import Snapshot, snapshot
+from imagemill.pipeline.output.parts import list_parts
+from imagemill.pipeline.output.snapshot import Snapshot, read_snapshot
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
@@ -16,7 +16,7 @@ LATENTS, MANIFEST, UNFINISHED = "latents", "export.json", "UNFINISHED"
 """Below an export: its parts; what it is, written last; what says that it is not whole."""
 
 
-def state_of(
+def open_snapshot(
     place: Store, run: str | None = None, as_of: str | None = None, model: str | None = None, where: str | None = None
 ) -> Snapshot:
     """The snapshot of an OUTPUT, or what an export holds, of rows for which an SQL condition holds.
@@ -26,15 +26,15 @@ def state_of(
     if place.exists(UNFINISHED):
         raise ConfigError(f"{place.url}: an export that is under way or was cut off: run imagemill export again")
     if not place.exists(MANIFEST):
-        state = snapshot(place, run, as_of, model)
+        state = read_snapshot(place, run, as_of, model)
     elif run or as_of or model:
         raise ConfigError(f"{place.url} is an export, of one state alone: --run, --as-of and --model choose when it is made")
     else:
-        state = exported(place)
+        state = read_export(place)
     return state.where(where) if where else state
 
 
-def exported(place: Store) -> Snapshot:
+def read_export(place: Store) -> Snapshot:
     """All rows of an export. Raises: ConfigError when it is not Parquet; StorageError for damage to its record or a part."""
     try:
         form = json.loads(place.read(MANIFEST))["format"]
@@ -42,7 +42,7 @@ def exported(place: Store) -> Snapshot:
         raise StorageError(f"{place.uri(MANIFEST)}: damaged: export again") from None
     if form != "parquet":
         raise ConfigError(f"{place.url} is an export to {form}, which only other tools read: export to parquet for this")
-    parts, part, row = part_paths(place, LATENTS), [], []
+    parts, part, row = list_parts(place, LATENTS), [], []
     schema = pa.schema([])
     for number, path in enumerate(parts):
         try:

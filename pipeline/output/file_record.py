@@ -29,10 +29,10 @@ SCHEMA = pa.schema([("name", pa.string()), ("etag", pa.string()), ("sha256", pa.
 LISTED_FROM = 100
 """Names from which on a bucket is listed, instead of asked for each of them."""
 THREADS = 16
-SHOWN = 3
+MAX_NAMES_SHOWN = 3
 
 
-class Written:
+class FileRecord:
     """`with Written(place) as written:` first `check(names)`, then `announce(names)` and `write(name, data)`.
 
     A command that is killed leaves the names that it announced, and may replace those files when it is started again.
@@ -60,8 +60,8 @@ class Written:
         with ThreadPoolExecutor(THREADS) as pool:
             own = list(pool.map(lambda entry: self._has_digest(entry, rows.get(entry.path, [])), changed))
         if foreign := [entry.path for entry, is_own in zip(changed, own, strict=True) if not is_own]:
-            shown = ", ".join(map(self.place.uri, foreign[:SHOWN]))
-            more = f" and {len(foreign) - SHOWN:,} more" if len(foreign) > SHOWN else ""
+            shown = ", ".join(map(self.place.uri, foreign[:MAX_NAMES_SHOWN]))
+            more = f" and {len(foreign) - MAX_NAMES_SHOWN:,} more" if len(foreign) > MAX_NAMES_SHOWN else ""
             raise ConfigError(
                 f"{shown}{more}: exists, and imagemill did not write it or it was changed since. "
                 "Give another place, or --overwrite to replace it"
@@ -70,10 +70,10 @@ class Written:
     def _there(self, names: Sequence[str]) -> list[Entry]:
         """Those of these files that exist."""
         if self.place.local:
-            return [entry for name in names if (entry := entry_of(self.place, name))]
+            return [entry for name in names if (entry := find_entry(self.place, name))]
         if len(names) < LISTED_FROM:
             with ThreadPoolExecutor(THREADS) as pool:
-                return [entry for entry in pool.map(partial(entry_of, self.place), names) if entry]
+                return [entry for entry in pool.map(partial(find_entry, self.place), names) if entry]
         wanted = set(names)
         return [entry for entry in self.place.entries() if entry.path in wanted]
 
@@ -136,7 +136,7 @@ class Written:
         for path in (*others, *self._own_parts):
             self.place.delete(path)
 
-    def __enter__(self) -> "Written":
+    def __enter__(self) -> "FileRecord":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -147,7 +147,7 @@ class Written:
             log.warning("%s: its parts stay as they are for now: %s", self.place.uri(FOLDER), reason(e))
 
 
-def entry_of(place: Store, name: str) -> Entry | None:
+def find_entry(place: Store, name: str) -> Entry | None:
     """A file, None where there is none. Raises: ConfigError for a folder; as `Store.entry` on S3."""
     try:
         return place.entry(name)

@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 
 from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
-from imagemill.pipeline.output.latent_values import LATENT_COLUMNS, check_latents, latent_batches, vectors
+from imagemill.pipeline.output.latent_values import LATENT_COLUMNS, check_latents, latent_batches, to_vector_column
 from imagemill.pipeline.output.snapshot import Snapshot
 
 
-class Codes:
+class LatentDataset:
     """Latents and the columns of their rows; nothing is read before it is asked for, and then anew each time.
 
     Raises: ConfigError for unknown columns, or where there are no latents. What reads them raises VerificationError when a
@@ -23,7 +23,7 @@ class Codes:
         self.state = state
         plain = [name for name in state.schema.names if name not in (*LATENT_COLUMNS, "embedding")]
         self.columns = plain if columns is None else columns
-        state.check(self.columns)
+        state.check_columns(self.columns)
 
     def __len__(self) -> int:
         return len(self.state)
@@ -41,7 +41,7 @@ class Codes:
         for rows, values in self.batches():
             shape = pa.array([values.shape[1:]] * len(values), pa.list_(pa.int32()))
             table = rows.append_column("latent_shape", shape)
-            yield table.append_column("latent", vectors(values.reshape(len(values), -1)))
+            yield table.append_column("latent", to_vector_column(values.reshape(len(values), -1)))
 
     def arrow(self) -> pa.Table:
         """All of it as one table. Raises: ConfigError when latents are of several shapes."""
@@ -61,7 +61,9 @@ class Codes:
         """A Ray Dataset of the rows, whose `latent` is a list; its blocks lie in the object store. Needs Ray, connected."""
         import ray.data
 
-        refs = [ray.put(table.set_column(len(table.schema) - 1, "latent", listed(table))) for table in self.tables()]
+        refs = [
+            ray.put(table.set_column(len(table.schema) - 1, "latent", with_list_column(table))) for table in self.tables()
+        ]
         return ray.data.from_arrow_refs(refs)
 
     def _several(self) -> str:
@@ -71,6 +73,6 @@ class Codes:
         return f"latents of {len(shapes)} shapes, {', '.join('×'.join(map(str, shape)) for shape in sorted(shapes)[:5])}"
 
 
-def listed(table: pa.Table) -> pa.ChunkedArray:
+def with_list_column(table: pa.Table) -> pa.ChunkedArray:
     """`latent` as lists of any size, so that blocks of several shapes have one schema."""
     return table["latent"].cast(pa.list_(pa.float32()))

@@ -12,11 +12,11 @@ from imagemill.pipeline.schema import LatentError, store_latent, unpack_latent
 if TYPE_CHECKING:
     from imagemill.models.entropy import EntropyModel
 
-TURNED = (5, 6, 7, 8)
+TRANSPOSED_ORIENTATIONS = (5, 6, 7, 8)
 """EXIF orientations whose upright image has its width and height exchanged."""
 
 
-def latent_rows(table: pa.Table | pa.RecordBatch) -> Iterator[dict[str, Any]]:
+def iterate_latent_rows(table: pa.Table | pa.RecordBatch) -> Iterator[dict[str, Any]]:
     """Rows with their `latent` as an array (n,), None where it is coded; numbers never become Python's.
 
     It is uint8 as rows hold it, float32 where an export was read.
@@ -34,10 +34,10 @@ def is_coded(row: dict[str, Any]) -> bool:
 def upright_size(row: dict[str, Any]) -> tuple[int, int]:
     """(H,W) of the upright image of a row."""
     size = (row["orig_height"], row["orig_width"])
-    return size[::-1] if row["exif_orientation"] in TURNED else size
+    return size[::-1] if row["exif_orientation"] in TRANSPOSED_ORIENTATIONS else size
 
 
-def symbols_of(row: dict[str, Any], entropy: "EntropyModel | None") -> np.ndarray:
+def decode_symbols(row: dict[str, Any], entropy: "EntropyModel | None") -> np.ndarray:
     """Latent columns of a row of `latent_rows` to symbols (C,h,w) int8; `entropy` is that of the row's checkpoint.
 
     Raises: LatentError when they are not what was written.
@@ -49,7 +49,7 @@ def symbols_of(row: dict[str, Any], entropy: "EntropyModel | None") -> np.ndarra
     if len(shape) != 3 or min(shape) < 1 or shape[1] * shape[2] > row["orig_width"] * row["orig_height"]:
         raise LatentError(f"latent_shape {shape} does not fit an image of {row['orig_width']}×{row['orig_height']}")
     if (packed := row.get("latent_zstd")) is not None:
-        return unpack_latent(unpacked(packed, math.prod(shape)), shape, crc32)
+        return unpack_latent(decompress_latent(packed, math.prod(shape)), shape, crc32)
     if not is_coded(row):
         raise LatentError("row without a latent")
     if entropy is None:
@@ -63,7 +63,7 @@ def symbols_of(row: dict[str, Any], entropy: "EntropyModel | None") -> np.ndarra
     return unpack_latent(store_latent(symbols), shape, crc32)
 
 
-def unpacked(packed: bytes, size: int) -> np.ndarray:
+def decompress_latent(packed: bytes, size: int) -> np.ndarray:
     """`latent_zstd` to what `latent` would hold, (size,) uint8. Raises: LatentError for damage, and for another size."""
     try:
         return np.frombuffer(pa.decompress(packed, size, "zstd"), np.uint8)

@@ -1,7 +1,6 @@
 """Latents as the numbers that they stand for: float32, streamed from a snapshot in batches of one shape."""
 
 import zlib
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,9 +13,10 @@ import pyarrow as pa
 
 from imagemill.models.card import CheckpointError
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.output.latent_symbols import latent_rows, symbols_of
+from imagemill.pipeline.lookahead import map_ahead
+from imagemill.pipeline.output.latent_symbols import decode_symbols, iterate_latent_rows
 from imagemill.pipeline.output.snapshot import Snapshot
-from imagemill.pipeline.output.stored_checkpoint import kept_model
+from imagemill.pipeline.output.stored_checkpoint import load_stored_model
 from imagemill.pipeline.schema import LATENT, LATENT_ZERO_POINT, LatentError, store_latent, unpack_latent
 from imagemill.pipeline.storage import Store
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from imagemill.models.autoencoder import LatentCoder
 
 LATENT_COLUMNS = [name for name, _ in LATENT]
-NEEDED = ["rel_path", "checkpoint_sha256", "step", "orig_width", "orig_height", *LATENT_COLUMNS]
+REQUIRED_COLUMNS = ["rel_path", "checkpoint_sha256", "step", "orig_width", "orig_height", *LATENT_COLUMNS]
 BATCH_VALUES = 4_000_000
 """Of a batch; as float32 16 MB."""
 THREADS = 4
@@ -40,12 +40,12 @@ class Latents:
     """(N,C,h,w) float32, dequantised."""
 
 
-class Coders:
+class LatentCoders:
     """The models of an OUTPUT or an export, by the digest of their weights; each is read once, by any thread."""
 
     def __init__(self, output: Store, device: str = "cpu") -> None:
         self.lock = Lock()
-        self._of = cache(lambda sha256: kept_model(output, sha256, device))
+        self._of = cache(lambda sha256: load_stored_model(output, sha256, device))
         self._dequantisation = cache(lambda sha256, step: self[sha256].dequantisation(step))
 
     def __getitem__(self, checkpoint_sha256: str) -> "LatentCoder":
@@ -85,14 +85,14 @@ def requantise(values: np.ndarray, shape: list[int], widths: np.ndarray, zero: i
     return symbols.astype(np.int8)
 
 
-def symbols_in(row: dict[str, Any], coders: Coders) -> np.ndarray:
+def read_symbols(row: dict[str, Any], coders: LatentCoders) -> np.ndarray:
     """Symbols (C,h,w) int8 of a row of `latent_rows`, from an OUTPUT or an export.
 
     Raises: LatentError when they are not what was written.
     """
     sha256 = row["checkpoint_sha256"]
     if row["latent"] is None or row["latent"].dtype == np.uint8:
-        return symbols_of(row, coders[sha256].entropy)
+        return decode_symbols(row, coders[sha256].entropy)
     symbols = requantise(row["latent"], row["latent_shape"], *coders.dequantisation(sha256, row["step"]))
     return unpack_latent(store_latent(symbols), row["latent_shape"], row["latent_crc32"])
 
@@ -115,28 +115,23 @@ def latent_batches(state: Snapshot, columns: list[str], problems: list[str]) -> 
     Raises: ConfigError for unknown columns or an OUTPUT without latents; StorageError; CheckpointError.
     """
     check_latents(state)
-    state.check(columns)
-    needed = NEEDED if "latent_payload" in state.schema.names else ["rel_path", "latent", "latent_shape"]
-    coders = Coders(state.output)
-    ahead: deque[Future[tuple[Latents, list[str]]]] = deque()
-
-    def ready() -> Iterator[Latents]:
-        latents, bad = ahead.popleft().result()
-        problems.extend(bad)
-        if len(latents.rows):
-            yield latents
-
+    state.check_columns(columns)
+    needed = REQUIRED_COLUMNS if "latent_payload" in state.schema.names else ["rel_path", "latent", "latent_shape"]
+    coders = LatentCoders(state.output)
+    tables = state.tables(list(dict.fromkeys([*columns, *needed])))
+    pieces = (piece for table in tables for piece in split_by_shape(table, problems))
     with ThreadPoolExecutor(THREADS) as pool:
-        for table in state.tables(list(dict.fromkeys([*columns, *needed]))):
-            for piece, shape in pieces(table, problems):
-                ahead.append(pool.submit(values_in, piece, shape, columns, coders))
-                if len(ahead) > 2 * THREADS:
-                    yield from ready()
-        while ahead:
-            yield from ready()
+
+        def submit(piece: tuple[pa.Table, tuple[int, int, int]]) -> Future[tuple[Latents, list[str]]]:
+            return pool.submit(dequantise_rows, *piece, columns, coders)
+
+        for latents, new_problems in map_ahead(submit, pieces, 2 * THREADS):
+            problems.extend(new_problems)
+            if len(latents.rows):
+                yield latents
 
 
-def pieces(table: pa.Table, problems: list[str]) -> Iterator[tuple[pa.Table, tuple[int, int, int]]]:
+def split_by_shape(table: pa.Table, problems: list[str]) -> Iterator[tuple[pa.Table, tuple[int, int, int]]]:
     """The rows of a table by their latent_shape, some at a time."""
     shape = table["latent_shape"].combine_chunks()
     sized = np.diff(shape.offsets.to_numpy()) == 3
@@ -156,13 +151,15 @@ def pieces(table: pa.Table, problems: list[str]) -> Iterator[tuple[pa.Table, tup
             yield rows.slice(start, most), (c, h, w)
 
 
-def values_in(table: pa.Table, shape: tuple[int, int, int], columns: list[str], coders: Coders) -> tuple[Latents, list[str]]:
+def dequantise_rows(
+    table: pa.Table, shape: tuple[int, int, int], columns: list[str], coders: LatentCoders
+) -> tuple[Latents, list[str]]:
     """The latents of rows of one shape, and what is wrong with those that are left out."""
     if pa.types.is_fixed_size_list(table.schema.field("latent").type):
         # An export holds values; its pages have checksums of their own.
         values = table["latent"].combine_chunks().flatten().to_numpy().reshape(len(table), *shape)
         return Latents(table.select(columns), values), []
-    symbols, good, problems = checked_symbols(table, shape, coders)
+    symbols, good, problems = read_checked_symbols(table, shape, coders)
     if problems:
         table = table.filter(pa.array(good))
     made = zip(table["checkpoint_sha256"].to_pylist(), table["step"].to_pylist(), strict=True)
@@ -174,11 +171,11 @@ def values_in(table: pa.Table, shape: tuple[int, int, int], columns: list[str], 
     return Latents(table.select(columns), values), problems
 
 
-def checked_symbols(
-    table: pa.Table, shape: tuple[int, int, int], coders: Coders
+def read_checked_symbols(
+    table: pa.Table, shape: tuple[int, int, int], coders: LatentCoders
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Symbols (n,C,h,w) int8 of the rows that are as they were written; which these are; what is wrong with the others."""
-    stored, crc32 = stacked(table, shape), table["latent_crc32"].to_numpy()
+    stored, crc32 = stack_stored_latents(table, shape), table["latent_crc32"].to_numpy()
     if stored is not None:
         good = np.fromiter(map(zlib.crc32, stored), np.int64, len(stored)) == crc32
         names = table["rel_path"].filter(pa.array(~good)).to_pylist()
@@ -186,16 +183,16 @@ def checked_symbols(
         symbols = (kept ^ np.uint8(LATENT_ZERO_POINT)).view(np.int8).reshape(-1, *shape)
         return symbols, good, [f"{name}: latent does not match its latent_crc32" for name in names]
     good, problems, some = np.zeros(len(table), bool), [], []
-    for number, row in enumerate(latent_rows(table.select(NEEDED))):
+    for number, row in enumerate(iterate_latent_rows(table.select(REQUIRED_COLUMNS))):
         try:
-            some.append(symbols_in(row, coders))
+            some.append(read_symbols(row, coders))
             good[number] = True
         except LatentError as e:
             problems.append(f"{row['rel_path']}: {e}")
     return np.stack(some) if some else np.empty((0, *shape), np.int8), good, problems
 
 
-def stacked(table: pa.Table, shape: tuple[int, int, int]) -> np.ndarray | None:
+def stack_stored_latents(table: pa.Table, shape: tuple[int, int, int]) -> np.ndarray | None:
     """Plain latents of rows as they are stored, (N,C·h·w) uint8; None when one of them is coded, or of another size."""
     latent, size = table["latent"].combine_chunks(), int(np.prod(shape))
     if latent.null_count or not np.all(np.diff(latent.offsets.to_numpy()) == size):
@@ -203,6 +200,6 @@ def stacked(table: pa.Table, shape: tuple[int, int, int]) -> np.ndarray | None:
     return latent.flatten().to_numpy().reshape(len(table), size)
 
 
-def vectors(values: np.ndarray) -> pa.Array:
+def to_vector_column(values: np.ndarray) -> pa.Array:
     """(N,D) float32 as a column of lists of one size."""
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).ravel()), values.shape[1])

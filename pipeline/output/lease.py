@@ -28,7 +28,7 @@ POLL_SECONDS = 1.0
 """Between two looks at the heartbeat of a holder that is watched."""
 
 
-def process_start(pid: object) -> str | None:
+def process_start_time(pid: object) -> str | None:
     """When a process of this machine began, in clock ticks since boot; None when there is no such process."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -38,14 +38,14 @@ def process_start(pid: object) -> str | None:
     return None if state == "Z" and int(fields[16]) <= 1 else fields[18]
 
 
-def this_machine() -> str:
+def machine_id() -> str:
     """Where a number of a process means the same process: a boot of a machine, and of a container there."""
     boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     known = boot.exists() and space.exists()
     return f"{socket.gethostname()}/{boot.read_text().strip()}/{os.readlink(space)}" if known else socket.gethostname()
 
 
-def now() -> dict[str, float]:
+def current_times() -> dict[str, float]:
     """The time of a sign of life: for people and older versions, and by the clock that no one sets."""
     return {"at": time.time(), "monotonic": time.monotonic()}
 
@@ -54,7 +54,7 @@ def claim_path(fence: int, kind: str = "json") -> str:
     return f"{FOLDER}/{fence:08d}.{kind}"
 
 
-def content_of(output: Store, path: str) -> bytes | None:
+def read_if_exists(output: Store, path: str) -> bytes | None:
     """The content of a file of the lease, None where there is none. Raises: as `Store.read`."""
     try:
         return output.read(path)
@@ -62,7 +62,7 @@ def content_of(output: Store, path: str) -> bytes | None:
         return None
 
 
-def parsed(data: bytes | None) -> dict[str, Any]:
+def parse_claim(data: bytes | None) -> dict[str, Any]:
     """What a claim or a heartbeat says; nothing where it is missing, or not complete yet."""
     try:
         content = json.loads(data or b"")
@@ -77,7 +77,7 @@ def newest_fence(output: Store) -> int:
     return max((int(name.removesuffix(".json")) for name in names if CLAIM.fullmatch(name)), default=0)
 
 
-def newest_claim(output: Store, fence: int) -> int:
+def check_newest(output: Store, fence: int) -> int:
     """`newest_fence`, for one who works under `fence`.
 
     An actor that outlived its driver must not write behind the back of the next holder. Raises: OutputHeld; StorageError.
@@ -91,14 +91,14 @@ def newest_claim(output: Store, fence: int) -> int:
 class Holder:
     """Who claimed an OUTPUT and did not release it."""
 
-    who: str
-    silent: float | None
+    description: str
+    silent_seconds: float | None
     """Seconds since its last sign of life; None when its clock is not ours, so that only watching it can tell."""
     signs: tuple[bytes | None, bytes | None] = (None, None)
     """Its claim and its heartbeat; the heartbeat changes while it lives."""
 
 
-def holder_of(output: Store, fence: int) -> Holder | None:
+def read_holder(output: Store, fence: int) -> Holder | None:
     """Return who claimed OUTPUT under `fence`, the newest; None when it released, or is known to be dead or silent.
 
     The time that a heartbeat states counts only where it is this machine's monotonic clock. Other clocks may be wrong by any
@@ -108,17 +108,17 @@ def holder_of(output: Store, fence: int) -> Holder | None:
     """
     if not fence or output.exists(claim_path(fence, "released")):
         return None
-    signs = content_of(output, claim_path(fence)), content_of(output, claim_path(fence, "beat"))
+    signs = read_if_exists(output, claim_path(fence)), read_if_exists(output, claim_path(fence, "beat"))
     if signs[0] is None:
         return Holder("a run that takes it at this moment", 0.0)
-    claim = parsed(signs[0])
+    claim = parse_claim(signs[0])
     machine, pid = str(claim.get("machine", "")), claim.get("pid")
     who = f"process {pid} on {machine.partition('/')[0]}" if machine else "a run whose claim cannot be read"
-    if machine != this_machine():
+    if machine != machine_id():
         return Holder(who, None, signs)
-    if process_start(pid) != claim.get("started"):
+    if process_start_time(pid) != claim.get("started"):
         return None
-    since = parsed(signs[1] or signs[0]).get("monotonic")
+    since = parse_claim(signs[1] or signs[0]).get("monotonic")
     # Without a boot in the machine's name its monotonic clock may have begun anew since.
     if not isinstance(since, float) or "/" not in machine or since > time.monotonic():
         return Holder(who, None, signs)
@@ -126,12 +126,12 @@ def holder_of(output: Store, fence: int) -> Holder | None:
     return Holder(who, silent, signs) if silent < LIFETIME_SECONDS else None
 
 
-def living_holder(output: Store, fence: int, seconds: float, holder: Holder | None) -> Holder | None:
+def find_living_holder(output: Store, fence: int, seconds: float, holder: Holder | None) -> Holder | None:
     """Watch the holder of `fence` for at most some seconds of our own clock; return who lives, None when nobody does.
 
     Raises: as `Store.read`; StorageError.
     """
-    if not holder or holder.silent is not None:
+    if not holder or holder.silent_seconds is not None:
         return holder
     first, end = holder.signs, time.monotonic() + seconds
     while True:
@@ -139,11 +139,11 @@ def living_holder(output: Store, fence: int, seconds: float, holder: Holder | No
         over = time.monotonic() >= end
         if newest_fence(output) != fence:
             return Holder("a run that has just taken it", 0.0)
-        seen = holder_of(output, fence)
-        if not seen or seen.silent is not None:
+        seen = read_holder(output, fence)
+        if not seen or seen.silent_seconds is not None:
             return seen
         if seen.signs != first:
-            return Holder(seen.who, 0.0, seen.signs)
+            return Holder(seen.description, 0.0, seen.signs)
         if over:
             return None
         time.sleep(min(POLL_SECONDS, seconds))
@@ -171,22 +171,22 @@ class Lease:
         """The path of what says that this holder has OUTPUT."""
         return claim_path(self.fence)
 
-    def rise(self, above: int) -> None:
+    def raise_above(self, fence: int) -> None:
         """Take a number above that of a row: the folder of claims was lost, and rows of older runs must stay the older ones.
 
         Raises: OutputHeld, StorageError.
         """
-        if above < self.fence:
+        if fence < self.fence:
             return
-        log.warning("%s: its claims (%s) were lost; the numbers of runs go on from %d", self.output.url, FOLDER, above)
+        log.warning("%s: its claims (%s) were lost; the numbers of runs go on from %d", self.output.url, FOLDER, fence)
         # A claim that is as old as the plan took would pass for a silent one until the next heartbeat.
-        claim = json.dumps(parsed(self.output.read(self.claim)) | now()).encode()
+        claim = json.dumps(parse_claim(self.output.read(self.claim)) | current_times()).encode()
         # Before the claim: the thread that renews it must not take it for another run's.
-        self.fence = above + 1
+        self.fence = fence + 1
         if not self.output.create(self.claim, claim):
             raise OutputHeld(f"{self.output.url}: another run has just taken it. Wait for it to end")
 
-    def check(self) -> None:
+    def check_held(self) -> None:
         """Raises: OutputHeld when another run took OUTPUT while this one was not heard of."""
         if newest_fence(self.output) != self.fence:
             raise OutputHeld(f"{self.output.url}: another run took it while this one was not heard of")
@@ -198,10 +198,10 @@ class Lease:
             self.fence = held + 1
             claim = {
                 "token": self._token,
-                "machine": this_machine(),
+                "machine": machine_id(),
                 "pid": os.getpid(),
-                "started": process_start(os.getpid()),
-                **now(),
+                "started": process_start_time(os.getpid()),
+                **current_times(),
             }
             data = json.dumps(claim).encode()
             if not self.output.create(claim_path(self.fence), data):
@@ -216,7 +216,7 @@ class Lease:
             self._beats.start()
             try:
                 self._clear(held)
-                self.check()
+                self.check_held()
             except BaseException:
                 self.__exit__(None, None, None)
                 raise
@@ -226,13 +226,13 @@ class Lease:
 
     def _outwait(self, held: int) -> None:
         """Return when the holder of the claim `held` is gone. Raises: OutputHeld when it lives."""
-        holder = holder_of(self.output, held)
-        if holder and holder.silent is None:
+        holder = read_holder(self.output, held)
+        if holder and holder.silent_seconds is None:
             what = "%s: %s did not release it. Waiting up to %.0f s for a sign of life before this run takes it over"
-            log.info(what, self.output.url, holder.who, LIFETIME_SECONDS)
-        if living := living_holder(self.output, held, LIFETIME_SECONDS, holder):
+            log.info(what, self.output.url, holder.description, LIFETIME_SECONDS)
+        if living := find_living_holder(self.output, held, LIFETIME_SECONDS, holder):
             raise OutputHeld(
-                f"{self.output.url}: another run holds it ({living.who}). Wait for it to end, or stop it: "
+                f"{self.output.url}: another run holds it ({living.description}). Wait for it to end, or stop it: "
                 f"a run takes over from a dead one, at the latest after {LIFETIME_SECONDS:.0f} s of silence"
             )
 
@@ -253,7 +253,7 @@ class Lease:
                 self.output.url,
             )
             time.sleep(1)
-        claim = parsed(content_of(self.output, claim_path(self.fence)))
+        claim = parse_claim(read_if_exists(self.output, claim_path(self.fence)))
         if claim.get("token") != self._token:
             raise OutputHeld(f"{self.output.url}: another run has just taken it. Wait for it to end")
 
@@ -262,7 +262,7 @@ class Lease:
             try:
                 if newest_fence(self.output) > self.fence:
                     return
-                self.output.write(claim_path(self.fence, "beat"), json.dumps(now()).encode())
+                self.output.write(claim_path(self.fence, "beat"), json.dumps(current_times()).encode())
             except (*STORE_FAILURES, StorageError) as e:
                 log.warning("lease of %s not renewed: %s", self.output.url, reason(e))
 

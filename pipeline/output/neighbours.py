@@ -17,15 +17,15 @@ from imagemill.models.likeness import Whitening, choose_whitening, likeness_feat
 from imagemill.models.objectives.compress import encode_images
 from imagemill.pipeline.errors import VerificationError, first_of
 from imagemill.pipeline.images.config import ImageConfig
-from imagemill.pipeline.output.latent_values import Coders, check_latents, dequantise, latent_batches
-from imagemill.pipeline.output.snapshot import Snapshot, snapshot
+from imagemill.pipeline.output.latent_values import LatentCoders, check_latents, dequantise, latent_batches
+from imagemill.pipeline.output.snapshot import Snapshot, read_snapshot
 from imagemill.pipeline.progress import with_progress
 from imagemill.pipeline.storage import Store
 
 MADE_BY = ["model_id", "checkpoint_sha256", "step", "parameters"]
-WHITENED_BY = 20_000
+WHITENING_IMAGES = 20_000
 """Images that a whitening is taken from where none comes with the product: the first, by the names of parts, digests."""
-COMPARED = 16_000_000
+COMPARED_PAIRS = 16_000_000
 """Pairs at a time."""
 
 
@@ -51,12 +51,12 @@ class Collection:
         for latents in latent_batches(self.state, columns, problems):
             yield latents.rows, likeness_features(latents.values, self.coder)
 
-    def only(self, column: str, values: list[str]) -> Snapshot:
+    def select(self, column: str, values: list[str]) -> Snapshot:
         """A snapshot of those of its images whose `column` is among `values`."""
         kept = [pc.is_in(t[column], pa.array(values, pa.string())).to_numpy() for t in self.state.tables([column])]
-        return self.state.chosen(np.concatenate(kept))
+        return self.state.select(np.concatenate(kept))
 
-    def restricted(self, state: Snapshot) -> "Collection":
+    def with_state(self, state: Snapshot) -> "Collection":
         """Some of its images."""
         return replace(self, state=state)
 
@@ -66,7 +66,7 @@ class Collection:
             "read latents", self.features(columns, problems), len(self.state), lambda batch: len(batch[0])
         )
         head: list[tuple[pa.Table, np.ndarray]] = []
-        while sum(len(rows) for rows, _ in head) < WHITENED_BY and (batch := next(batches, None)):
+        while sum(len(rows) for rows, _ in head) < WHITENING_IMAGES and (batch := next(batches, None)):
             head.append(batch)
         if not head:
             raise VerificationError(f"{self.state.output.url}: no latent is what was written: {first_of(problems)}")
@@ -74,14 +74,14 @@ class Collection:
         return whiten, ((rows, whiten(found)) for rows, found in chain(head, batches))
 
 
-def collection(output: Store) -> Collection:
+def load_collection(output: Store) -> Collection:
     """The images of OUTPUT that the model of its newest row made, with that row's parameters.
 
     How latents are coded and whether they were decoded moves no symbol, so it makes no difference.
 
     Raises: ConfigError when there are none; StorageError; CheckpointError.
     """
-    state = snapshot(output)
+    state = read_snapshot(output)
     check_latents(state)
     names: list[str] = []
     makers: list[tuple[str, float, str]] = []
@@ -105,15 +105,15 @@ def collection(output: Store) -> Collection:
     counts = Counter(made_by[made_by != newest].tolist())
     sha256, step, image = makers[newest]
     return Collection(
-        state.chosen(made_by == newest),
+        state.select(made_by == newest),
         [f"{count:,} of {names[number]}" for number, count in counts.most_common()],
         step,
         ImageConfig(**json.loads(image)),
-        Coders(output)[sha256],
+        LatentCoders(output)[sha256],
     )
 
 
-def nearest(query: np.ndarray, batches: Iterable[tuple[pa.Table, np.ndarray]], k: int) -> pa.Table:
+def find_nearest(query: np.ndarray, batches: Iterable[tuple[pa.Table, np.ndarray]], k: int) -> pa.Table:
     """The k rows nearest to a vector (1,D), best first, with their `similarity`; memory is that of a batch.
 
     Raises: VerificationError without any row.
@@ -130,13 +130,13 @@ def nearest(query: np.ndarray, batches: Iterable[tuple[pa.Table, np.ndarray]], k
     return best
 
 
-def near_groups(vectors: np.ndarray, threshold: float) -> list[np.ndarray]:
+def find_similar_groups(vectors: np.ndarray, threshold: float) -> list[np.ndarray]:
     """Places, among (N,D), that pairs at least as similar as `threshold` connect, in groups of two and more, largest first.
 
     Memory stays bounded where thousands are all alike, as blank pages are: pairs are put together as they are found.
     """
     count = len(vectors)
-    block, group = max(1, COMPARED // count), np.arange(count)
+    block, group = max(1, COMPARED_PAIRS // count), np.arange(count)
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
 
     def together() -> np.ndarray:
@@ -154,7 +154,7 @@ def near_groups(vectors: np.ndarray, threshold: float) -> list[np.ndarray]:
         other = second > first
         if other.any():
             pairs.append((first[other] + start, second[other] + start))
-        if sum(len(found) for found, _ in pairs) > COMPARED:
+        if sum(len(found) for found, _ in pairs) > COMPARED_PAIRS:
             group, pairs = together(), []
     group = together() if pairs else group
     order = np.argsort(group, kind="stable")
@@ -162,7 +162,7 @@ def near_groups(vectors: np.ndarray, threshold: float) -> list[np.ndarray]:
     return sorted((members for members in groups if len(members) > 1), key=len, reverse=True)
 
 
-def links(vectors: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+def link_to_first(vectors: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """By which each image of a group of `near_groups` is linked to its first: places in (N,D), and the similarity to it.
 
     Of the shortest ways over pairs at least as similar as `threshold` the last step, and of those the most similar one; the
@@ -172,7 +172,7 @@ def links(vectors: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray
     left, nearer = np.arange(1, len(vectors)), np.zeros(1, np.int64)
     alike[left] = -np.inf
     while len(left):
-        for some in np.array_split(left, -(-len(left) * len(nearer) // COMPARED)):
+        for some in np.array_split(left, -(-len(left) * len(nearer) // COMPARED_PAIRS)):
             found = similarity(vectors[some], vectors[nearer])
             best = found.max(1)
             closer = best > alike[some]

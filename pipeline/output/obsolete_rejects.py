@@ -11,19 +11,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imagemill.pipeline.errors import StorageError
-from imagemill.pipeline.output.parts import openable, read_parts
-from imagemill.pipeline.output.run_history import config_of, run_records
+from imagemill.pipeline.output.parts import check_readable, read_parts
+from imagemill.pipeline.output.run_history import read_run_config, read_run_records
 from imagemill.pipeline.schema import parquet_bytes
 from imagemill.pipeline.storage import Store
 
 FOLDER = "runs/departed"
 KEYS = ["image_id", "fence"]
 """A reject: an image may be rejected again by a later run, over another input perhaps."""
-NOTE = pa.schema([("image_id", pa.string()), ("fence", pa.int64())])
+NOTE_SCHEMA = pa.schema([("image_id", pa.string()), ("fence", pa.int64())])
 NOTE_LEVEL = 3
 
 
-def note_departed(output: Store, source: str, absent: pa.Table) -> None:
+def record_obsolete_rejects(output: Store, source: str, absent: pa.Table) -> None:
     """Note which rejects of an input are of images that its listing does not hold.
 
     Args:
@@ -33,7 +33,7 @@ def note_departed(output: Store, source: str, absent: pa.Table) -> None:
     Raises: StorageError; what the store's client raises.
     """
     path = f"{FOLDER}/{hashlib.blake2b(source.encode(), digest_size=16).hexdigest()}.parquet"
-    runs = [run_id for run_id in absent["run_id"].unique().to_pylist() if run_id and input_of_run(output, run_id) == source]
+    runs = [run_id for run_id in absent["run_id"].unique().to_pylist() if run_id and run_input_url(output, run_id) == source]
     departed = absent.filter(pc.is_in(absent["run_id"], value_set=pa.array(runs, pa.string()))).select(KEYS)
     if len(departed):
         output.write(path, parquet_bytes(departed, NOTE_LEVEL))
@@ -41,27 +41,27 @@ def note_departed(output: Store, source: str, absent: pa.Table) -> None:
         output.delete(path)
 
 
-def input_of_run(output: Store, run_id: str) -> str | None:
+def run_input_url(output: Store, run_id: str) -> str | None:
     """The URL of a run's input; None for a run of which nothing is there any more, or that cannot be read."""
     try:
-        for record in run_records(output, [run_id]):
+        for record in read_run_records(output, [run_id]):
             return str(record["input"])
-        config = config_of(output, {"run_id": run_id})
+        config = read_run_config(output, {"run_id": run_id})
     except (FileNotFoundError, StorageError):
         return None
     return Store(str(config.input), config.storage).url
 
 
-def are_departed(output: Store, rejects: pa.Table) -> np.ndarray:
+def is_obsolete(output: Store, rejects: pa.Table) -> np.ndarray:
     """For each reject (image_id, fence) whether its image has left its input, (N,) bool. Raises: StorageError."""
-    notes = [openable(output, entry) for entry in output.entries(FOLDER)] if len(rejects) else []
+    notes = [check_readable(output, entry) for entry in output.entries(FOLDER)] if len(rejects) else []
     if not notes:
         return np.zeros(len(rejects), bool)
     noted = read_parts(output, notes, KEYS)
-    return pc.is_in(keyed(rejects), value_set=keyed(noted).combine_chunks()).to_numpy()
+    return pc.is_in(reject_keys(rejects), value_set=reject_keys(noted).combine_chunks()).to_numpy()
 
 
-def keyed(rejects: pa.Table) -> pa.ChunkedArray:
+def reject_keys(rejects: pa.Table) -> pa.ChunkedArray:
     """image_id and fence of rejects as one text each."""
     fence = rejects["fence"].fill_null(0).cast(pa.int64()).cast(pa.string())
     return pc.binary_join_element_wise(rejects["image_id"], fence, " ")

@@ -11,7 +11,7 @@ QUERY = r"^(https?://[^?#]*)[?#].*$"
 """The query of a web address holds signatures, which are new each day, and does not say where the image lies."""
 
 
-def origins(uris: pa.Array, names: pa.Array) -> pa.Array:
+def source_places(uris: pa.Array, names: pa.Array) -> pa.Array:
     """The place of each source: what stands before its name; all of its URI where that does not end in its name.
 
     Args:
@@ -32,27 +32,27 @@ def origins(uris: pa.Array, names: pa.Array) -> pa.Array:
     return pc.if_else(whole, found, uris)
 
 
-def canonical(place: str) -> str:
+def canonical_place(place: str) -> str:
     """A place under the one name that all of its names share: links followed, no scheme of a local path, no last slash."""
     if "://" in place and not place.startswith("file://"):
         return place.rstrip("/")
     folder, name = os.path.split(os.path.abspath(place.removeprefix("file://") or "/"))
-    full = os.path.join(real_folder(folder), name)
+    full = os.path.join(resolve_folder(folder), name)
     return os.path.realpath(full) if os.path.islink(full) else full
 
 
-def is_same(one: str, other: str) -> bool:
+def is_same_place(one: str, other: str) -> bool:
     """Whether two places are one."""
-    return canonical(one) == canonical(other)
+    return canonical_place(one) == canonical_place(other)
 
 
 @lru_cache(10_000)
-def real_folder(folder: str) -> str:
+def resolve_folder(folder: str) -> str:
     """A folder with its links followed; those above many files are followed once."""
     return os.path.realpath(folder)
 
 
-def moved(before: pa.ChunkedArray, now: pa.Array, names: pa.Array) -> pa.Array:
+def find_moved(before: pa.ChunkedArray, now: pa.Array, names: pa.Array) -> pa.Array:
     """For each image the place that it was in before, where it is in another one now; null where it is in the same.
 
     Args:
@@ -64,15 +64,15 @@ def moved(before: pa.ChunkedArray, now: pa.Array, names: pa.Array) -> pa.Array:
     if not pc.any(differ).as_py():
         return pa.nulls(len(names), pa.string())
     names = names.filter(differ)
-    old = origins(before.filter(differ), names).dictionary_encode()
-    new = origins(now.filter(differ), names).dictionary_encode()
+    old = source_places(before.filter(differ), names).dictionary_encode()
+    new = source_places(now.filter(differ), names).dictionary_encode()
     pairs, which = np.unique(np.stack([old.indices, new.indices]), axis=1, return_inverse=True)
     places = [(old.dictionary[int(a)].as_py(), new.dictionary[int(b)].as_py()) for a, b in pairs.T]
-    left = pa.array([None if canonical(a) == canonical(b) else a for a, b in places], pa.string())
+    left = pa.array([None if canonical_place(a) == canonical_place(b) else a for a, b in places], pa.string())
     return pc.replace_with_mask(pa.nulls(len(differ), pa.string()), differ, left.take(pa.array(which.ravel())))
 
 
-def numbered(places: pa.Array, numbers: dict[str, int]) -> np.ndarray:
+def number_places(places: pa.Array, numbers: dict[str, int]) -> np.ndarray:
     """The number of each place, (N,) int32, by `numbers`, which new places get one of; -1 for null."""
     encoded = places.dictionary_encode()
     known = [numbers.setdefault(place, len(numbers)) for place in encoded.dictionary.to_pylist()]

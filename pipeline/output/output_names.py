@@ -8,7 +8,7 @@ from imagemill.pipeline.sources.folder import is_image_name
 MAX_COMPONENT_BYTES = 255
 MAX_PATH_BYTES = 900
 """Of a name below images/: S3 takes 1,024 bytes, of which some are OUTPUT's prefix."""
-NAMELESS = ".image"
+NO_EXTENSION_MARK = ".image"
 """Between a name that is no image's, as members of shards may have, and the extension of its output."""
 
 
@@ -25,9 +25,9 @@ def output_name(rel_path: str, new_extension: str | None = None) -> str:
     that has a folder called as an image is: a bucket or a shard may hold `a.jpg` beside `a.jpg/b.jpg`, a disk cannot.
     """
     stem, dot, extension = rel_path.rpartition(".")
-    added = new_extension or (f"{dot}{extension}" if is_taken(stem) else "")
+    added = new_extension or (f"{dot}{extension}" if may_collide(stem) else "")
     if not is_image_name(rel_path):
-        added = NAMELESS + added
+        added = NO_EXTENSION_MARK + added
     name = rel_path + added
     parts = name.split("/")
     fits = stays_inside(name) and len(name.encode()) <= MAX_PATH_BYTES
@@ -43,19 +43,19 @@ def stays_inside(path: str) -> bool:
     )
 
 
-def renamed(rel_path: str, name: str) -> str:
+def fallback_name(rel_path: str, name: str) -> str:
     """Return the name of an output whose own `name`, by `output_name`, the file system of OUTPUT cannot hold."""
     return f"_renamed/{image_id(rel_path)}.{name.rpartition('.')[2]}"
 
 
-def is_refused(error: BaseException) -> bool:
+def is_name_refused(error: BaseException) -> bool:
     """Whether a file system said that it holds no file of this name, as exFAT says of `a:b.jpg`."""
     return isinstance(error, OSError) and error.errno in (errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG)
 
 
-def is_taken(stem: str) -> bool:
+def may_collide(stem: str) -> bool:
     """Whether a name that goes on with an image extension could be that of another source's output."""
-    return is_image_name(stem) or stem.endswith(NAMELESS)
+    return is_image_name(stem) or stem.endswith(NO_EXTENSION_MARK)
 
 
 def decoded_name(rel_path: str) -> str:

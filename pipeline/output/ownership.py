@@ -6,7 +6,7 @@ from imagemill.models.checkpoint import CARD
 from imagemill.pipeline.errors import ConfigError, TooManyRejects
 from imagemill.pipeline.output.exports import MANIFEST, UNFINISHED
 from imagemill.pipeline.output.lease import newest_fence
-from imagemill.pipeline.output.run_history import last_records, run_ids
+from imagemill.pipeline.output.run_history import list_run_ids, read_last_records
 from imagemill.pipeline.storage import Store
 
 FOLDERS = ("images", "results", "rejects", "runs", "checkpoints", "exemplars", "shards")
@@ -22,7 +22,7 @@ def is_output(place: Store) -> bool:
 
     Each of these alone will do: `runs/` may have been deleted, and a run may have been killed in its first second.
     """
-    if run_ids(place):
+    if list_run_ids(place):
         return True
     if is_export(place):
         return False
@@ -47,7 +47,7 @@ def check_output(place: Store) -> None:
             raise ConfigError(f"output {place.url}: {whose}: give another OUTPUT")
 
 
-def first_mark(output: Store, run_id: str, rows: int) -> str | None:
+def oldest_unaccounted_file(output: Store, run_id: str, rows: int) -> str | None:
     """The first file of the oldest run that may have left images of which no row says anything.
 
     Runs that are cut off leave such images, and what is older is the user's. Only those count that began after the last run
@@ -55,9 +55,9 @@ def first_mark(output: Store, run_id: str, rows: int) -> str | None:
 
     Args: run_id: of the run at work. rows: that OUTPUT holds.
     """
-    accounted = [record for record in last_records(output) if record.get("exit_code") in ACCOUNTED and "rows" in record]
+    accounted = [record for record in read_last_records(output) if record.get("exit_code") in ACCOUNTED and "rows" in record]
     if not accounted or rows < accounted[-1]["rows"]:
         return None
-    began = {*(other for other in run_ids(output) if other > accounted[-1]["run_id"]), run_id}
+    began = {*(other for other in list_run_ids(output) if other > accounted[-1]["run_id"]), run_id}
     marks = [path for path in (f"runs/{other}/config.yaml" for other in sorted(began)) if output.exists(path)]
     return max(marks, key=output.age, default=None)

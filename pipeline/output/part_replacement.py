@@ -9,7 +9,7 @@ import time
 
 import pyarrow as pa
 
-from imagemill.pipeline.output.parts import NOTES, notes
+from imagemill.pipeline.output.parts import NOTES_FOLDER, read_replacement_notes
 from imagemill.pipeline.schema import parquet_bytes, part_name
 from imagemill.pipeline.storage import Store
 
@@ -31,16 +31,16 @@ def replace_parts(output: Store, folder: str, old: set[str], table: pa.Table, le
         output.write(new, data, durable=True)
     gone = sorted(old - {new})
     note = {"new": new, "old": gone, "at": time.time()}
-    output.write(f"{NOTES}/{secrets.token_hex(16)}.json", json.dumps(note).encode(), durable=True)
+    output.write(f"{NOTES_FOLDER}/{secrets.token_hex(16)}.json", json.dumps(note).encode(), durable=True)
     if new and new not in old:
         output.write(new, data, durable=True)
     for path in gone:
         output.delete(path)
 
 
-def settle(output: Store) -> None:
+def finish_interrupted_merges(output: Store) -> None:
     """End what a run was killed in, and forget what is long done. Only for the holder of OUTPUT, before it lists parts."""
-    if not (told := notes(output)):
+    if not (told := read_replacement_notes(output)):
         return
     listed = {entry.path for folder in ("results", "rejects") for entry in output.entries(folder)}
     for path, note in told:

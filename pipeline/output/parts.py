@@ -2,15 +2,15 @@
 
 import json
 import re
-from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imagemill.pipeline.errors import DamagedPart, StorageError
+from imagemill.pipeline.lookahead import map_ahead
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, is_damage, reason
 from imagemill.pipeline.store_listing import Entry
@@ -23,24 +23,24 @@ LOST_MARKS = (
     "it says which older rows lost their files: restore it. Where that cannot be, delete it, run imagemill verify, and move "
     "the parts of the rows whose files it names out of OUTPUT: the next run makes those images again"
 )
-NOTES = "runs/replaced"
+NOTES_FOLDER = "runs/replaced"
 """Which parts take, or are to take, the place of which (part_replacement.py)."""
-NOTE = re.compile(r"[0-9a-f]{32}\.json")
-SCANNED_AT_A_TIME = 2_000_000
+NOTE_NAME = re.compile(r"[0-9a-f]{32}\.json")
+SCANNED_ROWS = 2_000_000
 THREADS = 16
-LISTINGS = 3
+MAX_LISTINGS = 3
 
 
-def part_paths(output: Store, folder: str) -> list[str]:
+def list_parts(output: Store, folder: str) -> list[str]:
     """The committed parts of `results` or `rejects`; of parts that are being replaced the new one, once it is there.
 
     Raises: StorageError, also for a part that is no file, and when parts are replaced faster than they are listed.
     """
     before = None
-    for _ in range(LISTINGS):
+    for _ in range(MAX_LISTINGS):
         there = (e for e in output.entries(folder) if e.path.endswith(".parquet") and "/." not in f"/{e.path}")
-        found = {openable(output, entry) for entry in there}
-        known = [(note["new"], set(note["old"])) for _, note in notes(output)]
+        found = {check_readable(output, entry) for entry in there}
+        known = [(note["new"], set(note["old"])) for _, note in read_replacement_notes(output)]
         known = [(new, old) for new, old in known if any(path.startswith(f"{folder}/") for path in old)]
         replaced = set().union(*(old for _, old in known))
         # A listing takes many requests: a part may have come behind its back, and the old ones have gone before it. One that
@@ -52,7 +52,7 @@ def part_paths(output: Store, folder: str) -> list[str]:
     raise StorageError(f"{output.uri(folder)}: parts come and go while they are listed: try again")
 
 
-def openable(output: Store, entry: Entry) -> str:
+def check_readable(output: Store, entry: Entry) -> str:
     """The path of an entry. Raises: StorageError for a pipe, or a link that leads nowhere."""
     if entry.problem:
         why = reason(OSError(entry.problem))
@@ -60,19 +60,19 @@ def openable(output: Store, entry: Entry) -> str:
     return entry.path
 
 
-def new_parts(output: Store, before: Collection[str], folder: str) -> list[str]:
+def list_new_parts(output: Store, before: Collection[str], folder: str) -> list[str]:
     """The parts of a folder that are not among those that were there before. Raises: StorageError."""
-    return [path for path in part_paths(output, folder) if path not in before]
+    return [path for path in list_parts(output, folder) if path not in before]
 
 
-def notes(output: Store) -> list[tuple[str, dict[str, Any]]]:
+def read_replacement_notes(output: Store) -> list[tuple[str, dict[str, Any]]]:
     """Path and content of each note: `new` (null where nothing is to stay), `old`, and the time `at`.
 
     Raises: StorageError.
     """
     found = []
-    for name in filter(NOTE.fullmatch, output.names(NOTES)):
-        path = f"{NOTES}/{name}"
+    for name in filter(NOTE_NAME.fullmatch, output.names(NOTES_FOLDER)):
+        path = f"{NOTES_FOLDER}/{name}"
         try:
             found.append((path, json.loads(output.read(path))))
         except FileNotFoundError:
@@ -83,7 +83,7 @@ def notes(output: Store) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-def columns_of(table: pa.Table, names: list[str]) -> list[list[Any]]:
+def columns_as_lists(table: pa.Table, names: list[str]) -> list[list[Any]]:
     return [table[name].to_pylist() for name in names]
 
 
@@ -120,30 +120,32 @@ def read_part(output: Store, path: str, columns: list[str] | None, absent: pa.Sc
 
 def read_parts(output: Store, paths: Sequence[str], columns: list[str]) -> pa.Table:
     """Columns of parts as one table, with the column `part` that names the file of each row. Raises: StorageError."""
-    tables = list(scan(output, paths, columns))
+    tables = list(scan_parts(output, paths, columns))
     if not tables:
         return pa.schema([(name, pa.string()) for name in (*columns, "part")]).empty_table()
     return pa.concat_tables(tables, promote_options="default")
 
 
-def scan(output: Store, paths: Sequence[str], columns: list[str], absent: pa.Schema | None = None) -> Iterator[pa.Table]:
+def scan_parts(
+    output: Store, paths: Sequence[str], columns: list[str], absent: pa.Schema | None = None
+) -> Iterator[pa.Table]:
     """As `read_parts`, some parts at a time, of at least SCANNED_AT_A_TIME rows in all.
 
     Args: absent: columns that a part of an older version may lack; they are null then.
     """
     tables: list[pa.Table] = []
     rows = 0
-    for path, table in each_part(output, paths, columns, ahead=2 * THREADS, absent=absent):
+    for path, table in iterate_parts(output, paths, columns, ahead=2 * THREADS, absent=absent):
         tables.append(table.append_column("part", pa.repeat(path, len(table))))
         rows += len(table)
-        if rows >= SCANNED_AT_A_TIME:
+        if rows >= SCANNED_ROWS:
             yield pa.concat_tables(tables, promote_options="default")
             tables, rows = [], 0
     if tables:
         yield pa.concat_tables(tables, promote_options="default")
 
 
-def each_part(
+def iterate_parts(
     output: Store,
     paths: Iterable[str],
     columns: list[str],
@@ -156,23 +158,19 @@ def each_part(
     Args: damaged: parts, and what is wrong with them, that are left out; one that turns out to be damaged is added. Without
         it that is an error.
     """
-    reading: deque[tuple[str, Future[pa.Table]]] = deque()
 
-    def first() -> Iterator[tuple[str, pa.Table]]:
-        path, table = reading.popleft()
+    def read(path: str) -> tuple[str, pa.Table | DamagedPart]:
         try:
-            yield path, table.result()
+            return path, read_part(output, path, columns, absent)
         except DamagedPart as e:
             if damaged is None:
                 raise
-            damaged[path] = str(e)
+            return path, e
 
     with ThreadPoolExecutor(min(ahead, THREADS)) as pool:
-        for path in paths:
-            if path in (damaged or ()):
-                continue
-            reading.append((path, pool.submit(read_part, output, path, columns, absent)))
-            if len(reading) > ahead:
-                yield from first()
-        while reading:
-            yield from first()
+        intact = (path for path in paths if path not in (damaged or ()))
+        for path, table in map_ahead(lambda path: pool.submit(read, path), intact, ahead):
+            if not isinstance(table, DamagedPart):
+                yield path, table
+            elif damaged is not None:
+                damaged[path] = str(table)

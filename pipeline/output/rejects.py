@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imagemill.pipeline.output.committed_rows import placed, wanted
-from imagemill.pipeline.output.obsolete_rejects import are_departed
-from imagemill.pipeline.output.parts import KEYS, part_paths, read_parts, scan
-from imagemill.pipeline.output.snapshot import newest_rows
+from imagemill.pipeline.output.committed_rows import match_images, match_versions
+from imagemill.pipeline.output.obsolete_rejects import is_obsolete
+from imagemill.pipeline.output.parts import KEYS, list_parts, read_parts, scan_parts
+from imagemill.pipeline.output.snapshot import select_newest_rows
 from imagemill.pipeline.storage import Store
 
-ABSENT = pa.schema([("image_id", pa.string()), ("fence", pa.int64()), ("run_id", pa.string())])
+ABSENT_SCHEMA = pa.schema([("image_id", pa.string()), ("fence", pa.int64()), ("run_id", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,17 @@ def read_rejects(
     """
     attempts, waits, is_retried = np.zeros(len(ids), np.int64), np.zeros(len(ids), bool), np.zeros(len(ids), bool)
     newest_fence = np.full(len(ids), -1, np.int64)
-    absent = [ABSENT.empty_table()]
-    for chunk in scan(output, parts, [*KEYS, "fence", "transient", "attempts", "error_class", "run_id"]):
+    absent = [ABSENT_SCHEMA.empty_table()]
+    for chunk in scan_parts(output, parts, [*KEYS, "fence", "transient", "attempts", "error_class", "run_id"]):
         chunk = chunk.set_column(
             chunk.schema.get_field_index("fence"), "fence", chunk["fence"].fill_null(0).cast(pa.int64())
         )
-        absent.append(chunk.filter(pc.invert(pc.is_in(chunk["image_id"], value_set=ids))).select(ABSENT.names).cast(ABSENT))
-        table, place = wanted(chunk, ids, versions)
+        absent.append(
+            chunk.filter(pc.invert(pc.is_in(chunk["image_id"], value_set=ids)))
+            .select(ABSENT_SCHEMA.names)
+            .cast(ABSENT_SCHEMA)
+        )
+        table, place = match_versions(chunk, ids, versions)
         np.maximum.at(attempts, place, table["attempts"].to_numpy())
         fence, is_final = table["fence"].to_numpy(), ~table["transient"].to_numpy()
         is_final &= ~pc.is_in(table["error_class"], pa.array(accepted, pa.string())).to_numpy()
@@ -71,27 +75,27 @@ def read_rejects(
         order = order[fence[order] >= newest_fence[place[order]]]
         newest_fence[place[order]], waits[place[order]] = fence[order], is_final[order]
         is_retried[place[order]] = is_selected[order]
-    return RejectHistory(attempts, waits, is_retried, newest_rows(pa.concat_tables(absent)))
+    return RejectHistory(attempts, waits, is_retried, select_newest_rows(pa.concat_tables(absent)))
 
 
-def waiting_rejects(output: Store, columns: list[str]) -> pa.Table:
+def read_waiting_rejects(output: Store, columns: list[str]) -> pa.Table:
     """The newest reject of each image that no row has made good since, be it of a mended file or of a later model.
 
     Images that have left their input, as far as its last run saw, wait no more.
 
     Raises: StorageError for a damaged part.
     """
-    parts = part_paths(output, "rejects")
-    rejects = newest_rows(read_parts(output, parts, list(dict.fromkeys([*columns, "image_id", "fence"]))))
+    parts = list_parts(output, "rejects")
+    rejects = select_newest_rows(read_parts(output, parts, list(dict.fromkeys([*columns, "image_id", "fence"]))))
     fence = np.full(len(rejects), -1, np.int64)
-    for chunk in scan(output, part_paths(output, "results") if parts else [], ["image_id", "fence"]):
-        table, place = placed(chunk, rejects["image_id"].combine_chunks())
+    for chunk in scan_parts(output, list_parts(output, "results") if parts else [], ["image_id", "fence"]):
+        table, place = match_images(chunk, rejects["image_id"].combine_chunks())
         np.maximum.at(fence, place, table["fence"].fill_null(0).to_numpy())
-    waits = (fence < rejects["fence"].cast(pa.int64()).to_numpy()) & ~are_departed(output, rejects)
+    waits = (fence < rejects["fence"].cast(pa.int64()).to_numpy()) & ~is_obsolete(output, rejects)
     return rejects.filter(pa.array(waits)).select(columns)
 
 
-def grouped(rejects: pa.Table) -> pa.Table:
+def group_rejects(rejects: pa.Table) -> pa.Table:
     """Rejects by stage and class, the most frequent first: `rel_path_count`, `transient_any`, and the first of each."""
     groups = rejects.group_by(["stage", "error_class"], use_threads=False).aggregate(
         [("rel_path", "count"), ("rel_path", "first"), ("error", "first"), ("transient", "any")]

@@ -15,17 +15,17 @@ from imagemill.pipeline.output.parts import THREADS
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason
 
-LAST_RUNS = 100
+RECENT_RUNS = 100
 """Of which something is asked: a night without anything new leaves a run too."""
 RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]+")
 
 
-def run_ids(output: Store) -> list[str]:
+def list_run_ids(output: Store) -> list[str]:
     """The runs that began, oldest first."""
     return sorted(filter(RUN_ID.fullmatch, output.names("runs")))
 
 
-def run_records(output: Store, ids: Sequence[str]) -> list[dict[str, Any]]:
+def read_run_records(output: Store, ids: Sequence[str]) -> list[dict[str, Any]]:
     """The run.json of runs; that of a run which was killed, or is at work, is left out. Raises: StorageError."""
 
     def read(run_id: str) -> dict[str, Any] | None:
@@ -42,12 +42,12 @@ def run_records(output: Store, ids: Sequence[str]) -> list[dict[str, Any]]:
         return [record for record in pool.map(read, ids) if record]
 
 
-def last_records(output: Store) -> list[dict[str, Any]]:
+def read_last_records(output: Store) -> list[dict[str, Any]]:
     """The run.json of the last runs, oldest first. Raises: StorageError."""
-    return run_records(output, run_ids(output)[-LAST_RUNS:])
+    return read_run_records(output, list_run_ids(output)[-RECENT_RUNS:])
 
 
-def config_of(output: Store, record: dict[str, Any]) -> RunConfig:
+def read_run_config(output: Store, record: dict[str, Any]) -> RunConfig:
     """The effective config of a run, by its run.json or its run_id alone. Raises: StorageError when it is damaged."""
     path = f"runs/{record['run_id']}/config.yaml"
     try:

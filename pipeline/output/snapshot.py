@@ -11,12 +11,12 @@ import pyarrow.compute as pc
 
 from imagemill.models.tasks import TASKS
 from imagemill.pipeline.errors import ConfigError, StorageError, first_of
-from imagemill.pipeline.output.committed_rows import superseded
-from imagemill.pipeline.output.parts import each_part, part_paths
+from imagemill.pipeline.output.committed_rows import read_superseded
+from imagemill.pipeline.output.parts import iterate_parts, list_parts
 from imagemill.pipeline.schema import result_schema
 from imagemill.pipeline.storage import Store
 
-MODEL = ["model_id", "checkpoint_sha256"]
+MODEL_COLUMNS = ["model_id", "checkpoint_sha256"]
 PARTS_AHEAD = 4
 """Read before they are asked for; a part may be 256 MB in memory."""
 
@@ -45,11 +45,11 @@ class Snapshot:
     def __len__(self) -> int:
         return len(self.part)
 
-    def chosen(self, keep: np.ndarray) -> "Snapshot":
+    def select(self, keep: np.ndarray) -> "Snapshot":
         """Those of its images for which `keep` (bool) is true."""
         return replace(self, part=self.part[keep], row=self.row[keep])
 
-    def check(self, columns: list[str]) -> None:
+    def check_columns(self, columns: list[str]) -> None:
         """Raises: ConfigError for columns that its rows do not have."""
         if unknown := [name for name in columns if name not in self.schema.names]:
             raise ConfigError(
@@ -62,13 +62,13 @@ class Snapshot:
         Raises: ConfigError for columns that are not there; StorageError, also for a damaged part unless `damaged` takes it.
         """
         if self.task:
-            self.check(columns)
+            self.check_columns(columns)
         if not len(self):
             return
         numbers, starts = np.unique(self.part, return_index=True)
         ends = [*starts[1:], len(self)]
         wanted = {self.parts[n]: self.row[start:end] for n, start, end in zip(numbers, starts, ends, strict=True)}
-        for path, table in each_part(self.output, wanted, columns, PARTS_AHEAD, self.schema, self.damaged):
+        for path, table in iterate_parts(self.output, wanted, columns, PARTS_AHEAD, self.schema, self.damaged):
             rows = wanted[path]
             yield table if len(rows) == len(table) else table.take(pa.array(rows))
 
@@ -95,10 +95,10 @@ class Snapshot:
                 raise ConfigError(f"--where {condition!r}: {said}; columns: {', '.join(self.schema.names)}") from None
         keep = np.zeros(len(self), bool)
         keep[np.asarray(places, np.int64)] = True
-        return self.chosen(keep)
+        return self.select(keep)
 
 
-def snapshot(
+def read_snapshot(
     output: Store,
     run: str | None = None,
     as_of: str | None = None,
@@ -119,14 +119,21 @@ def snapshot(
     Raises: ConfigError for a date that is none or before the first row, or a run or model that made no row; StorageError,
         for a damaged part, or with `damaged` where nothing but such parts is there.
     """
-    moment = moment_of(as_of) if as_of else None
-    parts = part_paths(output, "results")
-    columns = ["image_id", "fence", "encoded_at", "output_bytes", *(["run_id"] if run else []), *(MODEL if model else [])]
+    moment = parse_moment(as_of) if as_of else None
+    parts = list_parts(output, "results")
+    columns = [
+        "image_id",
+        "fence",
+        "encoded_at",
+        "output_bytes",
+        *(["run_id"] if run else []),
+        *(MODEL_COLUMNS if model else []),
+    ]
     # Identity in two halves, fence, milliseconds, whether the row names files; part and row in it.
     found: list[list[np.ndarray]] = []
     rows = 0
     number_of = {path: number for number, path in enumerate(parts)}
-    for path, table in each_part(output, parts, columns, ahead=64, damaged=damaged):
+    for path, table in iterate_parts(output, parts, columns, ahead=64, damaged=damaged):
         number = number_of[path]
         rows += len(table)
         where = np.arange(len(table), dtype=np.int32)
@@ -140,15 +147,15 @@ def snapshot(
         if len(where) == 0:
             continue
         table = table.take(pa.array(where))
-        halves = identities(table["image_id"], output.uri(path)).view(">u8").reshape(-1, 2).astype(np.uint64)
+        halves = ids_to_bytes(table["image_id"], output.uri(path)).view(">u8").reshape(-1, 2).astype(np.uint64)
         fence = table["fence"].fill_null(0).to_numpy()
         milliseconds = table["encoded_at"].cast(pa.int64()).to_numpy()
         files = pc.is_valid(table["output_bytes"]).to_numpy()
         found.append([halves[:, 0], halves[:, 1], fence, milliseconds, files, np.full(len(where), number, np.int32), where])
-    tasks = each_part(output, parts, ["task"], ahead=1, damaged=damaged)
+    tasks = iterate_parts(output, parts, ["task"], ahead=1, damaged=damaged)
     first, task = next(((path, table["task"][0].as_py()) for path, table in tasks if len(table)), ("", ""))
     if damaged and not (found and task):
-        raise nothing_whole(damaged)
+        raise no_readable_part(damaged)
     if rows and task not in TASKS:
         raise StorageError(f"{output.uri(first)}: a part of the task {task!r}, which is none of {', '.join(TASKS)}")
     schema = result_schema(TASKS[task].columns, TASKS[task].stores_latent) if task else pa.schema([])
@@ -156,32 +163,32 @@ def snapshot(
         if run:
             raise ConfigError(f"{output.url}: no row is of run {run}; imagemill status lists them")
         if rows or model:
-            raise ConfigError(f"{output.url}: {nothing_of(output, parts, model, as_of)}")
+            raise ConfigError(f"{output.url}: {describe_missing_rows(output, parts, model, as_of)}")
         return Snapshot(output, task, schema, parts, np.empty(0, np.int32), np.empty(0, np.int32), rows, 0, damaged)
     high, low, fence, milliseconds, files, part, row = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
     del found
-    newest = newest_places([high, low], fence, milliseconds)
+    newest = newest_row_indexes([high, low], fence, milliseconds)
     counts = np.ones(len(newest), bool)
     with_files = newest[files[newest]]
     if len(with_files) and not run:
-        ids = hexadecimal(high[with_files], low[with_files])
+        ids = bytes_to_ids(high[with_files], low[with_files])
         until = f"{moment:%Y%m%dT%H%M%SZ}" if moment else None
-        counts[files[newest]] = superseded(output, ids, until) <= fence[with_files]
+        counts[files[newest]] = read_superseded(output, ids, until) <= fence[with_files]
     newest = newest[counts]
     return Snapshot(output, task, schema, parts, part[newest], row[newest], rows, int((~counts).sum()), damaged)
 
 
-def nothing_whole(damaged: dict[str, str]) -> StorageError:
+def no_readable_part(damaged: dict[str, str]) -> StorageError:
     """For who finds nothing beside damaged parts: what is wrong with them."""
     return StorageError(first_of(list(damaged.values())))
 
 
-def nothing_of(output: Store, parts: list[str], model: str | None, as_of: str | None) -> str:
+def describe_missing_rows(output: Store, parts: list[str], model: str | None, as_of: str | None) -> str:
     """Why an OUTPUT has no row of a model, or of a time: what it has."""
     models: set[tuple[str, str]] = set()
     times: list[datetime] = []
-    for _, table in each_part(output, parts, [*MODEL, "encoded_at"], ahead=64):
-        groups = table.group_by(MODEL, use_threads=False).aggregate([("encoded_at", "min")])
+    for _, table in iterate_parts(output, parts, [*MODEL_COLUMNS, "encoded_at"], ahead=64):
+        groups = table.group_by(MODEL_COLUMNS, use_threads=False).aggregate([("encoded_at", "min")])
         models |= {(str(row["model_id"]), str(row["checkpoint_sha256"])) for row in groups.to_pylist()}
         times += groups["encoded_at_min"].drop_null().to_pylist()
     if model and not any(name == model or sha256.startswith(model) for name, sha256 in models):
@@ -191,7 +198,7 @@ def nothing_of(output: Store, parts: list[str], model: str | None, as_of: str | 
     return f"no row{of_model} is as old as --as-of {as_of}: the first of all is of {min(times):%Y-%m-%dT%H:%M:%S} (UTC)"
 
 
-def moment_of(text: str) -> datetime:
+def parse_moment(text: str) -> datetime:
     """A day (its last microsecond) or a time, in UTC where it does not say. Raises: ConfigError."""
     try:
         moment = datetime.fromisoformat(text)
@@ -202,7 +209,7 @@ def moment_of(text: str) -> datetime:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
 
 
-def newest_places(keys: list[np.ndarray], fence: np.ndarray, encoded: np.ndarray) -> np.ndarray:
+def newest_row_indexes(keys: list[np.ndarray], fence: np.ndarray, encoded: np.ndarray) -> np.ndarray:
     """For each image, which `keys` (one or several numbers a row) tell apart, the place of its newest row; in order.
 
     The newest is that of the last run, which its fence tells; clocks of machines differ. What is equal in all is a double,
@@ -217,17 +224,17 @@ def newest_places(keys: list[np.ndarray], fence: np.ndarray, encoded: np.ndarray
     return np.sort(order[first])
 
 
-def newest_rows(table: pa.Table) -> pa.Table:
+def select_newest_rows(table: pa.Table) -> pa.Table:
     """For each image_id of a table the newest of its rows, by the columns `fence` and, where it is there, `encoded_at`."""
     codes = table["image_id"].combine_chunks().dictionary_encode().indices.to_numpy()
     fence = table["fence"].cast(pa.int64()).fill_null(0).to_numpy()
     encoded = np.zeros(len(table), np.int64)
     if "encoded_at" in table.schema.names:
         encoded = table["encoded_at"].cast(pa.timestamp("ms", tz="UTC")).cast(pa.int64()).to_numpy()
-    return table.take(pa.array(newest_places([codes], fence, encoded)))
+    return table.take(pa.array(newest_row_indexes([codes], fence, encoded)))
 
 
-def identities(ids: pa.ChunkedArray, uri: str) -> np.ndarray:
+def ids_to_bytes(ids: pa.ChunkedArray, uri: str) -> np.ndarray:
     """Identities of 32 hex digits as their 16 bytes, (N,) S16. Raises: StorageError that names the part with others."""
     try:
         fixed = ids.combine_chunks().cast(pa.binary()).cast(pa.binary(32))
@@ -237,7 +244,7 @@ def identities(ids: pa.ChunkedArray, uri: str) -> np.ndarray:
         raise StorageError(f"{uri}: a part whose image_id are not of 32 hex digits") from None
 
 
-def hexadecimal(high: np.ndarray, low: np.ndarray) -> pa.Array:
+def bytes_to_ids(high: np.ndarray, low: np.ndarray) -> pa.Array:
     """What `identities` gave, back to strings."""
     digits = np.stack([high, low], 1).astype(">u8").tobytes().hex().encode()
     offsets = np.arange(len(high) + 1, dtype=np.int64) * 32

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from imagemill.models.autoencoder import Autoencoder
 
 
-def keep_checkpoint(output: Store, card: Card, weights: bytes) -> None:
+def store_checkpoint(output: Store, card: Card, weights: bytes) -> None:
     """Put a checkpoint beside what it makes: every worker can read it there, and OUTPUT stays decodable by itself."""
     folder = checkpoint_folder(card.sha256)
     if not output.exists(f"{folder}/{checkpoints.CARD}"):
@@ -23,7 +23,7 @@ def checkpoint_folder(sha256: str) -> str:
     return f"checkpoints/{sha256[:16]}"
 
 
-def kept_checkpoint(output: Store, sha256: str) -> tuple[Card, bytes]:
+def read_stored_checkpoint(output: Store, sha256: str) -> tuple[Card, bytes]:
     """What `keep_checkpoint` left in OUTPUT: the card, and the weights whose digest it says. Raises: CheckpointError."""
     folder = checkpoint_folder(sha256)
     try:
@@ -37,7 +37,7 @@ def kept_checkpoint(output: Store, sha256: str) -> tuple[Card, bytes]:
     return card, weights
 
 
-def kept_model(output: Store, sha256: str, device: str) -> "Autoencoder":
+def load_stored_model(output: Store, sha256: str, device: str) -> "Autoencoder":
     """The model of a checkpoint that lies in OUTPUT, on a device. Raises: CheckpointError."""
-    card, weights = kept_checkpoint(output, sha256)
+    card, weights = read_stored_checkpoint(output, sha256)
     return checkpoints.load_model(card, weights, device)

@@ -13,12 +13,12 @@ import pyarrow.compute as pc
 
 from imagemill.models.card import CheckpointError
 from imagemill.pipeline.errors import StorageError
-from imagemill.pipeline.output.committed_rows import superseded
+from imagemill.pipeline.output.committed_rows import read_superseded
 from imagemill.pipeline.output.output_names import stays_inside
-from imagemill.pipeline.output.parts import KEYS, part_paths, read_part, read_parts
-from imagemill.pipeline.output.run_history import last_records
-from imagemill.pipeline.output.snapshot import newest_rows
-from imagemill.pipeline.output.stored_checkpoint import kept_checkpoint, kept_model
+from imagemill.pipeline.output.parts import KEYS, list_parts, read_part, read_parts
+from imagemill.pipeline.output.run_history import read_last_records
+from imagemill.pipeline.output.snapshot import select_newest_rows
+from imagemill.pipeline.output.stored_checkpoint import load_stored_model, read_stored_checkpoint
 from imagemill.pipeline.schema import LatentError, part_name
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
@@ -31,7 +31,7 @@ UNREADABLE = (StorageError, OSError, pa.ArrowException, KeyError, AttributeError
 
 
 @dataclass
-class Verified:
+class VerificationResult:
     """What `verify` saw."""
 
     images: int = 0
@@ -44,7 +44,7 @@ class Verified:
     problems: list[str] = field(default_factory=list)
 
 
-def verify(output: Store) -> Verified:
+def verify(output: Store) -> VerificationResult:
     """Check an OUTPUT against itself: parts, how many rows the last run left, doubles, checkpoints, latents with their CRC,
     newest rows' files with their sha256.
 
@@ -55,38 +55,38 @@ def verify(output: Store) -> Verified:
     @cache
     def entropy_of(checkpoint_sha256: str) -> "EntropyModel | None":
         try:
-            model = kept_model(output, checkpoint_sha256, "cpu")
+            model = load_stored_model(output, checkpoint_sha256, "cpu")
             return getattr(model, "entropy", None)
         except CheckpointError as e:
             broken[checkpoint_sha256] = str(e)
             return None
 
-    seen = Verified()
+    seen = VerificationResult()
     # Before the parts are listed: a run that ends meanwhile says of more rows than those.
-    last = last_count(output, seen)
+    last = read_last_count(output, seen)
     tables = []
-    parts = part_paths(output, "results")
+    parts = list_parts(output, "results")
     for path in parts:
         try:
             tables.append(check_part(path, read_part(output, path, None), seen, entropy_of))
         except UNREADABLE as e:
-            seen.problems.append(unread(output, path, e))
+            seen.problems.append(describe_unreadable_part(output, path, e))
     seen.rows = sum(map(len, tables))
     # Of a part that cannot be read, which has its line, nobody knows how many it held.
     if len(tables) == len(parts) and last and seen.rows < last["rows"]:
         missing = f"{last['rows'] - seen.rows:,} of the {last['rows']:,} rows that run {last['run_id']} left are missing"
         seen.problems.append(f"results/: {missing}: copy them again, or run again, which does their images anew")
-    for path in part_paths(output, "rejects"):
+    for path in list_parts(output, "rejects"):
         try:
             seen.rejects += len(read_parts(output, [path], KEYS))
         except UNREADABLE as e:
-            seen.problems.append(unread(output, path, e))
+            seen.problems.append(describe_unreadable_part(output, path, e))
     if not tables:
         return seen
     rows = pa.concat_tables(tables, promote_options="default")
     for checkpoint in pc.value_counts(rows["checkpoint_sha256"].drop_null()).to_pylist():
         try:
-            kept_checkpoint(output, checkpoint["values"])
+            read_stored_checkpoint(output, checkpoint["values"])
         except (CheckpointError, *UNREADABLE) as e:
             broken.setdefault(checkpoint["values"], str(e) if isinstance(e, CheckpointError) else reason(e))
         if said := broken.get(checkpoint["values"]):
@@ -94,25 +94,25 @@ def verify(output: Store) -> Verified:
     counts = rows.group_by(KEYS, use_threads=False).aggregate([([], "count_all")])
     for key in counts.filter(pc.field("count_all") > 1).to_pylist():
         seen.problems.append(f"image {key['image_id']} version {key['version']}: {key['count_all']} rows")
-    newest = newest_rows(rows)
+    newest = select_newest_rows(rows)
     seen.images = len(newest)
     names_files = newest.filter(pc.is_valid(newest["output_uri"]))
     ids, fences = names_files["image_id"].combine_chunks(), names_files["fence"].fill_null(0).to_numpy()
     later = np.zeros(len(ids), bool)
     try:
-        later = superseded(output, ids) > fences
+        later = read_superseded(output, ids) > fences
     except UNREADABLE as e:
         seen.problems.append(str(e) if isinstance(e, StorageError) else reason(e))
     seen.waiting = int(later.sum())
 
     named = names_files.filter(pa.array(~later)).select(["output_uri", "output_sha256"]).to_pylist()
     with ThreadPoolExecutor(8) as pool:
-        seen.problems += [problem for problem in pool.map(partial(file_problem, output), named) if problem]
+        seen.problems += [problem for problem in pool.map(partial(check_file, output), named) if problem]
     seen.files = len(named)
     return seen
 
 
-def file_problem(output: Store, row: dict[str, Any]) -> str | None:
+def check_file(output: Store, row: dict[str, Any]) -> str | None:
     """What is wrong with the file that a row names by output_uri and output_sha256; None for the row's own."""
     path = row["output_uri"]
     if not stays_inside(path):
@@ -126,32 +126,34 @@ def file_problem(output: Store, row: dict[str, Any]) -> str | None:
     return None if digest == row["output_sha256"] else f"{path}: its sha256 is not the row's"
 
 
-def last_count(output: Store, seen: Verified) -> dict[str, Any] | None:
+def read_last_count(output: Store, seen: VerificationResult) -> dict[str, Any] | None:
     """The record of the last run that came to its account: since then each row that went left another in its place."""
     try:
-        records = [record for record in last_records(output) if "rows" in record]
+        records = [record for record in read_last_records(output) if "rows" in record]
     except UNREADABLE as e:
         seen.problems.append(reason(e))
         return None
     return max(records, key=lambda record: int(record["fence"]), default=None)
 
 
-def unread(output: Store, path: str, error: Exception) -> str:
+def describe_unreadable_part(output: Store, path: str, error: Exception) -> str:
     """One line about a part; what a StorageError says ends with what to do."""
     said = str(error).removeprefix(f"{output.uri(path)}: ") if isinstance(error, StorageError) else reason(error)
     return f"{path}: cannot be read: {said}"
 
 
-def check_part(path: str, table: pa.Table, seen: Verified, entropy_of: Callable[[str], "EntropyModel | None"]) -> pa.Table:
+def check_part(
+    path: str, table: pa.Table, seen: VerificationResult, entropy_of: Callable[[str], "EntropyModel | None"]
+) -> pa.Table:
     """Check a part's name, which its identities decide, and its latents; give the columns that the other checks need."""
     if path.rpartition("/")[2] != part_name(table):
         seen.problems.append(f"{path}: its name is not that of the rows it holds")
     if "latent" in table.schema.names:
-        from imagemill.pipeline.output.latent_symbols import is_coded, latent_rows, symbols_of
+        from imagemill.pipeline.output.latent_symbols import decode_symbols, is_coded, iterate_latent_rows
 
-        for number, row in enumerate(latent_rows(table)):
+        for number, row in enumerate(iterate_latent_rows(table)):
             try:
-                symbols_of(row, entropy_of(row["checkpoint_sha256"]) if is_coded(row) else None)
+                decode_symbols(row, entropy_of(row["checkpoint_sha256"]) if is_coded(row) else None)
                 seen.latents += 1
             except LatentError as e:
                 seen.problems.append(f"{path} row {number}: {e}")

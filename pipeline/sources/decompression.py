@@ -18,21 +18,21 @@ import pyarrow as pa
 from imagemill.pipeline.store_failures import is_damage
 
 READ_BYTES = 1 << 20
-PIECE_BYTES = 1 << 16
+CHUNK_BYTES = 1 << 16
 BLOCK_BYTES = 512
 """Of a tar."""
 MAGIC_BYTES = 10
 
 
-class Damaged(Exception):
+class DamagedStream(Exception):
     """Packed bytes that cannot be unpacked."""
 
 
-class Cut(Damaged):
+class TruncatedStream(DamagedStream):
     """Packed bytes that end too early."""
 
 
-class Streams:
+class ConcatenatedStreams:
     """The unpacked bytes of bzip2 or xz streams that follow each other."""
 
     def __init__(self, file: BinaryIO, decompressor: Callable[[], Any]) -> None:
@@ -46,18 +46,18 @@ class Streams:
             if self._stream.eof:
                 packed = self._stream.unused_data.lstrip(b"\0")
                 while not packed:
-                    if not (piece := self.file.read(PIECE_BYTES)):
+                    if not (piece := self.file.read(CHUNK_BYTES)):
                         return b""
                     packed = piece.lstrip(b"\0")
                 self._stream = self.decompressor()
-            elif self._stream.needs_input and not (packed := self.file.read(PIECE_BYTES)):
+            elif self._stream.needs_input and not (packed := self.file.read(CHUNK_BYTES)):
                 raise EOFError("it ends in the middle of a packed stream")
             if data := self._stream.decompress(packed, size):
                 return bytes(data)
             packed = b""
 
 
-class Zstandard:
+class ZstdStream:
     """The unpacked bytes of zstd frames that follow each other, by Arrow."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -79,16 +79,16 @@ class Zstandard:
         return bytes(pieces)
 
 
-UNPACK: dict[re.Pattern[bytes], Callable[[BinaryIO], Any]] = {
+DECOMPRESSORS: dict[re.Pattern[bytes], Callable[[BinaryIO], Any]] = {
     re.compile(rb"\x1f\x8b\x08"): lambda file: gzip.GzipFile(fileobj=file),
-    re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)"): lambda file: Streams(file, bz2.BZ2Decompressor),
-    re.compile(rb"\xfd7zXZ\0"): lambda file: Streams(file, lzma.LZMADecompressor),
-    re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"): Zstandard,
+    re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)"): lambda file: ConcatenatedStreams(file, bz2.BZ2Decompressor),
+    re.compile(rb"\xfd7zXZ\0"): lambda file: ConcatenatedStreams(file, lzma.LZMADecompressor),
+    re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"): ZstdStream,
 }
 """By the first bytes of a file: names are often wrong, as a gzipped tar is called .tar."""
 
 
-class Unpacked(io.RawIOBase):
+class DecompressedFile(io.RawIOBase):
     """As a file; a seek forward reads, a seek back opens the packed file again."""
 
     def __init__(self, opener: Callable[[], BinaryIO], unpack: Callable[[BinaryIO], Any], packed: BinaryIO) -> None:
@@ -115,7 +115,7 @@ class Unpacked(io.RawIOBase):
             if isinstance(e, OSError) and not isinstance(e, gzip.BadGzipFile) and not is_damage(e):
                 raise
             said = " ".join(str(e).split()) or type(e).__name__
-            raise (Cut if isinstance(e, EOFError) or "Truncated" in said else Damaged)(said) from None
+            raise (TruncatedStream if isinstance(e, EOFError) or "Truncated" in said else DamagedStream)(said) from None
         buffer[: len(data)] = data
         self._place += len(data)
         return len(data)
@@ -135,15 +135,15 @@ class Unpacked(io.RawIOBase):
         super().close()
 
 
-def packing(head: bytes) -> Callable[[BinaryIO], Any] | None:
+def find_decompressor(head: bytes) -> Callable[[BinaryIO], Any] | None:
     """What unpacks a file that begins with these bytes; None for one that is not packed."""
-    return next((unpack for magic, unpack in UNPACK.items() if magic.match(head)), None)
+    return next((unpack for magic, unpack in DECOMPRESSORS.items() if magic.match(head)), None)
 
 
-def opened(opener: Callable[[], BinaryIO]) -> io.BufferedReader:
+def open_decompressed(opener: Callable[[], BinaryIO]) -> io.BufferedReader:
     """The unpacked bytes of a file, which `opener` opens. Raises: what it does."""
     file = opener()
-    unpack = packing(file.read(MAGIC_BYTES))
+    unpack = find_decompressor(file.read(MAGIC_BYTES))
     file.seek(0)
-    raw = Unpacked(opener, unpack, file) if unpack else file
+    raw = DecompressedFile(opener, unpack, file) if unpack else file
     return io.BufferedReader(raw, READ_BYTES)  # type: ignore[arg-type]  # fsspec's files are raw ones

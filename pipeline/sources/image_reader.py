@@ -9,13 +9,13 @@ from imagemill.models.type_checks import require_value
 from imagemill.pipeline.sources.input import Input
 from imagemill.pipeline.sources.shard_formats import shard_format
 from imagemill.pipeline.sources.source import SHARD_CHANGED, ShardReader
-from imagemill.pipeline.sources.web import AddressRefused, NoAddress, TooLarge, fetch, without_secrets
+from imagemill.pipeline.sources.web import AddressRefused, InvalidAddress, TooLarge, fetch, redact_secrets
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import class_of, reason
 
 MAX_FILE_BYTES = 1_000_000_000
 SHARD_TRIES = 3
-FINAL = {AddressRefused: "NotAllowed", NoAddress: "NoAddress", TooLarge: "TooManyBytes"}
+PERMANENT_ERRORS = {AddressRefused: "NotAllowed", InvalidAddress: "NoAddress", TooLarge: "TooManyBytes"}
 """Error classes of URLs that are not asked for again."""
 Result = TypeVar("Result")
 
@@ -28,14 +28,14 @@ class ReadError(Exception):
         self.error_class, self.transient = error_class, transient
 
 
-def check_bytes(size: int, what: str) -> None:
+def check_size(size: int, what: str) -> None:
     """Raises: ReadError for more bytes than are read of an image or a mask."""
     if size > MAX_FILE_BYTES:
         message = f"{size / 1e6:.0f} MB are over the limit of {MAX_FILE_BYTES / 1e6:.0f} MB for a {what}"
         raise ReadError("TooManyBytes", message, transient=False)
 
 
-class Reading:
+class ImageReader:
     """Reads for one actor. Files are read by several threads; shards by one, in order, for they are read forward."""
 
     def __init__(self, source: Input, threads: int) -> None:
@@ -60,7 +60,7 @@ class Reading:
 
     def image(self, reference: dict[str, Any]) -> bytes:
         """The encoded image. Raises: ReadError."""
-        check_bytes(reference["size"], "file")
+        check_size(reference["size"], "file")
         if reference["offset"] is not None:
             digest = reference["source_etag"].split()[0]
             return self._member(reference["path"], reference["offset"], reference["size"], digest)
@@ -71,7 +71,7 @@ class Reading:
         return data
 
     def _mask(self, reference: dict[str, Any]) -> bytes:
-        check_bytes(reference["mask_size"], "mask")
+        check_size(reference["mask_size"], "mask")
         if reference["mask_offset"] is None:
             return self._file(None, reference["mask_path"])
         digest = reference["source_etag"].split()[1]
@@ -84,9 +84,9 @@ class Reading:
             store = self.source.store if base is None else Store(base, self.source.store.config)
             return store.read(path)
         except FileNotFoundError:
-            raise ReadError("FileNotFound", f"{without_secrets(path)} was gone when it was read") from None
-        except (AddressRefused, NoAddress, TooLarge) as e:
-            raise ReadError(FINAL[type(e)], str(e), transient=False) from None
+            raise ReadError("FileNotFound", f"{redact_secrets(path)} was gone when it was read") from None
+        except (AddressRefused, InvalidAddress, TooLarge) as e:
+            raise ReadError(PERMANENT_ERRORS[type(e)], str(e), transient=False) from None
         except Exception as e:  # noqa: BLE001 - what a store's client may raise is open-ended; the image waits
             raise ReadError(class_of(e), reason(e)) from None
 

@@ -18,23 +18,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.sources import parquet_columns
-from imagemill.pipeline.sources.source import Listed, Number, SourceConfig, carried, read_json, to_json
-from imagemill.pipeline.sources.web import WEB
+from imagemill.pipeline.sources.parquet_columns import check_carry, check_columns_exist, check_key, describe_columns, is_text
+from imagemill.pipeline.sources.source import JsonNumber, ListedImage, SourceConfig, parse_json, to_extra, to_json
+from imagemill.pipeline.sources.web import WEB_SCHEMES
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, is_damage, reason
 
 URI_NAMES = ("uri", "url", "path", "file", "file_name", "filename", "image", "image_url", "source_uri")
-USER = re.compile(r"[^/?#]*@")
+USER_INFO = re.compile(r"[^/?#]*@")
 """What may stand before the host of an address."""
-LONGEST = 4096
+MAX_URI_CHARACTERS = 4096
 """Characters of a path or URL; what is longer is something else, such as the bytes of an image as text."""
 LOCATED_AT_A_TIME = 10_000
 THREADS = 32
 Row = dict[str, Any]
 
 
-def rows_of_csv(store: Store, path: str, config: SourceConfig) -> Iterator[Row]:
+def read_csv_rows(store: Store, path: str, config: SourceConfig) -> Iterator[Row]:
     """Every row of a CSV or TSV file, all values as the text that stands there. Raises: ConfigError, ValueError."""
     data = store.read(path)
     # The module's limit of 128 kB a field is one of the whole process, and none of a manifest.
@@ -55,10 +55,10 @@ def rows_of_csv(store: Store, path: str, config: SourceConfig) -> Iterator[Row]:
     except UnicodeDecodeError:
         raise ValueError(f"{encoding.removesuffix('-sig').upper()} is expected: save the file as UTF-8") from None
     except (csv.Error, ValueError) as e:
-        raise ValueError(f"line {lines.line_num:,}: {reason_of(e)}") from None
+        raise ValueError(f"line {lines.line_num:,}: {describe_error(e)}") from None
 
 
-def rows_of_json(store: Store, path: str, config: SourceConfig) -> Iterator[Row]:
+def read_json_rows(store: Store, path: str, config: SourceConfig) -> Iterator[Row]:
     """Every object of a JSON Lines file; one may lack columns that others have. Raises: ConfigError, ValueError."""
     data = store.read(path)
 
@@ -66,12 +66,12 @@ def rows_of_json(store: Store, path: str, config: SourceConfig) -> Iterator[Row]
         for number, line in enumerate(io.BytesIO(data), 1):
             try:
                 if text := line.decode("utf-8-sig" if number == 1 else "utf-8").strip():
-                    row = read_json(text)
+                    row = parse_json(text)
                     if not isinstance(row, dict):
                         raise ValueError("an object is expected")
                     yield row
             except (ValueError, RecursionError) as e:
-                raise ValueError(f"line {number:,}: {reason_of(e)}") from None
+                raise ValueError(f"line {number:,}: {describe_error(e)}") from None
 
     names = list(dict.fromkeys(name for row in objects() for name in row))
     if names:
@@ -79,20 +79,20 @@ def rows_of_json(store: Store, path: str, config: SourceConfig) -> Iterator[Row]
     yield from objects()
 
 
-def rows_of_parquet(store: Store, path: str, config: SourceConfig) -> Iterator[Row]:
+def read_parquet_rows(store: Store, path: str, config: SourceConfig) -> Iterator[Row]:
     """Every row of a Parquet file. Raises: ConfigError, OSError, pa.ArrowException, UnicodeError."""
     with store.fs.open(store.full(path), "rb") as file:
         parquet = pq.ParquetFile(file)
         schema = parquet.schema_arrow
         check_columns(schema.names, path, config)
-        parquet_columns.check_carried(schema, path, config.carry or [])
+        check_carry(schema, path, config.carry or [])
         if config.key:
-            parquet_columns.check_key(schema, path, config.key)
-        uris = uri_names(schema.names, config)
-        texts = [name for name in uris if parquet_columns.is_text(schema.field(name).type)]
+            check_key(schema, path, config.key)
+        uris = uri_columns(schema.names, config)
+        texts = [name for name in uris if is_text(schema.field(name).type)]
         if not texts:
             raise ConfigError(
-                f"input {path}: a column of paths or URLs is of text, and not {parquet_columns.typed(schema, uris)}"
+                f"input {path}: a column of paths or URLs is of text, and not {describe_columns(schema, uris)}"
             )
         wanted = dict.fromkeys([texts[0], *([config.key] if config.key else []), *(config.carry or ())])
         for batch in parquet.iter_batches(LOCATED_AT_A_TIME, columns=list(wanted)):
@@ -100,11 +100,11 @@ def rows_of_parquet(store: Store, path: str, config: SourceConfig) -> Iterator[R
 
 
 MANIFEST_FORMATS: dict[str, Callable[[Store, str, SourceConfig], Iterator[Row]]] = {
-    ".csv": rows_of_csv,
-    ".jsonl": rows_of_json,
-    ".ndjson": rows_of_json,
-    ".parquet": rows_of_parquet,
-    ".tsv": rows_of_csv,
+    ".csv": read_csv_rows,
+    ".jsonl": read_json_rows,
+    ".ndjson": read_json_rows,
+    ".parquet": read_parquet_rows,
+    ".tsv": read_csv_rows,
 }
 """The function that reads the rows of a manifest, by the suffix of its name."""
 
@@ -114,7 +114,7 @@ def is_manifest(path: str) -> bool:
     return path.lower().endswith(tuple(MANIFEST_FORMATS))
 
 
-def rows_of(store: Store, path: str, config: SourceConfig) -> Iterator[Row]:
+def read_rows(store: Store, path: str, config: SourceConfig) -> Iterator[Row]:
     """Return the rows of a manifest of any format. Raises: ConfigError, ValueError, OSError, pa.ArrowException."""
     read = next(read for suffix, read in MANIFEST_FORMATS.items() if path.lower().endswith(suffix))
     return read(store, path, config)
@@ -123,42 +123,42 @@ def rows_of(store: Store, path: str, config: SourceConfig) -> Iterator[Row]:
 def check_columns(names: list[str], path: str, config: SourceConfig) -> None:
     """Raises: ConfigError for a column that the config names and that is not there, or twice; and without one of paths."""
     for key, asked in (("uri", [config.uri]), ("key", [config.key]), ("carry", config.carry or [])):
-        parquet_columns.check_named(names, path, key, [name for name in asked if name])
-    uris = uri_names(names, config)
+        check_columns_exist(names, path, key, [name for name in asked if name])
+    uris = uri_columns(names, config)
     if not uris:
         raise ConfigError(f"input {path}: no column of paths or URLs among {', '.join(names)}; name it in source.uri")
     if names.count(uris[0]) > 1:
         raise ConfigError(f"input {path}: several columns are called {uris[0]}: rename them")
 
 
-def uri_names(names: list[str], config: SourceConfig) -> list[str]:
+def uri_columns(names: list[str], config: SourceConfig) -> list[str]:
     """The columns that may hold paths and URLs, the likeliest first."""
     return [name for name in ([config.uri] if config.uri else URI_NAMES) if name in names]
 
 
-def reason_of(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     text = " ".join(str(error).split())[:200]
     return "a quote is opened and never closed" if text == "unexpected end of data" else text
 
 
-def list_manifest(store: Store, path: str, config: SourceConfig) -> Iterator[Listed]:
+def list_manifest(store: Store, path: str, config: SourceConfig) -> Iterator[ListedImage]:
     """Every row, in order; what they name is looked at, 32 at a time. Raises: ConfigError for a file that is no manifest."""
     roots = [os.path.realpath(root) for root in (*([store.root] if store.local else []), *config.roots)]
 
-    def look(row: Row) -> Listed:
-        uri = next((row[name] for name in uri_names(list(row), config) if row[name] not in (None, "")), "")
+    def look(row: Row) -> ListedImage:
+        uri = next((row[name] for name in uri_columns(list(row), config) if row[name] not in (None, "")), "")
         name = row.get(config.key) if config.key else None
-        extra = carried({column: row.get(column) for column in config.carry or ()})
-        text = uri.strip() if isinstance(uri, str) and not isinstance(uri, Number) else uri
-        return located(text, None if name is None else named(name), extra, store, roots, config)
+        extra = to_extra({column: row.get(column) for column in config.carry or ()})
+        text = uri.strip() if isinstance(uri, str) and not isinstance(uri, JsonNumber) else uri
+        return locate_image(text, None if name is None else key_text(name), extra, store, roots, config)
 
     def rows() -> Iterator[Row]:
         try:
-            yield from rows_of(store, path, config)
+            yield from read_rows(store, path, config)
         except (OSError, ValueError, pa.ArrowException) as e:
             if isinstance(e, OSError) and not is_damage(e):
                 raise
-            raise ConfigError(f"input {store.uri(path)}: cannot be read: {reason_of(e)}") from None
+            raise ConfigError(f"input {store.uri(path)}: cannot be read: {describe_error(e)}") from None
 
     listed = rows()
     with ThreadPoolExecutor(THREADS) as pool:
@@ -166,40 +166,42 @@ def list_manifest(store: Store, path: str, config: SourceConfig) -> Iterator[Lis
             yield from pool.map(look, some)
 
 
-def named(value: Any) -> str:
+def key_text(value: Any) -> str:
     """What a key calls an image."""
     return value if isinstance(value, str) else to_json(value) if isinstance(value, dict | list) else str(value)
 
 
-def located(text: Any, name: str | None, extra: str | None, store: Store, roots: list[str], config: SourceConfig) -> Listed:
+def locate_image(
+    text: Any, name: str | None, extra: str | None, store: Store, roots: list[str], config: SourceConfig
+) -> ListedImage:
     """What a row of a manifest names; what may not be read, or is not there, is listed with its problem."""
-    if not isinstance(text, str) or isinstance(text, Number) or len(text) > LONGEST:
+    if not isinstance(text, str) or isinstance(text, JsonNumber) or len(text) > MAX_URI_CHARACTERS:
         shown = to_json(text)
-        what = f"{len(shown):,} characters" if isinstance(text, str) and len(shown) > LONGEST else "no text"
+        what = f"{len(shown):,} characters" if isinstance(text, str) and len(shown) > MAX_URI_CHARACTERS else "no text"
         shown = shown[:60]
         problem = f"BadName: a path or URL is expected, not {what}: {shown}"
-        return Listed(name or shown, 0, "refused", "", base="", problem=problem, extra=extra)
+        return ListedImage(name or shown, 0, "refused", "", base="", problem=problem, extra=extra)
     scheme, separator, rest = text.partition("://")
     # A row is not to hold what may be a password.
-    user = USER.match(rest) if scheme != "file" else None
+    user = USER_INFO.match(rest) if scheme != "file" else None
     if user:
         rest = rest[user.end() :]
         text = f"{scheme}://{rest}"
     # What it is called, be it refused or not: a row makes the reject of the same image good.
     plain = (rest if separator else text).removeprefix("./")
 
-    def refused(problem: str) -> Listed:
-        return Listed(name or plain or "empty row", 0, "refused", text, base="", problem=problem, extra=extra)
+    def refused(problem: str) -> ListedImage:
+        return ListedImage(name or plain or "empty row", 0, "refused", text, base="", problem=problem, extra=extra)
 
     if not text:
         return refused("BadName: the row names nothing")
     if user:
         return refused("NotAllowed: an address carries no user and password")
-    if separator and scheme in WEB:
+    if separator and scheme in WEB_SCHEMES:
         if config.http == "refuse":
             return refused("NotAllowed: http(s) URLs are refused unless source.http is public or any")
         # No request for each URL before the run: what lies there is taken to stay as it is.
-        return Listed(name or plain, -1, text, text, base="", extra=extra)
+        return ListedImage(name or plain, -1, text, text, base="", extra=extra)
     try:
         if scheme == "s3" and separator:
             bucket, _, key = rest.partition("/")
@@ -220,4 +222,4 @@ def located(text: Any, name: str | None, extra: str | None, store: Store, roots:
         return refused("FileNotFound: it is not there")
     except (ConfigError, ValueError, *STORE_FAILURES) as e:
         return refused(f"NotReadable: {reason(e)}")
-    return Listed(name or plain, entry.size, entry.etag, path, base=base.url, extra=extra)
+    return ListedImage(name or plain, entry.size, entry.etag, path, base=base.url, extra=extra)

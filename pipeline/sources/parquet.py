@@ -9,9 +9,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.sources import parquet_columns
-from imagemill.pipeline.sources.folder import begins_as_image
-from imagemill.pipeline.sources.source import Found, Listed, ShardFormat, SourceConfig, carried
+from imagemill.pipeline.sources.folder import has_image_signature
+from imagemill.pipeline.sources.parquet_columns import (
+    can_name_images,
+    check_carry,
+    check_columns_exist,
+    check_key,
+    describe_columns,
+    holds_binary,
+    holds_images,
+    is_list,
+    value_type,
+)
+from imagemill.pipeline.sources.source import ListedEntry, ListedImage, ShardFormat, SourceConfig, to_extra
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import is_damage
 
@@ -22,7 +32,7 @@ BATCH_ROWS = 16
 """Rows decoded at a time, so that a row group of any size fits into memory."""
 SAMPLED_ROWS = 256
 """Of which the bytes of columns are looked at, where no name tells which of them are images."""
-MOST_IN_ROW = 1 << 24
+MAX_ROW_IMAGES = 1 << 24
 """Images of one row, in the place of an image: row * MOST_IN_ROW + number, where the column is of lists."""
 
 
@@ -30,11 +40,11 @@ class NoImages(Exception):
     """A Parquet file without a column of encoded images."""
 
 
-class Unread(Exception):
+class UnreadableColumn(Exception):
     """A Parquet file whose images cannot be read, or cannot be told; says which columns, and what to do."""
 
 
-def image_column(file: pq.ParquetFile, path: str, config: SourceConfig) -> str:
+def find_image_column(file: pq.ParquetFile, path: str, config: SourceConfig) -> str:
     """The column that holds encoded images: the one named, one of the usual names, else the only one of bytes.
 
     Where several columns are of bytes and none has a usual name, it is the one whose bytes begin as an image does.
@@ -42,74 +52,77 @@ def image_column(file: pq.ParquetFile, path: str, config: SourceConfig) -> str:
     Raises: ConfigError when the one named is not there or of another kind; NoImages; Unread.
     """
     schema = file.schema_arrow
-    found = [field.name for field in schema if parquet_columns.holds_images(field.type)]
+    found = [field.name for field in schema if holds_images(field.type)]
     if config.image:
-        parquet_columns.check_named(schema.names, path, "image", [config.image])
+        check_columns_exist(schema.names, path, "image", [config.image])
         if config.image in found:
             return config.image
-        what, others = parquet_columns.typed(schema, [config.image]), parquet_columns.typed(schema, found) or "none"
+        what, others = (
+            describe_columns(schema, [config.image]),
+            describe_columns(schema, found) or "none",
+        )
         raise ConfigError(f"source.image = {config.image!r}: {path}: {what} is no column of images; valid: {others}")
     if twice := sorted({name for name in found if schema.names.count(name) > 1}):
-        raise Unread(f"several columns are called {', '.join(twice)}: rename them")
+        raise UnreadableColumn(f"several columns are called {', '.join(twice)}: rename them")
     usual = [name for name in IMAGE_NAMES if name in found]
     # Bytes of a fixed size are a digest rather than a picture.
-    varied = [name for name in found if not pa.types.is_fixed_size_binary(parquet_columns.plain(schema.field(name).type))]
+    varied = [name for name in found if not pa.types.is_fixed_size_binary(value_type(schema.field(name).type))]
     if usual or len(varied) == 1:
         return (usual or varied)[0]
-    pictures = sampled(file, [field.name for field in schema if parquet_columns.holds_binary(field.type)])
-    bound = [name for name in IMAGE_NAMES if name in schema.names and parquet_columns.holds_binary(schema.field(name).type)]
+    pictures = sample_image_columns(file, [field.name for field in schema if holds_binary(field.type)])
+    bound = [name for name in IMAGE_NAMES if name in schema.names and holds_binary(schema.field(name).type)]
     if deep := [name for name in dict.fromkeys([*bound, *pictures]) if name not in found]:
-        raise Unread(
-            f"{parquet_columns.typed(schema, deep)}: images at this depth are not read. A column of images is binary, a "
-            "struct with bytes, or a list of one of them"
+        raise UnreadableColumn(
+            f"{describe_columns(schema, deep)}: images at this depth are not read. A column of images is "
+            "binary, a struct with bytes, or a list of one of them"
         )
     if len(pictures) > 1:
-        raise Unread(f"{parquet_columns.typed(schema, pictures)}: all of them hold images: name one in source.image")
+        raise UnreadableColumn(f"{describe_columns(schema, pictures)}: all of them hold images: name one in source.image")
     if pictures:
         return pictures[0]
     raise NoImages
 
 
-def sampled(file: pq.ParquetFile, names: list[str]) -> list[str]:
+def sample_image_columns(file: pq.ParquetFile, names: list[str]) -> list[str]:
     """Those of some columns in whose first rows there are bytes that begin as an image does, however deep."""
     pictures: set[str] = set()
     rows = 0
     for batch in file.iter_batches(BATCH_ROWS, columns=names) if names else ():
-        pictures |= {name for name in names if any(map(begins_as_image, bytes_in(batch[name].to_pylist())))}
+        pictures |= {name for name in names if any(map(has_image_signature, iterate_bytes(batch[name].to_pylist())))}
         rows += len(batch)
         if rows >= SAMPLED_ROWS:
             break
     return [name for name in names if name in pictures]
 
 
-def bytes_in(value: Any) -> Iterator[bytes]:
+def iterate_bytes(value: Any) -> Iterator[bytes]:
     """All bytes in a value of lists, tuples and structs."""
     if isinstance(value, bytes):
         yield value
     elif isinstance(value, list | tuple | dict):
         for inner in value.values() if isinstance(value, dict) else value:
-            yield from bytes_in(inner)
+            yield from iterate_bytes(inner)
 
 
-def images_of(value: Any) -> list[tuple[bytes, str | None]]:
+def row_images(value: Any) -> list[tuple[bytes, str | None]]:
     """The images of a row, each with the path that a struct gives it; one that is null has no bytes."""
     if isinstance(value, list):
-        return [image for inner in value for image in images_of(inner)]
+        return [image for inner in value for image in row_images(inner)]
     if isinstance(value, dict):
         return [(value["bytes"] or b"", value.get("path"))]
     return [(value or b"", None)]
 
 
-def key_column(schema: pa.Schema, path: str, config: SourceConfig) -> str | None:
+def find_key_column(schema: pa.Schema, path: str, config: SourceConfig) -> str | None:
     """The column that names images. Raises: ConfigError when the one named is not there, or cannot name any."""
     if config.key:
-        parquet_columns.check_key(schema, path, config.key)
+        check_key(schema, path, config.key)
         return config.key
     once = (name for name in KEY_NAMES if schema.names.count(name) == 1)
-    return next((name for name in once if parquet_columns.names_images(schema.field(name).type)), None)
+    return next((name for name in once if can_name_images(schema.field(name).type)), None)
 
 
-def index(store: Store, path: str, config: SourceConfig) -> Iterator[Found]:
+def index_parquet(store: Store, path: str, config: SourceConfig) -> Iterator[ListedEntry]:
     """As ShardFormat.index; a file without images counts as one other file. The etag is a digest of an image's bytes.
 
     Raises: ConfigError when a column that the config names is not there, or not of a kind that it can be.
@@ -119,51 +132,56 @@ def index(store: Store, path: str, config: SourceConfig) -> Iterator[Found]:
         with store.fs.open(store.full(path), "rb") as file:
             parquet = pq.ParquetFile(file)
             schema, carry = parquet.schema_arrow, config.carry or []
-            image, key = image_column(parquet, path, config), key_column(schema, path, config)
-            parquet_columns.check_carried(schema, path, carry)
-            column, is_list = parquet_columns.typed(schema, [image]), parquet_columns.is_list(schema.field(image).type)
+            image, key = find_image_column(parquet, path, config), find_key_column(schema, path, config)
+            check_carry(schema, path, carry)
+            column, has_lists = (
+                describe_columns(schema, [image]),
+                is_list(schema.field(image).type),
+            )
             wanted = list(dict.fromkeys([image, *([key] if key else []), *carry]))
             row = 0
             for batch in parquet.iter_batches(BATCH_ROWS, columns=wanted):
                 named = batch.drop_columns([image]).to_pylist() or [{}] * len(batch)
                 for scalar, rest in zip(batch[image], named, strict=True):
                     name = str(rest[key]) if key and rest[key] not in (None, "") else f"row-{row:09d}"
-                    extra = carried({column: rest[column] for column in carry})
-                    if not is_list:
-                        yield listed(*images_of(scalar.as_py())[0], f"{path}/{name}", path, row, extra)
+                    extra = to_extra({column: rest[column] for column in carry})
+                    if not has_lists:
+                        yield list_row_image(*row_images(scalar.as_py())[0], f"{path}/{name}", path, row, extra)
                     else:
-                        for number, one in enumerate(images_of(scalar.as_py() or [])):
-                            yield listed(*one, f"{path}/{name}/{number}", path, row * MOST_IN_ROW + number, extra)
+                        for number, one in enumerate(row_images(scalar.as_py() or [])):
+                            yield list_row_image(*one, f"{path}/{name}/{number}", path, row * MAX_ROW_IMAGES + number, extra)
                     row += 1
     except NoImages:
         yield "parquet"
     except pa.ArrowNotImplementedError as e:
         why = f"pyarrow cannot read {column}: {' '.join(str(e).split())[:200]}"
-        yield Listed(path, 0, "unread", path, problem=f"UnreadColumn: {why}")
-    except Unread as e:
-        yield Listed(path, 0, "unread", path, problem=f"UnreadColumn: {e}")
+        yield ListedImage(path, 0, "unread", path, problem=f"UnreadColumn: {why}")
+    except UnreadableColumn as e:
+        yield ListedImage(path, 0, "unread", path, problem=f"UnreadColumn: {e}")
     except (OSError, pa.ArrowException, UnicodeError) as e:
         if not is_damage(e):
             raise
-        yield Listed(path, 0, "damaged", path, problem=f"BadShard: {' '.join(str(e).split())[:300]}")
+        yield ListedImage(path, 0, "damaged", path, problem=f"BadShard: {' '.join(str(e).split())[:300]}")
 
 
-def listed(data: bytes, elsewhere: str | None, rel_path: str, path: str, offset: int, extra: str | None) -> Listed:
+def list_row_image(
+    data: bytes, elsewhere: str | None, rel_path: str, path: str, offset: int, extra: str | None
+) -> ListedImage:
     """One image of a shard. Args: elsewhere: the path that stands in the row next to the bytes."""
     problem = None
     if not data and elsewhere:
         problem = f"NoBytes: bytes is null, and only the path {elsewhere} is there: write the file with the images in it"
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-    return Listed(rel_path, len(data), digest, path, offset, problem=problem, extra=extra)
+    return ListedImage(rel_path, len(data), digest, path, offset, problem=problem, extra=extra)
 
 
-class Reader:
+class ParquetReader:
     """As ShardReader; row groups are read a few rows at a time, once, if asked in order."""
 
     def __init__(self, store: Store, path: str, config: SourceConfig) -> None:
         self.parquet = pq.ParquetFile(store.fs.open(store.full(path), "rb"))
-        self.column = image_column(self.parquet, path, config)
-        self.is_list = parquet_columns.is_list(self.parquet.schema_arrow.field(self.column).type)
+        self.column = find_image_column(self.parquet, path, config)
+        self.is_list = is_list(self.parquet.schema_arrow.field(self.column).type)
         groups = map(self.parquet.metadata.row_group, range(self.parquet.num_row_groups))
         self._starts = np.cumsum([0, *(group.num_rows for group in groups)])
         """The first row of each row group, and the number of all rows."""
@@ -176,7 +194,7 @@ class Reader:
         """Of the row before it."""
 
     def read(self, offset: int, size: int) -> bytes:
-        row, number = divmod(offset, MOST_IN_ROW) if self.is_list else (offset, 0)
+        row, number = divmod(offset, MAX_ROW_IMAGES) if self.is_list else (offset, 0)
         group = int(np.searchsorted(self._starts, row, "right")) - 1
         if row + 1 < self._next or group != self._open:
             self._open, self._next = group, int(self._starts[group])
@@ -193,7 +211,7 @@ class Reader:
 
     def _of(self, scalar: pa.Scalar) -> list[bytes]:
         value = scalar.as_py()
-        return [data for data, _ in images_of((value or []) if self.is_list else value)]
+        return [data for data, _ in row_images((value or []) if self.is_list else value)]
 
 
-FORMAT = ShardFormat(SUFFIXES, index, Reader)
+FORMAT = ShardFormat(SUFFIXES, index_parquet, ParquetReader)

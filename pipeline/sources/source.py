@@ -39,7 +39,7 @@ class SourceConfig(BaseModel):
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedImage:
     """One image of an input."""
 
     rel_path: str
@@ -64,26 +64,26 @@ class Listed:
     """JSON of what was carried along with it."""
 
 
-Found = Listed | str
+ListedEntry = ListedImage | str
 """An image, or the kind of a file or member that is none: it is counted, not read."""
 
 
-def escaped(name: str) -> str:
+def escape_name(name: str) -> str:
     """A file's name as Arrow can hold it: bytes that are not UTF-8 are written out."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-class Number(str):
+class JsonNumber(str):
     """A number of a JSON text, as it is written there: 1.10 stays 1.10, and no digit of a large one is lost."""
 
 
-read_json = json.JSONDecoder(parse_float=Number, parse_int=Number).decode
+parse_json = json.JSONDecoder(parse_float=JsonNumber, parse_int=JsonNumber).decode
 """The content of a JSON text. Raises: ValueError, RecursionError."""
 
 
 def to_json(value: Any) -> str:
     """A value as JSON; what JSON has no form for (a date, a NaN) as text."""
-    if isinstance(value, Number):
+    if isinstance(value, JsonNumber):
         return value
     if isinstance(value, dict):
         return f"{{{', '.join(f'{to_json(str(key))}: {to_json(inner)}' for key, inner in value.items())}}}"
@@ -94,7 +94,7 @@ def to_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def carried(extra: dict[str, Any]) -> str | None:
+def to_extra(extra: dict[str, Any]) -> str | None:
     """What goes along with an image as JSON; None for nothing."""
     # JSON can name half of a character, which UTF-8 cannot hold: it stays as it was named.
     return to_json(extra).encode("utf-8", "backslashreplace").decode() if extra else None
@@ -111,6 +111,6 @@ class ShardFormat:
     """One kind of shard; `index` and `reader` take the store, the shard's path in it, and the config."""
 
     suffixes: tuple[str, ...]
-    index: Callable[[Store, str, SourceConfig], Iterator[Found]]
+    index: Callable[[Store, str, SourceConfig], Iterator[ListedEntry]]
     """Every image of a shard, and the kind of each member that is none; a damaged end is the last image's problem."""
     reader: Callable[[Store, str, SourceConfig], ShardReader]

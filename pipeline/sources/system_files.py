@@ -35,20 +35,20 @@ FILES = (
 """Names of files, in any folder."""
 
 
-def any_of(names: tuple[str, ...]) -> re.Pattern[str]:
+def compile_patterns(names: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(map(translate, names)), re.IGNORECASE)
 
 
-FOLDER, FILE = any_of(FOLDERS), any_of(FILES)
+FOLDER_PATTERN, FILE_PATTERN = compile_patterns(FOLDERS), compile_patterns(FILES)
 
 
 def is_excluded(path: str) -> bool:
     """Whether a file, by its path within the input or the shard, is one that a system left."""
     folder, _, name = path.rpartition("/")
-    return is_excluded_folder(folder) or FILE.match(name) is not None
+    return is_excluded_folder(folder) or FILE_PATTERN.match(name) is not None
 
 
 @lru_cache(maxsize=4096)
 def is_excluded_folder(path: str) -> bool:
     """Whether a folder, by its path within the input or the shard, or a folder that it lies in, is excluded."""
-    return any(map(FOLDER.match, path.split("/")))
+    return any(map(FOLDER_PATTERN.match, path.split("/")))

@@ -17,26 +17,26 @@ from typing import Any
 from imagemill.pipeline.pauses import BUSY, answered, pause, quiet_seconds, retry_after
 
 log = logging.getLogger("imagemill.web")
-WEB = ("http", "https")
-USER = re.compile(r"(?<=://)[^/?#\s]+(?=@)")
-SIGNED = re.compile(r"([?&][^=&\s]*(?:sig|token|secret|passw|credential|key)[^=&\s]*=)[^&\s\"'<>]+", re.IGNORECASE)
+WEB_SCHEMES = ("http", "https")
+USER_INFO = re.compile(r"(?<=://)[^/?#\s]+(?=@)")
+SECRET_PARAMETER = re.compile(r"([?&][^=&\s]*(?:sig|token|secret|passw|credential|key)[^=&\s]*=)[^&\s\"'<>]+", re.IGNORECASE)
 TIMEOUT_SECONDS = 30.0
 """Between two pieces of an answer."""
-ANSWER_SECONDS = 600.0
+RESPONSE_SECONDS = 600.0
 """For all of an answer, from its first byte to its last."""
-PIECE_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 20
 
 
-def without_secrets(text: str) -> str:
+def redact_secrets(text: str) -> str:
     """Text without what addresses in it may carry: a password before the host, a signature in the query."""
-    return SIGNED.sub(r"\1…", USER.sub("…", text))
+    return SECRET_PARAMETER.sub(r"\1…", USER_INFO.sub("…", text))
 
 
 class AddressRefused(OSError):
     """A host whose address is private, link-local or otherwise not of the open Internet."""
 
 
-class NoAddress(OSError):
+class InvalidAddress(OSError):
     """What cannot be asked for: a port that is no number, or a user and password before the host."""
 
 
@@ -44,7 +44,7 @@ class TooLarge(OSError):
     """A body of more bytes than are wanted."""
 
 
-def public_connection(address: tuple[str, int], *args: Any, **kwargs: Any) -> socket.socket:
+def connect_public(address: tuple[str, int], *args: Any, **kwargs: Any) -> socket.socket:
     """As socket.create_connection, to the address that was checked: a name that resolves otherwise later gains nothing.
 
     Raises: AddressRefused.
@@ -57,11 +57,11 @@ def public_connection(address: tuple[str, int], *args: Any, **kwargs: Any) -> so
     return socket.create_connection((str(found[0]), port), *args, **kwargs)
 
 
-class Timed(io.RawIOBase):
+class TimedStream(io.RawIOBase):
     """What a server sends, until ANSWER_SECONDS are over: its socket's timeout begins anew with each byte."""
 
     def __init__(self, sock: socket.socket, raw: io.RawIOBase) -> None:
-        self.sock, self.raw, self.end = sock, raw, time.monotonic() + ANSWER_SECONDS
+        self.sock, self.raw, self.end = sock, raw, time.monotonic() + RESPONSE_SECONDS
 
     def readable(self) -> bool:
         return True
@@ -69,7 +69,7 @@ class Timed(io.RawIOBase):
     def readinto(self, buffer: Any) -> int | None:
         left = self.end - time.monotonic()
         if left <= 0:
-            raise TimeoutError(f"not there after {ANSWER_SECONDS:.0f} s")
+            raise TimeoutError(f"not there after {RESPONSE_SECONDS:.0f} s")
         self.sock.settimeout(min(left, TIMEOUT_SECONDS))
         return self.raw.readinto(buffer)
 
@@ -81,7 +81,7 @@ class Timed(io.RawIOBase):
 class TimedResponse(HTTPResponse):
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
-        self.fp = io.BufferedReader(Timed(sock, self.fp.detach()))
+        self.fp = io.BufferedReader(TimedStream(sock, self.fp.detach()))
 
 
 class Handler(urllib.request.AbstractHTTPHandler):
@@ -96,7 +96,7 @@ class Handler(urllib.request.AbstractHTTPHandler):
         made: Any = kind(*args, **kwargs)
         made.response_class = TimedResponse
         if self.public_only:
-            made._create_connection = public_connection
+            made._create_connection = connect_public
         return made
 
     def http_open(self, request: urllib.request.Request) -> Any:
@@ -124,7 +124,7 @@ def fetch(url: str, max_bytes: int, public_only: bool) -> bytes:
     Raises: FileNotFoundError for 404 and 410; AddressRefused, NoAddress and TooLarge, which stay as they are; OSError
         otherwise, and for a body that was cut off, or is not there after ANSWER_SECONDS (TimeoutError).
     """
-    shown = without_secrets(url)
+    shown = redact_secrets(url)
     # As urllib does it for redirects.
     asked = urllib.parse.quote(url, safe=string.punctuation)
     attempt = 0
@@ -132,7 +132,7 @@ def fetch(url: str, max_bytes: int, public_only: bool) -> bytes:
         try:
             host = urllib.parse.urlsplit(asked).netloc
             time.sleep(quiet_seconds(host))
-            body = body_at(asked, shown, max_bytes, public_only)
+            body = request_body(asked, shown, max_bytes, public_only)
             answered(host)
             return body
         except urllib.error.HTTPError as e:
@@ -146,7 +146,7 @@ def fetch(url: str, max_bytes: int, public_only: bool) -> bytes:
             if e.code in (404, 410):
                 raise FileNotFoundError(f"{shown}: {e.code}") from None
             # A redirect that is refused is named.
-            raise OSError(f"{shown}: {e.code} {without_secrets(str(e.reason))}") from None
+            raise OSError(f"{shown}: {e.code} {redact_secrets(str(e.reason))}") from None
         except urllib.error.URLError as e:
             if isinstance(e.reason, AddressRefused):
                 raise e.reason from None
@@ -155,12 +155,12 @@ def fetch(url: str, max_bytes: int, public_only: bool) -> bytes:
             raise TimeoutError(f"{shown}: {e}") from None
         except (InvalidURL, ValueError):
             # What they say holds the password that was taken for a port.
-            raise NoAddress(f"{shown}: no address that can be asked; user and password have no place in one") from None
+            raise InvalidAddress(f"{shown}: no address that can be asked; user and password have no place in one") from None
         except HTTPException as e:
             raise OSError(f"{shown}: {type(e).__name__} {e}") from None
 
 
-def body_at(url: str, shown: str, max_bytes: int, public_only: bool) -> bytes:
+def request_body(url: str, shown: str, max_bytes: int, public_only: bool) -> bytes:
     """Return the body at a URL by one request, and those that it is redirected to.
 
     Raises: as `body_of`; urllib's errors; AddressRefused.
@@ -178,17 +178,17 @@ def body_at(url: str, shown: str, max_bytes: int, public_only: bool) -> bytes:
     opener.addheaders = [("User-Agent", "imagemill")]
     try:
         with opener.open(url, timeout=TIMEOUT_SECONDS) as answer:
-            return body_of(answer, shown, max_bytes)
+            return read_body(answer, shown, max_bytes)
     except urllib.error.HTTPError as e:
         # Its connection stays open as long as somebody holds the error.
         e.close()
         raise
 
 
-def body_of(answer: Any, url: str, max_bytes: int) -> bytes:
+def read_body(answer: Any, url: str, max_bytes: int) -> bytes:
     """All of an answer (an http.client.HTTPResponse). Raises: TooLarge, OSError, HTTPException."""
     body = bytearray()
-    while piece := answer.read1(PIECE_BYTES):
+    while piece := answer.read1(CHUNK_BYTES):
         body += piece
         if len(body) > max_bytes:
             raise TooLarge(f"{url}: more than {max_bytes / 1e6:.0f} MB")

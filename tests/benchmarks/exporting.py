@@ -22,7 +22,7 @@ import typer
 
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.tasks import TASKS
-from imagemill.pipeline.output.stored_checkpoint import keep_checkpoint
+from imagemill.pipeline.output.stored_checkpoint import store_checkpoint
 from imagemill.pipeline.schema import LATENT_ZERO_POINT, parquet_bytes, result_schema
 from imagemill.pipeline.storage import Store
 
@@ -35,7 +35,7 @@ def peak_mb() -> float:
 
 def lay_out(output: Store, rows: int, values: int, rows_per_part: int) -> None:
     card, weights = checkpoints.read("conv-mnist")
-    keep_checkpoint(output, card, weights)
+    store_checkpoint(output, card, weights)
     side = round((values / 4) ** 0.5)
     if 4 * side * side != values:
         raise typer.BadParameter(f"{values} values are no 4 channels of a square")

@@ -37,8 +37,8 @@ from imagemill.pipeline.block_processor import BlockProcessor
 from imagemill.pipeline.cluster.connection import connected
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.images.encode import encode_rgb
-from imagemill.pipeline.output.parts import part_paths, read_parts
-from imagemill.pipeline.output.stored_checkpoint import keep_checkpoint
+from imagemill.pipeline.output.parts import list_parts, read_parts
+from imagemill.pipeline.output.stored_checkpoint import store_checkpoint
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.resolve import plan_of, resolve
 from imagemill.pipeline.storage import Store
@@ -187,7 +187,7 @@ def worker_rows(bench: Bench, source: Store, output: Store, batch: int) -> Any:
     import pyarrow as pa
 
     job = resolve(RunConfig(task="denoise", input=source.url, output=output.url))
-    keep_checkpoint(job.output, job.card, job.weights)
+    store_checkpoint(job.output, job.card, job.weights)
     lineage = dict.fromkeys(("model_id", "config_sha256", "parameters"), "-") | {"fence": 1, "task": "denoise"}
     told = WorkerJob(
         task="denoise",
@@ -290,7 +290,7 @@ def least_psnr(one: Store, other: Store) -> float:
     """Return the smallest PSNR over the images that both outputs contain."""
     found = []
     for output in (one, other):
-        rows = read_parts(output, part_paths(output, "results"), ["rel_path", "output_uri"])
+        rows = read_parts(output, list_parts(output, "results"), ["rel_path", "output_uri"])
         found.append(dict(zip(rows["rel_path"].to_pylist(), rows["output_uri"].to_pylist(), strict=True)))
     common = sorted(found[0].keys() & found[1].keys())[:50]
     paths = [[Path(output.url) / uris[name] for output, uris in zip((one, other), found, strict=True)] for name in common]

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from imagemill.pipeline.output.parts import part_paths, read_parts
+from imagemill.pipeline.output.parts import list_parts, read_parts
 from imagemill.pipeline.schema import LATENT_ZERO_POINT
 from imagemill.pipeline.storage import Store
 
@@ -42,7 +42,7 @@ def encoded(latents: list[np.ndarray], kind: str, level: int) -> tuple[int, floa
 def main() -> None:
     output = Store(sys.argv[1])
     names = ["latent", "latent_shape", "orig_width", "orig_height"]
-    table = read_parts(output, part_paths(output, "results"), names)
+    table = read_parts(output, list_parts(output, "results"), names)
     latents = [np.asarray(v.values).reshape(s.as_py()) for v, s in zip(table["latent"], table["latent_shape"], strict=True)]
     pixels = sum(w.as_py() * h.as_py() for w, h in zip(table["orig_width"], table["orig_height"], strict=True))
     bits = entropy_bits(latents)

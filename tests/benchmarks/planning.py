@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import typer
 
-from imagemill.pipeline.output.committed_rows import newest_of
+from imagemill.pipeline.output.committed_rows import read_newest_rows
 from imagemill.pipeline.plan import make_plan
 from imagemill.pipeline.schema import image_id, parquet_bytes
 from imagemill.pipeline.sources.folder import list_folder
@@ -53,11 +53,11 @@ def joined(folder: str) -> None:
     versions, names = pa.repeat("v" * 32, len(ids)), pa.repeat("0.jpg", len(ids))
     inputs = pa.table({"image_id": ids, "version": versions, "source_uri": pa.repeat(URI, len(ids)), "rel_path": names})
     loaded = time.monotonic()
-    newest = newest_of(output, [e.path for e in output.entries("results")], inputs)
+    newest = read_newest_rows(output, [e.path for e in output.entries("results")], inputs)
     print(
         json.dumps(
             {
-                "count": int(newest.there.sum()),
+                "count": int(newest.has_row.sum()),
                 "seconds": time.monotonic() - loaded,
                 "peak_mb": peak_mb(),
             }

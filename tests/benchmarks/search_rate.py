@@ -12,7 +12,7 @@ import torch
 
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.likeness import DIMENSIONS, likeness_features
-from imagemill.pipeline.output.neighbours import near_groups, nearest
+from imagemill.pipeline.output.neighbours import find_nearest, find_similar_groups
 
 BATCH = 10_000
 
@@ -34,10 +34,10 @@ def main() -> None:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     rows = pa.table({"image_id": pa.array(["0" * 32] * BATCH)})
     batches = [(rows, vectors[start : start + BATCH]) for start in range(0, len(vectors), BATCH)]
-    took = seconds(lambda: nearest(vectors[:1], batches, 10))
+    took = seconds(lambda: find_nearest(vectors[:1], batches, 10))
     print(f"nearest 10 among {len(vectors):,} vectors: {took:.3f} s")
     for count in (BATCH, 2 * BATCH):
-        took = seconds(lambda: near_groups(vectors[:count], 0.7))  # noqa: B023 - called at once
+        took = seconds(lambda: find_similar_groups(vectors[:count], 0.7))  # noqa: B023 - called at once
         print(f"all pairs of {count:,} vectors: {took:.1f} s, {count**2 / 2 / took / 1e6:.0f} million pairs a second")
 
 

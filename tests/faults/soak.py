@@ -27,8 +27,8 @@ from skimage import data
 from imagemill.pipeline.cluster.connection import one_ray
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.images.encode import encode_rgb
-from imagemill.pipeline.output.parts import NOTES, part_paths, read_parts
-from imagemill.pipeline.output.snapshot import snapshot
+from imagemill.pipeline.output.parts import NOTES_FOLDER, list_parts, read_parts
+from imagemill.pipeline.output.snapshot import read_snapshot
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import TEMPORARY, Store
@@ -102,7 +102,7 @@ def counted(output: Store) -> dict[str, int]:
         "threads": int(status["Threads"]),
         "parts": len(parts),
         "temporary_files": sum(bool(TEMPORARY.fullmatch(name)) for _, _, names in os.walk(output.root) for name in names),
-        "notes": len(output.names(NOTES)),
+        "notes": len(output.names(NOTES_FOLDER)),
         "sessions_of_ray": len(list(Path("/tmp/ray").glob("session_2*"))),
         "raylets": sum(b"/raylet\0" in command for command in commands),
         "shared_memory": len(os.listdir("/dev/shm")),
@@ -119,13 +119,13 @@ def command_of(path: Path) -> bytes:
 def wrong(folder: Folder, output: Store) -> list[str]:
     """Return the problems after a last run."""
     problems = list(verify(output).problems)
-    newest = snapshot(output)
+    newest = read_snapshot(output)
     rows = {
         path: digest
         for table in newest.tables(["rel_path", "content_sha256"])
         for path, digest in zip(*(table[name].to_pylist() for name in ("rel_path", "content_sha256")), strict=True)
     }
-    rejects = read_parts(output, part_paths(output, "rejects"), ["rel_path", "source_etag"])
+    rejects = read_parts(output, list_parts(output, "rejects"), ["rel_path", "source_etag"])
     refused = set(zip(*(rejects[name].to_pylist() for name in ("rel_path", "source_etag")), strict=True))
     for name in folder.there:
         of_these_bytes = rows.get(name) == hashlib.sha256(folder.store.read(name)).hexdigest()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from imagemill.pipeline.config import RunConfig
-from imagemill.pipeline.output.parts import part_paths, read_parts
+from imagemill.pipeline.output.parts import list_parts, read_parts
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
@@ -36,7 +36,7 @@ def test_mutated_images_become_rows_or_rejects(tmp_path: Path, crops, figure, co
     assert record["rejected"] > count / 10
     assert "KilledProcess" not in record["reasons"]
     assert record["peak_rss_mb"]["actor"] < ACTOR_MB
-    rejects = read_parts(output, part_paths(output, "rejects"), ["rel_path", "stage", "error_class", "error", "transient"])
+    rejects = read_parts(output, list_parts(output, "rejects"), ["rel_path", "stage", "error_class", "error", "transient"])
     assert all(row["error_class"] and row["error"] for row in rejects.to_pylist())
     assert not [row for row in rejects.to_pylist() if row["transient"]]
     seen = verify(output)

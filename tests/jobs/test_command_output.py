@@ -11,7 +11,7 @@ from imagemill.jobs.registry import headline
 from imagemill.models import checkpoint
 from imagemill.models.architectures import ARCHITECTURES
 from imagemill.models.tasks import TASKS
-from imagemill.pipeline.output.snapshot import snapshot
+from imagemill.pipeline.output.snapshot import read_snapshot
 from imagemill.pipeline.schema import image_id, parquet_bytes, part_name, reject_schema
 from imagemill.pipeline.storage import Store
 from tests.support.outputs import compressed
@@ -105,7 +105,7 @@ def test_status_json_has_its_keys(output, imagemill):
         "output": output.url,
         "images": 5,
         "rows": 5,
-        "parts": len(snapshot(output).parts),
+        "parts": len(read_snapshot(output).parts),
         "images_pending": 0,
         "rejects_permanent": 1,
         "rejects_transient": 1,

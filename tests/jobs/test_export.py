@@ -19,7 +19,7 @@ from imagemill.models import checkpoint as checkpoints
 from imagemill.pipeline import read_latents
 from imagemill.pipeline.errors import ConfigError, OutputHeld
 from imagemill.pipeline.output.lease import FOLDER, Lease
-from imagemill.pipeline.output.neighbours import collection
+from imagemill.pipeline.output.neighbours import load_collection
 from imagemill.pipeline.storage import Store
 from tests.support.outputs import COUNT, compressed
 
@@ -237,7 +237,7 @@ def test_the_vector_of_search_is_exported_of_codecs_alone(photos: Store, digits:
     table = pq.read_table(tmp_path / "likeness/latents")
     found = dict(zip(table["rel_path"].to_pylist(), np.stack(table["embedding"].to_numpy()), strict=True))
     # `search` compares what one step made: the newest rows, of which there are two.
-    these = collection(photos)
+    these = load_collection(photos)
     _, batches = these.vectors(["rel_path"], [])
     searched: dict[str, np.ndarray] = {}
     for rows, vectors in batches:

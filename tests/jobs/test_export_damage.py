@@ -12,7 +12,7 @@ from imagemill.jobs.decode import decode_output
 from imagemill.jobs.export import export, show_export
 from imagemill.pipeline import read_latents
 from imagemill.pipeline.errors import StorageError, VerificationError
-from imagemill.pipeline.output.parts import part_paths
+from imagemill.pipeline.output.parts import list_parts
 from imagemill.pipeline.schema import parquet_bytes, part_name
 from imagemill.pipeline.storage import Store
 from tests.support.outputs import COUNT, compressed
@@ -20,7 +20,7 @@ from tests.support.outputs import COUNT, compressed
 
 def test_rows_that_are_not_what_was_written_are_named_and_left_out(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
     output = compressed(tmp_path, pieces, rows_per_part=COUNT)
-    [path] = part_paths(output, "results")
+    [path] = list_parts(output, "results")
     table = pa.concat_tables(read_latents(output.url).state.tables(read_latents(output.url).state.schema.names))
     rows = table.to_pylist()
     rows[2]["latent"][7] ^= 1
@@ -59,7 +59,7 @@ def in_a_page_of(output: Store, path: str, column: str) -> bytes:
 
 def test_damaged_parts_are_named_and_the_others_exported(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
     output = compressed(tmp_path, pieces, rows_per_part=2)
-    cut, of_latents, of_models, whole = part_paths(output, "results")
+    cut, of_latents, of_models, whole = list_parts(output, "results")
     output.write(cut, output.read(cut)[:-100])
     output.write(of_latents, in_a_page_of(output, of_latents, "latent.list.element"))
     output.write(of_models, in_a_page_of(output, of_models, "model_id"))

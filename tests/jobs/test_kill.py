@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imagemill.pipeline.output.run_history import run_ids, run_records
+from imagemill.pipeline.output.run_history import list_run_ids, read_run_records
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.storage import Store
 from tests.support.run_processes import actors_of, images_written, make_photos, start, wait_for
@@ -28,7 +28,7 @@ def test_a_killed_actor_and_an_interrupt_lose_nothing(tmp_path: Path, crops: lis
     assert code == 130, said
     assert b"interrupted" in said
     assert said.index(b"starting Ray on this machine") < said.index(b"300 images; ")
-    [record] = run_records(output, run_ids(output))
+    [record] = read_run_records(output, list_run_ids(output))
     # What was done and not committed does not count.
     assert (record["ok"], record["rejected"]) == (verify(output).rows, 0)
     run = start(many, output)

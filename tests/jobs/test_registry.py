@@ -10,7 +10,7 @@ from imagemill.models import checkpoint
 from imagemill.models.architectures import ARCHITECTURES
 from imagemill.models.card import Card, CheckpointError
 from imagemill.models.tasks import TASKS
-from imagemill.pipeline.output.stored_checkpoint import keep_checkpoint
+from imagemill.pipeline.output.stored_checkpoint import store_checkpoint
 from imagemill.pipeline.storage import StorageConfig, Store
 
 
@@ -46,7 +46,7 @@ def test_show_checkpoint_reads_a_stored_copy(tmp_path, capsys):
     """A network without a decoder is shown by its name and by the folder in which a run stored it."""
     card, weights = checkpoint.read("random")
     output = Store(str(tmp_path))
-    keep_checkpoint(output, card, weights)
+    store_checkpoint(output, card, weights)
     for name in ("random", output.uri(f"checkpoints/{card.sha256[:16]}")):
         show_checkpoint(name, StorageConfig())
         assert card.sha256 in capsys.readouterr().out

@@ -19,8 +19,8 @@ from imagemill.jobs.duplicates import show_duplicates
 from imagemill.jobs.map import write_map
 from imagemill.jobs.search import show_search
 from imagemill.pipeline.errors import ConfigError, StorageError, VerificationError
-from imagemill.pipeline.output.neighbours import collection, links, near_groups
-from imagemill.pipeline.reports.atlas import sample
+from imagemill.pipeline.output.neighbours import find_similar_groups, link_to_first, load_collection
+from imagemill.pipeline.reports.image_map import draw_sample
 from imagemill.pipeline.schema import parquet_bytes
 from imagemill.pipeline.storage import Store
 from tests.support.outputs import compressed
@@ -114,9 +114,9 @@ def test_copies_are_grouped_and_exact_ones_told_apart(output, tmp_path, capsys):
 
 @pytest.mark.parametrize("at_a_time", [16_000_000, 5])
 def test_an_image_is_linked_by_the_most_similar_on_the_shortest_way(monkeypatch, at_a_time):
-    monkeypatch.setattr("imagemill.pipeline.output.neighbours.COMPARED", at_a_time)
+    monkeypatch.setattr("imagemill.pipeline.output.neighbours.COMPARED_PAIRS", at_a_time)
     angles = np.radians([0, 40, 20, 75, 41, -130])
-    by, alike = links(np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32), 0.75)
+    by, alike = link_to_first(np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32), 0.75)
     # The last one is linked to none at this level, as rounding at the very level may leave one.
     assert by.tolist() == [0, 0, 0, 4, 0, 0]
     np.testing.assert_allclose(alike, np.cos(np.radians([0, 40, 20, 34, 41, 130])), atol=1e-6)
@@ -124,15 +124,15 @@ def test_an_image_is_linked_by_the_most_similar_on_the_shortest_way(monkeypatch,
 
 @pytest.mark.parametrize("at_a_time", [16_000_000, 3_000])
 def test_groups_are_those_of_all_pairs(monkeypatch, at_a_time):
-    monkeypatch.setattr("imagemill.pipeline.output.neighbours.COMPARED", at_a_time)
+    monkeypatch.setattr("imagemill.pipeline.output.neighbours.COMPARED_PAIRS", at_a_time)
     vectors = np.random.default_rng(0).normal(size=(600, 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    groups = near_groups(vectors, 0.93)
+    groups = find_similar_groups(vectors, 0.93)
     reached = np.linalg.matrix_power((vectors @ vectors.T >= 0.93).astype(float), 40) > 0
     expected = {frozenset(np.flatnonzero(row).tolist()) for row in reached if row.sum() > 1}
     assert {frozenset(group.tolist()) for group in groups} == expected
     assert [len(group) for group in groups] == sorted(map(len, expected), reverse=True)
-    assert len(near_groups(np.ones((500, 4), np.float32) / 2, 0.9)[0]) == 500
+    assert len(find_similar_groups(np.ones((500, 4), np.float32) / 2, 0.9)[0]) == 500
 
 
 def test_rows_of_other_parameters_are_left_out_and_said(output, tmp_path, capsys, caplog, crops):
@@ -140,7 +140,7 @@ def test_rows_of_other_parameters_are_left_out_and_said(output, tmp_path, capsys
     # The last run decides, and with it a step of its own.
     store = compressed(tmp_path, {"a.png": crops[7], "b.png": crops[8]}, "compress-small", fence=3, step=64)
     show_search(store, None, "a.png", 5)
-    assert f"{len(collection(output).state)} of compress-small" in caplog.text
+    assert f"{len(load_collection(output).state)} of compress-small" in caplog.text
     shown = capsys.readouterr().out
     assert "b.png" in shown
     assert "00.png" not in shown
@@ -193,12 +193,12 @@ def test_what_is_asked_for_in_vain(output, tmp_path):
 
 
 def test_a_large_map_is_a_sample(output):
-    state = collection(output).state
-    few = sample(state, most=4)
+    state = load_collection(output).state
+    few = draw_sample(state, most=4)
     assert len(few) == 4
-    np.testing.assert_array_equal(few.row, sample(state, most=4).row)
+    np.testing.assert_array_equal(few.row, draw_sample(state, most=4).row)
     tens = replace(state, part=np.repeat(np.arange(50, dtype=np.int32), 20), row=np.zeros(1000, np.int32))
-    assert len(np.unique(sample(tens, most=30, parts=3).part)) <= 3
+    assert len(np.unique(draw_sample(tens, most=30, parts=3).part)) <= 3
 
 
 @pytest.mark.parametrize("method", ["pca", pytest.param("umap", marks=pytest.mark.chaos)])
@@ -211,7 +211,7 @@ def test_the_map_draws_every_image_in_a_browser(output, tmp_path, method):
     write_map(output, str(page), method)
     text = page.read_text()
     assert "http" not in text.replace("http-equiv", "")
-    count = len(collection(output).state)
+    count = len(load_collection(output).state)
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     command = [BROWSER, *flags, f"--user-data-dir={tmp_path}/profile", "--dump-dom", page.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True).stdout

@@ -11,8 +11,8 @@ from imagemill.jobs.stats import show_stats
 from imagemill.models import checkpoint as checkpoints
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.latent_values import latent_batches
-from imagemill.pipeline.output.run_history import run_records
-from imagemill.pipeline.output.snapshot import snapshot
+from imagemill.pipeline.output.run_history import read_run_records
+from imagemill.pipeline.output.snapshot import read_snapshot
 from tests.support.outputs import compressed
 
 
@@ -56,7 +56,7 @@ def test_a_known_shift_has_its_size_and_chance_is_no_alarm() -> None:
 
 def test_random_splits_of_real_images_are_as_far_as_chance_says(tmp_path: Path, crops: list[np.ndarray]) -> None:
     output = compressed(tmp_path, {f"{n}.png": crop for n, crop in enumerate(crops)}, "compress-small", rows_per_part=1000)
-    [latents] = latent_batches(snapshot(output), ["rel_path"], [])
+    [latents] = latent_batches(read_snapshot(output), ["rel_path"], [])
     values, made_by = latents.values, checkpoints.build(*checkpoints.read("compress-small"))
     width = made_by.dequantisation(26)[0].detach().numpy()
     for few in (6, 16, len(values) // 2):
@@ -99,7 +99,7 @@ def test_runs_are_compared_and_a_night_says_when_they_drift(tmp_path: Path, crop
     show_stats(output, None, runs[0])
     told = capsys.readouterr().out
     assert f"{runs[2]} (12 images) compared with {runs[0]} (12 images):\ndistance " in told
-    first, second, last = run_records(output, runs)
+    first, second, last = read_run_records(output, runs)
     dark = drifted(output, last, 0.2)
     assert (dark["drift"]["alert"], dark["drift"]["against"]) == (True, second["run_id"])
     assert "drift" in dark["exit_reason"]

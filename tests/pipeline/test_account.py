@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from imagemill.pipeline.account import account, drop_doubles
 from imagemill.pipeline.errors import VerificationError
-from imagemill.pipeline.output.parts import SUPERSEDED, columns_of, part_paths, read_parts
-from imagemill.pipeline.output.snapshot import newest_rows
+from imagemill.pipeline.output.parts import SUPERSEDED, columns_as_lists, list_parts, read_parts
+from imagemill.pipeline.output.snapshot import select_newest_rows
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.plan import Plan
 from imagemill.pipeline.schema import REFERENCE, parquet_bytes, part_name
@@ -35,7 +35,7 @@ def plan_over(*pairs: Pair, parts: set[str] = frozenset(), redone: str = "") -> 
 
 
 def dropped_from(output: Store) -> int:
-    return drop_doubles(output, plan_over(), part_paths(output, "results"))
+    return drop_doubles(output, plan_over(), list_parts(output, "results"))
 
 
 def with_images(output: Store, *names: str) -> str:
@@ -89,15 +89,15 @@ def test_the_row_of_the_later_holder_stays(output: Store) -> None:
     put(output, [row(("a", "v"), 1, run_id="old"), row(("b", "v"), 1, run_id="old")])
     put(output, [row(("a", "v"), 2, run_id="new")])
     assert dropped_from(output) == 1
-    rows = read_parts(output, part_paths(output, "results"), ["image_id", "run_id"])
-    assert dict(zip(*columns_of(rows, ["image_id", "run_id"]), strict=True)) == {"a": "new", "b": "old"}
+    rows = read_parts(output, list_parts(output, "results"), ["image_id", "run_id"])
+    assert dict(zip(*columns_as_lists(rows, ["image_id", "run_id"]), strict=True)) == {"a": "new", "b": "old"}
 
 
 def test_a_part_that_lost_rows_is_named_by_the_rest_and_keeps_their_columns(output: Store) -> None:
     put(output, [row(("a", "v"), 1), row(("b", "v"), 1, psnr_db=41.0)])
     put(output, [row(("a", "v"), 2)])
     dropped_from(output)
-    for path in part_paths(output, "results"):
+    for path in list_parts(output, "results"):
         table = pq.read_table(output.full(path))
         assert table.schema.equals(SCHEMA)
         assert path == f"results/{part_name(table)}"
@@ -106,12 +106,12 @@ def test_a_part_that_lost_rows_is_named_by_the_rest_and_keeps_their_columns(outp
 
 def test_a_row_that_was_made_again_takes_the_place_of_the_older_one(output: Store) -> None:
     put(output, [row(("a", "v"), 1), row(("b", "v"), 1)])
-    older = set(part_paths(output, "results"))
+    older = set(list_parts(output, "results"))
     put(output, [row(("a", "v"), 3)])
-    new = [path for path in part_paths(output, "results") if path not in older]
+    new = [path for path in list_parts(output, "results") if path not in older]
     assert drop_doubles(output, plan_over(parts=older, redone="a"), new) == 1
     assert pairs_of(output) == [("a", "v"), ("b", "v")]
-    assert read_parts(output, part_paths(output, "results"), ["fence"])["fence"].to_pylist().count(3) == 1
+    assert read_parts(output, list_parts(output, "results"), ["fence"])["fence"].to_pylist().count(3) == 1
 
 
 def test_versions_of_an_image_are_history_not_doubles(output: Store) -> None:
@@ -131,7 +131,7 @@ def test_an_account_adds_up_rows_and_rejects(output: Store) -> None:
     assert left.reasons == {"EmptyFile": 2, "BrokenImage": 1}
     assert left.pixels == 3 * 32 * 24
     assert left.quality == {"psnr_db": 35.0}
-    new = [p for p in part_paths(output, "results") if p != old]
+    new = [p for p in list_parts(output, "results") if p != old]
     assert left.parquet_bytes == sum(Path(output.full(p)).stat().st_size for p in new)
 
 
@@ -248,7 +248,7 @@ def test_verify_names_a_part_that_cannot_be_read(output: Store, folder: str, dam
     put(output, [row(("a", "v"))])
     put(output, [row(("b", "v"))])
     reject(output, ("c", "v"))
-    path = part_paths(output, folder)[0]
+    path = list_parts(output, folder)[0]
     output.write(path, damage(output.read(path)))
     [problem] = verify(output).problems
     assert problem.startswith(f"{path}: cannot be read")
@@ -316,5 +316,5 @@ def test_the_newest_row_of_an_image_is_that_of_the_last_fence() -> None:
         {"image_id": "b", "encoded_at": DAY, "fence": 1, "part": "p"},
         {"image_id": "b", "encoded_at": DAY, "fence": 2, "part": "q"},
     ]
-    newest = newest_rows(pa.Table.from_pylist(rows))
-    assert sorted(zip(*columns_of(newest, ["image_id", "part"]), strict=True)) == [("a", "p"), ("b", "q")]
+    newest = select_newest_rows(pa.Table.from_pylist(rows))
+    assert sorted(zip(*columns_as_lists(newest, ["image_id", "part"]), strict=True)) == [("a", "p"), ("b", "q")]

@@ -14,10 +14,10 @@ from PIL import Image
 
 from imagemill.pipeline.account import drop_doubles
 from imagemill.pipeline.config import RunConfig
-from imagemill.pipeline.output.compact import ENOUGH, MERGED_BYTES, SMALL_BYTES, compact
+from imagemill.pipeline.output.compact import MERGED_BYTES, MIN_SMALL_PARTS, SMALL_BYTES, compact
 from imagemill.pipeline.output.lease import Lease
-from imagemill.pipeline.output.part_replacement import settle
-from imagemill.pipeline.output.parts import notes, part_paths, read_part, read_parts
+from imagemill.pipeline.output.part_replacement import finish_interrupted_merges
+from imagemill.pipeline.output.parts import list_parts, read_part, read_parts, read_replacement_notes
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.plan import Plan
 from imagemill.pipeline.run import run
@@ -62,7 +62,7 @@ def fill(output: Store, parts: int, first: int = 0) -> set[str]:
 
 
 def all_parts(output: Store) -> set[str]:
-    return {path for folder in ("results", "rejects") for path in part_paths(output, folder)}
+    return {path for folder in ("results", "rejects") for path in list_parts(output, folder)}
 
 
 def files(output: Store, folder: str) -> list[str]:
@@ -71,21 +71,21 @@ def files(output: Store, folder: str) -> list[str]:
 
 def test_many_small_parts_become_one_and_no_row_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = Store(str(tmp_path))
-    parts = fill(output, 2 * ENOUGH)
+    parts = fill(output, 2 * MIN_SMALL_PARTS)
     columns = SCHEMA.names
-    before = read_parts(output, part_paths(output, "results"), columns).drop_columns("part").sort_by("image_id")
-    assert compact(output, parts, 3, nobody_else) == 3 * ENOUGH
+    before = read_parts(output, list_parts(output, "results"), columns).drop_columns("part").sort_by("image_id")
+    assert compact(output, parts, 3, nobody_else) == 3 * MIN_SMALL_PARTS
     assert len(files(output, "results")) == len(files(output, "rejects")) == 1
-    after = read_parts(output, part_paths(output, "results"), columns).drop_columns("part").sort_by("image_id")
+    after = read_parts(output, list_parts(output, "results"), columns).drop_columns("part").sort_by("image_id")
     assert after.equals(before)
     seen = verify(output)
-    assert (seen.problems, seen.rows, seen.rejects) == ([], 4 * ENOUGH, ENOUGH)
+    assert (seen.problems, seen.rows, seen.rejects) == ([], 4 * MIN_SMALL_PARTS, MIN_SMALL_PARTS)
     # The notes stay for those who list meanwhile.
-    settle(output)
-    assert len(notes(output)) == 2
+    finish_interrupted_merges(output)
+    assert len(read_replacement_notes(output)) == 2
     monkeypatch.setattr("imagemill.pipeline.output.part_replacement.GRACE_SECONDS", 0)
-    settle(output)
-    assert notes(output) == []
+    finish_interrupted_merges(output)
+    assert read_replacement_notes(output) == []
 
 
 @pytest.mark.parametrize("skew", [-86400, 86400])
@@ -95,56 +95,56 @@ def test_a_note_stays_an_hour_by_the_store_clock(any_url: str, skew: float) -> N
     output = Store(any_url)
     with (
         patch("imagemill.pipeline.output.part_replacement.time.time", lambda: 1.8e9 + skew),
-        patch("imagemill.pipeline.output.compact.ENOUGH", 2),
+        patch("imagemill.pipeline.output.compact.MIN_SMALL_PARTS", 2),
     ):
         compact(output, fill(output, 2), 3, nobody_else)
-    [(path, _), *_] = notes(output)
-    settle(output)
+    [(path, _), *_] = read_replacement_notes(output)
+    finish_interrupted_merges(output)
     assert path in files(output, "runs")
     if output.local:
         old = time.time() - 4000
         os.utime(output.full(path), (old, old))
-        settle(output)
+        finish_interrupted_merges(output)
         assert path not in files(output, "runs")
 
 
 def test_few_parts_large_parts_and_those_of_this_run_stay(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
-    few = fill(output, ENOUGH - 1)
+    few = fill(output, MIN_SMALL_PARTS - 1)
     assert compact(output, few, 3, nobody_else) == 0
     noise = np.random.default_rng(0).integers(-128, 128, (1, 1100, 1000)).astype(np.int8)
     large = put(output, [row(("large", "v"), fence=1000) | pack_latent(noise)])
     assert output.entry(large).size > SMALL_BYTES
     assert compact(output, all_parts(output), 3, nobody_else) == 0
-    before = fill(output, 1, first=ENOUGH - 1)
+    before = fill(output, 1, first=MIN_SMALL_PARTS - 1)
     late = put(output, [row(("late", "v"), fence=1001)])
-    assert compact(output, before, 3, nobody_else) == ENOUGH
+    assert compact(output, before, 3, nobody_else) == MIN_SMALL_PARTS
     assert {large, late} < all_parts(output)
-    assert len(part_paths(output, "results")) == 3
+    assert len(list_parts(output, "results")) == 3
 
 
 def test_merged_parts_are_of_a_size(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
-    for n in range(ENOUGH):
+    for n in range(MIN_SMALL_PARTS):
         noise = np.random.default_rng(n).integers(-128, 128, (1, 300, 1000)).astype(np.int8)
         put(output, [row((f"{n}", "v")) | pack_latent(noise)])
     compact(output, all_parts(output), 3, nobody_else)
     sizes = [e.size for e in output.entries("results")]
     assert len(sizes) == 3
     assert max(sizes) < MERGED_BYTES + SMALL_BYTES
-    assert len(pairs_of(output)) == ENOUGH
+    assert len(pairs_of(output)) == MIN_SMALL_PARTS
 
 
 def whole_run(output: Store, redo: list[str], fence: int) -> None:
     """What a run does with parts: it does some images again, drops what they were, and merges what is small."""
-    settle(output)
+    finish_interrupted_merges(output)
     parts = all_parts(output)
     doubled = [image for (image, _), count in Counter(pairs_of(output)).items() if count > 1]
     if redo:
         put(output, [row((image, "v"), fence=fence) for image in redo])
     redone, several = (pa.table({"image_id": pa.array(images, pa.string())}) for images in (redo, doubled))
     plan = Plan(REFERENCE.empty_table(), 0, Counter(), 0, 0, redone, parts, several, strange=False, fence=fence, rows=0)
-    drop_doubles(output, plan, [path for path in part_paths(output, "results") if path not in parts])
+    drop_doubles(output, plan, [path for path in list_parts(output, "results") if path not in parts])
     compact(output, parts, 3, nobody_else)
 
 
@@ -153,7 +153,7 @@ def whole_run(output: Store, redo: list[str], fence: int) -> None:
 def test_runs_that_are_killed_anywhere_lose_no_row_and_leave_none_twice(tmp_path_factory, data) -> None:
     root = str(tmp_path_factory.mktemp("out"))
     output, mortal = Store(root), Mortal(root)
-    with patch("imagemill.pipeline.output.compact.ENOUGH", 4):
+    with patch("imagemill.pipeline.output.compact.MIN_SMALL_PARTS", 4):
         fill(output, 6)
         pairs = pairs_of(output)
         for fence in range(100, 104):
@@ -165,7 +165,7 @@ def test_runs_that_are_killed_anywhere_lose_no_row_and_leave_none_twice(tmp_path
             assert verify(output).rejects == 3
         with patch("imagemill.pipeline.output.part_replacement.GRACE_SECONDS", 0):
             whole_run(output, [], 104)
-            settle(output)
+            finish_interrupted_merges(output)
     assert pairs_of(output) == pairs
     assert verify(output).problems == []
     assert files(output, "runs") == []
@@ -173,7 +173,7 @@ def test_runs_that_are_killed_anywhere_lose_no_row_and_leave_none_twice(tmp_path
 
 def test_a_listing_that_is_torn_is_made_again(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
-    parts = fill(output, ENOUGH)
+    parts = fill(output, MIN_SMALL_PARTS)
     pairs = pairs_of(output)
 
     class Torn(Store):
@@ -196,30 +196,30 @@ def test_a_listing_that_is_torn_is_made_again(tmp_path: Path) -> None:
 
 def test_a_merged_part_that_somebody_took_away_is_no_riddle(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
-    compact(output, fill(output, ENOUGH), 3, nobody_else)
-    (merged,) = part_paths(output, "results")
+    compact(output, fill(output, MIN_SMALL_PARTS), 3, nobody_else)
+    (merged,) = list_parts(output, "results")
     output.delete(merged)
-    assert part_paths(output, "results") == []
-    settle(output)
-    assert notes(output) == []
+    assert list_parts(output, "results") == []
+    finish_interrupted_merges(output)
+    assert read_replacement_notes(output) == []
 
 
 def test_a_damaged_part_stays_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     output = Store(str(tmp_path))
-    parts = fill(output, ENOUGH)
-    damaged = part_paths(output, "results")[3]
+    parts = fill(output, MIN_SMALL_PARTS)
+    damaged = list_parts(output, "results")[3]
     output.write(damaged, output.read(damaged)[:-20])
-    assert compact(output, parts, 3, nobody_else) == ENOUGH - 1
+    assert compact(output, parts, 3, nobody_else) == MIN_SMALL_PARTS - 1
     assert f"{damaged}: a damaged part" in caplog.text
-    assert len(part_paths(output, "results")) == 2
+    assert len(list_parts(output, "results")) == 2
 
 
 def test_who_lost_output_merges_nothing_and_is_done_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     output = Store(str(tmp_path))
     with Lease(output) as lease:
-        parts = fill(output, ENOUGH)
+        parts = fill(output, MIN_SMALL_PARTS)
         output.write("runs/lease/00000007.json", b"{}")
-        assert compact(output, parts, 3, lease.check) == 0
+        assert compact(output, parts, 3, lease.check_held) == 0
     assert "another run took it" in caplog.text
     assert all_parts(output) == parts
 
@@ -228,9 +228,9 @@ def test_a_run_merges_what_former_ones_left(tmp_path: Path, crops: list[np.ndarr
     (tmp_path / "in").mkdir()
     Image.fromarray(crops[0]).save(tmp_path / "in/photo.png")
     output = Store(str(tmp_path / "out"))
-    for n in range(ENOUGH):
+    for n in range(MIN_SMALL_PARTS):
         put(output, [row((f"{n:032x}", "v"), task="compress")])
     config = RunConfig(task="compress", input=str(tmp_path / "in"), output=output.url)
     assert run(config)["ok"] == 1
-    assert sorted(len(read_part(output, path, None)) for path in part_paths(output, "results")) == [1, ENOUGH]
+    assert sorted(len(read_part(output, path, None)) for path in list_parts(output, "results")) == [1, MIN_SMALL_PARTS]
     assert run(config)["planned"] == 0

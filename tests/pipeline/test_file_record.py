@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.output.file_record import FOLDER, Written
+from imagemill.pipeline.output.file_record import FOLDER, FileRecord
 from imagemill.pipeline.storage import Store
 
 NAMES = [f"x/{number}.png" for number in range(200)]
@@ -15,7 +15,7 @@ NAMES = [f"x/{number}.png" for number in range(200)]
 
 
 def fill(place: Store, names: list[str], data: bytes = b"ours", overwrite: bool = False) -> None:
-    with Written(place, overwrite) as written:
+    with FileRecord(place, overwrite) as written:
         written.check(names)
         written.announce(names)
         for name in names:
@@ -56,7 +56,7 @@ def test_a_copy_of_a_place_is_still_what_was_written(tmp_path):
 def test_a_command_that_was_killed_may_begin_again(tmp_path):
     """It leaves what it announced; of the rest nothing is known."""
     place = Store(str(tmp_path))
-    killed = Written(place)
+    killed = FileRecord(place)
     killed.check(NAMES)
     killed.announce(NAMES[:100])
     for name in NAMES[:50]:
@@ -73,7 +73,7 @@ def test_a_command_that_failed_may_begin_again(tmp_path):
     names = ["a.png", "b.png", "c.png"]
 
     def write() -> None:
-        with Written(place) as written:
+        with FileRecord(place) as written:
             written.announce(names)
             for name in names:
                 written.write(name, b"ours")

@@ -16,7 +16,7 @@ from imagemill.jobs.failures import show_failures
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.lease import FOLDER
-from imagemill.pipeline.output.parts import SUPERSEDED, part_paths
+from imagemill.pipeline.output.parts import SUPERSEDED, list_parts
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.resolve import plan_of, resolve
 from imagemill.pipeline.run import run
@@ -64,14 +64,14 @@ def test_what_a_cut_off_run_was_to_do_is_done_once_though_the_claims_are_lost(co
 
 
 def test_a_copy_without_some_parts_or_the_checkpoint_is_not_well(config, monkeypatch, tmp_path):
-    monkeypatch.setattr("imagemill.pipeline.output.compact.ENOUGH", 2)
+    monkeypatch.setattr("imagemill.pipeline.output.compact.MIN_SMALL_PARTS", 2)
     (Path(config.input) / "broken.png").write_bytes(b"broken")
     output, lenient = Store(config.output), config.model_copy(update={"max_reject_fraction": 1.0})
     for sigma in (15, 50, 15):
         run(lenient.model_copy(update={"params": {"sigma": sigma}}))
     run(lenient.model_copy(update={"params": {"sigma": 15}, "retry_failed": True}))
     assert verify(output).problems == []
-    parts = part_paths(output, "results")
+    parts = list_parts(output, "results")
     for path in parts:
         shutil.move(output.full(path), tmp_path)
     assert verify(output).problems[0].startswith("results/: 8 of the 8 rows that run ")

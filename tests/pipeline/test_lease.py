@@ -216,7 +216,7 @@ def test_a_claim_that_rises_is_a_sign_of_life(tmp_path: Path) -> None:
     with Lease(output) as lease:
         claim = json.loads(output.read(lease.claim)) | {"monotonic": time.monotonic() - 10 * LIFETIME_SECONDS}
         output.write(lease.claim, json.dumps(claim).encode())
-        lease.rise(above=7)
+        lease.raise_above(7)
         with pytest.raises(OutputHeld, match=f"process {os.getpid()}"):
             Lease(Store(str(tmp_path))).__enter__()
 
@@ -230,7 +230,7 @@ def test_a_silent_process_of_this_machine_is_overtaken_at_once(tmp_path: Path) -
         with Lease(Store(str(tmp_path))) as second:
             assert second.fence == 2
         with pytest.raises(OutputHeld):
-            first.check()
+            first.check_held()
 
 
 def test_a_claim_is_renewed_while_its_holder_clears_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

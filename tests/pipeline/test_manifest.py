@@ -11,13 +11,13 @@ import pytest
 import s3fs
 
 from imagemill.pipeline.config import RunConfig
-from imagemill.pipeline.output.rejects import waiting_rejects
+from imagemill.pipeline.output.rejects import read_waiting_rejects
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.plan import references
 from imagemill.pipeline.run import run
-from imagemill.pipeline.sources.image_reader import Reading
-from imagemill.pipeline.sources.input import input_of, listing
-from imagemill.pipeline.sources.source import Listed, SourceConfig
+from imagemill.pipeline.sources.image_reader import ImageReader
+from imagemill.pipeline.sources.input import list_images, open_input
+from imagemill.pipeline.sources.source import ListedImage, SourceConfig
 from imagemill.pipeline.storage import StorageConfig, Store
 from tests.support.shards import images, listed, pictures, rows
 
@@ -61,11 +61,11 @@ def test_a_manifest_may_name_files_anywhere_where_the_root_is_let_in(tmp_path, c
     (tmp_path / "m").mkdir()
     (tmp_path / "a.png").write_bytes(pictures(crops, 1)[0])
     (tmp_path / "m/list.csv").write_text(f"path\n{tmp_path}/a.png\n")
-    source = input_of(str(tmp_path / "m/list.csv"), StorageConfig(), SourceConfig(roots=["/"]))
-    todo, _ = references((image for image in listing(source)), source.store, "", {})
+    source = open_input(str(tmp_path / "m/list.csv"), StorageConfig(), SourceConfig(roots=["/"]))
+    todo, _ = references((image for image in list_images(source)), source.store, "", {})
     [row] = todo.to_pylist()
     assert (row["problem"], row["source_uri"]) == (None, f"{tmp_path}/a.png")
-    assert Reading(source, 1).image(row) == pictures(crops, 1)[0]
+    assert ImageReader(source, 1).image(row) == pictures(crops, 1)[0]
 
 
 def test_a_store_that_fails_makes_no_folder_of_a_manifest(rclone_bucket, monkeypatch):
@@ -81,7 +81,7 @@ def test_a_store_that_fails_makes_no_folder_of_a_manifest(rclone_bucket, monkeyp
 
     monkeypatch.setattr(s3fs.S3FileSystem, "_info", once)
     with pytest.raises(PermissionError):
-        input_of(f"{rclone_bucket}/list.csv", StorageConfig(), SourceConfig())
+        open_input(f"{rclone_bucket}/list.csv", StorageConfig(), SourceConfig())
 
 
 def test_a_manifest_of_folders_and_impossible_paths_lists_each_with_its_problem(tmp_path, rclone_bucket, crops):
@@ -90,7 +90,7 @@ def test_a_manifest_of_folders_and_impossible_paths_lists_each_with_its_problem(
     Store(f"{rclone_bucket}/deep").write("er/a.png", pictures(crops, 1)[0])
     lines = ["a.png", "folder", "nul\0.png", rclone_bucket, f"{rclone_bucket}/deep", f"{rclone_bucket}/deep/er/a.png"]
     pq.write_table(pa.table({"uri": lines, "key": ["k", None, "n", None, None, None]}), tmp_path / "list.parquet")
-    found = [image for image in listed(tmp_path / "list.parquet", key="key", uri="uri") if isinstance(image, Listed)]
+    found = [image for image in listed(tmp_path / "list.parquet", key="key", uri="uri") if isinstance(image, ListedImage)]
     assert [(image.problem or "").partition(": ")[0] for image in found] == ["", *["NotReadable"] * 4, ""]
     assert "a folder, not a file" in str(found[1].problem)
     assert found[0].rel_path == "k"
@@ -121,7 +121,7 @@ def test_a_row_of_a_manifest_makes_its_own_reject_good(tmp_path, rclone_bucket, 
     for store, name in ((Store(str(tmp_path)), "a.png"), (Store(str(tmp_path)), "b.png"), (far, "k.png")):
         store.write(name, photo)
     assert run(config)["ok"] == 3
-    assert waiting_rejects(output, ["rel_path"])["rel_path"].to_pylist() == []
+    assert read_waiting_rejects(output, ["rel_path"])["rel_path"].to_pylist() == []
 
 
 def test_a_pipe_that_a_manifest_names_is_not_opened(tmp_path):

@@ -11,7 +11,7 @@ from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.resolve import plan_of, resolve
 from imagemill.pipeline.run import run
-from imagemill.pipeline.sources.source import Listed, SourceConfig
+from imagemill.pipeline.sources.source import ListedImage, SourceConfig
 from tests.support.shards import images, listed, pictures, rows
 
 VALUES = [
@@ -40,7 +40,7 @@ def quoted(value: str) -> str:
 
 
 def carried(path: Path) -> list[str]:
-    found = [image for image in listed(path, carry=["code"]) if isinstance(image, Listed)]
+    found = [image for image in listed(path, carry=["code"]) if isinstance(image, ListedImage)]
     assert not any(image.problem for image in found)
     return [json.loads(image.extra or "")["code"] for image in found]
 
@@ -70,7 +70,7 @@ def test_carried_text_is_never_retyped(folder, name):
 def test_numbers_of_json_lines_are_carried_as_they_are_written(folder):
     written = ["1e5", "1.10", "123456789012345678901234567890", "[1.0, null]", '{"a": true}', '"x"']
     put(folder / "list.jsonl", "".join(f'{{"path": "a.png", "label": {value}}}\n' for value in written))
-    found = [image for image in listed(folder / "list.jsonl", carry=["label"]) if isinstance(image, Listed)]
+    found = [image for image in listed(folder / "list.jsonl", carry=["label"]) if isinstance(image, ListedImage)]
     assert [image.extra for image in found] == [f'{{"label": {value}}}' for value in written]
 
 

@@ -8,7 +8,7 @@ import pytest
 from imagemill.jobs.failures import show_failures
 from imagemill.jobs.status import show_status
 from imagemill.pipeline.config import RunConfig
-from imagemill.pipeline.output.rejects import waiting_rejects
+from imagemill.pipeline.output.rejects import read_waiting_rejects
 from imagemill.pipeline.resolve import plan_of, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
@@ -29,7 +29,7 @@ def done(source: Path, output: Store, **more: object) -> dict:
 
 
 def waiting(output: Store) -> set[str]:
-    return set(waiting_rejects(output, ["rel_path"])["rel_path"].to_pylist())
+    return set(read_waiting_rejects(output, ["rel_path"])["rel_path"].to_pylist())
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -107,6 +107,6 @@ def test_members_of_a_shard_that_the_store_does_not_give_have_not_left(places, c
     def refused(*_: object) -> None:
         raise PermissionError("not now")
 
-    monkeypatch.setattr("imagemill.pipeline.sources.tar.opened", refused)
+    monkeypatch.setattr("imagemill.pipeline.sources.tar.open_decompressed", refused)
     done(source, output)
     assert waiting(output) == {"s.tar", "s.tar/1.png"}

@@ -14,7 +14,7 @@ from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.plan import references
 from imagemill.pipeline.resolve import plan_of, resolve
 from imagemill.pipeline.run import run
-from imagemill.pipeline.sources.input import input_of, listing
+from imagemill.pipeline.sources.input import list_images, open_input
 from imagemill.pipeline.sources.parquet import BATCH_ROWS
 from imagemill.pipeline.sources.source import SourceConfig
 from imagemill.pipeline.storage import StorageConfig, Store
@@ -47,8 +47,8 @@ def test_no_name_or_reason_tells_a_password_or_a_signature(tmp_path):
     lines = ["url,key", "https://user:hidden@h/x.jpg,", "HTTPS://user:hidden@h/z.jpg,", f"{signed},k", f"{signed},k"]
     (tmp_path / "list.csv").write_text("\n".join(lines))
     for key in (None, "key"):
-        source = input_of(str(tmp_path / "list.csv"), StorageConfig(), SourceConfig(http="public", key=key))
-        told = references(listing(source), source.store, "", {})[0].to_pylist()
+        source = open_input(str(tmp_path / "list.csv"), StorageConfig(), SourceConfig(http="public", key=key))
+        told = references(list_images(source), source.store, "", {})[0].to_pylist()
         problems = [str(row["problem"]) for row in told]
         assert [p.partition(":")[0] for p in problems] == ["NotAllowed", "NotAllowed", "None", "DuplicateName"]
         assert [row["rel_path"] for row in told[:2]] == ["h/x.jpg", "h/z.jpg"]

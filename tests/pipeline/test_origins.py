@@ -5,17 +5,17 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from imagemill.pipeline.output.origins import moved, origins
+from imagemill.pipeline.output.origins import find_moved, source_places
 from imagemill.pipeline.plan import Plan, make_plan
-from imagemill.pipeline.sources.input import input_of, listing
+from imagemill.pipeline.sources.input import list_images, open_input
 from imagemill.pipeline.sources.source import SourceConfig
 from imagemill.pipeline.storage import StorageConfig, Store
 from tests.support.planned_rows import PARAMS, SHA, etags, key, put
 
 
 def planned(url: str, output: Store, **source: object) -> Plan:
-    where = input_of(url, StorageConfig(), SourceConfig(**source))
-    return make_plan(listing(where), where.store, output, SHA, PARAMS)
+    where = open_input(url, StorageConfig(), SourceConfig(**source))
+    return make_plan(list_images(where), where.store, output, SHA, PARAMS)
 
 
 def commit(url: str, output: Store, fence: int = 1) -> None:
@@ -98,11 +98,11 @@ def test_a_signature_of_an_address_is_no_place():
     names = pa.array(["a", "h/b.jpg", "c"])
     old = pa.chunked_array([["https://h/a.jpg?sig=1", "https://h/b.jpg?sig=1", "https://h/c.jpg"]])
     now = pa.array(["https://h/a.jpg?sig=2", "https://h/b.jpg?x=2", "https://mirror/c.jpg"])
-    assert moved(old, now, names).to_pylist() == [None, None, "https://h/c.jpg"]
+    assert find_moved(old, now, names).to_pylist() == [None, None, "https://h/c.jpg"]
 
 
 def test_origins_are_what_stands_before_names():
     uris = ["/a/é/x/y.jpg", "s3://b/k/t.tar/m.png", "s3://b/k/y.png", "/y.jpg", None, "https://h/p?q#f"]
     names = ["x/y.jpg", "t.tar/m.png", "other.png", "y.jpg", "y.jpg", "p"]
     expected = ["/a/é", "s3://b/k", "s3://b/k/y.png", "", None, "https://h"]
-    assert origins(pa.array(uris), pa.array(names)).to_pylist() == expected
+    assert source_places(pa.array(uris), pa.array(names)).to_pylist() == expected

@@ -3,9 +3,9 @@ from hypothesis import strategies as st
 
 from imagemill.pipeline.output.output_names import MAX_COMPONENT_BYTES, MAX_PATH_BYTES, output_name
 from imagemill.pipeline.schema import image_id
-from imagemill.pipeline.sources.folder import EXTENSIONS
+from imagemill.pipeline.sources.folder import IMAGE_EXTENSIONS
 
-EXTENSION = st.sampled_from([*EXTENSIONS, ".JPG", ".Png"])
+EXTENSION = st.sampled_from([*IMAGE_EXTENSIONS, ".JPG", ".Png"])
 # Few letters and many dots, so that names which could meet do occur.
 CLOSE = st.lists(st.sampled_from(["a", ".", "/", ".png", ".jpg", "_", "_renamed/", "é", "ä" * 100]), max_size=8).map("".join)
 ANY = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)

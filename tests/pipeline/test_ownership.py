@@ -183,7 +183,7 @@ def test_a_file_before_the_mark_is_the_users(request, tmp_path, crops, place):
     time.sleep(1.1)
     job.output.write("runs/mark", b"")
     job.output.write("images/2.png", b"of an earlier try")
-    worker = BlockProcessor(replace(job_here(job), first_mark="runs/mark"))
+    worker = BlockProcessor(replace(job_here(job), oldest_unaccounted_file="runs/mark"))
     rows = {row["rel_path"]: row for table in worker(plan_of(job).todo) for row in table.to_pylist()}
     assert (rows["1.png"]["error_class"], rows["2.png"]["error_class"]) == ("FileExists", None)
     assert job.output.read("images/1.png") == b"mine"

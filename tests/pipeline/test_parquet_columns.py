@@ -12,8 +12,8 @@ from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.plan import references
 from imagemill.pipeline.run import run
-from imagemill.pipeline.sources.image_reader import Reading
-from imagemill.pipeline.sources.input import input_of, listing
+from imagemill.pipeline.sources.image_reader import ImageReader
+from imagemill.pipeline.sources.input import list_images, open_input
 from imagemill.pipeline.sources.parquet import BATCH_ROWS
 from imagemill.pipeline.sources.source import SourceConfig
 from imagemill.pipeline.storage import StorageConfig, Store
@@ -37,11 +37,11 @@ def test_a_column_of_images_of_any_type_is_read(tmp_path, crops, kind, name):
     as_rows = [{"bytes": photo, "path": "x.png"} for photo in photos] if kind == STRUCT else photos
     table = pa.table({name: column([*as_rows, None], kind), "caption": list("vwxyz")})
     pq.write_table(table, tmp_path / "in.parquet")
-    source = input_of(str(tmp_path / "in.parquet"), StorageConfig(), SourceConfig(carry=["caption"]))
-    todo = references(listing(source), source.store, "", {})[0].to_pylist()
+    source = open_input(str(tmp_path / "in.parquet"), StorageConfig(), SourceConfig(carry=["caption"]))
+    todo = references(list_images(source), source.store, "", {})[0].to_pylist()
     assert [row["rel_path"] for row in todo] == [f"in.parquet/row-{n:09d}" for n in range(5)]
     assert [json.loads(row["extra"])["caption"] for row in todo] == list("vwxyz")
-    reading = Reading(source, 1)
+    reading = ImageReader(source, 1)
     for order in (todo, todo[::-1]):
         assert {row["rel_path"]: reading.image(row) for row in order} == {
             row["rel_path"]: photo for row, photo in zip(todo, [*photos, b""], strict=True)
@@ -59,12 +59,12 @@ def test_each_image_of_a_list_is_an_image(tmp_path, crops, kind):
         pq.write_table(table, tmp_path / "in.parquet", row_group_size=7)
     else:
         pq.write_table(table, tmp_path / "in.parquet")
-    source = input_of(str(tmp_path), StorageConfig(), SourceConfig(carry=["label"]))
-    todo = references(listing(source), source.store, "", {})[0].to_pylist()
+    source = open_input(str(tmp_path), StorageConfig(), SourceConfig(carry=["label"]))
+    todo = references(list_images(source), source.store, "", {})[0].to_pylist()
     expected = {f"in.parquet/p{n}/{at}": photo for n, row in enumerate(lists) for at, photo in enumerate(row)}
     assert [row["rel_path"] for row in todo] == list(expected)
     assert all(json.loads(row["extra"])["label"] == int(row["rel_path"].split("/")[1][1:]) for row in todo)
-    reading = Reading(source, 1)
+    reading = ImageReader(source, 1)
     for row in [*todo, *todo[::-7]]:
         assert reading.image(row) == expected[row["rel_path"]]
 

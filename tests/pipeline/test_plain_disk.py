@@ -16,8 +16,8 @@ from imagemill.jobs.decode import decode_output
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.output.lease import Lease
-from imagemill.pipeline.output.name_clashes import folded
-from imagemill.pipeline.output.parts import part_paths, read_parts
+from imagemill.pipeline.output.name_clashes import fold_name
+from imagemill.pipeline.output.parts import list_parts, read_parts
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import image_id
@@ -80,7 +80,7 @@ def test_each_image_is_accounted_for_on_a_plain_disk(plain: Path, tmp_path: Path
     record = run(config)
     assert (record["planned"], record["ok"], record["rejected"]) == (6, 6, 0)
     assert verify(output).problems == []
-    rows = read_parts(output, part_paths(output, "results"), ["rel_path", "output_uri"]).to_pylist()
+    rows = read_parts(output, list_parts(output, "results"), ["rel_path", "output_uri"]).to_pylist()
     expected = {name: f"images/_renamed/{image_id(name)}{name[-4:]}" for name in names} | {"b.png": "images/b.png"}
     assert {row["rel_path"]: row["output_uri"] for row in rows} == expected
     # One that comes later does not take the file of a row, though its source is gone.
@@ -172,7 +172,7 @@ def test_a_sync_that_does_not_exist_is_no_error(
     ],
 )
 def test_names_fold_as_on_a_plain_disk(one: str, other: str, same: bool) -> None:
-    assert (folded(one) == folded(other)) is same
+    assert (fold_name(one) == fold_name(other)) is same
 
 
 def test_a_disk_of_linux_does_not_fold_case(tmp_path: Path) -> None:

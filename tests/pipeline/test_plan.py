@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagemill.pipeline.errors import StorageError
-from imagemill.pipeline.output.parts import part_paths, read_parts
+from imagemill.pipeline.output.parts import list_parts, read_parts
 from imagemill.pipeline.plan import Plan, blocks, make_plan
 from imagemill.pipeline.schema import REFERENCE, image_id, version_of
 from imagemill.pipeline.sources.folder import list_folder
@@ -88,7 +88,7 @@ def test_todo_is_the_inputs_without_what_is_committed(
         assert (plan.found, plan.ignored.total()) == (len(states), len(others))
         assert plan.done == sum(s == "done" for s in states.values())
         assert plan.rejects_waiting == (0 if retry else sum(s == "rejected" for s in states.values()))
-        assert plan.parts == {*part_paths(output, "results"), *part_paths(output, "rejects")}
+        assert plan.parts == {*list_parts(output, "results"), *list_parts(output, "rejects")}
 
 
 def test_all_is_done_when_all_is_committed(places: tuple[Store, Store]) -> None:
@@ -215,7 +215,7 @@ def test_parts_are_read_with_the_file_of_each_row(places: tuple[Store, Store]) -
     source, output = places
     for path in ("a.jpg", "c.gif"):
         put(output, "results", [key(path, etags(source)[path])])
-    table = read_parts(output, part_paths(output, "results"), ["rel_path"])
+    table = read_parts(output, list_parts(output, "results"), ["rel_path"])
     assert sorted(table["rel_path"].to_pylist()) == ["a.jpg", "c.gif"]
-    assert sorted(table["part"].to_pylist()) == part_paths(output, "results")
+    assert sorted(table["part"].to_pylist()) == list_parts(output, "results")
     assert read_parts(output, [], ["rel_path"]).schema.names == ["rel_path", "part"]

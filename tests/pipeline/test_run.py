@@ -12,10 +12,11 @@ from PIL import Image
 from imagemill.pipeline.account import account
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError, OutputHeld, StorageError, TooManyRejects
-from imagemill.pipeline.output.snapshot import snapshot
+from imagemill.pipeline.output.snapshot import read_snapshot
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.resolve import plan_of, resolve
 from imagemill.pipeline.run import run
+from imagemill.pipeline.run_record import RunRecord
 from imagemill.pipeline.schema import new_run_id
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason
@@ -82,14 +83,14 @@ def test_a_broken_file_in_the_place_of_a_good_one_leaves_what_the_good_one_gave(
     Image.fromarray(crops[2]).save(source / "1.png")
     record = run(config)
     assert (record["planned"], record["ok"], record["rejected"]) == (2, 1, 1)
-    state = snapshot(output)
+    state = read_snapshot(output)
     assert (len(state), state.waiting) == (2, 0)
     seen = verify(output)
     assert (seen.problems, seen.images, seen.waiting) == ([], 2, 0)
     assert run(config)["planned"] == 0
     Image.fromarray(crops[3]).save(source / "0.png")
     assert run(config)["ok"] == 1
-    assert (len(snapshot(output)), verify(output).problems) == (2, [])
+    assert (len(read_snapshot(output)), verify(output).problems) == (2, [])
 
 
 def test_an_older_row_whose_file_a_process_overwrote_before_it_died_counts_no_more(tmp_path, crops, monkeypatch):
@@ -146,11 +147,11 @@ def test_a_run_id_is_a_name_and_only_one_runs(tmp_path, crops):
     fill(tmp_path / "in", crops)
     config = RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out"), limit=1)
     for wrong in ("lease", "../../x", "mine"):
-        with pytest.raises(ConfigError, match="run_id = "):
+        with pytest.raises(ConfigError, match=r"run_id=.*must look like"):
             run(config, run_id=wrong)
     assert not (tmp_path / "out").exists()
     run(config, run_id="20260301T000000Z-abc123")
-    with pytest.raises(ConfigError, match="had a run of that name"):
+    with pytest.raises(ConfigError, match="has a run of this id"):
         run(config, run_id="20260301T000000Z-abc123")
 
 
@@ -227,10 +228,10 @@ def test_what_a_disk_raises_in_a_run_ends_it_as_its_record_says(tmp_path, crops)
     output = Store(str(tmp_path / "out"))
     output.write(f"runs/{new_run_id()}/config.yaml", b"of an earlier run: the place is an OUTPUT")
     output.write("checkpoints", b"a file in the way of a folder")
-    record = {}
+    record = RunRecord()
     with pytest.raises(StorageError) as error:
         run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out")), record)
-    kept = json.loads((tmp_path / f"out/runs/{record['run_id']}/run.json").read_text())
+    kept = json.loads((tmp_path / f"out/runs/{record.run_id}/run.json").read_text())
     assert kept["exit_code"] == error.value.exit_code == 5
     assert kept["exit_reason"] == reason(error.value)
 

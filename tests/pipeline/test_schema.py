@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from imagemill.models.entropy_fitting import fit_entropy_model
-from imagemill.pipeline.output.latent_symbols import latent_rows, symbols_of
+from imagemill.pipeline.output.latent_symbols import decode_symbols, iterate_latent_rows
 from imagemill.pipeline.schema import (
     LatentError,
     image_id,
@@ -173,11 +173,13 @@ def test_a_coded_latent_survives_its_part_and_is_no_list() -> None:
     coded = {name: value for name, value in row(3).items() if name != "latent"} | packed
     schema = result_schema({"psnr_db": float}, stores_latent=True)
     both = pa.Table.from_pylist([coded, row(4)], schema)
-    first, second = latent_rows(pq.read_table(io.BytesIO(parquet_bytes(both, 3))))
+    first, second = iterate_latent_rows(pq.read_table(io.BytesIO(parquet_bytes(both, 3))))
     assert first["latent"] is None
     assert second["latent_payload"] is None
-    np.testing.assert_array_equal(symbols_of(first, model), symbols)
-    np.testing.assert_array_equal(symbols_of(second, None), symbols_of(next(latent_rows(table_of([4]))), None))
+    np.testing.assert_array_equal(decode_symbols(first, model), symbols)
+    np.testing.assert_array_equal(
+        decode_symbols(second, None), decode_symbols(next(iterate_latent_rows(table_of([4]))), None)
+    )
     wrong = [
         {"latent_payload": None},
         {"latent_payload": first["latent_payload"][:-4]},
@@ -190,9 +192,9 @@ def test_a_coded_latent_survives_its_part_and_is_no_list() -> None:
     ]
     for change in wrong:
         with pytest.raises(LatentError):
-            symbols_of(first | change, model)
+            decode_symbols(first | change, model)
     with pytest.raises(LatentError, match="no tables"):
-        symbols_of(first, None)
+        decode_symbols(first, None)
 
 
 def test_a_latent_that_is_too_large_for_a_list_is_one_frame(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,9 +202,9 @@ def test_a_latent_that_is_too_large_for_a_list_is_one_frame(monkeypatch: pytest.
     monkeypatch.setattr("imagemill.pipeline.schema.LIST_VALUES", 59)
     large = {name: value for name, value in row(3).items() if name != "latent"} | pack_latent(symbols)
     schema = result_schema({"psnr_db": float}, stores_latent=True)
-    [back] = latent_rows(pq.read_table(io.BytesIO(parquet_bytes(pa.Table.from_pylist([large], schema), 3))))
+    [back] = iterate_latent_rows(pq.read_table(io.BytesIO(parquet_bytes(pa.Table.from_pylist([large], schema), 3))))
     assert back["latent"] is None
-    np.testing.assert_array_equal(symbols_of(back, None), symbols)
+    np.testing.assert_array_equal(decode_symbols(back, None), symbols)
     wrong = [
         {"latent_zstd": None},
         {"latent_zstd": back["latent_zstd"][:-4]},
@@ -214,7 +216,7 @@ def test_a_latent_that_is_too_large_for_a_list_is_one_frame(monkeypatch: pytest.
     ]
     for change in wrong:
         with pytest.raises(LatentError):
-            symbols_of(back | change, None)
+            decode_symbols(back | change, None)
     monkeypatch.setattr("imagemill.pipeline.schema.LIST_VALUES", 60)
     assert "latent" in pack_latent(symbols)
 

@@ -14,21 +14,21 @@ from imagemill.pipeline.block_processor import BlockProcessor
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.resolve import plan_of, resolve
-from imagemill.pipeline.sources.input import find, input_of, is_input_file
+from imagemill.pipeline.sources.input import find_images, is_input_file, open_input
 from imagemill.pipeline.sources.shard_formats import SHARD_FORMATS
-from imagemill.pipeline.sources.source import Found, Listed, ShardFormat, SourceConfig
+from imagemill.pipeline.sources.source import ListedEntry, ListedImage, ShardFormat, SourceConfig
 from imagemill.pipeline.storage import StorageConfig, Store
 from tests.support.shards import listed, pictures
 from tests.support.worker_jobs import job_here
 
 
-def index_zip(store: Store, path: str, config: SourceConfig) -> Iterator[Found]:
+def index_zip(store: Store, path: str, config: SourceConfig) -> Iterator[ListedEntry]:
     """List the members of a ZIP archive; the offset of a member is its number."""
     with zipfile.ZipFile(io.BytesIO(store.read(path))) as archive:
         for number, member in enumerate(archive.infolist()):
             data = archive.read(member)
             digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-            yield Listed(f"{path}/{member.filename}", len(data), digest, path, number)
+            yield ListedImage(f"{path}/{member.filename}", len(data), digest, path, number)
 
 
 class ZipReader:
@@ -61,7 +61,7 @@ def test_new_shard_format_becomes_rows(tmp_path: Path, crops: list[np.ndarray], 
     write_zip(tmp_path / "in/a.ZIP", pictures(crops, 3))
     config = RunConfig(task="denoise", input=str(tmp_path / "in" / name), output=str(tmp_path / "out"))
     job = resolve(config)
-    plan = plan_of(job, keep=True)
+    plan = plan_of(job, store_indexes=True)
     assert plan.todo["rel_path"].to_pylist() == [f"a.ZIP/{number}.png" for number in range(3)]
     rows = pa.concat_tables(BlockProcessor(job_here(job))(plan.todo)).to_pylist()
     assert [row["stage"] for row in rows] == [None] * 3
@@ -72,8 +72,8 @@ def test_new_shard_format_becomes_rows(tmp_path: Path, crops: list[np.ndarray], 
 @pytest.mark.usefixtures("zip_format")
 def test_new_shard_format_is_found_by_name(tmp_path: Path, crops: list[np.ndarray]) -> None:
     write_zip(tmp_path / "in/a.zip", pictures(crops, 2))
-    source = input_of(str(tmp_path / "in"), StorageConfig(), SourceConfig())
-    assert [image.offset for image in find(source, {"a.zip/1.png"}, Store(str(tmp_path / "out")))] == [1]
+    source = open_input(str(tmp_path / "in"), StorageConfig(), SourceConfig())
+    assert [image.offset for image in find_images(source, {"a.zip/1.png"}, Store(str(tmp_path / "out")))] == [1]
     assert is_input_file("s3://bucket/a.zip")
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.output.parts import SUPERSEDED
-from imagemill.pipeline.output.snapshot import newest_places, snapshot
+from imagemill.pipeline.output.snapshot import newest_row_indexes, read_snapshot
 from imagemill.pipeline.schema import image_id, parquet_bytes, part_name, result_schema
 from imagemill.pipeline.storage import Store
 
@@ -39,14 +39,14 @@ def put(output: Store, rows: list[dict[str, Any]], schema: pa.Schema = SCHEMA) -
 
 
 def seen(output: Store, **what: Any) -> dict[str, int]:
-    tables = snapshot(output, **what).tables(["rel_path", "fence"])
+    tables = read_snapshot(output, **what).tables(["rel_path", "fence"])
     return {r["rel_path"]: r["fence"] for table in tables for r in table.to_pylist()}
 
 
 def test_what_is_asked_for_in_vain_is_answered_with_what_is_there(output: Store) -> None:
     assert seen(output, as_of="2026-02-28") == {}
     with pytest.raises(ConfigError, match="no row is of model small; there are: none"):
-        snapshot(output, model="small")
+        read_snapshot(output, model="small")
     models = [{"model_id": name, "checkpoint_sha256": 32 * digit} for name, digit in (("one", "1a"), ("two", "2b"))]
     put(output, [row("a", 2, **models[0]), row("b", 3, **models[1])])
     for what, said in (
@@ -60,7 +60,7 @@ def test_what_is_asked_for_in_vain_is_answered_with_what_is_there(output: Store)
         ({"as_of": "2026-03-02", "model": "2b2b"}, "no row of model 2b2b is as old as --as-of 2026-03-02: the first of all"),
     ):
         with pytest.raises(ConfigError, match=said):
-            snapshot(output, **what)
+            read_snapshot(output, **what)
 
 
 def test_the_newest_row_of_each_image_is_the_state_and_older_ones_can_be_asked_for(output: Store) -> None:
@@ -68,14 +68,14 @@ def test_the_newest_row_of_each_image_is_the_state_and_older_ones_can_be_asked_f
     put(output, [row("b", 2), row("d", 2)])
     put(output, [row("a", 3)])
     assert seen(output) == {"a": 3, "b": 2, "c": 1, "d": 2}
-    assert (snapshot(output).rows, len(snapshot(output))) == (6, 4)
+    assert (read_snapshot(output).rows, len(read_snapshot(output))) == (6, 4)
     assert seen(output, run="run2") == {"b": 2, "d": 2}
     assert seen(output, as_of="2026-03-01") == {"a": 1, "b": 1, "c": 1}
     assert seen(output, as_of="2026-03-02T12:00:00") == {"a": 1, "b": 2, "c": 1, "d": 2}
     assert seen(output, as_of="2026-03-02T13:59:00+02:00") == {"a": 1, "b": 1, "c": 1}
     for wrong in ({"as_of": "yesterday"}, {"run": "run7"}):
         with pytest.raises(ConfigError):
-            snapshot(output, **wrong)
+            read_snapshot(output, **wrong)
 
 
 def test_a_row_whose_files_may_be_another_runs_counts_no_more_but_a_latent_alone_is_whole(output: Store) -> None:
@@ -85,7 +85,7 @@ def test_a_row_whose_files_may_be_another_runs_counts_no_more_but_a_latent_alone
     marks = pa.table({"image_id": [image_id(n) for n in "abc"], "fence": [2] * 3})
     output.write(f"runs/20260302T000000Z-abcdef/{SUPERSEDED}", parquet_bytes(marks, 1))
     assert seen(output) == {"b": 1, "c": 2, "d": 1}
-    assert snapshot(output).waiting == 1
+    assert read_snapshot(output).waiting == 1
     assert seen(output, as_of="2026-03-01") == {"a": 1, "b": 1, "c": 1, "d": 1}
     assert seen(output, as_of="2026-03-02") == {"b": 1, "c": 2, "d": 1}
 
@@ -94,13 +94,13 @@ def test_with_damaged_marks_nobody_knows_which_rows_count(output: Store) -> None
     put(output, [row("a", 1, output_uri="images/x.png", output_bytes=9, output_sha256="0" * 64)])
     output.write(f"runs/20260302T000000Z-abcdef/{SUPERSEDED}", b"PAR1")
     with pytest.raises(StorageError, match=f"{SUPERSEDED}: a damaged part .*: restore it"):
-        snapshot(output)
+        read_snapshot(output)
 
 
 def test_a_condition_chooses_rows_and_a_bad_one_is_one_line(output: Store) -> None:
     put(output, [row("a", 1), row("b", 2)])
     put(output, [row("it's", 3)])
-    whole = snapshot(output)
+    whole = read_snapshot(output)
     assert len(whole.where("psnr_db >= 32")) == 2
     assert [t["rel_path"].to_pylist() for t in whole.where("rel_path = 'it''s'").tables(["rel_path"])] == [["it's"]]
     assert len(whole.where("PSNR_DB < (SELECT avg(psnr_db) FROM rows) -- below the mean")) == 1
@@ -115,20 +115,20 @@ def test_columns_that_an_older_part_lacks_are_null_and_unknown_ones_are_named(ou
     older = pa.schema([field for field in SCHEMA if field.name not in ("latent_payload", "parameters")])
     put(output, [row("a", 1)], older)
     put(output, [row("b", 1, parameters="{}")])
-    tables = pa.concat_tables(snapshot(output).tables(["rel_path", "parameters", "latent_payload"]))
+    tables = pa.concat_tables(read_snapshot(output).tables(["rel_path", "parameters", "latent_payload"]))
     assert dict(zip(tables["rel_path"].to_pylist(), tables["parameters"].to_pylist(), strict=True)) == {"a": None, "b": "{}"}
     with pytest.raises(ConfigError, match="no column colour; there are: image_id"):
-        next(snapshot(output).tables(["colour"]))
+        next(read_snapshot(output).tables(["colour"]))
 
 
 def test_an_empty_output_is_an_empty_state_and_a_foreign_part_is_named(output: Store) -> None:
-    assert len(snapshot(output)) == 0
+    assert len(read_snapshot(output)) == 0
     path = put(output, [row("a", 1) | {"image_id": "no identity"}])
     with pytest.raises(StorageError, match=path):
-        snapshot(output)
+        read_snapshot(output)
     output.write(path, b"PAR1")
     with pytest.raises(StorageError, match=path):
-        snapshot(output)
+        read_snapshot(output)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)), max_size=12))
@@ -139,4 +139,4 @@ def test_the_newest_place_is_that_of_the_highest_fence_then_time_then_the_first(
     for place, (key, *age) in enumerate(rows):
         if key not in best or tuple(age) > rows[best[key]][1:]:
             best[key] = place
-    assert newest_places([keys], fence, encoded).tolist() == sorted(best.values())
+    assert newest_row_indexes([keys], fence, encoded).tolist() == sorted(best.values())

@@ -20,10 +20,11 @@ from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.plan import references
 from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import new_run_id
-from imagemill.pipeline.sources.image_reader import MAX_FILE_BYTES, SHARD_TRIES, ReadError, Reading
-from imagemill.pipeline.sources.input import find, input_of, listing
-from imagemill.pipeline.sources.source import Listed, SourceConfig
-from imagemill.pipeline.sources.tar import FORMAT, opened
+from imagemill.pipeline.sources.decompression import open_decompressed
+from imagemill.pipeline.sources.image_reader import MAX_FILE_BYTES, SHARD_TRIES, ImageReader, ReadError
+from imagemill.pipeline.sources.input import find_images, list_images, open_input
+from imagemill.pipeline.sources.source import ListedImage, SourceConfig
+from imagemill.pipeline.sources.tar import FORMAT
 from imagemill.pipeline.storage import StorageConfig, Store
 from tests.support.shards import add, damage, images, listed, pictures, rows, shard
 
@@ -56,14 +57,14 @@ def test_what_is_no_image_is_counted_by_kind_with_and_without_an_index(tmp_path,
     for name in ("a.TXT", ".DS_Store", "b.png.backup-of-2020", "d.x/notes"):
         (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "in" / name).touch()
-    source, output = input_of(str(tmp_path / "in"), StorageConfig(), SourceConfig()), Store(str(tmp_path / "out"))
-    first = list(listing(source, output, keep=True))
+    source, output = open_input(str(tmp_path / "in"), StorageConfig(), SourceConfig()), Store(str(tmp_path / "out"))
+    first = list(list_images(source, output, store_indexes=True))
     kinds = Counter(kind for kind in first if isinstance(kind, str))
     assert kinds == {"json": 2, "parquet": 1, "txt": 1, "other": 3, "excluded": 1}
-    assert list(listing(source, output)) == first
+    assert list(list_images(source, output)) == first
     for index in (tmp_path / "out/shards").iterdir():
         damage(index, 0)
-    assert list(listing(source, output)) == first
+    assert list(list_images(source, output)) == first
 
 
 @pytest.mark.parametrize(
@@ -102,8 +103,8 @@ def test_a_tar_packed_by_zstd_is_read_forward_and_back_and_known_when_it_is_cut(
     plain = (tmp_path / "plain.tar").read_bytes()
     with pa.CompressedOutputStream(str(tmp_path / "in.tar.zst"), "zstd") as out:
         out.write(plain)
-    source = input_of(str(tmp_path / "in.tar.zst"), StorageConfig(), SourceConfig())
-    found = [image for image in listing(source) if isinstance(image, Listed)]
+    source = open_input(str(tmp_path / "in.tar.zst"), StorageConfig(), SourceConfig())
+    found = [image for image in list_images(source) if isinstance(image, ListedImage)]
     assert [image.rel_path for image in found] == [f"in.tar.zst/{n}.png" for n in range(6)]
     reader = FORMAT.reader(source.store, "in.tar.zst", SourceConfig())
     for n in (0, 1, 4, 2, 5):
@@ -129,8 +130,8 @@ def test_members_without_an_extension_are_images_by_their_first_bytes(tmp_path, 
 def test_a_shard_that_was_damaged_while_it_was_listed_is_listed_again(tmp_path, crops):
     shard(tmp_path / "in/a.tar", {f"{n}.png": data for n, data in enumerate(pictures(crops, 3))})
     config = RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out"), max_reject_fraction=1)
-    source = input_of(str(tmp_path / "in"), StorageConfig(), SourceConfig())
-    list(listing(source, Store(str(tmp_path / "out")), keep=True))
+    source = open_input(str(tmp_path / "in"), StorageConfig(), SourceConfig())
+    list(list_images(source, Store(str(tmp_path / "out")), store_indexes=True))
     (index,) = (tmp_path / "out/shards").iterdir()
     table = pq.read_table(index)
     etags = ["0" * 32, *table["etag"].to_pylist()[1:]]
@@ -146,8 +147,8 @@ def test_a_shard_that_was_damaged_while_it_was_listed_is_listed_again(tmp_path, 
 def test_a_shard_that_grew_leaves_one_index(tmp_path, crops):
     for count in (1, 2):
         shard(tmp_path / "in/a.tar", {f"{n}.png": data for n, data in enumerate(pictures(crops, count))})
-        source, output = input_of(str(tmp_path / "in"), StorageConfig(), SourceConfig()), Store(str(tmp_path / "out"))
-        assert len(list(listing(source, output, keep=True))) == count
+        source, output = open_input(str(tmp_path / "in"), StorageConfig(), SourceConfig()), Store(str(tmp_path / "out"))
+        assert len(list(list_images(source, output, store_indexes=True))) == count
         assert len(list((tmp_path / "out/shards").iterdir())) == 1
 
 
@@ -217,8 +218,8 @@ def test_a_mask_belongs_to_the_name_before_its_ending_and_its_problem_to_the_ima
     os.mkfifo(tmp_path / "pipe.mask.png")
     with (tmp_path / "huge.mask.png").open("wb") as huge:
         huge.truncate(MAX_FILE_BYTES + 1)
-    source = input_of(str(tmp_path), StorageConfig(), SourceConfig())
-    found = {image.rel_path: image for image in listing(source, masks=True) if isinstance(image, Listed)}
+    source = open_input(str(tmp_path), StorageConfig(), SourceConfig())
+    found = {image.rel_path: image for image in list_images(source, masks=True) if isinstance(image, ListedImage)}
     assert {name: image.problem for name, image in found.items()} == {
         "huge.png": None,
         "pipe.png": "BadName: its mask: a pipe, socket or device, not a file",
@@ -227,7 +228,7 @@ def test_a_mask_belongs_to_the_name_before_its_ending_and_its_problem_to_the_ima
     }
     todo, _ = references(found.values(), source.store, "", {})
     by_name = {row["rel_path"]: row for row in todo.to_pylist()}
-    reading = Reading(source, 1)
+    reading = ImageReader(source, 1)
     assert reading.read(by_name["s.v1.tar/plain"]) == (photo, photo)
     with pytest.raises(ReadError, match="1000 MB for a mask"):
         reading.read(by_name["huge.png"])
@@ -257,9 +258,9 @@ def test_parquet_shards_in_a_bucket_keep_their_columns(rclone_bucket, crops, tmp
         images_of_store(source, "a.parquet", key="no_such")
 
 
-def images_of_store(store: Store, name: str, **config: Any) -> list[Listed]:
-    source = input_of(f"{store.url}/{name}", store.config, SourceConfig(**config))
-    return [image for image in listing(source) if isinstance(image, Listed)]
+def images_of_store(store: Store, name: str, **config: Any) -> list[ListedImage]:
+    source = open_input(f"{store.url}/{name}", store.config, SourceConfig(**config))
+    return [image for image in list_images(source) if isinstance(image, ListedImage)]
 
 
 def test_images_are_found_by_name_in_folders_that_are_called_as_shards_are(tmp_path, crops):
@@ -269,8 +270,8 @@ def test_images_are_found_by_name_in_folders_that_are_called_as_shards_are(tmp_p
     (source / "data.parquet").mkdir()
     (source / "data.parquet/a.png").write_bytes(photo)
     names = {"x.tar/deep.tar/0.png", "y.tar/z.tar/0.png", "data.parquet/a.png"}
-    there = find(
-        input_of(str(source), StorageConfig(), SourceConfig()), {*names, "x.tar/gone.png"}, Store(str(tmp_path / "out"))
+    there = find_images(
+        open_input(str(source), StorageConfig(), SourceConfig()), {*names, "x.tar/gone.png"}, Store(str(tmp_path / "out"))
     )
     assert sorted(image.rel_path for image in there) == sorted(names)
 
@@ -278,12 +279,15 @@ def test_images_are_found_by_name_in_folders_that_are_called_as_shards_are(tmp_p
 def test_a_packed_shard_that_changed_is_opened_anew_a_few_times_not_for_each_member(tmp_path, crops, monkeypatch):
     photos = pictures(crops, 4)
     shard(tmp_path / "a.tar.gz", {f"{n}.png": data for n, data in enumerate(photos)}, "w:gz")
-    source = input_of(str(tmp_path), StorageConfig(), SourceConfig())
-    todo, _ = references(listing(source), source.store, "", {})
+    source = open_input(str(tmp_path), StorageConfig(), SourceConfig())
+    todo, _ = references(list_images(source), source.store, "", {})
     shard(tmp_path / "a.tar.gz", {f"{n}.png": bytes(len(data)) for n, data in enumerate(photos)}, "w:gz")
     opens = []
-    monkeypatch.setattr("imagemill.pipeline.sources.tar.opened", lambda *place: opens.append(place) or opened(*place))
-    reading = Reading(source, 1)
+    monkeypatch.setattr(
+        "imagemill.pipeline.sources.tar.open_decompressed",
+        lambda *place: opens.append(place) or open_decompressed(*place),
+    )
+    reading = ImageReader(source, 1)
     for row in todo.to_pylist():
         with pytest.raises(ReadError, match="not what it was"):
             reading.image(row)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from imagemill.pipeline.errors import ConfigError, StorageError
-from imagemill.pipeline.sources.input import input_of, listing
+from imagemill.pipeline.sources.input import list_images, open_input
 from imagemill.pipeline.sources.source import SourceConfig
 from imagemill.pipeline.storage import StorageConfig, Store
 
@@ -113,8 +113,8 @@ def test_a_prefix_is_an_input_whatever_is_called_like_it(moto_bucket: str) -> No
     for body in (b"", b"a note of somebody"):
         store.fs.call_s3("put_object", Bucket=bucket, Key="photos", Body=body)
         for url in (store.url, f"{store.url}/"):
-            source = input_of(url, StorageConfig(), SourceConfig())
-            assert [image.rel_path for image in listing(source)] == ["a.jpg"]
+            source = open_input(url, StorageConfig(), SourceConfig())
+            assert [image.rel_path for image in list_images(source)] == ["a.jpg"]
     Store(moto_bucket).write("note.txt", b"1")
     with pytest.raises(ConfigError, match="is a file"):
-        input_of(f"{moto_bucket}/note.txt", StorageConfig(), SourceConfig())
+        open_input(f"{moto_bucket}/note.txt", StorageConfig(), SourceConfig())

@@ -8,8 +8,8 @@ from imagemill.jobs.batch import run_and_show
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import StorageError
 from imagemill.pipeline.run import run
-from imagemill.pipeline.sources.input import input_of, listing
-from imagemill.pipeline.sources.source import Listed, SourceConfig
+from imagemill.pipeline.sources.input import list_images, open_input
+from imagemill.pipeline.sources.source import ListedImage, SourceConfig
 from imagemill.pipeline.storage import StorageConfig, Store
 from tests.support.shards import listed, pictures, shard
 
@@ -29,8 +29,8 @@ OWN = [
 ]  # fmt: skip
 
 
-def counts(found: list[Listed | str]) -> tuple[set[str], int]:
-    return {image.rel_path for image in found if isinstance(image, Listed)}, found.count("excluded")
+def counts(found: list[ListedImage | str]) -> tuple[set[str], int]:
+    return {image.rel_path for image in found if isinstance(image, ListedImage)}, found.count("excluded")
 
 
 def test_what_systems_leave_is_excluded_in_folders(tmp_path):
@@ -44,7 +44,7 @@ def test_what_systems_leave_is_excluded_in_a_bucket(moto_bucket):
     bucket = Store(f"{moto_bucket}/photos")
     for name in [*LEFT, *OWN]:
         bucket.write(name, b"1")
-    found = list(listing(input_of(bucket.url, StorageConfig(), SourceConfig())))
+    found = list(list_images(open_input(bucket.url, StorageConfig(), SourceConfig())))
     assert counts(found) == (set(OWN), len(LEFT))
 
 

@@ -20,9 +20,9 @@ from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.plan import references
 from imagemill.pipeline.run import run
-from imagemill.pipeline.sources.image_reader import Reading
-from imagemill.pipeline.sources.input import input_of, listing
-from imagemill.pipeline.sources.source import Listed, SourceConfig
+from imagemill.pipeline.sources.image_reader import ImageReader
+from imagemill.pipeline.sources.input import list_images, open_input
+from imagemill.pipeline.sources.source import ListedImage, SourceConfig
 from imagemill.pipeline.sources.tar import STILL_WRITTEN
 from imagemill.pipeline.storage import StorageConfig, Store
 from tests.support.shards import add, images, pictures, rows, shard
@@ -62,9 +62,9 @@ def test_tars_put_together_are_read_to_the_last(tmp_path, crops, suffix, between
         layouts.append(pack(first) + bytes(between) + pack(second))
     for data in layouts:
         path.write_bytes(data)
-        source = input_of(str(path), StorageConfig(), SourceConfig())
-        todo, _ = references(listing(source), source.store, "", {})
-        reading = Reading(source, 1)
+        source = open_input(str(path), StorageConfig(), SourceConfig())
+        todo, _ = references(list_images(source), source.store, "", {})
+        reading = ImageReader(source, 1)
         assert {row["rel_path"]: row["problem"] for row in todo.to_pylist()} == dict.fromkeys(expected)
         # Forward, as runs do, and back, as reports may.
         for row in [*todo.to_pylist(), *reversed(todo.to_pylist())]:
@@ -159,8 +159,8 @@ def test_captions_and_masks_belong_to_their_own_archive(tmp_path, crops):
     photo = pictures(crops, 1)[0]
     archives = [tar({"0.png": photo, "0.txt": text, "0.mask.png": photo}) for text in (b"first", b"second")]
     (tmp_path / "in.tar").write_bytes(b"".join(archives))
-    source = input_of(str(tmp_path), StorageConfig(), SourceConfig())
-    found = [image for image in listing(source, masks=True) if isinstance(image, Listed)]
+    source = open_input(str(tmp_path), StorageConfig(), SourceConfig())
+    found = [image for image in list_images(source, masks=True) if isinstance(image, ListedImage)]
     assert [json.loads(image.extra or "")["txt"] for image in found] == ["first", "second"]
     assert found[0].mask_offset < found[1].offset
     todo, _ = references(found, source.store, "", {})
@@ -187,14 +187,14 @@ def test_long_names_and_links_of_tars(tmp_path, crops, format):
         pipe = tarfile.TarInfo("pipe.png")
         pipe.type = tarfile.FIFOTYPE
         archive.addfile(pipe)
-    source = input_of(str(tmp_path), StorageConfig(), SourceConfig())
-    todo, ignored = references(listing(source), source.store, "", {})
+    source = open_input(str(tmp_path), StorageConfig(), SourceConfig())
+    todo, ignored = references(list_images(source), source.store, "", {})
     found = {row["rel_path"].removeprefix("in.tar/"): row for row in todo.to_pylist()}
     assert {name: (row["problem"] or "").partition(":")[0] for name, row in found.items()} == {
         f"{deep}/a.b.c.png": "", "hard.png": "", "soft.png": "Link", "pipe.png": "BadName",
     }  # fmt: skip
     assert ignored == {"txt": 1}
-    assert Reading(source, 1).image(found["hard.png"]) == photo
+    assert ImageReader(source, 1).image(found["hard.png"]) == photo
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -220,9 +220,9 @@ def test_shards_in_a_bucket_are_read_to_the_last_archive(moto_bucket, crops):
     archives = [tar({f"{n}.png": data}) for n, data in enumerate(photos)]
     bucket.write("a.tar", b"".join(archives))
     bucket.write("b.tar.gz", b"".join(map(gzip.compress, archives)))
-    source = input_of(moto_bucket, StorageConfig(), SourceConfig())
-    todo, _ = references(listing(source), source.store, "", {})
-    assert [Reading(source, 1).image(row) for row in todo.to_pylist()] == photos * 2
+    source = open_input(moto_bucket, StorageConfig(), SourceConfig())
+    todo, _ = references(list_images(source), source.store, "", {})
+    assert [ImageReader(source, 1).image(row) for row in todo.to_pylist()] == photos * 2
 
 
 @given(st.sampled_from(sorted(PACKED)), st.floats(0, 1, exclude_max=True), st.integers(1, 255), st.booleans())

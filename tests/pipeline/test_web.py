@@ -20,7 +20,7 @@ from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.pauses import quiet_seconds, retry_after
 from imagemill.pipeline.resolve import plan_of, resolve
 from imagemill.pipeline.run import run
-from imagemill.pipeline.sources.image_reader import ReadError, Reading
+from imagemill.pipeline.sources.image_reader import ImageReader, ReadError
 from imagemill.pipeline.sources.input import Input
 from imagemill.pipeline.sources.source import SourceConfig
 from imagemill.pipeline.sources.web import AddressRefused, fetch
@@ -103,8 +103,8 @@ def test_a_body_comes_whole_or_not_at_all(site):
 @pytest.mark.parametrize("public_only", [False, True])
 def test_a_head_that_comes_a_byte_at_a_time_has_an_end(site, monkeypatch, public_only):
     url, _ = site
-    monkeypatch.setattr("imagemill.pipeline.sources.web.ANSWER_SECONDS", 0.1)
-    monkeypatch.setattr("imagemill.pipeline.sources.web.public_connection", socket.create_connection)
+    monkeypatch.setattr("imagemill.pipeline.sources.web.RESPONSE_SECONDS", 0.1)
+    monkeypatch.setattr("imagemill.pipeline.sources.web.connect_public", socket.create_connection)
     with pytest.raises(TimeoutError, match=r"/drip: (not there after|timed out)"):
         fetch(f"{url}/drip", 1000, public_only)
 
@@ -172,7 +172,7 @@ def test_a_wait_is_asked_for_by_a_date(wait: int, skew: int) -> None:
 
 def test_the_body_of_a_redirect_is_not_waited_for(site, monkeypatch):
     url, _ = site
-    monkeypatch.setattr("imagemill.pipeline.sources.web.ANSWER_SECONDS", 2.0)
+    monkeypatch.setattr("imagemill.pipeline.sources.web.RESPONSE_SECONDS", 2.0)
     assert fetch(f"{url}/endless", 1000, public_only=False) == BODY
 
 
@@ -184,7 +184,7 @@ def test_an_address_may_hold_any_letters_and_blanks(site):
 def test_what_will_never_be_given_is_not_asked_for_again(site, tmp_path, monkeypatch):
     url, _ = site
     monkeypatch.setattr("imagemill.pipeline.sources.image_reader.MAX_FILE_BYTES", 999)
-    reading = Reading(Input(Store(str(tmp_path)), None, SourceConfig(http="any")), 1)
+    reading = ImageReader(Input(Store(str(tmp_path)), None, SourceConfig(http="any")), 1)
     for path, error_class in ((f"{url}/whole", "TooManyBytes"), ("http://127.0.0.1:port/", "NoAddress")):
         with pytest.raises(ReadError) as refused:
             reading.image({"base": "", "path": path, "size": -1, "offset": None})

@@ -20,7 +20,7 @@ from imagemill.models.tasks.task import Sample
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.output.output_names import decoded_name
-from imagemill.pipeline.output.stored_checkpoint import keep_checkpoint, kept_model
+from imagemill.pipeline.output.stored_checkpoint import load_stored_model, store_checkpoint
 from imagemill.pipeline.schema import image_id, pack_latent, parquet_bytes, part_name, result_schema, version_of
 from imagemill.pipeline.storage import Store
 
@@ -45,8 +45,8 @@ def compressed(
     torch.set_num_threads(1)
     output = Store(str(folder / "out"))
     card, weights = checkpoints.read(checkpoint)
-    keep_checkpoint(output, card, weights)
-    model, asked = kept_model(output, card.sha256, "cpu"), COMPRESS.Params(**params)
+    store_checkpoint(output, card, weights)
+    model, asked = load_stored_model(output, card.sha256, "cpu"), COMPRESS.Params(**params)
     config = RunConfig(task="compress", input=str(folder / "in"), output=output.url, checkpoint=checkpoint, params=params)
     day = datetime(2026, 3, fence, 1, tzinfo=UTC)
     run = {"run_id": f"{day:%Y%m%dT%H%M%SZ}-{fence:06x}", "fence": fence, "task": "compress", "model_id": card.name}

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from imagemill.pipeline.output.parts import KEYS, columns_of, part_paths, read_parts
+from imagemill.pipeline.output.parts import KEYS, columns_as_lists, list_parts, read_parts
 from imagemill.pipeline.schema import pack_latent, parquet_bytes, part_name, reject_schema, result_schema
 from imagemill.pipeline.storage import Store
 
@@ -35,4 +35,4 @@ def reject(output: Store, *pairs: Pair, error_class: str = "BrokenImage") -> Non
 
 
 def pairs_of(output: Store) -> list[Pair]:
-    return sorted(zip(*columns_of(read_parts(output, part_paths(output, "results"), KEYS), KEYS), strict=True))
+    return sorted(zip(*columns_as_lists(read_parts(output, list_parts(output, "results"), KEYS), KEYS), strict=True))

@@ -11,7 +11,7 @@ import numpy as np
 
 from imagemill.pipeline.config import PoolConfig, RunConfig
 from imagemill.pipeline.images.encode import encode_rgb
-from imagemill.pipeline.output.parts import part_paths, read_parts
+from imagemill.pipeline.output.parts import list_parts, read_parts
 from imagemill.pipeline.run import run as run_here
 from imagemill.pipeline.storage import Store
 
@@ -46,7 +46,7 @@ def images_written(output: Store) -> int:
 
 def outputs(output: Store) -> dict[str, str]:
     """Return rel_path → sha256 of the output file, from the rows."""
-    rows = read_parts(output, part_paths(output, "results"), ["rel_path", "output_sha256"])
+    rows = read_parts(output, list_parts(output, "results"), ["rel_path", "output_sha256"])
     return dict(zip(rows["rel_path"].to_pylist(), rows["output_sha256"].to_pylist(), strict=True))
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from imagemill.pipeline.images.encode import encode_rgb
-from imagemill.pipeline.sources.input import input_of, listing
-from imagemill.pipeline.sources.source import Found, Listed, SourceConfig
+from imagemill.pipeline.sources.input import list_images, open_input
+from imagemill.pipeline.sources.source import ListedEntry, ListedImage, SourceConfig
 from imagemill.pipeline.storage import StorageConfig
 
 
@@ -39,12 +39,12 @@ def pictures(crops: list[np.ndarray], count: int) -> list[bytes]:
     return [encode_rgb(crop, "PNG") for crop in crops[:count]]
 
 
-def listed(path: Path, **config: Any) -> list[Found]:
-    return list(listing(input_of(str(path), StorageConfig(), SourceConfig(**config))))
+def listed(path: Path, **config: Any) -> list[ListedEntry]:
+    return list(list_images(open_input(str(path), StorageConfig(), SourceConfig(**config))))
 
 
-def images(path: Path, **config: Any) -> dict[str, Listed]:
-    return {image.rel_path: image for image in listed(path, **config) if isinstance(image, Listed)}
+def images(path: Path, **config: Any) -> dict[str, ListedImage]:
+    return {image.rel_path: image for image in listed(path, **config) if isinstance(image, ListedImage)}
 
 
 def rows(output: Path, folder: str = "results") -> dict[str, dict[str, Any]]:

@@ -1,13 +1,13 @@
 """What a worker is told, for tests that do its work in the test process."""
 
-from imagemill.pipeline.output.stored_checkpoint import keep_checkpoint
+from imagemill.pipeline.output.stored_checkpoint import store_checkpoint
 from imagemill.pipeline.resolve import ResolvedRun
 from imagemill.pipeline.worker_job import WorkerJob
 
 
 def job_here(resolved: ResolvedRun, fence: int = 1) -> WorkerJob:
     """Return the worker's job of a run; store the checkpoint in the output."""
-    keep_checkpoint(resolved.output, resolved.card, resolved.weights)
+    store_checkpoint(resolved.output, resolved.card, resolved.weights)
     lineage = dict.fromkeys(("model_id", "config_sha256", "parameters"), "-")
     lineage |= {"task": resolved.task.name, "checkpoint_sha256": resolved.card.sha256, "run_id": "r"}
     return WorkerJob(

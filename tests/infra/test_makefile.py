@@ -1,0 +1,31 @@
+"""The set-up of `make demo`: it prints what it does, and fails as pip fails."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_setup_prints_progress_and_keeps_exit_code(tmp_path: Path, code: int) -> None:
+    pip = tmp_path / "pip.sh"
+    pip.write_text(f"echo 'Downloading torch.whl (800 MB)'; sleep 2.5; echo broken >&2; exit {code}")
+    venv = tmp_path / "venv"
+    venv.mkdir()
+    (venv / ".base").touch()
+    variables = [f"VENV={venv}", f"PIP=sh {pip}", "TICK_SECONDS=1"]
+    # make passes its own variables on through the environment.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    ended = subprocess.run(
+        ["make", *variables, str(venv / ".demo")], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == (2 if code else 0), ended.stderr
+    lines = ended.stdout.splitlines()
+    assert lines[0].startswith("  1 s, "), ended.stdout
+    assert lines[0].endswith(" MB: Downloading torch.whl (800 MB)")
+    assert lines[1].startswith("  2 s, ")
+    assert "broken" in ended.stderr
+    assert (venv / ".demo").exists() == (not code)
