@@ -176,12 +176,12 @@ def test_decode_in_strips_equals_decode_in_one_piece(photo, monkeypatch):
     in_one_piece = [decode_image(data) for data in files]
     encoded = [encode(decoded.rgb, decoded, "PNG") for decoded in in_one_piece]
     monkeypatch.setattr(samples, "STRIP_PIXELS", 1_500)
-    for data, expected, png in zip(files, in_one_piece, encoded, strict=True):
+    for data, expected, expected_file in zip(files, in_one_piece, encoded, strict=True):
         decoded = decode_image(data)
         np.testing.assert_array_equal(decoded.rgb, expected.rgb)
         if expected.alpha is not None:
             np.testing.assert_array_equal(decoded.alpha, expected.alpha)
-        assert encode(decoded.rgb, decoded, "PNG") == png
+        assert encode(decoded.rgb, decoded, "PNG") == expected_file
 
 
 def oriented(exif: Image.Exif, orientation: int) -> bytes:
