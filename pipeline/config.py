@@ -118,8 +118,8 @@ class RunConfig(Strict):
         9,
         ge=1,
         le=22,
-        description="Compress Parquet parts with this zstd level. 3 is fast and gives a tenth more bytes, 19 is slow and gives "
-        "a tenth fewer.",
+        description="Compress Parquet parts with this zstd level. 3 is fast and gives a tenth more bytes, 19 is slow and "
+        "gives a tenth fewer.",
     )
     pool: PoolConfig = PoolConfig()
     source: SourceConfig = SourceConfig()
