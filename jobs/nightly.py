@@ -40,6 +40,7 @@ from imagemill.pipeline.errors import (
 from imagemill.pipeline.output.run_history import read_last_records
 from imagemill.pipeline.resolve import task_of
 from imagemill.pipeline.run import run
+from imagemill.pipeline.run_record import RunRecord
 from imagemill.pipeline.signals import LATER_SECONDS, raisable
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
@@ -55,8 +56,10 @@ COUNTS = ("found", "done_before", "rejects_waiting", "planned", "ok", "rejected"
 class Notify(Strict):
     """Who hears of the night's summary, as JSON."""
 
-    command: list[str] | None = Field(None, description="a program and its arguments; the summary is its standard input")
-    webhook: str | None = Field(None, description="a URL that the summary is posted to")
+    command: list[str] | None = Field(
+        None, description="Run this program with these arguments, and write the summary to its standard input."
+    )
+    webhook: str | None = Field(None, description="Post the summary to this URL.")
 
 
 class NightlyConfig(Strict):
@@ -64,18 +67,20 @@ class NightlyConfig(Strict):
 
     jobs: list[dict[str, Any]] = Field(
         min_length=1,
-        description="each the keys of a run, or `config: FILE.yaml` (beside this file) and what differs from it; and a name",
+        description="Do these runs in order. Each has a name and the keys of a run, or `config: FILE.yaml` (relative to "
+        "this file) and the keys that differ from that file.",
     )
-    catch_up: int = Field(7, ge=0, le=366, description="days before tonight whose dated inputs are looked at as well")
-    until: str | None = Field(None, pattern=f"^({CLOCK.pattern})$", description="local time, HH:MM, at which the night ends")
+    catch_up: int = Field(7, ge=0, le=366, description="Also process dated inputs of this many days before tonight.")
+    until: str | None = Field(None, pattern=f"^({CLOCK.pattern})$", description="End the night at this local time, HH:MM.")
     report: str | None = Field(
-        None, description="folder or s3://bucket/prefix for a page about each night, reached as the first job's storage says"
+        None,
+        description="Write a page about each night to this folder or s3://bucket/prefix, with the storage of the first job.",
     )
     notify: Notify = Notify()
     drift_alert: float | None = Field(
         None,
         gt=0,
-        description="say so when latents of a run are farther than this from those of the run before (imagemill stats)",
+        description="Mention in the summary if latents differ from the run before by more than this (see imagemill stats).",
     )
 
     @field_validator("until", mode="before")
@@ -191,18 +196,19 @@ def done_night(runs: list[Planned], config: NightlyConfig) -> list[dict[str, Any
 
 def fill(line: dict[str, Any], planned: Planned, drift_alert: float | None) -> None:
     """Do one run: what it was, what it did, and how it ended."""
-    record: dict[str, Any] = {}
+    record = RunRecord()
     try:
         if planned.days and not came(planned.config, planned.days):
             line |= {"exit_code": 0, "exit_reason": NO_INPUT}
             return
-        run(planned.config, record)
-        line |= {"exit_code": 0, "exit_reason": f"done; {record['doubt']}" if "doubt" in record else "done"}
-        if drift_alert and record.get("ok") and planned.config.task == "compress":
-            line |= drifted(Store(str(planned.config.output), planned.config.storage), record, drift_alert)
+        content = run(planned.config, record)
+        line |= {"exit_code": 0, "exit_reason": f"done; {record.doubt}" if record.doubt else "done"}
+        if drift_alert and record.ok and planned.config.task == "compress":
+            line |= drifted(Store(str(planned.config.output), planned.config.storage), content, drift_alert)
     except Interrupted:
         # It may have been done already, and its page was what was being made.
-        line |= {key: record[key] for key in ("exit_code", "exit_reason") if key in record}
+        content = record.content()
+        line |= {key: content[key] for key in ("exit_code", "exit_reason") if key in content}
         raise
     except (Failure, CheckpointError) as e:
         log.error("%s: %s", planned.name, e)
@@ -211,11 +217,12 @@ def fill(line: dict[str, Any], planned: Planned, drift_alert: float | None) -> N
         log.exception("%s", planned.name)
         line |= {"exit_code": RunFailed.exit_code, "exit_reason": reason(e)}
     finally:
-        line |= {key: record[key] for key in ("run_id", "doubt", *COUNTS) if key in record}
-        if "total" in record.get("seconds", {}):
-            line["seconds"] = record["seconds"]["total"]
-        if record.get("report"):
-            line["report"] = Store(record["output"]).uri(record["report"])
+        content = record.content()
+        line |= {key: content[key] for key in ("run_id", "doubt", *COUNTS) if key in content}
+        if "total" in record.seconds:
+            line["seconds"] = record.seconds["total"]
+        if record.report:
+            line["report"] = Store(str(record.output)).uri(record.report)
 
 
 def drifted(output: Store, record: dict[str, Any], level: float) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """The input of a run: a folder or prefix of image files and shards, one shard, or a manifest."""
 
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 
 from imagemill.pipeline.errors import ConfigError, StorageError
+from imagemill.pipeline.lookahead import HasResult, Ready, map_ahead
 from imagemill.pipeline.sources import manifest
 from imagemill.pipeline.sources.folder import attach_masks, classify_file
 from imagemill.pipeline.sources.shard_formats import shard_format, shard_suffixes
@@ -135,22 +135,13 @@ def candidate_files(name: str) -> list[str]:
 def list_files(source: Input, output: Store | None, store_indexes: bool) -> Iterator[ListedEntry]:
     """Image files as they are listed, and the images of shards, a few of which are read at a time."""
     entries = iter([source.store.entry(source.file)]) if source.file else source.store.entries(may_skip=is_excluded_folder)
-    ahead: deque[list[ListedEntry] | Future[list[ListedEntry]]] = deque()
-
-    def ready() -> list[ListedEntry]:
-        first = ahead.popleft()
-        return first.result() if isinstance(first, Future) else first
-
     with ThreadPoolExecutor(SHARD_THREADS) as pool:
-        for entry in entries:
-            # A file that is all of the input was asked for by its name.
+
+        def submit(entry: Entry) -> HasResult[list[ListedEntry]]:
+            # A single file that is the whole input was chosen by the user, so it is never excluded.
             form = shard_format(entry.path) if source.file or not is_excluded(entry.path) else None
-            ahead.append(
-                pool.submit(index_shard, form, source.store, source.config, entry, output, store_indexes)
-                if form
-                else [classify_file(entry)]
-            )
-            while ahead and (isinstance(ahead[0], list) or len(ahead) > SHARD_THREADS):
-                yield from ready()
-        while ahead:
-            yield from ready()
+            if form is None:
+                return Ready([classify_file(entry)])
+            return pool.submit(index_shard, form, source.store, source.config, entry, output, store_indexes)
+
+        yield from chain.from_iterable(map_ahead(submit, entries, SHARD_THREADS))

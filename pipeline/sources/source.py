@@ -18,23 +18,25 @@ SHARD_CHANGED = "ShardChanged"
 
 
 class SourceConfig(BaseModel):
-    """How shards and manifests are read; what is absent is found by name."""
+    """How to read shards and manifests. Columns without a name here are found by their usual names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     image: str | None = Field(
-        None, description="Parquet: the column of encoded images: binary, a struct with `bytes`, or lists of one of them"
+        None,
+        description="Parquet: read images from this column. Its type is binary, a struct with `bytes`, or lists of them.",
     )
-    key: str | None = Field(None, description="Parquet, manifest: the column that names an image")
-    uri: str | None = Field(None, description="manifest: the column of paths and URLs")
+    key: str | None = Field(None, description="Parquet, manifest: name images by this column.")
+    uri: str | None = Field(None, description="Manifest: read paths and URLs from this column.")
     carry: list[str] | None = Field(
-        None, description="columns, or extensions of sidecar files, that go into `extra`; sidecar json and txt when absent"
+        None,
+        description="Copy these columns, or sidecar files with these extensions, to `extra`. Default: sidecar json and txt.",
     )
     roots: list[str] = Field(
-        default_factory=list, description="folders beside its own that a manifest may name local files in"
+        default_factory=list, description="Manifest: also allow local files in these folders, not only next to the manifest."
     )
     http: Literal["refuse", "public", "any"] = Field(
-        "refuse", description="manifest: http(s) URLs: none, those of public addresses, or of any"
+        "refuse", description="Manifest: refuse http(s) URLs, allow those with public addresses, or allow any."
     )
 
 
