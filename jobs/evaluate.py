@@ -9,7 +9,7 @@ from rich.table import Table
 from imagemill.jobs.console import console, number
 from imagemill.jobs.evaluations import EVALUATIONS
 from imagemill.jobs.evaluations.digits import evaluate_digits
-from imagemill.jobs.evaluations.evaluation import EvaluateConfig, Evaluation, Line, Measured
+from imagemill.jobs.evaluations.evaluation import EvaluateConfig, Evaluation, Measured, TableRow
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.card import CheckpointError
 from imagemill.models.tasks import TASKS
@@ -37,13 +37,13 @@ def show_evaluation(values: dict[str, Any], origin: str, update_card: bool, over
         written.check(FILES)
     evaluation = evaluate(config, update_card)
     for title, lines in evaluation.tables.items():
-        table = Table(*columns_of(lines), title=title, title_justify="left")
+        table = Table(*table_columns(lines), title=title, title_justify="left")
         for line in lines:
-            table.add_row(*(text(line.get(column)) for column in columns_of(lines)))
+            table.add_row(*(format_value(line.get(column)) for column in table_columns(lines)))
         console.print(table)
     for note in [f"{number(evaluation.images, 'image')}, {config.set_name}", *evaluation.notes]:
         console.print(note)
-    record = record_of(config, evaluation)
+    record = build_record(config, evaluation)
     if written:
         text_of_it = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False).encode()
         with written:
@@ -54,7 +54,7 @@ def show_evaluation(values: dict[str, Any], origin: str, update_card: bool, over
     if update_card:
         for measured in evaluation.measured:
             options = config.storage.options_for(measured.checkpoint)
-            checkpoints.write_metrics(measured.checkpoint, metrics_of(config, evaluation.images, measured), options)
+            checkpoints.write_metrics(measured.checkpoint, build_card_entry(config, evaluation.images, measured), options)
             console.print(f"card of {measured.checkpoint}: {measured.headline}")
     return evaluation
 
@@ -83,18 +83,18 @@ def evaluate(config: EvaluateConfig, update_card: bool = False) -> Evaluation:
         return (evaluate_digits if config.fit else EVALUATIONS[config.task])(config)
 
 
-def columns_of(lines: list[Line]) -> list[str]:
+def table_columns(lines: list[TableRow]) -> list[str]:
     return list(dict.fromkeys(column for line in lines for column in line))
 
 
-def text(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A figure as a table shows it: four significant digits, two decimals at least."""
     if isinstance(value, float):
         return f"{value:g}" if value % 1 == 0 else f"{value:.2f}" if abs(value) >= 10 else f"{value:.4g}"
     return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def record_of(config: EvaluateConfig, evaluation: Evaluation) -> dict[str, Any]:
+def build_record(config: EvaluateConfig, evaluation: Evaluation) -> dict[str, Any]:
     """The content of evaluation.json; figures that are not finite are None."""
     names = [measured.checkpoint for measured in evaluation.measured]
     cards = [checkpoints.read(name, config.storage.options_for(name))[0] for name in names]
@@ -114,7 +114,7 @@ def record_of(config: EvaluateConfig, evaluation: Evaluation) -> dict[str, Any]:
     return without
 
 
-def metrics_of(config: EvaluateConfig, images: int, measured: Measured) -> dict[str, Any]:
+def build_card_entry(config: EvaluateConfig, images: int, measured: Measured) -> dict[str, Any]:
     """An entry of `metrics` of a card."""
     table = [{k: round(v, 5) if isinstance(v, float) else v for k, v in line.items()} for line in measured.lines]
     entry = {"set": config.set_name, "images": images, "date": time.strftime("%Y-%m-%d"), "headline": measured.headline}

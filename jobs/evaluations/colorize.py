@@ -7,14 +7,14 @@ from imagemill.jobs.console import number
 from imagemill.jobs.evaluations.evaluation import (
     EvaluateConfig,
     Evaluation,
-    Line,
     Measured,
+    TableRow,
     check_config,
     mean,
+    pick_evenly,
     read_images,
-    restored,
-    spread,
-    through_product,
+    read_outputs,
+    run_pipeline,
 )
 from imagemill.models.metrics import psnr_db, ssim
 from imagemill.models.objectives.colorize import colourfulness
@@ -35,13 +35,13 @@ def evaluate_colorize(config: EvaluateConfig) -> Evaluation:
     originals = {name: picture.rgb for name, picture in pictures.items() if colourfulness(picture.rgb)}
     if not originals:
         raise ConfigError(f"input {config.input} holds no image with colours")
-    with through_product(config, {}, str(config.input)) as (output, _):
-        ours = {name: rgb for name, rgb in restored(output).items() if name in originals}
+    with run_pipeline(config, {}, str(config.input)) as (output, _):
+        ours = {name: rgb for name, rgb in read_outputs(output).items() if name in originals}
     gray = {name: np.asarray(Image.fromarray(rgb).convert("L").convert("RGB")) for name, rgb in originals.items()}
     for name, rgb in ours.items():
         if not np.array_equal(np.asarray(Image.fromarray(rgb).convert("L")), gray[name][..., 0]):
             raise VerificationError(f"{name}: its luma was changed")
-    line: Line = {}
+    line: TableRow = {}
     for label, images in (("gray", gray), ("ours", ours)):
         line[f"{label} dB"] = mean([psnr_db(images[n], x) for n, x in originals.items()])
         line[f"{label} SSIM"] = mean([ssim(images[n], x) for n, x in originals.items()])
@@ -51,7 +51,7 @@ def evaluate_colorize(config: EvaluateConfig) -> Evaluation:
     line["luma exact"] = "yes, in every image"
     rows = [
         [*(Tile(images[n], f"{psnr_db(images[n], originals[n]):.2f} dB") for images in (gray, ours)), Tile(originals[n], n)]
-        for n in spread(list(originals), SHOWN)
+        for n in pick_evenly(list(originals), SHOWN)
     ]
     return Evaluation(
         len(originals),

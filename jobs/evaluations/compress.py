@@ -13,13 +13,13 @@ from imagemill.jobs.decode import decode_output
 from imagemill.jobs.evaluations.evaluation import (
     EvaluateConfig,
     Evaluation,
-    Line,
     Measured,
+    TableRow,
     check_config,
     mean,
     read_images,
-    through_product,
-    work_folder,
+    run_pipeline,
+    temporary_folder,
 )
 from imagemill.jobs.outputs import read_newest_rows
 from imagemill.models.metrics import MS_SSIM_SIDE, ms_ssim, psnr_db, ssim
@@ -51,22 +51,22 @@ def evaluate_compress(config: EvaluateConfig) -> Evaluation:
     originals = {name: picture.rgb for name, picture in read_images(str(config.input), config.storage).items()}
     large = [name for name, rgb in originals.items() if min(rgb.shape[:2]) >= MS_SSIM_SIDE]
     pixels = sum(rgb.shape[0] * rgb.shape[1] for rgb in originals.values())
-    ours: list[Line] = []
+    ours: list[TableRow] = []
     for step in sorted(config.at or STEPS):
-        with through_product(config, {"step": step}, str(config.input)) as (output, record):
-            rows, decoded = read_newest_rows(output, ["bits_per_pixel", "orig_width", "orig_height"]), decoded_images(output)
+        with run_pipeline(config, {"step": step}, str(config.input)) as (output, record):
+            rows, decoded = read_newest_rows(output, ["bits_per_pixel", "orig_width", "orig_height"]), decode_images(output)
         payload = sum(row["bits_per_pixel"] * row["orig_width"] * row["orig_height"] for row in rows.values())
         ours.append(
             {
                 "step": step,
                 ALL_BYTES: record["quality"]["bits_per_pixel_on_disk"],
                 PAYLOAD: payload / pixels,
-                **distortion(originals, decoded, large),
+                **measure_distortion(originals, decoded, large),
                 "SSIM": mean([ssim(decoded[name], rgb) for name, rgb in originals.items()]),
             }
         )
-    others = {name: codec_curve(originals, options, large) for name, options in CODECS.items()}
-    bd_lines = bd_table(ours, others) if len(ours) >= LEAST_POINTS else []
+    others = {name: measure_codec(originals, options, large) for name, options in CODECS.items()}
+    bd_lines = build_bd_table(ours, others) if len(ours) >= LEAST_POINTS else []
     middle = ours[len(ours) // 2]
     headline = f"{middle['PSNR dB']:.2f} dB at {middle[ALL_BYTES]:.3f} bits/pixel"
     if bd_lines and bd_lines[0]["all bytes %"] is not None:
@@ -78,7 +78,7 @@ def evaluate_compress(config: EvaluateConfig) -> Evaluation:
     if not bd_lines:
         notes.append(f"no BD-rate: it takes {LEAST_POINTS} steps and more")
     for line in ours:
-        line |= {f"{name} dB": quality_at(line[ALL_BYTES], curve) for name, curve in others.items()}
+        line |= {f"{name} dB": psnr_at_rate(line[ALL_BYTES], curve) for name, curve in others.items()}
     notes.append("JPEG dB, WebP dB: their PSNR at the same bits/pixel, interpolated between qualities")
     tables = {"rate and distortion": ours}
     if bd_lines:
@@ -88,30 +88,30 @@ def evaluate_compress(config: EvaluateConfig) -> Evaluation:
         len(originals),
         tables,
         [Measured(config.weights, headline, lines)],
-        plot(ours, others, config.set_name),
+        plot_curves(ours, others, config.set_name),
         notes,
         {"other codecs": [{"codec": name, **line} for name, curve in others.items() for line in curve]},
     )
 
 
-def decoded_images(output: Store) -> dict[str, np.ndarray]:
+def decode_images(output: Store) -> dict[str, np.ndarray]:
     """The images (H,W,3) uint8 that OUTPUT decodes to, by the source's relative path."""
-    with work_folder() as folder:
+    with temporary_folder() as folder:
         # What `imagemill decode` prints is about this folder, which is gone in a moment.
         with redirect_stdout(io.StringIO()):
             decode_output(output, Store(folder))
         return {name: decode_image(Store(folder).read(decoded_name(name))).rgb for name in read_newest_rows(output, [])}
 
 
-def distortion(originals: dict[str, np.ndarray], decoded: dict[str, np.ndarray], large: list[str]) -> Line:
+def measure_distortion(originals: dict[str, np.ndarray], decoded: dict[str, np.ndarray], large: list[str]) -> TableRow:
     """PSNR, and MS-SSIM of the images that are large enough for it."""
-    line: Line = {"PSNR dB": mean([psnr_db(decoded[name], rgb) for name, rgb in originals.items()])}
+    line: TableRow = {"PSNR dB": mean([psnr_db(decoded[name], rgb) for name, rgb in originals.items()])}
     if large:
         line["MS-SSIM"] = mean([ms_ssim(decoded[name], originals[name]) for name in large])
     return line
 
 
-def codec_curve(originals: dict[str, np.ndarray], options: Line, large: list[str]) -> list[Line]:
+def measure_codec(originals: dict[str, np.ndarray], options: TableRow, large: list[str]) -> list[TableRow]:
     """Rate and distortion of one of Pillow's codecs at each quality."""
     pixels = sum(rgb.shape[0] * rgb.shape[1] for rgb in originals.values())
     curve = []
@@ -123,28 +123,30 @@ def codec_curve(originals: dict[str, np.ndarray], options: Line, large: list[str
             files[name] = file.getvalue()
         decoded = {name: np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for name, data in files.items()}
         bits = 8 * sum(len(data) for data in files.values())
-        curve.append({"quality": quality, ALL_BYTES: bits / pixels, **distortion(originals, decoded, large)})
+        curve.append({"quality": quality, ALL_BYTES: bits / pixels, **measure_distortion(originals, decoded, large)})
     return curve
 
 
-def quality_at(rate: float, curve: list[Line]) -> float | None:
+def psnr_at_rate(rate: float, curve: list[TableRow]) -> float | None:
     """PSNR of a codec at a rate in bits/pixel; None where its curve does not reach."""
-    rates, qualities = rising(points(curve, ALL_BYTES, "PSNR dB"))
+    rates, qualities = keep_rising(curve_points(curve, ALL_BYTES, "PSNR dB"))
     return float(np.interp(rate, rates, qualities)) if rates and rates[0] <= rate <= rates[-1] else None
 
 
-def bd_table(ours: list[Line], others: dict[str, list[Line]]) -> list[Line]:
+def build_bd_table(ours: list[TableRow], others: dict[str, list[TableRow]]) -> list[TableRow]:
     """BD-rates of our curve against each other codec's; first the subsampling of JPEG that is harder to beat."""
     table = []
     for metric in METRICS:
         if metric not in ours[0]:
             continue
-        lines: list[Line] = [
+        lines: list[TableRow] = [
             {
                 "metric": metric,
                 "against": name,
-                "all bytes %": bd_rate_percent(points(curve, ALL_BYTES, metric), points(ours, ALL_BYTES, metric)),
-                "payload %": bd_rate_percent(points(curve, ALL_BYTES, metric), points(ours, PAYLOAD, metric)),
+                "all bytes %": bd_rate_percent(
+                    curve_points(curve, ALL_BYTES, metric), curve_points(ours, ALL_BYTES, metric)
+                ),
+                "payload %": bd_rate_percent(curve_points(curve, ALL_BYTES, metric), curve_points(ours, PAYLOAD, metric)),
             }
             for name, curve in others.items()
         ]
@@ -154,7 +156,7 @@ def bd_table(ours: list[Line], others: dict[str, list[Line]]) -> list[Line]:
     return table
 
 
-def points(curve: list[Line], rate: str, metric: str) -> list[tuple[float, float]]:
+def curve_points(curve: list[TableRow], rate: str, metric: str) -> list[tuple[float, float]]:
     """(bits/pixel, quality) of a curve; MS-SSIM in dB, -10·log10(1 - x), as it crowds below 1."""
     return [(line[rate], -10 * np.log10(1 - line[metric]) if metric == "MS-SSIM" else line[metric]) for line in curve]
 
@@ -166,13 +168,13 @@ def bd_rate_percent(anchor: list[tuple[float, float]], curve: list[tuple[float, 
     fewer than two points that count.
     """
     # A codec may lose quality with bits at the end of its scale; the interpolation takes rising curves.
-    (rate_0, quality_0), (rate_1, quality_1) = (rising(c) for c in (anchor, curve))
+    (rate_0, quality_0), (rate_1, quality_1) = (keep_rising(c) for c in (anchor, curve))
     if min(len(rate_0), len(rate_1)) < 2 or min(quality_0[-1], quality_1[-1]) <= max(quality_0[0], quality_1[0]):
         return None
     return float(bd_rate(rate_0, quality_0, rate_1, quality_1, "pchip", require_matching_points=False, min_overlap=0))
 
 
-def rising(curve: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
+def keep_rising(curve: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
     """Rates and qualities of the points that are better than all cheaper ones, and not those of images that are equal."""
     kept: list[tuple[float, float]] = []
     for rate, quality in sorted(point for point in curve if np.isfinite(point[1])):
@@ -181,7 +183,7 @@ def rising(curve: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
     return [rate for rate, _ in kept], [quality for _, quality in kept]
 
 
-def plot(ours: list[Line], others: dict[str, list[Line]], name: str) -> bytes:
+def plot_curves(ours: list[TableRow], others: dict[str, list[TableRow]], name: str) -> bytes:
     """Rate–distortion curves as PNG."""
     metrics = [metric for metric in METRICS if metric in ours[0]]
     figure = Figure(figsize=(6 * len(metrics), 4.5), layout="constrained")
@@ -191,7 +193,7 @@ def plot(ours: list[Line], others: dict[str, list[Line]], name: str) -> bytes:
         curves += [(codec, ALL_BYTES, lines, ".-") for codec, lines in others.items()]
         for label, rate, curve, style in curves:
             # A little further than ours goes: axes that hold JPEG's quality 95 would squeeze the rest.
-            shown = [pair for pair in points(curve, rate, metric) if pair[0] <= most]
+            shown = [pair for pair in curve_points(curve, rate, metric) if pair[0] <= most]
             axes.plot(*zip(*shown, strict=True), style, label=label) if shown else None
         axes.set(xlabel="bits per pixel", ylabel="MS-SSIM, dB" if metric == "MS-SSIM" else metric, title=name)
         axes.grid(alpha=0.3)

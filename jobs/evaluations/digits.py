@@ -7,17 +7,17 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from imagemill.jobs.evaluations.compress import decoded_images
+from imagemill.jobs.evaluations.compress import decode_images
 from imagemill.jobs.evaluations.evaluation import (
     EvaluateConfig,
     Evaluation,
-    Line,
     Measured,
+    TableRow,
     check_config,
     mean,
+    pick_evenly,
     read_images,
-    spread,
-    through_product,
+    run_pipeline,
 )
 from imagemill.jobs.outputs import read_newest_rows
 from imagemill.models import checkpoint as checkpoints
@@ -47,8 +47,8 @@ def evaluate_digits(config: EvaluateConfig) -> Evaluation:
     Digits of up to four strides have none: nothing of them is far enough from the border.
     """
     configs = [config.model_copy(update={"checkpoint": name}) for name in (config.weights, *config.against)]
-    models = [gray_coder(check_config(c, None, ("step",))) for c in configs]
-    originals, fitted = gray_images(config, str(config.input)), gray_images(config, str(config.fit))
+    models = [build_gray_coder(check_config(c, None, ("step",))) for c in configs]
+    originals, fitted = read_gray_images(config, str(config.input)), read_gray_images(config, str(config.fit))
     names, x, train = list(originals), np.stack(list(originals.values())), np.stack(list(fitted.values()))
     if x.shape[1:] != train.shape[1:]:
         raise ConfigError(
@@ -61,7 +61,7 @@ def evaluate_digits(config: EvaluateConfig) -> Evaluation:
                 f"checkpoint {c.weights} takes multiples of {model.stride}"
             )
     period = models[0].stride
-    lines: list[Line] = []
+    lines: list[TableRow] = []
     restored: dict[str, np.ndarray] = {}
     flat: dict[str, np.ndarray] = {}
     for c, model in zip(configs, models, strict=True):
@@ -69,15 +69,15 @@ def evaluate_digits(config: EvaluateConfig) -> Evaluation:
             code = model.encode(torch.from_numpy(x)[:, None])
             restored[c.weights] = model.decode(code)[:, 0].numpy()
             if min(x.shape[1:]) > 2 * MARGIN * model.stride:
-                flat[c.weights] = decoded_flat(model, code)
-        with through_product(c, {}, str(c.input)) as (output, _):
-            rows, images = read_newest_rows(output, ["bits_per_pixel"]), decoded_images(output)
+                flat[c.weights] = decode_flat(model, code)
+        with run_pipeline(c, {}, str(c.input)) as (output, _):
+            rows, images = read_newest_rows(output, ["bits_per_pixel"]), decode_images(output)
         stored = np.stack([images[name][..., 0] for name in names])
         parameters = sum(p.numel() for p in model.parameters())
         line = {"coder": c.weights, "parameters": parameters, "values": code[0].numel()}
-        line |= figures(x, restored[c.weights], stored, period)
+        line |= measure_errors(x, restored[c.weights], stored, period)
         if c.weights in flat:
-            line["ripple"] = ripple(flat[c.weights])
+            line["ripple"] = measure_ripple(flat[c.weights])
         lines.append(line | {"bits/pixel": mean([row["bits_per_pixel"] for row in rows.values()])})
     pca = PCA(train)
     counts = [lines[0]["values"], *(pca.values_for(x, line["MSE"]) for line in lines)]
@@ -86,7 +86,7 @@ def evaluate_digits(config: EvaluateConfig) -> Evaluation:
         restored[name] = pca.restore(x, values)
         stored = (pca.restore(x, values, quantised=True).clip(0, 1) * 255).round().astype(np.uint8)
         line = {"coder": name, "parameters": (values + 1) * x[0].size, "values": values}
-        lines.append(line | figures(x, restored[name], stored, period))
+        lines.append(line | measure_errors(x, restored[name], stored, period))
     shown = [config.weights, *config.against, f"PCA, {counts[0]} values"]
     return Evaluation(
         len(x),
@@ -95,7 +95,9 @@ def evaluate_digits(config: EvaluateConfig) -> Evaluation:
             Measured(c.weights, f"MSE {line['MSE']:.5f}", [line])
             for c, line in zip(configs, lines[: len(configs)], strict=True)
         ],
-        draw(x, {name: restored[name] for name in shown}, flat, [names.index(n) for n in spread(names, SHOWN)], period),
+        draw_figure(
+            x, {name: restored[name] for name in shown}, flat, [names.index(n) for n in pick_evenly(names, SHOWN)], period
+        ),
         [
             f"PCA was fitted on {len(train)} images of {config.fit}; beside as many values, the fewest that do no worse",
             "stored: 8-bit codes and 8-bit images, through the product; bits/pixel: the compressed codes alone",
@@ -105,7 +107,7 @@ def evaluate_digits(config: EvaluateConfig) -> Evaluation:
     )
 
 
-def gray_coder(job: ResolvedRun) -> LatentCoder:
+def build_gray_coder(job: ResolvedRun) -> LatentCoder:
     """The model of a checkpoint. Raises: ConfigError when it does not code gray images as they are."""
     model = checkpoints.build(job.card, job.weights)
     if not isinstance(model, LatentCoder) or model.channels != 1:
@@ -113,7 +115,7 @@ def gray_coder(job: ResolvedRun) -> LatentCoder:
     return model
 
 
-def gray_images(config: EvaluateConfig, url: str) -> dict[str, np.ndarray]:
+def read_gray_images(config: EvaluateConfig, url: str) -> dict[str, np.ndarray]:
     """Images (H,W) float32 in [0,1], by relative path. Raises: ConfigError when their sizes differ or they have colours."""
     pictures = read_images(url, config.storage)
     if len({picture.rgb.shape for picture in pictures.values()}) > 1 or not all(p.is_gray for p in pictures.values()):
@@ -121,7 +123,7 @@ def gray_images(config: EvaluateConfig, url: str) -> dict[str, np.ndarray]:
     return {name: picture.rgb[..., 0].astype(np.float32) / 255 for name, picture in pictures.items()}
 
 
-def figures(x: np.ndarray, x_hat: np.ndarray, stored: np.ndarray, period: int) -> Line:
+def measure_errors(x: np.ndarray, x_hat: np.ndarray, stored: np.ndarray, period: int) -> TableRow:
     """The figures of one coder.
 
     Args: x (B,H,W) float in [0,1]; x_hat, what it becomes; stored, the same as uint8 after everything was rounded.
@@ -137,7 +139,7 @@ def figures(x: np.ndarray, x_hat: np.ndarray, stored: np.ndarray, period: int) -
     }
 
 
-def decoded_flat(model: LatentCoder, code_BCHW: torch.Tensor) -> np.ndarray:
+def decode_flat(model: LatentCoder, code_BCHW: torch.Tensor) -> np.ndarray:
     """Images (N,H,W) in [0,1], without their borders, of codes that are one place of these codes, repeated."""
     places = code_BCHW.movedim(1, 3).flatten(0, 2)
     # Where a digit is: the empty ground would only say that black stays black.
@@ -149,7 +151,7 @@ def decoded_flat(model: LatentCoder, code_BCHW: torch.Tensor) -> np.ndarray:
     return inner
 
 
-def ripple(flat_BHW: np.ndarray) -> float:
+def measure_ripple(flat_BHW: np.ndarray) -> float:
     """RMS, in 8-bit levels, of how images differ from their own means."""
     return float(255 * np.sqrt(flat_BHW.var((1, 2)).mean()))
 
@@ -183,7 +185,7 @@ class PCA:
         return int(np.argmax(left <= mse)) + 1
 
 
-def draw(
+def draw_figure(
     x: np.ndarray, restored: dict[str, np.ndarray], flat: dict[str, np.ndarray], shown: list[int], period: int
 ) -> bytes:
     """PNG: a row for each coder with digits, their errors, the spectrum of all errors, and images of flat codes.
@@ -192,33 +194,33 @@ def draw(
     """
     figure = Figure(figsize=(17, 1.2 * (1 + len(restored))), layout="constrained")
     grid = figure.subplots(1 + len(restored), 4, squeeze=False, width_ratios=[SHOWN, SHOWN, 2, 4])
-    spectra = {name: spectrum(x_hat - x) for name, x_hat in restored.items()}
+    spectra = {name: compute_spectrum(x_hat - x) for name, x_hat in restored.items()}
     top = max(np.log10(s).max() for s in spectra.values())
     for axes in grid.flat:
         axes.set_axis_off()
     h, w = x.shape[1:]
     rings = [(v, u) for v in range(0, h, h // period) for u in range(0, w, w // period) if (v, u) != (h // 2, w // 2)]
-    show(grid[0][0], x[shown], "original", 0, 1, "gray")
+    show_images(grid[0][0], x[shown], "original", 0, 1, "gray")
     for row, (name, x_hat) in zip(grid[1:], restored.items(), strict=True):
-        show(row[0], x_hat[shown], name, 0, 1, "gray")
-        show(row[1], (x_hat - x)[shown], f"error, ±{1 / AMPLIFIED:g}", -1 / AMPLIFIED, 1 / AMPLIFIED, "coolwarm")
-        show(row[2], np.log10(spectra[name])[None], "its spectrum", top - 3, top, "magma")
+        show_images(row[0], x_hat[shown], name, 0, 1, "gray")
+        show_images(row[1], (x_hat - x)[shown], f"error, ±{1 / AMPLIFIED:g}", -1 / AMPLIFIED, 1 / AMPLIFIED, "coolwarm")
+        show_images(row[2], np.log10(spectra[name])[None], "its spectrum", top - 3, top, "magma")
         row[2].scatter([u for _, u in rings], [v for v, _ in rings], 20, "none", edgecolors="cyan", linewidths=0.7)
         if name in flat:
             loudest = flat[name][np.argsort(-flat[name].var((1, 2)))[:SHOWN_FLAT]]
-            show(row[3], loudest, "the loudest flat codes", 0, 1, "gray")
+            show_images(row[3], loudest, "the loudest flat codes", 0, 1, "gray")
     out = io.BytesIO()
     figure.savefig(out, dpi=100)
     return out.getvalue()
 
 
-def show(axes: Axes, images: np.ndarray, title: str, low: float, high: float, colours: str) -> None:
+def show_images(axes: Axes, images: np.ndarray, title: str, low: float, high: float, colours: str) -> None:
     """Images (B,H,W) side by side."""
     axes.imshow(np.hstack(list(images)), colours, vmin=low, vmax=high)
     axes.set_title(title, loc="left")
 
 
-def spectrum(error_BHW: np.ndarray) -> np.ndarray:
+def compute_spectrum(error_BHW: np.ndarray) -> np.ndarray:
     """Mean power of the error's frequencies, (H,W), zero in the middle."""
     power: np.ndarray = np.fft.fftshift(np.square(np.abs(np.fft.fft2(error_BHW))).mean(0))
     return power + 1e-12

@@ -59,7 +59,7 @@ class EvaluateConfig(Strict):
         return self.checkpoint or TASKS[self.task].default_checkpoint
 
 
-Line = dict[str, Any]
+TableRow = dict[str, Any]
 """One line of a table: figures by column heading."""
 
 
@@ -70,19 +70,19 @@ class Measured:
     checkpoint: str
     headline: str
     """One short figure with its unit."""
-    lines: list[Line]
+    lines: list[TableRow]
 
 
 @dataclass
 class Evaluation:
     images: int
-    tables: dict[str, list[Line]]
+    tables: dict[str, list[TableRow]]
     """By title."""
     measured: list[Measured]
     picture: bytes
     """PNG."""
     notes: list[str] = field(default_factory=list)
-    details: dict[str, list[Line]] = field(default_factory=dict)
+    details: dict[str, list[TableRow]] = field(default_factory=dict)
     """Tables that are kept, and too long to print."""
 
 
@@ -100,16 +100,16 @@ def check_config(config: EvaluateConfig, at: str | None, drawn: tuple[str, ...] 
     for key in ((at,) if at else ()) + drawn:
         if key in config.params:
             raise ConfigError(f"params.{key}: the evaluation sets it itself{', from the list at' if key == at else ''}")
-    with work_folder() as folder:
-        job = resolve(run_config(config, {}, config.input, folder))
+    with temporary_folder() as folder:
+        job = resolve(build_run_config(config, {}, config.input, folder))
         check_model(job)
         for value in config.at:
-            check_model(resolve(run_config(config, {str(at): value}, config.input, folder)))
+            check_model(resolve(build_run_config(config, {str(at): value}, config.input, folder)))
         check_ends(job)
     return job
 
 
-def run_config(config: EvaluateConfig, params: dict[str, Any], input: str | None, output: str) -> RunConfig:
+def build_run_config(config: EvaluateConfig, params: dict[str, Any], input: str | None, output: str) -> RunConfig:
     """The run that an evaluation measures."""
     return RunConfig(
         task=config.task,
@@ -124,19 +124,19 @@ def run_config(config: EvaluateConfig, params: dict[str, Any], input: str | None
 
 
 @contextmanager
-def work_folder() -> Iterator[str]:
+def temporary_folder() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="imagemill-evaluate-") as folder:
         yield folder
 
 
 @contextmanager
-def through_product(config: EvaluateConfig, params: dict[str, Any], input: str) -> Iterator[tuple[Store, dict[str, Any]]]:
+def run_pipeline(config: EvaluateConfig, params: dict[str, Any], input: str) -> Iterator[tuple[Store, dict[str, Any]]]:
     """The OUTPUT of a run over `input`, for the time of a `with`, and its run.json.
 
     Raises: ConfigError when an image of it is rejected: a mean over the rest would be of another set.
     """
-    with work_folder() as folder:
-        record = run(run_config(config, params, input, folder))
+    with temporary_folder() as folder:
+        record = run(build_run_config(config, params, input, folder))
         if record["rejected"]:
             raise ConfigError(
                 f"{input}: rejected {record['rejected']} of {number(record['planned'], 'image')}: {record['reasons']}"
@@ -144,7 +144,7 @@ def through_product(config: EvaluateConfig, params: dict[str, Any], input: str) 
         yield Store(folder), record
 
 
-def restored(output: Store) -> dict[str, np.ndarray]:
+def read_outputs(output: Store) -> dict[str, np.ndarray]:
     """The image (H,W,3) uint8 that each source became, by the source's relative path."""
     return {name: decode_image(output.read(row["output_uri"])).rgb for name, row in read_newest_rows(output, []).items()}
 
@@ -174,7 +174,7 @@ def read_images(url: str, storage: StorageConfig, smallest: int = SSIM_SIDE) -> 
     return pictures
 
 
-def seed_of(name: str) -> int:
+def image_seed(name: str) -> int:
     """What is drawn at random for an image hangs on its identity, as in the product."""
     return int(image_id(name)[:16], 16)
 
@@ -183,6 +183,6 @@ def mean(values: list[float]) -> float:
     return float(np.mean(values))
 
 
-def spread(names: list[str], count: int) -> list[str]:
+def pick_evenly(names: list[str], count: int) -> list[str]:
     """Some names at even distances: those that are shown."""
     return [names[n] for n in np.unique(np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int))]

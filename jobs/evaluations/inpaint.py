@@ -9,15 +9,15 @@ from scipy.spatial import KDTree
 from imagemill.jobs.evaluations.evaluation import (
     EvaluateConfig,
     Evaluation,
-    Line,
     Measured,
+    TableRow,
     check_config,
+    image_seed,
     mean,
+    pick_evenly,
     read_images,
-    restored,
-    seed_of,
-    spread,
-    through_product,
+    read_outputs,
+    run_pipeline,
 )
 from imagemill.models.metrics import psnr_db, ssim
 from imagemill.models.objectives.inpaint import known_mask
@@ -48,21 +48,21 @@ def evaluate_inpaint(config: EvaluateConfig) -> Evaluation:
     originals = {name: picture.rgb for name, picture in read_images(str(config.input), config.storage).items()}
     lines, rows = [], []
     for number, (damage, params) in enumerate(DAMAGES.items()):
-        known = {name: known_mask(Sample(rgb, seed=seed_of(name)), params) for name, rgb in originals.items()}
-        with through_product(config, params.model_dump(exclude_unset=True), str(config.input)) as (output, _):
-            ours = restored(output)
+        known = {name: known_mask(Sample(rgb, seed=image_seed(name)), params) for name, rgb in originals.items()}
+        with run_pipeline(config, params.model_dump(exclude_unset=True), str(config.input)) as (output, _):
+            ours = read_outputs(output)
         for name, rgb in originals.items():
             if not np.array_equal(ours[name][known[name]], rgb[known[name]]):
                 raise VerificationError(f"{name}: known pixels were changed under {damage}")
-        floor = {name: interpolated(rgb, known[name]) for name, rgb in originals.items()}
-        line: Line = {"damage": damage}
+        floor = {name: interpolate(rgb, known[name]) for name, rgb in originals.items()}
+        line: TableRow = {"damage": damage}
         for label, images in (("floor", floor), ("ours", ours)):
             line[f"{label} dB"] = mean([psnr_db(images[n], x) for n, x in originals.items()])
             line[f"{label} SSIM"] = mean([ssim(images[n], x) for n, x in originals.items()])
             line[f"{label} in holes dB"] = mean([psnr_db(images[n][~known[n]], x[~known[n]]) for n, x in originals.items()])
         line["gain dB"] = line["ours dB"] - line["floor dB"]
         lines.append(line)
-        shown = spread(list(originals), len(DAMAGES))
+        shown = pick_evenly(list(originals), len(DAMAGES))
         name = shown[number % len(shown)]
         rgb = originals[name]
         rows.append(
@@ -85,7 +85,7 @@ def evaluate_inpaint(config: EvaluateConfig) -> Evaluation:
     )
 
 
-def interpolated(rgb: np.ndarray, known: np.ndarray) -> np.ndarray:
+def interpolate(rgb: np.ndarray, known: np.ndarray) -> np.ndarray:
     """The image (H,W,3) uint8 with the values that are not known (H,W,3) filled in without any model."""
     filled = rgb.astype(np.float64)
     for plane in range(3):

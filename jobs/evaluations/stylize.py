@@ -6,14 +6,14 @@ import torch
 from imagemill.jobs.evaluations.evaluation import (
     EvaluateConfig,
     Evaluation,
-    Line,
     Measured,
+    TableRow,
     check_config,
     mean,
+    pick_evenly,
     read_images,
-    restored,
-    spread,
-    through_product,
+    read_outputs,
+    run_pipeline,
 )
 from imagemill.jobs.outputs import read_newest_rows
 from imagemill.models import checkpoint as checkpoints
@@ -53,26 +53,26 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
     net = checkpoints.build(job.card, job.weights)
     style_images = [decode_image(data).rgb for _, data in job.style_images]
     contents = read_images(str(config.input), config.storage)
-    shown = spread(list(contents), SHOWN)
+    shown = pick_evenly(list(contents), SHOWN)
 
     sweep, columns = [], []
     for alpha in config.at or ALPHAS:
-        with through_product(config, {"alpha": alpha}, str(config.input)) as (output, _):
-            rows, images = read_newest_rows(output, ["content_loss", "style_loss"]), restored(output)
-        line: Line = {"alpha / beta": alpha / params.beta if params.beta else float("inf")}
+        with run_pipeline(config, {"alpha": alpha}, str(config.input)) as (output, _):
+            rows, images = read_newest_rows(output, ["content_loss", "style_loss"]), read_outputs(output)
+        line: TableRow = {"alpha / beta": alpha / params.beta if params.beta else float("inf")}
         for name in ("content_loss", "style_loss"):
             line[name.replace("_", " ")] = mean([row[name] for row in rows.values()])
         sweep.append(line)
         columns.append([Tile(limit_side(images[name], 256), f"style loss {rows[name]['style_loss']:.4f}") for name in shown])
 
-    with through_product(config, {}, str(config.input)) as (output, record):
-        curves, slow = read_newest_rows(output, ["losses"]), seconds_an_image(record)
+    with run_pipeline(config, {}, str(config.input)) as (output, record):
+        curves, slow = read_newest_rows(output, ["losses"]), model_seconds_per_image(record)
     stylist = TASK_OBJECTIVES[job.task.name].prepare(net, params, style_images, "cpu")
     stylist = require_type(stylist, StyleTransfer)
-    compared: list[Line] = []
+    compared: list[TableRow] = []
     if net.decoder is not None:
-        with through_product(beside, {}, str(config.input)) as (output, record):
-            images, fast = restored(output), seconds_an_image(record)
+        with run_pipeline(beside, {}, str(config.input)) as (output, record):
+            images, fast = read_outputs(output), model_seconds_per_image(record)
         totals = {name: total_loss(stylist, picture.rgb, images[name], params) for name, picture in contents.items()}
         as_good = [steps_to(curves[name]["losses"], total) for name, total in totals.items()]
         compared.append(
@@ -107,7 +107,7 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
     )
 
 
-def seconds_an_image(record: dict[str, object]) -> float:
+def model_seconds_per_image(record: dict[str, object]) -> float:
     """What the model took of each image of a run."""
     stages, ok = record["stage_seconds"], record["ok"]
     stages = require_type(stages, dict)

@@ -6,15 +6,15 @@ from PIL import Image
 from imagemill.jobs.evaluations.evaluation import (
     EvaluateConfig,
     Evaluation,
-    Line,
     Measured,
+    TableRow,
     check_config,
     mean,
+    pick_evenly,
     read_images,
-    restored,
-    spread,
-    through_product,
-    work_folder,
+    read_outputs,
+    run_pipeline,
+    temporary_folder,
 )
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.metrics import SSIM_SIDE, psnr_db, psnr_from_mse, ssim
@@ -40,15 +40,15 @@ def evaluate_upscale(config: EvaluateConfig) -> Evaluation:
         originals[name] = picture.rgb[:h, :w]
         image = Image.fromarray(originals[name]).convert("L" if picture.is_gray else "RGB")
         small[name] = image.resize((w // scale, h // scale), Image.Resampling.BICUBIC)
-    with work_folder() as folder:
+    with temporary_folder() as folder:
         for name, image in small.items():
             Store(folder).write(f"{name}.png", encode_image(image, "PNG"))
-        with through_product(config, {}, folder) as (output, _):
-            ours = {name.removesuffix(".png"): rgb for name, rgb in restored(output).items()}
+        with run_pipeline(config, {}, folder) as (output, _):
+            ours = {name.removesuffix(".png"): rgb for name, rgb in read_outputs(output).items()}
     bicubic = {
         n: np.asarray(small[n].resize(x.shape[1::-1], Image.Resampling.BICUBIC).convert("RGB")) for n, x in originals.items()
     }
-    line: Line = {}
+    line: TableRow = {}
     for label, images in (("bicubic", bicubic), ("ours", ours)):
         line[f"{label} Y dB"] = mean([luma_psnr_db(images[n], x, scale) for n, x in originals.items()])
         line[f"{label} RGB dB"] = mean([psnr_db(images[n], x) for n, x in originals.items()])
@@ -60,7 +60,7 @@ def evaluate_upscale(config: EvaluateConfig) -> Evaluation:
             *(Tile(images[n], f"{luma_psnr_db(images[n], originals[n], scale):.2f} dB") for images in (bicubic, ours)),
             Tile(originals[n], n),
         ]
-        for n in spread(list(originals), SHOWN)
+        for n in pick_evenly(list(originals), SHOWN)
     ]
     return Evaluation(
         len(originals),

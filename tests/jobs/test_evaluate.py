@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagemill.jobs.evaluate import evaluate, metrics_of, record_of, show_evaluation
+from imagemill.jobs.evaluate import build_card_entry, build_record, evaluate, show_evaluation
 from imagemill.jobs.evaluations import EVALUATIONS, inpaint
-from imagemill.jobs.evaluations.denoise import noise_for
+from imagemill.jobs.evaluations.denoise import draw_noise
 from imagemill.jobs.evaluations.evaluation import EvaluateConfig, Evaluation, Measured
 from imagemill.models import checkpoint
 from imagemill.models.architectures import ARCHITECTURES
@@ -158,7 +158,7 @@ def test_a_place_that_is_none_is_said_before_anything_is_measured(photos, monkey
 
 def test_a_network_that_has_no_card_is_recorded_and_takes_no_figures(photos):
     config = EvaluateConfig(task="stylize", input=str(photos), checkpoint="random", params={"style": ["style.png"]})
-    record = record_of(config, Evaluation(3, {}, [Measured("random", "style loss 1", [])], b""))
+    record = build_record(config, Evaluation(3, {}, [Measured("random", "style loss 1", [])], b""))
     assert record["checkpoints"] == [{"name": "random", "sha256": checkpoint.read("random")[0].sha256}]
     # Said before anything is measured: there is no style.png.
     with pytest.raises(ConfigError, match="--update-card: checkpoint 'random': not found"):
@@ -170,8 +170,8 @@ def test_figures_that_are_not_finite_are_null_in_what_is_written(tmp_path):
     lines = [{"PSNR dB": np.inf, "ripple": np.nan, "values": 196}]
     evaluation = Evaluation(1, {"errors": lines}, [Measured(folder, "exact", lines)], b"", details={"more": lines})
     config = EvaluateConfig(task="compress", input="digits", checkpoint=folder)
-    record = record_of(config, evaluation)
-    checkpoint.write_metrics(folder, metrics_of(config, 1, evaluation.measured[0]))
+    record = build_record(config, evaluation)
+    checkpoint.write_metrics(folder, build_card_entry(config, 1, evaluation.measured[0]))
     card = json.loads((tmp_path / "digits" / "card.json").read_text(), parse_constant=pytest.fail)
     for found in (record["tables"]["errors"], record["tables"]["more"], card["metrics"][0]["table"]):
         assert found == [{"PSNR dB": None, "ripple": None, "values": 196}]
@@ -247,15 +247,15 @@ def test_an_image_that_cannot_be_read_is_named(photos):
 
 def test_noise_is_seeded_by_the_image_and_gray_has_one_plane(photos):
     colour, gray = (decode_image((photos / name).read_bytes()) for name in ("0.png", "gray.png"))
-    assert np.array_equal(noise_for("a", colour, 25), noise_for("a", colour, 25))
-    assert not np.array_equal(noise_for("a", colour, 25), noise_for("b", colour, 25))
-    assert noise_for("a", colour, 25).std() == pytest.approx(25, rel=0.02)
-    noise = noise_for("a", gray, 25)
+    assert np.array_equal(draw_noise("a", colour, 25), draw_noise("a", colour, 25))
+    assert not np.array_equal(draw_noise("a", colour, 25), draw_noise("b", colour, 25))
+    assert draw_noise("a", colour, 25).std() == pytest.approx(25, rel=0.02)
+    noise = draw_noise("a", gray, 25)
     assert noise.shape == gray.rgb.shape
     assert np.ptp(noise, axis=2).max() == 0
 
 
 def test_a_card_names_styles_without_their_folders():
     config = EvaluateConfig(task="stylize", input="photos", params={"style": ["/home/somebody/swirls.png"], "beta": 10})
-    entry = metrics_of(config, 3, Measured("stylize-small", "one pass", []))
+    entry = build_card_entry(config, 3, Measured("stylize-small", "one pass", []))
     assert entry["params"] == {"style": ["swirls.png"], "beta": 10}
