@@ -1,4 +1,4 @@
-"""Denoise, at levels of Gaussian noise: files through the product, and float noise through the network, as papers do."""
+"""Evaluate `denoise` at several noise levels: on noisy 8-bit files end to end, and on float noise as in papers."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ SIGMAS = [15.0, 25.0, 50.0]
 
 
 def draw_noise(name: str, picture: DecodedImage, sigma: float) -> np.ndarray:
-    """Gaussian noise (H,W,3) float32 in 8-bit levels; a gray file has one plane of it, seen three times."""
+    """Draw Gaussian noise (H,W,3) float32 in 8-bit levels; the channels of a gray image have the same noise."""
     h, w, planes = picture.rgb.shape
     shape = (h, w, 1 if picture.is_gray else planes)
     noise = np.random.default_rng(image_seed(name)).normal(0, sigma, shape).astype(np.float32)
@@ -42,10 +42,10 @@ def draw_noise(name: str, picture: DecodedImage, sigma: float) -> np.ndarray:
 
 
 def evaluate_denoise(config: EvaluateConfig) -> Evaluation:
-    """PSNR and SSIM with noise of each level: of the noisy files, and denoised blind and with the level given.
+    """Measure PSNR and SSIM of noisy and denoised images, with the estimated ("blind") and the true level ("given").
 
-    "files": noisy copies are cut and rounded to 8 bits and run through the product. "float": the noise is neither cut nor
-    rounded, and the network is run alone. Results are rounded to 8 bits before PSNR in both.
+    "files": noisy copies are clipped and rounded to 8 bits, and the pipeline processes them. "float": the noise is neither
+    clipped nor rounded, and the network processes it directly. All results are rounded to 8 bits.
     """
     job = check_config(config, "sigma")
     model = checkpoints.build(job.card, job.weights)
@@ -90,23 +90,23 @@ def evaluate_denoise(config: EvaluateConfig) -> Evaluation:
         draw_contact_sheet(["noisy", "denoised, blind", "original"], rows),
         [
             f"gray, with one plane of noise each: {gray} of {number(len(originals), 'image')}",
-            "files: noise cut and rounded to 8 bits, through the product; float: neither, through the network alone",
+            "files: noise clipped and rounded to 8 bits, processed by a run; float: neither, processed by the network",
         ],
     )
 
 
 def add_noise(name: str, picture: DecodedImage, sigma: float) -> np.ndarray:
-    """(H,W,3) uint8: what a file keeps of an image and its noise."""
+    """Return a noisy image (H,W,3) uint8, clipped and rounded like a file."""
     noisy: np.ndarray = (picture.rgb + draw_noise(name, picture, sigma)).clip(0, 255).round().astype(np.uint8)
     return noisy
 
 
 def denoise_float(model: Any, name: str, picture: DecodedImage, sigma: float, level: float | None) -> np.ndarray:
-    """(H,W,3) uint8 of one image under unclipped float noise of `sigma`, denoised at `level` or blind."""
+    """Denoise an image with unclipped float noise of `sigma`; `level` is the given level, or None to estimate it."""
     h, w = picture.rgb.shape[:2]
     noisy = (picture.rgb + draw_noise(name, picture, sigma)) / np.float32(255)
     x = torch.from_numpy(pad_to_stride(noisy, model.stride)).permute(2, 0, 1)[None]
     with torch.inference_mode(), Precision().autocast():
         x_hat = to_uint8_images(model(x, None if level is None else torch.tensor([level / 255])))[0, :h, :w]
-    # As the product writes a gray image.
+    # A run converts the output of a gray image to gray.
     return np.asarray(Image.fromarray(x_hat).convert("L").convert("RGB")) if picture.is_gray else x_hat

@@ -1,4 +1,4 @@
-"""Coders of small gray images of one size (the seed page's autoencoder): beside PCA, and what their decoders leave."""
+"""Evaluate autoencoders of small gray images of one size: compared with PCA, and for patterns of their decoders."""
 
 import io
 
@@ -29,22 +29,22 @@ from imagemill.pipeline.resolve import ResolvedRun
 SHOWN, SHOWN_FLAT, AMPLIFIED = 12, 4, 4
 FLAT_CODES = 1000
 LEVELS = 255
-"""Steps of an 8-bit code, as the architecture `conv` takes them."""
+"""Number of steps of an 8-bit code, as in the architecture `conv`."""
 MARGIN = 2
-"""Places of the code from the border: what lies beyond it is not seen any more."""
+"""Distance from the border, in positions of the code, from which the padding has no influence."""
 
 
 def evaluate_digits(config: EvaluateConfig) -> Evaluation:
-    """Squared errors of checkpoints, of PCA with as many values, and of the smallest PCAs that do no worse than they.
+    """Measure the squared errors of checkpoints, of PCA with as many values, and of the smallest PCA that is as good.
 
-    "MSE" is in [0,1]², neither codes nor images rounded. "stored" is after a run and `decode`: 8-bit codes, 8-bit images
-    (for PCA: codes in 255 steps between the extremes that each took on the images it was fitted on, and images rounded).
-    PSNR belongs to "stored".
+    "MSE" is measured on values in [0,1] without rounding. "stored" is measured after a run and `decode`, with 8-bit codes
+    and 8-bit images, and so is the PSNR. For PCA, codes are divided into 255 steps between their extremes on the training
+    images.
 
-    Two figures look for the pattern that strides leave (Odena et al. 2016). "checkerboard" is the metric of
-    `models/metrics.py`, measured on the errors, in multiples of the value of white noise. "ripple" is the variation in
-    images decoded from constant codes (the code of one place of a digit, repeated): only the decoder can have added it.
-    Digits of up to four strides have none: nothing of them is far enough from the border.
+    Two figures measure the pattern that strides leave (Odena et al. 2016). "checkerboard" is the metric of
+    `models/metrics.py` of the errors, in multiples of the value of white noise. "ripple" is the variation in images that are
+    decoded from constant codes (one position of a digit's code, repeated), which only the decoder can cause. It is not
+    measured for digits of up to four strides, because every pixel is too close to the border.
     """
     configs = [config.model_copy(update={"checkpoint": name}) for name in (config.weights, *config.against)]
     models = [build_gray_coder(check_config(c, None, ("step",))) for c in configs]
@@ -99,34 +99,46 @@ def evaluate_digits(config: EvaluateConfig) -> Evaluation:
             x, {name: restored[name] for name in shown}, flat, [names.index(n) for n in pick_evenly(names, SHOWN)], period
         ),
         [
-            f"PCA was fitted on {len(train)} images of {config.fit}; beside as many values, the fewest that do no worse",
-            "stored: 8-bit codes and 8-bit images, through the product; bits/pixel: the compressed codes alone",
-            f"checkerboard: power of the error at the period of {period} pixels, in multiples of what white noise has there",
-            f"ripple: rms in 8-bit levels of what varies in images of {FLAT_CODES} codes that do not vary",
+            f"PCA: fitted on {len(train)} images of {config.fit}, with as many values, and with the fewest that are as good",
+            "stored: 8-bit codes and 8-bit images after a run and decode; bits/pixel: the compressed codes alone",
+            f"checkerboard: power of the error at the period of {period} pixels, in multiples of that of white noise",
+            f"ripple: rms variation, in 8-bit levels, of images decoded from {FLAT_CODES} constant codes",
         ],
     )
 
 
 def build_gray_coder(job: ResolvedRun) -> LatentCoder:
-    """The model of a checkpoint. Raises: ConfigError when it does not code gray images as they are."""
+    """Build the model of a checkpoint.
+
+    Raises:
+        ConfigError: when it does not encode gray images.
+    """
     model = checkpoints.build(job.card, job.weights)
     if not isinstance(model, LatentCoder) or model.channels != 1:
-        raise ConfigError(f"checkpoint {job.card.name} is no coder of gray images; fit is for those alone")
+        raise ConfigError(f"checkpoint {job.card.name}: must encode gray images. Choose one of the architecture conv")
     return model
 
 
 def read_gray_images(config: EvaluateConfig, url: str) -> dict[str, np.ndarray]:
-    """Images (H,W) float32 in [0,1], by relative path. Raises: ConfigError when their sizes differ or they have colours."""
+    """Read images (H,W) float32 in [0,1], by relative path.
+
+    Raises:
+        ConfigError: when sizes differ or an image has colours.
+    """
     pictures = read_images(url, config.storage)
     if len({picture.rgb.shape for picture in pictures.values()}) > 1 or not all(p.is_gray for p in pictures.values()):
-        raise ConfigError(f"{url}: gray images of one size are expected")
+        raise ConfigError(f"{url}: must contain only gray images of one size")
     return {name: picture.rgb[..., 0].astype(np.float32) / 255 for name, picture in pictures.items()}
 
 
 def measure_errors(x: np.ndarray, x_hat: np.ndarray, stored: np.ndarray, period: int) -> TableRow:
-    """The figures of one coder.
+    """Return the errors of one autoencoder.
 
-    Args: x (B,H,W) float in [0,1]; x_hat, what it becomes; stored, the same as uint8 after everything was rounded.
+    Args:
+        x: images (B,H,W) float in [0,1].
+        x_hat: the reconstructions without rounding.
+        stored: the reconstructions (B,H,W) uint8 from rounded codes.
+        period: of the checkerboard metric, in pixels.
     """
     original = (x * 255).round().astype(np.uint8)
     _, h, w = x.shape
@@ -140,9 +152,9 @@ def measure_errors(x: np.ndarray, x_hat: np.ndarray, stored: np.ndarray, period:
 
 
 def decode_flat(model: LatentCoder, code_BCHW: torch.Tensor) -> np.ndarray:
-    """Images (N,H,W) in [0,1], without their borders, of codes that are one place of these codes, repeated."""
+    """Decode constant codes, each a position of the given codes repeated; return images (N,H,W) without their borders."""
     places = code_BCHW.movedim(1, 3).flatten(0, 2)
-    # Where a digit is: the empty ground would only say that black stays black.
+    # Only positions inside digits: the black background would always stay black.
     places = places[places.amax(1) > 0]
     chosen = places[torch.linspace(0, len(places) - 1, min(FLAT_CODES, len(places))).long()]
     images = model.decode(chosen[:, :, None, None].expand(-1, -1, *code_BCHW.shape[2:]))[:, 0].numpy()
@@ -152,12 +164,12 @@ def decode_flat(model: LatentCoder, code_BCHW: torch.Tensor) -> np.ndarray:
 
 
 def measure_ripple(flat_BHW: np.ndarray) -> float:
-    """RMS, in 8-bit levels, of how images differ from their own means."""
+    """Return the RMS difference of images from their own means, in 8-bit levels."""
     return float(255 * np.sqrt(flat_BHW.var((1, 2)).mean()))
 
 
 class PCA:
-    """Principal components of images (B,H,W), those of the largest variance first."""
+    """Principal component analysis of images (B,H,W); components with the largest variance come first."""
 
     def __init__(self, images: np.ndarray) -> None:
         flat = images.reshape(len(images), -1).astype(np.float64)
@@ -168,7 +180,7 @@ class PCA:
         self.low, self.high = codes.min(0), codes.max(0)
 
     def restore(self, x: np.ndarray, values: int, quantised: bool = False) -> np.ndarray:
-        """Images (B,H,W) from so many values each; these rounded to 8 bits when `quantised`."""
+        """Reconstruct images (B,H,W) from their first `values` components, rounded to 8 bits if `quantised`."""
         basis, low, high = self.basis[:, :values], self.low[:values], self.high[:values]
         codes = (x.reshape(len(x), -1) - self.mean) @ basis
         if quantised:
@@ -178,19 +190,26 @@ class PCA:
         return restored
 
     def values_for(self, x: np.ndarray, mse: float) -> int:
-        """The fewest values with which images (B,H,W) have at most this mean squared error."""
+        """Return the smallest number of components with at most the given mean squared error on images (B,H,W)."""
         centred = x.reshape(len(x), -1) - self.mean
-        # The basis is orthonormal: what each further value explains is taken off the error.
-        left = np.square(centred).mean() - np.cumsum(np.square(centred @ self.basis).mean(0)) / x[0].size
-        return int(np.argmax(left <= mse)) + 1
+        # The basis is orthonormal, so each component reduces the error by its own power.
+        errors = np.square(centred).mean() - np.cumsum(np.square(centred @ self.basis).mean(0)) / x[0].size
+        return int(np.argmax(errors <= mse)) + 1
 
 
 def draw_figure(
     x: np.ndarray, restored: dict[str, np.ndarray], flat: dict[str, np.ndarray], shown: list[int], period: int
 ) -> bytes:
-    """PNG: a row for each coder with digits, their errors, the spectrum of all errors, and images of flat codes.
+    """Draw a row for each autoencoder: digits, errors, spectrum of the errors, and images of constant codes; return a PNG.
 
-    Rings mark the frequencies that `checkerboard` counts.
+    Rings mark the frequencies of the checkerboard metric.
+
+    Args:
+        x: images (B,H,W).
+        restored: reconstructions by name.
+        flat: images of constant codes by name.
+        shown: indices of the digits to show.
+        period: of the checkerboard metric, in pixels.
     """
     figure = Figure(figsize=(17, 1.2 * (1 + len(restored))), layout="constrained")
     grid = figure.subplots(1 + len(restored), 4, squeeze=False, width_ratios=[SHOWN, SHOWN, 2, 4])
@@ -215,12 +234,12 @@ def draw_figure(
 
 
 def show_images(axes: Axes, images: np.ndarray, title: str, low: float, high: float, colours: str) -> None:
-    """Images (B,H,W) side by side."""
+    """Show images (B,H,W) side by side."""
     axes.imshow(np.hstack(list(images)), colours, vmin=low, vmax=high)
     axes.set_title(title, loc="left")
 
 
 def compute_spectrum(error_BHW: np.ndarray) -> np.ndarray:
-    """Mean power of the error's frequencies, (H,W), zero in the middle."""
+    """Return the mean power spectrum (H,W) of errors, with frequency 0 in the centre."""
     power: np.ndarray = np.fft.fftshift(np.square(np.abs(np.fft.fft2(error_BHW))).mean(0))
     return power + 1e-12

@@ -1,4 +1,4 @@
-"""Inpaint, under damage that is drawn anew for each image but always the same: beside linear interpolation."""
+"""Evaluate `inpaint` under several kinds of reproducible damage; the baseline ("floor") is linear interpolation."""
 
 import gc
 
@@ -37,12 +37,13 @@ DAMAGES = {
 
 
 def evaluate_inpaint(config: EvaluateConfig) -> Evaluation:
-    """PSNR and SSIM of the whole image, and PSNR of what was missing alone, beside the floor.
+    """Measure PSNR and SSIM of whole images, and the PSNR of the missing pixels alone.
 
-    The floor is linear interpolation over the Delaunay triangulation of the known pixels (nearest neighbours outside of
-    their hull), and the mean of the other two planes for a missing one.
+    The baseline is linear interpolation over the Delaunay triangulation of the known pixels (nearest neighbours outside
+    their convex hull), or the mean of the other two planes for a missing plane.
 
-    Raises: VerificationError when a known pixel was changed.
+    Raises:
+        VerificationError: when a known pixel differs from the source.
     """
     check_config(config, None, ("missing", "share", "block"))
     originals = {name: picture.rgb for name, picture in read_images(str(config.input), config.storage).items()}
@@ -53,7 +54,7 @@ def evaluate_inpaint(config: EvaluateConfig) -> Evaluation:
             ours = read_outputs(output)
         for name, rgb in originals.items():
             if not np.array_equal(ours[name][known[name]], rgb[known[name]]):
-                raise VerificationError(f"{name}: known pixels were changed under {damage}")
+                raise VerificationError(f"{name}: known pixels differ from the source under the damage {damage}")
         floor = {name: interpolate(rgb, known[name]) for name, rgb in originals.items()}
         line: TableRow = {"damage": damage}
         for label, images in (("floor", floor), ("ours", ours)):
@@ -86,7 +87,7 @@ def evaluate_inpaint(config: EvaluateConfig) -> Evaluation:
 
 
 def interpolate(rgb: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """The image (H,W,3) uint8 with the values that are not known (H,W,3) filled in without any model."""
+    """Fill the unknown values of an image (H,W,3) uint8 without a model; `known` is (H,W,3) bool."""
     filled = rgb.astype(np.float64)
     for plane in range(3):
         if not known[..., plane].any():
@@ -94,7 +95,7 @@ def interpolate(rgb: np.ndarray, known: np.ndarray) -> np.ndarray:
     holes = ~known.any(2)
     if holes.any():
         (y, x), (hole_y, hole_x) = np.nonzero(~holes), np.nonzero(holes)
-        # The same as scipy.interpolate.griddata, whose solver for each triangle stalls when other processes want the CPUs.
+        # The result of scipy.interpolate.griddata, whose solver for each triangle is very slow next to other processes.
         triangles = Triangulation(x, y)
         finder = triangles.get_trifinder()
         nearest = KDTree(np.stack([y, x], 1)).query(np.stack([hole_y, hole_x], 1))[1]
@@ -102,7 +103,7 @@ def interpolate(rgb: np.ndarray, known: np.ndarray) -> np.ndarray:
             values = filled[y, x, plane]
             linear = LinearTriInterpolator(triangles, values, finder)(hole_x, hole_y)
             filled[hole_y, hole_x, plane] = np.where(np.ma.getmaskarray(linear), values[nearest], np.ma.getdata(linear))
-        # They hold each other, 140 MB an image, and Python does not see how much.
+        # A reference cycle of 140 MB an image, whose size Python's garbage collector does not know.
         del triangles, finder
         gc.collect()
     return filled.clip(0, 255).round().astype(np.uint8)

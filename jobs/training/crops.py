@@ -72,6 +72,7 @@ class CropReader:
         self.readers, self.crop, self.per_image = InputReaders(inputs), crop, per_image
 
     def __call__(self, batch: pa.Table) -> dict[str, np.ndarray]:
+        """Return the crops `image` of a batch of rows."""
         rng = np.random.default_rng()
         crops = [
             crop_randomly(rgb, self.crop, rng)

@@ -119,7 +119,7 @@ def test_half_written_and_damaged_states_are_passed_over(tmp_path: Path) -> None
     run.delete(state_path(2, "safetensors"))
     assert len(read_newest_history(run)) == 1
     run.write(state_path(1, "json"), b"{")
-    with pytest.raises(StorageError, match="no state is intact"):
+    with pytest.raises(StorageError, match="all states are damaged"):
         read_newest_history(run)
 
 

@@ -127,7 +127,7 @@ def test_what_shares_a_batch_moves_hardly_a_symbol(photo):
     together = predict(model, [Sample(photo[::-1].copy()), Sample(photo)], CompressParams(), Precision())[1]
     assert (alone.latent != together.latent).mean() < 1e-4
     assert psnr_db(alone.image, together.image) > 60
-    # Symbols alone decide the image, whatever they were decoded beside.
+    # The image depends only on the symbols, not on what else was decoded.
     assert np.array_equal(decode_latent(model, alone.latent, photo.shape[:2], CompressParams().step, "cpu"), alone.image)
 
 
