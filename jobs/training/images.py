@@ -204,7 +204,9 @@ def split_images(table: pa.Table, config: TrainConfig) -> Images:
     is_broken = ~np.asarray(table["problem"].is_null())
     if is_broken.sum() > config.max_broken_fraction * len(table):
         images = Images(table.append_column("use", pa.array(np.where(is_broken, "left out", "training"), pa.string())))
-        raise TooManyRejects(f"input: {images.left_out()}: more than max_broken_fraction = {config.max_broken_fraction:g}")
+        raise TooManyRejects(
+            f"input: more than max_broken_fraction = {config.max_broken_fraction:g} cannot be read: {images.left_out()}"
+        )
     side = np.minimum(*(np.asarray(table[name].fill_null(0)) for name in ("height", "width")))
     is_small = ~is_broken & (side < config.crop)
     is_usable = ~is_broken & ~is_small

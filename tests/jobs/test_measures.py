@@ -15,7 +15,7 @@ from imagemill.jobs.evaluations.upscale import luma_psnr_db
 from imagemill.models.architectures import ARCHITECTURES
 
 
-def test_psnr_of_luma_is_that_of_papers(crops):
+def test_luma_psnr_equals_papers(crops):
     gray = np.full((20, 30, 3), 100, np.uint8)
     # A level of all three channels is 219/255 of a level of luma, and the border counts for nothing.
     brighter = gray + np.uint8(1)
@@ -43,14 +43,14 @@ def test_bd_rate_of_known_curves():
     assert psnr_at_rate(0.75, [{"bits/pixel": 0.75, "PSNR dB": np.inf}]) is None
 
 
-def test_the_last_loss_of_a_curve_is_the_images_own_and_one_before_the_best_so_far():
+def test_loss_after_steps_is_the_lowest_so_far():
     # The third evaluation is a place that a line search tried and left.
     curve = [9, 5, 7, 4, 3.9]
     assert [loss_after(curve, steps, 4) for steps in range(5)] == [9, 5, 5, 4, 3.9]
     assert loss_after(curve, 2, 2) == 3.9
 
 
-def test_the_harder_jpeg_comes_first():
+def test_bd_table_starts_with_the_better_jpeg():
     lines = [{"bits/pixel": rate, "payload bits/pixel": rate / 2, "PSNR dB": quality} for rate, quality in CURVE]
     worse = [line | {"bits/pixel": line["bits/pixel"] * 2} for line in lines]
     table = build_bd_table(lines, {"JPEG 4:2:0": worse, "JPEG 4:4:4": lines, "WebP": lines})
@@ -59,7 +59,7 @@ def test_the_harder_jpeg_comes_first():
     assert table[0]["payload %"] == pytest.approx(-50, abs=1e-6)
 
 
-def test_the_floor_of_inpainting_is_linear_interpolation():
+def test_inpaint_baseline_is_linear():
     y, x = np.mgrid[:32, :40]
     plane = np.stack([4 * x + 3 * y, 5 * x, 7 * y], -1).astype(np.uint8)
     lost = np.random.default_rng(0).random((32, 40, 1)) < 0.5
@@ -73,7 +73,7 @@ def test_the_floor_of_inpainting_is_linear_interpolation():
     assert np.array_equal(interpolate(plane, known)[..., 0], mean)
 
 
-def test_the_floor_of_inpainting_is_the_nearest_pixel_outside_of_the_hull(crops):
+def test_inpaint_baseline_is_nearest_outside_the_hull(crops):
     rgb = crops[0]
     known = np.zeros(rgb.shape, bool)
     known[40:60, 40:60] = True
@@ -82,13 +82,13 @@ def test_the_floor_of_inpainting_is_the_nearest_pixel_outside_of_the_hull(crops)
     assert np.array_equal(filled[40:60, 40:60], rgb[40:60, 40:60])
 
 
-def test_interpolation_leaves_no_triangles_behind(crops: list[np.ndarray]) -> None:
+def test_interpolation_frees_its_triangulation(crops: list[np.ndarray]) -> None:
     known = np.broadcast_to((np.arange(96 * 128).reshape(96, 128) % 3 > 0)[..., None], crops[0].shape)
     interpolate(crops[0], known)
     assert not [thing for thing in gc.get_objects() if isinstance(thing, Triangulation)]
 
 
-def test_pca_finds_as_many_values_as_the_error_allows():
+def test_pca_values_for_an_error():
     x = np.random.default_rng(0).normal(size=(200, 8, 8))
     pca = PCA(x)
     for values in (1, 20, 63):
@@ -98,13 +98,13 @@ def test_pca_finds_as_many_values_as_the_error_allows():
     assert np.square(pca.restore(x, 64, quantised=True) - x).mean() < 1e-3
 
 
-def test_ripple_is_what_varies_where_the_code_does_not():
+def test_ripple_measures_variation_of_constant_codes():
     y, x = np.mgrid[:12, :12]
     assert measure_ripple(np.full((3, 12, 12), 0.4)) == pytest.approx(0)
     assert measure_ripple(((x + y) % 2)[None] * 0.2) == pytest.approx(0.1 * 255)
 
 
-def test_a_transposed_decoder_ripples_and_upsampling_does_not():
+def test_transposed_decoder_has_more_ripple():
     code = torch.rand(5, 4, 7, 7, generator=torch.Generator().manual_seed(0)) * 5
     flat = {}
     for upsample in ("nearest", "transposed"):

@@ -49,9 +49,7 @@ LEARNED = [name if name in TASKS else pytest.param(name, marks=pytest.mark.chaos
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("task", LEARNED)
-def test_all_that_can_be_learned_is_by_two_workers_and_the_checkpoint_of_a_task_runs(
-    task, tiny, clean, crops, caplog, monkeypatch, rclone_bucket
-):
+def test_train_every_objective_with_two_workers(task, tiny, clean, crops, caplog, monkeypatch, rclone_bucket):
     monkeypatch.setattr("imagemill.jobs.training.progress.LOG_SECONDS", 0)
     caplog.set_level("INFO", "imagemill")
     config = tiny(task)
@@ -98,7 +96,7 @@ def test_all_that_can_be_learned_is_by_two_workers_and_the_checkpoint_of_a_task_
 
 @pytest.mark.chaos
 @pytest.mark.usefixtures("ray_session")
-def test_digits_of_28_pixels_are_learned_from_a_bucket_into_a_bucket(rclone_bucket, tiny, crops):
+def test_train_digits_from_bucket_to_bucket(rclone_bucket, tiny, crops):
     clean = Store(f"{rclone_bucket}/clean")
     for number, crop in enumerate(crops):
         clean.write(f"{number}.png", encode_rgb(crop[:28, :28], "PNG"))
@@ -120,7 +118,7 @@ def test_digits_of_28_pixels_are_learned_from_a_bucket_into_a_bucket(rclone_buck
 
 @pytest.mark.chaos
 @pytest.mark.usefixtures("ray_session")
-def test_a_training_that_diverges_at_once_says_where_and_what_to_do(tiny, tmp_path):
+def test_train_reports_divergence_in_the_first_epoch(tiny, tmp_path):
     with pytest.raises(RunFailed, match=r"diverged in step \d of epoch 1: .*no epoch was completed. Lower learning_rate"):
         train(tiny("denoise", learning_rate=1e30, workers=1))
     assert not (tmp_path / "out" / "tiny-denoise").exists()
@@ -136,7 +134,7 @@ def test_a_training_that_diverges_at_once_says_where_and_what_to_do(tiny, tmp_pa
         ({"a.png": 64, "b.png": 64}, {"batch_size": 64}, ConfigError, "2 crops, not enough for one step"),
     ],
 )
-def test_images_that_do_not_do_end_a_training_before_it_starts(files, changes, error, message, tiny, tmp_path, crops):
+def test_train_refuses_unusable_images(files, changes, error, message, tiny, tmp_path, crops):
     folder = tmp_path / "few"
     folder.mkdir()
     for name, side in files.items():
@@ -159,20 +157,20 @@ def test_images_that_do_not_do_end_a_training_before_it_starts(files, changes, e
         ({"init": "compress-small"}, "has the architecture codec"),
     ],
 )
-def test_a_training_that_cannot_start_says_so(changes, message, tiny, tmp_path):
+def test_train_refuses_invalid_configs(changes, message, tiny, tmp_path):
     with pytest.raises(ConfigError, match=message):
         train(tiny("denoise").model_copy(update=changes))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("key", "value"), [("seed", -1), ("seed", 2**32), ("name", "codec.bin"), ("name", "a.pth")])
-def test_what_only_the_end_of_a_training_would_show_is_refused(key, value, tiny):
+def test_train_refuses_invalid_names_and_seeds(key, value, tiny):
     with pytest.raises(ConfigError, match=f"{key} = {value!r}"):
         show_training(tiny("denoise").model_dump() | {key: value}, "test")
 
 
 @pytest.mark.parametrize("task", sorted(OBJECTIVES))
-def test_an_architecture_suits_what_it_is_to_learn_or_is_refused(task, tiny):
+def test_train_refuses_architectures_of_other_tasks(task, tiny):
     refused = {}
     for name in ARCHITECTURES:
         try:
@@ -184,7 +182,7 @@ def test_an_architecture_suits_what_it_is_to_learn_or_is_refused(task, tiny):
 
 
 @pytest.mark.parametrize("task", sorted(OBJECTIVES))
-def test_weights_that_are_no_numbers_show_in_a_validation(task, tiny):
+def test_validation_shows_nan_weights(task, tiny):
     model = build_trainable_model(tiny(task)).eval()
     clean = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     for sound in (True, False):
@@ -195,7 +193,7 @@ def test_weights_that_are_no_numbers_show_in_a_validation(task, tiny):
             parameter.data.fill_(torch.nan)
 
 
-def test_an_output_that_cannot_be_written_or_lies_in_the_input_is_refused(tiny, tmp_path, clean):
+def test_train_refuses_unwritable_or_nested_output(tiny, tmp_path, clean):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match=r"cannot be (listed|written)"):
         train(tiny("denoise", output=str(tmp_path / "file" / "out")))
@@ -203,7 +201,7 @@ def test_an_output_that_cannot_be_written_or_lies_in_the_input_is_refused(tiny, 
         train(tiny("denoise", output=str(clean / "out")))
 
 
-def test_a_training_that_was_overtaken_ships_nothing(tiny, tmp_path, monkeypatch):
+def test_train_without_its_lease_writes_nothing(tiny, tmp_path, monkeypatch):
     config = tiny("denoise", epochs=1)
     run, state = open_run(config), State.begin(build_trainable_model(config), config.ema_decay, config.weight_decay)
     state.history.append({"epoch": 1, "step": 0, "valid_psnr_db": 1.0})
@@ -219,7 +217,7 @@ def test_a_training_that_was_overtaken_ships_nothing(tiny, tmp_path, monkeypatch
     assert not (tmp_path / "out/tiny-denoise").exists()
 
 
-def test_training_that_starts_from_a_checkpoint_leaves_its_tables_behind(tiny):
+def test_train_from_init_drops_entropy_tables(tiny):
     card = checkpoint.read_card("compress-small")
     config = tiny("compress", parameters=card.parameters, init="compress-small")
     weights = read_initial_weights(config)
@@ -228,14 +226,14 @@ def test_training_that_starts_from_a_checkpoint_leaves_its_tables_behind(tiny):
     ARCHITECTURES["codec"](**card.parameters).load_state_dict(weights)
 
 
-def test_a_changed_config_never_resumes_an_old_run(tiny, tmp_path):
+def test_train_never_resumes_another_config(tiny, tmp_path):
     one = tiny("denoise")
     assert one.digest() == tiny("denoise", output=str(tmp_path / "elsewhere"), max_broken_fraction=0.5).digest()
     assert one.digest() != one.model_copy(update={"learning_rate": 0.5}).digest()
     assert open_run(one).url != open_run(one.model_copy(update={"epochs": 3})).url
 
 
-def test_the_digest_of_a_config_stays_what_it_was():
+def test_config_digest_is_stable():
     """Trainings that are under way resume by it, and cards name it."""
     what = {"name": "tiny", "task": "denoise", "architecture": "unet", "parameters": {"widths": [8, 8], "blocks": 1}}
     how = {"input": ["photos"], "output": "out", "epochs": 2, "crop": 32, "learning_rate": 0.002}

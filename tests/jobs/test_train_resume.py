@@ -80,7 +80,7 @@ def workers_of(training: subprocess.Popen[bytes]) -> list[int]:
 
 
 @pytest.mark.chaos
-def test_a_killed_training_and_a_killed_worker_go_on_where_they_were(start, tiny, tmp_path):
+def test_train_resumes_after_kills(start, tiny, tmp_path):
     config = tiny("denoise", epochs=EPOCHS, crops_per_image=16)
     run = open_run(config)
     training = start(config)
@@ -112,7 +112,7 @@ def test_a_killed_training_and_a_killed_worker_go_on_where_they_were(start, tiny
 
 @pytest.mark.chaos
 @pytest.mark.usefixtures("ray_session")
-def test_a_training_that_diverges_later_leaves_its_best_epoch(tiny):
+def test_train_keeps_best_epoch_after_divergence(tiny):
     config = tiny("denoise", workers=1)
     run = open_run(config)
     train(config)
@@ -131,7 +131,7 @@ def test_a_training_that_diverges_later_leaves_its_best_epoch(tiny):
 
 @pytest.mark.chaos
 @pytest.mark.usefixtures("ray_session")
-def test_a_training_goes_on_with_another_number_of_workers(tiny):
+def test_train_resumes_with_other_worker_count(tiny):
     config, alone = tiny("denoise", warmup_steps=0), tiny("denoise", warmup_steps=0, workers=1)
     train(config)
     # As on a machine with another number of GPUs: the config is the same there.
@@ -163,7 +163,7 @@ def untrained(url: str, config: TrainConfig, seed: int) -> Card:
     return checkpoint.save(url, build_trainable_model(config), about)
 
 
-def test_a_training_that_is_done_leaves_its_card_and_the_figures_in_it(tiny):
+def test_completed_train_keeps_card_and_metrics(tiny):
     config = tiny("denoise")
     finished(config)
     train(config)
@@ -178,7 +178,7 @@ def test_a_training_that_is_done_leaves_its_card_and_the_figures_in_it(tiny):
     checkpoint.read_weights(str(path.parent), card)
 
 
-def test_a_kill_between_weights_and_card_is_mended_where_a_training_takes_the_place_of_its_init(tiny, tmp_path, monkeypatch):
+def test_train_repairs_a_kill_between_weights_and_card(tiny, tmp_path, monkeypatch):
     place = f"{tmp_path}/out/tiny-denoise"
     config = tiny("denoise", init=place)
     first = untrained(place, config, 0)
@@ -199,7 +199,7 @@ def test_a_kill_between_weights_and_card_is_mended_where_a_training_takes_the_pl
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_an_init_may_go_once_a_training_has_begun_and_another_one_in_its_place_trains_anew(tiny, tmp_path, caplog):
+def test_train_restarts_only_for_another_init(tiny, tmp_path, caplog):
     place = f"{tmp_path}/first"
     config = tiny("denoise", init=place, workers=1)
     first = untrained(place, config, 0)
@@ -216,7 +216,7 @@ def test_an_init_may_go_once_a_training_has_begun_and_another_one_in_its_place_t
 
 
 @pytest.mark.parametrize(("steps", "said"), [((8, 4), False), ((8, 3), True)])
-def test_steps_that_are_missing_are_told_from_those_of_another_number_of_workers(steps, said, tiny, caplog):
+def test_train_warns_about_missing_steps(steps, said, tiny, caplog):
     config = tiny("denoise")
     finished(config, steps, planned=(8, 4))
     train(config)

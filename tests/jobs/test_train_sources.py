@@ -28,7 +28,7 @@ def tar_of(files: dict[str, bytes], mode: str) -> bytes:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_training_learns_from_shards_and_manifests_as_from_folders(tmp_path, rclone_bucket, crops):
+def test_train_reads_shards_and_manifests(tmp_path, rclone_bucket, crops):
     files = {f"{number}.png": encode_rgb(crop, "PNG") for number, crop in enumerate(crops[:12])}
     bucket, local = Store(rclone_bucket), Store(str(tmp_path))
     for name, data in files.items():
@@ -44,7 +44,8 @@ def test_a_training_learns_from_shards_and_manifests_as_from_folders(tmp_path, r
     images = prepare_images(config, inputs, run)
     assert (
         images.left_out()
-        == "1 of 61 images left out: a.tar/broken.png: UnknownFormat: not an image in a known format; begins with b'broken'"
+        == "1 of 61 images left out: a.tar/broken.png: UnknownFormat: not an image in a known format: the file begins with "
+        "b'broken'. Replace the file."
     )
     assert read_images(run).table.equals(images.table)
     for number, count in enumerate((12, 24, 12, 12)):
@@ -58,7 +59,7 @@ def test_a_training_learns_from_shards_and_manifests_as_from_folders(tmp_path, r
     assert {row["image"].shape for row in made} == {(64, 64, 3)}
 
 
-def test_images_that_are_gone_since_they_were_listed_are_named(clean, tmp_path):
+def test_centre_crops_name_vanished_images(clean, tmp_path):
     inputs = open_inputs(TrainConfig(**CONFIG, input=[str(clean)], output=str(tmp_path / "out")))
     images = list_training_images(inputs).slice(0, 2)
     for path in clean.iterdir():
@@ -68,6 +69,6 @@ def test_images_that_are_gone_since_they_were_listed_are_named(clean, tmp_path):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_source_that_is_not_there_ends_a_training_before_it_starts(tmp_path):
+def test_train_refuses_missing_sources(tmp_path):
     with pytest.raises(StorageError, match=r"gone\.tar does not exist"):
         open_inputs(TrainConfig(**CONFIG, input=[f"{tmp_path}/gone.tar"], output=str(tmp_path / "out")))
