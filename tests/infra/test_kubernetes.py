@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from imagemill.jobs.nightly import NightlyConfig, runs_of
+from imagemill.jobs.night_config import NightlyConfig, runs_of
 from imagemill.pipeline.config import RunConfig, validate
 from tests.support.manifests import KUBERNETES, OVERLAYS, ROOT, Manifest, built, of_kind, pod_specs, problems
 

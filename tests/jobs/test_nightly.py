@@ -17,7 +17,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from imagemill.jobs.nightly import NightlyConfig, runs_of, seconds_until, show_night
+from imagemill.jobs.night_config import NightlyConfig, runs_of
+from imagemill.jobs.nightly import seconds_until, show_night
 from imagemill.pipeline.config import read_yaml, validate
 from imagemill.pipeline.errors import ConfigError, Deadline, NightFailed, StorageError
 from imagemill.pipeline.output.verify import verify
