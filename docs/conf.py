@@ -13,6 +13,7 @@ extensions = ["myst_parser", "sphinx_copybutton"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 nitpicky = True
+smartquotes = False  # Two hyphens begin a flag, they are no dash.
 
 myst_heading_anchors = 4
 """Headings down to this level can be linked to, as on code hosting sites: `page.md#the-heading`."""

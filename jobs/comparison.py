@@ -8,7 +8,7 @@ from imagemill.jobs.console import number
 from imagemill.jobs.outputs import check_output
 from imagemill.pipeline.errors import VerificationError, first_of
 from imagemill.pipeline.output.neighbours import Collection, load_collection
-from imagemill.pipeline.reports.thumbnails import thumbnails
+from imagemill.pipeline.reports.thumbnails import decode_thumbnails
 from imagemill.pipeline.storage import Store
 
 log = logging.getLogger("imagemill.compare")
@@ -37,7 +37,7 @@ def load_pictures(images: Collection, ids: list[str]) -> dict[str, np.ndarray]:
     state = images.select("image_id", ids)
     if not len(state):
         return {}
-    return {row["image_id"]: rgb for row, rgb in thumbnails(state, images.coder, ["image_id"], SIDE, [])}
+    return {row["image_id"]: rgb for row, rgb in decode_thumbnails(state, images.coder, ["image_id"], SIDE, [])}
 
 
 def shorten(name: str) -> str:

@@ -10,7 +10,7 @@ from imagemill.jobs.comparison import SIDE, load_comparable, load_pictures, rais
 from imagemill.jobs.console import number, print_table, print_text
 from imagemill.jobs.result_file import encode_table, result_file, table_file
 from imagemill.pipeline.output.neighbours import find_similar_groups, link_to_first
-from imagemill.pipeline.reports.sheets import Tile, contact_sheet
+from imagemill.pipeline.reports.sheets import Tile, draw_contact_sheet
 from imagemill.pipeline.storage import Store
 
 COLUMNS = ["image_id", "rel_path", "source_uri", "content_sha256", "orig_width", "orig_height"]
@@ -55,7 +55,7 @@ def show_duplicates(
         members = [[row for row in drawn if row["group"] == n][:COPIES_DRAWN] for n in range(1, drawn[-1]["group"] + 1)]
         pictures = load_pictures(images, [row["image_id"] for group in members for row in group])
         tiles = [[Tile(pictures[row["image_id"]], label(row)) for row in group] for group in members]
-        sheet_target.write(contact_sheet(["one group per row", *[""] * (COPIES_DRAWN - 1)], tiles, SIDE))
+        sheet_target.write(draw_contact_sheet(["one group per row", *[""] * (COPIES_DRAWN - 1)], tiles, SIDE))
         drawn_groups = number(len(members), "group")
         print_text(f"sheet: {sheet_target.path} ({drawn_groups}, at most {COPIES_DRAWN} images of each)")
     raise_damaged(problems)

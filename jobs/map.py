@@ -11,9 +11,9 @@ from imagemill.jobs.comparison import load_comparable, raise_damaged
 from imagemill.jobs.console import number, print_text
 from imagemill.jobs.result_file import ResultFile
 from imagemill.pipeline.progress import with_progress
-from imagemill.pipeline.reports.atlas import Atlas, atlas
-from imagemill.pipeline.reports.page import TEMPLATES, data_url, draw
-from imagemill.pipeline.reports.thumbnails import thumbnails
+from imagemill.pipeline.reports.image_map import ImageMap, build_map
+from imagemill.pipeline.reports.page import TEMPLATES, data_url, render_page
+from imagemill.pipeline.reports.thumbnails import decode_thumbnails
 from imagemill.pipeline.storage import Store
 
 COLUMNS = ["image_id", "rel_path", "orig_width", "orig_height", "psnr_db", "bits_per_pixel"]
@@ -40,13 +40,13 @@ def write_map(output: Store, page: str, method: str, overwrite: bool = False) ->
     target = ResultFile(page, overwrite)
     images = load_comparable(output)
     problems: list[str] = []
-    drawn = atlas(images, COLUMNS, method, problems)
+    drawn = build_map(images, COLUMNS, method, problems)
     state = images.select("image_id", [row["image_id"] for row in drawn.rows])
-    thumbnail_rows = thumbnails(state, images.coder, ["image_id"], THUMBNAIL_SIDE, [])
+    thumbnail_rows = decode_thumbnails(state, images.coder, ["image_id"], THUMBNAIL_SIDE, [])
     decoded = with_progress("map: thumbnails", thumbnail_rows, len(state), lambda _: 1)
     pictures = {row["image_id"]: encode_thumbnail(rgb) for row, rgb in decoded}
     script = (TEMPLATES / "map.js").read_text()
-    html = draw("map.html", page_values(drawn, pictures, images.state.output.url, len(images.state)), script)
+    html = render_page("map.html", page_values(drawn, pictures, images.state.output.url, len(images.state)), script)
     target.write(html)
     count = number(len(drawn.rows), "image")
     if len(drawn.rows) < len(images.state):
@@ -63,7 +63,7 @@ def encode_thumbnail(rgb: np.ndarray) -> dict[str, Any]:
     return {"url": data_url(out.getvalue(), "jpeg"), "width": rgb.shape[1], "height": rgb.shape[0]}
 
 
-def page_values(drawn: Atlas, pictures: dict[str, dict[str, Any]], url: str, images: int) -> dict[str, object]:
+def page_values(drawn: ImageMap, pictures: dict[str, dict[str, Any]], url: str, images: int) -> dict[str, object]:
     """Return the values of the template map.html.
 
     Args:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from imagemill.pipeline.errors import ConfigError, Deadline
 from imagemill.pipeline.output.file_record import FileRecord
-from imagemill.pipeline.reports.page import draw
+from imagemill.pipeline.reports.page import render_page
 from imagemill.pipeline.storage import Store, split_scheme
 from imagemill.pipeline.store_failures import reason
 
@@ -32,7 +32,7 @@ def leave_page(place: Store, summary: dict[str, Any]) -> str | None:
     name = f"night-{datetime.fromisoformat(summary['began']):%Y-%m-%dT%H%M%S}.html"
     try:
         earlier = sorted(set(filter(NAME.fullmatch, place.names(""))) - {name}, reverse=True)[:EARLIER]
-        page = draw("night.html", values_of(place, summary) | {"earlier": earlier})
+        page = render_page("night.html", values_of(place, summary) | {"earlier": earlier})
         paths = [name, INDEX] if is_own_index(place, earlier) else [name]
         with FileRecord(place) as written:
             written.announce(paths)

@@ -40,6 +40,7 @@ from imagemill.pipeline.errors import (
 from imagemill.pipeline.output.run_history import read_last_records
 from imagemill.pipeline.resolve import task_of
 from imagemill.pipeline.run import run
+from imagemill.pipeline.run_record import RunRecord
 from imagemill.pipeline.signals import LATER_SECONDS, raisable
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
@@ -191,18 +192,19 @@ def done_night(runs: list[Planned], config: NightlyConfig) -> list[dict[str, Any
 
 def fill(line: dict[str, Any], planned: Planned, drift_alert: float | None) -> None:
     """Do one run: what it was, what it did, and how it ended."""
-    record: dict[str, Any] = {}
+    record = RunRecord()
     try:
         if planned.days and not came(planned.config, planned.days):
             line |= {"exit_code": 0, "exit_reason": NO_INPUT}
             return
-        run(planned.config, record)
-        line |= {"exit_code": 0, "exit_reason": f"done; {record['doubt']}" if "doubt" in record else "done"}
-        if drift_alert and record.get("ok") and planned.config.task == "compress":
-            line |= drifted(Store(str(planned.config.output), planned.config.storage), record, drift_alert)
+        content = run(planned.config, record)
+        line |= {"exit_code": 0, "exit_reason": f"done; {record.doubt}" if record.doubt else "done"}
+        if drift_alert and record.ok and planned.config.task == "compress":
+            line |= drifted(Store(str(planned.config.output), planned.config.storage), content, drift_alert)
     except Interrupted:
         # It may have been done already, and its page was what was being made.
-        line |= {key: record[key] for key in ("exit_code", "exit_reason") if key in record}
+        content = record.content()
+        line |= {key: content[key] for key in ("exit_code", "exit_reason") if key in content}
         raise
     except (Failure, CheckpointError) as e:
         log.error("%s: %s", planned.name, e)
@@ -211,11 +213,12 @@ def fill(line: dict[str, Any], planned: Planned, drift_alert: float | None) -> N
         log.exception("%s", planned.name)
         line |= {"exit_code": RunFailed.exit_code, "exit_reason": reason(e)}
     finally:
-        line |= {key: record[key] for key in ("run_id", "doubt", *COUNTS) if key in record}
-        if "total" in record.get("seconds", {}):
-            line["seconds"] = record["seconds"]["total"]
-        if record.get("report"):
-            line["report"] = Store(record["output"]).uri(record["report"])
+        content = record.content()
+        line |= {key: content[key] for key in ("run_id", "doubt", *COUNTS) if key in content}
+        if "total" in record.seconds:
+            line["seconds"] = record.seconds["total"]
+        if record.report:
+            line["report"] = Store(str(record.output)).uri(record.report)
 
 
 def drifted(output: Store, record: dict[str, Any], level: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The process of the command `imagemill`: signals, what Ray's core says, errors as one line and an exit code."""
+"""Run one command of `imagemill` as a process: signals, messages of Ray's core, errors as one line, exit codes."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from types import FrameType
 from typing import IO, NoReturn
 
 from imagemill.jobs.cli import app
-from imagemill.jobs.streams import lasting
+from imagemill.jobs.streams import open_lasting_stream
 from imagemill.models.card import CheckpointError
 from imagemill.pipeline.cluster.connection import ensure_token, wait_for_end
 from imagemill.pipeline.cluster.contact import contact
@@ -21,66 +21,66 @@ from imagemill.pipeline.signals import ENDING, again, raisable
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill")
+INTERRUPTED = "interrupted. Committed rows are kept; the same command continues from there."
+DEADLINE = "stopped at the deadline. Committed rows are kept; the next night continues from there."
 
 
-EXTRAS = {
-    "skimage": "demo",
-    **dict.fromkeys(("bjontegaard", "matplotlib", "tensorboardX", "torchmetrics"), "train"),
-}
-"""The extra of the package that installs each optional import."""
-INTERRUPTED = "interrupted; what was committed stays, the same command goes on from there"
-
-
-def interrupted(signum: int, frame: FrameType | None) -> None:
+def raise_interrupted(signum: int, frame: FrameType | None) -> None:
+    """Handle a signal: raise Interrupted, or deliver the signal again if the frame must not be interrupted."""
     if raisable(frame):
         raise Interrupted
     again(signum)
 
 
 @contextmanager
-def native_noise_into(noise: IO[bytes]) -> Iterator[None]:
-    """Ray's C++ core warns of its own doings on descriptor 2, past Python's sys.stderr: into a file.
+def native_stderr_into(file: IO[bytes]) -> Iterator[None]:
+    """Redirect what native code writes to descriptor 2 into a file; Python's stderr is not redirected.
 
-    Python's own messages go where they went.
+    Ray's C++ core writes warnings about its internals to descriptor 2, past `sys.stderr`.
     """
-    kept, python_stderr = os.dup(2), sys.stderr
+    terminal, python_stderr = os.dup(2), sys.stderr
     python_stderr.flush()
-    os.dup2(noise.fileno(), 2)
-    sys.stderr = lasting(kept, python_stderr.encoding)
+    os.dup2(file.fileno(), 2)
+    sys.stderr = open_lasting_stream(terminal, python_stderr.encoding)
     try:
         yield
     finally:
         sys.stderr.flush()
-        os.dup2(kept, 2)
+        os.dup2(terminal, 2)
         sys.stderr = python_stderr
 
 
-def quiet_command() -> int:
-    """`command` without Ray's native noise, which is kept in a file where Ray could not finish; gives the exit code."""
+def run_command() -> int:
+    """Run the command of `sys.argv` and return its exit code.
+
+    Messages of Ray's core are hidden. If the workers or Ray failed, they are kept in a file that stderr names.
+    """
     try:
         tempfile.gettempdir()
     except FileNotFoundError:
-        print("imagemill: no folder for temporary files can be written; set TMPDIR to one", file=sys.stderr)
+        print(
+            "imagemill: TMPDIR: no folder for temporary files is writable. Set TMPDIR to a writable folder.", file=sys.stderr
+        )
         return ConfigError.exit_code
-    # Without a name: a command that is killed leaves nothing behind.
-    with tempfile.TemporaryFile() as noise:
-        with native_noise_into(noise):
+    # The file has no name, so that a killed command leaves no file behind.
+    with tempfile.TemporaryFile() as file:
+        with native_stderr_into(file):
             try:
-                code = command()
+                code = call_app()
             except Interrupted:
-                # While the end of the command was told.
-                code = said(INTERRUPTED, Interrupted.exit_code)
-        noise.seek(0)
-        # Of a Ray that does not answer the core says no more than that, and again and again.
-        if code == RunFailed.exit_code and not contact.lost and (heard := noise.read()):
+                # The signal arrived while `call_app` reported how the command ended.
+                code = print_ending(INTERRUPTED, Interrupted.exit_code)
+        file.seek(0)
+        # If Ray stopped answering, its core only repeats that, many times.
+        if code == RunFailed.exit_code and not contact.lost and (messages := file.read()):
             with tempfile.NamedTemporaryFile(prefix="imagemill-native-", suffix=".log", delete=False) as kept:
-                kept.write(heard)
-            print(f"imagemill: what Ray's core said is in {kept.name}", file=sys.stderr)
+                kept.write(messages)
+            print(f"imagemill: messages of Ray's core are in {kept.name}", file=sys.stderr)
     return code
 
 
-def end(code: int) -> NoReturn:
-    """End the process at once: the interpreter's own end takes torch and Ray apart for a second, for nobody."""
+def exit_process(code: int) -> NoReturn:
+    """End the process at once. The interpreter would spend a second on taking torch and Ray apart."""
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
     wait_for_end()
@@ -90,40 +90,35 @@ def end(code: int) -> NoReturn:
     os._exit(code)
 
 
-def command() -> int:
-    """Run the command of sys.argv; gives the exit code. What a person can mend is one line on stderr, no traceback."""
+def call_app() -> int:
+    """Call the command line with signal handlers and logging, and return the exit code.
+
+    An error that the user can fix is printed as one line on stderr, without a traceback.
+    """
     for number in ENDING:
-        # Whoever began it with nohup wants it to outlive the terminal.
+        # A command that was started with nohup must outlive its terminal.
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, interrupted)
+            signal.signal(number, raise_interrupted)
     try:
         configure(sys.stderr)
         ensure_token()
-        code = app(standalone_mode=True)
-        return int(code or 0)
+        return int(app(standalone_mode=True) or 0)
     except SystemExit as e:
         return int(e.code or 0) if not isinstance(e.code, str) else 1
     except (Failure, CheckpointError) as e:
-        return said(str(e), e.exit_code)
-    except ModuleNotFoundError as e:
-        package = (e.name or "").partition(".")[0]
-        if package not in EXTRAS:
-            raise
-        words = f"this command needs {package}, which is not installed. Run: pip install 'imagemill[{EXTRAS[package]}]'"
-        return said(words, ConfigError.exit_code)
+        return print_ending(str(e), e.exit_code)
     except STORE_FAILURES as e:
-        return said(reason(e), StorageError.exit_code)
+        return print_ending(reason(e), StorageError.exit_code)
     except Deadline:
-        words = "stopped at the deadline; what was committed stays, the next night goes on from there"
-        return said(words, Deadline.exit_code)
+        return print_ending(DEADLINE, Deadline.exit_code)
     except Interrupted:
-        return said(INTERRUPTED, Interrupted.exit_code)
+        return print_ending(INTERRUPTED, Interrupted.exit_code)
 
 
-def said(words: str, code: int) -> int:
-    """Say in one line how the command ended; gives the code back."""
+def print_ending(message: str, code: int) -> int:
+    """Print in one line on stderr how the command ended, and return its exit code."""
     if as_json():
-        log.error("%s", words, extra={"exit_code": code})
+        log.error("%s", message, extra={"exit_code": code})
     else:
-        print(f"imagemill: {words}", file=sys.stderr)
+        print(f"imagemill: {message}", file=sys.stderr)
     return code

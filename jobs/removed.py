@@ -1,4 +1,4 @@
-"""Which images of an OUTPUT have no source any more."""
+"""Find the images of an OUTPUT that no input holds any more."""
 
 from dataclasses import dataclass
 
@@ -18,25 +18,50 @@ from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
 @dataclass(frozen=True)
 class Sources:
-    """What the inputs of all runs hold at this moment."""
+    """The images that the inputs of all runs hold now.
+
+    Attributes:
+        ids: (N,) S16 image ids, sorted.
+        problems: messages about inputs that could not be listed.
+    """
 
     ids: np.ndarray
-    """(N,) S16, sorted."""
     problems: list[str]
-    """Of inputs that cannot be listed."""
 
     def removed(self, ids: pa.ChunkedArray, uri: str) -> pa.Array:
-        """For each image whether it is in no input any more; null where that cannot be known."""
-        asked = ids_to_bytes(ids, uri)
-        found = np.zeros(len(asked), bool)
+        """Return for each image whether no input holds it; null if an input that could not be listed may hold it.
+
+        Args:
+            ids: image ids of rows.
+            uri: the part that holds the rows, for error messages.
+        """
+        wanted = ids_to_bytes(ids, uri)
+        is_listed = np.zeros(len(wanted), bool)
         if len(self.ids):
-            place = np.searchsorted(self.ids, asked).clip(max=len(self.ids) - 1)
-            found = self.ids[place] == asked
-        return pa.array(~found, mask=~found & bool(self.problems))
+            positions = np.searchsorted(self.ids, wanted).clip(max=len(self.ids) - 1)
+            is_listed = self.ids[positions] == wanted
+        return pa.array(~is_listed, mask=~is_listed & bool(self.problems))
 
 
-def sources_of(output: Store) -> Sources:
-    """List the input of every run of an OUTPUT; inputs that cannot be listed are named, not an error."""
+def list_sources(output: Store) -> Sources:
+    """List the input of every run of an OUTPUT. An input that cannot be listed is a problem in the result, not an error."""
+    configs, problems = input_configs(output)
+    listed_ids = bytearray()
+    for config in configs:
+        try:
+            source = open_input(str(config.input), config.storage, config.source)
+            for image in list_images(source, output):
+                if isinstance(image, ListedImage):
+                    listed_ids += bytes.fromhex(image_id(image.rel_path))
+        except (ConfigError, StorageError) as e:
+            problems.append(str(e))
+        except STORE_FAILURES as e:
+            problems.append(f"input {config.input}: {reason(e)}")
+    return Sources(np.unique(np.frombuffer(bytes(listed_ids), "S16")), problems)
+
+
+def input_configs(output: Store) -> tuple[list[RunConfig], list[str]]:
+    """Return one config for each different input of the runs of an OUTPUT, and messages about unreadable configs."""
     records = {record["run_id"]: record for record in read_run_records(output, list_run_ids(output))}
     configs: dict[str, RunConfig] = {}
     problems: list[str] = []
@@ -46,22 +71,11 @@ def sources_of(output: Store) -> Sources:
         run_id = entry.path.split("/")[1]
         record = records.get(run_id, {"run_id": run_id, "planned": None})
         if "planned" not in record:
-            continue  # it ended before its plan, and took nothing from its input
+            continue  # The run ended before its plan, so it took no image from its input.
         try:
             config = read_run_config(output, record)
         except StorageError as e:
             problems.append(str(e))
             continue
         configs[f"{config.input} {config.source} {config.storage}"] = config
-    found = bytearray()
-    for config in configs.values():
-        try:
-            source = open_input(str(config.input), config.storage, config.source)
-            for image in list_images(source, output):
-                if isinstance(image, ListedImage):
-                    found += bytes.fromhex(image_id(image.rel_path))
-        except (ConfigError, StorageError) as e:
-            problems.append(str(e))
-        except STORE_FAILURES as e:
-            problems.append(f"input {config.input}: {reason(e)}")
-    return Sources(np.unique(np.frombuffer(bytes(found), "S16")), problems)
+    return list(configs.values()), problems

@@ -11,8 +11,8 @@ from imagemill.models.resizing import limit_side
 from imagemill.pipeline.errors import ConfigError, VerificationError
 from imagemill.pipeline.output.neighbours import Collection, find_nearest
 from imagemill.pipeline.output.style_images import read_image
-from imagemill.pipeline.reports.sheets import Tile, contact_sheet
-from imagemill.pipeline.reports.thumbnails import thumbnails
+from imagemill.pipeline.reports.sheets import Tile, draw_contact_sheet
+from imagemill.pipeline.reports.thumbnails import decode_thumbnails
 from imagemill.pipeline.storage import Store
 
 COLUMNS = ["image_id", "rel_path", "source_uri", "orig_width", "orig_height"]
@@ -71,7 +71,7 @@ def show_search(
                 label = f"{row['similarity']:.2f}  {shorten(row['rel_path'])}"
                 tiles.append(Tile(pictures[row["image_id"]], label))
         tile_rows = [tiles[start : start + TILES_PER_ROW] for start in range(0, len(tiles), TILES_PER_ROW)]
-        target.write(contact_sheet(["most similar first", *[""] * (TILES_PER_ROW - 1)], tile_rows, SIDE))
+        target.write(draw_contact_sheet(["most similar first", *[""] * (TILES_PER_ROW - 1)], tile_rows, SIDE))
         print_text(f"sheet: {target.path}")
     raise_damaged(problems)
 
@@ -93,7 +93,7 @@ def query_from_output(images: Collection, name: str) -> Query:
         state = images.select(column, [name])
         if len(state):
             problems: list[str] = []
-            for row, rgb in thumbnails(state, images.coder, ["image_id"], SIDE, problems):
+            for row, rgb in decode_thumbnails(state, images.coder, ["image_id"], SIDE, problems):
                 [(_, features)] = images.with_state(state).features(["image_id"], problems)
                 return Query(features, rgb, row["image_id"])
             raise VerificationError("; ".join(problems))

@@ -1,4 +1,4 @@
-"""Standard streams that outlast their reader: closed ones, a pipe whose reader ended, a terminal that went away."""
+"""Standard streams that survive the end of their reader: a closed pipe, a lost terminal, a closed descriptor."""
 
 import errno
 import io
@@ -6,37 +6,44 @@ import os
 import sys
 from typing import Any, TextIO
 
-GONE = (errno.EPIPE, errno.EIO)
-"""Nobody reads any more: the end of a pipe (`| head -1`) was closed, or a terminal."""
+NO_READER = (errno.EPIPE, errno.EIO)
+"""Errors of a write after the reader has gone: the other end of a pipe (`| head -1`), or a terminal."""
 
 
-class Lasting(io.FileIO):
-    """A file whose writes go nowhere once nobody reads: what a command does must not end with who watches."""
+class LastingFile(io.FileIO):
+    """A file whose writes are discarded once the reader has gone, because that must not end the work of a command."""
 
     def write(self, data: Any, /) -> int:
+        """Write bytes, and return how many were accepted."""
         try:
             return super().write(data)
         except OSError as e:
-            # Where errors are told there is no place to tell of one.
-            if e.errno not in GONE and self.fileno() == 1:
+            # Other errors of stdout, such as a full disk, are raised. Errors of stderr could not be printed anywhere.
+            if e.errno not in NO_READER and self.fileno() == 1:
                 raise
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.fileno())
-            os.close(nowhere)
+            devnull = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(devnull, self.fileno())
+            os.close(devnull)
             return len(memoryview(data).cast("B"))
 
 
-def lasting(descriptor: int, encoding: str) -> TextIO:
-    """A stream on a descriptor, which writes what its encoding lacks as \\xNN."""
-    raw = io.BufferedWriter(Lasting(descriptor, "w", closefd=False))
+def open_lasting_stream(descriptor: int, encoding: str) -> TextIO:
+    """Return a text stream on a descriptor that survives its reader.
+
+    Characters that the encoding lacks are written as escapes, such as \\xfc.
+    """
+    raw = io.BufferedWriter(LastingFile(descriptor, "w", closefd=False))
     return io.TextIOWrapper(raw, encoding=encoding, errors="backslashreplace", line_buffering=True)
 
 
-def lasting_streams() -> None:
-    """Open the standard descriptors that are closed, before other files take their numbers, and make the streams last."""
-    while (nowhere := os.open(os.devnull, os.O_RDWR)) <= 2:
+def make_streams_last() -> None:
+    """Replace stdout and stderr by lasting streams, and open standard descriptors that are closed.
+
+    A closed descriptor must be opened first: otherwise the next file gets its number, and messages are written into it.
+    """
+    while (devnull := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
-    os.close(nowhere)
-    # Python has no stream for a descriptor that was closed.
-    sys.stdout = lasting(1, sys.stdout.encoding if sys.stdout else "utf-8")
-    sys.stderr = lasting(2, sys.stderr.encoding if sys.stderr else "utf-8")
+    os.close(devnull)
+    # Python sets the stream of a closed descriptor to None.
+    sys.stdout = open_lasting_stream(1, sys.stdout.encoding if sys.stdout else "utf-8")
+    sys.stderr = open_lasting_stream(2, sys.stderr.encoding if sys.stderr else "utf-8")

@@ -1,1 +1,1 @@
-"""Image models in plain torch: architectures, tasks, losses, checkpoints. Nothing here knows Ray, Arrow or storage."""
+"""Image models in plain torch: architectures, tasks, losses and checkpoints. Nothing here imports Ray, Arrow or storage."""

@@ -1,4 +1,4 @@
-"""Images (H,W,3) uint8 to batches on a device, and back."""
+"""Convert between images (H,W,3) uint8 and batches of tensors on a device."""
 
 from collections.abc import Sequence
 
@@ -10,21 +10,21 @@ from imagemill.models.tiling import pad_to_size
 
 
 def pad_to_stride(image: np.ndarray, stride: int) -> np.ndarray:
-    """Repeat the last row and column until H and W are multiples of `stride`; (H,W,C) in, (H',W',C) out."""
+    """Repeat the last row and column of an image (H,W,C) until H and W are multiples of `stride`."""
     h, w = image.shape[:2]
     return np.pad(image, ((0, -h % stride), (0, -w % stride), (0, 0)), mode="edge")
 
 
 def padded_size(image: np.ndarray, stride: int) -> tuple[int, int]:
-    """The (H,W) that `pad_to_stride` gives; images are batched by it."""
+    """Return the (H,W) of `pad_to_stride(image, stride)`. Images of equal padded size can share a batch."""
     h, w = image.shape[:2]
     return h + -h % stride, w + -w % stride
 
 
 def to_uint8_batch(images: Sequence[np.ndarray], stride: int, device: str) -> Tensor:
-    """Images (H,W,3) uint8 of one padded size to (B,3,H,W) uint8, channels last: a quarter of what floats take.
+    """Stack images (H,W,3) uint8 of one padded size to (B,3,H,W) uint8, channels last.
 
-    One alone is not copied, and not padded: `tiled` and `pad_to_size` do that.
+    A single image is neither copied nor padded, to save memory; `apply_tiled` and `pad_to_size` pad it later.
     """
     if len(images) == 1 and images[0].flags.c_contiguous and images[0].flags.writeable:
         stacked = torch.from_numpy(images[0])[None]
@@ -34,29 +34,32 @@ def to_uint8_batch(images: Sequence[np.ndarray], stride: int, device: str) -> Te
 
 
 def bytes_to_float(x_BCHW: Tensor) -> Tensor:
-    """Bytes to float32 in [0,1]."""
+    """Convert uint8 to float32 in [0,1]."""
     return x_BCHW.float().div_(255)
 
 
 def to_float_batch(images: Sequence[np.ndarray], stride: int, device: str) -> Tensor:
-    """Images of one padded size to (B,3,H,W) float32 in [0,1], channels last; bytes travel to the device, floats do not."""
+    """Stack images (H,W,3) uint8 of one padded size to (B,3,H,W) float32 in [0,1], channels last.
+
+    Bytes are sent to the device and converted there, because floats would be four times as large.
+    """
     x = to_uint8_batch(images, stride, device)
     h, w = padded_size(images[0], stride)
     return bytes_to_float(pad_to_size(x, h, w))
 
 
 def float_to_bytes(x_BCHW: Tensor) -> Tensor:
-    """Float in [0,1] to uint8, clipped and rounded."""
+    """Clip floats to [0,1] and round them to uint8."""
     return x_BCHW.float().clamp(0, 1).mul_(255).round_().to(torch.uint8)
 
 
 def round_to_8_bits(x_BCHW: Tensor) -> Tensor:
-    """Float in [0,1] as 8-bit files hold it, clipped and rounded; float32 in [0,1], and what is no number stays none."""
+    """Clip floats to [0,1] and round them to the 256 values of 8-bit files; the result is float32, and NaN stays NaN."""
     return x_BCHW.float().clamp(0, 1).mul(255).round().div(255)
 
 
 def to_uint8_images(x_BCHW: Tensor) -> np.ndarray:
-    """(B,3,H,W) float in [0,1], or uint8, to (B,H,W,3) uint8."""
+    """Convert (B,C,H,W) float in [0,1] or uint8 to (B,H,W,C) uint8."""
     x = x_BCHW if x_BCHW.dtype == torch.uint8 else float_to_bytes(x_BCHW)
     out: np.ndarray = x.permute(0, 2, 3, 1).cpu().numpy()
     return out

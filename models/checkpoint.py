@@ -1,4 +1,4 @@
-"""Checkpoints: a folder with `weights.safetensors` and `card.json`. Pickles are refused."""
+"""Checkpoints: folders with `weights.safetensors` and `card.json`. Pickles are refused, because loading them runs code."""
 
 import hashlib
 import json
@@ -20,48 +20,61 @@ PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
 
 
 def bundled_names() -> list[str]:
-    """Names of the checkpoints that come with the product."""
-    return sorted(p.parent.name for p in BUNDLED_FOLDER.glob(f"*/{CARD}"))
+    """Return the names of the checkpoints that are part of the package."""
+    return sorted(path.parent.name for path in BUNDLED_FOLDER.glob(f"*/{CARD}"))
 
 
 def locate(name_or_url: str) -> str:
-    """A bundled name, a folder or a URL to the URL of the checkpoint's folder."""
+    """Return the URL or absolute path of the checkpoint folder that a bundled name, a folder or a URL names.
+
+    Raises:
+        CheckpointError: when `name_or_url` is none of these, or names pickled weights.
+    """
     if name_or_url.lower().endswith(PICKLES):
-        raise CheckpointError(f"checkpoint {name_or_url}: pickled weights are refused; give a folder with {WEIGHTS}")
+        raise CheckpointError(
+            f"checkpoint {name_or_url}: pickled weights are refused. Give a folder with {WEIGHTS} and {CARD}"
+        )
     if "://" in name_or_url:
         scheme = name_or_url.split("://")[0]
         if scheme not in SCHEMES:
-            raise CheckpointError(f"checkpoint {name_or_url}: scheme {scheme!r} is not one of {', '.join(SCHEMES)}")
+            raise CheckpointError(f"checkpoint {name_or_url}: unsupported scheme {scheme!r}. Valid: {', '.join(SCHEMES)}")
         return name_or_url.rstrip("/")
     if (BUNDLED_FOLDER / name_or_url / CARD).is_file() and "/" not in name_or_url:
         return str(BUNDLED_FOLDER / name_or_url)
     if Path(name_or_url).is_dir():
         return str(Path(name_or_url).resolve())
     raise CheckpointError(
-        f"checkpoint {name_or_url!r} is neither a bundled one ({', '.join(bundled_names()) or 'none'}) nor a folder nor a "
-        "URL"
+        f"checkpoint {name_or_url!r}: not found. Give a folder, a URL, or one of the bundled names: "
+        f"{', '.join(bundled_names()) or 'none'}"
     )
 
 
 def shorten_error(error: Exception) -> str:
+    """Return the message of an error as one line of at most 300 characters."""
     return textwrap.shorten(str(error), 300)
 
 
 def read_file(url: str, name: str, storage_options: dict[str, Any]) -> bytes:
+    """Return the content of a file in a checkpoint folder.
+
+    Raises:
+        CheckpointError: when the file is missing or unreadable.
+    """
     try:
         with fsspec.open(f"{url}/{name}", "rb", **storage_options) as f:
             data: bytes = f.read()
             return data
     except FileNotFoundError as e:
         raise CheckpointError(f"checkpoint {url}: {name} is missing") from e
-    except Exception as e:  # what a store's client raises is open-ended
+    except Exception as e:  # storage clients raise many types of errors
         raise CheckpointError(f"checkpoint {url}: {name} cannot be read: {type(e).__name__}: {shorten_error(e)}") from e
 
 
 def read_card(name_or_url: str, storage_options: dict[str, Any] | None = None) -> Card:
-    """The card alone; no torch, no weights.
+    """Read the card alone, without weights and without importing torch.
 
-    Raises: CheckpointError when there is none or it cannot be understood.
+    Raises:
+        CheckpointError: when the card is missing or invalid.
     """
     url = locate(name_or_url)
     try:
@@ -72,9 +85,10 @@ def read_card(name_or_url: str, storage_options: dict[str, Any] | None = None) -
 
 
 def read_weights(name_or_url: str, card: Card, storage_options: dict[str, Any] | None = None) -> bytes:
-    """The bytes of weights.safetensors, whose digest is the card's.
+    """Return the bytes of weights.safetensors.
 
-    Raises: CheckpointError when they are missing or differ from the card.
+    Raises:
+        CheckpointError: when the file is missing or its digest differs from that of the card.
     """
     url = locate(name_or_url)
     data = read_file(url, WEIGHTS, storage_options or {})
@@ -83,16 +97,17 @@ def read_weights(name_or_url: str, card: Card, storage_options: dict[str, Any] |
 
 
 def read(name_or_url: str, storage_options: dict[str, Any] | None = None) -> tuple[Card, bytes]:
-    """The card and the bytes of weights.safetensors of a checkpoint, or of one of the networks that `models.foreign` knows.
+    """Read the card and the weights of a checkpoint, or of a network of `models.style_networks`.
 
-    Raises: CheckpointError.
+    Raises:
+        CheckpointError: when the checkpoint is missing, damaged or pickled.
     """
     folder, _, name = name_or_url.rpartition("/")
     if name.startswith("vgg19") and name.endswith(".pth"):
-        from imagemill.models.style_networks import read_vgg19
+        from imagemill.models.style_networks import convert_vgg19
 
         folder = folder or ("/" if name_or_url.startswith("/") else ".")
-        return read_vgg19(name_or_url, read_file(locate(folder), name, storage_options or {}))
+        return convert_vgg19(name_or_url, read_file(locate(folder), name, storage_options or {}))
     if name_or_url == "random":
         from imagemill.models.style_networks import build_random_network
 
@@ -102,21 +117,34 @@ def read(name_or_url: str, storage_options: dict[str, Any] | None = None) -> tup
 
 
 def check_digest(weights: bytes, card: Card, url: str) -> None:
-    """Raises: CheckpointError when the digest of the weights is not the card's."""
+    """Compare the SHA-256 of weights with that of the card.
+
+    Raises:
+        CheckpointError: when they differ.
+    """
     digest = hashlib.sha256(weights).hexdigest()
     if digest != card.sha256:
-        raise CheckpointError(f"checkpoint {url}: {WEIGHTS} has sha256 {digest[:16]}…, its card says {card.sha256[:16]}…")
+        raise CheckpointError(
+            f"checkpoint {url}: {WEIGHTS} has sha256 {digest[:16]}…, but {CARD} says {card.sha256[:16]}…. "
+            "Copy both files again"
+        )
 
 
 def build(card: Card, weights: bytes) -> Any:
-    """The Autoencoder that a card describes, with its weights, in eval mode, float32."""
+    """Build the autoencoder that a card describes, with its weights in float32, in evaluation mode.
+
+    Raises:
+        CheckpointError: when the architecture is unknown or the weights do not fit.
+    """
     import safetensors
     import safetensors.torch
 
     from imagemill.models.architectures import ARCHITECTURES
 
     if card.architecture not in ARCHITECTURES:
-        raise CheckpointError(f"architecture {card.architecture!r} is not one of {', '.join(ARCHITECTURES)}")
+        raise CheckpointError(
+            f"checkpoint {card.name}: unknown architecture {card.architecture!r}. Valid: {', '.join(ARCHITECTURES)}"
+        )
     try:
         model = ARCHITECTURES[card.architecture](**card.parameters)
         tensors = safetensors.torch.load(weights)
@@ -127,10 +155,10 @@ def build(card: Card, weights: bytes) -> Any:
 
 
 def load_model(card: Card, weights: bytes, device: str) -> Any:
-    """Build the network and put it on a device, as runs use it.
+    """Build the autoencoder and put it on a device, as runs use it.
 
     Raises:
-        CheckpointError: as `build`.
+        CheckpointError: when the architecture is unknown or the weights do not fit.
     """
     import torch
 
@@ -140,44 +168,53 @@ def load_model(card: Card, weights: bytes, device: str) -> Any:
 
 
 def save(url: str, model: Any, card: dict[str, Any], storage_options: dict[str, Any] | None = None) -> Card:
-    """Write a checkpoint folder: weights in float16, then the card.
+    """Write a checkpoint folder: weights in float16 (integers such as entropy tables unchanged), then the card.
 
-    Where a card lay, and no other came, the weights beside it may be of another digest: a reader refuses them.
-    Whole numbers, such as an entropy coder's tables, stay what they are.
+    A writer that is killed between the two files leaves weights that an existing card does not match, which readers refuse.
+
+    Args:
+        url: folder of the checkpoint, local or on S3.
+        model: the network whose state is saved.
+        card: fields of the card without `sha256`.
+        storage_options: arguments of fsspec.
+
+    Returns:
+        The complete card.
     """
     import safetensors.torch
 
     state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     weights = safetensors.torch.save({k: v.contiguous() for k, v in state.items()})
-    full = Card(**card, sha256=hashlib.sha256(weights).hexdigest())
+    complete = Card(**card, sha256=hashlib.sha256(weights).hexdigest())
     write_file(url, WEIGHTS, weights, storage_options or {})
-    write_card(url, full, storage_options or {})
-    return full
+    write_card(url, complete, storage_options or {})
+    return complete
 
 
 def write_metrics(name_or_url: str, entry: dict[str, Any], storage_options: dict[str, Any] | None = None) -> None:
-    """Put measured figures into a card, in place of those of the same set and parameters.
+    """Add an entry to the metrics of a card, in place of an entry with the same `set` and `params`.
 
-    Raises: CheckpointError when there is no card, or it cannot be written.
+    Raises:
+        CheckpointError: when the card is missing or cannot be written.
     """
     card = read_card(name_or_url, storage_options)
-    replaced = ("set", "params")
-    kept = [old for old in card.metrics if any(old.get(key) != entry.get(key) for key in replaced)]
-    changed = card.model_copy(update={"metrics": [*kept, entry]})
+    other_entries = [old for old in card.metrics if any(old.get(key) != entry.get(key) for key in ("set", "params"))]
+    changed = card.model_copy(update={"metrics": [*other_entries, entry]})
     url = locate(name_or_url)
     try:
         write_card(url, changed, storage_options or {})
-    except Exception as e:  # what a store's client raises is open-ended
+    except Exception as e:  # storage clients raise many types of errors
         raise CheckpointError(f"checkpoint {url}: {CARD} cannot be written: {type(e).__name__}: {shorten_error(e)}") from e
 
 
 def write_card(url: str, card: Card, storage_options: dict[str, Any]) -> None:
+    """Write card.json; figures that are not finite become null, because JSON has no infinity."""
     text = json.dumps(replace_non_finite(card.model_dump()), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_file(url, CARD, text.encode(), storage_options)
 
 
 def replace_non_finite(value: Any) -> Any:
-    """What is to become JSON, with None for figures that are not finite, as the PSNR of equal images: JSON has none."""
+    """Replace floats that are not finite by None in nested dicts and lists, for example the PSNR of equal images."""
     if isinstance(value, dict):
         return {key: replace_non_finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -186,7 +223,7 @@ def replace_non_finite(value: Any) -> Any:
 
 
 def write_file(url: str, name: str, data: bytes, storage_options: dict[str, Any]) -> None:
-    """All of it or nothing: one object on S3, a temporary name and a rename on a local disk."""
+    """Write a file atomically: one PUT on S3, a temporary file and a rename on a local disk."""
     if url.startswith("s3://"):
         with fsspec.open(f"{url}/{name}", "wb", **storage_options) as f:
             f.write(data)

@@ -1,24 +1,24 @@
-"""Blocks that more than one architecture uses."""
+"""Layers that several architectures use."""
 
 from torch import Tensor, nn
 
 
 def conv3x3(c_in: int, c_out: int) -> nn.Conv2d:
-    """3×3 convolution that keeps H and W."""
+    """Return a 3×3 convolution that keeps height and width."""
     return nn.Conv2d(c_in, c_out, 3, padding=1)
 
 
 def zero_init(conv: nn.Conv2d) -> nn.Conv2d:
-    """A convolution that begins as zero, so that the residual path around it begins as the identity."""
+    """Set all parameters of a convolution to 0, so that the residual branch it ends starts as the identity."""
     for parameter in conv.parameters():
         nn.init.zeros_(parameter)
     return conv
 
 
 class ResBlock(nn.Module):
-    """x + conv(relu(conv(x))): the residual block without normalisation of EDSR (Lim et al. 2017, fig. 2c).
+    """The residual block of EDSR, x + conv(relu(conv(x))), without normalisation (Lim et al. 2017, fig. 2c).
 
-    Without normalisation an output depends on its neighbourhood alone, so images can be cut into tiles.
+    Without normalisation, an output depends only on a neighbourhood of its pixel, so that images can be cut into tiles.
     """
 
     def __init__(self, channels: int) -> None:
@@ -27,4 +27,5 @@ class ResBlock(nn.Module):
         self.body = nn.Sequential(conv3x3(channels, channels), nn.ReLU(inplace=True), last)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map features (B,channels,H,W) to features of the same shape."""
         return x + self.body(x)

@@ -1,4 +1,4 @@
-"""The residual U-Net that restoring architectures share, after DRUNet (Zhang et al. 2021), without normalisation.
+"""The residual U-Net of the restoration architectures: DRUNet (Zhang et al. 2021), which has no normalisation layers.
 
 z ── head ─ [res]×n ─┬────────────────────────────(+)─ [res]×n ─ tail ── out
                      └─ down ─ [res]×n ─ … ─ up ───┘
@@ -14,10 +14,14 @@ from imagemill.models.layers import ResBlock, conv3x3
 
 
 class ResidualUNet(Autoencoder):
-    """Maps features (B,head,H/fold,W/fold) to outputs (B,outputs,H,W).
+    """Map features (B,head,H/fold,W/fold) to outputs (B,outputs,H,W).
 
-    Args: widths: channels of each level, finest first. blocks: residual blocks of each level, or one number for all.
-        fold: 2 is for pixel-unshuffled features, and outputs are shuffled: a quarter of the cost; 1 is for pixels.
+    Args:
+        head: channels of the features.
+        outputs: channels of the output.
+        widths: channels of each level, finest first.
+        blocks: residual blocks of each level, or one number for all levels.
+        fold: 2 for pixel-unshuffled features, whose outputs are shuffled back, at a quarter of the cost; 1 for pixels.
     """
 
     def __init__(self, head: int, outputs: int, widths: Sequence[int], blocks: int | Sequence[int], fold: int = 2) -> None:
@@ -25,10 +29,10 @@ class ResidualUNet(Autoencoder):
         levels = len(widths)
         counts = [blocks] * levels if isinstance(blocks, int) else blocks
         if len(counts) != levels:
-            raise ValueError(f"blocks {list(counts)}: one number for each of the {levels} widths is expected")
+            raise ValueError(f"blocks={list(counts)}: must be one number, or one for each of the {levels} widths")
         self.fold = fold
         self.stride = fold * 2 ** (levels - 1)
-        # Each 3×3 convolution reaches one pixel of its level: 2 for a block, 1 for a step between levels.
+        # A 3×3 convolution reaches one pixel of its level: 2 for a block, 1 for a step between levels.
         reach = sum(fold * 2**i * (2 * n * (2 if i < levels - 1 else 1) + 2) for i, n in enumerate(counts)) + 4 * fold
         self.halo = -(-reach // self.stride) * self.stride
         self.head = conv3x3(head, widths[0])
@@ -38,8 +42,8 @@ class ResidualUNet(Autoencoder):
         self.decoder = nn.ModuleList(residual_blocks(w, n) for w, n in zip(widths[:-1], counts[:-1], strict=True))
         self.tail = conv3x3(widths[0], fold**2 * outputs)
 
-    def descend(self, z: Tensor) -> list[Tensor]:
-        """Features of every level, finest first."""
+    def contract(self, z: Tensor) -> list[Tensor]:
+        """Run the contracting path; return the features of each level, finest first."""
         z = self.head(z)
         features = []
         for level, stage in enumerate(self.encoder):
@@ -49,8 +53,8 @@ class ResidualUNet(Autoencoder):
                 z = self.down[level](z)
         return features
 
-    def ascend(self, features: list[Tensor]) -> Tensor:
-        """What `descend` gave to (B,outputs,H,W)."""
+    def expand(self, features: list[Tensor]) -> Tensor:
+        """Run the expanding path on the features of `contract`; return outputs (B,outputs,H,W)."""
         z = features[-1]
         for level in reversed(range(len(self.up))):
             z = self.decoder[level](self.up[level](z) + features[level])
@@ -58,4 +62,5 @@ class ResidualUNet(Autoencoder):
 
 
 def residual_blocks(width: int, blocks: int) -> nn.Sequential:
+    """Return a sequence of residual blocks."""
     return nn.Sequential(*(ResBlock(width) for _ in range(blocks)))

@@ -1,4 +1,4 @@
-"""Images at other sizes."""
+"""Resize images."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def limit_side(rgb: np.ndarray, side: int) -> np.ndarray:
-    """(H,W,3) uint8 with a long side of at most `side`."""
+    """Reduce an image (H,W,3) uint8 to a long side of at most `side` pixels; return smaller images unchanged."""
     h, w = rgb.shape[:2]
     if max(h, w) <= side:
         return rgb
@@ -19,16 +19,20 @@ def limit_side(rgb: np.ndarray, side: int) -> np.ndarray:
 
 
 def limit_pixels(x_BCHW: Tensor, pixels: int, stride: int) -> Tensor:
-    """Images of about `pixels` at most, sides multiples of `stride`; smaller ones, whose sides are that, as they are."""
+    """Reduce images (B,C,H,W) to about `pixels` pixels and to sides that are multiples of `stride`.
+
+    Smaller images whose sides are multiples of `stride` are returned unchanged.
+    """
     h, w = x_BCHW.shape[2:]
     scale = min(1.0, (pixels / (h * w)) ** 0.5)
     return resize(x_BCHW, [max(1, round(n * scale / stride)) * stride for n in (h, w)])
 
 
 def resize(x_BCHW: Tensor, size: list[int], mode: Literal["bilinear", "bicubic"] = "bilinear") -> Tensor:
-    """Images at another size, (B,C,*size), as Pillow resizes them: what is reduced is filtered first.
+    """Resize images to (B,C,*size) with the antialiasing filter that Pillow uses.
 
-    Bicubic goes beyond the range of its input at edges.
+    The bicubic filter overshoots the range of the input at edges. This is the computation of torchvision's `resize`, without
+    the 2 s that importing torchvision costs each worker.
     """
     if list(x_BCHW.shape[2:]) == size:
         return x_BCHW

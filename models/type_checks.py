@@ -1,4 +1,4 @@
-"""Values whose type is wider than what they are by now: unlike `assert`, these say what is wrong, and run with -O too."""
+"""Runtime checks that narrow a type for mypy. Unlike `assert`, they also run with `python -O` and say what is wrong."""
 
 from typing import TypeVar
 
@@ -6,14 +6,22 @@ Kind = TypeVar("Kind")
 
 
 def require_type(value: object, kind: type[Kind]) -> Kind:
-    """Return a value that is of this type. Raises: TypeError for another one."""
+    """Return `value` with the type `kind`.
+
+    Raises:
+        TypeError: when the value has another type.
+    """
     if not isinstance(value, kind):
-        raise TypeError(f"a {kind.__name__} is needed, a {type(value).__name__} was given")
+        raise TypeError(f"expected a {kind.__name__}, but got a {type(value).__name__}")
     return value
 
 
-def require_value(value: Kind | None, what: str) -> Kind:
-    """Return a value that is not None. Raises: ValueError, which names `what` is missing."""
+def require_value(value: Kind | None, name: str) -> Kind:
+    """Return `value`, which must not be None.
+
+    Raises:
+        ValueError: when the value is None; the message contains `name`.
+    """
     if value is None:
-        raise ValueError(f"{what} is missing")
+        raise ValueError(f"{name} is missing")
     return value

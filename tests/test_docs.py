@@ -91,6 +91,15 @@ def test_commands_of_pages_parse(page: Path) -> None:
         assert not config.startswith("jobs/configs/") or (ROOT / config).exists(), line
 
 
+def test_quoted_messages_exist() -> None:
+    """The messages in the table of docs/clusters.md are those of the code, or of Ray."""
+    table = (ROOT / "docs/clusters.md").read_text().partition("| message contains |")[2].partition("\n\n")[0]
+    fragments = re.findall(r"^\| `(.+?)`", table, re.MULTILINE)
+    code = "".join(path.read_text() for folder in ("jobs", "pipeline") for path in (ROOT / folder).rglob("*.py"))
+    assert len(fragments) > 5
+    assert not [fragment for fragment in fragments if fragment not in code and fragment != "Version mismatch"]
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a small copy of what `make demo` leaves: two photos, one that is cut off."""

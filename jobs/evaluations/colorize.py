@@ -19,7 +19,7 @@ from imagemill.jobs.evaluations.evaluation import (
 from imagemill.models.metrics import psnr_db, ssim
 from imagemill.models.objectives.colorize import colourfulness
 from imagemill.pipeline.errors import ConfigError, VerificationError
-from imagemill.pipeline.reports.sheets import Tile, contact_sheet
+from imagemill.pipeline.reports.sheets import Tile, draw_contact_sheet
 
 SHOWN = 6
 
@@ -57,7 +57,7 @@ def evaluate_colorize(config: EvaluateConfig) -> Evaluation:
         len(originals),
         {"PSNR, SSIM and colourfulness, means over the images": [line]},
         [Measured(config.weights, f"{line['ours dB']:.2f} dB, {line['gain dB']:+.2f} over gray", [line])],
-        contact_sheet(["gray (the floor)", "colorized", "original"], rows),
+        draw_contact_sheet(["gray (the floor)", "colorized", "original"], rows),
         [
             "gray: the true luma and no chroma",
             f"left out: {number(len(pictures) - len(originals), 'image')} without colours",

@@ -27,7 +27,7 @@ from imagemill.models.metrics import psnr_db, ssim
 from imagemill.models.precision import Precision
 from imagemill.pipeline.images.decode import DecodedImage
 from imagemill.pipeline.images.encode import encode_image
-from imagemill.pipeline.reports.sheets import Tile, contact_sheet
+from imagemill.pipeline.reports.sheets import Tile, draw_contact_sheet
 from imagemill.pipeline.storage import Store
 
 SIGMAS = [15.0, 25.0, 50.0]
@@ -87,7 +87,7 @@ def evaluate_denoise(config: EvaluateConfig) -> Evaluation:
         len(originals),
         {"PSNR and SSIM, means over the images": lines},
         [Measured(config.weights, f"{middle['files blind dB']:.2f} dB at sigma {middle['sigma']:g}, blind", lines)],
-        contact_sheet(["noisy", "denoised, blind", "original"], rows),
+        draw_contact_sheet(["noisy", "denoised, blind", "original"], rows),
         [
             f"gray, with one plane of noise each: {gray} of {number(len(originals), 'image')}",
             "files: noise cut and rounded to 8 bits, through the product; float: neither, through the network alone",

@@ -24,7 +24,7 @@ from imagemill.models.objectives.inpaint import known_mask
 from imagemill.models.tasks.inpaint import InpaintParams
 from imagemill.models.tasks.task import Sample
 from imagemill.pipeline.errors import VerificationError
-from imagemill.pipeline.reports.sheets import Tile, contact_sheet
+from imagemill.pipeline.reports.sheets import Tile, draw_contact_sheet
 
 DAMAGES = {
     "random pixels 50 %": InpaintParams(missing="random", share=0.5, block=1),
@@ -77,7 +77,7 @@ def evaluate_inpaint(config: EvaluateConfig) -> Evaluation:
         len(originals),
         {"PSNR and SSIM, means over the images": lines},
         [Measured(config.weights, f"{lines[0]['ours dB']:.2f} dB with half of the pixels lost", lines)],
-        contact_sheet(["damaged", "restored", "floor", "original"], rows),
+        draw_contact_sheet(["damaged", "restored", "floor", "original"], rows),
         [
             "known pixels are bit-identical to the source in every image",
             "floor: linear interpolation between known pixels; for a plane, the mean of the other two",

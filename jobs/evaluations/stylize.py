@@ -21,11 +21,11 @@ from imagemill.models.batches import to_float_batch
 from imagemill.models.objectives import TASK_OBJECTIVES
 from imagemill.models.resizing import limit_side
 from imagemill.models.style_transfer import StyleTransfer
-from imagemill.models.tasks.stylize import FITS, GATYS_SIDE, StylizeParams
+from imagemill.models.tasks.stylize import GATYS_SIDE, METHOD_PARAMS, StylizeParams
 from imagemill.models.type_checks import require_type
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.images.decode import decode_image
-from imagemill.pipeline.reports.sheets import Tile, contact_sheet
+from imagemill.pipeline.reports.sheets import Tile, draw_contact_sheet
 
 ALPHAS = [100.0, 10.0, 1.0, 0.1]
 COMPARED = [0, 10, 50, 100]
@@ -41,7 +41,10 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
     for key in ("method", "strength", "size"):
         if key in config.params:
             raise ConfigError(f"params.{key}: the evaluation sets it itself")
-    once = {k: v for k, v in config.params.items() if k not in FITS["gatys"]} | {"method": "adain", "size": GATYS_SIDE}
+    once = {k: v for k, v in config.params.items() if k not in METHOD_PARAMS["gatys"]} | {
+        "method": "adain",
+        "size": GATYS_SIDE,
+    }
     beside = config.model_copy(update={"params": once})
     config = config.model_copy(update={"params": config.params | {"method": "gatys", "size": GATYS_SIDE}})
     job = check_config(config, "alpha")
@@ -92,7 +95,7 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
         len(contents),
         {"gatys, while the weight of the content falls": sweep, "one pass beside optimising the image": compared},
         [Measured(config.weights, headline, [*sweep, *compared])],
-        contact_sheet(
+        draw_contact_sheet(
             [
                 "content",
                 *(f"gatys, alpha {alpha:g}" for alpha in config.at or ALPHAS),

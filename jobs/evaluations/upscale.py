@@ -19,7 +19,7 @@ from imagemill.jobs.evaluations.evaluation import (
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.metrics import SSIM_SIDE, psnr_db, psnr_from_mse, ssim
 from imagemill.pipeline.images.encode import encode_image
-from imagemill.pipeline.reports.sheets import Tile, contact_sheet
+from imagemill.pipeline.reports.sheets import Tile, draw_contact_sheet
 from imagemill.pipeline.storage import Store
 
 SHOWN = 6
@@ -66,7 +66,7 @@ def evaluate_upscale(config: EvaluateConfig) -> Evaluation:
         len(originals),
         {f"PSNR and SSIM at ×{scale}, means over the images": [line]},
         [Measured(config.weights, f"{line['ours Y dB']:.2f} dB, {line['gain Y dB']:+.2f} over bicubic", [line])],
-        contact_sheet(["bicubic", "upscaled", "original"], rows),
+        draw_contact_sheet(["bicubic", "upscaled", "original"], rows),
         [f"Y: luma as MATLAB's rgb2ycbcr has it, without a border of {scale} pixels; RGB and SSIM: of all, in RGB"],
     )
 

@@ -24,7 +24,7 @@ class ChromaUNet(ResidualUNet):
         self.stride, self.halo = 2 * self.stride, 2 * self.halo + 2 * self.stride
 
     def encode(self, x_BCHW: Tensor) -> list[Tensor]:
-        return self.descend(nn.functional.pixel_unshuffle(x_BCHW - 0.5, UNSHUFFLE))
+        return self.contract(nn.functional.pixel_unshuffle(x_BCHW - 0.5, UNSHUFFLE))
 
     def decode(self, y: list[Tensor]) -> Tensor:
-        return nn.functional.interpolate(self.ascend(y).float(), scale_factor=2, mode="bilinear", align_corners=False)
+        return nn.functional.interpolate(self.expand(y).float(), scale_factor=2, mode="bilinear", align_corners=False)

@@ -53,11 +53,11 @@ class MaskedUNet(ResidualUNet):
     def encode(self, x_BCHW: Tensor, known_BCHW: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """(B,C,H,W) float in [0,1] whose gaps are filled by `push_pull`, and where it is known (all of it when absent)."""
         known = torch.ones_like(x_BCHW) if known_BCHW is None else known_BCHW
-        return x_BCHW, self.descend(torch.cat([x_BCHW - 0.5, known], 1))
+        return x_BCHW, self.contract(torch.cat([x_BCHW - 0.5, known], 1))
 
     def decode(self, y: tuple[Tensor, list[Tensor]]) -> Tensor:
         x, features = y
-        return x + self.ascend(features).to(x.dtype)
+        return x + self.expand(features).to(x.dtype)
 
     def forward(self, x_BCHW: Tensor, known_BCHW: Tensor | None = None) -> Tensor:
         return self.decode(self.encode(x_BCHW, known_BCHW))

@@ -61,12 +61,12 @@ class UNet(ResidualUNet):
             sigma_B = self.noise_level(x_BCHW)
         z = nn.functional.pixel_unshuffle(x_BCHW, 2)
         sigma_map = sigma_B.to(z.dtype).view(-1, 1, 1, 1).expand(-1, 1, *z.shape[2:])
-        return x_BCHW, self.descend(torch.cat([z, sigma_map], 1))
+        return x_BCHW, self.contract(torch.cat([z, sigma_map], 1))
 
     def decode(self, y: tuple[Tensor, list[Tensor]]) -> Tensor:
         x, features = y
         # The sum with the input stays in its precision: bf16 has too few bits for pixel values.
-        return x + self.ascend(features).to(x.dtype)
+        return x + self.expand(features).to(x.dtype)
 
     def forward(self, x_BCHW: Tensor, sigma_B: Tensor | None = None) -> Tensor:
         return self.decode(self.encode(x_BCHW, sigma_B))

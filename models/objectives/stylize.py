@@ -17,7 +17,7 @@ from imagemill.models.precision import Precision
 from imagemill.models.resizing import limit_side
 from imagemill.models.style_statistics import moments
 from imagemill.models.style_transfer import StyleTransfer, build_style_target, optimise_images, transfer_style
-from imagemill.models.tasks.stylize import FITS, GATYS_SIDE, StylizeParams
+from imagemill.models.tasks.stylize import GATYS_SIDE, METHOD_PARAMS, StylizeParams
 from imagemill.models.tasks.task import Output, Sample
 from imagemill.models.type_checks import require_type
 
@@ -30,7 +30,7 @@ IDENTITY_SHARE = 0.25
 """Of training crops that are their own style."""
 
 
-DEFAULT = {key: StylizeParams.model_fields[key].default for key in FITS["gatys"]}
+DEFAULT = {key: StylizeParams.model_fields[key].default for key in METHOD_PARAMS["gatys"]}
 
 
 class Stylize(TaskObjective):
@@ -108,7 +108,7 @@ class Stylize(TaskObjective):
                 with torch.inference_mode():
                     painted = precision.run(transfer_style, model, x, params.strength)
             else:
-                how = params.model_dump(include=set(FITS["gatys"]))
+                how = params.model_dump(include=set(METHOD_PARAMS["gatys"]))
                 painted, columns = optimise_images(model, x, [samples[n].seed for n in chosen], **how)
             for n, result, column in zip(chosen, to_uint8_images(painted), columns, strict=True):
                 h, w = contents[n].shape[:2]

@@ -1,4 +1,7 @@
-"""Tasks by name, without torch. A new one is one file here and one in models/objectives, and a row in the table of each."""
+"""The tasks by name. This package does not import torch.
+
+A new task needs one file here, one file in models/objectives, and a row in the table of each package.
+"""
 
 from imagemill.models.tasks.colorize import Colorize
 from imagemill.models.tasks.compress import Compress

@@ -1,4 +1,4 @@
-"""Colorize: chroma is predicted from luma, which stays exactly as it is."""
+"""Colorize: predict chroma from luma. The luma of the output is exactly the luma of the source."""
 
 from pydantic import Field
 
@@ -6,6 +6,8 @@ from imagemill.models.tasks.task import Params, Task
 
 
 class ColorizeParams(Params):
+    """Parameters of `colorize`."""
+
     saturation: float = Field(
         1.0,
         ge=0,
@@ -16,6 +18,8 @@ class ColorizeParams(Params):
 
 
 class Colorize(Task):
+    """Predict the colours of gray or faded images."""
+
     name = "colorize"
     summary = "Predict the colours of gray photos and keep their luma bit-identical."
     default_checkpoint = "colorize-small"

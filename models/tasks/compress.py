@@ -1,4 +1,4 @@
-"""Compress: images to integer latents; what is taken away is precision."""
+"""Compress: encode images as quantised latents."""
 
 from typing import Literal
 
@@ -6,11 +6,13 @@ from pydantic import Field
 
 from imagemill.models.tasks.task import Params, Task
 
-# Below 18 the means of black and white blocks outgrow a symbol: it costs more bits and gives a worse picture.
+# Below 18, the means of black and white blocks exceed the range of a symbol: more bits and a worse image.
 MIN_STEP, MAX_STEP = 18.0, 128.0
 
 
 class CompressParams(Params):
+    """Parameters of `compress`."""
+
     step: float = Field(
         26.0,
         ge=MIN_STEP,
@@ -25,6 +27,8 @@ class CompressParams(Params):
 
 
 class Compress(Task):
+    """Encode images as quantised latents, which `imagemill decode` turns back into images."""
+
     name = "compress"
     summary = "Compress images to integer latents in Parquet."
     default_checkpoint = "compress-small"

@@ -1,4 +1,4 @@
-"""Denoise: additive Gaussian noise is taken away; the level is estimated unless it is given."""
+"""Denoise: remove additive Gaussian noise of a given or estimated level."""
 
 from pydantic import Field
 
@@ -6,6 +6,8 @@ from imagemill.models.tasks.task import Params, Task
 
 
 class DenoiseParams(Params):
+    """Parameters of `denoise`."""
+
     sigma: float | None = Field(
         None,
         ge=0,
@@ -15,6 +17,8 @@ class DenoiseParams(Params):
 
 
 class Denoise(Task):
+    """Remove Gaussian noise."""
+
     name = "denoise"
     summary = "Remove Gaussian noise from photos."
     default_checkpoint = "denoise-small"

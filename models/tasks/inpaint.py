@@ -1,4 +1,4 @@
-"""Inpaint: what is missing (holes, scratches, lost pixels, one colour plane) is filled; the rest stays as it is."""
+"""Inpaint: fill missing pixels (holes, scratches, lost pixels, one colour plane). Known pixels stay bit-identical."""
 
 from typing import Any, Literal
 
@@ -8,6 +8,8 @@ from imagemill.models.tasks.task import Params, Task
 
 
 class InpaintParams(Params):
+    """Parameters of `inpaint`."""
+
     missing: Literal["file", "alpha", "key", "red", "green", "blue", "random"] = Field(
         "file",
         description="Fill the pixels where the mask file next to the image, NAME.mask.png, is bright (file), where alpha is "
@@ -38,6 +40,8 @@ class InpaintParams(Params):
 
 
 class Inpaint(Task):
+    """Fill the missing pixels of images."""
+
     name = "inpaint"
     summary = "Fill holes, scratches, lost pixels or a missing colour plane, and keep all other pixels bit-identical."
     default_checkpoint = "inpaint-small"
@@ -47,4 +51,5 @@ class Inpaint(Task):
     needs_lossless = True
 
     def needs_mask(self, params: Any) -> bool:
+        """Return whether `missing` is "file"."""
         return bool(params.missing == "file")

@@ -1,4 +1,4 @@
-"""Stylize: the content of an image, painted as one or several style images are."""
+"""Stylize: render the content of an image in the style of one or several style images."""
 
 import math
 from typing import Any, Literal
@@ -8,10 +8,14 @@ from pydantic import Field, field_validator, model_validator
 from imagemill.models.tasks.task import Params, Task
 
 GATYS_SIDE = 512
-FITS = {"gatys": ("alpha", "beta", "steps", "optimizer", "start"), "adain": ("strength",)}
+GATYS_MAX_SIDE = 4096
+METHOD_PARAMS = {"gatys": ("alpha", "beta", "steps", "optimizer", "start"), "adain": ("strength",)}
+"""Parameters that only one method uses."""
 
 
 class StylizeParams(Params):
+    """Parameters of `stylize`."""
+
     style: list[str] = Field(
         min_length=1, description="Paint in the style of this image, a file or s3:// URL. Repeat the option to mix styles."
     )
@@ -49,28 +53,36 @@ class StylizeParams(Params):
 
     @field_validator("style_weights", "style_layers")
     @classmethod
-    def weights_are_usable(cls, value: Any) -> Any:
+    def check_weights(cls, value: Any) -> Any:
+        """Refuse weights that are negative, not finite, or all zero."""
         weights = list(value.values()) if isinstance(value, dict) else value
         if weights is not None and not (all(w >= 0 and math.isfinite(w) for w in weights) and sum(weights) > 0):
-            raise ValueError("weights are finite, not negative, and not all zero")
+            raise ValueError("weights must be finite and at least 0, and one must be above 0")
         return value
 
     @model_validator(mode="after")
-    def belong_together(self) -> "StylizeParams":
+    def check_combination(self) -> "StylizeParams":
+        """Refuse parameters that contradict each other."""
         if self.style_weights is not None and len(self.style_weights) != len(self.style):
-            raise ValueError(f"{len(self.style_weights)} style_weights for {len(self.style)} styles")
+            raise ValueError(
+                f"style_weights: {len(self.style_weights)} weights for {len(self.style)} style images. Give one for each"
+            )
         if self.alpha == 0 and self.beta == 0:
-            raise ValueError("alpha and beta are both 0: there is nothing to optimise")
-        if self.method == "gatys" and (self.size or 0) > 4096:
-            raise ValueError(f"size = {self.size}: gatys holds every feature in memory; 4096 is the most")
-        for method, keys in FITS.items():
+            raise ValueError("alpha and beta are both 0, so there is no loss to minimise. Set one above 0")
+        if self.method == "gatys" and (self.size or 0) > GATYS_MAX_SIDE:
+            raise ValueError(
+                f"size={self.size}: must be at most {GATYS_MAX_SIDE} for gatys, which keeps all features in memory"
+            )
+        for method, keys in METHOD_PARAMS.items():
             changed = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
             if method != self.method and changed:
-                raise ValueError(f"{changed[0]} is a parameter of {method}, and the method is {self.method}")
+                raise ValueError(f"{changed[0]}: only the method {method} uses it, but method={self.method}. Remove it")
         return self
 
 
 class Stylize(Task):
+    """Transfer the style of style images to other images."""
+
     name = "stylize"
     summary = "Paint photos in the style of one image, or of several."
     default_checkpoint = "stylize-small"

@@ -13,7 +13,7 @@ TEMPLATES = Path(__file__).parent / "pages"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
-def bytes_text(size: float) -> str:
+def format_bytes(size: float) -> str:
     """A count of bytes for a person: 1.4 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(size) < 1000:
@@ -22,7 +22,7 @@ def bytes_text(size: float) -> str:
     return f"{size:.1f} TB"
 
 
-def seconds_text(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """A duration for a person: 40 ms, 1.2 s, 12 s, 3 min 20 s, 2 h 5 min."""
     if seconds < 1:
         return f"{1000 * seconds:.0f} ms"
@@ -32,12 +32,12 @@ def seconds_text(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def number_text(value: float) -> str:
+def format_number(value: float) -> str:
     """A whole number with its thousands apart, any other with four digits that count."""
     return f"{value:,.0f}" if value == round(value) or abs(value) >= 10_000 else f"{value:.4g}"
 
 
-def printed(value: object) -> object:
+def hide_secrets(value: object) -> object:
     """What a page prints, without the secrets that addresses may carry."""
     return redact_secrets(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
@@ -46,14 +46,14 @@ ENVIRONMENT = Environment(
     loader=FileSystemLoader(TEMPLATES),
     autoescape=True,
     undefined=StrictUndefined,
-    finalize=printed,
+    finalize=hide_secrets,
     trim_blocks=True,
     lstrip_blocks=True,
 )
-ENVIRONMENT.filters |= {"bytes": bytes_text, "seconds": seconds_text, "number": number_text}
+ENVIRONMENT.filters |= {"bytes": format_bytes, "seconds": format_seconds, "number": format_number}
 
 
-def draw(template: str, values: dict[str, object], script: str = "") -> bytes:
+def render_page(template: str, values: dict[str, object], script: str = "") -> bytes:
     """A page from a template in `pages/` and what it is to show; all values are escaped.
 
     Args:

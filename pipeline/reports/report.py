@@ -16,9 +16,17 @@ from imagemill.pipeline.output.parts import list_new_parts, scan_parts
 from imagemill.pipeline.output.rejects import group_rejects
 from imagemill.pipeline.output.run_history import RUN_ID, list_run_ids, read_run_config, read_run_records
 from imagemill.pipeline.plan import references
-from imagemill.pipeline.reports.figures import Histogram, Plane, Trend, histogram
-from imagemill.pipeline.reports.page import draw
-from imagemill.pipeline.reports.samples import THREADS, Group, Rows, chosen, latent_plane, rows_of_run, show
+from imagemill.pipeline.reports.charts import Histogram, Projection, Trend, histogram
+from imagemill.pipeline.reports.page import render_page
+from imagemill.pipeline.reports.sample_images import (
+    THREADS,
+    ImageGroup,
+    Rows,
+    add_pictures,
+    choose_images,
+    project_run_latents,
+    read_run_rows,
+)
 from imagemill.pipeline.sources.image_reader import ImageReader
 from imagemill.pipeline.sources.input import find_images, open_input
 from imagemill.pipeline.storage import Store
@@ -75,14 +83,14 @@ class RunReport:
     stages: list[Stage] = field(default_factory=list)
     bottleneck: str = ""
     reasons: list[Reason] = field(default_factory=list)
-    groups: list[Group] = field(default_factory=list)
+    groups: list[ImageGroup] = field(default_factory=list)
     column: str | None = None
     """The quality column by which images are ordered."""
     histograms: list[Histogram] = field(default_factory=list)
-    plane: Plane | None = None
+    plane: Projection | None = None
 
 
-def named(column: str, value: str = "") -> str:
+def label_column(column: str, value: str = "") -> str:
     """A column as people call it, with a value of it, and its unit."""
     name, unit = NAMES.get(column, (column.replace("_", " "), ""))
     return " ".join(filter(None, (name, value, unit)))
@@ -92,7 +100,7 @@ def report_path(run_id: str) -> str:
     return f"runs/{run_id}/report.html"
 
 
-def leave_report(output: Store, record: dict[str, Any], before: set[str], todo: pa.Table | None) -> str | None:
+def write_run_report(output: Store, record: dict[str, Any], before: set[str], todo: pa.Table | None) -> str | None:
     """Write the report of a run that has just ended, and give its path; one that cannot be made is a warning.
 
     Args:
@@ -103,16 +111,16 @@ def leave_report(output: Store, record: dict[str, Any], before: set[str], todo: 
     def source(rows: list[dict[str, Any]]) -> Callable[[dict[str, Any]], bytes]:
         ids = pa.array([row["image_id"] for row in rows], pa.string())
         there = todo.filter(pc.is_in(todo["image_id"], ids)).to_pylist() if todo is not None else []
-        return reader(read_run_config(output, record), there)
+        return source_reader(read_run_config(output, record), there)
 
     try:
-        return write_report(output, record, before, source)
+        return save_report(output, record, before, source)
     except Exception as e:  # noqa: BLE001 - the run has done its work, whatever is wrong with its page
         log.warning("no report of %s: %s", record["run_id"], reason(e))
         return None
 
 
-def make_report(output: Store, run_id: str) -> str:
+def rewrite_report(output: Store, run_id: str) -> str:
     """Write the report of an earlier run anew, and give its path.
 
     Raises: StorageError when there is no such run, or when the page that is there shows more pictures.
@@ -128,13 +136,13 @@ def make_report(output: Store, run_id: str) -> str:
             found = find_images(where, {row["rel_path"] for row in rows}, output)
         except (ConfigError, StorageError, *STORE_FAILURES) as e:
             log.info("no pictures of before: %s", reason(e))
-            return reader(config, [])
-        return reader(config, references(found, where.store, "", {})[0].to_pylist())
+            return source_reader(config, [])
+        return source_reader(config, references(found, where.store, "", {})[0].to_pylist())
 
-    return write_report(output, record, set(), source)
+    return save_report(output, record, set(), source)
 
 
-def reader(config: RunConfig, there: list[dict[str, Any]]) -> Callable[[dict[str, Any]], bytes]:
+def source_reader(config: RunConfig, there: list[dict[str, Any]]) -> Callable[[dict[str, Any]], bytes]:
     """What reads the encoded source of a row, by references to the sources that are there."""
     by_name = {reference["rel_path"]: reference for reference in there}
     reading = ImageReader(open_input(str(config.input), config.storage, config.source), THREADS) if there else None
@@ -148,9 +156,9 @@ def reader(config: RunConfig, there: list[dict[str, Any]]) -> Callable[[dict[str
     return read
 
 
-def write_report(output: Store, record: dict[str, Any], before: set[str], source: Source) -> str:
+def save_report(output: Store, record: dict[str, Any], before: set[str], source: Source) -> str:
     path = report_path(record["run_id"])
-    page = draw("run.html", {"report": collected(output, record, before, source), "named": named})
+    page = render_page("run.html", {"report": build_report(output, record, before, source), "label_column": label_column})
     # Sources and files go away or become others; what was shown of them cannot be made again.
     if output.exists(path) and (shown := output.read(path).count(PICTURE)) > page.count(PICTURE):
         raise StorageError(
@@ -161,10 +169,10 @@ def write_report(output: Store, record: dict[str, Any], before: set[str], source
     return path
 
 
-def collected(output: Store, record: dict[str, Any], before: set[str], source: Source) -> RunReport:
+def build_report(output: Store, record: dict[str, Any], before: set[str], source: Source) -> RunReport:
     """The figures and pictures of a run. Where nothing was done this reads a few run.json and nothing else."""
     run_id = record["run_id"]
-    headline, mood = verdict(record)
+    headline, mood = describe_end(record)
     config = output.read(f"runs/{run_id}/config.yaml").decode()
     before_it = [other for other in list_run_ids(output) if other < run_id]
     history = [*read_run_records(output, before_it[1 - RUNS_SHOWN :]), record]
@@ -181,21 +189,21 @@ def collected(output: Store, record: dict[str, Any], before: set[str], source: S
 
     task = TASKS[record.get("task") or read_run_config(output, record).task]
     columns = [name for name, kind in task.columns.items() if kind in (float, int)]
-    rows = rows_of_run(output, list_new_parts(output, before, "results"), run_id, [*GEOMETRY, *columns])
+    rows = read_run_rows(output, list_new_parts(output, before, "results"), run_id, [*GEOMETRY, *columns])
     if not len(rows):
         return report
     report.column = task.worst[1] if task.worst and np.isfinite(rows.columns[task.worst[1]]).any() else None
     report.histograms = histograms_of(rows, columns)
-    report.groups = chosen(rows, task.worst if report.column else None)
+    report.groups = choose_images(rows, task.worst if report.column else None)
     for group in report.groups:
         group.detail |= task.report_crops
-    show(output, report.groups, report.column, columns, task.stores_latent, source)
+    add_pictures(output, report.groups, report.column, columns, task.stores_latent, source)
     if task.stores_latent:
-        report.plane = latent_plane(output, rows, report.column)
+        report.plane = project_run_latents(output, rows, report.column)
     return report
 
 
-def verdict(record: dict[str, Any]) -> tuple[str, str]:
+def describe_end(record: dict[str, Any]) -> tuple[str, str]:
     """How a run ended, in a few words, and good, warn or bad."""
     code, planned = record.get("exit_code"), record.get("planned")
     if code is None:
@@ -225,7 +233,7 @@ def trends_of(history: list[dict[str, Any]]) -> list[Trend]:
         trend("seconds", [record.get("seconds", {}).get("total") for record in history]),
     ]
     for name in dict.fromkeys(name for record in history for name in record.get("quality", {})):
-        trends.append(trend(f"mean {named(name)}", [record.get("quality", {}).get(name) for record in history]))
+        trends.append(trend(f"mean {label_column(name)}", [record.get("quality", {}).get(name) for record in history]))
     return [t for t in trends if len({value for value in t.values if value is not None}) > 1]
 
 
@@ -287,7 +295,7 @@ def histograms_of(rows: Rows, columns: list[str]) -> list[Histogram]:
     values = {"size, megapixels": pixels / 1e6, "output file, kB": written / 1e3}
     if "bits_per_pixel" not in columns:
         values["bits per pixel of the output file"] = written * 8 / (pixels * rows.columns.get("scale", 1) ** 2)
-    values |= {named(name): rows.columns[name] for name in columns}
+    values |= {label_column(name): rows.columns[name] for name in columns}
     # Milliseconds, as the column counts them.
     ended = rows.columns["encoded_at"] / 1e3
     values["done after, seconds since the first"] = ended - ended.min()

@@ -25,7 +25,7 @@ def center_crop(rgb: np.ndarray, side: int) -> np.ndarray:
     return rgb[y : y + side, x : x + side]
 
 
-def contact_sheet(columns: list[str], rows: list[list[Tile]], side: int = 256) -> bytes:
+def draw_contact_sheet(columns: list[str], rows: list[list[Tile]], side: int = 256) -> bytes:
     """A PNG with a row of tiles for each image, their middles at 1:1, under headings; rows are as high as their tiles."""
     cropped = [[center_crop(tile.rgb, side) for tile in tiles] for tiles in rows]
     heights = [max((len(rgb) for rgb in tiles), default=0) for tiles in cropped]

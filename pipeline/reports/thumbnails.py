@@ -16,16 +16,16 @@ from imagemill.pipeline.output.snapshot import Snapshot
 SIZE = ["orig_width", "orig_height", "exif_orientation"]
 
 
-def thumbnails(
+def decode_thumbnails(
     state: Snapshot, coder: LatentCoder, columns: list[str], side: int, problems: list[str]
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """Rows and their pictures (H,W,3) uint8 with a long side of `side` at most; damaged latents as in `latent_batches`."""
     for latents in latent_batches(state, [*columns, *SIZE], problems):
         for row, values in zip(latents.rows.to_pylist(), latents.values, strict=True):
-            yield row, thumbnail(values, coder, upright_size(row), side)
+            yield row, decode_thumbnail(values, coder, upright_size(row), side)
 
 
-def thumbnail(values: np.ndarray, coder: LatentCoder, size: tuple[int, int], side: int) -> np.ndarray:
+def decode_thumbnail(values: np.ndarray, coder: LatentCoder, size: tuple[int, int], side: int) -> np.ndarray:
     """The picture of a dequantised latent (C,h,w), of an image of this (H,W)."""
     with torch.inference_mode():
         sketch = coder.decode_preview(torch.from_numpy(values)[None])

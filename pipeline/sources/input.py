@@ -1,13 +1,13 @@
 """The input of a run: a folder or prefix of image files and shards, one shard, or a manifest."""
 
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 
 from imagemill.pipeline.errors import ConfigError, StorageError
+from imagemill.pipeline.lookahead import HasResult, Ready, map_ahead
 from imagemill.pipeline.sources import manifest
 from imagemill.pipeline.sources.folder import attach_masks, classify_file
 from imagemill.pipeline.sources.shard_formats import shard_format, shard_suffixes
@@ -160,21 +160,13 @@ def candidate_files(name: str) -> list[str]:
 def list_files(source: Input, output: Store | None, store_indexes: bool) -> Iterator[ListedEntry]:
     """List image files in the order of the store, and the images of shards, a few of which are indexed ahead."""
     files = iter([source.store.entry(source.file)]) if source.file else source.store.entries(may_skip=is_excluded_folder)
-    ahead: deque[list[ListedEntry] | Future[list[ListedEntry]]] = deque()
-
-    def take_first() -> list[ListedEntry]:
-        first = ahead.popleft()
-        return first.result() if isinstance(first, Future) else first
-
     with ThreadPoolExecutor(SHARD_THREADS) as pool:
-        for file in files:
+
+        def submit(file: Entry) -> HasResult[list[ListedEntry]]:
             # Exclusion by name does not apply to a shard that the user named as INPUT.
             form = shard_format(file.path) if source.file or not is_excluded(file.path) else None
-            if form:
-                ahead.append(pool.submit(index_shard, form, source.store, source.config, file, output, store_indexes))
-            else:
-                ahead.append([classify_file(file)])
-            while ahead and (isinstance(ahead[0], list) or len(ahead) > SHARD_THREADS):
-                yield from take_first()
-        while ahead:
-            yield from take_first()
+            if form is None:
+                return Ready([classify_file(file)])
+            return pool.submit(index_shard, form, source.store, source.config, file, output, store_indexes)
+
+        yield from chain.from_iterable(map_ahead(submit, files, SHARD_THREADS))

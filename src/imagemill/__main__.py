@@ -1,4 +1,4 @@
-"""The entry point of the command `imagemill`: signals and streams first, as the imports of the rest take seconds."""
+"""Entry point of the command `imagemill`. It handles signals before it imports the rest, which takes seconds."""
 
 import os
 import signal
@@ -10,29 +10,29 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED = 130
 
 
-def ended(signum: int, frame: FrameType | None) -> None:
-    """A signal before there is any work to put in order."""
-    os.write(2, b"imagemill: interrupted before anything began\n")
+def exit_at_once(signum: int, frame: FrameType | None) -> None:
+    """Handle a signal that arrives during the imports, when no work has begun."""
+    os.write(2, b"imagemill: interrupted before any work began\n")
     os._exit(INTERRUPTED)
 
 
 def main() -> NoReturn:
-    """Run the command and end the process with its exit code."""
-    # Under another encoding Python would read names of files as other names, and write other bytes.
+    """Run the command of `sys.argv`, and end the process with its exit code."""
+    # With another encoding, Python would decode file names differently and write other bytes.
     if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
         os.environ["PYTHONUTF8"] = "1"
-        # As an option too: Python does not look at its variables under -E and -I, and this would never end.
+        # The option is needed as well: with -E or -I Python ignores the variable, and this would start over for ever.
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     for number in SIGNALS:
-        # Whoever began it with nohup wants it to outlive the terminal.
+        # A command that was started with nohup must outlive its terminal.
         if signal.getsignal(number) is not signal.SIG_IGN or number != signal.SIGHUP:
-            signal.signal(number, ended)
-    from imagemill.jobs.streams import lasting_streams
+            signal.signal(number, exit_at_once)
+    from imagemill.jobs.streams import make_streams_last
 
-    lasting_streams()
-    from imagemill.jobs.process import end, quiet_command
+    make_streams_last()
+    from imagemill.jobs.process import exit_process, run_command
 
-    end(quiet_command())
+    exit_process(run_command())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import pyarrow as pa
 from PIL import Image
 
 from imagemill.models.tasks import TASKS
-from imagemill.pipeline.reports.report import make_report
+from imagemill.pipeline.reports.report import rewrite_report
 from imagemill.pipeline.schema import parquet_bytes, part_name, result_schema
 from imagemill.pipeline.storage import Store
 
@@ -63,7 +63,7 @@ def main() -> None:
         fill(Path(name), count)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         wall, cpu = time.monotonic(), time.process_time()
-        path = make_report(Store(f"{name}/out"), RUN)
+        path = rewrite_report(Store(f"{name}/out"), RUN)
         wall, cpu = time.monotonic() - wall, time.process_time() - cpu
         size = (Path(name) / "out" / path).stat().st_size
         more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before

@@ -30,7 +30,7 @@ from imagemill.models.precision import Precision
 from imagemill.models.style_statistics import content_loss, gram
 from imagemill.models.tasks.stylize import StylizeParams
 from imagemill.models.tasks.task import Sample
-from imagemill.pipeline.reports.sheets import Tile, contact_sheet
+from imagemill.pipeline.reports.sheets import Tile, draw_contact_sheet
 
 SIDE = 224  # input size of the judge
 CONTENTS = ("astronaut.png", "chelsea.png")
@@ -102,7 +102,7 @@ def main(output: str, names: list[str]) -> None:
             table.add_row(card.name, f"{alpha:g}", f"{content:.3f}", f"{style_distance:.3f}", f"{untouched:.3f}")
             Console().print(card.name, alpha, f"{content:.3f} {style_distance:.3f}")
     Console(width=120).print(table)
-    Path(output).write_bytes(contact_sheet(["content", "style", *names], list(sheet.values()), side=SIDE))
+    Path(output).write_bytes(draw_contact_sheet(["content", "style", *names], list(sheet.values()), side=SIDE))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ STEPS = {
         "plan_of",
         "execute",
         "account",
-        "leave_report",
+        "write_run_report",
         "compact",
     ),
     "imagemill.pipeline.engines.ray_engine": ("check_model", "write_all"),

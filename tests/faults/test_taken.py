@@ -96,7 +96,7 @@ def test_run_waits_for_cluster_that_others_hold(cluster, held, tmp_path: Path, c
     limited = subprocess.run([*command, "--set", "pool={workers: 1, wait_s: 5}"], **options)
     assert limited.returncode == 1
     last = limited.stderr.splitlines()[-1]
-    assert re.fullmatch("imagemill: (other work holds the cluster.*0 of 1 CPUs are free|what Ray's core said).*", last)
+    assert re.fullmatch("imagemill: (other work holds the cluster.*0 of 1 CPUs are free|messages of Ray's core).*", last)
     assert "Traceback" not in limited.stderr
     with (tmp_path / "log").open("wb+") as log:
         run = subprocess.Popen(command, env=cluster.variables(), stderr=log, stdout=log)

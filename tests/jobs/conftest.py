@@ -55,7 +55,7 @@ def imagemill(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["imagemill", *map(str, arguments)])
-        code = process.quiet_command()
+        code = process.run_command()
         out, err = capfd.readouterr()
         assert "Traceback" not in err
         return code, out, err

@@ -33,7 +33,7 @@ def write_yaml(folder: Path, text: str) -> Path:
         ("task: denoise\nparams: {level: 3}", "denoise: unknown key 'params.level'; valid: "),
         ("task: denoise\ncheckpoint: compress-small", "is for the task compress, not denoise"),
         ("task: denoise\ncheckpoint: weights.pth", "pickled weights are refused"),
-        ("task: denoise\ncheckpoint: nowhere", "'nowhere' is neither a bundled one"),
+        ("task: denoise\ncheckpoint: nowhere", "'nowhere': not found. Give a folder, a URL, or one of the bundled"),
         ("task: denoise\ninput: http://example.com/x", "scheme 'http' is not one of file, s3"),
         ("- a list", "a mapping is expected"),
         ("task: [", "not YAML"),
@@ -80,7 +80,7 @@ def test_a_checkpoint_with_a_wrong_digest_is_exit_2(imagemill, tmp_path, photos)
     (broken / "weights.safetensors").write_bytes((there / "weights.safetensors").read_bytes()[:-1] + b"!")
     code, _, err = imagemill("denoise", photos, tmp_path / "out", "--checkpoint", broken)
     assert code == 2
-    assert "its card says" in err
+    assert "but card.json says" in err
 
 
 def test_a_missing_input_is_exit_5_and_a_file_exit_2(imagemill, tmp_path, photos):
@@ -292,7 +292,7 @@ def test_the_output_of_a_run_that_had_nothing_to_do_is_one(imagemill, tmp_path):
         ([], "style"),
         (["--style", "0.png", "--method", "gatys", "--beta", "-1"], "params.beta = -1.0"),
         (["--style", "0.png", "--method", "oil"], "params.method = 'oil'"),
-        (["--style", "0.png", "--steps", "5"], "steps is a parameter of gatys"),
+        (["--style", "0.png", "--steps", "5"], "steps: only the method gatys uses it"),
         (["--style", "0.png", "--method", "gatys", "--checkpoint", "vgg19-dcbb9e9d.pth"], "vgg19-dcbb9e9d.pth is missing"),
     ],
 )

@@ -161,7 +161,7 @@ def test_a_network_that_has_no_card_is_recorded_and_takes_no_figures(photos):
     record = record_of(config, Evaluation(3, {}, [Measured("random", "style loss 1", [])], b""))
     assert record["checkpoints"] == [{"name": "random", "sha256": checkpoint.read("random")[0].sha256}]
     # Said before anything is measured: there is no style.png.
-    with pytest.raises(ConfigError, match="--update-card: checkpoint 'random' is neither"):
+    with pytest.raises(ConfigError, match="--update-card: checkpoint 'random': not found"):
         show_evaluation(config.model_dump(), "test", update_card=True)
 
 
@@ -222,7 +222,7 @@ def test_digits_that_are_all_border_have_no_ripple(digits, tmp_path):
         ({"params": {"sigma": 5}}, ConfigError, "params.sigma: the evaluation sets it itself"),
         ({"task": "colorize", "at": [3]}, ConfigError, "no levels"),
         ({"task": "inpaint", "params": {"missing": "red"}}, ConfigError, "params.missing"),
-        ({"checkpoint": "nowhere"}, CheckpointError, "'nowhere' is neither"),
+        ({"checkpoint": "nowhere"}, CheckpointError, "'nowhere': not found"),
         ({"fit": "elsewhere"}, ConfigError, "fit is for coders of digits"),
         ({"task": "compress", "checkpoint": "compress-small", "fit": "elsewhere"}, ConfigError, "no coder of gray images"),
     ],

@@ -206,7 +206,7 @@ def test_a_deadline_while_a_page_is_made_ends_the_night_after_a_run_that_is_done
     def late(*_: object) -> None:
         raise Deadline
 
-    monkeypatch.setattr("imagemill.pipeline.run.leave_report", late)
+    monkeypatch.setattr("imagemill.pipeline.run.write_run_report", late)
     dated, whole = night["jobs"]
     with pytest.raises(Deadline):
         show_night(NightlyConfig(**night | {"jobs": [whole, dated], "catch_up": 0}), TONIGHT)

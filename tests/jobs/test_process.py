@@ -87,7 +87,7 @@ def test_process_reads_names_alike_in_any_locale(tmp_path: Path) -> None:
     script = tmp_path / "names.py"
     script.write_text(
         "import os, sys\nsys.argv = ['imagemill', 'models']\nimport imagemill.jobs.process\n"
-        "imagemill.jobs.process.quiet_command = lambda: print(ascii(os.listdir('names'))) or 0\n"
+        "imagemill.jobs.process.run_command = lambda: print(ascii(os.listdir('names'))) or 0\n"
         "from imagemill.__main__ import main\nmain()\n"
     )
     (tmp_path / "names").mkdir()
@@ -111,7 +111,7 @@ def test_process_hears_signals_while_it_imports(number: signal.Signals) -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
     assert (ended.returncode, ended.stdout) == (130, b"")
-    assert ended.stderr == b"imagemill: interrupted before anything began\n"
+    assert ended.stderr == b"imagemill: interrupted before any work began\n"
 
 
 @pytest.mark.chaos
@@ -127,7 +127,7 @@ def test_run_ends_in_order_if_its_group_gets_signal(number: signal.Signals, tmp_
     said = run.communicate(timeout=200)[1].decode()
     assert run.returncode == 130, said
     assert "Traceback" not in said
-    assert said.splitlines()[-1].startswith("imagemill: interrupted; what was committed stays")
+    assert said.splitlines()[-1].startswith("imagemill: interrupted. Committed rows are kept")
     [record] = (tmp_path / "out/runs").glob("*/run.json")
     assert json.loads(record.read_bytes())["exit_code"] == 130
     assert verify(output).problems == []
@@ -139,7 +139,7 @@ def signalled(*_: object) -> None:
 
 def test_run_is_done_when_signal_comes_during_report(empty: Path, tmp_path: Path, monkeypatch, caplog, capsys) -> None:
     """All images are done when the report is made: the run ends with 0, and says what was left out."""
-    monkeypatch.setattr("imagemill.pipeline.run.leave_report", signalled)
+    monkeypatch.setattr("imagemill.pipeline.run.write_run_report", signalled)
     config = RunConfig(task="denoise", input=str(empty), output=str(tmp_path / "out"))
     run_and_show(config)
     assert "interrupted after all images were processed. To write the report, run: imagemill report" in caplog.text
@@ -154,7 +154,7 @@ def test_run_keeps_its_failure_when_signal_comes_during_report(empty: Path, tmp_
     def too_many(*_: object) -> None:
         raise TooManyRejects("too many")
 
-    monkeypatch.setattr("imagemill.pipeline.run.leave_report", signalled)
+    monkeypatch.setattr("imagemill.pipeline.run.write_run_report", signalled)
     monkeypatch.setattr("imagemill.pipeline.run.account", too_many)
     with pytest.raises(TooManyRejects):
         run(RunConfig(task="denoise", input=str(empty), output=str(tmp_path / "out")))

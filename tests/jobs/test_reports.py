@@ -24,9 +24,9 @@ from imagemill.jobs.night_page import leave_page
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import StorageError, TooManyRejects
 from imagemill.pipeline.images.encode import encode_rgb
-from imagemill.pipeline.reports.figures import histogram, plane
-from imagemill.pipeline.reports.page import draw
-from imagemill.pipeline.reports.report import leave_report, make_report
+from imagemill.pipeline.reports.charts import histogram, project_latents
+from imagemill.pipeline.reports.page import render_page
+from imagemill.pipeline.reports.report import rewrite_report, write_run_report
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
 from tests.support.servers import SECRET
@@ -96,9 +96,9 @@ def test_a_run_with_nothing_to_do_leaves_a_report_that_says_so(ran):
 def test_a_report_of_nothing_new_needs_neither_torch_nor_ray(ran):
     """By the whole command it would: torch is imported by what names the errors of checkpoints."""
     code = (
-        "import sys; from imagemill.pipeline.reports.report import make_report\n"
+        "import sys; from imagemill.pipeline.reports.report import rewrite_report\n"
         "from imagemill.pipeline.storage import Store\n"
-        f"make_report(Store({str(ran / 'out')!r}), {runs(ran / 'out')[1].name!r})\n"
+        f"rewrite_report(Store({str(ran / 'out')!r}), {runs(ran / 'out')[1].name!r})\n"
         "print(sorted({'torch', 'ray', 'matplotlib'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
@@ -139,17 +139,17 @@ def test_names_and_errors_are_text_and_nothing_is_loaded_from_outside(ran):
 def test_made_again_it_is_the_same_and_without_sources_it_stays_until_it_is_deleted(ran, tmp_path):
     shutil.copytree(ran / "out", tmp_path / "out")
     output, first = Store(str(tmp_path / "out")), runs(ran / "out")[0].name
-    assert output.read(make_report(output, first)).decode() == page(ran / "out", 0)
+    assert output.read(rewrite_report(output, first)).decode() == page(ran / "out", 0)
     # One source is another picture now, the others are gone.
     (ran / "in").rename(ran / "away")
     (ran / "in").mkdir()
     try:
         shutil.copy(ran / "away/1.png", ran / "in/0.png")
         with pytest.raises(StorageError, match=r"html stays as it is: it shows 32 pictures, .* now give 16; delete it"):
-            make_report(output, first)
+            rewrite_report(output, first)
         assert page(tmp_path / "out", 0) == page(ran / "out", 0)
         (tmp_path / "out/runs" / first / "report.html").unlink()
-        text = output.read(make_report(output, first)).decode()
+        text = output.read(rewrite_report(output, first)).decode()
     finally:
         shutil.rmtree(ran / "in")
         (ran / "away").rename(ran / "in")
@@ -157,9 +157,9 @@ def test_made_again_it_is_the_same_and_without_sources_it_stays_until_it_is_dele
     assert "the source is gone or changed" in text
     # A run that was killed has no run.json.
     (tmp_path / "out/runs" / first / "run.json").unlink()
-    assert "did not end" in output.read(make_report(output, first)).decode()
+    assert "did not end" in output.read(rewrite_report(output, first)).decode()
     with pytest.raises(StorageError, match="has no run"):
-        make_report(output, "../../in")
+        rewrite_report(output, "../../in")
 
 
 def test_a_picture_outside_of_output_is_not_shown(ran, tmp_path):
@@ -171,7 +171,7 @@ def test_a_picture_outside_of_output_is_not_shown(ran, tmp_path):
         table = pq.read_table(part)
         column = table.schema.get_field_index("output_uri")
         pq.write_table(table.set_column(column, "output_uri", pa.array(["../elsewhere.png"] * len(table))), part)
-    text = output.read(make_report(output, first)).decode()
+    text = output.read(rewrite_report(output, first)).decode()
     assert (pictures(text, "before: "), pictures(text, "after: ")) == (16, 0)
 
 
@@ -187,13 +187,13 @@ def test_rows_that_cannot_be_read_have_no_pictures(ran, tmp_path, column):
             start, size = chunk.data_page_offset, chunk.total_compressed_size
             data[start : start + size] = bytes(size)
         part.write_bytes(data)
-    text = output.read(make_report(output, first)).decode()
+    text = output.read(rewrite_report(output, first)).decode()
     assert pictures(text) == 0
     assert "compress" in text
 
 
 def test_a_report_that_cannot_be_made_is_a_warning(ran, caplog):
-    assert leave_report(Store(str(ran / "out")), {"run_id": "20260101T000000Z-abcdef"}, set(), None) is None
+    assert write_run_report(Store(str(ran / "out")), {"run_id": "20260101T000000Z-abcdef"}, set(), None) is None
     assert "no report of 20260101T000000Z-abcdef: FileNotFoundError" in caplog.text
 
 
@@ -234,7 +234,7 @@ def test_pictures_come_from_every_source_of_every_task(task, place, params, tmp_
     record = run(RunConfig(task=task, input=f"{tmp_path}/in", output=f"{tmp_path}/out", params=params))
     made = (tmp_path / "out" / record["report"]).read_text()
     assert (pictures(made, "before: "), pictures(made, "after: ")) == (2, 2)
-    assert make_report(Store(f"{tmp_path}/out"), record["run_id"]) == record["report"]
+    assert rewrite_report(Store(f"{tmp_path}/out"), record["run_id"]) == record["report"]
     assert (tmp_path / "out" / record["report"]).read_text() == made
 
 
@@ -245,7 +245,7 @@ def test_made_again_in_another_folder_it_finds_an_input_that_was_named_from_ther
     monkeypatch.chdir("/")
     made = (tmp_path / "out" / record["report"]).read_text()
     assert pictures(made, "before: ") == 1
-    make_report(Store(f"{tmp_path}/out"), record["run_id"])
+    rewrite_report(Store(f"{tmp_path}/out"), record["run_id"])
     assert (tmp_path / "out" / record["report"]).read_text() == made
 
 
@@ -269,14 +269,16 @@ def test_addresses_are_shown_without_what_they_carry():
     signed = "https://me:hunter2@h.example/a.jpg?X-Amz-Credential=AKIA7&size=3&X-Amz-Signature=abc123&sig=q9 was gone"
     values = {"began": None, "headline": signed, "earlier": [], "runs": [], "without_input": [signed], "caught_up": []}
     values |= {"mood": "bad", "seconds": 1, "code": 5, "totals": dict.fromkeys(("ok", "rejected", "done_before"), 0)}
-    text = draw("night.html", {**values, "began": np.datetime64("2026-01-01").astype(object)}).decode()
+    text = render_page("night.html", {**values, "began": np.datetime64("2026-01-01").astype(object)}).decode()
     assert "size=3" in text
     assert not [secret for secret in ("hunter2", "AKIA7", "abc123", "q9") if secret in text]
 
 
 def test_a_script_of_ours_alone_may_run():
     policy = re.compile(r'Content-Security-Policy" content="([^"]+)"')
-    without, with_one = (policy.search(draw("base.html", {}, script).decode()) for script in ("", "document.title = 1"))
+    without, with_one = (
+        policy.search(render_page("base.html", {}, script).decode()) for script in ("", "document.title = 1")
+    )
     assert without
     assert with_one
     assert "script-src" not in without[1]
@@ -292,7 +294,7 @@ def test_a_histogram_counts_every_number(numbers):
 
 @pytest.mark.parametrize("features", [np.zeros((3, 4)), np.eye(5), np.random.default_rng(0).normal(size=(400, 6))])
 def test_a_plane_holds_every_point(features):
-    seen = plane([""] * len(features), features, np.arange(len(features), dtype=float))
+    seen = project_latents([""] * len(features), features, np.arange(len(features), dtype=float))
     for axis in (seen.x, seen.y):
         assert len(axis) == len(features)
         assert min(axis) >= 0

@@ -20,7 +20,7 @@ from imagemill.jobs.map import write_map
 from imagemill.jobs.search import show_search
 from imagemill.pipeline.errors import ConfigError, StorageError, VerificationError
 from imagemill.pipeline.output.neighbours import find_similar_groups, link_to_first, load_collection
-from imagemill.pipeline.reports.atlas import sample
+from imagemill.pipeline.reports.image_map import draw_sample
 from imagemill.pipeline.schema import parquet_bytes
 from imagemill.pipeline.storage import Store
 from tests.support.outputs import compressed
@@ -194,11 +194,11 @@ def test_what_is_asked_for_in_vain(output, tmp_path):
 
 def test_a_large_map_is_a_sample(output):
     state = load_collection(output).state
-    few = sample(state, most=4)
+    few = draw_sample(state, most=4)
     assert len(few) == 4
-    np.testing.assert_array_equal(few.row, sample(state, most=4).row)
+    np.testing.assert_array_equal(few.row, draw_sample(state, most=4).row)
     tens = replace(state, part=np.repeat(np.arange(50, dtype=np.int32), 20), row=np.zeros(1000, np.int32))
-    assert len(np.unique(sample(tens, most=30, parts=3).part)) <= 3
+    assert len(np.unique(draw_sample(tens, most=30, parts=3).part)) <= 3
 
 
 @pytest.mark.parametrize("method", ["pca", pytest.param("umap", marks=pytest.mark.chaos)])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from imagemill.jobs.nightly import deadline
-from imagemill.jobs.process import interrupted
+from imagemill.jobs.process import raise_interrupted
 from imagemill.pipeline.errors import Deadline, Interrupted
 
 AT_ONCE = "import signal\nsignal.raise_signal(signal.{name})\nwhole = True\n"
@@ -28,7 +28,7 @@ class Goes:
 
 @pytest.fixture
 def handled() -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, interrupted)
+    before = signal.signal(signal.SIGTERM, raise_interrupted)
     yield
     signal.signal(signal.SIGTERM, before)
 

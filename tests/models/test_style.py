@@ -8,6 +8,7 @@ from importlib.resources import files
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from pydantic import ValidationError
 
@@ -205,14 +206,14 @@ def test_larger_images_are_reduced_to_the_size_asked_for(net, cat, coffee, metho
         ({"alpha": -1}, "greater than or equal to 0"),
         ({"beta": math.nan}, "finite number"),
         ({"alpha": 0, "beta": 0, "method": "gatys"}, "both 0"),
-        ({"style_weights": [1, 2]}, "2 style_weights for 1 styles"),
-        ({"style_weights": [0]}, "not all zero"),
-        ({"style_layers": {"relu1_1": -1}, "method": "gatys"}, "not negative"),
-        ({"steps": 10}, "steps is a parameter of gatys, and the method is adain"),
-        ({"strength": 0.5, "method": "gatys"}, "strength is a parameter of adain"),
+        ({"style_weights": [1, 2]}, "style_weights: 2 weights for 1 style images"),
+        ({"style_weights": [0]}, "one must be above 0"),
+        ({"style_layers": {"relu1_1": -1}, "method": "gatys"}, "at least 0"),
+        ({"steps": 10}, "steps: only the method gatys uses it, but method=adain"),
+        ({"strength": 0.5, "method": "gatys"}, "strength: only the method adain uses it"),
         ({"strength": 2}, "less than or equal to 1"),
         ({"style": []}, "at least 1 item"),
-        ({"size": 9000, "method": "gatys"}, "4096 is the most"),
+        ({"size": 9000, "method": "gatys"}, "size=9000: must be at most 4096"),
     ],
 )
 def test_parameters_that_make_no_sense_are_refused(params, message):
@@ -233,32 +234,36 @@ def test_random_networks_are_always_the_same():
     assert isinstance(checkpoint.build(card, weights), Perceptual)
 
 
-def test_vgg19_is_known_by_its_digest(tmp_path, monkeypatch):
-    # torchvision's file is not here: its layout is, with small layers.
-    monkeypatch.setattr(
-        style_networks, "VGG19_SHAPE", {"widths": [4, 5, 6, 7, 8], "convs": [2, 2, 4, 4, 1], "decoder": False}
-    )
-    net = Perceptual(**style_networks.VGG19_SHAPE)
-    # The places of the convolutions among the layers of torchvision.models.vgg19().features.
-    places = [0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28]
-    state = {}
-    for place, layer in zip(places, net.encoder.values(), strict=True):
-        state |= {f"features.{place}.weight": layer.weight.data, f"features.{place}.bias": layer.bias.data}
+def test_vgg19_is_converted_and_checked(tmp_path, monkeypatch):
+    """A file with the layout of torchvision's, whose weights are random, because the real one is a download of 548 MB."""
+    with torch.device("meta"):
+        features = torchvision.models.vgg19(weights=None).features
+    features = features.to_empty(device="cpu").half()
+    for parameter in features.parameters():
+        parameter.data.normal_(0, 0.05)
     out = io.BytesIO()
+    state = {f"features.{key}": value for key, value in features.state_dict().items()}
     torch.save({**state, "classifier.0.weight": torch.zeros(2, 2)}, out)
     path = tmp_path / "vgg19-dcbb9e9d.pth"
     path.write_bytes(out.getvalue())
-    with pytest.raises(CheckpointError, match=r"sha256 begins with [0-9a-f]{8}, that of torchvision's VGG-19 with dcbb9e9d"):
+    with pytest.raises(CheckpointError, match=r"sha256 begins with [0-9a-f]{8}, but that of torchvision's VGG-19 begins"):
         checkpoint.read(str(path))
     monkeypatch.setattr(style_networks, "VGG19_SHA256", hashlib.sha256(out.getvalue()).hexdigest()[:8])
     card, weights = checkpoint.read(str(path))
-    read = checkpoint.build(card, weights)
+    network = checkpoint.build(card, weights)
     assert card.parameters["mean"] == [0.485, 0.456, 0.406]
-    for name, layer in net.encoder.items():
-        torch.testing.assert_close(read.encoder[name].weight, layer.weight, atol=1e-3, rtol=1e-3)
+    assert network.layers[-1] == "relu5_1"
+    convolutions = [layer for layer in features if isinstance(layer, torch.nn.Conv2d)]
+    for layer, convolution in zip(network.encoder.values(), convolutions, strict=False):
+        assert torch.equal(layer.weight, convolution.weight.float())
+        assert torch.equal(layer.bias, convolution.bias.float())
+    torch.save({key: value[:1] for key, value in state.items()}, path)
+    monkeypatch.setattr(style_networks, "VGG19_SHA256", hashlib.sha256(path.read_bytes()).hexdigest()[:8])
+    with pytest.raises(CheckpointError, match="not the weights of torchvision's VGG-19: RuntimeError"):
+        checkpoint.read(str(path))
     with pytest.raises(CheckpointError, match=r"vgg19\.pth is missing"):
         checkpoint.read(str(tmp_path / "vgg19.pth"))
-    with pytest.raises(CheckpointError, match="scheme 'https' is not one of file, s3"):
+    with pytest.raises(CheckpointError, match=r"unsupported scheme 'https'\. Valid: file, s3"):
         checkpoint.read("https://127.0.0.1:1/vgg19.pth")
     with pytest.raises(CheckpointError, match=r"checkpoint /: vgg19-of-nobody\.pth is missing"):
         checkpoint.read("/vgg19-of-nobody.pth")

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from imagemill.jobs.process import command
+from imagemill.jobs.process import call_app
 from imagemill.pipeline.schema import image_id, parquet_bytes, part_name, reject_schema
 from imagemill.pipeline.storage import Store
 from tests.support.outputs import compressed
@@ -70,7 +70,7 @@ def printed(kind: str, text: str, names: dict[str, Any]) -> str:
     for line in text.splitlines():
         sys.argv = shlex.split(line, comments=True)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            command()
+            call_app()
     return out.getvalue() + "".join(f"{line}\n" for line in err.getvalue().splitlines() if line.startswith("imagemill:"))
 
 

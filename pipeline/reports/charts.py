@@ -50,7 +50,7 @@ class Trend:
 
 
 @dataclass(frozen=True)
-class Plane:
+class Projection:
     """Latents as points, those that are alike near each other."""
 
     names: list[str]
@@ -63,13 +63,13 @@ class Plane:
     """The share of the variance that the two components have."""
 
 
-def latent_features(symbols: np.ndarray) -> np.ndarray:
+def summarize_latent(symbols: np.ndarray) -> np.ndarray:
     """What is alike in images of any size: of a latent (C,h,w) int8 each channel's mean and log2(1 + mean size), (2C,)."""
     wide = symbols.reshape(symbols.shape[0], -1).astype(np.float32)
     return np.concatenate([wide.mean(1), np.log2(1 + np.abs(wide).mean(1))])
 
 
-def principal(features: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+def principal_components(features: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates (N,A) of features along their main axes, 2 ≤ A ≤ most, and the share of the variance of every axis."""
     left, spread, _ = np.linalg.svd(features - features.mean(0), full_matrices=False)
     share = spread**2 / max(float((spread**2).sum()), 1e-12)
@@ -78,14 +78,14 @@ def principal(features: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     return axes, np.concatenate([share, [0.0, 0.0]])
 
 
-def plane(names: Sequence[str], features: np.ndarray, quality: np.ndarray) -> Plane:
+def project_latents(names: Sequence[str], features: np.ndarray, quality: np.ndarray) -> Projection:
     """PCA of features (n,d), each column in units of its deviation; n ≥ 3.
 
     Args: quality: (n,), what the points are shaded by; those that are not measured (NaN) are the palest.
     """
-    xy, share = principal(features / np.maximum(features.std(0), 1e-6), 2)
+    xy, share = principal_components(features / np.maximum(features.std(0), 1e-6), 2)
     span = max(float(np.ptp(xy[:, 0])), float(np.ptp(xy[:, 1])), 1e-9)
     xy = (xy - xy.min(0)) / span
     shade = np.argsort(np.argsort(np.nan_to_num(quality, nan=-np.inf))) / max(1, len(quality) - 1)
     shade[np.isnan(quality)] = 0.0
-    return Plane(list(names), xy[:, 0].tolist(), xy[:, 1].tolist(), shade.tolist(), float(share[:2].sum()))
+    return Projection(list(names), xy[:, 0].tolist(), xy[:, 1].tolist(), shade.tolist(), float(share[:2].sum()))

@@ -13,7 +13,7 @@ from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
 from imagemill.pipeline.output.neighbours import Collection
 from imagemill.pipeline.output.snapshot import Snapshot
 from imagemill.pipeline.progress import with_progress
-from imagemill.pipeline.reports.figures import principal
+from imagemill.pipeline.reports.charts import principal_components
 
 MOST_IMAGES, MOST_PARTS = 1_500, 150
 """Of a map; of a larger collection a sample is drawn, from so many parts at most."""
@@ -22,7 +22,7 @@ LEAST_FOR_UMAP = 5
 
 
 @dataclass(frozen=True)
-class Atlas:
+class ImageMap:
     """Images of a map, by their place in `rows`."""
 
     rows: list[dict[str, Any]]
@@ -40,7 +40,7 @@ class Atlas:
     """(N,) similarity to the most like one; 0 where there is no other."""
 
 
-def sample(state: Snapshot, most: int = MOST_IMAGES, parts: int = MOST_PARTS) -> Snapshot:
+def draw_sample(state: Snapshot, most: int = MOST_IMAGES, parts: int = MOST_PARTS) -> Snapshot:
     """At most so many images of a snapshot, drawn at random from so many of its parts; the same ones each time."""
     if len(state) <= most:
         return state
@@ -53,7 +53,7 @@ def sample(state: Snapshot, most: int = MOST_IMAGES, parts: int = MOST_PARTS) ->
     return state.select(keep)
 
 
-def atlas(these: Collection, columns: list[str], method: str, problems: list[str]) -> Atlas:
+def build_map(these: Collection, columns: list[str], method: str, problems: list[str]) -> ImageMap:
     """The map of a collection.
 
     Raises: ConfigError for a method that is unknown, not installed, or wants more images;
@@ -61,7 +61,7 @@ def atlas(these: Collection, columns: list[str], method: str, problems: list[str
     """
     if method not in METHODS:
         raise ConfigError(f"--method {method}; valid: {', '.join(METHODS)}")
-    drawn = these.with_state(sample(these.state))
+    drawn = these.with_state(draw_sample(these.state))
     batches = list(
         with_progress("map: read latents", drawn.features(columns, problems), len(drawn.state), lambda batch: len(batch[0]))
     )
@@ -73,19 +73,19 @@ def atlas(these: Collection, columns: list[str], method: str, problems: list[str
     alike = similarity(vectors, vectors)
     np.fill_diagonal(alike, -np.inf)
     near = np.argsort(-alike, axis=1, kind="stable")[:, : min(NEAR, len(rows) - 1)]
-    axes, share = principal(features, AXES)
+    axes, share = principal_components(features, AXES)
     places, words = METHODS[method](axes, share)
     low, high = places.min(0), places.max(0)
     places = np.where(high > low, (places - low) / np.where(high > low, high - low, 1), 0.5)
-    cluster, typical = clusters(axes)
-    return Atlas(rows, places, words, cluster, typical, near, np.maximum(alike.max(1), 0))
+    cluster, typical = find_clusters(axes)
+    return ImageMap(rows, places, words, cluster, typical, near, np.maximum(alike.max(1), 0))
 
 
-def by_pca(axes: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, str]:
+def place_by_pca(axes: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, str]:
     return axes[:, :2], f"PCA: both axes together hold {share[:2].sum():.0%} of what differs between the images"
 
 
-def by_umap(axes: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, str]:
+def place_by_umap(axes: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, str]:
     try:
         from umap import UMAP
     except ImportError:
@@ -96,10 +96,10 @@ def by_umap(axes: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, str]:
     return np.asarray(places, np.float64), "UMAP: near means alike; distances between far groups say little"
 
 
-METHODS: dict[str, Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, str]]] = {"pca": by_pca, "umap": by_umap}
+METHODS: dict[str, Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, str]]] = {"pca": place_by_pca, "umap": place_by_umap}
 
 
-def clusters(axes: np.ndarray) -> tuple[np.ndarray, list[int]]:
+def find_clusters(axes: np.ndarray) -> tuple[np.ndarray, list[int]]:
     """k-means with about √(N/2) clusters: the cluster of each row, the largest first, and the row next to each centre."""
     different = len(np.unique(axes.round(4), axis=0))
     count = min(MOST_CLUSTERS, different, max(1, round((len(axes) / 2) ** 0.5)))

@@ -23,7 +23,7 @@ from imagemill.pipeline.output.latent_values import LATENT_COLUMNS
 from imagemill.pipeline.output.output_names import stays_inside
 from imagemill.pipeline.output.parts import read_part, scan_parts
 from imagemill.pipeline.output.stored_checkpoint import load_stored_model
-from imagemill.pipeline.reports.figures import Plane, latent_features, plane
+from imagemill.pipeline.reports.charts import Projection, project_latents, summarize_latent
 from imagemill.pipeline.reports.page import data_url
 from imagemill.pipeline.reports.sheets import center_crop
 from imagemill.pipeline.schema import LatentError, unpack_latent
@@ -45,7 +45,7 @@ ROW = ["rel_path", "image_id", "content_sha256", "output_uri", "orig_width", "or
 
 
 @dataclass(frozen=True)
-class Place:
+class RowPlace:
     """Where a row lies."""
 
     part: str
@@ -66,11 +66,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self.part)
 
-    def place(self, n: int) -> Place:
-        return Place(self.parts[self.part[n]], int(self.row[n]))
+    def place(self, n: int) -> RowPlace:
+        return RowPlace(self.parts[self.part[n]], int(self.row[n]))
 
 
-def rows_of_run(output: Store, parts: list[str], run_id: str, columns: list[str]) -> Rows:
+def read_run_rows(output: Store, parts: list[str], run_id: str, columns: list[str]) -> Rows:
     """What a run committed: numbers and times of its rows, read some parts at a time. Raises: StorageError."""
     part, row = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
     values: dict[str, list[np.ndarray]] = {name: [np.empty(0)] for name in columns}
@@ -94,7 +94,7 @@ def rows_of_run(output: Store, parts: list[str], run_id: str, columns: list[str]
 
 
 @dataclass(frozen=True)
-class Pair:
+class ImagePair:
     """One image before and after, as addresses that hold the pictures; None for one that could not be had."""
 
     name: str
@@ -105,24 +105,24 @@ class Pair:
 
 
 @dataclass
-class Group:
+class ImageGroup:
     """A group of pairs."""
 
     title: str
     detail: bool
     """Whether the pictures are the middle at 1:1, not the whole."""
-    places: list[Place]
-    pairs: list[Pair] = field(default_factory=list)
+    places: list[RowPlace]
+    pairs: list[ImagePair] = field(default_factory=list)
 
 
-def chosen(rows: Rows, worst: tuple[str, str] | None) -> list[Group]:
+def choose_images(rows: Rows, worst: tuple[str, str] | None) -> list[ImageGroup]:
     """Which images to show: some of all, and by a quality column the worst and those about the median.
 
     Args: worst: "lowest" or "highest", and the column.
     """
     # The same for a run each time: a report that is made again shows what it showed.
     some = np.random.default_rng(len(rows)).choice(len(rows), min(AT_RANDOM, len(rows)), replace=False)
-    groups = [Group("A sample", False, [rows.place(n) for n in sorted(some)])]
+    groups = [ImageGroup("A sample", False, [rows.place(n) for n in sorted(some)])]
     if worst is None:
         return groups
     values = rows.columns[worst[1]]
@@ -133,11 +133,11 @@ def chosen(rows: Rows, worst: tuple[str, str] | None) -> list[Group]:
         middle = len(order) // 2 - OF_EACH // 2
         among = "" if len(known) == len(rows) else f" of {len(known):,} that were measured"
         for title, numbers in (("The worst", order[:OF_EACH]), ("The median", order[middle : middle + OF_EACH])):
-            groups.append(Group(title + among, True, [rows.place(n) for n in numbers]))
+            groups.append(ImageGroup(title + among, True, [rows.place(n) for n in numbers]))
     return groups
 
 
-def rows_at(output: Store, part: str, wanted: set[int], columns: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_part_rows(output: Store, part: str, wanted: set[int], columns: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of a part by their numbers, with latents a few at a time; from where it cannot be read on they are left out."""
     try:
         if "latent" not in columns:
@@ -158,22 +158,22 @@ def rows_at(output: Store, part: str, wanted: set[int], columns: list[str]) -> I
         log.warning("%s: not shown: %s", part, reason(e))
 
 
-def read_rows(output: Store, places: set[Place], columns: list[str]) -> dict[Place, dict[str, Any]]:
+def read_rows(output: Store, places: set[RowPlace], columns: list[str]) -> dict[RowPlace, dict[str, Any]]:
     """The rows at some places; what cannot be read is left out."""
     by_part: dict[str, set[int]] = {}
     for place in places:
         by_part.setdefault(place.part, set()).add(place.row)
 
-    def read(part: str) -> dict[Place, dict[str, Any]]:
-        return {Place(part, number): row for number, row in rows_at(output, part, by_part[part], columns)}
+    def read(part: str) -> dict[RowPlace, dict[str, Any]]:
+        return {RowPlace(part, number): row for number, row in read_part_rows(output, part, by_part[part], columns)}
 
     with ThreadPoolExecutor(THREADS) as pool:
         return {place: row for rows in pool.map(read, by_part) for place, row in rows.items()}
 
 
-def show(
+def add_pictures(
     output: Store,
-    groups: list[Group],
+    groups: list[ImageGroup],
     column: str | None,
     columns: list[str],
     latents: bool,
@@ -193,13 +193,13 @@ def show(
     source = before(list(rows.values()))
     large = threading.Lock()
     # All rows of a run are of one checkpoint.
-    model = kept_decoder(output, next(iter(rows.values()))["checkpoint_sha256"]) if of_latents else None
+    model = load_decoder(output, next(iter(rows.values()))["checkpoint_sha256"]) if of_latents else None
 
     def picture(data: bytes, detail: bool, scale: int = 1) -> str:
         with large if read_pixel_count(data) > LARGE_PIXELS else nullcontext():
             return picture_url(decode_image(data, MAX_SHOWN_PIXELS, accept_damaged=True).rgb, detail, scale)
 
-    def sides(place: Place, detail: bool) -> tuple[str | None, str | None]:
+    def sides(place: RowPlace, detail: bool) -> tuple[str | None, str | None]:
         row = rows[place]
 
         def first() -> str:
@@ -210,12 +210,12 @@ def show(
 
         def second() -> str:
             if of_latents:
-                return picture_url(middle_of(row, model), detail)
+                return picture_url(decode_center(row, model), detail)
             if not stays_inside(row["output_uri"]):
                 raise ValueError(f"{row['output_uri']} is no path within OUTPUT")
             return picture(output.read(row["output_uri"]), detail)
 
-        return tried(row["rel_path"], first), tried(row["rel_path"], second)
+        return try_picture(row["rel_path"], first), try_picture(row["rel_path"], second)
 
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="report")
     for group in groups:
@@ -226,11 +226,11 @@ def show(
         for place in filter(rows.__contains__, group.places):
             future = asked[group.detail, place]
             pair = future.result() if future.done() else (None, None)
-            group.pairs.append(Pair(rows[place]["rel_path"], rows[place].get(column) if column else None, *pair))
+            group.pairs.append(ImagePair(rows[place]["rel_path"], rows[place].get(column) if column else None, *pair))
     pool.shutdown(wait=False, cancel_futures=True)
 
 
-def kept_decoder(output: Store, sha256: str) -> Any:
+def load_decoder(output: Store, sha256: str) -> Any:
     """The model of latents, on this process's CPU; None where it cannot be had."""
     from imagemill.models.card import CheckpointError
 
@@ -241,7 +241,7 @@ def kept_decoder(output: Store, sha256: str) -> Any:
         return None
 
 
-def tried(name: str, make: Callable[[], str]) -> str | None:
+def try_picture(name: str, make: Callable[[], str]) -> str | None:
     try:
         return make()
     except Exception as e:  # noqa: BLE001 - sources go away and files break: the page says that there is no picture
@@ -263,7 +263,7 @@ def picture_url(rgb: np.ndarray, detail: bool, scale: int = 1) -> str:
     return data_url(out.getvalue(), "webp")
 
 
-def middle_of(row: dict[str, Any], model: Any) -> np.ndarray:
+def decode_center(row: dict[str, Any], model: Any) -> np.ndarray:
     """The middle of an image from its latent, (H,W,3) uint8, at most SIDE a side: it costs the same for each size.
 
     Raises: LatentError; ValueError for a coded latent that is large, as all of it would have to be decoded.
@@ -290,7 +290,7 @@ def middle_of(row: dict[str, Any], model: Any) -> np.ndarray:
     return rgb[y : y + h, x : x + w]
 
 
-def latent_plane(output: Store, rows: Rows, column: str | None) -> Plane | None:
+def project_run_latents(output: Store, rows: Rows, column: str | None) -> Projection | None:
     """The plain latents of a sample, from a few parts, as points; None where there are less than three."""
     parts = np.unique(rows.part)
     parts = parts[:: -(-len(parts) // POINT_PARTS)]
@@ -299,7 +299,7 @@ def latent_plane(output: Store, rows: Rows, column: str | None) -> Plane | None:
     for part in parts:
         there = rows.row[rows.part == part]
         there = there[:: -(-len(there) * len(parts) // POINTS)]
-        for _, row in rows_at(output, rows.parts[part], set(there.tolist()), columns):
+        for _, row in read_part_rows(output, rows.parts[part], set(there.tolist()), columns):
             if row["latent"] is None or left < 0:
                 continue
             left -= row["latent"].size
@@ -308,6 +308,6 @@ def latent_plane(output: Store, rows: Rows, column: str | None) -> Plane | None:
             except LatentError:
                 continue
             names.append(row["rel_path"])
-            features.append(latent_features(symbols))
+            features.append(summarize_latent(symbols))
             quality.append(row[column] if column else 0.0)
-    return plane(names, np.stack(features), np.array(quality, float)) if len(names) > 2 else None
+    return project_latents(names, np.stack(features), np.array(quality, float)) if len(names) > 2 else None
