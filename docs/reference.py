@@ -78,7 +78,7 @@ def render_config() -> str:
         sections += [f"## {name}: `{COMMANDS[name]}`", *tables_of(model.model_json_schema(), prefix="")]
     sections += ["## Parameters of the tasks", PARAMS_INTRODUCTION]
     for name, task in TASKS.items():
-        sections += [f"### params of {name}", *tables_of(task.Params.model_json_schema(), prefix="params.")]
+        sections += [f"### Parameters of {name}", *tables_of(task.Params.model_json_schema(), prefix="params.")]
     return "\n\n".join(sections) + "\n"
 
 

@@ -18,27 +18,25 @@ SHARD_CHANGED = "ShardChanged"
 
 
 class SourceConfig(BaseModel):
-    """How shards and manifests are read. A column that is not configured is found by its usual names."""
+    """How to read shards and manifests. Columns without a name here are found by their usual names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     image: str | None = Field(
         None,
-        description="Parquet: column of images (binary, a struct with `bytes`, or a list of either); found when absent",
+        description="Parquet: read images from this column. Its type is binary, a struct with `bytes`, or lists of them.",
     )
-    key: str | None = Field(None, description="Parquet, manifest: column that names an image; found when absent")
-    uri: str | None = Field(None, description="manifest: column of paths and URLs; found when absent")
+    key: str | None = Field(None, description="Parquet, manifest: name images by this column.")
+    uri: str | None = Field(None, description="Manifest: read paths and URLs from this column.")
     carry: list[str] | None = Field(
         None,
-        description="columns, or extensions of sidecar files, to copy into `extra`; when absent: sidecar json and txt files",
+        description="Copy these columns, or sidecar files with these extensions, to `extra`. Default: sidecar json and txt.",
     )
     roots: list[str] = Field(
-        default_factory=list,
-        description="manifest: local folders that its paths may lead to, in addition to its own folder",
+        default_factory=list, description="Manifest: also allow local files in these folders, not only next to the manifest."
     )
     http: Literal["refuse", "public", "any"] = Field(
-        "refuse",
-        description="manifest: which http(s) URLs to fetch: none (refuse), those of public addresses (public), or all (any)",
+        "refuse", description="Manifest: refuse http(s) URLs, allow those with public addresses, or allow any."
     )
 
 
