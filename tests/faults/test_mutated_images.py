@@ -1,4 +1,4 @@
-"""Damaged and hostile files through the real actors: each ends as a row or a reject with a reason, and nothing crashes."""
+"""Damaged and hostile files through real workers: each becomes a row or a reject, and nothing crashes."""
 
 import time
 from pathlib import Path
@@ -17,7 +17,7 @@ ACTOR_MB = 1000
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.chaos)])
-def test_a_damaged_file_is_a_row_or_a_reject(tmp_path: Path, crops, figure, count: int) -> None:
+def test_mutated_images_become_rows_or_rejects(tmp_path: Path, crops, figure, count: int) -> None:
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     files = dict(bombs()) | dict(mutations(crops, count))
     for name, data in files.items():

@@ -1,4 +1,4 @@
-"""Damage of formats other than JPEG that decoders fill or pass over without a warning."""
+"""Damage in formats other than JPEG that decoders accept without a warning."""
 
 import numpy as np
 import pytest
@@ -17,24 +17,24 @@ WRITERS = {
 }
 
 
-def file_of(image: Image.Image, name: str) -> bytes:
+def encode_format(image: Image.Image, name: str) -> bytes:
     return saved(image, name.partition(" ")[0], **WRITERS[name])
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_zero_sector_in_unchecked_data_is_damage(name: str) -> None:
-    """A sector of 512 bytes that was never written, at places all over the picture data."""
-    data = file_of(Image.fromarray(photograph(300, 200)), name)
-    for place in range(len(data) // 4, len(data) - 600, len(data) // 7):
-        damaged = zeroed(data, place, 512)
+def test_zero_sector_is_damage(name: str) -> None:
+    """A sector of 512 bytes that was never written, at places all over the image data."""
+    data = encode_format(Image.fromarray(photograph(300, 200)), name)
+    for offset in range(len(data) // 4, len(data) - 600, len(data) // 7):
+        damaged = zeroed(data, offset, 512)
         assert error_class(damaged) in ("DamagedImage", "BrokenImage", "UnknownFormat")
     assert error_class(zeroed(data, len(data) // 2, len(data))) in ("DamagedImage", "BrokenImage")
 
 
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("kind", ["black", "white", "stripes", "half noise"])
-def test_flat_picture_is_not_taken_for_damage(name: str, kind: str) -> None:
-    """What compresses to almost nothing is whole."""
+def test_flat_image_is_not_damage(name: str, kind: str) -> None:
+    """An image that compresses to almost nothing is intact."""
     rgb = np.zeros((400, 500, 3), np.uint8)
     if kind == "white":
         rgb += 255
@@ -42,7 +42,7 @@ def test_flat_picture_is_not_taken_for_damage(name: str, kind: str) -> None:
         rgb[(np.arange(400) // 7 % 2) > 0] = 255
     elif kind == "half noise":
         rgb[200:] = np.random.default_rng(0).integers(0, 256, (200, 500, 3), dtype=np.uint8)
-    assert not decode_image(file_of(Image.fromarray(rgb), name)).is_damaged
+    assert not decode_image(encode_format(Image.fromarray(rgb), name)).is_damaged
     for options in ({}, {"optimize": True}, {"progressive": True}, {"restart_marker_rows": 1}, {"quality": 5}):
         for colours in ("RGB", "L", "CMYK"):
             assert not decode_image(saved(Image.fromarray(rgb).convert(colours), "JPEG", **options)).is_damaged

@@ -1,4 +1,4 @@
-"""Transparency, newer formats, depth, and folders of pictures through a run."""
+"""The options of `image`, newer formats and bit depths, alone and in runs over folders."""
 
 import struct
 import zlib
@@ -17,7 +17,7 @@ from PIL.ExifTags import IFD, Base
 from imagemill.models.metrics import psnr_db
 from imagemill.pipeline.config import RunConfig, validate
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.images import samples
+from imagemill.pipeline.images import decode, samples
 from imagemill.pipeline.images.config import ImageConfig
 from imagemill.pipeline.images.decode import decode_image
 from imagemill.pipeline.images.encode import choose_output_format
@@ -29,30 +29,31 @@ from imagemill.pipeline.storage import Store
 from tests.support.camera import with_metadata
 from tests.support.icc import ADOBE_RGB, DISPLAY_P3, as_tagged, cmyk_profile, rgb_profile
 from tests.support.pictures import H, W, encode, opened, saved
+from tests.support.sample_images import png
 
 
-def test_a_transparent_picture_is_laid_onto_a_colour(photo):
+def test_alpha_option_flattens_onto_colour(photo):
     alpha = np.tile(np.linspace(0, 255, W).astype(np.uint8), (H, 1))
-    picture = decode_image(saved(np.dstack([photo, alpha]), "PNG"), config=ImageConfig(alpha="#FF8000"))
+    decoded = decode_image(saved(np.dstack([photo, alpha]), "PNG"), config=ImageConfig(alpha="#FF8000"))
     share = alpha[..., None] / 255
-    assert np.abs(picture.rgb - (photo * share + np.array([255, 128, 0]) * (1 - share))).max() <= 1
-    assert (picture.alpha, picture.has_alpha) == (None, True)
-    assert opened(encode(picture.rgb, picture, "PNG")).mode == "RGB"
+    assert np.abs(decoded.rgb - (photo * share + np.array([255, 128, 0]) * (1 - share))).max() <= 1
+    assert (decoded.alpha, decoded.has_alpha) == (None, True)
+    assert opened(encode(decoded.rgb, decoded, "PNG")).mode == "RGB"
     opaque = decode_image(saved(photo, "PNG"), config=ImageConfig(alpha="#ff8000"))
     np.testing.assert_array_equal(opaque.rgb, photo)
     assert not opaque.has_alpha
 
 
-def test_gray_on_gray_stays_gray_and_gets_a_colour_from_a_colour(photo):
+def test_alpha_option_keeps_gray_on_gray_matte(photo):
     data = saved(Image.merge("LA", [Image.fromarray(photo[..., n]) for n in (0, 1)]), "PNG")
     assert decode_image(data, config=ImageConfig(alpha="#808080")).is_gray
-    picture = decode_image(data, config=ImageConfig(alpha="#ff0000"))
-    assert not picture.is_gray
-    assert np.ptp(picture.rgb, 2).max() > 50
+    decoded = decode_image(data, config=ImageConfig(alpha="#ff0000"))
+    assert not decoded.is_gray
+    assert np.ptp(decoded.rgb, 2).max() > 50
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "message"),
     [
         ("alpha", None, "quote the colour"),
         ("alpha", "white", "alpha"),
@@ -61,26 +62,26 @@ def test_gray_on_gray_stays_gray_and_gets_a_colour_from_a_colour(photo):
         ("depth", 8, "valid: alpha, format, icc, metadata, quality"),
     ],
 )
-def test_a_wrong_value_is_named_with_what_would_be_right(key, value, said):
-    with pytest.raises(ConfigError, match=f"image.{key}|{key}") as caught:
+def test_invalid_option_names_valid_values(key, value, message):
+    with pytest.raises(ConfigError, match=f"image.{key}|{key}") as raised:
         validate(RunConfig, {"task": "denoise", "image": {key: value}}, "a.yaml")
-    assert said in str(caught.value)
+    assert message in str(raised.value)
 
 
 @pytest.mark.parametrize(
     ("image_format", "options", "least_db"),
     [("AVIF", {"quality": 95, "subsampling": "4:4:4"}, 38), ("JPEG2000", {}, 99), ("JPEG2000", {"no_jp2": True}, 99)],
 )
-def test_newer_formats_are_read(photo, image_format, options, least_db):
+def test_decode_avif_and_jpeg2000(photo, image_format, options, least_db):
     for image in (photo, np.dstack([photo, photo[..., 1]])):
-        picture = decode_image(saved(image, image_format, **options))
-        assert psnr_db(picture.rgb, photo) > least_db or (picture.rgb == photo).all()
-        assert (picture.format, picture.frames, picture.bit_depth) == (image_format, 1, 8)
-        assert picture.has_alpha == (image.shape[2] == 4)
-    whole = saved(photo, image_format, **options)
-    for end in range(0, len(whole), len(whole) // 60):
+        decoded = decode_image(saved(image, image_format, **options))
+        assert psnr_db(decoded.rgb, photo) > least_db or (decoded.rgb == photo).all()
+        assert (decoded.format, decoded.frames, decoded.bit_depth) == (image_format, 1, 8)
+        assert decoded.has_alpha == (image.shape[2] == 4)
+    file = saved(photo, image_format, **options)
+    for end in range(0, len(file), len(file) // 60):
         with suppress(ImageError):
-            decode_image(whole[:end])
+            decode_image(file[:end])
 
 
 @given(
@@ -88,19 +89,26 @@ def test_newer_formats_are_read(photo, image_format, options, least_db):
     st.lists(st.tuples(st.integers(0, 600), st.integers(0, 255)), min_size=1, max_size=6),
 )
 @settings(max_examples=200)
-def test_any_byte_of_a_newer_format_may_be_anything(image_format, changes):
+def test_mutated_avif_and_jpeg2000_raise_image_errors(image_format, changes):
     data = bytearray(saved(Image.linear_gradient("L").resize((24, 16)).convert("RGB"), image_format))
-    for place, value in changes:
-        data[place % len(data)] = value
+    for offset, value in changes:
+        data[offset % len(data)] = value
     with suppress(ImageError):
         assert decode_image(bytes(data), 1_000_000).rgb.dtype == np.uint8
 
 
-def test_too_many_pixels_of_a_newer_format_are_refused(photo):
+def test_too_many_pixels_names_key_and_flag(photo):
     for image_format in ("AVIF", "JPEG2000"):
-        with pytest.raises(ImageError, match=r"over max_pixels=9599 .*: --set max_pixels=9600$") as caught:
+        with pytest.raises(ImageError, match=r"over max_pixels=9599 .*: --set max_pixels=9600$") as raised:
             decode_image(saved(photo, image_format), H * W - 1)
-        assert caught.value.error_class == "TooManyPixels"
+        assert raised.value.error_class == "TooManyPixels"
+
+
+def test_too_many_pixels_without_key_names_no_flag(monkeypatch):
+    """Training, evaluation, search and the Python API have no key `max_pixels`."""
+    monkeypatch.setattr(decode, "MAX_PIXELS", 99_000_000)
+    with pytest.raises(ImageError, match=r"^10000×10000 = 100\.0 MP is over the limit of 99 MP\. Make the image smaller\.$"):
+        decode_image(png(10_000, 10_000, 8, 2, []))
 
 
 @pytest.mark.parametrize(
@@ -112,14 +120,14 @@ def test_too_many_pixels_of_a_newer_format_are_refused(photo):
         (b"\0\0\0\x0cJXL \r\n\x87\n\0\0\0\x14ftypjxl ", "JPEG XL"),
     ],
 )
-def test_a_format_that_cannot_be_read_is_named(head, name):
-    with pytest.raises(ImageError, match=f"^{name} is not supported. Convert the file, for example to PNG.$") as caught:
+def test_unsupported_format_is_named(head, name):
+    with pytest.raises(ImageError, match=f"^{name} is not supported. Convert the file, for example to PNG.$") as raised:
         decode_image(head + bytes(200))
-    assert caught.value.error_class == "UnsupportedFormat"
+    assert raised.value.error_class == "UnsupportedFormat"
 
 
-def png_16(samples: np.ndarray) -> bytes:
-    """(H,W,3) uint16 as a PNG, which Pillow cannot write."""
+def encode_16_bit_png(samples: np.ndarray) -> bytes:
+    """Encode (H,W,3) uint16 to a PNG, which Pillow cannot write."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -129,28 +137,33 @@ def png_16(samples: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
-def test_16_bits_are_scaled_to_8_and_never_clipped(photo):
-    # All of the range: clipping at 255 would leave nothing but white.
+def test_decode_scales_16_bits_without_clipping(photo):
+    # The samples use the full range: clipping at 255 would leave only white.
     deep = photo.astype(np.uint16) * 257
-    for data in (png_16(deep), saved(deep[..., 0], "PNG"), saved(deep[..., 0], "TIFF"), saved(deep[..., 0], "JPEG2000")):
-        picture = decode_image(data)
-        np.testing.assert_array_equal(picture.rgb, np.repeat(photo[..., :1], 3, 2) if picture.is_gray else photo)
-        assert picture.bit_depth == 16
+    for data in (
+        encode_16_bit_png(deep),
+        saved(deep[..., 0], "PNG"),
+        saved(deep[..., 0], "TIFF"),
+        saved(deep[..., 0], "JPEG2000"),
+    ):
+        decoded = decode_image(data)
+        np.testing.assert_array_equal(decoded.rgb, np.repeat(photo[..., :1], 3, 2) if decoded.is_gray else photo)
+        assert decoded.bit_depth == 16
 
 
-def test_more_than_8_bits_are_known_in_every_format(photo):
+def test_bit_depth_of_every_format_is_recorded(photo):
     for bits in (8, 10, 12, 16):
         samples = (photo.astype(np.uint32) * ((1 << bits) - 1) // 255).astype(np.uint8 if bits == 8 else np.uint16)
         files = [imagecodecs.jpeg2k_encode(samples, level=0, reversible=True, bitspersample=bits)]
         if bits < 16:
             files.append(imagecodecs.avif_encode(samples, level=100, pixelformat="yuv444", matrix=0, bitspersample=bits))
         for data in files:
-            picture = decode_image(data)
-            assert picture.bit_depth == bits
-            np.testing.assert_array_equal(picture.rgb, np.round(samples * (255 / ((1 << bits) - 1))))
+            decoded = decode_image(data)
+            assert decoded.bit_depth == bits
+            np.testing.assert_array_equal(decoded.rgb, np.round(samples * (255 / ((1 << bits) - 1))))
 
 
-def test_a_picture_larger_than_a_strip_is_what_it_is_in_one_piece(photo, monkeypatch):
+def test_decode_in_strips_equals_decode_in_one_piece(photo, monkeypatch):
     rgba = np.dstack([photo, photo[..., 1]])
     exif = Image.Exif()
     files = [
@@ -160,15 +173,15 @@ def test_a_picture_larger_than_a_strip_is_what_it_is_in_one_piece(photo, monkeyp
         saved(Image.fromarray(photo).convert("CMYK"), "TIFF", icc_profile=cmyk_profile()),
         saved(photo[..., 0], "JPEG", exif=oriented(exif, 5)),
     ]
-    whole = [decode_image(data) for data in files]
-    written = [encode(picture.rgb, picture, "PNG") for picture in whole]
+    in_one_piece = [decode_image(data) for data in files]
+    encoded = [encode(decoded.rgb, decoded, "PNG") for decoded in in_one_piece]
     monkeypatch.setattr(samples, "STRIP_PIXELS", 1_500)
-    for data, one, out in zip(files, whole, written, strict=True):
-        picture = decode_image(data)
-        np.testing.assert_array_equal(picture.rgb, one.rgb)
-        if one.alpha is not None:
-            np.testing.assert_array_equal(picture.alpha, one.alpha)
-        assert encode(picture.rgb, picture, "PNG") == out
+    for data, expected, expected_file in zip(files, in_one_piece, encoded, strict=True):
+        decoded = decode_image(data)
+        np.testing.assert_array_equal(decoded.rgb, expected.rgb)
+        if expected.alpha is not None:
+            np.testing.assert_array_equal(decoded.alpha, expected.alpha)
+        assert encode(decoded.rgb, decoded, "PNG") == expected_file
 
 
 def oriented(exif: Image.Exif, orientation: int) -> bytes:
@@ -176,12 +189,12 @@ def oriented(exif: Image.Exif, orientation: int) -> bytes:
     return exif.tobytes()
 
 
-def test_quality_makes_smaller_files(photo):
-    picture = decode_image(saved(photo, "PNG"))
+def test_quality_option_changes_file_size(photo):
+    decoded = decode_image(saved(photo, "PNG"))
     for image_format in ("JPEG", "WEBP", "AVIF"):
-        sizes = [len(encode(photo, picture, image_format, quality)) for quality in (50, 80, 95)]
+        sizes = [len(encode(photo, decoded, image_format, quality)) for quality in (50, 80, 95)]
         assert sizes == sorted(set(sizes))
-    assert encode(photo, picture, "JPEG") == encode(photo, picture, "JPEG", 95)
+    assert encode(photo, decoded, "JPEG") == encode(photo, decoded, "JPEG", 95)
 
 
 def rows(output: Path, folder: str) -> dict[str, dict]:
@@ -189,7 +202,7 @@ def rows(output: Path, folder: str) -> dict[str, dict]:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_folder_of_many_kinds_becomes_one_format(tmp_path, photo):
+def test_format_option_converts_mixed_folder(tmp_path, photo):
     source, output = tmp_path / "in", tmp_path / "out"
     source.mkdir()
     alpha = np.dstack([photo, np.tile(np.arange(W, dtype=np.uint8) * 2, (H, 1))])
@@ -227,10 +240,10 @@ def test_a_folder_of_many_kinds_becomes_one_format(tmp_path, photo):
     assert made["deep.tif"]["bit_depth"] == 16
     for name, row in made.items():
         assert row["output_uri"] == f"images/{name}" + ("" if name.endswith(".webp") else ".webp")
-        written = opened((output / row["output_uri"]).read_bytes())
-        assert written.format == "WEBP"
-        assert written.mode == "RGB"
-        assert written.size == ((H, W) if name == "camera.jpg" else (W, H))
+        encoded = opened((output / row["output_uri"]).read_bytes())
+        assert encoded.format == "WEBP"
+        assert encoded.mode == "RGB"
+        assert encoded.size == ((H, W) if name == "camera.jpg" else (W, H))
     assert psnr_db(np.asarray(opened((output / "images/wide.jpg.webp").read_bytes())), photo) > 28
     camera = opened((output / "images/camera.jpg.webp").read_bytes())
     assert camera.getexif()[Base.Make] == "Maker"
@@ -241,31 +254,33 @@ def test_a_folder_of_many_kinds_becomes_one_format(tmp_path, photo):
     assert plan_of(resolve(config.model_copy(update={"image": ImageConfig(**image | {"quality": 91})}))).done == 0
 
 
-def config_of(task: str, folder: Path, **image: object) -> RunConfig:
+def build_config(task: str, folder: Path, **image: object) -> RunConfig:
     folder.mkdir(exist_ok=True)
     return RunConfig(task=task, input=str(folder), output=f"{folder}.out", image=ImageConfig(**image))
 
 
-def test_only_what_differs_from_the_defaults_is_part_of_a_version(tmp_path):
-    plain = resolve(config_of("denoise", tmp_path / "a"))
+def test_version_contains_only_non_default_options(tmp_path):
+    plain = resolve(build_config("denoise", tmp_path / "a"))
     assert "image" not in plain.parameters
-    assert resolve(config_of("denoise", tmp_path / "a", quality=95, alpha="keep")).parameters == plain.parameters
-    changed = resolve(config_of("denoise", tmp_path / "a", alpha="#FFFFFF", icc="keep"))
+    assert resolve(build_config("denoise", tmp_path / "a", quality=95, alpha="keep")).parameters == plain.parameters
+    changed = resolve(build_config("denoise", tmp_path / "a", alpha="#FFFFFF", icc="keep"))
     assert changed.parameters == plain.parameters | {"image": {"alpha": "#ffffff", "icc": "keep"}}
 
 
-def test_what_a_task_cannot_do_is_said_before_a_run(tmp_path):
+def test_option_that_task_cannot_use_is_a_config_error(tmp_path):
     for task in ("inpaint", "colorize"):
         for image_format in ("jpeg", "webp", "avif"):
             with pytest.raises(ConfigError, match=f"image.format = '{image_format}'.*{task}.*valid: png, tiff"):
-                resolve(config_of(task, tmp_path / "a", format=image_format))
+                resolve(build_config(task, tmp_path / "a", format=image_format))
         assert (
-            choose_output_format("JPEG", True, resolve(config_of(task, tmp_path / "a", format="tiff")).config.image.format)
+            choose_output_format(
+                "JPEG", True, resolve(build_config(task, tmp_path / "a", format="tiff")).config.image.format
+            )
             == "TIFF"
         )
     for key, value in (("format", "png"), ("icc", "keep"), ("metadata", "strip"), ("quality", 80)):
         with pytest.raises(ConfigError, match=f"image.{key}: compress writes latents"):
-            resolve(config_of("compress", tmp_path / "a", **{key: value}))
-    resolve(config_of("compress", tmp_path / "a", alpha="#000000"))
+            resolve(build_config("compress", tmp_path / "a", **{key: value}))
+    resolve(build_config("compress", tmp_path / "a", alpha="#000000"))
     assert [choose_output_format(f, exact=True) for f in ("AVIF", "JPEG2000", "TIFF")] == ["PNG", "PNG", "TIFF"]
     assert [choose_output_format(f) for f in ("AVIF", "JPEG2000")] == ["AVIF", "PNG"]
