@@ -56,8 +56,10 @@ COUNTS = ("found", "done_before", "rejects_waiting", "planned", "ok", "rejected"
 class Notify(Strict):
     """Who hears of the night's summary, as JSON."""
 
-    command: list[str] | None = Field(None, description="a program and its arguments; the summary is its standard input")
-    webhook: str | None = Field(None, description="a URL that the summary is posted to")
+    command: list[str] | None = Field(
+        None, description="Run this program with these arguments, and write the summary to its standard input."
+    )
+    webhook: str | None = Field(None, description="Post the summary to this URL.")
 
 
 class NightlyConfig(Strict):
@@ -65,18 +67,20 @@ class NightlyConfig(Strict):
 
     jobs: list[dict[str, Any]] = Field(
         min_length=1,
-        description="each the keys of a run, or `config: FILE.yaml` (beside this file) and what differs from it; and a name",
+        description="Do these runs in order. Each has a name and the keys of a run, or `config: FILE.yaml` (relative to "
+        "this file) and the keys that differ from that file.",
     )
-    catch_up: int = Field(7, ge=0, le=366, description="days before tonight whose dated inputs are looked at as well")
-    until: str | None = Field(None, pattern=f"^({CLOCK.pattern})$", description="local time, HH:MM, at which the night ends")
+    catch_up: int = Field(7, ge=0, le=366, description="Also process dated inputs of this many days before tonight.")
+    until: str | None = Field(None, pattern=f"^({CLOCK.pattern})$", description="End the night at this local time, HH:MM.")
     report: str | None = Field(
-        None, description="folder or s3://bucket/prefix for a page about each night, reached as the first job's storage says"
+        None,
+        description="Write a page about each night to this folder or s3://bucket/prefix, with the storage of the first job.",
     )
     notify: Notify = Notify()
     drift_alert: float | None = Field(
         None,
         gt=0,
-        description="say so when latents of a run are farther than this from those of the run before (imagemill stats)",
+        description="Mention in the summary if latents differ from the run before by more than this (see imagemill stats).",
     )
 
     @field_validator("until", mode="before")
