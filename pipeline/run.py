@@ -108,10 +108,10 @@ def run(config: RunConfig, record: RunRecord | None = None, run_id: str | None =
                     plan = plan_of(resolved, store_indexes=True)
                 if plan.new_input:
                     raise ConfigError(plan.new_input)
-                lease.raise_above(plan.fence)
+                lease.raise_above(plan.fencing_token)
                 if plan.absent is not None:
                     record_obsolete_rejects(resolved.output, resolved.source.url, plan.absent)
-                record.fence = lease.fence
+                record.fence = lease.fencing_token
                 record_plan(record, plan)
                 if len(plan.todo):
                     execute(resolved, plan, lease, record)
@@ -169,7 +169,7 @@ def record_plan(record: RunRecord, plan: Plan) -> None:
     record.done_before = plan.done
     record.rejects_waiting = plan.rejects_waiting
     record.planned = len(plan.todo)
-    record.doubt = plan.doubt
+    record.doubt = plan.input_warning
     record.moved_from = dict(plan.moved.most_common(MOVED_SHOWN)) or None
 
 

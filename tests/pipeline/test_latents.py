@@ -160,7 +160,7 @@ def compressed_here(source: Store, output: Store) -> None:
     resolved = resolve(RunConfig(task="compress", input=source.url, output=output.url, quality=0))
     with Lease(output) as lease:
         plan = plan_of(resolved)
-        assert Worker(job_here(resolved, lease.fence))(plan.todo) == {"rows": [len(plan.todo)]}
+        assert Worker(job_here(resolved, lease.fencing_token))(plan.todo) == {"rows": [len(plan.todo)]}
         left = account(output, plan, [])
     assert (left.ok, left.rejected, left.doubles_dropped) == (len(plan.todo), 0, 0)
     assert verify(output).problems == []
