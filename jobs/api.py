@@ -141,7 +141,7 @@ def plan(
         planned=len(made.todo),
         planned_bytes=made.bytes_todo,
         paths=made.todo["rel_path"].to_pylist(),
-        warning=made.doubt,
+        warning=made.input_warning,
         refusal=made.new_input,
     )
 

@@ -10,6 +10,7 @@ from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import Interrupted
 from imagemill.pipeline.progress import rate_text
 from imagemill.pipeline.run import run
+from imagemill.pipeline.run_record import RunRecord
 
 log = logging.getLogger("imagemill.run")
 
@@ -24,15 +25,15 @@ def run_and_show(config: RunConfig, run_id: str | None = None) -> None:
         CheckpointError: if the checkpoint cannot be used.
         Interrupted: if a signal arrived before all images were processed.
     """
-    record: dict[str, Any] = {}
+    record = RunRecord()
     try:
         run(config, record, run_id)
     except Interrupted:
-        if record.get("exit_code") != 0:
+        if record.exit_code != 0:
             raise
-        advice = "" if record["report"] else f". To write the report, run: imagemill report {record['output']}"
+        advice = "" if record.report else f". To write the report, run: imagemill report {record.output}"
         log.warning("interrupted after all images were processed%s", advice)
-    print_facts(record_facts(record))
+    print_facts(record_facts(record.content()))
 
 
 def record_facts(record: dict[str, Any]) -> list[tuple[str, str]]:
@@ -62,6 +63,6 @@ def record_facts(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("output", record["output"]),
         ("record", f"{record['output']}/runs/{record['run_id']}/run.json"),
     ]
-    if record["report"]:
+    if "report" in record:
         facts.append(("report", f"{record['output']}/{record['report']}"))
     return facts

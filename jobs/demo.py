@@ -1,28 +1,21 @@
-"""The demo: the photos that scikit-image carries, through every task that has a checkpoint."""
+"""The demo: run every task on sample photos, draw the results, and print a table."""
 
 import shutil
-from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from rich.table import Table
 
-from imagemill.jobs.console import console
+from imagemill.jobs.console import print_facts, print_table
+from imagemill.jobs.demo_photos import PHOTO_FILES, PHOTOS, SHOWN, SIGMA, read_rgb, write_photos
 from imagemill.jobs.failures import show_failures
 from imagemill.jobs.outputs import read_newest_rows
-from imagemill.jobs.paintings import PAINTINGS
-from imagemill.models.damage import drop_strokes
 from imagemill.models.metrics import psnr_db
 from imagemill.models.resizing import limit_side
 from imagemill.pipeline.cluster.connection import connected
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.images.decode import decode_image
-from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.output.file_record import FileRecord
 from imagemill.pipeline.output.origins import is_same_place
 from imagemill.pipeline.output.run_history import list_run_ids, read_run_config
@@ -30,204 +23,154 @@ from imagemill.pipeline.reports.sheets import Tile, draw_contact_sheet
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
 
-PHOTOS = (
-    "astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "clock_motion.png", "coffee.png", "coins.png",
-    "color.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png",
-    "motorcycle_right.png", "retina.jpg", "rocket.jpg",
-)  # fmt: skip
-SHOWN = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
-SIGMA, SCRATCHES = 25.0, 24
-
-
-def pixels(path: Path) -> np.ndarray:
-    return decode_image(path.read_bytes()).rgb
-
-
-def grainy(rgb: np.ndarray, number: int) -> np.ndarray:
-    noise = np.random.default_rng(number).normal(0, SIGMA, rgb.shape)
-    noisy: np.ndarray = (rgb + noise).clip(0, 255).round().astype(np.uint8)
-    return noisy
-
-
-def scratches(rgb: np.ndarray, number: int) -> np.ndarray:
-    """(H,W) uint8, bright where the photo is lost."""
-    known = drop_strokes(rgb.shape[0], rgb.shape[1], SCRATCHES, torch.Generator().manual_seed(number))
-    mask: np.ndarray = (~known).numpy().astype(np.uint8) * 255
-    return mask
-
-
-def damaged(rgb: np.ndarray, number: int) -> np.ndarray:
-    return np.where(scratches(rgb, number)[..., None] > 0, np.uint8(255), rgb)
-
-
-def gray(rgb: np.ndarray, number: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(rgb).convert("L").convert("RGB"))
-
-
-def small(rgb: np.ndarray, number: int) -> np.ndarray:
-    """Half as wide and high; the last row or column of an odd number is left out."""
-    h, w = (n // 2 for n in rgb.shape[:2])
-    return np.asarray(Image.fromarray(rgb[: 2 * h, : 2 * w]).resize((w, h), Image.Resampling.BICUBIC))
-
-
-SPOIL: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
-    "noisy": grainy, "damaged": damaged, "gray": gray, "small": small
-}  # fmt: skip
-
-
-def lay_out(folder: Path, written: FileRecord) -> Path:
-    """The photos, one of them cut in half, and spoiled copies as PNG; what is there already stays."""
-    clean = folder / "photos"
-    for name in ("photos", *SPOIL):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    source = files("skimage.data")
-    for number, name in enumerate(PHOTOS):
-        if not (clean / name).exists():
-            (clean / name).write_bytes(source.joinpath(name).read_bytes())
-        for kind, spoil in SPOIL.items():
-            copy = (folder / kind / name).with_suffix(".png")
-            if copy.exists() or (kind != "noisy" and name not in SHOWN):
-                continue
-            rgb = pixels(clean / name)
-            copy.write_bytes(encode_rgb(spoil(rgb, number), "PNG"))
-            if kind == "damaged":
-                Image.fromarray(scratches(rgb, number)).save(copy.with_suffix(".mask.png"))
-    for name in SHOWN:
-        written.write(f"to_paint/{name}", (clean / name).read_bytes())
-    for name, paint in PAINTINGS.items():
-        written.write(f"styles/{name}", encode_rgb(paint(), "PNG"))
-    if not (clean / "broken.jpg").exists():
-        whole = source.joinpath("rocket.jpg").read_bytes()
-        (clean / "broken.jpg").write_bytes(whole[: len(whole) // 2])
-    return clean
-
-
-RUNS = {"compress": ("photos", "compressed"), "denoise": ("noisy", "denoised"), "inpaint": ("damaged", "inpainted"),
-        "colorize": ("gray", "colorized"), "upscale": ("small", "upscaled")}  # fmt: skip
-"""Task to the folders it reads and writes."""
-STYLED: dict[str, tuple[str, dict[str, Any]]] = {
+FOLDERS = {
+    "compress": ("photos", "compressed"),
+    "denoise": ("noisy", "denoised"),
+    "inpaint": ("damaged", "inpainted"),
+    "colorize": ("gray", "colorized"),
+    "upscale": ("small", "upscaled"),
+}
+"""Task → the folders that it reads and writes."""
+STYLE_TRANSFERS: dict[str, tuple[str, dict[str, Any]]] = {
     "stylized": ("swirls.png", {"size": 512}),
     "optimized": ("glass.png", {"method": "gatys", "size": 256, "steps": 80}),
 }
-"""Folder that a style transfer writes to its style and its parameters."""
-
-
-SHEETS = ("contact_sheet.png", "styles.png")
-WRITTEN = [*SHEETS, *(f"to_paint/{name}" for name in SHOWN), *(f"styles/{name}" for name in PAINTINGS)]
-"""What each demo writes anew; its photos stay as they are."""
-
-
-def clear_outcomes(folder: Path) -> None:
-    """Delete what the demo before this one made: it shows whole runs each time, and a second one would find nothing to do.
-
-    Raises: ConfigError, before anything is deleted, for a folder that anything but the demo wrote into.
-    """
-    sources = {outcome: source for source, outcome in RUNS.values()} | dict.fromkeys(STYLED, "to_paint")
-    for outcome, source in sources.items():
-        output = Store(str(folder / outcome))
-        inputs = [str(read_run_config(output, {"run_id": run_id}).input) for run_id in list_run_ids(output)]
-        others = [url for url in inputs if not is_same_place(url, str(folder / source))]
-        if others or (not inputs and output.has_files("")):
-            raise ConfigError(f"{folder / outcome} holds files that no demo wrote: give another folder")
-    for outcome in sources:
-        shutil.rmtree(folder / outcome, ignore_errors=True)
-
-
-def style_sheet(folder: Path) -> bytes:
-    """The photos beside what each style transfer made of them, under the styles."""
-    rows = {outcome: read_newest_rows(Store(str(folder / outcome)), []) for outcome in STYLED}
-    lines = [
-        [(np.full((256, 256, 3), 255, np.uint8), ""), *((pixels(folder / "styles" / s), s) for s, _ in STYLED.values())]
-    ]
-    for name in SHOWN:
-        painted = [(pixels(folder / outcome / rows[outcome][name]["output_uri"]), "") for outcome in STYLED]
-        lines.append([(pixels(folder / "to_paint" / name), name), *painted])
-    sheet = [[Tile(limit_side(rgb, 256), label) for rgb, label in line] for line in lines]
-    return draw_contact_sheet(["photo", *(p.get("method", "adain") for _, p in STYLED.values())], sheet)
+"""Folder that a style transfer writes → its style and its parameters."""
+RESULTS_SHEET, STYLE_SHEET = "contact_sheet.png", "styles.png"
+FILES = [RESULTS_SHEET, STYLE_SHEET, *PHOTO_FILES]
+HEADINGS = [
+    "original", "compressed", f"noisy, sigma {SIGMA:g}", "denoised", "damaged", "inpainted", "gray", "colorized",
+    "half size, bicubic", "upscaled",
+]  # fmt: skip
 
 
 def run_demo(output: str, overwrite: bool = False) -> None:
-    """Lay out the photos, run every task on them, and draw what came out.
+    """Write the photos, run every task on them, draw the results, and print a table.
 
-    Args: overwrite: replace files that imagemill did not write; folders that no demo wrote into stay all the same.
+    Args:
+        output: folder of the demo.
+        overwrite: replace files that imagemill did not write. Folders with other outputs are refused all the same.
 
-    Raises: ConfigError when the folder holds files in the demo's way.
+    Raises:
+        ConfigError: if the folder holds files that the demo would replace.
     """
     folder = Path(output).resolve()
-    written = FileRecord(Store(str(folder)), overwrite)
-    written.check(WRITTEN)
-    clear_outcomes(folder)
-    with written:
-        written.announce(WRITTEN)
-        show_demo(folder, lay_out(folder, written), written)
+    record = FileRecord(Store(str(folder)), overwrite)
+    record.check(FILES)
+    delete_earlier_outputs(folder)
+    with record:
+        record.announce(FILES)
+        write_photos(folder, record)
+        records = run_tasks(folder)
+        quality, tiles = compare_results(folder)
+        record.write(RESULTS_SHEET, draw_contact_sheet(HEADINGS, tiles, side=200))
+        record.write(STYLE_SHEET, draw_styles(folder))
+    print_results(folder, records, quality)
 
 
-def show_demo(folder: Path, clean: Path, written: FileRecord) -> None:
-    """Run every task over what is laid out, and draw and print what came out."""
+def delete_earlier_outputs(folder: Path) -> None:
+    """Delete the outputs of an earlier demo, because a second run over them would find nothing to do.
+
+    Raises:
+        ConfigError: before anything is deleted, if one of the folders holds anything but outputs of the demo.
+    """
+    sources = {name: source for source, name in FOLDERS.values()} | dict.fromkeys(STYLE_TRANSFERS, "to_paint")
+    for name, source in sources.items():
+        output = Store(str(folder / name))
+        inputs = [str(read_run_config(output, {"run_id": run_id}).input) for run_id in list_run_ids(output)]
+        is_foreign = any(not is_same_place(url, str(folder / source)) for url in inputs)
+        if is_foreign or (not inputs and output.has_files("")):
+            raise ConfigError(f"{folder / name}: holds files that no demo wrote. Give another folder.")
+    for name in sources:
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def run_tasks(folder: Path) -> dict[str, dict[str, Any]]:
+    """Run every task and every style transfer, and return the record of each run by the folder that it wrote."""
+    records = {}
     with connected(None):
-        records = {
-            task: run(
-                RunConfig(
-                    task=task, input=str(folder / source), output=str(folder / outcome), reconstruct=task == "compress"
-                )
-            )
-            for task, (source, outcome) in RUNS.items()
-        }
-        styled = {
-            outcome: run(
-                RunConfig(
-                    task="stylize",
-                    input=str(folder / "to_paint"),
-                    output=str(folder / outcome),
-                    params={"style": [str(folder / "styles" / style)], **params},
-                )
-            )
-            for outcome, (style, params) in STYLED.items()
-        }
-    outputs = {task: Store(str(folder / outcome)) for task, (_, outcome) in RUNS.items()}
-    rows = {task: read_newest_rows(store, []) for task, store in outputs.items()}
-    codes = read_newest_rows(outputs["compress"], ["psnr_db", "bits_per_pixel"])
-    quality: dict[str, list[tuple[float, float]]] = {task: [] for task in RUNS}
-    sheet: dict[str, list[Tile]] = {name: [] for name in SHOWN}
+        for task, (source, name) in FOLDERS.items():
+            places = {"input": str(folder / source), "output": str(folder / name)}
+            records[name] = run(RunConfig(task=task, **places, reconstruct=task == "compress"))
+        for name, (style, params) in STYLE_TRANSFERS.items():
+            places = {"input": str(folder / "to_paint"), "output": str(folder / name)}
+            params = {"style": [str(folder / "styles" / style)], **params}
+            records[name] = run(RunConfig(task="stylize", **places, params=params))
+    return records
+
+
+def compare_results(folder: Path) -> tuple[dict[str, list[tuple[float, float]]], list[list[Tile]]]:
+    """Compare the input and the output of each task with the original photos.
+
+    Returns:
+        PSNR in dB of the input and of the output of each image, by task; and a line of tiles for each photo in SHOWN.
+    """
+    rows = {task: read_newest_rows(Store(str(folder / name)), []) for task, (_, name) in FOLDERS.items()}
+    codes = read_newest_rows(Store(str(folder / "compressed")), ["psnr_db", "bits_per_pixel"])
+    quality: dict[str, list[tuple[float, float]]] = {task: [] for task in FOLDERS}
+    tiles: dict[str, list[Tile]] = {name: [] for name in SHOWN}
     for name in PHOTOS:
-        original = pixels(clean / name)
-        for task, (source, outcome) in RUNS.items():
+        original = read_rgb(folder / "photos" / name)
+        for task, (source, output_name) in FOLDERS.items():
             path = folder / source / (name if task == "compress" else str(Path(name).with_suffix(".png")))
             if not path.exists():
                 continue
-            before, after = pixels(path), pixels(folder / outcome / rows[task][path.name]["output_uri"])
-            # What is small is shown, and measured, as bicubic enlarges it.
+            before, after = read_rgb(path), read_rgb(folder / output_name / rows[task][path.name]["output_uri"])
+            # A small input is shown and measured after bicubic enlargement.
             before = np.asarray(Image.fromarray(before).resize(after.shape[1::-1], Image.Resampling.BICUBIC))
-            whole = original[: after.shape[0], : after.shape[1]]
-            quality[task].append((psnr_db(before, whole), psnr_db(after, whole)))
-            if name in SHOWN:
-                code = codes[name]
-                coded = f"{code['bits_per_pixel']:.2f} bits/pixel, {code['psnr_db']:.1f} dB"
-                tiles = [Tile(image, f"{db:.1f} dB") for image, db in zip((before, after), quality[task][-1], strict=True)]
-                sheet[name] += [Tile(original, name), Tile(after, coded)] if task == "compress" else tiles
-    headings = ["original", "compressed", f"noisy, sigma {SIGMA:g}", "denoised", "damaged", "inpainted", "gray", "colorized",
-                "half size, bicubic", "upscaled"]  # fmt: skip
-    pictures = draw_contact_sheet(headings, list(sheet.values()), side=200), style_sheet(folder)
-    for name, data in zip(SHEETS, pictures, strict=True):
-        written.write(name, data)
+            cropped = original[: after.shape[0], : after.shape[1]]
+            before_db, after_db = psnr_db(before, cropped), psnr_db(after, cropped)
+            quality[task].append((before_db, after_db))
+            if name not in SHOWN:
+                continue
+            if task == "compress":
+                label = f"{codes[name]['bits_per_pixel']:.2f} bits/pixel, {codes[name]['psnr_db']:.1f} dB"
+                tiles[name] += [Tile(original, name), Tile(after, label)]
+            else:
+                tiles[name] += [Tile(before, f"{before_db:.1f} dB"), Tile(after, f"{after_db:.1f} dB")]
+    return quality, list(tiles.values())
 
-    show_failures(outputs["compress"])
-    table = Table("task", "images", "ok", "rejected", "bits/pixel", "PSNR dB", "images/s")
-    for task, record in records.items():
-        counts = [str(record[key]) for key in ("planned", "ok", "rejected")]
+
+def draw_styles(folder: Path) -> bytes:
+    """Draw the photos next to the result of each style transfer, below the styles; return a PNG."""
+    rows = {name: read_newest_rows(Store(str(folder / name)), []) for name in STYLE_TRANSFERS}
+    blank = np.full((256, 256, 3), 255, np.uint8)
+    lines = [[(blank, ""), *((read_rgb(folder / "styles" / style), style) for style, _ in STYLE_TRANSFERS.values())]]
+    for photo in SHOWN:
+        painted = [(read_rgb(folder / name / rows[name][photo]["output_uri"]), "") for name in STYLE_TRANSFERS]
+        lines.append([(read_rgb(folder / "to_paint" / photo), photo), *painted])
+    tiles = [[Tile(limit_side(rgb, 256), label) for rgb, label in line] for line in lines]
+    methods = [params.get("method", "adain") for _, params in STYLE_TRANSFERS.values()]
+    return draw_contact_sheet(["photo", *methods], tiles)
+
+
+def print_results(folder: Path, records: dict[str, dict[str, Any]], quality: dict[str, list[tuple[float, float]]]) -> None:
+    """Print the reject of the broken photo, one line for each run, and where the results are.
+
+    Args:
+        folder: folder of the demo.
+        records: record of each run, by the folder that it wrote.
+        quality: PSNR in dB of the input and of the output of each image, by task.
+    """
+    show_failures(Store(str(folder / "compressed")))
+    tasks = {name: task for task, (_, name) in FOLDERS.items()}
+    lines = []
+    for name, record in records.items():
+        task = tasks.get(name, "stylize")
+        bits = psnr = ""
         if task == "compress":
-            figures = f"{record['quality']['bits_per_pixel_on_disk']:.3f}", f"{record['quality']['psnr_db']:.2f}"
-        else:
-            figures = "", " → ".join(f"{np.mean(values):.2f}" for values in zip(*quality[task], strict=True))
-        table.add_row(task, *counts, *figures, f"{record['images_per_s']:.1f}")
-    for outcome, record in styled.items():
-        counts = [str(record[key]) for key in ("planned", "ok", "rejected")]
-        table.add_row(f"stylize → {outcome}", *counts, "", "", f"{record['images_per_s']:.1f}")
-    console.print(table)
-    folders = [(o, f"{o}/images") for o in (*(o for _, o in RUNS.values()), *STYLED)]
-    for what, where in (
-        ("latents", "compressed/results"),
-        *folders,
-        *zip(("before/after", "styles"), SHEETS, strict=True),
-    ):
-        console.print(f"{what:13}{folder / where}", soft_wrap=True)
+            bits = f"{record['quality']['bits_per_pixel_on_disk']:.3f}"
+            psnr = f"{record['quality']['psnr_db']:.2f}"
+        elif task in quality:
+            psnr = " → ".join(f"{np.mean(values):.2f}" for values in zip(*quality[task], strict=True))
+        counts = [f"{record[key]}" for key in ("planned", "ok", "rejected")]
+        lines.append([task, name, *counts, bits, psnr, f"{record['images_per_s']:.1f}"])
+    print_table(["task", "folder", "images", "ok", "rejected", "bits/pixel", "PSNR dB", "images/s"], lines)
+    print_facts(
+        [
+            ("latents", f"{folder}/compressed/results"),
+            *((name, f"{folder}/{name}/images") for name in records),
+            ("before and after", f"{folder}/{RESULTS_SHEET}"),
+            ("styles", f"{folder}/{STYLE_SHEET}"),
+        ]
+    )

@@ -17,7 +17,7 @@ from imagemill.pipeline.cluster.connection import connected
 from imagemill.pipeline.config import validate
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.file_record import FileRecord
-from imagemill.pipeline.run import versions
+from imagemill.pipeline.run import package_versions
 from imagemill.pipeline.storage import Store
 
 FILES = ("evaluation.json", "evaluation.png")
@@ -105,7 +105,7 @@ def record_of(config: EvaluateConfig, evaluation: Evaluation) -> dict[str, Any]:
         "config": config.model_dump(mode="json"),
         "checkpoints": [{"name": card.name, "sha256": card.sha256} for card in cards],
         "date": time.strftime("%Y-%m-%d"),
-        "versions": versions(),
+        "versions": package_versions(),
         "headlines": {measured.checkpoint: measured.headline for measured in evaluation.measured},
         "tables": evaluation.tables | evaluation.details,
         "notes": evaluation.notes,

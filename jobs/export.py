@@ -3,9 +3,9 @@
 import json
 import logging
 import re
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -23,6 +23,7 @@ from imagemill.models.likeness import likeness_features, read_photo_whitening
 from imagemill.models.pooling import POOLS
 from imagemill.models.type_checks import require_value
 from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
+from imagemill.pipeline.lookahead import map_ahead
 from imagemill.pipeline.output.exports import LATENTS, MANIFEST, UNFINISHED
 from imagemill.pipeline.output.latent_values import LatentCoders, Latents, check_latents, latent_batches, to_vector_column
 from imagemill.pipeline.output.lease import FOLDER as LEASE
@@ -262,21 +263,19 @@ def write_parts(going: Export, state: Snapshot, sources: Sources, problems: list
     """All batches as parts of bounded size; a few are written at a time."""
     asked = [name for name in going.columns if name not in ADDED]
     asked = list(dict.fromkeys([*asked, "image_id"] if "removed" in going.columns else asked or ["image_id"]))
-    writes: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(WRITES_AT_A_TIME) as pool:
-        for latents in with_progress(
-            "export", latent_batches(state, asked, problems), len(state), lambda latents: len(latents.rows)
-        ):
-            for folder, number, table in parts_of(going, latents, sources):
-                writes.append(pool.submit(FORMATS[going.format], going.dest, folder, number, table))
-                # A part of lance appends to the one before it.
-                while len(writes) >= (1 if going.format == "lance" else WRITES_AT_A_TIME):
-                    writes.popleft().result()
+
+    def parts() -> Iterator[tuple[str, int, pa.Table]]:
+        batches = latent_batches(state, asked, problems)
+        for latents in with_progress("export", batches, len(state), lambda latents: len(latents.rows)):
+            yield from parts_of(going, latents, sources)
         for folder in list(going.waiting):
-            writes.append(pool.submit(FORMATS[going.format], going.dest, *taken(going, folder)))
-            writes.popleft().result()
-        for write in writes:
-            write.result()
+            yield taken(going, folder)
+
+    # A part of lance appends to the part before it.
+    depth = 0 if going.format == "lance" else WRITES_AT_A_TIME - 1
+    with ThreadPoolExecutor(WRITES_AT_A_TIME) as pool:
+        for _ in map_ahead(lambda part: pool.submit(FORMATS[going.format], going.dest, *part), parts(), depth):
+            pass
 
 
 def parts_of(going: Export, latents: Latents, sources: Sources) -> Iterator[tuple[str, int, pa.Table]]:

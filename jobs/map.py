@@ -72,7 +72,7 @@ def page_values(drawn: ImageMap, pictures: dict[str, dict[str, Any]], url: str, 
         url: the output.
         images: the number of images in the output, of which `drawn` may be a sample.
     """
-    places = MARGIN + drawn.places * (np.array([WIDTH, HEIGHT]) - 2 * MARGIN)
+    positions = MARGIN + drawn.positions * (np.array([WIDTH, HEIGHT]) - 2 * MARGIN)
     points = [
         row
         | pictures[row["image_id"]]
@@ -80,17 +80,19 @@ def page_values(drawn: ImageMap, pictures: dict[str, dict[str, Any]], url: str, 
             "x": round(float(x), 1),
             "y": round(HEIGHT - float(y), 1),
             "cluster": int(cluster),
-            "near": " ".join(map(str, near)),
-            "alike": float(alike),
+            "neighbours": " ".join(map(str, neighbours)),
+            "similarity": float(similarity),
         }
-        for row, (x, y), cluster, near, alike in zip(drawn.rows, places, drawn.cluster, drawn.near, drawn.alike, strict=True)
+        for row, (x, y), cluster, neighbours, similarity in zip(
+            drawn.rows, positions, drawn.cluster, drawn.neighbours, drawn.similarity, strict=True
+        )
     ]
     sizes = np.bincount(drawn.cluster, minlength=len(drawn.typical))
     measured = [n for n, row in enumerate(drawn.rows) if row["psnr_db"] is not None]
     return {
         "points": points,
         "clusters": [{"point": n, "size": int(size)} for n, size in zip(drawn.typical, sizes, strict=True)],
-        "outliers": np.argsort(drawn.alike, kind="stable")[:IMAGES_LISTED].tolist() if len(points) > 1 else [],
+        "outliers": np.argsort(drawn.similarity, kind="stable")[:IMAGES_LISTED].tolist() if len(points) > 1 else [],
         "lowest_psnr": sorted(measured, key=lambda n: drawn.rows[n]["psnr_db"])[:IMAGES_LISTED],
         "url": url,
         "images": images,

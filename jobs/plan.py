@@ -87,7 +87,7 @@ def plan_values(job: ResolvedRun, plan: Plan) -> dict[str, Any]:
         "planned": planned,
         "planned_bytes": plan.bytes_todo,
         "estimated_s": round(planned / last["images_per_s"], 1) if last else None,
-        "input_warning": plan.doubt,
+        "input_warning": plan.input_warning,
         "refusal": plan.new_input,
         "workers": None,
         "workers_free": None,

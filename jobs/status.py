@@ -10,7 +10,7 @@ from imagemill.pipeline.output.lease import (
     LIFETIME_SECONDS,
     Holder,
     find_living_holder,
-    newest_fence,
+    newest_fencing_token,
     read_holder,
 )
 from imagemill.pipeline.output.rejects import read_waiting_rejects
@@ -29,7 +29,7 @@ class Status:
     """The state of an output; `content` has the documented keys of `imagemill status --json`, without `lease`."""
 
     content: dict[str, Any]
-    fence: int
+    fencing_token: int
     holder: Holder | None
     """The run that has claimed the output and not released it, dead or alive."""
 
@@ -52,7 +52,7 @@ def show_status(output: Store, as_json: bool = False) -> None:
     is_remote = holder is not None and holder.silent_seconds is None
     if holder and is_remote and not as_json:
         print_text(f"lease: {holder.description} did not release it. Watching for a heartbeat, up to {WATCH_SECONDS:.0f} s")
-    living = find_living_holder(output, status.fence, WATCH_SECONDS, holder)
+    living = find_living_holder(output, status.fencing_token, WATCH_SECONDS, holder)
     if as_json:
         print_json({**status.content, "lease": describe_lease(holder, living)})
     elif living:
@@ -69,8 +69,8 @@ def read_status(output: Store) -> Status:
     ids = list_run_ids(output)[-RUNS_SHOWN:]
     # The lease is read after the names of the runs and before their records: a run that is listed has claimed the lease by
     # then, and a run that ends writes its record before it releases the lease.
-    fence = newest_fence(output)
-    holder = read_holder(output, fence)
+    fencing_token = newest_fencing_token(output)
+    holder = read_holder(output, fencing_token)
     records = {record["run_id"]: record for record in read_run_records(output, ids)}
     # Names do not tell which run began last: clocks differ, and a submitted run may have waited.
     no_record = {"exit_reason": "killed or running" if holder else "killed"}
@@ -85,7 +85,7 @@ def read_status(output: Store) -> Status:
         "rejects_transient": transient.count(True),
         "runs": runs,
     }
-    return Status(content, fence, holder)
+    return Status(content, fencing_token, holder)
 
 
 def describe_lease(holder: Holder | None, living: Holder | None) -> dict[str, Any] | None:

@@ -142,7 +142,7 @@ def learn(
     course = Course(
         config=config,
         run=lease.output,
-        fence=lease.fence,
+        fencing_token=lease.fencing_token,
         inputs=inputs,
         validation=validation,
         left_out=len(left_out),

@@ -1,10 +1,12 @@
-"""The actor: references in, rows out. Threads fetch and decode; batches of one padded size; threads finish (finish.py)."""
+"""The stages of a worker, from references to rows.
+
+Threads fetch and decode, the model runs on batches of one padded size, threads encode and write (row_builder.py).
+"""
 
 import hashlib
 import logging
 import os
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -25,8 +27,10 @@ from imagemill.pipeline.images.errors import DAMAGED_IMAGE, ImageError
 from imagemill.pipeline.images.masks import decode_mask
 from imagemill.pipeline.item import Item, Rejected, unexpected
 from imagemill.pipeline.logs import configure_worker
+from imagemill.pipeline.lookahead import map_ahead
 from imagemill.pipeline.output.stored_checkpoint import load_stored_model
 from imagemill.pipeline.output.style_images import load_style_images
+from imagemill.pipeline.pixel_budget import PixelBudget
 from imagemill.pipeline.row_builder import RowBuilder
 from imagemill.pipeline.schema import LATENT_KEPT, row_schema
 from imagemill.pipeline.sources.image_reader import ImageReader, ReadError
@@ -36,21 +40,18 @@ from imagemill.pipeline.worker_job import WorkerJob
 
 log = logging.getLogger("imagemill.run")
 KEEP_DAMAGED = " Or keep the image as it is with --accept-damaged."
-"""The other way out for the image itself; masks, styles and training images have to be whole."""
-# Decoded pixels that wait for a batch of their size, before the largest group is run as it is.
-HELD_PIXELS = 64_000_000
-MODEL_PIXELS = {"cpu": 2_000_000, "cuda": 64_000_000}
+"""Added to the reason of a damaged input image. Masks, style images and training images must be intact."""
 ROWS_BYTES = 64_000_000
-"""Of latents in rows that wait for the end of their block: more are a part of their own."""
-PIXELS_AT_ONCE = {"cpu": 48_000_000, "cuda": 1_000_000_000}
-"""Of images that are decoded and not yet written, unless it is one alone: what bounds an actor's memory."""
+"""Bytes of latents in rows that wait for the end of their block; more become a table and a part before the block ends."""
 
 
 class BlockProcessor:
-    """What an actor does: `__call__` takes a block of references (schema.REFERENCE) and yields tables of rows.
+    """Turns blocks of references into rows.
 
-    Never raises for one image: whatever goes wrong with it becomes a row with `stage` set. An OUTPUT that takes nothing more
-    is a StorageError.
+    An image that fails never raises an exception: it becomes a row with `stage` set.
+
+    Args:
+        job: the same for all blocks of a run.
     """
 
     def __init__(self, job: WorkerJob) -> None:
@@ -62,120 +63,105 @@ class BlockProcessor:
         if device == "cpu":
             torch.set_num_threads(job.torch_threads)
         elif job.gpus < 1:
-            # Or what torch keeps for one worker is missing to the others on its GPU.
+            # torch keeps freed memory. Without a limit, workers that share the GPU would run out of memory.
             torch.cuda.set_per_process_memory_fraction(job.gpus)
-        self.model_pixels = MODEL_PIXELS[device] if device == "cpu" else int(job.gpus * MODEL_PIXELS[device])
         self.precision = Precision(device, select_dtype(device, job.dtype))
         model = load_stored_model(job.output, job.checkpoint_sha256, device)
         style_images = load_style_images(job.output, job.style_images, job.max_pixels)
         self.model = self.objective.prepare(model, self.params, style_images, device)
-        # Room is that of what comes out, where that is larger than what went in.
-        self.made_of_one = self.model.scale**2
+        self.budget = PixelBudget.of_worker(device, job.gpus, job.threads, self.model.scale)
         self.threads = ThreadPoolExecutor(job.threads, thread_name_prefix="image")
         self.reading = ImageReader(job.source, job.threads)
         self.tally = Tally(job.task, job.lineage["run_id"])
         configure_worker(job.lineage["run_id"])
-        self.finish = RowBuilder(job, self.task, self.tally)
+        self.build_row = RowBuilder(job, self.task, self.tally)
         self.tally.ready(device, job.gpus > 0)
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        """The rows of a block (schema.row_schema) in its order; in several tables where they take much memory."""
+        """Yield the rows of a block (schema.row_schema) in its order.
+
+        There are several tables if the rows take much memory.
+
+        Raises:
+            StorageError: when the output accepts no more files.
+            OutputHeld: when another run holds the output.
+            RunFailed: when too many processes died in this block.
+        """
         references = block.to_pylist()
-        suspects = Suspects(self.job.lineage["run_id"], [r["image_id"] for r in references])
-        finished = self._one_by_one(references, suspects) if suspects.deaths else self._finished(references)
+        suspects = Suspects(self.job.lineage["run_id"], [reference["image_id"] for reference in references])
+        items = self._process_singly(references, suspects) if suspects.deaths else self._process(references)
         rows: dict[str, dict[str, Any]] = {}
-        held = 0
-        for item in finished:
+        latent_bytes = 0
+        for item in items:
             rows[item.reference["image_id"]] = item.row
-            held += sum(len(item.row[name]) for name in LATENT_KEPT if name in item.row)
-            if held > ROWS_BYTES:
-                yield self._table(references, rows)
-                rows, held = {}, 0
+            latent_bytes += sum(len(item.row[name]) for name in LATENT_KEPT if name in item.row)
+            if latent_bytes > ROWS_BYTES:
+                yield self._to_table(references, rows)
+                rows, latent_bytes = {}, 0
         suspects.clear()
-        yield self._table(references, rows)
+        yield self._to_table(references, rows)
 
-    def _table(self, references: list[dict[str, Any]], rows: dict[str, dict[str, Any]]) -> pa.Table:
-        return pa.Table.from_pylist([rows[key] for r in references if (key := r["image_id"]) in rows], self.schema)
+    def _to_table(self, references: list[dict[str, Any]], rows: dict[str, dict[str, Any]]) -> pa.Table:
+        """Return rows, which are stored by image_id, as a table in the order of the references."""
+        ids = (reference["image_id"] for reference in references)
+        return pa.Table.from_pylist([rows[image_id] for image_id in ids if image_id in rows], self.schema)
 
-    def _one_by_one(self, references: list[dict[str, Any]], suspects: "Suspects") -> Iterator[Item]:
-        """After a process died in this block: each image alone, so that the next death says whose it was."""
+    def _process_singly(self, references: list[dict[str, Any]], suspects: Suspects) -> Iterator[Item]:
+        """Process one image at a time, because a process died in this block: the next death then names its image."""
         for reference in references:
             if suspects.accused(reference["image_id"]):
-                message = "its process died twice while it alone was in work (a crash of a decoder, or out of memory)"
-                again = reference["attempts"] + 1 < TRIED_BY_RUNS
-                yield self.finish(Item(reference, error=Rejected("process", "KilledProcess", message, again).row))
+                message = "its process died twice while it processed this image alone (a decoder crashed, or memory ran out)"
+                transient = reference["attempts"] + 1 < TRIED_BY_RUNS
+                reject = Rejected("process", "KilledProcess", message, transient)
+                yield self.build_row(Item(reference, error=reject.row))
                 continue
             suspects.name(reference["image_id"])
-            yield from self._finished([reference])
+            yield from self._process([reference])
 
-    def _finished(self, references: list[dict[str, Any]]) -> Iterator[Item]:
-        """Items with their rows."""
-        writing: deque[Future[Item]] = deque()
-        for batch in self._batches(references):
-            if batch and batch[0].error is None:
-                self._run(batch)
-            writing.extend(self.threads.submit(self.finish, item) for item in batch)
-            # An empty batch asks for room: a large image is to be decoded.
-            while len(writing) > (4 * self.job.threads + self.job.batch_size if batch else 0):
-                yield writing.popleft().result()
-        while writing:
-            yield writing.popleft().result()
+    def _process(self, references: list[dict[str, Any]]) -> Iterator[Item]:
+        """Yield the items of references with their rows."""
+        for group in self.budget.split(self._fetch_ahead(references)):
+            depth = 4 * self.job.threads + self.job.batch_size
+            yield from map_ahead(lambda item: self.threads.submit(self.build_row, item), self._run_model(group), depth)
 
-    def _batches(self, references: list[dict[str, Any]]) -> Iterator[list[Item]]:
-        """Items of one padded size together; rejects alone; an empty one where nothing else may be held any more."""
+    def _fetch_ahead(self, references: list[dict[str, Any]]) -> Iterator[Item]:
+        """Yield items with their encoded images in order, and fetch a few of them ahead."""
+
+        def submit(reference: dict[str, Any]) -> Future[Item]:
+            return self.reading.submit(reference, self._fetch, reference)
+
+        return map_ahead(submit, references, 2 * self.job.threads)
+
+    def _run_model(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Decode items a few ahead of the model, and yield them with their outputs, batch by batch."""
+        decoded = map_ahead(lambda item: self.threads.submit(self._decode, item), items, 2 * self.job.threads)
+        for batch in self._batches(decoded):
+            if batch[0].error is None:
+                self._predict(batch)
+            yield from batch
+
+    def _batches(self, items: Iterable[Item]) -> Iterator[list[Item]]:
+        """Yield decoded items in batches of one padded size, and each failed item alone."""
         waiting: dict[tuple[int, int], list[Item]] = {}
-        held = 0
-        for item in self._decoded(references):
-            if item is None:
-                yield from waiting.values()
-                waiting, held = {}, 0
-                yield []
-                continue
+        waiting_pixels = 0
+        for item in items:
             if item.picture is None or item.error:
                 yield [item]
                 continue
             size = padded_size(item.picture.rgb, self.model.stride)
-            pixels = size[0] * size[1] * self.made_of_one
             waiting.setdefault(size, []).append(item)
-            held += pixels
-            most = self.model_pixels // pixels
-            if len(waiting[size]) >= min(self.job.batch_size, max(1, most)):
-                held -= pixels * len(waiting[size])
+            waiting_pixels += self.budget.pixels_out(size[0] * size[1])
+            if len(waiting[size]) >= min(self.job.batch_size, self.budget.batch_images(size[0] * size[1])):
+                waiting_pixels -= self.budget.pixels_out(size[0] * size[1] * len(waiting[size]))
                 yield waiting.pop(size)
-            while held > HELD_PIXELS:
+            while waiting_pixels > self.budget.waiting:
                 largest = max(waiting, key=lambda s: s[0] * s[1] * len(waiting[s]))
-                held -= largest[0] * largest[1] * self.made_of_one * len(waiting[largest])
+                waiting_pixels -= self.budget.pixels_out(largest[0] * largest[1] * len(waiting[largest]))
                 yield waiting.pop(largest)
         yield from waiting.values()
 
-    def _decoded(self, references: list[dict[str, Any]]) -> Iterator[Item | None]:
-        """Fetched and decoded in order, a few images ahead of the model; None around one that needs all the room."""
-        ahead: deque[Future[Item]] = deque()
-        for item in self._fetched(references):
-            if item.pixels * self.made_of_one > PIXELS_AT_ONCE[self.precision.device] // (2 * self.job.threads):
-                while ahead:
-                    yield ahead.popleft().result()
-                yield None
-                yield self._decode(item)
-                yield None
-                continue
-            ahead.append(self.threads.submit(self._decode, item))
-            if len(ahead) > 2 * self.job.threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-
-    def _fetched(self, references: list[dict[str, Any]]) -> Iterator[Item]:
-        """Encoded images in order, a few ahead."""
-        ahead: deque[Future[Item]] = deque()
-        for reference in references:
-            ahead.append(self.reading.submit(reference, self._read, reference))
-            if len(ahead) > 2 * self.job.threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-
-    def _read(self, reference: dict[str, Any]) -> Item:
+    def _fetch(self, reference: dict[str, Any]) -> Item:
+        """Return an item with its encoded image and mask, or with its error."""
         item = Item(reference)
         try:
             if reference["problem"]:
@@ -190,64 +176,63 @@ class BlockProcessor:
             item.error = e.row
         except ReadError as e:
             item.error = Rejected("fetch", e.error_class, str(e), e.transient).row
-        except Exception as e:  # noqa: BLE001 - whatever it is, it is this image's alone
+        except Exception as e:  # noqa: BLE001 - any error of one image must not fail the others
             item.error = unexpected("fetch", e, isinstance(e, MemoryError)).row
         return item
 
     def _decode(self, item: Item) -> Item:
+        """Decode the image and mask of an item, or set its error."""
         if item.error:
             return item
         try:
             with self.tally.time("decode"):
-                item.picture = decode_image(item.taken(), self.job.max_pixels, self.job.image, self.job.accept_damaged)
-                item.mask = self._mask(item.mask_data) if item.mask_data is not None else None
+                item.picture = decode_image(item.take_data(), self.job.max_pixels, self.job.image, self.job.accept_damaged)
+                item.mask = self._decode_mask(item.mask_data) if item.mask_data is not None else None
         except Rejected as e:
             item.error = e.row
         except ImageError as e:
-            choice = KEEP_DAMAGED if e.error_class == DAMAGED_IMAGE else ""
-            item.error = Rejected("decode", e.error_class, f"{e}{choice}").row
-        except Exception as e:  # noqa: BLE001 - as in _read
+            advice = KEEP_DAMAGED if e.error_class == DAMAGED_IMAGE else ""
+            item.error = Rejected("decode", e.error_class, f"{e}{advice}").row
+        except Exception as e:  # noqa: BLE001 - any error of one image must not fail the others
             item.error = unexpected("decode", e, isinstance(e, MemoryError)).row
         item.mask_data = None
         return item
 
-    def _mask(self, data: bytes) -> np.ndarray:
-        """(H,W) uint8 of a mask file: 255 where the image is missing, else 0."""
+    def _decode_mask(self, data: bytes) -> np.ndarray:
+        """Return a mask file as (H,W) uint8: 255 where the image is missing, else 0."""
         try:
             return decode_mask(data, self.job.max_pixels)
         except ImageError as e:
             raise Rejected("decode", f"Mask{e.error_class}", f"the mask: {e}") from None
 
-    def _run(self, batch: list[Item]) -> None:
-        """Run the model over a batch; if that fails, over its halves, down to the image that fails alone."""
-        error = self._predict(batch)
+    def _predict(self, batch: list[Item]) -> None:
+        """Run the model on a batch; if that fails, on its halves, down to the image that fails alone."""
+        error = self._predict_once(batch)
         if error is None:
             return
         if len(batch) == 1:
             batch[0].error = error
             return
-        # Halves, so that what did not fit into memory together goes on in batches as large as may be. Here no exception is
-        # handled, whose traceback would keep the memory of the whole batch.
-        self._run(batch[: len(batch) // 2])
-        self._run(batch[len(batch) // 2 :])
+        # Halves keep batches as large as memory allows. No exception is being handled here: its traceback would keep the
+        # memory of the whole batch.
+        self._predict(batch[: len(batch) // 2])
+        self._predict(batch[len(batch) // 2 :])
 
-    def _predict(self, batch: list[Item]) -> dict[str, Any] | None:
-        """Give the items of a batch their outputs; where that fails return the row of a reject."""
+    def _predict_once(self, batch: list[Item]) -> dict[str, Any] | None:
+        """Set the outputs of a batch; return the reject columns if the model fails."""
         needs_image = self.job.reconstruct or not self.task.stores_latent
-        samples = [item.sample(needs_image, item.among(self.job.quality)) for item in batch]
+        samples = [item.sample(needs_image, item.is_in_sample(self.job.quality)) for item in batch]
         try:
             with self.tally.time("model"):
                 outputs = self.objective.predict(self.model, samples, self.params, self.precision)
         except SampleError as e:
             return Rejected("model", e.error_class, str(e)).row
-        except Exception as e:  # noqa: BLE001 - as in _read
+        except Exception as e:  # noqa: BLE001 - any error of one image must not fail the others
             if is_lost_device(e):
-                log.critical(
-                    "the GPU can no longer be used: %s. The process ends, so that another takes its place", reason(e)
-                )
+                log.critical("the GPU is no longer usable: %s. This worker ends and a new one replaces it", reason(e))
                 os._exit(1)
-            # torch says RuntimeError for want of memory and for a sick device, neither of which is the image's fault.
+            # torch raises RuntimeError when memory runs out and when the device fails: neither is the image's fault.
             return unexpected("model", e, isinstance(e, MemoryError | RuntimeError)).row
         for item, output in zip(batch, outputs, strict=True):
-            item.row["output"] = output
+            item.output = output
         return None

@@ -71,19 +71,22 @@ class RunConfig(Strict):
 
     OLD_KEYS: ClassVar[dict[str, str]] = {"retry": "retry_failed"}
 
-    task: str
-    input: str | None = None
-    output: str | None = None
+    task: str = Field(description="Run this task: compress, denoise, inpaint, colorize, upscale or stylize.")
+    input: str | None = Field(
+        None,
+        description="Read images from this folder or s3://bucket/prefix, shard or manifest. Required, here or as a flag.",
+    )
+    output: str | None = Field(None, description="Write to this folder or s3://bucket/prefix. Required, here or as a flag.")
     checkpoint: str | None = Field(
         None, description="Use this checkpoint: a bundled name, a folder or a URL. Default: that of the task."
     )
-    params: dict[str, Any] = Field(default_factory=dict, description="parameters of the task")
+    params: dict[str, Any] = Field(default_factory=dict, description="Set parameters of the task.")
     reconstruct: bool = Field(False, description="Also write the decoded images, as PNG.")
     quality: int = Field(
         QUALITY_IMAGES,
         ge=0,
-        description="of about how many images of a run psnr_db and bits_per_pixel of compress are known, chosen by their "
-        "identity; to know them is to decode the latent again, four times the work of making it",
+        description="compress: measure psnr_db and bits_per_pixel of about this many images, chosen by a hash of their "
+        "names. Measuring an image takes four times the work of encoding it.",
     )
     limit: int | None = Field(None, ge=1, description="Process at most N images.")
     retry_failed: bool | str = Field(
@@ -102,16 +105,21 @@ class RunConfig(Strict):
         "reject of the class DamagedImage.",
     )
     max_pixels: int = Field(
-        MAX_PIXELS, ge=1, description="larger sources are rejects; what upscale makes of one has four times as many"
+        MAX_PIXELS,
+        ge=1,
+        description="Reject images with more pixels than this. Outputs of upscale have four times as many pixels.",
     )
     image: ImageConfig = ImageConfig()
-    max_reject_fraction: float = Field(0.5, ge=0, le=1, description="more rejects than this share of a run is exit 3")
-    rows_per_part: int = Field(250, ge=1, description="rows of a Parquet part, the unit of commit")
+    max_reject_fraction: float = Field(
+        0.5, ge=0, le=1, description="End with exit code 3 if more than this share of the images are rejects."
+    )
+    rows_per_part: int = Field(250, ge=1, description="Commit after this many rows: the rows of one Parquet part.")
     compression_level: int = Field(
         9,
         ge=1,
         le=22,
-        description="zstd level of the Parquet parts; 3 is fast and a tenth larger, 19 slow and a tenth smaller",
+        description="Compress Parquet parts with this zstd level. 3 is fast and gives a tenth more bytes, 19 is slow and "
+        "gives a tenth fewer.",
     )
     pool: PoolConfig = PoolConfig()
     source: SourceConfig = SourceConfig()

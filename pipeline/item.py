@@ -1,11 +1,11 @@
-"""One image on its way through an actor."""
+"""One image on its way through a worker."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from imagemill.models.tasks.task import Sample
+from imagemill.models.tasks.task import Output, Sample
 from imagemill.models.type_checks import require_value
 from imagemill.pipeline.images.decode import DecodedImage
 from imagemill.pipeline.store_failures import class_of, reason
@@ -13,41 +13,57 @@ from imagemill.pipeline.store_failures import class_of, reason
 
 @dataclass
 class Item:
-    """One image on its way."""
+    """One image with what the stages have made of it so far; each stage drops what the next ones do not need."""
 
     reference: dict[str, Any]
+    """A row of the plan (schema.REFERENCE)."""
     data: bytes = b""
     """The encoded image, until it is decoded."""
     mask_data: bytes | None = None
+    """The encoded mask, until it is decoded."""
     pixels: int = 0
-    """By its header."""
+    """Width × height according to the header of the file."""
     picture: DecodedImage | None = None
+    """The decoded image, until its output is encoded."""
     mask: np.ndarray | None = None
+    """(H,W) uint8: 255 where the image is missing, else 0."""
     content_sha256: str = ""
+    output: Output | None = None
+    """What the model made of the image, until it is encoded."""
     error: dict[str, Any] | None = None
+    """The reject columns of an image that failed."""
     row: dict[str, Any] = field(default_factory=dict)
+    """The finished row (schema.row_schema)."""
 
     @property
     def decoded(self) -> DecodedImage:
-        """The picture of an image that was decoded, until its output is made."""
+        """The decoded image; only valid between decoding and encoding."""
         return require_value(self.picture, "the decoded picture")
 
-    def taken(self) -> bytes:
-        """The encoded image, which the item then holds no more."""
+    def take_data(self) -> bytes:
+        """Return the encoded image and release it from the item."""
         data, self.data = self.data, b""
         return data
 
-    def among(self, share: float) -> bool:
-        """Whether it is of this share of all images; which are is decided by their identities."""
+    def is_in_sample(self, share: float) -> bool:
+        """Return whether the image belongs to the given share of all images, chosen by its identity."""
         return int(self.reference["image_id"][-8:], 16) < share * 2**32
 
     def sample(self, needs_image: bool, needs_quality: bool) -> Sample:
+        """Return the model input of the image; its random seed derives from its identity."""
         seed = int(self.reference["image_id"][:16], 16)
         return Sample(self.decoded.rgb, self.decoded.alpha, self.mask, seed, needs_image, needs_quality)
 
 
 class Rejected(Exception):
-    """An image that ends as a reject, with the stage where it did."""
+    """An image that ends as a reject, with the stage at which it failed.
+
+    Args:
+        stage: `list`, `fetch`, `decode`, `model`, `encode`, `write` or `process`.
+        error_class: class of the reject, such as `TooManyPixels`.
+        message: the reason in one line.
+        transient: whether the next run tries the image again without being asked to.
+    """
 
     def __init__(self, stage: str, error_class: str, message: str, transient: bool = False) -> None:
         super().__init__(message)
@@ -55,5 +71,5 @@ class Rejected(Exception):
 
 
 def unexpected(stage: str, error: Exception, transient: bool) -> Rejected:
-    """Return the reject of an image at which something failed that its stage does not name."""
+    """Return the reject of an image that failed with an error that its stage does not name."""
     return Rejected(stage, class_of(error), reason(error), transient)

@@ -46,7 +46,7 @@ class Plan:
     """The image_id of those with several rows of their version, which a run that was killed left."""
     strange: bool
     """Whether there are rows or rejects, and none of them is of an image that was found."""
-    fence: int
+    fencing_token: int
     """The highest of the runs that made rows of what it found, or were to do some of it again."""
     rows: int
     """Rows that were there, of all images."""
@@ -56,7 +56,7 @@ class Plan:
     """The name of one of them."""
     absent: pa.Table | None = None
     """Rejects of images that were not found (image_id, fence, run_id); None where a shard could not be looked into."""
-    doubt: str | None = None
+    input_warning: str | None = None
     """Why INPUT may be the wrong place."""
     new_input: str | None = None
     """Why a run refuses INPUT, unless it is told that it may be new."""
@@ -103,7 +103,7 @@ def make_plan(
             retried_class,
             output.url,
         )
-    done = newest.is_same_version & (newest.fence >= 0)
+    done = newest.is_same_version & (newest.fencing_token >= 0)
     waiting = history.waits & ~done
     kept = np.flatnonzero(~done & (is_retried if retry_failed else ~waiting))[:limit]
     todo = inputs.take(kept)
@@ -113,7 +113,7 @@ def make_plan(
     redone = todo.select(["image_id"]).filter(todo["known"])
     doubled = inputs.select(["image_id"]).filter(pa.array(newest.row_counts > 1))
     waiting_rejects = 0 if retry_failed else int(waiting.sum())
-    parts, fence = {*results, *rejects}, int(newest.max_fence.max(initial=0))
+    parts, fencing_token = {*results, *rejects}, int(newest.max_fencing_token.max(initial=0))
     unread = pc.any(pc.starts_with(inputs["problem"], UNREADABLE_SHARD)).as_py()
     absent = None if unread else history.absent
     strange = bool(parts) and not newest.has_row.any() and not attempts.any()
@@ -130,7 +130,7 @@ def make_plan(
         parts,
         doubled,
         strange,
-        fence,
+        fencing_token,
         newest.total_rows,
         places,
         inputs["rel_path"][int(moved[0])].as_py() if len(moved) else None,

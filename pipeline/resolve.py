@@ -151,13 +151,13 @@ def plan_of(job: ResolvedRun, store_indexes: bool = False) -> Plan:
             accept_damaged=config.accept_damaged,
             limit=config.limit,
         )
-        plan.doubt, plan.new_input = doubt_of(job, plan), new_input_of(job, plan)
-        if plan.doubt:
-            log.warning("%s", plan.doubt)
+        plan.input_warning, plan.new_input = find_input_warning(job, plan), find_new_input(job, plan)
+        if plan.input_warning:
+            log.warning("%s", plan.input_warning)
     return plan
 
 
-def doubt_of(job: ResolvedRun, plan: Plan) -> str | None:
+def find_input_warning(job: ResolvedRun, plan: Plan) -> str | None:
     """Why INPUT, or OUTPUT, may be the wrong place: it has no image, or none of those that OUTPUT knows.
 
     Images of a place that was an INPUT before come and go, but not all of them.
@@ -174,7 +174,7 @@ def doubt_of(job: ResolvedRun, plan: Plan) -> str | None:
     return f"{said}{filled}: is it the right place, and all there?"
 
 
-def new_input_of(job: ResolvedRun, plan: Plan) -> str | None:
+def find_new_input(job: ResolvedRun, plan: Plan) -> str | None:
     """Why a run must not do this plan: it would replace the outputs of images of the same names from another place.
 
     None where the config allows it, and where the last run that was allowed to was one over this INPUT.
@@ -182,7 +182,7 @@ def new_input_of(job: ResolvedRun, plan: Plan) -> str | None:
     if not plan.moved or job.config.allow_new_input:
         return None
     records = read_run_records(job.output, list_run_ids(job.output))
-    allowed = max((record for record in records if "moved_from" in record), key=fence_of, default=None)
+    allowed = max((record for record in records if "moved_from" in record), key=fencing_token_of, default=None)
     if allowed and is_same_place(allowed["input"], job.source.url):
         return None
     [(place, _)] = plan.moved.most_common(1)
@@ -197,5 +197,5 @@ def new_input_of(job: ResolvedRun, plan: Plan) -> str | None:
     )
 
 
-def fence_of(record: dict[str, Any]) -> int:
+def fencing_token_of(record: dict[str, Any]) -> int:
     return int(record["fence"])

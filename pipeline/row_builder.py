@@ -1,4 +1,4 @@
-"""The end of an image in an actor: its output is encoded and put, and its row made."""
+"""The last stage of an image in a worker: encode its output, write the file, build the row."""
 
 import hashlib
 import logging
@@ -24,30 +24,41 @@ from imagemill.pipeline.output.output_names import decoded_name, fallback_name, 
 from imagemill.pipeline.schema import latent_bytes, pack_latent
 from imagemill.pipeline.sources.folder import is_image_name
 from imagemill.pipeline.sources.web import redact_secrets
-from imagemill.pipeline.store_failures import reason, takes_nothing
+from imagemill.pipeline.store_failures import is_unwritable, reason
 from imagemill.pipeline.worker_job import WorkerJob
 
 log = logging.getLogger("imagemill.finish")
-HOLDER_SECONDS = 10.0
-"""How old it may be, when an image is put, that OUTPUT was seen to be this run's."""
+CLAIM_CHECK_SECONDS = 10.0
+"""A worker that writes images checks at least this often that its run still holds the output."""
 NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 
 
 class RowBuilder:
-    """`finish(item)`: the item with its row, whatever happened to it. Called by several threads."""
+    """Builds the row of each item, failed or not. Several threads call it.
+
+    Args:
+        job: the same for all images of a run.
+        task: the task of the run.
+        tally: counts the images and the seconds of each stage.
+    """
 
     def __init__(self, job: WorkerJob, task: Task, tally: Tally) -> None:
         self.job, self.task, self.tally = job, task, tally
-        self._looked: tuple[float, ...] | None = None
+        self._claim_checked: tuple[float, ...] | None = None
 
     def __call__(self, item: Item) -> Item:
-        """Raises: StorageError when OUTPUT takes nothing more; OutputHeld when it is another run's."""
-        now = datetime.now(UTC)
-        base = {k: item.reference[k] for k in ("image_id", "version", "source_uri", "rel_path", "source_etag")}
-        base |= {**self.job.lineage, "encoded_at": now}
+        """Encode and write the output of an item, and set its row.
+
+        Raises:
+            StorageError: when the output accepts no more files.
+            OutputHeld: when another run holds the output.
+        """
+        base = {name: item.reference[name] for name in ("image_id", "version", "source_uri", "rel_path", "source_etag")}
+        base |= {**self.job.lineage, "encoded_at": datetime.now(UTC)}
         try:
             if item.error is None:
-                item.row = base | self._result(item, item.row.pop("output"))
+                output, item.output = require_value(item.output, "the output of the model"), None
+                item.row = base | self._write_output(item, output)
                 self.tally.add(ok=1)
                 return item
         except Rejected as e:
@@ -56,20 +67,20 @@ class RowBuilder:
             item.error = Rejected("encode", e.error_class, str(e)).row
         except (OutputHeld, StorageError):
             raise
-        except Exception as e:  # noqa: BLE001 - whatever it is, it is this image's alone
+        except Exception as e:  # noqa: BLE001 - any error of one image must not fail the others
             item.error = unexpected("encode", e, isinstance(e, MemoryError)).row
         finally:
             item.picture = None
         error: dict[str, Any] = item.error or {}
         item.row = base | error | {"attempts": item.reference["attempts"] + 1}
         self.tally.add(rejected=1, **{f"rejected:{error['stage']}:{error['error_class']}": 1})
-        told = {"image_id": base["image_id"], **error, "error": redact_secrets(error["error"])}
-        log.warning("%s: %s", redact_secrets(base["source_uri"]), told["error"], extra=told)
+        fields = {"image_id": base["image_id"], **error, "error": redact_secrets(error["error"])}
+        log.warning("%s: %s", redact_secrets(base["source_uri"]), fields["error"], extra=fields)
         return item
 
-    def _result(self, item: Item, output: Output) -> dict[str, Any]:
-        """The columns of a row, and the image put where they say. Takes the pixels from item and output."""
-        # Nobody needs the source's pixels any more, and encoding needs room.
+    def _write_output(self, item: Item, output: Output) -> dict[str, Any]:
+        """Write the image of an output and return the columns of its row. Releases the pixels of item and output."""
+        # The source's pixels are no longer needed, and encoding needs memory.
         picture, item.picture = replace(item.decoded, rgb=NO_PIXELS), None
         row: dict[str, Any] = {
             "content_sha256": item.content_sha256,
@@ -88,19 +99,15 @@ class RowBuilder:
             if output.latent is not None:
                 row |= pack_latent(output.latent, output.payload)
                 output.latent = None
-                if "latent" not in row or item.among(self.job.quality):
+                if "latent" not in row or item.is_in_sample(self.job.quality):
                     size = latent_bytes(row, self.job.compression_level)
                     row["bits_per_pixel"] = size * 8 / (picture.orig_width * picture.orig_height)
             if output.image is None:
                 return row
-            data, name = self._encoded(item, output, picture)
-        # The first clock stands still while a laptop sleeps, the second may be set.
-        looked = time.monotonic(), time.time()
-        if not self._looked or any(abs(b - a) > HOLDER_SECONDS for a, b in zip(self._looked, looked, strict=True)):
-            check_newest(self.job.output, self.job.lineage["fence"])
-            self._looked = looked
+            data, name = self._encode(item, output, picture)
+        self._check_claim()
         with self.tally.time("put"):
-            path = self._put(item, name, data)
+            path = self._write_file(item, name, data)
         self.tally.add(bytes_out=len(data))
         return row | {
             "output_uri": path,
@@ -108,30 +115,43 @@ class RowBuilder:
             "output_bytes": len(data),
         }
 
-    def _put(self, item: Item, name: str, data: bytes) -> str:
-        """Write an output, under another name where OUTPUT cannot hold its own; return its path below OUTPUT."""
+    def _check_claim(self) -> None:
+        """Check that the run still holds the output, unless that was checked a moment ago. Raises OutputHeld if not."""
+        # The monotonic clock stops while a laptop sleeps, and the wall clock may be set, so both must be recent.
+        now = time.monotonic(), time.time()
+        checked = self._claim_checked
+        if not checked or any(abs(b - a) > CLAIM_CHECK_SECONDS for a, b in zip(checked, now, strict=True)):
+            check_newest(self.job.output, self.job.lineage["fence"])
+            self._claim_checked = now
+
+    def _write_file(self, item: Item, name: str, data: bytes) -> str:
+        """Write an output file, under another name if the output cannot hold `name`; return its path in the output."""
         other = fallback_name(item.reference["rel_path"], name)
         path = f"images/{other if item.reference.get(CLASHES) else name}"
         try:
             try:
-                self._replace(item, path, data)
+                self._replace_own(item, path, data)
             except OSError as e:
                 if not is_name_refused(e):
                     raise
                 path = f"images/{other}"
-                self._replace(item, path, data)
+                self._replace_own(item, path, data)
         except Rejected:
             raise
-        except Exception as e:  # noqa: BLE001 - as in __call__
-            if takes_nothing(e):
+        except Exception as e:  # noqa: BLE001 - any error of one image must not fail the others
+            if is_unwritable(e):
                 raise StorageError(f"{self.job.output.uri(path)}: {reason(e)}") from None
             raise unexpected("write", e, transient=True) from None
         return path
 
-    def _replace(self, item: Item, path: str, data: bytes) -> None:
-        """Write the output of an image. Raises: Rejected for a file without a row that no run wrote; as `Store.write`.
+    def _replace_own(self, item: Item, path: str, data: bytes) -> None:
+        """Write an output file, but do not replace a file that no run wrote.
 
-        A run that was cut off, or an earlier try of this block, may have left a file of which no row says anything.
+        An interrupted run, or an earlier try of this block, may have left a file that no row names. Such a file is newer
+        than the run's first mark (ownership.oldest_unaccounted_file) or has the same bytes.
+
+        Raises:
+            Rejected: when a file that no run wrote has this name.
         """
         output = self.job.output
         if not item.reference["known"]:
@@ -143,8 +163,8 @@ class RowBuilder:
                 raise Rejected("write", "FileExists", message)
         output.write(path, data)
 
-    def _encoded(self, item: Item, output: Output, picture: DecodedImage) -> tuple[bytes, str]:
-        """The output's file and its name below images/."""
+    def _encode(self, item: Item, output: Output, picture: DecodedImage) -> tuple[bytes, str]:
+        """Return the encoded output image and its path below images/."""
         rgb, output.image = require_value(output.image, "the output's image"), None
         name = item.reference["rel_path"]
         if self.task.stores_latent:
@@ -153,12 +173,12 @@ class RowBuilder:
         image_format = choose_output_format(picture.format, self.task.needs_lossless, self.job.image.format, has_alpha)
         picture.is_gray = picture.is_gray and not output.has_colours
         picture.alpha = None if output.drops_alpha else match_alpha(picture.alpha, rgb)
-        own = "JPEG" if picture.format == "MPO" else picture.format
-        # A member of a shard may be called by a number alone.
-        changed = image_format != own or not is_image_name(name)
+        source_format = "JPEG" if picture.format == "MPO" else picture.format
+        # The name of a shard member may be only a number.
+        needs_suffix = image_format != source_format or not is_image_name(name)
         check_output_size(rgb.shape[1::-1], image_format)
         image = to_pillow(rgb, picture, image_format)
-        # Pillow has a copy of its own now.
+        # Pillow has its own copy now.
         del rgb
         data = encode_output(image, picture, image_format, self.job.image.quality)
-        return data, output_name(name, f".{image_format.lower()}" if changed else None)
+        return data, output_name(name, f".{image_format.lower()}" if needs_suffix else None)

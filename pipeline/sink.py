@@ -21,12 +21,12 @@ class Sink:
 
     def __init__(self, job: WorkerJob, task: Task, tally: Tally) -> None:
         self.tally = tally
-        self.output, self.level, self.fence = job.output, job.compression_level, job.lineage["fence"]
+        self.output, self.level, self.fencing_token = job.output, job.compression_level, job.lineage["fence"]
         self.schemas = {"results": result_schema(task.columns, task.stores_latent), "rejects": reject_schema()}
 
     def __call__(self, rows: pa.Table) -> None:
         """Raises: OutputHeld when another run has the OUTPUT now; StorageError."""
-        if check_newest(self.output, self.fence) < self.fence:
+        if check_newest(self.output, self.fencing_token) < self.fencing_token:
             where = f"the node {gethostname()} does not see it"
             raise StorageError(f"{self.output.url}: {where}: a cluster writes to s3:// or to a disk that all nodes mount")
         rejected = pc.is_valid(rows["stage"])

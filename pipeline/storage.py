@@ -31,14 +31,14 @@ FOLDERS_AT_ONCE = 16
 
 
 class StorageConfig(BaseModel):
-    """Where S3 is. Keys and secrets never stand here: they come from the environment or a profile."""
+    """How to reach S3. Keys and secrets are not allowed here: they come from the environment or a profile."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    endpoint_url: str | None = Field(None, description="S3 endpoint; AWS_ENDPOINT_URL when absent")
-    profile: str | None = Field(None, description="AWS profile; AWS_PROFILE when absent")
-    region: str | None = None
-    anonymous: bool = Field(False, description="read a public bucket without credentials")
+    endpoint_url: str | None = Field(None, description="Use this S3 endpoint. Default: AWS_ENDPOINT_URL.")
+    profile: str | None = Field(None, description="Use this AWS profile. Default: AWS_PROFILE.")
+    region: str | None = Field(None, description="Use this AWS region. Default: AWS_DEFAULT_REGION.")
+    anonymous: bool = Field(False, description="Read a public bucket without credentials.")
 
     def options(self) -> dict[str, Any]:
         """Arguments of s3fs.S3FileSystem."""

@@ -73,7 +73,7 @@ def is_damage(error: BaseException) -> bool:
     return isinstance(error, pa.ArrowException | UnicodeError) or (type(error) is OSError and error.errno is None)
 
 
-def takes_nothing(error: BaseException) -> bool:
+def is_unwritable(error: BaseException) -> bool:
     """Whether what failed a write will fail the next ones too: a full or read-only disk, a right that was taken away."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
     return full or isinstance(error, PermissionError) or refusal(error)[0] == 507

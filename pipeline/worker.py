@@ -1,6 +1,6 @@
-"""The actor as Ray Data ships it: what was predicted of a block is committed where it was made.
+"""A worker processes blocks of references and commits their rows.
 
-The driver unpacks this file and the job's, so neither imports torch.
+The engine's driver imports this file and worker_job.py when it sends them to its workers, so neither imports torch.
 """
 
 import threading
@@ -11,28 +11,33 @@ import pyarrow as pa
 from imagemill.pipeline.worker_job import WorkerJob
 
 BLOCKS_AT_ONCE = 2
-"""While a block is committed the model goes on with the next."""
+"""Blocks that a worker works on: while it commits one, the model processes the next."""
 
 
 class Worker:
-    """A BlockProcessor and a Sink, once it is made."""
+    """A BlockProcessor and a Sink; loading the model takes seconds.
+
+    Args:
+        job: the same for all blocks of a run.
+    """
 
     def __init__(self, job: WorkerJob) -> None:
         from imagemill.pipeline.block_processor import BlockProcessor
         from imagemill.pipeline.sink import Sink
 
-        self.predict = BlockProcessor(job)
-        self.sink = Sink(job, self.predict.task, self.predict.tally)
-        self.model_is_free = threading.Lock()
+        self.process = BlockProcessor(job)
+        self.sink = Sink(job, self.process.task, self.process.tally)
+        self.model_lock = threading.Lock()
 
     def __call__(self, block: pa.Table) -> dict[str, list[Any]]:
-        """Rows stay here; that Ray has this block's answer says that they are committed."""
-        rows = None
-        with self.model_is_free:
-            for more in self.predict(block):
-                if rows is not None:
-                    self.sink(rows)
-                rows = more
-        if rows is not None:
-            self.sink(rows)
+        """Process and commit a block; return the number of its images, not the rows, to keep them off the network."""
+        uncommitted = None
+        with self.model_lock:
+            for rows in self.process(block):
+                if uncommitted is not None:
+                    self.sink(uncommitted)
+                uncommitted = rows
+        # The last table is committed without the lock, so that the model can start on the next block.
+        if uncommitted is not None:
+            self.sink(uncommitted)
         return {"rows": [len(block)]}

@@ -1,4 +1,4 @@
-"""What every actor of a run is told."""
+"""What an engine tells each worker of a run."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,31 +10,39 @@ from imagemill.pipeline.storage import Store
 
 @dataclass(frozen=True)
 class WorkerJob:
-    """All that an actor needs to know; the same for each image of a run."""
+    """Everything that a worker needs to know, next to its blocks; the same for all workers of a run."""
 
     task: str
     params: dict[str, Any]
+    """Parameters of the task."""
     checkpoint_sha256: str
+    """Digest of the checkpoint; the driver stored a copy of it in the output."""
     style_images: list[str]
-    """Digests of the images that the run works from beside its input; `store_style_images` put them into OUTPUT."""
+    """Digests of the style images; the driver stored copies of them in the output."""
     source: Input
     output: Store
     max_pixels: int
     image: ImageConfig
     reconstruct: bool
+    """Whether to write decoded images for a task whose output is a latent."""
     quality: float
-    """The share of images whose figures of quality are computed."""
+    """Share of images, 0 to 1, whose quality is measured."""
     compression_level: int
+    """zstd level of the Parquet parts."""
     lineage: dict[str, Any]
+    """The columns of schema.LINEAGE that are the same for all rows of a run."""
     batch_size: int
+    """Images of a model batch, at most."""
     threads: int
     """Threads that fetch and decode."""
     gpus: float
-    """The share of a GPU that Ray gives an actor, or 0. Ray hides no GPU from an actor without one, so torch cannot tell."""
+    """Share of a GPU that the engine gives the worker, or 0. torch cannot tell, because Ray does not hide other GPUs."""
     torch_threads: int
-    """Threads of torch where the model runs on the CPU."""
+    """Threads of torch if the model runs on the CPU."""
     dtype: str | None
+    """float32, bfloat16 or float16; None chooses by the hardware."""
     accept_damaged: bool = False
-    """Whether a picture that is damaged in part becomes a row rather than a reject."""
+    """Whether a partly damaged image becomes a row instead of a reject."""
     oldest_unaccounted_file: str | None = None
-    """Path in OUTPUT (`ownership.oldest_unaccounted_file`): an older output file of an image without a row is the user's."""
+    """Path of a file in the output (ownership.oldest_unaccounted_file). If an image without a row has an output file that is
+    older, no run wrote that file."""

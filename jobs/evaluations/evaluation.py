@@ -28,18 +28,26 @@ from imagemill.pipeline.storage import StorageConfig, Store
 class EvaluateConfig(Strict):
     """What `imagemill evaluate` does."""
 
-    task: str
-    input: str | None = Field(None, description="folder or bucket of clean images")
-    set: str | None = Field(None, description="what tables and cards call these images; the input's last folder when absent")
-    output: str | None = Field(None, description="where evaluation.json and evaluation.png go; only shown when absent")
-    checkpoint: str | None = Field(None, description="bundled name, folder or URL; the task's default when absent")
-    against: list[str] = Field(default_factory=list, description="other coders of digits, measured beside the checkpoint")
-    fit: str | None = Field(None, description="training images of a coder of digits: what PCA is fitted on")
+    task: str = Field(description="Evaluate this task.")
+    input: str | None = Field(None, description="Evaluate on the clean images of this folder or bucket.")
+    set: str | None = Field(
+        None, description="Call the images by this name in tables and cards. Default: the last folder of the input."
+    )
+    output: str | None = Field(
+        None, description="Write evaluation.json and evaluation.png to this folder. Default: only print the table."
+    )
+    checkpoint: str | None = Field(
+        None, description="Evaluate this checkpoint: a bundled name, a folder or a URL. Default: that of the task."
+    )
+    against: list[str] = Field(default_factory=list, description="Digits: also measure these other coders.")
+    fit: str | None = Field(None, description="Digits: fit PCA on these training images.")
     at: list[float] = Field(
         default_factory=list,
-        description="noise levels (denoise), quantiser steps (compress) or weights of the content, alpha (stylize)",
+        description="Measure at these noise levels (denoise), quantiser steps (compress) or weights alpha (stylize).",
     )
-    params: dict[str, Any] = Field(default_factory=dict, description="parameters of the task, in every measurement")
+    params: dict[str, Any] = Field(
+        default_factory=dict, description="Set these parameters of the task in every measurement."
+    )
     storage: StorageConfig = StorageConfig()
 
     @property

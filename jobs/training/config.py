@@ -15,32 +15,44 @@ from imagemill.pipeline.storage import StorageConfig
 class TrainConfig(Strict):
     """What `imagemill train` does."""
 
-    name: str = Field(description="name of the checkpoint", pattern=r"^[a-z0-9][a-z0-9_.-]*$")
-    task: str
-    architecture: str
-    parameters: dict[str, Any] = Field(default_factory=dict, description="arguments of the architecture")
-    input: list[str] = Field(default_factory=list, description="folders, buckets, shards or manifests of clean images")
-    output: str | None = None
-    init: str | None = Field(None, description="checkpoint whose weights it starts from: bundled name, folder or URL")
-    epochs: int = Field(ge=1)
-    crop: int = Field(ge=8, description="side of a training crop in pixels")
-    crops_per_image: int = Field(8, ge=1)
-    augment: Literal["turn", "flip", "none"] = Field(
-        "turn", description="crops are flipped and turned by quarters, flipped left to right, or left as they are"
+    name: str = Field(description="Name the checkpoint.", pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    task: str = Field(description="Train a network for this task.")
+    architecture: str = Field(description="Train this architecture (imagemill models lists them).")
+    parameters: dict[str, Any] = Field(default_factory=dict, description="Set arguments of the architecture.")
+    input: list[str] = Field(
+        default_factory=list, description="Train on these folders, buckets, shards or manifests of clean images."
     )
-    validation_share: float = Field(0.02, gt=0, lt=1)
-    max_broken_fraction: float = Field(0.1, ge=0, le=1, description="more unreadable images than this share is exit 3")
-    batch_size: int = Field(16, ge=1, description="crops for each worker and step")
-    learning_rate: float = Field(1e-3, gt=0)
-    warmup_steps: int = Field(200, ge=0)
-    weight_decay: float = Field(1e-4, ge=0)
-    clip_norm: float = Field(1.0, gt=0)
-    ema_decay: float = Field(0.999, ge=0, lt=1)
-    workers: int = Field(2, ge=1)
-    seed: int = Field(0, ge=0, lt=2**32)
+    output: str | None = Field(
+        None, description="Write the checkpoint and the training state to this folder or s3://bucket/prefix."
+    )
+    init: str | None = Field(
+        None, description="Start from the weights of this checkpoint: a bundled name, a folder or a URL."
+    )
+    epochs: int = Field(ge=1, description="Train for this many passes over the images.")
+    crop: int = Field(ge=8, description="Train on square crops of this side, in pixels.")
+    crops_per_image: int = Field(8, ge=1, description="Cut this many crops from each image in an epoch.")
+    augment: Literal["turn", "flip", "none"] = Field(
+        "turn",
+        description="Flip crops and turn them by quarters (turn), flip them left to right (flip), or leave them (none).",
+    )
+    validation_share: float = Field(0.02, gt=0, lt=1, description="Keep this share of the images for validation.")
+    max_broken_fraction: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Stop with exit code 3 before training if more than this share of the images is unreadable.",
+    )
+    batch_size: int = Field(16, ge=1, description="Train on this many crops per worker and step.")
+    learning_rate: float = Field(1e-3, gt=0, description="Set the highest learning rate.")
+    warmup_steps: int = Field(200, ge=0, description="Raise the learning rate linearly over this many steps.")
+    weight_decay: float = Field(1e-4, ge=0, description="Set the weight decay of AdamW.")
+    clip_norm: float = Field(1.0, gt=0, description="Clip gradients to this norm.")
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="Average the weights exponentially with this decay.")
+    workers: int = Field(2, ge=1, description="Train with this many workers.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed the random numbers.")
     source: SourceConfig = SourceConfig()
     storage: StorageConfig = StorageConfig()
-    address: str | None = None
+    address: str | None = Field(None, description="Train on the Ray cluster at this address. Default: on this machine.")
 
     @field_validator("name")
     @classmethod

@@ -164,14 +164,14 @@ def newest_history(run: Store) -> list[Line]:
     return []
 
 
-def keep(state: State, run: Store, fence: int) -> None:
+def keep(state: State, run: Store, fencing_token: int) -> None:
     """Write a state, and delete those that nobody needs any more.
 
     The best of the epochs before stays too: should this state turn out to be damaged, it is the best one again.
 
     Args: fence: of the training that holds `run`. Raises: OutputHeld when another one took it; StorageError.
     """
-    check_newest(run, fence)
+    check_newest(run, fencing_token)
     data = state.to_bytes()
     content = {"sha256": hashlib.sha256(data).hexdigest(), "history": state.history}
     run.write(path_of(state.epoch, "safetensors"), data, durable=True)

@@ -42,7 +42,7 @@ class Course:
     config: TrainConfig
     run: Store
     """OUTPUT/runs/NAME-HASH."""
-    fence: int
+    fencing_token: int
     """Of the lease on it."""
     inputs: list[Input]
     validation: pa.Table
@@ -225,7 +225,7 @@ def train_worker(arguments: dict[str, Course]) -> Diverged | None:
             return Diverged(state.epoch + 1, 0, "the validation's figures are not finite")
         state.history.append({**line, "seconds": time.monotonic() - began, "time": time.time()})
         if learner.rank == 0:
-            keep(state, learner.course.run, learner.course.fence)
+            keep(state, learner.course.run, learner.course.fencing_token)
             write_metrics(learner.course.run, state.history)
         ray.train.report(line)
     return None

@@ -16,7 +16,7 @@ from imagemill.pipeline.storage import Store
 class NewestRows:
     """For each image of a list, what the newest of its rows says; all arrays have one value an image."""
 
-    fence: np.ndarray
+    fencing_token: np.ndarray
     """Of the run that made the row; -1 without one."""
     is_same_version: np.ndarray
     """Whether the row's version is the one asked for."""
@@ -24,7 +24,7 @@ class NewestRows:
     """Whether there is any row, be it one that counts no more."""
     row_counts: np.ndarray
     """How many rows there are of the version asked for: more than one where a run was killed before its account."""
-    max_fence: np.ndarray
+    max_fencing_token: np.ndarray
     """The highest fence of a run that made a row of it, or was to do it again; -1 without one."""
     moved_from: np.ndarray
     """The place that the row's source was in (`places`), where that is another than now; -1 where it is the same."""
@@ -59,26 +59,26 @@ def read_newest_rows(output: Store, parts: Sequence[str], inputs: pa.Table) -> N
     uris, names = (inputs[name].cast(pa.large_string()).combine_chunks() for name in ("source_uri", "rel_path"))
     same, there, files = (np.zeros(len(ids), bool) for _ in range(3))
     marked = read_superseded(output, ids)
-    fences, unmoved = np.full(len(ids), -1, np.int64), np.full(len(ids), -1, np.int32)
-    newest = NewestRows(fences, same, there, np.zeros(len(ids), np.uint8), marked, unmoved, {})
+    fencing_tokens, unmoved = np.full(len(ids), -1, np.int64), np.full(len(ids), -1, np.int32)
+    newest = NewestRows(fencing_tokens, same, there, np.zeros(len(ids), np.uint8), marked, unmoved, {})
     for chunk in scan_parts(output, parts, [*KEYS, "fence", "output_bytes", "source_uri"]):
         newest.total_rows += len(chunk)
         table, place = match_images(chunk, ids)
-        fence = table["fence"].fill_null(0).to_numpy()
+        fencing_token = table["fence"].fill_null(0).to_numpy()
         same = pc.equal(table["version"], versions.take(pa.array(place))).to_numpy()
-        order = np.argsort(fence, kind="stable")
-        order = order[fence[order] >= newest.fence[place[order]]]
+        order = np.argsort(fencing_token, kind="stable")
+        order = order[fencing_token[order] >= newest.fencing_token[place[order]]]
         # Of several rows of one image the last that is assigned stays: that of the highest fence.
         newest.has_row[place] = True
         np.add.at(newest.row_counts, place[same], 1)
-        newest.fence[place[order]], newest.is_same_version[place[order]] = fence[order], same[order]
+        newest.fencing_token[place[order]], newest.is_same_version[place[order]] = fencing_token[order], same[order]
         taken = pa.array(place)
         before = find_moved(table["source_uri"], uris.take(taken), names.take(taken))
         newest.moved_from[place[order]] = number_places(before, newest.places)[order]
         files[place[order]] = pc.is_valid(table["output_bytes"]).to_numpy()[order]
-    robbed = files & (marked > newest.fence)
-    np.maximum(marked, newest.fence, out=newest.max_fence)
-    newest.fence[robbed], newest.is_same_version[robbed] = -1, False
+    robbed = files & (marked > newest.fencing_token)
+    np.maximum(marked, newest.fencing_token, out=newest.max_fencing_token)
+    newest.fencing_token[robbed], newest.is_same_version[robbed] = -1, False
     return newest
 
 

@@ -1,7 +1,6 @@
 """Latents as the numbers that they stand for: float32, streamed from a snapshot in batches of one shape."""
 
 import zlib
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import pyarrow as pa
 
 from imagemill.models.card import CheckpointError
 from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.lookahead import map_ahead
 from imagemill.pipeline.output.latent_symbols import decode_symbols, iterate_latent_rows
 from imagemill.pipeline.output.snapshot import Snapshot
 from imagemill.pipeline.output.stored_checkpoint import load_stored_model
@@ -118,22 +118,17 @@ def latent_batches(state: Snapshot, columns: list[str], problems: list[str]) -> 
     state.check_columns(columns)
     needed = REQUIRED_COLUMNS if "latent_payload" in state.schema.names else ["rel_path", "latent", "latent_shape"]
     coders = LatentCoders(state.output)
-    ahead: deque[Future[tuple[Latents, list[str]]]] = deque()
-
-    def ready() -> Iterator[Latents]:
-        latents, bad = ahead.popleft().result()
-        problems.extend(bad)
-        if len(latents.rows):
-            yield latents
-
+    tables = state.tables(list(dict.fromkeys([*columns, *needed])))
+    pieces = (piece for table in tables for piece in split_by_shape(table, problems))
     with ThreadPoolExecutor(THREADS) as pool:
-        for table in state.tables(list(dict.fromkeys([*columns, *needed]))):
-            for piece, shape in split_by_shape(table, problems):
-                ahead.append(pool.submit(dequantise_rows, piece, shape, columns, coders))
-                if len(ahead) > 2 * THREADS:
-                    yield from ready()
-        while ahead:
-            yield from ready()
+
+        def submit(piece: tuple[pa.Table, tuple[int, int, int]]) -> Future[tuple[Latents, list[str]]]:
+            return pool.submit(dequantise_rows, *piece, columns, coders)
+
+        for latents, new_problems in map_ahead(submit, pieces, 2 * THREADS):
+            problems.extend(new_problems)
+            if len(latents.rows):
+                yield latents
 
 
 def split_by_shape(table: pa.Table, problems: list[str]) -> Iterator[tuple[pa.Table, tuple[int, int, int]]]:

@@ -50,8 +50,8 @@ def current_times() -> dict[str, float]:
     return {"at": time.time(), "monotonic": time.monotonic()}
 
 
-def claim_path(fence: int, kind: str = "json") -> str:
-    return f"{FOLDER}/{fence:08d}.{kind}"
+def claim_path(fencing_token: int, kind: str = "json") -> str:
+    return f"{FOLDER}/{fencing_token:08d}.{kind}"
 
 
 def read_if_exists(output: Store, path: str) -> bytes | None:
@@ -71,18 +71,18 @@ def parse_claim(data: bytes | None) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def newest_fence(output: Store) -> int:
+def newest_fencing_token(output: Store) -> int:
     """The highest fence that was ever claimed, 0 without any. Raises: StorageError."""
     names = (entry.path.rpartition("/")[2] for entry in output.entries(FOLDER))
     return max((int(name.removesuffix(".json")) for name in names if CLAIM.fullmatch(name)), default=0)
 
 
-def check_newest(output: Store, fence: int) -> int:
-    """`newest_fence`, for one who works under `fence`.
+def check_newest(output: Store, fencing_token: int) -> int:
+    """`newest_fencing_token`, for one who works under `fencing_token`.
 
     An actor that outlived its driver must not write behind the back of the next holder. Raises: OutputHeld; StorageError.
     """
-    if (newest := newest_fence(output)) > fence:
+    if (newest := newest_fencing_token(output)) > fencing_token:
         raise OutputHeld(f"{output.url}: another run took it")
     return newest
 
@@ -98,7 +98,7 @@ class Holder:
     """Its claim and its heartbeat; the heartbeat changes while it lives."""
 
 
-def read_holder(output: Store, fence: int) -> Holder | None:
+def read_holder(output: Store, fencing_token: int) -> Holder | None:
     """Return who claimed OUTPUT under `fence`, the newest; None when it released, or is known to be dead or silent.
 
     The time that a heartbeat states counts only where it is this machine's monotonic clock. Other clocks may be wrong by any
@@ -106,9 +106,9 @@ def read_holder(output: Store, fence: int) -> Holder | None:
 
     Raises: as `Store.read`.
     """
-    if not fence or output.exists(claim_path(fence, "released")):
+    if not fencing_token or output.exists(claim_path(fencing_token, "released")):
         return None
-    signs = read_if_exists(output, claim_path(fence)), read_if_exists(output, claim_path(fence, "beat"))
+    signs = read_if_exists(output, claim_path(fencing_token)), read_if_exists(output, claim_path(fencing_token, "beat"))
     if signs[0] is None:
         return Holder("a run that takes it at this moment", 0.0)
     claim = parse_claim(signs[0])
@@ -126,7 +126,7 @@ def read_holder(output: Store, fence: int) -> Holder | None:
     return Holder(who, silent, signs) if silent < LIFETIME_SECONDS else None
 
 
-def find_living_holder(output: Store, fence: int, seconds: float, holder: Holder | None) -> Holder | None:
+def find_living_holder(output: Store, fencing_token: int, seconds: float, holder: Holder | None) -> Holder | None:
     """Watch the holder of `fence` for at most some seconds of our own clock; return who lives, None when nobody does.
 
     Raises: as `Store.read`; StorageError.
@@ -137,9 +137,9 @@ def find_living_holder(output: Store, fence: int, seconds: float, holder: Holder
     while True:
         # Asked before the look: the last look comes after the time is over, however long this process slept.
         over = time.monotonic() >= end
-        if newest_fence(output) != fence:
+        if newest_fencing_token(output) != fencing_token:
             return Holder("a run that has just taken it", 0.0)
-        seen = read_holder(output, fence)
+        seen = read_holder(output, fencing_token)
         if not seen or seen.silent_seconds is not None:
             return seen
         if seen.signs != first:
@@ -150,7 +150,7 @@ def find_living_holder(output: Store, fence: int, seconds: float, holder: Holder
 
 
 class Lease:
-    """`with Lease(output) as lease:` holds OUTPUT; `lease.fence` rises with each holder.
+    """`with Lease(output) as lease:` holds OUTPUT; `lease.fencing_token` rises with each holder.
 
     A holder is gone when it released, when its process on this machine is dead, or when its heartbeat did not change for
     LIFETIME_SECONDS. A holder on another machine is watched for that long first: its clock may differ from ours by any
@@ -161,7 +161,7 @@ class Lease:
 
     def __init__(self, output: Store) -> None:
         self.output = output
-        self.fence = 0
+        self.fencing_token = 0
         self._token = secrets.token_hex(8)
         self._stop = threading.Event()
         self._beats = threading.Thread(target=self._beat, daemon=True, name="lease")
@@ -169,33 +169,35 @@ class Lease:
     @property
     def claim(self) -> str:
         """The path of what says that this holder has OUTPUT."""
-        return claim_path(self.fence)
+        return claim_path(self.fencing_token)
 
-    def raise_above(self, fence: int) -> None:
+    def raise_above(self, fencing_token: int) -> None:
         """Take a number above that of a row: the folder of claims was lost, and rows of older runs must stay the older ones.
 
         Raises: OutputHeld, StorageError.
         """
-        if fence < self.fence:
+        if fencing_token < self.fencing_token:
             return
-        log.warning("%s: its claims (%s) were lost; the numbers of runs go on from %d", self.output.url, FOLDER, fence)
+        log.warning(
+            "%s: its claims (%s) were lost; the numbers of runs go on from %d", self.output.url, FOLDER, fencing_token
+        )
         # A claim that is as old as the plan took would pass for a silent one until the next heartbeat.
         claim = json.dumps(parse_claim(self.output.read(self.claim)) | current_times()).encode()
         # Before the claim: the thread that renews it must not take it for another run's.
-        self.fence = fence + 1
+        self.fencing_token = fencing_token + 1
         if not self.output.create(self.claim, claim):
             raise OutputHeld(f"{self.output.url}: another run has just taken it. Wait for it to end")
 
     def check_held(self) -> None:
         """Raises: OutputHeld when another run took OUTPUT while this one was not heard of."""
-        if newest_fence(self.output) != self.fence:
+        if newest_fencing_token(self.output) != self.fencing_token:
             raise OutputHeld(f"{self.output.url}: another run took it while this one was not heard of")
 
     def __enter__(self) -> "Lease":
         try:
-            held = newest_fence(self.output)
+            held = newest_fencing_token(self.output)
             self._outwait(held)
-            self.fence = held + 1
+            self.fencing_token = held + 1
             claim = {
                 "token": self._token,
                 "machine": machine_id(),
@@ -204,13 +206,13 @@ class Lease:
                 **current_times(),
             }
             data = json.dumps(claim).encode()
-            if not self.output.create(claim_path(self.fence), data):
+            if not self.output.create(claim_path(self.fencing_token), data):
                 raise OutputHeld(f"{self.output.url}: another run has just taken it. Wait for it to end")
             if not self.output.local:
                 self._read_back(data)
-            if newest_fence(self.output) != self.fence:
+            if newest_fencing_token(self.output) != self.fencing_token:
                 # While this process slept others came and went, and cleared the numbers that lie below theirs.
-                self.output.delete(claim_path(self.fence))
+                self.output.delete(claim_path(self.fencing_token))
                 raise OutputHeld(f"{self.output.url}: another run has just taken it. Wait for it to end")
             # Before the sweep, which walks over all of OUTPUT: that may take longer than a claim lives.
             self._beats.start()
@@ -239,30 +241,30 @@ class Lease:
     def _clear(self, held: int) -> None:
         """Remove what killed writers left, and the claims of those before the one that is followed."""
         self.output.sweep(spare=FOLDER)
-        for fence in range(max(1, held - 2), held):
+        for fencing_token in range(max(1, held - 2), held):
             for kind in ("beat", "released", "json"):
-                if self.output.exists(claim_path(fence, kind)):
-                    self.output.delete(claim_path(fence, kind))
+                if self.output.exists(claim_path(fencing_token, kind)):
+                    self.output.delete(claim_path(fencing_token, kind))
 
     def _read_back(self, data: bytes) -> None:
         """A store that lets a second conditional put through keeps nobody apart: say so, and see who wrote last."""
-        if self.output.create(claim_path(self.fence), data + b"\n"):
+        if self.output.create(claim_path(self.fencing_token), data + b"\n"):
             log.warning(
                 "%s ignores conditional puts: two runs that start within a second of each other are told apart only by who "
                 "wrote last",
                 self.output.url,
             )
             time.sleep(1)
-        claim = parse_claim(read_if_exists(self.output, claim_path(self.fence)))
+        claim = parse_claim(read_if_exists(self.output, claim_path(self.fencing_token)))
         if claim.get("token") != self._token:
             raise OutputHeld(f"{self.output.url}: another run has just taken it. Wait for it to end")
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
             try:
-                if newest_fence(self.output) > self.fence:
+                if newest_fencing_token(self.output) > self.fencing_token:
                     return
-                self.output.write(claim_path(self.fence, "beat"), json.dumps(current_times()).encode())
+                self.output.write(claim_path(self.fencing_token, "beat"), json.dumps(current_times()).encode())
             except (*STORE_FAILURES, StorageError) as e:
                 log.warning("lease of %s not renewed: %s", self.output.url, reason(e))
 
@@ -270,6 +272,6 @@ class Lease:
         self._stop.set()
         self._beats.join(timeout=BEAT_SECONDS)
         try:
-            self.output.create(claim_path(self.fence, "released"), b"")
+            self.output.create(claim_path(self.fencing_token, "released"), b"")
         except STORE_FAILURES as e:
             log.warning("lease of %s not released: %s", self.output.url, reason(e))

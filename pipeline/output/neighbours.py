@@ -85,7 +85,7 @@ def load_collection(output: Store) -> Collection:
     check_latents(state)
     names: list[str] = []
     makers: list[tuple[str, float, str]] = []
-    maker, fences = [], []
+    maker, fencing_tokens = [], []
     for table in state.tables([*MADE_BY, "fence"]):
         encoded = [table[name].combine_chunks().dictionary_encode() for name in MADE_BY]
         codes = np.stack([column.indices.fill_null(-1).to_numpy() for column in encoded], 1)
@@ -99,9 +99,9 @@ def load_collection(output: Store) -> Collection:
                 names.append(f"{row['model_id']} {row['checkpoint_sha256'][:8]} at step {row['step']:g}")
             places.append(makers.index(key))
         maker.append(np.array(places)[kind.ravel()])
-        fences.append(table["fence"].fill_null(0).to_numpy())
+        fencing_tokens.append(table["fence"].fill_null(0).to_numpy())
     made_by = np.concatenate(maker)
-    newest = made_by[np.concatenate(fences).argmax()]
+    newest = made_by[np.concatenate(fencing_tokens).argmax()]
     counts = Counter(made_by[made_by != newest].tolist())
     sha256, step, image = makers[newest]
     return Collection(

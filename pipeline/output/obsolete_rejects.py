@@ -63,5 +63,5 @@ def is_obsolete(output: Store, rejects: pa.Table) -> np.ndarray:
 
 def reject_keys(rejects: pa.Table) -> pa.ChunkedArray:
     """image_id and fence of rejects as one text each."""
-    fence = rejects["fence"].fill_null(0).cast(pa.int64()).cast(pa.string())
-    return pc.binary_join_element_wise(rejects["image_id"], fence, " ")
+    fencing_token = rejects["fence"].fill_null(0).cast(pa.int64()).cast(pa.string())
+    return pc.binary_join_element_wise(rejects["image_id"], fencing_token, " ")

@@ -5,7 +5,7 @@ import re
 from imagemill.models.checkpoint import CARD
 from imagemill.pipeline.errors import ConfigError, TooManyRejects
 from imagemill.pipeline.output.exports import MANIFEST, UNFINISHED
-from imagemill.pipeline.output.lease import newest_fence
+from imagemill.pipeline.output.lease import newest_fencing_token
 from imagemill.pipeline.output.run_history import list_run_ids, read_last_records
 from imagemill.pipeline.storage import Store
 
@@ -26,7 +26,9 @@ def is_output(place: Store) -> bool:
         return True
     if is_export(place):
         return False
-    if newest_fence(place) or any(PART.fullmatch(name) for name in (*place.names("results"), *place.names("rejects"))):
+    if newest_fencing_token(place) or any(
+        PART.fullmatch(name) for name in (*place.names("results"), *place.names("rejects"))
+    ):
         return True
     kept = filter(CHECKPOINT.fullmatch, place.names("checkpoints"))
     return any(place.exists(f"checkpoints/{name}/{CARD}") for name in kept)

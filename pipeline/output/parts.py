@@ -2,15 +2,15 @@
 
 import json
 import re
-from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imagemill.pipeline.errors import DamagedPart, StorageError
+from imagemill.pipeline.lookahead import map_ahead
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, is_damage, reason
 from imagemill.pipeline.store_listing import Entry
@@ -158,23 +158,19 @@ def iterate_parts(
     Args: damaged: parts, and what is wrong with them, that are left out; one that turns out to be damaged is added. Without
         it that is an error.
     """
-    reading: deque[tuple[str, Future[pa.Table]]] = deque()
 
-    def first() -> Iterator[tuple[str, pa.Table]]:
-        path, table = reading.popleft()
+    def read(path: str) -> tuple[str, pa.Table | DamagedPart]:
         try:
-            yield path, table.result()
+            return path, read_part(output, path, columns, absent)
         except DamagedPart as e:
             if damaged is None:
                 raise
-            damaged[path] = str(e)
+            return path, e
 
     with ThreadPoolExecutor(min(ahead, THREADS)) as pool:
-        for path in paths:
-            if path in (damaged or ()):
-                continue
-            reading.append((path, pool.submit(read_part, output, path, columns, absent)))
-            if len(reading) > ahead:
-                yield from first()
-        while reading:
-            yield from first()
+        intact = (path for path in paths if path not in (damaged or ()))
+        for path, table in map_ahead(lambda path: pool.submit(read, path), intact, ahead):
+            if not isinstance(table, DamagedPart):
+                yield path, table
+            elif damaged is not None:
+                damaged[path] = str(table)

@@ -52,7 +52,7 @@ def read_rejects(
         StorageError: when a part is damaged.
     """
     attempts, waits, is_retried = np.zeros(len(ids), np.int64), np.zeros(len(ids), bool), np.zeros(len(ids), bool)
-    newest_fence = np.full(len(ids), -1, np.int64)
+    newest_fencing_token = np.full(len(ids), -1, np.int64)
     absent = [ABSENT_SCHEMA.empty_table()]
     for chunk in scan_parts(output, parts, [*KEYS, "fence", "transient", "attempts", "error_class", "run_id"]):
         chunk = chunk.set_column(
@@ -65,15 +65,15 @@ def read_rejects(
         )
         table, place = match_versions(chunk, ids, versions)
         np.maximum.at(attempts, place, table["attempts"].to_numpy())
-        fence, is_final = table["fence"].to_numpy(), ~table["transient"].to_numpy()
+        fencing_token, is_final = table["fence"].to_numpy(), ~table["transient"].to_numpy()
         is_final &= ~pc.is_in(table["error_class"], pa.array(accepted, pa.string())).to_numpy()
         is_selected = np.ones(len(table), bool)
         if retried_class is not None:
             is_selected = pc.equal(table["error_class"], retried_class).fill_null(False).to_numpy()
         # The last assignment wins: the reject of the newest run, and of two rejects of one run the final one.
-        order = np.lexsort((is_final, fence))
-        order = order[fence[order] >= newest_fence[place[order]]]
-        newest_fence[place[order]], waits[place[order]] = fence[order], is_final[order]
+        order = np.lexsort((is_final, fencing_token))
+        order = order[fencing_token[order] >= newest_fencing_token[place[order]]]
+        newest_fencing_token[place[order]], waits[place[order]] = fencing_token[order], is_final[order]
         is_retried[place[order]] = is_selected[order]
     return RejectHistory(attempts, waits, is_retried, select_newest_rows(pa.concat_tables(absent)))
 
@@ -87,11 +87,11 @@ def read_waiting_rejects(output: Store, columns: list[str]) -> pa.Table:
     """
     parts = list_parts(output, "rejects")
     rejects = select_newest_rows(read_parts(output, parts, list(dict.fromkeys([*columns, "image_id", "fence"]))))
-    fence = np.full(len(rejects), -1, np.int64)
+    fencing_token = np.full(len(rejects), -1, np.int64)
     for chunk in scan_parts(output, list_parts(output, "results") if parts else [], ["image_id", "fence"]):
         table, place = match_images(chunk, rejects["image_id"].combine_chunks())
-        np.maximum.at(fence, place, table["fence"].fill_null(0).to_numpy())
-    waits = (fence < rejects["fence"].cast(pa.int64()).to_numpy()) & ~is_obsolete(output, rejects)
+        np.maximum.at(fencing_token, place, table["fence"].fill_null(0).to_numpy())
+    waits = (fencing_token < rejects["fence"].cast(pa.int64()).to_numpy()) & ~is_obsolete(output, rejects)
     return rejects.filter(pa.array(waits)).select(columns)
 
 

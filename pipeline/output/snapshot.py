@@ -148,10 +148,12 @@ def read_snapshot(
             continue
         table = table.take(pa.array(where))
         halves = ids_to_bytes(table["image_id"], output.uri(path)).view(">u8").reshape(-1, 2).astype(np.uint64)
-        fence = table["fence"].fill_null(0).to_numpy()
+        fencing_token = table["fence"].fill_null(0).to_numpy()
         milliseconds = table["encoded_at"].cast(pa.int64()).to_numpy()
         files = pc.is_valid(table["output_bytes"]).to_numpy()
-        found.append([halves[:, 0], halves[:, 1], fence, milliseconds, files, np.full(len(where), number, np.int32), where])
+        found.append(
+            [halves[:, 0], halves[:, 1], fencing_token, milliseconds, files, np.full(len(where), number, np.int32), where]
+        )
     tasks = iterate_parts(output, parts, ["task"], ahead=1, damaged=damaged)
     first, task = next(((path, table["task"][0].as_py()) for path, table in tasks if len(table)), ("", ""))
     if damaged and not (found and task):
@@ -165,15 +167,17 @@ def read_snapshot(
         if rows or model:
             raise ConfigError(f"{output.url}: {describe_missing_rows(output, parts, model, as_of)}")
         return Snapshot(output, task, schema, parts, np.empty(0, np.int32), np.empty(0, np.int32), rows, 0, damaged)
-    high, low, fence, milliseconds, files, part, row = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+    high, low, fencing_token, milliseconds, files, part, row = (
+        np.concatenate(arrays) for arrays in zip(*found, strict=True)
+    )
     del found
-    newest = newest_row_indexes([high, low], fence, milliseconds)
+    newest = newest_row_indexes([high, low], fencing_token, milliseconds)
     counts = np.ones(len(newest), bool)
     with_files = newest[files[newest]]
     if len(with_files) and not run:
         ids = bytes_to_ids(high[with_files], low[with_files])
         until = f"{moment:%Y%m%dT%H%M%SZ}" if moment else None
-        counts[files[newest]] = read_superseded(output, ids, until) <= fence[with_files]
+        counts[files[newest]] = read_superseded(output, ids, until) <= fencing_token[with_files]
     newest = newest[counts]
     return Snapshot(output, task, schema, parts, part[newest], row[newest], rows, int((~counts).sum()), damaged)
 
@@ -209,13 +213,13 @@ def parse_moment(text: str) -> datetime:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
 
 
-def newest_row_indexes(keys: list[np.ndarray], fence: np.ndarray, encoded: np.ndarray) -> np.ndarray:
+def newest_row_indexes(keys: list[np.ndarray], fencing_token: np.ndarray, encoded: np.ndarray) -> np.ndarray:
     """For each image, which `keys` (one or several numbers a row) tell apart, the place of its newest row; in order.
 
     The newest is that of the last run, which its fence tells; clocks of machines differ. What is equal in all is a double,
     of which the first counts.
     """
-    order = np.lexsort((-encoded, -fence, *keys[::-1]))
+    order = np.lexsort((-encoded, -fencing_token, *keys[::-1]))
     first = np.zeros(len(order), bool)
     first[:1] = True
     for key in keys:
@@ -227,11 +231,11 @@ def newest_row_indexes(keys: list[np.ndarray], fence: np.ndarray, encoded: np.nd
 def select_newest_rows(table: pa.Table) -> pa.Table:
     """For each image_id of a table the newest of its rows, by the columns `fence` and, where it is there, `encoded_at`."""
     codes = table["image_id"].combine_chunks().dictionary_encode().indices.to_numpy()
-    fence = table["fence"].cast(pa.int64()).fill_null(0).to_numpy()
+    fencing_token = table["fence"].cast(pa.int64()).fill_null(0).to_numpy()
     encoded = np.zeros(len(table), np.int64)
     if "encoded_at" in table.schema.names:
         encoded = table["encoded_at"].cast(pa.timestamp("ms", tz="UTC")).cast(pa.int64()).to_numpy()
-    return table.take(pa.array(newest_row_indexes([codes], fence, encoded)))
+    return table.take(pa.array(newest_row_indexes([codes], fencing_token, encoded)))
 
 
 def ids_to_bytes(ids: pa.ChunkedArray, uri: str) -> np.ndarray:

@@ -97,10 +97,10 @@ def verify(output: Store) -> VerificationResult:
     newest = select_newest_rows(rows)
     seen.images = len(newest)
     names_files = newest.filter(pc.is_valid(newest["output_uri"]))
-    ids, fences = names_files["image_id"].combine_chunks(), names_files["fence"].fill_null(0).to_numpy()
+    ids, fencing_tokens = names_files["image_id"].combine_chunks(), names_files["fence"].fill_null(0).to_numpy()
     later = np.zeros(len(ids), bool)
     try:
-        later = read_superseded(output, ids) > fences
+        later = read_superseded(output, ids) > fencing_tokens
     except UNREADABLE as e:
         seen.problems.append(str(e) if isinstance(e, StorageError) else reason(e))
     seen.waiting = int(later.sum())

@@ -1,4 +1,4 @@
-"""Numbers of many images as what a page draws: histograms, bars over time, a plane that shows how latents lie."""
+"""Reduce the numbers of many images to what a page draws: histograms, bars over runs, a scatter plot of latents."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 
 BINS = 24
-WIDE = 30.0
-"""Values whose largest is so many times their least are drawn on a logarithmic axis."""
+LOGARITHMIC_RANGE = 30.0
+"""Values with a larger ratio of largest to smallest get a logarithmic axis."""
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """How values are spread."""
+    """The distribution of a column."""
 
     name: str
     counts: list[int]
-    """In BINS equal steps from the least to the largest value, of their logarithm where `logarithmic`."""
+    """In BINS equal steps from the smallest to the largest value, or of their logarithms if `logarithmic`."""
     least: float
     median: float
     largest: float
@@ -24,16 +24,16 @@ class Histogram:
 
 
 def histogram(name: str, values: np.ndarray) -> Histogram | None:
-    """Values (n,) of any number type; those that are not finite are left out, None when nothing is left."""
+    """Return the histogram of the finite values (n,) of a column; None if there are none."""
     values = values[np.isfinite(values)].astype(np.float64)
     if not len(values):
         return None
     least, largest = float(values.min()), float(values.max())
-    logarithmic = least > 0 and largest / least > WIDE
-    placed = np.log(values) if logarithmic else values
-    # By hand: numpy's own refuses values that are too near each other for their size.
-    placed = (placed - placed.min()) / max(float(np.ptp(placed)), np.finfo(float).tiny)
-    counts = np.bincount(np.minimum((placed * BINS).astype(int), BINS - 1), minlength=BINS)
+    logarithmic = least > 0 and largest / least > LOGARITHMIC_RANGE
+    position = np.log(values) if logarithmic else values
+    # np.histogram fails for values whose differences are below their precision.
+    position = (position - position.min()) / max(float(np.ptp(position)), np.finfo(float).tiny)
+    counts = np.bincount(np.minimum((position * BINS).astype(int), BINS - 1), minlength=BINS)
     return Histogram(name, counts.tolist(), least, float(np.median(values)), largest, logarithmic)
 
 
@@ -44,44 +44,55 @@ class Trend:
     name: str
     runs: list[str]
     values: list[float | None]
-    """None where a run has no such figure."""
+    """None for a run that does not have the figure."""
     bad: list[float]
-    """Of `values` the part that ended badly."""
+    """The part of each value that is drawn red."""
 
 
 @dataclass(frozen=True)
 class Projection:
-    """Latents as points, those that are alike near each other."""
+    """Latents as points of a scatter plot; similar latents are close to each other."""
 
     names: list[str]
     x: list[float]
-    """In [0,1], as `y`: the first two principal components, in one scale."""
+    """First principal component, in [0, 1], in the same scale as `y`."""
     y: list[float]
     shade: list[float]
-    """In [0,1]: where each stands in the order of the quality column."""
+    """Rank by the quality column, in [0, 1]."""
     explained: float
-    """The share of the variance that the two components have."""
+    """Share of the variance that both components explain."""
 
 
 def summarize_latent(symbols: np.ndarray) -> np.ndarray:
-    """What is alike in images of any size: of a latent (C,h,w) int8 each channel's mean and log2(1 + mean size), (2C,)."""
-    wide = symbols.reshape(symbols.shape[0], -1).astype(np.float32)
-    return np.concatenate([wide.mean(1), np.log2(1 + np.abs(wide).mean(1))])
+    """Return the mean and log2(1 + mean magnitude) of each channel, (2C,), of a latent (C,h,w) int8 of any size."""
+    channels = symbols.reshape(symbols.shape[0], -1).astype(np.float32)
+    return np.concatenate([channels.mean(1), np.log2(1 + np.abs(channels).mean(1))])
 
 
 def principal_components(features: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates (N,A) of features along their main axes, 2 ≤ A ≤ most, and the share of the variance of every axis."""
-    left, spread, _ = np.linalg.svd(features - features.mean(0), full_matrices=False)
-    share = spread**2 / max(float((spread**2).sum()), 1e-12)
-    axes = np.zeros((len(features), max(2, min(most, len(spread)))))
-    axes[:, : min(most, len(spread))] = (left * spread)[:, :most]
+    """Return the principal components of features.
+
+    Args:
+        features: (N,D).
+        most: the largest number of components.
+
+    Returns:
+        The coordinates (N,A), 2 ≤ A ≤ `most`, and the share of the variance of each component.
+    """
+    left, scale, _ = np.linalg.svd(features - features.mean(0), full_matrices=False)
+    share = scale**2 / max(float((scale**2).sum()), 1e-12)
+    axes = np.zeros((len(features), max(2, min(most, len(scale)))))
+    axes[:, : min(most, len(scale))] = (left * scale)[:, :most]
     return axes, np.concatenate([share, [0.0, 0.0]])
 
 
 def project_latents(names: Sequence[str], features: np.ndarray, quality: np.ndarray) -> Projection:
-    """PCA of features (n,d), each column in units of its deviation; n ≥ 3.
+    """Return the scatter plot of latents.
 
-    Args: quality: (n,), what the points are shaded by; those that are not measured (NaN) are the palest.
+    Args:
+        names: of the images (n), at least 3.
+        features: (n,D); each column is divided by its standard deviation.
+        quality: (n,), decides the shade; images without a value (NaN) are the palest.
     """
     xy, share = principal_components(features / np.maximum(features.std(0), 1e-6), 2)
     span = max(float(np.ptp(xy[:, 0])), float(np.ptp(xy[:, 1])), 1e-9)

@@ -1,4 +1,4 @@
-"""A collection on a plane: where each image lies, which belong together, which are alone."""
+"""Place the images of an output on a plane: positions, clusters, most similar images."""
 
 import warnings
 from collections.abc import Callable
@@ -15,103 +15,130 @@ from imagemill.pipeline.output.snapshot import Snapshot
 from imagemill.pipeline.progress import with_progress
 from imagemill.pipeline.reports.charts import principal_components
 
-MOST_IMAGES, MOST_PARTS = 1_500, 150
-"""Of a map; of a larger collection a sample is drawn, from so many parts at most."""
-MOST_CLUSTERS, AXES, NEAR = 10, 32, 4
-LEAST_FOR_UMAP = 5
+MAX_IMAGES, MAX_PARTS = 1_500, 150
+"""A map of a larger output shows a random sample, which is read from at most MAX_PARTS parts."""
+MAX_CLUSTERS, CLUSTER_COMPONENTS, NEIGHBOURS = 10, 32, 4
+MIN_IMAGES_FOR_UMAP = 5
 
 
 @dataclass(frozen=True)
 class ImageMap:
-    """Images of a map, by their place in `rows`."""
+    """The images of a map; images are named by their index in `rows`."""
 
     rows: list[dict[str, Any]]
-    places: np.ndarray
-    """(N,2) float in [0,1]."""
+    positions: np.ndarray
+    """(N,2) float in [0, 1]."""
     method: str
-    """How the places came about, in words."""
+    """A sentence that explains the positions."""
     cluster: np.ndarray
-    """(N,) from 0, the largest first."""
+    """(N,) number of the cluster, from 0, the largest cluster first."""
     typical: list[int]
-    """For each cluster the image in its middle."""
-    near: np.ndarray
-    """(N,≤4) the images most like each."""
-    alike: np.ndarray
-    """(N,) similarity to the most like one; 0 where there is no other."""
+    """The image next to the center of each cluster."""
+    neighbours: np.ndarray
+    """(N,≤NEIGHBOURS) the most similar images of each image."""
+    similarity: np.ndarray
+    """(N,) similarity to the most similar image; 0 for a single image."""
 
 
-def draw_sample(state: Snapshot, most: int = MOST_IMAGES, parts: int = MOST_PARTS) -> Snapshot:
-    """At most so many images of a snapshot, drawn at random from so many of its parts; the same ones each time."""
+def draw_sample(state: Snapshot, most: int = MAX_IMAGES, parts: int = MAX_PARTS) -> Snapshot:
+    """Return a random sample of a snapshot; the same snapshot always gives the same sample.
+
+    Args:
+        state: the images.
+        most: the largest number of images to return.
+        parts: the largest number of parts to take images from.
+    """
     if len(state) <= most:
         return state
     rng = np.random.default_rng(0)
-    there = np.unique(state.part)
-    chosen = rng.choice(there, min(parts, len(there)), replace=False)
-    among = np.flatnonzero(np.isin(state.part, chosen))
-    keep = np.zeros(len(state), bool)
-    keep[rng.choice(among, min(most, len(among)), replace=False)] = True
-    return state.select(keep)
+    all_parts = np.unique(state.part)
+    drawn_parts = rng.choice(all_parts, min(parts, len(all_parts)), replace=False)
+    candidates = np.flatnonzero(np.isin(state.part, drawn_parts))
+    is_drawn = np.zeros(len(state), bool)
+    is_drawn[rng.choice(candidates, min(most, len(candidates)), replace=False)] = True
+    return state.select(is_drawn)
 
 
-def build_map(these: Collection, columns: list[str], method: str, problems: list[str]) -> ImageMap:
-    """The map of a collection.
+def build_map(images: Collection, columns: list[str], method: str, problems: list[str]) -> ImageMap:
+    """Build the map of a collection.
 
-    Raises: ConfigError for a method that is unknown, not installed, or wants more images;
-        VerificationError where no latent is what was written.
+    Args:
+        images: the images.
+        columns: the columns of the rows to return.
+        method: a key of METHODS.
+        problems: a sentence about each damaged latent is appended; damaged latents are left out.
+
+    Raises:
+        ConfigError: when the method is unknown or not installed, or needs more images.
+        VerificationError: when all latents are damaged.
     """
     if method not in METHODS:
-        raise ConfigError(f"--method {method}; valid: {', '.join(METHODS)}")
-    drawn = these.with_state(draw_sample(these.state))
-    batches = list(
-        with_progress("map: read latents", drawn.features(columns, problems), len(drawn.state), lambda batch: len(batch[0]))
-    )
+        raise ConfigError(f"--method {method}: unknown method. Valid: {', '.join(METHODS)}")
+    sample = images.with_state(draw_sample(images.state))
+    read = sample.features(columns, problems)
+    batches = list(with_progress("map: read latents", read, len(sample.state), lambda batch: len(batch[0])))
     if not batches:
-        raise VerificationError(f"{these.state.output.url}: no latent is what was written: {first_of(problems)}")
-    features = np.concatenate([found for _, found in batches])
+        raise VerificationError(f"{images.state.output.url}: all latents are damaged: {first_of(problems)}")
+    features = np.concatenate([values for _, values in batches])
     rows = [row for table, _ in batches for row in table.to_pylist()]
-    vectors = choose_whitening(these.coder, features)(features)
-    alike = similarity(vectors, vectors)
-    np.fill_diagonal(alike, -np.inf)
-    near = np.argsort(-alike, axis=1, kind="stable")[:, : min(NEAR, len(rows) - 1)]
-    axes, share = principal_components(features, AXES)
-    places, words = METHODS[method](axes, share)
-    low, high = places.min(0), places.max(0)
-    places = np.where(high > low, (places - low) / np.where(high > low, high - low, 1), 0.5)
-    cluster, typical = find_clusters(axes)
-    return ImageMap(rows, places, words, cluster, typical, near, np.maximum(alike.max(1), 0))
+    vectors = choose_whitening(images.coder, features)(features)
+    similarities = similarity(vectors, vectors)
+    np.fill_diagonal(similarities, -np.inf)
+    neighbours = np.argsort(-similarities, axis=1, kind="stable")[:, : min(NEIGHBOURS, len(rows) - 1)]
+    components, share = principal_components(features, CLUSTER_COMPONENTS)
+    positions, explanation = METHODS[method](components, share)
+    low, high = positions.min(0), positions.max(0)
+    positions = np.where(high > low, (positions - low) / np.where(high > low, high - low, 1), 0.5)
+    cluster, typical = find_clusters(components)
+    return ImageMap(rows, positions, explanation, cluster, typical, neighbours, np.maximum(similarities.max(1), 0))
 
 
-def place_by_pca(axes: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, str]:
-    return axes[:, :2], f"PCA: both axes together hold {share[:2].sum():.0%} of what differs between the images"
+def place_by_pca(components: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, str]:
+    """Return the first two principal components as positions, and a sentence that explains them."""
+    return components[:, :2], f"Positions: PCA. The two axes explain {share[:2].sum():.0%} of the variance."
 
 
-def place_by_umap(axes: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, str]:
+def place_by_umap(components: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, str]:
+    """Return positions by UMAP, and a sentence that explains them.
+
+    Raises:
+        ConfigError: when umap-learn is not installed, or there are too few images.
+    """
     try:
         from umap import UMAP
     except ImportError:
-        raise ConfigError("--method umap: umap-learn is not installed; install it, or use pca") from None
-    if len(axes) < LEAST_FOR_UMAP:
-        raise ConfigError(f"--method umap wants {LEAST_FOR_UMAP} images at least, here are {len(axes)}; use pca")
-    places = UMAP(n_neighbors=min(15, len(axes) - 1), random_state=0, n_jobs=1).fit_transform(axes)
-    return np.asarray(places, np.float64), "UMAP: near means alike; distances between far groups say little"
+        raise ConfigError("--method umap: needs umap-learn. Run: pip install umap-learn, or use --method pca") from None
+    if len(components) < MIN_IMAGES_FOR_UMAP:
+        needed = f"needs at least {MIN_IMAGES_FOR_UMAP} images, the output has {len(components)}"
+        raise ConfigError(f"--method umap: {needed}. Use --method pca.")
+    umap = UMAP(n_neighbors=min(15, len(components) - 1), random_state=0, n_jobs=1)
+    positions = umap.fit_transform(components)
+    return np.asarray(positions, np.float64), "Positions: UMAP. Close images are similar; large distances mean little."
 
 
 METHODS: dict[str, Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, str]]] = {"pca": place_by_pca, "umap": place_by_umap}
 
 
-def find_clusters(axes: np.ndarray) -> tuple[np.ndarray, list[int]]:
-    """k-means with about √(N/2) clusters: the cluster of each row, the largest first, and the row next to each centre."""
-    different = len(np.unique(axes.round(4), axis=0))
-    count = min(MOST_CLUSTERS, different, max(1, round((len(axes) / 2) ** 0.5)))
-    # Seeded by k-means++; a cluster may end empty, and is left out then.
+def find_clusters(components: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """Find about √(N/2) clusters by k-means, at most MAX_CLUSTERS.
+
+    Args:
+        components: (N,A).
+
+    Returns:
+        The cluster of each row, the largest cluster first, and the row next to each center.
+    """
+    distinct = len(np.unique(components.round(4), axis=0))
+    count = min(MAX_CLUSTERS, distinct, max(1, round((len(components) / 2) ** 0.5)))
+    # k-means warns of empty clusters; they are left out below.
     with warnings.catch_warnings(action="ignore"):
-        centres, label = kmeans2(axes, count, minit="++", seed=0)
-    found, sizes = np.unique(label, return_counts=True)
-    order = found[np.argsort(-sizes, kind="stable")]
+        centers, labels = kmeans2(components, count, minit="++", seed=0)
+    numbers, sizes = np.unique(labels, return_counts=True)
+    order = numbers[np.argsort(-sizes, kind="stable")]
     typical = []
     for number in order:
-        members = np.flatnonzero(label == number)
-        typical.append(int(members[np.square(axes[members] - centres[number]).sum(1).argmin()]))
-    places = np.zeros(count, int)
-    places[order] = np.arange(len(order))
-    return places[label], typical
+        members = np.flatnonzero(labels == number)
+        typical.append(int(members[np.square(components[members] - centers[number]).sum(1).argmin()]))
+    ranks = np.zeros(count, int)
+    ranks[order] = np.arange(len(order))
+    return ranks[labels], typical

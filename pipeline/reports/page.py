@@ -1,4 +1,4 @@
-"""Pages that stand by themselves: HTML from the templates in `pages/`, which asks for nothing outside of it."""
+"""Render self-contained HTML pages from the templates in `pages/`; a page loads nothing from outside."""
 
 import base64
 import hashlib
@@ -14,7 +14,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri
 
 
 def format_bytes(size: float) -> str:
-    """A count of bytes for a person: 1.4 MB."""
+    """Format a number of bytes: 1.4 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(size) < 1000:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
@@ -23,7 +23,7 @@ def format_bytes(size: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration for a person: 40 ms, 1.2 s, 12 s, 3 min 20 s, 2 h 5 min."""
+    """Format a duration: 40 ms, 1.2 s, 12 s, 3 min 20 s, 2 h 5 min."""
     if seconds < 1:
         return f"{1000 * seconds:.0f} ms"
     if seconds < 60:
@@ -33,12 +33,12 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_number(value: float) -> str:
-    """A whole number with its thousands apart, any other with four digits that count."""
+    """Format a whole number with thousands separators, any other number with four significant digits."""
     return f"{value:,.0f}" if value == round(value) or abs(value) >= 10_000 else f"{value:.4g}"
 
 
 def hide_secrets(value: object) -> object:
-    """What a page prints, without the secrets that addresses may carry."""
+    """Remove the secrets of addresses from a value that a template prints."""
     return redact_secrets(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
@@ -54,12 +54,13 @@ ENVIRONMENT.filters |= {"bytes": format_bytes, "seconds": format_seconds, "numbe
 
 
 def render_page(template: str, values: dict[str, object], script: str = "") -> bytes:
-    """A page from a template in `pages/` and what it is to show; all values are escaped.
+    """Render a template; all values are escaped.
 
     Args:
-        values: what the template names.
-        script: JavaScript of the page. Its digest in the page's policy lets it run, and none beside it: whatever stands
-            in a file's name stays text.
+        template: file name in `pages/`.
+        values: the variables of the template.
+        script: JavaScript of the page. The page's policy allows only a script with this digest, so a script in a file name
+            stays text.
     """
     policy = POLICY
     if script:
@@ -69,5 +70,5 @@ def render_page(template: str, values: dict[str, object], script: str = "") -> b
 
 
 def data_url(image: bytes, kind: str) -> str:
-    """An encoded image (kind: webp, png, jpeg) as an address that holds it."""
+    """Return the data URL of an encoded image; `kind` is webp, png or jpeg."""
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"

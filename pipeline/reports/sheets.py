@@ -1,4 +1,4 @@
-"""Pictures of what a run did."""
+"""Draw pictures side by side on one sheet."""
 
 import io
 from dataclasses import dataclass
@@ -7,11 +7,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 MARGIN, LABEL = 12, 24
+"""Pixels between the tiles, and pixels for a line of text."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a sheet and the line below it."""
+    """One picture of a sheet, and the line below the picture."""
 
     rgb: np.ndarray
     """(H,W,3) uint8."""
@@ -19,14 +20,20 @@ class Tile:
 
 
 def center_crop(rgb: np.ndarray, side: int) -> np.ndarray:
-    """The middle of an image at its own scale, so that noise and blocks can be seen; smaller images as they are."""
+    """Return the center of an image, not resized, so that noise and block edges stay visible."""
     h, w = rgb.shape[:2]
     y, x = max(0, (h - side) // 2), max(0, (w - side) // 2)
     return rgb[y : y + side, x : x + side]
 
 
 def draw_contact_sheet(columns: list[str], rows: list[list[Tile]], side: int = 256) -> bytes:
-    """A PNG with a row of tiles for each image, their middles at 1:1, under headings; rows are as high as their tiles."""
+    """Draw a PNG with rows of center crops.
+
+    Args:
+        columns: the heading of each column.
+        rows: the tiles of each row; a row is as high as its highest tile.
+        side: largest side of a crop, in pixels.
+    """
     cropped = [[center_crop(tile.rgb, side) for tile in tiles] for tiles in rows]
     heights = [max((len(rgb) for rgb in tiles), default=0) for tiles in cropped]
     width = MARGIN + len(columns) * (side + MARGIN)
@@ -37,12 +44,12 @@ def draw_contact_sheet(columns: list[str], rows: list[list[Tile]], side: int = 2
     for number, title in enumerate(columns):
         draw.text((MARGIN + number * (side + MARGIN), MARGIN), title, "black", heading)
     y = 2 * MARGIN + LABEL
-    for tiles, pictures, tallest in zip(rows, cropped, heights, strict=True):
+    for tiles, pictures, highest in zip(rows, cropped, heights, strict=True):
         for number, (tile, rgb) in enumerate(zip(tiles, pictures, strict=True)):
             x = MARGIN + number * (side + MARGIN)
             sheet.paste(Image.fromarray(rgb), (x, y))
-            draw.text((x, y + tallest + 3), tile.label, "#333333", text)
-        y += tallest + LABEL + MARGIN
+            draw.text((x, y + highest + 3), tile.label, "#333333", text)
+        y += highest + LABEL + MARGIN
     out = io.BytesIO()
     sheet.save(out, "PNG")
     return out.getvalue()

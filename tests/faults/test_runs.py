@@ -104,7 +104,7 @@ def test_a_full_disk_ends_the_run_and_the_next_one_completes_it(
     make_photos(source, 100, crops)
     config = RunConfig(task="denoise", input=source.url, output=output.url, rows_per_part=10)
     with pytest.raises(
-        StorageError, match=r"No space left on device\. What was committed stays; run the same command again$"
+        StorageError, match=r"No space left on device\. Committed rows stay\. Run the same command again$"
     ) as full:
         run(config)
     assert full.value.exit_code == 5

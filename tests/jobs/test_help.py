@@ -90,6 +90,8 @@ def test_completion_works_in_bash(tmp_path: Path) -> None:
     command.chmod(0o755)
     environment = {**os.environ, "HOME": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    # Without it Typer looks for a shell among the parent processes, and a test may have none.
+    environment["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
     subprocess.run([command, "--install-completion", "bash"], env=environment, timeout=120, check=True)
     [installed] = (tmp_path / ".bash_completions").iterdir()
 

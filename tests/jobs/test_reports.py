@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from imagemill.jobs.night_page import leave_page
+from imagemill.jobs.night_page import write_night_page
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import StorageError, TooManyRejects
 from imagemill.pipeline.images.encode import encode_rgb
@@ -77,8 +77,8 @@ def pictures(text: str, side: str = "") -> int:
 
 def test_a_run_that_failed_leaves_its_figures_and_pictures(ran):
     text = page(ran / "out", 0)
-    for what in ("too many rejects", "exit 3:", "UnknownFormat", "A sample", "The worst by PSNR", "The median by PSNR",
-                 "How the latents lie", "Where the time went", "max_reject_fraction: 0.0", "checkpoint_sha256"):  # fmt: skip
+    for what in ("too many rejects", "UnknownFormat", "Random sample", "Lowest PSNR", "PSNR around the median",
+                 "Latents in two dimensions", "Where the time went", "max_reject_fraction: 0.0", "exit 3:"):  # fmt: skip
         assert what in text, what
     # Eight of all, four of the worst, four of the median.
     assert (pictures(text, "before: "), pictures(text, "after: ")) == (16, 16)
@@ -145,7 +145,7 @@ def test_made_again_it_is_the_same_and_without_sources_it_stays_until_it_is_dele
     (ran / "in").mkdir()
     try:
         shutil.copy(ran / "away/1.png", ran / "in/0.png")
-        with pytest.raises(StorageError, match=r"html stays as it is: it shows 32 pictures, .* now give 16; delete it"):
+        with pytest.raises(StorageError, match=r"it shows 32 pictures and only 16 can be made now"):
             rewrite_report(output, first)
         assert page(tmp_path / "out", 0) == page(ran / "out", 0)
         (tmp_path / "out/runs" / first / "report.html").unlink()
@@ -154,10 +154,10 @@ def test_made_again_it_is_the_same_and_without_sources_it_stays_until_it_is_dele
         shutil.rmtree(ran / "in")
         (ran / "away").rename(ran / "in")
     assert (pictures(text, "before: "), pictures(text, "after: ")) == (0, 16)
-    assert "the source is gone or changed" in text
+    assert "the input image was moved, deleted or changed" in text
     # A run that was killed has no run.json.
     (tmp_path / "out/runs" / first / "run.json").unlink()
-    assert "did not end" in output.read(rewrite_report(output, first)).decode()
+    assert "killed or still running" in output.read(rewrite_report(output, first)).decode()
     with pytest.raises(StorageError, match="has no run"):
         rewrite_report(output, "../../in")
 
@@ -194,7 +194,7 @@ def test_rows_that_cannot_be_read_have_no_pictures(ran, tmp_path, column):
 
 def test_a_report_that_cannot_be_made_is_a_warning(ran, caplog):
     assert write_run_report(Store(str(ran / "out")), {"run_id": "20260101T000000Z-abcdef"}, set(), None) is None
-    assert "no report of 20260101T000000Z-abcdef: FileNotFoundError" in caplog.text
+    assert "run 20260101T000000Z-abcdef has no report: FileNotFoundError" in caplog.text
 
 
 def tarred(folder: Path, files: dict[str, bytes]) -> None:
@@ -331,7 +331,7 @@ def pages(ran: Path) -> dict[str, Path]:
     nothing = {**line, "job": "nothing", "planned": 0, "exit_code": 0, "exit_reason": "done"}
     lines = [{**line, "report": str(run_page)}, nothing]
     summary = {"began": "2026-03-01T01:00:00", "ended": "2026-03-01T01:10:00", "exit_code": 3, "runs": lines}
-    return {"run": run_page, "night": Path(str(leave_page(Store(str(ran / "nights")), summary)))}
+    return {"run": run_page, "night": Path(str(write_night_page(Store(str(ran / "nights")), summary)))}
 
 
 @browser

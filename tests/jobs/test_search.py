@@ -155,7 +155,7 @@ def test_digits_are_searched_by_what_their_own_collection_varies_in(tmp_path, ca
     show_search(store, str(tmp_path / "query.png"), None, 1, str(tmp_path / "sheet.png"))
     assert printed(capsys)[1][2] == "07.png"
     write_map(store, str(tmp_path / "map.html"), "pca")
-    assert "30 images on a map" in (tmp_path / "map.html").read_text()
+    assert "Map of 30 images" in (tmp_path / "map.html").read_text()
 
 
 def test_damaged_latents_are_named_and_never_used(damaged, tmp_path, capsys):
@@ -218,6 +218,6 @@ def test_the_map_draws_every_image_in_a_browser(output, tmp_path, method):
     # The script sets this last, so nothing before it went wrong.
     assert f'data-ready="{count}"' in dom
     assert dom.count('class="p c') == count
-    assert 'id="like"><button' in dom
+    assert 'id="neighbours"><button' in dom
     assert "<script>0" not in dom
     assert json.dumps("plain <script>0.png")[1:-1].replace("<", "&lt;").replace(">", "&gt;") in dom

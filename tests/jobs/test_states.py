@@ -35,7 +35,7 @@ def train_epoch(state: State, psnr_db: float) -> None:
 def test_a_resumed_training_is_the_same_to_the_last_bit(tmp_path: Path) -> None:
     run, through = Store(str(tmp_path)), fresh()
     train_epoch(through, 1)
-    keep(through, run, fence=0)
+    keep(through, run, fencing_token=0)
     train_epoch(through, 2)
     resumed = fresh()
     resumed.load(*read_state(run, 1))
@@ -48,7 +48,7 @@ def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
     run, state = Store(str(tmp_path)), fresh()
     for psnr_db in (1, 5, 2, 3, 4):
         train_epoch(state, psnr_db)
-        keep(state, run, fence=0)
+        keep(state, run, fencing_token=0)
     assert epochs_kept(run) == [5, 4, 2]
     assert len(list(run.entries())) == 6
     assert newest_history(run) == state.history
@@ -59,7 +59,7 @@ def test_who_was_overtaken_keeps_no_state(tmp_path: Path) -> None:
     train_epoch(state, 1)
     run.write(f"{FOLDER}/00000002.json", b"{}")
     with pytest.raises(OutputHeld, match="another run took it"):
-        keep(state, run, fence=1)
+        keep(state, run, fencing_token=1)
     assert epochs_kept(run) == []
 
 
@@ -67,13 +67,13 @@ def test_the_best_epoch_outlives_a_better_one_that_is_damaged(tmp_path: Path) ->
     run, state = Store(str(tmp_path)), fresh()
     for psnr_db in (30, 35, 31, 31, 36):
         train_epoch(state, psnr_db)
-        keep(state, run, fence=0)
+        keep(state, run, fencing_token=0)
     assert epochs_kept(run) == [5, 4, 2]
     run.write(path_of(5, "safetensors"), b"damaged")
     again = fresh()
     again.load(*read_state(run, len(newest_history(run))))
     train_epoch(again, 34)
-    keep(again, run, fence=0)
+    keep(again, run, fencing_token=0)
     assert best_epoch(newest_history(run)) == 2
     assert read_state(run, 2)
 
@@ -103,7 +103,7 @@ def test_half_written_and_damaged_states_are_passed_over(tmp_path: Path) -> None
     run, state = Store(str(tmp_path)), fresh()
     for psnr_db in (1, 2):
         train_epoch(state, psnr_db)
-        keep(state, run, fence=0)
+        keep(state, run, fencing_token=0)
     run.write(path_of(3, "safetensors"), b"written, but its driver died before the rest")
     assert len(newest_history(run)) == 2
     run.write(path_of(2, "safetensors"), run.read(path_of(2, "safetensors"))[:-1])

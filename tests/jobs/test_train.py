@@ -207,7 +207,7 @@ def test_a_training_that_was_overtaken_ships_nothing(tiny, tmp_path, monkeypatch
     config = tiny("denoise", epochs=1)
     run, state = run_of(config), State.begin(rehearsed(config), config.ema_decay, config.weight_decay)
     state.history.append({"epoch": 1, "step": 0, "valid_psnr_db": 1.0})
-    keep(state, run, fence=0)
+    keep(state, run, fencing_token=0)
 
     def overtaken(store):
         store.write(f"{FOLDER}/00000002.json", b"{}")

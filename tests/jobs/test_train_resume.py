@@ -153,7 +153,7 @@ def finished(config: TrainConfig, steps: tuple[int, int] = (8, 8), planned: tupl
         line = {"epoch": epoch, "step": 8 * epoch, "steps": steps[epoch - 1], "planned_steps": planned[epoch - 1]}
         figures = {"train_loss": 1.0, "valid_psnr_db": 20.0 + epoch, "learning_rate": 0.001, "seconds": 1.0}
         state.history.append(line | figures)
-        keep(state, run, fence=0)
+        keep(state, run, fencing_token=0)
 
 
 def untrained(url: str, config: TrainConfig, seed: int) -> Card:

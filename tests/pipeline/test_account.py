@@ -31,7 +31,9 @@ def todo_of(*pairs: Pair) -> pa.Table:
 
 def plan_over(*pairs: Pair, parts: set[str] = frozenset(), redone: str = "") -> Plan:
     images = pa.table({"image_id": pa.array(list(redone), pa.string())})
-    return Plan(todo_of(*pairs), 0, Counter(), 0, 0, images, set(parts), images.slice(0, 0), strange=False, fence=0, rows=0)
+    return Plan(
+        todo_of(*pairs), 0, Counter(), 0, 0, images, set(parts), images.slice(0, 0), strange=False, fencing_token=0, rows=0
+    )
 
 
 def dropped_from(output: Store) -> int:

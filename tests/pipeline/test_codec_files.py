@@ -1,4 +1,4 @@
-"""WebP, AVIF and JPEG 2000 in every combination their writers offer, compared with the samples that were written."""
+"""WebP, AVIF and JPEG 2000 in every combination of their writers, compared with the encoded samples."""
 
 import itertools
 import struct
@@ -11,7 +11,7 @@ from PIL import Image
 from imagemill.models.metrics import psnr_db
 from imagemill.pipeline.images.decode import TO_STORED_ORIENTATION, decode_image
 from tests.support.exact_writers import box, clap, with_jp2_boxes, with_property
-from tests.support.sample_images import error_class, noise, saved, scene, shown
+from tests.support.sample_images import decode_error_class, encode_as, noise, scene, visible_pixels
 
 FEW_OR_ALL = pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.chaos)])
 H, W = 24, 34
@@ -23,7 +23,7 @@ EVERY_WEBP = list(itertools.product((True, False), ("RGB", "RGBA", "L", "LA"), (
 
 
 @FEW_OR_ALL
-def test_every_kind_of_webp_is_read_as_written(step: int) -> None:
+def test_webp_of_every_kind_is_decoded_exactly(step: int) -> None:
     for lossless, mode, method, frames, exif in EVERY_WEBP[::step]:
         image = Image.fromarray(RGBA).convert(mode)
         options = {"lossless": lossless, "method": method, "quality": 95, "exact": True}
@@ -33,42 +33,42 @@ def test_every_kind_of_webp_is_read_as_written(step: int) -> None:
             block = Image.Exif()
             block[0x010E] = "what it shows"
             options["exif"] = block
-        picture, expected = decode_image(saved(image, "WEBP", **options)), np.asarray(image.convert("RGBA"))
+        decoded, expected = decode_image(encode_as(image, "WEBP", **options)), np.asarray(image.convert("RGBA"))
         visible = expected[..., 3] > 0
         case = f"{mode}, lossless {lossless}, method {method}, {frames} frames"
         if lossless:
-            assert (picture.rgb[visible] == expected[visible][:, :3]).all(), case
+            assert (decoded.rgb[visible] == expected[visible][:, :3]).all(), case
         else:
-            assert psnr_db(picture.rgb[:, 5:], expected[:, 5:, :3]) > 33, case
-        # Of some animations Pillow stores opacity in any case.
-        assert picture.alpha is not None or not mode.endswith("A"), case
-        assert picture.alpha is None or (picture.alpha == expected[..., 3]).all(), case
-        assert (picture.frames, picture.bit_depth, picture.metadata.exif is not None) == (frames, 8, exif), case
+            assert psnr_db(decoded.rgb[:, 5:], expected[:, 5:, :3]) > 33, case
+        # Pillow stores alpha in some animations even if all pixels are opaque.
+        assert decoded.alpha is not None or not mode.endswith("A"), case
+        assert decoded.alpha is None or (decoded.alpha == expected[..., 3]).all(), case
+        assert (decoded.frames, decoded.bit_depth, decoded.metadata.exif is not None) == (frames, 8, exif), case
 
 
-def test_the_first_frame_of_a_webp_lies_on_its_canvas() -> None:
-    """A frame may be smaller than the canvas, and what it leaves is transparent."""
+def test_webp_first_frame_is_placed_on_canvas() -> None:
+    """A frame may be smaller than the canvas, and the rest of the canvas is transparent."""
     frames = [Image.fromarray(RGBA), Image.fromarray(RGBA[::-1].copy())]
-    data = bytearray(saved(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True, exact=True))
+    data = bytearray(encode_as(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True, exact=True))
     canvas, frame = data.index(b"VP8X") + 12, data.index(b"ANMF") + 8
     data[canvas : canvas + 6] = (W + 19).to_bytes(3, "little") + (H + 9).to_bytes(3, "little")
-    # Places of frames count in steps of two pixels.
+    # Frame positions are stored in units of two pixels.
     data[frame : frame + 6] = (5).to_bytes(3, "little") + (2).to_bytes(3, "little")
-    picture = decode_image(bytes(data))
+    decoded = decode_image(bytes(data))
     expected = np.zeros((H + 10, W + 20), np.uint8)
     expected[4 : 4 + H, 10 : 10 + W] = ALPHA
-    np.testing.assert_array_equal(picture.alpha, expected)
-    np.testing.assert_array_equal(picture.rgb[4 : 4 + H, 10 : 10 + W][ALPHA > 0], COLOURS[ALPHA > 0])
-    assert picture.frames == 2
+    np.testing.assert_array_equal(decoded.alpha, expected)
+    np.testing.assert_array_equal(decoded.rgb[4 : 4 + H, 10 : 10 + W][ALPHA > 0], COLOURS[ALPHA > 0])
+    assert decoded.frames == 2
 
 
-def test_a_webp_that_is_cut_or_contradicts_itself_is_broken() -> None:
-    data = saved(Image.fromarray(RGBA), "WEBP")
+def test_webp_truncated_or_inconsistent_is_broken() -> None:
+    data = encode_as(Image.fromarray(RGBA), "WEBP")
     for share in (0.2, 0.5, 0.9, 0.98):
-        assert error_class(data[: int(len(data) * share)]) == "BrokenImage"
+        assert decode_error_class(data[: int(len(data) * share)]) == "BrokenImage"
     canvas = data.index(b"VP8X") + 12
     for side in (W - 5, W + 40):
-        assert error_class(data[:canvas] + side.to_bytes(3, "little") + data[canvas + 3 :]) == "BrokenImage"
+        assert decode_error_class(data[:canvas] + side.to_bytes(3, "little") + data[canvas + 3 :]) == "BrokenImage"
 
 
 EVERY_AVIF = [
@@ -81,99 +81,99 @@ EVERY_AVIF = [
 
 
 @FEW_OR_ALL
-def test_every_kind_of_avif_is_read_as_written(step: int) -> None:
+def test_avif_of_every_kind_is_decoded_exactly(step: int) -> None:
     for bits, layout, channels, matrix in EVERY_AVIF[::step]:
-        whole = RGBA[..., :channels] if channels > 1 else COLOURS[..., 1]
-        samples = np.round(whole * (((1 << bits) - 1) / 255)).astype(np.uint8 if bits == 8 else np.uint16)
+        levels = RGBA[..., :channels] if channels > 1 else COLOURS[..., 1]
+        samples = np.round(levels * (((1 << bits) - 1) / 255)).astype(np.uint8 if bits == 8 else np.uint16)
         options = {"pixelformat": layout, "matrix": matrix, "primaries": 1, "transfer": 13, "speed": 8}
-        picture = decode_image(imagecodecs.avif_encode(samples, level=100, bitspersample=bits, **options))
-        expected = whole[..., :3] if channels > 1 else np.repeat(whole[..., None], 3, 2)
+        decoded = decode_image(imagecodecs.avif_encode(samples, level=100, bitspersample=bits, **options))
+        expected = levels[..., :3] if channels > 1 else np.repeat(levels[..., None], 3, 2)
         case = f"{bits} bits, {layout}, {channels} channels, matrix {matrix}"
-        visible = shown(picture)
+        visible = visible_pixels(decoded)
         if matrix == 0 or channels == 1:
-            assert (picture.rgb == expected)[visible].all(), case
+            assert (decoded.rgb == expected)[visible].all(), case
         else:
-            assert psnr_db(picture.rgb[visible], expected[visible]) > (42 if layout == "yuv444" else 36), case
-        assert picture.alpha is None if channels < 4 else (picture.alpha == ALPHA).all(), case
-        assert (picture.bit_depth, picture.is_gray, picture.frames, picture.icc) == (bits, channels == 1, 1, "none"), case
+            assert psnr_db(decoded.rgb[visible], expected[visible]) > (42 if layout == "yuv444" else 36), case
+        assert decoded.alpha is None if channels < 4 else (decoded.alpha == ALPHA).all(), case
+        assert (decoded.bit_depth, decoded.is_gray, decoded.frames, decoded.icc) == (bits, channels == 1, 1, "none"), case
 
 
 @pytest.mark.parametrize(
     "options", [{"range": "limited"}, {"range": "full"}, {"alpha_premultiplied": True}, {"tile_rows": 1}]
 )
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA"])
-def test_avif_of_pillow_is_read_as_written(options: dict, mode: str) -> None:
+def test_avif_of_pillow_is_decoded(options: dict, mode: str) -> None:
     image = Image.fromarray(RGBA).convert(mode)
-    picture, expected = (
-        decode_image(saved(image, "AVIF", quality=100, subsampling="4:4:4", **options)),
+    decoded, expected = (
+        decode_image(encode_as(image, "AVIF", quality=100, subsampling="4:4:4", **options)),
         image.convert("RGBA"),
     )
     opaque = ALPHA > 128
-    assert psnr_db(picture.rgb[opaque], np.asarray(expected)[opaque][:, :3]) > 40
+    assert psnr_db(decoded.rgb[opaque], np.asarray(expected)[opaque][:, :3]) > 40
     if mode.endswith("A"):
-        assert np.abs(picture.alpha.astype(int) - ALPHA).max() <= 2
+        assert np.abs(decoded.alpha.astype(int) - ALPHA).max() <= 2
 
 
 @pytest.mark.parametrize("orientation", TO_STORED_ORIENTATION)
 @pytest.mark.parametrize("cropped", [False, True])
-def test_an_avif_is_cropped_and_then_turned(orientation: int, cropped: bool) -> None:
+def test_avif_is_cropped_before_it_is_turned(orientation: int, cropped: bool) -> None:
     upright = COLOURS
     stored = np.ascontiguousarray(TO_STORED_ORIENTATION[orientation](upright))
     border = np.pad(stored, ((3, 5), (7, 1), (0, 0))) if cropped else stored
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = saved(Image.fromarray(border), "AVIF", quality=100, subsampling="4:4:4", exif=exif)
+    data = encode_as(Image.fromarray(border), "AVIF", quality=100, subsampling="4:4:4", exif=exif)
     if cropped:
         data = with_property(data, clap(stored.shape[1], stored.shape[0], 7, 3, border.shape[1::-1]))
-    picture = decode_image(data)
-    assert picture.rgb.shape == upright.shape
-    assert psnr_db(picture.rgb, upright) > 38
-    assert picture.exif_orientation == orientation
+    decoded = decode_image(data)
+    assert decoded.rgb.shape == upright.shape
+    assert psnr_db(decoded.rgb, upright) > 38
+    assert decoded.exif_orientation == orientation
 
 
-def test_a_crop_of_all_bits_of_an_avif() -> None:
+def test_avif_of_more_than_8_bits_is_cropped() -> None:
     samples = np.pad(COLOURS.astype(np.uint16) * 4, ((2, 2), (4, 4), (0, 0)))
     data = imagecodecs.avif_encode(
         samples, level=100, bitspersample=10, pixelformat="yuv444", matrix=0, primaries=1, transfer=8
     )
-    picture = decode_image(with_property(data, clap(W, H, 4, 2, samples.shape[1::-1])))
-    assert (picture.rgb.shape, picture.icc) == ((H, W, 3), "converted")
+    decoded = decode_image(with_property(data, clap(W, H, 4, 2, samples.shape[1::-1])))
+    assert (decoded.rgb.shape, decoded.icc) == ((H, W, 3), "converted")
 
 
-def test_a_crop_outside_of_an_avif_is_broken() -> None:
-    data = saved(Image.fromarray(COLOURS), "AVIF")
-    for wrong in (
+def test_avif_crop_outside_image_is_broken() -> None:
+    data = encode_as(Image.fromarray(COLOURS), "AVIF")
+    for crop in (
         clap(W, H, 1, 0, (W, H)),
         clap(0, 0, 0, 0, (W, H)),
         box(b"clap", bytes(32)),
         clap(W + 2, H, -1, 0, (W, H)),
     ):
-        assert error_class(with_property(data, wrong)) == "BrokenImage"
+        assert decode_error_class(with_property(data, crop)) == "BrokenImage"
 
 
-def test_a_sequence_of_avif_is_its_first_frame() -> None:
+def test_avif_sequence_decodes_first_frame() -> None:
     frames = [Image.fromarray(COLOURS), Image.fromarray(COLOURS[::-1].copy()), Image.fromarray(COLOURS)]
-    picture = decode_image(
-        saved(frames[0], "AVIF", save_all=True, append_images=frames[1:], quality=100, subsampling="4:4:4")
+    decoded = decode_image(
+        encode_as(frames[0], "AVIF", save_all=True, append_images=frames[1:], quality=100, subsampling="4:4:4")
     )
-    assert psnr_db(picture.rgb, COLOURS) > 38
-    assert picture.frames == 3
+    assert psnr_db(decoded.rgb, COLOURS) > 38
+    assert decoded.frames == 3
 
 
-def test_an_avif_by_its_compatible_brands() -> None:
-    """A file may begin as a container for any codec; if its picture is not AVIF, HEIC is named."""
-    data = saved(Image.fromarray(COLOURS), "AVIF")
+def test_avif_is_identified_by_compatible_brands() -> None:
+    """A file may begin like a container for any codec; without an AVIF brand it is HEIC."""
+    data = encode_as(Image.fromarray(COLOURS), "AVIF")
     assert data[8:12] == b"avif"
     assert decode_image(data[:8] + b"mif1" + data[12:]).format == "AVIF"
-    assert error_class(data[: len(data) // 2]) == "BrokenImage"
-    assert error_class(data[:40]) == "BrokenImage"
+    assert decode_error_class(data[: len(data) // 2]) == "BrokenImage"
+    assert decode_error_class(data[:40]) == "BrokenImage"
 
 
 EVERY_JPEG_2000 = list(itertools.product((1, 2, 4, 8, 10, 12, 16), (1, 2, 3, 4), ("jp2", "j2k"), (False, True)))
 
 
 @FEW_OR_ALL
-def test_every_kind_of_jpeg_2000_is_read_as_written(step: int) -> None:
+def test_jpeg2000_of_every_kind_is_decoded_exactly(step: int) -> None:
     for bits, channels, container, transform in EVERY_JPEG_2000[::step]:
         kind = np.uint8 if bits <= 8 else np.uint16
         samples = np.random.default_rng(bits).integers(0, 1 << bits, (H, W, channels)).astype(kind)
@@ -185,70 +185,70 @@ def test_every_kind_of_jpeg_2000_is_read_as_written(step: int) -> None:
             bitspersample=bits,
             mct=transform and channels == 3,
         )
-        picture, expected = decode_image(data), np.round(samples * (255 / ((1 << bits) - 1))).astype(np.uint8)
+        decoded, expected = decode_image(data), np.round(samples * (255 / ((1 << bits) - 1))).astype(np.uint8)
         case = f"{bits} bits, {channels} channels, {container}"
-        assert (picture.rgb == expected[..., : 3 if channels > 2 else 1])[shown(picture)].all(), case
-        assert (picture.alpha is None) == (channels in (1, 3)), case
-        assert picture.alpha is None or (picture.alpha == expected[..., -1]).all(), case
-        assert (picture.is_gray, picture.bit_depth) == (channels < 3, 1 if (bits, channels) == (1, 1) else max(8, bits)), (
+        assert (decoded.rgb == expected[..., : 3 if channels > 2 else 1])[visible_pixels(decoded)].all(), case
+        assert (decoded.alpha is None) == (channels in (1, 3)), case
+        assert decoded.alpha is None or (decoded.alpha == expected[..., -1]).all(), case
+        assert (decoded.is_gray, decoded.bit_depth) == (channels < 3, 1 if (bits, channels) == (1, 1) else max(8, bits)), (
             case
         )
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.int16])
-def test_signed_samples_of_jpeg_2000_begin_at_black(kind: type) -> None:
+def test_jpeg2000_signed_samples_start_at_black(kind: type) -> None:
     low, high = np.iinfo(kind).min, np.iinfo(kind).max
     samples = np.linspace(low, high, H * W).round().astype(kind).reshape(H, W)
-    picture = decode_image(imagecodecs.jpeg2k_encode(samples, level=0, reversible=True))
-    np.testing.assert_array_equal(picture.rgb[..., 0], np.round((samples.astype(float) - low) * (255 / (high - low))))
+    decoded = decode_image(imagecodecs.jpeg2k_encode(samples, level=0, reversible=True))
+    np.testing.assert_array_equal(decoded.rgb[..., 0], np.round((samples.astype(float) - low) * (255 / (high - low))))
 
 
-def jp2(samples: np.ndarray, boxes: dict[bytes, bytes]) -> bytes:
+def encode_jp2(samples: np.ndarray, boxes: dict[bytes, bytes]) -> bytes:
     return with_jp2_boxes(imagecodecs.jpeg2k_encode(samples, level=0, codecformat="jp2", reversible=True, mct=False), boxes)
 
 
-def enumerated(space: int) -> bytes:
+def enumerated_colour_box(space: int) -> bytes:
     return bytes([1, 0, 0]) + struct.pack(">I", space)
 
 
-def test_the_kinds_of_channels_of_jpeg_2000_are_followed() -> None:
+def test_jpeg2000_channel_definitions_are_applied() -> None:
     opacity_last = struct.pack(">13H", 4, 0, 0, 1, 1, 0, 2, 2, 0, 3, 3, 1, 0)
     bgr = struct.pack(">10H", 3, 0, 0, 3, 1, 0, 2, 2, 0, 1)
     unspecified = struct.pack(">13H", 4, 0, 0, 1, 1, 0, 2, 2, 0, 3, 3, 65535, 65535)
     premultiplied = struct.pack(">13H", 4, 0, 0, 1, 1, 0, 2, 2, 0, 3, 3, 2, 0)
-    picture = decode_image(jp2(RGBA, {b"cdef": opacity_last}))
-    np.testing.assert_array_equal(picture.alpha, ALPHA)
-    np.testing.assert_array_equal(picture.rgb[ALPHA > 0], COLOURS[ALPHA > 0])
-    np.testing.assert_array_equal(decode_image(jp2(COLOURS, {b"cdef": bgr})).rgb, COLOURS[..., ::-1])
-    picture = decode_image(jp2(RGBA, {b"cdef": unspecified}))
-    np.testing.assert_array_equal(picture.rgb, COLOURS)
-    assert picture.alpha is None
-    assert error_class(jp2(RGBA, {b"cdef": premultiplied})) == "UnsupportedFormat"
+    decoded = decode_image(encode_jp2(RGBA, {b"cdef": opacity_last}))
+    np.testing.assert_array_equal(decoded.alpha, ALPHA)
+    np.testing.assert_array_equal(decoded.rgb[ALPHA > 0], COLOURS[ALPHA > 0])
+    np.testing.assert_array_equal(decode_image(encode_jp2(COLOURS, {b"cdef": bgr})).rgb, COLOURS[..., ::-1])
+    decoded = decode_image(encode_jp2(RGBA, {b"cdef": unspecified}))
+    np.testing.assert_array_equal(decoded.rgb, COLOURS)
+    assert decoded.alpha is None
+    assert decode_error_class(encode_jp2(RGBA, {b"cdef": premultiplied})) == "UnsupportedFormat"
 
 
-def test_a_palette_of_jpeg_2000_is_applied() -> None:
+def test_jpeg2000_palette_is_applied() -> None:
     samples, palette = noise(H, W) % 5, noise(5, 3)
     boxes = {
-        b"colr": enumerated(16),
+        b"colr": enumerated_colour_box(16),
         b"pclr": struct.pack(">HB", 5, 3) + b"\7\7\7" + palette.tobytes(),
         b"cmap": struct.pack(">HBBHBBHBB", 0, 1, 0, 0, 1, 1, 0, 1, 2),
     }
-    picture = decode_image(jp2(samples, boxes))
-    np.testing.assert_array_equal(picture.rgb, palette[samples])
-    assert not picture.is_gray
+    decoded = decode_image(encode_jp2(samples, boxes))
+    np.testing.assert_array_equal(decoded.rgb, palette[samples])
+    assert not decoded.is_gray
 
 
-def test_the_colour_space_of_jpeg_2000_is_followed() -> None:
+def test_jpeg2000_colour_space_is_applied() -> None:
     ycc = np.asarray(Image.fromarray(COLOURS).convert("YCbCr"))
-    assert psnr_db(decode_image(jp2(ycc, {b"colr": enumerated(18)})).rgb, COLOURS) > 45
+    assert psnr_db(decode_image(encode_jp2(ycc, {b"colr": enumerated_colour_box(18)})).rgb, COLOURS) > 45
     cmyk = np.asarray(Image.fromarray(COLOURS).convert("CMYK"))
-    assert psnr_db(decode_image(jp2(cmyk, {b"colr": enumerated(12)})).rgb, COLOURS) > 45
+    assert psnr_db(decode_image(encode_jp2(cmyk, {b"colr": enumerated_colour_box(12)})).rgb, COLOURS) > 45
     for space in (14, 20, 24):
-        assert error_class(jp2(COLOURS, {b"colr": enumerated(space)})) == "UnsupportedFormat"
+        assert decode_error_class(encode_jp2(COLOURS, {b"colr": enumerated_colour_box(space)})) == "UnsupportedFormat"
 
 
-def test_a_jpeg_2000_that_is_cut_is_broken() -> None:
+def test_jpeg2000_truncated_is_broken() -> None:
     for options in ({}, {"no_jp2": True}):
-        data = saved(Image.fromarray(noise(H, W, 3)), "JPEG2000", **options)
+        data = encode_as(Image.fromarray(noise(H, W, 3)), "JPEG2000", **options)
         for share in (0.1, 0.5, 0.9, 0.99):
-            assert error_class(data[: int(len(data) * share)]) == "BrokenImage"
+            assert decode_error_class(data[: int(len(data) * share)]) == "BrokenImage"

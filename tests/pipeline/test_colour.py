@@ -1,4 +1,4 @@
-"""Colours that files declare by numbers: gamma, primaries, code points of H.273 and HDR."""
+"""Colour spaces that files declare without an ICC profile: gamma, primaries, H.273 code points, HDR."""
 
 import struct
 
@@ -11,9 +11,9 @@ from imagemill.models.metrics import psnr_db
 from imagemill.pipeline.images.colour import eetf
 from imagemill.pipeline.images.decode import decode_image
 from tests.support.exact_writers import bmp_file, chunk, png_file, with_jp2_boxes
-from tests.support.icc import ADOBE_RGB, DISPLAY_P3, SRGB, as_tagged, rgb_profile, to_xyz
-from tests.support.pictures import KEEP
-from tests.support.sample_images import saved, scene
+from tests.support.icc import ADOBE_RGB, DISPLAY_P3, SRGB, convert_from_srgb, rgb_profile, to_xyz
+from tests.support.image_files import KEEP
+from tests.support.sample_images import encode_as, scene
 
 BT2020 = np.array([[0.708, 0.292], [0.170, 0.797], [0.131, 0.046]])
 RGB = scene(40, 60)
@@ -22,33 +22,35 @@ WHITE = (31270, 32900)
 NOTHING, GAMMA_1_8, LINEAR = (chunk(b"gAMA", struct.pack(">I", value)) for value in (45455, 55556, 100000))
 
 
-def chromaticities(primaries: np.ndarray) -> bytes:
+def build_chromaticities(primaries: np.ndarray) -> bytes:
     return chunk(b"cHRM", struct.pack(">8I", *WHITE, *np.round(primaries * 100_000).astype(int).ravel()))
 
 
-def png(samples: np.ndarray, *before: bytes, bits: int = 8) -> bytes:
+def encode_png(samples: np.ndarray, *chunks: bytes, bits: int = 8) -> bytes:
     planes = samples if samples.ndim == 3 else samples[..., None]
-    return png_file(planes.astype(int), bits, {1: 0, 2: 4, 3: 2, 4: 6}[planes.shape[2]], *before)
+    return png_file(planes.astype(int), bits, {1: 0, 2: 4, 3: 2, 4: 6}[planes.shape[2]], *chunks)
 
 
-def linear_light(rgb: np.ndarray) -> np.ndarray:
+def to_linear_light(rgb: np.ndarray) -> np.ndarray:
     v = rgb / 255
     return np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)
 
 
-def in_primaries(rgb: np.ndarray, primaries: np.ndarray) -> np.ndarray:
-    """sRGB uint8 to linear light in other primaries."""
-    return np.linalg.solve(to_xyz(primaries), to_xyz(SRGB) @ linear_light(rgb).reshape(-1, 3).T).T.reshape(rgb.shape).clip(0)
+def to_linear_in_primaries(rgb: np.ndarray, primaries: np.ndarray) -> np.ndarray:
+    """Convert sRGB uint8 to linear light in other primaries."""
+    return (
+        np.linalg.solve(to_xyz(primaries), to_xyz(SRGB) @ to_linear_light(rgb).reshape(-1, 3).T).T.reshape(rgb.shape).clip(0)
+    )
 
 
-def pq(nits: np.ndarray) -> np.ndarray:
-    """SMPTE ST 2084, as ITU-R BT.2100, table 4 gives it."""
+def nits_to_pq_signal(nits: np.ndarray) -> np.ndarray:
+    """Apply the inverse of SMPTE ST 2084 as in ITU-R BT.2100, table 4."""
     y = (nits / 10_000) ** (2610 / 16384)
     return ((3424 / 4096 + 2413 / 128 * y) / (1 + 2392 / 128 * y)) ** (2523 / 32)
 
 
-def hlg(rgb: np.ndarray) -> np.ndarray:
-    """Light of a display of 1000 cd/m² (1 is 203) in BT.2020 to HLG: ITU-R BT.2100, table 5."""
+def nits_to_hlg_signal(rgb: np.ndarray) -> np.ndarray:
+    """Convert light of a 1000 cd/m² display (1 is 203 cd/m²) in BT.2020 to HLG: BT.2100, table 5."""
     light = rgb * 203 / 1000
     luminance = (light @ to_xyz(BT2020)[1])[..., None]
     scene_light = light * np.where(luminance > 0, luminance, 1) ** (-0.2 / 1.2)
@@ -57,26 +59,26 @@ def hlg(rgb: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-@pytest.mark.parametrize(("before", "gamma"), [(LINEAR, 1.0), (GAMMA_1_8, 1.8)])
-def test_gamma_of_a_png_is_converted_to_srgb(before: bytes, gamma: float, bits: int) -> None:
-    samples = np.round(linear_light(RGB) ** (1 / gamma) * ((1 << bits) - 1))
-    picture = decode_image(png(samples, before, bits=bits))
-    assert picture.icc == "converted"
+@pytest.mark.parametrize(("chunks", "gamma"), [(LINEAR, 1.0), (GAMMA_1_8, 1.8)])
+def test_png_gamma_is_converted(chunks: bytes, gamma: float, bits: int) -> None:
+    samples = np.round(to_linear_light(RGB) ** (1 / gamma) * ((1 << bits) - 1))
+    decoded = decode_image(encode_png(samples, chunks, bits=bits))
+    assert decoded.icc == "converted"
     if bits == 16:
-        assert np.abs(picture.rgb.astype(int) - RGB).max() <= 1
+        assert np.abs(decoded.rgb.astype(int) - RGB).max() <= 1
     else:
-        assert psnr_db(picture.rgb, RGB) > (36 if gamma == 1 else 44)
-    gray = decode_image(png(samples[..., 1], before, bits=bits))
+        assert psnr_db(decoded.rgb, RGB) > (36 if gamma == 1 else 44)
+    gray = decode_image(encode_png(samples[..., 1], chunks, bits=bits))
     assert (gray.icc, gray.is_gray) == ("converted", True)
-    np.testing.assert_array_equal(gray.rgb[..., 1], picture.rgb[..., 1])
+    np.testing.assert_array_equal(gray.rgb[..., 1], decoded.rgb[..., 1])
 
 
 @pytest.mark.parametrize(
-    "before",
+    "chunks",
     [
         (NOTHING,),
-        (NOTHING, chromaticities(SRGB)),
-        (chromaticities(SRGB),),
+        (NOTHING, build_chromaticities(SRGB)),
+        (build_chromaticities(SRGB),),
         (chunk(b"sRGB", b"\0"), LINEAR),
         (chunk(b"cICP", bytes([1, 13, 0, 1])), LINEAR),
         (chunk(b"gAMA", bytes(4)),),
@@ -84,150 +86,152 @@ def test_gamma_of_a_png_is_converted_to_srgb(before: bytes, gamma: float, bits: 
         (chunk(b"cICP", bytes([2, 2, 0, 1])),),
     ],
 )
-def test_what_is_srgb_is_not_touched(before: tuple[bytes, ...]) -> None:
-    picture = decode_image(png(RGB, *before))
-    np.testing.assert_array_equal(picture.rgb, RGB)
-    assert picture.icc == "none"
+def test_srgb_is_not_converted(chunks: tuple[bytes, ...]) -> None:
+    decoded = decode_image(encode_png(RGB, *chunks))
+    np.testing.assert_array_equal(decoded.rgb, RGB)
+    assert decoded.icc == "none"
 
 
 @pytest.mark.parametrize("primaries", [ADOBE_RGB, DISPLAY_P3, BT2020], ids=["Adobe RGB", "Display P3", "BT.2020"])
-def test_primaries_of_a_png_are_converted_to_srgb(primaries: np.ndarray) -> None:
-    tagged = as_tagged(RGB, primaries, 2.2)
-    picture = decode_image(png(tagged, NOTHING, chromaticities(primaries)))
-    assert picture.icc == "converted"
-    assert psnr_db(picture.rgb, RGB) > 44
+def test_png_primaries_are_converted(primaries: np.ndarray) -> None:
+    tagged = convert_from_srgb(RGB, primaries, 2.2)
+    decoded = decode_image(encode_png(tagged, NOTHING, build_chromaticities(primaries)))
+    assert decoded.icc == "converted"
+    assert psnr_db(decoded.rgb, RGB) > 44
     assert psnr_db(tagged, RGB) < 34
 
 
-def test_colours_of_a_png_count_in_the_order_of_the_standard() -> None:
-    """cICP, then iCCP, then sRGB, then gAMA and cHRM (PNG, 3rd edition, 4.3)."""
+def test_png_colour_chunks_have_standard_precedence() -> None:
+    """cICP, then iCCP, then sRGB, then gAMA and cHRM (PNG, 3rd edition, section 4.3)."""
     cicp, srgb = chunk(b"cICP", bytes([12, 13, 0, 1])), chunk(b"sRGB", b"\0")
-    profiled = saved(Image.fromarray(RGB), "PNG", icc_profile=rgb_profile(ADOBE_RGB, 1.0))
+    profiled = encode_as(Image.fromarray(RGB), "PNG", icc_profile=rgb_profile(ADOBE_RGB, 1.0))
     icc = profiled[33 : profiled.index(b"IDAT") - 4]
-    by_cicp, by_icc = decode_image(png(RGB, cicp)).rgb, decode_image(png(RGB, icc)).rgb
-    np.testing.assert_array_equal(decode_image(png(RGB, LINEAR, srgb, icc, cicp)).rgb, by_cicp)
-    np.testing.assert_array_equal(decode_image(png(RGB, LINEAR, srgb, icc)).rgb, by_icc)
-    np.testing.assert_array_equal(decode_image(png(RGB, LINEAR, srgb)).rgb, RGB)
+    by_cicp, by_icc = decode_image(encode_png(RGB, cicp)).rgb, decode_image(encode_png(RGB, icc)).rgb
+    np.testing.assert_array_equal(decode_image(encode_png(RGB, LINEAR, srgb, icc, cicp)).rgb, by_cicp)
+    np.testing.assert_array_equal(decode_image(encode_png(RGB, LINEAR, srgb, icc)).rgb, by_icc)
+    np.testing.assert_array_equal(decode_image(encode_png(RGB, LINEAR, srgb)).rgb, RGB)
     assert (by_cicp != by_icc).any()
 
 
-def test_video_range_of_a_png_is_expanded() -> None:
+def test_png_video_range_is_expanded() -> None:
     for bits in (8, 16):
         samples = np.round((16 + RGB / 255 * 219) * (1 << bits - 8))
-        picture = decode_image(png(samples, chunk(b"cICP", bytes([1, 13, 0, 0])), bits=bits))
-        assert np.abs(picture.rgb.astype(int) - RGB).max() <= 1
+        decoded = decode_image(encode_png(samples, chunk(b"cICP", bytes([1, 13, 0, 0])), bits=bits))
+        assert np.abs(decoded.rgb.astype(int) - RGB).max() <= 1
         alpha = np.dstack([samples, np.full(GRAY.shape, 1000 if bits == 16 else 4)])
-        assert decode_image(png(alpha, chunk(b"cICP", bytes([1, 13, 0, 0])), bits=bits)).alpha.max() == 4
+        assert decode_image(encode_png(alpha, chunk(b"cICP", bytes([1, 13, 0, 0])), bits=bits)).alpha.max() == 4
 
 
-@pytest.mark.parametrize("before", [LINEAR, chromaticities(DISPLAY_P3), chunk(b"cICP", bytes([9, 16, 0, 1]))])
-def test_kept_colours_are_not_touched_and_are_named(before: bytes) -> None:
-    picture = decode_image(png(RGB, before), config=KEEP)
-    np.testing.assert_array_equal(picture.rgb, RGB)
-    assert picture.icc.startswith("ignored: ")
+@pytest.mark.parametrize("chunks", [LINEAR, build_chromaticities(DISPLAY_P3), chunk(b"cICP", bytes([9, 16, 0, 1]))])
+def test_kept_colours_are_unchanged_and_named(chunks: bytes) -> None:
+    decoded = decode_image(encode_png(RGB, chunks), config=KEEP)
+    np.testing.assert_array_equal(decoded.rgb, RGB)
+    assert decoded.icc.startswith("ignored: ")
 
 
 @pytest.mark.parametrize(
-    ("before", "words"),
+    ("chunks", "words"),
     [
         (chunk(b"cICP", bytes([1, 1, 0, 1])), "ignored: transfer function BT.709"),
         (chunk(b"cICP", bytes([1, 13, 6, 1])), "ignored: cICP that is not RGB"),
         (chunk(b"cICP", bytes([77, 13, 0, 1])), "ignored: primaries 77"),
         (chunk(b"cICP", bytes([1, 99, 0, 1])), "ignored: transfer function 99"),
-        (chromaticities(np.zeros((3, 2))), "ignored: invalid primaries"),
+        (build_chromaticities(np.zeros((3, 2))), "ignored: invalid primaries"),
         (chunk(b"iCCP", b"a\0\0" + b"not zlib"), "unreadable"),
     ],
 )
-def test_colours_that_cannot_be_followed_are_named(before: bytes, words: str) -> None:
-    picture = decode_image(png(RGB, before))
-    np.testing.assert_array_equal(picture.rgb, RGB)
-    assert picture.icc == words
+def test_unsupported_colours_are_named(chunks: bytes, words: str) -> None:
+    decoded = decode_image(encode_png(RGB, chunks))
+    np.testing.assert_array_equal(decoded.rgb, RGB)
+    assert decoded.icc == words
 
 
 @pytest.mark.parametrize("transfer", [16, 18], ids=["PQ", "HLG"])
-def test_what_is_not_brighter_than_white_is_the_same_in_hdr(transfer: int) -> None:
-    """Of a picture without highlights, tone mapping changes nothing: 203 cd/m² is white."""
-    light = in_primaries(RGB, BT2020)
-    signal = np.round((pq(light * 203) if transfer == 16 else hlg(light)) * 65535)
-    picture = decode_image(png(signal, chunk(b"cICP", bytes([9, transfer, 0, 1])), bits=16))
-    assert picture.icc == "converted"
-    assert np.abs(picture.rgb.astype(int) - RGB).max() <= 1
+def test_hdr_without_highlights_is_not_tone_mapped(transfer: int) -> None:
+    """Up to 203 cd/m², which is white, tone mapping changes nothing."""
+    light = to_linear_in_primaries(RGB, BT2020)
+    signal = np.round((nits_to_pq_signal(light * 203) if transfer == 16 else nits_to_hlg_signal(light)) * 65535)
+    decoded = decode_image(encode_png(signal, chunk(b"cICP", bytes([9, transfer, 0, 1])), bits=16))
+    assert decoded.icc == "converted"
+    assert np.abs(decoded.rgb.astype(int) - RGB).max() <= 1
     for bits, least in ((10, 45), (12, 55)):
         samples = np.round(signal / 65535 * ((1 << bits) - 1)).astype(np.uint16)
         options = {"pixelformat": "yuv444", "matrix": 0, "primaries": 9, "transfer": transfer, "bitspersample": bits}
-        picture = decode_image(imagecodecs.avif_encode(samples, level=100, **options))
-        assert (picture.icc, picture.bit_depth) == ("converted", bits)
-        assert psnr_db(picture.rgb, RGB) > least
+        decoded = decode_image(imagecodecs.avif_encode(samples, level=100, **options))
+        assert (decoded.icc, decoded.bit_depth) == ("converted", bits)
+        assert psnr_db(decoded.rgb, RGB) > least
 
 
-def test_highlights_are_mapped_in_order_and_keep_their_hue() -> None:
+def test_tone_mapping_preserves_order_and_hue() -> None:
     nits = np.array([1, 10, 50, 100, 203, 400, 1000, 2000, 4000])
-    signal = np.round(pq(nits) * 65535)
-    ramp = decode_image(png(np.repeat(signal[None, :, None], 3, 2), chunk(b"cICP", bytes([9, 16, 0, 1])), bits=16)).rgb[
-        0, :, 0
-    ]
+    signal = np.round(nits_to_pq_signal(nits) * 65535)
+    ramp = decode_image(
+        encode_png(np.repeat(signal[None, :, None], 3, 2), chunk(b"cICP", bytes([9, 16, 0, 1])), bits=16)
+    ).rgb[0, :, 0]
     assert (np.diff(ramp.astype(int)) > 0).all()
     assert ramp[-1] == 255
-    # Dark parts stay as they are: 10 cd/m² is 10/203 of white.
+    # Dark parts are unchanged: 10 cd/m² is 10/203 of white.
     assert abs(int(ramp[1]) - round(255 * (1.055 * (10 / 203) ** (1 / 2.4) - 0.055))) <= 1
-    orange = np.round(pq(np.array([[[2000.0, 1000.0, 500.0]]])) * 65535)
-    mapped = linear_light(decode_image(png(orange, chunk(b"cICP", bytes([1, 16, 0, 1])), bits=16)).rgb)[0, 0]
+    orange = np.round(nits_to_pq_signal(np.array([[[2000.0, 1000.0, 500.0]]])) * 65535)
+    mapped = to_linear_light(decode_image(encode_png(orange, chunk(b"cICP", bytes([1, 16, 0, 1])), bits=16)).rgb)[0, 0]
     np.testing.assert_allclose(mapped / mapped[0], [1, 0.5, 0.25], atol=0.01)
 
 
-def test_the_curve_for_highlights_is_that_of_bt_2390() -> None:
-    """Its fixed points: below the knee nothing changes, the source's peak becomes the target's, and it only rises."""
+def test_eetf_has_fixed_points_of_bt_2390() -> None:
+    """Below the knee nothing changes, the source peak maps to the target peak, and the curve rises."""
     nits = np.linspace(0.01, 1000, 500)
     mapped = eetf(nits, 1000)
     assert mapped[-1] == pytest.approx(203)
     assert mapped[0] == pytest.approx(nits[0])
     assert (np.diff(mapped) > 0).all()
-    most = pq(np.array(203.0)) / pq(np.array(1000.0))
-    knee = (1.5 * most - 0.5) * pq(np.array(1000.0))
-    np.testing.assert_allclose(mapped[pq(nits) < knee], nits[pq(nits) < knee])
+    sample_max = nits_to_pq_signal(np.array(203.0)) / nits_to_pq_signal(np.array(1000.0))
+    knee = (1.5 * sample_max - 0.5) * nits_to_pq_signal(np.array(1000.0))
+    np.testing.assert_allclose(mapped[nits_to_pq_signal(nits) < knee], nits[nits_to_pq_signal(nits) < knee])
 
 
-def test_colours_of_an_avif_are_converted() -> None:
-    tagged = as_tagged(RGB, DISPLAY_P3, 2.2)
+def test_avif_colours_are_converted() -> None:
+    tagged = convert_from_srgb(RGB, DISPLAY_P3, 2.2)
     options = {"level": 100, "pixelformat": "yuv444", "matrix": 0}
-    picture = decode_image(imagecodecs.avif_encode(tagged, primaries=12, transfer=4, **options))
-    assert picture.icc == "converted"
-    assert psnr_db(picture.rgb, RGB) > 44
-    linear = np.round(linear_light(RGB) * 4095).astype(np.uint16)
-    picture = decode_image(imagecodecs.avif_encode(linear, primaries=1, transfer=8, bitspersample=12, **options))
-    assert psnr_db(picture.rgb, RGB) > 50
+    decoded = decode_image(imagecodecs.avif_encode(tagged, primaries=12, transfer=4, **options))
+    assert decoded.icc == "converted"
+    assert psnr_db(decoded.rgb, RGB) > 44
+    linear = np.round(to_linear_light(RGB) * 4095).astype(np.uint16)
+    decoded = decode_image(imagecodecs.avif_encode(linear, primaries=1, transfer=8, bitspersample=12, **options))
+    assert psnr_db(decoded.rgb, RGB) > 50
     gray = imagecodecs.avif_encode(
         linear[..., 1], level=100, pixelformat="yuv400", bitspersample=12, transfer=8, primaries=1
     )
     assert psnr_db(decode_image(gray).rgb[..., :1], GRAY[..., None]) > 50
-    # A profile comes before numbers.
+    # A profile takes precedence over code points.
     profiled = decode_image(
-        saved(Image.fromarray(as_tagged(RGB, ADOBE_RGB)), "AVIF", quality=100, icc_profile=rgb_profile(ADOBE_RGB))
+        encode_as(
+            Image.fromarray(convert_from_srgb(RGB, ADOBE_RGB)), "AVIF", quality=100, icc_profile=rgb_profile(ADOBE_RGB)
+        )
     )
     assert profiled.icc == "converted"
 
 
-def test_a_profile_of_jpeg_2000_is_followed() -> None:
-    plain = imagecodecs.jpeg2k_encode(as_tagged(RGB, ADOBE_RGB), level=0, codecformat="jp2", reversible=True)
-    picture = decode_image(with_jp2_boxes(plain, {b"colr": bytes([2, 0, 0]) + rgb_profile(ADOBE_RGB)}))
-    assert picture.icc == "converted"
-    assert psnr_db(picture.rgb, RGB) > 44
+def test_jpeg2000_profile_is_converted() -> None:
+    plain = imagecodecs.jpeg2k_encode(convert_from_srgb(RGB, ADOBE_RGB), level=0, codecformat="jp2", reversible=True)
+    decoded = decode_image(with_jp2_boxes(plain, {b"colr": bytes([2, 0, 0]) + rgb_profile(ADOBE_RGB)}))
+    assert decoded.icc == "converted"
+    assert psnr_db(decoded.rgb, RGB) > 44
 
 
-def test_colours_of_a_bmp_are_followed() -> None:
-    ends = np.round(to_xyz(DISPLAY_P3).T * 2**30).astype(int).ravel()
-    calibrated = struct.pack("<I9I3I", 0, *ends, *[round(2.2 * 65536)] * 3)
-    rows = [np.ascontiguousarray(row[:, ::-1]).tobytes() for row in as_tagged(RGB, DISPLAY_P3, 2.2)]
+def test_bmp_colours_are_converted() -> None:
+    endpoints = np.round(to_xyz(DISPLAY_P3).T * 2**30).astype(int).ravel()
+    calibrated = struct.pack("<I9I3I", 0, *endpoints, *[round(2.2 * 65536)] * 3)
+    rows = [np.ascontiguousarray(row[:, ::-1]).tobytes() for row in convert_from_srgb(RGB, DISPLAY_P3, 2.2)]
     for header in (108, 124):
-        picture = decode_image(bmp_file(rows, RGB.shape[1::-1], 24, header=header, tail=calibrated))
-        assert picture.icc == "converted"
-        assert psnr_db(picture.rgb, RGB) > 44
-    rows = [np.ascontiguousarray(row[:, ::-1]).tobytes() for row in as_tagged(RGB, ADOBE_RGB)]
+        decoded = decode_image(bmp_file(rows, RGB.shape[1::-1], 24, header=header, tail=calibrated))
+        assert decoded.icc == "converted"
+        assert psnr_db(decoded.rgb, RGB) > 44
+    rows = [np.ascontiguousarray(row[:, ::-1]).tobytes() for row in convert_from_srgb(RGB, ADOBE_RGB)]
     profile, size = rgb_profile(ADOBE_RGB), 124 + 60 * 3 * 40
     embedded = b"DEBM" + bytes(48) + struct.pack("<4I", 0, size, len(profile), 0)
-    picture = decode_image(bmp_file(rows, RGB.shape[1::-1], 24, header=124, tail=embedded, more=profile))
-    assert picture.icc == "converted"
-    assert psnr_db(picture.rgb, RGB) > 44
+    decoded = decode_image(bmp_file(rows, RGB.shape[1::-1], 24, header=124, tail=embedded, more=profile))
+    assert decoded.icc == "converted"
+    assert psnr_db(decoded.rgb, RGB) > 44
     linked = b"KNIL" + bytes(48) + struct.pack("<4I", 0, size, 9, 0)
     assert (
         decode_image(bmp_file(rows, RGB.shape[1::-1], 24, header=124, tail=linked)).icc
@@ -237,13 +241,13 @@ def test_colours_of_a_bmp_are_followed() -> None:
         assert decode_image(bmp_file(rows, RGB.shape[1::-1], 24, header=124, tail=kind)).icc == "none"
 
 
-def test_transparency_is_not_converted() -> None:
+def test_alpha_is_not_converted() -> None:
     alpha = np.tile(np.arange(60, dtype=np.uint8) * 4, (40, 1))
-    picture = decode_image(png(np.dstack([RGB, alpha]), LINEAR))
-    np.testing.assert_array_equal(picture.alpha, alpha)
-    np.testing.assert_array_equal(picture.rgb[alpha > 0], decode_image(png(RGB, LINEAR)).rgb[alpha > 0])
+    decoded = decode_image(encode_png(np.dstack([RGB, alpha]), LINEAR))
+    np.testing.assert_array_equal(decoded.alpha, alpha)
+    np.testing.assert_array_equal(decoded.rgb[alpha > 0], decode_image(encode_png(RGB, LINEAR)).rgb[alpha > 0])
     palette = Image.fromarray(RGB).quantize(16)
-    data = saved(palette, "PNG")
+    data = encode_as(palette, "PNG")
     at = data.index(b"PLTE") - 4
-    picture = decode_image(data[:at] + LINEAR + data[at:])
-    np.testing.assert_array_equal(picture.rgb, decode_image(png(np.asarray(palette.convert("RGB")), LINEAR)).rgb)
+    decoded = decode_image(data[:at] + LINEAR + data[at:])
+    np.testing.assert_array_equal(decoded.rgb, decode_image(encode_png(np.asarray(palette.convert("RGB")), LINEAR)).rgb)

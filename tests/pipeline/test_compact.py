@@ -143,7 +143,9 @@ def whole_run(output: Store, redo: list[str], fence: int) -> None:
     if redo:
         put(output, [row((image, "v"), fence=fence) for image in redo])
     redone, several = (pa.table({"image_id": pa.array(images, pa.string())}) for images in (redo, doubled))
-    plan = Plan(REFERENCE.empty_table(), 0, Counter(), 0, 0, redone, parts, several, strange=False, fence=fence, rows=0)
+    plan = Plan(
+        REFERENCE.empty_table(), 0, Counter(), 0, 0, redone, parts, several, strange=False, fencing_token=fence, rows=0
+    )
     drop_doubles(output, plan, [path for path in list_parts(output, "results") if path not in parts])
     compact(output, parts, 3, nobody_else)
 

@@ -1,12 +1,12 @@
-"""Damage of formats other than JPEG that decoders fill or pass over without a warning."""
+"""Damage in formats other than JPEG that decoders accept without a warning."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from imagemill.pipeline.images.decode import decode_image
-from tests.support.jpegs import photograph, zeroed
-from tests.support.sample_images import error_class, saved
+from tests.support.jpegs import crop_photo, zero_out
+from tests.support.sample_images import decode_error_class, encode_as
 
 WRITERS = {
     "AVIF": {"quality": 90, "speed": 8},
@@ -17,24 +17,24 @@ WRITERS = {
 }
 
 
-def file_of(image: Image.Image, name: str) -> bytes:
-    return saved(image, name.partition(" ")[0], **WRITERS[name])
+def encode_format(image: Image.Image, name: str) -> bytes:
+    return encode_as(image, name.partition(" ")[0], **WRITERS[name])
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_zero_sector_in_unchecked_data_is_damage(name: str) -> None:
-    """A sector of 512 bytes that was never written, at places all over the picture data."""
-    data = file_of(Image.fromarray(photograph(300, 200)), name)
-    for place in range(len(data) // 4, len(data) - 600, len(data) // 7):
-        damaged = zeroed(data, place, 512)
-        assert error_class(damaged) in ("DamagedImage", "BrokenImage", "UnknownFormat")
-    assert error_class(zeroed(data, len(data) // 2, len(data))) in ("DamagedImage", "BrokenImage")
+def test_zero_sector_is_damage(name: str) -> None:
+    """A sector of 512 bytes that was never written, at places all over the image data."""
+    data = encode_format(Image.fromarray(crop_photo(300, 200)), name)
+    for offset in range(len(data) // 4, len(data) - 600, len(data) // 7):
+        damaged = zero_out(data, offset, 512)
+        assert decode_error_class(damaged) in ("DamagedImage", "BrokenImage", "UnknownFormat")
+    assert decode_error_class(zero_out(data, len(data) // 2, len(data))) in ("DamagedImage", "BrokenImage")
 
 
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("kind", ["black", "white", "stripes", "half noise"])
-def test_flat_picture_is_not_taken_for_damage(name: str, kind: str) -> None:
-    """What compresses to almost nothing is whole."""
+def test_flat_image_is_not_damage(name: str, kind: str) -> None:
+    """An image that compresses to almost nothing is intact."""
     rgb = np.zeros((400, 500, 3), np.uint8)
     if kind == "white":
         rgb += 255
@@ -42,7 +42,7 @@ def test_flat_picture_is_not_taken_for_damage(name: str, kind: str) -> None:
         rgb[(np.arange(400) // 7 % 2) > 0] = 255
     elif kind == "half noise":
         rgb[200:] = np.random.default_rng(0).integers(0, 256, (200, 500, 3), dtype=np.uint8)
-    assert not decode_image(file_of(Image.fromarray(rgb), name)).is_damaged
+    assert not decode_image(encode_format(Image.fromarray(rgb), name)).is_damaged
     for options in ({}, {"optimize": True}, {"progressive": True}, {"restart_marker_rows": 1}, {"quality": 5}):
         for colours in ("RGB", "L", "CMYK"):
-            assert not decode_image(saved(Image.fromarray(rgb).convert(colours), "JPEG", **options)).is_damaged
+            assert not decode_image(encode_as(Image.fromarray(rgb).convert(colours), "JPEG", **options)).is_damaged

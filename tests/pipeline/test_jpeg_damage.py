@@ -1,4 +1,4 @@
-"""JPEG with damaged or missing picture data is a reject that says so, or a row that says so: never an ok row like others."""
+"""JPEGs with damaged or missing image data are rejected, or marked as damaged if accepted; never silently ok."""
 
 import random
 from collections import Counter
@@ -12,8 +12,8 @@ from PIL import Image
 
 from imagemill.pipeline.images.decode import decode_image
 from imagemill.pipeline.images.errors import ImageError
-from tests.support.jpegs import DAMAGE, EOI, differs, flipped, photograph, picture_data, zeroed
-from tests.support.sample_images import error_class, saved
+from tests.support.jpegs import DAMAGE, EOI, crop_photo, find_image_data, flip_bit, is_visibly_different, zero_out
+from tests.support.sample_images import decode_error_class, encode_as
 
 DATA = Path(__file__).parent / "data"
 MODES = {
@@ -23,131 +23,134 @@ MODES = {
     "progressive": {"progressive": True},
     "restart intervals": {"restart_marker_rows": 1},
 }
-UNSEEN = ("lost 1", "lost 100", "noise of 512", "sectors exchanged", "continued by another file")
-"""Kinds whose data may decode without any warning to as many blocks as there were."""
+UNDETECTABLE = ("lost 1", "lost 100", "noise of 512", "sectors exchanged", "continued by another file")
+"""Kinds of damage after which the data may decode to the right number of blocks without a warning."""
 
 
-def file_of(rgb: np.ndarray, colours: str, options: dict[str, object]) -> bytes:
-    return saved(Image.fromarray(rgb).convert(colours), "JPEG", **{"quality": 90, **options})
+def encode_kind(rgb: np.ndarray, colours: str, options: dict[str, object]) -> bytes:
+    return encode_as(Image.fromarray(rgb).convert(colours), "JPEG", **{"quality": 90, **options})
 
 
-def outcomes(colours: str, options: dict[str, object], places: int) -> Iterator[tuple[str, str]]:
-    """(kind, outcome) of each kind of damage at places all over the picture data: its class, "whole" or "silent"."""
-    data, other = (file_of(photograph(300, 200, name), colours, options) for name in ("coffee", "astronaut"))
+def iterate_outcomes(colours: str, options: dict[str, object], positions: int) -> Iterator[tuple[str, str]]:
+    """Yield (kind, outcome) of each kind of damage at places all over the image data.
+
+    The outcome is an error class, "intact" or "silent".
+    """
+    data, neighbour = (encode_kind(crop_photo(300, 200, name), colours, options) for name in ("coffee", "astronaut"))
     truth = decode_image(data).rgb
-    # Behind the first twentieth: what is cut off and continued before that is the whole other picture.
-    start, end = picture_data(data)
+    # Damage starts after a twentieth of the data: earlier, "continued by another file" is an intact other image.
+    start, end = find_image_data(data)
     start += (end - start) // 20
     for kind, damage in DAMAGE.items():
-        for n in range(places):
-            damaged = damage(data, start + (end - start) * n // places, other)
+        for n in range(positions):
+            damaged = damage(data, start + (end - start) * n // positions, neighbour)
             try:
-                picture = decode_image(damaged)
-                yield kind, "silent" if differs(picture.rgb, truth) else "whole"
+                decoded = decode_image(damaged)
+                yield kind, "silent" if is_visibly_different(decoded.rgb, truth) else "intact"
             except ImageError as e:
                 yield kind, e.error_class
-                kept = decode_image(damaged, accept_damaged=True) if e.error_class == "DamagedImage" else None
-                assert kept is None or (kept.is_damaged and kept.rgb.shape == truth.shape)
+                accepted = decode_image(damaged, accept_damaged=True) if e.error_class == "DamagedImage" else None
+                assert accepted is None or (accepted.is_damaged and accepted.rgb.shape == truth.shape)
 
 
-def check(colours: str, options: dict[str, object], places: int) -> None:
-    """No damage is silent, but for the kinds in UNSEEN, of which most is seen."""
+def check_outcomes(colours: str, options: dict[str, object], positions: int) -> None:
+    """Check that no damage is silent, except for the kinds in UNDETECTABLE, which are mostly detected."""
     counts: dict[str, Counter[str]] = {kind: Counter() for kind in DAMAGE}
-    for kind, outcome in outcomes(colours, options, places):
+    for kind, outcome in iterate_outcomes(colours, options, positions):
         counts[kind][outcome] += 1
     silent = {kind: count["silent"] for kind, count in counts.items() if count["silent"]}
-    assert silent.keys() <= set(UNSEEN), counts
-    of_unseen = sum((counts[kind] for kind in UNSEEN), Counter[str]())
-    assert of_unseen["silent"] < of_unseen.total() / 3, of_unseen
+    assert silent.keys() <= set(UNDETECTABLE), counts
+    undetectable = sum((counts[kind] for kind in UNDETECTABLE), Counter[str]())
+    assert undetectable["silent"] < undetectable.total() / 3, undetectable
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("colours", ["RGB", "L", "CMYK"])
-def test_no_jpeg_damage_is_silent(mode: str, colours: str) -> None:
-    """Sectors of zeros, lost bytes, cut files and files that run into each other, all over a JPEG."""
-    check(colours, MODES[mode], places=4)
+def test_jpeg_damage_is_never_silent(mode: str, colours: str) -> None:
+    """Zero sectors, lost bytes, truncated files and files that run into each other."""
+    check_outcomes(colours, MODES[mode], positions=4)
 
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("colours", ["RGB", "L", "CMYK"])
-def test_no_jpeg_damage_is_silent_at_many_places(mode: str, colours: str) -> None:
-    check(colours, MODES[mode], places=60)
+def test_jpeg_damage_is_never_silent_at_many_places(mode: str, colours: str) -> None:
+    check_outcomes(colours, MODES[mode], positions=60)
 
 
 @pytest.mark.chaos
-def test_jpeg_flipped_bits_are_counted(figure: Callable[[str, str], None]) -> None:
-    """One flipped bit often decodes without a warning: the figure says how often that is visible."""
+def test_jpeg_flipped_bits_are_rarely_visible(figure: Callable[[str, str], None]) -> None:
+    """A flipped bit often decodes without a warning; count how often it is visible."""
     draw, counts = random.Random(0), Counter[str]()
     for mode, options in MODES.items():
-        data = file_of(photograph(300, 200), "RGB", options)
+        data = encode_kind(crop_photo(300, 200), "RGB", options)
         truth = decode_image(data).rgb
-        start, end = picture_data(data)
+        start, end = find_image_data(data)
         for _ in range(200):
             try:
-                picture = decode_image(flipped(data, draw.randrange(start, end), draw.randrange(8)))
-                outcome = "silent" if differs(picture.rgb, truth) else "not visible"
+                decoded = decode_image(flip_bit(data, draw.randrange(start, end), draw.randrange(8)))
+                outcome = "silent" if is_visibly_different(decoded.rgb, truth) else "not visible"
             except ImageError:
-                outcome = "seen"
+                outcome = "detected"
             counts[outcome] += 1
             counts[f"{outcome}, {mode}"] += 1
     text = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
     figure("one flipped bit in a JPEG of 300×200, 200 of each mode", text)
-    assert counts["seen"] > counts["silent"]
+    assert counts["detected"] > counts["silent"]
 
 
-def test_jpeg_damaged_header_tables_are_seen() -> None:
-    """libjpeg decodes with quantization steps of zero, and with Huffman tables that name one symbol several times."""
-    data = file_of(photograph(96, 64), "RGB", {})
+def test_jpeg_damaged_tables_are_detected() -> None:
+    """libjpeg accepts quantization steps of zero, and Huffman tables with repeated symbols."""
+    data = encode_kind(crop_photo(96, 64), "RGB", {})
     steps = data.index(b"\xff\xdb")
-    assert error_class(zeroed(data, steps + 20, 30)) == "DamagedImage"
+    assert decode_error_class(zero_out(data, steps + 20, 30)) == "DamagedImage"
     table = data.index(b"\xff\xc4\0\xb5")
-    assert error_class(zeroed(data, table + 100, 40)) == "DamagedImage"
+    assert decode_error_class(zero_out(data, table + 100, 40)) == "DamagedImage"
 
 
-def test_jpeg_thumbnail_is_not_taken_for_its_picture() -> None:
-    """Where bytes of the metadata are lost, the first picture that is found is the thumbnail in it."""
-    thumbnail = saved(Image.fromarray(photograph(16, 12)), "JPEG")
-    data = saved(Image.fromarray(photograph(96, 64)), "JPEG")
+def test_jpeg_thumbnail_is_not_taken_for_the_image() -> None:
+    """If bytes of the metadata are lost, the first image in the file is its thumbnail."""
+    thumbnail = encode_as(Image.fromarray(crop_photo(16, 12)), "JPEG")
+    data = encode_as(Image.fromarray(crop_photo(96, 64)), "JPEG")
     exif = b"\xff\xe1" + (len(thumbnail) + 18).to_bytes(2, "big") + b"Exif\0\0II*\0\x08\0\0\0\0\0" + thumbnail + b"\0\0"
-    whole = data[:20] + exif + data[20:]
-    assert decode_image(whole).rgb.shape == (64, 96, 3)
-    for lost in range(4, 60):
-        # Where the loss ends with a marker, what is left is a whole JPEG of the thumbnail, and other bytes behind it.
-        if whole[20 + lost] != 0xFF:
-            assert error_class(whole[:20] + whole[20 + lost :]) in ("DamagedImage", "BrokenImage")
+    intact = data[:20] + exif + data[20:]
+    assert decode_image(intact).rgb.shape == (64, 96, 3)
+    for lost_bytes in range(4, 60):
+        # If the loss ends before a marker, the rest is an intact JPEG of the thumbnail, followed by other bytes.
+        if intact[20 + lost_bytes] != 0xFF:
+            assert decode_error_class(intact[:20] + intact[20 + lost_bytes :]) in ("DamagedImage", "BrokenImage")
 
 
-def test_progressive_jpeg_without_all_scans_is_damaged() -> None:
-    """A file that is cut between two scans is a whole file to libjpeg, and a blurred picture."""
-    data = file_of(photograph(96, 64), "RGB", MODES["progressive"])
+def test_jpeg_progressive_without_all_scans_is_damaged() -> None:
+    """To libjpeg, a file cut between two scans is complete; the image would be blurred."""
+    data = encode_kind(crop_photo(96, 64), "RGB", MODES["progressive"])
     scans = [at for at in range(len(data)) if data[at : at + 2] == b"\xff\xda"]
     assert len(scans) > 8
     for at in scans[1:]:
-        # Tables may stand before the header of a scan.
-        place = data.rfind(b"\xff\xc4", 0, at) if data[at - 2 : at] != b"\xff\xda" else at
-        assert error_class(data[: min(place, at)] + EOI) == "DamagedImage"
+        # Tables may precede the header of a scan.
+        tables_at = data.rfind(b"\xff\xc4", 0, at) if data[at - 2 : at] != b"\xff\xda" else at
+        assert decode_error_class(data[: min(tables_at, at)] + EOI) == "DamagedImage"
 
 
 @pytest.mark.parametrize("name", ["arithmetic", "arithmetic_progressive", "three_scans", "sampled_3x1", "sampled_4x2"])
-def test_rare_jpeg_with_missing_data_is_damaged(name: str) -> None:
-    """Kinds for which libjpeg has no warning, or no reader passes the warning on."""
+def test_jpeg_rare_kind_with_missing_data_is_damaged(name: str) -> None:
+    """For these kinds libjpeg has no warning, or its binding does not report the warning."""
     data = (DATA / f"{name}.jpg").read_bytes()
-    start, end = picture_data(data)
+    start, end = find_image_data(data)
     for share in (0.3, 0.6, 0.9):
         for ending in (b"", EOI):
             classes = ("DamagedImage", "BrokenImage") if "progressive" in name else ("DamagedImage",)
-            assert error_class(data[: start + int((end - start) * share)] + ending) in classes
+            assert decode_error_class(data[: start + int((end - start) * share)] + ending) in classes
 
 
-def test_deep_jpeg_with_missing_data_is_damaged() -> None:
-    data = imagecodecs.jpeg8_encode(photograph(96, 64).astype(np.uint16) * 16, 90, bitspersample=12)
-    start, end = picture_data(data)
+def test_jpeg_12_bits_with_missing_data_is_damaged() -> None:
+    data = imagecodecs.jpeg8_encode(crop_photo(96, 64).astype(np.uint16) * 16, 90, bitspersample=12)
+    start, end = find_image_data(data)
     for share in (0.3, 0.6, 0.9):
-        assert error_class(data[: start + int((end - start) * share)] + EOI) == "DamagedImage"
+        assert decode_error_class(data[: start + int((end - start) * share)] + EOI) == "DamagedImage"
 
 
-def test_damaged_jpeg_says_what_to_do() -> None:
-    data = file_of(photograph(96, 64), "RGB", {})
+def test_jpeg_damage_message_says_what_to_do() -> None:
+    data = encode_kind(crop_photo(96, 64), "RGB", {})
     with pytest.raises(ImageError, match=r"libjpeg: Corrupt JPEG data: premature end .* missing\. Restore the file\.$"):
         decode_image(data[: len(data) * 2 // 3] + EOI)

@@ -1,4 +1,4 @@
-"""JPEG of every kind that writers offer is read as it was meant, or its kind is named."""
+"""JPEGs of every kind that writers offer are decoded exactly, or rejected with their kind."""
 
 import io
 import struct
@@ -13,27 +13,27 @@ from PIL import Image
 from imagemill.models.metrics import psnr_db
 from imagemill.pipeline.images.decode import decode_image, read_pixel_count
 from imagemill.pipeline.images.errors import ImageError
-from tests.support.jpegs import EOI, photograph, picture_data, written
-from tests.support.sample_images import saved
+from tests.support.jpegs import EOI, crop_photo, find_image_data, iterate_variants
+from tests.support.sample_images import encode_as
 
 DATA = Path(__file__).parent / "data"
 CROP = (96, 64)
 
 
-def by_pillow(data: bytes) -> np.ndarray:
+def decode_with_pillow(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def segment(marker: int, content: bytes) -> bytes:
+def build_segment(marker: int, content: bytes) -> bytes:
     return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
 
 
-def first(data: bytes, marker: int) -> int:
+def first_offset(data: bytes, marker: int) -> int:
     return data.index(bytes((0xFF, marker)))
 
 
-def without(data: bytes, marker: int) -> bytes:
-    """A JPEG without the segments of a kind."""
+def remove_segments(data: bytes, marker: int) -> bytes:
+    """Remove the segments with a marker."""
     at = 2
     while data[at + 1] != 0xDA:
         size = 2 + int.from_bytes(data[at + 2 : at + 4], "big")
@@ -45,94 +45,100 @@ def without(data: bytes, marker: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [CROP, pytest.param((300, 200), marks=pytest.mark.chaos), (1, 1), (17, 33)])
-def test_jpeg_of_every_writer_is_its_picture(size: tuple[int, int]) -> None:
-    """103 combinations: colours, sampling, progressive, restart intervals, tables, 8 to 16 bits, lossless."""
+def test_jpeg_of_every_writer_is_decoded(size: tuple[int, int]) -> None:
+    """103 combinations: colours, sampling, progressive, restarts, tables, 8 to 16 bits, lossless."""
     count = 0
-    for name, data, truth in written(photograph(*size)):
-        picture = decode_image(data)
+    for name, data, truth in iterate_variants(crop_photo(*size)):
+        decoded = decode_image(data)
         count += 1
-        assert picture.rgb.shape == truth.shape, name
-        assert picture.is_gray == ("gray" in name), name
-        assert picture.bit_depth == (12 if "12 bits" in name else 16 if "16 bits" in name else 8), name
-        assert not picture.is_damaged, name
+        assert decoded.rgb.shape == truth.shape, name
+        assert decoded.is_gray == ("gray" in name), name
+        assert decoded.bit_depth == (12 if "12 bits" in name else 16 if "16 bits" in name else 8), name
+        assert not decoded.is_damaged, name
         if "lossless" in name:
-            np.testing.assert_array_equal(picture.rgb, truth, name)
+            np.testing.assert_array_equal(decoded.rgb, truth, name)
         elif size[0] > 50:
-            assert psnr_db(picture.rgb, truth) > 27, name
-        if picture.bit_depth == 8:
-            np.testing.assert_array_equal(picture.rgb, by_pillow(data), name)
+            assert psnr_db(decoded.rgb, truth) > 27, name
+        if decoded.bit_depth == 8:
+            np.testing.assert_array_equal(decoded.rgb, decode_with_pillow(data), name)
     assert count > 100
 
 
 @pytest.mark.parametrize("path", sorted(DATA.glob("*.jpg")), ids=lambda path: path.stem)
-def test_jpeg_of_a_rare_kind_is_its_picture(path: Path) -> None:
-    """Files of cjpeg: arithmetic coding, a scan for each component, sampling factors that simplejpeg does not know."""
+def test_jpeg_of_rare_kind_is_decoded(path: Path) -> None:
+    """Files of cjpeg: arithmetic coding, one scan per component, sampling unknown to simplejpeg."""
     data = path.read_bytes()
-    picture = decode_image(data)
-    assert psnr_db(picture.rgb, photograph(*CROP)) > 28
-    np.testing.assert_array_equal(picture.rgb, by_pillow(data))
+    decoded = decode_image(data)
+    assert psnr_db(decoded.rgb, crop_photo(*CROP)) > 28
+    np.testing.assert_array_equal(decoded.rgb, decode_with_pillow(data))
 
 
-def photo_jpeg(**options: object) -> bytes:
-    return saved(Image.fromarray(photograph(*CROP)), "JPEG", quality=90, **options)
+def encode_photo(**options: object) -> bytes:
+    return encode_as(Image.fromarray(crop_photo(*CROP)), "JPEG", quality=90, **options)
 
 
-def with_scan_parameters(data: bytes) -> bytes:
-    """As some telephones of Samsung write it."""
-    start, _ = picture_data(data)
+def set_scan_parameters(data: bytes) -> bytes:
+    """Set scan parameters like some Samsung phones."""
+    start, _ = find_image_data(data)
     return data[: start - 3] + bytes(3) + data[start:]
 
 
-def without_height(data: bytes) -> bytes:
-    """The height is known when the picture ends, and stands in a DNL segment behind it."""
-    frame = first(data, 0xC0)
-    return data[: frame + 5] + b"\0\0" + data[frame + 7 : -2] + segment(0xDC, struct.pack(">H", CROP[1])) + EOI
+def move_height_to_dnl(data: bytes) -> bytes:
+    """Move the height from the frame header into a DNL segment after the image data."""
+    frame = first_offset(data, 0xC0)
+    return data[: frame + 5] + b"\0\0" + data[frame + 7 : -2] + build_segment(0xDC, struct.pack(">H", CROP[1])) + EOI
 
 
-def inserted(data: bytes, *parts: bytes) -> bytes:
-    """A JPEG with bytes before its quantization tables."""
-    place = first(data, 0xDB)
-    return data[:place] + b"".join(parts) + data[place:]
+def insert_before_tables(data: bytes, *parts: bytes) -> bytes:
+    """Insert bytes before the quantization tables."""
+    offset = first_offset(data, 0xDB)
+    return data[:offset] + b"".join(parts) + data[offset:]
 
 
 HARMLESS: dict[str, Callable[[bytes], bytes]] = {
-    "no end mark": lambda d: d[:-2],
-    "bytes behind the end mark": lambda d: d + b"SEFT" + bytes(range(256)),
-    "another JPEG behind the end mark": lambda d: d + photo_jpeg(),
-    "zeros before the end mark": lambda d: d[:-2] + bytes(23) + EOI,
-    "fill bytes before the end mark": lambda d: d[:-2] + b"\xff" * 7 + EOI,
-    "scan parameters of another kind": with_scan_parameters,
+    "no end marker": lambda d: d[:-2],
+    "bytes after the end marker": lambda d: d + b"SEFT" + bytes(range(256)),
+    "another JPEG after the end marker": lambda d: d + encode_photo(),
+    "zeros before the end marker": lambda d: d[:-2] + bytes(23) + EOI,
+    "fill bytes before the end marker": lambda d: d[:-2] + b"\xff" * 7 + EOI,
+    "scan parameters of another kind": set_scan_parameters,
     "unknown version of JFIF": lambda d: d[:11] + b"\2\7" + d[13:],
-    "unknown colour transform": lambda d: inserted(without(d, 0xE0), segment(0xEE, b"Adobe\0\x64\0\0\0\0\7")),
-    "foreign bytes between segments": lambda d: inserted(d, b"x" * 600),
-    "fill bytes before a marker": lambda d: inserted(d, b"\xff" * 9),
-    "empty segments": lambda d: inserted(d, *(segment(marker, b"") for marker in (*range(0xE0, 0xF0), 0xFE))),
-    "a segment of odd length": lambda d: inserted(d, segment(0xED, b"Photoshop 3.0\0" + b"8BIM\4\4\0\0\0\0\0\5abc")),
-    "a segment of length 0": lambda d: inserted(d, b"\xff\xe5\0\0"),
-    "a JFIF segment that is empty": lambda d: d[:2] + segment(0xE0, b"") + without(d[:], 0xE0)[2:],
-    "a JFIF segment that is short": lambda d: d[:2] + segment(0xE0, b"JFIF\0") + without(d[:], 0xE0)[2:],
-    "an Adobe segment that is short": lambda d: inserted(d, segment(0xEE, b"Adobe")),
-    "a profile segment that is short": lambda d: inserted(d, segment(0xE2, b"ICC_PROFILE\0\1")),
-    "an index of pictures that is short": lambda d: inserted(d, segment(0xE2, b"MPF\0II*\0")),
-    "no Huffman tables, as in Motion JPEG": lambda d: without(d, 0xC4),
-    "no JFIF": lambda d: without(d, 0xE0),
-    "the height behind the picture": without_height,
+    "unknown colour transform": lambda d: insert_before_tables(
+        remove_segments(d, 0xE0), build_segment(0xEE, b"Adobe\0\x64\0\0\0\0\7")
+    ),
+    "foreign bytes between segments": lambda d: insert_before_tables(d, b"x" * 600),
+    "fill bytes before a marker": lambda d: insert_before_tables(d, b"\xff" * 9),
+    "empty segments": lambda d: insert_before_tables(
+        d, *(build_segment(marker, b"") for marker in (*range(0xE0, 0xF0), 0xFE))
+    ),
+    "a segment of odd length": lambda d: insert_before_tables(
+        d, build_segment(0xED, b"Photoshop 3.0\0" + b"8BIM\4\4\0\0\0\0\0\5abc")
+    ),
+    "a segment of length 0": lambda d: insert_before_tables(d, b"\xff\xe5\0\0"),
+    "a JFIF segment that is empty": lambda d: d[:2] + build_segment(0xE0, b"") + remove_segments(d[:], 0xE0)[2:],
+    "a JFIF segment that is too short": lambda d: d[:2] + build_segment(0xE0, b"JFIF\0") + remove_segments(d[:], 0xE0)[2:],
+    "an Adobe segment that is too short": lambda d: insert_before_tables(d, build_segment(0xEE, b"Adobe")),
+    "a profile segment that is too short": lambda d: insert_before_tables(d, build_segment(0xE2, b"ICC_PROFILE\0\1")),
+    "an MPF index that is too short": lambda d: insert_before_tables(d, build_segment(0xE2, b"MPF\0II*\0")),
+    "no Huffman tables, as in Motion JPEG": lambda d: remove_segments(d, 0xC4),
+    "no JFIF": lambda d: remove_segments(d, 0xE0),
+    "height after the image data": move_height_to_dnl,
 }
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-def test_jpeg_with_a_harmless_oddity_is_whole(name: str) -> None:
-    """libjpeg or Pillow warns of most of them, and all pixels are there."""
-    data = HARMLESS[name](photo_jpeg())
-    picture = decode_image(data)
-    np.testing.assert_array_equal(picture.rgb, by_pillow(photo_jpeg()))
-    assert not picture.is_damaged
+def test_jpeg_with_harmless_oddity_is_intact(name: str) -> None:
+    """libjpeg or Pillow warns about most of them, but all pixels are intact."""
+    data = HARMLESS[name](encode_photo())
+    decoded = decode_image(data)
+    np.testing.assert_array_equal(decoded.rgb, decode_with_pillow(encode_photo()))
+    assert not decoded.is_damaged
     assert read_pixel_count(data) == CROP[0] * CROP[1]
 
 
-def with_two_components(data: bytes) -> bytes:
-    """A JPEG whose frame header says so."""
-    frame = first(data, 0xC0)
+def set_two_components(data: bytes) -> bytes:
+    """Change the frame header to two components."""
+    frame = first_offset(data, 0xC0)
     return (
         data[:frame]
         + b"\xff\xc0\0\x0e"
@@ -144,40 +150,40 @@ def with_two_components(data: bytes) -> bytes:
 
 
 UNSUPPORTED = {
-    "JPEG-LS": imagecodecs.jpegls_encode(photograph(*CROP)),
-    "hierarchical JPEG": photo_jpeg().replace(b"\xff\xc0", b"\xff\xc5"),
-    "lossless JPEG with arithmetic coding": photo_jpeg().replace(b"\xff\xc0", b"\xff\xcb"),
-    "JPEG with 2 components": with_two_components(photo_jpeg()),
+    "JPEG-LS": imagecodecs.jpegls_encode(crop_photo(*CROP)),
+    "hierarchical JPEG": encode_photo().replace(b"\xff\xc0", b"\xff\xc5"),
+    "lossless JPEG with arithmetic coding": encode_photo().replace(b"\xff\xc0", b"\xff\xcb"),
+    "JPEG with 2 components": set_two_components(encode_photo()),
 }
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
-def test_jpeg_of_an_unsupported_kind_is_named(name: str) -> None:
-    with pytest.raises(ImageError, match=f"{name} is not supported. Convert the file") as caught:
+def test_jpeg_of_unsupported_kind_is_named(name: str) -> None:
+    with pytest.raises(ImageError, match=f"{name} is not supported. Convert the file") as raised:
         decode_image(UNSUPPORTED[name])
-    assert caught.value.error_class == "UnsupportedFormat"
+    assert raised.value.error_class == "UnsupportedFormat"
 
 
 @pytest.mark.parametrize("marker", [True, False])
-def test_cmyk_jpeg_is_taken_as_browsers_take_it(marker: bool) -> None:
-    """255 is no ink, with a marker of Adobe and without one."""
-    cmyk = Image.fromarray(photograph(*CROP)).convert("CMYK")
-    data = saved(cmyk, "JPEG", quality=95)
-    picture = decode_image(data if marker else without(data, 0xEE))
-    assert psnr_db(picture.rgb, np.asarray(cmyk.convert("RGB"))) > 30
+def test_jpeg_cmyk_is_decoded_as_in_browsers(marker: bool) -> None:
+    """255 means no ink, with and without an Adobe marker."""
+    cmyk = Image.fromarray(crop_photo(*CROP)).convert("CMYK")
+    data = encode_as(cmyk, "JPEG", quality=95)
+    decoded = decode_image(data if marker else remove_segments(data, 0xEE))
+    assert psnr_db(decoded.rgb, np.asarray(cmyk.convert("RGB"))) > 30
 
 
 def test_jpeg_metadata_in_several_segments_is_joined() -> None:
-    """A profile in three segments, out of order; one that lacks a segment is unreadable."""
+    """A profile in three segments out of order; a profile that lacks one is unreadable."""
     profile = bytes(range(256)) * 2
-    parts = [segment(0xE2, b"ICC_PROFILE\0" + bytes((n + 1, 3)) + profile[200 * n : 200 * n + 200]) for n in range(3)]
-    assert decode_image(inserted(photo_jpeg(), parts[2], parts[0], parts[1])).icc == "unreadable"
-    assert decode_image(inserted(photo_jpeg(), parts[2], parts[0])).icc == "unreadable"
-    assert decode_image(inserted(photo_jpeg(), parts[1], parts[1])).icc == "unreadable"
+    parts = [build_segment(0xE2, b"ICC_PROFILE\0" + bytes((n + 1, 3)) + profile[200 * n : 200 * n + 200]) for n in range(3)]
+    assert decode_image(insert_before_tables(encode_photo(), parts[2], parts[0], parts[1])).icc == "unreadable"
+    assert decode_image(insert_before_tables(encode_photo(), parts[2], parts[0])).icc == "unreadable"
+    assert decode_image(insert_before_tables(encode_photo(), parts[1], parts[1])).icc == "unreadable"
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert decode_image(photo_jpeg(exif=exif)).exif_orientation == 6
-    # 12 bits, which Pillow does not open.
-    deep = photograph(*CROP).astype(np.uint16) * 16
-    turned = inserted(imagecodecs.jpeg8_encode(deep, 95, bitspersample=12), segment(0xE1, exif.tobytes()))
-    assert decode_image(turned).rgb.shape == (CROP[0], CROP[1], 3)
+    assert decode_image(encode_photo(exif=exif)).exif_orientation == 6
+    # Pillow cannot open JPEGs of 12 bits.
+    deep = crop_photo(*CROP).astype(np.uint16) * 16
+    rotated = insert_before_tables(imagecodecs.jpeg8_encode(deep, 95, bitspersample=12), build_segment(0xE1, exif.tobytes()))
+    assert decode_image(rotated).rgb.shape == (CROP[0], CROP[1], 3)

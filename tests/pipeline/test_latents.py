@@ -22,6 +22,7 @@ from imagemill.pipeline.output.parts import list_parts
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.resolve import check_model, plan_of, resolve
 from imagemill.pipeline.run import run
+from imagemill.pipeline.run_record import RunRecord
 from imagemill.pipeline.schema import image_id
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.worker import Worker
@@ -73,12 +74,12 @@ def test_latents_without_figures_of_quality_are_the_same_and_not_made_again(tmp_
 
 def test_which_images_are_measured_is_decided_by_their_identities():
     items = [Item({"image_id": image_id(f"{n}.jpg")}) for n in range(10_000)]
-    few, many = ({n for n, item in enumerate(items) if item.among(share)} for share in (0.02, 0.3))
+    few, many = ({n for n, item in enumerate(items) if item.is_in_sample(share)} for share in (0.02, 0.3))
     assert few < many
     assert 150 < len(few) < 250
     assert 2_800 < len(many) < 3_200
-    assert all(item.among(1.0) for item in items)
-    assert not any(item.among(0.0) for item in items)
+    assert all(item.is_in_sample(1.0) for item in items)
+    assert not any(item.is_in_sample(0.0) for item in items)
 
 
 def test_coded_and_plain_latents_share_an_output_and_decode_to_what_the_run_reconstructed(tmp_path, crops):
@@ -159,7 +160,7 @@ def compressed_here(source: Store, output: Store) -> None:
     resolved = resolve(RunConfig(task="compress", input=source.url, output=output.url, quality=0))
     with Lease(output) as lease:
         plan = plan_of(resolved)
-        assert Worker(job_here(resolved, lease.fence))(plan.todo) == {"rows": [len(plan.todo)]}
+        assert Worker(job_here(resolved, lease.fencing_token))(plan.todo) == {"rows": [len(plan.todo)]}
         left = account(output, plan, [])
     assert (left.ok, left.rejected, left.doubles_dropped) == (len(plan.todo), 0, 0)
     assert verify(output).problems == []
@@ -203,8 +204,8 @@ def test_coding_without_tables_is_refused_before_an_image_is_touched(tmp_path, c
     make_photos(Store(str(tmp_path / "in")), 1, crops)
     config = RunConfig(task="compress", input=str(tmp_path / "in"), output=output.url, checkpoint=str(tmp_path / "older"))
     check_model(resolve(config))
-    record = {}
+    record = RunRecord()
     with pytest.raises(CheckpointError, match="holds no tables"):
         run(config.model_copy(update={"params": {"coding": "coded"}}), record)
-    assert record["exit_code"] == CheckpointError.exit_code == 2
+    assert record.exit_code == CheckpointError.exit_code == 2
     assert not [e.path for e in output.entries() if e.path.startswith(("results/", "images/"))]

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagemill.pipeline.errors import OutputHeld, StorageError
-from imagemill.pipeline.output.lease import BEAT_SECONDS, FOLDER, LIFETIME_SECONDS, Lease, newest_fence
+from imagemill.pipeline.output.lease import BEAT_SECONDS, FOLDER, LIFETIME_SECONDS, Lease, newest_fencing_token
 from imagemill.pipeline.storage import Store
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,7 @@ import os, signal, sys
 from imagemill.pipeline.output.lease import Lease
 from imagemill.pipeline.storage import Store
 lease = Lease(Store(sys.argv[1])).__enter__()
-print(lease.fence, flush=True)
+print(lease.fencing_token, flush=True)
 os._exit(9) if sys.argv[2] == "exit" else os.kill(os.getpid(), signal.SIGKILL)
 """
 HOLD = """
@@ -50,9 +50,9 @@ def test_a_second_holder_is_refused_until_the_first_is_done(any_url: str) -> Non
         for _ in range(2):
             with pytest.raises(OutputHeld, match=f"process {os.getpid()}"):
                 Lease(Store(any_url)).__enter__()
-        assert newest_fence(output) == first.fence
+        assert newest_fencing_token(output) == first.fencing_token
     with Lease(Store(any_url)) as second:
-        assert second.fence > first.fence
+        assert second.fencing_token > first.fencing_token
 
 
 @HONEST
@@ -60,8 +60,8 @@ def test_the_fence_rises_with_each_holder_and_old_claims_are_cleared(any_url: st
     output, fences = Store(any_url), []
     for _ in range(6):
         with Lease(output) as lease:
-            fences.append(lease.fence)
-            assert newest_fence(Store(any_url)) == lease.fence
+            fences.append(lease.fencing_token)
+            assert newest_fencing_token(Store(any_url)) == lease.fencing_token
     assert fences == [1, 2, 3, 4, 5, 6]
     assert len([e for e in output.entries(FOLDER) if e.path.endswith(".json")]) <= 3
 
@@ -70,7 +70,7 @@ def test_it_is_free_after_an_error_inside(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="inside"), Lease(Store(str(tmp_path))):
         raise ValueError("inside")
     with Lease(Store(str(tmp_path))) as lease:
-        assert lease.fence == 2
+        assert lease.fencing_token == 2
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_the_claim_of_a_dead_process_is_taken_over_at_once(any_url: str, death: 
     assert out == "1\n"
     assert holder.returncode == (9 if death == "exit" else -signal.SIGKILL)
     with Lease(Store(any_url)) as lease:
-        assert lease.fence == 2
+        assert lease.fencing_token == 2
 
 
 def test_a_living_process_keeps_others_out_until_it_is_killed(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_living_process_keeps_others_out_until_it_is_killed(tmp_path: Path) ->
         holder.kill()
         holder.wait()
         with Lease(Store(str(tmp_path))) as lease:
-            assert lease.fence == 2
+            assert lease.fencing_token == 2
 
 
 def test_a_refused_holder_changes_nothing(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_no_clock_of_another_machine_decides(tmp_path_factory, skew: float, dies
             assert far.slept <= 2 * BEAT_SECONDS
         else:
             with Lease(output) as lease:
-                assert lease.fence == 5
+                assert lease.fencing_token == 5
             assert LIFETIME_SECONDS <= far.slept <= LIFETIME_SECONDS + 2 * BEAT_SECONDS
 
 
@@ -174,7 +174,7 @@ def test_a_release_ends_the_watch(tmp_path: Path) -> None:
     far = Elsewhere(output, 0, 0, "0.1")
     far.sleep = lambda seconds: output.write(f"{FOLDER}/00000004.released", b"")  # type: ignore[method-assign]
     with patch("imagemill.pipeline.output.lease.time", far), Lease(output) as lease:
-        assert lease.fence == 5
+        assert lease.fencing_token == 5
 
 
 def test_who_is_faster_to_take_over_holds(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_claim_that_is_not_complete_is_watched(tmp_path: Path, claim: bytes) -
         Lease(output).__enter__()
     output.write(f"{FOLDER}/00000004.json", claim)
     with patch("imagemill.pipeline.output.lease.time", far), Lease(output) as lease:
-        assert (lease.fence, far.slept) == (5, LIFETIME_SECONDS)
+        assert (lease.fencing_token, far.slept) == (5, LIFETIME_SECONDS)
 
 
 def test_a_clock_that_is_set_changes_nothing_on_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +228,7 @@ def test_a_silent_process_of_this_machine_is_overtaken_at_once(tmp_path: Path) -
         claim = json.loads(output.read(first.claim)) | {"monotonic": time.monotonic() - LIFETIME_SECONDS}
         output.write(first.claim, json.dumps(claim).encode())
         with Lease(Store(str(tmp_path))) as second:
-            assert second.fence == 2
+            assert second.fencing_token == 2
         with pytest.raises(OutputHeld):
             first.check_held()
 
@@ -250,7 +250,7 @@ def test_a_claim_is_renewed_while_its_holder_clears_away(tmp_path: Path, monkeyp
     monkeypatch.setattr("imagemill.pipeline.output.lease.BEAT_SECONDS", 0.01)
     monkeypatch.setattr(Store, "sweep", long_walk)
     with Lease(output) as lease:
-        assert lease.fence == 1
+        assert lease.fencing_token == 1
 
 
 def test_who_was_overtaken_while_it_cleared_away_does_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +266,7 @@ def test_what_is_no_claim_is_not_counted(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
     output.write(f"{FOLDER}/._00000001.json", b"of a copy")
     with Lease(output) as lease:
-        assert lease.fence == 1
+        assert lease.fencing_token == 1
 
 
 def test_an_output_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_a_server_without_conditional_puts_is_detected_and_serves_one_holder(
         with pytest.raises(OutputHeld, match=f"process {os.getpid()}"):
             Lease(Store(url)).__enter__()
     with Lease(Store(url)) as second:
-        assert second.fence == first.fence + 1
+        assert second.fencing_token == first.fencing_token + 1
 
 
 @HONEST
@@ -308,4 +308,4 @@ def test_a_holder_in_another_container_of_this_machine_is_believed(tmp_path: Pat
         pass
     holder.communicate("", timeout=60)
     with Lease(Store(str(tmp_path))) as lease:
-        assert lease.fence == 2
+        assert lease.fencing_token == 2

@@ -1,4 +1,4 @@
-"""EXIF and XMP: carried, stripped, broken."""
+"""EXIF and XMP: kept, stripped, broken."""
 
 import struct
 from xml.etree import ElementTree
@@ -14,24 +14,24 @@ from imagemill.pipeline.images.config import ImageConfig
 from imagemill.pipeline.images.decode import decode_image
 from tests.support.camera import MAKER, METADATA_FORMATS, OWNER, PLACE, SUBJECT_AREA, XMP, camera_exif, with_metadata
 from tests.support.icc import ADOBE_RGB, rgb_profile
-from tests.support.pictures import H, W, encode, opened, rewritten, saved
+from tests.support.image_files import H, W, encode, encode_as, open_image, reencode
 
 
 @pytest.mark.parametrize("source", METADATA_FORMATS)
 @pytest.mark.parametrize("image_format", METADATA_FORMATS)
-def test_metadata_is_carried_and_is_true_of_the_upright_picture(photo, source, image_format):
+def test_metadata_is_kept_and_corrected(photo, source, image_format):
     data = with_metadata(photo, source)
-    image = rewritten(data, image_format)
+    image = reencode(data, image_format)
     assert image.size == (H, W)
     exif, details = image.getexif(), image.getexif().get_ifd(IFD.Exif)
     assert exif.get(Base.Orientation, 1) == 1
     assert (exif[Base.Make], exif[Base.XResolution]) == ("Maker", 300)
-    # Pillow reads bytes of text as Latin-1, and wrote no better than ASCII into the sources of these two formats.
+    # Pillow reads bytes of text as Latin-1, and wrote only ASCII into the sources of these two formats.
     owner = b"?? M??ller" if source in ("TIFF", "AVIF") else OWNER
     assert exif[Base.Copyright].encode("latin-1") == owner
     assert (details[Base.DateTimeOriginal], details[Base.MakerNote]) == ("2024:05:06 07:08:09", MAKER)
     assert details[Base.ExposureTime] == pytest.approx(1 / 250)
-    # Places and sizes in pixels are of the picture that lay on its side, and of its size.
+    # Positions and sizes in pixels are those of the image before its rotation.
     stale = {Base.ExifImageWidth, Base.SubjectLocation, SUBJECT_AREA, Base.FocalPlaneXResolution}
     assert not stale & details.keys()
     assert details[Base.ColorSpace] == 0xFFFF
@@ -41,20 +41,20 @@ def test_metadata_is_carried_and_is_true_of_the_upright_picture(photo, source, i
     described = ElementTree.fromstring(image.info["xmp"]).find(".//{*}Description")
     names = {name.rpartition("}")[2] for name in (*described.attrib, *(inner.tag for inner in described))}
     assert names - {"Orientation"} == {"Artist", "FNumber"}
-    # Who applies EXIF or XMP turns it no further.
+    # A viewer that applies the orientation of EXIF or XMP must not rotate the output again.
     assert decode_image(encode(np.asarray(image), decode_image(data), image_format)).rgb.shape == (W, H, 3)
-    thumbnail = saved(Image.new("RGB", (16, 12), (255, 0, 0)), "JPEG")
+    thumbnail = encode_as(Image.new("RGB", (16, 12), (255, 0, 0)), "JPEG")
     if source == "JPEG":
         assert thumbnail in data
     assert thumbnail not in encode(decode_image(data).rgb, decode_image(data), image_format)
 
 
 @pytest.mark.parametrize("image_format", METADATA_FORMATS)
-def test_strip_gps_leaves_no_trace_of_the_place(photo, image_format):
+def test_strip_gps_removes_every_place(photo, image_format):
     data = with_metadata(photo, image_format)
-    picture = decode_image(data, config=ImageConfig(metadata="strip_gps"))
-    out = encode(picture.rgb, picture, image_format)
-    image = opened(out)
+    decoded = decode_image(data, config=ImageConfig(metadata="strip_gps"))
+    out = encode(decoded.rgb, decoded, image_format)
+    image = open_image(out)
     assert image.getexif()[Base.Make] == "Maker"
     assert image.getexif().get_ifd(IFD.Exif)[Base.MakerNote] == MAKER
     assert IFD.GPSInfo not in image.getexif()
@@ -63,35 +63,35 @@ def test_strip_gps_leaves_no_trace_of_the_place(photo, image_format):
 
 
 @pytest.mark.parametrize("image_format", METADATA_FORMATS)
-def test_strip_leaves_nothing(photo, image_format):
-    picture = decode_image(with_metadata(photo, image_format), config=ImageConfig(metadata="strip"))
-    image = opened(encode(picture.rgb, picture, image_format))
+def test_strip_removes_all_metadata(photo, image_format):
+    decoded = decode_image(with_metadata(photo, image_format), config=ImageConfig(metadata="strip"))
+    image = open_image(encode(decoded.rgb, decoded, image_format))
     assert "xmp" not in image.info
     assert "exif" not in image.info
     assert not image.getexif().keys() & {Base.Make, Base.Copyright, Base.Orientation, IFD.Exif, IFD.GPSInfo}
 
 
-def test_exif_of_a_converted_picture_says_srgb(photo):
-    data = saved(photo, "JPEG", exif=camera_exif(1), icc_profile=rgb_profile(ADOBE_RGB))
-    assert rewritten(data).getexif().get_ifd(IFD.Exif)[Base.ColorSpace] == 1
+def test_exif_colour_space_is_srgb_after_conversion(photo):
+    data = encode_as(photo, "JPEG", exif=camera_exif(1), icc_profile=rgb_profile(ADOBE_RGB))
+    assert reencode(data).getexif().get_ifd(IFD.Exif)[Base.ColorSpace] == 1
 
 
-def test_exif_is_found_beside_whatever_else_a_tiff_holds(photo):
+def test_exif_in_tiff_of_every_layout_is_read(photo):
     exif = Image.Exif()
     exif.load(camera_exif(1))
     exif[34377] = b"8BIM" + bytes(3_000_000)  # Photoshop's layers
-    assert rewritten(saved(photo, "TIFF", exif=exif), "JPEG").getexif().get_ifd(IFD.Exif)[Base.MakerNote] == MAKER
+    assert reencode(encode_as(photo, "TIFF", exif=exif), "JPEG").getexif().get_ifd(IFD.Exif)[Base.MakerNote] == MAKER
 
 
-def test_metadata_that_a_jpeg_cannot_hold_is_left_out(photo):
+def test_metadata_too_large_for_jpeg_is_dropped(photo):
     exif = Image.Exif()
     exif[Base.Make], exif[Base.ImageDescription] = "Maker", "x" * 70_000
-    data = saved(photo, "TIFF", exif=exif)
-    assert rewritten(data, "WEBP").getexif()[Base.Make] == "Maker"
-    assert Base.Make not in rewritten(data, "JPEG").getexif()
+    data = encode_as(photo, "TIFF", exif=exif)
+    assert reencode(data, "WEBP").getexif()[Base.Make] == "Maker"
+    assert Base.Make not in reencode(data, "JPEG").getexif()
     long = XMP.replace(b'tiff:Artist="', b'tiff:Artist="' + b" " * 70_000)
-    assert "xmp" in rewritten(saved(photo, "WEBP", xmp=long)).info
-    assert "xmp" not in rewritten(saved(photo, "WEBP", xmp=long), "JPEG").info
+    assert "xmp" in reencode(encode_as(photo, "WEBP", xmp=long)).info
+    assert "xmp" not in reencode(encode_as(photo, "WEBP", xmp=long), "JPEG").info
 
 
 @given(
@@ -103,19 +103,19 @@ def test_metadata_that_a_jpeg_cannot_hold_is_left_out(photo):
     st.sampled_from(["keep", "strip_gps"]),
 )
 @settings(max_examples=200)
-def test_broken_metadata_rejects_nothing(image_format, changes, end, xmp, target, metadata):
+def test_metadata_that_is_broken_is_dropped(image_format, changes, end, xmp, target, metadata):
     exif = bytearray(camera_exif()[: 12 + end])
-    for place, value in changes:
-        exif[6 + place % (len(exif) - 6)] = value
-    data = saved(Image.new("RGB", (8, 8), (9, 99, 199)), image_format, exif=bytes(exif), xmp=xmp)
-    picture = decode_image(data, config=ImageConfig(metadata=metadata))
-    assert opened(encode(picture.rgb, picture, target)).size == picture.rgb.shape[1::-1]
+    for offset, value in changes:
+        exif[6 + offset % (len(exif) - 6)] = value
+    data = encode_as(Image.new("RGB", (8, 8), (9, 99, 199)), image_format, exif=bytes(exif), xmp=xmp)
+    decoded = decode_image(data, config=ImageConfig(metadata=metadata))
+    assert open_image(encode(decoded.rgb, decoded, target)).size == decoded.rgb.shape[1::-1]
 
 
-def test_exif_whose_values_lie_on_each_other_does_not_grow(photo):
+def test_exif_with_overlapping_values_is_bounded(photo):
     main = struct.pack("<HHHIII", 1, IFD.Exif, 4, 1, 26, 0)
     many = b"".join(struct.pack("<HHII", tag, 7, 300_000, 0) for tag in range(5000))
     block = b"II*\0\x08\0\0\0" + main + struct.pack("<H", 5000) + many + bytes(300_000)
-    picture = decode_image(saved(photo, "PNG", exif=b"Exif\0\0" + block))
-    assert picture.metadata.exif is None
-    np.testing.assert_array_equal(picture.rgb, photo)
+    decoded = decode_image(encode_as(photo, "PNG", exif=b"Exif\0\0" + block))
+    assert decoded.metadata.exif is None
+    np.testing.assert_array_equal(decoded.rgb, photo)

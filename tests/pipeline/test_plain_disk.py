@@ -62,7 +62,7 @@ def test_a_store_works_on_a_plain_disk(plain: Path) -> None:
     with Lease(store) as first:
         pass
     with Lease(store) as second:
-        assert (first.fence, second.fence) == (1, 2)
+        assert (first.fencing_token, second.fencing_token) == (1, 2)
 
 
 def test_plain_disk_create_has_one_winner(plain: Path) -> None:

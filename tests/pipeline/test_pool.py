@@ -18,6 +18,7 @@ from imagemill.pipeline.engines.ray_engine import BYTES_PER_PART, rows_of_block
 from imagemill.pipeline.errors import ConfigError, Deadline
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.run import run
+from imagemill.pipeline.run_record import RunRecord
 from imagemill.pipeline.storage import Store
 from tests.support.run_processes import images_written, make_photos
 
@@ -251,15 +252,16 @@ def test_a_signal_ends_a_run_and_the_next_one_does_the_rest(tmp_path, crops) -> 
 
     before = signal.signal(signal.SIGALRM, ended)
     config = RunConfig(task="denoise", input=source.url, output=output.url, rows_per_part=5)
-    record: dict[str, Any] = {}
+    record = RunRecord()
     try:
         threading.Thread(target=send, daemon=True).start()
         with pytest.raises(Deadline):
             run(config, record)
     finally:
         signal.signal(signal.SIGALRM, before)
-    assert record["exit_code"] == Deadline.exit_code
-    assert record["ok"] < 200
+    assert record.exit_code == Deadline.exit_code
+    assert record.ok is not None
+    assert record.ok < 200
     run(config)
     checked = verify(output)
     assert (checked.problems, checked.rows, checked.files) == ([], 200, 200)

@@ -16,6 +16,7 @@ from imagemill.pipeline.output.snapshot import read_snapshot
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.resolve import plan_of, resolve
 from imagemill.pipeline.run import run
+from imagemill.pipeline.run_record import RunRecord
 from imagemill.pipeline.schema import new_run_id
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason
@@ -146,11 +147,11 @@ def test_a_run_id_is_a_name_and_only_one_runs(tmp_path, crops):
     fill(tmp_path / "in", crops)
     config = RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out"), limit=1)
     for wrong in ("lease", "../../x", "mine"):
-        with pytest.raises(ConfigError, match="run_id = "):
+        with pytest.raises(ConfigError, match=r"run_id=.*must look like"):
             run(config, run_id=wrong)
     assert not (tmp_path / "out").exists()
     run(config, run_id="20260301T000000Z-abc123")
-    with pytest.raises(ConfigError, match="had a run of that name"):
+    with pytest.raises(ConfigError, match="has a run of this id"):
         run(config, run_id="20260301T000000Z-abc123")
 
 
@@ -227,10 +228,10 @@ def test_what_a_disk_raises_in_a_run_ends_it_as_its_record_says(tmp_path, crops)
     output = Store(str(tmp_path / "out"))
     output.write(f"runs/{new_run_id()}/config.yaml", b"of an earlier run: the place is an OUTPUT")
     output.write("checkpoints", b"a file in the way of a folder")
-    record = {}
+    record = RunRecord()
     with pytest.raises(StorageError) as error:
         run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out")), record)
-    kept = json.loads((tmp_path / f"out/runs/{record['run_id']}/run.json").read_text())
+    kept = json.loads((tmp_path / f"out/runs/{record.run_id}/run.json").read_text())
     assert kept["exit_code"] == error.value.exit_code == 5
     assert kept["exit_reason"] == reason(error.value)
 

@@ -1,4 +1,4 @@
-"""TIFFs in every combination that their writers offer are read right, or refused by the name of what they have."""
+"""TIFFs in every combination of their writers are decoded exactly, or rejected with the unsupported property."""
 
 import io
 import random
@@ -18,7 +18,7 @@ from imagemill.models.metrics import psnr_db
 from imagemill.pipeline.images.decode import DecodedImage, decode_image
 from imagemill.pipeline.images.errors import ImageError
 from tests.support.sample_images import scene
-from tests.support.tiffs import tiff
+from tests.support.tiffs import encode_tiff
 
 H, W = 37, 21
 LOSSLESS = (None, "deflate", "lzw", "packbits", "lzma", "zstd", "lerc", "png", "jpegxl", "jpegxr")
@@ -33,19 +33,19 @@ TURNS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
     lambda a: a[::-1, ::-1].swapaxes(0, 1),
     lambda a: np.rot90(a),
 )
-"""What is seen of a stored array, by the orientation less one."""
+"""Functions that turn a stored array upright, by orientation minus one."""
 COLOURS = {"miniswhite": 1, "minisblack": 1, "rgb": 3, "palette": 1, "separated": 4, "ycbcr": 3}
 NUMBERS = {"miniswhite": 0, "minisblack": 1, "rgb": 2, "separated": 5}
-"""Those of every depth."""
+"""Photometric interpretations that allow every bit depth."""
 EXTRA = ("none", "assocalpha", "unassalpha", "unspecified", "two unspecified")
 LAYOUTS: tuple[dict[str, Any], ...] = ({"rowsperstrip": 1000}, {"rowsperstrip": 5}, {"tile": (16, 16)})
-# The reject says which property of the file is not supported.
+# A reject must name the property that is not supported.
 REASON = re.compile(r"^TIFF with .+ (is not supported|samples are not supported)\. Convert the file")
 
 
 @dataclass(frozen=True)
-class Kind:
-    """One combination."""
+class Variant:
+    """One combination of a writer's options."""
 
     colours: str
     bits: int
@@ -59,58 +59,58 @@ class Kind:
     orientation: int
 
     @property
-    def extras(self) -> tuple[str, ...]:
+    def extra_samples(self) -> tuple[str, ...]:
         return {"none": (), "two unspecified": ("unspecified", "unspecified")}.get(self.extra, (self.extra,))
 
 
-def kinds() -> Iterator[Kind]:
-    """All combinations of what tifffile's writer offers, but of orientations only some."""
+def all_variants() -> Iterator[Variant]:
+    """Yield all combinations of tifffile's options, each with one random orientation."""
     orientations = random.Random(0)
     for colours, bits, extra, planar, compression, predictor, layout, order, big in product(
         COLOURS, (8, 16), EXTRA, (False, True), (*LOSSLESS, *LOSSY), (False, True), LAYOUTS, "<>", (False, True)
     ):
-        yield Kind(colours, bits, extra, planar, compression, predictor, layout, order, big, orientations.randint(1, 8))
+        yield Variant(colours, bits, extra, planar, compression, predictor, layout, order, big, orientations.randint(1, 8))
 
 
-def samples_of(kind: Kind) -> np.ndarray:
-    """(H,W,S) samples: at random, but smooth where they are stored lossily."""
-    count = COLOURS[kind.colours] + len(kind.extras)
-    if kind.compression in LOSSY:
+def random_samples(variant: Variant) -> np.ndarray:
+    """Return (H,W,S) samples: random, but smooth for lossy compressions."""
+    count = COLOURS[variant.colours] + len(variant.extra_samples)
+    if variant.compression in LOSSY:
         smooth = np.concatenate([scene(H, W), scene(H, W)[::-1, ::-1]], -1)[..., :count]
-        return smooth.astype(np.uint16) * 257 if kind.bits == 16 else smooth
-    samples = np.random.default_rng(count).integers(0, 1 << kind.bits, (H, W, count)).astype(f"u{kind.bits // 8}")
-    if kind.extra == "assocalpha":
+        return smooth.astype(np.uint16) * 257 if variant.bits == 16 else smooth
+    samples = np.random.default_rng(count).integers(0, 1 << variant.bits, (H, W, count)).astype(f"u{variant.bits // 8}")
+    if variant.extra == "assocalpha":
         # Premultiplied colours are at most their alpha.
         samples[..., :-1] = np.minimum(samples[..., :-1], samples[..., -1:])
     return samples
 
 
-def colour_map(bits: int) -> np.ndarray:
+def random_colour_map(bits: int) -> np.ndarray:
     return np.random.default_rng(bits).integers(0, 65536, (3, 1 << bits)).astype(np.uint16)
 
 
-def written(kind: Kind, samples: np.ndarray) -> bytes | None:
-    """The file by tifffile; None where its writer does not offer the combination."""
-    options: dict[str, Any] = {"colormap": colour_map(kind.bits)} if kind.colours == "palette" else {}
-    data = np.moveaxis(samples, -1, 0) if kind.planar else samples
+def encode_variant(variant: Variant, samples: np.ndarray) -> bytes | None:
+    """Encode with tifffile; None if its writer does not support the combination."""
+    options: dict[str, Any] = {"colormap": random_colour_map(variant.bits)} if variant.colours == "palette" else {}
+    data = np.moveaxis(samples, -1, 0) if variant.planar else samples
     if samples.shape[2] == 1:
         data = samples[..., 0]
     else:
-        options["planarconfig"] = "separate" if kind.planar else "contig"
+        options["planarconfig"] = "separate" if variant.planar else "contig"
     out = io.BytesIO()
     try:
         tifffile.imwrite(
             out,
             data,
-            photometric=kind.colours,
-            extrasamples=kind.extras or None,
-            compression=kind.compression,
-            predictor=kind.predictor,
-            byteorder=kind.order,
-            bigtiff=kind.big,
+            photometric=variant.colours,
+            extrasamples=variant.extra_samples or None,
+            compression=variant.compression,
+            predictor=variant.predictor,
+            byteorder=variant.order,
+            bigtiff=variant.big,
             metadata=None,
-            extratags=[(274, 3, 1, kind.orientation, True)],
-            **kind.layout,
+            extratags=[(274, 3, 1, variant.orientation, True)],
+            **variant.layout,
             **options,
         )
     except (ValueError, NotImplementedError, RuntimeError, TypeError, KeyError):
@@ -118,17 +118,20 @@ def written(kind: Kind, samples: np.ndarray) -> bytes | None:
     return out.getvalue()
 
 
-def is_read_back(data: bytes, kind: Kind, samples: np.ndarray) -> bool:
-    """Whether tifffile reads what it wrote: it packs five samples in five rows as JPEG 2000 the wrong way round."""
+def is_decoded_by_tifffile(data: bytes, variant: Variant, samples: np.ndarray) -> bool:
+    """Return whether tifffile reads what it wrote.
+
+    It packs five samples in five rows as JPEG 2000 in the wrong order.
+    """
     stored = tifffile.imread(io.BytesIO(data))
-    if kind.planar and samples.shape[2] > 1:
+    if variant.planar and samples.shape[2] > 1:
         stored = np.moveaxis(stored, 0, -1)
-    high = [(array >> kind.bits - 8).astype(np.uint8) for array in (stored.reshape(samples.shape), samples)]
+    high = [(array >> variant.bits - 8).astype(np.uint8) for array in (stored.reshape(samples.shape), samples)]
     return psnr_db(*high) > 25
 
 
-def picture_or_reason(data: bytes) -> DecodedImage | str:
-    """A picture, or the property that is not supported; nothing else is an answer to a whole file."""
+def decode_or_reason(data: bytes) -> DecodedImage | str:
+    """Decode a file; return the reject's reason if it names an unsupported property."""
     try:
         return decode_image(data)
     except ImageError as e:
@@ -137,74 +140,83 @@ def picture_or_reason(data: bytes) -> DecodedImage | str:
         raise
 
 
-def truth(samples: np.ndarray, bits: int, colours: str, alpha: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """(H,W,1), (H,W,3) or (H,W,4) colours and alpha in 0 to 255, not rounded, by TIFF 6.0."""
-    most, count = (1 << bits) - 1, COLOURS[colours]
-    shown = colour_map(bits).T[samples[..., 0]] / 257 if colours == "palette" else samples[..., :count] / most * 255
-    share = samples[..., count] / most if alpha in ("assocalpha", "unassalpha") else None
+def expected_colours(samples: np.ndarray, bits: int, colours: str, alpha: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return colours (H,W,C) and alpha in 0..255, not rounded, as TIFF 6.0 defines them."""
+    sample_max, count = (1 << bits) - 1, COLOURS[colours]
+    expected = (
+        random_colour_map(bits).T[samples[..., 0]] / 257 if colours == "palette" else samples[..., :count] / sample_max * 255
+    )
+    opacity = samples[..., count] / sample_max if alpha in ("assocalpha", "unassalpha") else None
     if alpha == "assocalpha" and colours != "palette":
-        shown = np.divide(shown, share[..., None], out=np.zeros_like(shown), where=share[..., None] > 0).clip(0, 255)
+        expected = np.divide(expected, opacity[..., None], out=np.zeros_like(expected), where=opacity[..., None] > 0).clip(
+            0, 255
+        )
     if colours == "miniswhite":
-        shown = 255 - shown
+        expected = 255 - expected
     if colours == "ycbcr":
-        y, cb, cr = np.moveaxis(shown, -1, 0) - np.array([0, 128, 128])[:, None, None]
+        y, cb, cr = np.moveaxis(expected, -1, 0) - np.array([0, 128, 128])[:, None, None]
         r, b = y + 1.402 * cr, y + 1.772 * cb
-        shown = np.stack([r, (y - 0.299 * r - 0.114 * b) / 0.587, b], -1).clip(0, 255)
-    return shown, None if share is None else share * 255
+        expected = np.stack([r, (y - 0.299 * r - 0.114 * b) / 0.587, b], -1).clip(0, 255)
+    return expected, None if opacity is None else opacity * 255
 
 
-def is_right(picture: DecodedImage, kind: Kind, samples: np.ndarray) -> bool:
-    """Whether a picture shows what was written."""
-    shown, alpha = truth(samples, kind.bits, kind.colours, kind.extra)
-    if kind.colours == "separated":
-        shown = np.asarray(Image.frombytes("CMYK", (W, H), np.rint(shown).astype(np.uint8).tobytes()).convert("RGB"), float)
-    turned = TURNS[kind.orientation - 1]
-    if (alpha is None) != (picture.alpha is None) or picture.has_alpha != (alpha is not None):
+def is_decoded_correctly(decoded: DecodedImage, variant: Variant, samples: np.ndarray) -> bool:
+    """Return whether a decoded image shows what was encoded."""
+    expected, alpha = expected_colours(samples, variant.bits, variant.colours, variant.extra)
+    if variant.colours == "separated":
+        expected = np.asarray(
+            Image.frombytes("CMYK", (W, H), np.rint(expected).astype(np.uint8).tobytes()).convert("RGB"), float
+        )
+    turn_upright = TURNS[variant.orientation - 1]
+    if (alpha is None) != (decoded.alpha is None) or decoded.has_alpha != (alpha is not None):
         return False
-    if picture.is_gray != (kind.colours in ("miniswhite", "minisblack")) or picture.exif_orientation != kind.orientation:
+    if (
+        decoded.is_gray != (variant.colours in ("miniswhite", "minisblack"))
+        or decoded.exif_orientation != variant.orientation
+    ):
         return False
-    if picture.bit_depth != (8 if kind.colours == "palette" else kind.bits):
+    if decoded.bit_depth != (8 if variant.colours == "palette" else variant.bits):
         return False
-    shown = turned(np.broadcast_to(shown, (H, W, 3)))
-    if kind.compression in LOSSY:
-        return psnr_db(picture.rgb, np.rint(shown).astype(np.uint8)) > 25
-    visible = np.ones(shown.shape[:2], bool) if alpha is None else turned(np.rint(alpha)) > 0
-    within = 0.51 if kind.colours in ("miniswhite", "minisblack", "rgb", "palette") else 1.01
-    return bool(np.abs(picture.rgb - shown)[visible].max(initial=0) <= within) and (
-        alpha is None or bool(np.abs(picture.alpha - turned(alpha)).max() <= 0.51)
+    expected = turn_upright(np.broadcast_to(expected, (H, W, 3)))
+    if variant.compression in LOSSY:
+        return psnr_db(decoded.rgb, np.rint(expected).astype(np.uint8)) > 25
+    visible = np.ones(expected.shape[:2], bool) if alpha is None else turn_upright(np.rint(alpha)) > 0
+    within = 0.51 if variant.colours in ("miniswhite", "minisblack", "rgb", "palette") else 1.01
+    return bool(np.abs(decoded.rgb - expected)[visible].max(initial=0) <= within) and (
+        alpha is None or bool(np.abs(decoded.alpha - turn_upright(alpha)).max() <= 0.51)
     )
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(None, marks=pytest.mark.chaos)])
-def test_what_tifffile_writes_is_read_right_or_refused(count: int | None) -> None:
-    every = list(kinds())
-    chosen = every if count is None else random.Random(1).sample(every, count)
-    ends: Counter[str] = Counter()
-    wrong = []
-    for kind in chosen:
-        samples = samples_of(kind)
-        data = written(kind, samples)
+def test_tiff_of_tifffile_is_exact_or_named(count: int | None) -> None:
+    variants = list(all_variants())
+    selected = variants if count is None else random.Random(1).sample(variants, count)
+    outcomes: Counter[str] = Counter()
+    failures = []
+    for variant in selected:
+        samples = random_samples(variant)
+        data = encode_variant(variant, samples)
         if data is None:
-            ends["not offered"] += 1
+            outcomes["not supported by tifffile"] += 1
             continue
         try:
-            picture = picture_or_reason(data)
+            decoded = decode_or_reason(data)
         except ImageError:
-            if is_read_back(data, kind, samples):
+            if is_decoded_by_tifffile(data, variant, samples):
                 raise
-            picture = "written wrong"
-        if isinstance(picture, str):
-            ends[picture] += 1
+            decoded = "encoded wrongly"
+        if isinstance(decoded, str):
+            outcomes[decoded] += 1
             continue
-        ends["right"] += 1
-        if not is_right(picture, kind, samples):
-            wrong.append(kind)
-    assert not wrong, f"{len(wrong)} of {len(chosen)}: {wrong[:5]}"
-    assert ends["right"] > len(chosen) / 4
+        outcomes["exact"] += 1
+        if not is_decoded_correctly(decoded, variant, samples):
+            failures.append(variant)
+    assert not failures, f"{len(failures)} of {len(selected)}: {failures[:5]}"
+    assert outcomes["exact"] > len(selected) / 4
 
 
-def plain_kinds() -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """(colours, bits, options of `tiff`) of samples of every depth that are not compressed, or by deflate."""
+def uncompressed_variants() -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Yield (colours, bits, options of `tiff`) of samples of every depth, uncompressed or deflated."""
     for colours, bits, planar, layout, fill_order, deflate, order, big in product(
         NUMBERS,
         (*range(1, 17), 24),
@@ -223,19 +235,19 @@ def plain_kinds() -> Iterator[tuple[str, int, dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("count", [400, pytest.param(None, marks=pytest.mark.chaos)])
-def test_samples_of_any_depth_are_read_right(count: int | None) -> None:
-    """10, 12 and 14 bits came out 16 times too dark, and white-is-zero negative."""
-    every = list(plain_kinds())
-    for colours, bits, options in every if count is None else random.Random(2).sample(every, count):
+def test_tiff_samples_of_any_depth_are_exact(count: int | None) -> None:
+    """10, 12 and 14 bits were once 16 times too dark, and white-is-zero was inverted."""
+    variants = list(uncompressed_variants())
+    for colours, bits, options in variants if count is None else random.Random(2).sample(variants, count):
         samples = np.random.default_rng(bits).integers(0, 1 << bits, (H, W, COLOURS[colours]))
-        picture = decode_image(tiff(samples, bits, NUMBERS[colours], **options))
-        shown, _ = truth(samples, bits, colours, "none")
+        decoded = decode_image(encode_tiff(samples, bits, NUMBERS[colours], **options))
+        expected, _ = expected_colours(samples, bits, colours, "none")
         if colours == "separated":
-            inks = np.rint(shown).astype(np.uint8)
-            shown = np.asarray(Image.frombytes("CMYK", (W, H), inks.tobytes()).convert("RGB"), float)
-        assert np.abs(picture.rgb - shown).max() <= (1.01 if colours == "separated" else 0.51), (colours, bits, options)
-        assert picture.bit_depth == (1 if bits == 1 else max(8, bits))
-        assert picture.is_gray == (len(shown[0, 0]) == 1)
+            inks = np.rint(expected).astype(np.uint8)
+            expected = np.asarray(Image.frombytes("CMYK", (W, H), inks.tobytes()).convert("RGB"), float)
+        assert np.abs(decoded.rgb - expected).max() <= (1.01 if colours == "separated" else 0.51), (colours, bits, options)
+        assert decoded.bit_depth == (1 if bits == 1 else max(8, bits))
+        assert decoded.is_gray == (len(expected[0, 0]) == 1)
 
 
 PILLOW_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "I;16", "I;16B")
@@ -246,38 +258,40 @@ PILLOW_COMPRESSIONS = (
 
 
 @pytest.mark.parametrize("mode", PILLOW_MODES)
-def test_what_pillow_writes_is_read_right_or_refused(mode: str) -> None:
+def test_tiff_of_pillow_is_exact_or_named(mode: str) -> None:
     rgb = Image.fromarray(scene(H, W))
     image = {
         "I;16": lambda: Image.fromarray(scene(H, W)[..., 0].astype(np.uint16) * 257),
         "I;16B": lambda: Image.fromarray((scene(H, W)[..., 0].astype(np.uint16) * 257).astype(">u2")),
-        "LAB": lambda: in_lab(scene(H, W)),
+        "LAB": lambda: to_lab(scene(H, W)),
         "P": lambda: rgb.quantize(64),
         "PA": lambda: rgb.quantize(64).convert("PA"),
     }.get(mode, lambda: rgb.convert(mode))()
     if mode in ("LA", "PA", "RGBA"):
         image.putalpha(Image.fromarray(scene(H, W)[..., 1]))
-    shown = (image.convert("L") if mode in ("1", "L", "LA") else rgb if mode in ("LAB", "YCbCr") else image).convert("RGB")
+    expected = (image.convert("L") if mode in ("1", "L", "LA") else rgb if mode in ("LAB", "YCbCr") else image).convert(
+        "RGB"
+    )
     if mode.startswith("I"):
-        shown = Image.fromarray(scene(H, W)[..., 0]).convert("RGB")
-    right = 0
+        expected = Image.fromarray(scene(H, W)[..., 0]).convert("RGB")
+    exact_count = 0
     for compression in PILLOW_COMPRESSIONS:
         out = io.BytesIO()
         try:
             image.save(out, "TIFF", compression=compression)
         except (OSError, ValueError, RuntimeError, KeyError):
             continue
-        picture = picture_or_reason(out.getvalue())
-        if isinstance(picture, str):
+        decoded = decode_or_reason(out.getvalue())
+        if isinstance(decoded, str):
             continue
-        right += 1
+        exact_count += 1
         is_lossy = compression in ("jpeg", "webp") or mode in ("LAB", "YCbCr")
-        assert psnr_db(picture.rgb, np.asarray(shown)) > (30 if is_lossy else 50), compression
-        assert picture.has_alpha == (mode in ("LA", "PA", "RGBA")), compression
-    assert right
+        assert psnr_db(decoded.rgb, np.asarray(expected)) > (30 if is_lossy else 50), compression
+        assert decoded.has_alpha == (mode in ("LA", "PA", "RGBA")), compression
+    assert exact_count
 
 
-def in_lab(rgb: np.ndarray) -> Image.Image:
-    """CIELab of D50, as ICC profiles have it."""
+def to_lab(rgb: np.ndarray) -> Image.Image:
+    """Convert to CIELab (D50) as ICC profiles define it."""
     srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
     return ImageCms.applyTransform(Image.fromarray(rgb), ImageCms.buildTransform(srgb, lab, "RGB", "LAB"))

@@ -1,4 +1,4 @@
-"""Pixels that transparency hides decide nothing of what can be seen."""
+"""Colours of fully transparent pixels never influence visible results."""
 
 import io
 from pathlib import Path
@@ -19,53 +19,53 @@ from imagemill.pipeline.images import samples
 from imagemill.pipeline.images.decode import decode_image
 from imagemill.pipeline.images.transparency import fill_hidden
 from imagemill.pipeline.run import run
-from tests.support.pictures import saved
+from tests.support.image_files import encode_as
 
 LEVELS = st.integers(0, 255)
 
 
-def disc(side: int, colour: int) -> np.ndarray:
-    """(side,side,4) uint8: an opaque disc of one gray level on black that is hidden."""
+def draw_disc(side: int, colour: int) -> np.ndarray:
+    """Return (side,side,4) uint8: an opaque gray disc on hidden black."""
     y, x = np.mgrid[:side, :side] - side / 2
     inside = x**2 + y**2 < (side / 3) ** 2
     return np.dstack([np.where(inside, colour, 0).astype(np.uint8)] * 3 + [inside.astype(np.uint8) * 255])
 
 
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(0, 2**32 - 1), st.sampled_from([0.01, 0.5, 0.99]))
-def test_hidden_pixels_never_matter_and_visible_stay(height: int, width: int, seed: int, share: float) -> None:
+def test_fill_hidden_ignores_hidden_colours(height: int, width: int, seed: int, share: float) -> None:
     rng = np.random.default_rng(seed)
     alpha = np.where(rng.random((height, width)) < share, 0, rng.integers(1, 256, (height, width))).astype(np.uint8)
     first, second = rng.integers(0, 256, (2, height, width, 3), np.uint8)
     second[alpha > 0] = first[alpha > 0]
-    pictures = [decode_image(saved(np.dstack([rgb, alpha]), "PNG")) for rgb in (first, second)]
-    assert np.array_equal(pictures[0].rgb, pictures[1].rgb)
-    assert np.array_equal(pictures[0].rgb[alpha > 0], first[alpha > 0])
-    # A file whose pixels are all visible may be written without its alpha.
-    assert all(np.array_equal(p.alpha if p.alpha is not None else np.full_like(alpha, 255), alpha) for p in pictures)
+    decoded_images = [decode_image(encode_as(np.dstack([rgb, alpha]), "PNG")) for rgb in (first, second)]
+    assert np.array_equal(decoded_images[0].rgb, decoded_images[1].rgb)
+    assert np.array_equal(decoded_images[0].rgb[alpha > 0], first[alpha > 0])
+    # If all pixels are visible, the alpha channel may be omitted.
+    assert all(np.array_equal(p.alpha if p.alpha is not None else np.full_like(alpha, 255), alpha) for p in decoded_images)
 
 
 @given(LEVELS, st.integers(3, 90))
-def test_fill_of_one_colour_is_that_colour(level: int, side: int) -> None:
-    rgba = disc(side, level)
+def test_fill_hidden_of_one_colour_is_that_colour(level: int, side: int) -> None:
+    rgba = draw_disc(side, level)
     if rgba[..., 3].any():
-        assert np.abs(decode_image(saved(rgba, "PNG")).rgb.astype(int) - level).max() <= 1
+        assert np.abs(decode_image(encode_as(rgba, "PNG")).rgb.astype(int) - level).max() <= 1
 
 
-def test_fill_in_strips_is_what_it_is_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fill_hidden_in_strips_equals_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     alpha = np.where(rng.random((61, 83)) < 0.7, 0, 255).astype(np.uint8)
-    whole = rng.integers(0, 256, (61, 83, 3), np.uint8)
-    in_strips = whole.copy()
-    fill_hidden(whole, alpha)
+    one_piece = rng.integers(0, 256, (61, 83, 3), np.uint8)
+    in_strips = one_piece.copy()
+    fill_hidden(one_piece, alpha)
     monkeypatch.setattr(samples, "STRIP_PIXELS", 500)
     fill_hidden(in_strips, alpha)
-    assert np.array_equal(whole, in_strips)
+    assert np.array_equal(one_piece, in_strips)
 
 
 @pytest.mark.parametrize("sigma", [8, 25])
-@pytest.mark.parametrize("side", [160, 1100], ids=["whole", "crops"])
-def test_noise_level_is_that_of_visible_pixels(sigma: int, side: int) -> None:
-    """The smooth fill of hidden pixels must not make a noisy photo look clean, nor hidden noise a clean one noisy."""
+@pytest.mark.parametrize("side", [160, 1100], ids=["one_piece", "crops"])
+def test_noise_level_ignores_hidden_pixels(sigma: int, side: int) -> None:
+    """The smooth fill must not make a noisy photo look clean, nor hidden noise a clean one noisy."""
     rng = np.random.default_rng(1)
     ramp = np.linspace(60, 190, side)[:, None, None] + np.linspace(0, 40, side)[None, :, None]
     noisy = np.clip(ramp + rng.normal(0, sigma, (side, side, 3)), 0, 255).round().astype(np.uint8)
@@ -73,15 +73,15 @@ def test_noise_level_is_that_of_visible_pixels(sigma: int, side: int) -> None:
     alpha[:, side // 2 :] = 0
     card, weights = checkpoint.read(TASKS["denoise"].default_checkpoint)
     model, objective = checkpoint.build(card, weights).eval(), TASK_OBJECTIVES["denoise"]
-    picture = decode_image(saved(np.dstack([noisy, alpha]), "PNG"))
-    (half,) = objective.predict(model, [Sample(picture.rgb, picture.alpha)], TASKS["denoise"].Params(), Precision("cpu"))
+    decoded = decode_image(encode_as(np.dstack([noisy, alpha]), "PNG"))
+    (half,) = objective.predict(model, [Sample(decoded.rgb, decoded.alpha)], TASKS["denoise"].Params(), Precision("cpu"))
     assert half.columns["sigma"] == pytest.approx(sigma, rel=0.1)
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_enlarged_edges_of_transparency_have_no_dark_rings(tmp_path: Path) -> None:
+def test_upscaled_alpha_edges_have_no_dark_rings(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    (tmp_path / "in/disc.png").write_bytes(saved(disc(64, 255), "PNG"))
+    (tmp_path / "in/disc.png").write_bytes(encode_as(draw_disc(64, 255), "PNG"))
     record = run(RunConfig(task="upscale", input=str(tmp_path / "in"), output=str(tmp_path / "out")))
     assert record["ok"] == 1
     enlarged = Image.open(io.BytesIO((tmp_path / "out/images/disc.png").read_bytes()))

@@ -87,8 +87,8 @@ def test_the_shipped_one_is_a_decibel_better_than_bicubic(crops):
     ("limit", "widths", "batches"),
     [
         ("MODEL_PIXELS", [128, 128, 128, 128], [[128, 128], [128, 128]]),
-        ("PIXELS_AT_ONCE", [128, 128, 128, 128], [[128], [128], [128], [128]]),
-        ("HELD_PIXELS", [100, 128, 120], [[128], [100], [120]]),
+        ("DECODED_PIXELS", [128, 128, 128, 128], [[128], [128], [128], [128]]),
+        ("WAITING_PIXELS", [100, 128, 120], [[128], [100], [120]]),
     ],
 )
 def test_room_is_counted_in_pixels_that_come_out(limit, widths, batches, tmp_path, crops, monkeypatch):
@@ -98,7 +98,7 @@ def test_room_is_counted_in_pixels_that_come_out(limit, widths, batches, tmp_pat
         Image.fromarray(crops[number][:, :width]).save(tmp_path / "in" / f"{number}.png")
     room = 2 * 192 * 256
     monkeypatch.setattr(
-        f"imagemill.pipeline.block_processor.{limit}", room if limit == "HELD_PIXELS" else {"cpu": room, "cuda": room}
+        f"imagemill.pipeline.pixel_budget.{limit}", room if limit == "WAITING_PIXELS" else {"cpu": room, "cuda": room}
     )
     upscale, done = TASK_OBJECTIVES["upscale"], []
 

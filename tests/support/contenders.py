@@ -34,7 +34,7 @@ def contend(output: str, lock: str, seed: int) -> None:
                 except BlockingIOError:
                     os.write(descriptor, b"overlap\n")
                     continue
-                os.write(descriptor, f"{lease.fence}\n".encode())
+                os.write(descriptor, f"{lease.fencing_token}\n".encode())
                 time.sleep(generator.random() / 5)
                 if generator.random() < 0.5:
                     os.kill(os.getpid(), signal.SIGKILL)

@@ -51,7 +51,8 @@ def run_page(page: Path, demo: Path, folder: Path, timeout: float = 900) -> list
     (folder / ".venv/bin").mkdir(parents=True)
     (folder / ".venv/bin/activate").write_text(f'export PATH="{Path(sys.executable).parent}:$PATH"\n')
     blocks = [match[1] for match in BLOCK.finditer(page.read_text(encoding="utf-8"))]
-    script = "set -e\n" + "".join(f"{{\n{block}}} > .output-{number}\n" for number, block in enumerate(blocks))
+    script = "set -e\n. .venv/bin/activate\n"
+    script += "".join(f"{{\n{block}}} > .output-{number}\n" for number, block in enumerate(blocks))
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     for port, other in ports.items():
         script = script.replace(port, other)

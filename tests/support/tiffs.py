@@ -1,14 +1,21 @@
 """TIFF files of all kinds in TIFF 6.0, including kinds that Pillow and tifffile do not write."""
 
+import io
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
+import pytest
+import tifffile
+
+from imagemill.pipeline.images.decode import decode_image
+from imagemill.pipeline.images.errors import ImageError
 
 SHORT, LONG, LONG8, BYTE = 3, 4, 16, 1
 
 
-def packed(samples: np.ndarray, bits: int, order: str) -> bytes:
+def pack_samples(samples: np.ndarray, bits: int, order: str) -> bytes:
     """Pack (rows, columns, samples) integers, highest bit first; each row is a whole number of bytes."""
     rows = samples.reshape(len(samples), -1).astype(np.uint64)
     if bits in (8, 16, 32):
@@ -20,7 +27,7 @@ def packed(samples: np.ndarray, bits: int, order: str) -> bytes:
     return np.packbits(ones.reshape(len(rows), -1), axis=1).tobytes()
 
 
-def tiff(
+def encode_tiff(
     samples: np.ndarray,
     bits: int,
     photometric: int | None,
@@ -52,7 +59,7 @@ def tiff(
         else:
             step = rows or height
             parts = [plane[y : y + step] for y in range(0, height, step)]
-        segments += [packed(part, bits, order) for part in parts]
+        segments += [pack_samples(part, bits, order) for part in parts]
     if deflate:
         segments = [zlib.compress(segment) for segment in segments]
     if fill_order == 2:
@@ -75,10 +82,10 @@ def tiff(
         entries |= {322: (LONG, (tile,)), 323: (LONG, (tile,))}
     else:
         entries[278] = LONG, (rows or height,)
-    return with_segments(entries | (tags or {}), segments, order, big)
+    return build_tiff(entries | (tags or {}), segments, order, big)
 
 
-def with_segments(
+def build_tiff(
     entries: dict[int, tuple[int, tuple[int, ...]]], segments: list[bytes], order: str = "<", big: bool = False
 ) -> bytes:
     """Return a TIFF of one directory whose strips or tiles are given as stored bytes."""
@@ -107,3 +114,41 @@ def with_segments(
         directory += struct.pack(f"{order}HH{offset}", tag, kind, count) + place
     struct.pack_into(f"{order}{offset}", body, 8 if big else 4, len(body))
     return bytes(body + directory + bytes(inside))
+
+
+def decode_error(data: bytes) -> tuple[str, str]:
+    """Return the error class and the message of an image that cannot be decoded."""
+    with pytest.raises(ImageError) as raised:
+        decode_image(data)
+    return raised.value.error_class, str(raised.value)
+
+
+def build_pages(*pages: bytes, order: str = "<") -> bytes:
+    """Join TIFFs of one page each into one file, with corrected offsets."""
+    joined = bytearray(pages[0][:4] + bytes(4))
+    link = 4
+    for page in pages:
+        base = len(joined) - 8
+        (start,) = struct.unpack_from("<I", page, 4)
+        body = bytearray(page)
+        (count,) = struct.unpack_from("<H", body, start)
+        for at in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind, values = struct.unpack_from("<HHI", body, at)
+            size = {1: 1, 3: 2, 4: 4, 5: 8}[kind] * values
+            (value,) = struct.unpack_from("<I", body, at + 8)
+            if tag in (273, 324):
+                offset_positions = [value + 4 * n for n in range(values)] if size > 4 else [at + 8]
+                for position in offset_positions:
+                    struct.pack_into("<I", body, position, struct.unpack_from("<I", body, position)[0] + base)
+            if size > 4:
+                struct.pack_into("<I", body, at + 8, value + base)
+        struct.pack_into("<I", joined, link, start + base)
+        link = base + start + 2 + 12 * count
+        joined += body[8:]
+    return bytes(joined)
+
+
+def encode_with_tifffile(samples: np.ndarray, **options: Any) -> bytes:
+    out = io.BytesIO()
+    tifffile.imwrite(out, samples, metadata=None, **options)
+    return out.getvalue()

@@ -20,10 +20,10 @@ function show(next) {
     height,
   };
   map.setAttribute("viewBox", `${view.x} ${view.y} ${view.width} ${view.height}`);
-  // On a phone the map is small: what is drawn on it must not be.
-  const drawn = map.getBoundingClientRect().width || whole.width;
-  const larger = Math.min(2.2, Math.max(1, 760 / drawn));
-  map.style.setProperty("--k", (larger * view.width) / whole.width);
+  // On a phone the map is small, so thumbnails are drawn larger.
+  const shownWidth = map.getBoundingClientRect().width || whole.width;
+  const scale = Math.min(2.2, Math.max(1, 760 / shownWidth));
+  map.style.setProperty("--k", (scale * view.width) / whole.width);
   map.classList.toggle("near", view.width < whole.width);
 }
 
@@ -47,26 +47,26 @@ function select(number) {
   const point = points[number];
   point.classList.add("on");
   point.parentNode.append(point);
-  const said = point.dataset;
-  const image = document.querySelector("#seen img");
+  const details = point.dataset;
+  const image = document.querySelector("#details img");
   image.src = picture(number);
-  image.alt = said.name;
-  document.getElementById("name").textContent = said.name;
-  document.getElementById("cluster").textContent = Number(said.cluster) + 1;
-  for (const key of ["size", "psnr", "bits", "alike"]) document.getElementById(key).textContent = said[key] || "–";
-  const like = document.getElementById("like");
-  like.replaceChildren(...said.near.split(" ").filter(Boolean).map((near) => button(Number(near))));
+  image.alt = details.name;
+  document.getElementById("name").textContent = details.name;
+  document.getElementById("cluster").textContent = Number(details.cluster) + 1;
+  for (const key of ["size", "psnr", "bits", "similarity"]) document.getElementById(key).textContent = details[key] || "–";
+  const neighbours = document.getElementById("neighbours");
+  neighbours.replaceChildren(...details.neighbours.split(" ").filter(Boolean).map((near) => button(Number(near))));
 }
 
 function button(number) {
-  const made = document.createElement("button");
+  const element = document.createElement("button");
   const image = document.createElement("img");
   image.src = picture(number);
   image.alt = points[number].dataset.name;
-  made.title = points[number].dataset.name;
-  made.append(image);
-  made.addEventListener("click", () => goTo(number));
-  return made;
+  element.title = points[number].dataset.name;
+  element.append(image);
+  element.addEventListener("click", () => goTo(number));
+  return element;
 }
 
 function goTo(number) {
@@ -81,7 +81,7 @@ function toggle(cluster, shown) {
   for (const point of points) if (point.dataset.cluster === cluster) point.classList.toggle("out", !shown);
 }
 
-function step(dx, dy) {
+function moveBy(dx, dy) {
   let best = -1;
   let least = Infinity;
   const [x, y] = places[Math.max(0, chosen)];
@@ -97,50 +97,50 @@ function step(dx, dy) {
   if (px < view.x || px > view.x + view.width || py < view.y || py > view.y + view.height) goTo(best);
 }
 
-function at(event) {
+function position(event) {
   const box = map.getBoundingClientRect();
   return [view.x + ((event.clientX - box.left) / box.width) * view.width, view.y + ((event.clientY - box.top) / box.height) * view.height];
 }
 
-function under(event) {
+function pointUnder(event) {
   const point = event.target.closest(".p");
   return point ? points.indexOf(point) : -1;
 }
 
 let drag = null;
 map.addEventListener("pointerdown", (event) => {
-  drag = { at: at(event), moved: false };
-  const number = under(event);
+  drag = { position: position(event), moved: false };
+  const number = pointUnder(event);
   if (number >= 0) select(number);
 });
 map.addEventListener("pointermove", (event) => {
   if (!drag || !event.buttons) {
-    const number = under(event);
+    const number = pointUnder(event);
     if (number >= 0 && event.pointerType === "mouse") select(number);
     return;
   }
-  const [x, y] = at(event);
-  show({ x: view.x + drag.at[0] - x, y: view.y + drag.at[1] - y, width: view.width });
+  const [x, y] = position(event);
+  show({ x: view.x + drag.position[0] - x, y: view.y + drag.position[1] - y, width: view.width });
 });
 window.addEventListener("pointerup", () => { drag = null; });
 map.addEventListener("wheel", (event) => {
-  // The whole map lets the page scroll past it.
+  // When the whole map is visible, the wheel scrolls the page.
   if (event.deltaY > 0 && view.width >= whole.width) return;
   event.preventDefault();
-  zoom(event.deltaY > 0 ? 1.2 : 1 / 1.2, ...at(event));
+  zoom(event.deltaY > 0 ? 1.2 : 1 / 1.2, ...position(event));
 }, { passive: false });
 map.addEventListener("keydown", (event) => {
-  const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-  if (steps[event.key]) step(...steps[event.key]);
+  const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+  if (arrows[event.key]) moveBy(...arrows[event.key]);
   else if (event.key === "+" || event.key === "=") zoomHere(1 / 1.5);
   else if (event.key === "-") zoomHere(1.5);
   else if (event.key === "0") show(whole);
   else return;
   event.preventDefault();
 });
-document.getElementById("closer").addEventListener("click", () => zoomHere(1 / 1.5));
-document.getElementById("wider").addEventListener("click", () => zoomHere(1.5));
-document.getElementById("whole").addEventListener("click", () => show(whole));
+document.getElementById("zoom-in").addEventListener("click", () => zoomHere(1 / 1.5));
+document.getElementById("zoom-out").addEventListener("click", () => zoomHere(1.5));
+document.getElementById("reset").addEventListener("click", () => show(whole));
 document.getElementById("pictures").addEventListener("click", (event) => {
   event.currentTarget.setAttribute("aria-pressed", map.classList.toggle("pictures"));
 });
