@@ -24,8 +24,8 @@ class ImageConfig(BaseModel):
     )
     metadata: Literal["keep", "strip", "strip_gps"] = Field(
         "keep",
-        description="keep: copy EXIF, XMP, IPTC, texts and resolution to the output. strip_gps: copy only the resolution and "
-        "EXIF without GPS. strip: copy nothing.",
+        description="keep: copy EXIF, XMP, IPTC, texts and resolution to the output. strip_gps: copy only resolution "
+        "and EXIF without GPS. strip: copy nothing.",
     )
     format: Literal["jpeg", "png", "webp", "tiff", "avif"] | None = Field(
         None, description="Write outputs in this format. Default: the format of each source."
