@@ -71,7 +71,7 @@ def test_decode_refuses_inputs_and_folders_of_runs(imagemill, output, place):
     before = contents(made)
     code, _, err = imagemill("decode", output, made / place)
     assert (code, err.count("\n")) == (2, 1)
-    assert "give another folder" in err
+    assert "Choose another folder" in err
     assert contents(made) == before
 
 
@@ -83,7 +83,7 @@ def test_decode_knows_sources_without_runs(imagemill, output, tmp_path):
     for place in (output, tmp_path / "export"):
         code, _, err = imagemill("decode", place, output.parent / "in")
         assert code == 2
-        assert f"{output.parent}/in is an input of {place}: give another folder" in err
+        assert f"{output.parent}/in: is an input of {place}. Choose another folder" in err
     assert contents(output.parent / "in") == before
 
 
@@ -200,7 +200,7 @@ def test_repeated_export_deletes_only_files_of_the_export(imagemill, output, tmp
         export.write(name, MINE)
     code, _, err = imagemill("export", output, export.url)
     assert (code, err.count("\n")) == (2, 1)
-    assert f"{export.uri(mine)} is no file of an export" in err
+    assert f"{export.uri(mine)}: is not part of an export" in err
     assert contents(tmp_path / "export")[mine] == MINE
     export.delete(mine)
     assert imagemill("export", output, export.url)[0] == 0
