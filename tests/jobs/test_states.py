@@ -1,4 +1,4 @@
-"""States without Ray: nothing is lost on the way through one, and the right ones are kept."""
+"""Training states without Ray: saving, resuming, and which states are kept."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def train_epoch(state: State, psnr_db: float) -> None:
     state.history.append({"epoch": state.epoch + 1, "step": state.step, "valid_psnr_db": psnr_db})
 
 
-def test_resumed_steps_are_bit_identical(tmp_path: Path) -> None:
+def test_resumed_training_is_bit_identical(tmp_path: Path) -> None:
     run, through = Store(str(tmp_path)), fresh()
     train_epoch(through, 1)
     save_state(through, run, fencing_token=0)
@@ -52,7 +52,7 @@ def test_resumed_steps_are_bit_identical(tmp_path: Path) -> None:
     assert resumed.history == through.history
 
 
-def test_save_state_keeps_the_newest_two_and_the_best(tmp_path: Path) -> None:
+def test_keep_keeps_the_newest_two_and_the_best(tmp_path: Path) -> None:
     run, state = Store(str(tmp_path)), fresh()
     for psnr_db in (1, 5, 2, 3, 4):
         train_epoch(state, psnr_db)
@@ -62,7 +62,7 @@ def test_save_state_keeps_the_newest_two_and_the_best(tmp_path: Path) -> None:
     assert read_newest_history(run) == state.history
 
 
-def test_save_state_without_the_lease_is_refused(tmp_path: Path) -> None:
+def test_keep_without_the_lease_writes_nothing(tmp_path: Path) -> None:
     run, state = Store(str(tmp_path)), fresh()
     train_epoch(state, 1)
     run.write(f"{FOLDER}/00000002.json", b"{}")
@@ -86,10 +86,11 @@ def test_best_epoch_survives_a_damaged_better_one(tmp_path: Path) -> None:
     assert read_state(run, 2)
 
 
-def test_learning_rate_with_other_worker_count() -> None:
+def test_learning_rate_continues_with_other_workers() -> None:
+    """Resuming with another number of workers continues at the learning rate of the epoch."""
     config = TrainConfig(name="t", task="denoise", architecture="unet", epochs=4, crop=32, warmup_steps=0)
     one, two = fresh(), fresh()
-    # One worker had twice the steps of two in each epoch.
+    # One worker takes twice as many steps per epoch as two workers.
     one.history, one.step = [{"epoch": 1, "step": 100}, {"epoch": 2, "step": 200}], 200 + 50
     two.history, two.step = [{"epoch": 1, "step": 100}, {"epoch": 2, "step": 150}], 150 + 25
     shares = one.share(4, 100), two.share(4, 50)
@@ -107,7 +108,7 @@ def test_validation_does_not_change_the_average() -> None:
     assert state.model.training
 
 
-def test_damaged_states_are_ignored(tmp_path: Path) -> None:
+def test_damaged_states_are_skipped(tmp_path: Path) -> None:
     run, state = Store(str(tmp_path)), fresh()
     for psnr_db in (1, 2):
         train_epoch(state, psnr_db)
@@ -127,6 +128,6 @@ def test_damaged_states_are_ignored(tmp_path: Path) -> None:
     ("key", "values", "best"),
     [("valid_psnr_db", [1, 3, 2], 2), ("valid_psnr_db", [3, 3, 2], 2), ("valid_loss", [1, 0.5, 2], 2)],
 )
-def test_best_epoch_has_lowest_loss_or_highest_psnr(key: str, values: list[float], best: int) -> None:
+def test_best_epoch_has_least_loss_or_highest_psnr(key: str, values: list[float], best: int) -> None:
     history = [{"epoch": n, "valid_psnr_db": -n, key: value} for n, value in enumerate(values, 1)]
     assert best_epoch(history) == best
