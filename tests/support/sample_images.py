@@ -60,8 +60,9 @@ def decode_or_error(data: bytes) -> DecodedImage | ImageError:
 
 
 def is_valid_outcome(outcome: DecodedImage | ImageError) -> bool:
+    """Return whether an image is RGB, or its error has a class and says what is wrong and what to do."""
     if isinstance(outcome, ImageError):
-        return bool(outcome.error_class and str(outcome))
+        return bool(outcome.error_class) and ". " in str(outcome)
     return outcome.rgb.dtype == np.uint8 and outcome.rgb.ndim == 3 and outcome.rgb.shape[2] == 3
 
 
