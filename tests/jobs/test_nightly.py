@@ -62,8 +62,8 @@ def test_night_processes_new_images_and_missed_days(night, tmp_path, capsys):
     assert all(verify(Store(run["output"])).problems == [] for run in runs)
     page = Path(notification(tmp_path)["report"])
     text = page.read_text()
-    assert "Caught up: dated 2026-02-27 (2)." in text
-    assert "6 without an input" in text
+    assert "Missed days, now processed: dated 2026-02-27 (2)." in text
+    assert "Jobs without an input: 6" in text
     links = [(page.parent / link).resolve() for link in re.findall('<a href="([^"]+)"', text)]
     assert links == [Path(run["report"]).resolve() for run in runs]
     assert all(link.exists() for link in links)
