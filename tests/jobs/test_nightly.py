@@ -126,7 +126,7 @@ def test_a_night_goes_on_after_a_run_that_would_replace_what_is_not_its_own(nigh
     runs = told(tmp_path)["runs"]
     assert [run["exit_code"] for run in runs] == [0, 2, 2, 0]
     assert "2 of its 2 images have rows that were made from" in runs[1]["exit_reason"]
-    assert "images/ holds files that no run of imagemill wrote" in runs[2]["exit_reason"]
+    assert "images/ contains files that no run of imagemill wrote" in runs[2]["exit_reason"]
     assert (tmp_path / "project/images/0.png").read_bytes() == b"mine"
     show_night(NightlyConfig(**night | {"jobs": [card | {"allow_new_input": True}, whole]}), TONIGHT)
     assert [run["exit_reason"] for run in told(tmp_path)["runs"]] == ["done", "done"]

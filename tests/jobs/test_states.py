@@ -58,7 +58,7 @@ def test_who_was_overtaken_keeps_no_state(tmp_path: Path) -> None:
     run, state = Store(str(tmp_path)), fresh()
     train_epoch(state, 1)
     run.write(f"{FOLDER}/00000002.json", b"{}")
-    with pytest.raises(OutputHeld, match="another run took it"):
+    with pytest.raises(OutputHeld, match="another run took over"):
         keep(state, run, fencing_token=1)
     assert epochs_kept(run) == []
 

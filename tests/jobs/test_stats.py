@@ -106,7 +106,7 @@ def test_runs_are_compared_and_a_night_says_when_they_drift(tmp_path: Path, crop
     assert not drifted(output, last, 50.0)["drift"]["alert"]
     assert drifted(output, first, 0.2) == {}
     assert drifted(output, last | {"checkpoint_sha256": "another"}, 0.2) == {}
-    with pytest.raises(ConfigError, match="no row is of run x"):
+    with pytest.raises(ConfigError, match="run x has no rows"):
         show_stats(output, "x", runs[0])
     with pytest.raises(ConfigError, match="no rows of a run other than"):
         show_stats(compressed(tmp_path / "alone", some(range(2))), None, runs[0])

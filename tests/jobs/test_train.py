@@ -214,7 +214,7 @@ def test_a_training_that_was_overtaken_ships_nothing(tiny, tmp_path, monkeypatch
         return newest_history(store)
 
     monkeypatch.setattr("imagemill.jobs.train.newest_history", overtaken)
-    with pytest.raises(OutputHeld, match="another run took it"):
+    with pytest.raises(OutputHeld, match="another run took over"):
         train(config)
     assert not (tmp_path / "out/tiny-denoise").exists()
 

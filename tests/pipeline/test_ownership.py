@@ -41,7 +41,7 @@ def test_a_folder_of_the_user_is_named(any_url, folder):
     place.write("photos/a.png", b"mine")
     check_output(place)
     place.write(f"{folder}/deep/er.png", b"mine")
-    with pytest.raises(ConfigError, match=f"output {place.url}: {folder}/ holds files that no run of imagemill wrote"):
+    with pytest.raises(ConfigError, match=f"output {place.url}: {folder}/ contains files that no run of imagemill wrote"):
         check_output(place)
 
 
