@@ -147,7 +147,7 @@ def test_the_images_of_a_damaged_part_are_made_again_once_it_is_moved_away(tmp_p
     output.write(damaged, output.read(damaged)[:-1])
     with pytest.raises(StorageError, match=f"{damaged}: a damaged part .*Move it out of OUTPUT"):
         run(config)
-    assert "move it out of OUTPUT" in verify(output).problems[0]
+    assert "Move it out of OUTPUT" in verify(output).problems[0]
     assert export(output, Store(str(tmp_path / "export")))["rows"] == 3
     Path(output.full(damaged)).rename(tmp_path / "damaged.parquet")
     assert run(config)["ok"] == 1

@@ -181,7 +181,7 @@ def test_who_is_faster_to_take_over_holds(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
     far = Elsewhere(output, 0, 0, "0.1")
     far.sleep = lambda seconds: output.write(f"{FOLDER}/00000005.json", b"{}")  # type: ignore[method-assign]
-    with patch("imagemill.pipeline.output.lease.time", far), pytest.raises(OutputHeld, match="has just taken it"):
+    with patch("imagemill.pipeline.output.lease.time", far), pytest.raises(OutputHeld, match="has just taken"):
         Lease(output).__enter__()
 
 

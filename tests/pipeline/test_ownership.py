@@ -49,7 +49,7 @@ def test_empty_folders_are_nobodys(tmp_path):
     (tmp_path / "images/empty").mkdir(parents=True)
     check_output(Store(str(tmp_path)))
     (tmp_path / "results").write_text("a file of this name")
-    with pytest.raises(ConfigError, match="results/ holds"):
+    with pytest.raises(ConfigError, match="results/ contains"):
         check_output(Store(str(tmp_path)))
 
 
@@ -78,9 +78,9 @@ def test_a_first_run_into_a_project_touches_nothing(tmp_path, crops):
     project = tmp_path / "project"
     save(project / "images", crops[5:], "a.png")
     before = files_below(tmp_path)
-    with pytest.raises(ConfigError, match="images/ holds files"):
+    with pytest.raises(ConfigError, match="images/ contains files"):
         run(denoise(source, project))
-    with pytest.raises(ConfigError, match="images/ holds files"):
+    with pytest.raises(ConfigError, match="images/ contains files"):
         check_ends(resolve(denoise(source, project)))
     assert files_below(tmp_path) == before
 
