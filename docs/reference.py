@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from imagemill.jobs.evaluations.evaluation import EvaluateConfig
-from imagemill.jobs.nightly import NightlyConfig
+from imagemill.jobs.night_config import NightlyConfig
 from imagemill.jobs.training.config import TrainConfig
 from imagemill.models.tasks import TASKS
 from imagemill.pipeline.config import RunConfig

@@ -1,4 +1,4 @@
-"""A damaged image is a reject, and a row that says so once the user accepts it; frames that are left out are counted."""
+"""Damaged images are rejects, or rows with damaged=true if accepted; frames that are left out are counted."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from PIL import Image
 
 from imagemill.pipeline.schema import SOURCE
 from tests.support.folders import rows
-from tests.support.sample_images import saved
+from tests.support.sample_images import encode_as
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 EOI = b"\xff\xd9"
@@ -20,17 +20,17 @@ EOI = b"\xff\xd9"
 
 @pytest.fixture
 def album(tmp_path: Path, crops: list[np.ndarray]) -> Path:
-    """Two damaged JPEGs, a JPEG and a PNG that are whole, an animation of three frames, and a file that is no image."""
+    """Write two damaged JPEGs, an intact JPEG and PNG, an animation of three frames, and a text file."""
     folder = tmp_path / "album"
     folder.mkdir()
-    whole = saved(Image.fromarray(crops[0]), "JPEG", quality=90)
+    whole = encode_as(Image.fromarray(crops[0]), "JPEG", quality=90)
     frames = [Image.fromarray(crop).quantize(16) for crop in crops[1:4]]
     files = {
         "whole.jpg": whole,
         "cut.jpg": whole[: len(whole) // 2],
         "cut_with_end_mark.jpg": whole[: len(whole) // 2] + EOI,
-        "whole.png": saved(Image.fromarray(crops[4]), "PNG"),
-        "animation.gif": saved(frames[0], "GIF", save_all=True, append_images=frames[1:]),
+        "whole.png": encode_as(Image.fromarray(crops[4]), "PNG"),
+        "animation.gif": encode_as(frames[0], "GIF", save_all=True, append_images=frames[1:]),
         "text.jpg": b"text",
     }
     for name, data in files.items():
@@ -46,8 +46,8 @@ def newest(output: Path) -> dict[str, bool]:
     return {row["rel_path"]: row["damaged"] for row in rows(output)}
 
 
-def test_damaged_images_are_done_once_accepted(imagemill, tmp_path, album):
-    """The flag is no part of an image's version: nothing else is done again, and nothing is undone without the flag."""
+def test_accept_damaged_processes_damaged_images(imagemill, tmp_path, album):
+    """The flag is not part of the version: a run with it processes only damaged images, one without it changes nothing."""
     output = tmp_path / "out"
     code, out, _ = imagemill("denoise", album, output, "--set", "max_reject_fraction=1")
     assert code == 0
@@ -65,7 +65,7 @@ def test_damaged_images_are_done_once_accepted(imagemill, tmp_path, album):
     assert "2 images" in imagemill("plan", *place, "--accept-damaged")[1].partition("planned")[2].splitlines()[0]
     code, out, _ = imagemill("denoise", album, output, *flag)
     assert code == 0
-    assert "2 (2 of them damaged in part)" in out
+    assert "2 (2 of them damaged)" in out
     assert newest(output) == {"cut.jpg": True, "cut_with_end_mark.jpg": True, "whole.jpg": False, "whole.png": False} | {
         "animation.gif": False
     }
@@ -78,19 +78,19 @@ def test_damaged_images_are_done_once_accepted(imagemill, tmp_path, album):
     assert imagemill("verify", output)[0] == 0
 
 
-def test_frames_left_out_are_said(imagemill, tmp_path, album):
-    """In the table that the run prints, in run.json and in the report."""
+def test_frames_left_out_are_reported(imagemill, tmp_path, album):
+    """They are in the summary of the run, in run.json and in the report."""
     output = tmp_path / "out"
     code, out, _ = imagemill("denoise", album, output, "--set", "max_reject_fraction=1")
     assert code == 0
-    assert "2 frames beyond the first of their files" in out
+    assert "2 frames after the first of their files" in out
     assert last_record(output)["frames_left_out"] == 2
     report = next(output.glob("runs/*/report.html")).read_text()
-    assert "<b>2</b><span>frames left out</span>" in report
+    assert "<b>2</b><span>frames skipped</span>" in report
 
 
 def test_parts_without_the_column_damaged_are_read(imagemill, tmp_path, album, crops, monkeypatch):
-    """Parts of older versions do not have it."""
+    """Parts of older versions lack the column."""
     assert "damaged" in dict(SOURCE)
     output = tmp_path / "out"
     for name in ("cut.jpg", "cut_with_end_mark.jpg", "text.jpg"):

@@ -229,7 +229,7 @@ def test_verify_says_what_to_do_about_damaged_marks_and_that_is_not_to_move_them
     [problem] = verify(output).problems
     assert problem.startswith(output.full("runs/20260101T000000Z-abcdef/superseded.parquet: damaged"))
     assert "Restore it. If you cannot, delete it" in problem
-    assert problem.endswith("the next run makes those images again")
+    assert problem.endswith("The next run processes those images again")
     assert "move it out" not in problem
 
 
