@@ -56,7 +56,7 @@ def test_a_second_holder_is_refused_until_the_first_is_done(any_url: str) -> Non
 
 
 @HONEST
-def test_the_fence_rises_with_each_holder_and_old_claims_are_cleared(any_url: str) -> None:
+def test_lease_token_rises_and_old_claims_are_removed(any_url: str) -> None:
     output, fences = Store(any_url), []
     for _ in range(6):
         with Lease(output) as lease:
@@ -275,7 +275,7 @@ def test_an_output_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> 
         Lease(Store(str(tmp_path / "file/out"))).__enter__()
 
 
-def test_a_server_without_conditional_puts_is_detected_and_serves_one_holder(
+def test_lease_detects_a_store_without_conditional_puts(
     rclone_bucket: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = f"{rclone_bucket}/out"
@@ -297,7 +297,7 @@ def test_a_server_with_conditional_puts_gets_no_warning(any_url: str, caplog: py
 @pytest.mark.skipif(
     subprocess.run(["unshare", "-rpf", "true"], check=False).returncode != 0, reason="no PID namespaces here"
 )
-def test_a_holder_in_another_container_of_this_machine_is_believed(tmp_path: Path) -> None:
+def test_lease_watches_a_holder_in_another_container(tmp_path: Path) -> None:
     """Two pods on the network of their host have its name and its boot, and numbers of processes of their own."""
     quick = f"import imagemill.pipeline.output.lease\nimagemill.pipeline.output.lease.BEAT_SECONDS = 0.1\n{HOLD}"
     command = ["unshare", "-rpf", "--mount-proc", "--kill-child", sys.executable, "-c", quick, str(tmp_path)]

@@ -97,7 +97,7 @@ def test_a_shard_that_was_mended_leaves_no_reject_of_itself(places, crops):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_members_of_a_shard_that_the_store_does_not_give_have_not_left(places, crops, monkeypatch):
+def test_obsolete_rejects_ignore_unreadable_shards(places, crops, monkeypatch):
     source, output = places
     shard(source / "s.tar", {"0.png": pictures(crops, 2)[1], "1.png": BROKEN})
     done(source, output)

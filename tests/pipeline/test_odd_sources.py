@@ -22,7 +22,7 @@ from tests.support.shards import add, damage, images, listed, pictures, rows, sh
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_members_whose_names_or_captions_utf8_cannot_hold_are_done_under_escaped_ones(tmp_path, crops):
+def test_tar_members_with_invalid_utf8_names_are_escaped(tmp_path, crops):
     source, output = tmp_path / "in", tmp_path / "out"
     data = pictures(crops, 3)
     source.mkdir()
@@ -56,7 +56,7 @@ def test_no_name_or_reason_tells_a_password_or_a_signature(tmp_path):
     assert [row["rel_path"] for row in told[2:]] == ["k", "k#https://h/y.jpg?X-Amz-Signature=…@1"]
 
 
-def test_text_that_is_no_utf8_is_a_bad_shard_or_a_refused_manifest(tmp_path, crops):
+def test_invalid_utf8_is_a_bad_shard_or_manifest(tmp_path, crops):
     broken = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")])
     pq.write_table(pa.table({"image": pictures(crops, 1), "key": broken}), tmp_path / "shard.parquet")
     [(_, problem)] = images(tmp_path / "shard.parquet").items()
@@ -84,7 +84,7 @@ def test_a_shard_without_rows_is_an_input_without_images(tmp_path):
     assert plan_of(resolve(config)).found == 0
 
 
-def test_duplicates_stay_what_they_were_when_others_come_before_them(tmp_path, crops):
+def test_duplicate_names_are_stable_across_listings(tmp_path, crops):
     (tmp_path / "a.png").write_bytes(pictures(crops, 1)[0])
     (tmp_path / "b.png").write_bytes(pictures(crops, 2)[1])
     config = RunConfig(task="denoise", input=str(tmp_path / "list.csv"), output=str(tmp_path / "out"))
@@ -99,7 +99,7 @@ def test_duplicates_stay_what_they_were_when_others_come_before_them(tmp_path, c
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_name_that_is_no_images_and_one_that_is_never_share_a_file(tmp_path, crops):
+def test_output_names_of_images_and_other_files_differ(tmp_path, crops):
     first, second = pictures(crops, 2)
     shard(tmp_path / "in/a.tar", {"123": first, "x/123.png": second, "x/123": first})
     run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out")))

@@ -227,7 +227,7 @@ def test_shards_in_a_bucket_are_read_to_the_last_archive(moto_bucket, crops):
 
 @given(st.sampled_from(sorted(PACKED)), st.floats(0, 1, exclude_max=True), st.integers(1, 255), st.booleans())
 @settings(max_examples=150)
-def test_a_shard_that_a_byte_or_a_cut_damaged_loses_nothing_in_silence(suffix, where, flip, is_cut):
+def test_tar_reports_every_damage(suffix, where, flip, is_cut):
     """All members are found, or a reject of the shard says that some are not."""
     content = random.Random(1).randbytes(900)
     names = ("a.png", "c.png", "deep/d.png")
