@@ -38,7 +38,7 @@ from imagemill.pipeline.errors import (
     first_of,
 )
 from imagemill.pipeline.output.run_history import read_last_records
-from imagemill.pipeline.resolve import task_of
+from imagemill.pipeline.resolve import resolve_task
 from imagemill.pipeline.run import run
 from imagemill.pipeline.run_record import RunRecord
 from imagemill.pipeline.signals import LATER_SECONDS, raisable
@@ -145,7 +145,7 @@ def check_all(runs: list[Planned]) -> None:
     for planned in runs:
         output = planned.config.output
         try:
-            name = task_of(planned.config)[0].name
+            name = resolve_task(planned.config)[0].name
         except ConfigError as e:
             raise ConfigError(f"{planned.name}: {e}") from None
         if tasks.setdefault(output, name) != name:

@@ -22,7 +22,7 @@ from imagemill.pipeline import disk
 from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.etags import etags_of
 from imagemill.pipeline.store_failures import Answer, busy_pause, check_length, content_md5, patiently, reason, refusal
-from imagemill.pipeline.store_listing import NO_FILE, Entry, local_etag, local_files, without_markers
+from imagemill.pipeline.store_listing import NOT_A_FILE, Entry, local_etag, local_files, without_markers
 
 log = logging.getLogger("imagemill.storage")
 SCHEMES = ("file", "s3")
@@ -218,7 +218,7 @@ class Store:
             if stat.S_ISDIR(status.st_mode):
                 raise IsADirectoryError(errno.EISDIR, "a folder, not a file", self.uri(path))
             if not stat.S_ISREG(status.st_mode):
-                raise OSError(errno.EINVAL, NO_FILE, self.uri(path))
+                raise OSError(errno.EINVAL, NOT_A_FILE, self.uri(path))
             return Entry(path, status.st_size, local_etag(status))
         info = self.ask(lambda: self.fs.info(self.full(path)))
         if info["type"] == "directory" or (not info["size"] and self.is_prefix(path)):

@@ -22,7 +22,7 @@ from imagemill.pipeline.errors import ConfigError, StorageError, TooManyRejects
 from imagemill.pipeline.images.decode import decode_image
 from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.output.parts import columns_as_lists
-from imagemill.pipeline.plan import blocks
+from imagemill.pipeline.plan import split_blocks
 from imagemill.pipeline.sources.image_reader import ImageReader, ReadError
 from imagemill.pipeline.sources.input import Input, list_images, open_input
 from imagemill.pipeline.sources.source import ListedImage
@@ -117,7 +117,7 @@ def examined(inputs: list[Input], table: pa.Table) -> pa.Table:
     count = 0
     log.info("looking at %s", number(len(todo), "image"))
     if len(todo):
-        looked = ray.data.from_blocks(blocks(todo.select(REFERENCE.names), BLOCK_ROWS)).map_batches(
+        looked = ray.data.from_blocks(split_blocks(todo.select(REFERENCE.names), BLOCK_ROWS)).map_batches(
             look, fn_args=[inputs], batch_format="pyarrow", batch_size=None
         )
         for batch in looked.iter_batches(batch_format="pyarrow", batch_size=None):
@@ -199,7 +199,7 @@ def crops_of(training: pa.Table, inputs: list[Input], config: TrainConfig, num_c
     """Training images as a dataset of crops `image` (crop,crop,3) uint8, new ones each time that it is read."""
     rows = max(1, min(BLOCK_ROWS, len(training) // max(8, 4 * config.workers)))
     order = shuffled(training, rows, np.random.default_rng(config.seed))
-    return ray.data.from_blocks(blocks(training.select(REFERENCE.names).take(order), rows)).map_batches(
+    return ray.data.from_blocks(split_blocks(training.select(REFERENCE.names).take(order), rows)).map_batches(
         Crops(inputs, config.crop, config.crops_per_image, config.augment),
         batch_size=16,
         batch_format="pyarrow",

@@ -35,7 +35,7 @@ from imagemill.pipeline.sources.source import (
 )
 from imagemill.pipeline.sources.system_files import EXCLUDED, is_excluded
 from imagemill.pipeline.storage import Store
-from imagemill.pipeline.store_listing import NO_FILE
+from imagemill.pipeline.store_listing import NOT_A_FILE
 
 SIDECARS = ("json", "txt")
 MAX_SIDECAR_BYTES = 64_000
@@ -227,7 +227,7 @@ def describe_special_member(member: tarfile.TarInfo) -> tuple[str, str]:
         return "sparse", HOLES
     if member.issym():
         return "link", LINK
-    return "no file", f"BadName: {NO_FILE}"
+    return "no file", f"BadName: {NOT_A_FILE}"
 
 
 def split_key(name: str) -> tuple[str, str]:

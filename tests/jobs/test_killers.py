@@ -75,7 +75,7 @@ def test_a_block_in_which_one_process_after_the_other_dies_ends_the_run_before_r
     """Ray runs a block once and MOST_DEATHS times more; the last time says what it is."""
     for _ in range(MOST_DEATHS):
         Suspects("deaths", ["a"])
-    with pytest.raises(RunFailed, match="is there memory for an actor"):
+    with pytest.raises(RunFailed, match="enough memory for its workers"):
         Suspects("deaths", ["a"])
 
 

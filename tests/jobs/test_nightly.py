@@ -139,7 +139,7 @@ def test_a_night_that_cannot_be_is_refused_before_it_starts(night):
     first = {"name": "first", "task": "denoise", "input": "in", "output": "out"}
     wrong = {
         "unknown key 'inptu'": {"task": "denoise", "inptu": "x"},
-        "job 2: task = 'denosie'; valid:": first | {"name": "job 2", "task": "denosie"},
+        "job 2: task='denosie': unknown. Valid:": first | {"name": "job 2", "task": "denosie"},
         "job 2: denoise: unknown key 'params.sigam'; valid: sigma": first | {"name": "job 2", "params": {"sigam": 25}},
         "job 2: input is missing": {"task": "denoise", "output": "other"},
         "second: output out is that of a job with the task denoise, not compress": first

@@ -71,7 +71,7 @@ def test_plan_logs_progress_of_a_long_listing(imagemill, tmp_path, photos, monke
     places = ["plan", "--task", "denoise", "--input", photos, "--output", tmp_path / "out"]
     assert imagemill(*places)[2] == ""
     monkeypatch.setattr("imagemill.pipeline.plan.LOG_SECONDS", 0)
-    monkeypatch.setattr("imagemill.pipeline.plan.LISTED_AT_A_TIME", 2)
+    monkeypatch.setattr("imagemill.pipeline.plan.ENTRIES_PER_CHUNK", 2)
     lines = re.findall(r"INFO (listed \d+ .*)\n", imagemill(*places)[2])
     assert lines == ["listed 2 images and 0 other files so far", "listed 3 images and 0 other files so far"]
 
@@ -89,7 +89,7 @@ def test_plan_warns_of_an_input_unknown_to_output(imagemill, tmp_path, crops):
         assert err.count("\n") == bool(err)
         return err
 
-    rows = f"holds none of the images that {output.url} has rows of, which was filled from {tmp_path}/in: is it the right"
+    rows = f"holds none of the images that {output.url} has rows of, which was made from {tmp_path}/in. Is it the right"
     assert f"{tmp_path}/other {rows}" in stderr_of("other", "b.png")
     moved = f"1 of its 2 images have rows that were made from {tmp_path}/in (for example a.png)"
     assert moved in stderr_of("other", "a.png")

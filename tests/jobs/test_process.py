@@ -160,7 +160,7 @@ def test_run_keeps_its_failure_when_signal_comes_during_report(empty: Path, tmp_
         run(RunConfig(task="denoise", input=str(empty), output=str(tmp_path / "out")))
 
 
-@pytest.mark.parametrize("stage", ["settle", "plan_of", "account"])
+@pytest.mark.parametrize("stage", ["settle", "build_plan", "account"])
 @pytest.mark.parametrize("error", [Interrupted, Deadline])
 def test_run_record_is_left_whatever_stage_ends(stage, error, empty: Path, tmp_path: Path, monkeypatch) -> None:
     """A run that began leaves run.json, at whichever stage a signal came."""
