@@ -34,8 +34,8 @@ def write_yaml(folder: Path, text: str) -> Path:
         ("task: denoise\ncheckpoint: compress-small", "made for the task compress, not denoise"),
         ("task: denoise\ncheckpoint: weights.pth", "pickled weights are refused"),
         ("task: denoise\ncheckpoint: nowhere", "'nowhere': not found. Give a folder, a URL, or one of the bundled"),
-        ("task: denoise\ninput: http://example.com/x", "scheme 'http' is not one of file, s3"),
-        ("- a list", "a mapping is expected"),
+        ("task: denoise\ninput: http://example.com/x", "scheme 'http' is not supported. Valid: file, s3"),
+        ("- a list", "must be a mapping of keys to values"),
         ("task: [", "not YAML"),
         (
             "jobs: []\nuntil: 06:00\npool: {actor: 3}",
@@ -67,7 +67,7 @@ def test_one_slash_is_one_line_and_makes_no_folder(imagemill, tmp_path, photos, 
     ends = {"input": photos, "output": tmp_path / "out", place: "s3:/bucket/x"}
     code, _, err = imagemill("denoise", ends["input"], ends["output"])
     assert code == 2
-    assert "s3:/bucket/x: s3:// is expected" in err
+    assert "s3:/bucket/x: write s3://, or" in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == [photos]
 

@@ -48,7 +48,7 @@ def test_plan_reports_bucket_errors_as_a_run_does(imagemill, photos, rclone_buck
     assert imagemill(*places, f"{rclone_bucket}/out")[0] == 0
     code, _, err = imagemill(*places, "s3://there-is-none/out")
     assert code == 5
-    assert "s3://there-is-none/out: the bucket there-is-none does not exist: make it, or name another" in err
+    assert "s3://there-is-none/out: the bucket there-is-none does not exist. Create it, or check the name" in err
     assert err.count("\n") == 1
     assert imagemill("denoise", photos, "s3://there-is-none/out") == (code, "", err)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
@@ -95,7 +95,7 @@ def test_plan_warns_of_an_input_unknown_to_output(imagemill, tmp_path, crops):
     assert moved in stderr_of("other", "a.png")
     assert stderr_of("in") == ""
     (tmp_path / "in/a.png").unlink()
-    assert f"{tmp_path}/in {rows} place, and all there?" in stderr_of("in")
+    assert f"{tmp_path}/in {rows} place, and complete?" in stderr_of("in")
     assert stderr_of("in", "c.png") == ""
 
 

@@ -11,7 +11,7 @@ import pytest
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.verify import verify
-from imagemill.pipeline.plan import references
+from imagemill.pipeline.plan import build_references
 from imagemill.pipeline.resolve import build_plan, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.sources.input import list_images, open_input
@@ -48,7 +48,7 @@ def test_no_name_or_reason_tells_a_password_or_a_signature(tmp_path):
     (tmp_path / "list.csv").write_text("\n".join(lines))
     for key in (None, "key"):
         source = open_input(str(tmp_path / "list.csv"), StorageConfig(), SourceConfig(http="public", key=key))
-        told = references(list_images(source), source.store, "", {})[0].to_pylist()
+        told = build_references(list_images(source), source.store, "", {})[0].to_pylist()
         problems = [str(row["problem"]) for row in told]
         assert [p.partition(":")[0] for p in problems] == ["NotAllowed", "NotAllowed", "None", "DuplicateName"]
         assert [row["rel_path"] for row in told[:2]] == ["h/x.jpg", "h/z.jpg"]
