@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from imagemill.jobs.evaluations.evaluation import EvaluateConfig
-from imagemill.jobs.nightly import NightlyConfig
+from imagemill.jobs.night_config import NightlyConfig
 from imagemill.jobs.training.config import TrainConfig
 from imagemill.models.tasks import TASKS
 from imagemill.pipeline.config import RunConfig
@@ -99,7 +99,7 @@ def tables_of(schema: dict[str, Any], prefix: str) -> list[str]:
             nested += [title, *([one_line(group["description"])] if "description" in group else [])]
             nested += tables_of(group | {"$defs": definitions}, f"{prefix}{key}.")
         default = "required" if key in schema.get("required", []) else default_of(field)
-        meaning = "the keys of the group below" if reference else one_line(field.get("description", ""))
+        meaning = f"See the group `{prefix}{key}` below." if reference else one_line(field.get("description", ""))
         value = "group" if reference else value_of(field)
         rows.append(f"| `{prefix}{key}` | {value} | {default} | {escape(meaning)} |")
     return [*(["\n".join(rows)] if len(rows) > 2 else ["There are no parameters."]), *nested]

@@ -1,6 +1,6 @@
-"""Latents back to images: what `compress` wrote, in any process, on any machine."""
+"""Decode the latents of an output, or of an export, to images."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -29,48 +29,51 @@ from imagemill.pipeline.sources.input import is_input_file
 from imagemill.pipeline.sources.web import WEB_SCHEMES
 from imagemill.pipeline.storage import Store
 
-DECODED_AT_A_TIME = 32
-ANNOUNCED_AT_A_TIME = 4096
-"""Names that are recorded together before their images are written, and with their digests after it."""
-IMAGE = ["rel_path", "orig_width", "orig_height", "exif_orientation", "step", "checkpoint_sha256"]
-"""What an image is decoded from, beside its latent."""
-OF_EXPORT = {*IMAGE, *LATENT_COLUMNS}.difference(LATENT_KEPT[1:])
-"""Columns that an export, which keeps latents as `latent` alone, has to have to be decoded."""
+DECODED_AT_ONCE = 32
+ANNOUNCED_AT_ONCE = 4096
+"""Names that are recorded together before their images are written, and with their digests afterwards."""
+IMAGE_COLUMNS = ["rel_path", "orig_width", "orig_height", "exif_orientation", "step", "checkpoint_sha256"]
+"""Columns that decoding needs in addition to the latent."""
+EXPORT_COLUMNS = {*IMAGE_COLUMNS, *LATENT_COLUMNS}.difference(LATENT_KEPT[1:])
+"""Columns that an export needs so that it can be decoded. An export keeps latents only in the column `latent`."""
 
 
 def decode_row(row: dict[str, Any], coders: LatentCoders, device: str) -> np.ndarray:
-    """The image (H,W,3) uint8 of a row of `latent_rows`. Raises: LatentError when the latent is not what was written."""
+    """Decode a row of `iterate_latent_rows` to an image (H,W,3) uint8. Raises LatentError if the latent is damaged."""
     symbols = read_symbols(row, coders)
     return decode_latent(coders[row["checkpoint_sha256"]], symbols, upright_size(row), row["step"], device)
 
 
 def decode_output(output: Store, dest: Store, where: str | None = None, overwrite: bool = False) -> int:
-    """Write the newest image of every row of OUTPUT, or of an export, to DEST as PNG, under the names `--reconstruct` gives.
+    """Decode the newest row of each image to a PNG file, with the name that `compress --reconstruct` gives.
 
     Args:
-        where: an SQL condition that rows must meet.
-        overwrite: write into an input of OUTPUT too, and replace files that imagemill did not write.
+        output: an output or an export.
+        dest: the folder for the PNG files.
+        where: an SQL condition; only rows that meet it are decoded.
+        overwrite: replace files that imagemill did not write, and allow a folder that contains input images.
 
-    Raises: StorageError, ConfigError, CheckpointError before anything is written; VerificationError at the end when
-        latents did not match their CRC (they are named, never decoded).
+    Returns:
+        The number of rows, including damaged ones.
+
+    Raises:
+        StorageError: when the output does not exist or cannot be read.
+        ConfigError: when the condition is invalid, or the folder contains files that must not be replaced.
+        CheckpointError: when a checkpoint stored in the output is missing or damaged.
+        VerificationError: after all other images are written, when latents are damaged.
     """
     check_output(output, allow_export=True)
     state = open_snapshot(output, where=where)
     if len(state) or not where:
         check_latents(state)
     sources = [rel_path for table in state.tables(["rel_path"]) for rel_path in table["rel_path"].to_pylist()]
-    clashes = find_clashes(sources) if dest.folds_case() else set()
-
-    def name_of(rel_path: str) -> str:
-        name = decoded_name(rel_path)
-        return fallback_name(rel_path, name) if rel_path in clashes else name
-
+    name_of = choose_names(sources, dest)
     names = list(map(name_of, sources))
     if not overwrite:
-        check_apart(state, dest)
-    written = FileRecord(dest, overwrite)
-    written.check(names)
-    # As in the actors, whose results these must equal: one torch thread for each image.
+        check_separate(state, dest)
+    files = FileRecord(dest, overwrite)
+    files.check(names)
+    # Workers compute with one torch thread per image, and the results must be equal.
     torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     coders = LatentCoders(output, device)
@@ -82,54 +85,66 @@ def decode_output(output: Store, dest: Store, where: str | None = None, overwrit
         except LatentError as e:
             problems.append(f"{row['rel_path']}: {e}")
             return
-        written.write(name_of(row["rel_path"]), encode_rgb(rgb, "PNG"))
+        files.write(name_of(row["rel_path"]), encode_rgb(rgb, "PNG"))
 
-    with ThreadPoolExecutor() as pool, written:
-        columns = [*IMAGE, *(name for name in LATENT_COLUMNS if name in state.schema.names or name not in LATENT_KEPT[1:])]
-        tables = state.tables(columns)
-        pieces = (t.slice(start, DECODED_AT_A_TIME) for t in tables for start in range(0, len(t), DECODED_AT_A_TIME))
-        begun = announced = 0
-        for piece in with_progress("decode", pieces, len(state), len):
-            if begun + len(piece) > announced:
-                written.announce(names[begun : begun + ANNOUNCED_AT_A_TIME])
-                announced = begun + ANNOUNCED_AT_A_TIME
-            begun += len(piece)
-            list(pool.map(write, iterate_latent_rows(piece)))
+    latent_columns = [name for name in LATENT_COLUMNS if name in state.schema.names or name not in LATENT_KEPT[1:]]
+    tables = state.tables([*IMAGE_COLUMNS, *latent_columns])
+    batches = (t.slice(start, DECODED_AT_ONCE) for t in tables for start in range(0, len(t), DECODED_AT_ONCE))
+    started = announced = 0
+    with ThreadPoolExecutor() as pool, files:
+        for batch in with_progress("decode", batches, len(state), len):
+            if started + len(batch) > announced:
+                files.announce(names[started : started + ANNOUNCED_AT_ONCE])
+                announced = started + ANNOUNCED_AT_ONCE
+            started += len(batch)
+            list(pool.map(write, iterate_latent_rows(batch)))
     print_text(f"{number(len(state) - len(problems), 'image')} in {dest.url}")
     if problems:
         raise VerificationError(first_of(problems))
     return len(state)
 
 
-def check_apart(state: Snapshot, dest: Store) -> None:
-    """Raises: ConfigError when DEST holds sources of a state, or lies in an input of it or where its OUTPUT keeps files.
+def choose_names(sources: list[str], dest: Store) -> Callable[[str], str]:
+    """Return the function that gives the PNG name of a rel_path; names do not clash on disks that ignore case."""
+    clashes = find_clashes(sources) if dest.folds_case() else set()
 
-    The next run over such an input would take decoded images for new ones.
+    def name_of(rel_path: str) -> str:
+        name = decoded_name(rel_path)
+        return fallback_name(rel_path, name) if rel_path in clashes else name
+
+    return name_of
+
+
+def check_separate(state: Snapshot, dest: Store) -> None:
+    """Check that decoded images do not land among input images, where the next run would take them for new images.
+
+    Raises:
+        ConfigError: when the folder contains input images, or is inside an input or a folder that runs write to.
     """
     output = state.output
     for folder in FOLDERS:
         if dest.lies_in(Store(output.uri(folder), output.config)):
-            raise ConfigError(f"{dest.url}: runs write into {output.uri(folder)}: give another folder")
-    for place, is_folder in inputs_of(state):
-        holds = place.lies_in(dest)
-        if holds or (is_folder and dest.lies_in(place)):
-            where = (
-                "is" if is_same_place(dest.url, place.url) else f"holds {place.url}," if holds else f"lies in {place.url},"
-            )
-            raise ConfigError(f"{dest.url} {where} an input of {output.url}: give another folder, or --overwrite")
+            raise ConfigError(f"{dest.url}: runs write into {output.uri(folder)}. Choose another folder.")
+    for place, is_folder in list_inputs(state):
+        contains = place.lies_in(dest)
+        if contains or (is_folder and dest.lies_in(place)):
+            relation = f"contains {place.url}," if contains else f"is inside {place.url},"
+            if is_same_place(dest.url, place.url):
+                relation = "is"
+            raise ConfigError(f"{dest.url}: {relation} an input of {output.url}. Choose another folder or use --overwrite.")
 
 
-def inputs_of(state: Snapshot) -> Iterator[tuple[Store, bool]]:
-    """The folders of all sources of a state, and the inputs of its runs; and whether each is an input that is a folder."""
+def list_inputs(state: Snapshot) -> Iterator[tuple[Store, bool]]:
+    """Yield the input folders of all runs with True, and the folders of all source images with False."""
     config = state.output.config
-    inputs = {record["input"] for record in read_run_records(state.output, list_run_ids(state.output)) if "input" in record}
-    for url in sorted(inputs):
+    records = read_run_records(state.output, list_run_ids(state.output))
+    for url in sorted({record["input"] for record in records if "input" in record}):
         if not is_input_file(url):
             yield Store(url, config), True
     folders: set[str] = set()
     for table in state.tables(["source_uri"]) if "source_uri" in state.schema.names else ():
         parents = pc.replace_substring_regex(table["source_uri"].drop_null(), pattern="/[^/]*$", replacement="")
         folders.update(parents.unique().to_pylist())
-    yield from (
-        (Store(folder or "/", config), False) for folder in sorted(folders) if folder.partition(":")[0] not in WEB_SCHEMES
-    )
+    for folder in sorted(folders):
+        if folder.partition(":")[0] not in WEB_SCHEMES:
+            yield Store(folder or "/", config), False

@@ -1,85 +1,49 @@
-"""The current state of an OUTPUT for analysis: dequantised latents, a vector for each image, and all that rows say."""
+"""Export the current state of an output for analysis: dequantised latents, embeddings and all columns of the rows."""
 
 import json
 import logging
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from imagemill.jobs.console import number, print_text
-from imagemill.jobs.decode import OF_EXPORT
-from imagemill.jobs.export_formats import FORMATS, check_format
+from imagemill.jobs.decode import EXPORT_COLUMNS
+from imagemill.jobs.export_folder import UNFINISHED_TEXT, check_export_folder, remove_unfinished_parts
+from imagemill.jobs.export_formats import check_format
+from imagemill.jobs.export_parts import ADDED_COLUMNS, ExportParts, format_shape
 from imagemill.jobs.outputs import check_output
 from imagemill.jobs.removed import Sources, list_sources
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.likeness import likeness_features, read_photo_whitening
 from imagemill.models.pooling import POOLS
-from imagemill.models.type_checks import require_value
 from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
-from imagemill.pipeline.lookahead import map_ahead
 from imagemill.pipeline.output.exports import LATENTS, MANIFEST, UNFINISHED
-from imagemill.pipeline.output.latent_values import LatentCoders, Latents, check_latents, latent_batches, to_vector_column
-from imagemill.pipeline.output.lease import FOLDER as LEASE
+from imagemill.pipeline.output.latent_values import LatentCoders, check_latents
 from imagemill.pipeline.output.lease import Lease
 from imagemill.pipeline.output.snapshot import Snapshot, no_readable_part, read_snapshot
 from imagemill.pipeline.output.stored_checkpoint import checkpoint_folder
-from imagemill.pipeline.progress import with_progress
 from imagemill.pipeline.schema import LATENT_KEPT, LATENT_ZERO_POINT
 from imagemill.pipeline.storage import Store
 
 log = logging.getLogger("imagemill.export")
-PART_BYTES = 128_000_000
-"""Of a part before it is compressed."""
-HELD_BYTES = 512_000_000
-"""Of all parts that wait to be full, where latents are of many shapes; then the largest is written as it is."""
-WRITES_AT_A_TIME = 2
-ADDED = ("removed", "latent", "embedding")
 LIKENESS = "likeness"
-"""The pool that is what `imagemill search` compares by."""
-TEMPORARY = r"(.*/)?\.[0-9a-f]{16}\.tmp"
-OWN = re.compile(
-    rf"{UNFINISHED}|{LEASE}/.*|checkpoints/[0-9a-f]{{16}}/.*|{TEMPORARY}"
-    rf"|{LATENTS}(/shape=[0-9x]+)?(\.lance/.*|/part-\d+\.(latent\.npy|embedding\.npy|parquet|tar))"
-)
-"""Paths of all that an export leaves which was cut off."""
-NOTE = (
-    "An export into this folder is under way, or was cut off: what lies here is not whole. The same command begins again.\n"
-)
+"""The pool that computes the vectors that `imagemill search` compares."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What an export will hold, before it is made."""
+    """What the rows of a snapshot contain, read before the latents."""
 
     models: Counter[tuple[str, str]]
-    """Rows of each (model_id, checkpoint_sha256)."""
+    """Number of rows of each (model_id, checkpoint_sha256)."""
     shapes: Counter[tuple[int, ...]]
+    """Number of latents of each shape (C,h,w)."""
     steps: list[float]
-
-
-@dataclass
-class Export:
-    """An export under way."""
-
-    dest: Store
-    format: str
-    columns: list[str]
-    embed: Callable[[np.ndarray], np.ndarray] | None
-    """Latents (N,C,h,w) to the vectors `embedding` (N,D)."""
-    folders: bool
-    """Whether each latent shape has a folder of its own."""
-    about: dict[str, Any]
-    waiting: dict[str, list[pa.Table]] = field(default_factory=dict)
-    written: Counter[str] = field(default_factory=Counter)
-    rows: int = 0
-    removed: int = 0
+    """Quantiser steps."""
 
 
 def export(
@@ -90,116 +54,142 @@ def export(
     model: str | None = None,
     columns: list[str] | None = None,
     pool: str = "mean",
-    form: str = "parquet",
+    file_format: str = "parquet",
 ) -> dict[str, Any]:
-    """Write the state of OUTPUT to DEST, and give the content of its export.json, which is written last.
+    """Write the state of an output to a folder.
+
+    Damaged latents and parts are not exported; `left_out` of the manifest names them.
 
     Args:
-        run, as_of, model: as in `snapshot`; the latest state when absent.
-        columns: all of a row, `removed`, `latent` and `embedding` when absent.
-        pool: how a latent becomes the vector `embedding`: one of `models.pooling.POOLS`, likeness, or none.
+        output: the output to export.
+        dest: an empty folder, or one with an unfinished export, which is replaced.
+        run: export only rows of this run; see `read_snapshot`.
+        as_of: export the state at this time; see `read_snapshot`.
+        model: export only rows of this model; see `read_snapshot`.
+        columns: columns to export; all columns by default.
+        pool: how to compute the column `embedding`: a key of `models.pooling.POOLS`, "likeness" or "none".
+        file_format: a key of `export_formats.FORMATS`.
 
-    What is not what was written, a latent or a whole part, is named in `left_out`, and not in the export.
+    Returns:
+        The content of export.json, which is written last.
 
-    Raises: ConfigError, StorageError, OutputHeld, CheckpointError before anything is written.
+    Raises:
+        ConfigError: when an argument is invalid, or the folder is not empty.
+        StorageError: when the output does not exist or cannot be read.
+        OutputHeld: when another process writes into the folder.
+        CheckpointError: when the checkpoint stored in the output is missing or damaged.
     """
-    if pool not in (valid := ["none", *sorted([*POOLS, LIKENESS])]):
-        raise ConfigError(f"--pool {pool}: one of {', '.join(valid)} is expected")
+    pools = ["none", *sorted([*POOLS, LIKENESS])]
+    if pool not in pools:
+        raise ConfigError(f"--pool {pool}: unknown pool. Valid: {', '.join(pools)}")
     check_output(output)
-    for inner, outer in ((output, dest), (dest, output)):
-        if inner.lies_in(outer):
-            raise ConfigError(f"{output.url} and {dest.url} lie one in the other")
-    damaged: dict[str, str] = {}
-    state = read_snapshot(output, run, as_of, model, damaged)
+    if output.lies_in(dest) or dest.lies_in(output):
+        raise ConfigError(f"output {output.url} and export {dest.url} overlap: one contains the other")
+    damaged_parts: dict[str, str] = {}
+    state = read_snapshot(output, run, as_of, model, damaged_parts)
     check_latents(state)
-    chosen = chosen_columns(state, columns, pool)
-    check_format(form, dest, chosen)
-    seen = survey(state)
-    if not seen.models:
-        raise no_readable_part(damaged)
-    if len(seen.models) > 1:
-        them = "; ".join(
-            f"{name} {sha256[:16]}: {number(count, 'row')}" for (name, sha256), count in seen.models.most_common()
-        )
-        raise ConfigError(f"{output.url}: latents of {len(seen.models)} models, which do not compare ({them}): give --model")
-    embed = embedding_by(pool, output, seen)
-    check_free(dest)
+    chosen = choose_columns(state, columns, pool)
+    check_format(file_format, dest, chosen)
+    survey = survey_rows(state)
+    if not survey.models:
+        raise no_readable_part(damaged_parts)
+    check_one_model(output, survey)
+    embed = choose_embedding(pool, output, survey)
+    check_export_folder(dest)
     with Lease(dest) as lease:
-        # Once more: another export may have ended since, and what it made would be cleared away.
-        check_free(dest)
-        clear(dest)
-        dest.write(UNFINISHED, NOTE.encode(), durable=True)
+        # Check again: another export may have finished before this process held the lease.
+        check_export_folder(dest)
+        remove_unfinished_parts(dest)
+        dest.write(UNFINISHED, UNFINISHED_TEXT.encode(), durable=True)
         sources = list_sources(output) if "removed" in chosen else Sources(np.empty(0, "S16"), [])
         for problem in sources.problems:
-            log.warning("%s: whether its images are still there is not known", problem)
-        sized = "latent" in chosen or pool == "flatten"
-        what = {"output": output.url, "run": run, "as_of": as_of, "model": model}
-        about = keep_model(output, dest, seen) | {"snapshot": what, "pool": pool}
-        if form == "parquet" and OF_EXPORT.issubset(chosen):
+            log.warning("column removed is null for images of an input that cannot be listed: %s", problem)
+        snapshot = {"output": output.url, "run": run, "as_of": as_of, "model": model}
+        about = copy_checkpoint(output, dest, survey) | {"snapshot": snapshot, "pool": pool}
+        if file_format == "parquet" and EXPORT_COLUMNS.issubset(chosen):
             about["decode"] = "imagemill decode EXPORT DEST"
-        going = Export(dest, form, chosen, embed, sized and len(seen.shapes) > 1, about)
-        problems: list[str] = []
-        write_parts(going, state, sources, problems)
-        record = about | {
-            "format": form,
-            "rows": going.rows,
-            "removed": going.removed if "removed" in chosen and not sources.problems else None,
+        has_shapes = ("latent" in chosen or pool == "flatten") and len(survey.shapes) > 1
+        parts = ExportParts(dest, file_format, chosen, embed, has_shapes, about)
+        problems = parts.write(state, sources)
+        manifest = about | {
+            "format": file_format,
+            "rows": parts.rows,
+            "removed": parts.removed if "removed" in chosen and not sources.problems else None,
             "inputs_not_listed": sources.problems if "removed" in chosen else None,
-            "left_out": [*damaged.values(), *problems],
+            "left_out": [*damaged_parts.values(), *problems],
             "waiting": state.waiting,
-            "shapes": {named(shape): count for shape, count in sorted(seen.shapes.items())},
+            "shapes": {format_shape(shape): count for shape, count in sorted(survey.shapes.items())},
             "columns": chosen,
-            "parts": dict(going.written),
+            "parts": dict(parts.written),
             "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         lease.check_held()
-        dest.write(MANIFEST, json.dumps(record, indent=2, ensure_ascii=False).encode(), durable=True)
+        dest.write(MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False).encode(), durable=True)
         dest.delete(UNFINISHED)
-    return record
+    return manifest
 
 
-def show_export(output: Store, dest: Store, **what: Any) -> None:
-    record = export(output, dest, **what)
-    images, parts = number(record["rows"], "image"), number(sum(record["parts"].values()), "part")
-    print_text(f"{images}, {held(record)}, in {parts} below {dest.uri(LATENTS)}")
-    if record["removed"]:
-        print_text(f"{record['removed']:,} of them have no source any more (column removed)")
-    if problems := record["left_out"]:
-        raise VerificationError(f"left out, as they are not what was written: {first_of(problems)}")
+def show_export(output: Store, dest: Store, **arguments: Any) -> None:
+    """Export an output and print what was written. Arguments and errors are those of `export`.
+
+    Raises:
+        VerificationError: after printing, when damaged latents or parts were left out.
+    """
+    manifest = export(output, dest, **arguments)
+    images, parts = number(manifest["rows"], "image"), number(sum(manifest["parts"].values()), "part")
+    print_text(f"{images}, {describe_content(manifest)}, in {parts} below {dest.uri(LATENTS)}")
+    if manifest["removed"]:
+        print_text(f"{manifest['removed']:,} of the images are in no input any more (column removed)")
+    if problems := manifest["left_out"]:
+        raise VerificationError(f"left out, because damaged: {first_of(problems)}")
 
 
-def held(record: dict[str, Any]) -> str:
-    """What an export has of its images."""
-    if "latent" in record["columns"]:
-        shapes = list(record["shapes"])
+def describe_content(manifest: dict[str, Any]) -> str:
+    """Say what an export holds of each image: latents, embeddings or columns."""
+    if "latent" in manifest["columns"]:
+        shapes = list(manifest["shapes"])
         return f"latents of {shapes[0] if len(shapes) == 1 else number(len(shapes), 'shape')}"
-    return f"embeddings ({record['pool']})" if "embedding" in record["columns"] else number(len(record["columns"]), "column")
+    if "embedding" in manifest["columns"]:
+        return f"embeddings ({manifest['pool']})"
+    return number(len(manifest["columns"]), "column")
 
 
-def chosen_columns(state: Snapshot, columns: list[str] | None, pool: str) -> list[str]:
-    """The columns of an export. Raises: ConfigError for unknown ones."""
-    plain = [name for name in state.schema.names if name not in LATENT_KEPT]
-    valid = [*plain, *(name for name in ADDED if name != "embedding" or pool != "none")]
+def choose_columns(state: Snapshot, columns: list[str] | None, pool: str) -> list[str]:
+    """Return the columns to export. Raises ConfigError if a requested column does not exist."""
+    stored = [name for name in state.schema.names if name not in LATENT_KEPT]
+    valid = [*stored, *(name for name in ADDED_COLUMNS if name != "embedding" or pool != "none")]
     if unknown := [name for name in columns or () if name not in valid]:
-        without = " (--pool none makes no embedding)" if "embedding" in unknown else ""
-        raise ConfigError(f"--columns: no column {', '.join(unknown)}{without}; there are: {', '.join(valid)}")
+        hint = " (--pool none computes no embedding)" if "embedding" in unknown else ""
+        raise ConfigError(f"--columns: no column {', '.join(unknown)}{hint}. Valid: {', '.join(valid)}")
     return list(dict.fromkeys(columns)) if columns else valid
 
 
-def embedding_by(pool: str, output: Store, seen: Survey) -> Callable[[np.ndarray], np.ndarray] | None:
-    """What makes the vector of a latent. Raises: ConfigError for likeness where it would depend on the other images."""
+def check_one_model(output: Store, survey: Survey) -> None:
+    """Raise ConfigError if the latents come from several models, because such latents cannot be compared."""
+    if len(survey.models) > 1:
+        rows = [f"{name} {sha256[:16]}: {number(count, 'row')}" for (name, sha256), count in survey.models.most_common()]
+        models = f"latents of {len(survey.models)} models cannot be compared ({'; '.join(rows)})"
+        raise ConfigError(f"{output.url}: {models}. Choose one with --model.")
+
+
+def choose_embedding(pool: str, output: Store, survey: Survey) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Return the function that computes embeddings (N,D) from latents (N,C,h,w); None for the pool "none".
+
+    Raises:
+        ConfigError: when the model has no fixed whitening, so that "likeness" would depend on the other images.
+    """
     if pool != LIKENESS:
         return POOLS.get(pool)
-    [(model_id, sha256)] = seen.models
+    [(model_id, sha256)] = survey.models
     coder = LatentCoders(output)[sha256]
     whiten = read_photo_whitening(coder)
     if whiten is None:
-        raise ConfigError(f"--pool {LIKENESS}: only for codecs such as compress-small, not {model_id}; see --pool gem")
+        raise ConfigError(f"--pool {LIKENESS}: not available for {model_id}, only for codecs such as compress-small")
     return lambda latents: whiten(likeness_features(latents, coder))
 
 
-def survey(state: Snapshot) -> Survey:
-    """Count models, shapes and steps of a snapshot, by columns that cost little."""
+def survey_rows(state: Snapshot) -> Survey:
+    """Count the models, latent shapes and quantiser steps of a snapshot; reads small columns only."""
     models: Counter[tuple[str, str]] = Counter()
     shapes: Counter[tuple[int, ...]] = Counter()
     steps: set[float] = set()
@@ -210,41 +200,18 @@ def survey(state: Snapshot) -> Survey:
             steps.add(row["step"])
         lists = table["latent_shape"].combine_chunks()
         if len(lists) * 3 == len(lists.flatten()) and not lists.null_count:
-            found, times = np.unique(lists.flatten().to_numpy().reshape(-1, 3), axis=0, return_counts=True)
-            shapes.update({tuple(shape): count for shape, count in zip(found.tolist(), times.tolist(), strict=True)})
+            unique, times = np.unique(lists.flatten().to_numpy().reshape(-1, 3), axis=0, return_counts=True)
+            shapes.update({tuple(shape): count for shape, count in zip(unique.tolist(), times.tolist(), strict=True)})
         else:
             shapes.update(tuple(shape) for shape in lists.to_pylist() if shape and len(shape) == 3)
     return Survey(models, shapes, sorted(steps))
 
 
-def named(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
-
-
-def check_free(dest: Store) -> None:
-    """Raises: ConfigError when DEST holds anything but an export that was cut off."""
-    if dest.exists(UNFINISHED):
-        for entry in dest.entries():
-            if not OWN.fullmatch(entry.path):
-                raise ConfigError(f"{dest.uri(entry.path)} is no file of an export: give another folder, or move it away")
-        return
-    if dest.exists(MANIFEST):
-        raise ConfigError(f"{dest.url} holds a finished export: give another folder, or delete it")
-    if any(not entry.path.startswith(f"{LEASE}/") for entry in dest.entries()):
-        raise ConfigError(f"{dest.url} is not empty, and what lies there is no export: give another folder")
-
-
-def clear(dest: Store) -> None:
-    """Remove what an export that was cut off left."""
-    for entry in [*dest.entries(LATENTS), *dest.entries(f"{LATENTS}.lance")]:
-        dest.delete(entry.path)
-
-
-def keep_model(output: Store, dest: Store, seen: Survey) -> dict[str, Any]:
-    """Put the checkpoint beside the export, so that it can be decoded by itself; what its values mean."""
-    [(model_id, sha256)] = seen.models
+def copy_checkpoint(output: Store, dest: Store, survey: Survey) -> dict[str, Any]:
+    """Copy the checkpoint into the export, so that `decode` needs nothing else, and return what the values mean."""
+    [(model_id, sha256)] = survey.models
     coders = LatentCoders(output)
-    widths = {str(step): coders.dequantisation(sha256, step)[0].tolist() for step in seen.steps}
+    widths = {str(step): coders.dequantisation(sha256, step)[0].tolist() for step in survey.steps}
     folder = checkpoint_folder(sha256)
     for name in (checkpoints.WEIGHTS, checkpoints.CARD):
         dest.write(f"{folder}/{name}", output.read(f"{folder}/{name}"))
@@ -253,65 +220,7 @@ def keep_model(output: Store, dest: Store, seen: Survey) -> dict[str, Any]:
         "checkpoint_sha256": sha256,
         "checkpoint": folder,
         "values": "value = (symbol - zero) * width[step][channel]; latent is (C,h,w), row-major",
-        "zero": coders.dequantisation(sha256, seen.steps[0])[1],
+        "zero": coders.dequantisation(sha256, survey.steps[0])[1],
         "width": widths,
         "stored_symbol": f"results/ holds symbol + {LATENT_ZERO_POINT} as uint8",
     }
-
-
-def write_parts(going: Export, state: Snapshot, sources: Sources, problems: list[str]) -> None:
-    """All batches as parts of bounded size; a few are written at a time."""
-    asked = [name for name in going.columns if name not in ADDED]
-    asked = list(dict.fromkeys([*asked, "image_id"] if "removed" in going.columns else asked or ["image_id"]))
-
-    def parts() -> Iterator[tuple[str, int, pa.Table]]:
-        batches = latent_batches(state, asked, problems)
-        for latents in with_progress("export", batches, len(state), lambda latents: len(latents.rows)):
-            yield from parts_of(going, latents, sources)
-        for folder in list(going.waiting):
-            yield taken(going, folder)
-
-    # A part of lance appends to the part before it.
-    depth = 0 if going.format == "lance" else WRITES_AT_A_TIME - 1
-    with ThreadPoolExecutor(WRITES_AT_A_TIME) as pool:
-        for _ in map_ahead(lambda part: pool.submit(FORMATS[going.format], going.dest, *part), parts(), depth):
-            pass
-
-
-def parts_of(going: Export, latents: Latents, sources: Sources) -> Iterator[tuple[str, int, pa.Table]]:
-    """Lay a batch to those of its folder, and give the parts that are full by that."""
-    shape = latents.values.shape[1:]
-    folder = f"{LATENTS}/shape={named(shape)}" if going.folders else LATENTS
-    table = as_table(going, latents, sources)
-    going.rows += len(table)
-    going.waiting.setdefault(folder, []).append(table)
-    sizes = {name: sum(t.nbytes for t in tables) for name, tables in going.waiting.items()}
-    if sizes[folder] >= PART_BYTES:
-        yield taken(going, folder)
-    elif sum(sizes.values()) >= HELD_BYTES:
-        yield taken(going, max(sizes, key=lambda name: sizes[name]))
-
-
-def taken(going: Export, folder: str) -> tuple[str, int, pa.Table]:
-    number = going.written[folder]
-    going.written[folder] += 1
-    return folder, number, pa.concat_tables(going.waiting.pop(folder))
-
-
-def as_table(going: Export, latents: Latents, sources: Sources) -> pa.Table:
-    """A batch with the columns of an export, and what it is in the metadata of its schema."""
-    rows, values = latents.rows, latents.values
-    columns: dict[str, Any] = {}
-    for name in going.columns:
-        if name == "removed":
-            columns[name] = sources.removed(rows["image_id"], going.dest.url)
-            going.removed += columns[name].true_count
-        elif name == "latent":
-            columns[name] = to_vector_column(values.reshape(len(values), -1))
-        elif name == "embedding":
-            embed = require_value(going.embed, "what makes embeddings")
-            columns[name] = to_vector_column(embed(values).astype(np.float32, copy=False))
-        else:
-            columns[name] = rows[name]
-    about = going.about | ({"latent_shape": list(values.shape[1:])} if "latent" in going.columns else {})
-    return pa.table(columns).replace_schema_metadata({"imagemill": json.dumps(about)})

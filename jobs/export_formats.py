@@ -1,4 +1,4 @@
-"""How a part of an export is written: each format takes a table and puts files below a folder of DEST."""
+"""Write a part of an export in one of four formats."""
 
 import io
 import json
@@ -21,7 +21,11 @@ ZSTD_LEVEL = 3
 
 
 def parquet(dest: Store, folder: str, number: int, table: pa.Table) -> None:
-    """Floats split by byte, which alone read right in every reader that the tests try, and zstd; no dictionary for them."""
+    """Write a Parquet file.
+
+    Vectors use BYTE_STREAM_SPLIT and zstd without a dictionary: it is the only float encoding that all readers in the tests
+    read correctly.
+    """
     vectors = [name for name in VECTORS if name in table.schema.names]
     out = pa.BufferOutputStream()
     pq.write_table(
@@ -39,26 +43,27 @@ def parquet(dest: Store, folder: str, number: int, table: pa.Table) -> None:
 
 
 def npy(dest: Store, folder: str, number: int, table: pa.Table) -> None:
-    """`latent` (N,C,h,w) and `embedding` (N,D) as float32 arrays; the other columns as Parquet, in the same order."""
+    """Write `latent` (N,C,h,w) and `embedding` (N,D) as float32 arrays, and the other columns as Parquet in the same
+    order."""
     for name in VECTORS:
         if name in table.schema.names:
             data = io.BytesIO()
-            np.save(data, stacked(table, name))
+            np.save(data, stack_vectors(table, name))
             dest.write(f"{folder}/part-{number:05d}.{name}.npy", data.getvalue())
     rest = table.drop_columns([name for name in VECTORS if name in table.schema.names])
     parquet(dest, folder, number, rest)
 
 
 def lance(dest: Store, folder: str, number: int, table: pa.Table) -> None:
-    """One dataset for a folder, to which each part is a commit."""
+    """Append the part to the dataset of its folder."""
     import lance
 
     lance.write_dataset(table, f"{dest.full(folder)}.lance", mode="append" if number else "create")
 
 
 def webdataset(dest: Store, folder: str, number: int, table: pa.Table) -> None:
-    """A tar with IMAGE_ID.latent.npy, IMAGE_ID.embedding.npy and IMAGE_ID.json for each image."""
-    arrays = {name: stacked(table, name) for name in VECTORS if name in table.schema.names}
+    """Write a tar with IMAGE_ID.latent.npy, IMAGE_ID.embedding.npy and IMAGE_ID.json for each image."""
+    arrays = {name: stack_vectors(table, name) for name in VECTORS if name in table.schema.names}
     rows = table.drop_columns(list(arrays)).to_pylist()
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
@@ -77,8 +82,8 @@ def webdataset(dest: Store, folder: str, number: int, table: pa.Table) -> None:
     dest.write(f"{folder}/part-{number:05d}.tar", out.getvalue())
 
 
-def stacked(table: pa.Table, name: str) -> np.ndarray:
-    """A column of vectors as one array: latents (N,C,h,w), as the schema says, embeddings (N,D)."""
+def stack_vectors(table: pa.Table, name: str) -> np.ndarray:
+    """Return a column of vectors as one array: latents (N,C,h,w) with the shape in the schema, embeddings (N,D)."""
     column = table[name].combine_chunks()
     flat: np.ndarray = column.flatten().to_numpy()
     shape = json.loads(table.schema.metadata[b"imagemill"])["latent_shape"] if name == "latent" else [-1]
@@ -94,15 +99,19 @@ FORMATS: dict[str, Callable[[Store, str, int, pa.Table], Any]] = {
 
 
 def check_format(name: str, dest: Store, columns: list[str]) -> None:
-    """Raises: ConfigError when a format is unknown, not installed, or cannot write to DEST."""
+    """Check that a format can be written.
+
+    Raises:
+        ConfigError: when the format is unknown or not installed, or cannot write to `dest` or without a column.
+    """
     if name not in FORMATS:
-        raise ConfigError(f"--format {name}: one of {', '.join(FORMATS)} is expected")
+        raise ConfigError(f"--format {name}: unknown format. Valid: {', '.join(FORMATS)}")
     if name == "webdataset" and "image_id" not in columns:
-        raise ConfigError("--format webdataset names its members by image_id: add it to --columns")
+        raise ConfigError("--format webdataset: names files by image_id. Add image_id to --columns.")
     if name == "lance":
         try:
             import lance  # noqa: F401
         except ImportError:
-            raise ConfigError("--format lance needs a package that is not installed: pip install pylance") from None
+            raise ConfigError("--format lance: needs pylance. Run: pip install pylance") from None
         if not dest.local:
-            raise ConfigError(f"--format lance writes to a local folder, not to {dest.url}")
+            raise ConfigError(f"--format lance: cannot write to {dest.url}. Choose a local folder.")

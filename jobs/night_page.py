@@ -1,4 +1,4 @@
-"""The page of a night: its runs in their order, how each ended, and the way to the report of each."""
+"""The page about a night: its runs in order, how each ended, and a link to the report of each."""
 
 import logging
 import os
@@ -15,69 +15,65 @@ from imagemill.pipeline.storage import Store, split_scheme
 from imagemill.pipeline.store_failures import reason
 
 log = logging.getLogger("imagemill.nightly")
-EARLIER = 30
+EARLIER_PAGES = 30
+"""Number of earlier pages that a page links to."""
 INDEX = "index.html"
-COPIES = 2
-"""Earlier pages of which it may be a copy: a night may have been cut off before it wrote it."""
-NAME = re.compile(r"night-[0-9T-]+\.html")
+COMPARED_PAGES = 2
+"""Earlier pages of which index.html may be a copy. A night may have been killed before it replaced index.html."""
+PAGE_NAME = re.compile(r"night-[0-9T-]+\.html")
 
 
-def leave_page(place: Store, summary: dict[str, Any]) -> str | None:
-    """Write the page of a night under its own name and as index.html, and say where; one that fails is a warning.
+def write_night_page(place: Store, summary: dict[str, Any]) -> str | None:
+    """Write the page of a night twice, under its own name and as index.html, and return its location.
 
-    An index.html that imagemill did not write stays, with a warning.
+    An index.html that imagemill did not write stays, with a warning. A page that cannot be written is a warning, too.
 
-    Args: summary: as the notification gets it.
+    Args:
+        place: folder or prefix of the pages.
+        summary: `NightSummary.content()`, without `report`.
+
+    Returns:
+        The location of the page; None if it could not be written.
     """
     name = f"night-{datetime.fromisoformat(summary['began']):%Y-%m-%dT%H%M%S}.html"
     try:
-        earlier = sorted(set(filter(NAME.fullmatch, place.names(""))) - {name}, reverse=True)[:EARLIER]
-        page = render_page("night.html", values_of(place, summary) | {"earlier": earlier})
-        paths = [name, INDEX] if is_own_index(place, earlier) else [name]
-        with FileRecord(place) as written:
-            written.announce(paths)
+        earlier = sorted(set(filter(PAGE_NAME.fullmatch, place.names(""))) - {name}, reverse=True)[:EARLIER_PAGES]
+        page = render_page("night.html", page_values(place, summary) | {"earlier": earlier})
+        paths = [name, INDEX] if may_replace_index(place, earlier) else [name]
+        with FileRecord(place) as record:
+            record.announce(paths)
             for path in paths:
-                written.write(path, page)
-    except Exception as e:  # noqa: BLE001 - the night has done its work, whatever is wrong with its page
-        log.warning("no page of this night in %s: %s", place.url, reason(e))
+                record.write(path, page)
+    except Exception as e:  # noqa: BLE001 - the runs of the night are done; no error of the page may fail it
+        log.warning("report %s: the page of this night was not written: %s", place.url, reason(e))
         return None
     return place.uri(name)
 
 
-def is_own_index(place: Store, earlier: list[str]) -> bool:
-    """Whether index.html may be replaced: what was written there, or a copy of an earlier night's page.
+def may_replace_index(place: Store, earlier: list[str]) -> bool:
+    """Return whether index.html is absent, a recorded file, or a copy of an earlier page.
 
-    Nights left no record of their pages once.
+    The comparison is needed because early versions of imagemill did not record the pages that they wrote.
     """
     try:
         FileRecord(place).check([INDEX])
     except ConfigError as e:
         page = place.read(INDEX)
-        if not any(page == place.read(name) for name in earlier[:COPIES]):
+        if not any(page == place.read(name) for name in earlier[:COMPARED_PAGES]):
             log.warning("%s", e)
             return False
     return True
 
 
-def values_of(place: Store, summary: dict[str, Any]) -> dict[str, object]:
-    """What the page shows: runs that did or failed something, and those without an input."""
-    runs = [{**run, "link": link(place, run["report"]) if run.get("report") else None} for run in summary["runs"]]
+def page_values(place: Store, summary: dict[str, Any]) -> dict[str, object]:
+    """Return the values of the template night.html."""
+    runs = [{**run, "link": relative_link(place, run["report"]) if run.get("report") else None} for run in summary["runs"]]
     tonight = max((run["day"] for run in runs if run["day"]), default=None)
-    failed = sum(run["exit_code"] not in (0, Deadline.exit_code) for run in runs)
-    ended = any(run["exit_code"] == Deadline.exit_code for run in runs)
-    if failed:
-        headline, mood = f"{failed} of {len(runs)} runs failed{', stopped at its deadline' if ended else ''}", "bad"
-    elif ended:
-        headline, mood = "stopped at its deadline", "warn"
-    elif any("doubt" in run for run in runs):
-        headline, mood = "is an input the wrong place?", "warn"
-    elif not any(run.get("planned") for run in runs):
-        headline, mood = "nothing new", "good"
-    else:
-        headline, mood = "done", "good"
+    headline, mood = headline_and_mood(runs)
+    began, ended = (datetime.fromisoformat(summary[key]) for key in ("began", "ended"))
     return {
-        "began": datetime.fromisoformat(summary["began"]),
-        "seconds": (datetime.fromisoformat(summary["ended"]) - datetime.fromisoformat(summary["began"])).total_seconds(),
+        "began": began,
+        "seconds": (ended - began).total_seconds(),
         "code": summary["exit_code"],
         "headline": headline,
         "mood": mood,
@@ -88,8 +84,25 @@ def values_of(place: Store, summary: dict[str, Any]) -> dict[str, object]:
     }
 
 
-def link(place: Store, uri: str) -> str | None:
-    """The way from a page in `place` to a file, where a browser can go it: the pages may be moved together."""
+def headline_and_mood(runs: list[dict[str, Any]]) -> tuple[str, str]:
+    """Return how a night ended in a few words, and the colour class of the headline: good, warn or bad."""
+    failed = sum(run["exit_code"] not in (0, Deadline.exit_code) for run in runs)
+    is_stopped = any(run["exit_code"] == Deadline.exit_code for run in runs)
+    if failed:
+        return f"{failed} of {len(runs)} runs failed{', stopped at the deadline' if is_stopped else ''}", "bad"
+    if is_stopped:
+        return "stopped at the deadline", "warn"
+    if any("doubt" in run for run in runs):
+        return "check the inputs", "warn"
+    return ("done" if any(run.get("planned") for run in runs) else "nothing new"), "good"
+
+
+def relative_link(place: Store, uri: str) -> str | None:
+    """Return the relative link from a page in `place` to a file, so that both may be moved together.
+
+    Returns:
+        None if a browser cannot follow such a link: the file is in another kind of store or another bucket.
+    """
     scheme, path = split_scheme(uri)
     if scheme != place.scheme:
         return None

@@ -1,25 +1,28 @@
-"""Damage drawn at random: what is known of an image, as (H,W) bool. For training, and for measuring."""
+"""Random damage for training and measurements: masks (H,W) bool that are True where a pixel is known."""
 
 import torch
 from torch import Tensor
 
 MAX_BLOCK_SHARE = 0.95
-"""Share of an image; squares at random places hardly meet what is left then."""
+"""Largest share of an image that squares cover: random squares hardly hit the remaining gaps."""
 
 
 def drop_pixels(h: int, w: int, share: float, generator: torch.Generator) -> Tensor:
-    """Known pixels when each is lost with probability `share`."""
+    """Lose each pixel with the probability `share`; return the known pixels (h,w) bool."""
     return torch.rand(h, w, generator=generator) >= share
 
 
 def drop_blocks(h: int, w: int, share: float, side: int, generator: torch.Generator) -> Tensor:
-    """Known pixels when squares of `side` pixels, at random places, cover `share` of the image or more.
+    """Lose squares of `side` pixels at random positions until they cover `share` of the image.
 
-    Of a share above MOST_IN_BLOCKS they cover that.
+    At most MAX_BLOCK_SHARE is covered.
+
+    Returns:
+        The known pixels (h,w) bool.
     """
     known = torch.ones(h, w, dtype=torch.bool)
-    wanted, lost = min(share, MAX_BLOCK_SHARE) * h * w, 0
-    while lost < wanted:
+    to_lose, lost = min(share, MAX_BLOCK_SHARE) * h * w, 0
+    while lost < to_lose:
         y = int(torch.randint(1 - side, h, (1,), generator=generator))
         x = int(torch.randint(1 - side, w, (1,), generator=generator))
         block = known[max(y, 0) : y + side, max(x, 0) : x + side]
@@ -29,7 +32,7 @@ def drop_blocks(h: int, w: int, share: float, side: int, generator: torch.Genera
 
 
 def drop_strokes(h: int, w: int, count: int, generator: torch.Generator) -> Tensor:
-    """Known pixels when `count` straight scratches, 1 to 8 pixels wide, run through the image."""
+    """Lose `count` straight scratches, 1 to 8 pixels wide; return the known pixels (h,w) bool."""
     y, x = torch.arange(h).view(-1, 1), torch.arange(w)
     known = torch.ones(h, w, dtype=torch.bool)
     for a, b, c, d, width in torch.rand(count, 5, generator=generator).tolist():

@@ -1,13 +1,13 @@
-"""Entropy coding of integer latents with contexts, exact on every machine.
+"""Entropy coding of integer latents with a context model, bit-exact on every machine.
 
     for each channel, for each pass over its positions:
-        sums of what is coded already ─┬─ size of the symbol ── bucket ──┐
-                                       └─ mean of the symbol ── phase  ──┴─ row of `tables` ── range coder
+        sums of coded symbols ─┬─ expected magnitude ── bucket ──┐
+                               └─ expected value ────── phase  ──┴─ row of `tables` ── range coder
 
-What is expected of a symbol is linear in the symbols that were coded before it: its neighbours in its own channel, and all
-nine positions around it in the channels before. A channel goes in four passes, so that each is one array operation and most
-symbols have neighbours on every side. All that decides a bit is an integer from the checkpoint; sums are taken in float32,
-where whole numbers below 2^24 are exact in any order, so threads, processes and machines agree.
+The expected value and magnitude of a symbol are linear in the symbols that were coded before it: the known neighbours in its
+channel, and the nine positions around it in earlier channels. A channel is coded in four passes, so that each pass is one
+array operation and most symbols have known neighbours on all sides. Every number that influences a bit is an integer of
+the checkpoint. Sums are computed in float32, where integers below 2^24 are exact in any order, so that all machines agree.
 """
 
 from collections.abc import Callable
@@ -19,43 +19,46 @@ import torch
 from torch import Tensor, nn
 
 PASSES = ((0, 0), (1, 1), (0, 1), (1, 0))
-"""(vertical, horizontal) place in each 2×2 square of positions that a pass codes."""
+"""(vertical, horizontal) position in each 2×2 square that a pass codes."""
 KNOWN_NEIGHBOURS = ((), (0, 2, 6, 8), (1, 3, 5, 7), (0, 1, 2, 3, 5, 6, 7, 8))
-"""Which of the nine positions around a symbol its own channel holds already, for each pass."""
+"""Positions of the 3×3 neighbourhood that are known in the symbol's own channel, for each pass."""
 FRACTION_BITS = 10
-"""Weights are in 1/1024."""
+"""Weights are multiples of 1/1024."""
 PHASES = 8
-"""Steps in which a mean is known."""
+"""Steps between two integers in which the expected value is rounded."""
 REACH = 20
-"""Distances from the mean that have a count of their own; from this one on the rest follows as a byte."""
+"""Largest distance from the centre that has its own count; the excess of larger distances is coded as a byte."""
 TOTAL = 1 << 20
-"""Sum of the counts of a row of `tables`."""
+"""Sum of each row of `tables`."""
 EXACT_LIMIT = 1 << 24
-"""Whole numbers below this are exact in float32, and so are their sums."""
+"""Integers below this are exact in float32."""
 TILE = 128
-"""Side of the squares of positions that are coded by themselves: bounds memory, 1024 pixels of the codec."""
+"""Side of the squares that are coded independently, which bounds memory; 1024 pixels for the codec."""
 
 Exchange = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-"""(rows of `tables` (n,), centres (n,), symbols (n,) with their signs as expected) to the symbols."""
+"""Codes symbols: (rows of `tables` (n,), centres (n,), symbols (n,) with the expected sign) to the symbols."""
 
 _family, _byte = constriction.stream.model.Categorical(perfect=False), constriction.stream.model.Uniform(256)
 
 
 class PayloadError(Exception):
-    """A payload that these tables cannot have made."""
+    """A payload was not written with these tables, or is damaged."""
 
 
 class EntropyModel(nn.Module):
-    """The integers that the bits of a latent with C channels hang on.
+    """The integer tables of the context model for latents with C channels.
 
     Args:
-        sizes: (129,) int16, what a magnitude of 0..128 counts for in the sum for the size.
-        weights: (2,4,C·(C+1)/2,9) int16 in 1/1024, for size and mean, each pass, each pair of a channel and one up to it (as
-            `numpy.tril_indices` numbers them) and the nine positions around, row by row.
-        bias: (4,C) int32 in 1/1024, of the size.
-        edges: (S-1,) int32 in 1/1024, ascending: where one bucket of sizes ends and the next begins.
-        tables: (S·2·8, 41) int32, counts of each distance from the centre (-20..20), for each bucket, centre zero or not,
-            and phase of the mean.
+        sizes: (129,) int16, the contribution of the magnitudes 0..128 to an expected magnitude.
+        weights: (2,4,C·(C+1)/2,9) int16 in 1/1024, for magnitude and value, each pass, each pair of a channel and a known
+            one (in the order of `numpy.tril_indices`), and the 3×3 neighbourhood, row by row.
+        bias: (4,C) int32 in 1/1024, of the expected magnitude.
+        edges: (S-1,) int32 in 1/1024, ascending: the boundaries between the S buckets of expected magnitudes.
+        tables: (S·2·8,41) int32, counts of the distances -20..20 from the centre, for each bucket, centre zero or not, and
+            phase of the expected value.
+
+    Raises:
+        ValueError: when the tables are invalid.
     """
 
     sizes: Tensor
@@ -68,12 +71,12 @@ class EntropyModel(nn.Module):
         super().__init__()
         for name, value in {"sizes": sizes, "weights": weights, "bias": bias, "edges": edges, "tables": tables}.items():
             if value.is_floating_point():
-                raise ValueError(f"entropy.{name} is {value.dtype}, not whole numbers")
+                raise ValueError(f"entropy.{name}: dtype {value.dtype}, but must be an integer type")
             self.register_buffer(name, value)
         self._check()
 
     def _check(self) -> None:
-        """Raises: ValueError for tables that cannot be coded with, or whose sums could leave float32's whole numbers."""
+        """Check shapes and ranges, so that no sum can exceed the exact integers of float32."""
         channels = self.bias.shape[1]
         shapes = {
             "sizes": (129,),
@@ -83,23 +86,24 @@ class EntropyModel(nn.Module):
         }
         for name, shape in shapes.items():
             if tuple(getattr(self, name).shape) != shape:
-                raise ValueError(f"entropy.{name} is {tuple(getattr(self, name).shape)}, not {shape}")
+                raise ValueError(f"entropy.{name}: shape {tuple(getattr(self, name).shape)}, but must be {shape}")
         if bool((self.tables < 1).any()) or bool((self.tables.sum(1) != TOTAL).any()):
-            raise ValueError(f"entropy.tables: counts must be positive and a row's sum {TOTAL}")
+            raise ValueError(f"entropy.tables: counts must be positive and each row must sum to {TOTAL}")
         if bool((self.edges.diff() < 0).any()) or int(self.edges.abs().max()) >= EXACT_LIMIT:
-            raise ValueError("entropy.edges must ascend and be exact in float32")
+            raise ValueError("entropy.edges: must ascend and be exact in float32")
         largest = torch.tensor([int(self.sizes.abs().max()), 128])
         reach = np.abs(self._dense).sum((2, 4), dtype=np.float64) * largest.view(2, 1, 1).numpy()
         if (reach[0] + self.bias.abs().numpy() >= EXACT_LIMIT).any() or (reach[1] >= EXACT_LIMIT).any():
-            raise ValueError("entropy.weights: sums may pass 2^24")
+            raise ValueError("entropy.weights: sums can exceed 2^24")
 
     @property
     def channels(self) -> int:
+        """Channels of the latents."""
         return self.bias.shape[1]
 
     @cached_property
     def _dense(self) -> np.ndarray:
-        """(2,4,C,C,9) float32: weights by the channel that is known, then the one that is expected."""
+        """Weights (2,4,C,C,9) float32, indexed by the known channel, then the expected channel."""
         known, expected = np.tril_indices(self.channels)[::-1]
         dense = np.zeros((2, len(PASSES), self.channels, self.channels, 9), np.float32)
         dense[:, :, known, expected] = self.weights.cpu().numpy()
@@ -107,16 +111,16 @@ class EntropyModel(nn.Module):
 
     @cached_property
     def _probabilities(self) -> np.ndarray:
-        """(rows,41) float32, exact: counts of at most 21 bits over a power of two."""
+        """Probabilities (rows,41) float32, exact because counts have at most 21 bits and TOTAL is a power of two."""
         return self.tables.cpu().numpy().astype(np.float32) / TOTAL
 
     @cached_property
     def _numbers(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """sizes, bias, edges as float32."""
+        """Sizes, bias and edges as float32."""
         return tuple(t.cpu().numpy().astype(np.float32) for t in (self.sizes, self.bias, self.edges))  # type: ignore[return-value]
 
     def encode(self, symbols: np.ndarray) -> bytes:
-        """Symbols (C,h,w) int8 to a payload, whole 32-bit words in little-endian order."""
+        """Encode symbols (C,h,w) int8 to a payload of 32-bit words in little-endian order."""
         encoder = constriction.stream.queue.RangeEncoder()
 
         def exchange(rows: np.ndarray, centres: np.ndarray, expected: np.ndarray) -> np.ndarray:
@@ -132,12 +136,15 @@ class EntropyModel(nn.Module):
         return encoder.get_compressed().astype("<u4").tobytes()
 
     def decode(self, payload: bytes, shape: tuple[int, int, int]) -> np.ndarray:
-        """A payload to symbols (C,h,w) int8. Raises: PayloadError when it is none of this shape and these tables.
+        """Decode a payload to symbols (C,h,w) int8 of the given shape.
 
-        Damage often goes unseen here: compare a checksum of the symbols.
+        Damage is often not detected here, so callers compare a checksum of the symbols.
+
+        Raises:
+            PayloadError: when the payload cannot be of this shape and these tables.
         """
         if len(payload) % 4 or shape[0] != self.channels:
-            raise PayloadError(f"{len(payload)} bytes are no payload of shape {shape} for {self.channels} channels")
+            raise PayloadError(f"payload of {len(payload)} bytes: cannot be of shape {shape} with {self.channels} channels")
         decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(payload, "<u4").astype(np.uint32))
 
         def exchange(rows: np.ndarray, centres: np.ndarray, _: np.ndarray) -> np.ndarray:
@@ -150,14 +157,14 @@ class EntropyModel(nn.Module):
         symbols = np.zeros(shape, np.int16)
         try:
             self.walk(symbols, exchange)
-        except AssertionError as e:  # constriction's word for bits that its models cannot have made
+        except AssertionError as e:  # constriction raises this for bits that its models cannot have written
             raise PayloadError("the payload was not made with these tables") from e
         if np.abs(symbols).max(initial=0) > 128 or not decoder.maybe_exhausted():
             raise PayloadError("the payload was not made with these tables")
         return symbols.astype(np.int8)
 
     def walk(self, symbols: np.ndarray, exchange: Exchange) -> None:
-        """Take symbols (C,h,w) int16 in coding order through `exchange`, which may change them."""
+        """Pass symbols (C,h,w) int16 to `exchange` in coding order; its results replace the symbols."""
         _, height, width = symbols.shape
         for y in range(0, height, TILE):
             for x in range(0, width, TILE):
@@ -165,7 +172,7 @@ class EntropyModel(nn.Module):
 
     def _walk_tile(self, symbols: np.ndarray, exchange: Exchange) -> None:
         sizes, bias, _ = self._numbers
-        # What is known of the present channel, as it counts for size and for mean; unknown positions are zero.
+        # Known symbols of the current channel, as terms of magnitude and value; unknown positions are 0.
         known = np.zeros((2, symbols.shape[1] + 2, symbols.shape[2] + 2), np.float32)
         around = np.lib.stride_tricks.sliding_window_view(known, (3, 3), (1, 2))
         visits = [(p, dy, dx) for p, (dy, dx) in enumerate(PASSES) if symbols[0, dy::2, dx::2].size]
@@ -188,7 +195,7 @@ class EntropyModel(nn.Module):
                     sums[p][:, channel + 1 :] += later @ window.reshape(2, -1, 9).transpose(0, 2, 1)
 
     def _expect(self, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Sums for size and mean (2,n) to rows of `tables`, centres ≥ 0, and signs (±1) that make the mean positive."""
+        """Map sums (2,n) to rows of `tables`, centres ≥ 0, and the signs (±1) that make expected values positive."""
         bucket = np.searchsorted(self._numbers[2], sums[0], "right")
         mean = sums[1].astype(np.int32)
         shift = FRACTION_BITS - (PHASES.bit_length() - 1)

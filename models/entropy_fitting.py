@@ -1,4 +1,4 @@
-"""Fitting an EntropyModel to latents: least squares for what is expected, counting for how it comes."""
+"""Fit an EntropyModel to latents: least squares for the expected values, counts for the distribution around them."""
 
 from collections.abc import Sequence
 
@@ -8,17 +8,17 @@ import torch
 from imagemill.models.entropy import EXACT_LIMIT, FRACTION_BITS, KNOWN_NEIGHBOURS, PASSES, PHASES, REACH, TOTAL, EntropyModel
 
 LOG_SCALE = 16
-"""Magnitudes count as 16·log2(1+|s|): their error is then much the same for small and large ones, as least squares wants."""
+"""A magnitude contributes 16·log2(1+|s|), so that errors of small and large ones are similar, as least squares needs."""
 BUCKETS, FINEST, COARSEST = 40, 0.25, 90.0
-"""Sizes, in units of 1/LOG_SCALE, are told apart on a geometric scale."""
+"""Buckets of expected magnitudes have geometric boundaries, in units of 1/LOG_SCALE."""
 WINDOW = 16
-"""Side of the square of each latent that the least squares see; more of the same image says little."""
+"""Side of the square of each latent that enters the least squares; more positions of one image add little."""
 PRIOR = 8.0
-"""Symbols' worth of trust in a bucket's common distribution, against the counts of one of its rows."""
+"""Weight of a bucket's common distribution in each of its rows, in symbols."""
 
 
 def fit_entropy_model(latents: Sequence[np.ndarray], seed: int = 0) -> EntropyModel:
-    """Symbols (C,h,w) int8 of training images, at all the rates that matter, to tables for their like."""
+    """Fit the tables to symbols (C,h,w) int8 of training images, whose quantiser steps cover the useful range."""
     sizes = np.rint(LOG_SCALE * np.log2(1 + np.arange(129)))
     weights, bias = fit_linear_predictors(latents, sizes, np.random.default_rng(seed))
     model = EntropyModel(
@@ -42,7 +42,7 @@ def fit_entropy_model(latents: Sequence[np.ndarray], seed: int = 0) -> EntropyMo
 def fit_linear_predictors(
     latents: Sequence[np.ndarray], sizes: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`weights` and `bias` of an EntropyModel: each symbol's size and value from what is known before it."""
+    """Fit `weights` and `bias` of an EntropyModel, which predict magnitude and value of a symbol from known symbols."""
     channels = latents[0].shape[0]
     gram = np.zeros((2, channels * 9 + 1, channels * 9 + 1))
     positions = 0
@@ -63,15 +63,15 @@ def fit_linear_predictors(
         for channel in range(channels):
             known = np.r_[np.arange(channel * 9), channel * 9 + np.array(own, int)]
             for kind, columns in enumerate((np.r_[known, channels * 9], known)):
-                # Signs are as likely one way as the other: the mean has no bias.
+                # Both signs are equally likely, so the value has no bias.
                 system = gram[kind][np.ix_(columns, columns)]
-                # With as many unknowns as positions an answer is halved; with thousands of times as many it stays.
+                # The ridge halves a solution with as many unknowns as positions, and hardly changes a well-determined one.
                 system = system + np.diag(len(columns) / positions * np.diag(system) + 1e-9)
                 answer = np.linalg.solve(system, gram[kind][columns, channel * 9 + 4])
                 weights[kind, p, channel].reshape(-1)[known] = answer[: len(known)]
                 if kind == 0:
                     bias[p, channel] = answer[-1]
-    # A handful of images can ask for anything; sums must stay exact.
+    # A few images can give extreme weights, but sums must stay exact.
     reach = np.abs(weights).sum((3, 4)) * np.array([sizes.max(), 128])[:, None, None] + np.abs(bias)
     within = np.minimum(1, 0.9 * EXACT_LIMIT / 2**FRACTION_BITS / np.maximum(reach, 1e-9))
     weights, bias = weights * within[..., None, None], bias * within[0]
@@ -81,7 +81,7 @@ def fit_linear_predictors(
 
 
 def smooth_counts(counts: np.ndarray) -> np.ndarray:
-    """Counts (rows,41) to `tables`: rare rows lean on all of their bucket, rare distances on a slow decay."""
+    """Smooth counts (rows,41) to `tables`: rare rows use the counts of their bucket, rare distances a slow decay."""
     decay = 0.5 ** (np.abs(np.arange(-REACH, REACH + 1)) / 4)
     bucket = counts.reshape(-1, 2 * PHASES, 2 * REACH + 1).sum(1) + 0.01 * decay
     common = np.repeat(bucket / bucket.sum(1, keepdims=True), 2 * PHASES, 0)
@@ -89,7 +89,7 @@ def smooth_counts(counts: np.ndarray) -> np.ndarray:
 
 
 def quantise_counts(weights: np.ndarray) -> np.ndarray:
-    """Positive weights (rows,n) to whole numbers of at least 1 whose rows sum to TOTAL, int32."""
+    """Round positive weights (rows,n) to integers of at least 1 whose rows sum to TOTAL, int32."""
     share = weights / weights.sum(1, keepdims=True)
     counts = np.floor(share * (TOTAL - share.shape[1])).astype(np.int64) + 1
     counts[np.arange(len(counts)), share.argmax(1)] += TOTAL - counts.sum(1)

@@ -1,4 +1,4 @@
-"""A perceptual network that knows which style to paint: in one pass, or by optimising the image."""
+"""Transfer a style to images, in one pass through a decoder (AdaIN) or by optimising the pixels (Gatys et al. 2016)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,102 +14,138 @@ from imagemill.models.style_statistics import adain, content_loss, gram, moments
 from imagemill.models.tiling import apply_tiled
 
 TILE = 1024
-SEEN_PIXELS = 1_000_000
-"""Statistics of larger images are those of a copy reduced to this."""
+STATISTICS_PIXELS = 1_000_000
+"""Moments of larger images are computed on a copy that is reduced to this size."""
 ADAM_RATE = 0.03
 
 
 @dataclass(frozen=True)
 class StyleTarget:
-    """What style asks for: one for all images, or one for each image of a batch."""
+    """The statistics of a style: one style for all images of a batch, or one for each.
+
+    Attributes:
+        layers: moments (B,d,1,1) of the first layer of each block, and of the layers of the style loss.
+        grams: Gram matrices (B,d,d) of the standardised features of the layers of the style loss.
+        weights: w_i / mean(G_S²) of these layers, (B,), so that the loss of a layer does not depend on its channel count.
+    """
 
     layers: dict[str, tuple[Tensor, Tensor]]
-    """Moments (B,d,1,1) of the first layer of each block, and of those where style is measured."""
     grams: dict[str, Tensor]
-    """Of the standardised features of the layers where style is measured, (B,d,d)."""
     weights: dict[str, Tensor]
-    """w_i / mean(G_S²) of each, (B,): so a layer's loss does not hang on how many channels it has."""
 
 
 def build_style_target(
-    net: Perceptual, styles: Sequence[Tensor], layers: Mapping[str, float], shares: Sequence[float]
+    network: Perceptual, styles: Sequence[Tensor], layers: Mapping[str, float], style_weights: Sequence[float]
 ) -> StyleTarget:
-    """What styles (B,3,H,W) in [0,1], each of its own size, ask for together.
+    """Compute the mean statistics of several styles.
 
-    Args: layers: weights of the layers where style is measured. shares: weights of the styles.
+    Args:
+        network: the network whose features are measured.
+        styles: batches (B,3,H,W) float in [0,1], each with its own size.
+        layers: the layers of the style loss and their weights.
+        style_weights: one weight for each style.
     """
     with torch.no_grad():
-        found = [net.features(x_BCHW, {*net.first_layers, *layers}) for x_BCHW in styles]
+        features = [network.features(x_BCHW, {*network.first_layers, *layers}) for x_BCHW in styles]
         means, stds = (
-            {name: weighted_mean([moments(f[name])[i] for f in found], shares) for name in found[0]} for i in (0, 1)
+            {name: weighted_mean([moments(f[name])[i] for f in features], style_weights) for name in features[0]}
+            for i in (0, 1)
         )
-        own = {name: (means[name], stds[name]) for name in found[0]}
-        grams = {name: weighted_mean([gram(standardise(f[name], own[name])) for f in found], shares) for name in layers}
+        style_moments = {name: (means[name], stds[name]) for name in features[0]}
+        grams = {
+            name: weighted_mean([gram(standardise(f[name], style_moments[name])) for f in features], style_weights)
+            for name in layers
+        }
     weights = {name: w / gram_energy(grams[name]) for name, w in layers.items() if w}
-    return StyleTarget(own, grams, weights)
+    return StyleTarget(style_moments, grams, weights)
 
 
-def weighted_mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    """The weighted mean of what several styles have."""
-    total = torch.stack([share * each for share, each in zip(shares, tensors, strict=True)]).sum(0)
-    return total / sum(shares)
+def weighted_mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Return Σ w·t / Σ w over tensors of one shape."""
+    total = torch.stack([weight * tensor for weight, tensor in zip(weights, tensors, strict=True)]).sum(0)
+    return total / sum(weights)
 
 
 def gram_energy(gram_Bdd: Tensor) -> Tensor:
-    """(B,) mean square of Gram matrices; of a flat style, which has none, a tenth of what channels that differ have."""
+    """Return the mean square of Gram matrices, (B,), and at least a tenth of that of d independent channels.
+
+    The lower limit is for a style without structure, whose energy is 0.
+    """
     return gram_Bdd.square().mean((1, 2)).clamp_min(0.1 / gram_Bdd.shape[1])
 
 
 class StyleTransfer(Autoencoder):
-    """A perceptual network and what its style asks for; content is measured at `content_layer`."""
+    """A perceptual network and the style that it paints in.
 
-    def __init__(self, net: Perceptual, target: StyleTarget, content_layer: str) -> None:
+    Args:
+        network: the network; `decode` needs its decoder.
+        target: statistics of the style.
+        content_layer: the layer of the content loss.
+    """
+
+    def __init__(self, network: Perceptual, target: StyleTarget, content_layer: str) -> None:
         super().__init__()
-        self.net, self.target, self.content_layer = net, target, content_layer
-        self.stride, self.halo = net.stride, net.halo
+        self.network, self.target, self.content_layer = network, target, content_layer
+        self.stride, self.halo = network.stride, network.halo
 
     def encode(self, x_BCHW: Tensor) -> list[Tensor]:
-        return self.restyled(self.net.encode(x_BCHW), self.statistics(x_BCHW), 1.0)
+        """Map images (B,3,H,W) to the code of the restyled image."""
+        return self.restyle(self.network.encode(x_BCHW), self.code_moments(x_BCHW), 1.0)
 
     def decode(self, y: Sequence[Tensor]) -> Tensor:
-        return self.net.decode(y)
+        """Map a code to images (B,3,H,W)."""
+        return self.network.decode(y)
 
-    def statistics(self, x_BCHW: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Moments of each layer of the images' codes; of large ones from a reduced copy, so that every tile has the same."""
-        return [moments(features) for features in self.net.encode(limit_pixels(x_BCHW, SEEN_PIXELS, self.stride))]
+    def code_moments(self, x_BCHW: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return the moments of each layer of the images' codes, of a reduced copy for large images."""
+        reduced = limit_pixels(x_BCHW, STATISTICS_PIXELS, self.stride)
+        return [moments(features) for features in self.network.encode(reduced)]
 
-    def restyled(self, y: Sequence[Tensor], own: Sequence[tuple[Tensor, Tensor]], strength: float) -> list[Tensor]:
-        """AdaIN on every layer of a code, so that colours and strokes of each size come over."""
-        wanted = (self.target.layers[name] for name in self.net.first_layers)
+    def restyle(self, y: Sequence[Tensor], code_moments: Sequence[tuple[Tensor, Tensor]], strength: float) -> list[Tensor]:
+        """Apply AdaIN to every layer of a code, so that colours and strokes of all sizes are transferred.
+
+        Args:
+            y: the code.
+            code_moments: moments of each layer of the code.
+            strength: 0 keeps the code, 1 transfers the style fully.
+        """
+        style_moments = (self.target.layers[name] for name in self.network.first_layers)
         return [
-            torch.lerp(features, adain(features, mine, style).to(features.dtype), strength)
-            for features, mine, style in zip(y, own, wanted, strict=True)
+            torch.lerp(features, adain(features, own, style).to(features.dtype), strength)
+            for features, own, style in zip(y, code_moments, style_moments, strict=True)
         ]
 
     def losses(self, t_BCHW: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,) content and style loss of images beside the content's features, both in units of a = Σ C_c².
+        """Return the content loss and the style loss of images, (B,) each, in units of a = Σ C_c².
 
-        So α and β mean the same for every network, layer and size of image.
+        In these units, the weights α and β mean the same for every network, layer and image size.
+
+        Args:
+            t_BCHW: images (B,3,H,W) in [0,1].
+            content: features (B,d,h,w) of the content images at the content layer.
         """
-        found = self.net.features(t_BCHW, {self.content_layer, *self.target.weights})
+        features = self.network.features(t_BCHW, {self.content_layer, *self.target.weights})
         energy_B = content.float().square().flatten(1).sum(1).clamp_min(1e-6)
-        grams = {name: gram(standardise(found[name], self.target.layers[name])) for name in self.target.weights}
+        grams = {name: gram(standardise(features[name], self.target.layers[name])) for name in self.target.weights}
         return (
-            content_loss(found[self.content_layer], content) / energy_B,
+            content_loss(features[self.content_layer], content) / energy_B,
             style_loss(grams, self.target.grams, self.target.weights),
         )
 
 
-def transfer_style(stylist: StyleTransfer, x_BCHW: Tensor, strength: float) -> Tensor:
-    """One pass over images (B,3,H,W) in [0,1], large ones in tiles; every tile has the statistics of the whole image."""
-    own = stylist.statistics(x_BCHW)
+def transfer_style(transfer: StyleTransfer, x_BCHW: Tensor, strength: float) -> Tensor:
+    """Restyle images (B,3,H,W) in [0,1] in one pass; large ones in tiles, which all use the moments of the whole image."""
+    code_moments = transfer.code_moments(x_BCHW)
     return apply_tiled(
-        lambda piece: stylist.decode(stylist.restyled(stylist.net.encode(piece), own, strength)), x_BCHW, TILE, stylist.halo
+        lambda tile: transfer.decode(transfer.restyle(transfer.network.encode(tile), code_moments, strength)),
+        x_BCHW,
+        TILE,
+        transfer.halo,
     )
 
 
 def optimise_images(
-    stylist: StyleTransfer,
+    transfer: StyleTransfer,
     x_BCHW: Tensor,
     seeds: Sequence[int],
     *,
@@ -119,28 +155,42 @@ def optimise_images(
     optimizer: Literal["lbfgs", "adam"],
     start: Literal["content", "noise"],
 ) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Images whose pixels alone are changed so that α·content + β·style falls (Gatys et al. 2016), and their losses.
+    """Minimise α·content loss + β·style loss over the pixels of images (Gatys et al. 2016).
 
-    Adam's steps are of each pixel by itself, so images are optimised together and none depends on another. L-BFGS chooses
-    one length of step for all that it is given, so it is given one image at a time.
+    Adam scales the step of each pixel by itself, so several images are optimised together and do not influence each other.
+    L-BFGS chooses one step length for all its variables, so it gets one image at a time.
+
+    Args:
+        transfer: network and style.
+        x_BCHW: content images (B,3,H,W) in [0,1].
+        seeds: one seed for each image, used if the start is noise.
+        alpha: weight of the content loss.
+        beta: weight of the style loss.
+        steps: steps of the optimiser.
+        optimizer: "lbfgs" or "adam".
+        start: "content" or "noise".
+
+    Returns:
+        The images (B,3,H,W) in [0,1], and for each image its final losses and the curve of the total loss.
     """
     if optimizer == "lbfgs" and len(x_BCHW) > 1:
-        how: dict[str, Any] = {"alpha": alpha, "beta": beta, "steps": steps, "optimizer": optimizer, "start": start}
-        each = [optimise_images(stylist, x[None], [seed], **how) for x, seed in zip(x_BCHW, seeds, strict=True)]
-        return torch.cat([image for image, _ in each]), [columns[0] for _, columns in each]
+        options: dict[str, Any] = {"alpha": alpha, "beta": beta, "steps": steps, "optimizer": optimizer, "start": start}
+        results = [optimise_images(transfer, x[None], [seed], **options) for x, seed in zip(x_BCHW, seeds, strict=True)]
+        return torch.cat([image for image, _ in results]), [columns[0] for _, columns in results]
     with torch.no_grad():
-        content = stylist.net.features(x_BCHW, {stylist.content_layer})[stylist.content_layer].float()
-        target = x_BCHW.clone(memory_format=torch.contiguous_format)  # L-BFGS takes no other
+        content = transfer.network.features(x_BCHW, {transfer.content_layer})[transfer.content_layer].float()
+        # L-BFGS accepts only contiguous tensors.
+        target = x_BCHW.clone(memory_format=torch.contiguous_format)
         if start == "noise":
             for image, seed in zip(target, seeds, strict=True):
                 image.copy_(torch.rand(image.shape, generator=torch.Generator().manual_seed(seed % 2**63)))
     curve: list[Tensor] = []
-    # Optimisers pass over what is below some absolute size: α and β that are both small are enlarged together.
+    # Optimisers ignore gradients below an absolute size, so small α and β are scaled up together.
     unit = min(1.0, max(alpha, beta))
 
     def closure() -> Tensor:
         target.grad = None
-        content_B, style_B = stylist.losses(target, content)
+        content_B, style_B = transfer.losses(target, content)
         total_B = alpha / unit * content_B + beta / unit * style_B
         (target.grad,) = torch.autograd.grad(total_B.sum(), target)
         curve.append(total_B.detach() * unit)
@@ -160,7 +210,7 @@ def optimise_images(
             lbfgs.step(closure)
         else:
             adam = torch.optim.Adam([target], lr=ADAM_RATE)
-            # Full steps to the end would leave their noise in the picture.
+            # The learning rate falls to 0; a constant rate would leave noise in the image.
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
             for _ in range(steps):
                 adam.step(closure)
@@ -169,9 +219,9 @@ def optimise_images(
                     target.clamp_(0, 1)
     with torch.no_grad():
         image = target.detach().clamp_(0, 1)
-        content_B, style_B = stylist.losses(image, content)
+        content_B, style_B = transfer.losses(image, content)
     curves = torch.stack([*curve, alpha * content_B + beta * style_B], 1).tolist()
     return image, [
-        {"content_loss": c, "style_loss": s, "losses": line}
-        for c, s, line in zip(content_B.tolist(), style_B.tolist(), curves, strict=True)
+        {"content_loss": c, "style_loss": s, "losses": losses}
+        for c, s, losses in zip(content_B.tolist(), style_B.tolist(), curves, strict=True)
     ]

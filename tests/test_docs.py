@@ -71,6 +71,11 @@ def test_links_to_files_lead_somewhere(page: str) -> None:
     assert not {link for link in links if not (ROOT / link).exists()}
 
 
+def test_readme_is_short() -> None:
+    """The README sells in 30 seconds; everything else is in docs/."""
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
 def commands_of(text: str) -> list[str]:
     """Return the imagemill commands in the code blocks of a page, with continued lines joined."""
     blocks = re.findall(r"```(?:sh|sh run|text)\n(.*?)```|((?:^    \S.*\n)+)", text, re.DOTALL | re.MULTILINE)

@@ -104,7 +104,7 @@ def export(
     if run_id and as_of:
         raise ConfigError("--run-id, --as-of: cannot be combined. Give one of them.")
     names = [name.strip() for name in columns.split(",")] if columns else None
-    what = {"run": run_id, "as_of": as_of, "model": model, "columns": names, "pool": pool, "form": format_}
+    what = {"run": run_id, "as_of": as_of, "model": model, "columns": names, "pool": pool, "file_format": format_}
     show_export(store_at(output, config), store_at(dest, config), **what)
 
 

@@ -96,7 +96,8 @@ def nightly(
 
     Exits with 7 if the deadline came first, and with 8 if a run failed before the deadline.
     """
-    from imagemill.jobs.nightly import NightlyConfig, show_night
+    from imagemill.jobs.night_config import NightlyConfig
+    from imagemill.jobs.nightly import show_night
 
     values = merge_config(config, {"until": until}, set_)
     show_night(validate(NightlyConfig, values, config), folder=Path(config).parent)

@@ -119,7 +119,7 @@ def total_loss(stylist: StyleTransfer, content: np.ndarray, painted: np.ndarray,
     """α·content + β·style of what a run made of an image."""
     x, t = (to_float_batch([limit_side(rgb, GATYS_SIDE)], stylist.stride, "cpu") for rgb in (content, painted))
     with torch.inference_mode():
-        features = stylist.net.features(x, {stylist.content_layer})[stylist.content_layer]
+        features = stylist.network.features(x, {stylist.content_layer})[stylist.content_layer]
         content_B, style_B = stylist.losses(t, features)
     return float(params.alpha * content_B + params.beta * style_B)
 

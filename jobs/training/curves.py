@@ -25,7 +25,7 @@ def samples_of(objective: Objective, model: Autoencoder, crops: list[np.ndarray]
     for crop in crops[:SAMPLES]:
         x = to_float_batch([crop], model.output_stride, "cpu")
         with torch.inference_mode():
-            seen, output = objective.sample(model, x, generator)
+            seen, output = objective.preview(model, x, generator)
         rows.append([("input", to_uint8_images(seen)[0]), ("output", to_uint8_images(output)[0]), ("original", crop)])
     return rows
 

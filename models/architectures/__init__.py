@@ -1,4 +1,4 @@
-"""Architectures by name. A new one is one file here and one row in this table."""
+"""Architectures by name. A new architecture needs one file here and one row in this table."""
 
 from imagemill.models.architectures.chroma import ChromaUNet
 from imagemill.models.architectures.codec import Codec

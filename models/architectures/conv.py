@@ -1,6 +1,6 @@
-"""The convolutional autoencoder of the seed page: 1→16→4 channels, two max-pools, upsampling + convolution, sigmoid.
+"""The convolutional autoencoder of docs/digits.md: 1→16→4 channels, two max-pools, upsampling + convolution, sigmoid.
 
-Exactly 1,477 parameters, in layers of 160, 580, 592 and 145; with transposed convolutions in the decoder as well.
+It has exactly 1,477 parameters in layers of 160, 580, 592 and 145, also with transposed convolutions in the decoder.
 """
 
 from typing import Literal
@@ -13,17 +13,23 @@ from imagemill.models.layers import conv3x3
 
 
 def upsample_layers(c_in: int, c_out: int, how: str) -> list[nn.Module]:
-    """Twice the size, by nearest neighbours and a 3×3 convolution, or by one 3×3 transposed convolution."""
+    """Return layers that double the size: nearest-neighbour upsampling and a convolution, or a transposed convolution."""
     if how == "transposed":
         return [nn.ConvTranspose2d(c_in, c_out, 3, stride=2, padding=1, output_padding=1)]
     return [nn.Upsample(scale_factor=2, mode="nearest"), conv3x3(c_in, c_out)]
 
 
 class Conv(LatentCoder):
-    """28×28 gray digits to a 4×7×7 code and back; any size that 4 divides works.
+    """Map gray images, such as 28×28 digits, to a code of 1/4 of the height and width, and back.
 
-    `peak` is the largest value that each channel of the code took in training, in averaged weights a moving average of that:
-    as integers, a code runs from 0 to it in 255 steps, and is cut there.
+    The buffer `peak` is the largest value of each channel of the code in training (in averaged weights a moving average).
+    Symbols divide the range from 0 to `peak` into 255 steps; larger values are clipped.
+
+    Args:
+        channels: colour planes of the images.
+        width: channels of the hidden layers.
+        code: channels of the code.
+        upsample: "nearest" for upsampling and convolutions in the decoder, "transposed" for transposed convolutions.
     """
 
     stride = 4
@@ -42,28 +48,34 @@ class Conv(LatentCoder):
         self.decoder = nn.Sequential(
             *upsample_layers(code, width, upsample), nn.ReLU(), *upsample_layers(width, channels, upsample), nn.Sigmoid()
         )
-        # One axis: DDP cannot broadcast a buffer of four when it is the only one and lies channels last.
+        # One axis, because DistributedDataParallel cannot broadcast a single channels-last buffer with four axes.
         self.peak: Tensor
         self.register_buffer("peak", torch.full((code,), 1e-3))
 
     def encode(self, x_BCHW: Tensor) -> Tensor:
+        """Map images (B,C,H,W) in [0,1] to the code (B,c,H/4,W/4), and update `peak` in training."""
         y: Tensor = self.encoder(x_BCHW)
         if self.training:
             self.peak.copy_(torch.maximum(self.peak, y.detach().amax((0, 2, 3))))
         return y
 
     def decode(self, y: Tensor) -> Tensor:
+        """Map the code to images (B,C,H,W) in [0,1]."""
         x_hat: Tensor = self.decoder(y)
         return x_hat
 
     def encode_symbols(self, x_BCHW: Tensor, step_B: Tensor) -> Tensor:
+        """Map images to symbols (B,c,H/4,W/4); the step is ignored."""
         return (self.encode(x_BCHW) / self.peak.view(-1, 1, 1)).clamp(0, 1).mul(255).round() - 128
 
     def decode_symbols(self, symbols_Bchw: Tensor, step_B: Tensor) -> Tensor:
+        """Map symbols to images (B,C,H,W); the step is ignored."""
         return self.decode((symbols_Bchw + 128) / 255 * self.peak.view(-1, 1, 1))
 
     def dequantisation(self, step: float) -> tuple[Tensor, int]:
+        """Return peak / 255, (c,), and -128, the symbol of the value 0; the step is ignored."""
         return self.peak / 255, -128
 
     def decode_preview(self, values_Bchw: Tensor) -> Tensor:
+        """Decode values like `decode`, which is cheap."""
         return self.decode(values_Bchw)

@@ -1,10 +1,10 @@
-"""A U-Net that fills what is missing of an image: holes, and whole colour planes.
+"""A U-Net that fills missing parts of an image: holes and whole colour planes.
 
-x · known ── push-pull fill ─┬─ trunk ─(+ fill)─ x_hat
-known ───────────────────────┘
+    x · known ── push-pull fill ─┬─ residual U-Net ─(+ fill)─ x_hat
+    known ───────────────────────┘
 
-The finest level works on pixels. Pixel-unshuffled, what surrounds a lost pixel would be other channels for each place in a
-2×2 square, and four functions to learn where one is meant.
+The finest level works on pixels. After a pixel unshuffle, the neighbours of a lost pixel would be different channels for
+each position in a 2×2 square, so that the network would have to learn one function four times.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,16 @@ from imagemill.models.residual_unet import ResidualUNet
 
 
 def push_pull(x_BCHW: Tensor, known_BCHW: Tensor) -> Tensor:
-    """Unknown values interpolated from known ones over a pyramid (Gortler et al. 1996, section 3.4.2); known ones stay.
+    """Interpolate unknown values from known ones over a pyramid (Gortler et al. 1996, section 3.4.2).
 
-    Args: x (B,C,H,W) float; known, the same shape, 1 where x is known and 0 where not. A channel of which nothing is
-        known takes the mean of the other channels; an image of which nothing is known becomes 0.5.
+    A channel without a known value gets the mean of the other channels; an image without a known value becomes 0.5.
+
+    Args:
+        x_BCHW: float.
+        known_BCHW: 1 where x is known, else 0.
+
+    Returns:
+        The filled images (B,C,H,W), whose known values are unchanged.
     """
     filled, weight = fill_gaps(x_BCHW * known_BCHW, known_BCHW)
     present = (weight > 0).to(x_BCHW.dtype)
@@ -31,7 +37,7 @@ def push_pull(x_BCHW: Tensor, known_BCHW: Tensor) -> Tensor:
 
 
 def fill_gaps(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """x (weighted mean, zero where the weight is) with gaps filled from the coarser levels; the weight of the coarsest."""
+    """Fill gaps of x, which is 0 where its weight is 0, from coarser levels; also return the weight of the coarsest one."""
     h, w = x.shape[2:]
     if h == 1 and w == 1:
         return x, weight
@@ -44,20 +50,28 @@ def fill_gaps(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class MaskedUNet(ResidualUNet):
-    """Inpainting autoencoder: what is known of an image, per pixel and channel, to the whole image."""
+    """Map images with known and unknown values to complete images.
+
+    Args:
+        channels: colour planes of the images.
+        widths: channels of each level, finest first.
+        blocks: residual blocks of each level, or one number for all levels.
+    """
 
     def __init__(self, channels: int = 3, widths: Sequence[int] = (32, 48, 64, 96), blocks: int | Sequence[int] = 2) -> None:
         super().__init__(2 * channels, channels, widths, blocks, fold=1)
         zero_init(self.tail)
 
     def encode(self, x_BCHW: Tensor, known_BCHW: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """(B,C,H,W) float in [0,1] whose gaps are filled by `push_pull`, and where it is known (all of it when absent)."""
+        """Map images (B,C,H,W) in [0,1], filled by `push_pull`, and their known values (B,C,H,W), all when absent."""
         known = torch.ones_like(x_BCHW) if known_BCHW is None else known_BCHW
         return x_BCHW, self.contract(torch.cat([x_BCHW - 0.5, known], 1))
 
     def decode(self, y: tuple[Tensor, list[Tensor]]) -> Tensor:
+        """Add the correction of the network to the filled images."""
         x, features = y
         return x + self.expand(features).to(x.dtype)
 
     def forward(self, x_BCHW: Tensor, known_BCHW: Tensor | None = None) -> Tensor:
+        """Complete images (B,C,H,W) in [0,1] that `push_pull` filled."""
         return self.decode(self.encode(x_BCHW, known_BCHW))

@@ -1,4 +1,4 @@
-"""A plain network of VGG's shape whose layers say what is in an image and how it is painted, and a decoder that paints.
+"""A network like VGG, whose features measure the content and the style of an image, with a decoder for style transfer.
 
 x ─ relu1_1 … pool ─ relu2_1 … pool ─ … ─ relu4_1
       └ skip ──────┐   └ skip ──────┐         │
@@ -17,7 +17,10 @@ from imagemill.models.type_checks import require_value
 
 
 def conv3x3_replicate(c_in: int, c_out: int) -> nn.Conv2d:
-    """3×3, edges repeated: zeros would be a frame that style transfer paints. Begins as He et al. 2015 say for ReLU."""
+    """Return a 3×3 convolution with replicate padding, initialised for ReLU (He et al. 2015).
+
+    Zero padding would make style transfer paint a frame.
+    """
     layer = nn.Conv2d(c_in, c_out, 3, padding=1, padding_mode="replicate")
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     nn.init.zeros_(require_value(layer.bias, "the bias"))
@@ -25,13 +28,17 @@ def conv3x3_replicate(c_in: int, c_out: int) -> nn.Conv2d:
 
 
 class Perceptual(Autoencoder):
-    """Blocks of 3×3 convolutions with ReLU, average-pooled in between (smoother pictures than by maxima: Gatys et al. 2016).
+    """Blocks of 3×3 convolutions with ReLU, and average pooling between them, as Gatys et al. 2016 recommend.
 
-    Layer `relu{b}_{c}` is what convolution c of block b gives, both counted from 1. The code is the first layer of each
-    block, or of the last one alone: `perceive` does without the skips, so that the last layer learns to hold it all.
+    Layer `relu{b}_{c}` is the output of convolution c of block b, both counted from 1. The code consists of the first layer
+    of each block. `perceive` decodes the last of them without skips, so that this layer learns to describe the whole image.
 
-    Args: widths: channels of each block. convs: convolutions of each block. decoder: whether there is one.
-        mean, std: of each colour, with which an image is normalised.
+    Args:
+        widths: channels of each block.
+        convs: convolutions of each block.
+        decoder: whether the network has a decoder.
+        mean: mean of each colour, for the normalisation of images.
+        std: standard deviation of each colour, for the normalisation of images.
     """
 
     def __init__(
@@ -44,9 +51,9 @@ class Perceptual(Autoencoder):
     ) -> None:
         super().__init__()
         if len(widths) != len(convs) or not all(widths) or not all(convs):
-            raise ValueError(f"widths {list(widths)} and convs {list(convs)}: one of each, above 0, for every block")
+            raise ValueError(f"widths={list(widths)}, convs={list(convs)}: give one number above 0 of each for every block")
         self.stride = 2 ** (len(widths) - 1)
-        # Each convolution reaches one pixel of its level, the decoder as far as the encoder; pooling aligns to the stride.
+        # A convolution reaches one pixel of its level, in encoder and decoder; pooling aligns to the stride.
         reach = 2 * sum(count * 2**level for level, count in enumerate(convs)) + 1 + self.stride
         self.halo = -(-reach // self.stride) * self.stride
         self.convs = tuple(convs)
@@ -67,37 +74,37 @@ class Perceptual(Autoencoder):
 
     @property
     def layers(self) -> list[str]:
-        """Names, from the image on."""
+        """Names of the layers, first layer first."""
         return list(self.encoder)
 
     @property
     def first_layers(self) -> list[str]:
-        """The first of each block, which style is measured in unless something else is asked for (as Gatys et al. did)."""
+        """Names of the first layer of each block: the code, and the default layers of the style loss (Gatys et al. 2016)."""
         return [name for name in self.layers if name.endswith("_1")]
 
     def features(self, x_BCHW: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
-        """Features (B,d,h,w) of the layers named, of images in [0,1]."""
-        z, found = (x_BCHW - self.mean) / self.std, {}
+        """Return the features (B,d,h,w) of the named layers for images (B,3,H,W) in [0,1]."""
+        z, features = (x_BCHW - self.mean) / self.std, {}
         for name, convolution in self.encoder.items():
             if name.endswith("_1") and name != self.layers[0]:
                 z = nn.functional.avg_pool2d(z, 2)
             z = convolution(z).relu()
             if name in layers:
-                found[name] = z
-                if len(found) == len(layers):
+                features[name] = z
+                if len(features) == len(layers):
                     break
-        return found
+        return features
 
     def encode(self, x_BCHW: Tensor) -> list[Tensor]:
-        """(B,3,H,W) in [0,1] to the first layer of each block, finest first, (B,d,H/2^b,W/2^b)."""
+        """Map images (B,3,H,W) in [0,1] to the first layer of each block, finest first."""
         return list(self.features(x_BCHW, self.first_layers).values())
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Images as the decoder gives them back; without one, the last of what `encode` sees."""
+        """Return reconstructed images, or without a decoder the last layer of the code."""
         return self.encode(x_BCHW)[-1] if self.decoder is None else super().forward(x_BCHW)
 
     def decode(self, y: Sequence[Tensor]) -> Tensor:
-        """What `encode` gave, or the last of it alone, to images."""
+        """Map the code, or a list of its last layer alone, to images (B,3,H,W)."""
         decoder, skips = require_value(self.decoder, "the decoder"), require_value(self.skips, "the decoder's skips")
         z = y[-1]
         for level in reversed(range(len(decoder))):
@@ -109,7 +116,7 @@ class Perceptual(Autoencoder):
 
 
 def decoder_levels(widths: Sequence[int], convs: Sequence[int]) -> list[nn.Module]:
-    """What the decoder does at each level, finest first: as many convolutions as the encoder; no ReLU on the image."""
+    """Return the decoder's layers of each level, finest first: as many convolutions as in the encoder."""
     levels: list[nn.Module] = [
         nn.Sequential(conv3x3_replicate(widths[0], widths[0]), nn.ReLU(), conv3x3_replicate(widths[0], 3))
     ]

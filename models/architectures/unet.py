@@ -1,6 +1,6 @@
-"""A small residual U-Net that takes a noise-level map, after DRUNet (Zhang et al. 2021) and FFDNet (Zhang et al. 2018).
+"""A small residual U-Net with a noise-level map, after DRUNet (Zhang et al. 2021) and FFDNet (Zhang et al. 2018).
 
-x ── unshuffle 2 ─┬─ trunk ─ shuffle 2 ─(+ x)─ x_hat
+x ── unshuffle 2 ─┬─ residual U-Net ─ shuffle 2 ─(+ x)─ x_hat
 sigma map ────────┘
 """
 
@@ -10,14 +10,18 @@ from torch import Tensor, nn
 from imagemill.models.residual_unet import ResidualUNet
 
 MAX_SIGMA = 1.0
-RECEPTION = 4
-"""Pixels on each side that a guess at the noise level depends on."""
+RECEPTIVE_RADIUS = 4
+"""Pixels on each side that an estimate of the noise level depends on."""
 
 
 class NoiseLevel(nn.Module):
-    """Blind noise level: a pixel-wise guess and a pixel-wise confidence, averaged over the image.
+    """Estimate the noise level: an estimate and a confidence for each pixel, averaged over the image.
 
-    A confidence lets flat areas speak and textured ones stay silent, as the patch selection of Liu et al. 2013 does.
+    The confidence selects flat areas and ignores textured ones, like the patch selection of Liu et al. 2013.
+
+    Args:
+        channels: colour planes of the images.
+        width: channels of the hidden layers.
     """
 
     def __init__(self, channels: int, width: int = 24) -> None:
@@ -36,27 +40,35 @@ class NoiseLevel(nn.Module):
         """Estimate the noise of images (B,C,H,W) in [0,1].
 
         Args:
-            hidden_B1HW: (B,1,H,W), 1 at pixels that say nothing about the noise, else 0. Guesses that depend on one are left
-                out.
+            x_BCHW: images.
+            hidden_B1HW: 1 at pixels without noise, else 0. Estimates that depend on such a pixel are ignored.
 
-        Returns: (B,) standard deviation in the units of x; NaN for an image of which nothing can be seen.
+        Returns:
+            Standard deviations (B,) in the units of x; NaN for an image without an estimate.
         """
-        guess, confidence = self.body(x_BCHW).float().flatten(2).unbind(1)
+        estimate, confidence = self.body(x_BCHW).float().flatten(2).unbind(1)
         if hidden_B1HW is not None:
-            sees = nn.functional.max_pool2d(hidden_B1HW.float(), 2 * RECEPTION + 1, stride=2, padding=RECEPTION)
-            confidence = confidence.masked_fill(sees.flatten(1) > 0, -torch.inf)
-        return (guess * confidence.softmax(1)).sum(1).clamp(0, MAX_SIGMA)
+            size = 2 * RECEPTIVE_RADIUS + 1
+            depends = nn.functional.max_pool2d(hidden_B1HW.float(), size, stride=2, padding=RECEPTIVE_RADIUS)
+            confidence = confidence.masked_fill(depends.flatten(1) > 0, -torch.inf)
+        return (estimate * confidence.softmax(1)).sum(1).clamp(0, MAX_SIGMA)
 
 
 class UNet(ResidualUNet):
-    """Denoising autoencoder. `encode` gives the input and the features of each level, `decode` the corrected image."""
+    """A denoiser: `encode` returns the noisy images and the features of each level, `decode` the clean images.
+
+    Args:
+        channels: colour planes of the images.
+        widths: channels of each level, finest first.
+        blocks: residual blocks of each level.
+    """
 
     def __init__(self, channels: int = 3, widths: tuple[int, ...] = (32, 64, 96), blocks: int = 2) -> None:
         super().__init__(4 * channels + 1, channels, widths, blocks)
         self.noise_level = NoiseLevel(channels)
 
     def encode(self, x_BCHW: Tensor, sigma_B: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Noisy (B,C,H,W) float in [0,1] and its noise level (B,), estimated where it is not given."""
+        """Map noisy images (B,C,H,W) in [0,1] and their noise levels (B,), which are estimated when absent."""
         if sigma_B is None:
             sigma_B = self.noise_level(x_BCHW)
         z = nn.functional.pixel_unshuffle(x_BCHW, 2)
@@ -64,9 +76,11 @@ class UNet(ResidualUNet):
         return x_BCHW, self.contract(torch.cat([z, sigma_map], 1))
 
     def decode(self, y: tuple[Tensor, list[Tensor]]) -> Tensor:
+        """Add the correction of the network to the noisy images."""
         x, features = y
-        # The sum with the input stays in its precision: bf16 has too few bits for pixel values.
+        # The sum keeps the dtype of the input, because bfloat16 has too few bits for pixel values.
         return x + self.expand(features).to(x.dtype)
 
     def forward(self, x_BCHW: Tensor, sigma_B: Tensor | None = None) -> Tensor:
+        """Denoise images (B,C,H,W) in [0,1] at noise levels (B,), which are estimated when absent."""
         return self.decode(self.encode(x_BCHW, sigma_B))

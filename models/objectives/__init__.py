@@ -1,6 +1,6 @@
-"""What can be trained, by name: every task, and what a task's network may learn before it.
+"""Training objectives by name: all tasks, and objectives that prepare a network for a task.
 
-A new task is one file here and one in models/tasks, and a row in the table of each.
+A new task needs one file here, one file in models/tasks, and a row in the table of each package.
 """
 
 from imagemill.models.objectives.colorize import Colorize

@@ -1,4 +1,4 @@
-"""Colorize: chroma is predicted from luma, which stays exactly as it is."""
+"""Colorize: predict chroma from luma. The luma of the output is exactly the luma of the source."""
 
 from typing import Any
 
@@ -19,20 +19,22 @@ from imagemill.models.tasks.colorize import ColorizeParams
 from imagemill.models.tasks.task import Output, Sample
 from imagemill.models.type_checks import require_type
 
-# Chroma is predicted on at most so many pixels: what a thing is shows only when the network sees enough of it at once.
-SEEN_PIXELS = 512 * 512
-# Images without colour are 60 dB when left alone: below this error (40 dB) nothing more is asked.
+MAX_PREDICTION_PIXELS = 512 * 512
+"""Chroma is predicted at this size at most, so that the receptive field of the network covers whole objects."""
 ERROR_FLOOR = 1e-4
+"""Mean squared error (40 dB) below which the loss hardly falls. Images without colour would dominate it otherwise."""
 
 
 class Colorize(TaskObjective):
+    """Train and apply networks that predict chroma from luma."""
+
     trainable_type = ChromaUNet
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """PSNR loss in RGB at the true luma."""
+        """Compute the PSNR loss in RGB of the true luma with the predicted chroma."""
         model = require_type(model, ChromaUNet)
         luma = rgb_to_luma(x_BCHW)
-        # What is gray in a photograph was exposed differently than this one.
+        # Gray photographs have other exposures than the training images, so the network gets a random gain and gamma.
         gain = 0.8 + 0.4 * torch.rand(len(luma), 1, 1, 1, generator=generator)
         gamma = 0.8 + 0.4 * torch.rand(len(luma), 1, 1, 1, generator=generator)
         x_hat = luma_chroma_to_rgb(luma, model((luma * gain).clamp(1e-4, 1) ** gamma))
@@ -41,19 +43,21 @@ class Colorize(TaskObjective):
         return {"loss": loss, "psnr_db": -psnr_loss(x_hat.detach(), x_BCHW)}
 
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
+        """Measure the PSNR, and its gain over the gray image."""
         model = require_type(model, ChromaUNet)
         luma = rgb_to_luma(x_BCHW)
         x_hat, gray = luma_chroma_to_rgb(luma, model(luma)), luma.expand_as(x_BCHW)
-        floor, reached = (-float(psnr_loss(round_to_8_bits(x), x_BCHW)) for x in (gray, x_hat))
-        return {"psnr_db": reached, "gain_over_gray_db": reached - floor}
+        gray_psnr, psnr = (-float(psnr_loss(round_to_8_bits(x), x_BCHW)) for x in (gray, x_hat))
+        return {"psnr_db": psnr, "gain_over_gray_db": psnr - gray_psnr}
 
-    def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def preview(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the luma and the colorized images."""
         model = require_type(model, ChromaUNet)
         luma = rgb_to_luma(x_BCHW)
         return luma, luma_chroma_to_rgb(luma, model(luma))
 
     def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
-        """Predicted chroma for the luma of each image (Pillow's convert("L")); the output has exactly that luma."""
+        """Predict the chroma of each image; the output has exactly the luma of Pillow's convert("L")."""
         model = require_type(model, ChromaUNet)
         params = require_type(params, ColorizeParams)
         lumas = [np.asarray(Image.fromarray(sample.rgb).convert("L")) for sample in samples]
@@ -61,8 +65,8 @@ class Colorize(TaskObjective):
         x = x.to(precision.device).float() / 255
         h, w = x.shape[2:]
         with torch.inference_mode():
-            seen = limit_pixels(x, SEEN_PIXELS, model.stride)
-            chroma_B2HW = resize(precision.run(model, seen), [h, w]).cpu().numpy() * params.saturation
+            reduced = limit_pixels(x, MAX_PREDICTION_PIXELS, model.stride)
+            chroma_B2HW = resize(precision.run(model, reduced), [h, w]).cpu().numpy() * params.saturation
         outputs = []
         for luma, chroma in zip(lumas, chroma_B2HW, strict=True):
             image = replace_chroma(luma, chroma[:, : luma.shape[0], : luma.shape[1]])
@@ -71,7 +75,7 @@ class Colorize(TaskObjective):
 
 
 def colourfulness(rgb: np.ndarray) -> float:
-    """How colourful an image (H,W,3) uint8 is; 0 is gray (Hasler and Süsstrunk 2003)."""
+    """Return the colourfulness of an image (H,W,3) uint8; 0 is gray (Hasler and Süsstrunk 2003)."""
     r, g, b = (rgb[..., c].astype(np.float32) for c in range(3))
-    a, c = r - g, (r + g) / 2 - b
-    return float(np.hypot(a.std(), c.std()) + 0.3 * np.hypot(a.mean(), c.mean()))
+    red_green, yellow_blue = r - g, (r + g) / 2 - b
+    return float(np.hypot(red_green.std(), yellow_blue.std()) + 0.3 * np.hypot(red_green.mean(), yellow_blue.mean()))

@@ -1,4 +1,4 @@
-"""Compress: images to integer latents; what is taken away is precision."""
+"""Compress: encode images as quantised latents."""
 
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -23,12 +23,16 @@ from imagemill.models.tasks.task import Output, Sample
 from imagemill.models.tiling import apply_in_fixed_tiles, apply_tiled, compute_tiles, tile_side
 from imagemill.models.type_checks import require_type
 
+VALIDATION_STEP = 32.0
+
 
 class Compress(TaskObjective):
+    """Train and apply networks whose latents are quantised to integers."""
+
     trainable_type = LatentCoder
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Rate and distortion at random steps; for an autoencoder that has no rate, the squared error."""
+        """Compute rate and distortion at random steps, or the squared error of a network without a variable rate."""
         model = require_type(model, LatentCoder)
         if not isinstance(model, Codec):
             x = select_planes(model, x_BCHW)
@@ -42,9 +46,10 @@ class Compress(TaskObjective):
         return {"loss": loss, "bits_per_pixel": bpp.detach(), "psnr_db": -psnr_loss(x_hat, x_BCHW).detach()}
 
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
+        """Measure PSNR and squared error, and the rate of a codec, at VALIDATION_STEP."""
         model = require_type(model, LatentCoder)
         x = select_planes(model, x_BCHW)
-        step_B = x.new_full((x.shape[0],), 32.0)
+        step_B = x.new_full((x.shape[0],), VALIDATION_STEP)
         x_hat, bits_B = encode_decode(model, x, step_B)
         figures = {"psnr_db": -float(psnr_loss(round_to_8_bits(x_hat), x)), "mse": float((x_hat - x).square().mean())}
         if isinstance(model, Codec):
@@ -53,7 +58,7 @@ class Compress(TaskObjective):
         return figures
 
     def finish(self, model: Autoencoder, images: Iterable[Tensor]) -> None:
-        """Fit the entropy model to the codes of images, each at a step drawn at random."""
+        """Fit the entropy tables to the symbols of images, each at a random step."""
         model = require_type(model, LatentCoder)
         rng = np.random.default_rng(0)
         latents = []
@@ -66,20 +71,25 @@ class Compress(TaskObjective):
             model.entropy = fit_entropy_model(latents)
 
     def check(self, model: Autoencoder, params: Any) -> None:
+        """Check that the checkpoint has entropy tables if the parameters ask for entropy coding.
+
+        Raises:
+            CheckpointError: when it has none.
+        """
         model = require_type(model, LatentCoder)
         if params.coding == "coded" and model.entropy is None:
             raise CheckpointError(
-                "params.coding = 'coded': the checkpoint holds no tables to code with (it is older than they are); use plain"
+                "params.coding='coded': the checkpoint has no entropy tables, because it is from an older version. Set plain"
             )
 
-    def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """At step 32."""
+    def preview(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the images as the network takes them, and their reconstruction at VALIDATION_STEP."""
         model = require_type(model, LatentCoder)
         x = select_planes(model, x_BCHW)
-        return x, encode_decode(model, x, x.new_full((x.shape[0],), 32.0))[0]
+        return x, encode_decode(model, x, x.new_full((x.shape[0],), VALIDATION_STEP))[0]
 
     def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
-        """Symbols are computed in float32 whatever the precision: a code must not depend on it."""
+        """Encode images, always in float32, so that symbols do not depend on the precision."""
         model = require_type(model, LatentCoder)
         params = require_type(params, CompressParams)
         images = [sample.rgb for sample in samples]
@@ -99,37 +109,36 @@ class Compress(TaskObjective):
 
 
 def encode_images(model: LatentCoder, images: Sequence[np.ndarray], step: float, device: str) -> np.ndarray:
-    """Images (H,W,3) uint8 of one padded size to symbols (B,C,h,w) int8, in tiles."""
-    # Large images stay bytes; each tile is made float by itself.
+    """Encode images (H,W,3) uint8 of one padded size to symbols (B,C,h,w) int8, in tiles."""
+    # Large images stay uint8; each tile is converted to float by itself.
     x = to_uint8_batch(images, model.stride, device)
     step_B = torch.full((len(images),), step, device=x.device)
 
-    def symbols_of(piece: Tensor) -> Tensor:
-        return model.encode_symbols(select_planes(model, bytes_to_float(piece)), step_B).to(torch.int8)
+    def encode_tile(tile: Tensor) -> Tensor:
+        return model.encode_symbols(select_planes(model, bytes_to_float(tile)), step_B).to(torch.int8)
 
     halo = model.stride if isinstance(model, Codec) else model.halo
     with torch.inference_mode():
-        return (
-            apply_tiled(symbols_of, x, tile_side(*x.shape[2:]), halo, Fraction(1, model.stride), model.stride).cpu().numpy()
-        )
+        symbols = apply_tiled(encode_tile, x, tile_side(*x.shape[2:]), halo, Fraction(1, model.stride), model.stride)
+    return symbols.cpu().numpy()
 
 
 def select_planes(model: Any, x_B3HW: Tensor) -> Tensor:
-    """RGB as the model takes it: itself, or its luma (B,1,H,W)."""
+    """Return the planes (B,channels,H,W) that a network takes of RGB images: all three, or luma."""
     return rgb_to_luma(x_B3HW) if model.channels == 1 else x_B3HW
 
 
 def encode_decode(model: LatentCoder, x_BCHW: Tensor, step_B: Tensor) -> tuple[Tensor, Tensor]:
-    """What images become at a step, (B,C,H,W), and the bits that they take, (B,)."""
+    """Encode and decode images (B,C,H,W) at a step; return x_hat (B,C,H,W) and the estimated bits (B,)."""
     symbols = model.encode_symbols(x_BCHW, step_B)
     return model.decode_symbols(symbols, step_B), laplace_bits(symbols)
 
 
 def decode_latent(model: LatentCoder, latent: np.ndarray, size: tuple[int, int], step: float, device: str) -> np.ndarray:
-    """Symbols (C,h,w) int8 to the image (H,W,3) uint8 of `size`.
+    """Decode symbols (C,h,w) int8 to the image (H,W,3) uint8 of `size` = (H,W).
 
-    Always float32 and one image at a time, in tiles of one size, which want of memory does not halve: these decide the
-    last bit of a result, so the run and a later `decode` agree exactly on one kind of device.
+    Always in float32, one image at a time, in tiles whose size does not depend on free memory. All of these influence the
+    last bit, so that a run and a later `decode` agree exactly on the same kind of device.
     """
     with torch.inference_mode():
         x_hat = apply_in_fixed_tiles(*tile_arguments(model, latent, size, step, device))
@@ -137,7 +146,7 @@ def decode_latent(model: LatentCoder, latent: np.ndarray, size: tuple[int, int],
 
 
 def latent_psnr(model: LatentCoder, latent: np.ndarray, rgb: np.ndarray, step: float, device: str) -> float:
-    """PSNR in dB of what `decode_latent` gives beside the source (H,W,3) uint8, without holding it whole."""
+    """Return the PSNR in dB of a decoded latent against its source (H,W,3) uint8, without storing the whole image."""
     squared = 0.0
     with torch.inference_mode():
         for rows, columns, piece in compute_tiles(*tile_arguments(model, latent, rgb.shape[:2], step, device)):
@@ -152,7 +161,7 @@ def tile_arguments(model: LatentCoder, latent: np.ndarray, size: tuple[int, ...]
     step_B = torch.full((1,), step, device=symbols.device)
     tile, halo = tile_side(*size) // model.stride, model.halo // model.stride
     return (
-        lambda piece: float_to_bytes(model.decode_symbols(piece.float(), step_B)),
+        lambda part: float_to_bytes(model.decode_symbols(part.float(), step_B)),
         symbols,
         tile,
         halo,
@@ -161,6 +170,6 @@ def tile_arguments(model: LatentCoder, latent: np.ndarray, size: tuple[int, ...]
 
 
 def to_rgb(model: LatentCoder, x_hat: Tensor) -> np.ndarray:
-    """(1,C,h,w) bytes to (h,w,3) uint8; luma becomes gray."""
+    """Convert decoded planes (1,C,h,w) uint8 to RGB (h,w,3) uint8; luma becomes gray."""
     decoded = to_uint8_images(x_hat)[0]
     return decoded if model.channels == 3 else decoded.repeat(3, 2)

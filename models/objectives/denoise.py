@@ -1,4 +1,4 @@
-"""Denoise: additive Gaussian noise is taken away; the level is estimated unless it is given."""
+"""Denoise: remove additive Gaussian noise of a given or estimated level."""
 
 from typing import Any
 
@@ -18,31 +18,38 @@ from imagemill.models.tiling import TILE, apply_tiled, pad_to_size, tile_side
 from imagemill.models.type_checks import require_type
 
 CROP = 384
+"""Side of the crops in which the noise level of a large image is estimated, in pixels."""
 MAX_TRAINED_SIGMA = 60.0
+"""Highest noise level in training, in 8-bit levels."""
 GRAY_SHARE = 0.5
+"""Share of training crops that are gray, with one plane of noise."""
 FILE_SHARE = 0.7
+"""Share of noisy training crops that are clipped and rounded to 8 bits, as files are."""
+VALIDATION_SIGMA = 25 / 255
 
 
 class Denoise(TaskObjective):
+    """Train and apply networks that remove noise."""
+
     trainable_type = UNet
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """PSNR loss at the true noise level, plus the error of the estimated level in 8-bit levels."""
+        """Compute the PSNR loss of the image plus the absolute error of the estimated noise level, in 8-bit levels."""
         model = require_type(model, UNet)
         x = augment_colours(x_BCHW, generator)
         batch = x.shape[0]
         sigma_B = torch.rand(batch, generator=generator) * (MAX_TRAINED_SIGMA / 255)
         noise = torch.randn(x.shape, generator=generator)
-        # A gray photograph has one noise plane, seen three times.
+        # A gray photograph has one plane of noise, which all three channels repeat.
         gray_B = (torch.rand(batch, generator=generator) < GRAY_SHARE).view(-1, 1, 1, 1)
         x = torch.where(gray_B, x.mean(1, keepdim=True), x)
         noise = torch.where(gray_B, noise[:, :1], noise)
         noisy = x + noise * sigma_B.view(-1, 1, 1, 1)
-        # What lies in a file was cut to [0,1] and rounded to 8 bits after the noise came.
+        # Files are clipped to [0,1] and rounded to 8 bits after the noise was added.
         file_B = (torch.rand(batch, generator=generator) < FILE_SHARE).view(-1, 1, 1, 1)
         noisy = torch.where(file_B, round_to_8_bits(noisy), noisy)
         estimate_B = model.noise_level(noisy)
-        # Half of the batch is denoised at the estimated level, so that the network forgives the estimate's errors.
+        # Half of the batch is denoised at the estimated level, so that the network tolerates errors of the estimate.
         blind_B = torch.rand(batch, generator=generator) < 0.5
         level_B = torch.where(blind_B, estimate_B.detach(), sigma_B)
         image_loss = psnr_loss(model(noisy, level_B), x)
@@ -50,9 +57,9 @@ class Denoise(TaskObjective):
         return {"loss": image_loss + level_loss, "psnr_db": -image_loss.detach(), "sigma_error": level_loss.detach()}
 
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
-        """Blind, at sigma 25 of 255, on what an 8-bit file keeps of the noisy image; rounded to 8 bits as an output is."""
+        """Measure the PSNR without the true level, at sigma 25 of 255; input and output are rounded to 8 bits."""
         model = require_type(model, UNet)
-        sigma_B = torch.full((x_BCHW.shape[0],), 25 / 255)
+        sigma_B = torch.full((x_BCHW.shape[0],), VALIDATION_SIGMA)
         noisy = round_to_8_bits(gaussian_noise(x_BCHW, sigma_B, generator))
         estimate_B = model.noise_level(noisy)
         x_hat = round_to_8_bits(model(noisy, estimate_B))
@@ -61,17 +68,18 @@ class Denoise(TaskObjective):
             "sigma_error": float((estimate_B - sigma_B).abs().mean() * 255),
         }
 
-    def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Blind, at sigma 25 of 255."""
+    def preview(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return images with noise of sigma 25 of 255, and the denoised images at the estimated level."""
         model = require_type(model, UNet)
-        noisy = gaussian_noise(x_BCHW, x_BCHW.new_full((x_BCHW.shape[0],), 25 / 255), generator)
+        noisy = gaussian_noise(x_BCHW, x_BCHW.new_full((x_BCHW.shape[0],), VALIDATION_SIGMA), generator)
         return noisy, model(noisy, model.noise_level(noisy))
 
     def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
+        """Denoise images at `params.sigma`, or at the level that is estimated for each image."""
         model = require_type(model, UNet)
         params = require_type(params, DenoiseParams)
         images = [sample.rgb for sample in samples]
-        # Large images stay bytes; each tile is made float by itself.
+        # Large images stay uint8; each tile is converted to float by itself.
         x = to_uint8_batch(images, model.stride, precision.device)
         with torch.inference_mode():
             if params.sigma is None:
@@ -79,25 +87,29 @@ class Denoise(TaskObjective):
             else:
                 sigma_B = x.new_full((len(images),), params.sigma / 255, dtype=torch.float32)
             x_hat = apply_tiled(
-                lambda piece: float_to_bytes(precision.run(model, bytes_to_float(piece), sigma_B)),
+                lambda tile: float_to_bytes(precision.run(model, bytes_to_float(tile), sigma_B)),
                 x,
                 tile_side(*x.shape[2:]),
                 model.halo,
                 stride=model.stride,
                 in_place=True,
             )
-        restored = to_uint8_images(x_hat)
         return [
-            Output(image=r[: i.shape[0], : i.shape[1]], columns={"sigma": s * 255})
-            for r, i, s in zip(restored, images, sigma_B.tolist(), strict=True)
+            Output(image=y[: i.shape[0], : i.shape[1]], columns={"sigma": s * 255})
+            for y, i, s in zip(to_uint8_images(x_hat), images, sigma_B.tolist(), strict=True)
         ]
 
 
 def estimate_noise_levels(model: UNet, x_BCHW: Tensor, samples: list[Sample]) -> Tensor:
-    """Estimate the (B,) noise levels, in units of 1, of samples whose batch is x (B,3,H,W) uint8.
+    """Estimate the noise levels (B,) of samples, as standard deviations of values in [0,1].
 
-    Pixels that transparency hides have interpolated colours without noise: they are left out, unless hardly any pixel is
+    Pixels that transparency hides have interpolated colours without noise, so they are ignored, unless hardly any pixel is
     visible.
+
+    Args:
+        model: the denoiser.
+        x_BCHW: the batch of the samples, (B,3,H,W) uint8.
+        samples: the images with their alpha.
     """
     hidden = [sample.alpha is not None and not sample.alpha.all() for sample in samples]
     sigma_B = estimate_noise_level(model, x_BCHW)
@@ -110,9 +122,17 @@ def estimate_noise_levels(model: UNet, x_BCHW: Tensor, samples: list[Sample]) ->
 
 
 def estimate_noise_level(model: UNet, x_BCHW: Tensor, hidden_B1HW: Tensor | None = None) -> Tensor:
-    """Estimate the (B,) noise level, in units of 1, of images (B,3,H,W) uint8; of large ones the median over nine crops.
+    """Estimate the noise levels (B,) of images, as standard deviations of values in [0,1].
 
-    Crops bound the memory that it takes. NaN for images of which `hidden_B1HW` (uint8, 1 where hidden) hides too much.
+    For large images, the result is the median over nine crops, which bounds the memory.
+
+    Args:
+        model: the denoiser.
+        x_BCHW: (B,3,H,W) uint8.
+        hidden_B1HW: (B,1,H,W) uint8, 1 at pixels to ignore.
+
+    Returns:
+        NaN for an image with too few visible pixels.
     """
     h, w = x_BCHW.shape[2:]
     if h * w <= TILE * TILE:
@@ -130,9 +150,9 @@ def estimate_noise_level(model: UNet, x_BCHW: Tensor, hidden_B1HW: Tensor | None
 
 
 def augment_colours(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-    """Scale saturation by 1 to 2.5, that of half of the images by 1, and permute the channels.
+    """Scale the saturation by a random factor of 1 to 2.5 (1 for half of the images), and permute the channels.
 
-    Photographs alone teach too little of saturated colours.
+    Photographs alone contain too few saturated colours.
     """
     batch = x_BCHW.shape[0]
     saturation_B = torch.rand(batch, generator=generator).mul(3).sub(0.5).clamp(1.0, 2.5).view(-1, 1, 1, 1)

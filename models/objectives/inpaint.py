@@ -1,4 +1,4 @@
-"""Inpaint: what is missing (holes, scratches, lost pixels, one colour plane) is filled; the rest stays as it is."""
+"""Inpaint: fill missing pixels (holes, scratches, lost pixels, one colour plane). Known pixels stay bit-identical."""
 
 from typing import Any
 
@@ -20,17 +20,18 @@ from imagemill.models.type_checks import require_type
 
 TILE = 768
 PLANES = ("red", "green", "blue")
-# What a training crop suffers, in this order: a lost plane, blocks, scratches, else lost pixels. Lost pixels are learned
-# slowest: what they ask for is detail.
 PLANE_SHARE, BLOCK_SHARE, STROKE_SHARE = 0.1, 0.2, 0.1
-VALIDATED_LOSS = 0.5
+"""Shares of training crops that lose a plane, blocks or scratches. The rest lose pixels, which is learned most slowly."""
+VALIDATION_SHARE = 0.5
 
 
 class Inpaint(TaskObjective):
+    """Train and apply networks that fill missing pixels."""
+
     trainable_type = MaskedUNet
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """PSNR loss of the image with its known pixels put back."""
+        """Compute the PSNR loss of the images, whose known pixels are copied from the source."""
         model = require_type(model, MaskedUNet)
         batch, _, h, w = x_BCHW.shape
         known = torch.stack([draw_damage(h, w, generator) for _ in range(batch)])
@@ -39,59 +40,59 @@ class Inpaint(TaskObjective):
         return {"loss": loss, "psnr_db": -loss.detach()}
 
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
-        """With half of the pixels lost, and with a sixth of the area lost in squares of 16."""
+        """Measure the PSNR with half of the pixels lost, and with 15 % of the area lost in squares of 16 pixels."""
         model = require_type(model, MaskedUNet)
         h, w = x_BCHW.shape[2:]
         figures = {}
         for name, known in (
-            ("pixels", drop_pixels(h, w, VALIDATED_LOSS, generator)),
+            ("pixels", drop_pixels(h, w, VALIDATION_SHARE, generator)),
             ("blocks", drop_blocks(h, w, 0.15, 16, generator)),
         ):
             restored = inpaint_unknown(model, x_BCHW, known.to(x_BCHW.device, x_BCHW.dtype).expand_as(x_BCHW))
             figures[f"psnr_{name}_db"] = -float(psnr_loss(round_to_8_bits(restored), x_BCHW))
         return {"psnr_db": sum(figures.values()) / len(figures), **figures}
 
-    def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """With a sixth of the area lost in squares of 16; what is lost is black."""
+    def preview(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return images that lost 15 % of their area in squares of 16 pixels, and the filled images."""
         model = require_type(model, MaskedUNet)
         h, w = x_BCHW.shape[2:]
         known = drop_blocks(h, w, 0.15, 16, generator).to(x_BCHW.device, x_BCHW.dtype).expand_as(x_BCHW)
         return x_BCHW * known, inpaint_unknown(model, x_BCHW, known)
 
     def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
-        """Fills each image; known pixels are copied from the source, so they stay bit-identical."""
+        """Fill each image; known pixels are copied from the source, so that they stay bit-identical."""
         model = require_type(model, MaskedUNet)
         params = require_type(params, InpaintParams)
         masks = [known_mask(sample, params) for sample in samples]
         pairs = []
         for sample, known in zip(samples, masks, strict=True):
-            # Plane by plane: the other layout rounds otherwise, and outputs are to stay what they are.
+            # Contiguous, because the channels-last layout rounds differently and would change existing outputs.
             x, k = (
                 to_float_batch([a], model.stride, "cpu").contiguous() for a in (sample.rgb, known.astype(np.uint8) * 255)
             )
             pairs.append(torch.cat([push_pull(x, k), k], 1))
         x_and_known = torch.cat(pairs).to(precision.device)
         with torch.inference_mode():
-            x_hat = apply_tiled(lambda piece: precision.run(model, *piece.split(3, 1)), x_and_known, TILE, model.halo)
+            x_hat = apply_tiled(lambda tile: precision.run(model, *tile.split(3, 1)), x_and_known, TILE, model.halo)
         outputs = []
         for restored, known, sample in zip(to_uint8_images(x_hat), masks, samples, strict=True):
             h, w = known.shape[:2]
             image = np.where(known, sample.rgb, restored[:h, :w])
             columns = {"missing_share": float(1 - known.mean())}
-            # A plane that is predicted is not that of a gray image, and to make it gray again would change the others.
+            # A predicted plane differs from the two known ones, so converting a gray image back to gray would change them.
             coloured = params.missing in PLANES
             outputs.append(Output(image, columns=columns, drops_alpha=params.missing == "alpha", has_colours=coloured))
         return outputs
 
 
 def inpaint_unknown(model: MaskedUNet, x_BCHW: Tensor, known_BCHW: Tensor) -> Tensor:
-    """The image with what is not known of it restored, (B,C,H,W)."""
+    """Return images (B,C,H,W) with their unknown values filled; `known` is 1 where a value is known, else 0."""
     restored = model(push_pull(x_BCHW, known_BCHW), known_BCHW)
     return known_BCHW * x_BCHW + (1 - known_BCHW) * restored
 
 
 def draw_damage(h: int, w: int, generator: torch.Generator) -> Tensor:
-    """Known values (3,h,w) bool under one kind of damage: a plane, lost pixels, blocks, or scratches."""
+    """Draw one kind of damage (a plane, pixels, blocks or scratches); return the known values (3,h,w) bool."""
     kind, amount, size = torch.rand(3, generator=generator).tolist()
     if kind < PLANE_SHARE:
         known = torch.ones(3, h, w, dtype=torch.bool)
@@ -107,7 +108,11 @@ def draw_damage(h: int, w: int, generator: torch.Generator) -> Tensor:
 
 
 def known_mask(sample: Sample, params: InpaintParams) -> np.ndarray:
-    """(H,W,3) bool, what is known of a sample. Raises: SampleError when there is nothing to go by, or nothing is known."""
+    """Return the known values of a sample, (H,W,3) bool.
+
+    Raises:
+        SampleError: when the image has no alpha or mask that `missing` needs, or no known value.
+    """
     h, w = sample.rgb.shape[:2]
     known: np.ndarray
     if params.missing in PLANES:
@@ -116,14 +121,14 @@ def known_mask(sample: Sample, params: InpaintParams) -> np.ndarray:
         return known
     if params.missing == "alpha":
         if sample.alpha is None:
-            raise SampleError("NoAlpha", "missing=alpha, and the image has no transparency")
+            raise SampleError("NoAlpha", "missing=alpha, but the image has no transparency")
         known = sample.alpha > 0
     elif params.missing == "file":
         if sample.mask is None:
-            raise SampleError("NoMask", "missing=file, and no NAME.mask.png lies beside the image")
+            raise SampleError("NoMask", "missing=file, but there is no mask NAME.mask.png next to the image")
         if sample.mask.shape != (h, w):
             size = f"{sample.mask.shape[1]}×{sample.mask.shape[0]}"
-            message = f"the mask has {size} pixels and the upright image {w}×{h}; a mask covers the image as viewers show it"
+            message = f"the mask has {size} pixels, but the upright image has {w}×{h}. Save it in the size that viewers show"
             raise SampleError("MaskSize", message)
         known = sample.mask == 0
     elif params.missing == "key":
@@ -137,5 +142,5 @@ def known_mask(sample: Sample, params: InpaintParams) -> np.ndarray:
             else drop_blocks(h, w, params.share, params.block, generator)
         ).numpy()
     if not known.any():
-        raise SampleError("NothingKnown", "all of the image is missing")
+        raise SampleError("NothingKnown", "all pixels are missing")
     return np.broadcast_to(known[..., None], (h, w, 3))

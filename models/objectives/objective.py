@@ -1,4 +1,4 @@
-"""What a model is trained for, and what a task does with a trained one."""
+"""What a network is trained for, and what a task does with a trained network."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -14,46 +14,79 @@ from imagemill.models.tasks.task import Output, Sample
 
 
 class Objective(ABC):
-    """What a model can be trained for: what is taken away, and the loss. Stateless."""
+    """A training objective: what is removed from clean images, and the loss. Objectives have no state.
+
+    Attributes:
+        trainable_type: the architecture, or the base class of the architectures, that can be trained for it.
+    """
 
     trainable_type: ClassVar[type[Autoencoder]]
-    """The architecture, or the base of several, that can learn it."""
 
-    def freeze(self, model: Autoencoder) -> None:  # noqa: B027 - few have something to hold
-        """Take `requires_grad` from the weights that are not learned; all are by default."""
+    def freeze(self, model: Autoencoder) -> None:  # noqa: B027 - most objectives train all weights
+        """Set `requires_grad` to False for weights that are not trained; by default all weights are trained."""
 
     @abstractmethod
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """One step on clean images (B,C,H,W) float in [0,1]: a dict whose "loss" is minimised; the rest is logged.
+        """Compute the loss of one training step.
 
-        New tensors come to lie on the images' device, and `generator` is of it: damage is drawn there. Call `model` once.
+        Args:
+            model: the network; call it once, because DistributedDataParallel expects one forward pass.
+            x_BCHW: clean images (B,3,H,W) float in [0,1]. New tensors are created on their device.
+            generator: source of random damage, on the device of the images.
+
+        Returns:
+            Scalars; "loss" is minimised, the others are logged.
         """
 
     @abstractmethod
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
-        """Figures on held-out images, "psnr_db" among them; "loss", or else that, says which epoch is the best."""
+        """Measure clean held-out images (B,3,H,W) float in [0,1].
 
-    def finish(self, model: Autoencoder, images: Iterable[Tensor]) -> None:  # noqa: B027 - as freeze
-        """What is fitted once the weights are final, from training images (1,C,H,W) float in [0,1]; nothing by default."""
+        Returns:
+            Figures with "psnr_db". The best epoch is the one with the lowest "loss" if there is one, else the highest PSNR.
+        """
+
+    def finish(self, model: Autoencoder, images: Iterable[Tensor]) -> None:  # noqa: B027 - most objectives fit nothing
+        """Fit tables that need the final weights, on training images (1,3,H,W) float in [0,1]; by default nothing."""
 
     @abstractmethod
-    def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """What the model is shown of clean images (B,3,H,W), and what it makes of it, in [0,1]; one plane is gray."""
+    def preview(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the network's input for clean images (B,3,H,W), and its output, both in [0,1]; one plane is gray."""
 
 
 class TaskObjective(Objective):
-    """That of a task in models/tasks: how its outputs are made. Stateless."""
+    """The objective of a task in models/tasks, which also makes the task's outputs."""
 
     def check(self, model: Autoencoder, params: Any) -> None:
-        """Raises: CheckpointError when this model cannot do what the parameters ask."""
+        """Check that the network can do what the parameters ask.
+
+        Raises:
+            CheckpointError: when it cannot.
+        """
 
     def prepare(self, model: Autoencoder, params: Any, style_images: list[np.ndarray], device: str) -> Autoencoder:
-        """The model as a run's parameters and style_images (H,W,3) uint8 make it, once for each actor."""
+        """Return the network that `predict` uses; called once for each worker.
+
+        Args:
+            model: the network of the checkpoint.
+            params: parameters of the task.
+            style_images: images (H,W,3) uint8 of the run, for tasks with a `style_param`.
+            device: "cpu" or "cuda".
+        """
         return model
 
     @abstractmethod
     def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
-        """Run samples whose padded sizes are equal through the model; the pixels of a large one may be written over.
+        """Process images of one padded size.
 
-        Raises: SampleError for one that cannot be done.
+        The pixels of a large sample may be overwritten to save memory.
+
+        Args:
+            model: the network that `prepare` returned.
+            samples: the images.
+            params: parameters of the task.
+            precision: device and dtype.
+
+        Raises:
+            SampleError: when an image cannot be processed.
         """

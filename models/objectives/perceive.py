@@ -1,8 +1,8 @@
-"""Perceive: what a network learns by itself of how pictures are painted, so that style can be measured with it.
+"""Perceive: learn features from images alone, with which the style of images can be measured.
 
-The halves of one crop look alike and those of two crops do not (instance discrimination: Wu et al. 2018; the loss of SimCLR,
-Chen et al. 2020), judged by the mean and deviation of the features alone, as style is. The decoder gives the picture back,
-so that the features hold its content.
+The halves of one crop look alike and those of two crops do not (instance discrimination: Wu et al. 2018; NT-Xent loss of
+SimCLR: Chen et al. 2020). Halves are compared by mean and deviation of their features, as styles are. A decoder reconstructs
+the image, so that the features also contain its content.
 """
 
 import torch
@@ -18,22 +18,24 @@ from imagemill.models.type_checks import require_type, require_value
 
 TEMPERATURE = 0.1
 RECONSTRUCTION_WEIGHT = 0.1
-"""Of a decibel beside a nat."""
+"""Weight of a decibel of reconstruction relative to a nat of the contrastive loss."""
 
 
 class Perceive(Objective):
+    """Train a perceptual network without labels."""
+
     trainable_type = Perceptual
 
     def freeze(self, model: Autoencoder) -> None:
-        """The skips, as the decoder is given one layer alone, and the layers behind that one."""
+        """Freeze the skips and the layers behind the code, because the decoder gets only the last layer of the code."""
         model = require_type(model, Perceptual)
         skips = require_value(model.skips, "the skips of the model")
-        behind = model.layers[model.layers.index(model.first_layers[-1]) + 1 :]
-        for part in (skips, *(model.encoder[name] for name in behind)):
+        unused = model.layers[model.layers.index(model.first_layers[-1]) + 1 :]
+        for part in (skips, *(model.encoder[name] for name in unused)):
             part.requires_grad_(False)
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Reconstruction of distorted halves, and how surely each finds its other half."""
+        """Compute the reconstruction loss of noisy halves and the contrastive loss between the halves of all crops."""
         model = require_type(model, Perceptual)
         half = x_BCHW.shape[3] // 2 // model.stride * model.stride
         halves = torch.cat([x_BCHW[..., :half], x_BCHW[..., -half:]])
@@ -49,18 +51,21 @@ class Perceive(Objective):
         }
 
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
-        """Reconstruction."""
+        """Measure the PSNR of the reconstruction from the last layer of the code."""
         model = require_type(model, Perceptual)
         return {"psnr_db": -float(psnr_loss(model.decode(model.encode(x_BCHW)[-1:]).clamp(0, 1), x_BCHW))}
 
-    def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The picture from its last layer alone."""
+    def preview(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the images and their reconstruction from the last layer of the code."""
         model = require_type(model, Perceptual)
         return x_BCHW, model.decode(model.encode(x_BCHW)[-1:])
 
 
 def jitter_colours(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image with other gains and another gamma for each colour; one in five gray: colours alone tell too much."""
+    """Apply a random gain and gamma to each colour of each image, and turn one image in five gray.
+
+    Without this, colours alone would suffice to match the halves.
+    """
     batch = x_BCHW.shape[0]
     gamma, gain = torch.rand(2, batch, 3, 1, 1, generator=generator).unbind()
     x = (x_BCHW.clamp_min(1e-3) ** (0.6 + gamma) * (0.6 + 0.6 * gain)).clamp(0, 1)
@@ -69,10 +74,10 @@ def jitter_colours(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def contrastive_loss(features_Bdhw: Tensor) -> Tensor:
-    """Cross entropy with which each of 2B halves finds its other half among all, by standardised moments (NT-Xent)."""
+    """Return the NT-Xent loss of 2B halves (first all left, then all right ones), compared by standardised moments."""
     code = torch.cat(moments(features_Bdhw), 1).flatten(1)
     code = normalize((code - code.mean(0)) / (code.std(0) + 1e-4))
     count = len(code)
-    alike = (code @ code.T / TEMPERATURE).masked_fill(torch.eye(count, dtype=torch.bool, device=code.device), -torch.inf)
-    other = torch.arange(count, device=code.device).roll(count // 2)
-    return cross_entropy(alike, other)
+    logits = (code @ code.T / TEMPERATURE).masked_fill(torch.eye(count, dtype=torch.bool, device=code.device), -torch.inf)
+    partner = torch.arange(count, device=code.device).roll(count // 2)
+    return cross_entropy(logits, partner)

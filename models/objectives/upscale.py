@@ -1,4 +1,4 @@
-"""Upscale: an image is enlarged by what its model enlarges by, learned from images that bicubic reduced."""
+"""Upscale: enlarge images by the scale of the model, which is trained on images that the bicubic filter reduced."""
 
 from fractions import Fraction
 from typing import Any
@@ -19,38 +19,41 @@ from imagemill.models.type_checks import require_type
 
 
 class Upscale(TaskObjective):
+    """Train and apply networks that enlarge images."""
+
     trainable_type = EDSR
 
     def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """PSNR loss of crops that were reduced and are enlarged again."""
+        """Compute the PSNR loss of crops that are reduced and enlarged again."""
         model = require_type(model, EDSR)
         loss = psnr_loss(model(downscale(x_BCHW, model.scale)), x_BCHW)
         return {"loss": loss, "psnr_db": -loss.detach()}
 
     def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
-        """Rounded to 8 bits as an output is, and how much better than bicubic."""
+        """Measure the PSNR after rounding to 8 bits, and its gain over bicubic interpolation."""
         small = downscale(x_BCHW, model.scale)
         enlarged = model(small), resize(small, list(x_BCHW.shape[2:]), "bicubic")
-        reached, floor = (-float(psnr_loss(round_to_8_bits(x_hat), x_BCHW)) for x_hat in enlarged)
-        return {"psnr_db": reached, "gain_over_bicubic_db": reached - floor}
+        psnr, bicubic_psnr = (-float(psnr_loss(round_to_8_bits(x_hat), x_BCHW)) for x_hat in enlarged)
+        return {"psnr_db": psnr, "gain_over_bicubic_db": psnr - bicubic_psnr}
 
-    def sample(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def preview(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the reduced images and the enlarged ones."""
         small = downscale(x_BCHW, model.scale)
         return small, model(small)
 
     def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
-        """Each image (H,W,3) as (scale·H,scale·W,3)."""
+        """Enlarge each image (H,W,3) to (scale·H,scale·W,3)."""
         scale, images = model.scale, [sample.rgb for sample in samples]
-        # Large images stay bytes; each tile is made float by itself.
+        # Large images stay uint8; each tile is converted to float by itself.
         x = to_uint8_batch(images, model.stride, precision.device)
-        # What comes out decides how much room there is.
+        # The output is larger than the input, so its size decides about the tiles.
         tile = tile_side(*(scale * n for n in x.shape[2:]))
 
-        def enlarged(piece: Tensor) -> Tensor:
-            return float_to_bytes(precision.run(model, bytes_to_float(piece)))
+        def enlarge(part: Tensor) -> Tensor:
+            return float_to_bytes(precision.run(model, bytes_to_float(part)))
 
         with torch.inference_mode():
-            x_hat = apply_tiled(enlarged, x, tile, model.halo, Fraction(scale), model.stride)
+            x_hat = apply_tiled(enlarge, x, tile, model.halo, Fraction(scale), model.stride)
         return [
             Output(image=y[: scale * i.shape[0], : scale * i.shape[1]], columns={"scale": scale})
             for y, i in zip(to_uint8_images(x_hat), images, strict=True)
@@ -58,6 +61,6 @@ class Upscale(TaskObjective):
 
 
 def downscale(x_BCHW: Tensor, scale: int) -> Tensor:
-    """Images (B,C,H,W) in [0,1] as 8-bit files of a `scale`-th of their height and width hold them, filtered by bicubic."""
+    """Divide height and width of images (B,C,H,W) in [0,1] by `scale` with the bicubic filter, rounded to 8 bits."""
     h, w = x_BCHW.shape[2:]
     return round_to_8_bits(resize(x_BCHW, [h // scale, w // scale], "bicubic"))

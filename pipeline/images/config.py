@@ -17,20 +17,20 @@ class ImageConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     alpha: Annotated[str, StringConstraints(pattern="^(keep|#[0-9a-fA-F]{6})$", to_lower=True)] = Field(
-        "keep", description="keep: carry transparency over to the output; #rrggbb: flatten onto this colour"
+        "keep", description="keep: keep transparency. #rrggbb: flatten transparent images onto this colour."
     )
     icc: Literal["convert", "keep"] = Field(
-        "convert", description="convert: convert colours to sRGB; keep: leave colours unchanged and embed their profile"
+        "convert", description="convert: convert colours to sRGB. keep: leave colours unchanged and embed their profile."
     )
     metadata: Literal["keep", "strip", "strip_gps"] = Field(
         "keep",
-        description="keep: EXIF, XMP, IPTC, texts and resolution; strip_gps: only resolution and EXIF without GPS; "
-        "strip: nothing",
+        description="keep: copy EXIF, XMP, IPTC, texts and resolution to the output. strip_gps: copy only resolution "
+        "and EXIF without GPS. strip: copy nothing.",
     )
     format: Literal["jpeg", "png", "webp", "tiff", "avif"] | None = Field(
-        None, description="format of the outputs; default: the format of each source"
+        None, description="Write outputs in this format. Default: the format of each source."
     )
-    quality: int = Field(95, ge=1, le=100, description="quality of JPEG, WebP and AVIF outputs")
+    quality: int = Field(95, ge=1, le=100, description="Encode JPEG, WebP and AVIF outputs at this quality.")
 
     @field_validator("alpha", mode="before")
     @classmethod

@@ -148,7 +148,8 @@ def save_report(output: Store, record: dict[str, Any], before: set[str], open_so
     """
     path = report_path(record["run_id"])
     report = build_report(output, record, before, open_sources)
-    page = render_page("run.html", {"report": report, "label_column": label_column})
+    labels = {"label_column": label_column, "name_column": name_column}
+    page = render_page("run.html", {"report": report, **labels})
     if output.exists(path) and (shown := output.read(path).count(PICTURE)) > page.count(PICTURE):
         problem = f"not replaced, because it shows {shown} pictures and only {page.count(PICTURE)} can be made now"
         raise StorageError(f"{output.uri(path)}: {problem}. Delete the file to write a report with fewer pictures.")

@@ -1,7 +1,7 @@
-"""The unpacked bytes of a file that gzip, bzip2, xz or zstd packed, or of one that nothing packed.
+"""Read files that gzip, bzip2, xz or zstd compressed, or that are not compressed, by their first bytes.
 
-Packed streams may follow each other, with zeros between them, as `cat` and tapes leave them. What follows them and is no
-stream raises: the standard library's readers of bzip2 and xz end in silence there, and another archive may come after.
+A file may contain several compressed streams with zeros between them, as `cat` and tapes leave them. Other data after a
+stream is an error. (The standard library's readers of bzip2 and xz end silently there, although another archive may follow.)
 """
 
 import bz2
@@ -20,27 +20,37 @@ from imagemill.pipeline.store_failures import is_damage
 READ_BYTES = 1 << 20
 CHUNK_BYTES = 1 << 16
 BLOCK_BYTES = 512
-"""Of a tar."""
+"""Block size of a tar."""
 MAGIC_BYTES = 10
 
 
 class DamagedStream(Exception):
-    """Packed bytes that cannot be unpacked."""
+    """Raised for compressed bytes that cannot be decompressed."""
 
 
 class TruncatedStream(DamagedStream):
-    """Packed bytes that end too early."""
+    """Raised for compressed bytes that end too early."""
 
 
 class ConcatenatedStreams:
-    """The unpacked bytes of bzip2 or xz streams that follow each other."""
+    """Decompresses bzip2 or xz streams that follow each other in a file.
+
+    Args:
+        file: the compressed file.
+        decompressor: makes a decompressor of the standard library for one stream.
+    """
 
     def __init__(self, file: BinaryIO, decompressor: Callable[[], Any]) -> None:
         self.file, self.decompressor = file, decompressor
         self._stream = decompressor()
 
     def read1(self, size: int) -> bytes:
-        """At most `size` bytes; none at the end. Raises: EOFError in the middle of a stream; what the decompressor does."""
+        """Return at most `size` bytes; no bytes at the end.
+
+        Raises:
+            EOFError: when the file ends in the middle of a stream.
+            OSError, lzma.LZMAError: when a stream is damaged.
+        """
         packed = b""
         while True:
             if self._stream.eof:
@@ -51,21 +61,27 @@ class ConcatenatedStreams:
                     packed = piece.lstrip(b"\0")
                 self._stream = self.decompressor()
             elif self._stream.needs_input and not (packed := self.file.read(CHUNK_BYTES)):
-                raise EOFError("it ends in the middle of a packed stream")
+                raise EOFError("it ends in the middle of a compressed stream")
             if data := self._stream.decompress(packed, size):
                 return bytes(data)
             packed = b""
 
 
 class ZstdStream:
-    """The unpacked bytes of zstd frames that follow each other, by Arrow."""
+    """Decompresses zstd frames that follow each other in a file, with Arrow."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.stream = pa.CompressedInputStream(file, "zstd")
         self._error: Exception | None = None
 
     def read1(self, size: int) -> bytes:
-        """At most `size` bytes. Raises: what Arrow does, once all that comes before is given: Arrow itself drops that."""
+        """Return at most `size` bytes; no bytes at the end.
+
+        Arrow drops the bytes before a damaged place. Here they are returned first, and the next call raises.
+
+        Raises:
+            OSError, pa.ArrowException: when a frame is damaged or cut off.
+        """
         if self._error:
             raise self._error
         pieces = bytearray()
@@ -85,65 +101,88 @@ DECOMPRESSORS: dict[re.Pattern[bytes], Callable[[BinaryIO], Any]] = {
     re.compile(rb"\xfd7zXZ\0"): lambda file: ConcatenatedStreams(file, lzma.LZMADecompressor),
     re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"): ZstdStream,
 }
-"""By the first bytes of a file: names are often wrong, as a gzipped tar is called .tar."""
+"""Decompressors by the first bytes of a file. Names are not used, because a gzipped tar is often called .tar."""
 
 
 class DecompressedFile(io.RawIOBase):
-    """As a file; a seek forward reads, a seek back opens the packed file again."""
+    """The decompressed content of a file, as a raw file object.
 
-    def __init__(self, opener: Callable[[], BinaryIO], unpack: Callable[[BinaryIO], Any], packed: BinaryIO) -> None:
-        self.opener, self.unpack = opener, unpack
-        self._begin(packed)
+    A seek forward reads the bytes in between. A seek back opens the compressed file again.
 
-    def _begin(self, packed: BinaryIO) -> None:
-        self._packed, self._stream, self._place = packed, self.unpack(packed), 0
+    Args:
+        opener: opens the compressed file.
+        decompress: one of the functions of DECOMPRESSORS.
+        compressed: the compressed file, already open at its beginning.
+    """
+
+    def __init__(self, opener: Callable[[], BinaryIO], decompress: Callable[[BinaryIO], Any], compressed: BinaryIO) -> None:
+        self.opener, self.decompress = opener, decompress
+        self._begin(compressed)
+
+    def _begin(self, compressed: BinaryIO) -> None:
+        self._compressed, self._stream, self._position = compressed, self.decompress(compressed), 0
 
     def readable(self) -> bool:
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
+        """Return True."""
         return True
 
     def tell(self) -> int:
-        return self._place
+        """Return the position in the decompressed content."""
+        return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Raises: Damaged, Cut; what the store's client raises."""
+        """Read into a buffer; return the number of bytes.
+
+        Raises:
+            DamagedStream, TruncatedStream: when the compressed bytes cannot be decompressed.
+        """
         try:
             data: bytes = self._stream.read1(len(buffer))
         except (EOFError, zlib.error, lzma.LZMAError, OSError, pa.ArrowException) as e:
             if isinstance(e, OSError) and not isinstance(e, gzip.BadGzipFile) and not is_damage(e):
                 raise
-            said = " ".join(str(e).split()) or type(e).__name__
-            raise (TruncatedStream if isinstance(e, EOFError) or "Truncated" in said else DamagedStream)(said) from None
+            message = " ".join(str(e).split()) or type(e).__name__
+            raise (TruncatedStream if isinstance(e, EOFError) or "Truncated" in message else DamagedStream)(
+                message
+            ) from None
         buffer[: len(data)] = data
-        self._place += len(data)
+        self._position += len(data)
         return len(data)
 
-    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
+    def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a position from the beginning; return the position, which is smaller at the end of the content."""
         if whence != io.SEEK_SET:
-            raise io.UnsupportedOperation("a packed file is read from its beginning")
-        if place < self._place:
-            self._packed.close()
+            raise io.UnsupportedOperation("a compressed file is read from its beginning")
+        if position < self._position:
+            self._compressed.close()
             self._begin(self.opener())
-        while self._place < place and self.read(min(READ_BYTES, place - self._place)):
+        while self._position < position and self.read(min(READ_BYTES, position - self._position)):
             pass
-        return self._place
+        return self._position
 
     def close(self) -> None:
-        self._packed.close()
+        """Close the compressed file."""
+        self._compressed.close()
         super().close()
 
 
 def find_decompressor(head: bytes) -> Callable[[BinaryIO], Any] | None:
-    """What unpacks a file that begins with these bytes; None for one that is not packed."""
-    return next((unpack for magic, unpack in DECOMPRESSORS.items() if magic.match(head)), None)
+    """Return the decompressor for a file that begins with these bytes; None if the file is not compressed."""
+    return next((decompress for magic, decompress in DECOMPRESSORS.items() if magic.match(head)), None)
 
 
 def open_decompressed(opener: Callable[[], BinaryIO]) -> io.BufferedReader:
-    """The unpacked bytes of a file, which `opener` opens. Raises: what it does."""
+    """Open a file that may be compressed, and return its decompressed content.
+
+    Args:
+        opener: opens the file. A seek back calls it again.
+    """
     file = opener()
-    unpack = find_decompressor(file.read(MAGIC_BYTES))
+    decompress = find_decompressor(file.read(MAGIC_BYTES))
     file.seek(0)
-    raw = DecompressedFile(opener, unpack, file) if unpack else file
-    return io.BufferedReader(raw, READ_BYTES)  # type: ignore[arg-type]  # fsspec's files are raw ones
+    raw = DecompressedFile(opener, decompress, file) if decompress else file
+    return io.BufferedReader(raw, READ_BYTES)  # type: ignore[arg-type]  # fsspec's files are raw files

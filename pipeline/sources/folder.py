@@ -1,7 +1,7 @@
-"""A folder or bucket prefix of image files, at any depth and of any name."""
+"""Image files in a folder or bucket prefix, at any depth, and the masks next to them."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from imagemill.pipeline.sources.source import ListedEntry, ListedImage, escape_name
@@ -9,7 +9,7 @@ from imagemill.pipeline.sources.system_files import EXCLUDED, is_excluded, is_ex
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_listing import Entry
 
-# Files of the last line's formats, which Pillow cannot read, end as rejects that say so.
+# HEIC and JPEG XL cannot be decoded here. They are listed so that each such file becomes a reject with a reason.
 IMAGE_EXTENSIONS = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"),
     *(".apng", ".dib", ".pam", ".pbm", ".pgm", ".pnm", ".ppm"),
@@ -28,64 +28,68 @@ IMAGE_SIGNATURES = (
     b"\0\0\0\x0cjP  ",
     b"\xff\x4f\xff\x51",
 )
-# What begins with the length of its first box: AVIF, and HEIC, which ends as a reject that says so.
+# AVIF and HEIC files begin with the length of their first box, so the signature starts at byte 4.
 BOX_SIGNATURES = (b"ftypavif", b"ftypavis", b"ftypmif1", b"ftyphei", b"ftyphev")
 
 MASK_SUFFIX = ".mask.png"
 OTHER_KIND = "other"
 MAX_KIND_CHARACTERS = 8
+"""Longer extensions are counted as `other`."""
 
 
 def is_image_name(name: str) -> bool:
+    """Return whether a file name has an image extension."""
     return name.lower().endswith(IMAGE_EXTENSIONS)
 
 
 def has_image_signature(head: bytes) -> bool:
+    """Return whether a file begins like an image. The first 16 bytes are enough."""
     return head.startswith(IMAGE_SIGNATURES) or head.startswith(BOX_SIGNATURES, 4)
 
 
 def file_kind(name: str) -> str:
-    """What a file that is no image is counted as: the ending of its name, as txt, where it has a plain one."""
+    """Return the kind that a file that is not an image is counted as: its extension, or `other`."""
     kind = os.path.splitext(name)[1][1:].lower()
     return kind if kind.isalnum() and len(kind) <= MAX_KIND_CHARACTERS else OTHER_KIND
 
 
 def list_folder(store: Store) -> Iterator[ListedEntry]:
-    """Every image file, and the kind of each file that is none by its name."""
+    """List every image file, and the kind of each other file, by their names."""
     return (classify_file(entry) for entry in store.entries(may_skip=is_excluded_folder))
 
 
-def attach_masks(listing: Iterator[ListedEntry]) -> Iterator[ListedEntry]:
-    """A listing in which NAME.mask.png is no image but the mask of every image NAME beside it, in its folder or its shard.
+def attach_masks(entries: Iterable[ListedEntry]) -> Iterator[ListedEntry]:
+    """Turn each NAME.mask.png of a listing into the mask of the images NAME.* in the same folder or shard.
 
-    The etag of an image holds that of its mask, so that a changed mask is a changed image.
+    The etag of an image includes the etag of its mask, so that a changed mask means a changed image.
     """
-    listed = list(listing)
+    listed = list(entries)
     masks: dict[str, ListedImage] = {}
     for image in listed:
-        # Of two of one name the first, as of images.
+        # Of two masks with one name the first counts, like of two images.
         if isinstance(image, ListedImage) and is_mask(image):
             masks.setdefault(image.rel_path[: -len(MASK_SUFFIX)], image)
-    for found in listed:
-        if isinstance(found, str):
-            yield found
-        elif is_mask(found):
+    for entry in listed:
+        if isinstance(entry, str):
+            yield entry
+        elif is_mask(entry):
             yield MASK_SUFFIX[1:]
-        elif mask := masks.get(os.path.splitext(found.rel_path)[0]):
-            etag = f"{found.etag} {mask.etag}"
-            problem = found.problem or (mask.problem and mask.problem.replace(": ", ": its mask: ", 1))
-            masked = replace(found, mask_path=mask.path, mask_offset=mask.offset, mask_size=mask.size)
+        elif mask := masks.get(os.path.splitext(entry.rel_path)[0]):
+            etag = f"{entry.etag} {mask.etag}"
+            problem = entry.problem or (mask.problem and mask.problem.replace(": ", ": its mask: ", 1))
+            masked = replace(entry, mask_path=mask.path, mask_offset=mask.offset, mask_size=mask.size)
             yield replace(masked, etag=etag, problem=problem)
         else:
-            yield found
+            yield entry
 
 
 def is_mask(image: ListedImage) -> bool:
+    """Return whether a listed image is a mask, by its name."""
     return image.rel_path.endswith(MASK_SUFFIX)
 
 
 def classify_file(entry: Entry) -> ListedEntry:
-    """An image file of a listing; the kind of a file that is none by its name."""
+    """Return a file of a store as a listed image, or the kind of a file that is not an image."""
     if is_excluded(entry.path):
         return EXCLUDED
     if not is_image_name(entry.path):
@@ -94,7 +98,7 @@ def classify_file(entry: Entry) -> ListedEntry:
 
 
 def reject_unreadable(entry: Entry) -> ListedImage | None:
-    """A file of a listing, be it an image or a shard, that cannot be opened or named; None for one that can."""
+    """Return the reject of an image or shard that cannot be opened or has an invalid name; None for a readable file."""
     shown = escape_name(entry.path)
-    problem = entry.problem if shown == entry.path else "the file's name is not valid UTF-8: rename it"
+    problem = entry.problem if shown == entry.path else "the file name is not valid UTF-8. Rename the file"
     return ListedImage(shown, entry.size, entry.etag, shown, problem=f"BadName: {problem}") if problem else None

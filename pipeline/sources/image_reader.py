@@ -1,4 +1,4 @@
-"""The bytes of an image by its reference: a file, a member of a shard, or a URL; checked against what the listing said."""
+"""Read the bytes of an image from a file, a shard or a URL, and check them against the listing."""
 
 import hashlib
 from collections.abc import Callable
@@ -15,13 +15,14 @@ from imagemill.pipeline.store_failures import class_of, reason
 
 MAX_FILE_BYTES = 1_000_000_000
 SHARD_TRIES = 3
+"""Reads of a shard member whose bytes differ from the listing, before the image is rejected."""
 PERMANENT_ERRORS = {AddressRefused: "NotAllowed", InvalidAddress: "NoAddress", TooLarge: "TooManyBytes"}
-"""Error classes of URLs that are not asked for again."""
+"""Error classes of URLs that are not fetched again."""
 Result = TypeVar("Result")
 
 
 class ReadError(Exception):
-    """An image that could not be read; a transient one is tried again by the next run."""
+    """Raised for an image that cannot be read. If the cause is transient, the next run tries the image again."""
 
     def __init__(self, error_class: str, message: str, transient: bool = True) -> None:
         super().__init__(message)
@@ -29,14 +30,21 @@ class ReadError(Exception):
 
 
 def check_size(size: int, what: str) -> None:
-    """Raises: ReadError for more bytes than are read of an image or a mask."""
+    """Raise ReadError if a file or mask has more bytes than MAX_FILE_BYTES."""
     if size > MAX_FILE_BYTES:
         message = f"{size / 1e6:.0f} MB are over the limit of {MAX_FILE_BYTES / 1e6:.0f} MB for a {what}"
         raise ReadError("TooManyBytes", message, transient=False)
 
 
 class ImageReader:
-    """Reads for one actor. Files are read by several threads; shards by one, in order, for they are read forward."""
+    """Reads images for one worker.
+
+    Several threads read files. One thread reads shards, in order, because packed shards can only be read forward.
+
+    Args:
+        source: the input.
+        threads: threads that read files.
+    """
 
     def __init__(self, source: Input, threads: int) -> None:
         self.source = source
@@ -44,29 +52,39 @@ class ImageReader:
         self._shards = ThreadPoolExecutor(1, thread_name_prefix="shard")
         self._open: tuple[str, ShardReader] | None = None
         self._changed: set[str] = set()
-        """Shards of which a member was another one each time: a packed one is not unpacked anew for all that follow."""
+        """Shards with a member that differed at each try. Their other members are tried once, because a packed shard is
+        decompressed from its beginning for each new try."""
 
     def submit(self, reference: dict[str, Any], fn: Callable[..., Result], *args: Any) -> Future[Result]:
-        """fn(*args) on a thread that may read what `reference` names."""
+        """Call `fn(*args)` on a thread that may read the image of `reference`."""
         return (self._files if reference["offset"] is None else self._shards).submit(fn, *args)
 
     def read(self, reference: dict[str, Any]) -> tuple[bytes, bytes | None]:
-        """The encoded image, and its mask where it has one, which may come first in a shard. Raises: ReadError."""
-        place, mask_place = reference["offset"], reference["mask_offset"]
-        if reference["mask_path"] and mask_place is not None and mask_place < (place or 0):
+        """Return the encoded image and its encoded mask, if it has one.
+
+        Raises:
+            ReadError: when one of them cannot be read.
+        """
+        offset, mask_offset = reference["offset"], reference["mask_offset"]
+        # Shards are read forward, so whichever comes first in the shard is read first.
+        if reference["mask_path"] and mask_offset is not None and mask_offset < (offset or 0):
             mask = self._mask(reference)
             return self.image(reference), mask
         return self.image(reference), self._mask(reference) if reference["mask_path"] else None
 
     def image(self, reference: dict[str, Any]) -> bytes:
-        """The encoded image. Raises: ReadError."""
+        """Return the encoded image.
+
+        Raises:
+            ReadError: when the image cannot be read, is too large, or changed since it was listed.
+        """
         check_size(reference["size"], "file")
         if reference["offset"] is not None:
             digest = reference["source_etag"].split()[0]
             return self._member(reference["path"], reference["offset"], reference["size"], digest)
         data = self._file(reference["base"], reference["path"])
         if len(data) != reference["size"] and reference["size"] >= 0:
-            message = f"{len(data)} bytes were read where the listing said {reference['size']}: it changed, or was cut off"
+            message = f"read {len(data)} bytes, but the listing has {reference['size']}: the file changed or was cut off"
             raise ReadError("SizeChanged", message)
         return data
 
@@ -84,15 +102,19 @@ class ImageReader:
             store = self.source.store if base is None else Store(base, self.source.store.config)
             return store.read(path)
         except FileNotFoundError:
-            raise ReadError("FileNotFound", f"{redact_secrets(path)} was gone when it was read") from None
+            raise ReadError("FileNotFound", f"{redact_secrets(path)} no longer exists") from None
         except (AddressRefused, InvalidAddress, TooLarge) as e:
             raise ReadError(PERMANENT_ERRORS[type(e)], str(e), transient=False) from None
-        except Exception as e:  # noqa: BLE001 - what a store's client may raise is open-ended; the image waits
+        except Exception as e:  # noqa: BLE001 - a store's client may raise anything; the image is rejected
             raise ReadError(class_of(e), reason(e)) from None
 
     def _member(self, path: str, offset: int, size: int, digest: str) -> bytes:
-        """A member of a shard, by a digest of its bytes."""
-        problem = ReadError(SHARD_CHANGED, "the shard is not what it was when it was listed")
+        """Return a member of a shard whose bytes have a known digest.
+
+        Raises:
+            ReadError: when the shard cannot be read or changed since it was listed.
+        """
+        problem = ReadError(SHARD_CHANGED, "the shard changed since it was listed")
         for _ in range(1 if path in self._changed else SHARD_TRIES):
             try:
                 if self._open is None or self._open[0] != path:

@@ -18,24 +18,32 @@ from imagemill.pipeline.storage import StorageConfig, Store
 from imagemill.pipeline.store_listing import Entry
 
 SHARD_THREADS = 4
+"""Shards that are indexed at the same time."""
 
 
 @dataclass(frozen=True)
 class Input:
-    """Where a run's images are."""
+    """The location of a run's images, and how to read it."""
 
     store: Store
+    """The folder or prefix, or the one that contains `file`."""
     file: str | None
-    """The shard or manifest that is all of the input; None for a folder or prefix."""
+    """Name of the only shard or manifest of the input; None if the input is the whole folder or prefix."""
     config: SourceConfig
 
     @property
     def url(self) -> str:
+        """The location as the user wrote it, made absolute."""
         return self.store.uri(self.file) if self.file else self.store.url
 
 
 def open_input(url: str, storage: StorageConfig, config: SourceConfig) -> Input:
-    """Raises: ConfigError for a file that is neither a shard nor a manifest; StorageError when nothing is there."""
+    """Check that an input exists, and find out whether it is a folder, a shard or a manifest.
+
+    Raises:
+        ConfigError: when the input is a file that is neither a shard nor a manifest.
+        StorageError: when the input does not exist.
+    """
     store = Store(url, storage)
     if not store.exists():
         raise StorageError(f"input {store.url} does not exist")
@@ -56,7 +64,13 @@ def is_input_file(path: str) -> bool:
 
 
 def is_file(store: Store) -> bool:
-    """Whether a place is a file. Raises: what Store.entry does; fsspec's isfile says no to a store that fails."""
+    """Return whether a location is a file.
+
+    fsspec's `isfile` is not used: it returns False if the store fails.
+
+    Raises:
+        OSError: as `Store.entry`.
+    """
     if not store.local and "/" not in store.root:
         return False
     try:
@@ -69,79 +83,90 @@ def is_file(store: Store) -> bool:
 def list_images(
     source: Input, output: Store | None = None, masks: bool = False, store_indexes: bool = False
 ) -> Iterator[ListedEntry]:
-    """Every image of an input, in the order of its names, and the kind of each file or member that is none.
+    """List every image of an input, in the order of the names, and the kind of each other file or member.
 
     Args:
-        output: OUTPUT, whose index of a shard stands in for the shard while it is the same.
-        store_indexes: write the indexes that OUTPUT lacks.
-        masks: NAME.mask.png is the mask of the image NAME.
+        source: the input.
+        output: the OUTPUT. The index of an unchanged shard is read from there, instead of the shard.
+        masks: whether NAME.mask.png is the mask of the image NAME.
+        store_indexes: whether to write indexes that OUTPUT does not have yet.
 
-    Raises: StorageError when the store cannot be listed; ConfigError when columns that the config names are not there.
+    Raises:
+        StorageError: when the store cannot be listed.
+        ConfigError: when a column that the config names does not exist, or a manifest is invalid.
     """
     may_be_manifest = source.file is not None and manifest.is_manifest(source.file)
     if source.file and may_be_manifest and (source.config.uri or not shard_format(source.file)):
         return iter(manifest.list_manifest(source.store, source.file, source.config))
-    listed = list_files(source, output, store_indexes)
+    entries = list_files(source, output, store_indexes)
     if source.file and may_be_manifest:
         # A Parquet file can be either: it is a manifest if it has no column of images.
-        first = next(listed, None)
+        first = next(entries, None)
         if first is None:
             return iter(())
         if isinstance(first, str):
             return iter(manifest.list_manifest(source.store, source.file, source.config))
-        listed = chain([first], listed)
-    return attach_masks(listed) if masks else listed
+        entries = chain([first], entries)
+    return attach_masks(entries) if masks else entries
 
 
 def find_images(source: Input, names: set[str], output: Store) -> list[ListedImage]:
-    """Images of an input by their rel_path, those that are still there, without listing the rest where that can be.
+    """Find images of an input by their rel_path. Images that no longer exist are left out.
 
-    Args: output: OUTPUT, whose index of a shard is looked at first.
+    In a folder or prefix, only the files that may contain the images are looked up.
 
-    Raises: StorageError, ConfigError, OSError when the input cannot be reached.
+    Args:
+        source: the input.
+        names: rel_path of each image.
+        output: the OUTPUT, whose indexes of shards are read first.
+
+    Raises:
+        StorageError, ConfigError, OSError: when the input cannot be reached.
     """
     if source.file:
         return select_by_name(list_images(source, output), names)
-    found: list[ListedEntry] = []
 
     @cache
-    def entry_at(path: str) -> Entry | None:
+    def find_entry(path: str) -> Entry | None:
         try:
             return source.store.entry(path)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
 
-    entries = (next(filter(None, map(entry_at, candidate_files(name))), None) for name in names)
-    for entry in set(filter(None, entries)):
-        form = shard_format(entry.path)
-        found += (
-            index_shard(form, source.store, source.config, entry, output, store_indexes=False)
-            if form
-            else [classify_file(entry)]
-        )
-    return list({image.rel_path: image for image in select_by_name(found, names)}.values())
+    files = {next(filter(None, map(find_entry, candidate_files(name))), None) for name in names}
+    entries: list[ListedEntry] = []
+    for file in filter(None, files):
+        if form := shard_format(file.path):
+            entries += index_shard(form, source.store, source.config, file, output, store_index=False)
+        else:
+            entries.append(classify_file(file))
+    return list({image.rel_path: image for image in select_by_name(entries, names)}.values())
 
 
-def select_by_name(found: Iterable[ListedEntry], names: set[str]) -> list[ListedImage]:
-    return [image for image in found if isinstance(image, ListedImage) and image.rel_path in names]
+def select_by_name(entries: Iterable[ListedEntry], names: set[str]) -> list[ListedImage]:
+    """Return the images whose rel_path is one of the names."""
+    return [entry for entry in entries if isinstance(entry, ListedImage) and entry.rel_path in names]
 
 
 def candidate_files(name: str) -> list[str]:
-    """What may hold an image of this name: shards, which folders may be called like, and a file of its own."""
+    """Return the paths that may contain an image: each parent with the suffix of a shard, then the path itself.
+
+    A parent with such a suffix may be a folder.
+    """
     folders = name.split("/")
     return [*filter(shard_format, ("/".join(folders[:n]) for n in range(1, len(folders)))), name]
 
 
 def list_files(source: Input, output: Store | None, store_indexes: bool) -> Iterator[ListedEntry]:
-    """Image files as they are listed, and the images of shards, a few of which are read at a time."""
-    entries = iter([source.store.entry(source.file)]) if source.file else source.store.entries(may_skip=is_excluded_folder)
+    """List image files in the order of the store, and the images of shards, a few of which are indexed ahead."""
+    files = iter([source.store.entry(source.file)]) if source.file else source.store.entries(may_skip=is_excluded_folder)
     with ThreadPoolExecutor(SHARD_THREADS) as pool:
 
-        def submit(entry: Entry) -> HasResult[list[ListedEntry]]:
-            # A single file that is the whole input was chosen by the user, so it is never excluded.
-            form = shard_format(entry.path) if source.file or not is_excluded(entry.path) else None
+        def submit(file: Entry) -> HasResult[list[ListedEntry]]:
+            # Exclusion by name does not apply to a shard that the user named as INPUT.
+            form = shard_format(file.path) if source.file or not is_excluded(file.path) else None
             if form is None:
-                return Ready([classify_file(entry)])
-            return pool.submit(index_shard, form, source.store, source.config, entry, output, store_indexes)
+                return Ready([classify_file(file)])
+            return pool.submit(index_shard, form, source.store, source.config, file, output, store_indexes)
 
-        yield from chain.from_iterable(map_ahead(submit, entries, SHARD_THREADS))
+        yield from chain.from_iterable(map_ahead(submit, files, SHARD_THREADS))

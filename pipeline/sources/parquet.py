@@ -1,4 +1,4 @@
-"""Parquet shards: a column of encoded images, or of lists of them, and one that names them where there is one."""
+"""Parquet shards: a column of encoded images, or of lists of images, and optionally a column that names them."""
 
 import hashlib
 from collections.abc import Iterator
@@ -27,76 +27,79 @@ from imagemill.pipeline.store_failures import is_damage
 
 SUFFIXES = (".parquet",)
 IMAGE_NAMES = ("image", "images", "bytes", "img", "jpg", "jpeg", "png", "webp", "content", "data")
+"""Usual names of the column of images, the likeliest first."""
 KEY_NAMES = ("key", "__key__", "id", "image_id", "file_name", "filename", "name", "path", "url", "uri")
+"""Usual names of the column that names images, the likeliest first."""
 BATCH_ROWS = 16
-"""Rows decoded at a time, so that a row group of any size fits into memory."""
+"""Rows that are decoded at a time, so that a row group of any size fits into memory."""
 SAMPLED_ROWS = 256
-"""Of which the bytes of columns are looked at, where no name tells which of them are images."""
+"""Rows whose bytes are examined to find the column of images, if no column has a usual name."""
 MAX_ROW_IMAGES = 1 << 24
-"""Images of one row, in the place of an image: row * MOST_IN_ROW + number, where the column is of lists."""
+"""In a column of lists, the offset of an image is row * MAX_ROW_IMAGES + number of the image in its row."""
 
 
 class NoImages(Exception):
-    """A Parquet file without a column of encoded images."""
+    """Raised for a Parquet file without a column of encoded images."""
 
 
 class UnreadableColumn(Exception):
-    """A Parquet file whose images cannot be read, or cannot be told; says which columns, and what to do."""
+    """Raised if the column of images is ambiguous or has an unsupported type. The message says what to do."""
 
 
 def find_image_column(file: pq.ParquetFile, path: str, config: SourceConfig) -> str:
-    """The column that holds encoded images: the one named, one of the usual names, else the only one of bytes.
+    """Return the column of encoded images.
 
-    Where several columns are of bytes and none has a usual name, it is the one whose bytes begin as an image does.
+    The choice is, in this order: the configured column; a column with a usual name; the only binary column; the only column
+    whose first rows begin like images.
 
-    Raises: ConfigError when the one named is not there or of another kind; NoImages; Unread.
+    Raises:
+        ConfigError: when the configured column does not exist or cannot hold images.
+        NoImages: when no column holds images.
+        UnreadableColumn: when several columns may hold images, or the images are nested too deeply.
     """
     schema = file.schema_arrow
-    found = [field.name for field in schema if holds_images(field.type)]
+    candidates = [field.name for field in schema if holds_images(field.type)]
     if config.image:
         check_columns_exist(schema.names, path, "image", [config.image])
-        if config.image in found:
+        if config.image in candidates:
             return config.image
-        what, others = (
-            describe_columns(schema, [config.image]),
-            describe_columns(schema, found) or "none",
-        )
-        raise ConfigError(f"source.image = {config.image!r}: {path}: {what} is no column of images; valid: {others}")
-    if twice := sorted({name for name in found if schema.names.count(name) > 1}):
-        raise UnreadableColumn(f"several columns are called {', '.join(twice)}: rename them")
-    usual = [name for name in IMAGE_NAMES if name in found]
-    # Bytes of a fixed size are a digest rather than a picture.
-    varied = [name for name in found if not pa.types.is_fixed_size_binary(value_type(schema.field(name).type))]
+        column, valid = describe_columns(schema, [config.image]), describe_columns(schema, candidates) or "none"
+        raise ConfigError(f"source.image = {config.image!r}: {path}: {column} is not a column of images; valid: {valid}")
+    if repeated := sorted({name for name in candidates if schema.names.count(name) > 1}):
+        raise UnreadableColumn(f"several columns are called {', '.join(repeated)}. Rename them")
+    usual = [name for name in IMAGE_NAMES if name in candidates]
+    # Binary values of a fixed size are digests rather than images.
+    varied = [name for name in candidates if not pa.types.is_fixed_size_binary(value_type(schema.field(name).type))]
     if usual or len(varied) == 1:
         return (usual or varied)[0]
-    pictures = sample_image_columns(file, [field.name for field in schema if holds_binary(field.type)])
-    bound = [name for name in IMAGE_NAMES if name in schema.names and holds_binary(schema.field(name).type)]
-    if deep := [name for name in dict.fromkeys([*bound, *pictures]) if name not in found]:
+    sampled = sample_image_columns(file, [field.name for field in schema if holds_binary(field.type)])
+    nested = [name for name in IMAGE_NAMES if name in schema.names and holds_binary(schema.field(name).type)]
+    if too_deep := [name for name in dict.fromkeys([*nested, *sampled]) if name not in candidates]:
         raise UnreadableColumn(
-            f"{describe_columns(schema, deep)}: images at this depth are not read. A column of images is "
-            "binary, a struct with bytes, or a list of one of them"
+            f"{describe_columns(schema, too_deep)}: images at this depth are not read. A column of images is binary, a "
+            "struct with bytes, or a list of one of them"
         )
-    if len(pictures) > 1:
-        raise UnreadableColumn(f"{describe_columns(schema, pictures)}: all of them hold images: name one in source.image")
-    if pictures:
-        return pictures[0]
+    if len(sampled) > 1:
+        raise UnreadableColumn(f"{describe_columns(schema, sampled)}: all of them hold images. Name one in source.image")
+    if sampled:
+        return sampled[0]
     raise NoImages
 
 
 def sample_image_columns(file: pq.ParquetFile, names: list[str]) -> list[str]:
-    """Those of some columns in whose first rows there are bytes that begin as an image does, however deep."""
-    pictures: set[str] = set()
+    """Return the columns that contain, at any depth, bytes that begin like an image in the first rows."""
+    image_columns: set[str] = set()
     rows = 0
     for batch in file.iter_batches(BATCH_ROWS, columns=names) if names else ():
-        pictures |= {name for name in names if any(map(has_image_signature, iterate_bytes(batch[name].to_pylist())))}
+        image_columns |= {name for name in names if any(map(has_image_signature, iterate_bytes(batch[name].to_pylist())))}
         rows += len(batch)
         if rows >= SAMPLED_ROWS:
             break
-    return [name for name in names if name in pictures]
+    return [name for name in names if name in image_columns]
 
 
 def iterate_bytes(value: Any) -> Iterator[bytes]:
-    """All bytes in a value of lists, tuples and structs."""
+    """Yield all bytes in a value of nested lists, tuples and structs."""
     if isinstance(value, bytes):
         yield value
     elif isinstance(value, list | tuple | dict):
@@ -105,7 +108,7 @@ def iterate_bytes(value: Any) -> Iterator[bytes]:
 
 
 def row_images(value: Any) -> list[tuple[bytes, str | None]]:
-    """The images of a row, each with the path that a struct gives it; one that is null has no bytes."""
+    """Return the encoded images of a row's value, each with the `path` of its struct. A null image has no bytes."""
     if isinstance(value, list):
         return [image for inner in value for image in row_images(inner)]
     if isinstance(value, dict):
@@ -114,42 +117,47 @@ def row_images(value: Any) -> list[tuple[bytes, str | None]]:
 
 
 def find_key_column(schema: pa.Schema, path: str, config: SourceConfig) -> str | None:
-    """The column that names images. Raises: ConfigError when the one named is not there, or cannot name any."""
+    """Return the column that names images: the configured one, or one with a usual name; None if there is none.
+
+    Raises:
+        ConfigError: when the configured column does not exist or cannot name images.
+    """
     if config.key:
         check_key(schema, path, config.key)
         return config.key
-    once = (name for name in KEY_NAMES if schema.names.count(name) == 1)
-    return next((name for name in once if can_name_images(schema.field(name).type)), None)
+    unique = (name for name in KEY_NAMES if schema.names.count(name) == 1)
+    return next((name for name in unique if can_name_images(schema.field(name).type)), None)
 
 
 def index_parquet(store: Store, path: str, config: SourceConfig) -> Iterator[ListedEntry]:
-    """As ShardFormat.index; a file without images counts as one other file. The etag is a digest of an image's bytes.
+    """List the images of a Parquet shard, like `ShardFormat.index`.
 
-    Raises: ConfigError when a column that the config names is not there, or not of a kind that it can be.
+    The etag of an image is a digest of its bytes. A file without images counts as one other file.
+
+    Raises:
+        ConfigError: when a configured column does not exist or has an unsuitable type.
     """
     column = "its columns"
     try:
         with store.fs.open(store.full(path), "rb") as file:
             parquet = pq.ParquetFile(file)
             schema, carry = parquet.schema_arrow, config.carry or []
-            image, key = find_image_column(parquet, path, config), find_key_column(schema, path, config)
+            image_column, key = find_image_column(parquet, path, config), find_key_column(schema, path, config)
             check_carry(schema, path, carry)
-            column, has_lists = (
-                describe_columns(schema, [image]),
-                is_list(schema.field(image).type),
-            )
-            wanted = list(dict.fromkeys([image, *([key] if key else []), *carry]))
+            column, has_lists = describe_columns(schema, [image_column]), is_list(schema.field(image_column).type)
+            selected = list(dict.fromkeys([image_column, *([key] if key else []), *carry]))
             row = 0
-            for batch in parquet.iter_batches(BATCH_ROWS, columns=wanted):
-                named = batch.drop_columns([image]).to_pylist() or [{}] * len(batch)
-                for scalar, rest in zip(batch[image], named, strict=True):
-                    name = str(rest[key]) if key and rest[key] not in (None, "") else f"row-{row:09d}"
-                    extra = to_extra({column: rest[column] for column in carry})
+            for batch in parquet.iter_batches(BATCH_ROWS, columns=selected):
+                other_columns = batch.drop_columns([image_column]).to_pylist() or [{}] * len(batch)
+                for scalar, values in zip(batch[image_column], other_columns, strict=True):
+                    name = str(values[key]) if key and values[key] not in (None, "") else f"row-{row:09d}"
+                    extra = to_extra({column: values[column] for column in carry})
                     if not has_lists:
                         yield list_row_image(*row_images(scalar.as_py())[0], f"{path}/{name}", path, row, extra)
                     else:
-                        for number, one in enumerate(row_images(scalar.as_py() or [])):
-                            yield list_row_image(*one, f"{path}/{name}/{number}", path, row * MAX_ROW_IMAGES + number, extra)
+                        for number, image in enumerate(row_images(scalar.as_py() or [])):
+                            offset = row * MAX_ROW_IMAGES + number
+                            yield list_row_image(*image, f"{path}/{name}/{number}", path, offset, extra)
                     row += 1
     except NoImages:
         yield "parquet"
@@ -165,53 +173,73 @@ def index_parquet(store: Store, path: str, config: SourceConfig) -> Iterator[Lis
 
 
 def list_row_image(
-    data: bytes, elsewhere: str | None, rel_path: str, path: str, offset: int, extra: str | None
+    data: bytes, external_path: str | None, rel_path: str, path: str, offset: int, extra: str | None
 ) -> ListedImage:
-    """One image of a shard. Args: elsewhere: the path that stands in the row next to the bytes."""
+    """Return one image of a shard as listed.
+
+    Args:
+        data: the encoded image; empty if it is null.
+        external_path: the path next to the bytes, in a struct of Hugging Face datasets.
+        rel_path: name of the image within the input.
+        path: the shard.
+        offset: as `ListedImage.offset`.
+        extra: as `ListedImage.extra`.
+    """
     problem = None
-    if not data and elsewhere:
-        problem = f"NoBytes: bytes is null, and only the path {elsewhere} is there: write the file with the images in it"
+    if not data and external_path:
+        problem = f"NoBytes: bytes is null, and there is only the path {external_path}. Write the file with embedded images"
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     return ListedImage(rel_path, len(data), digest, path, offset, problem=problem, extra=extra)
 
 
 class ParquetReader:
-    """As ShardReader; row groups are read a few rows at a time, once, if asked in order."""
+    """Reads the images of one Parquet shard. In ascending order, each row group is read once, a few rows at a time.
+
+    Args:
+        store: the location of the input.
+        path: the shard.
+        config: which column holds the images.
+    """
 
     def __init__(self, store: Store, path: str, config: SourceConfig) -> None:
         self.parquet = pq.ParquetFile(store.fs.open(store.full(path), "rb"))
         self.column = find_image_column(self.parquet, path, config)
-        self.is_list = is_list(self.parquet.schema_arrow.field(self.column).type)
+        self.has_lists = is_list(self.parquet.schema_arrow.field(self.column).type)
         groups = map(self.parquet.metadata.row_group, range(self.parquet.num_row_groups))
         self._starts = np.cumsum([0, *(group.num_rows for group in groups)])
-        """The first row of each row group, and the number of all rows."""
+        """The first row of each row group, then the number of all rows."""
         self._rows: Iterator[list[bytes]] = iter(())
-        self._open = -1
-        """The row group that `_rows` comes from."""
-        self._next = 0
-        """The row that `_rows` gives next."""
+        """The images of each row that is left in the open row group."""
+        self._open_group = -1
+        self._next_row = 0
+        """The row that `_rows` returns next."""
         self._images: list[bytes] = []
-        """Of the row before it."""
+        """The images of the row before `_next_row`."""
 
     def read(self, offset: int, size: int) -> bytes:
-        row, number = divmod(offset, MAX_ROW_IMAGES) if self.is_list else (offset, 0)
+        """Return the encoded image at an offset; the size is not needed.
+
+        Raises:
+            EOFError: when the shard does not have this row or image.
+        """
+        row, number = divmod(offset, MAX_ROW_IMAGES) if self.has_lists else (offset, 0)
         group = int(np.searchsorted(self._starts, row, "right")) - 1
-        if row + 1 < self._next or group != self._open:
-            self._open, self._next = group, int(self._starts[group])
+        if row + 1 < self._next_row or group != self._open_group:
+            self._open_group, self._next_row = group, int(self._starts[group])
             batches = self.parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=[self.column])
-            self._rows = (self._of(scalar) for batch in batches for scalar in batch[self.column])
-        while self._next <= row:
+            self._rows = (self._decode_row(scalar) for batch in batches for scalar in batch[self.column])
+        while self._next_row <= row:
             images = next(self._rows, None)
             if images is None:
-                raise EOFError(f"row {row} is not there")
-            self._images, self._next = images, self._next + 1
+                raise EOFError(f"the shard has no row {row}")
+            self._images, self._next_row = images, self._next_row + 1
         if number >= len(self._images):
             raise EOFError(f"row {row} has no image {number}")
         return self._images[number]
 
-    def _of(self, scalar: pa.Scalar) -> list[bytes]:
+    def _decode_row(self, scalar: pa.Scalar) -> list[bytes]:
         value = scalar.as_py()
-        return [data for data, _ in row_images((value or []) if self.is_list else value)]
+        return [data for data, _ in row_images((value or []) if self.has_lists else value)]
 
 
 FORMAT = ShardFormat(SUFFIXES, index_parquet, ParquetReader)

@@ -1,4 +1,4 @@
-"""The types of a Parquet file's columns: which hold encoded images, which hold text."""
+"""The types of Parquet columns: which can hold encoded images, which can name images, and which can be copied as JSON."""
 
 from typing import Any
 
@@ -18,36 +18,42 @@ LIST_TYPES = (
 
 
 def value_type(kind: pa.DataType) -> pa.DataType:
-    """A type without its dictionary. Types of extensions, such as UUIDs, stay what they are: neither bytes nor text."""
+    """Return the type of the values of a dictionary type, and other types unchanged.
+
+    Extension types such as UUIDs stay as they are: they count neither as binary nor as text.
+    """
     return value_type(kind.value_type) if pa.types.is_dictionary(kind) else kind
 
 
 def is_binary(kind: pa.DataType) -> bool:
+    """Return whether a type is binary, also behind a dictionary."""
     return any(is_kind(value_type(kind)) for is_kind in BINARY_TYPES)
 
 
 def is_text(kind: pa.DataType) -> bool:
+    """Return whether a type is text, also behind a dictionary."""
     return any(is_kind(value_type(kind)) for is_kind in TEXT_TYPES)
 
 
 def is_list(kind: pa.DataType) -> bool:
+    """Return whether a type is a list of any kind."""
     return any(is_kind(kind) for is_kind in LIST_TYPES)
 
 
 def is_image(kind: pa.DataType) -> bool:
-    """Whether values are encoded images: binary, or the struct of bytes and path in which datasets keeps them."""
+    """Return whether values can be encoded images: binary, or the struct of `bytes` and `path` of Hugging Face datasets."""
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" and is_binary(field.type) for field in kind)
     return is_binary(kind)
 
 
 def holds_images(kind: pa.DataType) -> bool:
-    """Whether a row has an image, or a list of images."""
+    """Return whether values can be encoded images, or lists of encoded images."""
     return is_image(kind.value_type if is_list(kind) else kind)
 
 
 def holds_binary(kind: pa.DataType) -> bool:
-    """Whether there is anything binary in a type, however deep."""
+    """Return whether a type contains a binary type at any depth."""
     kind = value_type(kind)
     if is_list(kind) or pa.types.is_map(kind):
         return holds_binary(kind.value_type if is_list(kind) else kind.item_type)
@@ -56,39 +62,58 @@ def holds_binary(kind: pa.DataType) -> bool:
     return is_binary(kind)
 
 
-def describe_columns(schema: pa.Schema, names: list[str]) -> str:
-    """Columns with their types, for a person."""
-    return ", ".join(f"{name} ({schema.field(name).type})" for name in names)
-
-
-def check_columns_exist(there: list[str], path: str, key: str, names: list[str]) -> None:
-    """Raises: ConfigError when columns that a key of the config names are not there, or several have such a name."""
-    if missing := [name for name in names if name not in there]:
-        raise ConfigError(f"source.{key} = {config_value(key, missing)}; the columns of {path}: {', '.join(there)}")
-    if twice := [name for name in names if there.count(name) > 1]:
-        raise ConfigError(
-            f"source.{key} = {config_value(key, twice)}: several columns of {path} have this name: rename them"
-        )
-
-
-def check_carry(schema: pa.Schema, path: str, names: list[str]) -> None:
-    """Raises: ConfigError when a column that is to be carried is not there, or cannot be written as JSON."""
-    check_columns_exist(schema.names, path, "carry", names)
-    if binary := [name for name in names if holds_binary(schema.field(name).type)]:
-        raise ConfigError(f"source.carry = {binary}: JSON has no form for {describe_columns(schema, binary)} of {path}")
-
-
-def check_key(schema: pa.Schema, path: str, name: str) -> None:
-    """Raises: ConfigError when the column that is to name images is not there, or is not of text or numbers."""
-    check_columns_exist(schema.names, path, "key", [name])
-    if not can_name_images(schema.field(name).type):
-        raise ConfigError(f"source.key = {name!r}: {path}: {describe_columns(schema, [name])} is no text and no number")
-
-
 def can_name_images(kind: pa.DataType) -> bool:
+    """Return whether values can name images: text, numbers and other simple values."""
     return not (holds_binary(kind) or pa.types.is_nested(value_type(kind)))
 
 
+def describe_columns(schema: pa.Schema, names: list[str]) -> str:
+    """Return columns with their types, for a message: `id (int64), name (string)`."""
+    return ", ".join(f"{name} ({schema.field(name).type})" for name in names)
+
+
+def check_columns_exist(columns: list[str], path: str, key: str, names: list[str]) -> None:
+    """Check that columns named in the config exist, each once.
+
+    Args:
+        columns: names of all columns of the file.
+        path: the file, for the message.
+        key: key of `source` in the config that names the columns.
+        names: the columns that the config names.
+
+    Raises:
+        ConfigError: when a column does not exist, or several columns have its name.
+    """
+    if missing := [name for name in names if name not in columns]:
+        raise ConfigError(f"source.{key} = {config_value(key, missing)}; the columns of {path}: {', '.join(columns)}")
+    if repeated := [name for name in names if columns.count(name) > 1]:
+        value = config_value(key, repeated)
+        raise ConfigError(f"source.{key} = {value}: several columns of {path} have this name. Rename them")
+
+
+def check_carry(schema: pa.Schema, path: str, names: list[str]) -> None:
+    """Check that the columns of `source.carry` exist and can be written as JSON.
+
+    Raises:
+        ConfigError: when a column does not exist or is binary.
+    """
+    check_columns_exist(schema.names, path, "carry", names)
+    if binary := [name for name in names if holds_binary(schema.field(name).type)]:
+        raise ConfigError(f"source.carry = {binary}: {path}: JSON cannot store {describe_columns(schema, binary)}")
+
+
+def check_key(schema: pa.Schema, path: str, name: str) -> None:
+    """Check that the column of `source.key` exists and can name images.
+
+    Raises:
+        ConfigError: when the column does not exist, or is binary, a list or a struct.
+    """
+    check_columns_exist(schema.names, path, "key", [name])
+    if not can_name_images(schema.field(name).type):
+        column = describe_columns(schema, [name])
+        raise ConfigError(f"source.key = {name!r}: {path}: {column} cannot name images. Choose a column of text or numbers")
+
+
 def config_value(key: str, names: list[str]) -> Any:
-    """Names of columns as they stand in the config."""
+    """Return column names in the form that the config key has: a list for `carry`, else one name."""
     return names if key == "carry" else repr(names[0])

@@ -1,4 +1,4 @@
-"""What every source gives: images by name, with what tells whether they changed and where their bytes lie."""
+"""The types that all sources share: their config, the images they list, and the interface of a shard format."""
 
 import json
 import math
@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from imagemill.pipeline.storage import Store
 
 UNREADABLE_SHARD = "UnreadableShard"
-"""The problem of a shard that its store did not give; the only one that the next run looks at by itself."""
+"""Error class of a shard that its store could not deliver; the next run lists the shard again without `--retry-failed`."""
 
 SHARD_CHANGED = "ShardChanged"
-"""A member that is not what the index of its shard says."""
+"""Error class of a shard member whose bytes differ from the digest in the index of the shard."""
 
 
 class SourceConfig(BaseModel):
@@ -45,46 +45,48 @@ class ListedImage:
     """One image of an input."""
 
     rel_path: str
-    """Its name within the input; in a shard SHARD/MEMBER."""
+    """Name within the input; SHARD/MEMBER for a member of a shard."""
     size: int
-    """Bytes of the encoded image."""
+    """Size of the encoded image in bytes; -1 if unknown, for an image behind a URL."""
     etag: str
-    """Differs when the image does: the store's etag of a file, a digest of the bytes in a shard."""
+    """Changes when the image changes: the store's etag of a file, or a digest of the bytes in a shard."""
     path: str
-    """The file to read: of the image, or of the shard that holds it."""
+    """The file to read: the image itself, or the shard that contains the image."""
     offset: int | None = None
-    """Where in the shard it is: a byte of the unpacked tar, a row of a Parquet file, an image of a row of lists."""
+    """Position in the shard, which only the shard format interprets; None for an image in its own file."""
     base: str | None = None
-    """The place that `path` is relative to, where it is not the input."""
+    """Location that `path` is relative to, if that is not the input; empty for a URL."""
     problem: str | None = None
-    """Why it is a reject before it was read, as `Class: reason`."""
+    """Why the image is rejected without being read, as `Class: reason`; None for a readable image."""
     mask_path: str | None = None
-    """The file that holds its mask, where it has one; the mask's place in a shard as the image's."""
+    """The file or shard that contains the mask; None without a mask."""
     mask_offset: int | None = None
+    """Position of the mask in its shard, like `offset`."""
     mask_size: int | None = None
+    """Size of the mask in bytes."""
     extra: str | None = None
-    """JSON of what was carried along with it."""
+    """JSON object of columns or sidecar files, for the column `extra`."""
 
 
 ListedEntry = ListedImage | str
-"""An image, or the kind of a file or member that is none: it is counted, not read."""
+"""An image, or the kind of a file or member that is not an image. Such files are counted and not read."""
 
 
 def escape_name(name: str) -> str:
-    """A file's name as Arrow can hold it: bytes that are not UTF-8 are written out."""
+    """Return a file name that Arrow can store: bytes that are not UTF-8 become escape sequences."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 class JsonNumber(str):
-    """A number of a JSON text, as it is written there: 1.10 stays 1.10, and no digit of a large one is lost."""
+    """A number as it is written in a JSON text: 1.10 stays 1.10, and large numbers keep all digits."""
 
 
 parse_json = json.JSONDecoder(parse_float=JsonNumber, parse_int=JsonNumber).decode
-"""The content of a JSON text. Raises: ValueError, RecursionError."""
+"""Parse a JSON text; numbers become JsonNumber. Raises ValueError or RecursionError."""
 
 
 def to_json(value: Any) -> str:
-    """A value as JSON; what JSON has no form for (a date, a NaN) as text."""
+    """Return a value as JSON. Values without a JSON form, such as dates and NaN, become strings."""
     if isinstance(value, JsonNumber):
         return value
     if isinstance(value, dict):
@@ -97,22 +99,24 @@ def to_json(value: Any) -> str:
 
 
 def to_extra(extra: dict[str, Any]) -> str | None:
-    """What goes along with an image as JSON; None for nothing."""
-    # JSON can name half of a character, which UTF-8 cannot hold: it stays as it was named.
+    """Return the JSON for the column `extra`; None if there is nothing to store."""
+    # A JSON string can contain half of a surrogate pair, which UTF-8 cannot encode. It stays an escape sequence.
     return to_json(extra).encode("utf-8", "backslashreplace").decode() if extra else None
 
 
 class ShardReader(Protocol):
-    """The images of one shard, asked for in the order in which they lie there."""
+    """Reads the images of one shard. Requests usually come in the order of the shard."""
 
-    def read(self, offset: int, size: int) -> bytes: ...
+    def read(self, offset: int, size: int) -> bytes:
+        """Return the encoded image of `size` bytes at `offset` (see `ListedImage.offset`)."""
 
 
 @dataclass(frozen=True)
 class ShardFormat:
-    """One kind of shard; `index` and `reader` take the store, the shard's path in it, and the config."""
+    """A shard format: its file suffixes, and two callables that take the store, the path of the shard and the config."""
 
     suffixes: tuple[str, ...]
     index: Callable[[Store, str, SourceConfig], Iterator[ListedEntry]]
-    """Every image of a shard, and the kind of each member that is none; a damaged end is the last image's problem."""
+    """List every image of a shard, and the kind of each other member. A damaged shard ends with one entry with a problem."""
     reader: Callable[[Store, str, SourceConfig], ShardReader]
+    """Open a shard for reading its images."""

@@ -1,4 +1,4 @@
-"""Files that systems leave next to photos: thumbnails, trash cans, resource forks. They are counted and never read."""
+"""Files that operating systems and programs leave next to photos: thumbnails, trash, resource forks. They are never read."""
 
 import re
 from fnmatch import translate
@@ -13,29 +13,30 @@ FOLDERS = (
     *(".TemporaryItems", "Network Trash Folder", "Temporary Items"),
     # trash cans
     *("$RECYCLE.BIN", ".Trash", ".Trash-*", ".Trashes", ".dtrash", ".recycle", "#recycle", "@Recycle"),
-    # NAS: Synology, QNAP and the snapshots of others
+    # NAS: Synology, QNAP, and snapshots of other systems
     *("@eaDir", "@tmp", "#snapshot", ".@__thumb", ".@upload_cache", "@Recently-Snapshot", "@Transcode"),
     *(".snapshot", ".snapshots", "~snapshot", ".zfs"),
-    # thumbnails and copies that desktops, phones and programs make
+    # thumbnails and copies made by desktops, phones and programs
     *(".thumbnails", ".thumb", ".thumbs", ".sh_thumbnails", ".xvpics", ".ipynb_checkpoints"),
     # synchronisation: deleted, old and half-written files
     *(".dropbox.cache", ".stversions", ".sync", ".tmp.drivedownload", ".tmp.driveupload"),
     # Windows and file systems
     *("System Volume Information", "lost+found"),
 )
-"""Names of folders, at any depth, of which nothing is read. `*` stands for any text; case does not count."""
+"""Names of excluded folders, at any depth. `*` matches any text; case is ignored."""
 
 FILES = (
     *("._*", ".DS_Store", ".apdisk", ".localized", "Icon\r"),
     *("Thumbs.db", "Thumbs.db:encryptable", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini"),
     *(".directory", ".nomedia", ".picasa.ini", "Picasa.ini", "*@SynoEAStream", "*@SynoResource"),
-    # Android: a picture in the trash, and one that is still being written
+    # Android: an image in the trash, and one that is still being written
     *(".trashed-*", ".pending-*"),
 )
-"""Names of files, in any folder."""
+"""Names of excluded files, in any folder."""
 
 
 def compile_patterns(names: tuple[str, ...]) -> re.Pattern[str]:
+    """Return one pattern that matches any of the names."""
     return re.compile("|".join(map(translate, names)), re.IGNORECASE)
 
 
@@ -43,12 +44,12 @@ FOLDER_PATTERN, FILE_PATTERN = compile_patterns(FOLDERS), compile_patterns(FILES
 
 
 def is_excluded(path: str) -> bool:
-    """Whether a file, by its path within the input or the shard, is one that a system left."""
+    """Return whether a file was left by a system or program, by its path within the input or shard."""
     folder, _, name = path.rpartition("/")
     return is_excluded_folder(folder) or FILE_PATTERN.match(name) is not None
 
 
 @lru_cache(maxsize=4096)
 def is_excluded_folder(path: str) -> bool:
-    """Whether a folder, by its path within the input or the shard, or a folder that it lies in, is excluded."""
+    """Return whether a folder or one of its parents is excluded, by its path within the input or shard."""
     return any(map(FOLDER_PATTERN.match, path.split("/")))

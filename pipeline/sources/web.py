@@ -1,4 +1,4 @@
-"""Images by http(s) URL, for manifests: one that was let in must not reach into the network that the workers stand in."""
+"""Fetch images by http(s) URL, for manifests. By default a URL must not reach into the private network of the workers."""
 
 import io
 import ipaddress
@@ -21,95 +21,116 @@ WEB_SCHEMES = ("http", "https")
 USER_INFO = re.compile(r"(?<=://)[^/?#\s]+(?=@)")
 SECRET_PARAMETER = re.compile(r"([?&][^=&\s]*(?:sig|token|secret|passw|credential|key)[^=&\s]*=)[^&\s\"'<>]+", re.IGNORECASE)
 TIMEOUT_SECONDS = 30.0
-"""Between two pieces of an answer."""
+"""Maximum time without a byte from the server."""
 RESPONSE_SECONDS = 600.0
-"""For all of an answer, from its first byte to its last."""
+"""Maximum time for a whole response."""
 CHUNK_BYTES = 1 << 20
 
 
 def redact_secrets(text: str) -> str:
-    """Text without what addresses in it may carry: a password before the host, a signature in the query."""
+    """Remove the secrets of the URLs in a text: a password before the host, a signature in the query."""
     return SECRET_PARAMETER.sub(r"\1…", USER_INFO.sub("…", text))
 
 
 class AddressRefused(OSError):
-    """A host whose address is private, link-local or otherwise not of the open Internet."""
+    """Raised for a host whose address is private, link-local or otherwise not on the public internet."""
 
 
 class InvalidAddress(OSError):
-    """What cannot be asked for: a port that is no number, or a user and password before the host."""
+    """Raised for an invalid URL: a port that is not a number, or a user and password before the host."""
 
 
 class TooLarge(OSError):
-    """A body of more bytes than are wanted."""
+    """Raised for a response body with more bytes than allowed."""
 
 
 def connect_public(address: tuple[str, int], *args: Any, **kwargs: Any) -> socket.socket:
-    """As socket.create_connection, to the address that was checked: a name that resolves otherwise later gains nothing.
+    """Connect like `socket.create_connection`, to public addresses only.
 
-    Raises: AddressRefused.
+    The connection goes to the address that was checked, so a name that resolves differently later gains nothing.
+
+    Raises:
+        AddressRefused: when the host has an address that is not public.
     """
     host, port = address
-    found = [place[0] for *_, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-    inner = [str(ip) for ip in found if not ipaddress.ip_address(str(ip).partition("%")[0]).is_global]
-    if inner:
-        raise AddressRefused(f"{host} is {inner[0]}, no public address; source.http: any lets it in")
-    return socket.create_connection((str(found[0]), port), *args, **kwargs)
+    ips = [str(resolved[0]) for *_, resolved in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    private = [ip for ip in ips if not ipaddress.ip_address(ip.partition("%")[0]).is_global]
+    if private:
+        raise AddressRefused(f"{host} is {private[0]}, which is not a public address. source.http: any allows it")
+    return socket.create_connection((ips[0], port), *args, **kwargs)
 
 
 class TimedStream(io.RawIOBase):
-    """What a server sends, until ANSWER_SECONDS are over: its socket's timeout begins anew with each byte."""
+    """The bytes that a server sends, for at most RESPONSE_SECONDS. The timeout of a socket restarts with each byte.
+
+    Args:
+        sock: the socket of the connection.
+        raw: the stream that reads from the socket.
+    """
 
     def __init__(self, sock: socket.socket, raw: io.RawIOBase) -> None:
         self.sock, self.raw, self.end = sock, raw, time.monotonic() + RESPONSE_SECONDS
 
     def readable(self) -> bool:
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        left = self.end - time.monotonic()
-        if left <= 0:
-            raise TimeoutError(f"not there after {RESPONSE_SECONDS:.0f} s")
-        self.sock.settimeout(min(left, TIMEOUT_SECONDS))
+        """Read into a buffer; return the number of bytes."""
+        remaining = self.end - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError(f"the response is not complete after {RESPONSE_SECONDS:.0f} s")
+        self.sock.settimeout(min(remaining, TIMEOUT_SECONDS))
         return self.raw.readinto(buffer)
 
     def close(self) -> None:
+        """Close the stream."""
         self.raw.close()
         super().close()
 
 
 class TimedResponse(HTTPResponse):
+    """A response whose body is read through a TimedStream."""
+
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
         self.fp = io.BufferedReader(TimedStream(sock, self.fp.detach()))
 
 
 class Handler(urllib.request.AbstractHTTPHandler):
-    """http and https, by connections whose answers come to an end."""
+    """Opens http and https URLs, on connections whose responses have a time limit.
+
+    Args:
+        public_only: whether to refuse addresses that are not public.
+    """
 
     def __init__(self, public_only: bool) -> None:
         super().__init__()
         self.public_only = public_only
         self.http_request = self.https_request = self.do_request_
 
-    def connection(self, kind: type[HTTPConnection], *args: Any, **kwargs: Any) -> Any:
-        made: Any = kind(*args, **kwargs)
-        made.response_class = TimedResponse
+    def make_connection(self, kind: type[HTTPConnection], *args: Any, **kwargs: Any) -> Any:
+        """Return a connection that applies the time limit and the check of addresses."""
+        connection: Any = kind(*args, **kwargs)
+        connection.response_class = TimedResponse
         if self.public_only:
-            made._create_connection = connect_public
-        return made
+            connection._create_connection = connect_public
+        return connection
 
     def http_open(self, request: urllib.request.Request) -> Any:
-        return self.do_open(partial(self.connection, HTTPConnection), request)
+        """Open an http URL; urllib calls this method by its name."""
+        return self.do_open(partial(self.make_connection, HTTPConnection), request)
 
     def https_open(self, request: urllib.request.Request) -> Any:
-        return self.do_open(partial(self.connection, HTTPSConnection), request)
+        """Open an https URL; urllib calls this method by its name."""
+        return self.do_open(partial(self.make_connection, HTTPSConnection), request)
 
 
 class Redirects(urllib.request.HTTPRedirectHandler):
-    """As urllib's, which reads all of a redirect's body, without an end where it has none, before it goes on."""
+    """Follows redirects without reading their bodies. urllib's handler reads the whole body first, even an endless one."""
 
     def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        """Close the response, then follow the redirect."""
         fp.close()
         return super().http_error_302(req, fp, code, msg, headers)
 
@@ -117,35 +138,43 @@ class Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def fetch(url: str, max_bytes: int, public_only: bool) -> bytes:
-    """Return the body at a URL, and ask a busy server again for as long as pauses.py says.
+    """Return the body at a URL. A busy server is asked again, for as long as pauses.py says.
 
-    Redirects are followed, each under the same rule. No proxy of the environment is used.
+    Redirects are followed, each under the same rules. Proxies from the environment are not used.
 
-    Raises: FileNotFoundError for 404 and 410; AddressRefused, NoAddress and TooLarge, which stay as they are; OSError
-        otherwise, and for a body that was cut off, or is not there after ANSWER_SECONDS (TimeoutError).
+    Args:
+        url: an http(s) URL.
+        max_bytes: maximum size of the body.
+        public_only: whether to refuse addresses that are not public.
+
+    Raises:
+        FileNotFoundError: for HTTP status 404 and 410.
+        AddressRefused, InvalidAddress, TooLarge: when trying again cannot help.
+        TimeoutError: when the response is not complete after RESPONSE_SECONDS.
+        OSError: for other failures, and for a body that was cut off.
     """
     shown = redact_secrets(url)
-    # As urllib does it for redirects.
-    asked = urllib.parse.quote(url, safe=string.punctuation)
+    # urllib quotes the URLs of redirects in the same way.
+    quoted = urllib.parse.quote(url, safe=string.punctuation)
     attempt = 0
     while True:
         try:
-            host = urllib.parse.urlsplit(asked).netloc
+            host = urllib.parse.urlsplit(quoted).netloc
             time.sleep(quiet_seconds(host))
-            body = request_body(asked, shown, max_bytes, public_only)
+            body = request_body(quoted, shown, max_bytes, public_only)
             answered(host)
             return body
         except urllib.error.HTTPError as e:
             attempt += 1
             if e.code in BUSY and (seconds := pause(host, retry_after(dict(e.headers)), attempt)) is not None:
-                log.info("%s: busy (HTTP %d), asked again after %.1f s", shown, e.code, seconds)
+                log.info("%s: busy (HTTP %d), trying again after %.1f s", shown, e.code, seconds)
                 time.sleep(seconds)
                 continue
             if e.code not in BUSY:
                 answered(host)
             if e.code in (404, 410):
                 raise FileNotFoundError(f"{shown}: {e.code}") from None
-            # A redirect that is refused is named.
+            # The reason names a redirect that was refused.
             raise OSError(f"{shown}: {e.code} {redact_secrets(str(e.reason))}") from None
         except urllib.error.URLError as e:
             if isinstance(e.reason, AddressRefused):
@@ -154,18 +183,25 @@ def fetch(url: str, max_bytes: int, public_only: bool) -> bytes:
         except TimeoutError as e:
             raise TimeoutError(f"{shown}: {e}") from None
         except (InvalidURL, ValueError):
-            # What they say holds the password that was taken for a port.
-            raise InvalidAddress(f"{shown}: no address that can be asked; user and password have no place in one") from None
+            # The message of the error may contain a password that was parsed as a port, so it is not shown.
+            raise InvalidAddress(f"{shown}: invalid URL. It must not contain a user and password") from None
         except HTTPException as e:
             raise OSError(f"{shown}: {type(e).__name__} {e}") from None
 
 
 def request_body(url: str, shown: str, max_bytes: int, public_only: bool) -> bytes:
-    """Return the body at a URL by one request, and those that it is redirected to.
+    """Return the body at a URL, by one request and its redirects.
 
-    Raises: as `body_of`; urllib's errors; AddressRefused.
+    Args:
+        url: the quoted URL.
+        shown: the URL without secrets, for messages.
+        max_bytes: maximum size of the body.
+        public_only: whether to refuse addresses that are not public.
+
+    Raises:
+        AddressRefused, TooLarge, OSError, HTTPException, urllib.error.URLError: as `fetch` handles them.
     """
-    # Not urllib's usual handlers: they follow a redirect to ftp, past the check of addresses.
+    # urllib's default handlers would follow a redirect to ftp, around the check of addresses.
     opener = urllib.request.OpenerDirector()
     for handler in (
         Handler(public_only),
@@ -177,22 +213,27 @@ def request_body(url: str, shown: str, max_bytes: int, public_only: bool) -> byt
         opener.add_handler(handler)
     opener.addheaders = [("User-Agent", "imagemill")]
     try:
-        with opener.open(url, timeout=TIMEOUT_SECONDS) as answer:
-            return read_body(answer, shown, max_bytes)
+        with opener.open(url, timeout=TIMEOUT_SECONDS) as response:
+            return read_body(response, shown, max_bytes)
     except urllib.error.HTTPError as e:
-        # Its connection stays open as long as somebody holds the error.
+        # The connection would stay open as long as the error is referenced.
         e.close()
         raise
 
 
-def read_body(answer: Any, url: str, max_bytes: int) -> bytes:
-    """All of an answer (an http.client.HTTPResponse). Raises: TooLarge, OSError, HTTPException."""
+def read_body(response: Any, url: str, max_bytes: int) -> bytes:
+    """Read the whole body of an `http.client.HTTPResponse`.
+
+    Raises:
+        TooLarge: when the body has more than `max_bytes`.
+        OSError, HTTPException: when the body was cut off or cannot be read.
+    """
     body = bytearray()
-    while piece := answer.read1(CHUNK_BYTES):
-        body += piece
+    while chunk := response.read1(CHUNK_BYTES):
+        body += chunk
         if len(body) > max_bytes:
             raise TooLarge(f"{url}: more than {max_bytes / 1e6:.0f} MB")
-    # What http.client still waits for; it takes the end of a line for the end of a body.
-    if answer.length:
-        raise OSError(f"{url}: cut off, {answer.length} bytes are missing")
+    # http.client takes the end of the connection for the end of the body; `length` is the number of bytes still missing.
+    if response.length:
+        raise OSError(f"{url}: cut off, {response.length} bytes are missing")
     return bytes(body)

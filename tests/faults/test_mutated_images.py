@@ -39,21 +39,21 @@ def test_mutated_images_become_rows_or_rejects(tmp_path: Path, crops, figure, co
     rejects = read_parts(output, list_parts(output, "rejects"), ["rel_path", "stage", "error_class", "error", "transient"])
     assert all(row["error_class"] and row["error"] for row in rejects.to_pylist())
     assert not [row for row in rejects.to_pylist() if row["transient"]]
-    seen = verify(output)
-    assert (seen.problems, seen.rows) == ([], record["ok"])
+    verified = verify(output)
+    assert (verified.problems, verified.rows) == ([], record["ok"])
     peak, idle = (record["peak_rss_mb"][key] for key in ("actor", "idle_actor"))
     figure(
         f"{len(files):,} mutated images and decompression bombs",
         f"0 crashes: {record['ok']:,} ok, {record['rejected']:,} rejected with a reason; actor {peak} MB, idle {idle} MB",
     )
 
-    # Once more: nothing is done, and nothing written but the run's own record.
-    before = {e.path: e.etag for e in output.entries() if not e.path.startswith("runs/")}
+    # A second run processes nothing, and writes only its run record.
+    first_etags = {e.path: e.etag for e in output.entries() if not e.path.startswith("runs/")}
     began = time.process_time()
     again = run(config)
     seconds = time.process_time() - began
     assert (again["planned"], again["found"]) == (0, len(files))
-    assert {e.path: e.etag for e in output.entries() if not e.path.startswith("runs/")} == before
+    assert {e.path: e.etag for e in output.entries() if not e.path.startswith("runs/")} == first_etags
     assert seconds < 10
     figure(
         f"rerun of a finished run of {len(files):,} images",

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from imagemill.jobs.nightly import NightlyConfig, show_night
+from imagemill.jobs.night_config import NightlyConfig
+from imagemill.jobs.nightly import show_night
 from imagemill.jobs.verify import show_verified
 from imagemill.pipeline.storage import Store
 from tests.support.run_processes import make_photos

@@ -11,7 +11,7 @@ import typer
 import yaml
 
 from imagemill.jobs.cli import app
-from imagemill.jobs.nightly import NightlyConfig
+from imagemill.jobs.night_config import NightlyConfig
 from imagemill.pipeline.config import read_yaml, validate
 from tests.support.manifests import KUBERNETES, OVERLAYS, ROOT, built, of_kind
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from imagemill.jobs.nightly import NightlyConfig, runs_of
+from imagemill.jobs.night_config import NightlyConfig, plan_night
 from imagemill.pipeline.config import RunConfig, validate
 from tests.support.manifests import KUBERNETES, OVERLAYS, ROOT, Manifest, built, of_kind, pod_specs, problems
 
@@ -128,7 +128,7 @@ def test_configs_of_the_pods_are_valid() -> None:
     data = of_kind(manifests("cpu"), "ConfigMap")["imagemill"]["data"]
     validate(RunConfig, yaml.safe_load(data["job.yaml"]), "job.yaml")
     night = validate(NightlyConfig, yaml.safe_load(data["night.yaml"]), "night.yaml")
-    assert runs_of(night, date(2026, 3, 1))
+    assert plan_night(night, date(2026, 3, 1))
     # The RayJob has the deadline of the night: exit 7 would count as a failure there and be retried until the next morning.
     assert night.until is None
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from imagemill.pipeline.schema import SOURCE
 from tests.support.folders import rows
-from tests.support.sample_images import saved
+from tests.support.sample_images import encode_as
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 EOI = b"\xff\xd9"
@@ -23,14 +23,14 @@ def album(tmp_path: Path, crops: list[np.ndarray]) -> Path:
     """Two damaged JPEGs, a JPEG and a PNG that are whole, an animation of three frames, and a file that is no image."""
     folder = tmp_path / "album"
     folder.mkdir()
-    whole = saved(Image.fromarray(crops[0]), "JPEG", quality=90)
+    whole = encode_as(Image.fromarray(crops[0]), "JPEG", quality=90)
     frames = [Image.fromarray(crop).quantize(16) for crop in crops[1:4]]
     files = {
         "whole.jpg": whole,
         "cut.jpg": whole[: len(whole) // 2],
         "cut_with_end_mark.jpg": whole[: len(whole) // 2] + EOI,
-        "whole.png": saved(Image.fromarray(crops[4]), "PNG"),
-        "animation.gif": saved(frames[0], "GIF", save_all=True, append_images=frames[1:]),
+        "whole.png": encode_as(Image.fromarray(crops[4]), "PNG"),
+        "animation.gif": encode_as(frames[0], "GIF", save_all=True, append_images=frames[1:]),
         "text.jpg": b"text",
     }
     for name, data in files.items():

@@ -146,7 +146,7 @@ def test_shapes_lie_in_folders_of_their_own_and_vectors_in_one(photos: Store, tm
 def test_other_formats_hold_the_same(digits: Store, form: str, tmp_path: Path) -> None:
     codes = read_latents(digits.url)
     expected = dict(zip(codes.arrow()["image_id"].to_pylist(), codes.numpy(), strict=True))
-    export(digits, Store(str(tmp_path / "out")), form=form)
+    export(digits, Store(str(tmp_path / "out")), file_format=form)
     read = {"npy": from_npy, "webdataset": from_tar, "lance": from_lance}[form]
     found = read(tmp_path / "out")
     assert found.keys() == expected.keys()
@@ -177,7 +177,7 @@ def test_an_export_says_what_it_holds_and_how_to_decode_it_where_that_can_be(
             ({"columns": enough[1:]}, "5 images, latents of 2 shapes, in 2 parts below", False),
             ({"columns": ["rel_path", "embedding"], "pool": "gem"}, "5 images, embeddings (gem), in 1 part below", False),
             ({"columns": ["rel_path"]}, "5 images, 1 column, in 1 part below", False),
-            ({"form": "npy"}, "latents of 2 shapes", False),
+            ({"file_format": "npy"}, "latents of 2 shapes", False),
         )
     ):
         dest, images = Store(str(tmp_path / f"{number}")), Store(str(tmp_path / f"{number}-images"))
@@ -245,7 +245,7 @@ def test_the_vector_of_search_is_exported_of_codecs_alone(photos: Store, digits:
     assert (len(searched), len(found)) == (2, 5)
     for name, vector in searched.items():
         np.testing.assert_allclose(found[name], vector, atol=1e-6)
-    with pytest.raises(ConfigError, match="--pool likeness: only for codecs such as compress-small, not conv-mnist"):
+    with pytest.raises(ConfigError, match="--pool likeness: not available for conv-mnist"):
         export(digits, Store(str(tmp_path / "x")), pool="likeness")
     assert not (tmp_path / "x").exists()
 
@@ -253,7 +253,7 @@ def test_the_vector_of_search_is_exported_of_codecs_alone(photos: Store, digits:
 def test_several_models_are_refused_by_name_until_one_is_chosen(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
     compressed(tmp_path, {"0.png": pieces["0.png"], "1.png": pieces["1.png"]}, "conv-mnist", 1)
     output = compressed(tmp_path, {"1.png": pieces["1.png"]}, "conv-mnist-transposed", 2)
-    with pytest.raises(ConfigError, match=r"2 models.*conv-mnist .*: 1 row; conv-mnist-transposed .*give --model"):
+    with pytest.raises(ConfigError, match=r"2 models.*conv-mnist .*: 1 row; conv-mnist-transposed .*--model"):
         export(output, Store(str(tmp_path / "x")))
     assert not (tmp_path / "x").exists()
     assert export(output, Store(str(tmp_path / "x")), model="conv-mnist")["rows"] == 2
@@ -264,11 +264,11 @@ def test_several_models_are_refused_by_name_until_one_is_chosen(tmp_path: Path, 
 def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(digits: Store, exported: Path, tmp_path: Path) -> None:
     free = Store(str(tmp_path / "free"))
     for what, message in (
-        ({"columns": ["colour"]}, "no column colour; there are: image_id"),
-        ({"columns": ["embedding"], "pool": "none"}, r"no column embedding \(--pool none makes no embedding\)"),
-        ({"pool": "max"}, "--pool max: one of none, flatten, gem, likeness, mean"),
-        ({"form": "csv"}, "--format csv: one of lance, npy"),
-        ({"form": "webdataset", "columns": ["latent"]}, "image_id"),
+        ({"columns": ["colour"]}, "no column colour. Valid: image_id"),
+        ({"columns": ["embedding"], "pool": "none"}, r"no column embedding \(--pool none computes no embedding\)"),
+        ({"pool": "max"}, "--pool max: unknown pool. Valid: none, flatten, gem, likeness, mean"),
+        ({"file_format": "csv"}, "--format csv: unknown format. Valid: lance, npy"),
+        ({"file_format": "webdataset", "columns": ["latent"]}, "image_id"),
         ({"run": "x"}, "no row is of run x"),
         ({"model": "x"}, "no row is of model x"),
     ):
@@ -280,7 +280,7 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(digits: Store, e
     for dest, message in (
         (tmp_path / "photos", "not empty"),
         (exported, "holds a finished export"),
-        (Path(digits.root) / "export", "one in the other"),
+        (Path(digits.root) / "export", "overlap: one contains the other"),
     ):
         with pytest.raises(ConfigError, match=message):
             export(digits, Store(str(dest)))
@@ -369,7 +369,7 @@ def test_an_export_goes_to_a_bucket_and_is_read_from_there(digits: Store, moto_b
 
 
 def test_parts_are_of_bounded_size(digits: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagemill.jobs.export.PART_BYTES", 2_000)
+    monkeypatch.setattr("imagemill.jobs.export_parts.PART_BYTES", 2_000)
     record = export(digits, Store(str(tmp_path / "export")))
     assert record["parts"] == {"latents": 2}
     assert len(pq.read_table(tmp_path / "export/latents")) == COUNT

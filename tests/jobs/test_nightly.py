@@ -1,4 +1,4 @@
-"""Nights: what is new alone, missed days, deadlines, failures that keep nobody else from work, and word of it."""
+"""Nights: new images, missed days, deadlines, failed runs, and the notification."""
 
 import json
 import re
@@ -17,7 +17,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from imagemill.jobs.nightly import NightlyConfig, runs_of, seconds_until, show_night
+from imagemill.jobs.night_config import NightlyConfig, plan_night
+from imagemill.jobs.nightly import seconds_until, show_night
 from imagemill.pipeline.config import read_yaml, validate
 from imagemill.pipeline.errors import ConfigError, Deadline, NightFailed, StorageError
 from imagemill.pipeline.output.verify import verify
@@ -28,11 +29,12 @@ TONIGHT = date(2026, 3, 1)
 
 @pytest.fixture
 def night(tmp_path: Path, crops: list[np.ndarray]) -> dict[str, Any]:
+    """Return the config of a night with a dated job and another one; its notification goes into a file."""
     for place in ("all", "in/2026-02-27", "in/2026-03-01"):
         (tmp_path / place).mkdir(parents=True)
         for number in range(2):
             Image.fromarray(crops[number]).save(tmp_path / place / f"{number}.png")
-    save = f"import sys; open({str(tmp_path / 'told')!r}, 'w').write(sys.stdin.read())"
+    save = f"import sys; open({str(tmp_path / 'notification.json')!r}, 'w').write(sys.stdin.read())"
     return {
         "jobs": [
             {"name": "dated", "task": "denoise", "input": f"{tmp_path}/in/{{date}}", "output": f"{tmp_path}/out/{{date}}"},
@@ -43,22 +45,22 @@ def night(tmp_path: Path, crops: list[np.ndarray]) -> dict[str, Any]:
     }
 
 
-def told(tmp_path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((tmp_path / "told").read_text())
+def notification(tmp_path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((tmp_path / "notification.json").read_text())
     return content
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_night_does_what_is_new_and_catches_up_and_says_so(night, tmp_path, capsys):
+def test_night_processes_new_images_and_missed_days(night, tmp_path, capsys):
     show_night(NightlyConfig(**night), TONIGHT)
-    runs = told(tmp_path)["runs"]
-    assert {r["exit_reason"] for r in runs if "run_id" not in r} == {"no input on that day"}
+    runs = notification(tmp_path)["runs"]
+    assert {r["exit_reason"] for r in runs if "run_id" not in r} == {"no input for this day"}
     runs = [run for run in runs if "run_id" in run]
     assert [(r["job"], r["ok"], r["exit_code"]) for r in runs] == [
         ("dated 2026-02-27", 2, 0), ("dated 2026-03-01", 2, 0), ("whole", 2, 0),
     ]  # fmt: skip
     assert all(verify(Store(run["output"])).problems == [] for run in runs)
-    page = Path(told(tmp_path)["report"])
+    page = Path(notification(tmp_path)["report"])
     text = page.read_text()
     assert "Caught up: dated 2026-02-27 (2)." in text
     assert "6 without an input" in text
@@ -68,32 +70,32 @@ def test_a_night_does_what_is_new_and_catches_up_and_says_so(night, tmp_path, ca
     capsys.readouterr()
     show_night(NightlyConfig(**night), TONIGHT)
     assert "nothing new" in capsys.readouterr().out
-    assert [r["planned"] for r in told(tmp_path)["runs"] if "planned" in r] == [0, 0, 0]
+    assert [r["planned"] for r in notification(tmp_path)["runs"] if "planned" in r] == [0, 0, 0]
     newest = (tmp_path / "nights/index.html").read_text()
     assert 'badge good">nothing new' in newest
     assert f'<a href="{page.name}">' in newest
 
-    # A job that fails is named; the others are done.
+    # A failed job is named, and the other jobs run.
     (tmp_path / "in/2026-03-01/2.png").write_bytes((tmp_path / "all/0.png").read_bytes())
     (tmp_path / "all/2.png").write_bytes((tmp_path / "all/0.png").read_bytes())
     broken = {"name": "broken", "task": "denoise", "input": f"{tmp_path}/nowhere", "output": f"{tmp_path}/x"}
     with pytest.raises(NightFailed, match="1 of 10") as failed:
         show_night(NightlyConfig(**night | {"jobs": [broken, *night["jobs"]], "drift_alert": 50.0}), TONIGHT)
     assert failed.value.exit_code == 5
-    assert [r["ok"] for r in told(tmp_path)["runs"] if "ok" in r] == [0, 1, 1]
-    [(drift, end)] = [(r["drift"], r["exit_reason"]) for r in told(tmp_path)["runs"] if "drift" in r]
+    assert [r["ok"] for r in notification(tmp_path)["runs"] if "ok" in r] == [0, 1, 1]
+    [(drift, end)] = [(r["drift"], r["exit_reason"]) for r in notification(tmp_path)["runs"] if "drift" in r]
     assert (drift["against"], drift["alert"], end) == (runs[2]["run_id"], False, "done")
     assert drift["distance"] > 0
 
-    # A place that is gone is not a day without images.
+    # A missing parent folder is an error, not a day without images.
     gone = {**night["jobs"][0], "input": f"{tmp_path}/moved/{{date}}"}
     with pytest.raises(NightFailed):
         show_night(NightlyConfig(jobs=[gone]), TONIGHT)
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_date_in_the_middle_of_an_input_and_a_bucket_that_does_not_answer(night, tmp_path):
-    """A day without a folder is none, wherever the date stands; and what fails before a run is its job's alone."""
+def test_night_accepts_a_date_anywhere_in_the_input(night, tmp_path):
+    """A day without a folder is skipped, and a bucket without an answer fails only its own job."""
     for place in ("in/2026-02-27", "in/2026-03-01"):
         (tmp_path / place).rename(tmp_path / "day")
         (tmp_path / place).mkdir()
@@ -105,15 +107,15 @@ def test_a_date_in_the_middle_of_an_input_and_a_bucket_that_does_not_answer(nigh
     night |= {"jobs": [silent | {"storage": storage}, dated, whole], "catch_up": 3}
     with pytest.raises(NightFailed, match="4 of 9 runs"):
         show_night(NightlyConfig(**night), TONIGHT)
-    runs = told(tmp_path)["runs"]
+    runs = notification(tmp_path)["runs"]
     assert [run["exit_code"] for run in runs] == [5, 5, 5, 5, 0, 0, 0, 0, 0]
     assert "s3://b/2026-03-01" in runs[3]["exit_reason"]
-    assert [run["exit_reason"] for run in runs[4:8]] == ["no input on that day", "done", "no input on that day", "done"]
+    assert [run["exit_reason"] for run in runs[4:8]] == ["no input for this day", "done", "no input for this day", "done"]
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_night_goes_on_after_a_run_that_would_replace_what_is_not_its_own(night, tmp_path):
-    """Another card, and a folder with images of the user: each is the failure of its job alone."""
+def test_night_continues_after_a_refused_run(night, tmp_path):
+    """Images from another place, and an output with files of the user, fail only their own jobs."""
     whole = night["jobs"][1]
     first = {"name": "first", "task": "denoise", "input": f"{tmp_path}/all", "output": f"{tmp_path}/clean"}
     card = first | {"name": "card", "input": f"{tmp_path}/in/2026-03-01"}
@@ -123,45 +125,45 @@ def test_a_night_goes_on_after_a_run_that_would_replace_what_is_not_its_own(nigh
     jobs = [first, card, project, whole]
     with pytest.raises(NightFailed, match=r"2 of 4 runs failed: card \(exit 2\); project \(exit 2\)"):
         show_night(NightlyConfig(**night | {"jobs": jobs}), TONIGHT)
-    runs = told(tmp_path)["runs"]
+    runs = notification(tmp_path)["runs"]
     assert [run["exit_code"] for run in runs] == [0, 2, 2, 0]
     assert "2 of its 2 images have rows that were made from" in runs[1]["exit_reason"]
     assert "images/ holds files that no run of imagemill wrote" in runs[2]["exit_reason"]
     assert (tmp_path / "project/images/0.png").read_bytes() == b"mine"
     show_night(NightlyConfig(**night | {"jobs": [card | {"allow_new_input": True}, whole]}), TONIGHT)
-    assert [run["exit_reason"] for run in told(tmp_path)["runs"]] == ["done", "done"]
+    assert [run["exit_reason"] for run in notification(tmp_path)["runs"]] == ["done", "done"]
 
 
-def test_a_night_that_cannot_be_is_refused_before_it_starts(night):
+def test_night_checks_all_jobs_before_the_first_run(night):
     night["jobs"][0]["output"] = "/tmp/all-dates-in-one"
-    with pytest.raises(ConfigError, match="taken for one"):
-        runs_of(NightlyConfig(**night), TONIGHT)
+    with pytest.raises(ConfigError, match="is in only one of input and output"):
+        plan_night(NightlyConfig(**night), TONIGHT)
     first = {"name": "first", "task": "denoise", "input": "in", "output": "out"}
     wrong = {
         "unknown key 'inptu'": {"task": "denoise", "inptu": "x"},
         "job 2: task='denosie': unknown. Valid:": first | {"name": "job 2", "task": "denosie"},
         "job 2: denoise: unknown key 'params.sigam'; valid: sigma": first | {"name": "job 2", "params": {"sigam": 25}},
         "job 2: input is missing": {"task": "denoise", "output": "other"},
-        "second: output out is that of a job with the task denoise, not compress": first
+        "second: output out belongs to another job with the task denoise, not compress": first
         | {"name": "second", "task": "compress"},
-        "job 2: input = ['i/{date}']: one folder": {
+        "job 2: input=['i/{date}']: must be one folder": {
             "task": "denoise",
             "input": ["i/{date}"],
             "output": "o/{date}",
         },
-        "job 2: output = {'{date}': 1}: one folder": {"task": "denoise", "input": "i/{date}", "output": {"{date}": 1}},
-        "job 2: config = 5: the name of one file": {"config": 5},
-        "job 2: config = None: the name of one file": {"config": None},
+        "job 2: output={'{date}': 1}: must be one folder": {"task": "denoise", "input": "i/{date}", "output": {"{date}": 1}},
+        "job 2: config=5: must be the name of one file": {"config": 5},
+        "job 2: config=None: must be the name of one file": {"config": None},
     }
-    for said, job in wrong.items():
-        with pytest.raises(ConfigError, match=re.escape(said)):
-            runs_of(NightlyConfig(jobs=[first, job]), TONIGHT)
+    for message, job in wrong.items():
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            plan_night(NightlyConfig(jobs=[first, job]), TONIGHT)
 
 
-def test_a_config_lies_beside_the_night_that_names_it(night, tmp_path):
+def test_job_config_is_relative_to_the_night(night, tmp_path):
     (tmp_path / "denoise.yaml").write_text("task: denoise\nrows_per_part: 7")
     job = {"config": "denoise.yaml", "input": "in", "output": "out", "limit": 3}
-    (planned,) = runs_of(NightlyConfig(jobs=[job]), TONIGHT, tmp_path)
+    (planned,) = plan_night(NightlyConfig(jobs=[job]), TONIGHT, tmp_path)
     assert (planned.config.task, planned.config.rows_per_part, planned.config.limit) == ("denoise", 7, 3)
 
 
@@ -169,15 +171,15 @@ def test_a_config_lies_beside_the_night_that_names_it(night, tmp_path):
     ("written", "until"),
     [("22:30", "22:30"), ("06:00", "06:00"), ("6:30", "06:30"), ("'22:30'", "22:30"), ("0:05", "00:05"), ("~", None)],
 )
-def test_night_ends_at_time_written_with_or_without_quotes(written, until, night, tmp_path):
-    """YAML 1.1 takes 22:30 for a number of base 60, which is 1350."""
+def test_until_needs_no_quotes(written, until, night, tmp_path):
+    """YAML 1.1 would read 22:30 as the number 1350 in base 60."""
     (tmp_path / "night.yaml").write_text(f"until: {written}\n")
     values = night | read_yaml(str(tmp_path / "night.yaml"))
     assert validate(NightlyConfig, values, "night.yaml").until == until
 
 
 @pytest.mark.parametrize("written", ["24:00", "22:60", "1350", "22:30:00", "yes", "2.5", "noon", "[22]"])
-def test_night_with_no_time_of_day_is_refused(written, night, tmp_path):
+def test_until_must_be_a_time_of_day(written, night, tmp_path):
     (tmp_path / "night.yaml").write_text(f"until: {written}\n")
     with pytest.raises(ConfigError, match=r"^n: until = .*HH:MM from 00:00 to 23:59$"):
         validate(NightlyConfig, night | read_yaml(str(tmp_path / "night.yaml")), "n")
@@ -193,7 +195,7 @@ def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("berlin")
-def test_the_deadline_is_the_next_time_that_clocks_show_it():
+def test_seconds_until_follows_daylight_saving_time():
     assert seconds_until("06:00", datetime(2026, 3, 28, 22, 30)) == 6.5 * 3600
     assert seconds_until("06:00", datetime(2026, 10, 24, 22, 30)) == 8.5 * 3600
     assert seconds_until("06:00", datetime(2026, 3, 1, 22, 30)) == 7.5 * 3600
@@ -202,7 +204,7 @@ def test_the_deadline_is_the_next_time_that_clocks_show_it():
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_deadline_while_a_page_is_made_ends_the_night_after_a_run_that_is_done(night, tmp_path, monkeypatch):
+def test_deadline_during_a_report_leaves_the_run_done(night, tmp_path, monkeypatch):
     def late(*_: object) -> None:
         raise Deadline
 
@@ -210,27 +212,27 @@ def test_a_deadline_while_a_page_is_made_ends_the_night_after_a_run_that_is_done
     dated, whole = night["jobs"]
     with pytest.raises(Deadline):
         show_night(NightlyConfig(**night | {"jobs": [whole, dated], "catch_up": 0}), TONIGHT)
-    done, left = told(tmp_path)["runs"]
+    done, left = notification(tmp_path)["runs"]
     assert (done["exit_code"], done["exit_reason"], left["exit_code"]) == (0, "done", 7)
     assert json.loads((tmp_path / "codes/runs" / done["run_id"] / "run.json").read_text())["exit_code"] == 0
 
 
-def test_a_night_that_failed_and_came_to_its_deadline_is_a_failure_and_over(night, tmp_path, monkeypatch):
-    """Codes of failures are tried again: from minutes after its deadline it would run until the next one."""
+def test_failed_night_at_its_deadline_exits_with_8(night, tmp_path, monkeypatch):
+    """Schedulers retry other codes of failures: a retry after the deadline would run until the next one."""
 
-    def ended(config, record):
+    def fail(config, record):
         raise StorageError("the store is away") if config.task == "denoise" else Deadline
 
-    monkeypatch.setattr("imagemill.jobs.nightly.run", ended)
+    monkeypatch.setattr("imagemill.jobs.nightly.run", fail)
     night["jobs"][0] |= {"input": f"{tmp_path}/all", "output": f"{tmp_path}/out"}
-    with pytest.raises(NightFailed, match=r"1 of 2 runs failed: dated \(exit 5\); then .* deadline") as failed:
+    with pytest.raises(NightFailed, match=r"1 of 2 runs failed: dated \(exit 5\)\. Then .* deadline") as failed:
         show_night(NightlyConfig(**night), TONIGHT)
-    assert failed.value.exit_code == told(tmp_path)["exit_code"] == 8
-    assert [run["exit_code"] for run in told(tmp_path)["runs"]] == [5, 7]
-    assert "1 of 2 runs failed, stopped at its deadline" in Path(told(tmp_path)["report"]).read_text()
+    assert failed.value.exit_code == notification(tmp_path)["exit_code"] == 8
+    assert [run["exit_code"] for run in notification(tmp_path)["runs"]] == [5, 7]
+    assert "1 of 2 runs failed, stopped at the deadline" in Path(notification(tmp_path)["report"]).read_text()
 
 
-def test_a_webhook_that_speaks_no_http_is_a_warning(night, tmp_path, caplog):
+def test_webhook_failure_is_a_warning(night, tmp_path, caplog):
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:
@@ -242,28 +244,28 @@ def test_a_webhook_that_speaks_no_http_is_a_warning(night, tmp_path, caplog):
         threading.Thread(target=answer, daemon=True).start()
         hook = f"http://127.0.0.1:{server.getsockname()[1]}"
         show_night(NightlyConfig(jobs=night["jobs"][:1], catch_up=0, notify={"webhook": hook}), date(2026, 2, 1))
-    assert "the notification by notify.webhook failed: BadStatusLine" in caplog.text
+    assert "notify.webhook: the notification was not sent: BadStatusLine" in caplog.text
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_an_input_that_lost_its_images_is_told_in_word_and_page(night, tmp_path, caplog):
+def test_input_without_known_images_is_a_warning(night, tmp_path, caplog):
     whole = {"jobs": [night["jobs"][1]], "catch_up": 0, "report": night["report"], "notify": night["notify"]}
     show_night(NightlyConfig(**whole), TONIGHT)
     for path in Path(whole["jobs"][0]["input"]).iterdir():
         path.unlink()
     show_night(NightlyConfig(**whole), TONIGHT)
-    [line] = told(tmp_path)["runs"]
+    [line] = notification(tmp_path)["runs"]
     assert line["exit_code"] == line["found"] == 0
     assert "holds none of the images that" in line["doubt"]
     assert line["exit_reason"] == f"done; {line['doubt']}"
-    page = Path(told(tmp_path)["report"]).read_text()
-    assert "is an input the wrong place?" in page
+    page = Path(notification(tmp_path)["report"]).read_text()
+    assert "check the inputs" in page
     assert "nothing new" not in page
 
 
 @pytest.mark.chaos
-def test_at_its_deadline_a_night_stops_cleanly_and_the_next_one_goes_on(night, tmp_path):
-    """The real command, whose clock is brought near its deadline by a moment of patience."""
+def test_night_stops_at_its_deadline_and_the_next_continues(night, tmp_path):
+    """Run the real command with a deadline 1.5 seconds away."""
     night["jobs"] = night["jobs"][1:]
     for number in range(2, 60):
         (tmp_path / "all" / f"{number}.png").write_bytes((tmp_path / "all" / f"{number % 2}.png").read_bytes())
@@ -276,8 +278,8 @@ def test_at_its_deadline_a_night_stops_cleanly_and_the_next_one_goes_on(night, t
     done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 7, done.stderr
     assert "deadline" in done.stderr
-    assert told(tmp_path)["runs"][0]["exit_reason"] == "deadline"
-    assert "stopped at its deadline" in Path(told(tmp_path)["report"]).read_text()
+    assert notification(tmp_path)["runs"][0]["exit_reason"] == "deadline"
+    assert "stopped at the deadline" in Path(notification(tmp_path)["report"]).read_text()
     command = [sys.executable, "-m", "imagemill", "nightly", "-c", str(tmp_path / "night.yaml")]
     assert subprocess.run(command, capture_output=True, timeout=280, check=False).returncode == 0
     seen = verify(Store(str(tmp_path / "codes")))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagemill.jobs.night_page import leave_page
+from imagemill.jobs.night_page import write_night_page
 from imagemill.jobs.train import train
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.file_record import FOLDER
@@ -72,7 +72,7 @@ def test_decode_does_not_go_near_an_input(imagemill, output, place):
     before = contents(made)
     code, _, err = imagemill("decode", output, made / place)
     assert (code, err.count("\n")) == (2, 1)
-    assert "give another folder" in err
+    assert "Choose another folder" in err
     assert contents(made) == before
 
 
@@ -84,7 +84,7 @@ def test_decode_knows_sources_without_runs(imagemill, output, tmp_path):
     for place in (output, tmp_path / "export"):
         code, _, err = imagemill("decode", place, output.parent / "in")
         assert code == 2
-        assert f"{output.parent}/in is an input of {place}: give another folder" in err
+        assert f"{output.parent}/in: is an input of {place}. Choose another folder" in err
     assert contents(output.parent / "in") == before
 
 
@@ -180,16 +180,16 @@ def test_the_demo_leaves_an_output_of_other_images(imagemill, output, tmp_path):
 def test_a_night_leaves_an_index_of_the_user(tmp_path, caplog):
     summary = {"began": "2026-03-01T22:30:00", "ended": "2026-03-01T23:00:00", "exit_code": 0, "runs": []}
     place, index = Store(str(tmp_path)), tmp_path / "index.html"
-    leave_page(place, summary)
+    write_night_page(place, summary)
     # Of a night that left no record, and was cut off before it wrote its copy.
     shutil.rmtree(tmp_path / FOLDER)
     place.write("night-2026-03-02T223000.html", b"")
-    leave_page(place, summary | {"began": "2026-03-03T22:30:00"})
+    write_night_page(place, summary | {"began": "2026-03-03T22:30:00"})
     assert index.read_bytes() == (tmp_path / "night-2026-03-03T223000.html").read_bytes()
     assert not caplog.text
 
     index.write_bytes(MINE)
-    assert leave_page(place, summary | {"began": "2026-03-04T22:30:00"}) == place.uri("night-2026-03-04T223000.html")
+    assert write_night_page(place, summary | {"began": "2026-03-04T22:30:00"}) == place.uri("night-2026-03-04T223000.html")
     assert index.read_bytes() == MINE
     assert f"{index}: exists" in caplog.text
 
@@ -201,7 +201,7 @@ def test_an_export_that_was_cut_off_clears_its_own_files_alone(imagemill, output
         export.write(name, MINE)
     code, _, err = imagemill("export", output, export.url)
     assert (code, err.count("\n")) == (2, 1)
-    assert f"{export.uri(mine)} is no file of an export" in err
+    assert f"{export.uri(mine)}: is not part of an export" in err
     assert contents(tmp_path / "export")[mine] == MINE
     export.delete(mine)
     assert imagemill("export", output, export.url)[0] == 0

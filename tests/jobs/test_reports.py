@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from imagemill.jobs.night_page import leave_page
+from imagemill.jobs.night_page import write_night_page
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import StorageError, TooManyRejects
 from imagemill.pipeline.images.encode import encode_rgb
@@ -331,7 +331,7 @@ def pages(ran: Path) -> dict[str, Path]:
     nothing = {**line, "job": "nothing", "planned": 0, "exit_code": 0, "exit_reason": "done"}
     lines = [{**line, "report": str(run_page)}, nothing]
     summary = {"began": "2026-03-01T01:00:00", "ended": "2026-03-01T01:10:00", "exit_code": 3, "runs": lines}
-    return {"run": run_page, "night": Path(str(leave_page(Store(str(ran / "nights")), summary)))}
+    return {"run": run_page, "night": Path(str(write_night_page(Store(str(ran / "nights")), summary)))}
 
 
 @browser

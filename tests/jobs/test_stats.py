@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from imagemill.jobs.drift import Moments, drift
-from imagemill.jobs.nightly import drifted
+from imagemill.jobs.nightly import measure_drift
 from imagemill.jobs.stats import show_stats
 from imagemill.models import checkpoint as checkpoints
 from imagemill.pipeline.errors import ConfigError
@@ -100,12 +100,12 @@ def test_runs_are_compared_and_a_night_says_when_they_drift(tmp_path: Path, crop
     told = capsys.readouterr().out
     assert f"{runs[2]} (12 images) compared with {runs[0]} (12 images):\ndistance " in told
     first, second, last = read_run_records(output, runs)
-    dark = drifted(output, last, 0.2)
-    assert (dark["drift"]["alert"], dark["drift"]["against"]) == (True, second["run_id"])
-    assert "drift" in dark["exit_reason"]
-    assert not drifted(output, last, 50.0)["drift"]["alert"]
-    assert drifted(output, first, 0.2) == {}
-    assert drifted(output, last | {"checkpoint_sha256": "another"}, 0.2) == {}
+    dark = measure_drift(output, last, 0.2)
+    assert dark is not None
+    assert (dark["alert"], dark["against"]) == (True, second["run_id"])
+    assert not (measure_drift(output, last, 50.0) or {})["alert"]
+    assert measure_drift(output, first, 0.2) is None
+    assert measure_drift(output, last | {"checkpoint_sha256": "another"}, 0.2) is None
     with pytest.raises(ConfigError, match="no row is of run x"):
         show_stats(output, "x", runs[0])
     with pytest.raises(ConfigError, match="no rows of a run other than"):

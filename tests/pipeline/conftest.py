@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.pictures import H, W
+from tests.support.image_files import H, W
 
 NOBODY = 65534
 

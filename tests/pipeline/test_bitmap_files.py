@@ -9,8 +9,8 @@ from PIL import Image
 
 from imagemill.pipeline.images.decode import decode_image
 from imagemill.pipeline.images.encode import choose_output_format
-from tests.support.exact_writers import bmp_file, gif_file, gif_image, packed
-from tests.support.sample_images import error_class, noise, saved, scene, shown
+from tests.support.exact_writers import bmp_file, gif_file, gif_image, pack_samples
+from tests.support.sample_images import decode_error_class, encode_as, noise, scene, visible_pixels
 
 FEW_OR_ALL = pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.chaos)])
 H, W = 9, 13
@@ -62,7 +62,7 @@ def test_gif_of_every_kind_decodes_as_in_browsers(step: int) -> None:
 def test_gif_of_pillow_decodes_first_frame() -> None:
     for mode, count in itertools.product(("P", "L", "RGB", "1"), (1, 3)):
         frames = [Image.fromarray(scene(20, 30) + np.uint8(30 * n)).quantize(16).convert(mode) for n in range(count)]
-        data = saved(frames[0], "GIF", save_all=True, append_images=frames[1:], disposal=2)
+        data = encode_as(frames[0], "GIF", save_all=True, append_images=frames[1:], disposal=2)
         decoded = decode_image(data)
         # The images have at most 256 colours, so Pillow stores them exactly.
         expected = np.asarray(frames[0].convert("RGB"))
@@ -84,7 +84,7 @@ def test_gif_of_gray_palette_keeps_transparency() -> None:
 def test_gif_truncated_in_first_image_is_broken() -> None:
     data = gif_file((W, H), noise(16, 3), gif_image(random_indices(16), (0, 0), None, None, False))
     for end in range(14, len(data) - 4, 3):
-        assert error_class(data[:end]) == "BrokenImage"
+        assert decode_error_class(data[:end]) == "BrokenImage"
     # The first frame of a truncated animation is intact.
     image = gif_image(random_indices(16), (0, 0), None, None, False)
     assert decode_image(gif_file((W, H), noise(16, 3), image, image)[:-30]).frames == 2
@@ -121,7 +121,7 @@ def test_bmp_bit_fields_are_scaled_to_8_bits(step: int) -> None:
             planes.append(np.round(((words & mask) >> shift) * (255 / (mask >> shift))).astype(np.uint8))
         decoded = decode_image(data)
         case = f"{bits} bits, {[hex(mask) for mask in masks]}, header {header}, top down {top_down}"
-        assert (decoded.rgb == np.dstack(planes[:3]))[shown(decoded)].all(), case
+        assert (decoded.rgb == np.dstack(planes[:3]))[visible_pixels(decoded)].all(), case
         assert (decoded.alpha is None) == (len(masks) == 3), case
         assert decoded.alpha is None or (decoded.alpha == planes[3]).all(), case
 
@@ -137,7 +137,7 @@ def test_bmp_palettes_are_decoded_exactly(step: int) -> None:
             continue
         colours = max(2, int(share * (1 << bits)))
         samples, palette = random_indices(colours), noise(colours, 3)
-        data = bmp_file(packed(samples, bits), (W, H), bits, header=header, palette=palette, top_down=top_down)
+        data = bmp_file(pack_samples(samples, bits), (W, H), bits, header=header, palette=palette, top_down=top_down)
         decoded = decode_image(data)
         assert (decoded.rgb == palette[samples]).all(), (bits, header, top_down, share)
         assert (decoded.alpha, decoded.bit_depth, decoded.is_gray) == (None, 8, False)
@@ -177,7 +177,7 @@ def random_runs(samples: np.ndarray, bits: int, seed: int) -> tuple[bytes, np.nd
                 pattern = np.resize([high, low] if bits == 4 else [high], count)
             elif kind < 8 and remaining >= 3:
                 count = int(choose.integers(3, remaining + 1))
-                body = packed(row[None, x : x + count], bits)[0]
+                body = pack_samples(row[None, x : x + count], bits)[0]
                 code += bytes([0, count]) + body + bytes(len(body) % 2)
                 pattern = row[x : x + count]
             elif kind == 8 and y + 1 < len(samples):
@@ -222,18 +222,18 @@ def test_bmp_unsupported_compression_is_named() -> None:
     for compression, words in ((4, "contains a JPEG"), (5, "contains a PNG"), (9, "compression 9")):
         with pytest.raises(Exception, match=words):
             decode_image(bmp_file([bytes(90)], (W, H), 24, compression=compression))
-        assert error_class(bmp_file([bytes(90)], (W, H), 24, compression=compression)) == "UnsupportedFormat"
+        assert decode_error_class(bmp_file([bytes(90)], (W, H), 24, compression=compression)) == "UnsupportedFormat"
     with pytest.raises(Exception, match="Huffman"):
         decode_image(bmp_file([bytes(90)], (W, H), 1, header=64, compression=3))
 
 
 def test_bmp_truncated_is_broken() -> None:
     for data in (
-        saved(Image.fromarray(scene()), "BMP"),
+        encode_as(Image.fromarray(scene()), "BMP"),
         bmp_file([b"\4\1\0\0" * 3], (4, 9), 8, compression=1, palette=noise(9, 3)),
     ):
         for end in (30, 60, len(data) // 2, len(data) - 5):
-            assert error_class(data[:end]) == "BrokenImage"
+            assert decode_error_class(data[:end]) == "BrokenImage"
 
 
 def test_output_of_transparent_bmp_is_png() -> None:
@@ -277,7 +277,7 @@ def test_pbm_set_bit_is_black() -> None:
             np.testing.assert_array_equal(
                 decode_image(b"P1 %d %d\n" % (width, H) + body).rgb[..., 0], np.where(bits, 0, 255)
             )
-        raw = b"P4 #\n%d %d\n" % (width, H) + b"".join(packed(bits, 1))
+        raw = b"P4 #\n%d %d\n" % (width, H) + b"".join(pack_samples(bits, 1))
         np.testing.assert_array_equal(decode_image(raw).rgb[..., 0], np.where(bits, 0, 255))
         assert decode_image(raw).bit_depth == 1
 
@@ -307,7 +307,7 @@ def test_pam_of_every_kind_is_decoded_exactly(kind: bytes, depth: int, sample_ma
     )
     decoded, expected = decode_image(data), np.round(samples * (255 / sample_max)).astype(np.uint8)
     colours = expected[..., : 3 if depth > 2 else 1]
-    assert (decoded.rgb == colours)[shown(decoded)].all()
+    assert (decoded.rgb == colours)[visible_pixels(decoded)].all()
     if depth in (2, 4):
         np.testing.assert_array_equal(decoded.alpha, expected[..., -1])
     else:
@@ -315,9 +315,12 @@ def test_pam_of_every_kind_is_decoded_exactly(kind: bytes, depth: int, sample_ma
 
 
 def test_pnm_errors_are_named() -> None:
-    assert error_class(b"PF\n1 1\n-1.0\n" + bytes(12)) == "UnsupportedMode"
-    assert error_class(b"Pf\n1 1\n-1.0\n" + bytes(4)) == "UnsupportedMode"
-    assert error_class(b"P7\nWIDTH 1\nHEIGHT 1\nDEPTH 5\nMAXVAL 255\nTUPLTYPE STOKES\nENDHDR\n12345") == "UnsupportedFormat"
+    assert decode_error_class(b"PF\n1 1\n-1.0\n" + bytes(12)) == "UnsupportedMode"
+    assert decode_error_class(b"Pf\n1 1\n-1.0\n" + bytes(4)) == "UnsupportedMode"
+    assert (
+        decode_error_class(b"P7\nWIDTH 1\nHEIGHT 1\nDEPTH 5\nMAXVAL 255\nTUPLTYPE STOKES\nENDHDR\n12345")
+        == "UnsupportedFormat"
+    )
     for data in (
         b"P5 2 2 255\nabc",
         b"P2 2 2 255\n1 2 3",
@@ -327,7 +330,7 @@ def test_pnm_errors_are_named() -> None:
         b"P5 0 1 9\n",
         b"P6",
     ):
-        assert error_class(data) == "BrokenImage"
+        assert decode_error_class(data) == "BrokenImage"
 
 
 def test_pnm_images_are_counted() -> None:

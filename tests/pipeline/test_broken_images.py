@@ -19,35 +19,35 @@ from tests.support.sample_images import (
     LIMIT,
     SEEDS,
     chunk,
-    error_class,
-    is_sound,
+    decode_error_class,
+    decode_or_error,
+    encode_as,
+    is_valid_outcome,
     noise,
-    picture_or_reason,
     png,
-    saved,
     scene,
 )
 
 _PALETTE = Image.fromarray(scene()).quantize(16)
 CHUNKED = [
-    saved(_PALETTE, "PNG", transparency=3),
-    saved(_PALETTE, "PNG", transparency=b"\0\x80\xff"),
-    saved(_PALETTE, "PNG", save_all=True, append_images=[_PALETTE, _PALETTE]),
-    saved(Image.fromarray(scene()).convert("L"), "PNG", transparency=7),
+    encode_as(_PALETTE, "PNG", transparency=3),
+    encode_as(_PALETTE, "PNG", transparency=b"\0\x80\xff"),
+    encode_as(_PALETTE, "PNG", save_all=True, append_images=[_PALETTE, _PALETTE]),
+    encode_as(Image.fromarray(scene()).convert("L"), "PNG", transparency=7),
 ]
 
 
 def test_empty_file_is_rejected() -> None:
-    assert error_class(b"") == "EmptyFile"
+    assert decode_error_class(b"") == "EmptyFile"
 
 
 @pytest.mark.parametrize(
     "data",
-    [b"hello, I am text called a.jpg", b"\0" * 64, saved(Image.fromarray(scene()), "TGA"), b"P7 332\n#XVVERSION"],
+    [b"hello, I am text called a.jpg", b"\0" * 64, encode_as(Image.fromarray(scene()), "TGA"), b"P7 332\n#XVVERSION"],
     ids=["text", "zeros", "tga", "thumbnail of xv"],
 )
 def test_unknown_bytes_are_an_unknown_format(data: bytes) -> None:
-    assert error_class(data) in ("UnknownFormat", "BrokenImage")
+    assert decode_error_class(data) in ("UnknownFormat", "BrokenImage")
 
 
 @pytest.mark.parametrize(
@@ -62,12 +62,12 @@ def test_unknown_bytes_are_an_unknown_format(data: bytes) -> None:
         (b"PK\3\4\x14\0", "not an image but a ZIP archive. Unpack it."),
         (b"%PDF-1.4\n1 0 obj\n<<>>\nendobj\n", "PDF is not"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
-        (saved(Image.fromarray(scene()), "EPS"), "PostScript"),
-        (saved(Image.fromarray(scene()), "PDF"), "PDF is not"),
-        (saved(Image.fromarray(scene()), "ICO"), "ICO is not"),
-        (saved(Image.fromarray(scene()), "DDS"), "DDS is not"),
-        (saved(Image.fromarray(scene()), "QOI"), "QOI is not"),
-        (saved(Image.fromarray(scene()), "SGI"), "SGI is not"),
+        (encode_as(Image.fromarray(scene()), "EPS"), "PostScript"),
+        (encode_as(Image.fromarray(scene()), "PDF"), "PDF is not"),
+        (encode_as(Image.fromarray(scene()), "ICO"), "ICO is not"),
+        (encode_as(Image.fromarray(scene()), "DDS"), "DDS is not"),
+        (encode_as(Image.fromarray(scene()), "QOI"), "QOI is not"),
+        (encode_as(Image.fromarray(scene()), "SGI"), "SGI is not"),
         (b"8BPS\0\1" + bytes(40), "Photoshop"),
         (b"\x76\x2f\x31\x01\2\0\0\0", "OpenEXR"),
         (b"#?RADIANCE\n", "Radiance HDR"),
@@ -82,7 +82,7 @@ def test_unknown_bytes_are_an_unknown_format(data: bytes) -> None:
     ],
 )
 def test_unsupported_file_is_named(data: bytes, words: str) -> None:
-    error = picture_or_reason(data + bytes(200))
+    error = decode_or_error(data + bytes(200))
     assert isinstance(error, ImageError)
     assert error.error_class == "UnsupportedFormat"
     assert str(error).startswith(words)
@@ -101,9 +101,9 @@ def remove_chunks(data: bytes, *names: bytes) -> bytes:
 def test_png_without_palette_is_broken(frames: int) -> None:
     """Pillow raises an AssertionError on such a file."""
     image = Image.fromarray(scene()).quantize(16)
-    intact = saved(image, "PNG", save_all=frames > 1, append_images=[image] * (frames - 1))
+    intact = encode_as(image, "PNG", save_all=frames > 1, append_images=[image] * (frames - 1))
     decode_image(intact)
-    reason = picture_or_reason(remove_chunks(intact, b"PLTE"))
+    reason = decode_or_error(remove_chunks(intact, b"PLTE"))
     assert isinstance(reason, ImageError)
     assert reason.error_class == "BrokenImage"
     assert "palette" in str(reason)
@@ -120,7 +120,7 @@ def test_decoder_assertions_become_image_errors(data) -> None:
         chunks.append(intact[at:end])
         at = end
     remaining = data.draw(st.lists(st.sampled_from(chunks[1:]), max_size=8))
-    reason = picture_or_reason(intact[:8] + chunks[0] + b"".join(remaining))
+    reason = decode_or_error(intact[:8] + chunks[0] + b"".join(remaining))
     assert "Assertion" not in f"{reason}"
 
 
@@ -143,7 +143,7 @@ def test_other_pillow_plugins_are_never_called(monkeypatch: pytest.MonkeyPatch) 
         b"8BPS",
     )
     for head in heads:
-        assert error_class(head + bytes(200)) in ("UnknownFormat", "UnsupportedFormat")
+        assert decode_error_class(head + bytes(200)) in ("UnknownFormat", "UnsupportedFormat")
 
 
 def test_metadata_bombs_are_bounded() -> None:
@@ -160,28 +160,28 @@ def test_metadata_bombs_are_bounded() -> None:
     # Uncompressed EXIF and profiles are at most as large as the file; large ones are dropped.
     decoded = decode_image(png(1, 1, 8, 2, line, chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\0" + bytes(5_000_000))))
     assert decoded.metadata.exif is None
-    profile = saved(Image.fromarray(scene()), "JPEG", icc_profile=bytes(10_000_000))
+    profile = encode_as(Image.fromarray(scene()), "JPEG", icc_profile=bytes(10_000_000))
     assert decode_image(profile).icc == "unreadable"
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM"])
 def test_truncated_file_is_broken(image_format: str) -> None:
-    data = saved(Image.fromarray(noise(64, 64, 3)), image_format)
-    assert error_class(data[: len(data) * 2 // 3]) in ("BrokenImage", "DamagedImage", "UnknownFormat")
+    data = encode_as(Image.fromarray(noise(64, 64, 3)), image_format)
+    assert decode_error_class(data[: len(data) * 2 // 3]) in ("BrokenImage", "DamagedImage", "UnknownFormat")
 
 
 def test_truncated_jpeg_is_damaged() -> None:
-    data = saved(Image.fromarray(noise(64, 64, 3)), "JPEG")
-    assert error_class(data[: len(data) // 2]) == "DamagedImage"
-    assert error_class(data[:-40]) == "DamagedImage"
-    assert error_class(data[:100]) == "BrokenImage"
+    data = encode_as(Image.fromarray(noise(64, 64, 3)), "JPEG")
+    assert decode_error_class(data[: len(data) // 2]) == "DamagedImage"
+    assert decode_error_class(data[:-40]) == "DamagedImage"
+    assert decode_error_class(data[:100]) == "BrokenImage"
 
 
 def test_pixel_limit_is_checked_on_the_header() -> None:
     # The file has no pixels, so decoding before the check would raise BrokenImage.
     data = png(20_000, 20_000, 8, 2, [])
     assert len(data) < 200
-    assert error_class(data) == "TooManyPixels"
+    assert decode_error_class(data) == "TooManyPixels"
 
 
 @pytest.mark.parametrize("kind", ["VP8 ", "VP8L", "VP8X"])
@@ -195,35 +195,35 @@ def test_pixel_limit_of_webp_precedes_pillow(kind: str) -> None:
     }[kind]
     data = kind.encode() + struct.pack("<I", len(body)) + body
     data = b"RIFF" + struct.pack("<I", len(data) + 4) + b"WEBP" + data
-    assert error_class(data) == "TooManyPixels"
+    assert decode_error_class(data) == "TooManyPixels"
     assert read_pixel_count(data) == (16_383**2)
 
 
 def test_parse_webp_size_agrees_with_pillow() -> None:
     image = Image.fromarray(scene(7, 33))
     for options in ({}, {"lossless": True}, {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0"}):
-        assert parse_webp_size(saved(image, "WEBP", **options)) == (33, 7)
+        assert parse_webp_size(encode_as(image, "WEBP", **options)) == (33, 7)
 
 
 def test_pixel_limit_is_inclusive() -> None:
-    data = saved(Image.new("L", (40, 25)), "PNG")
+    data = encode_as(Image.new("L", (40, 25)), "PNG")
     assert decode_image(data, 1000).rgb.shape == (25, 40, 3)
-    assert error_class(data, 999) == "TooManyPixels"
+    assert decode_error_class(data, 999) == "TooManyPixels"
 
 
 def test_pixel_limit_holds_for_every_format() -> None:
-    assert {name: error_class(data, 30) for name, data in SEEDS.items()} == dict.fromkeys(SEEDS, "TooManyPixels")
+    assert {name: decode_error_class(data, 30) for name, data in SEEDS.items()} == dict.fromkeys(SEEDS, "TooManyPixels")
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_samples_without_range_are_unsupported(mode: str) -> None:
-    assert error_class(saved(Image.new(mode, (4, 4)), "TIFF")) == "UnsupportedMode"
+    assert decode_error_class(encode_as(Image.new(mode, (4, 4)), "TIFF")) == "UnsupportedMode"
 
 
 @given(st.binary(max_size=300), st.sampled_from(["", *SEEDS]))
 @FUZZ
 def test_random_bytes_raise_image_errors(data: bytes, head: str) -> None:
-    assert is_sound(picture_or_reason(SEEDS.get(head, b"")[:30] + data))
+    assert is_valid_outcome(decode_or_error(SEEDS.get(head, b"")[:30] + data))
 
 
 @given(
@@ -236,7 +236,7 @@ def test_mutated_images_raise_image_errors(name: str, changes: list[tuple[int, i
         mutated[offset % len(mutated)] = value
     if data.draw(st.booleans()):
         del mutated[data.draw(st.integers(0, len(mutated))) :]
-    assert is_sound(picture_or_reason(bytes(mutated)))
+    assert is_valid_outcome(decode_or_error(bytes(mutated)))
 
 
 @given(st.sampled_from(list(SEEDS)), st.lists(st.tuples(st.integers(0, 90), st.integers(0, 255)), min_size=1, max_size=4))
@@ -245,13 +245,13 @@ def test_mutated_headers_raise_image_errors(name: str, changes: list[tuple[int, 
     mutated = bytearray(SEEDS[name])
     for offset, value in changes:
         mutated[offset % len(mutated)] = value
-    assert is_sound(picture_or_reason(bytes(mutated)))
+    assert is_valid_outcome(decode_or_error(bytes(mutated)))
 
 
 @pytest.mark.parametrize("name", SEEDS)
 def test_truncated_images_raise_image_errors(name: str) -> None:
     data = SEEDS[name]
-    assert all(is_sound(picture_or_reason(data[:end])) for end in range(0, len(data), 1 + len(data) // 2000))
+    assert all(is_valid_outcome(decode_or_error(data[:end])) for end in range(0, len(data), 1 + len(data) // 2000))
 
 
 @pytest.mark.parametrize("name", SEEDS)
@@ -259,7 +259,7 @@ def test_every_changed_header_byte_raises_image_errors(name: str) -> None:
     data = SEEDS[name]
     for offset in range(min(120, len(data))):
         for value in (0, 1, 2, 5, 127, 128, 255):
-            assert is_sound(picture_or_reason(data[:offset] + bytes([value]) + data[offset + 1 :]))
+            assert is_valid_outcome(decode_or_error(data[:offset] + bytes([value]) + data[offset + 1 :]))
 
 
 @given(
@@ -271,14 +271,14 @@ def test_every_changed_header_byte_raises_image_errors(name: str) -> None:
 @example(b"", b"II*\0\x08\0\0\0", "JPEG")
 @example(b"\x01\0\x12\x01\x02\0\x04\0\0\0abc\0", b"II*\0\x08\0\0\0", "JPEG")
 def test_broken_exif_raises_image_errors(content: bytes, head: bytes, image_format: str) -> None:
-    data = saved(Image.fromarray(scene(8, 8)), image_format, exif=b"Exif\0\0" + head + content)
-    assert is_sound(picture_or_reason(data))
+    data = encode_as(Image.fromarray(scene(8, 8)), image_format, exif=b"Exif\0\0" + head + content)
+    assert is_valid_outcome(decode_or_error(data))
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
 def test_image_with_broken_exif_is_decoded(image_format: str) -> None:
     rgb = scene(8, 8)
     for exif in (b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\0\0", b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12", b"Exif\0\0not exif"):
-        decoded = decode_image(saved(Image.fromarray(rgb), image_format, exif=exif), LIMIT)
+        decoded = decode_image(encode_as(Image.fromarray(rgb), image_format, exif=exif), LIMIT)
         assert psnr_db(decoded.rgb, rgb) > 30
         assert decoded.exif_orientation == 1

@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from imagemill.pipeline.images.config import ImageConfig
 from imagemill.pipeline.images.decode import decode_image
 from tests.support.icc import ADOBE_RGB, rgb_profile
-from tests.support.pictures import encode, opened, rewritten, saved
+from tests.support.image_files import encode, encode_as, open_image, reencode
 
 PROMPT = "a cat, 4k, Müller\nSteps: 20, Seed: 1"
 
@@ -47,21 +47,21 @@ def read_texts(image: Image.Image) -> tuple[str, str]:
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_user_comment_gets_byte_order_of_output(photo, order, encoding, image_format):
     """Programs write UTF-16 of either order into files of either order."""
-    data = saved(photo, "JPEG", exif=build_exif(order, b"UNICODE\0" + PROMPT.encode(encoding)))
-    assert read_texts(rewritten(data, image_format)) == (PROMPT, PROMPT)
+    data = encode_as(photo, "JPEG", exif=build_exif(order, b"UNICODE\0" + PROMPT.encode(encoding)))
+    assert read_texts(reencode(data, image_format)) == (PROMPT, PROMPT)
 
 
 @given(st.text(st.characters(codec="ascii", categories=("L", "N", "P", "Z")), min_size=1), st.sampled_from("<>"))
 def test_user_comment_in_file_order_is_kept(text, order):
     encoding = "utf-16-le" if order == "<" else "utf-16-be"
-    data = saved(Image.new("RGB", (8, 8)), "JPEG", exif=build_exif(order, b"UNICODE\0" + text.encode(encoding)))
-    assert read_texts(rewritten(data)) == (text, text)
+    data = encode_as(Image.new("RGB", (8, 8)), "JPEG", exif=build_exif(order, b"UNICODE\0" + text.encode(encoding)))
+    assert read_texts(reencode(data)) == (text, text)
 
 
 @pytest.mark.parametrize("target", ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "AVIF"])
 @pytest.mark.parametrize("source", ["JPEG", "PNG", "BMP", "TIFF"])
 def test_resolution_is_kept_in_every_format(photo, source, target):
-    image = rewritten(saved(photo, source, dpi=(300, 150)), target)
+    image = reencode(encode_as(photo, source, dpi=(300, 150)), target)
     exif = image.getexif()
     dpi = image.info["dpi"] if target in ("JPEG", "PNG", "BMP", "TIFF") else (exif[Base.XResolution], exif[Base.YResolution])
     assert [float(value) for value in dpi] == pytest.approx([300, 150], abs=0.5)
@@ -70,7 +70,7 @@ def test_resolution_is_kept_in_every_format(photo, source, target):
 def test_resolution_is_that_of_upright_image(photo):
     exif = Image.Exif()
     exif[Base.Orientation], exif[Base.XResolution], exif[Base.YResolution], exif[Base.ResolutionUnit] = 6, 300.0, 150.0, 2
-    image = rewritten(saved(photo, "JPEG", exif=exif, dpi=(300, 150)))
+    image = reencode(encode_as(photo, "JPEG", exif=exif, dpi=(300, 150)))
     assert image.info["dpi"] == (150, 300)
     assert (image.getexif()[Base.XResolution], image.getexif()[Base.YResolution]) == (150, 300)
 
@@ -79,21 +79,23 @@ def encode_png_with_text(photo: np.ndarray, **text: str) -> bytes:
     info = PngInfo()
     for key, value in text.items():
         info.add_text(key.replace("_", " "), value)
-    return saved(photo, "PNG", pnginfo=info)
+    return encode_as(photo, "PNG", pnginfo=info)
 
 
 def test_png_text_is_kept_in_png(photo):
     text = {"parameters": PROMPT, "workflow": '{"nodes": []}', "prompt": "木 é", "Comment": "by Ann", "long": "x" * 50_000}
     untrue = {"Raw_profile_type_exif": "exif 00", "exif:Orientation": "6", "Thumb::MTime": "9", "date:create": "2020"}
-    assert rewritten(encode_png_with_text(photo, **text, **untrue)).text == text
+    assert reencode(encode_png_with_text(photo, **text, **untrue)).text == text
 
 
 def test_comment_is_kept_across_formats(photo):
-    jpeg = saved(photo, "JPEG", comment="taken by Änn".encode())
-    assert rewritten(jpeg).info["comment"] == "taken by Änn".encode()
-    assert rewritten(jpeg, "PNG").text == {"Comment": "taken by Änn"}
-    assert rewritten(encode_png_with_text(photo, Comment="taken by Änn"), "JPEG").info["comment"] == "taken by Änn".encode()
-    assert rewritten(saved(Image.fromarray(photo).quantize(16), "GIF", comment=b"latin \xe9")).text == {"Comment": "latin é"}
+    jpeg = encode_as(photo, "JPEG", comment="taken by Änn".encode())
+    assert reencode(jpeg).info["comment"] == "taken by Änn".encode()
+    assert reencode(jpeg, "PNG").text == {"Comment": "taken by Änn"}
+    assert reencode(encode_png_with_text(photo, Comment="taken by Änn"), "JPEG").info["comment"] == "taken by Änn".encode()
+    assert reencode(encode_as(Image.fromarray(photo).quantize(16), "GIF", comment=b"latin \xe9")).text == {
+        "Comment": "latin é"
+    }
 
 
 def encode_jpeg_with_iptc(photo: np.ndarray) -> tuple[bytes, bytes]:
@@ -102,25 +104,25 @@ def encode_jpeg_with_iptc(photo: np.ndarray) -> tuple[bytes, bytes]:
     resources = b"8BIM\x04\x0c\0\0" + struct.pack(">I", 4) + b"thmb"
     resources += b"8BIM\x04\x04\0\0" + struct.pack(">I", len(iptc)) + iptc + b"\0" * (len(iptc) % 2)
     body = b"Photoshop 3.0\0" + resources
-    jpeg = saved(photo, "JPEG")
+    jpeg = encode_as(photo, "JPEG")
     return jpeg[:2] + b"\xff\xed" + struct.pack(">H", len(body) + 2) + body + jpeg[2:], iptc
 
 
 def test_iptc_is_kept_between_jpeg_and_tiff(photo):
     data, iptc = encode_jpeg_with_iptc(photo)
-    assert rewritten(data).info["photoshop"] == {0x0404: iptc}
+    assert reencode(data).info["photoshop"] == {0x0404: iptc}
     tiff = encode(photo, decode_image(data), "TIFF")
-    assert opened(tiff).tag_v2[33723] == iptc
-    assert rewritten(tiff, "JPEG").info["photoshop"] == {0x0404: iptc}
+    assert open_image(tiff).tag_v2[33723] == iptc
+    assert reencode(tiff, "JPEG").info["photoshop"] == {0x0404: iptc}
 
 
 @pytest.mark.parametrize("metadata", ["strip", "strip_gps"])
 def test_strip_gps_drops_iptc_and_texts(photo, metadata):
     config = ImageConfig(metadata=metadata)
     assert b"A town" not in encode(photo, decode_image(encode_jpeg_with_iptc(photo)[0], config=config), "JPEG")
-    assert not getattr(rewritten(encode_png_with_text(photo, Comment="A town"), config=config), "text", {})
-    assert b"A town" not in encode(photo, decode_image(saved(photo, "JPEG", comment=b"A town"), config=config), "JPEG")
-    dpi = rewritten(saved(photo, "JPEG", dpi=(300, 300)), config=config).info.get("dpi")
+    assert not getattr(reencode(encode_png_with_text(photo, Comment="A town"), config=config), "text", {})
+    assert b"A town" not in encode(photo, decode_image(encode_as(photo, "JPEG", comment=b"A town"), config=config), "JPEG")
+    dpi = reencode(encode_as(photo, "JPEG", dpi=(300, 300)), config=config).info.get("dpi")
     assert dpi == ((300, 300) if metadata == "strip_gps" else None)
 
 
@@ -149,7 +151,7 @@ STAYS = ("Ä title &amp; more", 'photoshop:City="Wien"', "W5M0MpCehiHzreSzNTczkc
 
 def build_xmp(data: bytes, rgb: np.ndarray | None = None) -> str:
     decoded = decode_image(data)
-    return opened(encode(decoded.rgb if rgb is None else rgb, decoded, "JPEG")).info["xmp"].decode()
+    return open_image(encode(decoded.rgb if rgb is None else rgb, decoded, "JPEG")).info["xmp"].decode()
 
 
 def contains_property(xmp: str, *names: str) -> list[bool]:
@@ -157,7 +159,7 @@ def contains_property(xmp: str, *names: str) -> list[bool]:
 
 
 def test_xmp_of_other_file_content_is_dropped(photo):
-    xmp = build_xmp(saved(photo, "JPEG", xmp=XMP))
+    xmp = build_xmp(encode_as(photo, "JPEG", xmp=XMP))
     assert not any(contains_property(xmp, *GONE))
     assert all(contains_property(xmp, *PLACES, *STAYS, "ICCProfile"))
 
@@ -166,15 +168,15 @@ def test_xmp_regions_are_dropped_if_image_changes(photo):
     exif = Image.Exif()
     exif[Base.Orientation] = 3
     for xmp in (
-        build_xmp(saved(photo, "JPEG", xmp=XMP, exif=exif)),
-        build_xmp(saved(photo, "JPEG", xmp=XMP), photo.repeat(2, 0).repeat(2, 1)),
+        build_xmp(encode_as(photo, "JPEG", xmp=XMP, exif=exif)),
+        build_xmp(encode_as(photo, "JPEG", xmp=XMP), photo.repeat(2, 0).repeat(2, 1)),
     ):
         assert not any(contains_property(xmp, *GONE, *PLACES))
         assert all(contains_property(xmp, *STAYS))
 
 
 def test_xmp_profile_is_dropped_after_conversion(photo):
-    assert "ICCProfile" not in build_xmp(saved(photo, "JPEG", xmp=XMP, icc_profile=rgb_profile(ADOBE_RGB)))
+    assert "ICCProfile" not in build_xmp(encode_as(photo, "JPEG", xmp=XMP, icc_profile=rgb_profile(ADOBE_RGB)))
 
 
 @pytest.mark.parametrize(
@@ -189,11 +191,11 @@ def test_xmp_profile_is_dropped_after_conversion(photo):
     ids=["cut", "entities", "no text", "deep", "long"],
 )
 def test_xmp_that_is_invalid_is_dropped(photo, xmp):
-    image = rewritten(saved(photo, "WEBP", xmp=xmp))
+    image = reencode(encode_as(photo, "WEBP", xmp=xmp))
     assert image.info.get("xmp") is None
 
 
 def test_jpeg_drops_iptc_and_comment_over_64_kb(photo):
     """A PNG can store a comment of any length, a JPEG at most 64 kB."""
-    image = rewritten(encode_png_with_text(photo, Comment="x" * 70_000), "JPEG")
+    image = reencode(encode_png_with_text(photo, Comment="x" * 70_000), "JPEG")
     assert "comment" not in image.info

@@ -11,7 +11,7 @@ from PIL import Image
 from imagemill.models.metrics import psnr_db
 from imagemill.pipeline.images.decode import TO_STORED_ORIENTATION, decode_image
 from tests.support.exact_writers import box, clap, with_jp2_boxes, with_property
-from tests.support.sample_images import error_class, noise, saved, scene, shown
+from tests.support.sample_images import decode_error_class, encode_as, noise, scene, visible_pixels
 
 FEW_OR_ALL = pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.chaos)])
 H, W = 24, 34
@@ -33,7 +33,7 @@ def test_webp_of_every_kind_is_decoded_exactly(step: int) -> None:
             block = Image.Exif()
             block[0x010E] = "what it shows"
             options["exif"] = block
-        decoded, expected = decode_image(saved(image, "WEBP", **options)), np.asarray(image.convert("RGBA"))
+        decoded, expected = decode_image(encode_as(image, "WEBP", **options)), np.asarray(image.convert("RGBA"))
         visible = expected[..., 3] > 0
         case = f"{mode}, lossless {lossless}, method {method}, {frames} frames"
         if lossless:
@@ -49,7 +49,7 @@ def test_webp_of_every_kind_is_decoded_exactly(step: int) -> None:
 def test_webp_first_frame_is_placed_on_canvas() -> None:
     """A frame may be smaller than the canvas, and the rest of the canvas is transparent."""
     frames = [Image.fromarray(RGBA), Image.fromarray(RGBA[::-1].copy())]
-    data = bytearray(saved(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True, exact=True))
+    data = bytearray(encode_as(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True, exact=True))
     canvas, frame = data.index(b"VP8X") + 12, data.index(b"ANMF") + 8
     data[canvas : canvas + 6] = (W + 19).to_bytes(3, "little") + (H + 9).to_bytes(3, "little")
     # Frame positions are stored in units of two pixels.
@@ -63,12 +63,12 @@ def test_webp_first_frame_is_placed_on_canvas() -> None:
 
 
 def test_webp_truncated_or_inconsistent_is_broken() -> None:
-    data = saved(Image.fromarray(RGBA), "WEBP")
+    data = encode_as(Image.fromarray(RGBA), "WEBP")
     for share in (0.2, 0.5, 0.9, 0.98):
-        assert error_class(data[: int(len(data) * share)]) == "BrokenImage"
+        assert decode_error_class(data[: int(len(data) * share)]) == "BrokenImage"
     canvas = data.index(b"VP8X") + 12
     for side in (W - 5, W + 40):
-        assert error_class(data[:canvas] + side.to_bytes(3, "little") + data[canvas + 3 :]) == "BrokenImage"
+        assert decode_error_class(data[:canvas] + side.to_bytes(3, "little") + data[canvas + 3 :]) == "BrokenImage"
 
 
 EVERY_AVIF = [
@@ -89,7 +89,7 @@ def test_avif_of_every_kind_is_decoded_exactly(step: int) -> None:
         decoded = decode_image(imagecodecs.avif_encode(samples, level=100, bitspersample=bits, **options))
         expected = levels[..., :3] if channels > 1 else np.repeat(levels[..., None], 3, 2)
         case = f"{bits} bits, {layout}, {channels} channels, matrix {matrix}"
-        visible = shown(decoded)
+        visible = visible_pixels(decoded)
         if matrix == 0 or channels == 1:
             assert (decoded.rgb == expected)[visible].all(), case
         else:
@@ -105,7 +105,7 @@ def test_avif_of_every_kind_is_decoded_exactly(step: int) -> None:
 def test_avif_of_pillow_is_decoded(options: dict, mode: str) -> None:
     image = Image.fromarray(RGBA).convert(mode)
     decoded, expected = (
-        decode_image(saved(image, "AVIF", quality=100, subsampling="4:4:4", **options)),
+        decode_image(encode_as(image, "AVIF", quality=100, subsampling="4:4:4", **options)),
         image.convert("RGBA"),
     )
     opaque = ALPHA > 128
@@ -122,7 +122,7 @@ def test_avif_is_cropped_before_it_is_turned(orientation: int, cropped: bool) ->
     border = np.pad(stored, ((3, 5), (7, 1), (0, 0))) if cropped else stored
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = saved(Image.fromarray(border), "AVIF", quality=100, subsampling="4:4:4", exif=exif)
+    data = encode_as(Image.fromarray(border), "AVIF", quality=100, subsampling="4:4:4", exif=exif)
     if cropped:
         data = with_property(data, clap(stored.shape[1], stored.shape[0], 7, 3, border.shape[1::-1]))
     decoded = decode_image(data)
@@ -141,20 +141,20 @@ def test_avif_of_more_than_8_bits_is_cropped() -> None:
 
 
 def test_avif_crop_outside_image_is_broken() -> None:
-    data = saved(Image.fromarray(COLOURS), "AVIF")
+    data = encode_as(Image.fromarray(COLOURS), "AVIF")
     for crop in (
         clap(W, H, 1, 0, (W, H)),
         clap(0, 0, 0, 0, (W, H)),
         box(b"clap", bytes(32)),
         clap(W + 2, H, -1, 0, (W, H)),
     ):
-        assert error_class(with_property(data, crop)) == "BrokenImage"
+        assert decode_error_class(with_property(data, crop)) == "BrokenImage"
 
 
 def test_avif_sequence_decodes_first_frame() -> None:
     frames = [Image.fromarray(COLOURS), Image.fromarray(COLOURS[::-1].copy()), Image.fromarray(COLOURS)]
     decoded = decode_image(
-        saved(frames[0], "AVIF", save_all=True, append_images=frames[1:], quality=100, subsampling="4:4:4")
+        encode_as(frames[0], "AVIF", save_all=True, append_images=frames[1:], quality=100, subsampling="4:4:4")
     )
     assert psnr_db(decoded.rgb, COLOURS) > 38
     assert decoded.frames == 3
@@ -162,11 +162,11 @@ def test_avif_sequence_decodes_first_frame() -> None:
 
 def test_avif_is_identified_by_compatible_brands() -> None:
     """A file may begin like a container for any codec; without an AVIF brand it is HEIC."""
-    data = saved(Image.fromarray(COLOURS), "AVIF")
+    data = encode_as(Image.fromarray(COLOURS), "AVIF")
     assert data[8:12] == b"avif"
     assert decode_image(data[:8] + b"mif1" + data[12:]).format == "AVIF"
-    assert error_class(data[: len(data) // 2]) == "BrokenImage"
-    assert error_class(data[:40]) == "BrokenImage"
+    assert decode_error_class(data[: len(data) // 2]) == "BrokenImage"
+    assert decode_error_class(data[:40]) == "BrokenImage"
 
 
 EVERY_JPEG_2000 = list(itertools.product((1, 2, 4, 8, 10, 12, 16), (1, 2, 3, 4), ("jp2", "j2k"), (False, True)))
@@ -187,7 +187,7 @@ def test_jpeg2000_of_every_kind_is_decoded_exactly(step: int) -> None:
         )
         decoded, expected = decode_image(data), np.round(samples * (255 / ((1 << bits) - 1))).astype(np.uint8)
         case = f"{bits} bits, {channels} channels, {container}"
-        assert (decoded.rgb == expected[..., : 3 if channels > 2 else 1])[shown(decoded)].all(), case
+        assert (decoded.rgb == expected[..., : 3 if channels > 2 else 1])[visible_pixels(decoded)].all(), case
         assert (decoded.alpha is None) == (channels in (1, 3)), case
         assert decoded.alpha is None or (decoded.alpha == expected[..., -1]).all(), case
         assert (decoded.is_gray, decoded.bit_depth) == (channels < 3, 1 if (bits, channels) == (1, 1) else max(8, bits)), (
@@ -223,7 +223,7 @@ def test_jpeg2000_channel_definitions_are_applied() -> None:
     decoded = decode_image(encode_jp2(RGBA, {b"cdef": unspecified}))
     np.testing.assert_array_equal(decoded.rgb, COLOURS)
     assert decoded.alpha is None
-    assert error_class(encode_jp2(RGBA, {b"cdef": premultiplied})) == "UnsupportedFormat"
+    assert decode_error_class(encode_jp2(RGBA, {b"cdef": premultiplied})) == "UnsupportedFormat"
 
 
 def test_jpeg2000_palette_is_applied() -> None:
@@ -244,11 +244,11 @@ def test_jpeg2000_colour_space_is_applied() -> None:
     cmyk = np.asarray(Image.fromarray(COLOURS).convert("CMYK"))
     assert psnr_db(decode_image(encode_jp2(cmyk, {b"colr": enumerated_colour_box(12)})).rgb, COLOURS) > 45
     for space in (14, 20, 24):
-        assert error_class(encode_jp2(COLOURS, {b"colr": enumerated_colour_box(space)})) == "UnsupportedFormat"
+        assert decode_error_class(encode_jp2(COLOURS, {b"colr": enumerated_colour_box(space)})) == "UnsupportedFormat"
 
 
 def test_jpeg2000_truncated_is_broken() -> None:
     for options in ({}, {"no_jp2": True}):
-        data = saved(Image.fromarray(noise(H, W, 3)), "JPEG2000", **options)
+        data = encode_as(Image.fromarray(noise(H, W, 3)), "JPEG2000", **options)
         for share in (0.1, 0.5, 0.9, 0.99):
-            assert error_class(data[: int(len(data) * share)]) == "BrokenImage"
+            assert decode_error_class(data[: int(len(data) * share)]) == "BrokenImage"

@@ -11,9 +11,9 @@ from imagemill.models.metrics import psnr_db
 from imagemill.pipeline.images.colour import eetf
 from imagemill.pipeline.images.decode import decode_image
 from tests.support.exact_writers import bmp_file, chunk, png_file, with_jp2_boxes
-from tests.support.icc import ADOBE_RGB, DISPLAY_P3, SRGB, as_tagged, rgb_profile, to_xyz
-from tests.support.pictures import KEEP
-from tests.support.sample_images import saved, scene
+from tests.support.icc import ADOBE_RGB, DISPLAY_P3, SRGB, convert_from_srgb, rgb_profile, to_xyz
+from tests.support.image_files import KEEP
+from tests.support.sample_images import encode_as, scene
 
 BT2020 = np.array([[0.708, 0.292], [0.170, 0.797], [0.131, 0.046]])
 RGB = scene(40, 60)
@@ -94,7 +94,7 @@ def test_srgb_is_not_converted(chunks: tuple[bytes, ...]) -> None:
 
 @pytest.mark.parametrize("primaries", [ADOBE_RGB, DISPLAY_P3, BT2020], ids=["Adobe RGB", "Display P3", "BT.2020"])
 def test_png_primaries_are_converted(primaries: np.ndarray) -> None:
-    tagged = as_tagged(RGB, primaries, 2.2)
+    tagged = convert_from_srgb(RGB, primaries, 2.2)
     decoded = decode_image(encode_png(tagged, NOTHING, build_chromaticities(primaries)))
     assert decoded.icc == "converted"
     assert psnr_db(decoded.rgb, RGB) > 44
@@ -104,7 +104,7 @@ def test_png_primaries_are_converted(primaries: np.ndarray) -> None:
 def test_png_colour_chunks_have_standard_precedence() -> None:
     """cICP, then iCCP, then sRGB, then gAMA and cHRM (PNG, 3rd edition, section 4.3)."""
     cicp, srgb = chunk(b"cICP", bytes([12, 13, 0, 1])), chunk(b"sRGB", b"\0")
-    profiled = saved(Image.fromarray(RGB), "PNG", icc_profile=rgb_profile(ADOBE_RGB, 1.0))
+    profiled = encode_as(Image.fromarray(RGB), "PNG", icc_profile=rgb_profile(ADOBE_RGB, 1.0))
     icc = profiled[33 : profiled.index(b"IDAT") - 4]
     by_cicp, by_icc = decode_image(encode_png(RGB, cicp)).rgb, decode_image(encode_png(RGB, icc)).rgb
     np.testing.assert_array_equal(decode_image(encode_png(RGB, LINEAR, srgb, icc, cicp)).rgb, by_cicp)
@@ -190,7 +190,7 @@ def test_eetf_has_fixed_points_of_bt_2390() -> None:
 
 
 def test_avif_colours_are_converted() -> None:
-    tagged = as_tagged(RGB, DISPLAY_P3, 2.2)
+    tagged = convert_from_srgb(RGB, DISPLAY_P3, 2.2)
     options = {"level": 100, "pixelformat": "yuv444", "matrix": 0}
     decoded = decode_image(imagecodecs.avif_encode(tagged, primaries=12, transfer=4, **options))
     assert decoded.icc == "converted"
@@ -204,13 +204,15 @@ def test_avif_colours_are_converted() -> None:
     assert psnr_db(decode_image(gray).rgb[..., :1], GRAY[..., None]) > 50
     # A profile takes precedence over code points.
     profiled = decode_image(
-        saved(Image.fromarray(as_tagged(RGB, ADOBE_RGB)), "AVIF", quality=100, icc_profile=rgb_profile(ADOBE_RGB))
+        encode_as(
+            Image.fromarray(convert_from_srgb(RGB, ADOBE_RGB)), "AVIF", quality=100, icc_profile=rgb_profile(ADOBE_RGB)
+        )
     )
     assert profiled.icc == "converted"
 
 
 def test_jpeg2000_profile_is_converted() -> None:
-    plain = imagecodecs.jpeg2k_encode(as_tagged(RGB, ADOBE_RGB), level=0, codecformat="jp2", reversible=True)
+    plain = imagecodecs.jpeg2k_encode(convert_from_srgb(RGB, ADOBE_RGB), level=0, codecformat="jp2", reversible=True)
     decoded = decode_image(with_jp2_boxes(plain, {b"colr": bytes([2, 0, 0]) + rgb_profile(ADOBE_RGB)}))
     assert decoded.icc == "converted"
     assert psnr_db(decoded.rgb, RGB) > 44
@@ -219,12 +221,12 @@ def test_jpeg2000_profile_is_converted() -> None:
 def test_bmp_colours_are_converted() -> None:
     endpoints = np.round(to_xyz(DISPLAY_P3).T * 2**30).astype(int).ravel()
     calibrated = struct.pack("<I9I3I", 0, *endpoints, *[round(2.2 * 65536)] * 3)
-    rows = [np.ascontiguousarray(row[:, ::-1]).tobytes() for row in as_tagged(RGB, DISPLAY_P3, 2.2)]
+    rows = [np.ascontiguousarray(row[:, ::-1]).tobytes() for row in convert_from_srgb(RGB, DISPLAY_P3, 2.2)]
     for header in (108, 124):
         decoded = decode_image(bmp_file(rows, RGB.shape[1::-1], 24, header=header, tail=calibrated))
         assert decoded.icc == "converted"
         assert psnr_db(decoded.rgb, RGB) > 44
-    rows = [np.ascontiguousarray(row[:, ::-1]).tobytes() for row in as_tagged(RGB, ADOBE_RGB)]
+    rows = [np.ascontiguousarray(row[:, ::-1]).tobytes() for row in convert_from_srgb(RGB, ADOBE_RGB)]
     profile, size = rgb_profile(ADOBE_RGB), 124 + 60 * 3 * 40
     embedded = b"DEBM" + bytes(48) + struct.pack("<4I", 0, size, len(profile), 0)
     decoded = decode_image(bmp_file(rows, RGB.shape[1::-1], 24, header=124, tail=embedded, more=profile))
@@ -245,7 +247,7 @@ def test_alpha_is_not_converted() -> None:
     np.testing.assert_array_equal(decoded.alpha, alpha)
     np.testing.assert_array_equal(decoded.rgb[alpha > 0], decode_image(encode_png(RGB, LINEAR)).rgb[alpha > 0])
     palette = Image.fromarray(RGB).quantize(16)
-    data = saved(palette, "PNG")
+    data = encode_as(palette, "PNG")
     at = data.index(b"PLTE") - 4
     decoded = decode_image(data[:at] + LINEAR + data[at:])
     np.testing.assert_array_equal(decoded.rgb, decode_image(encode_png(np.asarray(palette.convert("RGB")), LINEAR)).rgb)

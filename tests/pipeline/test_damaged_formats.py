@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from imagemill.pipeline.images.decode import decode_image
-from tests.support.jpegs import photograph, zeroed
-from tests.support.sample_images import error_class, saved
+from tests.support.jpegs import crop_photo, zero_out
+from tests.support.sample_images import decode_error_class, encode_as
 
 WRITERS = {
     "AVIF": {"quality": 90, "speed": 8},
@@ -18,17 +18,17 @@ WRITERS = {
 
 
 def encode_format(image: Image.Image, name: str) -> bytes:
-    return saved(image, name.partition(" ")[0], **WRITERS[name])
+    return encode_as(image, name.partition(" ")[0], **WRITERS[name])
 
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_zero_sector_is_damage(name: str) -> None:
     """A sector of 512 bytes that was never written, at places all over the image data."""
-    data = encode_format(Image.fromarray(photograph(300, 200)), name)
+    data = encode_format(Image.fromarray(crop_photo(300, 200)), name)
     for offset in range(len(data) // 4, len(data) - 600, len(data) // 7):
-        damaged = zeroed(data, offset, 512)
-        assert error_class(damaged) in ("DamagedImage", "BrokenImage", "UnknownFormat")
-    assert error_class(zeroed(data, len(data) // 2, len(data))) in ("DamagedImage", "BrokenImage")
+        damaged = zero_out(data, offset, 512)
+        assert decode_error_class(damaged) in ("DamagedImage", "BrokenImage", "UnknownFormat")
+    assert decode_error_class(zero_out(data, len(data) // 2, len(data))) in ("DamagedImage", "BrokenImage")
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -45,4 +45,4 @@ def test_flat_image_is_not_damage(name: str, kind: str) -> None:
     assert not decode_image(encode_format(Image.fromarray(rgb), name)).is_damaged
     for options in ({}, {"optimize": True}, {"progressive": True}, {"restart_marker_rows": 1}, {"quality": 5}):
         for colours in ("RGB", "L", "CMYK"):
-            assert not decode_image(saved(Image.fromarray(rgb).convert(colours), "JPEG", **options)).is_damaged
+            assert not decode_image(encode_as(Image.fromarray(rgb).convert(colours), "JPEG", **options)).is_damaged

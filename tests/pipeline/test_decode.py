@@ -10,12 +10,12 @@ from PIL import Image
 from imagemill.models.metrics import psnr_db
 from imagemill.pipeline.images.decode import decode_image
 from imagemill.pipeline.images.encode import choose_output_format
-from tests.support.sample_images import LIMIT, SEEDS, H, W, noise, png, saved, scene, shown
+from tests.support.sample_images import LIMIT, SEEDS, H, W, encode_as, noise, png, scene, visible_pixels
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "TIFF", "BMP", "PPM"])
 def test_decode_lossless_file_exactly(image_format: str) -> None:
-    decoded = decode_image(saved(Image.fromarray(scene()), image_format), LIMIT)
+    decoded = decode_image(encode_as(Image.fromarray(scene()), image_format), LIMIT)
     np.testing.assert_array_equal(decoded.rgb, scene())
     assert decoded.rgb.dtype == np.uint8
     facts = (decoded.format, decoded.is_gray, decoded.alpha, decoded.bit_depth, decoded.frames, decoded.exif_orientation)
@@ -24,7 +24,7 @@ def test_decode_lossless_file_exactly(image_format: str) -> None:
 
 
 def test_decode_lossless_webp_exactly() -> None:
-    decoded = decode_image(saved(Image.fromarray(scene()), "WEBP", lossless=True), LIMIT)
+    decoded = decode_image(encode_as(Image.fromarray(scene()), "WEBP", lossless=True), LIMIT)
     np.testing.assert_array_equal(decoded.rgb, scene())
     assert decoded.format == "WEBP"
 
@@ -32,7 +32,7 @@ def test_decode_lossless_webp_exactly() -> None:
 @pytest.mark.parametrize("mode", ["RGB", "CMYK", "L", "YCbCr"])
 def test_decode_jpeg_of_each_colour_space(mode: str) -> None:
     image = Image.fromarray(scene())
-    decoded = decode_image(saved(image.convert(mode), "JPEG", quality=95, subsampling=0), LIMIT)
+    decoded = decode_image(encode_as(image.convert(mode), "JPEG", quality=95, subsampling=0), LIMIT)
     expected = np.array(image.convert(mode).convert("RGB"))
     assert psnr_db(decoded.rgb, expected) > 38
     assert decoded.format == "JPEG"
@@ -43,16 +43,16 @@ def test_decode_palette_with_transparency() -> None:
     image = Image.new("P", (3, 1))
     image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
     image.putdata([0, 1, 2])
-    decoded = decode_image(saved(image, "PNG", transparency=bytes([255, 0, 128])), LIMIT)
+    decoded = decode_image(encode_as(image, "PNG", transparency=bytes([255, 0, 128])), LIMIT)
     assert decoded.alpha is not None
-    np.testing.assert_array_equal(decoded.rgb[shown(decoded)], [[255, 0, 0], [0, 0, 255]])
+    np.testing.assert_array_equal(decoded.rgb[visible_pixels(decoded)], [[255, 0, 0], [0, 0, 255]])
     np.testing.assert_array_equal(decoded.alpha, [[255, 0, 128]])
     assert not decoded.is_gray
 
 
 def test_decode_gray_to_three_equal_channels() -> None:
     samples = noise(9, 5)
-    decoded = decode_image(saved(Image.fromarray(samples), "PNG"), LIMIT)
+    decoded = decode_image(encode_as(Image.fromarray(samples), "PNG"), LIMIT)
     np.testing.assert_array_equal(decoded.rgb, np.repeat(samples[..., None], 3, -1))
     assert decoded.is_gray
     assert decoded.alpha is None
@@ -61,7 +61,7 @@ def test_decode_gray_to_three_equal_channels() -> None:
 def test_decode_gray_with_alpha() -> None:
     samples, alpha = noise(9, 5), noise(5, 9).T
     image = Image.merge("LA", [Image.fromarray(samples), Image.fromarray(np.ascontiguousarray(alpha))])
-    decoded = decode_image(saved(image, "PNG"), LIMIT)
+    decoded = decode_image(encode_as(image, "PNG"), LIMIT)
     np.testing.assert_array_equal(decoded.rgb[..., 1], samples)
     np.testing.assert_array_equal(decoded.alpha, alpha)
     assert decoded.is_gray
@@ -70,15 +70,15 @@ def test_decode_gray_with_alpha() -> None:
 def test_decode_keeps_alpha() -> None:
     rgba = noise(6, 7, 4)
     rgba[0, 0] = (200, 100, 50, 0)
-    decoded = decode_image(saved(Image.fromarray(rgba), "PNG"), LIMIT)
-    np.testing.assert_array_equal(decoded.rgb[shown(decoded)], rgba[shown(decoded)][:, :3])
+    decoded = decode_image(encode_as(Image.fromarray(rgba), "PNG"), LIMIT)
+    np.testing.assert_array_equal(decoded.rgb[visible_pixels(decoded)], rgba[visible_pixels(decoded)][:, :3])
     np.testing.assert_array_equal(decoded.alpha, rgba[..., 3])
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "TIFF", "PPM"])
 def test_decode_scales_16_bit_gray(image_format: str) -> None:
     samples = np.array([[0, 128, 129, 257, 1000, 32768, 65407, 65535]], np.uint16)
-    data = b"P5 8 1 65535\n" + samples.astype(">u2").tobytes() if image_format == "PPM" else saved(
+    data = b"P5 8 1 65535\n" + samples.astype(">u2").tobytes() if image_format == "PPM" else encode_as(
         Image.fromarray(samples), image_format
     )  # fmt: skip
     decoded = decode_image(data, LIMIT)
@@ -126,7 +126,7 @@ def test_decode_16_bit_gray_with_alpha() -> None:
 @pytest.mark.parametrize("image_format", ["PNG", "BMP", "TIFF", "PPM"])
 def test_decode_1_bit_to_black_and_white(image_format: str) -> None:
     bits = noise(9, 13) > 127
-    decoded = decode_image(saved(Image.fromarray(bits), image_format), LIMIT)
+    decoded = decode_image(encode_as(Image.fromarray(bits), image_format), LIMIT)
     np.testing.assert_array_equal(decoded.rgb[..., 2], bits * 255)
     assert decoded.is_gray
     assert decoded.bit_depth == 1
@@ -134,7 +134,7 @@ def test_decode_1_bit_to_black_and_white(image_format: str) -> None:
 
 def test_decode_first_frame_of_gif() -> None:
     frames = [Image.new("RGB", (6, 4), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
-    decoded = decode_image(saved(frames[0], "GIF", save_all=True, append_images=frames[1:]), LIMIT)
+    decoded = decode_image(encode_as(frames[0], "GIF", save_all=True, append_images=frames[1:]), LIMIT)
     np.testing.assert_array_equal(decoded.rgb, np.array(frames[0]))
     assert decoded.frames == 3
     assert decoded.format == "GIF"
@@ -176,7 +176,7 @@ def oriented(orientation: int, image_format: str, upright: np.ndarray, **options
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = np.ascontiguousarray(STORED_FROM_UPRIGHT[orientation](upright))
-    return saved(Image.fromarray(stored), image_format, exif=exif, **options)
+    return encode_as(Image.fromarray(stored), image_format, exif=exif, **options)
 
 
 @pytest.mark.parametrize("orientation", STORED_FROM_UPRIGHT)
@@ -205,7 +205,7 @@ def test_decode_records_stored_size_and_orientation(orientation: int, image_form
 def test_decode_turns_alpha_upright(orientation: int) -> None:
     rgba = noise(H, W, 4)
     decoded = decode_image(oriented(orientation, "PNG", rgba), LIMIT)
-    np.testing.assert_array_equal(decoded.rgb[shown(decoded)], rgba[shown(decoded)][:, :3])
+    np.testing.assert_array_equal(decoded.rgb[visible_pixels(decoded)], rgba[visible_pixels(decoded)][:, :3])
     np.testing.assert_array_equal(decoded.alpha, rgba[..., 3])
 
 
@@ -225,7 +225,7 @@ def test_orientation_of_every_integer_type_is_read(image_format: str, order: str
     mark = {"<": b"II*\0\x08\0\0\0", ">": b"MM\0*\0\0\0\x08"}[order]
     exif = b"Exif\0\0" + mark + struct.pack(f"{order}HHHI", 1, 0x0112, kind, 1) + value + bytes(4)
     stored = np.ascontiguousarray(STORED_FROM_UPRIGHT[6](scene()))
-    decoded = decode_image(saved(Image.fromarray(stored), image_format, exif=exif), LIMIT)
+    decoded = decode_image(encode_as(Image.fromarray(stored), image_format, exif=exif), LIMIT)
     assert (decoded.exif_orientation, decoded.rgb.shape) == (6, (H, W, 3))
 
 
@@ -233,5 +233,5 @@ def test_invalid_orientation_is_ignored() -> None:
     for value in (0, 9, 65535):
         exif = Image.Exif()
         exif[0x0112] = value
-        decoded = decode_image(saved(Image.fromarray(scene()), "PNG", exif=exif), LIMIT)
+        decoded = decode_image(encode_as(Image.fromarray(scene()), "PNG", exif=exif), LIMIT)
         np.testing.assert_array_equal(decoded.rgb, scene())

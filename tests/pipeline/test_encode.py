@@ -9,8 +9,8 @@ from PIL import Image, JpegImagePlugin
 from imagemill.models.metrics import psnr_db
 from imagemill.pipeline.images.decode import DecodedImage, decode_image
 from imagemill.pipeline.images.encode import choose_output_format, encode_rgb
-from tests.support.pictures import encode
-from tests.support.sample_images import LIMIT, SEEDS, H, W, noise, saved, scene
+from tests.support.image_files import encode
+from tests.support.sample_images import LIMIT, SEEDS, H, W, encode_as, noise, scene
 
 
 def open_file(data: bytes) -> Image.Image:
@@ -20,7 +20,7 @@ def open_file(data: bytes) -> Image.Image:
 
 
 def decode_saved(image: Image.Image, image_format: str = "PNG") -> DecodedImage:
-    return decode_image(saved(image, image_format), LIMIT)
+    return decode_image(encode_as(image, image_format), LIMIT)
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "TIFF", "BMP", "PPM"])
@@ -74,7 +74,7 @@ def test_encode_jpeg_at_quality_95_without_subsampling() -> None:
     data = encode(rgb, decode_saved(Image.fromarray(rgb)), "JPEG")
     image = open_file(data)
     assert JpegImagePlugin.get_sampling(image) == 0
-    assert image.quantization == open_file(saved(Image.fromarray(rgb), "JPEG", quality=95)).quantization
+    assert image.quantization == open_file(encode_as(Image.fromarray(rgb), "JPEG", quality=95)).quantization
     assert psnr_db(np.array(image), rgb) > 40
     assert encode_rgb(rgb, "JPEG") == data
 

@@ -27,25 +27,25 @@ from imagemill.pipeline.resolve import build_plan, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
 from tests.support.camera import with_metadata
-from tests.support.icc import ADOBE_RGB, DISPLAY_P3, as_tagged, cmyk_profile, rgb_profile
-from tests.support.pictures import H, W, encode, opened, saved
+from tests.support.icc import ADOBE_RGB, DISPLAY_P3, cmyk_profile, convert_from_srgb, rgb_profile
+from tests.support.image_files import H, W, encode, encode_as, open_image
 from tests.support.sample_images import png
 
 
 def test_alpha_option_flattens_onto_colour(photo):
     alpha = np.tile(np.linspace(0, 255, W).astype(np.uint8), (H, 1))
-    decoded = decode_image(saved(np.dstack([photo, alpha]), "PNG"), config=ImageConfig(alpha="#FF8000"))
+    decoded = decode_image(encode_as(np.dstack([photo, alpha]), "PNG"), config=ImageConfig(alpha="#FF8000"))
     share = alpha[..., None] / 255
     assert np.abs(decoded.rgb - (photo * share + np.array([255, 128, 0]) * (1 - share))).max() <= 1
     assert (decoded.alpha, decoded.has_alpha) == (None, True)
-    assert opened(encode(decoded.rgb, decoded, "PNG")).mode == "RGB"
-    opaque = decode_image(saved(photo, "PNG"), config=ImageConfig(alpha="#ff8000"))
+    assert open_image(encode(decoded.rgb, decoded, "PNG")).mode == "RGB"
+    opaque = decode_image(encode_as(photo, "PNG"), config=ImageConfig(alpha="#ff8000"))
     np.testing.assert_array_equal(opaque.rgb, photo)
     assert not opaque.has_alpha
 
 
 def test_alpha_option_keeps_gray_on_gray_matte(photo):
-    data = saved(Image.merge("LA", [Image.fromarray(photo[..., n]) for n in (0, 1)]), "PNG")
+    data = encode_as(Image.merge("LA", [Image.fromarray(photo[..., n]) for n in (0, 1)]), "PNG")
     assert decode_image(data, config=ImageConfig(alpha="#808080")).is_gray
     decoded = decode_image(data, config=ImageConfig(alpha="#ff0000"))
     assert not decoded.is_gray
@@ -74,11 +74,11 @@ def test_invalid_option_names_valid_values(key, value, message):
 )
 def test_decode_avif_and_jpeg2000(photo, image_format, options, least_db):
     for image in (photo, np.dstack([photo, photo[..., 1]])):
-        decoded = decode_image(saved(image, image_format, **options))
+        decoded = decode_image(encode_as(image, image_format, **options))
         assert psnr_db(decoded.rgb, photo) > least_db or (decoded.rgb == photo).all()
         assert (decoded.format, decoded.frames, decoded.bit_depth) == (image_format, 1, 8)
         assert decoded.has_alpha == (image.shape[2] == 4)
-    file = saved(photo, image_format, **options)
+    file = encode_as(photo, image_format, **options)
     for end in range(0, len(file), len(file) // 60):
         with suppress(ImageError):
             decode_image(file[:end])
@@ -90,7 +90,7 @@ def test_decode_avif_and_jpeg2000(photo, image_format, options, least_db):
 )
 @settings(max_examples=200)
 def test_mutated_avif_and_jpeg2000_raise_image_errors(image_format, changes):
-    data = bytearray(saved(Image.linear_gradient("L").resize((24, 16)).convert("RGB"), image_format))
+    data = bytearray(encode_as(Image.linear_gradient("L").resize((24, 16)).convert("RGB"), image_format))
     for offset, value in changes:
         data[offset % len(data)] = value
     with suppress(ImageError):
@@ -100,7 +100,7 @@ def test_mutated_avif_and_jpeg2000_raise_image_errors(image_format, changes):
 def test_too_many_pixels_names_key_and_flag(photo):
     for image_format in ("AVIF", "JPEG2000"):
         with pytest.raises(ImageError, match=r"over max_pixels=9599 .*: --set max_pixels=9600$") as raised:
-            decode_image(saved(photo, image_format), H * W - 1)
+            decode_image(encode_as(photo, image_format), H * W - 1)
         assert raised.value.error_class == "TooManyPixels"
 
 
@@ -142,9 +142,9 @@ def test_decode_scales_16_bits_without_clipping(photo):
     deep = photo.astype(np.uint16) * 257
     for data in (
         encode_16_bit_png(deep),
-        saved(deep[..., 0], "PNG"),
-        saved(deep[..., 0], "TIFF"),
-        saved(deep[..., 0], "JPEG2000"),
+        encode_as(deep[..., 0], "PNG"),
+        encode_as(deep[..., 0], "TIFF"),
+        encode_as(deep[..., 0], "JPEG2000"),
     ):
         decoded = decode_image(data)
         np.testing.assert_array_equal(decoded.rgb, np.repeat(photo[..., :1], 3, 2) if decoded.is_gray else photo)
@@ -167,11 +167,11 @@ def test_decode_in_strips_equals_decode_in_one_piece(photo, monkeypatch):
     rgba = np.dstack([photo, photo[..., 1]])
     exif = Image.Exif()
     files = [
-        *(saved(rgba, "PNG", exif=oriented(exif, n), icc_profile=rgb_profile(ADOBE_RGB)) for n in range(1, 9)),
-        saved(Image.fromarray(photo).quantize(32), "GIF"),
-        saved(photo[..., 0].astype(np.uint16) * 257, "PNG"),
-        saved(Image.fromarray(photo).convert("CMYK"), "TIFF", icc_profile=cmyk_profile()),
-        saved(photo[..., 0], "JPEG", exif=oriented(exif, 5)),
+        *(encode_as(rgba, "PNG", exif=oriented(exif, n), icc_profile=rgb_profile(ADOBE_RGB)) for n in range(1, 9)),
+        encode_as(Image.fromarray(photo).quantize(32), "GIF"),
+        encode_as(photo[..., 0].astype(np.uint16) * 257, "PNG"),
+        encode_as(Image.fromarray(photo).convert("CMYK"), "TIFF", icc_profile=cmyk_profile()),
+        encode_as(photo[..., 0], "JPEG", exif=oriented(exif, 5)),
     ]
     in_one_piece = [decode_image(data) for data in files]
     encoded = [encode(decoded.rgb, decoded, "PNG") for decoded in in_one_piece]
@@ -190,7 +190,7 @@ def oriented(exif: Image.Exif, orientation: int) -> bytes:
 
 
 def test_quality_option_changes_file_size(photo):
-    decoded = decode_image(saved(photo, "PNG"))
+    decoded = decode_image(encode_as(photo, "PNG"))
     for image_format in ("JPEG", "WEBP", "AVIF"):
         sizes = [len(encode(photo, decoded, image_format, quality)) for quality in (50, 80, 95)]
         assert sizes == sorted(set(sizes))
@@ -208,16 +208,16 @@ def test_format_option_converts_mixed_folder(tmp_path, photo):
     alpha = np.dstack([photo, np.tile(np.arange(W, dtype=np.uint8) * 2, (H, 1))])
     kinds = {
         "camera.jpg": with_metadata(photo, "JPEG"),
-        "wide.jpg": saved(as_tagged(photo, DISPLAY_P3), "JPEG", quality=95, icc_profile=rgb_profile(DISPLAY_P3)),
-        "print.jpg": saved(Image.fromarray(photo).convert("CMYK"), "JPEG", icc_profile=cmyk_profile()),
-        "logo.png": saved(alpha, "PNG"),
-        "odd.png": saved(photo, "PNG", icc_profile=b"no profile"),
-        "new.avif": saved(photo, "AVIF"),
-        "archive.jp2": saved(photo, "JPEG2000"),
-        "deep.tif": saved(photo[..., 0].astype(np.uint16) * 257, "TIFF"),
-        "already.webp": saved(photo, "WEBP"),
-        "moves.gif": saved(Image.fromarray(photo), "GIF", save_all=True, append_images=[Image.new("RGB", (W, H))]),
-        "burst.mpo": saved(photo, "MPO", save_all=True, append_images=[Image.new("RGB", (W, H))]),
+        "wide.jpg": encode_as(convert_from_srgb(photo, DISPLAY_P3), "JPEG", quality=95, icc_profile=rgb_profile(DISPLAY_P3)),
+        "print.jpg": encode_as(Image.fromarray(photo).convert("CMYK"), "JPEG", icc_profile=cmyk_profile()),
+        "logo.png": encode_as(alpha, "PNG"),
+        "odd.png": encode_as(photo, "PNG", icc_profile=b"no profile"),
+        "new.avif": encode_as(photo, "AVIF"),
+        "archive.jp2": encode_as(photo, "JPEG2000"),
+        "deep.tif": encode_as(photo[..., 0].astype(np.uint16) * 257, "TIFF"),
+        "already.webp": encode_as(photo, "WEBP"),
+        "moves.gif": encode_as(Image.fromarray(photo), "GIF", save_all=True, append_images=[Image.new("RGB", (W, H))]),
+        "burst.mpo": encode_as(photo, "MPO", save_all=True, append_images=[Image.new("RGB", (W, H))]),
         "phone.heic": b"\0\0\0\x24ftypheic\0\0\0\0mif1heic" + bytes(100),
         "future.JXL": b"\xff\x0a" + bytes(100),
     }
@@ -240,15 +240,15 @@ def test_format_option_converts_mixed_folder(tmp_path, photo):
     assert made["deep.tif"]["bit_depth"] == 16
     for name, row in made.items():
         assert row["output_uri"] == f"images/{name}" + ("" if name.endswith(".webp") else ".webp")
-        encoded = opened((output / row["output_uri"]).read_bytes())
+        encoded = open_image((output / row["output_uri"]).read_bytes())
         assert encoded.format == "WEBP"
         assert encoded.mode == "RGB"
         assert encoded.size == ((H, W) if name == "camera.jpg" else (W, H))
-    assert psnr_db(np.asarray(opened((output / "images/wide.jpg.webp").read_bytes())), photo) > 28
-    camera = opened((output / "images/camera.jpg.webp").read_bytes())
+    assert psnr_db(np.asarray(open_image((output / "images/wide.jpg.webp").read_bytes())), photo) > 28
+    camera = open_image((output / "images/camera.jpg.webp").read_bytes())
     assert camera.getexif()[Base.Make] == "Maker"
     assert IFD.GPSInfo not in camera.getexif()
-    assert np.asarray(opened((output / "images/logo.png.webp").read_bytes()))[:, :3].min() > 235
+    assert np.asarray(open_image((output / "images/logo.png.webp").read_bytes()))[:, :3].min() > 235
     assert verify(Store(str(output))).problems == []
     assert build_plan(resolve(config)).done == 11
     assert build_plan(resolve(config.model_copy(update={"image": ImageConfig(**image | {"quality": 91})}))).done == 0

@@ -12,8 +12,8 @@ from PIL import Image
 
 from imagemill.pipeline.images.decode import decode_image
 from imagemill.pipeline.images.errors import ImageError
-from tests.support.jpegs import DAMAGE, EOI, differs, flipped, photograph, picture_data, zeroed
-from tests.support.sample_images import error_class, saved
+from tests.support.jpegs import DAMAGE, EOI, crop_photo, find_image_data, flip_bit, is_visibly_different, zero_out
+from tests.support.sample_images import decode_error_class, encode_as
 
 DATA = Path(__file__).parent / "data"
 MODES = {
@@ -28,7 +28,7 @@ UNDETECTABLE = ("lost 1", "lost 100", "noise of 512", "sectors exchanged", "cont
 
 
 def encode_kind(rgb: np.ndarray, colours: str, options: dict[str, object]) -> bytes:
-    return saved(Image.fromarray(rgb).convert(colours), "JPEG", **{"quality": 90, **options})
+    return encode_as(Image.fromarray(rgb).convert(colours), "JPEG", **{"quality": 90, **options})
 
 
 def iterate_outcomes(colours: str, options: dict[str, object], positions: int) -> Iterator[tuple[str, str]]:
@@ -36,17 +36,17 @@ def iterate_outcomes(colours: str, options: dict[str, object], positions: int) -
 
     The outcome is an error class, "intact" or "silent".
     """
-    data, neighbour = (encode_kind(photograph(300, 200, name), colours, options) for name in ("coffee", "astronaut"))
+    data, neighbour = (encode_kind(crop_photo(300, 200, name), colours, options) for name in ("coffee", "astronaut"))
     truth = decode_image(data).rgb
     # Damage starts after a twentieth of the data: earlier, "continued by another file" is an intact other image.
-    start, end = picture_data(data)
+    start, end = find_image_data(data)
     start += (end - start) // 20
     for kind, damage in DAMAGE.items():
         for n in range(positions):
             damaged = damage(data, start + (end - start) * n // positions, neighbour)
             try:
                 decoded = decode_image(damaged)
-                yield kind, "silent" if differs(decoded.rgb, truth) else "intact"
+                yield kind, "silent" if is_visibly_different(decoded.rgb, truth) else "intact"
             except ImageError as e:
                 yield kind, e.error_class
                 accepted = decode_image(damaged, accept_damaged=True) if e.error_class == "DamagedImage" else None
@@ -83,13 +83,13 @@ def test_jpeg_flipped_bits_are_rarely_visible(figure: Callable[[str, str], None]
     """A flipped bit often decodes without a warning; count how often it is visible."""
     draw, counts = random.Random(0), Counter[str]()
     for mode, options in MODES.items():
-        data = encode_kind(photograph(300, 200), "RGB", options)
+        data = encode_kind(crop_photo(300, 200), "RGB", options)
         truth = decode_image(data).rgb
-        start, end = picture_data(data)
+        start, end = find_image_data(data)
         for _ in range(200):
             try:
-                decoded = decode_image(flipped(data, draw.randrange(start, end), draw.randrange(8)))
-                outcome = "silent" if differs(decoded.rgb, truth) else "not visible"
+                decoded = decode_image(flip_bit(data, draw.randrange(start, end), draw.randrange(8)))
+                outcome = "silent" if is_visibly_different(decoded.rgb, truth) else "not visible"
             except ImageError:
                 outcome = "detected"
             counts[outcome] += 1
@@ -101,56 +101,56 @@ def test_jpeg_flipped_bits_are_rarely_visible(figure: Callable[[str, str], None]
 
 def test_jpeg_damaged_tables_are_detected() -> None:
     """libjpeg accepts quantization steps of zero, and Huffman tables with repeated symbols."""
-    data = encode_kind(photograph(96, 64), "RGB", {})
+    data = encode_kind(crop_photo(96, 64), "RGB", {})
     steps = data.index(b"\xff\xdb")
-    assert error_class(zeroed(data, steps + 20, 30)) == "DamagedImage"
+    assert decode_error_class(zero_out(data, steps + 20, 30)) == "DamagedImage"
     table = data.index(b"\xff\xc4\0\xb5")
-    assert error_class(zeroed(data, table + 100, 40)) == "DamagedImage"
+    assert decode_error_class(zero_out(data, table + 100, 40)) == "DamagedImage"
 
 
 def test_jpeg_thumbnail_is_not_taken_for_the_image() -> None:
     """If bytes of the metadata are lost, the first image in the file is its thumbnail."""
-    thumbnail = saved(Image.fromarray(photograph(16, 12)), "JPEG")
-    data = saved(Image.fromarray(photograph(96, 64)), "JPEG")
+    thumbnail = encode_as(Image.fromarray(crop_photo(16, 12)), "JPEG")
+    data = encode_as(Image.fromarray(crop_photo(96, 64)), "JPEG")
     exif = b"\xff\xe1" + (len(thumbnail) + 18).to_bytes(2, "big") + b"Exif\0\0II*\0\x08\0\0\0\0\0" + thumbnail + b"\0\0"
     intact = data[:20] + exif + data[20:]
     assert decode_image(intact).rgb.shape == (64, 96, 3)
     for lost_bytes in range(4, 60):
         # If the loss ends before a marker, the rest is an intact JPEG of the thumbnail, followed by other bytes.
         if intact[20 + lost_bytes] != 0xFF:
-            assert error_class(intact[:20] + intact[20 + lost_bytes :]) in ("DamagedImage", "BrokenImage")
+            assert decode_error_class(intact[:20] + intact[20 + lost_bytes :]) in ("DamagedImage", "BrokenImage")
 
 
 def test_jpeg_progressive_without_all_scans_is_damaged() -> None:
     """To libjpeg, a file cut between two scans is complete; the image would be blurred."""
-    data = encode_kind(photograph(96, 64), "RGB", MODES["progressive"])
+    data = encode_kind(crop_photo(96, 64), "RGB", MODES["progressive"])
     scans = [at for at in range(len(data)) if data[at : at + 2] == b"\xff\xda"]
     assert len(scans) > 8
     for at in scans[1:]:
         # Tables may precede the header of a scan.
         tables_at = data.rfind(b"\xff\xc4", 0, at) if data[at - 2 : at] != b"\xff\xda" else at
-        assert error_class(data[: min(tables_at, at)] + EOI) == "DamagedImage"
+        assert decode_error_class(data[: min(tables_at, at)] + EOI) == "DamagedImage"
 
 
 @pytest.mark.parametrize("name", ["arithmetic", "arithmetic_progressive", "three_scans", "sampled_3x1", "sampled_4x2"])
 def test_jpeg_rare_kind_with_missing_data_is_damaged(name: str) -> None:
     """For these kinds libjpeg has no warning, or its binding does not report the warning."""
     data = (DATA / f"{name}.jpg").read_bytes()
-    start, end = picture_data(data)
+    start, end = find_image_data(data)
     for share in (0.3, 0.6, 0.9):
         for ending in (b"", EOI):
             classes = ("DamagedImage", "BrokenImage") if "progressive" in name else ("DamagedImage",)
-            assert error_class(data[: start + int((end - start) * share)] + ending) in classes
+            assert decode_error_class(data[: start + int((end - start) * share)] + ending) in classes
 
 
 def test_jpeg_12_bits_with_missing_data_is_damaged() -> None:
-    data = imagecodecs.jpeg8_encode(photograph(96, 64).astype(np.uint16) * 16, 90, bitspersample=12)
-    start, end = picture_data(data)
+    data = imagecodecs.jpeg8_encode(crop_photo(96, 64).astype(np.uint16) * 16, 90, bitspersample=12)
+    start, end = find_image_data(data)
     for share in (0.3, 0.6, 0.9):
-        assert error_class(data[: start + int((end - start) * share)] + EOI) == "DamagedImage"
+        assert decode_error_class(data[: start + int((end - start) * share)] + EOI) == "DamagedImage"
 
 
 def test_jpeg_damage_message_says_what_to_do() -> None:
-    data = encode_kind(photograph(96, 64), "RGB", {})
+    data = encode_kind(crop_photo(96, 64), "RGB", {})
     with pytest.raises(ImageError, match=r"libjpeg: Corrupt JPEG data: premature end .* missing\. Restore the file\.$"):
         decode_image(data[: len(data) * 2 // 3] + EOI)

@@ -13,8 +13,8 @@ from PIL import Image
 from imagemill.models.metrics import psnr_db
 from imagemill.pipeline.images.decode import decode_image, read_pixel_count
 from imagemill.pipeline.images.errors import ImageError
-from tests.support.jpegs import EOI, photograph, picture_data, written
-from tests.support.sample_images import saved
+from tests.support.jpegs import EOI, crop_photo, find_image_data, iterate_variants
+from tests.support.sample_images import encode_as
 
 DATA = Path(__file__).parent / "data"
 CROP = (96, 64)
@@ -48,7 +48,7 @@ def remove_segments(data: bytes, marker: int) -> bytes:
 def test_jpeg_of_every_writer_is_decoded(size: tuple[int, int]) -> None:
     """103 combinations: colours, sampling, progressive, restarts, tables, 8 to 16 bits, lossless."""
     count = 0
-    for name, data, truth in written(photograph(*size)):
+    for name, data, truth in iterate_variants(crop_photo(*size)):
         decoded = decode_image(data)
         count += 1
         assert decoded.rgb.shape == truth.shape, name
@@ -69,17 +69,17 @@ def test_jpeg_of_rare_kind_is_decoded(path: Path) -> None:
     """Files of cjpeg: arithmetic coding, one scan per component, sampling unknown to simplejpeg."""
     data = path.read_bytes()
     decoded = decode_image(data)
-    assert psnr_db(decoded.rgb, photograph(*CROP)) > 28
+    assert psnr_db(decoded.rgb, crop_photo(*CROP)) > 28
     np.testing.assert_array_equal(decoded.rgb, decode_with_pillow(data))
 
 
 def encode_photo(**options: object) -> bytes:
-    return saved(Image.fromarray(photograph(*CROP)), "JPEG", quality=90, **options)
+    return encode_as(Image.fromarray(crop_photo(*CROP)), "JPEG", quality=90, **options)
 
 
 def set_scan_parameters(data: bytes) -> bytes:
     """Set scan parameters like some Samsung phones."""
-    start, _ = picture_data(data)
+    start, _ = find_image_data(data)
     return data[: start - 3] + bytes(3) + data[start:]
 
 
@@ -150,7 +150,7 @@ def set_two_components(data: bytes) -> bytes:
 
 
 UNSUPPORTED = {
-    "JPEG-LS": imagecodecs.jpegls_encode(photograph(*CROP)),
+    "JPEG-LS": imagecodecs.jpegls_encode(crop_photo(*CROP)),
     "hierarchical JPEG": encode_photo().replace(b"\xff\xc0", b"\xff\xc5"),
     "lossless JPEG with arithmetic coding": encode_photo().replace(b"\xff\xc0", b"\xff\xcb"),
     "JPEG with 2 components": set_two_components(encode_photo()),
@@ -167,8 +167,8 @@ def test_jpeg_of_unsupported_kind_is_named(name: str) -> None:
 @pytest.mark.parametrize("marker", [True, False])
 def test_jpeg_cmyk_is_decoded_as_in_browsers(marker: bool) -> None:
     """255 means no ink, with and without an Adobe marker."""
-    cmyk = Image.fromarray(photograph(*CROP)).convert("CMYK")
-    data = saved(cmyk, "JPEG", quality=95)
+    cmyk = Image.fromarray(crop_photo(*CROP)).convert("CMYK")
+    data = encode_as(cmyk, "JPEG", quality=95)
     decoded = decode_image(data if marker else remove_segments(data, 0xEE))
     assert psnr_db(decoded.rgb, np.asarray(cmyk.convert("RGB"))) > 30
 
@@ -184,6 +184,6 @@ def test_jpeg_metadata_in_several_segments_is_joined() -> None:
     exif[0x0112] = 6
     assert decode_image(encode_photo(exif=exif)).exif_orientation == 6
     # Pillow cannot open JPEGs of 12 bits.
-    deep = photograph(*CROP).astype(np.uint16) * 16
+    deep = crop_photo(*CROP).astype(np.uint16) * 16
     rotated = insert_before_tables(imagecodecs.jpeg8_encode(deep, 95, bitspersample=12), build_segment(0xE1, exif.tobytes()))
     assert decode_image(rotated).rgb.shape == (CROP[0], CROP[1], 3)

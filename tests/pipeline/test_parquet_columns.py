@@ -125,7 +125,7 @@ def test_which_of_several_columns_holds_images_is_seen_or_asked(tmp_path, crops)
     assert found[0] == "parquet"
     assert (found[1].rel_path, found[1].problem) == ("one.parquet/row-000000000", None)
     assert (
-        found[2].problem == "UnreadColumn: left (binary), right (binary): all of them hold images: name one in source.image"
+        found[2].problem == "UnreadColumn: left (binary), right (binary): all of them hold images. Name one in source.image"
     )
     assert [image.size for image in images(tmp_path / "two.parquet", image="right").values()] == [len(other)]
 
@@ -135,13 +135,13 @@ def test_which_of_several_columns_holds_images_is_seen_or_asked(tmp_path, crops)
     [
         (
             {"image": "caption"},
-            r"source.image = 'caption': in.parquet: caption \(string\) is no column of images; valid: image",
+            r"source.image = 'caption': in.parquet: caption \(string\) is not a column of images; valid: image",
         ),
-        ({"key": "thumb"}, r"source.key = 'thumb': in.parquet: thumb \(binary\) is no text and no number"),
-        ({"key": "tags"}, r"source.key = 'tags': in.parquet: tags \(list<element: string>\) is no text and no number"),
+        ({"key": "thumb"}, r"source.key = 'thumb': in.parquet: thumb \(binary\) cannot name images"),
+        ({"key": "tags"}, r"source.key = 'tags': in.parquet: tags \(list<element: string>\) cannot name images"),
         (
             {"carry": ["thumb", "image"]},
-            r"source.carry = \['thumb', 'image'\]: JSON has no form for thumb \(binary\), image",
+            r"source.carry = \['thumb', 'image'\]: in.parquet: JSON cannot store thumb \(binary\), image",
         ),
         ({"carry": ["no"]}, r"source.carry = \['no'\]; the columns of in.parquet: image"),
     ],
@@ -171,6 +171,6 @@ def test_carried_values_are_what_their_column_is(tmp_path, crops):
     table = pa.table({"image": pictures(crops, 1), **{name: value for name, (value, _) in values.items()}})
     pq.write_table(table, tmp_path / "in.parquet")
     [image] = images(tmp_path, carry=list(values)).values()
-    # Strictly: what JSON has no form for is text.
+    # Strictly valid JSON: values without a JSON form become strings.
     extra = json.loads(image.extra, parse_constant=lambda constant: pytest.fail(constant))
     assert extra == {name: expected for name, (_, expected) in values.items()}

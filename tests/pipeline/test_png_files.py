@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from imagemill.pipeline.images.decode import decode_image
 from tests.support.exact_writers import chunk, png_file
-from tests.support.sample_images import LIMIT, error_class, noise, saved, scene
+from tests.support.sample_images import LIMIT, decode_error_class, encode_as, noise, scene
 
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
@@ -111,11 +111,11 @@ def test_png_with_damaged_end_chunk_is_intact(end: bytes) -> None:
 
 def test_png_truncated_in_pixels_is_broken() -> None:
     for end in range(8, len(WHOLE) - 12, 37):
-        assert error_class(WHOLE[:end]) in ("BrokenImage", "UnknownFormat")
+        assert decode_error_class(WHOLE[:end]) in ("BrokenImage", "UnknownFormat")
     # A file that is cut between two IDAT chunks has no damaged chunk.
     second = WHOLE.index(b"IDAT", WHOLE.index(b"IDAT") + 1) - 4
-    assert error_class(WHOLE[:second]) == "BrokenImage"
-    assert error_class(WHOLE[:second] + WHOLE[-12:]) == "BrokenImage"
+    assert decode_error_class(WHOLE[:second]) == "BrokenImage"
+    assert decode_error_class(WHOLE[:second] + WHOLE[-12:]) == "BrokenImage"
 
 
 def test_png_changed_pixel_byte_fails_checksum() -> None:
@@ -125,7 +125,7 @@ def test_png_changed_pixel_byte_fails_checksum() -> None:
     data = bytearray(head + chunk(b"IDAT", stored) + tail)
     np.testing.assert_array_equal(decode_image(bytes(data)).rgb, noise(30, 40, 3))
     data[100] ^= 4
-    assert error_class(bytes(data)) == "BrokenImage"
+    assert decode_error_class(bytes(data)) == "BrokenImage"
 
 
 def damage_chunk(name: bytes, content: bytes) -> bytes:
@@ -144,17 +144,17 @@ def test_png_damaged_optional_chunk_is_skipped() -> None:
         decoded = decode_image(png_file(samples, 8, 0, damage_chunk(name, bytes(4))))
         assert decoded.icc == "unreadable"
         np.testing.assert_array_equal(decoded.rgb[..., :1], samples)
-    assert error_class(png_file(samples, 8, 0, damage_chunk(b"tRNS", bytes(2)))) == "BrokenImage"
-    assert error_class(png_file(samples, 8, 3, damage_chunk(b"PLTE", bytes(768)))) == "BrokenImage"
-    assert error_class(png_file(samples, 8, 3)) == "BrokenImage"
-    assert error_class(png_file(samples, 8, 0, chunk(b"NEWx", b""))) == "UnsupportedFormat"
+    assert decode_error_class(png_file(samples, 8, 0, damage_chunk(b"tRNS", bytes(2)))) == "BrokenImage"
+    assert decode_error_class(png_file(samples, 8, 3, damage_chunk(b"PLTE", bytes(768)))) == "BrokenImage"
+    assert decode_error_class(png_file(samples, 8, 3)) == "BrokenImage"
+    assert decode_error_class(png_file(samples, 8, 0, chunk(b"NEWx", b""))) == "UnsupportedFormat"
 
 
 def test_png_of_apple_variant_is_unsupported() -> None:
     data = WHOLE[:8] + chunk(b"CgBI", bytes(4)) + WHOLE[8:]
     with pytest.raises(Exception, match="CgBI is not supported"):
         decode_image(data)
-    assert error_class(data) == "UnsupportedFormat"
+    assert decode_error_class(data) == "UnsupportedFormat"
 
 
 @pytest.mark.parametrize("name", [b"tEXt", b"zTXt", b"iTXt"])
@@ -166,13 +166,13 @@ def test_png_large_text_is_dropped(name: bytes) -> None:
     else:
         info.add_text("workflow", text, zip=name == b"zTXt")
     info.add_itxt("Title", "été")
-    decoded = decode_image(saved(Image.fromarray(scene()), "PNG", pnginfo=info))
+    decoded = decode_image(encode_as(Image.fromarray(scene()), "PNG", pnginfo=info))
     np.testing.assert_array_equal(decoded.rgb, scene())
     assert decoded.metadata.text == {"Title": "été"}
 
 
 def test_png_large_profile_is_dropped() -> None:
-    decoded = decode_image(saved(Image.fromarray(scene()), "PNG", icc_profile=bytes(6_000_000)))
+    decoded = decode_image(encode_as(Image.fromarray(scene()), "PNG", icc_profile=bytes(6_000_000)))
     np.testing.assert_array_equal(decoded.rgb, scene())
     assert decoded.icc == "unreadable"
 
@@ -194,7 +194,7 @@ def test_png_metadata_after_pixels_is_read() -> None:
 @pytest.mark.parametrize("default_is_frame", [True, False])
 def test_png_animation_decodes_default_image(default_is_frame: bool) -> None:
     frames = [Image.fromarray(noise(6, 8, 3) + np.uint8(50 * n)) for n in range(3)]
-    data = saved(frames[0], "PNG", save_all=True, append_images=frames[1:], default_image=not default_is_frame)
+    data = encode_as(frames[0], "PNG", save_all=True, append_images=frames[1:], default_image=not default_is_frame)
     decoded = decode_image(data)
     np.testing.assert_array_equal(decoded.rgb, np.asarray(frames[0]))
     assert decoded.frames == 3

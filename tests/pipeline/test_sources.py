@@ -289,7 +289,7 @@ def test_a_packed_shard_that_changed_is_opened_anew_a_few_times_not_for_each_mem
     )
     reading = ImageReader(source, 1)
     for row in todo.to_pylist():
-        with pytest.raises(ReadError, match="not what it was"):
+        with pytest.raises(ReadError, match="changed since it was listed"):
             reading.image(row)
     assert len(opens) == SHARD_TRIES + 1
 

@@ -81,8 +81,8 @@ def test_what_follows_the_end_mark_is_read_or_named(tmp_path, crops, suffix):
     for rest, found, said in (
         (b"PK\3\4" + bytes(600), 1, f"{after}a ZIP archive"),
         (b"garbage" * 200, 1, f"{after}unknown data that begins with b'garbageg'"),
-        (b"\x1f\x8b\x08" + bytes(600), 1, f"{after}packed by gzip"),
-        (second[: 512 + len(photo) // 2], 1, "CutShard: b0.png is cut off: what comes after is lost"),
+        (b"\x1f\x8b\x08" + bytes(600), 1, f"{after}data compressed by gzip"),
+        (second[: 512 + len(photo) // 2], 1, "CutShard: b0.png is cut off: the members after it are lost"),
         (second[:300], 1, f"CutShard: it ends in the middle of a header, at byte 51,200: {STILL_WRITTEN}"),
         (bytes(10_240), 1, None),
     ):  # fmt: skip
@@ -130,7 +130,7 @@ def test_a_damaged_header_is_no_end(tmp_path, crops):
         (b"version https://git-lfs.github.com/spec/v1\n", "BadShard: it is not a tar archive but a pointer of Git LFS"),
         (b"", "CutShard: the file is empty: it was cut off, or is still being written"),
         (gzip.compress(b""), "CutShard: the file is empty: it was cut off, or is still being written"),
-        (bz2.compress(bytes(100))[:-9] + bytes(9), "BadShard: Invalid data stream: what comes after is lost"),
+        (bz2.compress(bytes(100))[:-9] + bytes(9), "BadShard: Invalid data stream: the members after it are lost"),
         (bytes(10_240), None),
     ],
     ids=["zip", "html", "lfs", "empty", "gzip of nothing", "damaged bzip2", "no members"],

@@ -13,8 +13,8 @@ from PIL import Image
 from imagemill.pipeline.images.decode import DecodedImage, decode_image, read_pixel_count
 from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.images.readers import tiff_page
-from tests.support.sample_images import noise, picture_or_reason, scene
-from tests.support.tiffs import LONG, SHORT, decode_error, encode_with_tifffile, tiff
+from tests.support.sample_images import decode_or_error, noise, scene
+from tests.support.tiffs import LONG, SHORT, decode_error, encode_tiff, encode_with_tifffile
 
 H, W = 24, 36
 RGB, GRAY = scene(H, W), scene(H, W)[..., :1]
@@ -95,7 +95,7 @@ def test_tiff_damaged_fax_strip_is_broken(compression: str, options: int) -> Non
 )
 def test_tiff_arbitrary_tags_raise_image_errors(tags: dict[int, tuple[int, tuple[int, ...]]]) -> None:
     tracemalloc.start()
-    decoded = picture_or_reason(tiff(noise(H, W, 3), 8, 2, tags=tags))
+    decoded = decode_or_error(encode_tiff(noise(H, W, 3), 8, 2, tags=tags))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 50_000_000
@@ -104,10 +104,10 @@ def test_tiff_arbitrary_tags_raise_image_errors(tags: dict[int, tuple[int, tuple
 
 def test_tiff_too_many_strips_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiff_page, "MAX_SEGMENTS", 10)
-    assert "24 strips or tiles" in decode_error(tiff(RGB, 8, 2, rows=1))[1]
+    assert "24 strips or tiles" in decode_error(encode_tiff(RGB, 8, 2, rows=1))[1]
 
 
 def test_tiff_too_many_pixels_are_rejected_early() -> None:
-    data = tiff(RGB, 8, 2, tags={256: (LONG, (60_000,)), 257: (LONG, (60_000,))})
+    data = encode_tiff(RGB, 8, 2, tags={256: (LONG, (60_000,)), 257: (LONG, (60_000,))})
     assert decode_error(data)[0] == "TooManyPixels"
     assert read_pixel_count(data) == 60_000**2

@@ -12,7 +12,7 @@ from imagemill.pipeline.images.config import ImageConfig
 from imagemill.pipeline.images.decode import decode_image, read_pixel_count
 from tests.support.camera import XMP
 from tests.support.sample_images import noise, scene
-from tests.support.tiffs import BYTE, LONG, SHORT, build_pages, decode_error, tiff, with_segments
+from tests.support.tiffs import BYTE, LONG, SHORT, build_pages, build_tiff, decode_error, encode_tiff
 
 H, W = 24, 36
 RGB, GRAY = scene(H, W), scene(H, W)[..., :1]
@@ -20,8 +20,8 @@ RGB, GRAY = scene(H, W), scene(H, W)[..., :1]
 
 def test_tiff_camera_raw_is_unsupported() -> None:
     """Raw files begin with a small preview, which is not the image that the user expects."""
-    raw = tiff(noise(64, 64, 1), 16, 32803)
-    small = bytearray(build_pages(tiff(RGB, 8, 2, tags={254: (LONG, (1,)), 330: (LONG, (0,))}), raw))
+    raw = encode_tiff(noise(64, 64, 1), 16, 32803)
+    small = bytearray(build_pages(encode_tiff(RGB, 8, 2, tags={254: (LONG, (1,)), 330: (LONG, (0,))}), raw))
     first = struct.unpack_from("<I", small, 4)[0]
     count = struct.unpack_from("<H", small, first)[0]
     raw_at = struct.unpack_from("<I", small, first + 2 + 12 * count)[0]
@@ -29,7 +29,7 @@ def test_tiff_camera_raw_is_unsupported() -> None:
         if struct.unpack_from("<H", small, at)[0] == 330:
             struct.pack_into("<I", small, at + 8, raw_at)
     struct.pack_into("<I", small, first + 2 + 12 * count, 0)
-    canon = bytearray(tiff(RGB, 8, 2))
+    canon = bytearray(encode_tiff(RGB, 8, 2))
     canon[8:12] = b"CR\2\0"
     for data in (bytes(small), bytes(canon)):
         assert decode_error(data)[0] == "UnsupportedFormat"
@@ -37,18 +37,18 @@ def test_tiff_camera_raw_is_unsupported() -> None:
 
 
 def test_tiff_thumbnail_is_not_the_image() -> None:
-    thumbnail = tiff(RGB[::4, ::4], 8, 2, tags={254: (LONG, (1,))})
-    mask = tiff(GRAY, 8, 4, tags={254: (LONG, (4,))})
-    old = tiff(RGB[::4, ::4], 8, 2, tags={255: (SHORT, (2,))})
-    empty = with_segments({254: (LONG, (0,))}, [b""])
-    other_page = tiff(RGB[::-1], 8, 2)
+    thumbnail = encode_tiff(RGB[::4, ::4], 8, 2, tags={254: (LONG, (1,))})
+    mask = encode_tiff(GRAY, 8, 4, tags={254: (LONG, (4,))})
+    old = encode_tiff(RGB[::4, ::4], 8, 2, tags={255: (SHORT, (2,))})
+    empty = build_tiff({254: (LONG, (0,))}, [b""])
+    other_page = encode_tiff(RGB[::-1], 8, 2)
     for pages, frames in (
-        ((thumbnail, tiff(RGB, 8, 2), other_page), 2),
-        ((old, tiff(RGB, 8, 2)), 1),
-        ((mask, tiff(RGB, 8, 2), mask, thumbnail), 1),
-        ((empty, tiff(RGB, 8, 2)), 2),
-        ((tiff(RGB, 8, 2), thumbnail, thumbnail), 1),
-        ((tiff(RGB, 8, 2), other_page, other_page, other_page), 4),
+        ((thumbnail, encode_tiff(RGB, 8, 2), other_page), 2),
+        ((old, encode_tiff(RGB, 8, 2)), 1),
+        ((mask, encode_tiff(RGB, 8, 2), mask, thumbnail), 1),
+        ((empty, encode_tiff(RGB, 8, 2)), 2),
+        ((encode_tiff(RGB, 8, 2), thumbnail, thumbnail), 1),
+        ((encode_tiff(RGB, 8, 2), other_page, other_page, other_page), 4),
     ):
         decoded = decode_image(build_pages(*pages))
         np.testing.assert_array_equal(decoded.rgb, RGB)
@@ -89,7 +89,7 @@ def test_tiff_bigtiff_metadata_is_kept() -> None:
         33432: (2, tuple(b"an owner\0")),
     }
     for order in "<>":
-        decoded = decode_image(tiff(RGB, 8, 2, big=True, order=order, tags=tags), config=ImageConfig(icc="keep"))
+        decoded = decode_image(encode_tiff(RGB, 8, 2, big=True, order=order, tags=tags), config=ImageConfig(icc="keep"))
         assert decoded.metadata.xmp is not None
         assert "é".encode() in decoded.metadata.xmp
         assert decoded.profile == profile
@@ -109,7 +109,7 @@ def test_tiff_exif_is_that_of_first_page() -> None:
 
 
 def test_tiff_cyclic_page_chain_ends() -> None:
-    data = bytearray(build_pages(tiff(RGB, 8, 2), tiff(RGB, 8, 2)))
+    data = bytearray(build_pages(encode_tiff(RGB, 8, 2), encode_tiff(RGB, 8, 2)))
     (first,) = struct.unpack_from("<I", data, 4)
     (second,) = struct.unpack_from("<I", data, first + 2 + 12 * struct.unpack_from("<H", data, first)[0])
     for target in (first, second, 0xFFFFFF00, 4):

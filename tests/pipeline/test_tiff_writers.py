@@ -18,7 +18,7 @@ from imagemill.models.metrics import psnr_db
 from imagemill.pipeline.images.decode import DecodedImage, decode_image
 from imagemill.pipeline.images.errors import ImageError
 from tests.support.sample_images import scene
-from tests.support.tiffs import tiff
+from tests.support.tiffs import encode_tiff
 
 H, W = 37, 21
 LOSSLESS = (None, "deflate", "lzw", "packbits", "lzma", "zstd", "lerc", "png", "jpegxl", "jpegxr")
@@ -240,7 +240,7 @@ def test_tiff_samples_of_any_depth_are_exact(count: int | None) -> None:
     variants = list(uncompressed_variants())
     for colours, bits, options in variants if count is None else random.Random(2).sample(variants, count):
         samples = np.random.default_rng(bits).integers(0, 1 << bits, (H, W, COLOURS[colours]))
-        decoded = decode_image(tiff(samples, bits, NUMBERS[colours], **options))
+        decoded = decode_image(encode_tiff(samples, bits, NUMBERS[colours], **options))
         expected, _ = expected_colours(samples, bits, colours, "none")
         if colours == "separated":
             inks = np.rint(expected).astype(np.uint8)

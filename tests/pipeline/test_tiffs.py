@@ -11,7 +11,7 @@ from imagemill.pipeline.images.config import ImageConfig
 from imagemill.pipeline.images.decode import decode_image
 from imagemill.pipeline.images.readers.jpeg_structure import parse_structure
 from tests.support.sample_images import noise, scene
-from tests.support.tiffs import BYTE, LONG, SHORT, decode_error, encode_with_tifffile, tiff, with_segments
+from tests.support.tiffs import BYTE, LONG, SHORT, build_tiff, decode_error, encode_tiff, encode_with_tifffile
 
 H, W = 24, 36
 
@@ -34,11 +34,11 @@ def test_tiff_palette_of_8_bit_colours_is_scaled(scale: int) -> None:
     indices = noise(H, W, 1)
     expected = colours.T[indices[..., 0]]
     for kind in (SHORT, BYTE) if scale == 1 else (SHORT,):
-        data = tiff(indices, 8, 3, tags={320: (kind, tuple((colours * scale).ravel().tolist()))})
+        data = encode_tiff(indices, 8, 3, tags={320: (kind, tuple((colours * scale).ravel().tolist()))})
         decoded = decode_image(data)
         np.testing.assert_array_equal(decoded.rgb, expected)
         assert (decoded.is_gray, decoded.bit_depth) == (False, 8)
-    assert decode_error(tiff(indices, 8, 3, tags={320: (SHORT, (1, 2, 3))}))[0] == "BrokenImage"
+    assert decode_error(encode_tiff(indices, 8, 3, tags={320: (SHORT, (1, 2, 3))}))[0] == "BrokenImage"
 
 
 @pytest.mark.parametrize("bits", [4, 8, 12, 16])
@@ -47,7 +47,7 @@ def test_tiff_premultiplied_colours_are_divided_by_alpha(bits: int, count: int) 
     sample_max = (1 << bits) - 1
     alpha = np.random.default_rng(1).integers(0, sample_max + 1, (H, W, 1))
     stored = np.random.default_rng(2).integers(0, sample_max + 1, (H, W, count)) * alpha // sample_max
-    decoded = decode_image(tiff(np.dstack([stored, alpha]), bits, {1: 1, 3: 2, 4: 5}[count], extra=(1,)))
+    decoded = decode_image(encode_tiff(np.dstack([stored, alpha]), bits, {1: 1, 3: 2, 4: 5}[count], extra=(1,)))
     visible = alpha[..., 0] > 0
     expected = np.divide(stored * 255.0, alpha, out=np.zeros(stored.shape), where=alpha > 0)
     if count == 4:
@@ -65,7 +65,7 @@ def test_tiff_premultiplied_colours_are_divided_by_alpha(bits: int, count: int) 
 @pytest.mark.parametrize("bits", [8, 16])
 def test_tiff_cmyk_with_alpha_keeps_both(bits: int) -> None:
     inks, alpha = noise(H, W, 4), noise(H, W)
-    data = tiff(np.dstack([inks, alpha]).astype(int) * (257 if bits == 16 else 1), bits, 5, extra=(2,))
+    data = encode_tiff(np.dstack([inks, alpha]).astype(int) * (257 if bits == 16 else 1), bits, 5, extra=(2,))
     expected = np.asarray(Image.frombytes("CMYK", (W, H), inks.tobytes()).convert("RGB"))
     decoded = decode_image(data)
     np.testing.assert_array_equal(decoded.rgb[alpha > 0], expected[alpha > 0])
@@ -81,7 +81,7 @@ def test_tiff_extra_sample_has_declared_type(extra: tuple[int, ...] | None) -> N
     count = len(extra or (2,))
     samples = np.dstack([RGB, np.full((H, W, count), 255, np.uint8)])
     samples[..., 3 + (extra or (2,)).index(2) if 2 in (extra or (2,)) else 3] = 255
-    decoded = decode_image(tiff(samples, 8, 2, extra=extra))
+    decoded = decode_image(encode_tiff(samples, 8, 2, extra=extra))
     np.testing.assert_array_equal(decoded.rgb, RGB)
     assert decoded.has_alpha == (extra != (0,))
 
@@ -97,7 +97,7 @@ def test_tiff_uncompressed_ycbcr_is_decoded(across: int, down: int, rows: int) -
     step = max(rows // down, 1)
     strips = [units[top : top + step].tobytes() for top in range(0, len(units), step)]
     entries = {256: (LONG, (30,)), 257: (LONG, (24,)), 258: (SHORT, (8, 8, 8)), 262: (SHORT, (6,)), 277: (SHORT, (3,))}
-    data = with_segments(entries | {278: (LONG, (step * down,)), 530: (SHORT, (across, down))}, strips)
+    data = build_tiff(entries | {278: (LONG, (step * down,)), 530: (SHORT, (across, down))}, strips)
     full = colours.repeat(down, 0).repeat(across, 1)[:, :30].astype(float) - 128
     y, cb, cr = luma[:, :30], full[..., 0], full[..., 1]
     expected = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], -1).clip(0, 255)
@@ -123,14 +123,14 @@ def test_tiff_lab_is_converted_to_srgb(kind: int, bits: int, within: int) -> Non
     else:
         samples = np.rint(np.array([light / 100 * 255, a + 128, b + 128]) * unit).astype(int)
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
-    decoded = decode_image(tiff(samples.T[None], bits, kind, tags={34675: (BYTE, tuple(profile))}))
+    decoded = decode_image(encode_tiff(samples.T[None], bits, kind, tags={34675: (BYTE, tuple(profile))}))
     assert np.abs(decoded.rgb[0].astype(int) - np.array(list(lab))).max() <= within
     assert decoded.icc == "none"
 
 
 @pytest.mark.parametrize("kind", [BYTE, SHORT, LONG])
 def test_tiff_orientation_of_any_integer_type_is_read(kind: int) -> None:
-    decoded = decode_image(tiff(RGB, 8, 2, tags={274: (kind, (6,))}))
+    decoded = decode_image(encode_tiff(RGB, 8, 2, tags={274: (kind, (6,))}))
     np.testing.assert_array_equal(decoded.rgb, np.rot90(RGB, -1))
     assert decoded.exif_orientation == 6
 
@@ -138,41 +138,45 @@ def test_tiff_orientation_of_any_integer_type_is_read(kind: int) -> None:
 def test_tiff_missing_tags_get_defaults() -> None:
     """Programs omit sizes of strips, the photometric interpretation, and rows per strip."""
     for data in (
-        tiff(RGB, 8, None),
-        tiff(RGB, 8, 2, tags={278: (LONG, (2**32 - 1,))}),
-        tiff(RGB, 8, 2, tags={279: (LONG, (0,))}),
-        tiff(RGB, 8, 2, tags={258: (SHORT, (8,))}),
-        b"II\0*" + tiff(RGB, 8, 2)[4:],
-        b"MM*\0" + tiff(RGB, 8, 2, order=">")[4:],
+        encode_tiff(RGB, 8, None),
+        encode_tiff(RGB, 8, 2, tags={278: (LONG, (2**32 - 1,))}),
+        encode_tiff(RGB, 8, 2, tags={279: (LONG, (0,))}),
+        encode_tiff(RGB, 8, 2, tags={258: (SHORT, (8,))}),
+        b"II\0*" + encode_tiff(RGB, 8, 2)[4:],
+        b"MM*\0" + encode_tiff(RGB, 8, 2, order=">")[4:],
     ):
         np.testing.assert_array_equal(decode_image(data).rgb, RGB)
-    np.testing.assert_array_equal(decode_image(tiff(GRAY, 8, None)).rgb[..., :1], GRAY)
+    np.testing.assert_array_equal(decode_image(encode_tiff(GRAY, 8, None)).rgb[..., :1], GRAY)
 
 
 @pytest.mark.parametrize(
     ("data", "error_class", "message"),
     [
-        (tiff(noise(9, 9, 5), 8, 1, extra=(0,) * 4), "UnsupportedFormat", "5 samples per pixel"),
-        (tiff(noise(9, 9, 9), 8, 2, extra=(0,) * 6), "UnsupportedFormat", "9 samples per pixel"),
-        (tiff(noise(9, 9, 2), 8, 2), "UnsupportedFormat", "2 samples per pixel, but RGB needs 3"),
-        (tiff(noise(9, 9, 1), 32, 1), "UnsupportedMode", "32-bit integer samples"),
+        (encode_tiff(noise(9, 9, 5), 8, 1, extra=(0,) * 4), "UnsupportedFormat", "5 samples per pixel"),
+        (encode_tiff(noise(9, 9, 9), 8, 2, extra=(0,) * 6), "UnsupportedFormat", "9 samples per pixel"),
+        (encode_tiff(noise(9, 9, 2), 8, 2), "UnsupportedFormat", "2 samples per pixel, but RGB needs 3"),
+        (encode_tiff(noise(9, 9, 1), 32, 1), "UnsupportedMode", "32-bit integer samples"),
         (encode_with_tifffile(np.zeros((9, 9), np.float32)), "UnsupportedMode", "32-bit floating-point samples"),
         (encode_with_tifffile(np.zeros((9, 9), np.float16)), "UnsupportedMode", "16-bit floating-point samples"),
         (encode_with_tifffile(np.zeros((9, 9), np.int16)), "UnsupportedMode", "16-bit signed integer samples"),
         (encode_with_tifffile(np.zeros((9, 9), np.complex64)), "UnsupportedMode", "64-bit complex samples"),
         (encode_with_tifffile(np.zeros((9, 9, 3), np.float32), photometric="rgb"), "UnsupportedMode", "floating-point"),
-        (tiff(noise(9, 9, 3), 8, 2, tags={258: (SHORT, (5, 6, 5))}), "UnsupportedFormat", "samples of 5, 6 bits"),
-        (tiff(noise(9, 9, 3), 8, 32845), "UnsupportedFormat", "LogLuv"),
-        (tiff(noise(9, 9, 1), 8, 4), "UnsupportedFormat", "transparency mask"),
-        (tiff(noise(9, 9, 4), 8, 5, tags={332: (SHORT, (2,))}), "UnsupportedFormat", "inks other than CMYK"),
-        (tiff(noise(9, 9, 1), 8, 1, tags={259: (SHORT, (32809,))}), "UnsupportedFormat", "ThunderScan"),
-        (tiff(noise(9, 9, 1), 8, 1, tags={259: (SHORT, (12345,))}), "UnsupportedFormat", "compression 12345"),
-        (tiff(noise(9, 9, 1), 8, 1, tags={32997: (LONG, (9,))}), "UnsupportedFormat", "a volume of 9 slices"),
-        (tiff(noise(9, 9, 1), 8, 77), "UnsupportedFormat", "photometric interpretation 77"),
-        (tiff(noise(9, 9, 3), 8, 2, rows=3, tags={279: (LONG, (81, 0, 81))}), "UnsupportedFormat", "sparse"),
-        (tiff(noise(9, 9, 1), 16, 32803), "UnsupportedFormat", "camera's raw file"),
-        (tiff(noise(9, 9, 3), 8, 2, tags={50706: (BYTE, (1, 4, 0, 0))}), "UnsupportedFormat", "camera's raw file"),
-        (tiff(noise(9, 9, 1), 8, 1, tags={259: (SHORT, (7,)), 258: (SHORT, (12,))}), "UnsupportedFormat", "JPEG of 12-bit"),
+        (encode_tiff(noise(9, 9, 3), 8, 2, tags={258: (SHORT, (5, 6, 5))}), "UnsupportedFormat", "samples of 5, 6 bits"),
+        (encode_tiff(noise(9, 9, 3), 8, 32845), "UnsupportedFormat", "LogLuv"),
+        (encode_tiff(noise(9, 9, 1), 8, 4), "UnsupportedFormat", "transparency mask"),
+        (encode_tiff(noise(9, 9, 4), 8, 5, tags={332: (SHORT, (2,))}), "UnsupportedFormat", "inks other than CMYK"),
+        (encode_tiff(noise(9, 9, 1), 8, 1, tags={259: (SHORT, (32809,))}), "UnsupportedFormat", "ThunderScan"),
+        (encode_tiff(noise(9, 9, 1), 8, 1, tags={259: (SHORT, (12345,))}), "UnsupportedFormat", "compression 12345"),
+        (encode_tiff(noise(9, 9, 1), 8, 1, tags={32997: (LONG, (9,))}), "UnsupportedFormat", "a volume of 9 slices"),
+        (encode_tiff(noise(9, 9, 1), 8, 77), "UnsupportedFormat", "photometric interpretation 77"),
+        (encode_tiff(noise(9, 9, 3), 8, 2, rows=3, tags={279: (LONG, (81, 0, 81))}), "UnsupportedFormat", "sparse"),
+        (encode_tiff(noise(9, 9, 1), 16, 32803), "UnsupportedFormat", "camera's raw file"),
+        (encode_tiff(noise(9, 9, 3), 8, 2, tags={50706: (BYTE, (1, 4, 0, 0))}), "UnsupportedFormat", "camera's raw file"),
+        (
+            encode_tiff(noise(9, 9, 1), 8, 1, tags={259: (SHORT, (7,)), 258: (SHORT, (12,))}),
+            "UnsupportedFormat",
+            "JPEG of 12-bit",
+        ),
     ],
     ids=str,
 )
@@ -221,7 +225,7 @@ def test_tiff_old_style_jpeg_is_decoded(subsampling: int, form: str) -> None:
     else:
         q0, q1, dc0, dc1, ac0, ac1 = table_offsets
         entries |= {519: (LONG, (q0, q1, q1)), 520: (LONG, (dc0, dc1, dc1)), 521: (LONG, (ac0, ac1, ac1))}
-    data = with_segments(entries, parts)
+    data = build_tiff(entries, parts)
     np.testing.assert_array_equal(decode_image(data).rgb, expected)
     invalid_tags = {513: (LONG, (len(data) - 2,)), 519: (LONG, (1,))}
-    assert decode_error(with_segments(entries | invalid_tags, parts))[0] == "BrokenImage"
+    assert decode_error(build_tiff(entries | invalid_tags, parts))[0] == "BrokenImage"

@@ -19,7 +19,7 @@ from imagemill.pipeline.images import samples
 from imagemill.pipeline.images.decode import decode_image
 from imagemill.pipeline.images.transparency import fill_hidden
 from imagemill.pipeline.run import run
-from tests.support.pictures import saved
+from tests.support.image_files import encode_as
 
 LEVELS = st.integers(0, 255)
 
@@ -37,7 +37,7 @@ def test_fill_hidden_ignores_hidden_colours(height: int, width: int, seed: int, 
     alpha = np.where(rng.random((height, width)) < share, 0, rng.integers(1, 256, (height, width))).astype(np.uint8)
     first, second = rng.integers(0, 256, (2, height, width, 3), np.uint8)
     second[alpha > 0] = first[alpha > 0]
-    decoded_images = [decode_image(saved(np.dstack([rgb, alpha]), "PNG")) for rgb in (first, second)]
+    decoded_images = [decode_image(encode_as(np.dstack([rgb, alpha]), "PNG")) for rgb in (first, second)]
     assert np.array_equal(decoded_images[0].rgb, decoded_images[1].rgb)
     assert np.array_equal(decoded_images[0].rgb[alpha > 0], first[alpha > 0])
     # If all pixels are visible, the alpha channel may be omitted.
@@ -48,7 +48,7 @@ def test_fill_hidden_ignores_hidden_colours(height: int, width: int, seed: int, 
 def test_fill_hidden_of_one_colour_is_that_colour(level: int, side: int) -> None:
     rgba = draw_disc(side, level)
     if rgba[..., 3].any():
-        assert np.abs(decode_image(saved(rgba, "PNG")).rgb.astype(int) - level).max() <= 1
+        assert np.abs(decode_image(encode_as(rgba, "PNG")).rgb.astype(int) - level).max() <= 1
 
 
 def test_fill_hidden_in_strips_equals_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def test_noise_level_ignores_hidden_pixels(sigma: int, side: int) -> None:
     alpha[:, side // 2 :] = 0
     card, weights = checkpoint.read(TASKS["denoise"].default_checkpoint)
     model, objective = checkpoint.build(card, weights).eval(), TASK_OBJECTIVES["denoise"]
-    decoded = decode_image(saved(np.dstack([noisy, alpha]), "PNG"))
+    decoded = decode_image(encode_as(np.dstack([noisy, alpha]), "PNG"))
     (half,) = objective.predict(model, [Sample(decoded.rgb, decoded.alpha)], TASKS["denoise"].Params(), Precision("cpu"))
     assert half.columns["sigma"] == pytest.approx(sigma, rel=0.1)
 
@@ -81,7 +81,7 @@ def test_noise_level_ignores_hidden_pixels(sigma: int, side: int) -> None:
 @pytest.mark.usefixtures("ray_session")
 def test_upscaled_alpha_edges_have_no_dark_rings(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    (tmp_path / "in/disc.png").write_bytes(saved(draw_disc(64, 255), "PNG"))
+    (tmp_path / "in/disc.png").write_bytes(encode_as(draw_disc(64, 255), "PNG"))
     record = run(RunConfig(task="upscale", input=str(tmp_path / "in"), output=str(tmp_path / "out")))
     assert record["ok"] == 1
     enlarged = Image.open(io.BytesIO((tmp_path / "out/images/disc.png").read_bytes()))

@@ -7,7 +7,7 @@ from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
 from PIL.PngImagePlugin import PngInfo
 
-from tests.support.pictures import saved
+from tests.support.image_files import encode_as
 
 SUBJECT_AREA = 0x9214
 METADATA_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
@@ -52,7 +52,7 @@ def camera_exif(orientation: int = 6) -> bytes:
     order, base = (">", 6) if content[6:8] == b"MM" else ("<", 6)
     (count,) = struct.unpack_from(order + "H", content, base + 8)
     struct.pack_into(order + "I", content, base + 10 + 12 * count, len(content) - base)
-    thumbnail = saved(Image.new("RGB", (16, 12), (255, 0, 0)), "JPEG")
+    thumbnail = encode_as(Image.new("RGB", (16, 12), (255, 0, 0)), "JPEG")
     start = len(content) - base + 2 + 24 + 4
     content += struct.pack(order + "H", 2) + struct.pack(order + "HHII", 0x0201, 4, 1, start)
     content += struct.pack(order + "HHII", 0x0202, 4, 1, len(thumbnail)) + b"\0" * 4 + thumbnail
@@ -64,6 +64,6 @@ def with_metadata(image: np.ndarray, image_format: str) -> bytes:
     exif.load(camera_exif())
     if image_format == "TIFF":
         exif[Base.XMLPacket] = XMP
-        return saved(image, "TIFF", exif=exif)
+        return encode_as(image, "TIFF", exif=exif)
     png.add_itxt("XML:com.adobe.xmp", XMP.decode())
-    return saved(image, image_format, exif=camera_exif(), xmp=XMP, pnginfo=png)
+    return encode_as(image, image_format, exif=camera_exif(), xmp=XMP, pnginfo=png)

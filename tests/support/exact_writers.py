@@ -10,7 +10,7 @@ ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (
 """(left, top, step right, step down) of each Adam7 pass."""
 
 
-def packed(samples: np.ndarray, bits: int) -> list[bytes]:
+def pack_samples(samples: np.ndarray, bits: int) -> list[bytes]:
     """Pack rows of (h,n) samples of 1 to 16 bits into bytes, the first sample in the highest bits."""
     if bits >= 8:
         return [row.astype(f">u{bits // 8}").tobytes() for row in samples]
@@ -18,7 +18,7 @@ def packed(samples: np.ndarray, bits: int) -> list[bytes]:
     return [row.tobytes() for row in np.packbits(places.reshape(len(samples), -1), axis=1)]
 
 
-def filtered(rows: list[bytes], step: int, kinds: itertools.cycle) -> bytes:
+def filter_rows(rows: list[bytes], step: int, kinds: itertools.cycle) -> bytes:
     """Filter the rows of a PNG, each with the next filter type."""
     out, above = b"", bytes(len(rows[0])) if rows else b""
     for row in rows:
@@ -49,7 +49,7 @@ def png_file(
     for left, top, right, down in passes:
         part = samples[top::down, left::right]
         if part.size:
-            rows += filtered(packed(part.reshape(len(part), -1), bits), max(1, bits * channels // 8), kinds)
+            rows += filter_rows(pack_samples(part.reshape(len(part), -1), bits), max(1, bits * channels // 8), kinds)
     body = zlib.compress(rows)
     parts = [chunk(b"IDAT", body[at : at + idat_bytes]) for at in range(0, len(body), idat_bytes)]
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, interlaced))
@@ -167,12 +167,12 @@ def with_property(avif: bytes, *properties: bytes) -> bytes:
             links = bytes(links[:at]) + places + bytes(links[at:])
             content = box(b"ipco", known + b"".join(properties)) + box(b"ipma", links)
         elif kind == b"iloc":
-            content = moved(content, added)
+            content = shift_offsets(content, added)
         meta += box(kind, content)
     return avif[:meta_at] + box(b"meta", bytes(4) + meta) + avif[meta_at + length :]
 
 
-def moved(iloc: bytes, by: int) -> bytes:
+def shift_offsets(iloc: bytes, by: int) -> bytes:
     """Shift all offsets of an item location box. Offsets have four bytes, and there is no base offset."""
     assert iloc[0] == 0
     assert iloc[4:6] == b"\x44\0"

@@ -75,7 +75,7 @@ def cmyk_profile() -> bytes:
     return profile(b"CMYK", {b"A2B0": b"mft1\0\0\0\0\4\3\2\0" + unit + 4 * line + table + 3 * line}, b"prtr", b"Lab ")
 
 
-def as_tagged(rgb: np.ndarray, primaries: np.ndarray, curve: float = 2.19921875) -> np.ndarray:
+def convert_from_srgb(rgb: np.ndarray, primaries: np.ndarray, curve: float = 2.19921875) -> np.ndarray:
     """Convert sRGB (…,3) uint8 to another space by its definition, without a profile."""
     v = rgb / 255
     linear = np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)

@@ -9,18 +9,18 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from tests.support.sample_images import saved
+from tests.support.sample_images import encode_as
 
 EOI = b"\xff\xd9"
 
 
-def photograph(width: int, height: int, name: str = "coffee", left: int = 150, top: int = 80) -> np.ndarray:
+def crop_photo(width: int, height: int, name: str = "coffee", left: int = 150, top: int = 80) -> np.ndarray:
     """Return a crop (H,W,3) uint8 of a photo of scikit-image."""
     image = Image.open(str(files("skimage.data").joinpath(f"{name}.png"))).convert("RGB")
     return np.asarray(image.crop((left, top, left + width, top + height)))
 
 
-def written(rgb: np.ndarray) -> Iterator[tuple[str, bytes, np.ndarray]]:
+def iterate_variants(rgb: np.ndarray) -> Iterator[tuple[str, bytes, np.ndarray]]:
     """Yield (name, file, truth) for each combination of the writers' options; truth is (H,W,3) uint8 before compression."""
     image = Image.fromarray(rgb)
     gray = np.asarray(image.convert("L"))
@@ -35,20 +35,24 @@ def written(rgb: np.ndarray) -> Iterator[tuple[str, bytes, np.ndarray]]:
                 {"restart_marker_rows": 1},
             ):
                 name = f"Pillow {quality} {subsampling} {' '.join(kind)}"
-                yield name, saved(image, "JPEG", quality=quality, subsampling=subsampling, **kind), rgb
+                yield name, encode_as(image, "JPEG", quality=quality, subsampling=subsampling, **kind), rgb
         for kind in ({}, {"progressive": True}, {"optimize": True}, {"restart_marker_rows": 1}):
             yield (
                 f"Pillow gray {quality} {' '.join(kind)}",
-                saved(image.convert("L"), "JPEG", quality=quality, **kind),
+                encode_as(image.convert("L"), "JPEG", quality=quality, **kind),
                 gray3,
             )
             cmyk = image.convert("CMYK")
             yield (
                 f"Pillow CMYK {quality} {' '.join(kind)}",
-                saved(cmyk, "JPEG", quality=quality, **kind),
+                encode_as(cmyk, "JPEG", quality=quality, **kind),
                 np.asarray(cmyk.convert("RGB")),
             )
-            yield f"Pillow RGB {quality} {' '.join(kind)}", saved(image, "JPEG", quality=quality, keep_rgb=True, **kind), rgb
+            yield (
+                f"Pillow RGB {quality} {' '.join(kind)}",
+                encode_as(image, "JPEG", quality=quality, keep_rgb=True, **kind),
+                rgb,
+            )
         for subsampling in ("444", "422", "420", "440", "411"):
             yield f"simplejpeg {quality} {subsampling}", simplejpeg.encode_jpeg(rgb, quality, "RGB", subsampling), rgb
         yield f"simplejpeg gray {quality}", simplejpeg.encode_jpeg(gray[..., None].copy(), quality, "GRAY", "Gray"), gray3
@@ -74,29 +78,29 @@ def written(rgb: np.ndarray) -> Iterator[tuple[str, bytes, np.ndarray]]:
     yield "imagecodecs lossless gray", imagecodecs.jpeg8_encode(gray, lossless=True), gray3
 
 
-def picture_data(data: bytes) -> tuple[int, int]:
+def find_image_data(data: bytes) -> tuple[int, int]:
     """Return the offsets of the data of the first scan and of the end marker."""
     scan = data.index(b"\xff\xda")
     return scan + 2 + int.from_bytes(data[scan + 2 : scan + 4], "big"), data.rindex(EOI)
 
 
-def zeroed(data: bytes, at: int, size: int) -> bytes:
+def zero_out(data: bytes, at: int, size: int) -> bytes:
     return data[:at] + bytes(min(size, len(data) - at)) + data[at + size :]
 
 
-def noise_in(data: bytes, at: int, size: int) -> bytes:
+def overwrite_with_noise(data: bytes, at: int, size: int) -> bytes:
     return data[:at] + random.Random(at).randbytes(min(size, len(data) - at)) + data[at + size :]
 
 
 DAMAGE: dict[str, Callable[[bytes, int, bytes], bytes]] = {
-    "zero sector of 512": lambda d, at, o: zeroed(d, at, 512)[:-2] + EOI,
-    "zero sector of 4096": lambda d, at, o: zeroed(d, at, 4096)[:-2] + EOI,
+    "zero sector of 512": lambda d, at, o: zero_out(d, at, 512)[:-2] + EOI,
+    "zero sector of 4096": lambda d, at, o: zero_out(d, at, 4096)[:-2] + EOI,
     "erased sector of 512": lambda d, at, o: (d[:at] + b"\xff" * min(512, len(d) - at) + d[at + 512 :])[:-2] + EOI,
-    "noise of 512": lambda d, at, o: noise_in(d, at, 512)[:-2] + EOI,
-    "zero tail": lambda d, at, o: zeroed(d, at, len(d)),
-    "zero tail with an end mark": lambda d, at, o: zeroed(d, at, len(d))[:-2] + EOI,
+    "noise of 512": lambda d, at, o: overwrite_with_noise(d, at, 512)[:-2] + EOI,
+    "zero tail": lambda d, at, o: zero_out(d, at, len(d)),
+    "zero tail with an end marker": lambda d, at, o: zero_out(d, at, len(d))[:-2] + EOI,
     "cut": lambda d, at, o: d[:at],
-    "cut with an end mark": lambda d, at, o: d[:at] + EOI,
+    "cut with an end marker": lambda d, at, o: d[:at] + EOI,
     "lost 1": lambda d, at, o: d[:at] + d[at + 1 :],
     "lost 100": lambda d, at, o: d[:at] + d[at + 100 :],
     "lost 3000": lambda d, at, o: d[:at] + d[at + 3000 :],
@@ -108,12 +112,12 @@ DAMAGE: dict[str, Callable[[bytes, int, bytes], bytes]] = {
 """Functions of (file, offset, neighbouring file) that damage a file like cards, disks, transfers and recovery tools do."""
 
 
-def flipped(data: bytes, at: int, bit: int) -> bytes:
+def flip_bit(data: bytes, at: int, bit: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]
 
 
-def differs(rgb: np.ndarray, truth: np.ndarray) -> bool:
-    """Return whether two pictures (H,W,3) differ visibly: more than 1 % of the pixels by more than 16 levels."""
+def is_visibly_different(rgb: np.ndarray, truth: np.ndarray) -> bool:
+    """Return whether two images (H,W,3) differ visibly: more than 1 % of the pixels by more than 16 levels."""
     if rgb.shape != truth.shape:
         return True
     return bool((np.abs(rgb.astype(np.int16) - truth).max(2) > 16).mean() > 0.01)

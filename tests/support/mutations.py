@@ -34,29 +34,29 @@ def originals(crops: list[np.ndarray], side: int) -> list[tuple[str, bytes]]:
     return made
 
 
-def mutated(data: bytes, generator: random.Random) -> bytes:
+def mutate(data: bytes, generator: random.Random) -> bytes:
     """Apply one to four changes: flip bits, cut or insert bytes, cut off the end, overwrite numbers in the header."""
     changed = bytearray(data)
     for _ in range(generator.randint(1, 4)):
-        kind, place = generator.randrange(6), generator.randrange(len(changed) or 1)
+        kind, offset = generator.randrange(6), generator.randrange(len(changed) or 1)
         if kind == 0:
             for _ in range(generator.randint(1, 8)):
                 changed[generator.randrange(len(changed))] ^= 1 << generator.randrange(8)
         elif kind == 1:
-            del changed[max(1, place) :]
+            del changed[max(1, offset) :]
         elif kind == 2:
-            del changed[place : place + generator.randint(1, 64)]
+            del changed[offset : offset + generator.randint(1, 64)]
         elif kind == 3:
-            changed[place:place] = generator.randbytes(generator.randint(1, 64))
+            changed[offset:offset] = generator.randbytes(generator.randint(1, 64))
         elif kind == 4:
             size, order = generator.choice((1, 2, 4)), generator.choice("<>")
             at = generator.randrange(min(HEADER_BYTES, len(changed)))
             number = struct.pack(f"{order}I", generator.choice(NUMBERS) & 2 ** (8 * size) - 1)
             changed[at : at + size] = number[:size] if order == "<" else number[-size:]
         else:
-            other = generator.randrange(len(changed))
+            source = generator.randrange(len(changed))
             length = generator.randint(1, 32)
-            changed[place : place + length] = changed[other : other + length]
+            changed[offset : offset + length] = changed[source : source + length]
         if not changed:
             return b""
     return bytes(changed)
@@ -64,10 +64,10 @@ def mutated(data: bytes, generator: random.Random) -> bytes:
 
 def mutations(crops: list[np.ndarray], count: int, side: int = 24) -> Iterator[tuple[str, bytes]]:
     """Yield (name, file); the files are the same each time."""
-    generator, whole = random.Random(0), originals(crops, side)
+    generator, intact = random.Random(0), originals(crops, side)
     for number in range(count):
-        extension, data = whole[number % len(whole)]
-        yield f"{number % 50}/{number}.{extension}", mutated(data, generator)
+        extension, data = intact[number % len(intact)]
+        yield f"{number % 50}/{number}.{extension}", mutate(data, generator)
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -84,8 +84,8 @@ def bombs() -> Iterator[tuple[str, bytes]]:
     small = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 2, 0, 0, 0))
     text = chunk(b"zTXt", b"Comment\0\0" + zeros)
     profile = chunk(b"iCCP", b"icc\0\0" + zeros)
-    for name, more in (("text", text), ("many_texts", text * 50), ("profile", profile), ("rows", chunk(b"IDAT", zeros))):
-        yield f"bombs/{name}.png", begin + small + more + end
+    for name, extra in (("text", text), ("many_texts", text * 50), ("profile", profile), ("rows", chunk(b"IDAT", zeros))):
+        yield f"bombs/{name}.png", begin + small + extra + end
     flat = Image.new("L", (7_000, 7_000))
     for extension, options in (
         ("webp", {"lossless": True, "method": 0}),

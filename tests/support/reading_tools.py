@@ -152,7 +152,7 @@ def example(folder: Path, shapes: int) -> Example:
     pieces = {f"{n}.png": photo[40:68, 12 * n : 12 * n + 28 + 4 * (n % shapes)] for n in range(20)}
     output = compressed(folder, pieces)
     for form in ("parquet", *(form for form, _, _ in FORMATS.values())):
-        export(output, Store(str(folder / form)), form=form)
+        export(output, Store(str(folder / form)), file_format=form)
     codes = read_latents(output.url, columns=["image_id"])
     vectors: dict[str, dict[str, np.ndarray]] = {"latent": {}, "embedding": {}}
     for rows, values in codes.batches():

@@ -28,7 +28,7 @@ def noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def saved(image: Image.Image, image_format: str, **options: object) -> bytes:
+def encode_as(image: Image.Image, image_format: str, **options: object) -> bytes:
     out = io.BytesIO()
     image.save(out, image_format, **options)
     return out.getvalue()
@@ -44,30 +44,31 @@ def png(width: int, height: int, bits: int, colour: int, lines: list[bytes], *ex
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(extra) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
-def error_class(data: bytes, max_pixels: int = LIMIT) -> str:
-    with pytest.raises(ImageError) as caught:
+def decode_error_class(data: bytes, max_pixels: int = LIMIT) -> str:
+    with pytest.raises(ImageError) as raised:
         decode_image(data, max_pixels)
-    assert str(caught.value)
-    return caught.value.error_class
+    assert str(raised.value)
+    return raised.value.error_class
 
 
-def picture_or_reason(data: bytes) -> DecodedImage | ImageError:
-    """Any other exception fails the test."""
+def decode_or_error(data: bytes) -> DecodedImage | ImageError:
+    """Decode an image, or return its ImageError. Any other exception fails the test."""
     try:
         return decode_image(data, 1_000_000)
     except ImageError as e:
         return e
 
 
-def is_sound(outcome: DecodedImage | ImageError) -> bool:
+def is_valid_outcome(outcome: DecodedImage | ImageError) -> bool:
+    """Return whether an image is RGB, or its error has a class and says what is wrong and what to do."""
     if isinstance(outcome, ImageError):
-        return bool(outcome.error_class and str(outcome))
+        return bool(outcome.error_class) and ". " in str(outcome)
     return outcome.rgb.dtype == np.uint8 and outcome.rgb.ndim == 3 and outcome.rgb.shape[2] == 3
 
 
-def shown(picture: DecodedImage) -> np.ndarray:
+def visible_pixels(decoded: DecodedImage) -> np.ndarray:
     """Return (H,W) bool: the visible pixels. The colours of the hidden pixels are interpolated from the visible ones."""
-    return np.ones(picture.rgb.shape[:2], bool) if picture.alpha is None else picture.alpha > 0
+    return np.ones(decoded.rgb.shape[:2], bool) if decoded.alpha is None else decoded.alpha > 0
 
 
 def seeds() -> dict[str, bytes]:
@@ -75,28 +76,28 @@ def seeds() -> dict[str, bytes]:
     exif[0x0112], exif[0x010E] = 6, "what it shows"
     frames = [Image.fromarray(noise(9, 7, 3) + np.uint8(40 * n)) for n in range(3)]
     return {
-        "JPEG": saved(image, "JPEG", exif=exif),
-        "progressive JPEG": saved(image, "JPEG", progressive=True, quality=60),
-        "CMYK JPEG": saved(image.convert("CMYK"), "JPEG"),
-        "MPO": saved(image, "MPO", save_all=True, append_images=frames[:1]),
-        "PNG": saved(image, "PNG", exif=exif),
-        "palette PNG": saved(image.quantize(16), "PNG", transparency=3),
-        "APNG": saved(frames[0], "PNG", save_all=True, append_images=frames[1:]),
-        "16-bit PNG": saved(Image.fromarray(noise(8, 8).astype(np.uint16) * 256), "PNG"),
-        "GIF": saved(frames[0], "GIF", save_all=True, append_images=frames[1:]),
-        "WebP": saved(image, "WEBP", exif=exif),
-        "animated WebP": saved(frames[0], "WEBP", save_all=True, append_images=frames[1:]),
-        "TIFF": saved(image, "TIFF"),
-        "deflated TIFF": saved(image, "TIFF", compression="tiff_adobe_deflate"),
-        "LZW TIFF": saved(image, "TIFF", compression="tiff_lzw"),
-        "JPEG TIFF": saved(image, "TIFF", compression="jpeg"),
-        "16-bit TIFF": saved(Image.fromarray(noise(8, 8).astype(np.uint16) * 256), "TIFF"),
-        "1-bit TIFF": saved(image.convert("1"), "TIFF", compression="group4"),
-        "pages of TIFF": saved(frames[0], "TIFF", save_all=True, append_images=frames[1:]),
-        "BMP": saved(image, "BMP"),
-        "palette BMP": saved(image.quantize(16), "BMP"),
-        "PPM": saved(image, "PPM"),
-        "1-bit PBM": saved(image.convert("1"), "PPM"),
+        "JPEG": encode_as(image, "JPEG", exif=exif),
+        "progressive JPEG": encode_as(image, "JPEG", progressive=True, quality=60),
+        "CMYK JPEG": encode_as(image.convert("CMYK"), "JPEG"),
+        "MPO": encode_as(image, "MPO", save_all=True, append_images=frames[:1]),
+        "PNG": encode_as(image, "PNG", exif=exif),
+        "palette PNG": encode_as(image.quantize(16), "PNG", transparency=3),
+        "APNG": encode_as(frames[0], "PNG", save_all=True, append_images=frames[1:]),
+        "16-bit PNG": encode_as(Image.fromarray(noise(8, 8).astype(np.uint16) * 256), "PNG"),
+        "GIF": encode_as(frames[0], "GIF", save_all=True, append_images=frames[1:]),
+        "WebP": encode_as(image, "WEBP", exif=exif),
+        "animated WebP": encode_as(frames[0], "WEBP", save_all=True, append_images=frames[1:]),
+        "TIFF": encode_as(image, "TIFF"),
+        "deflated TIFF": encode_as(image, "TIFF", compression="tiff_adobe_deflate"),
+        "LZW TIFF": encode_as(image, "TIFF", compression="tiff_lzw"),
+        "JPEG TIFF": encode_as(image, "TIFF", compression="jpeg"),
+        "16-bit TIFF": encode_as(Image.fromarray(noise(8, 8).astype(np.uint16) * 256), "TIFF"),
+        "1-bit TIFF": encode_as(image.convert("1"), "TIFF", compression="group4"),
+        "pages of TIFF": encode_as(frames[0], "TIFF", save_all=True, append_images=frames[1:]),
+        "BMP": encode_as(image, "BMP"),
+        "palette BMP": encode_as(image.quantize(16), "BMP"),
+        "PPM": encode_as(image, "PPM"),
+        "1-bit PBM": encode_as(image.convert("1"), "PPM"),
         "16-bit RGB PNG": png(
             8, 8, 16, 2, [noise(48).tobytes()] * 8, chunk(b"tRNS", bytes(6)), chunk(b"cICP", b"\x09\x10\0\1")
         ),

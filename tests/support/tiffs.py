@@ -15,7 +15,7 @@ from imagemill.pipeline.images.errors import ImageError
 SHORT, LONG, LONG8, BYTE = 3, 4, 16, 1
 
 
-def packed(samples: np.ndarray, bits: int, order: str) -> bytes:
+def pack_samples(samples: np.ndarray, bits: int, order: str) -> bytes:
     """Pack (rows, columns, samples) integers, highest bit first; each row is a whole number of bytes."""
     rows = samples.reshape(len(samples), -1).astype(np.uint64)
     if bits in (8, 16, 32):
@@ -27,7 +27,7 @@ def packed(samples: np.ndarray, bits: int, order: str) -> bytes:
     return np.packbits(ones.reshape(len(rows), -1), axis=1).tobytes()
 
 
-def tiff(
+def encode_tiff(
     samples: np.ndarray,
     bits: int,
     photometric: int | None,
@@ -59,7 +59,7 @@ def tiff(
         else:
             step = rows or height
             parts = [plane[y : y + step] for y in range(0, height, step)]
-        segments += [packed(part, bits, order) for part in parts]
+        segments += [pack_samples(part, bits, order) for part in parts]
     if deflate:
         segments = [zlib.compress(segment) for segment in segments]
     if fill_order == 2:
@@ -82,10 +82,10 @@ def tiff(
         entries |= {322: (LONG, (tile,)), 323: (LONG, (tile,))}
     else:
         entries[278] = LONG, (rows or height,)
-    return with_segments(entries | (tags or {}), segments, order, big)
+    return build_tiff(entries | (tags or {}), segments, order, big)
 
 
-def with_segments(
+def build_tiff(
     entries: dict[int, tuple[int, tuple[int, ...]]], segments: list[bytes], order: str = "<", big: bool = False
 ) -> bytes:
     """Return a TIFF of one directory whose strips or tiles are given as stored bytes."""

@@ -99,7 +99,7 @@ def parse_header(head: bytes) -> Header:
         raise broken_image("PNG: the first chunk (IHDR) is missing or damaged")
     are_methods_valid = all(method <= maximum for method, maximum in zip(methods, MAX_METHODS, strict=True))
     if bits not in BIT_DEPTHS.get(colour_type, ()) or not are_methods_valid:
-        raise broken_image(f"PNG: the header (IHDR) has {bits} bits, colour type {colour_type}, methods {methods}: invalid")
+        raise broken_image(f"PNG: the header (IHDR) is invalid: {bits} bits, colour type {colour_type}, methods {methods}")
     check_dimensions("PNG", width, height)
     return Header(head[8:33], width, height, bits, colour_type)
 

@@ -177,7 +177,7 @@ def decode_raw(data: bytes, header: Header) -> np.ndarray:
         ImageError: with the class BrokenImage.
     """
     if header.end > len(data):
-        raise broken_image(f"the file is truncated: {header.end - len(data)} of {header.end} bytes are missing")
+        raise broken_image(f"PPM: the file is truncated: {header.end - len(data)} of {header.end} bytes are missing")
     shape, dtype = header.raw_layout
     count = (header.end - header.pixels_at) // dtype.itemsize
     stored = np.frombuffer(data, dtype, count, header.pixels_at).reshape(shape)
@@ -199,7 +199,7 @@ def scale_samples(samples: np.ndarray, sample_max: int) -> np.ndarray:
         ImageError: with the class BrokenImage, if a sample exceeds `sample_max`.
     """
     if samples.size and (largest := int(samples.max())) > sample_max:
-        raise broken_image(f"the sample {largest} is over the maximum of the header, {sample_max}")
+        raise broken_image(f"PPM: the sample {largest} is over the maximum in the header, {sample_max}")
     return rescale(samples, sample_max, 255).astype(np.uint8)
 
 
@@ -213,7 +213,7 @@ def decode_plain_bits(data: bytes, header: Header) -> np.ndarray:
     text = np.frombuffer(COMMENT.sub(b"", data[header.pixels_at :]), np.uint8)
     digits = text[(text == ord("0")) | (text == ord("1"))][:count]
     if len(digits) < count:
-        raise broken_image(f"the file is truncated: {len(digits)} of {count} samples")
+        raise broken_image(f"PPM: the file is truncated: {len(digits)} of {count} samples")
     return ((ord("1") - digits) * np.uint8(255)).reshape(header.height, header.width)
 
 
@@ -233,11 +233,11 @@ def decode_plain_numbers(data: bytes, header: Header) -> np.ndarray:
         end = line_end.end() if line_end else len(data)
         text = COMMENT.sub(b"", data[at:end])
         if text.translate(None, b"0123456789 \t\n\v\f\r"):
-            raise broken_image("the samples contain something other than numbers")
+            raise broken_image("PPM: the samples contain something other than numbers")
         samples = np.fromstring(text, np.int64, sep=" ")[: count - filled] if text.strip() else np.empty(0, np.int64)
         pixels[filled : filled + len(samples)] = scale_samples(samples, header.sample_max)
         filled += len(samples)
         at = end
     if filled < count:
-        raise broken_image(f"the file is truncated: {filled} of {count} samples")
+        raise broken_image(f"PPM: the file is truncated: {filled} of {count} samples")
     return pixels.reshape(shape)

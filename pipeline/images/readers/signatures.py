@@ -101,15 +101,18 @@ def identify_format(head: bytes) -> str | None:
     Args:
         head: the first HEAD_BYTES bytes of the file.
     """
+    if head.startswith(UNSUPPORTED_FORMATS["Canon raw (CR2)"][1]):
+        return None
     for image_format, (offset, signatures) in SIGNATURES.items():
-        is_raw = head.startswith(UNSUPPORTED_FORMATS["Canon raw (CR2)"][1])
-        if not head.startswith(signatures, offset) or is_raw:
-            continue
-        brands = head[8 : max(16, int.from_bytes(head[:4], "big"))]
-        if image_format == "AVIF" and not any(brand in brands for brand in AVIF_BRANDS):
-            continue
-        return image_format
+        if head.startswith(signatures, offset) and (image_format != "AVIF" or has_avif_brand(head)):
+            return image_format
     return None
+
+
+def has_avif_brand(head: bytes) -> bool:
+    """Return whether a HEIF container declares AVIF among its brands."""
+    brands = head[8 : max(16, int.from_bytes(head[:4], "big"))]
+    return any(brand in brands for brand in AVIF_BRANDS)
 
 
 def unreadable_error(head: bytes) -> ImageError:

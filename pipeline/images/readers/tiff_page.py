@@ -181,11 +181,11 @@ class Page:
         if TILE_WIDTH not in self.entries:
             rows = self.number(ROWS_PER_STRIP, height)
             if rows <= 0:
-                raise broken_tiff(f"strips of {rows} rows")
+                raise broken_tiff(f"the number of rows per strip is {rows}")
             return width, min(rows, height)
         columns, rows = self.number(TILE_WIDTH, 0), self.number(TILE_HEIGHT, 0)
         if columns <= 0 or rows <= 0 or columns * rows > max(MAX_TILE_PIXELS, 4 * width * height):
-            raise broken_tiff(f"tiles of {columns}×{rows} pixels in an image of {width}×{height} pixels")
+            raise broken_tiff(f"the tiles have {columns}×{rows} pixels in an image of {width}×{height} pixels")
         return columns, rows
 
     def segments(self) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:

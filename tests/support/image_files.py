@@ -14,27 +14,27 @@ KEEP = ImageConfig(icc="keep")
 LOSSLESS = {"PNG": {}, "TIFF": {"compression": "tiff_lzw"}, "WEBP": {"lossless": True}}
 
 
-def saved(image: Image.Image | np.ndarray, image_format: str, **options: object) -> bytes:
+def encode_as(image: Image.Image | np.ndarray, image_format: str, **options: object) -> bytes:
     out = io.BytesIO()
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(out, image_format, **options)
     return out.getvalue()
 
 
-def opened(data: bytes) -> Image.Image:
+def open_image(data: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(data))
     image.load()
     return image
 
 
-def encode(rgb: np.ndarray, picture: DecodedImage, image_format: str, quality: int = 95) -> bytes:
+def encode(rgb: np.ndarray, source: DecodedImage, image_format: str, quality: int = 95) -> bytes:
     """Encode (H,W,3) uint8 to a file, with alpha, profile, EXIF and XMP if the format supports them.
 
-    A gray picture becomes a gray file. A gray profile is left out if the picture is not gray.
+    If the source is gray, so is the file. A gray profile is dropped if the source is not gray.
     """
-    return encode_output(to_pillow(rgb, picture, image_format), picture, image_format, quality)
+    return encode_output(to_pillow(rgb, source, image_format), source, image_format, quality)
 
 
-def rewritten(data: bytes, image_format: str = "", config: ImageConfig = ImageConfig()) -> Image.Image:
+def reencode(data: bytes, image_format: str = "", config: ImageConfig = ImageConfig()) -> Image.Image:
     """Decode an image and encode it again without changing its pixels."""
-    picture = decode_image(data, config=config)
-    return opened(encode(picture.rgb, picture, image_format or choose_output_format(picture.format), config.quality))
+    decoded = decode_image(data, config=config)
+    return open_image(encode(decoded.rgb, decoded, image_format or choose_output_format(decoded.format), config.quality))

@@ -1,0 +1,144 @@
+"""The config of a night, and the runs that follow from it."""
+
+import re
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from imagemill.pipeline.config import RunConfig, Strict, read_yaml, validate
+from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.resolve import task_of
+
+DATE = "{date}"
+CLOCK = re.compile("([01]?[0-9]|2[0-3]):[0-5][0-9]")
+
+
+class NotifyConfig(Strict):
+    """Where the notification of a night goes. `notification.NightSummary` documents its content."""
+
+    command: list[str] | None = Field(
+        None, description="Start this program with these arguments; the notification is its standard input."
+    )
+    webhook: str | None = Field(None, description="Post the notification to this URL.")
+
+
+class NightlyConfig(Strict):
+    """What `imagemill nightly` does."""
+
+    jobs: list[dict[str, Any]] = Field(
+        min_length=1,
+        description="Run these jobs in order. Each has the keys of a run and a `name`. With `config: FILE.yaml` (relative "
+        "to this file), a job takes over the keys of that file and overrides them.",
+    )
+    catch_up: int = Field(7, ge=0, le=366, description="Also check the dated inputs of this many days before tonight.")
+    until: str | None = Field(None, pattern=f"^({CLOCK.pattern})$", description="End the night at this local time, HH:MM.")
+    report: str | None = Field(
+        None,
+        description="Write a page about each night to this folder or s3://bucket/prefix. The storage block of the first job "
+        "applies.",
+    )
+    notify: NotifyConfig = NotifyConfig()
+    drift_alert: float | None = Field(
+        None,
+        gt=0,
+        description="Warn if the latents of a run differ from those of the run before by more than this distance, see "
+        "`imagemill stats`.",
+    )
+
+    @field_validator("until", mode="before")
+    @classmethod
+    def pad_hour(cls, value: Any) -> Any:
+        """Return 06:30 for 6:30."""
+        if value is None:
+            return None
+        if not isinstance(value, str) or not CLOCK.fullmatch(value):
+            raise ValueError("must be a time of day, HH:MM from 00:00 to 23:59")
+        return value.zfill(5)
+
+
+@dataclass(frozen=True)
+class NightRun:
+    """One run of a night.
+
+    Attributes:
+        name: name of the job, and the day of a dated job.
+        config: config of the run.
+        day: day of a dated input, YYYY-MM-DD; None for other inputs. A dated input may be absent.
+        parent: folder or prefix that holds the inputs of all days.
+    """
+
+    name: str
+    config: RunConfig
+    day: str | None
+    parent: str | None = None
+
+
+def plan_night(config: NightlyConfig, tonight: date, folder: Path = Path()) -> list[NightRun]:
+    """Return the runs of a night: jobs in order, each over its dates, oldest first.
+
+    Args:
+        config: config of the night.
+        tonight: the newest date.
+        folder: what the `config` of a job is relative to.
+
+    Raises:
+        ConfigError: if a job cannot run, so that the night stops before its first run.
+    """
+    runs = []
+    for number, job in enumerate(config.jobs):
+        name = str(job.get("name", f"job {number + 1}"))
+        if not isinstance(job.get("config", ""), str):
+            raise ConfigError(f"{name}: config={job['config']!r}: must be the name of one file")
+        values = (read_yaml(str(folder / job["config"])) if "config" in job else {}) | job
+        values = {key: value for key, value in values.items() if key not in ("name", "config")}
+        runs += job_runs(name, values, [tonight - timedelta(days=ago) for ago in range(config.catch_up, -1, -1)])
+    check_tasks(runs)
+    return runs
+
+
+def job_runs(name: str, values: dict[str, Any], dates: list[date]) -> list[NightRun]:
+    """Return the runs of one job: one, or one for each date if its input and output contain {date}.
+
+    Raises:
+        ConfigError: if the config is invalid.
+    """
+    is_dated = DATE in str(values.get("input"))
+    if is_dated != (DATE in str(values.get("output"))):
+        raise ConfigError(
+            f"{name}: {DATE} is in only one of input and output. Write it in both, or the runs of all dates would share one."
+        )
+    if not is_dated:
+        return [NightRun(name, validate(RunConfig, values, name), None)]
+    for key in ("input", "output"):
+        if not isinstance(values[key], str):
+            raise ConfigError(f"{name}: {key}={values[key]!r}: must be one folder or s3://bucket/prefix")
+    before_date = values["input"].partition(DATE)[0]
+    parent = before_date[: before_date.rfind("/") + 1] or "."
+    runs = []
+    for day in map(str, dates):
+        dated = {key: value.replace(DATE, day) if key in ("input", "output") else value for key, value in values.items()}
+        runs.append(NightRun(f"{name} {day}", validate(RunConfig, dated, name), day, parent))
+    return runs
+
+
+def check_tasks(runs: list[NightRun]) -> None:
+    """Check everything about the runs that can be checked without access to any location.
+
+    Raises:
+        ConfigError: if a run would be refused later, or two runs with different tasks share an output.
+    """
+    tasks: dict[str | None, str] = {}
+    for run in runs:
+        output = run.config.output
+        try:
+            task = task_of(run.config)[0].name
+        except ConfigError as e:
+            raise ConfigError(f"{run.name}: {e}") from None
+        if tasks.setdefault(output, task) != task:
+            raise ConfigError(
+                f"{run.name}: output {output} belongs to another job with the task {tasks[output]}, not {task}. Give each "
+                "task its own output."
+            )
