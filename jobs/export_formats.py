@@ -43,8 +43,7 @@ def parquet(dest: Store, folder: str, number: int, table: pa.Table) -> None:
 
 
 def npy(dest: Store, folder: str, number: int, table: pa.Table) -> None:
-    """Write `latent` (N,C,h,w) and `embedding` (N,D) as float32 arrays, and the other columns as Parquet in the same
-    order."""
+    """Write `latent` (N,C,h,w) and `embedding` (N,D) as float32 arrays, and the other columns as Parquet."""
     for name in VECTORS:
         if name in table.schema.names:
             data = io.BytesIO()

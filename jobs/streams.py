@@ -28,9 +28,9 @@ class LastingFile(io.FileIO):
 
 
 def open_lasting_stream(descriptor: int, encoding: str) -> TextIO:
-    """Return a text stream on a descriptor that survives its reader.
+    r"""Return a text stream on a descriptor that survives its reader.
 
-    Characters that the encoding lacks are written as escapes, such as \\xfc.
+    Characters that the encoding lacks are written as escapes, such as \xfc.
     """
     raw = io.BufferedWriter(LastingFile(descriptor, "w", closefd=False))
     return io.TextIOWrapper(raw, encoding=encoding, errors="backslashreplace", line_buffering=True)

@@ -1,5 +1,6 @@
 """The documentation: the site builds strictly, links lead to something, and commands work."""
 
+import dataclasses
 import importlib.util
 import re
 import shlex
@@ -13,6 +14,7 @@ import typer
 from PIL import Image
 
 from imagemill.jobs.cli import app
+from imagemill.jobs.notification import NightSummary, RunSummary
 from tests.support.page_commands import run_page
 
 ROOT = Path(__file__).parent.parent
@@ -69,6 +71,13 @@ def test_links_to_files_lead_somewhere(page: str) -> None:
     """Code hosts show these pages from the root of the repository."""
     links = re.findall(r"\]\((?!https?:|#)([^)\s#]+)", (ROOT / page).read_text(encoding="utf-8"))
     assert not {link for link in links if not (ROOT / link).exists()}
+
+
+def test_notification_keys_are_documented() -> None:
+    """docs/nightly.md has each key of a notification."""
+    section = (ROOT / "docs/nightly.md").read_text().partition("## Notification")[2].partition("\n## ")[0]
+    keys = {field.name for summary in (NightSummary, RunSummary) for field in dataclasses.fields(summary)}
+    assert not {key for key in keys if f"`{key}`" not in section}
 
 
 def test_readme_is_short() -> None:

@@ -17,7 +17,7 @@ EXAMPLE = Path(__file__).parents[2] / "docs" / "analysis_example.py"
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_the_table_of_readers_is_what_was_found(tmp_path: Path) -> None:
+def test_table_of_readers_is_current(tmp_path: Path) -> None:
     table = found(tmp_path)
     assert "| no" not in table, table
     assert table.count("| yes ") >= 2 * (len(READERS) + len(FORMATS)), table
@@ -35,7 +35,7 @@ def test_latents_become_a_ray_dataset(tmp_path: Path, crops: list[np.ndarray]) -
     assert len(rows["2.png"]["latent"]) == 4 * 7 * 9
 
 
-def test_the_worked_example_runs(tmp_path: Path, crops: list[np.ndarray], capsys: pytest.CaptureFixture[str]) -> None:
+def test_analysis_example_runs(tmp_path: Path, crops: list[np.ndarray], capsys: pytest.CaptureFixture[str]) -> None:
     pieces = {f"{n}-{x}.png": crop[30:58, x : x + 28] for n, crop in enumerate(crops[:12]) for x in range(0, 100, 10)}
     output = compressed(tmp_path, pieces, rows_per_part=200)
     runpy.run_path(str(EXAMPLE))["main"](output.url, str(tmp_path / "in"))
@@ -44,7 +44,7 @@ def test_the_worked_example_runs(tmp_path: Path, crops: list[np.ndarray], capsys
     assert "nearest to" in out
 
 
-def test_the_blocks_of_the_page_run_and_print(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_blocks_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", sys.argv)
     page = run_page(tmp_path)
     blocks = re.findall(r"```(?:sql|python|sh run)\n", page)

@@ -1,4 +1,7 @@
+"""The command line: exit codes, errors in one line, and the commands that read an output."""
+
 import json
+import logging
 import os
 import re
 import threading
@@ -43,9 +46,9 @@ def write_yaml(folder: Path, text: str) -> Path:
         ),
     ],
 )
-def test_a_bad_configuration_is_one_line_and_exit_2(imagemill, tmp_path, photos, text, message):
-    given = [] if "input" in text else ["--input", photos]
-    code, _, err = imagemill("run", "-c", write_yaml(tmp_path, text), *given, "--output", tmp_path / "out")
+def test_invalid_config_is_one_line_and_exit_2(imagemill, tmp_path, photos, text, message):
+    flags = [] if "input" in text else ["--input", photos]
+    code, _, err = imagemill("run", "-c", write_yaml(tmp_path, text), *flags, "--output", tmp_path / "out")
     assert code == 2
     assert message in err
     assert err.count("\n") == 1
@@ -53,7 +56,7 @@ def test_a_bad_configuration_is_one_line_and_exit_2(imagemill, tmp_path, photos,
     assert not (tmp_path / "out").exists()
 
 
-def test_params_that_are_no_group_are_one_line_and_exit_2_beside_a_flag_too(imagemill, tmp_path, photos):
+def test_params_must_be_a_mapping_also_with_a_flag(imagemill, tmp_path, photos):
     for text in ("params: [sigma]", "params: 5", "params: []"):
         code, _, err = imagemill("denoise", photos, tmp_path / "out", "--sigma", 15, "-c", write_yaml(tmp_path, text))
         assert code == 2
@@ -62,46 +65,46 @@ def test_params_that_are_no_group_are_one_line_and_exit_2_beside_a_flag_too(imag
 
 
 @pytest.mark.parametrize("place", ["input", "output"])
-def test_one_slash_is_one_line_and_makes_no_folder(imagemill, tmp_path, photos, monkeypatch, place):
+def test_url_with_one_slash_is_an_error_in_one_line(imagemill, tmp_path, photos, monkeypatch, place):
     monkeypatch.chdir(tmp_path)
-    ends = {"input": photos, "output": tmp_path / "out", place: "s3:/bucket/x"}
-    code, _, err = imagemill("denoise", ends["input"], ends["output"])
+    places = {"input": photos, "output": tmp_path / "out", place: "s3:/bucket/x"}
+    code, _, err = imagemill("denoise", places["input"], places["output"])
     assert code == 2
     assert "s3:/bucket/x: write s3://, or" in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == [photos]
 
 
-def test_a_checkpoint_with_a_wrong_digest_is_exit_2(imagemill, tmp_path, photos):
-    there = Path(checkpoint.locate("denoise-small"))
+def test_checkpoint_with_a_wrong_digest_is_exit_2(imagemill, tmp_path, photos):
+    bundled = Path(checkpoint.locate("denoise-small"))
     broken = tmp_path / "broken"
     broken.mkdir()
-    (broken / "card.json").write_bytes((there / "card.json").read_bytes())
-    (broken / "weights.safetensors").write_bytes((there / "weights.safetensors").read_bytes()[:-1] + b"!")
+    (broken / "card.json").write_bytes((bundled / "card.json").read_bytes())
+    (broken / "weights.safetensors").write_bytes((bundled / "weights.safetensors").read_bytes()[:-1] + b"!")
     code, _, err = imagemill("denoise", photos, tmp_path / "out", "--checkpoint", broken)
     assert code == 2
     assert "but card.json says" in err
 
 
-def test_a_missing_input_is_exit_5_and_a_file_exit_2(imagemill, tmp_path, photos):
+def test_missing_input_is_exit_5_and_an_image_is_exit_2(imagemill, tmp_path, photos):
     assert imagemill("denoise", tmp_path / "nowhere", tmp_path / "out")[0] == 5
     assert imagemill("denoise", photos / "0.png", tmp_path / "out")[0] == 2
 
 
-def test_an_output_within_the_input_is_exit_2(imagemill, photos):
+def test_output_within_the_input_is_exit_2(imagemill, photos):
     code, _, err = imagemill("denoise", photos, photos / "out")
     assert code == 2
     assert "one in the other" in err
 
 
-def test_an_unwritable_output_is_exit_5(imagemill, tmp_path, photos):
+def test_unwritable_output_is_exit_5(imagemill, tmp_path, photos):
     (tmp_path / "file").write_text("in the way")
     code, _, err = imagemill("denoise", photos, tmp_path / "file" / "out")
     assert code == 5
     assert err.count("\n") == 1
 
 
-def test_an_output_that_is_held_is_exit_4(imagemill, tmp_path, photos):
+def test_output_of_another_run_is_exit_4(imagemill, tmp_path, photos):
     with Lease(Store(str(tmp_path / "out"))):
         code, _, err = imagemill("denoise", photos, tmp_path / "out")
     assert code == 4
@@ -109,15 +112,31 @@ def test_an_output_that_is_held_is_exit_4(imagemill, tmp_path, photos):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_one_image_is_done_by_one_actor_without_a_word_of_ray(imagemill, tmp_path, photos, recwarn):
+def test_run_over_one_image_starts_one_worker(imagemill, tmp_path, photos, recwarn):
+    """One worker processes one image, and Ray does not warn about concurrent actors."""
     code, _, err = imagemill("denoise", photos, tmp_path / "out", "--limit", 1)
     assert code == 0
     assert "1 worker of" in err
-    assert not [said for said in recwarn if "concurrent actors" in str(said.message)]
+    assert not [warning for warning in recwarn if "concurrent actors" in str(warning.message)]
+
+
+def test_verbose_and_quiet_change_what_is_logged(imagemill, tmp_path, photos):
+    """-v and -q work before and after the command; results on stdout stay."""
+    plan = ["plan", "--task", "denoise", "--input", photos, "--output", tmp_path / "out"]
+    for options, level in (
+        (plan, logging.INFO),
+        (["-q", *plan], logging.WARNING),
+        ([*plan, "--quiet"], logging.WARNING),
+        (["--verbose", *plan], logging.DEBUG),
+        ([*plan, "-v"], logging.DEBUG),
+    ):
+        code, out, _ = imagemill(*options)
+        assert (code, logging.getLogger("imagemill").level) == (0, level)
+        assert "3 images" in out
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_run_then_read_what_is_there(imagemill, tmp_path, photos):
+def test_commands_read_the_output_of_a_run(imagemill, tmp_path, photos):
     (photos / "bad.jpg").write_text("text")
     output = tmp_path / "out"
     config = write_yaml(tmp_path, f"task: denoise\ninput: {photos}\noutput: {output}")
@@ -134,18 +153,18 @@ def test_run_then_read_what_is_there(imagemill, tmp_path, photos):
     assert code == 0
     assert "checked 3 images, 3 rows, 1 reject row, 3 files, 0 latents: no problems\n" in out
     record = json.loads(next(output.glob("runs/*/run.json")).read_text())
-    kept = next(output.glob("runs/*/config.yaml")).read_text()
-    assert "sigma: 5" in kept
+    config_text = next(output.glob("runs/*/config.yaml")).read_text()
+    assert "sigma: 5" in config_text
     assert record["planned"] == 4
-    victim = next((output / "images").iterdir())
-    victim.write_bytes(victim.read_bytes()[:-1])
+    image = next((output / "images").iterdir())
+    image.write_bytes(image.read_bytes()[:-1])
     code, out, _ = imagemill("verify", output)
     assert code == 6
     assert "latents: 1 problem\n" in out
-    assert victim.name in out
+    assert image.name in out
 
 
-def test_status_counts_the_rejects_that_wait_and_for_what(imagemill, tmp_path, crops):
+def test_status_counts_permanent_and_transient_rejects(imagemill, tmp_path, crops):
     output = compressed(tmp_path, {"mended.png": crops[0][:28, :28]}, fence=2)
     assert "1 image in 1 row of 1 part\nrejects: none\n" in imagemill("status", output.url)[1]
     for fence, transient in ((1, {"mended.png": False, "a": False, "b": False, "c": True}), (3, {"b": True, "d": False})):
@@ -158,7 +177,7 @@ def test_status_counts_the_rejects_that_wait_and_for_what(imagemill, tmp_path, c
     assert "1 part\nrejects: 2 permanent, for --retry-failed, 2 for the next run. " in imagemill("status", output.url)[1]
 
 
-def test_what_reads_many_latents_says_how_far_it_is_without_a_terminal(imagemill, tmp_path, crops, monkeypatch):
+def test_commands_over_latents_log_their_progress(imagemill, tmp_path, crops, monkeypatch):
     output = compressed(tmp_path, {f"{number}.png": crop for number, crop in enumerate(crops[:5])}, "compress-small")
     monkeypatch.setattr("imagemill.pipeline.progress.LOG_SECONDS", 0)
     for command in (
@@ -174,7 +193,7 @@ def test_what_reads_many_latents_says_how_far_it_is_without_a_terminal(imagemill
         assert re.search(r" INFO [a-z: ]+: 5 / 5 images, \d+\.\d images/s, 0:00:00 left\n", err), command
 
 
-def test_reading_an_output_that_is_not_there_is_exit_5(imagemill, tmp_path):
+def test_reading_a_missing_output_is_exit_5(imagemill, tmp_path):
     for command in ("status", "verify", "failures"):
         assert imagemill(command, tmp_path / "nowhere")[0] == 5
     assert imagemill("decode", tmp_path / "nowhere", tmp_path / "dest")[0] == 5
@@ -194,7 +213,7 @@ READING = (
 )
 
 
-def test_status_tells_a_killed_run_from_one_at_work(imagemill, tmp_path):
+def test_status_tells_killed_from_active_runs(imagemill, tmp_path):
     for run_id in ("20260101T000000Z-abcdef", "20260102T000000Z-abcdef"):
         (tmp_path / "out/runs" / run_id).mkdir(parents=True)
         (tmp_path / "out/runs" / run_id / "config.yaml").write_text("task: denoise")
@@ -211,7 +230,7 @@ def test_status_tells_a_killed_run_from_one_at_work(imagemill, tmp_path):
     assert "running" not in out
 
 
-def test_status_watches_a_holder_on_another_machine(imagemill, tmp_path, monkeypatch):
+def test_status_watches_a_run_on_another_machine(imagemill, tmp_path, monkeypatch):
     """A heartbeat may state any time: only a change of the heartbeat shows that the run is alive."""
     monkeypatch.setattr("imagemill.jobs.status.WATCH_SECONDS", 0.5)
     monkeypatch.setattr("imagemill.pipeline.output.lease.POLL_SECONDS", 0.05)
@@ -240,7 +259,7 @@ def test_status_watches_a_holder_on_another_machine(imagemill, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("command", READING, ids=lambda command: command[0])
-def test_reading_what_is_no_output_is_one_line(imagemill, tmp_path, photos, monkeypatch, command):
+def test_reading_another_folder_is_an_error_in_one_line(imagemill, tmp_path, photos, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     for place in ("empty", "photos"):
@@ -267,19 +286,19 @@ def test_reading_what_is_no_output_is_one_line(imagemill, tmp_path, photos, monk
     ],
     ids=" ".join,
 )
-def test_a_file_that_cannot_be_written_is_said_before_the_work(imagemill, tmp_path, monkeypatch, command):
+def test_unwritable_file_is_an_error_before_the_work(imagemill, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there.csv").mkdir()
-    # Were OUTPUT looked at before, its absence would be what is said.
+    # OUTPUT does not exist: the error is about the file, so the file is checked first.
     problems = {"no/dir/x.csv": "folder no/dir does not exist. Create it first", "there.csv": "is a folder. Give the name"}
-    for name, said in problems.items():
+    for name, message in problems.items():
         code, _, err = imagemill(command[0], "nowhere", *command[1:], name)
         assert code == 2
-        assert said in err
+        assert message in err
         assert err.count("\n") == 1
 
 
-def test_the_output_of_a_run_that_had_nothing_to_do_is_one(imagemill, tmp_path):
+def test_output_with_only_runs_can_be_read(imagemill, tmp_path):
     (tmp_path / "out/runs").mkdir(parents=True)
     for command in ("status", "verify", "failures"):
         assert imagemill(command, tmp_path / "out")[0] == 0
@@ -296,7 +315,7 @@ def test_the_output_of_a_run_that_had_nothing_to_do_is_one(imagemill, tmp_path):
         (["--style", "0.png", "--method", "gatys", "--checkpoint", "vgg19-dcbb9e9d.pth"], "vgg19-dcbb9e9d.pth is missing"),
     ],
 )
-def test_a_style_transfer_that_cannot_be_is_one_line(arguments, message, imagemill, photos, tmp_path, monkeypatch):
+def test_invalid_style_transfer_is_one_line(arguments, message, imagemill, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(photos)
     code, _, err = imagemill("stylize", photos, tmp_path / "out", *arguments)
     assert code == 2

@@ -1,4 +1,4 @@
-"""Latents for analysis: exported in every format, read back, decoded; what cannot be exported is said in one line."""
+"""Export in every format, read back and decoded; invalid exports fail with one line."""
 
 import io
 import json
@@ -49,7 +49,7 @@ def exported(digits: Store, tmp_path: Path) -> Path:
     return tmp_path / "export"
 
 
-def test_an_export_says_what_it_holds_and_marks_what_was_removed(digits: Store, exported: Path) -> None:
+def test_export_writes_rows_and_marks_removed_images(digits: Store, exported: Path) -> None:
     table = pq.read_table(exported / "latents")
     assert table.schema.field("latent").type == pa.list_(pa.float32(), 196)
     assert table.schema.field("embedding").type == pa.list_(pa.float32(), 4)
@@ -74,8 +74,8 @@ def test_an_export_says_what_it_holds_and_marks_what_was_removed(digits: Store, 
     assert chunk.compression == "ZSTD"
 
 
-def test_values_are_what_the_encoder_gave_to_half_a_step(digits: Store, pieces: dict[str, np.ndarray]) -> None:
-    """Measured against the network itself, not against our own arithmetic."""
+def test_export_values_are_within_half_a_step(digits: Store, pieces: dict[str, np.ndarray]) -> None:
+    """Exported values differ from the output of the encoder by at most half a quantiser step."""
     import torch
 
     from imagemill.models.colour import rgb_to_luma
@@ -88,9 +88,8 @@ def test_values_are_what_the_encoder_gave_to_half_a_step(digits: Store, pieces: 
         assert np.abs(values - encoded).max() <= model.peak.max().item() / 255 / 2 + 1e-5
 
 
-def test_what_decodes_from_an_output_and_from_its_export_is_what_the_run_reconstructed(
-    digits: Store, photos: Store, tmp_path: Path
-) -> None:
+def test_decode_equals_the_reconstruction_of_the_run(digits: Store, photos: Store, tmp_path: Path) -> None:
+    """An output and its export decode to the images that the run reconstructed."""
     for number, output in enumerate((digits, photos)):
         export(output, Store(str(tmp_path / f"export{number}")), pool="none")
         for source in (output, Store(str(tmp_path / f"export{number}"))):
@@ -103,7 +102,7 @@ def test_what_decodes_from_an_output_and_from_its_export_is_what_the_run_reconst
                 np.testing.assert_array_equal(np.asarray(Image.open(dest / name)), np.asarray(Image.open(reference / name)))
 
 
-def test_chosen_rows_are_decoded_alone(digits: Store, exported: Path, tmp_path: Path) -> None:
+def test_decode_where_selects_rows(digits: Store, exported: Path, tmp_path: Path) -> None:
     for number, source in enumerate((digits, Store(str(exported)))):
         dest = tmp_path / f"some{number}"
         assert decode_output(source, Store(str(dest)), "rel_path IN ('1.png', '5.png')") == 2
@@ -113,7 +112,8 @@ def test_chosen_rows_are_decoded_alone(digits: Store, exported: Path, tmp_path: 
             decode_output(source, Store(str(dest)), "psnr > 3")
 
 
-def test_an_export_whose_identities_are_paths_is_decoded_into_dest_alone(exported: Path, tmp_path: Path) -> None:
+def test_decode_writes_only_into_dest(exported: Path, tmp_path: Path) -> None:
+    """An export whose image_id are paths cannot write outside of the destination."""
     for part in (exported / "latents").iterdir():
         table = pq.read_table(part)
         hostile = {"rel_path": [f"/{n}.png" for n in range(len(table))], "image_id": ["../../out"] * len(table)}
@@ -125,7 +125,8 @@ def test_an_export_whose_identities_are_paths_is_decoded_into_dest_alone(exporte
     assert len(list(dest.rglob("*.png"))) == len(list(tmp_path.rglob("*.png"))) == COUNT
 
 
-def test_shapes_lie_in_folders_of_their_own_and_vectors_in_one(photos: Store, tmp_path: Path) -> None:
+def test_export_has_one_folder_per_latent_shape(photos: Store, tmp_path: Path) -> None:
+    """Latents are in one folder per shape; embeddings alone are in a single folder."""
     record = export(photos, Store(str(tmp_path / "latents")))
     assert record["shapes"] == {"96x12x16": 3, "96x16x12": 2}
     assert sorted(record["width"]) == ["20.0", "40.0"]
@@ -143,7 +144,7 @@ def test_shapes_lie_in_folders_of_their_own_and_vectors_in_one(photos: Store, tm
 
 
 @pytest.mark.parametrize("form", ["npy", "webdataset", "lance"])
-def test_other_formats_hold_the_same(digits: Store, form: str, tmp_path: Path) -> None:
+def test_export_formats_hold_the_same_values(digits: Store, form: str, tmp_path: Path) -> None:
     codes = read_latents(digits.url)
     expected = dict(zip(codes.arrow()["image_id"].to_pylist(), codes.numpy(), strict=True))
     export(digits, Store(str(tmp_path / "out")), file_format=form)
@@ -157,7 +158,8 @@ def test_other_formats_hold_the_same(digits: Store, form: str, tmp_path: Path) -
         read_latents(str(tmp_path / "out"))
 
 
-def test_a_member_of_a_tar_is_json_to_every_reader(tmp_path: Path) -> None:
+def test_webdataset_json_has_no_nan(tmp_path: Path) -> None:
+    """NaN and infinity become null, because JSON readers reject them."""
     webdataset(Store(str(tmp_path)), "latents", 0, pa.table({"image_id": ["a"], "psnr_db": [float("inf")]}))
     with tarfile.open(tmp_path / "latents/part-00000.tar") as tar:
         member = tar.extractfile("a.json")
@@ -165,9 +167,7 @@ def test_a_member_of_a_tar_is_json_to_every_reader(tmp_path: Path) -> None:
         assert json.loads(member.read(), parse_constant=pytest.fail) == {"image_id": "a", "psnr_db": None}
 
 
-def test_an_export_says_what_it_holds_and_how_to_decode_it_where_that_can_be(
-    photos: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_export_tells_whether_it_can_be_decoded(photos: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     enough = ["rel_path", "orig_width", "orig_height", "exif_orientation", "step", "checkpoint_sha256"]
     enough += ["latent_shape", "latent_crc32", "latent"]
     for number, (what, said, decodes) in enumerate(
@@ -215,7 +215,7 @@ def from_lance(place: Path) -> dict[str, Any]:
     return {row["image_id"]: (np.array(row["latent"], np.float32), row["embedding"]) for row in rows}
 
 
-def test_history_is_exported_by_run_and_by_day(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
+def test_export_selects_run_and_day(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
     compressed(tmp_path, {name: pieces[name] for name in ("0.png", "1.png")}, fence=1)
     output = compressed(tmp_path, {"1.png": pieces["2.png"], "2.png": pieces["3.png"]}, fence=2)
     runs = sorted(path.name for path in (tmp_path / "out/runs").iterdir())
@@ -231,7 +231,8 @@ def test_history_is_exported_by_run_and_by_day(tmp_path: Path, pieces: dict[str,
         rows(4, as_of="2026-02-01")
 
 
-def test_the_vector_of_search_is_exported_of_codecs_alone(photos: Store, digits: Store, tmp_path: Path) -> None:
+def test_likeness_pool_equals_search_vectors(photos: Store, digits: Store, tmp_path: Path) -> None:
+    """`--pool likeness` exports the vectors of `search`, for codecs only."""
     dest = Store(str(tmp_path / "likeness"))
     export(photos, dest, pool="likeness", columns=["rel_path", "embedding"])
     table = pq.read_table(tmp_path / "likeness/latents")
@@ -250,7 +251,7 @@ def test_the_vector_of_search_is_exported_of_codecs_alone(photos: Store, digits:
     assert not (tmp_path / "x").exists()
 
 
-def test_several_models_are_refused_by_name_until_one_is_chosen(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
+def test_export_of_several_models_needs_a_choice(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
     compressed(tmp_path, {"0.png": pieces["0.png"], "1.png": pieces["1.png"]}, "conv-mnist", 1)
     output = compressed(tmp_path, {"1.png": pieces["1.png"]}, "conv-mnist-transposed", 2)
     with pytest.raises(ConfigError, match=r"2 models.*conv-mnist .*: 1 row; conv-mnist-transposed .*--model"):
@@ -261,7 +262,8 @@ def test_several_models_are_refused_by_name_until_one_is_chosen(tmp_path: Path, 
     assert export(output, Store(str(tmp_path / "y")), model=digest[:8])["model_id"] == "conv-mnist-transposed"
 
 
-def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(digits: Store, exported: Path, tmp_path: Path) -> None:
+def test_invalid_export_writes_nothing(digits: Store, exported: Path, tmp_path: Path) -> None:
+    """Each invalid argument is a ConfigError, and no file is written."""
     free = Store(str(tmp_path / "free"))
     for what, message in (
         ({"columns": ["colour"]}, "no column colour. Valid: image_id"),
@@ -290,9 +292,8 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(digits: Store, e
         export(Store(str(tmp_path / "empty")), free)
 
 
-def test_an_export_that_was_cut_off_is_seen_and_begun_again(
-    digits: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_export_starts_again(digits: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers refuse an interrupted export; the same command replaces it."""
     from imagemill.jobs import export_formats
 
     dest = tmp_path / "export"
@@ -316,9 +317,7 @@ def test_an_export_that_was_cut_off_is_seen_and_begun_again(
     assert not (dest / "UNFINISHED").exists()
 
 
-def test_an_export_that_was_overtaken_is_not_called_whole(
-    digits: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_export_that_lost_its_lease_has_no_manifest(digits: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from imagemill.jobs import export_formats
 
     dest, write = Store(str(tmp_path / "export")), export_formats.parquet
@@ -334,9 +333,8 @@ def test_an_export_that_was_overtaken_is_not_called_whole(
     assert dest.exists("UNFINISHED")
 
 
-def test_an_export_that_ends_while_another_begins_is_kept(
-    digits: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_export_keeps_one_that_just_finished(digits: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export that finishes while another starts is not deleted."""
     dest = Store(str(tmp_path / "export"))
 
     def late(place: Store) -> Lease:
@@ -350,7 +348,7 @@ def test_an_export_that_ends_while_another_begins_is_kept(
     assert len(read_latents(dest.url).numpy()) == COUNT
 
 
-def test_an_input_that_cannot_be_listed_leaves_open_what_was_removed(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
+def test_removed_is_null_without_a_listed_input(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
     output = compressed(tmp_path, pieces)
     (tmp_path / "in").rename(tmp_path / "moved")
     output.write("runs/older/config.yaml", b"task: compress\nof_a_later_version: 1\n")
@@ -361,14 +359,14 @@ def test_an_input_that_cannot_be_listed_leaves_open_what_was_removed(tmp_path: P
     assert pq.read_table(tmp_path / "export/latents")["removed"].null_count == COUNT
 
 
-def test_an_export_goes_to_a_bucket_and_is_read_from_there(digits: Store, moto_bucket: str) -> None:
+def test_export_to_a_bucket_can_be_read(digits: Store, moto_bucket: str) -> None:
     export(digits, Store(f"{moto_bucket}/export"))
     codes = read_latents(f"{moto_bucket}/export", where="NOT removed", columns=["rel_path"])
     assert codes.numpy().shape == (COUNT - 1, 4, 7, 7)
     assert codes.arrow().schema.names == ["rel_path", "latent_shape", "latent"]
 
 
-def test_parts_are_of_bounded_size(digits: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_parts_have_bounded_size(digits: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imagemill.jobs.export_parts.PART_BYTES", 2_000)
     record = export(digits, Store(str(tmp_path / "export")))
     assert record["parts"] == {"latents": 2}

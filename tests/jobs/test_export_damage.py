@@ -18,7 +18,7 @@ from imagemill.pipeline.storage import Store
 from tests.support.outputs import COUNT, compressed
 
 
-def test_rows_that_are_not_what_was_written_are_named_and_left_out(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
+def test_damaged_rows_are_named_and_left_out(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
     output = compressed(tmp_path, pieces, rows_per_part=COUNT)
     [path] = list_parts(output, "results")
     table = pa.concat_tables(read_latents(output.url).state.tables(read_latents(output.url).state.schema.names))
@@ -57,7 +57,7 @@ def in_a_page_of(output: Store, path: str, column: str) -> bytes:
     return bytes(data)
 
 
-def test_damaged_parts_are_named_and_the_others_exported(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
+def test_damaged_parts_are_named_and_left_out(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
     output = compressed(tmp_path, pieces, rows_per_part=2)
     cut, of_latents, of_models, whole = list_parts(output, "results")
     output.write(cut, output.read(cut)[:-100])
@@ -81,7 +81,7 @@ def test_damaged_parts_are_named_and_the_others_exported(tmp_path: Path, pieces:
     assert not (tmp_path / "again").exists()
 
 
-def test_a_part_that_a_store_does_not_give_is_not_called_damaged(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
+def test_unreachable_part_is_not_called_damaged(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
     output = compressed(tmp_path, pieces)
     Path(output.full("results/loop.parquet")).symlink_to("loop.parquet")
     with pytest.raises(StorageError, match=r"loop\.parquet: cannot be read: OSError"):
@@ -90,7 +90,7 @@ def test_a_part_that_a_store_does_not_give_is_not_called_damaged(tmp_path: Path,
 
 
 @pytest.mark.parametrize("content", [b"{}", b'{"format": "par'])
-def test_a_damaged_record_of_an_export_is_one_line(content: bytes, tmp_path: Path) -> None:
+def test_damaged_manifest_is_a_storage_error(content: bytes, tmp_path: Path) -> None:
     Store(str(tmp_path)).write("export.json", content)
     with pytest.raises(StorageError, match=r"export\.json: damaged: export again"):
         read_latents(str(tmp_path))

@@ -1,4 +1,4 @@
-"""An actor is killed and the run interrupted, then the same command: no image lost, none twice."""
+"""A killed worker, an interrupted run, and the same command again: no image is lost or processed twice."""
 
 import os
 import signal
@@ -14,31 +14,31 @@ from tests.support.run_processes import actors_of, images_written, make_photos, 
 IMAGES = 300
 
 
-def test_a_killed_actor_and_an_interrupt_lose_nothing(tmp_path: Path, crops: list[np.ndarray]) -> None:
-    many, output = Store(str(tmp_path / "many")), Store(str(tmp_path / "out"))
-    make_photos(many, IMAGES, crops)
-    run = start(many, output)
+def test_killed_worker_and_interrupt_lose_no_image(tmp_path: Path, crops: list[np.ndarray]) -> None:
+    source, output = Store(str(tmp_path / "many")), Store(str(tmp_path / "out"))
+    make_photos(source, IMAGES, crops)
+    run = start(source, output)
     wait_for(run, lambda: images_written(output) > 40)
-    victims = actors_of(run)
-    assert victims
-    os.kill(victims[0], signal.SIGKILL)
+    workers = actors_of(run)
+    assert workers
+    os.kill(workers[0], signal.SIGKILL)
     wait_for(run, lambda: images_written(output) > 120)
     run.send_signal(signal.SIGINT)
-    code, said = run.wait(), run.stderr.read()
-    assert code == 130, said
-    assert b"interrupted" in said
-    assert said.index(b"starting Ray on this machine") < said.index(b"300 images; ")
+    code, err = run.wait(), run.stderr.read()
+    assert code == 130, err
+    assert b"interrupted" in err
+    assert err.index(b"starting Ray on this machine") < err.index(b"300 images; ")
     [record] = read_run_records(output, list_run_ids(output))
-    # What was done and not committed does not count.
+    # Images that were processed but not committed do not count.
     assert (record["ok"], record["rejected"]) == (verify(output).rows, 0)
-    run = start(many, output)
+    run = start(source, output)
     assert run.wait() == 0, run.stderr.read()
     seen = verify(output)
     assert seen.problems == []
     assert (seen.images, seen.rows, seen.files) == (IMAGES, IMAGES, IMAGES)
 
 
-def test_a_run_that_watches_a_holder_can_be_interrupted(tmp_path: Path, crops: list[np.ndarray]) -> None:
+def test_run_that_waits_for_a_lease_can_be_interrupted(tmp_path: Path, crops: list[np.ndarray]) -> None:
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 1, crops)
     output.write("runs/lease/00000001.json", b'{"machine": "far/1", "pid": 7, "started": "1", "at": 4e9}')
@@ -46,7 +46,7 @@ def test_a_run_that_watches_a_holder_can_be_interrupted(tmp_path: Path, crops: l
     assert run.stderr
     assert b"process 7 on far did not release it. Waiting up to 60 s" in run.stderr.readline()
     run.send_signal(signal.SIGINT)
-    _, said = run.communicate(timeout=50)
+    _, err = run.communicate(timeout=50)
     assert run.returncode == 130
-    assert b"Traceback" not in said
+    assert b"Traceback" not in err
     assert [e.path for e in output.entries()] == ["runs/lease/00000001.json"]

@@ -1,4 +1,4 @@
-"""Images that kill the process which reads them: found, rejected, and nobody else with them."""
+"""Images that kill the process that decodes them are rejected, and no other image is."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from imagemill.pipeline.errors import RunFailed
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.storage import Store
 
-# Stands in for a decoder with a fatal bug: the marked file ends the process at once, as a segmentation fault does.
+# Simulates a decoder with a fatal bug: a marked file kills its process, like a segmentation fault.
 FATAL = """
 import os, signal
 import PIL.Image as image
@@ -31,7 +31,7 @@ image.open = open
 
 
 def photos(folder: Path, crops: list[np.ndarray], count: int, deadly: tuple[int, ...]) -> tuple[Path, Path, Path]:
-    """Images some of which end their process; input, output, and what makes them do it."""
+    """Write images, some of which kill their process; return input, output, and the folder of the patch that kills."""
     source, output, fatal = folder / "in", folder / "out", folder / "fatal"
     source.mkdir()
     fatal.mkdir()
@@ -53,11 +53,11 @@ def run(source: Path, output: Path, fatal: Path) -> None:
 
 
 def records(output: Path) -> list[dict[str, Any]]:
-    """Each run's run.json, oldest first."""
+    """Return the run.json of each run, oldest first."""
     return [json.loads(path.read_text()) for path in sorted((output / "runs").glob("*/run.json"))]
 
 
-def test_images_that_kill_their_process_are_rejected_and_the_rest_is_done(tmp_path, crops):
+def test_images_that_kill_their_process_are_rejected(tmp_path, crops):
     source, output, fatal = photos(tmp_path, crops, count=24, deadly=(5, 6))
     run(source, output, fatal)
     rejects = [row for part in (output / "rejects").iterdir() for row in pq.read_table(part).to_pylist()]
@@ -71,8 +71,8 @@ def test_images_that_kill_their_process_are_rejected_and_the_rest_is_done(tmp_pa
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_block_in_which_one_process_after_the_other_dies_ends_the_run_before_ray_stops_trying():
-    """Ray runs a block once and MOST_DEATHS times more; the last time says what it is."""
+def test_block_with_repeated_deaths_ends_the_run():
+    """Ray retries a block MOST_DEATHS times; the last attempt ends the run with an explanation."""
     for _ in range(MOST_DEATHS):
         Suspects("deaths", ["a"])
     with pytest.raises(RunFailed, match="enough memory for its workers"):
@@ -80,7 +80,7 @@ def test_a_block_in_which_one_process_after_the_other_dies_ends_the_run_before_r
 
 
 @pytest.mark.chaos
-def test_an_image_that_kills_every_time_is_tried_by_three_runs(tmp_path, crops):
+def test_image_that_always_kills_is_tried_by_three_runs(tmp_path, crops):
     source, output, fatal = photos(tmp_path, crops, count=2, deadly=(1,))
     for _ in range(4):
         run(source, output, fatal)

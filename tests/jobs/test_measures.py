@@ -1,4 +1,4 @@
-"""What evaluations measure with, on curves and images whose figures are known."""
+"""Metrics of evaluations, on curves and images with known results."""
 
 import gc
 
@@ -15,9 +15,9 @@ from imagemill.jobs.evaluations.upscale import luma_psnr_db
 from imagemill.models.architectures import ARCHITECTURES
 
 
-def test_psnr_of_luma_is_that_of_papers(crops):
+def test_luma_psnr_follows_the_papers(crops):
     gray = np.full((20, 30, 3), 100, np.uint8)
-    # A level of all three channels is 219/255 of a level of luma, and the border counts for nothing.
+    # One level in all three channels is 219/255 of a level of luma. The border is ignored.
     brighter = gray + np.uint8(1)
     brighter[:2] = brighter[:, -2:] = 255
     assert luma_psnr_db(brighter, gray, 2) == pytest.approx(20 * np.log10(255 / (219 / 255)), abs=1e-3)
@@ -31,11 +31,11 @@ def test_bd_rate_of_known_curves():
     assert bd_rate_percent(CURVE, CURVE) == pytest.approx(0, abs=1e-9)
     assert bd_rate_percent(CURVE, [(rate / 2, quality) for rate, quality in CURVE]) == pytest.approx(-50, abs=1e-6)
     assert bd_rate_percent(CURVE, [(rate * 2, quality) for rate, quality in CURVE]) == pytest.approx(100, abs=1e-6)
-    # A point that costs more and is worse counts for nothing.
+    # A point with more bits and lower quality is ignored.
     assert bd_rate_percent([*CURVE, (3.0, 37.0)], CURVE) == pytest.approx(0, abs=1e-9)
     assert bd_rate_percent(CURVE, [(rate, quality + 50) for rate, quality in CURVE]) is None
 
-    # Of images that a codec gives back as they were.
+    # Lossless points have an infinite PSNR.
     exact = [*CURVE[:-1], (2.0, np.inf)]
     assert bd_rate_percent(exact, CURVE[:-1]) == pytest.approx(0, abs=1e-9)
     assert bd_rate_percent([(rate, np.inf) for rate, _ in CURVE], CURVE) is None
@@ -43,14 +43,15 @@ def test_bd_rate_of_known_curves():
     assert quality_at(0.75, [{"bits/pixel": 0.75, "PSNR dB": np.inf}]) is None
 
 
-def test_the_last_loss_of_a_curve_is_the_images_own_and_one_before_the_best_so_far():
-    # The third evaluation is a place that a line search tried and left.
+def test_loss_after_takes_the_best_loss_so_far():
+    """The last step has the loss of the written image; earlier steps have the best loss so far."""
+    # The line search tried the third point and rejected it.
     curve = [9, 5, 7, 4, 3.9]
     assert [loss_after(curve, steps, 4) for steps in range(5)] == [9, 5, 5, 4, 3.9]
     assert loss_after(curve, 2, 2) == 3.9
 
 
-def test_the_harder_jpeg_comes_first():
+def test_bd_table_lists_the_better_jpeg_first():
     lines = [{"bits/pixel": rate, "payload bits/pixel": rate / 2, "PSNR dB": quality} for rate, quality in CURVE]
     worse = [line | {"bits/pixel": line["bits/pixel"] * 2} for line in lines]
     table = bd_table(lines, {"JPEG 4:2:0": worse, "JPEG 4:4:4": lines, "WebP": lines})
@@ -59,13 +60,13 @@ def test_the_harder_jpeg_comes_first():
     assert table[0]["payload %"] == pytest.approx(-50, abs=1e-6)
 
 
-def test_the_floor_of_inpainting_is_linear_interpolation():
+def test_interpolation_is_linear_inside_the_hull():
     y, x = np.mgrid[:32, :40]
     plane = np.stack([4 * x + 3 * y, 5 * x, 7 * y], -1).astype(np.uint8)
     lost = np.random.default_rng(0).random((32, 40, 1)) < 0.5
     lost[[0, 0, -1, -1], [0, -1, 0, -1]] = False
     known = np.broadcast_to(~lost, plane.shape)
-    # A plane is its own interpolation, within the hull that the four corners make.
+    # Interpolating a plane gives the plane, inside the hull of the four corners.
     assert np.array_equal(interpolated(np.where(known, plane, 99), known), plane)
     known = np.ones(plane.shape, bool)
     known[..., 0] = False
@@ -73,7 +74,7 @@ def test_the_floor_of_inpainting_is_linear_interpolation():
     assert np.array_equal(interpolated(plane, known)[..., 0], mean)
 
 
-def test_the_floor_of_inpainting_is_the_nearest_pixel_outside_of_the_hull(crops):
+def test_interpolation_is_nearest_outside_the_hull(crops):
     rgb = crops[0]
     known = np.zeros(rgb.shape, bool)
     known[40:60, 40:60] = True
@@ -82,13 +83,13 @@ def test_the_floor_of_inpainting_is_the_nearest_pixel_outside_of_the_hull(crops)
     assert np.array_equal(filled[40:60, 40:60], rgb[40:60, 40:60])
 
 
-def test_interpolation_leaves_no_triangles_behind(crops: list[np.ndarray]) -> None:
+def test_interpolation_frees_its_triangles(crops: list[np.ndarray]) -> None:
     known = np.broadcast_to((np.arange(96 * 128).reshape(96, 128) % 3 > 0)[..., None], crops[0].shape)
     interpolated(crops[0], known)
     assert not [thing for thing in gc.get_objects() if isinstance(thing, Triangulation)]
 
 
-def test_pca_finds_as_many_values_as_the_error_allows():
+def test_pca_values_for_a_given_error():
     x = np.random.default_rng(0).normal(size=(200, 8, 8))
     pca = PCA(x)
     for values in (1, 20, 63):
@@ -98,13 +99,14 @@ def test_pca_finds_as_many_values_as_the_error_allows():
     assert np.square(pca.restore(x, 64, quantised=True) - x).mean() < 1e-3
 
 
-def test_ripple_is_what_varies_where_the_code_does_not():
+def test_ripple_measures_checkerboards():
     y, x = np.mgrid[:12, :12]
     assert ripple(np.full((3, 12, 12), 0.4)) == pytest.approx(0)
     assert ripple(((x + y) % 2)[None] * 0.2) == pytest.approx(0.1 * 255)
 
 
-def test_a_transposed_decoder_ripples_and_upsampling_does_not():
+def test_transposed_decoder_ripples():
+    """A transposed convolution leaves a checkerboard; upsampling with a convolution does not."""
     code = torch.rand(5, 4, 7, 7, generator=torch.Generator().manual_seed(0)) * 5
     flat = {}
     for upsample in ("nearest", "transposed"):

@@ -1,4 +1,4 @@
-"""No command replaces a file that imagemill did not write: exit 2 before the first write, or --overwrite."""
+"""No command replaces a file that imagemill did not write: it exits with 2 before any write, unless --overwrite is given."""
 
 import shutil
 import subprocess
@@ -22,7 +22,7 @@ MINE = b"mine"
 
 @pytest.fixture
 def output(tmp_path: Path, pieces: dict[str, np.ndarray]) -> Path:
-    """An OUTPUT of eight images of the folder in/."""
+    """Return an output of the eight images in the folder in/."""
     return Path(compressed(tmp_path / "made", pieces).root)
 
 
@@ -30,7 +30,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_decode_repeats_into_its_own_place(imagemill, output, tmp_path):
+def test_decode_replaces_its_own_files(imagemill, output, tmp_path):
     dest = tmp_path / "decoded"
     assert imagemill("decode", output, dest, "--where", "rel_path < '4'")[0] == 0
     assert imagemill("decode", output, dest)[0] == 0
@@ -41,8 +41,8 @@ def test_decode_repeats_into_its_own_place(imagemill, output, tmp_path):
     assert all(contents(dest)[name] == before[name] for name in images)
 
 
-def test_decode_replaces_nothing_of_the_user(imagemill, output, tmp_path):
-    """Neither what was there before nor what was changed since; what is in nobody's way does not matter."""
+def test_decode_replaces_no_file_of_the_user(imagemill, output, tmp_path):
+    """Files that existed before and files that changed since are kept; other files are ignored."""
     dest = tmp_path / "decoded"
     dest.mkdir()
     (dest / "notes.txt").write_bytes(MINE)
@@ -62,11 +62,10 @@ def test_decode_replaces_nothing_of_the_user(imagemill, output, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["in", "in/below/it", ".", "link", "out/images", "out/results/x"])
-def test_decode_does_not_go_near_an_input(imagemill, output, place):
-    """Nor where runs write: the OUTPUT's own folders."""
+def test_decode_refuses_inputs_and_folders_of_runs(imagemill, output, place):
     made = output.parent
     (made / "link").symlink_to(made / "in")
-    # No source is called as a decoded image is.
+    # No input file has the name of a decoded image, so the folder itself is what is refused.
     for path in sorted((made / "in").iterdir()):
         path.rename(path.with_suffix(".tmp"))
     before = contents(made)
@@ -77,7 +76,7 @@ def test_decode_does_not_go_near_an_input(imagemill, output, place):
 
 
 def test_decode_knows_sources_without_runs(imagemill, output, tmp_path):
-    """The rows name them: of an OUTPUT without runs/ and of an export."""
+    """Rows name the sources also in an output without runs/ and in an export."""
     assert imagemill("export", output, tmp_path / "export")[0] == 0
     shutil.rmtree(output / "runs")
     before = contents(output.parent / "in")
@@ -88,7 +87,7 @@ def test_decode_knows_sources_without_runs(imagemill, output, tmp_path):
     assert contents(output.parent / "in") == before
 
 
-def test_decode_to_a_bucket_replaces_nothing_of_the_user(imagemill, output, moto_bucket):
+def test_decode_to_a_bucket_replaces_no_file_of_the_user(imagemill, output, moto_bucket):
     dest = Store(f"{moto_bucket}/decoded")
     dest.write("5.png", MINE)
     code, _, err = imagemill("decode", output, dest.url)
@@ -101,7 +100,7 @@ def test_decode_to_a_bucket_replaces_nothing_of_the_user(imagemill, output, moto
     assert len(list(dest.entries())) == 9
 
 
-def test_decode_that_was_killed_goes_on(imagemill, pieces, tmp_path):
+def test_killed_decode_can_be_repeated(imagemill, pieces, tmp_path):
     images = {f"{n}.png": np.roll(pieces["0.png"], n, axis=1) for n in range(300)}
     output, dest = compressed(tmp_path, images, rows_per_part=100), tmp_path / "decoded"
     process = subprocess.Popen([sys.executable, "-m", "imagemill", "decode", output.url, str(dest)])
@@ -125,7 +124,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("command", FILES)
-def test_a_file_of_the_user_stays(imagemill, output, tmp_path, command):
+def test_commands_keep_a_file_of_the_user(imagemill, output, tmp_path, command):
     words = [word.format(output=output, file=tmp_path / "file") for word in FILES[command]]
     target = Path(words[-1])
     target.write_bytes(MINE)
@@ -136,14 +135,14 @@ def test_a_file_of_the_user_stays(imagemill, output, tmp_path, command):
     assert not (tmp_path / FOLDER).exists()
     assert imagemill(*words, "--overwrite")[0] == 0
     assert target.read_bytes() != MINE
-    # Its own file is replaced unasked, until the user changes it.
+    # A file that imagemill wrote is replaced without --overwrite, until the user changes it.
     assert imagemill(*words)[0] == 0
     with target.open("ab") as file:
         file.write(b" ")
     assert imagemill(*words)[0] == 2
 
 
-def test_evaluate_leaves_files_of_the_user(imagemill, photos, tmp_path):
+def test_evaluate_keeps_files_of_the_user(imagemill, photos, tmp_path):
     (tmp_path / "evaluation.png").write_bytes(MINE)
     code, _, err = imagemill("evaluate", "--task", "denoise", "--input", photos, "--output", tmp_path)
     assert code == 2
@@ -152,7 +151,7 @@ def test_evaluate_leaves_files_of_the_user(imagemill, photos, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "card.json"])
-def test_a_training_leaves_a_checkpoint_of_the_user(tiny, tmp_path, name):
+def test_train_keeps_a_checkpoint_of_the_user(tiny, tmp_path, name):
     config = tiny("denoise")
     (tmp_path / "out/tiny-denoise").mkdir(parents=True)
     (tmp_path / "out/tiny-denoise" / name).write_bytes(b"{}")
@@ -162,7 +161,7 @@ def test_a_training_leaves_a_checkpoint_of_the_user(tiny, tmp_path, name):
 
 
 @pytest.mark.parametrize("mine", ["styles/glass.png", "contact_sheet.png", "denoised/a.txt", "compressed/runs/x/y"])
-def test_the_demo_leaves_a_folder_of_the_user(imagemill, tmp_path, mine):
+def test_demo_keeps_files_of_the_user(imagemill, tmp_path, mine):
     Store(f"{tmp_path}/demo").write(mine, MINE)
     code, _, err = imagemill("demo", tmp_path / "demo")
     assert (code, err.count("\n")) == (2, 1)
@@ -170,18 +169,18 @@ def test_the_demo_leaves_a_folder_of_the_user(imagemill, tmp_path, mine):
     assert contents(tmp_path) == {f"demo/{mine}": MINE}
 
 
-def test_the_demo_leaves_an_output_of_other_images(imagemill, output, tmp_path):
+def test_demo_keeps_an_output_of_other_images(imagemill, output, tmp_path):
     shutil.copytree(output, tmp_path / "demo/compressed")
     before = contents(tmp_path)
     assert imagemill("demo", tmp_path / "demo")[0] == 2
     assert contents(tmp_path) == before
 
 
-def test_a_night_leaves_an_index_of_the_user(tmp_path, caplog):
+def test_night_keeps_an_index_of_the_user(tmp_path, caplog):
     summary = {"began": "2026-03-01T22:30:00", "ended": "2026-03-01T23:00:00", "exit_code": 0, "runs": []}
     place, index = Store(str(tmp_path)), tmp_path / "index.html"
     write_night_page(place, summary)
-    # Of a night that left no record, and was cut off before it wrote its copy.
+    # A night of an early version left no record, and was killed before it replaced index.html.
     shutil.rmtree(tmp_path / FOLDER)
     place.write("night-2026-03-02T223000.html", b"")
     write_night_page(place, summary | {"began": "2026-03-03T22:30:00"})
@@ -195,7 +194,7 @@ def test_a_night_leaves_an_index_of_the_user(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("mine", ["latents/part-00000.txt", "notes.txt"])
-def test_an_export_that_was_cut_off_clears_its_own_files_alone(imagemill, output, tmp_path, mine):
+def test_repeated_export_deletes_only_files_of_the_export(imagemill, output, tmp_path, mine):
     export = Store(f"{tmp_path}/export")
     for name in ("UNFINISHED", "latents/part-00000.parquet", mine):
         export.write(name, MINE)

@@ -1,4 +1,4 @@
-"""The process of a command: streams that are closed or lack characters, signals at a bad moment, other locales."""
+"""The process of a command: closed streams, limited encodings, signals at any moment, other locales."""
 
 import json
 import os
@@ -21,12 +21,12 @@ from tests.support.run_processes import images_written, make_photos, wait_for
 
 IMAGEMILL = [sys.executable, "-m", "imagemill"]
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-"""A locale that Python would take as it is."""
+"""A locale that Python does not replace by UTF-8."""
 
 
 @pytest.fixture
 def rejects(tmp_path: Path) -> Path:
-    """An OUTPUT with more rejects than a pipe holds, whose names ASCII lacks."""
+    """Return an output with more rejects than a pipe buffers, whose names are not ASCII."""
     output = Store(str(tmp_path / "out"))
     names = [f"grün-{number}.png" for number in range(2_000)]
     common = {
@@ -44,27 +44,27 @@ def rejects(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def empty(tmp_path: Path) -> Path:
-    """An INPUT without images, so that a run needs no Ray."""
+    """Return an empty input, so that a run needs no Ray."""
     (tmp_path / "in").mkdir()
     return tmp_path / "in"
 
 
 def shell(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """A shell script in which "$@" is the command with these arguments."""
+    """Run a shell script in which "$@" is the command with these arguments."""
     command = ["bash", "-c", f"set -o pipefail; {script}", "bash", *IMAGEMILL, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, env=os.environ | environment, timeout=240)
 
 
-def test_process_outlasts_reader_of_its_pipe(rejects: Path) -> None:
-    """`imagemill failures OUT | head -1` ends with 0 and without a complaint."""
+def test_process_survives_a_closed_pipe(rejects: Path) -> None:
+    """`imagemill failures OUT | head -1` exits with 0 and prints no error."""
     ended = shell('"$@" | head -1', "failures", rejects)
     assert (ended.returncode, ended.stderr) == (0, b"")
     assert ended.stdout.count(b"\n") == 1
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
-def test_process_outlasts_closed_streams(closed: str, empty: Path, tmp_path: Path) -> None:
-    """A run whose streams are closed does its work, keeps its record, and writes no word into its files."""
+def test_process_survives_closed_streams(closed: str, empty: Path, tmp_path: Path) -> None:
+    """A run with closed streams processes its images, writes run.json, and writes no message into its files."""
     ended = shell(f'"$@" {closed}', "denoise", empty, tmp_path / "out")
     assert ended.returncode == 0, ended.stderr
     [record] = (tmp_path / "out/runs").glob("*/run.json")
@@ -76,14 +76,14 @@ def test_process_outlasts_closed_streams(closed: str, empty: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, ASCII], ids=["ascii", "C"])
 def test_process_shows_names_in_any_locale(environment: dict[str, str], rejects: Path) -> None:
-    """Characters that a stream lacks are escaped; an exit code does not depend on the locale."""
+    """Characters that an encoding lacks are escaped, and the exit code does not depend on the locale."""
     ended = shell('"$@"', "failures", rejects, **environment)
     assert (ended.returncode, ended.stderr) == (0, b"")
     assert (b"gr\\xfcn-7.png" if "PYTHONIOENCODING" in environment else "grün-7.png".encode()) in ended.stdout
 
 
-def test_process_reads_names_alike_in_any_locale(tmp_path: Path) -> None:
-    """A name in UTF-8 is itself in a locale of ASCII too: names decide which image a row is of."""
+def test_process_reads_names_as_utf8_in_any_locale(tmp_path: Path) -> None:
+    """A UTF-8 name is read as UTF-8 also in an ASCII locale, because names identify images."""
     script = tmp_path / "names.py"
     script.write_text(
         "import os, sys\nsys.argv = ['imagemill', 'models']\nimport imagemill.jobs.process\n"
@@ -98,9 +98,9 @@ def test_process_reads_names_alike_in_any_locale(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_process_hears_signals_while_it_imports(number: signal.Signals) -> None:
-    """A signal in the first second, while modules are imported, is one line and exit 130."""
-    # A suite that was started by `nohup`, or in the background, hands on that signals are ignored.
+def test_signal_during_imports_exits_with_130(number: signal.Signals) -> None:
+    """A signal in the first second, while modules are imported, prints one line."""
+    # Tests that run under `nohup` or in the background inherit ignored signals.
     default = "default_int_handler" if number == signal.SIGINT else "SIG_DFL"
     code = (
         f"import builtins, signal\nsignal.signal({int(number)}, signal.{default})\n"
@@ -116,30 +116,30 @@ def test_process_hears_signals_while_it_imports(number: signal.Signals) -> None:
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_run_ends_in_order_if_its_group_gets_signal(number: signal.Signals, tmp_path: Path, crops) -> None:
-    """A terminal, and `timeout`, send their signals to all processes of a group: Ray's must not go first."""
+def test_run_stops_cleanly_after_a_signal_to_its_group(number: signal.Signals, tmp_path: Path, crops) -> None:
+    """A terminal and `timeout` signal all processes of a group, and those of Ray must not end first."""
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 400, crops)
     command = [*IMAGEMILL, "denoise", source.url, output.url, "--set", "rows_per_part=10"]
     run = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
     wait_for(run, lambda: images_written(output) > 0)
     os.killpg(run.pid, number)
-    said = run.communicate(timeout=200)[1].decode()
-    assert run.returncode == 130, said
-    assert "Traceback" not in said
-    assert said.splitlines()[-1].startswith("imagemill: interrupted. Committed rows are kept")
+    err = run.communicate(timeout=200)[1].decode()
+    assert run.returncode == 130, err
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("imagemill: interrupted. Committed rows are kept")
     [record] = (tmp_path / "out/runs").glob("*/run.json")
     assert json.loads(record.read_bytes())["exit_code"] == 130
     assert verify(output).problems == []
 
 
-def signalled(*_: object) -> None:
+def interrupt(*_: object) -> None:
     raise Interrupted
 
 
-def test_run_is_done_when_signal_comes_during_report(empty: Path, tmp_path: Path, monkeypatch, caplog, capsys) -> None:
-    """All images are done when the report is made: the run ends with 0, and says what was left out."""
-    monkeypatch.setattr("imagemill.pipeline.run.write_run_report", signalled)
+def test_signal_during_the_report_leaves_the_run_done(empty: Path, tmp_path: Path, monkeypatch, caplog, capsys) -> None:
+    """All images are processed before the report: the run exits with 0 and names the missing report."""
+    monkeypatch.setattr("imagemill.pipeline.run.write_run_report", interrupt)
     config = RunConfig(task="denoise", input=str(empty), output=str(tmp_path / "out"))
     run_and_show(config)
     assert "interrupted after all images were processed. To write the report, run: imagemill report" in caplog.text
@@ -148,22 +148,22 @@ def test_run_is_done_when_signal_comes_during_report(empty: Path, tmp_path: Path
     assert json.loads(record.read_bytes())["exit_code"] == 0
 
 
-def test_run_keeps_its_failure_when_signal_comes_during_report(empty: Path, tmp_path: Path, monkeypatch) -> None:
-    """What ended a run before its report is what the command says, as run.json does."""
+def test_signal_during_the_report_keeps_the_failure(empty: Path, tmp_path: Path, monkeypatch) -> None:
+    """The error that ended the run is what the command and run.json report."""
 
     def too_many(*_: object) -> None:
         raise TooManyRejects("too many")
 
-    monkeypatch.setattr("imagemill.pipeline.run.write_run_report", signalled)
+    monkeypatch.setattr("imagemill.pipeline.run.write_run_report", interrupt)
     monkeypatch.setattr("imagemill.pipeline.run.account", too_many)
     with pytest.raises(TooManyRejects):
         run(RunConfig(task="denoise", input=str(empty), output=str(tmp_path / "out")))
 
 
-@pytest.mark.parametrize("stage", ["settle", "build_plan", "account"])
+@pytest.mark.parametrize("stage", ["finish_interrupted_merges", "plan_of", "account"])
 @pytest.mark.parametrize("error", [Interrupted, Deadline])
-def test_run_record_is_left_whatever_stage_ends(stage, error, empty: Path, tmp_path: Path, monkeypatch) -> None:
-    """A run that began leaves run.json, at whichever stage a signal came."""
+def test_run_writes_its_record_after_a_signal_in_any_stage(stage, error, empty: Path, tmp_path: Path, monkeypatch) -> None:
+    """A run that began writes run.json, no matter when the signal arrived."""
 
     def late(*_: object, **__: object) -> None:
         raise error

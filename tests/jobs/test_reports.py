@@ -1,4 +1,4 @@
-"""What a run leaves to read: for every end of a run, from every kind of source, whatever names and errors say."""
+"""Reports of runs and nights: every way a run can end, every kind of source, hostile names and errors."""
 
 import html
 import io
@@ -49,7 +49,7 @@ const seen = []; addEventListener("message", e => { seen.push(e.data); document.
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory, crops: list[np.ndarray], ray_session: None) -> Path:
-    """A folder with `in`, and `out` of two runs: one that ended with too many rejects, one that had nothing to do."""
+    """Return a folder with `in`, and with `out` of two runs: one with too many rejects, one without new images."""
     folder = tmp_path_factory.mktemp("report")
     (folder / "in").mkdir()
     for number, crop in enumerate(crops[:13]):
@@ -75,17 +75,17 @@ def pictures(text: str, side: str = "") -> int:
     return len(re.findall(rf'<img src="data:image/webp;base64,[^"]+" alt="{side}', text))
 
 
-def test_a_run_that_failed_leaves_its_figures_and_pictures(ran):
+def test_report_of_a_failed_run_has_figures_and_pictures(ran):
     text = page(ran / "out", 0)
     for what in ("too many rejects", "UnknownFormat", "Random sample", "Lowest PSNR", "PSNR around the median",
                  "Latents in two dimensions", "Where the time went", "max_reject_fraction: 0.0", "exit 3:"):  # fmt: skip
         assert what in text, what
-    # Eight of all, four of the worst, four of the median.
+    # Eight at random, four with the lowest PSNR, four around the median.
     assert (pictures(text, "before: "), pictures(text, "after: ")) == (16, 16)
     assert text.count("<circle") == 14
 
 
-def test_a_run_with_nothing_to_do_leaves_a_report_that_says_so(ran):
+def test_report_says_that_nothing_is_new(ran):
     text = page(ran / "out", 1)
     assert "nothing new" in text
     assert "The last 2 runs" in text
@@ -93,7 +93,7 @@ def test_a_run_with_nothing_to_do_leaves_a_report_that_says_so(ran):
     assert pictures(text) == 0
 
 
-def test_a_report_of_nothing_new_needs_neither_torch_nor_ray(ran):
+def test_report_without_images_imports_no_torch(ran):
     """By the whole command it would: torch is imported by what names the errors of checkpoints."""
     code = (
         "import sys; from imagemill.pipeline.reports.report import rewrite_report\n"
@@ -106,7 +106,7 @@ def test_a_report_of_nothing_new_needs_neither_torch_nor_ray(ran):
 
 
 class Elements(HTMLParser):
-    """The elements of a page, and the addresses in them."""
+    """Collect the elements of a page and their addresses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class Elements(HTMLParser):
         self.addresses += [str(named[key]) for key in keys if key in named]
 
 
-def test_names_and_errors_are_text_and_nothing_is_loaded_from_outside(ran):
+def test_report_escapes_names_and_loads_nothing(ran):
     text = page(ran / "out", 0)
     assert "&lt;svg onload=document.title=&#39;owned&#39;&gt;.jpg" in text
     assert "<img src=x" not in text
@@ -136,11 +136,12 @@ def test_names_and_errors_are_text_and_nothing_is_loaded_from_outside(ran):
     assert "default-src &#39;none&#39;" in text
 
 
-def test_made_again_it_is_the_same_and_without_sources_it_stays_until_it_is_deleted(ran, tmp_path):
+def test_rewrite_report_keeps_pictures(ran, tmp_path):
+    """A rewritten report is identical; one with fewer pictures does not replace the existing report."""
     shutil.copytree(ran / "out", tmp_path / "out")
     output, first = Store(str(tmp_path / "out")), runs(ran / "out")[0].name
     assert output.read(rewrite_report(output, first)).decode() == page(ran / "out", 0)
-    # One source is another picture now, the others are gone.
+    # One input image has changed, the others are missing.
     (ran / "in").rename(ran / "away")
     (ran / "in").mkdir()
     try:
@@ -155,14 +156,14 @@ def test_made_again_it_is_the_same_and_without_sources_it_stays_until_it_is_dele
         (ran / "away").rename(ran / "in")
     assert (pictures(text, "before: "), pictures(text, "after: ")) == (0, 16)
     assert "the input image was moved, deleted or changed" in text
-    # A run that was killed has no run.json.
+    # A killed run has no run.json.
     (tmp_path / "out/runs" / first / "run.json").unlink()
     assert "killed or still running" in output.read(rewrite_report(output, first)).decode()
     with pytest.raises(StorageError, match="has no run"):
         rewrite_report(output, "../../in")
 
 
-def test_a_picture_outside_of_output_is_not_shown(ran, tmp_path):
+def test_report_shows_no_file_outside_the_output(ran, tmp_path):
     shutil.copytree(ran / "out", tmp_path / "out")
     shutil.copy(ran / "in/0.png", tmp_path / "elsewhere.png")
     output, first = Store(str(tmp_path / "out")), runs(ran / "out")[0].name
@@ -176,7 +177,7 @@ def test_a_picture_outside_of_output_is_not_shown(ran, tmp_path):
 
 
 @pytest.mark.parametrize("column", ["content_sha256", "latent"])
-def test_rows_that_cannot_be_read_have_no_pictures(ran, tmp_path, column):
+def test_report_of_damaged_rows_has_no_pictures(ran, tmp_path, column):
     shutil.copytree(ran / "out", tmp_path / "out")
     output, first = Store(str(tmp_path / "out")), runs(ran / "out")[0].name
     (tmp_path / "out/runs" / first / "report.html").unlink()
@@ -192,7 +193,7 @@ def test_rows_that_cannot_be_read_have_no_pictures(ran, tmp_path, column):
     assert "compress" in text
 
 
-def test_a_report_that_cannot_be_made_is_a_warning(ran, caplog):
+def test_failed_report_is_a_warning(ran, caplog):
     assert write_run_report(Store(str(ran / "out")), {"run_id": "20260101T000000Z-abcdef"}, set(), None) is None
     assert "run 20260101T000000Z-abcdef has no report: FileNotFoundError" in caplog.text
 
@@ -225,7 +226,7 @@ def as_files(folder: Path, files: dict[str, bytes]) -> None:
         ("upscale", as_files, {}),
     ],
 )
-def test_pictures_come_from_every_source_of_every_task(task, place, params, tmp_path, crops, ray_session):
+def test_report_shows_pictures_of_every_task(task, place, params, tmp_path, crops, ray_session):
     (tmp_path / "in").mkdir()
     place(tmp_path / "in", {f"{number}.png": encode_rgb(crop, "PNG") for number, crop in enumerate(crops[:2])})
     if task == "stylize":
@@ -238,7 +239,8 @@ def test_pictures_come_from_every_source_of_every_task(task, place, params, tmp_
     assert (tmp_path / "out" / record["report"]).read_text() == made
 
 
-def test_made_again_in_another_folder_it_finds_an_input_that_was_named_from_there(tmp_path, crops, ray_session, monkeypatch):
+def test_rewrite_report_finds_a_relative_input(tmp_path, crops, ray_session, monkeypatch):
+    """The report can be rewritten from another working directory."""
     Store(f"{tmp_path}/in").write("one.png", encode_rgb(crops[0], "PNG"))
     monkeypatch.chdir(tmp_path)
     record = run(RunConfig(task="denoise", input="in", output=f"{tmp_path}/out"))
@@ -249,7 +251,7 @@ def test_made_again_in_another_folder_it_finds_an_input_that_was_named_from_ther
     assert (tmp_path / "out" / record["report"]).read_text() == made
 
 
-def test_on_s3_it_lies_beside_run_json_and_holds_no_secret(rclone_bucket, crops, ray_session):
+def test_report_on_s3_holds_no_secret(rclone_bucket, crops, ray_session):
     source, output = Store(f"{rclone_bucket}/in"), Store(f"{rclone_bucket}/out")
     source.write("one.png", encode_rgb(crops[0], "PNG"))
     record = run(RunConfig(task="denoise", input=source.url, output=output.url))
@@ -259,13 +261,13 @@ def test_on_s3_it_lies_beside_run_json_and_holds_no_secret(rclone_bucket, crops,
     assert "done" in json.loads(output.read(f"runs/{record['run_id']}/run.json"))["exit_reason"]
 
 
-def test_an_empty_folder_has_a_report(tmp_path):
+def test_run_over_an_empty_folder_has_a_report(tmp_path):
     (tmp_path / "in").mkdir()
     record = run(RunConfig(task="denoise", input=f"{tmp_path}/in", output=f"{tmp_path}/out"))
     assert "nothing new" in (tmp_path / "out" / record["report"]).read_text()
 
 
-def test_addresses_are_shown_without_what_they_carry():
+def test_render_page_redacts_secrets():
     signed = "https://me:hunter2@h.example/a.jpg?X-Amz-Credential=AKIA7&size=3&X-Amz-Signature=abc123&sig=q9 was gone"
     values = {"began": None, "headline": signed, "earlier": [], "runs": [], "without_input": [signed], "caught_up": []}
     values |= {"mood": "bad", "seconds": 1, "code": 5, "totals": dict.fromkeys(("ok", "rejected", "done_before"), 0)}
@@ -274,7 +276,7 @@ def test_addresses_are_shown_without_what_they_carry():
     assert not [secret for secret in ("hunter2", "AKIA7", "abc123", "q9") if secret in text]
 
 
-def test_a_script_of_ours_alone_may_run():
+def test_page_policy_allows_only_its_script():
     policy = re.compile(r'Content-Security-Policy" content="([^"]+)"')
     without, with_one = (
         policy.search(render_page("base.html", {}, script).decode()) for script in ("", "document.title = 1")
@@ -286,14 +288,14 @@ def test_a_script_of_ours_alone_may_run():
 
 
 @given(st.lists(st.floats(width=32), max_size=20))
-def test_a_histogram_counts_every_number(numbers):
+def test_histogram_counts_every_finite_number(numbers):
     values = np.array(numbers, np.float64)
     drawn, finite = histogram("x", values), values[np.isfinite(values)]
     assert sum(drawn.counts) == len(finite) if drawn else not len(finite)
 
 
 @pytest.mark.parametrize("features", [np.zeros((3, 4)), np.eye(5), np.random.default_rng(0).normal(size=(400, 6))])
-def test_a_plane_holds_every_point(features):
+def test_project_latents_keeps_every_point(features):
     seen = project_latents([""] * len(features), features, np.arange(len(features), dtype=float))
     for axis in (seen.x, seen.y):
         assert len(axis) == len(features)
@@ -309,7 +311,7 @@ def chromium(page: Path, profile: Path, *flags: str) -> subprocess.CompletedProc
 
 
 def seen_at(page: Path, folder: Path, dark: bool) -> list[dict[str, Any]]:
-    """What a copy of a page, which may run a script, says of itself at each width. A window cannot be narrow enough."""
+    """Return what a copy of a page measures at each width, in frames because a window cannot be narrow enough."""
     text = page.read_text().replace("default-src &#39;none&#39;", "script-src 'unsafe-inline'; default-src 'none'")
     (folder / "copy.html").write_text(text.replace('loading="lazy"', "").replace("</body>", f"{LOOK}</body>"))
     frames = "".join(f'<iframe src="copy.html" width="{width}" height="900" frameborder="0"></iframe>' for width in WIDTHS)
@@ -323,7 +325,7 @@ def seen_at(page: Path, folder: Path, dark: bool) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def pages(ran: Path) -> dict[str, Path]:
-    """The report of the run that failed, and the page of a night that names it."""
+    """Return the report of the failed run, and the page of a night with this run."""
     run_page = runs(ran / "out")[0] / "report.html"
     record = json.loads((run_page.parent / "run.json").read_text())
     line = {"job": HOSTILE, "day": None, "output": record["output"], "exit_code": 3, "exit_reason": 40 * "long reason"}
@@ -336,7 +338,8 @@ def pages(ran: Path) -> dict[str, Path]:
 
 @browser
 @pytest.mark.parametrize("name", ["run", "night"])
-def test_a_page_fits_and_loads_nothing(name, pages, tmp_path):
+def test_page_fits_phone_and_desktop(name, pages, tmp_path):
+    """No page scrolls sideways or loads anything, in light and dark mode."""
     grounds = set()
     for dark in (False, True):
         looks = seen_at(pages[name], tmp_path, dark)
@@ -347,19 +350,19 @@ def test_a_page_fits_and_loads_nothing(name, pages, tmp_path):
             assert look["loaded"] == []
             assert (look["broken"], look["images"] > 0) == (0, name == "run")
         grounds |= {look["page"] for look in looks}
-    # One light, one dark.
+    # One light background, one dark.
     assert len(grounds) == 2
 
 
 @browser
 @pytest.mark.parametrize("name", ["run", "night"])
-def test_a_page_has_no_error(name, pages, tmp_path):
+def test_page_logs_no_browser_error(name, pages, tmp_path):
     done = chromium(pages[name], tmp_path / "profile", "--dump-dom")
     assert "CONSOLE" not in done.stderr, done.stderr
     assert "</html>" in done.stdout
 
 
-def test_the_links_of_a_night_lead_to_its_reports(pages):
+def test_night_page_links_to_reports(pages):
     links = re.findall(r'<a href="([^"]+)"', pages["night"].read_text())
     assert [(pages["night"].parent / link).resolve() for link in links] == [pages["run"].resolve()]
     assert (pages["night"].parent / "index.html").read_bytes() == pages["night"].read_bytes()

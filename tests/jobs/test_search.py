@@ -1,4 +1,4 @@
-"""Nearest images, copies and the map of an OUTPUT, from its latents."""
+"""Commands that compare latents: search, duplicates and map."""
 
 import io
 import json
@@ -29,7 +29,7 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 
 
 def again(rgb: np.ndarray, **how: Any) -> np.ndarray:
-    """A photo as a file of a format keeps it."""
+    """Return a photo after encoding and decoding."""
     file = io.BytesIO()
     Image.fromarray(rgb).save(file, **how)
     return np.asarray(Image.open(file))
@@ -37,7 +37,7 @@ def again(rgb: np.ndarray, **how: Any) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def output(crops: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Latents, coded ones, of photos, of copies of the first, and plain ones of two whose names are scripts."""
+    """Return an output with coded latents of photos and copies, and plain latents of two images named like scripts."""
     first = crops[0]
     photos = {f"{number:02}.png": crop for number, crop in enumerate(crops[::5])}
     photos |= {
@@ -54,7 +54,7 @@ def output(crops: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 def damaged(output: Store, tmp_path: Path) -> Store:
-    """A copy of OUTPUT in which one latent is not what was written."""
+    """Return a copy of the output in which one latent is damaged."""
     shutil.copytree(output.root, tmp_path / "damaged")
     for path in (tmp_path / "damaged/results").iterdir():
         table = pq.read_table(path)
@@ -69,7 +69,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
     return [line.split() for line in capsys.readouterr().out.splitlines()]
 
 
-def test_an_image_and_its_copies_come_first(output, tmp_path, capsys, crops):
+def test_search_ranks_copies_first(output, tmp_path, capsys, crops):
     changed = Image.fromarray(crops[0][6:90, 8:120]).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     changed.save(tmp_path / "query.jpg", quality=60)
     show_search(output, str(tmp_path / "query.jpg"), None, 5, str(tmp_path / "sheet.png"))
@@ -79,14 +79,14 @@ def test_an_image_and_its_copies_come_first(output, tmp_path, capsys, crops):
         assert sheet.width > 1000
 
 
-def test_an_image_of_its_own_is_not_found_itself(output, capsys):
+def test_search_by_id_leaves_out_the_query(output, capsys):
     show_search(output, None, "00.png", 3)
     found = printed(capsys)
     assert found[1][1:3] == ["1.000", "same.png"]
     assert "00.png" not in {line[2] for line in found[1:4]}
 
 
-def test_an_image_that_has_no_other_beside_it(tmp_path, capsys, crops):
+def test_search_in_a_collection_of_one_image(tmp_path, capsys, crops):
     store = compressed(tmp_path, {"alone.png": crops[0]}, "compress-small")
     show_search(store, None, "alone.png", 3, str(tmp_path / "sheet.png"))
     assert len(printed(capsys)) == 2
@@ -94,7 +94,7 @@ def test_an_image_that_has_no_other_beside_it(tmp_path, capsys, crops):
         assert np.asarray(sheet.convert("L")).std() > 20
 
 
-def test_copies_are_grouped_and_exact_ones_told_apart(output, tmp_path, capsys):
+def test_duplicates_tells_exact_from_near_copies(output, tmp_path, capsys):
     show_duplicates(output, 0.7, str(tmp_path / "copies.csv"), str(tmp_path / "sheet.png"))
     rows = pd.read_csv(tmp_path / "copies.csv")
     group = rows[rows["group"] == rows.set_index("rel_path")["group"]["same.png"]]
@@ -113,17 +113,18 @@ def test_copies_are_grouped_and_exact_ones_told_apart(output, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("at_a_time", [16_000_000, 5])
-def test_an_image_is_linked_by_the_most_similar_on_the_shortest_way(monkeypatch, at_a_time):
+def test_link_to_first_takes_the_shortest_path(monkeypatch, at_a_time):
+    """Among the shortest paths, the most similar last step wins."""
     monkeypatch.setattr("imagemill.pipeline.output.neighbours.COMPARED_PAIRS", at_a_time)
     angles = np.radians([0, 40, 20, 75, 41, -130])
     by, alike = link_to_first(np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32), 0.75)
-    # The last one is linked to none at this level, as rounding at the very level may leave one.
+    # No image is within the threshold of the last one, as can happen by rounding at the threshold.
     assert by.tolist() == [0, 0, 0, 4, 0, 0]
     np.testing.assert_allclose(alike, np.cos(np.radians([0, 40, 20, 34, 41, 130])), atol=1e-6)
 
 
 @pytest.mark.parametrize("at_a_time", [16_000_000, 3_000])
-def test_groups_are_those_of_all_pairs(monkeypatch, at_a_time):
+def test_find_similar_groups_equals_all_pairs(monkeypatch, at_a_time):
     monkeypatch.setattr("imagemill.pipeline.output.neighbours.COMPARED_PAIRS", at_a_time)
     vectors = np.random.default_rng(0).normal(size=(600, 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -135,9 +136,9 @@ def test_groups_are_those_of_all_pairs(monkeypatch, at_a_time):
     assert len(find_similar_groups(np.ones((500, 4), np.float32) / 2, 0.9)[0]) == 500
 
 
-def test_rows_of_other_parameters_are_left_out_and_said(output, tmp_path, capsys, caplog, crops):
+def test_search_warns_of_rows_with_other_parameters(output, tmp_path, capsys, caplog, crops):
     shutil.copytree(output.root, tmp_path / "out")
-    # The last run decides, and with it a step of its own.
+    # Search uses the parameters of the newest run, here another step.
     store = compressed(tmp_path, {"a.png": crops[7], "b.png": crops[8]}, "compress-small", fence=3, step=64)
     show_search(store, None, "a.png", 5)
     assert f"{len(load_collection(output).state)} of compress-small" in caplog.text
@@ -146,7 +147,8 @@ def test_rows_of_other_parameters_are_left_out_and_said(output, tmp_path, capsys
     assert "00.png" not in shown
 
 
-def test_digits_are_searched_by_what_their_own_collection_varies_in(tmp_path, capsys):
+def test_search_fits_whitening_to_digits(tmp_path, capsys):
+    """A model without a fixed whitening gets one from the collection."""
     rng = np.random.default_rng(0)
     blobs = [np.asarray(Image.fromarray(rng.integers(0, 256, (7, 7), np.uint8)).resize((28, 28))) for _ in range(30)]
     digits = {f"{number:02}.png": np.stack([blob] * 3, 2) for number, blob in enumerate(blobs)}
@@ -158,7 +160,7 @@ def test_digits_are_searched_by_what_their_own_collection_varies_in(tmp_path, ca
     assert "Map of 30 images" in (tmp_path / "map.html").read_text()
 
 
-def test_damaged_latents_are_named_and_never_used(damaged, tmp_path, capsys):
+def test_damaged_latents_are_named_and_left_out(damaged, tmp_path, capsys):
     with pytest.raises(VerificationError, match=r"1 image with damaged latents left out: 01\.png: latent does not match"):
         show_search(damaged, None, "00.png", 100)
     assert "01.png" not in capsys.readouterr().out
@@ -171,7 +173,7 @@ def test_damaged_latents_are_named_and_never_used(damaged, tmp_path, capsys):
     assert "01.png" not in (tmp_path / "map.html").read_text()
 
 
-def test_what_is_asked_for_in_vain(output, tmp_path):
+def test_invalid_queries_are_config_errors(output, tmp_path):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"\xff\xd8\xff broken")
     for image, id_, said in (
@@ -192,7 +194,7 @@ def test_what_is_asked_for_in_vain(output, tmp_path):
         show_search(Store(str(tmp_path / "empty")), None, "00.png", 3)
 
 
-def test_a_large_map_is_a_sample(output):
+def test_draw_sample_is_bounded_and_repeatable(output):
     state = load_collection(output).state
     few = draw_sample(state, most=4)
     assert len(few) == 4
@@ -202,7 +204,7 @@ def test_a_large_map_is_a_sample(output):
 
 
 @pytest.mark.parametrize("method", ["pca", pytest.param("umap", marks=pytest.mark.chaos)])
-def test_the_map_draws_every_image_in_a_browser(output, tmp_path, method):
+def test_map_page_draws_every_image_in_a_browser(output, tmp_path, method):
     if not BROWSER:
         pytest.skip("no chromium here: the page is not tried in a browser")
     if method == "umap":
@@ -215,7 +217,7 @@ def test_the_map_draws_every_image_in_a_browser(output, tmp_path, method):
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     command = [BROWSER, *flags, f"--user-data-dir={tmp_path}/profile", "--dump-dom", page.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True).stdout
-    # The script sets this last, so nothing before it went wrong.
+    # The script sets this attribute last, so the whole script ran.
     assert f'data-ready="{count}"' in dom
     assert dom.count('class="p c') == count
     assert 'id="neighbours"><button' in dom

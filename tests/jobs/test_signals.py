@@ -1,4 +1,4 @@
-"""Signals that come at a bad moment: what they say is heard, a moment later."""
+"""Signals at a moment when no exception may be raised: they take effect a moment later."""
 
 import importlib
 import signal
@@ -16,8 +16,8 @@ from imagemill.pipeline.errors import Deadline, Interrupted
 AT_ONCE = "import signal\nsignal.raise_signal(signal.{name})\nwhole = True\n"
 
 
-class Goes:
-    """What sends a signal when it goes away, where Python drops what is raised."""
+class SignalsWhenDeleted:
+    """Sends a signal in `__del__`, where Python discards exceptions."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -27,7 +27,7 @@ class Goes:
 
 
 @pytest.fixture
-def handled() -> Iterator[None]:
+def handler() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, raise_interrupted)
     yield
     signal.signal(signal.SIGTERM, before)
@@ -39,9 +39,9 @@ def wait() -> None:
     pytest.fail("the signal was lost")
 
 
-@pytest.mark.usefixtures("handled")
+@pytest.mark.usefixtures("handler")
 @pytest.mark.parametrize("name", ["SIGALRM", "SIGTERM"])
-def test_an_import_is_finished_before_a_signal_ends_the_work(name, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signal_waits_for_the_end_of_an_import(name, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / f"late_{name}.py").write_text(AT_ONCE.format(name=name))
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -55,12 +55,12 @@ def test_an_import_is_finished_before_a_signal_ends_the_work(name, tmp_path: Pat
     assert sys.modules.pop(f"late_{name}")
 
 
-@pytest.mark.usefixtures("handled")
+@pytest.mark.usefixtures("handler")
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGALRM, Deadline), (signal.SIGTERM, Interrupted)])
-def test_a_signal_is_not_lost_while_an_object_goes_away(number: int, error: type[BaseException]) -> None:
+def test_signal_during_deletion_is_not_lost(number: int, error: type[BaseException]) -> None:
     def work() -> None:
         with deadline(None):
-            Goes(number)
+            SignalsWhenDeleted(number)
             wait()
 
     with pytest.raises(error):

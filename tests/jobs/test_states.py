@@ -1,4 +1,4 @@
-"""States without Ray: nothing is lost on the way through one, and the right ones are kept."""
+"""Training states without Ray: saving, resuming, and which states are kept."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def train_epoch(state: State, psnr_db: float) -> None:
     state.history.append({"epoch": state.epoch + 1, "step": state.step, "valid_psnr_db": psnr_db})
 
 
-def test_a_resumed_training_is_the_same_to_the_last_bit(tmp_path: Path) -> None:
+def test_resumed_training_is_bit_identical(tmp_path: Path) -> None:
     run, through = Store(str(tmp_path)), fresh()
     train_epoch(through, 1)
     keep(through, run, fencing_token=0)
@@ -44,7 +44,7 @@ def test_a_resumed_training_is_the_same_to_the_last_bit(tmp_path: Path) -> None:
     assert resumed.history == through.history
 
 
-def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
+def test_keep_keeps_the_newest_two_and_the_best(tmp_path: Path) -> None:
     run, state = Store(str(tmp_path)), fresh()
     for psnr_db in (1, 5, 2, 3, 4):
         train_epoch(state, psnr_db)
@@ -54,7 +54,7 @@ def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
     assert newest_history(run) == state.history
 
 
-def test_who_was_overtaken_keeps_no_state(tmp_path: Path) -> None:
+def test_keep_without_the_lease_writes_nothing(tmp_path: Path) -> None:
     run, state = Store(str(tmp_path)), fresh()
     train_epoch(state, 1)
     run.write(f"{FOLDER}/00000002.json", b"{}")
@@ -63,7 +63,7 @@ def test_who_was_overtaken_keeps_no_state(tmp_path: Path) -> None:
     assert epochs_kept(run) == []
 
 
-def test_the_best_epoch_outlives_a_better_one_that_is_damaged(tmp_path: Path) -> None:
+def test_best_epoch_survives_a_damaged_better_one(tmp_path: Path) -> None:
     run, state = Store(str(tmp_path)), fresh()
     for psnr_db in (30, 35, 31, 31, 36):
         train_epoch(state, psnr_db)
@@ -78,10 +78,11 @@ def test_the_best_epoch_outlives_a_better_one_that_is_damaged(tmp_path: Path) ->
     assert read_state(run, 2)
 
 
-def test_another_number_of_workers_goes_on_at_the_learning_rate_of_its_epoch() -> None:
+def test_learning_rate_continues_with_other_workers() -> None:
+    """Resuming with another number of workers continues at the learning rate of the epoch."""
     config = TrainConfig(name="t", task="denoise", architecture="unet", epochs=4, crop=32, warmup_steps=0)
     one, two = fresh(), fresh()
-    # One worker had twice the steps of two in each epoch.
+    # One worker takes twice as many steps per epoch as two workers.
     one.history, one.step = [{"epoch": 1, "step": 100}, {"epoch": 2, "step": 200}], 200 + 50
     two.history, two.step = [{"epoch": 1, "step": 100}, {"epoch": 2, "step": 150}], 150 + 25
     shares = one.share(4, 100), two.share(4, 50)
@@ -90,7 +91,7 @@ def test_another_number_of_workers_goes_on_at_the_learning_rate_of_its_epoch() -
     assert fresh().share(4, 50) == 0
 
 
-def test_validating_the_average_leaves_it_as_it_is() -> None:
+def test_validation_does_not_change_the_average() -> None:
     state = State.begin(ARCHITECTURES["conv"](), ema_decay=0.999, weight_decay=1e-4)
     before = {name: value.clone() for name, value in state.average.state_dict().items()}
     with torch.inference_mode():
@@ -99,7 +100,7 @@ def test_validating_the_average_leaves_it_as_it_is() -> None:
     assert state.model.training
 
 
-def test_half_written_and_damaged_states_are_passed_over(tmp_path: Path) -> None:
+def test_damaged_states_are_skipped(tmp_path: Path) -> None:
     run, state = Store(str(tmp_path)), fresh()
     for psnr_db in (1, 2):
         train_epoch(state, psnr_db)
@@ -119,6 +120,6 @@ def test_half_written_and_damaged_states_are_passed_over(tmp_path: Path) -> None
     ("key", "values", "best"),
     [("valid_psnr_db", [1, 3, 2], 2), ("valid_psnr_db", [3, 3, 2], 2), ("valid_loss", [1, 0.5, 2], 2)],
 )
-def test_the_best_epoch_is_of_the_least_loss_or_the_highest_psnr(key: str, values: list[float], best: int) -> None:
+def test_best_epoch_has_least_loss_or_highest_psnr(key: str, values: list[float], best: int) -> None:
     history = [{"epoch": n, "valid_psnr_db": -n, key: value} for n, value in enumerate(values, 1)]
     assert best_epoch(history) == best

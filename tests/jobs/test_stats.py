@@ -1,4 +1,4 @@
-"""Drift: what is the same is near, what changed is far, chance is told from both."""
+"""Statistics of latents, and drift between runs."""
 
 from pathlib import Path
 
@@ -25,13 +25,13 @@ def drawn(seed: int, images: int, mean: float = 0.0, deviation: float = 1.0) -> 
 
 
 def moments_of(values: np.ndarray, width: np.ndarray | float = 1.0) -> Moments:
-    """Of images (N,C,h,w) whose symbols are worth `width`, one value or (C,)."""
+    """Return the moments of latents (N,C,h,w) with quantiser step `width`, one value or (C,)."""
     seen = Moments()
     seen.add(values, np.broadcast_to(width, values.shape[:2]), {"a"})
     return seen
 
 
-def test_moments_are_those_of_the_values() -> None:
+def test_moments_equal_numpy() -> None:
     values = np.random.default_rng(0).normal(3, 2, (20, 4, 6, 6)).astype(np.float32)
     seen = Moments()
     for some in (values[:7], values[7:]):
@@ -40,7 +40,8 @@ def test_moments_are_those_of_the_values() -> None:
     np.testing.assert_allclose(seen.variance, values.var((0, 2, 3)), rtol=1e-5)
 
 
-def test_a_known_shift_has_its_size_and_chance_is_no_alarm() -> None:
+def test_drift_measures_a_known_shift() -> None:
+    """The distance of a known shift is its size, and chance alone raises no alarm."""
     reference = drawn(0, 400)
     near, moved, wider = drawn(1, 400), drawn(2, 400, mean=0.5), drawn(3, 400, deviation=1.5)
     assert drift(moved, reference).distance == pytest.approx(0.5, abs=0.05)
@@ -54,7 +55,7 @@ def test_a_known_shift_has_its_size_and_chance_is_no_alarm() -> None:
     assert not few.alarming(0.05)
 
 
-def test_random_splits_of_real_images_are_as_far_as_chance_says(tmp_path: Path, crops: list[np.ndarray]) -> None:
+def test_drift_of_random_splits_matches_chance(tmp_path: Path, crops: list[np.ndarray]) -> None:
     output = compressed(tmp_path, {f"{n}.png": crop for n, crop in enumerate(crops)}, "compress-small", rows_per_part=1000)
     [latents] = latent_batches(read_snapshot(output), ["rel_path"], [])
     values, made_by = latents.values, checkpoints.build(*checkpoints.read("compress-small"))
@@ -62,7 +63,7 @@ def test_random_splits_of_real_images_are_as_far_as_chance_says(tmp_path: Path, 
     for few in (6, 16, len(values) // 2):
         orders = [np.random.default_rng(seed).permutation(len(values)) for seed in range(100)]
         splits = [drift(moments_of(values[order[:few]], width), moments_of(values[order[few:]], width)) for order in orders]
-        # Few photos, each a dozen overlapping crops, leave channels silent but in some: the tail is long.
+        # A few photos with a dozen overlapping crops each: many channels are active in few images, so the tail is long.
         assert np.median([far.distance for far in splits]) == pytest.approx(np.mean([far.chance for far in splits]), rel=0.5)
         assert np.mean([far.alarming(0) for far in splits]) <= 0.1
     half = len(values) // 2
@@ -71,9 +72,10 @@ def test_random_splits_of_real_images_are_as_far_as_chance_says(tmp_path: Path, 
     assert drift(moved, moments_of(values[order[half:]], width)).alarming(0)
 
 
-def test_a_channel_that_is_nearly_silent_in_both_does_not_drown_the_others() -> None:
+def test_drift_limits_nearly_silent_channels() -> None:
+    """A channel that is nearly silent in both runs does not dominate the distance."""
     day, night = np.rint(np.random.default_rng(0).normal(0, 3, (2, 200, 8, 10, 10))).astype(np.float32)
-    # Symbols of one: at one place of 20,000, and then at one of 200.
+    # Symbols of 1, first at one position in 20,000, then at one in 200.
     for values, every in ((day, 20_000), (night, 200)):
         values[:, 7] = (np.arange(200 * 100) % every == 0).reshape(200, 10, 10)
     same = drift(moments_of(night), moments_of(day))
@@ -85,7 +87,7 @@ def test_a_channel_that_is_nearly_silent_in_both_does_not_drown_the_others() -> 
     assert moved.alarming(0.5)
 
 
-def test_runs_are_compared_and_a_night_says_when_they_drift(tmp_path: Path, crops: list[np.ndarray], capsys) -> None:
+def test_stats_and_nightly_report_drift(tmp_path: Path, crops: list[np.ndarray], capsys) -> None:
     def some(which: range, value: int = 0) -> dict[str, np.ndarray]:
         return {f"{n}-{value}.png": (crops[n][:28, :28] // (1 + 3 * value)) for n in which}
 
@@ -112,7 +114,8 @@ def test_runs_are_compared_and_a_night_says_when_they_drift(tmp_path: Path, crop
         show_stats(compressed(tmp_path / "alone", some(range(2))), None, runs[0])
 
 
-def test_a_run_has_all_its_rows_in_every_table_also_those_that_were_done_again(tmp_path: Path, crops, capsys) -> None:
+def test_stats_counts_replaced_rows(tmp_path: Path, crops, capsys) -> None:
+    """Both tables count rows of a run that a later run replaced."""
     pieces = {f"{n}.png": crops[n][:28, :28] for n in range(12)}
     compressed(tmp_path, pieces, fence=1)
     output = compressed(tmp_path, {name: pieces[name] // 2 for name in list(pieces)[:6]}, fence=2)
@@ -125,12 +128,12 @@ def test_a_run_has_all_its_rows_in_every_table_also_those_that_were_done_again(t
     assert f"{runs[1]} (6 images) compared with {runs[0]} (12 images):\ndistance {rows[runs[1]][4]}, " in compared
 
 
-def test_one_image_beside_one_is_no_alarm() -> None:
+def test_drift_of_two_single_images_is_no_alarm() -> None:
     one, other = (moments_of(np.full((1, 2, 3, 3), value, np.float32)) for value in (0, 1))
     assert not drift(one, other).alarming(0.1)
 
 
-def test_runs_of_different_models_do_not_compare(tmp_path: Path, crops: list[np.ndarray]) -> None:
+def test_stats_refuses_runs_of_different_models(tmp_path: Path, crops: list[np.ndarray]) -> None:
     compressed(tmp_path, {"a.png": crops[0][:28, :28]}, "conv-mnist", 1)
     output = compressed(tmp_path, {"b.png": crops[0][:28, :28]}, "conv-mnist-transposed", 2)
     runs = sorted(path.name for path in (tmp_path / "out/runs").iterdir())
