@@ -1,4 +1,4 @@
-"""Pictures to take a style from, drawn by rule, for those who have no painting at hand: those of the demo."""
+"""Draw the style images of the demo, so that the demo needs no painting."""
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -12,7 +12,7 @@ GLASS = np.array(
 
 
 def swirls(seed: int = 3) -> np.ndarray:
-    """(512,512,3) uint8: short strokes along a field of eddies, blue to yellow."""
+    """Draw short strokes along a field of eddies, blue to yellow; return (512,512,3) uint8."""
     rng = np.random.default_rng(seed)
     eddies = rng.uniform(0, SIDE, (7, 2))
     turns = rng.choice([-1, 1], 7)
@@ -23,7 +23,7 @@ def swirls(seed: int = 3) -> np.ndarray:
         distance = np.hypot(*away.T) + 1e-6
         pull = np.exp(-((distance / 110) ** 2))
         angle = rng.normal(0, 0.15)
-        # Level strokes far from all eddies, around the nearest one beside it.
+        # Strokes are level far from all eddies, and run around an eddy near it.
         flow = (away[:, ::-1] * (1, -1) / distance[:, None] * (pull * turns)[:, None]).sum(0) + np.array((0.25, 0.05))
         turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
         flow = flow / np.hypot(*flow) @ turn
@@ -35,7 +35,7 @@ def swirls(seed: int = 3) -> np.ndarray:
 
 
 def glass(seed: int = 1) -> np.ndarray:
-    """(512,512,3) uint8: panes of coloured glass between leads."""
+    """Draw panes of coloured glass between lead lines; return (512,512,3) uint8."""
     rng = np.random.default_rng(seed)
     centres = rng.uniform(0, SIDE, (220, 2))
     colours = GLASS[rng.integers(len(GLASS), size=220)] + rng.normal(0, 12, (220, 3))

@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -68,7 +67,9 @@ app.add_typer(registry, name="models", rich_help_panel="Models", help="List task
 def print_version(is_asked: bool) -> None:
     """Print the version and exit, if `--version` was given."""
     if is_asked:
-        print(f"imagemill {version('imagemill')}")
+        from imagemill import __version__
+
+        print(f"imagemill {__version__}")
         raise typer.Exit
 
 

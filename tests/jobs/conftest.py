@@ -1,4 +1,4 @@
-"""The command in this process, and trainings small enough to test."""
+"""Fixtures that run a command in the test process, and configs of small trainings."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.support.tiny_models import TINY
 
 @pytest.fixture
 def clean(tmp_path: Path, crops: list[np.ndarray]) -> Path:
-    """A folder of 48 photos, one broken file and one small image."""
+    """Return a folder of 48 photos, one broken file and one small image."""
     folder = tmp_path / "clean"
     folder.mkdir()
     for number, crop in enumerate(crops):
@@ -28,7 +28,7 @@ def clean(tmp_path: Path, crops: list[np.ndarray]) -> Path:
 
 @pytest.fixture
 def tiny(clean: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
-    """tiny(task, key=value, …): the config of a training of two short epochs on `clean`, into tmp_path/out."""
+    """Return tiny(task, key=value, …), which makes the config of a training of two short epochs on `clean`."""
 
     def config(task: str, **changes: Any) -> TrainConfig:
         base = {"name": f"tiny-{task}", "task": task, "input": [str(clean)], "output": str(tmp_path / "out"), "epochs": 2}
@@ -51,7 +51,7 @@ def photos(tmp_path: Path, crops: list[np.ndarray]) -> Path:
 
 @pytest.fixture
 def imagemill(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
-    """Run the command in this process: (exit code, stdout, stderr)."""
+    """Return a function that runs a command in this process and returns (exit code, stdout, stderr)."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["imagemill", *map(str, arguments)])
@@ -65,5 +65,5 @@ def imagemill(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="module")
 def pieces(crops: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """By name, crops of photos as large as digits."""
+    """Return crops of photos as large as digits, by name."""
     return {f"{number}.png": crop[20:48, 30:58] for number, crop in enumerate(crops[:COUNT])}

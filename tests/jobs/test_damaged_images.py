@@ -1,4 +1,4 @@
-"""A damaged image is a reject, and a row that says so once the user accepts it; frames that are left out are counted."""
+"""Damaged images are rejects, or rows with damaged=true if accepted; frames that are left out are counted."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ EOI = b"\xff\xd9"
 
 @pytest.fixture
 def album(tmp_path: Path, crops: list[np.ndarray]) -> Path:
-    """Two damaged JPEGs, a JPEG and a PNG that are whole, an animation of three frames, and a file that is no image."""
+    """Write two damaged JPEGs, an intact JPEG and PNG, an animation of three frames, and a text file."""
     folder = tmp_path / "album"
     folder.mkdir()
     whole = encode_as(Image.fromarray(crops[0]), "JPEG", quality=90)
@@ -46,8 +46,8 @@ def newest(output: Path) -> dict[str, bool]:
     return {row["rel_path"]: row["damaged"] for row in rows(output)}
 
 
-def test_damaged_images_are_done_once_accepted(imagemill, tmp_path, album):
-    """The flag is no part of an image's version: nothing else is done again, and nothing is undone without the flag."""
+def test_accept_damaged_processes_damaged_images(imagemill, tmp_path, album):
+    """The flag is not part of the version: a run with it processes only damaged images, one without it changes nothing."""
     output = tmp_path / "out"
     code, out, _ = imagemill("denoise", album, output, "--set", "max_reject_fraction=1")
     assert code == 0
@@ -65,7 +65,7 @@ def test_damaged_images_are_done_once_accepted(imagemill, tmp_path, album):
     assert "2 images" in imagemill("plan", *place, "--accept-damaged")[1].partition("planned")[2].splitlines()[0]
     code, out, _ = imagemill("denoise", album, output, *flag)
     assert code == 0
-    assert "2 (2 of them damaged in part)" in out
+    assert "2 (2 of them damaged)" in out
     assert newest(output) == {"cut.jpg": True, "cut_with_end_mark.jpg": True, "whole.jpg": False, "whole.png": False} | {
         "animation.gif": False
     }
@@ -78,19 +78,19 @@ def test_damaged_images_are_done_once_accepted(imagemill, tmp_path, album):
     assert imagemill("verify", output)[0] == 0
 
 
-def test_frames_left_out_are_said(imagemill, tmp_path, album):
-    """In the table that the run prints, in run.json and in the report."""
+def test_frames_left_out_are_reported(imagemill, tmp_path, album):
+    """They are in the summary of the run, in run.json and in the report."""
     output = tmp_path / "out"
     code, out, _ = imagemill("denoise", album, output, "--set", "max_reject_fraction=1")
     assert code == 0
-    assert "2 frames beyond the first of their files" in out
+    assert "2 frames after the first of their files" in out
     assert last_record(output)["frames_left_out"] == 2
     report = next(output.glob("runs/*/report.html")).read_text()
-    assert "<b>2</b><span>frames left out</span>" in report
+    assert "<b>2</b><span>frames skipped</span>" in report
 
 
 def test_parts_without_the_column_damaged_are_read(imagemill, tmp_path, album, crops, monkeypatch):
-    """Parts of older versions do not have it."""
+    """Parts of older versions lack the column."""
     assert "damaged" in dict(SOURCE)
     output = tmp_path / "out"
     for name in ("cut.jpg", "cut_with_end_mark.jpg", "text.jpg"):

@@ -1,8 +1,11 @@
 """How progress is written."""
 
+import logging
+import sys
+
 import pytest
 
-from imagemill.pipeline.progress import clock, rate_text
+from imagemill.pipeline.progress import clock, progress_bar, rate_text
 
 
 @pytest.mark.parametrize(
@@ -15,3 +18,11 @@ def test_rate_text_shows_slow_rates_as_seconds(rate: float, text: str) -> None:
 
 def test_clock_shows_hours() -> None:
     assert (clock(-1), clock(3_661.4)) == ("0:00:00", "1:01:01")
+
+
+@pytest.mark.parametrize(("level", "is_shown"), [(logging.INFO, True), (logging.WARNING, False)])
+def test_progress_bar_is_off_with_quiet(level: int, is_shown: bool, monkeypatch, caplog) -> None:
+    """On a terminal, the bar follows the log level that -q sets."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    caplog.set_level(level, "imagemill")
+    assert progress_bar().disable is not is_shown
