@@ -94,7 +94,7 @@ def test_missing_input_is_exit_5_and_an_image_is_exit_2(imagemill, tmp_path, pho
 def test_output_within_the_input_is_exit_2(imagemill, photos):
     code, _, err = imagemill("denoise", photos, photos / "out")
     assert code == 2
-    assert "one in the other" in err
+    assert "overlap: one contains the other" in err
 
 
 def test_unwritable_output_is_exit_5(imagemill, tmp_path, photos):

@@ -152,7 +152,7 @@ def test_stylize_beside_optimising_the_image(photos, tmp_path):
 
 def test_a_place_that_is_none_is_said_before_anything_is_measured(photos, monkeypatch):
     monkeypatch.setattr("imagemill.jobs.evaluate.evaluate", pytest.fail)
-    with pytest.raises(ConfigError, match="scheme 'gs' is not supported. Valid: file, s3"):
+    with pytest.raises(ConfigError, match=r"scheme 'gs' is not supported\. Valid: file, s3"):
         show_evaluation({"task": "denoise", "input": str(photos), "output": "gs://x/y"}, "test", update_card=False)
 
 

@@ -76,7 +76,7 @@ def test_own_cpus_are_whole_in_resources_that_are_told(told, becomes, monkeypatc
 @pytest.mark.parametrize("text", ["{", "[1]", '{"CPU": "two"}'])
 def test_own_resources_that_cannot_be_read_are_named(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(OVERRIDE, text)
-    with pytest.raises(ConfigError, match=f"^{OVERRIDE} = "):
+    with pytest.raises(ConfigError, match=f"^{OVERRIDE}="):
         whole_cpus()
 
 

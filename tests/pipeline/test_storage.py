@@ -205,7 +205,7 @@ def test_what_is_wrong_with_a_bucket_is_said(rclone_bucket: str, monkeypatch: py
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(PermissionError):
         Store(rclone_bucket).exists()
-    with pytest.raises(ConfigError, match=r"127\.0\.0\.1:1 must begin with http"):
+    with pytest.raises(ConfigError, match=r"127\.0\.0\.1:1: must begin with http"):
         Store(rclone_bucket, StorageConfig(endpoint_url="127.0.0.1:1"))
 
 
