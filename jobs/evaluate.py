@@ -1,15 +1,13 @@
-"""How good a model is, measured through the product itself on a folder of clean images: table, JSON, picture, card."""
+"""Evaluate a checkpoint end to end on clean images, and compare it with simple baselines: tables, JSON, picture, card."""
 
 import json
 import time
 from typing import Any
 
-from rich.table import Table
-
-from imagemill.jobs.console import console, number
+from imagemill.jobs.console import number, print_table, print_text
 from imagemill.jobs.evaluations import EVALUATIONS
 from imagemill.jobs.evaluations.digits import evaluate_digits
-from imagemill.jobs.evaluations.evaluation import EvaluateConfig, Evaluation, Line, Measured
+from imagemill.jobs.evaluations.evaluation import EvaluateConfig, Evaluation, Measured, TableRow
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.card import CheckpointError
 from imagemill.models.tasks import TASKS
@@ -24,55 +22,65 @@ FILES = ("evaluation.json", "evaluation.png")
 
 
 def show_evaluation(values: dict[str, Any], origin: str, update_card: bool, overwrite: bool = False) -> Evaluation:
-    """Measure what the YAML says, print the tables, and leave what the config asks for.
+    """Evaluate a checkpoint, print the tables, and write evaluation.json and evaluation.png if there is an output.
 
     Args:
+        values: the config.
+        origin: where the config comes from, for error messages.
         update_card: write the figures into the cards of the checkpoints.
         overwrite: replace files of OUTPUT that imagemill did not write.
     """
     config = validate(EvaluateConfig, values, origin)
-    # Before the work: a place that cannot be, or holds files of the user.
+    # Checked before the work: whether OUTPUT can be written, and contains files of the user.
     written = FileRecord(Store(config.output, config.storage), overwrite) if config.output else None
     if written:
         written.check(FILES)
     evaluation = evaluate(config, update_card)
-    for title, lines in evaluation.tables.items():
-        table = Table(*columns_of(lines), title=title, title_justify="left")
-        for line in lines:
-            table.add_row(*(text(line.get(column)) for column in columns_of(lines)))
-        console.print(table)
+    for title, rows in evaluation.tables.items():
+        print_text(f"{title}:")
+        columns = table_columns(rows)
+        print_table(columns, [[format_value(row.get(column)) for column in columns] for row in rows])
+        print_text("")
     for note in [f"{number(evaluation.images, 'image')}, {config.set_name}", *evaluation.notes]:
-        console.print(note)
-    record = record_of(config, evaluation)
+        print_text(note)
+    record = build_record(config, evaluation)
     if written:
-        text_of_it = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False).encode()
+        content = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False).encode()
         with written:
             written.announce(FILES)
-            for name, data in zip(FILES, (text_of_it, evaluation.picture), strict=True):
+            for name, data in zip(FILES, (content, evaluation.picture), strict=True):
                 written.write(name, data)
-        console.print(f"{written.place.url}/{', '.join(FILES)}", soft_wrap=True)
+        for name in FILES:
+            print_text(written.place.uri(name))
     if update_card:
         for measured in evaluation.measured:
             options = config.storage.options_for(measured.checkpoint)
-            checkpoints.write_metrics(measured.checkpoint, metrics_of(config, evaluation.images, measured), options)
-            console.print(f"card of {measured.checkpoint}: {measured.headline}")
+            checkpoints.write_metrics(measured.checkpoint, build_card_entry(config, evaluation.images, measured), options)
+            print_text(f"card of {measured.checkpoint}: {measured.headline}")
     return evaluation
 
 
 def evaluate(config: EvaluateConfig, update_card: bool = False) -> Evaluation:
-    """Measure.
+    """Evaluate the checkpoints of a config.
 
-    Args: update_card: whether the checkpoints must have cards of their own, as what is measured goes there.
-    Raises: ConfigError, CheckpointError, StorageError, VerificationError.
+    Args:
+        config: the evaluation.
+        update_card: whether the figures are written into cards, so that each checkpoint must have one.
+
+    Raises:
+        ConfigError: when the config is invalid or an image cannot be used.
+        CheckpointError: when a checkpoint cannot be read or used.
+        StorageError: when the input cannot be read.
+        VerificationError: when an output breaks a guarantee of its task.
     """
     if config.task not in EVALUATIONS:
-        raise ConfigError(f"task = {config.task!r}; valid: {', '.join(EVALUATIONS)}")
+        raise ConfigError(f"task = {config.task!r}: unknown; valid: {', '.join(EVALUATIONS)}")
     if not config.input:
-        raise ConfigError("input is missing: a folder or s3://bucket/prefix of clean images")
+        raise ConfigError("input: missing. Give a folder or s3://bucket/prefix of clean images")
     for key in ("fit", "against"):
         if getattr(config, key) and not (config.task == "compress" and config.fit):
             raise ConfigError(
-                f"{key} is for coders of digits: task compress, with fit, the images that they were trained on"
+                f"{key}: only for networks that compress digits. Set task to compress and fit to their training images"
             )
     for name in (config.weights, *config.against) if update_card else ():
         try:
@@ -83,19 +91,20 @@ def evaluate(config: EvaluateConfig, update_card: bool = False) -> Evaluation:
         return (evaluate_digits if config.fit else EVALUATIONS[config.task])(config)
 
 
-def columns_of(lines: list[Line]) -> list[str]:
-    return list(dict.fromkeys(column for line in lines for column in line))
+def table_columns(rows: list[TableRow]) -> list[str]:
+    """Return the columns of all rows, in the order of their first appearance."""
+    return list(dict.fromkeys(column for row in rows for column in row))
 
 
-def text(value: Any) -> str:
-    """A figure as a table shows it: four significant digits, two decimals at least."""
+def format_value(value: Any) -> str:
+    """Format a figure for a table: four significant digits, and at least two decimals from 10 on."""
     if isinstance(value, float):
         return f"{value:g}" if value % 1 == 0 else f"{value:.2f}" if abs(value) >= 10 else f"{value:.4g}"
     return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def record_of(config: EvaluateConfig, evaluation: Evaluation) -> dict[str, Any]:
-    """The content of evaluation.json; figures that are not finite are None."""
+def build_record(config: EvaluateConfig, evaluation: Evaluation) -> dict[str, Any]:
+    """Return the content of evaluation.json; figures that are not finite are None."""
     names = [measured.checkpoint for measured in evaluation.measured]
     cards = [checkpoints.read(name, config.storage.options_for(name))[0] for name in names]
     record: dict[str, Any] = {
@@ -110,16 +119,16 @@ def record_of(config: EvaluateConfig, evaluation: Evaluation) -> dict[str, Any]:
         "tables": evaluation.tables | evaluation.details,
         "notes": evaluation.notes,
     }
-    without: dict[str, Any] = checkpoints.replace_non_finite(record)
-    return without
+    finite: dict[str, Any] = checkpoints.replace_non_finite(record)
+    return finite
 
 
-def metrics_of(config: EvaluateConfig, images: int, measured: Measured) -> dict[str, Any]:
-    """An entry of `metrics` of a card."""
+def build_card_entry(config: EvaluateConfig, images: int, measured: Measured) -> dict[str, Any]:
+    """Return the entry of a card's `metrics` for a measured checkpoint."""
     table = [{k: round(v, 5) if isinstance(v, float) else v for k, v in line.items()} for line in measured.lines]
     entry = {"set": config.set_name, "images": images, "date": time.strftime("%Y-%m-%d"), "headline": measured.headline}
     params, key = dict(config.params), TASKS[config.task].style_param
     if key in params:
-        # A card travels; where its maker's files lay does not.
+        # Cards are published, so they contain the names of style images without their folders.
         params[key] = [url.rpartition("/")[2] for url in params[key]]
     return entry | ({"params": params} if params else {}) | {"table": table}

@@ -1,4 +1,4 @@
-"""The training job: Ray Data reads and crops, Ray Train's workers learn, a checkpoint comes out. One job for every task."""
+"""The training job for all tasks: Ray Data reads and crops images, Ray Train workers train, and a checkpoint is written."""
 
 import logging
 import secrets
@@ -16,14 +16,28 @@ from ray.train.torch import TorchTrainer
 from torch import Tensor
 
 from imagemill.jobs.console import number
-from imagemill.jobs.training.checks import init_of, initial_weights, refuse_foreign, refuse_nested, rehearsed
+from imagemill.jobs.training.checks import (
+    build_trainable_model,
+    check_output_outside_inputs,
+    check_overwrite,
+    read_init_digest,
+    read_initial_weights,
+)
 from imagemill.jobs.training.config import TrainConfig
-from imagemill.jobs.training.crops import Images, crops_of, images_of, inputs_of, kept_images, middle_crops
-from imagemill.jobs.training.curves import CURVES, SAMPLES, draw_curves, samples_of
+from imagemill.jobs.training.crops import build_crop_dataset, read_centre_crops
+from imagemill.jobs.training.curves import CURVES, PREVIEWS, draw_curves, make_previews
+from imagemill.jobs.training.images import Images, open_inputs, prepare_images, read_images
 from imagemill.jobs.training.metrics import METRICS
-from imagemill.jobs.training.progress import followed
-from imagemill.jobs.training.states import Line, average_of, begin_with, best_epoch, newest_history, read_state
-from imagemill.jobs.training.worker import Course, Diverged, train_worker
+from imagemill.jobs.training.progress import run_with_progress
+from imagemill.jobs.training.states import (
+    EpochFigures,
+    average_weights,
+    best_epoch,
+    read_newest_history,
+    read_state,
+    store_init_digest,
+)
+from imagemill.jobs.training.worker import Diverged, WorkerTask, train_worker
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.autoencoder import Autoencoder
 from imagemill.models.batches import to_float_batch
@@ -41,92 +55,116 @@ from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill.train")
 FINISHING_IMAGES = 1500
-"""Training images that a task gets to finish a model with, at most."""
+"""Largest number of training images for `Objective.finish`."""
 RETRIES = 3
-"""Times that the workers are started again after one of them died or failed."""
+"""Number of restarts of the workers after one of them died or failed."""
 
 
 def show_training(values: dict[str, Any], origin: str, overwrite: bool = False) -> None:
-    """Train what the YAML says and print what came out and where it is.
+    """Train a checkpoint and print its figures and files.
 
-    Args: overwrite: replace a checkpoint that no training wrote.
+    Args:
+        values: the config.
+        origin: where the config comes from, for error messages.
+        overwrite: replace a checkpoint that no training wrote.
     """
     config = validate(TrainConfig, values, origin)
     card = train(config, overwrite)
-    output, run = output_of(config), run_of(config)
+    output, run = open_output(config), open_run(config)
     figures = ", ".join(f"{k} {v:g}" for k, v in card.metrics[0].items() if k != "set")
     print(f"{output.uri(card.name)}: epoch {card.training['best_epoch']} of {card.training['epochs']}, {figures}")
     print(f"{run.uri(METRICS)}, {run.uri(CURVES)}")
     if card.training["left_out"]:
-        print(kept_images(run).left_out())
+        print(read_images(run).left_out())
 
 
-def output_of(config: TrainConfig) -> Store:
+def open_output(config: TrainConfig) -> Store:
+    """Open OUTPUT."""
     return Store(str(config.output), config.storage)
 
 
-def run_of(config: TrainConfig) -> Store:
-    """Where states and figures of this config are: OUTPUT/runs/NAME-HASH."""
-    return Store(f"{output_of(config).url}/runs/{config.name}-{config.digest()[:12]}", config.storage)
+def open_run(config: TrainConfig) -> Store:
+    """Open OUTPUT/runs/NAME-HASH, the folder of states and figures of a config."""
+    return Store(f"{open_output(config).url}/runs/{config.name}-{config.digest()[:12]}", config.storage)
 
 
 def train(config: TrainConfig, overwrite: bool = False) -> Card:
-    """Train, resuming what the same config left, and write the checkpoint folder `OUTPUT/NAME`.
+    """Train, or resume the training of the same config, and write the checkpoint folder `OUTPUT/NAME`.
 
-    What is shipped are the averaged weights of the best epoch (`states.best_epoch`); the newest state stays in
-    `OUTPUT/runs/NAME-HASH/`, with metrics.jsonl, event files and curves.png. A config whose epochs are all done is not
-    trained again, whatever images came since; it is when `init` is another checkpoint since.
+    The checkpoint contains the averaged weights of the best epoch (`states.best_epoch`). The newest states stay in
+    `OUTPUT/runs/NAME-HASH/`, next to metrics.jsonl, event files and curves.png. A completed config is not trained again,
+    even if there are new images, unless `init` is another checkpoint.
 
-    Args: overwrite: replace a checkpoint that no training wrote.
+    Args:
+        config: the training.
+        overwrite: replace a checkpoint that no training wrote.
 
-    Raises: ConfigError, CheckpointError, OutputHeld and StorageError before anything starts; TooManyRejects when more images
-    than `max_broken_fraction` cannot be read; RunFailed when it diverges (the best epoch so far is written all the same) or
-    workers fail again and again.
+    Raises:
+        ConfigError: when the config is invalid.
+        CheckpointError: when `init` cannot be read.
+        OutputHeld: when another training is running in the same folder.
+        StorageError: when a location cannot be read or written.
+        TooManyRejects: when more images than `max_broken_fraction` cannot be read.
+        RunFailed: when the training diverges (the best epoch so far is written), or workers fail repeatedly.
     """
-    model = rehearsed(config)
-    inputs = inputs_of(config)
-    refuse_nested(inputs, output_of(config))
-    run = run_of(config)
+    model = build_trainable_model(config)
+    inputs = open_inputs(config)
+    check_output_outside_inputs(inputs, open_output(config))
+    run = open_run(config)
     if not overwrite:
-        refuse_foreign(Store(output_of(config).uri(config.name), config.storage), run)
-    init = init_of(config, run)
+        check_overwrite(Store(open_output(config).uri(config.name), config.storage), run)
+    init = read_init_digest(config, run)
     with Lease(run) as lease:
         if init:
-            begin_with(init, run)
-        done, diverged = len(newest_history(run)), None
+            store_init_digest(init, run)
+        done, diverged = len(read_newest_history(run)), None
         if done == config.epochs:
-            log.info("%s done before, which is all; a changed config trains anew", number(done, "epoch"))
+            log.info("all %s are already trained; change the config to train again", number(done, "epoch"))
         else:
-            # A state has all that is needed of them.
-            weights = None if done else initial_weights(config)
+            # A state contains them already.
+            weights = None if done else read_initial_weights(config)
             with connected(config.address):
-                # Ray Data's own progress and plan lines give way to one honest bar.
+                # One progress bar replaces Ray Data's bars and logs of its plan.
                 ray.data.DataContext.get_current().enable_progress_bars = False
                 logging.getLogger("ray.data").setLevel(logging.ERROR)
                 try:
-                    diverged = learn(config, inputs, images_of(config, inputs, run), lease, weights, done)
+                    diverged = run_training(config, inputs, prepare_images(config, inputs, run), lease, weights, done)
                 except (TrainingFailedError, RayError) as e:
-                    raise failure(config, e) from None
-        history = newest_history(run)
-        trouble = RunFailed(complaint(config, diverged, len(history))) if diverged else None
-        if trouble and not history:
-            raise trouble
+                    raise training_error(config, e) from None
+        history = read_newest_history(run)
+        divergence = RunFailed(divergence_message(config, diverged, len(history))) if diverged else None
+        if divergence and not history:
+            raise divergence
         lease.check_held()
-        card = ship(config, inputs, run, model, history, init)
-        if trouble:
-            raise trouble
+        card = export_checkpoint(config, inputs, run, model, history, init)
+        if divergence:
+            raise divergence
     return card
 
 
-def learn(
+def run_training(
     config: TrainConfig, inputs: list[Input], images: Images, lease: Lease, weights: dict[str, Tensor] | None, done: int
 ) -> Diverged | None:
-    """Train the epochs that are not done, on the Ray that is connected.
+    """Train the remaining epochs on the connected Ray.
 
-    Raises: ConfigError; what Ray raises when it gives up.
+    Args:
+        config: the training.
+        inputs: its opened inputs.
+        images: its images.
+        lease: the lease on the folder of states.
+        weights: the weights to start from, or None.
+        done: number of completed epochs.
+
+    Returns:
+        The step at which the training diverged, or None.
+
+    Raises:
+        ConfigError: when there are too few crops for one step.
+        TrainingFailedError: when Ray gives up.
+        RayError: when Ray fails.
     """
     training, validation, left_out = (images.of(use) for use in ("training", "validation", "left out"))
-    gpus, workers, share = workers_for(config, training_nodes())
+    gpus, workers, share = choose_workers(config, training_nodes())
     usable = len(training) * config.crops_per_image
     steps = usable // (workers * config.batch_size)
     if not steps:
@@ -139,7 +177,7 @@ def learn(
         log.warning("%s", images.left_out())
     what = [number(config.epochs, "epoch"), number(steps, "step"), number(workers, "worker")]
     log.info("%s of %s on %s%s", *what, f"; done: {done}" if done else "")
-    course = Course(
+    course = WorkerTask(
         config=config,
         run=lease.output,
         fencing_token=lease.fencing_token,
@@ -152,7 +190,7 @@ def learn(
         shuffle=min(2048, max(config.batch_size, usable // workers // 2)),
         progress_key=f"train-{secrets.token_hex(8)}",
     )
-    # A GPU's worker mostly waits for it; the CPUs are for those who read and crop.
+    # A worker with a GPU mostly waits for it, so its CPUs are left to the tasks that read and crop.
     cpus = min(2.0, share * 0.5) if gpus else share * 0.5
     with tempfile.TemporaryDirectory() as unused:
         trainer = TorchTrainer(
@@ -161,16 +199,16 @@ def learn(
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus, resources_per_worker={"CPU": cpus}),
             # Ray's own record of a run lies nowhere: states are ours, and only whole ones count (see DECISIONS.md).
             run_config=RunConfig(name=config.name, storage_path=unused, failure_config=FailureConfig(max_failures=RETRIES)),
-            datasets={"train": crops_of(training, inputs, config, min(1.0, share * 0.25))},
+            datasets={"train": build_crop_dataset(training, inputs, config, min(1.0, share * 0.25))},
         )
-        diverged: Diverged | None = followed(trainer.fit, course.progress_key, config.epochs, steps).return_value
+        diverged: Diverged | None = run_with_progress(trainer.fit, course.progress_key, config.epochs, steps).return_value
     return diverged
 
 
 def training_nodes() -> Nodes:
-    """(CPUs, GPUs) of each node; no GPUs when torch finds no CUDA device on one of the GPU nodes.
+    """Return (CPUs, GPUs) of each node, without GPUs if torch finds no CUDA device on one of the GPU nodes.
 
-    Ray chooses the nodes of the workers, and NCCL needs a CUDA device on every one.
+    Ray chooses the nodes of the workers, and NCCL needs a CUDA device on each of them.
     """
     nodes = node_resources()
     if not any(gpu for _, gpu in nodes) or not (blind := nodes_without_cuda()):
@@ -179,21 +217,25 @@ def training_nodes() -> Nodes:
     return [(cpu, 0.0) for cpu, _ in nodes]
 
 
-def workers_for(config: TrainConfig, nodes: Nodes) -> tuple[bool, int, float]:
-    """Whether there are GPUs, how many workers, and each one's share of the CPUs, among nodes with (CPUs, GPUs).
+def choose_workers(config: TrainConfig, nodes: Nodes) -> tuple[bool, int, float]:
+    """Return whether workers use GPUs, their number, and the CPUs for each worker and its reading tasks.
 
-    Half of a share, or more, is left to the stage that reads and crops.
+    At least half of these CPUs are for the tasks that read and crop.
+
+    Args:
+        config: the training.
+        nodes: (CPUs, GPUs) of each node.
     """
-    # A node without CPUs, as a head is told to be, gets no workers.
+    # A node without CPUs, such as a head node, gets no workers.
     gpus = int(sum(gpu for cpu, gpu in nodes if cpu))
     workers = min(config.workers, gpus) if gpus else config.workers
-    # A worker lives on one node, among as many as the node has GPUs for.
+    # A worker runs on one node and shares its CPUs with one worker for each other GPU.
     most = min((cpu / max(1.0, gpu) for cpu, gpu in nodes if cpu and (gpu or not gpus)), default=1.0)
     return bool(gpus), workers, min(sum(cpu for cpu, _ in nodes) / workers, most)
 
 
-def failure(config: TrainConfig, error: BaseException) -> Exception:
-    """What a person can do about an error that Ray Train brings back: its innermost cause."""
+def training_error(config: TrainConfig, error: BaseException) -> Exception:
+    """Convert an error of Ray Train to one that names its innermost cause."""
     while True:
         failures = list(getattr(error, "worker_failures", {}).values())
         inner = failures[0] if failures else None
@@ -202,7 +244,7 @@ def failure(config: TrainConfig, error: BaseException) -> Exception:
         if inner is None:
             break
         error = inner
-    again = f"after {RETRIES} new starts. The same command goes on from its last state"
+    again = f"after {RETRIES} restarts. Run the same command again to continue from the last state"
     if isinstance(error, OutputHeld):
         return OutputHeld(str(error))
     if isinstance(error, (StorageError, *STORE_FAILURES)):
@@ -210,35 +252,46 @@ def failure(config: TrainConfig, error: BaseException) -> Exception:
     return RunFailed(f"training {config.name}: {reason(error)}, {again}")
 
 
-def complaint(config: TrainConfig, diverged: Diverged, epochs: int) -> str:
-    """One line about a training that diverged."""
-    where = f"step {diverged.step} of epoch {diverged.epoch}" if diverged.step else f"the end of epoch {diverged.epoch}"
-    kept = (
-        f"{config.output}/{config.name} holds the best of {number(epochs, 'epoch')}" if epochs else "no epoch was finished"
+def divergence_message(config: TrainConfig, diverged: Diverged, epochs: int) -> str:
+    """Describe in one line where a training diverged, and what to do."""
+    place = f"step {diverged.step} of epoch {diverged.epoch}" if diverged.step else f"the end of epoch {diverged.epoch}"
+    result = (
+        f"{config.output}/{config.name} contains the best of {number(epochs, 'epoch')}"
+        if epochs
+        else "no epoch was completed"
     )
     return (
-        f"training {config.name} diverged in {where}: {diverged.what}; {kept}. Lower learning_rate (it is "
-        f"{config.learning_rate:g}) or clip_norm ({config.clip_norm:g})"
+        f"training {config.name} diverged in {place}: {diverged.reason}; {result}. Lower learning_rate "
+        f"({config.learning_rate:g}) or clip_norm ({config.clip_norm:g})"
     )
 
 
 def finishing_images(inputs: list[Input], images: Images, stride: int) -> Iterator[Tensor]:
-    """Training images (1,3,h,w) float in [0,1] for `Objective.finish`; read only when they are asked for."""
-    for rgb in middle_crops(inputs, images.of("training"), stride, most=FINISHING_IMAGES):
+    """Yield training images (1,3,h,w) float in [0,1] for `Objective.finish`; nothing is read before the first is needed."""
+    for rgb in read_centre_crops(inputs, images.of("training"), stride, max_images=FINISHING_IMAGES):
         yield to_float_batch([rgb], stride, "cpu")
 
 
-def ship(
-    config: TrainConfig, inputs: list[Input], run: Store, model: Autoencoder, history: list[Line], init: str | None
+def export_checkpoint(
+    config: TrainConfig, inputs: list[Input], run: Store, model: Autoencoder, history: list[EpochFigures], init: str | None
 ) -> Card:
-    """The averaged weights of the best epoch as a checkpoint folder, and the curves.
+    """Write the averaged weights of the best epoch as a checkpoint folder, and curves.png.
 
-    What was shipped before stays as it is: figures may have been measured since, and its date is that of the training.
+    A checkpoint of the same epoch is left unchanged, because its card may have new metrics, and keeps its date.
 
-    Args: init: digest of the weights that it began with. Raises: StorageError.
+    Args:
+        config: the training.
+        inputs: its opened inputs.
+        run: the folder of states.
+        model: a model of the architecture, whose weights are replaced.
+        history: the figures of all completed epochs.
+        init: digest of the weights that the training started from.
+
+    Raises:
+        StorageError: when the state of the best epoch is damaged, or the checkpoint cannot be written.
     """
     best = best_epoch(history)
-    line, url, images = history[best - 1], output_of(config).uri(config.name), kept_images(run)
+    line, url, images = history[best - 1], open_output(config).uri(config.name), read_images(run)
     training = {
         "config_sha256": config.digest(),
         "init_sha256": init,
@@ -251,21 +304,21 @@ def ship(
     }
     held_out = {k[6:]: round(v, 3) for k, v in line.items() if k.startswith("valid_")}
     metrics = {"set": "held-out training images", **held_out}
-    there = whole(url, config)
-    if there and training.items() <= there.training.items() and metrics in there.metrics:
-        return there
+    existing = read_intact_card(url, config)
+    if existing and training.items() <= existing.training.items() and metrics in existing.metrics:
+        return existing
     state = read_state(run, best)
     if state is None:
-        raise StorageError(f"{run.url}: the state of epoch {best}, the best one, is damaged")
-    model.load_state_dict(average_of(state[0]))
+        raise StorageError(f"{run.url}: the state of the best epoch, {best}, is damaged. Delete the folder to train again")
+    model.load_state_dict(average_weights(state[0]))
     model.eval().requires_grad_(False)
     OBJECTIVES[config.task].finish(model, finishing_images(inputs, images, model.output_stride))
-    crops = middle_crops(inputs, images.of("validation"), model.output_stride, most=SAMPLES)
+    crops = read_centre_crops(inputs, images.of("validation"), model.output_stride, max_images=PREVIEWS)
     title = f"{config.name}: {config.task} with {config.architecture}, epoch {best} of {len(history)} is the best"
-    run.write(CURVES, draw_curves(history, samples_of(OBJECTIVES[config.task], model, crops), title))
+    run.write(CURVES, draw_curves(history, make_previews(OBJECTIVES[config.task], model, crops), title))
     short = [line["epoch"] for line in history if line["steps"] < line.get("planned_steps", 0)]
     if short:
-        log.warning("epochs %s had fewer steps than planned: images could no longer be read", short)
+        log.warning("epochs %s had fewer steps than planned, because images could no longer be read", short)
     counts = Counter(images.of("training")["source"].to_pylist())
     card = {
         "name": config.name,
@@ -280,8 +333,8 @@ def ship(
     return checkpoints.save(url, model, card, config.storage.options_for(url))
 
 
-def whole(url: str, config: TrainConfig) -> Card | None:
-    """The card of a checkpoint whose weights are its own; None when there is none."""
+def read_intact_card(url: str, config: TrainConfig) -> Card | None:
+    """Return the card of a checkpoint whose weights match it; None if there is no such checkpoint."""
     options = config.storage.options_for(url)
     try:
         card = checkpoints.read_card(url, options)

@@ -1,4 +1,4 @@
-"""Evaluations by the task that they measure. A new one is one file here and one row in this table."""
+"""Evaluations by task. A new evaluation needs one file here and one row in this table."""
 
 from imagemill.jobs.evaluations.colorize import evaluate_colorize
 from imagemill.jobs.evaluations.compress import evaluate_compress

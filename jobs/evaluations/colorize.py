@@ -1,4 +1,4 @@
-"""Colorize: colour photographs whose colours are taken away, beside leaving them gray."""
+"""Evaluate `colorize` on colour photos without their chroma; the baseline is the gray image."""
 
 import numpy as np
 from PIL import Image
@@ -7,14 +7,14 @@ from imagemill.jobs.console import number
 from imagemill.jobs.evaluations.evaluation import (
     EvaluateConfig,
     Evaluation,
-    Line,
     Measured,
+    TableRow,
     check_config,
     mean,
+    pick_evenly,
     read_images,
-    restored,
-    spread,
-    through_product,
+    read_outputs,
+    run_pipeline,
 )
 from imagemill.models.metrics import psnr_db, ssim
 from imagemill.models.objectives.colorize import colourfulness
@@ -25,23 +25,25 @@ SHOWN = 6
 
 
 def evaluate_colorize(config: EvaluateConfig) -> Evaluation:
-    """PSNR, SSIM and colourfulness (Hasler and Süsstrunk 2003) beside the floor: the true luma and no chroma.
+    """Measure PSNR, SSIM and colourfulness (Hasler and Süsstrunk 2003) of outputs and of gray images.
 
-    Raises: VerificationError when the luma of an image, Pillow's convert("L"), is not exactly the source's.
+    Raises:
+        ConfigError: when no image has colours.
+        VerificationError: when the luma of an output, Pillow's convert("L"), differs from that of its source.
     """
     check_config(config, None)
     pictures = read_images(str(config.input), config.storage)
-    # What has no colour is endlessly right when it is left alone.
+    # The PSNR of an image without colours would be infinite when it stays gray.
     originals = {name: picture.rgb for name, picture in pictures.items() if colourfulness(picture.rgb)}
     if not originals:
-        raise ConfigError(f"input {config.input} holds no image with colours")
-    with through_product(config, {}, str(config.input)) as (output, _):
-        ours = {name: rgb for name, rgb in restored(output).items() if name in originals}
+        raise ConfigError(f"input {config.input}: no image has colours. Choose other images")
+    with run_pipeline(config, {}, str(config.input)) as (output, _):
+        ours = {name: rgb for name, rgb in read_outputs(output).items() if name in originals}
     gray = {name: np.asarray(Image.fromarray(rgb).convert("L").convert("RGB")) for name, rgb in originals.items()}
     for name, rgb in ours.items():
         if not np.array_equal(np.asarray(Image.fromarray(rgb).convert("L")), gray[name][..., 0]):
-            raise VerificationError(f"{name}: its luma was changed")
-    line: Line = {}
+            raise VerificationError(f"{name}: the luma differs from that of the source")
+    line: TableRow = {}
     for label, images in (("gray", gray), ("ours", ours)):
         line[f"{label} dB"] = mean([psnr_db(images[n], x) for n, x in originals.items()])
         line[f"{label} SSIM"] = mean([ssim(images[n], x) for n, x in originals.items()])
@@ -51,15 +53,15 @@ def evaluate_colorize(config: EvaluateConfig) -> Evaluation:
     line["luma exact"] = "yes, in every image"
     rows = [
         [*(Tile(images[n], f"{psnr_db(images[n], originals[n]):.2f} dB") for images in (gray, ours)), Tile(originals[n], n)]
-        for n in spread(list(originals), SHOWN)
+        for n in pick_evenly(list(originals), SHOWN)
     ]
     return Evaluation(
         len(originals),
         {"PSNR, SSIM and colourfulness, means over the images": [line]},
         [Measured(config.weights, f"{line['ours dB']:.2f} dB, {line['gain dB']:+.2f} over gray", [line])],
-        draw_contact_sheet(["gray (the floor)", "colorized", "original"], rows),
+        draw_contact_sheet(["gray (baseline)", "colorized", "original"], rows),
         [
-            "gray: the true luma and no chroma",
+            "gray: the luma of the original without chroma",
             f"left out: {number(len(pictures) - len(originals), 'image')} without colours",
         ],
     )

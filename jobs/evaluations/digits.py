@@ -1,4 +1,4 @@
-"""Coders of small gray images of one size (the seed page's autoencoder): beside PCA, and what their decoders leave."""
+"""Evaluate autoencoders of small gray images of one size: compared with PCA, and for patterns of their decoders."""
 
 import io
 
@@ -7,17 +7,17 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from imagemill.jobs.evaluations.compress import decoded_images
+from imagemill.jobs.evaluations.compress import decode_images
 from imagemill.jobs.evaluations.evaluation import (
     EvaluateConfig,
     Evaluation,
-    Line,
     Measured,
+    TableRow,
     check_config,
     mean,
+    pick_evenly,
     read_images,
-    spread,
-    through_product,
+    run_pipeline,
 )
 from imagemill.jobs.outputs import read_newest_rows
 from imagemill.models import checkpoint as checkpoints
@@ -29,26 +29,26 @@ from imagemill.pipeline.resolve import ResolvedRun
 SHOWN, SHOWN_FLAT, AMPLIFIED = 12, 4, 4
 FLAT_CODES = 1000
 LEVELS = 255
-"""Steps of an 8-bit code, as the architecture `conv` takes them."""
+"""Number of steps of an 8-bit code, as in the architecture `conv`."""
 MARGIN = 2
-"""Places of the code from the border: what lies beyond it is not seen any more."""
+"""Distance from the border, in positions of the code, from which the padding has no influence."""
 
 
 def evaluate_digits(config: EvaluateConfig) -> Evaluation:
-    """Squared errors of checkpoints, of PCA with as many values, and of the smallest PCAs that do no worse than they.
+    """Measure the squared errors of checkpoints, of PCA with as many values, and of the smallest PCA that is as good.
 
-    "MSE" is in [0,1]², neither codes nor images rounded. "stored" is after a run and `decode`: 8-bit codes, 8-bit images
-    (for PCA: codes in 255 steps between the extremes that each took on the images it was fitted on, and images rounded).
-    PSNR belongs to "stored".
+    "MSE" is measured on values in [0,1] without rounding. "stored" is measured after a run and `decode`, with 8-bit codes
+    and 8-bit images, and so is the PSNR. For PCA, codes are divided into 255 steps between their extremes on the training
+    images.
 
-    Two figures look for the pattern that strides leave (Odena et al. 2016). "checkerboard" is the metric of
-    `models/metrics.py`, measured on the errors, in multiples of the value of white noise. "ripple" is the variation in
-    images decoded from constant codes (the code of one place of a digit, repeated): only the decoder can have added it.
-    Digits of up to four strides have none: nothing of them is far enough from the border.
+    Two figures measure the pattern that strides leave (Odena et al. 2016). "checkerboard" is the metric of
+    `models/metrics.py` of the errors, in multiples of the value of white noise. "ripple" is the variation in images that are
+    decoded from constant codes (one position of a digit's code, repeated), which only the decoder can cause. It is not
+    measured for digits of up to four strides, because every pixel is too close to the border.
     """
     configs = [config.model_copy(update={"checkpoint": name}) for name in (config.weights, *config.against)]
-    models = [gray_coder(check_config(c, None, ("step",))) for c in configs]
-    originals, fitted = gray_images(config, str(config.input)), gray_images(config, str(config.fit))
+    models = [build_gray_coder(check_config(c, None, ("step",))) for c in configs]
+    originals, fitted = read_gray_images(config, str(config.input)), read_gray_images(config, str(config.fit))
     names, x, train = list(originals), np.stack(list(originals.values())), np.stack(list(fitted.values()))
     if x.shape[1:] != train.shape[1:]:
         raise ConfigError(
@@ -61,7 +61,7 @@ def evaluate_digits(config: EvaluateConfig) -> Evaluation:
                 f"checkpoint {c.weights} takes multiples of {model.stride}"
             )
     period = models[0].stride
-    lines: list[Line] = []
+    lines: list[TableRow] = []
     restored: dict[str, np.ndarray] = {}
     flat: dict[str, np.ndarray] = {}
     for c, model in zip(configs, models, strict=True):
@@ -69,15 +69,15 @@ def evaluate_digits(config: EvaluateConfig) -> Evaluation:
             code = model.encode(torch.from_numpy(x)[:, None])
             restored[c.weights] = model.decode(code)[:, 0].numpy()
             if min(x.shape[1:]) > 2 * MARGIN * model.stride:
-                flat[c.weights] = decoded_flat(model, code)
-        with through_product(c, {}, str(c.input)) as (output, _):
-            rows, images = read_newest_rows(output, ["bits_per_pixel"]), decoded_images(output)
+                flat[c.weights] = decode_flat(model, code)
+        with run_pipeline(c, {}, str(c.input)) as (output, _):
+            rows, images = read_newest_rows(output, ["bits_per_pixel"]), decode_images(output)
         stored = np.stack([images[name][..., 0] for name in names])
         parameters = sum(p.numel() for p in model.parameters())
         line = {"coder": c.weights, "parameters": parameters, "values": code[0].numel()}
-        line |= figures(x, restored[c.weights], stored, period)
+        line |= measure_errors(x, restored[c.weights], stored, period)
         if c.weights in flat:
-            line["ripple"] = ripple(flat[c.weights])
+            line["ripple"] = measure_ripple(flat[c.weights])
         lines.append(line | {"bits/pixel": mean([row["bits_per_pixel"] for row in rows.values()])})
     pca = PCA(train)
     counts = [lines[0]["values"], *(pca.values_for(x, line["MSE"]) for line in lines)]
@@ -86,7 +86,7 @@ def evaluate_digits(config: EvaluateConfig) -> Evaluation:
         restored[name] = pca.restore(x, values)
         stored = (pca.restore(x, values, quantised=True).clip(0, 1) * 255).round().astype(np.uint8)
         line = {"coder": name, "parameters": (values + 1) * x[0].size, "values": values}
-        lines.append(line | figures(x, restored[name], stored, period))
+        lines.append(line | measure_errors(x, restored[name], stored, period))
     shown = [config.weights, *config.against, f"PCA, {counts[0]} values"]
     return Evaluation(
         len(x),
@@ -95,36 +95,50 @@ def evaluate_digits(config: EvaluateConfig) -> Evaluation:
             Measured(c.weights, f"MSE {line['MSE']:.5f}", [line])
             for c, line in zip(configs, lines[: len(configs)], strict=True)
         ],
-        draw(x, {name: restored[name] for name in shown}, flat, [names.index(n) for n in spread(names, SHOWN)], period),
+        draw_figure(
+            x, {name: restored[name] for name in shown}, flat, [names.index(n) for n in pick_evenly(names, SHOWN)], period
+        ),
         [
-            f"PCA was fitted on {len(train)} images of {config.fit}; beside as many values, the fewest that do no worse",
-            "stored: 8-bit codes and 8-bit images, through the product; bits/pixel: the compressed codes alone",
-            f"checkerboard: power of the error at the period of {period} pixels, in multiples of what white noise has there",
-            f"ripple: rms in 8-bit levels of what varies in images of {FLAT_CODES} codes that do not vary",
+            f"PCA: fitted on {len(train)} images of {config.fit}, with as many values, and with the fewest that are as good",
+            "stored: 8-bit codes and 8-bit images after a run and decode; bits/pixel: the compressed codes alone",
+            f"checkerboard: power of the error at the period of {period} pixels, in multiples of that of white noise",
+            f"ripple: rms variation, in 8-bit levels, of images decoded from {FLAT_CODES} constant codes",
         ],
     )
 
 
-def gray_coder(job: ResolvedRun) -> LatentCoder:
-    """The model of a checkpoint. Raises: ConfigError when it does not code gray images as they are."""
+def build_gray_coder(job: ResolvedRun) -> LatentCoder:
+    """Build the model of a checkpoint.
+
+    Raises:
+        ConfigError: when it does not encode gray images.
+    """
     model = checkpoints.build(job.card, job.weights)
     if not isinstance(model, LatentCoder) or model.channels != 1:
-        raise ConfigError(f"checkpoint {job.card.name} is no coder of gray images; fit is for those alone")
+        raise ConfigError(f"checkpoint {job.card.name}: must encode gray images. Choose one of the architecture conv")
     return model
 
 
-def gray_images(config: EvaluateConfig, url: str) -> dict[str, np.ndarray]:
-    """Images (H,W) float32 in [0,1], by relative path. Raises: ConfigError when their sizes differ or they have colours."""
+def read_gray_images(config: EvaluateConfig, url: str) -> dict[str, np.ndarray]:
+    """Read images (H,W) float32 in [0,1], by relative path.
+
+    Raises:
+        ConfigError: when sizes differ or an image has colours.
+    """
     pictures = read_images(url, config.storage)
     if len({picture.rgb.shape for picture in pictures.values()}) > 1 or not all(p.is_gray for p in pictures.values()):
-        raise ConfigError(f"{url}: gray images of one size are expected")
+        raise ConfigError(f"{url}: must contain only gray images of one size")
     return {name: picture.rgb[..., 0].astype(np.float32) / 255 for name, picture in pictures.items()}
 
 
-def figures(x: np.ndarray, x_hat: np.ndarray, stored: np.ndarray, period: int) -> Line:
-    """The figures of one coder.
+def measure_errors(x: np.ndarray, x_hat: np.ndarray, stored: np.ndarray, period: int) -> TableRow:
+    """Return the errors of one autoencoder.
 
-    Args: x (B,H,W) float in [0,1]; x_hat, what it becomes; stored, the same as uint8 after everything was rounded.
+    Args:
+        x: images (B,H,W) float in [0,1].
+        x_hat: the reconstructions without rounding.
+        stored: the reconstructions (B,H,W) uint8 from rounded codes.
+        period: of the checkerboard metric, in pixels.
     """
     original = (x * 255).round().astype(np.uint8)
     _, h, w = x.shape
@@ -137,10 +151,10 @@ def figures(x: np.ndarray, x_hat: np.ndarray, stored: np.ndarray, period: int) -
     }
 
 
-def decoded_flat(model: LatentCoder, code_BCHW: torch.Tensor) -> np.ndarray:
-    """Images (N,H,W) in [0,1], without their borders, of codes that are one place of these codes, repeated."""
+def decode_flat(model: LatentCoder, code_BCHW: torch.Tensor) -> np.ndarray:
+    """Decode constant codes, each a position of the given codes repeated; return images (N,H,W) without their borders."""
     places = code_BCHW.movedim(1, 3).flatten(0, 2)
-    # Where a digit is: the empty ground would only say that black stays black.
+    # Only positions inside digits: the black background would always stay black.
     places = places[places.amax(1) > 0]
     chosen = places[torch.linspace(0, len(places) - 1, min(FLAT_CODES, len(places))).long()]
     images = model.decode(chosen[:, :, None, None].expand(-1, -1, *code_BCHW.shape[2:]))[:, 0].numpy()
@@ -149,13 +163,13 @@ def decoded_flat(model: LatentCoder, code_BCHW: torch.Tensor) -> np.ndarray:
     return inner
 
 
-def ripple(flat_BHW: np.ndarray) -> float:
-    """RMS, in 8-bit levels, of how images differ from their own means."""
+def measure_ripple(flat_BHW: np.ndarray) -> float:
+    """Return the RMS difference of images from their own means, in 8-bit levels."""
     return float(255 * np.sqrt(flat_BHW.var((1, 2)).mean()))
 
 
 class PCA:
-    """Principal components of images (B,H,W), those of the largest variance first."""
+    """Principal component analysis of images (B,H,W); components with the largest variance come first."""
 
     def __init__(self, images: np.ndarray) -> None:
         flat = images.reshape(len(images), -1).astype(np.float64)
@@ -166,7 +180,7 @@ class PCA:
         self.low, self.high = codes.min(0), codes.max(0)
 
     def restore(self, x: np.ndarray, values: int, quantised: bool = False) -> np.ndarray:
-        """Images (B,H,W) from so many values each; these rounded to 8 bits when `quantised`."""
+        """Reconstruct images (B,H,W) from their first `values` components, rounded to 8 bits if `quantised`."""
         basis, low, high = self.basis[:, :values], self.low[:values], self.high[:values]
         codes = (x.reshape(len(x), -1) - self.mean) @ basis
         if quantised:
@@ -176,49 +190,56 @@ class PCA:
         return restored
 
     def values_for(self, x: np.ndarray, mse: float) -> int:
-        """The fewest values with which images (B,H,W) have at most this mean squared error."""
+        """Return the smallest number of components with at most the given mean squared error on images (B,H,W)."""
         centred = x.reshape(len(x), -1) - self.mean
-        # The basis is orthonormal: what each further value explains is taken off the error.
-        left = np.square(centred).mean() - np.cumsum(np.square(centred @ self.basis).mean(0)) / x[0].size
-        return int(np.argmax(left <= mse)) + 1
+        # The basis is orthonormal, so each component reduces the error by its own power.
+        errors = np.square(centred).mean() - np.cumsum(np.square(centred @ self.basis).mean(0)) / x[0].size
+        return int(np.argmax(errors <= mse)) + 1
 
 
-def draw(
+def draw_figure(
     x: np.ndarray, restored: dict[str, np.ndarray], flat: dict[str, np.ndarray], shown: list[int], period: int
 ) -> bytes:
-    """PNG: a row for each coder with digits, their errors, the spectrum of all errors, and images of flat codes.
+    """Draw a row for each autoencoder: digits, errors, spectrum of the errors, and images of constant codes; return a PNG.
 
-    Rings mark the frequencies that `checkerboard` counts.
+    Rings mark the frequencies of the checkerboard metric.
+
+    Args:
+        x: images (B,H,W).
+        restored: reconstructions by name.
+        flat: images of constant codes by name.
+        shown: indices of the digits to show.
+        period: of the checkerboard metric, in pixels.
     """
     figure = Figure(figsize=(17, 1.2 * (1 + len(restored))), layout="constrained")
     grid = figure.subplots(1 + len(restored), 4, squeeze=False, width_ratios=[SHOWN, SHOWN, 2, 4])
-    spectra = {name: spectrum(x_hat - x) for name, x_hat in restored.items()}
+    spectra = {name: compute_spectrum(x_hat - x) for name, x_hat in restored.items()}
     top = max(np.log10(s).max() for s in spectra.values())
     for axes in grid.flat:
         axes.set_axis_off()
     h, w = x.shape[1:]
     rings = [(v, u) for v in range(0, h, h // period) for u in range(0, w, w // period) if (v, u) != (h // 2, w // 2)]
-    show(grid[0][0], x[shown], "original", 0, 1, "gray")
+    show_images(grid[0][0], x[shown], "original", 0, 1, "gray")
     for row, (name, x_hat) in zip(grid[1:], restored.items(), strict=True):
-        show(row[0], x_hat[shown], name, 0, 1, "gray")
-        show(row[1], (x_hat - x)[shown], f"error, ±{1 / AMPLIFIED:g}", -1 / AMPLIFIED, 1 / AMPLIFIED, "coolwarm")
-        show(row[2], np.log10(spectra[name])[None], "its spectrum", top - 3, top, "magma")
+        show_images(row[0], x_hat[shown], name, 0, 1, "gray")
+        show_images(row[1], (x_hat - x)[shown], f"error, ±{1 / AMPLIFIED:g}", -1 / AMPLIFIED, 1 / AMPLIFIED, "coolwarm")
+        show_images(row[2], np.log10(spectra[name])[None], "its spectrum", top - 3, top, "magma")
         row[2].scatter([u for _, u in rings], [v for v, _ in rings], 20, "none", edgecolors="cyan", linewidths=0.7)
         if name in flat:
             loudest = flat[name][np.argsort(-flat[name].var((1, 2)))[:SHOWN_FLAT]]
-            show(row[3], loudest, "the loudest flat codes", 0, 1, "gray")
+            show_images(row[3], loudest, "the loudest flat codes", 0, 1, "gray")
     out = io.BytesIO()
     figure.savefig(out, dpi=100)
     return out.getvalue()
 
 
-def show(axes: Axes, images: np.ndarray, title: str, low: float, high: float, colours: str) -> None:
-    """Images (B,H,W) side by side."""
+def show_images(axes: Axes, images: np.ndarray, title: str, low: float, high: float, colours: str) -> None:
+    """Show images (B,H,W) side by side."""
     axes.imshow(np.hstack(list(images)), colours, vmin=low, vmax=high)
     axes.set_title(title, loc="left")
 
 
-def spectrum(error_BHW: np.ndarray) -> np.ndarray:
-    """Mean power of the error's frequencies, (H,W), zero in the middle."""
+def compute_spectrum(error_BHW: np.ndarray) -> np.ndarray:
+    """Return the mean power spectrum (H,W) of errors, with frequency 0 in the centre."""
     power: np.ndarray = np.fft.fftshift(np.square(np.abs(np.fft.fft2(error_BHW))).mean(0))
     return power + 1e-12

@@ -1,4 +1,4 @@
-"""What an evaluation is: the config it follows, the figures it gives, and how it reaches the product."""
+"""The config and the result of an evaluation, and helper functions that all evaluations use."""
 
 import sys
 import tempfile
@@ -18,7 +18,7 @@ from imagemill.pipeline.config import RunConfig, Strict
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.images.decode import DecodedImage, decode_image
 from imagemill.pipeline.images.errors import ImageError
-from imagemill.pipeline.resolve import ResolvedRun, check_model, check_output_task, resolve
+from imagemill.pipeline.resolve import ResolvedRun, check_model, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import image_id
 from imagemill.pipeline.sources.folder import list_folder
@@ -26,7 +26,7 @@ from imagemill.pipeline.storage import StorageConfig, Store
 
 
 class EvaluateConfig(Strict):
-    """What `imagemill evaluate` does."""
+    """The configuration of `imagemill evaluate`."""
 
     task: str = Field(description="Evaluate this task.")
     input: str | None = Field(None, description="Evaluate on the clean images of this folder or bucket.")
@@ -52,91 +52,120 @@ class EvaluateConfig(Strict):
 
     @property
     def set_name(self) -> str:
+        """The name of the images in tables and cards."""
         return self.set or str(self.input).rstrip("/").rpartition("/")[2]
 
     @property
     def weights(self) -> str:
+        """The checkpoint to evaluate: a bundled name, folder or URL."""
         return self.checkpoint or TASKS[self.task].default_checkpoint
 
 
-Line = dict[str, Any]
-"""One line of a table: figures by column heading."""
+TableRow = dict[str, Any]
+"""One row of a table: figures by column heading."""
 
 
 @dataclass
 class Measured:
-    """What was found out about one checkpoint: it goes into the card of that."""
+    """The figures of one checkpoint, for its card.
+
+    Attributes:
+        checkpoint: bundled name, folder or URL.
+        headline: one short figure with its unit.
+        lines: the rows of all tables about the checkpoint.
+    """
 
     checkpoint: str
     headline: str
-    """One short figure with its unit."""
-    lines: list[Line]
+    lines: list[TableRow]
 
 
 @dataclass
 class Evaluation:
+    """The result of an evaluation.
+
+    Attributes:
+        images: number of images.
+        tables: rows of the printed tables, by title.
+        measured: the figures of each checkpoint.
+        picture: a PNG file with examples or curves.
+        notes: lines that explain the tables.
+        details: rows of tables that are too long to print, by title.
+    """
+
     images: int
-    tables: dict[str, list[Line]]
-    """By title."""
+    tables: dict[str, list[TableRow]]
     measured: list[Measured]
     picture: bytes
-    """PNG."""
     notes: list[str] = field(default_factory=list)
-    details: dict[str, list[Line]] = field(default_factory=dict)
-    """Tables that are kept, and too long to print."""
+    details: dict[str, list[TableRow]] = field(default_factory=dict)
 
 
 Evaluate = Callable[[EvaluateConfig], Evaluation]
 
 
 def check_config(config: EvaluateConfig, at: str | None, drawn: tuple[str, ...] = ()) -> ResolvedRun:
-    """What could be wrong before anything is measured is looked at.
+    """Check everything that can fail before the first measurement.
 
-    Args: at: the parameter that `at` holds values of; drawn: other parameters that the evaluation sets itself.
-    Raises: ConfigError, CheckpointError, StorageError.
+    Args:
+        config: the evaluation.
+        at: the parameter that takes the values of the key `at`, or None.
+        drawn: other parameters that the evaluation sets itself.
+
+    Raises:
+        ConfigError: when the config is invalid.
+        CheckpointError: when the checkpoint cannot be read or used.
+        StorageError: when the input cannot be read.
     """
     if config.at and at is None:
-        raise ConfigError(f"at = {config.at}: {config.task} has no levels to choose")
+        raise ConfigError(f"at = {config.at}: {config.task} has no levels to choose. Remove the key")
     for key in ((at,) if at else ()) + drawn:
         if key in config.params:
             raise ConfigError(f"params.{key}: the evaluation sets it itself{', from the list at' if key == at else ''}")
-    with work_folder() as folder:
-        job = resolve(run_config(config, {}, config.input, folder))
+    with temporary_folder() as folder:
+        job = resolve(build_run_config(config, {}, config.input, folder))
         check_model(job)
         for value in config.at:
-            check_model(resolve(run_config(config, {str(at): value}, config.input, folder)))
-        check_output_task(job)
+            check_model(resolve(build_run_config(config, {str(at): value}, config.input, folder)))
+        check_ends(job)
     return job
 
 
-def run_config(config: EvaluateConfig, params: dict[str, Any], input: str | None, output: str) -> RunConfig:
-    """The run that an evaluation measures."""
+def build_run_config(config: EvaluateConfig, params: dict[str, Any], input: str | None, output: str) -> RunConfig:
+    """Return the config of a run that an evaluation measures."""
     return RunConfig(
         task=config.task,
         input=input,
         output=output,
         checkpoint=config.checkpoint,
         params=config.params | params,
-        # Every image is measured.
+        # Measure every image.
         quality=sys.maxsize,
         storage=config.storage,
     )
 
 
 @contextmanager
-def work_folder() -> Iterator[str]:
+def temporary_folder() -> Iterator[str]:
+    """Create a folder for the time of a `with` block."""
     with tempfile.TemporaryDirectory(prefix="imagemill-evaluate-") as folder:
         yield folder
 
 
 @contextmanager
-def through_product(config: EvaluateConfig, params: dict[str, Any], input: str) -> Iterator[tuple[Store, dict[str, Any]]]:
-    """The OUTPUT of a run over `input`, for the time of a `with`, and its run.json.
+def run_pipeline(config: EvaluateConfig, params: dict[str, Any], input: str) -> Iterator[tuple[Store, dict[str, Any]]]:
+    """Run the pipeline over `input`; yield its OUTPUT, which exists during a `with` block, and its run.json.
 
-    Raises: ConfigError when an image of it is rejected: a mean over the rest would be of another set.
+    Args:
+        config: the evaluation.
+        params: parameters of the task in addition to those of the config.
+        input: the images.
+
+    Raises:
+        ConfigError: when an image is rejected, because means over the other images would not be comparable.
     """
-    with work_folder() as folder:
-        record = run(run_config(config, params, input, folder))
+    with temporary_folder() as folder:
+        record = run(build_run_config(config, params, input, folder))
         if record["rejected"]:
             raise ConfigError(
                 f"{input}: rejected {record['rejected']} of {number(record['planned'], 'image')}: {record['reasons']}"
@@ -144,22 +173,28 @@ def through_product(config: EvaluateConfig, params: dict[str, Any], input: str) 
         yield Store(folder), record
 
 
-def restored(output: Store) -> dict[str, np.ndarray]:
-    """The image (H,W,3) uint8 that each source became, by the source's relative path."""
+def read_outputs(output: Store) -> dict[str, np.ndarray]:
+    """Read the output image (H,W,3) uint8 of each source, by the source's relative path."""
     return {name: decode_image(output.read(row["output_uri"])).rgb for name, row in read_newest_rows(output, []).items()}
 
 
 def read_images(url: str, storage: StorageConfig, smallest: int = SSIM_SIDE) -> dict[str, DecodedImage]:
-    """Every image of a folder, by its relative path.
+    """Read every image of a folder, by its relative path.
 
-    Raises: ConfigError when there is none, or when one cannot be read or has a side shorter than `smallest` pixels.
+    Args:
+        url: the folder.
+        storage: where S3 is.
+        smallest: smallest side of an image in pixels.
+
+    Raises:
+        ConfigError: when there is no image, or one is unreadable or too small.
     """
     store = Store(url, storage)
     pictures = {}
     for listed in list_folder(store):
         if isinstance(listed, str):
             continue
-        here, all_of_them = store.uri(listed.rel_path), "an evaluation needs all images"
+        here, all_of_them = store.uri(listed.rel_path), "an evaluation needs all images. Remove or replace the file"
         if listed.problem:
             raise ConfigError(f"{here}: {listed.problem}; {all_of_them}")
         try:
@@ -167,22 +202,23 @@ def read_images(url: str, storage: StorageConfig, smallest: int = SSIM_SIDE) -> 
         except ImageError as e:
             raise ConfigError(f"{here}: {e.error_class}: {e}; {all_of_them}") from None
         if min(picture.rgb.shape[:2]) < smallest:
-            raise ConfigError(f"{here} is smaller than {smallest} pixels")
+            raise ConfigError(f"{here}: smaller than {smallest} pixels. Remove or replace the file")
         pictures[listed.rel_path] = picture
     if not pictures:
-        raise ConfigError(f"input {store.url} holds no images")
+        raise ConfigError(f"input {store.url}: no images. Check the location")
     return pictures
 
 
-def seed_of(name: str) -> int:
-    """What is drawn at random for an image hangs on its identity, as in the product."""
+def image_seed(name: str) -> int:
+    """Return the seed of an image's random numbers, which is derived from its name as in a run."""
     return int(image_id(name)[:16], 16)
 
 
 def mean(values: list[float]) -> float:
+    """Return the mean as a float."""
     return float(np.mean(values))
 
 
-def spread(names: list[str], count: int) -> list[str]:
-    """Some names at even distances: those that are shown."""
+def pick_evenly(names: list[str], count: int) -> list[str]:
+    """Return `count` names at even distances."""
     return [names[n] for n in np.unique(np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int))]

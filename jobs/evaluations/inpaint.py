@@ -1,4 +1,4 @@
-"""Inpaint, under damage that is drawn anew for each image but always the same: beside linear interpolation."""
+"""Evaluate `inpaint` under several kinds of reproducible damage; the baseline ("floor") is linear interpolation."""
 
 import gc
 
@@ -9,15 +9,15 @@ from scipy.spatial import KDTree
 from imagemill.jobs.evaluations.evaluation import (
     EvaluateConfig,
     Evaluation,
-    Line,
     Measured,
+    TableRow,
     check_config,
+    image_seed,
     mean,
+    pick_evenly,
     read_images,
-    restored,
-    seed_of,
-    spread,
-    through_product,
+    read_outputs,
+    run_pipeline,
 )
 from imagemill.models.metrics import psnr_db, ssim
 from imagemill.models.objectives.inpaint import known_mask
@@ -37,32 +37,33 @@ DAMAGES = {
 
 
 def evaluate_inpaint(config: EvaluateConfig) -> Evaluation:
-    """PSNR and SSIM of the whole image, and PSNR of what was missing alone, beside the floor.
+    """Measure PSNR and SSIM of whole images, and the PSNR of the missing pixels alone.
 
-    The floor is linear interpolation over the Delaunay triangulation of the known pixels (nearest neighbours outside of
-    their hull), and the mean of the other two planes for a missing one.
+    The baseline is linear interpolation over the Delaunay triangulation of the known pixels (nearest neighbours outside
+    their convex hull), or the mean of the other two planes for a missing plane.
 
-    Raises: VerificationError when a known pixel was changed.
+    Raises:
+        VerificationError: when a known pixel differs from the source.
     """
     check_config(config, None, ("missing", "share", "block"))
     originals = {name: picture.rgb for name, picture in read_images(str(config.input), config.storage).items()}
     lines, rows = [], []
     for number, (damage, params) in enumerate(DAMAGES.items()):
-        known = {name: known_mask(Sample(rgb, seed=seed_of(name)), params) for name, rgb in originals.items()}
-        with through_product(config, params.model_dump(exclude_unset=True), str(config.input)) as (output, _):
-            ours = restored(output)
+        known = {name: known_mask(Sample(rgb, seed=image_seed(name)), params) for name, rgb in originals.items()}
+        with run_pipeline(config, params.model_dump(exclude_unset=True), str(config.input)) as (output, _):
+            ours = read_outputs(output)
         for name, rgb in originals.items():
             if not np.array_equal(ours[name][known[name]], rgb[known[name]]):
-                raise VerificationError(f"{name}: known pixels were changed under {damage}")
-        floor = {name: interpolated(rgb, known[name]) for name, rgb in originals.items()}
-        line: Line = {"damage": damage}
+                raise VerificationError(f"{name}: known pixels differ from the source under the damage {damage}")
+        floor = {name: interpolate(rgb, known[name]) for name, rgb in originals.items()}
+        line: TableRow = {"damage": damage}
         for label, images in (("floor", floor), ("ours", ours)):
             line[f"{label} dB"] = mean([psnr_db(images[n], x) for n, x in originals.items()])
             line[f"{label} SSIM"] = mean([ssim(images[n], x) for n, x in originals.items()])
             line[f"{label} in holes dB"] = mean([psnr_db(images[n][~known[n]], x[~known[n]]) for n, x in originals.items()])
         line["gain dB"] = line["ours dB"] - line["floor dB"]
         lines.append(line)
-        shown = spread(list(originals), len(DAMAGES))
+        shown = pick_evenly(list(originals), len(DAMAGES))
         name = shown[number % len(shown)]
         rgb = originals[name]
         rows.append(
@@ -85,8 +86,8 @@ def evaluate_inpaint(config: EvaluateConfig) -> Evaluation:
     )
 
 
-def interpolated(rgb: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """The image (H,W,3) uint8 with the values that are not known (H,W,3) filled in without any model."""
+def interpolate(rgb: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Fill the unknown values of an image (H,W,3) uint8 without a model; `known` is (H,W,3) bool."""
     filled = rgb.astype(np.float64)
     for plane in range(3):
         if not known[..., plane].any():
@@ -94,7 +95,7 @@ def interpolated(rgb: np.ndarray, known: np.ndarray) -> np.ndarray:
     holes = ~known.any(2)
     if holes.any():
         (y, x), (hole_y, hole_x) = np.nonzero(~holes), np.nonzero(holes)
-        # The same as scipy.interpolate.griddata, whose solver for each triangle stalls when other processes want the CPUs.
+        # The result of scipy.interpolate.griddata, whose solver for each triangle is very slow next to other processes.
         triangles = Triangulation(x, y)
         finder = triangles.get_trifinder()
         nearest = KDTree(np.stack([y, x], 1)).query(np.stack([hole_y, hole_x], 1))[1]
@@ -102,7 +103,7 @@ def interpolated(rgb: np.ndarray, known: np.ndarray) -> np.ndarray:
             values = filled[y, x, plane]
             linear = LinearTriInterpolator(triangles, values, finder)(hole_x, hole_y)
             filled[hole_y, hole_x, plane] = np.where(np.ma.getmaskarray(linear), values[nearest], np.ma.getdata(linear))
-        # They hold each other, 140 MB an image, and Python does not see how much.
+        # A reference cycle of 140 MB an image, whose size Python's garbage collector does not know.
         del triangles, finder
         gc.collect()
     return filled.clip(0, 255).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Stylize: what more style costs in content, and what one pass gives beside optimising the image."""
+"""Evaluate `stylize`: the content loss of stronger styles, and one pass compared with optimising the image."""
 
 import numpy as np
 import torch
@@ -6,14 +6,14 @@ import torch
 from imagemill.jobs.evaluations.evaluation import (
     EvaluateConfig,
     Evaluation,
-    Line,
     Measured,
+    TableRow,
     check_config,
     mean,
+    pick_evenly,
     read_images,
-    restored,
-    spread,
-    through_product,
+    read_outputs,
+    run_pipeline,
 )
 from imagemill.jobs.outputs import read_newest_rows
 from imagemill.models import checkpoint as checkpoints
@@ -33,19 +33,19 @@ SHOWN = 4
 
 
 def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
-    """Losses of both methods over a folder of content images, through the product.
+    """Measure the losses of both methods on a folder of content images.
 
-    The sweep: `gatys` at falling α and one β. The comparison: `adain`, and `gatys` after some of its steps at the default α
-    and β, by the same losses of the same network; and what each takes of the model for an image.
+    The sweep runs `gatys` with falling α and one β. The comparison measures `adain`, and `gatys` after different numbers of
+    steps at the default α and β, by the losses of the same network, and the model time of an image.
     """
     for key in ("method", "strength", "size"):
         if key in config.params:
-            raise ConfigError(f"params.{key}: the evaluation sets it itself")
+            raise ConfigError(f"params.{key}: the evaluation sets it itself. Remove it")
     once = {k: v for k, v in config.params.items() if k not in METHOD_PARAMS["gatys"]} | {
         "method": "adain",
         "size": GATYS_SIDE,
     }
-    beside = config.model_copy(update={"params": once})
+    one_pass = config.model_copy(update={"params": once})
     config = config.model_copy(update={"params": config.params | {"method": "gatys", "size": GATYS_SIDE}})
     job = check_config(config, "alpha")
     params = job.params
@@ -53,26 +53,26 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
     net = checkpoints.build(job.card, job.weights)
     style_images = [decode_image(data).rgb for _, data in job.style_images]
     contents = read_images(str(config.input), config.storage)
-    shown = spread(list(contents), SHOWN)
+    shown = pick_evenly(list(contents), SHOWN)
 
     sweep, columns = [], []
     for alpha in config.at or ALPHAS:
-        with through_product(config, {"alpha": alpha}, str(config.input)) as (output, _):
-            rows, images = read_newest_rows(output, ["content_loss", "style_loss"]), restored(output)
-        line: Line = {"alpha / beta": alpha / params.beta if params.beta else float("inf")}
+        with run_pipeline(config, {"alpha": alpha}, str(config.input)) as (output, _):
+            rows, images = read_newest_rows(output, ["content_loss", "style_loss"]), read_outputs(output)
+        line: TableRow = {"alpha / beta": alpha / params.beta if params.beta else float("inf")}
         for name in ("content_loss", "style_loss"):
             line[name.replace("_", " ")] = mean([row[name] for row in rows.values()])
         sweep.append(line)
         columns.append([Tile(limit_side(images[name], 256), f"style loss {rows[name]['style_loss']:.4f}") for name in shown])
 
-    with through_product(config, {}, str(config.input)) as (output, record):
-        curves, slow = read_newest_rows(output, ["losses"]), seconds_an_image(record)
+    with run_pipeline(config, {}, str(config.input)) as (output, record):
+        curves, slow = read_newest_rows(output, ["losses"]), model_seconds_per_image(record)
     stylist = TASK_OBJECTIVES[job.task.name].prepare(net, params, style_images, "cpu")
     stylist = require_type(stylist, StyleTransfer)
-    compared: list[Line] = []
+    compared: list[TableRow] = []
     if net.decoder is not None:
-        with through_product(beside, {}, str(config.input)) as (output, record):
-            images, fast = restored(output), seconds_an_image(record)
+        with run_pipeline(one_pass, {}, str(config.input)) as (output, record):
+            images, fast = read_outputs(output), model_seconds_per_image(record)
         totals = {name: total_loss(stylist, picture.rgb, images[name], params) for name, picture in contents.items()}
         as_good = [steps_to(curves[name]["losses"], total) for name, total in totals.items()]
         compared.append(
@@ -89,11 +89,11 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
     headline = f"style loss {sweep[-1]['style loss']:.4f} at alpha {(config.at or ALPHAS)[-1]:g}"
     if net.decoder is not None:
         median = int(np.median(as_good))
-        notes.append(f"one pass is as good as {median} steps of gatys (median; {min(as_good)} to {max(as_good)})")
-        headline = f"one pass: loss {compared[0]['loss']:.3f}, as {median} steps of gatys"
+        notes.append(f"one pass reaches the loss of {median} steps of gatys (median; {min(as_good)} to {max(as_good)})")
+        headline = f"one pass: loss {compared[0]['loss']:.3f}, like {median} steps of gatys"
     return Evaluation(
         len(contents),
-        {"gatys, while the weight of the content falls": sweep, "one pass beside optimising the image": compared},
+        {"gatys with falling weight of the content": sweep, "one pass and optimisation": compared},
         [Measured(config.weights, headline, [*sweep, *compared])],
         draw_contact_sheet(
             [
@@ -107,8 +107,8 @@ def evaluate_stylize(config: EvaluateConfig) -> Evaluation:
     )
 
 
-def seconds_an_image(record: dict[str, object]) -> float:
-    """What the model took of each image of a run."""
+def model_seconds_per_image(record: dict[str, object]) -> float:
+    """Return the seconds that the model needed for an image of a run."""
     stages, ok = record["stage_seconds"], record["ok"]
     stages = require_type(stages, dict)
     ok = require_type(ok, int)
@@ -116,7 +116,7 @@ def seconds_an_image(record: dict[str, object]) -> float:
 
 
 def total_loss(stylist: StyleTransfer, content: np.ndarray, painted: np.ndarray, params: StylizeParams) -> float:
-    """α·content + β·style of what a run made of an image."""
+    """Return α·content loss + β·style loss of the output of a run."""
     x, t = (to_float_batch([limit_side(rgb, GATYS_SIDE)], stylist.stride, "cpu") for rgb in (content, painted))
     with torch.inference_mode():
         features = stylist.network.features(x, {stylist.content_layer})[stylist.content_layer]
@@ -125,14 +125,14 @@ def total_loss(stylist: StyleTransfer, content: np.ndarray, painted: np.ndarray,
 
 
 def steps_to(losses: list[float], total: float) -> int:
-    """Steps after which a curve is below a loss; all of them where it never is."""
+    """Return the number of steps after which a curve of losses reaches `total`; all steps if it never does."""
     below = [step for step, loss in enumerate(losses) if loss <= total]
     return below[0] if below else len(losses) - 1
 
 
 def loss_after(losses: list[float], steps: int, of: int) -> float:
-    """The loss after some `steps` of a curve of `of`: the image's own at its end, and the best one so far before.
+    """Return the loss after `steps` of `of` steps: at the end the loss of the output, before it the lowest loss so far.
 
-    A curve has what each evaluation gave, places that a line search tried and left among them.
+    A curve contains each evaluation of the loss, also at points that the line search rejected.
     """
     return losses[-1] if steps == of else min(losses[: steps + 1])

@@ -1,1 +1,1 @@
-"""What `imagemill train` is made of: the config, what is looked at first, crops, learning, states, what a person sees."""
+"""The parts of `imagemill train`: config, checks, images, crops, workers, states, progress and figures."""

@@ -1,4 +1,4 @@
-"""What a training is told."""
+"""The configuration of a training."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from imagemill.pipeline.storage import StorageConfig
 
 
 class TrainConfig(Strict):
-    """What `imagemill train` does."""
+    """The configuration of `imagemill train`."""
 
     name: str = Field(description="Name the checkpoint.", pattern=r"^[a-z0-9][a-z0-9_.-]*$")
     task: str = Field(description="Train a network for this task.")
@@ -56,13 +56,17 @@ class TrainConfig(Strict):
 
     @field_validator("name")
     @classmethod
-    def refuse_pickle(cls, name: str) -> str:
+    def check_name(cls, name: str) -> str:
+        """Refuse names that end like pickled weights, because every command would refuse the checkpoint."""
         if name.endswith(PICKLES):
-            raise ValueError("it ends as pickled weights do, and every command would refuse it as such")
+            raise ValueError(f"must not end in {', '.join(PICKLES)}, because pickled weights are refused")
         return name
 
     def digest(self) -> str:
-        """Hash of all that changes the result: a run's name carries it, so a changed config never resumes an old run."""
-        # Keys that are added later, and left at their defaults, leave the digest as it was.
+        """Return a hash of the keys that change the result. It is part of the folder of states.
+
+        A changed config therefore never resumes the states of another one.
+        """
+        # Only keys without their default count, so that new keys do not change the digests of existing configs.
         content = self.model_dump(exclude={"output", "storage", "address", "max_broken_fraction"}, exclude_defaults=True)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""How far a training is, as a person sees it: one bar on a terminal, a log line now and then elsewhere."""
+"""The progress of a training: one bar on a terminal, log lines elsewhere."""
 
 import logging
 import time
@@ -18,12 +18,20 @@ log = logging.getLogger("imagemill.train")
 Result = TypeVar("Result")
 
 
-def followed(work: Callable[[], Result], key: str, epochs: int, steps_per_epoch: int) -> Result:
-    """Do `work` in another thread, and show what rank 0 publishes under `key` until it ends.
+def run_with_progress(work: Callable[[], Result], key: str, epochs: int, steps_per_epoch: int) -> Result:
+    """Run `work` in another thread, and show what rank 0 publishes until it ends.
 
-    Signals are the main thread's: in it, Ray Train would put its own handler of Ctrl-C in the place of ours.
+    In the main thread, Ray Train would replace the signal handlers of this program.
 
-    Raises: ContactLost when Ray does not answer any more; what `work` raises.
+    Args:
+        work: the training.
+        key: under which rank 0 publishes its progress.
+        epochs: of the training.
+        steps_per_epoch: of each worker.
+
+    Raises:
+        ContactLost: when Ray does not answer any more.
+        Exception: any error of `work`.
     """
     ending = begin(work)
     last_log, worker = time.monotonic(), None
@@ -33,18 +41,19 @@ def followed(work: Callable[[], Result], key: str, epochs: int, steps_per_epoch:
             wait([ending], POLL_SECONDS)
             for figures in answered(partial(published, key)):
                 if worker not in (None, figures["pid"]):
-                    log.warning("a worker died: training goes on after epoch %d", figures["resumed_at"])
+                    log.warning("a worker died; the training continues after epoch %d", figures["resumed_at"])
                 worker = figures["pid"]
                 where = f"train: epoch {figures['epoch']}/{epochs}"
-                bar.update(shown, completed=figures["done"], description=where, note=note_of(figures, steps_per_epoch))
+                note = format_progress(figures, steps_per_epoch)
+                bar.update(shown, completed=figures["done"], description=where, note=note)
                 if bar.disable and time.monotonic() - last_log > LOG_SECONDS:
                     last_log = time.monotonic()
-                    log.info("%s, %s", where, note_of(figures, steps_per_epoch))
+                    log.info("%s, %s", where, note)
     return ending.result()
 
 
-def note_of(figures: dict[str, Any], steps_per_epoch: int) -> str:
-    """One line of what a worker published."""
+def format_progress(figures: dict[str, Any], steps_per_epoch: int) -> str:
+    """Format the progress that a worker published, in one line."""
     quality = "" if figures["psnr_db"] is None else f"validation {figures['psnr_db']:.2f} dB, "
     return (
         f"step {figures['epoch_step']}/{steps_per_epoch}, loss {figures['loss']:.4g}, {quality}"

@@ -1,8 +1,8 @@
-"""What a training goes on from: states in `OUTPUT/runs/NAME-HASH/states/`, one for an epoch; the newest, and the best.
+"""The states that a training resumes from: `OUTPUT/runs/NAME-HASH/states/` holds the newest epochs and the best one.
 
-A state is `epoch-00012.safetensors` and, written after it, `epoch-00012.json` with its digest: where the second is, the
-first is whole. The history of all epochs is part of a state, so that what is drawn from it holds each epoch once, however
-often a training was cut off.
+A state is `epoch-00012.safetensors` and, written after it, `epoch-00012.json` with its digest. A state with both files is
+complete. Each state contains the history of all epochs, so that every epoch appears once in the figures, no matter how often
+the training was interrupted.
 """
 
 import hashlib
@@ -23,30 +23,30 @@ from imagemill.pipeline.output.lease import check_newest
 from imagemill.pipeline.storage import Store
 
 log = logging.getLogger("imagemill.train")
-FOLDER = "states"
-INIT = "init.sha256"
-"""The digest of the weights that the states began with."""
-NEWEST_KEPT = 2
-"""The newest, and the one before it should the newest turn out to be damaged."""
+STATES_FOLDER = "states"
+INIT_FILE = "init.sha256"
+"""File with the digest of the weights that the training started from."""
+KEPT_STATES = 2
+"""The newest state, and the one before it in case the newest is damaged."""
 
-Line = dict[str, Any]
-"""The figures of an epoch: a line of metrics.jsonl."""
+EpochFigures = dict[str, Any]
+"""The figures of one epoch: one line of metrics.jsonl."""
 
 
 @dataclass
 class State:
-    """A model, the average that is shipped, AdamW's moments, and where the training is."""
+    """A model, its average that is exported, the state of AdamW, and the progress of the training."""
 
     model: Autoencoder
     average: AveragedModel
     optimizer: torch.optim.AdamW
     step: int = 0
-    history: list[Line] = field(default_factory=list)
+    history: list[EpochFigures] = field(default_factory=list)
 
     @classmethod
     def begin(cls, model: Autoencoder, ema_decay: float, weight_decay: float) -> "State":
-        """The state of a training before its first step."""
-        # The average is looked at and never trained: `conv`, for one, notes in training how large its codes become.
+        """Return the state of a training before its first step."""
+        # In evaluation mode, because some architectures change buffers in training mode, such as `peak` of `conv`.
         decay = moving_average(ema_decay, lambda: state.step)
         average = AveragedModel(model, multi_avg_fn=decay, use_buffers=True).eval()
         state = cls(model, average, torch.optim.AdamW(model.parameters(), weight_decay=weight_decay, betas=(0.9, 0.99)))
@@ -54,26 +54,27 @@ class State:
 
     @property
     def epoch(self) -> int:
-        """Epochs that are done."""
+        """Number of completed epochs."""
         return len(self.history)
 
     def share(self, epochs: int, steps_per_epoch: int) -> float:
-        """How much of a training of so many epochs is done, in [0,1].
+        """Return the completed share of a training, in [0,1].
 
-        Epochs that are done count as such: with another number of workers they had another number of steps.
+        Completed epochs count as epochs, because with another number of workers they had another number of steps.
         """
         steps = self.step - (self.history[-1]["step"] if self.history else 0)
         return (self.epoch * steps_per_epoch + steps) / (epochs * steps_per_epoch)
 
     def to_bytes(self) -> bytes:
-        """As safetensors; no pickles even here."""
+        """Serialise the state as safetensors, because loading pickles would run code."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": v for k, v in moments.items()}
         return safetensors.torch.save({k: v.cpu().contiguous() for k, v in tensors.items()})
 
-    def load(self, data: bytes, history: list[Line]) -> None:
+    def load(self, data: bytes, history: list[EpochFigures]) -> None:
+        """Restore the tensors of `to_bytes` and the history."""
         groups: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
         for key, value in safetensors.torch.load(data).items():
             group, _, name = key.partition(".")
@@ -83,7 +84,7 @@ class State:
         moments: dict[int, dict[str, Tensor]] = {}
         for key, value in groups["optimizer"].items():
             index, _, name = key.partition(".")
-            # As the weights lie, or each step would shuffle them.
+            # In the memory format of the weights; otherwise each step would convert them.
             layout = torch.channels_last if value.dim() == 4 else torch.contiguous_format
             moments.setdefault(int(index), {})[name] = value.contiguous(memory_format=layout)
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
@@ -92,103 +93,122 @@ class State:
 
 
 def moving_average(decay: float, updates: Callable[[], int]) -> Callable[[Any, Any, Any], None]:
-    """Exponential average whose memory grows with the number of updates, so that early ones do not linger.
+    """Return an exponential moving average whose decay grows with the number of updates, so that early weights fade.
 
-    The number is asked for on the host: the tensor that torch counts in would make a GPU wait at each step.
+    `updates` is called on the host, because reading the counter tensor of torch would make a GPU wait in each step.
     """
 
     @torch.no_grad()
     def average(means: Any, values: Any, _: Any) -> None:
-        keep = min(decay, (1 + updates()) / (10 + updates()))
-        torch._foreach_lerp_(means, values, 1 - keep)
+        current_decay = min(decay, (1 + updates()) / (10 + updates()))
+        torch._foreach_lerp_(means, values, 1 - current_decay)
 
     return average
 
 
-def average_of(data: bytes) -> dict[str, Tensor]:
-    """The averaged weights of a state."""
+def average_weights(data: bytes) -> dict[str, Tensor]:
+    """Return the averaged weights of a serialised state."""
     prefix = "average.module."
     return {k.removeprefix(prefix): v for k, v in safetensors.torch.load(data).items() if k.startswith(prefix)}
 
 
-def path_of(epoch: int, extension: str) -> str:
-    return f"{FOLDER}/epoch-{epoch:05d}.{extension}"
+def state_path(epoch: int, extension: str) -> str:
+    """Return the path of a file of a state below the folder of the training."""
+    return f"{STATES_FOLDER}/epoch-{epoch:05d}.{extension}"
 
 
-def epochs_kept(run: Store) -> list[int]:
-    """Epochs whose state is complete, newest first. Raises: StorageError."""
-    names = [entry.path.rpartition("/")[2] for entry in run.entries(FOLDER)]
+def stored_epochs(run: Store) -> list[int]:
+    """Return the epochs with a complete state, newest first.
+
+    Raises:
+        StorageError: when the folder cannot be listed.
+    """
+    names = [entry.path.rpartition("/")[2] for entry in run.entries(STATES_FOLDER)]
     return sorted((int(name[6:-5]) for name in names if name.startswith("epoch-") and name.endswith(".json")), reverse=True)
 
 
-def read_state(run: Store, epoch: int) -> tuple[bytes, list[Line]] | None:
-    """The tensors of a state and its history; None when it is not what was written."""
+def read_state(run: Store, epoch: int) -> tuple[bytes, list[EpochFigures]] | None:
+    """Read the tensors and the history of a state; None if it is missing or damaged."""
     try:
-        data = run.read(path_of(epoch, "safetensors"))
-        content = json.loads(run.read(path_of(epoch, "json")))
+        data = run.read(state_path(epoch, "safetensors"))
+        content = json.loads(run.read(state_path(epoch, "json")))
     except (FileNotFoundError, ValueError):
         return None
     return (data, content["history"]) if hashlib.sha256(data).hexdigest() == content["sha256"] else None
 
 
-def kept_init(run: Store) -> str | None:
-    """The digest of the weights that a run began with; None before its first start."""
-    return run.read(INIT).decode() if run.exists(INIT) else None
+def stored_init_digest(run: Store) -> str | None:
+    """Return the digest of the weights that a training started from; None before its first start."""
+    return run.read(INIT_FILE).decode() if run.exists(INIT_FILE) else None
 
 
-def begin_with(init: str, run: Store) -> None:
-    """Keep the digest of the weights that a run begins with; states that began with others are deleted."""
-    kept = kept_init(run)
-    if kept == init:
+def store_init_digest(init: str, run: Store) -> None:
+    """Store the digest of the weights that a training starts from; delete states that started from other weights."""
+    stored = stored_init_digest(run)
+    if stored == init:
         return
-    if kept:
-        log.warning("%s: init is another checkpoint than it was: this trains anew", run.url)
-        for entry in list(run.entries(FOLDER)):
+    if stored:
+        log.warning("%s: init is another checkpoint than at the first start, so the training starts again", run.url)
+        for entry in list(run.entries(STATES_FOLDER)):
             run.delete(entry.path)
-    # Last: who is killed before it deletes the rest the next time.
-    run.write(INIT, init.encode(), durable=True)
+    # Written last, so that a process that is killed before deletes the remaining states at its next start.
+    run.write(INIT_FILE, init.encode(), durable=True)
 
 
-def newest_history(run: Store) -> list[Line]:
-    """The history of the newest intact state: its length is the epoch to go on from. Empty when there is no state.
+def read_newest_history(run: Store) -> list[EpochFigures]:
+    """Read the history of the newest intact state, whose length is the number of completed epochs.
 
-    Raises: StorageError when there are states but all are damaged.
+    Returns:
+        An empty list if there is no state.
+
+    Raises:
+        StorageError: when all states are damaged.
     """
-    kept = epochs_kept(run)
-    for epoch in kept:
+    epochs = stored_epochs(run)
+    for epoch in epochs:
         if state := read_state(run, epoch):
             return state[1]
-        log.warning("%s is damaged: it is passed over", run.uri(path_of(epoch, "safetensors")))
-    if kept:
-        raise StorageError(f"{run.uri(FOLDER)}: no state is intact. To train anew, delete {run.url}")
+        log.warning("%s is damaged and is ignored", run.uri(state_path(epoch, "safetensors")))
+    if epochs:
+        raise StorageError(f"{run.uri(STATES_FOLDER)}: all states are damaged. To start again, delete {run.url}")
     return []
 
 
-def keep(state: State, run: Store, fencing_token: int) -> None:
-    """Write a state, and delete those that nobody needs any more.
+def save_state(state: State, run: Store, fencing_token: int) -> None:
+    """Write a state, and delete states that are no longer needed.
 
-    The best of the epochs before stays too: should this state turn out to be damaged, it is the best one again.
+    The best of the earlier epochs stays, because it is the best one if this state is damaged.
 
-    Args: fence: of the training that holds `run`. Raises: OutputHeld when another one took it; StorageError.
+    Args:
+        state: the state after an epoch.
+        run: the folder of the training.
+        fencing_token: of the lease on the folder.
+
+    Raises:
+        OutputHeld: when another training took over the folder.
+        StorageError: when the state cannot be written.
     """
     check_newest(run, fencing_token)
     data = state.to_bytes()
     content = {"sha256": hashlib.sha256(data).hexdigest(), "history": state.history}
-    run.write(path_of(state.epoch, "safetensors"), data, durable=True)
-    run.write(path_of(state.epoch, "json"), json.dumps(content).encode(), durable=True)
-    kept = epochs_kept(run)
-    needed = {*kept[:NEWEST_KEPT], *(best_epoch(past) for past in (state.history, state.history[:-1]) if past)}
-    for epoch in kept:
+    run.write(state_path(state.epoch, "safetensors"), data, durable=True)
+    run.write(state_path(state.epoch, "json"), json.dumps(content).encode(), durable=True)
+    epochs = stored_epochs(run)
+    needed = {*epochs[:KEPT_STATES], *(best_epoch(past) for past in (state.history, state.history[:-1]) if past)}
+    for epoch in epochs:
         if epoch not in needed:
-            run.delete(path_of(epoch, "json"))
-            run.delete(path_of(epoch, "safetensors"))
+            run.delete(state_path(epoch, "json"))
+            run.delete(state_path(epoch, "safetensors"))
 
 
-def best_epoch(history: list[Line]) -> int:
-    """The epoch whose average is shipped: of the least validation loss where the task gives one (compress: rate counts as
-    well), else of the highest validation PSNR; the later one of equals."""
+def best_epoch(history: list[EpochFigures]) -> int:
+    """Return the epoch whose average is exported; of equal epochs the later one.
 
-    def worth(line: Line) -> float:
+    This is the epoch with the lowest validation loss if the objective has one (for `compress`, the rate counts as well),
+    else the one with the highest validation PSNR.
+    """
+
+    def quality(line: EpochFigures) -> float:
         return -line["valid_loss"] if "valid_loss" in line else line["valid_psnr_db"]
 
-    return int(max(history, key=lambda line: (worth(line), line["epoch"]))["epoch"])
+    return int(max(history, key=lambda line: (quality(line), line["epoch"]))["epoch"])

@@ -1,4 +1,4 @@
-"""One update of a model: forward, backward, clipping, AdamW and the moving average. No Ray here."""
+"""One training step: forward, backward, gradient clipping, AdamW and the moving average. This file does not use Ray."""
 
 from typing import Any
 
@@ -9,26 +9,33 @@ from imagemill.jobs.training.states import State
 from imagemill.models.objectives import OBJECTIVES
 from imagemill.models.precision import Precision
 
-LEAST_SCALE = 1.0
-"""Gradients that overflow float16 at this scale of the loss are not finite for another reason."""
+MIN_SCALE = 1.0
+"""Below this loss scale, gradients that are not finite in float16 are no overflow: the training diverges."""
 
 
 class TaskLoss(nn.Module):
-    """A task's loss as a module, so that DDP sees one forward pass."""
+    """The loss of an objective as a module, because DistributedDataParallel wraps one forward pass."""
 
     def __init__(self, task_name: str, model: Any) -> None:
         super().__init__()
         self.objective, self.model = OBJECTIVES[task_name], model
 
     def forward(self, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return the loss and the figures of `Objective.loss`."""
         return self.objective.loss(self.model, x_BCHW, generator)
 
 
 class Step:
-    """Updates `state` by the loss of `loss_of`, a TaskLoss or DDP around one.
+    """Updates a training state with batches.
 
-    In float16 the loss is scaled, so that small gradients do not become zero, and an update whose gradients overflow is left
-    out (Micikevicius et al. 2018). The scale begins anew when a training goes on: it settles within some 20 steps.
+    In float16, the loss is scaled so that small gradients do not become 0, and updates whose gradients overflow are skipped
+    (Micikevicius et al. 2018). A resumed training starts with the initial scale, which settles within about 20 steps.
+
+    Args:
+        loss_of: a TaskLoss, or DistributedDataParallel around one.
+        state: the state to update.
+        precision: device and dtype.
+        clip_norm: largest norm of the gradient.
     """
 
     def __init__(self, loss_of: nn.Module, state: State, precision: Precision, clip_norm: float) -> None:
@@ -36,15 +43,21 @@ class Step:
         self.scaler = torch.amp.GradScaler(precision.device, enabled=precision.dtype == torch.float16)
 
     def __call__(self, x_BCHW: Tensor, generator: torch.Generator, learning_rate: float) -> dict[str, Tensor]:
-        """One update on a batch (B,3,crop,crop) uint8 on the model's device.
+        """Update the model with one batch.
 
-        Returns: the task's figures, and `gradient_norm`, which is not finite when the training diverges; all on the device.
+        Args:
+            x_BCHW: crops (B,3,crop,crop) uint8 on the model's device.
+            generator: source of random damage, on the same device.
+            learning_rate: of this step.
+
+        Returns:
+            The figures of the objective, and `gradient_norm`, which is not finite if the training diverges; on the device.
         """
         state = self.state
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
         x = x_BCHW.float().div_(255).contiguous(memory_format=torch.channels_last)
-        # Tasks draw their damage where the images are.
+        # Objectives create random damage on the device of the images.
         with x.device, self.precision.autocast():
             losses: dict[str, Tensor] = self.loss_of(x, generator)
         self.scaler.scale(losses["loss"]).backward()
@@ -56,7 +69,7 @@ class Step:
         state.average.update_parameters(state.model)
         state.step += 1
         figures = {name: value.detach() for name, value in losses.items()}
-        if self.scaler.is_enabled() and self.scaler.get_scale() >= LEAST_SCALE:
-            # An overflow at a large scale is no divergence, but a loss that is not finite is one.
+        if self.scaler.is_enabled() and self.scaler.get_scale() >= MIN_SCALE:
+            # An overflow at a large scale is no divergence; a loss that is not finite is one.
             norm = figures["loss"]
         return {**figures, "gradient_norm": norm}

@@ -93,8 +93,8 @@ def write_run_report(output: Store, record: dict[str, Any], before: set[str], to
 
     def open_sources(rows: list[dict[str, Any]]) -> SourceReader:
         ids = pa.array([row["image_id"] for row in rows], pa.string())
-        found = todo.filter(pc.is_in(todo["image_id"], ids)).to_pylist() if todo is not None else []
-        return source_reader(read_run_config(output, record), found)
+        existing = todo.filter(pc.is_in(todo["image_id"], ids)).to_pylist() if todo is not None else []
+        return source_reader(read_run_config(output, record), existing)
 
     try:
         return save_report(output, record, before, open_sources)
@@ -126,10 +126,10 @@ def rewrite_report(output: Store, run_id: str) -> str:
     return save_report(output, record, set(), open_sources)
 
 
-def source_reader(config: RunConfig, found: list[dict[str, Any]]) -> SourceReader:
-    """Return a function that reads the encoded input image of a row; `found` are references to existing images."""
-    by_name = {reference["rel_path"]: reference for reference in found}
-    reader = ImageReader(open_input(str(config.input), config.storage, config.source), THREADS) if found else None
+def source_reader(config: RunConfig, existing: list[dict[str, Any]]) -> SourceReader:
+    """Return a function that reads the encoded input image of a row; `existing` are references to its images."""
+    by_name = {reference["rel_path"]: reference for reference in existing}
+    reader = ImageReader(open_input(str(config.input), config.storage, config.source), THREADS) if existing else None
 
     def read(row: dict[str, Any]) -> bytes:
         reference = by_name.get(row["rel_path"])

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagemill.jobs.evaluate import evaluate, metrics_of, record_of, show_evaluation
+from imagemill.jobs.evaluate import build_card_entry, build_record, evaluate, show_evaluation
 from imagemill.jobs.evaluations import EVALUATIONS, inpaint
-from imagemill.jobs.evaluations.denoise import noise_for
+from imagemill.jobs.evaluations.denoise import draw_noise
 from imagemill.jobs.evaluations.evaluation import EvaluateConfig, Evaluation, Measured
 from imagemill.models import checkpoint
 from imagemill.models.architectures import ARCHITECTURES
@@ -61,7 +61,7 @@ def test_every_task_has_an_evaluation():
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_denoise_through_the_command_leaves_table_picture_and_card(photos, tmp_path, capsys):
+def test_evaluate_denoise_writes_tables_picture_and_card(photos, tmp_path, capsys):
     folder = untrained(tmp_path, "denoise")
     values = {"task": "denoise", "input": str(photos), "output": str(tmp_path / "out"), "checkpoint": folder, "at": [25]}
     evaluation = show_evaluation(values, "test", update_card=True)
@@ -81,7 +81,7 @@ def test_denoise_through_the_command_leaves_table_picture_and_card(photos, tmp_p
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_compress_has_curves_and_bd_rates(photos, tmp_path):
+def test_evaluate_compress_has_curves_and_bd_rates(photos, tmp_path):
     folder = untrained(tmp_path, "compress")
     config = EvaluateConfig(task="compress", input=str(photos), checkpoint=folder, at=[64, 18, 26, 40])
     evaluation = evaluate(config)
@@ -96,7 +96,7 @@ def test_compress_has_curves_and_bd_rates(photos, tmp_path):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_inpaint_beside_interpolation_keeps_what_is_known(photos, tmp_path, monkeypatch):
+def test_evaluate_inpaint_against_interpolation(photos, tmp_path, monkeypatch):
     kept = {name: inpaint.DAMAGES[name] for name in ("16-px blocks 15 %", "red plane")}
     monkeypatch.setattr(inpaint, "DAMAGES", kept)
     config = EvaluateConfig(task="inpaint", input=str(photos), checkpoint=untrained(tmp_path, "inpaint"))
@@ -112,7 +112,7 @@ def test_inpaint_beside_interpolation_keeps_what_is_known(photos, tmp_path, monk
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_colorize_beside_gray(photos, tmp_path):
+def test_evaluate_colorize_against_gray(photos, tmp_path):
     config = EvaluateConfig(task="colorize", input=str(photos), checkpoint=untrained(tmp_path, "colorize"))
     evaluation = evaluate(config)
     line = next(iter(evaluation.tables.values()))[0]
@@ -123,7 +123,7 @@ def test_colorize_beside_gray(photos, tmp_path):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_upscale_beside_bicubic(photos, tmp_path):
+def test_evaluate_upscale_against_bicubic(photos, tmp_path):
     # Of 95×127 pixels 94×126 can be made again.
     Image.open(photos / "0.png").crop((0, 0, 127, 95)).save(photos / "odd.png")
     config = EvaluateConfig(task="upscale", input=str(photos), checkpoint=untrained(tmp_path, "upscale"))
@@ -137,7 +137,7 @@ def test_upscale_beside_bicubic(photos, tmp_path):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_stylize_beside_optimising_the_image(photos, tmp_path):
+def test_evaluate_stylize_against_optimisation(photos, tmp_path):
     Image.open(photos / "1.jpg").save(tmp_path / "style.png")
     params = {"style": [str(tmp_path / "style.png")], "steps": 4}
     folder = untrained(tmp_path, "stylize")
@@ -150,28 +150,28 @@ def test_stylize_beside_optimising_the_image(photos, tmp_path):
     assert decode_image(evaluation.picture).rgb.shape[0] > 256
 
 
-def test_a_place_that_is_none_is_said_before_anything_is_measured(photos, monkeypatch):
+def test_evaluate_refuses_an_invalid_output_first(photos, monkeypatch):
     monkeypatch.setattr("imagemill.jobs.evaluate.evaluate", pytest.fail)
     with pytest.raises(ConfigError, match=r"scheme 'gs' is not supported\. Valid: file, s3"):
         show_evaluation({"task": "denoise", "input": str(photos), "output": "gs://x/y"}, "test", update_card=False)
 
 
-def test_a_network_that_has_no_card_is_recorded_and_takes_no_figures(photos):
+def test_evaluate_of_random_network_updates_no_card(photos):
     config = EvaluateConfig(task="stylize", input=str(photos), checkpoint="random", params={"style": ["style.png"]})
-    record = record_of(config, Evaluation(3, {}, [Measured("random", "style loss 1", [])], b""))
+    record = build_record(config, Evaluation(3, {}, [Measured("random", "style loss 1", [])], b""))
     assert record["checkpoints"] == [{"name": "random", "sha256": checkpoint.read("random")[0].sha256}]
     # Said before anything is measured: there is no style.png.
     with pytest.raises(ConfigError, match="--update-card: checkpoint 'random': not found"):
         show_evaluation(config.model_dump(), "test", update_card=True)
 
 
-def test_figures_that_are_not_finite_are_null_in_what_is_written(tmp_path):
+def test_infinite_figures_are_null_in_json(tmp_path):
     folder = untrained(tmp_path, "digits")
     lines = [{"PSNR dB": np.inf, "ripple": np.nan, "values": 196}]
     evaluation = Evaluation(1, {"errors": lines}, [Measured(folder, "exact", lines)], b"", details={"more": lines})
     config = EvaluateConfig(task="compress", input="digits", checkpoint=folder)
-    record = record_of(config, evaluation)
-    checkpoint.write_metrics(folder, metrics_of(config, 1, evaluation.measured[0]))
+    record = build_record(config, evaluation)
+    checkpoint.write_metrics(folder, build_card_entry(config, 1, evaluation.measured[0]))
     card = json.loads((tmp_path / "digits" / "card.json").read_text(), parse_constant=pytest.fail)
     for found in (record["tables"]["errors"], record["tables"]["more"], card["metrics"][0]["table"]):
         assert found == [{"PSNR dB": None, "ripple": None, "values": 196}]
@@ -179,7 +179,7 @@ def test_figures_that_are_not_finite_are_null_in_what_is_written(tmp_path):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_digits_of_a_size_that_the_coder_does_not_take_are_refused_before_anything_runs(digits, tmp_path):
+def test_evaluate_digits_refuses_wrong_sizes(digits, tmp_path):
     for path in (*Path(digits[0]).iterdir(), *Path(digits[1]).iterdir()):
         Image.open(path).crop((0, 0, 28, 30)).save(path)
     config = EvaluateConfig(task="compress", input=digits[0], fit=digits[1], checkpoint=untrained(tmp_path, "digits"))
@@ -188,7 +188,7 @@ def test_digits_of_a_size_that_the_coder_does_not_take_are_refused_before_anythi
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_digits_beside_pca(digits, tmp_path):
+def test_evaluate_digits_against_pca(digits, tmp_path):
     test, train = digits
     config = EvaluateConfig(task="compress", input=test, fit=train, checkpoint=untrained(tmp_path, "digits"))
     evaluation = evaluate(config)
@@ -202,7 +202,7 @@ def test_digits_beside_pca(digits, tmp_path):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_digits_that_are_all_border_have_no_ripple(digits, tmp_path):
+def test_small_digits_have_no_ripple(digits, tmp_path):
     test, train = digits
     for path in (*Path(test).iterdir(), *Path(train).iterdir()):
         Image.open(path).crop((0, 0, 16, 16)).save(path)
@@ -228,14 +228,14 @@ def test_digits_that_are_all_border_have_no_ripple(digits, tmp_path):
     ],
 )
 @pytest.mark.usefixtures("ray_session")
-def test_what_cannot_be_measured_is_said_before_anything_runs(change, error, message, photos):
+def test_evaluate_refuses_invalid_configs(change, error, message, photos):
     config = EvaluateConfig.model_validate({"task": "denoise", "input": str(photos)} | change)
     with pytest.raises(error, match=message):
         evaluate(config)
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_an_image_that_cannot_be_read_is_named(photos):
+def test_evaluate_names_unreadable_images(photos):
     (photos / "broken.png").write_bytes(b"broken")
     with pytest.raises(ConfigError, match=r"broken\.png: UnknownFormat"):
         evaluate(EvaluateConfig(task="denoise", input=str(photos)))
@@ -245,17 +245,17 @@ def test_an_image_that_cannot_be_read_is_named(photos):
         evaluate(EvaluateConfig(task="denoise", input=str(photos)))
 
 
-def test_noise_is_seeded_by_the_image_and_gray_has_one_plane(photos):
+def test_noise_depends_on_the_image_name(photos):
     colour, gray = (decode_image((photos / name).read_bytes()) for name in ("0.png", "gray.png"))
-    assert np.array_equal(noise_for("a", colour, 25), noise_for("a", colour, 25))
-    assert not np.array_equal(noise_for("a", colour, 25), noise_for("b", colour, 25))
-    assert noise_for("a", colour, 25).std() == pytest.approx(25, rel=0.02)
-    noise = noise_for("a", gray, 25)
+    assert np.array_equal(draw_noise("a", colour, 25), draw_noise("a", colour, 25))
+    assert not np.array_equal(draw_noise("a", colour, 25), draw_noise("b", colour, 25))
+    assert draw_noise("a", colour, 25).std() == pytest.approx(25, rel=0.02)
+    noise = draw_noise("a", gray, 25)
     assert noise.shape == gray.rgb.shape
     assert np.ptp(noise, axis=2).max() == 0
 
 
-def test_a_card_names_styles_without_their_folders():
+def test_card_entry_names_styles_without_folders():
     config = EvaluateConfig(task="stylize", input="photos", params={"style": ["/home/somebody/swirls.png"], "beta": 10})
-    entry = metrics_of(config, 3, Measured("stylize-small", "one pass", []))
+    entry = build_card_entry(config, 3, Measured("stylize-small", "one pass", []))
     assert entry["params"] == {"style": ["swirls.png"], "beta": 10}

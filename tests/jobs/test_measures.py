@@ -7,9 +7,9 @@ import pytest
 import torch
 from matplotlib.tri import Triangulation
 
-from imagemill.jobs.evaluations.compress import bd_rate_percent, bd_table, quality_at
-from imagemill.jobs.evaluations.digits import PCA, decoded_flat, ripple
-from imagemill.jobs.evaluations.inpaint import interpolated
+from imagemill.jobs.evaluations.compress import bd_rate_percent, build_bd_table, psnr_at_rate
+from imagemill.jobs.evaluations.digits import PCA, decode_flat, measure_ripple
+from imagemill.jobs.evaluations.inpaint import interpolate
 from imagemill.jobs.evaluations.stylize import loss_after
 from imagemill.jobs.evaluations.upscale import luma_psnr_db
 from imagemill.models.architectures import ARCHITECTURES
@@ -40,7 +40,7 @@ def test_bd_rate_of_known_curves():
     assert bd_rate_percent(exact, CURVE[:-1]) == pytest.approx(0, abs=1e-9)
     assert bd_rate_percent([(rate, np.inf) for rate, _ in CURVE], CURVE) is None
     assert bd_rate_percent(CURVE, [*[(rate, np.inf) for rate, _ in CURVE[1:]], (0.25, 31.0)]) is None
-    assert quality_at(0.75, [{"bits/pixel": 0.75, "PSNR dB": np.inf}]) is None
+    assert psnr_at_rate(0.75, [{"bits/pixel": 0.75, "PSNR dB": np.inf}]) is None
 
 
 def test_loss_after_takes_the_best_loss_so_far():
@@ -54,7 +54,7 @@ def test_loss_after_takes_the_best_loss_so_far():
 def test_bd_table_lists_the_better_jpeg_first():
     lines = [{"bits/pixel": rate, "payload bits/pixel": rate / 2, "PSNR dB": quality} for rate, quality in CURVE]
     worse = [line | {"bits/pixel": line["bits/pixel"] * 2} for line in lines]
-    table = bd_table(lines, {"JPEG 4:2:0": worse, "JPEG 4:4:4": lines, "WebP": lines})
+    table = build_bd_table(lines, {"JPEG 4:2:0": worse, "JPEG 4:4:4": lines, "WebP": lines})
     assert [line["against"] for line in table] == ["JPEG 4:4:4, the better", "JPEG 4:2:0", "WebP"]
     assert [line["all bytes %"] for line in table] == pytest.approx([0, -50, 0], abs=1e-6)
     assert table[0]["payload %"] == pytest.approx(-50, abs=1e-6)
@@ -67,25 +67,25 @@ def test_interpolation_is_linear_inside_the_hull():
     lost[[0, 0, -1, -1], [0, -1, 0, -1]] = False
     known = np.broadcast_to(~lost, plane.shape)
     # Interpolating a plane gives the plane, inside the hull of the four corners.
-    assert np.array_equal(interpolated(np.where(known, plane, 99), known), plane)
+    assert np.array_equal(interpolate(np.where(known, plane, 99), known), plane)
     known = np.ones(plane.shape, bool)
     known[..., 0] = False
     mean = ((plane[..., 1].astype(float) + plane[..., 2]) / 2).round()
-    assert np.array_equal(interpolated(plane, known)[..., 0], mean)
+    assert np.array_equal(interpolate(plane, known)[..., 0], mean)
 
 
 def test_interpolation_is_nearest_outside_the_hull(crops):
     rgb = crops[0]
     known = np.zeros(rgb.shape, bool)
     known[40:60, 40:60] = True
-    filled = interpolated(rgb, known)
+    filled = interpolate(rgb, known)
     assert np.array_equal(filled[0, 0], rgb[40, 40])
     assert np.array_equal(filled[40:60, 40:60], rgb[40:60, 40:60])
 
 
 def test_interpolation_frees_its_triangles(crops: list[np.ndarray]) -> None:
     known = np.broadcast_to((np.arange(96 * 128).reshape(96, 128) % 3 > 0)[..., None], crops[0].shape)
-    interpolated(crops[0], known)
+    interpolate(crops[0], known)
     assert not [thing for thing in gc.get_objects() if isinstance(thing, Triangulation)]
 
 
@@ -101,8 +101,8 @@ def test_pca_values_for_a_given_error():
 
 def test_ripple_measures_checkerboards():
     y, x = np.mgrid[:12, :12]
-    assert ripple(np.full((3, 12, 12), 0.4)) == pytest.approx(0)
-    assert ripple(((x + y) % 2)[None] * 0.2) == pytest.approx(0.1 * 255)
+    assert measure_ripple(np.full((3, 12, 12), 0.4)) == pytest.approx(0)
+    assert measure_ripple(((x + y) % 2)[None] * 0.2) == pytest.approx(0.1 * 255)
 
 
 def test_transposed_decoder_ripples():
@@ -113,7 +113,7 @@ def test_transposed_decoder_ripples():
         torch.manual_seed(0)
         model = ARCHITECTURES["conv"](upsample=upsample)
         with torch.inference_mode():
-            flat[upsample] = decoded_flat(model, code)
+            flat[upsample] = decode_flat(model, code)
         assert flat[upsample].shape == (245, 12, 12)
-    assert ripple(flat["nearest"]) < 1e-3
-    assert ripple(flat["transposed"]) > 1
+    assert measure_ripple(flat["nearest"]) < 1e-3
+    assert measure_ripple(flat["transposed"]) > 1

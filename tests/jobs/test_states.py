@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from imagemill.jobs.training.config import TrainConfig
-from imagemill.jobs.training.states import State, best_epoch, epochs_kept, keep, newest_history, path_of, read_state
+from imagemill.jobs.training.states import (
+    State,
+    best_epoch,
+    read_newest_history,
+    read_state,
+    save_state,
+    state_path,
+    stored_epochs,
+)
 from imagemill.jobs.training.worker import learning_rate
 from imagemill.models.architectures import ARCHITECTURES
 from imagemill.models.objectives import OBJECTIVES
@@ -35,7 +43,7 @@ def train_epoch(state: State, psnr_db: float) -> None:
 def test_resumed_training_is_bit_identical(tmp_path: Path) -> None:
     run, through = Store(str(tmp_path)), fresh()
     train_epoch(through, 1)
-    keep(through, run, fencing_token=0)
+    save_state(through, run, fencing_token=0)
     train_epoch(through, 2)
     resumed = fresh()
     resumed.load(*read_state(run, 1))
@@ -48,10 +56,10 @@ def test_keep_keeps_the_newest_two_and_the_best(tmp_path: Path) -> None:
     run, state = Store(str(tmp_path)), fresh()
     for psnr_db in (1, 5, 2, 3, 4):
         train_epoch(state, psnr_db)
-        keep(state, run, fencing_token=0)
-    assert epochs_kept(run) == [5, 4, 2]
+        save_state(state, run, fencing_token=0)
+    assert stored_epochs(run) == [5, 4, 2]
     assert len(list(run.entries())) == 6
-    assert newest_history(run) == state.history
+    assert read_newest_history(run) == state.history
 
 
 def test_keep_without_the_lease_writes_nothing(tmp_path: Path) -> None:
@@ -59,22 +67,22 @@ def test_keep_without_the_lease_writes_nothing(tmp_path: Path) -> None:
     train_epoch(state, 1)
     run.write(f"{FOLDER}/00000002.json", b"{}")
     with pytest.raises(OutputHeld, match="another run took it"):
-        keep(state, run, fencing_token=1)
-    assert epochs_kept(run) == []
+        save_state(state, run, fencing_token=1)
+    assert stored_epochs(run) == []
 
 
 def test_best_epoch_survives_a_damaged_better_one(tmp_path: Path) -> None:
     run, state = Store(str(tmp_path)), fresh()
     for psnr_db in (30, 35, 31, 31, 36):
         train_epoch(state, psnr_db)
-        keep(state, run, fencing_token=0)
-    assert epochs_kept(run) == [5, 4, 2]
-    run.write(path_of(5, "safetensors"), b"damaged")
+        save_state(state, run, fencing_token=0)
+    assert stored_epochs(run) == [5, 4, 2]
+    run.write(state_path(5, "safetensors"), b"damaged")
     again = fresh()
-    again.load(*read_state(run, len(newest_history(run))))
+    again.load(*read_state(run, len(read_newest_history(run))))
     train_epoch(again, 34)
-    keep(again, run, fencing_token=0)
-    assert best_epoch(newest_history(run)) == 2
+    save_state(again, run, fencing_token=0)
+    assert best_epoch(read_newest_history(run)) == 2
     assert read_state(run, 2)
 
 
@@ -104,16 +112,16 @@ def test_damaged_states_are_skipped(tmp_path: Path) -> None:
     run, state = Store(str(tmp_path)), fresh()
     for psnr_db in (1, 2):
         train_epoch(state, psnr_db)
-        keep(state, run, fencing_token=0)
-    run.write(path_of(3, "safetensors"), b"written, but its driver died before the rest")
-    assert len(newest_history(run)) == 2
-    run.write(path_of(2, "safetensors"), run.read(path_of(2, "safetensors"))[:-1])
-    assert len(newest_history(run)) == 1
-    run.delete(path_of(2, "safetensors"))
-    assert len(newest_history(run)) == 1
-    run.write(path_of(1, "json"), b"{")
-    with pytest.raises(StorageError, match="no state is intact"):
-        newest_history(run)
+        save_state(state, run, fencing_token=0)
+    run.write(state_path(3, "safetensors"), b"written, but its driver died before the rest")
+    assert len(read_newest_history(run)) == 2
+    run.write(state_path(2, "safetensors"), run.read(state_path(2, "safetensors"))[:-1])
+    assert len(read_newest_history(run)) == 1
+    run.delete(state_path(2, "safetensors"))
+    assert len(read_newest_history(run)) == 1
+    run.write(state_path(1, "json"), b"{")
+    with pytest.raises(StorageError, match="all states are damaged"):
+        read_newest_history(run)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from imagemill.jobs.train import run_of, show_training, train
-from imagemill.jobs.training.checks import initial_weights, rehearsed
+from imagemill.jobs.train import open_run, show_training, train
+from imagemill.jobs.training.checks import build_trainable_model, read_initial_weights
 from imagemill.jobs.training.config import TrainConfig
-from imagemill.jobs.training.states import State, keep, newest_history
+from imagemill.jobs.training.states import State, read_newest_history, save_state
 from imagemill.models import checkpoint
 from imagemill.models.architectures import ARCHITECTURES
 from imagemill.models.objectives import OBJECTIVES, TASK_OBJECTIVES
@@ -49,9 +49,7 @@ LEARNED = [name if name in TASKS else pytest.param(name, marks=pytest.mark.chaos
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("task", LEARNED)
-def test_all_that_can_be_learned_is_by_two_workers_and_the_checkpoint_of_a_task_runs(
-    task, tiny, clean, crops, caplog, monkeypatch, rclone_bucket
-):
+def test_train_every_objective_with_two_workers(task, tiny, clean, crops, caplog, monkeypatch, rclone_bucket):
     monkeypatch.setattr("imagemill.jobs.training.progress.LOG_SECONDS", 0)
     caplog.set_level("INFO", "imagemill")
     config = tiny(task)
@@ -63,7 +61,7 @@ def test_all_that_can_be_learned_is_by_two_workers_and_the_checkpoint_of_a_task_
         config = tiny(task, input=[bucket.url], output=f"{rclone_bucket}/out/")
     options = config.storage.options_for(config.output)
     card = train(config)
-    run = run_of(config)
+    run = open_run(config)
 
     assert card.training["epochs"] == 2
     assert card.training["left_out"] == 2
@@ -98,20 +96,20 @@ def test_all_that_can_be_learned_is_by_two_workers_and_the_checkpoint_of_a_task_
 
 @pytest.mark.chaos
 @pytest.mark.usefixtures("ray_session")
-def test_digits_of_28_pixels_are_learned_from_a_bucket_into_a_bucket(rclone_bucket, tiny, crops):
+def test_train_digits_from_bucket_to_bucket(rclone_bucket, tiny, crops):
     clean = Store(f"{rclone_bucket}/clean")
     for number, crop in enumerate(crops):
         clean.write(f"{number}.png", encode_rgb(crop[:28, :28], "PNG"))
     config = tiny("compress", **DIGITS, workers=1, input=[clean.url], output=f"{rclone_bucket}/out/")
     card = train(config)
     assert card.training["epochs"] == 2
-    lines = lines_of(run_of(config))
+    lines = lines_of(open_run(config))
     assert train(config) == card, "a finished training is not trained again"
-    assert lines_of(run_of(config)) == lines
+    assert lines_of(open_run(config)) == lines
     assert checkpoint.read_card(f"{rclone_bucket}/out/tiny-compress", config.storage.options()) == card
     output = Store(f"{rclone_bucket}/out")
     written = {entry.path for entry in output.entries() if "lease" not in entry.path}
-    run = f"runs/{run_of(config).url.rpartition('/')[2]}"
+    run = f"runs/{open_run(config).url.rpartition('/')[2]}"
     states = {f"{run}/states/epoch-0000{n}.{kind}" for n in (1, 2) for kind in ("json", "safetensors")}
     figures = {f"{run}/{name}" for name in ("curves.png", "metrics.jsonl", "images.parquet")}
     events = {f"{run}/tensorboard/events.out.tfevents.imagemill"}
@@ -120,8 +118,8 @@ def test_digits_of_28_pixels_are_learned_from_a_bucket_into_a_bucket(rclone_buck
 
 @pytest.mark.chaos
 @pytest.mark.usefixtures("ray_session")
-def test_a_training_that_diverges_at_once_says_where_and_what_to_do(tiny, tmp_path):
-    with pytest.raises(RunFailed, match=r"diverged in step \d of epoch 1: .*no epoch was finished. Lower learning_rate"):
+def test_train_reports_divergence_in_the_first_epoch(tiny, tmp_path):
+    with pytest.raises(RunFailed, match=r"diverged in step \d of epoch 1: .*no epoch was completed. Lower learning_rate"):
         train(tiny("denoise", learning_rate=1e30, workers=1))
     assert not (tmp_path / "out" / "tiny-denoise").exists()
 
@@ -136,7 +134,7 @@ def test_a_training_that_diverges_at_once_says_where_and_what_to_do(tiny, tmp_pa
         ({"a.png": 64, "b.png": 64}, {"batch_size": 64}, ConfigError, "2 crops, not enough for one step"),
     ],
 )
-def test_images_that_do_not_do_end_a_training_before_it_starts(files, changes, error, message, tiny, tmp_path, crops):
+def test_train_refuses_unusable_images(files, changes, error, message, tiny, tmp_path, crops):
     folder = tmp_path / "few"
     folder.mkdir()
     for name, side in files.items():
@@ -148,44 +146,44 @@ def test_images_that_do_not_do_end_a_training_before_it_starts(files, changes, e
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task": "dream"}, "task = 'dream'; valid: colorize"),
-        ({"architecture": "brain"}, "architecture = 'brain'; valid: chroma"),
-        ({"architecture": "codec", "parameters": {}}, "'denoise' cannot be learned by architecture codec"),
-        ({"task": "compress"}, "'compress' cannot be learned by architecture unet"),
+        ({"task": "dream"}, "task = 'dream': unknown; valid: colorize"),
+        ({"architecture": "brain"}, "architecture = 'brain': unknown; valid: chroma"),
+        ({"architecture": "codec", "parameters": {}}, "'codec': cannot be trained for the task denoise"),
+        ({"task": "compress"}, "'unet': cannot be trained for the task compress"),
         ({"parameters": {"depth": 3}}, "depth"),
         ({"parameters": {"widths": []}}, r"architecture unet with parameters \{.widths.: \[\]\}: "),
-        ({"crop": 30}, "takes multiples of 4"),
-        ({"input": []}, "needs an input"),
-        ({"init": "compress-small"}, "is codec"),
+        ({"crop": 30}, "crop = 30: must be a multiple of 4"),
+        ({"input": []}, "train needs both"),
+        ({"init": "compress-small"}, "has the architecture codec"),
     ],
 )
-def test_a_training_that_cannot_start_says_so(changes, message, tiny, tmp_path):
+def test_train_refuses_invalid_configs(changes, message, tiny, tmp_path):
     with pytest.raises(ConfigError, match=message):
         train(tiny("denoise").model_copy(update=changes))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("key", "value"), [("seed", -1), ("seed", 2**32), ("name", "codec.bin"), ("name", "a.pth")])
-def test_what_only_the_end_of_a_training_would_show_is_refused(key, value, tiny):
+def test_train_refuses_invalid_names_and_seeds(key, value, tiny):
     with pytest.raises(ConfigError, match=f"{key} = {value!r}"):
         show_training(tiny("denoise").model_dump() | {key: value}, "test")
 
 
 @pytest.mark.parametrize("task", sorted(OBJECTIVES))
-def test_an_architecture_suits_what_it_is_to_learn_or_is_refused(task, tiny):
+def test_train_refuses_architectures_of_other_tasks(task, tiny):
     refused = {}
     for name in ARCHITECTURES:
         try:
-            rehearsed(tiny(task, architecture=name, parameters={}))
+            build_trainable_model(tiny(task, architecture=name, parameters={}))
         except ConfigError as e:
             refused[name] = str(e)
     assert tiny(task).architecture not in refused
-    assert all(f"'{task}' cannot be learned by architecture {name}" in said for name, said in refused.items())
+    assert all(f"'{name}': cannot be trained for the task {task}" in said for name, said in refused.items())
 
 
 @pytest.mark.parametrize("task", sorted(OBJECTIVES))
-def test_weights_that_are_no_numbers_show_in_a_validation(task, tiny):
-    model = rehearsed(tiny(task)).eval()
+def test_validation_shows_nan_weights(task, tiny):
+    model = build_trainable_model(tiny(task)).eval()
     clean = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     for sound in (True, False):
         with torch.inference_mode():
@@ -195,23 +193,23 @@ def test_weights_that_are_no_numbers_show_in_a_validation(task, tiny):
             parameter.data.fill_(torch.nan)
 
 
-def test_an_output_that_cannot_be_written_or_lies_in_the_input_is_refused(tiny, tmp_path, clean):
+def test_train_refuses_unwritable_or_nested_output(tiny, tmp_path, clean):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match=r"cannot be (listed|written)"):
         train(tiny("denoise", output=str(tmp_path / "file" / "out")))
-    with pytest.raises(ConfigError, match="lies in input"):
+    with pytest.raises(ConfigError, match="is inside input"):
         train(tiny("denoise", output=str(clean / "out")))
 
 
-def test_a_training_that_was_overtaken_ships_nothing(tiny, tmp_path, monkeypatch):
+def test_train_without_its_lease_writes_nothing(tiny, tmp_path, monkeypatch):
     config = tiny("denoise", epochs=1)
-    run, state = run_of(config), State.begin(rehearsed(config), config.ema_decay, config.weight_decay)
+    run, state = open_run(config), State.begin(build_trainable_model(config), config.ema_decay, config.weight_decay)
     state.history.append({"epoch": 1, "step": 0, "valid_psnr_db": 1.0})
-    keep(state, run, fencing_token=0)
+    save_state(state, run, fencing_token=0)
 
     def overtaken(store):
         store.write(f"{FOLDER}/00000002.json", b"{}")
-        return newest_history(store)
+        return read_newest_history(store)
 
     monkeypatch.setattr("imagemill.jobs.train.newest_history", overtaken)
     with pytest.raises(OutputHeld, match="another run took it"):
@@ -219,23 +217,23 @@ def test_a_training_that_was_overtaken_ships_nothing(tiny, tmp_path, monkeypatch
     assert not (tmp_path / "out/tiny-denoise").exists()
 
 
-def test_training_that_starts_from_a_checkpoint_leaves_its_tables_behind(tiny):
+def test_train_from_init_drops_entropy_tables(tiny):
     card = checkpoint.read_card("compress-small")
     config = tiny("compress", parameters=card.parameters, init="compress-small")
-    weights = initial_weights(config)
+    weights = read_initial_weights(config)
     assert weights
     assert not [name for name in weights if name.startswith("entropy")]
     ARCHITECTURES["codec"](**card.parameters).load_state_dict(weights)
 
 
-def test_a_changed_config_never_resumes_an_old_run(tiny, tmp_path):
+def test_train_never_resumes_another_config(tiny, tmp_path):
     one = tiny("denoise")
     assert one.digest() == tiny("denoise", output=str(tmp_path / "elsewhere"), max_broken_fraction=0.5).digest()
     assert one.digest() != one.model_copy(update={"learning_rate": 0.5}).digest()
-    assert run_of(one).url != run_of(one.model_copy(update={"epochs": 3})).url
+    assert open_run(one).url != open_run(one.model_copy(update={"epochs": 3})).url
 
 
-def test_the_digest_of_a_config_stays_what_it_was():
+def test_config_digest_is_stable():
     """Trainings that are under way resume by it, and cards name it."""
     what = {"name": "tiny", "task": "denoise", "architecture": "unet", "parameters": {"widths": [8, 8], "blocks": 1}}
     how = {"input": ["photos"], "output": "out", "epochs": 2, "crop": 32, "learning_rate": 0.002}

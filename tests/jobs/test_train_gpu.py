@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from imagemill.jobs.train import workers_for
+from imagemill.jobs.train import choose_workers
 from imagemill.jobs.training.config import TrainConfig
 
 
@@ -41,4 +41,4 @@ def test_train_on_logical_gpus_uses_gloo(tiny: Callable[..., TrainConfig], tmp_p
 )
 def test_training_workers_find_a_gpu_with_cpus(nodes, expected, tiny: Callable[..., TrainConfig]) -> None:
     """A head with a GPU and no CPU has no room for a worker, and Ray Train would wait for it without end."""
-    assert workers_for(tiny("upscale", workers=2), nodes) == expected
+    assert choose_workers(tiny("upscale", workers=2), nodes) == expected

@@ -18,10 +18,10 @@ import safetensors.torch
 import torch
 import yaml
 
-from imagemill.jobs.train import TrainConfig, run_of, train
-from imagemill.jobs.training.checks import rehearsed
-from imagemill.jobs.training.crops import KEPT, inputs_of, listed, look, split
-from imagemill.jobs.training.states import State, keep, newest_history, path_of, read_state
+from imagemill.jobs.train import TrainConfig, open_run, train
+from imagemill.jobs.training.checks import build_trainable_model
+from imagemill.jobs.training.images import IMAGES_FILE, examine_batch, list_training_images, open_inputs, split_images
+from imagemill.jobs.training.states import State, read_newest_history, read_state, save_state, state_path
 from imagemill.models import checkpoint
 from imagemill.models.card import Card
 from imagemill.pipeline.errors import RunFailed
@@ -80,9 +80,9 @@ def workers_of(training: subprocess.Popen[bytes]) -> list[int]:
 
 
 @pytest.mark.chaos
-def test_a_killed_training_and_a_killed_worker_go_on_where_they_were(start, tiny, tmp_path):
+def test_train_resumes_after_kills(start, tiny, tmp_path):
     config = tiny("denoise", epochs=EPOCHS, crops_per_image=16)
-    run = run_of(config)
+    run = open_run(config)
     training = start(config)
     wait_for_epochs(training, run, 2)
     time.sleep(0.3)
@@ -112,58 +112,58 @@ def test_a_killed_training_and_a_killed_worker_go_on_where_they_were(start, tiny
 
 @pytest.mark.chaos
 @pytest.mark.usefixtures("ray_session")
-def test_a_training_that_diverges_later_leaves_its_best_epoch(tiny):
+def test_train_keeps_best_epoch_after_divergence(tiny):
     config = tiny("denoise", workers=1)
-    run = run_of(config)
+    run = open_run(config)
     train(config)
     # As if cut off after the first epoch, with moments that no gradient made: they throw the weights out of a float's range.
     for kind in ("json", "safetensors"):
-        run.delete(path_of(2, kind))
+        run.delete(state_path(2, kind))
     data, history = read_state(run, 1)
     tensors = safetensors.torch.load(data)
     data = safetensors.torch.save({k: v.fill_(1e38) if k.endswith("exp_avg") else v for k, v in tensors.items()})
-    run.write(path_of(1, "safetensors"), data)
-    run.write(path_of(1, "json"), json.dumps({"sha256": hashlib.sha256(data).hexdigest(), "history": history}).encode())
-    with pytest.raises(RunFailed, match=r"diverged in step \d of epoch 2: .*holds the best of 1 epoch\. "):
+    run.write(state_path(1, "safetensors"), data)
+    run.write(state_path(1, "json"), json.dumps({"sha256": hashlib.sha256(data).hexdigest(), "history": history}).encode())
+    with pytest.raises(RunFailed, match=r"diverged in step \d of epoch 2: .*contains the best of 1 epoch\. "):
         train(config)
     assert checkpoint.read_card(f"{config.output}/{config.name}").training["epochs"] == 1
 
 
 @pytest.mark.chaos
 @pytest.mark.usefixtures("ray_session")
-def test_a_training_goes_on_with_another_number_of_workers(tiny):
+def test_train_resumes_with_other_worker_count(tiny):
     config, alone = tiny("denoise", warmup_steps=0), tiny("denoise", warmup_steps=0, workers=1)
     train(config)
     # As on a machine with another number of GPUs: the config is the same there.
-    for path in ("images.parquet", path_of(1, "safetensors"), path_of(1, "json")):
-        run_of(alone).write(path, run_of(config).read(path))
+    for path in ("images.parquet", state_path(1, "safetensors"), state_path(1, "json")):
+        open_run(alone).write(path, open_run(config).read(path))
     train(alone)
-    (first, last), (_, of_two) = lines_of(run_of(alone)), lines_of(run_of(config))
+    (first, last), (_, of_two) = lines_of(open_run(alone)), lines_of(open_run(config))
     assert (last["steps"], last["step"]) == (2 * first["steps"], 3 * first["steps"])
     assert last["learning_rate"] < of_two["learning_rate"] < 0.1 * config.learning_rate
 
 
 def finished(config: TrainConfig, steps: tuple[int, int] = (8, 8), planned: tuple[int, int] = (8, 8)) -> None:
     """Leave the run of a training whose epochs are all done and whose best one was not shipped yet; without Ray."""
-    run, inputs, out = run_of(config), inputs_of(config), io.BytesIO()
-    pq.write_table(split(look(listed(inputs), inputs), config).table, out)
-    run.write(KEPT, out.getvalue())
-    state = State.begin(rehearsed(config), config.ema_decay, config.weight_decay)
+    run, inputs, out = open_run(config), open_inputs(config), io.BytesIO()
+    pq.write_table(split_images(examine_batch(list_training_images(inputs), inputs), config).table, out)
+    run.write(IMAGES_FILE, out.getvalue())
+    state = State.begin(build_trainable_model(config), config.ema_decay, config.weight_decay)
     for epoch in range(1, config.epochs + 1):
         line = {"epoch": epoch, "step": 8 * epoch, "steps": steps[epoch - 1], "planned_steps": planned[epoch - 1]}
         figures = {"train_loss": 1.0, "valid_psnr_db": 20.0 + epoch, "learning_rate": 0.001, "seconds": 1.0}
         state.history.append(line | figures)
-        keep(state, run, fencing_token=0)
+        save_state(state, run, fencing_token=0)
 
 
 def untrained(url: str, config: TrainConfig, seed: int) -> Card:
     """A checkpoint that `config` can begin with."""
     torch.manual_seed(seed)
     about = {"name": "first", **config.model_dump(include={"task", "architecture", "parameters"})}
-    return checkpoint.save(url, rehearsed(config), about)
+    return checkpoint.save(url, build_trainable_model(config), about)
 
 
-def test_a_training_that_is_done_leaves_its_card_and_the_figures_in_it(tiny):
+def test_completed_train_keeps_card_and_metrics(tiny):
     config = tiny("denoise")
     finished(config)
     train(config)
@@ -178,7 +178,7 @@ def test_a_training_that_is_done_leaves_its_card_and_the_figures_in_it(tiny):
     checkpoint.read_weights(str(path.parent), card)
 
 
-def test_a_kill_between_weights_and_card_is_mended_where_a_training_takes_the_place_of_its_init(tiny, tmp_path, monkeypatch):
+def test_train_repairs_a_kill_between_weights_and_card(tiny, tmp_path, monkeypatch):
     place = f"{tmp_path}/out/tiny-denoise"
     config = tiny("denoise", init=place)
     first = untrained(place, config, 0)
@@ -199,7 +199,7 @@ def test_a_kill_between_weights_and_card_is_mended_where_a_training_takes_the_pl
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_an_init_may_go_once_a_training_has_begun_and_another_one_in_its_place_trains_anew(tiny, tmp_path, caplog):
+def test_train_restarts_only_for_another_init(tiny, tmp_path, caplog):
     place = f"{tmp_path}/first"
     config = tiny("denoise", init=place, workers=1)
     first = untrained(place, config, 0)
@@ -211,12 +211,12 @@ def test_an_init_may_go_once_a_training_has_begun_and_another_one_in_its_place_t
 
     second = untrained(place, config, 1)
     assert train(config).training["init_sha256"] == second.sha256
-    assert "init is another checkpoint than it was: this trains anew" in caplog.text
-    assert not {line["valid_psnr_db"] for line in newest_history(run_of(config))} & {21.0, 22.0}
+    assert "init is another checkpoint than at the first start, so the training starts again" in caplog.text
+    assert not {line["valid_psnr_db"] for line in read_newest_history(open_run(config))} & {21.0, 22.0}
 
 
 @pytest.mark.parametrize(("steps", "said"), [((8, 4), False), ((8, 3), True)])
-def test_steps_that_are_missing_are_told_from_those_of_another_number_of_workers(steps, said, tiny, caplog):
+def test_train_warns_about_missing_steps(steps, said, tiny, caplog):
     config = tiny("denoise")
     finished(config, steps, planned=(8, 4))
     train(config)

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from imagemill.jobs.train import TrainConfig
-from imagemill.jobs.training.crops import crops_of, images_of, inputs_of, kept_images, listed, middle_crops
+from imagemill.jobs.training.crops import build_crop_dataset, read_centre_crops
+from imagemill.jobs.training.images import list_training_images, open_inputs, prepare_images, read_images
 from imagemill.pipeline.errors import StorageError
 from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.storage import Store
@@ -27,7 +28,7 @@ def tar_of(files: dict[str, bytes], mode: str) -> bytes:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_training_learns_from_shards_and_manifests_as_from_folders(tmp_path, rclone_bucket, crops):
+def test_train_reads_shards_and_manifests(tmp_path, rclone_bucket, crops):
     files = {f"{number}.png": encode_rgb(crop, "PNG") for number, crop in enumerate(crops[:12])}
     bucket, local = Store(rclone_bucket), Store(str(tmp_path))
     for name, data in files.items():
@@ -39,34 +40,35 @@ def test_a_training_learns_from_shards_and_manifests_as_from_folders(tmp_path, r
     local.write("list.csv", ("path\n" + "".join(f"pictures/{name}\n" for name in files)).encode())
     places = [f"{rclone_bucket}/folder", f"{rclone_bucket}/shards", f"{tmp_path}/c.parquet", f"{tmp_path}/list.csv"]
     config = TrainConfig(**CONFIG, input=places, output=f"{rclone_bucket}/out")
-    inputs, run = inputs_of(config), Store(f"{rclone_bucket}/out/run")
-    images = images_of(config, inputs, run)
+    inputs, run = open_inputs(config), Store(f"{rclone_bucket}/out/run")
+    images = prepare_images(config, inputs, run)
     assert (
         images.left_out()
-        == "1 of 61 images left out: a.tar/broken.png: UnknownFormat: not an image in a known format; begins with b'broken'"
+        == "1 of 61 images left out: a.tar/broken.png: UnknownFormat: not an image in a known format: the file begins with "
+        "b'broken'. Replace the file."
     )
-    assert kept_images(run).table.equals(images.table)
+    assert read_images(run).table.equals(images.table)
     for number, count in enumerate((12, 24, 12, 12)):
         own = images.table.filter((pa.compute.field("source") == number) & (pa.compute.field("use") != "left out"))
         assert len(own) == count
-        found = {crop.tobytes() for crop in middle_crops(inputs, own, 32)}
+        found = {crop.tobytes() for crop in read_centre_crops(inputs, own, 32)}
         assert found == {crop.tobytes() for crop in crops[:12]}
     training = images.of("training")
-    made = crops_of(training, inputs, config, 0.25).take_all()
+    made = build_crop_dataset(training, inputs, config, 0.25).take_all()
     assert len(made) == 2 * len(training)
     assert {row["image"].shape for row in made} == {(64, 64, 3)}
 
 
-def test_images_that_are_gone_since_they_were_listed_are_named(clean, tmp_path):
-    inputs = inputs_of(TrainConfig(**CONFIG, input=[str(clean)], output=str(tmp_path / "out")))
-    images = listed(inputs).slice(0, 2)
+def test_centre_crops_name_vanished_images(clean, tmp_path):
+    inputs = open_inputs(TrainConfig(**CONFIG, input=[str(clean)], output=str(tmp_path / "out")))
+    images = list_training_images(inputs).slice(0, 2)
     for path in clean.iterdir():
         path.unlink()
-    with pytest.raises(StorageError, match=r"none of 2 images can be read any more; the first: \d+\.png, \d+\.png"):
-        middle_crops(inputs, images, 8)
+    with pytest.raises(StorageError, match=r"none of 2 images can be read any more; the first are \d+\.png, \d+\.png"):
+        read_centre_crops(inputs, images, 8)
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_source_that_is_not_there_ends_a_training_before_it_starts(tmp_path):
+def test_train_refuses_missing_sources(tmp_path):
     with pytest.raises(StorageError, match=r"gone\.tar does not exist"):
-        inputs_of(TrainConfig(**CONFIG, input=[f"{tmp_path}/gone.tar"], output=str(tmp_path / "out")))
+        open_inputs(TrainConfig(**CONFIG, input=[f"{tmp_path}/gone.tar"], output=str(tmp_path / "out")))

@@ -48,7 +48,7 @@ def rewrite(folder: Path, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_model_comes_back_as_it_was_saved(tmp_path: Path, name: str) -> None:
+def test_save_and_load_keep_the_model(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
     model = ARCHITECTURES[name]()
     with torch.no_grad():
@@ -66,7 +66,7 @@ def test_a_model_comes_back_as_it_was_saved(tmp_path: Path, name: str) -> None:
     assert card.sha256 == hashlib.sha256((tmp_path / "m" / WEIGHTS).read_bytes()).hexdigest()
 
 
-def test_tables_for_coding_come_back_whole(tmp_path: Path) -> None:
+def test_save_and_load_keep_entropy_tables(tmp_path: Path) -> None:
     model = Conv(width=8)
     model.entropy = fit_entropy_model(
         [np.random.default_rng(n).integers(-9, 10, (4, 7, 7)).astype(np.int8) for n in range(3)]
@@ -79,7 +79,7 @@ def test_tables_for_coding_come_back_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["sizes", "weights", "bias", "edges", "tables"])
-def test_tables_that_are_damaged_or_not_all_there_are_refused(tmp_path: Path, name: str) -> None:
+def test_build_refuses_damaged_entropy_tables(tmp_path: Path, name: str) -> None:
     model = Conv(width=8)
     model.entropy = fit_entropy_model([np.ones((4, 7, 7), np.int8)])
     card = save(str(tmp_path), model, CARD_OF_CONV)
@@ -90,13 +90,13 @@ def test_tables_that_are_damaged_or_not_all_there_are_refused(tmp_path: Path, na
         assert "do not fit" in refused(lambda damaged=damaged: build(card, damaged))
 
 
-def test_what_is_saved_twice_has_the_same_digest(tmp_path: Path) -> None:
+def test_save_is_deterministic(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Conv(width=8)
     assert save(str(tmp_path / "a"), model, CARD_OF_CONV) == save(str(tmp_path / "b"), model, CARD_OF_CONV)
 
 
-def test_a_card_keeps_what_it_was_given(tmp_path: Path) -> None:
+def test_card_keeps_its_fields(tmp_path: Path) -> None:
     facts = {
         "training": {"steps": 10, "data": "Fotos für alle"},
         "metrics": [{"psnr_db": 30.5}],
@@ -108,7 +108,7 @@ def test_a_card_keeps_what_it_was_given(tmp_path: Path) -> None:
     assert "Fotos für alle" in (tmp_path / CARD).read_text(encoding="utf-8")
 
 
-def test_a_checkpoint_lives_in_a_bucket_too(moto_bucket: str) -> None:
+def test_checkpoint_can_be_in_a_bucket(moto_bucket: str) -> None:
     url = f"{moto_bucket}/models/tiny"
     torch.manual_seed(0)
     model = Conv(width=8)
@@ -117,19 +117,19 @@ def test_a_checkpoint_lives_in_a_bucket_too(moto_bucket: str) -> None:
     assert "card.json is missing" in refused(lambda: read_card(f"{moto_bucket}/models/none"))
 
 
-def test_a_file_url_is_a_folder(folder: Path) -> None:
+def test_locate_takes_file_urls(folder: Path) -> None:
     assert load(f"file://{folder}/").state_dict().keys() == Conv(width=8).state_dict().keys()
 
 
 @pytest.mark.parametrize("name", bundled_names())
-def test_every_bundled_checkpoint_opens_and_is_small(name: str) -> None:
+def test_bundled_checkpoints_are_small_and_load(name: str) -> None:
     assert read_card(name).name == name
     assert read_card(name).data
     assert isinstance(load(name), ARCHITECTURES[read_card(name).architecture])
     assert (checkpoint.BUNDLED_FOLDER / name / WEIGHTS).stat().st_size < 3_000_000
 
 
-def test_weights_of_another_digest_are_refused(folder: Path) -> None:
+def test_load_refuses_weights_of_another_digest(folder: Path) -> None:
     data = bytearray((folder / WEIGHTS).read_bytes())
     data[-1] ^= 1
     (folder / WEIGHTS).write_bytes(data)
@@ -138,7 +138,7 @@ def test_weights_of_another_digest_are_refused(folder: Path) -> None:
     assert str(folder) in message
 
 
-def test_a_card_that_cannot_be_written_to_its_end_stays_as_it_was(folder: Path) -> None:
+def test_write_metrics_is_atomic(folder: Path) -> None:
     before = (folder / CARD).read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     # As a disk that fills up in the middle of a write.
@@ -153,20 +153,20 @@ def test_a_card_that_cannot_be_written_to_its_end_stays_as_it_was(folder: Path) 
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, CARD])
-def test_a_missing_file_is_named(folder: Path, name: str) -> None:
+def test_load_names_a_missing_file(folder: Path, name: str) -> None:
     (folder / name).unlink()
     assert f"{name} is missing" in refused(lambda: load(str(folder)))
     assert f"{name} is missing" in refused(lambda: load(f"file://{folder}"))
 
 
-def test_an_unknown_key_of_a_card_is_named(folder: Path) -> None:
+def test_card_names_an_unknown_key(folder: Path) -> None:
     rewrite(folder, colour="red")
     message = refused(lambda: load(str(folder)))
     assert "colour" in message
     assert CARD in message
 
 
-def test_a_missing_key_of_a_card_is_named(folder: Path) -> None:
+def test_card_names_a_missing_key(folder: Path) -> None:
     card = json.loads((folder / CARD).read_text())
     del card["sha256"]
     (folder / CARD).write_text(json.dumps(card))
@@ -174,19 +174,19 @@ def test_a_missing_key_of_a_card_is_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"name": 3}'])
-def test_a_card_that_is_none_is_refused(folder: Path, text: bytes) -> None:
+def test_read_card_refuses_invalid_json(folder: Path, text: bytes) -> None:
     (folder / CARD).write_bytes(text)
     assert CARD in refused(lambda: read_card(str(folder)))
 
 
 @pytest.mark.parametrize("extension", [".pt", ".pth", ".pkl", ".ckpt", ".bin", ".PT", ".pickle"])
-def test_pickled_weights_are_refused_by_name(tmp_path: Path, extension: str) -> None:
+def test_locate_refuses_pickles_by_name(tmp_path: Path, extension: str) -> None:
     path = tmp_path / f"model{extension}"
     path.write_bytes(pickle.dumps({}))
     assert "pickled weights are refused" in refused(lambda: read_card(str(path)))
 
 
-def test_a_pickle_under_the_name_of_the_weights_is_refused(folder: Path) -> None:
+def test_load_refuses_a_pickle_named_safetensors(folder: Path) -> None:
     torch.save(Conv(width=8).state_dict(), folder / WEIGHTS)
     rewrite(folder, sha256=hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest())
     assert "do not fit conv" in refused(lambda: load(str(folder)))
@@ -195,25 +195,23 @@ def test_a_pickle_under_the_name_of_the_weights_is_refused(folder: Path) -> None
 @pytest.mark.parametrize(
     "url", ["http://host/model", "https://host/model", "ftp://host/model", "gs://b/model", "zip::s3://b/m"]
 )
-def test_other_schemes_are_refused(url: str) -> None:
+def test_locate_refuses_other_schemes(url: str) -> None:
     assert "Valid: file, s3" in refused(lambda: read_card(url))
 
 
 @pytest.mark.parametrize("name", ["nothing-like-this", "../checkpoints/nothing", "/nowhere/at/all", "", "s3"])
-def test_a_name_that_is_nothing_is_refused_with_the_valid_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_locate_lists_valid_names_for_an_unknown_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
     message = refused(lambda: read_card(name))
     assert all(known in message for known in bundled_names()) or CARD in message
 
 
-def test_a_file_where_a_folder_is_meant_is_refused(folder: Path) -> None:
+def test_locate_refuses_a_file(folder: Path) -> None:
     refused(lambda: read_card(str(folder / WEIGHTS)))
     refused(lambda: read_card(f"file://{folder / WEIGHTS}"))
 
 
-def test_an_unknown_architecture_is_refused_with_the_valid_ones(folder: Path) -> None:
+def test_build_lists_valid_architectures(folder: Path) -> None:
     rewrite(folder, architecture="transformer")
     message = refused(lambda: load(str(folder)))
     assert all(name in message for name in ("transformer", *ARCHITECTURES))
@@ -243,7 +241,7 @@ def test_an_unknown_architecture_is_refused_with_the_valid_ones(folder: Path) ->
         ("edsr", {"scale": 1.5}),
     ],
 )
-def test_parameters_that_do_not_fit_are_refused(folder: Path, architecture: str, parameters: dict[str, Any]) -> None:
+def test_build_refuses_wrong_parameters(folder: Path, architecture: str, parameters: dict[str, Any]) -> None:
     card = Card(**CARD_OF_CONV | {"architecture": architecture, "parameters": parameters}, sha256="")
     message = refused(lambda: build(card, (folder / WEIGHTS).read_bytes()))
     assert "tiny" in message

@@ -15,11 +15,11 @@ def pillow_luma(rgb: np.ndarray) -> np.ndarray:
 
 
 @given(arrays(np.uint8, (7, 5)), arrays(np.float32, (2, 7, 5), elements=st.floats(-0.75, 0.75, width=32)))
-def test_recoloured_pixels_have_exactly_the_luma_they_had(luma, chroma):
+def test_replace_chroma_keeps_luma_exactly(luma, chroma):
     assert np.array_equal(pillow_luma(replace_chroma(luma, chroma)), luma)
 
 
-def test_every_luma_with_strong_chroma_stays_exact():
+def test_replace_chroma_keeps_luma_with_strong_chroma():
     luma = np.tile(np.arange(256, dtype=np.uint8), (400, 1))
     chroma = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 400, 256))
     rgb = replace_chroma(luma, chroma)
@@ -27,14 +27,14 @@ def test_every_luma_with_strong_chroma_stays_exact():
     assert (rgb.max(2) != rgb.min(2)).mean() > 0.9
 
 
-def test_colours_within_the_gamut_come_back():
+def test_replace_chroma_restores_colours_in_gamut():
     rgb = np.random.default_rng(1).integers(2, 254, (50, 60, 3), dtype=np.uint8)
     planes = np.asarray(Image.fromarray(rgb).convert("YCbCr")).astype(np.float32)
     chroma = (planes[..., 1:].transpose(2, 0, 1) - 128) / 255
     assert np.abs(replace_chroma(pillow_luma(rgb), chroma).astype(int) - rgb).max() <= 4
 
 
-def test_luma_is_pillows():
+def test_luma_equals_pillow():
     rgb = np.random.default_rng(2).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     assert np.array_equal(luma_uint8(rgb), pillow_luma(rgb))
     x = torch.from_numpy(rgb).permute(2, 0, 1)[None].float()
@@ -43,7 +43,7 @@ def test_luma_is_pillows():
     assert torch.equal(gray, rgb_to_luma(x).expand_as(gray))
 
 
-def test_the_luma_outlives_a_png():
+def test_luma_survives_png():
     luma = np.random.default_rng(3).integers(0, 256, (32, 32), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(replace_chroma(luma, np.full((2, 32, 32), 0.2))).save(file, "PNG")

@@ -94,7 +94,7 @@ def on_cuda(architecture: str, parameters: dict[str, Any]) -> Autoencoder:
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("name", sorted(TASKS))
-def test_predict_keeps_to_its_device(name: str, dtype: torch.dtype, cuda: FakeCuda) -> None:
+def test_predict_stays_on_its_device(name: str, dtype: torch.dtype, cuda: FakeCuda) -> None:
     """Prepared, predicted and brought back, small images and those in tiles; networks run in the dtype that is asked for."""
     objective, precision = TASK_OBJECTIVES[name], Precision("cuda", dtype)
     for changes in ({}, {"method": "gatys", "steps": 2}) if name == "stylize" else ({},):
@@ -114,7 +114,7 @@ def test_predict_keeps_to_its_device(name: str, dtype: torch.dtype, cuda: FakeCu
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
-def test_training_step_keeps_to_its_device(name: str, dtype: torch.dtype, cuda: FakeCuda) -> None:
+def test_training_step_stays_on_its_device(name: str, dtype: torch.dtype, cuda: FakeCuda) -> None:
     """Loss, clipping, AdamW, the average and the figures of validation; losses are float32 in every number format."""
     objective = OBJECTIVES[name]
     model = on_cuda(*TINY[name]).train()

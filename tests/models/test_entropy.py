@@ -26,7 +26,7 @@ KINDS = (st.integers(-128, 127), st.integers(-2, 2), st.sampled_from([-128, 127]
 
 @given(st.data(), SHAPES, st.integers(0, 2**32 - 1), st.sampled_from(KINDS))
 @settings(max_examples=60)
-def test_what_is_coded_comes_back(
+def test_entropy_round_trip(
     data: st.DataObject, shape: tuple[int, int, int], seed: int, kind: st.SearchStrategy[int]
 ) -> None:
     symbols = data.draw(hnp.arrays(np.int8, shape, elements=kind))
@@ -37,20 +37,20 @@ def test_what_is_coded_comes_back(
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (7, 1), (9, 10), (12, 12)])
-def test_tiles_of_any_cut_come_back(monkeypatch: pytest.MonkeyPatch, height: int, width: int) -> None:
+def test_entropy_round_trip_of_any_tile_size(monkeypatch: pytest.MonkeyPatch, height: int, width: int) -> None:
     monkeypatch.setattr(entropy, "TILE", 4)
     symbols = np.random.default_rng(1).integers(-9, 10, (3, height, width)).astype(np.int8)
     model = tables(3, 0)
     np.testing.assert_array_equal(model.decode(model.encode(symbols), symbols.shape), symbols)
 
 
-def test_symbols_that_are_not_contiguous_come_back() -> None:
+def test_entropy_round_trip_of_strided_symbols() -> None:
     symbols = photo_like()[:, ::-1, 3:-2]
     model = tables(6, 0)
     np.testing.assert_array_equal(model.decode(model.encode(symbols), symbols.shape), symbols)
 
 
-def test_fitted_tables_beat_one_distribution_for_each_channel() -> None:
+def test_fitted_tables_beat_channel_distributions() -> None:
     model = fit_entropy_model([photo_like(seed=n) for n in range(1, 60)])
     symbols = photo_like(seed=0)
     static = 0.0
@@ -62,16 +62,14 @@ def test_fitted_tables_beat_one_distribution_for_each_channel() -> None:
 
 @given(st.data(), SHAPES, st.sampled_from(KINDS))
 @settings(max_examples=30)
-def test_whatever_is_fitted_to_can_be_coded(
-    data: st.DataObject, shape: tuple[int, int, int], kind: st.SearchStrategy[int]
-) -> None:
+def test_fitted_latents_can_be_coded(data: st.DataObject, shape: tuple[int, int, int], kind: st.SearchStrategy[int]) -> None:
     latents = data.draw(st.lists(hnp.arrays(np.int8, shape, elements=kind), min_size=1, max_size=3))
     model = fit_entropy_model(latents)
     for symbols in latents:
         np.testing.assert_array_equal(model.decode(model.encode(symbols), shape), symbols)
 
 
-def test_a_fit_to_hardly_anything_stays_exact() -> None:
+def test_fit_to_few_symbols_stays_exact() -> None:
     # Hundreds of unknowns, few positions, large symbols: unbounded, least squares would leave float32's whole numbers.
     rng = np.random.default_rng(0)
     fit_entropy_model([rng.integers(-128, 128, (40, 4, 4)).astype(np.int8)])
@@ -80,7 +78,7 @@ def test_a_fit_to_hardly_anything_stays_exact() -> None:
     fit_entropy_model([flat])
 
 
-def test_nothing_is_small() -> None:
+def test_zero_latent_has_a_small_payload() -> None:
     model = fit_entropy_model([photo_like(seed=n) for n in range(4)] + [np.zeros((6, 24, 24), np.int8)] * 30)
     assert len(model.encode(np.zeros((6, 24, 24), np.int8))) <= 40
     assert len(model.encode(np.zeros((6, 1, 1), np.int8))) <= 8
@@ -88,7 +86,7 @@ def test_nothing_is_small() -> None:
 
 @given(st.data())
 @settings(max_examples=60)
-def test_damage_is_an_error_or_seen_by_a_checksum(data: st.DataObject) -> None:
+def test_damaged_payload_fails_or_changes_symbols(data: st.DataObject) -> None:
     symbols = photo_like()
     model = tables(6, 3)
     payload = bytearray(model.encode(symbols))
@@ -105,25 +103,25 @@ def test_damage_is_an_error_or_seen_by_a_checksum(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("payload", [b"", b"abc", b"\0" * 4, b"\xff" * 400])
-def test_what_is_no_payload_never_breaks_the_decoder(payload: bytes) -> None:
+def test_decode_of_random_bytes_raises_payload_error(payload: bytes) -> None:
     with contextlib.suppress(PayloadError):
         tables(6, 3).decode(payload, (6, 24, 24))
 
 
-def test_another_number_of_channels_is_an_error() -> None:
+def test_decode_refuses_another_channel_count() -> None:
     with pytest.raises(PayloadError, match="6 channels"):
         tables(6, 3).decode(b"\0" * 8, (5, 2, 2))
 
 
 @pytest.mark.parametrize("name", ["sizes", "weights", "bias", "edges", "tables"])
-def test_tables_that_are_none_are_refused(name: str) -> None:
+def test_entropy_model_refuses_invalid_tables(name: str) -> None:
     state = dict(tables(2, 0).state_dict())
     for wrong in (state[name].float(), state[name][..., :-1], torch.full_like(state[name], 2**15 - 1).int() * 2**10):
         with pytest.raises(ValueError, match=r"entropy\."):
             EntropyModel(**state | {name: wrong})
 
 
-def test_the_largest_sums_are_exact() -> None:
+def test_largest_sums_are_exact() -> None:
     # Random symbols through random tables: the float32 sums are what whole numbers give.
     model = tables(4, 5)
     around = np.random.default_rng(0).integers(-128, 128, (2, 9 * 4, 500))
@@ -146,7 +144,7 @@ print(hashlib.sha256(payload).hexdigest(), hashlib.sha256(model.decode(payload, 
 
 
 @pytest.mark.parametrize("threads", ["1", "2"])
-def test_other_processes_and_thread_counts_code_the_same(threads: str) -> None:
+def test_payload_is_equal_in_processes_and_threads(threads: str) -> None:
     model, symbols = tables(6, 3), photo_like(side=96)
     here = [hashlib.sha256(data).hexdigest() for data in (model.encode(symbols), symbols.tobytes())]
     variables = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -157,7 +155,7 @@ def test_other_processes_and_thread_counts_code_the_same(threads: str) -> None:
     assert there == here
 
 
-def test_the_format_is_what_it_was() -> None:
+def test_payload_format_is_stable() -> None:
     """A library that codes otherwise than constriction 0.5 does would orphan every archive."""
     state = {name: value.numpy().ravel() for name, value in tables(2, 0).state_dict().items()}
     shapes = {name: value.shape for name, value in tables(2, 0).state_dict().items()}

@@ -29,7 +29,7 @@ def fill(model, sample: Sample, **params: object):
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(0, 1), st.integers(0, 2**31))
-def test_known_values_stay_and_gaps_lie_between_them(h, w, share, seed):
+def test_push_pull_keeps_known_values(h, w, share, seed):
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(2, 3, h, w, generator=generator)
     known = (torch.rand(2, 1, h, w, generator=generator) >= share).float().expand_as(x)
@@ -45,14 +45,14 @@ def test_known_values_stay_and_gaps_lie_between_them(h, w, share, seed):
             assert plane_out.max() <= values.max() + 1e-5
 
 
-def test_a_missing_plane_takes_the_mean_of_the_others():
+def test_push_pull_fills_a_plane_with_the_mean():
     x = torch.rand(1, 3, 20, 30)
     known = torch.ones_like(x)
     known[:, 1] = 0
     assert torch.allclose(push_pull(x, known)[:, 1], x[:, [0, 2]].mean(1), atol=1e-6)
 
 
-def test_damage_takes_the_share_that_was_asked():
+def test_damage_has_the_requested_share():
     generator = torch.Generator().manual_seed(0)
     assert 1 - drop_pixels(200, 200, 0.3, generator).float().mean() == pytest.approx(0.3, abs=0.02)
     assert 1 - drop_blocks(200, 200, 0.15, 16, generator).float().mean() == pytest.approx(0.15, abs=0.02)
@@ -63,7 +63,7 @@ def test_damage_takes_the_share_that_was_asked():
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.floats(0, 1), st.integers(1, 40), st.integers(0, 2**31))
-def test_a_seed_draws_the_blocks_that_it_always_drew(h, w, share, side, seed):
+def test_damage_of_a_seed_is_stable(h, w, share, side, seed):
     generator = torch.Generator().manual_seed(seed)
     known = np.ones((h, w), bool)
     while (~known).sum() < min(share, 0.95) * h * w:
@@ -75,7 +75,7 @@ def test_a_seed_draws_the_blocks_that_it_always_drew(h, w, share, side, seed):
 @pytest.mark.parametrize(
     "params", [{"missing": "random"}, {"missing": "random", "share": 0.2, "block": 8}, {"missing": "green"}]
 )
-def test_known_pixels_are_bit_identical_and_damage_is_drawn_again_the_same(params, model, crops):
+def test_inpaint_keeps_known_pixels_bit_identical(params, model, crops):
     sample = Sample(crops[0], seed=7)
     one, two = fill(model, sample, **params), fill(model, sample, **params)
     assert np.array_equal(one.image, two.image)
@@ -85,7 +85,7 @@ def test_known_pixels_are_bit_identical_and_damage_is_drawn_again_the_same(param
         assert np.array_equal(one.image[..., [0, 2]], crops[0][..., [0, 2]])
 
 
-def test_masks_alpha_and_key_say_what_is_missing(model, crops):
+def test_known_mask_of_mask_alpha_and_key(model, crops):
     rgb = crops[1].copy()
     h, w = rgb.shape[:2]
     hole = np.zeros((h, w), bool)
@@ -117,12 +117,12 @@ def test_masks_alpha_and_key_say_what_is_missing(model, crops):
         ("file", {"mask": np.full((96, 128), 255, np.uint8)}, "NothingKnown"),
     ],
 )
-def test_a_sample_without_what_is_needed_is_refused(missing, sample, error_class, model, crops):
+def test_known_mask_refuses_unsuitable_samples(missing, sample, error_class, model, crops):
     with pytest.raises(SampleError) as error:
         fill(model, Sample(crops[0], **sample), missing=missing)
     assert error.value.error_class == error_class
 
 
-def test_a_whole_image_needs_no_filling(model, crops):
+def test_inpaint_returns_a_complete_image_unchanged(model, crops):
     output = fill(model, Sample(crops[0], mask=np.zeros(crops[0].shape[:2], np.uint8)), missing="file")
     assert np.array_equal(output.image, crops[0])

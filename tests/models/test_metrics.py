@@ -17,7 +17,7 @@ def test_psnr_of_known_errors():
     assert psnr_db(black[0], black[0] + 1) == pytest.approx(48.1308, abs=1e-4)
 
 
-def test_similarity_is_one_for_equal_images_and_falls_with_noise(photo):
+def test_ssim_is_1_for_equal_images(photo):
     noisy = (photo * 0.8).round().astype(np.uint8)
     for measure, side in ((ssim, SSIM_SIDE), (ms_ssim, MS_SSIM_SIDE)):
         smallest = photo[:side, :side]
@@ -27,7 +27,7 @@ def test_similarity_is_one_for_equal_images_and_falls_with_noise(photo):
         ms_ssim(photo[: MS_SSIM_SIDE - 1], photo[: MS_SSIM_SIDE - 1])
 
 
-def test_ssim_of_flat_images_is_that_of_their_luminance():
+def test_ssim_of_flat_images_compares_luminance():
     a, b = np.full((16, 16, 3), 100, np.uint8), np.full((16, 16, 3), 150, np.uint8)
     c1 = (0.01 * 255) ** 2
     assert ssim(a, b) == pytest.approx((2 * 100 * 150 + c1) / (100**2 + 150**2 + c1), abs=1e-3)
@@ -49,12 +49,12 @@ def test_checkerboard_of_patterns(period):
 
 
 @pytest.mark.parametrize("period", [2, 4])
-def test_checkerboard_of_white_noise_is_the_share_of_its_frequencies(period):
+def test_checkerboard_of_white_noise(period):
     noise = np.random.default_rng(0).normal(size=(4000, 28, 28))
     assert checkerboard(noise, period) == pytest.approx((period**2 - 1) / (28 * 28 - 1), rel=0.05)
 
 
-def test_checkerboard_is_the_power_at_the_frequencies_of_the_period():
+def test_checkerboard_equals_power_in_the_spectrum():
     x = np.random.default_rng(1).normal(size=(3, 12, 20))
     power = np.square(np.abs(np.fft.fft2(x)))
     power[:, 0, 0] = 0

@@ -32,12 +32,12 @@ def photo() -> np.ndarray:
     [(9, torch.bfloat16), (8, torch.bfloat16), (7, torch.float16), (6, torch.float32)],
     ids=["H200", "A100", "T4 and V100", "P40"],
 )
-def test_gpu_gets_the_fastest_dtype_it_has(capability, dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fastest_dtype_of_gpus(capability, dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (capability, 5))
     assert fastest_dtype("cuda") == select_dtype("cuda", None) == dtype
 
 
-def test_dtype_by_name_is_taken_where_it_is_of_use() -> None:
+def test_select_dtype_by_name() -> None:
     assert select_dtype("cuda", "float16") == torch.float16
     assert select_dtype("cpu", "bfloat16") == torch.bfloat16
     # A CPU takes 10 to 100 times as long in float16.
@@ -45,7 +45,7 @@ def test_dtype_by_name_is_taken_where_it_is_of_use() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(TASKS) - {"compress"}))
-def test_float16_gives_the_image_of_float32(name: str, photo: np.ndarray) -> None:
+def test_float16_output_is_close_to_float32(name: str, photo: np.ndarray) -> None:
     """With the shipped networks, more than 45 dB apart from float32: half a grey level is 54 dB."""
     task, objective = TASKS[name], TASK_OBJECTIVES[name]
     card, weights = checkpoint.read(task.default_checkpoint)
@@ -58,7 +58,7 @@ def test_float16_gives_the_image_of_float32(name: str, photo: np.ndarray) -> Non
     assert psnr_db(*images) > 45
 
 
-def test_what_is_too_large_for_float16_runs_in_float32() -> None:
+def test_float16_overflow_runs_in_float32() -> None:
     model = torch.nn.Linear(4, 1, bias=False)
     torch.nn.init.constant_(model.weight, 300.0)
     x = torch.full((1, 4), 300.0)
@@ -76,7 +76,7 @@ def step_of(precision: Precision, photo: np.ndarray) -> tuple[Step, torch.Tensor
     return step, torch.from_numpy(photo[None, :32].copy()).unflatten(2, (2, 32)).permute(2, 0, 4, 1, 3).flatten(0, 1)
 
 
-def test_step_in_float16_learns_like_one_in_float32(photo: np.ndarray) -> None:
+def test_step_in_float16_trains_like_float32(photo: np.ndarray) -> None:
     losses = []
     for precision in (Precision(), HALF):
         step, x = step_of(precision, photo)
@@ -89,7 +89,7 @@ def test_step_in_float16_learns_like_one_in_float32(photo: np.ndarray) -> None:
     assert losses[1][-1] < losses[1][0] - 0.2
 
 
-def test_step_leaves_out_an_overflow_of_float16(photo: np.ndarray) -> None:
+def test_step_skips_a_float16_overflow(photo: np.ndarray) -> None:
     """The first scale is too large: weights stay, the scale falls, and the training has not diverged."""
     step, x = step_of(HALF, photo)
     step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
@@ -101,7 +101,7 @@ def test_step_leaves_out_an_overflow_of_float16(photo: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("precision", [Precision(), HALF], ids=["float32", "float16"])
-def test_step_tells_a_divergence(precision: Precision, photo: np.ndarray) -> None:
+def test_step_reports_divergence(precision: Precision, photo: np.ndarray) -> None:
     step, x = step_of(precision, photo)
     with torch.no_grad():
         next(step.state.model.parameters()).fill_(torch.nan)

@@ -72,7 +72,7 @@ def test_gram_of_two_features_by_hand():
     assert torch.equal(gram(features), torch.tensor([[[2.5, 0.5], [0.5, 5.0]]]))
 
 
-def test_losses_by_hand():
+def test_style_losses_by_hand():
     target, content = torch.tensor([[[[1.0, 2.0]]]]), torch.tensor([[[[0.0, 4.0]]]])
     assert content_loss(target, content).item() == 0.5 * (1 + 4)
     g = {"relu1_1": torch.tensor([[[2.0, 0.0], [0.0, 2.0]]]), "relu2_1": torch.tensor([[[3.0]]])}
@@ -109,7 +109,7 @@ def test_only_the_target_image_changes(net, cat, coffee):
 
 @pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
 @pytest.mark.parametrize("start", ["content", "noise"])
-def test_the_loss_falls_and_its_curve_is_kept(net, cat, coffee, optimizer, start):
+def test_gatys_loss_falls_and_returns_its_curve(net, cat, coffee, optimizer, start):
     output = restyled(net, cat, coffee, method="gatys", steps=25, optimizer=optimizer, start=start, beta=100)
     losses = output.columns["losses"]
     # The last line search of L-BFGS may look at a few more places.
@@ -118,7 +118,7 @@ def test_the_loss_falls_and_its_curve_is_kept(net, cat, coffee, optimizer, start
     assert losses[-1] == pytest.approx(output.columns["content_loss"] + 100 * output.columns["style_loss"], rel=1e-4)
 
 
-def test_images_that_are_optimised_together_are_what_they_are_alone(net, cat, coffee):
+def test_gatys_batch_equals_single_images(net, cat, coffee):
     prepared, params = stylist(net, coffee, method="gatys", steps=8, start="noise", optimizer="adam")
     samples = [Sample(cat, seed=5), Sample(cat[::-1].copy(), seed=6)]
     together = TASK.predict(prepared, samples, params, Precision())
@@ -127,14 +127,14 @@ def test_images_that_are_optimised_together_are_what_they_are_alone(net, cat, co
         assert np.abs(alone.image.astype(int) - output.image).max() <= 2
 
 
-def test_less_weight_on_content_means_more_style(net, cat, coffee):
+def test_gatys_with_lower_alpha_has_more_style(net, cat, coffee):
     found = [restyled(net, cat, coffee, method="gatys", steps=60, alpha=a).columns for a in (30, 3, 0.3, 0)]
     assert [c["content_loss"] for c in found] == sorted(c["content_loss"] for c in found)
     assert [c["style_loss"] for c in found] == sorted((c["style_loss"] for c in found), reverse=True)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
-def test_weights_that_are_small_together_make_the_same_picture(net, cat, coffee, optimizer):
+def test_gatys_depends_on_the_ratio_of_weights(net, cat, coffee, optimizer):
     how = {"method": "gatys", "steps": 20, "optimizer": optimizer}
     large = restyled(net, cat, coffee, alpha=0.5, beta=1, **how)
     small = restyled(net, cat, coffee, alpha=0.5 * 2**-30, beta=2**-30, **how)
@@ -143,7 +143,7 @@ def test_weights_that_are_small_together_make_the_same_picture(net, cat, coffee,
     assert np.array(small.columns["losses"]) == pytest.approx(np.array(large.columns["losses"]) * 2**-30)
 
 
-def test_strength_goes_from_the_image_to_its_restyling(net, cat, coffee):
+def test_strength_interpolates_to_the_full_style(net, cat, coffee):
     x = to_float_batch([cat], net.stride, "cpu")
     prepared, _ = stylist(net, coffee)
     plain, full = net(x), prepared(x)
@@ -152,7 +152,7 @@ def test_strength_goes_from_the_image_to_its_restyling(net, cat, coffee):
     assert not torch.allclose(plain, full, atol=0.01)
 
 
-def test_tiles_share_the_statistics_of_the_whole_image(net, coffee, monkeypatch):
+def test_tiles_use_statistics_of_the_whole_image(net, coffee, monkeypatch):
     large = photo("astronaut.png", 200, 264)
     x = to_float_batch([large], net.stride, "cpu")
     prepared, _ = stylist(net, coffee)
@@ -177,7 +177,7 @@ def test_styles_are_mixed_by_their_weights(net, cat, coffee):
         assert not torch.allclose(mixed.grams[name], got, atol=1e-3)
 
 
-def test_preserved_colours_are_those_of_the_image(net, cat, coffee):
+def test_preserve_color_keeps_the_chroma(net, cat, coffee):
     gray = np.repeat(luma_uint8(cat)[..., None], 3, 2).astype(np.uint8)
     output = restyled(net, gray, coffee, preserve_color=True)
     assert np.ptp(output.image.astype(int), axis=2).max() <= 1
@@ -188,14 +188,14 @@ def test_preserved_colours_are_those_of_the_image(net, cat, coffee):
 
 @pytest.mark.parametrize("method", ["adain", "gatys"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 90), (33, 17)])
-def test_images_of_any_size_keep_it(net, coffee, method, size):
+def test_stylize_keeps_image_size(net, coffee, method, size):
     image = photo("chelsea.png", *size)
     output = restyled(net, image, coffee, method=method, **({"steps": 2} if method == "gatys" else {}))
     assert output.image.shape == image.shape
 
 
 @pytest.mark.parametrize("method", ["adain", "gatys"])
-def test_larger_images_are_reduced_to_the_size_asked_for(net, cat, coffee, method):
+def test_stylize_reduces_to_size(net, cat, coffee, method):
     output = restyled(net, cat, coffee, method=method, size=32, **({"steps": 2} if method == "gatys" else {}))
     assert output.image.shape == (24, 32, 3)
 
@@ -216,19 +216,19 @@ def test_larger_images_are_reduced_to_the_size_asked_for(net, cat, coffee, metho
         ({"size": 9000, "method": "gatys"}, "size=9000: must be at most 4096"),
     ],
 )
-def test_parameters_that_make_no_sense_are_refused(params, message):
+def test_stylize_params_refuse_contradictions(params, message):
     with pytest.raises(ValidationError, match=message):
         StylizeParams(**{"style": ["a.jpg"], **params})
 
 
-def test_what_a_network_cannot_do_is_said_before_anything_starts(net):
+def test_check_refuses_unsuitable_networks(net):
     with pytest.raises(CheckpointError, match=r"layer 'conv9': does not exist in the network. Valid: relu1_1, relu2_1"):
         TASK.check(net, StylizeParams(style=["a"], style_layers={"conv9": 1}))
     with pytest.raises(CheckpointError, match="method=adain: needs a network with a trained decoder"):
         TASK.check(Perceptual(**SMALL, decoder=False), StylizeParams(style=["a"]))
 
 
-def test_random_networks_are_always_the_same():
+def test_random_network_is_deterministic():
     card, weights = checkpoint.read("random")
     assert checkpoint.read("random") == (card, weights)
     assert isinstance(checkpoint.build(card, weights), Perceptual)
@@ -271,7 +271,7 @@ def test_vgg19_is_converted_and_checked(tmp_path, monkeypatch):
         checkpoint.read(str(tmp_path / "resnet.pth"))
 
 
-def test_a_half_finds_its_other_half_by_its_moments():
+def test_contrastive_loss_of_matching_halves_is_low():
     generator = torch.Generator().manual_seed(0)
     pictures = torch.rand(6, 3, 1, 1, generator=generator) * torch.randn(6, 3, 8, 8, generator=generator)
     assert contrastive_loss(torch.cat([pictures, pictures.flip(3)])) < 0.1
@@ -279,7 +279,7 @@ def test_a_half_finds_its_other_half_by_its_moments():
 
 
 @pytest.mark.parametrize(("convs", "held"), [([1, 2, 1], set()), ([1, 1, 2], {"encoder.relu3_2"})])
-def test_perceiving_teaches_every_layer_that_it_looks_at(convs, held):
+def test_perceive_trains_every_measured_layer(convs, held):
     model = Perceptual(**SMALL | {"convs": convs})
     OBJECTIVES["perceive"].freeze(model)
     figures = OBJECTIVES["perceive"].loss(model, torch.rand(4, 3, 24, 32), torch.Generator().manual_seed(0))
@@ -290,7 +290,7 @@ def test_perceiving_teaches_every_layer_that_it_looks_at(convs, held):
     assert not any(model.get_parameter(name).requires_grad for name in untouched)
 
 
-def test_only_the_decoder_learns_to_paint():
+def test_stylize_trains_only_the_decoder():
     model = Perceptual(**SMALL)
     TASK.freeze(model)
     TASK.loss(model, torch.rand(4, 3, 24, 24), torch.Generator().manual_seed(0))["loss"].backward()
@@ -299,12 +299,12 @@ def test_only_the_decoder_learns_to_paint():
 
 
 @pytest.mark.parametrize("width", [4, 20, 24, 36])
-def test_held_out_images_of_any_width_validate(net, width):
+def test_stylize_validates_images_of_any_width(net, width):
     figures = TASK.validate(net, torch.rand(1, 3, 24, width), torch.Generator().manual_seed(0))
     assert all(math.isfinite(value) for value in figures.values())
 
 
-def test_a_flat_style_has_a_finite_loss():
+def test_flat_style_has_a_finite_loss():
     model = Perceptual(**SMALL)
     x = torch.rand(4, 3, 24, 24)
     x[1] = 0.5

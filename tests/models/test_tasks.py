@@ -39,7 +39,7 @@ def noisy(rgb: np.ndarray, sigma: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
-def test_an_architecture_gives_back_its_scale_of_the_size_it_got(name):
+def test_architecture_output_size_is_scaled_input(name):
     model = ARCHITECTURES[name]()
     x = torch.rand(2, model.example[0], 3 * model.stride, 5 * model.stride)
     assert model(x).shape[2:] == (3 * model.output_stride, 5 * model.output_stride)
@@ -47,7 +47,7 @@ def test_an_architecture_gives_back_its_scale_of_the_size_it_got(name):
 
 
 @pytest.mark.parametrize("upsample", ["nearest", "transposed"])
-def test_the_seed_page_autoencoder_has_its_parameters(upsample):
+def test_conv_has_1477_parameters(upsample):
     model = ARCHITECTURES["conv"](upsample=upsample)
     kinds = (torch.nn.Conv2d, torch.nn.ConvTranspose2d)
     layers = [sum(p.numel() for p in m.parameters()) for m in model.modules() if isinstance(m, kinds)]
@@ -56,7 +56,7 @@ def test_the_seed_page_autoencoder_has_its_parameters(upsample):
 
 
 @pytest.mark.parametrize("name", checkpoint.bundled_names())
-def test_a_shipped_checkpoint_is_small_and_runs(name, photo):
+def test_bundled_checkpoint_is_small_and_predicts(name, photo):
     card = checkpoint.read_card(name)
     assert len(checkpoint.read_weights(name, card)) < 3_000_000
     task = TASKS[card.task]
@@ -73,11 +73,11 @@ def test_a_shipped_checkpoint_is_small_and_runs(name, photo):
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
-def test_a_task_names_a_checkpoint_of_its_own(name):
+def test_default_checkpoint_is_of_its_task(name):
     assert checkpoint.read_card(TASKS[name].default_checkpoint).task == name
 
 
-def test_denoising_helps_and_finds_the_level(photo):
+def test_denoise_improves_psnr_and_estimates_sigma(photo):
     for sigma in (10, 25, 50):
         grainy = noisy(photo, sigma)
         output = TASK_OBJECTIVES["denoise"].predict(
@@ -87,7 +87,7 @@ def test_denoising_helps_and_finds_the_level(photo):
         assert output.columns["sigma"] == pytest.approx(sigma, rel=0.15)
 
 
-def test_bfloat16_changes_psnr_by_less_than_a_twentieth(photo):
+def test_bfloat16_changes_psnr_by_less_than_0_05_db(photo):
     grainy = noisy(photo, 25)
     model = shipped("denoise-small")
     both = [
@@ -97,7 +97,7 @@ def test_bfloat16_changes_psnr_by_less_than_a_twentieth(photo):
     assert abs(both[0] - both[1]) < 0.05
 
 
-def test_a_larger_step_is_smaller_and_worse(photo):
+def test_larger_step_gives_fewer_bits_and_lower_psnr(photo):
     model, predict = shipped("compress-small"), TASK_OBJECTIVES["compress"].predict
     outputs = [predict(model, [Sample(photo)], CompressParams(step=step), Precision())[0] for step in (20, 32, 64)]
     nonzero = [np.count_nonzero(o.latent) for o in outputs]
@@ -107,7 +107,7 @@ def test_a_larger_step_is_smaller_and_worse(photo):
 
 
 @pytest.mark.parametrize("name", ["compress-small", "conv-mnist"])
-def test_quality_without_the_image_is_that_of_the_image(name, photo, monkeypatch):
+def test_latent_psnr_equals_image_psnr(name, photo, monkeypatch):
     monkeypatch.setattr("imagemill.models.objectives.compress.tile_side", lambda *size: 64)
     model, predict = shipped(name), TASK_OBJECTIVES["compress"].predict
     rgb = photo[:157, :131]
@@ -121,17 +121,17 @@ def test_quality_without_the_image_is_that_of_the_image(name, photo, monkeypatch
     assert np.array_equal(for_neither.latent, for_image.latent)
 
 
-def test_what_shares_a_batch_moves_hardly_a_symbol(photo):
+def test_batch_changes_hardly_any_symbol(photo):
     model, predict = shipped("compress-small"), TASK_OBJECTIVES["compress"].predict
     alone = predict(model, [Sample(photo)], CompressParams(), Precision())[0]
     together = predict(model, [Sample(photo[::-1].copy()), Sample(photo)], CompressParams(), Precision())[1]
     assert (alone.latent != together.latent).mean() < 1e-4
     assert psnr_db(alone.image, together.image) > 60
-    # Symbols alone decide the image, whatever they were decoded beside.
+    # The image depends only on the symbols, not on what else was decoded.
     assert np.array_equal(decode_latent(model, alone.latent, photo.shape[:2], CompressParams().step, "cpu"), alone.image)
 
 
-def test_the_noise_level_of_a_large_image_is_that_of_most_of_its_crops():
+def test_noise_level_of_a_large_image_is_a_median():
     coffee = Image.open(str(files("skimage.data").joinpath("coffee.png"))).convert("RGB").resize((1200, 1000))
     clean = np.asarray(coffee)
     grainy = noisy(clean, 25)
@@ -143,7 +143,7 @@ def test_the_noise_level_of_a_large_image_is_that_of_most_of_its_crops():
     assert level.tolist() == pytest.approx([25, 0], abs=2)
 
 
-def test_a_large_image_is_coloured_as_it_is_seen_at_a_smaller_size(photo):
+def test_colorize_predicts_large_images_at_reduced_size(photo):
     model, params = shipped("colorize-small"), TASKS["colorize"].Params()
     seen = Image.fromarray(photo).convert("L").convert("RGB").resize((512, 512), Image.Resampling.BICUBIC)
     large = np.asarray(seen.resize((1024, 1024), Image.Resampling.BICUBIC))

@@ -59,7 +59,7 @@ def reaches_no_further_than(fn: Callable[[Tensor], Tensor], x: Tensor, halo: int
 
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(4, 30), st.integers(2, 6), st.integers(1, 2))
 @settings(max_examples=30)
-def test_a_small_net_in_tiles_is_the_net_on_the_whole(h: int, w: int, tile: int, halo: int, batch: int) -> None:
+def test_tiled_network_equals_whole_network(h: int, w: int, tile: int, halo: int, batch: int) -> None:
     torch.manual_seed(h * 71 + w)
     net = nn.Sequential(nn.Conv2d(2, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 3, 3, padding=1))
     x = torch.randn(batch, 2, h, w)
@@ -75,7 +75,7 @@ def test_a_small_net_in_tiles_is_the_net_on_the_whole(h: int, w: int, tile: int,
     st.sets(st.integers(0, 40), max_size=4),
 )
 @settings(max_examples=60)
-def test_a_result_in_the_place_of_its_input_is_the_result(h: int, w: int, tile: int, halos: int, short: set[int]) -> None:
+def test_tiled_in_place_equals_tiled(h: int, w: int, tile: int, halos: int, short: set[int]) -> None:
     halo, calls = 4 * halos, []
     x = torch.randint(0, 256, (1, 3, h, w), dtype=torch.uint8, generator=torch.Generator().manual_seed(h * 151 + w))
 
@@ -96,7 +96,7 @@ def test_a_result_in_the_place_of_its_input_is_the_result(h: int, w: int, tile: 
     torch.testing.assert_close(over, apart, atol=0, rtol=0)
 
 
-def test_a_halo_that_is_too_small_shows() -> None:
+def test_too_small_halo_changes_the_result() -> None:
     net = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 3, padding=1))
     x = torch.rand(1, 1, 40, 40)
     with torch.inference_mode():
@@ -106,7 +106,7 @@ def test_a_halo_that_is_too_small_shows() -> None:
     assert not reaches_no_further_than(net, x, 1, 8, Fraction(1))
 
 
-def test_memory_is_bounded_by_the_tile() -> None:
+def test_tile_size_bounds_memory() -> None:
     sizes = []
 
     def fn(x: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ def test_memory_is_bounded_by_the_tile() -> None:
 @pytest.mark.parametrize(
     ("scale", "large"), [(Fraction(1), False), (Fraction(1, 8), False), (Fraction(2), False), (Fraction(8), True)]
 )
-def test_memory_is_given_back_between_the_rows_of_tiles_of_large_results(scale, large, monkeypatch) -> None:
+def test_large_results_release_memory_between_rows(scale, large, monkeypatch) -> None:
     given = []
     monkeypatch.setattr("imagemill.models.tiling.LARGE_PIXELS", 100 * 150 * 8)
     monkeypatch.setattr("imagemill.models.tiling.release_free_memory", lambda: given.append(True))
@@ -136,7 +136,7 @@ def test_memory_is_given_back_between_the_rows_of_tiles_of_large_results(scale, 
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_halo_and_a_tile_are_multiples_of_the_stride(name: str) -> None:
+def test_halo_and_tile_are_multiples_of_stride(name: str) -> None:
     model = ARCHITECTURES[name]()
     assert model.stride > 0
     assert model.halo % model.stride == 0
@@ -144,7 +144,7 @@ def test_halo_and_a_tile_are_multiples_of_the_stride(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_an_architecture_in_tiles_is_the_architecture_on_the_whole(name: str) -> None:
+def test_tiled_architecture_equals_whole_architecture(name: str) -> None:
     model = random_model(name)
     fn = image_to_image(model)
     # Longer than a tile with its halo on one axis; on the other a tile and a rest.
@@ -161,7 +161,7 @@ def test_an_architecture_in_tiles_is_the_architecture_on_the_whole(name: str) ->
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_halo_of_an_architecture_is_all_that_an_output_depends_on(name: str) -> None:
+def test_halo_covers_the_receptive_field(name: str) -> None:
     model = random_model(name)
     tile = model.stride
     side = 2 * (-(-(model.halo + model.stride) // tile) + 1) * tile
@@ -170,7 +170,7 @@ def test_the_halo_of_an_architecture_is_all_that_an_output_depends_on(name: str)
         assert reaches_no_further_than(image_to_image(model), x, model.halo, tile, Fraction(model.scale))
 
 
-def test_the_encoder_of_the_codec_looks_no_further_than_its_stride() -> None:
+def test_codec_encoder_depends_on_one_stride() -> None:
     model = random_model("codec")
     assert isinstance(model, Codec)
     x = image(model, 200, 264)
@@ -186,7 +186,7 @@ def test_the_encoder_of_the_codec_looks_no_further_than_its_stride() -> None:
         assert reaches_no_further_than(lambda piece: model.analyse(piece, step), x, model.stride, 8, scale)
 
 
-def test_the_decoder_of_the_codec_looks_no_further_than_its_halo() -> None:
+def test_codec_decoder_depends_on_its_halo() -> None:
     model = random_model("codec")
     assert isinstance(model, Codec)
     halo = model.halo // model.stride
@@ -203,7 +203,7 @@ def test_the_decoder_of_the_codec_looks_no_further_than_its_halo() -> None:
         assert reaches_no_further_than(lambda piece: model.decode((piece, step)), symbols, halo, 1, scale)
 
 
-def test_tiles_that_do_not_fit_into_memory_are_computed_in_quarters_and_those_that_do_are_not() -> None:
+def test_only_tiles_out_of_memory_are_split() -> None:
     x, done, refused = torch.rand(1, 3, 300, 500, generator=torch.Generator().manual_seed(0)), [], []
 
     def blur(piece: Tensor) -> Tensor:
@@ -234,7 +234,7 @@ def fail(message: str) -> Tensor:
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 3))
 @example(64, 64, 1)
 @example(65, 1, 2)
-def test_an_image_alone_is_padded_tile_by_tile_as_it_would_be_as_a_whole(h, w, count):
+def test_single_image_is_padded_by_tile(h, w, count):
     images = [np.random.default_rng(n).integers(0, 256, (h, w, 3), dtype=np.uint8) for n in range(count)]
     whole = to_uint8_batch([*images, images[0]], 8, "cpu")[:count]
     alone = to_uint8_batch(images, 8, "cpu")
