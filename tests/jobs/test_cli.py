@@ -108,7 +108,7 @@ def test_output_of_another_run_is_exit_4(imagemill, tmp_path, photos):
     with Lease(Store(str(tmp_path / "out"))):
         code, _, err = imagemill("denoise", photos, tmp_path / "out")
     assert code == 4
-    assert "another run holds it" in err
+    assert "another run holds this output" in err
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -222,7 +222,7 @@ def test_who_lost_output_merges_nothing_and_is_done_all_the_same(tmp_path: Path,
         parts = fill(output, MIN_SMALL_PARTS)
         output.write("runs/lease/00000007.json", b"{}")
         assert compact(output, parts, 3, lease.check_held) == 0
-    assert "another run took it" in caplog.text
+    assert "another run took over" in caplog.text
     assert all_parts(output) == parts
 
 

@@ -83,7 +83,7 @@ def test_a_copy_without_some_parts_or_the_checkpoint_is_not_well(config, monkeyp
     assert verify(output).problems == []
     shutil.rmtree(f"{output.root}/checkpoints")
     [problem] = verify(output).problems
-    assert re.search(r"the checkpoint that made the rows is missing \(\d rows are of it\)", problem)
+    assert re.search(r"the checkpoint that made the rows is missing \(\d rows\)", problem)
 
 
 def test_a_reject_may_be_rejected_again(config):

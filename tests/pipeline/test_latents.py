@@ -145,9 +145,9 @@ def test_the_images_of_a_damaged_part_are_made_again_once_it_is_moved_away(tmp_p
     run(config)
     damaged = list_parts(output, "results")[1]
     output.write(damaged, output.read(damaged)[:-1])
-    with pytest.raises(StorageError, match=f"{damaged}: a damaged part .*: move it out of OUTPUT"):
+    with pytest.raises(StorageError, match=f"{damaged}: a damaged part .*Move it out of OUTPUT"):
         run(config)
-    assert "move it out of OUTPUT" in verify(output).problems[0]
+    assert "Move it out of OUTPUT" in verify(output).problems[0]
     assert export(output, Store(str(tmp_path / "export")))["rows"] == 3
     Path(output.full(damaged)).rename(tmp_path / "damaged.parquet")
     assert run(config)["ok"] == 1
@@ -205,7 +205,7 @@ def test_coding_without_tables_is_refused_before_an_image_is_touched(tmp_path, c
     config = RunConfig(task="compress", input=str(tmp_path / "in"), output=output.url, checkpoint=str(tmp_path / "older"))
     check_model(resolve(config))
     record = RunRecord()
-    with pytest.raises(CheckpointError, match="holds no tables"):
+    with pytest.raises(CheckpointError, match="no entropy tables"):
         run(config.model_copy(update={"params": {"coding": "coded"}}), record)
     assert record.exit_code == CheckpointError.exit_code == 2
     assert not [e.path for e in output.entries() if e.path.startswith(("results/", "images/"))]

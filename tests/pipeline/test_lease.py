@@ -164,8 +164,8 @@ def test_a_watched_holder_is_named_and_how_long(tmp_path: Path, caplog: pytest.L
         pass
     [message] = [r.getMessage() for r in caplog.records]
     assert message == (
-        f"{output.url}: process 1 on far did not release it. "
-        "Waiting up to 60 s for a sign of life before this run takes it over"
+        f"{output.url}: process 1 on far did not release this output. "
+        "Waiting up to 60 s for its heartbeat before taking over"
     )
 
 
@@ -181,7 +181,7 @@ def test_who_is_faster_to_take_over_holds(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
     far = Elsewhere(output, 0, 0, "0.1")
     far.sleep = lambda seconds: output.write(f"{FOLDER}/00000005.json", b"{}")  # type: ignore[method-assign]
-    with patch("imagemill.pipeline.output.lease.time", far), pytest.raises(OutputHeld, match="has just taken it"):
+    with patch("imagemill.pipeline.output.lease.time", far), pytest.raises(OutputHeld, match="has just taken"):
         Lease(output).__enter__()
 
 
@@ -256,7 +256,7 @@ def test_a_claim_is_renewed_while_its_holder_clears_away(tmp_path: Path, monkeyp
 def test_who_was_overtaken_while_it_cleared_away_does_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = Store(str(tmp_path))
     monkeypatch.setattr(Store, "sweep", lambda store, spare: store.write(f"{FOLDER}/00000002.json", b"{}"))
-    with pytest.raises(OutputHeld, match="another run took it"):
+    with pytest.raises(OutputHeld, match="another run took over"):
         Lease(output).__enter__()
     assert "lease" not in [thread.name for thread in threading.enumerate()]
 

@@ -15,7 +15,7 @@ from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.lease import Lease
 from imagemill.pipeline.output.ownership import FOLDERS, check_output, is_output
 from imagemill.pipeline.output.verify import verify
-from imagemill.pipeline.resolve import build_plan, check_output_task, resolve
+from imagemill.pipeline.resolve import build_plan, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
 from tests.support.folders import files_below, rows
@@ -41,7 +41,7 @@ def test_a_folder_of_the_user_is_named(any_url, folder):
     place.write("photos/a.png", b"mine")
     check_output(place)
     place.write(f"{folder}/deep/er.png", b"mine")
-    with pytest.raises(ConfigError, match=f"output {place.url}: {folder}/ holds files that no run of imagemill wrote"):
+    with pytest.raises(ConfigError, match=f"output {place.url}: {folder}/ contains files that no run of imagemill wrote"):
         check_output(place)
 
 
@@ -49,7 +49,7 @@ def test_empty_folders_are_nobodys(tmp_path):
     (tmp_path / "images/empty").mkdir(parents=True)
     check_output(Store(str(tmp_path)))
     (tmp_path / "results").write_text("a file of this name")
-    with pytest.raises(ConfigError, match="results/ holds"):
+    with pytest.raises(ConfigError, match="results/ contains"):
         check_output(Store(str(tmp_path)))
 
 
@@ -78,10 +78,10 @@ def test_a_first_run_into_a_project_touches_nothing(tmp_path, crops):
     project = tmp_path / "project"
     save(project / "images", crops[5:], "a.png")
     before = files_below(tmp_path)
-    with pytest.raises(ConfigError, match="images/ holds files"):
+    with pytest.raises(ConfigError, match="images/ contains files"):
         run(denoise(source, project))
-    with pytest.raises(ConfigError, match="images/ holds files"):
-        check_output_task(resolve(denoise(source, project)))
+    with pytest.raises(ConfigError, match="images/ contains files"):
+        check_ends(resolve(denoise(source, project)))
     assert files_below(tmp_path) == before
 
 

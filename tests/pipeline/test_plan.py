@@ -173,7 +173,7 @@ def test_a_part_that_is_no_file_is_named_and_not_waited_for(places: tuple[Store,
     odd = Path(output.full("results/odd.parquet"))
     for make, said in ((lambda: odd.symlink_to("/nowhere"), "a broken link"), (lambda: os.mkfifo(odd), "a pipe")):
         make()
-        with pytest.raises(StorageError, match=rf"odd\.parquet: .*{said}.*: mend it, or move it out of OUTPUT"):
+        with pytest.raises(StorageError, match=rf"odd\.parquet: .*{said}.*Repair it, or move it out of OUTPUT"):
             planned(source, output, SHA, PARAMS)
         odd.unlink()
 

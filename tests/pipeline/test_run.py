@@ -136,7 +136,7 @@ def test_actors_put_nothing_behind_the_back_of_the_next_holder(tmp_path, crops):
 
     other = threading.Thread(target=take)
     other.start()
-    with pytest.raises(OutputHeld, match="another run took it"):
+    with pytest.raises(OutputHeld, match="another run took over"):
         run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=output.url))
     other.join()
     assert not (tmp_path / "out/images").exists()
