@@ -127,7 +127,7 @@ def check_config(config: EvaluateConfig, at: str | None, drawn: tuple[str, ...] 
         check_model(job)
         for value in config.at:
             check_model(resolve(build_run_config(config, {str(at): value}, config.input, folder)))
-        check_ends(job)
+        check_output_task(job)
     return job
 
 

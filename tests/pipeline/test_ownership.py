@@ -81,7 +81,7 @@ def test_a_first_run_into_a_project_touches_nothing(tmp_path, crops):
     with pytest.raises(ConfigError, match="images/ contains files"):
         run(denoise(source, project))
     with pytest.raises(ConfigError, match="images/ contains files"):
-        check_ends(resolve(denoise(source, project)))
+        check_output_task(resolve(denoise(source, project)))
     assert files_below(tmp_path) == before
 
 
