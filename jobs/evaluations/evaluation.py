@@ -18,7 +18,7 @@ from imagemill.pipeline.config import RunConfig, Strict
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.images.decode import DecodedImage, decode_image
 from imagemill.pipeline.images.errors import ImageError
-from imagemill.pipeline.resolve import ResolvedRun, check_model, resolve
+from imagemill.pipeline.resolve import ResolvedRun, check_model, check_output_task, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import image_id
 from imagemill.pipeline.sources.folder import list_folder

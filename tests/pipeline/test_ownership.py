@@ -15,7 +15,7 @@ from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.lease import Lease
 from imagemill.pipeline.output.ownership import FOLDERS, check_output, is_output
 from imagemill.pipeline.output.verify import verify
-from imagemill.pipeline.resolve import build_plan, resolve
+from imagemill.pipeline.resolve import build_plan, check_output_task, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
 from tests.support.folders import files_below, rows
