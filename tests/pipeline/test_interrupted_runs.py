@@ -18,7 +18,7 @@ from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.lease import FOLDER
 from imagemill.pipeline.output.parts import SUPERSEDED, list_parts
 from imagemill.pipeline.output.verify import verify
-from imagemill.pipeline.resolve import plan_of, resolve
+from imagemill.pipeline.resolve import build_plan, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import image_id, parquet_bytes
 from imagemill.pipeline.storage import Store
@@ -41,7 +41,7 @@ def test_parameters_that_come_back_are_done_again(config):
     again = run(config.model_copy(update={"params": {"sigma": 15}}))
     assert again["ok"] == 4
     assert verify(Store(config.output)).problems == []
-    assert plan_of(resolve(config.model_copy(update={"params": {"sigma": 15}}))).done == 4
+    assert build_plan(resolve(config.model_copy(update={"params": {"sigma": 15}}))).done == 4
 
 
 def test_interrupted_run_images_are_processed_again(config):

@@ -20,7 +20,7 @@ from imagemill.pipeline.item import Item
 from imagemill.pipeline.output.lease import Lease
 from imagemill.pipeline.output.parts import list_parts
 from imagemill.pipeline.output.verify import verify
-from imagemill.pipeline.resolve import check_model, plan_of, resolve
+from imagemill.pipeline.resolve import build_plan, check_model, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.run_record import RunRecord
 from imagemill.pipeline.schema import image_id
@@ -159,7 +159,7 @@ def compressed_here(source: Store, output: Store) -> None:
     """An actor's work on all of a source, in this process."""
     resolved = resolve(RunConfig(task="compress", input=source.url, output=output.url, quality=0))
     with Lease(output) as lease:
-        plan = plan_of(resolved)
+        plan = build_plan(resolved)
         assert Worker(job_here(resolved, lease.fencing_token))(plan.todo) == {"rows": [len(plan.todo)]}
         left = account(output, plan, [])
     assert (left.ok, left.rejected, left.doubles_dropped) == (len(plan.todo), 0, 0)

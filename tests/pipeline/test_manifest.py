@@ -13,7 +13,7 @@ import s3fs
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.output.rejects import read_waiting_rejects
 from imagemill.pipeline.output.verify import verify
-from imagemill.pipeline.plan import references
+from imagemill.pipeline.plan import build_references
 from imagemill.pipeline.run import run
 from imagemill.pipeline.sources.image_reader import ImageReader
 from imagemill.pipeline.sources.input import list_images, open_input
@@ -62,7 +62,7 @@ def test_manifest_reads_files_below_allowed_roots(tmp_path, crops):
     (tmp_path / "a.png").write_bytes(pictures(crops, 1)[0])
     (tmp_path / "m/list.csv").write_text(f"path\n{tmp_path}/a.png\n")
     source = open_input(str(tmp_path / "m/list.csv"), StorageConfig(), SourceConfig(roots=["/"]))
-    todo, _ = references((image for image in list_images(source)), source.store, "", {})
+    todo, _ = build_references((image for image in list_images(source)), source.store, "", {})
     [row] = todo.to_pylist()
     assert (row["problem"], row["source_uri"]) == (None, f"{tmp_path}/a.png")
     assert ImageReader(source, 1).image(row) == pictures(crops, 1)[0]

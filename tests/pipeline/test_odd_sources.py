@@ -11,8 +11,8 @@ import pytest
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.verify import verify
-from imagemill.pipeline.plan import references
-from imagemill.pipeline.resolve import plan_of, resolve
+from imagemill.pipeline.plan import build_references
+from imagemill.pipeline.resolve import build_plan, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.sources.input import list_images, open_input
 from imagemill.pipeline.sources.parquet import BATCH_ROWS
@@ -48,7 +48,7 @@ def test_no_name_or_reason_tells_a_password_or_a_signature(tmp_path):
     (tmp_path / "list.csv").write_text("\n".join(lines))
     for key in (None, "key"):
         source = open_input(str(tmp_path / "list.csv"), StorageConfig(), SourceConfig(http="public", key=key))
-        told = references(list_images(source), source.store, "", {})[0].to_pylist()
+        told = build_references(list_images(source), source.store, "", {})[0].to_pylist()
         problems = [str(row["problem"]) for row in told]
         assert [p.partition(":")[0] for p in problems] == ["NotAllowed", "NotAllowed", "None", "DuplicateName"]
         assert [row["rel_path"] for row in told[:2]] == ["h/x.jpg", "h/z.jpg"]
@@ -81,7 +81,7 @@ def test_damaged_pages_cost_what_comes_after_them_alone(tmp_path):
 def test_a_shard_without_rows_is_an_input_without_images(tmp_path):
     pq.write_table(pa.table({"jpg": pa.array([], pa.binary())}), tmp_path / "empty.parquet")
     config = RunConfig(task="denoise", input=str(tmp_path / "empty.parquet"), output=str(tmp_path / "out"))
-    assert plan_of(resolve(config)).found == 0
+    assert build_plan(resolve(config)).found == 0
 
 
 def test_duplicate_names_are_stable_across_listings(tmp_path, crops):
@@ -91,7 +91,7 @@ def test_duplicate_names_are_stable_across_listings(tmp_path, crops):
 
     def identities(lines: list[str]) -> set[str]:
         (tmp_path / "list.csv").write_text("\n".join(["path", *lines]))
-        return set(plan_of(resolve(config)).todo["image_id"].to_pylist())
+        return set(build_plan(resolve(config)).todo["image_id"].to_pylist())
 
     before = identities(["a.png", "a.png", "a.png"])
     assert len(before) == 3
@@ -114,5 +114,5 @@ def test_output_names_of_images_and_other_files_differ(tmp_path, crops):
 def test_an_output_that_lies_in_its_input_by_a_link_is_refused(tmp_path):
     (tmp_path / "photos").mkdir()
     Path(tmp_path / "link").symlink_to(tmp_path / "photos")
-    with pytest.raises(ConfigError, match="lie one in the other"):
+    with pytest.raises(ConfigError, match="overlap: one contains the other"):
         resolve(RunConfig(task="denoise", input=str(tmp_path / "photos"), output=str(tmp_path / "link/out")))

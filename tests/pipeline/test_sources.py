@@ -17,7 +17,7 @@ from PIL import Image
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.verify import verify
-from imagemill.pipeline.plan import references
+from imagemill.pipeline.plan import build_references
 from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import new_run_id
 from imagemill.pipeline.sources.decompression import open_decompressed
@@ -226,7 +226,7 @@ def test_mask_belongs_to_the_image_with_its_stem(tmp_path, crops):
         "s.v1.tar/plain": None,
         "s.v1.tar/v.2/c.png": "Link: its mask: a link in a tar, not a file",
     }
-    todo, _ = references(found.values(), source.store, "", {})
+    todo, _ = build_references(found.values(), source.store, "", {})
     by_name = {row["rel_path"]: row for row in todo.to_pylist()}
     reading = ImageReader(source, 1)
     assert reading.read(by_name["s.v1.tar/plain"]) == (photo, photo)
@@ -280,7 +280,7 @@ def test_changed_packed_shard_is_reopened_a_few_times(tmp_path, crops, monkeypat
     photos = pictures(crops, 4)
     shard(tmp_path / "a.tar.gz", {f"{n}.png": data for n, data in enumerate(photos)}, "w:gz")
     source = open_input(str(tmp_path), StorageConfig(), SourceConfig())
-    todo, _ = references(list_images(source), source.store, "", {})
+    todo, _ = build_references(list_images(source), source.store, "", {})
     shard(tmp_path / "a.tar.gz", {f"{n}.png": bytes(len(data)) for n, data in enumerate(photos)}, "w:gz")
     opens = []
     monkeypatch.setattr(
