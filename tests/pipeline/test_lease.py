@@ -275,9 +275,7 @@ def test_an_output_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> 
         Lease(Store(str(tmp_path / "file/out"))).__enter__()
 
 
-def test_lease_detects_a_store_without_conditional_puts(
-    rclone_bucket: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_lease_detects_a_store_without_conditional_puts(rclone_bucket: str, caplog: pytest.LogCaptureFixture) -> None:
     url = f"{rclone_bucket}/out"
     with caplog.at_level(logging.WARNING, "imagemill.lease"), Lease(Store(url)) as first:
         assert "ignores conditional puts" in caplog.text
