@@ -69,7 +69,7 @@ $(VENV)/.test: $(VENV)/.base
 
 $(VENV)/.docs: $(VENV)/.base
 	$(call install,sphinx myst-parser furo sphinx-copybutton)
-	@touch $(VENV)/.base $@
+	@touch $@
 
 $(VENV)/.bench: $(VENV)/.base
 	$(call install,--no-build-isolation --editable '.[demo$(comma)train$(comma)bench]')

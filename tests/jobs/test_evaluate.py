@@ -152,7 +152,7 @@ def test_evaluate_stylize_against_optimisation(photos, tmp_path):
 
 def test_evaluate_refuses_an_invalid_output_first(photos, monkeypatch):
     monkeypatch.setattr("imagemill.jobs.evaluate.evaluate", pytest.fail)
-    with pytest.raises(ConfigError, match="scheme 'gs' is not one of file, s3"):
+    with pytest.raises(ConfigError, match=r"scheme 'gs' is not supported\. Valid: file, s3"):
         show_evaluation({"task": "denoise", "input": str(photos), "output": "gs://x/y"}, "test", update_card=False)
 
 
