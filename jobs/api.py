@@ -128,11 +128,11 @@ def plan(
         CheckpointError: the checkpoint is missing, broken or made for another task.
         StorageError: the input or the output cannot be read.
     """
-    from imagemill.pipeline.resolve import check_ends, plan_of, resolve
+    from imagemill.pipeline.resolve import build_plan, check_output_task, resolve
 
     job = resolve(_run_config(task, input, output, config, settings))
-    check_ends(job)
-    made = plan_of(job)
+    check_output_task(job)
+    made = build_plan(job)
     return PlanResult(
         found=made.found,
         ignored=dict(made.ignored),

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from imagemill.pipeline.config import RunConfig, Strict, read_yaml, validate
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.resolve import task_of
+from imagemill.pipeline.resolve import resolve_task
 
 DATE = "{date}"
 CLOCK = re.compile("([01]?[0-9]|2[0-3]):[0-5][0-9]")
@@ -134,7 +134,7 @@ def check_tasks(runs: list[NightRun]) -> None:
     for run in runs:
         output = run.config.output
         try:
-            task = task_of(run.config)[0].name
+            task = resolve_task(run.config)[0].name
         except ConfigError as e:
             raise ConfigError(f"{run.name}: {e}") from None
         if tasks.setdefault(output, task) != task:

@@ -7,13 +7,13 @@ from typing import Any
 from imagemill.jobs.console import number, print_facts, print_json
 from imagemill.pipeline.cluster.connection import address_of, connected
 from imagemill.pipeline.cluster.nodes import nodes_without_cuda
-from imagemill.pipeline.cluster.pool import WITHOUT_CUDA, free_of, free_resources, nodes_with_room, pool_for, room_for
+from imagemill.pipeline.cluster.pool import WITHOUT_CUDA, describe_free, free_resources, nodes_with_room, pool_for, room_for
 from imagemill.pipeline.cluster.progress import ON_CPU
 from imagemill.pipeline.config import PoolConfig, RunConfig
 from imagemill.pipeline.output.run_history import read_last_records
 from imagemill.pipeline.plan import Plan
 from imagemill.pipeline.progress import clock, rate_text
-from imagemill.pipeline.resolve import ResolvedRun, check_ends, check_model, plan_of, resolve
+from imagemill.pipeline.resolve import ResolvedRun, build_plan, check_model, check_output_task, resolve
 from imagemill.pipeline.sources.folder import OTHER_KIND
 from imagemill.pipeline.sources.system_files import EXCLUDED
 
@@ -40,8 +40,8 @@ def show_plan(config: RunConfig, as_json: bool = False) -> None:
     """
     job = resolve(config)
     check_model(job)
-    check_ends(job)
-    plan = plan_of(job)
+    check_output_task(job)
+    plan = build_plan(job)
     if plan.new_input:
         log.warning("a run would refuse this plan: %s", plan.new_input)
     values = plan_values(job, plan)
@@ -154,6 +154,6 @@ def workers_on_cluster(pool_config: PoolConfig, address: str, images: int) -> tu
     workers_free = min(pool.workers, room_for(pool, free))
     facts = [
         ("cluster", pool.on(nodes)),
-        ("free now", f"{free_of(pool, free, nodes)}: {workers_free} of {pool.workers} workers can start"),
+        ("free now", f"{describe_free(pool, free, nodes)}: {workers_free} of {pool.workers} workers can start"),
     ]
     return {"workers": pool.workers, "workers_free": workers_free}, facts

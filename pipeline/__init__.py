@@ -1,4 +1,4 @@
-"""The data plane: sources → plan → predict → sink, on Ray Data."""
+"""The data plane: sources → plan → engine → worker → sink."""
 
 from typing import TYPE_CHECKING
 
@@ -17,19 +17,24 @@ def read_latents(
     columns: list[str] | None = None,
     storage: "StorageConfig | None" = None,
 ) -> "LatentDataset":
-    """The latents of an OUTPUT or of an export, as float32, with what is known of their images.
+    """Return the latents of an output or export as float32, with the columns of their rows.
 
     >>> codes = read_latents("out/codes", where="psnr_db > 30")
     >>> codes.numpy().shape, codes.arrow().column_names, codes.ray()
 
     Args:
         place: folder or s3://bucket/prefix.
-        run: rows of this run alone. as_of: the state at the end of a day (YYYY-MM-DD, UTC). model: rows of this model,
-            by name or the first digits of its checkpoint's digest. Without any of them: the newest row of each image.
-        where: an SQL condition on the columns of a row, as DuckDB understands it.
-        columns: of the rows, beside the latent; all when absent.
+        run: read only rows of this run.
+        as_of: read the state at the end of this day (YYYY-MM-DD, UTC).
+        model: read only rows of this model: its name, or the first digits of its checkpoint's digest. Without run, as_of and
+            model, the newest row of each image is read.
+        where: an SQL condition of DuckDB on the columns of a row.
+        columns: columns to read in addition to the latent; default: all.
+        storage: how to reach S3.
 
-    Raises: ConfigError for what cannot be read so; StorageError.
+    Raises:
+        ConfigError: when an argument is invalid, or the place holds no latents.
+        StorageError: when the place cannot be read.
     """
     from imagemill.pipeline.output.exports import open_snapshot
     from imagemill.pipeline.output.latent_dataset import LatentDataset

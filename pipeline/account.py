@@ -1,4 +1,4 @@
-"""Every image accounted for: what the committed parts say, checked against the plan."""
+"""The account of a run: check that each planned image is exactly one committed row or one reject."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -16,38 +16,49 @@ from imagemill.pipeline.schema import SOURCE
 from imagemill.pipeline.storage import Store
 
 DOUBLES_LEVEL = 9
+"""zstd level of a part that replaces parts with duplicate rows."""
 
 
 @dataclass
 class Account:
-    """What a run left."""
+    """Counts of the rows and rejects that a run committed."""
 
     ok: int
     rejected: int
     reasons: dict[str, int]
+    """Error class → number of rejects."""
     doubles_dropped: int
+    """Duplicate rows that were removed."""
     parquet_bytes: int
     pixels: int
+    """Pixels of the source images."""
     frames_left_out: int
-    """Frames of animations, and pages, beyond the first of each file, which is the one that counts."""
+    """Frames and pages after the first one of each file; only the first one is processed."""
     damaged: int
-    """Rows of images that are damaged in part, which `accept_damaged` took."""
+    """Rows of partly damaged images, which `accept_damaged` accepted."""
     quality: dict[str, float] = field(default_factory=dict)
-    """Means over the run's images."""
+    """Column → mean over the images of the run."""
 
 
 def drop_doubles(output: Store, plan: Plan, new: list[str]) -> int:
-    """Keep one row for each (image_id, version) of `results`, the one with the highest fence.
+    """Keep one row for each (image_id, version) of `results`: the row with the highest fencing token.
 
-    A part that is newer than the plan can bring a second row, to what the plan did again an older one, and a run that was
-    killed before it came to this may have left one, which the plan saw. What the parts with doubles hold besides becomes
-    one new part.
+    Duplicates arise in three ways: an engine ran a block twice, the plan processed an image again, or a run was killed
+    before it removed its duplicates. All other rows of the parts with duplicates become one new part.
+
+    Args:
+        output: the output of the run.
+        plan: the plan of the run.
+        new: paths of the parts that are newer than the plan.
+
+    Returns:
+        The number of rows that were removed.
     """
-    tables = [numbered(table) for table in scan_parts(output, new, [*KEYS, "fence"])]
-    again = pa.concat_tables([plan.redone, plan.doubled])["image_id"].combine_chunks()
-    if len(again):
+    tables = [number_rows(table) for table in scan_parts(output, new, [*KEYS, "fence"])]
+    repeated = pa.concat_tables([plan.redone, plan.doubled])["image_id"].combine_chunks()
+    if len(repeated):
         older = sorted(path for path in plan.parts if path.startswith("results/"))
-        tables += [match_images(numbered(table), again)[0] for table in scan_parts(output, older, [*KEYS, "fence"])]
+        tables += [match_images(number_rows(table), repeated)[0] for table in scan_parts(output, older, [*KEYS, "fence"])]
     if not tables:
         return 0
     keys = pa.concat_tables(tables, promote_options="default")
@@ -55,22 +66,22 @@ def drop_doubles(output: Store, plan: Plan, new: list[str]) -> int:
     keys = keys.take(order)
     codes = [column.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64) for column in keys.select(KEYS)]
     _, first = np.unique(codes[0] * (codes[1].max(initial=0) + 1) + codes[1], return_index=True)
-    again_rows = keys.take(pa.array(np.setdiff1d(np.arange(len(keys)), first)))
+    duplicates = keys.take(pa.array(np.setdiff1d(np.arange(len(keys)), first)))
     drop: dict[str, set[int]] = {}
-    for path, row in zip(*columns_as_lists(again_rows, ["part", "row"]), strict=True):
+    for path, row in zip(*columns_as_lists(duplicates, ["part", "row"]), strict=True):
         drop.setdefault(path, set()).add(row)
     if not drop:
         return 0
-    kept = []
+    remaining = []
     for path, numbers in drop.items():
         table = read_part(output, path, None)
-        kept.append(table.filter(pa.array([n not in numbers for n in range(len(table))])))
-    replace_parts(output, "results", set(drop), pa.concat_tables(kept, promote_options="default"), DOUBLES_LEVEL)
+        remaining.append(table.filter(pa.array([n not in numbers for n in range(len(table))])))
+    replace_parts(output, "results", set(drop), pa.concat_tables(remaining, promote_options="default"), DOUBLES_LEVEL)
     return sum(map(len, drop.values()))
 
 
-def numbered(table: pa.Table) -> pa.Table:
-    """A table of `scan` with the place of each row in its part."""
+def number_rows(table: pa.Table) -> pa.Table:
+    """Return a table of scan_parts with the column `row`: the index of each row in its part."""
     _, starts, counts = np.unique(table["part"].to_numpy(), return_index=True, return_counts=True)
     rows = np.arange(len(table))
     for start, count in zip(starts, counts, strict=True):
@@ -79,16 +90,22 @@ def numbered(table: pa.Table) -> pa.Table:
 
 
 def account(output: Store, plan: Plan, quality: list[str]) -> Account:
-    """Check that each planned image is now exactly one row or one reject, and add up the run.
+    """Check that each planned image is now exactly one row or one reject, and count them.
 
-    Raises: VerificationError when an image is missing.
+    Args:
+        output: the output of the run.
+        plan: the plan of the run.
+        quality: columns whose means are computed.
+
+    Raises:
+        VerificationError: when a planned image has neither a row nor a reject.
     """
     ids, versions = (plan.todo[name].combine_chunks() for name in KEYS)
     dropped = drop_doubles(output, plan, list_new_parts(output, plan.parts, "results"))
     results = list_new_parts(output, plan.parts, "results")
     ok, rejected = np.zeros(len(ids), bool), np.zeros(len(ids), bool)
     pixels, left_out, damaged, sums, counts = 0, 0, 0, dict.fromkeys(quality, 0.0), Counter[str]()
-    # Doubles may have been merged from parts of an older version, which have no such column.
+    # Duplicates may come from parts of an older version of imagemill, which lack the later columns.
     columns = [*KEYS, "orig_width", "orig_height", "frames", "damaged", *quality]
     for chunk in scan_parts(output, results, columns, absent=pa.schema(SOURCE)):
         table, place = match_versions(chunk, ids, versions)
@@ -111,7 +128,7 @@ def account(output: Store, plan: Plan, quality: list[str]) -> Account:
     missing = len(ids) - int(ok.sum()) - int(rejected.sum())
     if missing:
         raise VerificationError(
-            f"{output.url}: {missing} of {len(ids)} planned images have neither row nor reject: run again"
+            f"{output.url}: {missing} of {len(ids)} planned images have neither a row nor a reject. Run the command again"
         )
     means = {name: sums[name] / counts[name] for name in quality if counts[name]}
     named = set(results)

@@ -1,4 +1,4 @@
-"""One YAML for a run, read by pydantic; flags override it; unknown keys are errors."""
+"""The config of a run: one YAML, validated by pydantic. Flags override it, and unknown keys are errors."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ from imagemill.pipeline.storage import StorageConfig
 
 Model = TypeVar("Model", bound=BaseModel)
 UNQUOTED = (bool, int, float)
-"""What YAML makes of text like no, on or 007."""
+"""Types that YAML gives to text without quotes, such as no, on or 007."""
 
 
 class Strict(BaseModel):
@@ -50,24 +50,27 @@ class PoolConfig(Strict):
         description="Compute in float32, bfloat16 or float16. Default: bfloat16 if the hardware supports it, else float16 "
         "on GPUs with tensor cores, else float32. compress always computes in float32.",
     )
-    threads: int | None = Field(None, ge=1, description="threads of a worker that fetch and decode")
-    gpu: bool | None = Field(None, description="whether each worker takes a GPU; default: true if a node has a GPU")
+    threads: int | None = Field(None, ge=1, description="Fetch and decode with this many threads in each worker.")
+    gpu: bool | None = Field(None, description="Give each worker a GPU. Default: true if a node has a GPU.")
     gpus_per_worker: float = Field(
         1,
         ge=0.01,
         le=1,
-        description="share of a GPU that each worker takes if workers take GPUs; 0.5 puts two workers on a GPU",
+        description="Give each worker this share of a GPU if workers take GPUs. 0.5 puts two workers on a GPU.",
     )
     wait_s: float = Field(
-        0, ge=0, description="seconds to wait for nodes that an autoscaler adds; 0: all workers must find room at the start"
+        0,
+        ge=0,
+        description="Wait this many seconds for nodes of an autoscaler. 0: all workers must find room at the start.",
     )
 
 
 QUALITY_IMAGES = 200
+"""Default number of images whose quality is measured."""
 
 
 class RunConfig(Strict):
-    """What `imagemill run` does."""
+    """The config of `imagemill run`."""
 
     OLD_KEYS: ClassVar[dict[str, str]] = {"retry": "retry_failed"}
 
@@ -127,7 +130,7 @@ class RunConfig(Strict):
     address: str | None = Field(None, description="Run on the Ray cluster at this address. Default: on this machine alone.")
 
     def measured_share(self, images: int) -> float:
-        """Of so many images of a run, at least one, the share whose quality is measured, where that takes a decoding."""
+        """Return the share, 0 to 1, of `images` (at least 1) whose quality is measured, if measuring takes a decoding."""
         return 1.0 if self.reconstruct else min(1.0, self.quality / images)
 
     @field_validator("retry_failed")
@@ -141,12 +144,12 @@ class RunConfig(Strict):
     @field_validator("quality", mode="before")
     @classmethod
     def as_count(cls, value: Any) -> Any:
-        """Older OUTPUTs hold configs that say true or false."""
+        """Turn true and false, which configs of older runs use, into a number of images."""
         return (QUALITY_IMAGES if value else 0) if isinstance(value, bool) else value
 
 
 class Loader(yaml.SafeLoader):
-    """YAML as people mean it: 22:30 is no number of base 60, and 2026-03-01 is text, as a folder's name may be."""
+    """Reads YAML without surprises: 22:30 is not a number in base 60, and 2026-03-01 is text, such as a folder name."""
 
 
 NUMBERS = {"tag:yaml.org,2002:int": r"[-+]?(?:0b[01_]+|0[0-7_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)"}
@@ -162,12 +165,12 @@ for tag, pattern in NUMBERS.items():
 
 
 def yaml_value(text: str) -> Any:
-    """The value of a YAML text. Raises: yaml.YAMLError."""
+    """Return the value of a YAML text. Raise yaml.YAMLError if the text is malformed."""
     return yaml.load(text, Loader)
 
 
 def read_yaml(path: str) -> dict[str, Any]:
-    """Raises: ConfigError when the file is missing, no YAML, or no mapping."""
+    """Return the mapping in a YAML file. Raise ConfigError if the file is missing, malformed, or not a mapping."""
     try:
         content = yaml_value(Path(path).read_text(encoding="utf-8"))
     except OSError as e:
@@ -175,15 +178,19 @@ def read_yaml(path: str) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(e).split())[:200]}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: a mapping is expected, this is {type(content).__name__}")
+        raise ConfigError(f"{path}: must be a mapping of keys to values, not {type(content).__name__}")
     return content
 
 
 def set_value(values: dict[str, Any], assignment: str) -> None:
-    """Apply `key.inner=value` (the value read as YAML) to nested mappings."""
+    """Set a key in nested mappings from the text `key.inner=value`; the value is read as YAML.
+
+    Raises:
+        ConfigError: when the text has another form, or a part of the key is not a group.
+    """
     key, equals, text = assignment.partition("=")
     if not equals or not key:
-        raise ConfigError(f"--set {assignment}: key=value is expected")
+        raise ConfigError(f"--set {assignment}: must be key=value")
     *outer, last = key.split(".")
     for part in outer:
         inner = values.setdefault(part, {})
@@ -191,14 +198,14 @@ def set_value(values: dict[str, Any], assignment: str) -> None:
             raise ConfigError(f"--set {assignment}: {part} is not a group of keys")
         values = inner
     try:
-        # A colour is no comment: params.key=#00ff00.
+        # A value such as #00ff00 is a colour, not a comment.
         values[last] = text if text.startswith("#") else yaml_value(text)
     except yaml.YAMLError:
         values[last] = text
 
 
 def keys_at(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
-    """The valid keys beside the one that `path` names."""
+    """Return the valid keys of the group that `path` leads to."""
     for part in path[:-1]:
         field = model.model_fields.get(str(part))
         if field is None:
@@ -213,13 +220,23 @@ def keys_at(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
 
 
 def validate(model: type[Model], values: dict[str, Any], origin: str, group: tuple[str, ...] = ()) -> Model:
-    """Values to a config, or to one group of them. Raises: ConfigError naming the key, its value and what would be valid."""
+    """Validate values as a config, or as one group of a config.
+
+    Args:
+        model: class of the config.
+        values: keys and values.
+        origin: file or command that the values come from, for messages.
+        group: keys that lead to the group.
+
+    Raises:
+        ConfigError: names each invalid key, its value and the valid choices.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as e:
         lines = []
         unknown: dict[str, list[str]] = {}
-        """By what would be valid in their place."""
+        """Valid keys → unknown keys in their group."""
         for error in e.errors():
             key = ".".join(map(str, (*group, *error["loc"])))
             if error["type"] == "extra_forbidden":
@@ -227,7 +244,7 @@ def validate(model: type[Model], values: dict[str, Any], origin: str, group: tup
             elif error["type"] == "missing":
                 lines.append(f"{key} is missing")
             elif not error["loc"]:
-                lines.append(error["msg"])  # of several keys together
+                lines.append(error["msg"])  # An error about several keys.
             else:
                 is_unquoted = error["type"] == "string_type" and isinstance(error["input"], UNQUOTED)
                 quotes = "; put it in quotes" if is_unquoted else ""

@@ -1,4 +1,4 @@
-"""Files on a local disk: whole from the first moment on, created once, by the clock of the disk."""
+"""Files on a local disk: written atomically, created at most once, and dated by the clock of the disk."""
 
 import errno
 import logging
@@ -11,16 +11,18 @@ from pathlib import Path
 
 log = logging.getLogger("imagemill.storage")
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EISDIR)
-"""What file systems answer that have nothing to bring to a disk, or cannot do it for folders."""
+"""Errors of file systems that cannot sync, or cannot sync folders."""
 TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
-"""Names of files that have no content or no name yet. `sweep` removes those that a killed process left."""
+"""Names of temporary files. `sweep` removes those that a killed process left."""
 
 
 @contextmanager
 def temporary_in(folder: Path, ending: str = "") -> Iterator[Path]:
-    """Yield a new name of the form of TEMPORARY in a folder, and remove a file of that name at the end.
+    """Yield a new temporary name (TEMPORARY) in a folder, and remove a file of that name at the end.
 
-    Args: ending: hexadecimal digits that the name has last.
+    Args:
+        folder: an existing folder.
+        ending: hexadecimal digits at the end of the name.
     """
     digits = secrets.token_hex(8)[: 16 - len(ending)]
     temporary = folder / f".{digits}{ending}.tmp"
@@ -31,9 +33,12 @@ def temporary_in(folder: Path, ending: str = "") -> Iterator[Path]:
 
 
 def write(target: Path, data: bytes, durable: bool) -> None:
-    """Write a file under a temporary name, and rename it: no reader sees a part of it.
+    """Write a file under a temporary name and rename it, so that no reader sees an incomplete file.
 
-    Args: durable: on the disk itself, not in its cache alone, when this returns.
+    Args:
+        target: path of the file; its folder is created.
+        data: content.
+        durable: wait until the file is on the disk, not only in a cache.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with temporary_in(target.parent) as temporary:
@@ -48,7 +53,7 @@ def write(target: Path, data: bytes, durable: bool) -> None:
 
 
 def create(target: Path, data: bytes) -> bool:
-    """Write a file where none is; False where one is."""
+    """Write a file if no file has its name. Return False if one has."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with temporary_in(target.parent) as temporary:
         temporary.write_bytes(data)
@@ -56,9 +61,9 @@ def create(target: Path, data: bytes) -> bool:
 
 
 def age(path: Path) -> float:
-    """Return the seconds since a file was written, by the clock of its disk, which on a network is the server's.
+    """Return the seconds since a file was written, by the clock of its disk; on a network that is the server's clock.
 
-    A new file shows what that clock says.
+    A new file shows the time of that clock.
     """
     with temporary_in(path.parent) as probe:
         probe.touch()
@@ -66,18 +71,18 @@ def age(path: Path) -> float:
 
 
 def folds_case(root: Path) -> bool:
-    """Return whether two names that differ in case name one file in a folder, or where it is going to be."""
+    """Return whether names that differ only in case name one file in a folder that exists or will be created."""
     place = next(folder for folder in (root, *root.parents) if folder.is_dir())
     with temporary_in(place, ending="ab") as probe:
         try:
             probe.touch()
             return probe.with_name(probe.name.upper()).exists()
         except OSError:
-            return False  # what is written next says why
+            return False  # The next write fails in the same way, with a message.
 
 
 def sweep(root: str, spare: str) -> None:
-    """Remove the temporary files below `root`, but none in the folder `spare`."""
+    """Remove the temporary files below `root`, except in the folder `spare`."""
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if f"{folder}/{name}" != spare]
         for name in filter(TEMPORARY.fullmatch, names):
@@ -85,7 +90,7 @@ def sweep(root: str, spare: str) -> None:
 
 
 def sync(file: int) -> None:
-    """Wait until a file or a folder is on the disk itself, where its file system can do that."""
+    """Wait until a file or folder is on the disk, if its file system supports that."""
     try:
         os.fsync(file)
     except OSError as e:
@@ -94,7 +99,7 @@ def sync(file: int) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """The names in a folder on the disk itself: a file that is there may not be after a power cut, while its data is."""
+    """Wait until the names in a folder are on the disk: a power cut could lose the name of a file whose data is stored."""
     try:
         opened = os.open(folder, os.O_RDONLY)
     except OSError as e:
@@ -108,26 +113,26 @@ def sync_folder(folder: Path) -> None:
 
 
 def move_over(temporary: Path, target: Path) -> None:
-    """Give a file its name, in the place of the file that has it."""
+    """Rename a file; replace a file of that name."""
     try:
         temporary.replace(target)
     except FileExistsError:
-        # Only a file system that cannot rename over a file says so. For a moment there is no file of that name.
+        # Only file systems that cannot rename over a file raise this. For a moment no file has the name.
         target.unlink()
         temporary.replace(target)
 
 
 def link_new(temporary: Path, target: Path, data: bytes) -> bool:
-    """Give a written file its name, whole from the first moment on, if no file has it; False when one does.
+    """Rename a written file if no file has the new name. Return False if one has.
 
-    Where hard links do not exist (exFAT, many FUSE file systems) a file of that name is created, and then written: no two
-    writers get it, but a reader may see a part of its content.
+    On file systems without hard links (exFAT, many FUSE file systems) the file is created exclusively and then written: only
+    one writer succeeds, but a reader may see an incomplete file.
     """
     try:
         target.hardlink_to(temporary)
         return True
     except FileExistsError:
-        # NFS repeats a request whose answer was lost, and then finds the link that it made.
+        # NFS repeats a request whose answer was lost, and then meets the link that it made.
         return target.exists() and target.samefile(temporary)
     except OSError as no_link:
         log.debug("%s: no hard link (%s): created exclusively", target, no_link)

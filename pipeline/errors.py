@@ -1,16 +1,16 @@
-"""Errors that end a run, each with the exit code that the command line gives."""
+"""Exceptions that end a run, each with the exit code of the command."""
 
 from collections.abc import Sequence
 
 
 class Failure(Exception):
-    """What ends a run with one line for a person and an exit code."""
+    """An error that ends a run with a one-line message and an exit code."""
 
     exit_code: int
 
 
 class ConfigError(Failure):
-    """A configuration that cannot run: names the key, the value and what would be valid. Exit 2."""
+    """An invalid configuration. The message names the key, the value and the valid choices. Exit 2."""
 
     exit_code = 2
 
@@ -22,41 +22,41 @@ class TooManyRejects(Failure):
 
 
 class OutputHeld(Failure):
-    """Another writer holds OUTPUT. Exit 4."""
+    """Another run holds the output. Exit 4."""
 
     exit_code = 4
 
 
 class StorageError(Failure):
-    """A store that cannot be read or written. Exit 5."""
+    """A store cannot be read or written. Exit 5."""
 
     exit_code = 5
 
 
 class DamagedPart(StorageError):
-    """A Parquet part that is not what was written; the store itself is well."""
+    """The content of a Parquet part is damaged; the store itself works."""
 
 
 class RunFailed(Failure):
-    """Ray could not finish; what was committed stays. Exit 1."""
+    """The engine could not finish. Committed rows stay. Exit 1."""
 
     exit_code = 1
 
 
 class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM; not an Exception, so that nothing on the way takes it for a failure. Exit 130."""
+    """Ctrl-C or SIGTERM. Not an Exception, so that no handler mistakes it for a failure. Exit 130."""
 
     exit_code = 130
 
 
 class Deadline(Interrupted):
-    """A night came to its end before its work did; what was committed stays. Exit 7."""
+    """A night reached its deadline before its work was finished. Committed rows stay. Exit 7."""
 
     exit_code = 7
 
 
 class NightFailed(Failure):
-    """A run of a night failed. The exit code is that of the first one, or 8 when the deadline came as well."""
+    """A run of a night failed. The exit code is that of the first failed run, or 8 if the deadline passed too."""
 
     at_deadline = 8
 
@@ -66,12 +66,12 @@ class NightFailed(Failure):
 
 
 class VerificationError(Failure):
-    """The output is not what its rows say. Exit 6."""
+    """The output does not match its rows. Exit 6."""
 
     exit_code = 6
 
 
 def first_of(problems: Sequence[str], most: int = 10) -> str:
-    """The first of several problems in one line, and how many more there are."""
-    more = f"; and {len(problems) - most:,} more" if len(problems) > most else ""
-    return "; ".join(problems[:most]) + more
+    """Return the first `most` problems in one line, and the number of the others."""
+    rest = f"; and {len(problems) - most:,} more" if len(problems) > most else ""
+    return "; ".join(problems[:most]) + rest

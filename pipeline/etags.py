@@ -1,4 +1,4 @@
-"""Whether the bytes of an S3 object are those that its etag is the MD5 of, where etags are MD5s."""
+"""Check the bytes of S3 objects against their etags, in buckets whose etags are MD5s."""
 
 import errno
 import hashlib
@@ -12,10 +12,13 @@ MD5 = re.compile("[0-9a-f]{32}")
 
 
 class Etags:
-    """What this process found out about the etags of one bucket.
+    """What this process knows about the etags of one bucket.
 
-    An etag of 32 hexadecimal digits may be no MD5: S3 Express, gateways and encrypting servers have such. A bit that flips
-    on the way looks the same, but not twice: where the same bytes come again, the etag is no MD5.
+    An etag of 32 hexadecimal digits is not always an MD5: S3 Express, gateways and encrypting servers use other values. A
+    flipped bit looks the same at first, but not twice: if a second read returns the same bytes, the etag is not an MD5.
+
+    Args:
+        place: `s3://bucket`, and the endpoint if one is set.
     """
 
     def __init__(self, place: str) -> None:
@@ -25,14 +28,18 @@ class Etags:
         self._matched = False
 
     def check(self, path: str, data: bytes, answer: dict[str, Any], earlier: set[str]) -> None:
-        """Compare a whole object with the etag that came with it.
+        """Compare an object with its etag.
 
-        An etag is not looked at where the object was put in parts (it has a dash then) or lies encrypted by KMS or a key of
-        the client.
+        Nothing is compared if the object was uploaded in parts (its etag has a dash) or is encrypted by KMS or a client key.
 
-        Args: earlier: MD5s of the bytes that earlier tries gave; that of these bytes is added.
+        Args:
+            path: names the object in an error.
+            data: the whole object.
+            answer: response of get_object.
+            earlier: MD5s of the bytes of earlier reads; the MD5 of these bytes is added.
 
-        Raises: OSError when they differ, and the same bytes did not come before.
+        Raises:
+            OSError: when they differ and no earlier read returned the same bytes.
         """
         etag = answer.get("ETag", "").strip('"')
         opaque = "aws:" in answer.get("ServerSideEncryption", "") or answer.get("SSECustomerAlgorithm")
@@ -44,33 +51,33 @@ class Etags:
             return
         if digest not in earlier:
             earlier.add(digest)
-            raise OSError(errno.EIO, f"the bytes that came do not have the MD5 of their etag {etag}", path)
-        # Where other etags are MD5s they are still compared: it is this object that has another kind.
+            raise OSError(errno.EIO, f"the received bytes do not match the MD5 in their etag {etag}", path)
+        # If other etags of the bucket were MD5s, only this object has another kind of etag.
         self.compared = self._matched
         self.warn()
 
     def warn(self) -> None:
-        """Tell a person, once."""
+        """Log once that objects of this bucket cannot be checked."""
         if not self.warned:
             self.warned = True
             log.warning(
                 "%s: an etag is not the MD5 of its object (two reads gave the same bytes). Such objects are not compared "
-                "with their etags, so a bit that flips on the way may not be noticed",
+                "with their etags, so damage in transit may not be noticed",
                 self.place,
             )
 
 
-_known: dict[str, Etags] = {}
+_buckets: dict[str, Etags] = {}
 _lock = threading.Lock()
 
 
 def etags_of(place: str) -> Etags:
-    """Return what this process knows of a bucket, `s3://bucket` and the endpoint where one is set."""
+    """Return what this process knows about a bucket: `s3://bucket`, and the endpoint if one is set."""
     with _lock:
-        return _known.setdefault(place, Etags(place))
+        return _buckets.setdefault(place, Etags(place))
 
 
-def doubted() -> list[str]:
-    """Return the buckets of which this process found etags that are no MD5."""
+def unchecked_buckets() -> list[str]:
+    """Return the buckets in which this process met etags that are not MD5s."""
     with _lock:
-        return [place for place, etags in _known.items() if etags.warned]
+        return [place for place, etags in _buckets.items() if etags.warned]

@@ -1,4 +1,4 @@
-"""What is logged: lines for people or, when asked for, JSON objects that name the run and the image they are about."""
+"""Log output: lines for people or, with IMAGEMILL_LOG=json, JSON objects that name the run and the image."""
 
 import logging
 import os
@@ -14,24 +14,26 @@ FORMATS = ("text", "json")
 
 
 class RunName(logging.Filter):
-    """Adds the run that a process is at, to what does not say another one itself."""
+    """Adds the run of this process to log records that do not name a run."""
 
     run_id: str | None = None
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Set `run_id` of a record; never drops a record."""
         if self.run_id and not hasattr(record, "run_id"):
             record.run_id = self.run_id
         return True
 
 
 def as_json() -> bool:
+    """Return whether IMAGEMILL_LOG asks for JSON."""
     return os.environ.get(VARIABLE) == "json"
 
 
 def configure(stream: TextIO) -> None:
-    """Log to a stream as IMAGEMILL_LOG says. Raises: ConfigError when it is neither text nor json."""
-    if (wanted := os.environ.get(VARIABLE) or "text") not in FORMATS:
-        raise ConfigError(f"{VARIABLE} = {wanted!r}; valid: {', '.join(FORMATS)}")
+    """Log to a stream in the format of IMAGEMILL_LOG. Raise ConfigError if that is neither text nor json."""
+    if (log_format := os.environ.get(VARIABLE) or "text") not in FORMATS:
+        raise ConfigError(f"{VARIABLE}={log_format!r}: unknown. Valid: {', '.join(FORMATS)}")
     handler = logging.StreamHandler(stream)
     if as_json():
         names = {"levelname": "level", "name": "logger"}
@@ -45,7 +47,7 @@ def configure(stream: TextIO) -> None:
 
 
 def configure_worker(run_id: str) -> None:
-    """In an actor, whose stderr Ray keeps among the logs of its node."""
+    """Set up the log of a worker. Ray collects the stderr of workers in the logs of their nodes."""
     RunName.run_id = run_id
     if as_json():
         configure(sys.stderr)

@@ -1,4 +1,4 @@
-"""How long a busy server is waited for: as it asks (Retry-After), within bounds, and by all requests of a process."""
+"""How long to wait for a busy server: as long as its Retry-After header asks, within limits shared by all requests."""
 
 import random
 import threading
@@ -9,29 +9,32 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 BUSY = (429, 503)
-"""HTTP statuses that ask for a later request."""
+"""HTTP statuses of a server that is busy."""
 PAUSE_SECONDS = 60.0
 """The longest single wait, even if a server asks for a longer one."""
 PATIENCE_SECONDS = 120.0
-"""For a server that answers nothing else: then each request is made once, and its refusal is final for this run."""
+"""After a host has only been busy for so long, each request is sent once and a refusal is final for this run."""
 FIRST_SECONDS = 0.5
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that an answer asks to wait, by its own clock where it states one; None without a request."""
+    """Return the seconds that the headers of a response ask to wait; None if they do not ask.
+
+    A date is compared with the server's own clock if the response states it.
+    """
     lower = {str(name).lower(): str(value).strip() for name, value in headers.items()}
-    asked = lower.get("retry-after", "")
-    if asked.isdecimal():
-        return float(asked)
+    value = lower.get("retry-after", "")
+    if value.isdecimal():
+        return float(value)
     try:
-        until = parsedate_to_datetime(asked)
+        until = parsedate_to_datetime(value)
     except ValueError:
         return None
     try:
         now = parsedate_to_datetime(lower["date"])
     except (KeyError, ValueError):
         now = datetime.now(UTC)
-    # A date in "-0000" comes without a zone, and is one of UTC.
+    # A date that ends in "-0000" is parsed without a time zone, but is in UTC.
     aware = [when if when.tzinfo else when.replace(tzinfo=UTC) for when in (until, now)]
     return max(0.0, (aware[0] - aware[1]).total_seconds())
 
@@ -39,7 +42,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 @dataclass
 class _Host:
     busy_since: float | None = None
-    """When the first of the refusals came since which it gave no other answer."""
+    """Time of the first refusal since the last other answer."""
     quiet_until: float = 0.0
 
 
@@ -48,33 +51,34 @@ _lock = threading.Lock()
 
 
 def answered(host: str) -> None:
-    """Note that a host gave another answer than that it is busy."""
+    """Record that a host gave an answer other than busy."""
     with _lock:
         if state := _hosts.get(host):
             state.busy_since = None
 
 
-def pause(host: str, asked: float | None, attempt: int) -> float | None:
-    """Return the seconds until a busy host is to be asked again; None when it was busy for too long.
+def pause(host: str, asked_s: float | None, attempt: int) -> float | None:
+    """Return the seconds to wait before the next request to a busy host; None if it was busy for too long.
 
     Args:
-        asked: `retry_after` of its answer; without one the waits double.
-        attempt: how often this request was refused.
+        host: name of the host.
+        asked_s: seconds that the host asked for (retry_after); None doubles the wait with each attempt.
+        attempt: number of refusals of this request.
     """
     with _lock:
         state, now = _hosts.setdefault(host, _Host()), time.monotonic()
         state.busy_since = now if state.busy_since is None else state.busy_since
         if now - state.busy_since >= PATIENCE_SECONDS:
             return None
-        if asked is None:
+        if asked_s is None:
             return min(FIRST_SECONDS * 2.0 ** min(attempt, 10) * random.uniform(0.5, 1), PAUSE_SECONDS)
-        seconds = min(asked, PAUSE_SECONDS)
+        seconds = min(asked_s, PAUSE_SECONDS)
         state.quiet_until = max(state.quiet_until, now + seconds)
         return seconds
 
 
 def quiet_seconds(host: str) -> float:
-    """Return for how long a host asked for no request at all, from now on."""
+    """Return the seconds from now during which a host wants no requests."""
     with _lock:
         state = _hosts.get(host)
         return max(0.0, state.quiet_until - time.monotonic()) if state else 0.0

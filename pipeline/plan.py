@@ -1,4 +1,4 @@
-"""What is to do: inputs minus committed outputs."""
+"""The plan of a run: images of the input minus committed rows of the output."""
 
 import logging
 import time
@@ -23,47 +23,49 @@ from imagemill.pipeline.sources.web import redact_secrets
 from imagemill.pipeline.storage import Store
 
 log = logging.getLogger("imagemill.run")
-LISTED_AT_A_TIME = 20_000
+ENTRIES_PER_CHUNK = 20_000
 
 
 @dataclass
 class Plan:
-    """What a run would do."""
+    """What a run would process, and what its output holds already."""
 
     todo: pa.Table
-    """References (schema.REFERENCE) to the images to do, in the order of the listing."""
+    """References (schema.REFERENCE) to the images to process, in the order of the listing."""
     found: int
+    """Images of the input."""
     ignored: Counter[str]
-    """Files that are no images by their names, of each kind."""
+    """Kind of file → number of files that are not images by their names."""
     done: int
+    """Images whose newest row has the current version."""
     rejects_waiting: int
     """Rejects of the current version that only `--retry-failed` processes again."""
     redone: pa.Table
-    """The image_id of those to do that have a row already."""
+    """image_id of the images in `todo` that have a row already."""
     parts: set[str]
-    """The parts that were there when it was made."""
+    """Paths of the parts that the output held when the plan was made."""
     doubled: pa.Table
-    """The image_id of those with several rows of their version, which a run that was killed left."""
+    """image_id of the images with several rows of their version, which a killed run left."""
     strange: bool
-    """Whether there are rows or rejects, and none of them is of an image that was found."""
+    """Whether the output holds rows or rejects, but none of an image of the input."""
     fencing_token: int
-    """The highest of the runs that made rows of what it found, or were to do some of it again."""
+    """The highest fencing token of the runs that made, or were to replace, rows of these images."""
     rows: int
-    """Rows that were there, of all images."""
+    """Rows of the output, of all images."""
     moved: Counter[str] = field(default_factory=Counter)
-    """How many images have a newest row that was made from a source in another place than theirs is now, by that place."""
+    """Former place → number of images whose newest row was made from a source in that place instead of the present one."""
     moved_example: str | None = None
-    """The name of one of them."""
+    """Name of an image in `moved`."""
     absent: pa.Table | None = None
-    """Rejects of images that were not found (image_id, fence, run_id); None where a shard could not be looked into."""
+    """Rejects of images that the input lacks (image_id, fence, run_id); None if a shard could not be read."""
     input_warning: str | None = None
-    """Why INPUT may be the wrong place."""
+    """Why the input may be the wrong place; run.json calls it `doubt`."""
     new_input: str | None = None
-    """Why a run refuses INPUT, unless it is told that it may be new."""
+    """Why a run refuses this input unless allow_new_input is set."""
 
     @property
     def bytes_todo(self) -> int:
-        # Images behind a URL have no size before they are fetched.
+        """Bytes of the source files in `todo`, except files behind URLs, whose size is not known before they are fetched."""
         return int(pc.sum(pc.max_element_wise(self.todo["size"], 0)).as_py() or 0)
 
 
@@ -78,17 +80,23 @@ def make_plan(
     accept_damaged: bool = False,
     limit: int | None = None,
 ) -> Plan:
-    """Subtract what is committed from what is listed, and keep the rest.
+    """Subtract the committed rows from the listed images.
 
     Args:
-        listed: what `sources.listing` gives.
-        source: what the paths of `listed` are relative to.
-        parameters: what changes pixels or codes, beside the checkpoint.
+        listed: images, and the kinds of other files (sources.input.list_images).
+        source: store that the paths of `listed` are relative to.
+        output: store that holds the committed rows.
+        checkpoint_sha256: digest of the checkpoint, part of the version of a row.
+        parameters: all other values that change pixels or codes, part of the version of a row.
         retry_failed: process only the rejects of the same version again; with an error class, only the rejects of this
             class. Without it, rejects with a transient cause are processed again next to new images.
-        accept_damaged: do the images again whose newest reject says that they are damaged.
+        accept_damaged: process the images again whose newest reject is of the class DamagedImage.
+        limit: process at most this many images.
+
+    Raises:
+        StorageError: when the output cannot be read.
     """
-    inputs, ignored = references(listed, source, checkpoint_sha256, parameters)
+    inputs, ignored = build_references(listed, source, checkpoint_sha256, parameters)
     ids, versions = (inputs[name].combine_chunks() for name in ("image_id", "version"))
     results, rejects = list_parts(output, "results"), list_parts(output, "rejects")
     newest = read_newest_rows(output, results, inputs)
@@ -105,17 +113,17 @@ def make_plan(
         )
     done = newest.is_same_version & (newest.fencing_token >= 0)
     waiting = history.waits & ~done
-    kept = np.flatnonzero(~done & (is_retried if retry_failed else ~waiting))[:limit]
-    todo = inputs.take(kept)
-    for name, values in (("attempts", attempts[kept].astype(np.int32)), ("known", newest.has_row[kept])):
+    selected = np.flatnonzero(~done & (is_retried if retry_failed else ~waiting))[:limit]
+    todo = inputs.take(selected)
+    for name, values in (("attempts", attempts[selected].astype(np.int32)), ("known", newest.has_row[selected])):
         column = REFERENCE.get_field_index(name)
         todo = todo.set_column(column, REFERENCE.field(column), pa.array(values))
     redone = todo.select(["image_id"]).filter(todo["known"])
     doubled = inputs.select(["image_id"]).filter(pa.array(newest.row_counts > 1))
     waiting_rejects = 0 if retry_failed else int(waiting.sum())
     parts, fencing_token = {*results, *rejects}, int(newest.max_fencing_token.max(initial=0))
-    unread = pc.any(pc.starts_with(inputs["problem"], UNREADABLE_SHARD)).as_py()
-    absent = None if unread else history.absent
+    has_unread_shard = pc.any(pc.starts_with(inputs["problem"], UNREADABLE_SHARD)).as_py()
+    absent = None if has_unread_shard else history.absent
     strange = bool(parts) and not newest.has_row.any() and not attempts.any()
     moved = np.flatnonzero(newest.moved_from >= 0)
     images = np.bincount(newest.moved_from[moved], minlength=len(newest.places))
@@ -138,34 +146,38 @@ def make_plan(
     )
 
 
-def references(
+def build_references(
     listed: Iterable[ListedEntry], source: Store, checkpoint_sha256: str, parameters: dict[str, Any]
 ) -> tuple[pa.Table, Counter[str]]:
-    """References to all that is listed (schema.REFERENCE, attempts 0, not known); counts of what is no image, by kind."""
+    """Return references to all listed images (schema.REFERENCE), and the number of other files of each kind.
+
+    The columns `attempts` and `known` are 0 and false: make_plan fills them in.
+    """
     version = version_of(checkpoint_sha256, parameters)
     chunks, ignored = [REFERENCE.empty_table()], Counter[str]()
-    named: set[bytes] = set()
-    again: Counter[str] = Counter()
+    seen_ids: set[bytes] = set()
+    repeats: Counter[str] = Counter()
     last_log = time.monotonic()
     iterator: Iterator[ListedEntry] = iter(listed)
-    while some := list(islice(iterator, LISTED_AT_A_TIME)):
-        images = [image for image in some if isinstance(image, ListedImage)]
-        ignored.update(kind for kind in some if isinstance(kind, str))
-        for place, image in enumerate(images):
+    while entries := list(islice(iterator, ENTRIES_PER_CHUNK)):
+        images = [entry for entry in entries if isinstance(entry, ListedImage)]
+        ignored.update(kind for kind in entries if isinstance(kind, str))
+        for index, image in enumerate(images):
             digest = bytes.fromhex(image_id(image.rel_path))
-            if digest in named:
-                # Two members of one name, two rows of one key: the first is done, the others are told.
-                problem = f"DuplicateName: another image is called {redact_secrets(image.rel_path)} too: rename one of them"
-                again[image.rel_path] += 1
-                at = again[image.rel_path] if image.offset is None else image.offset
-                other = f"{image.rel_path}#{redact_secrets(image.path)}@{at}"
-                images[place] = replace(image, rel_path=other, problem=problem)
-                digest = bytes.fromhex(image_id(other))
-            named.add(digest)
+            if digest in seen_ids:
+                # Two shard members with one name would be two rows of one key: the first is processed, the others are
+                # rejected under a name that tells them apart.
+                problem = f"DuplicateName: another image has the name {redact_secrets(image.rel_path)}. Rename one of them"
+                repeats[image.rel_path] += 1
+                number = repeats[image.rel_path] if image.offset is None else image.offset
+                unique_name = f"{image.rel_path}#{redact_secrets(image.path)}@{number}"
+                images[index] = replace(image, rel_path=unique_name, problem=problem)
+                digest = bytes.fromhex(image_id(unique_name))
+            seen_ids.add(digest)
         columns = {
             "image_id": [image_id(image.rel_path) for image in images],
             "version": [version(image.etag) for image in images],
-            "source_uri": [uri_of(image, source) for image in images],
+            "source_uri": [source_uri(image, source) for image in images],
             "source_etag": [image.etag for image in images],
             "attempts": [0] * len(images),
             "known": [False] * len(images),
@@ -174,17 +186,17 @@ def references(
         chunks.append(pa.table([pa.array(columns[field.name], field.type) for field in REFERENCE], schema=REFERENCE))
         if time.monotonic() - last_log > LOG_SECONDS:
             last_log = time.monotonic()
-            log.info("listed %d images and %d other files so far", len(named), ignored.total())
+            log.info("listed %d images and %d other files so far", len(seen_ids), ignored.total())
     return pa.concat_tables(chunks), ignored
 
 
-def uri_of(image: ListedImage, source: Store) -> str:
-    """How a row names the source of an image; a member of a shard by the shard and its own name."""
+def source_uri(image: ListedImage, source: Store) -> str:
+    """Return the URI of an image in its row; for a member of a shard, the path of the shard and the name of the member."""
     if image.base is None:
         return source.uri(image.path if image.offset is None else image.rel_path)
     return f"{image.base.rstrip('/')}/{image.path}" if image.base else image.path
 
 
-def blocks(todo: pa.Table, rows: int) -> list[pa.Table]:
-    """The references in slices of at most `rows`."""
+def split_blocks(todo: pa.Table, rows: int) -> list[pa.Table]:
+    """Return references in blocks of at most `rows` rows."""
     return [todo.slice(start, rows).combine_chunks() for start in range(0, len(todo), rows)]

@@ -1,4 +1,4 @@
-"""A config and what it names: task, checkpoint, both ends, and the plan of what is to do between them."""
+"""A config with its names resolved: task, checkpoint, input and output; and the plan of the run."""
 
 import logging
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ log = logging.getLogger("imagemill.run")
 
 @dataclass(frozen=True)
 class ResolvedRun:
-    """A config whose names have become things: all that can be wrong with them was looked at, but for the model itself."""
+    """A config whose names are resolved and checked, except that the model is not built yet (check_model)."""
 
     config: RunConfig
     task: Task
@@ -37,33 +37,38 @@ class ResolvedRun:
     card: Card
     weights: bytes
     style_images: list[tuple[str, bytes]]
-    """sha256 and content of the files that the parameters name."""
+    """(sha256, content) of each file that the parameters name."""
     source: Input
     output: Store
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What changes pixels or codes, beside the checkpoint."""
+        """Return all values, except the checkpoint, that change pixels or codes; they are part of the version of a row."""
         values = {**self.params.model_dump(), "task": self.task.name, "reconstruct": self.config.reconstruct}
-        # Only what was asked for: outputs that were there before there was a choice keep their versions.
-        if asked := self.config.image.model_dump(exclude_defaults=True):
-            values["image"] = asked
-        # What is in a file counts, not where it lies.
+        # Defaults are left out, so that a new option does not change the version of existing rows.
+        if image_options := self.config.image.model_dump(exclude_defaults=True):
+            values["image"] = image_options
+        # A style image counts by its content, not by its path.
         return values | ({key: [sha256 for sha256, _ in self.style_images]} if (key := self.task.style_param) else {})
 
 
 def resolve(config: RunConfig) -> ResolvedRun:
-    """Look at all that a config names; `check_model` and `check_ends` do the rest.
+    """Resolve and check the names in a config. `check_model` and `check_output_task` check the rest.
 
-    Raises: ConfigError, CheckpointError, StorageError; each names what is wrong and what would be right.
+    Raises:
+        ConfigError: when a key, or the combination of input and output, is invalid.
+        CheckpointError: when the checkpoint cannot be read.
+        StorageError: when the input does not exist or cannot be read.
     """
-    task, params = task_of(config)
+    task, params = resolve_task(config)
     name = config.checkpoint or task.default_checkpoint
     card, weights = checkpoints.read(name, config.storage.options_for(name))
     if card.task != task.name:
-        raise ConfigError(f"checkpoint {name} is for the task {card.task}, not {task.name}")
+        raise ConfigError(
+            f"checkpoint {name}: made for the task {card.task}, not {task.name}. `imagemill models` lists the checkpoints"
+        )
     if name == "random":
-        log.warning("checkpoint random: its features were never trained; pictures are poor, a trained network's are better")
+        log.warning("checkpoint random: its features are not trained, so the results are poor. Use a trained checkpoint")
     output = Store(str(config.output), config.storage)
     try:
         source = open_input(str(config.input), config.storage, config.source)
@@ -71,131 +76,149 @@ def resolve(config: RunConfig) -> ResolvedRun:
         raise StorageError(f"input {config.input}: {reason(e)}") from None
     for inner, outer in ((source.store, output), (output, source.store)):
         if not source.file and inner.lies_in(outer):
-            raise ConfigError(f"input {source.url} and output {output.url} lie one in the other")
+            raise ConfigError(
+                f"input {source.url} and output {output.url} overlap: one contains the other. Choose another output"
+            )
     return ResolvedRun(config, task, params, card, weights, read_style_images(config, task, params), source, output)
 
 
-def task_of(config: RunConfig) -> tuple[Task, Params]:
-    """The task of a config and its parameters, as far as they can be told without looking at any place.
+def resolve_task(config: RunConfig) -> tuple[Task, Params]:
+    """Return the task of a config and its parameters, without reading any store.
 
-    Raises: ConfigError.
+    Raises:
+        ConfigError: when the task, a parameter or an image option is invalid, or the input or output is missing.
     """
     if config.task not in TASKS:
-        raise ConfigError(f"task = {config.task!r}; valid: {', '.join(TASKS)}")
+        raise ConfigError(f"task={config.task!r}: unknown. Valid: {', '.join(TASKS)}")
     task = TASKS[config.task]
     for key in ("input", "output"):
         if not getattr(config, key):
-            raise ConfigError(f"{key} is missing: a folder or s3://bucket/prefix")
+            raise ConfigError(f"{key}: missing. Give a folder or s3://bucket/prefix")
     params = validate(task.Params, config.params, task.name, ("params",))
     check_image(config, task)
     return task, params
 
 
-def check_model(job: ResolvedRun) -> None:
-    """Build the model once, which imports torch and takes seconds.
+def check_model(resolved: ResolvedRun) -> None:
+    """Build the model once to check it. Importing torch takes seconds.
 
-    Raises: CheckpointError when its weights do not fit, or it cannot do what the parameters ask.
+    Raises:
+        CheckpointError: when the weights do not fit the architecture, or the model does not support the parameters.
     """
     from imagemill.models.objectives import TASK_OBJECTIVES
 
-    TASK_OBJECTIVES[job.task.name].check(checkpoints.build(job.card, job.weights), job.params)
+    TASK_OBJECTIVES[resolved.task.name].check(checkpoints.build(resolved.card, resolved.weights), resolved.params)
 
 
 def check_image(config: RunConfig, task: Task) -> None:
-    """Raises: ConfigError when the outputs of a task cannot be as the group `image` asks."""
-    asked = config.image.format
-    if task.needs_lossless and asked and asked.upper() in LOSSY_FORMATS:
-        raise ConfigError(f"image.format = {asked!r}: {task.name} keeps pixels to the last bit; valid: png, tiff")
-    beside = config.image.model_dump(exclude_defaults=True).keys() - {"alpha"}
-    if task.stores_latent and beside:
+    """Raise ConfigError if a task does not support an option of the group `image`."""
+    image_format = config.image.format
+    if task.needs_lossless and image_format and image_format.upper() in LOSSY_FORMATS:
+        raise ConfigError(f"image.format={image_format!r}: {task.name} needs a lossless format. Valid: png, tiff")
+    unsupported = config.image.model_dump(exclude_defaults=True).keys() - {"alpha"}
+    if task.stores_latent and unsupported:
         raise ConfigError(
-            f"image.{', image.'.join(sorted(beside))}: {task.name} writes latents, which hold sRGB and nothing beside it, "
-            "and decodes them to PNG; image.alpha is what can be chosen"
+            f"image.{', image.'.join(sorted(unsupported))}: {task.name} writes latents of sRGB images and decodes them to "
+            "PNG. Only image.alpha can be set"
         )
 
 
 @contextmanager
-def storage_errors(job: ResolvedRun) -> Iterator[None]:
-    """What a store's client raises becomes a StorageError that names both ends."""
+def storage_errors(resolved: ResolvedRun) -> Iterator[None]:
+    """Turn what a store's client raises in a `with` block into a StorageError that names the input and output."""
     try:
         yield
     except STORE_FAILURES as e:
-        raise StorageError(f"{job.source.url} or {job.output.url}: {reason(e)}") from None
+        raise StorageError(f"{resolved.source.url} or {resolved.output.url}: {reason(e)}") from None
 
 
-def check_ends(job: ResolvedRun) -> None:
-    """Raises: ConfigError when OUTPUT belongs to another task, or to somebody else."""
-    with storage_errors(job):
-        check_output(job.output)
-        for path in list_parts(job.output, "results")[:1]:
-            there = read_parts(job.output, [path], ["task"])["task"][0].as_py()
-            if there != job.task.name:
-                raise ConfigError(f"output {job.output.url} belongs to the task {there}, not {job.task.name}")
+def check_output_task(resolved: ResolvedRun) -> None:
+    """Raise ConfigError if the output belongs to another task, or holds files that no run wrote."""
+    with storage_errors(resolved):
+        check_output(resolved.output)
+        for path in list_parts(resolved.output, "results")[:1]:
+            output_task = read_parts(resolved.output, [path], ["task"])["task"][0].as_py()
+            if output_task != resolved.task.name:
+                message = f"belongs to the task {output_task}, not {resolved.task.name}. Choose another output"
+                raise ConfigError(f"output {resolved.output.url}: {message}")
 
 
-def plan_of(job: ResolvedRun, store_indexes: bool = False) -> Plan:
-    """What a run would do; changes nothing unless it is to keep what shards were found to hold.
+def build_plan(resolved: ResolvedRun, store_indexes: bool = False) -> Plan:
+    """List the input and return the plan of a run.
 
-    Raises: StorageError; ConfigError for a manifest that is none, or a column that it lacks.
+    Args:
+        resolved: the resolved run.
+        store_indexes: write the indexes of shards to the output; otherwise nothing is written.
+
+    Raises:
+        StorageError: when the input or output cannot be read.
+        ConfigError: when a manifest is malformed or lacks a column.
     """
-    config = job.config
-    with storage_errors(job):
-        listed = list_images(job.source, job.output, masks=job.task.needs_mask(job.params), store_indexes=store_indexes)
+    config = resolved.config
+    with storage_errors(resolved):
+        listed = list_images(
+            resolved.source, resolved.output, masks=resolved.task.needs_mask(resolved.params), store_indexes=store_indexes
+        )
         plan = make_plan(
             listed,
-            job.source.store,
-            job.output,
-            job.card.sha256,
-            job.parameters,
+            resolved.source.store,
+            resolved.output,
+            resolved.card.sha256,
+            resolved.parameters,
             retry_failed=config.retry_failed,
             accept_damaged=config.accept_damaged,
             limit=config.limit,
         )
-        plan.input_warning, plan.new_input = find_input_warning(job, plan), find_new_input(job, plan)
+        plan.input_warning, plan.new_input = find_input_warning(resolved, plan), find_new_input(resolved, plan)
         if plan.input_warning:
             log.warning("%s", plan.input_warning)
     return plan
 
 
-def find_input_warning(job: ResolvedRun, plan: Plan) -> str | None:
-    """Why INPUT, or OUTPUT, may be the wrong place: it has no image, or none of those that OUTPUT knows.
+def find_input_warning(resolved: ResolvedRun, plan: Plan) -> str | None:
+    """Return why the input or output may be the wrong place, or None.
 
-    Images of a place that was an INPUT before come and go, but not all of them.
+    Reasons are an input without images, and an input without any image that the output knows. The second reason does not
+    apply to an input of an earlier run: its images may all have been replaced.
     """
     if not plan.strange:
         others = f" (other files: {plan.ignored.total():,})" if plan.ignored else ""
-        return None if plan.found else f"{job.source.url} holds no image{others}: is it the right place?"
-    # A run that ended before its plan took nothing from its input.
-    before = [record["input"] for record in read_last_records(job.output) if "planned" in record]
-    if plan.found and job.source.url in before:
+        return None if plan.found else f"{resolved.source.url} holds no image{others}. Is it the right place?"
+    # A run that ended before its plan processed nothing of its input.
+    earlier_inputs = [record["input"] for record in read_last_records(resolved.output) if "planned" in record]
+    if plan.found and resolved.source.url in earlier_inputs:
         return None
-    said = f"{job.source.url} holds none of the images that {job.output.url} has rows of"
-    filled = f", which was filled from {before[-1]}" if before else ""
-    return f"{said}{filled}: is it the right place, and all there?"
+    origin = f", which was made from {earlier_inputs[-1]}" if earlier_inputs else ""
+    return (
+        f"{resolved.source.url} holds none of the images that {resolved.output.url} has rows of{origin}. Is it the right "
+        "place, and complete?"
+    )
 
 
-def find_new_input(job: ResolvedRun, plan: Plan) -> str | None:
-    """Why a run must not do this plan: it would replace the outputs of images of the same names from another place.
+def find_new_input(resolved: ResolvedRun, plan: Plan) -> str | None:
+    """Return why a run must refuse this plan, or None.
 
-    None where the config allows it, and where the last run that was allowed to was one over this INPUT.
+    A run must not replace the outputs of other images that happen to have the same names. The config can allow that, and
+    the permission lasts as long as the input stays the same.
     """
-    if not plan.moved or job.config.allow_new_input:
+    if not plan.moved or resolved.config.allow_new_input:
         return None
-    records = read_run_records(job.output, list_run_ids(job.output))
+    records = read_run_records(resolved.output, list_run_ids(resolved.output))
     allowed = max((record for record in records if "moved_from" in record), key=fencing_token_of, default=None)
-    if allowed and is_same_place(allowed["input"], job.source.url):
+    if allowed and is_same_place(allowed["input"], resolved.source.url):
         return None
     [(place, _)] = plan.moved.most_common(1)
     others = f" and {len(plan.moved) - 1:,} other places" if len(plan.moved) > 1 else ""
-    known = (
+    same_names = (
         f"{plan.moved.total():,} of its {plan.found:,} images have rows that were made from {redact_secrets(place)}{others}"
     )
     return (
-        f"input {job.source.url}: {known} (for example {redact_secrets(str(plan.moved_example))}), and a run "
-        f"would replace their outputs in {job.output.url}. Give another OUTPUT. If INPUT was moved or renamed, pass "
-        "--allow-new-input (allow_new_input: true)"
+        f"input {resolved.source.url}: {same_names} (for example {redact_secrets(str(plan.moved_example))}), and a run "
+        f"would replace their outputs in {resolved.output.url}. Choose another output. If the input was moved or renamed, "
+        "pass --allow-new-input (allow_new_input: true)"
     )
 
 
 def fencing_token_of(record: dict[str, Any]) -> int:
+    """Return the fencing token of a run by its run.json, which calls it `fence`."""
     return int(record["fence"])

@@ -27,7 +27,7 @@ from imagemill.pipeline.output.part_replacement import finish_interrupted_merges
 from imagemill.pipeline.output.run_history import RUN_ID
 from imagemill.pipeline.plan import Plan
 from imagemill.pipeline.reports.report import write_run_report
-from imagemill.pipeline.resolve import ResolvedRun, check_ends, plan_of, resolve, storage_errors
+from imagemill.pipeline.resolve import ResolvedRun, build_plan, check_output_task, resolve, storage_errors
 from imagemill.pipeline.run_record import RunRecord
 from imagemill.pipeline.schema import new_run_id
 from imagemill.pipeline.sources.shard_index import delete_indexes
@@ -90,7 +90,7 @@ def run(config: RunConfig, record: RunRecord | None = None, run_id: str | None =
         VerificationError: after all rows are committed.
     """
     resolved = resolve(config)
-    check_ends(resolved)
+    check_output_task(resolved)
     if run_id:
         check_run_id(resolved.output, run_id)
     RunName.run_id = run_id = run_id or new_run_id()
@@ -105,7 +105,7 @@ def run(config: RunConfig, record: RunRecord | None = None, run_id: str | None =
                 resolved.output.write(f"runs/{run_id}/config.yaml", text.encode())
                 finish_interrupted_merges(resolved.output)
                 with record.timed("plan"):
-                    plan = plan_of(resolved, store_indexes=True)
+                    plan = build_plan(resolved, store_indexes=True)
                 if plan.new_input:
                     raise ConfigError(plan.new_input)
                 lease.raise_above(plan.fencing_token)

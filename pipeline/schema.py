@@ -1,4 +1,4 @@
-"""What a row is: identities, the columns of `results/` and `rejects/`, and how latents lie in Parquet."""
+"""Rows: their identities, the columns of `results/` and `rejects/`, and the storage of latents in Parquet."""
 
 import hashlib
 import json
@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 LATENT_ZERO_POINT = 128
-"""`latent` holds symbol + 128 as uint8: Parquet widens signed bytes to 32 bits with their sign, which costs a third more."""
+"""`latent` holds symbol + 128 as uint8. Parquet widens signed bytes to 32 bits with their sign, which takes a third more."""
 
 LIST_VALUES = 64_000_000
-"""Of a latent that is a list: Parquet's writer holds some 15 bytes for each of its values, as a row is never divided."""
+"""Values of a latent that is stored as a list, at most: Parquet's writer holds some 15 bytes per value of a row."""
 LATENT_ROWS = 32
-"""Of a row group with latents: its writer holds 8 bytes for each of their values at once."""
+"""Rows of a row group with latents: its writer holds 8 bytes for each of their values."""
 ARROW_TYPES = {float: pa.float32(), int: pa.int64(), str: pa.string(), bool: pa.bool_(), list[float]: pa.list_(pa.float32())}
 
 IDENTITY = [
@@ -37,9 +37,9 @@ SOURCE = [
     ("bit_depth", pa.int32()),
     ("frames", pa.int32()),
     ("icc", pa.string()),
-    # JSON of what a shard or manifest carried along with the image.
+    # JSON of the fields that a shard or manifest has for the image.
     ("extra", pa.string()),
-    # Whether picture data of the file is damaged or missing; null in parts of older versions.
+    # Whether image data is damaged or missing; null in parts of older versions of imagemill.
     ("damaged", pa.bool_()),
 ]
 LINEAGE = [
@@ -47,24 +47,25 @@ LINEAGE = [
     ("model_id", pa.string()),
     ("checkpoint_sha256", pa.string()),
     ("config_sha256", pa.string()),
-    # JSON of what changes pixels or codes beside the checkpoint: what `version` was made of.
+    # JSON of the values, except the checkpoint, that change pixels or codes; `version` is a hash of them.
     ("parameters", pa.string()),
     ("run_id", pa.string()),
+    # The fencing token of the run. The stored name is an interface and stays `fence`.
     ("fence", pa.int64()),
     ("encoded_at", pa.timestamp("ms", tz="UTC")),
 ]
 OUTPUT = [("output_uri", pa.string()), ("output_sha256", pa.string()), ("output_bytes", pa.int64())]
 LATENT = [
     ("latent", pa.list_(pa.uint8())),
-    # Apart from `latent`, which is then null: nobody takes coded bytes for symbols.
+    # Entropy-coded symbols; `latent` is null then, so that nobody mistakes coded bytes for symbols.
     ("latent_payload", pa.binary()),
-    # What `latent` would hold, as one zstd frame, where that were a list of more than LIST_VALUES.
+    # The content of `latent` as one zstd frame, if the list would have more than LIST_VALUES values.
     ("latent_zstd", pa.binary()),
     ("latent_shape", pa.list_(pa.int32())),
     ("latent_crc32", pa.int64()),
 ]
 LATENT_KEPT = ("latent", "latent_payload", "latent_zstd")
-"""The column that holds the latent of a row: one of these, the others are null."""
+"""Columns for the latent of a row: one holds it, the others are null."""
 REJECT = [
     ("stage", pa.string()),
     ("error_class", pa.string()),
@@ -77,7 +78,7 @@ REFERENCE = pa.schema(
         *IDENTITY,
         ("size", pa.int64()),
         ("attempts", pa.int32()),
-        # Whether OUTPUT holds a row of it, whose file the new one replaces.
+        # Whether the output holds a row of the image, whose file the new one replaces.
         ("known", pa.bool_()),
         ("problem", pa.string()),
         ("mask_path", pa.string()),
@@ -89,36 +90,47 @@ REFERENCE = pa.schema(
         ("extra", pa.string()),
     ]
 )
-"""What travels to an actor for each image to do."""
+"""What travels to a worker for each image."""
 
 
 def new_run_id() -> str:
-    """A name for a run; names sort as runs began."""
+    """Return a new run id; ids sort in the order in which runs began."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
 
 
 def result_schema(columns: dict[str, Any], stores_latent: bool) -> pa.Schema:
-    """Schema of `results/` for a task with these quality columns."""
+    """Return the schema of `results/`.
+
+    Args:
+        columns: quality column of the task → its type.
+        stores_latent: whether rows hold latents.
+    """
     quality = [(name, ARROW_TYPES[kind]) for name, kind in columns.items()]
     return pa.schema([*IDENTITY, *SOURCE, *LINEAGE, *OUTPUT, *quality, *(LATENT if stores_latent else [])])
 
 
 def reject_schema() -> pa.Schema:
+    """Return the schema of `rejects/`."""
     return pa.schema([*IDENTITY, *REJECT, *LINEAGE])
 
 
 def row_schema(columns: dict[str, Any], stores_latent: bool) -> pa.Schema:
-    """A row between the actor and the sink: a result, or a reject where `stage` is set."""
+    """Return the schema of rows between worker and sink: a result, or a reject if `stage` is set."""
     return pa.unify_schemas([result_schema(columns, stores_latent), reject_schema()])
 
 
 def image_id(key: str) -> str:
-    """128-bit identity of a source key, as 32 hex digits."""
+    """Return the 128-bit identity of a source key as 32 hexadecimal digits."""
     return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
 
 
 def version_of(checkpoint_sha256: str, parameters: dict[str, Any]) -> Callable[[str], str]:
-    """From an etag, the 128-bit hash of what decides an output: source, model, parameters that change pixels or codes."""
+    """Return a function from an etag to a version: the 128-bit hash of source, model and parameters.
+
+    Args:
+        checkpoint_sha256: digest of the checkpoint.
+        parameters: all other values that change pixels or codes.
+    """
     common = json.dumps([checkpoint_sha256, parameters], sort_keys=True)[1:].encode()
 
     def version(etag: str) -> str:
@@ -128,7 +140,7 @@ def version_of(checkpoint_sha256: str, parameters: dict[str, Any]) -> Callable[[
 
 
 def part_name(table: pa.Table) -> str:
-    """A part's name from the identities in it and the fence of their run: a write that is run twice writes the same file."""
+    """Return the name of a part, a hash of its identities and fencing tokens: a repeated write gives the same file."""
     digest = hashlib.blake2b(digest_size=16)
     for row in sorted(zip(*(table[name].to_pylist() for name in ("image_id", "version", "fence")), strict=True)):
         digest.update("/".join(map(str, row)).encode())
@@ -136,28 +148,33 @@ def part_name(table: pa.Table) -> str:
 
 
 def store_latent(symbols: np.ndarray) -> np.ndarray:
-    """Symbols (C,h,w) int8 as `latent` holds them, (n,) uint8."""
+    """Return symbols (C,h,w) int8 as `latent` stores them, (n,) uint8."""
     stored: np.ndarray = np.ascontiguousarray(symbols).view(np.uint8).ravel() ^ np.uint8(LATENT_ZERO_POINT)
     return stored
 
 
 def pack_latent(symbols: np.ndarray, payload: bytes | None = None) -> dict[str, Any]:
-    """Symbols (C,h,w) int8 to the latent columns of a row: themselves, or the payload that they were coded to.
+    """Return the latent columns of a row.
 
-    The CRC is that of the symbols in both: whatever goes wrong between here and a picture is seen.
+    The CRC is that of the symbols even if a payload is stored, so that it also detects errors of the entropy coder.
+
+    Args:
+        symbols: (C,h,w) int8.
+        payload: entropy-coded symbols, stored in their place.
     """
-    kept: dict[str, Any]
+    stored_columns: dict[str, Any]
     if payload is None and symbols.size > LIST_VALUES:
-        packed, crc32 = in_a_frame(symbols)
-        kept = {"latent_zstd": packed}
+        packed, crc32 = compress_latent(symbols)
+        stored_columns = {"latent_zstd": packed}
     else:
         stored = store_latent(symbols)
-        kept, crc32 = {"latent": stored} if payload is None else {"latent_payload": payload}, zlib.crc32(stored.data)
-    return {**kept, "latent_shape": list(symbols.shape), "latent_crc32": crc32}
+        stored_columns = {"latent": stored} if payload is None else {"latent_payload": payload}
+        crc32 = zlib.crc32(stored.data)
+    return {**stored_columns, "latent_shape": list(symbols.shape), "latent_crc32": crc32}
 
 
-def in_a_frame(symbols: np.ndarray) -> tuple[bytes, int]:
-    """What `latent` would hold of symbols (C,h,w) as one zstd frame, and its CRC-32, one channel after the other."""
+def compress_latent(symbols: np.ndarray) -> tuple[bytes, int]:
+    """Return symbols (C,h,w) int8 as one zstd frame of what `latent` would store, and its CRC-32; one channel at a time."""
     out, crc32 = pa.BufferOutputStream(), 0
     with pa.CompressedOutputStream(out, "zstd") as frame:
         for plane in symbols:
@@ -168,33 +185,37 @@ def in_a_frame(symbols: np.ndarray) -> tuple[bytes, int]:
 
 
 class LatentError(Exception):
-    """A latent that is not what was written."""
+    """The stored latent is damaged."""
 
 
 def unpack_latent(latent: np.ndarray, shape: list[int], crc32: int) -> np.ndarray:
-    """Latent columns to symbols (C,h,w) int8. Raises: LatentError when they do not match their CRC or shape."""
+    """Return the symbols (C,h,w) int8 of latent columns. Raise LatentError if they do not match their CRC or shape."""
     stored = np.ascontiguousarray(latent, dtype=np.uint8)
     if zlib.crc32(stored.data) != crc32:
         raise LatentError("latent does not match its latent_crc32")
     if not shape or stored.size != int(np.prod(shape)):
-        raise LatentError(f"latent has {stored.size} values, latent_shape {shape} wants {int(np.prod(shape or 0))}")
+        raise LatentError(f"latent has {stored.size} values, but latent_shape {shape} needs {int(np.prod(shape or 0))}")
     symbols: np.ndarray = (stored ^ np.uint8(LATENT_ZERO_POINT)).view(np.int8).reshape(shape)
     return symbols
 
 
 def latent_bytes(row: dict[str, Any], level: int) -> int:
-    """Bytes that the latent of `pack_latent` takes in a part, where each is a page of its own, compressed alone."""
+    """Return the bytes that the latent of a row (pack_latent) takes in a part, where it is compressed as a separate page."""
     if "latent" in row:
         return len(pa.Codec("zstd", level).compress(row["latent"]))
     return next(len(row[name]) for name in LATENT_KEPT if name in row)
 
 
 def parquet_bytes(table: pa.Table, level: int) -> bytes:
-    """A table as a Parquet file.
+    """Return a table as a Parquet file.
 
-    Latents are split by byte (the upper bytes of Parquet's 32-bit integers are all zero) and not dictionary encoded;
-    constant lineage columns are, which makes them nearly free. Statistics only on the identities: others cost more
-    than small parts hold.
+    Latents are split by byte, because the upper bytes of Parquet's 32-bit integers are zero, and not dictionary encoded.
+    Constant lineage columns are dictionary encoded, which makes them nearly free. Only identities have statistics: those
+    of other columns would take more space than they save in small parts.
+
+    Args:
+        table: rows.
+        level: zstd level, 1 to 22.
     """
     latent = "latent" in table.schema.names
     plain = (
@@ -219,7 +240,7 @@ def parquet_bytes(table: pa.Table, level: int) -> bytes:
         use_dictionary=[n for n in table.schema.names if n not in plain],
         column_encoding={"latent.list.element": "BYTE_STREAM_SPLIT"} if latent else None,
         write_statistics=["image_id"],
-        # A flipped bit of any column is seen by whoever reads with verification.
+        # With checksums, readers that verify pages detect a flipped bit in any column.
         write_page_checksum=True,
         data_page_size=64 * 1024,
         row_group_size=LATENT_ROWS if latent else None,

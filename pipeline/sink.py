@@ -1,4 +1,4 @@
-"""The commit: rows become a Parquet part, which appears at once or not at all."""
+"""The commit: rows become a Parquet part, which appears atomically."""
 
 from socket import gethostname
 
@@ -14,9 +14,14 @@ from imagemill.pipeline.worker_job import WorkerJob
 
 
 class Sink:
-    """`sink(rows)` writes them (schema.row_schema) as a part of `results/`, and the rejects among them as one of `rejects/`.
+    """Writes rows (schema.row_schema) as a part of `results/`, and the rejects among them as a part of `rejects/`.
 
-    A part's name comes from its rows, so a block that Ray runs twice writes the same file twice.
+    The name of a part derives from its rows, so a block that the engine runs twice writes the same file twice.
+
+    Args:
+        job: names the output, the fencing token and the compression level.
+        task: decides the columns.
+        tally: counts the bytes and seconds.
     """
 
     def __init__(self, job: WorkerJob, task: Task, tally: Tally) -> None:
@@ -25,12 +30,19 @@ class Sink:
         self.schemas = {"results": result_schema(task.columns, task.stores_latent), "rejects": reject_schema()}
 
     def __call__(self, rows: pa.Table) -> None:
-        """Raises: OutputHeld when another run has the OUTPUT now; StorageError."""
+        """Commit rows.
+
+        Raises:
+            OutputHeld: when another run holds the output.
+            StorageError: when the output cannot be written, or this node does not see it.
+        """
         if check_newest(self.output, self.fencing_token) < self.fencing_token:
-            where = f"the node {gethostname()} does not see it"
-            raise StorageError(f"{self.output.url}: {where}: a cluster writes to s3:// or to a disk that all nodes mount")
+            raise StorageError(
+                f"output {self.output.url}: the node {gethostname()} does not see it. On a cluster, use s3:// or a disk "
+                "that every node mounts"
+            )
         rejected = pc.is_valid(rows["stage"])
-        # To filter is to copy all latents, which takes a tenth of an actor's time.
+        # Filtering copies all latents, a tenth of a worker's time, so it is skipped if there are no rejects.
         results = rows.filter(pc.invert(rejected)) if pc.any(rejected).as_py() else rows
         for folder, part in (("rejects", rows.filter(rejected)), ("results", results)):
             if len(part):

@@ -1,4 +1,4 @@
-"""Bytes by relative path in a folder or a bucket prefix, by fsspec; a write appears at once or not at all."""
+"""A store: files by relative path in a folder or bucket prefix, written atomically."""
 
 import errno
 import logging
@@ -22,7 +22,7 @@ from imagemill.pipeline import disk
 from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.etags import etags_of
 from imagemill.pipeline.store_failures import Answer, busy_pause, check_length, content_md5, patiently, reason, refusal
-from imagemill.pipeline.store_listing import NO_FILE, Entry, local_etag, local_files, without_markers
+from imagemill.pipeline.store_listing import NOT_A_FILE, Entry, local_etag, local_files, without_markers
 
 log = logging.getLogger("imagemill.storage")
 SCHEMES = ("file", "s3")
@@ -41,161 +41,184 @@ class StorageConfig(BaseModel):
     anonymous: bool = Field(False, description="Read a public bucket without credentials.")
 
     def options(self) -> dict[str, Any]:
-        """Arguments of s3fs.S3FileSystem."""
+        """Return the arguments of s3fs.S3FileSystem."""
         client = {"endpoint_url": self.endpoint_url, "region_name": self.region}
-        # Bytes are checked here, by their MD5 (store_failures). Of clients' own checksums some servers refuse what is sent
-        # and answer a part of an object with the sum of all of it.
-        asked = {name: os.environ.get(f"AWS_{name.upper()}", "when_required") for name in CHECKSUMS}
+        # Bytes are checked by their MD5 here (store_failures.py, etags.py). The client's own checksums stay off by default:
+        # some servers refuse them in requests, and answer a part of an object with the checksum of the whole.
+        checksums = {name: os.environ.get(f"AWS_{name.upper()}", "when_required") for name in CHECKSUMS}
         return {
             "anon": self.anonymous,
             "profile": self.profile,
             "client_kwargs": {k: v for k, v in client.items() if v},
-            "config_kwargs": {"max_pool_connections": 64, **asked},
+            "config_kwargs": {"max_pool_connections": 64, **checksums},
             "use_listings_cache": False,
         }
 
     def options_for(self, url: str) -> dict[str, Any]:
-        """Arguments with which fsspec opens a URL or a local path."""
+        """Return the arguments with which fsspec opens a URL or local path."""
         return self.options() if url.startswith("s3://") else {}
 
 
 def split_scheme(url: str) -> tuple[str, str]:
-    """("file" | "s3", path) of a URL or a local path.
+    """Return ("file" or "s3", path) of a URL or local path.
 
-    Raises: ConfigError for any other scheme, and for one without its two slashes.
+    Raises:
+        ConfigError: when the scheme is unknown, or lacks its two slashes.
     """
     scheme, separator, path = url.partition("://")
     if not separator:
         name, colon, _ = url.partition(":")
         if colon and name.lower() in SCHEMES:
-            raise ConfigError(f"{url}: {name.lower()}:// is expected; a local folder of this name is ./{url}")
+            raise ConfigError(f"{url}: write {name.lower()}://, or ./{url} for a local folder of this name")
         return "file", os.path.abspath(os.path.expanduser(url))
     if scheme not in SCHEMES:
-        raise ConfigError(f"{url}: scheme {scheme!r} is not one of {', '.join(SCHEMES)}")
+        raise ConfigError(f"{url}: scheme {scheme!r} is not supported. Valid: {', '.join(SCHEMES)}")
     return scheme, os.path.abspath(path) if scheme == "file" else path.strip("/")
 
 
-def found_in_bucket(store: "Store", root: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every object below a prefix; the folders directly in it are listed side by side, as each page takes a round trip."""
-    here = store.ask(lambda: store.fs.ls(root, detail=True))
-    folders = [info["name"] for info in here if info["type"] == "directory"]
+def list_bucket(store: "Store", root: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (path, info) of every object below a prefix.
+
+    The folders directly below the prefix are listed in parallel, because each page takes a round trip.
+    """
+    infos = store.ask(lambda: store.fs.ls(root, detail=True))
+    folders = [info["name"] for info in infos if info["type"] == "directory"]
     if any(folder.endswith("/") for folder in folders):
-        # A folder without a name (`a//b.jpg`): s3fs would take its slash away, and list what is around it.
+        # A folder without a name (`a//b.jpg`): s3fs would strip the slash and list the parent folder.
         yield from store.ask(lambda: store.fs.find(root, detail=True)).items()
         return
-    if len(folders) == 1 and len(here) == 1:
-        yield from found_in_bucket(store, folders[0])
+    if len(folders) == 1 and len(infos) == 1:
+        yield from list_bucket(store, folders[0])
         return
-    yield from ((info["name"], info) for info in here)
+    yield from ((info["name"], info) for info in infos)
     with ThreadPoolExecutor(FOLDERS_AT_ONCE) as pool:
-        for found in pool.map(lambda folder: store.ask(lambda: store.fs.find(folder, detail=True)), folders):
-            yield from found.items()
+        for objects in pool.map(lambda folder: store.ask(lambda: store.fs.find(folder, detail=True)), folders):
+            yield from objects.items()
 
 
 class Store:
-    """A folder or `s3://bucket/prefix`. Paths are relative to it. Travels to Ray workers by its two arguments."""
+    """A folder or `s3://bucket/prefix`; paths are relative to this root. Pickled by its two arguments.
+
+    Args:
+        url: folder, `file://` or `s3://` URL.
+        config: how to reach S3.
+
+    Raises:
+        ConfigError: when the URL or the endpoint is malformed.
+    """
 
     def __init__(self, url: str, config: StorageConfig | None = None) -> None:
         self.config = config or StorageConfig()
         self.scheme, self.root = split_scheme(url)
         self.url = self.root if self.scheme == "file" else f"s3://{self.root}"
         if self.scheme == "s3" and not self.root:
-            raise ConfigError(f"{url}: a bucket is missing")
+            raise ConfigError(f"{url}: the bucket is missing. Write s3://bucket/prefix")
         if not self.local and self.endpoint and not self.endpoint.startswith(("http://", "https://")):
-            raise ConfigError(f"the S3 endpoint {self.endpoint} must begin with http:// or https://")
+            raise ConfigError(f"storage.endpoint_url={self.endpoint}: must begin with http:// or https://")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Store, (self.url, self.config)
 
     @property
     def local(self) -> bool:
+        """Whether the store is a local folder."""
         return self.scheme == "file"
 
     @property
     def endpoint(self) -> str | None:
-        """Where S3 is, as the configuration or the environment says; None for AWS."""
+        """The S3 endpoint of the config or the environment; None for AWS."""
         return self.config.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
     @cached_property
     def fs(self) -> Any:
+        """The fsspec file system."""
         if self.local:
             return LocalFileSystem()
         fs = fsspec.filesystem("s3", **self.config.options())
-        # Before botocore's own handler: the first one that knows how long to wait decides.
+        # Registered before botocore's own handler: the first handler that returns a wait decides.
         fs.s3.meta.events.register_first("needs-retry.s3", busy_pause, unique_id="imagemill-busy")
         return fs
 
     def lies_in(self, other: "Store") -> bool:
-        """Whether this place is the other one or below it, links followed."""
+        """Return whether this store is the other one or below it, with links followed."""
         inner, outer = (os.path.realpath(store.root) if store.local else store.root for store in (self, other))
         return self.scheme == other.scheme and os.path.join(inner, "").startswith(os.path.join(outer, ""))
 
     def full(self, path: str) -> str:
+        """Return the path as the fsspec file system expects it."""
         return f"{self.root.rstrip('/')}/{path}" if path else self.root
 
     def uri(self, path: str) -> str:
-        """How a row names an object."""
+        """Return the URI by which rows name an object."""
         return self.full(path) if self.local else f"s3://{self.full(path)}"
 
     def relative(self, full: str) -> str:
+        """Return the path relative to the root; the inverse of `full`."""
         return full[len(self.root.rstrip("/")) + 1 :]
 
     def exists(self, path: str = "") -> bool:
-        """Whether an object, a folder or, on S3, anything below that name is there.
+        """Return whether an object or folder exists; on S3, also whether any object lies below the name.
 
-        Raises: OSError, or what the store's client raises, for any other answer.
+        Raises:
+            OSError: or what the store's client raises, for any other answer.
         """
         full = self.full(path)
         if self.local or "/" in full:
             return bool(self.ask(lambda: self.fs.exists(full)))
         try:
-            # s3fs says of a bucket that it does not exist, whatever goes wrong.
+            # s3fs.exists returns False for a bucket on any error.
             self.ask(lambda: self.fs.call_s3("list_objects_v2", Bucket=full, MaxKeys=1))
         except FileNotFoundError:
             return False
         return True
 
     def ask(self, request: Callable[[], Answer], damage: tuple[type[Exception], ...] = ()) -> Answer:
-        """The answer to a request, asked again where that may help; a local disk is asked once.
+        """Return the answer to a request, with retries on S3.
 
-        Args: damage: what shows a reader that the bytes were damaged on their way.
+        Args:
+            request: the call.
+            damage: exceptions that mean that bytes were damaged in transit, so that a retry may help.
         """
         return request() if self.local else patiently(request, damage)
 
-    def _call(self, method: str, path: str, **more: Any) -> dict[str, Any]:
-        """One call of S3's interface about one object."""
+    def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+        """Call a method of the S3 API for one object."""
         bucket, _, key = self.full(path).partition("/")
-        answer: dict[str, Any] = self.fs.call_s3(method, Bucket=bucket, Key=key, **more)
+        answer: dict[str, Any] = self.fs.call_s3(method, Bucket=bucket, Key=key, **arguments)
         return answer
 
     def entries(self, path: str = "", may_skip: Callable[[str], bool] | None = None) -> Iterator[Entry]:
-        """Every object below `path`, of any name; none where no folder is.
+        """Yield every object below `path`; yield nothing if the folder does not exist.
 
-        Args: may_skip: folders on a disk, by their path below `path`, that may be unreadable (local_files).
+        Args:
+            path: folder.
+            may_skip: decides by the path below `path` whether a local folder may be unreadable (local_files).
 
-        Raises: StorageError when the store cannot be listed, or its bucket does not exist.
+        Raises:
+            StorageError: when the store cannot be listed, or the bucket does not exist.
         """
         if self.local:
             yield from (replace(entry, path=self.relative(entry.path)) for entry in local_files(self.full(path), may_skip))
             return
         try:
-            found = found_in_bucket(self, self.full(path))
-            files = ((full, info) for full, info in found if info["type"] == "file" and not full.endswith("/"))
+            objects = list_bucket(self, self.full(path))
+            files = ((full, info) for full, info in objects if info["type"] == "file" and not full.endswith("/"))
             yield from without_markers(
                 Entry(self.relative(full), int(info["size"]), info["ETag"].strip('"')) for full, info in files
             )
         except FileNotFoundError as e:
             if refusal(e)[1] == "NoSuchBucket":
                 bucket = self.root.partition("/")[0]
-                raise StorageError(f"{self.url}: the bucket {bucket} does not exist: make it, or name another") from None
+                raise StorageError(f"{self.url}: the bucket {bucket} does not exist. Create it, or check the name") from None
             return
         except Exception as e:
             raise StorageError(f"{self.uri(path)}: cannot be listed: {reason(e)}") from e
 
     def names(self, path: str) -> list[str]:
-        """The names of what lies directly in a folder, files and folders; none where no folder is.
+        """Return the names of the files and folders directly in a folder; an empty list if the folder does not exist.
 
-        Raises: OSError, or what the store's client raises.
+        Raises:
+            OSError: or what the store's client raises.
         """
         try:
             return [str(full).rpartition("/")[2] for full in self.ask(lambda: self.fs.ls(self.full(path), detail=False))]
@@ -203,22 +226,25 @@ class Store:
             return []
 
     def has_files(self, path: str) -> bool:
-        """Whether there is a file of this name, or any below a folder of this name. Raises: as `entries`."""
+        """Return whether a file of this name, or below a folder of this name, exists. Raise what `entries` raises."""
         if self.local and os.path.lexists(self.full(path)) and not os.path.isdir(self.full(path)):
             return True
         return next(self.entries(path), None) is not None
 
     def entry(self, path: str) -> Entry:
-        """One object; an empty one on S3 next to others below its name stands for a folder.
+        """Return the entry of one object. On S3, an empty object with other objects below its name is a folder.
 
-        Raises: FileNotFoundError, IsADirectoryError, OSError for a pipe, what the store's client raises.
+        Raises:
+            FileNotFoundError: when no object has this path.
+            IsADirectoryError: when the path is a folder.
+            OSError: for a special file, or what the store's client raises.
         """
         if self.local:
             status = os.stat(self.full(path))
             if stat.S_ISDIR(status.st_mode):
                 raise IsADirectoryError(errno.EISDIR, "a folder, not a file", self.uri(path))
             if not stat.S_ISREG(status.st_mode):
-                raise OSError(errno.EINVAL, NO_FILE, self.uri(path))
+                raise OSError(errno.EINVAL, NOT_A_FILE, self.uri(path))
             return Entry(path, status.st_size, local_etag(status))
         info = self.ask(lambda: self.fs.info(self.full(path)))
         if info["type"] == "directory" or (not info["size"] and self.is_prefix(path)):
@@ -226,9 +252,11 @@ class Store:
         return Entry(path, int(info["size"]), info["ETag"].strip('"'))
 
     def age(self, path: str) -> float:
-        """Return the seconds since an object was written, by the store's own clock; below 0 when that clock was set back.
+        """Return the seconds since an object was written, by the store's clock; negative if that clock was set back.
 
-        Raises: FileNotFoundError, OSError, BotoCoreError.
+        Raises:
+            FileNotFoundError: when the object does not exist.
+            OSError: or BotoCoreError, when the store fails.
         """
         if not self.local:
             answer = self.ask(lambda: self._call("head_object", path))
@@ -238,21 +266,24 @@ class Store:
         return disk.age(Path(self.full(path)))
 
     def is_prefix(self, path: str) -> bool:
-        """Whether anything lies below a name on S3, where an object may have that name too.
+        """Return whether any object lies below a name on S3; an object may have the name as well.
 
-        Raises: OSError, or what the store's client raises.
+        Raises:
+            OSError: or what the store's client raises.
         """
         bucket, _, key = self.full(path).partition("/")
         request = partial(self.fs.call_s3, "list_objects_v2", Bucket=bucket, Prefix=f"{key}/", MaxKeys=1)
         return bool(self.ask(request).get("Contents"))
 
     def read(self, path: str) -> bytes:
-        """A whole object; from S3 with its length and, where the etag is one, its MD5 checked.
+        """Return a whole object. On S3, check its length and, if its etag is an MD5, its digest.
 
-        Raises: FileNotFoundError, OSError, BotoCoreError.
+        Raises:
+            FileNotFoundError: when the object does not exist.
+            OSError: or BotoCoreError, when the store fails.
         """
         if self.local:
-            # Who opens a pipe waits for what is to come through it.
+            # Opening a pipe would block, so the kind of the file is checked first.
             self.entry(path)
             return Path(self.full(path)).read_bytes()
 
@@ -270,11 +301,12 @@ class Store:
         return patiently(get)
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
-        """`length` bytes of an object from `start` on; all of them are there.
+        """Return exactly `length` bytes of an object from `start` on.
 
-        Raises: FileNotFoundError, OSError (also when the object ends before), BotoCoreError.
+        Raises:
+            FileNotFoundError: when the object does not exist.
+            OSError: when the object is too short; or, like BotoCoreError, when the store fails.
         """
-
         if not length:
             return b""
 
@@ -291,10 +323,12 @@ class Store:
         else:
             data = patiently(get)
         if len(data) != length:
-            raise OSError(errno.EIO, f"it ends before the {length} bytes from {start} on", self.uri(path))
+            raise OSError(errno.EIO, f"the file ends before {length} bytes from {start} on", self.uri(path))
         return data
 
     def _body(self, answer: dict[str, Any]) -> bytes:
+        """Return the body of a response of get_object."""
+
         async def drain() -> bytes:
             async with answer["Body"] as stream:
                 data: bytes = await stream.read()
@@ -304,10 +338,12 @@ class Store:
         return body
 
     def write(self, path: str, data: bytes, durable: bool = False) -> None:
-        """One PUT on S3 (which takes 5 GB), which the store checks by its MD5; a temporary name and a rename on a local
-        disk: no reader sees a part of it.
+        """Write an object atomically: on S3 one PUT (up to 5 GB) with an MD5, on a disk a temporary file and a rename.
 
-        Args: durable: on the disk itself, not in its cache alone, when this returns.
+        Args:
+            path: where to write.
+            data: the content.
+            durable: on a disk, wait until the file is stored, not only cached.
         """
         if not self.local:
             patiently(lambda: self._call("put_object", path, Body=data, ContentMD5=content_md5(data)))
@@ -315,7 +351,7 @@ class Store:
         disk.write(Path(self.full(path)), data, durable)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write only where nothing is (If-None-Match on S3, `disk.create` on a disk); False when something else was."""
+        """Write an object only if none exists (If-None-Match on S3); return False if another one exists."""
         if not self.local:
             condition = {"IfNoneMatch": "*", "ContentMD5": content_md5(data)}
             try:
@@ -324,22 +360,22 @@ class Store:
             except OSError as e:
                 if refusal(e)[0] != 412:
                     raise
-                # The answer to a first try may have been lost: then what lies there is ours.
+                # The answer to an earlier attempt may have been lost. Then the object has our content.
                 return self.read(path) == data
         return disk.create(Path(self.full(path)), data)
 
     def folds_case(self) -> bool:
-        """Return whether two names that differ in case name one file here, as on exFAT, and on most disks of macOS."""
+        """Return whether names that differ only in case name one file, as on exFAT and most disks of macOS."""
         return self.local and disk.folds_case(Path(self.root))
 
     def delete(self, path: str) -> None:
-        """Raises: FileNotFoundError on a local disk; S3 does not say whether there was anything."""
+        """Delete an object. Raise FileNotFoundError on a local disk if it does not exist; S3 does not report that."""
         self.ask(lambda: self.fs.rm_file(self.full(path)))
 
     def sweep(self, spare: str) -> None:
-        """Remove the temporary files that killed writers left on a local disk, but none in the folder `spare`.
+        """Remove the temporary files that killed writers left on a local disk, except in the folder `spare`.
 
-        Only for who has the rest of the store to himself: a living writer's file would be gone before it got its name.
+        Call this only while no one else writes to the store: it would remove the file of a living writer.
         """
         if self.local:
             disk.sweep(self.root, self.full(spare))

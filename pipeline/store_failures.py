@@ -1,4 +1,4 @@
-"""What the clients of stores raise: what it means, whether to ask again, and whether bytes came as they were sent."""
+"""Errors of storage clients: what they mean and whether to retry; and checks of the received bytes."""
 
 import base64
 import errno
@@ -27,17 +27,14 @@ from imagemill.pipeline.pauses import BUSY, answered, pause, retry_after
 
 log = logging.getLogger("imagemill.storage")
 STORE_FAILURES = (OSError, BotoCoreError, aiohttp.ClientError)
-"""What the clients of stores raise."""
-MENDABLE = ("BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch")
-"""What S3 answers with status 400 when a request was damaged or cut off on its way."""
+"""Exceptions of storage clients."""
+DAMAGED_REQUEST = ("BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch")
+"""Codes of S3 for requests that were damaged or cut off in transit; their status is 400."""
 Answer = TypeVar("Answer")
 
 
 def reason(error: BaseException) -> str:
-    """One line for a person: what kind of failure, and what the library said.
-
-    An assertion has no kind that says anything: its place stands for it.
-    """
+    """Return an error as one line: its class and message. For an assertion, its file and line replace the class."""
     kind, text = type(error).__name__, " ".join(str(error).split())[:300]
     if isinstance(error, AssertionError):
         place = traceback.extract_tb(error.__traceback__)[-1:]
@@ -46,41 +43,41 @@ def reason(error: BaseException) -> str:
 
 
 def class_of(error: BaseException) -> str:
-    """Return the error class of a reject that an unexpected error made."""
+    """Return the error class of a reject for an unexpected error."""
     return "FailedCheck" if isinstance(error, AssertionError) else type(error).__name__
 
 
 def refusal(error: BaseException) -> tuple[int, str]:
-    """(HTTP status, code) of a store's answer that stands behind an error; (0, "") when it was none."""
+    """Return (HTTP status, code) of the store's response behind an error; (0, "") without a response."""
     answer = getattr(error, "response", None) or getattr(error.__cause__, "response", None) or {}
     status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     return status, str(answer.get("Error", {}).get("Code", ""))
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed in a moment: yes after a break of the line, damage, or a busy server."""
+    """Return whether the same request may succeed later: after a lost connection, damage in transit, or a busy server."""
     status, code = refusal(error)
     if status:
-        return status in (408, 409, 429) or status >= 500 or code in MENDABLE
+        return status in (408, 409, 429) or status >= 500 or code in DAMAGED_REQUEST
     final = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
     lost = (OSError, HTTPClientError, ResponseParserError, aiohttp.ClientError)
     return isinstance(error, lost) and not isinstance(error, final)
 
 
 def is_damage(error: BaseException) -> bool:
-    """Whether a reader of Parquet, CSV or JSON met bytes that are wrong; not that a disk or a store did not give them."""
-    # An OSError of pyarrow itself, as for a page, has no number; a disk's or a store's has one.
+    """Return whether a reader of Parquet, CSV or JSON met wrong bytes, as opposed to a store that did not deliver them."""
+    # An OSError of pyarrow itself has no errno; those of disks and stores have one.
     return isinstance(error, pa.ArrowException | UnicodeError) or (type(error) is OSError and error.errno is None)
 
 
 def is_unwritable(error: BaseException) -> bool:
-    """Whether what failed a write will fail the next ones too: a full or read-only disk, a right that was taken away."""
+    """Return whether later writes will fail like this one: on a full or read-only disk, or without permission."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
     return full or isinstance(error, PermissionError) or refusal(error)[0] == 507
 
 
 def patiently(request: Callable[[], Answer], damage: tuple[type[Exception], ...] = ()) -> Answer:
-    """The answer to a request of S3; four tries in some seconds, each of which is the client's own several."""
+    """Return the answer to a request to S3; try four times within seconds, in addition to the client's own retries."""
     tries = Retrying(
         stop=stop_after_attempt(4),
         wait=wait_exponential_jitter(initial=0.5, max=5),
@@ -99,11 +96,13 @@ def log_retry(state: RetryCallState) -> None:
 
 
 def busy_pause(response: Any, attempts: int, **_: Any) -> float | None:
-    """Return the seconds after which botocore repeats a request that a busy server refused, None where it decides itself.
+    """Return the seconds after which botocore repeats a request that a busy server refused; None lets botocore decide.
 
-    A handler of botocore's event `needs-retry`, which knows no Retry-After.
+    This is a handler of botocore's event `needs-retry`; botocore itself ignores Retry-After.
 
-    Args: response: what came, as (HTTP response, parsed answer), or None.
+    Args:
+        response: (HTTP response, parsed answer), or None.
+        attempts: number of refusals of this request.
     """
     if response is None:
         return None
@@ -112,19 +111,19 @@ def busy_pause(response: Any, attempts: int, **_: Any) -> float | None:
     if http.status_code not in BUSY:
         answered(host)
         return None
-    asked = retry_after(http.headers)
-    if asked is None or (seconds := pause(host, asked, attempts)) is None:
+    asked_s = retry_after(http.headers)
+    if asked_s is None or (seconds := pause(host, asked_s, attempts)) is None:
         return None
-    log.info("%s is busy (HTTP %d): asked again after %.1f s", host, http.status_code, seconds)
+    log.info("%s is busy (HTTP %d). Trying again in %.1f s", host, http.status_code, seconds)
     return seconds
 
 
 def content_md5(data: bytes) -> str:
-    """What tells the store whether it got what was sent."""
+    """Return the Content-MD5 header, by which the store checks the received bytes."""
     return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
 
 
 def check_length(path: str, data: bytes, answer: dict[str, Any]) -> None:
-    """Raises: OSError when fewer bytes came than were announced."""
+    """Raise OSError if the number of received bytes is not the announced one."""
     if len(data) != answer["ContentLength"]:
-        raise OSError(errno.EIO, f"{len(data)} of {answer['ContentLength']} bytes came", path)
+        raise OSError(errno.EIO, f"{len(data)} of {answer['ContentLength']} bytes were received", path)

@@ -1,4 +1,4 @@
-"""What lies in a place: one object of a listing, and the files below a folder."""
+"""List a store: the entries of a listing, and the files below a local folder."""
 
 import os
 import stat
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from imagemill.pipeline.errors import StorageError
 
-NO_FILE = "a pipe, socket or device, not a file"
+NOT_A_FILE = "a pipe, socket or device, not a file"
 
 
 @dataclass(frozen=True)
@@ -20,40 +20,43 @@ class Entry:
     etag: str
     """The store's etag, or size and mtime in nanoseconds on a local disk."""
     problem: str | None = None
-    """Why it cannot be read."""
+    """Why the object cannot be read."""
 
 
 def local_etag(status: os.stat_result) -> str:
+    """Return the etag of a local file: its size and modification time in nanoseconds."""
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def local_files(root: str, may_skip: Callable[[str], bool] | None = None) -> Iterator[Entry]:
-    """Every file below a folder, in order, those behind links last; no folder is entered twice.
+    """Yield every file below a folder in order, files behind links last; enter no folder twice.
 
-    Not fsspec's `find`: it leaves out linked files, and ends in an error when a file goes away while it lists. Files that
-    do are left out; a link that leads nowhere, what may not be looked at and what is no regular file is listed with its
-    problem.
+    Broken links, unreadable files and special files are listed with their problem. Files that disappear during the listing
+    are left out. fsspec's `find` is not used: it leaves out linked files and fails if a file disappears.
 
-    Args: may_skip: folders, by their path below `root`, that nobody misses: one that cannot be read is listed with its
-        problem, as a file would be, and links in it are not followed.
+    Args:
+        root: the folder.
+        may_skip: decides by the path below `root` whether a folder may be unreadable. Such a folder is listed with its
+            problem, and links in it are not followed.
 
-    Raises: StorageError when another folder cannot be read: nobody knows how many files that are.
+    Raises:
+        StorageError: when another folder cannot be read, because its files would be missing unnoticed.
     """
     unread: list[Entry] = []
 
-    def skipped(path: str) -> bool:
+    def is_skippable(path: str) -> bool:
         return may_skip is not None and may_skip(os.path.relpath(path, root))
 
     def refuse(error: OSError) -> None:
-        if skipped(str(error.filename)):
+        if is_skippable(str(error.filename)):
             unread.append(Entry(os.path.join(error.filename, ""), 0, "unreadable", str(error.strerror)))
         elif not isinstance(error, FileNotFoundError):
-            mend = "give this user the right to read and enter it, or move it away"
-            what = f"{error.strerror}: {mend}" if isinstance(error, PermissionError) else error.strerror
-            raise StorageError(f"{error.filename}: cannot be listed: {what}") from None
+            advice = ". Give this user permission to read and enter the folder, or move the folder away"
+            advice = advice if isinstance(error, PermissionError) else ""
+            raise StorageError(f"{error.filename}: cannot be listed: {error.strerror}{advice}") from None
 
     entered: set[str] = set()
-    # What is really there first: a new link that leads to it must not give its files other names.
+    # Real folders come first, so that a new link to a folder does not give its files other names.
     roots = deque([root])
     while roots:
         for folder, folders, names in os.walk(roots.popleft(), onerror=refuse):
@@ -64,23 +67,23 @@ def local_files(root: str, may_skip: Callable[[str], bool] | None = None) -> Ite
             entered.add(real)
             folders.sort()
             links = filter(os.path.islink, (os.path.join(folder, name) for name in folders))
-            roots += (link for link in links if not skipped(link))
+            roots += (link for link in links if not is_skippable(link))
             for name in sorted(names):
                 path = os.path.join(folder, name)
                 try:
                     status = os.stat(path)
                 except OSError as e:
                     if not isinstance(e, FileNotFoundError) or os.path.lexists(path):
-                        yield Entry(path, 0, "unreadable", f"a link or file that cannot be followed: {e.strerror}")
+                        yield Entry(path, 0, "unreadable", f"a broken link or unreadable file: {e.strerror}")
                     continue
                 regular = stat.S_ISREG(status.st_mode)
-                yield Entry(path, status.st_size, local_etag(status), None if regular else NO_FILE)
+                yield Entry(path, status.st_size, local_etag(status), None if regular else NOT_A_FILE)
         yield from unread
         unread.clear()
 
 
 def without_markers(entries: Iterable[Entry]) -> Iterator[Entry]:
-    """The objects of a bucket, empty ones last, without those that stand for a folder: `a` (0 bytes) next to `a/b.png`."""
+    """Yield the objects of a bucket, empty ones last, without folder markers such as `a` (0 bytes) next to `a/b.png`."""
     empty: list[Entry] = []
     folders = {""}
     for entry in entries:

@@ -18,7 +18,7 @@ from imagemill.pipeline.config import RunConfig, Strict
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.images.decode import DecodedImage, decode_image
 from imagemill.pipeline.images.errors import ImageError
-from imagemill.pipeline.resolve import ResolvedRun, check_ends, check_model, resolve
+from imagemill.pipeline.resolve import ResolvedRun, check_model, check_output_task, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import image_id
 from imagemill.pipeline.sources.folder import list_folder
@@ -127,7 +127,7 @@ def check_config(config: EvaluateConfig, at: str | None, drawn: tuple[str, ...] 
         check_model(job)
         for value in config.at:
             check_model(resolve(build_run_config(config, {str(at): value}, config.input, folder)))
-        check_ends(job)
+        check_output_task(job)
     return job
 
 

@@ -13,7 +13,7 @@ from imagemill.jobs.training.config import TrainConfig
 from imagemill.jobs.training.images import BLOCK_ROWS, REFERENCE, InputReaders, decode_readable, hash_fraction
 from imagemill.pipeline.errors import StorageError
 from imagemill.pipeline.output.parts import columns_as_lists
-from imagemill.pipeline.plan import blocks
+from imagemill.pipeline.plan import split_blocks
 from imagemill.pipeline.sources.input import Input
 
 MAX_VALIDATION_IMAGES = 500
@@ -32,7 +32,7 @@ def build_crop_dataset(training: pa.Table, inputs: list[Input], config: TrainCon
     """
     rows = max(1, min(BLOCK_ROWS, len(training) // max(8, 4 * config.workers)))
     order = shuffle_images(training, rows, np.random.default_rng(config.seed))
-    return ray.data.from_blocks(blocks(training.select(REFERENCE.names).take(order), rows)).map_batches(
+    return ray.data.from_blocks(split_blocks(training.select(REFERENCE.names).take(order), rows)).map_batches(
         CropReader(inputs, config.crop, config.crops_per_image),
         batch_size=16,
         batch_format="pyarrow",

@@ -22,7 +22,7 @@ from imagemill.pipeline.errors import ConfigError, TooManyRejects
 from imagemill.pipeline.images.decode import decode_image
 from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.output.parts import columns_as_lists
-from imagemill.pipeline.plan import blocks
+from imagemill.pipeline.plan import split_blocks
 from imagemill.pipeline.sources.image_reader import ImageReader, ReadError
 from imagemill.pipeline.sources.input import Input, list_images, open_input
 from imagemill.pipeline.sources.source import ListedImage
@@ -137,7 +137,7 @@ def examine_images(inputs: list[Input], table: pa.Table) -> pa.Table:
     count = 0
     log.info("examining %s", number(len(todo), "image"))
     if len(todo):
-        examined = ray.data.from_blocks(blocks(todo.select(REFERENCE.names), BLOCK_ROWS)).map_batches(
+        examined = ray.data.from_blocks(split_blocks(todo.select(REFERENCE.names), BLOCK_ROWS)).map_batches(
             examine_batch, fn_args=[inputs], batch_format="pyarrow", batch_size=None
         )
         for batch in examined.iter_batches(batch_format="pyarrow", batch_size=None):

@@ -1,1 +1,1 @@
-"""Ray: a connection, the room there is for actors, and what they and the driver tell each other."""
+"""Everything about Ray: connecting, sizing the pool, watching it, and messages between workers and the driver."""

@@ -1,4 +1,4 @@
-"""A Ray to run on: one of our own in this process, or a cluster that exists."""
+"""Connect to Ray: a private Ray of this process, or an existing cluster."""
 
 import gc
 import json
@@ -22,16 +22,16 @@ from imagemill.pipeline.signals import ENDING
 
 log = logging.getLogger("imagemill.run")
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Where Ray tells a submitted job what it was submitted with."""
+"""The variable in which Ray passes a submitted job its configuration."""
 
 
 def ensure_token() -> None:
-    """Token authentication, said in so many words, with a token that only its owner reads (Ray's own is made 0644).
+    """Require token authentication, with a token file that only its owner can read (Ray would create it with mode 0644).
 
-    Ray looks at these variables once, when it is imported: call this before. Later it does nothing.
+    Ray reads these variables once, when it is imported. Call this function before that; later calls do nothing.
     """
     if "ray" in sys.modules or JOB_CONFIG in os.environ:
-        return  # a submitted job has the cluster's
+        return  # A submitted job has the token of its cluster.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
         return
@@ -42,41 +42,41 @@ def ensure_token() -> None:
         with os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
             f.write(fresh)
     except FileExistsError:
-        return  # from before, or another process was a moment earlier
+        return  # The token exists: from an earlier run, or another process was faster.
     except (OSError, RuntimeError):
-        # No home, as a user without a name has in a pod, or none that can be written: for this process and its children.
+        # Without a writable home, such as in a pod, the token is only for this process and its children.
         os.environ["RAY_AUTH_TOKEN"] = fresh
 
 
 endings: list[threading.Thread] = []
-"""Of the Ray that this process had."""
+"""Threads in which a Ray of this process ends."""
 
 
 @dataclass
-class Kept:
-    """A Ray that stays between one `connected` and the next."""
+class SharedRay:
+    """A Ray that stays connected between one `connected` and the next."""
 
-    wanted: bool = False
-    started: bool = False
+    is_wanted: bool = False
+    is_started: bool = False
     address: str | None = None
 
 
-kept = Kept()
+shared_ray = SharedRay()
 STARTS = 3
-"""Times that a Ray of our own is started: on a machine that is loaded to the brim its processes may be late."""
+"""Attempts to start a private Ray: on a busy machine its processes may be late."""
 SOURCE_ROOT = Path(__file__).parents[3]
 """The folder that holds the package `imagemill`: `src/` of a checkout, which Ray ships to a cluster, or site-packages."""
 WAITING = (*ENDING, signal.SIGALRM)
-"""Signals that end a run between two steps."""
+"""Signals that end a run between two steps, including the alarm of a deadline."""
 SHUTDOWN_SECONDS = 30.0
-"""Ray's end takes a second or two, and on a busy machine more; without a network it would never come."""
-# glibc hands large blocks back to the kernel and faults them in again for every image: keeping them made the
-# models 2 to 2.5 times faster (measured; see DECISIONS.md). Niceness 15 is Ray's default for workers.
+"""Time limit for the end of Ray: it takes a second or two, longer on a busy machine, and forever without a network."""
+# glibc returns large blocks to the kernel and faults them in again for every image. Keeping them made the models 2 to 2.5
+# times faster (measured, see DECISIONS.md). Ray's default niceness of workers is 15.
 WORKER_ENV = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
     "MALLOC_TRIM_THRESHOLD_": "2147483647",
-    # What glibc keeps serves Arrow too: an allocator of its own would take more from the kernel.
+    # With the system allocator Arrow shares the memory that glibc keeps.
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "RAY_worker_niceness": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -84,30 +84,38 @@ WORKER_ENV = {
 
 
 def runtime_env() -> dict[str, Any]:
-    """What processes on a cluster get from here: the environment of our workers, and a checkout as working directory.
+    """Return the runtime environment of workers on a cluster: variables and, for a checkout, the working directory.
 
-    An installed imagemill is expected to be installed on the nodes as well. In a submitted job the job has said it already,
-    and Ray refuses whatever is said twice.
+    An installed imagemill must be installed on the nodes as well. The environment of a submitted job is left out, because
+    Ray refuses values that are given twice.
     """
     submitted = json.loads(os.environ.get(JOB_CONFIG, "{}"))
-    said = (submitted.get("runtime_env") or {}).get("env_vars") or {}
-    ours = WORKER_ENV | ({VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {})
-    environment: dict[str, Any] = {"env_vars": {k: v for k, v in ours.items() if k not in said}}
+    submitted_vars = (submitted.get("runtime_env") or {}).get("env_vars") or {}
+    variables = WORKER_ENV | ({VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {})
+    environment: dict[str, Any] = {"env_vars": {k: v for k, v in variables.items() if k not in submitted_vars}}
     ships_checkout = not submitted and (SOURCE_ROOT / ".rayignore").exists()
     return environment | ({"working_dir": str(SOURCE_ROOT)} if ships_checkout else {})
 
 
-def address_of(asked: str | None) -> str | None:
-    """The cluster to work on; None for a Ray of our own."""
-    return asked or os.environ.get("RAY_ADDRESS")
+def address_of(address: str | None) -> str | None:
+    """Return the address of the cluster from the config or RAY_ADDRESS; None for a private Ray."""
+    return address or os.environ.get("RAY_ADDRESS")
 
 
 @contextmanager
 def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None]:
-    """Ray for the time of a `with`. A Ray that this process already has is used and left as it is.
+    """Connect to Ray for a `with` block. If this process is already connected, that Ray is used and stays.
 
-    A Ray of our own has no dashboard, and all its ports listen on the loopback address alone. Ending Ray takes
-    a second or more: it continues in a thread after the `with`, and the next Ray, or the end of the process, waits for it.
+    A private Ray has no dashboard, and its ports listen on the loopback address only. Ending Ray takes a second or more, in
+    a thread: the next Ray, or the end of the process, waits for that thread.
+
+    Args:
+        address: address of a cluster; None uses RAY_ADDRESS, or starts a private Ray.
+        num_cpus: CPUs of a private Ray; default: all.
+
+    Raises:
+        ConfigError: when the cluster cannot be reached, or the environment is unusable.
+        RunFailed: when a private Ray does not start.
     """
     ensure_token()
     import ray
@@ -115,51 +123,51 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
     wait_for_end()
     contact.check()
     address = address_of(address)
-    if kept.started and kept.address != address:
-        kept.started = False
+    if shared_ray.is_started and shared_ray.address != address:
+        shared_ray.is_started = False
         ray.shutdown()
-    ours = kept.started or not ray.is_initialized()
+    ends_here = shared_ray.is_started or not ray.is_initialized()
     try:
         if not ray.is_initialized():
             start(address, num_cpus)
         yield
     except BaseException:
-        if ours:
-            # Nothing may be at work any more when the error is heard of.
-            kept.started = False
+        if ends_here:
+            # No work may continue after the caller sees the error.
+            shared_ray.is_started = False
             clean_up(ray.shutdown, SHUTDOWN_SECONDS)
         raise
-    if ours and kept.wanted:
-        kept.started, kept.address = True, address
-    elif ours:
-        end_beside()
+    if ends_here and shared_ray.is_wanted:
+        shared_ray.is_started, shared_ray.address = True, address
+    elif ends_here:
+        end_in_thread()
 
 
 @contextmanager
 def one_ray() -> Iterator[None]:
-    """The first `connected` within this `with` starts the Ray of those after it, as long as their address is the same."""
-    kept.wanted = True
+    """Share one Ray between all `connected` blocks within a `with` block, as long as their address is the same."""
+    shared_ray.is_wanted = True
     try:
         yield
     finally:
-        kept.wanted = False
-        if kept.started:
-            kept.started = False
-            end_beside()
+        shared_ray.is_wanted = False
+        if shared_ray.is_started:
+            shared_ray.is_started = False
+            end_in_thread()
 
 
 def wait_for_end() -> None:
-    """Wait until the Ray that this process had is gone; a cluster that does not answer any more is left alone."""
+    """Wait until the former Ray of this process has ended; give up on a cluster that no longer answers."""
     while endings:
         endings.pop().join(SHUTDOWN_SECONDS)
 
 
-def end_beside() -> None:
-    """End Ray in a thread, for the next one or the end of the process to wait for."""
+def end_in_thread() -> None:
+    """End Ray in a thread; wait_for_end waits for the thread."""
     import ray
 
-    # While Ray ends, its core ends the whole process when Python lets go of a reference to one of its objects (ray#19115).
-    # Garbage collection, which may come upon such references in cycles, sees nothing that is there now until Ray is gone.
+    # While Ray ends, its core aborts the process if Python releases a reference to one of Ray's objects (ray#19115).
+    # Freezing hides all present objects from garbage collection until Ray has ended.
     gc.collect()
     gc.freeze()
 
@@ -174,11 +182,11 @@ def end_beside() -> None:
 
 
 def start(address: str | None, num_cpus: int | None) -> None:
-    """Raises: ConfigError, RunFailed."""
+    """Start a private Ray, or connect to a cluster. Raise ConfigError or RunFailed, see connected."""
     for key, value in WORKER_ENV.items():
         os.environ.setdefault(key, value)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    # Before it is started: Ray warns of what it finds on the machine, and it is not for people.
+    # Set before the start, when Ray logs warnings about the machine that do not concern users.
     logging.getLogger("ray").setLevel(logging.ERROR)
     if address:
         log.info("connecting to Ray at %s", address)
@@ -193,34 +201,42 @@ def start(address: str | None, num_cpus: int | None) -> None:
 
 
 def start_ray(address: str | None, options: dict[str, Any]) -> Any:
-    """What `ray.init` gives.
+    """Call `ray.init`, for a private Ray several times if its processes are late, and return its context.
 
-    Raises: ConfigError when what is asked for cannot be; RunFailed when Ray was late again and again.
+    Raises:
+        ConfigError: when a cluster cannot be reached.
+        RunFailed: when a private Ray does not start.
     """
     import ray
 
-    for left in reversed(range(STARTS)):
+    for remaining in reversed(range(STARTS)):
         try:
             return ray.init(**options)
         except Exception as e:  # noqa: BLE001 - Ray raises Exception itself, as when a node is not up after 30 s
-            said = " ".join(str(e).split())[:300]
+            message = " ".join(str(e).split())[:300]
             if address:
-                raise ConfigError(f"Ray at {address}: {said}") from None
+                raise ConfigError(f"address {address}: cannot connect to Ray: {message}") from None
             ray.shutdown()
             if isinstance(e, OSError | ValueError) and not isinstance(e, TimeoutError | ConnectionError):
-                # To start it again would end in the same way.
-                raise RunFailed(f"Ray did not start on this machine: {said}") from None
-            if not left:
-                raise RunFailed(f"Ray did not start on this machine; is it short of memory, or busy? {said}") from None
+                # Another attempt would fail in the same way.
+                raise RunFailed(f"Ray did not start on this machine: {message}") from None
+            if not remaining:
+                problem = "Ray did not start on this machine. Is the machine busy, or short of memory?"
+                raise RunFailed(f"{problem} {message}") from None
 
 
 @contextmanager
 def signals_wait(once: bool = False) -> Iterator[list[int]]:
-    """Ctrl-C, SIGTERM, SIGHUP and the alarm of a deadline come to their handlers after the `with`.
+    """Delay Ctrl-C, SIGTERM, SIGHUP and the alarm of a deadline until the end of a `with` block.
 
-    Gives the signals that wait; with `once` the second of a kind does not. An exception in the middle of Ray's start leaves
-    half a Ray, which hangs. Ray puts a handler of its own in the place of SIGTERM's, which prints a crash report and ends
-    the process before anything can be put in order: it is not kept.
+    An exception in the middle of Ray's start would leave half a Ray, which hangs. Handlers that Ray installs in the block
+    are removed: Ray's handler of SIGTERM prints a crash report and ends the process before it can clean up.
+
+    Args:
+        once: delay only the first signal of each kind.
+
+    Yields:
+        The list of the signals that wait; it grows during the block.
     """
     waiting: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -228,7 +244,7 @@ def signals_wait(once: bool = False) -> Iterator[list[int]]:
         return
     handlers = {number: signal.getsignal(number) for number in WAITING}
 
-    def keep(signum: int, frame: Any) -> None:
+    def delay(signum: int, frame: Any) -> None:
         handler = handlers[signal.Signals(signum)]
         if once and signum in waiting and callable(handler):
             handler(signum, frame)
@@ -236,7 +252,7 @@ def signals_wait(once: bool = False) -> Iterator[list[int]]:
 
     for number, handler in handlers.items():
         if handler is not signal.SIG_IGN:
-            signal.signal(number, keep)
+            signal.signal(number, delay)
     try:
         yield waiting
     finally:

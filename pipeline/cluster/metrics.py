@@ -1,4 +1,4 @@
-"""What Prometheus reads of a run, by Ray's metrics ports: `ray_` is put before these names."""
+"""Prometheus metrics of a run, served on Ray's metrics ports, which prefix these names with `ray_`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,22 +6,22 @@ from typing import Any
 TAGS = ("task", "run")
 COUNTERS = {
     "imagemill_images": (
-        "images that are done, by outcome (ok, rejected), stage and error class",
+        "processed images by outcome (ok, rejected), stage and error class",
         ("outcome", "stage", "reason"),
     ),
-    "imagemill_bytes": ("bytes of encoded images read (in) and of what was made of them (out)", ("direction",)),
+    "imagemill_bytes": ("bytes of encoded images that were read (in) and of files that were written (out)", ("direction",)),
 }
 STAGE_SECONDS = "imagemill_stage_seconds"
 WAITING = "imagemill_images_waiting"
 SERVED = {f"ray_{name}_total": {*TAGS, *keys} for name, (_, keys) in COUNTERS.items()}
 SERVED |= {f"ray_{STAGE_SECONDS}_{suffix}": {*TAGS, "stage"} for suffix in ("bucket", "sum", "count")}
 SERVED |= {f"ray_{WAITING}": {*TAGS}}
-"""What the metrics port serves, with its tags."""
+"""Served metric → its tags."""
 BOUNDARIES_S = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100]
 
 
 class WorkerMetrics:
-    """Of one actor: counters are raised about once a second, each stage of each image is observed."""
+    """Metrics of one worker: counters grow about once a second, each stage of each image is observed."""
 
     def __init__(self, task: str, run_id: str) -> None:
         from ray.util.metrics import Counter, Histogram
@@ -35,10 +35,11 @@ class WorkerMetrics:
         self._stages = Histogram(STAGE_SECONDS, text, BOUNDARIES_S, (*TAGS, "stage")).set_default_tags(tags)
 
     def observe(self, stage: str, seconds: float) -> None:
+        """Record the duration of a stage."""
         self._stages.observe(seconds, {"stage": stage})
 
     def add(self, counts: Mapping[str, float]) -> None:
-        """What was counted since the last time, by the names that a tally has for it."""
+        """Add what was counted since the last call, by the names of Tally."""
         for name, count in counts.items():
             if count <= 0:
                 continue
@@ -53,7 +54,7 @@ class WorkerMetrics:
 
 
 def waiting_gauge(task: str, run_id: str) -> Any:
-    """The gauge of images that a run has yet to do, set by its driver."""
+    """Return the gauge of images that a run has yet to process; the driver sets it."""
     from ray.util.metrics import Gauge
 
-    return Gauge(WAITING, "images of a run that are not done yet", TAGS).set_default_tags({"task": task, "run": run_id})
+    return Gauge(WAITING, "images of a run that are not processed yet", TAGS).set_default_tags({"task": task, "run": run_id})

@@ -1,4 +1,4 @@
-"""Questions to the nodes of a cluster, each answered by a process of its own there."""
+"""Questions to the nodes of a cluster, answered by a separate process on each node."""
 
 import logging
 import os
@@ -10,18 +10,23 @@ ANSWER_SECONDS = 60.0
 Answer = TypeVar("Answer")
 
 
-def answers(question: Callable[[], Answer], nodes: list[dict[str, Any]]) -> Iterator[tuple[str, Answer]]:
-    """The address of each node, as `ray.nodes()` has it, and what `question` returns there; no answer is a warning."""
+def ask_nodes(question: Callable[[], Answer], nodes: list[dict[str, Any]]) -> Iterator[tuple[str, Answer]]:
+    """Yield the address of each node and what `question` returns there; log a warning for a node that does not answer.
+
+    Args:
+        question: a function without arguments.
+        nodes: entries of `ray.nodes()`.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    # Without resources, so that a node that is busy answers too. The process ends, as it may hold torch.
+    # Without resources, so that a busy node answers too. The process ends after one call, as it may have imported torch.
     task = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(question)
-    asked = {
+    pending = {
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node
         for node in nodes
     }
-    for answer, node in asked.items():
+    for answer, node in pending.items():
         try:
             yield node["NodeManagerAddress"], ray.get(answer, timeout=ANSWER_SECONDS)
         except (ray.exceptions.RayError, TimeoutError) as e:
@@ -29,19 +34,19 @@ def answers(question: Callable[[], Answer], nodes: list[dict[str, Any]]) -> Iter
 
 
 def missing_paths(paths: list[str]) -> Iterator[tuple[str, str]]:
-    """(node, path) for each path that a working node of a cluster does not have on its disks."""
+    """Yield (node, path) for each path that does not exist on a node with CPUs or GPUs."""
     import ray
 
     alive = [node for node in ray.nodes() if node["Alive"]]
     if not paths or len(alive) < 2:
         return
     working = [node for node in alive if node["Resources"].keys() & {"CPU", "GPU"}]
-    for node, missing in answers(lambda: [path for path in paths if not os.path.exists(path)], working):
+    for node, missing in ask_nodes(lambda: [path for path in paths if not os.path.exists(path)], working):
         yield from ((node, path) for path in missing)
 
 
 def nodes_without_cuda() -> list[str]:
-    """The addresses of the nodes that have GPUs for Ray and whose torch finds no CUDA device."""
+    """Return the addresses of nodes that have GPUs in Ray but whose torch finds no CUDA device."""
     import ray
 
     def has_cuda() -> bool:
@@ -50,4 +55,4 @@ def nodes_without_cuda() -> list[str]:
         return torch.cuda.is_available()
 
     with_gpus = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
-    return [node for node, has in answers(has_cuda, with_gpus) if not has]
+    return [node for node, has in ask_nodes(has_cuda, with_gpus) if not has]

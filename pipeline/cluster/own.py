@@ -1,4 +1,4 @@
-"""A Ray of our own on this machine: what it is started with, and the folders that its sessions leave."""
+"""A private Ray on this machine: its options, and the session folders that it leaves."""
 
 import json
 import logging
@@ -15,23 +15,27 @@ from imagemill.pipeline.errors import ConfigError
 
 log = logging.getLogger("imagemill.run")
 OURS = "imagemill"
-"""A file that marks the folder of a Ray session as ours."""
+"""A file that marks the folder of a Ray session as started by imagemill."""
 SESSIONS = 10
-"""Whose logs are kept."""
+"""Number of sessions whose logs are kept."""
 OVERRIDE = "RAY_OVERRIDE_RESOURCES"
-"""The variable that tells Ray what a machine has, instead of what Ray finds."""
+"""The variable that overrides the resources that Ray detects."""
 SHORT_FOLDER = "/tmp"
 SOCKET_BYTES = 107
 """The longest path of a Unix socket."""
 LONGEST_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 SESSION_BYTES = 20_000_000
-"""What the logs of a session may take; without room for its first files Ray fails minutes later, with other words."""
+"""Free space that a session needs. Without it Ray fails minutes later with a misleading message."""
 
 
 def own_options(num_cpus: int | None) -> dict[str, Any]:
-    """The arguments of `ray.init` for a Ray on this machine. Raises: ConfigError.
+    """Return the arguments of `ray.init` for a private Ray on this machine.
 
-    Args: num_cpus: CPUs that Ray may use; what the machine has when absent.
+    Args:
+        num_cpus: CPUs that Ray may use; default: all.
+
+    Raises:
+        ConfigError: when a variable of the environment or the session folder is unusable.
     """
     return {
         "address": "local",
@@ -44,13 +48,13 @@ def own_options(num_cpus: int | None) -> dict[str, Any]:
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """Keep a Ray that starts within the `with` apart: from the network, and from signals that are meant for this process.
+    """Isolate a Ray that starts in the `with` block from the network and from signals that are meant for this process.
 
-    Ray replaces the loopback address by that of the network, which may go away while a run is under way (VPN, Wi-Fi). On
-    Windows and macOS Ray keeps the loopback address, and this is how Ray decides that.
+    Ray replaces the loopback address by the address of the network, which may disappear during a run (VPN, Wi-Fi). It keeps
+    the loopback address on Windows and macOS, and `ENABLE_RAY_CLUSTER` is how it decides that.
 
-    A terminal, and `timeout`, send their signals to the whole process group. Where Ray's processes get them too they end
-    first, and Ray's core ends this process before it can put anything in order.
+    Terminals and `timeout` send signals to the whole process group. If Ray's processes received them too, they would end
+    first, and Ray's core would end this process before it can clean up.
     """
     from ray._private import ray_constants, services
 
@@ -64,11 +68,12 @@ def apart() -> Iterator[None]:
 
 
 def whole_cpus() -> int | None:
-    """One CPU where a container has less than one, which Ray would round down to none; None where Ray may decide.
+    """Return 1 if a container has less than one CPU, which Ray would round down to 0; None if Ray may decide.
 
-    Ray takes whole CPUs only: a fraction in RAY_OVERRIDE_RESOURCES is rounded in the same way.
+    Ray uses whole CPUs only, so a fraction in RAY_OVERRIDE_RESOURCES is rounded in the same way.
 
-    Raises: ConfigError when RAY_OVERRIDE_RESOURCES is not what Ray can read.
+    Raises:
+        ConfigError: when RAY_OVERRIDE_RESOURCES is malformed.
     """
     from ray._private.utils import get_num_cpus
 
@@ -78,41 +83,42 @@ def whole_cpus() -> int | None:
         except ValueError:
             resources = None
         if not isinstance(resources, dict) or not all(isinstance(r, int | float) for r in resources.values()):
-            raise ConfigError(f'{OVERRIDE} = {text!r}: a JSON object of numbers is expected, like {{"CPU": 2}}')
+            raise ConfigError(f'{OVERRIDE}={text!r}: must be a JSON object of numbers, such as {{"CPU": 2}}')
         if (cpus := resources.get("CPU", 0)) != int(cpus):
             os.environ[OVERRIDE] = json.dumps(resources | {"CPU": max(1, int(cpus))})
     return 1 if get_num_cpus(override_docker_cpu_warning=True, truncate=False) < 1 else None
 
 
 def session_folder() -> str:
-    """The folder for Ray's sessions: RAY_TMPDIR, or that for temporary files, or /tmp where that one's path is too long.
+    """Return the folder for Ray's sessions: RAY_TMPDIR, the folder for temporary files, or /tmp if the path is too long.
 
-    Raises: ConfigError when Ray could not use it.
+    Raises:
+        ConfigError: when Ray could not use the folder.
     """
     name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
-    asked = os.environ.get(name)
-    folder = asked if asked and name == "RAY_TMPDIR" else tempfile.gettempdir()
-    if asked and not os.path.isdir(asked):
+    setting = os.environ.get(name)
+    folder = setting if setting and name == "RAY_TMPDIR" else tempfile.gettempdir()
+    if setting and not os.path.isdir(setting):
         if name == "RAY_TMPDIR":
-            raise ConfigError(f"{name} = {asked}: the folder does not exist; make it, or unset {name}")
-        log.warning("%s = %s: the folder does not exist; temporary files go to %s", name, asked, folder)
+            raise ConfigError(f"{name}={setting}: the folder does not exist. Create it or unset {name}")
+        log.warning("%s=%s: the folder does not exist. Temporary files go to %s", name, setting, folder)
     most = SOCKET_BYTES - len(LONGEST_SOCKET)
     if len(os.fsencode(folder)) > most:
-        too_long = f"{name} = {folder}: Ray's sockets need a folder whose path has at most {most} bytes"
+        too_long = f"{name}={folder}: Ray's sockets need a folder whose path has at most {most} bytes"
         if name == "RAY_TMPDIR" or not os.access(SHORT_FOLDER, os.W_OK):
-            raise ConfigError(f"{too_long}; set RAY_TMPDIR to a shorter one")
-        log.warning("%s; Ray takes %s", too_long, SHORT_FOLDER)
+            raise ConfigError(f"{too_long}. Set RAY_TMPDIR to a shorter path")
+        log.warning("%s. Ray uses %s", too_long, SHORT_FOLDER)
         name, folder = "RAY_TMPDIR", SHORT_FOLDER
     if not os.access(folder, os.W_OK):
-        raise ConfigError(f"{name} = {folder}: the folder cannot be written; set {name} to one that can")
+        raise ConfigError(f"{name}={folder}: the folder is not writable. Set {name} to a writable folder")
     if (free := shutil.disk_usage(folder).free) < SESSION_BYTES:
-        left = f"{free / 1e6:.1f} MB are free, and Ray needs {SESSION_BYTES / 1e6:.0f} MB for its logs"
-        raise ConfigError(f"{name} = {folder}: {left}; free some, or set {name} to another folder")
+        space = f"{free / 1e6:.1f} MB are free, but Ray needs {SESSION_BYTES / 1e6:.0f} MB for its logs"
+        raise ConfigError(f"{name}={folder}: {space}. Free some space, or set {name} to another folder")
     return folder
 
 
 def tidy(session: Path) -> None:
-    """Of what Rays of ours left beside this session's folder, which Ray itself never deletes, keep the newest few."""
+    """Delete all but the newest session folders of imagemill next to `session`; Ray itself never deletes them."""
     try:
         (session / OURS).touch()
         for mark in sorted(session.parent.glob(f"session_2*/{OURS}"))[:-SESSIONS]:
@@ -120,4 +126,4 @@ def tidy(session: Path) -> None:
             if not Path("/proc", driver).exists():
                 shutil.rmtree(mark.parent, ignore_errors=True)
     except OSError as e:
-        log.warning("old sessions in %s stay: %s", session.parent, e.strerror)
+        log.warning("old Ray sessions in %s were not deleted: %s", session.parent, e.strerror)

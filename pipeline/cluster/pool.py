@@ -9,28 +9,29 @@ from imagemill.pipeline.errors import ConfigError
 
 log = logging.getLogger("imagemill.run")
 PATIENCE_SECONDS = 60.0
-"""How long a run waits for an image, or for a first node, where actors have no place."""
+"""Seconds that a run waits for an image, or for a first node, while workers have no place."""
 LOOK_SECONDS = 2.0
 Nodes = list[tuple[float, float]]
 """(CPUs, GPUs) of each node."""
-WITHOUT_CUDA = "Ray has GPUs, but torch finds no CUDA device on them"
+WITHOUT_CUDA = "Ray has GPUs, but torch finds no CUDA device"
 UNITS = 10_000
-"""Ray counts CPUs and GPUs in ten-thousandths, so room is computed in the same whole numbers."""
+"""Ray counts CPUs and GPUs in ten-thousandths, so room is computed in the same integers."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The workers of a run."""
+    """The workers of a run, and the resources of each."""
 
     workers: int
     num_cpus: float
     num_gpus: float
-    """0, or the share of one GPU, at most 1."""
+    """Share of one GPU, 0 to 1."""
     threads: int
+    """Threads that fetch and decode."""
     batch_size: int
 
     def no_more_than(self, images: int) -> "Pool":
-        """An actor without an image would cost a start."""
+        """Return the pool without workers that would have no image."""
         return replace(self, workers=min(self.workers, images))
 
     def record(self) -> dict[str, float]:
@@ -45,22 +46,22 @@ class Pool:
 
     @property
     def torch_threads(self) -> int:
-        """Threads of torch in an actor whose model runs on a CPU: as many as the actor has CPUs."""
+        """Threads of torch in a worker whose model runs on the CPU: as many as the worker has CPUs."""
         return max(1, int(self.num_cpus))
 
     @property
     def each(self) -> str:
-        """The resources of an actor, in words."""
+        """The resources of a worker in words."""
         cpus = counted(self.num_cpus, "CPU")
         if not self.num_gpus:
             return cpus
         return f"{cpus} and {'a' if self.num_gpus == 1 else f'{self.num_gpus:g} of a'} GPU"
 
     def on(self, nodes: Nodes) -> str:
-        """What a run uses, in words."""
-        able = [node for node in nodes if any(node)]
-        cpus, gpus = sum(cpu for cpu, _ in able), sum(gpu for _, gpu in able)
-        cluster = f"{counted(cpus, 'CPU')} and {counted(gpus, 'GPU')} on {counted(len(able), 'node')}"
+        """Return the workers and the cluster in words."""
+        usable = [node for node in nodes if any(node)]
+        cpus, gpus = sum(cpu for cpu, _ in usable), sum(gpu for _, gpu in usable)
+        cluster = f"{counted(cpus, 'CPU')} and {counted(gpus, 'GPU')} on {counted(len(usable), 'node')}"
         return f"{counted(self.workers, 'worker')} of {self.each} each; cluster: {cluster}"
 
 
@@ -70,17 +71,17 @@ def counted(count: float, noun: str) -> str:
 
 
 def units(amount: float) -> int:
-    """CPUs or GPUs in Ray's units."""
+    """Return CPUs or GPUs in units of Ray."""
     return round(amount * UNITS)
 
 
 def gpu_slots(gpus: float, share: float) -> int:
-    """How many actors the GPUs of a node have room for; each finds its share on one of them."""
+    """Return how many workers the GPUs of a node have room for; a worker's share must be on one GPU."""
     return int(gpus) * (UNITS // units(share))
 
 
 def room_for(pool: Pool, nodes: Nodes) -> int:
-    """How many actors like these can run at once; each finds its CPUs, and its share of a GPU, on one node."""
+    """Return how many workers can run at once; a worker's CPUs and its share of a GPU must be on one node."""
     if not units(pool.num_cpus):
         return 0
     rooms = [(units(cpu) // units(pool.num_cpus), gpu) for cpu, gpu in nodes]
@@ -88,21 +89,27 @@ def room_for(pool: Pool, nodes: Nodes) -> int:
 
 
 def pool_for(want: PoolConfig, nodes: Nodes, shrink: bool = False) -> Pool:
-    """The actors that suit a cluster; with `shrink` no more of those that are wanted than it has room for.
+    """Return the pool that suits a cluster.
 
-    Raises: ConfigError when they cannot all run at once, unless `want.wait_s` says that nodes are yet to come.
+    Args:
+        want: the config; absent values are chosen to suit the nodes.
+        nodes: resources of the cluster.
+        shrink: reduce the number of workers to what the cluster has room for.
+
+    Raises:
+        ConfigError: when the workers cannot all run at once, unless `want.wait_s` announces more nodes.
     """
-    # A node without CPUs, as a head is told to be, gets no actors.
+    # A node without CPUs, such as a head node, gets no workers.
     hosts = [(cpu, slots) for cpu, gpu in nodes if cpu and (slots := gpu_slots(gpu, want.gpus_per_worker))]
     if want.gpu if want.gpu is not None else bool(hosts):
-        # An actor lives on one node: it takes what the poorest GPU node can give each of its actors.
+        # Workers have equal resources, so each takes what the poorest GPU node can give.
         share = min((units(cpu) // slots for cpu, slots in hosts), default=UNITS)
         num_cpus = share // UNITS if share >= UNITS else share / UNITS
         default = sum(slots for _, slots in hosts)
         threads, batch_size = want.threads or max(2, int(num_cpus)), want.batch_size or 32
         pool = Pool(want.workers or default, num_cpus, want.gpus_per_worker, threads, batch_size)
     else:
-        # Where every node has less than a CPU, a worker takes what the best of them has.
+        # If every node has less than one CPU, a worker takes what the best node has.
         num_cpus = min(1.0, max((cpu for cpu, _ in nodes if cpu), default=1.0))
         default = sum(int(cpu / num_cpus) for cpu, _ in nodes)
         pool = Pool(want.workers or default, num_cpus, 0, want.threads or 2, want.batch_size or 8)
@@ -125,7 +132,7 @@ def pool_for(want: PoolConfig, nodes: Nodes, shrink: bool = False) -> Pool:
 
 
 def node_resources() -> Nodes:
-    """(CPUs, GPUs) of each node that is alive."""
+    """Return (CPUs, GPUs) of each living node."""
     import ray
 
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -133,30 +140,30 @@ def node_resources() -> Nodes:
 
 
 def free_resources() -> Nodes:
-    """(CPUs, GPUs) of each node that is alive, less what any work on the cluster holds."""
+    """Return (CPUs, GPUs) of each living node that no work on the cluster holds."""
     from ray._private.state import available_resources_per_node
 
     free = available_resources_per_node().values()
     return [(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in free]
 
 
-def free_of(pool: Pool, free: Nodes, nodes: Nodes) -> str:
-    """How much of what the workers of a pool need is free, in words: 0 of 1 CPUs are free."""
+def describe_free(pool: Pool, free: Nodes, nodes: Nodes) -> str:
+    """Return how much of what a pool needs is free, in words: `0 of 1 CPUs are free`."""
     kind, name = (1, "GPUs") if pool.num_gpus else (0, "CPUs")
     return f"{sum(node[kind] for node in free):g} of {sum(node[kind] for node in nodes):g} {name} are free"
 
 
 def nodes_with_room(want: PoolConfig, patience_s: float = PATIENCE_SECONDS) -> Nodes:
-    """The nodes, when there is one that can work: a cluster may have begun a moment ago, or have lost all it had.
+    """Wait until a node has resources, and return the nodes: a cluster may have just started, or have lost its nodes.
 
-    As they are where `want` says that nodes are yet to come: its actors are what an autoscaler waits for.
+    Return at once if `want.wait_s` announces more nodes: an autoscaler only adds nodes for workers that are pending.
     """
-    end, said = time.monotonic() + (0 if want.wait_s else patience_s), False
+    end, has_logged = time.monotonic() + (0 if want.wait_s else patience_s), False
     while True:
         nodes = node_resources()
         if any(cpu or gpu for cpu, gpu in nodes) or time.monotonic() >= end:
             return nodes
-        if not said:
-            log.info("no node has a CPU or a GPU; waiting up to %.0f s for one", patience_s)
-            said = True
+        if not has_logged:
+            log.info("no node has a CPU or a GPU. Waiting up to %.0f s for one", patience_s)
+            has_logged = True
         time.sleep(LOOK_SECONDS)

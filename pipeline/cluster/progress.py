@@ -1,4 +1,4 @@
-"""How far a run is: the driver adds up what actors counted, and shows images done / planned, rate, ETA and rejects."""
+"""Progress of a run: the driver adds up the counts of workers and shows images, rate, time left and rejects."""
 
 import logging
 import threading
@@ -15,13 +15,13 @@ from imagemill.pipeline.progress import LOG_SECONDS, clock, progress_bar, rate_t
 log = logging.getLogger("imagemill.run")
 POLL_SECONDS = 0.5
 ON_CPU = (
-    "the model runs on the CPU, with one torch thread for each CPU of an actor. Check the GPU driver and the build of torch "
+    "the model runs on the CPU, with one torch thread for each CPU of a worker. Check the GPU driver and the build of torch "
     "on the nodes, or set pool.gpu=false"
 )
 
 
-def total(run_id: str) -> Counter[str]:
-    """What all actors of a run have counted; of their memory (…_mb) the most that one had."""
+def sum_counts(run_id: str) -> Counter[str]:
+    """Return the sums of the counts of all workers; for memory (…_mb), the maximum."""
     counts: Counter[str] = Counter()
     for content in published(f"{run_id}/"):
         most = {key: max(counts[key], value) for key, value in content.items() if key.endswith("_mb")}
@@ -31,7 +31,13 @@ def total(run_id: str) -> Counter[str]:
 
 
 class RunProgress:
-    """`with RunProgress(task, run_id, planned):` shows it: a bar on a terminal, log lines elsewhere, and a gauge."""
+    """Shows the progress of a run within a `with` block: a bar on a terminal, log lines elsewhere, and a gauge.
+
+    Args:
+        task: name of the task.
+        run_id: id of the run.
+        planned: images of the plan.
+    """
 
     def __init__(self, task: str, run_id: str, planned: int) -> None:
         self.task, self.run_id, self.planned = task, run_id, planned
@@ -42,13 +48,14 @@ class RunProgress:
         self._thread = threading.Thread(target=self._watch, daemon=True, name="progress")
         self._began = time.monotonic()
         self.first_image_s = 0.0
-        """Seconds until the first image was done."""
+        """Seconds until the first image was processed."""
 
     def done(self) -> int:
+        """Return the number of processed images."""
         return int(self.counts["ok"] + self.counts["rejected"])
 
     def rate(self) -> float:
-        """Images a second since the first one was done."""
+        """Return images per second since the first image was processed."""
         done = self.done()
         if not done:
             return 0.0
@@ -56,12 +63,12 @@ class RunProgress:
         self.first_image_s = self.first_image_s or max(0.0, elapsed - POLL_SECONDS)
         return done / max(POLL_SECONDS, elapsed - self.first_image_s)
 
-    def _ask(self) -> None:
-        """Add up what was counted; that Ray answers at all is what a run is watched by."""
+    def _poll(self) -> None:
+        """Update the counts. Each answer also shows that Ray is alive (contact.py)."""
         try:
-            self.counts = total(self.run_id)
-        except Exception as e:  # noqa: BLE001 - Ray's core raises errors of its own when it has no connection
-            log.debug("no progress known: %s", e)
+            self.counts = sum_counts(self.run_id)
+        except Exception as e:  # noqa: BLE001 - Ray's core raises its own errors without a connection
+            log.debug("progress is unknown: %s", e)
         else:
             contact.heard()
 
@@ -71,7 +78,7 @@ class RunProgress:
             shown = bar.add_task(self.task, total=self.planned, note="starting")
             while True:
                 stopped = self._stop.wait(POLL_SECONDS)
-                self._ask()
+                self._poll()
                 self._warn_without_cuda()
                 done, rejected = self.done(), int(self.counts["rejected"])
                 rate = self.rate()
@@ -87,7 +94,7 @@ class RunProgress:
                     return
 
     def _warn_without_cuda(self) -> None:
-        """Warn once when actors that have a GPU run the model on a CPU."""
+        """Warn once if workers that have a GPU run the model on the CPU."""
         if self.counts["without_cuda"] and not self._has_warned:
             self._has_warned = True
             log.warning("%s: %s", WITHOUT_CUDA, ON_CPU)

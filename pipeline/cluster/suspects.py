@@ -1,4 +1,4 @@
-"""Which image killed its process: told by what processes leave in Ray's key-value store before they die."""
+"""Find the image that kills its process, by the records that processes publish before they die."""
 
 import hashlib
 from typing import Any
@@ -7,40 +7,47 @@ from imagemill.pipeline.cluster.tally import forget, publish, published
 from imagemill.pipeline.errors import RunFailed
 
 ACCUSED_AFTER = 2
-"""Deaths with one image alone in work: one may be chance, a machine out of memory or a kill from outside."""
+"""Deaths of processes that worked on one image alone; a single death may be chance, such as a lack of memory."""
 TRIED_BY_RUNS = 3
-"""Runs that try an accused image: what killed it may have been memory that others took. Then it waits to be asked for."""
+"""Runs that try an accused image, because another program may have used up the memory. Then it waits for --retry-failed."""
 MOST_DEATHS = 60
 
 
 class Suspects:
-    """The deaths of one block of a run: each process that begins it counts one, until `clear`.
+    """The deaths of processes in one block of a run. Each process that begins the block adds one, until `clear`.
 
-    Raises: RunFailed when so many processes died in one block that images cannot be the reason.
+    Args:
+        run_id: id of the run.
+        image_ids: images of the block.
+
+    Raises:
+        RunFailed: when so many processes died in the block that images cannot be the reason.
     """
 
     def __init__(self, run_id: str, image_ids: list[str]) -> None:
         block = hashlib.blake2b("".join(image_ids).encode(), digest_size=8).hexdigest()
         self._key = f"suspects/{run_id}/{block}"
-        left = (published(self._key) or [{}])[0]
-        self.deaths: int = left.get("begun", 0)
-        self._died: dict[str, int] = left.get("died", {})
-        if alone := left.get("alone"):
+        record = (published(self._key) or [{}])[0]
+        self.deaths: int = record.get("begun", 0)
+        self._died: dict[str, int] = record.get("died", {})
+        if alone := record.get("alone"):
             self._died[alone] = self._died.get(alone, 0) + 1
         if self.deaths >= MOST_DEATHS:
-            raise RunFailed(f"{self.deaths} processes died over {len(image_ids)} images; is there memory for an actor?")
+            raise RunFailed(
+                f"{self.deaths} workers died over {len(image_ids)} images. Does a node have enough memory for its workers?"
+            )
         self._publish(begun=self.deaths + 1)
 
     def name(self, image_id: str) -> None:
-        """Say that this image alone is in work."""
+        """Record that the process works on this image alone."""
         self._publish(begun=self.deaths + 1, alone=image_id)
 
     def accused(self, image_id: str) -> bool:
-        """Whether processes died of this image."""
+        """Return whether processes died while they worked on this image alone."""
         return self._died.get(image_id, 0) >= ACCUSED_AFTER
 
     def clear(self) -> None:
-        """The block is done."""
+        """Delete the record of a finished block."""
         forget(self._key)
 
     def _publish(self, **state: Any) -> None:

@@ -1,4 +1,4 @@
-"""What actors count, and tell the driver through Ray's key-value store."""
+"""Counts of workers, which they publish to the driver through Ray's key-value store."""
 
 import json
 import logging
@@ -12,30 +12,30 @@ from contextlib import contextmanager
 from typing import Any
 
 from imagemill.pipeline.cluster.metrics import WorkerMetrics
-from imagemill.pipeline.etags import doubted
+from imagemill.pipeline.etags import unchecked_buckets
 
 log = logging.getLogger("imagemill.run")
 NAMESPACE = b"imagemill"
 DEVICES = ("cpu", "cuda")
 ETAGS = "etags:"
-"""Before the name of a bucket whose etags an actor found to be no MD5s."""
+"""Prefix of a count that names a bucket whose etags a worker found not to be MD5s."""
 
 
 def publish(key: str, content: dict[str, Any]) -> None:
-    """Put what a process has to tell into Ray's key-value store, in the place of what it told before.
+    """Publish a value under a key, in place of its former value. Failures are logged and ignored.
 
-    The store is Ray's internal one; the public way, an actor that counts, costs a process and its start.
+    The store is internal to Ray. The public alternative, an actor that counts, would cost a process and its start.
     """
     from ray.experimental.internal_kv import _internal_kv_put
 
     try:
         _internal_kv_put(key.encode(), json.dumps(content).encode(), namespace=NAMESPACE)
-    except Exception as e:  # noqa: BLE001 - a figure that is late must cost nothing else
-        log.warning("progress not published: %s", e)
+    except Exception as e:  # noqa: BLE001 - progress reporting is best effort and must never fail a run
+        log.warning("progress was not published: %s", e)
 
 
 def published(prefix: str) -> list[dict[str, Any]]:
-    """What was published under the keys that begin so."""
+    """Return the values published under keys with a prefix."""
     from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list
 
     keys = _internal_kv_list(prefix.encode(), namespace=NAMESPACE)
@@ -43,37 +43,45 @@ def published(prefix: str) -> list[dict[str, Any]]:
 
 
 def forget(prefix: str) -> None:
-    """Take back what was published under the keys that begin so: a cluster that stays would keep it of every run."""
+    """Delete the values published under keys with a prefix. Failures are logged and ignored."""
     from ray.experimental.internal_kv import _internal_kv_del
 
     try:
         _internal_kv_del(prefix.encode(), del_by_prefix=True, namespace=NAMESPACE)
-    except Exception as e:  # noqa: BLE001 - as in publish
-        log.debug("not forgotten: %s", e)
+    except Exception as e:  # noqa: BLE001 - best effort, see publish
+        log.debug("published values were not deleted: %s", e)
 
 
 class Tally:
-    """Counts and seconds of one actor, published about once a second: to the driver, and as metrics."""
+    """Counts and seconds of one worker, published about once a second to the driver and as metrics.
+
+    Args:
+        task: name of the task.
+        run_id: id of the run.
+    """
 
     def __init__(self, task: str, run_id: str) -> None:
         self._key = f"{run_id}/{secrets.token_hex(8)}"
         self._counts: Counter[str] = Counter()
-        self._shown: Counter[str] = Counter()
+        self._reported: Counter[str] = Counter()
         self._metrics = WorkerMetrics(task, run_id)
         self._lock = threading.Lock()
-        self._telling = threading.Lock()
+        self._flushing = threading.Lock()
         self._published = 0.0
 
     def ready(self, device: str, gpu: bool) -> None:
-        """Note that the model is loaded, on which of DEVICES, and what memory the process takes before it has an image.
+        """Record that the model is loaded, and the memory of the process before its first image.
 
-        Args: gpu: whether Ray gave the actor a GPU.
+        Args:
+            device: one of DEVICES, where the model runs.
+            gpu: whether the engine gave the worker a GPU.
         """
         self._counts["idle_mb"] = peak_rss_mb()
         self._counts[f"on_{device}"] = 1
         self._counts["without_cuda"] = int(gpu and device == "cpu")
 
     def add(self, **counts: float) -> None:
+        """Add to counts by name, and publish them if the last time is a second ago."""
         with self._lock:
             self._counts.update(counts)
             due = time.monotonic() - self._published > 1
@@ -84,6 +92,7 @@ class Tally:
 
     @contextmanager
     def time(self, stage: str) -> Iterator[None]:
+        """Add the duration of a `with` block to the seconds of a stage."""
         began = time.perf_counter()
         try:
             yield
@@ -93,17 +102,20 @@ class Tally:
             self.add(**{f"{stage}_s": seconds})
 
     def flush(self) -> None:
-        # A lock of its own: who counts does not wait for the store, and what is told last is the newest.
-        with self._telling:
+        """Publish all counts."""
+        # A separate lock: threads that count do not wait for the store, and the newest counts are published last.
+        with self._flushing:
             with self._lock:
                 self._counts["rss_mb"] = peak_rss_mb()
-                self._counts.update({f"{ETAGS}{place}:": 1 for place in doubted() if f"{ETAGS}{place}:" not in self._counts})
+                self._counts.update(
+                    {f"{ETAGS}{place}:": 1 for place in unchecked_buckets() if f"{ETAGS}{place}:" not in self._counts}
+                )
                 counts = dict(self._counts)
-            self._metrics.add({name: count - self._shown[name] for name, count in counts.items()})
-            self._shown = Counter(counts)
+            self._metrics.add({name: count - self._reported[name] for name, count in counts.items()})
+            self._reported = Counter(counts)
             publish(self._key, counts)
 
 
 def peak_rss_mb() -> int:
-    """The most memory that this process has had, in MB."""
+    """Return the peak memory of this process in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 // 1_000_000

@@ -22,7 +22,7 @@ from imagemill.pipeline.output.name_clashes import mark_clashes
 from imagemill.pipeline.output.ownership import oldest_unaccounted_file
 from imagemill.pipeline.output.stored_checkpoint import store_checkpoint
 from imagemill.pipeline.output.style_images import store_style_images
-from imagemill.pipeline.plan import Plan, blocks
+from imagemill.pipeline.plan import Plan, split_blocks
 from imagemill.pipeline.resolve import ResolvedRun, check_model
 from imagemill.pipeline.run_record import RunRecord
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
@@ -189,7 +189,7 @@ def run_blocks(job: WorkerJob, todo: pa.Table, rows: int, pool: Pool) -> None:
         # Ray 2.60 warns of `max_restarts` and `max_task_retries`, for which it has no named arguments yet. Actors may
         # restart without limit, because a block whose workers die finds out which image is the cause.
         warnings.simplefilter("ignore", ray.data.dataset.RayDeprecationWarning)
-        dataset = ray.data.from_blocks(blocks(todo, rows)).map_batches(
+        dataset = ray.data.from_blocks(split_blocks(todo, rows)).map_batches(
             Worker,
             fn_constructor_args=[job],
             batch_format="pyarrow",

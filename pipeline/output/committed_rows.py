@@ -1,4 +1,4 @@
-"""What the committed rows and rejects say of the images of a listing."""
+"""What the committed rows of an OUTPUT say about the images of a listing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,89 +14,107 @@ from imagemill.pipeline.storage import Store
 
 @dataclass
 class NewestRows:
-    """For each image of a list, what the newest of its rows says; all arrays have one value an image."""
+    """What the newest row of each listed image says. Arrays have one value per image, in the order of the listing."""
 
     fencing_token: np.ndarray
-    """Of the run that made the row; -1 without one."""
+    """int64: fencing token of the run that made the row; -1 without a row that counts."""
     is_same_version: np.ndarray
-    """Whether the row's version is the one asked for."""
+    """bool: whether the row has the version of the listed image."""
     has_row: np.ndarray
-    """Whether there is any row, be it one that counts no more."""
+    """bool: whether there is any row of the image, even one whose files may have been overwritten."""
     row_counts: np.ndarray
-    """How many rows there are of the version asked for: more than one where a run was killed before its account."""
+    """uint8: rows of the listed version. More than one if a run was killed before it removed duplicates."""
     max_fencing_token: np.ndarray
-    """The highest fence of a run that made a row of it, or was to do it again; -1 without one."""
+    """int64: highest fencing token of a run that made a row of the image or began to process it again; -1 without one."""
     moved_from: np.ndarray
-    """The place that the row's source was in (`places`), where that is another than now; -1 where it is the same."""
+    """int32: index in `places` of the place where the row's source was, if the image is now elsewhere; else -1."""
     places: dict[str, int]
+    """Places where sources of rows were, with their index."""
     total_rows: int = 0
-    """Rows there are in all, of other images too."""
+    """Rows in OUTPUT, including those of other images."""
 
 
 def match_images(table: pa.Table, ids: pa.Array) -> tuple[pa.Table, np.ndarray]:
-    """The rows of a table whose image is among `ids`, and where there it is."""
-    place = pc.index_in(table["image_id"], value_set=ids)
-    known = pc.is_valid(place)
-    return table.filter(known), place.filter(known).to_numpy().astype(np.int64)
+    """Return the rows of a table whose image_id is in `ids`, and their indexes in `ids`, int64."""
+    index = pc.index_in(table["image_id"], value_set=ids)
+    is_match = pc.is_valid(index)
+    return table.filter(is_match), index.filter(is_match).to_numpy().astype(np.int64)
 
 
 def match_versions(table: pa.Table, ids: pa.Array, versions: pa.Array) -> tuple[pa.Table, np.ndarray]:
-    """The rows of a table that are of these images in these versions, and where they are among them."""
-    table, place = match_images(table, ids)
-    same = pc.equal(table["version"], versions.take(pa.array(place))).to_numpy()
-    return table.filter(pa.array(same)), place[same]
+    """Return the rows of a table that match both an image_id and its version, and their indexes in `ids`, int64."""
+    table, index = match_images(table, ids)
+    is_same = pc.equal(table["version"], versions.take(pa.array(index))).to_numpy()
+    return table.filter(pa.array(is_same)), index[is_same]
 
 
 def read_newest_rows(output: Store, parts: Sequence[str], inputs: pa.Table) -> NewestRows:
-    """The newest committed row of each image whose output files are still that row's.
+    """Find the newest committed row of each listed image.
 
-    Args: inputs: image_id, version, source_uri and rel_path of the images, as schema.REFERENCE has them.
+    A row whose output files may have been overwritten by a later run does not count.
 
-    Raises: StorageError for a part that is damaged.
+    Args:
+        output: the OUTPUT.
+        parts: paths of its result parts.
+        inputs: image_id, version, source_uri and rel_path of the listed images, as in schema.REFERENCE.
+
+    Raises:
+        StorageError: when a part is damaged.
     """
     ids, versions = (inputs[name].combine_chunks() for name in KEYS)
-    # Of so many images together they may be longer than the offsets of plain strings can say.
+    # The text of millions of images can exceed the 32-bit offsets of plain strings.
     uris, names = (inputs[name].cast(pa.large_string()).combine_chunks() for name in ("source_uri", "rel_path"))
-    same, there, files = (np.zeros(len(ids), bool) for _ in range(3))
-    marked = read_superseded(output, ids)
-    fencing_tokens, unmoved = np.full(len(ids), -1, np.int64), np.full(len(ids), -1, np.int32)
-    newest = NewestRows(fencing_tokens, same, there, np.zeros(len(ids), np.uint8), marked, unmoved, {})
+    is_same_version, has_row, has_files = (np.zeros(len(ids), bool) for _ in range(3))
+    superseding = read_superseded(output, ids)
+    newest = NewestRows(
+        fencing_token=np.full(len(ids), -1, np.int64),
+        is_same_version=is_same_version,
+        has_row=has_row,
+        row_counts=np.zeros(len(ids), np.uint8),
+        max_fencing_token=superseding,
+        moved_from=np.full(len(ids), -1, np.int32),
+        places={},
+    )
     for chunk in scan_parts(output, parts, [*KEYS, "fence", "output_bytes", "source_uri"]):
         newest.total_rows += len(chunk)
-        table, place = match_images(chunk, ids)
-        fencing_token = table["fence"].fill_null(0).to_numpy()
-        same = pc.equal(table["version"], versions.take(pa.array(place))).to_numpy()
-        order = np.argsort(fencing_token, kind="stable")
-        order = order[fencing_token[order] >= newest.fencing_token[place[order]]]
-        # Of several rows of one image the last that is assigned stays: that of the highest fence.
-        newest.has_row[place] = True
-        np.add.at(newest.row_counts, place[same], 1)
-        newest.fencing_token[place[order]], newest.is_same_version[place[order]] = fencing_token[order], same[order]
-        taken = pa.array(place)
-        before = find_moved(table["source_uri"], uris.take(taken), names.take(taken))
-        newest.moved_from[place[order]] = number_places(before, newest.places)[order]
-        files[place[order]] = pc.is_valid(table["output_bytes"]).to_numpy()[order]
-    robbed = files & (marked > newest.fencing_token)
-    np.maximum(marked, newest.fencing_token, out=newest.max_fencing_token)
-    newest.fencing_token[robbed], newest.is_same_version[robbed] = -1, False
+        table, index = match_images(chunk, ids)
+        token = table["fence"].fill_null(0).to_numpy()
+        is_same = pc.equal(table["version"], versions.take(pa.array(index))).to_numpy()
+        # Rows in ascending order of their fencing token: the last assignment wins, so the newest row of each image stays.
+        order = np.argsort(token, kind="stable")
+        order = order[token[order] >= newest.fencing_token[index[order]]]
+        newest.has_row[index] = True
+        np.add.at(newest.row_counts, index[is_same], 1)
+        newest.fencing_token[index[order]], newest.is_same_version[index[order]] = token[order], is_same[order]
+        selected = pa.array(index)
+        previous_places = find_moved(table["source_uri"], uris.take(selected), names.take(selected))
+        newest.moved_from[index[order]] = number_places(previous_places, newest.places)[order]
+        has_files[index[order]] = pc.is_valid(table["output_bytes"]).to_numpy()[order]
+    is_overwritten = has_files & (superseding > newest.fencing_token)
+    np.maximum(superseding, newest.fencing_token, out=newest.max_fencing_token)
+    newest.fencing_token[is_overwritten], newest.is_same_version[is_overwritten] = -1, False
     return newest
 
 
 def read_superseded(output: Store, ids: pa.Array, until: str | None = None) -> np.ndarray:
-    """For each image the fence of the last run that was to do it again, and may have been cut off; -1 without one.
+    """Return, per image, the fencing token of the last run that began to process it again; -1 without such a run.
 
-    Its files may be that run's: a row of a lower fence that names files counts no more, one that holds a latent alone is
-    still whole.
+    That run may have been cut off after it overwrote the image's files. So a row with a lower fencing token that names files
+    no longer counts. A row that only stores a latent still does.
 
-    Args: until: only runs that began by then, as run ids are written (20260301T235959Z).
+    Args:
+        output: the OUTPUT.
+        ids: image_id of the images, (N,).
+        until: only runs that began by this time, in the format of run ids (20260301T235959Z).
 
-    Raises: StorageError, also for marks that are damaged: without them older rows would count over newer files.
+    Raises:
+        StorageError: also when a list of superseded images is damaged, because then older rows could count wrongly.
     """
-    last = np.full(len(ids), -1, np.int64)
-    marks = [check_readable(output, e) for e in output.entries("runs") if e.path.endswith(f"/{SUPERSEDED}")]
-    # An id that does not begin with a time, such as a test's, is as old as need be.
-    marks = [path for path in marks if until is None or path.split("/")[1][: len(until)] <= until]
-    for chunk in scan_parts(output, marks, ["image_id", "fence"]):
-        table, place = match_images(chunk, ids)
-        np.maximum.at(last, place, table["fence"].to_numpy())
-    return last
+    tokens = np.full(len(ids), -1, np.int64)
+    lists = [check_readable(output, entry) for entry in output.entries("runs") if entry.path.endswith(f"/{SUPERSEDED}")]
+    # Run ids begin with a time, so they can be compared as text.
+    lists = [path for path in lists if until is None or path.split("/")[1][: len(until)] <= until]
+    for chunk in scan_parts(output, lists, ["image_id", "fence"]):
+        table, index = match_images(chunk, ids)
+        np.maximum.at(tokens, index, table["fence"].to_numpy())
+    return tokens

@@ -1,4 +1,4 @@
-"""Small parts become few: a night that brings little leaves little parts, and whoever reads OUTPUT opens them all."""
+"""Merge small parts. Nights with few new images leave small parts, and every reader of OUTPUT has to open all of them."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -15,35 +15,41 @@ from imagemill.pipeline.store_listing import Entry
 log = logging.getLogger("imagemill.compact")
 SMALL_BYTES = 1_000_000
 MIN_SMALL_PARTS = 64
-"""Fewer small parts than these stay as they are."""
+"""Fewer small parts are not merged."""
 MERGED_BYTES = 8_000_000
-"""Of small parts that become one."""
+"""Total size of the small parts that are merged into one."""
 
 
 def compact(output: Store, parts: set[str], level: int, check: Callable[[], None]) -> int:
-    """Merge the small ones of `parts`; gives how many went away. What fails is a warning: all rows are committed.
+    """Merge small parts. A failure is only logged, because all rows are committed already.
 
-    Only for the holder of OUTPUT, once it is settled, with parts that lay there before its run began: nobody writes them
-    any more.
+    Only the holder of the lease may call this, after `finish_interrupted_merges`.
 
-    Args: level: of zstd. check: raises OutputHeld when another run has OUTPUT now, whose parts these are then.
+    Args:
+        output: the OUTPUT.
+        parts: paths of parts that existed before the run began, so nobody writes them any more.
+        level: zstd compression level.
+        check: raises OutputHeld if another run took the lease.
+
+    Returns:
+        The number of parts that were merged into others.
     """
-    gone = 0
+    merged = 0
     try:
         for folder in ("results", "rejects"):
             small = [e for e in output.entries(folder) if e.path in parts and e.size < SMALL_BYTES]
             for group in group_by_size(small) if len(small) >= MIN_SMALL_PARTS else ():
                 check()
-                gone += merge_parts(output, folder, group, level)
+                merged += merge_parts(output, folder, group, level)
     except (OutputHeld, StorageError, pa.ArrowException, *STORE_FAILURES) as e:
-        log.warning("small parts of %s stay for now: %s", output.url, reason(e))
-    if gone:
-        log.info("%d small parts merged", gone)
-    return gone
+        log.warning("%s: small parts were not merged: %s", output.url, reason(e))
+    if merged:
+        log.info("%d small parts merged", merged)
+    return merged
 
 
 def group_by_size(entries: list[Entry]) -> Iterator[list[str]]:
-    """Paths in their order, of about MERGED_BYTES together."""
+    """Yield the paths of parts in groups of about MERGED_BYTES, in order."""
     group: list[str] = []
     size = 0
     for entry in entries:
@@ -57,7 +63,7 @@ def group_by_size(entries: list[Entry]) -> Iterator[list[str]]:
 
 
 def merge_parts(output: Store, folder: str, paths: list[str], level: int) -> int:
-    """Several parts become one, without those that cannot be read."""
+    """Merge parts into one; return the number of merged parts. Parts that cannot be read stay as they are."""
     tables = {}
     for path in paths:
         try:

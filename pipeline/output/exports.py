@@ -1,4 +1,4 @@
-"""An export as `imagemill export` left it, read as the snapshot that it is."""
+"""Open the result of `imagemill export` as a snapshot."""
 
 import json
 
@@ -13,35 +13,49 @@ from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
 LATENTS, MANIFEST, UNFINISHED = "latents", "export.json", "UNFINISHED"
-"""Below an export: its parts; what it is, written last; what says that it is not whole."""
+"""Names in an export: the folder of parts, the description that is written last, and the mark of an incomplete export."""
 
 
 def open_snapshot(
     place: Store, run: str | None = None, as_of: str | None = None, model: str | None = None, where: str | None = None
 ) -> Snapshot:
-    """The snapshot of an OUTPUT, or what an export holds, of rows for which an SQL condition holds.
+    """Open the snapshot of an OUTPUT or an export.
 
-    Raises: ConfigError, also for an export that is not whole or not Parquet; StorageError.
+    Args:
+        place: the OUTPUT or the export.
+        run: as `snapshot.read_snapshot`; not for exports.
+        as_of: as `snapshot.read_snapshot`; not for exports.
+        model: as `snapshot.read_snapshot`; not for exports.
+        where: SQL condition that the rows must fulfil.
+
+    Raises:
+        ConfigError: when no row matches, or the export is incomplete or not Parquet.
+        StorageError: when a part or the description is damaged.
     """
     if place.exists(UNFINISHED):
-        raise ConfigError(f"{place.url}: an export that is under way or was cut off: run imagemill export again")
+        raise ConfigError(f"{place.url}: the export is still running or was cut off. Run `imagemill export` again")
     if not place.exists(MANIFEST):
         state = read_snapshot(place, run, as_of, model)
     elif run or as_of or model:
-        raise ConfigError(f"{place.url} is an export, of one state alone: --run, --as-of and --model choose when it is made")
+        raise ConfigError(f"{place.url}: is an export of one state. Use --run, --as-of and --model when you make the export")
     else:
         state = read_export(place)
     return state.where(where) if where else state
 
 
 def read_export(place: Store) -> Snapshot:
-    """All rows of an export. Raises: ConfigError when it is not Parquet; StorageError for damage to its record or a part."""
+    """Return the snapshot of all rows of an export.
+
+    Raises:
+        ConfigError: when the export is not Parquet.
+        StorageError: when a part or the description is damaged.
+    """
     try:
         form = json.loads(place.read(MANIFEST))["format"]
     except (ValueError, KeyError):
-        raise StorageError(f"{place.uri(MANIFEST)}: damaged: export again") from None
+        raise StorageError(f"{place.uri(MANIFEST)}: damaged. Export again") from None
     if form != "parquet":
-        raise ConfigError(f"{place.url} is an export to {form}, which only other tools read: export to parquet for this")
+        raise ConfigError(f"{place.url}: is an export to {form}, which this command cannot read. Export to parquet instead")
     parts, part, row = list_parts(place, LATENTS), [], []
     schema = pa.schema([])
     for number, path in enumerate(parts):
@@ -49,7 +63,7 @@ def read_export(place: Store) -> Snapshot:
             with place.fs.open(place.full(path), "rb") as f, pq.ParquetFile(f) as file:
                 rows, schema = file.metadata.num_rows, file.schema_arrow
         except (pa.ArrowException, *STORE_FAILURES) as e:
-            raise StorageError(f"{place.uri(path)}: a damaged part ({reason(e)}): export again") from None
+            raise StorageError(f"{place.uri(path)}: a damaged part ({reason(e)}). Export again") from None
         part.append(np.full(rows, number, np.int32))
         row.append(np.arange(rows, dtype=np.int32))
     empty = [np.empty(0, np.int32)]

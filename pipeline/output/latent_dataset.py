@@ -1,4 +1,4 @@
-"""What `read_latents` gives: the latents of a snapshot as Arrow, NumPy or a Ray Dataset."""
+"""The result of `read_latents`: the latents of a snapshot as Arrow tables, NumPy arrays or a Ray Dataset."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,10 +12,16 @@ from imagemill.pipeline.output.snapshot import Snapshot
 
 
 class LatentDataset:
-    """Latents and the columns of their rows; nothing is read before it is asked for, and then anew each time.
+    """Latents and the columns of their rows. Each method reads them again; nothing is read before.
 
-    Raises: ConfigError for unknown columns, or where there are no latents. What reads them raises VerificationError when a
-        latent is not what was written: it is named, never given.
+    Methods that read latents raise VerificationError if a latent is damaged. The message names its image.
+
+    Args:
+        state: the snapshot.
+        columns: columns of the rows to return; None for all columns except latents and embeddings.
+
+    Raises:
+        ConfigError: when a column does not exist, or the snapshot has no latents.
     """
 
     def __init__(self, state: Snapshot, columns: list[str] | None = None) -> None:
@@ -29,7 +35,11 @@ class LatentDataset:
         return len(self.state)
 
     def batches(self) -> Iterator[tuple[pa.Table, np.ndarray]]:
-        """Rows and their latents (N,C,h,w) float32, some at a time, each of one shape; memory stays flat."""
+        """Yield rows and their latents (N,C,h,w) float32 in batches of one latent shape, with bounded memory.
+
+        Raises:
+            VerificationError: at the end, when latents were damaged.
+        """
         problems: list[str] = []
         for latents in latent_batches(self.state, self.columns, problems):
             yield latents.rows, latents.values
@@ -37,28 +47,36 @@ class LatentDataset:
             raise VerificationError(first_of(problems))
 
     def tables(self) -> Iterator[pa.Table]:
-        """As `batches`, with the columns `latent`, a list of one size, and `latent_shape`."""
+        """Yield the batches as tables with the columns `latent` (a list of fixed size) and `latent_shape`."""
         for rows, values in self.batches():
             shape = pa.array([values.shape[1:]] * len(values), pa.list_(pa.int32()))
             table = rows.append_column("latent_shape", shape)
             yield table.append_column("latent", to_vector_column(values.reshape(len(values), -1)))
 
     def arrow(self) -> pa.Table:
-        """All of it as one table. Raises: ConfigError when latents are of several shapes."""
+        """Return all rows as one table.
+
+        Raises:
+            ConfigError: when the latents have several shapes.
+        """
         tables = list(self.tables())
         if len({table.schema.field("latent").type for table in tables}) > 1:
-            raise ConfigError(f"{self.state.output.url}: {self._several()}: read tables() or batches(), or choose by where")
+            raise self._several_shapes()
         return pa.concat_tables(tables)
 
     def numpy(self) -> np.ndarray:
-        """Latents (N,C,h,w) float32 in the order of `arrow`. Raises: ConfigError when they are of several shapes."""
+        """Return all latents as one array (N,C,h,w) float32, in the order of `arrow`.
+
+        Raises:
+            ConfigError: when the latents have several shapes.
+        """
         arrays = [values for _, values in self.batches()]
         if len({array.shape[1:] for array in arrays}) > 1:
-            raise ConfigError(f"{self.state.output.url}: {self._several()}: read tables() or batches(), or choose by where")
+            raise self._several_shapes()
         return np.concatenate(arrays)
 
     def ray(self) -> Any:
-        """A Ray Dataset of the rows, whose `latent` is a list; its blocks lie in the object store. Needs Ray, connected."""
+        """Return the rows as a Ray Dataset in the object store, with `latent` as a list. Ray must be initialised."""
         import ray.data
 
         refs = [
@@ -66,13 +84,16 @@ class LatentDataset:
         ]
         return ray.data.from_arrow_refs(refs)
 
-    def _several(self) -> str:
-        shapes = {
-            tuple(shape) for table in self.state.tables(["latent_shape"]) for shape in table["latent_shape"].to_pylist()
-        }
-        return f"latents of {len(shapes)} shapes, {', '.join('×'.join(map(str, shape)) for shape in sorted(shapes)[:5])}"
+    def _several_shapes(self) -> ConfigError:
+        tables = self.state.tables(["latent_shape"])
+        shapes = sorted({tuple(shape) for table in tables for shape in table["latent_shape"].to_pylist()})
+        shown = ", ".join("×".join(map(str, shape)) for shape in shapes[:5])
+        return ConfigError(
+            f"{self.state.output.url}: the latents have {len(shapes)} shapes: {shown}. Use tables() or batches(), or select "
+            "one shape with `where`"
+        )
 
 
 def with_list_column(table: pa.Table) -> pa.ChunkedArray:
-    """`latent` as lists of any size, so that blocks of several shapes have one schema."""
+    """Return the column `latent` as lists of variable size, so that blocks of several shapes have one schema."""
     return table["latent"].cast(pa.list_(pa.float32()))

@@ -1,4 +1,4 @@
-"""Latents as the numbers that they stand for: float32, streamed from a snapshot in batches of one shape."""
+"""Dequantised latents: stream the float32 values of a snapshot's latents in batches of one shape."""
 
 import zlib
 from collections.abc import Iterator
@@ -26,46 +26,64 @@ if TYPE_CHECKING:
 LATENT_COLUMNS = [name for name, _ in LATENT]
 REQUIRED_COLUMNS = ["rel_path", "checkpoint_sha256", "step", "orig_width", "orig_height", *LATENT_COLUMNS]
 BATCH_VALUES = 4_000_000
-"""Of a batch; as float32 16 MB."""
+"""Values in a batch, which take 16 MB as float32."""
 THREADS = 4
 
 
 @dataclass(frozen=True)
 class Latents:
-    """Images of one latent shape."""
+    """A batch of images with one latent shape."""
 
     rows: pa.Table
-    """Their columns."""
+    """Columns of their rows."""
     values: np.ndarray
     """(N,C,h,w) float32, dequantised."""
 
 
 class LatentCoders:
-    """The models of an OUTPUT or an export, by the digest of their weights; each is read once, by any thread."""
+    """The models in an OUTPUT or an export, by the digest of their weights. Each is loaded once; threads may share them.
+
+    Args:
+        output: the OUTPUT or the export.
+        device: the torch device of the models.
+    """
 
     def __init__(self, output: Store, device: str = "cpu") -> None:
         self.lock = Lock()
-        self._of = cache(lambda sha256: load_stored_model(output, sha256, device))
+        self._load = cache(lambda sha256: load_stored_model(output, sha256, device))
         self._dequantisation = cache(lambda sha256, step: self[sha256].dequantisation(step))
 
     def __getitem__(self, checkpoint_sha256: str) -> "LatentCoder":
-        """Raises: CheckpointError when it is missing, damaged, or no model that codes."""
+        """Return a model. Raise CheckpointError if it is missing, damaged or does not code latents."""
         from imagemill.models.autoencoder import LatentCoder
 
         with self.lock:
-            model = self._of(checkpoint_sha256)
+            model = self._load(checkpoint_sha256)
         if not isinstance(model, LatentCoder):
             raise CheckpointError(f"checkpoint {checkpoint_sha256[:16]} makes no latents")
         return model
 
     def dequantisation(self, checkpoint_sha256: str, step: float) -> tuple[np.ndarray, int]:
-        """`LatentCoder.dequantisation` as numpy: width (C,) float32, and zero. Raises: CheckpointError, as by index."""
+        """Return the step width of each channel, (C,) float32, and the symbol of zero.
+
+        Raises:
+            CheckpointError: as `__getitem__`.
+        """
         widths, zero = self._dequantisation(checkpoint_sha256, step)
         return widths.float().cpu().numpy(), zero
 
 
 def dequantise(symbols: np.ndarray, widths: np.ndarray, zeros: np.ndarray) -> np.ndarray:
-    """Symbols (N,C,h,w) int8, with widths (N,C) float32 and zeros (N,), to the values that they stand for, float32."""
+    """Return the values of symbols.
+
+    Args:
+        symbols: (N,C,h,w) int8.
+        widths: step widths, (N,C) float32.
+        zeros: symbols of zero, (N,).
+
+    Returns:
+        Values (N,C,h,w) float32.
+    """
     values = symbols.astype(np.float32)
     values -= zeros.astype(np.float32)[:, None, None, None]
     values *= widths[:, :, None, None]
@@ -73,22 +91,33 @@ def dequantise(symbols: np.ndarray, widths: np.ndarray, zeros: np.ndarray) -> np
 
 
 def requantise(values: np.ndarray, shape: list[int], widths: np.ndarray, zero: int) -> np.ndarray:
-    """What `dequantise` gave, n float32, back to symbols (C,h,w) int8.
+    """Return the symbols of dequantised values, the inverse of `dequantise`.
 
-    Raises: LatentError for another number of values, and for those that no symbol stands for.
+    Args:
+        values: (n,) float32.
+        shape: latent shape [C,h,w].
+        widths: step widths, (C,) float32.
+        zero: symbol of zero.
+
+    Returns:
+        Symbols (C,h,w) int8.
+
+    Raises:
+        LatentError: when the number of values does not match the shape, or a value has no symbol.
     """
     if len(shape) != 3 or len(values) != int(np.prod(shape)) or shape[0] != len(widths):
         raise LatentError(f"{len(values)} values do not fit latent_shape {shape}")
     symbols = np.rint(values.reshape(shape) / widths[:, None, None]) + zero
     if not np.all((symbols >= -128) & (symbols <= 127)):
-        raise LatentError("latent holds values that no symbol of its checkpoint stands for")
+        raise LatentError("the latent has values that no symbol of its checkpoint represents")
     return symbols.astype(np.int8)
 
 
 def read_symbols(row: dict[str, Any], coders: LatentCoders) -> np.ndarray:
-    """Symbols (C,h,w) int8 of a row of `latent_rows`, from an OUTPUT or an export.
+    """Return the symbols (C,h,w) int8 of a row of `iterate_latent_rows`, from an OUTPUT or an export.
 
-    Raises: LatentError when they are not what was written.
+    Raises:
+        LatentError: when the latent is damaged.
     """
     sha256 = row["checkpoint_sha256"]
     if row["latent"] is None or row["latent"].dtype == np.uint8:
@@ -98,21 +127,27 @@ def read_symbols(row: dict[str, Any], coders: LatentCoders) -> np.ndarray:
 
 
 def check_latents(state: Snapshot) -> None:
-    """Raises: ConfigError when a snapshot holds no latents."""
+    """Raise ConfigError if a snapshot has no latents."""
     if not len(state):
-        raise ConfigError(f"{state.output.url} holds no rows{' of those' if state.rows else ' yet'}: nothing to read")
+        raise ConfigError(f"{state.output.url}: no rows{' match' if state.rows else ' yet'}")
     if "latent" not in state.schema.names:
         why = "none were exported" if state.task == "compress" else f"its task is {state.task}"
-        raise ConfigError(f"{state.output.url} holds no latents: {why}")
+        raise ConfigError(f"{state.output.url}: no latents: {why}")
 
 
 def latent_batches(state: Snapshot, columns: list[str], problems: list[str]) -> Iterator[Latents]:
-    """The latents of a snapshot, dequantised, with these columns of their rows, in the order of the parts.
+    """Yield the dequantised latents of a snapshot with some columns of their rows, in the order of the parts.
 
-    Memory is that of some parts: threads work a few batches ahead. Rows whose latent is not what was written are named in
-    `problems` and left out.
+    Threads work a few batches ahead, so memory is bounded by a few parts.
 
-    Raises: ConfigError for unknown columns or an OUTPUT without latents; StorageError; CheckpointError.
+    Args:
+        state: the snapshot.
+        columns: columns of the rows to return.
+        problems: a list to which each damaged latent is added, by name. Its row is left out.
+
+    Raises:
+        ConfigError: when a column does not exist, or the snapshot has no latents.
+        StorageError, CheckpointError: when a part or a checkpoint cannot be read.
     """
     check_latents(state)
     state.check_columns(columns)
@@ -132,14 +167,14 @@ def latent_batches(state: Snapshot, columns: list[str], problems: list[str]) -> 
 
 
 def split_by_shape(table: pa.Table, problems: list[str]) -> Iterator[tuple[pa.Table, tuple[int, int, int]]]:
-    """The rows of a table by their latent_shape, some at a time."""
+    """Yield the rows of a table in batches of one latent_shape. Rows without a latent are added to `problems`."""
     shape = table["latent_shape"].combine_chunks()
-    sized = np.diff(shape.offsets.to_numpy()) == 3
-    sized &= shape.is_valid().to_numpy(False)
-    if not sized.all():
-        odd = table.filter(pa.array(~sized))
-        problems += [f"{name}: row without a latent" for name in odd["rel_path"].to_pylist()]
-        table = table.filter(pa.array(sized))
+    has_shape = np.diff(shape.offsets.to_numpy()) == 3
+    has_shape &= shape.is_valid().to_numpy(False)
+    if not has_shape.all():
+        without_latent = table.filter(pa.array(~has_shape))
+        problems += [f"{name}: the row has no latent" for name in without_latent["rel_path"].to_pylist()]
+        table = table.filter(pa.array(has_shape))
         shape = table["latent_shape"].combine_chunks()
     if not len(table):
         return
@@ -154,16 +189,16 @@ def split_by_shape(table: pa.Table, problems: list[str]) -> Iterator[tuple[pa.Ta
 def dequantise_rows(
     table: pa.Table, shape: tuple[int, int, int], columns: list[str], coders: LatentCoders
 ) -> tuple[Latents, list[str]]:
-    """The latents of rows of one shape, and what is wrong with those that are left out."""
+    """Dequantise the latents of rows with one shape; return them and the problems of the rows that are left out."""
     if pa.types.is_fixed_size_list(table.schema.field("latent").type):
-        # An export holds values; its pages have checksums of their own.
+        # An export has values instead of symbols. Its pages have checksums.
         values = table["latent"].combine_chunks().flatten().to_numpy().reshape(len(table), *shape)
         return Latents(table.select(columns), values), []
-    symbols, good, problems = read_checked_symbols(table, shape, coders)
+    symbols, is_intact, problems = read_checked_symbols(table, shape, coders)
     if problems:
-        table = table.filter(pa.array(good))
-    made = zip(table["checkpoint_sha256"].to_pylist(), table["step"].to_pylist(), strict=True)
-    parameters = [coders.dequantisation(*by) for by in made]
+        table = table.filter(pa.array(is_intact))
+    models = zip(table["checkpoint_sha256"].to_pylist(), table["step"].to_pylist(), strict=True)
+    parameters = [coders.dequantisation(*model) for model in models]
     values = np.empty((0, *shape), np.float32)
     if parameters:
         widths, zeros = zip(*parameters, strict=True)
@@ -174,26 +209,30 @@ def dequantise_rows(
 def read_checked_symbols(
     table: pa.Table, shape: tuple[int, int, int], coders: LatentCoders
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Symbols (n,C,h,w) int8 of the rows that are as they were written; which these are; what is wrong with the others."""
+    """Read the symbols of rows, and check their CRC.
+
+    Returns:
+        Symbols (n,C,h,w) int8 of the intact rows; for each row whether it is intact, (N,) bool; problems of the other rows.
+    """
     stored, crc32 = stack_stored_latents(table, shape), table["latent_crc32"].to_numpy()
     if stored is not None:
-        good = np.fromiter(map(zlib.crc32, stored), np.int64, len(stored)) == crc32
-        names = table["rel_path"].filter(pa.array(~good)).to_pylist()
-        kept = stored if good.all() else stored[good]
-        symbols = (kept ^ np.uint8(LATENT_ZERO_POINT)).view(np.int8).reshape(-1, *shape)
-        return symbols, good, [f"{name}: latent does not match its latent_crc32" for name in names]
-    good, problems, some = np.zeros(len(table), bool), [], []
+        is_intact = np.fromiter(map(zlib.crc32, stored), np.int64, len(stored)) == crc32
+        names = table["rel_path"].filter(pa.array(~is_intact)).to_pylist()
+        intact = stored if is_intact.all() else stored[is_intact]
+        stored_symbols = (intact ^ np.uint8(LATENT_ZERO_POINT)).view(np.int8).reshape(-1, *shape)
+        return stored_symbols, is_intact, [f"{name}: latent does not match its latent_crc32" for name in names]
+    is_intact, problems, symbols = np.zeros(len(table), bool), [], []
     for number, row in enumerate(iterate_latent_rows(table.select(REQUIRED_COLUMNS))):
         try:
-            some.append(read_symbols(row, coders))
-            good[number] = True
+            symbols.append(read_symbols(row, coders))
+            is_intact[number] = True
         except LatentError as e:
             problems.append(f"{row['rel_path']}: {e}")
-    return np.stack(some) if some else np.empty((0, *shape), np.int8), good, problems
+    return np.stack(symbols) if symbols else np.empty((0, *shape), np.int8), is_intact, problems
 
 
 def stack_stored_latents(table: pa.Table, shape: tuple[int, int, int]) -> np.ndarray | None:
-    """Plain latents of rows as they are stored, (N,C·h·w) uint8; None when one of them is coded, or of another size."""
+    """Return the stored plain latents, (N,C·h·w) uint8; None if one of them is entropy coded or has another size."""
     latent, size = table["latent"].combine_chunks(), int(np.prod(shape))
     if latent.null_count or not np.all(np.diff(latent.offsets.to_numpy()) == size):
         return None
@@ -201,5 +240,5 @@ def stack_stored_latents(table: pa.Table, shape: tuple[int, int, int]) -> np.nda
 
 
 def to_vector_column(values: np.ndarray) -> pa.Array:
-    """(N,D) float32 as a column of lists of one size."""
+    """Return vectors (N,D) float32 as a column of lists of fixed size."""
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).ravel()), values.shape[1])

@@ -1,4 +1,8 @@
-"""One writer for an OUTPUT: numbered claims that are written once, a heartbeat, and the number as a fence."""
+"""The lease: one writer at a time for an OUTPUT.
+
+Each holder writes a claim with the next number, once, and then a heartbeat. The number is the fencing token: rows and parts
+carry it, and a worker whose run lost the lease sees a higher number and stops.
+"""
 
 import json
 import logging
@@ -21,41 +25,43 @@ log = logging.getLogger("imagemill.lease")
 FOLDER = "runs/lease"
 CLAIM = re.compile(r"\d{8,}\.json")
 BEAT_SECONDS = 10.0
-"""Between two heartbeats of a holder."""
+"""Time between two heartbeats of a holder."""
 LIFETIME_SECONDS = 60.0
-"""Of silence, after which a holder counts as dead."""
+"""A holder without a heartbeat for this long counts as dead."""
 POLL_SECONDS = 1.0
-"""Between two looks at the heartbeat of a holder that is watched."""
+"""Time between two reads of a heartbeat that is watched."""
 
 
 def process_start_time(pid: object) -> str | None:
-    """When a process of this machine began, in clock ticks since boot; None when there is no such process."""
+    """Return when a process of this machine started, in clock ticks since boot; None if it does not exist."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    # The first thread of a killed process is a zombie while others still hold its files.
+    # The main thread of a killed process is a zombie while other threads still hold its files.
     return None if state == "Z" and int(fields[16]) <= 1 else fields[18]
 
 
 def machine_id() -> str:
-    """Where a number of a process means the same process: a boot of a machine, and of a container there."""
+    """Return an id of the scope in which a process number is unique: host, boot and process namespace."""
     boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    known = boot.exists() and space.exists()
-    return f"{socket.gethostname()}/{boot.read_text().strip()}/{os.readlink(space)}" if known else socket.gethostname()
+    if not (boot.exists() and space.exists()):
+        return socket.gethostname()
+    return f"{socket.gethostname()}/{boot.read_text().strip()}/{os.readlink(space)}"
 
 
 def current_times() -> dict[str, float]:
-    """The time of a sign of life: for people and older versions, and by the clock that no one sets."""
+    """Return the time of a heartbeat by two clocks: wall time for people, and the clock that nobody can set."""
     return {"at": time.time(), "monotonic": time.monotonic()}
 
 
 def claim_path(fencing_token: int, kind: str = "json") -> str:
+    """Return the path of a claim; `kind` is json (claim), beat (heartbeat) or released."""
     return f"{FOLDER}/{fencing_token:08d}.{kind}"
 
 
 def read_if_exists(output: Store, path: str) -> bytes | None:
-    """The content of a file of the lease, None where there is none. Raises: as `Store.read`."""
+    """Return the content of a file, or None if it does not exist."""
     try:
         return output.read(path)
     except FileNotFoundError:
@@ -63,7 +69,7 @@ def read_if_exists(output: Store, path: str) -> bytes | None:
 
 
 def parse_claim(data: bytes | None) -> dict[str, Any]:
-    """What a claim or a heartbeat says; nothing where it is missing, or not complete yet."""
+    """Parse a claim or a heartbeat; return an empty dict if it is missing or incomplete."""
     try:
         content = json.loads(data or b"")
     except ValueError:
@@ -72,91 +78,117 @@ def parse_claim(data: bytes | None) -> dict[str, Any]:
 
 
 def newest_fencing_token(output: Store) -> int:
-    """The highest fence that was ever claimed, 0 without any. Raises: StorageError."""
+    """Return the highest fencing token that was claimed; 0 if there is no claim.
+
+    Raises:
+        StorageError: when the claims cannot be listed.
+    """
     names = (entry.path.rpartition("/")[2] for entry in output.entries(FOLDER))
     return max((int(name.removesuffix(".json")) for name in names if CLAIM.fullmatch(name)), default=0)
 
 
 def check_newest(output: Store, fencing_token: int) -> int:
-    """`newest_fencing_token`, for one who works under `fencing_token`.
+    """Return the highest fencing token, and check that it is not above the caller's.
 
-    An actor that outlived its driver must not write behind the back of the next holder. Raises: OutputHeld; StorageError.
+    A worker that outlived its run must not write while the next run holds OUTPUT.
+
+    Raises:
+        OutputHeld: when another run took the lease.
+        StorageError: when the claims cannot be listed.
     """
     if (newest := newest_fencing_token(output)) > fencing_token:
-        raise OutputHeld(f"{output.url}: another run took it")
+        raise OutputHeld(f"{output.url}: another run took over this output")
     return newest
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who claimed an OUTPUT and did not release it."""
+    """A run that claimed an OUTPUT and did not release it."""
 
     description: str
+    """For messages: process and machine."""
     silent_seconds: float | None
-    """Seconds since its last sign of life; None when its clock is not ours, so that only watching it can tell."""
+    """Seconds since its last heartbeat; None if it runs on another machine, whose clock cannot be compared."""
     signs: tuple[bytes | None, bytes | None] = (None, None)
-    """Its claim and its heartbeat; the heartbeat changes while it lives."""
+    """Content of its claim and its heartbeat. The heartbeat changes while the holder is alive."""
 
 
 def read_holder(output: Store, fencing_token: int) -> Holder | None:
-    """Return who claimed OUTPUT under `fence`, the newest; None when it released, or is known to be dead or silent.
+    """Return the run that claimed OUTPUT with the newest fencing token.
 
-    The time that a heartbeat states counts only where it is this machine's monotonic clock. Other clocks may be wrong by any
+    The time in a heartbeat counts only if it comes from this machine's monotonic clock. Other clocks may be wrong by any
     amount.
 
-    Raises: as `Store.read`.
+    Args:
+        output: the OUTPUT.
+        fencing_token: the newest fencing token; 0 if there is no claim.
+
+    Returns:
+        The holder; None if it released OUTPUT, or is known to be dead.
     """
     if not fencing_token or output.exists(claim_path(fencing_token, "released")):
         return None
     signs = read_if_exists(output, claim_path(fencing_token)), read_if_exists(output, claim_path(fencing_token, "beat"))
     if signs[0] is None:
-        return Holder("a run that takes it at this moment", 0.0)
+        return Holder("a run that is taking the lease", 0.0)
     claim = parse_claim(signs[0])
     machine, pid = str(claim.get("machine", "")), claim.get("pid")
-    who = f"process {pid} on {machine.partition('/')[0]}" if machine else "a run whose claim cannot be read"
+    description = f"process {pid} on {machine.partition('/')[0]}" if machine else "a run whose claim cannot be read"
     if machine != machine_id():
-        return Holder(who, None, signs)
+        return Holder(description, None, signs)
     if process_start_time(pid) != claim.get("started"):
         return None
-    since = parse_claim(signs[1] or signs[0]).get("monotonic")
-    # Without a boot in the machine's name its monotonic clock may have begun anew since.
-    if not isinstance(since, float) or "/" not in machine or since > time.monotonic():
-        return Holder(who, None, signs)
-    silent = time.monotonic() - since
-    return Holder(who, silent, signs) if silent < LIFETIME_SECONDS else None
+    beat = parse_claim(signs[1] or signs[0]).get("monotonic")
+    # If the machine id has no boot id, the monotonic clock may have restarted since the heartbeat.
+    if not isinstance(beat, float) or "/" not in machine or beat > time.monotonic():
+        return Holder(description, None, signs)
+    silent_seconds = time.monotonic() - beat
+    return Holder(description, silent_seconds, signs) if silent_seconds < LIFETIME_SECONDS else None
 
 
 def find_living_holder(output: Store, fencing_token: int, seconds: float, holder: Holder | None) -> Holder | None:
-    """Watch the holder of `fence` for at most some seconds of our own clock; return who lives, None when nobody does.
+    """Watch the holder of OUTPUT until its heartbeat changes, for a limited time.
 
-    Raises: as `Store.read`; StorageError.
+    Args:
+        output: the OUTPUT.
+        fencing_token: the newest fencing token.
+        seconds: maximum time to watch, by the clock of this process.
+        holder: what `read_holder` returned.
+
+    Returns:
+        The holder that is alive, which may be a newer one; None if the holder is dead.
     """
     if not holder or holder.silent_seconds is not None:
         return holder
     first, end = holder.signs, time.monotonic() + seconds
     while True:
-        # Asked before the look: the last look comes after the time is over, however long this process slept.
-        over = time.monotonic() >= end
+        # Checked before reading, so that the last read happens after the time is over, even if this process was asleep.
+        is_over = time.monotonic() >= end
         if newest_fencing_token(output) != fencing_token:
-            return Holder("a run that has just taken it", 0.0)
-        seen = read_holder(output, fencing_token)
-        if not seen or seen.silent_seconds is not None:
-            return seen
-        if seen.signs != first:
-            return Holder(seen.description, 0.0, seen.signs)
-        if over:
+            return Holder("a run that has just taken the lease", 0.0)
+        current = read_holder(output, fencing_token)
+        if not current or current.silent_seconds is not None:
+            return current
+        if current.signs != first:
+            return Holder(current.description, 0.0, current.signs)
+        if is_over:
             return None
         time.sleep(min(POLL_SECONDS, seconds))
 
 
 class Lease:
-    """`with Lease(output) as lease:` holds OUTPUT; `lease.fencing_token` rises with each holder.
+    """Holds an OUTPUT: `with Lease(output) as lease:`. `lease.fencing_token` rises with each holder.
 
-    A holder is gone when it released, when its process on this machine is dead, or when its heartbeat did not change for
-    LIFETIME_SECONDS. A holder on another machine is watched for that long first: its clock may differ from ours by any
-    amount, so only a change that we see is a sign of life.
+    A previous holder is gone if it released the lease, if its process on this machine is dead, or if its heartbeat did not
+    change for LIFETIME_SECONDS. A holder on another machine is watched for that long first: its clock may differ by any
+    amount, so only a change of the heartbeat shows that it is alive.
 
-    Raises: OutputHeld when another holder is alive; StorageError when OUTPUT cannot be written.
+    Args:
+        output: the OUTPUT to hold.
+
+    Raises:
+        OutputHeld: when another holder is alive.
+        StorageError: when OUTPUT cannot be written.
     """
 
     def __init__(self, output: Store) -> None:
@@ -168,30 +200,34 @@ class Lease:
 
     @property
     def claim(self) -> str:
-        """The path of what says that this holder has OUTPUT."""
+        """The path of this holder's claim."""
         return claim_path(self.fencing_token)
 
     def raise_above(self, fencing_token: int) -> None:
-        """Take a number above that of a row: the folder of claims was lost, and rows of older runs must stay the older ones.
+        """Take a fencing token above that of a row, if the folder of claims was lost. Otherwise do nothing.
 
-        Raises: OutputHeld, StorageError.
+        The rows of this run must have a higher fencing token than all existing rows.
+
+        Raises:
+            OutputHeld: when another run takes the same token.
+            StorageError: when OUTPUT cannot be written.
         """
         if fencing_token < self.fencing_token:
             return
         log.warning(
-            "%s: its claims (%s) were lost; the numbers of runs go on from %d", self.output.url, FOLDER, fencing_token
+            "%s: the claims in %s were lost; fencing tokens continue from %d", self.output.url, FOLDER, fencing_token
         )
-        # A claim that is as old as the plan took would pass for a silent one until the next heartbeat.
+        # The claim gets the current time, because making the plan may have taken longer than a lease lives.
         claim = json.dumps(parse_claim(self.output.read(self.claim)) | current_times()).encode()
-        # Before the claim: the thread that renews it must not take it for another run's.
+        # Set before the claim is written, so that the heartbeat thread does not take the claim for another run's.
         self.fencing_token = fencing_token + 1
         if not self.output.create(self.claim, claim):
-            raise OutputHeld(f"{self.output.url}: another run has just taken it. Wait for it to end")
+            raise OutputHeld(f"{self.output.url}: another run has just taken this output. Wait for that run to end")
 
     def check_held(self) -> None:
-        """Raises: OutputHeld when another run took OUTPUT while this one was not heard of."""
+        """Raise OutputHeld if another run took over OUTPUT because this run sent no heartbeat."""
         if newest_fencing_token(self.output) != self.fencing_token:
-            raise OutputHeld(f"{self.output.url}: another run took it while this one was not heard of")
+            raise OutputHeld(f"{self.output.url}: another run took over this output while this run sent no heartbeat")
 
     def __enter__(self) -> "Lease":
         try:
@@ -207,14 +243,14 @@ class Lease:
             }
             data = json.dumps(claim).encode()
             if not self.output.create(claim_path(self.fencing_token), data):
-                raise OutputHeld(f"{self.output.url}: another run has just taken it. Wait for it to end")
+                raise OutputHeld(f"{self.output.url}: another run has just taken this output. Wait for that run to end")
             if not self.output.local:
                 self._read_back(data)
             if newest_fencing_token(self.output) != self.fencing_token:
-                # While this process slept others came and went, and cleared the numbers that lie below theirs.
+                # While this process was asleep, other runs held OUTPUT and removed the claims below theirs.
                 self.output.delete(claim_path(self.fencing_token))
-                raise OutputHeld(f"{self.output.url}: another run has just taken it. Wait for it to end")
-            # Before the sweep, which walks over all of OUTPUT: that may take longer than a claim lives.
+                raise OutputHeld(f"{self.output.url}: another run has just taken this output. Wait for that run to end")
+            # The heartbeat starts before the sweep, because listing all of OUTPUT may take longer than a lease lives.
             self._beats.start()
             try:
                 self._clear(held)
@@ -227,19 +263,19 @@ class Lease:
         return self
 
     def _outwait(self, held: int) -> None:
-        """Return when the holder of the claim `held` is gone. Raises: OutputHeld when it lives."""
+        """Wait until the holder of the claim `held` is gone. Raise OutputHeld if the holder is alive."""
         holder = read_holder(self.output, held)
         if holder and holder.silent_seconds is None:
-            what = "%s: %s did not release it. Waiting up to %.0f s for a sign of life before this run takes it over"
-            log.info(what, self.output.url, holder.description, LIFETIME_SECONDS)
+            message = "%s: %s did not release this output. Waiting up to %.0f s for its heartbeat before taking over"
+            log.info(message, self.output.url, holder.description, LIFETIME_SECONDS)
         if living := find_living_holder(self.output, held, LIFETIME_SECONDS, holder):
             raise OutputHeld(
-                f"{self.output.url}: another run holds it ({living.description}). Wait for it to end, or stop it: "
-                f"a run takes over from a dead one, at the latest after {LIFETIME_SECONDS:.0f} s of silence"
+                f"{self.output.url}: another run holds this output ({living.description}). Wait for that run to end, or "
+                f"stop it. A dead run loses the output after at most {LIFETIME_SECONDS:.0f} s without a heartbeat"
             )
 
     def _clear(self, held: int) -> None:
-        """Remove what killed writers left, and the claims of those before the one that is followed."""
+        """Remove temporary files of killed writers, and the claims before the previous one."""
         self.output.sweep(spare=FOLDER)
         for fencing_token in range(max(1, held - 2), held):
             for kind in ("beat", "released", "json"):
@@ -247,17 +283,17 @@ class Lease:
                     self.output.delete(claim_path(fencing_token, kind))
 
     def _read_back(self, data: bytes) -> None:
-        """A store that lets a second conditional put through keeps nobody apart: say so, and see who wrote last."""
+        """Check that the store honours conditional puts. If it does not, warn, and check which run wrote the claim last."""
         if self.output.create(claim_path(self.fencing_token), data + b"\n"):
             log.warning(
-                "%s ignores conditional puts: two runs that start within a second of each other are told apart only by who "
-                "wrote last",
+                "%s ignores conditional puts: of two runs that start within one second, the one that writes last "
+                "holds the output",
                 self.output.url,
             )
             time.sleep(1)
         claim = parse_claim(read_if_exists(self.output, claim_path(self.fencing_token)))
         if claim.get("token") != self._token:
-            raise OutputHeld(f"{self.output.url}: another run has just taken it. Wait for it to end")
+            raise OutputHeld(f"{self.output.url}: another run has just taken this output. Wait for that run to end")
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
@@ -266,7 +302,7 @@ class Lease:
                     return
                 self.output.write(claim_path(self.fencing_token, "beat"), json.dumps(current_times()).encode())
             except (*STORE_FAILURES, StorageError) as e:
-                log.warning("lease of %s not renewed: %s", self.output.url, reason(e))
+                log.warning("%s: the heartbeat was not written: %s", self.output.url, reason(e))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
@@ -274,4 +310,4 @@ class Lease:
         try:
             self.output.create(claim_path(self.fencing_token, "released"), b"")
         except STORE_FAILURES as e:
-            log.warning("lease of %s not released: %s", self.output.url, reason(e))
+            log.warning("%s: the lease was not released: %s", self.output.url, reason(e))

@@ -1,4 +1,4 @@
-"""Sources whose names differ in case alone, where the file system of OUTPUT takes them for one name."""
+"""Images whose names differ only in case, if the file system of OUTPUT does not distinguish case."""
 
 import unicodedata
 from collections.abc import Iterable
@@ -9,17 +9,17 @@ from imagemill.pipeline.output.parts import list_parts, read_parts
 from imagemill.pipeline.storage import Store
 
 CLASHES = "clashes"
-"""Column of references: whether the output of an image is to be renamed."""
+"""Column of references: whether the output file of the image must be renamed."""
 
 
 def fold_name(rel_path: str) -> str:
-    """A path as such file systems compare it: equal for two names of one file."""
+    """Return a path in the form in which such file systems compare it: equal for two names of one file."""
     parts = unicodedata.normalize("NFC", rel_path).casefold().split("/")
     return "/".join(part.rstrip(". ") for part in parts)
 
 
 def find_clashes(rel_paths: Iterable[str]) -> set[str]:
-    """Return those of different paths that such file systems take for another one among them."""
+    """Return the paths that such file systems confuse with another path of the list."""
     groups: dict[str, set[str]] = {}
     for rel_path in rel_paths:
         groups.setdefault(fold_name(rel_path), set()).add(rel_path)
@@ -27,12 +27,20 @@ def find_clashes(rel_paths: Iterable[str]) -> set[str]:
 
 
 def mark_clashes(output: Store, todo: pa.Table) -> pa.Table:
-    """Mark the images of `todo` (schema.REFERENCE) whose output would replace that of another image of OUTPUT.
+    """Mark the images whose output file would replace that of another image.
 
-    All images of one name are marked, but an older row keeps its file. On S3 and most disks of Linux nothing is read and
-    no column is added.
+    All images with one folded name are marked, but an existing row keeps its file. If OUTPUT distinguishes case, like S3 and
+    most Linux file systems, nothing is read and no column is added.
 
-    Raises: StorageError, OSError.
+    Args:
+        output: the OUTPUT.
+        todo: the images of a plan (schema.REFERENCE).
+
+    Returns:
+        The images, with the column CLASHES if OUTPUT does not distinguish case.
+
+    Raises:
+        StorageError, OSError: when OUTPUT cannot be read.
     """
     if not output.folds_case():
         return todo

@@ -1,7 +1,7 @@
-"""Rejects whose images have left the input since. Nobody waits for them any more.
+"""Obsolete rejects: their images are no longer in the input, so they no longer wait for a retry.
 
-Only a run lists its input, so each run notes which rejects it did not find there: `status` and `failures` read OUTPUT alone.
-The note of an input is written anew by each of its runs, so an image that comes back waits again.
+Only a run lists its input. So each run writes a note of the rejects whose images it did not find, for `status` and
+`failures`, which read OUTPUT alone. Each run replaces the note of its input, so an image that comes back waits again.
 """
 
 import hashlib
@@ -18,31 +18,33 @@ from imagemill.pipeline.storage import Store
 
 FOLDER = "runs/departed"
 KEYS = ["image_id", "fence"]
-"""A reject: an image may be rejected again by a later run, over another input perhaps."""
+"""The columns that identify a reject. A later run, perhaps of another input, may reject the same image again."""
 NOTE_SCHEMA = pa.schema([("image_id", pa.string()), ("fence", pa.int64())])
 NOTE_LEVEL = 3
 
 
 def record_obsolete_rejects(output: Store, source: str, absent: pa.Table) -> None:
-    """Note which rejects of an input are of images that its listing does not hold.
+    """Write the note of an input: the rejects whose images are no longer in it.
 
     Args:
-        source: the URL of the input that was listed.
-        absent: as `rejects.read_rejects` returns them. Images of other inputs of OUTPUT are among them, and are left out.
+        output: the OUTPUT.
+        source: URL of the input that was listed.
+        absent: rejects of images that were not listed, from `rejects.read_rejects`. Those of other inputs are ignored.
 
-    Raises: StorageError; what the store's client raises.
+    Raises:
+        StorageError, OSError: when OUTPUT cannot be read or written.
     """
     path = f"{FOLDER}/{hashlib.blake2b(source.encode(), digest_size=16).hexdigest()}.parquet"
     runs = [run_id for run_id in absent["run_id"].unique().to_pylist() if run_id and run_input_url(output, run_id) == source]
-    departed = absent.filter(pc.is_in(absent["run_id"], value_set=pa.array(runs, pa.string()))).select(KEYS)
-    if len(departed):
-        output.write(path, parquet_bytes(departed, NOTE_LEVEL))
+    obsolete = absent.filter(pc.is_in(absent["run_id"], value_set=pa.array(runs, pa.string()))).select(KEYS)
+    if len(obsolete):
+        output.write(path, parquet_bytes(obsolete, NOTE_LEVEL))
     elif output.exists(path):
         output.delete(path)
 
 
 def run_input_url(output: Store, run_id: str) -> str | None:
-    """The URL of a run's input; None for a run of which nothing is there any more, or that cannot be read."""
+    """Return the URL of a run's input; None if the run left no readable record."""
     try:
         for record in read_run_records(output, [run_id]):
             return str(record["input"])
@@ -53,15 +55,19 @@ def run_input_url(output: Store, run_id: str) -> str | None:
 
 
 def is_obsolete(output: Store, rejects: pa.Table) -> np.ndarray:
-    """For each reject (image_id, fence) whether its image has left its input, (N,) bool. Raises: StorageError."""
+    """Return, per reject (image_id, fence), whether it is obsolete, (N,) bool.
+
+    Raises:
+        StorageError: when a note is damaged.
+    """
     notes = [check_readable(output, entry) for entry in output.entries(FOLDER)] if len(rejects) else []
     if not notes:
         return np.zeros(len(rejects), bool)
-    noted = read_parts(output, notes, KEYS)
-    return pc.is_in(reject_keys(rejects), value_set=reject_keys(noted).combine_chunks()).to_numpy()
+    obsolete = read_parts(output, notes, KEYS)
+    return pc.is_in(reject_keys(rejects), value_set=reject_keys(obsolete).combine_chunks()).to_numpy()
 
 
 def reject_keys(rejects: pa.Table) -> pa.ChunkedArray:
-    """image_id and fence of rejects as one text each."""
+    """Return image_id and fencing token of each reject as one text."""
     fencing_token = rejects["fence"].fill_null(0).cast(pa.int64()).cast(pa.string())
     return pc.binary_join_element_wise(rejects["image_id"], fencing_token, " ")

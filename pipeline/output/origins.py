@@ -1,4 +1,4 @@
-"""Where the images of rows came from: the place that a source lay below, by its source_uri and its rel_path."""
+"""The place of each source: the location that its rel_path is relative to, from the columns source_uri and rel_path."""
 
 import os
 from functools import lru_cache
@@ -8,32 +8,33 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 QUERY = r"^(https?://[^?#]*)[?#].*$"
-"""The query of a web address holds signatures, which are new each day, and does not say where the image lies."""
+"""URL with a query. Queries are ignored, because they contain signatures that change every day."""
 
 
 def source_places(uris: pa.Array, names: pa.Array) -> pa.Array:
-    """The place of each source: what stands before its name; all of its URI where that does not end in its name.
+    """Return the place of each source: the URI without the name, or the whole URI if it does not end in the name.
 
     Args:
-        uris, names: the columns source_uri and rel_path, of equal length.
+        uris: source_uri of the sources, (N,).
+        names: rel_path of the sources, (N,).
     """
-    # Of many images together they are longer than the offsets of plain strings can say.
+    # The text of millions of images can exceed the 32-bit offsets of plain strings.
     uris, names = (column.cast(pa.large_string()) for column in (uris, names))
     uris = pc.replace_substring_regex(uris, pattern=QUERY, replacement=r"\1")
     ends = pc.subtract(pc.binary_length(uris), pc.add(pc.binary_length(names), 1))
-    found = uris
+    places = uris
     for end in pc.unique(ends).to_pylist():
         if end is None or end < 0:
             continue
-        here = pc.equal(ends, end)
-        heads = pc.binary_slice(uris.filter(here).cast(pa.large_binary()), 0, end).cast(pa.large_string(), safe=False)
-        found = pc.replace_with_mask(found, here, heads)
-    whole = pc.equal(pc.binary_join_element_wise(found, names, pa.scalar("/", pa.large_string())), uris)
-    return pc.if_else(whole, found, uris)
+        has_length = pc.equal(ends, end)
+        heads = pc.binary_slice(uris.filter(has_length).cast(pa.large_binary()), 0, end).cast(pa.large_string(), safe=False)
+        places = pc.replace_with_mask(places, has_length, heads)
+    ends_in_name = pc.equal(pc.binary_join_element_wise(places, names, pa.scalar("/", pa.large_string())), uris)
+    return pc.if_else(ends_in_name, places, uris)
 
 
 def canonical_place(place: str) -> str:
-    """A place under the one name that all of its names share: links followed, no scheme of a local path, no last slash."""
+    """Return the canonical form of a place: links resolved, no scheme for a local path, no slash at the end."""
     if "://" in place and not place.startswith("file://"):
         return place.rstrip("/")
     folder, name = os.path.split(os.path.abspath(place.removeprefix("file://") or "/"))
@@ -42,22 +43,23 @@ def canonical_place(place: str) -> str:
 
 
 def is_same_place(one: str, other: str) -> bool:
-    """Whether two places are one."""
+    """Return whether two texts name the same place."""
     return canonical_place(one) == canonical_place(other)
 
 
 @lru_cache(10_000)
 def resolve_folder(folder: str) -> str:
-    """A folder with its links followed; those above many files are followed once."""
+    """Return a folder with its links resolved. The cache resolves the folder of many files once."""
     return os.path.realpath(folder)
 
 
 def find_moved(before: pa.ChunkedArray, now: pa.Array, names: pa.Array) -> pa.Array:
-    """For each image the place that it was in before, where it is in another one now; null where it is in the same.
+    """Return the previous place of each image that is now in another place; null for the other images.
 
     Args:
-        before, now: source_uri of rows, and of the same images as an input lists them; rows without one have not moved.
-        names: rel_path of the images.
+        before: source_uri of the rows, (N,). A row without one counts as not moved.
+        now: source_uri of the same images in the listing, (N,).
+        names: rel_path of the images, (N,).
     """
     before = before.cast(pa.large_string()).combine_chunks()
     differ = pc.fill_null(pc.not_equal(before, now), False)
@@ -68,12 +70,12 @@ def find_moved(before: pa.ChunkedArray, now: pa.Array, names: pa.Array) -> pa.Ar
     new = source_places(now.filter(differ), names).dictionary_encode()
     pairs, which = np.unique(np.stack([old.indices, new.indices]), axis=1, return_inverse=True)
     places = [(old.dictionary[int(a)].as_py(), new.dictionary[int(b)].as_py()) for a, b in pairs.T]
-    left = pa.array([None if canonical_place(a) == canonical_place(b) else a for a, b in places], pa.string())
-    return pc.replace_with_mask(pa.nulls(len(differ), pa.string()), differ, left.take(pa.array(which.ravel())))
+    previous = pa.array([None if canonical_place(a) == canonical_place(b) else a for a, b in places], pa.string())
+    return pc.replace_with_mask(pa.nulls(len(differ), pa.string()), differ, previous.take(pa.array(which.ravel())))
 
 
 def number_places(places: pa.Array, numbers: dict[str, int]) -> np.ndarray:
-    """The number of each place, (N,) int32, by `numbers`, which new places get one of; -1 for null."""
+    """Return the number of each place, (N,) int32; -1 for null. New places are added to `numbers`."""
     encoded = places.dictionary_encode()
-    known = [numbers.setdefault(place, len(numbers)) for place in encoded.dictionary.to_pylist()]
-    return np.array([*known, -1], np.int32)[encoded.indices.fill_null(len(known)).to_numpy()]
+    indexes = [numbers.setdefault(place, len(numbers)) for place in encoded.dictionary.to_pylist()]
+    return np.array([*indexes, -1], np.int32)[encoded.indices.fill_null(len(indexes)).to_numpy()]

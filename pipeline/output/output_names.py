@@ -1,4 +1,7 @@
-"""Where an output image lies below OUTPUT/images, from the source's name alone; two sources never meet, none gets out."""
+"""The name of an output image below OUTPUT/images, from the name of its source alone.
+
+Two sources never get the same name, and no name leaves the folder.
+"""
 
 import errno
 
@@ -7,22 +10,23 @@ from imagemill.pipeline.sources.folder import is_image_name
 
 MAX_COMPONENT_BYTES = 255
 MAX_PATH_BYTES = 900
-"""Of a name below images/: S3 takes 1,024 bytes, of which some are OUTPUT's prefix."""
+"""Maximum length of a name below images/. S3 allows 1,024 bytes, including the prefix of OUTPUT."""
 NO_EXTENSION_MARK = ".image"
-"""Between a name that is no image's, as members of shards may have, and the extension of its output."""
+"""Inserted between a name without an image extension, such as a shard member's, and the extension of the output."""
 
 
 def output_name(rel_path: str, new_extension: str | None = None) -> str:
-    """The relative path of an output.
+    """Return the path of an output image below OUTPUT/images.
+
+    A name that already ends in two image extensions gets another one, so that `a.jpg` written as PNG (`a.jpg.png`) never has
+    the name of a source `a.jpg.png`. The same holds for a name that ends in `.image` and an image extension, because `a`
+    becomes `a.image.png`. The name is `_renamed/IMAGE_ID.ext` if the path would leave the folder, if a disk or S3 cannot
+    store it, or if a folder in it is named like an image: a bucket or a shard can have both `a.jpg` and `a.jpg/b.jpg`, a
+    disk cannot.
 
     Args:
-        rel_path: the source's path relative to its input.
-        new_extension: ".png" and the like where the output's format is not the source's; it is added to the full name.
-
-    A name that already ends in two image extensions gets one more, so that `a.jpg` written as PNG (`a.jpg.png`) and a
-    source called `a.jpg.png` never meet; so does one that ends in `.image` and an image extension, as `a` alone becomes
-    `a.image.png`. `_renamed/IMAGE_ID.ext` stands for a path that would leave the folder, that a disk or S3 may not hold, or
-    that has a folder called as an image is: a bucket or a shard may hold `a.jpg` beside `a.jpg/b.jpg`, a disk cannot.
+        rel_path: path of the source relative to its input.
+        new_extension: extension to add to the full name, such as ".png", if the format of the output is not the source's.
     """
     stem, dot, extension = rel_path.rpartition(".")
     added = new_extension or (f"{dot}{extension}" if may_collide(stem) else "")
@@ -36,7 +40,7 @@ def output_name(rel_path: str, new_extension: str | None = None) -> str:
 
 
 def stays_inside(path: str) -> bool:
-    """Whether a relative path lies in the folder that it is relative to, and a disk may hold it."""
+    """Return whether a relative path stays in its folder and is valid on a disk."""
     parts = path.split("/")
     return "\0" not in path and all(
         part not in ("", ".", "..") and len(part.encode()) <= MAX_COMPONENT_BYTES for part in parts
@@ -44,20 +48,20 @@ def stays_inside(path: str) -> bool:
 
 
 def fallback_name(rel_path: str, name: str) -> str:
-    """Return the name of an output whose own `name`, by `output_name`, the file system of OUTPUT cannot hold."""
+    """Return the name to use if the file system of OUTPUT cannot store `name`, the result of `output_name`."""
     return f"_renamed/{image_id(rel_path)}.{name.rpartition('.')[2]}"
 
 
 def is_name_refused(error: BaseException) -> bool:
-    """Whether a file system said that it holds no file of this name, as exFAT says of `a:b.jpg`."""
+    """Return whether an error means that the file system does not allow the name, like exFAT for `a:b.jpg`."""
     return isinstance(error, OSError) and error.errno in (errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG)
 
 
 def may_collide(stem: str) -> bool:
-    """Whether a name that goes on with an image extension could be that of another source's output."""
+    """Return whether a stem plus an image extension could be the name of another source's output."""
     return is_image_name(stem) or stem.endswith(NO_EXTENSION_MARK)
 
 
 def decoded_name(rel_path: str) -> str:
-    """The name of an image that was decoded from a latent: always a PNG."""
+    """Return the name of an image that is decoded from a latent, which is always a PNG."""
     return output_name(rel_path, None if rel_path.lower().endswith(".png") else ".png")

@@ -1,4 +1,4 @@
-"""Whose a place is: a run writes into an OUTPUT of ours, or where nothing lies in its way."""
+"""Tell outputs from folders of the user: a run only writes where other runs wrote, or where nothing is in the way."""
 
 import re
 
@@ -10,17 +10,17 @@ from imagemill.pipeline.output.run_history import list_run_ids, read_last_record
 from imagemill.pipeline.storage import Store
 
 FOLDERS = ("images", "results", "rejects", "runs", "checkpoints", "exemplars", "shards")
-"""Below an OUTPUT: all that a run writes lies in one of them."""
+"""Folders in an OUTPUT. A run writes nowhere else."""
 PART = re.compile(r"part-[0-9a-f]{32}\.parquet")
 ACCOUNTED = (0, TooManyRejects.exit_code)
-"""How runs ended that left a row for each file which they wrote."""
+"""Exit codes of runs that left a row for each file that they wrote."""
 CHECKPOINT = re.compile(r"[0-9a-f]{16}")
 
 
 def is_output(place: Store) -> bool:
-    """Whether a run wrote into a place: it left its config, its claim, a part or a checkpoint.
+    """Return whether a run wrote into a location: it left a config, a lease, a part or a checkpoint.
 
-    Each of these alone will do: `runs/` may have been deleted, and a run may have been killed in its first second.
+    One of these is enough: `runs/` may have been deleted, or the run may have been killed in its first second.
     """
     if list_run_ids(place):
         return True
@@ -30,36 +30,46 @@ def is_output(place: Store) -> bool:
         PART.fullmatch(name) for name in (*place.names("results"), *place.names("rejects"))
     ):
         return True
-    kept = filter(CHECKPOINT.fullmatch, place.names("checkpoints"))
-    return any(place.exists(f"checkpoints/{name}/{CARD}") for name in kept)
+    digests = filter(CHECKPOINT.fullmatch, place.names("checkpoints"))
+    return any(place.exists(f"checkpoints/{name}/{CARD}") for name in digests)
 
 
 def is_export(place: Store) -> bool:
-    """Whether an export, whole or not, lies in a place; it has the folders of a lease and of checkpoints as well."""
+    """Return whether a location is an export, complete or not. An export also has a lease and checkpoints."""
     return place.exists(MANIFEST) or place.exists(UNFINISHED)
 
 
 def check_output(place: Store) -> None:
-    """Raises: ConfigError when a run must not write into a place: it holds files that no run wrote, where runs write."""
+    """Check that a run may write into a location.
+
+    Raises:
+        ConfigError: when a folder that runs write contains files that no run wrote.
+    """
     if is_output(place):
         return
     for folder in FOLDERS:
         if place.has_files(folder):
-            whose = "is an export" if is_export(place) else f"{folder}/ holds files that no run of imagemill wrote"
-            raise ConfigError(f"output {place.url}: {whose}: give another OUTPUT")
+            problem = "is an export" if is_export(place) else f"{folder}/ contains files that no run of imagemill wrote"
+            raise ConfigError(f"output {place.url}: {problem}. Choose another OUTPUT")
 
 
 def oldest_unaccounted_file(output: Store, run_id: str, rows: int) -> str | None:
-    """The first file of the oldest run that may have left images of which no row says anything.
+    """Return the oldest file of the runs that may have written output images without rows.
 
-    Runs that are cut off leave such images, and what is older is the user's. Only those count that began after the last run
-    that came to its account. None where rows were lost, so that any image may be of a run.
+    Runs that were cut off leave such images. They began after the last run that accounted for its images. An image without
+    a row that is older than this file was not written by a run, so it is the user's.
 
-    Args: run_id: of the run at work. rows: that OUTPUT holds.
+    Args:
+        output: the OUTPUT.
+        run_id: id of the current run.
+        rows: number of rows in OUTPUT.
+
+    Returns:
+        The path of the file; None if rows were lost, because then a run may have written any image.
     """
     accounted = [record for record in read_last_records(output) if record.get("exit_code") in ACCOUNTED and "rows" in record]
     if not accounted or rows < accounted[-1]["rows"]:
         return None
-    began = {*(other for other in list_run_ids(output) if other > accounted[-1]["run_id"]), run_id}
-    marks = [path for path in (f"runs/{other}/config.yaml" for other in sorted(began)) if output.exists(path)]
-    return max(marks, key=output.age, default=None)
+    run_ids = {*(other for other in list_run_ids(output) if other > accounted[-1]["run_id"]), run_id}
+    configs = [path for path in (f"runs/{other}/config.yaml" for other in sorted(run_ids)) if output.exists(path)]
+    return max(configs, key=output.age, default=None)

@@ -1,4 +1,4 @@
-"""The parts of an OUTPUT: which are committed, and their columns."""
+"""Parts: the Parquet files of an OUTPUT. List the committed parts, and read their columns."""
 
 import json
 import re
@@ -17,80 +17,99 @@ from imagemill.pipeline.store_listing import Entry
 
 KEYS = ["image_id", "version"]
 SUPERSEDED = "superseded.parquet"
-"""Below runs/ID: images that the run was to do again, and whose older rows it may have robbed of their files."""
-LOST_ROWS = "move it out of OUTPUT, and the next run makes its images again, where INPUT still holds them"
+"""File in runs/ID: the images that the run processes again, and whose older output files it may overwrite."""
+LOST_ROWS = "Move it out of OUTPUT. The next run processes its images again, if INPUT still has them"
 LOST_MARKS = (
-    "it says which older rows lost their files: restore it. Where that cannot be, delete it, run imagemill verify, and move "
-    "the parts of the rows whose files it names out of OUTPUT: the next run makes those images again"
+    "It lists the older rows whose files were overwritten. Restore it. If you cannot, delete it, run `imagemill verify` "
+    "and move the parts with the rows that verify names out of OUTPUT. The next run processes those images again"
 )
 NOTES_FOLDER = "runs/replaced"
-"""Which parts take, or are to take, the place of which (part_replacement.py)."""
+"""Folder of notes, each of which says which part replaces which parts (part_replacement.py)."""
 NOTE_NAME = re.compile(r"[0-9a-f]{32}\.json")
 SCANNED_ROWS = 2_000_000
+"""Rows per table of `scan_parts`: ten million committed rows must fit into memory next to a listing."""
 THREADS = 16
 MAX_LISTINGS = 3
+"""Times that a folder is listed while its parts are being replaced."""
 
 
 def list_parts(output: Store, folder: str) -> list[str]:
-    """The committed parts of `results` or `rejects`; of parts that are being replaced the new one, once it is there.
+    """List the committed parts of `results` or `rejects`.
 
-    Raises: StorageError, also for a part that is no file, and when parts are replaced faster than they are listed.
+    While parts are being replaced, either the old parts or the new one are listed, never both.
+
+    Raises:
+        StorageError: when a part is not a file, or parts are replaced faster than they can be listed.
     """
-    before = None
+    previous = None
     for _ in range(MAX_LISTINGS):
-        there = (e for e in output.entries(folder) if e.path.endswith(".parquet") and "/." not in f"/{e.path}")
-        found = {check_readable(output, entry) for entry in there}
-        known = [(note["new"], set(note["old"])) for _, note in read_replacement_notes(output)]
-        known = [(new, old) for new, old in known if any(path.startswith(f"{folder}/") for path in old)]
-        replaced = set().union(*(old for _, old in known))
-        # A listing takes many requests: a part may have come behind its back, and the old ones have gone before it. One that
-        # is the same twice is true: somebody took the new part away.
-        whole = all(new is None or new in found | replaced or old <= found for new, old in known)
-        if whole or before == (found, known):
-            return sorted(found.difference(*(old for new, old in known if new is None or new in found | replaced)))
-        before = found, known
-    raise StorageError(f"{output.uri(folder)}: parts come and go while they are listed: try again")
+        entries = (e for e in output.entries(folder) if e.path.endswith(".parquet") and "/." not in f"/{e.path}")
+        paths = {check_readable(output, entry) for entry in entries}
+        notes = [(note["new"], set(note["old"])) for _, note in read_replacement_notes(output)]
+        notes = [(new, old) for new, old in notes if any(path.startswith(f"{folder}/") for path in old)]
+        replaced = set().union(*(old for _, old in notes))
+        # A listing takes many requests: a new part may appear after the listing passed its name, and the old parts may be
+        # deleted before the listing reaches theirs. Then the listing is repeated. If two listings are equal, they are
+        # complete: the new part was removed by someone else.
+        is_complete = all(new is None or new in paths | replaced or old <= paths for new, old in notes)
+        if is_complete or previous == (paths, notes):
+            return sorted(paths.difference(*(old for new, old in notes if new is None or new in paths | replaced)))
+        previous = paths, notes
+    raise StorageError(f"{output.uri(folder)}: parts change while they are listed. Try again")
 
 
 def check_readable(output: Store, entry: Entry) -> str:
-    """The path of an entry. Raises: StorageError for a pipe, or a link that leads nowhere."""
+    """Return the path of an entry. Raise StorageError for a pipe or a broken link."""
     if entry.problem:
         why = reason(OSError(entry.problem))
-        raise StorageError(f"{output.uri(entry.path)}: cannot be read: {why}: mend it, or move it out of OUTPUT")
+        raise StorageError(f"{output.uri(entry.path)}: cannot be read: {why}. Repair it, or move it out of OUTPUT")
     return entry.path
 
 
 def list_new_parts(output: Store, before: Collection[str], folder: str) -> list[str]:
-    """The parts of a folder that are not among those that were there before. Raises: StorageError."""
+    """List the parts of a folder that are not in `before`. Raise StorageError if they cannot be listed."""
     return [path for path in list_parts(output, folder) if path not in before]
 
 
 def read_replacement_notes(output: Store) -> list[tuple[str, dict[str, Any]]]:
-    """Path and content of each note: `new` (null where nothing is to stay), `old`, and the time `at`.
+    """Read the notes about parts that replace other parts.
 
-    Raises: StorageError.
+    Returns:
+        Path and content of each note: `new` (path of the new part, or null), `old` (paths of the replaced parts) and `at`
+        (Unix time).
+
+    Raises:
+        StorageError: when a note is damaged.
     """
-    found = []
+    contents = []
     for name in filter(NOTE_NAME.fullmatch, output.names(NOTES_FOLDER)):
         path = f"{NOTES_FOLDER}/{name}"
         try:
-            found.append((path, json.loads(output.read(path))))
+            contents.append((path, json.loads(output.read(path))))
         except FileNotFoundError:
             continue
         except ValueError:
-            told = "it says which parts take the place of which"
-            raise StorageError(f"{output.uri(path)}: damaged; {told}: restore it") from None
-    return found
+            raise StorageError(f"{output.uri(path)}: damaged. It says which part replaces which parts: restore it") from None
+    return contents
 
 
 def columns_as_lists(table: pa.Table, names: list[str]) -> list[list[Any]]:
+    """Return columns of a table as Python lists."""
     return [table[name].to_pylist() for name in names]
 
 
 def read_part(output: Store, path: str, columns: list[str] | None, absent: pa.Schema | None = None) -> pa.Table:
-    """Some columns of a part, or all; those of `absent` may be missing, as in parts of older versions, and are null then.
+    """Read a part.
 
-    Raises: DamagedPart; StorageError when the store does not give it, and for damaged marks of superseded rows.
+    Args:
+        output: the OUTPUT.
+        path: path of the part.
+        columns: the columns to read; None for all.
+        absent: columns that parts of older versions may lack. They are null then.
+
+    Raises:
+        DamagedPart: when the part is damaged.
+        StorageError: when the store cannot deliver the part, or a list of superseded images is damaged.
     """
 
     def fetch() -> pa.Table:
@@ -99,7 +118,7 @@ def read_part(output: Store, path: str, columns: list[str] | None, absent: pa.Sc
         for name in columns or ():
             if name not in table.schema.names:
                 if absent is None:
-                    raise pa.ArrowInvalid(f"it has no column {name}")
+                    raise pa.ArrowInvalid(f"the part has no column {name}")
                 table = table.append_column(absent.field(name), pa.nulls(len(table), absent.field(name).type))
         return table.select(columns) if columns else table
 
@@ -107,19 +126,18 @@ def read_part(output: Store, path: str, columns: list[str] | None, absent: pa.Sc
         return output.ask(fetch, damage=(pa.ArrowException,))
     except FileNotFoundError:
         raise StorageError(
-            f"{output.uri(path)}: went away while OUTPUT was read, by a run that merges parts: try again"
+            f"{output.uri(path)}: a run that merges parts deleted it while OUTPUT was read. Try again"
         ) from None
     except (pa.ArrowException, *STORE_FAILURES) as e:
         if is_damage(e):
-            told = f"{output.uri(path)}: a damaged part ({reason(e)})"
             if path.endswith(f"/{SUPERSEDED}"):
-                raise StorageError(f"{told}: {LOST_MARKS}") from None
-            raise DamagedPart(f"{told}: {LOST_ROWS}") from None
+                raise StorageError(f"{output.uri(path)}: damaged ({reason(e)}). {LOST_MARKS}") from None
+            raise DamagedPart(f"{output.uri(path)}: a damaged part ({reason(e)}). {LOST_ROWS}") from None
         raise StorageError(f"{output.uri(path)}: cannot be read: {reason(e)}") from None
 
 
 def read_parts(output: Store, paths: Sequence[str], columns: list[str]) -> pa.Table:
-    """Columns of parts as one table, with the column `part` that names the file of each row. Raises: StorageError."""
+    """Read columns of parts into one table, with a column `part`: the path of the part of each row."""
     tables = list(scan_parts(output, paths, columns))
     if not tables:
         return pa.schema([(name, pa.string()) for name in (*columns, "part")]).empty_table()
@@ -129,9 +147,13 @@ def read_parts(output: Store, paths: Sequence[str], columns: list[str]) -> pa.Ta
 def scan_parts(
     output: Store, paths: Sequence[str], columns: list[str], absent: pa.Schema | None = None
 ) -> Iterator[pa.Table]:
-    """As `read_parts`, some parts at a time, of at least SCANNED_AT_A_TIME rows in all.
+    """Yield tables like that of `read_parts`, each of several parts with SCANNED_ROWS rows or more.
 
-    Args: absent: columns that a part of an older version may lack; they are null then.
+    Args:
+        output: the OUTPUT.
+        paths: paths of the parts.
+        columns: the columns to read.
+        absent: columns that parts of older versions may lack. They are null then.
     """
     tables: list[pa.Table] = []
     rows = 0
@@ -153,10 +175,19 @@ def iterate_parts(
     absent: pa.Schema | None = None,
     damaged: dict[str, str] | None = None,
 ) -> Iterator[tuple[str, pa.Table]]:
-    """Parts in their order with what `read_part` gives of them, at most `ahead` of them read before they are asked for.
+    """Yield the path and the table of each part, in order.
 
-    Args: damaged: parts, and what is wrong with them, that are left out; one that turns out to be damaged is added. Without
-        it that is an error.
+    Args:
+        output: the OUTPUT.
+        paths: paths of the parts.
+        columns: the columns to read.
+        ahead: parts that are read before they are needed.
+        absent: columns that parts of older versions may lack. They are null then.
+        damaged: path and problem of damaged parts, which are left out. New ones are added. If None, a damaged part raises.
+
+    Raises:
+        DamagedPart: when a part is damaged and `damaged` is None.
+        StorageError: when the store cannot deliver a part.
     """
 
     def read(path: str) -> tuple[str, pa.Table | DamagedPart]:

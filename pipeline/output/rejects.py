@@ -1,4 +1,4 @@
-"""The rejects of an OUTPUT that wait to be done again."""
+"""Read the rejects of an OUTPUT: for a plan, and for commands that list the images that wait for a retry."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -79,24 +79,29 @@ def read_rejects(
 
 
 def read_waiting_rejects(output: Store, columns: list[str]) -> pa.Table:
-    """The newest reject of each image that no row has made good since, be it of a mended file or of a later model.
+    """Return the newest reject of each image that has no later row, with some columns.
 
-    Images that have left their input, as far as its last run saw, wait no more.
+    Rejects of images that the last run of their input no longer found are left out.
 
-    Raises: StorageError for a damaged part.
+    Raises:
+        StorageError: when a part is damaged.
     """
     parts = list_parts(output, "rejects")
     rejects = select_newest_rows(read_parts(output, parts, list(dict.fromkeys([*columns, "image_id", "fence"]))))
-    fencing_token = np.full(len(rejects), -1, np.int64)
+    row_token = np.full(len(rejects), -1, np.int64)
     for chunk in scan_parts(output, list_parts(output, "results") if parts else [], ["image_id", "fence"]):
-        table, place = match_images(chunk, rejects["image_id"].combine_chunks())
-        np.maximum.at(fencing_token, place, table["fence"].fill_null(0).to_numpy())
-    waits = (fencing_token < rejects["fence"].cast(pa.int64()).to_numpy()) & ~is_obsolete(output, rejects)
+        table, index = match_images(chunk, rejects["image_id"].combine_chunks())
+        np.maximum.at(row_token, index, table["fence"].fill_null(0).to_numpy())
+    waits = (row_token < rejects["fence"].cast(pa.int64()).to_numpy()) & ~is_obsolete(output, rejects)
     return rejects.filter(pa.array(waits)).select(columns)
 
 
 def group_rejects(rejects: pa.Table) -> pa.Table:
-    """Rejects by stage and class, the most frequent first: `rel_path_count`, `transient_any`, and the first of each."""
+    """Group rejects by stage and class, the most frequent first.
+
+    Returns:
+        A table with stage, error_class, rel_path_count, transient_any, and the first rel_path and error of each group.
+    """
     groups = rejects.group_by(["stage", "error_class"], use_threads=False).aggregate(
         [("rel_path", "count"), ("rel_path", "first"), ("error", "first"), ("transient", "any")]
     )

@@ -1,4 +1,4 @@
-"""The runs of an OUTPUT: their ids, records and configs."""
+"""The runs of an OUTPUT: their ids, records (run.json) and configs."""
 
 import json
 import re
@@ -16,17 +16,21 @@ from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason
 
 RECENT_RUNS = 100
-"""Of which something is asked: a night without anything new leaves a run too."""
+"""Runs that are read when the recent ones matter. A night without new images also leaves a run."""
 RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]+")
 
 
 def list_run_ids(output: Store) -> list[str]:
-    """The runs that began, oldest first."""
+    """Return the ids of all runs that began, oldest first."""
     return sorted(filter(RUN_ID.fullmatch, output.names("runs")))
 
 
 def read_run_records(output: Store, ids: Sequence[str]) -> list[dict[str, Any]]:
-    """The run.json of runs; that of a run which was killed, or is at work, is left out. Raises: StorageError."""
+    """Read the run.json of runs. Runs without one, because they were killed or are still running, are left out.
+
+    Raises:
+        StorageError: when a run.json is damaged.
+    """
 
     def read(run_id: str) -> dict[str, Any] | None:
         path = f"runs/{run_id}/run.json"
@@ -36,23 +40,31 @@ def read_run_records(output: Store, ids: Sequence[str]) -> list[dict[str, Any]]:
         except FileNotFoundError:
             return None
         except ValueError:
-            raise StorageError(f"{output.uri(path)}: damaged; delete it") from None
+            raise StorageError(f"{output.uri(path)}: damaged. Delete it") from None
 
     with ThreadPoolExecutor(THREADS) as pool:
         return [record for record in pool.map(read, ids) if record]
 
 
 def read_last_records(output: Store) -> list[dict[str, Any]]:
-    """The run.json of the last runs, oldest first. Raises: StorageError."""
+    """Read the run.json of the recent runs, oldest first. Raise StorageError if one is damaged."""
     return read_run_records(output, list_run_ids(output)[-RECENT_RUNS:])
 
 
 def read_run_config(output: Store, record: dict[str, Any]) -> RunConfig:
-    """The effective config of a run, by its run.json or its run_id alone. Raises: StorageError when it is damaged."""
+    """Read the effective config of a run.
+
+    Args:
+        output: the OUTPUT.
+        record: the run.json, or a dict with its run_id alone.
+
+    Raises:
+        StorageError: when the config is damaged or of another version.
+    """
     path = f"runs/{record['run_id']}/config.yaml"
     try:
         config = RunConfig.model_validate(yaml.safe_load(output.read(path)))
     except (yaml.YAMLError, ValidationError) as e:
         raise StorageError(f"{output.uri(path)}: damaged, or of another version: {reason(e)}") from None
-    # As the run resolved it: a relative path is one of the folder it was started in.
+    # run.json has the absolute input. A relative path in the config refers to the folder where the run was started.
     return config.model_copy(update={"input": record.get("input", config.input)})

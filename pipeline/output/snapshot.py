@@ -1,4 +1,4 @@
-"""The current state of an OUTPUT: for each image the newest row that counts, read as Arrow tables of some columns."""
+"""Snapshots: for each image of an OUTPUT its newest row that counts, read as Arrow tables."""
 
 import re
 from collections.abc import Iterator
@@ -18,48 +18,51 @@ from imagemill.pipeline.storage import Store
 
 MODEL_COLUMNS = ["model_id", "checkpoint_sha256"]
 PARTS_AHEAD = 4
-"""Read before they are asked for; a part may be 256 MB in memory."""
+"""Parts that are read before they are needed. A part may take 256 MB in memory."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One row of each image, by where it lies; rows in the order of their parts. Arrays have one value an image."""
+    """The positions of one row per image, in the order of the parts. Arrays have one value per image."""
 
     output: Store
     task: str
-    """Empty where OUTPUT is."""
+    """Empty if OUTPUT has no rows."""
     schema: pa.Schema
-    """The columns of its rows."""
+    """The columns of the rows."""
     parts: list[str]
+    """Paths of the parts."""
     part: np.ndarray
-    """int32 place of its part in `parts`."""
+    """int32: index of the row's part in `parts`."""
     row: np.ndarray
-    """int32 place in its part."""
+    """int32: index of the row in its part."""
     rows: int
-    """Committed rows that were looked at."""
+    """Committed rows that were read."""
     waiting: int
-    """Images without a row that counts: a run that was cut off may have overwritten their files; the next one does them."""
+    """Images whose files may have been overwritten by a run that was cut off. The next run processes them again."""
     damaged: dict[str, str] | None = None
-    """Parts that are left out, and what is wrong with each; grows as they are read. None: a damaged part is an error."""
+    """Path and problem of damaged parts, which are left out. It grows as parts are read. None: a damaged part raises."""
 
     def __len__(self) -> int:
         return len(self.part)
 
     def select(self, keep: np.ndarray) -> "Snapshot":
-        """Those of its images for which `keep` (bool) is true."""
+        """Return the snapshot of the images for which `keep`, (N,) bool, is true."""
         return replace(self, part=self.part[keep], row=self.row[keep])
 
     def check_columns(self, columns: list[str]) -> None:
-        """Raises: ConfigError for columns that its rows do not have."""
+        """Raise ConfigError if the rows lack one of the columns."""
         if unknown := [name for name in columns if name not in self.schema.names]:
             raise ConfigError(
-                f"{self.output.url} has no column {', '.join(unknown)}; there are: {', '.join(self.schema.names)}"
+                f"{self.output.url} has no column {', '.join(unknown)}. Its columns: {', '.join(self.schema.names)}"
             )
 
     def tables(self, columns: list[str]) -> Iterator[pa.Table]:
-        """Its rows with these columns, a part at a time; columns that a part of an older version lacks are null.
+        """Yield the rows with some columns, one table per part. Columns that a part of an older version lacks are null.
 
-        Raises: ConfigError for columns that are not there; StorageError, also for a damaged part unless `damaged` takes it.
+        Raises:
+            ConfigError: when a column does not exist.
+            StorageError: when a part cannot be read, or is damaged and `damaged` is None.
         """
         if self.task:
             self.check_columns(columns)
@@ -67,17 +70,18 @@ class Snapshot:
             return
         numbers, starts = np.unique(self.part, return_index=True)
         ends = [*starts[1:], len(self)]
-        wanted = {self.parts[n]: self.row[start:end] for n, start, end in zip(numbers, starts, ends, strict=True)}
-        for path, table in iterate_parts(self.output, wanted, columns, PARTS_AHEAD, self.schema, self.damaged):
-            rows = wanted[path]
+        rows_by_part = {self.parts[n]: self.row[start:end] for n, start, end in zip(numbers, starts, ends, strict=True)}
+        for path, table in iterate_parts(self.output, rows_by_part, columns, PARTS_AHEAD, self.schema, self.damaged):
+            rows = rows_by_part[path]
             yield table if len(rows) == len(table) else table.take(pa.array(rows))
 
     def where(self, condition: str) -> "Snapshot":
-        """Those of its images for whose row an SQL condition holds, as DuckDB understands it.
+        """Return the snapshot of the images whose row fulfils an SQL condition of DuckDB.
 
-        Columns that are not named in it are not read, so ten million rows cost what a few numbers cost.
+        Only the columns that the condition names are read, so conditions on numbers are fast even for ten million rows.
 
-        Raises: ConfigError when DuckDB does not understand it.
+        Raises:
+            ConfigError: when the condition is not valid.
         """
         import duckdb
 
@@ -85,14 +89,14 @@ class Snapshot:
         columns = [name for name in self.schema.names if name.lower() in named]
         tables = list(self.tables(columns or ["image_id"]))
         rows = pa.concat_tables(tables) if tables else self.schema.empty_table().select(columns or ["image_id"])
-        # A condition is not a way to other files.
+        # A condition must not read other files.
         with duckdb.connect(config={"enable_external_access": "false"}) as sql:
             sql.register("rows", rows.append_column("__place", pa.array(np.arange(len(self)))))
             try:
                 places = sql.execute(f"SELECT __place FROM rows WHERE ({condition}\n)").fetchnumpy()["__place"]
             except duckdb.Error as e:
-                said = str(e).partition("\n\nLINE")[0].splitlines()[0]
-                raise ConfigError(f"--where {condition!r}: {said}; columns: {', '.join(self.schema.names)}") from None
+                problem = str(e).partition("\n\nLINE")[0].splitlines()[0]
+                raise ConfigError(f"--where {condition!r}: {problem}. Columns: {', '.join(self.schema.names)}") from None
         keep = np.zeros(len(self), bool)
         keep[np.asarray(places, np.int64)] = True
         return self.select(keep)
@@ -105,19 +109,21 @@ def read_snapshot(
     model: str | None = None,
     damaged: dict[str, str] | None = None,
 ) -> Snapshot:
-    """For each image of an OUTPUT its newest row whose files are still its own.
+    """Find the newest row of each image whose output files are still those of the row.
 
-    Ten million rows take some 1 GB while they are sorted: identities are 16 bytes in arrays, never Python's.
+    Ten million rows take about 1 GB while they are sorted, because image ids are 16 bytes in arrays, not Python objects.
 
     Args:
-        run: the rows of this run alone, whatever came later.
-        model: the rows of this model alone, by its name or the first digits of its checkpoint's digest.
+        output: the OUTPUT.
+        run: only rows of this run, even if later runs made newer ones.
         as_of: the state at the end of a day, YYYY-MM-DD in UTC, or at a time, YYYY-MM-DDTHH:MM:SS.
-        damaged: empty, for what `Snapshot.damaged` holds. Of an image whose newest row lies in such a part an older row may
-            take its place.
+        model: only rows of this model, by its name or the first digits of its checkpoint's digest.
+        damaged: an empty dict to leave damaged parts out (`Snapshot.damaged`). If the newest row of an image is in a damaged
+            part, an older row may take its place.
 
-    Raises: ConfigError for a date that is none or before the first row, or a run or model that made no row; StorageError,
-        for a damaged part, or with `damaged` where nothing but such parts is there.
+    Raises:
+        ConfigError: when the date is invalid or before the first row, or the run or model made no row.
+        StorageError: when a part is damaged, or with `damaged` when all parts are.
     """
     moment = parse_moment(as_of) if as_of else None
     parts = list_parts(output, "results")
@@ -129,8 +135,8 @@ def read_snapshot(
         *(["run_id"] if run else []),
         *(MODEL_COLUMNS if model else []),
     ]
-    # Identity in two halves, fence, milliseconds, whether the row names files; part and row in it.
-    found: list[list[np.ndarray]] = []
+    # One list per part: both halves of the image id, fencing token, milliseconds, whether the row names files, part, row.
+    arrays_of_parts: list[list[np.ndarray]] = []
     rows = 0
     number_of = {path: number for number, path in enumerate(parts)}
     for path, table in iterate_parts(output, parts, columns, ahead=64, damaged=damaged):
@@ -151,26 +157,26 @@ def read_snapshot(
         fencing_token = table["fence"].fill_null(0).to_numpy()
         milliseconds = table["encoded_at"].cast(pa.int64()).to_numpy()
         files = pc.is_valid(table["output_bytes"]).to_numpy()
-        found.append(
+        arrays_of_parts.append(
             [halves[:, 0], halves[:, 1], fencing_token, milliseconds, files, np.full(len(where), number, np.int32), where]
         )
     tasks = iterate_parts(output, parts, ["task"], ahead=1, damaged=damaged)
     first, task = next(((path, table["task"][0].as_py()) for path, table in tasks if len(table)), ("", ""))
-    if damaged and not (found and task):
+    if damaged and not (arrays_of_parts and task):
         raise no_readable_part(damaged)
     if rows and task not in TASKS:
-        raise StorageError(f"{output.uri(first)}: a part of the task {task!r}, which is none of {', '.join(TASKS)}")
+        raise StorageError(f"{output.uri(first)}: unknown task {task!r}; valid: {', '.join(TASKS)}")
     schema = result_schema(TASKS[task].columns, TASKS[task].stores_latent) if task else pa.schema([])
-    if not found:
+    if not arrays_of_parts:
         if run:
-            raise ConfigError(f"{output.url}: no row is of run {run}; imagemill status lists them")
+            raise ConfigError(f"{output.url}: run {run} has no rows. `imagemill status` lists the runs")
         if rows or model:
             raise ConfigError(f"{output.url}: {describe_missing_rows(output, parts, model, as_of)}")
         return Snapshot(output, task, schema, parts, np.empty(0, np.int32), np.empty(0, np.int32), rows, 0, damaged)
     high, low, fencing_token, milliseconds, files, part, row = (
-        np.concatenate(arrays) for arrays in zip(*found, strict=True)
+        np.concatenate(arrays) for arrays in zip(*arrays_of_parts, strict=True)
     )
-    del found
+    del arrays_of_parts
     newest = newest_row_indexes([high, low], fencing_token, milliseconds)
     counts = np.ones(len(newest), bool)
     with_files = newest[files[newest]]
@@ -183,12 +189,12 @@ def read_snapshot(
 
 
 def no_readable_part(damaged: dict[str, str]) -> StorageError:
-    """For who finds nothing beside damaged parts: what is wrong with them."""
+    """Return the error for an OUTPUT whose parts are all damaged."""
     return StorageError(first_of(list(damaged.values())))
 
 
 def describe_missing_rows(output: Store, parts: list[str], model: str | None, as_of: str | None) -> str:
-    """Why an OUTPUT has no row of a model, or of a time: what it has."""
+    """Explain why an OUTPUT has no rows of a model or as old as a time, by what it has."""
     models: set[tuple[str, str]] = set()
     times: list[datetime] = []
     for _, table in iterate_parts(output, parts, [*MODEL_COLUMNS, "encoded_at"], ahead=64):
@@ -196,14 +202,18 @@ def describe_missing_rows(output: Store, parts: list[str], model: str | None, as
         models |= {(str(row["model_id"]), str(row["checkpoint_sha256"])) for row in groups.to_pylist()}
         times += groups["encoded_at_min"].drop_null().to_pylist()
     if model and not any(name == model or sha256.startswith(model) for name, sha256 in models):
-        them = ", ".join(sorted(f"{name} {sha256[:16]}" for name, sha256 in models))
-        return f"no row is of model {model}; there are: {them or 'none'}"
+        names = ", ".join(sorted(f"{name} {sha256[:16]}" for name, sha256 in models))
+        return f"model {model} has no rows. Models with rows: {names or 'none'}"
     of_model = f" of model {model}" if model else ""
-    return f"no row{of_model} is as old as --as-of {as_of}: the first of all is of {min(times):%Y-%m-%dT%H:%M:%S} (UTC)"
+    return f"no row{of_model} is as old as --as-of {as_of}. The oldest row is of {min(times):%Y-%m-%dT%H:%M:%S} (UTC)"
 
 
 def parse_moment(text: str) -> datetime:
-    """A day (its last microsecond) or a time, in UTC where it does not say. Raises: ConfigError."""
+    """Parse a day (its last microsecond) or a time, in UTC unless the text says otherwise.
+
+    Raises:
+        ConfigError: when the text is neither.
+    """
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
@@ -214,10 +224,15 @@ def parse_moment(text: str) -> datetime:
 
 
 def newest_row_indexes(keys: list[np.ndarray], fencing_token: np.ndarray, encoded: np.ndarray) -> np.ndarray:
-    """For each image, which `keys` (one or several numbers a row) tell apart, the place of its newest row; in order.
+    """Return the index of the newest row of each image, in ascending order.
 
-    The newest is that of the last run, which its fence tells; clocks of machines differ. What is equal in all is a double,
-    of which the first counts.
+    The newest row is that of the last run, by its fencing token, because the clocks of machines differ. If rows are equal in
+    everything, the first one counts.
+
+    Args:
+        keys: one or more integer arrays (N,) that together identify the image of a row.
+        fencing_token: fencing token of each row, (N,) int64.
+        encoded: time of each row, (N,) int64.
     """
     order = np.lexsort((-encoded, -fencing_token, *keys[::-1]))
     first = np.zeros(len(order), bool)
@@ -229,7 +244,7 @@ def newest_row_indexes(keys: list[np.ndarray], fencing_token: np.ndarray, encode
 
 
 def select_newest_rows(table: pa.Table) -> pa.Table:
-    """For each image_id of a table the newest of its rows, by the columns `fence` and, where it is there, `encoded_at`."""
+    """Return the newest row of each image_id, by the column `fence` and, if it exists, `encoded_at`."""
     codes = table["image_id"].combine_chunks().dictionary_encode().indices.to_numpy()
     fencing_token = table["fence"].cast(pa.int64()).fill_null(0).to_numpy()
     encoded = np.zeros(len(table), np.int64)
@@ -239,17 +254,30 @@ def select_newest_rows(table: pa.Table) -> pa.Table:
 
 
 def ids_to_bytes(ids: pa.ChunkedArray, uri: str) -> np.ndarray:
-    """Identities of 32 hex digits as their 16 bytes, (N,) S16. Raises: StorageError that names the part with others."""
+    """Return image ids of 32 hex digits as 16 bytes each, (N,) S16.
+
+    Args:
+        ids: the image ids.
+        uri: the part with these ids, for the message.
+
+    Raises:
+        StorageError: when an id does not have 32 hex digits.
+    """
     try:
         fixed = ids.combine_chunks().cast(pa.binary()).cast(pa.binary(32))
         digits = fixed.buffers()[1].to_pybytes()[32 * fixed.offset :][: 32 * len(fixed)]
         return np.frombuffer(bytes.fromhex(digits.decode()), "S16")
     except (pa.ArrowException, ValueError):
-        raise StorageError(f"{uri}: a part whose image_id are not of 32 hex digits") from None
+        raise StorageError(f"{uri}: an image_id does not have 32 hex digits") from None
 
 
 def bytes_to_ids(high: np.ndarray, low: np.ndarray) -> pa.Array:
-    """What `identities` gave, back to strings."""
+    """Return image ids as strings of 32 hex digits.
+
+    Args:
+        high: the first 8 bytes of each id, (N,) uint64.
+        low: the last 8 bytes of each id, (N,) uint64.
+    """
     digits = np.stack([high, low], 1).astype(">u8").tobytes().hex().encode()
     offsets = np.arange(len(high) + 1, dtype=np.int64) * 32
     return pa.LargeStringArray.from_buffers(len(high), pa.py_buffer(offsets), pa.py_buffer(digits)).cast(pa.string())

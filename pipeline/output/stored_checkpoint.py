@@ -1,4 +1,4 @@
-"""The checkpoint that lies in OUTPUT beside what it made."""
+"""Checkpoints in OUTPUT: a run stores its checkpoint there, so that workers can read it and rows can be decoded later."""
 
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,13 @@ if TYPE_CHECKING:
 
 
 def store_checkpoint(output: Store, card: Card, weights: bytes) -> None:
-    """Put a checkpoint beside what it makes: every worker can read it there, and OUTPUT stays decodable by itself."""
+    """Store a checkpoint in OUTPUT, unless it is there already.
+
+    Args:
+        output: the OUTPUT.
+        card: the card of the checkpoint.
+        weights: the safetensors file.
+    """
     folder = checkpoint_folder(card.sha256)
     if not output.exists(f"{folder}/{checkpoints.CARD}"):
         output.write(f"{folder}/{checkpoints.WEIGHTS}", weights)
@@ -20,11 +26,19 @@ def store_checkpoint(output: Store, card: Card, weights: bytes) -> None:
 
 
 def checkpoint_folder(sha256: str) -> str:
+    """Return the folder of a checkpoint in OUTPUT, by the digest of its weights."""
     return f"checkpoints/{sha256[:16]}"
 
 
 def read_stored_checkpoint(output: Store, sha256: str) -> tuple[Card, bytes]:
-    """What `keep_checkpoint` left in OUTPUT: the card, and the weights whose digest it says. Raises: CheckpointError."""
+    """Read a checkpoint that `store_checkpoint` wrote.
+
+    Returns:
+        The card, and the weights, whose digest is checked.
+
+    Raises:
+        CheckpointError: when the checkpoint is missing or damaged.
+    """
     folder = checkpoint_folder(sha256)
     try:
         card = Card.model_validate_json(output.read(f"{folder}/{checkpoints.CARD}"))
@@ -38,6 +52,10 @@ def read_stored_checkpoint(output: Store, sha256: str) -> tuple[Card, bytes]:
 
 
 def load_stored_model(output: Store, sha256: str, device: str) -> "Autoencoder":
-    """The model of a checkpoint that lies in OUTPUT, on a device. Raises: CheckpointError."""
+    """Load the model of a checkpoint in OUTPUT onto a device.
+
+    Raises:
+        CheckpointError: when the checkpoint is missing or damaged.
+    """
     card, weights = read_stored_checkpoint(output, sha256)
     return checkpoints.load_model(card, weights, device)

@@ -58,7 +58,7 @@ def read_image(
 
 
 def store_style_images(output: Store, style_images: list[tuple[str, bytes]]) -> None:
-    """Put the files that a run's parameters name beside what is made with them, as `keep_checkpoint` does."""
+    """Store the style images of a run in OUTPUT, like `store_checkpoint`."""
     for sha256, data in style_images:
         if not output.exists(style_image_path(sha256)):
             output.write(style_image_path(sha256), data)

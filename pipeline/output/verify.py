@@ -1,4 +1,4 @@
-"""An OUTPUT checked against itself: its parts, and the files and latents that they name."""
+"""Check an OUTPUT against itself: its parts, and the files and latents that they name."""
 
 import hashlib
 from collections.abc import Callable
@@ -26,13 +26,13 @@ from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 if TYPE_CHECKING:
     from imagemill.models.entropy import EntropyModel
 
-# What pyarrow raises for files that were damaged or are not ours.
+# What pyarrow raises for damaged files and for files that imagemill did not write.
 UNREADABLE = (StorageError, OSError, pa.ArrowException, KeyError, AttributeError, TypeError, ValueError, OverflowError)
 
 
 @dataclass
 class VerificationResult:
-    """What `verify` saw."""
+    """Counts of checked rows, rejects, files and latents, and the problems that `verify` found."""
 
     images: int = 0
     rows: int = 0
@@ -40,15 +40,14 @@ class VerificationResult:
     files: int = 0
     latents: int = 0
     waiting: int = 0
-    """Images whose files a run that was cut off may have overwritten; the next one does them again."""
+    """Images whose files may have been overwritten by a run that was cut off. The next run processes them again."""
     problems: list[str] = field(default_factory=list)
 
 
 def verify(output: Store) -> VerificationResult:
-    """Check an OUTPUT against itself: parts, how many rows the last run left, doubles, checkpoints, latents with their CRC,
-    newest rows' files with their sha256.
+    """Check all parts, the number of rows, duplicates, checkpoints, latents (CRC) and output files (sha256) of an OUTPUT.
 
-    The CRC is that of the symbols, so coded latents are decoded, with the checkpoint that lies in OUTPUT.
+    The CRC of a latent is that of its symbols, so entropy-coded latents are decoded with the checkpoint in OUTPUT.
     """
     broken: dict[str, str] = {}
 
@@ -61,100 +60,100 @@ def verify(output: Store) -> VerificationResult:
             broken[checkpoint_sha256] = str(e)
             return None
 
-    seen = VerificationResult()
-    # Before the parts are listed: a run that ends meanwhile says of more rows than those.
-    last = read_last_count(output, seen)
+    result = VerificationResult()
+    # Read before the parts are listed: a run that ends in between would report more rows than are listed.
+    last = read_last_count(output, result)
     tables = []
     parts = list_parts(output, "results")
     for path in parts:
         try:
-            tables.append(check_part(path, read_part(output, path, None), seen, entropy_of))
+            tables.append(check_part(path, read_part(output, path, None), result, entropy_of))
         except UNREADABLE as e:
-            seen.problems.append(describe_unreadable_part(output, path, e))
-    seen.rows = sum(map(len, tables))
-    # Of a part that cannot be read, which has its line, nobody knows how many it held.
-    if len(tables) == len(parts) and last and seen.rows < last["rows"]:
-        missing = f"{last['rows'] - seen.rows:,} of the {last['rows']:,} rows that run {last['run_id']} left are missing"
-        seen.problems.append(f"results/: {missing}: copy them again, or run again, which does their images anew")
+            result.problems.append(describe_unreadable_part(output, path, e))
+    result.rows = sum(map(len, tables))
+    # If a part cannot be read, which is a problem already, the number of its rows is unknown.
+    if len(tables) == len(parts) and last and result.rows < last["rows"]:
+        missing = f"{last['rows'] - result.rows:,} of the {last['rows']:,} rows of run {last['run_id']} are missing"
+        result.problems.append(f"results/: {missing}. Copy the parts again, or run again to process the images again")
     for path in list_parts(output, "rejects"):
         try:
-            seen.rejects += len(read_parts(output, [path], KEYS))
+            result.rejects += len(read_parts(output, [path], KEYS))
         except UNREADABLE as e:
-            seen.problems.append(describe_unreadable_part(output, path, e))
+            result.problems.append(describe_unreadable_part(output, path, e))
     if not tables:
-        return seen
+        return result
     rows = pa.concat_tables(tables, promote_options="default")
     for checkpoint in pc.value_counts(rows["checkpoint_sha256"].drop_null()).to_pylist():
         try:
             read_stored_checkpoint(output, checkpoint["values"])
         except (CheckpointError, *UNREADABLE) as e:
             broken.setdefault(checkpoint["values"], str(e) if isinstance(e, CheckpointError) else reason(e))
-        if said := broken.get(checkpoint["values"]):
-            seen.problems.append(f"{said} ({checkpoint['counts']:,} rows are of it)")
+        if problem := broken.get(checkpoint["values"]):
+            result.problems.append(f"{problem} ({checkpoint['counts']:,} rows)")
     counts = rows.group_by(KEYS, use_threads=False).aggregate([([], "count_all")])
     for key in counts.filter(pc.field("count_all") > 1).to_pylist():
-        seen.problems.append(f"image {key['image_id']} version {key['version']}: {key['count_all']} rows")
+        result.problems.append(f"image {key['image_id']} version {key['version']}: {key['count_all']} rows")
     newest = select_newest_rows(rows)
-    seen.images = len(newest)
-    names_files = newest.filter(pc.is_valid(newest["output_uri"]))
-    ids, fencing_tokens = names_files["image_id"].combine_chunks(), names_files["fence"].fill_null(0).to_numpy()
-    later = np.zeros(len(ids), bool)
+    result.images = len(newest)
+    with_files = newest.filter(pc.is_valid(newest["output_uri"]))
+    ids, fencing_tokens = with_files["image_id"].combine_chunks(), with_files["fence"].fill_null(0).to_numpy()
+    is_superseded = np.zeros(len(ids), bool)
     try:
-        later = read_superseded(output, ids) > fencing_tokens
+        is_superseded = read_superseded(output, ids) > fencing_tokens
     except UNREADABLE as e:
-        seen.problems.append(str(e) if isinstance(e, StorageError) else reason(e))
-    seen.waiting = int(later.sum())
+        result.problems.append(str(e) if isinstance(e, StorageError) else reason(e))
+    result.waiting = int(is_superseded.sum())
 
-    named = names_files.filter(pa.array(~later)).select(["output_uri", "output_sha256"]).to_pylist()
+    files = with_files.filter(pa.array(~is_superseded)).select(["output_uri", "output_sha256"]).to_pylist()
     with ThreadPoolExecutor(8) as pool:
-        seen.problems += [problem for problem in pool.map(partial(check_file, output), named) if problem]
-    seen.files = len(named)
-    return seen
+        result.problems += [problem for problem in pool.map(partial(check_file, output), files) if problem]
+    result.files = len(files)
+    return result
 
 
 def check_file(output: Store, row: dict[str, Any]) -> str | None:
-    """What is wrong with the file that a row names by output_uri and output_sha256; None for the row's own."""
+    """Return the problem of the file that a row names by output_uri and output_sha256; None if the file is intact."""
     path = row["output_uri"]
     if not stays_inside(path):
-        return f"{path}: no path within OUTPUT"
+        return f"{path}: the path leaves OUTPUT"
     try:
         digest = hashlib.sha256(output.read(path)).hexdigest()
     except FileNotFoundError:
         return f"{path}: missing"
     except STORE_FAILURES as e:
         return f"{path}: cannot be read: {reason(e)}"
-    return None if digest == row["output_sha256"] else f"{path}: its sha256 is not the row's"
+    return None if digest == row["output_sha256"] else f"{path}: its sha256 differs from that of its row"
 
 
-def read_last_count(output: Store, seen: VerificationResult) -> dict[str, Any] | None:
-    """The record of the last run that came to its account: since then each row that went left another in its place."""
+def read_last_count(output: Store, result: VerificationResult) -> dict[str, Any] | None:
+    """Return the record of the last run that counted the rows. Later runs only replace rows, so their number never falls."""
     try:
         records = [record for record in read_last_records(output) if "rows" in record]
     except UNREADABLE as e:
-        seen.problems.append(reason(e))
+        result.problems.append(reason(e))
         return None
     return max(records, key=lambda record: int(record["fence"]), default=None)
 
 
 def describe_unreadable_part(output: Store, path: str, error: Exception) -> str:
-    """One line about a part; what a StorageError says ends with what to do."""
-    said = str(error).removeprefix(f"{output.uri(path)}: ") if isinstance(error, StorageError) else reason(error)
-    return f"{path}: cannot be read: {said}"
+    """Return the problem of a part in one line. The message of a StorageError ends with what to do."""
+    message = str(error).removeprefix(f"{output.uri(path)}: ") if isinstance(error, StorageError) else reason(error)
+    return f"{path}: cannot be read: {message}"
 
 
 def check_part(
-    path: str, table: pa.Table, seen: VerificationResult, entropy_of: Callable[[str], "EntropyModel | None"]
+    path: str, table: pa.Table, result: VerificationResult, entropy_of: Callable[[str], "EntropyModel | None"]
 ) -> pa.Table:
-    """Check a part's name, which its identities decide, and its latents; give the columns that the other checks need."""
+    """Check the name of a part, which is a hash of its row identities, and its latents; return columns for other checks."""
     if path.rpartition("/")[2] != part_name(table):
-        seen.problems.append(f"{path}: its name is not that of the rows it holds")
+        result.problems.append(f"{path}: the name does not match the rows in the part")
     if "latent" in table.schema.names:
         from imagemill.pipeline.output.latent_symbols import decode_symbols, is_coded, iterate_latent_rows
 
         for number, row in enumerate(iterate_latent_rows(table)):
             try:
                 decode_symbols(row, entropy_of(row["checkpoint_sha256"]) if is_coded(row) else None)
-                seen.latents += 1
+                result.latents += 1
             except LatentError as e:
-                seen.problems.append(f"{path} row {number}: {e}")
+                result.problems.append(f"{path} row {number}: {e}")
     return table.select([*KEYS, "encoded_at", "fence", "checkpoint_sha256", "output_uri", "output_sha256"])

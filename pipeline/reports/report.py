@@ -14,7 +14,7 @@ from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.output.parts import list_new_parts
 from imagemill.pipeline.output.run_history import RUN_ID, list_run_ids, read_run_config, read_run_records
-from imagemill.pipeline.plan import references
+from imagemill.pipeline.plan import build_references
 from imagemill.pipeline.reports.charts import Histogram, Projection, Trend
 from imagemill.pipeline.reports.page import render_page
 from imagemill.pipeline.reports.run_figures import (
@@ -121,7 +121,7 @@ def rewrite_report(output: Store, run_id: str) -> str:
         except (ConfigError, StorageError, *STORE_FAILURES) as e:
             log.info("the report shows no input images: %s", reason(e))
             return source_reader(config, [])
-        return source_reader(config, references(images, source.store, "", {})[0].to_pylist())
+        return source_reader(config, build_references(images, source.store, "", {})[0].to_pylist())
 
     return save_report(output, record, set(), open_sources)
 

@@ -35,7 +35,7 @@ from imagemill.pipeline.sources.source import (
 )
 from imagemill.pipeline.sources.system_files import EXCLUDED, is_excluded
 from imagemill.pipeline.storage import Store
-from imagemill.pipeline.store_listing import NO_FILE
+from imagemill.pipeline.store_listing import NOT_A_FILE
 
 SIDECARS = ("json", "txt")
 """Extensions of sidecar files that are copied into `extra` if the config names none."""
@@ -252,7 +252,7 @@ def describe_special_member(member: tarfile.TarInfo) -> tuple[str, str]:
         return "sparse", HOLES
     if member.issym():
         return "link", LINK
-    return "no file", f"BadName: {NO_FILE}"
+    return "no file", f"BadName: {NOT_A_FILE}"
 
 
 def split_key(name: str) -> tuple[str, str]:

@@ -40,7 +40,7 @@ from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.output.parts import list_parts, read_parts
 from imagemill.pipeline.output.stored_checkpoint import store_checkpoint
 from imagemill.pipeline.output.verify import verify
-from imagemill.pipeline.resolve import plan_of, resolve
+from imagemill.pipeline.resolve import build_plan, resolve
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.worker_job import WorkerJob
 
@@ -208,7 +208,7 @@ def worker_rows(bench: Bench, source: Store, output: Store, batch: int) -> Any:
         torch_threads=1,
         dtype=None,
     )
-    return pa.concat_tables(BlockProcessor(told)(plan_of(job).todo))
+    return pa.concat_tables(BlockProcessor(told)(build_plan(job).todo))
 
 
 @contextmanager

@@ -11,9 +11,9 @@ BEGAN = time.monotonic()
 STEPS = {
     "imagemill.pipeline.run": (
         "resolve",
-        "check_ends",
+        "check_output_task",
         "settle",
-        "plan_of",
+        "build_plan",
         "execute",
         "account",
         "write_run_report",

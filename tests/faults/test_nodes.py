@@ -83,7 +83,7 @@ def test_all_nodes_die_and_the_run_says_so(cluster: RayCluster, s3: S3, crops: l
     only.kill()
     code, said = finished(run)
     assert code in (1, 2), said
-    assert "room for 0" in said or "no image was done" in said
+    assert "room for 0" in said or "no image was processed" in said
     cluster.add(2)
     cluster.wait_for_nodes()
     code, said = finished(start(cluster, source.url, output.url))
@@ -96,7 +96,9 @@ def test_a_cluster_whose_nodes_come_late_or_never(cluster: RayCluster, s3: S3, c
     make_photos(source, 20, crops)
     code, said = finished(start(cluster, source.url, output.url, pool="pool={workers: 2, wait_s: 15}"))
     assert code == 1, said
-    assert "for 15 s no image was done, and of 2 workers of 1 CPU each; cluster: 0 CPUs" in said
+    assert (
+        "no image was processed for 15 s, and the cluster has no room for 2 workers of 1 CPU each; cluster: 0 CPUs" in said
+    )
     run = start(cluster, source.url, output.url, pool="pool={workers: 2, wait_s: 300}")
     cluster.add(2)
     code, said = finished(run)

@@ -96,7 +96,7 @@ def test_run_waits_for_cluster_that_others_hold(cluster, held, tmp_path: Path, c
     limited = subprocess.run([*command, "--set", "pool={workers: 1, wait_s: 5}"], **options)
     assert limited.returncode == 1
     last = limited.stderr.splitlines()[-1]
-    assert re.fullmatch("imagemill: (other work holds the cluster.*0 of 1 CPUs are free|messages of Ray's core).*", last)
+    assert re.fullmatch("imagemill: (other work has held the cluster.*0 of 1 CPUs are free|messages of Ray's core).*", last)
     assert "Traceback" not in limited.stderr
     with (tmp_path / "log").open("wb+") as log:
         run = subprocess.Popen(command, env=cluster.variables(), stderr=log, stdout=log)
@@ -130,4 +130,4 @@ def test_run_outlives_its_address(own: bool, tmp_path: Path, crops: list[np.ndar
     code = json.loads(record.read_bytes())["exit_code"]
     assert (ended.stdout, code) == (f"{code}\n", 0 if own else 1), said + ended.stderr
     if not own:
-        assert "imagemill: Ray does not answer, for 40 s now" in said
+        assert "imagemill: Ray has not answered for 40 s" in said

@@ -62,7 +62,7 @@ def test_a_machine_too_busy_for_ray_to_start_is_one_line(tmp_path: Path, crops: 
     assert (done.returncode, said) == (
         1,
         [
-            "imagemill: Ray did not start on this machine; is it short of memory, or busy? "
+            "imagemill: Ray did not start on this machine. Is the machine busy, or short of memory? "
             "The current node timed out during startup."
         ],
     )

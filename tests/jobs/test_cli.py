@@ -31,14 +31,14 @@ def write_yaml(folder: Path, text: str) -> Path:
         ("task: denoise\nsigmas: 3", "unknown key 'sigmas'; valid: accept_damaged, address"),
         ("task: denoise\npool: {actor: 3}", "unknown key 'pool.actor'; valid: batch_size, dtype"),
         ("task: denoise\nlimit: many", "limit = 'many'"),
-        ("task: dream", "task = 'dream'; valid: colorize, compress, denoise, inpaint"),
+        ("task: dream", "task='dream': unknown. Valid: colorize, compress, denoise, inpaint"),
         ("task: denoise\nparams: {sigma: -3}", "params.sigma = -3"),
         ("task: denoise\nparams: {level: 3}", "denoise: unknown key 'params.level'; valid: "),
-        ("task: denoise\ncheckpoint: compress-small", "is for the task compress, not denoise"),
+        ("task: denoise\ncheckpoint: compress-small", "made for the task compress, not denoise"),
         ("task: denoise\ncheckpoint: weights.pth", "pickled weights are refused"),
         ("task: denoise\ncheckpoint: nowhere", "'nowhere': not found. Give a folder, a URL, or one of the bundled"),
-        ("task: denoise\ninput: http://example.com/x", "scheme 'http' is not one of file, s3"),
-        ("- a list", "a mapping is expected"),
+        ("task: denoise\ninput: http://example.com/x", "scheme 'http' is not supported. Valid: file, s3"),
+        ("- a list", "must be a mapping of keys to values"),
         ("task: [", "not YAML"),
         (
             "jobs: []\nuntil: 06:00\npool: {actor: 3}",
@@ -70,7 +70,7 @@ def test_url_with_one_slash_is_an_error_in_one_line(imagemill, tmp_path, photos,
     places = {"input": photos, "output": tmp_path / "out", place: "s3:/bucket/x"}
     code, _, err = imagemill("denoise", places["input"], places["output"])
     assert code == 2
-    assert "s3:/bucket/x: s3:// is expected" in err
+    assert "s3:/bucket/x: write s3://, or" in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == [photos]
 
@@ -94,7 +94,7 @@ def test_missing_input_is_exit_5_and_an_image_is_exit_2(imagemill, tmp_path, pho
 def test_output_within_the_input_is_exit_2(imagemill, photos):
     code, _, err = imagemill("denoise", photos, photos / "out")
     assert code == 2
-    assert "one in the other" in err
+    assert "overlap: one contains the other" in err
 
 
 def test_unwritable_output_is_exit_5(imagemill, tmp_path, photos):
@@ -108,7 +108,7 @@ def test_output_of_another_run_is_exit_4(imagemill, tmp_path, photos):
     with Lease(Store(str(tmp_path / "out"))):
         code, _, err = imagemill("denoise", photos, tmp_path / "out")
     assert code == 4
-    assert "another run holds it" in err
+    assert "another run holds this output" in err
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -138,7 +138,7 @@ def test_export_has_one_folder_per_latent_shape(photos: Store, tmp_path: Path) -
     assert len(table) == 5
     codes = read_latents(str(tmp_path / "latents"))
     assert sorted(values.shape for _, values in codes.batches()) == [(2, 96, 16, 12), (3, 96, 12, 16)]
-    with pytest.raises(ConfigError, match="latents of 2 shapes, 96×12×16, 96×16×12"):
+    with pytest.raises(ConfigError, match="the latents have 2 shapes: 96×12×16, 96×16×12"):
         codes.numpy()
     assert read_latents(photos.url, where="orig_width = 96").numpy().shape == (2, 96, 16, 12)
 
@@ -227,7 +227,7 @@ def test_export_selects_run_and_day(tmp_path: Path, pieces: dict[str, np.ndarray
 
     assert rows(1) == [("0.png", runs[0]), ("1.png", runs[1]), ("2.png", runs[1])]
     assert rows(2, run=runs[0]) == rows(3, as_of="2026-03-01") == [("0.png", runs[0]), ("1.png", runs[0])]
-    with pytest.raises(ConfigError, match="the first of all is of 2026-03-01T"):
+    with pytest.raises(ConfigError, match="The oldest row is of 2026-03-01T"):
         rows(4, as_of="2026-02-01")
 
 
@@ -271,8 +271,8 @@ def test_invalid_export_writes_nothing(digits: Store, exported: Path, tmp_path: 
         ({"pool": "max"}, "--pool max: unknown pool. Valid: none, flatten, gem, likeness, mean"),
         ({"file_format": "csv"}, "--format csv: unknown format. Valid: lance, npy"),
         ({"file_format": "webdataset", "columns": ["latent"]}, "image_id"),
-        ({"run": "x"}, "no row is of run x"),
-        ({"model": "x"}, "no row is of model x"),
+        ({"run": "x"}, "run x has no rows"),
+        ({"model": "x"}, "model x has no rows"),
     ):
         with pytest.raises(ConfigError, match=message):
             export(digits, free, **what)
@@ -288,7 +288,7 @@ def test_invalid_export_writes_nothing(digits: Store, exported: Path, tmp_path: 
             export(digits, Store(str(dest)))
     assert (tmp_path / "photos/mine.jpg").exists()
     (tmp_path / "empty/runs").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="holds no rows yet"):
+    with pytest.raises(ConfigError, match="no rows yet"):
         export(Store(str(tmp_path / "empty")), free)
 
 
@@ -327,7 +327,7 @@ def test_export_that_lost_its_lease_has_no_manifest(digits: Store, tmp_path: Pat
         write(*arguments)
 
     monkeypatch.setitem(export_formats.FORMATS, "parquet", overtaken)
-    with pytest.raises(OutputHeld, match="another run took it"):
+    with pytest.raises(OutputHeld, match="another run took over"):
         export(digits, dest)
     assert not dest.exists("export.json")
     assert dest.exists("UNFINISHED")

@@ -63,7 +63,7 @@ def test_damaged_parts_are_named_and_left_out(tmp_path: Path, pieces: dict[str, 
     output.write(cut, output.read(cut)[:-100])
     output.write(of_latents, in_a_page_of(output, of_latents, "latent.list.element"))
     output.write(of_models, in_a_page_of(output, of_models, "model_id"))
-    with pytest.raises(VerificationError, match=f"{cut}: a damaged part .*: move it out of OUTPUT, and the next run makes"):
+    with pytest.raises(VerificationError, match=f"{cut}: a damaged part .*Move it out of OUTPUT. The next run processes"):
         show_export(output, Store(str(tmp_path / "export")))
     record = json.loads((tmp_path / "export/export.json").read_text())
     assert [problem.split(": ")[0] for problem in record["left_out"]] == [
@@ -92,5 +92,5 @@ def test_unreachable_part_is_not_called_damaged(tmp_path: Path, pieces: dict[str
 @pytest.mark.parametrize("content", [b"{}", b'{"format": "par'])
 def test_damaged_manifest_is_a_storage_error(content: bytes, tmp_path: Path) -> None:
     Store(str(tmp_path)).write("export.json", content)
-    with pytest.raises(StorageError, match=r"export\.json: damaged: export again"):
+    with pytest.raises(StorageError, match=r"export\.json: damaged\. Export again"):
         read_latents(str(tmp_path))

@@ -44,7 +44,7 @@ def test_run_that_waits_for_a_lease_can_be_interrupted(tmp_path: Path, crops: li
     output.write("runs/lease/00000001.json", b'{"machine": "far/1", "pid": 7, "started": "1", "at": 4e9}')
     run = start(source, output)
     assert run.stderr
-    assert b"process 7 on far did not release it. Waiting up to 60 s" in run.stderr.readline()
+    assert b"process 7 on far did not release this output. Waiting up to 60 s" in run.stderr.readline()
     run.send_signal(signal.SIGINT)
     _, err = run.communicate(timeout=50)
     assert run.returncode == 130

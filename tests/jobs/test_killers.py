@@ -75,7 +75,7 @@ def test_block_with_repeated_deaths_ends_the_run():
     """Ray retries a block MOST_DEATHS times; the last attempt ends the run with an explanation."""
     for _ in range(MOST_DEATHS):
         Suspects("deaths", ["a"])
-    with pytest.raises(RunFailed, match="is there memory for an actor"):
+    with pytest.raises(RunFailed, match="enough memory for its workers"):
         Suspects("deaths", ["a"])
 
 

@@ -62,8 +62,8 @@ def test_night_processes_new_images_and_missed_days(night, tmp_path, capsys):
     assert all(verify(Store(run["output"])).problems == [] for run in runs)
     page = Path(notification(tmp_path)["report"])
     text = page.read_text()
-    assert "Caught up: dated 2026-02-27 (2)." in text
-    assert "6 without an input" in text
+    assert "Missed days, now processed: dated 2026-02-27 (2)." in text
+    assert "Jobs without an input: 6" in text
     links = [(page.parent / link).resolve() for link in re.findall('<a href="([^"]+)"', text)]
     assert links == [Path(run["report"]).resolve() for run in runs]
     assert all(link.exists() for link in links)
@@ -128,7 +128,7 @@ def test_night_continues_after_a_refused_run(night, tmp_path):
     runs = notification(tmp_path)["runs"]
     assert [run["exit_code"] for run in runs] == [0, 2, 2, 0]
     assert "2 of its 2 images have rows that were made from" in runs[1]["exit_reason"]
-    assert "images/ holds files that no run of imagemill wrote" in runs[2]["exit_reason"]
+    assert "images/ contains files that no run of imagemill wrote" in runs[2]["exit_reason"]
     assert (tmp_path / "project/images/0.png").read_bytes() == b"mine"
     show_night(NightlyConfig(**night | {"jobs": [card | {"allow_new_input": True}, whole]}), TONIGHT)
     assert [run["exit_reason"] for run in notification(tmp_path)["runs"]] == ["done", "done"]
@@ -141,7 +141,7 @@ def test_night_checks_all_jobs_before_the_first_run(night):
     first = {"name": "first", "task": "denoise", "input": "in", "output": "out"}
     wrong = {
         "unknown key 'inptu'": {"task": "denoise", "inptu": "x"},
-        "job 2: task = 'denosie'; valid:": first | {"name": "job 2", "task": "denosie"},
+        "job 2: task='denosie': unknown. Valid:": first | {"name": "job 2", "task": "denosie"},
         "job 2: denoise: unknown key 'params.sigam'; valid: sigma": first | {"name": "job 2", "params": {"sigam": 25}},
         "job 2: input is missing": {"task": "denoise", "output": "other"},
         "second: output out belongs to another job with the task denoise, not compress": first

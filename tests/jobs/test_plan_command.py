@@ -48,7 +48,7 @@ def test_plan_reports_bucket_errors_as_a_run_does(imagemill, photos, rclone_buck
     assert imagemill(*places, f"{rclone_bucket}/out")[0] == 0
     code, _, err = imagemill(*places, "s3://there-is-none/out")
     assert code == 5
-    assert "s3://there-is-none/out: the bucket there-is-none does not exist: make it, or name another" in err
+    assert "s3://there-is-none/out: the bucket there-is-none does not exist. Create it, or check the name" in err
     assert err.count("\n") == 1
     assert imagemill("denoise", photos, "s3://there-is-none/out") == (code, "", err)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
@@ -71,7 +71,7 @@ def test_plan_logs_progress_of_a_long_listing(imagemill, tmp_path, photos, monke
     places = ["plan", "--task", "denoise", "--input", photos, "--output", tmp_path / "out"]
     assert imagemill(*places)[2] == ""
     monkeypatch.setattr("imagemill.pipeline.plan.LOG_SECONDS", 0)
-    monkeypatch.setattr("imagemill.pipeline.plan.LISTED_AT_A_TIME", 2)
+    monkeypatch.setattr("imagemill.pipeline.plan.ENTRIES_PER_CHUNK", 2)
     lines = re.findall(r"INFO (listed \d+ .*)\n", imagemill(*places)[2])
     assert lines == ["listed 2 images and 0 other files so far", "listed 3 images and 0 other files so far"]
 
@@ -89,13 +89,13 @@ def test_plan_warns_of_an_input_unknown_to_output(imagemill, tmp_path, crops):
         assert err.count("\n") == bool(err)
         return err
 
-    rows = f"holds none of the images that {output.url} has rows of, which was filled from {tmp_path}/in: is it the right"
+    rows = f"holds none of the images that {output.url} has rows of, which was made from {tmp_path}/in. Is it the right"
     assert f"{tmp_path}/other {rows}" in stderr_of("other", "b.png")
     moved = f"1 of its 2 images have rows that were made from {tmp_path}/in (for example a.png)"
     assert moved in stderr_of("other", "a.png")
     assert stderr_of("in") == ""
     (tmp_path / "in/a.png").unlink()
-    assert f"{tmp_path}/in {rows} place, and all there?" in stderr_of("in")
+    assert f"{tmp_path}/in {rows} place, and complete?" in stderr_of("in")
     assert stderr_of("in", "c.png") == ""
 
 

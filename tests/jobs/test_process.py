@@ -160,7 +160,7 @@ def test_signal_during_the_report_keeps_the_failure(empty: Path, tmp_path: Path,
         run(RunConfig(task="denoise", input=str(empty), output=str(tmp_path / "out")))
 
 
-@pytest.mark.parametrize("stage", ["finish_interrupted_merges", "plan_of", "account"])
+@pytest.mark.parametrize("stage", ["finish_interrupted_merges", "build_plan", "account"])
 @pytest.mark.parametrize("error", [Interrupted, Deadline])
 def test_run_writes_its_record_after_a_signal_in_any_stage(stage, error, empty: Path, tmp_path: Path, monkeypatch) -> None:
     """A run that began writes run.json, no matter when the signal arrived."""

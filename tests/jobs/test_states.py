@@ -66,7 +66,7 @@ def test_keep_without_the_lease_writes_nothing(tmp_path: Path) -> None:
     run, state = Store(str(tmp_path)), fresh()
     train_epoch(state, 1)
     run.write(f"{FOLDER}/00000002.json", b"{}")
-    with pytest.raises(OutputHeld, match="another run took it"):
+    with pytest.raises(OutputHeld, match="another run took over"):
         save_state(state, run, fencing_token=1)
     assert stored_epochs(run) == []
 

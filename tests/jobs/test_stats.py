@@ -108,7 +108,7 @@ def test_stats_and_nightly_report_drift(tmp_path: Path, crops: list[np.ndarray],
     assert not (measure_drift(output, last, 50.0) or {})["alert"]
     assert measure_drift(output, first, 0.2) is None
     assert measure_drift(output, last | {"checkpoint_sha256": "another"}, 0.2) is None
-    with pytest.raises(ConfigError, match="no row is of run x"):
+    with pytest.raises(ConfigError, match="run x has no rows"):
         show_stats(output, "x", runs[0])
     with pytest.raises(ConfigError, match="no rows of a run other than"):
         show_stats(compressed(tmp_path / "alone", some(range(2))), None, runs[0])

@@ -212,7 +212,7 @@ def test_train_without_its_lease_writes_nothing(tiny, tmp_path, monkeypatch):
         return read_newest_history(store)
 
     monkeypatch.setattr("imagemill.jobs.train.newest_history", overtaken)
-    with pytest.raises(OutputHeld, match="another run took it"):
+    with pytest.raises(OutputHeld, match="another run took over"):
         train(config)
     assert not (tmp_path / "out/tiny-denoise").exists()
 

@@ -188,7 +188,7 @@ def test_verify_names_an_image_with_a_flipped_byte(output: Store) -> None:
     data = bytearray(path.read_bytes())
     data[3] ^= 1
     path.write_bytes(data)
-    assert verify(output).problems == ["images/x/b.png: its sha256 is not the row's"]
+    assert verify(output).problems == ["images/x/b.png: its sha256 differs from that of its row"]
 
 
 def test_verify_names_a_missing_image(output: Store) -> None:
@@ -201,7 +201,7 @@ def test_verify_reads_nothing_outside_of_output(tmp_path: Path) -> None:
     output = Store(str(tmp_path / "out"))
     with_images(output, "../../elsewhere.png")
     assert (tmp_path / "elsewhere.png").exists()
-    assert verify(output).problems == ["images/../../elsewhere.png: no path within OUTPUT"]
+    assert verify(output).problems == ["images/../../elsewhere.png: the path leaves OUTPUT"]
 
 
 def test_verify_names_each_file_that_cannot_be_read_and_goes_on(tmp_path: Path) -> None:
@@ -227,9 +227,9 @@ def test_verify_says_what_to_do_about_damaged_marks_and_that_is_not_to_move_them
     with_images(output, "a.jpg")
     output.write(f"runs/20260101T000000Z-abcdef/{SUPERSEDED}", b"PAR1")
     [problem] = verify(output).problems
-    assert problem.startswith(output.full("runs/20260101T000000Z-abcdef/superseded.parquet: a damaged part"))
-    assert "restore it. Where that cannot be, delete it" in problem
-    assert problem.endswith("the next run makes those images again")
+    assert problem.startswith(output.full("runs/20260101T000000Z-abcdef/superseded.parquet: damaged"))
+    assert "Restore it. If you cannot, delete it" in problem
+    assert problem.endswith("The next run processes those images again")
     assert "move it out" not in problem
 
 
@@ -308,7 +308,7 @@ def test_verify_sees_that_a_part_holds_other_rows_than_its_name_says(output: Sto
     output.write(path, output.read(put(output, [row(("b", "v"))], "elsewhere.parquet")))
     output.delete("results/elsewhere.parquet")
     [problem] = verify(output).problems
-    assert "its name is not that of the rows" in problem
+    assert "the name does not match the rows" in problem
 
 
 def test_the_newest_row_of_an_image_is_that_of_the_last_fence() -> None:

@@ -152,7 +152,7 @@ def whole_run(output: Store, redo: list[str], fence: int) -> None:
 
 @given(data=st.data())
 @settings(max_examples=80)
-def test_runs_that_are_killed_anywhere_lose_no_row_and_leave_none_twice(tmp_path_factory, data) -> None:
+def test_compact_killed_anywhere_keeps_each_row_once(tmp_path_factory, data) -> None:
     root = str(tmp_path_factory.mktemp("out"))
     output, mortal = Store(root), Mortal(root)
     with patch("imagemill.pipeline.output.compact.MIN_SMALL_PARTS", 4):
@@ -222,7 +222,7 @@ def test_who_lost_output_merges_nothing_and_is_done_all_the_same(tmp_path: Path,
         parts = fill(output, MIN_SMALL_PARTS)
         output.write("runs/lease/00000007.json", b"{}")
         assert compact(output, parts, 3, lease.check_held) == 0
-    assert "another run took it" in caplog.text
+    assert "another run took over" in caplog.text
     assert all_parts(output) == parts
 
 

@@ -100,7 +100,7 @@ def test_what_is_no_plain_file_stays(tmp_path, make):
     else:
         there.symlink_to(original if make == "link" else tmp_path / "nowhere")
     before = os.lstat(there)
-    with pytest.raises(ConfigError, match=r"a.png(: exists| is a folder)"):
+    with pytest.raises(ConfigError, match=r"a.png: (exists|is a folder)"):
         fill(Store(str(there.parent)), ["a.png"])
     assert os.lstat(there) == before
 

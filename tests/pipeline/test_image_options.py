@@ -23,7 +23,7 @@ from imagemill.pipeline.images.decode import decode_image
 from imagemill.pipeline.images.encode import choose_output_format
 from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.output.verify import verify
-from imagemill.pipeline.resolve import plan_of, resolve
+from imagemill.pipeline.resolve import build_plan, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
 from tests.support.camera import with_metadata
@@ -250,8 +250,8 @@ def test_format_option_converts_mixed_folder(tmp_path, photo):
     assert IFD.GPSInfo not in camera.getexif()
     assert np.asarray(open_image((output / "images/logo.png.webp").read_bytes()))[:, :3].min() > 235
     assert verify(Store(str(output))).problems == []
-    assert plan_of(resolve(config)).done == 11
-    assert plan_of(resolve(config.model_copy(update={"image": ImageConfig(**image | {"quality": 91})}))).done == 0
+    assert build_plan(resolve(config)).done == 11
+    assert build_plan(resolve(config.model_copy(update={"image": ImageConfig(**image | {"quality": 91})}))).done == 0
 
 
 def build_config(task: str, folder: Path, **image: object) -> RunConfig:
@@ -270,7 +270,7 @@ def test_version_contains_only_non_default_options(tmp_path):
 def test_option_that_task_cannot_use_is_a_config_error(tmp_path):
     for task in ("inpaint", "colorize"):
         for image_format in ("jpeg", "webp", "avif"):
-            with pytest.raises(ConfigError, match=f"image.format = '{image_format}'.*{task}.*valid: png, tiff"):
+            with pytest.raises(ConfigError, match=f"image.format='{image_format}'.*{task}.*Valid: png, tiff"):
                 resolve(build_config(task, tmp_path / "a", format=image_format))
         assert (
             choose_output_format(

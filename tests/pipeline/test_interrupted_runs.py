@@ -18,7 +18,7 @@ from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.lease import FOLDER
 from imagemill.pipeline.output.parts import SUPERSEDED, list_parts
 from imagemill.pipeline.output.verify import verify
-from imagemill.pipeline.resolve import plan_of, resolve
+from imagemill.pipeline.resolve import build_plan, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import image_id, parquet_bytes
 from imagemill.pipeline.storage import Store
@@ -41,10 +41,10 @@ def test_parameters_that_come_back_are_done_again(config):
     again = run(config.model_copy(update={"params": {"sigma": 15}}))
     assert again["ok"] == 4
     assert verify(Store(config.output)).problems == []
-    assert plan_of(resolve(config.model_copy(update={"params": {"sigma": 15}}))).done == 4
+    assert build_plan(resolve(config.model_copy(update={"params": {"sigma": 15}}))).done == 4
 
 
-def test_an_image_that_a_cut_off_run_may_have_overwritten_is_done_again(config):
+def test_interrupted_run_images_are_processed_again(config):
     first = run(config)
     row = {"image_id": [image_id("0.png")], "fence": [first["fence"] + 1]}
     Store(config.output).write(f"runs/killed/{SUPERSEDED}", parquet_bytes(pa.table(row), 1))
@@ -54,7 +54,7 @@ def test_an_image_that_a_cut_off_run_may_have_overwritten_is_done_again(config):
     assert run(config)["planned"] == 0
 
 
-def test_what_a_cut_off_run_was_to_do_is_done_once_though_the_claims_are_lost(config):
+def test_interrupted_run_recovers_without_claims(config):
     first = run(config)
     row = {"image_id": [image_id("0.png")], "fence": [first["fence"] + 3]}
     Store(config.output).write(f"runs/killed/{SUPERSEDED}", parquet_bytes(pa.table(row), 1))
@@ -83,7 +83,7 @@ def test_a_copy_without_some_parts_or_the_checkpoint_is_not_well(config, monkeyp
     assert verify(output).problems == []
     shutil.rmtree(f"{output.root}/checkpoints")
     [problem] = verify(output).problems
-    assert re.search(r"the checkpoint that made the rows is missing \(\d rows are of it\)", problem)
+    assert re.search(r"the checkpoint that made the rows is missing \(\d rows\)", problem)
 
 
 def test_a_reject_may_be_rejected_again(config):
@@ -97,7 +97,7 @@ def test_a_reject_may_be_rejected_again(config):
         assert (record["planned"], record["rejected"]) == (3, 3)
 
 
-def test_failures_forget_a_mended_file_and_show_names_as_they_are(config, capsys):
+def test_failures_omit_repaired_files_and_show_plain_names(config, capsys):
     broken = Path(config.input) / "IMG [edited] [b].png"
     broken.write_bytes(b"broken")
     run(config)

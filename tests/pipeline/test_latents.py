@@ -20,7 +20,7 @@ from imagemill.pipeline.item import Item
 from imagemill.pipeline.output.lease import Lease
 from imagemill.pipeline.output.parts import list_parts
 from imagemill.pipeline.output.verify import verify
-from imagemill.pipeline.resolve import check_model, plan_of, resolve
+from imagemill.pipeline.resolve import build_plan, check_model, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.run_record import RunRecord
 from imagemill.pipeline.schema import image_id
@@ -145,9 +145,9 @@ def test_the_images_of_a_damaged_part_are_made_again_once_it_is_moved_away(tmp_p
     run(config)
     damaged = list_parts(output, "results")[1]
     output.write(damaged, output.read(damaged)[:-1])
-    with pytest.raises(StorageError, match=f"{damaged}: a damaged part .*: move it out of OUTPUT"):
+    with pytest.raises(StorageError, match=f"{damaged}: a damaged part .*Move it out of OUTPUT"):
         run(config)
-    assert "move it out of OUTPUT" in verify(output).problems[0]
+    assert "Move it out of OUTPUT" in verify(output).problems[0]
     assert export(output, Store(str(tmp_path / "export")))["rows"] == 3
     Path(output.full(damaged)).rename(tmp_path / "damaged.parquet")
     assert run(config)["ok"] == 1
@@ -159,7 +159,7 @@ def compressed_here(source: Store, output: Store) -> None:
     """An actor's work on all of a source, in this process."""
     resolved = resolve(RunConfig(task="compress", input=source.url, output=output.url, quality=0))
     with Lease(output) as lease:
-        plan = plan_of(resolved)
+        plan = build_plan(resolved)
         assert Worker(job_here(resolved, lease.fencing_token))(plan.todo) == {"rows": [len(plan.todo)]}
         left = account(output, plan, [])
     assert (left.ok, left.rejected, left.doubles_dropped) == (len(plan.todo), 0, 0)
@@ -205,7 +205,7 @@ def test_coding_without_tables_is_refused_before_an_image_is_touched(tmp_path, c
     config = RunConfig(task="compress", input=str(tmp_path / "in"), output=output.url, checkpoint=str(tmp_path / "older"))
     check_model(resolve(config))
     record = RunRecord()
-    with pytest.raises(CheckpointError, match="holds no tables"):
+    with pytest.raises(CheckpointError, match="no entropy tables"):
         run(config.model_copy(update={"params": {"coding": "coded"}}), record)
     assert record.exit_code == CheckpointError.exit_code == 2
     assert not [e.path for e in output.entries() if e.path.startswith(("results/", "images/"))]

@@ -56,7 +56,7 @@ def test_a_second_holder_is_refused_until_the_first_is_done(any_url: str) -> Non
 
 
 @HONEST
-def test_the_fence_rises_with_each_holder_and_old_claims_are_cleared(any_url: str) -> None:
+def test_lease_token_rises_and_old_claims_are_removed(any_url: str) -> None:
     output, fences = Store(any_url), []
     for _ in range(6):
         with Lease(output) as lease:
@@ -164,8 +164,8 @@ def test_a_watched_holder_is_named_and_how_long(tmp_path: Path, caplog: pytest.L
         pass
     [message] = [r.getMessage() for r in caplog.records]
     assert message == (
-        f"{output.url}: process 1 on far did not release it. "
-        "Waiting up to 60 s for a sign of life before this run takes it over"
+        f"{output.url}: process 1 on far did not release this output. "
+        "Waiting up to 60 s for its heartbeat before taking over"
     )
 
 
@@ -181,7 +181,7 @@ def test_who_is_faster_to_take_over_holds(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
     far = Elsewhere(output, 0, 0, "0.1")
     far.sleep = lambda seconds: output.write(f"{FOLDER}/00000005.json", b"{}")  # type: ignore[method-assign]
-    with patch("imagemill.pipeline.output.lease.time", far), pytest.raises(OutputHeld, match="has just taken it"):
+    with patch("imagemill.pipeline.output.lease.time", far), pytest.raises(OutputHeld, match="has just taken"):
         Lease(output).__enter__()
 
 
@@ -256,7 +256,7 @@ def test_a_claim_is_renewed_while_its_holder_clears_away(tmp_path: Path, monkeyp
 def test_who_was_overtaken_while_it_cleared_away_does_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = Store(str(tmp_path))
     monkeypatch.setattr(Store, "sweep", lambda store, spare: store.write(f"{FOLDER}/00000002.json", b"{}"))
-    with pytest.raises(OutputHeld, match="another run took it"):
+    with pytest.raises(OutputHeld, match="another run took over"):
         Lease(output).__enter__()
     assert "lease" not in [thread.name for thread in threading.enumerate()]
 
@@ -275,9 +275,7 @@ def test_an_output_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> 
         Lease(Store(str(tmp_path / "file/out"))).__enter__()
 
 
-def test_a_server_without_conditional_puts_is_detected_and_serves_one_holder(
-    rclone_bucket: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_lease_detects_a_store_without_conditional_puts(rclone_bucket: str, caplog: pytest.LogCaptureFixture) -> None:
     url = f"{rclone_bucket}/out"
     with caplog.at_level(logging.WARNING, "imagemill.lease"), Lease(Store(url)) as first:
         assert "ignores conditional puts" in caplog.text
@@ -297,7 +295,7 @@ def test_a_server_with_conditional_puts_gets_no_warning(any_url: str, caplog: py
 @pytest.mark.skipif(
     subprocess.run(["unshare", "-rpf", "true"], check=False).returncode != 0, reason="no PID namespaces here"
 )
-def test_a_holder_in_another_container_of_this_machine_is_believed(tmp_path: Path) -> None:
+def test_lease_watches_a_holder_in_another_container(tmp_path: Path) -> None:
     """Two pods on the network of their host have its name and its boot, and numbers of processes of their own."""
     quick = f"import imagemill.pipeline.output.lease\nimagemill.pipeline.output.lease.BEAT_SECONDS = 0.1\n{HOLD}"
     command = ["unshare", "-rpf", "--mount-proc", "--kill-child", sys.executable, "-c", quick, str(tmp_path)]

@@ -13,7 +13,7 @@ import s3fs
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.output.rejects import read_waiting_rejects
 from imagemill.pipeline.output.verify import verify
-from imagemill.pipeline.plan import references
+from imagemill.pipeline.plan import build_references
 from imagemill.pipeline.run import run
 from imagemill.pipeline.sources.image_reader import ImageReader
 from imagemill.pipeline.sources.input import list_images, open_input
@@ -57,12 +57,12 @@ def test_a_manifest_names_images_of_its_own_places_alone(tmp_path, rclone_bucket
     assert verify(Store(str(tmp_path / "done"))).problems == []
 
 
-def test_a_manifest_may_name_files_anywhere_where_the_root_is_let_in(tmp_path, crops):
+def test_manifest_reads_files_below_allowed_roots(tmp_path, crops):
     (tmp_path / "m").mkdir()
     (tmp_path / "a.png").write_bytes(pictures(crops, 1)[0])
     (tmp_path / "m/list.csv").write_text(f"path\n{tmp_path}/a.png\n")
     source = open_input(str(tmp_path / "m/list.csv"), StorageConfig(), SourceConfig(roots=["/"]))
-    todo, _ = references((image for image in list_images(source)), source.store, "", {})
+    todo, _ = build_references((image for image in list_images(source)), source.store, "", {})
     [row] = todo.to_pylist()
     assert (row["problem"], row["source_uri"]) == (None, f"{tmp_path}/a.png")
     assert ImageReader(source, 1).image(row) == pictures(crops, 1)[0]
@@ -84,7 +84,7 @@ def test_a_store_that_fails_makes_no_folder_of_a_manifest(rclone_bucket, monkeyp
         open_input(f"{rclone_bucket}/list.csv", StorageConfig(), SourceConfig())
 
 
-def test_a_manifest_of_folders_and_impossible_paths_lists_each_with_its_problem(tmp_path, rclone_bucket, crops):
+def test_manifest_lists_each_impossible_path_as_a_reject(tmp_path, rclone_bucket, crops):
     (tmp_path / "folder").mkdir()
     (tmp_path / "a.png").write_bytes(pictures(crops, 1)[0])
     Store(f"{rclone_bucket}/deep").write("er/a.png", pictures(crops, 1)[0])
@@ -104,7 +104,7 @@ def test_a_manifest_of_folders_and_impossible_paths_lists_each_with_its_problem(
         ("list.jsonl", ['{"id": "2026-01-01", "path": "a.png"}'], '{"id": "x1", "path": "c.png"}', ["2026-01-01"]),
     ],
 )
-def test_keys_of_a_manifest_stay_the_text_that_they_are_when_others_come(tmp_path, name, lines, more, keys):
+def test_manifest_keys_stay_text(tmp_path, name, lines, more, keys):
     for added, expected in (([], keys), ([more], [*keys, "x1"])):
         (tmp_path / name).write_text("".join(f"{line}\n" for line in [*lines, *added]))
         assert list(images(tmp_path / name, key="id")) == expected

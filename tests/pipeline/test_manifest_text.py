@@ -9,7 +9,7 @@ import pytest
 
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.resolve import plan_of, resolve
+from imagemill.pipeline.resolve import build_plan, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.sources.source import ListedImage, SourceConfig
 from tests.support.shards import images, listed, pictures, rows
@@ -104,7 +104,7 @@ def test_captions_of_several_lines_lose_no_row(folder):
     put(folder / "list.csv", "path,code\n" + "".join(f"a.png,{quoted(caption)}\n" for caption in captions))
     assert carried(folder / "list.csv") == captions
     config = RunConfig(task="denoise", input=str(folder / "list.csv"), output=str(folder / "out"))
-    plan = plan_of(resolve(config))
+    plan = build_plan(resolve(config))
     assert plan.found == len(set(plan.todo["image_id"].to_pylist())) == 60_000
     # One name, 60,000 rows: the first is an image, each other one a reject that says so.
     assert plan.todo["problem"].null_count == 1

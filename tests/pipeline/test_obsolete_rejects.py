@@ -9,7 +9,7 @@ from imagemill.jobs.failures import show_failures
 from imagemill.jobs.status import show_status
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.output.rejects import read_waiting_rejects
-from imagemill.pipeline.resolve import plan_of, resolve
+from imagemill.pipeline.resolve import build_plan, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
 from tests.support.shards import pictures, shard
@@ -53,7 +53,7 @@ def test_a_reject_whose_file_left_the_input_waits_no_more(places, capsys):
     show_status(output)
     assert "rejects: none" in capsys.readouterr().out
     config = RunConfig(task="denoise", input=str(source), output=output.url)
-    assert plan_of(resolve(config)).rejects_waiting == 0
+    assert build_plan(resolve(config)).rejects_waiting == 0
 
     # The same file again is the same reject; nothing was forgotten.
     (source / "bad.png").write_bytes(BROKEN)
@@ -97,7 +97,7 @@ def test_a_shard_that_was_mended_leaves_no_reject_of_itself(places, crops):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_members_of_a_shard_that_the_store_does_not_give_have_not_left(places, crops, monkeypatch):
+def test_obsolete_rejects_ignore_unreadable_shards(places, crops, monkeypatch):
     source, output = places
     shard(source / "s.tar", {"0.png": pictures(crops, 2)[1], "1.png": BROKEN})
     done(source, output)

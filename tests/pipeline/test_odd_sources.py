@@ -11,8 +11,8 @@ import pytest
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.verify import verify
-from imagemill.pipeline.plan import references
-from imagemill.pipeline.resolve import plan_of, resolve
+from imagemill.pipeline.plan import build_references
+from imagemill.pipeline.resolve import build_plan, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.sources.input import list_images, open_input
 from imagemill.pipeline.sources.parquet import BATCH_ROWS
@@ -22,7 +22,7 @@ from tests.support.shards import add, damage, images, listed, pictures, rows, sh
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_members_whose_names_or_captions_utf8_cannot_hold_are_done_under_escaped_ones(tmp_path, crops):
+def test_tar_members_with_invalid_utf8_names_are_escaped(tmp_path, crops):
     source, output = tmp_path / "in", tmp_path / "out"
     data = pictures(crops, 3)
     source.mkdir()
@@ -48,7 +48,7 @@ def test_no_name_or_reason_tells_a_password_or_a_signature(tmp_path):
     (tmp_path / "list.csv").write_text("\n".join(lines))
     for key in (None, "key"):
         source = open_input(str(tmp_path / "list.csv"), StorageConfig(), SourceConfig(http="public", key=key))
-        told = references(list_images(source), source.store, "", {})[0].to_pylist()
+        told = build_references(list_images(source), source.store, "", {})[0].to_pylist()
         problems = [str(row["problem"]) for row in told]
         assert [p.partition(":")[0] for p in problems] == ["NotAllowed", "NotAllowed", "None", "DuplicateName"]
         assert [row["rel_path"] for row in told[:2]] == ["h/x.jpg", "h/z.jpg"]
@@ -56,7 +56,7 @@ def test_no_name_or_reason_tells_a_password_or_a_signature(tmp_path):
     assert [row["rel_path"] for row in told[2:]] == ["k", "k#https://h/y.jpg?X-Amz-Signature=…@1"]
 
 
-def test_text_that_is_no_utf8_is_a_bad_shard_or_a_refused_manifest(tmp_path, crops):
+def test_invalid_utf8_is_a_bad_shard_or_manifest(tmp_path, crops):
     broken = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")])
     pq.write_table(pa.table({"image": pictures(crops, 1), "key": broken}), tmp_path / "shard.parquet")
     [(_, problem)] = images(tmp_path / "shard.parquet").items()
@@ -81,17 +81,17 @@ def test_damaged_pages_cost_what_comes_after_them_alone(tmp_path):
 def test_a_shard_without_rows_is_an_input_without_images(tmp_path):
     pq.write_table(pa.table({"jpg": pa.array([], pa.binary())}), tmp_path / "empty.parquet")
     config = RunConfig(task="denoise", input=str(tmp_path / "empty.parquet"), output=str(tmp_path / "out"))
-    assert plan_of(resolve(config)).found == 0
+    assert build_plan(resolve(config)).found == 0
 
 
-def test_duplicates_stay_what_they_were_when_others_come_before_them(tmp_path, crops):
+def test_duplicate_names_are_stable_across_listings(tmp_path, crops):
     (tmp_path / "a.png").write_bytes(pictures(crops, 1)[0])
     (tmp_path / "b.png").write_bytes(pictures(crops, 2)[1])
     config = RunConfig(task="denoise", input=str(tmp_path / "list.csv"), output=str(tmp_path / "out"))
 
     def identities(lines: list[str]) -> set[str]:
         (tmp_path / "list.csv").write_text("\n".join(["path", *lines]))
-        return set(plan_of(resolve(config)).todo["image_id"].to_pylist())
+        return set(build_plan(resolve(config)).todo["image_id"].to_pylist())
 
     before = identities(["a.png", "a.png", "a.png"])
     assert len(before) == 3
@@ -99,7 +99,7 @@ def test_duplicates_stay_what_they_were_when_others_come_before_them(tmp_path, c
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_name_that_is_no_images_and_one_that_is_never_share_a_file(tmp_path, crops):
+def test_output_names_of_images_and_other_files_differ(tmp_path, crops):
     first, second = pictures(crops, 2)
     shard(tmp_path / "in/a.tar", {"123": first, "x/123.png": second, "x/123": first})
     run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out")))
@@ -114,5 +114,5 @@ def test_a_name_that_is_no_images_and_one_that_is_never_share_a_file(tmp_path, c
 def test_an_output_that_lies_in_its_input_by_a_link_is_refused(tmp_path):
     (tmp_path / "photos").mkdir()
     Path(tmp_path / "link").symlink_to(tmp_path / "photos")
-    with pytest.raises(ConfigError, match="lie one in the other"):
+    with pytest.raises(ConfigError, match="overlap: one contains the other"):
         resolve(RunConfig(task="denoise", input=str(tmp_path / "photos"), output=str(tmp_path / "link/out")))

@@ -92,7 +92,7 @@ def test_a_changed_format_adds_its_extension_to_the_full_name() -> None:
     assert output_name("日本/é.webp", ".png") == "日本/é.webp.png"
 
 
-def test_a_name_that_cannot_be_kept_is_named_by_its_image_with_its_extension() -> None:
+def test_output_name_falls_back_to_the_image_id() -> None:
     path = "ü" * 130 + ".jpg"
     assert output_name(path, None) == f"_renamed/{image_id(path)}.jpg"
     assert output_name(path, ".png") == f"_renamed/{image_id(path)}.png"

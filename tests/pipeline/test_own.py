@@ -76,7 +76,7 @@ def test_own_cpus_are_whole_in_resources_that_are_told(told, becomes, monkeypatc
 @pytest.mark.parametrize("text", ["{", "[1]", '{"CPU": "two"}'])
 def test_own_resources_that_cannot_be_read_are_named(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(OVERRIDE, text)
-    with pytest.raises(ConfigError, match=f"^{OVERRIDE} = "):
+    with pytest.raises(ConfigError, match=f"^{OVERRIDE}="):
         whole_cpus()
 
 
@@ -115,9 +115,9 @@ def test_own_session_is_in_a_short_folder_if_tmpdir_is_long(folders: Path, monke
     """Paths of Unix sockets have 107 bytes at most."""
     monkeypatch.setenv("TMPDIR", str(folders))
     assert session_folder() == "/tmp"
-    assert f"TMPDIR = {folders}: Ray's sockets need a folder whose path has at most 39 bytes; Ray takes /tmp" in caplog.text
+    assert f"TMPDIR={folders}: Ray's sockets need a folder whose path has at most 39 bytes. Ray uses /tmp" in caplog.text
     monkeypatch.setenv("RAY_TMPDIR", str(folders))
-    with pytest.raises(ConfigError, match=r"^RAY_TMPDIR = .* set RAY_TMPDIR to a shorter one"):
+    with pytest.raises(ConfigError, match=r"^RAY_TMPDIR=.* Set RAY_TMPDIR to a shorter path"):
         session_folder()
 
 
@@ -125,12 +125,12 @@ def test_own_session_folder_that_is_no_good_is_named(folders: Path, monkeypatch,
     """What is wrong is the variable, not the memory."""
     monkeypatch.setenv("TMPDIR", "/nowhere/at/all")
     assert session_folder() == "/tmp"
-    assert "TMPDIR = /nowhere/at/all: the folder does not exist; temporary files go to /tmp" in caplog.text
+    assert "TMPDIR=/nowhere/at/all: the folder does not exist. Temporary files go to /tmp" in caplog.text
     monkeypatch.setenv("RAY_TMPDIR", "/nowhere/at/all")
-    with pytest.raises(ConfigError, match=r"^RAY_TMPDIR = /nowhere/at/all: the folder does not exist"):
+    with pytest.raises(ConfigError, match=r"^RAY_TMPDIR=/nowhere/at/all: the folder does not exist"):
         session_folder()
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
     assert session_folder() == "/tmp"
     monkeypatch.setattr(own, "SESSION_BYTES", 10**18)
-    with pytest.raises(ConfigError, match=r"^RAY_TMPDIR = /tmp: .* MB are free, and Ray needs"):
+    with pytest.raises(ConfigError, match=r"^RAY_TMPDIR=/tmp: .* MB are free, but Ray needs"):
         session_folder()

@@ -15,7 +15,7 @@ from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.lease import Lease
 from imagemill.pipeline.output.ownership import FOLDERS, check_output, is_output
 from imagemill.pipeline.output.verify import verify
-from imagemill.pipeline.resolve import check_ends, plan_of, resolve
+from imagemill.pipeline.resolve import build_plan, check_output_task, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
 from tests.support.folders import files_below, rows
@@ -41,7 +41,7 @@ def test_a_folder_of_the_user_is_named(any_url, folder):
     place.write("photos/a.png", b"mine")
     check_output(place)
     place.write(f"{folder}/deep/er.png", b"mine")
-    with pytest.raises(ConfigError, match=f"output {place.url}: {folder}/ holds files that no run of imagemill wrote"):
+    with pytest.raises(ConfigError, match=f"output {place.url}: {folder}/ contains files that no run of imagemill wrote"):
         check_output(place)
 
 
@@ -49,7 +49,7 @@ def test_empty_folders_are_nobodys(tmp_path):
     (tmp_path / "images/empty").mkdir(parents=True)
     check_output(Store(str(tmp_path)))
     (tmp_path / "results").write_text("a file of this name")
-    with pytest.raises(ConfigError, match="results/ holds"):
+    with pytest.raises(ConfigError, match="results/ contains"):
         check_output(Store(str(tmp_path)))
 
 
@@ -78,10 +78,10 @@ def test_a_first_run_into_a_project_touches_nothing(tmp_path, crops):
     project = tmp_path / "project"
     save(project / "images", crops[5:], "a.png")
     before = files_below(tmp_path)
-    with pytest.raises(ConfigError, match="images/ holds files"):
+    with pytest.raises(ConfigError, match="images/ contains files"):
         run(denoise(source, project))
-    with pytest.raises(ConfigError, match="images/ holds files"):
-        check_ends(resolve(denoise(source, project)))
+    with pytest.raises(ConfigError, match="images/ contains files"):
+        check_output_task(resolve(denoise(source, project)))
     assert files_below(tmp_path) == before
 
 
@@ -129,13 +129,13 @@ def test_a_moved_input_is_allowed_once(tmp_path, crops):
     run(denoise(source, output))
     source.rename(tmp_path / "moved")
     config = denoise(tmp_path / "moved", output)
-    assert plan_of(resolve(config)).new_input
+    assert build_plan(resolve(config)).new_input
     record = run(config.model_copy(update={"allow_new_input": True}))
     assert (record["planned"], record["moved_from"]) == (0, {str(source): 2})
     save(tmp_path / "moved", crops[7:], "3.png")
     assert run(config)["ok"] == 1
     (tmp_path / "link").symlink_to(tmp_path / "moved")
-    assert plan_of(resolve(denoise(tmp_path / "link", output))).new_input is None
+    assert build_plan(resolve(denoise(tmp_path / "link", output))).new_input is None
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -184,7 +184,7 @@ def test_a_file_before_the_mark_is_the_users(request, tmp_path, crops, place):
     job.output.write("runs/mark", b"")
     job.output.write("images/2.png", b"of an earlier try")
     worker = BlockProcessor(replace(job_here(job), oldest_unaccounted_file="runs/mark"))
-    rows = {row["rel_path"]: row for table in worker(plan_of(job).todo) for row in table.to_pylist()}
+    rows = {row["rel_path"]: row for table in worker(build_plan(job).todo) for row in table.to_pylist()}
     assert (rows["1.png"]["error_class"], rows["2.png"]["error_class"]) == ("FileExists", None)
     assert job.output.read("images/1.png") == b"mine"
     assert job.output.read("images/2.png")[1:4] == b"PNG"

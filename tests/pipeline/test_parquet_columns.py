@@ -10,7 +10,7 @@ import pytest
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.verify import verify
-from imagemill.pipeline.plan import references
+from imagemill.pipeline.plan import build_references
 from imagemill.pipeline.run import run
 from imagemill.pipeline.sources.image_reader import ImageReader
 from imagemill.pipeline.sources.input import list_images, open_input
@@ -38,7 +38,7 @@ def test_a_column_of_images_of_any_type_is_read(tmp_path, crops, kind, name):
     table = pa.table({name: column([*as_rows, None], kind), "caption": list("vwxyz")})
     pq.write_table(table, tmp_path / "in.parquet")
     source = open_input(str(tmp_path / "in.parquet"), StorageConfig(), SourceConfig(carry=["caption"]))
-    todo = references(list_images(source), source.store, "", {})[0].to_pylist()
+    todo = build_references(list_images(source), source.store, "", {})[0].to_pylist()
     assert [row["rel_path"] for row in todo] == [f"in.parquet/row-{n:09d}" for n in range(5)]
     assert [json.loads(row["extra"])["caption"] for row in todo] == list("vwxyz")
     reading = ImageReader(source, 1)
@@ -60,7 +60,7 @@ def test_each_image_of_a_list_is_an_image(tmp_path, crops, kind):
     else:
         pq.write_table(table, tmp_path / "in.parquet")
     source = open_input(str(tmp_path), StorageConfig(), SourceConfig(carry=["label"]))
-    todo = references(list_images(source), source.store, "", {})[0].to_pylist()
+    todo = build_references(list_images(source), source.store, "", {})[0].to_pylist()
     expected = {f"in.parquet/p{n}/{at}": photo for n, row in enumerate(lists) for at, photo in enumerate(row)}
     assert [row["rel_path"] for row in todo] == list(expected)
     assert all(json.loads(row["extra"])["label"] == int(row["rel_path"].split("/")[1][1:]) for row in todo)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from imagemill.pipeline.errors import StorageError
 from imagemill.pipeline.output.parts import list_parts, read_parts
-from imagemill.pipeline.plan import Plan, blocks, make_plan
+from imagemill.pipeline.plan import Plan, make_plan, split_blocks
 from imagemill.pipeline.schema import REFERENCE, image_id, version_of
 from imagemill.pipeline.sources.folder import list_folder
 from imagemill.pipeline.storage import Store
@@ -171,9 +171,9 @@ def test_a_part_that_is_no_file_is_named_and_not_waited_for(places: tuple[Store,
     source, output = places
     commit(source, output)
     odd = Path(output.full("results/odd.parquet"))
-    for make, said in ((lambda: odd.symlink_to("/nowhere"), "cannot be followed"), (lambda: os.mkfifo(odd), "a pipe")):
+    for make, said in ((lambda: odd.symlink_to("/nowhere"), "a broken link"), (lambda: os.mkfifo(odd), "a pipe")):
         make()
-        with pytest.raises(StorageError, match=rf"odd\.parquet: .*{said}.*: mend it, or move it out of OUTPUT"):
+        with pytest.raises(StorageError, match=rf"odd\.parquet: .*{said}.*Repair it, or move it out of OUTPUT"):
             planned(source, output, SHA, PARAMS)
         odd.unlink()
 
@@ -206,7 +206,7 @@ def test_a_bucket_is_planned_by_its_etags(moto_bucket: str, tmp_path: Path) -> N
 @given(st.integers(0, 40), st.integers(1, 50))
 def test_blocks_hold_every_reference_once_in_order(count: int, rows: int) -> None:
     todo = pa.Table.from_pylist([{"rel_path": str(n)} for n in range(count)], REFERENCE)
-    cut = blocks(todo, rows)
+    cut = split_blocks(todo, rows)
     assert [p for block in cut for p in block["rel_path"].to_pylist()] == [str(n) for n in range(count)]
     assert all(0 < len(block) <= rows for block in cut)
 

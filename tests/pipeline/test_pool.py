@@ -195,7 +195,7 @@ def test_room_that_others_hold_is_said(free, begun, wait_s, ends, said, monkeypa
     look = Room(pool, lambda: 7, patience_s=0.01, shared=True, wait_s=wait_s)
     time.sleep(0.02)
     if ends:
-        with pytest.raises(NoRoom, match="other work holds the cluster") as ended:
+        with pytest.raises(NoRoom, match="other work has held the cluster") as ended:
             look()
         assert ended.value.taken
     else:

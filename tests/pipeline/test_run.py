@@ -14,7 +14,7 @@ from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError, OutputHeld, StorageError, TooManyRejects
 from imagemill.pipeline.output.snapshot import read_snapshot
 from imagemill.pipeline.output.verify import verify
-from imagemill.pipeline.resolve import plan_of, resolve
+from imagemill.pipeline.resolve import build_plan, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.run_record import RunRecord
 from imagemill.pipeline.schema import new_run_id
@@ -62,8 +62,8 @@ def test_a_second_run_does_nothing_and_a_changed_file_is_done_again(tmp_path, cr
     assert len([r for r in rows(output) if r["rel_path"] == "a.jpg"]) == 2
     assert verify(Store(str(output))).problems == []
 
-    assert plan_of(resolve(config.model_copy(update={"params": {"sigma": 10}}))).done == 0
-    assert len(plan_of(resolve(config.model_copy(update={"retry_failed": True}))).todo) == 2
+    assert build_plan(resolve(config.model_copy(update={"params": {"sigma": 10}}))).done == 0
+    assert len(build_plan(resolve(config.model_copy(update={"retry_failed": True}))).todo) == 2
 
 
 def two_done(tmp_path, crops):
@@ -136,7 +136,7 @@ def test_actors_put_nothing_behind_the_back_of_the_next_holder(tmp_path, crops):
 
     other = threading.Thread(target=take)
     other.start()
-    with pytest.raises(OutputHeld, match="another run took it"):
+    with pytest.raises(OutputHeld, match="another run took over"):
         run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=output.url))
     other.join()
     assert not (tmp_path / "out/images").exists()
@@ -183,9 +183,9 @@ def test_a_retry_that_fails_again_and_an_input_that_became_empty_are_said_and_no
     assert run(config)["ok"] == 1
     for path in source.iterdir():
         path.unlink()
-    assert "is it the right place" not in caplog.text
+    assert "Is it the right place" not in caplog.text
     assert (run(config)["found"], run(config)["exit_code"]) == (0, 0)
-    assert "is it the right place, and all there?" in caplog.text
+    assert "Is it the right place, and complete?" in caplog.text
 
 
 def test_limits_and_rejects(tmp_path, crops):

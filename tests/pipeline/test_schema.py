@@ -193,7 +193,7 @@ def test_a_coded_latent_survives_its_part_and_is_no_list() -> None:
     for change in wrong:
         with pytest.raises(LatentError):
             decode_symbols(first | change, model)
-    with pytest.raises(LatentError, match="no tables"):
+    with pytest.raises(LatentError, match="no entropy tables"):
         decode_symbols(first, None)
 
 

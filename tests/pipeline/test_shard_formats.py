@@ -13,7 +13,7 @@ import pytest
 from imagemill.pipeline.block_processor import BlockProcessor
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.resolve import plan_of, resolve
+from imagemill.pipeline.resolve import build_plan, resolve
 from imagemill.pipeline.sources.input import find_images, is_input_file, open_input
 from imagemill.pipeline.sources.shard_formats import SHARD_FORMATS
 from imagemill.pipeline.sources.source import ListedEntry, ListedImage, ShardFormat, SourceConfig
@@ -61,7 +61,7 @@ def test_new_shard_format_becomes_rows(tmp_path: Path, crops: list[np.ndarray], 
     write_zip(tmp_path / "in/a.ZIP", pictures(crops, 3))
     config = RunConfig(task="denoise", input=str(tmp_path / "in" / name), output=str(tmp_path / "out"))
     job = resolve(config)
-    plan = plan_of(job, store_indexes=True)
+    plan = build_plan(job, store_indexes=True)
     assert plan.todo["rel_path"].to_pylist() == [f"a.ZIP/{number}.png" for number in range(3)]
     rows = pa.concat_tables(BlockProcessor(job_here(job))(plan.todo)).to_pylist()
     assert [row["stage"] for row in rows] == [None] * 3

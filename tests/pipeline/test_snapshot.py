@@ -43,27 +43,27 @@ def seen(output: Store, **what: Any) -> dict[str, int]:
     return {r["rel_path"]: r["fence"] for table in tables for r in table.to_pylist()}
 
 
-def test_what_is_asked_for_in_vain_is_answered_with_what_is_there(output: Store) -> None:
+def test_snapshot_errors_name_what_exists(output: Store) -> None:
     assert seen(output, as_of="2026-02-28") == {}
-    with pytest.raises(ConfigError, match="no row is of model small; there are: none"):
+    with pytest.raises(ConfigError, match=r"model small has no rows\. Models with rows: none"):
         read_snapshot(output, model="small")
     models = [{"model_id": name, "checkpoint_sha256": 32 * digit} for name, digit in (("one", "1a"), ("two", "2b"))]
     put(output, [row("a", 2, **models[0]), row("b", 3, **models[1])])
     for what, said in (
-        ({"run": "x"}, "no row is of run x; imagemill status lists them"),
-        ({"model": "one", "run": "x"}, "no row is of run x; imagemill status lists them"),
-        ({"model": "small"}, "no row is of model small; there are: one 1a1a1a1a1a1a1a1a, two 2b2b2b2b2b2b2b2b$"),
+        ({"run": "x"}, "run x has no rows. `imagemill status` lists the runs"),
+        ({"model": "one", "run": "x"}, "run x has no rows. `imagemill status` lists the runs"),
+        ({"model": "small"}, "model small has no rows. Models with rows: one 1a1a1a1a1a1a1a1a, two 2b2b2b2b2b2b2b2b$"),
         (
             {"as_of": "2026-03-01"},
-            r"is as old as --as-of 2026-03-01: the first of all is of 2026-03-02T12:00:00 \(UTC\)",
+            r"is as old as --as-of 2026-03-01. The oldest row is of 2026-03-02T12:00:00 \(UTC\)",
         ),
-        ({"as_of": "2026-03-02", "model": "2b2b"}, "no row of model 2b2b is as old as --as-of 2026-03-02: the first of all"),
+        ({"as_of": "2026-03-02", "model": "2b2b"}, "no row of model 2b2b is as old as --as-of 2026-03-02. The oldest row"),
     ):
         with pytest.raises(ConfigError, match=said):
             read_snapshot(output, **what)
 
 
-def test_the_newest_row_of_each_image_is_the_state_and_older_ones_can_be_asked_for(output: Store) -> None:
+def test_snapshot_returns_newest_or_selected_rows(output: Store) -> None:
     put(output, [row("a", 1), row("b", 1), row("c", 1)])
     put(output, [row("b", 2), row("d", 2)])
     put(output, [row("a", 3)])
@@ -78,7 +78,7 @@ def test_the_newest_row_of_each_image_is_the_state_and_older_ones_can_be_asked_f
             read_snapshot(output, **wrong)
 
 
-def test_a_row_whose_files_may_be_another_runs_counts_no_more_but_a_latent_alone_is_whole(output: Store) -> None:
+def test_snapshot_drops_rows_with_overwritten_files(output: Store) -> None:
     file = {"output_uri": "images/x.png", "output_bytes": 9, "output_sha256": "0" * 64}
     put(output, [row("a", 1, **file), row("b", 1), row("c", 1, **file), row("d", 1, **file)])
     put(output, [row("c", 2, **file)])
@@ -93,7 +93,7 @@ def test_a_row_whose_files_may_be_another_runs_counts_no_more_but_a_latent_alone
 def test_with_damaged_marks_nobody_knows_which_rows_count(output: Store) -> None:
     put(output, [row("a", 1, output_uri="images/x.png", output_bytes=9, output_sha256="0" * 64)])
     output.write(f"runs/20260302T000000Z-abcdef/{SUPERSEDED}", b"PAR1")
-    with pytest.raises(StorageError, match=f"{SUPERSEDED}: a damaged part .*: restore it"):
+    with pytest.raises(StorageError, match=f"{SUPERSEDED}: damaged .*Restore it"):
         read_snapshot(output)
 
 
@@ -111,17 +111,17 @@ def test_a_condition_chooses_rows_and_a_bad_one_is_one_line(output: Store) -> No
         assert "\n" not in str(error.value)
 
 
-def test_columns_that_an_older_part_lacks_are_null_and_unknown_ones_are_named(output: Store) -> None:
+def test_snapshot_fills_missing_columns_with_null(output: Store) -> None:
     older = pa.schema([field for field in SCHEMA if field.name not in ("latent_payload", "parameters")])
     put(output, [row("a", 1)], older)
     put(output, [row("b", 1, parameters="{}")])
     tables = pa.concat_tables(read_snapshot(output).tables(["rel_path", "parameters", "latent_payload"]))
     assert dict(zip(tables["rel_path"].to_pylist(), tables["parameters"].to_pylist(), strict=True)) == {"a": None, "b": "{}"}
-    with pytest.raises(ConfigError, match="no column colour; there are: image_id"):
+    with pytest.raises(ConfigError, match=r"no column colour\. Its columns: image_id"):
         next(read_snapshot(output).tables(["colour"]))
 
 
-def test_an_empty_output_is_an_empty_state_and_a_foreign_part_is_named(output: Store) -> None:
+def test_snapshot_of_empty_output_and_of_foreign_part(output: Store) -> None:
     assert len(read_snapshot(output)) == 0
     path = put(output, [row("a", 1) | {"image_id": "no identity"}])
     with pytest.raises(StorageError, match=path):
@@ -133,7 +133,7 @@ def test_an_empty_output_is_an_empty_state_and_a_foreign_part_is_named(output: S
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)), max_size=12))
 @settings(max_examples=100)
-def test_the_newest_place_is_that_of_the_highest_fence_then_time_then_the_first(rows: list[tuple[int, int, int]]) -> None:
+def test_newest_row_has_highest_token_then_time(rows: list[tuple[int, int, int]]) -> None:
     keys, fence, encoded = (np.array(column, np.int64) for column in zip(*rows, strict=True)) if rows else [np.empty(0)] * 3
     best: dict[int, int] = {}
     for place, (key, *age) in enumerate(rows):

@@ -17,7 +17,7 @@ from PIL import Image
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.verify import verify
-from imagemill.pipeline.plan import references
+from imagemill.pipeline.plan import build_references
 from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import new_run_id
 from imagemill.pipeline.sources.decompression import open_decompressed
@@ -51,7 +51,7 @@ def test_members_of_a_tar_are_grouped_as_webdataset_does(tmp_path, crops):
     assert json.loads(images(tmp_path / "a.tar", carry=["cls"])["a.tar/0003"].extra or "null") is None
 
 
-def test_what_is_no_image_is_counted_by_kind_with_and_without_an_index(tmp_path, crops):
+def test_other_files_are_counted_by_kind(tmp_path, crops):
     shard(tmp_path / "in/a.tar", {"0.png": pictures(crops, 1)[0], "0.json": b"{}", "1.json": b"{}", "readme": b""})
     pq.write_table(pa.table({"n": [1]}), tmp_path / "in/numbers.parquet")
     for name in ("a.TXT", ".DS_Store", "b.png.backup-of-2020", "d.x/notes"):
@@ -71,7 +71,7 @@ def test_what_is_no_image_is_counted_by_kind_with_and_without_an_index(tmp_path,
     "suffix", [".tar", ".tar.gz", *(pytest.param(s, marks=pytest.mark.chaos) for s in (".tar.bz2", ".tar.xz"))]
 )
 @pytest.mark.usefixtures("ray_session")
-def test_a_cut_shard_gives_what_comes_before_and_one_reject_and_is_read_again_when_it_grew(tmp_path, crops, suffix):
+def test_cut_shard_lists_images_before_the_cut(tmp_path, crops, suffix):
     photos = pictures(crops, 5)
     whole, source, output = tmp_path / f"whole{suffix}", tmp_path / "in", tmp_path / "out"
     shard(whole, {f"{n}.png": data for n, data in enumerate(photos)}, f"w:{suffix[5:]}")
@@ -97,7 +97,7 @@ def test_a_cut_shard_gives_what_comes_before_and_one_reject_and_is_read_again_wh
     assert verify(Store(str(output))).problems == []
 
 
-def test_a_tar_packed_by_zstd_is_read_forward_and_back_and_known_when_it_is_cut(tmp_path, crops):
+def test_zstd_tar_seeks_and_detects_a_cut(tmp_path, crops):
     photos = pictures(crops, 6)
     shard(tmp_path / "plain.tar", {f"{n}.png": data for n, data in enumerate(photos)})
     plain = (tmp_path / "plain.tar").read_bytes()
@@ -121,13 +121,13 @@ def test_a_tar_packed_by_zstd_is_read_forward_and_back_and_known_when_it_is_cut(
     [b"\0\0\0\x20ftypavif\0\0\0\0", b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51\0\x2f", b"\0\0\0\x24ftypheic\0\0\0\0"],
     ids=["avif", "jp2", "j2k", "heic"],
 )
-def test_members_without_an_extension_are_images_by_their_first_bytes(tmp_path, head):
+def test_tar_members_are_images_by_signature(tmp_path, head):
     shard(tmp_path / "a.tar", {"0001": head + bytes(40), "0002": b"\0\0\0\x20ftypqt  " + bytes(40)})
     assert set(images(tmp_path)) == {"a.tar/0001"}
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_shard_that_was_damaged_while_it_was_listed_is_listed_again(tmp_path, crops):
+def test_shard_with_a_wrong_index_is_listed_again(tmp_path, crops):
     shard(tmp_path / "in/a.tar", {f"{n}.png": data for n, data in enumerate(pictures(crops, 3))})
     config = RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out"), max_reject_fraction=1)
     source = open_input(str(tmp_path / "in"), StorageConfig(), SourceConfig())
@@ -205,7 +205,7 @@ def test_no_member_hides_another_and_none_gets_out(tmp_path, crops):
     assert not list(tmp_path.parent.rglob("evil.png"))
 
 
-def test_a_mask_belongs_to_the_name_before_its_ending_and_its_problem_to_the_image(tmp_path, crops):
+def test_mask_belongs_to_the_image_with_its_stem(tmp_path, crops):
     photo = pictures(crops, 1)[0]
     with tarfile.open(tmp_path / "s.v1.tar", "w") as tar:
         for name in ("plain", "plain.mask.png", "v.2/c.png"):
@@ -226,7 +226,7 @@ def test_a_mask_belongs_to_the_name_before_its_ending_and_its_problem_to_the_ima
         "s.v1.tar/plain": None,
         "s.v1.tar/v.2/c.png": "Link: its mask: a link in a tar, not a file",
     }
-    todo, _ = references(found.values(), source.store, "", {})
+    todo, _ = build_references(found.values(), source.store, "", {})
     by_name = {row["rel_path"]: row for row in todo.to_pylist()}
     reading = ImageReader(source, 1)
     assert reading.read(by_name["s.v1.tar/plain"]) == (photo, photo)
@@ -263,7 +263,7 @@ def images_of_store(store: Store, name: str, **config: Any) -> list[ListedImage]
     return [image for image in list_images(source) if isinstance(image, ListedImage)]
 
 
-def test_images_are_found_by_name_in_folders_that_are_called_as_shards_are(tmp_path, crops):
+def test_find_images_in_folders_with_shard_suffixes(tmp_path, crops):
     source, photo = tmp_path / "in", pictures(crops, 1)[0]
     shard(source / "x.tar/deep.tar", {"0.png": photo})
     shard(source / "y.tar", {"z.tar/0.png": photo})
@@ -276,11 +276,11 @@ def test_images_are_found_by_name_in_folders_that_are_called_as_shards_are(tmp_p
     assert sorted(image.rel_path for image in there) == sorted(names)
 
 
-def test_a_packed_shard_that_changed_is_opened_anew_a_few_times_not_for_each_member(tmp_path, crops, monkeypatch):
+def test_changed_packed_shard_is_reopened_a_few_times(tmp_path, crops, monkeypatch):
     photos = pictures(crops, 4)
     shard(tmp_path / "a.tar.gz", {f"{n}.png": data for n, data in enumerate(photos)}, "w:gz")
     source = open_input(str(tmp_path), StorageConfig(), SourceConfig())
-    todo, _ = references(list_images(source), source.store, "", {})
+    todo, _ = build_references(list_images(source), source.store, "", {})
     shard(tmp_path / "a.tar.gz", {f"{n}.png": bytes(len(data)) for n, data in enumerate(photos)}, "w:gz")
     opens = []
     monkeypatch.setattr(
@@ -294,7 +294,7 @@ def test_a_packed_shard_that_changed_is_opened_anew_a_few_times_not_for_each_mem
     assert len(opens) == SHARD_TRIES + 1
 
 
-def test_a_file_that_is_no_source_and_a_manifest_without_paths_are_refused(tmp_path):
+def test_open_input_refuses_unknown_files(tmp_path):
     (tmp_path / "x.zip").write_bytes(b"PK")
     with pytest.raises(ConfigError, match=r"x\.zip is a file.*\.tar"):
         listed(tmp_path / "x.zip")

@@ -78,7 +78,7 @@ def test_a_folder_that_may_not_be_listed_says_what_to_do(user: Path) -> None:
     for path in ("a.jpg", "x/b.jpg"):
         store.write(path, b"1")
     (user / "x").chmod(0o311)
-    with pytest.raises(StorageError, match=r"/x: cannot be listed: Permission denied: give this user the right to"):
+    with pytest.raises(StorageError, match=r"/x: cannot be listed: Permission denied. Give this user permission to"):
         list(store.entries())
 
 

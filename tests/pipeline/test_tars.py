@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.output.verify import verify
-from imagemill.pipeline.plan import references
+from imagemill.pipeline.plan import build_references
 from imagemill.pipeline.run import run
 from imagemill.pipeline.sources.image_reader import ImageReader
 from imagemill.pipeline.sources.input import list_images, open_input
@@ -63,7 +63,7 @@ def test_tars_put_together_are_read_to_the_last(tmp_path, crops, suffix, between
     for data in layouts:
         path.write_bytes(data)
         source = open_input(str(path), StorageConfig(), SourceConfig())
-        todo, _ = references(list_images(source), source.store, "", {})
+        todo, _ = build_references(list_images(source), source.store, "", {})
         reading = ImageReader(source, 1)
         assert {row["rel_path"]: row["problem"] for row in todo.to_pylist()} == dict.fromkeys(expected)
         # Forward, as runs do, and back, as reports may.
@@ -163,7 +163,7 @@ def test_captions_and_masks_belong_to_their_own_archive(tmp_path, crops):
     found = [image for image in list_images(source, masks=True) if isinstance(image, ListedImage)]
     assert [json.loads(image.extra or "")["txt"] for image in found] == ["first", "second"]
     assert found[0].mask_offset < found[1].offset
-    todo, _ = references(found, source.store, "", {})
+    todo, _ = build_references(found, source.store, "", {})
     assert [(row["problem"] or "").partition(":")[0] for row in todo.to_pylist()] == ["", "DuplicateName"]
 
 
@@ -188,7 +188,7 @@ def test_long_names_and_links_of_tars(tmp_path, crops, format):
         pipe.type = tarfile.FIFOTYPE
         archive.addfile(pipe)
     source = open_input(str(tmp_path), StorageConfig(), SourceConfig())
-    todo, ignored = references(list_images(source), source.store, "", {})
+    todo, ignored = build_references(list_images(source), source.store, "", {})
     found = {row["rel_path"].removeprefix("in.tar/"): row for row in todo.to_pylist()}
     assert {name: (row["problem"] or "").partition(":")[0] for name, row in found.items()} == {
         f"{deep}/a.b.c.png": "", "hard.png": "", "soft.png": "Link", "pipe.png": "BadName",
@@ -221,13 +221,13 @@ def test_shards_in_a_bucket_are_read_to_the_last_archive(moto_bucket, crops):
     bucket.write("a.tar", b"".join(archives))
     bucket.write("b.tar.gz", b"".join(map(gzip.compress, archives)))
     source = open_input(moto_bucket, StorageConfig(), SourceConfig())
-    todo, _ = references(list_images(source), source.store, "", {})
+    todo, _ = build_references(list_images(source), source.store, "", {})
     assert [ImageReader(source, 1).image(row) for row in todo.to_pylist()] == photos * 2
 
 
 @given(st.sampled_from(sorted(PACKED)), st.floats(0, 1, exclude_max=True), st.integers(1, 255), st.booleans())
 @settings(max_examples=150)
-def test_a_shard_that_a_byte_or_a_cut_damaged_loses_nothing_in_silence(suffix, where, flip, is_cut):
+def test_tar_reports_every_damage(suffix, where, flip, is_cut):
     """All members are found, or a reject of the shard says that some are not."""
     content = random.Random(1).randbytes(900)
     names = ("a.png", "c.png", "deep/d.png")

@@ -22,7 +22,7 @@ from imagemill.pipeline.block_processor import BlockProcessor
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.images.config import ImageConfig
 from imagemill.pipeline.output.verify import verify
-from imagemill.pipeline.resolve import plan_of, resolve
+from imagemill.pipeline.resolve import build_plan, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
 from tests.support.worker_jobs import job_here
@@ -109,7 +109,7 @@ def test_room_is_counted_in_pixels_that_come_out(limit, widths, batches, tmp_pat
     monkeypatch.setattr(upscale, "predict", predict)
     pool = {"batch_size": 8}
     job = resolve(RunConfig(task="upscale", input=f"{tmp_path}/in", output=f"{tmp_path}/out", pool=pool))
-    made = pa.concat_tables(BlockProcessor(job_here(job))(plan_of(job).todo))
+    made = pa.concat_tables(BlockProcessor(job_here(job))(build_plan(job).todo))
     assert made["stage"].null_count == len(widths)
     assert done == batches
 

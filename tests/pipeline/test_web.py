@@ -18,7 +18,7 @@ from imagemill.jobs.failures import show_failures
 from imagemill.pipeline.block_processor import BlockProcessor
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.pauses import quiet_seconds, retry_after
-from imagemill.pipeline.resolve import plan_of, resolve
+from imagemill.pipeline.resolve import build_plan, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.sources.image_reader import ImageReader, ReadError
 from imagemill.pipeline.sources.input import Input
@@ -230,7 +230,7 @@ def test_a_signed_address_that_a_manifest_has_twice_is_not_told(tmp_path, caplog
     (tmp_path / "list.csv").write_text(f"url\n{address}\n{address}\n")
     config = RunConfig(task="denoise", input=f"{tmp_path}/list.csv", output=f"{tmp_path}/out", max_reject_fraction=1)
     job = resolve(config)
-    list(BlockProcessor(job_here(job))(plan_of(job).todo))
+    list(BlockProcessor(job_here(job))(build_plan(job).todo))
     told = [vars(record) for record in caplog.records if record.name == "imagemill.finish"]
     record = run(config)
     assert record["reasons"] == {"NotAllowed": 1, "DuplicateName": 1}

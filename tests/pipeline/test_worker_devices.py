@@ -18,7 +18,7 @@ from imagemill.models.tiling import is_lost_device, is_out_of_memory
 from imagemill.pipeline.block_processor import BlockProcessor
 from imagemill.pipeline.config import PoolConfig, RunConfig
 from imagemill.pipeline.plan import Plan
-from imagemill.pipeline.resolve import plan_of, resolve
+from imagemill.pipeline.resolve import build_plan, resolve
 from imagemill.pipeline.storage import Store
 from tests.support.run_processes import make_photos
 from tests.support.worker_jobs import job_here
@@ -36,7 +36,7 @@ def made(tmp_path: Path, crops: list[np.ndarray]) -> Iterator[Made]:
         pool = PoolConfig(batch_size=8)
         config = RunConfig(task="denoise", input=f"{tmp_path}/in", output=f"{tmp_path}/out", pool=pool)
         job = resolve(config)
-        return BlockProcessor(dataclasses.replace(job_here(job), **changes)), plan_of(job)
+        return BlockProcessor(dataclasses.replace(job_here(job), **changes)), build_plan(job)
 
     yield build
     torch.set_num_threads(threads)
