@@ -215,16 +215,16 @@ def test_small_digits_have_no_ripple(digits, tmp_path):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"task": "dream"}, ConfigError, "task = 'dream'; valid: colorize, compress"),
-        ({"input": None}, ConfigError, "input is missing"),
+        ({"task": "dream"}, ConfigError, "task = 'dream': unknown; valid: colorize, compress"),
+        ({"input": None}, ConfigError, "input: missing"),
         ({"input": "/nowhere"}, StorageError, "does not exist"),
         ({"at": [-3]}, ConfigError, "params.sigma = -3"),
         ({"params": {"sigma": 5}}, ConfigError, "params.sigma: the evaluation sets it itself"),
         ({"task": "colorize", "at": [3]}, ConfigError, "no levels"),
         ({"task": "inpaint", "params": {"missing": "red"}}, ConfigError, "params.missing"),
         ({"checkpoint": "nowhere"}, CheckpointError, "'nowhere': not found"),
-        ({"fit": "elsewhere"}, ConfigError, "fit is for coders of digits"),
-        ({"task": "compress", "checkpoint": "compress-small", "fit": "elsewhere"}, ConfigError, "no coder of gray images"),
+        ({"fit": "elsewhere"}, ConfigError, "fit: only for networks that compress digits"),
+        ({"task": "compress", "checkpoint": "compress-small", "fit": "elsewhere"}, ConfigError, "must encode gray images"),
     ],
 )
 @pytest.mark.usefixtures("ray_session")
