@@ -42,7 +42,7 @@ def test_run_counts_what_it_did_and_what_was_done_before(ray_session: None, phot
 
 
 def test_run_raises_documented_errors(ray_session: None, photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(imagemill.ConfigError, match=r"unknown key 'params\.sigmma'; valid: sigma"):
+    with pytest.raises(imagemill.ConfigError, match=r"unknown key 'params\.sigmma' \(did you mean sigma\?\); valid: sigma"):
         imagemill.run("denoise", input=photos, output=tmp_path / "out", sigmma=25)
     with pytest.raises(imagemill.ConfigError, match="'denoize'; valid: colorize"):
         imagemill.plan("denoize", input=photos, output=tmp_path / "out")
