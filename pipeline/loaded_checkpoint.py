@@ -48,7 +48,7 @@ DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 @dataclass(frozen=True)
 class Latent:
-    """The quantised latent of one image, and what `LoadedCheckpoint.decode` needs besides the checkpoint.
+    """The quantised latent of one image, and what `LoadedCheckpoint.decode` needs to restore it.
 
     Attributes:
         values: (C,h,w) int8 symbols, h = ceil(height / stride), w = ceil(width / stride).

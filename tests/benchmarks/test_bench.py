@@ -21,13 +21,13 @@ def a_run(images: int, wall_s: float, **other: object) -> Run:
     return Run("latents", "handwritten", images, 0, wall_s=wall_s, **(values | {"equal": True, "missing": 0} | other))
 
 
-def test_a_line_goes_through_the_medians() -> None:
+def test_line_fits_the_medians() -> None:
     assert line([(100, 3.0), (100, 5.0), (100, 4.0), (200, 6.0)]) == Line(2.0, 0.02)
     assert line([(100, 3.0), (100, 5.0)]) is None
     assert line([(100, 3.0), (200, 2.0)]) is None
 
 
-def test_a_summary_is_of_the_count_that_most_rounds_had() -> None:
+def test_summary_uses_the_most_frequent_count() -> None:
     one = summary([a_run(100, 3.0), a_run(200, 5.0), a_run(200, 4.0), a_run(200, 9.0), a_run(200, 1.0, code=1)])
     assert isinstance(one, Summary)
     assert (one.images, one.wall.median, one.wall.least, one.wall.most, one.failed) == (200, 5.0, 4.0, 9.0, 1)
@@ -37,7 +37,7 @@ def test_a_summary_is_of_the_count_that_most_rounds_had() -> None:
     assert summary([a_run(100, 3.0, missing=1)]) is None
 
 
-def test_the_table_has_a_line_for_each_peer_and_the_limit() -> None:
+def test_table_has_a_line_for_each_peer_and_the_limit() -> None:
     one = summary([a_run(100, 3.0)])
     assert one
     lines = table([one], {"handwritten": "by hand"}, spread([20.0, 30.0, 25.0]), None, "relative")
@@ -48,13 +48,13 @@ def test_the_table_has_a_line_for_each_peer_and_the_limit() -> None:
     assert [number(value) for value in (None, 0.1234, 12.34, 1234.5)] == ["", "0.12", "12.3", "1,234"]
 
 
-def test_a_rate_is_what_came_after_the_first() -> None:
+def test_steady_rate_starts_after_the_first_image() -> None:
     assert steady_rate([(10.0, 8), (11.0, 8), (12.0, 4)]) == 6.0
     assert steady_rate([(10.0, 8)]) is None
     assert steady_rate([(10.0, 1), (10.0, 1)]) is None
 
 
-def test_latents_are_compared_however_they_are_stored(tmp_path: Path) -> None:
+def test_deviation_compares_latents_of_any_storage(tmp_path: Path) -> None:
     symbols = np.arange(-6, 6, dtype=np.int8)
     stored = {
         "int8": pa.array([symbols], pa.list_(pa.int8())),
@@ -73,7 +73,7 @@ def test_latents_are_compared_however_they_are_stored(tmp_path: Path) -> None:
     assert latent_error(np.array([3]), np.array([3, 5])) == float("inf")
 
 
-def test_images_are_compared_by_their_psnr(tmp_path: Path) -> None:
+def test_deviation_compares_images_by_psnr(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     clean = np.full((16, 16, 3), 100, np.uint8)
     reference = clean + np.uint8(4)
@@ -83,7 +83,7 @@ def test_images_are_compared_by_their_psnr(tmp_path: Path) -> None:
     assert psnr_db(clean, clean[:8]) == float("-inf")
 
 
-def test_inputs_are_different_and_the_same_again(tmp_path: Path) -> None:
+def test_photos_are_different_and_reproducible(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.clean").mkdir()
         (tmp_path / name).mkdir()
@@ -99,7 +99,7 @@ def test_inputs_are_different_and_the_same_again(tmp_path: Path) -> None:
     assert all(100 <= side <= 4_000 for side in sides)
 
 
-def test_processes_that_lose_their_parents_are_counted(tmp_path: Path) -> None:
+def test_process_tree_counts_orphans(tmp_path: Path) -> None:
     # Run it in a separate process, because it becomes the parent of orphans.
     script = f"""
 import sys

@@ -105,7 +105,7 @@ class Chaos:
 
 
 @pytest.mark.chaos
-def test_fifty_kills_of_all_that_a_run_is_made_of(s3: S3, tmp_path: Path, crops: list[np.ndarray], figure) -> None:
+def test_run_survives_fifty_kills_of_its_processes(s3: S3, tmp_path: Path, crops: list[np.ndarray], figure) -> None:
     chaos = Chaos(s3, tmp_path / "s3/data/bucket/out", crops)
     try:
         for victims in sessions(chaos.random):

@@ -53,7 +53,7 @@ def assert_all_there(output: Store, count: int) -> None:
 
 
 @pytest.mark.parametrize("another", [True, False], ids=["replaced", "not replaced"])
-def test_a_node_that_dies_in_the_middle(another: bool, cluster: RayCluster, s3: S3, crops: list[np.ndarray]) -> None:
+def test_run_survives_the_loss_of_a_node(another: bool, cluster: RayCluster, s3: S3, crops: list[np.ndarray]) -> None:
     source, output = s3.store("in"), s3.store("out")
     make_photos(source, 400, crops)
     first, _ = cluster.add(2), cluster.add(2)
@@ -73,7 +73,7 @@ def test_a_node_that_dies_in_the_middle(another: bool, cluster: RayCluster, s3: 
     assert (record["planned"], record["ok"], record["rejected"]) == (400, 400, 0)
 
 
-def test_all_nodes_die_and_the_run_says_so(cluster: RayCluster, s3: S3, crops: list[np.ndarray]) -> None:
+def test_run_reports_the_loss_of_all_nodes(cluster: RayCluster, s3: S3, crops: list[np.ndarray]) -> None:
     source, output = s3.store("in"), s3.store("out")
     make_photos(source, 200, crops)
     only = cluster.add(2)
@@ -91,7 +91,7 @@ def test_all_nodes_die_and_the_run_says_so(cluster: RayCluster, s3: S3, crops: l
     assert_all_there(output, 200)
 
 
-def test_a_cluster_whose_nodes_come_late_or_never(cluster: RayCluster, s3: S3, crops: list[np.ndarray]) -> None:
+def test_run_waits_for_nodes_up_to_a_limit(cluster: RayCluster, s3: S3, crops: list[np.ndarray]) -> None:
     source, output = s3.store("in"), s3.store("out")
     make_photos(source, 20, crops)
     code, said = finished(start(cluster, source.url, output.url, pool="pool={workers: 2, wait_s: 15}"))
@@ -106,7 +106,7 @@ def test_a_cluster_whose_nodes_come_late_or_never(cluster: RayCluster, s3: S3, c
     assert_all_there(output, 20)
 
 
-def test_a_disk_that_a_node_does_not_see_is_refused(cluster: RayCluster, tmp_path: Path, crops: list[np.ndarray]) -> None:
+def test_run_refuses_a_disk_that_a_node_cannot_see(cluster: RayCluster, tmp_path: Path, crops: list[np.ndarray]) -> None:
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 5, crops)
     # No node can follow the link: the image is a reject, which does not accuse the disks.

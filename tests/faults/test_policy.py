@@ -61,7 +61,7 @@ def nights(s3: S3, job: dict[str, Any], count: int) -> set[tuple[str, str]]:
     return {action_of(request) for request in s3.seen()["requests"]}
 
 
-def test_the_policy_gives_what_a_night_without_images_needs_and_no_more(s3: S3, job: dict[str, Any]) -> None:
+def test_policy_is_minimal_for_a_night_without_images(s3: S3, job: dict[str, Any]) -> None:
     """Lists, leases, a shard and records: everything but the requests of workers and writers."""
     shard = io.BytesIO()
     with tarfile.open(fileobj=shard, mode="w") as tar:
@@ -79,7 +79,7 @@ def test_the_policy_gives_what_a_night_without_images_needs_and_no_more(s3: S3, 
 
 @pytest.mark.chaos
 @pytest.mark.usefixtures("ray_session")
-def test_the_policy_gives_what_a_night_needs(s3: S3, job: dict[str, Any], crops: list[np.ndarray]) -> None:
+def test_policy_suffices_for_a_night(s3: S3, job: dict[str, Any], crops: list[np.ndarray]) -> None:
     make_photos(Store("s3://photos-in/scans/2026-03-01", s3.storage), 4, crops)
     needed = nights(s3, job, 2)
     assert any("images" in resource for _, resource in needed)

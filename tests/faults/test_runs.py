@@ -30,7 +30,7 @@ DAMAGE = {"corrupt_get": 0.05, "corrupt_put": 0.05}
 
 @pytest.mark.parametrize("photos", IMAGES)
 @pytest.mark.parametrize("faults", [LINE, DAMAGE], ids=["broken", "damaged"])
-def test_a_run_over_a_bad_line(
+def test_run_over_a_bad_connection_is_complete(
     s3: S3, tmp_path: Path, crops: list[np.ndarray], figure, faults: dict[str, float], photos: int
 ) -> None:
     source, output = s3.store("in"), s3.store("out")
@@ -63,7 +63,7 @@ def test_a_run_over_a_bad_line(
     assert not [path for path in s3.seen()["written"] if not path.startswith("/bucket/out/runs/")]
 
 
-def test_writes_that_are_refused_end_the_run_and_the_next_one_completes_it(s3: S3, crops: list[np.ndarray], figure) -> None:
+def test_run_after_refused_writes_completes_the_output(s3: S3, crops: list[np.ndarray], figure) -> None:
     source, output = s3.store("in"), s3.store("out")
     make_photos(source, 40, crops)
     s3.faults(forbid="/out/images/3/")
@@ -97,9 +97,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 
 @pytest.mark.chaos
-def test_a_full_disk_ends_the_run_and_the_next_one_completes_it(
-    small_disk, tmp_path: Path, crops: list[np.ndarray], figure
-) -> None:
+def test_run_after_a_full_disk_completes_the_output(small_disk, tmp_path: Path, crops: list[np.ndarray], figure) -> None:
     source, output = Store(str(tmp_path / "in")), Store(str(small_disk("2m") / "out"))
     make_photos(source, 100, crops)
     config = RunConfig(task="denoise", input=source.url, output=output.url, rows_per_part=10)

@@ -30,7 +30,7 @@ def files_with(needle: str, *folders: Path) -> list[Path]:
     return [path for path in files if needle.encode() in path.read_bytes()]
 
 
-def test_no_secret_is_written_or_said(tmp_path: Path, ray_folder: Path, monkeypatch: pytest.MonkeyPatch, crops) -> None:
+def test_run_writes_and_logs_no_secret(tmp_path: Path, ray_folder: Path, monkeypatch: pytest.MonkeyPatch, crops) -> None:
     secret, wrong, token = (secrets.token_hex(20) for _ in range(3))
     server = rclone(tmp_path / "s3", "--auth-key", f"someone,{secret}")
     endpoint = f"http://127.0.0.1:{server.port}"

@@ -16,7 +16,7 @@ DAMAGE = {"corrupt_get": 0.2, "corrupt_put": 0.2}
 
 
 @pytest.mark.parametrize("faults", [ONE_OF_EACH, DAMAGE], ids=["broken", "damaged"])
-def test_what_is_written_is_read_over_a_bad_line(s3: S3, faults: dict[str, float]) -> None:
+def test_store_reads_what_was_written_over_bad_connection(s3: S3, faults: dict[str, float]) -> None:
     store = s3.store("in")
     s3.faults(seed=1, **faults)
     content = {f"{n % 3}/{n}.bin": secrets.token_bytes(n * 500) for n in range(20)}
@@ -36,7 +36,7 @@ def test_what_is_written_is_read_over_a_bad_line(s3: S3, faults: dict[str, float
     assert seen["swallowed"] == []
 
 
-def test_a_range_is_whole_over_a_line_that_cuts(s3: S3) -> None:
+def test_store_range_is_complete_despite_cut_connections(s3: S3) -> None:
     store = s3.store("in")
     store.write("a", bytes(range(100)))
     s3.faults(seed=1, truncate=0.25)
@@ -44,7 +44,7 @@ def test_a_range_is_whole_over_a_line_that_cuts(s3: S3) -> None:
     assert s3.seen()["counts"]["truncate"]
 
 
-def test_a_server_and_a_front_that_are_killed_are_waited_for(s3: S3) -> None:
+def test_store_waits_for_a_restarted_server(s3: S3) -> None:
     store = s3.store("in")
     content = {f"{n}.bin": secrets.token_bytes(1000) for n in range(60)}
 
@@ -67,7 +67,7 @@ def test_a_server_and_a_front_that_are_killed_are_waited_for(s3: S3) -> None:
     assert {name: store.read(name) for name in content} == content
 
 
-def test_what_cannot_be_mended_is_said_at_once(s3: S3) -> None:
+def test_store_reports_permanent_errors_at_once(s3: S3) -> None:
     store = s3.store("in")
     store.write("there", secrets.token_bytes(1000))
     s3.faults(forbid="/in/")
@@ -88,7 +88,7 @@ def test_what_cannot_be_mended_is_said_at_once(s3: S3) -> None:
 
 
 @pytest.mark.parametrize("asked", ["1", "date"])
-def test_a_busy_store_is_asked_again_when_it_says(s3: S3, asked: str) -> None:
+def test_store_retries_when_a_busy_server_says(s3: S3, asked: str) -> None:
     """A busy store is retried for as long as its Retry-After asks, however often that is."""
     store = s3.store("in")
     content = {f"{n}": secrets.token_bytes(500) for n in range(6)}
@@ -102,7 +102,7 @@ def test_a_busy_store_is_asked_again_when_it_says(s3: S3, asked: str) -> None:
     assert "early" not in counts
 
 
-def test_a_range_is_whole_or_an_error(any_url: str) -> None:
+def test_store_range_is_complete_or_an_error(any_url: str) -> None:
     store = Store(any_url)
     store.write("a", b"0123456789")
     assert store.read_range("a", 3, 4) == b"3456"
@@ -115,7 +115,7 @@ def test_a_range_is_whole_or_an_error(any_url: str) -> None:
         store.read_range("gone", 0, 1)
 
 
-def test_files_of_killed_writers_are_swept(tmp_path: Path) -> None:
+def test_store_removes_files_of_killed_writers(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     kept = {"a/b.jpg", "a/.tmp", "a/.0123456789abcdef.tmp.jpg", "runs/lease/.0123456789abcdef.tmp"}
     for name in (*kept, ".0123456789abcdef.tmp", "a/.fedcba9876543210.tmp"):

@@ -83,7 +83,7 @@ def held(cluster: RayCluster) -> Iterator["subprocess.Popen[str]"]:
         holder.wait()
 
 
-def test_run_waits_for_cluster_that_others_hold(cluster, held, tmp_path: Path, crops: list[np.ndarray]) -> None:
+def test_run_waits_for_a_busy_cluster(cluster, held, tmp_path: Path, crops: list[np.ndarray]) -> None:
     """The plan and the run say that no CPU is free; the run continues when a CPU is free, or ends at its time limit."""
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 4, crops)

@@ -15,7 +15,7 @@ IGNORED = 300_000
 
 
 @pytest.mark.chaos
-def test_of_two_runs_that_start_together_one_works(tmp_path: Path, crops, figure) -> None:
+def test_run_is_refused_while_its_twin_works(tmp_path: Path, crops, figure) -> None:
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 3, crops)
     for number in range(IGNORED):

@@ -56,7 +56,7 @@ def in_airflow() -> list[str]:
 
 
 @pytest.mark.parametrize(("place", "count"), [(in_kubernetes, 7), (in_units, 1), (in_slurm, 1), (in_airflow, 2)])
-def test_commands_are_real(place, count: int) -> None:
+def test_commands_of_pages_and_infra_are_valid(place, count: int) -> None:
     lines = place()
     assert len(lines) >= count
     in_pods = of_kind(built(KUBERNETES / "overlays/cpu"), "ConfigMap")["imagemill"]["data"]
@@ -71,12 +71,12 @@ def test_commands_are_real(place, count: int) -> None:
 
 
 @pytest.mark.parametrize("line", ["imagemill nightly --untill 06:00 -c x", "imagemill nightyl -c x", "imagemill run"])
-def test_invented_ones_are_found(line: str) -> None:
+def test_check_of_commands_finds_invented_ones(line: str) -> None:
     with pytest.raises(UsageError):
         parsed(line)
 
 
-def test_ray_takes_what_slurm_gives_it() -> None:
+def test_slurm_script_starts_ray_with_valid_options() -> None:
     from ray.scripts.scripts import start
     from ray.scripts.symmetric_run import curate_and_validate_ray_start_args
 

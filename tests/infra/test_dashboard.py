@@ -9,7 +9,7 @@ from imagemill.pipeline.cluster.metrics import SERVED
 DASHBOARD = json.loads((Path(__file__).parents[2] / "infra/monitoring/grafana-imagemill.json").read_text())
 
 
-def test_each_expression_names_a_metric_and_labels_that_exist() -> None:
+def test_dashboard_queries_existing_metrics_and_labels() -> None:
     queries = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
     queries += [variable["query"] for variable in DASHBOARD["templating"]["list"] if variable["type"] == "query"]
     assert len(queries) >= 8
@@ -25,7 +25,7 @@ def test_each_expression_names_a_metric_and_labels_that_exist() -> None:
     assert {name.rpartition("_")[0] for name in SERVED} == {name.rpartition("_")[0] for name in seen}
 
 
-def test_panels_do_not_lie_on_each_other() -> None:
+def test_dashboard_panels_do_not_overlap() -> None:
     places = [panel["gridPos"] for panel in DASHBOARD["panels"]]
     squares = [(x, y) for p in places for x in range(p["x"], p["x"] + p["w"]) for y in range(p["y"], p["y"] + p["h"])]
     assert len(squares) == len(set(squares))

@@ -21,13 +21,13 @@ def manifests(overlay: str) -> list[Manifest]:
 
 
 @overlays
-def test_every_manifest_is_valid(overlay: str) -> None:
+def test_manifests_are_valid(overlay: str) -> None:
     found = {f"{m['kind']} {m['metadata']['name']}": problems(m) for m in manifests(overlay)}
     assert {name: wrong for name, wrong in found.items() if wrong} == {}
     assert len(found) == len(manifests(overlay)) == 16
 
 
-def test_the_example_is_valid() -> None:
+def test_example_manifest_is_valid() -> None:
     assert problems(yaml.safe_load((KUBERNETES / "examples/raycronjob.yaml").read_text())) == []
 
 
@@ -71,7 +71,7 @@ CLUSTER, JOB = ("RayCluster", "imagemill"), ("RayJob", "imagemill-nightly")
         (("Role", "imagemill-nightly"), "rules/0/verb", ["get"], "verb"),
     ],
 )  # fmt: skip
-def test_planted_errors_are_found(of: tuple[str, str], path: str, value: Any, message: str) -> None:
+def test_check_of_manifests_finds_planted_errors(of: tuple[str, str], path: str, value: Any, message: str) -> None:
     assert message in "; ".join(problems(planted(*of, path, value)))
 
 
@@ -107,7 +107,7 @@ def clusters(overlay: str) -> list[dict[str, Any]]:
     return [of_kind(manifests(overlay), "RayCluster")["imagemill"]["spec"], *(job["spec"]["rayClusterSpec"] for job in jobs)]
 
 
-def test_overlays_are_what_they_say() -> None:
+def test_overlays_set_what_their_names_say() -> None:
     for overlay, names in {"cpu": ["cpu"], "gpu": ["cpu", "gpu"], "spot": ["spot"]}.items():
         for cluster in clusters(overlay):
             groups = cluster["workerGroupSpecs"]
@@ -124,7 +124,7 @@ def test_overlays_are_what_they_say() -> None:
     assert spot["tolerations"][0]["value"] == spot["nodeSelector"]["imagemill/pool"] == "spot"
 
 
-def test_configs_of_the_pods_are_valid() -> None:
+def test_configs_of_pods_are_valid() -> None:
     data = of_kind(manifests("cpu"), "ConfigMap")["imagemill"]["data"]
     validate(RunConfig, yaml.safe_load(data["job.yaml"]), "job.yaml")
     night = validate(NightlyConfig, yaml.safe_load(data["night.yaml"]), "night.yaml")
@@ -133,13 +133,13 @@ def test_configs_of_the_pods_are_valid() -> None:
     assert night.until is None
 
 
-def test_a_run_finds_workers_when_it_begins() -> None:
+def test_cluster_has_workers_when_a_run_begins() -> None:
     for overlay, begin in {"cpu": {"cpu": 2}, "gpu": {"cpu": 0, "gpu": 1}, "spot": {"spot": 2}}.items():
         for cluster in clusters(overlay):
             assert {group["groupName"]: group["replicas"] for group in cluster["workerGroupSpecs"]} == begin
 
 
-def test_secrets_are_named_and_nowhere_told() -> None:
+def test_manifests_name_secrets_without_values() -> None:
     for overlay in OVERLAYS:
         assert not of_kind(manifests(overlay), "Secret")
         for pod in (pod for manifest in manifests(overlay) for pod in pod_specs(manifest)):
@@ -148,7 +148,7 @@ def test_secrets_are_named_and_nowhere_told() -> None:
                     assert not any(word in variable["name"] for word in ("KEY", "SECRET", "TOKEN", "PASSWORD"))
 
 
-def test_who_starts_a_night_may_do_nothing_else() -> None:
+def test_night_starter_has_minimal_permissions() -> None:
     role = of_kind(manifests("cpu"), "Role")["imagemill-nightly"]
     rights = {(verb, *rule.get("resourceNames", [])) for rule in role["rules"] for verb in rule["verbs"]}
     assert rights == {("get", "imagemill-nightly"), ("create",)}
@@ -157,7 +157,7 @@ def test_who_starts_a_night_may_do_nothing_else() -> None:
     assert of_kind(manifests("cpu"), "RayJob")["imagemill-nightly"]["spec"]["suspend"] is True
 
 
-def test_only_the_submitter_and_the_operator_reach_ray_from_outside() -> None:
+def test_network_policy_admits_submitter_and_operator_only() -> None:
     policies = of_kind(manifests("cpu"), "NetworkPolicy")
     assert policies["imagemill-closed"]["spec"]["podSelector"] == {}
     assert "ingress" not in policies["imagemill-closed"]["spec"]
@@ -172,7 +172,7 @@ def test_only_the_submitter_and_the_operator_reach_ray_from_outside() -> None:
         assert shlex.split(job["spec"]["entrypoint"])[0] == "imagemill"
 
 
-def test_image_and_cluster_have_the_ray_that_is_pinned() -> None:
+def test_image_and_cluster_use_the_pinned_ray() -> None:
     pinned = next(line[5:] for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("ray=="))
     assert {cluster["rayVersion"] for overlay in OVERLAYS for cluster in clusters(overlay)} == {pinned}
     assert f"rayproject/ray:{pinned}-py311-cpu" in (ROOT / "infra/container/Dockerfile").read_text()

@@ -34,7 +34,7 @@ def with_error(path: Path, folder: Path, right: str, wrong: str) -> Path:
     return copy
 
 
-def test_the_dockerfile_is_clean(tmp_path: Path) -> None:
+def test_dockerfile_passes_its_linter(tmp_path: Path) -> None:
     dockerfile = INFRA / "container/Dockerfile"
     assert judged(BIN / "hadolint", dockerfile) == (0, "")
     code, said = judged(BIN / "hadolint", with_error(dockerfile, tmp_path, "CMD [", "CDM ["))
@@ -42,7 +42,7 @@ def test_the_dockerfile_is_clean(tmp_path: Path) -> None:
     assert "unexpected" in said
 
 
-def test_the_image_is_made_of_what_is_there() -> None:
+def test_image_copies_existing_files() -> None:
     dockerfile = (INFRA / "container/Dockerfile").read_text()
     copied = [word for line in dockerfile.splitlines() if line.startswith("COPY") for word in line.split()[2:-1]]
     assert {"constraints.txt", "src", "models", "pipeline", "jobs"} < set(copied)
@@ -52,7 +52,7 @@ def test_the_image_is_made_of_what_is_there() -> None:
     assert "USER 1000:100" in dockerfile
 
 
-def test_scripts_are_clean(tmp_path: Path) -> None:
+def test_scripts_pass_their_linter(tmp_path: Path) -> None:
     script = INFRA / "slurm/imagemill.sbatch"
     assert judged(BIN / "shellcheck", script) == (0, "")
     assert "SC2086" in judged(BIN / "shellcheck", with_error(script, tmp_path, '"$head"', "$head"))[1]
@@ -67,7 +67,7 @@ def units(folder: Path) -> list[Path]:
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not there: units are not checked")
-def test_units_are_what_systemd_takes(tmp_path: Path) -> None:
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     there = units(tmp_path)
     assert judged("systemd-analyze", "verify", *there) == (0, "")
     service = tmp_path / "imagemill-nightly.service"
@@ -77,13 +77,13 @@ def test_units_are_what_systemd_takes(tmp_path: Path) -> None:
     assert "'PrivateTemp'" in judged("systemd-analyze", "verify", service)[1]
 
 
-def test_the_deadline_is_no_failure_to_systemd_and_what_would_end_the_same_is_not_tried_again() -> None:
+def test_systemd_retries_only_what_may_succeed() -> None:
     unit = (INFRA / "systemd/imagemill-nightly.service").read_text()
     assert f"\nSuccessExitStatus={Deadline.exit_code}\n" in unit
     assert f"\nRestartPreventExitStatus={' '.join(map(str, sorted(HOPELESS)))}\n" in unit
 
 
-def test_the_airflow_example_knows_the_exit_codes() -> None:
+def test_airflow_example_handles_exit_codes() -> None:
     tree = ast.parse((INFRA / "airflow/imagemill_dag.py").read_text())
     named = {
         node.targets[0].id: ast.literal_eval(node.value)
@@ -94,7 +94,7 @@ def test_the_airflow_example_knows_the_exit_codes() -> None:
     assert set(named["NO_RETRY"]) == HOPELESS
 
 
-def test_the_aws_cluster_is_what_ray_takes() -> None:
+def test_ray_accepts_the_aws_cluster() -> None:
     import jsonschema
     from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -109,7 +109,7 @@ def test_the_aws_cluster_is_what_ray_takes() -> None:
         validate_config(wrong)
 
 
-def test_policies_are_what_aws_takes() -> None:
+def test_aws_accepts_the_policies() -> None:
     with mock_aws():
         iam = boto3.client("iam", region_name="us-east-1", aws_access_key_id="k", aws_secret_access_key="s")
         for name in ("buckets", "autoscaler"):

@@ -88,7 +88,7 @@ def start_a_night(url: str, folder: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_a_night_is_started_once(rayjobs: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+def test_night_is_started_once(rayjobs: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
     url, there = rayjobs
     first, second = start_a_night(url, tmp_path), start_a_night(url, tmp_path)
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
@@ -99,7 +99,7 @@ def test_a_night_is_started_once(rayjobs: tuple[str, dict[str, Any]], tmp_path: 
     assert problems({key: value for key, value in there[name].items() if key != "status"}) == []
 
 
-def test_what_keeps_a_night_from_starting_is_a_failure(rayjobs: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+def test_night_that_cannot_start_is_a_failure(rayjobs: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
     url, there = rayjobs
     there.clear()
     failed = start_a_night(url, tmp_path)

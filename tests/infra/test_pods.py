@@ -44,7 +44,7 @@ cd "$2" && shift 2 && exec setpriv --no-new-privs --bounding-set=-all --inh-caps
 """
 
 
-def test_a_user_without_name_and_home_has_a_token() -> None:
+def test_user_without_name_and_home_gets_a_token() -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")} | {"HOME": "/"}
     done = subprocess.run(
         [sys.executable, "-c", NAMELESS], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
@@ -52,7 +52,7 @@ def test_a_user_without_name_and_home_has_a_token() -> None:
     assert done.stdout == "64\n", done.stderr
 
 
-def test_a_machine_too_busy_for_ray_to_start_is_one_line(tmp_path: Path, crops: list[np.ndarray]) -> None:
+def test_run_reports_a_failed_start_of_ray_in_one_line(tmp_path: Path, crops: list[np.ndarray]) -> None:
     """Ray 2.60 raises a plain Exception after 30 s; this happened under a load of 60."""
     make_photos(Store(str(tmp_path / "in")), 1, crops)
     command = [sys.executable, "-c", BUSY, str(tmp_path / "in"), str(tmp_path / "out")]
@@ -69,7 +69,7 @@ def test_a_machine_too_busy_for_ray_to_start_is_one_line(tmp_path: Path, crops: 
 
 
 @isolated
-def test_without_a_temporary_folder_it_says_so(tmp_path: Path) -> None:
+def test_command_without_temporary_folder_says_so(tmp_path: Path) -> None:
     environment = os.environ | {"TMPDIR": "/nowhere"}
     command = [
         "unshare",
@@ -94,7 +94,7 @@ def test_without_a_temporary_folder_it_says_so(tmp_path: Path) -> None:
 
 @isolated
 @pytest.mark.chaos
-def test_a_run_in_a_pod(tmp_path: Path, crops: list[np.ndarray]) -> None:
+def test_run_works_in_a_restricted_pod(tmp_path: Path, crops: list[np.ndarray]) -> None:
     """A run works with a read-only root, no home, no capabilities, and temporary files on a separate mount."""
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 40, crops)
@@ -120,7 +120,7 @@ while True:
 
 @isolated
 @pytest.mark.parametrize("run", ["./imagemill run -c job.yaml", "python3 -m imagemill run --run-id ID -c /dev/stdin"])
-def test_a_drained_head_tells_its_run_first(tmp_path: Path, run: str) -> None:
+def test_drained_head_signals_its_run_first(tmp_path: Path, run: str) -> None:
     """The preStop hook of the head signals all runs among the processes of a pod, submitted ones too."""
     head = of_kind(built(KUBERNETES / "overlays/cpu"), "RayCluster")["imagemill"]["spec"]["headGroupSpec"]
     shell, flag, script = head["template"]["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]

@@ -36,7 +36,7 @@ def lines_of(run: Store) -> list[dict]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[[TrainConfig], subprocess.Popen[bytes]]]:
-    """start(config): `imagemill train` as a process group of its own."""
+    """start(config): start `imagemill train` in its own process group."""
     started = []
 
     def call(config: TrainConfig) -> subprocess.Popen[bytes]:

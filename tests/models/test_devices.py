@@ -1,7 +1,7 @@
-"""Code for GPUs, proved without one: tensors that say they lie on `cuda`, have shapes and dtypes, and no content.
+"""Code for GPUs, tested without one: fake tensors on `cuda` have shapes and dtypes, and no content.
 
-torch raises where two devices meet, as it does on a GPU. What only a GPU would refuse is checked here: `numpy()` of a tensor
-that is not on the CPU, and random numbers on one device drawn by the generator of another.
+torch raises where tensors of two devices meet, like on a GPU. Failures that only a GPU shows are checked here: `numpy()` of
+a tensor on the GPU, and random numbers on one device from the generator of another.
 """
 
 from collections.abc import Iterator

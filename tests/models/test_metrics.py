@@ -34,7 +34,7 @@ def test_ssim_of_flat_images_compares_luminance():
 
 
 @pytest.mark.parametrize("period", [2, 4])
-def test_checkerboard_of_patterns(period):
+def test_checkerboard_of_known_patterns(period):
     y, x = np.mgrid[:28, :28]
     board = ((x // (period // 2) + y // (period // 2)) % 2)[None].astype(float)
     assert checkerboard(board, period) == pytest.approx(1)

@@ -66,7 +66,7 @@ def restyled(net: Perceptual, image: np.ndarray, style: np.ndarray, seed: int = 
     return TASK.predict(prepared, [Sample(image, seed=seed)], chosen, Precision())[0]
 
 
-def test_gram_of_two_features_by_hand():
+def test_gram_of_two_features():
     features = torch.tensor([[[[1.0, 2.0]], [[3.0, -1.0]]]])  # d=2, h=1, w=2
     # [[1,2],[3,-1]] times its transpose is [[5,1],[1,10]]; hw = 2.
     assert torch.equal(gram(features), torch.tensor([[[2.5, 0.5], [0.5, 5.0]]]))
@@ -81,7 +81,7 @@ def test_style_losses_by_hand():
     assert style_loss(g, s, {"relu1_1": 0.5, "relu2_1": 2.0}).item() == pytest.approx(8.5)
 
 
-def test_adain_gives_the_moments_of_the_style():
+def test_adain_has_the_moments_of_the_style():
     generator = torch.Generator().manual_seed(0)
     content, style = torch.randn(2, 3, 9, 7, generator=generator), torch.rand(1, 3, 5, 5, generator=generator) * 4
     result = adain(content, moments(content), moments(style))
@@ -91,7 +91,7 @@ def test_adain_gives_the_moments_of_the_style():
     assert moments(flat)[1].item() == pytest.approx(math.sqrt(EPSILON))
 
 
-def test_only_the_target_image_changes(net, cat, coffee):
+def test_gatys_changes_only_the_target_image(net, cat, coffee):
     before = {name: value.clone() for name, value in net.state_dict().items()}
     prepared, _ = stylist(net, coffee, method="gatys")
     x = to_float_batch([cat], net.stride, "cpu").requires_grad_()
@@ -165,7 +165,7 @@ def test_tiles_use_statistics_of_the_whole_image(net, coffee, monkeypatch):
     assert not torch.allclose(part[0][0], all_of_it[0][0], atol=1e-3)
 
 
-def test_styles_are_mixed_by_their_weights(net, cat, coffee):
+def test_styles_are_mixed_by_weights(net, cat, coffee):
     params = StylizeParams(style=["a", "b"], style_weights=[3, 1])
     mixed = TASK.prepare(net, params, [cat, coffee], "cpu").target
     one, other = (stylist(net, style)[0].target for style in (cat, coffee))

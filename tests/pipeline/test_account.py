@@ -69,7 +69,7 @@ PARTS = st.lists(
 @given(PARTS)
 @settings(max_examples=100)
 @example([({("a", "v"), ("b", "v")}, 2), ({("b", "v")}, 3), ({("a", "v")}, 1)])
-def test_doubles_are_dropped_and_nothing_else(parts: list[tuple[set[Pair], int]]) -> None:
+def test_account_drops_only_duplicate_rows(parts: list[tuple[set[Pair], int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         output = Store(folder)
         for pairs, fence in parts:
@@ -81,13 +81,13 @@ def test_doubles_are_dropped_and_nothing_else(parts: list[tuple[set[Pair], int]]
         assert dropped_from(output) == 0
 
 
-def test_one_of_two_rows_in_the_same_part_stays(output: Store) -> None:
+def test_account_keeps_one_of_two_rows_in_a_part(output: Store) -> None:
     put(output, [row(("a", "v")), row(("a", "v")), row(("b", "v"))])
     dropped_from(output)
     assert pairs_of(output) == [("a", "v"), ("b", "v")]
 
 
-def test_the_row_of_the_later_holder_stays(output: Store) -> None:
+def test_account_keeps_the_row_of_the_later_holder(output: Store) -> None:
     put(output, [row(("a", "v"), 1, run_id="old"), row(("b", "v"), 1, run_id="old")])
     put(output, [row(("a", "v"), 2, run_id="new")])
     assert dropped_from(output) == 1
@@ -95,7 +95,7 @@ def test_the_row_of_the_later_holder_stays(output: Store) -> None:
     assert dict(zip(*columns_as_lists(rows, ["image_id", "run_id"]), strict=True)) == {"a": "new", "b": "old"}
 
 
-def test_a_part_that_lost_rows_is_named_by_the_rest_and_keeps_their_columns(output: Store) -> None:
+def test_part_without_duplicates_is_renamed(output: Store) -> None:
     put(output, [row(("a", "v"), 1), row(("b", "v"), 1, psnr_db=41.0)])
     put(output, [row(("a", "v"), 2)])
     dropped_from(output)
@@ -106,7 +106,7 @@ def test_a_part_that_lost_rows_is_named_by_the_rest_and_keeps_their_columns(outp
     assert verify(output).problems == []
 
 
-def test_a_row_that_was_made_again_takes_the_place_of_the_older_one(output: Store) -> None:
+def test_account_replaces_an_older_row(output: Store) -> None:
     put(output, [row(("a", "v"), 1), row(("b", "v"), 1)])
     older = set(list_parts(output, "results"))
     put(output, [row(("a", "v"), 3)])
@@ -116,13 +116,13 @@ def test_a_row_that_was_made_again_takes_the_place_of_the_older_one(output: Stor
     assert read_parts(output, list_parts(output, "results"), ["fence"])["fence"].to_pylist().count(3) == 1
 
 
-def test_versions_of_an_image_are_history_not_doubles(output: Store) -> None:
+def test_account_keeps_versions_of_an_image(output: Store) -> None:
     put(output, [row(("a", "v")), row(("a", "w"))])
     assert dropped_from(output) == 0
     assert verify(output).problems == []
 
 
-def test_an_account_adds_up_rows_and_rejects(output: Store) -> None:
+def test_account_adds_up_rows_and_rejects(output: Store) -> None:
     old = put(output, [row(("old", "v"), psnr_db=99.0)])
     put(output, [row(("a", "v"), psnr_db=30.0), row(("b", "v"), psnr_db=40.0)])
     put(output, [row(("c", "v"), psnr_db=float("inf"))])
@@ -137,40 +137,40 @@ def test_an_account_adds_up_rows_and_rejects(output: Store) -> None:
     assert left.parquet_bytes == sum(Path(output.full(p)).stat().st_size for p in new)
 
 
-def test_a_double_row_is_counted_once(output: Store) -> None:
+def test_account_counts_a_duplicate_row_once(output: Store) -> None:
     put(output, [row(("a", "v"), 1), row(("b", "v"), 1)])
     put(output, [row(("a", "v"), 2)])
     left = account(output, plan_over(("a", "v"), ("b", "v")), ["psnr_db"])
     assert (left.ok, left.rejected, left.doubles_dropped, left.pixels) == (2, 0, 1, 2 * 32 * 24)
 
 
-def test_an_image_with_a_row_and_a_reject_is_ok(output: Store) -> None:
+def test_account_counts_row_and_reject_as_ok(output: Store) -> None:
     put(output, [row(("a", "v"))])
     reject(output, ("a", "v"))
     left = account(output, plan_over(("a", "v")), [])
     assert (left.ok, left.rejected, left.reasons) == (1, 0, {})
 
 
-def test_an_account_of_nothing_is_nothing(output: Store) -> None:
+def test_account_of_nothing_is_empty(output: Store) -> None:
     left = account(output, plan_over(), ["psnr_db"])
     assert (left.ok, left.rejected, left.pixels, left.parquet_bytes) == (0, 0, 0, 0)
 
 
-def test_an_account_of_rejects_alone_has_no_quality(output: Store) -> None:
+def test_account_of_rejects_has_no_quality(output: Store) -> None:
     reject(output, ("a", "v"))
     left = account(output, plan_over(("a", "v")), ["psnr_db"])
     assert (left.ok, left.rejected, left.quality) == (0, 1, {})
 
 
 @pytest.mark.parametrize("missing", [("c", "v"), ("a", "w")])
-def test_a_planned_image_without_row_or_reject_is_an_error(output: Store, missing: Pair) -> None:
+def test_account_of_a_missing_image_is_an_error(output: Store, missing: Pair) -> None:
     put(output, [row(("a", "v"))])
     reject(output, ("b", "v"))
     with pytest.raises(VerificationError, match="1 of 3 planned images"):
         account(output, plan_over(("a", "v"), ("b", "v"), missing), ["psnr_db"])
 
 
-def test_verify_finds_nothing_wrong_with_a_whole_output(output: Store) -> None:
+def test_verify_accepts_a_complete_output(output: Store) -> None:
     with_images(output, "a.jpg", "x/b.png")
     put(output, [row(("c", "v"))])
     reject(output, ("d", "v"))
@@ -178,7 +178,7 @@ def test_verify_finds_nothing_wrong_with_a_whole_output(output: Store) -> None:
     assert (seen.images, seen.rows, seen.rejects, seen.files, seen.latents, seen.problems) == (3, 3, 1, 2, 3, [])
 
 
-def test_verify_of_nothing_finds_nothing(output: Store) -> None:
+def test_verify_accepts_an_empty_output(output: Store) -> None:
     assert verify(output).problems == []
 
 
@@ -204,7 +204,7 @@ def test_verify_reads_nothing_outside_of_output(tmp_path: Path) -> None:
     assert verify(output).problems == ["images/../../elsewhere.png: the path leaves OUTPUT"]
 
 
-def test_verify_names_each_file_that_cannot_be_read_and_goes_on(tmp_path: Path) -> None:
+def test_verify_names_each_unreadable_file(tmp_path: Path) -> None:
     class Silent(Store):
         def read(self, path: str) -> bytes:
             if path == "images/a.jpg":
@@ -223,7 +223,7 @@ def test_verify_names_each_file_that_cannot_be_read_and_goes_on(tmp_path: Path) 
     assert missing == "images/c.jpg: missing"
 
 
-def test_verify_says_what_to_do_about_damaged_marks_and_that_is_not_to_move_them_out(output: Store) -> None:
+def test_verify_advises_about_damaged_claims(output: Store) -> None:
     with_images(output, "a.jpg")
     output.write(f"runs/20260101T000000Z-abcdef/{SUPERSEDED}", b"PAR1")
     [problem] = verify(output).problems
@@ -233,7 +233,7 @@ def test_verify_says_what_to_do_about_damaged_marks_and_that_is_not_to_move_them
     assert "move it out" not in problem
 
 
-def test_verify_looks_at_the_file_of_the_newest_row_only(output: Store) -> None:
+def test_verify_checks_only_the_file_of_the_newest_row(output: Store) -> None:
     data = b"new"
     output.write("images/a.jpg", data)
     facts = {"output_uri": "images/a.jpg", "output_sha256": hashlib.sha256(data).hexdigest()}
@@ -246,7 +246,7 @@ def test_verify_looks_at_the_file_of_the_newest_row_only(output: Store) -> None:
 @pytest.mark.parametrize(
     "damage", [lambda d: d[: len(d) // 2], lambda d: b"", lambda d: b"not parquet", lambda d: d[:-1] + b"x"]
 )
-def test_verify_names_a_part_that_cannot_be_read(output: Store, folder: str, damage: Any) -> None:
+def test_verify_names_an_unreadable_part(output: Store, folder: str, damage: Any) -> None:
     put(output, [row(("a", "v"))])
     put(output, [row(("b", "v"))])
     reject(output, ("c", "v"))
@@ -256,13 +256,13 @@ def test_verify_names_a_part_that_cannot_be_read(output: Store, folder: str, dam
     assert problem.startswith(f"{path}: cannot be read")
 
 
-def test_verify_names_a_double_row_in_two_parts(output: Store) -> None:
+def test_verify_names_a_row_in_two_parts(output: Store) -> None:
     put(output, [row(("a", "v")), row(("b", "v"))])
     put(output, [row(("a", "v"))])
     assert verify(output).problems == ["image a version v: 2 rows"]
 
 
-def test_verify_names_a_latent_that_is_not_what_was_written(output: Store) -> None:
+def test_verify_names_a_changed_latent(output: Store) -> None:
     broken = row(("b", "v"))
     broken["latent"] = broken["latent"] ^ np.uint8(1)
     path = put(output, [row(("a", "v")), broken])
@@ -288,12 +288,12 @@ def flips(output: Store, phase: int) -> Iterator[pa.Table]:
 
 
 @pytest.mark.parametrize("phase", range(0, 20, 5))
-def test_verify_comes_to_an_end_whatever_byte_of_a_part_is_flipped(output: Store, phase: int) -> None:
+def test_verify_survives_any_flipped_byte_of_a_part(output: Store, phase: int) -> None:
     outcomes = [bool(verify(output).problems) for _ in flips(output, phase)]
     assert sum(outcomes) > len(outcomes) / 2
 
 
-def test_verify_survives_a_time_that_no_calendar_has(output: Store) -> None:
+def test_verify_survives_an_impossible_time(output: Store) -> None:
     path = put(output, [row(("a", "v"))])
     table = pq.read_table(output.full(path))
     where = table.schema.get_field_index("encoded_at")
@@ -303,7 +303,7 @@ def test_verify_survives_a_time_that_no_calendar_has(output: Store) -> None:
     assert problem.startswith(f"{path}: cannot be read")
 
 
-def test_verify_sees_that_a_part_holds_other_rows_than_its_name_says(output: Store) -> None:
+def test_verify_detects_a_part_with_other_rows(output: Store) -> None:
     path = put(output, [row(("a", "v"))])
     output.write(path, output.read(put(output, [row(("b", "v"))], "elsewhere.parquet")))
     output.delete("results/elsewhere.parquet")
@@ -311,7 +311,7 @@ def test_verify_sees_that_a_part_holds_other_rows_than_its_name_says(output: Sto
     assert "the name does not match the rows" in problem
 
 
-def test_the_newest_row_of_an_image_is_that_of_the_last_fence() -> None:
+def test_newest_row_has_the_highest_fencing_token() -> None:
     rows = [
         {"image_id": "a", "encoded_at": DAY, "fence": 9, "part": "p"},
         {"image_id": "a", "encoded_at": DAY.replace(year=2027), "fence": 1, "part": "q"},

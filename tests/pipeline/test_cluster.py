@@ -27,7 +27,7 @@ def caught(signum: int, frame: object) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGALRM])
-def test_a_signal_waits_for_the_start_of_ray(number: signal.Signals) -> None:
+def test_signal_waits_for_the_start_of_ray(number: signal.Signals) -> None:
     before = signal.signal(number, caught)
     started: list[bool] = []
 
@@ -48,7 +48,7 @@ def test_a_signal_waits_for_the_start_of_ray(number: signal.Signals) -> None:
         signal.signal(number, before)
 
 
-def test_a_ray_that_is_late_is_started_again_and_at_last_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_late_ray_is_restarted_and_then_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     tries = []
 
     def late(**options: object) -> None:
@@ -72,7 +72,7 @@ def process(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
 
 
-def test_garbage_that_refers_to_ray_does_not_end_the_process_while_ray_ends() -> None:
+def test_garbage_collection_survives_the_end_of_ray() -> None:
     ended = process(
         """
 import gc, ray
@@ -92,7 +92,7 @@ print(len(rings))
     assert (ended.returncode, ended.stdout) == (0, "0\n"), ended.stderr
 
 
-def test_runs_of_a_night_share_a_ray_and_one_that_fails_takes_its_own_with_it() -> None:
+def test_runs_of_a_night_share_ray_until_a_failure() -> None:
     ended = process(
         """
 import ray
@@ -119,12 +119,12 @@ print("as said")
     assert (ended.returncode, ended.stdout) == (0, "as said\n"), ended.stderr
 
 
-def test_what_ray_ships_to_every_process_of_a_run_imports_no_torch() -> None:
+def test_code_shipped_by_ray_imports_no_torch() -> None:
     code = "import sys, imagemill.pipeline.worker, imagemill.pipeline.cluster.watch; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_folders_of_old_sessions_go_and_those_of_others_and_of_the_living_stay(tmp_path: Path) -> None:
+def test_old_ray_sessions_are_removed(tmp_path: Path) -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
     folders = [tmp_path / f"session_2026-01-{day:02d}_00-00-00_000000_{gone.pid}" for day in range(1, 20)]
@@ -139,7 +139,7 @@ def test_folders_of_old_sessions_go_and_those_of_others_and_of_the_living_stay(t
     assert {*tmp_path.iterdir()} == {others, living, latest, *folders[-SESSIONS:]}
 
 
-def test_an_older_tally_never_takes_the_place_of_a_newer_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_older_tally_never_replaces_a_newer_one(monkeypatch: pytest.MonkeyPatch) -> None:
     tally, began, newer_one, told = Tally("denoise", "r"), threading.Event(), threading.Event(), []
 
     def publish(key: str, content: dict[str, int]) -> None:

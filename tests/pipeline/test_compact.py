@@ -69,7 +69,7 @@ def files(output: Store, folder: str) -> list[str]:
     return sorted(e.path for e in output.entries(folder))
 
 
-def test_many_small_parts_become_one_and_no_row_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compact_merges_small_parts_without_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = Store(str(tmp_path))
     parts = fill(output, 2 * MIN_SMALL_PARTS)
     columns = SCHEMA.names
@@ -90,7 +90,7 @@ def test_many_small_parts_become_one_and_no_row_changes(tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("skew", [-86400, 86400])
 @pytest.mark.parametrize("any_url", ["local", "moto"], indirect=True)
-def test_a_note_stays_an_hour_by_the_store_clock(any_url: str, skew: float) -> None:
+def test_compact_note_stays_an_hour_by_the_store_clock(any_url: str, skew: float) -> None:
     """The clock of the machine that left it may be wrong by a day."""
     output = Store(any_url)
     with (
@@ -108,7 +108,7 @@ def test_a_note_stays_an_hour_by_the_store_clock(any_url: str, skew: float) -> N
         assert path not in files(output, "runs")
 
 
-def test_few_parts_large_parts_and_those_of_this_run_stay(tmp_path: Path) -> None:
+def test_compact_leaves_few_large_and_new_parts(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
     few = fill(output, MIN_SMALL_PARTS - 1)
     assert compact(output, few, 3, nobody_else) == 0
@@ -123,7 +123,7 @@ def test_few_parts_large_parts_and_those_of_this_run_stay(tmp_path: Path) -> Non
     assert len(list_parts(output, "results")) == 3
 
 
-def test_merged_parts_are_of_a_size(tmp_path: Path) -> None:
+def test_compact_makes_parts_of_equal_size(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
     for n in range(MIN_SMALL_PARTS):
         noise = np.random.default_rng(n).integers(-128, 128, (1, 300, 1000)).astype(np.int8)
@@ -173,7 +173,7 @@ def test_compact_killed_anywhere_keeps_each_row_once(tmp_path_factory, data) -> 
     assert files(output, "runs") == []
 
 
-def test_a_listing_that_is_torn_is_made_again(tmp_path: Path) -> None:
+def test_compact_repeats_an_inconsistent_listing(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
     parts = fill(output, MIN_SMALL_PARTS)
     pairs = pairs_of(output)
@@ -196,7 +196,7 @@ def test_a_listing_that_is_torn_is_made_again(tmp_path: Path) -> None:
     assert pairs_of(torn) == pairs
 
 
-def test_a_merged_part_that_somebody_took_away_is_no_riddle(tmp_path: Path) -> None:
+def test_compact_explains_a_missing_merged_part(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
     compact(output, fill(output, MIN_SMALL_PARTS), 3, nobody_else)
     (merged,) = list_parts(output, "results")
@@ -206,7 +206,7 @@ def test_a_merged_part_that_somebody_took_away_is_no_riddle(tmp_path: Path) -> N
     assert read_replacement_notes(output) == []
 
 
-def test_a_damaged_part_stays_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_compact_leaves_a_damaged_part_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     output = Store(str(tmp_path))
     parts = fill(output, MIN_SMALL_PARTS)
     damaged = list_parts(output, "results")[3]
@@ -216,7 +216,7 @@ def test_a_damaged_part_stays_with_a_warning(tmp_path: Path, caplog: pytest.LogC
     assert len(list_parts(output, "results")) == 2
 
 
-def test_who_lost_output_merges_nothing_and_is_done_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_compact_stops_without_the_lease(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     output = Store(str(tmp_path))
     with Lease(output) as lease:
         parts = fill(output, MIN_SMALL_PARTS)
@@ -226,7 +226,7 @@ def test_who_lost_output_merges_nothing_and_is_done_all_the_same(tmp_path: Path,
     assert all_parts(output) == parts
 
 
-def test_a_run_merges_what_former_ones_left(tmp_path: Path, crops: list[np.ndarray]) -> None:
+def test_run_compacts_parts_of_former_runs(tmp_path: Path, crops: list[np.ndarray]) -> None:
     (tmp_path / "in").mkdir()
     Image.fromarray(crops[0]).save(tmp_path / "in/photo.png")
     output = Store(str(tmp_path / "out"))

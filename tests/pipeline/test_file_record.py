@@ -23,7 +23,7 @@ def fill(place: Store, names: list[str], data: bytes = b"ours", overwrite: bool 
 
 
 @pytest.mark.parametrize("names", [NAMES[:2], NAMES], ids=["few", "many"])
-def test_what_was_written_is_replaced_and_nothing_else(any_url, names):
+def test_file_record_allows_only_recorded_files(any_url, names):
     place = Store(any_url)
     place.write("x/mine.png", b"mine")
     fill(place, names)
@@ -45,7 +45,7 @@ def test_what_was_written_is_replaced_and_nothing_else(any_url, names):
     assert place.read("x/mine.png") == b"mine"
 
 
-def test_a_copy_of_a_place_is_still_what_was_written(tmp_path):
+def test_file_record_survives_a_copy_of_the_folder(tmp_path):
     place = Store(f"{tmp_path}/place")
     fill(place, NAMES)
     shutil.copytree(place.root, tmp_path / "copy", copy_function=shutil.copyfile)
@@ -53,7 +53,7 @@ def test_a_copy_of_a_place_is_still_what_was_written(tmp_path):
     fill(Store(f"{tmp_path}/copy"), NAMES)
 
 
-def test_a_command_that_was_killed_may_begin_again(tmp_path):
+def test_file_record_lets_a_killed_command_repeat(tmp_path):
     """It leaves what it announced; of the rest nothing is known."""
     place = Store(str(tmp_path))
     killed = FileRecord(place)
@@ -67,7 +67,7 @@ def test_a_command_that_was_killed_may_begin_again(tmp_path):
         fill(place, NAMES)
 
 
-def test_a_command_that_failed_may_begin_again(tmp_path):
+def test_file_record_lets_a_failed_command_repeat(tmp_path):
     place = Store(str(tmp_path))
     (tmp_path / "b.png").mkdir()
     names = ["a.png", "b.png", "c.png"]
@@ -88,7 +88,7 @@ def test_a_command_that_failed_may_begin_again(tmp_path):
 
 
 @pytest.mark.parametrize("make", ["broken link", "link", "folder", "pipe"])
-def test_what_is_no_plain_file_stays(tmp_path, make):
+def test_file_record_protects_special_files(tmp_path, make):
     original = tmp_path / "original"
     original.write_bytes(b"mine")
     there = tmp_path / "place/a.png"
@@ -105,7 +105,7 @@ def test_what_is_no_plain_file_stays(tmp_path, make):
     assert os.lstat(there) == before
 
 
-def test_a_damaged_record_protects_what_it_named(tmp_path, caplog):
+def test_damaged_file_record_protects_its_files(tmp_path, caplog):
     place = Store(str(tmp_path))
     fill(place, ["a.png"])
     [record] = Path(tmp_path / FOLDER).iterdir()

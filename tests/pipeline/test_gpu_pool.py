@@ -31,7 +31,7 @@ def record_of(output: Store) -> dict:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the outputs of a GPU are not those of a CPU to the last bit")
 @pytest.mark.usefixtures("ray_session")
-def test_run_on_logical_gpus_gives_the_images_of_a_cpu(tmp_path: Path, crops: list[np.ndarray]) -> None:
+def test_run_on_logical_gpus_equals_a_cpu_run(tmp_path: Path, crops: list[np.ndarray]) -> None:
     """`pool.gpus_per_worker: 0.5` puts two workers on each GPU; without CUDA they compute on their CPUs, and say so once."""
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, COUNT, crops)

@@ -35,7 +35,7 @@ def config(tmp_path: Path, crops: list[np.ndarray]) -> RunConfig:
     return RunConfig(task="denoise", input=str(folder), output=str(tmp_path / "out"))
 
 
-def test_parameters_that_come_back_are_done_again(config):
+def test_run_repeats_parameters_that_come_back(config):
     for sigma in (15, 50):
         assert run(config.model_copy(update={"params": {"sigma": sigma}}))["ok"] == 4
     again = run(config.model_copy(update={"params": {"sigma": 15}}))
@@ -63,7 +63,7 @@ def test_interrupted_run_recovers_without_claims(config):
     assert run(config)["planned"] == 0
 
 
-def test_a_copy_without_some_parts_or_the_checkpoint_is_not_well(config, monkeypatch, tmp_path):
+def test_verify_names_missing_parts_and_checkpoint(config, monkeypatch, tmp_path):
     monkeypatch.setattr("imagemill.pipeline.output.compact.MIN_SMALL_PARTS", 2)
     (Path(config.input) / "broken.png").write_bytes(b"broken")
     output, lenient = Store(config.output), config.model_copy(update={"max_reject_fraction": 1.0})
@@ -86,7 +86,7 @@ def test_a_copy_without_some_parts_or_the_checkpoint_is_not_well(config, monkeyp
     assert re.search(r"the checkpoint that made the rows is missing \(\d rows\)", problem)
 
 
-def test_a_reject_may_be_rejected_again(config):
+def test_reject_may_be_rejected_again(config):
     (Path(config.input) / "broken.png").write_bytes(b"broken")
     os.symlink("/nowhere", Path(config.input) / "dangling.png")
     os.mkfifo(Path(config.input) / "pipe.png")

@@ -33,7 +33,7 @@ from tests.support.worker_jobs import job_here
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-def test_latents_decode_to_what_the_run_reconstructed(tmp_path, crops):
+def test_latents_decode_to_the_reconstruction(tmp_path, crops):
     source, output, dest = tmp_path / "in", tmp_path / "out", tmp_path / "dest"
     fill(source, crops)
     record = run(RunConfig(task="compress", input=str(source), output=str(output), reconstruct=True))
@@ -54,7 +54,7 @@ def test_latents_decode_to_what_the_run_reconstructed(tmp_path, crops):
     assert record["quality"]["bits_per_pixel_on_disk"] == pytest.approx(sizes * 8 / pixels)
 
 
-def test_latents_without_figures_of_quality_are_the_same_and_not_made_again(tmp_path, crops):
+def test_latents_do_not_depend_on_quality_figures(tmp_path, crops):
     source, output = tmp_path / "in", tmp_path / "out"
     fill(source, crops)
     config = RunConfig(task="compress", input=str(source), output=str(output))
@@ -72,7 +72,7 @@ def test_latents_without_figures_of_quality_are_the_same_and_not_made_again(tmp_
     assert 0 < len(measured) < len(codes)
 
 
-def test_which_images_are_measured_is_decided_by_their_identities():
+def test_quality_sample_is_chosen_by_image_id():
     items = [Item({"image_id": image_id(f"{n}.jpg")}) for n in range(10_000)]
     few, many = ({n for n, item in enumerate(items) if item.is_in_sample(share)} for share in (0.02, 0.3))
     assert few < many
@@ -82,7 +82,7 @@ def test_which_images_are_measured_is_decided_by_their_identities():
     assert not any(item.is_in_sample(0.0) for item in items)
 
 
-def test_coded_and_plain_latents_share_an_output_and_decode_to_what_the_run_reconstructed(tmp_path, crops):
+def test_coded_and_plain_latents_share_an_output(tmp_path, crops):
     source, output, dest = tmp_path / "in", tmp_path / "out", tmp_path / "dest"
     fill(source, crops)
     plain = RunConfig(task="compress", input=str(source), output=str(output), reconstruct=True)
@@ -113,7 +113,7 @@ def test_coded_and_plain_latents_share_an_output_and_decode_to_what_the_run_reco
         assert (dest / name).read_bytes() == (output / "images" / name).read_bytes()
 
 
-def test_a_damaged_payload_is_named_and_never_decoded(tmp_path, crops):
+def test_damaged_payload_is_named_and_not_decoded(tmp_path, crops):
     source, output, dest = tmp_path / "in", tmp_path / "out", tmp_path / "dest"
     source.mkdir()
     for n in range(3):
@@ -138,7 +138,7 @@ def test_a_damaged_payload_is_named_and_never_decoded(tmp_path, crops):
     assert [p.name for p in dest.glob("*.png")] == ["2.png"]
 
 
-def test_the_images_of_a_damaged_part_are_made_again_once_it_is_moved_away(tmp_path, crops):
+def test_run_repeats_images_of_a_removed_part(tmp_path, crops):
     make_photos(Store(str(tmp_path / "in")), 4, crops)
     output = Store(str(tmp_path / "out"))
     config = RunConfig(task="compress", input=str(tmp_path / "in"), output=output.url, rows_per_part=1)
@@ -166,7 +166,7 @@ def compressed_here(source: Store, output: Store) -> None:
     assert verify(output).problems == []
 
 
-def test_rows_that_take_much_memory_become_parts_before_their_block_ends(tmp_path, crops, monkeypatch):
+def test_large_rows_are_committed_before_the_block_ends(tmp_path, crops, monkeypatch):
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 6, crops)
     monkeypatch.setattr("imagemill.pipeline.block_processor.ROWS_BYTES", 1)
@@ -175,7 +175,7 @@ def test_rows_that_take_much_memory_become_parts_before_their_block_ends(tmp_pat
     assert verify(output).latents == 6
 
 
-def test_latents_too_large_for_lists_are_read_like_the_others(tmp_path, crops, monkeypatch):
+def test_latents_too_large_for_lists_are_read(tmp_path, crops, monkeypatch):
     source, large, lists = (Store(str(tmp_path / name)) for name in ("in", "large", "lists"))
     make_photos(source, 2, crops)
     compressed_here(source, lists)
@@ -195,7 +195,7 @@ def test_latents_too_large_for_lists_are_read_like_the_others(tmp_path, crops, m
     assert values[0].equals(values[1])
 
 
-def test_coding_without_tables_is_refused_before_an_image_is_touched(tmp_path, crops):
+def test_coding_without_tables_is_refused_first(tmp_path, crops):
     card = checkpoints.read_card("compress-small")
     model = checkpoints.build(card, checkpoints.read_weights("compress-small", card))
     model.entropy = None

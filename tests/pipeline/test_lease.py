@@ -44,7 +44,7 @@ def start(code: str, *arguments: str) -> "subprocess.Popen[str]":
 
 
 @HONEST
-def test_a_second_holder_is_refused_until_the_first_is_done(any_url: str) -> None:
+def test_lease_refuses_a_second_holder(any_url: str) -> None:
     output = Store(any_url)
     with Lease(output) as first:
         for _ in range(2):
@@ -66,7 +66,7 @@ def test_lease_token_rises_and_old_claims_are_removed(any_url: str) -> None:
     assert len([e for e in output.entries(FOLDER) if e.path.endswith(".json")]) <= 3
 
 
-def test_it_is_free_after_an_error_inside(tmp_path: Path) -> None:
+def test_lease_is_free_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="inside"), Lease(Store(str(tmp_path))):
         raise ValueError("inside")
     with Lease(Store(str(tmp_path))) as lease:
@@ -76,7 +76,7 @@ def test_it_is_free_after_an_error_inside(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("any_url", "death"), [("local", "exit"), ("local", "kill"), ("moto", "kill")], indirect=["any_url"]
 )
-def test_the_claim_of_a_dead_process_is_taken_over_at_once(any_url: str, death: str) -> None:
+def test_lease_of_a_dead_process_is_taken_over(any_url: str, death: str) -> None:
     with start(DIE_HOLDING, any_url, death) as holder:
         out, _ = holder.communicate(timeout=60)
     assert out == "1\n"
@@ -85,7 +85,7 @@ def test_the_claim_of_a_dead_process_is_taken_over_at_once(any_url: str, death: 
         assert lease.fencing_token == 2
 
 
-def test_a_living_process_keeps_others_out_until_it_is_killed(tmp_path: Path) -> None:
+def test_lease_of_a_living_process_keeps_others_out(tmp_path: Path) -> None:
     with start(HOLD, str(tmp_path)) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
@@ -97,7 +97,7 @@ def test_a_living_process_keeps_others_out_until_it_is_killed(tmp_path: Path) ->
             assert lease.fencing_token == 2
 
 
-def test_a_refused_holder_changes_nothing(tmp_path: Path) -> None:
+def test_lease_refusal_changes_nothing(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
     with Lease(output):
         before = {e.path: output.read(e.path) for e in output.entries()}
@@ -140,7 +140,7 @@ class Elsewhere:
     form=st.sampled_from(["0.1", "0.2"]),
 )
 @settings(max_examples=60)
-def test_no_clock_of_another_machine_decides(tmp_path_factory, skew: float, dies: float, age: float, form: str) -> None:
+def test_lease_ignores_clocks_of_other_machines(tmp_path_factory, skew: float, dies: float, age: float, form: str) -> None:
     """A holder elsewhere is held for alive while its heartbeat changes, and for dead after a minute without a change."""
     output = Store(str(tmp_path_factory.mktemp("out")))
     far = Elsewhere(output, skew, dies, form)
@@ -157,7 +157,7 @@ def test_no_clock_of_another_machine_decides(tmp_path_factory, skew: float, dies
             assert LIFETIME_SECONDS <= far.slept <= LIFETIME_SECONDS + 2 * BEAT_SECONDS
 
 
-def test_a_watched_holder_is_named_and_how_long(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_lease_wait_names_the_holder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     output = Store(str(tmp_path))
     far = Elsewhere(output, 86400, 0, "0.1")
     with caplog.at_level(logging.INFO, "imagemill.lease"), patch("imagemill.pipeline.output.lease.time", far), Lease(output):
@@ -169,7 +169,7 @@ def test_a_watched_holder_is_named_and_how_long(tmp_path: Path, caplog: pytest.L
     )
 
 
-def test_a_release_ends_the_watch(tmp_path: Path) -> None:
+def test_lease_release_ends_the_wait(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
     far = Elsewhere(output, 0, 0, "0.1")
     far.sleep = lambda seconds: output.write(f"{FOLDER}/00000004.released", b"")  # type: ignore[method-assign]
@@ -177,7 +177,7 @@ def test_a_release_ends_the_watch(tmp_path: Path) -> None:
         assert lease.fencing_token == 5
 
 
-def test_who_is_faster_to_take_over_holds(tmp_path: Path) -> None:
+def test_lease_goes_to_the_faster_contender(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
     far = Elsewhere(output, 0, 0, "0.1")
     far.sleep = lambda seconds: output.write(f"{FOLDER}/00000005.json", b"{}")  # type: ignore[method-assign]
@@ -186,7 +186,7 @@ def test_who_is_faster_to_take_over_holds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("claim", [b"", b'{"token": "x", "mach', b"[]", b"{}"])
-def test_a_claim_that_is_not_complete_is_watched(tmp_path: Path, claim: bytes) -> None:
+def test_lease_waits_for_an_incomplete_claim(tmp_path: Path, claim: bytes) -> None:
     """A file system without hard links shows a claim before all of it is there."""
     output = Store(str(tmp_path))
     far = Elsewhere(output, 0, 0, "0.1")
@@ -200,7 +200,7 @@ def test_a_claim_that_is_not_complete_is_watched(tmp_path: Path, claim: bytes) -
         assert (lease.fencing_token, far.slept) == (5, LIFETIME_SECONDS)
 
 
-def test_a_clock_that_is_set_changes_nothing_on_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lease_survives_a_changed_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """NTP sets the clock of this machine by a day, in either direction, while a run is at work."""
     output, real = Store(str(tmp_path)), time.time
     with Lease(output):
@@ -210,7 +210,7 @@ def test_a_clock_that_is_set_changes_nothing_on_one_machine(tmp_path: Path, monk
                 Lease(Store(str(tmp_path))).__enter__()
 
 
-def test_a_claim_that_rises_is_a_sign_of_life(tmp_path: Path) -> None:
+def test_lease_renewal_is_a_sign_of_life(tmp_path: Path) -> None:
     """The number rises after the plan, which may have taken longer than a claim lives."""
     output = Store(str(tmp_path))
     with Lease(output) as lease:
@@ -221,7 +221,7 @@ def test_a_claim_that_rises_is_a_sign_of_life(tmp_path: Path) -> None:
             Lease(Store(str(tmp_path))).__enter__()
 
 
-def test_a_silent_process_of_this_machine_is_overtaken_at_once(tmp_path: Path) -> None:
+def test_lease_of_a_silent_local_process_is_taken_over(tmp_path: Path) -> None:
     """Its heartbeat states the monotonic clock that all processes of a machine share."""
     output = Store(str(tmp_path))
     with Lease(output) as first:
@@ -233,7 +233,7 @@ def test_a_silent_process_of_this_machine_is_overtaken_at_once(tmp_path: Path) -
             first.check_held()
 
 
-def test_a_claim_is_renewed_while_its_holder_clears_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lease_is_renewed_during_cleanup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A walk over all of a large OUTPUT takes longer than a claim lives."""
     output, walk, claim = Store(str(tmp_path)), Store.sweep, f"{FOLDER}/00000001"
 
@@ -253,7 +253,7 @@ def test_a_claim_is_renewed_while_its_holder_clears_away(tmp_path: Path, monkeyp
         assert lease.fencing_token == 1
 
 
-def test_who_was_overtaken_while_it_cleared_away_does_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lease_lost_during_cleanup_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = Store(str(tmp_path))
     monkeypatch.setattr(Store, "sweep", lambda store, spare: store.write(f"{FOLDER}/00000002.json", b"{}"))
     with pytest.raises(OutputHeld, match="another run took over"):
@@ -261,7 +261,7 @@ def test_who_was_overtaken_while_it_cleared_away_does_not_hold(tmp_path: Path, m
     assert "lease" not in [thread.name for thread in threading.enumerate()]
 
 
-def test_what_is_no_claim_is_not_counted(tmp_path: Path) -> None:
+def test_lease_ignores_foreign_files(tmp_path: Path) -> None:
     """A copy by way of some file systems leaves files of its own beside each one."""
     output = Store(str(tmp_path))
     output.write(f"{FOLDER}/._00000001.json", b"of a copy")
@@ -269,7 +269,7 @@ def test_what_is_no_claim_is_not_counted(tmp_path: Path) -> None:
         assert lease.fencing_token == 1
 
 
-def test_an_output_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
+def test_lease_of_an_unwritable_output_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="cannot be"):
         Lease(Store(str(tmp_path / "file/out"))).__enter__()
@@ -286,7 +286,7 @@ def test_lease_detects_a_store_without_conditional_puts(rclone_bucket: str, capl
 
 
 @HONEST
-def test_a_server_with_conditional_puts_gets_no_warning(any_url: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_lease_with_conditional_puts_warns_of_nothing(any_url: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "imagemill.lease"), Lease(Store(any_url)):
         pass
     assert caplog.text == ""

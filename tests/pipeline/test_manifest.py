@@ -23,7 +23,7 @@ from tests.support.shards import images, listed, pictures, rows
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_manifest_names_images_of_its_own_places_alone(tmp_path, rclone_bucket, crops):
+def test_manifest_names_only_images_of_its_folder(tmp_path, rclone_bucket, crops):
     photos = pictures(crops, 3)
     bucket = Store(rclone_bucket)
     bucket.write("far/0.png", photos[0])
@@ -68,7 +68,7 @@ def test_manifest_reads_files_below_allowed_roots(tmp_path, crops):
     assert ImageReader(source, 1).image(row) == pictures(crops, 1)[0]
 
 
-def test_a_store_that_fails_makes_no_folder_of_a_manifest(rclone_bucket, monkeypatch):
+def test_failing_store_does_not_turn_a_manifest_into_folder(rclone_bucket, monkeypatch):
     Store(rclone_bucket).write("list.csv", b"path\na.png\n")
     s3fs.S3FileSystem.clear_instance_cache()
     asked, info = [], s3fs.S3FileSystem._info
@@ -111,7 +111,7 @@ def test_manifest_keys_stay_text(tmp_path, name, lines, more, keys):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_row_of_a_manifest_makes_its_own_reject_good(tmp_path, rclone_bucket, crops):
+def test_manifest_row_replaces_its_reject(tmp_path, rclone_bucket, crops):
     far, photo = Store(f"{rclone_bucket}/far"), pictures(crops, 1)[0]
     names = ["./a.png", f"file://{tmp_path}/b.png", far.uri("k.png")]
     (tmp_path / "list.csv").write_text("\n".join(["path", *names, ""]))
@@ -124,7 +124,7 @@ def test_a_row_of_a_manifest_makes_its_own_reject_good(tmp_path, rclone_bucket, 
     assert read_waiting_rejects(output, ["rel_path"])["rel_path"].to_pylist() == []
 
 
-def test_a_pipe_that_a_manifest_names_is_not_opened(tmp_path):
+def test_manifest_does_not_open_a_pipe(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "list.csv").write_text("path\npipe.png\n")
     [image] = images(tmp_path / "list.csv").values()

@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["list.csv", "list.tsv", "list.jsonl", "list.parquet"])
-def test_carried_text_is_never_retyped(folder, name):
+def test_manifest_text_is_never_retyped(folder, name):
     if name.endswith(".parquet"):
         pq.write_table(pa.table({"path": ["a.png"] * len(VALUES), "code": VALUES}), folder / name)
     elif name.endswith(".jsonl"):
@@ -67,14 +67,14 @@ def test_carried_text_is_never_retyped(folder, name):
     assert carried(folder / name) == VALUES
 
 
-def test_numbers_of_json_lines_are_carried_as_they_are_written(folder):
+def test_manifest_numbers_of_json_lines_are_kept(folder):
     written = ["1e5", "1.10", "123456789012345678901234567890", "[1.0, null]", '{"a": true}', '"x"']
     put(folder / "list.jsonl", "".join(f'{{"path": "a.png", "label": {value}}}\n' for value in written))
     found = [image for image in listed(folder / "list.jsonl", carry=["label"]) if isinstance(image, ListedImage)]
     assert [image.extra for image in found] == [f'{{"label": {value}}}' for value in written]
 
 
-def test_a_column_that_is_not_asked_for_decides_nothing(folder):
+def test_manifest_ignores_unused_columns(folder):
     """Values of several types, an integer of 5,000 digits, and columns that some rows lack."""
     lines = ['{"path": "a.png", "label": 7}', '{"path": "b.png", "label": "cat"}', f'{{"path": "a.png", "n": {"9" * 5000}}}']
     put(folder / "list.jsonl", "\n".join(lines))
@@ -86,7 +86,7 @@ def test_a_column_that_is_not_asked_for_decides_nothing(folder):
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["unix", "windows", "old mac"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "marked"])
-def test_line_ends_and_byte_order_marks_are_no_text(folder, end, mark):
+def test_manifest_ignores_line_ends_and_byte_order_mark(folder, end, mark):
     put(folder / "list.csv", f"{mark}path,code{end}a.png,1{end}{end}b.png,2{end}")
     assert carried(folder / "list.csv") == ["1", "2"]
     if end != "\r":
@@ -98,7 +98,7 @@ def test_line_ends_and_byte_order_marks_are_no_text(folder, end, mark):
     assert carried(folder / "list.tsv") == ["1", "2"]
 
 
-def test_captions_of_several_lines_lose_no_row(folder):
+def test_manifest_captions_may_have_several_lines(folder):
     """Above 1 MB a reader by blocks cuts rows at line ends within quotes."""
     captions = [f'first line of {n}\nsecond line, "{n}"' for n in range(60_000)]
     put(folder / "list.csv", "path,code\n" + "".join(f"a.png,{quoted(caption)}\n" for caption in captions))
@@ -114,7 +114,7 @@ def test_captions_of_several_lines_lose_no_row(folder):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_every_row_of_a_manifest_is_a_row_or_a_reject(tmp_path, crops):
+def test_manifest_rows_become_rows_or_rejects(tmp_path, crops):
     put(tmp_path / "a.png", pictures(crops, 1)[0])
     text = "path,code\n" + 'a.png,"one\ntwo"\n' * 3 + '"",00501\nb.png,1e5\n'
     put(tmp_path / "list.csv", text)
@@ -143,12 +143,12 @@ def test_every_row_of_a_manifest_is_a_row_or_a_reject(tmp_path, crops):
         ("list.jsonl", '{"colour": "red"}\n', "no column of paths or URLs among colour"),
     ],
 )
-def test_a_manifest_that_cannot_be_read_names_the_line(folder, name, text, message):
+def test_manifest_error_names_the_line(folder, name, text, message):
     with pytest.raises(ConfigError, match=message):
         listed(put(folder / name, text))
 
 
-def test_a_manifest_without_rows_is_an_input_without_images(folder):
+def test_manifest_without_rows_is_an_empty_input(folder):
     for name, text in (("list.csv", "path,code\n"), ("list.tsv", "path\tcode"), ("list.jsonl", "\n")):
         assert listed(put(folder / name, text)) == []
 
@@ -156,7 +156,7 @@ def test_a_manifest_without_rows_is_an_input_without_images(folder):
 @pytest.mark.parametrize(
     "kind", [pa.binary(), pa.dictionary(pa.int32(), pa.binary()), pa.list_(pa.string()), pa.int64()], ids=str
 )
-def test_bytes_are_never_file_names(folder, kind):
+def test_manifest_bytes_are_not_file_names(folder, kind):
     """A column has a usual name of a path column but holds other values."""
     value = {pa.int64(): 7, pa.list_(pa.string()): ["a.png"]}.get(kind, b"\x89PNG")
     table = pa.table({"path": pa.array([value], kind.value_type if pa.types.is_dictionary(kind) else kind)})
@@ -167,7 +167,7 @@ def test_bytes_are_never_file_names(folder, kind):
         listed(folder / "list.parquet", uri="path")
 
 
-def test_a_value_that_is_no_path_is_a_reject_of_its_own(folder):
+def test_manifest_value_that_is_no_path_is_a_reject(folder):
     texts = pa.array(["a.png", "data:image/png;base64," + "A" * 20_000], pa.large_string())
     pq.write_table(pa.table({"image": texts.dictionary_encode()}), folder / "list.parquet")
     put(folder / "list.jsonl", '{"path": 7}\n{"path": ["a.png"]}\n{"path": null}\n')

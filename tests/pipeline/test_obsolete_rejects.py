@@ -33,7 +33,7 @@ def waiting(output: Store) -> set[str]:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_reject_whose_file_left_the_input_waits_no_more(places, capsys):
+def test_reject_of_a_removed_file_is_obsolete(places, capsys):
     source, output = places
     for name in ("bad.png", "worse.png"):
         (source / name).write_bytes(BROKEN)
@@ -64,7 +64,7 @@ def test_a_reject_whose_file_left_the_input_waits_no_more(places, capsys):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_another_input_says_nothing_of_an_images_place(places, tmp_path, crops):
+def test_reject_stays_when_another_input_is_run(places, tmp_path, crops):
     """Two inputs, one OUTPUT: what lies in one has not left the other."""
     source, output = places
     (source / "bad.png").write_bytes(BROKEN)
@@ -85,7 +85,7 @@ def test_another_input_says_nothing_of_an_images_place(places, tmp_path, crops):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_shard_that_was_mended_leaves_no_reject_of_itself(places, crops):
+def test_reject_of_a_repaired_shard_is_obsolete(places, crops):
     source, output = places
     shard(source / "s.tar", {"0.png": pictures(crops, 2)[1], "1.png": BROKEN})
     whole = (source / "s.tar").read_bytes()

@@ -42,7 +42,7 @@ def test_tar_members_with_invalid_utf8_names_are_escaped(tmp_path, crops):
     assert verify(Store(str(output))).problems == []
 
 
-def test_no_name_or_reason_tells_a_password_or_a_signature(tmp_path):
+def test_source_names_and_reasons_hold_no_secret(tmp_path):
     signed = "https://h/y.jpg?X-Amz-Signature=hidden"
     lines = ["url,key", "https://user:hidden@h/x.jpg,", "HTTPS://user:hidden@h/z.jpg,", f"{signed},k", f"{signed},k"]
     (tmp_path / "list.csv").write_text("\n".join(lines))
@@ -66,7 +66,7 @@ def test_invalid_utf8_is_a_bad_shard_or_manifest(tmp_path, crops):
         listed(tmp_path / "list.parquet")
 
 
-def test_damaged_pages_cost_what_comes_after_them_alone(tmp_path):
+def test_damaged_pages_reject_only_later_rows(tmp_path):
     table = pa.table({"image": [bytes([n]) * 500 for n in range(3 * BATCH_ROWS)]})
     pq.write_table(table, tmp_path / "shard.parquet", row_group_size=BATCH_ROWS, use_dictionary=False)
     damage(tmp_path / "shard.parquet", 2)
@@ -78,7 +78,7 @@ def test_damaged_pages_cost_what_comes_after_them_alone(tmp_path):
         listed(tmp_path / "list.parquet")
 
 
-def test_a_shard_without_rows_is_an_input_without_images(tmp_path):
+def test_shard_without_rows_is_an_empty_input(tmp_path):
     pq.write_table(pa.table({"jpg": pa.array([], pa.binary())}), tmp_path / "empty.parquet")
     config = RunConfig(task="denoise", input=str(tmp_path / "empty.parquet"), output=str(tmp_path / "out"))
     assert build_plan(resolve(config)).found == 0
@@ -111,7 +111,7 @@ def test_output_names_of_images_and_other_files_differ(tmp_path, crops):
     assert verify(Store(str(tmp_path / "out"))).problems == []
 
 
-def test_an_output_that_lies_in_its_input_by_a_link_is_refused(tmp_path):
+def test_output_linked_into_the_input_is_refused(tmp_path):
     (tmp_path / "photos").mkdir()
     Path(tmp_path / "link").symlink_to(tmp_path / "photos")
     with pytest.raises(ConfigError, match="overlap: one contains the other"):

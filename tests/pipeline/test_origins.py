@@ -35,7 +35,7 @@ def cards(tmp_path: Path) -> tuple[Store, Store, Store]:
     return one, other, Store(f"{tmp_path}/out")
 
 
-def test_images_of_another_place_are_counted(tmp_path):
+def test_origins_count_images_of_another_input(tmp_path):
     one, other, output = cards(tmp_path)
     commit(one.url, output)
     plan = planned(other.url, output)
@@ -44,7 +44,7 @@ def test_images_of_another_place_are_counted(tmp_path):
     assert not planned(one.url, output).moved
 
 
-def test_the_newest_row_says_where_an_image_comes_from(tmp_path):
+def test_origin_is_read_from_the_newest_row(tmp_path):
     """After a move that was allowed, the place before it is the other one."""
     one, other, output = cards(tmp_path)
     commit(one.url, output, fence=1)
@@ -54,7 +54,7 @@ def test_the_newest_row_says_where_an_image_comes_from(tmp_path):
 
 
 @pytest.mark.parametrize("spelling", ["{}/", "file://{}", "file://{}/", "{}/../DCIM", "link", "folder link", "relative"])
-def test_one_input_has_many_spellings(tmp_path, monkeypatch, spelling):
+def test_origin_ignores_spellings_of_an_input(tmp_path, monkeypatch, spelling):
     one, _, output = cards(tmp_path)
     commit(one.url, output)
     (tmp_path / "link").symlink_to(one.url)
@@ -68,7 +68,7 @@ def test_one_input_has_many_spellings(tmp_path, monkeypatch, spelling):
     assert not planned(one.url, output).moved
 
 
-def test_one_bucket_has_two_spellings(tmp_path, moto_bucket):
+def test_origin_ignores_spellings_of_a_bucket(tmp_path, moto_bucket):
     source, output = Store(f"{moto_bucket}/in"), Store(f"{moto_bucket}/out")
     for name in ("a.jpg", "x/b.jpg"):
         source.write(name, name.encode())
@@ -81,7 +81,7 @@ def test_one_bucket_has_two_spellings(tmp_path, moto_bucket):
     assert (plan.done, dict(plan.moved)) == (2, {f"{moto_bucket}/in": 2})
 
 
-def test_a_manifest_whose_keys_name_other_files_has_moved(tmp_path):
+def test_origin_of_changed_manifest_keys_has_moved(tmp_path):
     one, _, output = cards(tmp_path)
     manifest = tmp_path / "list.csv"
     manifest.write_text("path,id\none/DCIM/100/0001.jpg,first\none/DCIM/100/0002.jpg,second\n")
@@ -93,7 +93,7 @@ def test_a_manifest_whose_keys_name_other_files_has_moved(tmp_path):
     assert dict(planned(str(manifest), output, key="id").moved) == {one.uri("100/0002.jpg"): 1}
 
 
-def test_a_signature_of_an_address_is_no_place():
+def test_origin_ignores_url_signatures():
     """Signed addresses are other ones each day."""
     names = pa.array(["a", "h/b.jpg", "c"])
     old = pa.chunked_array([["https://h/a.jpg?sig=1", "https://h/b.jpg?sig=1", "https://h/c.jpg"]])
@@ -101,7 +101,7 @@ def test_a_signature_of_an_address_is_no_place():
     assert find_moved(old, now, names).to_pylist() == [None, None, "https://h/c.jpg"]
 
 
-def test_origins_are_what_stands_before_names():
+def test_origin_is_the_prefix_of_the_name():
     uris = ["/a/é/x/y.jpg", "s3://b/k/t.tar/m.png", "s3://b/k/y.png", "/y.jpg", None, "https://h/p?q#f"]
     names = ["x/y.jpg", "t.tar/m.png", "other.png", "y.jpg", "y.jpg", "p"]
     expected = ["/a/é", "s3://b/k", "s3://b/k/y.png", "", None, "https://h"]

@@ -34,7 +34,7 @@ def is_path_on_disk(path: str) -> bool:
 @example("d" * 256 + "/a.jpg", None)
 @example("d/" * 500 + "a.jpg", None)
 @example("d/" * 448 + "a.jpg", ".png")
-def test_a_name_never_leaves_the_folder_and_fits_a_disk_and_s3(path: str, new_extension: str | None) -> None:
+def test_output_name_stays_in_its_folder(path: str, new_extension: str | None) -> None:
     name = output_name(path, new_extension)
     assert is_safe(name)
     assert len(name.encode()) <= MAX_PATH_BYTES
@@ -50,13 +50,13 @@ def test_a_name_never_leaves_the_folder_and_fits_a_disk_and_s3(path: str, new_ex
 @example({"123": ".png", "123.png": None})
 @example({"123": ".png", "123.image.png": None, "123.image.png.png": None})
 @example({"123": ".png", "123.image.png/a.jpg": None})
-def test_two_sources_never_meet(changes: dict[str, str | None]) -> None:
+def test_output_names_are_unique(changes: dict[str, str | None]) -> None:
     names = {output_name(path, new) for path, new in changes.items()}
     assert len(names) == len(changes)
 
 
 @given(PATH.filter(is_path_on_disk), NEW)
-def test_a_source_cannot_take_the_name_of_a_renamed_one(path: str, new_extension: str | None) -> None:
+def test_output_name_of_a_renamed_source_is_reserved(path: str, new_extension: str | None) -> None:
     victim = "../victim.jpg"
     attack = output_name(victim, None)
     assert output_name(attack, new_extension) != output_name(victim, None)
@@ -68,12 +68,12 @@ def test_a_source_cannot_take_the_name_of_a_renamed_one(path: str, new_extension
 @example({"a.gif": ".png", "a.gif.png/b.jpg": None})
 @example({"a.jpg": None, "a.jpg/b.jpg": None})
 @example({"a.JPG": None, "a.JPG/b.jpg": ".png"})
-def test_no_output_stands_where_another_needs_a_folder(changes: dict[str, str | None]) -> None:
+def test_output_name_is_never_a_folder_of_another(changes: dict[str, str | None]) -> None:
     names = [output_name(path, new) for path, new in changes.items()]
     assert not [(a, b) for a in names for b in names if b.startswith(f"{a}/")]
 
 
-def test_an_unchanged_format_keeps_its_name() -> None:
+def test_output_name_keeps_an_unchanged_format() -> None:
     for path in (
         "a.jpg",
         "x/y/z.PNG",
@@ -86,7 +86,7 @@ def test_an_unchanged_format_keeps_its_name() -> None:
         assert output_name(path, None) == path
 
 
-def test_a_changed_format_adds_its_extension_to_the_full_name() -> None:
+def test_output_name_appends_a_changed_format() -> None:
     assert output_name("a.jpg", ".png") == "a.jpg.png"
     assert output_name("x/.a.GIF", ".png") == "x/.a.GIF.png"
     assert output_name("日本/é.webp", ".png") == "日本/é.webp.png"

@@ -66,7 +66,7 @@ def test_own_ray_listens_on_loopback_and_in_its_own_groups() -> None:
     ("told", "becomes"),
     [({"CPU": 0.5}, 1), ({"CPU": 1.5, "GPU": 1}, 1), ({"CPU": 2}, 2), ({"CPU": 0}, 0), ({"GPU": 1}, None)],
 )
-def test_own_cpus_are_whole_in_resources_that_are_told(told, becomes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_cpus_are_whole_in_overridden_resources(told, becomes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray refuses a fraction of a CPU that RAY_OVERRIDE_RESOURCES tells it of."""
     monkeypatch.setenv(OVERRIDE, json.dumps(told))
     whole_cpus()
@@ -121,7 +121,7 @@ def test_own_session_is_in_a_short_folder_if_tmpdir_is_long(folders: Path, monke
         session_folder()
 
 
-def test_own_session_folder_that_is_no_good_is_named(folders: Path, monkeypatch, caplog) -> None:
+def test_own_session_folder_that_is_unusable_is_named(folders: Path, monkeypatch, caplog) -> None:
     """What is wrong is the variable, not the memory."""
     monkeypatch.setenv("TMPDIR", "/nowhere/at/all")
     assert session_folder() == "/tmp"

@@ -34,7 +34,7 @@ def denoise(source: object, output: object, **more: object) -> RunConfig:
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_a_folder_of_the_user_is_named(any_url, folder):
+def test_output_refuses_a_folder_of_the_user(any_url, folder):
     place = Store(any_url)
     check_output(place)
     place.write("README.md", b"my project")
@@ -45,7 +45,7 @@ def test_a_folder_of_the_user_is_named(any_url, folder):
         check_output(place)
 
 
-def test_empty_folders_are_nobodys(tmp_path):
+def test_output_accepts_empty_folders(tmp_path):
     (tmp_path / "images/empty").mkdir(parents=True)
     check_output(Store(str(tmp_path)))
     (tmp_path / "results").write_text("a file of this name")
@@ -53,7 +53,7 @@ def test_empty_folders_are_nobodys(tmp_path):
         check_output(Store(str(tmp_path)))
 
 
-def test_a_killed_first_run_leaves_an_output(any_url):
+def test_killed_first_run_leaves_an_output(any_url):
     """A claim is the first thing that a run writes."""
     place = Store(any_url)
     with Lease(place):
@@ -63,7 +63,7 @@ def test_a_killed_first_run_leaves_an_output(any_url):
     check_output(place)
 
 
-def test_an_export_is_no_output(any_url):
+def test_export_is_not_an_output(any_url):
     place = Store(any_url)
     with Lease(place):
         place.write("UNFINISHED", b"")
@@ -73,7 +73,7 @@ def test_an_export_is_no_output(any_url):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_first_run_into_a_project_touches_nothing(tmp_path, crops):
+def test_first_run_into_a_project_changes_nothing(tmp_path, crops):
     source = save(tmp_path / "in", crops, "a.png", "b.png")
     project = tmp_path / "project"
     save(project / "images", crops[5:], "a.png")
@@ -86,7 +86,7 @@ def test_a_first_run_into_a_project_touches_nothing(tmp_path, crops):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_an_output_goes_on_whatever_of_it_was_lost(tmp_path, crops):
+def test_output_continues_after_partial_loss(tmp_path, crops):
     """`runs/` deleted; then all rows, which their images are without."""
     source, output = save(tmp_path / "in", crops, "a.png"), tmp_path / "out"
     config = denoise(source, output)
@@ -100,7 +100,7 @@ def test_an_output_goes_on_whatever_of_it_was_lost(tmp_path, crops):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_another_card_is_refused_until_its_input_is_allowed(tmp_path, crops):
+def test_other_memory_card_needs_allow_new_input(tmp_path, crops):
     one = save(tmp_path / "one/DCIM", crops, "1.png", "2.png")
     other = save(tmp_path / "other/DCIM", crops[5:], "1.png", "3.png")
     output = tmp_path / "out"
@@ -123,7 +123,7 @@ def test_another_card_is_refused_until_its_input_is_allowed(tmp_path, crops):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_moved_input_is_allowed_once(tmp_path, crops):
+def test_moved_input_is_allowed_once(tmp_path, crops):
     """What did not change is not done again, though its rows name the old place for good."""
     source, output = save(tmp_path / "in", crops, "1.png", "2.png"), tmp_path / "out"
     run(denoise(source, output))
@@ -139,7 +139,7 @@ def test_a_moved_input_is_allowed_once(tmp_path, crops):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_file_that_the_user_put_among_images_stays(tmp_path, crops):
+def test_file_of_the_user_among_images_stays(tmp_path, crops):
     """Its image is a reject that says so, and done once the file is gone."""
     source, output = save(tmp_path / "in", crops, "1.png"), tmp_path / "out"
     config = denoise(source, output, max_reject_fraction=1)
@@ -157,7 +157,7 @@ def test_a_file_that_the_user_put_among_images_stays(tmp_path, crops):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_images_without_rows_that_runs_left_are_replaced(tmp_path, crops):
+def test_images_without_rows_are_replaced(tmp_path, crops):
     """Of a run that was cut off, and of parts that were moved away: with other parameters their files are others."""
     source, output = save(tmp_path / "in", crops, "1.png", "2.png"), tmp_path / "out"
     run(denoise(source, output))
@@ -175,7 +175,7 @@ def test_images_without_rows_that_runs_left_are_replaced(tmp_path, crops):
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("place", ["local", "moto"])
-def test_a_file_before_the_mark_is_the_users(request, tmp_path, crops, place):
+def test_file_older_than_the_first_claim_is_kept(request, tmp_path, crops, place):
     """On a disk and in a bucket: a file that is there before a run is not replaced, one that came since is."""
     where = tmp_path if place == "local" else request.getfixturevalue("moto_bucket")
     job = resolve(denoise(save(tmp_path / "in", crops, "1.png", "2.png"), f"{where}/out"))

@@ -32,7 +32,7 @@ def column(values: list[Any], kind: pa.DataType) -> pa.Array:
 
 @pytest.mark.parametrize("name", ["image", "picture"])
 @pytest.mark.parametrize("kind", SINGLE, ids=str)
-def test_a_column_of_images_of_any_type_is_read(tmp_path, crops, kind, name):
+def test_parquet_image_columns_of_any_type_are_read(tmp_path, crops, kind, name):
     photos = pictures(crops, 4)
     as_rows = [{"bytes": photo, "path": "x.png"} for photo in photos] if kind == STRUCT else photos
     table = pa.table({name: column([*as_rows, None], kind), "caption": list("vwxyz")})
@@ -49,7 +49,7 @@ def test_a_column_of_images_of_any_type_is_read(tmp_path, crops, kind, name):
 
 
 @pytest.mark.parametrize("kind", LISTS, ids=str)
-def test_each_image_of_a_list_is_an_image(tmp_path, crops, kind):
+def test_parquet_list_column_yields_each_image(tmp_path, crops, kind):
     photos = pictures(crops, 5)
     lists = [photos[:n] for n in (2, 0, 5, 1)] * BATCH_ROWS
     as_rows = [[{"bytes": photo, "path": None} for photo in row] for row in lists] if kind.value_type == STRUCT else lists
@@ -70,7 +70,7 @@ def test_each_image_of_a_list_is_an_image(tmp_path, crops, kind):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_lists_and_views_of_images_through_a_run(tmp_path, crops):
+def test_parquet_lists_and_views_become_rows(tmp_path, crops):
     photos = pictures(crops, 3)
     (tmp_path / "in").mkdir()
     lists = [
@@ -99,7 +99,7 @@ def test_lists_and_views_of_images_through_a_run(tmp_path, crops):
     ],
     ids=["list of lists", "struct in a struct", "map", "list of a dictionary"],
 )
-def test_a_column_that_cannot_be_read_is_named_with_its_type(tmp_path, crops, name, kind, nest):
+def test_parquet_unreadable_column_is_named_with_its_type(tmp_path, crops, name, kind, nest):
     photos = pictures(crops, 3)
     values = [nest(photo) for photo in photos]
     if name == "frames":
@@ -116,7 +116,7 @@ def test_a_column_that_cannot_be_read_is_named_with_its_type(tmp_path, crops, na
     assert {image.path for image in images(tmp_path / "in.parquet", uri="path").values()} == {"a.png"}
 
 
-def test_which_of_several_columns_holds_images_is_seen_or_asked(tmp_path, crops):
+def test_parquet_image_column_is_detected_or_requested(tmp_path, crops):
     photo, other = pictures(crops, 2)
     pq.write_table(pa.table({"digest": [b"\1\2"], "scan": [photo]}), tmp_path / "one.parquet")
     pq.write_table(pa.table({"left": [photo], "right": [other]}), tmp_path / "two.parquet")
@@ -146,14 +146,14 @@ def test_which_of_several_columns_holds_images_is_seen_or_asked(tmp_path, crops)
         ({"carry": ["no"]}, r"source.carry = \['no'\]; the columns of in.parquet: image"),
     ],
 )
-def test_a_column_of_the_wrong_type_is_refused(tmp_path, crops, config, said):
+def test_parquet_column_of_the_wrong_type_is_refused(tmp_path, crops, config, said):
     table = pa.table({"image": pictures(crops, 1), "caption": ["x"], "thumb": [b"x"], "tags": [["x"]]})
     pq.write_table(table, tmp_path / "in.parquet")
     with pytest.raises(ConfigError, match=said):
         listed(tmp_path, **config)
 
 
-def test_carried_values_are_what_their_column_is(tmp_path, crops):
+def test_parquet_carried_values_keep_their_type(tmp_path, crops):
     values = {
         "zip": (["00501"], "00501"),
         "code": (pa.array(["1e5"], pa.large_string()), "1e5"),

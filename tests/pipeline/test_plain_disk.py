@@ -47,7 +47,7 @@ def plain(tmp_path: Path) -> Iterator[Path]:
             server.terminate()
 
 
-def test_a_store_works_on_a_plain_disk(plain: Path) -> None:
+def test_plain_disk_store_works(plain: Path) -> None:
     store = Store(str(plain))
     (plain / "a").touch()
     with pytest.raises(PermissionError):
@@ -70,7 +70,7 @@ def test_plain_disk_create_has_one_winner(plain: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_each_image_is_accounted_for_on_a_plain_disk(plain: Path, tmp_path: Path, crops: list[np.ndarray]) -> None:
+def test_plain_disk_run_accounts_for_each_image(plain: Path, tmp_path: Path, crops: list[np.ndarray]) -> None:
     """Names that differ in case alone, and names that it does not take, become files below _renamed/."""
     names = ["A.jpg", "a.jpg", "b.png", "in/É.png", "in/e\u0301.png", "what?/c:d.png"]
     source, output = Store(str(tmp_path / "in")), Store(str(plain / "out"))
@@ -90,7 +90,7 @@ def test_each_image_is_accounted_for_on_a_plain_disk(plain: Path, tmp_path: Path
     assert verify(output).problems == []
 
 
-def test_decode_keeps_names_apart_on_a_plain_disk(plain: Path, tmp_path: Path, crops: list[np.ndarray]) -> None:
+def test_plain_disk_decode_keeps_names_apart(plain: Path, tmp_path: Path, crops: list[np.ndarray]) -> None:
     names = ["A.png", "a.png", "b.png"]
     output = compressed(tmp_path, {name: crop[20:48, 30:58] for name, crop in zip(names, crops, strict=False)})
     assert decode_output(output, Store(str(plain / "new/dest"))) == 3
@@ -102,7 +102,7 @@ NO_LINKS = ("EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EMLINK", "EXDEV", "EACC
 
 
 @pytest.mark.parametrize("name", NO_LINKS)
-def test_a_store_creates_where_no_link_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_store_creates_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def link(*_: Any, **__: Any) -> None:
         raise OSError(getattr(errno, name), name)
 
@@ -112,7 +112,7 @@ def test_a_store_creates_where_no_link_can_be_made(tmp_path: Path, monkeypatch: 
     assert [(e.path, store.read(e.path)) for e in store.entries()] == [("a/b", b"mine")]
 
 
-def test_a_created_file_that_cannot_be_written_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_removes_a_created_file_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A claim without content would keep all runs waiting."""
     real = Path.open
 
@@ -129,7 +129,7 @@ def test_a_created_file_that_cannot_be_written_is_removed(tmp_path: Path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_link_that_a_network_made_twice_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_accepts_its_link_after_a_lost_reply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """NFS repeats a request whose answer was lost, and then hears that the file exists."""
     real = os.link
 
@@ -143,9 +143,7 @@ def test_a_link_that_a_network_made_twice_is_ours(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(("name", "fine"), [("EINVAL", True), ("ENOTSUP", True), ("ENOSYS", True), ("EIO", False)])
-def test_a_sync_that_does_not_exist_is_no_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, fine: bool
-) -> None:
+def test_store_tolerates_a_missing_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, fine: bool) -> None:
     def fsync(file: int) -> None:
         raise OSError(getattr(errno, name), name)
 
@@ -171,11 +169,11 @@ def test_a_sync_that_does_not_exist_is_no_error(
         ("a/b.jpg", "ab.jpg", False),
     ],
 )
-def test_names_fold_as_on_a_plain_disk(one: str, other: str, same: bool) -> None:
+def test_names_fold_like_on_a_plain_disk(one: str, other: str, same: bool) -> None:
     assert (fold_name(one) == fold_name(other)) is same
 
 
-def test_a_disk_of_linux_does_not_fold_case(tmp_path: Path) -> None:
+def test_linux_disk_does_not_fold_case(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     assert not store.folds_case()
     assert list(store.entries()) == []

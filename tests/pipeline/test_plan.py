@@ -50,7 +50,7 @@ def places(tmp_path: Path) -> tuple[Store, Store]:
     st.integers(1, 4),
 )
 @settings(max_examples=60)
-def test_todo_is_the_inputs_without_what_is_committed(
+def test_plan_is_the_input_minus_committed_rows(
     states: dict[str, str], others: set[str], retry: bool, limit: int | None, rows: int
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -91,14 +91,14 @@ def test_todo_is_the_inputs_without_what_is_committed(
         assert plan.parts == {*list_parts(output, "results"), *list_parts(output, "rejects")}
 
 
-def test_all_is_done_when_all_is_committed(places: tuple[Store, Store]) -> None:
+def test_plan_is_empty_when_all_is_committed(places: tuple[Store, Store]) -> None:
     source, output = places
     commit(source, output)
     plan = planned(source, output, SHA, PARAMS)
     assert (paths_of(plan), plan.done, plan.bytes_todo) == ([], 3, 0)
 
 
-def test_a_file_of_another_size_comes_back(places: tuple[Store, Store]) -> None:
+def test_plan_repeats_a_file_of_another_size(places: tuple[Store, Store]) -> None:
     source, output = places
     commit(source, output)
     source.write("x/b.png", b"something longer")
@@ -106,7 +106,7 @@ def test_a_file_of_another_size_comes_back(places: tuple[Store, Store]) -> None:
     assert (paths_of(plan), plan.done, plan.bytes_todo) == (["x/b.png"], 2, 16)
 
 
-def test_a_touched_file_comes_back_and_a_reject_of_it_as_well(places: tuple[Store, Store]) -> None:
+def test_plan_repeats_a_touched_file_and_reject(places: tuple[Store, Store]) -> None:
     source, output = places
     put(output, "results", [key("a.jpg", etags(source)["a.jpg"])])
     put(output, "rejects", [key("c.gif", etags(source)["c.gif"]) | {"transient": False, "attempts": 1}])
@@ -119,14 +119,16 @@ def test_a_touched_file_comes_back_and_a_reject_of_it_as_well(places: tuple[Stor
 @pytest.mark.parametrize(
     ("sha", "params"), [("d" * 64, PARAMS), (SHA, {"step": 16.0}), (SHA, PARAMS | {"reconstruct": True})]
 )
-def test_another_model_or_parameter_brings_all_back(places: tuple[Store, Store], sha: str, params: dict[str, Any]) -> None:
+def test_plan_repeats_all_for_a_new_model_or_parameter(
+    places: tuple[Store, Store], sha: str, params: dict[str, Any]
+) -> None:
     source, output = places
     commit(source, output)
     assert len(planned(source, output, sha, params).todo) == 3
     assert len(planned(source, output, SHA, PARAMS).todo) == 0
 
 
-def test_a_result_counts_more_than_an_earlier_reject(places: tuple[Store, Store]) -> None:
+def test_plan_prefers_a_row_to_an_earlier_reject(places: tuple[Store, Store]) -> None:
     source, output = places
     commit(source, output, transient=False, attempts=1)
     commit(source, output)
@@ -135,7 +137,7 @@ def test_a_result_counts_more_than_an_earlier_reject(places: tuple[Store, Store]
         assert (len(plan.todo), plan.done, plan.rejects_waiting) == (0, 3, 0)
 
 
-def test_the_last_reject_of_an_image_says_whether_a_retry_must_be_asked_for(places: tuple[Store, Store]) -> None:
+def test_plan_decides_retries_by_the_last_reject(places: tuple[Store, Store]) -> None:
     source, output = places
     for fence, transient, todo in ((1, False, 0), (2, True, 3), (3, False, 0)):
         commit(source, output, fence=fence, transient=transient, attempts=fence)
@@ -159,7 +161,7 @@ def test_plan_retries_only_rejects_of_a_class(places: tuple[Store, Store], caplo
     assert caplog.messages[0].startswith("retry_failed=OldClass: no image of the input has a newest reject of this class")
 
 
-def test_files_that_are_not_whole_parts_are_not_read(places: tuple[Store, Store]) -> None:
+def test_plan_ignores_incomplete_parts(places: tuple[Store, Store]) -> None:
     source, output = places
     commit(source, output)
     for path in ("results/.0123.tmp", "results/.hidden.parquet", "results/notes.txt", "results/.trash/part-1.parquet"):
@@ -167,7 +169,7 @@ def test_files_that_are_not_whole_parts_are_not_read(places: tuple[Store, Store]
     assert planned(source, output, SHA, PARAMS).done == 3
 
 
-def test_a_part_that_is_no_file_is_named_and_not_waited_for(places: tuple[Store, Store]) -> None:
+def test_plan_names_a_part_that_is_no_file(places: tuple[Store, Store]) -> None:
     source, output = places
     commit(source, output)
     odd = Path(output.full("results/odd.parquet"))
@@ -178,13 +180,13 @@ def test_a_part_that_is_no_file_is_named_and_not_waited_for(places: tuple[Store,
         odd.unlink()
 
 
-def test_a_plan_over_nothing_is_empty(tmp_path: Path) -> None:
+def test_plan_of_an_empty_input_is_empty(tmp_path: Path) -> None:
     plan = planned(Store(str(tmp_path / "in")), Store(str(tmp_path / "out")), SHA, PARAMS)
     assert (len(plan.todo), plan.found, plan.ignored, plan.done, plan.parts) == (0, 0, {}, 0, set())
     assert plan.todo.schema == REFERENCE
 
 
-def test_a_name_that_is_no_utf8_becomes_a_reject_to_be(places: tuple[Store, Store]) -> None:
+def test_plan_marks_a_name_without_utf8_as_problem(places: tuple[Store, Store]) -> None:
     source, output = places
     Path(os.fsdecode(os.fsencode(source.root) + b"/bad\xff.jpg")).write_bytes(b"1")
     references = planned(source, output, SHA, PARAMS).todo.to_pylist()
@@ -193,7 +195,7 @@ def test_a_name_that_is_no_utf8_becomes_a_reject_to_be(places: tuple[Store, Stor
     }  # fmt: skip
 
 
-def test_a_bucket_is_planned_by_its_etags(moto_bucket: str, tmp_path: Path) -> None:
+def test_plan_of_a_bucket_uses_etags(moto_bucket: str, tmp_path: Path) -> None:
     source, output = Store(f"{moto_bucket}/in"), Store(str(tmp_path))
     for path in ("_a.jpg", "x/ü#1.png", "z.txt"):
         source.write(path, path.encode())
@@ -211,7 +213,7 @@ def test_blocks_hold_every_reference_once_in_order(count: int, rows: int) -> Non
     assert all(0 < len(block) <= rows for block in cut)
 
 
-def test_parts_are_read_with_the_file_of_each_row(places: tuple[Store, Store]) -> None:
+def test_read_parts_adds_the_file_of_each_row(places: tuple[Store, Store]) -> None:
     source, output = places
     for path in ("a.jpg", "c.gif"):
         put(output, "results", [key(path, etags(source)[path])])

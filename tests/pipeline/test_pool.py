@@ -23,7 +23,7 @@ from imagemill.pipeline.storage import Store
 from tests.support.run_processes import images_written, make_photos
 
 
-def test_a_pool_that_cannot_run_is_refused() -> None:
+def test_pool_that_cannot_run_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"pool\.workers=4"):
         pool_for(PoolConfig(workers=4), [(2, 0)])
     with pytest.raises(ConfigError, match="room for 0"):
@@ -54,14 +54,14 @@ def test_pool_counts_shares_of_gpus() -> None:
     assert pool_for(PoolConfig(gpus_per_worker=0.5, gpu=False), [(2, 1)]).num_gpus == 0
 
 
-def test_head_with_a_gpu_and_no_cpu_gets_no_actor() -> None:
+def test_pool_places_no_worker_on_a_head_without_cpu() -> None:
     assert pool_for(PoolConfig(), [(0, 1), (4, 1)]).workers == 1
     assert pool_for(PoolConfig(), [(0, 1), (4, 0)]).num_gpus == 0
     with pytest.raises(ConfigError, match="room for 0"):
         pool_for(PoolConfig(), [(0, 1)])
 
 
-def test_lost_gpu_nodes_leave_a_pool_on_cpus() -> None:
+def test_pool_without_gpu_nodes_uses_cpus() -> None:
     assert pool_for(PoolConfig(workers=2), [(0, 0), (2, 0)], shrink=True).num_gpus == 0
     with pytest.raises(ConfigError, match="room for 0"):
         pool_for(PoolConfig(workers=2, gpu=True), [(0, 0), (2, 0)], shrink=True)
@@ -92,7 +92,7 @@ NODES = st.lists(st.tuples(st.integers(0, 96), st.integers(0, 8)), min_size=1, m
     gpu=st.none() | st.booleans(),
     workers=st.none() | st.integers(1, 40),
 )
-def test_every_worker_of_a_pool_finds_a_place(nodes, share, gpu, workers) -> None:
+def test_pool_fits_all_its_workers(nodes, share, gpu, workers) -> None:
     want = PoolConfig(gpus_per_worker=share, gpu=gpu, workers=workers)
     try:
         pool = pool_for(want, nodes)
@@ -125,14 +125,14 @@ def test_blocks_give_every_worker_some_work(todo, workers, part_rows, batch_size
     assert rows == part_rows or blocks <= 4 * pool.workers
 
 
-def test_a_cluster_that_lost_nodes_gets_what_it_has_room_for() -> None:
+def test_pool_shrinks_after_lost_nodes() -> None:
     assert pool_for(PoolConfig(workers=4), [(0, 0), (2, 0)], shrink=True).workers == 2
     assert pool_for(PoolConfig(), [(0, 0), (2, 0)], shrink=True).workers == 2
     with pytest.raises(ConfigError, match="room for 0"):
         pool_for(PoolConfig(workers=4), [(0, 0)], shrink=True)
 
 
-def test_nodes_that_are_yet_to_come_are_planned_for_by_name() -> None:
+def test_pool_plans_for_autoscaled_nodes() -> None:
     assert pool_for(PoolConfig(workers=6, wait_s=600), [(0, 0)]).workers == 6
     on_gpu = pool_for(PoolConfig(workers=2, gpu=True, wait_s=600), [(0, 0)])
     assert (on_gpu.num_gpus, on_gpu.num_cpus) == (1, 1)
@@ -141,7 +141,7 @@ def test_nodes_that_are_yet_to_come_are_planned_for_by_name() -> None:
         pool_for(PoolConfig(wait_s=600), [(0, 0)])
 
 
-def test_nodes_that_are_yet_to_come_are_not_waited_for_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pool_waits_once_for_autoscaled_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their wait begins with the workers, whose need brings them."""
     slept: list[float] = []
     monkeypatch.setattr("imagemill.pipeline.cluster.pool.node_resources", lambda: [(0.0, 0.0)])
@@ -152,14 +152,14 @@ def test_nodes_that_are_yet_to_come_are_not_waited_for_twice(monkeypatch: pytest
     assert slept
 
 
-def test_what_a_run_uses_in_words() -> None:
+def test_pool_describes_its_resources() -> None:
     nodes = [(0.0, 0.0), (8.0, 1.0), (8.0, 1.0)]
     said = pool_for(PoolConfig(), nodes).on(nodes)
     assert said == "2 workers of 8 CPUs and a GPU each; cluster: 16 CPUs and 2 GPUs on 2 nodes"
 
 
 @pytest.mark.parametrize(("nodes", "ends"), [([(1, 0)], True), ([(2, 0)], False)])
-def test_a_run_without_room_and_without_progress_is_ended(monkeypatch: pytest.MonkeyPatch, nodes, ends) -> None:
+def test_run_without_room_and_progress_ends(monkeypatch: pytest.MonkeyPatch, nodes, ends) -> None:
     for resources in ("node_resources", "free_resources"):
         monkeypatch.setattr(f"imagemill.pipeline.cluster.watch.{resources}", lambda: nodes)
     monkeypatch.setattr("imagemill.pipeline.cluster.watch.LOOK_SECONDS", 0.0)
@@ -184,7 +184,7 @@ def test_a_run_without_room_and_without_progress_is_ended(monkeypatch: pytest.Mo
     ],
     ids=["waits", "some work", "limit", "all work", "room"],
 )
-def test_room_that_others_hold_is_said(free, begun, wait_s, ends, said, monkeypatch, caplog) -> None:
+def test_pool_reports_resources_held_by_others(free, begun, wait_s, ends, said, monkeypatch, caplog) -> None:
     """Where others hold the CPUs of a cluster a run waits, says so, and ends only at its own limit."""
     seen = {"node_resources": [(2.0, 0.0)], "free_resources": free, "placed": begun}
     for name, value in seen.items():
@@ -205,7 +205,7 @@ def test_room_that_others_hold_is_said(free, begun, wait_s, ends, said, monkeypa
         assert [said in record.message for record in caplog.records] == ([True] if said else [])
 
 
-def test_pool_takes_what_there_is_of_less_than_a_cpu() -> None:
+def test_pool_uses_less_than_one_cpu() -> None:
     """A container with half a CPU has one worker."""
     pool = pool_for(PoolConfig(), [(0.5, 0)])
     assert (pool.workers, pool.num_cpus) == (1, 0.5)
@@ -217,9 +217,7 @@ def test_pool_takes_what_there_is_of_less_than_a_cpu() -> None:
 @pytest.mark.parametrize(
     ("before", "pool"), [((2.0, 0.0), "2 workers of 1 CPU each"), ((1.0, 1.0), "1 worker of 1 CPU and a GPU each")]
 )
-def test_a_run_that_is_broken_off_for_want_of_room_goes_on_in_a_smaller_pool(
-    before, pool, tmp_path, crops, monkeypatch, caplog
-) -> None:
+def test_run_continues_in_a_smaller_pool(before, pool, tmp_path, crops, monkeypatch, caplog) -> None:
     """As after the death of a node: the pool was made for two CPUs, or for a GPU, and then there is one CPU."""
     make_photos(Store(str(tmp_path / "in")), 30, crops)
     seen = iter([[before]])
@@ -238,7 +236,7 @@ def test_a_run_that_is_broken_off_for_want_of_room_goes_on_in_a_smaller_pool(
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_signal_ends_a_run_and_the_next_one_does_the_rest(tmp_path, crops) -> None:
+def test_signal_ends_a_run_and_the_next_completes_it(tmp_path, crops) -> None:
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 200, crops)
 
@@ -267,7 +265,7 @@ def test_a_signal_ends_a_run_and_the_next_one_does_the_rest(tmp_path, crops) -> 
     assert (checked.problems, checked.rows, checked.files) == ([], 200, 200)
 
 
-def test_sixteen_photos_of_megabytes_are_shared_out_finely() -> None:
+def test_large_photos_are_distributed_evenly() -> None:
     pool = Pool(2, num_cpus=1, num_gpus=0, threads=2, batch_size=8)
     assert rows_of_block(16, 250, 3_000_000, pool) == 2
     assert rows_of_block(16, 250, 30_000, pool) == 8

@@ -45,7 +45,7 @@ def hole_in(shape: tuple[int, ...], x: int = 30) -> np.ndarray:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_masks_beside_images(tmp_path, crops, untrained):
+def test_inpaint_reads_masks_next_to_images(tmp_path, crops, untrained):
     photos, output = tmp_path / "photos", tmp_path / "out"
     (photos / "deep").mkdir(parents=True)
     Image.fromarray(crops[0]).save(photos / "a.jpg", quality=95)
@@ -83,7 +83,7 @@ def test_masks_beside_images(tmp_path, crops, untrained):
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
-def test_masks_in_shards(tmp_path, crops, untrained, mode):
+def test_inpaint_reads_masks_in_shards(tmp_path, crops, untrained, mode):
     """One mask comes before its image, one after it, one image has none."""
     packed = tmp_path / "in" / ("s.tar" if mode == "w" else "s.tgz")
     packed.parent.mkdir()
@@ -113,7 +113,7 @@ def test_masks_in_shards(tmp_path, crops, untrained, mode):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_known_planes_of_a_gray_file_stay(tmp_path, crops, untrained):
+def test_inpaint_keeps_known_planes_of_a_gray_file(tmp_path, crops, untrained):
     photos, output = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
     Image.fromarray(crops[0]).convert("L").save(photos / "gray.png")
@@ -126,7 +126,7 @@ def test_known_planes_of_a_gray_file_stay(tmp_path, crops, untrained):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_transparent_holes_come_out_opaque(tmp_path, crops, untrained):
+def test_inpaint_fills_transparent_holes(tmp_path, crops, untrained):
     photos, output = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
     alpha = 255 - hole_in(crops[0].shape)
@@ -139,7 +139,7 @@ def test_transparent_holes_come_out_opaque(tmp_path, crops, untrained):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_colorized_images_keep_their_luma(tmp_path, crops):
+def test_colorize_keeps_luma(tmp_path, crops):
     photos, output = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
     Image.fromarray(crops[0]).convert("L").save(photos / "gray.jpg", quality=90)

@@ -25,7 +25,7 @@ from tests.support.folders import files_below, fill, rows
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-def test_every_file_ends_as_one_row_or_one_reject(tmp_path, crops):
+def test_run_ends_each_file_as_one_row_or_reject(tmp_path, crops):
     expected = fill(tmp_path / "in", crops)
     output = tmp_path / "out"
     record = run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(output)))
@@ -46,7 +46,7 @@ def test_every_file_ends_as_one_row_or_one_reject(tmp_path, crops):
     assert (output / "images/palette.gif.png").exists()
 
 
-def test_a_second_run_does_nothing_and_a_changed_file_is_done_again(tmp_path, crops):
+def test_run_repeats_only_a_changed_file(tmp_path, crops):
     source, output = tmp_path / "in", tmp_path / "out"
     fill(source, crops)
     config = RunConfig(task="denoise", input=str(source), output=str(output))
@@ -77,7 +77,7 @@ def two_done(tmp_path, crops):
     return source, output, config
 
 
-def test_a_broken_file_in_the_place_of_a_good_one_leaves_what_the_good_one_gave(tmp_path, crops, capsys):
+def test_run_keeps_the_row_of_a_file_that_broke(tmp_path, crops, capsys):
     source, output, config = two_done(tmp_path, crops)
     (source / "0.png").write_bytes((source / "0.png").read_bytes()[:500])
     Image.fromarray(crops[2]).save(source / "1.png")
@@ -93,7 +93,7 @@ def test_a_broken_file_in_the_place_of_a_good_one_leaves_what_the_good_one_gave(
     assert (len(read_snapshot(output)), verify(output).problems) == (2, [])
 
 
-def test_an_older_row_whose_file_a_process_overwrote_before_it_died_counts_no_more(tmp_path, crops, monkeypatch):
+def test_run_repeats_a_row_with_an_overwritten_file(tmp_path, crops, monkeypatch):
     source, output, config = two_done(tmp_path, crops)
 
     def account_after_it(output, *rest):
@@ -108,7 +108,7 @@ def test_an_older_row_whose_file_a_process_overwrote_before_it_died_counts_no_mo
     assert (seen.problems, seen.files, seen.waiting) == ([], 1, 1)
 
 
-def test_rows_stay_the_older_ones_when_the_folder_of_runs_is_lost(tmp_path, crops, caplog):
+def test_run_keeps_rows_when_runs_folder_is_lost(tmp_path, crops, caplog):
     source, output = tmp_path / "in", Store(str(tmp_path / "out"))
     source.mkdir()
     Image.fromarray(crops[0]).save(source / "a.png")
@@ -124,7 +124,7 @@ def test_rows_stay_the_older_ones_when_the_folder_of_runs_is_lost(tmp_path, crop
     assert verify(output).problems == []
 
 
-def test_actors_put_nothing_behind_the_back_of_the_next_holder(tmp_path, crops):
+def test_worker_writes_nothing_after_losing_the_lease(tmp_path, crops):
     fill(tmp_path / "in", crops)
     output = Store(str(tmp_path / "out"))
 
@@ -143,7 +143,7 @@ def test_actors_put_nothing_behind_the_back_of_the_next_holder(tmp_path, crops):
     assert not rows(tmp_path / "out")
 
 
-def test_a_run_id_is_a_name_and_only_one_runs(tmp_path, crops):
+def test_run_id_is_unique(tmp_path, crops):
     fill(tmp_path / "in", crops)
     config = RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out"), limit=1)
     for wrong in ("lease", "../../x", "mine"):
@@ -155,7 +155,7 @@ def test_a_run_id_is_a_name_and_only_one_runs(tmp_path, crops):
         run(config, run_id="20260301T000000Z-abc123")
 
 
-def test_from_a_bucket_and_to_a_bucket(rclone_bucket, tmp_path, crops):
+def test_run_reads_and_writes_buckets(rclone_bucket, tmp_path, crops):
     source, output = Store(f"{rclone_bucket}/in"), Store(f"{rclone_bucket}/out")
     expected = fill(tmp_path / "in", crops)
     for name in expected:
@@ -167,7 +167,7 @@ def test_from_a_bucket_and_to_a_bucket(rclone_bucket, tmp_path, crops):
     assert run(RunConfig(task="denoise", input=source.url, output=output.url))["planned"] == 0
 
 
-def test_a_retry_that_fails_again_and_an_input_that_became_empty_are_said_and_no_failures(tmp_path, crops, caplog):
+def test_run_reports_repeated_rejects_and_empty_inputs(tmp_path, crops, caplog):
     source, output = tmp_path / "in", tmp_path / "out"
     source.mkdir()
     Image.fromarray(crops[0]).save(source / "good.png")
@@ -188,7 +188,7 @@ def test_a_retry_that_fails_again_and_an_input_that_became_empty_are_said_and_no
     assert "Is it the right place, and complete?" in caplog.text
 
 
-def test_limits_and_rejects(tmp_path, crops):
+def test_run_limits_images_and_rejects(tmp_path, crops):
     source, output = tmp_path / "in", tmp_path / "out"
     fill(source, crops)
     config = RunConfig(task="denoise", input=str(source), output=str(output))
@@ -202,27 +202,27 @@ def test_limits_and_rejects(tmp_path, crops):
     assert len(rows(output)) + len(rows(output, "rejects")) == 14
 
 
-def test_an_output_belongs_to_one_task(tmp_path, crops):
+def test_output_belongs_to_one_task(tmp_path, crops):
     fill(tmp_path / "in", crops[:11])
     run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out"), limit=1))
     with pytest.raises(ConfigError, match="belongs to the task denoise"):
         run(RunConfig(task="compress", input=str(tmp_path / "in"), output=str(tmp_path / "out")))
 
 
-def test_an_empty_folder_is_a_run_with_nothing_to_do(tmp_path):
+def test_run_of_an_empty_folder_does_nothing(tmp_path):
     (tmp_path / "in").mkdir()
     record = run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out")))
     assert (record["planned"], record["exit_code"]) == (0, 0)
 
 
-def test_an_output_that_cannot_be_written(tmp_path, crops):
+def test_run_reports_an_unwritable_output(tmp_path, crops):
     fill(tmp_path / "in", crops)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="file"):
         run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "file" / "out")))
 
 
-def test_what_a_disk_raises_in_a_run_ends_it_as_its_record_says(tmp_path, crops):
+def test_run_records_a_disk_error(tmp_path, crops):
     (tmp_path / "in").mkdir()
     Image.fromarray(crops[0]).save(tmp_path / "in/a.png")
     output = Store(str(tmp_path / "out"))
@@ -236,7 +236,7 @@ def test_what_a_disk_raises_in_a_run_ends_it_as_its_record_says(tmp_path, crops)
     assert kept["exit_reason"] == reason(error.value)
 
 
-def test_a_file_that_goes_away_after_the_listing_is_tried_again(tmp_path, crops):
+def test_run_retries_a_file_that_disappeared(tmp_path, crops):
     source, output = tmp_path / "in", tmp_path / "out"
     fill(source, crops)
     os.symlink(tmp_path / "nowhere", source / "dangling.jpg")

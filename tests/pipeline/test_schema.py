@@ -61,7 +61,7 @@ def table_of(numbers: list[int]) -> pa.Table:
 
 
 @given(SYMBOLS)
-def test_a_latent_comes_back_as_it_went(symbols: np.ndarray) -> None:
+def test_latent_round_trip_is_exact(symbols: np.ndarray) -> None:
     packed = pack_latent(symbols)
     back = unpack_latent(packed["latent"], packed["latent_shape"], packed["latent_crc32"])
     assert back.dtype == np.int8
@@ -69,14 +69,14 @@ def test_a_latent_comes_back_as_it_went(symbols: np.ndarray) -> None:
 
 
 @given(SYMBOLS)
-def test_a_latent_that_is_not_contiguous_comes_back(symbols: np.ndarray) -> None:
+def test_latent_round_trip_of_strided_arrays(symbols: np.ndarray) -> None:
     turned = symbols.transpose(2, 0, 1)
     packed = pack_latent(turned)
     np.testing.assert_array_equal(unpack_latent(packed["latent"], packed["latent_shape"], packed["latent_crc32"]), turned)
 
 
 @given(SYMBOLS, st.data())
-def test_a_flipped_bit_of_a_latent_is_seen(symbols: np.ndarray, data: st.DataObject) -> None:
+def test_latent_checksum_detects_a_flipped_bit(symbols: np.ndarray, data: st.DataObject) -> None:
     packed = pack_latent(symbols)
     stored = packed["latent"].copy()
     stored[data.draw(st.integers(0, stored.size - 1))] ^= 1 << data.draw(st.integers(0, 7))
@@ -85,21 +85,21 @@ def test_a_flipped_bit_of_a_latent_is_seen(symbols: np.ndarray, data: st.DataObj
 
 
 @pytest.mark.parametrize("shape", [[2, 3, 5], [2, 3, 3], [2, 3], []], ids=str)
-def test_a_latent_of_another_size_than_its_shape_is_seen(shape: list[int]) -> None:
+def test_latent_of_another_size_is_detected(shape: list[int]) -> None:
     packed = pack_latent(np.zeros((2, 3, 4), np.int8))
     with pytest.raises(LatentError, match="24 values"):
         unpack_latent(packed["latent"], shape, packed["latent_crc32"])
 
 
 @given(st.dictionaries(st.text(max_size=5), SCALAR | st.dictionaries(st.text(max_size=3), SCALAR, max_size=3), max_size=5))
-def test_a_version_does_not_depend_on_the_order_of_the_parameters(parameters: dict[str, Any]) -> None:
+def test_version_ignores_parameter_order(parameters: dict[str, Any]) -> None:
     reordered = {
         k: dict(reversed(list(v.items()))) if isinstance(v, dict) else v for k, v in reversed(list(parameters.items()))
     }
     assert version_of("digest", parameters)("etag") == version_of("digest", reordered)("etag")
 
 
-def test_a_version_changes_with_each_thing_that_decides_an_output() -> None:
+def test_version_changes_with_each_of_its_inputs() -> None:
     calls: list[tuple[str, str, dict[str, Any]]] = [
         ("e", "d", {"step": 32.0}),
         ("f", "d", {"step": 32.0}),
@@ -114,7 +114,7 @@ def test_a_version_changes_with_each_thing_that_decides_an_output() -> None:
     assert len({version_of(sha, params)(etag) for etag, sha, params in calls}) == len(calls)
 
 
-def test_identities_are_128_bit_and_the_same_in_every_process() -> None:
+def test_image_ids_are_128_bit_and_stable() -> None:
     # Committed outputs hold these: another value would redo every image of every bucket.
     assert image_id("a/b.jpg") == "d60cd1dd0407a8c3e0ad03553f1d13ea"
     assert version_of("d", {"step": 32.0, "a": None})("e") == "07152b8d22827b28d8fcfc246280907e"
@@ -122,22 +122,22 @@ def test_identities_are_128_bit_and_the_same_in_every_process() -> None:
 
 @given(st.permutations(range(6)))
 @settings(max_examples=30)
-def test_a_part_is_named_by_its_rows_in_any_order(order: list[int]) -> None:
+def test_part_name_ignores_row_order(order: list[int]) -> None:
     assert part_name(table_of(order)) == part_name(table_of(list(range(6))))
 
 
-def test_a_part_of_other_rows_has_another_name() -> None:
+def test_part_name_changes_with_rows() -> None:
     names = [part_name(table_of(numbers)) for numbers in ([0], [1], [0, 1], [0, 1, 2], [0, 0, 1])]
     assert len(set(names)) == len(names)
 
 
-def test_the_name_of_a_part_does_not_depend_on_what_else_is_in_the_rows() -> None:
+def test_part_name_ignores_other_columns() -> None:
     table = table_of([1, 2])
     assert part_name(table.drop_columns(["latent", "psnr_db"])) == part_name(table)
 
 
 @pytest.mark.parametrize("level", [1, 19])
-def test_a_part_reads_equal_in_every_reader(tmp_path: Path, level: int) -> None:
+def test_part_reads_equal_in_every_reader(tmp_path: Path, level: int) -> None:
     table = table_of([0, 1, 2])
     path = tmp_path / part_name(table)
     path.write_bytes(parquet_bytes(table, level))
@@ -159,14 +159,14 @@ def test_a_part_reads_equal_in_every_reader(tmp_path: Path, level: int) -> None:
     assert duck.sql(f"select {', '.join(shared)} {relation}").fetchall() == [tuple(r.values()) for r in plain]
 
 
-def test_a_latent_survives_its_part() -> None:
+def test_latent_survives_a_part() -> None:
     back = pq.read_table(io.BytesIO(parquet_bytes(table_of([3]), 3))).to_pylist()[0]
     expected = np.random.default_rng(3).integers(-128, 128, (4, 3, 5)).astype(np.int8)
     symbols = unpack_latent(np.asarray(back["latent"], np.uint8), back["latent_shape"], back["latent_crc32"])
     np.testing.assert_array_equal(symbols, expected)
 
 
-def test_a_coded_latent_survives_its_part_and_is_no_list() -> None:
+def test_payload_survives_a_part() -> None:
     symbols = np.random.default_rng(3).integers(-2, 3, (4, 3, 5)).astype(np.int8)
     model = fit_entropy_model([symbols] * 4)
     packed = pack_latent(symbols, model.encode(symbols))
@@ -197,7 +197,7 @@ def test_a_coded_latent_survives_its_part_and_is_no_list() -> None:
         decode_symbols(first, None)
 
 
-def test_a_latent_that_is_too_large_for_a_list_is_one_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latent_too_large_for_a_list_is_one_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     symbols = np.random.default_rng(3).integers(-2, 3, (4, 3, 5)).astype(np.int8)
     monkeypatch.setattr("imagemill.pipeline.schema.LIST_VALUES", 59)
     large = {name: value for name, value in row(3).items() if name != "latent"} | pack_latent(symbols)
@@ -221,13 +221,13 @@ def test_a_latent_that_is_too_large_for_a_list_is_one_frame(monkeypatch: pytest.
     assert "latent" in pack_latent(symbols)
 
 
-def test_a_part_without_latents_and_a_part_without_rows_can_be_written() -> None:
+def test_part_may_have_no_latents_or_no_rows() -> None:
     plain = pa.Table.from_pylist([{"image_id": "a", "version": "b"}], result_schema({"sigma": float}, stores_latent=False))
     for table in (plain, plain.slice(0, 0), table_of([])):
         assert pq.read_table(io.BytesIO(parquet_bytes(table, 3))).equals(table)
 
 
-def test_a_row_holds_a_result_or_a_reject() -> None:
+def test_row_holds_a_result_or_a_reject() -> None:
     for stores_latent in (False, True):
         both = row_schema({"psnr_db": float}, stores_latent)
         for schema in (result_schema({"psnr_db": float}, stores_latent), reject_schema()):
@@ -236,7 +236,7 @@ def test_a_row_holds_a_result_or_a_reject() -> None:
         assert len(set(both.names)) == len(both.names)
 
 
-def test_what_outputs_of_before_hold_is_found_again() -> None:
+def test_identities_of_older_outputs_are_stable() -> None:
     """Another identity, version or zero point, and every image of every OUTPUT would be done again, or read wrong."""
     assert image_id("a/ä.jpg") == "2caf2f2c91756d3e6794eb5c75398f6c"
     version = version_of("c" * 64, {"step": 26.0, "task": "compress"})("12-34")
@@ -244,7 +244,7 @@ def test_what_outputs_of_before_hold_is_found_again() -> None:
     assert pack_latent(np.array([[[-128, 0, 127]]], np.int8))["latent"].tolist() == [0, 128, 255]
 
 
-def test_a_damaged_page_of_a_part_is_seen() -> None:
+def test_damaged_page_of_a_part_is_detected() -> None:
     data = bytearray(parquet_bytes(table_of(list(range(20))), 3))
     columns = pq.ParquetFile(pa.BufferReader(bytes(data))).metadata.row_group(0)
     latent = next(

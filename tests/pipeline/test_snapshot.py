@@ -90,14 +90,14 @@ def test_snapshot_drops_rows_with_overwritten_files(output: Store) -> None:
     assert seen(output, as_of="2026-03-02") == {"b": 1, "c": 2, "d": 1}
 
 
-def test_with_damaged_marks_nobody_knows_which_rows_count(output: Store) -> None:
+def test_snapshot_refuses_damaged_claims(output: Store) -> None:
     put(output, [row("a", 1, output_uri="images/x.png", output_bytes=9, output_sha256="0" * 64)])
     output.write(f"runs/20260302T000000Z-abcdef/{SUPERSEDED}", b"PAR1")
     with pytest.raises(StorageError, match=f"{SUPERSEDED}: damaged .*Restore it"):
         read_snapshot(output)
 
 
-def test_a_condition_chooses_rows_and_a_bad_one_is_one_line(output: Store) -> None:
+def test_snapshot_where_filters_rows(output: Store) -> None:
     put(output, [row("a", 1), row("b", 2)])
     put(output, [row("it's", 3)])
     whole = read_snapshot(output)

@@ -29,7 +29,7 @@ from imagemill.pipeline.storage import StorageConfig, Store
 from tests.support.shards import add, damage, images, listed, pictures, rows, shard
 
 
-def test_members_of_a_tar_are_grouped_as_webdataset_does(tmp_path, crops):
+def test_tar_members_are_grouped_like_webdataset(tmp_path, crops):
     photo = pictures(crops, 1)[0]
     shard(
         tmp_path / "a.tar",
@@ -144,7 +144,7 @@ def test_shard_with_a_wrong_index_is_listed_again(tmp_path, crops):
     assert (record["ok"], record["rejected"], record["done_before"]) == (1, 0, 2)
 
 
-def test_a_shard_that_grew_leaves_one_index(tmp_path, crops):
+def test_shard_that_grew_leaves_one_index(tmp_path, crops):
     for count in (1, 2):
         shard(tmp_path / "in/a.tar", {f"{n}.png": data for n, data in enumerate(pictures(crops, count))})
         source, output = open_input(str(tmp_path / "in"), StorageConfig(), SourceConfig()), Store(str(tmp_path / "out"))
@@ -152,7 +152,7 @@ def test_a_shard_that_grew_leaves_one_index(tmp_path, crops):
         assert len(list((tmp_path / "out/shards").iterdir())) == 1
 
 
-def test_a_tar_without_its_end_mark_was_cut_off(tmp_path, crops):
+def test_tar_without_end_mark_is_cut_off(tmp_path, crops):
     photo = pictures(crops, 1)[0]
     shard(tmp_path / "a.tar", {"0.png": photo, "1.png": photo})
     size = 2 * (512 + -(-len(photo) // 512) * 512)
@@ -174,7 +174,7 @@ def add_sparse(tar: tarfile.TarFile, name: str, data: bytes, claimed: int) -> No
     tar.offset = tar.fileobj.tell()
 
 
-def test_a_member_with_holes_is_a_reject_of_its_own(tmp_path, crops):
+def test_tar_sparse_member_is_a_reject(tmp_path, crops):
     photo = pictures(crops, 1)[0]
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         add_sparse(tar, "0.png", photo, len(photo) + 1)
@@ -186,7 +186,7 @@ def test_a_member_with_holes_is_a_reject_of_its_own(tmp_path, crops):
     assert found["a.tar/2.png"].size == len(photo)
 
 
-def test_no_member_hides_another_and_none_gets_out(tmp_path, crops):
+def test_tar_members_stay_inside_the_output(tmp_path, crops):
     photo, other = pictures(crops, 2)
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         add(tar, "0.png", photo)
@@ -235,7 +235,7 @@ def test_mask_belongs_to_the_image_with_its_stem(tmp_path, crops):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_parquet_shards_in_a_bucket_keep_their_columns(rclone_bucket, crops, tmp_path):
+def test_parquet_shards_in_a_bucket_keep_columns(rclone_bucket, crops, tmp_path):
     photos = pictures(crops, 7)
     table = pa.table({"id": [f"p{n}" for n in range(7)], "image": [*photos[:6], None], "label": list(range(7))})
     nested = pa.table({"image": [{"bytes": photo, "path": "x.png"} for photo in photos[:3]]})

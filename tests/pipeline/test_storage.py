@@ -42,7 +42,7 @@ def files_below(folder: Path) -> set[str]:
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
 
 
-def test_whatever_is_written_is_listed_and_read(any_url: str) -> None:
+def test_store_lists_and_reads_what_it_writes(any_url: str) -> None:
     store = Store(any_url)
     for number, name in enumerate(NAMES):
         store.write(name, name.encode() * number)
@@ -52,7 +52,7 @@ def test_whatever_is_written_is_listed_and_read(any_url: str) -> None:
     assert all(store.exists(name) for name in NAMES)
 
 
-def test_a_folder_of_a_store_is_listed_alone(any_url: str) -> None:
+def test_store_lists_one_folder(any_url: str) -> None:
     store = Store(any_url)
     for name in ("in/a.jpg", "in/x/b.jpg", "inside/c.jpg", "in.jpg", "other/in/d.jpg"):
         store.write(name, b"1")
@@ -60,7 +60,7 @@ def test_a_folder_of_a_store_is_listed_alone(any_url: str) -> None:
     assert sorted(e.path for e in Store(f"{any_url}/in").entries()) == ["a.jpg", "x/b.jpg"]
 
 
-def test_what_is_missing_or_empty_has_no_entries(any_url: str) -> None:
+def test_store_lists_nothing_for_missing_folders(any_url: str) -> None:
     store = Store(any_url)
     assert list(store.entries()) == []
     assert list(store.entries("nothing/here")) == []
@@ -71,7 +71,7 @@ def test_what_is_missing_or_empty_has_no_entries(any_url: str) -> None:
     assert list(store.entries()) == []
 
 
-def test_an_age_is_told_by_the_clock_of_the_store(any_url: str) -> None:
+def test_store_measures_age_by_its_clock(any_url: str) -> None:
     store = Store(any_url)
     store.write("a/b", b"1")
     assert -2 < store.age("a/b") < 60
@@ -80,14 +80,14 @@ def test_an_age_is_told_by_the_clock_of_the_store(any_url: str) -> None:
         store.age("a/gone")
 
 
-def test_a_missing_object_is_a_missing_file(any_url: str) -> None:
+def test_store_missing_object_is_file_not_found(any_url: str) -> None:
     store = Store(any_url)
     store.write("there.jpg", b"1")
     with pytest.raises(FileNotFoundError):
         store.read("gone.jpg")
 
 
-def test_a_write_replaces_and_gives_another_etag(any_url: str) -> None:
+def test_store_write_replaces_and_changes_the_etag(any_url: str) -> None:
     store = Store(any_url)
     store.write("a/b.jpg", b"first")
     [before] = store.entries()
@@ -98,14 +98,14 @@ def test_a_write_replaces_and_gives_another_etag(any_url: str) -> None:
     assert before.etag != after.etag
 
 
-def test_an_etag_stays_while_nothing_changes(any_url: str) -> None:
+def test_store_etag_is_stable(any_url: str) -> None:
     store = Store(any_url)
     store.write("a.jpg", b"1")
     assert [e.etag for e in store.entries()] == [e.etag for e in Store(any_url).entries()]
 
 
 @pytest.mark.parametrize("any_url", ["local", "moto"], indirect=True)
-def test_create_happens_once_and_leaves_what_was_there(any_url: str) -> None:
+def test_store_create_keeps_an_existing_file(any_url: str) -> None:
     store = Store(any_url)
     assert store.create("x/one", b"mine") is True
     assert store.create("x/one", b"theirs") is False
@@ -115,11 +115,11 @@ def test_create_happens_once_and_leaves_what_was_there(any_url: str) -> None:
 
 
 @pytest.mark.parametrize("any_url", ["local", "moto"], indirect=True)
-def test_create_has_one_winner(any_url: str) -> None:
+def test_store_create_has_one_winner(any_url: str) -> None:
     assert race_to_create(any_url, "prize") == [Store(any_url).read("prize")]
 
 
-def test_a_store_travels(any_url: str) -> None:
+def test_store_can_be_pickled(any_url: str) -> None:
     store = Store(any_url, StorageConfig(region="us-east-1"))
     store.write("a.jpg", b"1")
     there = pickle.loads(pickle.dumps(store))
@@ -127,7 +127,7 @@ def test_a_store_travels(any_url: str) -> None:
     assert there.read("a.jpg") == b"1"
 
 
-def test_uris_are_whole_and_relative_paths_come_back(any_url: str) -> None:
+def test_store_uris_round_trip(any_url: str) -> None:
     store = Store(any_url)
     store.write("a b/c.jpg", b"1")
     uri = store.uri("a b/c.jpg")
@@ -136,27 +136,27 @@ def test_uris_are_whole_and_relative_paths_come_back(any_url: str) -> None:
     assert Store(uri.rpartition("/")[0]).read("c.jpg") == b"1"
 
 
-def test_a_slash_at_the_end_means_nothing(any_url: str) -> None:
+def test_store_ignores_a_trailing_slash(any_url: str) -> None:
     Store(f"{any_url}/").write("a.jpg", b"1")
     assert [e.path for e in Store(any_url).entries()] == ["a.jpg"]
     assert Store(f"{any_url}/").url == Store(any_url).url
 
 
-def test_everything_local_lies_in_the_root(tmp_path: Path) -> None:
+def test_store_paths_stay_below_its_root(tmp_path: Path) -> None:
     assert Store(str(tmp_path)).lies_in(Store("/"))
     assert Store("/").lies_in(Store("/"))
     assert not Store("/").lies_in(Store(str(tmp_path)))
     assert Store("/").full("tmp") == "/tmp"
 
 
-def test_a_whole_bucket_is_a_store(moto_bucket: str) -> None:
+def test_store_can_be_a_whole_bucket(moto_bucket: str) -> None:
     store = Store(moto_bucket)
     assert list(store.entries()) == []
     store.write("a/b.jpg", b"1")
     assert [e.path for e in store.entries()] == ["a/b.jpg"]
 
 
-def test_markers_of_folders_are_no_files(moto_bucket: str) -> None:
+def test_store_ignores_folder_markers(moto_bucket: str) -> None:
     store = Store(moto_bucket)
     store.fs.call_s3("put_object", Bucket=store.root, Key="in/folder/", Body=b"")
     store.write("in/folder/a.jpg", b"1")
@@ -166,7 +166,7 @@ def test_markers_of_folders_are_no_files(moto_bucket: str) -> None:
 @pytest.mark.parametrize(
     "paths", [["in/a.jpg", "in//b.jpg", "in//x/c.jpg", "in//y//d.jpg"], ["in//b.jpg"], ["/a.jpg", "b.jpg"]]
 )
-def test_folders_without_a_name_are_listed_once(moto_bucket: str, paths: list[str]) -> None:
+def test_store_lists_nameless_folders_once(moto_bucket: str, paths: list[str]) -> None:
     store = Store(moto_bucket)
     for path in paths:
         store.write(path, b"1")
@@ -175,7 +175,7 @@ def test_folders_without_a_name_are_listed_once(moto_bucket: str, paths: list[st
     assert sorted(e.path for e in store.entries("in")) == sorted(below)
 
 
-def test_a_listing_longer_than_a_page_is_whole(moto_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_listing_spans_pages(moto_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "10")
     store = Store(moto_bucket)
     for n in range(25):
@@ -184,9 +184,7 @@ def test_a_listing_longer_than_a_page_is_whole(moto_bucket: str, monkeypatch: py
     assert len({e.path for e in store.entries("x")}) == 25
 
 
-def test_a_server_that_answers_a_part_with_the_sum_of_all_is_read(
-    rclone_bucket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_store_reads_ranges_with_whole_checksums(rclone_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in CHECKSUMS:
         monkeypatch.delenv(f"AWS_{name.upper()}")
     s3fs.S3FileSystem.clear_instance_cache()
@@ -198,7 +196,7 @@ def test_a_server_that_answers_a_part_with_the_sum_of_all_is_read(
     assert store.read("a") == b"0123456789" * 1_000
 
 
-def test_what_is_wrong_with_a_bucket_is_said(rclone_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_reports_bucket_errors(rclone_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Store(rclone_bucket).exists()
     assert not Store("s3://there-is-none").exists()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
@@ -209,7 +207,7 @@ def test_what_is_wrong_with_a_bucket_is_said(rclone_bucket: str, monkeypatch: py
         Store(rclone_bucket, StorageConfig(endpoint_url="127.0.0.1:1"))
 
 
-def test_a_refused_key_is_a_storage_error(rclone_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_refused_key_is_a_storage_error(rclone_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     Store(rclone_bucket).fs.clear_instance_cache()
     with pytest.raises(StorageError, match="cannot be listed"):
@@ -219,25 +217,25 @@ def test_a_refused_key_is_a_storage_error(rclone_bucket: str, monkeypatch: pytes
 @pytest.mark.parametrize(
     "url", ["http://host/a", "https://host/a", "gs://b/a", "ftp://h/a", "S4://b", "://a", "zip::s3://b/a"]
 )
-def test_other_schemes_are_refused(url: str) -> None:
+def test_store_refuses_other_schemes(url: str) -> None:
     with pytest.raises(ConfigError, match="file, s3"):
         split_scheme(url)
 
 
 @pytest.mark.parametrize("url", ["s3:/bucket/a", "s3:bucket", "S3:/b", "file:/a", "s3:"])
-def test_a_scheme_without_its_slashes_is_no_local_folder(url: str) -> None:
+def test_store_refuses_a_scheme_without_slashes(url: str) -> None:
     with pytest.raises(ConfigError, match=r"write (s3|file)://, or \./.* for a local folder of this name"):
         Store(url)
     assert Store(f"./{url}").root.endswith(url)
     assert Store("s3").local
 
 
-def test_a_bucket_must_be_named() -> None:
+def test_store_needs_a_bucket() -> None:
     with pytest.raises(ConfigError, match="bucket"):
         Store("s3://")
 
 
-def test_local_places_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
     assert split_scheme("in/x/..") == ("file", str(tmp_path / "in"))
@@ -246,12 +244,12 @@ def test_local_places_become_absolute(tmp_path: Path, monkeypatch: pytest.Monkey
     assert split_scheme("s3://bucket/a/b/") == ("s3", "bucket/a/b")
 
 
-def test_an_unknown_key_of_the_storage_config_is_refused() -> None:
+def test_storage_config_refuses_unknown_keys() -> None:
     with pytest.raises(ValueError, match="secret"):
         StorageConfig.model_validate({"secret": "x"})
 
 
-def test_a_local_write_leaves_nothing_beside_the_file(tmp_path: Path) -> None:
+def test_local_write_leaves_no_other_file(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     store.write("a/b.jpg", b"1")
     store.create("a/c", b"2")
@@ -259,7 +257,7 @@ def test_a_local_write_leaves_nothing_beside_the_file(tmp_path: Path) -> None:
     assert files_below(tmp_path) == {"a/b.jpg", "a/c"}
 
 
-def test_a_local_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
+def test_local_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     store.write("file", b"1")
     (tmp_path / "folder").mkdir()
@@ -272,14 +270,14 @@ def test_a_local_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert store.read("file") == b"1"
 
 
-def test_a_local_file_of_the_longest_name_can_be_written(tmp_path: Path) -> None:
+def test_local_write_accepts_the_longest_name(tmp_path: Path) -> None:
     name = "ü" * 125 + ".jpg"
     store = Store(str(tmp_path))
     store.write(name, b"1")
     assert [e.path for e in store.entries()] == [name]
 
 
-def test_a_reader_sees_the_old_or_the_new_content_only(tmp_path: Path) -> None:
+def test_local_write_is_atomic_for_readers(tmp_path: Path) -> None:
     store, contents = Store(str(tmp_path)), (b"a" * 300_000, b"b" * 300_000)
     store.write("x", contents[0])
     stop = threading.Event()
@@ -298,7 +296,7 @@ def test_a_reader_sees_the_old_or_the_new_content_only(tmp_path: Path) -> None:
         writer.join()
 
 
-def test_a_reason_is_one_line() -> None:
+def test_reason_is_one_line() -> None:
     assert reason(ValueError("two\nlines  here")) == "ValueError: two lines here"
     assert reason(ValueError()) == "ValueError"
     assert len(reason(ValueError("x" * 5000))) < 400
@@ -316,7 +314,7 @@ def odd_etags(moto_bucket: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return moto_bucket
 
 
-def test_an_etag_that_is_no_md5_is_one_warning(odd_etags: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_etag_without_md5_is_one_warning(odd_etags: str, caplog: pytest.LogCaptureFixture) -> None:
     store = Store(odd_etags)
     content = {f"{n}.bin": bytes([n]) * 1000 for n in range(12)}
     with caplog.at_level(logging.WARNING, "imagemill.storage"):
@@ -329,7 +327,7 @@ def test_an_etag_that_is_no_md5_is_one_warning(odd_etags: str, caplog: pytest.Lo
     assert "an etag is not the MD5 of its object" in warning
 
 
-def test_one_odd_etag_leaves_the_others_compared(moto_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_odd_etag_leaves_others_compared(moto_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Objects that a gateway encrypted may lie next to plain ones: what flips on the way of those is still seen."""
     store = Store(moto_bucket)
     for name in ("a.bin", "b.bin", "odd.bin"):
@@ -348,7 +346,7 @@ def test_one_odd_etag_leaves_the_others_compared(moto_bucket: str, monkeypatch: 
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_run_over_odd_etags_warns_once(
+def test_run_over_odd_etags_warns_once(
     odd_etags: str, moto_url: str, tmp_path: Path, crops: list[np.ndarray], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Workers find them out, and the run says so."""

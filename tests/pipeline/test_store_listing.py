@@ -11,7 +11,7 @@ from imagemill.pipeline.sources.source import SourceConfig
 from imagemill.pipeline.storage import StorageConfig, Store
 
 
-def test_the_root_of_a_disk_is_a_store(tmp_path: Path) -> None:
+def test_disk_root_is_a_store(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a/b.png").write_bytes(b"x")
     store, below = Store("/"), str(tmp_path)[1:]
@@ -19,14 +19,14 @@ def test_the_root_of_a_disk_is_a_store(tmp_path: Path) -> None:
     assert store.read(f"{below}/a/b.png") == b"x"
 
 
-def test_a_file_in_the_root_of_a_disk_has_one_slash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_root_files_have_one_slash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "b.png").write_bytes(b"x")
     below = str(tmp_path / "b.png")[1:]
     monkeypatch.setattr("os.walk", lambda *_, **__: [("/", [], [below])])
     assert [entry.path for entry in Store("/").entries()] == [below]
 
 
-def test_a_listing_while_another_writes_misses_nothing(tmp_path: Path) -> None:
+def test_listing_during_writes_is_complete(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     there = {f"lease/{n:08d}.json" for n in range(300)}
     for path in there:
@@ -49,7 +49,7 @@ def test_a_listing_while_another_writes_misses_nothing(tmp_path: Path) -> None:
             writer.join()
 
 
-def test_a_linked_image_is_listed_with_its_own_size(tmp_path: Path) -> None:
+def test_listing_follows_links_for_sizes(tmp_path: Path) -> None:
     Store(str(tmp_path / "elsewhere")).write("big.jpg", b"12345")
     (tmp_path / "in").mkdir()
     (tmp_path / "in/link.jpg").symlink_to(tmp_path / "elsewhere/big.jpg")
@@ -57,7 +57,7 @@ def test_a_linked_image_is_listed_with_its_own_size(tmp_path: Path) -> None:
     assert [(e.path, e.size) for e in store.entries()] == [("link.jpg", 5)]
 
 
-def test_a_new_link_renames_nothing(tmp_path: Path) -> None:
+def test_listing_with_a_new_link_renames_nothing(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "in"))
     for path in ("trip/a.jpg", "trip/deep/b.jpg"):
         store.write(path, b"1")
@@ -67,13 +67,13 @@ def test_a_new_link_renames_nothing(tmp_path: Path) -> None:
     assert [e.path for e in store.entries()] == ["trip/a.jpg", "trip/deep/b.jpg", "far/c.jpg"]
 
 
-def test_a_link_to_nowhere_does_not_end_a_listing(tmp_path: Path) -> None:
+def test_listing_survives_a_dangling_link(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"1")
     (tmp_path / "link.jpg").symlink_to(tmp_path / "nowhere.jpg")
     assert "a.jpg" in [e.path for e in Store(str(tmp_path)).entries()]
 
 
-def test_a_folder_that_may_not_be_listed_says_what_to_do(user: Path) -> None:
+def test_listing_explains_a_forbidden_folder(user: Path) -> None:
     store = Store(str(user))
     for path in ("a.jpg", "x/b.jpg"):
         store.write(path, b"1")
@@ -82,7 +82,7 @@ def test_a_folder_that_may_not_be_listed_says_what_to_do(user: Path) -> None:
         list(store.entries())
 
 
-def test_files_that_may_not_be_looked_at_are_listed_all_the_same(user: Path) -> None:
+def test_listing_includes_unreadable_files(user: Path) -> None:
     store = Store(str(user))
     for path in ("a.jpg", "x/b.jpg"):
         store.write(path, b"1")
@@ -90,7 +90,7 @@ def test_files_that_may_not_be_looked_at_are_listed_all_the_same(user: Path) -> 
     assert [(e.path, bool(e.problem)) for e in store.entries()] == [("a.jpg", False), ("x/b.jpg", True)]
 
 
-def test_an_empty_object_next_to_a_prefix_is_a_folder(moto_bucket: str) -> None:
+def test_empty_object_next_to_a_prefix_is_a_folder(moto_bucket: str) -> None:
     """Consoles and tools leave such objects: `photos` and `photos/` of 0 bytes, next to `photos/a.jpg`."""
     bucket = moto_bucket.removeprefix("s3://")
     store = Store(f"{moto_bucket}/photos")
@@ -107,7 +107,7 @@ def test_an_empty_object_next_to_a_prefix_is_a_folder(moto_bucket: str) -> None:
     assert store.entry("empty.jpg").size == 0
 
 
-def test_a_prefix_is_an_input_whatever_is_called_like_it(moto_bucket: str) -> None:
+def test_prefix_is_an_input_despite_equal_names(moto_bucket: str) -> None:
     bucket, store = moto_bucket.removeprefix("s3://"), Store(f"{moto_bucket}/photos")
     store.write("a.jpg", b"1")
     for body in (b"", b"a note of somebody"):

@@ -74,7 +74,7 @@ def rows(output: Path) -> dict[str, dict]:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_run_that_was_cut_off_goes_on_and_any_image_has_a_style(config, tmp_path, crops):
+def test_stylize_continues_after_an_interruption(config, tmp_path, crops):
     first = run(config(limit=2))
     assert first["planned"] == 2
     rest = run(config())
@@ -97,7 +97,7 @@ def test_a_run_that_was_cut_off_goes_on_and_any_image_has_a_style(config, tmp_pa
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_optimised_images_have_their_losses_in_their_rows(config, tmp_path):
+def test_stylize_stores_losses_in_rows(config, tmp_path):
     record = run(config(method="gatys", optimizer="adam", steps=3, size=64, preserve_color=True, beta=50))
     assert (record["ok"], record["rejected"]) == (3, 1)
     found = rows(tmp_path / "out")
@@ -136,7 +136,7 @@ def one_pixel() -> bytes:
         (png_header(10_000, 10_000), r"style .*bad\.png: TooManyPixels: 10000×10000 = 100\.0 MP is over max_pixels=40"),
     ],
 )
-def test_a_style_that_will_not_do_ends_a_run_before_it_starts(config, tmp_path, content, message):
+def test_stylize_refuses_a_bad_style_first(config, tmp_path, content, message):
     if content is not None:
         (tmp_path / "bad.png").write_bytes(content)
     with pytest.raises(ConfigError, match=message):
@@ -144,7 +144,7 @@ def test_a_style_that_will_not_do_ends_a_run_before_it_starts(config, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
-def test_parameters_that_will_not_do_are_one_line(config):
+def test_stylize_refuses_bad_parameters_in_one_line(config):
     for params, message in (
         ({"style": []}, r"params\.style = \[\]"),
         ({"alpha": float("nan"), "method": "gatys"}, "finite number"),
@@ -158,7 +158,7 @@ def test_parameters_that_will_not_do_are_one_line(config):
         check_model(resolve(config(method="gatys", style_layers={"relu9_1": 1.0})))
 
 
-def test_styles_are_read_from_a_bucket(config, tmp_path, rclone_bucket):
+def test_stylize_reads_styles_from_a_bucket(config, tmp_path, rclone_bucket):
     data = (tmp_path / "style.png").read_bytes()
     Store(rclone_bucket).write("styles/deep/a.png", data)
     ((_, read),) = resolve(config(style=[f"{rclone_bucket}/styles/deep/a.png"])).style_images

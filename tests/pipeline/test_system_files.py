@@ -33,14 +33,14 @@ def counts(found: list[ListedImage | str]) -> tuple[set[str], int]:
     return {image.rel_path for image in found if isinstance(image, ListedImage)}, found.count("excluded")
 
 
-def test_what_systems_leave_is_excluded_in_folders(tmp_path):
+def test_system_files_are_excluded_in_folders(tmp_path):
     for name in [*LEFT, *OWN]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"1")
     assert counts(listed(tmp_path)) == (set(OWN), len(LEFT))
 
 
-def test_what_systems_leave_is_excluded_in_a_bucket(moto_bucket):
+def test_system_files_are_excluded_in_a_bucket(moto_bucket):
     bucket = Store(f"{moto_bucket}/photos")
     for name in [*LEFT, *OWN]:
         bucket.write(name, b"1")
@@ -49,14 +49,14 @@ def test_what_systems_leave_is_excluded_in_a_bucket(moto_bucket):
 
 
 @pytest.mark.parametrize("name", ["s.tar", "s.tar.gz"])
-def test_what_systems_leave_is_excluded_in_shards(tmp_path, name):
+def test_system_files_are_excluded_in_shards(tmp_path, name):
     """A Mac packs `._a.jpg` beside a.jpg, which would be a caption of nothing or an image that nobody can read."""
     shard(tmp_path / name, dict.fromkeys([*LEFT, *OWN, "./._c.json"], b"1"), f"w:{name[6:]}")
     found, excluded = counts(listed(tmp_path))
     assert (found, excluded) == ({f"{name}/{own}" for own in OWN}, len(LEFT) + 1)
 
 
-def test_what_is_asked_for_by_name_is_read(tmp_path, crops):
+def test_system_files_named_by_a_manifest_are_read(tmp_path, crops):
     """An input in a trash can, a shard with such a name, rows of a manifest or a Parquet file."""
     trash = tmp_path / ".Trash-1000"
     shard(trash / "._s.tar", {"a.png": pictures(crops, 1)[0]})
@@ -69,7 +69,7 @@ def test_what_is_asked_for_by_name_is_read(tmp_path, crops):
     assert counts(listed(trash / "list.csv")) == ({"._a.png"}, 0)
 
 
-def test_an_excluded_folder_need_not_be_readable(user):
+def test_excluded_folder_may_be_unreadable(user):
     """lost+found and trash cans belong to root, or to others."""
     (user / "a.jpg").write_bytes(b"1")
     for name in ("lost+found", "private"):
@@ -90,7 +90,7 @@ def test_links_in_excluded_folders_are_not_followed(tmp_path):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_run_says_how_many_files_were_excluded(tmp_path, crops, capsys):
+def test_run_counts_excluded_files(tmp_path, crops, capsys):
     photo = pictures(crops, 1)[0]
     for name in ("a.png", "._a.png", "@eaDir/a.png/THUMB.png", "notes.txt"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)

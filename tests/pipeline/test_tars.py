@@ -49,7 +49,7 @@ def problems(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("suffix", PACKED)
 @pytest.mark.parametrize("between", [0, 512, 4096, 777])
-def test_tars_put_together_are_read_to_the_last(tmp_path, crops, suffix, between):
+def test_tar_concatenation_is_read_to_the_end(tmp_path, crops, suffix, between):
     """`cat a.tar b.tar`, of packed files too, with zeros between them."""
     photos, pack = pictures(crops, 5), PACKED[suffix]
     first = tar({f"a{n}.png": data for n, data in enumerate(photos[:2])})
@@ -72,7 +72,7 @@ def test_tars_put_together_are_read_to_the_last(tmp_path, crops, suffix, between
 
 
 @pytest.mark.parametrize("suffix", PACKED)
-def test_what_follows_the_end_mark_is_read_or_named(tmp_path, crops, suffix):
+def test_tar_data_after_the_end_mark_is_read_or_named(tmp_path, crops, suffix):
     pack, photo = PACKED[suffix], pictures(crops, 1)[0]
     first, second = tar({"a.png": photo}), tar({f"b{n}.png": photo for n in range(3)})
     after = "BadShard: the data after the end of an archive, from byte 51,200, is not a tar archive but "
@@ -98,7 +98,7 @@ def test_what_follows_the_end_mark_is_read_or_named(tmp_path, crops, suffix):
         assert len(images(path)) >= 2
 
 
-def test_a_damaged_header_is_no_end(tmp_path, crops):
+def test_tar_damaged_header_is_not_the_end(tmp_path, crops):
     """Python's tarfile ends there without a word, and so does an archive cut in a header."""
     photo = pictures(crops, 1)[0]
     data = tar({f"{n}.png": photo for n in range(3)})
@@ -135,12 +135,12 @@ def test_a_damaged_header_is_no_end(tmp_path, crops):
     ],
     ids=["zip", "html", "lfs", "empty", "gzip of nothing", "damaged bzip2", "no members"],
 )
-def test_a_file_that_is_no_tar_says_what_it_is(tmp_path, data, said):
+def test_tar_error_names_the_real_format(tmp_path, data, said):
     (tmp_path / "in.tar").write_bytes(data)
     assert problems(tmp_path) == ([said] if said else [])
 
 
-def test_a_shard_is_unpacked_by_its_content(tmp_path, crops):
+def test_tar_compression_is_detected_by_content(tmp_path, crops):
     """A gzipped tar is often called .tar, and a plain one .tar.gz."""
     data = tar({"BZh9.png": pictures(crops, 1)[0]})
     for name, content in (
@@ -155,7 +155,7 @@ def test_a_shard_is_unpacked_by_its_content(tmp_path, crops):
     }
 
 
-def test_captions_and_masks_belong_to_their_own_archive(tmp_path, crops):
+def test_tar_captions_belong_to_their_archive(tmp_path, crops):
     photo = pictures(crops, 1)[0]
     archives = [tar({"0.png": photo, "0.txt": text, "0.mask.png": photo}) for text in (b"first", b"second")]
     (tmp_path / "in.tar").write_bytes(b"".join(archives))
@@ -167,7 +167,7 @@ def test_captions_and_masks_belong_to_their_own_archive(tmp_path, crops):
     assert [(row["problem"] or "").partition(":")[0] for row in todo.to_pylist()] == ["", "DuplicateName"]
 
 
-def test_numbers_of_a_sidecar_stay_as_they_are_written(tmp_path, crops):
+def test_tar_sidecar_numbers_are_kept(tmp_path, crops):
     sidecar = b'{"a": 1e5, "b": 1.10, "c": NaN, "d": 123456789012345678901234567890, "e": "00501"}'
     shard(tmp_path / "in.tar", {"0.png": pictures(crops, 1)[0], "0.json": sidecar})
     [image] = images(tmp_path).values()
@@ -175,7 +175,7 @@ def test_numbers_of_a_sidecar_stay_as_they_are_written(tmp_path, crops):
 
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_long_names_and_links_of_tars(tmp_path, crops, format):
+def test_tar_long_names_and_links_are_read(tmp_path, crops, format):
     photo = pictures(crops, 1)[0]
     deep = "/".join(["ä" * 60] * 4)
     with tarfile.open(tmp_path / "in.tar", "w", format=format) as archive:
@@ -198,7 +198,7 @@ def test_long_names_and_links_of_tars(tmp_path, crops, format):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_new_members_show_although_an_older_index_is_there(tmp_path, crops):
+def test_tar_new_members_are_found_despite_an_old_index(tmp_path, crops):
     """An index from before, whose version is another one, does not hide the second archive."""
     photos, source, output = pictures(crops, 3), tmp_path / "in", tmp_path / "out"
     source.mkdir()
@@ -215,7 +215,7 @@ def test_new_members_show_although_an_older_index_is_there(tmp_path, crops):
     assert verify(Store(str(output))).problems == []
 
 
-def test_shards_in_a_bucket_are_read_to_the_last_archive(moto_bucket, crops):
+def test_tar_in_a_bucket_is_read_to_the_end(moto_bucket, crops):
     photos, bucket = pictures(crops, 2), Store(moto_bucket)
     archives = [tar({f"{n}.png": data}) for n, data in enumerate(photos)]
     bucket.write("a.tar", b"".join(archives))

@@ -45,12 +45,12 @@ def upscaled(model: EDSR, *images: np.ndarray) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("scale", [1, 2, 3])
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (3, 2), (57, 41), (96, 128)])
-def test_every_size_is_enlarged_by_the_scale_of_the_model(size, scale, crops):
+def test_upscale_enlarges_by_the_scale_of_the_model(size, scale, crops):
     (image,) = upscaled(untrained(scale), crops[0][: size[0], : size[1]].copy())
     assert image.shape == (scale * size[0], scale * size[1], 3)
 
 
-def test_before_it_has_learned_anything_it_is_bicubic(crops):
+def test_upscale_untrained_is_bicubic(crops):
     (image,) = upscaled(EDSR(width=8, blocks=1), crops[0])
     bicubic = Image.fromarray(crops[0]).resize((256, 192), Image.Resampling.BICUBIC)
     # Pillow rounds to 8 bits between rows and columns.
@@ -58,7 +58,7 @@ def test_before_it_has_learned_anything_it_is_bicubic(crops):
 
 
 @pytest.mark.parametrize("stride", [1, 4])
-def test_an_image_in_tiles_is_the_image_on_the_whole(stride, crops, monkeypatch):
+def test_upscale_in_tiles_equals_the_whole(stride, crops, monkeypatch):
     model, rgb = untrained(), crops[0][:57, :91].copy()
     # A network of strides too: it is padded, and what comes of the padding is cut off at the size of the output.
     model.stride, model.halo = stride, 8
@@ -73,7 +73,7 @@ def test_an_image_in_tiles_is_the_image_on_the_whole(stride, crops, monkeypatch)
     assert np.abs(together[0].astype(int) - whole).max() <= 1
 
 
-def test_the_shipped_one_is_a_decibel_better_than_bicubic(crops):
+def test_upscale_checkpoint_beats_bicubic_by_1_db(crops):
     card = checkpoint.read_card("upscale-small")
     model = checkpoint.build(card, checkpoint.read_weights("upscale-small", card))
     clean = torch.from_numpy(np.stack(crops[::6])).permute(0, 3, 1, 2).float() / 255
@@ -91,7 +91,7 @@ def test_the_shipped_one_is_a_decibel_better_than_bicubic(crops):
         ("WAITING_PIXELS", [100, 128, 120], [[128], [100], [120]]),
     ],
 )
-def test_room_is_counted_in_pixels_that_come_out(limit, widths, batches, tmp_path, crops, monkeypatch):
+def test_pixel_budget_counts_output_pixels(limit, widths, batches, tmp_path, crops, monkeypatch):
     """Room for two outputs of 192×256 pixels would hold all of the inputs, together and in the order in which they come."""
     (tmp_path / "in").mkdir()
     for number, width in enumerate(widths):
@@ -130,7 +130,7 @@ def fill(folder: Path, crops: list[np.ndarray]) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_folder_of_all_kinds_is_enlarged_and_holds(tmp_path, crops):
+def test_upscale_of_a_mixed_folder_verifies(tmp_path, crops):
     fill(tmp_path / "in", crops)
     output = tmp_path / "out"
     config = RunConfig(task="upscale", input=str(tmp_path / "in"), output=str(output))

@@ -91,7 +91,7 @@ def site(server: ThreadingHTTPServer) -> Iterator[tuple[str, socket.socket]]:
         yield f"http://127.0.0.1:{server.server_port}", inner
 
 
-def test_a_body_comes_whole_or_not_at_all(site):
+def test_web_body_is_complete_or_an_error(site):
     url, _ = site
     assert fetch(f"{url}/whole", 1000, public_only=False) == BODY
     with pytest.raises(OSError, match="cut off, 900 bytes are missing"):
@@ -101,7 +101,7 @@ def test_a_body_comes_whole_or_not_at_all(site):
 
 
 @pytest.mark.parametrize("public_only", [False, True])
-def test_a_head_that_comes_a_byte_at_a_time_has_an_end(site, monkeypatch, public_only):
+def test_web_slow_header_times_out(site, monkeypatch, public_only):
     url, _ = site
     monkeypatch.setattr("imagemill.pipeline.sources.web.RESPONSE_SECONDS", 0.1)
     monkeypatch.setattr("imagemill.pipeline.sources.web.connect_public", socket.create_connection)
@@ -113,7 +113,7 @@ DATES = {"Date": "Fri, 01 Jan 1999 00:00:00 GMT", "Retry-After": "Fri, 01 Jan 19
 
 
 @pytest.mark.parametrize(("status", "headers"), [(503, {"Retry-After": "1"}), (429, DATES), (429, {}), (503, {})])
-def test_a_busy_site_is_asked_again_when_it_says(server, status: int, headers: dict[str, str]) -> None:
+def test_web_busy_site_is_retried_when_it_says(server, status: int, headers: dict[str, str]) -> None:
     """A date counts by the clock of the server, which may be wrong by years."""
     server.refusal = status, headers
     assert fetch(f"http://127.0.0.1:{server.server_port}/busy", 1000, public_only=False) == BODY
@@ -123,7 +123,7 @@ def test_a_busy_site_is_asked_again_when_it_says(server, status: int, headers: d
         assert third - second >= 1
 
 
-def test_a_busy_site_is_left_alone_by_all_who_read(server) -> None:
+def test_web_busy_site_pauses_all_readers(server) -> None:
     server.refusal = 429, {"Retry-After": "1"}
     url = f"http://127.0.0.1:{server.server_port}"
     with ThreadPoolExecutor(2) as pool:
@@ -137,7 +137,7 @@ def test_a_busy_site_is_left_alone_by_all_who_read(server) -> None:
     assert server.asked["/busy-too"][0] - server.asked["/busy"][0] >= 1
 
 
-def test_a_site_that_stays_busy_is_given_up(server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_web_site_that_stays_busy_is_given_up(server, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may ask for any wait: the next run tries again."""
     monkeypatch.setattr("imagemill.pipeline.pauses.PAUSE_SECONDS", 0.2)
     monkeypatch.setattr("imagemill.pipeline.pauses.PATIENCE_SECONDS", 0.5)
@@ -159,29 +159,29 @@ def test_a_site_that_stays_busy_is_given_up(server, monkeypatch: pytest.MonkeyPa
     ("asked", "seconds"),
     [("120", 120.0), (" 7 ", 7.0), ("0", 0.0), ("-5", None), ("soon", None), ("", None), ("1e9", None), ("²", None)],
 )
-def test_a_wait_is_asked_for_in_seconds(asked: str, seconds: float | None) -> None:
+def test_web_retry_after_in_seconds(asked: str, seconds: float | None) -> None:
     assert retry_after({"retry-after": asked}) == seconds
 
 
 @given(wait=st.integers(-100_000, 100_000), skew=st.integers(-(10**8), 10**8))
-def test_a_wait_is_asked_for_by_a_date(wait: int, skew: int) -> None:
+def test_web_retry_after_as_date(wait: int, skew: int) -> None:
     now = time.time() + skew
     headers = {"Date": formatdate(now, usegmt=True), "Retry-After": formatdate(now + wait, usegmt=True)}
     assert abs((retry_after(headers) or 0.0) - max(0, wait)) <= 1
 
 
-def test_the_body_of_a_redirect_is_not_waited_for(site, monkeypatch):
+def test_web_redirect_body_is_not_read(site, monkeypatch):
     url, _ = site
     monkeypatch.setattr("imagemill.pipeline.sources.web.RESPONSE_SECONDS", 2.0)
     assert fetch(f"{url}/endless", 1000, public_only=False) == BODY
 
 
-def test_an_address_may_hold_any_letters_and_blanks(site):
+def test_web_url_may_hold_any_characters(site):
     url, _ = site
     assert fetch(f"{url}/ä b%20c.jpg?x=ü", 1000, public_only=False) == BODY
 
 
-def test_what_will_never_be_given_is_not_asked_for_again(site, tmp_path, monkeypatch):
+def test_web_permanent_errors_are_not_retried(site, tmp_path, monkeypatch):
     url, _ = site
     monkeypatch.setattr("imagemill.pipeline.sources.image_reader.MAX_FILE_BYTES", 999)
     reading = ImageReader(Input(Store(str(tmp_path)), None, SourceConfig(http="any")), 1)
@@ -191,7 +191,7 @@ def test_what_will_never_be_given_is_not_asked_for_again(site, tmp_path, monkeyp
         assert (refused.value.error_class, refused.value.transient) == (error_class, False)
 
 
-def test_no_redirect_leads_to_ftp(site):
+def test_web_redirect_to_ftp_is_refused(site):
     url, inner = site
     inner.settimeout(0)
     with pytest.raises(OSError, match="ftp"):
@@ -200,14 +200,14 @@ def test_no_redirect_leads_to_ftp(site):
         inner.accept()
 
 
-def test_no_url_reaches_into_the_network_of_the_workers(site):
+def test_web_private_addresses_are_refused(site):
     url, _ = site
     for place in (url, "http://localhost:1/"):
         with pytest.raises(AddressRefused, match="not a public address"):
             fetch(place, 100, public_only=True)
 
 
-def test_an_error_does_not_tell_the_signature(site):
+def test_web_error_hides_the_signature(site):
     url, _ = site
     with pytest.raises(OSError, match="403") as refused:
         fetch(f"{url}/closed?X-Amz-Signature=hidden&part=1", 1000, public_only=False)
@@ -218,14 +218,14 @@ def test_an_error_does_not_tell_the_signature(site):
 @pytest.mark.parametrize(
     "address", ["user:hidden@127.0.0.1/a.jpg", "user:p@hidden@127.0.0.1/", "127.0.0.1/a b?token=hidden"]
 )
-def test_an_address_that_is_none_does_not_tell_what_it_carries(address):
+def test_web_invalid_url_hides_its_secrets(address):
     with pytest.raises(OSError, match=r"127\.0\.0\.1") as refused:
         fetch(f"http://{address}", 1000, public_only=False)
     assert "hidden" not in str(refused.value)
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_signed_address_that_a_manifest_has_twice_is_not_told(tmp_path, caplog, capsys):
+def test_web_duplicate_url_hides_its_signature(tmp_path, caplog, capsys):
     address = "https://h/a?sig=sesame"
     (tmp_path / "list.csv").write_text(f"url\n{address}\n{address}\n")
     config = RunConfig(task="denoise", input=f"{tmp_path}/list.csv", output=f"{tmp_path}/out", max_reject_fraction=1)

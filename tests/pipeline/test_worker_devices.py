@@ -120,5 +120,5 @@ def test_worker_that_lost_its_gpu_ends(made: Made, monkeypatch: pytest.MonkeyPat
         (RuntimeError("shape mismatch"), False, False),
     ],
 )
-def test_errors_of_a_device_are_told_apart(error: Exception, memory: bool, lost: bool) -> None:
+def test_device_errors_are_distinguished(error: Exception, memory: bool, lost: bool) -> None:
     assert (is_out_of_memory(error), is_lost_device(error)) == (memory, lost)
