@@ -143,7 +143,7 @@ def test_night_checks_all_jobs_before_the_first_run(night):
         "unknown key 'inptu'": {"task": "denoise", "inptu": "x"},
         "job 2: task='denosie': unknown. Valid:": first | {"name": "job 2", "task": "denosie"},
         "job 2: denoise: unknown key 'params.sigam'; valid: sigma": first | {"name": "job 2", "params": {"sigam": 25}},
-        "job 2: input is missing": {"task": "denoise", "output": "other"},
+        "job 2: input: missing": {"task": "denoise", "output": "other"},
         "second: output out belongs to another job with the task denoise, not compress": first
         | {"name": "second", "task": "compress"},
         "job 2: input=['i/{date}']: must be one folder": {
