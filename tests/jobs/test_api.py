@@ -67,7 +67,7 @@ def test_import_is_light_and_quiet() -> None:
 def test_examples_of_the_python_page_run(
     ray_session: None, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every Python block of docs/python.md, in order, in a folder with photos."""
+    """Run every Python block of docs/python.md in order, in a folder with photos."""
     monkeypatch.chdir(tmp_path)
     (photos / "z_broken.jpg").unlink()
     Image.open(photos / "0.png").save(photos / "cat.jpg")

@@ -121,7 +121,7 @@ def test_run_over_one_image_starts_one_worker(imagemill, tmp_path, photos, recwa
 
 
 def test_verbose_and_quiet_change_what_is_logged(imagemill, tmp_path, photos):
-    """-v and -q work before and after the command; results on stdout stay."""
+    """-v and -q work before and after the command, and do not change results on stdout."""
     plan = ["plan", "--task", "denoise", "--input", photos, "--output", tmp_path / "out"]
     for options, level in (
         (plan, logging.INFO),
@@ -221,7 +221,7 @@ def test_status_tells_killed_from_active_runs(imagemill, tmp_path):
     with Lease(Store(str(tmp_path / "out"))):
         code, out, _ = imagemill("status", str(tmp_path / "out"))
     assert code == 0
-    # The run with the older name may have begun later.
+    # The run whose name is older may have started later.
     killed = [r"20260101T000000Z-abcdef +killed\b", r"20260102T000000Z-abcdef +killed\b"]
     assert all(re.search(f"{line} or running\n", out) for line in killed)
     assert f"running: process {os.getpid()} on " in out
@@ -232,7 +232,7 @@ def test_status_tells_killed_from_active_runs(imagemill, tmp_path):
 
 
 def test_status_watches_a_run_on_another_machine(imagemill, tmp_path, monkeypatch):
-    """A heartbeat may state any time: only a change of the heartbeat shows that the run is alive."""
+    """Clocks differ between machines: only a changing heartbeat shows that the run is alive."""
     monkeypatch.setattr("imagemill.jobs.status.WATCH_SECONDS", 0.5)
     monkeypatch.setattr("imagemill.pipeline.output.lease.POLL_SECONDS", 0.05)
     claim = tmp_path / "out/runs/lease/00000001.json"

@@ -1,4 +1,4 @@
-"""A training learns from what a batch job takes: folders, shards, manifests."""
+"""A training accepts the same inputs as a batch job: folders, shards and manifests."""
 
 import io
 import tarfile
