@@ -1,4 +1,4 @@
-"""Whole runs over a bad connection: no image lost or duplicated, all outputs equal to those of an undisturbed run."""
+"""Runs over a bad connection lose and repeat no image and write the same output as an undisturbed run."""
 
 import subprocess
 from collections.abc import Callable, Iterator
@@ -81,7 +81,7 @@ def test_run_after_refused_writes_completes_the_output(s3: S3, crops: list[np.nd
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Return small_disk(size): a folder on a disk of that size; another call changes the size."""
+    """Return small_disk(size), which returns a folder on a disk of that size and can resize it later."""
     folder = tmp_path / "disk"
     folder.mkdir()
 

@@ -1,4 +1,4 @@
-"""Runs under the conditions of a pod: user without name or home, read-only root, drained node."""
+"""Test runs under the conditions of a pod: no user name or home, read-only root, drained node."""
 
 import os
 import subprocess
@@ -125,7 +125,7 @@ def test_drained_head_signals_its_run_first(tmp_path: Path, run: str) -> None:
     head = of_kind(built(KUBERNETES / "overlays/cpu"), "RayCluster")["imagemill"]["spec"]["headGroupSpec"]
     shell, flag, script = head["template"]["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
     assert head["template"]["spec"]["terminationGracePeriodSeconds"] > 15
-    # A script like the one that pip writes: the process has the name of the script.
+    # Write a script like pip does, so that the process has the name of the script.
     (tmp_path / "imagemill").write_text(f"#!{sys.executable}{TOLD}")
     (tmp_path / "imagemill").chmod(0o755)
     (tmp_path / "imagemill.py").write_text(TOLD)
