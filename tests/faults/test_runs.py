@@ -68,7 +68,7 @@ def test_run_after_refused_writes_completes_the_output(s3: S3, crops: list[np.nd
     make_photos(source, 40, crops)
     s3.faults(forbid="/out/images/3/")
     config = RunConfig(task="denoise", input=source.url, output=output.url, storage=s3.storage, rows_per_part=5)
-    with pytest.raises(StorageError, match=r"/out.*run the same command again") as error_info:
+    with pytest.raises(StorageError, match=r"/out.*Run the same command again") as error_info:
         run(config)
     assert error_info.value.exit_code == 5
     assert s3.seen()["counts"]["forbid"]

@@ -88,7 +88,7 @@ def test_command_without_temporary_folder_says_so(tmp_path: Path) -> None:
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert (result.returncode, result.stderr) == (
         2,
-        "imagemill: no folder for temporary files can be written; set TMPDIR to one\n",
+        "imagemill: TMPDIR: no folder for temporary files is writable. Set TMPDIR to a writable folder.\n",
     )
 
 
