@@ -59,7 +59,8 @@ def output(tmp_path: Path) -> Store:
     return Store(str(tmp_path))
 
 
-# A part is a set of rows (its name says which) under one fence; the same rows under another fence are the same part.
+# A part is a set of rows with one fence. Its name depends on the rows alone, so the same rows with another fence
+# are the same part.
 PARTS = st.lists(
     st.tuples(st.sets(st.tuples(st.sampled_from("abcd"), st.sampled_from("vw")), min_size=1, max_size=4), st.integers(1, 3)),
     max_size=6,
@@ -278,7 +279,7 @@ def test_verify_names_a_foreign_parquet_file(output: Store) -> None:
 
 
 def flips(output: Store, phase: int) -> Iterator[pa.Table]:
-    """An output whose one part has one byte flipped, for a sample of all places; gives what its rows were."""
+    """Flip one byte of the only part, at a sample of all positions; yield the original rows."""
     facts = {"rel_path": "a.jpg", "task": "compress", "model_id": "m", "run_id": "r", "checkpoint_sha256": "c" * 64}
     path = put(output, [row((f"{n:032x}", f"{n + 7:032x}"), **facts) for n in range(3)])
     whole, rows = output.read(path), pq.read_table(output.full(path))

@@ -25,7 +25,7 @@ def random_indices(colours: int, size: tuple[int, int] = (W, H)) -> np.ndarray:
 EVERY_GIF = list(
     itertools.product(
         (2, 3, 16, 256),
-        # Size of the screen, and position of the first image.
+        # Size of the canvas, and position of the first image.
         (((W, H), (0, 0)), ((W + 7, H + 2), (4, 1)), ((0, 0), (0, 0)), ((5, 20), (3, 2)), ((W, H), (2, 0))),
         ("global", "local", "both"),
         (False, True),
@@ -37,7 +37,7 @@ EVERY_GIF = list(
 
 @FEW_OR_ALL
 def test_gif_of_every_kind_decodes_as_in_browsers(step: int) -> None:
-    """The canvas outside the first image is transparent, and a smaller canvas grows."""
+    """The canvas outside the first image is transparent; a canvas that is too small grows."""
     for colours, (screen, position), tables, interlaced, transparent, following_count in EVERY_GIF[::step]:
         samples, palette, other_palette = random_indices(colours), noise(colours, 3), 255 - noise(colours, 3)
         own = palette if tables != "global" else None
@@ -162,7 +162,7 @@ def test_bmp_uncompressed_is_decoded_exactly(header: int, bits: int) -> None:
 
 
 def random_runs(samples: np.ndarray, bits: int, seed: int) -> tuple[bytes, np.ndarray]:
-    """Return RLE of random runs from the bottom row up, and the drawn samples (H,W), -1 where none."""
+    """Return RLE of random runs from the bottom row up, and the samples (H,W), -1 if not drawn."""
     choose, code = np.random.default_rng(seed), b""
     drawn = np.full(samples.shape, -1)
     y = 0

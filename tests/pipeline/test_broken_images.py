@@ -1,4 +1,4 @@
-"""Files that are no images, or broken ones, are rejected with a reason; no other exception is raised."""
+"""Broken images and other files are rejected with a reason; no other error is raised."""
 
 import struct
 import tracemalloc
@@ -125,7 +125,7 @@ def test_decoder_assertions_become_image_errors(data) -> None:
 
 
 def test_other_pillow_plugins_are_never_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some start programs (EPS: Ghostscript), some render (WMF), and few people use the others."""
+    """Some plugins start programs (EPS: Ghostscript) or render (WMF); the others are rare."""
     Image.init()
 
     def fail_if_called(*args: object) -> None:

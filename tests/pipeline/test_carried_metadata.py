@@ -1,4 +1,4 @@
-"""Metadata is corrected, dropped or kept if an image is rotated, resized, converted or changes its format."""
+"""Metadata of images that are rotated, resized, converted or saved in another format."""
 
 import struct
 
@@ -30,7 +30,7 @@ def build_exif(order: str, comment: bytes) -> bytes:
 
 
 def read_texts(image: Image.Image) -> tuple[str, str]:
-    """Read UserComment and GPSProcessingMethod like a reader that uses the byte order of the file."""
+    """Read UserComment and GPSProcessingMethod in the byte order of the file."""
     order = "utf-16-le" if image.getexif().endian == "<" else "utf-16-be"
     values = (
         image.getexif().get_ifd(IFD.Exif)[Base.UserComment],

@@ -1,4 +1,4 @@
-"""How Ray is started: signals wait for it, and what goes wrong is one line."""
+"""Starting Ray: signals wait until it has started, and a failure is one line of text."""
 
 import os
 import signal
@@ -35,7 +35,7 @@ def test_signal_waits_for_the_start_of_ray(number: signal.Signals) -> None:
         with signals_wait():
             signal.raise_signal(number)
             signal.raise_signal(number)
-            # As Ray does with SIGTERM.
+            # Ray resets SIGTERM in the same way.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             started.append(True)
 
@@ -68,7 +68,7 @@ def test_late_ray_is_restarted_and_then_reported(monkeypatch: pytest.MonkeyPatch
 
 
 def process(code: str) -> subprocess.CompletedProcess[str]:
-    """A process of its own: the Ray of this one stays."""
+    """Run code in a separate process, so that the Ray of this process stays."""
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
 
 
@@ -82,7 +82,7 @@ with connected(None, num_cpus=1):
     for ring in rings:
         ring.append(ring)
 while endings[-1].is_alive():
-    # References go at every moment of Ray's end.
+    # References are released at every moment of Ray's shutdown.
     ring = None
     del rings[-2:]
     gc.collect()
@@ -145,7 +145,7 @@ def test_older_tally_never_replaces_a_newer_one(monkeypatch: pytest.MonkeyPatch)
     def publish(key: str, content: dict[str, int]) -> None:
         began.set()
         if content["ok"] == 1:
-            # The store takes its time with what it is told first.
+            # Ray stores the first tally slowly.
             newer_one.wait(0.5)
         told.append(content["ok"])
         newer_one.set()
@@ -162,7 +162,7 @@ def test_older_tally_never_replaces_a_newer_one(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.usefixtures("ray_session")
 def test_connection_after_a_long_listing_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody asked Ray anything meanwhile, so that it did not answer says nothing."""
+    """Ray got no requests during the listing, so its silence does not mean that it is lost."""
     monkeypatch.setattr(contact, "_last", time.monotonic() - 2 * SILENCE_SECONDS)
     with connected(None):
         contact.check()

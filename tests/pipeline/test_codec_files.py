@@ -1,4 +1,4 @@
-"""WebP, AVIF and JPEG 2000 in every combination of their writers, compared with the encoded samples."""
+"""Every combination of options for WebP, AVIF and JPEG 2000, compared with the samples."""
 
 import itertools
 import struct

@@ -1,4 +1,4 @@
-"""Colour spaces that files declare without an ICC profile: gamma, primaries, H.273 code points, HDR."""
+"""Colour spaces declared without an ICC profile: gamma, primaries, H.273 codes, HDR."""
 
 import struct
 
@@ -50,7 +50,7 @@ def nits_to_pq_signal(nits: np.ndarray) -> np.ndarray:
 
 
 def nits_to_hlg_signal(rgb: np.ndarray) -> np.ndarray:
-    """Convert light of a 1000 cd/m² display (1 is 203 cd/m²) in BT.2020 to HLG: BT.2100, table 5."""
+    """Convert light of a 1000 cd/m² BT.2020 display (1.0 = 203 cd/m²) to HLG: BT.2100, table 5."""
     light = rgb * 203 / 1000
     luminance = (light @ to_xyz(BT2020)[1])[..., None]
     scene_light = light * np.where(luminance > 0, luminance, 1) ** (-0.2 / 1.2)
@@ -178,7 +178,7 @@ def test_tone_mapping_preserves_order_and_hue() -> None:
 
 
 def test_eetf_has_fixed_points_of_bt_2390() -> None:
-    """Below the knee nothing changes, the source peak maps to the target peak, and the curve rises."""
+    """The curve is the identity below the knee, rises, and maps source peak to target peak."""
     nits = np.linspace(0.01, 1000, 500)
     mapped = eetf(nits, 1000)
     assert mapped[-1] == pytest.approx(203)

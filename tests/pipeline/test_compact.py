@@ -31,7 +31,7 @@ class Killed(BaseException):
 
 
 class Mortal(Store):
-    """A store whose user dies at its n-th change."""
+    """A store that raises at its n-th change, like a process that is killed."""
 
     changes_left = 0
 
@@ -50,7 +50,7 @@ class Mortal(Store):
 
 
 def nobody_else() -> None:
-    """Nobody took OUTPUT."""
+    """Confirm the lease: no other run took over the output."""
 
 
 def fill(output: Store, parts: int, first: int = 0) -> set[str]:
@@ -80,7 +80,7 @@ def test_compact_merges_small_parts_without_changes(tmp_path: Path, monkeypatch:
     assert after.equals(before)
     seen = verify(output)
     assert (seen.problems, seen.rows, seen.rejects) == ([], 4 * MIN_SMALL_PARTS, MIN_SMALL_PARTS)
-    # The notes stay for those who list meanwhile.
+    # The notes stay for processes that are listing the output at this time.
     finish_interrupted_merges(output)
     assert len(read_replacement_notes(output)) == 2
     monkeypatch.setattr("imagemill.pipeline.output.part_replacement.GRACE_SECONDS", 0)
@@ -91,7 +91,7 @@ def test_compact_merges_small_parts_without_changes(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("skew", [-86400, 86400])
 @pytest.mark.parametrize("any_url", ["local", "moto"], indirect=True)
 def test_compact_note_stays_an_hour_by_the_store_clock(any_url: str, skew: float) -> None:
-    """The clock of the machine that left it may be wrong by a day."""
+    """The clock of the machine that wrote the note may be wrong by a day."""
     output = Store(any_url)
     with (
         patch("imagemill.pipeline.output.part_replacement.time.time", lambda: 1.8e9 + skew),
@@ -136,7 +136,7 @@ def test_compact_makes_parts_of_equal_size(tmp_path: Path) -> None:
 
 
 def whole_run(output: Store, redo: list[str], fence: int) -> None:
-    """What a run does with parts: it does some images again, drops what they were, and merges what is small."""
+    """Change parts like a run: replace some rows, drop the old ones, merge small parts."""
     finish_interrupted_merges(output)
     parts = all_parts(output)
     doubled = [image for (image, _), count in Counter(pairs_of(output)).items() if count > 1]
@@ -179,7 +179,7 @@ def test_compact_repeats_an_inconsistent_listing(tmp_path: Path) -> None:
     pairs = pairs_of(output)
 
     class Torn(Store):
-        """The first page of its first listing is older than a compaction, the second younger."""
+        """A store whose first listing begins before a compaction and ends after it."""
 
         torn = False
 

@@ -1,4 +1,4 @@
-"""What YAML says is what people mean by it."""
+"""YAML values mean what a person expects."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from imagemill.pipeline.errors import ConfigError
     ],
 )  # fmt: skip
 def test_yaml_value_is_text_if_time_or_date(written: str, value: object, tmp_path: Path) -> None:
-    """YAML 1.1 takes times for numbers of base 60, and dates for objects that no key expects."""
+    """YAML 1.1 reads times as numbers of base 60, and dates as objects that no key accepts."""
     (tmp_path / "c.yaml").write_text(f"key: {written}\n")
     assert read_yaml(str(tmp_path / "c.yaml")) == {"key": value}
     values: dict[str, object] = {}
@@ -33,7 +33,7 @@ def test_yaml_folder_named_by_date_is_input(tmp_path: Path) -> None:
 
 
 def test_set_value_takes_colour_for_text() -> None:
-    """Where YAML has a comment, a shell's word has a colour."""
+    """In YAML, `#` starts a comment; in `--set key=#fff` it starts a colour."""
     values: dict[str, object] = {}
     set_value(values, "params.key=#00ff00")
     assert values == {"params": {"key": "#00ff00"}}
@@ -56,7 +56,7 @@ def test_yaml_text_without_quotes_is_one_clear_line(written: str, tmp_path: Path
     ],
 )
 def test_config_old_keys_still_work(values: dict[str, Any], retry_failed: bool | str, workers: int | None) -> None:
-    """YAMLs and the configs of older runs say `retry` and `pool.actors`; the new key wins over the old one."""
+    """Old configs use `retry` and `pool.actors`; if both are set, the new key wins."""
     config = validate(RunConfig, {"task": "denoise", **values}, "c")
     assert (config.retry_failed, config.pool.workers) == (retry_failed, workers)
     saved = config.model_dump(mode="json")

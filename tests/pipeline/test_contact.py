@@ -1,4 +1,4 @@
-"""Ray that does not answer any more: work and cleaning up come to an end all the same."""
+"""Work and cleanup end even if Ray no longer answers."""
 
 import threading
 
@@ -11,7 +11,7 @@ from imagemill.pipeline.cluster.contact import Contact, ContactLost, answered, c
 
 @pytest.fixture
 def silent(monkeypatch: pytest.MonkeyPatch) -> Contact:
-    """A Ray that is silent at once."""
+    """Let Ray count as silent immediately."""
     fresh = Contact()
     monkeypatch.setattr(module, "contact", fresh)
     monkeypatch.setattr(module, "SILENCE_SECONDS", 0.05)
@@ -23,7 +23,7 @@ def without_end() -> None:
 
 
 def test_contact_ends_work_that_ray_does_not_answer(silent: Contact) -> None:
-    """Ray's own calls have no end without its control store."""
+    """Without its control store, Ray's own calls never return."""
     with pytest.raises(ContactLost, match="has not answered"):
         while_answering(without_end)
     assert silent.lost
@@ -33,7 +33,7 @@ def test_contact_ends_work_that_ray_does_not_answer(silent: Contact) -> None:
 
 
 def test_contact_ends_one_question_without_answer(silent: Contact) -> None:
-    """A question in the main thread could not be interrupted by a signal either."""
+    """In the main thread, a signal could not interrupt the request either."""
     with pytest.raises(ContactLost):
         answered(without_end)
     assert silent.lost
@@ -50,7 +50,7 @@ def test_contact_gives_what_work_gives_and_raises(silent: Contact, monkeypatch: 
 
 
 def test_contact_is_lost_by_cleaning_up_without_end(silent: Contact) -> None:
-    """The end of Ray itself may hang; the process ends without it."""
+    """Ray's shutdown may hang; the process ends without waiting for it."""
     clean_up(without_end, 0.05)
     assert silent.lost
 

@@ -21,7 +21,7 @@ from tests.support.image_files import KEEP, LOSSLESS, H, W, encode, encode_as, o
 @pytest.mark.parametrize("primaries", [ADOBE_RGB, DISPLAY_P3], ids=["Adobe RGB", "Display P3"])
 def test_icc_wide_gamut_equals_srgb_version(photo, primaries, image_format):
     tagged = convert_from_srgb(photo, primaries)
-    assert psnr_db(tagged, photo) < 35  # without its profile it looks dull
+    assert psnr_db(tagged, photo) < 35  # Without its profile, the photo looks dull.
     options = {"quality": 98} if image_format in ("JPEG", "AVIF") else LOSSLESS[image_format]
     data = encode_as(tagged, image_format, icc_profile=rgb_profile(primaries), **options)
     decoded = decode_image(data)
@@ -40,7 +40,7 @@ def test_icc_keep_preserves_pixels_and_profile(photo):
     for image_format in METADATA_FORMATS:
         again = encode(decoded.rgb, decoded, image_format)
         assert open_image(again).info["icc_profile"] == icc
-        assert psnr_db(decode_image(again).rgb, photo) > 33  # and who applies it sees the photo
+        assert psnr_db(decode_image(again).rgb, photo) > 33  # A viewer that applies the profile shows the photo.
     assert "icc_profile" not in open_image(encode(decoded.rgb, decoded, "BMP")).info
 
 

@@ -1,4 +1,4 @@
-"""What a run owes to the runs before it: parameters that come back, rejects that stay rejects, runs that were cut off."""
+"""Runs after other runs: restored parameters, lasting rejects, interrupted runs."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""JPEGs with damaged or missing image data are rejected, or marked as damaged if accepted; never silently ok."""
+"""JPEGs with damaged image data are rejected, or marked as damaged if accepted."""
 
 import random
 from collections import Counter
@@ -24,7 +24,7 @@ MODES = {
     "restart intervals": {"restart_marker_rows": 1},
 }
 UNDETECTABLE = ("lost 1", "lost 100", "noise of 512", "sectors exchanged", "continued by another file")
-"""Kinds of damage after which the data may decode to the right number of blocks without a warning."""
+"""Kinds of damage that may decode to the right number of blocks without a warning."""
 
 
 def encode_kind(rgb: np.ndarray, colours: str, options: dict[str, object]) -> bytes:
@@ -54,7 +54,7 @@ def iterate_outcomes(colours: str, options: dict[str, object], positions: int) -
 
 
 def check_outcomes(colours: str, options: dict[str, object], positions: int) -> None:
-    """Check that no damage is silent, except for the kinds in UNDETECTABLE, which are mostly detected."""
+    """Check that all damage is detected, and most damage of the kinds in UNDETECTABLE."""
     counts: dict[str, Counter[str]] = {kind: Counter() for kind in DAMAGE}
     for kind, outcome in iterate_outcomes(colours, options, positions):
         counts[kind][outcome] += 1

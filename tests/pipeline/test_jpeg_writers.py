@@ -46,7 +46,7 @@ def remove_segments(data: bytes, marker: int) -> bytes:
 
 @pytest.mark.parametrize("size", [CROP, pytest.param((300, 200), marks=pytest.mark.chaos), (1, 1), (17, 33)])
 def test_jpeg_of_every_writer_is_decoded(size: tuple[int, int]) -> None:
-    """103 combinations: colours, sampling, progressive, restarts, tables, 8 to 16 bits, lossless."""
+    """103 combinations of colours, sampling, progressive, restarts, tables, depth, lossless."""
     count = 0
     for name, data, truth in iterate_variants(crop_photo(*size)):
         decoded = decode_image(data)

@@ -1,4 +1,4 @@
-"""Latents of a run: decoded, measured, coded, damaged, and too large."""
+"""Latents of a run: decoding, measuring, entropy coding, damage and size."""
 
 import shutil
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_latents_decode_to_the_reconstruction(tmp_path, crops):
     fill(source, crops)
     record = run(RunConfig(task="compress", input=str(source), output=str(output), reconstruct=True))
     assert record["ok"] == 11
-    # a.jpg is written as a.jpg.png and a.png as a.png: they do not meet.
+    # a.jpg is written as a.jpg.png and a.png as a.png, so the names do not collide.
     assert {"a.jpg.png", "a.png"} <= {p.name for p in (output / "images").iterdir()}
     decode_output(Store(str(output)), Store(str(dest)))
     for row in rows(output):
@@ -89,7 +89,7 @@ def test_coded_and_plain_latents_share_an_output(tmp_path, crops):
     record = run(plain)
     before = {row["rel_path"]: row for row in rows(output)}
     for part in (output / "results").iterdir():
-        # As versions before this one wrote it.
+        # Earlier versions wrote parts without this column.
         pq.write_table(pq.read_table(part).drop_columns(["latent_payload"]), part)
     shutil.copy(source / "a.png", source / "late.png")
     coded = run(plain.model_copy(update={"params": {"coding": "coded"}, "limit": 9}))
@@ -156,7 +156,7 @@ def test_run_repeats_images_of_a_removed_part(tmp_path, crops):
 
 
 def compressed_here(source: Store, output: Store) -> None:
-    """An actor's work on all of a source, in this process."""
+    """Compress all images of an input in this process, with the code of a worker."""
     resolved = resolve(RunConfig(task="compress", input=source.url, output=output.url, quality=0))
     with Lease(output) as lease:
         plan = build_plan(resolved)

@@ -107,7 +107,7 @@ def test_lease_refusal_changes_nothing(tmp_path: Path) -> None:
 
 
 class Elsewhere:
-    """A holder on another machine, and the clock of the machine that watches it; no second of it is waited for."""
+    """A lease holder on another machine, and a fake clock for the machine that watches it."""
 
     def __init__(self, output: Store, skew: float, dies: float, form: str) -> None:
         self.output, self.skew, self.dies, self.form = output, skew, dies, form
@@ -141,7 +141,7 @@ class Elsewhere:
 )
 @settings(max_examples=60)
 def test_lease_ignores_clocks_of_other_machines(tmp_path_factory, skew: float, dies: float, age: float, form: str) -> None:
-    """A holder elsewhere is held for alive while its heartbeat changes, and for dead after a minute without a change."""
+    """A remote holder is alive while its heartbeat changes, and dead after a minute without."""
     output = Store(str(tmp_path_factory.mktemp("out")))
     far = Elsewhere(output, skew, dies, form)
     far.sleep(age)
@@ -187,7 +187,7 @@ def test_lease_goes_to_the_faster_contender(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("claim", [b"", b'{"token": "x", "mach', b"[]", b"{}"])
 def test_lease_waits_for_an_incomplete_claim(tmp_path: Path, claim: bytes) -> None:
-    """A file system without hard links shows a claim before all of it is there."""
+    """Without hard links, a claim file is visible before it is completely written."""
     output = Store(str(tmp_path))
     far = Elsewhere(output, 0, 0, "0.1")
     whole = output.read(f"{FOLDER}/00000004.json")
@@ -201,7 +201,7 @@ def test_lease_waits_for_an_incomplete_claim(tmp_path: Path, claim: bytes) -> No
 
 
 def test_lease_survives_a_changed_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NTP sets the clock of this machine by a day, in either direction, while a run is at work."""
+    """NTP moves the clock of this machine by a day, in either direction, during a run."""
     output, real = Store(str(tmp_path)), time.time
     with Lease(output):
         for jump in (-86400, 86400):
@@ -211,7 +211,7 @@ def test_lease_survives_a_changed_clock(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_lease_renewal_is_a_sign_of_life(tmp_path: Path) -> None:
-    """The number rises after the plan, which may have taken longer than a claim lives."""
+    """The fencing token rises after planning, which may take longer than the lease lifetime."""
     output = Store(str(tmp_path))
     with Lease(output) as lease:
         claim = json.loads(output.read(lease.claim)) | {"monotonic": time.monotonic() - 10 * LIFETIME_SECONDS}
@@ -222,7 +222,7 @@ def test_lease_renewal_is_a_sign_of_life(tmp_path: Path) -> None:
 
 
 def test_lease_of_a_silent_local_process_is_taken_over(tmp_path: Path) -> None:
-    """Its heartbeat states the monotonic clock that all processes of a machine share."""
+    """The heartbeat contains the monotonic clock, which all processes of a machine share."""
     output = Store(str(tmp_path))
     with Lease(output) as first:
         claim = json.loads(output.read(first.claim)) | {"monotonic": time.monotonic() - LIFETIME_SECONDS}
@@ -234,7 +234,7 @@ def test_lease_of_a_silent_local_process_is_taken_over(tmp_path: Path) -> None:
 
 
 def test_lease_is_renewed_during_cleanup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A walk over all of a large OUTPUT takes longer than a claim lives."""
+    """Listing a large output takes longer than the lease lifetime."""
     output, walk, claim = Store(str(tmp_path)), Store.sweep, f"{FOLDER}/00000001"
 
     def long_walk(store: Store, spare: str) -> None:
@@ -262,7 +262,7 @@ def test_lease_lost_during_cleanup_is_not_held(tmp_path: Path, monkeypatch: pyte
 
 
 def test_lease_ignores_foreign_files(tmp_path: Path) -> None:
-    """A copy by way of some file systems leaves files of its own beside each one."""
+    """Some file systems create extra files next to each copied file."""
     output = Store(str(tmp_path))
     output.write(f"{FOLDER}/._00000001.json", b"of a copy")
     with Lease(output) as lease:
@@ -296,7 +296,7 @@ def test_lease_with_conditional_puts_warns_of_nothing(any_url: str, caplog: pyte
     subprocess.run(["unshare", "-rpf", "true"], check=False).returncode != 0, reason="no PID namespaces here"
 )
 def test_lease_watches_a_holder_in_another_container(tmp_path: Path) -> None:
-    """Two pods on the network of their host have its name and its boot, and numbers of processes of their own."""
+    """Pods on the host network share its name and boot id, but have separate process ids."""
     quick = f"import imagemill.pipeline.output.lease\nimagemill.pipeline.output.lease.BEAT_SECONDS = 0.1\n{HOLD}"
     command = ["unshare", "-rpf", "--mount-proc", "--kill-child", sys.executable, "-c", quick, str(tmp_path)]
     holder = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

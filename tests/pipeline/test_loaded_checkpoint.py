@@ -37,7 +37,7 @@ def compress() -> LoadedCheckpoint:
 
 @pytest.mark.parametrize("name", checkpoint.bundled_names())
 def test_loaded_checkpoint_keeps_kind_and_size(name):
-    """Gray, RGB and RGBA arrays and PIL images of odd sizes come back as the same kind, enlarged by the scale."""
+    """Arrays and PIL images (gray, RGB, RGBA) of odd sizes keep their type and mode."""
     loaded = LoadedCheckpoint.load(name)
     params = PARAMS.get(loaded.card.task, {})
     for shape in SHAPES:
@@ -69,7 +69,7 @@ def test_call_of_compress_is_decode_of_encode(compress):
 
 
 def test_loaded_checkpoints_equal_a_run(tmp_path: Path, ray_session: None, compress):
-    """Latents decode to what `imagemill decode` writes, and `denoise` returns the files of a run, gray and RGBA as well.
+    """Decoded latents equal `imagemill decode`; `denoise` equals a run, in gray and RGBA too.
 
     The padded sizes differ, so that the run makes no batch of several images: a batch may round differently.
     """

@@ -12,7 +12,7 @@ from imagemill.pipeline.lookahead import HasResult, Ready, map_ahead
 
 @given(st.lists(st.integers()), st.integers(0, 8), st.integers(0, 8))
 def test_map_ahead_keeps_order_and_bound(items: list[int], depth: int, taken: int) -> None:
-    """Results come in order, and at most `depth` items are submitted beyond the one that the consumer waits for."""
+    """Results come in order, and at most `depth` items are submitted ahead of the consumer."""
     submitted: list[int] = []
 
     def submit(item: int) -> HasResult[int]:

@@ -1,4 +1,4 @@
-"""Manifests: what their rows name, what they are called, and what may not be read."""
+"""Manifests: the files that rows name, names of manifests, and files that are forbidden."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Manifests as text: nothing in them is taken for a number, no row is lost to a quote, and what is wrong names its line."""
+"""Text manifests: values stay text, quotes lose no rows, and errors name the line."""
 
 import json
 from pathlib import Path
@@ -75,7 +75,7 @@ def test_manifest_numbers_of_json_lines_are_kept(folder):
 
 
 def test_manifest_ignores_unused_columns(folder):
-    """Values of several types, an integer of 5,000 digits, and columns that some rows lack."""
+    """Values of several types, an integer of 5,000 digits, and columns missing in some rows."""
     lines = ['{"path": "a.png", "label": 7}', '{"path": "b.png", "label": "cat"}', f'{{"path": "a.png", "n": {"9" * 5000}}}']
     put(folder / "list.jsonl", "\n".join(lines))
     assert [image.path for image in listed(folder / "list.jsonl")] == ["a.png", "b.png", "a.png"]
@@ -99,14 +99,14 @@ def test_manifest_ignores_line_ends_and_byte_order_mark(folder, end, mark):
 
 
 def test_manifest_captions_may_have_several_lines(folder):
-    """Above 1 MB a reader by blocks cuts rows at line ends within quotes."""
+    """Above 1 MB, a reader that works in blocks cuts rows at line ends within quotes."""
     captions = [f'first line of {n}\nsecond line, "{n}"' for n in range(60_000)]
     put(folder / "list.csv", "path,code\n" + "".join(f"a.png,{quoted(caption)}\n" for caption in captions))
     assert carried(folder / "list.csv") == captions
     config = RunConfig(task="denoise", input=str(folder / "list.csv"), output=str(folder / "out"))
     plan = build_plan(resolve(config))
     assert plan.found == len(set(plan.todo["image_id"].to_pylist())) == 60_000
-    # One name, 60,000 rows: the first is an image, each other one a reject that says so.
+    # 60,000 rows have the same name: the first becomes an image, each later one a reject that reports the duplicate.
     assert plan.todo["problem"].null_count == 1
     huge = "x" * 3_000_000
     put(folder / "list.csv", f"path,code\na.png,{huge}\nb.png,\n")
@@ -157,7 +157,7 @@ def test_manifest_without_rows_is_an_empty_input(folder):
     "kind", [pa.binary(), pa.dictionary(pa.int32(), pa.binary()), pa.list_(pa.string()), pa.int64()], ids=str
 )
 def test_manifest_bytes_are_not_file_names(folder, kind):
-    """A column has a usual name of a path column but holds other values."""
+    """A column is named like a path column but contains other values."""
     value = {pa.int64(): 7, pa.list_(pa.string()): ["a.png"]}.get(kind, b"\x89PNG")
     table = pa.table({"path": pa.array([value], kind.value_type if pa.types.is_dictionary(kind) else kind)})
     if pa.types.is_dictionary(kind):

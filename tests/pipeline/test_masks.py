@@ -59,7 +59,7 @@ def test_mask_of_every_convention_is_decoded(data: bytes) -> None:
 
 
 def test_mask_damage_message_omits_accept_damaged() -> None:
-    """--accept-damaged does not apply to masks: a hole in a mask would change which pixels are kept."""
+    """--accept-damaged excludes masks, because damage would change which pixels are kept."""
     mask = np.random.default_rng(1).integers(0, 2, (64, 64), np.uint8) * 255
     data = encode_as(mask, "JPEG", quality=95)
     with pytest.raises(ImageError, match=r"Restore the file\.$") as e:

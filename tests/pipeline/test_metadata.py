@@ -79,7 +79,7 @@ def test_exif_colour_space_is_srgb_after_conversion(photo):
 def test_exif_in_tiff_of_every_layout_is_read(photo):
     exif = Image.Exif()
     exif.load(camera_exif(1))
-    exif[34377] = b"8BIM" + bytes(3_000_000)  # Photoshop's layers
+    exif[34377] = b"8BIM" + bytes(3_000_000)  # The layers of Photoshop.
     assert reencode(encode_as(photo, "TIFF", exif=exif), "JPEG").getexif().get_ifd(IFD.Exif)[Base.MakerNote] == MAKER
 
 

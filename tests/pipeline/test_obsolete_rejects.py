@@ -1,4 +1,4 @@
-"""Rejects of images that have left the input wait for nothing; those that come back wait again."""
+"""A reject waits for a retry only while its image is in the input."""
 
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def test_reject_of_a_removed_file_is_obsolete(places, capsys):
     config = RunConfig(task="denoise", input=str(source), output=output.url)
     assert build_plan(resolve(config)).rejects_waiting == 0
 
-    # The same file again is the same reject; nothing was forgotten.
+    # The same file comes back, and its reject is waiting again.
     (source / "bad.png").write_bytes(BROKEN)
     record = done(source, output)
     assert waiting(output) == {"bad.png"}
@@ -65,7 +65,7 @@ def test_reject_of_a_removed_file_is_obsolete(places, capsys):
 
 @pytest.mark.usefixtures("ray_session")
 def test_reject_stays_when_another_input_is_run(places, tmp_path, crops):
-    """Two inputs, one OUTPUT: what lies in one has not left the other."""
+    """With two inputs for one output, a run over one input keeps rejects of the other."""
     source, output = places
     (source / "bad.png").write_bytes(BROKEN)
     done(source, output)
@@ -77,7 +77,7 @@ def test_reject_stays_when_another_input_is_run(places, tmp_path, crops):
     (source / "bad.png").unlink()
     done(source, output)
     assert waiting(output) == {"worse.png"}
-    # A run that was killed left its config alone.
+    # A run that was killed left only its config.
     for folder in (tmp_path / "out/runs").iterdir():
         (folder / "run.json").unlink(missing_ok=True)
     done(source, output)

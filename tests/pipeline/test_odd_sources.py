@@ -1,4 +1,4 @@
-"""Names, captions and rows that nobody meant: each costs its own image at most, never the run."""
+"""Unusual names, captions and rows: each costs at most one image, never the run."""
 
 import os
 import tarfile

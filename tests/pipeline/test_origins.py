@@ -1,4 +1,4 @@
-"""Which places are one INPUT, and which images come from another place than their rows."""
+"""Equal input locations, and images that come from another input than their rows."""
 
 from pathlib import Path
 
@@ -19,14 +19,14 @@ def planned(url: str, output: Store, **source: object) -> Plan:
 
 
 def commit(url: str, output: Store, fence: int = 1) -> None:
-    """A row of each image of a folder, as a run over it leaves them."""
+    """Commit one row for each image of a folder, like a run over it."""
     store = Store(url)
     rows = [key(p, e) | {"source_uri": store.uri(p), "fence": fence} for p, e in etags(store).items()]
     put(output, "results", rows)
 
 
 def cards(tmp_path: Path) -> tuple[Store, Store, Store]:
-    """Two cards of cameras, which count from one, and an empty OUTPUT."""
+    """Return two camera cards, which number their files from one, and an empty output."""
     one, other = Store(f"{tmp_path}/one/DCIM"), Store(f"{tmp_path}/other/DCIM")
     for name in ("100/0001.jpg", "100/0002.jpg"):
         one.write(name, b"one")
@@ -45,7 +45,7 @@ def test_origins_count_images_of_another_input(tmp_path):
 
 
 def test_origin_is_read_from_the_newest_row(tmp_path):
-    """After a move that was allowed, the place before it is the other one."""
+    """After an allowed move, the earlier location counts as a different input."""
     one, other, output = cards(tmp_path)
     commit(one.url, output, fence=1)
     commit(other.url, output, fence=2)
@@ -63,7 +63,7 @@ def test_origin_ignores_spellings_of_an_input(tmp_path, monkeypatch, spelling):
     names = {"link": f"{tmp_path}/link", "folder link": f"{tmp_path}/linked/DCIM", "relative": "one/DCIM"}
     plan = planned(names.get(spelling, spelling.format(one.url)), output)
     assert (plan.done, plan.moved.total()) == (2, 0)
-    # And the other way round.
+    # The reverse order gives the same result.
     commit(names.get(spelling, spelling.format(one.url)), output, fence=2)
     assert not planned(one.url, output).moved
 
@@ -94,7 +94,7 @@ def test_origin_of_changed_manifest_keys_has_moved(tmp_path):
 
 
 def test_origin_ignores_url_signatures():
-    """Signed addresses are other ones each day."""
+    """The signature of a signed URL changes every day."""
     names = pa.array(["a", "h/b.jpg", "c"])
     old = pa.chunked_array([["https://h/a.jpg?sig=1", "https://h/b.jpg?sig=1", "https://h/c.jpg"]])
     now = pa.array(["https://h/a.jpg?sig=2", "https://h/b.jpg?x=2", "https://mirror/c.jpg"])

@@ -6,7 +6,7 @@ from imagemill.pipeline.schema import image_id
 from imagemill.pipeline.sources.folder import IMAGE_EXTENSIONS
 
 EXTENSION = st.sampled_from([*IMAGE_EXTENSIONS, ".JPG", ".Png"])
-# Few letters and many dots, so that names which could meet do occur.
+# Few letters and many dots make name collisions likely.
 CLOSE = st.lists(st.sampled_from(["a", ".", "/", ".png", ".jpg", "_", "_renamed/", "é", "ä" * 100]), max_size=8).map("".join)
 ANY = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 PATH = st.tuples(CLOSE | ANY, EXTENSION).map("".join)

@@ -1,4 +1,4 @@
-"""Columns of Parquet shards: every type that holds images, what names them, and what goes along."""
+"""Columns of Parquet shards: image types, name columns and carried columns."""
 
 import json
 from typing import Any
@@ -112,7 +112,7 @@ def test_parquet_unreadable_column_is_named_with_its_type(tmp_path, crops, name,
         assert path == "in.parquet"
         assert image.problem.startswith("UnreadColumn: ")
         assert f"{name} ({str(kind)[:4]}" in image.problem
-    # Told that it is a manifest, it is one.
+    # With the manifest option, the file is read as a manifest.
     assert {image.path for image in images(tmp_path / "in.parquet", uri="path").values()} == {"a.png"}
 
 

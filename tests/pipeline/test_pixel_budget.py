@@ -1,4 +1,4 @@
-"""The pixel budget of a worker: which images share it, and which take all of it."""
+"""The pixel budget of a worker: which images share it, and which use all of it."""
 
 from itertools import chain, pairwise
 

@@ -1,4 +1,4 @@
-"""File systems that can do less than most of Linux: exFAT, FUSE, shares of a network."""
+"""File systems with fewer features than usual on Linux: exFAT, FUSE, network shares."""
 
 import errno
 import os
@@ -30,7 +30,7 @@ SCRIPT = Path(__file__).parents[1] / "support/plain_disk.py"
 
 @pytest.fixture
 def plain(tmp_path: Path) -> Iterator[Path]:
-    """A mounted file system of plain_disk.py."""
+    """Mount the file system of plain_disk.py; yield its folder."""
     behind, mounted = tmp_path / "behind", tmp_path / "plain"
     behind.mkdir()
     mounted.mkdir()
@@ -71,7 +71,7 @@ def test_plain_disk_create_has_one_winner(plain: Path) -> None:
 
 @pytest.mark.usefixtures("ray_session")
 def test_plain_disk_run_accounts_for_each_image(plain: Path, tmp_path: Path, crops: list[np.ndarray]) -> None:
-    """Names that differ in case alone, and names that it does not take, become files below _renamed/."""
+    """Names that differ only in case, or that the disk rejects, become files in _renamed/."""
     names = ["A.jpg", "a.jpg", "b.png", "in/É.png", "in/e\u0301.png", "what?/c:d.png"]
     source, output = Store(str(tmp_path / "in")), Store(str(plain / "out"))
     for name, crop in zip(names, crops, strict=False):
@@ -83,7 +83,7 @@ def test_plain_disk_run_accounts_for_each_image(plain: Path, tmp_path: Path, cro
     rows = read_parts(output, list_parts(output, "results"), ["rel_path", "output_uri"]).to_pylist()
     expected = {name: f"images/_renamed/{image_id(name)}{name[-4:]}" for name in names} | {"b.png": "images/b.png"}
     assert {row["rel_path"]: row["output_uri"] for row in rows} == expected
-    # One that comes later does not take the file of a row, though its source is gone.
+    # A later image does not replace the output file of a row whose source is gone.
     (tmp_path / "in/b.png").unlink()
     source.write("B.png", encode_rgb(crops[9][:64, :64], "PNG"))
     assert run(config)["ok"] == 1
@@ -113,7 +113,7 @@ def test_store_creates_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_store_removes_a_created_file_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A claim without content would keep all runs waiting."""
+    """An empty claim would make all later runs wait."""
     real = Path.open
 
     def full(path: Path, mode: str = "r", *more: Any, **named: Any) -> Any:
@@ -130,7 +130,7 @@ def test_store_removes_a_created_file_after_an_error(tmp_path: Path, monkeypatch
 
 
 def test_store_accepts_its_link_after_a_lost_reply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NFS repeats a request whose answer was lost, and then hears that the file exists."""
+    """NFS repeats a request if the reply is lost, and then reports that the file exists."""
     real = os.link
 
     def repeated(source: Any, target: Any, **more: Any) -> None:

@@ -147,7 +147,7 @@ def test_plan_decides_retries_by_the_last_reject(places: tuple[Store, Store]) ->
 
 
 def test_plan_retries_only_rejects_of_a_class(places: tuple[Store, Store], caplog: pytest.LogCaptureFixture) -> None:
-    """The class of the newest reject counts."""
+    """Only the class of an image's newest reject counts."""
     source, output = places
     final = {"transient": False, "attempts": 1}
     rejects = [("a.jpg", 1, "OldClass"), ("a.jpg", 2, "TooManyPixels"), ("c.gif", 1, "TooManyPixels"), ("c.gif", 2, "Other")]

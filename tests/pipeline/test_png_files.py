@@ -1,4 +1,4 @@
-"""PNG in every combination that the standard allows, compared with the encoded samples; and damaged PNGs."""
+"""Every combination that PNG allows, compared with the encoded samples; damaged PNGs."""
 
 import io
 import itertools
@@ -37,7 +37,7 @@ def random_samples(size: tuple[int, int], colour: int, bits: int) -> np.ndarray:
 
 @FEW_OR_ALL
 def test_png_of_every_kind_is_decoded_exactly(step: int) -> None:
-    """Colour types, depths, sizes, interlacing, transparent colours and palettes, one or many chunks."""
+    """Colour types, depths, sizes, interlacing, transparency, palettes, numbers of chunks."""
     for (colour, bits), size, interlaced, transparent, idat_bytes in EVERY[::step]:
         samples = random_samples(size, colour, bits)
         chunks, alpha = [], None

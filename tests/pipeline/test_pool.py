@@ -1,4 +1,4 @@
-"""The pool fits the cluster, and a run that lost its nodes does not wait for ever."""
+"""The pool fits the cluster, and a run that lost its nodes does not wait forever."""
 
 import os
 import re
@@ -39,17 +39,17 @@ def test_pool_that_cannot_run_is_refused() -> None:
 
 
 def test_pool_counts_shares_of_gpus() -> None:
-    """A share lies on one GPU, and what is left of a GPU is no room."""
+    """A worker's share lies on a single GPU; remainders of several GPUs are not combined."""
     halves = pool_for(PoolConfig(gpus_per_worker=0.5), [(8, 2), (64, 0)])
     assert (halves.workers, halves.num_gpus, halves.num_cpus, halves.threads) == (4, 0.5, 2, 2)
     assert halves.each == "2 CPUs and 0.5 of a GPU"
     assert pool_for(PoolConfig(gpus_per_worker=0.6), [(8, 2)]).workers == 2
     thirds = pool_for(PoolConfig(gpus_per_worker=0.3333), [(2, 1)])
-    # Two thirds of a CPU, rounded up to Ray's ten-thousandths, would fit twice only.
+    # Two thirds of a CPU, rounded up to Ray's unit of 1/10,000, would fit only twice.
     assert (thirds.workers, thirds.num_cpus) == (3, 0.6666)
     with pytest.raises(ConfigError, match=r"room for 4 workers; each takes 2 CPUs and 0\.5 of a GPU"):
         pool_for(PoolConfig(workers=5, gpus_per_worker=0.5), [(8, 2)])
-    # Where no actor takes a GPU the key says nothing.
+    # The key has no effect if no worker uses a GPU.
     assert pool_for(PoolConfig(gpus_per_worker=0.5), [(2, 0)]).num_gpus == 0
     assert pool_for(PoolConfig(gpus_per_worker=0.5, gpu=False), [(2, 1)]).num_gpus == 0
 
@@ -68,7 +68,7 @@ def test_pool_without_gpu_nodes_uses_cpus() -> None:
 
 
 def ray_places(pool: Pool, nodes: list[tuple[int, int]]) -> int:
-    """How many of the pool's workers Ray places one by one, counting in ten-thousandths as Ray does."""
+    """Count the workers that Ray can place one by one, in Ray's unit of 1/10,000."""
     cpu, gpu, placed = round(pool.num_cpus * 10_000), round(pool.num_gpus * 10_000), 0
     free = [[cpus * 10_000, *[10_000] * gpus] for cpus, gpus in nodes]
     for _ in range(pool.workers):
@@ -102,7 +102,7 @@ def test_pool_fits_all_its_workers(nodes, share, gpu, workers) -> None:
         return
     assert ray_places(pool, nodes) == pool.workers <= room_for(pool, nodes)
     assert pool.num_gpus == (share if pool.num_gpus else 0)
-    # Each GPU gets as many workers as shares fit, unless fewer are wanted.
+    # Each GPU gets as many workers as shares fit, unless the config asks for fewer.
     if pool.num_gpus and not workers:
         assert pool.workers == sum(gpus for cpus, gpus in nodes if cpus) * (10_000 // round(share * 10_000))
 
@@ -120,7 +120,7 @@ def test_blocks_give_every_worker_some_work(todo, workers, part_rows, batch_size
     blocks = -(-todo // rows)
     part_rows = min(part_rows, max(1, BYTES_PER_PART // bytes_each))
     assert 1 <= rows <= part_rows
-    # All workers but for those that rounding leaves without: of 7 images three have 3, 3 and 1.
+    # Rounding may leave some workers without a block: 7 images in blocks of 3 are 3, 3 and 1.
     assert blocks >= min(todo, pool.workers) / 2
     assert rows == part_rows or blocks <= 4 * pool.workers
 
@@ -142,7 +142,7 @@ def test_pool_plans_for_autoscaled_nodes() -> None:
 
 
 def test_pool_waits_once_for_autoscaled_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their wait begins with the workers, whose need brings them."""
+    """The wait starts with the workers, because the autoscaler adds nodes only on demand."""
     slept: list[float] = []
     monkeypatch.setattr("imagemill.pipeline.cluster.pool.node_resources", lambda: [(0.0, 0.0)])
     monkeypatch.setattr("imagemill.pipeline.cluster.pool.time.sleep", slept.append)
@@ -185,7 +185,7 @@ def test_run_without_room_and_progress_ends(monkeypatch: pytest.MonkeyPatch, nod
     ids=["waits", "some work", "limit", "all work", "room"],
 )
 def test_pool_reports_resources_held_by_others(free, begun, wait_s, ends, said, monkeypatch, caplog) -> None:
-    """Where others hold the CPUs of a cluster a run waits, says so, and ends only at its own limit."""
+    """If other jobs hold the CPUs, a run waits, logs it, and ends only after `wait_s`."""
     seen = {"node_resources": [(2.0, 0.0)], "free_resources": free, "placed": begun}
     for name, value in seen.items():
         monkeypatch.setattr(f"imagemill.pipeline.cluster.watch.{name}", lambda value=value: value)
@@ -201,12 +201,12 @@ def test_pool_reports_resources_held_by_others(free, begun, wait_s, ends, said, 
     else:
         look()
         look()
-        # Once a minute.
+        # The message is logged at most once a minute.
         assert [said in record.message for record in caplog.records] == ([True] if said else [])
 
 
 def test_pool_uses_less_than_one_cpu() -> None:
-    """A container with half a CPU has one worker."""
+    """A container with half a CPU gets one worker."""
     pool = pool_for(PoolConfig(), [(0.5, 0)])
     assert (pool.workers, pool.num_cpus) == (1, 0.5)
     assert pool_for(PoolConfig(), [(1.5, 0)]).workers == 1
@@ -218,7 +218,7 @@ def test_pool_uses_less_than_one_cpu() -> None:
     ("before", "pool"), [((2.0, 0.0), "2 workers of 1 CPU each"), ((1.0, 1.0), "1 worker of 1 CPU and a GPU each")]
 )
 def test_run_continues_in_a_smaller_pool(before, pool, tmp_path, crops, monkeypatch, caplog) -> None:
-    """As after the death of a node: the pool was made for two CPUs, or for a GPU, and then there is one CPU."""
+    """A node dies: the pool was sized for two CPUs or for a GPU, and one CPU remains."""
     make_photos(Store(str(tmp_path / "in")), 30, crops)
     seen = iter([[before]])
     for module in ("cluster.pool", "engines.ray_engine", "cluster.watch"):

@@ -1,4 +1,4 @@
-"""Inpaint and colorize over a folder, through the whole product."""
+"""End-to-end runs of inpaint and colorize over a folder."""
 
 import io
 import tarfile
@@ -84,7 +84,7 @@ def test_inpaint_reads_masks_next_to_images(tmp_path, crops, untrained):
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_inpaint_reads_masks_in_shards(tmp_path, crops, untrained, mode):
-    """One mask comes before its image, one after it, one image has none."""
+    """One mask comes before its image, one after it, and one image has no mask."""
     packed = tmp_path / "in" / ("s.tar" if mode == "w" else "s.tgz")
     packed.parent.mkdir()
 

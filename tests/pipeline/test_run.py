@@ -1,4 +1,4 @@
-"""A run over a folder or a bucket: each file ends once, and what ends a run is said."""
+"""Runs over folders and buckets: each file ends exactly once, and a failed run says why."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def test_run_repeats_only_a_changed_file(tmp_path, crops):
 
 
 def two_done(tmp_path, crops):
-    """INPUT with two images, which a run that may be repeated has put into OUTPUT."""
+    """Run over an input of two images; return the input, the output and the config."""
     source, output = tmp_path / "in", Store(str(tmp_path / "out"))
     source.mkdir()
     for number in range(2):
@@ -129,7 +129,7 @@ def test_worker_writes_nothing_after_losing_the_lease(tmp_path, crops):
     output = Store(str(tmp_path / "out"))
 
     def take() -> None:
-        """As a run does that found this one not heard of: the next number, while the actors of this one start."""
+        """Claim the next lease number while the workers start, like a run that takes over."""
         while not list((tmp_path / "out").glob("runs/*/config.yaml")):
             time.sleep(0.01)
         assert output.create("runs/lease/00000002.json", b"{}")
@@ -178,7 +178,7 @@ def test_run_reports_repeated_rejects_and_empty_inputs(tmp_path, crops, caplog):
         run(config)
     Image.fromarray(crops[1]).save(source / "a.png")
     again = run(config.model_copy(update={"retry_failed": True}))
-    # A file that was mended is another one, which a plain run does.
+    # A repaired file has a new version, so a run without --retry processes it.
     assert (again["planned"], again["rejected"], again["exit_code"]) == (2, 2, 0)
     assert run(config)["ok"] == 1
     for path in source.iterdir():
@@ -198,7 +198,7 @@ def test_run_limits_images_and_rejects(tmp_path, crops):
     tiny = [r for r in rows(output, "rejects") if r["error_class"] == "TooManyPixels"]
     assert tiny
     assert "over max_pixels=4000" in tiny[0]["error"]
-    # What was committed before the verdict stays committed.
+    # Rows that were committed before the run failed stay committed.
     assert len(rows(output)) + len(rows(output, "rejects")) == 14
 
 

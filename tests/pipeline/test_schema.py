@@ -115,7 +115,7 @@ def test_version_changes_with_each_of_its_inputs() -> None:
 
 
 def test_image_ids_are_128_bit_and_stable() -> None:
-    # Committed outputs hold these: another value would redo every image of every bucket.
+    # Committed outputs contain these values. If one changed, every image of every output would be processed again.
     assert image_id("a/b.jpg") == "d60cd1dd0407a8c3e0ad03553f1d13ea"
     assert version_of("d", {"step": 32.0, "a": None})("e") == "07152b8d22827b28d8fcfc246280907e"
 
@@ -237,7 +237,7 @@ def test_row_holds_a_result_or_a_reject() -> None:
 
 
 def test_identities_of_older_outputs_are_stable() -> None:
-    """Another identity, version or zero point, and every image of every OUTPUT would be done again, or read wrong."""
+    """If an identity, version or zero point changed, old outputs would be redone or misread."""
     assert image_id("a/ä.jpg") == "2caf2f2c91756d3e6794eb5c75398f6c"
     version = version_of("c" * 64, {"step": 26.0, "task": "compress"})("12-34")
     assert version == "f61af111f187648a8d1bbff2a00a36c1"

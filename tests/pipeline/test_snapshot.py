@@ -1,4 +1,4 @@
-"""What counts as the current state: latest, of one run, as of a day; conditions; parts of older versions."""
+"""Snapshots: newest rows, rows of one run or day, conditions, parts of older versions."""
 
 from datetime import UTC, datetime
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Shards through the plan and through whole runs, and what is no source."""
+"""Shards in plans and whole runs, and files that are not a source."""
 
 import gzip
 import io
@@ -81,7 +81,7 @@ def test_cut_shard_lists_images_before_the_cut(tmp_path, crops, suffix):
     config = RunConfig(task="denoise", input=str(source), output=str(output), max_reject_fraction=1)
     first = run(config)
     done = rows(output)
-    # bzip2 gives nothing of a block that was cut, and this one is a single block.
+    # bzip2 decodes nothing of a truncated block, and this file is a single block.
     assert (0 if suffix == ".tar.bz2" else 1) <= len(done) == first["ok"] < 5
     assert first["reasons"] == {"CutShard": 1}
     assert run(config)["planned"] == 0
@@ -137,7 +137,7 @@ def test_shard_with_a_wrong_index_is_listed_again(tmp_path, crops):
     etags = ["0" * 32, *table["etag"].to_pylist()[1:]]
     damaged = table.set_column(table.schema.get_field_index("etag"), "etag", pa.array(etags))
     pq.write_table(damaged.replace_schema_metadata(table.schema.metadata), index)
-    # A run that was killed after it had listed its input left this.
+    # A run that was killed after it had listed its input leaves this file.
     Store(str(tmp_path / "out")).write(f"runs/{new_run_id()}/config.yaml", b"task: denoise\n")
     assert run(config)["reasons"] == {"ShardChanged": 1}
     record = run(config)
@@ -163,7 +163,7 @@ def test_tar_without_end_mark_is_cut_off(tmp_path, crops):
 
 
 def add_sparse(tar: tarfile.TarFile, name: str, data: bytes, claimed: int) -> None:
-    """A member as `tar -S` writes it: `data`, then a hole up to `claimed` bytes."""
+    """Add a member in the format of `tar -S`: `data`, then a hole up to `claimed` bytes."""
     info = tarfile.TarInfo(name)
     info.type, info.size = tarfile.GNUTYPE_SPARSE, len(data)
     header = bytearray(info.tobuf(tarfile.GNU_FORMAT))

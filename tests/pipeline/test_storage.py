@@ -304,7 +304,7 @@ def test_reason_is_one_line() -> None:
 
 @pytest.fixture
 def odd_etags(moto_bucket: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A bucket of a server whose etags are 32 hexadecimal digits, and no MD5, as those of S3 Express and gateways."""
+    """Return a bucket whose etags have 32 hex digits but are no MD5, as on S3 Express."""
     real = FakeKey.etag.fget
 
     def etag(key: FakeKey) -> str:
@@ -328,7 +328,7 @@ def test_etag_without_md5_is_one_warning(odd_etags: str, caplog: pytest.LogCaptu
 
 
 def test_odd_etag_leaves_others_compared(moto_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Objects that a gateway encrypted may lie next to plain ones: what flips on the way of those is still seen."""
+    """Next to objects that a gateway encrypted, damage of plain objects is still detected."""
     store = Store(moto_bucket)
     for name in ("a.bin", "b.bin", "odd.bin"):
         store.write(name, name.encode() * 100)
@@ -349,7 +349,7 @@ def test_odd_etag_leaves_others_compared(moto_bucket: str, monkeypatch: pytest.M
 def test_run_over_odd_etags_warns_once(
     odd_etags: str, moto_url: str, tmp_path: Path, crops: list[np.ndarray], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Workers find them out, and the run says so."""
+    """Workers detect the etags, and the run warns once."""
     storage = StorageConfig(endpoint_url=moto_url)
     source = Store(f"{odd_etags}/in", storage)
     for number, crop in enumerate(crops[:4]):

@@ -1,4 +1,4 @@
-"""Listings of local disks: links, roots, rights, what goes away meanwhile."""
+"""Listings of local disks: links, roots, permissions, files that disappear meanwhile."""
 
 import threading
 from pathlib import Path
@@ -91,7 +91,7 @@ def test_listing_includes_unreadable_files(user: Path) -> None:
 
 
 def test_empty_object_next_to_a_prefix_is_a_folder(moto_bucket: str) -> None:
-    """Consoles and tools leave such objects: `photos` and `photos/` of 0 bytes, next to `photos/a.jpg`."""
+    """S3 consoles create empty objects `photos` and `photos/` next to `photos/a.jpg`."""
     bucket = moto_bucket.removeprefix("s3://")
     store = Store(f"{moto_bucket}/photos")
     for key in ("photos", "photos/", "photos/x", "photos/x/", "photos/x/deep", "photos/set.parquet", "photos/empty/"):

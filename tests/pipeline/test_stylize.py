@@ -1,4 +1,4 @@
-"""Style transfer over a folder, through the whole product, with a network that knows nothing yet."""
+"""End-to-end runs of style transfer over a folder, with an untrained network."""
 
 import io
 import json
@@ -35,7 +35,7 @@ def untrained(tmp_path: Path) -> str:
 
 @pytest.fixture
 def photos(tmp_path: Path, crops: list[np.ndarray]) -> Path:
-    """A gray image, one with alpha, one that EXIF turns, and one that is broken."""
+    """Write four images: gray, with alpha, rotated by EXIF, and broken."""
     folder = tmp_path / "photos"
     folder.mkdir()
     Image.fromarray(crops[0]).convert("L").save(folder / "gray.png")
@@ -50,7 +50,7 @@ def photos(tmp_path: Path, crops: list[np.ndarray]) -> Path:
 
 @pytest.fixture
 def config(tmp_path: Path, photos: Path, untrained: str, crops: list[np.ndarray]):
-    """config(params) of a run in the style of an image that has an odd size, alpha and a turn."""
+    """Return config(params), whose style image has an odd size, alpha and an EXIF rotation."""
     exif = Image.Exif()
     exif[0x0112] = 8
     Image.fromarray(np.dstack([crops[9][:51, :77], crops[8][:51, :77, 0]])).save(tmp_path / "style.png", exif=exif)
@@ -111,7 +111,7 @@ def test_stylize_stores_losses_in_rows(config, tmp_path):
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds nothing."""
+    """Build a PNG that declares a size but has no pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -1,4 +1,4 @@
-"""What systems leave next to photos is counted and left alone; a user's own hidden folders are not."""
+"""System files next to photos are counted and skipped; a user's hidden folders are read."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -50,14 +50,14 @@ def test_system_files_are_excluded_in_a_bucket(moto_bucket):
 
 @pytest.mark.parametrize("name", ["s.tar", "s.tar.gz"])
 def test_system_files_are_excluded_in_shards(tmp_path, name):
-    """A Mac packs `._a.jpg` beside a.jpg, which would be a caption of nothing or an image that nobody can read."""
+    """macOS packs `._a.jpg` next to a.jpg; it is neither a caption nor an image."""
     shard(tmp_path / name, dict.fromkeys([*LEFT, *OWN, "./._c.json"], b"1"), f"w:{name[6:]}")
     found, excluded = counts(listed(tmp_path))
     assert (found, excluded) == ({f"{name}/{own}" for own in OWN}, len(LEFT) + 1)
 
 
 def test_system_files_named_by_a_manifest_are_read(tmp_path, crops):
-    """An input in a trash can, a shard with such a name, rows of a manifest or a Parquet file."""
+    """Files in a trash folder, in a shard or in a manifest are read if the input names them."""
     trash = tmp_path / ".Trash-1000"
     shard(trash / "._s.tar", {"a.png": pictures(crops, 1)[0]})
     (trash / "._a.png").write_bytes(b"1")
@@ -70,7 +70,7 @@ def test_system_files_named_by_a_manifest_are_read(tmp_path, crops):
 
 
 def test_excluded_folder_may_be_unreadable(user):
-    """lost+found and trash cans belong to root, or to others."""
+    """lost+found and trash folders belong to root or other users."""
     (user / "a.jpg").write_bytes(b"1")
     for name in ("lost+found", "private"):
         (user / name).mkdir(mode=0o000)

@@ -1,4 +1,4 @@
-"""Tars as they are found: several in one file, cut, damaged, packed, with links in them, and files that are no tars."""
+"""Tars in practice: concatenated, truncated, damaged, compressed, with links, or no tars."""
 
 import bz2
 import gzip
@@ -50,7 +50,7 @@ def problems(path: Path) -> list[str]:
 @pytest.mark.parametrize("suffix", PACKED)
 @pytest.mark.parametrize("between", [0, 512, 4096, 777])
 def test_tar_concatenation_is_read_to_the_end(tmp_path, crops, suffix, between):
-    """`cat a.tar b.tar`, of packed files too, with zeros between them."""
+    """`cat a.tar b.tar` leaves zeros between the archives; both may be compressed."""
     photos, pack = pictures(crops, 5), PACKED[suffix]
     first = tar({f"a{n}.png": data for n, data in enumerate(photos[:2])})
     second = tar({f"b{n}.png": data for n, data in enumerate(photos[2:])})
@@ -66,7 +66,7 @@ def test_tar_concatenation_is_read_to_the_end(tmp_path, crops, suffix, between):
         todo, _ = build_references(list_images(source), source.store, "", {})
         reading = ImageReader(source, 1)
         assert {row["rel_path"]: row["problem"] for row in todo.to_pylist()} == dict.fromkeys(expected)
-        # Forward, as runs do, and back, as reports may.
+        # Runs read members forwards; reports may read them backwards.
         for row in [*todo.to_pylist(), *reversed(todo.to_pylist())]:
             assert reading.image(row) == expected[row["rel_path"]]
 
@@ -99,7 +99,7 @@ def test_tar_data_after_the_end_mark_is_read_or_named(tmp_path, crops, suffix):
 
 
 def test_tar_damaged_header_is_not_the_end(tmp_path, crops):
-    """Python's tarfile ends there without a word, and so does an archive cut in a header."""
+    """Python's tarfile stops silently at a damaged header or at a truncated one."""
     photo = pictures(crops, 1)[0]
     data = tar({f"{n}.png": photo for n in range(3)})
     size = 512 + -(-len(photo) // 512) * 512
@@ -141,7 +141,7 @@ def test_tar_error_names_the_real_format(tmp_path, data, said):
 
 
 def test_tar_compression_is_detected_by_content(tmp_path, crops):
-    """A gzipped tar is often called .tar, and a plain one .tar.gz."""
+    """A gzipped tar is often called .tar, and an uncompressed one .tar.gz."""
     data = tar({"BZh9.png": pictures(crops, 1)[0]})
     for name, content in (
         ("a.tar", gzip.compress(data)),
@@ -199,7 +199,7 @@ def test_tar_long_names_and_links_are_read(tmp_path, crops, format):
 
 @pytest.mark.usefixtures("ray_session")
 def test_tar_new_members_are_found_despite_an_old_index(tmp_path, crops):
-    """An index from before, whose version is another one, does not hide the second archive."""
+    """An index of an earlier file version does not hide the second archive."""
     photos, source, output = pictures(crops, 3), tmp_path / "in", tmp_path / "out"
     source.mkdir()
     (source / "s.tar").write_bytes(tar({"0.png": photos[0]}) + tar({"1.png": photos[1], "2.png": photos[2]}))
@@ -228,11 +228,11 @@ def test_tar_in_a_bucket_is_read_to_the_end(moto_bucket, crops):
 @given(st.sampled_from(sorted(PACKED)), st.floats(0, 1, exclude_max=True), st.integers(1, 255), st.booleans())
 @settings(max_examples=150)
 def test_tar_reports_every_damage(suffix, where, flip, is_cut):
-    """All members are found, or a reject of the shard says that some are not."""
+    """All members are listed, or a reject of the shard reports that some are missing."""
     content = random.Random(1).randbytes(900)
     names = ("a.png", "c.png", "deep/d.png")
     first, second = tar({"a.png": content, "b.json": b"{}"}), tar(dict.fromkeys(names[1:], content))
-    # Cut between two archives the first one is whole, and nothing tells that there was another.
+    # If the file is cut between two archives, the first is complete and nothing indicates a second one.
     whole = PACKED[suffix](tar({**dict.fromkeys(names, content), "b.json": b"{}"}) if is_cut else first + second)
     place = int(where * len(whole))
     data = whole[:place] if is_cut else whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :]

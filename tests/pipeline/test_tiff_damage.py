@@ -70,7 +70,7 @@ def test_tiff_damaged_fax_strip_is_broken(compression: str, options: int) -> Non
             decode_image(bytes(changed))
         except ImageError as e:
             damaged += e.error_class == "BrokenImage"
-    # Some changes are the code of another picture.
+    # Some changed bytes are valid codes of a different image.
     assert damaged > 0.9 * (count - 8) / 7
 
 

@@ -1,4 +1,4 @@
-"""TIFFs of several pages: thumbnails, masks, pyramids, stacks and raw files; metadata of the first page."""
+"""TIFFs of several pages: thumbnails, masks, pyramids, stacks, raw files, metadata."""
 
 import io
 import struct

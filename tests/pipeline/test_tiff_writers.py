@@ -1,4 +1,4 @@
-"""TIFFs in every combination of their writers are decoded exactly, or rejected with the unsupported property."""
+"""TIFFs of all option combinations are decoded exactly, or rejected with the cause."""
 
 import io
 import random
@@ -216,7 +216,7 @@ def test_tiff_of_tifffile_is_exact_or_named(count: int | None) -> None:
 
 
 def uncompressed_variants() -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """Yield (colours, bits, options of `tiff`) of samples of every depth, uncompressed or deflated."""
+    """Yield (colours, bits, options of `tiff`) for every depth, uncompressed or deflated."""
     for colours, bits, planar, layout, fill_order, deflate, order, big in product(
         NUMBERS,
         (*range(1, 17), 24),

@@ -107,7 +107,7 @@ def test_tiff_uncompressed_ycbcr_is_decoded(across: int, down: int, rows: int) -
 @pytest.mark.parametrize(("kind", "bits", "within"), [(8, 8, 10), (9, 8, 10), (8, 16, 1), (9, 16, 1)])
 def test_tiff_lab_is_converted_to_srgb(kind: int, bits: int, within: int) -> None:
     """CIELab has signed a and b; ICCLab has an offset, and another white at 16 bits."""
-    # Of D50, as Lindbloom's tables have them.
+    # White point D50, from Lindbloom's tables.
     lab = {
         (255, 255, 255): (100, 0, 0),
         (0, 0, 0): (0, 0, 0),

@@ -65,7 +65,7 @@ def test_fill_hidden_in_strips_equals_one_piece(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("sigma", [8, 25])
 @pytest.mark.parametrize("side", [160, 1100], ids=["one_piece", "crops"])
 def test_noise_level_ignores_hidden_pixels(sigma: int, side: int) -> None:
-    """The smooth fill must not make a noisy photo look clean, nor hidden noise a clean one noisy."""
+    """Neither the smooth fill nor noise in hidden pixels changes the estimated noise level."""
     rng = np.random.default_rng(1)
     ramp = np.linspace(60, 190, side)[:, None, None] + np.linspace(0, 40, side)[None, :, None]
     noisy = np.clip(ramp + rng.normal(0, sigma, (side, side, 3)), 0, 255).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Upscale over a folder, through the whole product, and what it makes of sizes that are odd, small or large."""
+"""End-to-end runs of upscale over a folder, with odd, small and large sizes."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from tests.support.worker_jobs import job_here
 
 
 def untrained(scale: int = 2) -> EDSR:
-    """With weights that are zero nowhere, so that what it looks at shows."""
+    """Build a model whose weights are all nonzero, so that every input affects the output."""
     torch.manual_seed(0)
     model = EDSR(width=8, blocks=2, scale=scale)
     with torch.no_grad():
@@ -60,14 +60,14 @@ def test_upscale_untrained_is_bicubic(crops):
 @pytest.mark.parametrize("stride", [1, 4])
 def test_upscale_in_tiles_equals_the_whole(stride, crops, monkeypatch):
     model, rgb = untrained(), crops[0][:57, :91].copy()
-    # A network of strides too: it is padded, and what comes of the padding is cut off at the size of the output.
+    # A network with strides pads its input, and crops its output by the same amount.
     model.stride, model.halo = stride, 8
     (whole,) = upscaled(model, rgb)
     padded = to_uint8_images(float_to_bytes(model(to_float_batch([rgb], stride, "cpu"))))[0]
     assert np.array_equal(whole, padded[:114, :182])
     monkeypatch.setattr("imagemill.models.objectives.upscale.tile_side", lambda *size: 32)
     (tiles,) = upscaled(model, rgb)
-    # Sums in another order may round to the level beside it.
+    # A different order of summation may round to the adjacent level.
     assert np.abs(tiles.astype(int) - whole).max() <= 1
     together = upscaled(model, rgb, crops[1][:57, :91])
     assert np.abs(together[0].astype(int) - whole).max() <= 1
@@ -92,7 +92,7 @@ def test_upscale_checkpoint_beats_bicubic_by_1_db(crops):
     ],
 )
 def test_pixel_budget_counts_output_pixels(limit, widths, batches, tmp_path, crops, monkeypatch):
-    """Room for two outputs of 192×256 pixels would hold all of the inputs, together and in the order in which they come."""
+    """The budget fits two outputs of 192×256 pixels, although it would fit all inputs."""
     (tmp_path / "in").mkdir()
     for number, width in enumerate(widths):
         Image.fromarray(crops[number][:, :width]).save(tmp_path / "in" / f"{number}.png")
@@ -125,7 +125,7 @@ def fill(folder: Path, crops: list[np.ndarray]) -> None:
     exif[0x0112] = 6
     Image.fromarray(crops[3]).save(folder / "turned.jpg", exif=exif)
     Image.fromarray(crops[4]).quantize(16).save(folder / "palette.gif")
-    # As wide as a WebP may be, and too small a file to be of any weight.
+    # The maximum width of a WebP, in a very small file.
     Image.new("RGB", (16383, 2), "#336699").save(folder / "wide.webp", lossless=True)
 
 
@@ -149,7 +149,7 @@ def test_upscale_of_a_mixed_folder_verifies(tmp_path, crops):
         "turned.jpg": ((192, 256), "RGB"),
         "palette.gif": ((256, 192), "RGB"),
     }
-    # The row says what the source was; what is written is as the format can hold it, or a reject.
+    # The row describes the source. The output is what the format can store; otherwise the image is rejected.
     assert (rows["odd.png"]["orig_width"], rows["odd.png"]["orig_height"]) == (77, 51)
     assert (record["ok"], record["rejected"]) == (5, 1)
     (reject,) = (row for part in (output / "rejects").iterdir() for row in pq.read_table(part).to_pylist())
@@ -159,13 +159,13 @@ def test_upscale_of_a_mixed_folder_verifies(tmp_path, crops):
         alpha = np.asarray(image.getchannel("A"), int)
     assert np.abs(alpha - np.linspace(0, 255, 190)[:, None]).max() <= 3
     assert run(config)["planned"] == 0
-    # Pixel by pixel: the middle of what went in, each pixel four times, beside the middle of what came out.
+    # Compare pixels: the centre of the input, each pixel repeated four times, next to the centre of the output.
     assert "pixel for pixel" in (output / record["report"]).read_text()
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_upscale_names_the_limit_of_a_format(tmp_path):
-    """A reject says which format holds what is too long for its source's; with that format it is done."""
+    """A reject names a format that can store so long a side; with that format the run succeeds."""
     source, output = tmp_path / "in", tmp_path / "out"
     source.mkdir()
     for name, width in (("long.jpg", 32_760), ("long.webp", 8_200), ("long.avif", 16_400), ("long.png", 8_200)):

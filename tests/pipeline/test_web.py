@@ -1,4 +1,4 @@
-"""Images behind URLs: whole or not at all, from public places alone, and no secret of an address is told."""
+"""Images from URLs: complete or rejected, public hosts only, no secrets in messages."""
 
 import socket
 import threading
@@ -85,7 +85,7 @@ def server() -> Iterator[ThreadingHTTPServer]:
 
 @pytest.fixture
 def site(server: ThreadingHTTPServer) -> Iterator[tuple[str, socket.socket]]:
-    """A server, and a socket that its redirects to ftp lead to."""
+    """Start a web server, and a socket that its redirects to ftp lead to."""
     with socket.create_server(("127.0.0.1", 0)) as inner:
         server.ftp_port = inner.getsockname()[1]
         yield f"http://127.0.0.1:{server.server_port}", inner
@@ -114,7 +114,7 @@ DATES = {"Date": "Fri, 01 Jan 1999 00:00:00 GMT", "Retry-After": "Fri, 01 Jan 19
 
 @pytest.mark.parametrize(("status", "headers"), [(503, {"Retry-After": "1"}), (429, DATES), (429, {}), (503, {})])
 def test_web_busy_site_is_retried_when_it_says(server, status: int, headers: dict[str, str]) -> None:
-    """A date counts by the clock of the server, which may be wrong by years."""
+    """A Retry-After date is relative to the server's clock, which may be years off."""
     server.refusal = status, headers
     assert fetch(f"http://127.0.0.1:{server.server_port}/busy", 1000, public_only=False) == BODY
     first, second, third = server.asked["/busy"]
@@ -138,7 +138,7 @@ def test_web_busy_site_pauses_all_readers(server) -> None:
 
 
 def test_web_site_that_stays_busy_is_given_up(server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may ask for any wait: the next run tries again."""
+    """The site may ask for any wait, so the run gives up and the next run tries again."""
     monkeypatch.setattr("imagemill.pipeline.pauses.PAUSE_SECONDS", 0.2)
     monkeypatch.setattr("imagemill.pipeline.pauses.PATIENCE_SECONDS", 0.5)
     server.refusal = 503, {"Retry-After": "86400"}
@@ -146,7 +146,7 @@ def test_web_site_that_stays_busy_is_given_up(server, monkeypatch: pytest.Monkey
     for tries in (5, 6, 7):
         with pytest.raises(OSError, match="/busy-always: 503 Service Unavailable"):
             fetch(f"{url}/busy-always", 1000, public_only=False)
-        # Once given up, each image costs one request.
+        # After the run has given up on a site, each image costs one request.
         assert 2 <= len(server.asked["/busy-always"]) <= tries
     before = len(server.asked["/busy-always"])
     assert fetch(f"{url}/whole", 1000, public_only=False) == BODY

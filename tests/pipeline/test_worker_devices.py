@@ -1,4 +1,4 @@
-"""Which device a worker computes on, and what it does when that device is short of memory or lost."""
+"""The device of a worker, and workers whose device runs out of memory or is lost."""
 
 import dataclasses
 import weakref
@@ -28,7 +28,7 @@ Made = Callable[..., tuple[BlockProcessor, Plan]]
 
 @pytest.fixture
 def made(tmp_path: Path, crops: list[np.ndarray]) -> Iterator[Made]:
-    """made(gpus=…): a worker, and the plan of eight photos of one size."""
+    """Return build(gpus=…), which returns a worker and a plan of eight photos of one size."""
     make_photos(Store(str(tmp_path / "in")), 8, crops)
     threads = torch.get_num_threads()
 
@@ -53,7 +53,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, fail: Callable[[list[Sample]], None
 
 
 def test_worker_without_a_gpu_leaves_it_alone(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray shows all GPUs of a node to an actor that has none, as with `pool.gpu: false`."""
+    """With `pool.gpu: false`, Ray shows all GPUs of a node to a worker that has none."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert made(gpus=0)[0].precision.device == "cpu"
 
@@ -68,7 +68,7 @@ def test_worker_whose_gpu_is_missing_uses_its_cpus(made: Made, monkeypatch: pyte
 
 @pytest.mark.usefixtures("ray_session")
 def test_batch_that_fails_leaves_no_memory_behind(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What did not fit into memory is gone when its halves are tried."""
+    """The batch that did not fit is freed before its halves are tried."""
     worker, plan = made()
     held: list[weakref.ref[Any]] = []
     sizes: list[int] = []
@@ -89,7 +89,7 @@ def test_batch_that_fails_leaves_no_memory_behind(made: Made, monkeypatch: pytes
 
 @pytest.mark.usefixtures("ray_session")
 def test_worker_that_lost_its_gpu_ends(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA answers every later call with the same error: each image after it would be a reject."""
+    """CUDA repeats the error for every later call, so each later image would be rejected."""
 
     class Ended(BaseException):
         pass
