@@ -164,7 +164,7 @@ def test_bmp_uncompressed_is_decoded_exactly(header: int, bits: int) -> None:
 def random_runs(samples: np.ndarray, bits: int, seed: int) -> tuple[bytes, np.ndarray]:
     """Return RLE of random runs from the bottom row up, and the samples (H,W), -1 if not drawn."""
     choose, code = np.random.default_rng(seed), b""
-    drawn = np.full(samples.shape, -1)
+    drawn_samples = np.full(samples.shape, -1)
     y = 0
     while y < len(samples):
         row, x = samples[::-1][y], 0
@@ -188,10 +188,10 @@ def random_runs(samples: np.ndarray, bits: int, seed: int) -> tuple[bytes, np.nd
                 continue
             else:
                 break
-            drawn[::-1][y, x : x + count] = pattern
+            drawn_samples[::-1][y, x : x + count] = pattern
             x += count
         code, y = code + b"\0\0", y + 1
-    return code + b"\0\1", drawn
+    return code + b"\0\1", drawn_samples
 
 
 @pytest.mark.parametrize("count", [40, pytest.param(2_000, marks=pytest.mark.chaos)])
@@ -199,10 +199,10 @@ def random_runs(samples: np.ndarray, bits: int, seed: int) -> tuple[bytes, np.nd
 def test_bmp_pixels_skipped_by_rle_are_transparent(bits: int, count: int) -> None:
     for seed in range(count):
         palette, samples = noise(1 << bits, 3), random_indices(1 << bits)
-        code, drawn = random_runs(samples, bits, seed)
+        code, drawn_samples = random_runs(samples, bits, seed)
         decoded = decode_image(bmp_file([code], (W, H), bits, compression=2 if bits == 4 else 1, palette=palette))
-        visible = drawn >= 0
-        np.testing.assert_array_equal(decoded.rgb[visible], palette[drawn[visible]])
+        visible = drawn_samples >= 0
+        np.testing.assert_array_equal(decoded.rgb[visible], palette[drawn_samples[visible]])
         if visible.all():
             assert decoded.alpha is None
         elif visible.any():

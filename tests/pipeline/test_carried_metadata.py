@@ -24,9 +24,9 @@ def build_exif(order: str, comment: bytes) -> bytes:
     first = 8 + 2 + 2 * 12 + 4
     details = first + 18
     main = struct.pack(f"{order}HHHIIHHIII", 2, IFD.Exif, 4, 1, first, IFD.GPSInfo, 4, 1, details + len(comment), 0)
-    below = struct.pack(f"{order}HHHIII", 1, Base.UserComment, 7, len(comment), first + 18, 0)
+    sub_ifd = struct.pack(f"{order}HHHIII", 1, Base.UserComment, 7, len(comment), first + 18, 0)
     gps = struct.pack(f"{order}HHHIII", 1, GPS.GPSProcessingMethod, 7, len(comment), details + len(comment) + 18, 0)
-    return b"Exif\0\0" + mark + struct.pack(f"{order}I", 8) + main + below + comment + gps + comment
+    return b"Exif\0\0" + mark + struct.pack(f"{order}I", 8) + main + sub_ifd + comment + gps + comment
 
 
 def read_texts(image: Image.Image) -> tuple[str, str]:

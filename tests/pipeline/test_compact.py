@@ -30,12 +30,12 @@ class Killed(BaseException):
     pass
 
 
-class Mortal(Store):
+class InterruptedStore(Store):
     """A store that raises at its n-th change, like a process that is killed."""
 
     changes_left = 0
 
-    def change(self) -> None:
+    def count_change(self) -> None:
         if not self.changes_left:
             raise Killed
         self.changes_left -= 1
@@ -49,7 +49,7 @@ class Mortal(Store):
         super().delete(path)
 
 
-def nobody_else() -> None:
+def check_lease() -> None:
     """Confirm the lease: no other run took over the output."""
 
 
@@ -73,13 +73,13 @@ def test_compact_merges_small_parts_without_changes(tmp_path: Path, monkeypatch:
     output = Store(str(tmp_path))
     parts = fill(output, 2 * MIN_SMALL_PARTS)
     columns = SCHEMA.names
-    before = read_parts(output, list_parts(output, "results"), columns).drop_columns("part").sort_by("image_id")
-    assert compact(output, parts, 3, nobody_else) == 3 * MIN_SMALL_PARTS
+    rows_before = read_parts(output, list_parts(output, "results"), columns).drop_columns("part").sort_by("image_id")
+    assert compact(output, parts, 3, check_lease) == 3 * MIN_SMALL_PARTS
     assert len(files(output, "results")) == len(files(output, "rejects")) == 1
-    after = read_parts(output, list_parts(output, "results"), columns).drop_columns("part").sort_by("image_id")
-    assert after.equals(before)
-    seen = verify(output)
-    assert (seen.problems, seen.rows, seen.rejects) == ([], 4 * MIN_SMALL_PARTS, MIN_SMALL_PARTS)
+    rows_after = read_parts(output, list_parts(output, "results"), columns).drop_columns("part").sort_by("image_id")
+    assert rows_after.equals(rows_before)
+    verification = verify(output)
+    assert (verification.problems, verification.rows, verification.rejects) == ([], 4 * MIN_SMALL_PARTS, MIN_SMALL_PARTS)
     # The notes stay for processes that are listing the output at this time.
     finish_interrupted_merges(output)
     assert len(read_replacement_notes(output)) == 2
@@ -97,7 +97,7 @@ def test_compact_note_stays_an_hour_by_the_store_clock(any_url: str, skew: float
         patch("imagemill.pipeline.output.part_replacement.time.time", lambda: 1.8e9 + skew),
         patch("imagemill.pipeline.output.compact.MIN_SMALL_PARTS", 2),
     ):
-        compact(output, fill(output, 2), 3, nobody_else)
+        compact(output, fill(output, 2), 3, check_lease)
     [(path, _), *_] = read_replacement_notes(output)
     finish_interrupted_merges(output)
     assert path in files(output, "runs")
@@ -110,16 +110,16 @@ def test_compact_note_stays_an_hour_by_the_store_clock(any_url: str, skew: float
 
 def test_compact_leaves_few_large_and_new_parts(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
-    few = fill(output, MIN_SMALL_PARTS - 1)
-    assert compact(output, few, 3, nobody_else) == 0
+    few_parts = fill(output, MIN_SMALL_PARTS - 1)
+    assert compact(output, few_parts, 3, check_lease) == 0
     noise = np.random.default_rng(0).integers(-128, 128, (1, 1100, 1000)).astype(np.int8)
     large = put(output, [row(("large", "v"), fence=1000) | pack_latent(noise)])
     assert output.entry(large).size > SMALL_BYTES
-    assert compact(output, all_parts(output), 3, nobody_else) == 0
-    before = fill(output, 1, first=MIN_SMALL_PARTS - 1)
-    late = put(output, [row(("late", "v"), fence=1001)])
-    assert compact(output, before, 3, nobody_else) == MIN_SMALL_PARTS
-    assert {large, late} < all_parts(output)
+    assert compact(output, all_parts(output), 3, check_lease) == 0
+    rows_before = fill(output, 1, first=MIN_SMALL_PARTS - 1)
+    late_part = put(output, [row(("late", "v"), fence=1001)])
+    assert compact(output, rows_before, 3, check_lease) == MIN_SMALL_PARTS
+    assert {large, late_part} < all_parts(output)
     assert len(list_parts(output, "results")) == 3
 
 
@@ -128,7 +128,7 @@ def test_compact_makes_parts_of_equal_size(tmp_path: Path) -> None:
     for n in range(MIN_SMALL_PARTS):
         noise = np.random.default_rng(n).integers(-128, 128, (1, 300, 1000)).astype(np.int8)
         put(output, [row((f"{n}", "v")) | pack_latent(noise)])
-    compact(output, all_parts(output), 3, nobody_else)
+    compact(output, all_parts(output), 3, check_lease)
     sizes = [e.size for e in output.entries("results")]
     assert len(sizes) == 3
     assert max(sizes) < MERGED_BYTES + SMALL_BYTES
@@ -147,14 +147,14 @@ def whole_run(output: Store, redo: list[str], fence: int) -> None:
         REFERENCE.empty_table(), 0, Counter(), 0, 0, redone, parts, several, strange=False, fencing_token=fence, rows=0
     )
     drop_doubles(output, plan, [path for path in list_parts(output, "results") if path not in parts])
-    compact(output, parts, 3, nobody_else)
+    compact(output, parts, 3, check_lease)
 
 
 @given(data=st.data())
 @settings(max_examples=80)
 def test_compact_killed_anywhere_keeps_each_row_once(tmp_path_factory, data) -> None:
     root = str(tmp_path_factory.mktemp("out"))
-    output, mortal = Store(root), Mortal(root)
+    output, mortal = Store(root), InterruptedStore(root)
     with patch("imagemill.pipeline.output.compact.MIN_SMALL_PARTS", 4):
         fill(output, 6)
         pairs = pairs_of(output)
@@ -187,7 +187,7 @@ def test_compact_repeats_an_inconsistent_listing(tmp_path: Path) -> None:
             if path == "results" and not self.torn:
                 self.torn = True
                 older = list(super().entries(path))
-                compact(output, parts, 3, nobody_else)
+                compact(output, parts, 3, check_lease)
                 younger = {e.path for e in super().entries(path)}
                 return iter([e for e in older if e.path in younger])
             return super().entries(path)
@@ -198,7 +198,7 @@ def test_compact_repeats_an_inconsistent_listing(tmp_path: Path) -> None:
 
 def test_compact_explains_a_missing_merged_part(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
-    compact(output, fill(output, MIN_SMALL_PARTS), 3, nobody_else)
+    compact(output, fill(output, MIN_SMALL_PARTS), 3, check_lease)
     (merged,) = list_parts(output, "results")
     output.delete(merged)
     assert list_parts(output, "results") == []
@@ -211,7 +211,7 @@ def test_compact_leaves_a_damaged_part_with_a_warning(tmp_path: Path, caplog: py
     parts = fill(output, MIN_SMALL_PARTS)
     damaged = list_parts(output, "results")[3]
     output.write(damaged, output.read(damaged)[:-20])
-    assert compact(output, parts, 3, nobody_else) == MIN_SMALL_PARTS - 1
+    assert compact(output, parts, 3, check_lease) == MIN_SMALL_PARTS - 1
     assert f"{damaged}: a damaged part" in caplog.text
     assert len(list_parts(output, "results")) == 2
 

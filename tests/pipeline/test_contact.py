@@ -10,7 +10,7 @@ from imagemill.pipeline.cluster.contact import Contact, ContactLost, answered, c
 
 
 @pytest.fixture
-def silent(monkeypatch: pytest.MonkeyPatch) -> Contact:
+def silent_contact(monkeypatch: pytest.MonkeyPatch) -> Contact:
     """Let Ray count as silent immediately."""
     fresh = Contact()
     monkeypatch.setattr(module, "contact", fresh)
@@ -18,41 +18,41 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Contact:
     return fresh
 
 
-def without_end() -> None:
+def wait_forever() -> None:
     threading.Event().wait()
 
 
-def test_contact_ends_work_that_ray_does_not_answer(silent: Contact) -> None:
+def test_contact_ends_work_that_ray_does_not_answer(silent_contact: Contact) -> None:
     """Without its control store, Ray's own calls never return."""
     with pytest.raises(ContactLost, match="has not answered"):
-        while_answering(without_end)
-    assert silent.lost
-    asked = []
-    clean_up(lambda: asked.append(1))
-    assert not asked
+        while_answering(wait_forever)
+    assert silent_contact.lost
+    calls = []
+    clean_up(lambda: calls.append(1))
+    assert not calls
 
 
-def test_contact_ends_one_question_without_answer(silent: Contact) -> None:
+def test_contact_ends_one_question_without_answer(silent_contact: Contact) -> None:
     """In the main thread, a signal could not interrupt the request either."""
     with pytest.raises(ContactLost):
-        answered(without_end)
-    assert silent.lost
+        answered(wait_forever)
+    assert silent_contact.lost
 
 
-def test_contact_gives_what_work_gives_and_raises(silent: Contact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contact_gives_what_work_gives_and_raises(silent_contact: Contact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SILENCE_SECONDS", 60.0)
     assert while_answering(lambda: 7) == answered(lambda: 7) == 7
-    for do in (while_answering, answered):
+    for wait_for in (while_answering, answered):
         with pytest.raises(KeyError):
-            do({}.popitem)
+            wait_for({}.popitem)
     clean_up({}.popitem)
-    assert not silent.lost
+    assert not silent_contact.lost
 
 
-def test_contact_is_lost_by_cleaning_up_without_end(silent: Contact) -> None:
+def test_contact_is_lost_by_cleaning_up_without_end(silent_contact: Contact) -> None:
     """Ray's shutdown may hang; the process ends without waiting for it."""
-    clean_up(without_end, 0.05)
-    assert silent.lost
+    clean_up(wait_forever, 0.05)
+    assert silent_contact.lost
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -91,18 +91,18 @@ def test_file_record_lets_a_failed_command_repeat(tmp_path):
 def test_file_record_protects_special_files(tmp_path, make):
     original = tmp_path / "original"
     original.write_bytes(b"mine")
-    there = tmp_path / "place/a.png"
-    there.parent.mkdir()
+    special_path = tmp_path / "place/a.png"
+    special_path.parent.mkdir()
     if make == "folder":
-        there.mkdir()
+        special_path.mkdir()
     elif make == "pipe":
-        os.mkfifo(there)
+        os.mkfifo(special_path)
     else:
-        there.symlink_to(original if make == "link" else tmp_path / "nowhere")
-    before = os.lstat(there)
+        special_path.symlink_to(original if make == "link" else tmp_path / "nowhere")
+    path_state = os.lstat(special_path)
     with pytest.raises(ConfigError, match=r"a.png: (exists|is a folder)"):
-        fill(Store(str(there.parent)), ["a.png"])
-    assert os.lstat(there) == before
+        fill(Store(str(special_path.parent)), ["a.png"])
+    assert os.lstat(special_path) == path_state
 
 
 def test_damaged_file_record_protects_its_files(tmp_path, caplog):

@@ -36,10 +36,10 @@ def test_run_on_logical_gpus_equals_a_cpu_run(tmp_path: Path, crops: list[np.nda
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, COUNT, crops)
     arguments = ("denoise", source.url, output.url, "--set", "pool.gpus_per_worker=0.5", "--set", "rows_per_part=2")
-    ended = imagemill(*arguments, resources={"CPU": 2, "GPU": 1})
-    assert ended.returncode == 0, ended.stderr
-    assert "2 workers of 1 CPU and 0.5 of a GPU each; cluster: 2 CPUs and 1 GPU on 1 node" in ended.stderr
-    assert ended.stderr.count("CUDA") == 1, ended.stderr
+    result = imagemill(*arguments, resources={"CPU": 2, "GPU": 1})
+    assert result.returncode == 0, result.stderr
+    assert "2 workers of 1 CPU and 0.5 of a GPU each; cluster: 2 CPUs and 1 GPU on 1 node" in result.stderr
+    assert result.stderr.count("CUDA") == 1, result.stderr
     assert verify(output).problems == []
     record = record_of(output)
     assert (record["ok"], record["rejected"], record["devices"]) == (COUNT, 0, ["cpu"])

@@ -38,9 +38,9 @@ def test_icc_keep_preserves_pixels_and_profile(photo):
     assert decoded.icc == "kept"
     np.testing.assert_array_equal(decoded.rgb, tagged)
     for image_format in METADATA_FORMATS:
-        again = encode(decoded.rgb, decoded, image_format)
-        assert open_image(again).info["icc_profile"] == icc
-        assert psnr_db(decode_image(again).rgb, photo) > 33  # A viewer that applies the profile shows the photo.
+        encoded = encode(decoded.rgb, decoded, image_format)
+        assert open_image(encoded).info["icc_profile"] == icc
+        assert psnr_db(decode_image(encoded).rgb, photo) > 33  # A viewer that applies the profile shows the photo.
     assert "icc_profile" not in open_image(encode(decoded.rgb, decoded, "BMP")).info
 
 

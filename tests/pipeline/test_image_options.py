@@ -63,9 +63,9 @@ def test_alpha_option_keeps_gray_on_gray_matte(photo):
     ],
 )
 def test_invalid_option_names_valid_values(key, value, message):
-    with pytest.raises(ConfigError, match=f"image.{key}|{key}") as raised:
+    with pytest.raises(ConfigError, match=f"image.{key}|{key}") as error_info:
         validate(RunConfig, {"task": "denoise", "image": {key: value}}, "a.yaml")
-    assert message in str(raised.value)
+    assert message in str(error_info.value)
 
 
 @pytest.mark.parametrize(
@@ -99,9 +99,9 @@ def test_mutated_avif_and_jpeg2000_raise_image_errors(image_format, changes):
 
 def test_too_many_pixels_names_key_and_flag(photo):
     for image_format in ("AVIF", "JPEG2000"):
-        with pytest.raises(ImageError, match=r"over max_pixels=9599 .*: --set max_pixels=9600$") as raised:
+        with pytest.raises(ImageError, match=r"over max_pixels=9599 .*: --set max_pixels=9600$") as error_info:
             decode_image(encode_as(photo, image_format), H * W - 1)
-        assert raised.value.error_class == "TooManyPixels"
+        assert error_info.value.error_class == "TooManyPixels"
 
 
 def test_too_many_pixels_without_key_names_no_flag(monkeypatch):
@@ -121,9 +121,9 @@ def test_too_many_pixels_without_key_names_no_flag(monkeypatch):
     ],
 )
 def test_unsupported_format_is_named(head, name):
-    with pytest.raises(ImageError, match=f"^{name} is not supported. Convert the file, for example to PNG.$") as raised:
+    with pytest.raises(ImageError, match=f"^{name} is not supported. Convert the file, for example to PNG.$") as error_info:
         decode_image(head + bytes(200))
-    assert raised.value.error_class == "UnsupportedFormat"
+    assert error_info.value.error_class == "UnsupportedFormat"
 
 
 def encode_16_bit_png(samples: np.ndarray) -> bytes:
@@ -232,13 +232,17 @@ def test_format_option_converts_mixed_folder(tmp_path, photo):
         ("phone.heic", "future.JXL"), "UnsupportedFormat"
     )
     assert rejects["phone.heic"]["error"] == "HEIC is not supported. Convert the file, for example to PNG."
-    made = rows(output, "results")
-    assert {name for name, row in made.items() if row["icc"] != "none"} == {"wide.jpg", "print.jpg", "odd.png"}
-    assert [made[name]["icc"] for name in ("wide.jpg", "print.jpg", "odd.png")] == ["converted", "converted", "unreadable"]
-    assert [(name, row["has_alpha"]) for name, row in made.items() if row["has_alpha"]] == [("logo.png", True)]
-    assert [made[name]["frames"] for name in ("moves.gif", "burst.mpo", "logo.png")] == [2, 2, 1]
-    assert made["deep.tif"]["bit_depth"] == 16
-    for name, row in made.items():
+    result_rows = rows(output, "results")
+    assert {name for name, row in result_rows.items() if row["icc"] != "none"} == {"wide.jpg", "print.jpg", "odd.png"}
+    assert [result_rows[name]["icc"] for name in ("wide.jpg", "print.jpg", "odd.png")] == [
+        "converted",
+        "converted",
+        "unreadable",
+    ]
+    assert [(name, row["has_alpha"]) for name, row in result_rows.items() if row["has_alpha"]] == [("logo.png", True)]
+    assert [result_rows[name]["frames"] for name in ("moves.gif", "burst.mpo", "logo.png")] == [2, 2, 1]
+    assert result_rows["deep.tif"]["bit_depth"] == 16
+    for name, row in result_rows.items():
         assert row["output_uri"] == f"images/{name}" + ("" if name.endswith(".webp") else ".webp")
         encoded = open_image((output / row["output_uri"]).read_bytes())
         assert encoded.format == "WEBP"
@@ -263,8 +267,8 @@ def test_version_contains_only_non_default_options(tmp_path):
     plain = resolve(build_config("denoise", tmp_path / "a"))
     assert "image" not in plain.parameters
     assert resolve(build_config("denoise", tmp_path / "a", quality=95, alpha="keep")).parameters == plain.parameters
-    changed = resolve(build_config("denoise", tmp_path / "a", alpha="#FFFFFF", icc="keep"))
-    assert changed.parameters == plain.parameters | {"image": {"alpha": "#ffffff", "icc": "keep"}}
+    other_job = resolve(build_config("denoise", tmp_path / "a", alpha="#FFFFFF", icc="keep"))
+    assert other_job.parameters == plain.parameters | {"image": {"alpha": "#ffffff", "icc": "keep"}}
 
 
 def test_option_that_task_cannot_use_is_a_config_error(tmp_path):

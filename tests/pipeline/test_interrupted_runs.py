@@ -38,8 +38,8 @@ def config(tmp_path: Path, crops: list[np.ndarray]) -> RunConfig:
 def test_run_repeats_parameters_that_come_back(config):
     for sigma in (15, 50):
         assert run(config.model_copy(update={"params": {"sigma": sigma}}))["ok"] == 4
-    again = run(config.model_copy(update={"params": {"sigma": 15}}))
-    assert again["ok"] == 4
+    second_record = run(config.model_copy(update={"params": {"sigma": 15}}))
+    assert second_record["ok"] == 4
     assert verify(Store(config.output)).problems == []
     assert build_plan(resolve(config.model_copy(update={"params": {"sigma": 15}}))).done == 4
 

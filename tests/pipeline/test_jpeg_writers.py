@@ -159,9 +159,9 @@ UNSUPPORTED = {
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
 def test_jpeg_of_unsupported_kind_is_named(name: str) -> None:
-    with pytest.raises(ImageError, match=f"{name} is not supported. Convert the file") as raised:
+    with pytest.raises(ImageError, match=f"{name} is not supported. Convert the file") as error_info:
         decode_image(UNSUPPORTED[name])
-    assert raised.value.error_class == "UnsupportedFormat"
+    assert error_info.value.error_class == "UnsupportedFormat"
 
 
 @pytest.mark.parametrize("marker", [True, False])

@@ -100,24 +100,24 @@ def test_lease_of_a_living_process_keeps_others_out(tmp_path: Path) -> None:
 def test_lease_refusal_changes_nothing(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
     with Lease(output):
-        before = {e.path: output.read(e.path) for e in output.entries()}
+        content = {e.path: output.read(e.path) for e in output.entries()}
         with pytest.raises(OutputHeld):
             Lease(output).__enter__()
-        assert {e.path: output.read(e.path) for e in output.entries()} == before
+        assert {e.path: output.read(e.path) for e in output.entries()} == content
 
 
-class Elsewhere:
+class RemoteHolder:
     """A lease holder on another machine, and a fake clock for the machine that watches it."""
 
     def __init__(self, output: Store, skew: float, dies: float, form: str) -> None:
         self.output, self.skew, self.dies, self.form = output, skew, dies, form
         self.elapsed, self.slept, self.next_beat = 0.0, 0.0, BEAT_SECONDS
-        about = {"token": "x", "machine": "far/1/pid:[1]", "pid": 1, "started": "1"}
-        output.write(f"{FOLDER}/00000004.json", json.dumps(about | self.said()).encode())
+        identity = {"token": "x", "machine": "far/1/pid:[1]", "pid": 1, "started": "1"}
+        output.write(f"{FOLDER}/00000004.json", json.dumps(identity | self.heartbeat()).encode())
 
-    def said(self) -> dict[str, float]:
-        said = {"at": 1.8e9 + self.skew + self.elapsed}
-        return said | ({"monotonic": 7e6 + self.skew + self.elapsed} if self.form == "0.2" else {})
+    def heartbeat(self) -> dict[str, float]:
+        content = {"at": 1.8e9 + self.skew + self.elapsed}
+        return content | ({"monotonic": 7e6 + self.skew + self.elapsed} if self.form == "0.2" else {})
 
     def time(self) -> float:
         return 1.8e9 + self.elapsed
@@ -130,7 +130,7 @@ class Elsewhere:
         self.slept += seconds
         while self.next_beat <= min(self.elapsed, self.dies):
             self.next_beat += BEAT_SECONDS
-            self.output.write(f"{FOLDER}/00000004.beat", json.dumps(self.said()).encode())
+            self.output.write(f"{FOLDER}/00000004.beat", json.dumps(self.heartbeat()).encode())
 
 
 @given(
@@ -143,24 +143,28 @@ class Elsewhere:
 def test_lease_ignores_clocks_of_other_machines(tmp_path_factory, skew: float, dies: float, age: float, form: str) -> None:
     """A remote holder is alive while its heartbeat changes, and dead after a minute without."""
     output = Store(str(tmp_path_factory.mktemp("out")))
-    far = Elsewhere(output, skew, dies, form)
-    far.sleep(age)
-    far.slept = 0.0
-    with patch("imagemill.pipeline.output.lease.time", far):
+    remote = RemoteHolder(output, skew, dies, form)
+    remote.sleep(age)
+    remote.slept = 0.0
+    with patch("imagemill.pipeline.output.lease.time", remote):
         if dies == math.inf:
             with pytest.raises(OutputHeld, match="process 1 on far"):
                 Lease(output).__enter__()
-            assert far.slept <= 2 * BEAT_SECONDS
+            assert remote.slept <= 2 * BEAT_SECONDS
         else:
             with Lease(output) as lease:
                 assert lease.fencing_token == 5
-            assert LIFETIME_SECONDS <= far.slept <= LIFETIME_SECONDS + 2 * BEAT_SECONDS
+            assert LIFETIME_SECONDS <= remote.slept <= LIFETIME_SECONDS + 2 * BEAT_SECONDS
 
 
 def test_lease_wait_names_the_holder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     output = Store(str(tmp_path))
-    far = Elsewhere(output, 86400, 0, "0.1")
-    with caplog.at_level(logging.INFO, "imagemill.lease"), patch("imagemill.pipeline.output.lease.time", far), Lease(output):
+    remote = RemoteHolder(output, 86400, 0, "0.1")
+    with (
+        caplog.at_level(logging.INFO, "imagemill.lease"),
+        patch("imagemill.pipeline.output.lease.time", remote),
+        Lease(output),
+    ):
         pass
     [message] = [r.getMessage() for r in caplog.records]
     assert message == (
@@ -171,17 +175,17 @@ def test_lease_wait_names_the_holder(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 def test_lease_release_ends_the_wait(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
-    far = Elsewhere(output, 0, 0, "0.1")
-    far.sleep = lambda seconds: output.write(f"{FOLDER}/00000004.released", b"")  # type: ignore[method-assign]
-    with patch("imagemill.pipeline.output.lease.time", far), Lease(output) as lease:
+    remote = RemoteHolder(output, 0, 0, "0.1")
+    remote.sleep = lambda seconds: output.write(f"{FOLDER}/00000004.released", b"")  # type: ignore[method-assign]
+    with patch("imagemill.pipeline.output.lease.time", remote), Lease(output) as lease:
         assert lease.fencing_token == 5
 
 
 def test_lease_goes_to_the_faster_contender(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
-    far = Elsewhere(output, 0, 0, "0.1")
-    far.sleep = lambda seconds: output.write(f"{FOLDER}/00000005.json", b"{}")  # type: ignore[method-assign]
-    with patch("imagemill.pipeline.output.lease.time", far), pytest.raises(OutputHeld, match="has just taken"):
+    remote = RemoteHolder(output, 0, 0, "0.1")
+    remote.sleep = lambda seconds: output.write(f"{FOLDER}/00000005.json", b"{}")  # type: ignore[method-assign]
+    with patch("imagemill.pipeline.output.lease.time", remote), pytest.raises(OutputHeld, match="has just taken"):
         Lease(output).__enter__()
 
 
@@ -189,23 +193,27 @@ def test_lease_goes_to_the_faster_contender(tmp_path: Path) -> None:
 def test_lease_waits_for_an_incomplete_claim(tmp_path: Path, claim: bytes) -> None:
     """Without hard links, a claim file is visible before it is completely written."""
     output = Store(str(tmp_path))
-    far = Elsewhere(output, 0, 0, "0.1")
+    remote = RemoteHolder(output, 0, 0, "0.1")
     whole = output.read(f"{FOLDER}/00000004.json")
     output.write(f"{FOLDER}/00000004.json", claim)
-    complete = patch.object(far, "sleep", lambda seconds: output.write(f"{FOLDER}/00000004.json", whole))
-    with patch("imagemill.pipeline.output.lease.time", far), complete, pytest.raises(OutputHeld, match="process 1 on far"):
+    complete_later = patch.object(remote, "sleep", lambda seconds: output.write(f"{FOLDER}/00000004.json", whole))
+    with (
+        patch("imagemill.pipeline.output.lease.time", remote),
+        complete_later,
+        pytest.raises(OutputHeld, match="process 1 on far"),
+    ):
         Lease(output).__enter__()
     output.write(f"{FOLDER}/00000004.json", claim)
-    with patch("imagemill.pipeline.output.lease.time", far), Lease(output) as lease:
-        assert (lease.fencing_token, far.slept) == (5, LIFETIME_SECONDS)
+    with patch("imagemill.pipeline.output.lease.time", remote), Lease(output) as lease:
+        assert (lease.fencing_token, remote.slept) == (5, LIFETIME_SECONDS)
 
 
 def test_lease_survives_a_changed_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """NTP moves the clock of this machine by a day, in either direction, during a run."""
-    output, real = Store(str(tmp_path)), time.time
+    output, real_time = Store(str(tmp_path)), time.time
     with Lease(output):
         for jump in (-86400, 86400):
-            monkeypatch.setattr(time, "time", lambda jump=jump: real() + jump)
+            monkeypatch.setattr(time, "time", lambda jump=jump: real_time() + jump)
             with pytest.raises(OutputHeld, match=f"process {os.getpid()}"):
                 Lease(Store(str(tmp_path))).__enter__()
 
@@ -297,8 +305,8 @@ def test_lease_with_conditional_puts_warns_of_nothing(any_url: str, caplog: pyte
 )
 def test_lease_watches_a_holder_in_another_container(tmp_path: Path) -> None:
     """Pods on the host network share its name and boot id, but have separate process ids."""
-    quick = f"import imagemill.pipeline.output.lease\nimagemill.pipeline.output.lease.BEAT_SECONDS = 0.1\n{HOLD}"
-    command = ["unshare", "-rpf", "--mount-proc", "--kill-child", sys.executable, "-c", quick, str(tmp_path)]
+    script = f"import imagemill.pipeline.output.lease\nimagemill.pipeline.output.lease.BEAT_SECONDS = 0.1\n{HOLD}"
+    command = ["unshare", "-rpf", "--mount-proc", "--kill-child", sys.executable, "-c", script, str(tmp_path)]
     holder = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdout
     assert holder.stdout.readline() == "held\n"

@@ -42,13 +42,13 @@ def test_loaded_checkpoint_keeps_kind_and_size(name):
     params = PARAMS.get(loaded.card.task, {})
     for shape in SHAPES:
         array = pixels(*shape)
-        before = array.copy()
+        original = array.copy()
         result = loaded(array, **params)
         adds_colours = loaded.card.task in ("colorize", "stylize")
         size = tuple(side * loaded.scale for side in shape[:2])
         expected = size + (shape[2:] or ((3,) if adds_colours else ()))
         assert (result.shape, result.dtype) == (expected, np.uint8)
-        assert np.array_equal(array, before)
+        assert np.array_equal(array, original)
         image = loaded(Image.fromarray(array), **params)
         assert image.mode == MODES[len(expected) if len(expected) == 2 else expected[2]]
         assert np.array_equal(np.asarray(image), result)

@@ -11,7 +11,7 @@ from imagemill.pipeline.lookahead import HasResult, Ready, map_ahead
 
 
 @given(st.lists(st.integers()), st.integers(0, 8), st.integers(0, 8))
-def test_map_ahead_keeps_order_and_bound(items: list[int], depth: int, taken: int) -> None:
+def test_map_ahead_keeps_order_and_bound(items: list[int], depth: int, taken_count: int) -> None:
     """Results come in order, and at most `depth` items are submitted ahead of the consumer."""
     submitted: list[int] = []
 
@@ -20,10 +20,10 @@ def test_map_ahead_keeps_order_and_bound(items: list[int], depth: int, taken: in
         return Ready(item * 2)
 
     results = map_ahead(submit, items, depth)
-    for number in range(min(taken, len(items))):
+    for number in range(min(taken_count, len(items))):
         assert next(results) == items[number] * 2
         assert len(submitted) <= number + 1 + depth
-    assert list(results) == [item * 2 for item in items[taken:]]
+    assert list(results) == [item * 2 for item in items[taken_count:]]
     assert submitted == items
 
 

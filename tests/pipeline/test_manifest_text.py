@@ -35,14 +35,14 @@ def put(path: Path, text: str | bytes) -> Path:
     return path
 
 
-def quoted(value: str) -> str:
+def quote(value: str) -> str:
     return '"' + value.replace('"', '""') + '"'
 
 
-def carried(path: Path) -> list[str]:
-    found = [image for image in listed(path, carry=["code"]) if isinstance(image, ListedImage)]
-    assert not any(image.problem for image in found)
-    return [json.loads(image.extra or "")["code"] for image in found]
+def read_codes(path: Path) -> list[str]:
+    listed_images = [image for image in listed(path, carry=["code"]) if isinstance(image, ListedImage)]
+    assert not any(image.problem for image in listed_images)
+    return [json.loads(image.extra or "")["code"] for image in listed_images]
 
 
 @pytest.fixture
@@ -59,19 +59,19 @@ def test_manifest_text_is_never_retyped(folder, name):
     elif name.endswith(".jsonl"):
         put(folder / name, "".join(json.dumps({"path": "a.png", "code": value}) + "\n" for value in VALUES))
     else:
-        between = "\t" if name.endswith(".tsv") else ","
+        separator = "\t" if name.endswith(".tsv") else ","
         put(
             folder / name,
-            "".join(f"{between.join(row)}\n" for row in [("path", "code"), *(("a.png", quoted(v)) for v in VALUES)]),
+            "".join(f"{separator.join(row)}\n" for row in [("path", "code"), *(("a.png", quote(v)) for v in VALUES)]),
         )
-    assert carried(folder / name) == VALUES
+    assert read_codes(folder / name) == VALUES
 
 
 def test_manifest_numbers_of_json_lines_are_kept(folder):
     written = ["1e5", "1.10", "123456789012345678901234567890", "[1.0, null]", '{"a": true}', '"x"']
     put(folder / "list.jsonl", "".join(f'{{"path": "a.png", "label": {value}}}\n' for value in written))
-    found = [image for image in listed(folder / "list.jsonl", carry=["label"]) if isinstance(image, ListedImage)]
-    assert [image.extra for image in found] == [f'{{"label": {value}}}' for value in written]
+    listed_images = [image for image in listed(folder / "list.jsonl", carry=["label"]) if isinstance(image, ListedImage)]
+    assert [image.extra for image in listed_images] == [f'{{"label": {value}}}' for value in written]
 
 
 def test_manifest_ignores_unused_columns(folder):
@@ -88,21 +88,21 @@ def test_manifest_ignores_unused_columns(folder):
 @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "marked"])
 def test_manifest_ignores_line_ends_and_byte_order_mark(folder, end, mark):
     put(folder / "list.csv", f"{mark}path,code{end}a.png,1{end}{end}b.png,2{end}")
-    assert carried(folder / "list.csv") == ["1", "2"]
+    assert read_codes(folder / "list.csv") == ["1", "2"]
     if end != "\r":
         put(
             folder / "list.jsonl", f'{mark}{{"path": "a.png", "code": "1"}}{end}  {end}{{"path": "b.png", "code": "2"}}{end}'
         )
-        assert carried(folder / "list.jsonl") == ["1", "2"]
+        assert read_codes(folder / "list.jsonl") == ["1", "2"]
     put(folder / "list.tsv", f"path\tcode{end}a.png\t1{end}b.png\t2{end}".encode("utf-16"))
-    assert carried(folder / "list.tsv") == ["1", "2"]
+    assert read_codes(folder / "list.tsv") == ["1", "2"]
 
 
 def test_manifest_captions_may_have_several_lines(folder):
     """Above 1 MB, a reader that works in blocks cuts rows at line ends within quotes."""
     captions = [f'first line of {n}\nsecond line, "{n}"' for n in range(60_000)]
-    put(folder / "list.csv", "path,code\n" + "".join(f"a.png,{quoted(caption)}\n" for caption in captions))
-    assert carried(folder / "list.csv") == captions
+    put(folder / "list.csv", "path,code\n" + "".join(f"a.png,{quote(caption)}\n" for caption in captions))
+    assert read_codes(folder / "list.csv") == captions
     config = RunConfig(task="denoise", input=str(folder / "list.csv"), output=str(folder / "out"))
     plan = build_plan(resolve(config))
     assert plan.found == len(set(plan.todo["image_id"].to_pylist())) == 60_000
@@ -110,7 +110,7 @@ def test_manifest_captions_may_have_several_lines(folder):
     assert plan.todo["problem"].null_count == 1
     huge = "x" * 3_000_000
     put(folder / "list.csv", f"path,code\na.png,{huge}\nb.png,\n")
-    assert carried(folder / "list.csv") == [huge, ""]
+    assert read_codes(folder / "list.csv") == [huge, ""]
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -171,7 +171,7 @@ def test_manifest_value_that_is_no_path_is_a_reject(folder):
     texts = pa.array(["a.png", "data:image/png;base64," + "A" * 20_000], pa.large_string())
     pq.write_table(pa.table({"image": texts.dictionary_encode()}), folder / "list.parquet")
     put(folder / "list.jsonl", '{"path": 7}\n{"path": ["a.png"]}\n{"path": null}\n')
-    found = images(folder / "list.parquet")
-    assert [(image.problem or "").partition(":")[0] for image in found.values()] == ["", "BadName"]
-    assert max(map(len, found)) < 100
+    listed_images = images(folder / "list.parquet")
+    assert [(image.problem or "").partition(":")[0] for image in listed_images.values()] == ["", "BadName"]
+    assert max(map(len, listed_images)) < 100
     assert [image.problem.partition(":")[0] for image in images(folder / "list.jsonl").values()] == ["BadName"] * 3

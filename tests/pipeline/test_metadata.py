@@ -114,8 +114,8 @@ def test_metadata_that_is_broken_is_dropped(image_format, changes, end, xmp, tar
 
 def test_exif_with_overlapping_values_is_bounded(photo):
     main = struct.pack("<HHHIII", 1, IFD.Exif, 4, 1, 26, 0)
-    many = b"".join(struct.pack("<HHII", tag, 7, 300_000, 0) for tag in range(5000))
-    block = b"II*\0\x08\0\0\0" + main + struct.pack("<H", 5000) + many + bytes(300_000)
+    entries = b"".join(struct.pack("<HHII", tag, 7, 300_000, 0) for tag in range(5000))
+    block = b"II*\0\x08\0\0\0" + main + struct.pack("<H", 5000) + entries + bytes(300_000)
     decoded = decode_image(encode_as(photo, "PNG", exif=b"Exif\0\0" + block))
     assert decoded.metadata.exif is None
     np.testing.assert_array_equal(decoded.rgb, photo)

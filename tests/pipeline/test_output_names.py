@@ -58,8 +58,8 @@ def test_output_names_are_unique(changes: dict[str, str | None]) -> None:
 @given(PATH.filter(is_path_on_disk), NEW)
 def test_output_name_of_a_renamed_source_is_reserved(path: str, new_extension: str | None) -> None:
     victim = "../victim.jpg"
-    attack = output_name(victim, None)
-    assert output_name(attack, new_extension) != output_name(victim, None)
+    output_of_victim = output_name(victim, None)
+    assert output_name(output_of_victim, new_extension) != output_name(victim, None)
     assert output_name(path, new_extension) != output_name(victim, None)
 
 

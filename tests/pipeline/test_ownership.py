@@ -77,12 +77,12 @@ def test_first_run_into_a_project_changes_nothing(tmp_path, crops):
     source = save(tmp_path / "in", crops, "a.png", "b.png")
     project = tmp_path / "project"
     save(project / "images", crops[5:], "a.png")
-    before = files_below(tmp_path)
+    files_before = files_below(tmp_path)
     with pytest.raises(ConfigError, match="images/ contains files"):
         run(denoise(source, project))
     with pytest.raises(ConfigError, match="images/ contains files"):
         check_output_task(resolve(denoise(source, project)))
-    assert files_below(tmp_path) == before
+    assert files_below(tmp_path) == files_before
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -102,21 +102,21 @@ def test_output_continues_after_partial_loss(tmp_path, crops):
 @pytest.mark.usefixtures("ray_session")
 def test_other_memory_card_needs_allow_new_input(tmp_path, crops):
     one = save(tmp_path / "one/DCIM", crops, "1.png", "2.png")
-    other = save(tmp_path / "other/DCIM", crops[5:], "1.png", "3.png")
+    other_input = save(tmp_path / "other/DCIM", crops[5:], "1.png", "3.png")
     output = tmp_path / "out"
     run(denoise(one, output))
-    before = files_below(output / "images")
+    files_before = files_below(output / "images")
     with pytest.raises(ConfigError, match=r"1 of its 2 images .* from .*one/DCIM \(for example 1\.png\)"):
-        run(denoise(other, output))
+        run(denoise(other_input, output))
     # A second attempt fails as well, because a failed run does not record its input.
     with pytest.raises(ConfigError, match="allow_new_input"):
-        run(denoise(other, output))
-    assert files_below(output / "images") == before
+        run(denoise(other_input, output))
+    assert files_below(output / "images") == files_before
     assert {row["rel_path"] for row in rows(output)} == {"1.png", "2.png"}
 
-    assert run(denoise(other, output, allow_new_input=True))["ok"] == 2
+    assert run(denoise(other_input, output, allow_new_input=True))["ok"] == 2
     # From now on its location is recorded, and the earlier location counts as new.
-    assert run(denoise(other, output))["planned"] == 0
+    assert run(denoise(other_input, output))["planned"] == 0
     with pytest.raises(ConfigError, match=r"1 of its 2 images"):
         run(denoise(one, output))
     assert verify(Store(str(output))).problems == []
@@ -177,8 +177,8 @@ def test_images_without_rows_are_replaced(tmp_path, crops):
 @pytest.mark.parametrize("place", ["local", "moto"])
 def test_file_older_than_the_first_claim_is_kept(request, tmp_path, crops, place):
     """On disk and in a bucket, a run replaces only files that are newer than the first claim."""
-    where = tmp_path if place == "local" else request.getfixturevalue("moto_bucket")
-    job = resolve(denoise(save(tmp_path / "in", crops, "1.png", "2.png"), f"{where}/out"))
+    folder_url = tmp_path if place == "local" else request.getfixturevalue("moto_bucket")
+    job = resolve(denoise(save(tmp_path / "in", crops, "1.png", "2.png"), f"{folder_url}/out"))
     job.output.write("images/1.png", b"mine")
     time.sleep(1.1)
     job.output.write("runs/mark", b"")

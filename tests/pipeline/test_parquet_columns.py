@@ -117,17 +117,18 @@ def test_parquet_unreadable_column_is_named_with_its_type(tmp_path, crops, name,
 
 
 def test_parquet_image_column_is_detected_or_requested(tmp_path, crops):
-    photo, other = pictures(crops, 2)
+    photo, other_photo = pictures(crops, 2)
     pq.write_table(pa.table({"digest": [b"\1\2"], "scan": [photo]}), tmp_path / "one.parquet")
-    pq.write_table(pa.table({"left": [photo], "right": [other]}), tmp_path / "two.parquet")
+    pq.write_table(pa.table({"left": [photo], "right": [other_photo]}), tmp_path / "two.parquet")
     pq.write_table(pa.table({"md5": pa.array([bytes(16)], pa.binary(16)), "n": [1]}), tmp_path / "none.parquet")
-    found = listed(tmp_path)
-    assert found[0] == "parquet"
-    assert (found[1].rel_path, found[1].problem) == ("one.parquet/row-000000000", None)
+    listed_images = listed(tmp_path)
+    assert listed_images[0] == "parquet"
+    assert (listed_images[1].rel_path, listed_images[1].problem) == ("one.parquet/row-000000000", None)
     assert (
-        found[2].problem == "UnreadColumn: left (binary), right (binary): all of them hold images. Name one in source.image"
+        listed_images[2].problem
+        == "UnreadColumn: left (binary), right (binary): all of them hold images. Name one in source.image"
     )
-    assert [image.size for image in images(tmp_path / "two.parquet", image="right").values()] == [len(other)]
+    assert [image.size for image in images(tmp_path / "two.parquet", image="right").values()] == [len(other_photo)]
 
 
 @pytest.mark.parametrize(

@@ -31,19 +31,19 @@ SCRIPT = Path(__file__).parents[1] / "support/plain_disk.py"
 @pytest.fixture
 def plain(tmp_path: Path) -> Iterator[Path]:
     """Mount the file system of plain_disk.py; yield its folder."""
-    behind, mounted = tmp_path / "behind", tmp_path / "plain"
-    behind.mkdir()
-    mounted.mkdir()
-    command = [sys.executable, str(SCRIPT), str(behind), str(mounted)]
+    backing_folder, mount_folder = tmp_path / "behind", tmp_path / "plain"
+    backing_folder.mkdir()
+    mount_folder.mkdir()
+    command = [sys.executable, str(SCRIPT), str(backing_folder), str(mount_folder)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        while server.poll() is None and not os.path.ismount(mounted):
+        while server.poll() is None and not os.path.ismount(mount_folder):
             time.sleep(0.05)
         if server.poll() is not None:
             pytest.skip("no FUSE here: it takes /dev/fuse, libfuse and mfusepy")
         try:
-            yield mounted
+            yield mount_folder
         finally:
-            subprocess.run(["umount", "-l", mounted], check=False)
+            subprocess.run(["umount", "-l", mount_folder], check=False)
             server.terminate()
 
 
@@ -114,16 +114,16 @@ def test_store_creates_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_store_removes_a_created_file_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty claim would make all later runs wait."""
-    real = Path.open
+    original_function = Path.open
 
-    def full(path: Path, mode: str = "r", *more: Any, **named: Any) -> Any:
-        file = real(path, mode, *more, **named)
+    def open_and_close(path: Path, mode: str = "r", *more: Any, **named: Any) -> Any:
+        file = original_function(path, mode, *more, **named)
         if mode == "xb":
             file.close()
         return file
 
     monkeypatch.setattr(os, "link", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EPERM, "no links")))
-    monkeypatch.setattr(Path, "open", full)
+    monkeypatch.setattr(Path, "open", open_and_close)
     with pytest.raises(ValueError, match="closed"):
         Store(str(tmp_path)).create("a", b"1")
     assert list(tmp_path.iterdir()) == []
@@ -131,25 +131,27 @@ def test_store_removes_a_created_file_after_an_error(tmp_path: Path, monkeypatch
 
 def test_store_accepts_its_link_after_a_lost_reply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """NFS repeats a request if the reply is lost, and then reports that the file exists."""
-    real = os.link
+    original_function = os.link
 
-    def repeated(source: Any, target: Any, **more: Any) -> None:
-        real(source, target, **more)
-        real(source, target, **more)
+    def link_twice(source: Any, target: Any, **more: Any) -> None:
+        original_function(source, target, **more)
+        original_function(source, target, **more)
 
-    monkeypatch.setattr(os, "link", repeated)
+    monkeypatch.setattr(os, "link", link_twice)
     store = Store(str(tmp_path))
     assert [store.create("a", b"mine"), store.create("a", b"theirs")] == [True, False]
 
 
-@pytest.mark.parametrize(("name", "fine"), [("EINVAL", True), ("ENOTSUP", True), ("ENOSYS", True), ("EIO", False)])
-def test_store_tolerates_a_missing_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, fine: bool) -> None:
+@pytest.mark.parametrize(("name", "is_tolerated"), [("EINVAL", True), ("ENOTSUP", True), ("ENOSYS", True), ("EIO", False)])
+def test_store_tolerates_a_missing_fsync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, is_tolerated: bool
+) -> None:
     def fsync(file: int) -> None:
         raise OSError(getattr(errno, name), name)
 
     monkeypatch.setattr(os, "fsync", fsync)
     store = Store(str(tmp_path))
-    if fine:
+    if is_tolerated:
         store.write("a", b"1", durable=True)
         assert store.read("a") == b"1"
     else:

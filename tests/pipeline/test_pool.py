@@ -93,9 +93,9 @@ NODES = st.lists(st.tuples(st.integers(0, 96), st.integers(0, 8)), min_size=1, m
     workers=st.none() | st.integers(1, 40),
 )
 def test_pool_fits_all_its_workers(nodes, share, gpu, workers) -> None:
-    want = PoolConfig(gpus_per_worker=share, gpu=gpu, workers=workers)
+    pool_config = PoolConfig(gpus_per_worker=share, gpu=gpu, workers=workers)
     try:
-        pool = pool_for(want, nodes)
+        pool = pool_for(pool_config, nodes)
     except ConfigError as e:
         (room,) = re.findall(r"there is room for (\d+)", str(e))
         assert int(room) < (workers or 1)
@@ -143,38 +143,38 @@ def test_pool_plans_for_autoscaled_nodes() -> None:
 
 def test_pool_waits_once_for_autoscaled_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The wait starts with the workers, because the autoscaler adds nodes only on demand."""
-    slept: list[float] = []
+    sleeps: list[float] = []
     monkeypatch.setattr("imagemill.pipeline.cluster.pool.node_resources", lambda: [(0.0, 0.0)])
-    monkeypatch.setattr("imagemill.pipeline.cluster.pool.time.sleep", slept.append)
+    monkeypatch.setattr("imagemill.pipeline.cluster.pool.time.sleep", sleeps.append)
     assert nodes_with_room(PoolConfig(workers=2, wait_s=600)) == [(0.0, 0.0)]
-    assert not slept
+    assert not sleeps
     nodes_with_room(PoolConfig(), patience_s=0.01)
-    assert slept
+    assert sleeps
 
 
 def test_pool_describes_its_resources() -> None:
     nodes = [(0.0, 0.0), (8.0, 1.0), (8.0, 1.0)]
-    said = pool_for(PoolConfig(), nodes).on(nodes)
-    assert said == "2 workers of 8 CPUs and a GPU each; cluster: 16 CPUs and 2 GPUs on 2 nodes"
+    description = pool_for(PoolConfig(), nodes).on(nodes)
+    assert description == "2 workers of 8 CPUs and a GPU each; cluster: 16 CPUs and 2 GPUs on 2 nodes"
 
 
-@pytest.mark.parametrize(("nodes", "ends"), [([(1, 0)], True), ([(2, 0)], False)])
-def test_run_without_room_and_progress_ends(monkeypatch: pytest.MonkeyPatch, nodes, ends) -> None:
+@pytest.mark.parametrize(("nodes", "is_ended"), [([(1, 0)], True), ([(2, 0)], False)])
+def test_run_without_room_and_progress_ends(monkeypatch: pytest.MonkeyPatch, nodes, is_ended) -> None:
     for resources in ("node_resources", "free_resources"):
         monkeypatch.setattr(f"imagemill.pipeline.cluster.watch.{resources}", lambda: nodes)
     monkeypatch.setattr("imagemill.pipeline.cluster.watch.LOOK_SECONDS", 0.0)
-    look = Room(Pool(workers=2, num_cpus=1, num_gpus=0, threads=2, batch_size=8), lambda: 7, patience_s=0.01)
-    look()
+    check_room = Room(Pool(workers=2, num_cpus=1, num_gpus=0, threads=2, batch_size=8), lambda: 7, patience_s=0.01)
+    check_room()
     time.sleep(0.02)
-    if ends:
+    if is_ended:
         with pytest.raises(NoRoom, match="2 workers"):
-            look()
+            check_room()
     else:
-        look()
+        check_room()
 
 
 @pytest.mark.parametrize(
-    ("free", "begun", "wait_s", "ends", "said"),
+    ("free", "placed_workers", "wait_s", "is_ended", "expected_message"),
     [
         ([(0.0, 0.0)], 0, 0, False, "0 of 2 CPUs are free, and 0 of 2 workers have a place"),
         ([(0.0, 0.0)], 1, 0.001, False, "0 of 2 CPUs are free, and 1 of 2 workers have a place"),
@@ -184,25 +184,27 @@ def test_run_without_room_and_progress_ends(monkeypatch: pytest.MonkeyPatch, nod
     ],
     ids=["waits", "some work", "limit", "all work", "room"],
 )
-def test_pool_reports_resources_held_by_others(free, begun, wait_s, ends, said, monkeypatch, caplog) -> None:
+def test_pool_reports_resources_held_by_others(
+    free, placed_workers, wait_s, is_ended, expected_message, monkeypatch, caplog
+) -> None:
     """If other jobs hold the CPUs, a run waits, logs it, and ends only after `wait_s`."""
-    seen = {"node_resources": [(2.0, 0.0)], "free_resources": free, "placed": begun}
-    for name, value in seen.items():
+    cluster_state = {"node_resources": [(2.0, 0.0)], "free_resources": free, "placed": placed_workers}
+    for name, value in cluster_state.items():
         monkeypatch.setattr(f"imagemill.pipeline.cluster.watch.{name}", lambda value=value: value)
     for name in ("LOOK_SECONDS", "TAKEN_SECONDS"):
         monkeypatch.setattr(f"imagemill.pipeline.cluster.watch.{name}", 0.0)
     pool = Pool(workers=2, num_cpus=1, num_gpus=0, threads=2, batch_size=8)
-    look = Room(pool, lambda: 7, patience_s=0.01, shared=True, wait_s=wait_s)
+    check_room = Room(pool, lambda: 7, patience_s=0.01, shared=True, wait_s=wait_s)
     time.sleep(0.02)
-    if ends:
-        with pytest.raises(NoRoom, match="other work has held the cluster") as ended:
-            look()
-        assert ended.value.taken
+    if is_ended:
+        with pytest.raises(NoRoom, match="other work has held the cluster") as error:
+            check_room()
+        assert error.value.taken
     else:
-        look()
-        look()
+        check_room()
+        check_room()
         # The message is logged at most once a minute.
-        assert [said in record.message for record in caplog.records] == ([True] if said else [])
+        assert [expected_message in record.message for record in caplog.records] == ([True] if expected_message else [])
 
 
 def test_pool_uses_less_than_one_cpu() -> None:
@@ -215,24 +217,28 @@ def test_pool_uses_less_than_one_cpu() -> None:
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize(
-    ("before", "pool"), [((2.0, 0.0), "2 workers of 1 CPU each"), ((1.0, 1.0), "1 worker of 1 CPU and a GPU each")]
+    ("first_node", "pool"), [((2.0, 0.0), "2 workers of 1 CPU each"), ((1.0, 1.0), "1 worker of 1 CPU and a GPU each")]
 )
-def test_run_continues_in_a_smaller_pool(before, pool, tmp_path, crops, monkeypatch, caplog) -> None:
+def test_run_continues_in_a_smaller_pool(first_node, pool, tmp_path, crops, monkeypatch, caplog) -> None:
     """A node dies: the pool was sized for two CPUs or for a GPU, and one CPU remains."""
     make_photos(Store(str(tmp_path / "in")), 30, crops)
-    seen = iter([[before]])
+    node_lists = iter([[first_node]])
     for module in ("cluster.pool", "engines.ray_engine", "cluster.watch"):
-        monkeypatch.setattr(f"imagemill.pipeline.{module}.node_resources", lambda: next(seen, [(1.0, 0.0)]))
+        monkeypatch.setattr(f"imagemill.pipeline.{module}.node_resources", lambda: next(node_lists, [(1.0, 0.0)]))
     monkeypatch.setattr("imagemill.pipeline.cluster.watch.LOOK_SECONDS", 0.1)
     monkeypatch.setattr("imagemill.pipeline.engines.ray_engine.PATIENCE_SECONDS", 0.1)
     with caplog.at_level("INFO", logger="imagemill"):
         record = run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out"), rows_per_part=5))
-    said = [each.message for each in caplog.records if each.name.startswith("imagemill") and "worker" in each.message]
+    messages = [
+        log_record.message
+        for log_record in caplog.records
+        if log_record.name.startswith("imagemill") and "worker" in log_record.message
+    ]
     expected = (f"30 images; {pool}", "nodes were lost", "1 worker of 1 CPU each")
-    assert all(text in line for text, line in zip(expected, said, strict=True)), said
+    assert all(text in line for text, line in zip(expected, messages, strict=True)), messages
     assert (record["ok"], record["rejected"]) == (30, 0)
-    checked = verify(Store(str(tmp_path / "out")))
-    assert (checked.problems, checked.rows, checked.files) == ([], 30, 30)
+    verification = verify(Store(str(tmp_path / "out")))
+    assert (verification.problems, verification.rows, verification.files) == ([], 30, 30)
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -240,29 +246,29 @@ def test_signal_ends_a_run_and_the_next_completes_it(tmp_path, crops) -> None:
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 200, crops)
 
-    def ended(signum: int, frame: Any) -> None:
+    def raise_deadline(signum: int, frame: Any) -> None:
         raise Deadline
 
-    def send() -> None:
+    def send_alarm() -> None:
         while not images_written(output):
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGALRM)
 
-    before = signal.signal(signal.SIGALRM, ended)
+    previous_handler = signal.signal(signal.SIGALRM, raise_deadline)
     config = RunConfig(task="denoise", input=source.url, output=output.url, rows_per_part=5)
     record = RunRecord()
     try:
-        threading.Thread(target=send, daemon=True).start()
+        threading.Thread(target=send_alarm, daemon=True).start()
         with pytest.raises(Deadline):
             run(config, record)
     finally:
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, previous_handler)
     assert record.exit_code == Deadline.exit_code
     assert record.ok is not None
     assert record.ok < 200
     run(config)
-    checked = verify(output)
-    assert (checked.problems, checked.rows, checked.files) == ([], 200, 200)
+    verification = verify(output)
+    assert (verification.problems, verification.rows, verification.files) == ([], 200, 200)
 
 
 def test_large_photos_are_distributed_evenly() -> None:

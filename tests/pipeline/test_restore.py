@@ -66,19 +66,19 @@ def test_inpaint_reads_masks_next_to_images(tmp_path, crops, untrained):
     assert not verify(Store(str(output))).problems
     for name, written in (("a.jpg", "a.jpg.png"), ("deep/b.v2.png", "deep/b.v2.png")):
         source = np.asarray(Image.open(photos / name).convert("RGB"))
-        known = hole_in(source.shape) == 0
+        is_known = hole_in(source.shape) == 0
         restored = np.asarray(Image.open(output / "images" / written))
-        assert np.array_equal(restored[known], source[known])
-        assert (restored[~known] != source[~known]).any()
+        assert np.array_equal(restored[is_known], source[is_known])
+        assert (restored[~is_known] != source[~is_known]).any()
 
     assert run(config)["planned"] == 0
     Image.fromarray(hole_in(crops[0].shape, 60)).save(photos / "a.mask.png")
     Image.fromarray(hole_in(crops[2].shape)).save(photos / "bare.mask.png")
-    again = run(config)
-    assert (again["planned"], again["ok"]) == (2, 2)
+    second_record = run(config)
+    assert (second_record["planned"], second_record["ok"]) == (2, 2)
     source = np.asarray(Image.open(photos / "a.jpg").convert("RGB"))
-    known = hole_in(source.shape, 60) == 0
-    assert np.array_equal(np.asarray(Image.open(output / "images" / "a.jpg.png"))[known], source[known])
+    is_known = hole_in(source.shape, 60) == 0
+    assert np.array_equal(np.asarray(Image.open(output / "images" / "a.jpg.png"))[is_known], source[is_known])
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -108,8 +108,8 @@ def test_inpaint_reads_masks_in_shards(tmp_path, crops, untrained, mode):
         assert np.array_equal(restored[hole == 0], crops[0][hole == 0])
         assert (restored[hole > 0] != crops[0][hole > 0]).any()
     write(members | {"c.mask.png": mask})
-    again = run(config)
-    assert (again["planned"], again["ok"]) == (1, 1)
+    second_record = run(config)
+    assert (second_record["planned"], second_record["ok"]) == (1, 1)
 
 
 @pytest.mark.usefixtures("ray_session")

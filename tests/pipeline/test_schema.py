@@ -70,9 +70,11 @@ def test_latent_round_trip_is_exact(symbols: np.ndarray) -> None:
 
 @given(SYMBOLS)
 def test_latent_round_trip_of_strided_arrays(symbols: np.ndarray) -> None:
-    turned = symbols.transpose(2, 0, 1)
-    packed = pack_latent(turned)
-    np.testing.assert_array_equal(unpack_latent(packed["latent"], packed["latent_shape"], packed["latent_crc32"]), turned)
+    transposed = symbols.transpose(2, 0, 1)
+    packed = pack_latent(transposed)
+    np.testing.assert_array_equal(
+        unpack_latent(packed["latent"], packed["latent_shape"], packed["latent_crc32"]), transposed
+    )
 
 
 @given(SYMBOLS, st.data())
@@ -180,7 +182,7 @@ def test_payload_survives_a_part() -> None:
     np.testing.assert_array_equal(
         decode_symbols(second, None), decode_symbols(next(iterate_latent_rows(table_of([4]))), None)
     )
-    wrong = [
+    invalid_changes = [
         {"latent_payload": None},
         {"latent_payload": first["latent_payload"][:-4]},
         {"latent_crc32": first["latent_crc32"] ^ 1},
@@ -190,7 +192,7 @@ def test_payload_survives_a_part() -> None:
         {"latent_shape": [60]},
         {"latent_shape": [4, 0, 5]},
     ]
-    for change in wrong:
+    for change in invalid_changes:
         with pytest.raises(LatentError):
             decode_symbols(first | change, model)
     with pytest.raises(LatentError, match="no entropy tables"):
@@ -205,7 +207,7 @@ def test_latent_too_large_for_a_list_is_one_frame(monkeypatch: pytest.MonkeyPatc
     [back] = iterate_latent_rows(pq.read_table(io.BytesIO(parquet_bytes(pa.Table.from_pylist([large], schema), 3))))
     assert back["latent"] is None
     np.testing.assert_array_equal(decode_symbols(back, None), symbols)
-    wrong = [
+    invalid_changes = [
         {"latent_zstd": None},
         {"latent_zstd": back["latent_zstd"][:-4]},
         {"latent_zstd": b""},
@@ -214,7 +216,7 @@ def test_latent_too_large_for_a_list_is_one_frame(monkeypatch: pytest.MonkeyPatc
         {"latent_shape": [10**12, 3, 5]},
         {"latent_shape": [60]},
     ]
-    for change in wrong:
+    for change in invalid_changes:
         with pytest.raises(LatentError):
             decode_symbols(back | change, None)
     monkeypatch.setattr("imagemill.pipeline.schema.LIST_VALUES", 60)

@@ -43,10 +43,10 @@ def test_tar_members_are_grouped_like_webdataset(tmp_path, crops):
             "0004.cls": b"7",
         },
     )
-    found = images(tmp_path)
-    assert set(found) == {"a.tar/x/0001.left.png", "a.tar/v1.5/0002.JPEG", "a.tar/0003"}
-    assert json.loads(found["a.tar/x/0001.left.png"].extra or "") == {"json": {"caption": "a cat"}, "txt": "größer"}
-    assert found["a.tar/v1.5/0002.JPEG"].extra is None
+    listed_images = images(tmp_path)
+    assert set(listed_images) == {"a.tar/x/0001.left.png", "a.tar/v1.5/0002.JPEG", "a.tar/0003"}
+    assert json.loads(listed_images["a.tar/x/0001.left.png"].extra or "") == {"json": {"caption": "a cat"}, "txt": "größer"}
+    assert listed_images["a.tar/v1.5/0002.JPEG"].extra is None
     assert sorted(kind for kind in listed(tmp_path) if isinstance(kind, str)) == ["cls", "json", "other", "txt"]
     assert json.loads(images(tmp_path / "a.tar", carry=["cls"])["a.tar/0003"].extra or "null") is None
 
@@ -80,15 +80,19 @@ def test_cut_shard_lists_images_before_the_cut(tmp_path, crops, suffix):
     (source / f"s{suffix}").write_bytes(data[: len(data) * 7 // 10])
     config = RunConfig(task="denoise", input=str(source), output=str(output), max_reject_fraction=1)
     first = run(config)
-    done = rows(output)
+    done_rows = rows(output)
     # bzip2 decodes nothing of a truncated block, and this file is a single block.
-    assert (0 if suffix == ".tar.bz2" else 1) <= len(done) == first["ok"] < 5
+    assert (0 if suffix == ".tar.bz2" else 1) <= len(done_rows) == first["ok"] < 5
     assert first["reasons"] == {"CutShard": 1}
     assert run(config)["planned"] == 0
 
     shutil.copy(whole, source / f"s{suffix}")
-    again = run(config)
-    assert (again["ok"], again["rejected"], again["done_before"]) == (5 - len(done), 0, len(done))
+    second_record = run(config)
+    assert (second_record["ok"], second_record["rejected"], second_record["done_before"]) == (
+        5 - len(done_rows),
+        0,
+        len(done_rows),
+    )
     assert set(rows(output)) == {f"s{suffix}/{n}.png" for n in range(5)}
     assert all(
         Image.open(output / row["output_uri"]).size == Image.open(io.BytesIO(photos[int(name[-5])])).size
@@ -104,11 +108,11 @@ def test_zstd_tar_seeks_and_detects_a_cut(tmp_path, crops):
     with pa.CompressedOutputStream(str(tmp_path / "in.tar.zst"), "zstd") as out:
         out.write(plain)
     source = open_input(str(tmp_path / "in.tar.zst"), StorageConfig(), SourceConfig())
-    found = [image for image in list_images(source) if isinstance(image, ListedImage)]
-    assert [image.rel_path for image in found] == [f"in.tar.zst/{n}.png" for n in range(6)]
+    listed_images = [image for image in list_images(source) if isinstance(image, ListedImage)]
+    assert [image.rel_path for image in listed_images] == [f"in.tar.zst/{n}.png" for n in range(6)]
     reader = FORMAT.reader(source.store, "in.tar.zst", SourceConfig())
     for n in (0, 1, 4, 2, 5):
-        assert reader.read(found[n].offset, found[n].size) == photos[n]
+        assert reader.read(listed_images[n].offset, listed_images[n].size) == photos[n]
     packed = (tmp_path / "in.tar.zst").read_bytes()
     (tmp_path / "cut.tar.zst").write_bytes(packed[: len(packed) * 2 // 3])
     (tmp_path / "bad.tar.zst").write_bytes(b"no zstd" * 100)
@@ -157,9 +161,9 @@ def test_tar_without_end_mark_is_cut_off(tmp_path, crops):
     shard(tmp_path / "a.tar", {"0.png": photo, "1.png": photo})
     size = 2 * (512 + -(-len(photo) // 512) * 512)
     (tmp_path / "b.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:size])
-    found = images(tmp_path)
-    assert [name for name, image in found.items() if image.problem] == ["b.tar"]
-    assert {"a.tar/0.png", "a.tar/1.png", "b.tar/0.png", "b.tar/1.png"} <= set(found)
+    listed_images = images(tmp_path)
+    assert [name for name, image in listed_images.items() if image.problem] == ["b.tar"]
+    assert {"a.tar/0.png", "a.tar/1.png", "b.tar/0.png", "b.tar/1.png"} <= set(listed_images)
 
 
 def add_sparse(tar: tarfile.TarFile, name: str, data: bytes, claimed: int) -> None:
@@ -181,9 +185,9 @@ def test_tar_sparse_member_is_a_reject(tmp_path, crops):
         add_sparse(tar, "1.png", photo, 1 << 60)
         add_sparse(tar, "1.json", photo, 1 << 60)
         add(tar, "2.png", photo)
-    found = images(tmp_path)
-    assert [(image.problem or "").partition(":")[0] for image in found.values()] == ["Sparse", "Sparse", ""]
-    assert found["a.tar/2.png"].size == len(photo)
+    listed_images = images(tmp_path)
+    assert [(image.problem or "").partition(":")[0] for image in listed_images.values()] == ["Sparse", "Sparse", ""]
+    assert listed_images["a.tar/2.png"].size == len(photo)
 
 
 def test_tar_members_stay_inside_the_output(tmp_path, crops):
@@ -219,14 +223,14 @@ def test_mask_belongs_to_the_image_with_its_stem(tmp_path, crops):
     with (tmp_path / "huge.mask.png").open("wb") as huge:
         huge.truncate(MAX_FILE_BYTES + 1)
     source = open_input(str(tmp_path), StorageConfig(), SourceConfig())
-    found = {image.rel_path: image for image in list_images(source, masks=True) if isinstance(image, ListedImage)}
-    assert {name: image.problem for name, image in found.items()} == {
+    listed_images = {image.rel_path: image for image in list_images(source, masks=True) if isinstance(image, ListedImage)}
+    assert {name: image.problem for name, image in listed_images.items()} == {
         "huge.png": None,
         "pipe.png": "BadName: its mask: a pipe, socket or device, not a file",
         "s.v1.tar/plain": None,
         "s.v1.tar/v.2/c.png": "Link: its mask: a link in a tar, not a file",
     }
-    todo, _ = build_references(found.values(), source.store, "", {})
+    todo, _ = build_references(listed_images.values(), source.store, "", {})
     by_name = {row["rel_path"]: row for row in todo.to_pylist()}
     reading = ImageReader(source, 1)
     assert reading.read(by_name["s.v1.tar/plain"]) == (photo, photo)
@@ -248,12 +252,12 @@ def test_parquet_shards_in_a_bucket_keep_columns(rclone_bucket, crops, tmp_path)
     config = RunConfig(task="denoise", input=source.url, output=str(output), max_reject_fraction=1)
     record = run(config)
     assert (record["ok"], record["reasons"]) == (9, {"EmptyFile": 1})
-    found = rows(output)
-    assert {name.rpartition("/")[0] for name in found} == {"a.parquet", "deep/b.parquet"}
-    assert (output / found["deep/b.parquet/row-000000001"]["output_uri"]).suffix == ".png"
+    output_rows = rows(output)
+    assert {name.rpartition("/")[0] for name in output_rows} == {"a.parquet", "deep/b.parquet"}
+    assert (output / output_rows["deep/b.parquet/row-000000001"]["output_uri"]).suffix == ".png"
     assert run(config)["planned"] == 0
-    carried = images_of_store(source, "a.parquet", carry=["label"])
-    assert [json.loads(image.extra or "")["label"] for image in carried] == list(range(7))
+    carried_images = images_of_store(source, "a.parquet", carry=["label"])
+    assert [json.loads(image.extra or "")["label"] for image in carried_images] == list(range(7))
     with pytest.raises(ConfigError, match=r"no_such.*id, image, label"):
         images_of_store(source, "a.parquet", key="no_such")
 
@@ -270,10 +274,10 @@ def test_find_images_in_folders_with_shard_suffixes(tmp_path, crops):
     (source / "data.parquet").mkdir()
     (source / "data.parquet/a.png").write_bytes(photo)
     names = {"x.tar/deep.tar/0.png", "y.tar/z.tar/0.png", "data.parquet/a.png"}
-    there = find_images(
+    existing_images = find_images(
         open_input(str(source), StorageConfig(), SourceConfig()), {*names, "x.tar/gone.png"}, Store(str(tmp_path / "out"))
     )
-    assert sorted(image.rel_path for image in there) == sorted(names)
+    assert sorted(image.rel_path for image in existing_images) == sorted(names)
 
 
 def test_changed_packed_shard_is_reopened_a_few_times(tmp_path, crops, monkeypatch):

@@ -122,9 +122,9 @@ def test_store_create_has_one_winner(any_url: str) -> None:
 def test_store_can_be_pickled(any_url: str) -> None:
     store = Store(any_url, StorageConfig(region="us-east-1"))
     store.write("a.jpg", b"1")
-    there = pickle.loads(pickle.dumps(store))
-    assert (there.url, there.root, there.scheme, there.config) == (store.url, store.root, store.scheme, store.config)
-    assert there.read("a.jpg") == b"1"
+    copy = pickle.loads(pickle.dumps(store))
+    assert (copy.url, copy.root, copy.scheme, copy.config) == (store.url, store.root, store.scheme, store.config)
+    assert copy.read("a.jpg") == b"1"
 
 
 def test_store_uris_round_trip(any_url: str) -> None:
@@ -171,8 +171,8 @@ def test_store_lists_nameless_folders_once(moto_bucket: str, paths: list[str]) -
     for path in paths:
         store.write(path, b"1")
     assert sorted(e.path for e in store.entries()) == sorted(paths)
-    below = [path for path in paths if path.startswith("in/")]
-    assert sorted(e.path for e in store.entries("in")) == sorted(below)
+    input_paths = [path for path in paths if path.startswith("in/")]
+    assert sorted(e.path for e in store.entries("in")) == sorted(input_paths)
 
 
 def test_store_listing_spans_pages(moto_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,11 +337,11 @@ def test_odd_etag_leaves_others_compared(moto_bucket: str, monkeypatch: pytest.M
     assert store.read("a.bin") == b"a.bin" * 100
     assert store.read("odd.bin") == b"odd.bin" * 100
 
-    def flipped(this: Store, answer: dict[str, Any]) -> bytes:
-        data = body(this, answer)
+    def flip_first_byte(reading_store: Store, answer: dict[str, Any]) -> bytes:
+        data = body(reading_store, answer)
         return bytes([data[0] ^ 1]) + data[1:] if next(flips) else data
 
-    monkeypatch.setattr(Store, "_body", flipped)
+    monkeypatch.setattr(Store, "_body", flip_first_byte)
     assert store.read("b.bin") == b"b.bin" * 100
 
 

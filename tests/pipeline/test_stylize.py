@@ -79,14 +79,14 @@ def test_stylize_continues_after_an_interruption(config, tmp_path, crops):
     assert first["planned"] == 2
     rest = run(config())
     assert (rest["done_before"] + rest["rejects_waiting"], rest["planned"]) == (2, 2)
-    found = rows(tmp_path / "out")
-    assert sorted(found) == ["alpha.png", "gray.png", "turned.jpg"]
-    opened = {name: Image.open(tmp_path / "out" / row["output_uri"]) for name, row in found.items()}
+    result_rows = rows(tmp_path / "out")
+    assert sorted(result_rows) == ["alpha.png", "gray.png", "turned.jpg"]
+    opened = {name: Image.open(tmp_path / "out" / row["output_uri"]) for name, row in result_rows.items()}
     assert opened["gray.png"].mode == "RGB"
     with Image.open(tmp_path / "photos" / "alpha.png") as source:
         assert np.array_equal(np.asarray(opened["alpha.png"])[..., 3], np.asarray(source)[..., 3])
     assert opened["turned.jpg"].size == crops[2].shape[:2]
-    parameters = json.loads(found["gray.png"]["parameters"])
+    parameters = json.loads(result_rows["gray.png"]["parameters"])
     assert parameters["method"] == "adain"
     (digest,) = parameters["style"]
     assert (tmp_path / "out" / "exemplars" / digest[:16]).read_bytes() == (tmp_path / "style.png").read_bytes()
@@ -100,14 +100,14 @@ def test_stylize_continues_after_an_interruption(config, tmp_path, crops):
 def test_stylize_stores_losses_in_rows(config, tmp_path):
     record = run(config(method="gatys", optimizer="adam", steps=3, size=64, preserve_color=True, beta=50))
     assert (record["ok"], record["rejected"]) == (3, 1)
-    found = rows(tmp_path / "out")
-    for name, row in found.items():
+    result_rows = rows(tmp_path / "out")
+    for name, row in result_rows.items():
         assert len(row["losses"]) == 4
         assert row["losses"][-1] == pytest.approx(row["content_loss"] + 50 * row["style_loss"], rel=1e-4)
         image = Image.open(tmp_path / "out" / row["output_uri"])
         assert max(image.size) == 64
         assert image.mode == {"gray.png": "L", "alpha.png": "RGBA", "turned.jpg": "RGB"}[name]
-    assert json.loads(found["gray.png"]["parameters"])["steps"] == 3
+    assert json.loads(result_rows["gray.png"]["parameters"])["steps"] == 3
 
 
 def png_header(width: int, height: int) -> bytes:

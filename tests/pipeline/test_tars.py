@@ -75,26 +75,26 @@ def test_tar_concatenation_is_read_to_the_end(tmp_path, crops, suffix, between):
 def test_tar_data_after_the_end_mark_is_read_or_named(tmp_path, crops, suffix):
     pack, photo = PACKED[suffix], pictures(crops, 1)[0]
     first, second = tar({"a.png": photo}), tar({f"b{n}.png": photo for n in range(3)})
-    after = "BadShard: the data after the end of an archive, from byte 51,200, is not a tar archive but "
+    prefix = "BadShard: the data after the end of an archive, from byte 51,200, is not a tar archive but "
     first += bytes(51_200 - len(first))
     path = tmp_path / f"in{suffix}"
-    for rest, found, said in (
-        (b"PK\3\4" + bytes(600), 1, f"{after}a ZIP archive"),
-        (b"garbage" * 200, 1, f"{after}unknown data that begins with b'garbageg'"),
-        (b"\x1f\x8b\x08" + bytes(600), 1, f"{after}data compressed by gzip"),
+    for rest, image_count, expected_problem in (
+        (b"PK\3\4" + bytes(600), 1, f"{prefix}a ZIP archive"),
+        (b"garbage" * 200, 1, f"{prefix}unknown data that begins with b'garbageg'"),
+        (b"\x1f\x8b\x08" + bytes(600), 1, f"{prefix}data compressed by gzip"),
         (second[: 512 + len(photo) // 2], 1, "CutShard: b0.png is cut off: the members after it are lost"),
         (second[:300], 1, f"CutShard: it ends in the middle of a header, at byte 51,200: {STILL_WRITTEN}"),
         (bytes(10_240), 1, None),
     ):  # fmt: skip
         path.write_bytes(pack(first + rest))
-        assert problems(path) == ([said] if said else [])
-        assert len([image for image in images(path).values() if not image.problem]) == found
+        assert problems(path) == ([expected_problem] if expected_problem else [])
+        assert len([image for image in images(path).values() if not image.problem]) == image_count
     if suffix != ".tar":
         path.write_bytes(pack(first) + b"garbage")
-        [said] = problems(path)
-        assert said.startswith("BadShard: the data after the end of an archive, from byte 51,200, is damaged: ")
+        [expected_problem] = problems(path)
+        assert expected_problem.startswith("BadShard: the data after the end of an archive, from byte 51,200, is damaged: ")
         path.write_bytes(pack(first) + pack(second)[:-20])
-        assert [said.partition(":")[0] for said in problems(path)] == ["CutShard"]
+        assert [problem.partition(":")[0] for problem in problems(path)] == ["CutShard"]
         assert len(images(path)) >= 2
 
 
@@ -110,20 +110,20 @@ def test_tar_damaged_header_is_not_the_end(tmp_path, crops):
         header[124:136] = tarfile.itn(claimed, 12, tarfile.GNU_FORMAT)
         header[148:156] = b"%06o\0 " % tarfile.calc_chksums(header[:512])[0]
         (tmp_path / f"{name}.tar").write_bytes(data[:size] + header)
-    found = images(tmp_path)
-    assert {name for name, image in found.items() if not image.problem} == {
+    listed_images = images(tmp_path)
+    assert {name for name, image in listed_images.items() if not image.problem} == {
         f"{n}.tar/0.png" for n in ("damaged", "cut", "negative", "endless")
     }
-    assert found["damaged.tar"].problem.startswith(
+    assert listed_images["damaged.tar"].problem.startswith(
         f"BadShard: the header after the member 0.png, at byte {size:,}, cannot be read"
     )
-    assert found["cut.tar"].problem.startswith("CutShard: it ends in the middle of a header, after the member 0.png")
+    assert listed_images["cut.tar"].problem.startswith("CutShard: it ends in the middle of a header, after the member 0.png")
     for name in ("negative.tar", "endless.tar"):
-        assert found[name].problem.startswith("BadShard: ")
+        assert listed_images[name].problem.startswith("BadShard: ")
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "expected_problem"),
     [
         (b"PK\3\4" + bytes(600), "BadShard: it is not a tar archive but a ZIP archive"),
         (b"<!DOCTYPE html><title>403</title>", "BadShard: it is not a tar archive but a web page"),
@@ -135,9 +135,9 @@ def test_tar_damaged_header_is_not_the_end(tmp_path, crops):
     ],
     ids=["zip", "html", "lfs", "empty", "gzip of nothing", "damaged bzip2", "no members"],
 )
-def test_tar_error_names_the_real_format(tmp_path, data, said):
+def test_tar_error_names_the_real_format(tmp_path, data, expected_problem):
     (tmp_path / "in.tar").write_bytes(data)
-    assert problems(tmp_path) == ([said] if said else [])
+    assert problems(tmp_path) == ([expected_problem] if expected_problem else [])
 
 
 def test_tar_compression_is_detected_by_content(tmp_path, crops):
@@ -160,10 +160,10 @@ def test_tar_captions_belong_to_their_archive(tmp_path, crops):
     archives = [tar({"0.png": photo, "0.txt": text, "0.mask.png": photo}) for text in (b"first", b"second")]
     (tmp_path / "in.tar").write_bytes(b"".join(archives))
     source = open_input(str(tmp_path), StorageConfig(), SourceConfig())
-    found = [image for image in list_images(source, masks=True) if isinstance(image, ListedImage)]
-    assert [json.loads(image.extra or "")["txt"] for image in found] == ["first", "second"]
-    assert found[0].mask_offset < found[1].offset
-    todo, _ = build_references(found, source.store, "", {})
+    listed_images = [image for image in list_images(source, masks=True) if isinstance(image, ListedImage)]
+    assert [json.loads(image.extra or "")["txt"] for image in listed_images] == ["first", "second"]
+    assert listed_images[0].mask_offset < listed_images[1].offset
+    todo, _ = build_references(listed_images, source.store, "", {})
     assert [(row["problem"] or "").partition(":")[0] for row in todo.to_pylist()] == ["", "DuplicateName"]
 
 
@@ -189,12 +189,12 @@ def test_tar_long_names_and_links_are_read(tmp_path, crops, format):
         archive.addfile(pipe)
     source = open_input(str(tmp_path), StorageConfig(), SourceConfig())
     todo, ignored = build_references(list_images(source), source.store, "", {})
-    found = {row["rel_path"].removeprefix("in.tar/"): row for row in todo.to_pylist()}
-    assert {name: (row["problem"] or "").partition(":")[0] for name, row in found.items()} == {
+    listed_images = {row["rel_path"].removeprefix("in.tar/"): row for row in todo.to_pylist()}
+    assert {name: (row["problem"] or "").partition(":")[0] for name, row in listed_images.items()} == {
         f"{deep}/a.b.c.png": "", "hard.png": "", "soft.png": "Link", "pipe.png": "BadName",
     }  # fmt: skip
     assert ignored == {"txt": 1}
-    assert ImageReader(source, 1).image(found["hard.png"]) == photo
+    assert ImageReader(source, 1).image(listed_images["hard.png"]) == photo
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -209,8 +209,8 @@ def test_tar_new_members_are_found_despite_an_old_index(tmp_path, crops):
     table = pq.read_table(index)
     state = table.schema.metadata[b"state"].partition(b"\n")[2]
     pq.write_table(table.slice(0, 1).replace_schema_metadata(table.schema.metadata | {b"state": state}), index)
-    again = run(config)
-    assert (again["found"], again["done_before"], again["planned"]) == (3, 3, 0)
+    second_record = run(config)
+    assert (second_record["found"], second_record["done_before"], second_record["planned"]) == (3, 3, 0)
     assert set(rows(output)) == {f"s.tar/{n}.png" for n in range(3)}
     assert verify(Store(str(output))).problems == []
 
@@ -238,6 +238,6 @@ def test_tar_reports_every_damage(suffix, where, flip, is_cut):
     data = whole[:place] if is_cut else whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / f"in{suffix}").write_bytes(data)
-        found = images(Path(folder))
-    members = {name for name, image in found.items() if not image.problem}
-    assert members == {f"in{suffix}/{name}" for name in names} or found[f"in{suffix}"].problem
+        listed_images = images(Path(folder))
+    members = {name for name, image in listed_images.items() if not image.problem}
+    assert members == {f"in{suffix}/{name}" for name in names} or listed_images[f"in{suffix}"].problem

@@ -64,10 +64,10 @@ def test_tiff_damaged_fax_strip_is_broken(compression: str, options: int) -> Non
         return
     damaged = 0
     for at in range(offset + 2, offset + count - 6, 7):
-        changed = bytearray(data)
-        changed[at] ^= 0x5A
+        damaged_data = bytearray(data)
+        damaged_data[at] ^= 0x5A
         try:
-            decode_image(bytes(changed))
+            decode_image(bytes(damaged_data))
         except ImageError as e:
             damaged += e.error_class == "BrokenImage"
     # Some changed bytes are valid codes of a different image.

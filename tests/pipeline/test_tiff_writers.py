@@ -181,8 +181,8 @@ def is_decoded_correctly(decoded: DecodedImage, variant: Variant, samples: np.nd
     if variant.compression in LOSSY:
         return psnr_db(decoded.rgb, np.rint(expected).astype(np.uint8)) > 25
     visible = np.ones(expected.shape[:2], bool) if alpha is None else turn_upright(np.rint(alpha)) > 0
-    within = 0.51 if variant.colours in ("miniswhite", "minisblack", "rgb", "palette") else 1.01
-    return bool(np.abs(decoded.rgb - expected)[visible].max(initial=0) <= within) and (
+    tolerance = 0.51 if variant.colours in ("miniswhite", "minisblack", "rgb", "palette") else 1.01
+    return bool(np.abs(decoded.rgb - expected)[visible].max(initial=0) <= tolerance) and (
         alpha is None or bool(np.abs(decoded.alpha - turn_upright(alpha)).max() <= 0.51)
     )
 

@@ -86,19 +86,19 @@ def test_tiff_extra_sample_has_declared_type(extra: tuple[int, ...] | None) -> N
     assert decoded.has_alpha == (extra != (0,))
 
 
-@pytest.mark.parametrize(("across", "down"), [(1, 1), (2, 1), (2, 2), (4, 2), (4, 4), (1, 2)])
+@pytest.mark.parametrize(("column_step", "row_step"), [(1, 1), (2, 1), (2, 2), (4, 2), (4, 4), (1, 2)])
 @pytest.mark.parametrize("rows", [4, 24])
-def test_tiff_uncompressed_ycbcr_is_decoded(across: int, down: int, rows: int) -> None:
+def test_tiff_uncompressed_ycbcr_is_decoded(column_step: int, row_step: int, rows: int) -> None:
     """Its units contain the luma of several pixels and one pair of chroma samples."""
-    colours = np.random.default_rng(0).integers(60, 190, (24 // down, -(-30 // across), 2)).astype(np.uint8)
-    luma = np.random.default_rng(1).integers(100, 150, (24, colours.shape[1] * across)).astype(np.uint8)
-    units = luma.reshape(len(colours), down, colours.shape[1], across).swapaxes(1, 2)
+    colours = np.random.default_rng(0).integers(60, 190, (24 // row_step, -(-30 // column_step), 2)).astype(np.uint8)
+    luma = np.random.default_rng(1).integers(100, 150, (24, colours.shape[1] * column_step)).astype(np.uint8)
+    units = luma.reshape(len(colours), row_step, colours.shape[1], column_step).swapaxes(1, 2)
     units = np.concatenate([units.reshape(*colours.shape[:2], -1), colours], -1)
-    step = max(rows // down, 1)
+    step = max(rows // row_step, 1)
     strips = [units[top : top + step].tobytes() for top in range(0, len(units), step)]
     entries = {256: (LONG, (30,)), 257: (LONG, (24,)), 258: (SHORT, (8, 8, 8)), 262: (SHORT, (6,)), 277: (SHORT, (3,))}
-    data = build_tiff(entries | {278: (LONG, (step * down,)), 530: (SHORT, (across, down))}, strips)
-    full = colours.repeat(down, 0).repeat(across, 1)[:, :30].astype(float) - 128
+    data = build_tiff(entries | {278: (LONG, (step * row_step,)), 530: (SHORT, (column_step, row_step))}, strips)
+    full = colours.repeat(row_step, 0).repeat(column_step, 1)[:, :30].astype(float) - 128
     y, cb, cr = luma[:, :30], full[..., 0], full[..., 1]
     expected = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], -1).clip(0, 255)
     assert np.abs(decode_image(data).rgb - expected).max() <= 0.6
@@ -196,7 +196,7 @@ def test_tiff_old_style_jpeg_is_decoded(subsampling: int, form: str) -> None:
     Image.fromarray(scene(48, 64)).save(out, "JPEG", quality=95, subsampling=subsampling, **options)
     jpeg = out.getvalue()
     expected = np.asarray(Image.open(io.BytesIO(jpeg)))
-    across, down = ((1, 1), (2, 1), (2, 2))[subsampling]
+    column_step, row_step = ((1, 1), (2, 1), (2, 2))[subsampling]
     structure = parse_structure(jpeg)
     quantization, huffman = {}, {}
     for segment in structure.segments:
@@ -212,7 +212,11 @@ def test_tiff_old_style_jpeg_is_decoded(subsampling: int, form: str) -> None:
         blobs = [jpeg]
     parts = [*strips, *blobs]
     entries = {256: (LONG, (64,)), 257: (LONG, (48,)), 258: (SHORT, (8, 8, 8)), 259: (SHORT, (6,)), 277: (SHORT, (3,))}
-    entries |= {262: (SHORT, (6,)), 278: (LONG, (8 * down if form == "strips" else 48,)), 530: (SHORT, (across, down))}
+    entries |= {
+        262: (SHORT, (6,)),
+        278: (LONG, (8 * row_step if form == "strips" else 48,)),
+        530: (SHORT, (column_step, row_step)),
+    }
     # The tables follow the strips.
     offsets, at = [], 8
     for part in parts:

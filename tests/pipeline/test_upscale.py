@@ -100,18 +100,18 @@ def test_pixel_budget_counts_output_pixels(limit, widths, batches, tmp_path, cro
     monkeypatch.setattr(
         f"imagemill.pipeline.pixel_budget.{limit}", room if limit == "WAITING_PIXELS" else {"cpu": room, "cuda": room}
     )
-    upscale, done = TASK_OBJECTIVES["upscale"], []
+    upscale, batch_widths = TASK_OBJECTIVES["upscale"], []
 
     def predict(model: EDSR, samples: list[Sample], *how: Any) -> list[Output]:
-        done.append([sample.rgb.shape[1] for sample in samples])
+        batch_widths.append([sample.rgb.shape[1] for sample in samples])
         return type(upscale).predict(upscale, model, samples, *how)
 
     monkeypatch.setattr(upscale, "predict", predict)
     pool = {"batch_size": 8}
     job = resolve(RunConfig(task="upscale", input=f"{tmp_path}/in", output=f"{tmp_path}/out", pool=pool))
-    made = pa.concat_tables(BlockProcessor(job_here(job))(build_plan(job).todo))
-    assert made["stage"].null_count == len(widths)
-    assert done == batches
+    table = pa.concat_tables(BlockProcessor(job_here(job))(build_plan(job).todo))
+    assert table["stage"].null_count == len(widths)
+    assert batch_widths == batches
 
 
 def fill(folder: Path, crops: list[np.ndarray]) -> None:
@@ -174,8 +174,8 @@ def test_upscale_names_the_limit_of_a_format(tmp_path):
     record = run(config)
     assert record["reasons"] == {"TooLargeForFormat": 3}
     rejects = [row for part in (output / "rejects").iterdir() for row in pq.read_table(part).to_pylist()]
-    said = {row["rel_path"]: row["error"] for row in rejects}
+    errors = {row["rel_path"]: row["error"] for row in rejects}
     for name, longest in (("long.jpg", "JPEG holds at most 65500"), ("long.webp", "WEBP holds at most 16383")):
-        assert longest in said[name]
-    assert all("image.format=png holds it" in text for text in said.values())
+        assert longest in errors[name]
+    assert all("image.format=png holds it" in text for text in errors.values())
     assert run(config.model_copy(update={"image": ImageConfig(format="png")}))["ok"] == 4

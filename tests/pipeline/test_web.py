@@ -54,8 +54,8 @@ class Site(BaseHTTPRequestHandler):
                     self.wfile.write(b"x")
                     time.sleep(0.02)
         if path.startswith("/busy"):
-            self.server.asked[path].append(time.monotonic())
-            if path == "/busy-always" or len(self.server.asked[path]) <= 2:
+            self.server.requests[path].append(time.monotonic())
+            if path == "/busy-always" or len(self.server.requests[path]) <= 2:
                 status, headers = self.server.refusal
                 self.send_response_only(status)
                 for name, value in headers.items():
@@ -75,7 +75,7 @@ class Site(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[ThreadingHTTPServer]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
-        server.asked = defaultdict(list)
+        server.requests = defaultdict(list)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server
@@ -117,7 +117,7 @@ def test_web_busy_site_is_retried_when_it_says(server, status: int, headers: dic
     """A Retry-After date is relative to the server's clock, which may be years off."""
     server.refusal = status, headers
     assert fetch(f"http://127.0.0.1:{server.server_port}/busy", 1000, public_only=False) == BODY
-    first, second, third = server.asked["/busy"]
+    first, second, third = server.requests["/busy"]
     if headers:
         assert second - first >= 1
         assert third - second >= 1
@@ -128,13 +128,13 @@ def test_web_busy_site_pauses_all_readers(server) -> None:
     url = f"http://127.0.0.1:{server.server_port}"
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(fetch, f"{url}/busy", 1000, False)
-        while not server.asked["/busy"]:
+        while not server.requests["/busy"]:
             time.sleep(0.01)
         while not quiet_seconds(url.removeprefix("http://")):
             time.sleep(0.01)
         second = pool.submit(fetch, f"{url}/busy-too", 1000, False)
         assert first.result() == second.result() == BODY
-    assert server.asked["/busy-too"][0] - server.asked["/busy"][0] >= 1
+    assert server.requests["/busy-too"][0] - server.requests["/busy"][0] >= 1
 
 
 def test_web_site_that_stays_busy_is_given_up(server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,30 +143,30 @@ def test_web_site_that_stays_busy_is_given_up(server, monkeypatch: pytest.Monkey
     monkeypatch.setattr("imagemill.pipeline.pauses.PATIENCE_SECONDS", 0.5)
     server.refusal = 503, {"Retry-After": "86400"}
     url = f"http://127.0.0.1:{server.server_port}"
-    for tries in (5, 6, 7):
+    for most_requests in (5, 6, 7):
         with pytest.raises(OSError, match="/busy-always: 503 Service Unavailable"):
             fetch(f"{url}/busy-always", 1000, public_only=False)
         # After the run has given up on a site, each image costs one request.
-        assert 2 <= len(server.asked["/busy-always"]) <= tries
-    before = len(server.asked["/busy-always"])
+        assert 2 <= len(server.requests["/busy-always"]) <= most_requests
+    request_count = len(server.requests["/busy-always"])
     assert fetch(f"{url}/whole", 1000, public_only=False) == BODY
     with pytest.raises(OSError, match="503"):
         fetch(f"{url}/busy-always", 1000, public_only=False)
-    assert len(server.asked["/busy-always"]) > before + 1
+    assert len(server.requests["/busy-always"]) > request_count + 1
 
 
 @pytest.mark.parametrize(
-    ("asked", "seconds"),
+    ("header", "seconds"),
     [("120", 120.0), (" 7 ", 7.0), ("0", 0.0), ("-5", None), ("soon", None), ("", None), ("1e9", None), ("²", None)],
 )
-def test_web_retry_after_in_seconds(asked: str, seconds: float | None) -> None:
-    assert retry_after({"retry-after": asked}) == seconds
+def test_web_retry_after_in_seconds(header: str, seconds: float | None) -> None:
+    assert retry_after({"retry-after": header}) == seconds
 
 
 @given(wait=st.integers(-100_000, 100_000), skew=st.integers(-(10**8), 10**8))
 def test_web_retry_after_as_date(wait: int, skew: int) -> None:
-    now = time.time() + skew
-    headers = {"Date": formatdate(now, usegmt=True), "Retry-After": formatdate(now + wait, usegmt=True)}
+    server_time = time.time() + skew
+    headers = {"Date": formatdate(server_time, usegmt=True), "Retry-After": formatdate(server_time + wait, usegmt=True)}
     assert abs((retry_after(headers) or 0.0) - max(0, wait)) <= 1
 
 

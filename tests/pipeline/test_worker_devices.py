@@ -23,11 +23,11 @@ from imagemill.pipeline.storage import Store
 from tests.support.run_processes import make_photos
 from tests.support.worker_jobs import job_here
 
-Made = Callable[..., tuple[BlockProcessor, Plan]]
+BuildWorker = Callable[..., tuple[BlockProcessor, Plan]]
 
 
 @pytest.fixture
-def made(tmp_path: Path, crops: list[np.ndarray]) -> Iterator[Made]:
+def build_worker(tmp_path: Path, crops: list[np.ndarray]) -> Iterator[BuildWorker]:
     """Return build(gpus=…), which returns a worker and a plan of eight photos of one size."""
     make_photos(Store(str(tmp_path / "in")), 8, crops)
     threads = torch.get_num_threads()
@@ -42,7 +42,7 @@ def made(tmp_path: Path, crops: list[np.ndarray]) -> Iterator[Made]:
     torch.set_num_threads(threads)
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, fail: Callable[[list[Sample]], None]) -> None:
+def fail_before_predict(monkeypatch: pytest.MonkeyPatch, fail: Callable[[list[Sample]], None]) -> None:
     """Let `denoise` call `fail` before it predicts."""
 
     def predict(model: Any, samples: list[Sample], *how: Any) -> list[Output]:
@@ -52,24 +52,24 @@ def failing(monkeypatch: pytest.MonkeyPatch, fail: Callable[[list[Sample]], None
     monkeypatch.setattr(TASK_OBJECTIVES["denoise"], "predict", predict)
 
 
-def test_worker_without_a_gpu_leaves_it_alone(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_without_a_gpu_leaves_it_alone(build_worker: BuildWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     """With `pool.gpu: false`, Ray shows all GPUs of a node to a worker that has none."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert made(gpus=0)[0].precision.device == "cpu"
+    assert build_worker(gpus=0)[0].precision.device == "cpu"
 
 
-def test_worker_whose_gpu_is_missing_uses_its_cpus(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_whose_gpu_is_missing_uses_its_cpus(build_worker: BuildWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    worker, _ = made(gpus=1, torch_threads=3, dtype="float16")
+    worker, _ = build_worker(gpus=1, torch_threads=3, dtype="float16")
     assert (worker.precision.device, worker.precision.dtype) == ("cpu", torch.float32)
     assert torch.get_num_threads() == 3
     assert worker.tally._counts["without_cuda"] == 1
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_batch_that_fails_leaves_no_memory_behind(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_that_fails_leaves_no_memory_behind(build_worker: BuildWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     """The batch that did not fit is freed before its halves are tried."""
-    worker, plan = made()
+    worker, plan = build_worker()
     held: list[weakref.ref[Any]] = []
     sizes: list[int] = []
 
@@ -81,14 +81,14 @@ def test_batch_that_fails_leaves_no_memory_behind(made: Made, monkeypatch: pytes
             held.append(weakref.ref(activations))
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    failing(monkeypatch, fail)
+    fail_before_predict(monkeypatch, fail)
     rows = pa.concat_tables(worker(plan.todo))
     assert rows["stage"].null_count == 8
     assert sizes == [8, 4, 2, 2, 4, 2, 2]
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_worker_that_lost_its_gpu_ends(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_that_lost_its_gpu_ends(build_worker: BuildWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA repeats the error for every later call, so each later image would be rejected."""
 
     class Ended(BaseException):
@@ -100,9 +100,9 @@ def test_worker_that_lost_its_gpu_ends(made: Made, monkeypatch: pytest.MonkeyPat
     def end(code: int) -> None:
         raise Ended(code)
 
-    failing(monkeypatch, fail)
+    fail_before_predict(monkeypatch, fail)
     monkeypatch.setattr("os._exit", end)
-    worker, plan = made()
+    worker, plan = build_worker()
     with pytest.raises(Ended, match="1"):
         list(worker(plan.todo))
 
