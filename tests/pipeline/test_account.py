@@ -29,8 +29,8 @@ def todo_of(*pairs: Pair) -> pa.Table:
     return pa.Table.from_pylist([{"image_id": i, "version": v} for i, v in pairs], REFERENCE)
 
 
-def plan_over(*pairs: Pair, parts: set[str] = frozenset(), redone: str = "") -> Plan:
-    images = pa.table({"image_id": pa.array(list(redone), pa.string())})
+def plan_over(*pairs: Pair, parts: set[str] = frozenset(), redone_ids: str = "") -> Plan:
+    images = pa.table({"image_id": pa.array(list(redone_ids), pa.string())})
     return Plan(
         todo_of(*pairs), 0, Counter(), 0, 0, images, set(parts), images.slice(0, 0), strange=False, fencing_token=0, rows=0
     )
@@ -112,7 +112,7 @@ def test_account_replaces_an_older_row(output: Store) -> None:
     older = set(list_parts(output, "results"))
     put(output, [row(("a", "v"), 3)])
     new = [path for path in list_parts(output, "results") if path not in older]
-    assert drop_doubles(output, plan_over(parts=older, redone="a"), new) == 1
+    assert drop_doubles(output, plan_over(parts=older, redone_ids="a"), new) == 1
     assert pairs_of(output) == [("a", "v"), ("b", "v")]
     assert read_parts(output, list_parts(output, "results"), ["fence"])["fence"].to_pylist().count(3) == 1
 
@@ -163,12 +163,12 @@ def test_account_of_rejects_has_no_quality(output: Store) -> None:
     assert (summary.ok, summary.rejected, summary.quality) == (0, 1, {})
 
 
-@pytest.mark.parametrize("missing", [("c", "v"), ("a", "w")])
-def test_account_of_a_missing_image_is_an_error(output: Store, missing: Pair) -> None:
+@pytest.mark.parametrize("missing_pair", [("c", "v"), ("a", "w")])
+def test_account_of_a_missing_image_is_an_error(output: Store, missing_pair: Pair) -> None:
     put(output, [row(("a", "v"))])
     reject(output, ("b", "v"))
     with pytest.raises(VerificationError, match="1 of 3 planned images"):
-        account(output, plan_over(("a", "v"), ("b", "v"), missing), ["psnr_db"])
+        account(output, plan_over(("a", "v"), ("b", "v"), missing_pair), ["psnr_db"])
 
 
 def test_verify_accepts_a_complete_output(output: Store) -> None:
@@ -224,11 +224,11 @@ def test_verify_names_each_unreadable_file(tmp_path: Path) -> None:
     Path(output.full("images/b.jpg")).unlink()
     os.mkfifo(output.full("images/b.jpg"))
     output.delete("images/c.jpg")
-    silent, pipe, missing = verify(output).problems
-    assert silent.startswith("images/a.jpg: cannot be read: EndpointConnectionError")
-    assert pipe.startswith("images/b.jpg: cannot be read: OSError")
-    assert "a pipe, socket or device" in pipe
-    assert missing == "images/c.jpg: missing"
+    silent_problem, pipe_problem, missing_pair = verify(output).problems
+    assert silent_problem.startswith("images/a.jpg: cannot be read: EndpointConnectionError")
+    assert pipe_problem.startswith("images/b.jpg: cannot be read: OSError")
+    assert "a pipe, socket or device" in pipe_problem
+    assert missing_pair == "images/c.jpg: missing"
 
 
 def test_verify_advises_about_damaged_claims(output: Store) -> None:
@@ -271,9 +271,9 @@ def test_verify_names_a_row_in_two_parts(output: Store) -> None:
 
 
 def test_verify_names_a_changed_latent(output: Store) -> None:
-    broken = row(("b", "v"))
-    broken["latent"] = broken["latent"] ^ np.uint8(1)
-    path = put(output, [row(("a", "v")), broken])
+    foreign_row = row(("b", "v"))
+    foreign_row["latent"] = foreign_row["latent"] ^ np.uint8(1)
+    path = put(output, [row(("a", "v")), foreign_row])
     [problem] = verify(output).problems
     assert problem.startswith(f"{path} row 1")
 

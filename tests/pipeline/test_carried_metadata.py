@@ -58,12 +58,16 @@ def test_user_comment_in_file_order_is_kept(text, order):
     assert read_texts(reencode(data)) == (text, text)
 
 
-@pytest.mark.parametrize("target", ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "AVIF"])
+@pytest.mark.parametrize("target_format", ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "AVIF"])
 @pytest.mark.parametrize("source", ["JPEG", "PNG", "BMP", "TIFF"])
-def test_resolution_is_kept_in_every_format(photo, source, target):
-    image = reencode(encode_as(photo, source, dpi=(300, 150)), target)
+def test_resolution_is_kept_in_every_format(photo, source, target_format):
+    image = reencode(encode_as(photo, source, dpi=(300, 150)), target_format)
     exif = image.getexif()
-    dpi = image.info["dpi"] if target in ("JPEG", "PNG", "BMP", "TIFF") else (exif[Base.XResolution], exif[Base.YResolution])
+    dpi = (
+        image.info["dpi"]
+        if target_format in ("JPEG", "PNG", "BMP", "TIFF")
+        else (exif[Base.XResolution], exif[Base.YResolution])
+    )
     assert [float(value) for value in dpi] == pytest.approx([300, 150], abs=0.5)
 
 
@@ -84,8 +88,13 @@ def encode_png_with_text(photo: np.ndarray, **text: str) -> bytes:
 
 def test_png_text_is_kept_in_png(photo):
     text = {"parameters": PROMPT, "workflow": '{"nodes": []}', "prompt": "木 é", "Comment": "by Ann", "long": "x" * 50_000}
-    untrue = {"Raw_profile_type_exif": "exif 00", "exif:Orientation": "6", "Thumb::MTime": "9", "date:create": "2020"}
-    assert reencode(encode_png_with_text(photo, **text, **untrue)).text == text
+    obsolete_texts = {
+        "Raw_profile_type_exif": "exif 00",
+        "exif:Orientation": "6",
+        "Thumb::MTime": "9",
+        "date:create": "2020",
+    }
+    assert reencode(encode_png_with_text(photo, **text, **obsolete_texts)).text == text
 
 
 def test_comment_is_kept_across_formats(photo):

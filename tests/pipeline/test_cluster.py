@@ -29,7 +29,7 @@ def raise_caught(signum: int, frame: object) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGALRM])
 def test_signal_waits_for_the_start_of_ray(number: signal.Signals) -> None:
     previous_handler = signal.signal(number, raise_caught)
-    started: list[bool] = []
+    starts: list[bool] = []
 
     def start() -> None:
         with signals_wait():
@@ -37,12 +37,12 @@ def test_signal_waits_for_the_start_of_ray(number: signal.Signals) -> None:
             signal.raise_signal(number)
             # Ray resets SIGTERM in the same way.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            started.append(True)
+            starts.append(True)
 
     try:
         with pytest.raises(Caught):
             start()
-        assert started
+        assert starts
         assert signal.getsignal(number) is raise_caught
     finally:
         signal.signal(number, previous_handler)

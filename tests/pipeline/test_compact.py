@@ -113,13 +113,13 @@ def test_compact_leaves_few_large_and_new_parts(tmp_path: Path) -> None:
     few_parts = fill(output, MIN_SMALL_PARTS - 1)
     assert compact(output, few_parts, 3, check_lease) == 0
     noise = np.random.default_rng(0).integers(-128, 128, (1, 1100, 1000)).astype(np.int8)
-    large = put(output, [row(("large", "v"), fence=1000) | pack_latent(noise)])
-    assert output.entry(large).size > SMALL_BYTES
+    large_part = put(output, [row(("large", "v"), fence=1000) | pack_latent(noise)])
+    assert output.entry(large_part).size > SMALL_BYTES
     assert compact(output, all_parts(output), 3, check_lease) == 0
     rows_before = fill(output, 1, first=MIN_SMALL_PARTS - 1)
     late_part = put(output, [row(("late", "v"), fence=1001)])
     assert compact(output, rows_before, 3, check_lease) == MIN_SMALL_PARTS
-    assert {large, late_part} < all_parts(output)
+    assert {large_part, late_part} < all_parts(output)
     assert len(list_parts(output, "results")) == 3
 
 
@@ -135,16 +135,28 @@ def test_compact_makes_parts_of_equal_size(tmp_path: Path) -> None:
     assert len(pairs_of(output)) == MIN_SMALL_PARTS
 
 
-def whole_run(output: Store, redo: list[str], fence: int) -> None:
+def change_parts(output: Store, redone_images: list[str], fence: int) -> None:
     """Change parts like a run: replace some rows, drop the old ones, merge small parts."""
     finish_interrupted_merges(output)
     parts = all_parts(output)
-    doubled = [image for (image, _), count in Counter(pairs_of(output)).items() if count > 1]
-    if redo:
-        put(output, [row((image, "v"), fence=fence) for image in redo])
-    redone, several = (pa.table({"image_id": pa.array(images, pa.string())}) for images in (redo, doubled))
+    duplicate_images = [image for (image, _), count in Counter(pairs_of(output)).items() if count > 1]
+    if redone_images:
+        put(output, [row((image, "v"), fence=fence) for image in redone_images])
+    redone_table, duplicate_table = (
+        pa.table({"image_id": pa.array(images, pa.string())}) for images in (redone_images, duplicate_images)
+    )
     plan = Plan(
-        REFERENCE.empty_table(), 0, Counter(), 0, 0, redone, parts, several, strange=False, fencing_token=fence, rows=0
+        REFERENCE.empty_table(),
+        0,
+        Counter(),
+        0,
+        0,
+        redone_table,
+        parts,
+        duplicate_table,
+        strange=False,
+        fencing_token=fence,
+        rows=0,
     )
     drop_doubles(output, plan, [path for path in list_parts(output, "results") if path not in parts])
     compact(output, parts, 3, check_lease)
@@ -154,19 +166,19 @@ def whole_run(output: Store, redo: list[str], fence: int) -> None:
 @settings(max_examples=80)
 def test_compact_killed_anywhere_keeps_each_row_once(tmp_path_factory, data) -> None:
     root = str(tmp_path_factory.mktemp("out"))
-    output, mortal = Store(root), InterruptedStore(root)
+    output, interrupted = Store(root), InterruptedStore(root)
     with patch("imagemill.pipeline.output.compact.MIN_SMALL_PARTS", 4):
         fill(output, 6)
         pairs = pairs_of(output)
         for fence in range(100, 104):
-            mortal.changes_left = data.draw(st.integers(0, 24))
-            redo = data.draw(st.lists(st.sampled_from([image for image, _ in pairs]), max_size=4, unique=True))
+            interrupted.changes_left = data.draw(st.integers(0, 24))
+            redone_images = data.draw(st.lists(st.sampled_from([image for image, _ in pairs]), max_size=4, unique=True))
             with suppress(Killed):
-                whole_run(mortal, redo, fence)
+                change_parts(interrupted, redone_images, fence)
             assert sorted(set(pairs_of(output))) == pairs
             assert verify(output).rejects == 3
         with patch("imagemill.pipeline.output.part_replacement.GRACE_SECONDS", 0):
-            whole_run(output, [], 104)
+            change_parts(output, [], 104)
             finish_interrupted_merges(output)
     assert pairs_of(output) == pairs
     assert verify(output).problems == []
@@ -181,26 +193,26 @@ def test_compact_repeats_an_inconsistent_listing(tmp_path: Path) -> None:
     class Torn(Store):
         """A store whose first listing begins before a compaction and ends after it."""
 
-        torn = False
+        torn_store = False
 
         def entries(self, path: str = ""):
             if path == "results" and not self.torn:
                 self.torn = True
                 older = list(super().entries(path))
                 compact(output, parts, 3, check_lease)
-                younger = {e.path for e in super().entries(path)}
-                return iter([e for e in older if e.path in younger])
+                later_paths = {e.path for e in super().entries(path)}
+                return iter([e for e in older if e.path in later_paths])
             return super().entries(path)
 
-    torn = Torn(str(tmp_path))
-    assert pairs_of(torn) == pairs
+    torn_store = Torn(str(tmp_path))
+    assert pairs_of(torn_store) == pairs
 
 
 def test_compact_explains_a_missing_merged_part(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
     compact(output, fill(output, MIN_SMALL_PARTS), 3, check_lease)
-    (merged,) = list_parts(output, "results")
-    output.delete(merged)
+    (merged_part,) = list_parts(output, "results")
+    output.delete(merged_part)
     assert list_parts(output, "results") == []
     finish_interrupted_merges(output)
     assert read_replacement_notes(output) == []
@@ -209,10 +221,10 @@ def test_compact_explains_a_missing_merged_part(tmp_path: Path) -> None:
 def test_compact_leaves_a_damaged_part_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     output = Store(str(tmp_path))
     parts = fill(output, MIN_SMALL_PARTS)
-    damaged = list_parts(output, "results")[3]
-    output.write(damaged, output.read(damaged)[:-20])
+    damaged_path = list_parts(output, "results")[3]
+    output.write(damaged_path, output.read(damaged_path)[:-20])
     assert compact(output, parts, 3, check_lease) == MIN_SMALL_PARTS - 1
-    assert f"{damaged}: a damaged part" in caplog.text
+    assert f"{damaged_path}: a damaged part" in caplog.text
     assert len(list_parts(output, "results")) == 2
 
 

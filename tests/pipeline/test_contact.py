@@ -12,10 +12,10 @@ from imagemill.pipeline.cluster.contact import Contact, ContactLost, answered, c
 @pytest.fixture
 def silent_contact(monkeypatch: pytest.MonkeyPatch) -> Contact:
     """Let Ray count as silent immediately."""
-    fresh = Contact()
-    monkeypatch.setattr(module, "contact", fresh)
+    new_contact = Contact()
+    monkeypatch.setattr(module, "contact", new_contact)
     monkeypatch.setattr(module, "SILENCE_SECONDS", 0.05)
-    return fresh
+    return new_contact
 
 
 def wait_forever() -> None:

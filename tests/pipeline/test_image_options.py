@@ -39,9 +39,9 @@ def test_alpha_option_flattens_onto_colour(photo):
     assert np.abs(decoded.rgb - (photo * share + np.array([255, 128, 0]) * (1 - share))).max() <= 1
     assert (decoded.alpha, decoded.has_alpha) == (None, True)
     assert open_image(encode(decoded.rgb, decoded, "PNG")).mode == "RGB"
-    opaque = decode_image(encode_as(photo, "PNG"), config=ImageConfig(alpha="#ff8000"))
-    np.testing.assert_array_equal(opaque.rgb, photo)
-    assert not opaque.has_alpha
+    flattened_image = decode_image(encode_as(photo, "PNG"), config=ImageConfig(alpha="#ff8000"))
+    np.testing.assert_array_equal(flattened_image.rgb, photo)
+    assert not flattened_image.has_alpha
 
 
 def test_alpha_option_keeps_gray_on_gray_matte(photo):
@@ -139,12 +139,12 @@ def encode_16_bit_png(samples: np.ndarray) -> bytes:
 
 def test_decode_scales_16_bits_without_clipping(photo):
     # The samples use the full range: clipping at 255 would leave only white.
-    deep = photo.astype(np.uint16) * 257
+    deep_samples = photo.astype(np.uint16) * 257
     for data in (
-        encode_16_bit_png(deep),
-        encode_as(deep[..., 0], "PNG"),
-        encode_as(deep[..., 0], "TIFF"),
-        encode_as(deep[..., 0], "JPEG2000"),
+        encode_16_bit_png(deep_samples),
+        encode_as(deep_samples[..., 0], "PNG"),
+        encode_as(deep_samples[..., 0], "TIFF"),
+        encode_as(deep_samples[..., 0], "JPEG2000"),
     ):
         decoded = decode_image(data)
         np.testing.assert_array_equal(decoded.rgb, np.repeat(photo[..., :1], 3, 2) if decoded.is_gray else photo)
@@ -264,11 +264,11 @@ def build_config(task: str, folder: Path, **image: object) -> RunConfig:
 
 
 def test_version_contains_only_non_default_options(tmp_path):
-    plain = resolve(build_config("denoise", tmp_path / "a"))
-    assert "image" not in plain.parameters
-    assert resolve(build_config("denoise", tmp_path / "a", quality=95, alpha="keep")).parameters == plain.parameters
+    plain_job = resolve(build_config("denoise", tmp_path / "a"))
+    assert "image" not in plain_job.parameters
+    assert resolve(build_config("denoise", tmp_path / "a", quality=95, alpha="keep")).parameters == plain_job.parameters
     other_job = resolve(build_config("denoise", tmp_path / "a", alpha="#FFFFFF", icc="keep"))
-    assert other_job.parameters == plain.parameters | {"image": {"alpha": "#ffffff", "icc": "keep"}}
+    assert other_job.parameters == plain_job.parameters | {"image": {"alpha": "#ffffff", "icc": "keep"}}
 
 
 def test_option_that_task_cannot_use_is_a_config_error(tmp_path):

@@ -70,9 +70,9 @@ def test_latents_do_not_depend_on_quality_figures(tmp_path, crops):
     run(config.model_copy(update={"output": str(tmp_path / "other"), "quality": len(codes) // 2}))
     other_rows = rows(tmp_path / "other")
     assert {row["rel_path"]: row["latent_crc32"] for row in other_rows} == codes
-    measured = {row["rel_path"] for row in other_rows if row["psnr_db"] is not None}
-    assert {row["rel_path"] for row in other_rows if row["bits_per_pixel"] is not None} == measured
-    assert 0 < len(measured) < len(codes)
+    measured_paths = {row["rel_path"] for row in other_rows if row["psnr_db"] is not None}
+    assert {row["rel_path"] for row in other_rows if row["bits_per_pixel"] is not None} == measured_paths
+    assert 0 < len(measured_paths) < len(codes)
 
 
 def test_quality_sample_is_chosen_by_image_id():
@@ -88,17 +88,17 @@ def test_quality_sample_is_chosen_by_image_id():
 def test_coded_and_plain_latents_share_an_output(tmp_path, crops):
     source, output, dest = tmp_path / "in", tmp_path / "out", tmp_path / "dest"
     fill(source, crops)
-    plain = RunConfig(task="compress", input=str(source), output=str(output), reconstruct=True)
-    record = run(plain)
+    plain_config = RunConfig(task="compress", input=str(source), output=str(output), reconstruct=True)
+    record = run(plain_config)
     plain_rows = {row["rel_path"]: row for row in rows(output)}
     for part in (output / "results").iterdir():
         # Earlier versions wrote parts without this column.
         pq.write_table(pq.read_table(part).drop_columns(["latent_payload"]), part)
     shutil.copy(source / "a.png", source / "late.png")
-    coded = run(plain.model_copy(update={"params": {"coding": "coded"}, "limit": 9}))
-    assert coded["ok"] + coded["rejected"] == 9
+    coded_record = run(plain_config.model_copy(update={"params": {"coding": "coded"}, "limit": 9}))
+    assert coded_record["ok"] + coded_record["rejected"] == 9
     coded_rows = [row for row in rows(output) if row.get("latent_payload")]
-    assert len(coded_rows) == coded["ok"] > 4
+    assert len(coded_rows) == coded_record["ok"] > 4
     for row in coded_rows:
         assert row["latent"] is None
         assert row["bits_per_pixel"] == pytest.approx(
@@ -146,13 +146,13 @@ def test_run_repeats_images_of_a_removed_part(tmp_path, crops):
     output = Store(str(tmp_path / "out"))
     config = RunConfig(task="compress", input=str(tmp_path / "in"), output=output.url, rows_per_part=1)
     run(config)
-    damaged = list_parts(output, "results")[1]
-    output.write(damaged, output.read(damaged)[:-1])
-    with pytest.raises(StorageError, match=f"{damaged}: a damaged part .*Move it out of OUTPUT"):
+    damaged_path = list_parts(output, "results")[1]
+    output.write(damaged_path, output.read(damaged_path)[:-1])
+    with pytest.raises(StorageError, match=f"{damaged_path}: a damaged part .*Move it out of OUTPUT"):
         run(config)
     assert "Move it out of OUTPUT" in verify(output).problems[0]
     assert export(output, Store(str(tmp_path / "export")))["rows"] == 3
-    Path(output.full(damaged)).rename(tmp_path / "damaged.parquet")
+    Path(output.full(damaged_path)).rename(tmp_path / "damaged.parquet")
     assert run(config)["ok"] == 1
     assert verify(output).problems == []
     assert export(output, Store(str(tmp_path / "whole")))["rows"] == 4
@@ -179,15 +179,15 @@ def test_large_rows_are_committed_before_the_block_ends(tmp_path, crops, monkeyp
 
 
 def test_latents_too_large_for_lists_are_read(tmp_path, crops, monkeypatch):
-    source, large, lists = (Store(str(tmp_path / name)) for name in ("in", "large", "lists"))
+    source, large_output, list_output = (Store(str(tmp_path / name)) for name in ("in", "large", "lists"))
     make_photos(source, 2, crops)
-    compress_here(source, lists)
+    compress_here(source, list_output)
     monkeypatch.setattr("imagemill.pipeline.schema.LIST_VALUES", 1)
-    compress_here(source, large)
+    compress_here(source, large_output)
     large_rows = rows(tmp_path / "large")
     assert [row["latent"] for row in large_rows] == [None, None]
     assert all(row["bits_per_pixel"] > 0 for row in large_rows)
-    for output, name in ((lists, "of-lists"), (large, "of-large")):
+    for output, name in ((list_output, "of-lists"), (large_output, "of-large")):
         decode_output(output, Store(str(tmp_path / name / "decoded")))
         export(output, Store(str(tmp_path / name / "export")))
     decoded, exported = ([tmp_path / o / name for o in ("of-lists", "of-large")] for name in ("decoded", "export"))

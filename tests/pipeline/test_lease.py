@@ -109,15 +109,15 @@ def test_lease_refusal_changes_nothing(tmp_path: Path) -> None:
 class RemoteHolder:
     """A lease holder on another machine, and a fake clock for the machine that watches it."""
 
-    def __init__(self, output: Store, skew: float, dies: float, form: str) -> None:
-        self.output, self.skew, self.dies, self.form = output, skew, dies, form
+    def __init__(self, output: Store, skew_s: float, death_s: float, version: str) -> None:
+        self.output, self.skew_s, self.death_s, self.version = output, skew_s, death_s, version
         self.elapsed, self.slept, self.next_beat = 0.0, 0.0, BEAT_SECONDS
         identity = {"token": "x", "machine": "far/1/pid:[1]", "pid": 1, "started": "1"}
         output.write(f"{FOLDER}/00000004.json", json.dumps(identity | self.heartbeat()).encode())
 
     def heartbeat(self) -> dict[str, float]:
-        content = {"at": 1.8e9 + self.skew + self.elapsed}
-        return content | ({"monotonic": 7e6 + self.skew + self.elapsed} if self.form == "0.2" else {})
+        content = {"at": 1.8e9 + self.skew_s + self.elapsed}
+        return content | ({"monotonic": 7e6 + self.skew_s + self.elapsed} if self.version == "0.2" else {})
 
     def time(self) -> float:
         return 1.8e9 + self.elapsed
@@ -128,26 +128,28 @@ class RemoteHolder:
     def sleep(self, seconds: float) -> None:
         self.elapsed += seconds
         self.slept += seconds
-        while self.next_beat <= min(self.elapsed, self.dies):
+        while self.next_beat <= min(self.elapsed, self.death_s):
             self.next_beat += BEAT_SECONDS
             self.output.write(f"{FOLDER}/00000004.beat", json.dumps(self.heartbeat()).encode())
 
 
 @given(
-    skew=st.one_of(st.sampled_from([-86400.0, -300.0, 0.0, 86400.0]), st.floats(-1e9, 1e9)),
-    dies=st.one_of(st.just(math.inf), st.floats(0, 9)),
-    age=st.floats(0, 100),
-    form=st.sampled_from(["0.1", "0.2"]),
+    skew_s=st.one_of(st.sampled_from([-86400.0, -300.0, 0.0, 86400.0]), st.floats(-1e9, 1e9)),
+    death_s=st.one_of(st.just(math.inf), st.floats(0, 9)),
+    age_s=st.floats(0, 100),
+    version=st.sampled_from(["0.1", "0.2"]),
 )
 @settings(max_examples=60)
-def test_lease_ignores_clocks_of_other_machines(tmp_path_factory, skew: float, dies: float, age: float, form: str) -> None:
+def test_lease_ignores_clocks_of_other_machines(
+    tmp_path_factory, skew_s: float, death_s: float, age_s: float, version: str
+) -> None:
     """A remote holder is alive while its heartbeat changes, and dead after a minute without."""
     output = Store(str(tmp_path_factory.mktemp("out")))
-    remote = RemoteHolder(output, skew, dies, form)
-    remote.sleep(age)
+    remote = RemoteHolder(output, skew_s, death_s, version)
+    remote.sleep(age_s)
     remote.slept = 0.0
     with patch("imagemill.pipeline.output.lease.time", remote):
-        if dies == math.inf:
+        if death_s == math.inf:
             with pytest.raises(OutputHeld, match="process 1 on far"):
                 Lease(output).__enter__()
             assert remote.slept <= 2 * BEAT_SECONDS
@@ -194,9 +196,9 @@ def test_lease_waits_for_an_incomplete_claim(tmp_path: Path, claim: bytes) -> No
     """Without hard links, a claim file is visible before it is completely written."""
     output = Store(str(tmp_path))
     remote = RemoteHolder(output, 0, 0, "0.1")
-    whole = output.read(f"{FOLDER}/00000004.json")
+    whole_claim = output.read(f"{FOLDER}/00000004.json")
     output.write(f"{FOLDER}/00000004.json", claim)
-    complete_later = patch.object(remote, "sleep", lambda seconds: output.write(f"{FOLDER}/00000004.json", whole))
+    complete_later = patch.object(remote, "sleep", lambda seconds: output.write(f"{FOLDER}/00000004.json", whole_claim))
     with (
         patch("imagemill.pipeline.output.lease.time", remote),
         complete_later,
@@ -212,8 +214,8 @@ def test_lease_survives_a_changed_clock(tmp_path: Path, monkeypatch: pytest.Monk
     """NTP moves the clock of this machine by a day, in either direction, during a run."""
     output, real_time = Store(str(tmp_path)), time.time
     with Lease(output):
-        for jump in (-86400, 86400):
-            monkeypatch.setattr(time, "time", lambda jump=jump: real_time() + jump)
+        for jump_s in (-86400, 86400):
+            monkeypatch.setattr(time, "time", lambda jump_s=jump_s: real_time() + jump_s)
             with pytest.raises(OutputHeld, match=f"process {os.getpid()}"):
                 Lease(Store(str(tmp_path))).__enter__()
 

@@ -74,11 +74,11 @@ def test_loaded_checkpoints_equal_a_run(tmp_path: Path, ray_session: None, compr
     The padded sizes differ, so that the run makes no batch of several images: a batch may round differently.
     """
     rgb = scene(90, 131)
-    veil = np.dstack([rgb, np.indices(rgb.shape[:2])[1].clip(0, 255).astype(np.uint8)])
+    rgba = np.dstack([rgb, np.indices(rgb.shape[:2])[1].clip(0, 255).astype(np.uint8)])
     images = {
         "gray.png": rgb[:60, :, 0],
         "rgb.png": rgb,
-        "rgba.png": veil[:75],
+        "rgba.png": rgba[:75],
         "strip.png": rgb[:3],
         "dot.png": rgb[:1, :1],
     }

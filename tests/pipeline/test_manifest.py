@@ -27,13 +27,13 @@ def test_manifest_names_only_images_of_its_folder(tmp_path, rclone_bucket, crops
     photos = pictures(crops, 3)
     bucket = Store(rclone_bucket)
     bucket.write("far/0.png", photos[0])
-    folder, other = tmp_path / "m", tmp_path / "other"
-    for path, data in ((folder / "near/1.png", photos[1]), (other / "2.png", photos[2])):
+    folder, other_folder = tmp_path / "m", tmp_path / "other"
+    for path, data in ((folder / "near/1.png", photos[1]), (other_folder / "2.png", photos[2])):
         path.parent.mkdir(parents=True)
         path.write_bytes(data)
     (folder / "out.png").symlink_to("/etc/hostname")
     lines = [
-        f"{rclone_bucket}/far/0.png", "near/1.png", str(other / "2.png"), "../other/2.png", "file:///etc/hostname",
+        f"{rclone_bucket}/far/0.png", "near/1.png", str(other_folder / "2.png"), "../other/2.png", "file:///etc/hostname",
         "out.png", "gone.png", "http://169.254.169.254/latest/meta-data", "ftp://x/y.png", "",
     ]  # fmt: skip
     (folder / "list.jsonl").write_text("".join(json.dumps({"uri": line, "who": n}) + "\n" for n, line in enumerate(lines)))
@@ -49,7 +49,7 @@ def test_manifest_names_only_images_of_its_folder(tmp_path, rclone_bucket, crops
         input=str(folder / "list.jsonl"),
         output=str(tmp_path / "done"),
         max_reject_fraction=1,
-        source=SourceConfig(roots=[str(other)], carry=["who"]),
+        source=SourceConfig(roots=[str(other_folder)], carry=["who"]),
     )
     record = run(config)
     assert (record["ok"], record["rejected"]) == (4, 6)
@@ -100,15 +100,15 @@ def test_manifest_lists_each_impossible_path_as_a_reject(tmp_path, rclone_bucket
 
 
 @pytest.mark.parametrize(
-    ("name", "lines", "more", "keys"),
+    ("name", "lines", "extra_line", "keys"),
     [
         ("list.csv", ["id,path", "00012,a.png", "1.10,b.png"], "x1,c.png", ["00012", "1.10"]),
         ("list.jsonl", ['{"id": "2026-01-01", "path": "a.png"}'], '{"id": "x1", "path": "c.png"}', ["2026-01-01"]),
     ],
 )
-def test_manifest_keys_stay_text(tmp_path, name, lines, more, keys):
-    for added, expected in (([], keys), ([more], [*keys, "x1"])):
-        (tmp_path / name).write_text("".join(f"{line}\n" for line in [*lines, *added]))
+def test_manifest_keys_stay_text(tmp_path, name, lines, extra_line, keys):
+    for added_lines, expected in (([], keys), ([extra_line], [*keys, "x1"])):
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in [*lines, *added_lines]))
         assert list(images(tmp_path / name, key="id")) == expected
 
 

@@ -68,10 +68,10 @@ def test_manifest_text_is_never_retyped(folder, name):
 
 
 def test_manifest_numbers_of_json_lines_are_kept(folder):
-    written = ["1e5", "1.10", "123456789012345678901234567890", "[1.0, null]", '{"a": true}', '"x"']
-    put(folder / "list.jsonl", "".join(f'{{"path": "a.png", "label": {value}}}\n' for value in written))
+    labels = ["1e5", "1.10", "123456789012345678901234567890", "[1.0, null]", '{"a": true}', '"x"']
+    put(folder / "list.jsonl", "".join(f'{{"path": "a.png", "label": {value}}}\n' for value in labels))
     listed_images = [image for image in listed(folder / "list.jsonl", carry=["label"]) if isinstance(image, ListedImage)]
-    assert [image.extra for image in listed_images] == [f'{{"label": {value}}}' for value in written]
+    assert [image.extra for image in listed_images] == [f'{{"label": {value}}}' for value in labels]
 
 
 def test_manifest_ignores_unused_columns(folder):
@@ -79,22 +79,25 @@ def test_manifest_ignores_unused_columns(folder):
     lines = ['{"path": "a.png", "label": 7}', '{"path": "b.png", "label": "cat"}', f'{{"path": "a.png", "n": {"9" * 5000}}}']
     put(folder / "list.jsonl", "\n".join(lines))
     assert [image.path for image in listed(folder / "list.jsonl")] == ["a.png", "b.png", "a.png"]
-    broken = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")])
-    pq.write_table(pa.table({"path": ["a.png"], "note": broken}), folder / "list.parquet")
+    invalid_utf8 = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")]
+    )
+    pq.write_table(pa.table({"path": ["a.png"], "note": invalid_utf8}), folder / "list.parquet")
     assert [image.problem for image in listed(folder / "list.parquet")] == [None]
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["unix", "windows", "old mac"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"], ids=["unix", "windows", "old mac"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "marked"])
-def test_manifest_ignores_line_ends_and_byte_order_mark(folder, end, mark):
-    put(folder / "list.csv", f"{mark}path,code{end}a.png,1{end}{end}b.png,2{end}")
+def test_manifest_ignores_line_ends_and_byte_order_mark(folder, line_end, mark):
+    put(folder / "list.csv", f"{mark}path,code{line_end}a.png,1{line_end}{line_end}b.png,2{line_end}")
     assert read_codes(folder / "list.csv") == ["1", "2"]
-    if end != "\r":
+    if line_end != "\r":
         put(
-            folder / "list.jsonl", f'{mark}{{"path": "a.png", "code": "1"}}{end}  {end}{{"path": "b.png", "code": "2"}}{end}'
+            folder / "list.jsonl",
+            f'{mark}{{"path": "a.png", "code": "1"}}{line_end}  {line_end}{{"path": "b.png", "code": "2"}}{line_end}',
         )
         assert read_codes(folder / "list.jsonl") == ["1", "2"]
-    put(folder / "list.tsv", f"path\tcode{end}a.png\t1{end}b.png\t2{end}".encode("utf-16"))
+    put(folder / "list.tsv", f"path\tcode{line_end}a.png\t1{line_end}b.png\t2{line_end}".encode("utf-16"))
     assert read_codes(folder / "list.tsv") == ["1", "2"]
 
 

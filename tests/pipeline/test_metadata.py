@@ -32,14 +32,14 @@ def test_metadata_is_kept_and_corrected(photo, source, image_format):
     assert (details[Base.DateTimeOriginal], details[Base.MakerNote]) == ("2024:05:06 07:08:09", MAKER)
     assert details[Base.ExposureTime] == pytest.approx(1 / 250)
     # Positions and sizes in pixels are those of the image before its rotation.
-    stale = {Base.ExifImageWidth, Base.SubjectLocation, SUBJECT_AREA, Base.FocalPlaneXResolution}
-    assert not stale & details.keys()
+    stale_tags = {Base.ExifImageWidth, Base.SubjectLocation, SUBJECT_AREA, Base.FocalPlaneXResolution}
+    assert not stale_tags & details.keys()
     assert details[Base.ColorSpace] == 0xFFFF
     assert exif.get_ifd(IFD.GPSInfo)[GPS.GPSLatitude] == (48, 12, 30.5)
     assert b'tiff:Orientation="6"' not in image.info["xmp"]
     assert "é".encode() in image.info["xmp"]
-    described = ElementTree.fromstring(image.info["xmp"]).find(".//{*}Description")
-    names = {name.rpartition("}")[2] for name in (*described.attrib, *(inner.tag for inner in described))}
+    description = ElementTree.fromstring(image.info["xmp"]).find(".//{*}Description")
+    names = {name.rpartition("}")[2] for name in (*description.attrib, *(inner.tag for inner in description))}
     assert names - {"Orientation"} == {"Artist", "FNumber"}
     # A viewer that applies the orientation of EXIF or XMP must not rotate the output again.
     assert decode_image(encode(np.asarray(image), decode_image(data), image_format)).rgb.shape == (W, H, 3)

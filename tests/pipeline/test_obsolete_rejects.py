@@ -24,8 +24,8 @@ def places(tmp_path: Path, crops: list[np.ndarray]) -> tuple[Path, Store]:
     return tmp_path / "in", Store(str(tmp_path / "out"))
 
 
-def run_denoise(source: Path, output: Store, **more: object) -> dict:
-    return run(RunConfig(task="denoise", input=str(source), output=output.url, max_reject_fraction=1, **more))
+def run_denoise(source: Path, output: Store, **options: object) -> dict:
+    return run(RunConfig(task="denoise", input=str(source), output=output.url, max_reject_fraction=1, **options))
 
 
 def read_waiting_paths(output: Store) -> set[str]:
@@ -88,10 +88,10 @@ def test_reject_stays_when_another_input_is_run(places, tmp_path, crops):
 def test_reject_of_a_repaired_shard_is_obsolete(places, crops):
     source, output = places
     shard(source / "s.tar", {"0.png": pictures(crops, 2)[1], "1.png": BROKEN})
-    whole = (source / "s.tar").read_bytes()
-    (source / "s.tar").write_bytes(whole + b"what somebody wrote behind it" * 20)
+    tar_bytes = (source / "s.tar").read_bytes()
+    (source / "s.tar").write_bytes(tar_bytes + b"what somebody wrote behind it" * 20)
     assert run_denoise(source, output)["reasons"] == {"BadShard": 1, "UnknownFormat": 1}
-    (source / "s.tar").write_bytes(whole)
+    (source / "s.tar").write_bytes(tar_bytes)
     run_denoise(source, output)
     assert read_waiting_paths(output) == {"s.tar/1.png"}
 

@@ -43,8 +43,8 @@ def test_tar_members_with_invalid_utf8_names_are_escaped(tmp_path, crops):
 
 
 def test_source_names_and_reasons_hold_no_secret(tmp_path):
-    signed = "https://h/y.jpg?X-Amz-Signature=hidden"
-    lines = ["url,key", "https://user:hidden@h/x.jpg,", "HTTPS://user:hidden@h/z.jpg,", f"{signed},k", f"{signed},k"]
+    signed_url = "https://h/y.jpg?X-Amz-Signature=hidden"
+    lines = ["url,key", "https://user:hidden@h/x.jpg,", "HTTPS://user:hidden@h/z.jpg,", f"{signed_url},k", f"{signed_url},k"]
     (tmp_path / "list.csv").write_text("\n".join(lines))
     for key in (None, "key"):
         source = open_input(str(tmp_path / "list.csv"), StorageConfig(), SourceConfig(http="public", key=key))
@@ -57,11 +57,13 @@ def test_source_names_and_reasons_hold_no_secret(tmp_path):
 
 
 def test_invalid_utf8_is_a_bad_shard_or_manifest(tmp_path, crops):
-    broken = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")])
-    pq.write_table(pa.table({"image": pictures(crops, 1), "key": broken}), tmp_path / "shard.parquet")
+    invalid_utf8 = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")]
+    )
+    pq.write_table(pa.table({"image": pictures(crops, 1), "key": invalid_utf8}), tmp_path / "shard.parquet")
     [(_, problem)] = images(tmp_path / "shard.parquet").items()
     assert str(problem.problem).startswith("BadShard")
-    pq.write_table(pa.table({"uri": broken}), tmp_path / "list.parquet")
+    pq.write_table(pa.table({"uri": invalid_utf8}), tmp_path / "list.parquet")
     with pytest.raises(ConfigError, match="cannot be read"):
         listed(tmp_path / "list.parquet")
 

@@ -14,8 +14,8 @@ from tests.support.planned_rows import PARAMS, SHA, etags, key, put
 
 
 def plan_input(url: str, output: Store, **source: object) -> Plan:
-    opened = open_input(url, StorageConfig(), SourceConfig(**source))
-    return make_plan(list_images(opened), opened.store, output, SHA, PARAMS)
+    opened_input = open_input(url, StorageConfig(), SourceConfig(**source))
+    return make_plan(list_images(opened_input), opened_input.store, output, SHA, PARAMS)
 
 
 def commit(url: str, output: Store, fence: int = 1) -> None:
@@ -27,45 +27,45 @@ def commit(url: str, output: Store, fence: int = 1) -> None:
 
 def cards(tmp_path: Path) -> tuple[Store, Store, Store]:
     """Return two camera cards, which number their files from one, and an empty output."""
-    one, other = Store(f"{tmp_path}/one/DCIM"), Store(f"{tmp_path}/other/DCIM")
+    first_card, second_card = Store(f"{tmp_path}/one/DCIM"), Store(f"{tmp_path}/other/DCIM")
     for name in ("100/0001.jpg", "100/0002.jpg"):
-        one.write(name, b"one")
-        other.write(name, b"the other")
-    other.write("100/0003.jpg", b"the other")
-    return one, other, Store(f"{tmp_path}/out")
+        first_card.write(name, b"one")
+        second_card.write(name, b"the other")
+    second_card.write("100/0003.jpg", b"the other")
+    return first_card, second_card, Store(f"{tmp_path}/out")
 
 
 def test_origins_count_images_of_another_input(tmp_path):
-    one, other, output = cards(tmp_path)
-    commit(one.url, output)
-    plan = plan_input(other.url, output)
-    assert dict(plan.moved) == {one.url: 2}
+    first_card, second_card, output = cards(tmp_path)
+    commit(first_card.url, output)
+    plan = plan_input(second_card.url, output)
+    assert dict(plan.moved) == {first_card.url: 2}
     assert plan.moved_example == "100/0001.jpg"
-    assert not plan_input(one.url, output).moved
+    assert not plan_input(first_card.url, output).moved
 
 
 def test_origin_is_read_from_the_newest_row(tmp_path):
     """After an allowed move, the earlier location counts as a different input."""
-    one, other, output = cards(tmp_path)
-    commit(one.url, output, fence=1)
-    commit(other.url, output, fence=2)
-    assert not plan_input(other.url, output).moved
-    assert dict(plan_input(one.url, output).moved) == {other.url: 2}
+    first_card, second_card, output = cards(tmp_path)
+    commit(first_card.url, output, fence=1)
+    commit(second_card.url, output, fence=2)
+    assert not plan_input(second_card.url, output).moved
+    assert dict(plan_input(first_card.url, output).moved) == {second_card.url: 2}
 
 
 @pytest.mark.parametrize("spelling", ["{}/", "file://{}", "file://{}/", "{}/../DCIM", "link", "folder link", "relative"])
 def test_origin_ignores_spellings_of_an_input(tmp_path, monkeypatch, spelling):
-    one, _, output = cards(tmp_path)
-    commit(one.url, output)
-    (tmp_path / "link").symlink_to(one.url)
+    first_card, _, output = cards(tmp_path)
+    commit(first_card.url, output)
+    (tmp_path / "link").symlink_to(first_card.url)
     (tmp_path / "linked").symlink_to(tmp_path / "one")
     monkeypatch.chdir(tmp_path)
     names = {"link": f"{tmp_path}/link", "folder link": f"{tmp_path}/linked/DCIM", "relative": "one/DCIM"}
-    plan = plan_input(names.get(spelling, spelling.format(one.url)), output)
+    plan = plan_input(names.get(spelling, spelling.format(first_card.url)), output)
     assert (plan.done, plan.moved.total()) == (2, 0)
     # The reverse order gives the same result.
-    commit(names.get(spelling, spelling.format(one.url)), output, fence=2)
-    assert not plan_input(one.url, output).moved
+    commit(names.get(spelling, spelling.format(first_card.url)), output, fence=2)
+    assert not plan_input(first_card.url, output).moved
 
 
 def test_origin_ignores_spellings_of_a_bucket(tmp_path, moto_bucket):
@@ -82,7 +82,7 @@ def test_origin_ignores_spellings_of_a_bucket(tmp_path, moto_bucket):
 
 
 def test_origin_of_changed_manifest_keys_has_moved(tmp_path):
-    one, _, output = cards(tmp_path)
+    first_card, _, output = cards(tmp_path)
     manifest = tmp_path / "list.csv"
     manifest.write_text("path,id\none/DCIM/100/0001.jpg,first\none/DCIM/100/0002.jpg,second\n")
     plan = plan_input(str(manifest), output, key="id")
@@ -90,7 +90,7 @@ def test_origin_of_changed_manifest_keys_has_moved(tmp_path):
     put(output, "results", [row | {"fence": 1} for row in rows])
     assert not plan_input(str(manifest), output, key="id").moved
     manifest.write_text("path,id\none/DCIM/100/0001.jpg,first\nother/DCIM/100/0001.jpg,second\n")
-    assert dict(plan_input(str(manifest), output, key="id").moved) == {one.uri("100/0002.jpg"): 1}
+    assert dict(plan_input(str(manifest), output, key="id").moved) == {first_card.uri("100/0002.jpg"): 1}
 
 
 def test_origin_ignores_url_signatures():

@@ -29,8 +29,8 @@ def save(folder: Path, crops: list[np.ndarray], *names: str) -> Path:
     return folder
 
 
-def denoise(source: object, output: object, **more: object) -> RunConfig:
-    return RunConfig.model_validate({"task": "denoise", "input": str(source), "output": str(output), **more})
+def denoise(source: object, output: object, **options: object) -> RunConfig:
+    return RunConfig.model_validate({"task": "denoise", "input": str(source), "output": str(output), **options})
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -101,10 +101,10 @@ def test_output_continues_after_partial_loss(tmp_path, crops):
 
 @pytest.mark.usefixtures("ray_session")
 def test_other_memory_card_needs_allow_new_input(tmp_path, crops):
-    one = save(tmp_path / "one/DCIM", crops, "1.png", "2.png")
+    first_input = save(tmp_path / "one/DCIM", crops, "1.png", "2.png")
     other_input = save(tmp_path / "other/DCIM", crops[5:], "1.png", "3.png")
     output = tmp_path / "out"
-    run(denoise(one, output))
+    run(denoise(first_input, output))
     files_before = files_below(output / "images")
     with pytest.raises(ConfigError, match=r"1 of its 2 images .* from .*one/DCIM \(for example 1\.png\)"):
         run(denoise(other_input, output))
@@ -118,7 +118,7 @@ def test_other_memory_card_needs_allow_new_input(tmp_path, crops):
     # From now on its location is recorded, and the earlier location counts as new.
     assert run(denoise(other_input, output))["planned"] == 0
     with pytest.raises(ConfigError, match=r"1 of its 2 images"):
-        run(denoise(one, output))
+        run(denoise(first_input, output))
     assert verify(Store(str(output))).problems == []
 
 

@@ -132,7 +132,7 @@ def test_parquet_image_column_is_detected_or_requested(tmp_path, crops):
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         (
             {"image": "caption"},
@@ -147,10 +147,10 @@ def test_parquet_image_column_is_detected_or_requested(tmp_path, crops):
         ({"carry": ["no"]}, r"source.carry = \['no'\]; the columns of in.parquet: image"),
     ],
 )
-def test_parquet_column_of_the_wrong_type_is_refused(tmp_path, crops, config, said):
+def test_parquet_column_of_the_wrong_type_is_refused(tmp_path, crops, config, message):
     table = pa.table({"image": pictures(crops, 1), "caption": ["x"], "thumb": [b"x"], "tags": [["x"]]})
     pq.write_table(table, tmp_path / "in.parquet")
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         listed(tmp_path, **config)
 
 
@@ -173,5 +173,5 @@ def test_parquet_carried_values_keep_their_type(tmp_path, crops):
     pq.write_table(table, tmp_path / "in.parquet")
     [image] = images(tmp_path, carry=list(values)).values()
     # Strictly valid JSON: values without a JSON form become strings.
-    extra = json.loads(image.extra, parse_constant=lambda constant: pytest.fail(constant))
+    extra = json.loads(image.extra, parse_constant=lambda text: pytest.fail(text))
     assert extra == {name: expected for name, (_, expected) in values.items()}

@@ -21,8 +21,8 @@ def test_split_keeps_order_and_isolates_large_images(sizes: list[int], scale: in
         [size] for size, is_large in zip(sizes, large, strict=True) if is_large
     ]
     assert all(len(group) == 1 or max(group) * scale**2 <= 80 for group in groups)
-    ordinary = [max(group) * scale**2 <= 80 for group in groups]
-    assert not any(left and right for left, right in pairwise(ordinary))
+    is_ordinary = [max(group) * scale**2 <= 80 for group in groups]
+    assert not any(left and right for left, right in pairwise(is_ordinary))
 
 
 def test_split_takes_items_lazily() -> None:

@@ -29,7 +29,7 @@ SCRIPT = Path(__file__).parents[1] / "support/plain_disk.py"
 
 
 @pytest.fixture
-def plain(tmp_path: Path) -> Iterator[Path]:
+def plain_disk(tmp_path: Path) -> Iterator[Path]:
     """Mount the file system of plain_disk.py; yield its folder."""
     backing_folder, mount_folder = tmp_path / "behind", tmp_path / "plain"
     backing_folder.mkdir()
@@ -47,11 +47,11 @@ def plain(tmp_path: Path) -> Iterator[Path]:
             server.terminate()
 
 
-def test_plain_disk_store_works(plain: Path) -> None:
-    store = Store(str(plain))
-    (plain / "a").touch()
+def test_plain_disk_store_works(plain_disk: Path) -> None:
+    store = Store(str(plain_disk))
+    (plain_disk / "a").touch()
     with pytest.raises(PermissionError):
-        (plain / "b").hardlink_to(plain / "a")
+        (plain_disk / "b").hardlink_to(plain_disk / "a")
     assert store.folds_case()
     assert store.create("x/one", b"mine") is True
     assert store.create("x/one", b"theirs") is False
@@ -65,15 +65,15 @@ def test_plain_disk_store_works(plain: Path) -> None:
         assert (first.fencing_token, second.fencing_token) == (1, 2)
 
 
-def test_plain_disk_create_has_one_winner(plain: Path) -> None:
-    assert race_to_create(str(plain), "prize") == [(plain / "prize").read_bytes()]
+def test_plain_disk_create_has_one_winner(plain_disk: Path) -> None:
+    assert race_to_create(str(plain_disk), "prize") == [(plain_disk / "prize").read_bytes()]
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_plain_disk_run_accounts_for_each_image(plain: Path, tmp_path: Path, crops: list[np.ndarray]) -> None:
+def test_plain_disk_run_accounts_for_each_image(plain_disk: Path, tmp_path: Path, crops: list[np.ndarray]) -> None:
     """Names that differ only in case, or that the disk rejects, become files in _renamed/."""
     names = ["A.jpg", "a.jpg", "b.png", "in/É.png", "in/e\u0301.png", "what?/c:d.png"]
-    source, output = Store(str(tmp_path / "in")), Store(str(plain / "out"))
+    source, output = Store(str(tmp_path / "in")), Store(str(plain_disk / "out"))
     for name, crop in zip(names, crops, strict=False):
         source.write(name, encode_rgb(crop[:64, :64], "JPEG" if name.endswith("jpg") else "PNG"))
     config = RunConfig(task="denoise", input=source.url, output=output.url)
@@ -90,12 +90,12 @@ def test_plain_disk_run_accounts_for_each_image(plain: Path, tmp_path: Path, cro
     assert verify(output).problems == []
 
 
-def test_plain_disk_decode_keeps_names_apart(plain: Path, tmp_path: Path, crops: list[np.ndarray]) -> None:
+def test_plain_disk_decode_keeps_names_apart(plain_disk: Path, tmp_path: Path, crops: list[np.ndarray]) -> None:
     names = ["A.png", "a.png", "b.png"]
     output = compressed(tmp_path, {name: crop[20:48, 30:58] for name, crop in zip(names, crops, strict=False)})
-    assert decode_output(output, Store(str(plain / "new/dest"))) == 3
-    written = {e.path for e in Store(str(plain / "new/dest")).entries() if not e.path.startswith(".")}
-    assert written == {"b.png", *(f"_renamed/{image_id(name)}.png" for name in names[:2])}
+    assert decode_output(output, Store(str(plain_disk / "new/dest"))) == 3
+    written_paths = {e.path for e in Store(str(plain_disk / "new/dest")).entries() if not e.path.startswith(".")}
+    assert written_paths == {"b.png", *(f"_renamed/{image_id(name)}.png" for name in names[:2])}
 
 
 NO_LINKS = ("EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EMLINK", "EXDEV", "EACCES", "EINVAL")
@@ -116,8 +116,8 @@ def test_store_removes_a_created_file_after_an_error(tmp_path: Path, monkeypatch
     """An empty claim would make all later runs wait."""
     original_function = Path.open
 
-    def open_and_close(path: Path, mode: str = "r", *more: Any, **named: Any) -> Any:
-        file = original_function(path, mode, *more, **named)
+    def open_and_close(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+        file = original_function(path, mode, *args, **options)
         if mode == "xb":
             file.close()
         return file
@@ -133,9 +133,9 @@ def test_store_accepts_its_link_after_a_lost_reply(tmp_path: Path, monkeypatch: 
     """NFS repeats a request if the reply is lost, and then reports that the file exists."""
     original_function = os.link
 
-    def link_twice(source: Any, target: Any, **more: Any) -> None:
-        original_function(source, target, **more)
-        original_function(source, target, **more)
+    def link_twice(source: Any, link_path: Any, **args: Any) -> None:
+        original_function(source, link_path, **args)
+        original_function(source, link_path, **args)
 
     monkeypatch.setattr(os, "link", link_twice)
     store = Store(str(tmp_path))

@@ -51,11 +51,11 @@ def places(tmp_path: Path) -> tuple[Store, Store]:
 )
 @settings(max_examples=60)
 def test_plan_is_the_input_minus_committed_rows(
-    states: dict[str, str], others: set[str], retry: bool, limit: int | None, rows: int
+    states: dict[str, str], ignored_names: set[str], retry: bool, limit: int | None, rows: int
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source, output = Store(f"{folder}/in"), Store(f"{folder}/out")
-        for path in [*states, *others]:
+        for path in [*states, *ignored_names]:
             source.write(path, path.encode())
         tag = etags(source)
         results = [key(p, tag[p]) for p, s in states.items() if s == "done"]
@@ -85,7 +85,7 @@ def test_plan_is_the_input_minus_committed_rows(
             assert reference["size"] == len(path.encode())
             assert reference["source_uri"] == source.uri(path)
             assert reference["attempts"] == {"rejected": 2, "transient": 1}.get(states[path], 0)
-        assert (plan.found, plan.ignored.total()) == (len(states), len(others))
+        assert (plan.found, plan.ignored.total()) == (len(states), len(ignored_names))
         assert plan.done == sum(s == "done" for s in states.values())
         assert plan.rejects_waiting == (0 if retry else sum(s == "rejected" for s in states.values()))
         assert plan.parts == {*list_parts(output, "results"), *list_parts(output, "rejects")}
@@ -211,9 +211,9 @@ def test_plan_of_a_bucket_uses_etags(moto_bucket: str, tmp_path: Path) -> None:
 @given(st.integers(0, 40), st.integers(1, 50))
 def test_blocks_hold_every_reference_once_in_order(count: int, rows: int) -> None:
     todo = pa.Table.from_pylist([{"rel_path": str(n)} for n in range(count)], REFERENCE)
-    cut = split_blocks(todo, rows)
-    assert [p for block in cut for p in block["rel_path"].to_pylist()] == [str(n) for n in range(count)]
-    assert all(0 < len(block) <= rows for block in cut)
+    blocks = split_blocks(todo, rows)
+    assert [p for block in blocks for p in block["rel_path"].to_pylist()] == [str(n) for n in range(count)]
+    assert all(0 < len(block) <= rows for block in blocks)
 
 
 def test_read_parts_adds_the_file_of_each_row(places: tuple[Store, Store]) -> None:

@@ -40,13 +40,13 @@ def test_pool_that_cannot_run_is_refused() -> None:
 
 def test_pool_counts_shares_of_gpus() -> None:
     """A worker's share lies on a single GPU; remainders of several GPUs are not combined."""
-    halves = pool_for(PoolConfig(gpus_per_worker=0.5), [(8, 2), (64, 0)])
-    assert (halves.workers, halves.num_gpus, halves.num_cpus, halves.threads) == (4, 0.5, 2, 2)
-    assert halves.each == "2 CPUs and 0.5 of a GPU"
+    half_gpu_pool = pool_for(PoolConfig(gpus_per_worker=0.5), [(8, 2), (64, 0)])
+    assert (half_gpu_pool.workers, half_gpu_pool.num_gpus, half_gpu_pool.num_cpus, half_gpu_pool.threads) == (4, 0.5, 2, 2)
+    assert half_gpu_pool.each == "2 CPUs and 0.5 of a GPU"
     assert pool_for(PoolConfig(gpus_per_worker=0.6), [(8, 2)]).workers == 2
-    thirds = pool_for(PoolConfig(gpus_per_worker=0.3333), [(2, 1)])
+    third_gpu_pool = pool_for(PoolConfig(gpus_per_worker=0.3333), [(2, 1)])
     # Two thirds of a CPU, rounded up to Ray's unit of 1/10,000, would fit only twice.
-    assert (thirds.workers, thirds.num_cpus) == (3, 0.6666)
+    assert (third_gpu_pool.workers, third_gpu_pool.num_cpus) == (3, 0.6666)
     with pytest.raises(ConfigError, match=r"room for 4 workers; each takes 2 CPUs and 0\.5 of a GPU"):
         pool_for(PoolConfig(workers=5, gpus_per_worker=0.5), [(8, 2)])
     # The key has no effect if no worker uses a GPU.
@@ -69,18 +69,18 @@ def test_pool_without_gpu_nodes_uses_cpus() -> None:
 
 def ray_places(pool: Pool, nodes: list[tuple[int, int]]) -> int:
     """Count the workers that Ray can place one by one, in Ray's unit of 1/10,000."""
-    cpu, gpu, placed = round(pool.num_cpus * 10_000), round(pool.num_gpus * 10_000), 0
+    cpu, gpu, placed_count = round(pool.num_cpus * 10_000), round(pool.num_gpus * 10_000), 0
     free = [[cpus * 10_000, *[10_000] * gpus] for cpus, gpus in nodes]
     for _ in range(pool.workers):
         for node in free:
-            device = next((n for n, left in enumerate(node[1:], 1) if left >= gpu), None)
+            device = next((n for n, free_share in enumerate(node[1:], 1) if free_share >= gpu), None)
             if node[0] >= cpu and (device or not gpu):
                 node[0] -= cpu
                 if gpu:
                     node[device or 0] -= gpu
-                placed += 1
+                placed_count += 1
                 break
-    return placed
+    return placed_count
 
 
 NODES = st.lists(st.tuples(st.integers(0, 96), st.integers(0, 8)), min_size=1, max_size=5)

@@ -96,9 +96,9 @@ def test_run_keeps_the_row_of_a_file_that_broke(tmp_path, crops, capsys):
 def test_run_repeats_a_row_with_an_overwritten_file(tmp_path, crops, monkeypatch):
     source, output, config = run_two_images(tmp_path, crops)
 
-    def overwrite_and_account(output, *rest):
+    def overwrite_and_account(output, *args):
         output.write("images/0.png", b"put before its block was begun again")
-        return account(output, *rest)
+        return account(output, *args)
 
     monkeypatch.setattr("imagemill.pipeline.run.account", overwrite_and_account)
     for path in source.iterdir():

@@ -84,8 +84,8 @@ def test_snapshot_drops_rows_with_overwritten_files(output: Store) -> None:
     file = {"output_uri": "images/x.png", "output_bytes": 9, "output_sha256": "0" * 64}
     put(output, [row("a", 1, **file), row("b", 1), row("c", 1, **file), row("d", 1, **file)])
     put(output, [row("c", 2, **file)])
-    marks = pa.table({"image_id": [image_id(n) for n in "abc"], "fence": [2] * 3})
-    output.write(f"runs/20260302T000000Z-abcdef/{SUPERSEDED}", parquet_bytes(marks, 1))
+    fence_table = pa.table({"image_id": [image_id(n) for n in "abc"], "fence": [2] * 3})
+    output.write(f"runs/20260302T000000Z-abcdef/{SUPERSEDED}", parquet_bytes(fence_table, 1))
     assert newest_fences(output) == {"b": 1, "c": 2, "d": 1}
     assert read_snapshot(output).waiting == 1
     assert newest_fences(output, as_of="2026-03-01") == {"a": 1, "b": 1, "c": 1, "d": 1}
@@ -107,9 +107,15 @@ def test_snapshot_where_filters_rows(output: Store) -> None:
     assert [t["rel_path"].to_pylist() for t in whole.where("rel_path = 'it''s'").tables(["rel_path"])] == [["it's"]]
     assert len(whole.where("PSNR_DB < (SELECT avg(psnr_db) FROM rows) -- below the mean")) == 1
     assert len(whole.where("false")) == 0
-    for bad in ("psnr > 3", "psnr_db >", "1); DROP TABLE rows", "psnr_db = 'x'", "exists (from read_text('/etc/hostname'))"):
+    for condition in (
+        "psnr > 3",
+        "psnr_db >",
+        "1); DROP TABLE rows",
+        "psnr_db = 'x'",
+        "exists (from read_text('/etc/hostname'))",
+    ):
         with pytest.raises(ConfigError, match="--where") as error:
-            whole.where(bad)
+            whole.where(condition)
         assert "\n" not in str(error.value)
 
 

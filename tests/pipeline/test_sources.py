@@ -73,10 +73,10 @@ def test_other_files_are_counted_by_kind(tmp_path, crops):
 @pytest.mark.usefixtures("ray_session")
 def test_cut_shard_lists_images_before_the_cut(tmp_path, crops, suffix):
     photos = pictures(crops, 5)
-    whole, source, output = tmp_path / f"whole{suffix}", tmp_path / "in", tmp_path / "out"
-    shard(whole, {f"{n}.png": data for n, data in enumerate(photos)}, f"w:{suffix[5:]}")
+    whole_shard, source, output = tmp_path / f"whole{suffix}", tmp_path / "in", tmp_path / "out"
+    shard(whole_shard, {f"{n}.png": data for n, data in enumerate(photos)}, f"w:{suffix[5:]}")
     source.mkdir()
-    data = whole.read_bytes()
+    data = whole_shard.read_bytes()
     (source / f"s{suffix}").write_bytes(data[: len(data) * 7 // 10])
     config = RunConfig(task="denoise", input=str(source), output=str(output), max_reject_fraction=1)
     first = run(config)
@@ -86,7 +86,7 @@ def test_cut_shard_lists_images_before_the_cut(tmp_path, crops, suffix):
     assert first["reasons"] == {"CutShard": 1}
     assert run(config)["planned"] == 0
 
-    shutil.copy(whole, source / f"s{suffix}")
+    shutil.copy(whole_shard, source / f"s{suffix}")
     second_record = run(config)
     assert (second_record["ok"], second_record["rejected"], second_record["done_before"]) == (
         5 - len(done_rows),
@@ -104,9 +104,9 @@ def test_cut_shard_lists_images_before_the_cut(tmp_path, crops, suffix):
 def test_zstd_tar_seeks_and_detects_a_cut(tmp_path, crops):
     photos = pictures(crops, 6)
     shard(tmp_path / "plain.tar", {f"{n}.png": data for n, data in enumerate(photos)})
-    plain = (tmp_path / "plain.tar").read_bytes()
+    tar_bytes = (tmp_path / "plain.tar").read_bytes()
     with pa.CompressedOutputStream(str(tmp_path / "in.tar.zst"), "zstd") as out:
-        out.write(plain)
+        out.write(tar_bytes)
     source = open_input(str(tmp_path / "in.tar.zst"), StorageConfig(), SourceConfig())
     listed_images = [image for image in list_images(source) if isinstance(image, ListedImage)]
     assert [image.rel_path for image in listed_images] == [f"in.tar.zst/{n}.png" for n in range(6)]
@@ -139,8 +139,8 @@ def test_shard_with_a_wrong_index_is_listed_again(tmp_path, crops):
     (index,) = (tmp_path / "out/shards").iterdir()
     table = pq.read_table(index)
     etags = ["0" * 32, *table["etag"].to_pylist()[1:]]
-    damaged = table.set_column(table.schema.get_field_index("etag"), "etag", pa.array(etags))
-    pq.write_table(damaged.replace_schema_metadata(table.schema.metadata), index)
+    damaged_table = table.set_column(table.schema.get_field_index("etag"), "etag", pa.array(etags))
+    pq.write_table(damaged_table.replace_schema_metadata(table.schema.metadata), index)
     # A run that was killed after it had listed its input leaves this file.
     Store(str(tmp_path / "out")).write(f"runs/{new_run_id()}/config.yaml", b"task: denoise\n")
     assert run(config)["reasons"] == {"ShardChanged": 1}
@@ -166,13 +166,13 @@ def test_tar_without_end_mark_is_cut_off(tmp_path, crops):
     assert {"a.tar/0.png", "a.tar/1.png", "b.tar/0.png", "b.tar/1.png"} <= set(listed_images)
 
 
-def add_sparse(tar: tarfile.TarFile, name: str, data: bytes, claimed: int) -> None:
+def add_sparse(tar: tarfile.TarFile, name: str, data: bytes, claimed_size: int) -> None:
     """Add a member in the format of `tar -S`: `data`, then a hole up to `claimed` bytes."""
     info = tarfile.TarInfo(name)
     info.type, info.size = tarfile.GNUTYPE_SPARSE, len(data)
     header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
     header[386:410] = b"%011o\0%011o\0" % (0, len(data))
-    header[483:495] = tarfile.itn(claimed, 12, tarfile.GNU_FORMAT)
+    header[483:495] = tarfile.itn(claimed_size, 12, tarfile.GNU_FORMAT)
     header[148:156] = b"%06o\0 " % tarfile.calc_chksums(header)[0]
     tar.fileobj.write(header + data + bytes(-len(data) % 512))
     tar.offset = tar.fileobj.tell()
@@ -203,9 +203,9 @@ def test_tar_members_stay_inside_the_output(tmp_path, crops):
     output = tmp_path / "out"
     record = run(RunConfig(task="denoise", input=str(tmp_path / "a.tar"), output=str(output)))
     assert (record["ok"], record["reasons"]) == (3, {"DuplicateName": 1, "Link": 1})
-    written = {str(p.relative_to(output / "images")) for p in (output / "images").rglob("*.png")}
-    assert "a.tar/0.png" in written
-    assert len([name for name in written if name.startswith("_renamed/")]) == 2
+    written_names = {str(p.relative_to(output / "images")) for p in (output / "images").rglob("*.png")}
+    assert "a.tar/0.png" in written_names
+    assert len([name for name in written_names if name.startswith("_renamed/")]) == 2
     assert not list(tmp_path.parent.rglob("evil.png"))
 
 
@@ -242,9 +242,9 @@ def test_mask_belongs_to_the_image_with_its_stem(tmp_path, crops):
 def test_parquet_shards_in_a_bucket_keep_columns(rclone_bucket, crops, tmp_path):
     photos = pictures(crops, 7)
     table = pa.table({"id": [f"p{n}" for n in range(7)], "image": [*photos[:6], None], "label": list(range(7))})
-    nested = pa.table({"image": [{"bytes": photo, "path": "x.png"} for photo in photos[:3]]})
+    nested_table = pa.table({"image": [{"bytes": photo, "path": "x.png"} for photo in photos[:3]]})
     source = Store(f"{rclone_bucket}/in")
-    for name, rows_, size in (("a.parquet", table, 2), ("deep/b.parquet", nested, 100)):
+    for name, rows_, size in (("a.parquet", table, 2), ("deep/b.parquet", nested_table, 100)):
         sink = pa.BufferOutputStream()
         pq.write_table(rows_, sink, row_group_size=size)
         source.write(name, sink.getvalue().to_pybytes())
@@ -286,16 +286,16 @@ def test_changed_packed_shard_is_reopened_a_few_times(tmp_path, crops, monkeypat
     source = open_input(str(tmp_path), StorageConfig(), SourceConfig())
     todo, _ = build_references(list_images(source), source.store, "", {})
     shard(tmp_path / "a.tar.gz", {f"{n}.png": bytes(len(data)) for n, data in enumerate(photos)}, "w:gz")
-    opens = []
+    opened_shards = []
     monkeypatch.setattr(
         "imagemill.pipeline.sources.tar.open_decompressed",
-        lambda *place: opens.append(place) or open_decompressed(*place),
+        lambda *place: opened_shards.append(place) or open_decompressed(*place),
     )
     reading = ImageReader(source, 1)
     for row in todo.to_pylist():
         with pytest.raises(ReadError, match="changed since it was listed"):
             reading.image(row)
-    assert len(opens) == SHARD_TRIES + 1
+    assert len(opened_shards) == SHARD_TRIES + 1
 
 
 def test_open_input_refuses_unknown_files(tmp_path):

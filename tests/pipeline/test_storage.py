@@ -90,12 +90,12 @@ def test_store_missing_object_is_file_not_found(any_url: str) -> None:
 def test_store_write_replaces_and_changes_the_etag(any_url: str) -> None:
     store = Store(any_url)
     store.write("a/b.jpg", b"first")
-    [before] = store.entries()
+    [old_entry] = store.entries()
     store.write("a/b.jpg", b"other")
-    [after] = store.entries()
+    [new_entry] = store.entries()
     assert store.read("a/b.jpg") == b"other"
-    assert (before.size, after.size) == (5, 5)
-    assert before.etag != after.etag
+    assert (old_entry.size, new_entry.size) == (5, 5)
+    assert old_entry.etag != new_entry.etag
 
 
 def test_store_etag_is_stable(any_url: str) -> None:

@@ -77,15 +77,15 @@ def rows(output: Path) -> dict[str, dict]:
 def test_stylize_continues_after_an_interruption(config, tmp_path, crops):
     first = run(config(limit=2))
     assert first["planned"] == 2
-    rest = run(config())
-    assert (rest["done_before"] + rest["rejects_waiting"], rest["planned"]) == (2, 2)
+    rest_record = run(config())
+    assert (rest_record["done_before"] + rest_record["rejects_waiting"], rest_record["planned"]) == (2, 2)
     result_rows = rows(tmp_path / "out")
     assert sorted(result_rows) == ["alpha.png", "gray.png", "turned.jpg"]
-    opened = {name: Image.open(tmp_path / "out" / row["output_uri"]) for name, row in result_rows.items()}
-    assert opened["gray.png"].mode == "RGB"
+    output_images = {name: Image.open(tmp_path / "out" / row["output_uri"]) for name, row in result_rows.items()}
+    assert output_images["gray.png"].mode == "RGB"
     with Image.open(tmp_path / "photos" / "alpha.png") as source:
-        assert np.array_equal(np.asarray(opened["alpha.png"])[..., 3], np.asarray(source)[..., 3])
-    assert opened["turned.jpg"].size == crops[2].shape[:2]
+        assert np.array_equal(np.asarray(output_images["alpha.png"])[..., 3], np.asarray(source)[..., 3])
+    assert output_images["turned.jpg"].size == crops[2].shape[:2]
     parameters = json.loads(result_rows["gray.png"]["parameters"])
     assert parameters["method"] == "adain"
     (digest,) = parameters["style"]
@@ -161,7 +161,7 @@ def test_stylize_refuses_bad_parameters_in_one_line(config):
 def test_stylize_reads_styles_from_a_bucket(config, tmp_path, rclone_bucket):
     data = (tmp_path / "style.png").read_bytes()
     Store(rclone_bucket).write("styles/deep/a.png", data)
-    ((_, read),) = resolve(config(style=[f"{rclone_bucket}/styles/deep/a.png"])).style_images
-    assert read == data
+    ((_, style_bytes),) = resolve(config(style=[f"{rclone_bucket}/styles/deep/a.png"])).style_images
+    assert style_bytes == data
     with pytest.raises(ConfigError, match="no such file"):
         resolve(config(style=[f"{rclone_bucket}/styles/b.png"]))

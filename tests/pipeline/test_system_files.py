@@ -52,8 +52,8 @@ def test_system_files_are_excluded_in_a_bucket(moto_bucket):
 def test_system_files_are_excluded_in_shards(tmp_path, name):
     """macOS packs `._a.jpg` next to a.jpg; it is neither a caption nor an image."""
     shard(tmp_path / name, dict.fromkeys([*LEFT, *OWN, "./._c.json"], b"1"), f"w:{name[6:]}")
-    listed_images, excluded = count_images(listed(tmp_path))
-    assert (listed_images, excluded) == ({f"{name}/{own}" for own in OWN}, len(LEFT) + 1)
+    listed_images, excluded_count = count_images(listed(tmp_path))
+    assert (listed_images, excluded_count) == ({f"{name}/{own}" for own in OWN}, len(LEFT) + 1)
 
 
 def test_system_files_named_by_a_manifest_are_read(tmp_path, crops):

@@ -48,8 +48,8 @@ def problems(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("suffix", PACKED)
-@pytest.mark.parametrize("between", [0, 512, 4096, 777])
-def test_tar_concatenation_is_read_to_the_end(tmp_path, crops, suffix, between):
+@pytest.mark.parametrize("padding", [0, 512, 4096, 777])
+def test_tar_concatenation_is_read_to_the_end(tmp_path, crops, suffix, padding):
     """`cat a.tar b.tar` leaves zeros between the archives; both may be compressed."""
     photos, pack = pictures(crops, 5), PACKED[suffix]
     first = tar({f"a{n}.png": data for n, data in enumerate(photos[:2])})
@@ -57,9 +57,9 @@ def test_tar_concatenation_is_read_to_the_end(tmp_path, crops, suffix, between):
     path = tmp_path / f"in{suffix}"
     names = ["a0.png", "a1.png", "b0.png", "b1.png", "b2.png"]
     expected = {f"in{suffix}/{name}": photo for name, photo in zip(names, photos, strict=True)}
-    layouts = [pack(first + bytes(between) + second)]
+    layouts = [pack(first + bytes(padding) + second)]
     if suffix != ".tar.zst":
-        layouts.append(pack(first) + bytes(between) + pack(second))
+        layouts.append(pack(first) + bytes(padding) + pack(second))
     for data in layouts:
         path.write_bytes(data)
         source = open_input(str(path), StorageConfig(), SourceConfig())
@@ -105,9 +105,9 @@ def test_tar_damaged_header_is_not_the_end(tmp_path, crops):
     size = 512 + -(-len(photo) // 512) * 512
     (tmp_path / "damaged.tar").write_bytes(data[:size] + b"\1" * 512 + data[size + 512 :])
     (tmp_path / "cut.tar").write_bytes(data[: size + 300])
-    for name, claimed in (("negative", -(1 << 20)), ("endless", 1 << 80)):
+    for name, claimed_size in (("negative", -(1 << 20)), ("endless", 1 << 80)):
         header = bytearray(data[:size])
-        header[124:136] = tarfile.itn(claimed, 12, tarfile.GNU_FORMAT)
+        header[124:136] = tarfile.itn(claimed_size, 12, tarfile.GNU_FORMAT)
         header[148:156] = b"%06o\0 " % tarfile.calc_chksums(header[:512])[0]
         (tmp_path / f"{name}.tar").write_bytes(data[:size] + header)
     listed_images = images(tmp_path)
@@ -177,12 +177,12 @@ def test_tar_sidecar_numbers_are_kept(tmp_path, crops):
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_tar_long_names_and_links_are_read(tmp_path, crops, format):
     photo = pictures(crops, 1)[0]
-    deep = "/".join(["ä" * 60] * 4)
+    deep_folder = "/".join(["ä" * 60] * 4)
     with tarfile.open(tmp_path / "in.tar", "w", format=format) as archive:
-        add(archive, f"{deep}/a.b.c.png", photo)
+        add(archive, f"{deep_folder}/a.b.c.png", photo)
         for kind, name in ((tarfile.LNKTYPE, "hard.png"), (tarfile.SYMTYPE, "soft.png"), (tarfile.LNKTYPE, "hard.txt")):
             link = tarfile.TarInfo(name)
-            link.type, link.linkname = kind, f"{deep}/a.b.c.png"
+            link.type, link.linkname = kind, f"{deep_folder}/a.b.c.png"
             archive.addfile(link)
         pipe = tarfile.TarInfo("pipe.png")
         pipe.type = tarfile.FIFOTYPE
@@ -191,7 +191,7 @@ def test_tar_long_names_and_links_are_read(tmp_path, crops, format):
     todo, ignored = build_references(list_images(source), source.store, "", {})
     listed_images = {row["rel_path"].removeprefix("in.tar/"): row for row in todo.to_pylist()}
     assert {name: (row["problem"] or "").partition(":")[0] for name, row in listed_images.items()} == {
-        f"{deep}/a.b.c.png": "", "hard.png": "", "soft.png": "Link", "pipe.png": "BadName",
+        f"{deep_folder}/a.b.c.png": "", "hard.png": "", "soft.png": "Link", "pipe.png": "BadName",
     }  # fmt: skip
     assert ignored == {"txt": 1}
     assert ImageReader(source, 1).image(listed_images["hard.png"]) == photo
@@ -227,14 +227,14 @@ def test_tar_in_a_bucket_is_read_to_the_end(moto_bucket, crops):
 
 @given(st.sampled_from(sorted(PACKED)), st.floats(0, 1, exclude_max=True), st.integers(1, 255), st.booleans())
 @settings(max_examples=150)
-def test_tar_reports_every_damage(suffix, where, flip, is_cut):
+def test_tar_reports_every_damage(suffix, position, flip, is_cut):
     """All members are listed, or a reject of the shard reports that some are missing."""
     content = random.Random(1).randbytes(900)
     names = ("a.png", "c.png", "deep/d.png")
     first, second = tar({"a.png": content, "b.json": b"{}"}), tar(dict.fromkeys(names[1:], content))
     # If the file is cut between two archives, the first is complete and nothing indicates a second one.
     whole = PACKED[suffix](tar({**dict.fromkeys(names, content), "b.json": b"{}"}) if is_cut else first + second)
-    place = int(where * len(whole))
+    place = int(position * len(whole))
     data = whole[:place] if is_cut else whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / f"in{suffix}").write_bytes(data)

@@ -21,9 +21,11 @@ RGB, GRAY = scene(H, W), scene(H, W)[..., :1]
 @pytest.mark.parametrize("bits", [8, 16])
 def test_tiff_planar_equals_interleaved(bits: int) -> None:
     """16-bit planes once differed by up to 67 of 255."""
-    deep = RGB.astype(np.uint16) * 257 if bits == 16 else RGB
+    deep_samples = RGB.astype(np.uint16) * 257 if bits == 16 else RGB
     for options in ({}, {"compression": "zstd"}, {"compression": "lzw", "predictor": True}):
-        planes = encode_with_tifffile(np.moveaxis(deep, -1, 0), photometric="rgb", planarconfig="separate", **options)
+        planes = encode_with_tifffile(
+            np.moveaxis(deep_samples, -1, 0), photometric="rgb", planarconfig="separate", **options
+        )
         np.testing.assert_array_equal(decode_image(planes).rgb, RGB)
 
 
@@ -46,15 +48,15 @@ def test_tiff_palette_of_8_bit_colours_is_scaled(scale: int) -> None:
 def test_tiff_premultiplied_colours_are_divided_by_alpha(bits: int, count: int) -> None:
     sample_max = (1 << bits) - 1
     alpha = np.random.default_rng(1).integers(0, sample_max + 1, (H, W, 1))
-    stored = np.random.default_rng(2).integers(0, sample_max + 1, (H, W, count)) * alpha // sample_max
-    decoded = decode_image(encode_tiff(np.dstack([stored, alpha]), bits, {1: 1, 3: 2, 4: 5}[count], extra=(1,)))
-    visible = alpha[..., 0] > 0
-    expected = np.divide(stored * 255.0, alpha, out=np.zeros(stored.shape), where=alpha > 0)
+    stored_samples = np.random.default_rng(2).integers(0, sample_max + 1, (H, W, count)) * alpha // sample_max
+    decoded = decode_image(encode_tiff(np.dstack([stored_samples, alpha]), bits, {1: 1, 3: 2, 4: 5}[count], extra=(1,)))
+    is_visible = alpha[..., 0] > 0
+    expected = np.divide(stored_samples * 255.0, alpha, out=np.zeros(stored_samples.shape), where=alpha > 0)
     if count == 4:
         inks = np.rint(expected).astype(np.uint8)
         expected = np.asarray(Image.frombytes("CMYK", (W, H), inks.tobytes()).convert("RGB"))
     # Samples are rounded to their own depth before they become 8 bits, and inks are multiplied by black after that.
-    assert np.abs(decoded.rgb.astype(float) - expected)[visible].max() <= (0.51 + 127.6 / sample_max) * (
+    assert np.abs(decoded.rgb.astype(float) - expected)[is_visible].max() <= (0.51 + 127.6 / sample_max) * (
         3 if count == 4 else 1
     )
     assert decoded.alpha is not None
@@ -71,8 +73,8 @@ def test_tiff_cmyk_with_alpha_keeps_both(bits: int) -> None:
     np.testing.assert_array_equal(decoded.rgb[alpha > 0], expected[alpha > 0])
     np.testing.assert_array_equal(decoded.alpha, alpha)
     opacity = alpha[..., None] / 255
-    flattened = decode_image(data, config=ImageConfig(alpha="#ff0000"))
-    assert np.abs(flattened.rgb - (expected * opacity + np.array([255, 0, 0]) * (1 - opacity))).max() <= 1
+    flattened_image = decode_image(data, config=ImageConfig(alpha="#ff0000"))
+    assert np.abs(flattened_image.rgb - (expected * opacity + np.array([255, 0, 0]) * (1 - opacity))).max() <= 1
 
 
 @pytest.mark.parametrize("extra", [None, (0,), (1,), (2,), (0, 2), (2, 0, 0)])
@@ -104,8 +106,8 @@ def test_tiff_uncompressed_ycbcr_is_decoded(column_step: int, row_step: int, row
     assert np.abs(decode_image(data).rgb - expected).max() <= 0.6
 
 
-@pytest.mark.parametrize(("kind", "bits", "within"), [(8, 8, 10), (9, 8, 10), (8, 16, 1), (9, 16, 1)])
-def test_tiff_lab_is_converted_to_srgb(kind: int, bits: int, within: int) -> None:
+@pytest.mark.parametrize(("kind", "bits", "tolerance"), [(8, 8, 10), (9, 8, 10), (8, 16, 1), (9, 16, 1)])
+def test_tiff_lab_is_converted_to_srgb(kind: int, bits: int, tolerance: int) -> None:
     """CIELab has signed a and b; ICCLab has an offset, and another white at 16 bits."""
     # White point D50, from Lindbloom's tables.
     lab = {
@@ -124,7 +126,7 @@ def test_tiff_lab_is_converted_to_srgb(kind: int, bits: int, within: int) -> Non
         samples = np.rint(np.array([light / 100 * 255, a + 128, b + 128]) * unit).astype(int)
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     decoded = decode_image(encode_tiff(samples.T[None], bits, kind, tags={34675: (BYTE, tuple(profile))}))
-    assert np.abs(decoded.rgb[0].astype(int) - np.array(list(lab))).max() <= within
+    assert np.abs(decoded.rgb[0].astype(int) - np.array(list(lab))).max() <= tolerance
     assert decoded.icc == "none"
 
 
@@ -188,11 +190,11 @@ def test_tiff_unsupported_property_is_named(data: bytes, error_class: str, messa
 
 
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
-@pytest.mark.parametrize("form", ["tables", "strips", "stream"])
-def test_tiff_old_style_jpeg_is_decoded(subsampling: int, form: str) -> None:
+@pytest.mark.parametrize("tables_form", ["tables", "strips", "stream"])
+def test_tiff_old_style_jpeg_is_decoded(subsampling: int, tables_form: str) -> None:
     """Tags point at tables without markers, or at a complete JPEG in the file."""
     out = io.BytesIO()
-    options = {"restart_marker_rows": 1} if form == "strips" else {}
+    options = {"restart_marker_rows": 1} if tables_form == "strips" else {}
     Image.fromarray(scene(48, 64)).save(out, "JPEG", quality=95, subsampling=subsampling, **options)
     jpeg = out.getvalue()
     expected = np.asarray(Image.open(io.BytesIO(jpeg)))
@@ -206,15 +208,15 @@ def test_tiff_old_style_jpeg_is_decoded(subsampling: int, form: str) -> None:
         elif segment.marker == 0xC4:
             huffman[content[0]] = content[1:]
     scan = jpeg[structure.first_scan.end : -2]
-    strips = re.split(rb"\xff[\xd0-\xd7]", scan) if form == "strips" else [scan]
+    strips = re.split(rb"\xff[\xd0-\xd7]", scan) if tables_form == "strips" else [scan]
     blobs = [quantization[0], quantization[1], huffman[0], huffman[1], huffman[16], huffman[17]]
-    if form == "stream":
+    if tables_form == "stream":
         blobs = [jpeg]
     parts = [*strips, *blobs]
     entries = {256: (LONG, (64,)), 257: (LONG, (48,)), 258: (SHORT, (8, 8, 8)), 259: (SHORT, (6,)), 277: (SHORT, (3,))}
     entries |= {
         262: (SHORT, (6,)),
-        278: (LONG, (8 * row_step if form == "strips" else 48,)),
+        278: (LONG, (8 * row_step if tables_form == "strips" else 48,)),
         530: (SHORT, (column_step, row_step)),
     }
     # The tables follow the strips.
@@ -224,7 +226,7 @@ def test_tiff_old_style_jpeg_is_decoded(subsampling: int, form: str) -> None:
         at += len(part) + len(part) % 2
     table_offsets = offsets[len(strips) :]
     entries |= {273: (LONG, tuple(offsets[: len(strips)])), 279: (LONG, tuple(map(len, strips)))}
-    if form == "stream":
+    if tables_form == "stream":
         entries |= {513: (LONG, (table_offsets[0],)), 514: (LONG, (len(jpeg),))}
     else:
         q0, q1, dc0, dc1, ac0, ac1 = table_offsets

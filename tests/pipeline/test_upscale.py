@@ -62,15 +62,15 @@ def test_upscale_in_tiles_equals_the_whole(stride, crops, monkeypatch):
     model, rgb = untrained(), crops[0][:57, :91].copy()
     # A network with strides pads its input, and crops its output by the same amount.
     model.stride, model.halo = stride, 8
-    (whole,) = upscaled(model, rgb)
-    padded = to_uint8_images(float_to_bytes(model(to_float_batch([rgb], stride, "cpu"))))[0]
-    assert np.array_equal(whole, padded[:114, :182])
+    (single_output,) = upscaled(model, rgb)
+    padded_output = to_uint8_images(float_to_bytes(model(to_float_batch([rgb], stride, "cpu"))))[0]
+    assert np.array_equal(single_output, padded_output[:114, :182])
     monkeypatch.setattr("imagemill.models.objectives.upscale.tile_side", lambda *size: 32)
     (tiles,) = upscaled(model, rgb)
     # A different order of summation may round to the adjacent level.
-    assert np.abs(tiles.astype(int) - whole).max() <= 1
-    together = upscaled(model, rgb, crops[1][:57, :91])
-    assert np.abs(together[0].astype(int) - whole).max() <= 1
+    assert np.abs(tiles.astype(int) - single_output).max() <= 1
+    batch_outputs = upscaled(model, rgb, crops[1][:57, :91])
+    assert np.abs(batch_outputs[0].astype(int) - single_output).max() <= 1
 
 
 def test_upscale_checkpoint_beats_bicubic_by_1_db(crops):
@@ -96,15 +96,16 @@ def test_pixel_budget_counts_output_pixels(limit, widths, batches, tmp_path, cro
     (tmp_path / "in").mkdir()
     for number, width in enumerate(widths):
         Image.fromarray(crops[number][:, :width]).save(tmp_path / "in" / f"{number}.png")
-    room = 2 * 192 * 256
+    pixel_limit = 2 * 192 * 256
     monkeypatch.setattr(
-        f"imagemill.pipeline.pixel_budget.{limit}", room if limit == "WAITING_PIXELS" else {"cpu": room, "cuda": room}
+        f"imagemill.pipeline.pixel_budget.{limit}",
+        pixel_limit if limit == "WAITING_PIXELS" else {"cpu": pixel_limit, "cuda": pixel_limit},
     )
     upscale, batch_widths = TASK_OBJECTIVES["upscale"], []
 
-    def predict(model: EDSR, samples: list[Sample], *how: Any) -> list[Output]:
+    def predict(model: EDSR, samples: list[Sample], *args: Any) -> list[Output]:
         batch_widths.append([sample.rgb.shape[1] for sample in samples])
-        return type(upscale).predict(upscale, model, samples, *how)
+        return type(upscale).predict(upscale, model, samples, *args)
 
     monkeypatch.setattr(upscale, "predict", predict)
     pool = {"batch_size": 8}

@@ -186,9 +186,9 @@ def test_web_permanent_errors_are_not_retried(site, tmp_path, monkeypatch):
     monkeypatch.setattr("imagemill.pipeline.sources.image_reader.MAX_FILE_BYTES", 999)
     reading = ImageReader(Input(Store(str(tmp_path)), None, SourceConfig(http="any")), 1)
     for path, error_class in ((f"{url}/whole", "TooManyBytes"), ("http://127.0.0.1:port/", "NoAddress")):
-        with pytest.raises(ReadError) as refused:
+        with pytest.raises(ReadError) as error_info:
             reading.image({"base": "", "path": path, "size": -1, "offset": None})
-        assert (refused.value.error_class, refused.value.transient) == (error_class, False)
+        assert (error_info.value.error_class, error_info.value.transient) == (error_class, False)
 
 
 def test_web_redirect_to_ftp_is_refused(site):
@@ -202,26 +202,26 @@ def test_web_redirect_to_ftp_is_refused(site):
 
 def test_web_private_addresses_are_refused(site):
     url, _ = site
-    for place in (url, "http://localhost:1/"):
+    for target_url in (url, "http://localhost:1/"):
         with pytest.raises(AddressRefused, match="not a public address"):
-            fetch(place, 100, public_only=True)
+            fetch(target_url, 100, public_only=True)
 
 
 def test_web_error_hides_the_signature(site):
     url, _ = site
-    with pytest.raises(OSError, match="403") as refused:
+    with pytest.raises(OSError, match="403") as error_info:
         fetch(f"{url}/closed?X-Amz-Signature=hidden&part=1", 1000, public_only=False)
-    assert "hidden" not in str(refused.value)
-    assert "part=1" in str(refused.value)
+    assert "hidden" not in str(error_info.value)
+    assert "part=1" in str(error_info.value)
 
 
 @pytest.mark.parametrize(
     "address", ["user:hidden@127.0.0.1/a.jpg", "user:p@hidden@127.0.0.1/", "127.0.0.1/a b?token=hidden"]
 )
 def test_web_invalid_url_hides_its_secrets(address):
-    with pytest.raises(OSError, match=r"127\.0\.0\.1") as refused:
+    with pytest.raises(OSError, match=r"127\.0\.0\.1") as error_info:
         fetch(f"http://{address}", 1000, public_only=False)
-    assert "hidden" not in str(refused.value)
+    assert "hidden" not in str(error_info.value)
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -231,12 +231,12 @@ def test_web_duplicate_url_hides_its_signature(tmp_path, caplog, capsys):
     config = RunConfig(task="denoise", input=f"{tmp_path}/list.csv", output=f"{tmp_path}/out", max_reject_fraction=1)
     job = resolve(config)
     list(BlockProcessor(job_here(job))(build_plan(job).todo))
-    told = [vars(record) for record in caplog.records if record.name == "imagemill.finish"]
+    log_records = [vars(record) for record in caplog.records if record.name == "imagemill.finish"]
     record = run(config)
     assert record["reasons"] == {"NotAllowed": 1, "DuplicateName": 1}
     for by_reason in (False, True):
         show_failures(job.output, by_reason)
     out, page = capsys.readouterr().out, job.output.read(record["report"]).decode()
-    assert len(told) == out.count("DuplicateName") == 2
+    assert len(log_records) == out.count("DuplicateName") == 2
     assert "DuplicateName" in page
-    assert "sesame" not in f"{told} {out} {page}"
+    assert "sesame" not in f"{log_records} {out} {page}"

@@ -45,9 +45,9 @@ def build_worker(tmp_path: Path, crops: list[np.ndarray]) -> Iterator[BuildWorke
 def fail_before_predict(monkeypatch: pytest.MonkeyPatch, fail: Callable[[list[Sample]], None]) -> None:
     """Let `denoise` call `fail` before it predicts."""
 
-    def predict(model: Any, samples: list[Sample], *how: Any) -> list[Output]:
+    def predict(model: Any, samples: list[Sample], *args: Any) -> list[Output]:
         fail(samples)
-        return Denoise().predict(model, samples, *how)
+        return Denoise().predict(model, samples, *args)
 
     monkeypatch.setattr(TASK_OBJECTIVES["denoise"], "predict", predict)
 
@@ -70,15 +70,15 @@ def test_worker_whose_gpu_is_missing_uses_its_cpus(build_worker: BuildWorker, mo
 def test_batch_that_fails_leaves_no_memory_behind(build_worker: BuildWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     """The batch that did not fit is freed before its halves are tried."""
     worker, plan = build_worker()
-    held: list[weakref.ref[Any]] = []
+    batch_refs: list[weakref.ref[Any]] = []
     sizes: list[int] = []
 
     def fail(samples: list[Sample]) -> None:
-        assert not any(ref() is not None for ref in held), "memory of a batch that failed is still held"
+        assert not any(ref() is not None for ref in batch_refs), "memory of a batch that failed is still held"
         sizes.append(len(samples))
         if len(samples) > 2:
             activations = torch.zeros(len(samples))
-            held.append(weakref.ref(activations))
+            batch_refs.append(weakref.ref(activations))
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     fail_before_predict(monkeypatch, fail)
@@ -97,18 +97,18 @@ def test_worker_that_lost_its_gpu_ends(build_worker: BuildWorker, monkeypatch: p
     def fail(samples: list[Sample]) -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    def end(code: int) -> None:
+    def record_exit(code: int) -> None:
         raise Ended(code)
 
     fail_before_predict(monkeypatch, fail)
-    monkeypatch.setattr("os._exit", end)
+    monkeypatch.setattr("os._exit", record_exit)
     worker, plan = build_worker()
     with pytest.raises(Ended, match="1"):
         list(worker(plan.todo))
 
 
 @pytest.mark.parametrize(
-    ("error", "memory", "lost"),
+    ("error", "memory", "is_lost"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True, False),
         (torch.AcceleratorError("CUDA error: out of memory"), True, False),
@@ -120,5 +120,5 @@ def test_worker_that_lost_its_gpu_ends(build_worker: BuildWorker, monkeypatch: p
         (RuntimeError("shape mismatch"), False, False),
     ],
 )
-def test_device_errors_are_distinguished(error: Exception, memory: bool, lost: bool) -> None:
-    assert (is_out_of_memory(error), is_lost_device(error)) == (memory, lost)
+def test_device_errors_are_distinguished(error: Exception, memory: bool, is_lost: bool) -> None:
+    assert (is_out_of_memory(error), is_lost_device(error)) == (memory, is_lost)
