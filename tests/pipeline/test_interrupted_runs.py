@@ -74,7 +74,7 @@ def test_verify_names_missing_parts_and_checkpoint(config, monkeypatch, tmp_path
     parts = list_parts(output, "results")
     for path in parts:
         shutil.move(output.full(path), tmp_path)
-    assert verify(output).problems[0].startswith("results/: 8 of the 8 rows that run ")
+    assert verify(output).problems[0].startswith("results/: 8 of the 8 rows of run ")
     for path in parts[1:]:
         shutil.move(tmp_path / Path(path).name, output.full(path))
     [problem] = verify(output).problems
