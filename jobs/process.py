@@ -17,7 +17,7 @@ from imagemill.pipeline.cluster.connection import ensure_token, wait_for_end
 from imagemill.pipeline.cluster.contact import contact
 from imagemill.pipeline.errors import ConfigError, Deadline, Failure, Interrupted, RunFailed, StorageError
 from imagemill.pipeline.logs import as_json, configure
-from imagemill.pipeline.signals import ENDING, again, raisable
+from imagemill.pipeline.signals import ENDING_SIGNALS, can_raise, raise_later
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill")
@@ -27,9 +27,9 @@ DEADLINE = "stopped at the deadline. Committed rows are kept; the next night con
 
 def raise_interrupted(signum: int, frame: FrameType | None) -> None:
     """Handle a signal: raise Interrupted, or deliver the signal again if the frame must not be interrupted."""
-    if raisable(frame):
+    if can_raise(frame):
         raise Interrupted
-    again(signum)
+    raise_later(signum)
 
 
 @contextmanager
@@ -81,7 +81,7 @@ def run_command() -> int:
 
 def exit_process(code: int) -> NoReturn:
     """End the process at once. The interpreter would spend a second on taking torch and Ray apart."""
-    for number in ENDING:
+    for number in ENDING_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     wait_for_end()
     for stream in (sys.stdout, sys.stderr):
@@ -95,7 +95,7 @@ def call_app() -> int:
 
     An error that the user can fix is printed as one line on stderr, without a traceback.
     """
-    for number in ENDING:
+    for number in ENDING_SIGNALS:
         # A command that was started with nohup must outlive its terminal.
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, raise_interrupted)

@@ -40,7 +40,7 @@ class Account:
     """Column → mean over the images of the run."""
 
 
-def drop_doubles(output: Store, plan: Plan, new: list[str]) -> int:
+def drop_duplicates(output: Store, plan: Plan, new: list[str]) -> int:
     """Keep one row for each (image_id, version) of `results`: the row with the highest fencing token.
 
     Duplicates arise in three ways: an engine ran a block twice, the plan processed an image again, or a run was killed
@@ -101,7 +101,7 @@ def account(output: Store, plan: Plan, quality: list[str]) -> Account:
         VerificationError: when a planned image has neither a row nor a reject.
     """
     ids, versions = (plan.todo[name].combine_chunks() for name in KEYS)
-    dropped = drop_doubles(output, plan, list_new_parts(output, plan.parts, "results"))
+    dropped = drop_duplicates(output, plan, list_new_parts(output, plan.parts, "results"))
     results = list_new_parts(output, plan.parts, "results")
     ok, rejected = np.zeros(len(ids), bool), np.zeros(len(ids), bool)
     pixels, left_out, damaged, sums, counts = 0, 0, 0, dict.fromkeys(quality, 0.0), Counter[str]()

@@ -25,14 +25,14 @@ from imagemill.pipeline.cluster.tally import Tally
 from imagemill.pipeline.images.decode import decode_image, read_pixel_count
 from imagemill.pipeline.images.errors import DAMAGED_IMAGE, ImageError
 from imagemill.pipeline.images.masks import decode_mask
-from imagemill.pipeline.item import Item, Rejected, unexpected
+from imagemill.pipeline.item import Item, Rejected, build_reject
 from imagemill.pipeline.logs import configure_worker
 from imagemill.pipeline.lookahead import map_ahead
 from imagemill.pipeline.output.stored_checkpoint import load_stored_model
 from imagemill.pipeline.output.style_images import load_style_images
 from imagemill.pipeline.pixel_budget import PixelBudget
 from imagemill.pipeline.row_builder import RowBuilder
-from imagemill.pipeline.schema import LATENT_KEPT, row_schema
+from imagemill.pipeline.schema import LATENT_CONTENT, row_schema
 from imagemill.pipeline.sources.image_reader import ImageReader, ReadError
 from imagemill.pipeline.sources.source import UNREADABLE_SHARD
 from imagemill.pipeline.store_failures import reason
@@ -94,7 +94,7 @@ class BlockProcessor:
         latent_bytes = 0
         for item in items:
             rows[item.reference["image_id"]] = item.row
-            latent_bytes += sum(len(item.row[name]) for name in LATENT_KEPT if name in item.row)
+            latent_bytes += sum(len(item.row[name]) for name in LATENT_CONTENT if name in item.row)
             if latent_bytes > ROWS_BYTES:
                 yield self._to_table(references, rows)
                 rows, latent_bytes = {}, 0
@@ -109,7 +109,7 @@ class BlockProcessor:
     def _process_singly(self, references: list[dict[str, Any]], suspects: Suspects) -> Iterator[Item]:
         """Process one image at a time, because a process died in this block: the next death then names its image."""
         for reference in references:
-            if suspects.accused(reference["image_id"]):
+            if suspects.is_accused(reference["image_id"]):
                 message = "its process died twice while it processed this image alone (a decoder crashed, or memory ran out)"
                 transient = reference["attempts"] + 1 < TRIED_BY_RUNS
                 reject = Rejected("process", "KilledProcess", message, transient)
@@ -177,7 +177,7 @@ class BlockProcessor:
         except ReadError as e:
             item.error = Rejected("fetch", e.error_class, str(e), e.transient).row
         except Exception as e:  # noqa: BLE001 - any error of one image must not fail the others
-            item.error = unexpected("fetch", e, isinstance(e, MemoryError)).row
+            item.error = build_reject("fetch", e, isinstance(e, MemoryError)).row
         return item
 
     def _decode(self, item: Item) -> Item:
@@ -194,7 +194,7 @@ class BlockProcessor:
             advice = KEEP_DAMAGED if e.error_class == DAMAGED_IMAGE else ""
             item.error = Rejected("decode", e.error_class, f"{e}{advice}").row
         except Exception as e:  # noqa: BLE001 - any error of one image must not fail the others
-            item.error = unexpected("decode", e, isinstance(e, MemoryError)).row
+            item.error = build_reject("decode", e, isinstance(e, MemoryError)).row
         item.mask_data = None
         return item
 
@@ -232,7 +232,7 @@ class BlockProcessor:
                 log.critical("the GPU is no longer usable: %s. This worker ends and a new one replaces it", reason(e))
                 os._exit(1)
             # torch raises RuntimeError when memory runs out and when the device fails: neither is the image's fault.
-            return unexpected("model", e, isinstance(e, MemoryError | RuntimeError)).row
+            return build_reject("model", e, isinstance(e, MemoryError | RuntimeError)).row
         for item, output in zip(batch, outputs, strict=True):
             item.output = output
         return None

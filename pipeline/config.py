@@ -143,7 +143,7 @@ class RunConfig(Strict):
 
     @field_validator("quality", mode="before")
     @classmethod
-    def as_count(cls, value: Any) -> Any:
+    def convert_booleans(cls, value: Any) -> Any:
         """Turn true and false, which configs of older runs use, into a number of images."""
         return (QUALITY_IMAGES if value else 0) if isinstance(value, bool) else value
 

@@ -71,7 +71,7 @@ class VerificationError(Failure):
     exit_code = 6
 
 
-def first_of(problems: Sequence[str], most: int = 10) -> str:
+def join_first(problems: Sequence[str], most: int = 10) -> str:
     """Return the first `most` problems in one line, and the number of the others."""
     rest = f"; and {len(problems) - most:,} more" if len(problems) > most else ""
     return "; ".join(problems[:most]) + rest

@@ -70,6 +70,6 @@ class Rejected(Exception):
         self.row = {"stage": stage, "error_class": error_class, "error": message, "transient": transient}
 
 
-def unexpected(stage: str, error: Exception, transient: bool) -> Rejected:
+def build_reject(stage: str, error: Exception, transient: bool) -> Rejected:
     """Return the reject of an image that failed with an error that its stage does not name."""
     return Rejected(stage, class_of(error), reason(error), transient)

@@ -50,7 +50,7 @@ _hosts: dict[str, _Host] = {}
 _lock = threading.Lock()
 
 
-def answered(host: str) -> None:
+def record_answer(host: str) -> None:
     """Record that a host gave an answer other than busy."""
     with _lock:
         if state := _hosts.get(host):

@@ -46,7 +46,7 @@ class Plan:
     """Paths of the parts that the output held when the plan was made."""
     doubled: pa.Table
     """image_id of the images with several rows of their version, which a killed run left."""
-    strange: bool
+    is_unrelated: bool
     """Whether the output holds rows or rejects, but none of an image of the input."""
     fencing_token: int
     """The highest fencing token of the runs that made, or were to replace, rows of these images."""
@@ -124,7 +124,7 @@ def make_plan(
     parts, fencing_token = {*results, *rejects}, int(newest.max_fencing_token.max(initial=0))
     has_unread_shard = pc.any(pc.starts_with(inputs["problem"], UNREADABLE_SHARD)).as_py()
     absent = None if has_unread_shard else history.absent
-    strange = bool(parts) and not newest.has_row.any() and not attempts.any()
+    is_unrelated = bool(parts) and not newest.has_row.any() and not attempts.any()
     moved = np.flatnonzero(newest.moved_from >= 0)
     images = np.bincount(newest.moved_from[moved], minlength=len(newest.places))
     places = Counter({place: int(images[number]) for place, number in newest.places.items() if images[number]})
@@ -137,7 +137,7 @@ def make_plan(
         redone,
         parts,
         doubled,
-        strange,
+        is_unrelated,
         fencing_token,
         newest.total_rows,
         places,

@@ -181,7 +181,7 @@ def find_input_warning(resolved: ResolvedRun, plan: Plan) -> str | None:
     Reasons are an input without images, and an input without any image that the output knows. The second reason does not
     apply to an input of an earlier run: its images may all have been replaced.
     """
-    if not plan.strange:
+    if not plan.is_unrelated:
         others = f" (other files: {plan.ignored.total():,})" if plan.ignored else ""
         return None if plan.found else f"{resolved.source.url} holds no image{others}. Is it the right place?"
     # A run that ended before its plan processed nothing of its input.

@@ -17,7 +17,7 @@ from imagemill.pipeline.images.decode import DecodedImage
 from imagemill.pipeline.images.encode import check_output_size, choose_output_format, encode_output, encode_rgb, to_pillow
 from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.images.transparency import match_alpha
-from imagemill.pipeline.item import Item, Rejected, unexpected
+from imagemill.pipeline.item import Item, Rejected, build_reject
 from imagemill.pipeline.output.lease import check_newest
 from imagemill.pipeline.output.name_clashes import CLASHES
 from imagemill.pipeline.output.output_names import decoded_name, fallback_name, is_name_refused, output_name
@@ -68,7 +68,7 @@ class RowBuilder:
         except (OutputHeld, StorageError):
             raise
         except Exception as e:  # noqa: BLE001 - any error of one image must not fail the others
-            item.error = unexpected("encode", e, isinstance(e, MemoryError)).row
+            item.error = build_reject("encode", e, isinstance(e, MemoryError)).row
         finally:
             item.picture = None
         error: dict[str, Any] = item.error or {}
@@ -141,7 +141,7 @@ class RowBuilder:
         except Exception as e:  # noqa: BLE001 - any error of one image must not fail the others
             if is_unwritable(e):
                 raise StorageError(f"{self.job.output.uri(path)}: {reason(e)}") from None
-            raise unexpected("write", e, transient=True) from None
+            raise build_reject("write", e, transient=True) from None
         return path
 
     def _replace_own(self, item: Item, path: str, data: bytes) -> None:

@@ -15,7 +15,7 @@ import yaml
 
 from imagemill.models.tasks.task import Task
 from imagemill.pipeline.account import Account, account
-from imagemill.pipeline.cluster.connection import signals_wait
+from imagemill.pipeline.cluster.connection import delay_signals
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.engines.ray_engine import execute
 from imagemill.pipeline.errors import ConfigError, Deadline, Interrupted, OutputHeld, StorageError, TooManyRejects
@@ -132,7 +132,7 @@ def run(config: RunConfig, record: RunRecord | None = None, run_id: str | None =
             record.seconds["total"] = round(time.monotonic() - began, 3)
             record.ended_at = datetime.now(UTC).isoformat(timespec="seconds")
             try:
-                with signals_wait(once=True):
+                with delay_signals(once=True):
                     write_record(resolved.output, record)
                 # The report comes after run.json, which must exist even if drawing the page takes long or is interrupted.
                 parts, todo = (plan.parts, plan.todo) if plan else (set(), None)

@@ -64,7 +64,7 @@ LATENT = [
     ("latent_shape", pa.list_(pa.int32())),
     ("latent_crc32", pa.int64()),
 ]
-LATENT_KEPT = ("latent", "latent_payload", "latent_zstd")
+LATENT_CONTENT = ("latent", "latent_payload", "latent_zstd")
 """Columns for the latent of a row: one holds it, the others are null."""
 REJECT = [
     ("stage", pa.string()),
@@ -203,7 +203,7 @@ def latent_bytes(row: dict[str, Any], level: int) -> int:
     """Return the bytes that the latent of a row (pack_latent) takes in a part, where it is compressed as a separate page."""
     if "latent" in row:
         return len(pa.Codec("zstd", level).compress(row["latent"]))
-    return next(len(row[name]) for name in LATENT_KEPT if name in row)
+    return next(len(row[name]) for name in LATENT_CONTENT if name in row)
 
 
 def parquet_bytes(table: pa.Table, level: int) -> bytes:

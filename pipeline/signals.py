@@ -4,13 +4,13 @@ import signal
 import threading
 from types import FrameType
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that end a run in an orderly way: Ctrl-C, a service manager's stop, and a closed terminal."""
 LATER_SECONDS = 0.05
 IMPORTS = "<frozen importlib"
 
 
-def raisable(frame: FrameType | None) -> bool:
+def can_raise(frame: FrameType | None) -> bool:
     """Return whether a signal handler may raise an exception in this frame.
 
     It may not during an import, whose locks would stay taken so that other threads wait forever; nor in a finalizer, where
@@ -23,7 +23,7 @@ def raisable(frame: FrameType | None) -> bool:
     return True
 
 
-def again(signum: int) -> None:
+def raise_later(signum: int) -> None:
     """Raise the same signal a moment later."""
     timer = threading.Timer(LATER_SECONDS, signal.raise_signal, [signum])
     timer.daemon = True

@@ -21,7 +21,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from imagemill.pipeline import disk
 from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.etags import etags_of
-from imagemill.pipeline.store_failures import Answer, busy_pause, check_length, content_md5, patiently, reason, refusal
+from imagemill.pipeline.store_failures import (
+    Answer,
+    busy_pause,
+    call_with_retries,
+    check_length,
+    content_md5,
+    reason,
+    refusal,
+)
 from imagemill.pipeline.store_listing import NOT_A_FILE, Entry, local_etag, local_files, without_markers
 
 log = logging.getLogger("imagemill.storage")
@@ -179,7 +187,7 @@ class Store:
             request: the call.
             damage: exceptions that mean that bytes were damaged in transit, so that a retry may help.
         """
-        return request() if self.local else patiently(request, damage)
+        return request() if self.local else call_with_retries(request, damage)
 
     def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         """Call a method of the S3 API for one object."""
@@ -298,7 +306,7 @@ class Store:
             etags.check(self.uri(path), data, answer, earlier)
             return data
 
-        return patiently(get)
+        return call_with_retries(get)
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
         """Return exactly `length` bytes of an object from `start` on.
@@ -321,7 +329,7 @@ class Store:
                 f.seek(start)
                 data = f.read(length)
         else:
-            data = patiently(get)
+            data = call_with_retries(get)
         if len(data) != length:
             raise OSError(errno.EIO, f"the file ends before {length} bytes from {start} on", self.uri(path))
         return data
@@ -346,7 +354,7 @@ class Store:
             durable: on a disk, wait until the file is stored, not only cached.
         """
         if not self.local:
-            patiently(lambda: self._call("put_object", path, Body=data, ContentMD5=content_md5(data)))
+            call_with_retries(lambda: self._call("put_object", path, Body=data, ContentMD5=content_md5(data)))
             return
         disk.write(Path(self.full(path)), data, durable)
 
@@ -355,7 +363,7 @@ class Store:
         if not self.local:
             condition = {"IfNoneMatch": "*", "ContentMD5": content_md5(data)}
             try:
-                patiently(lambda: self._call("put_object", path, Body=data, **condition))
+                call_with_retries(lambda: self._call("put_object", path, Body=data, **condition))
                 return True
             except OSError as e:
                 if refusal(e)[0] != 412:

@@ -23,7 +23,7 @@ from tenacity import (
     wait_exponential_jitter,
 )
 
-from imagemill.pipeline.pauses import BUSY, answered, pause, retry_after
+from imagemill.pipeline.pauses import BUSY, pause, record_answer, retry_after
 
 log = logging.getLogger("imagemill.storage")
 STORE_FAILURES = (OSError, BotoCoreError, aiohttp.ClientError)
@@ -76,7 +76,7 @@ def is_unwritable(error: BaseException) -> bool:
     return full or isinstance(error, PermissionError) or refusal(error)[0] == 507
 
 
-def patiently(request: Callable[[], Answer], damage: tuple[type[Exception], ...] = ()) -> Answer:
+def call_with_retries(request: Callable[[], Answer], damage: tuple[type[Exception], ...] = ()) -> Answer:
     """Return the answer to a request to S3; try four times within seconds, in addition to the client's own retries."""
     tries = Retrying(
         stop=stop_after_attempt(4),
@@ -109,7 +109,7 @@ def busy_pause(response: Any, attempts: int, **_: Any) -> float | None:
     http = response[0]
     host = urlsplit(http.url).netloc
     if http.status_code not in BUSY:
-        answered(host)
+        record_answer(host)
         return None
     asked_s = retry_after(http.headers)
     if asked_s is None or (seconds := pause(host, asked_s, attempts)) is None:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from imagemill.pipeline.cluster.contact import clean_up, contact
-from imagemill.pipeline.cluster.own import apart, own_options, tidy
+from imagemill.pipeline.cluster.own import delete_old_sessions, isolated_start, private_ray_options
 from imagemill.pipeline.errors import ConfigError, RunFailed
 from imagemill.pipeline.logs import VARIABLE
-from imagemill.pipeline.signals import ENDING
+from imagemill.pipeline.signals import ENDING_SIGNALS
 
 log = logging.getLogger("imagemill.run")
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -66,7 +66,7 @@ STARTS = 3
 """Attempts to start a private Ray: on a busy machine its processes may be late."""
 SOURCE_ROOT = Path(__file__).parents[3]
 """The folder that holds the package `imagemill`: `src/` of a checkout, which Ray ships to a cluster, or site-packages."""
-WAITING = (*ENDING, signal.SIGALRM)
+WAITING = (*ENDING_SIGNALS, signal.SIGALRM)
 """Signals that end a run between two steps, including the alarm of a deadline."""
 SHUTDOWN_SECONDS = 30.0
 """Time limit for the end of Ray: it takes a second or two, longer on a busy machine, and forever without a network."""
@@ -144,7 +144,7 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
 
 
 @contextmanager
-def one_ray() -> Iterator[None]:
+def share_ray() -> Iterator[None]:
     """Share one Ray between all `connected` blocks within a `with` block, as long as their address is the same."""
     shared_ray.is_wanted = True
     try:
@@ -190,14 +190,14 @@ def start(address: str | None, num_cpus: int | None) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     if address:
         log.info("connecting to Ray at %s", address)
-        with signals_wait():
+        with delay_signals():
             start_ray(address, quiet | {"address": address, "runtime_env": runtime_env()})
         return
-    options = quiet | own_options(num_cpus)
+    options = quiet | private_ray_options(num_cpus)
     log.info("starting Ray on this machine")
-    with signals_wait(), apart():
+    with delay_signals(), isolated_start():
         context = start_ray(None, options)
-    tidy(Path(context.address_info["session_dir"]))
+    delete_old_sessions(Path(context.address_info["session_dir"]))
 
 
 def start_ray(address: str | None, options: dict[str, Any]) -> Any:
@@ -226,7 +226,7 @@ def start_ray(address: str | None, options: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def signals_wait(once: bool = False) -> Iterator[list[int]]:
+def delay_signals(once: bool = False) -> Iterator[list[int]]:
     """Delay Ctrl-C, SIGTERM, SIGHUP and the alarm of a deadline until the end of a `with` block.
 
     An exception in the middle of Ray's start would leave half a Ray, which hangs. Handlers that Ray installs in the block

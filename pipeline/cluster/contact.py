@@ -28,9 +28,9 @@ class Contact:
 
     def __init__(self) -> None:
         self.lost = False
-        self.heard()
+        self.record_answer()
 
-    def heard(self) -> None:
+    def record_answer(self) -> None:
         """Record that Ray answered."""
         self._last = time.monotonic()
 
@@ -74,7 +74,7 @@ def while_answering(call: Callable[[], Result]) -> Result:
     Raises:
         ContactLost: when Ray no longer answers. Also what `call` raises.
     """
-    contact.heard()
+    contact.record_answer()
     future = begin(call)
     while not future.done():
         wait([future], LOOK_SECONDS)
@@ -82,7 +82,7 @@ def while_answering(call: Callable[[], Result]) -> Result:
     return future.result()
 
 
-def answered(call: Callable[[], Result]) -> Result:
+def wait_for_answer(call: Callable[[], Result]) -> Result:
     """Return the answer of one call to Ray.
 
     Raises:

@@ -14,7 +14,7 @@ from typing import Any
 from imagemill.pipeline.errors import ConfigError
 
 log = logging.getLogger("imagemill.run")
-OURS = "imagemill"
+SESSION_MARK = "imagemill"
 """A file that marks the folder of a Ray session as started by imagemill."""
 SESSIONS = 10
 """Number of sessions whose logs are kept."""
@@ -28,7 +28,7 @@ SESSION_BYTES = 20_000_000
 """Free space that a session needs. Without it Ray fails minutes later with a misleading message."""
 
 
-def own_options(num_cpus: int | None) -> dict[str, Any]:
+def private_ray_options(num_cpus: int | None) -> dict[str, Any]:
     """Return the arguments of `ray.init` for a private Ray on this machine.
 
     Args:
@@ -47,7 +47,7 @@ def own_options(num_cpus: int | None) -> dict[str, Any]:
 
 
 @contextmanager
-def apart() -> Iterator[None]:
+def isolated_start() -> Iterator[None]:
     """Isolate a Ray that starts in the `with` block from the network and from signals that are meant for this process.
 
     Ray replaces the loopback address by the address of the network, which may disappear during a run (VPN, Wi-Fi). It keeps
@@ -117,11 +117,11 @@ def session_folder() -> str:
     return folder
 
 
-def tidy(session: Path) -> None:
+def delete_old_sessions(session: Path) -> None:
     """Delete all but the newest session folders of imagemill next to `session`; Ray itself never deletes them."""
     try:
-        (session / OURS).touch()
-        for mark in sorted(session.parent.glob(f"session_2*/{OURS}"))[:-SESSIONS]:
+        (session / SESSION_MARK).touch()
+        for mark in sorted(session.parent.glob(f"session_2*/{SESSION_MARK}"))[:-SESSIONS]:
             driver = mark.parent.name.rpartition("_")[2]
             if not Path("/proc", driver).exists():
                 shutil.rmtree(mark.parent, ignore_errors=True)

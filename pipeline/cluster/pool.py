@@ -52,7 +52,7 @@ class Pool:
     @property
     def each(self) -> str:
         """The resources of a worker in words."""
-        cpus = counted(self.num_cpus, "CPU")
+        cpus = format_count(self.num_cpus, "CPU")
         if not self.num_gpus:
             return cpus
         return f"{cpus} and {'a' if self.num_gpus == 1 else f'{self.num_gpus:g} of a'} GPU"
@@ -61,11 +61,11 @@ class Pool:
         """Return the workers and the cluster in words."""
         usable = [node for node in nodes if any(node)]
         cpus, gpus = sum(cpu for cpu, _ in usable), sum(gpu for _, gpu in usable)
-        cluster = f"{counted(cpus, 'CPU')} and {counted(gpus, 'GPU')} on {counted(len(usable), 'node')}"
-        return f"{counted(self.workers, 'worker')} of {self.each} each; cluster: {cluster}"
+        cluster = f"{format_count(cpus, 'CPU')} and {format_count(gpus, 'GPU')} on {format_count(len(usable), 'node')}"
+        return f"{format_count(self.workers, 'worker')} of {self.each} each; cluster: {cluster}"
 
 
-def counted(count: float, noun: str) -> str:
+def format_count(count: float, noun: str) -> str:
     """Return a count with its noun: `1 worker`, `2 workers`."""
     return f"{count:g} {noun}{'' if count == 1 else 's'}"
 
@@ -124,7 +124,7 @@ def pool_for(want: PoolConfig, nodes: Nodes, shrink: bool = False) -> Pool:
         return replace(pool, workers=min(pool.workers, room))
     if not room or pool.workers > room:
         raise ConfigError(
-            f"pool.workers={pool.workers}: there is room for {counted(room, 'worker')}; each takes {pool.each} of the "
+            f"pool.workers={pool.workers}: there is room for {format_count(room, 'worker')}; each takes {pool.each} of the "
             f"nodes' (CPUs, GPUs) {nodes}. Lower pool.workers. If an autoscaler adds nodes, set pool.wait_s "
             "to the seconds to wait"
         )

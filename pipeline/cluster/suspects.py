@@ -3,7 +3,7 @@
 import hashlib
 from typing import Any
 
-from imagemill.pipeline.cluster.tally import forget, publish, published
+from imagemill.pipeline.cluster.tally import delete_published, publish, read_published
 from imagemill.pipeline.errors import RunFailed
 
 ACCUSED_AFTER = 2
@@ -27,7 +27,7 @@ class Suspects:
     def __init__(self, run_id: str, image_ids: list[str]) -> None:
         block = hashlib.blake2b("".join(image_ids).encode(), digest_size=8).hexdigest()
         self._key = f"suspects/{run_id}/{block}"
-        record = (published(self._key) or [{}])[0]
+        record = (read_published(self._key) or [{}])[0]
         self.deaths: int = record.get("begun", 0)
         self._died: dict[str, int] = record.get("died", {})
         if alone := record.get("alone"):
@@ -42,13 +42,13 @@ class Suspects:
         """Record that the process works on this image alone."""
         self._publish(begun=self.deaths + 1, alone=image_id)
 
-    def accused(self, image_id: str) -> bool:
+    def is_accused(self, image_id: str) -> bool:
         """Return whether processes died while they worked on this image alone."""
         return self._died.get(image_id, 0) >= ACCUSED_AFTER
 
     def clear(self) -> None:
         """Delete the record of a finished block."""
-        forget(self._key)
+        delete_published(self._key)
 
     def _publish(self, **state: Any) -> None:
         publish(self._key, {**state, "died": self._died})

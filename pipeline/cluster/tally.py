@@ -34,7 +34,7 @@ def publish(key: str, content: dict[str, Any]) -> None:
         log.warning("progress was not published: %s", e)
 
 
-def published(prefix: str) -> list[dict[str, Any]]:
+def read_published(prefix: str) -> list[dict[str, Any]]:
     """Return the values published under keys with a prefix."""
     from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list
 
@@ -42,7 +42,7 @@ def published(prefix: str) -> list[dict[str, Any]]:
     return [json.loads(_internal_kv_get(key, namespace=NAMESPACE) or b"{}") for key in keys]
 
 
-def forget(prefix: str) -> None:
+def delete_published(prefix: str) -> None:
     """Delete the values published under keys with a prefix. Failures are logged and ignored."""
     from ray.experimental.internal_kv import _internal_kv_del
 

@@ -16,7 +16,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 from ray.data.exceptions import ExecutionTimeoutError
 
-from imagemill.pipeline.cluster.connection import signals_wait
+from imagemill.pipeline.cluster.connection import delay_signals
 from imagemill.pipeline.cluster.contact import clean_up
 from imagemill.pipeline.cluster.pool import (
     LOOK_SECONDS,
@@ -29,9 +29,9 @@ from imagemill.pipeline.cluster.pool import (
 )
 
 log = logging.getLogger("imagemill.run")
-TAKEN_SECONDS = 30.0
+OTHER_WORK_SECONDS = 30.0
 """Time without a processed image after which other work is reported; an earlier run may just have ended."""
-AGAIN_SECONDS = 60.0
+REPORT_SECONDS = 60.0
 """Interval of the reports about other work."""
 checks: list[Callable[[], None]] = []
 """Checks of this process. They are global because Ray Data creates the callback and ships its class to every worker."""
@@ -48,12 +48,12 @@ class NoRoom(Ended):
 
     Args:
         message: the reason.
-        taken: whether the nodes would suffice if other work did not hold them.
+        is_occupied: whether the nodes would suffice if other work did not hold them.
     """
 
-    def __init__(self, message: str, taken: bool = False) -> None:
+    def __init__(self, message: str, is_occupied: bool = False) -> None:
         super().__init__(message)
-        self.taken = taken
+        self.is_occupied = is_occupied
 
 
 class Steps(ExecutionCallback):  # type: ignore[misc]
@@ -96,7 +96,7 @@ class Room:
         self, pool: Pool, done: Callable[[], float], patience_s: float, shared: bool = False, wait_s: float = 0
     ) -> None:
         self.pool, self.done, self.patience_s, self.shared, self.wait_s = pool, done, patience_s, shared, wait_s
-        self.last_done, self.checked_at, self.logged_at = done(), 0.0, -AGAIN_SECONDS
+        self.last_done, self.checked_at, self.logged_at = done(), 0.0, -REPORT_SECONDS
         self.done_at = self.since = time.monotonic()
 
     def __call__(self) -> None:
@@ -108,7 +108,7 @@ class Room:
             self.last_done, self.done_at, self.since = self.done(), now, now
         elif room_for(self.pool, nodes) >= self.pool.workers:
             self.since = now
-            if self.shared and now - self.done_at > TAKEN_SECONDS:
+            if self.shared and now - self.done_at > OTHER_WORK_SECONDS:
                 self.look_for_others(now, nodes)
         elif now - self.since > self.patience_s:
             raise NoRoom(
@@ -122,8 +122,8 @@ class Room:
             return
         state = f"{describe_free(self.pool, free, nodes)}, and {placed} of {self.pool.workers} workers have a place"
         if self.wait_s and not placed and now - self.done_at > self.wait_s:
-            raise NoRoom(f"other work has held the cluster for {self.wait_s:.0f} s: {state}", taken=True)
-        if now - self.logged_at > AGAIN_SECONDS:
+            raise NoRoom(f"other work has held the cluster for {self.wait_s:.0f} s: {state}", is_occupied=True)
+        if now - self.logged_at > REPORT_SECONDS:
             self.logged_at = now
             limit = f"up to {self.wait_s:g} s" if self.wait_s else "without a limit (pool.wait_s sets a limit)"
             log.warning("%s: other work holds the rest. The run waits %s", state, limit)
@@ -138,7 +138,7 @@ def kill_actors() -> None:
 
 
 @contextmanager
-def watched(
+def watch_workers(
     pool: Pool, done: Callable[[], float], patience_s: float, shared: bool = False, wait_s: float = 0
 ) -> Iterator[None]:
     """Let NoRoom and signals end the work of Ray Data in a `with` block; see Room for the arguments.
@@ -153,7 +153,7 @@ def watched(
             raise Ended
 
     ray.data.DataContext.get_current().custom_execution_callback_classes = [Steps]
-    with signals_wait(once=True) as waiting:
+    with delay_signals(once=True) as waiting:
         checks[:] = [signalled, Room(pool, done, patience_s, shared, wait_s)]
         try:
             yield

@@ -14,7 +14,7 @@ from imagemill.pipeline.cluster.contact import clean_up, while_answering
 from imagemill.pipeline.cluster.nodes import missing_paths
 from imagemill.pipeline.cluster.pool import PATIENCE_SECONDS, Pool, node_resources, nodes_with_room, pool_for
 from imagemill.pipeline.cluster.progress import RunProgress
-from imagemill.pipeline.cluster.tally import DEVICES, ETAGS, forget, peak_rss_mb
+from imagemill.pipeline.cluster.tally import DEVICES, ETAGS, delete_published, peak_rss_mb
 from imagemill.pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
 from imagemill.pipeline.etags import etags_of
 from imagemill.pipeline.output.lease import Lease
@@ -70,7 +70,7 @@ def execute(resolved: ResolvedRun, plan: Plan, lease: Lease, record: RunRecord) 
             record_progress(record, progress)
             # A cluster that outlives the run would keep what the workers of every run published.
             for prefix in (f"{record.run_id}/", f"suspects/{record.run_id}/"):
-                clean_up(partial(forget, prefix))
+                clean_up(partial(delete_published, prefix))
     lease.check_held()
 
 
@@ -101,7 +101,7 @@ def run_plan(resolved: ResolvedRun, plan: Plan, progress: RunProgress, record: R
     """
     from ray.exceptions import RayError
 
-    from imagemill.pipeline.cluster.watch import NoRoom, watched
+    from imagemill.pipeline.cluster.watch import NoRoom, watch_workers
 
     config, output = resolved.config, resolved.output
     todo, has_lost_nodes = mark_clashes(output, plan.todo), False
@@ -121,14 +121,14 @@ def run_plan(resolved: ResolvedRun, plan: Plan, progress: RunProgress, record: R
         record.pool = pool.record()
         log.info("%d images; %s", len(todo), pool.on(nodes))
         try:
-            with watched(pool, progress.done, patience_s, is_shared, config.pool.wait_s):
+            with watch_workers(pool, progress.done, patience_s, is_shared, config.pool.wait_s):
                 job = build_worker_job(resolved, plan, pool, record)
                 run_blocks(job, todo, rows_of_block(len(todo), config.rows_per_part, bytes_each, pool), pool)
             return
         except RayError as e:
-            raise translate(e, resolved) from None
+            raise translate_error(e, resolved) from None
         except NoRoom as e:
-            if e.taken:
+            if e.is_occupied:
                 raise RunFailed(f"{e}. {RUN_AGAIN} when the cluster has room") from None
             committed = committed_ids(output, plan, "results", "rejects")
             rest = todo.filter(pc.invert(pc.is_in(todo["image_id"], committed)))
@@ -182,7 +182,7 @@ def run_blocks(job: WorkerJob, todo: pa.Table, rows: int, pool: Pool) -> None:
     from imagemill.pipeline.cluster.suspects import MOST_DEATHS
     from imagemill.pipeline.worker import BLOCKS_AT_ONCE, Worker
 
-    quieten_ray_data()
+    silence_ray_data()
     # Ray Data would wrap what an actor raises, and the wrapping is lost on its way to the driver.
     ray.data.DataContext.get_current().raise_original_map_exception = True
     with warnings.catch_warnings():
@@ -209,7 +209,7 @@ def run_blocks(job: WorkerJob, todo: pa.Table, rows: int, pool: Pool) -> None:
     while_answering(dataset.materialize)
 
 
-def quieten_ray_data() -> None:
+def silence_ray_data() -> None:
     """Replace Ray Data's progress bars, plans and stack traces by our bar and one line; its log file keeps them."""
     import ray.data
     from ray._private.log import PlainRayHandler
@@ -253,7 +253,7 @@ def rows_of_block(todo: int, most: int, bytes_each: int, pool: Pool) -> int:
     return min(most, max(1, BYTES_PER_PART // bytes_each), max(-(-share // 4), batch))
 
 
-def translate(error: BaseException, resolved: ResolvedRun) -> Exception:
+def translate_error(error: BaseException, resolved: ResolvedRun) -> Exception:
     """Return the exception of ours for an error that Ray delivers, by its innermost cause."""
     while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
         error = cause

@@ -14,7 +14,7 @@ from botocore.exceptions import EndpointConnectionError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from imagemill.pipeline.account import account, drop_doubles
+from imagemill.pipeline.account import account, drop_duplicates
 from imagemill.pipeline.errors import VerificationError
 from imagemill.pipeline.output.parts import SUPERSEDED, columns_as_lists, list_parts, read_parts
 from imagemill.pipeline.output.snapshot import select_newest_rows
@@ -37,7 +37,7 @@ def plan_over(*pairs: Pair, parts: set[str] = frozenset(), redone: str = "") -> 
 
 
 def dropped_from(output: Store) -> int:
-    return drop_doubles(output, plan_over(), list_parts(output, "results"))
+    return drop_duplicates(output, plan_over(), list_parts(output, "results"))
 
 
 def with_images(output: Store, *names: str) -> str:
@@ -111,7 +111,7 @@ def test_account_replaces_an_older_row(output: Store) -> None:
     older = set(list_parts(output, "results"))
     put(output, [row(("a", "v"), 3)])
     new = [path for path in list_parts(output, "results") if path not in older]
-    assert drop_doubles(output, plan_over(parts=older, redone="a"), new) == 1
+    assert drop_duplicates(output, plan_over(parts=older, redone="a"), new) == 1
     assert pairs_of(output) == [("a", "v"), ("b", "v")]
     assert read_parts(output, list_parts(output, "results"), ["fence"])["fence"].to_pylist().count(3) == 1
 

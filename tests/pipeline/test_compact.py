@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from imagemill.pipeline.account import drop_doubles
+from imagemill.pipeline.account import drop_duplicates
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.output.compact import MERGED_BYTES, MIN_SMALL_PARTS, SMALL_BYTES, compact
 from imagemill.pipeline.output.lease import Lease
@@ -144,9 +144,9 @@ def whole_run(output: Store, redo: list[str], fence: int) -> None:
         put(output, [row((image, "v"), fence=fence) for image in redo])
     redone, several = (pa.table({"image_id": pa.array(images, pa.string())}) for images in (redo, doubled))
     plan = Plan(
-        REFERENCE.empty_table(), 0, Counter(), 0, 0, redone, parts, several, strange=False, fencing_token=fence, rows=0
+        REFERENCE.empty_table(), 0, Counter(), 0, 0, redone, parts, several, is_unrelated=False, fencing_token=fence, rows=0
     )
-    drop_doubles(output, plan, [path for path in list_parts(output, "results") if path not in parts])
+    drop_duplicates(output, plan, [path for path in list_parts(output, "results") if path not in parts])
     compact(output, parts, 3, nobody_else)
 
 

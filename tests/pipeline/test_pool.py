@@ -189,7 +189,7 @@ def test_pool_reports_resources_held_by_others(free, begun, wait_s, ends, said, 
     seen = {"node_resources": [(2.0, 0.0)], "free_resources": free, "placed": begun}
     for name, value in seen.items():
         monkeypatch.setattr(f"imagemill.pipeline.cluster.watch.{name}", lambda value=value: value)
-    for name in ("LOOK_SECONDS", "TAKEN_SECONDS"):
+    for name in ("LOOK_SECONDS", "OTHER_WORK_SECONDS"):
         monkeypatch.setattr(f"imagemill.pipeline.cluster.watch.{name}", 0.0)
     pool = Pool(workers=2, num_cpus=1, num_gpus=0, threads=2, batch_size=8)
     look = Room(pool, lambda: 7, patience_s=0.01, shared=True, wait_s=wait_s)
