@@ -1,4 +1,4 @@
-"""Errors of storage clients: what they mean and whether to retry; and checks of the received bytes."""
+"""Interpret errors of storage clients, retry requests, and check the received bytes."""
 
 import base64
 import errno
@@ -34,7 +34,7 @@ Answer = TypeVar("Answer")
 
 
 def reason(error: BaseException) -> str:
-    """Return an error as one line: its class and message. For an assertion, its file and line replace the class."""
+    """Return an error as one line: its class and message. For an assertion, the file and line replace the class."""
     kind, text = type(error).__name__, " ".join(str(error).split())[:300]
     if isinstance(error, AssertionError):
         place = traceback.extract_tb(error.__traceback__)[-1:]
@@ -71,7 +71,7 @@ def is_damage(error: BaseException) -> bool:
 
 
 def is_unwritable(error: BaseException) -> bool:
-    """Return whether later writes will fail like this one: on a full or read-only disk, or without permission."""
+    """Return whether later writes will fail for the same reason: a full or read-only disk, or a missing permission."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
     return full or isinstance(error, PermissionError) or refusal(error)[0] == 507
 
@@ -124,6 +124,10 @@ def content_md5(data: bytes) -> str:
 
 
 def check_length(path: str, data: bytes, answer: dict[str, Any]) -> None:
-    """Raise OSError if the number of received bytes is not the announced one."""
+    """Check that as many bytes were received as the response announced.
+
+    Raises:
+        OSError: when the numbers differ.
+    """
     if len(data) != answer["ContentLength"]:
         raise OSError(errno.EIO, f"{len(data)} of {answer['ContentLength']} bytes were received", path)

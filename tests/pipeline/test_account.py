@@ -32,7 +32,17 @@ def todo_of(*pairs: Pair) -> pa.Table:
 def plan_over(*pairs: Pair, parts: set[str] = frozenset(), redone: str = "") -> Plan:
     images = pa.table({"image_id": pa.array(list(redone), pa.string())})
     return Plan(
-        todo_of(*pairs), 0, Counter(), 0, 0, images, set(parts), images.slice(0, 0), strange=False, fencing_token=0, rows=0
+        todo_of(*pairs),
+        0,
+        Counter(),
+        0,
+        0,
+        images,
+        set(parts),
+        images.slice(0, 0),
+        is_unrelated=False,
+        fencing_token=0,
+        rows=0,
     )
 
 

@@ -186,7 +186,7 @@ def test_run_without_room_and_progress_ends(monkeypatch: pytest.MonkeyPatch, nod
 )
 def test_pool_reports_resources_held_by_others(free, begun, wait_s, ends, said, monkeypatch, caplog) -> None:
     """Where others hold the CPUs of a cluster a run waits, says so, and ends only at its own limit."""
-    seen = {"node_resources": [(2.0, 0.0)], "free_resources": free, "placed": begun}
+    seen = {"node_resources": [(2.0, 0.0)], "free_resources": free, "count_placed": begun}
     for name, value in seen.items():
         monkeypatch.setattr(f"imagemill.pipeline.cluster.watch.{name}", lambda value=value: value)
     for name in ("LOOK_SECONDS", "OTHER_WORK_SECONDS"):
@@ -197,7 +197,7 @@ def test_pool_reports_resources_held_by_others(free, begun, wait_s, ends, said, 
     if ends:
         with pytest.raises(NoRoom, match="other work has held the cluster") as ended:
             look()
-        assert ended.value.taken
+        assert ended.value.is_occupied
     else:
         look()
         look()
