@@ -155,7 +155,7 @@ def input_exists(night_run: NightRun) -> bool:
             return False
     except STORE_FAILURES as e:
         raise StorageError(f"input {night_run.config.input}: {reason(e)}") from None
-    raise StorageError(f"input {parent.url}: does not exist")
+    raise StorageError(f"input {parent.url}: does not exist. Check `input` of the job {night_run.name}")
 
 
 def measure_drift(output: Store, record: dict[str, Any], threshold: float) -> dict[str, Any] | None:

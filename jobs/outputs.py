@@ -31,7 +31,9 @@ def check_output(output: Store, allow_export: bool = False) -> None:
             raise ConfigError(f"{output.url}: is an export. Give the output that it was made from.")
         if any(output.exists(folder) for folder in FOLDERS):
             return
-        problem = "is not an output of imagemill: no results/, rejects/ or runs/" if output.exists() else "does not exist"
+        problem = "does not exist. Check the path"
+        if output.exists():
+            problem = "is not an output of imagemill: no results/, rejects/ or runs/. Give the OUTPUT of a run"
     except STORE_FAILURES as e:
         raise StorageError(f"{output.url}: {reason(e)}") from None
     raise StorageError(f"{output.url}: {problem}")

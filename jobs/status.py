@@ -101,7 +101,10 @@ def print_status(content: dict[str, Any]) -> None:
     images, rows, parts = (number(content[f"{noun}s"], noun) for noun in ("image", "row", "part"))
     print_text(f"{images} in {rows} of {parts}")
     permanent, transient = content["rejects_permanent"], content["rejects_transient"]
-    counts = {"permanent, for --retry-failed": permanent, "for the next run": transient}
+    counts = {
+        "permanent (processed again with --retry-failed)": permanent,
+        "transient (processed again by the next run)": transient,
+    }
     rejects = ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
     print_text(f"rejects: {rejects}. List them with: imagemill failures" if rejects else "rejects: none")
     print_pending(content["images_pending"])

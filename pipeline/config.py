@@ -1,6 +1,7 @@
 """The config of a run: one YAML, validated by pydantic. Flags override it, and unknown keys are errors."""
 
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
 
@@ -248,7 +249,10 @@ def validate(model: type[Model], values: dict[str, Any], origin: str, group: tup
         for error in e.errors():
             key = ".".join(map(str, (*group, *error["loc"])))
             if error["type"] == "extra_forbidden":
-                unknown.setdefault(", ".join(keys_at(model, error["loc"])), []).append(repr(key))
+                valid_keys = keys_at(model, error["loc"])
+                similar = get_close_matches(str(error["loc"][-1]), valid_keys, n=1)
+                suggestion = f" (did you mean {similar[0]}?)" if similar else ""
+                unknown.setdefault(", ".join(valid_keys), []).append(f"{key!r}{suggestion}")
             elif error["type"] == "missing":
                 lines.append(f"{key} is missing")
             elif not error["loc"]:
@@ -256,7 +260,8 @@ def validate(model: type[Model], values: dict[str, Any], origin: str, group: tup
             else:
                 is_unquoted = error["type"] == "string_type" and isinstance(error["input"], UNQUOTED)
                 quotes = "; put it in quotes" if is_unquoted else ""
-                lines.append(f"{key} = {error['input']!r}: {error['msg']}{quotes}")
+                message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+                lines.append(f"{key} = {error['input']!r}: {message}{quotes}")
         for valid, keys in unknown.items():
             lines.append(f"unknown {'key' if len(keys) == 1 else 'keys'} {', '.join(keys)}; valid: {valid or 'none'}")
         raise ConfigError(f"{origin}: {'; '.join(lines)}") from None

@@ -1,4 +1,4 @@
-"""The documentation: the site builds strictly, links lead to something, and commands work."""
+"""Test the documentation: the site builds without warnings, links resolve and commands work."""
 
 import dataclasses
 import importlib.util
@@ -26,7 +26,7 @@ needs_sphinx = pytest.mark.skipif(
 
 
 def build(source: Path, output: Path) -> subprocess.CompletedProcess[str]:
-    """Build the site as `make docs` does, into `output`."""
+    """Build the site into `output`, like `make docs`."""
     command = [
         sys.executable,
         "-m",
@@ -43,7 +43,7 @@ def build(source: Path, output: Path) -> subprocess.CompletedProcess[str]:
 
 @needs_sphinx
 def test_site_builds_without_a_warning(tmp_path: Path) -> None:
-    """Dead links, dead anchors and pages that no table of contents names are warnings of Sphinx."""
+    """Sphinx warns about dead links, dead anchors and pages missing from the table of contents."""
     result = build(ROOT / "docs", tmp_path)
     assert result.returncode == 0, result.stderr
     assert not {"search", "genindex"} & {page.stem for page in PAGES}, "Sphinx writes pages of these names itself"
@@ -53,7 +53,7 @@ def test_site_builds_without_a_warning(tmp_path: Path) -> None:
 
 @needs_sphinx
 def test_site_with_dead_links_fails(tmp_path: Path) -> None:
-    """The strict mode notices each kind of dead link."""
+    """The strict mode reports each kind of dead link."""
     source = tmp_path / "source"
     source.mkdir()
     settings = (ROOT / "docs/conf.py").read_text()
@@ -68,25 +68,25 @@ def test_site_with_dead_links_fails(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "DECISIONS.md", "CHANGELOG.md"])
 def test_links_to_files_lead_somewhere(page: str) -> None:
-    """Code hosts show these pages from the root of the repository."""
+    """Links must resolve from the root of the repository, where code hosts show these pages."""
     links = re.findall(r"\]\((?!https?:|#)([^)\s#]+)", (ROOT / page).read_text(encoding="utf-8"))
     assert not {link for link in links if not (ROOT / link).exists()}
 
 
 def test_notification_keys_are_documented() -> None:
-    """docs/nightly.md has each key of a notification."""
+    """docs/nightly.md documents each key of a notification."""
     section = (ROOT / "docs/nightly.md").read_text().partition("## Notification")[2].partition("\n## ")[0]
     keys = {field.name for summary in (NightSummary, RunSummary) for field in dataclasses.fields(summary)}
     assert not {key for key in keys if f"`{key}`" not in section}
 
 
 def test_readme_is_short() -> None:
-    """The README sells in 30 seconds; everything else is in docs/."""
+    """The README must be readable in 30 seconds; details belong in docs/."""
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 def commands_of(text: str) -> list[str]:
-    """Return the imagemill commands in the code blocks of a page, with continued lines joined."""
+    """Return the imagemill commands in a page's code blocks; join continued lines."""
     blocks = re.findall(r"```(?:sh|sh run|text)\n(.*?)```|((?:^    \S.*\n)+)", text, re.DOTALL | re.MULTILINE)
     lines = "\n".join(fenced or indented for fenced, indented in blocks).replace("\\\n", " ").splitlines()
     commands = [re.match(r"\s*(?:\$ )?((?:\S*/)?imagemill [^|;&>]+)", line) for line in lines]
@@ -95,7 +95,7 @@ def commands_of(text: str) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_of_pages_parse(page: Path) -> None:
-    """The parser takes each command that a page shows, and bundled configs exist."""
+    """Each command on a page is valid, and each bundled config that it names exists."""
     for line in commands_of(page.read_text(encoding="utf-8")):
         arguments = shlex.split(line, comments=True)[1:]
         context = COMMAND.make_context("imagemill", arguments)
@@ -106,7 +106,7 @@ def test_commands_of_pages_parse(page: Path) -> None:
 
 
 def test_quoted_messages_exist() -> None:
-    """The messages in the table of docs/clusters.md are those of the code, or of Ray."""
+    """Each message in the table of docs/clusters.md occurs in our code or in Ray."""
     table = (ROOT / "docs/clusters.md").read_text().partition("| message contains |")[2].partition("\n\n")[0]
     fragments = re.findall(r"^\| `(.+?)`", table, re.MULTILINE)
     code = "".join(path.read_text() for folder in ("jobs", "pipeline") for path in (ROOT / folder).rglob("*.py"))
@@ -116,7 +116,7 @@ def test_quoted_messages_exist() -> None:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a small copy of what `make demo` leaves: two photos, one that is cut off."""
+    """Return a folder like that of `make demo`, with two photos, one of them truncated."""
     folder = tmp_path_factory.mktemp("demo")
     (folder / "photos").mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
@@ -130,6 +130,6 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", ["quickstart.md", "nightly.md"])
 def test_commands_of_pages_run(page: str, demo: Path, tmp_path: Path) -> None:
-    """The commands of the page work as they stand, from the first to the last."""
+    """The commands of a page work unchanged, in order."""
     outputs = run_page(ROOT / "docs" / page, demo, tmp_path)
     assert any("broken.jpg" in output or '"rejected": 1' in output for output in outputs)

@@ -1,4 +1,4 @@
-"""The wheel, installed on its own: a command and an API under one import name, without the packages of extras."""
+"""Test the installed wheel: a command and an API under one import name, without optional packages."""
 
 import json
 import os
@@ -29,7 +29,7 @@ EXTRA_MODULES = {"matplotlib", "tensorboardX", "torchmetrics", "bjontegaard", "s
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the bin/ folder of an environment that holds the wheel and, by reference, its dependencies."""
+    """Return the bin/ folder of an environment with the wheel and a reference to its dependencies."""
     folder = tmp_path_factory.mktemp("package")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT)]
@@ -39,7 +39,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = folder / "venv/bin/python"
     subprocess.run([*pip, "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)], check=True, cwd=folder)
     [packages] = (folder / "venv/lib").glob("python*/site-packages")
-    # A .pth file adds the folder itself, but not what the .pth files in it add: the checkout stays out of sight.
+    # A .pth file adds the folder, but ignores .pth files inside the folder, so the checkout stays hidden.
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     (packages / "sitecustomize.py").write_text(HIDDEN.replace("NAMES", repr(sorted(EXTRA_MODULES))))
     return folder / "venv/bin"
@@ -47,7 +47,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path, crops: list[np.ndarray]) -> Path:
-    """Return a folder of a user: photos, and modules with the names of our folders."""
+    """Return a user's folder with photos, and with modules that have the names of our folders."""
     make_photos(Store(str(tmp_path / "photos")), 3, crops)
     (tmp_path / "work").mkdir()
     for name in ("models", "jobs", "pipeline"):

@@ -38,6 +38,8 @@ def imagemill(*arguments: str) -> None:
     default_args={"retries": 3, "retry_delay": timedelta(minutes=5), "execution_timeout": timedelta(hours=8)},
 )
 def imagemill_nightly():
+    """Run the night, then verify one of its outputs."""
+
     @task
     def night():
         imagemill("nightly", "-c", "/etc/imagemill/night.yaml", "--until", "06:00")

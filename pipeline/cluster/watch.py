@@ -100,6 +100,7 @@ class Room:
         self.done_at = self.last_room_at = time.monotonic()
 
     def __call__(self) -> None:
+        """Raise NoRoom if the run cannot go on."""
         now = time.monotonic()
         if now - self.checked_at < LOOK_SECONDS:
             return

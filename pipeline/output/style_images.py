@@ -1,6 +1,6 @@
-"""Images that a person names beside INPUT: styles, what is searched by.
+"""Images that a user names in addition to INPUT: style images, and the query image of a search.
 
-Those of a run are read once by the driver, kept in OUTPUT, and read there by its actors.
+The driver reads the style images of a run once and stores them in OUTPUT, where the workers read them.
 """
 
 import hashlib
@@ -21,29 +21,44 @@ FOLDER = "exemplars"
 
 
 def read_style_images(config: RunConfig, task: Task, params: Params) -> list[tuple[str, bytes]]:
-    """sha256 and content of the files that the parameters name; each one is an image that will do.
+    """Read and check the style images that the parameters name.
 
-    Raises: ConfigError for one that is not there, no image, too large or too small; StorageError.
+    Returns:
+        SHA-256 digest and content of each file.
+
+    Raises:
+        ConfigError: When a file is missing, is no image, or is too large or too small.
+        StorageError: When the storage fails.
     """
     key = task.style_param
-    found = []
+    style_images = []
     for url in getattr(params, key) if key else ():
         data, rgb = read_image(f"{key} {url}", url, config.storage, config.max_pixels)
         height, width = rgb.shape[:2]
         if min(height, width) < task.min_style_side:
             raise ConfigError(f"{key} {url}: {width}×{height} pixels; {task.min_style_side} a side are the least")
-        found.append((hashlib.sha256(data).hexdigest(), data))
-    return found
+        style_images.append((hashlib.sha256(data).hexdigest(), data))
+    return style_images
 
 
 def read_image(
     what: str, url: str, storage: StorageConfig, max_pixels: int | None, pixels: ImageConfig = ImageConfig()
 ) -> tuple[bytes, np.ndarray]:
-    """An image that a person names, a file or an s3:// URL: its bytes, and itself, (H,W,3) uint8.
+    """Read an image that a user names by path or s3:// URL.
 
-    Args: what: how an error calls it.
+    Args:
+        what: start of an error message, for example "style painting.png".
+        url: path or s3:// URL.
+        storage: how to reach the URL.
+        max_pixels: size limit; None for no limit.
+        pixels: how to decode the image.
 
-    Raises: ConfigError when it is not there or no image; StorageError.
+    Returns:
+        The bytes of the file, and the image (H,W,3) uint8.
+
+    Raises:
+        ConfigError: When the file is missing or is no image.
+        StorageError: When the storage fails.
     """
     folder, _, name = url.rpartition("/")
     try:
@@ -65,9 +80,10 @@ def store_style_images(output: Store, style_images: list[tuple[str, bytes]]) -> 
 
 
 def load_style_images(output: Store, digests: list[str], max_pixels: int) -> list[np.ndarray]:
-    """What `store_style_images` left in OUTPUT, (H,W,3) uint8 each."""
+    """Read the style images that `store_style_images` wrote; each is (H,W,3) uint8."""
     return [decode_image(output.read(style_image_path(sha256)), max_pixels).rgb for sha256 in digests]
 
 
 def style_image_path(sha256: str) -> str:
+    """Return the path of a style image in OUTPUT."""
     return f"{FOLDER}/{sha256[:16]}"

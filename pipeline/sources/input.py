@@ -46,7 +46,8 @@ def open_input(url: str, storage: StorageConfig, config: SourceConfig) -> Input:
     """
     store = Store(url, storage)
     if not store.exists():
-        raise StorageError(f"input {store.url} does not exist")
+        check = "Check the path" if store.local else "Check the bucket, the prefix and AWS_ENDPOINT_URL"
+        raise StorageError(f"input {store.url}: does not exist. {check}")
     if not is_file(store):
         return Input(store, None, config)
     folder, _, name = store.url.rpartition("/")

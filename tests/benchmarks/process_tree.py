@@ -118,9 +118,11 @@ def watched(command: list[str], environment: dict[str, str], log: Path, cwd: Pat
     }
     with log.open("wb") as out:
         began = time.monotonic()
-        root = subprocess.Popen(
+        # A Popen object that is dropped reaps its process if that has ended, and the exit code is lost: keep it.
+        process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment, cwd=cwd
-        ).pid
+        )
+    root = process.pid
     tree, code, wall_s = Tree(root, strangers), None, 0.0
     while True:
         if code is None:

@@ -13,7 +13,7 @@ from tests.support.servers import S3, Server, environment_of, free_port, rclone
 
 @pytest.fixture
 def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
-    """Start rclone without keys and with one bucket behind a proxy without faults; point the environment there."""
+    """Start rclone with one bucket behind a fault-free proxy, and set the environment to use it."""
     behind = rclone(tmp_path / "s3")
     (tmp_path / "s3/data/bucket").mkdir()
     port = free_port()

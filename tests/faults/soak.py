@@ -2,9 +2,10 @@
 
 python -m tests.faults.soak [--minutes 60] [--out soak]
 
-After each night it counts what must stay bounded: memory, open files and threads of the process that runs the nights, parts,
-temporary files, and files of Ray. At the end each file has a row of its current bytes or a reject, and `verify` passes.
-Results in `--out`: soak.json (every night), soak.md. Exit code 1 if a check fails.
+After each night, the script counts resources that must stay bounded: memory, open files and threads of the process that
+runs the nights, parts, temporary files, and files of Ray. At the end, each file must have a row of its current bytes or a
+reject, and `verify` must pass. The script writes soak.json (every night) and soak.md to `--out`, and exits with 1 if a
+check fails.
 """
 
 import hashlib
@@ -77,7 +78,7 @@ class Folder:
 
 
 def killed_night(source: Store, output: Store, generator: random.Random) -> str:
-    """Start a run and kill it at a random moment, unless it ends before."""
+    """Start a run and kill it at a random moment, unless it ends earlier."""
     command = [sys.executable, "-m", "imagemill", "compress", source.url, output.url]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -92,7 +93,7 @@ def killed_night(source: Store, output: Store, generator: random.Random) -> str:
 
 
 def counted(output: Store) -> dict[str, int]:
-    """Count what must not grow with the nights."""
+    """Count the resources that must not grow with the number of nights."""
     status = dict(line.split(":\t") for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
     parts = [entry for folder in ("results", "rejects") for entry in output.entries(folder)]
     commands = [command_of(path) for path in Path("/proc").glob("[0-9]*/cmdline")]
@@ -117,7 +118,7 @@ def command_of(path: Path) -> bytes:
 
 
 def wrong(folder: Folder, output: Store) -> list[str]:
-    """Return the problems after a last run."""
+    """Run a last time and return the problems of the output."""
     problems = list(verify(output).problems)
     newest = read_snapshot(output)
     rows = {
@@ -177,7 +178,7 @@ def grown(nights: list[dict[str, Any]]) -> list[str]:
 
 
 def report(nights: list[dict[str, Any]], images: int, problems: list[str]) -> str:
-    """Return the Markdown page: the counts in the first and in the last third of the nights."""
+    """Return a Markdown page with the counts in the first and the last third of the nights."""
     third = max(1, len(nights) // 3)
     ends = ", ".join(f"{count} × {end}" for end, count in Counter(night["ended"] for night in nights).most_common())
     lines = [f"{len(nights)} nights in {nights[-1]['minute']:.0f} minutes ({ends}); {images:,} images in the end.", ""]

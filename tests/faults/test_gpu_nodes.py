@@ -1,4 +1,4 @@
-"""Clusters of CPU and GPU nodes on which torch finds no CUDA device: plans, submitted runs, and lost GPU nodes."""
+"""Test CPU and GPU nodes without a CUDA device: plans, submitted runs and lost GPU nodes."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.chaos
 
 @pytest.fixture
 def cluster() -> Iterator[RayCluster]:
-    """Start a head node without CPUs and GPUs."""
+    """Start a head node without CPUs or GPUs."""
     made = RayCluster(token="f" * 64)
     try:
         yield made
@@ -43,7 +43,7 @@ def record_of(output: Store) -> dict:
 
 @pytest.mark.timeout(900)
 def test_mixed_cluster_runs_on_its_gpu_nodes(cluster: RayCluster, tmp_path: Path, crops: list[np.ndarray]) -> None:
-    """Two workers share one GPU, like in the plan; each command warns once that they compute on their CPUs."""
+    """Two workers share one GPU as planned; each command warns once that they compute on CPUs."""
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 20, crops)
     cluster.start(cpus=0)
@@ -64,7 +64,7 @@ def test_mixed_cluster_runs_on_its_gpu_nodes(cluster: RayCluster, tmp_path: Path
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("left", [{"gpus": 1}, {"gpus": 0}], ids=["a GPU is left", "CPUs are left"])
 def test_gpu_node_dies_in_the_middle(left: dict, cluster: RayCluster, tmp_path: Path, crops: list[np.ndarray]) -> None:
-    """The run continues on the other GPU node, or on CPUs if there is none."""
+    """The run continues on the other GPU node, or on CPUs without another GPU node."""
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 300, crops)
     cluster.start(cpus=0, dashboard=False)

@@ -1,4 +1,4 @@
-"""SIGKILL for each kind of process of a run over S3 at random moments: no image lost or duplicated, no wrong byte."""
+"""Kill each kind of process of a run over S3 at random: no image is lost, duplicated or wrong."""
 
 import os
 import random
@@ -34,7 +34,7 @@ ALONE = 1
 
 
 def sessions(generator: random.Random) -> Iterator[list[str]]:
-    """Processes to kill in one run after the other; only the last one of each list ends its run."""
+    """Return the kinds of processes to kill, one list per run; only the last kill of a list ends its run."""
     passing, ends = (
         [kind for kind, count in KILLS.items() for _ in range(count) if (kind in ENDS) == last] for last in (False, True)
     )
@@ -61,7 +61,7 @@ class Chaos:
         self.photos += PHOTOS
 
     def running(self) -> "subprocess.Popen[bytes]":
-        """Return the run, restarted if it has ended."""
+        """Return the current run; restart it if it has ended."""
         if self.run is not None and (code := self.run.poll()) is not None:
             said = (self.run.stderr.read() if self.run.stderr else b"").decode()
             assert code in (0, 1, 5, -signal.SIGKILL), f"exit {code}: {said}"
@@ -78,7 +78,7 @@ class Chaos:
         return sum(path.is_file() for path in (self.written / "images").rglob("*.png"))
 
     def moment(self, victim: str) -> "tuple[subprocess.Popen[bytes], list[int]]":
-        """Wait until a run has processed a random number of images; return it and its living processes of a kind."""
+        """Wait for a random number of processed images; return the run and its live processes of a kind."""
         goal, began = self.images() + self.random.choice((0, 0, 1, 5, 20, 40)), time.monotonic()
         while True:
             run = self.running()

@@ -1,4 +1,4 @@
-"""Damaged and hostile files through real workers: each becomes a row or a reject, and nothing crashes."""
+"""Real workers turn each damaged or hostile file into a row or a reject, and nothing crashes."""
 
 import time
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_mutated_images_become_rows_or_rejects(tmp_path: Path, crops, figure, co
         f"0 crashes: {record['ok']:,} ok, {record['rejected']:,} rejected with a reason; actor {peak} MB, idle {idle} MB",
     )
 
-    # A second run processes nothing, and writes only its run record.
+    # A second run processes no image and writes only its run record.
     first_etags = {e.path: e.etag for e in output.entries() if not e.path.startswith("runs/")}
     began = time.process_time()
     again = run(config)

@@ -1,4 +1,4 @@
-"""Runs on several nodes that die, are too few, or start late: no image lost or duplicated, and no endless wait."""
+"""Runs on nodes that die, are too few or start late lose and repeat no image, and never hang."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def test_run_survives_the_loss_of_a_node(another: bool, cluster: RayCluster, s3:
     print(said)
     assert code == 0, said
     assert "4 workers of 1 CPU each; cluster: 4 CPUs and 0 GPUs on 2 nodes" in said
-    # Without another node the remaining workers finish the run, or the run continues with a pool of two.
+    # Without a new node, the remaining workers finish the run, or the run continues with a pool of two.
     assert_all_there(output, 400)
     record = record_of(output)
     assert (record["planned"], record["ok"], record["rejected"]) == (400, 400, 0)
@@ -109,7 +109,7 @@ def test_run_waits_for_nodes_up_to_a_limit(cluster: RayCluster, s3: S3, crops: l
 def test_run_refuses_a_disk_that_a_node_cannot_see(cluster: RayCluster, tmp_path: Path, crops: list[np.ndarray]) -> None:
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 5, crops)
-    # No node can follow the link: the image is a reject, which does not accuse the disks.
+    # No node can follow the link, so the image is a reject whose reason does not blame the disks.
     (tmp_path / "in/!first.png").symlink_to("nowhere")
     if os.geteuid() or subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
         pytest.skip("a node with separate disks requires root")

@@ -1,4 +1,4 @@
-"""The bucket policy allows what a night asks of a store, and nothing else."""
+"""The bucket policy allows exactly the requests that a night makes."""
 
 import io
 import json
@@ -23,7 +23,7 @@ ACTIONS = {"GET": "s3:GetObject", "HEAD": "s3:GetObject", "PUT": "s3:PutObject",
 
 
 def action_of(request: str) -> tuple[str, str]:
-    """Return the permission that a request "METHOD /bucket/key ?parameters" needs, and its resource."""
+    """Return the permission and the resource of a request "METHOD /bucket/key ?parameters"."""
     method, path, *parameters = request.split(" ")
     bucket, _, key = path.strip("/").partition("/")
     assert bucket, f"{request}: the list of all buckets is asked for"
@@ -45,7 +45,7 @@ def allowed(action: str, resource: str) -> bool:
 
 @pytest.fixture
 def job(s3: S3, tmp_path: Path) -> dict[str, Any]:
-    """Return a dated job of a night over two buckets whose store records its requests."""
+    """Return a dated job over two buckets on a server that records requests."""
     for bucket in ("photos-in", "photos-out"):
         (tmp_path / "s3/data" / bucket).mkdir()
     job = {"task": "denoise", "storage": {"endpoint_url": s3.endpoint}, "name": "clean"}
@@ -53,7 +53,7 @@ def job(s3: S3, tmp_path: Path) -> dict[str, Any]:
 
 
 def nights(s3: S3, job: dict[str, Any], count: int) -> set[tuple[str, str]]:
-    """Return the permissions that some nights and a verification need."""
+    """Run nights and a verification; return the permissions that their requests need."""
     s3.faults()
     for _ in range(count):
         show_night(NightlyConfig(jobs=[job], catch_up=1), date(2026, 3, 1))
@@ -62,7 +62,7 @@ def nights(s3: S3, job: dict[str, Any], count: int) -> set[tuple[str, str]]:
 
 
 def test_policy_is_minimal_for_a_night_without_images(s3: S3, job: dict[str, Any]) -> None:
-    """Lists, leases, a shard and records: everything but the requests of workers and writers."""
+    """Check the requests for lists, leases, a shard and records; workers and writers make none here."""
     shard = io.BytesIO()
     with tarfile.open(fileobj=shard, mode="w") as tar:
         tar.addfile(tarfile.TarInfo("notes.txt"))

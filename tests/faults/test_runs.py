@@ -1,4 +1,4 @@
-"""Whole runs over a bad connection: no image lost or duplicated, all outputs equal to those of an undisturbed run."""
+"""Runs over a bad connection lose and repeat no image and write the same output as an undisturbed run."""
 
 import subprocess
 from collections.abc import Callable, Iterator
@@ -68,7 +68,7 @@ def test_run_after_refused_writes_completes_the_output(s3: S3, crops: list[np.nd
     make_photos(source, 40, crops)
     s3.faults(forbid="/out/images/3/")
     config = RunConfig(task="denoise", input=source.url, output=output.url, storage=s3.storage, rows_per_part=5)
-    with pytest.raises(StorageError, match=r"/out.*run the same command again") as refused:
+    with pytest.raises(StorageError, match=r"/out.*Run the same command again") as refused:
         run(config)
     assert refused.value.exit_code == 5
     assert s3.seen()["counts"]["forbid"]
@@ -81,7 +81,7 @@ def test_run_after_refused_writes_completes_the_output(s3: S3, crops: list[np.nd
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Return small_disk(size): a folder on a disk of that size; another call changes the size."""
+    """Return small_disk(size), which returns a folder on a disk of that size and can resize it later."""
     folder = tmp_path / "disk"
     folder.mkdir()
 

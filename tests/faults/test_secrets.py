@@ -1,4 +1,4 @@
-"""Files and messages of a run contain no secret, neither the right one nor a wrong one."""
+"""Files and messages of a run contain no secret, neither a valid nor an invalid one."""
 
 import secrets
 import shutil
@@ -17,7 +17,7 @@ from tests.support.servers import environment_of, rclone
 
 @pytest.fixture
 def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Return a short folder for Ray's sessions, because paths of sockets must be short."""
+    """Return a folder with a short path for Ray's sessions, because socket paths must be short."""
     folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
     monkeypatch.setenv("RAY_TMPDIR", str(folder))
     yield folder
@@ -36,7 +36,7 @@ def test_run_writes_and_logs_no_secret(tmp_path: Path, ray_folder: Path, monkeyp
     endpoint = f"http://127.0.0.1:{server.port}"
     # Each request carries the token of a role; this server ignores it.
     known = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": secret, "AWS_SESSION_TOKEN": token}
-    # In JSON the workers also log each reject.
+    # With JSON logs, the workers also log each reject.
     for name, value in (environment_of(endpoint) | known | {"IMAGEMILL_LOG": "json"}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

@@ -1,4 +1,4 @@
-"""A Store over a connection that breaks, damages and loses data: reads return what was written."""
+"""A Store returns the written data over a connection that breaks, damages and loses data."""
 
 import secrets
 import threading
@@ -89,7 +89,7 @@ def test_store_reports_permanent_errors_at_once(s3: S3) -> None:
 
 @pytest.mark.parametrize("asked", ["1", "date"])
 def test_store_retries_when_a_busy_server_says(s3: S3, asked: str) -> None:
-    """A busy store is retried for as long as its Retry-After asks, however often that is."""
+    """Requests to a busy store are retried after each Retry-After delay, any number of times."""
     store = s3.store("in")
     content = {f"{n}": secrets.token_bytes(500) for n in range(6)}
     s3.faults(seed=1, busy_first=3, retry_after=asked)

@@ -1,4 +1,4 @@
-"""Busy clusters and lost networks: a run reports them, and continues or ends."""
+"""A run reports a busy cluster or a lost network, and then continues or ends."""
 
 import json
 import os
@@ -71,7 +71,7 @@ def cluster() -> Iterator[RayCluster]:
 
 @pytest.fixture
 def held(cluster: RayCluster) -> Iterator["subprocess.Popen[str]"]:
-    """Start other work that holds the only CPU of the cluster until it reads a line."""
+    """Start a process that holds the only CPU of the cluster until it reads a line."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     variables = cluster.variables() | {"HELD": cluster.address}
     holder = subprocess.Popen([sys.executable, "-c", HOLD], env=variables, **pipes)
@@ -84,7 +84,7 @@ def held(cluster: RayCluster) -> Iterator["subprocess.Popen[str]"]:
 
 
 def test_run_waits_for_a_busy_cluster(cluster, held, tmp_path: Path, crops: list[np.ndarray]) -> None:
-    """The plan and the run say that no CPU is free; the run continues when a CPU is free, or ends at its time limit."""
+    """The plan and the run report that no CPU is free; the run waits for a CPU until its time limit."""
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 4, crops)
     places = ["--input", source.url, "--output", output.url, "--address", cluster.address]
@@ -112,7 +112,7 @@ def test_run_waits_for_a_busy_cluster(cluster, held, tmp_path: Path, crops: list
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="makes a network namespace")
 @pytest.mark.parametrize("own", [True, False], ids=["own Ray", "cluster"])
 def test_run_outlives_its_address(own: bool, tmp_path: Path, crops: list[np.ndarray]) -> None:
-    """With its own Ray a run does not notice; on a cluster it ends with one line and leaves run.json."""
+    """A run with its own Ray continues; a run on a cluster ends with one line and writes run.json."""
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 600, crops)
     command = [sys.executable, "-m", "imagemill", "denoise", source.url, output.url, "--set", "pool.batch_size=1"]

@@ -1,4 +1,4 @@
-"""Command lines in infra/ are valid, and their configuration files exist. Pages: tests/test_docs.py."""
+"""Command lines in infra/ are valid and their config files exist (tests/test_docs.py checks pages)."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Check infra/kubernetes like a cluster would, without a cluster."""
+"""Check the manifests of infra/kubernetes without a cluster."""
 
 import copy
 import json
@@ -115,7 +115,7 @@ def test_overlays_set_what_their_names_say() -> None:
             assert all(group["minReplicas"] == 0 for group in groups)
             assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
             assert not cluster["headGroupSpec"]["template"]["spec"].get("tolerations")
-            # Autoscaler v2 requires it: KubeRay replaces a pod, and a node never returns under its old name.
+            # Autoscaler v2 requires `Never`: KubeRay replaces a pod, and a node never returns under its old name.
             assert all(g["template"]["spec"]["restartPolicy"] == "Never" for g in [cluster["headGroupSpec"], *groups])
     gpu = clusters("gpu")[0]["workerGroupSpecs"][1]["template"]["spec"]
     assert gpu["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"

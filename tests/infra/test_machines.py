@@ -1,4 +1,4 @@
-"""Container image, systemd units, scripts and the AWS cluster, each checked by its own linter."""
+"""Check the container image, systemd units, scripts and the AWS cluster, each with its own linter."""
 
 import ast
 import json
@@ -26,7 +26,7 @@ def judged(*command: object) -> tuple[int, str]:
 
 
 def with_error(path: Path, folder: Path, right: str, wrong: str) -> Path:
-    """Return a copy of a file with an error in it."""
+    """Return a copy of a file in which `wrong` replaces `right`."""
     text = path.read_text()
     assert right in text
     copy = folder / path.name
@@ -59,7 +59,7 @@ def test_scripts_pass_their_linter(tmp_path: Path) -> None:
 
 
 def units(folder: Path) -> list[Path]:
-    """Return the units as installed on a machine that has this repository."""
+    """Return the units as they would be installed on a machine with this repository."""
     for unit in (INFRA / "systemd").iterdir():
         text = unit.read_text().replace("/srv/imagemill/.venv/bin/imagemill", str(BIN / "imagemill"))
         (folder / unit.name).write_text(text.replace("/srv/imagemill", str(ROOT)))

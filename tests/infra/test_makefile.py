@@ -1,4 +1,4 @@
-"""The set-up of `make demo`: it prints what it does, and fails as pip fails."""
+"""The set-up of `make demo` prints its steps and fails if pip fails."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ def test_setup_prints_progress_and_keeps_exit_code(tmp_path: Path, code: int) ->
     venv.mkdir()
     (venv / ".base").touch()
     variables = [f"VENV={venv}", f"PIP=sh {pip}", "TICK_SECONDS=1"]
-    # make passes its own variables on through the environment.
+    # make passes its own variables through the environment, so remove them.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
     ended = subprocess.run(
         ["make", *variables, str(venv / ".demo")], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60

@@ -1,4 +1,4 @@
-"""Run the script of the CronJob with the real kubectl against a server that only knows RayJobs."""
+"""Run the CronJob's script with the real kubectl against a server that supports only RayJobs."""
 
 import json
 import os
@@ -28,7 +28,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def rayjobs() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Return the URL of a server and its RayJobs by name, including the suspended template."""
+    """Return the URL of a server, and its RayJobs by name, including the suspended template."""
     pattern = of_kind(built(KUBERNETES / "overlays/cpu"), "RayJob")["imagemill-nightly"]
     kept = {"resourceVersion": "7", "uid": "5f0c", "creationTimestamp": "2026-03-01T00:00:00Z"}
     there = {"imagemill-nightly": {**pattern, "metadata": pattern["metadata"] | kept, "status": {"jobId": "x"}}}

@@ -1,4 +1,4 @@
-"""Runs under the conditions of a pod: user without name or home, read-only root, drained node."""
+"""Test runs under the conditions of a pod: no user name or home, read-only root, drained node."""
 
 import os
 import subprocess
@@ -88,7 +88,7 @@ def test_command_without_temporary_folder_says_so(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (
         2,
-        "imagemill: no folder for temporary files can be written; set TMPDIR to one\n",
+        "imagemill: TMPDIR: no folder for temporary files is writable. Set TMPDIR to a writable folder.\n",
     )
 
 
@@ -125,7 +125,7 @@ def test_drained_head_signals_its_run_first(tmp_path: Path, run: str) -> None:
     head = of_kind(built(KUBERNETES / "overlays/cpu"), "RayCluster")["imagemill"]["spec"]["headGroupSpec"]
     shell, flag, script = head["template"]["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
     assert head["template"]["spec"]["terminationGracePeriodSeconds"] > 15
-    # A script like the one that pip writes: the process has the name of the script.
+    # Write a script like pip does, so that the process has the name of the script.
     (tmp_path / "imagemill").write_text(f"#!{sys.executable}{TOLD}")
     (tmp_path / "imagemill").chmod(0o755)
     (tmp_path / "imagemill.py").write_text(TOLD)

@@ -1,4 +1,4 @@
-"""Fixtures that run a command in the test process, and configs of small trainings."""
+"""Fixtures: run a command in the test process, and build configs of small trainings."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,7 @@ def clean(tmp_path: Path, crops: list[np.ndarray]) -> Path:
 
 @pytest.fixture
 def tiny(clean: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
-    """Return tiny(task, key=value, …), which makes the config of a training of two short epochs on `clean`."""
+    """Return tiny(task, key=value, …), which builds the config of a two-epoch training on `clean`."""
 
     def config(task: str, **changes: Any) -> TrainConfig:
         base = {"name": f"tiny-{task}", "task": task, "input": [str(clean)], "output": str(tmp_path / "out"), "epochs": 2}
@@ -65,5 +65,5 @@ def imagemill(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="module")
 def pieces(crops: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """Return crops of photos as large as digits, by name."""
+    """Return photo crops of the size of a digit image, by name."""
     return {f"{number}.png": crop[20:48, 30:58] for number, crop in enumerate(crops[:COUNT])}

@@ -1,4 +1,4 @@
-"""What docs/analysis.md promises: the readers in its table, and the worked example."""
+"""Test docs/analysis.md: each reader in its table, and the worked example."""
 
 import re
 import runpy

@@ -42,9 +42,9 @@ def test_run_counts_new_and_earlier_images(ray_session: None, photos: Path, tmp_
 
 
 def test_run_raises_documented_errors(ray_session: None, photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(imagemill.ConfigError, match=r"unknown key 'params\.sigmma'; valid: sigma"):
+    with pytest.raises(imagemill.ConfigError, match=r"unknown key 'params\.sigmma' \(did you mean sigma\?\); valid: sigma"):
         imagemill.run("denoise", input=photos, output=tmp_path / "out", sigmma=25)
-    with pytest.raises(imagemill.ConfigError, match="'denoize'; valid: colorize"):
+    with pytest.raises(imagemill.ConfigError, match=r"task='denoize': unknown\. Valid: colorize"):
         imagemill.plan("denoize", input=photos, output=tmp_path / "out")
     with pytest.raises(imagemill.CheckpointError, match="no-such-model"):
         imagemill.run("denoise", input=photos, output=tmp_path / "out", checkpoint="no-such-model")
@@ -67,7 +67,7 @@ def test_import_is_light_and_quiet() -> None:
 def test_examples_of_the_python_page_run(
     ray_session: None, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every Python block of docs/python.md, in order, in a folder with photos."""
+    """Run every Python block of docs/python.md in order, in a folder with photos."""
     monkeypatch.chdir(tmp_path)
     (photos / "z_broken.jpg").unlink()
     Image.open(photos / "0.png").save(photos / "cat.jpg")

@@ -1,4 +1,4 @@
-"""Flips and turns of training crops."""
+"""Test flips and rotations of training crops."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from imagemill.jobs.training.augmentation import augment_batch, build_augmentati
 
 @pytest.mark.parametrize(("augment", "variants"), [("none", 1), ("flip", 2), ("turn", 8)])
 def test_augmentation_draws_every_variant_exactly(augment, variants):
-    """Pixels are only moved: no variant is interpolated."""
+    """Variants only move pixels, so no pixel is interpolated."""
     torch.manual_seed(0)
     crop = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
     expected = {

@@ -60,7 +60,7 @@ def test_params_must_be_a_mapping_also_with_a_flag(imagemill, tmp_path, photos):
     for text in ("params: [sigma]", "params: 5", "params: []"):
         code, _, err = imagemill("denoise", photos, tmp_path / "out", "--sigma", 15, "-c", write_yaml(tmp_path, text))
         assert code == 2
-        assert f"params = {yaml.safe_load(text)['params']}: Input should be a valid dictionary" in err
+        assert f"params = {yaml.safe_load(text)['params']}: must be a valid dictionary" in err
         assert err.count("\n") == 1
 
 
@@ -121,7 +121,7 @@ def test_run_over_one_image_starts_one_worker(imagemill, tmp_path, photos, recwa
 
 
 def test_verbose_and_quiet_change_what_is_logged(imagemill, tmp_path, photos):
-    """-v and -q work before and after the command; results on stdout stay."""
+    """-v and -q work before and after the command, and do not change results on stdout."""
     plan = ["plan", "--task", "denoise", "--input", photos, "--output", tmp_path / "out"]
     for options, level in (
         (plan, logging.INFO),
@@ -146,7 +146,7 @@ def test_commands_read_the_output_of_a_run(imagemill, tmp_path, photos):
     code, out, _ = imagemill("status", output)
     assert code == 0
     assert "3 images in 3 rows of " in out
-    assert "rejects: 1 permanent, for --retry-failed. List them with: imagemill failures\n" in out
+    assert "rejects: 1 permanent (processed again with --retry-failed). List them with: imagemill failures\n" in out
     code, out, _ = imagemill("failures", output)
     assert "bad.jpg" in out
     code, out, _ = imagemill("verify", output)
@@ -174,7 +174,8 @@ def test_status_counts_permanent_and_transient_rejects(imagemill, tmp_path, crop
         ]
         part = pa.Table.from_pylist(rows, reject_schema())
         output.write(f"rejects/{part_name(part)}", parquet_bytes(part, 1))
-    assert "1 part\nrejects: 2 permanent, for --retry-failed, 2 for the next run. " in imagemill("status", output.url)[1]
+    rejects = "2 permanent (processed again with --retry-failed), 2 transient (processed again by the next run). "
+    assert f"1 part\nrejects: {rejects}" in imagemill("status", output.url)[1]
 
 
 def test_commands_over_latents_log_their_progress(imagemill, tmp_path, crops, monkeypatch):
@@ -220,7 +221,7 @@ def test_status_tells_killed_from_active_runs(imagemill, tmp_path):
     with Lease(Store(str(tmp_path / "out"))):
         code, out, _ = imagemill("status", str(tmp_path / "out"))
     assert code == 0
-    # The run with the older name may have begun later.
+    # The run whose name is older may have started later.
     killed = [r"20260101T000000Z-abcdef +killed\b", r"20260102T000000Z-abcdef +killed\b"]
     assert all(re.search(f"{line} or running\n", out) for line in killed)
     assert f"running: process {os.getpid()} on " in out
@@ -231,7 +232,7 @@ def test_status_tells_killed_from_active_runs(imagemill, tmp_path):
 
 
 def test_status_watches_a_run_on_another_machine(imagemill, tmp_path, monkeypatch):
-    """A heartbeat may state any time: only a change of the heartbeat shows that the run is alive."""
+    """Clocks differ between machines: only a changing heartbeat shows that the run is alive."""
     monkeypatch.setattr("imagemill.jobs.status.WATCH_SECONDS", 0.5)
     monkeypatch.setattr("imagemill.pipeline.output.lease.POLL_SECONDS", 0.05)
     claim = tmp_path / "out/runs/lease/00000001.json"
@@ -265,7 +266,7 @@ def test_reading_another_folder_is_an_error_in_one_line(imagemill, tmp_path, pho
     for place in ("empty", "photos"):
         code, _, err = imagemill(command[0], place, *command[1:])
         assert code == 5
-        assert f"{place}: is not an output of imagemill: no results/, rejects/ or runs/" in err
+        assert f"{place}: is not an output of imagemill: no results/, rejects/ or runs/. Give the OUTPUT of a run" in err
         assert err.count("\n") == 1
     (tmp_path / "export/runs/lease").mkdir(parents=True)
     (tmp_path / "export/export.json").write_text('{"format": "npy"}')

@@ -1,4 +1,4 @@
-"""What reading commands print: every value whole at any width, and `--json` as one documented object."""
+"""Read-only commands print every value in full at any width, and `--json` prints one documented object."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ REASON = "the profile has a curve of type 7, and 0 to 4 are supported; convert t
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory, crops: list[np.ndarray]) -> Store:
-    """An output of two runs with paths of more than 100 characters, one near copy and two rejects."""
+    """Return an output of two runs with paths over 100 characters, one near copy and two rejects."""
     folder = tmp_path_factory.mktemp("long") / FOLDER
     images = {f"{FOLDER}{n}.png": crops[n] for n in range(3)}
     images[f"{FOLDER}near copy.png"] = (crops[0] * 0.98).astype(np.uint8)
@@ -91,7 +91,7 @@ def test_failures_prints_one_reject_per_line(output, imagemill, monkeypatch):
 
 
 def parse(result: tuple[int, str, str], exit_code: int = 0) -> dict[str, object]:
-    """Return the JSON object that is all of stdout."""
+    """Parse stdout, which must be exactly one JSON object, and check the exit code."""
     code, out, _ = result
     assert code == exit_code
     content: dict[str, object] = json.loads(out)

@@ -1,4 +1,4 @@
-"""Tables at any width show every value whole."""
+"""Tables show every value in full at any width."""
 
 import json
 

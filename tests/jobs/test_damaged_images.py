@@ -1,4 +1,4 @@
-"""Damaged images are rejects, or rows with damaged=true if accepted; frames that are left out are counted."""
+"""Damaged images become rejects, or rows with damaged=true if accepted; skipped frames are counted."""
 
 import json
 import sys
@@ -47,7 +47,7 @@ def newest(output: Path) -> dict[str, bool]:
 
 
 def test_accept_damaged_processes_damaged_images(imagemill, tmp_path, album):
-    """The flag is not part of the version: a run with it processes only damaged images, one without it changes nothing."""
+    """The flag is not part of the version: adding it processes only damaged images, removing it changes nothing."""
     output = tmp_path / "out"
     code, out, _ = imagemill("denoise", album, output, "--set", "max_reject_fraction=1")
     assert code == 0
@@ -79,7 +79,7 @@ def test_accept_damaged_processes_damaged_images(imagemill, tmp_path, album):
 
 
 def test_frames_left_out_are_reported(imagemill, tmp_path, album):
-    """They are in the summary of the run, in run.json and in the report."""
+    """The run summary, run.json and the report state the number of skipped frames."""
     output = tmp_path / "out"
     code, out, _ = imagemill("denoise", album, output, "--set", "max_reject_fraction=1")
     assert code == 0
@@ -90,7 +90,7 @@ def test_frames_left_out_are_reported(imagemill, tmp_path, album):
 
 
 def test_parts_without_the_column_damaged_are_read(imagemill, tmp_path, album, crops, monkeypatch):
-    """Parts of older versions lack the column."""
+    """Parts that older versions wrote have no column `damaged`."""
     assert "damaged" in dict(SOURCE)
     output = tmp_path / "out"
     for name in ("cut.jpg", "cut_with_end_mark.jpg", "text.jpg"):

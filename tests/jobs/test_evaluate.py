@@ -21,7 +21,7 @@ from tests.support.tiny_models import TINY
 
 
 def untrained(folder: Path, name: str) -> str:
-    """The folder of a small checkpoint that knows nothing."""
+    """Save a small untrained checkpoint and return its folder."""
     architecture, parameters = TINY[name]
     card = {
         "name": name,
@@ -35,7 +35,7 @@ def untrained(folder: Path, name: str) -> str:
 
 @pytest.fixture
 def photos(tmp_path: Path, crops: list[np.ndarray]) -> Path:
-    """Two colour images and a gray one."""
+    """Return a folder of two colour images and a gray image."""
     folder = tmp_path / "photos"
     folder.mkdir()
     Image.fromarray(crops[0]).save(folder / "0.png")
@@ -46,7 +46,7 @@ def photos(tmp_path: Path, crops: list[np.ndarray]) -> Path:
 
 @pytest.fixture
 def digits(tmp_path: Path) -> tuple[str, str]:
-    """Folders of 28×28 gray images: to measure on, and to fit PCA on."""
+    """Write folders of 28×28 gray images: one to evaluate on and one to fit PCA on."""
     rng = np.random.default_rng(0)
     for folder, count in (("test", 3), ("train", 30)):
         (tmp_path / folder).mkdir()
@@ -69,7 +69,7 @@ def test_evaluate_denoise_writes_tables_picture_and_card(photos, tmp_path, capsy
     assert "3 images, photos" in shown
     record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     line = next(iter(record["tables"].values()))[0]
-    # Noise of sigma 25 is 20.17 dB where nothing is cut.
+    # Noise of sigma 25 gives a PSNR of 20.17 dB if no value is clipped.
     assert line["noisy dB"] == pytest.approx(20.17, abs=1)
     assert {"files blind dB", "files given SSIM", "float blind dB", "float given dB"} <= set(line)
     assert record["checkpoints"][0]["sha256"] == checkpoint.read_card(folder).sha256
@@ -105,7 +105,7 @@ def test_evaluate_inpaint_against_interpolation(photos, tmp_path, monkeypatch):
     assert [line["damage"] for line in lines] == list(kept)
     for line in lines:
         assert line["floor dB"] >= line["floor in holes dB"] > 5
-        # Untrained it is the fill itself, in which the lost plane of the gray image is exact.
+        # The untrained network returns the push-pull fill, which restores the lost plane of a gray image exactly.
         exact = line["damage"] == "red plane"
         assert line["ours in holes dB"] > 5
         assert line["ours dB"] == np.inf if exact else line["ours dB"] > line["ours in holes dB"]
@@ -116,7 +116,7 @@ def test_evaluate_colorize_against_gray(photos, tmp_path):
     config = EvaluateConfig(task="colorize", input=str(photos), checkpoint=untrained(tmp_path, "colorize"))
     evaluation = evaluate(config)
     line = next(iter(evaluation.tables.values()))[0]
-    # An untrained one paints nothing.
+    # The untrained network adds no colour.
     assert line["gain dB"] == pytest.approx(0, abs=0.1)
     assert line["colourfulness"] < line["of the originals"]
     assert evaluation.images == 2
@@ -124,12 +124,12 @@ def test_evaluate_colorize_against_gray(photos, tmp_path):
 
 @pytest.mark.usefixtures("ray_session")
 def test_evaluate_upscale_against_bicubic(photos, tmp_path):
-    # Of 95×127 pixels 94×126 can be made again.
+    # Upscaling by 2 can reproduce only 94×126 of the 95×127 pixels.
     Image.open(photos / "0.png").crop((0, 0, 127, 95)).save(photos / "odd.png")
     config = EvaluateConfig(task="upscale", input=str(photos), checkpoint=untrained(tmp_path, "upscale"))
     evaluation = evaluate(config)
     line = next(iter(evaluation.tables.values()))[0]
-    # Untrained it is bicubic, but for Pillow's rounding to 8 bits between rows and columns.
+    # The untrained network is bicubic; Pillow differs by rounding to 8 bits between rows and columns.
     assert line["gain Y dB"] == pytest.approx(0, abs=0.05)
     assert line["gain RGB dB"] == pytest.approx(0, abs=0.05)
     assert line["bicubic Y dB"] > line["bicubic RGB dB"] > 20
@@ -160,7 +160,7 @@ def test_evaluate_of_random_network_updates_no_card(photos):
     config = EvaluateConfig(task="stylize", input=str(photos), checkpoint="random", params={"style": ["style.png"]})
     record = build_record(config, Evaluation(3, {}, [Measured("random", "style loss 1", [])], b""))
     assert record["checkpoints"] == [{"name": "random", "sha256": checkpoint.read("random")[0].sha256}]
-    # Said before anything is measured: there is no style.png.
+    # The error comes before the evaluation starts: style.png does not exist.
     with pytest.raises(ConfigError, match="--update-card: checkpoint 'random': not found"):
         show_evaluation(config.model_dump(), "test", update_card=True)
 
@@ -195,7 +195,7 @@ def test_evaluate_digits_against_pca(digits, tmp_path):
     ours, *pcas = next(iter(evaluation.tables.values()))
     assert (ours["parameters"], ours["values"]) == (1477, 196)
     assert ours["stored MSE"] == pytest.approx(ours["MSE"], rel=0.1)
-    # The images have 49 values each: PCA with 196 has them all.
+    # Each image has 49 distinct values, fewer than the 196 components of PCA.
     assert pcas[0]["values"] == 196
     assert pcas[0]["MSE"] < ours["MSE"]
     assert pcas[1]["MSE"] <= ours["MSE"]

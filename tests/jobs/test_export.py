@@ -26,7 +26,7 @@ from tests.support.outputs import COUNT, compressed
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory, pieces: dict[str, np.ndarray]) -> Store:
-    """An OUTPUT of latents of one size, 4×7×7; one source was removed since."""
+    """Return an OUTPUT of latents of one shape, 4×7×7, of which one source file has been deleted."""
     folder = tmp_path_factory.mktemp("digits")
     output = compressed(folder, pieces, reconstruct=True)
     (folder / "in/3.png").unlink()
@@ -35,7 +35,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory, pieces: dict[str, np.ndarra
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory, crops: list[np.ndarray]) -> Store:
-    """An OUTPUT of latents of two shapes, of which one is entropy coded, at two steps."""
+    """Return an OUTPUT of latents of two shapes and two steps, partly entropy coded."""
     folder = tmp_path_factory.mktemp("photos")
     wide = {f"wide/{number}.png": crop for number, crop in enumerate(crops[:3])}
     compressed(folder, wide, "compress-small", 1, step=20, reconstruct=True)
@@ -113,7 +113,7 @@ def test_decode_where_selects_rows(digits: Store, exported: Path, tmp_path: Path
 
 
 def test_decode_writes_only_into_dest(exported: Path, tmp_path: Path) -> None:
-    """An export whose image_id are paths cannot write outside of the destination."""
+    """An export whose image_id values are paths cannot write outside the destination."""
     for part in (exported / "latents").iterdir():
         table = pq.read_table(part)
         hostile = {"rel_path": [f"/{n}.png" for n in range(len(table))], "image_id": ["../../out"] * len(table)}
@@ -126,7 +126,7 @@ def test_decode_writes_only_into_dest(exported: Path, tmp_path: Path) -> None:
 
 
 def test_export_has_one_folder_per_latent_shape(photos: Store, tmp_path: Path) -> None:
-    """Latents are in one folder per shape; embeddings alone are in a single folder."""
+    """Latents go into one folder per shape; an export of embeddings only uses a single folder."""
     record = export(photos, Store(str(tmp_path / "latents")))
     assert record["shapes"] == {"96x12x16": 3, "96x16x12": 2}
     assert sorted(record["width"]) == ["20.0", "40.0"]
@@ -237,7 +237,7 @@ def test_likeness_pool_equals_search_vectors(photos: Store, digits: Store, tmp_p
     export(photos, dest, pool="likeness", columns=["rel_path", "embedding"])
     table = pq.read_table(tmp_path / "likeness/latents")
     found = dict(zip(table["rel_path"].to_pylist(), np.stack(table["embedding"].to_numpy()), strict=True))
-    # `search` compares what one step made: the newest rows, of which there are two.
+    # `search` compares only rows of one step, here the two newest rows.
     these = load_collection(photos)
     _, batches = these.vectors(["rel_path"], [])
     searched: dict[str, np.ndarray] = {}

@@ -1,4 +1,4 @@
-"""Latents, parts and records of exports that are damaged: named, left out, never called whole."""
+"""Damaged latents, parts and export records are named, left out and never reported as intact."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_damaged_rows_are_named_and_left_out(tmp_path: Path, pieces: dict[str, n
     with pytest.raises(VerificationError, match=r"2\.png"):
         decode_output(output, Store(str(tmp_path / "images")))
     assert len(list((tmp_path / "images").glob("*.png"))) == COUNT - 3
-    # An export whose values were changed is not decoded either.
+    # `decode` also refuses an export whose values were changed.
     [part] = (tmp_path / "export/latents").iterdir()
     values = pq.read_table(part)
     moved = [[value + 0.5 for value in row] if not n else row for n, row in enumerate(values["latent"].to_pylist())]
@@ -48,7 +48,7 @@ def test_damaged_rows_are_named_and_left_out(tmp_path: Path, pieces: dict[str, n
 
 
 def in_a_page_of(output: Store, path: str, column: str) -> bytes:
-    """A part with one bit of a column's values turned, which its page's checksum tells."""
+    """Return a part with one flipped bit in a column, which the page checksum detects."""
     data, group = bytearray(output.read(path)), pq.ParquetFile(output.full(path)).metadata.row_group(0)
     [place] = [n for n in range(group.num_columns) if group.column(n).path_in_schema == column]
     chunk = group.column(place)
@@ -72,7 +72,7 @@ def test_damaged_parts_are_named_and_left_out(tmp_path: Path, pieces: dict[str, 
     assert record["rows"] == 2
     there = pq.read_table(output.full(whole))["image_id"].to_pylist()
     assert pq.read_table(tmp_path / "export/latents")["image_id"].to_pylist() == there
-    # Where nothing is left there is no export.
+    # If every part is damaged, no export is written.
     for column in ("step", "task", "image_id"):
         for path in (of_latents, of_models, whole):
             output.write(path, in_a_page_of(output, path, column))

@@ -1,4 +1,4 @@
-"""The help of the command line: groups, width, defaults, version, completion."""
+"""Test the command line's help: groups, width, defaults, version and completion."""
 
 import os
 import re
@@ -19,7 +19,7 @@ COLUMNS = 80
 
 
 def commands(command: Any = COMMAND, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield each command with the words that call it."""
+    """Yield each command with its path of command names."""
     yield path, command
     for name, inner in getattr(command, "commands", {}).items():
         yield from commands(inner, (*path, name))
@@ -91,7 +91,7 @@ def test_completion_works_in_bash(tmp_path: Path) -> None:
     command.chmod(0o755)
     environment = {**os.environ, "HOME": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    # Without it Typer looks for a shell among the parent processes, and a test may have none.
+    # Without this variable, Typer looks for a shell among the parent processes, and a test may have none.
     environment["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
     subprocess.run([command, "--install-completion", "bash"], env=environment, timeout=120, check=True)
     [installed] = (tmp_path / ".bash_completions").iterdir()

@@ -1,4 +1,4 @@
-"""A killed worker, an interrupted run, and the same command again: no image is lost or processed twice."""
+"""After a killed worker or an interrupted run, the same command loses no image and repeats none."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Images that kill the process that decodes them are rejected, and no other image is."""
+"""Only images that kill the process that decodes them are rejected."""
 
 import json
 import os
@@ -31,14 +31,14 @@ image.open = open
 
 
 def photos(folder: Path, crops: list[np.ndarray], count: int, deadly: tuple[int, ...]) -> tuple[Path, Path, Path]:
-    """Write images, some of which kill their process; return input, output, and the folder of the patch that kills."""
+    """Write images, some of them deadly; return the input, the output and the folder of the patch."""
     source, output, fatal = folder / "in", folder / "out", folder / "fatal"
     source.mkdir()
     fatal.mkdir()
     (fatal / "sitecustomize.py").write_text(FATAL)
     for number in range(count):
         mark = b"deadly" if number in deadly else b""
-        # Pillow opens every WebP; other readers have decoders of their own.
+        # The patch changes Pillow, which always decodes WebP; other formats have other decoders.
         Image.fromarray(crops[number]).save(source / f"{number:02d}.webp", lossless=True, xmp=mark)
     return source, output, fatal
 

@@ -1,4 +1,4 @@
-"""Metrics of evaluations, on curves and images with known results."""
+"""Test evaluation metrics on curves and images with known results."""
 
 import gc
 
@@ -17,7 +17,7 @@ from imagemill.models.architectures import ARCHITECTURES
 
 def test_luma_psnr_follows_the_papers(crops):
     gray = np.full((20, 30, 3), 100, np.uint8)
-    # One level in all three channels is 219/255 of a level of luma. The border is ignored.
+    # A difference of 1 in all three channels changes luma by 219/255. The border is ignored.
     brighter = gray + np.uint8(1)
     brighter[:2] = brighter[:, -2:] = 255
     assert luma_psnr_db(brighter, gray, 2) == pytest.approx(20 * np.log10(255 / (219 / 255)), abs=1e-3)
@@ -44,7 +44,7 @@ def test_bd_rate_of_known_curves():
 
 
 def test_loss_after_takes_the_best_loss_so_far():
-    """The last step has the loss of the written image; earlier steps have the best loss so far."""
+    """The last step reports the loss of the written image; earlier steps report the best loss so far."""
     # The line search tried the third point and rejected it.
     curve = [9, 5, 7, 4, 3.9]
     assert [loss_after(curve, steps, 4) for steps in range(5)] == [9, 5, 5, 4, 3.9]
@@ -66,7 +66,7 @@ def test_interpolation_is_linear_inside_the_hull():
     lost = np.random.default_rng(0).random((32, 40, 1)) < 0.5
     lost[[0, 0, -1, -1], [0, -1, 0, -1]] = False
     known = np.broadcast_to(~lost, plane.shape)
-    # Interpolating a plane gives the plane, inside the hull of the four corners.
+    # Interpolation reproduces a linear plane inside the convex hull of the four corners.
     assert np.array_equal(interpolate(np.where(known, plane, 99), known), plane)
     known = np.ones(plane.shape, bool)
     known[..., 0] = False

@@ -1,4 +1,4 @@
-"""Nights: new images, missed days, deadlines, failed runs, and the notification."""
+"""Test nights: new images, missed days, deadlines, failed runs and the notification."""
 
 import json
 import re
@@ -29,7 +29,7 @@ TONIGHT = date(2026, 3, 1)
 
 @pytest.fixture
 def night(tmp_path: Path, crops: list[np.ndarray]) -> dict[str, Any]:
-    """Return the config of a night with a dated job and another one; its notification goes into a file."""
+    """Return the config of a night with a dated and an undated job, which writes its notification to a file."""
     for place in ("all", "in/2026-02-27", "in/2026-03-01"):
         (tmp_path / place).mkdir(parents=True)
         for number in range(2):
@@ -95,7 +95,7 @@ def test_night_processes_new_images_and_missed_days(night, tmp_path, capsys):
 
 @pytest.mark.usefixtures("ray_session")
 def test_night_accepts_a_date_anywhere_in_the_input(night, tmp_path):
-    """A day without a folder is skipped, and a bucket without an answer fails only its own job."""
+    """A day without a folder is skipped, and an unreachable bucket fails only its own job."""
     for place in ("in/2026-02-27", "in/2026-03-01"):
         (tmp_path / place).rename(tmp_path / "day")
         (tmp_path / place).mkdir()
@@ -115,7 +115,7 @@ def test_night_accepts_a_date_anywhere_in_the_input(night, tmp_path):
 
 @pytest.mark.usefixtures("ray_session")
 def test_night_continues_after_a_refused_run(night, tmp_path):
-    """Images from another place, and an output with files of the user, fail only their own jobs."""
+    """An input from another location, or an output with a user's files, fails only its own job."""
     whole = night["jobs"][1]
     first = {"name": "first", "task": "denoise", "input": f"{tmp_path}/all", "output": f"{tmp_path}/clean"}
     card = first | {"name": "card", "input": f"{tmp_path}/in/2026-03-01"}
@@ -142,8 +142,9 @@ def test_night_checks_all_jobs_before_the_first_run(night):
     wrong = {
         "unknown key 'inptu'": {"task": "denoise", "inptu": "x"},
         "job 2: task='denosie': unknown. Valid:": first | {"name": "job 2", "task": "denosie"},
-        "job 2: denoise: unknown key 'params.sigam'; valid: sigma": first | {"name": "job 2", "params": {"sigam": 25}},
-        "job 2: input is missing": {"task": "denoise", "output": "other"},
+        "job 2: denoise: unknown key 'params.sigam' (did you mean sigma?); valid: sigma": first
+        | {"name": "job 2", "params": {"sigam": 25}},
+        "job 2: input: missing": {"task": "denoise", "output": "other"},
         "second: output out belongs to another job with the task denoise, not compress": first
         | {"name": "second", "task": "compress"},
         "job 2: input=['i/{date}']: must be one folder": {
@@ -218,7 +219,7 @@ def test_deadline_during_a_report_leaves_the_run_done(night, tmp_path, monkeypat
 
 
 def test_failed_night_at_its_deadline_exits_with_8(night, tmp_path, monkeypatch):
-    """Schedulers retry other codes of failures: a retry after the deadline would run until the next one."""
+    """Schedulers retry other exit codes, and a retry after the deadline would run until the next deadline."""
 
     def fail(config, record):
         raise StorageError("the store is away") if config.task == "denoise" else Deadline

@@ -1,4 +1,4 @@
-"""Options of the command line: those of before still work, and only given ones override a YAML file."""
+"""Options of earlier versions still work, and only options that are given override a YAML file."""
 
 import shlex
 from pathlib import Path
@@ -49,7 +49,11 @@ EARLIER = {
 
 
 def parse(line: str) -> dict[str, Any]:
-    """Return the parameters that a command line gives. Raises: a usage error of click."""
+    """Return the parameters that a command line gives.
+
+    Raises:
+        UsageError: when click rejects the command line.
+    """
     arguments = shlex.split(line)
     context = COMMAND.make_context("imagemill", [*arguments])
     name, command, rest = COMMAND.resolve_command(context, arguments)
@@ -58,7 +62,7 @@ def parse(line: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("line", EARLIER, ids=lambda line: line.split()[0])
 def test_options_of_version_0_1_work(line: str) -> None:
-    """Every option that version 0.1 had is accepted, and its value arrives."""
+    """Every option of version 0.1 is accepted and sets its parameter."""
     line = f"{line} {EARLIER[line]}"
     values = {str(value) for value in parse(line).values() if value is not None}
     for word in shlex.split(line)[1:]:
@@ -93,7 +97,7 @@ def test_with_current_names_rewrites_arguments(line: str, expected: str) -> None
 
 @pytest.fixture
 def config_of(monkeypatch: pytest.MonkeyPatch, imagemill):
-    """Return the config that a command runs."""
+    """Return a function that calls a command and returns the config it runs."""
     configs: list[RunConfig] = []
     monkeypatch.setattr("imagemill.jobs.batch.run_and_show", lambda config, run_id: configs.append(config))
 
@@ -106,7 +110,7 @@ def config_of(monkeypatch: pytest.MonkeyPatch, imagemill):
 
 
 def test_flags_override_yaml_only_if_given(config_of, tmp_path: Path) -> None:
-    """A default of the parameter model that the help shows is no flag that was given."""
+    """A default value that the help shows does not count as a given flag."""
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump({"params": {"step": 40}, "limit": 7, "pool": {"workers": 3, "threads": 2}}))
     config = config_of("compress", "in", "out", "-c", path)

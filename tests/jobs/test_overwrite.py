@@ -1,4 +1,4 @@
-"""No command replaces a file that imagemill did not write: it exits with 2 before any write, unless --overwrite is given."""
+"""Without --overwrite, a command that would replace a foreign file exits with 2 before any write."""
 
 import shutil
 import subprocess
@@ -22,7 +22,7 @@ MINE = b"mine"
 
 @pytest.fixture
 def output(tmp_path: Path, pieces: dict[str, np.ndarray]) -> Path:
-    """Return an output of the eight images in the folder in/."""
+    """Return the output of a run over the eight images in the folder in/."""
     return Path(compressed(tmp_path / "made", pieces).root)
 
 
@@ -42,7 +42,7 @@ def test_decode_replaces_its_own_files(imagemill, output, tmp_path):
 
 
 def test_decode_replaces_no_file_of_the_user(imagemill, output, tmp_path):
-    """Files that existed before and files that changed since are kept; other files are ignored."""
+    """Files that existed earlier and files that the user changed are not replaced; other files are ignored."""
     dest = tmp_path / "decoded"
     dest.mkdir()
     (dest / "notes.txt").write_bytes(MINE)
@@ -65,7 +65,7 @@ def test_decode_replaces_no_file_of_the_user(imagemill, output, tmp_path):
 def test_decode_refuses_inputs_and_folders_of_runs(imagemill, output, place):
     made = output.parent
     (made / "link").symlink_to(made / "in")
-    # No input file has the name of a decoded image, so the folder itself is what is refused.
+    # No input file has the name of a decoded image, so the command must refuse the folder itself.
     for path in sorted((made / "in").iterdir()):
         path.rename(path.with_suffix(".tmp"))
     before = contents(made)
@@ -76,7 +76,7 @@ def test_decode_refuses_inputs_and_folders_of_runs(imagemill, output, place):
 
 
 def test_decode_knows_sources_without_runs(imagemill, output, tmp_path):
-    """Rows name the sources also in an output without runs/ and in an export."""
+    """The sources are read from the rows, also in an output without runs/ and in an export."""
     assert imagemill("export", output, tmp_path / "export")[0] == 0
     shutil.rmtree(output / "runs")
     before = contents(output.parent / "in")
@@ -180,7 +180,7 @@ def test_night_keeps_an_index_of_the_user(tmp_path, caplog):
     summary = {"began": "2026-03-01T22:30:00", "ended": "2026-03-01T23:00:00", "exit_code": 0, "runs": []}
     place, index = Store(str(tmp_path)), tmp_path / "index.html"
     write_night_page(place, summary)
-    # A night of an early version left no record, and was killed before it replaced index.html.
+    # A night of an early version wrote no record and was killed before it replaced index.html.
     shutil.rmtree(tmp_path / FOLDER)
     place.write("night-2026-03-02T223000.html", b"")
     write_night_page(place, summary | {"began": "2026-03-03T22:30:00"})

@@ -1,4 +1,4 @@
-"""`imagemill plan` and `--dry-run`: what they print, what they warn of, and that they change nothing."""
+"""Test `imagemill plan` and `--dry-run`: output, warnings, and that both change nothing."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def test_dry_run_prints_the_plan(imagemill, tmp_path, photos):
 
 
 def test_plan_json_has_stable_keys(imagemill, tmp_path, photos):
-    """Nothing but one object is on stdout, and its keys are those that `plan_values` documents."""
+    """Stdout is exactly one JSON object with the keys that `plan_values` documents."""
     (photos / "notes.txt").write_text("no image")
     code, out, _ = imagemill("plan", "--task", "denoise", "--input", photos, "--output", tmp_path / "out", "--json")
     values = json.loads(out)
@@ -77,7 +77,7 @@ def test_plan_logs_progress_of_a_long_listing(imagemill, tmp_path, photos, monke
 
 
 def test_plan_warns_of_an_input_unknown_to_output(imagemill, tmp_path, crops):
-    """An INPUT with no image that OUTPUT has a row of may be the wrong one; an image from another place is refused."""
+    """Warn if OUTPUT has no row of any image of INPUT; refuse an image from another location."""
     output = compressed(tmp_path, {"a.png": crops[0][:28, :28]})
 
     def stderr_of(folder: str, *names: str) -> str:

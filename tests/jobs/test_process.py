@@ -1,4 +1,4 @@
-"""The process of a command: closed streams, limited encodings, signals at any moment, other locales."""
+"""Test a command's process: closed streams, limited encodings, signals and locales."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def test_process_survives_a_closed_pipe(rejects: Path) -> None:
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
 def test_process_survives_closed_streams(closed: str, empty: Path, tmp_path: Path) -> None:
-    """A run with closed streams processes its images, writes run.json, and writes no message into its files."""
+    """A run with closed streams processes its images, writes run.json, and writes no message into output files."""
     ended = shell(f'"$@" {closed}', "denoise", empty, tmp_path / "out")
     assert ended.returncode == 0, ended.stderr
     [record] = (tmp_path / "out/runs").glob("*/run.json")
@@ -117,7 +117,7 @@ def test_signal_during_imports_exits_with_130(number: signal.Signals) -> None:
 @pytest.mark.chaos
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_run_stops_cleanly_after_a_signal_to_its_group(number: signal.Signals, tmp_path: Path, crops) -> None:
-    """A terminal and `timeout` signal all processes of a group, and those of Ray must not end first."""
+    """A terminal and `timeout` signal the whole process group; Ray's processes must not end first."""
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 400, crops)
     command = [*IMAGEMILL, "denoise", source.url, output.url, "--set", "rows_per_part=10"]
@@ -163,7 +163,7 @@ def test_signal_during_the_report_keeps_the_failure(empty: Path, tmp_path: Path,
 @pytest.mark.parametrize("stage", ["finish_interrupted_merges", "build_plan", "account"])
 @pytest.mark.parametrize("error", [Interrupted, Deadline])
 def test_run_writes_its_record_after_a_signal_in_any_stage(stage, error, empty: Path, tmp_path: Path, monkeypatch) -> None:
-    """A run that began writes run.json, no matter when the signal arrived."""
+    """A run that has started writes run.json, no matter when the signal arrives."""
 
     def late(*_: object, **__: object) -> None:
         raise error

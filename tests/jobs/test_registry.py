@@ -1,4 +1,4 @@
-"""`models` and `models show` list everything, with counts that agree with the networks."""
+"""`models` and `models show` list all entries, and their counts match the networks."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_show_checkpoint_names_the_set_of_each_figure(name, capsys):
 
 
 def test_show_checkpoint_reads_a_stored_copy(tmp_path, capsys):
-    """A network without a decoder is shown by its name and by the folder in which a run stored it."""
+    """`models show` accepts a checkpoint's name and the folder in which a run stored its copy."""
     card, weights = checkpoint.read("random")
     output = Store(str(tmp_path))
     store_checkpoint(output, card, weights)

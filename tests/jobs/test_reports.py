@@ -1,4 +1,4 @@
-"""Reports of runs and nights: every way a run can end, every kind of source, hostile names and errors."""
+"""Test reports of runs and nights: every exit, every kind of source, hostile names and errors."""
 
 import html
 import io
@@ -80,7 +80,7 @@ def test_report_of_a_failed_run_has_figures_and_pictures(ran):
     for what in ("too many rejects", "UnknownFormat", "Random sample", "Lowest PSNR", "PSNR around the median",
                  "Latents in two dimensions", "Where the time went", "max_reject_fraction: 0.0", "exit 3:"):  # fmt: skip
         assert what in text, what
-    # Eight at random, four with the lowest PSNR, four around the median.
+    # The report shows eight random images, four with the lowest PSNR and four around the median.
     assert (pictures(text, "before: "), pictures(text, "after: ")) == (16, 16)
     assert text.count("<circle") == 14
 
@@ -94,7 +94,7 @@ def test_report_says_that_nothing_is_new(ran):
 
 
 def test_report_without_images_imports_no_torch(ran):
-    """By the whole command it would: torch is imported by what names the errors of checkpoints."""
+    """Call the function, because the command itself imports torch to name checkpoint errors."""
     code = (
         "import sys; from imagemill.pipeline.reports.report import rewrite_report\n"
         "from imagemill.pipeline.storage import Store\n"
@@ -311,7 +311,7 @@ def chromium(page: Path, profile: Path, *flags: str) -> subprocess.CompletedProc
 
 
 def seen_at(page: Path, folder: Path, dark: bool) -> list[dict[str, Any]]:
-    """Return what a copy of a page measures at each width, in frames because a window cannot be narrow enough."""
+    """Measure a copy of a page at each width, in frames because a window cannot be narrow enough."""
     text = page.read_text().replace("default-src &#39;none&#39;", "script-src 'unsafe-inline'; default-src 'none'")
     (folder / "copy.html").write_text(text.replace('loading="lazy"', "").replace("</body>", f"{LOOK}</body>"))
     frames = "".join(f'<iframe src="copy.html" width="{width}" height="900" frameborder="0"></iframe>' for width in WIDTHS)
@@ -350,7 +350,7 @@ def test_page_fits_phone_and_desktop(name, pages, tmp_path):
             assert look["loaded"] == []
             assert (look["broken"], look["images"] > 0) == (0, name == "run")
         grounds |= {look["page"] for look in looks}
-    # One light background, one dark.
+    # The page has a light and a dark background.
     assert len(grounds) == 2
 
 

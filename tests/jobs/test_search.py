@@ -1,4 +1,4 @@
-"""Commands that compare latents: search, duplicates and map."""
+"""Test the commands that compare latents: search, duplicates and map."""
 
 import io
 import json
@@ -29,7 +29,7 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 
 
 def again(rgb: np.ndarray, **how: Any) -> np.ndarray:
-    """Return a photo after encoding and decoding."""
+    """Encode a photo with the options of Pillow's `save`, and decode it."""
     file = io.BytesIO()
     Image.fromarray(rgb).save(file, **how)
     return np.asarray(Image.open(file))
@@ -138,7 +138,7 @@ def test_find_similar_groups_equals_all_pairs(monkeypatch, at_a_time):
 
 def test_search_warns_of_rows_with_other_parameters(output, tmp_path, capsys, caplog, crops):
     shutil.copytree(output.root, tmp_path / "out")
-    # Search uses the parameters of the newest run, here another step.
+    # `search` uses the parameters of the newest run, which has a different step here.
     store = compressed(tmp_path, {"a.png": crops[7], "b.png": crops[8]}, "compress-small", fence=3, step=64)
     show_search(store, None, "a.png", 5)
     assert f"{len(load_collection(output).state)} of compress-small" in caplog.text
@@ -148,7 +148,7 @@ def test_search_warns_of_rows_with_other_parameters(output, tmp_path, capsys, ca
 
 
 def test_search_fits_whitening_to_digits(tmp_path, capsys):
-    """A model without a fixed whitening gets one from the collection."""
+    """A model without a fixed whitening gets a whitening fitted to the collection."""
     rng = np.random.default_rng(0)
     blobs = [np.asarray(Image.fromarray(rng.integers(0, 256, (7, 7), np.uint8)).resize((28, 28))) for _ in range(30)]
     digits = {f"{number:02}.png": np.stack([blob] * 3, 2) for number, blob in enumerate(blobs)}

@@ -1,4 +1,4 @@
-"""Signals at a moment when no exception may be raised: they take effect a moment later."""
+"""A signal that arrives while no exception may be raised takes effect a moment later."""
 
 import importlib
 import signal
@@ -17,7 +17,7 @@ AT_ONCE = "import signal\nsignal.raise_signal(signal.{name})\nwhole = True\n"
 
 
 class SignalsWhenDeleted:
-    """Sends a signal in `__del__`, where Python discards exceptions."""
+    """Send a signal in `__del__`, where Python discards exceptions."""
 
     def __init__(self, number: int) -> None:
         self.number = number

@@ -1,4 +1,4 @@
-"""Training states without Ray: saving, resuming, and which states are kept."""
+"""Test training states without Ray: saving, resuming, and deleting old states."""
 
 from pathlib import Path
 

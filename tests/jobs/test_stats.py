@@ -1,4 +1,4 @@
-"""Statistics of latents, and drift between runs."""
+"""Test statistics of latents and drift between runs."""
 
 from pathlib import Path
 
@@ -25,7 +25,12 @@ def drawn(seed: int, images: int, mean: float = 0.0, deviation: float = 1.0) -> 
 
 
 def moments_of(values: np.ndarray, width: np.ndarray | float = 1.0) -> Moments:
-    """Return the moments of latents (N,C,h,w) with quantiser step `width`, one value or (C,)."""
+    """Return the moments of latents.
+
+    Args:
+        values: latents (N,C,h,w).
+        width: quantiser step, one value or (C,).
+    """
     seen = Moments()
     seen.add(values, np.broadcast_to(width, values.shape[:2]), {"a"})
     return seen
@@ -41,7 +46,7 @@ def test_moments_equal_numpy() -> None:
 
 
 def test_drift_measures_a_known_shift() -> None:
-    """The distance of a known shift is its size, and chance alone raises no alarm."""
+    """The measured distance equals a known shift, and random variation raises no alarm."""
     reference = drawn(0, 400)
     near, moved, wider = drawn(1, 400), drawn(2, 400, mean=0.5), drawn(3, 400, deviation=1.5)
     assert drift(moved, reference).distance == pytest.approx(0.5, abs=0.05)
@@ -63,7 +68,7 @@ def test_drift_of_random_splits_matches_chance(tmp_path: Path, crops: list[np.nd
     for few in (6, 16, len(values) // 2):
         orders = [np.random.default_rng(seed).permutation(len(values)) for seed in range(100)]
         splits = [drift(moments_of(values[order[:few]], width), moments_of(values[order[few:]], width)) for order in orders]
-        # A few photos with a dozen overlapping crops each: many channels are active in few images, so the tail is long.
+        # Few photos with a dozen overlapping crops each: many channels are active in few images, so the tail is long.
         assert np.median([far.distance for far in splits]) == pytest.approx(np.mean([far.chance for far in splits]), rel=0.5)
         assert np.mean([far.alarming(0) for far in splits]) <= 0.1
     half = len(values) // 2
@@ -75,7 +80,7 @@ def test_drift_of_random_splits_matches_chance(tmp_path: Path, crops: list[np.nd
 def test_drift_limits_nearly_silent_channels() -> None:
     """A channel that is nearly silent in both runs does not dominate the distance."""
     day, night = np.rint(np.random.default_rng(0).normal(0, 3, (2, 200, 8, 10, 10))).astype(np.float32)
-    # Symbols of 1, first at one position in 20,000, then at one in 200.
+    # Symbols are 1 at one position in 20,000 in the first run, and at one in 200 in the second run.
     for values, every in ((day, 20_000), (night, 200)):
         values[:, 7] = (np.arange(200 * 100) % every == 0).reshape(200, 10, 10)
     same = drift(moments_of(night), moments_of(day))

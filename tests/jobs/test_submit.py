@@ -1,4 +1,4 @@
-"""`imagemill submit` against a real Ray head with a token: what runs, what is refused, exit codes."""
+"""Test `imagemill submit` against a real Ray head with a token: runs, refusals and exit codes."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def completed(arguments: list[str], environment: dict[str, str]) -> "subprocess.
 
 
 def submit(cluster: RayCluster, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-    """Submit with the variables of the cluster and further ones; an empty variable is left out."""
+    """Return a function that submits with the cluster's and further variables; it omits empty variables."""
     environment = {key: value for key, value in (cluster.variables() | variables).items() if value}
     return completed(command(*arguments), environment)
 
@@ -71,7 +71,7 @@ def test_submit_returns_the_exit_code_of_the_run(head: RayCluster, photos: Path,
     record = json.loads(next((tmp_path / "out/runs").glob("*/run.json")).read_text())
     assert (record["exit_code"], record["ok"], record["rejected"]) == (3, 6, 1)
     assert verify(Store(str(tmp_path / "out"))).problems == []
-    # The run and the job have the same id, so that one finds the other.
+    # The run and the job have the same id, so that a user can find either from the other.
     run_id = record["run_id"]
     again = submit(head, "--dashboard", head.dashboard, "--resume", run_id)
     assert (again.returncode, run_id in again.stdout) == (3, True), again.stderr
@@ -82,7 +82,7 @@ def test_submit_returns_the_exit_code_of_the_run(head: RayCluster, photos: Path,
     assert {"models", "pipeline", "jobs"} <= {path.name for path in (shipped / "imagemill").iterdir()}
     assert TOKEN not in done.stdout + done.stderr
 
-    # Log lines name the run, and those about a failed image also the image.
+    # Each log line names the run; a log line about a failed image also names the image.
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert {line["run_id"] for line in lines if line["logger"] == "imagemill.run"} == {run_id}
     assert any("1 worker of 1 CPU each; cluster: 2 CPUs and 0 GPUs on 1 node" in line["message"] for line in lines)
@@ -105,7 +105,7 @@ def test_submit_reports_a_refused_token_in_one_line(head: RayCluster, photos: Pa
     wrong = submit(head, *places, RAY_AUTH_TOKEN="0" * 64)
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1), wrong.stderr
     assert "refuses the token in RAY_AUTH_TOKEN" in wrong.stderr
-    # Without a token, submit creates the token of this user, which is not that of the cluster.
+    # Without a token, submit creates a user token, which differs from the cluster's token.
     (tmp_path / "home").mkdir()
     without = submit(head, *places, HOME=str(tmp_path / "home"), RAY_AUTH_TOKEN="")
     assert (without.returncode, without.stderr.count("\n")) == (2, 1), without.stderr
@@ -163,7 +163,7 @@ def test_submitted_job_has_metrics_and_outlives_ctrl_c(head: RayCluster, tmp_pat
 
 
 def refusal(*arguments: str, **variables: str) -> str:
-    """Return the one line with which a submission without a cluster ends with exit code 2."""
+    """Submit without a cluster, which exits with 2, and return the one line of the error."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | variables
     done = completed(command(*arguments), environment)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
@@ -175,7 +175,7 @@ def test_submit_checks_its_arguments_first() -> None:
     unused = f"http://127.0.0.1:{free_port()}"
     assert f"dashboard {unused}: cannot be reached: no answer" in refusal("--dashboard", unused, *places)
     assert "--insecure" in refusal("--dashboard", "http://ray.example.com:8265", *places)
-    # The old name of the option: the address of a Ray cluster is not that of its dashboard.
+    # The option's old name still works; a Ray cluster's address differs from its dashboard's address.
     assert "http(s)://HOST:8265" in refusal("--address", "ray.example.com:6379", *places)
     assert "every node mounts" in refusal("--dashboard", unused, "--input", "s3://bucket/in")
     assert "full path of a shared disk" in refusal("--dashboard", unused, "--input", "photos", "--output", "s3://bucket/out")
@@ -190,7 +190,7 @@ def test_submit_says_what_to_install_for_a_dashboard(monkeypatch: pytest.MonkeyP
 
 
 class OtherRay(BaseHTTPRequestHandler):
-    """The dashboard of a cluster with another version of Ray and without a token."""
+    """Serve the dashboard of a cluster with another version of Ray and without a token."""
 
     def do_GET(self) -> None:
         self.send_response(200)

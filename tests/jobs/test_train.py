@@ -29,7 +29,10 @@ DIGITS = {"architecture": "conv", "parameters": {}, "crop": 28, "crops_per_image
 
 
 def scalars(events: bytes) -> list[tuple[str, int, float]]:
-    """(tag, step, value) of an event file: records of a length, its checksum, an Event, its checksum."""
+    """Return (tag, step, value) of each summary in an event file.
+
+    A record is a length, its checksum, an Event and its checksum.
+    """
     found = []
     while events:
         (length,) = struct.unpack("<Q", events[:8])
@@ -43,7 +46,7 @@ def lines_of(run: Store) -> list[dict]:
     return [json.loads(line) for line in run.read("metrics.jsonl").splitlines()]
 
 
-# What no task learns is among the long tests: tests/models/test_style.py asks too whether DDP reaches each of its weights.
+# Objectives that belong to no task are long tests: tests/models/test_style.py also checks that DDP reaches all weights.
 LEARNED = [name if name in TASKS else pytest.param(name, marks=pytest.mark.chaos) for name in sorted(OBJECTIVES)]
 
 
@@ -54,7 +57,7 @@ def test_train_every_objective_with_two_workers(task, tiny, clean, crops, caplog
     caplog.set_level("INFO", "imagemill")
     config = tiny(task)
     if task == "inpaint":
-        # One of them from a bucket into a bucket.
+        # Read the images of this task from a bucket and write its run to a bucket.
         bucket = Store(f"{rclone_bucket}/clean")
         for path in clean.iterdir():
             bucket.write(path.name, path.read_bytes())
@@ -234,7 +237,7 @@ def test_train_never_resumes_another_config(tiny, tmp_path):
 
 
 def test_config_digest_is_stable():
-    """Trainings that are under way resume by it, and cards name it."""
+    """Interrupted trainings resume by the digest, and cards contain it."""
     what = {"name": "tiny", "task": "denoise", "architecture": "unet", "parameters": {"widths": [8, 8], "blocks": 1}}
     how = {"input": ["photos"], "output": "out", "epochs": 2, "crop": 32, "learning_rate": 0.002}
     digest = TrainConfig.model_validate({**what, **how}).digest()

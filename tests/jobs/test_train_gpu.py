@@ -17,7 +17,7 @@ from imagemill.jobs.training.config import TrainConfig
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_train_on_logical_gpus_uses_gloo(tiny: Callable[..., TrainConfig], tmp_path: Path) -> None:
-    """NCCL would fail on every start of the workers; instead one warning, and two workers on the CPUs."""
+    """NCCL would fail at every start, so the training warns once and uses two workers on CPUs."""
     config = tiny("upscale", epochs=1, workers=2)
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(config.model_dump(exclude_defaults=True)))
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}

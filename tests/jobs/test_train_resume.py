@@ -1,4 +1,4 @@
-"""A training that is cut off goes on where it was, and keeps what it had."""
+"""An interrupted training resumes at its last epoch and keeps its best result."""
 
 import hashlib
 import io
@@ -36,7 +36,7 @@ def lines_of(run: Store) -> list[dict]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[[TrainConfig], subprocess.Popen[bytes]]]:
-    """start(config): start `imagemill train` in its own process group."""
+    """Return start(config), which starts `imagemill train` in a separate process group."""
     started = []
 
     def call(config: TrainConfig) -> subprocess.Popen[bytes]:
@@ -116,7 +116,7 @@ def test_train_keeps_best_epoch_after_divergence(tiny):
     config = tiny("denoise", workers=1)
     run = open_run(config)
     train(config)
-    # As if cut off after the first epoch, with moments that no gradient made: they throw the weights out of a float's range.
+    # Simulate an interruption after the first epoch, with huge Adam moments that make the weights overflow.
     for kind in ("json", "safetensors"):
         run.delete(state_path(2, kind))
     data, history = read_state(run, 1)
@@ -134,7 +134,7 @@ def test_train_keeps_best_epoch_after_divergence(tiny):
 def test_train_resumes_with_other_worker_count(tiny):
     config, alone = tiny("denoise", warmup_steps=0), tiny("denoise", warmup_steps=0, workers=1)
     train(config)
-    # As on a machine with another number of GPUs: the config is the same there.
+    # Simulate a machine with another number of GPUs: continue the same run with one worker.
     for path in ("images.parquet", state_path(1, "safetensors"), state_path(1, "json")):
         open_run(alone).write(path, open_run(config).read(path))
     train(alone)
@@ -144,7 +144,7 @@ def test_train_resumes_with_other_worker_count(tiny):
 
 
 def finished(config: TrainConfig, steps: tuple[int, int] = (8, 8), planned: tuple[int, int] = (8, 8)) -> None:
-    """Leave the run of a training whose epochs are all done and whose best one was not shipped yet; without Ray."""
+    """Write, without Ray, a run whose epochs are all complete and whose best epoch is not yet saved."""
     run, inputs, out = open_run(config), open_inputs(config), io.BytesIO()
     pq.write_table(split_images(examine_batch(list_training_images(inputs), inputs), config).table, out)
     run.write(IMAGES_FILE, out.getvalue())
@@ -157,7 +157,7 @@ def finished(config: TrainConfig, steps: tuple[int, int] = (8, 8), planned: tupl
 
 
 def untrained(url: str, config: TrainConfig, seed: int) -> Card:
-    """A checkpoint that `config` can begin with."""
+    """Save an untrained checkpoint that `config` can start from."""
     torch.manual_seed(seed)
     about = {"name": "first", **config.model_dump(include={"task", "architecture", "parameters"})}
     return checkpoint.save(url, build_trainable_model(config), about)

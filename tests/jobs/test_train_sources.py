@@ -1,4 +1,4 @@
-"""A training learns from what a batch job takes: folders, shards, manifests."""
+"""A training accepts the same inputs as a batch job: folders, shards and manifests."""
 
 import io
 import tarfile
@@ -70,5 +70,5 @@ def test_centre_crops_name_vanished_images(clean, tmp_path):
 
 @pytest.mark.usefixtures("ray_session")
 def test_train_refuses_missing_sources(tmp_path):
-    with pytest.raises(StorageError, match=r"gone\.tar does not exist"):
+    with pytest.raises(StorageError, match=r"gone\.tar: does not exist\. Check the path"):
         open_inputs(TrainConfig(**CONFIG, input=[f"{tmp_path}/gone.tar"], output=str(tmp_path / "out")))

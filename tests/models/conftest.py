@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """As in the actors, and light on a machine that does other things."""
+    """Use one thread, like the workers, so that tests do not disturb other processes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

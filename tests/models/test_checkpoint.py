@@ -141,7 +141,7 @@ def test_load_refuses_weights_of_another_digest(folder: Path) -> None:
 def test_write_metrics_is_atomic(folder: Path) -> None:
     before = (folder / CARD).read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # As a disk that fills up in the middle of a write.
+    # The limit simulates a disk that becomes full in the middle of a write.
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
     try:
         message = refused(lambda: checkpoint.write_metrics(str(folder), {"set": "a"}))

@@ -1,7 +1,7 @@
-"""Code for GPUs, tested without one: fake tensors on `cuda` have shapes and dtypes, and no content.
+"""Test GPU code without a GPU: fake tensors on `cuda` have shapes and dtypes but no content.
 
-torch raises where tensors of two devices meet, like on a GPU. Failures that only a GPU shows are checked here: `numpy()` of
-a tensor on the GPU, and random numbers on one device from the generator of another.
+torch raises when an operation mixes devices, like on a GPU. `FakeCuda` checks the failures that only a GPU would show:
+`numpy()` of a tensor on the GPU, and random numbers on one device from a generator of another device.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ SIZE = 64
 
 
 class CudaGenerator(torch.Generator):
-    """Stands for a generator on a GPU."""
+    """A CPU generator that reports the GPU as its device."""
 
     @property
     def device(self) -> torch.device:
@@ -37,14 +37,14 @@ class CudaGenerator(torch.Generator):
 
 
 class FakeCuda(TorchFunctionMode):
-    """What code may ask of tensors without content: numbers are 1, arrays are ones. Notes the dtypes of convolutions."""
+    """Give fake tensors content (numbers are 1, arrays are ones) and record the dtypes of convolutions."""
 
     def __init__(self, fake: FakeTensorMode) -> None:
         super().__init__()
         self.fake = fake
         self.convolved: set[torch.dtype] = set()
         self.parameters: list[torch.nn.Parameter] = []
-        """Those that get a gradient: torch's engine refuses to go backward on a GPU that does not exist."""
+        """Parameters that get a gradient, because torch cannot run backward on a GPU that does not exist."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -77,7 +77,7 @@ class FakeCuda(TorchFunctionMode):
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
-    """A GPU that exists in name alone."""
+    """Simulate a GPU on a machine without one."""
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr("torch.amp.grad_scaler.amp_definitely_not_available", lambda: False, raising=False)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_: True)
@@ -95,7 +95,7 @@ def on_cuda(architecture: str, parameters: dict[str, Any]) -> Autoencoder:
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("name", sorted(TASKS))
 def test_predict_stays_on_its_device(name: str, dtype: torch.dtype, cuda: FakeCuda) -> None:
-    """Prepared, predicted and brought back, small images and those in tiles; networks run in the dtype that is asked for."""
+    """Predictions of small and tiled images return to the CPU; networks run in the requested dtype."""
     objective, precision = TASK_OBJECTIVES[name], Precision("cuda", dtype)
     for changes in ({}, {"method": "gatys", "steps": 2}) if name == "stylize" else ({},):
         params = TASKS[name].Params(**REQUIRED.get(name, {}), **changes)
@@ -108,14 +108,14 @@ def test_predict_stays_on_its_device(name: str, dtype: torch.dtype, cuda: FakeCu
             assert len(outputs) == 2
             if outputs[0].image is not None:
                 assert outputs[0].image.shape == (prepared.scale * h, prepared.scale * w, 3)
-            # A code, and what is optimised, do not depend on the number format.
+            # Latent codes and optimised images must not depend on the number format.
             assert cuda.convolved == {torch.float32 if name == "compress" or changes else dtype}
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_training_step_stays_on_its_device(name: str, dtype: torch.dtype, cuda: FakeCuda) -> None:
-    """Loss, clipping, AdamW, the average and the figures of validation; losses are float32 in every number format."""
+    """A training step and a validation stay on the GPU; losses are float32 in every number format."""
     objective = OBJECTIVES[name]
     model = on_cuda(*TINY[name]).train()
     objective.freeze(model)

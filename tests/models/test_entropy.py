@@ -1,4 +1,4 @@
-"""The entropy coder: what goes in comes out, for all symbols and all tables; and nothing else ever does."""
+"""The entropy coder returns exactly the encoded symbols, for all symbols and tables."""
 
 import contextlib
 import hashlib
@@ -70,7 +70,7 @@ def test_fitted_latents_can_be_coded(data: st.DataObject, shape: tuple[int, int,
 
 
 def test_fit_to_few_symbols_stays_exact() -> None:
-    # Hundreds of unknowns, few positions, large symbols: unbounded, least squares would leave float32's whole numbers.
+    # With many unknowns, few positions and large symbols, unbounded least squares would exceed float32's exact integers.
     rng = np.random.default_rng(0)
     fit_entropy_model([rng.integers(-128, 128, (40, 4, 4)).astype(np.int8)])
     flat = np.repeat(rng.integers(-1, 2, (30, 1, 1)), 16, 1).repeat(16, 2).astype(np.int8)
@@ -98,7 +98,7 @@ def test_damaged_payload_fails_or_changes_symbols(data: st.DataObject) -> None:
         back = model.decode(bytes(payload), symbols.shape)
     except PayloadError:
         return
-    # The bits after the last symbol mean nothing; a checksum of the symbols sees all others.
+    # Bits after the last symbol have no effect; a checksum of the symbols detects damage to all other bits.
     assert np.array_equal(back, symbols) or zlib.crc32(back.tobytes()) != zlib.crc32(symbols.tobytes())
 
 
@@ -122,7 +122,7 @@ def test_entropy_model_refuses_invalid_tables(name: str) -> None:
 
 
 def test_largest_sums_are_exact() -> None:
-    # Random symbols through random tables: the float32 sums are what whole numbers give.
+    # With random symbols and tables, float32 sums must equal integer sums.
     model = tables(4, 5)
     around = np.random.default_rng(0).integers(-128, 128, (2, 9 * 4, 500))
     weights = model._dense.transpose(0, 1, 3, 2, 4).reshape(2, len(PASSES) * 4, 36)
@@ -156,7 +156,7 @@ def test_payload_is_equal_in_processes_and_threads(threads: str) -> None:
 
 
 def test_payload_format_is_stable() -> None:
-    """A library that codes otherwise than constriction 0.5 does would orphan every archive."""
+    """A coder that differs from constriction 0.5 would make all archives unreadable."""
     state = {name: value.numpy().ravel() for name, value in tables(2, 0).state_dict().items()}
     shapes = {name: value.shape for name, value in tables(2, 0).state_dict().items()}
     ramp = {name: (np.arange(v.size) * 37 % 113 - 20).astype(v.dtype) for name, v in state.items()}

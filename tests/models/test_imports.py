@@ -1,4 +1,4 @@
-"""Imports among the files of models/."""
+"""Test imports between the files of models/."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -12,7 +12,7 @@ def module_of(path: Path) -> str:
 
 
 def test_models_have_no_import_cycle() -> None:
-    """Imports inside functions count as well: a cycle that is hidden in a function is still a cycle."""
+    """An import inside a function also counts, because a hidden cycle is still a cycle."""
     modules = {module_of(path): path for path in MODELS.rglob("*.py")}
     imports: dict[str, set[str]] = {}
     for module, path in modules.items():

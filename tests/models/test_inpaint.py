@@ -1,4 +1,4 @@
-"""What is missing is filled, what is known stays: damage, the push-pull fill, and the task around them."""
+"""Inpainting fills missing values and keeps known values: damage, the push-pull fill and the task."""
 
 import numpy as np
 import pytest

@@ -42,7 +42,7 @@ def test_checkerboard_of_known_patterns(period):
     assert checkerboard(stripes, period) == pytest.approx(1)
     smooth = np.cos(2 * np.pi * x / 28)[None]
     assert checkerboard(smooth, period) == pytest.approx(0, abs=1e-12)
-    # Half of the power of a sum of two patterns of one power, at two frequencies, is each one's.
+    # Two patterns of equal power at two frequencies each contribute half of the power of their sum.
     both = smooth * np.sqrt(2) + (board * 2 - 1)
     assert checkerboard(both, period) == pytest.approx(0.5)
     assert checkerboard(np.zeros((1, 28, 28)), period) == 0

@@ -1,4 +1,4 @@
-"""Number formats: which one a device gets, what float16 costs in quality, and what is too large for it."""
+"""Test number formats: the choice per device, the quality of float16, and values that overflow float16."""
 
 from importlib.resources import files
 
@@ -23,7 +23,7 @@ HALF = Precision(dtype=torch.float16)
 
 @pytest.fixture(scope="module")
 def photo() -> np.ndarray:
-    """(64,64,3) uint8 of a real photograph."""
+    """Return a crop (64,64,3) uint8 of a real photograph."""
     return np.asarray(Image.open(str(files("skimage.data").joinpath("astronaut.png"))).convert("RGB"))[20:84, 190:254]
 
 
@@ -46,7 +46,7 @@ def test_select_dtype_by_name() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(TASKS) - {"compress"}))
 def test_float16_output_is_close_to_float32(name: str, photo: np.ndarray) -> None:
-    """With the shipped networks, more than 45 dB apart from float32: half a grey level is 54 dB."""
+    """With the bundled networks, the PSNR between float16 and float32 is over 45 dB (half a grey level: 54 dB)."""
     task, objective = TASKS[name], TASK_OBJECTIVES[name]
     card, weights = checkpoint.read(task.default_checkpoint)
     params = task.Params(**REQUIRED.get(name, {}))
@@ -64,12 +64,12 @@ def test_float16_overflow_runs_in_float32() -> None:
     x = torch.full((1, 4), 300.0)
     with torch.inference_mode():
         assert HALF.run(model, x).item() == 4 * 300.0 * 300.0
-        # What is no number in float32 either stays as it is.
+        # A result that is NaN in float32 too is returned unchanged.
         assert HALF.run(model, x * torch.nan).isnan().all()
 
 
 def step_of(precision: Precision, photo: np.ndarray) -> tuple[Step, torch.Tensor]:
-    """A step of `upscale`, which draws nothing at random, and its batch (2,3,32,32) uint8."""
+    """Return a training step of `upscale`, which uses no random numbers, and a batch (2,3,32,32) uint8."""
     torch.manual_seed(0)
     model = ARCHITECTURES["edsr"](width=8, blocks=1)
     step = Step(TaskLoss("upscale", model), State.begin(model, 0.9, 0.0), precision, 1.0)
@@ -80,7 +80,7 @@ def test_step_in_float16_trains_like_float32(photo: np.ndarray) -> None:
     losses = []
     for precision in (Precision(), HALF):
         step, x = step_of(precision, photo)
-        # The scale at which such gradients fit: no update is left out.
+        # At this loss scale the gradients fit into float16, so that no update is skipped.
         step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, enabled=precision == HALF)
         figures = [step(x, torch.Generator(), 1e-3) for _ in range(10)]
         assert all(each["gradient_norm"].isfinite() for each in figures)
@@ -90,7 +90,7 @@ def test_step_in_float16_trains_like_float32(photo: np.ndarray) -> None:
 
 
 def test_step_skips_a_float16_overflow(photo: np.ndarray) -> None:
-    """The first scale is too large: weights stay, the scale falls, and the training has not diverged."""
+    """If the loss scale is too large, weights stay, the scale is halved and the training has not diverged."""
     step, x = step_of(HALF, photo)
     step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     before = [weight.clone() for weight in step.state.model.parameters()]

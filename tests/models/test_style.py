@@ -1,4 +1,4 @@
-"""Style transfer against values worked by hand, and what of it must never change."""
+"""Test style transfer against hand-computed values and stored reference values."""
 
 import hashlib
 import io
@@ -33,7 +33,7 @@ SMALL = {"widths": [8, 12, 16], "convs": [1, 1, 1]}
 def net() -> Perceptual:
     torch.manual_seed(3)
     net = Perceptual(**SMALL).eval().requires_grad_(False)
-    # Skips begin at zero: what they do would be seen nowhere.
+    # Skip connections start at zero, so without this change their effect would not be tested.
     for skip in net.skips:
         torch.nn.init.normal_(skip.weight, std=0.3)
     return net
@@ -77,7 +77,7 @@ def test_style_losses_by_hand():
     assert content_loss(target, content).item() == 0.5 * (1 + 4)
     g = {"relu1_1": torch.tensor([[[2.0, 0.0], [0.0, 2.0]]]), "relu2_1": torch.tensor([[[3.0]]])}
     s = {"relu1_1": torch.tensor([[[1.0, 1.0], [1.0, 1.0]]]), "relu2_1": torch.tensor([[[1.0]]])}
-    # means of squares: (1+1+1+1)/4 = 1 and 4; 0.5·1 + 2·4
+    # The means of squares are (1+1+1+1)/4 = 1 and 4, so the loss is 0.5·1 + 2·4.
     assert style_loss(g, s, {"relu1_1": 0.5, "relu2_1": 2.0}).item() == pytest.approx(8.5)
 
 
@@ -112,7 +112,7 @@ def test_gatys_changes_only_the_target_image(net, cat, coffee):
 def test_gatys_loss_falls_and_returns_its_curve(net, cat, coffee, optimizer, start):
     output = restyled(net, cat, coffee, method="gatys", steps=25, optimizer=optimizer, start=start, beta=100)
     losses = output.columns["losses"]
-    # The last line search of L-BFGS may look at a few more places.
+    # The last line search of L-BFGS may evaluate a few more points.
     assert 2 < len(losses) <= (26 if optimizer == "adam" else 51)
     assert losses[-1] < 0.5 * losses[0]
     assert losses[-1] == pytest.approx(output.columns["content_loss"] + 100 * output.columns["style_loss"], rel=1e-4)
@@ -235,7 +235,7 @@ def test_random_network_is_deterministic():
 
 
 def test_vgg19_is_converted_and_checked(tmp_path, monkeypatch):
-    """A file with the layout of torchvision's, whose weights are random, because the real one is a download of 548 MB."""
+    """Use a file in torchvision's layout with random weights, because the real download has 548 MB."""
     with torch.device("meta"):
         features = torchvision.models.vgg19(weights=None).features
     features = features.to_empty(device="cpu").half()
@@ -286,7 +286,7 @@ def test_perceive_trains_every_measured_layer(convs, held):
     figures["loss"].backward()
     untouched = {name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()}
     assert {name.rpartition(".")[0] for name in untouched} == {"skips.0", "skips.1"} | held
-    # Two workers wait for the gradient of every weight that is learned.
+    # With two workers, DDP waits for a gradient of every trainable weight.
     assert not any(model.get_parameter(name).requires_grad for name in untouched)
 
 

@@ -1,4 +1,4 @@
-"""Contracts that every row of the tables of tasks, architectures and checkpoints keeps."""
+"""Test the contracts of every registered task, architecture and checkpoint."""
 
 from importlib.resources import files
 
@@ -127,7 +127,7 @@ def test_batch_changes_hardly_any_symbol(photo):
     together = predict(model, [Sample(photo[::-1].copy()), Sample(photo)], CompressParams(), Precision())[1]
     assert (alone.latent != together.latent).mean() < 1e-4
     assert psnr_db(alone.image, together.image) > 60
-    # The image depends only on the symbols, not on what else was decoded.
+    # An image depends only on its symbols, not on other images of the batch.
     assert np.array_equal(decode_latent(model, alone.latent, photo.shape[:2], CompressParams().step, "cpu"), alone.image)
 
 
@@ -135,7 +135,7 @@ def test_noise_level_of_a_large_image_is_a_median():
     coffee = Image.open(str(files("skimage.data").joinpath("coffee.png"))).convert("RGB").resize((1200, 1000))
     clean = np.asarray(coffee)
     grainy = noisy(clean, 25)
-    # A third of the image is three of its nine crops: they are outvoted.
+    # A third of the image covers three of its nine crops, so the other six outvote them.
     grainy[:, :400] = noisy(clean[:, :400], 90)
     model = shipped("denoise-small")
     with torch.inference_mode():

@@ -19,7 +19,7 @@ TILE = 64
 
 
 def random_model(name: str) -> Autoencoder:
-    """With weights that are zero nowhere: layers that begin at zero would hide what they look at."""
+    """Return a network without zero weights, because zero layers would hide their receptive field."""
     torch.manual_seed(0)
     model = ARCHITECTURES[name]()
     with torch.no_grad():
@@ -35,21 +35,21 @@ def image(model: Autoencoder, h: int, w: int) -> Tensor:
 
 
 def image_to_image(model: Autoencoder) -> Callable[[Tensor], Tensor]:
-    # A noise level that is estimated is a mean over the image: the task estimates it once, then cuts.
+    # The noise level is a mean over the whole image, so the task estimates it once before tiling.
     if isinstance(model, UNet):
         return lambda x: model(x, x.new_full((x.shape[0],), 0.1))
     return model
 
 
 def reaches_no_further_than(fn: Callable[[Tensor], Tensor], x: Tensor, halo: int, tile: int, scale: Fraction) -> bool:
-    """Whether outputs of the middle tile ignore all inputs outside of its halo; a NaN there would spread to them."""
+    """Return whether the middle tile ignores all inputs outside its halo, where a NaN would spread."""
     h, w = x.shape[2:]
     y, x0 = (h // 2) // tile * tile, (w // 2) // tile * tile
     assert min(y, x0, h - y - tile, w - x0 - tile) > halo
     poisoned = torch.full_like(x, float("nan"))
     inside = (..., slice(y - halo, y + tile + halo), slice(x0 - halo, x0 + tile + halo))
     poisoned[inside] = x[inside]
-    # Plain convolutions: faster ones transform blocks of the image and spread a NaN over a block.
+    # Use plain convolutions, because faster algorithms transform blocks and spread a NaN over a block.
     with torch.backends.mkldnn.flags(enabled=False):
         out = fn(poisoned)
     assert out.isnan().any()
@@ -147,7 +147,7 @@ def test_halo_and_tile_are_multiples_of_stride(name: str) -> None:
 def test_tiled_architecture_equals_whole_architecture(name: str) -> None:
     model = random_model(name)
     fn = image_to_image(model)
-    # Longer than a tile with its halo on one axis; on the other a tile and a rest.
+    # One axis is longer than a tile with its halos; the other is a tile and a remainder.
     x = image(model, 2 * TILE + 2 * model.halo, TILE + 3 * model.stride)
     with torch.inference_mode():
         whole = fn(x)
@@ -210,13 +210,13 @@ def test_only_tiles_out_of_memory_are_split() -> None:
         size = tuple(piece.shape[2:])
         if size[0] * size[1] > 100 * 100:
             refused.append(size)
-            # Asks for what no machine has, so that the allocator itself says no.
+            # Request more memory than any machine has, so that the allocator itself raises the error.
             torch.empty(2**60)
         done.append(size)
         return nn.functional.avg_pool2d(piece, 3, 1, 1, count_include_pad=False)
 
     assert torch.allclose(apply_tiled(blur, x, 256, 8), nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False))
-    # Of 256×256 and 128×128 with their halos none fits; of the strip of 44 rows below, parts of 128 do.
+    # No tile of 256×256 or 128×128 with its halo fits; in the strip of 44 rows below, tiles 128 wide fit.
     whole, strip = [size for size in done if size[0] != 52], [size for size in done if size[0] == 52]
     assert len(whole) == 32
     assert max(max(size) for size in whole) == 64 + 2 * 8

@@ -42,7 +42,7 @@ def test_set_value_takes_colour_for_text() -> None:
 @pytest.mark.parametrize("written", ["no", "on", "007", "1.50"])
 def test_yaml_text_without_quotes_is_one_clear_line(written: str, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(f"task: denoise\ninput: {written}\n")
-    with pytest.raises(ConfigError, match=r"^c: input = \S+: Input should be a valid string; put it in quotes$"):
+    with pytest.raises(ConfigError, match=r"^c: input = \S+: must be a valid string; put it in quotes$"):
         validate(RunConfig, read_yaml(str(tmp_path / "c.yaml")), "c")
 
 

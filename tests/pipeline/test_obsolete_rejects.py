@@ -45,7 +45,7 @@ def test_reject_of_a_removed_file_is_obsolete(places, capsys):
     show_status(output)
     show_failures(output)
     out = capsys.readouterr().out
-    assert "rejects: 1 permanent, for --retry-failed" in out
+    assert "rejects: 1 permanent (processed again with --retry-failed)" in out
     assert "worse.png" in out
     assert "bad.png" not in out
     (source / "worse.png").unlink()
