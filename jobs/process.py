@@ -53,7 +53,7 @@ def native_stderr_into(file: IO[bytes]) -> Iterator[None]:
 def run_command() -> int:
     """Run the command of `sys.argv` and return its exit code.
 
-    Messages of Ray's core are hidden. If the workers or Ray failed, they are kept in a file that stderr names.
+    Messages of Ray's core are hidden. If the workers or Ray failed, the messages go to a file, and stderr names the file.
     """
     try:
         tempfile.gettempdir()
@@ -71,16 +71,16 @@ def run_command() -> int:
                 # The signal arrived while `call_app` reported how the command ended.
                 code = print_ending(INTERRUPTED, Interrupted.exit_code)
         file.seek(0)
-        # If Ray stopped answering, its core only repeats that, many times.
+        # If Ray stopped answering, the messages only repeat that Ray does not answer.
         if code == RunFailed.exit_code and not contact.lost and (messages := file.read()):
-            with tempfile.NamedTemporaryFile(prefix="imagemill-native-", suffix=".log", delete=False) as kept:
-                kept.write(messages)
-            print(f"imagemill: messages of Ray's core are in {kept.name}", file=sys.stderr)
+            with tempfile.NamedTemporaryFile(prefix="imagemill-native-", suffix=".log", delete=False) as log_file:
+                log_file.write(messages)
+            print(f"imagemill: messages of Ray's core are in {log_file.name}", file=sys.stderr)
     return code
 
 
 def exit_process(code: int) -> NoReturn:
-    """End the process at once. The interpreter would spend a second on taking torch and Ray apart."""
+    """End the process at once. An orderly end of the interpreter would spend a second on unloading torch and Ray."""
     for number in ENDING_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     wait_for_end()

@@ -264,5 +264,5 @@ def delay_signals(once: bool = False) -> Iterator[list[int]]:
         for number, handler in handlers.items():
             if handler is not None:
                 signal.signal(number, handler)
-        for number in dict.fromkeys(waiting):
-            signal.raise_signal(number)
+        for signum in dict.fromkeys(waiting):
+            signal.raise_signal(signum)
