@@ -55,14 +55,14 @@ def folder(tmp_path: Path, crops: list[np.ndarray]) -> Path:
     return tmp_path / "work"
 
 
-def completed(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+def run_command(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAY_ADDRESS")}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=250)
 
 
 def test_wheel_runs_next_to_modules_of_the_same_names(installed: Path, folder: Path) -> None:
-    done = completed([str(installed / "imagemill"), "denoise", "../photos", "../out", "--set", "pool.actors=1"], folder)
-    assert done.returncode == 0, done.stderr
+    result = run_command([str(installed / "imagemill"), "denoise", "../photos", "../out", "--set", "pool.actors=1"], folder)
+    assert result.returncode == 0, result.stderr
     [record] = (folder.parent / "out/runs").glob("*/run.json")
     assert json.loads(record.read_bytes())["ok"] == 3
 
@@ -73,23 +73,23 @@ def test_wheel_api_runs_in_a_program(installed: Path, folder: Path) -> None:
         "result = imagemill.run('compress', input='../photos', output='../codes', pool={'actors': 1})\n"
         "print(result.ok, imagemill.read_latents('../codes').numpy().shape[0], imagemill.__file__)\n"
     )
-    done = completed([str(installed / "python"), "program.py"], folder)
-    assert done.returncode == 0, done.stderr
-    ok, latents, file = done.stdout.split()
+    result = run_command([str(installed / "python"), "program.py"], folder)
+    assert result.returncode == 0, result.stderr
+    ok, latents, file = result.stdout.split()
     assert (ok, latents) == ("3", "3")
     assert Path(file).is_relative_to(installed.parent)
 
 
 def test_package_installs_one_import_name(installed: Path, folder: Path) -> None:
     code = "import importlib.util as u; print([n for n in ('imagemill', 'models', 'jobs', 'pipeline') if u.find_spec(n)])"
-    assert completed([str(installed / "python"), "-P", "-c", code], folder).stdout == "['imagemill']\n"
+    assert run_command([str(installed / "python"), "-P", "-c", code], folder).stdout == "['imagemill']\n"
 
 
 @pytest.mark.parametrize("command", ["train -c train.yaml", "evaluate -c evaluate.yaml"])
 def test_command_without_its_extra_names_it(installed: Path, folder: Path, command: str) -> None:
-    done = completed([str(installed / "imagemill"), *command.split()], folder)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert "pip install 'imagemill[train]'" in done.stderr
+    result = run_command([str(installed / "imagemill"), *command.split()], folder)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert "pip install 'imagemill[train]'" in result.stderr
 
 
 def test_plain_install_has_no_package_of_an_extra(installed: Path) -> None:

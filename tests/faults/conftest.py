@@ -14,20 +14,20 @@ from tests.support.servers import S3, Server, environment_of, free_port, rclone
 @pytest.fixture
 def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
     """Start rclone with one bucket behind a fault-free proxy, and set the environment to use it."""
-    behind = rclone(tmp_path / "s3")
+    backend = rclone(tmp_path / "s3")
     (tmp_path / "s3/data/bucket").mkdir()
     port = free_port()
     script = str(Path(__file__).parents[1] / "support/front.py")
-    front = Server([sys.executable, script, str(port), f"http://127.0.0.1:{behind.port}", json.dumps({})], port)
-    made = S3(behind, front, "bucket")
+    front = Server([sys.executable, script, str(port), f"http://127.0.0.1:{backend.port}", json.dumps({})], port)
+    s3_server = S3(backend, front, "bucket")
     try:
-        behind.start()
+        backend.start()
         front.start()
-        for key, value in environment_of(made.endpoint).items():
+        for key, value in environment_of(s3_server.endpoint).items():
             monkeypatch.setenv(key, value)
         s3fs.S3FileSystem.clear_instance_cache()
-        yield made
+        yield s3_server
     finally:
         front.kill()
-        behind.kill()
+        backend.kill()
         s3fs.S3FileSystem.clear_instance_cache()

@@ -50,7 +50,7 @@ class Folder:
     def __init__(self, store: Store, generator: random.Random) -> None:
         self.store, self.random, self.number = store, generator, 0
         self.photos = [getattr(data, name)()[..., :3] for name in ("astronaut", "chelsea", "coffee", "rocket")]
-        self.there: list[str] = []
+        self.image_names: list[str] = []
         self.add(AT_FIRST)
 
     def picture(self) -> bytes:
@@ -65,16 +65,16 @@ class Folder:
         for _ in range(count):
             name = f"{self.number % 17}/{self.number}.png"
             self.store.write(name, self.picture())
-            self.there.append(name)
+            self.image_names.append(name)
             self.number += 1
 
     def day(self) -> None:
         self.add(self.random.randrange(2 * NEW))
-        for name in self.random.sample(self.there, CHANGED):
+        for name in self.random.sample(self.image_names, CHANGED):
             self.store.write(name, self.picture())
-        for name in self.random.sample(self.there, LOST):
+        for name in self.random.sample(self.image_names, LOST):
             self.store.delete(name)
-            self.there.remove(name)
+            self.image_names.remove(name)
 
 
 def killed_night(source: Store, output: Store, generator: random.Random) -> str:
@@ -92,7 +92,7 @@ def killed_night(source: Store, output: Store, generator: random.Random) -> str:
         stop(process)
 
 
-def counted(output: Store) -> dict[str, int]:
+def count_resources(output: Store) -> dict[str, int]:
     """Count the resources that must not grow with the number of nights."""
     status = dict(line.split(":\t") for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
     parts = [entry for folder in ("results", "rejects") for entry in output.entries(folder)]
@@ -117,7 +117,7 @@ def command_of(path: Path) -> bytes:
         return b""
 
 
-def wrong(folder: Folder, output: Store) -> list[str]:
+def find_problems(folder: Folder, output: Store) -> list[str]:
     """Run a last time and return the problems of the output."""
     problems = list(verify(output).problems)
     newest = read_snapshot(output)
@@ -127,10 +127,10 @@ def wrong(folder: Folder, output: Store) -> list[str]:
         for path, digest in zip(*(table[name].to_pylist() for name in ("rel_path", "content_sha256")), strict=True)
     }
     rejects = read_parts(output, list_parts(output, "rejects"), ["rel_path", "source_etag"])
-    refused = set(zip(*(rejects[name].to_pylist() for name in ("rel_path", "source_etag")), strict=True))
-    for name in folder.there:
-        of_these_bytes = rows.get(name) == hashlib.sha256(folder.store.read(name)).hexdigest()
-        if not of_these_bytes and (name, folder.store.entry(name).etag) not in refused:
+    reject_keys = set(zip(*(rejects[name].to_pylist() for name in ("rel_path", "source_etag")), strict=True))
+    for name in folder.image_names:
+        is_current = rows.get(name) == hashlib.sha256(folder.store.read(name)).hexdigest()
+        if not is_current and (name, folder.store.entry(name).etag) not in reject_keys:
             problems.append(f"{name}: neither a row of these bytes nor a reject")
     return problems
 
@@ -141,7 +141,7 @@ def main(
     out: Annotated[Path, typer.Option(help="where the figures go")] = Path("soak"),
 ) -> None:
     """Run nights until the time is over."""
-    began, generator = time.monotonic(), random.Random(seed)
+    start_s, generator = time.monotonic(), random.Random(seed)
     nights: list[dict[str, Any]] = []
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="imagemill-soak-") as place:
@@ -149,31 +149,33 @@ def main(
         folder = Folder(source, generator)
         config = RunConfig(task="compress", input=source.url, output=output.url)
         with share_ray():
-            while not nights or time.monotonic() - began < 60 * minutes:
+            while not nights or time.monotonic() - start_s < 60 * minutes:
                 if nights:
                     folder.day()
                 killed = bool(nights) and generator.random() < KILLED
-                ended = killed_night(source, output, generator) if killed else f"exit {run(config)['exit_code']}"
-                nights.append({"minute": round((time.monotonic() - began) / 60, 1), "ended": ended, **counted(output)})
+                outcome = killed_night(source, output, generator) if killed else f"exit {run(config)['exit_code']}"
+                nights.append(
+                    {"minute": round((time.monotonic() - start_s) / 60, 1), "ended": outcome, **count_resources(output)}
+                )
                 typer.echo(json.dumps(nights[-1]))
                 (out / "soak.json").write_text(json.dumps(nights, indent=1))
             run(config)
-        problems = wrong(folder, output) + grown(nights)
-        images = len(folder.there)
+        problems = find_problems(folder, output) + find_growth(nights)
+        images = len(folder.image_names)
     (out / "soak.md").write_text(report(nights, images, problems))
     typer.echo((out / "soak.md").read_text())
     if problems:
         raise typer.Exit(1)
 
 
-def grown(nights: list[dict[str, Any]]) -> list[str]:
+def find_growth(nights: list[dict[str, Any]]) -> list[str]:
     """Return the counts that grew, and runs that neither succeeded nor were killed."""
     problems = [f"a night ended with {night['ended']}" for night in nights if night["ended"] not in ("exit 0", "killed")]
     first, last = (nights[: len(nights) // 3], nights[-(len(nights) // 3) :]) if len(nights) > 5 else ([], [])
     for name in ("open_files", "threads", "temporary_files", "raylets", "shared_memory", "rss_mb", "parts") if first else ():
-        before, after = (max(night[name] for night in some) for some in (first, last))
-        if after > 1.5 * before + ROOM.get(name, 4):
-            problems.append(f"{name}: at most {before} in the first third of the nights, {after} in the last")
+        early_max, late_max = (max(night[name] for night in group) for group in (first, last))
+        if late_max > 1.5 * early_max + ROOM.get(name, 4):
+            problems.append(f"{name}: at most {early_max} in the first third of the nights, {late_max} in the last")
     return problems
 
 
@@ -184,10 +186,10 @@ def report(nights: list[dict[str, Any]], images: int, problems: list[str]) -> st
     lines = [f"{len(nights)} nights in {nights[-1]['minute']:.0f} minutes ({ends}); {images:,} images in the end.", ""]
     lines += ["| after a night, the most | first third | last third |", "|---|---|---|"]
     for name in (key for key in nights[0] if key not in ("minute", "ended")):
-        first, last = (max(night[name] for night in some) for some in (nights[:third], nights[-third:]))
+        first, last = (max(night[name] for night in group) for group in (nights[:third], nights[-third:]))
         lines.append(f"| {name.replace('_', ' ')} | {first:,} | {last:,} |")
-    said = "; ".join(problems[:5]) if problems else "every image has a row of its very bytes or a reject, `verify` holds"
-    return "\n".join([*lines, "", f"In the end: {said}."]) + "\n"
+    verdict = "; ".join(problems[:5]) if problems else "every image has a row of its very bytes or a reject, `verify` holds"
+    return "\n".join([*lines, "", f"In the end: {verdict}."]) + "\n"
 
 
 if __name__ == "__main__":

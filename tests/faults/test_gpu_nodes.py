@@ -20,11 +20,11 @@ pytestmark = pytest.mark.chaos
 @pytest.fixture
 def cluster() -> Iterator[RayCluster]:
     """Start a head node without CPUs or GPUs."""
-    made = RayCluster(token="f" * 64)
+    ray_cluster = RayCluster(token="f" * 64)
     try:
-        yield made
+        yield ray_cluster
     finally:
-        made.stop()
+        ray_cluster.stop()
 
 
 def command(cluster: RayCluster, *arguments: str) -> "subprocess.Popen[bytes]":
@@ -32,9 +32,9 @@ def command(cluster: RayCluster, *arguments: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=cluster.variables())
 
 
-def finished(process: "subprocess.Popen[bytes]") -> tuple[int, str]:
-    said = process.communicate(timeout=600)[0].decode()
-    return process.returncode, said
+def wait_for_exit(process: "subprocess.Popen[bytes]") -> tuple[int, str]:
+    log = process.communicate(timeout=600)[0].decode()
+    return process.returncode, log
 
 
 def record_of(output: Store) -> dict:
@@ -53,30 +53,32 @@ def test_mixed_cluster_runs_on_its_gpu_nodes(cluster: RayCluster, tmp_path: Path
     task = ("--set", "task=denoise", "--set", "pool.gpus_per_worker=0.5", "--input", source.url, "--output", output.url)
     use = "2 workers of 1 CPU and 0.5 of a GPU each; cluster: 3 CPUs and 1 GPU on 2 nodes"
     for order in (("plan", "--address", cluster.address), ("submit", "--dashboard", cluster.dashboard)):
-        code, said = finished(command(cluster, *order, *task))
-        assert code == 0, said
-        assert use in " ".join(said.split())
-        assert said.count("finds no CUDA device") == 1, said
+        code, log = wait_for_exit(command(cluster, *order, *task))
+        assert code == 0, log
+        assert use in " ".join(log.split())
+        assert log.count("finds no CUDA device") == 1, log
     assert verify(output).problems == []
     assert (record_of(output)["ok"], record_of(output)["devices"]) == (20, ["cpu"])
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("left", [{"gpus": 1}, {"gpus": 0}], ids=["a GPU is left", "CPUs are left"])
-def test_gpu_node_dies_in_the_middle(left: dict, cluster: RayCluster, tmp_path: Path, crops: list[np.ndarray]) -> None:
+@pytest.mark.parametrize("second_node", [{"gpus": 1}, {"gpus": 0}], ids=["a GPU is left", "CPUs are left"])
+def test_gpu_node_dies_in_the_middle(
+    second_node: dict, cluster: RayCluster, tmp_path: Path, crops: list[np.ndarray]
+) -> None:
     """The run continues on the other GPU node, or on CPUs without another GPU node."""
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 300, crops)
     cluster.start(cpus=0, dashboard=False)
-    first, _ = cluster.add(2, gpus=1), cluster.add(2, **left)
+    first, _ = cluster.add(2, gpus=1), cluster.add(2, **second_node)
     cluster.wait_for_nodes()
     settings = ("--set", "rows_per_part=10", "--set", "pool.batch_size=2")
     run = command(cluster, "denoise", source.url, output.url, "--address", cluster.address, *settings)
     wait_for(run, lambda: images_written(output) > 60)
     first.kill()
-    code, said = finished(run)
-    assert code == 0, said
-    assert f"{1 + left['gpus']} workers of 2 CPUs and a GPU each" in said
-    assert said.count("finds no CUDA device") == 1, said
+    code, log = wait_for_exit(run)
+    assert code == 0, log
+    assert f"{1 + second_node['gpus']} workers of 2 CPUs and a GPU each" in log
+    assert log.count("finds no CUDA device") == 1, log
     assert verify(output).problems == []
     assert (record_of(output)["ok"], record_of(output)["rejected"]) == (300, 0)

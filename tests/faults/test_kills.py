@@ -53,43 +53,43 @@ class Chaos:
         self.ends: Counter[str] = Counter()
         self.photos = 0
         self.run: subprocess.Popen[bytes] | None = None
-        self.more()
+        self.add_images()
 
-    def more(self) -> None:
+    def add_images(self) -> None:
         """Add images, so that no run ends before all kills happened."""
         make_photos(self.source, PHOTOS, self.crops, first=self.photos)
         self.photos += PHOTOS
 
-    def running(self) -> "subprocess.Popen[bytes]":
+    def live_run(self) -> "subprocess.Popen[bytes]":
         """Return the current run; restart it if it has ended."""
         if self.run is not None and (code := self.run.poll()) is not None:
-            said = (self.run.stderr.read() if self.run.stderr else b"").decode()
-            assert code in (0, 1, 5, -signal.SIGKILL), f"exit {code}: {said}"
-            assert "Traceback" not in said
+            log = (self.run.stderr.read() if self.run.stderr else b"").decode()
+            assert code in (0, 1, 5, -signal.SIGKILL), f"exit {code}: {log}"
+            assert "Traceback" not in log
             self.ends[f"exit {code}"] += 1
             self.run = None
             if code == 0:
-                self.more()
+                self.add_images()
         if self.run is None:
             self.run = start(self.source, self.output, batch_size=ALONE)
         return self.run
 
-    def images(self) -> int:
+    def count_images(self) -> int:
         return sum(path.is_file() for path in (self.written / "images").rglob("*.png"))
 
-    def moment(self, victim: str) -> "tuple[subprocess.Popen[bytes], list[int]]":
+    def wait_for_moment(self, victim: str) -> "tuple[subprocess.Popen[bytes], list[int]]":
         """Wait for a random number of processed images; return the run and its live processes of a kind."""
-        goal, began = self.images() + self.random.choice((0, 0, 1, 5, 20, 40)), time.monotonic()
+        goal, start_s = self.count_images() + self.random.choice((0, 0, 1, 5, 20, 40)), time.monotonic()
         while True:
-            run = self.running()
+            run = self.live_run()
             pids = FIND[victim](run)
-            if self.images() >= goal and pids and run.poll() is None:
+            if self.count_images() >= goal and pids and run.poll() is None:
                 return run, pids
-            assert time.monotonic() - began < PATIENCE_S, f"no image for {PATIENCE_S} s after {dict(self.killed)}"
+            assert time.monotonic() - start_s < PATIENCE_S, f"no image for {PATIENCE_S} s after {dict(self.killed)}"
             time.sleep(0.05)
 
     def kill(self, victim: str) -> None:
-        run, pids = self.moment(victim)
+        run, pids = self.wait_for_moment(victim)
         if victim in ("server", "front"):
             self.restart(self.s3.behind if victim == "server" else self.s3.front)
         else:
@@ -111,15 +111,15 @@ def test_run_survives_fifty_kills_of_its_processes(s3: S3, tmp_path: Path, crops
         for victims in sessions(chaos.random):
             for victim in victims:
                 chaos.kill(victim)
-        assert chaos.running().wait(PATIENCE_S) in (0, 5)
+        assert chaos.live_run().wait(PATIENCE_S) in (0, 5)
         last = start(chaos.source, chaos.output, batch_size=ALONE)
         assert last.wait(PATIENCE_S) == 0, last.stderr.read()
     finally:
         stop(chaos.run)
     assert chaos.killed == KILLS
-    seen = verify(chaos.output)
-    assert seen.problems == []
-    assert (seen.images, seen.rows, seen.files) == (chaos.photos,) * 3
+    verification = verify(chaos.output)
+    assert verification.problems == []
+    assert (verification.images, verification.rows, verification.files) == (chaos.photos,) * 3
     assert outputs(chaos.output) == made_without_faults(chaos.photos, tmp_path, crops, ALONE)
     kills = ", ".join(f"{count} of {victim}s" for victim, count in sorted(chaos.killed.items()))
     ends = ", ".join(f"{count} by {end}" for end, count in chaos.ends.most_common())

@@ -17,16 +17,16 @@ def test_lease_holders_that_die_never_overlap(s3: S3, tmp_path: Path, figure, cl
     script = Path(__file__).parents[1] / "support/contenders.py"
     command = [sys.executable, str(script), f"s3://{s3.bucket}/out", str(tmp_path / "lock"), str(claims), "0"]
     out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=1000).stdout
-    killed, *held = out.split()
-    assert "overlap" not in held
-    fences = list(map(int, held))
+    killed, *tokens = out.split()
+    assert "overlap" not in tokens
+    fences = list(map(int, tokens))
     assert len(fences) >= claims
     assert fences == sorted(set(fences))
-    seen = s3.seen()
+    proxy_state = s3.seen()
     if claims >= 50:  # With few requests, the proxy may happen to inject no fault.
         assert int(killed) >= claims // 4
-        assert seen["counts"]["lost"]
-    assert seen["swallowed"] == []
+        assert proxy_state["counts"]["lost"]
+    assert proxy_state["swallowed"] == []
     figure(
         f"{len(fences)} claims of a lease, {killed} holders killed, over a line that breaks and damages",
         f"never two holders, numbers rise to {fences[-1]}",

@@ -39,8 +39,8 @@ def test_mutated_images_become_rows_or_rejects(tmp_path: Path, crops, figure, co
     rejects = read_parts(output, list_parts(output, "rejects"), ["rel_path", "stage", "error_class", "error", "transient"])
     assert all(row["error_class"] and row["error"] for row in rejects.to_pylist())
     assert not [row for row in rejects.to_pylist() if row["transient"]]
-    verified = verify(output)
-    assert (verified.problems, verified.rows) == ([], record["ok"])
+    verification = verify(output)
+    assert (verification.problems, verification.rows) == ([], record["ok"])
     peak, idle = (record["peak_rss_mb"][key] for key in ("actor", "idle_actor"))
     figure(
         f"{len(files):,} mutated images and decompression bombs",
@@ -49,13 +49,13 @@ def test_mutated_images_become_rows_or_rejects(tmp_path: Path, crops, figure, co
 
     # A second run processes no image and writes only its run record.
     first_etags = {e.path: e.etag for e in output.entries() if not e.path.startswith("runs/")}
-    began = time.process_time()
-    again = run(config)
-    seconds = time.process_time() - began
-    assert (again["planned"], again["found"]) == (0, len(files))
+    start_s = time.process_time()
+    repeat_record = run(config)
+    seconds = time.process_time() - start_s
+    assert (repeat_record["planned"], repeat_record["found"]) == (0, len(files))
     assert {e.path: e.etag for e in output.entries() if not e.path.startswith("runs/")} == first_etags
     assert seconds < 10
     figure(
         f"rerun of a finished run of {len(files):,} images",
-        f"0 data writes, {again['seconds']['total']:.1f} s beyond start-up ({seconds:.1f} s of CPU)",
+        f"0 data writes, {repeat_record['seconds']['total']:.1f} s beyond start-up ({seconds:.1f} s of CPU)",
     )

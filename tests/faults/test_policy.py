@@ -69,10 +69,12 @@ def test_policy_is_minimal_for_a_night_without_images(s3: S3, job: dict[str, Any
     Store("s3://photos-in/scans/2026-03-01", s3.storage).write("notes.tar", shard.getvalue())
     needed = nights(s3, job, 4)
     assert {(action, resource) for action, resource in needed if not allowed(action, resource)} == set()
-    given = {
+    granted_actions = {
         (action, pattern) for statement in STATEMENTS for action in statement["Action"] for pattern in statement["Resource"]
     }
-    assert {(a, pattern) for a, pattern in given if not any(a == b and fnmatchcase(r, pattern) for b, r in needed)} == set()
+    assert {
+        (a, pattern) for a, pattern in granted_actions if not any(a == b and fnmatchcase(r, pattern) for b, r in needed)
+    } == set()
     assert not allowed("s3:PutObject", "arn:aws:s3:::photos-in/scans/a.png")
     assert not allowed("s3:GetObject", "arn:aws:s3:::photos-in-other/a.png")
 

@@ -38,20 +38,20 @@ def test_run_over_a_bad_connection_is_complete(
     s3.faults(seed=photos, **faults)
     config = RunConfig(task="denoise", input=source.url, output=output.url, storage=s3.storage, rows_per_part=20)
     record = run(config)
-    seen = s3.seen()
+    proxy_state = s3.seen()
     assert (record["ok"], record["rejected"]) == (photos, 0)
-    assert all(seen["counts"][name] for name in faults), seen["counts"]
-    assert seen["swallowed"] == []
-    assert [path for path in seen["unmended"] if "/in/" in path] == []
+    assert all(proxy_state["counts"][name] for name in faults), proxy_state["counts"]
+    assert proxy_state["swallowed"] == []
+    assert [path for path in proxy_state["unmended"] if "/in/" in path] == []
     s3.faults()
     # Until a restart, rclone may list a renamed file under its old name; its bytes are safe.
     s3.behind.kill()
     s3.behind.start()
-    checked = verify(output)
-    assert checked.problems == []
-    assert (checked.rows, checked.files) == (photos, photos)
+    verification = verify(output)
+    assert verification.problems == []
+    assert (verification.rows, verification.files) == (photos, photos)
     assert outputs(output) == made_without_faults(photos, tmp_path, crops)
-    counts = ", ".join(f"{seen['counts'][name]:,} {name}" for name in ("requests", *faults))
+    counts = ", ".join(f"{proxy_state['counts'][name]:,} {name}" for name in ("requests", *faults))
     figure(
         f"{photos:,} images over S3 with " + ", ".join(f"{share:.0%} {FAULTS[name]}" for name, share in faults.items()),
         f"0 lost, 0 wrong outputs; the front counted {counts}",
@@ -68,14 +68,14 @@ def test_run_after_refused_writes_completes_the_output(s3: S3, crops: list[np.nd
     make_photos(source, 40, crops)
     s3.faults(forbid="/out/images/3/")
     config = RunConfig(task="denoise", input=source.url, output=output.url, storage=s3.storage, rows_per_part=5)
-    with pytest.raises(StorageError, match=r"/out.*Run the same command again") as refused:
+    with pytest.raises(StorageError, match=r"/out.*Run the same command again") as error_info:
         run(config)
-    assert refused.value.exit_code == 5
+    assert error_info.value.exit_code == 5
     assert s3.seen()["counts"]["forbid"]
     s3.faults()
     run(config)
-    checked = verify(output)
-    assert (checked.problems, checked.rows, checked.files) == ([], 40, 40)
+    verification = verify(output)
+    assert (verification.problems, verification.rows, verification.files) == ([], 40, 40)
     figure("permission lost in the middle", "exit 5, the rerun completes 40 of 40")
 
 
@@ -109,6 +109,6 @@ def test_run_after_a_full_disk_completes_the_output(small_disk, tmp_path: Path, 
     small_disk("20m")
     run(config)
     assert not [e.path for e in output.entries() if e.path.endswith(".tmp")]
-    checked = verify(output)
-    assert (checked.problems, checked.rows, checked.files) == ([], 100, 100)
+    verification = verify(output)
+    assert (verification.problems, verification.rows, verification.files) == ([], 100, 100)
     figure("disk full", "exit 5, the rerun completes 100 of 100")

@@ -31,13 +31,13 @@ def files_with(needle: str, *folders: Path) -> list[Path]:
 
 
 def test_run_writes_and_logs_no_secret(tmp_path: Path, ray_folder: Path, monkeypatch: pytest.MonkeyPatch, crops) -> None:
-    secret, wrong, token = (secrets.token_hex(20) for _ in range(3))
+    secret, wrong_secret, token = (secrets.token_hex(20) for _ in range(3))
     server = rclone(tmp_path / "s3", "--auth-key", f"someone,{secret}")
     endpoint = f"http://127.0.0.1:{server.port}"
     # Each request carries the token of a role; this server ignores it.
-    known = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": secret, "AWS_SESSION_TOKEN": token}
+    credentials = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": secret, "AWS_SESSION_TOKEN": token}
     # With JSON logs, the workers also log each reject.
-    for name, value in (environment_of(endpoint) | known | {"IMAGEMILL_LOG": "json"}).items():
+    for name, value in (environment_of(endpoint) | credentials | {"IMAGEMILL_LOG": "json"}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     (tmp_path / "s3/data/bucket").mkdir()
@@ -48,15 +48,15 @@ def test_run_writes_and_logs_no_secret(tmp_path: Path, ray_folder: Path, monkeyp
         source = Store("s3://bucket/in", StorageConfig(endpoint_url=endpoint))
         make_photos(source, 3, crops)
         source.write("broken.jpg", b"broken")
-        right = subprocess.run(command, capture_output=True, text=True)
-        assert right.returncode == 0, right.stderr
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", wrong)
-        refused = subprocess.run(command, capture_output=True, text=True)
-        assert refused.returncode == 5, refused.stderr
-        assert refused.stderr.count("\n") == 1, refused.stderr
+        accepted_run = subprocess.run(command, capture_output=True, text=True)
+        assert accepted_run.returncode == 0, accepted_run.stderr
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", wrong_secret)
+        refused_run = subprocess.run(command, capture_output=True, text=True)
+        assert refused_run.returncode == 5, refused_run.stderr
+        assert refused_run.stderr.count("\n") == 1, refused_run.stderr
     finally:
         server.kill()
         Store("s3://bucket/in").fs.clear_instance_cache()
-    for needle in (secret, wrong, token):
-        assert needle not in right.stdout + right.stderr + refused.stdout + refused.stderr
+    for needle in (secret, wrong_secret, token):
+        assert needle not in accepted_run.stdout + accepted_run.stderr + refused_run.stdout + refused_run.stderr
         assert files_with(needle, tmp_path / "s3/data", ray_folder) == []

@@ -24,16 +24,16 @@ def test_store_reads_what_was_written_over_bad_connection(s3: S3, faults: dict[s
         list(pool.map(lambda name: store.write(name, content[name]), content))
         assert dict(zip(content, pool.map(store.read, content), strict=True)) == content
         assert set(pool.map(lambda name: store.create(name, b"other"), content)) == {False}
-        made = {f"new/{n}": secrets.token_bytes(99) for n in range(10)}
-        assert set(pool.map(lambda name: store.create(name, made[name]), made)) == {True}
-        assert {e.path: e.size for e in store.entries()} == {n: len(data) for n, data in (content | made).items()}
-        assert all(pool.map(store.exists, made))
+        contents = {f"new/{n}": secrets.token_bytes(99) for n in range(10)}
+        assert set(pool.map(lambda name: store.create(name, contents[name]), contents)) == {True}
+        assert {e.path: e.size for e in store.entries()} == {n: len(data) for n, data in (content | contents).items()}
+        assert all(pool.map(store.exists, contents))
         assert not store.exists("nothing")
-        list(pool.map(store.delete, made))
+        list(pool.map(store.delete, contents))
     assert {e.path for e in store.entries()} == set(content)
-    seen = s3.seen()
-    assert all(seen["counts"][name] for name in faults if name != "latency_s"), seen["counts"]
-    assert seen["swallowed"] == []
+    proxy_state = s3.seen()
+    assert all(proxy_state["counts"][name] for name in faults if name != "latency_s"), proxy_state["counts"]
+    assert proxy_state["swallowed"] == []
 
 
 def test_store_range_is_complete_despite_cut_connections(s3: S3) -> None:
@@ -71,7 +71,7 @@ def test_store_reports_permanent_errors_at_once(s3: S3) -> None:
     store = s3.store("in")
     store.write("there", secrets.token_bytes(1000))
     s3.faults(forbid="/in/")
-    before = time.monotonic()
+    start_s = time.monotonic()
     with pytest.raises(PermissionError):
         store.write("there", b"2")
     with pytest.raises(FileNotFoundError):
@@ -80,19 +80,19 @@ def test_store_reports_permanent_errors_at_once(s3: S3) -> None:
     counts = s3.seen()["counts"]
     assert counts["forbid"] == 1
     assert counts["requests"] < 10
-    assert time.monotonic() - before < 10
+    assert time.monotonic() - start_s < 10
     s3.faults(corrupt_get=1.0)
     with pytest.raises(OSError, match="MD5"):
         store.read("there")
     assert s3.seen()["counts"]["requests"] == 4
 
 
-@pytest.mark.parametrize("asked", ["1", "date"])
-def test_store_retries_when_a_busy_server_says(s3: S3, asked: str) -> None:
+@pytest.mark.parametrize("retry_after", ["1", "date"])
+def test_store_retries_when_a_busy_server_says(s3: S3, retry_after: str) -> None:
     """Requests to a busy store are retried after each Retry-After delay, any number of times."""
     store = s3.store("in")
     content = {f"{n}": secrets.token_bytes(500) for n in range(6)}
-    s3.faults(seed=1, busy_first=3, retry_after=asked)
+    s3.faults(seed=1, busy_first=3, retry_after=retry_after)
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda name: store.write(name, content[name]), content))
         assert dict(zip(content, pool.map(store.read, content), strict=True)) == content
@@ -117,8 +117,8 @@ def test_store_range_is_complete_or_an_error(any_url: str) -> None:
 
 def test_store_removes_files_of_killed_writers(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    kept = {"a/b.jpg", "a/.tmp", "a/.0123456789abcdef.tmp.jpg", "runs/lease/.0123456789abcdef.tmp"}
-    for name in (*kept, ".0123456789abcdef.tmp", "a/.fedcba9876543210.tmp"):
+    names = {"a/b.jpg", "a/.tmp", "a/.0123456789abcdef.tmp.jpg", "runs/lease/.0123456789abcdef.tmp"}
+    for name in (*names, ".0123456789abcdef.tmp", "a/.fedcba9876543210.tmp"):
         store.write(name, b"1")
     store.sweep(spare="runs/lease")
-    assert {e.path for e in store.entries()} == kept
+    assert {e.path for e in store.entries()} == names

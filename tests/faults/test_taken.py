@@ -61,16 +61,16 @@ finally:
 
 @pytest.fixture
 def cluster() -> Iterator[RayCluster]:
-    made = RayCluster(token=TOKEN)
+    ray_cluster = RayCluster(token=TOKEN)
     try:
-        made.start(cpus=1, dashboard=False)
-        yield made
+        ray_cluster.start(cpus=1, dashboard=False)
+        yield ray_cluster
     finally:
-        made.stop()
+        ray_cluster.stop()
 
 
 @pytest.fixture
-def held(cluster: RayCluster) -> Iterator["subprocess.Popen[str]"]:
+def cpu_holder(cluster: RayCluster) -> Iterator["subprocess.Popen[str]"]:
     """Start a process that holds the only CPU of the cluster until it reads a line."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     variables = cluster.variables() | {"HELD": cluster.address}
@@ -83,27 +83,27 @@ def held(cluster: RayCluster) -> Iterator["subprocess.Popen[str]"]:
         holder.wait()
 
 
-def test_run_waits_for_a_busy_cluster(cluster, held, tmp_path: Path, crops: list[np.ndarray]) -> None:
+def test_run_waits_for_a_busy_cluster(cluster, cpu_holder, tmp_path: Path, crops: list[np.ndarray]) -> None:
     """The plan and the run report that no CPU is free; the run waits for a CPU until its time limit."""
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 4, crops)
     places = ["--input", source.url, "--output", output.url, "--address", cluster.address]
     imagemill = [sys.executable, "-m", "imagemill"]
     options = {"env": cluster.variables(), "capture_output": True, "text": True, "timeout": 300}
-    planned = subprocess.run([*imagemill, "plan", "--task", "denoise", *places], **options)
-    assert "0 of 1 CPUs are free: 0 of 1 workers can start" in planned.stdout, planned.stderr
+    plan_result = subprocess.run([*imagemill, "plan", "--task", "denoise", *places], **options)
+    assert "0 of 1 CPUs are free: 0 of 1 workers can start" in plan_result.stdout, plan_result.stderr
     command = [*imagemill, "denoise", source.url, output.url, "--address", cluster.address]
-    limited = subprocess.run([*command, "--set", "pool={workers: 1, wait_s: 5}"], **options)
-    assert limited.returncode == 1
-    last = limited.stderr.splitlines()[-1]
+    limited_result = subprocess.run([*command, "--set", "pool={workers: 1, wait_s: 5}"], **options)
+    assert limited_result.returncode == 1
+    last = limited_result.stderr.splitlines()[-1]
     assert re.fullmatch("imagemill: (other work has held the cluster.*0 of 1 CPUs are free|messages of Ray's core).*", last)
-    assert "Traceback" not in limited.stderr
+    assert "Traceback" not in limited_result.stderr
     with (tmp_path / "log").open("wb+") as log:
         run = subprocess.Popen(command, env=cluster.variables(), stderr=log, stdout=log)
         while run.poll() is None and b"0 of 1 CPUs are free" not in (tmp_path / "log").read_bytes():
             time.sleep(0.2)
-        held.stdin.write("free\n")
-        held.stdin.flush()
+        cpu_holder.stdin.write("free\n")
+        cpu_holder.stdin.flush()
         assert run.wait(timeout=300) == 0, (tmp_path / "log").read_text()
     assert "Traceback" not in (tmp_path / "log").read_text()
     assert verify(output).rows == 4
@@ -118,16 +118,16 @@ def test_run_outlives_its_address(own: bool, tmp_path: Path, crops: list[np.ndar
     command = [sys.executable, "-m", "imagemill", "denoise", source.url, output.url, "--set", "pool.batch_size=1"]
     root = str(Path(__file__).parents[2])
     script = IN_NAMESPACE.replace("PATHS", repr([root])).replace("CLUSTER:", f"{not own}:")
-    began = [sys.executable, "-c", script, str(tmp_path / "log"), *command, "--set", "rows_per_part=5"]
-    made = ["unshare", "-n", "sh", "-c", WITHOUT_ADDRESS, "sh", *began]
+    inner_command = [sys.executable, "-c", script, str(tmp_path / "log"), *command, "--set", "rows_per_part=5"]
+    outer_command = ["unshare", "-n", "sh", "-c", WITHOUT_ADDRESS, "sh", *inner_command]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    ended = subprocess.run(made, capture_output=True, text=True, timeout=290, env=environment)
-    if "Operation not permitted" in ended.stderr:
+    result = subprocess.run(outer_command, capture_output=True, text=True, timeout=290, env=environment)
+    if "Operation not permitted" in result.stderr:
         pytest.skip("no network namespaces here")
-    said = (tmp_path / "log").read_text()
-    assert "Traceback" not in said
+    log = (tmp_path / "log").read_text()
+    assert "Traceback" not in log
     [record] = (tmp_path / "out/runs").glob("*/run.json")
     code = json.loads(record.read_bytes())["exit_code"]
-    assert (ended.stdout, code) == (f"{code}\n", 0 if own else 1), said + ended.stderr
+    assert (result.stdout, code) == (f"{code}\n", 0 if own else 1), log + result.stderr
     if not own:
-        assert "imagemill: Ray has not answered for 40 s" in said
+        assert "imagemill: Ray has not answered for 40 s" in log

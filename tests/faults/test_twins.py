@@ -26,11 +26,11 @@ def test_run_is_refused_while_its_twin_works(tmp_path: Path, crops, figure) -> N
         if number % (ROUNDS // WITH_WORK) == 0:
             source.write(f"new/{number}.png", encode_rgb(crops[number][:48, :48], "PNG"))
         twins = [start(source, output) for _ in range(2)]
-        said = {twin.wait(): twin.stderr.read().decode() for twin in twins}
-        assert sorted(said) == [0, 4], said
-        assert "another run" in said[4]
-        seen = verify(output)
-        assert (seen.problems, seen.rows) == ([], 4 + number // (ROUNDS // WITH_WORK))
+        log_by_code = {twin.wait(): twin.stderr.read().decode() for twin in twins}
+        assert sorted(log_by_code) == [0, 4], log_by_code
+        assert "another run" in log_by_code[4]
+        verification = verify(output)
+        assert (verification.problems, verification.rows) == ([], 4 + number // (ROUNDS // WITH_WORK))
     figure(
         f"two identical runs started together, {ROUNDS} times, {WITH_WORK} of them with a new image",
         "one works, the other exits 4, each time",

@@ -20,7 +20,7 @@ UsageError = typer.BadParameter.__base__
 INFRA = ROOT / "infra"
 
 
-def parsed(line: str) -> dict[str, Any]:
+def parse_command(line: str) -> dict[str, Any]:
     """Parse a command line with the product's parser; raise UsageError if it is invalid."""
     program, *arguments = shlex.split(line)
     assert Path(program).name == "imagemill" or arguments[:2] == ["-m", "imagemill"], line
@@ -32,8 +32,8 @@ def parsed(line: str) -> dict[str, Any]:
 
 
 def in_kubernetes() -> list[str]:
-    kept = [of_kind(built(KUBERNETES / f"overlays/{overlay}"), "RayJob") for overlay in OVERLAYS]
-    jobs = [job["spec"] for by_name in kept for job in by_name.values()]
+    overlay_jobs = [of_kind(built(KUBERNETES / f"overlays/{overlay}"), "RayJob") for overlay in OVERLAYS]
+    jobs = [job["spec"] for by_name in overlay_jobs for job in by_name.values()]
     jobs.append(yaml.safe_load((KUBERNETES / "examples/raycronjob.yaml").read_text())["spec"]["jobTemplate"])
     return [job["entrypoint"] for job in jobs]
 
@@ -51,8 +51,8 @@ def in_airflow() -> list[str]:
     calls = [
         node for node in ast.walk(ast.parse((INFRA / "airflow/imagemill_dag.py").read_text())) if isinstance(node, ast.Call)
     ]
-    ours = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "imagemill"]
-    return [shlex.join(["imagemill", *(ast.literal_eval(argument) for argument in call.args)]) for call in ours]
+    imagemill_calls = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "imagemill"]
+    return [shlex.join(["imagemill", *(ast.literal_eval(argument) for argument in call.args)]) for call in imagemill_calls]
 
 
 @pytest.mark.parametrize(("place", "count"), [(in_kubernetes, 7), (in_units, 1), (in_slurm, 1), (in_airflow, 2)])
@@ -61,7 +61,7 @@ def test_commands_of_pages_and_infra_are_valid(place, count: int) -> None:
     assert len(lines) >= count
     in_pods = of_kind(built(KUBERNETES / "overlays/cpu"), "ConfigMap")["imagemill"]["data"]
     for line in lines:
-        config = parsed(line).get("config") or ""
+        config = parse_command(line).get("config") or ""
         if config.startswith("/etc/imagemill/"):
             # In pods the ConfigMap holds the file; on a machine night.yaml is the user's copy of the bundled file.
             assert config.removeprefix("/etc/imagemill/") in in_pods
@@ -73,15 +73,15 @@ def test_commands_of_pages_and_infra_are_valid(place, count: int) -> None:
 @pytest.mark.parametrize("line", ["imagemill nightly --untill 06:00 -c x", "imagemill nightyl -c x", "imagemill run"])
 def test_check_of_commands_finds_invented_ones(line: str) -> None:
     with pytest.raises(UsageError):
-        parsed(line)
+        parse_command(line)
 
 
 def test_slurm_script_starts_ray_with_valid_options() -> None:
     from ray.scripts.scripts import start
     from ray.scripts.symmetric_run import curate_and_validate_ray_start_args
 
-    given = re.search(r"ray symmetric-run (.+) -- ", (INFRA / "slurm/imagemill.sbatch").read_text())[1]
+    ray_arguments = re.search(r"ray symmetric-run (.+) -- ", (INFRA / "slurm/imagemill.sbatch").read_text())[1]
     values = {"$address": "10.0.0.1:6379", "$SLURM_JOB_NUM_NODES": "4", "$SLURM_CPUS_PER_TASK": "16"}
-    arguments = [values.get(argument, argument) for argument in shlex.split(given)]
+    arguments = [values.get(argument, argument) for argument in shlex.split(ray_arguments)]
     options = curate_and_validate_ray_start_args(arguments)
     assert start.make_context("start", ["--head", *options]).params["num_cpus"] == 16

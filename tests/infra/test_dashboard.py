@@ -13,16 +13,16 @@ def test_dashboard_queries_existing_metrics_and_labels() -> None:
     queries = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
     queries += [variable["query"] for variable in DASHBOARD["templating"]["list"] if variable["type"] == "query"]
     assert len(queries) >= 8
-    seen = set()
+    metric_names = set()
     for query in queries:
         (name,) = re.findall(r"ray_\w+", query)
         labels = set(re.findall(r"(\w+)=~?\"", query))
         for group in re.findall(r"by \(([^)]*)\)", query):
             labels |= {label.strip() for label in group.split(",")}
         assert labels <= SERVED[name] | {"le"}, query
-        seen.add(name)
+        metric_names.add(name)
     # The dashboard shows all metrics except the counts of timings.
-    assert {name.rpartition("_")[0] for name in SERVED} == {name.rpartition("_")[0] for name in seen}
+    assert {name.rpartition("_")[0] for name in SERVED} == {name.rpartition("_")[0] for name in metric_names}
 
 
 def test_dashboard_panels_do_not_overlap() -> None:

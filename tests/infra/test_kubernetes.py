@@ -22,16 +22,16 @@ def manifests(overlay: str) -> list[Manifest]:
 
 @overlays
 def test_manifests_are_valid(overlay: str) -> None:
-    found = {f"{m['kind']} {m['metadata']['name']}": problems(m) for m in manifests(overlay)}
-    assert {name: wrong for name, wrong in found.items() if wrong} == {}
-    assert len(found) == len(manifests(overlay)) == 16
+    problems_by_name = {f"{m['kind']} {m['metadata']['name']}": problems(m) for m in manifests(overlay)}
+    assert {name: errors for name, errors in problems_by_name.items() if errors} == {}
+    assert len(problems_by_name) == len(manifests(overlay)) == 16
 
 
 def test_example_manifest_is_valid() -> None:
     assert problems(yaml.safe_load((KUBERNETES / "examples/raycronjob.yaml").read_text())) == []
 
 
-def planted(kind: str, name: str, path: str, value: Any) -> Manifest:
+def change_value(kind: str, name: str, path: str, value: Any) -> Manifest:
     """Return a manifest of the GPU overlay with one value changed; None removes the value."""
     manifest = copy.deepcopy(of_kind(manifests("gpu"), kind)[name])
     *outer, last = [int(part) if part.isdigit() else part for part in path.split("/")]
@@ -72,7 +72,7 @@ CLUSTER, JOB = ("RayCluster", "imagemill"), ("RayJob", "imagemill-nightly")
     ],
 )  # fmt: skip
 def test_check_of_manifests_finds_planted_errors(of: tuple[str, str], path: str, value: Any, message: str) -> None:
-    assert message in "; ".join(problems(planted(*of, path, value)))
+    assert message in "; ".join(problems(change_value(*of, path, value)))
 
 
 @overlays
@@ -161,10 +161,10 @@ def test_network_policy_admits_submitter_and_operator_only() -> None:
     policies = of_kind(manifests("cpu"), "NetworkPolicy")
     assert policies["imagemill-closed"]["spec"]["podSelector"] == {}
     assert "ingress" not in policies["imagemill-closed"]["spec"]
-    among, outside = policies["imagemill-ray"]["spec"]["ingress"]
-    assert "ports" not in among
-    assert [port["port"] for port in outside["ports"]] == [8265]
-    selectors = json.dumps(outside["from"])
+    internal_rule, external_rule = policies["imagemill-ray"]["spec"]["ingress"]
+    assert "ports" not in internal_rule
+    assert [port["port"] for port in external_rule["ports"]] == [8265]
+    selectors = json.dumps(external_rule["from"])
     assert "submitter" in selectors
     assert "kuberay-operator" in selectors
     for job in of_kind(manifests("cpu"), "RayJob").values():

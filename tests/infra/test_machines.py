@@ -20,42 +20,42 @@ HOPELESS = {ConfigError.exit_code, TooManyRejects.exit_code, VerificationError.e
 BIN = Path(sys.executable).parent
 
 
-def judged(*command: object) -> tuple[int, str]:
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60, check=False)
-    return done.returncode, done.stdout + done.stderr
+def run_linter(*command: object) -> tuple[int, str]:
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60, check=False)
+    return result.returncode, result.stdout + result.stderr
 
 
-def with_error(path: Path, folder: Path, right: str, wrong: str) -> Path:
+def copy_with_error(path: Path, folder: Path, right: str, wrong_config: str) -> Path:
     """Return a copy of a file in which `wrong` replaces `right`."""
     text = path.read_text()
     assert right in text
     copy = folder / path.name
-    copy.write_text(text.replace(right, wrong))
+    copy.write_text(text.replace(right, wrong_config))
     return copy
 
 
 def test_dockerfile_passes_its_linter(tmp_path: Path) -> None:
     dockerfile = INFRA / "container/Dockerfile"
-    assert judged(BIN / "hadolint", dockerfile) == (0, "")
-    code, said = judged(BIN / "hadolint", with_error(dockerfile, tmp_path, "CMD [", "CDM ["))
+    assert run_linter(BIN / "hadolint", dockerfile) == (0, "")
+    code, findings = run_linter(BIN / "hadolint", copy_with_error(dockerfile, tmp_path, "CMD [", "CDM ["))
     assert code != 0
-    assert "unexpected" in said
+    assert "unexpected" in findings
 
 
 def test_image_copies_existing_files() -> None:
     dockerfile = (INFRA / "container/Dockerfile").read_text()
-    copied = [word for line in dockerfile.splitlines() if line.startswith("COPY") for word in line.split()[2:-1]]
-    assert {"constraints.txt", "src", "models", "pipeline", "jobs"} < set(copied)
-    assert all((ROOT / name).exists() for name in copied)
+    copied_paths = [word for line in dockerfile.splitlines() if line.startswith("COPY") for word in line.split()[2:-1]]
+    assert {"constraints.txt", "src", "models", "pipeline", "jobs"} < set(copied_paths)
+    assert all((ROOT / name).exists() for name in copied_paths)
     ignored = (INFRA / "container/Dockerfile.dockerignore").read_text().splitlines()
-    assert {line[1:] for line in ignored if line.startswith("!")} == set(copied)
+    assert {line[1:] for line in ignored if line.startswith("!")} == set(copied_paths)
     assert "USER 1000:100" in dockerfile
 
 
 def test_scripts_pass_their_linter(tmp_path: Path) -> None:
     script = INFRA / "slurm/imagemill.sbatch"
-    assert judged(BIN / "shellcheck", script) == (0, "")
-    assert "SC2086" in judged(BIN / "shellcheck", with_error(script, tmp_path, '"$head"', "$head"))[1]
+    assert run_linter(BIN / "shellcheck", script) == (0, "")
+    assert "SC2086" in run_linter(BIN / "shellcheck", copy_with_error(script, tmp_path, '"$head"', "$head"))[1]
 
 
 def units(folder: Path) -> list[Path]:
@@ -68,13 +68,13 @@ def units(folder: Path) -> list[Path]:
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not there: units are not checked")
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:
-    there = units(tmp_path)
-    assert judged("systemd-analyze", "verify", *there) == (0, "")
+    unit_files = units(tmp_path)
+    assert run_linter("systemd-analyze", "verify", *unit_files) == (0, "")
     service = tmp_path / "imagemill-nightly.service"
-    code, said = judged("systemd-analyze", "security", "--offline=true", "--threshold=25", service)
-    assert code == 0, said
+    code, findings = run_linter("systemd-analyze", "security", "--offline=true", "--threshold=25", service)
+    assert code == 0, findings
     service.write_text(service.read_text().replace("PrivateTmp", "PrivateTemp"))
-    assert "'PrivateTemp'" in judged("systemd-analyze", "verify", service)[1]
+    assert "'PrivateTemp'" in run_linter("systemd-analyze", "verify", service)[1]
 
 
 def test_systemd_retries_only_what_may_succeed() -> None:
@@ -85,13 +85,13 @@ def test_systemd_retries_only_what_may_succeed() -> None:
 
 def test_airflow_example_handles_exit_codes() -> None:
     tree = ast.parse((INFRA / "airflow/imagemill_dag.py").read_text())
-    named = {
+    constants = {
         node.targets[0].id: ast.literal_eval(node.value)
         for node in tree.body
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     }
-    assert named["SUCCESS"] == (0, Deadline.exit_code)
-    assert set(named["NO_RETRY"]) == HOPELESS
+    assert constants["SUCCESS"] == (0, Deadline.exit_code)
+    assert set(constants["NO_RETRY"]) == HOPELESS
 
 
 def test_ray_accepts_the_aws_cluster() -> None:
@@ -99,14 +99,14 @@ def test_ray_accepts_the_aws_cluster() -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     config = yaml.safe_load((INFRA / "aws/cluster.yaml").read_text())
-    prepared = prepare_config(config)
-    prepared["cluster_synced_files"] = []
-    validate_config(prepared)
+    prepared_config = prepare_config(config)
+    prepared_config["cluster_synced_files"] = []
+    validate_config(prepared_config)
     assert config["available_node_types"]["head"]["resources"] == {"CPU": 0}
     assert all("RAY_AUTH_MODE=token" in config[f"{kind}_start_ray_commands"][1] for kind in ("head", "worker"))
-    wrong = {**prepared, "idle_timeout_minute": 5}
+    wrong_config = {**prepared_config, "idle_timeout_minute": 5}
     with pytest.raises(jsonschema.ValidationError, match="idle_timeout_minute"):
-        validate_config(wrong)
+        validate_config(wrong_config)
 
 
 def test_aws_accepts_the_policies() -> None:
@@ -114,7 +114,7 @@ def test_aws_accepts_the_policies() -> None:
         iam = boto3.client("iam", region_name="us-east-1", aws_access_key_id="k", aws_secret_access_key="s")
         for name in ("buckets", "autoscaler"):
             iam.create_policy(PolicyName=name, PolicyDocument=(INFRA / f"aws/{name}.json").read_text())
-        wrong = json.loads((INFRA / "aws/buckets.json").read_text())
-        wrong["Statement"][0]["Actions"] = wrong["Statement"][0].pop("Action")
+        wrong_config = json.loads((INFRA / "aws/buckets.json").read_text())
+        wrong_config["Statement"][0]["Actions"] = wrong_config["Statement"][0].pop("Action")
         with pytest.raises(iam.exceptions.MalformedPolicyDocumentException):
-            iam.create_policy(PolicyName="wrong", PolicyDocument=json.dumps(wrong))
+            iam.create_policy(PolicyName="wrong", PolicyDocument=json.dumps(wrong_config))

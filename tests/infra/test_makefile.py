@@ -19,13 +19,13 @@ def test_setup_prints_progress_and_keeps_exit_code(tmp_path: Path, code: int) ->
     variables = [f"VENV={venv}", f"PIP=sh {pip}", "TICK_SECONDS=1"]
     # make passes its own variables through the environment, so remove them.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
-    ended = subprocess.run(
+    result = subprocess.run(
         ["make", *variables, str(venv / ".demo")], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
     )
-    assert ended.returncode == (2 if code else 0), ended.stderr
-    lines = ended.stdout.splitlines()
-    assert lines[0].startswith("  1 s, "), ended.stdout
+    assert result.returncode == (2 if code else 0), result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("  1 s, "), result.stdout
     assert lines[0].endswith(" MB: Downloading torch.whl (800 MB)")
     assert lines[1].startswith("  2 s, ")
-    assert "broken" in ended.stderr
+    assert "broken" in result.stderr
     assert (venv / ".demo").exists() == (not code)

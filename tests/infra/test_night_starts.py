@@ -30,8 +30,10 @@ ANSWERS: dict[str, dict[str, Any]] = {
 def rayjobs() -> Iterator[tuple[str, dict[str, Any]]]:
     """Return the URL of a server, and its RayJobs by name, including the suspended template."""
     pattern = of_kind(built(KUBERNETES / "overlays/cpu"), "RayJob")["imagemill-nightly"]
-    kept = {"resourceVersion": "7", "uid": "5f0c", "creationTimestamp": "2026-03-01T00:00:00Z"}
-    there = {"imagemill-nightly": {**pattern, "metadata": pattern["metadata"] | kept, "status": {"jobId": "x"}}}
+    server_fields = {"resourceVersion": "7", "uid": "5f0c", "creationTimestamp": "2026-03-01T00:00:00Z"}
+    jobs_by_name = {
+        "imagemill-nightly": {**pattern, "metadata": pattern["metadata"] | server_fields, "status": {"jobId": "x"}}
+    }
 
     class Server(BaseHTTPRequestHandler):
         def log_message(self, *_: Any) -> None:
@@ -47,33 +49,35 @@ def rayjobs() -> Iterator[tuple[str, dict[str, Any]]]:
 
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
-            found = ANSWERS.get(path) or there.get(path.removeprefix(f"{API}/namespaces/imagemill/rayjobs/"))
-            self.answer(200, found) if found else self.answer(404, {"kind": "Status", "reason": "NotFound", "code": 404})
+            resource = ANSWERS.get(path) or jobs_by_name.get(path.removeprefix(f"{API}/namespaces/imagemill/rayjobs/"))
+            self.answer(200, resource) if resource else self.answer(
+                404, {"kind": "Status", "reason": "NotFound", "code": 404}
+            )
 
         def do_POST(self) -> None:
-            made = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            name = made["metadata"]["name"]
+            job = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            name = job["metadata"]["name"]
             status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": f"rayjobs {name}"}
-            if made["metadata"].keys() & {"uid", "resourceVersion"}:
+            if job["metadata"].keys() & {"uid", "resourceVersion"}:
                 self.answer(400, status | {"reason": "BadRequest", "code": 400})
-            elif name in there:
+            elif name in jobs_by_name:
                 self.answer(409, status | {"reason": "AlreadyExists", "code": 409})
             else:
-                there[name] = made
-                self.answer(201, made)
+                jobs_by_name[name] = job
+                self.answer(201, job)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", there
+    yield f"http://127.0.0.1:{server.server_port}", jobs_by_name
     server.shutdown()
 
 
-def start_a_night(url: str, folder: Path) -> "subprocess.CompletedProcess[str]":
-    named = {"cluster": {"server": url}}, {"cluster": "c", "user": "u", "namespace": "imagemill"}, {"token": "t"}
+def start_night(url: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    entries = {"cluster": {"server": url}}, {"cluster": "c", "user": "u", "namespace": "imagemill"}, {"token": "t"}
     config = {
-        "clusters": [{"name": "c", **named[0]}],
-        "contexts": [{"name": "x", "context": named[1]}],
-        "users": [{"name": "u", "user": named[2]}],
+        "clusters": [{"name": "c", **entries[0]}],
+        "contexts": [{"name": "x", "context": entries[1]}],
+        "users": [{"name": "u", "user": entries[2]}],
         "current-context": "x",
     }
     (folder / "config").write_text(yaml.safe_dump(config))
@@ -89,19 +93,19 @@ def start_a_night(url: str, folder: Path) -> "subprocess.CompletedProcess[str]":
 
 
 def test_night_is_started_once(rayjobs: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
-    url, there = rayjobs
-    first, second = start_a_night(url, tmp_path), start_a_night(url, tmp_path)
+    url, jobs_by_name = rayjobs
+    first, second = start_night(url, tmp_path), start_night(url, tmp_path)
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert "AlreadyExists" in second.stderr
-    [name] = there.keys() - {"imagemill-nightly"}
+    [name] = jobs_by_name.keys() - {"imagemill-nightly"}
     assert name.startswith("imagemill-nightly-20")
-    assert there[name]["spec"] == there["imagemill-nightly"]["spec"] | {"suspend": False}
-    assert problems({key: value for key, value in there[name].items() if key != "status"}) == []
+    assert jobs_by_name[name]["spec"] == jobs_by_name["imagemill-nightly"]["spec"] | {"suspend": False}
+    assert problems({key: value for key, value in jobs_by_name[name].items() if key != "status"}) == []
 
 
 def test_night_that_cannot_start_is_a_failure(rayjobs: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
-    url, there = rayjobs
-    there.clear()
-    failed = start_a_night(url, tmp_path)
-    assert failed.returncode != 0
-    assert "NotFound" in failed.stderr
+    url, jobs_by_name = rayjobs
+    jobs_by_name.clear()
+    result = start_night(url, tmp_path)
+    assert result.returncode != 0
+    assert "NotFound" in result.stderr

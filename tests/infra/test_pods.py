@@ -46,20 +46,20 @@ cd "$2" && shift 2 && exec setpriv --no-new-privs --bounding-set=-all --inh-caps
 
 def test_user_without_name_and_home_gets_a_token() -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")} | {"HOME": "/"}
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", NAMELESS], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
     )
-    assert done.stdout == "64\n", done.stderr
+    assert result.stdout == "64\n", result.stderr
 
 
 def test_run_reports_a_failed_start_of_ray_in_one_line(tmp_path: Path, crops: list[np.ndarray]) -> None:
     """Ray 2.60 raises a plain Exception after 30 s; this happened under a load of 60."""
     make_photos(Store(str(tmp_path / "in")), 1, crops)
     command = [sys.executable, "-c", BUSY, str(tmp_path / "in"), str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    starting, *said = done.stderr.splitlines()
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    starting, *messages = result.stderr.splitlines()
     assert starting.endswith("starting Ray on this machine")
-    assert (done.returncode, said) == (
+    assert (result.returncode, messages) == (
         1,
         [
             "imagemill: Ray did not start on this machine. Is the machine busy, or short of memory? "
@@ -85,8 +85,8 @@ def test_command_without_temporary_folder_says_so(tmp_path: Path) -> None:
         "imagemill",
         "models",
     ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stderr) == (
         2,
         "imagemill: TMPDIR: no folder for temporary files is writable. Set TMPDIR to a writable folder.\n",
     )
@@ -102,10 +102,10 @@ def test_run_works_in_a_restricted_pod(tmp_path: Path, crops: list[np.ndarray]) 
     environment |= {"HOME": "/nonexistent", "TMPDIR": "/mnt"}
     product = [sys.executable, "-m", "imagemill", "denoise", source.url, output.url]
     command = ["unshare", "-mpf", "--mount-proc", "bash", "-ec", POD, "pod", str(tmp_path), str(ROOT), *product]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
-    seen = verify(output)
-    assert (seen.images, seen.problems) == (40, [])
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert result.returncode == 0, result.stderr
+    verification = verify(output)
+    assert (verification.images, verification.problems) == (40, [])
 
 
 TOLD = """
@@ -131,5 +131,5 @@ def test_drained_head_signals_its_run_first(tmp_path: Path, run: str) -> None:
     (tmp_path / "imagemill.py").write_text(TOLD)
     drained = f'{run} & until [ -e ready ]; do sleep 0.05; done; {shell} {flag} "$1"; wait'
     command = ["unshare", "-mpf", "--mount-proc", "bash", "-c", drained, "pod", script.replace("sleep 15", "sleep 0.1")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
-    assert done.stdout == "told\n", done.stderr
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert result.stdout == "told\n", result.stderr

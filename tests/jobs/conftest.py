@@ -32,10 +32,10 @@ def tiny(clean: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
 
     def config(task: str, **changes: Any) -> TrainConfig:
         base = {"name": f"tiny-{task}", "task": task, "input": [str(clean)], "output": str(tmp_path / "out"), "epochs": 2}
-        more = {"crop": 32, "crops_per_image": 2, "batch_size": 4, "validation_share": 0.2, "warmup_steps": 2}
+        defaults = {"crop": 32, "crops_per_image": 2, "batch_size": 4, "validation_share": 0.2, "warmup_steps": 2}
         architecture, parameters = TINY[task]
         network = {"architecture": architecture, "parameters": parameters}
-        return TrainConfig.model_validate({**base, **more, **network, **changes})
+        return TrainConfig.model_validate({**base, **defaults, **network, **changes})
 
     return config
 

@@ -37,8 +37,8 @@ def test_run_counts_new_and_earlier_images(ray_session: None, photos: Path, tmp_
     assert first.quality["sigma"] == 25
     assert (tmp_path / "out" / str(second.report)).exists()
     assert second.record["exit_code"] == 0
-    again = imagemill.plan("denoise", input=photos, output=tmp_path / "out", sigma=25)
-    assert (again.planned, again.rejects_waiting) == (0, 1)
+    repeat_plan = imagemill.plan("denoise", input=photos, output=tmp_path / "out", sigma=25)
+    assert (repeat_plan.planned, repeat_plan.rejects_waiting) == (0, 1)
 
 
 def test_run_raises_documented_errors(ray_session: None, photos: Path, tmp_path: Path) -> None:

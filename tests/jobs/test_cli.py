@@ -77,11 +77,11 @@ def test_url_with_one_slash_is_an_error_in_one_line(imagemill, tmp_path, photos,
 
 def test_checkpoint_with_a_wrong_digest_is_exit_2(imagemill, tmp_path, photos):
     bundled = Path(checkpoint.locate("denoise-small"))
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    (broken / "card.json").write_bytes((bundled / "card.json").read_bytes())
-    (broken / "weights.safetensors").write_bytes((bundled / "weights.safetensors").read_bytes()[:-1] + b"!")
-    code, _, err = imagemill("denoise", photos, tmp_path / "out", "--checkpoint", broken)
+    broken_folder = tmp_path / "broken"
+    broken_folder.mkdir()
+    (broken_folder / "card.json").write_bytes((bundled / "card.json").read_bytes())
+    (broken_folder / "weights.safetensors").write_bytes((bundled / "weights.safetensors").read_bytes()[:-1] + b"!")
+    code, _, err = imagemill("denoise", photos, tmp_path / "out", "--checkpoint", broken_folder)
     assert code == 2
     assert "but card.json says" in err
 
@@ -169,8 +169,8 @@ def test_status_counts_permanent_and_transient_rejects(imagemill, tmp_path, crop
     assert "1 image in 1 row of 1 part\nrejects: none\n" in imagemill("status", output.url)[1]
     for fence, transient in ((1, {"mended.png": False, "a": False, "b": False, "c": True}), (3, {"b": True, "d": False})):
         rows = [
-            {"image_id": image_id(name), "version": f"{fence}", "fence": fence, "transient": again}
-            for name, again in transient.items()
+            {"image_id": image_id(name), "version": f"{fence}", "fence": fence, "transient": is_transient}
+            for name, is_transient in transient.items()
         ]
         part = pa.Table.from_pylist(rows, reject_schema())
         output.write(f"rejects/{part_name(part)}", parquet_bytes(part, 1))
@@ -242,10 +242,10 @@ def test_status_watches_a_run_on_another_machine(imagemill, tmp_path, monkeypatc
     assert code == 0
     assert "lease: process 7 on far did not release it" in out
     assert "lease: no heartbeat in 0 s. The next run takes over after 60 s without one" in out
-    ended = threading.Event()
+    stop_event = threading.Event()
 
     def beat() -> None:
-        while not ended.wait(0.02):
+        while not stop_event.wait(0.02):
             claim.with_suffix(".beat").write_text(f'{{"at": {time.monotonic()}}}')
 
     beats = threading.Thread(target=beat)
@@ -253,7 +253,7 @@ def test_status_watches_a_run_on_another_machine(imagemill, tmp_path, monkeypatc
     try:
         code, out, _ = imagemill("status", tmp_path / "out")
     finally:
-        ended.set()
+        stop_event.set()
         beats.join()
     assert code == 0
     assert "running: process 7 on far, last heartbeat 0 s ago" in out

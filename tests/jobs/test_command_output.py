@@ -61,7 +61,7 @@ def test_commands_show_long_values_whole(output, imagemill, tmp_path, monkeypatc
     query = ["--id", copy[0], "--sheet", tmp_path / "sheet.png"]
     figures = [headline(checkpoint.read_card(name))[0] for name in checkpoint.bundled_names()]
     dest = tmp_path / FOLDER / "dest"
-    for arguments, shown in (
+    for arguments, expected in (
         (["status", output.url], [first, last]),
         (["verify", output.url], ["5 images, 5 rows, 2 reject rows"]),
         (["failures", output.url], [f"\n{name}: {CLASS}: {REASON}\n" for name in (f"t/{FOLDER}slow.png",)]),
@@ -80,7 +80,7 @@ def test_commands_show_long_values_whole(output, imagemill, tmp_path, monkeypatc
     ):
         code, out, _ = imagemill(*arguments)
         assert code == 0, arguments
-        for text in shown:
+        for text in expected:
             assert text in out, (arguments, text, out)
 
 
@@ -150,10 +150,10 @@ def test_verify_json_lists_problems_and_exits_6(output, imagemill, tmp_path, cro
     content = parse(imagemill("verify", output.url, "--json"))
     counts = {"images": 5, "rows": 5, "reject_rows": 2, "files": 0, "latents": 5, "images_pending": 0}
     assert content == {"output": output.url, **counts, "problems": []}
-    damaged = compressed(tmp_path, {"a.png": crops[0][:28, :28]})
-    [part] = Path(f"{damaged.url}/results").iterdir()
+    damaged_output = compressed(tmp_path, {"a.png": crops[0][:28, :28]})
+    [part] = Path(f"{damaged_output.url}/results").iterdir()
     part.write_bytes(b"damaged")
-    [problem] = parse(imagemill("verify", damaged.url, "--json"), exit_code=6)["problems"]
+    [problem] = parse(imagemill("verify", damaged_output.url, "--json"), exit_code=6)["problems"]
     assert part.name in problem
 
 

@@ -23,12 +23,12 @@ def album(tmp_path: Path, crops: list[np.ndarray]) -> Path:
     """Write two damaged JPEGs, an intact JPEG and PNG, an animation of three frames, and a text file."""
     folder = tmp_path / "album"
     folder.mkdir()
-    whole = encode_as(Image.fromarray(crops[0]), "JPEG", quality=90)
+    jpeg = encode_as(Image.fromarray(crops[0]), "JPEG", quality=90)
     frames = [Image.fromarray(crop).quantize(16) for crop in crops[1:4]]
     files = {
-        "whole.jpg": whole,
-        "cut.jpg": whole[: len(whole) // 2],
-        "cut_with_end_mark.jpg": whole[: len(whole) // 2] + EOI,
+        "whole.jpg": jpeg,
+        "cut.jpg": jpeg[: len(jpeg) // 2],
+        "cut_with_end_mark.jpg": jpeg[: len(jpeg) // 2] + EOI,
         "whole.png": encode_as(Image.fromarray(crops[4]), "PNG"),
         "animation.gif": encode_as(frames[0], "GIF", save_all=True, append_images=frames[1:]),
         "text.jpg": b"text",
@@ -58,7 +58,7 @@ def test_accept_damaged_processes_damaged_images(imagemill, tmp_path, album):
     for part in (output / "rejects").glob("*.parquet"):
         errors = pq.read_table(part).filter(pc.field("error_class") == "DamagedImage")["error"].to_pylist()
         assert all("Restore the file. Or keep the image as it is with --accept-damaged." in error for error in errors)
-    before = {path: path.stat().st_mtime_ns for path in (output / "images").iterdir()}
+    mtimes_ns = {path: path.stat().st_mtime_ns for path in (output / "images").iterdir()}
 
     flag = ("--accept-damaged", "--set", "max_reject_fraction=1")
     place = ("--task", "denoise", "--input", album, "--output", output)
@@ -69,7 +69,7 @@ def test_accept_damaged_processes_damaged_images(imagemill, tmp_path, album):
     assert newest(output) == {"cut.jpg": True, "cut_with_end_mark.jpg": True, "whole.jpg": False, "whole.png": False} | {
         "animation.gif": False
     }
-    assert before.items() <= {path: path.stat().st_mtime_ns for path in (output / "images").iterdir()}.items()
+    assert mtimes_ns.items() <= {path: path.stat().st_mtime_ns for path in (output / "images").iterdir()}.items()
     assert (last_record(output)["planned"], last_record(output)["damaged"]) == (2, 2)
 
     for arguments in ((), flag):

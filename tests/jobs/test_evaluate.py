@@ -65,8 +65,8 @@ def test_evaluate_denoise_writes_tables_picture_and_card(photos, tmp_path, capsy
     folder = untrained(tmp_path, "denoise")
     values = {"task": "denoise", "input": str(photos), "output": str(tmp_path / "out"), "checkpoint": folder, "at": [25]}
     evaluation = show_evaluation(values, "test", update_card=True)
-    shown = capsys.readouterr().out
-    assert "3 images, photos" in shown
+    stdout = capsys.readouterr().out
+    assert "3 images, photos" in stdout
     record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     line = next(iter(record["tables"].values()))[0]
     # Noise of sigma 25 gives a PSNR of 20.17 dB if no value is clipped.
@@ -85,11 +85,11 @@ def test_evaluate_compress_has_curves_and_bd_rates(photos, tmp_path):
     folder = untrained(tmp_path, "compress")
     config = EvaluateConfig(task="compress", input=str(photos), checkpoint=folder, at=[64, 18, 26, 40])
     evaluation = evaluate(config)
-    ours, bd = evaluation.tables.values()
-    assert [line["step"] for line in ours] == [18, 26, 40, 64]
-    assert all(a["bits/pixel"] > b["bits/pixel"] > b["payload bits/pixel"] for a, b in pairwise(ours))
-    assert ours[0]["PSNR dB"] > ours[-1]["PSNR dB"]
-    assert "MS-SSIM" not in ours[0]
+    curve, bd = evaluation.tables.values()
+    assert [line["step"] for line in curve] == [18, 26, 40, 64]
+    assert all(a["bits/pixel"] > b["bits/pixel"] > b["payload bits/pixel"] for a, b in pairwise(curve))
+    assert curve[0]["PSNR dB"] > curve[-1]["PSNR dB"]
+    assert "MS-SSIM" not in curve[0]
     assert "0 of 3 images" in evaluation.notes[0]
     assert bd[0]["against"].startswith("JPEG")
     assert bd[0]["all bytes %"] > bd[0]["payload %"]
@@ -97,18 +97,18 @@ def test_evaluate_compress_has_curves_and_bd_rates(photos, tmp_path):
 
 @pytest.mark.usefixtures("ray_session")
 def test_evaluate_inpaint_against_interpolation(photos, tmp_path, monkeypatch):
-    kept = {name: inpaint.DAMAGES[name] for name in ("16-px blocks 15 %", "red plane")}
-    monkeypatch.setattr(inpaint, "DAMAGES", kept)
+    damages = {name: inpaint.DAMAGES[name] for name in ("16-px blocks 15 %", "red plane")}
+    monkeypatch.setattr(inpaint, "DAMAGES", damages)
     config = EvaluateConfig(task="inpaint", input=str(photos), checkpoint=untrained(tmp_path, "inpaint"))
     evaluation = evaluate(config)
     lines = next(iter(evaluation.tables.values()))
-    assert [line["damage"] for line in lines] == list(kept)
+    assert [line["damage"] for line in lines] == list(damages)
     for line in lines:
         assert line["floor dB"] >= line["floor in holes dB"] > 5
         # The untrained network returns the push-pull fill, which restores the lost plane of a gray image exactly.
-        exact = line["damage"] == "red plane"
+        is_exact = line["damage"] == "red plane"
         assert line["ours in holes dB"] > 5
-        assert line["ours dB"] == np.inf if exact else line["ours dB"] > line["ours in holes dB"]
+        assert line["ours dB"] == np.inf if is_exact else line["ours dB"] > line["ours in holes dB"]
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -142,11 +142,11 @@ def test_evaluate_stylize_against_optimisation(photos, tmp_path):
     params = {"style": [str(tmp_path / "style.png")], "steps": 4}
     folder = untrained(tmp_path, "stylize")
     evaluation = evaluate(EvaluateConfig(task="stylize", input=str(photos), checkpoint=folder, at=[3], params=params))
-    sweep, compared = evaluation.tables.values()
+    sweep, comparison = evaluation.tables.values()
     assert [line["alpha / beta"] for line in sweep] == [3]
-    assert [line["method"] for line in compared] == ["adain", "gatys, 0 steps", "gatys, 4 steps"]
-    assert compared[2]["loss"] < compared[1]["loss"]
-    assert compared[0]["times faster"] > 0
+    assert [line["method"] for line in comparison] == ["adain", "gatys, 0 steps", "gatys, 4 steps"]
+    assert comparison[2]["loss"] < comparison[1]["loss"]
+    assert comparison[0]["times faster"] > 0
     assert decode_image(evaluation.picture).rgb.shape[0] > 256
 
 
@@ -173,8 +173,8 @@ def test_infinite_figures_are_null_in_json(tmp_path):
     record = build_record(config, evaluation)
     checkpoint.write_metrics(folder, build_card_entry(config, 1, evaluation.measured[0]))
     card = json.loads((tmp_path / "digits" / "card.json").read_text(), parse_constant=pytest.fail)
-    for found in (record["tables"]["errors"], record["tables"]["more"], card["metrics"][0]["table"]):
-        assert found == [{"PSNR dB": None, "ripple": None, "values": 196}]
+    for table in (record["tables"]["errors"], record["tables"]["more"], card["metrics"][0]["table"]):
+        assert table == [{"PSNR dB": None, "ripple": None, "values": 196}]
     assert lines[0]["PSNR dB"] == np.inf, "a table on a terminal may say so"
 
 
@@ -192,13 +192,13 @@ def test_evaluate_digits_against_pca(digits, tmp_path):
     test, train = digits
     config = EvaluateConfig(task="compress", input=test, fit=train, checkpoint=untrained(tmp_path, "digits"))
     evaluation = evaluate(config)
-    ours, *pcas = next(iter(evaluation.tables.values()))
-    assert (ours["parameters"], ours["values"]) == (1477, 196)
-    assert ours["stored MSE"] == pytest.approx(ours["MSE"], rel=0.1)
+    model_line, *pcas = next(iter(evaluation.tables.values()))
+    assert (model_line["parameters"], model_line["values"]) == (1477, 196)
+    assert model_line["stored MSE"] == pytest.approx(model_line["MSE"], rel=0.1)
     # Each image has 49 distinct values, fewer than the 196 components of PCA.
     assert pcas[0]["values"] == 196
-    assert pcas[0]["MSE"] < ours["MSE"]
-    assert pcas[1]["MSE"] <= ours["MSE"]
+    assert pcas[0]["MSE"] < model_line["MSE"]
+    assert pcas[1]["MSE"] <= model_line["MSE"]
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -207,9 +207,9 @@ def test_small_digits_have_no_ripple(digits, tmp_path):
     for path in (*Path(test).iterdir(), *Path(train).iterdir()):
         Image.open(path).crop((0, 0, 16, 16)).save(path)
     evaluation = evaluate(EvaluateConfig(task="compress", input=test, fit=train, checkpoint=untrained(tmp_path, "digits")))
-    ours = next(iter(evaluation.tables.values()))[0]
-    assert "ripple" not in ours
-    assert all(np.isfinite(value) for value in ours.values() if isinstance(value, float))
+    model_line = next(iter(evaluation.tables.values()))[0]
+    assert "ripple" not in model_line
+    assert all(np.isfinite(value) for value in model_line.values() if isinstance(value, float))
 
 
 @pytest.mark.parametrize(

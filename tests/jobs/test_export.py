@@ -53,17 +53,17 @@ def test_export_writes_rows_and_marks_removed_images(digits: Store, exported: Pa
     table = pq.read_table(exported / "latents")
     assert table.schema.field("latent").type == pa.list_(pa.float32(), 196)
     assert table.schema.field("embedding").type == pa.list_(pa.float32(), 4)
-    removed = dict(zip(table["rel_path"].to_pylist(), table["removed"].to_pylist(), strict=True))
-    assert removed == {f"{number}.png": number == 3 for number in range(COUNT)}
-    about = json.loads(table.schema.metadata[b"imagemill"])
+    removed_flags = dict(zip(table["rel_path"].to_pylist(), table["removed"].to_pylist(), strict=True))
+    assert removed_flags == {f"{number}.png": number == 3 for number in range(COUNT)}
+    metadata = json.loads(table.schema.metadata[b"imagemill"])
     record = json.loads((exported / "export.json").read_text())
     assert (record["rows"], record["removed"], record["shapes"]) == (COUNT, 1, {"4x7x7": COUNT})
-    assert about["latent_shape"] == [4, 7, 7]
-    assert about["checkpoint_sha256"] == record["checkpoint_sha256"] == checkpoints.read_card("conv-mnist").sha256
-    width, zero = np.array(about["width"]["26.0"], np.float32), about["zero"]
-    stored = pa.concat_tables(read_latents(digits.url).state.tables(["rel_path", "latent"])).to_pylist()
+    assert metadata["latent_shape"] == [4, 7, 7]
+    assert metadata["checkpoint_sha256"] == record["checkpoint_sha256"] == checkpoints.read_card("conv-mnist").sha256
+    width, zero = np.array(metadata["width"]["26.0"], np.float32), metadata["zero"]
+    stored_rows = pa.concat_tables(read_latents(digits.url).state.tables(["rel_path", "latent"])).to_pylist()
     values = dict(zip(table["rel_path"].to_pylist(), table["latent"].to_pylist(), strict=True))
-    for row in stored:
+    for row in stored_rows:
         symbols = np.array(row["latent"], np.float32).reshape(4, 7, 7) - 128
         np.testing.assert_array_equal(
             (symbols - zero) * width[:, None, None], np.reshape(values[row["rel_path"]], (4, 7, 7))
@@ -149,9 +149,9 @@ def test_export_formats_hold_the_same_values(digits: Store, form: str, tmp_path:
     expected = dict(zip(codes.arrow()["image_id"].to_pylist(), codes.numpy(), strict=True))
     export(digits, Store(str(tmp_path / "out")), file_format=form)
     read = {"npy": from_npy, "webdataset": from_tar, "lance": from_lance}[form]
-    found = read(tmp_path / "out")
-    assert found.keys() == expected.keys()
-    for name, (latent, embedding) in found.items():
+    values_by_name = read(tmp_path / "out")
+    assert values_by_name.keys() == expected.keys()
+    for name, (latent, embedding) in values_by_name.items():
         np.testing.assert_array_equal(latent.reshape(4, 7, 7), expected[name])
         np.testing.assert_allclose(embedding, expected[name].mean((1, 2)), rtol=1e-6)
     with pytest.raises(ConfigError, match=f"export to {form}"):
@@ -168,23 +168,23 @@ def test_webdataset_json_has_no_nan(tmp_path: Path) -> None:
 
 
 def test_export_tells_whether_it_can_be_decoded(photos: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    enough = ["rel_path", "orig_width", "orig_height", "exif_orientation", "step", "checkpoint_sha256"]
-    enough += ["latent_shape", "latent_crc32", "latent"]
-    for number, (what, said, decodes) in enumerate(
+    columns = ["rel_path", "orig_width", "orig_height", "exif_orientation", "step", "checkpoint_sha256"]
+    columns += ["latent_shape", "latent_crc32", "latent"]
+    for number, (options, message, is_decodable) in enumerate(
         (
             ({}, "5 images, latents of 2 shapes, in 2 parts below", True),
-            ({"columns": enough}, "5 images, latents of 2 shapes, in 2 parts below", True),
-            ({"columns": enough[1:]}, "5 images, latents of 2 shapes, in 2 parts below", False),
+            ({"columns": columns}, "5 images, latents of 2 shapes, in 2 parts below", True),
+            ({"columns": columns[1:]}, "5 images, latents of 2 shapes, in 2 parts below", False),
             ({"columns": ["rel_path", "embedding"], "pool": "gem"}, "5 images, embeddings (gem), in 1 part below", False),
             ({"columns": ["rel_path"]}, "5 images, 1 column, in 1 part below", False),
             ({"file_format": "npy"}, "latents of 2 shapes", False),
         )
     ):
         dest, images = Store(str(tmp_path / f"{number}")), Store(str(tmp_path / f"{number}-images"))
-        show_export(photos, dest, **what)
-        assert said in capsys.readouterr().out
-        assert ("decode" in json.loads(dest.read("export.json"))) == decodes
-        if decodes:
+        show_export(photos, dest, **options)
+        assert message in capsys.readouterr().out
+        assert ("decode" in json.loads(dest.read("export.json"))) == is_decodable
+        if is_decodable:
             assert decode_output(dest, images) == 5
         else:
             with pytest.raises(ConfigError):
@@ -236,16 +236,16 @@ def test_likeness_pool_equals_search_vectors(photos: Store, digits: Store, tmp_p
     dest = Store(str(tmp_path / "likeness"))
     export(photos, dest, pool="likeness", columns=["rel_path", "embedding"])
     table = pq.read_table(tmp_path / "likeness/latents")
-    found = dict(zip(table["rel_path"].to_pylist(), np.stack(table["embedding"].to_numpy()), strict=True))
+    values_by_name = dict(zip(table["rel_path"].to_pylist(), np.stack(table["embedding"].to_numpy()), strict=True))
     # `search` compares only rows of one step, here the two newest rows.
-    these = load_collection(photos)
-    _, batches = these.vectors(["rel_path"], [])
-    searched: dict[str, np.ndarray] = {}
+    collection = load_collection(photos)
+    _, batches = collection.vectors(["rel_path"], [])
+    search_vectors: dict[str, np.ndarray] = {}
     for rows, vectors in batches:
-        searched |= dict(zip(rows["rel_path"].to_pylist(), vectors, strict=True))
-    assert (len(searched), len(found)) == (2, 5)
-    for name, vector in searched.items():
-        np.testing.assert_allclose(found[name], vector, atol=1e-6)
+        search_vectors |= dict(zip(rows["rel_path"].to_pylist(), vectors, strict=True))
+    assert (len(search_vectors), len(values_by_name)) == (2, 5)
+    for name, vector in search_vectors.items():
+        np.testing.assert_allclose(values_by_name[name], vector, atol=1e-6)
     with pytest.raises(ConfigError, match="--pool likeness: not available for conv-mnist"):
         export(digits, Store(str(tmp_path / "x")), pool="likeness")
     assert not (tmp_path / "x").exists()
@@ -264,8 +264,8 @@ def test_export_of_several_models_needs_a_choice(tmp_path: Path, pieces: dict[st
 
 def test_invalid_export_writes_nothing(digits: Store, exported: Path, tmp_path: Path) -> None:
     """Each invalid argument is a ConfigError, and no file is written."""
-    free = Store(str(tmp_path / "free"))
-    for what, message in (
+    target = Store(str(tmp_path / "free"))
+    for options, message in (
         ({"columns": ["colour"]}, "no column colour. Valid: image_id"),
         ({"columns": ["embedding"], "pool": "none"}, r"no column embedding \(--pool none computes no embedding\)"),
         ({"pool": "max"}, "--pool max: unknown pool. Valid: none, flatten, gem, likeness, mean"),
@@ -275,8 +275,8 @@ def test_invalid_export_writes_nothing(digits: Store, exported: Path, tmp_path: 
         ({"model": "x"}, "model x has no rows"),
     ):
         with pytest.raises(ConfigError, match=message):
-            export(digits, free, **what)
-    assert not Path(free.root).exists()
+            export(digits, target, **options)
+    assert not Path(target.root).exists()
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/mine.jpg").write_bytes(b"mine")
     for dest, message in (
@@ -289,7 +289,7 @@ def test_invalid_export_writes_nothing(digits: Store, exported: Path, tmp_path: 
     assert (tmp_path / "photos/mine.jpg").exists()
     (tmp_path / "empty/runs").mkdir(parents=True)
     with pytest.raises(ConfigError, match="no rows yet"):
-        export(Store(str(tmp_path / "empty")), free)
+        export(Store(str(tmp_path / "empty")), target)
 
 
 def test_interrupted_export_starts_again(digits: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,11 +322,11 @@ def test_export_that_lost_its_lease_has_no_manifest(digits: Store, tmp_path: Pat
 
     dest, write = Store(str(tmp_path / "export")), export_formats.parquet
 
-    def overtaken(*arguments: Any) -> None:
+    def write_after_takeover(*arguments: Any) -> None:
         dest.write(f"{FOLDER}/00000002.json", b"{}")
         write(*arguments)
 
-    monkeypatch.setitem(export_formats.FORMATS, "parquet", overtaken)
+    monkeypatch.setitem(export_formats.FORMATS, "parquet", write_after_takeover)
     with pytest.raises(OutputHeld, match="another run took over"):
         export(digits, dest)
     assert not dest.exists("export.json")
@@ -337,12 +337,12 @@ def test_export_keeps_one_that_just_finished(digits: Store, tmp_path: Path, monk
     """An export that finishes while another starts is not deleted."""
     dest = Store(str(tmp_path / "export"))
 
-    def late(place: Store) -> Lease:
+    def create_lease_late(place: Store) -> Lease:
         monkeypatch.undo()
         export(digits, place)
         return Lease(place)
 
-    monkeypatch.setattr("imagemill.jobs.export.Lease", late)
+    monkeypatch.setattr("imagemill.jobs.export.Lease", create_lease_late)
     with pytest.raises(ConfigError, match="holds a finished export"):
         export(digits, dest)
     assert len(read_latents(dest.url).numpy()) == COUNT

@@ -26,9 +26,9 @@ def test_damaged_rows_are_named_and_left_out(tmp_path: Path, pieces: dict[str, n
     rows[2]["latent"][7] ^= 1
     rows[4]["latent"] = rows[4]["latent"][:-1]
     rows[5]["latent_shape"] = None
-    broken = pa.Table.from_pylist(rows, table.schema)
+    damaged_table = pa.Table.from_pylist(rows, table.schema)
     output.delete(path)
-    output.write(f"results/{part_name(broken)}", parquet_bytes(broken, 3))
+    output.write(f"results/{part_name(damaged_table)}", parquet_bytes(damaged_table, 3))
     record = export(output, Store(str(tmp_path / "export")))
     assert record["rows"] == COUNT - 3
     assert sorted(problem.split(":")[0] for problem in record["left_out"]) == ["2.png", "4.png", "5.png"]
@@ -40,14 +40,14 @@ def test_damaged_rows_are_named_and_left_out(tmp_path: Path, pieces: dict[str, n
     # `decode` also refuses an export whose values were changed.
     [part] = (tmp_path / "export/latents").iterdir()
     values = pq.read_table(part)
-    moved = [[value + 0.5 for value in row] if not n else row for n, row in enumerate(values["latent"].to_pylist())]
-    column = pa.array(moved, values.schema.field("latent").type)
+    changed_values = [[value + 0.5 for value in row] if not n else row for n, row in enumerate(values["latent"].to_pylist())]
+    column = pa.array(changed_values, values.schema.field("latent").type)
     pq.write_table(values.set_column(values.schema.get_field_index("latent"), "latent", column), part)
     with pytest.raises(VerificationError, match="latent"):
         decode_output(Store(str(tmp_path / "export")), Store(str(tmp_path / "again")))
 
 
-def in_a_page_of(output: Store, path: str, column: str) -> bytes:
+def flip_page_bit(output: Store, path: str, column: str) -> bytes:
     """Return a part with one flipped bit in a column, which the page checksum detects."""
     data, group = bytearray(output.read(path)), pq.ParquetFile(output.full(path)).metadata.row_group(0)
     [place] = [n for n in range(group.num_columns) if group.column(n).path_in_schema == column]
@@ -59,24 +59,26 @@ def in_a_page_of(output: Store, path: str, column: str) -> bytes:
 
 def test_damaged_parts_are_named_and_left_out(tmp_path: Path, pieces: dict[str, np.ndarray]) -> None:
     output = compressed(tmp_path, pieces, rows_per_part=2)
-    cut, of_latents, of_models, whole = list_parts(output, "results")
-    output.write(cut, output.read(cut)[:-100])
-    output.write(of_latents, in_a_page_of(output, of_latents, "latent.list.element"))
-    output.write(of_models, in_a_page_of(output, of_models, "model_id"))
-    with pytest.raises(VerificationError, match=f"{cut}: a damaged part .*Move it out of OUTPUT. The next run processes"):
+    truncated_part, latent_part, model_part, intact_part = list_parts(output, "results")
+    output.write(truncated_part, output.read(truncated_part)[:-100])
+    output.write(latent_part, flip_page_bit(output, latent_part, "latent.list.element"))
+    output.write(model_part, flip_page_bit(output, model_part, "model_id"))
+    with pytest.raises(
+        VerificationError, match=f"{truncated_part}: a damaged part .*Move it out of OUTPUT. The next run processes"
+    ):
         show_export(output, Store(str(tmp_path / "export")))
     record = json.loads((tmp_path / "export/export.json").read_text())
     assert [problem.split(": ")[0] for problem in record["left_out"]] == [
-        output.uri(path) for path in (cut, of_models, of_latents)
+        output.uri(path) for path in (truncated_part, model_part, latent_part)
     ]
     assert record["rows"] == 2
-    there = pq.read_table(output.full(whole))["image_id"].to_pylist()
-    assert pq.read_table(tmp_path / "export/latents")["image_id"].to_pylist() == there
+    image_ids = pq.read_table(output.full(intact_part))["image_id"].to_pylist()
+    assert pq.read_table(tmp_path / "export/latents")["image_id"].to_pylist() == image_ids
     # If every part is damaged, no export is written.
     for column in ("step", "task", "image_id"):
-        for path in (of_latents, of_models, whole):
-            output.write(path, in_a_page_of(output, path, column))
-        with pytest.raises(StorageError, match=f"{whole}: a damaged part"):
+        for path in (latent_part, model_part, intact_part):
+            output.write(path, flip_page_bit(output, path, column))
+        with pytest.raises(StorageError, match=f"{intact_part}: a damaged part"):
             export(output, Store(str(tmp_path / "again")))
     assert not (tmp_path / "again").exists()
 

@@ -40,7 +40,7 @@ def test_help_fits_80_columns(path: tuple[str, ...], imagemill, monkeypatch) -> 
     monkeypatch.setenv("COLUMNS", str(COLUMNS))
     text = help_of(imagemill, path)
     assert max(map(len, text.splitlines())) <= COLUMNS
-    shown = set(text.split())
+    help_words = set(text.split())
     command = ALL[path]
     texts = [command.help or ""]
     for parameter in command.params:
@@ -49,7 +49,7 @@ def test_help_fits_80_columns(path: tuple[str, ...], imagemill, monkeypatch) -> 
     assert "…" not in text
     for word in " ".join(texts).split():
         # A long word may only break after a hyphen or a slash.
-        assert word in shown or all(part in text for part in re.split(r"(?<=[-/])", word)), word
+        assert word in help_words or all(part in text for part in re.split(r"(?<=[-/])", word)), word
 
 
 @pytest.mark.parametrize("path", ALL, ids=" ".join)
@@ -96,13 +96,13 @@ def test_completion_works_in_bash(tmp_path: Path) -> None:
     subprocess.run([command, "--install-completion", "bash"], env=environment, timeout=120, check=True)
     [installed] = (tmp_path / ".bash_completions").iterdir()
 
-    def completed(*words: str) -> list[str]:
+    def complete(*words: str) -> list[str]:
         script = (
             f"source {installed}; COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; "
             "_imagemill_completion imagemill; echo ${COMPREPLY[@]}"
         )
-        ended = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=120)
-        return ended.stdout.split()
+        result = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+        return result.stdout.split()
 
-    assert completed("imagemill", "den") == ["denoise"]
-    assert completed("imagemill", "compress", "--coding", "p") == ["plain"]
+    assert complete("imagemill", "den") == ["denoise"]
+    assert complete("imagemill", "compress", "--coding", "p") == ["plain"]

@@ -33,9 +33,9 @@ def test_killed_worker_and_interrupt_lose_no_image(tmp_path: Path, crops: list[n
     assert (record["ok"], record["rejected"]) == (verify(output).rows, 0)
     run = start(source, output)
     assert run.wait() == 0, run.stderr.read()
-    seen = verify(output)
-    assert seen.problems == []
-    assert (seen.images, seen.rows, seen.files) == (IMAGES, IMAGES, IMAGES)
+    verification = verify(output)
+    assert verification.problems == []
+    assert (verification.images, verification.rows, verification.files) == (IMAGES, IMAGES, IMAGES)
 
 
 def test_run_that_waits_for_a_lease_can_be_interrupted(tmp_path: Path, crops: list[np.ndarray]) -> None:

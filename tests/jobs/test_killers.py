@@ -48,8 +48,8 @@ def run(source: Path, output: Path, fatal: Path) -> None:
     command += ["--set", "rows_per_part=12", "--set", "max_reject_fraction=1"]
     paths = os.pathsep.join([str(fatal), os.getcwd(), os.environ.get("PYTHONPATH", "")])
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PYTHONPATH": paths}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 def records(output: Path) -> list[dict[str, Any]]:
@@ -65,8 +65,8 @@ def test_images_that_kill_their_process_are_rejected(tmp_path, crops):
     assert all(row["transient"] for row in rejects)
     record = records(output)[-1]
     assert (record["ok"], record["rejected"]) == (22, 2)
-    seen = verify(Store(str(output)))
-    assert (seen.problems, seen.images, seen.files) == ([], 22, 22)
+    verification = verify(Store(str(output)))
+    assert (verification.problems, verification.images, verification.files) == ([], 22, 22)
     assert not Path(output / "images/05.webp").exists()
 
 

@@ -18,9 +18,9 @@ from imagemill.models.architectures import ARCHITECTURES
 def test_luma_psnr_follows_the_papers(crops):
     gray = np.full((20, 30, 3), 100, np.uint8)
     # A difference of 1 in all three channels changes luma by 219/255. The border is ignored.
-    brighter = gray + np.uint8(1)
-    brighter[:2] = brighter[:, -2:] = 255
-    assert luma_psnr_db(brighter, gray, 2) == pytest.approx(20 * np.log10(255 / (219 / 255)), abs=1e-3)
+    brighter_image = gray + np.uint8(1)
+    brighter_image[:2] = brighter_image[:, -2:] = 255
+    assert luma_psnr_db(brighter_image, gray, 2) == pytest.approx(20 * np.log10(255 / (219 / 255)), abs=1e-3)
     assert luma_psnr_db(crops[0], crops[0], 2) == np.inf
 
 
@@ -63,29 +63,29 @@ def test_bd_table_lists_the_better_jpeg_first():
 def test_interpolation_is_linear_inside_the_hull():
     y, x = np.mgrid[:32, :40]
     plane = np.stack([4 * x + 3 * y, 5 * x, 7 * y], -1).astype(np.uint8)
-    lost = np.random.default_rng(0).random((32, 40, 1)) < 0.5
-    lost[[0, 0, -1, -1], [0, -1, 0, -1]] = False
-    known = np.broadcast_to(~lost, plane.shape)
+    lost_mask = np.random.default_rng(0).random((32, 40, 1)) < 0.5
+    lost_mask[[0, 0, -1, -1], [0, -1, 0, -1]] = False
+    known_mask = np.broadcast_to(~lost_mask, plane.shape)
     # Interpolation reproduces a linear plane inside the convex hull of the four corners.
-    assert np.array_equal(interpolate(np.where(known, plane, 99), known), plane)
-    known = np.ones(plane.shape, bool)
-    known[..., 0] = False
+    assert np.array_equal(interpolate(np.where(known_mask, plane, 99), known_mask), plane)
+    known_mask = np.ones(plane.shape, bool)
+    known_mask[..., 0] = False
     mean = ((plane[..., 1].astype(float) + plane[..., 2]) / 2).round()
-    assert np.array_equal(interpolate(plane, known)[..., 0], mean)
+    assert np.array_equal(interpolate(plane, known_mask)[..., 0], mean)
 
 
 def test_interpolation_is_nearest_outside_the_hull(crops):
     rgb = crops[0]
-    known = np.zeros(rgb.shape, bool)
-    known[40:60, 40:60] = True
-    filled = interpolate(rgb, known)
+    known_mask = np.zeros(rgb.shape, bool)
+    known_mask[40:60, 40:60] = True
+    filled = interpolate(rgb, known_mask)
     assert np.array_equal(filled[0, 0], rgb[40, 40])
     assert np.array_equal(filled[40:60, 40:60], rgb[40:60, 40:60])
 
 
 def test_interpolation_frees_its_triangles(crops: list[np.ndarray]) -> None:
-    known = np.broadcast_to((np.arange(96 * 128).reshape(96, 128) % 3 > 0)[..., None], crops[0].shape)
-    interpolate(crops[0], known)
+    known_mask = np.broadcast_to((np.arange(96 * 128).reshape(96, 128) % 3 > 0)[..., None], crops[0].shape)
+    interpolate(crops[0], known_mask)
     assert not [thing for thing in gc.get_objects() if isinstance(thing, Triangulation)]
 
 

@@ -78,19 +78,19 @@ def test_night_processes_new_images_and_missed_days(night, tmp_path, capsys):
     # A failed job is named, and the other jobs run.
     (tmp_path / "in/2026-03-01/2.png").write_bytes((tmp_path / "all/0.png").read_bytes())
     (tmp_path / "all/2.png").write_bytes((tmp_path / "all/0.png").read_bytes())
-    broken = {"name": "broken", "task": "denoise", "input": f"{tmp_path}/nowhere", "output": f"{tmp_path}/x"}
-    with pytest.raises(NightFailed, match="1 of 10") as failed:
-        show_night(NightlyConfig(**night | {"jobs": [broken, *night["jobs"]], "drift_alert": 50.0}), TONIGHT)
-    assert failed.value.exit_code == 5
+    broken_job = {"name": "broken", "task": "denoise", "input": f"{tmp_path}/nowhere", "output": f"{tmp_path}/x"}
+    with pytest.raises(NightFailed, match="1 of 10") as failure:
+        show_night(NightlyConfig(**night | {"jobs": [broken_job, *night["jobs"]], "drift_alert": 50.0}), TONIGHT)
+    assert failure.value.exit_code == 5
     assert [r["ok"] for r in notification(tmp_path)["runs"] if "ok" in r] == [0, 1, 1]
     [(drift, end)] = [(r["drift"], r["exit_reason"]) for r in notification(tmp_path)["runs"] if "drift" in r]
     assert (drift["against"], drift["alert"], end) == (runs[2]["run_id"], False, "done")
     assert drift["distance"] > 0
 
     # A missing parent folder is an error, not a day without images.
-    gone = {**night["jobs"][0], "input": f"{tmp_path}/moved/{{date}}"}
+    missing_job = {**night["jobs"][0], "input": f"{tmp_path}/moved/{{date}}"}
     with pytest.raises(NightFailed):
-        show_night(NightlyConfig(jobs=[gone]), TONIGHT)
+        show_night(NightlyConfig(jobs=[missing_job]), TONIGHT)
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -100,11 +100,11 @@ def test_night_accepts_a_date_anywhere_in_the_input(night, tmp_path):
         (tmp_path / place).rename(tmp_path / "day")
         (tmp_path / place).mkdir()
         (tmp_path / "day").rename(tmp_path / place / "raw")
-    dated, whole = night["jobs"]
-    dated["input"] = f"{tmp_path}/in/{{date}}/raw/"
+    dated_job, undated_job = night["jobs"]
+    dated_job["input"] = f"{tmp_path}/in/{{date}}/raw/"
     storage = {"endpoint_url": "http://127.0.0.1:1"}
-    silent = {"name": "silent", "task": "denoise", "input": "s3://b/{date}", "output": f"{tmp_path}/s/{{date}}"}
-    night |= {"jobs": [silent | {"storage": storage}, dated, whole], "catch_up": 3}
+    unreachable_job = {"name": "silent", "task": "denoise", "input": "s3://b/{date}", "output": f"{tmp_path}/s/{{date}}"}
+    night |= {"jobs": [unreachable_job | {"storage": storage}, dated_job, undated_job], "catch_up": 3}
     with pytest.raises(NightFailed, match="4 of 9 runs"):
         show_night(NightlyConfig(**night), TONIGHT)
     runs = notification(tmp_path)["runs"]
@@ -116,13 +116,13 @@ def test_night_accepts_a_date_anywhere_in_the_input(night, tmp_path):
 @pytest.mark.usefixtures("ray_session")
 def test_night_continues_after_a_refused_run(night, tmp_path):
     """An input from another location, or an output with a user's files, fails only its own job."""
-    whole = night["jobs"][1]
-    first = {"name": "first", "task": "denoise", "input": f"{tmp_path}/all", "output": f"{tmp_path}/clean"}
-    card = first | {"name": "card", "input": f"{tmp_path}/in/2026-03-01"}
+    undated_job = night["jobs"][1]
+    first_job = {"name": "first", "task": "denoise", "input": f"{tmp_path}/all", "output": f"{tmp_path}/clean"}
+    card = first_job | {"name": "card", "input": f"{tmp_path}/in/2026-03-01"}
     (tmp_path / "project/images").mkdir(parents=True)
     (tmp_path / "project/images/0.png").write_bytes(b"mine")
-    project = first | {"name": "project", "output": f"{tmp_path}/project"}
-    jobs = [first, card, project, whole]
+    project = first_job | {"name": "project", "output": f"{tmp_path}/project"}
+    jobs = [first_job, card, project, undated_job]
     with pytest.raises(NightFailed, match=r"2 of 4 runs failed: card \(exit 2\); project \(exit 2\)"):
         show_night(NightlyConfig(**night | {"jobs": jobs}), TONIGHT)
     runs = notification(tmp_path)["runs"]
@@ -130,7 +130,7 @@ def test_night_continues_after_a_refused_run(night, tmp_path):
     assert "2 of its 2 images have rows that were made from" in runs[1]["exit_reason"]
     assert "images/ contains files that no run of imagemill wrote" in runs[2]["exit_reason"]
     assert (tmp_path / "project/images/0.png").read_bytes() == b"mine"
-    show_night(NightlyConfig(**night | {"jobs": [card | {"allow_new_input": True}, whole]}), TONIGHT)
+    show_night(NightlyConfig(**night | {"jobs": [card | {"allow_new_input": True}, undated_job]}), TONIGHT)
     assert [run["exit_reason"] for run in notification(tmp_path)["runs"]] == ["done", "done"]
 
 
@@ -138,14 +138,14 @@ def test_night_checks_all_jobs_before_the_first_run(night):
     night["jobs"][0]["output"] = "/tmp/all-dates-in-one"
     with pytest.raises(ConfigError, match="is in only one of input and output"):
         plan_night(NightlyConfig(**night), TONIGHT)
-    first = {"name": "first", "task": "denoise", "input": "in", "output": "out"}
-    wrong = {
+    first_job = {"name": "first", "task": "denoise", "input": "in", "output": "out"}
+    invalid_jobs = {
         "unknown key 'inptu'": {"task": "denoise", "inptu": "x"},
-        "job 2: task='denosie': unknown. Valid:": first | {"name": "job 2", "task": "denosie"},
-        "job 2: denoise: unknown key 'params.sigam' (did you mean sigma?); valid: sigma": first
+        "job 2: task='denosie': unknown. Valid:": first_job | {"name": "job 2", "task": "denosie"},
+        "job 2: denoise: unknown key 'params.sigam' (did you mean sigma?); valid: sigma": first_job
         | {"name": "job 2", "params": {"sigam": 25}},
         "job 2: input: missing": {"task": "denoise", "output": "other"},
-        "second: output out belongs to another job with the task denoise, not compress": first
+        "second: output out belongs to another job with the task denoise, not compress": first_job
         | {"name": "second", "task": "compress"},
         "job 2: input=['i/{date}']: must be one folder": {
             "task": "denoise",
@@ -156,16 +156,16 @@ def test_night_checks_all_jobs_before_the_first_run(night):
         "job 2: config=5: must be the name of one file": {"config": 5},
         "job 2: config=None: must be the name of one file": {"config": None},
     }
-    for message, job in wrong.items():
+    for message, job in invalid_jobs.items():
         with pytest.raises(ConfigError, match=re.escape(message)):
-            plan_night(NightlyConfig(jobs=[first, job]), TONIGHT)
+            plan_night(NightlyConfig(jobs=[first_job, job]), TONIGHT)
 
 
 def test_job_config_is_relative_to_the_night(night, tmp_path):
     (tmp_path / "denoise.yaml").write_text("task: denoise\nrows_per_part: 7")
     job = {"config": "denoise.yaml", "input": "in", "output": "out", "limit": 3}
-    (planned,) = plan_night(NightlyConfig(jobs=[job]), TONIGHT, tmp_path)
-    assert (planned.config.task, planned.config.rows_per_part, planned.config.limit) == ("denoise", 7, 3)
+    (planned_run,) = plan_night(NightlyConfig(jobs=[job]), TONIGHT, tmp_path)
+    assert (planned_run.config.task, planned_run.config.rows_per_part, planned_run.config.limit) == ("denoise", 7, 3)
 
 
 @pytest.mark.parametrize(
@@ -206,16 +206,16 @@ def test_seconds_until_follows_daylight_saving_time():
 
 @pytest.mark.usefixtures("ray_session")
 def test_deadline_during_a_report_leaves_the_run_done(night, tmp_path, monkeypatch):
-    def late(*_: object) -> None:
+    def raise_deadline(*_: object) -> None:
         raise Deadline
 
-    monkeypatch.setattr("imagemill.pipeline.run.write_run_report", late)
-    dated, whole = night["jobs"]
+    monkeypatch.setattr("imagemill.pipeline.run.write_run_report", raise_deadline)
+    dated_job, undated_job = night["jobs"]
     with pytest.raises(Deadline):
-        show_night(NightlyConfig(**night | {"jobs": [whole, dated], "catch_up": 0}), TONIGHT)
-    done, left = notification(tmp_path)["runs"]
-    assert (done["exit_code"], done["exit_reason"], left["exit_code"]) == (0, "done", 7)
-    assert json.loads((tmp_path / "codes/runs" / done["run_id"] / "run.json").read_text())["exit_code"] == 0
+        show_night(NightlyConfig(**night | {"jobs": [undated_job, dated_job], "catch_up": 0}), TONIGHT)
+    finished_run, pending_run = notification(tmp_path)["runs"]
+    assert (finished_run["exit_code"], finished_run["exit_reason"], pending_run["exit_code"]) == (0, "done", 7)
+    assert json.loads((tmp_path / "codes/runs" / finished_run["run_id"] / "run.json").read_text())["exit_code"] == 0
 
 
 def test_failed_night_at_its_deadline_exits_with_8(night, tmp_path, monkeypatch):
@@ -226,9 +226,9 @@ def test_failed_night_at_its_deadline_exits_with_8(night, tmp_path, monkeypatch)
 
     monkeypatch.setattr("imagemill.jobs.nightly.run", fail)
     night["jobs"][0] |= {"input": f"{tmp_path}/all", "output": f"{tmp_path}/out"}
-    with pytest.raises(NightFailed, match=r"1 of 2 runs failed: dated \(exit 5\)\. Then .* deadline") as failed:
+    with pytest.raises(NightFailed, match=r"1 of 2 runs failed: dated \(exit 5\)\. Then .* deadline") as failure:
         show_night(NightlyConfig(**night), TONIGHT)
-    assert failed.value.exit_code == notification(tmp_path)["exit_code"] == 8
+    assert failure.value.exit_code == notification(tmp_path)["exit_code"] == 8
     assert [run["exit_code"] for run in notification(tmp_path)["runs"]] == [5, 7]
     assert "1 of 2 runs failed, stopped at the deadline" in Path(notification(tmp_path)["report"]).read_text()
 
@@ -250,11 +250,11 @@ def test_webhook_failure_is_a_warning(night, tmp_path, caplog):
 
 @pytest.mark.usefixtures("ray_session")
 def test_input_without_known_images_is_a_warning(night, tmp_path, caplog):
-    whole = {"jobs": [night["jobs"][1]], "catch_up": 0, "report": night["report"], "notify": night["notify"]}
-    show_night(NightlyConfig(**whole), TONIGHT)
-    for path in Path(whole["jobs"][0]["input"]).iterdir():
+    undated_job = {"jobs": [night["jobs"][1]], "catch_up": 0, "report": night["report"], "notify": night["notify"]}
+    show_night(NightlyConfig(**undated_job), TONIGHT)
+    for path in Path(undated_job["jobs"][0]["input"]).iterdir():
         path.unlink()
-    show_night(NightlyConfig(**whole), TONIGHT)
+    show_night(NightlyConfig(**undated_job), TONIGHT)
     [line] = notification(tmp_path)["runs"]
     assert line["exit_code"] == line["found"] == 0
     assert "holds none of the images that" in line["doubt"]
@@ -276,12 +276,12 @@ def test_night_stops_at_its_deadline_and_the_next_continues(night, tmp_path):
         f"import sys; sys.argv = ['imagemill', 'nightly', '-c', {str(tmp_path / 'night.yaml')!r}, '--until', '06:00']\n"
         "from imagemill.__main__ import main; main()"
     )
-    done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 7, done.stderr
-    assert "deadline" in done.stderr
+    result = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, timeout=200, check=False)
+    assert result.returncode == 7, result.stderr
+    assert "deadline" in result.stderr
     assert notification(tmp_path)["runs"][0]["exit_reason"] == "deadline"
     assert "stopped at the deadline" in Path(notification(tmp_path)["report"]).read_text()
     command = [sys.executable, "-m", "imagemill", "nightly", "-c", str(tmp_path / "night.yaml")]
     assert subprocess.run(command, capture_output=True, timeout=280, check=False).returncode == 0
-    seen = verify(Store(str(tmp_path / "codes")))
-    assert (seen.images, seen.problems) == (60, [])
+    verification = verify(Store(str(tmp_path / "codes")))
+    assert (verification.images, verification.problems) == (60, [])

@@ -34,11 +34,11 @@ def test_decode_replaces_its_own_files(imagemill, output, tmp_path):
     dest = tmp_path / "decoded"
     assert imagemill("decode", output, dest, "--where", "rel_path < '4'")[0] == 0
     assert imagemill("decode", output, dest)[0] == 0
-    before = contents(dest)
+    old_contents = contents(dest)
     assert imagemill("decode", output, dest)[0] == 0
     images = {name for name in contents(dest) if not name.startswith(FOLDER)}
     assert images == {f"{n}.png" for n in range(8)}
-    assert all(contents(dest)[name] == before[name] for name in images)
+    assert all(contents(dest)[name] == old_contents[name] for name in images)
 
 
 def test_decode_replaces_no_file_of_the_user(imagemill, output, tmp_path):
@@ -55,36 +55,36 @@ def test_decode_replaces_no_file_of_the_user(imagemill, output, tmp_path):
     assert (dest / "7.png").read_bytes() != MINE
 
     Image.open(dest / "3.png").rotate(90).save(dest / "3.png")
-    before = contents(dest)
+    old_contents = contents(dest)
     assert imagemill("decode", output, dest)[0] == 2
-    assert contents(dest) == before
+    assert contents(dest) == old_contents
     assert (dest / "notes.txt").read_bytes() == MINE
 
 
 @pytest.mark.parametrize("place", ["in", "in/below/it", ".", "link", "out/images", "out/results/x"])
 def test_decode_refuses_inputs_and_folders_of_runs(imagemill, output, place):
-    made = output.parent
-    (made / "link").symlink_to(made / "in")
+    parent = output.parent
+    (parent / "link").symlink_to(parent / "in")
     # No input file has the name of a decoded image, so the command must refuse the folder itself.
-    for path in sorted((made / "in").iterdir()):
+    for path in sorted((parent / "in").iterdir()):
         path.rename(path.with_suffix(".tmp"))
-    before = contents(made)
-    code, _, err = imagemill("decode", output, made / place)
+    old_contents = contents(parent)
+    code, _, err = imagemill("decode", output, parent / place)
     assert (code, err.count("\n")) == (2, 1)
     assert "Choose another folder" in err
-    assert contents(made) == before
+    assert contents(parent) == old_contents
 
 
 def test_decode_knows_sources_without_runs(imagemill, output, tmp_path):
     """The sources are read from the rows, also in an output without runs/ and in an export."""
     assert imagemill("export", output, tmp_path / "export")[0] == 0
     shutil.rmtree(output / "runs")
-    before = contents(output.parent / "in")
+    old_contents = contents(output.parent / "in")
     for place in (output, tmp_path / "export"):
         code, _, err = imagemill("decode", place, output.parent / "in")
         assert code == 2
         assert f"{output.parent}/in: is an input of {place}. Choose another folder" in err
-    assert contents(output.parent / "in") == before
+    assert contents(output.parent / "in") == old_contents
 
 
 def test_decode_to_a_bucket_replaces_no_file_of_the_user(imagemill, output, moto_bucket):
@@ -171,9 +171,9 @@ def test_demo_keeps_files_of_the_user(imagemill, tmp_path, mine):
 
 def test_demo_keeps_an_output_of_other_images(imagemill, output, tmp_path):
     shutil.copytree(output, tmp_path / "demo/compressed")
-    before = contents(tmp_path)
+    old_contents = contents(tmp_path)
     assert imagemill("demo", tmp_path / "demo")[0] == 2
-    assert contents(tmp_path) == before
+    assert contents(tmp_path) == old_contents
 
 
 def test_night_keeps_an_index_of_the_user(tmp_path, caplog):

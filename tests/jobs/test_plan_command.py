@@ -91,8 +91,8 @@ def test_plan_warns_of_an_input_unknown_to_output(imagemill, tmp_path, crops):
 
     rows = f"holds none of the images that {output.url} has rows of, which was made from {tmp_path}/in. Is it the right"
     assert f"{tmp_path}/other {rows}" in stderr_of("other", "b.png")
-    moved = f"1 of its 2 images have rows that were made from {tmp_path}/in (for example a.png)"
-    assert moved in stderr_of("other", "a.png")
+    warning = f"1 of its 2 images have rows that were made from {tmp_path}/in (for example a.png)"
+    assert warning in stderr_of("other", "a.png")
     assert stderr_of("in") == ""
     (tmp_path / "in/a.png").unlink()
     assert f"{tmp_path}/in {rows} place, and complete?" in stderr_of("in")

@@ -57,29 +57,29 @@ def shell(script: str, *arguments: object, **environment: str) -> subprocess.Com
 
 def test_process_survives_a_closed_pipe(rejects: Path) -> None:
     """`imagemill failures OUT | head -1` exits with 0 and prints no error."""
-    ended = shell('"$@" | head -1', "failures", rejects)
-    assert (ended.returncode, ended.stderr) == (0, b"")
-    assert ended.stdout.count(b"\n") == 1
+    result = shell('"$@" | head -1', "failures", rejects)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout.count(b"\n") == 1
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
 def test_process_survives_closed_streams(closed: str, empty: Path, tmp_path: Path) -> None:
     """A run with closed streams processes its images, writes run.json, and writes no message into output files."""
-    ended = shell(f'"$@" {closed}', "denoise", empty, tmp_path / "out")
-    assert ended.returncode == 0, ended.stderr
+    result = shell(f'"$@" {closed}', "denoise", empty, tmp_path / "out")
+    assert result.returncode == 0, result.stderr
     [record] = (tmp_path / "out/runs").glob("*/run.json")
     assert json.loads(record.read_bytes())["exit_reason"] == "done"
-    ended = shell(f'"$@" {closed}', "failures", tmp_path / "nowhere")
-    assert ended.returncode == 5
-    assert b"Traceback" not in ended.stderr
+    result = shell(f'"$@" {closed}', "failures", tmp_path / "nowhere")
+    assert result.returncode == 5
+    assert b"Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, ASCII], ids=["ascii", "C"])
 def test_process_shows_names_in_any_locale(environment: dict[str, str], rejects: Path) -> None:
     """Characters that an encoding lacks are escaped, and the exit code does not depend on the locale."""
-    ended = shell('"$@"', "failures", rejects, **environment)
-    assert (ended.returncode, ended.stderr) == (0, b"")
-    assert (b"gr\\xfcn-7.png" if "PYTHONIOENCODING" in environment else "grün-7.png".encode()) in ended.stdout
+    result = shell('"$@"', "failures", rejects, **environment)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert (b"gr\\xfcn-7.png" if "PYTHONIOENCODING" in environment else "grün-7.png".encode()) in result.stdout
 
 
 def test_process_reads_names_as_utf8_in_any_locale(tmp_path: Path) -> None:
@@ -93,8 +93,8 @@ def test_process_reads_names_as_utf8_in_any_locale(tmp_path: Path) -> None:
     (tmp_path / "names").mkdir()
     (tmp_path / "names/grün.png").touch()
     environment = os.environ | ASCII | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    ended = subprocess.run([sys.executable, script], capture_output=True, env=environment, cwd=tmp_path, timeout=120)
-    assert ended.stdout == b"['gr\\xfcn.png']\n", ended.stderr
+    result = subprocess.run([sys.executable, script], capture_output=True, env=environment, cwd=tmp_path, timeout=120)
+    assert result.stdout == b"['gr\\xfcn.png']\n", result.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -109,9 +109,9 @@ def test_signal_during_imports_exits_with_130(number: signal.Signals) -> None:
         f"        signal.raise_signal({int(number)})\n    return before(name, *rest)\n"
         "builtins.__import__ = late\nmain()\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
-    assert (ended.returncode, ended.stdout) == (130, b"")
-    assert ended.stderr == b"imagemill: interrupted before any work began\n"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
+    assert (result.returncode, result.stdout) == (130, b"")
+    assert result.stderr == b"imagemill: interrupted before any work began\n"
 
 
 @pytest.mark.chaos
@@ -165,10 +165,10 @@ def test_signal_during_the_report_keeps_the_failure(empty: Path, tmp_path: Path,
 def test_run_writes_its_record_after_a_signal_in_any_stage(stage, error, empty: Path, tmp_path: Path, monkeypatch) -> None:
     """A run that has started writes run.json, no matter when the signal arrives."""
 
-    def late(*_: object, **__: object) -> None:
+    def raise_error(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(f"imagemill.pipeline.run.{stage}", late)
+    monkeypatch.setattr(f"imagemill.pipeline.run.{stage}", raise_error)
     with pytest.raises(error):
         run(RunConfig(task="denoise", input=str(empty), output=str(tmp_path / "out")))
     [record] = (tmp_path / "out/runs").glob("*/run.json")

@@ -16,10 +16,10 @@ from imagemill.pipeline.storage import StorageConfig, Store
 
 def test_show_registry_names_everything(capsys):
     show_registry()
-    shown = capsys.readouterr().out
+    stdout = capsys.readouterr().out
     for name in (*TASKS, *ARCHITECTURES, *checkpoint.bundled_names()):
-        assert name in shown
-    assert "1,477" in shown
+        assert name in stdout
+    assert "1,477" in stdout
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
@@ -34,12 +34,12 @@ def test_measure_layers_counts_every_parameter(name):
 @pytest.mark.parametrize("name", checkpoint.bundled_names())
 def test_show_checkpoint_names_the_set_of_each_figure(name, capsys):
     show_checkpoint(name, StorageConfig())
-    shown = capsys.readouterr().out
+    stdout = capsys.readouterr().out
     card = checkpoint.read_card(name)
-    assert card.sha256 in shown
+    assert card.sha256 in stdout
     for entry in card.metrics:
-        assert entry["set"] in shown
-    assert "multiply-adds" in shown
+        assert entry["set"] in stdout
+    assert "multiply-adds" in stdout
 
 
 def test_show_checkpoint_reads_a_stored_copy(tmp_path, capsys):
@@ -56,13 +56,13 @@ def test_write_metrics_replaces_the_same_set_and_params(tmp_path: Path):
     source = Path(checkpoint.locate("denoise-small"))
     for file in source.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    before = checkpoint.read_card(str(tmp_path)).metrics
+    old_metrics = checkpoint.read_card(str(tmp_path)).metrics
     for db in (30, 31):
         for params in ({}, {"params": {"tile": 3}}):
             checkpoint.write_metrics(str(tmp_path), {"set": "a", "images": 2, "headline": f"{db} dB", **params})
     card = checkpoint.read_card(str(tmp_path))
-    assert card.metrics[: len(before)] == before
-    assert [entry["headline"] for entry in card.metrics[len(before) :]] == ["31 dB", "31 dB"]
+    assert card.metrics[: len(old_metrics)] == old_metrics
+    assert [entry["headline"] for entry in card.metrics[len(old_metrics) :]] == ["31 dB", "31 dB"]
     checkpoint.read_weights(str(tmp_path), card)
     assert json.loads((tmp_path / "card.json").read_text())["metrics"] == card.metrics
 

@@ -48,7 +48,7 @@ const seen = []; addEventListener("message", e => { seen.push(e.data); document.
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory, crops: list[np.ndarray], ray_session: None) -> Path:
+def run_folder(tmp_path_factory: pytest.TempPathFactory, crops: list[np.ndarray], ray_session: None) -> Path:
     """Return a folder with `in`, and with `out` of two runs: one with too many rejects, one without new images."""
     folder = tmp_path_factory.mktemp("report")
     (folder / "in").mkdir()
@@ -75,34 +75,34 @@ def pictures(text: str, side: str = "") -> int:
     return len(re.findall(rf'<img src="data:image/webp;base64,[^"]+" alt="{side}', text))
 
 
-def test_report_of_a_failed_run_has_figures_and_pictures(ran):
-    text = page(ran / "out", 0)
-    for what in ("too many rejects", "UnknownFormat", "Random sample", "Lowest PSNR", "PSNR around the median",
+def test_report_of_a_failed_run_has_figures_and_pictures(run_folder):
+    text = page(run_folder / "out", 0)
+    for phrase in ("too many rejects", "UnknownFormat", "Random sample", "Lowest PSNR", "PSNR around the median",
                  "Latents in two dimensions", "Where the time went", "max_reject_fraction: 0.0", "exit 3:"):  # fmt: skip
-        assert what in text, what
+        assert phrase in text, phrase
     # The report shows eight random images, four with the lowest PSNR and four around the median.
     assert (pictures(text, "before: "), pictures(text, "after: ")) == (16, 16)
     assert text.count("<circle") == 14
 
 
-def test_report_says_that_nothing_is_new(ran):
-    text = page(ran / "out", 1)
+def test_report_says_that_nothing_is_new(run_folder):
+    text = page(run_folder / "out", 1)
     assert "nothing new" in text
     assert "The last 2 runs" in text
-    assert f"../{runs(ran / 'out')[0].name}/report.html" in text
+    assert f"../{runs(run_folder / 'out')[0].name}/report.html" in text
     assert pictures(text) == 0
 
 
-def test_report_without_images_imports_no_torch(ran):
+def test_report_without_images_imports_no_torch(run_folder):
     """Call the function, because the command itself imports torch to name checkpoint errors."""
     code = (
         "import sys; from imagemill.pipeline.reports.report import rewrite_report\n"
         "from imagemill.pipeline.storage import Store\n"
-        f"rewrite_report(Store({str(ran / 'out')!r}), {runs(ran / 'out')[1].name!r})\n"
+        f"rewrite_report(Store({str(run_folder / 'out')!r}), {runs(run_folder / 'out')[1].name!r})\n"
         "print(sorted({'torch', 'ray', 'matplotlib'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
-    assert done.stdout.strip() == "[]"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
+    assert result.stdout.strip() == "[]"
 
 
 class Elements(HTMLParser):
@@ -115,45 +115,45 @@ class Elements(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
-        named = dict(attrs)
-        assert not [name for name in named if name.startswith("on")]
+        attributes = dict(attrs)
+        assert not [name for name in attributes if name.startswith("on")]
         keys = ("src", "srcset", "href", "xlink:href", "action", "data", "poster")
-        self.addresses += [str(named[key]) for key in keys if key in named]
+        self.addresses += [str(attributes[key]) for key in keys if key in attributes]
 
 
-def test_report_escapes_names_and_loads_nothing(ran):
-    text = page(ran / "out", 0)
+def test_report_escapes_names_and_loads_nothing(run_folder):
+    text = page(run_folder / "out", 0)
     assert "&lt;svg onload=document.title=&#39;owned&#39;&gt;.jpg" in text
     assert "<img src=x" not in text
     assert "<svg onload" not in text
     assert "49.png" not in text
     assert "<script" not in text
-    seen = Elements()
-    seen.feed(text)
-    assert [address for address in seen.addresses if not address.startswith("data:")] == []
-    assert not seen.tags & {"script", "iframe", "object", "embed", "base", "form", "audio", "video"}
+    elements = Elements()
+    elements.feed(text)
+    assert [address for address in elements.addresses if not address.startswith("data:")] == []
+    assert not elements.tags & {"script", "iframe", "object", "embed", "base", "form", "audio", "video"}
     assert not re.search(r"url\(|@import|<meta[^>]*refresh", text)
     assert "default-src &#39;none&#39;" in text
 
 
-def test_rewrite_report_keeps_pictures(ran, tmp_path):
+def test_rewrite_report_keeps_pictures(run_folder, tmp_path):
     """A rewritten report is identical; one with fewer pictures does not replace the existing report."""
-    shutil.copytree(ran / "out", tmp_path / "out")
-    output, first = Store(str(tmp_path / "out")), runs(ran / "out")[0].name
-    assert output.read(rewrite_report(output, first)).decode() == page(ran / "out", 0)
+    shutil.copytree(run_folder / "out", tmp_path / "out")
+    output, first = Store(str(tmp_path / "out")), runs(run_folder / "out")[0].name
+    assert output.read(rewrite_report(output, first)).decode() == page(run_folder / "out", 0)
     # One input image has changed, the others are missing.
-    (ran / "in").rename(ran / "away")
-    (ran / "in").mkdir()
+    (run_folder / "in").rename(run_folder / "away")
+    (run_folder / "in").mkdir()
     try:
-        shutil.copy(ran / "away/1.png", ran / "in/0.png")
+        shutil.copy(run_folder / "away/1.png", run_folder / "in/0.png")
         with pytest.raises(StorageError, match=r"it shows 32 pictures and only 16 can be made now"):
             rewrite_report(output, first)
-        assert page(tmp_path / "out", 0) == page(ran / "out", 0)
+        assert page(tmp_path / "out", 0) == page(run_folder / "out", 0)
         (tmp_path / "out/runs" / first / "report.html").unlink()
         text = output.read(rewrite_report(output, first)).decode()
     finally:
-        shutil.rmtree(ran / "in")
-        (ran / "away").rename(ran / "in")
+        shutil.rmtree(run_folder / "in")
+        (run_folder / "away").rename(run_folder / "in")
     assert (pictures(text, "before: "), pictures(text, "after: ")) == (0, 16)
     assert "the input image was moved, deleted or changed" in text
     # A killed run has no run.json.
@@ -163,10 +163,10 @@ def test_rewrite_report_keeps_pictures(ran, tmp_path):
         rewrite_report(output, "../../in")
 
 
-def test_report_shows_no_file_outside_the_output(ran, tmp_path):
-    shutil.copytree(ran / "out", tmp_path / "out")
-    shutil.copy(ran / "in/0.png", tmp_path / "elsewhere.png")
-    output, first = Store(str(tmp_path / "out")), runs(ran / "out")[0].name
+def test_report_shows_no_file_outside_the_output(run_folder, tmp_path):
+    shutil.copytree(run_folder / "out", tmp_path / "out")
+    shutil.copy(run_folder / "in/0.png", tmp_path / "elsewhere.png")
+    output, first = Store(str(tmp_path / "out")), runs(run_folder / "out")[0].name
     (tmp_path / "out/runs" / first / "report.html").unlink()
     for part in (tmp_path / "out/results").iterdir():
         table = pq.read_table(part)
@@ -177,9 +177,9 @@ def test_report_shows_no_file_outside_the_output(ran, tmp_path):
 
 
 @pytest.mark.parametrize("column", ["content_sha256", "latent"])
-def test_report_of_damaged_rows_has_no_pictures(ran, tmp_path, column):
-    shutil.copytree(ran / "out", tmp_path / "out")
-    output, first = Store(str(tmp_path / "out")), runs(ran / "out")[0].name
+def test_report_of_damaged_rows_has_no_pictures(run_folder, tmp_path, column):
+    shutil.copytree(run_folder / "out", tmp_path / "out")
+    output, first = Store(str(tmp_path / "out")), runs(run_folder / "out")[0].name
     (tmp_path / "out/runs" / first / "report.html").unlink()
     for part in (tmp_path / "out/results").iterdir():
         data, file = bytearray(part.read_bytes()), pq.ParquetFile(part).metadata
@@ -193,12 +193,12 @@ def test_report_of_damaged_rows_has_no_pictures(ran, tmp_path, column):
     assert "compress" in text
 
 
-def test_failed_report_is_a_warning(ran, caplog):
-    assert write_run_report(Store(str(ran / "out")), {"run_id": "20260101T000000Z-abcdef"}, set(), None) is None
+def test_failed_report_is_a_warning(run_folder, caplog):
+    assert write_run_report(Store(str(run_folder / "out")), {"run_id": "20260101T000000Z-abcdef"}, set(), None) is None
     assert "run 20260101T000000Z-abcdef has no report: FileNotFoundError" in caplog.text
 
 
-def tarred(folder: Path, files: dict[str, bytes]) -> None:
+def write_tar(folder: Path, files: dict[str, bytes]) -> None:
     with tarfile.open(folder / "shard.tar", "w") as tar:
         for name, data in files.items():
             info = tarfile.TarInfo(name)
@@ -206,11 +206,11 @@ def tarred(folder: Path, files: dict[str, bytes]) -> None:
             tar.addfile(info, io.BytesIO(data))
 
 
-def in_parquet(folder: Path, files: dict[str, bytes]) -> None:
+def write_parquet(folder: Path, files: dict[str, bytes]) -> None:
     pq.write_table(pa.table({"key": list(files), "image": list(files.values())}), folder / "rows.parquet")
 
 
-def as_files(folder: Path, files: dict[str, bytes]) -> None:
+def write_files(folder: Path, files: dict[str, bytes]) -> None:
     for name, data in files.items():
         (folder / name).write_bytes(data)
 
@@ -218,12 +218,12 @@ def as_files(folder: Path, files: dict[str, bytes]) -> None:
 @pytest.mark.parametrize(
     ("task", "place", "params"),
     [
-        ("denoise", tarred, {}),
-        ("colorize", in_parquet, {}),
-        ("inpaint", as_files, {"missing": "red"}),
-        ("stylize", as_files, {"size": 64}),
-        ("compress", tarred, {"coding": "coded"}),
-        ("upscale", as_files, {}),
+        ("denoise", write_tar, {}),
+        ("colorize", write_parquet, {}),
+        ("inpaint", write_files, {"missing": "red"}),
+        ("stylize", write_files, {"size": 64}),
+        ("compress", write_tar, {"coding": "coded"}),
+        ("upscale", write_files, {}),
     ],
 )
 def test_report_shows_pictures_of_every_task(task, place, params, tmp_path, crops, ray_session):
@@ -233,10 +233,10 @@ def test_report_shows_pictures_of_every_task(task, place, params, tmp_path, crop
         Image.fromarray(crops[9]).save(tmp_path / "style.png")
         params = {**params, "style": [str(tmp_path / "style.png")]}
     record = run(RunConfig(task=task, input=f"{tmp_path}/in", output=f"{tmp_path}/out", params=params))
-    made = (tmp_path / "out" / record["report"]).read_text()
-    assert (pictures(made, "before: "), pictures(made, "after: ")) == (2, 2)
+    content = (tmp_path / "out" / record["report"]).read_text()
+    assert (pictures(content, "before: "), pictures(content, "after: ")) == (2, 2)
     assert rewrite_report(Store(f"{tmp_path}/out"), record["run_id"]) == record["report"]
-    assert (tmp_path / "out" / record["report"]).read_text() == made
+    assert (tmp_path / "out" / record["report"]).read_text() == content
 
 
 def test_rewrite_report_finds_a_relative_input(tmp_path, crops, ray_session, monkeypatch):
@@ -245,10 +245,10 @@ def test_rewrite_report_finds_a_relative_input(tmp_path, crops, ray_session, mon
     monkeypatch.chdir(tmp_path)
     record = run(RunConfig(task="denoise", input="in", output=f"{tmp_path}/out"))
     monkeypatch.chdir("/")
-    made = (tmp_path / "out" / record["report"]).read_text()
-    assert pictures(made, "before: ") == 1
+    content = (tmp_path / "out" / record["report"]).read_text()
+    assert pictures(content, "before: ") == 1
     rewrite_report(Store(f"{tmp_path}/out"), record["run_id"])
-    assert (tmp_path / "out" / record["report"]).read_text() == made
+    assert (tmp_path / "out" / record["report"]).read_text() == content
 
 
 def test_report_on_s3_holds_no_secret(rclone_bucket, crops, ray_session):
@@ -268,8 +268,15 @@ def test_run_over_an_empty_folder_has_a_report(tmp_path):
 
 
 def test_render_page_redacts_secrets():
-    signed = "https://me:hunter2@h.example/a.jpg?X-Amz-Credential=AKIA7&size=3&X-Amz-Signature=abc123&sig=q9 was gone"
-    values = {"began": None, "headline": signed, "earlier": [], "runs": [], "without_input": [signed], "caught_up": []}
+    signed_url = "https://me:hunter2@h.example/a.jpg?X-Amz-Credential=AKIA7&size=3&X-Amz-Signature=abc123&sig=q9 was gone"
+    values = {
+        "began": None,
+        "headline": signed_url,
+        "earlier": [],
+        "runs": [],
+        "without_input": [signed_url],
+        "caught_up": [],
+    }
     values |= {"mood": "bad", "seconds": 1, "code": 5, "totals": dict.fromkeys(("ok", "rejected", "done_before"), 0)}
     text = render_page("night.html", {**values, "began": np.datetime64("2026-01-01").astype(object)}).decode()
     assert "size=3" in text
@@ -278,30 +285,30 @@ def test_render_page_redacts_secrets():
 
 def test_page_policy_allows_only_its_script():
     policy = re.compile(r'Content-Security-Policy" content="([^"]+)"')
-    without, with_one = (
+    policy_without_script, policy_with_script = (
         policy.search(render_page("base.html", {}, script).decode()) for script in ("", "document.title = 1")
     )
-    assert without
-    assert with_one
-    assert "script-src" not in without[1]
-    assert "script-src &#39;sha256-" in with_one[1]
+    assert policy_without_script
+    assert policy_with_script
+    assert "script-src" not in policy_without_script[1]
+    assert "script-src &#39;sha256-" in policy_with_script[1]
 
 
 @given(st.lists(st.floats(width=32), max_size=20))
 def test_histogram_counts_every_finite_number(numbers):
     values = np.array(numbers, np.float64)
-    drawn, finite = histogram("x", values), values[np.isfinite(values)]
-    assert sum(drawn.counts) == len(finite) if drawn else not len(finite)
+    histogram_bins, finite = histogram("x", values), values[np.isfinite(values)]
+    assert sum(histogram_bins.counts) == len(finite) if histogram_bins else not len(finite)
 
 
 @pytest.mark.parametrize("features", [np.zeros((3, 4)), np.eye(5), np.random.default_rng(0).normal(size=(400, 6))])
 def test_project_latents_keeps_every_point(features):
-    seen = project_latents([""] * len(features), features, np.arange(len(features), dtype=float))
-    for axis in (seen.x, seen.y):
+    projection = project_latents([""] * len(features), features, np.arange(len(features), dtype=float))
+    for axis in (projection.x, projection.y):
         assert len(axis) == len(features)
         assert min(axis) >= 0
         assert max(axis) <= 1
-    assert 0 <= seen.explained <= 1.0001
+    assert 0 <= projection.explained <= 1.0001
 
 
 def chromium(page: Path, profile: Path, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -310,30 +317,30 @@ def chromium(page: Path, profile: Path, *flags: str) -> subprocess.CompletedProc
     return subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
 
 
-def seen_at(page: Path, folder: Path, dark: bool) -> list[dict[str, Any]]:
+def measure_page(page: Path, folder: Path, dark: bool) -> list[dict[str, Any]]:
     """Measure a copy of a page at each width, in frames because a window cannot be narrow enough."""
     text = page.read_text().replace("default-src &#39;none&#39;", "script-src 'unsafe-inline'; default-src 'none'")
     (folder / "copy.html").write_text(text.replace('loading="lazy"', "").replace("</body>", f"{LOOK}</body>"))
     frames = "".join(f'<iframe src="copy.html" width="{width}" height="900" frameborder="0"></iframe>' for width in WIDTHS)
     (folder / "frames.html").write_text(FRAMES.replace("FRAMES", frames))
     scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
-    done = chromium(folder / "frames.html", folder / "profile", "--virtual-time-budget=5000", "--dump-dom", scheme)
-    found = re.search(r'data-seen="([^"]*)"', done.stdout)
-    assert found, done.stdout[-500:]
-    return sorted(json.loads(html.unescape(found[1])), key=lambda look: look["inner"])
+    result = chromium(folder / "frames.html", folder / "profile", "--virtual-time-budget=5000", "--dump-dom", scheme)
+    match = re.search(r'data-seen="([^"]*)"', result.stdout)
+    assert match, result.stdout[-500:]
+    return sorted(json.loads(html.unescape(match[1])), key=lambda look: look["inner"])
 
 
 @pytest.fixture(scope="module")
-def pages(ran: Path) -> dict[str, Path]:
+def pages(run_folder: Path) -> dict[str, Path]:
     """Return the report of the failed run, and the page of a night with this run."""
-    run_page = runs(ran / "out")[0] / "report.html"
+    run_page = runs(run_folder / "out")[0] / "report.html"
     record = json.loads((run_page.parent / "run.json").read_text())
     line = {"job": HOSTILE, "day": None, "output": record["output"], "exit_code": 3, "exit_reason": 40 * "long reason"}
     line |= {key: record[key] for key in ("found", "done_before", "planned", "ok", "rejected")}
-    nothing = {**line, "job": "nothing", "planned": 0, "exit_code": 0, "exit_reason": "done"}
-    lines = [{**line, "report": str(run_page)}, nothing]
+    empty_line = {**line, "job": "nothing", "planned": 0, "exit_code": 0, "exit_reason": "done"}
+    lines = [{**line, "report": str(run_page)}, empty_line]
     summary = {"began": "2026-03-01T01:00:00", "ended": "2026-03-01T01:10:00", "exit_code": 3, "runs": lines}
-    return {"run": run_page, "night": Path(str(write_night_page(Store(str(ran / "nights")), summary)))}
+    return {"run": run_page, "night": Path(str(write_night_page(Store(str(run_folder / "nights")), summary)))}
 
 
 @browser
@@ -342,7 +349,7 @@ def test_page_fits_phone_and_desktop(name, pages, tmp_path):
     """No page scrolls sideways or loads anything, in light and dark mode."""
     grounds = set()
     for dark in (False, True):
-        looks = seen_at(pages[name], tmp_path, dark)
+        looks = measure_page(pages[name], tmp_path, dark)
         assert [look["inner"] for look in looks] == list(WIDTHS)
         for look in looks:
             assert look["scroll"] <= look["inner"]
@@ -357,9 +364,9 @@ def test_page_fits_phone_and_desktop(name, pages, tmp_path):
 @browser
 @pytest.mark.parametrize("name", ["run", "night"])
 def test_page_logs_no_browser_error(name, pages, tmp_path):
-    done = chromium(pages[name], tmp_path / "profile", "--dump-dom")
-    assert "CONSOLE" not in done.stderr, done.stderr
-    assert "</html>" in done.stdout
+    result = chromium(pages[name], tmp_path / "profile", "--dump-dom")
+    assert "CONSOLE" not in result.stderr, result.stderr
+    assert "</html>" in result.stdout
 
 
 def test_night_page_links_to_reports(pages):

@@ -28,7 +28,7 @@ from tests.support.outputs import compressed
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def again(rgb: np.ndarray, **how: Any) -> np.ndarray:
+def reencode(rgb: np.ndarray, **how: Any) -> np.ndarray:
     """Encode a photo with the options of Pillow's `save`, and decode it."""
     file = io.BytesIO()
     Image.fromarray(rgb).save(file, **how)
@@ -42,7 +42,7 @@ def output(crops: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) ->
     photos = {f"{number:02}.png": crop for number, crop in enumerate(crops[::5])}
     photos |= {
         "same.png": first,
-        "recompressed.png": again(first, format="JPEG", quality=40),
+        "recompressed.png": reencode(first, format="JPEG", quality=40),
         "larger.png": np.asarray(Image.fromarray(first).resize((192, 144), Image.Resampling.LANCZOS)),
         "mirrored.png": first[:, ::-1].copy(),
     }
@@ -53,7 +53,7 @@ def output(crops: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def damaged(output: Store, tmp_path: Path) -> Store:
+def damaged_output(output: Store, tmp_path: Path) -> Store:
     """Return a copy of the output in which one latent is damaged."""
     shutil.copytree(output.root, tmp_path / "damaged")
     for path in (tmp_path / "damaged/results").iterdir():
@@ -70,20 +70,26 @@ def printed(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
 
 
 def test_search_ranks_copies_first(output, tmp_path, capsys, crops):
-    changed = Image.fromarray(crops[0][6:90, 8:120]).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    changed.save(tmp_path / "query.jpg", quality=60)
+    changed_image = Image.fromarray(crops[0][6:90, 8:120]).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    changed_image.save(tmp_path / "query.jpg", quality=60)
     show_search(output, str(tmp_path / "query.jpg"), None, 5, str(tmp_path / "sheet.png"))
-    found = printed(capsys)
-    assert {line[2] for line in found[1:6]} == {"00.png", "same.png", "recompressed.png", "larger.png", "mirrored.png"}
+    groups_found = printed(capsys)
+    assert {line[2] for line in groups_found[1:6]} == {
+        "00.png",
+        "same.png",
+        "recompressed.png",
+        "larger.png",
+        "mirrored.png",
+    }
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 1000
 
 
 def test_search_by_id_leaves_out_the_query(output, capsys):
     show_search(output, None, "00.png", 3)
-    found = printed(capsys)
-    assert found[1][1:3] == ["1.000", "same.png"]
-    assert "00.png" not in {line[2] for line in found[1:4]}
+    groups_found = printed(capsys)
+    assert groups_found[1][1:3] == ["1.000", "same.png"]
+    assert "00.png" not in {line[2] for line in groups_found[1:4]}
 
 
 def test_search_in_a_collection_of_one_image(tmp_path, capsys, crops):
@@ -102,11 +108,11 @@ def test_duplicates_tells_exact_from_near_copies(output, tmp_path, capsys):
     assert group["rel_path"].tolist()[0] == "larger.png"
     assert {"00.png", "same.png", "recompressed.png", "mirrored.png"} <= set(group["rel_path"])
     assert (rows["copy"] == "exact").sum() == 1
-    [exact] = rows[rows["copy"] == "exact"].to_dict("records")
-    assert ({exact["rel_path"], exact["of"]}, exact["similarity"]) == ({"00.png", "same.png"}, 1)
-    linked = rows[rows["copy"] != "first"]
-    assert ((linked["similarity"] >= 0.7) & (linked["similarity"] <= 1)).all()
-    assert set(linked["of"]) <= set(rows["rel_path"])
+    [exact_copy] = rows[rows["copy"] == "exact"].to_dict("records")
+    assert ({exact_copy["rel_path"], exact_copy["of"]}, exact_copy["similarity"]) == ({"00.png", "same.png"}, 1)
+    copies = rows[rows["copy"] != "first"]
+    assert ((copies["similarity"] >= 0.7) & (copies["similarity"] <= 1)).all()
+    assert set(copies["of"]) <= set(rows["rel_path"])
     assert (tmp_path / "sheet.png").exists()
     show_duplicates(output, 0.999)
     assert "1 exact copy," in capsys.readouterr().out
@@ -117,10 +123,10 @@ def test_link_to_first_takes_the_shortest_path(monkeypatch, at_a_time):
     """Among the shortest paths, the most similar last step wins."""
     monkeypatch.setattr("imagemill.pipeline.output.neighbours.COMPARED_PAIRS", at_a_time)
     angles = np.radians([0, 40, 20, 75, 41, -130])
-    by, alike = link_to_first(np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32), 0.75)
+    parents, similarities = link_to_first(np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32), 0.75)
     # No image is within the threshold of the last one, as can happen by rounding at the threshold.
-    assert by.tolist() == [0, 0, 0, 4, 0, 0]
-    np.testing.assert_allclose(alike, np.cos(np.radians([0, 40, 20, 34, 41, 130])), atol=1e-6)
+    assert parents.tolist() == [0, 0, 0, 4, 0, 0]
+    np.testing.assert_allclose(similarities, np.cos(np.radians([0, 40, 20, 34, 41, 130])), atol=1e-6)
 
 
 @pytest.mark.parametrize("at_a_time", [16_000_000, 3_000])
@@ -129,8 +135,8 @@ def test_find_similar_groups_equals_all_pairs(monkeypatch, at_a_time):
     vectors = np.random.default_rng(0).normal(size=(600, 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     groups = find_similar_groups(vectors, 0.93)
-    reached = np.linalg.matrix_power((vectors @ vectors.T >= 0.93).astype(float), 40) > 0
-    expected = {frozenset(np.flatnonzero(row).tolist()) for row in reached if row.sum() > 1}
+    is_reachable = np.linalg.matrix_power((vectors @ vectors.T >= 0.93).astype(float), 40) > 0
+    expected = {frozenset(np.flatnonzero(row).tolist()) for row in is_reachable if row.sum() > 1}
     assert {frozenset(group.tolist()) for group in groups} == expected
     assert [len(group) for group in groups] == sorted(map(len, expected), reverse=True)
     assert len(find_similar_groups(np.ones((500, 4), np.float32) / 2, 0.9)[0]) == 500
@@ -142,9 +148,9 @@ def test_search_warns_of_rows_with_other_parameters(output, tmp_path, capsys, ca
     store = compressed(tmp_path, {"a.png": crops[7], "b.png": crops[8]}, "compress-small", fence=3, step=64)
     show_search(store, None, "a.png", 5)
     assert f"{len(load_collection(output).state)} of compress-small" in caplog.text
-    shown = capsys.readouterr().out
-    assert "b.png" in shown
-    assert "00.png" not in shown
+    stdout = capsys.readouterr().out
+    assert "b.png" in stdout
+    assert "00.png" not in stdout
 
 
 def test_search_fits_whitening_to_digits(tmp_path, capsys):
@@ -153,37 +159,37 @@ def test_search_fits_whitening_to_digits(tmp_path, capsys):
     blobs = [np.asarray(Image.fromarray(rng.integers(0, 256, (7, 7), np.uint8)).resize((28, 28))) for _ in range(30)]
     digits = {f"{number:02}.png": np.stack([blob] * 3, 2) for number, blob in enumerate(blobs)}
     store = compressed(tmp_path, digits, "conv-mnist")
-    Image.fromarray(again(digits["07.png"], format="JPEG", quality=60)).save(tmp_path / "query.png")
+    Image.fromarray(reencode(digits["07.png"], format="JPEG", quality=60)).save(tmp_path / "query.png")
     show_search(store, str(tmp_path / "query.png"), None, 1, str(tmp_path / "sheet.png"))
     assert printed(capsys)[1][2] == "07.png"
     write_map(store, str(tmp_path / "map.html"), "pca")
     assert "Map of 30 images" in (tmp_path / "map.html").read_text()
 
 
-def test_damaged_latents_are_named_and_left_out(damaged, tmp_path, capsys):
+def test_damaged_latents_are_named_and_left_out(damaged_output, tmp_path, capsys):
     with pytest.raises(VerificationError, match=r"1 image with damaged latents left out: 01\.png: latent does not match"):
-        show_search(damaged, None, "00.png", 100)
+        show_search(damaged_output, None, "00.png", 100)
     assert "01.png" not in capsys.readouterr().out
     with pytest.raises(VerificationError, match=r"01\.png"):
-        show_search(damaged, None, "01.png", 3)
+        show_search(damaged_output, None, "01.png", 3)
     with pytest.raises(VerificationError, match=r"01\.png"):
-        show_duplicates(damaged, 0.7)
+        show_duplicates(damaged_output, 0.7)
     with pytest.raises(VerificationError, match=r"01\.png"):
-        write_map(damaged, str(tmp_path / "map.html"), "pca")
+        write_map(damaged_output, str(tmp_path / "map.html"), "pca")
     assert "01.png" not in (tmp_path / "map.html").read_text()
 
 
 def test_invalid_queries_are_config_errors(output, tmp_path):
-    broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"\xff\xd8\xff broken")
-    for image, id_, said in (
+    broken_file = tmp_path / "broken.jpg"
+    broken_file.write_bytes(b"\xff\xd8\xff broken")
+    for image, id_, message in (
         (None, None, "either"),
         ("a", "b", "either"),
-        (str(broken), None, r"broken\.jpg: (UnknownFormat|BrokenImage)"),
+        (str(broken_file), None, r"broken\.jpg: (UnknownFormat|BrokenImage)"),
         (str(tmp_path / "none.jpg"), None, "no such file"),
         (None, "none.png", "no image"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=message):
             show_search(output, image, id_, 3)
     with pytest.raises(ConfigError, match=r"copies\.xlsx"):
         show_duplicates(output, 0.7, "copies.xlsx")
@@ -196,9 +202,9 @@ def test_invalid_queries_are_config_errors(output, tmp_path):
 
 def test_draw_sample_is_bounded_and_repeatable(output):
     state = load_collection(output).state
-    few = draw_sample(state, most=4)
-    assert len(few) == 4
-    np.testing.assert_array_equal(few.row, draw_sample(state, most=4).row)
+    sample = draw_sample(state, most=4)
+    assert len(sample) == 4
+    np.testing.assert_array_equal(sample.row, draw_sample(state, most=4).row)
     tens = replace(state, part=np.repeat(np.arange(50, dtype=np.int32), 20), row=np.zeros(1000, np.int32))
     assert len(np.unique(draw_sample(tens, most=30, parts=3).part)) <= 3
 

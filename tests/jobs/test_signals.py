@@ -28,9 +28,9 @@ class SignalsWhenDeleted:
 
 @pytest.fixture
 def handler() -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, raise_interrupted)
+    old_handler = signal.signal(signal.SIGTERM, raise_interrupted)
     yield
-    signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, old_handler)
 
 
 def wait() -> None:

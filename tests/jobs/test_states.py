@@ -41,15 +41,15 @@ def train_epoch(state: State, psnr_db: float) -> None:
 
 
 def test_resumed_training_is_bit_identical(tmp_path: Path) -> None:
-    run, through = Store(str(tmp_path)), fresh()
-    train_epoch(through, 1)
-    save_state(through, run, fencing_token=0)
-    train_epoch(through, 2)
+    run, reference = Store(str(tmp_path)), fresh()
+    train_epoch(reference, 1)
+    save_state(reference, run, fencing_token=0)
+    train_epoch(reference, 2)
     resumed = fresh()
     resumed.load(*read_state(run, 1))
     train_epoch(resumed, 2)
-    assert resumed.to_bytes() == through.to_bytes()
-    assert resumed.history == through.history
+    assert resumed.to_bytes() == reference.to_bytes()
+    assert resumed.history == reference.history
 
 
 def test_keep_keeps_the_newest_two_and_the_best(tmp_path: Path) -> None:
@@ -78,10 +78,10 @@ def test_best_epoch_survives_a_damaged_better_one(tmp_path: Path) -> None:
         save_state(state, run, fencing_token=0)
     assert stored_epochs(run) == [5, 4, 2]
     run.write(state_path(5, "safetensors"), b"damaged")
-    again = fresh()
-    again.load(*read_state(run, len(read_newest_history(run))))
-    train_epoch(again, 34)
-    save_state(again, run, fencing_token=0)
+    restored_state = fresh()
+    restored_state.load(*read_state(run, len(read_newest_history(run))))
+    train_epoch(restored_state, 34)
+    save_state(restored_state, run, fencing_token=0)
     assert best_epoch(read_newest_history(run)) == 2
     assert read_state(run, 2)
 
@@ -101,10 +101,10 @@ def test_learning_rate_continues_with_other_workers() -> None:
 
 def test_validation_does_not_change_the_average() -> None:
     state = State.begin(ARCHITECTURES["conv"](), ema_decay=0.999, weight_decay=1e-4)
-    before = {name: value.clone() for name, value in state.average.state_dict().items()}
+    old_values = {name: value.clone() for name, value in state.average.state_dict().items()}
     with torch.inference_mode():
         OBJECTIVES["compress"].validate(state.average.module, torch.rand(1, 3, 28, 28), torch.Generator())
-    assert all(torch.equal(value, before[name]) for name, value in state.average.state_dict().items())
+    assert all(torch.equal(value, old_values[name]) for name, value in state.average.state_dict().items())
     assert state.model.training
 
 

@@ -16,12 +16,12 @@ from imagemill.pipeline.output.snapshot import read_snapshot
 from tests.support.outputs import compressed
 
 
-def drawn(seed: int, images: int, mean: float = 0.0, deviation: float = 1.0) -> Moments:
-    seen, rng = Moments(), np.random.default_rng(seed)
+def draw_moments(seed: int, images: int, mean: float = 0.0, deviation: float = 1.0) -> Moments:
+    moments, rng = Moments(), np.random.default_rng(seed)
     for _ in range(4):
         values = rng.normal(mean, deviation, (images // 4, 8, 5, 5)).astype(np.float32)
-        seen.add(values, np.full(values.shape[:2], 0.01), {"a"})
-    return seen
+        moments.add(values, np.full(values.shape[:2], 0.01), {"a"})
+    return moments
 
 
 def moments_of(values: np.ndarray, width: np.ndarray | float = 1.0) -> Moments:
@@ -31,81 +31,89 @@ def moments_of(values: np.ndarray, width: np.ndarray | float = 1.0) -> Moments:
         values: latents (N,C,h,w).
         width: quantiser step, one value or (C,).
     """
-    seen = Moments()
-    seen.add(values, np.broadcast_to(width, values.shape[:2]), {"a"})
-    return seen
+    moments = Moments()
+    moments.add(values, np.broadcast_to(width, values.shape[:2]), {"a"})
+    return moments
 
 
 def test_moments_equal_numpy() -> None:
     values = np.random.default_rng(0).normal(3, 2, (20, 4, 6, 6)).astype(np.float32)
-    seen = Moments()
-    for some in (values[:7], values[7:]):
-        seen.add(some, np.ones(some.shape[:2]), {"a"})
-    np.testing.assert_allclose(seen.mean, values.mean((0, 2, 3)), rtol=1e-5)
-    np.testing.assert_allclose(seen.variance, values.var((0, 2, 3)), rtol=1e-5)
+    moments = Moments()
+    for chunk in (values[:7], values[7:]):
+        moments.add(chunk, np.ones(chunk.shape[:2]), {"a"})
+    np.testing.assert_allclose(moments.mean, values.mean((0, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(moments.variance, values.var((0, 2, 3)), rtol=1e-5)
 
 
 def test_drift_measures_a_known_shift() -> None:
     """The measured distance equals a known shift, and random variation raises no alarm."""
-    reference = drawn(0, 400)
-    near, moved, wider = drawn(1, 400), drawn(2, 400, mean=0.5), drawn(3, 400, deviation=1.5)
-    assert drift(moved, reference).distance == pytest.approx(0.5, abs=0.05)
-    assert drift(wider, reference).distance == pytest.approx(0.5, abs=0.05)
-    same = drift(near, reference)
-    assert same.distance < 4 * same.chance < 0.1
-    assert drift(moved, reference).alarming(0.3)
-    assert not drift(moved, reference).alarming(0.7)
-    few = drift(drawn(4, 4), drawn(5, 4))
-    assert few.distance > 0.1
-    assert not few.alarming(0.05)
+    reference = draw_moments(0, 400)
+    similar_moments, shifted_moments, wider_moments = (
+        draw_moments(1, 400),
+        draw_moments(2, 400, mean=0.5),
+        draw_moments(3, 400, deviation=1.5),
+    )
+    assert drift(shifted_moments, reference).distance == pytest.approx(0.5, abs=0.05)
+    assert drift(wider_moments, reference).distance == pytest.approx(0.5, abs=0.05)
+    null_drift = drift(similar_moments, reference)
+    assert null_drift.distance < 4 * null_drift.chance < 0.1
+    assert drift(shifted_moments, reference).alarming(0.3)
+    assert not drift(shifted_moments, reference).alarming(0.7)
+    small_drift = drift(draw_moments(4, 4), draw_moments(5, 4))
+    assert small_drift.distance > 0.1
+    assert not small_drift.alarming(0.05)
 
 
 def test_drift_of_random_splits_matches_chance(tmp_path: Path, crops: list[np.ndarray]) -> None:
     output = compressed(tmp_path, {f"{n}.png": crop for n, crop in enumerate(crops)}, "compress-small", rows_per_part=1000)
     [latents] = latent_batches(read_snapshot(output), ["rel_path"], [])
-    values, made_by = latents.values, checkpoints.build(*checkpoints.read("compress-small"))
-    width = made_by.dequantisation(26)[0].detach().numpy()
-    for few in (6, 16, len(values) // 2):
+    values, model = latents.values, checkpoints.build(*checkpoints.read("compress-small"))
+    width = model.dequantisation(26)[0].detach().numpy()
+    for size in (6, 16, len(values) // 2):
         orders = [np.random.default_rng(seed).permutation(len(values)) for seed in range(100)]
-        splits = [drift(moments_of(values[order[:few]], width), moments_of(values[order[few:]], width)) for order in orders]
+        splits = [
+            drift(moments_of(values[order[:size]], width), moments_of(values[order[size:]], width)) for order in orders
+        ]
         # Few photos with a dozen overlapping crops each: many channels are active in few images, so the tail is long.
-        assert np.median([far.distance for far in splits]) == pytest.approx(np.mean([far.chance for far in splits]), rel=0.5)
-        assert np.mean([far.alarming(0) for far in splits]) <= 0.1
+        assert np.median([split.distance for split in splits]) == pytest.approx(
+            np.mean([split.chance for split in splits]), rel=0.5
+        )
+        assert np.mean([split.alarming(0) for split in splits]) <= 0.1
     half = len(values) // 2
     order = orders[0]
-    moved = moments_of(2.5 * values[order[:half]] + 2 * values.std((0, 2, 3), keepdims=True), width)
-    assert drift(moved, moments_of(values[order[half:]], width)).alarming(0)
+    shifted_moments = moments_of(2.5 * values[order[:half]] + 2 * values.std((0, 2, 3), keepdims=True), width)
+    assert drift(shifted_moments, moments_of(values[order[half:]], width)).alarming(0)
 
 
 def test_drift_limits_nearly_silent_channels() -> None:
     """A channel that is nearly silent in both runs does not dominate the distance."""
     day, night = np.rint(np.random.default_rng(0).normal(0, 3, (2, 200, 8, 10, 10))).astype(np.float32)
     # Symbols are 1 at one position in 20,000 in the first run, and at one in 200 in the second run.
-    for values, every in ((day, 20_000), (night, 200)):
-        values[:, 7] = (np.arange(200 * 100) % every == 0).reshape(200, 10, 10)
-    same = drift(moments_of(night), moments_of(day))
-    assert same.channels[7] < 1
-    assert same.distance < 0.3
+    for values, interval in ((day, 20_000), (night, 200)):
+        values[:, 7] = (np.arange(200 * 100) % interval == 0).reshape(200, 10, 10)
+    null_drift = drift(moments_of(night), moments_of(day))
+    assert null_drift.channels[7] < 1
+    assert null_drift.distance < 0.3
     night[:, :7] += 3
-    moved = drift(moments_of(night), moments_of(day))
-    assert moved.distance == pytest.approx((7 / 8) ** 0.5, abs=0.1)
-    assert moved.alarming(0.5)
+    shift_drift = drift(moments_of(night), moments_of(day))
+    assert shift_drift.distance == pytest.approx((7 / 8) ** 0.5, abs=0.1)
+    assert shift_drift.alarming(0.5)
 
 
 def test_stats_and_nightly_report_drift(tmp_path: Path, crops: list[np.ndarray], capsys) -> None:
-    def some(which: range, value: int = 0) -> dict[str, np.ndarray]:
-        return {f"{n}-{value}.png": (crops[n][:28, :28] // (1 + 3 * value)) for n in which}
+    def build_images(numbers: range, value: int = 0) -> dict[str, np.ndarray]:
+        return {f"{n}-{value}.png": (crops[n][:28, :28] // (1 + 3 * value)) for n in numbers}
 
-    compressed(tmp_path, some(range(12)), fence=1)
-    compressed(tmp_path, some(range(12, 24)), fence=2)
-    output = compressed(tmp_path, some(range(12), 1), fence=3)
+    compressed(tmp_path, build_images(range(12)), fence=1)
+    compressed(tmp_path, build_images(range(12, 24)), fence=2)
+    output = compressed(tmp_path, build_images(range(12), 1), fence=3)
     runs = sorted(path.name for path in (tmp_path / "out/runs").iterdir())
     show_stats(output, None, None)
-    told = capsys.readouterr().out
-    assert all(run in told for run in runs)
+    stdout = capsys.readouterr().out
+    assert all(run in stdout for run in runs)
     show_stats(output, None, runs[0])
-    told = capsys.readouterr().out
-    assert f"{runs[2]} (12 images) compared with {runs[0]} (12 images):\ndistance " in told
+    stdout = capsys.readouterr().out
+    assert f"{runs[2]} (12 images) compared with {runs[0]} (12 images):\ndistance " in stdout
     first, second, last = read_run_records(output, runs)
     dark = measure_drift(output, last, 0.2)
     assert dark is not None
@@ -116,7 +124,7 @@ def test_stats_and_nightly_report_drift(tmp_path: Path, crops: list[np.ndarray],
     with pytest.raises(ConfigError, match="run x has no rows"):
         show_stats(output, "x", runs[0])
     with pytest.raises(ConfigError, match="no rows of a run other than"):
-        show_stats(compressed(tmp_path / "alone", some(range(2))), None, runs[0])
+        show_stats(compressed(tmp_path / "alone", build_images(range(2))), None, runs[0])
 
 
 def test_stats_counts_replaced_rows(tmp_path: Path, crops, capsys) -> None:
@@ -128,9 +136,9 @@ def test_stats_counts_replaced_rows(tmp_path: Path, crops, capsys) -> None:
     show_stats(output, None, None)
     rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
     show_stats(output, None, runs[0])
-    compared = capsys.readouterr().out
+    comparison = capsys.readouterr().out
     assert (rows[runs[0]][0], rows[runs[1]][0]) == ("12", "6")
-    assert f"{runs[1]} (6 images) compared with {runs[0]} (12 images):\ndistance {rows[runs[1]][4]}, " in compared
+    assert f"{runs[1]} (6 images) compared with {runs[0]} (12 images):\ndistance {rows[runs[1]][4]}, " in comparison
 
 
 def test_drift_of_two_single_images_is_no_alarm() -> None:

@@ -53,37 +53,37 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "imagemill", "submit", "--set", "task=denoise", *arguments]
 
 
-def completed(arguments: list[str], environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+def run_command(arguments: list[str], environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
 
 
 def submit(cluster: RayCluster, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
     """Return a function that submits with the cluster's and further variables; it omits empty variables."""
     environment = {key: value for key, value in (cluster.variables() | variables).items() if value}
-    return completed(command(*arguments), environment)
+    return run_command(command(*arguments), environment)
 
 
 def test_submit_returns_the_exit_code_of_the_run(head: RayCluster, photos: Path, tmp_path: Path) -> None:
     places = ["--dashboard", head.dashboard, "--input", str(photos), "--output", str(tmp_path / "out")]
-    done = submit(head, *places, "--set", "max_reject_fraction=0.01", "--set", "pool.workers=1", IMAGEMILL_LOG="json")
-    assert done.returncode == 3, done.stdout + done.stderr
-    assert "1 of 7 images were rejected" in done.stdout
+    result = submit(head, *places, "--set", "max_reject_fraction=0.01", "--set", "pool.workers=1", IMAGEMILL_LOG="json")
+    assert result.returncode == 3, result.stdout + result.stderr
+    assert "1 of 7 images were rejected" in result.stdout
     record = json.loads(next((tmp_path / "out/runs").glob("*/run.json")).read_text())
     assert (record["exit_code"], record["ok"], record["rejected"]) == (3, 6, 1)
     assert verify(Store(str(tmp_path / "out"))).problems == []
     # The run and the job have the same id, so that a user can find either from the other.
     run_id = record["run_id"]
-    again = submit(head, "--dashboard", head.dashboard, "--resume", run_id)
-    assert (again.returncode, run_id in again.stdout) == (3, True), again.stderr
+    resumed_result = submit(head, "--dashboard", head.dashboard, "--resume", run_id)
+    assert (resumed_result.returncode, run_id in resumed_result.stdout) == (3, True), resumed_result.stderr
 
     # The job gets the packages and no credentials.
-    shipped = next(head.folder.glob("ray/session_latest/runtime_resources/working_dir_files/_ray_pkg_*/"))
-    assert {path.name for path in shipped.iterdir()} - {".rayignore"} == {"imagemill"}
-    assert {"models", "pipeline", "jobs"} <= {path.name for path in (shipped / "imagemill").iterdir()}
-    assert TOKEN not in done.stdout + done.stderr
+    package_folder = next(head.folder.glob("ray/session_latest/runtime_resources/working_dir_files/_ray_pkg_*/"))
+    assert {path.name for path in package_folder.iterdir()} - {".rayignore"} == {"imagemill"}
+    assert {"models", "pipeline", "jobs"} <= {path.name for path in (package_folder / "imagemill").iterdir()}
+    assert TOKEN not in result.stdout + result.stderr
 
     # Each log line names the run; a log line about a failed image also names the image.
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
     assert {line["run_id"] for line in lines if line["logger"] == "imagemill.run"} == {run_id}
     assert any("1 worker of 1 CPU each; cluster: 2 CPUs and 0 GPUs on 1 node" in line["message"] for line in lines)
     assert lines[-1]["exit_code"] == 3
@@ -95,21 +95,21 @@ def test_submit_returns_the_exit_code_of_the_run(head: RayCluster, photos: Path,
 @pytest.mark.chaos
 def test_run_connects_to_a_cluster_by_its_address(head: RayCluster, photos: Path, tmp_path: Path) -> None:
     run = [sys.executable, "-m", "imagemill", "denoise", str(photos), str(tmp_path / "out"), "--address", head.address]
-    done = completed(run, head.variables())
-    assert done.returncode == 0, done.stderr
+    result = run_command(run, head.variables())
+    assert result.returncode == 0, result.stderr
     assert verify(Store(str(tmp_path / "out"))).problems == []
 
 
 def test_submit_reports_a_refused_token_in_one_line(head: RayCluster, photos: Path, tmp_path: Path) -> None:
     places = ["--dashboard", head.dashboard, "--input", str(photos), "--output", str(tmp_path / "out")]
-    wrong = submit(head, *places, RAY_AUTH_TOKEN="0" * 64)
-    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1), wrong.stderr
-    assert "refuses the token in RAY_AUTH_TOKEN" in wrong.stderr
+    wrong_token_result = submit(head, *places, RAY_AUTH_TOKEN="0" * 64)
+    assert (wrong_token_result.returncode, wrong_token_result.stderr.count("\n")) == (2, 1), wrong_token_result.stderr
+    assert "refuses the token in RAY_AUTH_TOKEN" in wrong_token_result.stderr
     # Without a token, submit creates a user token, which differs from the cluster's token.
     (tmp_path / "home").mkdir()
-    without = submit(head, *places, HOME=str(tmp_path / "home"), RAY_AUTH_TOKEN="")
-    assert (without.returncode, without.stderr.count("\n")) == (2, 1), without.stderr
-    assert "refuses the token" in without.stderr
+    no_token_result = submit(head, *places, HOME=str(tmp_path / "home"), RAY_AUTH_TOKEN="")
+    assert (no_token_result.returncode, no_token_result.stderr.count("\n")) == (2, 1), no_token_result.stderr
+    assert "refuses the token" in no_token_result.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -119,11 +119,11 @@ def test_submit_warns_of_a_cluster_without_token(photos: Path, tmp_path: Path) -
     try:
         cluster.start(cpus=2)
         places = ["--dashboard", cluster.dashboard, "--input", str(photos), "--output", str(tmp_path / "out")]
-        done = submit(cluster, *places, RAY_AUTH_MODE="")
+        result = submit(cluster, *places, RAY_AUTH_MODE="")
     finally:
         cluster.stop()
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "requires no token" in done.stderr.splitlines()[0]
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "requires no token" in result.stderr.splitlines()[0]
     assert verify(Store(str(tmp_path / "out"))).problems == []
 
 
@@ -139,8 +139,8 @@ def test_submitted_job_has_metrics_and_outlives_ctrl_c(head: RayCluster, tmp_pat
     run_id = re.search(r"submitted (\S+)", following.stderr.readline().decode()).group(1)
     lines: list[str] = []
     for _ in range(6000):
-        served = metrics_of(head).splitlines()
-        lines = [line for line in served if line.startswith("ray_imagemill") and f'run="{run_id}"' in line]
+        metric_lines = metrics_of(head).splitlines()
+        lines = [line for line in metric_lines if line.startswith("ray_imagemill") and f'run="{run_id}"' in line]
         if any('reason="UnknownFormat"' in line for line in lines) or following.poll() is not None:
             break
         time.sleep(0.1)
@@ -156,7 +156,7 @@ def test_submitted_job_has_metrics_and_outlives_ctrl_c(head: RayCluster, tmp_pat
     assert not (out / f"runs/{run_id}/run.json").exists()
     # Ray's command stops the job.
     stop = [str(Path(sys.executable).parent / "ray"), "job", "stop", "--address", head.dashboard, run_id]
-    assert completed(stop, head.variables()).returncode == 0
+    assert run_command(stop, head.variables()).returncode == 0
     assert submit(head, "--dashboard", head.dashboard, "--resume", run_id).returncode == 130
     assert json.loads((out / f"runs/{run_id}/run.json").read_text())["exit_reason"] == "interrupted"
     assert list((out / "runs/lease").glob("*.released"))
@@ -165,20 +165,22 @@ def test_submitted_job_has_metrics_and_outlives_ctrl_c(head: RayCluster, tmp_pat
 def refusal(*arguments: str, **variables: str) -> str:
     """Submit without a cluster, which exits with 2, and return the one line of the error."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | variables
-    done = completed(command(*arguments), environment)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    return done.stderr
+    result = run_command(command(*arguments), environment)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    return result.stderr
 
 
 def test_submit_checks_its_arguments_first() -> None:
     places = ["--input", "s3://bucket/in", "--output", "s3://bucket/out"]
-    unused = f"http://127.0.0.1:{free_port()}"
-    assert f"dashboard {unused}: cannot be reached: no answer" in refusal("--dashboard", unused, *places)
+    unused_url = f"http://127.0.0.1:{free_port()}"
+    assert f"dashboard {unused_url}: cannot be reached: no answer" in refusal("--dashboard", unused_url, *places)
     assert "--insecure" in refusal("--dashboard", "http://ray.example.com:8265", *places)
     # The option's old name still works; a Ray cluster's address differs from its dashboard's address.
     assert "http(s)://HOST:8265" in refusal("--address", "ray.example.com:6379", *places)
-    assert "every node mounts" in refusal("--dashboard", unused, "--input", "s3://bucket/in")
-    assert "full path of a shared disk" in refusal("--dashboard", unused, "--input", "photos", "--output", "s3://bucket/out")
+    assert "every node mounts" in refusal("--dashboard", unused_url, "--input", "s3://bucket/in")
+    assert "full path of a shared disk" in refusal(
+        "--dashboard", unused_url, "--input", "photos", "--output", "s3://bucket/out"
+    )
 
 
 def test_submit_says_what_to_install_for_a_dashboard(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,17 +209,17 @@ def test_submit_refuses_another_version_of_ray() -> None:
     dashboard = f"http://127.0.0.1:{server.server_port}"
     arguments = ["--dashboard", dashboard, "--input", "s3://bucket/in", "--output", "s3://bucket/out"]
     try:
-        done = completed(command(*arguments), dict(os.environ))
+        result = run_command(command(*arguments), dict(os.environ))
     finally:
         server.shutdown()
-    warning, error = done.stderr.splitlines()
+    warning, error = result.stderr.splitlines()
     assert "requires no token" in warning
     assert "the cluster runs Ray 2.59.1" in error
-    assert done.returncode == 2
+    assert result.returncode == 2
 
 
 def test_submit_imports_no_torch() -> None:
     code = (
         "import sys, imagemill.jobs.submit, imagemill.jobs.nightly, imagemill.jobs.process; sys.exit('torch' in sys.modules)"
     )
-    assert completed([sys.executable, "-c", code], dict(os.environ)).returncode == 0
+    assert run_command([sys.executable, "-c", code], dict(os.environ)).returncode == 0

@@ -33,16 +33,16 @@ def scalars(events: bytes) -> list[tuple[str, int, float]]:
 
     A record is a length, its checksum, an Event and its checksum.
     """
-    found = []
+    summaries = []
     while events:
         (length,) = struct.unpack("<Q", events[:8])
         event = Event.FromString(events[12 : 12 + length])
-        found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+        summaries += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
         events = events[16 + length :]
-    return found
+    return summaries
 
 
-def lines_of(run: Store) -> list[dict]:
+def read_metrics(run: Store) -> list[dict]:
     return [json.loads(line) for line in run.read("metrics.jsonl").splitlines()]
 
 
@@ -77,12 +77,12 @@ def test_train_every_objective_with_two_workers(task, tiny, clean, crops, caplog
     model = checkpoint.build(card, checkpoint.read_weights(folder, card, options))
     if task in TASKS:
         params = TASKS[task].Params(**REQUIRED.get(task, {}))
-        prepared = TASK_OBJECTIVES[task].prepare(model, params, [crops[1]], "cpu")
-        output = TASK_OBJECTIVES[task].predict(prepared, [Sample(crops[0])], params, Precision())[0]
+        prepared_model = TASK_OBJECTIVES[task].prepare(model, params, [crops[1]], "cpu")
+        output = TASK_OBJECTIVES[task].predict(prepared_model, [Sample(crops[0])], params, Precision())[0]
         h, w = crops[0].shape[:2]
         assert output.image.shape == (model.scale * h, model.scale * w, 3)
 
-    lines = lines_of(run)
+    lines = read_metrics(run)
     assert [line["epoch"] for line in lines] == [1, 2]
     assert [line["step"] for line in lines] == [lines[0]["steps"], 2 * lines[0]["steps"]]
     best = lines[card.training["best_epoch"] - 1]
@@ -106,9 +106,9 @@ def test_train_digits_from_bucket_to_bucket(rclone_bucket, tiny, crops):
     config = tiny("compress", **DIGITS, workers=1, input=[clean.url], output=f"{rclone_bucket}/out/")
     card = train(config)
     assert card.training["epochs"] == 2
-    lines = lines_of(open_run(config))
+    lines = read_metrics(open_run(config))
     assert train(config) == card, "a finished training is not trained again"
-    assert lines_of(open_run(config)) == lines
+    assert read_metrics(open_run(config)) == lines
     assert checkpoint.read_card(f"{rclone_bucket}/out/tiny-compress", config.storage.options()) == card
     output = Store(f"{rclone_bucket}/out")
     written = {entry.path for entry in output.entries() if "lease" not in entry.path}
@@ -174,14 +174,14 @@ def test_train_refuses_invalid_names_and_seeds(key, value, tiny):
 
 @pytest.mark.parametrize("task", sorted(OBJECTIVES))
 def test_train_refuses_architectures_of_other_tasks(task, tiny):
-    refused = {}
+    errors = {}
     for name in ARCHITECTURES:
         try:
             build_trainable_model(tiny(task, architecture=name, parameters={}))
         except ConfigError as e:
-            refused[name] = str(e)
-    assert tiny(task).architecture not in refused
-    assert all(f"'{name}': cannot be trained for the task {task}" in said for name, said in refused.items())
+            errors[name] = str(e)
+    assert tiny(task).architecture not in errors
+    assert all(f"'{name}': cannot be trained for the task {task}" in message for name, message in errors.items())
 
 
 @pytest.mark.parametrize("task", sorted(OBJECTIVES))
@@ -210,11 +210,11 @@ def test_train_without_its_lease_writes_nothing(tiny, tmp_path, monkeypatch):
     state.history.append({"epoch": 1, "step": 0, "valid_psnr_db": 1.0})
     save_state(state, run, fencing_token=0)
 
-    def overtaken(store):
+    def read_after_takeover(store):
         store.write(f"{FOLDER}/00000002.json", b"{}")
         return read_newest_history(store)
 
-    monkeypatch.setattr("imagemill.jobs.train.newest_history", overtaken)
+    monkeypatch.setattr("imagemill.jobs.train.newest_history", read_after_takeover)
     with pytest.raises(OutputHeld, match="another run took over"):
         train(config)
     assert not (tmp_path / "out/tiny-denoise").exists()
@@ -230,15 +230,15 @@ def test_train_from_init_drops_entropy_tables(tiny):
 
 
 def test_train_never_resumes_another_config(tiny, tmp_path):
-    one = tiny("denoise")
-    assert one.digest() == tiny("denoise", output=str(tmp_path / "elsewhere"), max_broken_fraction=0.5).digest()
-    assert one.digest() != one.model_copy(update={"learning_rate": 0.5}).digest()
-    assert open_run(one).url != open_run(one.model_copy(update={"epochs": 3})).url
+    base_config = tiny("denoise")
+    assert base_config.digest() == tiny("denoise", output=str(tmp_path / "elsewhere"), max_broken_fraction=0.5).digest()
+    assert base_config.digest() != base_config.model_copy(update={"learning_rate": 0.5}).digest()
+    assert open_run(base_config).url != open_run(base_config.model_copy(update={"epochs": 3})).url
 
 
 def test_config_digest_is_stable():
     """Interrupted trainings resume by the digest, and cards contain it."""
-    what = {"name": "tiny", "task": "denoise", "architecture": "unet", "parameters": {"widths": [8, 8], "blocks": 1}}
-    how = {"input": ["photos"], "output": "out", "epochs": 2, "crop": 32, "learning_rate": 0.002}
-    digest = TrainConfig.model_validate({**what, **how}).digest()
+    identity = {"name": "tiny", "task": "denoise", "architecture": "unet", "parameters": {"widths": [8, 8], "blocks": 1}}
+    settings = {"input": ["photos"], "output": "out", "epochs": 2, "crop": 32, "learning_rate": 0.002}
+    digest = TrainConfig.model_validate({**identity, **settings}).digest()
     assert digest == "289c0ea3ac08945aaff93b49efed57891856f0b5090c9e6e28324f9ec167e763"

@@ -23,10 +23,10 @@ def test_train_on_logical_gpus_uses_gloo(tiny: Callable[..., TrainConfig], tmp_p
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     environment["RAY_OVERRIDE_RESOURCES"] = json.dumps({"CPU": 2, "GPU": 2})
     command = [sys.executable, "-m", "imagemill", "train", "-c", str(tmp_path / "train.yaml")]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stderr.count("finds no CUDA device") == 1, ended.stderr
-    assert "on 2 workers" in ended.stderr
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("finds no CUDA device") == 1, result.stderr
+    assert "on 2 workers" in result.stderr
     assert (tmp_path / "out/tiny-upscale/card.json").exists()
 
 

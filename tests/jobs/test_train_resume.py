@@ -30,31 +30,31 @@ from imagemill.pipeline.storage import Store
 EPOCHS = 6
 
 
-def lines_of(run: Store) -> list[dict]:
+def read_metrics(run: Store) -> list[dict]:
     return [json.loads(line) for line in run.read("metrics.jsonl").splitlines()] if run.exists("metrics.jsonl") else []
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[[TrainConfig], subprocess.Popen[bytes]]]:
     """Return start(config), which starts `imagemill train` in a separate process group."""
-    started = []
+    processes = []
 
     def call(config: TrainConfig) -> subprocess.Popen[bytes]:
         (tmp_path / "train.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
         environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
         command = [sys.executable, "-m", "imagemill", "train", "-c", str(tmp_path / "train.yaml")]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        started.append(subprocess.Popen(command, env=environment, start_new_session=True, **pipes))
-        return started[-1]
+        processes.append(subprocess.Popen(command, env=environment, start_new_session=True, **pipes))
+        return processes[-1]
 
     yield call
-    for training in started:
+    for training in processes:
         if training.poll() is None:
             os.killpg(training.pid, signal.SIGKILL)
 
 
 def wait_for_epochs(training: subprocess.Popen[bytes], run: Store, epochs: int) -> None:
-    while len(lines_of(run)) < epochs:
+    while len(read_metrics(run)) < epochs:
         assert training.poll() is None, training.communicate()
         time.sleep(0.05)
 
@@ -68,15 +68,15 @@ def ancestors(pid: int) -> list[int]:
 
 
 def workers_of(training: subprocess.Popen[bytes]) -> list[int]:
-    found = []
+    worker_pids = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            ours = (process / "cmdline").read_bytes().startswith(b"ray::RayTrainWorker")
-            if ours and training.pid in ancestors(int(process.name)):
-                found.append(int(process.name))
+            is_worker = (process / "cmdline").read_bytes().startswith(b"ray::RayTrainWorker")
+            if is_worker and training.pid in ancestors(int(process.name)):
+                worker_pids.append(int(process.name))
         except OSError:
             continue
-    return found
+    return worker_pids
 
 
 @pytest.mark.chaos
@@ -88,11 +88,11 @@ def test_train_resumes_after_kills(start, tiny, tmp_path):
     time.sleep(0.3)
     os.killpg(training.pid, signal.SIGKILL)
     training.communicate()
-    before = lines_of(run)
-    assert 2 <= len(before) < EPOCHS
+    old_lines = read_metrics(run)
+    assert 2 <= len(old_lines) < EPOCHS
 
     training = start(config)
-    wait_for_epochs(training, run, len(before) + 1)
+    wait_for_epochs(training, run, len(old_lines) + 1)
     os.kill(workers_of(training)[0], signal.SIGKILL)
     out, err = training.communicate()
     assert training.returncode == 0, err
@@ -101,8 +101,8 @@ def test_train_resumes_after_kills(start, tiny, tmp_path):
     assert b"pid=" not in err
     assert f"of {EPOCHS}, psnr_db".encode() in out
 
-    lines = lines_of(run)
-    assert lines[: len(before)] == before
+    lines = read_metrics(run)
+    assert lines[: len(old_lines)] == old_lines
     assert [line["epoch"] for line in lines] == list(range(1, EPOCHS + 1))
     assert [line["step"] for line in lines] == [epoch * lines[0]["steps"] for epoch in range(1, EPOCHS + 1)]
     assert all(line["train_loss"] < lines[0]["train_loss"] for line in lines[1:])
@@ -132,18 +132,18 @@ def test_train_keeps_best_epoch_after_divergence(tiny):
 @pytest.mark.chaos
 @pytest.mark.usefixtures("ray_session")
 def test_train_resumes_with_other_worker_count(tiny):
-    config, alone = tiny("denoise", warmup_steps=0), tiny("denoise", warmup_steps=0, workers=1)
+    config, single_config = tiny("denoise", warmup_steps=0), tiny("denoise", warmup_steps=0, workers=1)
     train(config)
     # Simulate a machine with another number of GPUs: continue the same run with one worker.
     for path in ("images.parquet", state_path(1, "safetensors"), state_path(1, "json")):
-        open_run(alone).write(path, open_run(config).read(path))
-    train(alone)
-    (first, last), (_, of_two) = lines_of(open_run(alone)), lines_of(open_run(config))
+        open_run(single_config).write(path, open_run(config).read(path))
+    train(single_config)
+    (first, last), (_, two_worker_line) = read_metrics(open_run(single_config)), read_metrics(open_run(config))
     assert (last["steps"], last["step"]) == (2 * first["steps"], 3 * first["steps"])
-    assert last["learning_rate"] < of_two["learning_rate"] < 0.1 * config.learning_rate
+    assert last["learning_rate"] < two_worker_line["learning_rate"] < 0.1 * config.learning_rate
 
 
-def finished(config: TrainConfig, steps: tuple[int, int] = (8, 8), planned: tuple[int, int] = (8, 8)) -> None:
+def write_finished_run(config: TrainConfig, steps: tuple[int, int] = (8, 8), planned: tuple[int, int] = (8, 8)) -> None:
     """Write, without Ray, a run whose epochs are all complete and whose best epoch is not yet saved."""
     run, inputs, out = open_run(config), open_inputs(config), io.BytesIO()
     pq.write_table(split_images(examine_batch(list_training_images(inputs), inputs), config).table, out)
@@ -156,22 +156,22 @@ def finished(config: TrainConfig, steps: tuple[int, int] = (8, 8), planned: tupl
         save_state(state, run, fencing_token=0)
 
 
-def untrained(url: str, config: TrainConfig, seed: int) -> Card:
+def save_untrained(url: str, config: TrainConfig, seed: int) -> Card:
     """Save an untrained checkpoint that `config` can start from."""
     torch.manual_seed(seed)
-    about = {"name": "first", **config.model_dump(include={"task", "architecture", "parameters"})}
-    return checkpoint.save(url, build_trainable_model(config), about)
+    card_fields = {"name": "first", **config.model_dump(include={"task", "architecture", "parameters"})}
+    return checkpoint.save(url, build_trainable_model(config), card_fields)
 
 
 def test_completed_train_keeps_card_and_metrics(tiny):
     config = tiny("denoise")
-    finished(config)
+    write_finished_run(config)
     train(config)
     path = Path(config.output, config.name, "card.json")
     checkpoint.write_metrics(str(path.parent), {"set": "kodak", "images": 24, "headline": "31.00 dB"})
-    before = path.read_bytes()
+    old_lines = path.read_bytes()
     assert train(config).metrics[1]["set"] == "kodak"
-    assert path.read_bytes() == before
+    assert path.read_bytes() == old_lines
     weights = path.with_name("weights.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1])
     card = train(config)
@@ -181,8 +181,8 @@ def test_completed_train_keeps_card_and_metrics(tiny):
 def test_train_repairs_a_kill_between_weights_and_card(tiny, tmp_path, monkeypatch):
     place = f"{tmp_path}/out/tiny-denoise"
     config = tiny("denoise", init=place)
-    first = untrained(place, config, 0)
-    finished(config)
+    first = save_untrained(place, config, 0)
+    write_finished_run(config)
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
@@ -202,22 +202,22 @@ def test_train_repairs_a_kill_between_weights_and_card(tiny, tmp_path, monkeypat
 def test_train_restarts_only_for_another_init(tiny, tmp_path, caplog):
     place = f"{tmp_path}/first"
     config = tiny("denoise", init=place, workers=1)
-    first = untrained(place, config, 0)
-    finished(config)
+    first = save_untrained(place, config, 0)
+    write_finished_run(config)
     train(config)
     shutil.rmtree(place)
     shutil.rmtree(tmp_path / "out/tiny-denoise")
     assert train(config).training["init_sha256"] == first.sha256
 
-    second = untrained(place, config, 1)
+    second = save_untrained(place, config, 1)
     assert train(config).training["init_sha256"] == second.sha256
     assert "init is another checkpoint than at the first start, so the training starts again" in caplog.text
     assert not {line["valid_psnr_db"] for line in read_newest_history(open_run(config))} & {21.0, 22.0}
 
 
-@pytest.mark.parametrize(("steps", "said"), [((8, 4), False), ((8, 3), True)])
-def test_train_warns_about_missing_steps(steps, said, tiny, caplog):
+@pytest.mark.parametrize(("steps", "has_warning"), [((8, 4), False), ((8, 3), True)])
+def test_train_warns_about_missing_steps(steps, has_warning, tiny, caplog):
     config = tiny("denoise")
-    finished(config, steps, planned=(8, 4))
+    write_finished_run(config, steps, planned=(8, 4))
     train(config)
-    assert ("epochs [2] had fewer steps" in caplog.text) == said
+    assert ("epochs [2] had fewer steps" in caplog.text) == has_warning

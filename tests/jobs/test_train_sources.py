@@ -49,14 +49,14 @@ def test_train_reads_shards_and_manifests(tmp_path, rclone_bucket, crops):
     )
     assert read_images(run).table.equals(images.table)
     for number, count in enumerate((12, 24, 12, 12)):
-        own = images.table.filter((pa.compute.field("source") == number) & (pa.compute.field("use") != "left out"))
-        assert len(own) == count
-        found = {crop.tobytes() for crop in read_centre_crops(inputs, own, 32)}
-        assert found == {crop.tobytes() for crop in crops[:12]}
+        own_images = images.table.filter((pa.compute.field("source") == number) & (pa.compute.field("use") != "left out"))
+        assert len(own_images) == count
+        expected = {crop.tobytes() for crop in read_centre_crops(inputs, own_images, 32)}
+        assert expected == {crop.tobytes() for crop in crops[:12]}
     training = images.of("training")
-    made = build_crop_dataset(training, inputs, config, 0.25).take_all()
-    assert len(made) == 2 * len(training)
-    assert {row["image"].shape for row in made} == {(64, 64, 3)}
+    dataset_rows = build_crop_dataset(training, inputs, config, 0.25).take_all()
+    assert len(dataset_rows) == 2 * len(training)
+    assert {row["image"].shape for row in dataset_rows} == {(64, 64, 3)}
 
 
 def test_centre_crops_name_vanished_images(clean, tmp_path):

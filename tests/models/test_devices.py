@@ -66,9 +66,9 @@ class FakeCuda(TorchFunctionMode):
                 return None
         generator = kwargs.pop("generator", None)
         if generator is not None:
-            drawn_on = torch.device(kwargs.get("device") or "cpu")
-            if drawn_on.type != generator.device.type:
-                raise RuntimeError(f"{name} on {drawn_on} with a generator on {generator.device}")
+            target_device = torch.device(kwargs.get("device") or "cpu")
+            if target_device.type != generator.device.type:
+                raise RuntimeError(f"{name} on {target_device} with a generator on {generator.device}")
         result = func(*args, **kwargs)
         if name in ("conv2d", "conv_transpose2d"):
             self.convolved.add(result.dtype)
@@ -99,15 +99,15 @@ def test_predict_stays_on_its_device(name: str, dtype: torch.dtype, cuda: FakeCu
     objective, precision = TASK_OBJECTIVES[name], Precision("cuda", dtype)
     for changes in ({}, {"method": "gatys", "steps": 2}) if name == "stylize" else ({},):
         params = TASKS[name].Params(**REQUIRED.get(name, {}), **changes)
-        prepared = objective.prepare(on_cuda(*TINY[name]), params, [np.zeros((SIZE, SIZE, 3), np.uint8)], "cuda")
+        prepared_model = objective.prepare(on_cuda(*TINY[name]), params, [np.zeros((SIZE, SIZE, 3), np.uint8)], "cuda")
         for h, w in ((SIZE, SIZE), (1500, 300)) if not changes else ((SIZE, SIZE),):
             alpha = np.eye(h, w, dtype=np.uint8)
             samples = [Sample(np.zeros((h, w, 3), np.uint8), alpha, needs_quality=True) for _ in range(2)]
             cuda.convolved.clear()
-            outputs = objective.predict(prepared, samples, params, precision)
+            outputs = objective.predict(prepared_model, samples, params, precision)
             assert len(outputs) == 2
             if outputs[0].image is not None:
-                assert outputs[0].image.shape == (prepared.scale * h, prepared.scale * w, 3)
+                assert outputs[0].image.shape == (prepared_model.scale * h, prepared_model.scale * w, 3)
             # Latent codes and optimised images must not depend on the number format.
             assert cuda.convolved == {torch.float32 if name == "compress" or changes else dtype}
 
@@ -130,8 +130,8 @@ def test_training_step_stays_on_its_device(name: str, dtype: torch.dtype, cuda: 
     assert {value.device for value in figures.values()} == {CUDA}
     assert dtype in cuda.convolved
     with torch.inference_mode(), CUDA:
-        validated = objective.validate(state.average.module, torch.zeros(2, 3, SIZE, SIZE), CudaGenerator())
-    assert "psnr_db" in validated
+        validation = objective.validate(state.average.module, torch.zeros(2, 3, SIZE, SIZE), CudaGenerator())
+    assert "psnr_db" in validation
 
 
 def test_fake_cuda_refuses_what_a_gpu_refuses(cuda: FakeCuda) -> None:

@@ -31,9 +31,9 @@ def test_entropy_round_trip(
 ) -> None:
     symbols = data.draw(hnp.arrays(np.int8, shape, elements=kind))
     model = tables(shape[0], seed)
-    back = model.decode(model.encode(symbols), shape)
-    assert back.dtype == np.int8
-    np.testing.assert_array_equal(back, symbols)
+    decoded_symbols = model.decode(model.encode(symbols), shape)
+    assert decoded_symbols.dtype == np.int8
+    np.testing.assert_array_equal(decoded_symbols, symbols)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (7, 1), (9, 10), (12, 12)])
@@ -73,9 +73,9 @@ def test_fit_to_few_symbols_stays_exact() -> None:
     # With many unknowns, few positions and large symbols, unbounded least squares would exceed float32's exact integers.
     rng = np.random.default_rng(0)
     fit_entropy_model([rng.integers(-128, 128, (40, 4, 4)).astype(np.int8)])
-    flat = np.repeat(rng.integers(-1, 2, (30, 1, 1)), 16, 1).repeat(16, 2).astype(np.int8)
-    flat[:, 0, 0] = 127
-    fit_entropy_model([flat])
+    flat_latent = np.repeat(rng.integers(-1, 2, (30, 1, 1)), 16, 1).repeat(16, 2).astype(np.int8)
+    flat_latent[:, 0, 0] = 127
+    fit_entropy_model([flat_latent])
 
 
 def test_zero_latent_has_a_small_payload() -> None:
@@ -95,11 +95,11 @@ def test_damaged_payload_fails_or_changes_symbols(data: st.DataObject) -> None:
     else:
         del payload[data.draw(st.integers(0, len(payload) - 1)) :]
     try:
-        back = model.decode(bytes(payload), symbols.shape)
+        decoded_symbols = model.decode(bytes(payload), symbols.shape)
     except PayloadError:
         return
     # Bits after the last symbol have no effect; a checksum of the symbols detects damage to all other bits.
-    assert np.array_equal(back, symbols) or zlib.crc32(back.tobytes()) != zlib.crc32(symbols.tobytes())
+    assert np.array_equal(decoded_symbols, symbols) or zlib.crc32(decoded_symbols.tobytes()) != zlib.crc32(symbols.tobytes())
 
 
 @pytest.mark.parametrize("payload", [b"", b"abc", b"\0" * 4, b"\xff" * 400])
@@ -116,19 +116,19 @@ def test_decode_refuses_another_channel_count() -> None:
 @pytest.mark.parametrize("name", ["sizes", "weights", "bias", "edges", "tables"])
 def test_entropy_model_refuses_invalid_tables(name: str) -> None:
     state = dict(tables(2, 0).state_dict())
-    for wrong in (state[name].float(), state[name][..., :-1], torch.full_like(state[name], 2**15 - 1).int() * 2**10):
+    for bad_table in (state[name].float(), state[name][..., :-1], torch.full_like(state[name], 2**15 - 1).int() * 2**10):
         with pytest.raises(ValueError, match=r"entropy\."):
-            EntropyModel(**state | {name: wrong})
+            EntropyModel(**state | {name: bad_table})
 
 
 def test_largest_sums_are_exact() -> None:
     # With random symbols and tables, float32 sums must equal integer sums.
     model = tables(4, 5)
-    around = np.random.default_rng(0).integers(-128, 128, (2, 9 * 4, 500))
+    context = np.random.default_rng(0).integers(-128, 128, (2, 9 * 4, 500))
     weights = model._dense.transpose(0, 1, 3, 2, 4).reshape(2, len(PASSES) * 4, 36)
-    exact = weights.astype(np.int64) @ around
-    assert np.array_equal(weights @ around.astype(np.float32), exact)
-    assert np.abs(exact).max() > 2**20
+    exact_sums = weights.astype(np.int64) @ context
+    assert np.array_equal(weights @ context.astype(np.float32), exact_sums)
+    assert np.abs(exact_sums).max() > 2**20
 
 
 CHILD = """
@@ -146,13 +146,13 @@ print(hashlib.sha256(payload).hexdigest(), hashlib.sha256(model.decode(payload, 
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_payload_is_equal_in_processes_and_threads(threads: str) -> None:
     model, symbols = tables(6, 3), photo_like(side=96)
-    here = [hashlib.sha256(data).hexdigest() for data in (model.encode(symbols), symbols.tobytes())]
+    digests = [hashlib.sha256(data).hexdigest() for data in (model.encode(symbols), symbols.tobytes())]
     variables = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     root = Path(entropy.__file__).parents[2]
     environment = os.environ | dict.fromkeys(variables, threads) | {"PYTHONPATH": str(root)}
     command = [sys.executable, "-c", CHILD, threads, str(Path(__file__).parents[2])]
-    there = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
-    assert there == here
+    child_digests = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+    assert child_digests == digests
 
 
 def test_payload_format_is_stable() -> None:

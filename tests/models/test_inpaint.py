@@ -32,10 +32,10 @@ def fill(model, sample: Sample, **params: object):
 def test_push_pull_keeps_known_values(h, w, share, seed):
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(2, 3, h, w, generator=generator)
-    known = (torch.rand(2, 1, h, w, generator=generator) >= share).float().expand_as(x)
-    filled = push_pull(x, known)
-    assert torch.equal(filled[known > 0], x[known > 0])
-    for image, mask, out in zip(x, known, filled, strict=True):
+    known_mask = (torch.rand(2, 1, h, w, generator=generator) >= share).float().expand_as(x)
+    filled = push_pull(x, known_mask)
+    assert torch.equal(filled[known_mask > 0], x[known_mask > 0])
+    for image, mask, out in zip(x, known_mask, filled, strict=True):
         if not mask.any():
             assert (out == 0.5).all()
             continue
@@ -47,9 +47,9 @@ def test_push_pull_keeps_known_values(h, w, share, seed):
 
 def test_push_pull_fills_a_plane_with_the_mean():
     x = torch.rand(1, 3, 20, 30)
-    known = torch.ones_like(x)
-    known[:, 1] = 0
-    assert torch.allclose(push_pull(x, known)[:, 1], x[:, [0, 2]].mean(1), atol=1e-6)
+    known_mask = torch.ones_like(x)
+    known_mask[:, 1] = 0
+    assert torch.allclose(push_pull(x, known_mask)[:, 1], x[:, [0, 2]].mean(1), atol=1e-6)
 
 
 def test_damage_has_the_requested_share():
@@ -65,11 +65,11 @@ def test_damage_has_the_requested_share():
 @given(st.integers(1, 30), st.integers(1, 30), st.floats(0, 1), st.integers(1, 40), st.integers(0, 2**31))
 def test_damage_of_a_seed_is_stable(h, w, share, side, seed):
     generator = torch.Generator().manual_seed(seed)
-    known = np.ones((h, w), bool)
-    while (~known).sum() < min(share, 0.95) * h * w:
+    known_mask = np.ones((h, w), bool)
+    while (~known_mask).sum() < min(share, 0.95) * h * w:
         y, x = (int(torch.randint(1 - side, n, (1,), generator=generator)) for n in (h, w))
-        known[max(y, 0) : y + side, max(x, 0) : x + side] = False
-    assert np.array_equal(drop_blocks(h, w, share, side, torch.Generator().manual_seed(seed)).numpy(), known)
+        known_mask[max(y, 0) : y + side, max(x, 0) : x + side] = False
+    assert np.array_equal(drop_blocks(h, w, share, side, torch.Generator().manual_seed(seed)).numpy(), known_mask)
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ def test_inpaint_keeps_known_pixels_bit_identical(params, model, crops):
     sample = Sample(crops[0], seed=7)
     one, two = fill(model, sample, **params), fill(model, sample, **params)
     assert np.array_equal(one.image, two.image)
-    changed = (one.image != crops[0]).any(2).mean()
-    assert 0 < changed <= one.columns["missing_share"] * (3 if params["missing"] == "green" else 1) + 1e-6
+    changed_share = (one.image != crops[0]).any(2).mean()
+    assert 0 < changed_share <= one.columns["missing_share"] * (3 if params["missing"] == "green" else 1) + 1e-6
     if params["missing"] == "green":
         assert np.array_equal(one.image[..., [0, 2]], crops[0][..., [0, 2]])
 

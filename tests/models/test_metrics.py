@@ -43,8 +43,8 @@ def test_checkerboard_of_known_patterns(period):
     smooth = np.cos(2 * np.pi * x / 28)[None]
     assert checkerboard(smooth, period) == pytest.approx(0, abs=1e-12)
     # Two patterns of equal power at two frequencies each contribute half of the power of their sum.
-    both = smooth * np.sqrt(2) + (board * 2 - 1)
-    assert checkerboard(both, period) == pytest.approx(0.5)
+    pattern_sum = smooth * np.sqrt(2) + (board * 2 - 1)
+    assert checkerboard(pattern_sum, period) == pytest.approx(0.5)
     assert checkerboard(np.zeros((1, 28, 28)), period) == 0
 
 

@@ -83,8 +83,8 @@ def test_step_in_float16_trains_like_float32(photo: np.ndarray) -> None:
         # At this loss scale the gradients fit into float16, so that no update is skipped.
         step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, enabled=precision == HALF)
         figures = [step(x, torch.Generator(), 1e-3) for _ in range(10)]
-        assert all(each["gradient_norm"].isfinite() for each in figures)
-        losses.append([float(each["loss"]) for each in figures])
+        assert all(step_figures["gradient_norm"].isfinite() for step_figures in figures)
+        losses.append([float(step_figures["loss"]) for step_figures in figures])
     assert losses[1] == pytest.approx(losses[0], abs=0.05)
     assert losses[1][-1] < losses[1][0] - 0.2
 
@@ -93,11 +93,11 @@ def test_step_skips_a_float16_overflow(photo: np.ndarray) -> None:
     """If the loss scale is too large, weights stay, the scale is halved and the training has not diverged."""
     step, x = step_of(HALF, photo)
     step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
-    before = [weight.clone() for weight in step.state.model.parameters()]
+    old_weights = [weight.clone() for weight in step.state.model.parameters()]
     figures = step(x, torch.Generator().manual_seed(0), 3e-3)
     assert figures["gradient_norm"].isfinite()
     assert step.scaler.get_scale() == 2.0**39
-    assert all(torch.equal(*pair) for pair in zip(before, step.state.model.parameters(), strict=True))
+    assert all(torch.equal(*pair) for pair in zip(old_weights, step.state.model.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("precision", [Precision(), HALF], ids=["float32", "float16"])

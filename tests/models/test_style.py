@@ -55,15 +55,15 @@ def coffee() -> np.ndarray:
 
 
 def stylist(net: Perceptual, style: np.ndarray, **params) -> tuple[StyleTransfer, StylizeParams]:
-    chosen = StylizeParams(style=["style.jpg"], **params)
-    prepared = TASK.prepare(net, chosen, [style], "cpu")
-    assert isinstance(prepared, StyleTransfer)
-    return prepared, chosen
+    style_params = StylizeParams(style=["style.jpg"], **params)
+    prepared_net = TASK.prepare(net, style_params, [style], "cpu")
+    assert isinstance(prepared_net, StyleTransfer)
+    return prepared_net, style_params
 
 
-def restyled(net: Perceptual, image: np.ndarray, style: np.ndarray, seed: int = 0, **params):
-    prepared, chosen = stylist(net, style, **params)
-    return TASK.predict(prepared, [Sample(image, seed=seed)], chosen, Precision())[0]
+def restyle(net: Perceptual, image: np.ndarray, style: np.ndarray, seed: int = 0, **params):
+    prepared_net, style_params = stylist(net, style, **params)
+    return TASK.predict(prepared_net, [Sample(image, seed=seed)], style_params, Precision())[0]
 
 
 def test_gram_of_two_features():
@@ -85,32 +85,32 @@ def test_adain_has_the_moments_of_the_style():
     generator = torch.Generator().manual_seed(0)
     content, style = torch.randn(2, 3, 9, 7, generator=generator), torch.rand(1, 3, 5, 5, generator=generator) * 4
     result = adain(content, moments(content), moments(style))
-    for got, wanted in zip(moments(result), moments(style), strict=True):
-        torch.testing.assert_close(got, wanted.expand_as(got), atol=1e-3, rtol=1e-3)
+    for actual, expected in zip(moments(result), moments(style), strict=True):
+        torch.testing.assert_close(actual, expected.expand_as(actual), atol=1e-3, rtol=1e-3)
     flat = torch.full((1, 1, 2, 2), 5.0)
     assert moments(flat)[1].item() == pytest.approx(math.sqrt(EPSILON))
 
 
 def test_gatys_changes_only_the_target_image(net, cat, coffee):
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    prepared, _ = stylist(net, coffee, method="gatys")
+    old_values = {name: value.clone() for name, value in net.state_dict().items()}
+    prepared_net, _ = stylist(net, coffee, method="gatys")
     x = to_float_batch([cat], net.stride, "cpu").requires_grad_()
     content = net.features(torch.zeros_like(x), ["relu3_1"])["relu3_1"]
-    sum(part.sum() for part in prepared.losses(x, content)).backward()
+    sum(part_moments.sum() for part_moments in prepared_net.losses(x, content)).backward()
     assert x.grad is not None
     assert x.grad.abs().max() > 0
     assert all(parameter.grad is None for parameter in net.parameters())
-    shown = cat.copy()
-    output = restyled(net, cat, coffee, method="gatys", steps=5)
+    original = cat.copy()
+    output = restyle(net, cat, coffee, method="gatys", steps=5)
     assert not np.array_equal(output.image, cat)
-    assert np.array_equal(cat, shown)
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert np.array_equal(cat, original)
+    assert all(torch.equal(value, old_values[name]) for name, value in net.state_dict().items())
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
 @pytest.mark.parametrize("start", ["content", "noise"])
 def test_gatys_loss_falls_and_returns_its_curve(net, cat, coffee, optimizer, start):
-    output = restyled(net, cat, coffee, method="gatys", steps=25, optimizer=optimizer, start=start, beta=100)
+    output = restyle(net, cat, coffee, method="gatys", steps=25, optimizer=optimizer, start=start, beta=100)
     losses = output.columns["losses"]
     # The last line search of L-BFGS may evaluate a few more points.
     assert 2 < len(losses) <= (26 if optimizer == "adam" else 51)
@@ -119,25 +119,25 @@ def test_gatys_loss_falls_and_returns_its_curve(net, cat, coffee, optimizer, sta
 
 
 def test_gatys_batch_equals_single_images(net, cat, coffee):
-    prepared, params = stylist(net, coffee, method="gatys", steps=8, start="noise", optimizer="adam")
+    prepared_net, params = stylist(net, coffee, method="gatys", steps=8, start="noise", optimizer="adam")
     samples = [Sample(cat, seed=5), Sample(cat[::-1].copy(), seed=6)]
-    together = TASK.predict(prepared, samples, params, Precision())
-    for sample, output in zip(samples, together, strict=True):
-        alone = TASK.predict(prepared, [sample], params, Precision())[0]
-        assert np.abs(alone.image.astype(int) - output.image).max() <= 2
+    batch_outputs = TASK.predict(prepared_net, samples, params, Precision())
+    for sample, output in zip(samples, batch_outputs, strict=True):
+        single_output = TASK.predict(prepared_net, [sample], params, Precision())[0]
+        assert np.abs(single_output.image.astype(int) - output.image).max() <= 2
 
 
 def test_gatys_with_lower_alpha_has_more_style(net, cat, coffee):
-    found = [restyled(net, cat, coffee, method="gatys", steps=60, alpha=a).columns for a in (30, 3, 0.3, 0)]
-    assert [c["content_loss"] for c in found] == sorted(c["content_loss"] for c in found)
-    assert [c["style_loss"] for c in found] == sorted((c["style_loss"] for c in found), reverse=True)
+    curves = [restyle(net, cat, coffee, method="gatys", steps=60, alpha=a).columns for a in (30, 3, 0.3, 0)]
+    assert [c["content_loss"] for c in curves] == sorted(c["content_loss"] for c in curves)
+    assert [c["style_loss"] for c in curves] == sorted((c["style_loss"] for c in curves), reverse=True)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
 def test_gatys_depends_on_the_ratio_of_weights(net, cat, coffee, optimizer):
-    how = {"method": "gatys", "steps": 20, "optimizer": optimizer}
-    large = restyled(net, cat, coffee, alpha=0.5, beta=1, **how)
-    small = restyled(net, cat, coffee, alpha=0.5 * 2**-30, beta=2**-30, **how)
+    options = {"method": "gatys", "steps": 20, "optimizer": optimizer}
+    large = restyle(net, cat, coffee, alpha=0.5, beta=1, **options)
+    small = restyle(net, cat, coffee, alpha=0.5 * 2**-30, beta=2**-30, **options)
     assert np.array_equal(small.image, large.image)
     assert not np.array_equal(small.image, cat)
     assert np.array(small.columns["losses"]) == pytest.approx(np.array(large.columns["losses"]) * 2**-30)
@@ -145,58 +145,58 @@ def test_gatys_depends_on_the_ratio_of_weights(net, cat, coffee, optimizer):
 
 def test_strength_interpolates_to_the_full_style(net, cat, coffee):
     x = to_float_batch([cat], net.stride, "cpu")
-    prepared, _ = stylist(net, coffee)
-    plain, full = net(x), prepared(x)
-    assert torch.equal(transfer_style(prepared, x, 0.0), plain)
-    torch.testing.assert_close(transfer_style(prepared, x, 1.0), full)
+    prepared_net, _ = stylist(net, coffee)
+    plain, full = net(x), prepared_net(x)
+    assert torch.equal(transfer_style(prepared_net, x, 0.0), plain)
+    torch.testing.assert_close(transfer_style(prepared_net, x, 1.0), full)
     assert not torch.allclose(plain, full, atol=0.01)
 
 
 def test_tiles_use_statistics_of_the_whole_image(net, coffee, monkeypatch):
     large = photo("astronaut.png", 200, 264)
     x = to_float_batch([large], net.stride, "cpu")
-    prepared, _ = stylist(net, coffee)
+    prepared_net, _ = stylist(net, coffee)
     monkeypatch.setattr(style_transfer, "STATISTICS_PIXELS", 10_000)
-    whole = transfer_style(prepared, x, 1.0)
+    full_output = transfer_style(prepared_net, x, 1.0)
     monkeypatch.setattr(style_transfer, "TILE", 64)
-    tiles = transfer_style(prepared, x, 1.0)
-    assert (tiles - whole).abs().max() < 1 / 255
-    part, all_of_it = prepared.code_moments(x[..., :64]), prepared.code_moments(x)
-    assert not torch.allclose(part[0][0], all_of_it[0][0], atol=1e-3)
+    tiles = transfer_style(prepared_net, x, 1.0)
+    assert (tiles - full_output).abs().max() < 1 / 255
+    part_moments, full_moments = prepared_net.code_moments(x[..., :64]), prepared_net.code_moments(x)
+    assert not torch.allclose(part_moments[0][0], full_moments[0][0], atol=1e-3)
 
 
 def test_styles_are_mixed_by_weights(net, cat, coffee):
     params = StylizeParams(style=["a", "b"], style_weights=[3, 1])
     mixed = TASK.prepare(net, params, [cat, coffee], "cpu").target
     one, other = (stylist(net, style)[0].target for style in (cat, coffee))
-    for got, a, b in zip(*(t.layers["relu3_1"] for t in (mixed, one, other)), strict=True):
-        torch.testing.assert_close(got, 0.75 * a + 0.25 * b)
-    alone = TASK.prepare(net, params.model_copy(update={"style_weights": [1, 0]}), [cat, coffee], "cpu").target
-    for name, got in alone.grams.items():
-        torch.testing.assert_close(got, one.grams[name])
-        assert not torch.allclose(mixed.grams[name], got, atol=1e-3)
+    for actual, a, b in zip(*(t.layers["relu3_1"] for t in (mixed, one, other)), strict=True):
+        torch.testing.assert_close(actual, 0.75 * a + 0.25 * b)
+    single_target = TASK.prepare(net, params.model_copy(update={"style_weights": [1, 0]}), [cat, coffee], "cpu").target
+    for name, actual in single_target.grams.items():
+        torch.testing.assert_close(actual, one.grams[name])
+        assert not torch.allclose(mixed.grams[name], actual, atol=1e-3)
 
 
 def test_preserve_color_keeps_the_chroma(net, cat, coffee):
     gray = np.repeat(luma_uint8(cat)[..., None], 3, 2).astype(np.uint8)
-    output = restyled(net, gray, coffee, preserve_color=True)
+    output = restyle(net, gray, coffee, preserve_color=True)
     assert np.ptp(output.image.astype(int), axis=2).max() <= 1
     assert not output.has_colours
-    free = restyled(net, gray, coffee)
-    assert free.has_colours
+    colour_output = restyle(net, gray, coffee)
+    assert colour_output.has_colours
 
 
 @pytest.mark.parametrize("method", ["adain", "gatys"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 90), (33, 17)])
 def test_stylize_keeps_image_size(net, coffee, method, size):
     image = photo("chelsea.png", *size)
-    output = restyled(net, image, coffee, method=method, **({"steps": 2} if method == "gatys" else {}))
+    output = restyle(net, image, coffee, method=method, **({"steps": 2} if method == "gatys" else {}))
     assert output.image.shape == image.shape
 
 
 @pytest.mark.parametrize("method", ["adain", "gatys"])
 def test_stylize_reduces_to_size(net, cat, coffee, method):
-    output = restyled(net, cat, coffee, method=method, size=32, **({"steps": 2} if method == "gatys" else {}))
+    output = restyle(net, cat, coffee, method=method, size=32, **({"steps": 2} if method == "gatys" else {}))
     assert output.image.shape == (24, 32, 3)
 
 
@@ -278,16 +278,18 @@ def test_contrastive_loss_of_matching_halves_is_low():
     assert contrastive_loss(torch.cat([pictures, pictures.roll(1, 0)])) > 1
 
 
-@pytest.mark.parametrize(("convs", "held"), [([1, 2, 1], set()), ([1, 1, 2], {"encoder.relu3_2"})])
-def test_perceive_trains_every_measured_layer(convs, held):
+@pytest.mark.parametrize(("convs", "frozen"), [([1, 2, 1], set()), ([1, 1, 2], {"encoder.relu3_2"})])
+def test_perceive_trains_every_measured_layer(convs, frozen):
     model = Perceptual(**SMALL | {"convs": convs})
     OBJECTIVES["perceive"].freeze(model)
     figures = OBJECTIVES["perceive"].loss(model, torch.rand(4, 3, 24, 32), torch.Generator().manual_seed(0))
     figures["loss"].backward()
-    untouched = {name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()}
-    assert {name.rpartition(".")[0] for name in untouched} == {"skips.0", "skips.1"} | held
+    unused_names = {
+        name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()
+    }
+    assert {name.rpartition(".")[0] for name in unused_names} == {"skips.0", "skips.1"} | frozen
     # With two workers, DDP waits for a gradient of every trainable weight.
-    assert not any(model.get_parameter(name).requires_grad for name in untouched)
+    assert not any(model.get_parameter(name).requires_grad for name in unused_names)
 
 
 def test_stylize_trains_only_the_decoder():

@@ -28,7 +28,7 @@ def photo() -> np.ndarray:
     return np.asarray(Image.open(str(files("skimage.data").joinpath("chelsea.png"))).convert("RGB"))[:200, :281]
 
 
-def shipped(name: str):
+def load_bundled(name: str):
     card = checkpoint.read_card(name)
     return checkpoint.build(card, checkpoint.read_weights(name, card))
 
@@ -61,8 +61,8 @@ def test_bundled_checkpoint_is_small_and_predicts(name, photo):
     assert len(checkpoint.read_weights(name, card)) < 3_000_000
     task = TASKS[card.task]
     params = task.Params(**{"compress": {"coding": "coded"}, **REQUIRED}.get(card.task, {}))
-    TASK_OBJECTIVES[task.name].check(shipped(name), params)
-    model = TASK_OBJECTIVES[task.name].prepare(shipped(name), params, [photo[:90, :120]], "cpu")
+    TASK_OBJECTIVES[task.name].check(load_bundled(name), params)
+    model = TASK_OBJECTIVES[task.name].prepare(load_bundled(name), params, [photo[:90, :120]], "cpu")
     outputs = TASK_OBJECTIVES[task.name].predict(model, [Sample(photo), Sample(photo[::-1].copy())], params, Precision())
     assert len(outputs) == 2
     for output in outputs:
@@ -81,7 +81,7 @@ def test_denoise_improves_psnr_and_estimates_sigma(photo):
     for sigma in (10, 25, 50):
         grainy = noisy(photo, sigma)
         output = TASK_OBJECTIVES["denoise"].predict(
-            shipped("denoise-small"), [Sample(grainy)], TASKS["denoise"].Params(), Precision()
+            load_bundled("denoise-small"), [Sample(grainy)], TASKS["denoise"].Params(), Precision()
         )[0]
         assert psnr_db(output.image, photo) > psnr_db(grainy, photo) + 4
         assert output.columns["sigma"] == pytest.approx(sigma, rel=0.15)
@@ -89,16 +89,16 @@ def test_denoise_improves_psnr_and_estimates_sigma(photo):
 
 def test_bfloat16_changes_psnr_by_less_than_0_05_db(photo):
     grainy = noisy(photo, 25)
-    model = shipped("denoise-small")
-    both = [
+    model = load_bundled("denoise-small")
+    psnr_values = [
         psnr_db(TASK_OBJECTIVES["denoise"].predict(model, [Sample(grainy)], TASKS["denoise"].Params(), p)[0].image, photo)
         for p in (Precision(), Precision(dtype=torch.bfloat16))
     ]
-    assert abs(both[0] - both[1]) < 0.05
+    assert abs(psnr_values[0] - psnr_values[1]) < 0.05
 
 
 def test_larger_step_gives_fewer_bits_and_lower_psnr(photo):
-    model, predict = shipped("compress-small"), TASK_OBJECTIVES["compress"].predict
+    model, predict = load_bundled("compress-small"), TASK_OBJECTIVES["compress"].predict
     outputs = [predict(model, [Sample(photo)], CompressParams(step=step), Precision())[0] for step in (20, 32, 64)]
     nonzero = [np.count_nonzero(o.latent) for o in outputs]
     quality = [o.columns["psnr_db"] for o in outputs]
@@ -109,7 +109,7 @@ def test_larger_step_gives_fewer_bits_and_lower_psnr(photo):
 @pytest.mark.parametrize("name", ["compress-small", "conv-mnist"])
 def test_latent_psnr_equals_image_psnr(name, photo, monkeypatch):
     monkeypatch.setattr("imagemill.models.objectives.compress.tile_side", lambda *size: 64)
-    model, predict = shipped(name), TASK_OBJECTIVES["compress"].predict
+    model, predict = load_bundled(name), TASK_OBJECTIVES["compress"].predict
     rgb = photo[:157, :131]
     for_image, for_quality, for_neither = (
         predict(model, [Sample(rgb, needs_image=i, needs_quality=q)], CompressParams(), Precision())[0]
@@ -122,13 +122,15 @@ def test_latent_psnr_equals_image_psnr(name, photo, monkeypatch):
 
 
 def test_batch_changes_hardly_any_symbol(photo):
-    model, predict = shipped("compress-small"), TASK_OBJECTIVES["compress"].predict
-    alone = predict(model, [Sample(photo)], CompressParams(), Precision())[0]
-    together = predict(model, [Sample(photo[::-1].copy()), Sample(photo)], CompressParams(), Precision())[1]
-    assert (alone.latent != together.latent).mean() < 1e-4
-    assert psnr_db(alone.image, together.image) > 60
+    model, predict = load_bundled("compress-small"), TASK_OBJECTIVES["compress"].predict
+    single_output = predict(model, [Sample(photo)], CompressParams(), Precision())[0]
+    batch_output = predict(model, [Sample(photo[::-1].copy()), Sample(photo)], CompressParams(), Precision())[1]
+    assert (single_output.latent != batch_output.latent).mean() < 1e-4
+    assert psnr_db(single_output.image, batch_output.image) > 60
     # An image depends only on its symbols, not on other images of the batch.
-    assert np.array_equal(decode_latent(model, alone.latent, photo.shape[:2], CompressParams().step, "cpu"), alone.image)
+    assert np.array_equal(
+        decode_latent(model, single_output.latent, photo.shape[:2], CompressParams().step, "cpu"), single_output.image
+    )
 
 
 def test_noise_level_of_a_large_image_is_a_median():
@@ -137,21 +139,21 @@ def test_noise_level_of_a_large_image_is_a_median():
     grainy = noisy(clean, 25)
     # A third of the image covers three of its nine crops, so the other six outvote them.
     grainy[:, :400] = noisy(clean[:, :400], 90)
-    model = shipped("denoise-small")
+    model = load_bundled("denoise-small")
     with torch.inference_mode():
         level = estimate_noise_level(model, to_uint8_batch([grainy, clean], model.stride, "cpu")) * 255
     assert level.tolist() == pytest.approx([25, 0], abs=2)
 
 
 def test_colorize_predicts_large_images_at_reduced_size(photo):
-    model, params = shipped("colorize-small"), TASKS["colorize"].Params()
-    seen = Image.fromarray(photo).convert("L").convert("RGB").resize((512, 512), Image.Resampling.BICUBIC)
-    large = np.asarray(seen.resize((1024, 1024), Image.Resampling.BICUBIC))
-    of_seen, of_large = (
+    model, params = load_bundled("colorize-small"), TASKS["colorize"].Params()
+    small_image = Image.fromarray(photo).convert("L").convert("RGB").resize((512, 512), Image.Resampling.BICUBIC)
+    large = np.asarray(small_image.resize((1024, 1024), Image.Resampling.BICUBIC))
+    small_output, large_output = (
         TASK_OBJECTIVES["colorize"].predict(model, [Sample(rgb)], params, Precision())[0].image
-        for rgb in (np.asarray(seen), large)
+        for rgb in (np.asarray(small_image), large)
     )
-    assert np.array_equal(luma_uint8(of_large), large[..., 0])
-    assert colourfulness(of_large) > 5
-    enlarged = np.asarray(Image.fromarray(of_seen).resize((1024, 1024), Image.Resampling.BICUBIC))
-    assert np.abs(rgb_to_chroma(of_large) - rgb_to_chroma(enlarged)).mean() < 0.005
+    assert np.array_equal(luma_uint8(large_output), large[..., 0])
+    assert colourfulness(large_output) > 5
+    enlarged_output = np.asarray(Image.fromarray(small_output).resize((1024, 1024), Image.Resampling.BICUBIC))
+    assert np.abs(rgb_to_chroma(large_output) - rgb_to_chroma(enlarged_output)).mean() < 0.005

@@ -46,15 +46,15 @@ def reaches_no_further_than(fn: Callable[[Tensor], Tensor], x: Tensor, halo: int
     h, w = x.shape[2:]
     y, x0 = (h // 2) // tile * tile, (w // 2) // tile * tile
     assert min(y, x0, h - y - tile, w - x0 - tile) > halo
-    poisoned = torch.full_like(x, float("nan"))
-    inside = (..., slice(y - halo, y + tile + halo), slice(x0 - halo, x0 + tile + halo))
-    poisoned[inside] = x[inside]
+    poisoned_input = torch.full_like(x, float("nan"))
+    window = (..., slice(y - halo, y + tile + halo), slice(x0 - halo, x0 + tile + halo))
+    poisoned_input[window] = x[window]
     # Use plain convolutions, because faster algorithms transform blocks and spread a NaN over a block.
     with torch.backends.mkldnn.flags(enabled=False):
-        out = fn(poisoned)
+        out = fn(poisoned_input)
     assert out.isnan().any()
-    kept = out[..., int(y * scale) : int((y + tile) * scale), int(x0 * scale) : int((x0 + tile) * scale)]
-    return not bool(kept.isnan().any())
+    tile_output = out[..., int(y * scale) : int((y + tile) * scale), int(x0 * scale) : int((x0 + tile) * scale)]
+    return not bool(tile_output.isnan().any())
 
 
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(4, 30), st.integers(2, 6), st.integers(1, 2))
@@ -83,17 +83,17 @@ def test_tiled_in_place_equals_tiled(h: int, w: int, tile: int, halos: int, shor
         calls.append(piece.shape)
         if len(calls) in short and max(piece.shape[2:]) > 16 + 2 * halo:
             torch.empty(2**60)
-        far = nn.functional.pad(piece.float(), (halo, halo, halo, halo))
-        return (sum(far.roll(shift, 2) + far.roll(shift, 3) for shift in (-halo, halo)) % 251)[
+        padded_piece = nn.functional.pad(piece.float(), (halo, halo, halo, halo))
+        return (sum(padded_piece.roll(shift, 2) + padded_piece.roll(shift, 3) for shift in (-halo, halo)) % 251)[
             :, :, halo : -halo or None, halo : -halo or None
         ].to(torch.uint8)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("imagemill.models.tiling.MIN_TILE", 8)
-        apart = apply_tiled(fn, x, tile, halo, stride=4)[:, :, :h, :w]
+        separate_output = apply_tiled(fn, x, tile, halo, stride=4)[:, :, :h, :w]
         calls.clear()
-        over = apply_tiled(fn, x, tile, halo, stride=4, in_place=True)[:, :, :h, :w]
-    torch.testing.assert_close(over, apart, atol=0, rtol=0)
+        in_place_output = apply_tiled(fn, x, tile, halo, stride=4, in_place=True)[:, :, :h, :w]
+    torch.testing.assert_close(in_place_output, separate_output, atol=0, rtol=0)
 
 
 def test_too_small_halo_changes_the_result() -> None:
@@ -123,16 +123,16 @@ def test_tile_size_bounds_memory() -> None:
     ("scale", "large"), [(Fraction(1), False), (Fraction(1, 8), False), (Fraction(2), False), (Fraction(8), True)]
 )
 def test_large_results_release_memory_between_rows(scale, large, monkeypatch) -> None:
-    given = []
+    releases = []
     monkeypatch.setattr("imagemill.models.tiling.LARGE_PIXELS", 100 * 150 * 8)
-    monkeypatch.setattr("imagemill.models.tiling.release_free_memory", lambda: given.append(True))
+    monkeypatch.setattr("imagemill.models.tiling.release_free_memory", lambda: releases.append(True))
     x = torch.rand(1, 1, 96, 144)
 
     def fn(piece: Tensor) -> Tensor:
         return piece.new_zeros(1, 1, *(int(n * scale) for n in piece.shape[2:]))
 
     apply_tiled(fn, x, 16, 0, scale)
-    assert len(given) == (6 if large else 0)
+    assert len(releases) == (6 if large else 0)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -150,12 +150,12 @@ def test_tiled_architecture_equals_whole_architecture(name: str) -> None:
     # One axis is longer than a tile with its halos; the other is a tile and a remainder.
     x = image(model, 2 * TILE + 2 * model.halo, TILE + 3 * model.stride)
     with torch.inference_mode():
-        whole = fn(x)
-        assert whole.std() > 0.01
+        full_output = fn(x)
+        assert full_output.std() > 0.01
         torch.testing.assert_close(
             apply_tiled(fn, x, TILE, model.halo, Fraction(model.scale)),
-            whole,
-            atol=1e-5 * max(1.0, float(whole.abs().max())),
+            full_output,
+            atol=1e-5 * max(1.0, float(full_output.abs().max())),
             rtol=0,
         )
 
@@ -177,10 +177,10 @@ def test_codec_encoder_depends_on_one_stride() -> None:
     step = torch.tensor([20.0])
     scale = Fraction(1, model.stride)
     with torch.inference_mode():
-        whole = model.analyse(x, step)
-        assert whole.abs().max() > 1
+        full_output = model.analyse(x, step)
+        assert full_output.abs().max() > 1
         in_tiles = apply_tiled(lambda piece: model.analyse(piece, step), x, TILE, model.stride, scale)
-        torch.testing.assert_close(in_tiles, whole, atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(in_tiles, full_output, atol=1e-4, rtol=1e-5)
         symbols = apply_tiled(lambda piece: model.encode(piece, step)[0], x, TILE, model.stride, scale)
         assert (symbols != model.encode(x, step)[0]).float().mean() < 1e-4
         assert reaches_no_further_than(lambda piece: model.analyse(piece, step), x, model.stride, 8, scale)
@@ -197,32 +197,35 @@ def test_codec_decoder_depends_on_its_halo() -> None:
     ).float()
     scale = Fraction(model.stride)
     with torch.inference_mode():
-        whole = model.decode((symbols, step))
+        full_output = model.decode((symbols, step))
         in_tiles = apply_tiled(lambda piece: model.decode((piece, step)), symbols, 8, halo, scale)
-        torch.testing.assert_close(in_tiles, whole, atol=1e-5 * float(whole.abs().max()), rtol=0)
+        torch.testing.assert_close(in_tiles, full_output, atol=1e-5 * float(full_output.abs().max()), rtol=0)
         assert reaches_no_further_than(lambda piece: model.decode((piece, step)), symbols, halo, 1, scale)
 
 
 def test_only_tiles_out_of_memory_are_split() -> None:
-    x, done, refused = torch.rand(1, 3, 300, 500, generator=torch.Generator().manual_seed(0)), [], []
+    x, accepted_sizes, refused_sizes = torch.rand(1, 3, 300, 500, generator=torch.Generator().manual_seed(0)), [], []
 
     def blur(piece: Tensor) -> Tensor:
         size = tuple(piece.shape[2:])
         if size[0] * size[1] > 100 * 100:
-            refused.append(size)
+            refused_sizes.append(size)
             # Request more memory than any machine has, so that the allocator itself raises the error.
             torch.empty(2**60)
-        done.append(size)
+        accepted_sizes.append(size)
         return nn.functional.avg_pool2d(piece, 3, 1, 1, count_include_pad=False)
 
     assert torch.allclose(apply_tiled(blur, x, 256, 8), nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False))
     # No tile of 256×256 or 128×128 with its halo fits; in the strip of 44 rows below, tiles 128 wide fit.
-    whole, strip = [size for size in done if size[0] != 52], [size for size in done if size[0] == 52]
-    assert len(whole) == 32
-    assert max(max(size) for size in whole) == 64 + 2 * 8
-    assert len(strip) == 4
-    assert max(strip) == (52, 128 + 2 * 8)
-    assert len(refused) == 2 * (1 + 4) + 2
+    tile_sizes, strip_sizes = (
+        [size for size in accepted_sizes if size[0] != 52],
+        [size for size in accepted_sizes if size[0] == 52],
+    )
+    assert len(tile_sizes) == 32
+    assert max(max(size) for size in tile_sizes) == 64 + 2 * 8
+    assert len(strip_sizes) == 4
+    assert max(strip_sizes) == (52, 128 + 2 * 8)
+    assert len(refused_sizes) == 2 * (1 + 4) + 2
     with pytest.raises(RuntimeError, match="no matter what"):
         apply_tiled(lambda piece: fail("no matter what"), x, 256, 8)
 
@@ -236,18 +239,18 @@ def fail(message: str) -> Tensor:
 @example(65, 1, 2)
 def test_single_image_is_padded_by_tile(h, w, count):
     images = [np.random.default_rng(n).integers(0, 256, (h, w, 3), dtype=np.uint8) for n in range(count)]
-    whole = to_uint8_batch([*images, images[0]], 8, "cpu")[:count]
-    alone = to_uint8_batch(images, 8, "cpu")
+    padded_batch = to_uint8_batch([*images, images[0]], 8, "cpu")[:count]
+    single_batch = to_uint8_batch(images, 8, "cpu")
     blur = nn.Conv2d(3, 3, 9, padding=4, padding_mode="replicate")
-    for x in (whole, alone):
+    for x in (padded_batch, single_batch):
         assert x.stride(1) == 1
 
     def fn(piece):
         assert piece.shape[2] % 8 == piece.shape[3] % 8 == 0
         return blur(piece.float()).detach()
 
-    expected = apply_tiled(fn, whole, 16, 8)
-    torch.testing.assert_close(apply_tiled(fn, alone, 16, 8, stride=8), expected, atol=0, rtol=0)
-    assert expected.shape[2:] == whole.shape[2:]
-    smaller = apply_tiled(lambda piece: piece[:, :, ::8, ::8], alone, 16, 8, Fraction(1, 8), 8)
-    torch.testing.assert_close(smaller, whole[:, :, ::8, ::8])
+    expected = apply_tiled(fn, padded_batch, 16, 8)
+    torch.testing.assert_close(apply_tiled(fn, single_batch, 16, 8, stride=8), expected, atol=0, rtol=0)
+    assert expected.shape[2:] == padded_batch.shape[2:]
+    smaller = apply_tiled(lambda piece: piece[:, :, ::8, ::8], single_batch, 16, 8, Fraction(1, 8), 8)
+    torch.testing.assert_close(smaller, padded_batch[:, :, ::8, ::8])

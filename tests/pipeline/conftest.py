@@ -1,4 +1,4 @@
-"""What tests of the pipeline share: a photograph, and a user to whom rights of files apply."""
+"""Fixtures of the pipeline tests: a photo, and a user without root's rights."""
 
 import os
 import shutil
@@ -18,14 +18,17 @@ NOBODY = 65534
 
 @pytest.fixture(scope="module")
 def photo() -> np.ndarray:
-    """(H,W,3) uint8 of a real photograph."""
+    """Return a real photo, (H,W,3) uint8."""
     image = Image.open(str(files("skimage.data").joinpath("coffee.png"))).convert("RGB")
     return np.asarray(image.crop((150, 80, 150 + W, 80 + H)))
 
 
 @pytest.fixture
 def user() -> Iterator[Path]:
-    """A folder of this process's user, to whom modes of files apply: another one for the time where that is root."""
+    """Yield a folder whose owner is subject to file modes.
+
+    Root is not, so a test that runs as root becomes another user until it ends.
+    """
     root = os.geteuid() == 0
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o777)

@@ -29,8 +29,8 @@ def todo_of(*pairs: Pair) -> pa.Table:
     return pa.Table.from_pylist([{"image_id": i, "version": v} for i, v in pairs], REFERENCE)
 
 
-def plan_over(*pairs: Pair, parts: set[str] = frozenset(), redone: str = "") -> Plan:
-    images = pa.table({"image_id": pa.array(list(redone), pa.string())})
+def plan_over(*pairs: Pair, parts: set[str] = frozenset(), redone_ids: str = "") -> Plan:
+    images = pa.table({"image_id": pa.array(list(redone_ids), pa.string())})
     return Plan(
         todo_of(*pairs),
         0,
@@ -46,7 +46,7 @@ def plan_over(*pairs: Pair, parts: set[str] = frozenset(), redone: str = "") -> 
     )
 
 
-def dropped_from(output: Store) -> int:
+def drop_all_duplicates(output: Store) -> int:
     return drop_duplicates(output, plan_over(), list_parts(output, "results"))
 
 
@@ -55,12 +55,12 @@ def with_images(output: Store, *names: str) -> str:
     for name in names:
         data = f"the pixels of {name}".encode()
         output.write(f"images/{name}", data)
-        facts = {
+        columns = {
             "output_uri": f"images/{name}",
             "output_sha256": hashlib.sha256(data).hexdigest(),
             "output_bytes": len(data),
         }
-        rows.append(row((name, "v"), **facts))
+        rows.append(row((name, "v"), **columns))
     return put(output, rows)
 
 
@@ -69,7 +69,8 @@ def output(tmp_path: Path) -> Store:
     return Store(str(tmp_path))
 
 
-# A part is a set of rows (its name says which) under one fence; the same rows under another fence are the same part.
+# A part is a set of rows with one fence. Its name depends on the rows alone, so the same rows with another fence
+# are the same part.
 PARTS = st.lists(
     st.tuples(st.sets(st.tuples(st.sampled_from("abcd"), st.sampled_from("vw")), min_size=1, max_size=4), st.integers(1, 3)),
     max_size=6,
@@ -84,23 +85,23 @@ def test_account_drops_only_duplicate_rows(parts: list[tuple[set[Pair], int]]) -
         output = Store(folder)
         for pairs, fence in parts:
             put(output, [row(pair, fence) for pair in sorted(pairs)])
-        before = pairs_of(output)
-        dropped = dropped_from(output)
-        assert pairs_of(output) == sorted(set(before))
-        assert dropped == len(before) - len(set(before))
-        assert dropped_from(output) == 0
+        original_pairs = pairs_of(output)
+        drop_count = drop_all_duplicates(output)
+        assert pairs_of(output) == sorted(set(original_pairs))
+        assert drop_count == len(original_pairs) - len(set(original_pairs))
+        assert drop_all_duplicates(output) == 0
 
 
 def test_account_keeps_one_of_two_rows_in_a_part(output: Store) -> None:
     put(output, [row(("a", "v")), row(("a", "v")), row(("b", "v"))])
-    dropped_from(output)
+    drop_all_duplicates(output)
     assert pairs_of(output) == [("a", "v"), ("b", "v")]
 
 
 def test_account_keeps_the_row_of_the_later_holder(output: Store) -> None:
     put(output, [row(("a", "v"), 1, run_id="old"), row(("b", "v"), 1, run_id="old")])
     put(output, [row(("a", "v"), 2, run_id="new")])
-    assert dropped_from(output) == 1
+    assert drop_all_duplicates(output) == 1
     rows = read_parts(output, list_parts(output, "results"), ["image_id", "run_id"])
     assert dict(zip(*columns_as_lists(rows, ["image_id", "run_id"]), strict=True)) == {"a": "new", "b": "old"}
 
@@ -108,7 +109,7 @@ def test_account_keeps_the_row_of_the_later_holder(output: Store) -> None:
 def test_part_without_duplicates_is_renamed(output: Store) -> None:
     put(output, [row(("a", "v"), 1), row(("b", "v"), 1, psnr_db=41.0)])
     put(output, [row(("a", "v"), 2)])
-    dropped_from(output)
+    drop_all_duplicates(output)
     for path in list_parts(output, "results"):
         table = pq.read_table(output.full(path))
         assert table.schema.equals(SCHEMA)
@@ -121,14 +122,14 @@ def test_account_replaces_an_older_row(output: Store) -> None:
     older = set(list_parts(output, "results"))
     put(output, [row(("a", "v"), 3)])
     new = [path for path in list_parts(output, "results") if path not in older]
-    assert drop_duplicates(output, plan_over(parts=older, redone="a"), new) == 1
+    assert drop_duplicates(output, plan_over(parts=older, redone_ids="a"), new) == 1
     assert pairs_of(output) == [("a", "v"), ("b", "v")]
     assert read_parts(output, list_parts(output, "results"), ["fence"])["fence"].to_pylist().count(3) == 1
 
 
 def test_account_keeps_versions_of_an_image(output: Store) -> None:
     put(output, [row(("a", "v")), row(("a", "w"))])
-    assert dropped_from(output) == 0
+    assert drop_all_duplicates(output) == 0
     assert verify(output).problems == []
 
 
@@ -138,54 +139,61 @@ def test_account_adds_up_rows_and_rejects(output: Store) -> None:
     put(output, [row(("c", "v"), psnr_db=float("inf"))])
     reject(output, ("d", "v"))
     reject(output, ("e", "v"), ("f", "v"), error_class="EmptyFile")
-    left = account(output, plan_over(*((i, "v") for i in "abcdef"), parts={old}), ["psnr_db"])
-    assert (left.ok, left.rejected, left.doubles_dropped) == (3, 3, 0)
-    assert left.reasons == {"EmptyFile": 2, "BrokenImage": 1}
-    assert left.pixels == 3 * 32 * 24
-    assert left.quality == {"psnr_db": 35.0}
+    summary = account(output, plan_over(*((i, "v") for i in "abcdef"), parts={old}), ["psnr_db"])
+    assert (summary.ok, summary.rejected, summary.doubles_dropped) == (3, 3, 0)
+    assert summary.reasons == {"EmptyFile": 2, "BrokenImage": 1}
+    assert summary.pixels == 3 * 32 * 24
+    assert summary.quality == {"psnr_db": 35.0}
     new = [p for p in list_parts(output, "results") if p != old]
-    assert left.parquet_bytes == sum(Path(output.full(p)).stat().st_size for p in new)
+    assert summary.parquet_bytes == sum(Path(output.full(p)).stat().st_size for p in new)
 
 
 def test_account_counts_a_duplicate_row_once(output: Store) -> None:
     put(output, [row(("a", "v"), 1), row(("b", "v"), 1)])
     put(output, [row(("a", "v"), 2)])
-    left = account(output, plan_over(("a", "v"), ("b", "v")), ["psnr_db"])
-    assert (left.ok, left.rejected, left.doubles_dropped, left.pixels) == (2, 0, 1, 2 * 32 * 24)
+    summary = account(output, plan_over(("a", "v"), ("b", "v")), ["psnr_db"])
+    assert (summary.ok, summary.rejected, summary.doubles_dropped, summary.pixels) == (2, 0, 1, 2 * 32 * 24)
 
 
 def test_account_counts_row_and_reject_as_ok(output: Store) -> None:
     put(output, [row(("a", "v"))])
     reject(output, ("a", "v"))
-    left = account(output, plan_over(("a", "v")), [])
-    assert (left.ok, left.rejected, left.reasons) == (1, 0, {})
+    summary = account(output, plan_over(("a", "v")), [])
+    assert (summary.ok, summary.rejected, summary.reasons) == (1, 0, {})
 
 
 def test_account_of_nothing_is_empty(output: Store) -> None:
-    left = account(output, plan_over(), ["psnr_db"])
-    assert (left.ok, left.rejected, left.pixels, left.parquet_bytes) == (0, 0, 0, 0)
+    summary = account(output, plan_over(), ["psnr_db"])
+    assert (summary.ok, summary.rejected, summary.pixels, summary.parquet_bytes) == (0, 0, 0, 0)
 
 
 def test_account_of_rejects_has_no_quality(output: Store) -> None:
     reject(output, ("a", "v"))
-    left = account(output, plan_over(("a", "v")), ["psnr_db"])
-    assert (left.ok, left.rejected, left.quality) == (0, 1, {})
+    summary = account(output, plan_over(("a", "v")), ["psnr_db"])
+    assert (summary.ok, summary.rejected, summary.quality) == (0, 1, {})
 
 
-@pytest.mark.parametrize("missing", [("c", "v"), ("a", "w")])
-def test_account_of_a_missing_image_is_an_error(output: Store, missing: Pair) -> None:
+@pytest.mark.parametrize("missing_pair", [("c", "v"), ("a", "w")])
+def test_account_of_a_missing_image_is_an_error(output: Store, missing_pair: Pair) -> None:
     put(output, [row(("a", "v"))])
     reject(output, ("b", "v"))
     with pytest.raises(VerificationError, match="1 of 3 planned images"):
-        account(output, plan_over(("a", "v"), ("b", "v"), missing), ["psnr_db"])
+        account(output, plan_over(("a", "v"), ("b", "v"), missing_pair), ["psnr_db"])
 
 
 def test_verify_accepts_a_complete_output(output: Store) -> None:
     with_images(output, "a.jpg", "x/b.png")
     put(output, [row(("c", "v"))])
     reject(output, ("d", "v"))
-    seen = verify(output)
-    assert (seen.images, seen.rows, seen.rejects, seen.files, seen.latents, seen.problems) == (3, 3, 1, 2, 3, [])
+    verification = verify(output)
+    assert (
+        verification.images,
+        verification.rows,
+        verification.rejects,
+        verification.files,
+        verification.latents,
+        verification.problems,
+    ) == (3, 3, 1, 2, 3, [])
 
 
 def test_verify_accepts_an_empty_output(output: Store) -> None:
@@ -226,11 +234,11 @@ def test_verify_names_each_unreadable_file(tmp_path: Path) -> None:
     Path(output.full("images/b.jpg")).unlink()
     os.mkfifo(output.full("images/b.jpg"))
     output.delete("images/c.jpg")
-    silent, pipe, missing = verify(output).problems
-    assert silent.startswith("images/a.jpg: cannot be read: EndpointConnectionError")
-    assert pipe.startswith("images/b.jpg: cannot be read: OSError")
-    assert "a pipe, socket or device" in pipe
-    assert missing == "images/c.jpg: missing"
+    silent_problem, pipe_problem, missing_pair = verify(output).problems
+    assert silent_problem.startswith("images/a.jpg: cannot be read: EndpointConnectionError")
+    assert pipe_problem.startswith("images/b.jpg: cannot be read: OSError")
+    assert "a pipe, socket or device" in pipe_problem
+    assert missing_pair == "images/c.jpg: missing"
 
 
 def test_verify_advises_about_damaged_claims(output: Store) -> None:
@@ -246,9 +254,9 @@ def test_verify_advises_about_damaged_claims(output: Store) -> None:
 def test_verify_checks_only_the_file_of_the_newest_row(output: Store) -> None:
     data = b"new"
     output.write("images/a.jpg", data)
-    facts = {"output_uri": "images/a.jpg", "output_sha256": hashlib.sha256(data).hexdigest()}
+    columns = {"output_uri": "images/a.jpg", "output_sha256": hashlib.sha256(data).hexdigest()}
     put(output, [row(("a", "v"), output_uri="images/a.jpg", output_sha256="older")])
-    put(output, [row(("a", "w"), 2, encoded_at=DAY.replace(year=2027), **facts)])
+    put(output, [row(("a", "w"), 2, encoded_at=DAY.replace(year=2027), **columns)])
     assert verify(output).problems == []
 
 
@@ -273,9 +281,9 @@ def test_verify_names_a_row_in_two_parts(output: Store) -> None:
 
 
 def test_verify_names_a_changed_latent(output: Store) -> None:
-    broken = row(("b", "v"))
-    broken["latent"] = broken["latent"] ^ np.uint8(1)
-    path = put(output, [row(("a", "v")), broken])
+    foreign_row = row(("b", "v"))
+    foreign_row["latent"] = foreign_row["latent"] ^ np.uint8(1)
+    path = put(output, [row(("a", "v")), foreign_row])
     [problem] = verify(output).problems
     assert problem.startswith(f"{path} row 1")
 
@@ -287,28 +295,28 @@ def test_verify_names_a_foreign_parquet_file(output: Store) -> None:
     assert problem.startswith("results/foreign.parquet")
 
 
-def flips(output: Store, phase: int) -> Iterator[pa.Table]:
-    """An output whose one part has one byte flipped, for a sample of all places; gives what its rows were."""
-    facts = {"rel_path": "a.jpg", "task": "compress", "model_id": "m", "run_id": "r", "checkpoint_sha256": "c" * 64}
-    path = put(output, [row((f"{n:032x}", f"{n + 7:032x}"), **facts) for n in range(3)])
+def iterate_flips(output: Store, phase: int) -> Iterator[pa.Table]:
+    """Flip one byte of the only part, at a sample of all positions; yield the original rows."""
+    columns = {"rel_path": "a.jpg", "task": "compress", "model_id": "m", "run_id": "r", "checkpoint_sha256": "c" * 64}
+    path = put(output, [row((f"{n:032x}", f"{n + 7:032x}"), **columns) for n in range(3)])
     whole, rows = output.read(path), pq.read_table(output.full(path))
-    for place in range(phase, len(whole), 20):
-        output.write(path, whole[:place] + bytes([whole[place] ^ 0x21]) + whole[place + 1 :])
+    for offset in range(phase, len(whole), 20):
+        output.write(path, whole[:offset] + bytes([whole[offset] ^ 0x21]) + whole[offset + 1 :])
         yield rows
 
 
 @pytest.mark.parametrize("phase", range(0, 20, 5))
 def test_verify_survives_any_flipped_byte_of_a_part(output: Store, phase: int) -> None:
-    outcomes = [bool(verify(output).problems) for _ in flips(output, phase)]
+    outcomes = [bool(verify(output).problems) for _ in iterate_flips(output, phase)]
     assert sum(outcomes) > len(outcomes) / 2
 
 
 def test_verify_survives_an_impossible_time(output: Store) -> None:
     path = put(output, [row(("a", "v"))])
     table = pq.read_table(output.full(path))
-    where = table.schema.get_field_index("encoded_at")
-    beyond = pa.array([2**57], pa.int64()).cast(table.schema.field(where).type)
-    output.write(path, parquet_bytes(table.set_column(where, "encoded_at", beyond), 3))
+    column_index = table.schema.get_field_index("encoded_at")
+    impossible_time = pa.array([2**57], pa.int64()).cast(table.schema.field(column_index).type)
+    output.write(path, parquet_bytes(table.set_column(column_index, "encoded_at", impossible_time), 3))
     [problem, *_] = verify(output).problems
     assert problem.startswith(f"{path}: cannot be read")
 

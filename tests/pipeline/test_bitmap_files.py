@@ -25,7 +25,7 @@ def random_indices(colours: int, size: tuple[int, int] = (W, H)) -> np.ndarray:
 EVERY_GIF = list(
     itertools.product(
         (2, 3, 16, 256),
-        # Size of the screen, and position of the first image.
+        # Size of the canvas, and position of the first image.
         (((W, H), (0, 0)), ((W + 7, H + 2), (4, 1)), ((0, 0), (0, 0)), ((5, 20), (3, 2)), ((W, H), (2, 0))),
         ("global", "local", "both"),
         (False, True),
@@ -37,14 +37,14 @@ EVERY_GIF = list(
 
 @FEW_OR_ALL
 def test_gif_of_every_kind_decodes_as_in_browsers(step: int) -> None:
-    """The canvas outside the first image is transparent, and a smaller canvas grows."""
+    """The canvas outside the first image is transparent; a canvas that is too small grows."""
     for colours, (screen, position), tables, interlaced, transparent, following_count in EVERY_GIF[::step]:
         samples, palette, other_palette = random_indices(colours), noise(colours, 3), 255 - noise(colours, 3)
-        own = palette if tables != "global" else None
-        image = gif_image(samples, position, own, transparent, interlaced)
-        following = [gif_image(random_indices(2), (0, 0), other_palette, None, False)] * following_count
+        local_palette = palette if tables != "global" else None
+        image = gif_image(samples, position, local_palette, transparent, interlaced)
+        later_frames = [gif_image(random_indices(2), (0, 0), other_palette, None, False)] * following_count
         shared = {"global": palette, "local": None, "both": other_palette}[tables]
-        decoded = decode_image(gif_file(screen, shared, image, *following, background=1))
+        decoded = decode_image(gif_file(screen, shared, image, *later_frames, background=1))
         canvas = max(screen[0], position[0] + W), max(screen[1], position[1] + H)
         rgb, alpha = np.zeros((*canvas[::-1], 3), np.uint8), np.zeros(canvas[::-1], np.uint8)
         inside = slice(position[1], position[1] + H), slice(position[0], position[0] + W)
@@ -148,9 +148,12 @@ def test_bmp_palettes_are_decoded_exactly(step: int) -> None:
 def test_bmp_uncompressed_is_decoded_exactly(header: int, bits: int) -> None:
     rgb = noise(H, W, 3)
     if bits == 16:
-        five = np.round(rgb / 255 * 31).astype("<u2")
-        rows = [row.tobytes() for row in (five[..., 0] << 10 | five[..., 1] << 5 | five[..., 2])]
-        rgb = np.round(five * (255 / 31)).astype(np.uint8)
+        five_bit_samples = np.round(rgb / 255 * 31).astype("<u2")
+        rows = [
+            row.tobytes()
+            for row in (five_bit_samples[..., 0] << 10 | five_bit_samples[..., 1] << 5 | five_bit_samples[..., 2])
+        ]
+        rgb = np.round(five_bit_samples * (255 / 31)).astype(np.uint8)
     else:
         rows = [row.tobytes() for row in np.dstack([rgb[..., ::-1], noise(H, W)])[..., : bits // 8]]
     if header in (12, 64) and bits != 24:
@@ -162,36 +165,36 @@ def test_bmp_uncompressed_is_decoded_exactly(header: int, bits: int) -> None:
 
 
 def random_runs(samples: np.ndarray, bits: int, seed: int) -> tuple[bytes, np.ndarray]:
-    """Return RLE of random runs from the bottom row up, and the drawn samples (H,W), -1 where none."""
+    """Return RLE of random runs from the bottom row up, and the samples (H,W), -1 if not drawn."""
     choose, code = np.random.default_rng(seed), b""
-    drawn = np.full(samples.shape, -1)
+    drawn_samples = np.full(samples.shape, -1)
     y = 0
     while y < len(samples):
         row, x = samples[::-1][y], 0
         while x < len(row):
-            remaining, kind = len(row) - x, choose.integers(0, 10)
+            remaining_count, kind = len(row) - x, choose.integers(0, 10)
             if kind < 5:
-                count = int(choose.integers(1, remaining + 1))
-                high, low = int(row[x]), int(row[min(x + 1, len(row) - 1)])
-                code += bytes([count, high << 4 | low if bits == 4 else high])
-                pattern = np.resize([high, low] if bits == 4 else [high], count)
-            elif kind < 8 and remaining >= 3:
-                count = int(choose.integers(3, remaining + 1))
+                count = int(choose.integers(1, remaining_count + 1))
+                high_index, low_index = int(row[x]), int(row[min(x + 1, len(row) - 1)])
+                code += bytes([count, high_index << 4 | low_index if bits == 4 else high_index])
+                pattern = np.resize([high_index, low_index] if bits == 4 else [high_index], count)
+            elif kind < 8 and remaining_count >= 3:
+                count = int(choose.integers(3, remaining_count + 1))
                 body = pack_samples(row[None, x : x + count], bits)[0]
                 code += bytes([0, count]) + body + bytes(len(body) % 2)
                 pattern = row[x : x + count]
             elif kind == 8 and y + 1 < len(samples):
-                skip_x, skip_y = int(choose.integers(0, remaining)), int(choose.integers(0, 2))
+                skip_x, skip_y = int(choose.integers(0, remaining_count)), int(choose.integers(0, 2))
                 code += bytes([0, 2, skip_x, skip_y])
                 x, y = x + skip_x, y + skip_y
                 row = samples[::-1][y]
                 continue
             else:
                 break
-            drawn[::-1][y, x : x + count] = pattern
+            drawn_samples[::-1][y, x : x + count] = pattern
             x += count
         code, y = code + b"\0\0", y + 1
-    return code + b"\0\1", drawn
+    return code + b"\0\1", drawn_samples
 
 
 @pytest.mark.parametrize("count", [40, pytest.param(2_000, marks=pytest.mark.chaos)])
@@ -199,14 +202,14 @@ def random_runs(samples: np.ndarray, bits: int, seed: int) -> tuple[bytes, np.nd
 def test_bmp_pixels_skipped_by_rle_are_transparent(bits: int, count: int) -> None:
     for seed in range(count):
         palette, samples = noise(1 << bits, 3), random_indices(1 << bits)
-        code, drawn = random_runs(samples, bits, seed)
+        code, drawn_samples = random_runs(samples, bits, seed)
         decoded = decode_image(bmp_file([code], (W, H), bits, compression=2 if bits == 4 else 1, palette=palette))
-        visible = drawn >= 0
-        np.testing.assert_array_equal(decoded.rgb[visible], palette[drawn[visible]])
-        if visible.all():
+        is_visible = drawn_samples >= 0
+        np.testing.assert_array_equal(decoded.rgb[is_visible], palette[drawn_samples[is_visible]])
+        if is_visible.all():
             assert decoded.alpha is None
-        elif visible.any():
-            np.testing.assert_array_equal(decoded.alpha > 0, visible)
+        elif is_visible.any():
+            np.testing.assert_array_equal(decoded.alpha > 0, is_visible)
 
 
 def test_bmp_alpha_of_zeros_is_ignored() -> None:
@@ -253,18 +256,18 @@ EVERY_PNM = list(
 
 @FEW_OR_ALL
 def test_pgm_and_ppm_are_scaled_to_8_bits(step: int) -> None:
-    for sample_max, channels, plain, comment in EVERY_PNM[::step]:
+    for sample_max, channels, is_plain, comment in EVERY_PNM[::step]:
         samples = np.random.default_rng(sample_max).integers(0, sample_max + 1, (H, W, channels))
-        magic = {(1, True): b"P2", (3, True): b"P3", (1, False): b"P5", (3, False): b"P6"}[channels, plain]
+        magic = {(1, True): b"P2", (3, True): b"P3", (1, False): b"P5", (3, False): b"P6"}[channels, is_plain]
         head = magic + b"\n" + comment + b"%d %d\n" % (W, H) + comment + b"%d\n" % sample_max
-        if plain:
+        if is_plain:
             body = comment.join(b" ".join(b"%d" % value for value in row) + b"\n" for row in samples.reshape(H, -1))
         else:
             body = samples.astype(">u2" if sample_max > 255 else "u1").tobytes()
         decoded = decode_image(head + body)
         # Like netpbm, round halves up.
         expected = (samples * 510 + sample_max) // (2 * sample_max)
-        assert (decoded.rgb == expected).all(), (sample_max, channels, plain)
+        assert (decoded.rgb == expected).all(), (sample_max, channels, is_plain)
         assert decoded.is_gray == (channels == 1)
         assert decoded.bit_depth == (1 if (sample_max, channels) == (1, 1) else max(8, sample_max.bit_length()))
 
@@ -334,10 +337,10 @@ def test_pnm_errors_are_named() -> None:
 
 
 def test_pnm_images_are_counted() -> None:
-    one = b"P5 2 1 255\nab"
-    assert [decode_image(one * count).frames for count in (1, 2, 5)] == [1, 2, 5]
-    assert decode_image(one + b"P6\n1 1\n65535\n" + bytes(6) + one).frames == 3
-    assert decode_image(one + b"Photo").frames == 1
+    two_samples = b"P5 2 1 255\nab"
+    assert [decode_image(two_samples * count).frames for count in (1, 2, 5)] == [1, 2, 5]
+    assert decode_image(two_samples + b"P6\n1 1\n65535\n" + bytes(6) + two_samples).frames == 3
+    assert decode_image(two_samples + b"Photo").frames == 1
 
 
 def test_pnm_header_ends_after_one_blank() -> None:

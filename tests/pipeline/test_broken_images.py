@@ -1,4 +1,4 @@
-"""Files that are no images, or broken ones, are rejected with a reason; no other exception is raised."""
+"""Broken images and other files are rejected with a reason; no other error is raised."""
 
 import struct
 import tracemalloc
@@ -51,7 +51,7 @@ def test_unknown_bytes_are_an_unknown_format(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("data", "message"),
     [
         (b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'></svg>", "SVG is not supported. Convert the file"),
         (b"<?xml version='1.0'?>\n<!-- drawn by hand -->\n<svg width='9'/>", "SVG is not supported. Convert the file"),
@@ -81,20 +81,20 @@ def test_unknown_bytes_are_an_unknown_format(data: bytes) -> None:
         (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "Canon raw (CR3)"),
     ],
 )
-def test_unsupported_file_is_named(data: bytes, words: str) -> None:
+def test_unsupported_file_is_named(data: bytes, message: str) -> None:
     error = decode_or_error(data + bytes(200))
     assert isinstance(error, ImageError)
     assert error.error_class == "UnsupportedFormat"
-    assert str(error).startswith(words)
+    assert str(error).startswith(message)
 
 
 def remove_chunks(data: bytes, *names: bytes) -> bytes:
     """Remove the chunks with these names from a PNG."""
-    remaining, at = data[:8], 8
+    remaining_chunks, at = data[:8], 8
     while at < len(data):
         end = at + int.from_bytes(data[at : at + 4], "big") + 12
-        remaining, at = remaining + (b"" if data[at + 4 : at + 8] in names else data[at:end]), end
-    return remaining
+        remaining_chunks, at = remaining_chunks + (b"" if data[at + 4 : at + 8] in names else data[at:end]), end
+    return remaining_chunks
 
 
 @pytest.mark.parametrize("frames", [1, 3])
@@ -119,30 +119,30 @@ def test_decoder_assertions_become_image_errors(data) -> None:
         end = at + int.from_bytes(intact[at : at + 4], "big") + 12
         chunks.append(intact[at:end])
         at = end
-    remaining = data.draw(st.lists(st.sampled_from(chunks[1:]), max_size=8))
-    reason = decode_or_error(intact[:8] + chunks[0] + b"".join(remaining))
+    remaining_chunks = data.draw(st.lists(st.sampled_from(chunks[1:]), max_size=8))
+    reason = decode_or_error(intact[:8] + chunks[0] + b"".join(remaining_chunks))
     assert "Assertion" not in f"{reason}"
 
 
 def test_other_pillow_plugins_are_never_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some start programs (EPS: Ghostscript), some render (WMF), and few people use the others."""
+    """Some plugins start programs (EPS: Ghostscript) or render (WMF); the others are rare."""
     Image.init()
 
     def fail_if_called(*args: object) -> None:
         pytest.fail("a plug-in of Pillow was called")
 
-    foreign = set(Image.OPEN) - {*READERS, "MPO"}
-    assert len(foreign) > 20
-    for name in foreign:
+    unused_plugins = set(Image.OPEN) - {*READERS, "MPO"}
+    assert len(unused_plugins) > 20
+    for name in unused_plugins:
         monkeypatch.setitem(Image.OPEN, name, (fail_if_called, fail_if_called))
-    heads = (
+    file_heads = (
         b"%!PS-Adobe-3.0 EPSF-3.0\n",
         b"\xd7\xcd\xc6\x9a\0\0",
         b"\x01\0\0\0",
         b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
         b"8BPS",
     )
-    for head in heads:
+    for head in file_heads:
         assert decode_error_class(head + bytes(200)) in ("UnknownFormat", "UnsupportedFormat")
 
 
@@ -231,21 +231,21 @@ def test_random_bytes_raise_image_errors(data: bytes, head: str) -> None:
 )
 @FUZZ
 def test_mutated_images_raise_image_errors(name: str, changes: list[tuple[int, int]], data: st.DataObject) -> None:
-    mutated = bytearray(SEEDS[name])
+    mutated_data = bytearray(SEEDS[name])
     for offset, value in changes:
-        mutated[offset % len(mutated)] = value
+        mutated_data[offset % len(mutated_data)] = value
     if data.draw(st.booleans()):
-        del mutated[data.draw(st.integers(0, len(mutated))) :]
-    assert is_valid_outcome(decode_or_error(bytes(mutated)))
+        del mutated_data[data.draw(st.integers(0, len(mutated_data))) :]
+    assert is_valid_outcome(decode_or_error(bytes(mutated_data)))
 
 
 @given(st.sampled_from(list(SEEDS)), st.lists(st.tuples(st.integers(0, 90), st.integers(0, 255)), min_size=1, max_size=4))
 @FUZZ
 def test_mutated_headers_raise_image_errors(name: str, changes: list[tuple[int, int]]) -> None:
-    mutated = bytearray(SEEDS[name])
+    mutated_data = bytearray(SEEDS[name])
     for offset, value in changes:
-        mutated[offset % len(mutated)] = value
-    assert is_valid_outcome(decode_or_error(bytes(mutated)))
+        mutated_data[offset % len(mutated_data)] = value
+    assert is_valid_outcome(decode_or_error(bytes(mutated_data)))
 
 
 @pytest.mark.parametrize("name", SEEDS)

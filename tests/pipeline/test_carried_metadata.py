@@ -1,4 +1,4 @@
-"""Metadata is corrected, dropped or kept if an image is rotated, resized, converted or changes its format."""
+"""Metadata of images that are rotated, resized, converted or saved in another format."""
 
 import struct
 
@@ -24,13 +24,13 @@ def build_exif(order: str, comment: bytes) -> bytes:
     first = 8 + 2 + 2 * 12 + 4
     details = first + 18
     main = struct.pack(f"{order}HHHIIHHIII", 2, IFD.Exif, 4, 1, first, IFD.GPSInfo, 4, 1, details + len(comment), 0)
-    below = struct.pack(f"{order}HHHIII", 1, Base.UserComment, 7, len(comment), first + 18, 0)
+    sub_ifd = struct.pack(f"{order}HHHIII", 1, Base.UserComment, 7, len(comment), first + 18, 0)
     gps = struct.pack(f"{order}HHHIII", 1, GPS.GPSProcessingMethod, 7, len(comment), details + len(comment) + 18, 0)
-    return b"Exif\0\0" + mark + struct.pack(f"{order}I", 8) + main + below + comment + gps + comment
+    return b"Exif\0\0" + mark + struct.pack(f"{order}I", 8) + main + sub_ifd + comment + gps + comment
 
 
 def read_texts(image: Image.Image) -> tuple[str, str]:
-    """Read UserComment and GPSProcessingMethod like a reader that uses the byte order of the file."""
+    """Read UserComment and GPSProcessingMethod in the byte order of the file."""
     order = "utf-16-le" if image.getexif().endian == "<" else "utf-16-be"
     values = (
         image.getexif().get_ifd(IFD.Exif)[Base.UserComment],
@@ -58,12 +58,16 @@ def test_user_comment_in_file_order_is_kept(text, order):
     assert read_texts(reencode(data)) == (text, text)
 
 
-@pytest.mark.parametrize("target", ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "AVIF"])
+@pytest.mark.parametrize("target_format", ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "AVIF"])
 @pytest.mark.parametrize("source", ["JPEG", "PNG", "BMP", "TIFF"])
-def test_resolution_is_kept_in_every_format(photo, source, target):
-    image = reencode(encode_as(photo, source, dpi=(300, 150)), target)
+def test_resolution_is_kept_in_every_format(photo, source, target_format):
+    image = reencode(encode_as(photo, source, dpi=(300, 150)), target_format)
     exif = image.getexif()
-    dpi = image.info["dpi"] if target in ("JPEG", "PNG", "BMP", "TIFF") else (exif[Base.XResolution], exif[Base.YResolution])
+    dpi = (
+        image.info["dpi"]
+        if target_format in ("JPEG", "PNG", "BMP", "TIFF")
+        else (exif[Base.XResolution], exif[Base.YResolution])
+    )
     assert [float(value) for value in dpi] == pytest.approx([300, 150], abs=0.5)
 
 
@@ -84,8 +88,13 @@ def encode_png_with_text(photo: np.ndarray, **text: str) -> bytes:
 
 def test_png_text_is_kept_in_png(photo):
     text = {"parameters": PROMPT, "workflow": '{"nodes": []}', "prompt": "木 é", "Comment": "by Ann", "long": "x" * 50_000}
-    untrue = {"Raw_profile_type_exif": "exif 00", "exif:Orientation": "6", "Thumb::MTime": "9", "date:create": "2020"}
-    assert reencode(encode_png_with_text(photo, **text, **untrue)).text == text
+    obsolete_texts = {
+        "Raw_profile_type_exif": "exif 00",
+        "exif:Orientation": "6",
+        "Thumb::MTime": "9",
+        "date:create": "2020",
+    }
+    assert reencode(encode_png_with_text(photo, **text, **obsolete_texts)).text == text
 
 
 def test_comment_is_kept_across_formats(photo):

@@ -1,4 +1,4 @@
-"""How Ray is started: signals wait for it, and what goes wrong is one line."""
+"""Starting Ray: signals wait until it has started, and a failure is one line of text."""
 
 import os
 import signal
@@ -22,41 +22,41 @@ class Caught(BaseException):
     pass
 
 
-def caught(signum: int, frame: object) -> None:
+def raise_caught(signum: int, frame: object) -> None:
     raise Caught(signum)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGALRM])
 def test_signal_waits_for_the_start_of_ray(number: signal.Signals) -> None:
-    before = signal.signal(number, caught)
-    started: list[bool] = []
+    previous_handler = signal.signal(number, raise_caught)
+    starts: list[bool] = []
 
     def start() -> None:
         with delay_signals():
             signal.raise_signal(number)
             signal.raise_signal(number)
-            # As Ray does with SIGTERM.
+            # Ray resets SIGTERM in the same way.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            started.append(True)
+            starts.append(True)
 
     try:
         with pytest.raises(Caught):
             start()
-        assert started
-        assert signal.getsignal(number) is caught
+        assert starts
+        assert signal.getsignal(number) is raise_caught
     finally:
-        signal.signal(number, before)
+        signal.signal(number, previous_handler)
 
 
 def test_late_ray_is_restarted_and_then_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    tries = []
+    attempts = []
 
-    def late(**options: object) -> None:
-        tries.append(options)
+    def time_out(**options: object) -> None:
+        attempts.append(options)
         raise Exception("The current node timed out\nduring startup.")
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", late)
+    monkeypatch.setattr(ray, "init", time_out)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with (
@@ -64,16 +64,16 @@ def test_late_ray_is_restarted_and_then_reported(monkeypatch: pytest.MonkeyPatch
         connected(None),
     ):
         pass
-    assert len(tries) == STARTS
+    assert len(attempts) == STARTS
 
 
-def process(code: str) -> subprocess.CompletedProcess[str]:
-    """A process of its own: the Ray of this one stays."""
+def run_code(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a separate process, so that the Ray of this process stays."""
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
 
 
 def test_garbage_collection_survives_the_end_of_ray() -> None:
-    ended = process(
+    result = run_code(
         """
 import gc, ray
 from imagemill.pipeline.cluster.connection import connected, endings
@@ -82,18 +82,18 @@ with connected(None, num_cpus=1):
     for ring in rings:
         ring.append(ring)
 while endings[-1].is_alive():
-    # References go at every moment of Ray's end.
+    # References are released at every moment of Ray's shutdown.
     ring = None
     del rings[-2:]
     gc.collect()
 print(len(rings))
 """
     )
-    assert (ended.returncode, ended.stdout) == (0, "0\n"), ended.stderr
+    assert (result.returncode, result.stdout) == (0, "0\n"), result.stderr
 
 
 def test_runs_of_a_night_share_ray_until_a_failure() -> None:
-    ended = process(
+    result = run_code(
         """
 import ray
 from imagemill.pipeline.cluster.connection import connected, endings, share_ray
@@ -116,7 +116,7 @@ assert not ray.is_initialized()
 print("as said")
 """
     )
-    assert (ended.returncode, ended.stdout) == (0, "as said\n"), ended.stderr
+    assert (result.returncode, result.stdout) == (0, "as said\n"), result.stderr
 
 
 def test_code_shipped_by_ray_imports_no_torch() -> None:
@@ -125,44 +125,47 @@ def test_code_shipped_by_ray_imports_no_torch() -> None:
 
 
 def test_old_ray_sessions_are_removed(tmp_path: Path) -> None:
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    folders = [tmp_path / f"session_2026-01-{day:02d}_00-00-00_000000_{gone.pid}" for day in range(1, 20)]
-    others, living = tmp_path / "session_2025-01-01_00-00-00_000000_1", tmp_path / f"session_2025-01-02_0_0_{os.getpid()}"
-    for folder in (*folders, others, living):
+    dead_process = subprocess.Popen(["true"])
+    dead_process.wait()
+    folders = [tmp_path / f"session_2026-01-{day:02d}_00-00-00_000000_{dead_process.pid}" for day in range(1, 20)]
+    unmarked_session, live_session = (
+        tmp_path / "session_2025-01-01_00-00-00_000000_1",
+        tmp_path / f"session_2025-01-02_0_0_{os.getpid()}",
+    )
+    for folder in (*folders, unmarked_session, live_session):
         (folder / "logs").mkdir(parents=True)
-    for folder in (*folders[:-1], living):
+    for folder in (*folders[:-1], live_session):
         (folder / SESSION_MARK).touch()
     latest = tmp_path / "session_latest"
     latest.symlink_to(folders[-2])
     delete_old_sessions(folders[-1])
-    assert {*tmp_path.iterdir()} == {others, living, latest, *folders[-SESSIONS:]}
+    assert {*tmp_path.iterdir()} == {unmarked_session, live_session, latest, *folders[-SESSIONS:]}
 
 
 def test_older_tally_never_replaces_a_newer_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    tally, began, newer_one, told = Tally("denoise", "r"), threading.Event(), threading.Event(), []
+    tally, first_publish, newer_publish, published_counts = Tally("denoise", "r"), threading.Event(), threading.Event(), []
 
     def publish(key: str, content: dict[str, int]) -> None:
-        began.set()
+        first_publish.set()
         if content["ok"] == 1:
-            # The store takes its time with what it is told first.
-            newer_one.wait(0.5)
-        told.append(content["ok"])
-        newer_one.set()
+            # Ray stores the first tally slowly.
+            newer_publish.wait(0.5)
+        published_counts.append(content["ok"])
+        newer_publish.set()
 
     monkeypatch.setattr("imagemill.pipeline.cluster.tally.publish", publish)
     first = threading.Thread(target=tally.add, kwargs={"ok": 1})
     first.start()
-    began.wait()
+    first_publish.wait()
     tally.add(ok=1)
     tally.flush()
     first.join()
-    assert told[-1] == 2
+    assert published_counts[-1] == 2
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_connection_after_a_long_listing_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody asked Ray anything meanwhile, so that it did not answer says nothing."""
+    """Ray got no requests during the listing, so its silence does not mean that it is lost."""
     monkeypatch.setattr(contact, "_last", time.monotonic() - 2 * SILENCE_SECONDS)
     with connected(None):
         contact.check()

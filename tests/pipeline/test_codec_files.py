@@ -1,4 +1,4 @@
-"""WebP, AVIF and JPEG 2000 in every combination of their writers, compared with the encoded samples."""
+"""Every combination of options for WebP, AVIF and JPEG 2000, compared with the samples."""
 
 import itertools
 import struct
@@ -34,10 +34,10 @@ def test_webp_of_every_kind_is_decoded_exactly(step: int) -> None:
             block[0x010E] = "what it shows"
             options["exif"] = block
         decoded, expected = decode_image(encode_as(image, "WEBP", **options)), np.asarray(image.convert("RGBA"))
-        visible = expected[..., 3] > 0
+        is_visible = expected[..., 3] > 0
         case = f"{mode}, lossless {lossless}, method {method}, {frames} frames"
         if lossless:
-            assert (decoded.rgb[visible] == expected[visible][:, :3]).all(), case
+            assert (decoded.rgb[is_visible] == expected[is_visible][:, :3]).all(), case
         else:
             assert psnr_db(decoded.rgb[:, 5:], expected[:, 5:, :3]) > 33, case
         # Pillow stores alpha in some animations even if all pixels are opaque.
@@ -89,11 +89,11 @@ def test_avif_of_every_kind_is_decoded_exactly(step: int) -> None:
         decoded = decode_image(imagecodecs.avif_encode(samples, level=100, bitspersample=bits, **options))
         expected = levels[..., :3] if channels > 1 else np.repeat(levels[..., None], 3, 2)
         case = f"{bits} bits, {layout}, {channels} channels, matrix {matrix}"
-        visible = visible_pixels(decoded)
+        is_visible = visible_pixels(decoded)
         if matrix == 0 or channels == 1:
-            assert (decoded.rgb == expected)[visible].all(), case
+            assert (decoded.rgb == expected)[is_visible].all(), case
         else:
-            assert psnr_db(decoded.rgb[visible], expected[visible]) > (42 if layout == "yuv444" else 36), case
+            assert psnr_db(decoded.rgb[is_visible], expected[is_visible]) > (42 if layout == "yuv444" else 36), case
         assert decoded.alpha is None if channels < 4 else (decoded.alpha == ALPHA).all(), case
         assert (decoded.bit_depth, decoded.is_gray, decoded.frames, decoded.icc) == (bits, channels == 1, 1, "none"), case
 
@@ -108,23 +108,23 @@ def test_avif_of_pillow_is_decoded(options: dict, mode: str) -> None:
         decode_image(encode_as(image, "AVIF", quality=100, subsampling="4:4:4", **options)),
         image.convert("RGBA"),
     )
-    opaque = ALPHA > 128
-    assert psnr_db(decoded.rgb[opaque], np.asarray(expected)[opaque][:, :3]) > 40
+    is_opaque = ALPHA > 128
+    assert psnr_db(decoded.rgb[is_opaque], np.asarray(expected)[is_opaque][:, :3]) > 40
     if mode.endswith("A"):
         assert np.abs(decoded.alpha.astype(int) - ALPHA).max() <= 2
 
 
 @pytest.mark.parametrize("orientation", TO_STORED_ORIENTATION)
-@pytest.mark.parametrize("cropped", [False, True])
-def test_avif_is_cropped_before_it_is_turned(orientation: int, cropped: bool) -> None:
+@pytest.mark.parametrize("is_cropped", [False, True])
+def test_avif_is_cropped_before_it_is_turned(orientation: int, is_cropped: bool) -> None:
     upright = COLOURS
-    stored = np.ascontiguousarray(TO_STORED_ORIENTATION[orientation](upright))
-    border = np.pad(stored, ((3, 5), (7, 1), (0, 0))) if cropped else stored
+    stored_image = np.ascontiguousarray(TO_STORED_ORIENTATION[orientation](upright))
+    border = np.pad(stored_image, ((3, 5), (7, 1), (0, 0))) if is_cropped else stored_image
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode_as(Image.fromarray(border), "AVIF", quality=100, subsampling="4:4:4", exif=exif)
-    if cropped:
-        data = with_property(data, clap(stored.shape[1], stored.shape[0], 7, 3, border.shape[1::-1]))
+    if is_cropped:
+        data = with_property(data, clap(stored_image.shape[1], stored_image.shape[0], 7, 3, border.shape[1::-1]))
     decoded = decode_image(data)
     assert decoded.rgb.shape == upright.shape
     assert psnr_db(decoded.rgb, upright) > 38

@@ -1,4 +1,4 @@
-"""Colour spaces that files declare without an ICC profile: gamma, primaries, H.273 code points, HDR."""
+"""Colour spaces declared without an ICC profile: gamma, primaries, H.273 codes, HDR."""
 
 import struct
 
@@ -50,7 +50,7 @@ def nits_to_pq_signal(nits: np.ndarray) -> np.ndarray:
 
 
 def nits_to_hlg_signal(rgb: np.ndarray) -> np.ndarray:
-    """Convert light of a 1000 cd/m² display (1 is 203 cd/m²) in BT.2020 to HLG: BT.2100, table 5."""
+    """Convert light of a 1000 cd/m² BT.2020 display (1.0 = 203 cd/m²) to HLG: BT.2100, table 5."""
     light = rgb * 203 / 1000
     luminance = (light @ to_xyz(BT2020)[1])[..., None]
     scene_light = light * np.where(luminance > 0, luminance, 1) ** (-0.2 / 1.2)
@@ -94,18 +94,18 @@ def test_srgb_is_not_converted(chunks: tuple[bytes, ...]) -> None:
 
 @pytest.mark.parametrize("primaries", [ADOBE_RGB, DISPLAY_P3, BT2020], ids=["Adobe RGB", "Display P3", "BT.2020"])
 def test_png_primaries_are_converted(primaries: np.ndarray) -> None:
-    tagged = convert_from_srgb(RGB, primaries, 2.2)
-    decoded = decode_image(encode_png(tagged, NOTHING, build_chromaticities(primaries)))
+    converted_samples = convert_from_srgb(RGB, primaries, 2.2)
+    decoded = decode_image(encode_png(converted_samples, NOTHING, build_chromaticities(primaries)))
     assert decoded.icc == "converted"
     assert psnr_db(decoded.rgb, RGB) > 44
-    assert psnr_db(tagged, RGB) < 34
+    assert psnr_db(converted_samples, RGB) < 34
 
 
 def test_png_colour_chunks_have_standard_precedence() -> None:
     """cICP, then iCCP, then sRGB, then gAMA and cHRM (PNG, 3rd edition, section 4.3)."""
     cicp, srgb = chunk(b"cICP", bytes([12, 13, 0, 1])), chunk(b"sRGB", b"\0")
-    profiled = encode_as(Image.fromarray(RGB), "PNG", icc_profile=rgb_profile(ADOBE_RGB, 1.0))
-    icc = profiled[33 : profiled.index(b"IDAT") - 4]
+    png_with_profile = encode_as(Image.fromarray(RGB), "PNG", icc_profile=rgb_profile(ADOBE_RGB, 1.0))
+    icc = png_with_profile[33 : png_with_profile.index(b"IDAT") - 4]
     by_cicp, by_icc = decode_image(encode_png(RGB, cicp)).rgb, decode_image(encode_png(RGB, icc)).rgb
     np.testing.assert_array_equal(decode_image(encode_png(RGB, LINEAR, srgb, icc, cicp)).rgb, by_cicp)
     np.testing.assert_array_equal(decode_image(encode_png(RGB, LINEAR, srgb, icc)).rgb, by_icc)
@@ -130,7 +130,7 @@ def test_kept_colours_are_unchanged_and_named(chunks: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("chunks", "words"),
+    ("chunks", "message"),
     [
         (chunk(b"cICP", bytes([1, 1, 0, 1])), "ignored: transfer function BT.709"),
         (chunk(b"cICP", bytes([1, 13, 6, 1])), "ignored: cICP that is not RGB"),
@@ -140,10 +140,10 @@ def test_kept_colours_are_unchanged_and_named(chunks: bytes) -> None:
         (chunk(b"iCCP", b"a\0\0" + b"not zlib"), "unreadable"),
     ],
 )
-def test_unsupported_colours_are_named(chunks: bytes, words: str) -> None:
+def test_unsupported_colours_are_named(chunks: bytes, message: str) -> None:
     decoded = decode_image(encode_png(RGB, chunks))
     np.testing.assert_array_equal(decoded.rgb, RGB)
-    assert decoded.icc == words
+    assert decoded.icc == message
 
 
 @pytest.mark.parametrize("transfer", [16, 18], ids=["PQ", "HLG"])
@@ -154,12 +154,12 @@ def test_hdr_without_highlights_is_not_tone_mapped(transfer: int) -> None:
     decoded = decode_image(encode_png(signal, chunk(b"cICP", bytes([9, transfer, 0, 1])), bits=16))
     assert decoded.icc == "converted"
     assert np.abs(decoded.rgb.astype(int) - RGB).max() <= 1
-    for bits, least in ((10, 45), (12, 55)):
+    for bits, least_psnr_db in ((10, 45), (12, 55)):
         samples = np.round(signal / 65535 * ((1 << bits) - 1)).astype(np.uint16)
         options = {"pixelformat": "yuv444", "matrix": 0, "primaries": 9, "transfer": transfer, "bitspersample": bits}
         decoded = decode_image(imagecodecs.avif_encode(samples, level=100, **options))
         assert (decoded.icc, decoded.bit_depth) == ("converted", bits)
-        assert psnr_db(decoded.rgb, RGB) > least
+        assert psnr_db(decoded.rgb, RGB) > least_psnr_db
 
 
 def test_tone_mapping_preserves_order_and_hue() -> None:
@@ -172,27 +172,29 @@ def test_tone_mapping_preserves_order_and_hue() -> None:
     assert ramp[-1] == 255
     # Dark parts are unchanged: 10 cd/m² is 10/203 of white.
     assert abs(int(ramp[1]) - round(255 * (1.055 * (10 / 203) ** (1 / 2.4) - 0.055))) <= 1
-    orange = np.round(nits_to_pq_signal(np.array([[[2000.0, 1000.0, 500.0]]])) * 65535)
-    mapped = to_linear_light(decode_image(encode_png(orange, chunk(b"cICP", bytes([1, 16, 0, 1])), bits=16)).rgb)[0, 0]
-    np.testing.assert_allclose(mapped / mapped[0], [1, 0.5, 0.25], atol=0.01)
+    orange_signal = np.round(nits_to_pq_signal(np.array([[[2000.0, 1000.0, 500.0]]])) * 65535)
+    mapped_light = to_linear_light(
+        decode_image(encode_png(orange_signal, chunk(b"cICP", bytes([1, 16, 0, 1])), bits=16)).rgb
+    )[0, 0]
+    np.testing.assert_allclose(mapped_light / mapped_light[0], [1, 0.5, 0.25], atol=0.01)
 
 
 def test_eetf_has_fixed_points_of_bt_2390() -> None:
-    """Below the knee nothing changes, the source peak maps to the target peak, and the curve rises."""
+    """The curve is the identity below the knee, rises, and maps source peak to target peak."""
     nits = np.linspace(0.01, 1000, 500)
-    mapped = eetf(nits, 1000)
-    assert mapped[-1] == pytest.approx(203)
-    assert mapped[0] == pytest.approx(nits[0])
-    assert (np.diff(mapped) > 0).all()
+    mapped_light = eetf(nits, 1000)
+    assert mapped_light[-1] == pytest.approx(203)
+    assert mapped_light[0] == pytest.approx(nits[0])
+    assert (np.diff(mapped_light) > 0).all()
     sample_max = nits_to_pq_signal(np.array(203.0)) / nits_to_pq_signal(np.array(1000.0))
     knee = (1.5 * sample_max - 0.5) * nits_to_pq_signal(np.array(1000.0))
-    np.testing.assert_allclose(mapped[nits_to_pq_signal(nits) < knee], nits[nits_to_pq_signal(nits) < knee])
+    np.testing.assert_allclose(mapped_light[nits_to_pq_signal(nits) < knee], nits[nits_to_pq_signal(nits) < knee])
 
 
 def test_avif_colours_are_converted() -> None:
-    tagged = convert_from_srgb(RGB, DISPLAY_P3, 2.2)
+    converted_samples = convert_from_srgb(RGB, DISPLAY_P3, 2.2)
     options = {"level": 100, "pixelformat": "yuv444", "matrix": 0}
-    decoded = decode_image(imagecodecs.avif_encode(tagged, primaries=12, transfer=4, **options))
+    decoded = decode_image(imagecodecs.avif_encode(converted_samples, primaries=12, transfer=4, **options))
     assert decoded.icc == "converted"
     assert psnr_db(decoded.rgb, RGB) > 44
     linear = np.round(to_linear_light(RGB) * 4095).astype(np.uint16)
@@ -203,17 +205,17 @@ def test_avif_colours_are_converted() -> None:
     )
     assert psnr_db(decode_image(gray).rgb[..., :1], GRAY[..., None]) > 50
     # A profile takes precedence over code points.
-    profiled = decode_image(
+    png_with_profile = decode_image(
         encode_as(
             Image.fromarray(convert_from_srgb(RGB, ADOBE_RGB)), "AVIF", quality=100, icc_profile=rgb_profile(ADOBE_RGB)
         )
     )
-    assert profiled.icc == "converted"
+    assert png_with_profile.icc == "converted"
 
 
 def test_jpeg2000_profile_is_converted() -> None:
-    plain = imagecodecs.jpeg2k_encode(convert_from_srgb(RGB, ADOBE_RGB), level=0, codecformat="jp2", reversible=True)
-    decoded = decode_image(with_jp2_boxes(plain, {b"colr": bytes([2, 0, 0]) + rgb_profile(ADOBE_RGB)}))
+    jpeg_2000 = imagecodecs.jpeg2k_encode(convert_from_srgb(RGB, ADOBE_RGB), level=0, codecformat="jp2", reversible=True)
+    decoded = decode_image(with_jp2_boxes(jpeg_2000, {b"colr": bytes([2, 0, 0]) + rgb_profile(ADOBE_RGB)}))
     assert decoded.icc == "converted"
     assert psnr_db(decoded.rgb, RGB) > 44
 
@@ -228,8 +230,8 @@ def test_bmp_colours_are_converted() -> None:
         assert psnr_db(decoded.rgb, RGB) > 44
     rows = [np.ascontiguousarray(row[:, ::-1]).tobytes() for row in convert_from_srgb(RGB, ADOBE_RGB)]
     profile, size = rgb_profile(ADOBE_RGB), 124 + 60 * 3 * 40
-    embedded = b"DEBM" + bytes(48) + struct.pack("<4I", 0, size, len(profile), 0)
-    decoded = decode_image(bmp_file(rows, RGB.shape[1::-1], 24, header=124, tail=embedded, more=profile))
+    profile_header = b"DEBM" + bytes(48) + struct.pack("<4I", 0, size, len(profile), 0)
+    decoded = decode_image(bmp_file(rows, RGB.shape[1::-1], 24, header=124, tail=profile_header, more=profile))
     assert decoded.icc == "converted"
     assert psnr_db(decoded.rgb, RGB) > 44
     linked = b"KNIL" + bytes(48) + struct.pack("<4I", 0, size, 9, 0)

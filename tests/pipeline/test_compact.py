@@ -30,12 +30,12 @@ class Killed(BaseException):
     pass
 
 
-class Mortal(Store):
-    """A store whose user dies at its n-th change."""
+class InterruptedStore(Store):
+    """A store that raises at its n-th change, like a process that is killed."""
 
     changes_left = 0
 
-    def change(self) -> None:
+    def count_change(self) -> None:
         if not self.changes_left:
             raise Killed
         self.changes_left -= 1
@@ -49,8 +49,8 @@ class Mortal(Store):
         super().delete(path)
 
 
-def nobody_else() -> None:
-    """Nobody took OUTPUT."""
+def check_lease() -> None:
+    """Confirm the lease: no other run took over the output."""
 
 
 def fill(output: Store, parts: int, first: int = 0) -> set[str]:
@@ -73,14 +73,14 @@ def test_compact_merges_small_parts_without_changes(tmp_path: Path, monkeypatch:
     output = Store(str(tmp_path))
     parts = fill(output, 2 * MIN_SMALL_PARTS)
     columns = SCHEMA.names
-    before = read_parts(output, list_parts(output, "results"), columns).drop_columns("part").sort_by("image_id")
-    assert compact(output, parts, 3, nobody_else) == 3 * MIN_SMALL_PARTS
+    rows_before = read_parts(output, list_parts(output, "results"), columns).drop_columns("part").sort_by("image_id")
+    assert compact(output, parts, 3, check_lease) == 3 * MIN_SMALL_PARTS
     assert len(files(output, "results")) == len(files(output, "rejects")) == 1
-    after = read_parts(output, list_parts(output, "results"), columns).drop_columns("part").sort_by("image_id")
-    assert after.equals(before)
-    seen = verify(output)
-    assert (seen.problems, seen.rows, seen.rejects) == ([], 4 * MIN_SMALL_PARTS, MIN_SMALL_PARTS)
-    # The notes stay for those who list meanwhile.
+    rows_after = read_parts(output, list_parts(output, "results"), columns).drop_columns("part").sort_by("image_id")
+    assert rows_after.equals(rows_before)
+    verification = verify(output)
+    assert (verification.problems, verification.rows, verification.rejects) == ([], 4 * MIN_SMALL_PARTS, MIN_SMALL_PARTS)
+    # The notes stay for processes that are listing the output at this time.
     finish_interrupted_merges(output)
     assert len(read_replacement_notes(output)) == 2
     monkeypatch.setattr("imagemill.pipeline.output.part_replacement.GRACE_SECONDS", 0)
@@ -91,13 +91,13 @@ def test_compact_merges_small_parts_without_changes(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("skew", [-86400, 86400])
 @pytest.mark.parametrize("any_url", ["local", "moto"], indirect=True)
 def test_compact_note_stays_an_hour_by_the_store_clock(any_url: str, skew: float) -> None:
-    """The clock of the machine that left it may be wrong by a day."""
+    """The clock of the machine that wrote the note may be wrong by a day."""
     output = Store(any_url)
     with (
         patch("imagemill.pipeline.output.part_replacement.time.time", lambda: 1.8e9 + skew),
         patch("imagemill.pipeline.output.compact.MIN_SMALL_PARTS", 2),
     ):
-        compact(output, fill(output, 2), 3, nobody_else)
+        compact(output, fill(output, 2), 3, check_lease)
     [(path, _), *_] = read_replacement_notes(output)
     finish_interrupted_merges(output)
     assert path in files(output, "runs")
@@ -110,16 +110,16 @@ def test_compact_note_stays_an_hour_by_the_store_clock(any_url: str, skew: float
 
 def test_compact_leaves_few_large_and_new_parts(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
-    few = fill(output, MIN_SMALL_PARTS - 1)
-    assert compact(output, few, 3, nobody_else) == 0
+    few_parts = fill(output, MIN_SMALL_PARTS - 1)
+    assert compact(output, few_parts, 3, check_lease) == 0
     noise = np.random.default_rng(0).integers(-128, 128, (1, 1100, 1000)).astype(np.int8)
-    large = put(output, [row(("large", "v"), fence=1000) | pack_latent(noise)])
-    assert output.entry(large).size > SMALL_BYTES
-    assert compact(output, all_parts(output), 3, nobody_else) == 0
-    before = fill(output, 1, first=MIN_SMALL_PARTS - 1)
-    late = put(output, [row(("late", "v"), fence=1001)])
-    assert compact(output, before, 3, nobody_else) == MIN_SMALL_PARTS
-    assert {large, late} < all_parts(output)
+    large_part = put(output, [row(("large", "v"), fence=1000) | pack_latent(noise)])
+    assert output.entry(large_part).size > SMALL_BYTES
+    assert compact(output, all_parts(output), 3, check_lease) == 0
+    rows_before = fill(output, 1, first=MIN_SMALL_PARTS - 1)
+    late_part = put(output, [row(("late", "v"), fence=1001)])
+    assert compact(output, rows_before, 3, check_lease) == MIN_SMALL_PARTS
+    assert {large_part, late_part} < all_parts(output)
     assert len(list_parts(output, "results")) == 3
 
 
@@ -128,45 +128,57 @@ def test_compact_makes_parts_of_equal_size(tmp_path: Path) -> None:
     for n in range(MIN_SMALL_PARTS):
         noise = np.random.default_rng(n).integers(-128, 128, (1, 300, 1000)).astype(np.int8)
         put(output, [row((f"{n}", "v")) | pack_latent(noise)])
-    compact(output, all_parts(output), 3, nobody_else)
+    compact(output, all_parts(output), 3, check_lease)
     sizes = [e.size for e in output.entries("results")]
     assert len(sizes) == 3
     assert max(sizes) < MERGED_BYTES + SMALL_BYTES
     assert len(pairs_of(output)) == MIN_SMALL_PARTS
 
 
-def whole_run(output: Store, redo: list[str], fence: int) -> None:
-    """What a run does with parts: it does some images again, drops what they were, and merges what is small."""
+def change_parts(output: Store, redone_images: list[str], fence: int) -> None:
+    """Change parts like a run: replace some rows, drop the old ones, merge small parts."""
     finish_interrupted_merges(output)
     parts = all_parts(output)
-    doubled = [image for (image, _), count in Counter(pairs_of(output)).items() if count > 1]
-    if redo:
-        put(output, [row((image, "v"), fence=fence) for image in redo])
-    redone, several = (pa.table({"image_id": pa.array(images, pa.string())}) for images in (redo, doubled))
+    duplicate_images = [image for (image, _), count in Counter(pairs_of(output)).items() if count > 1]
+    if redone_images:
+        put(output, [row((image, "v"), fence=fence) for image in redone_images])
+    redone_table, duplicate_table = (
+        pa.table({"image_id": pa.array(images, pa.string())}) for images in (redone_images, duplicate_images)
+    )
     plan = Plan(
-        REFERENCE.empty_table(), 0, Counter(), 0, 0, redone, parts, several, is_unrelated=False, fencing_token=fence, rows=0
+        REFERENCE.empty_table(),
+        0,
+        Counter(),
+        0,
+        0,
+        redone_table,
+        parts,
+        duplicate_table,
+        is_unrelated=False,
+        fencing_token=fence,
+        rows=0,
     )
     drop_duplicates(output, plan, [path for path in list_parts(output, "results") if path not in parts])
-    compact(output, parts, 3, nobody_else)
+    compact(output, parts, 3, check_lease)
 
 
 @given(data=st.data())
 @settings(max_examples=80)
 def test_compact_killed_anywhere_keeps_each_row_once(tmp_path_factory, data) -> None:
     root = str(tmp_path_factory.mktemp("out"))
-    output, mortal = Store(root), Mortal(root)
+    output, interrupted = Store(root), InterruptedStore(root)
     with patch("imagemill.pipeline.output.compact.MIN_SMALL_PARTS", 4):
         fill(output, 6)
         pairs = pairs_of(output)
         for fence in range(100, 104):
-            mortal.changes_left = data.draw(st.integers(0, 24))
-            redo = data.draw(st.lists(st.sampled_from([image for image, _ in pairs]), max_size=4, unique=True))
+            interrupted.changes_left = data.draw(st.integers(0, 24))
+            redone_images = data.draw(st.lists(st.sampled_from([image for image, _ in pairs]), max_size=4, unique=True))
             with suppress(Killed):
-                whole_run(mortal, redo, fence)
+                change_parts(interrupted, redone_images, fence)
             assert sorted(set(pairs_of(output))) == pairs
             assert verify(output).rejects == 3
         with patch("imagemill.pipeline.output.part_replacement.GRACE_SECONDS", 0):
-            whole_run(output, [], 104)
+            change_parts(output, [], 104)
             finish_interrupted_merges(output)
     assert pairs_of(output) == pairs
     assert verify(output).problems == []
@@ -179,28 +191,28 @@ def test_compact_repeats_an_inconsistent_listing(tmp_path: Path) -> None:
     pairs = pairs_of(output)
 
     class Torn(Store):
-        """The first page of its first listing is older than a compaction, the second younger."""
+        """A store whose first listing begins before a compaction and ends after it."""
 
-        torn = False
+        torn_store = False
 
         def entries(self, path: str = ""):
             if path == "results" and not self.torn:
                 self.torn = True
                 older = list(super().entries(path))
-                compact(output, parts, 3, nobody_else)
-                younger = {e.path for e in super().entries(path)}
-                return iter([e for e in older if e.path in younger])
+                compact(output, parts, 3, check_lease)
+                later_paths = {e.path for e in super().entries(path)}
+                return iter([e for e in older if e.path in later_paths])
             return super().entries(path)
 
-    torn = Torn(str(tmp_path))
-    assert pairs_of(torn) == pairs
+    torn_store = Torn(str(tmp_path))
+    assert pairs_of(torn_store) == pairs
 
 
 def test_compact_explains_a_missing_merged_part(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
-    compact(output, fill(output, MIN_SMALL_PARTS), 3, nobody_else)
-    (merged,) = list_parts(output, "results")
-    output.delete(merged)
+    compact(output, fill(output, MIN_SMALL_PARTS), 3, check_lease)
+    (merged_part,) = list_parts(output, "results")
+    output.delete(merged_part)
     assert list_parts(output, "results") == []
     finish_interrupted_merges(output)
     assert read_replacement_notes(output) == []
@@ -209,10 +221,10 @@ def test_compact_explains_a_missing_merged_part(tmp_path: Path) -> None:
 def test_compact_leaves_a_damaged_part_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     output = Store(str(tmp_path))
     parts = fill(output, MIN_SMALL_PARTS)
-    damaged = list_parts(output, "results")[3]
-    output.write(damaged, output.read(damaged)[:-20])
-    assert compact(output, parts, 3, nobody_else) == MIN_SMALL_PARTS - 1
-    assert f"{damaged}: a damaged part" in caplog.text
+    damaged_path = list_parts(output, "results")[3]
+    output.write(damaged_path, output.read(damaged_path)[:-20])
+    assert compact(output, parts, 3, check_lease) == MIN_SMALL_PARTS - 1
+    assert f"{damaged_path}: a damaged part" in caplog.text
     assert len(list_parts(output, "results")) == 2
 
 

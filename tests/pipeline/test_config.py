@@ -1,4 +1,4 @@
-"""What YAML says is what people mean by it."""
+"""YAML values mean what a person expects."""
 
 from pathlib import Path
 from typing import Any
@@ -10,19 +10,19 @@ from imagemill.pipeline.errors import ConfigError
 
 
 @pytest.mark.parametrize(
-    ("written", "value"),
+    ("text", "value"),
     [
         ("22:30", "22:30"), ("6:30", "6:30"), ("190:20:30", "190:20:30"), ("2026-03-01", "2026-03-01"),
         ("2026-03-01T10:00:00Z", "2026-03-01T10:00:00Z"), ("12", 12), ("-1.5", -1.5), ("1.5e+3", 1500.0), ("0x10", 16),
         ("yes", True), ("~", None), (".inf", float("inf")), ("00501", 321), ("'00501'", "00501"),
     ],
 )  # fmt: skip
-def test_yaml_value_is_text_if_time_or_date(written: str, value: object, tmp_path: Path) -> None:
-    """YAML 1.1 takes times for numbers of base 60, and dates for objects that no key expects."""
-    (tmp_path / "c.yaml").write_text(f"key: {written}\n")
+def test_yaml_value_is_text_if_time_or_date(text: str, value: object, tmp_path: Path) -> None:
+    """YAML 1.1 reads times as numbers of base 60, and dates as objects that no key accepts."""
+    (tmp_path / "c.yaml").write_text(f"key: {text}\n")
     assert read_yaml(str(tmp_path / "c.yaml")) == {"key": value}
     values: dict[str, object] = {}
-    set_value(values, f"key={written}")
+    set_value(values, f"key={text}")
     assert values == {"key": value}
 
 
@@ -33,15 +33,15 @@ def test_yaml_folder_named_by_date_is_input(tmp_path: Path) -> None:
 
 
 def test_set_value_takes_colour_for_text() -> None:
-    """Where YAML has a comment, a shell's word has a colour."""
+    """In YAML, `#` starts a comment; in `--set key=#fff` it starts a colour."""
     values: dict[str, object] = {}
     set_value(values, "params.key=#00ff00")
     assert values == {"params": {"key": "#00ff00"}}
 
 
-@pytest.mark.parametrize("written", ["no", "on", "007", "1.50"])
-def test_yaml_text_without_quotes_is_one_clear_line(written: str, tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text(f"task: denoise\ninput: {written}\n")
+@pytest.mark.parametrize("text", ["no", "on", "007", "1.50"])
+def test_yaml_text_without_quotes_is_one_clear_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(f"task: denoise\ninput: {text}\n")
     with pytest.raises(ConfigError, match=r"^c: input = \S+: must be a valid string; put it in quotes$"):
         validate(RunConfig, read_yaml(str(tmp_path / "c.yaml")), "c")
 
@@ -56,12 +56,12 @@ def test_yaml_text_without_quotes_is_one_clear_line(written: str, tmp_path: Path
     ],
 )
 def test_config_old_keys_still_work(values: dict[str, Any], retry_failed: bool | str, workers: int | None) -> None:
-    """YAMLs and the configs of older runs say `retry` and `pool.actors`; the new key wins over the old one."""
+    """Old configs use `retry` and `pool.actors`; if both are set, the new key wins."""
     config = validate(RunConfig, {"task": "denoise", **values}, "c")
     assert (config.retry_failed, config.pool.workers) == (retry_failed, workers)
-    saved = config.model_dump(mode="json")
-    assert (saved["retry_failed"], saved["pool"]["workers"]) == (retry_failed, workers)
-    assert RunConfig.model_validate(saved) == config
+    stored_config = config.model_dump(mode="json")
+    assert (stored_config["retry_failed"], stored_config["pool"]["workers"]) == (retry_failed, workers)
+    assert RunConfig.model_validate(stored_config) == config
 
 
 @pytest.mark.parametrize("value", ["two words", "1st", ""])

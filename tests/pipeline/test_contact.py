@@ -1,4 +1,4 @@
-"""Ray that does not answer any more: work and cleaning up come to an end all the same."""
+"""Work and cleanup end even if Ray no longer answers."""
 
 import threading
 
@@ -10,49 +10,49 @@ from imagemill.pipeline.cluster.contact import Contact, ContactLost, clean_up, c
 
 
 @pytest.fixture
-def silent(monkeypatch: pytest.MonkeyPatch) -> Contact:
-    """A Ray that is silent at once."""
-    fresh = Contact()
-    monkeypatch.setattr(module, "contact", fresh)
+def silent_contact(monkeypatch: pytest.MonkeyPatch) -> Contact:
+    """Let Ray count as silent immediately."""
+    new_contact = Contact()
+    monkeypatch.setattr(module, "contact", new_contact)
     monkeypatch.setattr(module, "SILENCE_SECONDS", 0.05)
-    return fresh
+    return new_contact
 
 
-def without_end() -> None:
+def wait_forever() -> None:
     threading.Event().wait()
 
 
-def test_contact_ends_work_that_ray_does_not_answer(silent: Contact) -> None:
-    """Ray's own calls have no end without its control store."""
+def test_contact_ends_work_that_ray_does_not_answer(silent_contact: Contact) -> None:
+    """Without its control store, Ray's own calls never return."""
     with pytest.raises(ContactLost, match="has not answered"):
-        while_answering(without_end)
-    assert silent.lost
-    asked = []
-    clean_up(lambda: asked.append(1))
-    assert not asked
+        while_answering(wait_forever)
+    assert silent_contact.lost
+    calls = []
+    clean_up(lambda: calls.append(1))
+    assert not calls
 
 
-def test_contact_ends_one_question_without_answer(silent: Contact) -> None:
-    """A question in the main thread could not be interrupted by a signal either."""
+def test_contact_ends_one_question_without_answer(silent_contact: Contact) -> None:
+    """In the main thread, a signal could not interrupt the request either."""
     with pytest.raises(ContactLost):
-        wait_for_answer(without_end)
-    assert silent.lost
+        wait_for_answer(wait_forever)
+    assert silent_contact.lost
 
 
-def test_contact_gives_what_work_gives_and_raises(silent: Contact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contact_gives_what_work_gives_and_raises(silent_contact: Contact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SILENCE_SECONDS", 60.0)
     assert while_answering(lambda: 7) == wait_for_answer(lambda: 7) == 7
-    for do in (while_answering, wait_for_answer):
+    for wait_for in (while_answering, wait_for_answer):
         with pytest.raises(KeyError):
-            do({}.popitem)
+            wait_for({}.popitem)
     clean_up({}.popitem)
-    assert not silent.lost
+    assert not silent_contact.lost
 
 
-def test_contact_is_lost_by_cleaning_up_without_end(silent: Contact) -> None:
-    """The end of Ray itself may hang; the process ends without it."""
-    clean_up(without_end, 0.05)
-    assert silent.lost
+def test_contact_is_lost_by_cleaning_up_without_end(silent_contact: Contact) -> None:
+    """Ray's shutdown may hang; the process ends without waiting for it."""
+    clean_up(wait_forever, 0.05)
+    assert silent_contact.lost
 
 
 @pytest.mark.usefixtures("ray_session")

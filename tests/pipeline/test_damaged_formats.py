@@ -23,11 +23,11 @@ def encode_format(image: Image.Image, name: str) -> bytes:
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_zero_sector_is_damage(name: str) -> None:
-    """A sector of 512 bytes that was never written, at places all over the image data."""
+    """A sector of 512 bytes was never written, at positions all over the image data."""
     data = encode_format(Image.fromarray(crop_photo(300, 200)), name)
     for offset in range(len(data) // 4, len(data) - 600, len(data) // 7):
-        damaged = zero_out(data, offset, 512)
-        assert decode_error_class(damaged) in ("DamagedImage", "BrokenImage", "UnknownFormat")
+        damaged_data = zero_out(data, offset, 512)
+        assert decode_error_class(damaged_data) in ("DamagedImage", "BrokenImage", "UnknownFormat")
     assert decode_error_class(zero_out(data, len(data) // 2, len(data))) in ("DamagedImage", "BrokenImage")
 
 

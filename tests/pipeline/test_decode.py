@@ -155,7 +155,7 @@ def test_decode_first_image_of_mpo() -> None:
     assert choose_output_format(decoded.format) == "JPEG"
 
 
-# EXIF 2.32, tag 0x0112: how the stored image is made from the upright one.
+# EXIF 2.32, tag 0x0112: how the upright image becomes the stored one.
 STORED_FROM_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -175,8 +175,8 @@ INTEGER_TYPES = [(1, "B"), (3, "H"), (4, "I"), (6, "b"), (7, "B"), (8, "h"), (9,
 def oriented(orientation: int, image_format: str, upright: np.ndarray, **options: object) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored = np.ascontiguousarray(STORED_FROM_UPRIGHT[orientation](upright))
-    return encode_as(Image.fromarray(stored), image_format, exif=exif, **options)
+    stored_image = np.ascontiguousarray(STORED_FROM_UPRIGHT[orientation](upright))
+    return encode_as(Image.fromarray(stored_image), image_format, exif=exif, **options)
 
 
 @pytest.mark.parametrize("orientation", STORED_FROM_UPRIGHT)
@@ -220,12 +220,12 @@ def test_decode_turns_16_bit_gray_upright(orientation: int) -> None:
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize(("kind", "code"), INTEGER_TYPES)
 def test_orientation_of_every_integer_type_is_read(image_format: str, order: str, kind: int, code: str) -> None:
-    """TIFF 6.0 requires a SHORT; cameras and converters also write BYTE, LONG and the signed types."""
+    """TIFF 6.0 requires a SHORT; some writers use BYTE, LONG and the signed types."""
     value = struct.pack(f"{order}{code}", 6).ljust(4, b"\0")
-    mark = {"<": b"II*\0\x08\0\0\0", ">": b"MM\0*\0\0\0\x08"}[order]
-    exif = b"Exif\0\0" + mark + struct.pack(f"{order}HHHI", 1, 0x0112, kind, 1) + value + bytes(4)
-    stored = np.ascontiguousarray(STORED_FROM_UPRIGHT[6](scene()))
-    decoded = decode_image(encode_as(Image.fromarray(stored), image_format, exif=exif), LIMIT)
+    byte_order_mark = {"<": b"II*\0\x08\0\0\0", ">": b"MM\0*\0\0\0\x08"}[order]
+    exif = b"Exif\0\0" + byte_order_mark + struct.pack(f"{order}HHHI", 1, 0x0112, kind, 1) + value + bytes(4)
+    stored_image = np.ascontiguousarray(STORED_FROM_UPRIGHT[6](scene()))
+    decoded = decode_image(encode_as(Image.fromarray(stored_image), image_format, exif=exif), LIMIT)
     assert (decoded.exif_orientation, decoded.rgb.shape) == (6, (H, W, 3))
 
 

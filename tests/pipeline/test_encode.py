@@ -45,20 +45,20 @@ def test_encode_keeps_gray(image_format: str) -> None:
 def test_encode_alpha_if_format_supports_it(image_format: str, mode: str) -> None:
     image = Image.fromarray(noise(H, W, len(mode) if mode == "LA" else 4), mode)
     decoded = decode_saved(image)
-    back = open_file(encode(decoded.rgb, decoded, image_format))
-    assert back.mode == mode
+    reopened_image = open_file(encode(decoded.rgb, decoded, image_format))
+    assert reopened_image.mode == mode
     # Fully transparent pixels get colours of visible ones.
-    visible = np.array(image)[..., -1] > 0
-    np.testing.assert_array_equal(np.array(back)[visible], np.array(image)[visible])
-    assert not np.array(back)[~visible, -1].any()
+    is_visible = np.array(image)[..., -1] > 0
+    np.testing.assert_array_equal(np.array(reopened_image)[is_visible], np.array(image)[is_visible])
+    assert not np.array(reopened_image)[~is_visible, -1].any()
 
 
 def test_encode_alpha_to_webp() -> None:
     rgba = np.dstack([scene(), np.tile(np.arange(W, dtype=np.uint8) * 7, (H, 1))])
     decoded = decode_saved(Image.fromarray(rgba))
-    back = open_file(encode(decoded.rgb, decoded, "WEBP"))
-    assert back.mode == "RGBA"
-    np.testing.assert_array_equal(np.array(back)[..., 3], rgba[..., 3])
+    reopened_image = open_file(encode(decoded.rgb, decoded, "WEBP"))
+    assert reopened_image.mode == "RGBA"
+    np.testing.assert_array_equal(np.array(reopened_image)[..., 3], rgba[..., 3])
 
 
 def test_encode_drops_alpha_for_jpeg_and_bmp() -> None:
@@ -89,8 +89,8 @@ def test_output_format_follows_source_if_suitable() -> None:
 def test_encode_every_source_in_its_output_format(name: str) -> None:
     decoded = decode_image(SEEDS[name], LIMIT)
     for image_format in (choose_output_format(decoded.format), "PNG"):
-        back = decode_image(encode(decoded.rgb, decoded, image_format), LIMIT)
-        assert back.format == image_format
-        assert back.rgb.shape == decoded.rgb.shape
-        assert back.is_gray == decoded.is_gray
-        assert psnr_db(back.rgb, decoded.rgb) > 25
+        reopened_image = decode_image(encode(decoded.rgb, decoded, image_format), LIMIT)
+        assert reopened_image.format == image_format
+        assert reopened_image.rgb.shape == decoded.rgb.shape
+        assert reopened_image.is_gray == decoded.is_gray
+        assert psnr_db(reopened_image.rgb, decoded.rgb) > 25

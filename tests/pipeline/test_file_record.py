@@ -1,4 +1,4 @@
-"""The record of what a command wrote into a place of the user, and what it may replace there."""
+"""The record of the files that a command wrote, which it may therefore replace."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ def test_file_record_allows_only_recorded_files(any_url, names):
     fill(place, names, b"again")
     assert place.read(names[0]) == b"again"
 
-    # Changed by the user, to something as long.
+    # The user changes the file but not its size.
     place.write(names[1], b"mine!")
     with pytest.raises(ConfigError, match=rf"{place.uri(names[1])}: exists, and imagemill did not write it .*--overwrite"):
         fill(place, names)
@@ -40,7 +40,7 @@ def test_file_record_allows_only_recorded_files(any_url, names):
     assert place.read(names[0]) == b"again"
     fill(place, names, b"last", overwrite=True)
     fill(place, names)
-    # The record is one file, however often it was added to.
+    # The record stays a single file after several additions.
     assert len(list(place.entries(FOLDER))) == 1
     assert place.read("x/mine.png") == b"mine"
 
@@ -54,7 +54,7 @@ def test_file_record_survives_a_copy_of_the_folder(tmp_path):
 
 
 def test_file_record_lets_a_killed_command_repeat(tmp_path):
-    """It leaves what it announced; of the rest nothing is known."""
+    """A killed command may replace the files that it had announced, and no others."""
     place = Store(str(tmp_path))
     killed = FileRecord(place)
     killed.check(NAMES)
@@ -91,18 +91,18 @@ def test_file_record_lets_a_failed_command_repeat(tmp_path):
 def test_file_record_protects_special_files(tmp_path, make):
     original = tmp_path / "original"
     original.write_bytes(b"mine")
-    there = tmp_path / "place/a.png"
-    there.parent.mkdir()
+    special_path = tmp_path / "place/a.png"
+    special_path.parent.mkdir()
     if make == "folder":
-        there.mkdir()
+        special_path.mkdir()
     elif make == "pipe":
-        os.mkfifo(there)
+        os.mkfifo(special_path)
     else:
-        there.symlink_to(original if make == "link" else tmp_path / "nowhere")
-    before = os.lstat(there)
+        special_path.symlink_to(original if make == "link" else tmp_path / "nowhere")
+    path_state = os.lstat(special_path)
     with pytest.raises(ConfigError, match=r"a.png: (exists|is a folder)"):
-        fill(Store(str(there.parent)), ["a.png"])
-    assert os.lstat(there) == before
+        fill(Store(str(special_path.parent)), ["a.png"])
+    assert os.lstat(special_path) == path_state
 
 
 def test_damaged_file_record_protects_its_files(tmp_path, caplog):

@@ -1,4 +1,4 @@
-"""Runs on a Ray that has GPUs, as processes of their own: torch may find no CUDA device on them."""
+"""Runs in a separate process whose Ray reports GPUs; torch may find no CUDA device."""
 
 import json
 import os
@@ -18,7 +18,7 @@ COUNT = 12
 
 
 def imagemill(*arguments: str, resources: dict[str, float]) -> subprocess.CompletedProcess[str]:
-    """The command on a Ray of its own, with these resources."""
+    """Run the command line in a separate process, whose Ray reports `resources`."""
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     environment["RAY_OVERRIDE_RESOURCES"] = json.dumps(resources)
     command = [sys.executable, "-m", "imagemill", *arguments]
@@ -32,14 +32,14 @@ def record_of(output: Store) -> dict:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the outputs of a GPU are not those of a CPU to the last bit")
 @pytest.mark.usefixtures("ray_session")
 def test_run_on_logical_gpus_equals_a_cpu_run(tmp_path: Path, crops: list[np.ndarray]) -> None:
-    """`pool.gpus_per_worker: 0.5` puts two workers on each GPU; without CUDA they compute on their CPUs, and say so once."""
+    """Two workers share a GPU. Without CUDA they compute on CPUs and log it once."""
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, COUNT, crops)
     arguments = ("denoise", source.url, output.url, "--set", "pool.gpus_per_worker=0.5", "--set", "rows_per_part=2")
-    ended = imagemill(*arguments, resources={"CPU": 2, "GPU": 1})
-    assert ended.returncode == 0, ended.stderr
-    assert "2 workers of 1 CPU and 0.5 of a GPU each; cluster: 2 CPUs and 1 GPU on 1 node" in ended.stderr
-    assert ended.stderr.count("CUDA") == 1, ended.stderr
+    result = imagemill(*arguments, resources={"CPU": 2, "GPU": 1})
+    assert result.returncode == 0, result.stderr
+    assert "2 workers of 1 CPU and 0.5 of a GPU each; cluster: 2 CPUs and 1 GPU on 1 node" in result.stderr
+    assert result.stderr.count("CUDA") == 1, result.stderr
     assert verify(output).problems == []
     record = record_of(output)
     assert (record["ok"], record["rejected"], record["devices"]) == (COUNT, 0, ["cpu"])

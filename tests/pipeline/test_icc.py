@@ -20,10 +20,10 @@ from tests.support.image_files import KEEP, LOSSLESS, H, W, encode, encode_as, o
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("primaries", [ADOBE_RGB, DISPLAY_P3], ids=["Adobe RGB", "Display P3"])
 def test_icc_wide_gamut_equals_srgb_version(photo, primaries, image_format):
-    tagged = convert_from_srgb(photo, primaries)
-    assert psnr_db(tagged, photo) < 35  # without its profile it looks dull
+    converted_samples = convert_from_srgb(photo, primaries)
+    assert psnr_db(converted_samples, photo) < 35  # Without its profile, the photo looks dull.
     options = {"quality": 98} if image_format in ("JPEG", "AVIF") else LOSSLESS[image_format]
-    data = encode_as(tagged, image_format, icc_profile=rgb_profile(primaries), **options)
+    data = encode_as(converted_samples, image_format, icc_profile=rgb_profile(primaries), **options)
     decoded = decode_image(data)
     assert decoded.icc == "converted"
     assert psnr_db(decoded.rgb, photo) > (36 if image_format in ("JPEG", "AVIF") else 44)
@@ -32,15 +32,15 @@ def test_icc_wide_gamut_equals_srgb_version(photo, primaries, image_format):
 
 
 def test_icc_keep_preserves_pixels_and_profile(photo):
-    tagged, icc = convert_from_srgb(photo, ADOBE_RGB), rgb_profile(ADOBE_RGB)
-    data = encode_as(tagged, "PNG", icc_profile=icc)
+    converted_samples, icc = convert_from_srgb(photo, ADOBE_RGB), rgb_profile(ADOBE_RGB)
+    data = encode_as(converted_samples, "PNG", icc_profile=icc)
     decoded = decode_image(data, config=KEEP)
     assert decoded.icc == "kept"
-    np.testing.assert_array_equal(decoded.rgb, tagged)
+    np.testing.assert_array_equal(decoded.rgb, converted_samples)
     for image_format in METADATA_FORMATS:
-        again = encode(decoded.rgb, decoded, image_format)
-        assert open_image(again).info["icc_profile"] == icc
-        assert psnr_db(decode_image(again).rgb, photo) > 33  # and who applies it sees the photo
+        encoded = encode(decoded.rgb, decoded, image_format)
+        assert open_image(encoded).info["icc_profile"] == icc
+        assert psnr_db(decode_image(encoded).rgb, photo) > 33  # A viewer that applies the profile shows the photo.
     assert "icc_profile" not in open_image(encode(decoded.rgb, decoded, "BMP")).info
 
 
@@ -115,8 +115,15 @@ def test_icc_cmyk_is_converted_by_profile(photo, image_format, config):
 @pytest.mark.parametrize("config", [ImageConfig(), KEEP])
 def test_icc_invalid_profile_is_ignored(photo, config):
     valid = rgb_profile(ADOBE_RGB)
-    broken = [b"no profile", valid[:200], b"\0" * 4000, valid[:128] + b"\xff" * 400, cmyk_profile(), gray_profile(2.2)]
-    for icc in broken:
+    broken_profiles = [
+        b"no profile",
+        valid[:200],
+        b"\0" * 4000,
+        valid[:128] + b"\xff" * 400,
+        cmyk_profile(),
+        gray_profile(2.2),
+    ]
+    for icc in broken_profiles:
         data = encode_as(photo, "PNG", icc_profile=icc)
         decoded = decode_image(data, config=config)
         assert decoded.icc == "unreadable"
@@ -137,7 +144,7 @@ def test_icc_mutated_profile_rejects_nothing(changes, mode):
 
 def test_icc_transform_is_shared_by_threads(photo):
     data = encode_as(convert_from_srgb(photo, ADOBE_RGB), "PNG", icc_profile=rgb_profile(ADOBE_RGB))
-    one = decode_image(data).rgb
+    one_decode = decode_image(data).rgb
     with ThreadPoolExecutor(4) as pool:
         for decoded in pool.map(decode_image, [data] * 32):
-            np.testing.assert_array_equal(decoded.rgb, one)
+            np.testing.assert_array_equal(decoded.rgb, one_decode)

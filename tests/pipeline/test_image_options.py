@@ -39,9 +39,9 @@ def test_alpha_option_flattens_onto_colour(photo):
     assert np.abs(decoded.rgb - (photo * share + np.array([255, 128, 0]) * (1 - share))).max() <= 1
     assert (decoded.alpha, decoded.has_alpha) == (None, True)
     assert open_image(encode(decoded.rgb, decoded, "PNG")).mode == "RGB"
-    opaque = decode_image(encode_as(photo, "PNG"), config=ImageConfig(alpha="#ff8000"))
-    np.testing.assert_array_equal(opaque.rgb, photo)
-    assert not opaque.has_alpha
+    flattened_image = decode_image(encode_as(photo, "PNG"), config=ImageConfig(alpha="#ff8000"))
+    np.testing.assert_array_equal(flattened_image.rgb, photo)
+    assert not flattened_image.has_alpha
 
 
 def test_alpha_option_keeps_gray_on_gray_matte(photo):
@@ -63,9 +63,9 @@ def test_alpha_option_keeps_gray_on_gray_matte(photo):
     ],
 )
 def test_invalid_option_names_valid_values(key, value, message):
-    with pytest.raises(ConfigError, match=f"image.{key}|{key}") as raised:
+    with pytest.raises(ConfigError, match=f"image.{key}|{key}") as error_info:
         validate(RunConfig, {"task": "denoise", "image": {key: value}}, "a.yaml")
-    assert message in str(raised.value)
+    assert message in str(error_info.value)
 
 
 @pytest.mark.parametrize(
@@ -99,9 +99,9 @@ def test_mutated_avif_and_jpeg2000_raise_image_errors(image_format, changes):
 
 def test_too_many_pixels_names_key_and_flag(photo):
     for image_format in ("AVIF", "JPEG2000"):
-        with pytest.raises(ImageError, match=r"over max_pixels=9599 .*: --set max_pixels=9600$") as raised:
+        with pytest.raises(ImageError, match=r"over max_pixels=9599 .*: --set max_pixels=9600$") as error_info:
             decode_image(encode_as(photo, image_format), H * W - 1)
-        assert raised.value.error_class == "TooManyPixels"
+        assert error_info.value.error_class == "TooManyPixels"
 
 
 def test_too_many_pixels_without_key_names_no_flag(monkeypatch):
@@ -121,9 +121,9 @@ def test_too_many_pixels_without_key_names_no_flag(monkeypatch):
     ],
 )
 def test_unsupported_format_is_named(head, name):
-    with pytest.raises(ImageError, match=f"^{name} is not supported. Convert the file, for example to PNG.$") as raised:
+    with pytest.raises(ImageError, match=f"^{name} is not supported. Convert the file, for example to PNG.$") as error_info:
         decode_image(head + bytes(200))
-    assert raised.value.error_class == "UnsupportedFormat"
+    assert error_info.value.error_class == "UnsupportedFormat"
 
 
 def encode_16_bit_png(samples: np.ndarray) -> bytes:
@@ -139,12 +139,12 @@ def encode_16_bit_png(samples: np.ndarray) -> bytes:
 
 def test_decode_scales_16_bits_without_clipping(photo):
     # The samples use the full range: clipping at 255 would leave only white.
-    deep = photo.astype(np.uint16) * 257
+    deep_samples = photo.astype(np.uint16) * 257
     for data in (
-        encode_16_bit_png(deep),
-        encode_as(deep[..., 0], "PNG"),
-        encode_as(deep[..., 0], "TIFF"),
-        encode_as(deep[..., 0], "JPEG2000"),
+        encode_16_bit_png(deep_samples),
+        encode_as(deep_samples[..., 0], "PNG"),
+        encode_as(deep_samples[..., 0], "TIFF"),
+        encode_as(deep_samples[..., 0], "JPEG2000"),
     ):
         decoded = decode_image(data)
         np.testing.assert_array_equal(decoded.rgb, np.repeat(photo[..., :1], 3, 2) if decoded.is_gray else photo)
@@ -232,13 +232,17 @@ def test_format_option_converts_mixed_folder(tmp_path, photo):
         ("phone.heic", "future.JXL"), "UnsupportedFormat"
     )
     assert rejects["phone.heic"]["error"] == "HEIC is not supported. Convert the file, for example to PNG."
-    made = rows(output, "results")
-    assert {name for name, row in made.items() if row["icc"] != "none"} == {"wide.jpg", "print.jpg", "odd.png"}
-    assert [made[name]["icc"] for name in ("wide.jpg", "print.jpg", "odd.png")] == ["converted", "converted", "unreadable"]
-    assert [(name, row["has_alpha"]) for name, row in made.items() if row["has_alpha"]] == [("logo.png", True)]
-    assert [made[name]["frames"] for name in ("moves.gif", "burst.mpo", "logo.png")] == [2, 2, 1]
-    assert made["deep.tif"]["bit_depth"] == 16
-    for name, row in made.items():
+    result_rows = rows(output, "results")
+    assert {name for name, row in result_rows.items() if row["icc"] != "none"} == {"wide.jpg", "print.jpg", "odd.png"}
+    assert [result_rows[name]["icc"] for name in ("wide.jpg", "print.jpg", "odd.png")] == [
+        "converted",
+        "converted",
+        "unreadable",
+    ]
+    assert [(name, row["has_alpha"]) for name, row in result_rows.items() if row["has_alpha"]] == [("logo.png", True)]
+    assert [result_rows[name]["frames"] for name in ("moves.gif", "burst.mpo", "logo.png")] == [2, 2, 1]
+    assert result_rows["deep.tif"]["bit_depth"] == 16
+    for name, row in result_rows.items():
         assert row["output_uri"] == f"images/{name}" + ("" if name.endswith(".webp") else ".webp")
         encoded = open_image((output / row["output_uri"]).read_bytes())
         assert encoded.format == "WEBP"
@@ -260,11 +264,11 @@ def build_config(task: str, folder: Path, **image: object) -> RunConfig:
 
 
 def test_version_contains_only_non_default_options(tmp_path):
-    plain = resolve(build_config("denoise", tmp_path / "a"))
-    assert "image" not in plain.parameters
-    assert resolve(build_config("denoise", tmp_path / "a", quality=95, alpha="keep")).parameters == plain.parameters
-    changed = resolve(build_config("denoise", tmp_path / "a", alpha="#FFFFFF", icc="keep"))
-    assert changed.parameters == plain.parameters | {"image": {"alpha": "#ffffff", "icc": "keep"}}
+    plain_job = resolve(build_config("denoise", tmp_path / "a"))
+    assert "image" not in plain_job.parameters
+    assert resolve(build_config("denoise", tmp_path / "a", quality=95, alpha="keep")).parameters == plain_job.parameters
+    other_job = resolve(build_config("denoise", tmp_path / "a", alpha="#FFFFFF", icc="keep"))
+    assert other_job.parameters == plain_job.parameters | {"image": {"alpha": "#ffffff", "icc": "keep"}}
 
 
 def test_option_that_task_cannot_use_is_a_config_error(tmp_path):

@@ -1,4 +1,4 @@
-"""What a run owes to the runs before it: parameters that come back, rejects that stay rejects, runs that were cut off."""
+"""Runs after other runs: restored parameters, lasting rejects, interrupted runs."""
 
 import os
 import re
@@ -38,8 +38,8 @@ def config(tmp_path: Path, crops: list[np.ndarray]) -> RunConfig:
 def test_run_repeats_parameters_that_come_back(config):
     for sigma in (15, 50):
         assert run(config.model_copy(update={"params": {"sigma": sigma}}))["ok"] == 4
-    again = run(config.model_copy(update={"params": {"sigma": 15}}))
-    assert again["ok"] == 4
+    second_record = run(config.model_copy(update={"params": {"sigma": 15}}))
+    assert second_record["ok"] == 4
     assert verify(Store(config.output)).problems == []
     assert build_plan(resolve(config.model_copy(update={"params": {"sigma": 15}}))).done == 4
 
@@ -98,8 +98,8 @@ def test_reject_may_be_rejected_again(config):
 
 
 def test_failures_omit_repaired_files_and_show_plain_names(config, capsys):
-    broken = Path(config.input) / "IMG [edited] [b].png"
-    broken.write_bytes(b"broken")
+    broken_path = Path(config.input) / "IMG [edited] [b].png"
+    broken_path.write_bytes(b"broken")
     run(config)
     show_failures(Store(config.output))
     assert "[edited]" in capsys.readouterr().out
@@ -109,10 +109,10 @@ def test_failures_omit_repaired_files_and_show_plain_names(config, capsys):
         path = str(Path(config.output).parent / name)
         show_failures(Store(config.output), export=path)
         table = {"csv": pd.read_csv, "jsonl": partial(pd.read_json, lines=True), "parquet": pd.read_parquet}[name[2:]](path)
-        assert table["rel_path"].tolist() == [broken.name]
+        assert table["rel_path"].tolist() == [broken_path.name]
     with pytest.raises(ConfigError, match=r"r\.xlsx"):
         show_failures(Store(config.output), export="r.xlsx")
-    Image.new("RGB", (32, 32)).save(broken)
+    Image.new("RGB", (32, 32)).save(broken_path)
     run(config)
     show_failures(Store(config.output))
     assert "no rejects" in capsys.readouterr().out

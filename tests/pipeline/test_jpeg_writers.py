@@ -46,19 +46,19 @@ def remove_segments(data: bytes, marker: int) -> bytes:
 
 @pytest.mark.parametrize("size", [CROP, pytest.param((300, 200), marks=pytest.mark.chaos), (1, 1), (17, 33)])
 def test_jpeg_of_every_writer_is_decoded(size: tuple[int, int]) -> None:
-    """103 combinations: colours, sampling, progressive, restarts, tables, 8 to 16 bits, lossless."""
+    """103 combinations of colours, sampling, progressive, restarts, tables, depth, lossless."""
     count = 0
-    for name, data, truth in iterate_variants(crop_photo(*size)):
+    for name, data, true_samples in iterate_variants(crop_photo(*size)):
         decoded = decode_image(data)
         count += 1
-        assert decoded.rgb.shape == truth.shape, name
+        assert decoded.rgb.shape == true_samples.shape, name
         assert decoded.is_gray == ("gray" in name), name
         assert decoded.bit_depth == (12 if "12 bits" in name else 16 if "16 bits" in name else 8), name
         assert not decoded.is_damaged, name
         if "lossless" in name:
-            np.testing.assert_array_equal(decoded.rgb, truth, name)
+            np.testing.assert_array_equal(decoded.rgb, true_samples, name)
         elif size[0] > 50:
-            assert psnr_db(decoded.rgb, truth) > 27, name
+            assert psnr_db(decoded.rgb, true_samples) > 27, name
         if decoded.bit_depth == 8:
             np.testing.assert_array_equal(decoded.rgb, decode_with_pillow(data), name)
     assert count > 100
@@ -159,9 +159,9 @@ UNSUPPORTED = {
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
 def test_jpeg_of_unsupported_kind_is_named(name: str) -> None:
-    with pytest.raises(ImageError, match=f"{name} is not supported. Convert the file") as raised:
+    with pytest.raises(ImageError, match=f"{name} is not supported. Convert the file") as error_info:
         decode_image(UNSUPPORTED[name])
-    assert raised.value.error_class == "UnsupportedFormat"
+    assert error_info.value.error_class == "UnsupportedFormat"
 
 
 @pytest.mark.parametrize("marker", [True, False])
@@ -184,6 +184,8 @@ def test_jpeg_metadata_in_several_segments_is_joined() -> None:
     exif[0x0112] = 6
     assert decode_image(encode_photo(exif=exif)).exif_orientation == 6
     # Pillow cannot open JPEGs of 12 bits.
-    deep = crop_photo(*CROP).astype(np.uint16) * 16
-    rotated = insert_before_tables(imagecodecs.jpeg8_encode(deep, 95, bitspersample=12), build_segment(0xE1, exif.tobytes()))
+    deep_samples = crop_photo(*CROP).astype(np.uint16) * 16
+    rotated = insert_before_tables(
+        imagecodecs.jpeg8_encode(deep_samples, 95, bitspersample=12), build_segment(0xE1, exif.tobytes())
+    )
     assert decode_image(rotated).rgb.shape == (CROP[0], CROP[1], 3)

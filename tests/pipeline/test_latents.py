@@ -1,4 +1,4 @@
-"""Latents of a run: decoded, measured, coded, damaged, and too large."""
+"""Latents of a run: decoding, measuring, entropy coding, damage and size."""
 
 import shutil
 from pathlib import Path
@@ -38,16 +38,19 @@ def test_latents_decode_to_the_reconstruction(tmp_path, crops):
     fill(source, crops)
     record = run(RunConfig(task="compress", input=str(source), output=str(output), reconstruct=True))
     assert record["ok"] == 11
-    # a.jpg is written as a.jpg.png and a.png as a.png: they do not meet.
+    # a.jpg is written as a.jpg.png and a.png as a.png, so the names do not collide.
     assert {"a.jpg.png", "a.png"} <= {p.name for p in (output / "images").iterdir()}
     decode_output(Store(str(output)), Store(str(dest)))
     for row in rows(output):
         with (
-            Image.open(output / row["output_uri"]) as made,
+            Image.open(output / row["output_uri"]) as reconstruction,
             Image.open(tmp_path / "dest" / Path(row["output_uri"]).relative_to("images")) as decoded,
         ):
-            assert np.array_equal(np.asarray(made.convert("RGB")), np.asarray(decoded.convert("RGB"))) or made.mode == "L"
-        assert row["latent_shape"][1:] == [-(-n // 8) for n in made.size[::-1]]
+            assert (
+                np.array_equal(np.asarray(reconstruction.convert("RGB")), np.asarray(decoded.convert("RGB")))
+                or reconstruction.mode == "L"
+            )
+        assert row["latent_shape"][1:] == [-(-n // 8) for n in reconstruction.size[::-1]]
         assert row["bits_per_pixel"] > 0
     sizes = sum(p.stat().st_size for p in (output / "results").iterdir())
     pixels = sum(r["orig_width"] * r["orig_height"] for r in rows(output))
@@ -65,19 +68,19 @@ def test_latents_do_not_depend_on_quality_figures(tmp_path, crops):
     assert run(config)["planned"] == 0
     codes = {row["rel_path"]: row["latent_crc32"] for row in rows(output)}
     run(config.model_copy(update={"output": str(tmp_path / "other"), "quality": len(codes) // 2}))
-    other = rows(tmp_path / "other")
-    assert {row["rel_path"]: row["latent_crc32"] for row in other} == codes
-    measured = {row["rel_path"] for row in other if row["psnr_db"] is not None}
-    assert {row["rel_path"] for row in other if row["bits_per_pixel"] is not None} == measured
-    assert 0 < len(measured) < len(codes)
+    other_rows = rows(tmp_path / "other")
+    assert {row["rel_path"]: row["latent_crc32"] for row in other_rows} == codes
+    measured_paths = {row["rel_path"] for row in other_rows if row["psnr_db"] is not None}
+    assert {row["rel_path"] for row in other_rows if row["bits_per_pixel"] is not None} == measured_paths
+    assert 0 < len(measured_paths) < len(codes)
 
 
 def test_quality_sample_is_chosen_by_image_id():
     items = [Item({"image_id": image_id(f"{n}.jpg")}) for n in range(10_000)]
-    few, many = ({n for n, item in enumerate(items) if item.is_in_sample(share)} for share in (0.02, 0.3))
-    assert few < many
-    assert 150 < len(few) < 250
-    assert 2_800 < len(many) < 3_200
+    small_sample, large_sample = ({n for n, item in enumerate(items) if item.is_in_sample(share)} for share in (0.02, 0.3))
+    assert small_sample < large_sample
+    assert 150 < len(small_sample) < 250
+    assert 2_800 < len(large_sample) < 3_200
     assert all(item.is_in_sample(1.0) for item in items)
     assert not any(item.is_in_sample(0.0) for item in items)
 
@@ -85,24 +88,24 @@ def test_quality_sample_is_chosen_by_image_id():
 def test_coded_and_plain_latents_share_an_output(tmp_path, crops):
     source, output, dest = tmp_path / "in", tmp_path / "out", tmp_path / "dest"
     fill(source, crops)
-    plain = RunConfig(task="compress", input=str(source), output=str(output), reconstruct=True)
-    record = run(plain)
-    before = {row["rel_path"]: row for row in rows(output)}
+    plain_config = RunConfig(task="compress", input=str(source), output=str(output), reconstruct=True)
+    record = run(plain_config)
+    plain_rows = {row["rel_path"]: row for row in rows(output)}
     for part in (output / "results").iterdir():
-        # As versions before this one wrote it.
+        # Earlier versions wrote parts without this column.
         pq.write_table(pq.read_table(part).drop_columns(["latent_payload"]), part)
     shutil.copy(source / "a.png", source / "late.png")
-    coded = run(plain.model_copy(update={"params": {"coding": "coded"}, "limit": 9}))
-    assert coded["ok"] + coded["rejected"] == 9
-    made = [row for row in rows(output) if row.get("latent_payload")]
-    assert len(made) == coded["ok"] > 4
-    for row in made:
+    coded_record = run(plain_config.model_copy(update={"params": {"coding": "coded"}, "limit": 9}))
+    assert coded_record["ok"] + coded_record["rejected"] == 9
+    coded_rows = [row for row in rows(output) if row.get("latent_payload")]
+    assert len(coded_rows) == coded_record["ok"] > 4
+    for row in coded_rows:
         assert row["latent"] is None
         assert row["bits_per_pixel"] == pytest.approx(
             len(row["latent_payload"]) * 8 / (row["orig_width"] * row["orig_height"])
         )
-        if row["rel_path"] in before:
-            assert row["latent_crc32"] == before[row["rel_path"]]["latent_crc32"]
+        if row["rel_path"] in plain_rows:
+            assert row["latent_crc32"] == plain_rows[row["rel_path"]]["latent_crc32"]
     assert record["quality"]["psnr_db"] > 0
     assert verify(Store(str(output))).problems == []
 
@@ -131,8 +134,8 @@ def test_damaged_payload_is_named_and_not_decoded(tmp_path, crops):
         ]
         column = table.schema.get_field_index("latent_payload")
         pq.write_table(table.set_column(column, "latent_payload", pa.array(payloads, pa.binary())), part)
-    seen = verify(Store(str(output)))
-    assert (len(seen.problems), seen.latents) == (2, 1)
+    verification = verify(Store(str(output)))
+    assert (len(verification.problems), verification.latents) == (2, 1)
     with pytest.raises(VerificationError, match=r"[01]\.png"):
         decode_output(Store(str(output)), Store(str(dest)))
     assert [p.name for p in dest.glob("*.png")] == ["2.png"]
@@ -143,26 +146,26 @@ def test_run_repeats_images_of_a_removed_part(tmp_path, crops):
     output = Store(str(tmp_path / "out"))
     config = RunConfig(task="compress", input=str(tmp_path / "in"), output=output.url, rows_per_part=1)
     run(config)
-    damaged = list_parts(output, "results")[1]
-    output.write(damaged, output.read(damaged)[:-1])
-    with pytest.raises(StorageError, match=f"{damaged}: a damaged part .*Move it out of OUTPUT"):
+    damaged_path = list_parts(output, "results")[1]
+    output.write(damaged_path, output.read(damaged_path)[:-1])
+    with pytest.raises(StorageError, match=f"{damaged_path}: a damaged part .*Move it out of OUTPUT"):
         run(config)
     assert "Move it out of OUTPUT" in verify(output).problems[0]
     assert export(output, Store(str(tmp_path / "export")))["rows"] == 3
-    Path(output.full(damaged)).rename(tmp_path / "damaged.parquet")
+    Path(output.full(damaged_path)).rename(tmp_path / "damaged.parquet")
     assert run(config)["ok"] == 1
     assert verify(output).problems == []
     assert export(output, Store(str(tmp_path / "whole")))["rows"] == 4
 
 
-def compressed_here(source: Store, output: Store) -> None:
-    """An actor's work on all of a source, in this process."""
+def compress_here(source: Store, output: Store) -> None:
+    """Compress all images of an input in this process, with the code of a worker."""
     resolved = resolve(RunConfig(task="compress", input=source.url, output=output.url, quality=0))
     with Lease(output) as lease:
         plan = build_plan(resolved)
         assert Worker(job_here(resolved, lease.fencing_token))(plan.todo) == {"rows": [len(plan.todo)]}
-        left = account(output, plan, [])
-    assert (left.ok, left.rejected, left.doubles_dropped) == (len(plan.todo), 0, 0)
+        summary = account(output, plan, [])
+    assert (summary.ok, summary.rejected, summary.doubles_dropped) == (len(plan.todo), 0, 0)
     assert verify(output).problems == []
 
 
@@ -170,21 +173,21 @@ def test_large_rows_are_committed_before_the_block_ends(tmp_path, crops, monkeyp
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 6, crops)
     monkeypatch.setattr("imagemill.pipeline.block_processor.ROWS_BYTES", 1)
-    compressed_here(source, output)
+    compress_here(source, output)
     assert len(list_parts(output, "results")) == 6
     assert verify(output).latents == 6
 
 
 def test_latents_too_large_for_lists_are_read(tmp_path, crops, monkeypatch):
-    source, large, lists = (Store(str(tmp_path / name)) for name in ("in", "large", "lists"))
+    source, large_output, list_output = (Store(str(tmp_path / name)) for name in ("in", "large", "lists"))
     make_photos(source, 2, crops)
-    compressed_here(source, lists)
+    compress_here(source, list_output)
     monkeypatch.setattr("imagemill.pipeline.schema.LIST_VALUES", 1)
-    compressed_here(source, large)
-    made = rows(tmp_path / "large")
-    assert [row["latent"] for row in made] == [None, None]
-    assert all(row["bits_per_pixel"] > 0 for row in made)
-    for output, name in ((lists, "of-lists"), (large, "of-large")):
+    compress_here(source, large_output)
+    large_rows = rows(tmp_path / "large")
+    assert [row["latent"] for row in large_rows] == [None, None]
+    assert all(row["bits_per_pixel"] > 0 for row in large_rows)
+    for output, name in ((list_output, "of-lists"), (large_output, "of-large")):
         decode_output(output, Store(str(tmp_path / name / "decoded")))
         export(output, Store(str(tmp_path / name / "export")))
     decoded, exported = ([tmp_path / o / name for o in ("of-lists", "of-large")] for name in ("decoded", "export"))

@@ -100,24 +100,24 @@ def test_lease_of_a_living_process_keeps_others_out(tmp_path: Path) -> None:
 def test_lease_refusal_changes_nothing(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
     with Lease(output):
-        before = {e.path: output.read(e.path) for e in output.entries()}
+        content = {e.path: output.read(e.path) for e in output.entries()}
         with pytest.raises(OutputHeld):
             Lease(output).__enter__()
-        assert {e.path: output.read(e.path) for e in output.entries()} == before
+        assert {e.path: output.read(e.path) for e in output.entries()} == content
 
 
-class Elsewhere:
-    """A holder on another machine, and the clock of the machine that watches it; no second of it is waited for."""
+class RemoteHolder:
+    """A lease holder on another machine, and a fake clock for the machine that watches it."""
 
-    def __init__(self, output: Store, skew: float, dies: float, form: str) -> None:
-        self.output, self.skew, self.dies, self.form = output, skew, dies, form
+    def __init__(self, output: Store, skew_s: float, death_s: float, version: str) -> None:
+        self.output, self.skew_s, self.death_s, self.version = output, skew_s, death_s, version
         self.elapsed, self.slept, self.next_beat = 0.0, 0.0, BEAT_SECONDS
-        about = {"token": "x", "machine": "far/1/pid:[1]", "pid": 1, "started": "1"}
-        output.write(f"{FOLDER}/00000004.json", json.dumps(about | self.said()).encode())
+        identity = {"token": "x", "machine": "far/1/pid:[1]", "pid": 1, "started": "1"}
+        output.write(f"{FOLDER}/00000004.json", json.dumps(identity | self.heartbeat()).encode())
 
-    def said(self) -> dict[str, float]:
-        said = {"at": 1.8e9 + self.skew + self.elapsed}
-        return said | ({"monotonic": 7e6 + self.skew + self.elapsed} if self.form == "0.2" else {})
+    def heartbeat(self) -> dict[str, float]:
+        content = {"at": 1.8e9 + self.skew_s + self.elapsed}
+        return content | ({"monotonic": 7e6 + self.skew_s + self.elapsed} if self.version == "0.2" else {})
 
     def time(self) -> float:
         return 1.8e9 + self.elapsed
@@ -128,39 +128,45 @@ class Elsewhere:
     def sleep(self, seconds: float) -> None:
         self.elapsed += seconds
         self.slept += seconds
-        while self.next_beat <= min(self.elapsed, self.dies):
+        while self.next_beat <= min(self.elapsed, self.death_s):
             self.next_beat += BEAT_SECONDS
-            self.output.write(f"{FOLDER}/00000004.beat", json.dumps(self.said()).encode())
+            self.output.write(f"{FOLDER}/00000004.beat", json.dumps(self.heartbeat()).encode())
 
 
 @given(
-    skew=st.one_of(st.sampled_from([-86400.0, -300.0, 0.0, 86400.0]), st.floats(-1e9, 1e9)),
-    dies=st.one_of(st.just(math.inf), st.floats(0, 9)),
-    age=st.floats(0, 100),
-    form=st.sampled_from(["0.1", "0.2"]),
+    skew_s=st.one_of(st.sampled_from([-86400.0, -300.0, 0.0, 86400.0]), st.floats(-1e9, 1e9)),
+    death_s=st.one_of(st.just(math.inf), st.floats(0, 9)),
+    age_s=st.floats(0, 100),
+    version=st.sampled_from(["0.1", "0.2"]),
 )
 @settings(max_examples=60)
-def test_lease_ignores_clocks_of_other_machines(tmp_path_factory, skew: float, dies: float, age: float, form: str) -> None:
-    """A holder elsewhere is held for alive while its heartbeat changes, and for dead after a minute without a change."""
+def test_lease_ignores_clocks_of_other_machines(
+    tmp_path_factory, skew_s: float, death_s: float, age_s: float, version: str
+) -> None:
+    """A remote holder is alive while its heartbeat changes, and dead after a minute without."""
     output = Store(str(tmp_path_factory.mktemp("out")))
-    far = Elsewhere(output, skew, dies, form)
-    far.sleep(age)
-    far.slept = 0.0
-    with patch("imagemill.pipeline.output.lease.time", far):
-        if dies == math.inf:
+    remote = RemoteHolder(output, skew_s, death_s, version)
+    remote.sleep(age_s)
+    remote.slept = 0.0
+    with patch("imagemill.pipeline.output.lease.time", remote):
+        if death_s == math.inf:
             with pytest.raises(OutputHeld, match="process 1 on far"):
                 Lease(output).__enter__()
-            assert far.slept <= 2 * BEAT_SECONDS
+            assert remote.slept <= 2 * BEAT_SECONDS
         else:
             with Lease(output) as lease:
                 assert lease.fencing_token == 5
-            assert LIFETIME_SECONDS <= far.slept <= LIFETIME_SECONDS + 2 * BEAT_SECONDS
+            assert LIFETIME_SECONDS <= remote.slept <= LIFETIME_SECONDS + 2 * BEAT_SECONDS
 
 
 def test_lease_wait_names_the_holder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     output = Store(str(tmp_path))
-    far = Elsewhere(output, 86400, 0, "0.1")
-    with caplog.at_level(logging.INFO, "imagemill.lease"), patch("imagemill.pipeline.output.lease.time", far), Lease(output):
+    remote = RemoteHolder(output, 86400, 0, "0.1")
+    with (
+        caplog.at_level(logging.INFO, "imagemill.lease"),
+        patch("imagemill.pipeline.output.lease.time", remote),
+        Lease(output),
+    ):
         pass
     [message] = [r.getMessage() for r in caplog.records]
     assert message == (
@@ -171,47 +177,51 @@ def test_lease_wait_names_the_holder(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 def test_lease_release_ends_the_wait(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
-    far = Elsewhere(output, 0, 0, "0.1")
-    far.sleep = lambda seconds: output.write(f"{FOLDER}/00000004.released", b"")  # type: ignore[method-assign]
-    with patch("imagemill.pipeline.output.lease.time", far), Lease(output) as lease:
+    remote = RemoteHolder(output, 0, 0, "0.1")
+    remote.sleep = lambda seconds: output.write(f"{FOLDER}/00000004.released", b"")  # type: ignore[method-assign]
+    with patch("imagemill.pipeline.output.lease.time", remote), Lease(output) as lease:
         assert lease.fencing_token == 5
 
 
 def test_lease_goes_to_the_faster_contender(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
-    far = Elsewhere(output, 0, 0, "0.1")
-    far.sleep = lambda seconds: output.write(f"{FOLDER}/00000005.json", b"{}")  # type: ignore[method-assign]
-    with patch("imagemill.pipeline.output.lease.time", far), pytest.raises(OutputHeld, match="has just taken"):
+    remote = RemoteHolder(output, 0, 0, "0.1")
+    remote.sleep = lambda seconds: output.write(f"{FOLDER}/00000005.json", b"{}")  # type: ignore[method-assign]
+    with patch("imagemill.pipeline.output.lease.time", remote), pytest.raises(OutputHeld, match="has just taken"):
         Lease(output).__enter__()
 
 
 @pytest.mark.parametrize("claim", [b"", b'{"token": "x", "mach', b"[]", b"{}"])
 def test_lease_waits_for_an_incomplete_claim(tmp_path: Path, claim: bytes) -> None:
-    """A file system without hard links shows a claim before all of it is there."""
+    """Without hard links, a claim file is visible before it is completely written."""
     output = Store(str(tmp_path))
-    far = Elsewhere(output, 0, 0, "0.1")
-    whole = output.read(f"{FOLDER}/00000004.json")
+    remote = RemoteHolder(output, 0, 0, "0.1")
+    whole_claim = output.read(f"{FOLDER}/00000004.json")
     output.write(f"{FOLDER}/00000004.json", claim)
-    complete = patch.object(far, "sleep", lambda seconds: output.write(f"{FOLDER}/00000004.json", whole))
-    with patch("imagemill.pipeline.output.lease.time", far), complete, pytest.raises(OutputHeld, match="process 1 on far"):
+    complete_later = patch.object(remote, "sleep", lambda seconds: output.write(f"{FOLDER}/00000004.json", whole_claim))
+    with (
+        patch("imagemill.pipeline.output.lease.time", remote),
+        complete_later,
+        pytest.raises(OutputHeld, match="process 1 on far"),
+    ):
         Lease(output).__enter__()
     output.write(f"{FOLDER}/00000004.json", claim)
-    with patch("imagemill.pipeline.output.lease.time", far), Lease(output) as lease:
-        assert (lease.fencing_token, far.slept) == (5, LIFETIME_SECONDS)
+    with patch("imagemill.pipeline.output.lease.time", remote), Lease(output) as lease:
+        assert (lease.fencing_token, remote.slept) == (5, LIFETIME_SECONDS)
 
 
 def test_lease_survives_a_changed_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NTP sets the clock of this machine by a day, in either direction, while a run is at work."""
-    output, real = Store(str(tmp_path)), time.time
+    """NTP moves the clock of this machine by a day, in either direction, during a run."""
+    output, real_time = Store(str(tmp_path)), time.time
     with Lease(output):
-        for jump in (-86400, 86400):
-            monkeypatch.setattr(time, "time", lambda jump=jump: real() + jump)
+        for jump_s in (-86400, 86400):
+            monkeypatch.setattr(time, "time", lambda jump_s=jump_s: real_time() + jump_s)
             with pytest.raises(OutputHeld, match=f"process {os.getpid()}"):
                 Lease(Store(str(tmp_path))).__enter__()
 
 
 def test_lease_renewal_is_a_sign_of_life(tmp_path: Path) -> None:
-    """The number rises after the plan, which may have taken longer than a claim lives."""
+    """The fencing token rises after planning, which may take longer than the lease lifetime."""
     output = Store(str(tmp_path))
     with Lease(output) as lease:
         claim = json.loads(output.read(lease.claim)) | {"monotonic": time.monotonic() - 10 * LIFETIME_SECONDS}
@@ -222,7 +232,7 @@ def test_lease_renewal_is_a_sign_of_life(tmp_path: Path) -> None:
 
 
 def test_lease_of_a_silent_local_process_is_taken_over(tmp_path: Path) -> None:
-    """Its heartbeat states the monotonic clock that all processes of a machine share."""
+    """The heartbeat contains the monotonic clock, which all processes of a machine share."""
     output = Store(str(tmp_path))
     with Lease(output) as first:
         claim = json.loads(output.read(first.claim)) | {"monotonic": time.monotonic() - LIFETIME_SECONDS}
@@ -234,7 +244,7 @@ def test_lease_of_a_silent_local_process_is_taken_over(tmp_path: Path) -> None:
 
 
 def test_lease_is_renewed_during_cleanup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A walk over all of a large OUTPUT takes longer than a claim lives."""
+    """Listing a large output takes longer than the lease lifetime."""
     output, walk, claim = Store(str(tmp_path)), Store.sweep, f"{FOLDER}/00000001"
 
     def long_walk(store: Store, spare: str) -> None:
@@ -262,7 +272,7 @@ def test_lease_lost_during_cleanup_is_not_held(tmp_path: Path, monkeypatch: pyte
 
 
 def test_lease_ignores_foreign_files(tmp_path: Path) -> None:
-    """A copy by way of some file systems leaves files of its own beside each one."""
+    """Some file systems create extra files next to each copied file."""
     output = Store(str(tmp_path))
     output.write(f"{FOLDER}/._00000001.json", b"of a copy")
     with Lease(output) as lease:
@@ -296,9 +306,9 @@ def test_lease_with_conditional_puts_warns_of_nothing(any_url: str, caplog: pyte
     subprocess.run(["unshare", "-rpf", "true"], check=False).returncode != 0, reason="no PID namespaces here"
 )
 def test_lease_watches_a_holder_in_another_container(tmp_path: Path) -> None:
-    """Two pods on the network of their host have its name and its boot, and numbers of processes of their own."""
-    quick = f"import imagemill.pipeline.output.lease\nimagemill.pipeline.output.lease.BEAT_SECONDS = 0.1\n{HOLD}"
-    command = ["unshare", "-rpf", "--mount-proc", "--kill-child", sys.executable, "-c", quick, str(tmp_path)]
+    """Pods on the host network share its name and boot id, but have separate process ids."""
+    script = f"import imagemill.pipeline.output.lease\nimagemill.pipeline.output.lease.BEAT_SECONDS = 0.1\n{HOLD}"
+    command = ["unshare", "-rpf", "--mount-proc", "--kill-child", sys.executable, "-c", script, str(tmp_path)]
     holder = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdout
     assert holder.stdout.readline() == "held\n"

@@ -37,18 +37,18 @@ def compress() -> LoadedCheckpoint:
 
 @pytest.mark.parametrize("name", checkpoint.bundled_names())
 def test_loaded_checkpoint_keeps_kind_and_size(name):
-    """Gray, RGB and RGBA arrays and PIL images of odd sizes come back as the same kind, enlarged by the scale."""
+    """Arrays and PIL images (gray, RGB, RGBA) of odd sizes keep their type and mode."""
     loaded = LoadedCheckpoint.load(name)
     params = PARAMS.get(loaded.card.task, {})
     for shape in SHAPES:
         array = pixels(*shape)
-        before = array.copy()
+        original = array.copy()
         result = loaded(array, **params)
         adds_colours = loaded.card.task in ("colorize", "stylize")
         size = tuple(side * loaded.scale for side in shape[:2])
         expected = size + (shape[2:] or ((3,) if adds_colours else ()))
         assert (result.shape, result.dtype) == (expected, np.uint8)
-        assert np.array_equal(array, before)
+        assert np.array_equal(array, original)
         image = loaded(Image.fromarray(array), **params)
         assert image.mode == MODES[len(expected) if len(expected) == 2 else expected[2]]
         assert np.array_equal(np.asarray(image), result)
@@ -69,16 +69,16 @@ def test_call_of_compress_is_decode_of_encode(compress):
 
 
 def test_loaded_checkpoints_equal_a_run(tmp_path: Path, ray_session: None, compress):
-    """Latents decode to what `imagemill decode` writes, and `denoise` returns the files of a run, gray and RGBA as well.
+    """Decoded latents equal `imagemill decode`; `denoise` equals a run, in gray and RGBA too.
 
     The padded sizes differ, so that the run makes no batch of several images: a batch may round differently.
     """
     rgb = scene(90, 131)
-    veil = np.dstack([rgb, np.indices(rgb.shape[:2])[1].clip(0, 255).astype(np.uint8)])
+    rgba = np.dstack([rgb, np.indices(rgb.shape[:2])[1].clip(0, 255).astype(np.uint8)])
     images = {
         "gray.png": rgb[:60, :, 0],
         "rgb.png": rgb,
-        "rgba.png": veil[:75],
+        "rgba.png": rgba[:75],
         "strip.png": rgb[:3],
         "dot.png": rgb[:1, :1],
     }

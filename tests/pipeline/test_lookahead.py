@@ -11,20 +11,20 @@ from imagemill.pipeline.lookahead import HasResult, Ready, map_ahead
 
 
 @given(st.lists(st.integers()), st.integers(0, 8), st.integers(0, 8))
-def test_map_ahead_keeps_order_and_bound(items: list[int], depth: int, taken: int) -> None:
-    """Results come in order, and at most `depth` items are submitted beyond the one that the consumer waits for."""
-    submitted: list[int] = []
+def test_map_ahead_keeps_order_and_bound(items: list[int], depth: int, taken_count: int) -> None:
+    """Results come in order, and at most `depth` items are submitted ahead of the consumer."""
+    submitted_items: list[int] = []
 
     def submit(item: int) -> HasResult[int]:
-        submitted.append(item)
+        submitted_items.append(item)
         return Ready(item * 2)
 
     results = map_ahead(submit, items, depth)
-    for number in range(min(taken, len(items))):
+    for number in range(min(taken_count, len(items))):
         assert next(results) == items[number] * 2
-        assert len(submitted) <= number + 1 + depth
-    assert list(results) == [item * 2 for item in items[taken:]]
-    assert submitted == items
+        assert len(submitted_items) <= number + 1 + depth
+    assert list(results) == [item * 2 for item in items[taken_count:]]
+    assert submitted_items == items
 
 
 def test_map_ahead_raises_an_error_in_its_turn() -> None:

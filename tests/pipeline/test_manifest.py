@@ -1,4 +1,4 @@
-"""Manifests: what their rows name, what they are called, and what may not be read."""
+"""Manifests: the files that rows name, names of manifests, and files that are forbidden."""
 
 import json
 import os
@@ -27,29 +27,29 @@ def test_manifest_names_only_images_of_its_folder(tmp_path, rclone_bucket, crops
     photos = pictures(crops, 3)
     bucket = Store(rclone_bucket)
     bucket.write("far/0.png", photos[0])
-    folder, other = tmp_path / "m", tmp_path / "other"
-    for path, data in ((folder / "near/1.png", photos[1]), (other / "2.png", photos[2])):
+    folder, other_folder = tmp_path / "m", tmp_path / "other"
+    for path, data in ((folder / "near/1.png", photos[1]), (other_folder / "2.png", photos[2])):
         path.parent.mkdir(parents=True)
         path.write_bytes(data)
     (folder / "out.png").symlink_to("/etc/hostname")
     lines = [
-        f"{rclone_bucket}/far/0.png", "near/1.png", str(other / "2.png"), "../other/2.png", "file:///etc/hostname",
+        f"{rclone_bucket}/far/0.png", "near/1.png", str(other_folder / "2.png"), "../other/2.png", "file:///etc/hostname",
         "out.png", "gone.png", "http://169.254.169.254/latest/meta-data", "ftp://x/y.png", "",
     ]  # fmt: skip
     (folder / "list.jsonl").write_text("".join(json.dumps({"uri": line, "who": n}) + "\n" for n, line in enumerate(lines)))
-    found = listed(folder / "list.jsonl", carry=["who"])
-    problems = {n: (image.problem or "").partition(":")[0] for n, image in enumerate(found) if image}
-    refused = "NotAllowed"
+    listed_images = listed(folder / "list.jsonl", carry=["who"])
+    problems = {n: (image.problem or "").partition(":")[0] for n, image in enumerate(listed_images) if image}
+    not_allowed = "NotAllowed"
     assert problems == {
-        0: "", 1: "", 2: refused, 3: refused, 4: refused, 5: refused, 6: "FileNotFound", 7: refused,
-        8: refused, 9: "BadName",
+        0: "", 1: "", 2: not_allowed, 3: not_allowed, 4: not_allowed, 5: not_allowed, 6: "FileNotFound", 7: not_allowed,
+        8: not_allowed, 9: "BadName",
     }  # fmt: skip
     config = RunConfig(
         task="denoise",
         input=str(folder / "list.jsonl"),
         output=str(tmp_path / "done"),
         max_reject_fraction=1,
-        source=SourceConfig(roots=[str(other)], carry=["who"]),
+        source=SourceConfig(roots=[str(other_folder)], carry=["who"]),
     )
     record = run(config)
     assert (record["ok"], record["rejected"]) == (4, 6)
@@ -71,11 +71,11 @@ def test_manifest_reads_files_below_allowed_roots(tmp_path, crops):
 def test_failing_store_does_not_turn_a_manifest_into_folder(rclone_bucket, monkeypatch):
     Store(rclone_bucket).write("list.csv", b"path\na.png\n")
     s3fs.S3FileSystem.clear_instance_cache()
-    asked, info = [], s3fs.S3FileSystem._info
+    requests, info = [], s3fs.S3FileSystem._info
 
     async def once(*args: Any, **options: Any) -> Any:
-        asked.append(args)
-        if len(asked) > 1:
+        requests.append(args)
+        if len(requests) > 1:
             raise PermissionError("no more")
         return await info(*args, **options)
 
@@ -90,35 +90,37 @@ def test_manifest_lists_each_impossible_path_as_a_reject(tmp_path, rclone_bucket
     Store(f"{rclone_bucket}/deep").write("er/a.png", pictures(crops, 1)[0])
     lines = ["a.png", "folder", "nul\0.png", rclone_bucket, f"{rclone_bucket}/deep", f"{rclone_bucket}/deep/er/a.png"]
     pq.write_table(pa.table({"uri": lines, "key": ["k", None, "n", None, None, None]}), tmp_path / "list.parquet")
-    found = [image for image in listed(tmp_path / "list.parquet", key="key", uri="uri") if isinstance(image, ListedImage)]
-    assert [(image.problem or "").partition(": ")[0] for image in found] == ["", *["NotReadable"] * 4, ""]
-    assert "a folder, not a file" in str(found[1].problem)
-    assert found[0].rel_path == "k"
-    assert len({image.rel_path for image in found}) == len(found)
+    listed_images = [
+        image for image in listed(tmp_path / "list.parquet", key="key", uri="uri") if isinstance(image, ListedImage)
+    ]
+    assert [(image.problem or "").partition(": ")[0] for image in listed_images] == ["", *["NotReadable"] * 4, ""]
+    assert "a folder, not a file" in str(listed_images[1].problem)
+    assert listed_images[0].rel_path == "k"
+    assert len({image.rel_path for image in listed_images}) == len(listed_images)
 
 
 @pytest.mark.parametrize(
-    ("name", "lines", "more", "keys"),
+    ("name", "lines", "extra_line", "keys"),
     [
         ("list.csv", ["id,path", "00012,a.png", "1.10,b.png"], "x1,c.png", ["00012", "1.10"]),
         ("list.jsonl", ['{"id": "2026-01-01", "path": "a.png"}'], '{"id": "x1", "path": "c.png"}', ["2026-01-01"]),
     ],
 )
-def test_manifest_keys_stay_text(tmp_path, name, lines, more, keys):
-    for added, expected in (([], keys), ([more], [*keys, "x1"])):
-        (tmp_path / name).write_text("".join(f"{line}\n" for line in [*lines, *added]))
+def test_manifest_keys_stay_text(tmp_path, name, lines, extra_line, keys):
+    for added_lines, expected in (([], keys), ([extra_line], [*keys, "x1"])):
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in [*lines, *added_lines]))
         assert list(images(tmp_path / name, key="id")) == expected
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_manifest_row_replaces_its_reject(tmp_path, rclone_bucket, crops):
-    far, photo = Store(f"{rclone_bucket}/far"), pictures(crops, 1)[0]
-    names = ["./a.png", f"file://{tmp_path}/b.png", far.uri("k.png")]
+    remote_store, photo = Store(f"{rclone_bucket}/far"), pictures(crops, 1)[0]
+    names = ["./a.png", f"file://{tmp_path}/b.png", remote_store.uri("k.png")]
     (tmp_path / "list.csv").write_text("\n".join(["path", *names, ""]))
     output = Store(str(tmp_path / "out"))
     config = RunConfig(task="denoise", input=str(tmp_path / "list.csv"), output=output.url, max_reject_fraction=1)
     assert run(config)["reasons"] == {"FileNotFound": 3}
-    for store, name in ((Store(str(tmp_path)), "a.png"), (Store(str(tmp_path)), "b.png"), (far, "k.png")):
+    for store, name in ((Store(str(tmp_path)), "a.png"), (Store(str(tmp_path)), "b.png"), (remote_store, "k.png")):
         store.write(name, photo)
     assert run(config)["ok"] == 3
     assert read_waiting_rejects(output, ["rel_path"])["rel_path"].to_pylist() == []

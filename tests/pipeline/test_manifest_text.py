@@ -1,4 +1,4 @@
-"""Manifests as text: nothing in them is taken for a number, no row is lost to a quote, and what is wrong names its line."""
+"""Text manifests: values stay text, quotes lose no rows, and errors name the line."""
 
 import json
 from pathlib import Path
@@ -35,14 +35,14 @@ def put(path: Path, text: str | bytes) -> Path:
     return path
 
 
-def quoted(value: str) -> str:
+def quote(value: str) -> str:
     return '"' + value.replace('"', '""') + '"'
 
 
-def carried(path: Path) -> list[str]:
-    found = [image for image in listed(path, carry=["code"]) if isinstance(image, ListedImage)]
-    assert not any(image.problem for image in found)
-    return [json.loads(image.extra or "")["code"] for image in found]
+def read_codes(path: Path) -> list[str]:
+    listed_images = [image for image in listed(path, carry=["code"]) if isinstance(image, ListedImage)]
+    assert not any(image.problem for image in listed_images)
+    return [json.loads(image.extra or "")["code"] for image in listed_images]
 
 
 @pytest.fixture
@@ -59,58 +59,61 @@ def test_manifest_text_is_never_retyped(folder, name):
     elif name.endswith(".jsonl"):
         put(folder / name, "".join(json.dumps({"path": "a.png", "code": value}) + "\n" for value in VALUES))
     else:
-        between = "\t" if name.endswith(".tsv") else ","
+        separator = "\t" if name.endswith(".tsv") else ","
         put(
             folder / name,
-            "".join(f"{between.join(row)}\n" for row in [("path", "code"), *(("a.png", quoted(v)) for v in VALUES)]),
+            "".join(f"{separator.join(row)}\n" for row in [("path", "code"), *(("a.png", quote(v)) for v in VALUES)]),
         )
-    assert carried(folder / name) == VALUES
+    assert read_codes(folder / name) == VALUES
 
 
 def test_manifest_numbers_of_json_lines_are_kept(folder):
-    written = ["1e5", "1.10", "123456789012345678901234567890", "[1.0, null]", '{"a": true}', '"x"']
-    put(folder / "list.jsonl", "".join(f'{{"path": "a.png", "label": {value}}}\n' for value in written))
-    found = [image for image in listed(folder / "list.jsonl", carry=["label"]) if isinstance(image, ListedImage)]
-    assert [image.extra for image in found] == [f'{{"label": {value}}}' for value in written]
+    labels = ["1e5", "1.10", "123456789012345678901234567890", "[1.0, null]", '{"a": true}', '"x"']
+    put(folder / "list.jsonl", "".join(f'{{"path": "a.png", "label": {value}}}\n' for value in labels))
+    listed_images = [image for image in listed(folder / "list.jsonl", carry=["label"]) if isinstance(image, ListedImage)]
+    assert [image.extra for image in listed_images] == [f'{{"label": {value}}}' for value in labels]
 
 
 def test_manifest_ignores_unused_columns(folder):
-    """Values of several types, an integer of 5,000 digits, and columns that some rows lack."""
+    """Values of several types, an integer of 5,000 digits, and columns missing in some rows."""
     lines = ['{"path": "a.png", "label": 7}', '{"path": "b.png", "label": "cat"}', f'{{"path": "a.png", "n": {"9" * 5000}}}']
     put(folder / "list.jsonl", "\n".join(lines))
     assert [image.path for image in listed(folder / "list.jsonl")] == ["a.png", "b.png", "a.png"]
-    broken = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")])
-    pq.write_table(pa.table({"path": ["a.png"], "note": broken}), folder / "list.parquet")
+    invalid_utf8 = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")]
+    )
+    pq.write_table(pa.table({"path": ["a.png"], "note": invalid_utf8}), folder / "list.parquet")
     assert [image.problem for image in listed(folder / "list.parquet")] == [None]
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["unix", "windows", "old mac"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"], ids=["unix", "windows", "old mac"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "marked"])
-def test_manifest_ignores_line_ends_and_byte_order_mark(folder, end, mark):
-    put(folder / "list.csv", f"{mark}path,code{end}a.png,1{end}{end}b.png,2{end}")
-    assert carried(folder / "list.csv") == ["1", "2"]
-    if end != "\r":
+def test_manifest_ignores_line_ends_and_byte_order_mark(folder, line_end, mark):
+    put(folder / "list.csv", f"{mark}path,code{line_end}a.png,1{line_end}{line_end}b.png,2{line_end}")
+    assert read_codes(folder / "list.csv") == ["1", "2"]
+    if line_end != "\r":
         put(
-            folder / "list.jsonl", f'{mark}{{"path": "a.png", "code": "1"}}{end}  {end}{{"path": "b.png", "code": "2"}}{end}'
+            folder / "list.jsonl",
+            f'{mark}{{"path": "a.png", "code": "1"}}{line_end}  {line_end}{{"path": "b.png", "code": "2"}}{line_end}',
         )
-        assert carried(folder / "list.jsonl") == ["1", "2"]
-    put(folder / "list.tsv", f"path\tcode{end}a.png\t1{end}b.png\t2{end}".encode("utf-16"))
-    assert carried(folder / "list.tsv") == ["1", "2"]
+        assert read_codes(folder / "list.jsonl") == ["1", "2"]
+    put(folder / "list.tsv", f"path\tcode{line_end}a.png\t1{line_end}b.png\t2{line_end}".encode("utf-16"))
+    assert read_codes(folder / "list.tsv") == ["1", "2"]
 
 
 def test_manifest_captions_may_have_several_lines(folder):
-    """Above 1 MB a reader by blocks cuts rows at line ends within quotes."""
+    """Above 1 MB, a reader that works in blocks cuts rows at line ends within quotes."""
     captions = [f'first line of {n}\nsecond line, "{n}"' for n in range(60_000)]
-    put(folder / "list.csv", "path,code\n" + "".join(f"a.png,{quoted(caption)}\n" for caption in captions))
-    assert carried(folder / "list.csv") == captions
+    put(folder / "list.csv", "path,code\n" + "".join(f"a.png,{quote(caption)}\n" for caption in captions))
+    assert read_codes(folder / "list.csv") == captions
     config = RunConfig(task="denoise", input=str(folder / "list.csv"), output=str(folder / "out"))
     plan = build_plan(resolve(config))
     assert plan.found == len(set(plan.todo["image_id"].to_pylist())) == 60_000
-    # One name, 60,000 rows: the first is an image, each other one a reject that says so.
+    # 60,000 rows have the same name: the first becomes an image, each later one a reject that reports the duplicate.
     assert plan.todo["problem"].null_count == 1
     huge = "x" * 3_000_000
     put(folder / "list.csv", f"path,code\na.png,{huge}\nb.png,\n")
-    assert carried(folder / "list.csv") == [huge, ""]
+    assert read_codes(folder / "list.csv") == [huge, ""]
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -157,7 +160,7 @@ def test_manifest_without_rows_is_an_empty_input(folder):
     "kind", [pa.binary(), pa.dictionary(pa.int32(), pa.binary()), pa.list_(pa.string()), pa.int64()], ids=str
 )
 def test_manifest_bytes_are_not_file_names(folder, kind):
-    """A column has a usual name of a path column but holds other values."""
+    """A column is named like a path column but contains other values."""
     value = {pa.int64(): 7, pa.list_(pa.string()): ["a.png"]}.get(kind, b"\x89PNG")
     table = pa.table({"path": pa.array([value], kind.value_type if pa.types.is_dictionary(kind) else kind)})
     if pa.types.is_dictionary(kind):
@@ -171,7 +174,7 @@ def test_manifest_value_that_is_no_path_is_a_reject(folder):
     texts = pa.array(["a.png", "data:image/png;base64," + "A" * 20_000], pa.large_string())
     pq.write_table(pa.table({"image": texts.dictionary_encode()}), folder / "list.parquet")
     put(folder / "list.jsonl", '{"path": 7}\n{"path": ["a.png"]}\n{"path": null}\n')
-    found = images(folder / "list.parquet")
-    assert [(image.problem or "").partition(":")[0] for image in found.values()] == ["", "BadName"]
-    assert max(map(len, found)) < 100
+    listed_images = images(folder / "list.parquet")
+    assert [(image.problem or "").partition(":")[0] for image in listed_images.values()] == ["", "BadName"]
+    assert max(map(len, listed_images)) < 100
     assert [image.problem.partition(":")[0] for image in images(folder / "list.jsonl").values()] == ["BadName"] * 3

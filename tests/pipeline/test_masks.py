@@ -59,7 +59,7 @@ def test_mask_of_every_convention_is_decoded(data: bytes) -> None:
 
 
 def test_mask_damage_message_omits_accept_damaged() -> None:
-    """--accept-damaged does not apply to masks: a hole in a mask would change which pixels are kept."""
+    """--accept-damaged excludes masks, because damage would change which pixels are kept."""
     mask = np.random.default_rng(1).integers(0, 2, (64, 64), np.uint8) * 255
     data = encode_as(mask, "JPEG", quality=95)
     with pytest.raises(ImageError, match=r"Restore the file\.$") as e:
@@ -95,9 +95,9 @@ def test_mask_of_zeros_has_no_missing_pixels(dtype: type) -> None:
     ids=["labels", "labels of 16 bits", "a TIFF of 0 and 1 in 16 bits", "both ways", "erased from white"],
 )
 def test_mask_that_is_ambiguous_is_rejected(data: bytes, reason: str) -> None:
-    with pytest.raises(ImageError, match=reason) as raised:
+    with pytest.raises(ImageError, match=reason) as error_info:
         decode_mask(data, LIMIT)
-    assert raised.value.error_class == "Ambiguous"
+    assert error_info.value.error_class == "Ambiguous"
 
 
 @pytest.mark.parametrize("levels", [draw_gray_mask(255), HOLE.astype(np.uint16)], ids=["8 bits", "0 and 1 in 16 bits"])

@@ -32,14 +32,14 @@ def test_metadata_is_kept_and_corrected(photo, source, image_format):
     assert (details[Base.DateTimeOriginal], details[Base.MakerNote]) == ("2024:05:06 07:08:09", MAKER)
     assert details[Base.ExposureTime] == pytest.approx(1 / 250)
     # Positions and sizes in pixels are those of the image before its rotation.
-    stale = {Base.ExifImageWidth, Base.SubjectLocation, SUBJECT_AREA, Base.FocalPlaneXResolution}
-    assert not stale & details.keys()
+    stale_tags = {Base.ExifImageWidth, Base.SubjectLocation, SUBJECT_AREA, Base.FocalPlaneXResolution}
+    assert not stale_tags & details.keys()
     assert details[Base.ColorSpace] == 0xFFFF
     assert exif.get_ifd(IFD.GPSInfo)[GPS.GPSLatitude] == (48, 12, 30.5)
     assert b'tiff:Orientation="6"' not in image.info["xmp"]
     assert "é".encode() in image.info["xmp"]
-    described = ElementTree.fromstring(image.info["xmp"]).find(".//{*}Description")
-    names = {name.rpartition("}")[2] for name in (*described.attrib, *(inner.tag for inner in described))}
+    description = ElementTree.fromstring(image.info["xmp"]).find(".//{*}Description")
+    names = {name.rpartition("}")[2] for name in (*description.attrib, *(inner.tag for inner in description))}
     assert names - {"Orientation"} == {"Artist", "FNumber"}
     # A viewer that applies the orientation of EXIF or XMP must not rotate the output again.
     assert decode_image(encode(np.asarray(image), decode_image(data), image_format)).rgb.shape == (W, H, 3)
@@ -79,7 +79,7 @@ def test_exif_colour_space_is_srgb_after_conversion(photo):
 def test_exif_in_tiff_of_every_layout_is_read(photo):
     exif = Image.Exif()
     exif.load(camera_exif(1))
-    exif[34377] = b"8BIM" + bytes(3_000_000)  # Photoshop's layers
+    exif[34377] = b"8BIM" + bytes(3_000_000)  # The layers of Photoshop.
     assert reencode(encode_as(photo, "TIFF", exif=exif), "JPEG").getexif().get_ifd(IFD.Exif)[Base.MakerNote] == MAKER
 
 
@@ -114,8 +114,8 @@ def test_metadata_that_is_broken_is_dropped(image_format, changes, end, xmp, tar
 
 def test_exif_with_overlapping_values_is_bounded(photo):
     main = struct.pack("<HHHIII", 1, IFD.Exif, 4, 1, 26, 0)
-    many = b"".join(struct.pack("<HHII", tag, 7, 300_000, 0) for tag in range(5000))
-    block = b"II*\0\x08\0\0\0" + main + struct.pack("<H", 5000) + many + bytes(300_000)
+    entries = b"".join(struct.pack("<HHII", tag, 7, 300_000, 0) for tag in range(5000))
+    block = b"II*\0\x08\0\0\0" + main + struct.pack("<H", 5000) + entries + bytes(300_000)
     decoded = decode_image(encode_as(photo, "PNG", exif=b"Exif\0\0" + block))
     assert decoded.metadata.exif is None
     np.testing.assert_array_equal(decoded.rgb, photo)

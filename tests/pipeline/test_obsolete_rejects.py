@@ -1,4 +1,4 @@
-"""Rejects of images that have left the input wait for nothing; those that come back wait again."""
+"""A reject waits for a retry only while its image is in the input."""
 
 from pathlib import Path
 
@@ -24,11 +24,11 @@ def places(tmp_path: Path, crops: list[np.ndarray]) -> tuple[Path, Store]:
     return tmp_path / "in", Store(str(tmp_path / "out"))
 
 
-def done(source: Path, output: Store, **more: object) -> dict:
-    return run(RunConfig(task="denoise", input=str(source), output=output.url, max_reject_fraction=1, **more))
+def run_denoise(source: Path, output: Store, **options: object) -> dict:
+    return run(RunConfig(task="denoise", input=str(source), output=output.url, max_reject_fraction=1, **options))
 
 
-def waiting(output: Store) -> set[str]:
+def read_waiting_paths(output: Store) -> set[str]:
     return set(read_waiting_rejects(output, ["rel_path"])["rel_path"].to_pylist())
 
 
@@ -37,11 +37,11 @@ def test_reject_of_a_removed_file_is_obsolete(places, capsys):
     source, output = places
     for name in ("bad.png", "worse.png"):
         (source / name).write_bytes(BROKEN)
-    assert done(source, output)["rejected"] == 2
+    assert run_denoise(source, output)["rejected"] == 2
     (source / "bad.png").unlink()
-    record = done(source, output)
+    record = run_denoise(source, output)
     assert (record["planned"], record["rejects_waiting"]) == (0, 1)
-    assert waiting(output) == {"worse.png"}
+    assert read_waiting_paths(output) == {"worse.png"}
     show_status(output)
     show_failures(output)
     out = capsys.readouterr().out
@@ -49,64 +49,64 @@ def test_reject_of_a_removed_file_is_obsolete(places, capsys):
     assert "worse.png" in out
     assert "bad.png" not in out
     (source / "worse.png").unlink()
-    assert done(source, output)["rejects_waiting"] == 0
+    assert run_denoise(source, output)["rejects_waiting"] == 0
     show_status(output)
     assert "rejects: none" in capsys.readouterr().out
     config = RunConfig(task="denoise", input=str(source), output=output.url)
     assert build_plan(resolve(config)).rejects_waiting == 0
 
-    # The same file again is the same reject; nothing was forgotten.
+    # The same file comes back, and its reject is waiting again.
     (source / "bad.png").write_bytes(BROKEN)
-    record = done(source, output)
-    assert waiting(output) == {"bad.png"}
-    assert done(source, output, retry_failed=True)["rejected"] == 1
-    assert waiting(output) == {"bad.png"}
+    record = run_denoise(source, output)
+    assert read_waiting_paths(output) == {"bad.png"}
+    assert run_denoise(source, output, retry_failed=True)["rejected"] == 1
+    assert read_waiting_paths(output) == {"bad.png"}
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_reject_stays_when_another_input_is_run(places, tmp_path, crops):
-    """Two inputs, one OUTPUT: what lies in one has not left the other."""
+    """With two inputs for one output, a run over one input keeps rejects of the other."""
     source, output = places
     (source / "bad.png").write_bytes(BROKEN)
-    done(source, output)
+    run_denoise(source, output)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/b.png").write_bytes(pictures(crops, 2)[1])
     (tmp_path / "other/worse.png").write_bytes(BROKEN)
-    done(tmp_path / "other", output)
-    assert waiting(output) == {"bad.png", "worse.png"}
+    run_denoise(tmp_path / "other", output)
+    assert read_waiting_paths(output) == {"bad.png", "worse.png"}
     (source / "bad.png").unlink()
-    done(source, output)
-    assert waiting(output) == {"worse.png"}
-    # A run that was killed left its config alone.
+    run_denoise(source, output)
+    assert read_waiting_paths(output) == {"worse.png"}
+    # A run that was killed left only its config.
     for folder in (tmp_path / "out/runs").iterdir():
         (folder / "run.json").unlink(missing_ok=True)
-    done(source, output)
-    assert waiting(output) == {"worse.png"}
+    run_denoise(source, output)
+    assert read_waiting_paths(output) == {"worse.png"}
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_reject_of_a_repaired_shard_is_obsolete(places, crops):
     source, output = places
     shard(source / "s.tar", {"0.png": pictures(crops, 2)[1], "1.png": BROKEN})
-    whole = (source / "s.tar").read_bytes()
-    (source / "s.tar").write_bytes(whole + b"what somebody wrote behind it" * 20)
-    assert done(source, output)["reasons"] == {"BadShard": 1, "UnknownFormat": 1}
-    (source / "s.tar").write_bytes(whole)
-    done(source, output)
-    assert waiting(output) == {"s.tar/1.png"}
+    tar_bytes = (source / "s.tar").read_bytes()
+    (source / "s.tar").write_bytes(tar_bytes + b"what somebody wrote behind it" * 20)
+    assert run_denoise(source, output)["reasons"] == {"BadShard": 1, "UnknownFormat": 1}
+    (source / "s.tar").write_bytes(tar_bytes)
+    run_denoise(source, output)
+    assert read_waiting_paths(output) == {"s.tar/1.png"}
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_obsolete_rejects_ignore_unreadable_shards(places, crops, monkeypatch):
     source, output = places
     shard(source / "s.tar", {"0.png": pictures(crops, 2)[1], "1.png": BROKEN})
-    done(source, output)
+    run_denoise(source, output)
     for index in Path(output.full("shards")).iterdir():
         index.unlink()
 
-    def refused(*_: object) -> None:
+    def raise_permission_error(*_: object) -> None:
         raise PermissionError("not now")
 
-    monkeypatch.setattr("imagemill.pipeline.sources.tar.open_decompressed", refused)
-    done(source, output)
-    assert waiting(output) == {"s.tar", "s.tar/1.png"}
+    monkeypatch.setattr("imagemill.pipeline.sources.tar.open_decompressed", raise_permission_error)
+    run_denoise(source, output)
+    assert read_waiting_paths(output) == {"s.tar", "s.tar/1.png"}

@@ -1,4 +1,4 @@
-"""Names, captions and rows that nobody meant: each costs its own image at most, never the run."""
+"""Unusual names, captions and rows: each costs at most one image, never the run."""
 
 import os
 import tarfile
@@ -36,32 +36,34 @@ def test_tar_members_with_invalid_utf8_names_are_escaped(tmp_path, crops):
     assert (record["ok"], record["reasons"]) == (1, {"BadName": 1})
     os.rename(os.fsencode(source) + b"/caf\xe9.tar", source / "a.tar")
     assert run(RunConfig(task="denoise", input=str(source), output=str(output)))["ok"] == 2
-    found = rows(output)
-    assert set(found) == {"a.tar/caf\\xe9.png", "a.tar/half.png", "b.tar/whole.png"}
-    assert "half an emoji: \\\\ud83d" in repr(found["a.tar/half.png"]["extra"])
+    output_rows = rows(output)
+    assert set(output_rows) == {"a.tar/caf\\xe9.png", "a.tar/half.png", "b.tar/whole.png"}
+    assert "half an emoji: \\\\ud83d" in repr(output_rows["a.tar/half.png"]["extra"])
     assert verify(Store(str(output))).problems == []
 
 
 def test_source_names_and_reasons_hold_no_secret(tmp_path):
-    signed = "https://h/y.jpg?X-Amz-Signature=hidden"
-    lines = ["url,key", "https://user:hidden@h/x.jpg,", "HTTPS://user:hidden@h/z.jpg,", f"{signed},k", f"{signed},k"]
+    signed_url = "https://h/y.jpg?X-Amz-Signature=hidden"
+    lines = ["url,key", "https://user:hidden@h/x.jpg,", "HTTPS://user:hidden@h/z.jpg,", f"{signed_url},k", f"{signed_url},k"]
     (tmp_path / "list.csv").write_text("\n".join(lines))
     for key in (None, "key"):
         source = open_input(str(tmp_path / "list.csv"), StorageConfig(), SourceConfig(http="public", key=key))
-        told = build_references(list_images(source), source.store, "", {})[0].to_pylist()
-        problems = [str(row["problem"]) for row in told]
+        references = build_references(list_images(source), source.store, "", {})[0].to_pylist()
+        problems = [str(row["problem"]) for row in references]
         assert [p.partition(":")[0] for p in problems] == ["NotAllowed", "NotAllowed", "None", "DuplicateName"]
-        assert [row["rel_path"] for row in told[:2]] == ["h/x.jpg", "h/z.jpg"]
-        assert "hidden" not in "".join([*problems, told[0]["source_uri"]])
-    assert [row["rel_path"] for row in told[2:]] == ["k", "k#https://h/y.jpg?X-Amz-Signature=…@1"]
+        assert [row["rel_path"] for row in references[:2]] == ["h/x.jpg", "h/z.jpg"]
+        assert "hidden" not in "".join([*problems, references[0]["source_uri"]])
+    assert [row["rel_path"] for row in references[2:]] == ["k", "k#https://h/y.jpg?X-Amz-Signature=…@1"]
 
 
 def test_invalid_utf8_is_a_bad_shard_or_manifest(tmp_path, crops):
-    broken = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")])
-    pq.write_table(pa.table({"image": pictures(crops, 1), "key": broken}), tmp_path / "shard.parquet")
+    invalid_utf8 = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")]
+    )
+    pq.write_table(pa.table({"image": pictures(crops, 1), "key": invalid_utf8}), tmp_path / "shard.parquet")
     [(_, problem)] = images(tmp_path / "shard.parquet").items()
     assert str(problem.problem).startswith("BadShard")
-    pq.write_table(pa.table({"uri": broken}), tmp_path / "list.parquet")
+    pq.write_table(pa.table({"uri": invalid_utf8}), tmp_path / "list.parquet")
     with pytest.raises(ConfigError, match="cannot be read"):
         listed(tmp_path / "list.parquet")
 
@@ -70,8 +72,8 @@ def test_damaged_pages_reject_only_later_rows(tmp_path):
     table = pa.table({"image": [bytes([n]) * 500 for n in range(3 * BATCH_ROWS)]})
     pq.write_table(table, tmp_path / "shard.parquet", row_group_size=BATCH_ROWS, use_dictionary=False)
     damage(tmp_path / "shard.parquet", 2)
-    found = [str(image.problem).partition(":")[0] for image in images(tmp_path).values()]
-    assert found == ["None"] * 2 * BATCH_ROWS + ["BadShard"]
+    output_rows = [str(image.problem).partition(":")[0] for image in images(tmp_path).values()]
+    assert output_rows == ["None"] * 2 * BATCH_ROWS + ["BadShard"]
     pq.write_table(pa.table({"uri": ["a.png"] * 9}), tmp_path / "list.parquet")
     damage(tmp_path / "list.parquet", 0)
     with pytest.raises(ConfigError, match="cannot be read"):
@@ -93,9 +95,9 @@ def test_duplicate_names_are_stable_across_listings(tmp_path, crops):
         (tmp_path / "list.csv").write_text("\n".join(["path", *lines]))
         return set(build_plan(resolve(config)).todo["image_id"].to_pylist())
 
-    before = identities(["a.png", "a.png", "a.png"])
-    assert len(before) == 3
-    assert len(identities(["b.png", "a.png", "a.png", "a.png"]) - before) == 1
+    first_identities = identities(["a.png", "a.png", "a.png"])
+    assert len(first_identities) == 3
+    assert len(identities(["b.png", "a.png", "a.png", "a.png"]) - first_identities) == 1
 
 
 @pytest.mark.usefixtures("ray_session")

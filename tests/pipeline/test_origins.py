@@ -1,4 +1,4 @@
-"""Which places are one INPUT, and which images come from another place than their rows."""
+"""Equal input locations, and images that come from another input than their rows."""
 
 from pathlib import Path
 
@@ -13,59 +13,59 @@ from imagemill.pipeline.storage import StorageConfig, Store
 from tests.support.planned_rows import PARAMS, SHA, etags, key, put
 
 
-def planned(url: str, output: Store, **source: object) -> Plan:
-    where = open_input(url, StorageConfig(), SourceConfig(**source))
-    return make_plan(list_images(where), where.store, output, SHA, PARAMS)
+def plan_input(url: str, output: Store, **source: object) -> Plan:
+    opened_input = open_input(url, StorageConfig(), SourceConfig(**source))
+    return make_plan(list_images(opened_input), opened_input.store, output, SHA, PARAMS)
 
 
 def commit(url: str, output: Store, fence: int = 1) -> None:
-    """A row of each image of a folder, as a run over it leaves them."""
+    """Commit one row for each image of a folder, like a run over it."""
     store = Store(url)
     rows = [key(p, e) | {"source_uri": store.uri(p), "fence": fence} for p, e in etags(store).items()]
     put(output, "results", rows)
 
 
 def cards(tmp_path: Path) -> tuple[Store, Store, Store]:
-    """Two cards of cameras, which count from one, and an empty OUTPUT."""
-    one, other = Store(f"{tmp_path}/one/DCIM"), Store(f"{tmp_path}/other/DCIM")
+    """Return two camera cards, which number their files from one, and an empty output."""
+    first_card, second_card = Store(f"{tmp_path}/one/DCIM"), Store(f"{tmp_path}/other/DCIM")
     for name in ("100/0001.jpg", "100/0002.jpg"):
-        one.write(name, b"one")
-        other.write(name, b"the other")
-    other.write("100/0003.jpg", b"the other")
-    return one, other, Store(f"{tmp_path}/out")
+        first_card.write(name, b"one")
+        second_card.write(name, b"the other")
+    second_card.write("100/0003.jpg", b"the other")
+    return first_card, second_card, Store(f"{tmp_path}/out")
 
 
 def test_origins_count_images_of_another_input(tmp_path):
-    one, other, output = cards(tmp_path)
-    commit(one.url, output)
-    plan = planned(other.url, output)
-    assert dict(plan.moved) == {one.url: 2}
+    first_card, second_card, output = cards(tmp_path)
+    commit(first_card.url, output)
+    plan = plan_input(second_card.url, output)
+    assert dict(plan.moved) == {first_card.url: 2}
     assert plan.moved_example == "100/0001.jpg"
-    assert not planned(one.url, output).moved
+    assert not plan_input(first_card.url, output).moved
 
 
 def test_origin_is_read_from_the_newest_row(tmp_path):
-    """After a move that was allowed, the place before it is the other one."""
-    one, other, output = cards(tmp_path)
-    commit(one.url, output, fence=1)
-    commit(other.url, output, fence=2)
-    assert not planned(other.url, output).moved
-    assert dict(planned(one.url, output).moved) == {other.url: 2}
+    """After an allowed move, the earlier location counts as a different input."""
+    first_card, second_card, output = cards(tmp_path)
+    commit(first_card.url, output, fence=1)
+    commit(second_card.url, output, fence=2)
+    assert not plan_input(second_card.url, output).moved
+    assert dict(plan_input(first_card.url, output).moved) == {second_card.url: 2}
 
 
 @pytest.mark.parametrize("spelling", ["{}/", "file://{}", "file://{}/", "{}/../DCIM", "link", "folder link", "relative"])
 def test_origin_ignores_spellings_of_an_input(tmp_path, monkeypatch, spelling):
-    one, _, output = cards(tmp_path)
-    commit(one.url, output)
-    (tmp_path / "link").symlink_to(one.url)
+    first_card, _, output = cards(tmp_path)
+    commit(first_card.url, output)
+    (tmp_path / "link").symlink_to(first_card.url)
     (tmp_path / "linked").symlink_to(tmp_path / "one")
     monkeypatch.chdir(tmp_path)
     names = {"link": f"{tmp_path}/link", "folder link": f"{tmp_path}/linked/DCIM", "relative": "one/DCIM"}
-    plan = planned(names.get(spelling, spelling.format(one.url)), output)
+    plan = plan_input(names.get(spelling, spelling.format(first_card.url)), output)
     assert (plan.done, plan.moved.total()) == (2, 0)
-    # And the other way round.
-    commit(names.get(spelling, spelling.format(one.url)), output, fence=2)
-    assert not planned(one.url, output).moved
+    # The reverse order gives the same result.
+    commit(names.get(spelling, spelling.format(first_card.url)), output, fence=2)
+    assert not plan_input(first_card.url, output).moved
 
 
 def test_origin_ignores_spellings_of_a_bucket(tmp_path, moto_bucket):
@@ -73,32 +73,32 @@ def test_origin_ignores_spellings_of_a_bucket(tmp_path, moto_bucket):
     for name in ("a.jpg", "x/b.jpg"):
         source.write(name, name.encode())
     commit(source.url, output)
-    assert planned(f"{moto_bucket}/in/", output).done == 2
-    assert not planned(f"{moto_bucket}/in/", output).moved
+    assert plan_input(f"{moto_bucket}/in/", output).done == 2
+    assert not plan_input(f"{moto_bucket}/in/", output).moved
     for name in ("a.jpg", "x/b.jpg"):
         Store(f"{moto_bucket}/renamed").write(name, name.encode())
-    plan = planned(f"{moto_bucket}/renamed", output)
+    plan = plan_input(f"{moto_bucket}/renamed", output)
     assert (plan.done, dict(plan.moved)) == (2, {f"{moto_bucket}/in": 2})
 
 
 def test_origin_of_changed_manifest_keys_has_moved(tmp_path):
-    one, _, output = cards(tmp_path)
+    first_card, _, output = cards(tmp_path)
     manifest = tmp_path / "list.csv"
     manifest.write_text("path,id\none/DCIM/100/0001.jpg,first\none/DCIM/100/0002.jpg,second\n")
-    plan = planned(str(manifest), output, key="id")
+    plan = plan_input(str(manifest), output, key="id")
     rows = plan.todo.select(["image_id", "version", "source_uri", "rel_path"]).to_pylist()
     put(output, "results", [row | {"fence": 1} for row in rows])
-    assert not planned(str(manifest), output, key="id").moved
+    assert not plan_input(str(manifest), output, key="id").moved
     manifest.write_text("path,id\none/DCIM/100/0001.jpg,first\nother/DCIM/100/0001.jpg,second\n")
-    assert dict(planned(str(manifest), output, key="id").moved) == {one.uri("100/0002.jpg"): 1}
+    assert dict(plan_input(str(manifest), output, key="id").moved) == {first_card.uri("100/0002.jpg"): 1}
 
 
 def test_origin_ignores_url_signatures():
-    """Signed addresses are other ones each day."""
+    """The signature of a signed URL changes every day."""
     names = pa.array(["a", "h/b.jpg", "c"])
-    old = pa.chunked_array([["https://h/a.jpg?sig=1", "https://h/b.jpg?sig=1", "https://h/c.jpg"]])
-    now = pa.array(["https://h/a.jpg?sig=2", "https://h/b.jpg?x=2", "https://mirror/c.jpg"])
-    assert find_moved(old, now, names).to_pylist() == [None, None, "https://h/c.jpg"]
+    old_urls = pa.chunked_array([["https://h/a.jpg?sig=1", "https://h/b.jpg?sig=1", "https://h/c.jpg"]])
+    new_urls = pa.array(["https://h/a.jpg?sig=2", "https://h/b.jpg?x=2", "https://mirror/c.jpg"])
+    assert find_moved(old_urls, new_urls, names).to_pylist() == [None, None, "https://h/c.jpg"]
 
 
 def test_origin_is_the_prefix_of_the_name():

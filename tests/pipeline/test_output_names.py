@@ -6,7 +6,7 @@ from imagemill.pipeline.schema import image_id
 from imagemill.pipeline.sources.folder import IMAGE_EXTENSIONS
 
 EXTENSION = st.sampled_from([*IMAGE_EXTENSIONS, ".JPG", ".Png"])
-# Few letters and many dots, so that names which could meet do occur.
+# Few letters and many dots make name collisions likely.
 CLOSE = st.lists(st.sampled_from(["a", ".", "/", ".png", ".jpg", "_", "_renamed/", "é", "ä" * 100]), max_size=8).map("".join)
 ANY = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 PATH = st.tuples(CLOSE | ANY, EXTENSION).map("".join)
@@ -58,8 +58,8 @@ def test_output_names_are_unique(changes: dict[str, str | None]) -> None:
 @given(PATH.filter(is_path_on_disk), NEW)
 def test_output_name_of_a_renamed_source_is_reserved(path: str, new_extension: str | None) -> None:
     victim = "../victim.jpg"
-    attack = output_name(victim, None)
-    assert output_name(attack, new_extension) != output_name(victim, None)
+    output_of_victim = output_name(victim, None)
+    assert output_name(output_of_victim, new_extension) != output_name(victim, None)
     assert output_name(path, new_extension) != output_name(victim, None)
 
 

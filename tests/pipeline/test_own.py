@@ -1,4 +1,4 @@
-"""A Ray of our own: on loopback, with a CPU at least, apart from our signals, in a folder that its sockets fit."""
+"""The Ray that a run starts: loopback addresses, CPUs, process groups, session folder."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from imagemill.pipeline.errors import ConfigError
 
 LISTENING = "0A"
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
-"""127.0.0.1, the same as IPv6 has it, and ::1, as /proc/net shows them."""
+"""127.0.0.1, its IPv6 form and ::1, in the notation of /proc/net."""
 SHOW_RAY = """
 import json, os, ray
 from pathlib import Path
@@ -22,16 +22,16 @@ from imagemill.pipeline.cluster.connection import connected
 def parent(pid):
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 def family():
-    found, before = {os.getpid()}, 0
-    while len(found) > before:
-        before = len(found)
+    members, old_count = {os.getpid()}, 0
+    while len(members) > old_count:
+        old_count = len(members)
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                if parent(folder.name) in found:
-                    found.add(int(folder.name))
+                if parent(folder.name) in members:
+                    members.add(int(folder.name))
             except OSError:
                 pass
-    return found
+    return members
 with connected(None):
     ray.get(ray.remote(lambda: 1).remote())
     cpus, pids = ray.cluster_resources()["CPU"], family()
@@ -43,34 +43,34 @@ with connected(None):
             except OSError:
                 pass
     lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
-    ours = [(line[1].split(":")[0], line[3]) for line in lines if f"socket:[{line[9]}]" in sockets]
+    addresses = [(line[1].split(":")[0], line[3]) for line in lines if f"socket:[{line[9]}]" in sockets]
     groups = [os.getpgid(pid) for pid in pids if pid != os.getpid() and os.path.exists(f"/proc/{pid}")]
-print(json.dumps({"cpus": cpus, "sockets": ours, "groups": groups, "group": os.getpgrp()}))
+print(json.dumps({"cpus": cpus, "sockets": addresses, "groups": groups, "group": os.getpgrp()}))
 """
 
 
 def test_own_ray_listens_on_loopback_and_in_its_own_groups() -> None:
-    """An address that goes away (VPN, Wi-Fi) is none of its, nobody reaches it from outside, and our signals stay ours."""
+    """Ray survives a lost VPN or Wi-Fi, is closed to other machines, and gets no signals."""
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {OVERRIDE: '{"CPU": 0.5}'}
-    ended = subprocess.run([sys.executable, "-c", SHOW_RAY], capture_output=True, env=environment, timeout=240)
-    seen = json.loads(ended.stdout.splitlines()[-1])
-    assert seen["cpus"] == 1
-    listening = [address for address, state in seen["sockets"] if state == LISTENING]
+    process = subprocess.run([sys.executable, "-c", SHOW_RAY], capture_output=True, env=environment, timeout=240)
+    report = json.loads(process.stdout.splitlines()[-1])
+    assert report["cpus"] == 1
+    listening = [address for address, state in report["sockets"] if state == LISTENING]
     assert len(listening) > 4
     assert set(listening) <= LOOPBACK
-    assert seen["group"] not in seen["groups"]
-    assert len(seen["groups"]) > 4
+    assert report["group"] not in report["groups"]
+    assert len(report["groups"]) > 4
 
 
 @pytest.mark.parametrize(
-    ("told", "becomes"),
+    ("resources", "cpus"),
     [({"CPU": 0.5}, 1), ({"CPU": 1.5, "GPU": 1}, 1), ({"CPU": 2}, 2), ({"CPU": 0}, 0), ({"GPU": 1}, None)],
 )
-def test_own_cpus_are_whole_in_overridden_resources(told, becomes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray refuses a fraction of a CPU that RAY_OVERRIDE_RESOURCES tells it of."""
-    monkeypatch.setenv(OVERRIDE, json.dumps(told))
+def test_own_cpus_are_whole_in_overridden_resources(resources, cpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray rejects a fractional CPU in RAY_OVERRIDE_RESOURCES."""
+    monkeypatch.setenv(OVERRIDE, json.dumps(resources))
     whole_cpus()
-    assert json.loads(os.environ[OVERRIDE]).get("CPU") == becomes
+    assert json.loads(os.environ[OVERRIDE]).get("CPU") == cpus
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"CPU": "two"}'])
@@ -83,7 +83,7 @@ def test_own_resources_that_cannot_be_read_are_named(text: str, monkeypatch: pyt
 @pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="mounts a file over that of the kernel")
 @pytest.mark.parametrize(("version", "quota"), [(1, "50000"), (2, "50000 100000")])
 def test_own_cpus_are_one_under_a_quota_of_half(version: int, quota: str, tmp_path: Path) -> None:
-    """A container with half a CPU has one worker; Ray rounds down to none."""
+    """A container with half a CPU gets one worker, although Ray rounds down to no CPU."""
     (tmp_path / "quota").write_text(quota)
     mounts = {
         1: f"mount --bind {tmp_path}/quota /sys/fs/cgroup/cpu/cpu.cfs_quota_us",
@@ -92,19 +92,19 @@ def test_own_cpus_are_one_under_a_quota_of_half(version: int, quota: str, tmp_pa
     if version == 1 and not os.path.exists("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"):
         pytest.skip("this kernel has cgroups of version 2 alone")
     code = "from imagemill.pipeline.cluster.own import whole_cpus; print(whole_cpus())"
-    ended = subprocess.run(
+    process = subprocess.run(
         ["unshare", "-m", "sh", "-c", f'{mounts[version]} && exec "$@"', "sh", sys.executable, "-c", code],
         capture_output=True,
         timeout=120,
     )
-    if b"Operation not permitted" in ended.stderr:
+    if b"Operation not permitted" in process.stderr:
         pytest.skip("no mounts here")
-    assert ended.stdout == b"1\n", ended.stderr
+    assert process.stdout == b"1\n", process.stderr
 
 
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder whose path is too long for sockets."""
+    """Return a folder whose path is too long for Unix sockets."""
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     (tmp_path / ("x" * 60)).mkdir()
@@ -112,7 +112,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_own_session_is_in_a_short_folder_if_tmpdir_is_long(folders: Path, monkeypatch, caplog) -> None:
-    """Paths of Unix sockets have 107 bytes at most."""
+    """The path of a Unix socket has at most 107 bytes."""
     monkeypatch.setenv("TMPDIR", str(folders))
     assert session_folder() == "/tmp"
     assert f"TMPDIR={folders}: Ray's sockets need a folder whose path has at most 39 bytes. Ray uses /tmp" in caplog.text
@@ -122,7 +122,7 @@ def test_own_session_is_in_a_short_folder_if_tmpdir_is_long(folders: Path, monke
 
 
 def test_own_session_folder_that_is_unusable_is_named(folders: Path, monkeypatch, caplog) -> None:
-    """What is wrong is the variable, not the memory."""
+    """The error names the environment variable and does not blame the memory."""
     monkeypatch.setenv("TMPDIR", "/nowhere/at/all")
     assert session_folder() == "/tmp"
     assert "TMPDIR=/nowhere/at/all: the folder does not exist. Temporary files go to /tmp" in caplog.text

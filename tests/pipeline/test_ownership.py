@@ -1,4 +1,4 @@
-"""Whose a place is: nothing that a run did not write is replaced."""
+"""Ownership of locations: a run replaces only files that runs wrote."""
 
 import shutil
 import time
@@ -29,8 +29,8 @@ def save(folder: Path, crops: list[np.ndarray], *names: str) -> Path:
     return folder
 
 
-def denoise(source: object, output: object, **more: object) -> RunConfig:
-    return RunConfig.model_validate({"task": "denoise", "input": str(source), "output": str(output), **more})
+def denoise(source: object, output: object, **options: object) -> RunConfig:
+    return RunConfig.model_validate({"task": "denoise", "input": str(source), "output": str(output), **options})
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -54,7 +54,7 @@ def test_output_accepts_empty_folders(tmp_path):
 
 
 def test_killed_first_run_leaves_an_output(any_url):
-    """A claim is the first thing that a run writes."""
+    """The lease claim is the first file that a run writes."""
     place = Store(any_url)
     with Lease(place):
         pass
@@ -77,17 +77,17 @@ def test_first_run_into_a_project_changes_nothing(tmp_path, crops):
     source = save(tmp_path / "in", crops, "a.png", "b.png")
     project = tmp_path / "project"
     save(project / "images", crops[5:], "a.png")
-    before = files_below(tmp_path)
+    files_before = files_below(tmp_path)
     with pytest.raises(ConfigError, match="images/ contains files"):
         run(denoise(source, project))
     with pytest.raises(ConfigError, match="images/ contains files"):
         check_output_task(resolve(denoise(source, project)))
-    assert files_below(tmp_path) == before
+    assert files_below(tmp_path) == files_before
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_output_continues_after_partial_loss(tmp_path, crops):
-    """`runs/` deleted; then all rows, which their images are without."""
+    """First `runs/` is deleted, then all rows, so that images have no rows."""
     source, output = save(tmp_path / "in", crops, "a.png"), tmp_path / "out"
     config = denoise(source, output)
     run(config)
@@ -101,30 +101,30 @@ def test_output_continues_after_partial_loss(tmp_path, crops):
 
 @pytest.mark.usefixtures("ray_session")
 def test_other_memory_card_needs_allow_new_input(tmp_path, crops):
-    one = save(tmp_path / "one/DCIM", crops, "1.png", "2.png")
-    other = save(tmp_path / "other/DCIM", crops[5:], "1.png", "3.png")
+    first_input = save(tmp_path / "one/DCIM", crops, "1.png", "2.png")
+    other_input = save(tmp_path / "other/DCIM", crops[5:], "1.png", "3.png")
     output = tmp_path / "out"
-    run(denoise(one, output))
-    before = files_below(output / "images")
+    run(denoise(first_input, output))
+    files_before = files_below(output / "images")
     with pytest.raises(ConfigError, match=r"1 of its 2 images .* from .*one/DCIM \(for example 1\.png\)"):
-        run(denoise(other, output))
-    # Asked a second time it is refused as well: a run that was refused has not made its input known.
+        run(denoise(other_input, output))
+    # A second attempt fails as well, because a failed run does not record its input.
     with pytest.raises(ConfigError, match="allow_new_input"):
-        run(denoise(other, output))
-    assert files_below(output / "images") == before
+        run(denoise(other_input, output))
+    assert files_below(output / "images") == files_before
     assert {row["rel_path"] for row in rows(output)} == {"1.png", "2.png"}
 
-    assert run(denoise(other, output, allow_new_input=True))["ok"] == 2
-    # Its place is known from now on, and the one before it is the new one.
-    assert run(denoise(other, output))["planned"] == 0
+    assert run(denoise(other_input, output, allow_new_input=True))["ok"] == 2
+    # From now on its location is recorded, and the earlier location counts as new.
+    assert run(denoise(other_input, output))["planned"] == 0
     with pytest.raises(ConfigError, match=r"1 of its 2 images"):
-        run(denoise(one, output))
+        run(denoise(first_input, output))
     assert verify(Store(str(output))).problems == []
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_moved_input_is_allowed_once(tmp_path, crops):
-    """What did not change is not done again, though its rows name the old place for good."""
+    """Unchanged images are not processed again, although their rows name the old location."""
     source, output = save(tmp_path / "in", crops, "1.png", "2.png"), tmp_path / "out"
     run(denoise(source, output))
     source.rename(tmp_path / "moved")
@@ -140,7 +140,7 @@ def test_moved_input_is_allowed_once(tmp_path, crops):
 
 @pytest.mark.usefixtures("ray_session")
 def test_file_of_the_user_among_images_stays(tmp_path, crops):
-    """Its image is a reject that says so, and done once the file is gone."""
+    """The image is rejected because of the file, and processed once the file is gone."""
     source, output = save(tmp_path / "in", crops, "1.png"), tmp_path / "out"
     config = denoise(source, output, max_reject_fraction=1)
     run(config)
@@ -158,7 +158,7 @@ def test_file_of_the_user_among_images_stays(tmp_path, crops):
 
 @pytest.mark.usefixtures("ray_session")
 def test_images_without_rows_are_replaced(tmp_path, crops):
-    """Of a run that was cut off, and of parts that were moved away: with other parameters their files are others."""
+    """Such images remain after an interrupted run or if the user moves parts away."""
     source, output = save(tmp_path / "in", crops, "1.png", "2.png"), tmp_path / "out"
     run(denoise(source, output))
     [part] = (output / "results").iterdir()
@@ -176,9 +176,9 @@ def test_images_without_rows_are_replaced(tmp_path, crops):
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("place", ["local", "moto"])
 def test_file_older_than_the_first_claim_is_kept(request, tmp_path, crops, place):
-    """On a disk and in a bucket: a file that is there before a run is not replaced, one that came since is."""
-    where = tmp_path if place == "local" else request.getfixturevalue("moto_bucket")
-    job = resolve(denoise(save(tmp_path / "in", crops, "1.png", "2.png"), f"{where}/out"))
+    """On disk and in a bucket, a run replaces only files that are newer than the first claim."""
+    folder_url = tmp_path if place == "local" else request.getfixturevalue("moto_bucket")
+    job = resolve(denoise(save(tmp_path / "in", crops, "1.png", "2.png"), f"{folder_url}/out"))
     job.output.write("images/1.png", b"mine")
     time.sleep(1.1)
     job.output.write("runs/mark", b"")

@@ -1,4 +1,4 @@
-"""Columns of Parquet shards: every type that holds images, what names them, and what goes along."""
+"""Columns of Parquet shards: image types, name columns and carried columns."""
 
 import json
 from typing import Any
@@ -112,26 +112,27 @@ def test_parquet_unreadable_column_is_named_with_its_type(tmp_path, crops, name,
         assert path == "in.parquet"
         assert image.problem.startswith("UnreadColumn: ")
         assert f"{name} ({str(kind)[:4]}" in image.problem
-    # Told that it is a manifest, it is one.
+    # With the manifest option, the file is read as a manifest.
     assert {image.path for image in images(tmp_path / "in.parquet", uri="path").values()} == {"a.png"}
 
 
 def test_parquet_image_column_is_detected_or_requested(tmp_path, crops):
-    photo, other = pictures(crops, 2)
+    photo, other_photo = pictures(crops, 2)
     pq.write_table(pa.table({"digest": [b"\1\2"], "scan": [photo]}), tmp_path / "one.parquet")
-    pq.write_table(pa.table({"left": [photo], "right": [other]}), tmp_path / "two.parquet")
+    pq.write_table(pa.table({"left": [photo], "right": [other_photo]}), tmp_path / "two.parquet")
     pq.write_table(pa.table({"md5": pa.array([bytes(16)], pa.binary(16)), "n": [1]}), tmp_path / "none.parquet")
-    found = listed(tmp_path)
-    assert found[0] == "parquet"
-    assert (found[1].rel_path, found[1].problem) == ("one.parquet/row-000000000", None)
+    listed_images = listed(tmp_path)
+    assert listed_images[0] == "parquet"
+    assert (listed_images[1].rel_path, listed_images[1].problem) == ("one.parquet/row-000000000", None)
     assert (
-        found[2].problem == "UnreadColumn: left (binary), right (binary): all of them hold images. Name one in source.image"
+        listed_images[2].problem
+        == "UnreadColumn: left (binary), right (binary): all of them hold images. Name one in source.image"
     )
-    assert [image.size for image in images(tmp_path / "two.parquet", image="right").values()] == [len(other)]
+    assert [image.size for image in images(tmp_path / "two.parquet", image="right").values()] == [len(other_photo)]
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         (
             {"image": "caption"},
@@ -146,10 +147,10 @@ def test_parquet_image_column_is_detected_or_requested(tmp_path, crops):
         ({"carry": ["no"]}, r"source.carry = \['no'\]; the columns of in.parquet: image"),
     ],
 )
-def test_parquet_column_of_the_wrong_type_is_refused(tmp_path, crops, config, said):
+def test_parquet_column_of_the_wrong_type_is_refused(tmp_path, crops, config, message):
     table = pa.table({"image": pictures(crops, 1), "caption": ["x"], "thumb": [b"x"], "tags": [["x"]]})
     pq.write_table(table, tmp_path / "in.parquet")
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         listed(tmp_path, **config)
 
 
@@ -172,5 +173,5 @@ def test_parquet_carried_values_keep_their_type(tmp_path, crops):
     pq.write_table(table, tmp_path / "in.parquet")
     [image] = images(tmp_path, carry=list(values)).values()
     # Strictly valid JSON: values without a JSON form become strings.
-    extra = json.loads(image.extra, parse_constant=lambda constant: pytest.fail(constant))
+    extra = json.loads(image.extra, parse_constant=lambda text: pytest.fail(text))
     assert extra == {name: expected for name, (_, expected) in values.items()}

@@ -1,4 +1,4 @@
-"""The pixel budget of a worker: which images share it, and which take all of it."""
+"""The pixel budget of a worker: which images share it, and which use all of it."""
 
 from itertools import chain, pairwise
 
@@ -21,26 +21,26 @@ def test_split_keeps_order_and_isolates_large_images(sizes: list[int], scale: in
         [size] for size, is_large in zip(sizes, large, strict=True) if is_large
     ]
     assert all(len(group) == 1 or max(group) * scale**2 <= 80 for group in groups)
-    ordinary = [max(group) * scale**2 <= 80 for group in groups]
-    assert not any(left and right for left, right in pairwise(ordinary))
+    is_ordinary = [max(group) * scale**2 <= 80 for group in groups]
+    assert not any(left and right for left, right in pairwise(is_ordinary))
 
 
 def test_split_takes_items_lazily() -> None:
     """A large image is taken from its source only when the group before it is finished."""
-    seen: list[int] = []
+    taken_items: list[int] = []
 
     def items():
         for size in (1, 2, 100, 3):
-            seen.append(size)
+            taken_items.append(size)
             yield Item({}, pixels=size)
 
     budget = PixelBudget(model=10, waiting=10, largest_shared=50, scale=1)
     groups = budget.split(items())
     first = next(groups)
     assert next(first).pixels == 1
-    assert seen == [1]
+    assert taken_items == [1]
     assert [item.pixels for item in first] == [2]
-    assert seen == [1, 2, 100]
+    assert taken_items == [1, 2, 100]
 
 
 def test_batch_images_counts_pixels_that_come_out() -> None:

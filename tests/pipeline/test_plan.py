@@ -22,7 +22,7 @@ STATES = st.sampled_from(["new", "done", "done before it changed", "rejected", "
 REST = {"todo", "done before it changed", "new", "transient", "rejected before it changed"}
 
 
-def planned(source: Store, output: Store, *args: Any, **options: Any) -> Plan:
+def plan_input(source: Store, output: Store, *args: Any, **options: Any) -> Plan:
     return make_plan(list_folder(source), source, output, *args, **options)
 
 
@@ -51,11 +51,11 @@ def places(tmp_path: Path) -> tuple[Store, Store]:
 )
 @settings(max_examples=60)
 def test_plan_is_the_input_minus_committed_rows(
-    states: dict[str, str], others: set[str], retry: bool, limit: int | None, rows: int
+    states: dict[str, str], ignored_names: set[str], retry: bool, limit: int | None, rows: int
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source, output = Store(f"{folder}/in"), Store(f"{folder}/out")
-        for path in [*states, *others]:
+        for path in [*states, *ignored_names]:
             source.write(path, path.encode())
         tag = etags(source)
         results = [key(p, tag[p]) for p, s in states.items() if s == "done"]
@@ -70,7 +70,7 @@ def test_plan_is_the_input_minus_committed_rows(
         for kind, committed in (("results", results), ("rejects", rejects)):
             for start in range(0, len(committed), rows):
                 put(output, kind, committed[start : start + rows])
-        plan = planned(source, output, SHA, PARAMS, retry_failed=retry, limit=limit)
+        plan = plan_input(source, output, SHA, PARAMS, retry_failed=retry, limit=limit)
 
         todo = {p for p, s in states.items() if s in ({"rejected", "transient"} if retry else REST)}
         if limit is None:
@@ -85,7 +85,7 @@ def test_plan_is_the_input_minus_committed_rows(
             assert reference["size"] == len(path.encode())
             assert reference["source_uri"] == source.uri(path)
             assert reference["attempts"] == {"rejected": 2, "transient": 1}.get(states[path], 0)
-        assert (plan.found, plan.ignored.total()) == (len(states), len(others))
+        assert (plan.found, plan.ignored.total()) == (len(states), len(ignored_names))
         assert plan.done == sum(s == "done" for s in states.values())
         assert plan.rejects_waiting == (0 if retry else sum(s == "rejected" for s in states.values()))
         assert plan.parts == {*list_parts(output, "results"), *list_parts(output, "rejects")}
@@ -94,7 +94,7 @@ def test_plan_is_the_input_minus_committed_rows(
 def test_plan_is_empty_when_all_is_committed(places: tuple[Store, Store]) -> None:
     source, output = places
     commit(source, output)
-    plan = planned(source, output, SHA, PARAMS)
+    plan = plan_input(source, output, SHA, PARAMS)
     assert (paths_of(plan), plan.done, plan.bytes_todo) == ([], 3, 0)
 
 
@@ -102,7 +102,7 @@ def test_plan_repeats_a_file_of_another_size(places: tuple[Store, Store]) -> Non
     source, output = places
     commit(source, output)
     source.write("x/b.png", b"something longer")
-    plan = planned(source, output, SHA, PARAMS)
+    plan = plan_input(source, output, SHA, PARAMS)
     assert (paths_of(plan), plan.done, plan.bytes_todo) == (["x/b.png"], 2, 16)
 
 
@@ -110,10 +110,10 @@ def test_plan_repeats_a_touched_file_and_reject(places: tuple[Store, Store]) -> 
     source, output = places
     put(output, "results", [key("a.jpg", etags(source)["a.jpg"])])
     put(output, "rejects", [key("c.gif", etags(source)["c.gif"]) | {"transient": False, "attempts": 1}])
-    assert paths_of(planned(source, output, SHA, PARAMS)) == ["x/b.png"]
+    assert paths_of(plan_input(source, output, SHA, PARAMS)) == ["x/b.png"]
     for path in ("a.jpg", "c.gif"):
         os.utime(source.full(path), ns=(1, 1))
-    assert sorted(paths_of(planned(source, output, SHA, PARAMS))) == ["a.jpg", "c.gif", "x/b.png"]
+    assert sorted(paths_of(plan_input(source, output, SHA, PARAMS))) == ["a.jpg", "c.gif", "x/b.png"]
 
 
 @pytest.mark.parametrize(
@@ -124,8 +124,8 @@ def test_plan_repeats_all_for_a_new_model_or_parameter(
 ) -> None:
     source, output = places
     commit(source, output)
-    assert len(planned(source, output, sha, params).todo) == 3
-    assert len(planned(source, output, SHA, PARAMS).todo) == 0
+    assert len(plan_input(source, output, sha, params).todo) == 3
+    assert len(plan_input(source, output, SHA, PARAMS).todo) == 0
 
 
 def test_plan_prefers_a_row_to_an_earlier_reject(places: tuple[Store, Store]) -> None:
@@ -133,7 +133,7 @@ def test_plan_prefers_a_row_to_an_earlier_reject(places: tuple[Store, Store]) ->
     commit(source, output, transient=False, attempts=1)
     commit(source, output)
     for retry in (False, True):
-        plan = planned(source, output, SHA, PARAMS, retry_failed=retry)
+        plan = plan_input(source, output, SHA, PARAMS, retry_failed=retry)
         assert (len(plan.todo), plan.done, plan.rejects_waiting) == (0, 3, 0)
 
 
@@ -141,13 +141,13 @@ def test_plan_decides_retries_by_the_last_reject(places: tuple[Store, Store]) ->
     source, output = places
     for fence, transient, todo in ((1, False, 0), (2, True, 3), (3, False, 0)):
         commit(source, output, fence=fence, transient=transient, attempts=fence)
-        plan = planned(source, output, SHA, PARAMS)
+        plan = plan_input(source, output, SHA, PARAMS)
         assert (len(plan.todo), plan.rejects_waiting) == (todo, 3 - todo)
         assert plan.todo["attempts"].to_pylist() == [fence] * todo
 
 
 def test_plan_retries_only_rejects_of_a_class(places: tuple[Store, Store], caplog: pytest.LogCaptureFixture) -> None:
-    """The class of the newest reject counts."""
+    """Only the class of an image's newest reject counts."""
     source, output = places
     final = {"transient": False, "attempts": 1}
     rejects = [("a.jpg", 1, "OldClass"), ("a.jpg", 2, "TooManyPixels"), ("c.gif", 1, "TooManyPixels"), ("c.gif", 2, "Other")]
@@ -155,9 +155,9 @@ def test_plan_retries_only_rejects_of_a_class(places: tuple[Store, Store], caplo
     for path, fence, error_class in rejects:
         put(output, "rejects", [key(path, tags[path]) | final | {"fence": fence, "error_class": error_class}])
     for retry_failed, todo in (("TooManyPixels", ["a.jpg"]), ("Other", ["c.gif"]), (True, ["a.jpg", "c.gif"])):
-        assert paths_of(planned(source, output, SHA, PARAMS, retry_failed=retry_failed)) == todo
+        assert paths_of(plan_input(source, output, SHA, PARAMS, retry_failed=retry_failed)) == todo
     assert not caplog.messages
-    assert paths_of(planned(source, output, SHA, PARAMS, retry_failed="OldClass")) == []
+    assert paths_of(plan_input(source, output, SHA, PARAMS, retry_failed="OldClass")) == []
     assert caplog.messages[0].startswith("retry_failed=OldClass: no image of the input has a newest reject of this class")
 
 
@@ -166,22 +166,25 @@ def test_plan_ignores_incomplete_parts(places: tuple[Store, Store]) -> None:
     commit(source, output)
     for path in ("results/.0123.tmp", "results/.hidden.parquet", "results/notes.txt", "results/.trash/part-1.parquet"):
         output.write(path, b"not parquet")
-    assert planned(source, output, SHA, PARAMS).done == 3
+    assert plan_input(source, output, SHA, PARAMS).done == 3
 
 
 def test_plan_names_a_part_that_is_no_file(places: tuple[Store, Store]) -> None:
     source, output = places
     commit(source, output)
-    odd = Path(output.full("results/odd.parquet"))
-    for make, said in ((lambda: odd.symlink_to("/nowhere"), "a broken link"), (lambda: os.mkfifo(odd), "a pipe")):
+    special_file = Path(output.full("results/odd.parquet"))
+    for make, description in (
+        (lambda: special_file.symlink_to("/nowhere"), "a broken link"),
+        (lambda: os.mkfifo(special_file), "a pipe"),
+    ):
         make()
-        with pytest.raises(StorageError, match=rf"odd\.parquet: .*{said}.*Repair it, or move it out of OUTPUT"):
-            planned(source, output, SHA, PARAMS)
-        odd.unlink()
+        with pytest.raises(StorageError, match=rf"odd\.parquet: .*{description}.*Repair it, or move it out of OUTPUT"):
+            plan_input(source, output, SHA, PARAMS)
+        special_file.unlink()
 
 
 def test_plan_of_an_empty_input_is_empty(tmp_path: Path) -> None:
-    plan = planned(Store(str(tmp_path / "in")), Store(str(tmp_path / "out")), SHA, PARAMS)
+    plan = plan_input(Store(str(tmp_path / "in")), Store(str(tmp_path / "out")), SHA, PARAMS)
     assert (len(plan.todo), plan.found, plan.ignored, plan.done, plan.parts) == (0, 0, {}, 0, set())
     assert plan.todo.schema == REFERENCE
 
@@ -189,7 +192,7 @@ def test_plan_of_an_empty_input_is_empty(tmp_path: Path) -> None:
 def test_plan_marks_a_name_without_utf8_as_problem(places: tuple[Store, Store]) -> None:
     source, output = places
     Path(os.fsdecode(os.fsencode(source.root) + b"/bad\xff.jpg")).write_bytes(b"1")
-    references = planned(source, output, SHA, PARAMS).todo.to_pylist()
+    references = plan_input(source, output, SHA, PARAMS).todo.to_pylist()
     assert {r["rel_path"]: bool(r["problem"]) for r in references} == {
         "a.jpg": False, "x/b.png": False, "c.gif": False, "bad\\xff.jpg": True,
     }  # fmt: skip
@@ -200,17 +203,17 @@ def test_plan_of_a_bucket_uses_etags(moto_bucket: str, tmp_path: Path) -> None:
     for path in ("_a.jpg", "x/ü#1.png", "z.txt"):
         source.write(path, path.encode())
     commit(source, output)
-    assert planned(source, output, SHA, PARAMS).done == 2
+    assert plan_input(source, output, SHA, PARAMS).done == 2
     source.write("_a.jpg", b"_b.jpg")
-    assert paths_of(planned(source, output, SHA, PARAMS)) == ["_a.jpg"]
+    assert paths_of(plan_input(source, output, SHA, PARAMS)) == ["_a.jpg"]
 
 
 @given(st.integers(0, 40), st.integers(1, 50))
 def test_blocks_hold_every_reference_once_in_order(count: int, rows: int) -> None:
     todo = pa.Table.from_pylist([{"rel_path": str(n)} for n in range(count)], REFERENCE)
-    cut = split_blocks(todo, rows)
-    assert [p for block in cut for p in block["rel_path"].to_pylist()] == [str(n) for n in range(count)]
-    assert all(0 < len(block) <= rows for block in cut)
+    blocks = split_blocks(todo, rows)
+    assert [p for block in blocks for p in block["rel_path"].to_pylist()] == [str(n) for n in range(count)]
+    assert all(0 < len(block) <= rows for block in blocks)
 
 
 def test_read_parts_adds_the_file_of_each_row(places: tuple[Store, Store]) -> None:

@@ -1,4 +1,4 @@
-"""PNG in every combination that the standard allows, compared with the encoded samples; and damaged PNGs."""
+"""Every combination that PNG allows, compared with the encoded samples; damaged PNGs."""
 
 import io
 import itertools
@@ -37,7 +37,7 @@ def random_samples(size: tuple[int, int], colour: int, bits: int) -> np.ndarray:
 
 @FEW_OR_ALL
 def test_png_of_every_kind_is_decoded_exactly(step: int) -> None:
-    """Colour types, depths, sizes, interlacing, transparent colours and palettes, one or many chunks."""
+    """Colour types, depths, sizes, interlacing, transparency, palettes, numbers of chunks."""
     for (colour, bits), size, interlaced, transparent, idat_bytes in EVERY[::step]:
         samples = random_samples(size, colour, bits)
         chunks, alpha = [], None
@@ -120,18 +120,18 @@ def test_png_truncated_in_pixels_is_broken() -> None:
 
 def test_png_changed_pixel_byte_fails_checksum() -> None:
     """Uncompressed rows would otherwise be decoded without an error."""
-    stored = zlib.compress(b"".join(b"\0" + row.tobytes() for row in noise(30, 40, 3)), 0)
+    uncompressed = zlib.compress(b"".join(b"\0" + row.tobytes() for row in noise(30, 40, 3)), 0)
     head, tail = WHOLE[:33], WHOLE[-12:]
-    data = bytearray(head + chunk(b"IDAT", stored) + tail)
+    data = bytearray(head + chunk(b"IDAT", uncompressed) + tail)
     np.testing.assert_array_equal(decode_image(bytes(data)).rgb, noise(30, 40, 3))
     data[100] ^= 4
     assert decode_error_class(bytes(data)) == "BrokenImage"
 
 
 def damage_chunk(name: bytes, content: bytes) -> bytes:
-    damaged = bytearray(chunk(name, content))
-    damaged[8] ^= 1
-    return bytes(damaged)
+    damaged_chunk = bytearray(chunk(name, content))
+    damaged_chunk[8] ^= 1
+    return bytes(damaged_chunk)
 
 
 def test_png_damaged_optional_chunk_is_skipped() -> None:
@@ -183,8 +183,8 @@ def test_png_metadata_after_pixels_is_read() -> None:
     exif = Image.Exif()
     exif[0x010E] = "what it shows"
     block = chunk(b"eXIf", exif.tobytes()[6:])
-    plain = png_file(noise(3, 4, 3).astype(int), 8, 2)
-    for data in (plain[:33] + text + block + plain[33:], plain[:-12] + text + block + plain[-12:]):
+    plain_png = png_file(noise(3, 4, 3).astype(int), 8, 2)
+    for data in (plain_png[:33] + text + block + plain_png[33:], plain_png[:-12] + text + block + plain_png[-12:]):
         decoded = decode_image(data)
         assert decoded.metadata.xmp is not None
         assert b"xmpmeta" in decoded.metadata.xmp

@@ -1,4 +1,4 @@
-"""How progress is written."""
+"""Progress output."""
 
 import logging
 import sys

@@ -1,4 +1,4 @@
-"""Inpaint and colorize over a folder, through the whole product."""
+"""End-to-end runs of inpaint and colorize over a folder."""
 
 import io
 import tarfile
@@ -64,27 +64,27 @@ def test_inpaint_reads_masks_next_to_images(tmp_path, crops, untrained):
     assert (record["found"], record["ignored"], record["ok"], record["rejected"]) == (5, 4, 2, 3)
     assert record["reasons"] == {"NoMask": 1, "MaskSize": 1, "MaskUnknownFormat": 1}
     assert not verify(Store(str(output))).problems
-    for name, written in (("a.jpg", "a.jpg.png"), ("deep/b.v2.png", "deep/b.v2.png")):
+    for name, output_name in (("a.jpg", "a.jpg.png"), ("deep/b.v2.png", "deep/b.v2.png")):
         source = np.asarray(Image.open(photos / name).convert("RGB"))
-        known = hole_in(source.shape) == 0
-        restored = np.asarray(Image.open(output / "images" / written))
-        assert np.array_equal(restored[known], source[known])
-        assert (restored[~known] != source[~known]).any()
+        is_known = hole_in(source.shape) == 0
+        restored_pixels = np.asarray(Image.open(output / "images" / output_name))
+        assert np.array_equal(restored_pixels[is_known], source[is_known])
+        assert (restored_pixels[~is_known] != source[~is_known]).any()
 
     assert run(config)["planned"] == 0
     Image.fromarray(hole_in(crops[0].shape, 60)).save(photos / "a.mask.png")
     Image.fromarray(hole_in(crops[2].shape)).save(photos / "bare.mask.png")
-    again = run(config)
-    assert (again["planned"], again["ok"]) == (2, 2)
+    second_record = run(config)
+    assert (second_record["planned"], second_record["ok"]) == (2, 2)
     source = np.asarray(Image.open(photos / "a.jpg").convert("RGB"))
-    known = hole_in(source.shape, 60) == 0
-    assert np.array_equal(np.asarray(Image.open(output / "images" / "a.jpg.png"))[known], source[known])
+    is_known = hole_in(source.shape, 60) == 0
+    assert np.array_equal(np.asarray(Image.open(output / "images" / "a.jpg.png"))[is_known], source[is_known])
 
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_inpaint_reads_masks_in_shards(tmp_path, crops, untrained, mode):
-    """One mask comes before its image, one after it, one image has none."""
+    """One mask comes before its image, one after it, and one image has no mask."""
     packed = tmp_path / "in" / ("s.tar" if mode == "w" else "s.tgz")
     packed.parent.mkdir()
 
@@ -104,12 +104,12 @@ def test_inpaint_reads_masks_in_shards(tmp_path, crops, untrained, mode):
     record = run(config)
     assert (record["found"], record["ignored"], record["ok"], record["reasons"]) == (3, 2, 2, {"NoMask": 1})
     for name in ("deep/a.png", "b.png"):
-        restored = np.asarray(Image.open(tmp_path / "out/images" / packed.name / name))
-        assert np.array_equal(restored[hole == 0], crops[0][hole == 0])
-        assert (restored[hole > 0] != crops[0][hole > 0]).any()
+        restored_pixels = np.asarray(Image.open(tmp_path / "out/images" / packed.name / name))
+        assert np.array_equal(restored_pixels[hole == 0], crops[0][hole == 0])
+        assert (restored_pixels[hole > 0] != crops[0][hole > 0]).any()
     write(members | {"c.mask.png": mask})
-    again = run(config)
-    assert (again["planned"], again["ok"]) == (1, 1)
+    second_record = run(config)
+    assert (second_record["planned"], second_record["ok"]) == (1, 1)
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -120,9 +120,9 @@ def test_inpaint_keeps_known_planes_of_a_gray_file(tmp_path, crops, untrained):
     config = RunConfig(task="inpaint", input=str(photos), output=str(output), checkpoint=untrained("inpaint"))
     run(config.model_copy(update={"params": {"missing": "red"}}))
     source = np.asarray(Image.open(photos / "gray.png").convert("RGB"))
-    restored = np.asarray(Image.open(output / "images" / "gray.png"))
-    assert restored.shape == source.shape
-    assert np.array_equal(restored[..., 1:], source[..., 1:])
+    restored_pixels = np.asarray(Image.open(output / "images" / "gray.png"))
+    assert restored_pixels.shape == source.shape
+    assert np.array_equal(restored_pixels[..., 1:], source[..., 1:])
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -133,9 +133,9 @@ def test_inpaint_fills_transparent_holes(tmp_path, crops, untrained):
     Image.fromarray(np.dstack([crops[0], alpha])).save(photos / "a.webp", lossless=True, exact=True)
     config = RunConfig(task="inpaint", input=str(photos), output=str(output), checkpoint=untrained("inpaint"))
     run(config.model_copy(update={"params": {"missing": "alpha"}}))
-    restored = Image.open(output / "images" / "a.webp.png")
-    assert restored.mode == "RGB"
-    assert np.array_equal(np.asarray(restored)[alpha > 0], crops[0][alpha > 0])
+    restored_pixels = Image.open(output / "images" / "a.webp.png")
+    assert restored_pixels.mode == "RGB"
+    assert np.array_equal(np.asarray(restored_pixels)[alpha > 0], crops[0][alpha > 0])
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -150,12 +150,12 @@ def test_colorize_keeps_luma(tmp_path, crops):
     assert record["ok"] == 3
     for row in rows(output):
         source = Image.open(photos / row["rel_path"])
-        coloured = Image.open(output / row["output_uri"])
-        assert coloured.format == "PNG"
-        assert coloured.mode == ("RGBA" if row["has_alpha"] else "RGB")
-        visible = np.asarray(coloured.convert("RGBA"))[..., 3] > 0
-        luma, source_luma = (np.asarray(image.convert("RGB").convert("L")) for image in (coloured, source))
-        assert np.array_equal(luma[visible], source_luma[visible])
-        assert np.ptp(np.asarray(coloured.convert("RGB")).astype(int), axis=2).max() > 0
+        colour_image = Image.open(output / row["output_uri"])
+        assert colour_image.format == "PNG"
+        assert colour_image.mode == ("RGBA" if row["has_alpha"] else "RGB")
+        is_visible = np.asarray(colour_image.convert("RGBA"))[..., 3] > 0
+        luma, source_luma = (np.asarray(image.convert("RGB").convert("L")) for image in (colour_image, source))
+        assert np.array_equal(luma[is_visible], source_luma[is_visible])
+        assert np.ptp(np.asarray(colour_image.convert("RGB")).astype(int), axis=2).max() > 0
         assert row["colourfulness"] > 0
     assert not verify(Store(str(output))).problems

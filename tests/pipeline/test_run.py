@@ -1,4 +1,4 @@
-"""A run over a folder or a bucket: each file ends once, and what ends a run is said."""
+"""Runs over folders and buckets: each file ends exactly once, and a failed run says why."""
 
 import json
 import os
@@ -29,20 +29,20 @@ def test_run_ends_each_file_as_one_row_or_reject(tmp_path, crops):
     expected = fill(tmp_path / "in", crops)
     output = tmp_path / "out"
     record = run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(output)))
-    good = {name for name, error in expected.items() if not error}
-    assert {r["rel_path"] for r in rows(output)} == good
+    accepted_names = {name for name, error in expected.items() if not error}
+    assert {r["rel_path"] for r in rows(output)} == accepted_names
     assert {r["rel_path"]: r["error_class"] for r in rows(output, "rejects")} == {n: e for n, e in expected.items() if e}
     assert (record["planned"], record["ok"], record["rejected"], record["ignored"]) == (14, 11, 3, 1)
     assert json.loads((output / "runs" / record["run_id"] / "run.json").read_text())["exit_reason"] == "done"
     assert verify(Store(str(output))).problems == []
     for row in rows(output):
-        source, made = tmp_path / "in" / row["rel_path"], output / row["output_uri"]
-        with Image.open(source) as before, Image.open(made) as after:
-            turned = row["exif_orientation"] == 6
-            assert after.size == (before.size[::-1] if turned else before.size)
-            assert after.format == ("PNG" if before.format == "GIF" else before.format)
-            if before.mode in ("L", "RGBA"):
-                assert after.mode == before.mode
+        source_path, output_path = tmp_path / "in" / row["rel_path"], output / row["output_uri"]
+        with Image.open(source_path) as original, Image.open(output_path) as result:
+            is_rotated = row["exif_orientation"] == 6
+            assert result.size == (original.size[::-1] if is_rotated else original.size)
+            assert result.format == ("PNG" if original.format == "GIF" else original.format)
+            if original.mode in ("L", "RGBA"):
+                assert result.mode == original.mode
     assert (output / "images/palette.gif.png").exists()
 
 
@@ -51,14 +51,14 @@ def test_run_repeats_only_a_changed_file(tmp_path, crops):
     fill(source, crops)
     config = RunConfig(task="denoise", input=str(source), output=str(output))
     run(config)
-    before = {name: t for name, t in files_below(output).items() if not name.startswith("runs/")}
+    first_files = {name: t for name, t in files_below(output).items() if not name.startswith("runs/")}
     assert run(config)["planned"] == 0
-    assert {name: t for name, t in files_below(output).items() if not name.startswith("runs/")} == before
+    assert {name: t for name, t in files_below(output).items() if not name.startswith("runs/")} == first_files
 
     Image.fromarray(crops[12]).save(source / "a.jpg")
     Image.fromarray(crops[13]).save(source / "cut.jpg")
-    again = run(config)
-    assert (again["planned"], again["ok"], again["rejects_waiting"]) == (2, 2, 2)
+    second_record = run(config)
+    assert (second_record["planned"], second_record["ok"], second_record["rejects_waiting"]) == (2, 2, 2)
     assert len([r for r in rows(output) if r["rel_path"] == "a.jpg"]) == 2
     assert verify(Store(str(output))).problems == []
 
@@ -66,8 +66,8 @@ def test_run_repeats_only_a_changed_file(tmp_path, crops):
     assert len(build_plan(resolve(config.model_copy(update={"retry_failed": True}))).todo) == 2
 
 
-def two_done(tmp_path, crops):
-    """INPUT with two images, which a run that may be repeated has put into OUTPUT."""
+def run_two_images(tmp_path, crops):
+    """Run over an input of two images; return the input, the output and the config."""
     source, output = tmp_path / "in", Store(str(tmp_path / "out"))
     source.mkdir()
     for number in range(2):
@@ -78,15 +78,15 @@ def two_done(tmp_path, crops):
 
 
 def test_run_keeps_the_row_of_a_file_that_broke(tmp_path, crops, capsys):
-    source, output, config = two_done(tmp_path, crops)
+    source, output, config = run_two_images(tmp_path, crops)
     (source / "0.png").write_bytes((source / "0.png").read_bytes()[:500])
     Image.fromarray(crops[2]).save(source / "1.png")
     record = run(config)
     assert (record["planned"], record["ok"], record["rejected"]) == (2, 1, 1)
     state = read_snapshot(output)
     assert (len(state), state.waiting) == (2, 0)
-    seen = verify(output)
-    assert (seen.problems, seen.images, seen.waiting) == ([], 2, 0)
+    verification = verify(output)
+    assert (verification.problems, verification.images, verification.waiting) == ([], 2, 0)
     assert run(config)["planned"] == 0
     Image.fromarray(crops[3]).save(source / "0.png")
     assert run(config)["ok"] == 1
@@ -94,18 +94,18 @@ def test_run_keeps_the_row_of_a_file_that_broke(tmp_path, crops, capsys):
 
 
 def test_run_repeats_a_row_with_an_overwritten_file(tmp_path, crops, monkeypatch):
-    source, output, config = two_done(tmp_path, crops)
+    source, output, config = run_two_images(tmp_path, crops)
 
-    def account_after_it(output, *rest):
+    def overwrite_and_account(output, *args):
         output.write("images/0.png", b"put before its block was begun again")
-        return account(output, *rest)
+        return account(output, *args)
 
-    monkeypatch.setattr("imagemill.pipeline.run.account", account_after_it)
+    monkeypatch.setattr("imagemill.pipeline.run.account", overwrite_and_account)
     for path in source.iterdir():
         path.write_bytes(b"broken when it was read again")
     assert run(config)["rejected"] == 2
-    seen = verify(output)
-    assert (seen.problems, seen.files, seen.waiting) == ([], 1, 1)
+    verification = verify(output)
+    assert (verification.problems, verification.files, verification.waiting) == ([], 1, 1)
 
 
 def test_run_keeps_rows_when_runs_folder_is_lost(tmp_path, crops, caplog):
@@ -128,17 +128,17 @@ def test_worker_writes_nothing_after_losing_the_lease(tmp_path, crops):
     fill(tmp_path / "in", crops)
     output = Store(str(tmp_path / "out"))
 
-    def take() -> None:
-        """As a run does that found this one not heard of: the next number, while the actors of this one start."""
+    def claim_next_number() -> None:
+        """Claim the next lease number while the workers start, like a run that takes over."""
         while not list((tmp_path / "out").glob("runs/*/config.yaml")):
             time.sleep(0.01)
         assert output.create("runs/lease/00000002.json", b"{}")
 
-    other = threading.Thread(target=take)
-    other.start()
+    other_run = threading.Thread(target=claim_next_number)
+    other_run.start()
     with pytest.raises(OutputHeld, match="another run took over"):
         run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=output.url))
-    other.join()
+    other_run.join()
     assert not (tmp_path / "out/images").exists()
     assert not rows(tmp_path / "out")
 
@@ -146,9 +146,9 @@ def test_worker_writes_nothing_after_losing_the_lease(tmp_path, crops):
 def test_run_id_is_unique(tmp_path, crops):
     fill(tmp_path / "in", crops)
     config = RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out"), limit=1)
-    for wrong in ("lease", "../../x", "mine"):
+    for malformed_id in ("lease", "../../x", "mine"):
         with pytest.raises(ConfigError, match=r"run_id=.*must look like"):
-            run(config, run_id=wrong)
+            run(config, run_id=malformed_id)
     assert not (tmp_path / "out").exists()
     run(config, run_id="20260301T000000Z-abc123")
     with pytest.raises(ConfigError, match="has a run of this id"):
@@ -177,9 +177,9 @@ def test_run_reports_repeated_rejects_and_empty_inputs(tmp_path, crops, caplog):
     with pytest.raises(TooManyRejects):
         run(config)
     Image.fromarray(crops[1]).save(source / "a.png")
-    again = run(config.model_copy(update={"retry_failed": True}))
-    # A file that was mended is another one, which a plain run does.
-    assert (again["planned"], again["rejected"], again["exit_code"]) == (2, 2, 0)
+    second_record = run(config.model_copy(update={"retry_failed": True}))
+    # A repaired file has a new version, so a run without --retry processes it.
+    assert (second_record["planned"], second_record["rejected"], second_record["exit_code"]) == (2, 2, 0)
     assert run(config)["ok"] == 1
     for path in source.iterdir():
         path.unlink()
@@ -198,7 +198,7 @@ def test_run_limits_images_and_rejects(tmp_path, crops):
     tiny = [r for r in rows(output, "rejects") if r["error_class"] == "TooManyPixels"]
     assert tiny
     assert "over max_pixels=4000" in tiny[0]["error"]
-    # What was committed before the verdict stays committed.
+    # Rows that were committed before the run failed stay committed.
     assert len(rows(output)) + len(rows(output, "rejects")) == 14
 
 
@@ -231,9 +231,9 @@ def test_run_records_a_disk_error(tmp_path, crops):
     record = RunRecord()
     with pytest.raises(StorageError) as error:
         run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out")), record)
-    kept = json.loads((tmp_path / f"out/runs/{record.run_id}/run.json").read_text())
-    assert kept["exit_code"] == error.value.exit_code == 5
-    assert kept["exit_reason"] == reason(error.value)
+    stored_record = json.loads((tmp_path / f"out/runs/{record.run_id}/run.json").read_text())
+    assert stored_record["exit_code"] == error.value.exit_code == 5
+    assert stored_record["exit_reason"] == reason(error.value)
 
 
 def test_run_retries_a_file_that_disappeared(tmp_path, crops):

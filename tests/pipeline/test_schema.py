@@ -63,25 +63,27 @@ def table_of(numbers: list[int]) -> pa.Table:
 @given(SYMBOLS)
 def test_latent_round_trip_is_exact(symbols: np.ndarray) -> None:
     packed = pack_latent(symbols)
-    back = unpack_latent(packed["latent"], packed["latent_shape"], packed["latent_crc32"])
-    assert back.dtype == np.int8
-    np.testing.assert_array_equal(back, symbols)
+    unpacked = unpack_latent(packed["latent"], packed["latent_shape"], packed["latent_crc32"])
+    assert unpacked.dtype == np.int8
+    np.testing.assert_array_equal(unpacked, symbols)
 
 
 @given(SYMBOLS)
 def test_latent_round_trip_of_strided_arrays(symbols: np.ndarray) -> None:
-    turned = symbols.transpose(2, 0, 1)
-    packed = pack_latent(turned)
-    np.testing.assert_array_equal(unpack_latent(packed["latent"], packed["latent_shape"], packed["latent_crc32"]), turned)
+    transposed = symbols.transpose(2, 0, 1)
+    packed = pack_latent(transposed)
+    np.testing.assert_array_equal(
+        unpack_latent(packed["latent"], packed["latent_shape"], packed["latent_crc32"]), transposed
+    )
 
 
 @given(SYMBOLS, st.data())
 def test_latent_checksum_detects_a_flipped_bit(symbols: np.ndarray, data: st.DataObject) -> None:
     packed = pack_latent(symbols)
-    stored = packed["latent"].copy()
-    stored[data.draw(st.integers(0, stored.size - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    stored_latent = packed["latent"].copy()
+    stored_latent[data.draw(st.integers(0, stored_latent.size - 1))] ^= 1 << data.draw(st.integers(0, 7))
     with pytest.raises(LatentError, match="crc32"):
-        unpack_latent(stored, packed["latent_shape"], packed["latent_crc32"])
+        unpack_latent(stored_latent, packed["latent_shape"], packed["latent_crc32"])
 
 
 @pytest.mark.parametrize("shape", [[2, 3, 5], [2, 3, 3], [2, 3], []], ids=str)
@@ -93,10 +95,10 @@ def test_latent_of_another_size_is_detected(shape: list[int]) -> None:
 
 @given(st.dictionaries(st.text(max_size=5), SCALAR | st.dictionaries(st.text(max_size=3), SCALAR, max_size=3), max_size=5))
 def test_version_ignores_parameter_order(parameters: dict[str, Any]) -> None:
-    reordered = {
+    reordered_rows = {
         k: dict(reversed(list(v.items()))) if isinstance(v, dict) else v for k, v in reversed(list(parameters.items()))
     }
-    assert version_of("digest", parameters)("etag") == version_of("digest", reordered)("etag")
+    assert version_of("digest", parameters)("etag") == version_of("digest", reordered_rows)("etag")
 
 
 def test_version_changes_with_each_of_its_inputs() -> None:
@@ -115,7 +117,7 @@ def test_version_changes_with_each_of_its_inputs() -> None:
 
 
 def test_image_ids_are_128_bit_and_stable() -> None:
-    # Committed outputs hold these: another value would redo every image of every bucket.
+    # Committed outputs contain these values. If one changed, every image of every output would be processed again.
     assert image_id("a/b.jpg") == "d60cd1dd0407a8c3e0ad03553f1d13ea"
     assert version_of("d", {"step": 32.0, "a": None})("e") == "07152b8d22827b28d8fcfc246280907e"
 
@@ -143,26 +145,26 @@ def test_part_reads_equal_in_every_reader(tmp_path: Path, level: int) -> None:
     path.write_bytes(parquet_bytes(table, level))
     latents = [row(n)["latent"].tolist() for n in range(3)]
     shared = ["image_id", "rel_path", "orig_width", "has_alpha", "psnr_db", "fence"]
-    plain = table.select(shared).to_pylist()
+    plain_rows = table.select(shared).to_pylist()
 
     assert pq.read_table(path).equals(table)
-    pandas = pd.read_parquet(path)
-    assert [v.tolist() for v in pandas["latent"]] == latents
-    assert pandas[shared].to_dict("records") == plain
+    frame = pd.read_parquet(path)
+    assert [v.tolist() for v in frame["latent"]] == latents
+    assert frame[shared].to_dict("records") == plain_rows
     polars = pl.read_parquet(path)
     assert polars["latent"].to_list() == latents
-    assert polars.select(shared).to_dicts() == plain
+    assert polars.select(shared).to_dicts() == plain_rows
     assert polars["encoded_at"].to_list() == table["encoded_at"].to_pylist()
-    duck = duckdb.connect()
+    database = duckdb.connect()
     relation = f"from read_parquet('{path}')"
-    assert [r[0] for r in duck.sql(f"select latent {relation}").fetchall()] == latents
-    assert duck.sql(f"select {', '.join(shared)} {relation}").fetchall() == [tuple(r.values()) for r in plain]
+    assert [r[0] for r in database.sql(f"select latent {relation}").fetchall()] == latents
+    assert database.sql(f"select {', '.join(shared)} {relation}").fetchall() == [tuple(r.values()) for r in plain_rows]
 
 
 def test_latent_survives_a_part() -> None:
-    back = pq.read_table(io.BytesIO(parquet_bytes(table_of([3]), 3))).to_pylist()[0]
+    unpacked = pq.read_table(io.BytesIO(parquet_bytes(table_of([3]), 3))).to_pylist()[0]
     expected = np.random.default_rng(3).integers(-128, 128, (4, 3, 5)).astype(np.int8)
-    symbols = unpack_latent(np.asarray(back["latent"], np.uint8), back["latent_shape"], back["latent_crc32"])
+    symbols = unpack_latent(np.asarray(unpacked["latent"], np.uint8), unpacked["latent_shape"], unpacked["latent_crc32"])
     np.testing.assert_array_equal(symbols, expected)
 
 
@@ -170,17 +172,17 @@ def test_payload_survives_a_part() -> None:
     symbols = np.random.default_rng(3).integers(-2, 3, (4, 3, 5)).astype(np.int8)
     model = fit_entropy_model([symbols] * 4)
     packed = pack_latent(symbols, model.encode(symbols))
-    coded = {name: value for name, value in row(3).items() if name != "latent"} | packed
+    coded_row = {name: value for name, value in row(3).items() if name != "latent"} | packed
     schema = result_schema({"psnr_db": float}, stores_latent=True)
-    both = pa.Table.from_pylist([coded, row(4)], schema)
-    first, second = iterate_latent_rows(pq.read_table(io.BytesIO(parquet_bytes(both, 3))))
+    two_rows = pa.Table.from_pylist([coded_row, row(4)], schema)
+    first, second = iterate_latent_rows(pq.read_table(io.BytesIO(parquet_bytes(two_rows, 3))))
     assert first["latent"] is None
     assert second["latent_payload"] is None
     np.testing.assert_array_equal(decode_symbols(first, model), symbols)
     np.testing.assert_array_equal(
         decode_symbols(second, None), decode_symbols(next(iterate_latent_rows(table_of([4]))), None)
     )
-    wrong = [
+    invalid_changes = [
         {"latent_payload": None},
         {"latent_payload": first["latent_payload"][:-4]},
         {"latent_crc32": first["latent_crc32"] ^ 1},
@@ -190,7 +192,7 @@ def test_payload_survives_a_part() -> None:
         {"latent_shape": [60]},
         {"latent_shape": [4, 0, 5]},
     ]
-    for change in wrong:
+    for change in invalid_changes:
         with pytest.raises(LatentError):
             decode_symbols(first | change, model)
     with pytest.raises(LatentError, match="no entropy tables"):
@@ -200,44 +202,46 @@ def test_payload_survives_a_part() -> None:
 def test_latent_too_large_for_a_list_is_one_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     symbols = np.random.default_rng(3).integers(-2, 3, (4, 3, 5)).astype(np.int8)
     monkeypatch.setattr("imagemill.pipeline.schema.LIST_VALUES", 59)
-    large = {name: value for name, value in row(3).items() if name != "latent"} | pack_latent(symbols)
+    large_row = {name: value for name, value in row(3).items() if name != "latent"} | pack_latent(symbols)
     schema = result_schema({"psnr_db": float}, stores_latent=True)
-    [back] = iterate_latent_rows(pq.read_table(io.BytesIO(parquet_bytes(pa.Table.from_pylist([large], schema), 3))))
-    assert back["latent"] is None
-    np.testing.assert_array_equal(decode_symbols(back, None), symbols)
-    wrong = [
+    [unpacked] = iterate_latent_rows(pq.read_table(io.BytesIO(parquet_bytes(pa.Table.from_pylist([large_row], schema), 3))))
+    assert unpacked["latent"] is None
+    np.testing.assert_array_equal(decode_symbols(unpacked, None), symbols)
+    invalid_changes = [
         {"latent_zstd": None},
-        {"latent_zstd": back["latent_zstd"][:-4]},
+        {"latent_zstd": unpacked["latent_zstd"][:-4]},
         {"latent_zstd": b""},
-        {"latent_crc32": back["latent_crc32"] ^ 1},
+        {"latent_crc32": unpacked["latent_crc32"] ^ 1},
         {"latent_shape": [4, 3, 4]},
         {"latent_shape": [10**12, 3, 5]},
         {"latent_shape": [60]},
     ]
-    for change in wrong:
+    for change in invalid_changes:
         with pytest.raises(LatentError):
-            decode_symbols(back | change, None)
+            decode_symbols(unpacked | change, None)
     monkeypatch.setattr("imagemill.pipeline.schema.LIST_VALUES", 60)
     assert "latent" in pack_latent(symbols)
 
 
 def test_part_may_have_no_latents_or_no_rows() -> None:
-    plain = pa.Table.from_pylist([{"image_id": "a", "version": "b"}], result_schema({"sigma": float}, stores_latent=False))
-    for table in (plain, plain.slice(0, 0), table_of([])):
+    plain_table = pa.Table.from_pylist(
+        [{"image_id": "a", "version": "b"}], result_schema({"sigma": float}, stores_latent=False)
+    )
+    for table in (plain_table, plain_table.slice(0, 0), table_of([])):
         assert pq.read_table(io.BytesIO(parquet_bytes(table, 3))).equals(table)
 
 
 def test_row_holds_a_result_or_a_reject() -> None:
     for stores_latent in (False, True):
-        both = row_schema({"psnr_db": float}, stores_latent)
+        combined_schema = row_schema({"psnr_db": float}, stores_latent)
         for schema in (result_schema({"psnr_db": float}, stores_latent), reject_schema()):
             for field in schema:
-                assert both.field(field.name).equals(field)
-        assert len(set(both.names)) == len(both.names)
+                assert combined_schema.field(field.name).equals(field)
+        assert len(set(combined_schema.names)) == len(combined_schema.names)
 
 
 def test_identities_of_older_outputs_are_stable() -> None:
-    """Another identity, version or zero point, and every image of every OUTPUT would be done again, or read wrong."""
+    """If an identity, version or zero point changed, old outputs would be redone or misread."""
     assert image_id("a/ä.jpg") == "2caf2f2c91756d3e6794eb5c75398f6c"
     version = version_of("c" * 64, {"step": 26.0, "task": "compress"})("12-34")
     assert version == "f61af111f187648a8d1bbff2a00a36c1"

@@ -57,7 +57,7 @@ def write_zip(path: Path, photos: list[bytes]) -> None:
 @pytest.mark.usefixtures("zip_format", "ray_session")
 @pytest.mark.parametrize("name", ["", "a.ZIP"], ids=["folder", "file"])
 def test_new_shard_format_becomes_rows(tmp_path: Path, crops: list[np.ndarray], name: str) -> None:
-    """A folder with such a shard, and the shard itself, are an input from the listing to the committed rows."""
+    """A shard of a new format, or a folder that contains it, is listed, read and committed."""
     write_zip(tmp_path / "in/a.ZIP", pictures(crops, 3))
     config = RunConfig(task="denoise", input=str(tmp_path / "in" / name), output=str(tmp_path / "out"))
     job = resolve(config)

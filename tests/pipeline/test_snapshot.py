@@ -1,4 +1,4 @@
-"""What counts as the current state: latest, of one run, as of a day; conditions; parts of older versions."""
+"""Snapshots: newest rows, rows of one run or day, conditions, parts of older versions."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,10 +19,12 @@ from imagemill.pipeline.storage import Store
 SCHEMA = result_schema({"psnr_db": float}, stores_latent=True)
 
 
-def row(name: str, fence: int, **more: Any) -> dict[str, Any]:
-    made = {"image_id": image_id(name), "rel_path": name, "version": f"v{fence}", "fence": fence, "run_id": f"run{fence}"}
+def row(name: str, fence: int, **changes: Any) -> dict[str, Any]:
+    columns = {"image_id": image_id(name), "rel_path": name, "version": f"v{fence}", "fence": fence, "run_id": f"run{fence}"}
     return (
-        made | {"task": "compress", "encoded_at": datetime(2026, 3, fence, 12, tzinfo=UTC), "psnr_db": 30.0 + fence} | more
+        columns
+        | {"task": "compress", "encoded_at": datetime(2026, 3, fence, 12, tzinfo=UTC), "psnr_db": 30.0 + fence}
+        | changes
     )
 
 
@@ -38,18 +40,18 @@ def put(output: Store, rows: list[dict[str, Any]], schema: pa.Schema = SCHEMA) -
     return path
 
 
-def seen(output: Store, **what: Any) -> dict[str, int]:
-    tables = read_snapshot(output, **what).tables(["rel_path", "fence"])
+def newest_fences(output: Store, **selection: Any) -> dict[str, int]:
+    tables = read_snapshot(output, **selection).tables(["rel_path", "fence"])
     return {r["rel_path"]: r["fence"] for table in tables for r in table.to_pylist()}
 
 
 def test_snapshot_errors_name_what_exists(output: Store) -> None:
-    assert seen(output, as_of="2026-02-28") == {}
+    assert newest_fences(output, as_of="2026-02-28") == {}
     with pytest.raises(ConfigError, match=r"model small has no rows\. Models with rows: none"):
         read_snapshot(output, model="small")
     models = [{"model_id": name, "checkpoint_sha256": 32 * digit} for name, digit in (("one", "1a"), ("two", "2b"))]
     put(output, [row("a", 2, **models[0]), row("b", 3, **models[1])])
-    for what, said in (
+    for selection, message in (
         ({"run": "x"}, "run x has no rows. `imagemill status` lists the runs"),
         ({"model": "one", "run": "x"}, "run x has no rows. `imagemill status` lists the runs"),
         ({"model": "small"}, "model small has no rows. Models with rows: one 1a1a1a1a1a1a1a1a, two 2b2b2b2b2b2b2b2b$"),
@@ -59,35 +61,35 @@ def test_snapshot_errors_name_what_exists(output: Store) -> None:
         ),
         ({"as_of": "2026-03-02", "model": "2b2b"}, "no row of model 2b2b is as old as --as-of 2026-03-02. The oldest row"),
     ):
-        with pytest.raises(ConfigError, match=said):
-            read_snapshot(output, **what)
+        with pytest.raises(ConfigError, match=message):
+            read_snapshot(output, **selection)
 
 
 def test_snapshot_returns_newest_or_selected_rows(output: Store) -> None:
     put(output, [row("a", 1), row("b", 1), row("c", 1)])
     put(output, [row("b", 2), row("d", 2)])
     put(output, [row("a", 3)])
-    assert seen(output) == {"a": 3, "b": 2, "c": 1, "d": 2}
+    assert newest_fences(output) == {"a": 3, "b": 2, "c": 1, "d": 2}
     assert (read_snapshot(output).rows, len(read_snapshot(output))) == (6, 4)
-    assert seen(output, run="run2") == {"b": 2, "d": 2}
-    assert seen(output, as_of="2026-03-01") == {"a": 1, "b": 1, "c": 1}
-    assert seen(output, as_of="2026-03-02T12:00:00") == {"a": 1, "b": 2, "c": 1, "d": 2}
-    assert seen(output, as_of="2026-03-02T13:59:00+02:00") == {"a": 1, "b": 1, "c": 1}
-    for wrong in ({"as_of": "yesterday"}, {"run": "run7"}):
+    assert newest_fences(output, run="run2") == {"b": 2, "d": 2}
+    assert newest_fences(output, as_of="2026-03-01") == {"a": 1, "b": 1, "c": 1}
+    assert newest_fences(output, as_of="2026-03-02T12:00:00") == {"a": 1, "b": 2, "c": 1, "d": 2}
+    assert newest_fences(output, as_of="2026-03-02T13:59:00+02:00") == {"a": 1, "b": 1, "c": 1}
+    for selection_error in ({"as_of": "yesterday"}, {"run": "run7"}):
         with pytest.raises(ConfigError):
-            read_snapshot(output, **wrong)
+            read_snapshot(output, **selection_error)
 
 
 def test_snapshot_drops_rows_with_overwritten_files(output: Store) -> None:
     file = {"output_uri": "images/x.png", "output_bytes": 9, "output_sha256": "0" * 64}
     put(output, [row("a", 1, **file), row("b", 1), row("c", 1, **file), row("d", 1, **file)])
     put(output, [row("c", 2, **file)])
-    marks = pa.table({"image_id": [image_id(n) for n in "abc"], "fence": [2] * 3})
-    output.write(f"runs/20260302T000000Z-abcdef/{SUPERSEDED}", parquet_bytes(marks, 1))
-    assert seen(output) == {"b": 1, "c": 2, "d": 1}
+    fence_table = pa.table({"image_id": [image_id(n) for n in "abc"], "fence": [2] * 3})
+    output.write(f"runs/20260302T000000Z-abcdef/{SUPERSEDED}", parquet_bytes(fence_table, 1))
+    assert newest_fences(output) == {"b": 1, "c": 2, "d": 1}
     assert read_snapshot(output).waiting == 1
-    assert seen(output, as_of="2026-03-01") == {"a": 1, "b": 1, "c": 1, "d": 1}
-    assert seen(output, as_of="2026-03-02") == {"b": 1, "c": 2, "d": 1}
+    assert newest_fences(output, as_of="2026-03-01") == {"a": 1, "b": 1, "c": 1, "d": 1}
+    assert newest_fences(output, as_of="2026-03-02") == {"b": 1, "c": 2, "d": 1}
 
 
 def test_snapshot_refuses_damaged_claims(output: Store) -> None:
@@ -105,9 +107,15 @@ def test_snapshot_where_filters_rows(output: Store) -> None:
     assert [t["rel_path"].to_pylist() for t in whole.where("rel_path = 'it''s'").tables(["rel_path"])] == [["it's"]]
     assert len(whole.where("PSNR_DB < (SELECT avg(psnr_db) FROM rows) -- below the mean")) == 1
     assert len(whole.where("false")) == 0
-    for bad in ("psnr > 3", "psnr_db >", "1); DROP TABLE rows", "psnr_db = 'x'", "exists (from read_text('/etc/hostname'))"):
+    for condition in (
+        "psnr > 3",
+        "psnr_db >",
+        "1); DROP TABLE rows",
+        "psnr_db = 'x'",
+        "exists (from read_text('/etc/hostname'))",
+    ):
         with pytest.raises(ConfigError, match="--where") as error:
-            whole.where(bad)
+            whole.where(condition)
         assert "\n" not in str(error.value)
 
 
@@ -135,8 +143,8 @@ def test_snapshot_of_empty_output_and_of_foreign_part(output: Store) -> None:
 @settings(max_examples=100)
 def test_newest_row_has_highest_token_then_time(rows: list[tuple[int, int, int]]) -> None:
     keys, fence, encoded = (np.array(column, np.int64) for column in zip(*rows, strict=True)) if rows else [np.empty(0)] * 3
-    best: dict[int, int] = {}
+    newest_places: dict[int, int] = {}
     for place, (key, *age) in enumerate(rows):
-        if key not in best or tuple(age) > rows[best[key]][1:]:
-            best[key] = place
-    assert newest_row_indexes([keys], fence, encoded).tolist() == sorted(best.values())
+        if key not in newest_places or tuple(age) > rows[newest_places[key]][1:]:
+            newest_places[key] = place
+    assert newest_row_indexes([keys], fence, encoded).tolist() == sorted(newest_places.values())

@@ -1,4 +1,4 @@
-"""Shards through the plan and through whole runs, and what is no source."""
+"""Shards in plans and whole runs, and files that are not a source."""
 
 import gzip
 import io
@@ -43,10 +43,10 @@ def test_tar_members_are_grouped_like_webdataset(tmp_path, crops):
             "0004.cls": b"7",
         },
     )
-    found = images(tmp_path)
-    assert set(found) == {"a.tar/x/0001.left.png", "a.tar/v1.5/0002.JPEG", "a.tar/0003"}
-    assert json.loads(found["a.tar/x/0001.left.png"].extra or "") == {"json": {"caption": "a cat"}, "txt": "größer"}
-    assert found["a.tar/v1.5/0002.JPEG"].extra is None
+    listed_images = images(tmp_path)
+    assert set(listed_images) == {"a.tar/x/0001.left.png", "a.tar/v1.5/0002.JPEG", "a.tar/0003"}
+    assert json.loads(listed_images["a.tar/x/0001.left.png"].extra or "") == {"json": {"caption": "a cat"}, "txt": "größer"}
+    assert listed_images["a.tar/v1.5/0002.JPEG"].extra is None
     assert sorted(kind for kind in listed(tmp_path) if isinstance(kind, str)) == ["cls", "json", "other", "txt"]
     assert json.loads(images(tmp_path / "a.tar", carry=["cls"])["a.tar/0003"].extra or "null") is None
 
@@ -73,22 +73,26 @@ def test_other_files_are_counted_by_kind(tmp_path, crops):
 @pytest.mark.usefixtures("ray_session")
 def test_cut_shard_lists_images_before_the_cut(tmp_path, crops, suffix):
     photos = pictures(crops, 5)
-    whole, source, output = tmp_path / f"whole{suffix}", tmp_path / "in", tmp_path / "out"
-    shard(whole, {f"{n}.png": data for n, data in enumerate(photos)}, f"w:{suffix[5:]}")
+    whole_shard, source, output = tmp_path / f"whole{suffix}", tmp_path / "in", tmp_path / "out"
+    shard(whole_shard, {f"{n}.png": data for n, data in enumerate(photos)}, f"w:{suffix[5:]}")
     source.mkdir()
-    data = whole.read_bytes()
+    data = whole_shard.read_bytes()
     (source / f"s{suffix}").write_bytes(data[: len(data) * 7 // 10])
     config = RunConfig(task="denoise", input=str(source), output=str(output), max_reject_fraction=1)
     first = run(config)
-    done = rows(output)
-    # bzip2 gives nothing of a block that was cut, and this one is a single block.
-    assert (0 if suffix == ".tar.bz2" else 1) <= len(done) == first["ok"] < 5
+    done_rows = rows(output)
+    # bzip2 decodes nothing of a truncated block, and this file is a single block.
+    assert (0 if suffix == ".tar.bz2" else 1) <= len(done_rows) == first["ok"] < 5
     assert first["reasons"] == {"CutShard": 1}
     assert run(config)["planned"] == 0
 
-    shutil.copy(whole, source / f"s{suffix}")
-    again = run(config)
-    assert (again["ok"], again["rejected"], again["done_before"]) == (5 - len(done), 0, len(done))
+    shutil.copy(whole_shard, source / f"s{suffix}")
+    second_record = run(config)
+    assert (second_record["ok"], second_record["rejected"], second_record["done_before"]) == (
+        5 - len(done_rows),
+        0,
+        len(done_rows),
+    )
     assert set(rows(output)) == {f"s{suffix}/{n}.png" for n in range(5)}
     assert all(
         Image.open(output / row["output_uri"]).size == Image.open(io.BytesIO(photos[int(name[-5])])).size
@@ -100,15 +104,15 @@ def test_cut_shard_lists_images_before_the_cut(tmp_path, crops, suffix):
 def test_zstd_tar_seeks_and_detects_a_cut(tmp_path, crops):
     photos = pictures(crops, 6)
     shard(tmp_path / "plain.tar", {f"{n}.png": data for n, data in enumerate(photos)})
-    plain = (tmp_path / "plain.tar").read_bytes()
+    tar_bytes = (tmp_path / "plain.tar").read_bytes()
     with pa.CompressedOutputStream(str(tmp_path / "in.tar.zst"), "zstd") as out:
-        out.write(plain)
+        out.write(tar_bytes)
     source = open_input(str(tmp_path / "in.tar.zst"), StorageConfig(), SourceConfig())
-    found = [image for image in list_images(source) if isinstance(image, ListedImage)]
-    assert [image.rel_path for image in found] == [f"in.tar.zst/{n}.png" for n in range(6)]
+    listed_images = [image for image in list_images(source) if isinstance(image, ListedImage)]
+    assert [image.rel_path for image in listed_images] == [f"in.tar.zst/{n}.png" for n in range(6)]
     reader = FORMAT.reader(source.store, "in.tar.zst", SourceConfig())
     for n in (0, 1, 4, 2, 5):
-        assert reader.read(found[n].offset, found[n].size) == photos[n]
+        assert reader.read(listed_images[n].offset, listed_images[n].size) == photos[n]
     packed = (tmp_path / "in.tar.zst").read_bytes()
     (tmp_path / "cut.tar.zst").write_bytes(packed[: len(packed) * 2 // 3])
     (tmp_path / "bad.tar.zst").write_bytes(b"no zstd" * 100)
@@ -135,9 +139,9 @@ def test_shard_with_a_wrong_index_is_listed_again(tmp_path, crops):
     (index,) = (tmp_path / "out/shards").iterdir()
     table = pq.read_table(index)
     etags = ["0" * 32, *table["etag"].to_pylist()[1:]]
-    damaged = table.set_column(table.schema.get_field_index("etag"), "etag", pa.array(etags))
-    pq.write_table(damaged.replace_schema_metadata(table.schema.metadata), index)
-    # A run that was killed after it had listed its input left this.
+    damaged_table = table.set_column(table.schema.get_field_index("etag"), "etag", pa.array(etags))
+    pq.write_table(damaged_table.replace_schema_metadata(table.schema.metadata), index)
+    # A run that was killed after it had listed its input leaves this file.
     Store(str(tmp_path / "out")).write(f"runs/{new_run_id()}/config.yaml", b"task: denoise\n")
     assert run(config)["reasons"] == {"ShardChanged": 1}
     record = run(config)
@@ -157,18 +161,18 @@ def test_tar_without_end_mark_is_cut_off(tmp_path, crops):
     shard(tmp_path / "a.tar", {"0.png": photo, "1.png": photo})
     size = 2 * (512 + -(-len(photo) // 512) * 512)
     (tmp_path / "b.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:size])
-    found = images(tmp_path)
-    assert [name for name, image in found.items() if image.problem] == ["b.tar"]
-    assert {"a.tar/0.png", "a.tar/1.png", "b.tar/0.png", "b.tar/1.png"} <= set(found)
+    listed_images = images(tmp_path)
+    assert [name for name, image in listed_images.items() if image.problem] == ["b.tar"]
+    assert {"a.tar/0.png", "a.tar/1.png", "b.tar/0.png", "b.tar/1.png"} <= set(listed_images)
 
 
-def add_sparse(tar: tarfile.TarFile, name: str, data: bytes, claimed: int) -> None:
-    """A member as `tar -S` writes it: `data`, then a hole up to `claimed` bytes."""
+def add_sparse(tar: tarfile.TarFile, name: str, data: bytes, claimed_size: int) -> None:
+    """Add a member in the format of `tar -S`: `data`, then a hole up to `claimed` bytes."""
     info = tarfile.TarInfo(name)
     info.type, info.size = tarfile.GNUTYPE_SPARSE, len(data)
     header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
     header[386:410] = b"%011o\0%011o\0" % (0, len(data))
-    header[483:495] = tarfile.itn(claimed, 12, tarfile.GNU_FORMAT)
+    header[483:495] = tarfile.itn(claimed_size, 12, tarfile.GNU_FORMAT)
     header[148:156] = b"%06o\0 " % tarfile.calc_chksums(header)[0]
     tar.fileobj.write(header + data + bytes(-len(data) % 512))
     tar.offset = tar.fileobj.tell()
@@ -181,9 +185,9 @@ def test_tar_sparse_member_is_a_reject(tmp_path, crops):
         add_sparse(tar, "1.png", photo, 1 << 60)
         add_sparse(tar, "1.json", photo, 1 << 60)
         add(tar, "2.png", photo)
-    found = images(tmp_path)
-    assert [(image.problem or "").partition(":")[0] for image in found.values()] == ["Sparse", "Sparse", ""]
-    assert found["a.tar/2.png"].size == len(photo)
+    listed_images = images(tmp_path)
+    assert [(image.problem or "").partition(":")[0] for image in listed_images.values()] == ["Sparse", "Sparse", ""]
+    assert listed_images["a.tar/2.png"].size == len(photo)
 
 
 def test_tar_members_stay_inside_the_output(tmp_path, crops):
@@ -199,9 +203,9 @@ def test_tar_members_stay_inside_the_output(tmp_path, crops):
     output = tmp_path / "out"
     record = run(RunConfig(task="denoise", input=str(tmp_path / "a.tar"), output=str(output)))
     assert (record["ok"], record["reasons"]) == (3, {"DuplicateName": 1, "Link": 1})
-    written = {str(p.relative_to(output / "images")) for p in (output / "images").rglob("*.png")}
-    assert "a.tar/0.png" in written
-    assert len([name for name in written if name.startswith("_renamed/")]) == 2
+    written_names = {str(p.relative_to(output / "images")) for p in (output / "images").rglob("*.png")}
+    assert "a.tar/0.png" in written_names
+    assert len([name for name in written_names if name.startswith("_renamed/")]) == 2
     assert not list(tmp_path.parent.rglob("evil.png"))
 
 
@@ -219,14 +223,14 @@ def test_mask_belongs_to_the_image_with_its_stem(tmp_path, crops):
     with (tmp_path / "huge.mask.png").open("wb") as huge:
         huge.truncate(MAX_FILE_BYTES + 1)
     source = open_input(str(tmp_path), StorageConfig(), SourceConfig())
-    found = {image.rel_path: image for image in list_images(source, masks=True) if isinstance(image, ListedImage)}
-    assert {name: image.problem for name, image in found.items()} == {
+    listed_images = {image.rel_path: image for image in list_images(source, masks=True) if isinstance(image, ListedImage)}
+    assert {name: image.problem for name, image in listed_images.items()} == {
         "huge.png": None,
         "pipe.png": "BadName: its mask: a pipe, socket or device, not a file",
         "s.v1.tar/plain": None,
         "s.v1.tar/v.2/c.png": "Link: its mask: a link in a tar, not a file",
     }
-    todo, _ = build_references(found.values(), source.store, "", {})
+    todo, _ = build_references(listed_images.values(), source.store, "", {})
     by_name = {row["rel_path"]: row for row in todo.to_pylist()}
     reading = ImageReader(source, 1)
     assert reading.read(by_name["s.v1.tar/plain"]) == (photo, photo)
@@ -238,9 +242,9 @@ def test_mask_belongs_to_the_image_with_its_stem(tmp_path, crops):
 def test_parquet_shards_in_a_bucket_keep_columns(rclone_bucket, crops, tmp_path):
     photos = pictures(crops, 7)
     table = pa.table({"id": [f"p{n}" for n in range(7)], "image": [*photos[:6], None], "label": list(range(7))})
-    nested = pa.table({"image": [{"bytes": photo, "path": "x.png"} for photo in photos[:3]]})
+    nested_table = pa.table({"image": [{"bytes": photo, "path": "x.png"} for photo in photos[:3]]})
     source = Store(f"{rclone_bucket}/in")
-    for name, rows_, size in (("a.parquet", table, 2), ("deep/b.parquet", nested, 100)):
+    for name, rows_, size in (("a.parquet", table, 2), ("deep/b.parquet", nested_table, 100)):
         sink = pa.BufferOutputStream()
         pq.write_table(rows_, sink, row_group_size=size)
         source.write(name, sink.getvalue().to_pybytes())
@@ -248,12 +252,12 @@ def test_parquet_shards_in_a_bucket_keep_columns(rclone_bucket, crops, tmp_path)
     config = RunConfig(task="denoise", input=source.url, output=str(output), max_reject_fraction=1)
     record = run(config)
     assert (record["ok"], record["reasons"]) == (9, {"EmptyFile": 1})
-    found = rows(output)
-    assert {name.rpartition("/")[0] for name in found} == {"a.parquet", "deep/b.parquet"}
-    assert (output / found["deep/b.parquet/row-000000001"]["output_uri"]).suffix == ".png"
+    output_rows = rows(output)
+    assert {name.rpartition("/")[0] for name in output_rows} == {"a.parquet", "deep/b.parquet"}
+    assert (output / output_rows["deep/b.parquet/row-000000001"]["output_uri"]).suffix == ".png"
     assert run(config)["planned"] == 0
-    carried = images_of_store(source, "a.parquet", carry=["label"])
-    assert [json.loads(image.extra or "")["label"] for image in carried] == list(range(7))
+    carried_images = images_of_store(source, "a.parquet", carry=["label"])
+    assert [json.loads(image.extra or "")["label"] for image in carried_images] == list(range(7))
     with pytest.raises(ConfigError, match=r"no_such.*id, image, label"):
         images_of_store(source, "a.parquet", key="no_such")
 
@@ -270,10 +274,10 @@ def test_find_images_in_folders_with_shard_suffixes(tmp_path, crops):
     (source / "data.parquet").mkdir()
     (source / "data.parquet/a.png").write_bytes(photo)
     names = {"x.tar/deep.tar/0.png", "y.tar/z.tar/0.png", "data.parquet/a.png"}
-    there = find_images(
+    existing_images = find_images(
         open_input(str(source), StorageConfig(), SourceConfig()), {*names, "x.tar/gone.png"}, Store(str(tmp_path / "out"))
     )
-    assert sorted(image.rel_path for image in there) == sorted(names)
+    assert sorted(image.rel_path for image in existing_images) == sorted(names)
 
 
 def test_changed_packed_shard_is_reopened_a_few_times(tmp_path, crops, monkeypatch):
@@ -282,16 +286,16 @@ def test_changed_packed_shard_is_reopened_a_few_times(tmp_path, crops, monkeypat
     source = open_input(str(tmp_path), StorageConfig(), SourceConfig())
     todo, _ = build_references(list_images(source), source.store, "", {})
     shard(tmp_path / "a.tar.gz", {f"{n}.png": bytes(len(data)) for n, data in enumerate(photos)}, "w:gz")
-    opens = []
+    opened_shards = []
     monkeypatch.setattr(
         "imagemill.pipeline.sources.tar.open_decompressed",
-        lambda *place: opens.append(place) or open_decompressed(*place),
+        lambda *place: opened_shards.append(place) or open_decompressed(*place),
     )
     reading = ImageReader(source, 1)
     for row in todo.to_pylist():
         with pytest.raises(ReadError, match="changed since it was listed"):
             reading.image(row)
-    assert len(opens) == SHARD_TRIES + 1
+    assert len(opened_shards) == SHARD_TRIES + 1
 
 
 def test_open_input_refuses_unknown_files(tmp_path):

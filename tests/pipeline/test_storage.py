@@ -90,12 +90,12 @@ def test_store_missing_object_is_file_not_found(any_url: str) -> None:
 def test_store_write_replaces_and_changes_the_etag(any_url: str) -> None:
     store = Store(any_url)
     store.write("a/b.jpg", b"first")
-    [before] = store.entries()
+    [old_entry] = store.entries()
     store.write("a/b.jpg", b"other")
-    [after] = store.entries()
+    [new_entry] = store.entries()
     assert store.read("a/b.jpg") == b"other"
-    assert (before.size, after.size) == (5, 5)
-    assert before.etag != after.etag
+    assert (old_entry.size, new_entry.size) == (5, 5)
+    assert old_entry.etag != new_entry.etag
 
 
 def test_store_etag_is_stable(any_url: str) -> None:
@@ -122,9 +122,9 @@ def test_store_create_has_one_winner(any_url: str) -> None:
 def test_store_can_be_pickled(any_url: str) -> None:
     store = Store(any_url, StorageConfig(region="us-east-1"))
     store.write("a.jpg", b"1")
-    there = pickle.loads(pickle.dumps(store))
-    assert (there.url, there.root, there.scheme, there.config) == (store.url, store.root, store.scheme, store.config)
-    assert there.read("a.jpg") == b"1"
+    copy = pickle.loads(pickle.dumps(store))
+    assert (copy.url, copy.root, copy.scheme, copy.config) == (store.url, store.root, store.scheme, store.config)
+    assert copy.read("a.jpg") == b"1"
 
 
 def test_store_uris_round_trip(any_url: str) -> None:
@@ -171,8 +171,8 @@ def test_store_lists_nameless_folders_once(moto_bucket: str, paths: list[str]) -
     for path in paths:
         store.write(path, b"1")
     assert sorted(e.path for e in store.entries()) == sorted(paths)
-    below = [path for path in paths if path.startswith("in/")]
-    assert sorted(e.path for e in store.entries("in")) == sorted(below)
+    input_paths = [path for path in paths if path.startswith("in/")]
+    assert sorted(e.path for e in store.entries("in")) == sorted(input_paths)
 
 
 def test_store_listing_spans_pages(moto_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +304,7 @@ def test_reason_is_one_line() -> None:
 
 @pytest.fixture
 def odd_etags(moto_bucket: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A bucket of a server whose etags are 32 hexadecimal digits, and no MD5, as those of S3 Express and gateways."""
+    """Return a bucket whose etags have 32 hex digits but are no MD5, as on S3 Express."""
     real = FakeKey.etag.fget
 
     def etag(key: FakeKey) -> str:
@@ -328,7 +328,7 @@ def test_etag_without_md5_is_one_warning(odd_etags: str, caplog: pytest.LogCaptu
 
 
 def test_odd_etag_leaves_others_compared(moto_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Objects that a gateway encrypted may lie next to plain ones: what flips on the way of those is still seen."""
+    """Next to objects that a gateway encrypted, damage of plain objects is still detected."""
     store = Store(moto_bucket)
     for name in ("a.bin", "b.bin", "odd.bin"):
         store.write(name, name.encode() * 100)
@@ -337,11 +337,11 @@ def test_odd_etag_leaves_others_compared(moto_bucket: str, monkeypatch: pytest.M
     assert store.read("a.bin") == b"a.bin" * 100
     assert store.read("odd.bin") == b"odd.bin" * 100
 
-    def flipped(this: Store, answer: dict[str, Any]) -> bytes:
-        data = body(this, answer)
+    def flip_first_byte(reading_store: Store, answer: dict[str, Any]) -> bytes:
+        data = body(reading_store, answer)
         return bytes([data[0] ^ 1]) + data[1:] if next(flips) else data
 
-    monkeypatch.setattr(Store, "_body", flipped)
+    monkeypatch.setattr(Store, "_body", flip_first_byte)
     assert store.read("b.bin") == b"b.bin" * 100
 
 
@@ -349,7 +349,7 @@ def test_odd_etag_leaves_others_compared(moto_bucket: str, monkeypatch: pytest.M
 def test_run_over_odd_etags_warns_once(
     odd_etags: str, moto_url: str, tmp_path: Path, crops: list[np.ndarray], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Workers find them out, and the run says so."""
+    """Workers detect the etags, and the run warns once."""
     storage = StorageConfig(endpoint_url=moto_url)
     source = Store(f"{odd_etags}/in", storage)
     for number, crop in enumerate(crops[:4]):

@@ -1,4 +1,4 @@
-"""Listings of local disks: links, roots, rights, what goes away meanwhile."""
+"""Listings of local disks: links, roots, permissions, files that disappear meanwhile."""
 
 import threading
 from pathlib import Path
@@ -14,35 +14,35 @@ from imagemill.pipeline.storage import StorageConfig, Store
 def test_disk_root_is_a_store(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a/b.png").write_bytes(b"x")
-    store, below = Store("/"), str(tmp_path)[1:]
-    assert [entry.path for entry in store.entries(below)] == [f"{below}/a/b.png"]
-    assert store.read(f"{below}/a/b.png") == b"x"
+    store, relative_path = Store("/"), str(tmp_path)[1:]
+    assert [entry.path for entry in store.entries(relative_path)] == [f"{relative_path}/a/b.png"]
+    assert store.read(f"{relative_path}/a/b.png") == b"x"
 
 
 def test_disk_root_files_have_one_slash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "b.png").write_bytes(b"x")
-    below = str(tmp_path / "b.png")[1:]
-    monkeypatch.setattr("os.walk", lambda *_, **__: [("/", [], [below])])
-    assert [entry.path for entry in Store("/").entries()] == [below]
+    relative_path = str(tmp_path / "b.png")[1:]
+    monkeypatch.setattr("os.walk", lambda *_, **__: [("/", [], [relative_path])])
+    assert [entry.path for entry in Store("/").entries()] == [relative_path]
 
 
 def test_listing_during_writes_is_complete(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    there = {f"lease/{n:08d}.json" for n in range(300)}
-    for path in there:
+    stored_paths = {f"lease/{n:08d}.json" for n in range(300)}
+    for path in stored_paths:
         store.write(path, b"1")
     stop = threading.Event()
 
-    def beat() -> None:
+    def write_beats() -> None:
         while not stop.is_set():
             store.write("lease/00000299.beat", b"1")
 
-    writers = [threading.Thread(target=beat) for _ in range(2)]
+    writers = [threading.Thread(target=write_beats) for _ in range(2)]
     for writer in writers:
         writer.start()
     try:
         for _ in range(100):
-            assert there <= {e.path for e in store.entries()}
+            assert stored_paths <= {e.path for e in store.entries()}
     finally:
         stop.set()
         for writer in writers:
@@ -91,7 +91,7 @@ def test_listing_includes_unreadable_files(user: Path) -> None:
 
 
 def test_empty_object_next_to_a_prefix_is_a_folder(moto_bucket: str) -> None:
-    """Consoles and tools leave such objects: `photos` and `photos/` of 0 bytes, next to `photos/a.jpg`."""
+    """S3 consoles create empty objects `photos` and `photos/` next to `photos/a.jpg`."""
     bucket = moto_bucket.removeprefix("s3://")
     store = Store(f"{moto_bucket}/photos")
     for key in ("photos", "photos/", "photos/x", "photos/x/", "photos/x/deep", "photos/set.parquet", "photos/empty/"):

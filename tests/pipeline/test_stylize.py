@@ -1,4 +1,4 @@
-"""Style transfer over a folder, through the whole product, with a network that knows nothing yet."""
+"""End-to-end runs of style transfer over a folder, with an untrained network."""
 
 import io
 import json
@@ -35,7 +35,7 @@ def untrained(tmp_path: Path) -> str:
 
 @pytest.fixture
 def photos(tmp_path: Path, crops: list[np.ndarray]) -> Path:
-    """A gray image, one with alpha, one that EXIF turns, and one that is broken."""
+    """Write four images: gray, with alpha, rotated by EXIF, and broken."""
     folder = tmp_path / "photos"
     folder.mkdir()
     Image.fromarray(crops[0]).convert("L").save(folder / "gray.png")
@@ -50,7 +50,7 @@ def photos(tmp_path: Path, crops: list[np.ndarray]) -> Path:
 
 @pytest.fixture
 def config(tmp_path: Path, photos: Path, untrained: str, crops: list[np.ndarray]):
-    """config(params) of a run in the style of an image that has an odd size, alpha and a turn."""
+    """Return config(params), whose style image has an odd size, alpha and an EXIF rotation."""
     exif = Image.Exif()
     exif[0x0112] = 8
     Image.fromarray(np.dstack([crops[9][:51, :77], crops[8][:51, :77, 0]])).save(tmp_path / "style.png", exif=exif)
@@ -77,16 +77,16 @@ def rows(output: Path) -> dict[str, dict]:
 def test_stylize_continues_after_an_interruption(config, tmp_path, crops):
     first = run(config(limit=2))
     assert first["planned"] == 2
-    rest = run(config())
-    assert (rest["done_before"] + rest["rejects_waiting"], rest["planned"]) == (2, 2)
-    found = rows(tmp_path / "out")
-    assert sorted(found) == ["alpha.png", "gray.png", "turned.jpg"]
-    opened = {name: Image.open(tmp_path / "out" / row["output_uri"]) for name, row in found.items()}
-    assert opened["gray.png"].mode == "RGB"
+    rest_record = run(config())
+    assert (rest_record["done_before"] + rest_record["rejects_waiting"], rest_record["planned"]) == (2, 2)
+    result_rows = rows(tmp_path / "out")
+    assert sorted(result_rows) == ["alpha.png", "gray.png", "turned.jpg"]
+    output_images = {name: Image.open(tmp_path / "out" / row["output_uri"]) for name, row in result_rows.items()}
+    assert output_images["gray.png"].mode == "RGB"
     with Image.open(tmp_path / "photos" / "alpha.png") as source:
-        assert np.array_equal(np.asarray(opened["alpha.png"])[..., 3], np.asarray(source)[..., 3])
-    assert opened["turned.jpg"].size == crops[2].shape[:2]
-    parameters = json.loads(found["gray.png"]["parameters"])
+        assert np.array_equal(np.asarray(output_images["alpha.png"])[..., 3], np.asarray(source)[..., 3])
+    assert output_images["turned.jpg"].size == crops[2].shape[:2]
+    parameters = json.loads(result_rows["gray.png"]["parameters"])
     assert parameters["method"] == "adain"
     (digest,) = parameters["style"]
     assert (tmp_path / "out" / "exemplars" / digest[:16]).read_bytes() == (tmp_path / "style.png").read_bytes()
@@ -100,18 +100,18 @@ def test_stylize_continues_after_an_interruption(config, tmp_path, crops):
 def test_stylize_stores_losses_in_rows(config, tmp_path):
     record = run(config(method="gatys", optimizer="adam", steps=3, size=64, preserve_color=True, beta=50))
     assert (record["ok"], record["rejected"]) == (3, 1)
-    found = rows(tmp_path / "out")
-    for name, row in found.items():
+    result_rows = rows(tmp_path / "out")
+    for name, row in result_rows.items():
         assert len(row["losses"]) == 4
         assert row["losses"][-1] == pytest.approx(row["content_loss"] + 50 * row["style_loss"], rel=1e-4)
         image = Image.open(tmp_path / "out" / row["output_uri"])
         assert max(image.size) == 64
         assert image.mode == {"gray.png": "L", "alpha.png": "RGBA", "turned.jpg": "RGB"}[name]
-    assert json.loads(found["gray.png"]["parameters"])["steps"] == 3
+    assert json.loads(result_rows["gray.png"]["parameters"])["steps"] == 3
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds nothing."""
+    """Build a PNG that declares a size but has no pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -161,7 +161,7 @@ def test_stylize_refuses_bad_parameters_in_one_line(config):
 def test_stylize_reads_styles_from_a_bucket(config, tmp_path, rclone_bucket):
     data = (tmp_path / "style.png").read_bytes()
     Store(rclone_bucket).write("styles/deep/a.png", data)
-    ((_, read),) = resolve(config(style=[f"{rclone_bucket}/styles/deep/a.png"])).style_images
-    assert read == data
+    ((_, style_bytes),) = resolve(config(style=[f"{rclone_bucket}/styles/deep/a.png"])).style_images
+    assert style_bytes == data
     with pytest.raises(ConfigError, match="no such file"):
         resolve(config(style=[f"{rclone_bucket}/styles/b.png"]))

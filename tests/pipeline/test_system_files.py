@@ -1,4 +1,4 @@
-"""What systems leave next to photos is counted and left alone; a user's own hidden folders are not."""
+"""System files next to photos are counted and skipped; a user's hidden folders are read."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,55 +29,55 @@ OWN = [
 ]  # fmt: skip
 
 
-def counts(found: list[ListedImage | str]) -> tuple[set[str], int]:
-    return {image.rel_path for image in found if isinstance(image, ListedImage)}, found.count("excluded")
+def count_images(listed_images: list[ListedImage | str]) -> tuple[set[str], int]:
+    return {image.rel_path for image in listed_images if isinstance(image, ListedImage)}, listed_images.count("excluded")
 
 
 def test_system_files_are_excluded_in_folders(tmp_path):
     for name in [*LEFT, *OWN]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"1")
-    assert counts(listed(tmp_path)) == (set(OWN), len(LEFT))
+    assert count_images(listed(tmp_path)) == (set(OWN), len(LEFT))
 
 
 def test_system_files_are_excluded_in_a_bucket(moto_bucket):
     bucket = Store(f"{moto_bucket}/photos")
     for name in [*LEFT, *OWN]:
         bucket.write(name, b"1")
-    found = list(list_images(open_input(bucket.url, StorageConfig(), SourceConfig())))
-    assert counts(found) == (set(OWN), len(LEFT))
+    listed_images = list(list_images(open_input(bucket.url, StorageConfig(), SourceConfig())))
+    assert count_images(listed_images) == (set(OWN), len(LEFT))
 
 
 @pytest.mark.parametrize("name", ["s.tar", "s.tar.gz"])
 def test_system_files_are_excluded_in_shards(tmp_path, name):
-    """A Mac packs `._a.jpg` beside a.jpg, which would be a caption of nothing or an image that nobody can read."""
+    """macOS packs `._a.jpg` next to a.jpg; it is neither a caption nor an image."""
     shard(tmp_path / name, dict.fromkeys([*LEFT, *OWN, "./._c.json"], b"1"), f"w:{name[6:]}")
-    found, excluded = counts(listed(tmp_path))
-    assert (found, excluded) == ({f"{name}/{own}" for own in OWN}, len(LEFT) + 1)
+    listed_images, excluded_count = count_images(listed(tmp_path))
+    assert (listed_images, excluded_count) == ({f"{name}/{own}" for own in OWN}, len(LEFT) + 1)
 
 
 def test_system_files_named_by_a_manifest_are_read(tmp_path, crops):
-    """An input in a trash can, a shard with such a name, rows of a manifest or a Parquet file."""
+    """Files in a trash folder, in a shard or in a manifest are read if the input names them."""
     trash = tmp_path / ".Trash-1000"
     shard(trash / "._s.tar", {"a.png": pictures(crops, 1)[0]})
     (trash / "._a.png").write_bytes(b"1")
     (trash / "b.png").write_bytes(b"1")
     (trash / "list.csv").write_text("path\n._a.png\n")
     pq.write_table(pa.table({"image": pictures(crops, 1), "key": ["._a.png"]}), trash / "in.parquet")
-    assert counts(listed(trash)) == ({"b.png", "in.parquet/._a.png"}, 2)
-    assert counts(listed(trash / "._s.tar")) == ({"._s.tar/a.png"}, 0)
-    assert counts(listed(trash / "list.csv")) == ({"._a.png"}, 0)
+    assert count_images(listed(trash)) == ({"b.png", "in.parquet/._a.png"}, 2)
+    assert count_images(listed(trash / "._s.tar")) == ({"._s.tar/a.png"}, 0)
+    assert count_images(listed(trash / "list.csv")) == ({"._a.png"}, 0)
 
 
 def test_excluded_folder_may_be_unreadable(user):
-    """lost+found and trash cans belong to root, or to others."""
+    """lost+found and trash folders belong to root or other users."""
     (user / "a.jpg").write_bytes(b"1")
     for name in ("lost+found", "private"):
         (user / name).mkdir(mode=0o000)
     with pytest.raises(StorageError, match="private: cannot be listed"):
         listed(user)
     (user / "private").rmdir()
-    assert counts(listed(user)) == ({"a.jpg"}, 1)
+    assert count_images(listed(user)) == ({"a.jpg"}, 1)
 
 
 def test_links_in_excluded_folders_are_not_followed(tmp_path):
@@ -86,7 +86,7 @@ def test_links_in_excluded_folders_are_not_followed(tmp_path):
     (tmp_path / "in/.Trash-1000").mkdir(parents=True)
     (tmp_path / "in/.Trash-1000/gone").symlink_to(tmp_path / "album")
     (tmp_path / "in/album").symlink_to(tmp_path / "album")
-    assert counts(listed(tmp_path / "in")) == ({"album/a.jpg"}, 0)
+    assert count_images(listed(tmp_path / "in")) == ({"album/a.jpg"}, 0)
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -62,16 +62,16 @@ def test_tiff_damaged_fax_strip_is_broken(compression: str, options: int) -> Non
         assert decode_error(bytes(truncated))[0] == "BrokenImage"
     if options & 1:
         return
-    damaged = 0
+    damaged_count = 0
     for at in range(offset + 2, offset + count - 6, 7):
-        changed = bytearray(data)
-        changed[at] ^= 0x5A
+        damaged_data = bytearray(data)
+        damaged_data[at] ^= 0x5A
         try:
-            decode_image(bytes(changed))
+            decode_image(bytes(damaged_data))
         except ImageError as e:
-            damaged += e.error_class == "BrokenImage"
-    # Some changes are the code of another picture.
-    assert damaged > 0.9 * (count - 8) / 7
+            damaged_count += e.error_class == "BrokenImage"
+    # Some changed bytes are valid codes of a different image.
+    assert damaged_count > 0.9 * (count - 8) / 7
 
 
 @pytest.mark.parametrize(

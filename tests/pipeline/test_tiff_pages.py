@@ -1,4 +1,4 @@
-"""TIFFs of several pages: thumbnails, masks, pyramids, stacks and raw files; metadata of the first page."""
+"""TIFFs of several pages: thumbnails, masks, pyramids, stacks, raw files, metadata."""
 
 import io
 import struct
@@ -112,7 +112,7 @@ def test_tiff_cyclic_page_chain_ends() -> None:
     data = bytearray(build_pages(encode_tiff(RGB, 8, 2), encode_tiff(RGB, 8, 2)))
     (first,) = struct.unpack_from("<I", data, 4)
     (second,) = struct.unpack_from("<I", data, first + 2 + 12 * struct.unpack_from("<H", data, first)[0])
-    for target in (first, second, 0xFFFFFF00, 4):
+    for target_offset in (first, second, 0xFFFFFF00, 4):
         at = second + 2 + 12 * struct.unpack_from("<H", data, second)[0]
-        struct.pack_into("<I", data, at, target)
+        struct.pack_into("<I", data, at, target_offset)
         assert decode_image(bytes(data)).frames >= 2

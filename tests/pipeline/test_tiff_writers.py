@@ -1,4 +1,4 @@
-"""TIFFs in every combination of their writers are decoded exactly, or rejected with the unsupported property."""
+"""TIFFs of all option combinations are decoded exactly, or rejected with the cause."""
 
 import io
 import random
@@ -123,10 +123,10 @@ def is_decoded_by_tifffile(data: bytes, variant: Variant, samples: np.ndarray) -
 
     It packs five samples in five rows as JPEG 2000 in the wrong order.
     """
-    stored = tifffile.imread(io.BytesIO(data))
+    stored_samples = tifffile.imread(io.BytesIO(data))
     if variant.planar and samples.shape[2] > 1:
-        stored = np.moveaxis(stored, 0, -1)
-    high = [(array >> variant.bits - 8).astype(np.uint8) for array in (stored.reshape(samples.shape), samples)]
+        stored_samples = np.moveaxis(stored_samples, 0, -1)
+    high = [(array >> variant.bits - 8).astype(np.uint8) for array in (stored_samples.reshape(samples.shape), samples)]
     return psnr_db(*high) > 25
 
 
@@ -180,9 +180,9 @@ def is_decoded_correctly(decoded: DecodedImage, variant: Variant, samples: np.nd
     expected = turn_upright(np.broadcast_to(expected, (H, W, 3)))
     if variant.compression in LOSSY:
         return psnr_db(decoded.rgb, np.rint(expected).astype(np.uint8)) > 25
-    visible = np.ones(expected.shape[:2], bool) if alpha is None else turn_upright(np.rint(alpha)) > 0
-    within = 0.51 if variant.colours in ("miniswhite", "minisblack", "rgb", "palette") else 1.01
-    return bool(np.abs(decoded.rgb - expected)[visible].max(initial=0) <= within) and (
+    is_visible = np.ones(expected.shape[:2], bool) if alpha is None else turn_upright(np.rint(alpha)) > 0
+    tolerance = 0.51 if variant.colours in ("miniswhite", "minisblack", "rgb", "palette") else 1.01
+    return bool(np.abs(decoded.rgb - expected)[is_visible].max(initial=0) <= tolerance) and (
         alpha is None or bool(np.abs(decoded.alpha - turn_upright(alpha)).max() <= 0.51)
     )
 
@@ -190,10 +190,10 @@ def is_decoded_correctly(decoded: DecodedImage, variant: Variant, samples: np.nd
 @pytest.mark.parametrize("count", [300, pytest.param(None, marks=pytest.mark.chaos)])
 def test_tiff_of_tifffile_is_exact_or_named(count: int | None) -> None:
     variants = list(all_variants())
-    selected = variants if count is None else random.Random(1).sample(variants, count)
+    sample_of_variants = variants if count is None else random.Random(1).sample(variants, count)
     outcomes: Counter[str] = Counter()
     failures = []
-    for variant in selected:
+    for variant in sample_of_variants:
         samples = random_samples(variant)
         data = encode_variant(variant, samples)
         if data is None:
@@ -211,12 +211,12 @@ def test_tiff_of_tifffile_is_exact_or_named(count: int | None) -> None:
         outcomes["exact"] += 1
         if not is_decoded_correctly(decoded, variant, samples):
             failures.append(variant)
-    assert not failures, f"{len(failures)} of {len(selected)}: {failures[:5]}"
-    assert outcomes["exact"] > len(selected) / 4
+    assert not failures, f"{len(failures)} of {len(sample_of_variants)}: {failures[:5]}"
+    assert outcomes["exact"] > len(sample_of_variants) / 4
 
 
 def uncompressed_variants() -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """Yield (colours, bits, options of `tiff`) of samples of every depth, uncompressed or deflated."""
+    """Yield (colours, bits, options of `tiff`) for every depth, uncompressed or deflated."""
     for colours, bits, planar, layout, fill_order, deflate, order, big in product(
         NUMBERS,
         (*range(1, 17), 24),

@@ -21,9 +21,11 @@ RGB, GRAY = scene(H, W), scene(H, W)[..., :1]
 @pytest.mark.parametrize("bits", [8, 16])
 def test_tiff_planar_equals_interleaved(bits: int) -> None:
     """16-bit planes once differed by up to 67 of 255."""
-    deep = RGB.astype(np.uint16) * 257 if bits == 16 else RGB
+    deep_samples = RGB.astype(np.uint16) * 257 if bits == 16 else RGB
     for options in ({}, {"compression": "zstd"}, {"compression": "lzw", "predictor": True}):
-        planes = encode_with_tifffile(np.moveaxis(deep, -1, 0), photometric="rgb", planarconfig="separate", **options)
+        planes = encode_with_tifffile(
+            np.moveaxis(deep_samples, -1, 0), photometric="rgb", planarconfig="separate", **options
+        )
         np.testing.assert_array_equal(decode_image(planes).rgb, RGB)
 
 
@@ -46,15 +48,15 @@ def test_tiff_palette_of_8_bit_colours_is_scaled(scale: int) -> None:
 def test_tiff_premultiplied_colours_are_divided_by_alpha(bits: int, count: int) -> None:
     sample_max = (1 << bits) - 1
     alpha = np.random.default_rng(1).integers(0, sample_max + 1, (H, W, 1))
-    stored = np.random.default_rng(2).integers(0, sample_max + 1, (H, W, count)) * alpha // sample_max
-    decoded = decode_image(encode_tiff(np.dstack([stored, alpha]), bits, {1: 1, 3: 2, 4: 5}[count], extra=(1,)))
-    visible = alpha[..., 0] > 0
-    expected = np.divide(stored * 255.0, alpha, out=np.zeros(stored.shape), where=alpha > 0)
+    stored_samples = np.random.default_rng(2).integers(0, sample_max + 1, (H, W, count)) * alpha // sample_max
+    decoded = decode_image(encode_tiff(np.dstack([stored_samples, alpha]), bits, {1: 1, 3: 2, 4: 5}[count], extra=(1,)))
+    is_visible = alpha[..., 0] > 0
+    expected = np.divide(stored_samples * 255.0, alpha, out=np.zeros(stored_samples.shape), where=alpha > 0)
     if count == 4:
         inks = np.rint(expected).astype(np.uint8)
         expected = np.asarray(Image.frombytes("CMYK", (W, H), inks.tobytes()).convert("RGB"))
     # Samples are rounded to their own depth before they become 8 bits, and inks are multiplied by black after that.
-    assert np.abs(decoded.rgb.astype(float) - expected)[visible].max() <= (0.51 + 127.6 / sample_max) * (
+    assert np.abs(decoded.rgb.astype(float) - expected)[is_visible].max() <= (0.51 + 127.6 / sample_max) * (
         3 if count == 4 else 1
     )
     assert decoded.alpha is not None
@@ -71,8 +73,8 @@ def test_tiff_cmyk_with_alpha_keeps_both(bits: int) -> None:
     np.testing.assert_array_equal(decoded.rgb[alpha > 0], expected[alpha > 0])
     np.testing.assert_array_equal(decoded.alpha, alpha)
     opacity = alpha[..., None] / 255
-    flattened = decode_image(data, config=ImageConfig(alpha="#ff0000"))
-    assert np.abs(flattened.rgb - (expected * opacity + np.array([255, 0, 0]) * (1 - opacity))).max() <= 1
+    flattened_image = decode_image(data, config=ImageConfig(alpha="#ff0000"))
+    assert np.abs(flattened_image.rgb - (expected * opacity + np.array([255, 0, 0]) * (1 - opacity))).max() <= 1
 
 
 @pytest.mark.parametrize("extra", [None, (0,), (1,), (2,), (0, 2), (2, 0, 0)])
@@ -86,28 +88,28 @@ def test_tiff_extra_sample_has_declared_type(extra: tuple[int, ...] | None) -> N
     assert decoded.has_alpha == (extra != (0,))
 
 
-@pytest.mark.parametrize(("across", "down"), [(1, 1), (2, 1), (2, 2), (4, 2), (4, 4), (1, 2)])
+@pytest.mark.parametrize(("column_step", "row_step"), [(1, 1), (2, 1), (2, 2), (4, 2), (4, 4), (1, 2)])
 @pytest.mark.parametrize("rows", [4, 24])
-def test_tiff_uncompressed_ycbcr_is_decoded(across: int, down: int, rows: int) -> None:
+def test_tiff_uncompressed_ycbcr_is_decoded(column_step: int, row_step: int, rows: int) -> None:
     """Its units contain the luma of several pixels and one pair of chroma samples."""
-    colours = np.random.default_rng(0).integers(60, 190, (24 // down, -(-30 // across), 2)).astype(np.uint8)
-    luma = np.random.default_rng(1).integers(100, 150, (24, colours.shape[1] * across)).astype(np.uint8)
-    units = luma.reshape(len(colours), down, colours.shape[1], across).swapaxes(1, 2)
+    colours = np.random.default_rng(0).integers(60, 190, (24 // row_step, -(-30 // column_step), 2)).astype(np.uint8)
+    luma = np.random.default_rng(1).integers(100, 150, (24, colours.shape[1] * column_step)).astype(np.uint8)
+    units = luma.reshape(len(colours), row_step, colours.shape[1], column_step).swapaxes(1, 2)
     units = np.concatenate([units.reshape(*colours.shape[:2], -1), colours], -1)
-    step = max(rows // down, 1)
+    step = max(rows // row_step, 1)
     strips = [units[top : top + step].tobytes() for top in range(0, len(units), step)]
     entries = {256: (LONG, (30,)), 257: (LONG, (24,)), 258: (SHORT, (8, 8, 8)), 262: (SHORT, (6,)), 277: (SHORT, (3,))}
-    data = build_tiff(entries | {278: (LONG, (step * down,)), 530: (SHORT, (across, down))}, strips)
-    full = colours.repeat(down, 0).repeat(across, 1)[:, :30].astype(float) - 128
+    data = build_tiff(entries | {278: (LONG, (step * row_step,)), 530: (SHORT, (column_step, row_step))}, strips)
+    full = colours.repeat(row_step, 0).repeat(column_step, 1)[:, :30].astype(float) - 128
     y, cb, cr = luma[:, :30], full[..., 0], full[..., 1]
     expected = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], -1).clip(0, 255)
     assert np.abs(decode_image(data).rgb - expected).max() <= 0.6
 
 
-@pytest.mark.parametrize(("kind", "bits", "within"), [(8, 8, 10), (9, 8, 10), (8, 16, 1), (9, 16, 1)])
-def test_tiff_lab_is_converted_to_srgb(kind: int, bits: int, within: int) -> None:
+@pytest.mark.parametrize(("kind", "bits", "tolerance"), [(8, 8, 10), (9, 8, 10), (8, 16, 1), (9, 16, 1)])
+def test_tiff_lab_is_converted_to_srgb(kind: int, bits: int, tolerance: int) -> None:
     """CIELab has signed a and b; ICCLab has an offset, and another white at 16 bits."""
-    # Of D50, as Lindbloom's tables have them.
+    # White point D50, from Lindbloom's tables.
     lab = {
         (255, 255, 255): (100, 0, 0),
         (0, 0, 0): (0, 0, 0),
@@ -124,7 +126,7 @@ def test_tiff_lab_is_converted_to_srgb(kind: int, bits: int, within: int) -> Non
         samples = np.rint(np.array([light / 100 * 255, a + 128, b + 128]) * unit).astype(int)
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     decoded = decode_image(encode_tiff(samples.T[None], bits, kind, tags={34675: (BYTE, tuple(profile))}))
-    assert np.abs(decoded.rgb[0].astype(int) - np.array(list(lab))).max() <= within
+    assert np.abs(decoded.rgb[0].astype(int) - np.array(list(lab))).max() <= tolerance
     assert decoded.icc == "none"
 
 
@@ -188,15 +190,15 @@ def test_tiff_unsupported_property_is_named(data: bytes, error_class: str, messa
 
 
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
-@pytest.mark.parametrize("form", ["tables", "strips", "stream"])
-def test_tiff_old_style_jpeg_is_decoded(subsampling: int, form: str) -> None:
+@pytest.mark.parametrize("tables_form", ["tables", "strips", "stream"])
+def test_tiff_old_style_jpeg_is_decoded(subsampling: int, tables_form: str) -> None:
     """Tags point at tables without markers, or at a complete JPEG in the file."""
     out = io.BytesIO()
-    options = {"restart_marker_rows": 1} if form == "strips" else {}
+    options = {"restart_marker_rows": 1} if tables_form == "strips" else {}
     Image.fromarray(scene(48, 64)).save(out, "JPEG", quality=95, subsampling=subsampling, **options)
     jpeg = out.getvalue()
     expected = np.asarray(Image.open(io.BytesIO(jpeg)))
-    across, down = ((1, 1), (2, 1), (2, 2))[subsampling]
+    column_step, row_step = ((1, 1), (2, 1), (2, 2))[subsampling]
     structure = parse_structure(jpeg)
     quantization, huffman = {}, {}
     for segment in structure.segments:
@@ -206,13 +208,17 @@ def test_tiff_old_style_jpeg_is_decoded(subsampling: int, form: str) -> None:
         elif segment.marker == 0xC4:
             huffman[content[0]] = content[1:]
     scan = jpeg[structure.first_scan.end : -2]
-    strips = re.split(rb"\xff[\xd0-\xd7]", scan) if form == "strips" else [scan]
+    strips = re.split(rb"\xff[\xd0-\xd7]", scan) if tables_form == "strips" else [scan]
     blobs = [quantization[0], quantization[1], huffman[0], huffman[1], huffman[16], huffman[17]]
-    if form == "stream":
+    if tables_form == "stream":
         blobs = [jpeg]
     parts = [*strips, *blobs]
     entries = {256: (LONG, (64,)), 257: (LONG, (48,)), 258: (SHORT, (8, 8, 8)), 259: (SHORT, (6,)), 277: (SHORT, (3,))}
-    entries |= {262: (SHORT, (6,)), 278: (LONG, (8 * down if form == "strips" else 48,)), 530: (SHORT, (across, down))}
+    entries |= {
+        262: (SHORT, (6,)),
+        278: (LONG, (8 * row_step if tables_form == "strips" else 48,)),
+        530: (SHORT, (column_step, row_step)),
+    }
     # The tables follow the strips.
     offsets, at = [], 8
     for part in parts:
@@ -220,7 +226,7 @@ def test_tiff_old_style_jpeg_is_decoded(subsampling: int, form: str) -> None:
         at += len(part) + len(part) % 2
     table_offsets = offsets[len(strips) :]
     entries |= {273: (LONG, tuple(offsets[: len(strips)])), 279: (LONG, tuple(map(len, strips)))}
-    if form == "stream":
+    if tables_form == "stream":
         entries |= {513: (LONG, (table_offsets[0],)), 514: (LONG, (len(jpeg),))}
     else:
         q0, q1, dc0, dc1, ac0, ac1 = table_offsets

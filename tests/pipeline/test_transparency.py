@@ -65,7 +65,7 @@ def test_fill_hidden_in_strips_equals_one_piece(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("sigma", [8, 25])
 @pytest.mark.parametrize("side", [160, 1100], ids=["one_piece", "crops"])
 def test_noise_level_ignores_hidden_pixels(sigma: int, side: int) -> None:
-    """The smooth fill must not make a noisy photo look clean, nor hidden noise a clean one noisy."""
+    """Neither the smooth fill nor noise in hidden pixels changes the estimated noise level."""
     rng = np.random.default_rng(1)
     ramp = np.linspace(60, 190, side)[:, None, None] + np.linspace(0, 40, side)[None, :, None]
     noisy = np.clip(ramp + rng.normal(0, sigma, (side, side, 3)), 0, 255).round().astype(np.uint8)
@@ -84,9 +84,9 @@ def test_upscaled_alpha_edges_have_no_dark_rings(tmp_path: Path) -> None:
     (tmp_path / "in/disc.png").write_bytes(encode_as(draw_disc(64, 255), "PNG"))
     record = run(RunConfig(task="upscale", input=str(tmp_path / "in"), output=str(tmp_path / "out")))
     assert record["ok"] == 1
-    enlarged = Image.open(io.BytesIO((tmp_path / "out/images/disc.png").read_bytes()))
-    assert enlarged.mode in ("RGBA", "LA")
-    assert enlarged.getchannel("A").getextrema() == (0, 255)
-    on_white = Image.new("RGBA", enlarged.size, "white")
-    on_white.alpha_composite(enlarged.convert("RGBA"))
+    upscaled_image = Image.open(io.BytesIO((tmp_path / "out/images/disc.png").read_bytes()))
+    assert upscaled_image.mode in ("RGBA", "LA")
+    assert upscaled_image.getchannel("A").getextrema() == (0, 255)
+    on_white = Image.new("RGBA", upscaled_image.size, "white")
+    on_white.alpha_composite(upscaled_image.convert("RGBA"))
     assert np.asarray(on_white).min() >= 250

@@ -1,4 +1,4 @@
-"""Upscale over a folder, through the whole product, and what it makes of sizes that are odd, small or large."""
+"""End-to-end runs of upscale over a folder, with odd, small and large sizes."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from tests.support.worker_jobs import job_here
 
 
 def untrained(scale: int = 2) -> EDSR:
-    """With weights that are zero nowhere, so that what it looks at shows."""
+    """Build a model whose weights are all nonzero, so that every input affects the output."""
     torch.manual_seed(0)
     model = EDSR(width=8, blocks=2, scale=scale)
     with torch.no_grad():
@@ -60,17 +60,17 @@ def test_upscale_untrained_is_bicubic(crops):
 @pytest.mark.parametrize("stride", [1, 4])
 def test_upscale_in_tiles_equals_the_whole(stride, crops, monkeypatch):
     model, rgb = untrained(), crops[0][:57, :91].copy()
-    # A network of strides too: it is padded, and what comes of the padding is cut off at the size of the output.
+    # A network with strides pads its input, and crops its output by the same amount.
     model.stride, model.halo = stride, 8
-    (whole,) = upscaled(model, rgb)
-    padded = to_uint8_images(float_to_bytes(model(to_float_batch([rgb], stride, "cpu"))))[0]
-    assert np.array_equal(whole, padded[:114, :182])
+    (single_output,) = upscaled(model, rgb)
+    padded_output = to_uint8_images(float_to_bytes(model(to_float_batch([rgb], stride, "cpu"))))[0]
+    assert np.array_equal(single_output, padded_output[:114, :182])
     monkeypatch.setattr("imagemill.models.objectives.upscale.tile_side", lambda *size: 32)
     (tiles,) = upscaled(model, rgb)
-    # Sums in another order may round to the level beside it.
-    assert np.abs(tiles.astype(int) - whole).max() <= 1
-    together = upscaled(model, rgb, crops[1][:57, :91])
-    assert np.abs(together[0].astype(int) - whole).max() <= 1
+    # A different order of summation may round to the adjacent level.
+    assert np.abs(tiles.astype(int) - single_output).max() <= 1
+    batch_outputs = upscaled(model, rgb, crops[1][:57, :91])
+    assert np.abs(batch_outputs[0].astype(int) - single_output).max() <= 1
 
 
 def test_upscale_checkpoint_beats_bicubic_by_1_db(crops):
@@ -92,26 +92,27 @@ def test_upscale_checkpoint_beats_bicubic_by_1_db(crops):
     ],
 )
 def test_pixel_budget_counts_output_pixels(limit, widths, batches, tmp_path, crops, monkeypatch):
-    """Room for two outputs of 192×256 pixels would hold all of the inputs, together and in the order in which they come."""
+    """The budget fits two outputs of 192×256 pixels, although it would fit all inputs."""
     (tmp_path / "in").mkdir()
     for number, width in enumerate(widths):
         Image.fromarray(crops[number][:, :width]).save(tmp_path / "in" / f"{number}.png")
-    room = 2 * 192 * 256
+    pixel_limit = 2 * 192 * 256
     monkeypatch.setattr(
-        f"imagemill.pipeline.pixel_budget.{limit}", room if limit == "WAITING_PIXELS" else {"cpu": room, "cuda": room}
+        f"imagemill.pipeline.pixel_budget.{limit}",
+        pixel_limit if limit == "WAITING_PIXELS" else {"cpu": pixel_limit, "cuda": pixel_limit},
     )
-    upscale, done = TASK_OBJECTIVES["upscale"], []
+    upscale, batch_widths = TASK_OBJECTIVES["upscale"], []
 
-    def predict(model: EDSR, samples: list[Sample], *how: Any) -> list[Output]:
-        done.append([sample.rgb.shape[1] for sample in samples])
-        return type(upscale).predict(upscale, model, samples, *how)
+    def predict(model: EDSR, samples: list[Sample], *args: Any) -> list[Output]:
+        batch_widths.append([sample.rgb.shape[1] for sample in samples])
+        return type(upscale).predict(upscale, model, samples, *args)
 
     monkeypatch.setattr(upscale, "predict", predict)
     pool = {"batch_size": 8}
     job = resolve(RunConfig(task="upscale", input=f"{tmp_path}/in", output=f"{tmp_path}/out", pool=pool))
-    made = pa.concat_tables(BlockProcessor(job_here(job))(build_plan(job).todo))
-    assert made["stage"].null_count == len(widths)
-    assert done == batches
+    table = pa.concat_tables(BlockProcessor(job_here(job))(build_plan(job).todo))
+    assert table["stage"].null_count == len(widths)
+    assert batch_widths == batches
 
 
 def fill(folder: Path, crops: list[np.ndarray]) -> None:
@@ -125,7 +126,7 @@ def fill(folder: Path, crops: list[np.ndarray]) -> None:
     exif[0x0112] = 6
     Image.fromarray(crops[3]).save(folder / "turned.jpg", exif=exif)
     Image.fromarray(crops[4]).quantize(16).save(folder / "palette.gif")
-    # As wide as a WebP may be, and too small a file to be of any weight.
+    # The maximum width of a WebP, in a very small file.
     Image.new("RGB", (16383, 2), "#336699").save(folder / "wide.webp", lossless=True)
 
 
@@ -149,7 +150,7 @@ def test_upscale_of_a_mixed_folder_verifies(tmp_path, crops):
         "turned.jpg": ((192, 256), "RGB"),
         "palette.gif": ((256, 192), "RGB"),
     }
-    # The row says what the source was; what is written is as the format can hold it, or a reject.
+    # The row describes the source. The output is what the format can store; otherwise the image is rejected.
     assert (rows["odd.png"]["orig_width"], rows["odd.png"]["orig_height"]) == (77, 51)
     assert (record["ok"], record["rejected"]) == (5, 1)
     (reject,) = (row for part in (output / "rejects").iterdir() for row in pq.read_table(part).to_pylist())
@@ -159,13 +160,13 @@ def test_upscale_of_a_mixed_folder_verifies(tmp_path, crops):
         alpha = np.asarray(image.getchannel("A"), int)
     assert np.abs(alpha - np.linspace(0, 255, 190)[:, None]).max() <= 3
     assert run(config)["planned"] == 0
-    # Pixel by pixel: the middle of what went in, each pixel four times, beside the middle of what came out.
+    # Compare pixels: the centre of the input, each pixel repeated four times, next to the centre of the output.
     assert "pixel for pixel" in (output / record["report"]).read_text()
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_upscale_names_the_limit_of_a_format(tmp_path):
-    """A reject says which format holds what is too long for its source's; with that format it is done."""
+    """A reject names a format that can store so long a side; with that format the run succeeds."""
     source, output = tmp_path / "in", tmp_path / "out"
     source.mkdir()
     for name, width in (("long.jpg", 32_760), ("long.webp", 8_200), ("long.avif", 16_400), ("long.png", 8_200)):
@@ -174,8 +175,8 @@ def test_upscale_names_the_limit_of_a_format(tmp_path):
     record = run(config)
     assert record["reasons"] == {"TooLargeForFormat": 3}
     rejects = [row for part in (output / "rejects").iterdir() for row in pq.read_table(part).to_pylist()]
-    said = {row["rel_path"]: row["error"] for row in rejects}
+    errors = {row["rel_path"]: row["error"] for row in rejects}
     for name, longest in (("long.jpg", "JPEG holds at most 65500"), ("long.webp", "WEBP holds at most 16383")):
-        assert longest in said[name]
-    assert all("image.format=png holds it" in text for text in said.values())
+        assert longest in errors[name]
+    assert all("image.format=png holds it" in text for text in errors.values())
     assert run(config.model_copy(update={"image": ImageConfig(format="png")}))["ok"] == 4

@@ -1,4 +1,4 @@
-"""Images behind URLs: whole or not at all, from public places alone, and no secret of an address is told."""
+"""Images from URLs: complete or rejected, public hosts only, no secrets in messages."""
 
 import socket
 import threading
@@ -54,8 +54,8 @@ class Site(BaseHTTPRequestHandler):
                     self.wfile.write(b"x")
                     time.sleep(0.02)
         if path.startswith("/busy"):
-            self.server.asked[path].append(time.monotonic())
-            if path == "/busy-always" or len(self.server.asked[path]) <= 2:
+            self.server.requests[path].append(time.monotonic())
+            if path == "/busy-always" or len(self.server.requests[path]) <= 2:
                 status, headers = self.server.refusal
                 self.send_response_only(status)
                 for name, value in headers.items():
@@ -75,7 +75,7 @@ class Site(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[ThreadingHTTPServer]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
-        server.asked = defaultdict(list)
+        server.requests = defaultdict(list)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server
@@ -85,7 +85,7 @@ def server() -> Iterator[ThreadingHTTPServer]:
 
 @pytest.fixture
 def site(server: ThreadingHTTPServer) -> Iterator[tuple[str, socket.socket]]:
-    """A server, and a socket that its redirects to ftp lead to."""
+    """Start a web server, and a socket that its redirects to ftp lead to."""
     with socket.create_server(("127.0.0.1", 0)) as inner:
         server.ftp_port = inner.getsockname()[1]
         yield f"http://127.0.0.1:{server.server_port}", inner
@@ -114,10 +114,10 @@ DATES = {"Date": "Fri, 01 Jan 1999 00:00:00 GMT", "Retry-After": "Fri, 01 Jan 19
 
 @pytest.mark.parametrize(("status", "headers"), [(503, {"Retry-After": "1"}), (429, DATES), (429, {}), (503, {})])
 def test_web_busy_site_is_retried_when_it_says(server, status: int, headers: dict[str, str]) -> None:
-    """A date counts by the clock of the server, which may be wrong by years."""
+    """A Retry-After date is relative to the server's clock, which may be years off."""
     server.refusal = status, headers
     assert fetch(f"http://127.0.0.1:{server.server_port}/busy", 1000, public_only=False) == BODY
-    first, second, third = server.asked["/busy"]
+    first, second, third = server.requests["/busy"]
     if headers:
         assert second - first >= 1
         assert third - second >= 1
@@ -128,45 +128,45 @@ def test_web_busy_site_pauses_all_readers(server) -> None:
     url = f"http://127.0.0.1:{server.server_port}"
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(fetch, f"{url}/busy", 1000, False)
-        while not server.asked["/busy"]:
+        while not server.requests["/busy"]:
             time.sleep(0.01)
         while not quiet_seconds(url.removeprefix("http://")):
             time.sleep(0.01)
         second = pool.submit(fetch, f"{url}/busy-too", 1000, False)
         assert first.result() == second.result() == BODY
-    assert server.asked["/busy-too"][0] - server.asked["/busy"][0] >= 1
+    assert server.requests["/busy-too"][0] - server.requests["/busy"][0] >= 1
 
 
 def test_web_site_that_stays_busy_is_given_up(server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may ask for any wait: the next run tries again."""
+    """The site may ask for any wait, so the run gives up and the next run tries again."""
     monkeypatch.setattr("imagemill.pipeline.pauses.PAUSE_SECONDS", 0.2)
     monkeypatch.setattr("imagemill.pipeline.pauses.PATIENCE_SECONDS", 0.5)
     server.refusal = 503, {"Retry-After": "86400"}
     url = f"http://127.0.0.1:{server.server_port}"
-    for tries in (5, 6, 7):
+    for most_requests in (5, 6, 7):
         with pytest.raises(OSError, match="/busy-always: 503 Service Unavailable"):
             fetch(f"{url}/busy-always", 1000, public_only=False)
-        # Once given up, each image costs one request.
-        assert 2 <= len(server.asked["/busy-always"]) <= tries
-    before = len(server.asked["/busy-always"])
+        # After the run has given up on a site, each image costs one request.
+        assert 2 <= len(server.requests["/busy-always"]) <= most_requests
+    request_count = len(server.requests["/busy-always"])
     assert fetch(f"{url}/whole", 1000, public_only=False) == BODY
     with pytest.raises(OSError, match="503"):
         fetch(f"{url}/busy-always", 1000, public_only=False)
-    assert len(server.asked["/busy-always"]) > before + 1
+    assert len(server.requests["/busy-always"]) > request_count + 1
 
 
 @pytest.mark.parametrize(
-    ("asked", "seconds"),
+    ("header", "seconds"),
     [("120", 120.0), (" 7 ", 7.0), ("0", 0.0), ("-5", None), ("soon", None), ("", None), ("1e9", None), ("²", None)],
 )
-def test_web_retry_after_in_seconds(asked: str, seconds: float | None) -> None:
-    assert retry_after({"retry-after": asked}) == seconds
+def test_web_retry_after_in_seconds(header: str, seconds: float | None) -> None:
+    assert retry_after({"retry-after": header}) == seconds
 
 
 @given(wait=st.integers(-100_000, 100_000), skew=st.integers(-(10**8), 10**8))
 def test_web_retry_after_as_date(wait: int, skew: int) -> None:
-    now = time.time() + skew
-    headers = {"Date": formatdate(now, usegmt=True), "Retry-After": formatdate(now + wait, usegmt=True)}
+    server_time = time.time() + skew
+    headers = {"Date": formatdate(server_time, usegmt=True), "Retry-After": formatdate(server_time + wait, usegmt=True)}
     assert abs((retry_after(headers) or 0.0) - max(0, wait)) <= 1
 
 
@@ -186,9 +186,9 @@ def test_web_permanent_errors_are_not_retried(site, tmp_path, monkeypatch):
     monkeypatch.setattr("imagemill.pipeline.sources.image_reader.MAX_FILE_BYTES", 999)
     reading = ImageReader(Input(Store(str(tmp_path)), None, SourceConfig(http="any")), 1)
     for path, error_class in ((f"{url}/whole", "TooManyBytes"), ("http://127.0.0.1:port/", "NoAddress")):
-        with pytest.raises(ReadError) as refused:
+        with pytest.raises(ReadError) as error_info:
             reading.image({"base": "", "path": path, "size": -1, "offset": None})
-        assert (refused.value.error_class, refused.value.transient) == (error_class, False)
+        assert (error_info.value.error_class, error_info.value.transient) == (error_class, False)
 
 
 def test_web_redirect_to_ftp_is_refused(site):
@@ -202,26 +202,26 @@ def test_web_redirect_to_ftp_is_refused(site):
 
 def test_web_private_addresses_are_refused(site):
     url, _ = site
-    for place in (url, "http://localhost:1/"):
+    for target_url in (url, "http://localhost:1/"):
         with pytest.raises(AddressRefused, match="not a public address"):
-            fetch(place, 100, public_only=True)
+            fetch(target_url, 100, public_only=True)
 
 
 def test_web_error_hides_the_signature(site):
     url, _ = site
-    with pytest.raises(OSError, match="403") as refused:
+    with pytest.raises(OSError, match="403") as error_info:
         fetch(f"{url}/closed?X-Amz-Signature=hidden&part=1", 1000, public_only=False)
-    assert "hidden" not in str(refused.value)
-    assert "part=1" in str(refused.value)
+    assert "hidden" not in str(error_info.value)
+    assert "part=1" in str(error_info.value)
 
 
 @pytest.mark.parametrize(
     "address", ["user:hidden@127.0.0.1/a.jpg", "user:p@hidden@127.0.0.1/", "127.0.0.1/a b?token=hidden"]
 )
 def test_web_invalid_url_hides_its_secrets(address):
-    with pytest.raises(OSError, match=r"127\.0\.0\.1") as refused:
+    with pytest.raises(OSError, match=r"127\.0\.0\.1") as error_info:
         fetch(f"http://{address}", 1000, public_only=False)
-    assert "hidden" not in str(refused.value)
+    assert "hidden" not in str(error_info.value)
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -231,12 +231,12 @@ def test_web_duplicate_url_hides_its_signature(tmp_path, caplog, capsys):
     config = RunConfig(task="denoise", input=f"{tmp_path}/list.csv", output=f"{tmp_path}/out", max_reject_fraction=1)
     job = resolve(config)
     list(BlockProcessor(job_here(job))(build_plan(job).todo))
-    told = [vars(record) for record in caplog.records if record.name == "imagemill.finish"]
+    log_records = [vars(record) for record in caplog.records if record.name == "imagemill.finish"]
     record = run(config)
     assert record["reasons"] == {"NotAllowed": 1, "DuplicateName": 1}
     for by_reason in (False, True):
         show_failures(job.output, by_reason)
     out, page = capsys.readouterr().out, job.output.read(record["report"]).decode()
-    assert len(told) == out.count("DuplicateName") == 2
+    assert len(log_records) == out.count("DuplicateName") == 2
     assert "DuplicateName" in page
-    assert "sesame" not in f"{told} {out} {page}"
+    assert "sesame" not in f"{log_records} {out} {page}"

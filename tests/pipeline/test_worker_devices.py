@@ -1,4 +1,4 @@
-"""Which device a worker computes on, and what it does when that device is short of memory or lost."""
+"""The device of a worker, and workers whose device runs out of memory or is lost."""
 
 import dataclasses
 import weakref
@@ -23,12 +23,12 @@ from imagemill.pipeline.storage import Store
 from tests.support.run_processes import make_photos
 from tests.support.worker_jobs import job_here
 
-Made = Callable[..., tuple[BlockProcessor, Plan]]
+BuildWorker = Callable[..., tuple[BlockProcessor, Plan]]
 
 
 @pytest.fixture
-def made(tmp_path: Path, crops: list[np.ndarray]) -> Iterator[Made]:
-    """made(gpus=…): a worker, and the plan of eight photos of one size."""
+def build_worker(tmp_path: Path, crops: list[np.ndarray]) -> Iterator[BuildWorker]:
+    """Return build(gpus=…), which returns a worker and a plan of eight photos of one size."""
     make_photos(Store(str(tmp_path / "in")), 8, crops)
     threads = torch.get_num_threads()
 
@@ -42,54 +42,54 @@ def made(tmp_path: Path, crops: list[np.ndarray]) -> Iterator[Made]:
     torch.set_num_threads(threads)
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, fail: Callable[[list[Sample]], None]) -> None:
+def fail_before_predict(monkeypatch: pytest.MonkeyPatch, fail: Callable[[list[Sample]], None]) -> None:
     """Let `denoise` call `fail` before it predicts."""
 
-    def predict(model: Any, samples: list[Sample], *how: Any) -> list[Output]:
+    def predict(model: Any, samples: list[Sample], *args: Any) -> list[Output]:
         fail(samples)
-        return Denoise().predict(model, samples, *how)
+        return Denoise().predict(model, samples, *args)
 
     monkeypatch.setattr(TASK_OBJECTIVES["denoise"], "predict", predict)
 
 
-def test_worker_without_a_gpu_leaves_it_alone(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray shows all GPUs of a node to an actor that has none, as with `pool.gpu: false`."""
+def test_worker_without_a_gpu_leaves_it_alone(build_worker: BuildWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `pool.gpu: false`, Ray shows all GPUs of a node to a worker that has none."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert made(gpus=0)[0].precision.device == "cpu"
+    assert build_worker(gpus=0)[0].precision.device == "cpu"
 
 
-def test_worker_whose_gpu_is_missing_uses_its_cpus(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_whose_gpu_is_missing_uses_its_cpus(build_worker: BuildWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    worker, _ = made(gpus=1, torch_threads=3, dtype="float16")
+    worker, _ = build_worker(gpus=1, torch_threads=3, dtype="float16")
     assert (worker.precision.device, worker.precision.dtype) == ("cpu", torch.float32)
     assert torch.get_num_threads() == 3
     assert worker.tally._counts["without_cuda"] == 1
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_batch_that_fails_leaves_no_memory_behind(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What did not fit into memory is gone when its halves are tried."""
-    worker, plan = made()
-    held: list[weakref.ref[Any]] = []
+def test_batch_that_fails_leaves_no_memory_behind(build_worker: BuildWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch that did not fit is freed before its halves are tried."""
+    worker, plan = build_worker()
+    batch_refs: list[weakref.ref[Any]] = []
     sizes: list[int] = []
 
     def fail(samples: list[Sample]) -> None:
-        assert not any(ref() is not None for ref in held), "memory of a batch that failed is still held"
+        assert not any(ref() is not None for ref in batch_refs), "memory of a batch that failed is still held"
         sizes.append(len(samples))
         if len(samples) > 2:
             activations = torch.zeros(len(samples))
-            held.append(weakref.ref(activations))
+            batch_refs.append(weakref.ref(activations))
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    failing(monkeypatch, fail)
+    fail_before_predict(monkeypatch, fail)
     rows = pa.concat_tables(worker(plan.todo))
     assert rows["stage"].null_count == 8
     assert sizes == [8, 4, 2, 2, 4, 2, 2]
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_worker_that_lost_its_gpu_ends(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA answers every later call with the same error: each image after it would be a reject."""
+def test_worker_that_lost_its_gpu_ends(build_worker: BuildWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA repeats the error for every later call, so each later image would be rejected."""
 
     class Ended(BaseException):
         pass
@@ -97,18 +97,18 @@ def test_worker_that_lost_its_gpu_ends(made: Made, monkeypatch: pytest.MonkeyPat
     def fail(samples: list[Sample]) -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    def end(code: int) -> None:
+    def record_exit(code: int) -> None:
         raise Ended(code)
 
-    failing(monkeypatch, fail)
-    monkeypatch.setattr("os._exit", end)
-    worker, plan = made()
+    fail_before_predict(monkeypatch, fail)
+    monkeypatch.setattr("os._exit", record_exit)
+    worker, plan = build_worker()
     with pytest.raises(Ended, match="1"):
         list(worker(plan.todo))
 
 
 @pytest.mark.parametrize(
-    ("error", "memory", "lost"),
+    ("error", "memory", "is_lost"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True, False),
         (torch.AcceleratorError("CUDA error: out of memory"), True, False),
@@ -120,5 +120,5 @@ def test_worker_that_lost_its_gpu_ends(made: Made, monkeypatch: pytest.MonkeyPat
         (RuntimeError("shape mismatch"), False, False),
     ],
 )
-def test_device_errors_are_distinguished(error: Exception, memory: bool, lost: bool) -> None:
-    assert (is_out_of_memory(error), is_lost_device(error)) == (memory, lost)
+def test_device_errors_are_distinguished(error: Exception, memory: bool, is_lost: bool) -> None:
+    assert (is_out_of_memory(error), is_lost_device(error)) == (memory, is_lost)
