@@ -20,6 +20,12 @@ settings.register_profile("imagemill", deadline=None)
 settings.load_profile("imagemill")
 
 
+@pytest.fixture(autouse=True)
+def _without_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests compare tables of unlimited width, also when the environment of the suite has COLUMNS."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture(scope="session")
 def rclone_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Return the endpoint of an `rclone serve s3` over an empty folder."""

@@ -190,7 +190,7 @@ def test_compact_repeats_an_inconsistent_listing(tmp_path: Path) -> None:
     parts = fill(output, MIN_SMALL_PARTS)
     pairs = pairs_of(output)
 
-    class Torn(Store):
+    class TornListingStore(Store):
         """A store whose first listing begins before a compaction and ends after it."""
 
         torn_store = False
@@ -204,7 +204,7 @@ def test_compact_repeats_an_inconsistent_listing(tmp_path: Path) -> None:
                 return iter([e for e in older if e.path in later_paths])
             return super().entries(path)
 
-    torn_store = Torn(str(tmp_path))
+    torn_store = TornListingStore(str(tmp_path))
     assert pairs_of(torn_store) == pairs
 
 

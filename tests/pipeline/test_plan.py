@@ -17,9 +17,9 @@ from imagemill.pipeline.storage import Store
 from tests.support.planned_rows import PARAMS, SHA, etags, key, put
 
 IMAGES = ["a.jpg", "b.PNG", "_c.webp", ".d.gif", "x/a.jpg", "x/_y/.z.tiff", "é ü.bmp", "a.jpg.png", "100%#.jpeg"]
-OTHERS = ["notes.txt", "a.jpg.txt", "x/README", ".DS_Store", "jpg", "x/video.mp4"]
+IGNORED_FILES = ["notes.txt", "a.jpg.txt", "x/README", ".DS_Store", "jpg", "x/video.mp4"]
 STATES = st.sampled_from(["new", "done", "done before it changed", "rejected", "transient", "rejected before it changed"])
-REST = {"todo", "done before it changed", "new", "transient", "rejected before it changed"}
+UNFINISHED_STATES = {"todo", "done before it changed", "new", "transient", "rejected before it changed"}
 
 
 def plan_input(source: Store, output: Store, *args: Any, **options: Any) -> Plan:
@@ -44,7 +44,7 @@ def places(tmp_path: Path) -> tuple[Store, Store]:
 
 @given(
     st.dictionaries(st.sampled_from(IMAGES), STATES),
-    st.sets(st.sampled_from(OTHERS)),
+    st.sets(st.sampled_from(IGNORED_FILES)),
     st.booleans(),
     st.none() | st.integers(1, 5),
     st.integers(1, 4),
@@ -72,7 +72,7 @@ def test_plan_is_the_input_minus_committed_rows(
                 put(output, kind, committed[start : start + rows])
         plan = plan_input(source, output, SHA, PARAMS, retry_failed=retry, limit=limit)
 
-        todo = {p for p, s in states.items() if s in ({"rejected", "transient"} if retry else REST)}
+        todo = {p for p, s in states.items() if s in ({"rejected", "transient"} if retry else UNFINISHED_STATES)}
         if limit is None:
             assert sorted(paths_of(plan)) == sorted(todo)
         assert set(paths_of(plan)) <= todo

@@ -19,7 +19,7 @@ DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 1
 KINDS = [(colour, bits) for colour, depths in DEPTHS.items() for bits in depths]
 # Widths and heights around those of the interlacing passes, and a width of complete bytes.
 SIZES = ((1, 1), (3, 5), (9, 2), (17, 16))
-EVERY = list(itertools.product(KINDS, SIZES, (False, True), (False, True), (1 << 20, 7)))
+PNG_VARIANTS = list(itertools.product(KINDS, SIZES, (False, True), (False, True), (1 << 20, 7)))
 FEW_OR_ALL = pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.chaos)])
 
 
@@ -38,7 +38,7 @@ def random_samples(size: tuple[int, int], colour: int, bits: int) -> np.ndarray:
 @FEW_OR_ALL
 def test_png_of_every_kind_is_decoded_exactly(step: int) -> None:
     """Colour types, depths, sizes, interlacing, transparency, palettes, numbers of chunks."""
-    for (colour, bits), size, interlaced, transparent, idat_bytes in EVERY[::step]:
+    for (colour, bits), size, interlaced, transparent, idat_bytes in PNG_VARIANTS[::step]:
         samples = random_samples(size, colour, bits)
         chunks, alpha = [], None
         if colour == 3:

@@ -13,7 +13,7 @@ from imagemill.pipeline.sources.source import ListedImage, SourceConfig
 from imagemill.pipeline.storage import StorageConfig, Store
 from tests.support.shards import listed, pictures, shard
 
-LEFT = [
+SYSTEM_FILES = [
     "._a.jpg", "deep/er/._b.PNG", "__MACOSX/a.jpg", "deep/__MACOSX/._a.jpg", ".DS_Store", "._.DS_Store",
     ".AppleDouble/a.jpg",
     ".Spotlight-V100/Store-V2/x.png", ".fseventsd/0", ".Trashes/501/a.jpg", "@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg",
@@ -23,7 +23,7 @@ LEFT = [
     ".trashed-1700000000-IMG.jpg", ".pending-1-IMG.jpg", ".stversions/a~2.jpg", ".dtrash/files/a.jpg",
     "#recycle/old.tar", "__MACOSX/._s.tar", ".ipynb_checkpoints/a-checkpoint.png", "#snapshot/day/a.jpg",
 ]  # fmt: skip
-OWN = [
+USER_FILES = [
     "a.jpg", ".hidden.jpg", ".private/a.jpg", "_best/a.jpg", "Trash/a.jpg", "recycled/a.jpg", "thumbnails/a.jpg",
     "my.__MACOSX.d/a.jpg", "eaDir/a.jpg", "lost+found.jpg", "#1/a.jpg", "@home/a.jpg",
 ]  # fmt: skip
@@ -34,26 +34,26 @@ def count_images(listed_images: list[ListedImage | str]) -> tuple[set[str], int]
 
 
 def test_system_files_are_excluded_in_folders(tmp_path):
-    for name in [*LEFT, *OWN]:
+    for name in [*SYSTEM_FILES, *USER_FILES]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"1")
-    assert count_images(listed(tmp_path)) == (set(OWN), len(LEFT))
+    assert count_images(listed(tmp_path)) == (set(USER_FILES), len(SYSTEM_FILES))
 
 
 def test_system_files_are_excluded_in_a_bucket(moto_bucket):
     bucket = Store(f"{moto_bucket}/photos")
-    for name in [*LEFT, *OWN]:
+    for name in [*SYSTEM_FILES, *USER_FILES]:
         bucket.write(name, b"1")
     listed_images = list(list_images(open_input(bucket.url, StorageConfig(), SourceConfig())))
-    assert count_images(listed_images) == (set(OWN), len(LEFT))
+    assert count_images(listed_images) == (set(USER_FILES), len(SYSTEM_FILES))
 
 
 @pytest.mark.parametrize("name", ["s.tar", "s.tar.gz"])
 def test_system_files_are_excluded_in_shards(tmp_path, name):
     """macOS packs `._a.jpg` next to a.jpg; it is neither a caption nor an image."""
-    shard(tmp_path / name, dict.fromkeys([*LEFT, *OWN, "./._c.json"], b"1"), f"w:{name[6:]}")
+    shard(tmp_path / name, dict.fromkeys([*SYSTEM_FILES, *USER_FILES, "./._c.json"], b"1"), f"w:{name[6:]}")
     listed_images, excluded_count = count_images(listed(tmp_path))
-    assert (listed_images, excluded_count) == ({f"{name}/{own}" for own in OWN}, len(LEFT) + 1)
+    assert (listed_images, excluded_count) == ({f"{name}/{own}" for own in USER_FILES}, len(SYSTEM_FILES) + 1)
 
 
 def test_system_files_named_by_a_manifest_are_read(tmp_path, crops):
