@@ -53,8 +53,8 @@ class PlanResult:
         done_before: images that are committed and have not changed since.
         rejects_waiting: rejected images that only retry_failed processes again.
         planned: images that a run would process.
-        planned_bytes: total size of their files in bytes, as far as the input lists sizes.
-        paths: their names, relative to the input.
+        planned_bytes: total size of the files of the planned images in bytes, as far as the input lists sizes.
+        paths: names of the planned images, relative to the input.
         warning: why the input may be the wrong one, or None.
         refusal: why a run would refuse this input, or None.
     """
@@ -106,9 +106,9 @@ def run(
     from imagemill.pipeline.run import run as run_pipeline
 
     with _progress_bars(progress):
-        done = run_pipeline(_run_config(task, input, output, config, settings), run_id=run_id)
+        record = run_pipeline(_run_config(task, input, output, config, settings), run_id=run_id)
     names = ("run_id", "found", "done_before", "planned", "ok", "rejected", "reasons", "quality", "output", "report")
-    return RunResult(**{name: done[name] for name in names}, record=done)
+    return RunResult(**{name: record[name] for name in names}, record=record)
 
 
 def plan(
@@ -132,17 +132,17 @@ def plan(
 
     job = resolve(_run_config(task, input, output, config, settings))
     check_output_task(job)
-    made = build_plan(job)
+    run_plan = build_plan(job)
     return PlanResult(
-        found=made.found,
-        ignored=dict(made.ignored),
-        done_before=made.done,
-        rejects_waiting=made.rejects_waiting,
-        planned=len(made.todo),
-        planned_bytes=made.bytes_todo,
-        paths=made.todo["rel_path"].to_pylist(),
-        warning=made.input_warning,
-        refusal=made.new_input,
+        found=run_plan.found,
+        ignored=dict(run_plan.ignored),
+        done_before=run_plan.done,
+        rejects_waiting=run_plan.rejects_waiting,
+        planned=len(run_plan.todo),
+        planned_bytes=run_plan.bytes_todo,
+        paths=run_plan.todo["rel_path"].to_pylist(),
+        warning=run_plan.input_warning,
+        refusal=run_plan.new_input,
     )
 
 
@@ -191,7 +191,7 @@ def _run_config(
     config: str | PathLike[str] | None,
     settings: dict[str, Any],
 ) -> "RunConfig":
-    """Return the configuration of a run; settings that are not keys of it are parameters of the task."""
+    """Return the configuration of a run. Settings that are not keys of RunConfig are parameters of the task."""
     from imagemill.pipeline.config import RunConfig, read_yaml, validate
 
     values = read_yaml(fspath(config)) if config else {}

@@ -6,7 +6,7 @@ import numpy as np
 
 from imagemill.jobs.console import number
 from imagemill.jobs.outputs import check_output
-from imagemill.pipeline.errors import VerificationError, first_of
+from imagemill.pipeline.errors import VerificationError, join_first
 from imagemill.pipeline.output.neighbours import Collection, load_collection
 from imagemill.pipeline.reports.thumbnails import decode_thumbnails
 from imagemill.pipeline.storage import Store
@@ -48,4 +48,4 @@ def shorten(name: str) -> str:
 def raise_damaged(problems: list[str]) -> None:
     """Raise VerificationError if damaged latents were left out."""
     if problems:
-        raise VerificationError(f"{number(len(problems), 'image')} with damaged latents left out: {first_of(problems)}")
+        raise VerificationError(f"{number(len(problems), 'image')} with damaged latents left out: {join_first(problems)}")

@@ -7,10 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.cells import cell_len
-from rich.console import Console
 
-# Rich takes 80 columns when stdout is not a terminal, which is too narrow for its tables.
-console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 180)
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 NUMBER = re.compile(r"[-+]?[\d,.]+%?")
 
@@ -94,7 +91,7 @@ def fits(widths: Sequence[int], in_table: Sequence[int]) -> bool:
 
 
 def format_figure(value: object) -> str:
-    """Format a table cell: floats with four significant digits and at least two decimals, None as an empty cell."""
+    """Format a table cell: four significant digits, two decimals from 10 on; empty for None."""
     if isinstance(value, float):
         return f"{value:g}" if value % 1 == 0 else f"{value:.2f}" if abs(value) >= 10 else f"{value:.4g}"
     return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)

@@ -11,7 +11,7 @@ import torch
 from imagemill.jobs.console import number, print_text
 from imagemill.jobs.outputs import check_output
 from imagemill.models.objectives.compress import decode_latent
-from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
+from imagemill.pipeline.errors import ConfigError, VerificationError, join_first
 from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.output.exports import open_snapshot
 from imagemill.pipeline.output.file_record import FileRecord
@@ -24,7 +24,7 @@ from imagemill.pipeline.output.ownership import FOLDERS
 from imagemill.pipeline.output.run_history import list_run_ids, read_run_records
 from imagemill.pipeline.output.snapshot import Snapshot
 from imagemill.pipeline.progress import with_progress
-from imagemill.pipeline.schema import LATENT_KEPT, LatentError
+from imagemill.pipeline.schema import LATENT_CONTENT, LatentError
 from imagemill.pipeline.sources.input import is_input_file
 from imagemill.pipeline.sources.web import WEB_SCHEMES
 from imagemill.pipeline.storage import Store
@@ -34,7 +34,7 @@ ANNOUNCED_AT_ONCE = 4096
 """Names that are recorded together before their images are written, and with their digests afterwards."""
 IMAGE_COLUMNS = ["rel_path", "orig_width", "orig_height", "exif_orientation", "step", "checkpoint_sha256"]
 """Columns that decoding needs in addition to the latent."""
-EXPORT_COLUMNS = {*IMAGE_COLUMNS, *LATENT_COLUMNS}.difference(LATENT_KEPT[1:])
+EXPORT_COLUMNS = {*IMAGE_COLUMNS, *LATENT_COLUMNS}.difference(LATENT_CONTENT[1:])
 """Columns that an export needs so that it can be decoded. An export keeps latents only in the column `latent`."""
 
 
@@ -87,7 +87,7 @@ def decode_output(output: Store, dest: Store, where: str | None = None, overwrit
             return
         files.write(name_of(row["rel_path"]), encode_rgb(rgb, "PNG"))
 
-    latent_columns = [name for name in LATENT_COLUMNS if name in state.schema.names or name not in LATENT_KEPT[1:]]
+    latent_columns = [name for name in LATENT_COLUMNS if name in state.schema.names or name not in LATENT_CONTENT[1:]]
     tables = state.tables([*IMAGE_COLUMNS, *latent_columns])
     batches = (t.slice(start, DECODED_AT_ONCE) for t in tables for start in range(0, len(t), DECODED_AT_ONCE))
     started = announced = 0
@@ -100,7 +100,7 @@ def decode_output(output: Store, dest: Store, where: str | None = None, overwrit
             list(pool.map(write, iterate_latent_rows(batch)))
     print_text(f"{number(len(state) - len(problems), 'image')} in {dest.url}")
     if problems:
-        raise VerificationError(first_of(problems))
+        raise VerificationError(join_first(problems))
     return len(state)
 
 

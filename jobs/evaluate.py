@@ -4,7 +4,7 @@ import json
 import time
 from typing import Any
 
-from imagemill.jobs.console import number, print_table, print_text
+from imagemill.jobs.console import format_figure, number, print_table, print_text
 from imagemill.jobs.evaluations import EVALUATIONS
 from imagemill.jobs.evaluations.digits import evaluate_digits
 from imagemill.jobs.evaluations.evaluation import EvaluateConfig, Evaluation, Measured, TableRow
@@ -39,7 +39,7 @@ def show_evaluation(values: dict[str, Any], origin: str, update_card: bool, over
     for title, rows in evaluation.tables.items():
         print_text(f"{title}:")
         columns = table_columns(rows)
-        print_table(columns, [[format_value(row.get(column)) for column in columns] for row in rows])
+        print_table(columns, [[format_figure(row.get(column)) for column in columns] for row in rows])
         print_text("")
     for note in [f"{number(evaluation.images, 'image')}, {config.set_name}", *evaluation.notes]:
         print_text(note)
@@ -94,13 +94,6 @@ def evaluate(config: EvaluateConfig, update_card: bool = False) -> Evaluation:
 def table_columns(rows: list[TableRow]) -> list[str]:
     """Return the columns of all rows, in the order of their first appearance."""
     return list(dict.fromkeys(column for row in rows for column in row))
-
-
-def format_value(value: Any) -> str:
-    """Format a figure for a table: four significant digits, and at least two decimals from 10 on."""
-    if isinstance(value, float):
-        return f"{value:g}" if value % 1 == 0 else f"{value:.2f}" if abs(value) >= 10 else f"{value:.4g}"
-    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def build_record(config: EvaluateConfig, evaluation: Evaluation) -> dict[str, Any]:

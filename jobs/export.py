@@ -20,13 +20,13 @@ from imagemill.jobs.removed import Sources, list_sources
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.likeness import likeness_features, read_photo_whitening
 from imagemill.models.pooling import POOLS
-from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
+from imagemill.pipeline.errors import ConfigError, VerificationError, join_first
 from imagemill.pipeline.output.exports import LATENTS, MANIFEST, UNFINISHED
 from imagemill.pipeline.output.latent_values import LatentCoders, check_latents
 from imagemill.pipeline.output.lease import Lease
 from imagemill.pipeline.output.snapshot import Snapshot, no_readable_part, read_snapshot
 from imagemill.pipeline.output.stored_checkpoint import checkpoint_folder
-from imagemill.pipeline.schema import LATENT_KEPT, LATENT_ZERO_POINT
+from imagemill.pipeline.schema import LATENT_CONTENT, LATENT_ZERO_POINT
 from imagemill.pipeline.storage import Store
 
 log = logging.getLogger("imagemill.export")
@@ -141,7 +141,7 @@ def show_export(output: Store, dest: Store, **arguments: Any) -> None:
     if manifest["removed"]:
         print_text(f"{manifest['removed']:,} of the images are in no input any more (column removed)")
     if problems := manifest["left_out"]:
-        raise VerificationError(f"left out, because damaged: {first_of(problems)}")
+        raise VerificationError(f"left out, because damaged: {join_first(problems)}")
 
 
 def describe_content(manifest: dict[str, Any]) -> str:
@@ -156,7 +156,7 @@ def describe_content(manifest: dict[str, Any]) -> str:
 
 def choose_columns(state: Snapshot, columns: list[str] | None, pool: str) -> list[str]:
     """Return the columns to export. Raises ConfigError if a requested column does not exist."""
-    stored = [name for name in state.schema.names if name not in LATENT_KEPT]
+    stored = [name for name in state.schema.names if name not in LATENT_CONTENT]
     valid = [*stored, *(name for name in ADDED_COLUMNS if name != "embedding" or pool != "none")]
     if unknown := [name for name in columns or () if name not in valid]:
         hint = " (--pool none computes no embedding)" if "embedding" in unknown else ""

@@ -17,7 +17,7 @@ from imagemill.jobs.night_page import write_night_page
 from imagemill.jobs.notification import RECORD_KEYS, NightSummary, RunSummary, send_notification
 from imagemill.jobs.stats import moments_of_run
 from imagemill.models.card import CheckpointError
-from imagemill.pipeline.cluster.connection import one_ray
+from imagemill.pipeline.cluster.connection import share_ray
 from imagemill.pipeline.errors import (
     ConfigError,
     Deadline,
@@ -26,12 +26,12 @@ from imagemill.pipeline.errors import (
     NightFailed,
     RunFailed,
     StorageError,
-    first_of,
+    join_first,
 )
 from imagemill.pipeline.output.run_history import read_last_records
 from imagemill.pipeline.run import run
 from imagemill.pipeline.run_record import RunRecord
-from imagemill.pipeline.signals import LATER_SECONDS, raisable
+from imagemill.pipeline.signals import LATER_SECONDS, can_raise
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
@@ -56,7 +56,7 @@ def show_night(config: NightlyConfig, tonight: date | None = None, folder: Path 
     began = datetime.now()
     runs = plan_night(config, tonight or began.date(), folder)
     place = Store(config.report, runs[0].config.storage) if config.report else None
-    with one_ray():
+    with share_ray():
         summaries = run_night(runs, config)
     failed = [summary for summary in summaries if summary.exit_code not in (0, Deadline.exit_code)]
     is_stopped = any(summary.exit_code == Deadline.exit_code for summary in summaries)
@@ -74,7 +74,7 @@ def show_night(config: NightlyConfig, tonight: date | None = None, folder: Path 
         print_text(f"report: {night.report}")
     send_notification(config.notify, night.content())
     if failed:
-        names = first_of([f"{summary.job} (exit {summary.exit_code})" for summary in failed])
+        names = join_first([f"{summary.job} (exit {summary.exit_code})" for summary in failed])
         ending = ". Then the night stopped at its deadline" if is_stopped else ""
         raise NightFailed(f"{len(failed)} of {len(summaries)} runs failed: {names}{ending}", code)
     if is_stopped:
@@ -206,7 +206,7 @@ def deadline(clock: str | None) -> Iterator[None]:
     """Raise Deadline in the main thread when local clocks show HH:MM; never if `clock` is None."""
 
     def raise_deadline(signum: int, frame: FrameType | None) -> None:
-        if raisable(frame):
+        if can_raise(frame):
             raise Deadline
         signal.setitimer(signal.ITIMER_REAL, LATER_SECONDS)
 

@@ -17,7 +17,7 @@ from imagemill.pipeline.cluster.connection import ensure_token, wait_for_end
 from imagemill.pipeline.cluster.contact import contact
 from imagemill.pipeline.errors import ConfigError, Deadline, Failure, Interrupted, RunFailed, StorageError
 from imagemill.pipeline.logs import as_json, configure
-from imagemill.pipeline.signals import ENDING, again, raisable
+from imagemill.pipeline.signals import ENDING_SIGNALS, can_raise, raise_later
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill")
@@ -27,9 +27,9 @@ DEADLINE = "stopped at the deadline. Committed rows are kept; the next night con
 
 def raise_interrupted(signum: int, frame: FrameType | None) -> None:
     """Handle a signal: raise Interrupted, or deliver the signal again if the frame must not be interrupted."""
-    if raisable(frame):
+    if can_raise(frame):
         raise Interrupted
-    again(signum)
+    raise_later(signum)
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def native_stderr_into(file: IO[bytes]) -> Iterator[None]:
 def run_command() -> int:
     """Run the command of `sys.argv` and return its exit code.
 
-    Messages of Ray's core are hidden. If the workers or Ray failed, they are kept in a file that stderr names.
+    Messages of Ray's core are hidden. If the workers or Ray failed, the messages go to a file, and stderr names the file.
     """
     try:
         tempfile.gettempdir()
@@ -71,17 +71,17 @@ def run_command() -> int:
                 # The signal arrived while `call_app` reported how the command ended.
                 code = print_ending(INTERRUPTED, Interrupted.exit_code)
         file.seek(0)
-        # If Ray stopped answering, its core only repeats that, many times.
+        # If Ray stopped answering, the messages only repeat that Ray does not answer.
         if code == RunFailed.exit_code and not contact.lost and (messages := file.read()):
-            with tempfile.NamedTemporaryFile(prefix="imagemill-native-", suffix=".log", delete=False) as kept:
-                kept.write(messages)
-            print(f"imagemill: messages of Ray's core are in {kept.name}", file=sys.stderr)
+            with tempfile.NamedTemporaryFile(prefix="imagemill-native-", suffix=".log", delete=False) as log_file:
+                log_file.write(messages)
+            print(f"imagemill: messages of Ray's core are in {log_file.name}", file=sys.stderr)
     return code
 
 
 def exit_process(code: int) -> NoReturn:
-    """End the process at once. The interpreter would spend a second on taking torch and Ray apart."""
-    for number in ENDING:
+    """End the process at once. An orderly end of the interpreter would spend a second on unloading torch and Ray."""
+    for number in ENDING_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     wait_for_end()
     for stream in (sys.stdout, sys.stderr):
@@ -95,7 +95,7 @@ def call_app() -> int:
 
     An error that the user can fix is printed as one line on stderr, without a traceback.
     """
-    for number in ENDING:
+    for number in ENDING_SIGNALS:
         # A command that was started with nohup must outlive its terminal.
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, raise_interrupted)

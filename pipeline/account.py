@@ -28,7 +28,7 @@ class Account:
     reasons: dict[str, int]
     """Error class → number of rejects."""
     doubles_dropped: int
-    """Duplicate rows that were removed."""
+    """Number of duplicate rows that were removed."""
     parquet_bytes: int
     pixels: int
     """Pixels of the source images."""
@@ -40,7 +40,7 @@ class Account:
     """Column → mean over the images of the run."""
 
 
-def drop_doubles(output: Store, plan: Plan, new: list[str]) -> int:
+def drop_duplicates(output: Store, plan: Plan, new: list[str]) -> int:
     """Keep one row for each (image_id, version) of `results`: the row with the highest fencing token.
 
     Duplicates arise in three ways: an engine ran a block twice, the plan processed an image again, or a run was killed
@@ -65,19 +65,21 @@ def drop_doubles(output: Store, plan: Plan, new: list[str]) -> int:
     order = pc.sort_indices(keys, sort_keys=[("fence", "descending"), ("part", "ascending"), ("row", "ascending")])
     keys = keys.take(order)
     codes = [column.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64) for column in keys.select(KEYS)]
-    _, first = np.unique(codes[0] * (codes[1].max(initial=0) + 1) + codes[1], return_index=True)
-    duplicates = keys.take(pa.array(np.setdiff1d(np.arange(len(keys)), first)))
-    drop: dict[str, set[int]] = {}
+    _, first_rows = np.unique(codes[0] * (codes[1].max(initial=0) + 1) + codes[1], return_index=True)
+    duplicates = keys.take(pa.array(np.setdiff1d(np.arange(len(keys)), first_rows)))
+    duplicate_rows: dict[str, set[int]] = {}
     for path, row in zip(*columns_as_lists(duplicates, ["part", "row"]), strict=True):
-        drop.setdefault(path, set()).add(row)
-    if not drop:
+        duplicate_rows.setdefault(path, set()).add(row)
+    if not duplicate_rows:
         return 0
     remaining = []
-    for path, numbers in drop.items():
+    for path, numbers in duplicate_rows.items():
         table = read_part(output, path, None)
         remaining.append(table.filter(pa.array([n not in numbers for n in range(len(table))])))
-    replace_parts(output, "results", set(drop), pa.concat_tables(remaining, promote_options="default"), DOUBLES_LEVEL)
-    return sum(map(len, drop.values()))
+    replace_parts(
+        output, "results", set(duplicate_rows), pa.concat_tables(remaining, promote_options="default"), DOUBLES_LEVEL
+    )
+    return sum(map(len, duplicate_rows.values()))
 
 
 def number_rows(table: pa.Table) -> pa.Table:
@@ -90,7 +92,7 @@ def number_rows(table: pa.Table) -> pa.Table:
 
 
 def account(output: Store, plan: Plan, quality: list[str]) -> Account:
-    """Check that each planned image is now exactly one row or one reject, and count them.
+    """Check that each planned image is exactly one row or one reject, and count the rows and rejects.
 
     Args:
         output: the output of the run.
@@ -101,17 +103,17 @@ def account(output: Store, plan: Plan, quality: list[str]) -> Account:
         VerificationError: when a planned image has neither a row nor a reject.
     """
     ids, versions = (plan.todo[name].combine_chunks() for name in KEYS)
-    dropped = drop_doubles(output, plan, list_new_parts(output, plan.parts, "results"))
+    duplicates_dropped = drop_duplicates(output, plan, list_new_parts(output, plan.parts, "results"))
     results = list_new_parts(output, plan.parts, "results")
     ok, rejected = np.zeros(len(ids), bool), np.zeros(len(ids), bool)
-    pixels, left_out, damaged, sums, counts = 0, 0, 0, dict.fromkeys(quality, 0.0), Counter[str]()
+    pixels, frames_left_out, damaged, sums, counts = 0, 0, 0, dict.fromkeys(quality, 0.0), Counter[str]()
     # Duplicates may come from parts of an older version of imagemill, which lack the later columns.
     columns = [*KEYS, "orig_width", "orig_height", "frames", "damaged", *quality]
     for chunk in scan_parts(output, results, columns, absent=pa.schema(SOURCE)):
-        table, place = match_versions(chunk, ids, versions)
-        ok[place] = True
+        table, indices = match_versions(chunk, ids, versions)
+        ok[indices] = True
         pixels += int(np.sum(table["orig_width"].to_numpy().astype(np.int64) * table["orig_height"].to_numpy()))
-        left_out += int(pc.sum(pc.subtract(table["frames"].fill_null(1), 1)).as_py() or 0)
+        frames_left_out += int(pc.sum(pc.subtract(table["frames"].fill_null(1), 1)).as_py() or 0)
         damaged += int(pc.sum(table["damaged"]).as_py() or 0)
         for name in quality:
             values = table[name].to_numpy(zero_copy_only=False).astype(np.float64)
@@ -120,10 +122,10 @@ def account(output: Store, plan: Plan, quality: list[str]) -> Account:
             counts[name] += len(values)
     reasons: Counter[str] = Counter()
     for chunk in scan_parts(output, list_new_parts(output, plan.parts, "rejects"), [*KEYS, "error_class"]):
-        table, place = match_versions(chunk, ids, versions)
-        for at, error_class in zip(place, table["error_class"].to_pylist(), strict=True):
-            if not ok[at] and not rejected[at]:
-                rejected[at] = True
+        table, indices = match_versions(chunk, ids, versions)
+        for index, error_class in zip(indices, table["error_class"].to_pylist(), strict=True):
+            if not ok[index] and not rejected[index]:
+                rejected[index] = True
                 reasons[error_class] += 1
     missing = len(ids) - int(ok.sum()) - int(rejected.sum())
     if missing:
@@ -131,16 +133,16 @@ def account(output: Store, plan: Plan, quality: list[str]) -> Account:
             f"{output.url}: {missing} of {len(ids)} planned images have neither a row nor a reject. Run the command again"
         )
     means = {name: sums[name] / counts[name] for name in quality if counts[name]}
-    named = set(results)
-    size = sum(e.size for e in output.entries("results") if e.path in named)
+    result_paths = set(results)
+    size = sum(e.size for e in output.entries("results") if e.path in result_paths)
     return Account(
         ok=int(ok.sum()),
         rejected=int(rejected.sum()),
         reasons=dict(reasons.most_common()),
-        doubles_dropped=dropped,
+        doubles_dropped=duplicates_dropped,
         parquet_bytes=size,
         pixels=pixels,
-        frames_left_out=left_out,
+        frames_left_out=frames_left_out,
         damaged=damaged,
         quality=means,
     )

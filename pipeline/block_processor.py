@@ -25,14 +25,14 @@ from imagemill.pipeline.cluster.tally import Tally
 from imagemill.pipeline.images.decode import decode_image, read_pixel_count
 from imagemill.pipeline.images.errors import DAMAGED_IMAGE, ImageError
 from imagemill.pipeline.images.masks import decode_mask
-from imagemill.pipeline.item import Item, Rejected, unexpected
+from imagemill.pipeline.item import Item, Rejected, build_reject
 from imagemill.pipeline.logs import configure_worker
 from imagemill.pipeline.lookahead import map_ahead
 from imagemill.pipeline.output.stored_checkpoint import load_stored_model
 from imagemill.pipeline.output.style_images import load_style_images
 from imagemill.pipeline.pixel_budget import PixelBudget
 from imagemill.pipeline.row_builder import RowBuilder
-from imagemill.pipeline.schema import LATENT_KEPT, row_schema
+from imagemill.pipeline.schema import LATENT_CONTENT, row_schema
 from imagemill.pipeline.sources.image_reader import ImageReader, ReadError
 from imagemill.pipeline.sources.source import UNREADABLE_SHARD
 from imagemill.pipeline.store_failures import reason
@@ -42,13 +42,13 @@ log = logging.getLogger("imagemill.run")
 KEEP_DAMAGED = " Or keep the image as it is with --accept-damaged."
 """Added to the reason of a damaged input image. Masks, style images and training images must be intact."""
 ROWS_BYTES = 64_000_000
-"""Bytes of latents in rows that wait for the end of their block; more become a table and a part before the block ends."""
+"""Maximum bytes of latents in the rows of a table. A block with more latents becomes several tables and parts."""
 
 
 class BlockProcessor:
     """Turns blocks of references into rows.
 
-    An image that fails never raises an exception: it becomes a row with `stage` set.
+    An image that fails raises no exception. It becomes a row with `stage` set.
 
     Args:
         job: the same for all blocks of a run.
@@ -80,7 +80,7 @@ class BlockProcessor:
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """Yield the rows of a block (schema.row_schema) in its order.
 
-        There are several tables if the rows take much memory.
+        A block becomes several tables if its latents take much memory (ROWS_BYTES).
 
         Raises:
             StorageError: when the output accepts no more files.
@@ -94,7 +94,7 @@ class BlockProcessor:
         latent_bytes = 0
         for item in items:
             rows[item.reference["image_id"]] = item.row
-            latent_bytes += sum(len(item.row[name]) for name in LATENT_KEPT if name in item.row)
+            latent_bytes += sum(len(item.row[name]) for name in LATENT_CONTENT if name in item.row)
             if latent_bytes > ROWS_BYTES:
                 yield self._to_table(references, rows)
                 rows, latent_bytes = {}, 0
@@ -107,9 +107,9 @@ class BlockProcessor:
         return pa.Table.from_pylist([rows[image_id] for image_id in ids if image_id in rows], self.schema)
 
     def _process_singly(self, references: list[dict[str, Any]], suspects: Suspects) -> Iterator[Item]:
-        """Process one image at a time, because a process died in this block: the next death then names its image."""
+        """Process one image at a time, because a process died in this block: the next death then identifies its image."""
         for reference in references:
-            if suspects.accused(reference["image_id"]):
+            if suspects.is_accused(reference["image_id"]):
                 message = "its process died twice while it processed this image alone (a decoder crashed, or memory ran out)"
                 transient = reference["attempts"] + 1 < TRIED_BY_RUNS
                 reject = Rejected("process", "KilledProcess", message, transient)
@@ -119,7 +119,7 @@ class BlockProcessor:
             yield from self._process([reference])
 
     def _process(self, references: list[dict[str, Any]]) -> Iterator[Item]:
-        """Yield the items of references with their rows."""
+        """Yield the item of each reference, with its finished row."""
         for group in self.budget.split(self._fetch_ahead(references)):
             depth = 4 * self.job.threads + self.job.batch_size
             yield from map_ahead(lambda item: self.threads.submit(self.build_row, item), self._run_model(group), depth)
@@ -133,7 +133,7 @@ class BlockProcessor:
         return map_ahead(submit, references, 2 * self.job.threads)
 
     def _run_model(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Decode items a few ahead of the model, and yield them with their outputs, batch by batch."""
+        """Yield items with their model outputs, batch by batch, and decode a few items ahead of the model."""
         decoded = map_ahead(lambda item: self.threads.submit(self._decode, item), items, 2 * self.job.threads)
         for batch in self._batches(decoded):
             if batch[0].error is None:
@@ -142,23 +142,23 @@ class BlockProcessor:
 
     def _batches(self, items: Iterable[Item]) -> Iterator[list[Item]]:
         """Yield decoded items in batches of one padded size, and each failed item alone."""
-        waiting: dict[tuple[int, int], list[Item]] = {}
+        groups: dict[tuple[int, int], list[Item]] = {}
         waiting_pixels = 0
         for item in items:
             if item.picture is None or item.error:
                 yield [item]
                 continue
             size = padded_size(item.picture.rgb, self.model.stride)
-            waiting.setdefault(size, []).append(item)
+            groups.setdefault(size, []).append(item)
             waiting_pixels += self.budget.pixels_out(size[0] * size[1])
-            if len(waiting[size]) >= min(self.job.batch_size, self.budget.batch_images(size[0] * size[1])):
-                waiting_pixels -= self.budget.pixels_out(size[0] * size[1] * len(waiting[size]))
-                yield waiting.pop(size)
+            if len(groups[size]) >= min(self.job.batch_size, self.budget.batch_images(size[0] * size[1])):
+                waiting_pixels -= self.budget.pixels_out(size[0] * size[1] * len(groups[size]))
+                yield groups.pop(size)
             while waiting_pixels > self.budget.waiting:
-                largest = max(waiting, key=lambda s: s[0] * s[1] * len(waiting[s]))
-                waiting_pixels -= self.budget.pixels_out(largest[0] * largest[1] * len(waiting[largest]))
-                yield waiting.pop(largest)
-        yield from waiting.values()
+                largest = max(groups, key=lambda s: s[0] * s[1] * len(groups[s]))
+                waiting_pixels -= self.budget.pixels_out(largest[0] * largest[1] * len(groups[largest]))
+                yield groups.pop(largest)
+        yield from groups.values()
 
     def _fetch(self, reference: dict[str, Any]) -> Item:
         """Return an item with its encoded image and mask, or with its error."""
@@ -177,7 +177,7 @@ class BlockProcessor:
         except ReadError as e:
             item.error = Rejected("fetch", e.error_class, str(e), e.transient).row
         except Exception as e:  # noqa: BLE001 - any error of one image must not fail the others
-            item.error = unexpected("fetch", e, isinstance(e, MemoryError)).row
+            item.error = build_reject("fetch", e, isinstance(e, MemoryError)).row
         return item
 
     def _decode(self, item: Item) -> Item:
@@ -194,7 +194,7 @@ class BlockProcessor:
             advice = KEEP_DAMAGED if e.error_class == DAMAGED_IMAGE else ""
             item.error = Rejected("decode", e.error_class, f"{e}{advice}").row
         except Exception as e:  # noqa: BLE001 - any error of one image must not fail the others
-            item.error = unexpected("decode", e, isinstance(e, MemoryError)).row
+            item.error = build_reject("decode", e, isinstance(e, MemoryError)).row
         item.mask_data = None
         return item
 
@@ -206,15 +206,15 @@ class BlockProcessor:
             raise Rejected("decode", f"Mask{e.error_class}", f"the mask: {e}") from None
 
     def _predict(self, batch: list[Item]) -> None:
-        """Run the model on a batch; if that fails, on its halves, down to the image that fails alone."""
+        """Run the model on a batch. If the model fails, retry with each half, until a failing image is alone."""
         error = self._predict_once(batch)
         if error is None:
             return
         if len(batch) == 1:
             batch[0].error = error
             return
-        # Halves keep batches as large as memory allows. No exception is being handled here: its traceback would keep the
-        # memory of the whole batch.
+        # Halves keep batches as large as memory allows. This code is outside the `except` block, because the traceback would
+        # keep the memory of the whole batch.
         self._predict(batch[: len(batch) // 2])
         self._predict(batch[len(batch) // 2 :])
 
@@ -232,7 +232,7 @@ class BlockProcessor:
                 log.critical("the GPU is no longer usable: %s. This worker ends and a new one replaces it", reason(e))
                 os._exit(1)
             # torch raises RuntimeError when memory runs out and when the device fails: neither is the image's fault.
-            return unexpected("model", e, isinstance(e, MemoryError | RuntimeError)).row
+            return build_reject("model", e, isinstance(e, MemoryError | RuntimeError)).row
         for item, output in zip(batch, outputs, strict=True):
             item.output = output
         return None

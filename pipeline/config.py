@@ -28,7 +28,7 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def rename_old_keys(cls, values: Any) -> Any:
-        """Give keys their present names. If a key has both names, the later one wins, as a flag wins over the YAML."""
+        """Give keys their present names. If a key has both names, the later one wins: flags override the YAML."""
         return {cls.OLD_KEYS.get(key, key): value for key, value in values.items()} if isinstance(values, dict) else values
 
 
@@ -131,7 +131,7 @@ class RunConfig(Strict):
     address: str | None = Field(None, description="Run on the Ray cluster at this address. Default: on this machine alone.")
 
     def measured_share(self, images: int) -> float:
-        """Return the share, 0 to 1, of `images` (at least 1) whose quality is measured, if measuring takes a decoding."""
+        """Return the share, 0 to 1, of `images` (at least 1) whose quality a task that stores latents measures."""
         return 1.0 if self.reconstruct else min(1.0, self.quality / images)
 
     @field_validator("retry_failed")
@@ -144,13 +144,13 @@ class RunConfig(Strict):
 
     @field_validator("quality", mode="before")
     @classmethod
-    def as_count(cls, value: Any) -> Any:
+    def convert_booleans(cls, value: Any) -> Any:
         """Turn true and false, which configs of older runs use, into a number of images."""
         return (QUALITY_IMAGES if value else 0) if isinstance(value, bool) else value
 
 
 class Loader(yaml.SafeLoader):
-    """Reads YAML without surprises: 22:30 is not a number in base 60, and 2026-03-01 is text, such as a folder name."""
+    """A YAML loader that reads 22:30 and 2026-03-01 as text, not as a number in base 60 and a date."""
 
 
 NUMBERS = {"tag:yaml.org,2002:int": r"[-+]?(?:0b[01_]+|0[0-7_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)"}
@@ -166,12 +166,20 @@ for tag, pattern in NUMBERS.items():
 
 
 def yaml_value(text: str) -> Any:
-    """Return the value of a YAML text. Raise yaml.YAMLError if the text is malformed."""
+    """Return the value of a YAML text.
+
+    Raises:
+        yaml.YAMLError: when the text is malformed.
+    """
     return yaml.load(text, Loader)
 
 
 def read_yaml(path: str) -> dict[str, Any]:
-    """Return the mapping in a YAML file. Raise ConfigError if the file is missing, malformed, or not a mapping."""
+    """Return the mapping in a YAML file.
+
+    Raises:
+        ConfigError: when the file is missing, malformed, or not a mapping.
+    """
     try:
         content = yaml_value(Path(path).read_text(encoding="utf-8"))
     except OSError as e:
@@ -236,8 +244,8 @@ def validate(model: type[Model], values: dict[str, Any], origin: str, group: tup
         return model.model_validate(values)
     except ValidationError as e:
         lines = []
+        # Valid keys of a group → unknown keys in the group.
         unknown: dict[str, list[str]] = {}
-        """Valid keys → unknown keys in their group."""
         for error in e.errors():
             key = ".".join(map(str, (*group, *error["loc"])))
             if error["type"] == "extra_forbidden":

@@ -53,7 +53,7 @@ def write(target: Path, data: bytes, durable: bool) -> None:
 
 
 def create(target: Path, data: bytes) -> bool:
-    """Write a file if no file has its name. Return False if one has."""
+    """Write a file if no file has this name. Return False if one has."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with temporary_in(target.parent) as temporary:
         temporary.write_bytes(data)
@@ -61,9 +61,9 @@ def create(target: Path, data: bytes) -> bool:
 
 
 def age(path: Path) -> float:
-    """Return the seconds since a file was written, by the clock of its disk; on a network that is the server's clock.
+    """Return the seconds since a file was written, by the clock of its disk; on a network disk, by the server's clock.
 
-    A new file shows the time of that clock.
+    The modification time of a new file shows the time of that clock.
     """
     with temporary_in(path.parent) as probe:
         probe.touch()
@@ -78,11 +78,11 @@ def folds_case(root: Path) -> bool:
             probe.touch()
             return probe.with_name(probe.name.upper()).exists()
         except OSError:
-            return False  # The next write fails in the same way, with a message.
+            return False  # The next write fails for the same reason, with a message.
 
 
 def sweep(root: str, spare: str) -> None:
-    """Remove the temporary files below `root`, except in the folder `spare`."""
+    """Remove the temporary files below `root`, except those in the folder `spare`."""
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if f"{folder}/{name}" != spare]
         for name in filter(TEMPORARY.fullmatch, names):
@@ -113,7 +113,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def move_over(temporary: Path, target: Path) -> None:
-    """Rename a file; replace a file of that name."""
+    """Rename a file, and replace any file of the new name."""
     try:
         temporary.replace(target)
     except FileExistsError:

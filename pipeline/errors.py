@@ -34,7 +34,7 @@ class StorageError(Failure):
 
 
 class DamagedPart(StorageError):
-    """The content of a Parquet part is damaged; the store itself works."""
+    """The content of a Parquet part is damaged; the store itself works. Exit 5."""
 
 
 class RunFailed(Failure):
@@ -59,6 +59,7 @@ class NightFailed(Failure):
     """A run of a night failed. The exit code is that of the first failed run, or 8 if the deadline passed too."""
 
     at_deadline = 8
+    """Exit code if a run failed and the deadline passed too."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -71,7 +72,7 @@ class VerificationError(Failure):
     exit_code = 6
 
 
-def first_of(problems: Sequence[str], most: int = 10) -> str:
-    """Return the first `most` problems in one line, and the number of the others."""
-    rest = f"; and {len(problems) - most:,} more" if len(problems) > most else ""
-    return "; ".join(problems[:most]) + rest
+def join_first(problems: Sequence[str], limit: int = 10) -> str:
+    """Join the first `limit` problems in one line, followed by the number of the remaining ones."""
+    rest = f"; and {len(problems) - limit:,} more" if len(problems) > limit else ""
+    return "; ".join(problems[:limit]) + rest

@@ -39,7 +39,7 @@ class Etags:
             earlier: MD5s of the bytes of earlier reads; the MD5 of these bytes is added.
 
         Raises:
-            OSError: when they differ and no earlier read returned the same bytes.
+            OSError: when the MD5 and the etag differ and no earlier read returned the same bytes.
         """
         etag = answer.get("ETag", "").strip('"')
         opaque = "aws:" in answer.get("ServerSideEncryption", "") or answer.get("SSECustomerAlgorithm")

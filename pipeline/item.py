@@ -13,7 +13,7 @@ from imagemill.pipeline.store_failures import class_of, reason
 
 @dataclass
 class Item:
-    """One image with what the stages have made of it so far; each stage drops what the next ones do not need."""
+    """An image and its intermediate results. Each stage releases what the later stages do not need."""
 
     reference: dict[str, Any]
     """A row of the plan (schema.REFERENCE)."""
@@ -29,7 +29,7 @@ class Item:
     """(H,W) uint8: 255 where the image is missing, else 0."""
     content_sha256: str = ""
     output: Output | None = None
-    """What the model made of the image, until it is encoded."""
+    """The output of the model for the image, until it is encoded."""
     error: dict[str, Any] | None = None
     """The reject columns of an image that failed."""
     row: dict[str, Any] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class Rejected(Exception):
         stage: `list`, `fetch`, `decode`, `model`, `encode`, `write` or `process`.
         error_class: class of the reject, such as `TooManyPixels`.
         message: the reason in one line.
-        transient: whether the next run tries the image again without being asked to.
+        transient: whether the next run processes the image again without `--retry-failed`.
     """
 
     def __init__(self, stage: str, error_class: str, message: str, transient: bool = False) -> None:
@@ -70,6 +70,6 @@ class Rejected(Exception):
         self.row = {"stage": stage, "error_class": error_class, "error": message, "transient": transient}
 
 
-def unexpected(stage: str, error: Exception, transient: bool) -> Rejected:
-    """Return the reject of an image that failed with an error that its stage does not name."""
+def build_reject(stage: str, error: Exception, transient: bool) -> Rejected:
+    """Return the reject of an image that failed with an unexpected error."""
     return Rejected(stage, class_of(error), reason(error), transient)

@@ -31,7 +31,11 @@ def as_json() -> bool:
 
 
 def configure(stream: TextIO) -> None:
-    """Log to a stream in the format of IMAGEMILL_LOG. Raise ConfigError if that is neither text nor json."""
+    """Log to a stream in the format of IMAGEMILL_LOG.
+
+    Raises:
+        ConfigError: when IMAGEMILL_LOG is neither text nor json.
+    """
     if (log_format := os.environ.get(VARIABLE) or "text") not in FORMATS:
         raise ConfigError(f"{VARIABLE}={log_format!r}: unknown. Valid: {', '.join(FORMATS)}")
     handler = logging.StreamHandler(stream)

@@ -32,18 +32,18 @@ def map_ahead(submit: Callable[[Item], HasResult[Result]], items: Iterable[Item]
     """Yield the result of `submit(item)` for each item, in the order of the items.
 
     The iterator submits up to `depth` further items before it waits for a result, so memory is bounded by the results of
-    `depth` + 1 items. An exception of the work is raised in its turn.
+    `depth` + 1 items. If the work of an item raises, the iterator raises that exception in place of the result.
 
     Args:
         submit: starts the work of one item, usually on a thread pool.
         items: consumed lazily.
-        depth: number of items that may be in work, or finished and not yet yielded, next to the one that is waited for; 0
-            works on one item at a time.
+        depth: maximum number of items that are in work or finished, in addition to the item whose result comes next; 0
+            processes one item at a time.
     """
-    ahead: deque[HasResult[Result]] = deque()
+    pending: deque[HasResult[Result]] = deque()
     for item in items:
-        ahead.append(submit(item))
-        if len(ahead) > depth:
-            yield ahead.popleft().result()
-    while ahead:
-        yield ahead.popleft().result()
+        pending.append(submit(item))
+        if len(pending) > depth:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()

@@ -1,4 +1,4 @@
-"""How long to wait for a busy server: as long as its Retry-After header asks, within limits shared by all requests."""
+"""Decide how long to wait for a busy server: as its Retry-After header asks, within limits that all requests share."""
 
 import random
 import threading
@@ -13,12 +13,13 @@ BUSY = (429, 503)
 PAUSE_SECONDS = 60.0
 """The longest single wait, even if a server asks for a longer one."""
 PATIENCE_SECONDS = 120.0
-"""After a host has only been busy for so long, each request is sent once and a refusal is final for this run."""
+"""If a host has refused all requests for this long, each request is sent once, and a refusal is final."""
 FIRST_SECONDS = 0.5
+"""The first wait for a server that does not say how long to wait; later waits double."""
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that the headers of a response ask to wait; None if they do not ask.
+    """Return the seconds to wait according to the headers of a response; None without a Retry-After header.
 
     A date is compared with the server's own clock if the response states it.
     """
@@ -50,8 +51,8 @@ _hosts: dict[str, _Host] = {}
 _lock = threading.Lock()
 
 
-def answered(host: str) -> None:
-    """Record that a host gave an answer other than busy."""
+def record_answer(host: str) -> None:
+    """Record that a host answered, other than that it is busy."""
     with _lock:
         if state := _hosts.get(host):
             state.busy_since = None

@@ -7,8 +7,10 @@ from itertools import groupby
 from imagemill.pipeline.item import Item
 
 MODEL_PIXELS = {"cpu": 2_000_000, "cuda": 64_000_000}
+"""Device → pixels of a model batch; on a GPU that the worker does not share."""
 WAITING_PIXELS = 64_000_000
 DECODED_PIXELS = {"cpu": 48_000_000, "cuda": 1_000_000_000}
+"""Device → pixels of all images that a worker has decoded ahead of the model."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class PixelBudget:
     model: int
     """Pixels of a model batch."""
     waiting: int
-    """Pixels of images that wait for a batch of their size; above it the largest group becomes a batch as it is."""
+    """Pixels of images that wait until their batch is full. Above this limit, the largest group becomes a batch at once."""
     largest_shared: int
     """Pixels of the largest image that is decoded while the worker holds other images."""
     scale: int
@@ -50,7 +52,7 @@ class PixelBudget:
         return max(1, self.model // self.pixels_out(pixels))
 
     def is_large(self, item: Item) -> bool:
-        """Return whether an image, by the size in its header, takes the whole budget."""
+        """Return whether an image takes the whole budget, according to the size in its header."""
         return self.pixels_out(item.pixels) > self.largest_shared
 
     def split(self, items: Iterable[Item]) -> Iterator[Iterator[Item]]:

@@ -28,7 +28,7 @@ ENTRIES_PER_CHUNK = 20_000
 
 @dataclass
 class Plan:
-    """What a run would process, and what its output holds already."""
+    """What a run would process, and what its output already holds."""
 
     todo: pa.Table
     """References (schema.REFERENCE) to the images to process, in the order of the listing."""
@@ -46,14 +46,14 @@ class Plan:
     """Paths of the parts that the output held when the plan was made."""
     doubled: pa.Table
     """image_id of the images with several rows of their version, which a killed run left."""
-    strange: bool
-    """Whether the output holds rows or rejects, but none of an image of the input."""
+    is_unrelated: bool
+    """Whether the output holds rows or rejects, but not of any image of the input."""
     fencing_token: int
-    """The highest fencing token of the runs that made, or were to replace, rows of these images."""
+    """The highest fencing token of the runs that wrote, or were to replace, rows of the images in the input."""
     rows: int
     """Rows of the output, of all images."""
     moved: Counter[str] = field(default_factory=Counter)
-    """Former place → number of images whose newest row was made from a source in that place instead of the present one."""
+    """Former place → number of images whose newest row was made from a source in that place, not from the present source."""
     moved_example: str | None = None
     """Name of an image in `moved`."""
     absent: pa.Table | None = None
@@ -80,7 +80,7 @@ def make_plan(
     accept_damaged: bool = False,
     limit: int | None = None,
 ) -> Plan:
-    """Subtract the committed rows from the listed images.
+    """Return the plan of a run: the listed images without those that have a committed row.
 
     Args:
         listed: images, and the kinds of other files (sources.input.list_images).
@@ -88,8 +88,8 @@ def make_plan(
         output: store that holds the committed rows.
         checkpoint_sha256: digest of the checkpoint, part of the version of a row.
         parameters: all other values that change pixels or codes, part of the version of a row.
-        retry_failed: process only the rejects of the same version again; with an error class, only the rejects of this
-            class. Without it, rejects with a transient cause are processed again next to new images.
+        retry_failed: True processes only the rejects of the same version again; an error class, only the rejects of this
+            class. False processes new and changed images, and rejects with a transient cause.
         accept_damaged: process the images again whose newest reject is of the class DamagedImage.
         limit: process at most this many images.
 
@@ -100,9 +100,9 @@ def make_plan(
     ids, versions = (inputs[name].combine_chunks() for name in ("image_id", "version"))
     results, rejects = list_parts(output, "results"), list_parts(output, "rejects")
     newest = read_newest_rows(output, results, inputs)
-    accepted = (DAMAGED_IMAGE,) if accept_damaged else ()
+    accepted_classes = (DAMAGED_IMAGE,) if accept_damaged else ()
     retried_class = retry_failed if isinstance(retry_failed, str) else None
-    history = read_rejects(output, rejects, ids, versions, accepted, retried_class)
+    history = read_rejects(output, rejects, ids, versions, accepted_classes, retried_class)
     attempts, is_retried = history.attempts, history.is_retried
     if retried_class and not is_retried.any():
         log.warning(
@@ -111,37 +111,37 @@ def make_plan(
             retried_class,
             output.url,
         )
-    done = newest.is_same_version & (newest.fencing_token >= 0)
-    waiting = history.waits & ~done
-    selected = np.flatnonzero(~done & (is_retried if retry_failed else ~waiting))[:limit]
+    is_done = newest.is_same_version & (newest.fencing_token >= 0)
+    is_waiting = history.waits & ~is_done
+    selected = np.flatnonzero(~is_done & (is_retried if retry_failed else ~is_waiting))[:limit]
     todo = inputs.take(selected)
     for name, values in (("attempts", attempts[selected].astype(np.int32)), ("known", newest.has_row[selected])):
         column = REFERENCE.get_field_index(name)
         todo = todo.set_column(column, REFERENCE.field(column), pa.array(values))
     redone = todo.select(["image_id"]).filter(todo["known"])
     doubled = inputs.select(["image_id"]).filter(pa.array(newest.row_counts > 1))
-    waiting_rejects = 0 if retry_failed else int(waiting.sum())
+    waiting_rejects = 0 if retry_failed else int(is_waiting.sum())
     parts, fencing_token = {*results, *rejects}, int(newest.max_fencing_token.max(initial=0))
     has_unread_shard = pc.any(pc.starts_with(inputs["problem"], UNREADABLE_SHARD)).as_py()
     absent = None if has_unread_shard else history.absent
-    strange = bool(parts) and not newest.has_row.any() and not attempts.any()
-    moved = np.flatnonzero(newest.moved_from >= 0)
-    images = np.bincount(newest.moved_from[moved], minlength=len(newest.places))
-    places = Counter({place: int(images[number]) for place, number in newest.places.items() if images[number]})
+    is_unrelated = bool(parts) and not newest.has_row.any() and not attempts.any()
+    moved_rows = np.flatnonzero(newest.moved_from >= 0)
+    image_counts = np.bincount(newest.moved_from[moved_rows], minlength=len(newest.places))
+    places = Counter({place: int(image_counts[number]) for place, number in newest.places.items() if image_counts[number]})
     return Plan(
         todo,
         len(inputs),
         ignored,
-        int(done.sum()),
+        int(is_done.sum()),
         waiting_rejects,
         redone,
         parts,
         doubled,
-        strange,
+        is_unrelated,
         fencing_token,
         newest.total_rows,
         places,
-        inputs["rel_path"][int(moved[0])].as_py() if len(moved) else None,
+        inputs["rel_path"][int(moved_rows[0])].as_py() if len(moved_rows) else None,
         absent,
     )
 
@@ -165,8 +165,8 @@ def build_references(
         for index, image in enumerate(images):
             digest = bytes.fromhex(image_id(image.rel_path))
             if digest in seen_ids:
-                # Two shard members with one name would be two rows of one key: the first is processed, the others are
-                # rejected under a name that tells them apart.
+                # Two shard members of the same name would become two rows of one image. The first member is processed. The
+                # later ones are rejected, each under a unique name.
                 problem = f"DuplicateName: another image has the name {redact_secrets(image.rel_path)}. Rename one of them"
                 repeats[image.rel_path] += 1
                 number = repeats[image.rel_path] if image.offset is None else image.offset

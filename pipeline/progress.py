@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 log = logging.getLogger("imagemill.progress")
 LOG_SECONDS = 15.0
 SLOW_RATE = 0.1
+"""Images per second below which the progress shows seconds per image."""
 Batch = TypeVar("Batch")
 
 
@@ -34,7 +35,7 @@ def progress_bar(done: ProgressColumn | None = None, transient: bool = False) ->
     The bar is disabled if stderr is not a terminal, or if informational messages are not logged either.
 
     Args:
-        done: column that shows how much is done; the number of images when absent.
+        done: column that shows how much is done; default: the number of images.
         transient: whether the bar disappears at the end.
     """
     return Progress(
@@ -53,7 +54,7 @@ def with_progress(task: str, batches: Iterable[Batch], total: int, images: Calla
     """Yield batches unchanged, and show how many of `total` images the consumed ones hold.
 
     Args:
-        task: what the bar is called: the command that does the work.
+        task: title of the bar: the command that does the work.
         batches: any iterable.
         total: number of images in all batches.
         images: returns the number of images in a batch.

@@ -1,4 +1,4 @@
-"""A config with its names resolved: task, checkpoint, input and output; and the plan of the run."""
+"""Resolve and check the names in a config (task, checkpoint, input, output), and build the plan of a run."""
 
 import logging
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ log = logging.getLogger("imagemill.run")
 
 @dataclass(frozen=True)
 class ResolvedRun:
-    """A config whose names are resolved and checked, except that the model is not built yet (check_model)."""
+    """A config whose names are resolved and checked. Only the model is not checked yet (check_model)."""
 
     config: RunConfig
     task: Task
@@ -43,7 +43,7 @@ class ResolvedRun:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Return all values, except the checkpoint, that change pixels or codes; they are part of the version of a row."""
+        """All values, except the checkpoint, that change pixels or codes; they are part of the version of a row."""
         values = {**self.params.model_dump(), "task": self.task.name, "reconstruct": self.config.reconstruct}
         # Defaults are left out, so that a new option does not change the version of existing rows.
         if image_options := self.config.image.model_dump(exclude_defaults=True):
@@ -178,12 +178,12 @@ def build_plan(resolved: ResolvedRun, store_indexes: bool = False) -> Plan:
 def find_input_warning(resolved: ResolvedRun, plan: Plan) -> str | None:
     """Return why the input or output may be the wrong place, or None.
 
-    Reasons are an input without images, and an input without any image that the output knows. The second reason does not
-    apply to an input of an earlier run: its images may all have been replaced.
+    There are two reasons: the input holds no image, or it holds none of the images that the output has rows of. The second
+    reason does not apply if an earlier run read the same input, because all of its images may have been replaced since.
     """
-    if not plan.strange:
-        others = f" (other files: {plan.ignored.total():,})" if plan.ignored else ""
-        return None if plan.found else f"{resolved.source.url} holds no image{others}. Is it the right place?"
+    if not plan.is_unrelated:
+        other_files = f" (other files: {plan.ignored.total():,})" if plan.ignored else ""
+        return None if plan.found else f"{resolved.source.url} holds no image{other_files}. Is it the right place?"
     # A run that ended before its plan processed nothing of its input.
     earlier_inputs = [record["input"] for record in read_last_records(resolved.output) if "planned" in record]
     if plan.found and resolved.source.url in earlier_inputs:
@@ -198,20 +198,19 @@ def find_input_warning(resolved: ResolvedRun, plan: Plan) -> str | None:
 def find_new_input(resolved: ResolvedRun, plan: Plan) -> str | None:
     """Return why a run must refuse this plan, or None.
 
-    A run must not replace the outputs of other images that happen to have the same names. The config can allow that, and
-    the permission lasts as long as the input stays the same.
+    A run must not replace the outputs of other images that happen to have the same names. The key allow_new_input permits
+    the replacement, and the permission holds for later runs on the same input.
     """
     if not plan.moved or resolved.config.allow_new_input:
         return None
     records = read_run_records(resolved.output, list_run_ids(resolved.output))
-    allowed = max((record for record in records if "moved_from" in record), key=fencing_token_of, default=None)
-    if allowed and is_same_place(allowed["input"], resolved.source.url):
+    allowed_run = max((record for record in records if "moved_from" in record), key=fencing_token_of, default=None)
+    if allowed_run and is_same_place(allowed_run["input"], resolved.source.url):
         return None
     [(place, _)] = plan.moved.most_common(1)
-    others = f" and {len(plan.moved) - 1:,} other places" if len(plan.moved) > 1 else ""
-    same_names = (
-        f"{plan.moved.total():,} of its {plan.found:,} images have rows that were made from {redact_secrets(place)}{others}"
-    )
+    other_places = f" and {len(plan.moved) - 1:,} other places" if len(plan.moved) > 1 else ""
+    same_names = f"{plan.moved.total():,} of its {plan.found:,} images have rows that were made from "
+    same_names += f"{redact_secrets(place)}{other_places}"
     return (
         f"input {resolved.source.url}: {same_names} (for example {redact_secrets(str(plan.moved_example))}), and a run "
         f"would replace their outputs in {resolved.output.url}. Choose another output. If the input was moved or renamed, "

@@ -17,7 +17,7 @@ from imagemill.pipeline.images.decode import DecodedImage
 from imagemill.pipeline.images.encode import check_output_size, choose_output_format, encode_output, encode_rgb, to_pillow
 from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.images.transparency import match_alpha
-from imagemill.pipeline.item import Item, Rejected, unexpected
+from imagemill.pipeline.item import Item, Rejected, build_reject
 from imagemill.pipeline.output.lease import check_newest
 from imagemill.pipeline.output.name_clashes import CLASHES
 from imagemill.pipeline.output.output_names import decoded_name, fallback_name, is_name_refused, output_name
@@ -44,7 +44,7 @@ class RowBuilder:
 
     def __init__(self, job: WorkerJob, task: Task, tally: Tally) -> None:
         self.job, self.task, self.tally = job, task, tally
-        self._claim_checked: tuple[float, ...] | None = None
+        self._last_claim_check: tuple[float, ...] | None = None
 
     def __call__(self, item: Item) -> Item:
         """Encode and write the output of an item, and set its row.
@@ -68,7 +68,7 @@ class RowBuilder:
         except (OutputHeld, StorageError):
             raise
         except Exception as e:  # noqa: BLE001 - any error of one image must not fail the others
-            item.error = unexpected("encode", e, isinstance(e, MemoryError)).row
+            item.error = build_reject("encode", e, isinstance(e, MemoryError)).row
         finally:
             item.picture = None
         error: dict[str, Any] = item.error or {}
@@ -79,8 +79,8 @@ class RowBuilder:
         return item
 
     def _write_output(self, item: Item, output: Output) -> dict[str, Any]:
-        """Write the image of an output and return the columns of its row. Releases the pixels of item and output."""
-        # The source's pixels are no longer needed, and encoding needs memory.
+        """Write the output image, return the columns of the row, and release the pixels of item and output."""
+        # The pixels of the source image are no longer needed, and encoding needs memory.
         picture, item.picture = replace(item.decoded, rgb=NO_PIXELS), None
         row: dict[str, Any] = {
             "content_sha256": item.content_sha256,
@@ -116,38 +116,42 @@ class RowBuilder:
         }
 
     def _check_claim(self) -> None:
-        """Check that the run still holds the output, unless that was checked a moment ago. Raises OutputHeld if not."""
+        """Check that the run still holds the output, unless the last check is recent (CLAIM_CHECK_SECONDS).
+
+        Raises:
+            OutputHeld: when another run holds the output.
+        """
         # The monotonic clock stops while a laptop sleeps, and the wall clock may be set, so both must be recent.
         now = time.monotonic(), time.time()
-        checked = self._claim_checked
-        if not checked or any(abs(b - a) > CLAIM_CHECK_SECONDS for a, b in zip(checked, now, strict=True)):
+        last = self._last_claim_check
+        if not last or any(abs(b - a) > CLAIM_CHECK_SECONDS for a, b in zip(last, now, strict=True)):
             check_newest(self.job.output, self.job.lineage["fence"])
-            self._claim_checked = now
+            self._last_claim_check = now
 
     def _write_file(self, item: Item, name: str, data: bytes) -> str:
         """Write an output file, under another name if the output cannot hold `name`; return its path in the output."""
-        other = fallback_name(item.reference["rel_path"], name)
-        path = f"images/{other if item.reference.get(CLASHES) else name}"
+        fallback = fallback_name(item.reference["rel_path"], name)
+        path = f"images/{fallback if item.reference.get(CLASHES) else name}"
         try:
             try:
                 self._replace_own(item, path, data)
             except OSError as e:
                 if not is_name_refused(e):
                     raise
-                path = f"images/{other}"
+                path = f"images/{fallback}"
                 self._replace_own(item, path, data)
         except Rejected:
             raise
         except Exception as e:  # noqa: BLE001 - any error of one image must not fail the others
             if is_unwritable(e):
                 raise StorageError(f"{self.job.output.uri(path)}: {reason(e)}") from None
-            raise unexpected("write", e, transient=True) from None
+            raise build_reject("write", e, transient=True) from None
         return path
 
     def _replace_own(self, item: Item, path: str, data: bytes) -> None:
         """Write an output file, but do not replace a file that no run wrote.
 
-        An interrupted run, or an earlier try of this block, may have left a file that no row names. Such a file is newer
+        An interrupted run, or an earlier attempt at this block, may have left a file that no row names. Such a file is newer
         than the run's first mark (ownership.oldest_unaccounted_file) or has the same bytes.
 
         Raises:

@@ -15,7 +15,7 @@ import yaml
 
 from imagemill.models.tasks.task import Task
 from imagemill.pipeline.account import Account, account
-from imagemill.pipeline.cluster.connection import signals_wait
+from imagemill.pipeline.cluster.connection import delay_signals
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.engines.ray_engine import execute
 from imagemill.pipeline.errors import ConfigError, Deadline, Interrupted, OutputHeld, StorageError, TooManyRejects
@@ -38,7 +38,7 @@ from imagemill.pipeline.superseded_rows import committed_ids, unmark_untouched
 
 log = logging.getLogger("imagemill.run")
 MOVED_SHOWN = 10
-"""Former places of images that run.json lists."""
+"""Maximum number of former places of images that run.json lists."""
 VERSIONED_PACKAGES = ("imagemill", "ray", "torch", "pyarrow", "pillow", "numpy", "s3fs")
 
 
@@ -64,7 +64,9 @@ def check_run_id(output: Store, run_id: str) -> None:
     if not RUN_ID.fullmatch(run_id):
         raise ConfigError(f"run_id={run_id!r}: must look like {new_run_id()} (UTC time and hexadecimal digits)")
     if output.exists(f"runs/{run_id}/config.yaml"):
-        raise ConfigError(f"run_id={run_id!r}: {output.url} has a run of this id. Choose another id, or omit --run-id")
+        raise ConfigError(
+            f"run_id={run_id!r}: {output.url} already has a run with this id. Choose another id, or omit --run-id"
+        )
 
 
 def run(config: RunConfig, record: RunRecord | None = None, run_id: str | None = None) -> dict[str, Any]:
@@ -79,15 +81,15 @@ def run(config: RunConfig, record: RunRecord | None = None, run_id: str | None =
         The content of run.json, and the path of the report as `report` if it was written.
 
     Raises:
-        ConfigError: before any image is processed.
-        CheckpointError: before any image is processed.
-        StorageError: at any time. Committed rows stay.
-        OutputHeld: when another run holds the output.
+        ConfigError: when the config, the input or the output is invalid. No image has been processed then.
+        CheckpointError: when the checkpoint cannot be used. No image has been processed then.
+        StorageError: when the input cannot be read or the output cannot be written. Committed rows stay.
+        OutputHeld: when another run holds the output. Committed rows stay.
         RunFailed: when the engine cannot finish. Committed rows stay.
         Interrupted: after a signal. Committed rows stay. If run.json was already written, `record` says how the run ended.
-        Deadline: like Interrupted.
-        TooManyRejects: after all rows are committed.
-        VerificationError: after all rows are committed.
+        Deadline: when a night reaches its deadline; otherwise like Interrupted.
+        TooManyRejects: when more images were rejected than max_reject_fraction allows. All rows are committed.
+        VerificationError: when a planned image has neither a row nor a reject. All other rows are committed.
     """
     resolved = resolve(config)
     check_output_task(resolved)
@@ -132,7 +134,7 @@ def run(config: RunConfig, record: RunRecord | None = None, run_id: str | None =
             record.seconds["total"] = round(time.monotonic() - began, 3)
             record.ended_at = datetime.now(UTC).isoformat(timespec="seconds")
             try:
-                with signals_wait(once=True):
+                with delay_signals(once=True):
                     write_record(resolved.output, record)
                 # The report comes after run.json, which must exist even if drawing the page takes long or is interrupted.
                 parts, todo = (plan.parts, plan.todo) if plan else (set(), None)
@@ -141,7 +143,7 @@ def run(config: RunConfig, record: RunRecord | None = None, run_id: str | None =
                 # If the run failed, its own exception says more than a missing report.
                 if not record.exit_code:
                     raise
-        # Compaction comes last, because the report recognises the parts of its run as those that were not there before.
+        # Compaction comes last: to the report, all parts that are not in `plan.parts` are parts of this run.
         if plan and len(plan.todo):
             compact(resolved.output, plan.parts, config.compression_level, lease.check_held)
         return record.content()
@@ -202,12 +204,12 @@ def check_rejects(config: RunConfig, counts: Account, plan: Plan, output: Store)
 
 
 def record_failure(record: RunRecord, error: BaseException, output: Store, plan: Plan | None) -> None:
-    """Fill in how a run failed and, if possible, how many images it committed."""
+    """Fill in how a run failed and, if the output can be read, how many images the run committed."""
     record.exit_code = getattr(error, "exit_code", 1)
     record.exit_reason = reason(error)
     if isinstance(error, Interrupted):
         record.exit_reason = "deadline" if isinstance(error, Deadline) else "interrupted"
-    # After OutputHeld the new parts belong to another run; TooManyRejects comes after the final counts.
+    # After OutputHeld, the new parts belong to another run. After TooManyRejects, the record already has the final counts.
     if plan and not isinstance(error, TooManyRejects | OutputHeld):
         with suppress(StorageError, *STORE_FAILURES):
             record.ok = len(committed_ids(output, plan, "results"))
@@ -215,7 +217,11 @@ def record_failure(record: RunRecord, error: BaseException, output: Store, plan:
 
 
 def write_record(output: Store, record: RunRecord) -> None:
-    """Write run.json. Raise what the store raises, but only if the run itself did not fail."""
+    """Write run.json. If the run itself failed, only log that run.json cannot be written.
+
+    Raises:
+        OSError: or another exception of STORE_FAILURES, when run.json of a successful run cannot be written.
+    """
     try:
         output.write(f"runs/{record.run_id}/run.json", record.to_json())
     except STORE_FAILURES as e:

@@ -1,4 +1,4 @@
-"""What run.json says of a run."""
+"""The record of a run: the content of its run.json."""
 
 import json
 import time
@@ -32,7 +32,7 @@ class RunRecord:
     output: str | None = None
     started_at: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
-    """Stage of the run → its duration."""
+    """Stage of the run → its duration in seconds."""
     versions: dict[str, str] | None = None
     """Package → its version."""
     fence: int | None = None
@@ -42,9 +42,13 @@ class RunRecord:
     ignored: int | None = None
     """Files that are not images."""
     done_before: int | None = None
+    """Images of the input that earlier runs committed and that have not changed since."""
     ignored_by_kind: dict[str, int] | None = None
+    """Kind of file → number of files that are not images."""
     rejects_waiting: int | None = None
+    """Rejects that only `--retry-failed` processes again."""
     planned: int | None = None
+    """Images that the run was to process."""
     doubt: str | None = None
     """Why the input may be the wrong one; absent without such a warning."""
     moved_from: dict[str, int] | None = None
@@ -59,17 +63,20 @@ class RunRecord:
     """Stage of an image → seconds of all threads of all workers."""
     devices: list[str] | None = None
     bytes_in: int | None = None
-    """Bytes of encoded images that were read."""
+    """Bytes of encoded images that the workers read."""
     bytes_out: int | None = None
-    """Bytes of images and parts that were written."""
+    """Bytes of images and parts that the workers wrote."""
     ok: int | None = None
     rejected: int | None = None
     reasons: dict[str, int] | None = None
     """Error class → number of rejects."""
     doubles_dropped: int | None = None
+    """Duplicate rows that were removed."""
     parquet_bytes: int | None = None
     frames_left_out: int | None = None
+    """Frames and pages after the first one of each file; only the first one is processed."""
     damaged: int | None = None
+    """Rows of partly damaged images, which `accept_damaged` accepted."""
     quality: dict[str, float] | None = None
     """Column → mean over the images of the run."""
     rows: int | None = None
@@ -81,7 +88,7 @@ class RunRecord:
     """Path of the report in the output. Not part of run.json, which is written first."""
 
     def content(self) -> dict[str, Any]:
-        """Return the keys and values that are known."""
+        """Return the content of run.json: each field whose value is known."""
         values = {key.name: getattr(self, key.name) for key in fields(self)}
         return {name: value for name, value in values.items() if value is not None and (value or name != "seconds")}
 

@@ -16,9 +16,9 @@ LATENT_ZERO_POINT = 128
 """`latent` holds symbol + 128 as uint8. Parquet widens signed bytes to 32 bits with their sign, which takes a third more."""
 
 LIST_VALUES = 64_000_000
-"""Values of a latent that is stored as a list, at most: Parquet's writer holds some 15 bytes per value of a row."""
+"""Maximum number of values of a latent that is stored as a list: Parquet's writer holds some 15 bytes per value of a row."""
 LATENT_ROWS = 32
-"""Rows of a row group with latents: its writer holds 8 bytes for each of their values."""
+"""Rows of a row group with latents: Parquet's writer holds 8 bytes for each value of the group."""
 ARROW_TYPES = {float: pa.float32(), int: pa.int64(), str: pa.string(), bool: pa.bool_(), list[float]: pa.list_(pa.float32())}
 
 IDENTITY = [
@@ -64,8 +64,8 @@ LATENT = [
     ("latent_shape", pa.list_(pa.int32())),
     ("latent_crc32", pa.int64()),
 ]
-LATENT_KEPT = ("latent", "latent_payload", "latent_zstd")
-"""Columns for the latent of a row: one holds it, the others are null."""
+LATENT_CONTENT = ("latent", "latent_payload", "latent_zstd")
+"""Columns that can hold a latent. In each row, one of them holds the latent and the others are null."""
 REJECT = [
     ("stage", pa.string()),
     ("error_class", pa.string()),
@@ -90,7 +90,7 @@ REFERENCE = pa.schema(
         ("extra", pa.string()),
     ]
 )
-"""What travels to a worker for each image."""
+"""The columns of a reference: what a worker gets for each image."""
 
 
 def new_run_id() -> str:
@@ -160,7 +160,7 @@ def pack_latent(symbols: np.ndarray, payload: bytes | None = None) -> dict[str, 
 
     Args:
         symbols: (C,h,w) int8.
-        payload: entropy-coded symbols, stored in their place.
+        payload: entropy-coded symbols, which are stored instead of the symbols.
     """
     stored_columns: dict[str, Any]
     if payload is None and symbols.size > LIST_VALUES:
@@ -189,7 +189,11 @@ class LatentError(Exception):
 
 
 def unpack_latent(latent: np.ndarray, shape: list[int], crc32: int) -> np.ndarray:
-    """Return the symbols (C,h,w) int8 of latent columns. Raise LatentError if they do not match their CRC or shape."""
+    """Return the symbols (C,h,w) int8 of latent columns.
+
+    Raises:
+        LatentError: when the stored latent does not match its CRC or its shape.
+    """
     stored = np.ascontiguousarray(latent, dtype=np.uint8)
     if zlib.crc32(stored.data) != crc32:
         raise LatentError("latent does not match its latent_crc32")
@@ -203,22 +207,22 @@ def latent_bytes(row: dict[str, Any], level: int) -> int:
     """Return the bytes that the latent of a row (pack_latent) takes in a part, where it is compressed as a separate page."""
     if "latent" in row:
         return len(pa.Codec("zstd", level).compress(row["latent"]))
-    return next(len(row[name]) for name in LATENT_KEPT if name in row)
+    return next(len(row[name]) for name in LATENT_CONTENT if name in row)
 
 
 def parquet_bytes(table: pa.Table, level: int) -> bytes:
     """Return a table as a Parquet file.
 
     Latents are split by byte, because the upper bytes of Parquet's 32-bit integers are zero, and not dictionary encoded.
-    Constant lineage columns are dictionary encoded, which makes them nearly free. Only identities have statistics: those
-    of other columns would take more space than they save in small parts.
+    Constant lineage columns are dictionary encoded, which makes them nearly free. Only image_id has statistics: in small
+    parts, statistics of other columns would take more space than they save.
 
     Args:
         table: rows.
         level: zstd level, 1 to 22.
     """
-    latent = "latent" in table.schema.names
-    plain = (
+    has_latent = "latent" in table.schema.names
+    without_dictionary = (
         "latent",
         "latent_payload",
         "latent_zstd",
@@ -237,13 +241,13 @@ def parquet_bytes(table: pa.Table, level: int) -> bytes:
         out,
         compression="zstd",
         compression_level=level,
-        use_dictionary=[n for n in table.schema.names if n not in plain],
-        column_encoding={"latent.list.element": "BYTE_STREAM_SPLIT"} if latent else None,
+        use_dictionary=[n for n in table.schema.names if n not in without_dictionary],
+        column_encoding={"latent.list.element": "BYTE_STREAM_SPLIT"} if has_latent else None,
         write_statistics=["image_id"],
         # With checksums, readers that verify pages detect a flipped bit in any column.
         write_page_checksum=True,
         data_page_size=64 * 1024,
-        row_group_size=LATENT_ROWS if latent else None,
+        row_group_size=LATENT_ROWS if has_latent else None,
     )
     data: bytes = out.getvalue().to_pybytes()
     return data

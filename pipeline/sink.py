@@ -1,4 +1,4 @@
-"""The commit: rows become a Parquet part, which appears atomically."""
+"""Commit rows: write them as a Parquet part, which appears atomically."""
 
 from socket import gethostname
 

@@ -21,13 +21,22 @@ from pydantic import BaseModel, ConfigDict, Field
 from imagemill.pipeline import disk
 from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.etags import etags_of
-from imagemill.pipeline.store_failures import Answer, busy_pause, check_length, content_md5, patiently, reason, refusal
+from imagemill.pipeline.store_failures import (
+    Answer,
+    busy_pause,
+    call_with_retries,
+    check_length,
+    content_md5,
+    reason,
+    refusal,
+)
 from imagemill.pipeline.store_listing import NOT_A_FILE, Entry, local_etag, local_files, without_markers
 
 log = logging.getLogger("imagemill.storage")
 SCHEMES = ("file", "s3")
 CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
 FOLDERS_AT_ONCE = 16
+"""Folders of a bucket that are listed in parallel."""
 
 
 class StorageConfig(BaseModel):
@@ -140,7 +149,7 @@ class Store:
         return fs
 
     def lies_in(self, other: "Store") -> bool:
-        """Return whether this store is the other one or below it, with links followed."""
+        """Return whether this store is `other` or lies below `other`, with links followed."""
         inner, outer = (os.path.realpath(store.root) if store.local else store.root for store in (self, other))
         return self.scheme == other.scheme and os.path.join(inner, "").startswith(os.path.join(outer, ""))
 
@@ -160,7 +169,7 @@ class Store:
         """Return whether an object or folder exists; on S3, also whether any object lies below the name.
 
         Raises:
-            OSError: or what the store's client raises, for any other answer.
+            OSError: or another exception of STORE_FAILURES, when the store fails.
         """
         full = self.full(path)
         if self.local or "/" in full:
@@ -179,7 +188,7 @@ class Store:
             request: the call.
             damage: exceptions that mean that bytes were damaged in transit, so that a retry may help.
         """
-        return request() if self.local else patiently(request, damage)
+        return request() if self.local else call_with_retries(request, damage)
 
     def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         """Call a method of the S3 API for one object."""
@@ -218,7 +227,7 @@ class Store:
         """Return the names of the files and folders directly in a folder; an empty list if the folder does not exist.
 
         Raises:
-            OSError: or what the store's client raises.
+            OSError: or another exception of STORE_FAILURES, when the store fails.
         """
         try:
             return [str(full).rpartition("/")[2] for full in self.ask(lambda: self.fs.ls(self.full(path), detail=False))]
@@ -226,7 +235,11 @@ class Store:
             return []
 
     def has_files(self, path: str) -> bool:
-        """Return whether a file of this name, or below a folder of this name, exists. Raise what `entries` raises."""
+        """Return whether a file of this name, or below a folder of this name, exists.
+
+        Raises:
+            StorageError: when the store cannot be listed.
+        """
         if self.local and os.path.lexists(self.full(path)) and not os.path.isdir(self.full(path)):
             return True
         return next(self.entries(path), None) is not None
@@ -237,7 +250,7 @@ class Store:
         Raises:
             FileNotFoundError: when no object has this path.
             IsADirectoryError: when the path is a folder.
-            OSError: for a special file, or what the store's client raises.
+            OSError: for a special file; or another exception of STORE_FAILURES, when the store fails.
         """
         if self.local:
             status = os.stat(self.full(path))
@@ -269,7 +282,7 @@ class Store:
         """Return whether any object lies below a name on S3; an object may have the name as well.
 
         Raises:
-            OSError: or what the store's client raises.
+            OSError: or another exception of STORE_FAILURES, when the store fails.
         """
         bucket, _, key = self.full(path).partition("/")
         request = partial(self.fs.call_s3, "list_objects_v2", Bucket=bucket, Prefix=f"{key}/", MaxKeys=1)
@@ -298,14 +311,15 @@ class Store:
             etags.check(self.uri(path), data, answer, earlier)
             return data
 
-        return patiently(get)
+        return call_with_retries(get)
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
         """Return exactly `length` bytes of an object from `start` on.
 
         Raises:
             FileNotFoundError: when the object does not exist.
-            OSError: when the object is too short; or, like BotoCoreError, when the store fails.
+            OSError: when the object is too short.
+            OSError: or BotoCoreError, when the store fails.
         """
         if not length:
             return b""
@@ -321,7 +335,7 @@ class Store:
                 f.seek(start)
                 data = f.read(length)
         else:
-            data = patiently(get)
+            data = call_with_retries(get)
         if len(data) != length:
             raise OSError(errno.EIO, f"the file ends before {length} bytes from {start} on", self.uri(path))
         return data
@@ -346,21 +360,21 @@ class Store:
             durable: on a disk, wait until the file is stored, not only cached.
         """
         if not self.local:
-            patiently(lambda: self._call("put_object", path, Body=data, ContentMD5=content_md5(data)))
+            call_with_retries(lambda: self._call("put_object", path, Body=data, ContentMD5=content_md5(data)))
             return
         disk.write(Path(self.full(path)), data, durable)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write an object only if none exists (If-None-Match on S3); return False if another one exists."""
+        """Write an object only if no object has this path (If-None-Match on S3); return False if one has."""
         if not self.local:
             condition = {"IfNoneMatch": "*", "ContentMD5": content_md5(data)}
             try:
-                patiently(lambda: self._call("put_object", path, Body=data, **condition))
+                call_with_retries(lambda: self._call("put_object", path, Body=data, **condition))
                 return True
             except OSError as e:
                 if refusal(e)[0] != 412:
                     raise
-                # The answer to an earlier attempt may have been lost. Then the object has our content.
+                # If the answer to an earlier attempt was lost, the object has the same content.
                 return self.read(path) == data
         return disk.create(Path(self.full(path)), data)
 
@@ -369,13 +383,17 @@ class Store:
         return self.local and disk.folds_case(Path(self.root))
 
     def delete(self, path: str) -> None:
-        """Delete an object. Raise FileNotFoundError on a local disk if it does not exist; S3 does not report that."""
+        """Delete an object.
+
+        Raises:
+            FileNotFoundError: when a local file does not exist. S3 does not report that an object does not exist.
+        """
         self.ask(lambda: self.fs.rm_file(self.full(path)))
 
     def sweep(self, spare: str) -> None:
         """Remove the temporary files that killed writers left on a local disk, except in the folder `spare`.
 
-        Call this only while no one else writes to the store: it would remove the file of a living writer.
+        Call this method only while no one else writes to the store: it removes the temporary files of live writers too.
         """
         if self.local:
             disk.sweep(self.root, self.full(spare))

@@ -1,4 +1,4 @@
-"""Errors of storage clients: what they mean and whether to retry; and checks of the received bytes."""
+"""Interpret errors of storage clients, retry requests, and check the received bytes."""
 
 import base64
 import errno
@@ -23,7 +23,7 @@ from tenacity import (
     wait_exponential_jitter,
 )
 
-from imagemill.pipeline.pauses import BUSY, answered, pause, retry_after
+from imagemill.pipeline.pauses import BUSY, pause, record_answer, retry_after
 
 log = logging.getLogger("imagemill.storage")
 STORE_FAILURES = (OSError, BotoCoreError, aiohttp.ClientError)
@@ -34,7 +34,7 @@ Answer = TypeVar("Answer")
 
 
 def reason(error: BaseException) -> str:
-    """Return an error as one line: its class and message. For an assertion, its file and line replace the class."""
+    """Return an error as one line: its class and message. For an assertion, the file and line replace the class."""
     kind, text = type(error).__name__, " ".join(str(error).split())[:300]
     if isinstance(error, AssertionError):
         place = traceback.extract_tb(error.__traceback__)[-1:]
@@ -71,12 +71,12 @@ def is_damage(error: BaseException) -> bool:
 
 
 def is_unwritable(error: BaseException) -> bool:
-    """Return whether later writes will fail like this one: on a full or read-only disk, or without permission."""
+    """Return whether later writes will fail for the same reason: a full or read-only disk, or a missing permission."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
     return full or isinstance(error, PermissionError) or refusal(error)[0] == 507
 
 
-def patiently(request: Callable[[], Answer], damage: tuple[type[Exception], ...] = ()) -> Answer:
+def call_with_retries(request: Callable[[], Answer], damage: tuple[type[Exception], ...] = ()) -> Answer:
     """Return the answer to a request to S3; try four times within seconds, in addition to the client's own retries."""
     tries = Retrying(
         stop=stop_after_attempt(4),
@@ -109,7 +109,7 @@ def busy_pause(response: Any, attempts: int, **_: Any) -> float | None:
     http = response[0]
     host = urlsplit(http.url).netloc
     if http.status_code not in BUSY:
-        answered(host)
+        record_answer(host)
         return None
     asked_s = retry_after(http.headers)
     if asked_s is None or (seconds := pause(host, asked_s, attempts)) is None:
@@ -124,6 +124,10 @@ def content_md5(data: bytes) -> str:
 
 
 def check_length(path: str, data: bytes, answer: dict[str, Any]) -> None:
-    """Raise OSError if the number of received bytes is not the announced one."""
+    """Check that as many bytes were received as the response announced.
+
+    Raises:
+        OSError: when the numbers differ.
+    """
     if len(data) != answer["ContentLength"]:
         raise OSError(errno.EIO, f"{len(data)} of {answer['ContentLength']} bytes were received", path)

@@ -29,7 +29,7 @@ def local_etag(status: os.stat_result) -> str:
 
 
 def local_files(root: str, may_skip: Callable[[str], bool] | None = None) -> Iterator[Entry]:
-    """Yield every file below a folder in order, files behind links last; enter no folder twice.
+    """Yield every file below a folder in order, files behind links last, and enter no folder twice.
 
     Broken links, unreadable files and special files are listed with their problem. Files that disappear during the listing
     are left out. fsspec's `find` is not used: it leaves out linked files and fails if a file disappears.
@@ -40,7 +40,7 @@ def local_files(root: str, may_skip: Callable[[str], bool] | None = None) -> Ite
             problem, and links in it are not followed.
 
     Raises:
-        StorageError: when another folder cannot be read, because its files would be missing unnoticed.
+        StorageError: when any other folder cannot be read, because its files would be missing unnoticed.
     """
     unread: list[Entry] = []
 
@@ -55,16 +55,16 @@ def local_files(root: str, may_skip: Callable[[str], bool] | None = None) -> Ite
             advice = advice if isinstance(error, PermissionError) else ""
             raise StorageError(f"{error.filename}: cannot be listed: {error.strerror}{advice}") from None
 
-    entered: set[str] = set()
+    entered_folders: set[str] = set()
     # Real folders come first, so that a new link to a folder does not give its files other names.
     roots = deque([root])
     while roots:
         for folder, folders, names in os.walk(roots.popleft(), onerror=refuse):
             real = os.path.realpath(folder)
-            if real in entered:
+            if real in entered_folders:
                 folders.clear()
                 continue
-            entered.add(real)
+            entered_folders.add(real)
             folders.sort()
             links = filter(os.path.islink, (os.path.join(folder, name) for name in folders))
             roots += (link for link in links if not is_skippable(link))
@@ -76,8 +76,8 @@ def local_files(root: str, may_skip: Callable[[str], bool] | None = None) -> Ite
                     if not isinstance(e, FileNotFoundError) or os.path.lexists(path):
                         yield Entry(path, 0, "unreadable", f"a broken link or unreadable file: {e.strerror}")
                     continue
-                regular = stat.S_ISREG(status.st_mode)
-                yield Entry(path, status.st_size, local_etag(status), None if regular else NOT_A_FILE)
+                is_regular = stat.S_ISREG(status.st_mode)
+                yield Entry(path, status.st_size, local_etag(status), None if is_regular else NOT_A_FILE)
         yield from unread
         unread.clear()
 

@@ -30,7 +30,7 @@ class Worker:
         self.model_lock = threading.Lock()
 
     def __call__(self, block: pa.Table) -> dict[str, list[Any]]:
-        """Process and commit a block; return the number of its images, not the rows, to keep them off the network."""
+        """Process and commit a block, and return only its number of images, to keep the rows off the network."""
         uncommitted = None
         with self.model_lock:
             for rows in self.process(block):

@@ -1,4 +1,4 @@
-"""What an engine tells each worker of a run."""
+"""The job that an engine sends to each worker of a run."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from imagemill.pipeline.storage import Store
 
 @dataclass(frozen=True)
 class WorkerJob:
-    """Everything that a worker needs to know, next to its blocks; the same for all workers of a run."""
+    """Everything that a worker needs to know in addition to its blocks. All workers of a run have the same job."""
 
     task: str
     params: dict[str, Any]
@@ -32,7 +32,7 @@ class WorkerJob:
     lineage: dict[str, Any]
     """The columns of schema.LINEAGE that are the same for all rows of a run."""
     batch_size: int
-    """Images of a model batch, at most."""
+    """Maximum number of images in a model batch."""
     threads: int
     """Threads that fetch and decode."""
     gpus: float
@@ -44,5 +44,5 @@ class WorkerJob:
     accept_damaged: bool = False
     """Whether a partly damaged image becomes a row instead of a reject."""
     oldest_unaccounted_file: str | None = None
-    """Path of a file in the output (ownership.oldest_unaccounted_file). If an image without a row has an output file that is
-    older, no run wrote that file."""
+    """Path of a file in the output (ownership.oldest_unaccounted_file). No run wrote an output file that is older than this
+    file and belongs to an image without a row."""

@@ -54,7 +54,7 @@ def with_current_names(arguments: list[str], renamed: dict[str, str]) -> list[st
     """Replace old names of options, and give each `--retry-failed` an explicit value.
 
     The word after `--retry-failed` is its value if it looks like a class (TooManyPixels). The old `--retry` had no value,
-    so the word after it is never one.
+    so the word after `--retry` is never a value.
     """
     result: list[str] = []
     words = list(arguments)
@@ -72,13 +72,13 @@ def with_current_names(arguments: list[str], renamed: dict[str, str]) -> list[st
 
 
 def set_verbosity(verbose: bool, quiet: bool) -> None:
-    """Choose how much is logged; progress bars are shown where informational messages are logged."""
+    """Set the log level. Progress bars are shown if informational messages are logged."""
     if verbose or quiet:
         logging.getLogger("imagemill").setLevel(logging.DEBUG if verbose else logging.WARNING)
 
 
 def with_options(function: Callable[..., None], options: Iterable[inspect.Parameter]) -> Callable[..., None]:
-    """Return a function with further options in its signature, which passes their values on as keyword arguments.
+    """Return a function with more options in its signature, which passes their values to `function` by keyword.
 
     The help lists the options after the parameters that the function requires, before those with a default.
     """

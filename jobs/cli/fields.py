@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from imagemill.jobs.cli.command import ALL_CLASSES, option
 
 DOT = "__"
-"""What stands for the dot of a key in the name of a Python parameter: pool__workers sets pool.workers."""
+"""Replaces the dot of a key in the name of a Python parameter: pool__workers sets pool.workers."""
 METAVARS = {int: "INT", float: "NUMBER", str: "TEXT", bool: ""}
 METAVAR_WIDTH = 16
 """Columns that leave enough room for the help text on a terminal of 80 columns."""
@@ -32,8 +32,8 @@ def field_option(
         model: the model that holds the field.
         key: dotted key of the field, such as `pool.workers`.
         group: dotted key of `model` in the config that the option sets, such as `params`.
-        flag: derived from the last part of the key when absent. A list is set by repeating a flag in the singular.
-        metavar: what the help shows for the value; derived from the type when absent.
+        flag: the flag; default: the last part of the key. The flag of a list is in the singular and repeatable.
+        metavar: name of the value in the help; default: derived from the type.
         panel: heading of the option in the help.
     """
     field = field_at(model, key)
@@ -76,24 +76,24 @@ def command_line_type(annotation: Any) -> Any:
 
 
 def members_of(annotation: Any) -> list[Any]:
-    """Return the types of a union, or the one type of anything else, without constraints."""
+    """Return the types of a union, or the type itself if the type is not a union, without constraints."""
     kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else [annotation]
     return [get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds]
 
 
 def choices_of(annotation: Any) -> list[str]:
-    """Return the values of a Literal; empty for other types."""
+    """Return the values of a Literal; an empty list for other types."""
     return [str(value) for kind in members_of(annotation) if get_origin(kind) is Literal for value in get_args(kind)]
 
 
 def metavar_of(kind: type, choices: list[str]) -> str:
-    """Name the value of an option in its help: the choices, if they are short enough for the column, or the type."""
+    """Return the name of a value in the help: the choices if they are short enough for the column, else the type."""
     names = "|".join(choices)
     return names if names and len(names) <= METAVAR_WIDTH else METAVARS[kind]
 
 
 def limits_of(field: FieldInfo) -> str:
-    """Describe the range that a number must lie in; empty without a range."""
+    """Describe the range of a number; return an empty string without a range."""
 
     def limit(name: str) -> Any:
         return next((getattr(constraint, name) for constraint in field.metadata if hasattr(constraint, name)), None)
@@ -108,9 +108,9 @@ def limits_of(field: FieldInfo) -> str:
 
 def given_flags(context: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
     """Return the options that the command line sets, by the dotted key of the config that each sets."""
-    given = {}
+    flags = {}
     for name, value in values.items():
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
-            given[name.replace(DOT, ".")] = True if value == ALL_CLASSES else value
-    return given
+            flags[name.replace(DOT, ".")] = True if value == ALL_CLASSES else value
+    return flags

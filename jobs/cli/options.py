@@ -47,12 +47,12 @@ RUN_KEYS: dict[str, dict[str, str]] = {
     "pool.dtype": {"panel": WORKERS},
     "address": {"metavar": "ADDRESS", "panel": WORKERS},
 }
-"""Keys of RunConfig that have an option in every command that runs or plans a job, and what differs from their field."""
+"""Keys of RunConfig that are options of every command that runs or plans a job, with the arguments of field_option."""
 
 
 def run_options(*without: str) -> list[inspect.Parameter]:
-    """Build the options that all commands over images share, except those of some keys."""
-    return [field_option(RunConfig, key, **how) for key, how in RUN_KEYS.items() if key not in without]
+    """Build the options that all commands over images share, except those of the keys in `without`."""
+    return [field_option(RunConfig, key, **arguments) for key, arguments in RUN_KEYS.items() if key not in without]
 
 
 def merge_config(path: str | None, flags: dict[str, Any], assignments: list[str] | None) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def merge_config(path: str | None, flags: dict[str, Any], assignments: list[str]
 
 
 def set_flag(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key; a group that is not a mapping stays, so that the validation names it."""
+    """Set a dotted key. A group that is not a mapping stays unchanged, so that the validation reports the group."""
     *groups, name = key.split(".")
     for group in groups:
         if values.get(group) is None:
@@ -84,7 +84,7 @@ def run_config(
     """Build the config of a run from a YAML file, flags and --set.
 
     Args:
-        context: knows which flags the command line sets; the others must not override the YAML file.
+        context: knows which flags the command line sets. Defaults of other flags must not override the YAML file.
         path: the YAML file.
         assignments: the values of --set.
         flags: values of options that `run_options` and `field_option` declared.

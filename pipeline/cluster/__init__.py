@@ -1,1 +1,1 @@
-"""Everything about Ray: connecting, sizing the pool, watching it, and messages between workers and the driver."""
+"""Everything about Ray: connect, size the pool, watch the workers, and pass messages between workers and the driver."""

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from imagemill.pipeline.cluster.contact import clean_up, contact
-from imagemill.pipeline.cluster.own import apart, own_options, tidy
+from imagemill.pipeline.cluster.own import delete_old_sessions, isolated_start, private_ray_options
 from imagemill.pipeline.errors import ConfigError, RunFailed
 from imagemill.pipeline.logs import VARIABLE
-from imagemill.pipeline.signals import ENDING
+from imagemill.pipeline.signals import ENDING_SIGNALS
 
 log = logging.getLogger("imagemill.run")
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -42,19 +42,19 @@ def ensure_token() -> None:
         with os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
             f.write(fresh)
     except FileExistsError:
-        return  # The token exists: from an earlier run, or another process was faster.
+        return  # An earlier run or another process has created the token.
     except (OSError, RuntimeError):
         # Without a writable home, such as in a pod, the token is only for this process and its children.
         os.environ["RAY_AUTH_TOKEN"] = fresh
 
 
 endings: list[threading.Thread] = []
-"""Threads in which a Ray of this process ends."""
+"""Threads that shut down a Ray of this process."""
 
 
 @dataclass
 class SharedRay:
-    """A Ray that stays connected between one `connected` and the next."""
+    """A Ray that stays connected between two blocks of `connected`."""
 
     is_wanted: bool = False
     is_started: bool = False
@@ -66,12 +66,12 @@ STARTS = 3
 """Attempts to start a private Ray: on a busy machine its processes may be late."""
 SOURCE_ROOT = Path(__file__).parents[3]
 """The folder that holds the package `imagemill`: `src/` of a checkout, which Ray ships to a cluster, or site-packages."""
-WAITING = (*ENDING, signal.SIGALRM)
+WAITING = (*ENDING_SIGNALS, signal.SIGALRM)
 """Signals that end a run between two steps, including the alarm of a deadline."""
 SHUTDOWN_SECONDS = 30.0
-"""Time limit for the end of Ray: it takes a second or two, longer on a busy machine, and forever without a network."""
-# glibc returns large blocks to the kernel and faults them in again for every image. Keeping them made the models 2 to 2.5
-# times faster (measured, see DECISIONS.md). Ray's default niceness of workers is 15.
+"""Time limit for shutting down Ray, which takes a second or two, longer on a busy machine, and forever without a network."""
+# By default, glibc returns large blocks to the kernel and faults them in again for every image. Keeping the blocks made the
+# models 2 to 2.5 times faster (measured, see DECISIONS.md). Ray's default niceness of workers is 15.
 WORKER_ENV = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
@@ -104,10 +104,10 @@ def address_of(address: str | None) -> str | None:
 
 @contextmanager
 def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None]:
-    """Connect to Ray for a `with` block. If this process is already connected, that Ray is used and stays.
+    """Connect to Ray for a `with` block. A Ray that this process is already connected to is used and stays connected.
 
-    A private Ray has no dashboard, and its ports listen on the loopback address only. Ending Ray takes a second or more, in
-    a thread: the next Ray, or the end of the process, waits for that thread.
+    A private Ray has no dashboard, and its ports listen on the loopback address only. A thread
+    shuts Ray down, which takes a second or more. The next Ray, or the end of the process, waits for that thread.
 
     Args:
         address: address of a cluster; None uses RAY_ADDRESS, or starts a private Ray.
@@ -144,8 +144,8 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
 
 
 @contextmanager
-def one_ray() -> Iterator[None]:
-    """Share one Ray between all `connected` blocks within a `with` block, as long as their address is the same."""
+def share_ray() -> Iterator[None]:
+    """Share one Ray between all `connected` blocks of the same address within a `with` block."""
     shared_ray.is_wanted = True
     try:
         yield
@@ -157,17 +157,17 @@ def one_ray() -> Iterator[None]:
 
 
 def wait_for_end() -> None:
-    """Wait until the former Ray of this process has ended; give up on a cluster that no longer answers."""
+    """Wait until the former Ray of this process is shut down. Give up on a cluster that no longer answers."""
     while endings:
         endings.pop().join(SHUTDOWN_SECONDS)
 
 
 def end_in_thread() -> None:
-    """End Ray in a thread; wait_for_end waits for the thread."""
+    """Shut Ray down in a thread. wait_for_end waits for that thread."""
     import ray
 
-    # While Ray ends, its core aborts the process if Python releases a reference to one of Ray's objects (ray#19115).
-    # Freezing hides all present objects from garbage collection until Ray has ended.
+    # While Ray shuts down, its core aborts the process if Python releases a reference to one of Ray's objects (ray#19115).
+    # Freezing hides all existing objects from garbage collection until Ray is shut down.
     gc.collect()
     gc.freeze()
 
@@ -182,26 +182,31 @@ def end_in_thread() -> None:
 
 
 def start(address: str | None, num_cpus: int | None) -> None:
-    """Start a private Ray, or connect to a cluster. Raise ConfigError or RunFailed, see connected."""
+    """Start a private Ray, or connect to a cluster.
+
+    Raises:
+        ConfigError: when the cluster cannot be reached, or the environment is unusable.
+        RunFailed: when a private Ray does not start.
+    """
     for key, value in WORKER_ENV.items():
         os.environ.setdefault(key, value)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    # Set before the start, when Ray logs warnings about the machine that do not concern users.
+    # The level is set first, because Ray logs warnings about the machine at its start that do not concern users.
     logging.getLogger("ray").setLevel(logging.ERROR)
     if address:
         log.info("connecting to Ray at %s", address)
-        with signals_wait():
+        with delay_signals():
             start_ray(address, quiet | {"address": address, "runtime_env": runtime_env()})
         return
-    options = quiet | own_options(num_cpus)
+    options = quiet | private_ray_options(num_cpus)
     log.info("starting Ray on this machine")
-    with signals_wait(), apart():
+    with delay_signals(), isolated_start():
         context = start_ray(None, options)
-    tidy(Path(context.address_info["session_dir"]))
+    delete_old_sessions(Path(context.address_info["session_dir"]))
 
 
 def start_ray(address: str | None, options: dict[str, Any]) -> Any:
-    """Call `ray.init`, for a private Ray several times if its processes are late, and return its context.
+    """Call `ray.init` and return its context. If the processes of a private Ray are late, try several times.
 
     Raises:
         ConfigError: when a cluster cannot be reached.
@@ -226,17 +231,17 @@ def start_ray(address: str | None, options: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def signals_wait(once: bool = False) -> Iterator[list[int]]:
+def delay_signals(once: bool = False) -> Iterator[list[int]]:
     """Delay Ctrl-C, SIGTERM, SIGHUP and the alarm of a deadline until the end of a `with` block.
 
-    An exception in the middle of Ray's start would leave half a Ray, which hangs. Handlers that Ray installs in the block
-    are removed: Ray's handler of SIGTERM prints a crash report and ends the process before it can clean up.
+    An exception in the middle of Ray's start would leave a partly started Ray, which hangs. Handlers that Ray installs in
+    the block are removed: Ray's handler of SIGTERM prints a crash report and ends the process before it can clean up.
 
     Args:
         once: delay only the first signal of each kind.
 
     Yields:
-        The list of the signals that wait; it grows during the block.
+        The list of the delayed signals, which grows during the block.
     """
     waiting: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -259,5 +264,5 @@ def signals_wait(once: bool = False) -> Iterator[list[int]]:
         for number, handler in handlers.items():
             if handler is not None:
                 signal.signal(number, handler)
-        for missed in dict.fromkeys(waiting):
-            signal.raise_signal(missed)
+        for signum in dict.fromkeys(waiting):
+            signal.raise_signal(signum)

@@ -12,10 +12,11 @@ from imagemill.pipeline.errors import RunFailed
 
 log = logging.getLogger("imagemill.run")
 SILENCE_SECONDS = 40.0
-"""A run ends after so long without an answer. Ray's core would end the process silently after a minute or more."""
+"""Time without an answer after which a run ends. Ray's core would end the process silently after a minute or more."""
 CLEANUP_SECONDS = 5.0
 """Time limit of each clean-up at the end of a run."""
 LOOK_SECONDS = 0.2
+"""Interval at which while_answering checks the contact."""
 Result = TypeVar("Result")
 
 
@@ -28,19 +29,27 @@ class Contact:
 
     def __init__(self) -> None:
         self.lost = False
-        self.heard()
+        self.record_answer()
 
-    def heard(self) -> None:
+    def record_answer(self) -> None:
         """Record that Ray answered."""
         self._last = time.monotonic()
 
     def check_silence(self) -> None:
-        """Raise ContactLost if Ray, which is polled, has not answered for SILENCE_SECONDS."""
+        """Check that Ray, which another thread polls, has answered within SILENCE_SECONDS.
+
+        Raises:
+            ContactLost: when Ray has not answered.
+        """
         self.lost = self.lost or time.monotonic() - self._last > SILENCE_SECONDS
         self.check()
 
     def check(self) -> None:
-        """Raise ContactLost if contact was lost before."""
+        """Check that contact was not lost before.
+
+        Raises:
+            ContactLost: when contact was lost.
+        """
         if self.lost:
             raise ContactLost(
                 f"Ray has not answered for {SILENCE_SECONDS:.0f} s: its head ended, or this machine's network or address "
@@ -67,14 +76,15 @@ def begin(call: Callable[[], Result]) -> Future[Result]:
 
 
 def while_answering(call: Callable[[], Result]) -> Result:
-    """Run `call` in another thread for as long as Ray answers; another thread must report answers to `contact`.
+    """Run `call` in a thread and return its result, as long as Ray answers. Signal handlers run meanwhile.
 
-    Signal handlers run meanwhile.
+    Another thread must poll Ray and call `contact.record_answer`.
 
     Raises:
-        ContactLost: when Ray no longer answers. Also what `call` raises.
+        ContactLost: when Ray no longer answers.
+        Exception: any exception that `call` raises.
     """
-    contact.heard()
+    contact.record_answer()
     future = begin(call)
     while not future.done():
         wait([future], LOOK_SECONDS)
@@ -82,11 +92,12 @@ def while_answering(call: Callable[[], Result]) -> Result:
     return future.result()
 
 
-def answered(call: Callable[[], Result]) -> Result:
-    """Return the answer of one call to Ray.
+def wait_for_answer(call: Callable[[], Result]) -> Result:
+    """Return the result of a single call to Ray.
 
     Raises:
-        ContactLost: when Ray does not answer. Also what `call` raises.
+        ContactLost: when Ray does not answer.
+        Exception: any exception that `call` raises.
     """
     future = begin(call)
     wait([future], SILENCE_SECONDS)
@@ -97,7 +108,7 @@ def answered(call: Callable[[], Result]) -> Result:
 
 
 def clean_up(call: Callable[[], Any], seconds: float = CLEANUP_SECONDS) -> None:
-    """Run a call to Ray whose failure does not matter, unless contact is lost."""
+    """Run a call to Ray and ignore its failure. Do nothing if contact is lost."""
     if contact.lost:
         return
     future = begin(call)

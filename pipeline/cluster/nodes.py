@@ -1,4 +1,4 @@
-"""Questions to the nodes of a cluster, answered by a separate process on each node."""
+"""Run a function on the nodes of a cluster, in a separate process on each node."""
 
 import logging
 import os
@@ -7,11 +7,12 @@ from typing import Any, TypeVar
 
 log = logging.getLogger("imagemill.run")
 ANSWER_SECONDS = 60.0
+"""Time limit for the answer of a node."""
 Answer = TypeVar("Answer")
 
 
 def ask_nodes(question: Callable[[], Answer], nodes: list[dict[str, Any]]) -> Iterator[tuple[str, Answer]]:
-    """Yield the address of each node and what `question` returns there; log a warning for a node that does not answer.
+    """Yield (address, result of `question`) for each node. Log a warning for a node that does not answer.
 
     Args:
         question: a function without arguments.
@@ -20,7 +21,8 @@ def ask_nodes(question: Callable[[], Answer], nodes: list[dict[str, Any]]) -> It
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    # Without resources, so that a busy node answers too. The process ends after one call, as it may have imported torch.
+    # The task takes no resources, so that a busy node answers too. Its process ends after one call, because the process may
+    # have imported torch.
     task = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(question)
     pending = {
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node

@@ -1,4 +1,4 @@
-"""A private Ray on this machine: its options, and the session folders that it leaves."""
+"""A private Ray on this machine: its options, and the session folders that remain after its end."""
 
 import json
 import logging
@@ -14,21 +14,23 @@ from typing import Any
 from imagemill.pipeline.errors import ConfigError
 
 log = logging.getLogger("imagemill.run")
-OURS = "imagemill"
-"""A file that marks the folder of a Ray session as started by imagemill."""
+SESSION_MARK = "imagemill"
+"""Name of the file that marks the folder of a Ray session as started by Imagemill."""
 SESSIONS = 10
-"""Number of sessions whose logs are kept."""
+"""Number of sessions whose logs Imagemill keeps."""
 OVERRIDE = "RAY_OVERRIDE_RESOURCES"
 """The variable that overrides the resources that Ray detects."""
 SHORT_FOLDER = "/tmp"
+"""Folder for sessions if the path of the folder for temporary files is too long."""
 SOCKET_BYTES = 107
-"""The longest path of a Unix socket."""
+"""Maximum length of the path of a Unix socket, in bytes."""
 LONGEST_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+"""The longest path of a socket that Ray creates in the folder for sessions."""
 SESSION_BYTES = 20_000_000
 """Free space that a session needs. Without it Ray fails minutes later with a misleading message."""
 
 
-def own_options(num_cpus: int | None) -> dict[str, Any]:
+def private_ray_options(num_cpus: int | None) -> dict[str, Any]:
     """Return the arguments of `ray.init` for a private Ray on this machine.
 
     Args:
@@ -47,14 +49,14 @@ def own_options(num_cpus: int | None) -> dict[str, Any]:
 
 
 @contextmanager
-def apart() -> Iterator[None]:
+def isolated_start() -> Iterator[None]:
     """Isolate a Ray that starts in the `with` block from the network and from signals that are meant for this process.
 
-    Ray replaces the loopback address by the address of the network, which may disappear during a run (VPN, Wi-Fi). It keeps
-    the loopback address on Windows and macOS, and `ENABLE_RAY_CLUSTER` is how it decides that.
+    On Linux, Ray replaces the loopback address by the address of the network, which may disappear during a run (VPN,
+    Wi-Fi). If `ENABLE_RAY_CLUSTER` is false, Ray keeps the loopback address.
 
-    Terminals and `timeout` send signals to the whole process group. If Ray's processes received them too, they would end
-    first, and Ray's core would end this process before it can clean up.
+    Terminals and `timeout` send signals to the whole process group. If Ray's processes received these signals too, they
+    would end first, and Ray's core would end this process before the clean-up.
     """
     from ray._private import ray_constants, services
 
@@ -70,7 +72,7 @@ def apart() -> Iterator[None]:
 def whole_cpus() -> int | None:
     """Return 1 if a container has less than one CPU, which Ray would round down to 0; None if Ray may decide.
 
-    Ray uses whole CPUs only, so a fraction in RAY_OVERRIDE_RESOURCES is rounded in the same way.
+    Ray uses whole CPUs only, so this function rounds a fraction in RAY_OVERRIDE_RESOURCES in the same way.
 
     Raises:
         ConfigError: when RAY_OVERRIDE_RESOURCES is malformed.
@@ -82,7 +84,7 @@ def whole_cpus() -> int | None:
             resources = json.loads(text)
         except ValueError:
             resources = None
-        if not isinstance(resources, dict) or not all(isinstance(r, int | float) for r in resources.values()):
+        if not isinstance(resources, dict) or not all(isinstance(amount, int | float) for amount in resources.values()):
             raise ConfigError(f'{OVERRIDE}={text!r}: must be a JSON object of numbers, such as {{"CPU": 2}}')
         if (cpus := resources.get("CPU", 0)) != int(cpus):
             os.environ[OVERRIDE] = json.dumps(resources | {"CPU": max(1, int(cpus))})
@@ -102,9 +104,9 @@ def session_folder() -> str:
         if name == "RAY_TMPDIR":
             raise ConfigError(f"{name}={setting}: the folder does not exist. Create it or unset {name}")
         log.warning("%s=%s: the folder does not exist. Temporary files go to %s", name, setting, folder)
-    most = SOCKET_BYTES - len(LONGEST_SOCKET)
-    if len(os.fsencode(folder)) > most:
-        too_long = f"{name}={folder}: Ray's sockets need a folder whose path has at most {most} bytes"
+    max_bytes = SOCKET_BYTES - len(LONGEST_SOCKET)
+    if len(os.fsencode(folder)) > max_bytes:
+        too_long = f"{name}={folder}: Ray's sockets need a folder whose path has at most {max_bytes} bytes"
         if name == "RAY_TMPDIR" or not os.access(SHORT_FOLDER, os.W_OK):
             raise ConfigError(f"{too_long}. Set RAY_TMPDIR to a shorter path")
         log.warning("%s. Ray uses %s", too_long, SHORT_FOLDER)
@@ -117,11 +119,11 @@ def session_folder() -> str:
     return folder
 
 
-def tidy(session: Path) -> None:
+def delete_old_sessions(session: Path) -> None:
     """Delete all but the newest session folders of imagemill next to `session`; Ray itself never deletes them."""
     try:
-        (session / OURS).touch()
-        for mark in sorted(session.parent.glob(f"session_2*/{OURS}"))[:-SESSIONS]:
+        (session / SESSION_MARK).touch()
+        for mark in sorted(session.parent.glob(f"session_2*/{SESSION_MARK}"))[:-SESSIONS]:
             driver = mark.parent.name.rpartition("_")[2]
             if not Path("/proc", driver).exists():
                 shutil.rmtree(mark.parent, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The workers of a run: how many a cluster has room for."""
+"""Size the pool: decide how many workers a run has, and which resources each worker takes."""
 
 import logging
 import time
@@ -11,6 +11,7 @@ log = logging.getLogger("imagemill.run")
 PATIENCE_SECONDS = 60.0
 """Seconds that a run waits for an image, or for a first node, while workers have no place."""
 LOOK_SECONDS = 2.0
+"""Interval at which the nodes of a cluster are checked."""
 Nodes = list[tuple[float, float]]
 """(CPUs, GPUs) of each node."""
 WITHOUT_CUDA = "Ray has GPUs, but torch finds no CUDA device"
@@ -31,11 +32,11 @@ class Pool:
     batch_size: int
 
     def no_more_than(self, images: int) -> "Pool":
-        """Return the pool without workers that would have no image."""
+        """Return the pool with at most one worker for each image."""
         return replace(self, workers=min(self.workers, images))
 
     def record(self) -> dict[str, float]:
-        """Return what run.json says of the pool; its key `actors` is the number of workers."""
+        """Return the pool for run.json, where `actors` is the number of workers."""
         return {
             "actors": self.workers,
             "num_cpus": self.num_cpus,
@@ -51,27 +52,27 @@ class Pool:
 
     @property
     def each(self) -> str:
-        """The resources of a worker in words."""
-        cpus = counted(self.num_cpus, "CPU")
+        """Description of the resources of a worker."""
+        cpus = format_count(self.num_cpus, "CPU")
         if not self.num_gpus:
             return cpus
         return f"{cpus} and {'a' if self.num_gpus == 1 else f'{self.num_gpus:g} of a'} GPU"
 
     def on(self, nodes: Nodes) -> str:
-        """Return the workers and the cluster in words."""
+        """Describe the workers and the cluster in words."""
         usable = [node for node in nodes if any(node)]
         cpus, gpus = sum(cpu for cpu, _ in usable), sum(gpu for _, gpu in usable)
-        cluster = f"{counted(cpus, 'CPU')} and {counted(gpus, 'GPU')} on {counted(len(usable), 'node')}"
-        return f"{counted(self.workers, 'worker')} of {self.each} each; cluster: {cluster}"
+        cluster = f"{format_count(cpus, 'CPU')} and {format_count(gpus, 'GPU')} on {format_count(len(usable), 'node')}"
+        return f"{format_count(self.workers, 'worker')} of {self.each} each; cluster: {cluster}"
 
 
-def counted(count: float, noun: str) -> str:
+def format_count(count: float, noun: str) -> str:
     """Return a count with its noun: `1 worker`, `2 workers`."""
     return f"{count:g} {noun}{'' if count == 1 else 's'}"
 
 
 def units(amount: float) -> int:
-    """Return CPUs or GPUs in units of Ray."""
+    """Return an amount of CPUs or GPUs in the units of Ray."""
     return round(amount * UNITS)
 
 
@@ -102,17 +103,17 @@ def pool_for(want: PoolConfig, nodes: Nodes, shrink: bool = False) -> Pool:
     # A node without CPUs, such as a head node, gets no workers.
     hosts = [(cpu, slots) for cpu, gpu in nodes if cpu and (slots := gpu_slots(gpu, want.gpus_per_worker))]
     if want.gpu if want.gpu is not None else bool(hosts):
-        # Workers have equal resources, so each takes what the poorest GPU node can give.
+        # All workers have equal resources, so each takes what the smallest GPU node can give.
         share = min((units(cpu) // slots for cpu, slots in hosts), default=UNITS)
         num_cpus = share // UNITS if share >= UNITS else share / UNITS
-        default = sum(slots for _, slots in hosts)
+        default_workers = sum(slots for _, slots in hosts)
         threads, batch_size = want.threads or max(2, int(num_cpus)), want.batch_size or 32
-        pool = Pool(want.workers or default, num_cpus, want.gpus_per_worker, threads, batch_size)
+        pool = Pool(want.workers or default_workers, num_cpus, want.gpus_per_worker, threads, batch_size)
     else:
-        # If every node has less than one CPU, a worker takes what the best node has.
+        # If every node has less than one CPU, a worker takes what the largest node has.
         num_cpus = min(1.0, max((cpu for cpu, _ in nodes if cpu), default=1.0))
-        default = sum(int(cpu / num_cpus) for cpu, _ in nodes)
-        pool = Pool(want.workers or default, num_cpus, 0, want.threads or 2, want.batch_size or 8)
+        default_workers = sum(int(cpu / num_cpus) for cpu, _ in nodes)
+        pool = Pool(want.workers or default_workers, num_cpus, 0, want.threads or 2, want.batch_size or 8)
     room = room_for(pool, nodes)
     if want.wait_s:
         if not pool.workers:
@@ -124,7 +125,7 @@ def pool_for(want: PoolConfig, nodes: Nodes, shrink: bool = False) -> Pool:
         return replace(pool, workers=min(pool.workers, room))
     if not room or pool.workers > room:
         raise ConfigError(
-            f"pool.workers={pool.workers}: there is room for {counted(room, 'worker')}; each takes {pool.each} of the "
+            f"pool.workers={pool.workers}: there is room for {format_count(room, 'worker')}; each takes {pool.each} of the "
             f"nodes' (CPUs, GPUs) {nodes}. Lower pool.workers. If an autoscaler adds nodes, set pool.wait_s "
             "to the seconds to wait"
         )
@@ -132,7 +133,7 @@ def pool_for(want: PoolConfig, nodes: Nodes, shrink: bool = False) -> Pool:
 
 
 def node_resources() -> Nodes:
-    """Return (CPUs, GPUs) of each living node."""
+    """Return all (CPUs, GPUs) of each living node."""
     import ray
 
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -140,7 +141,7 @@ def node_resources() -> Nodes:
 
 
 def free_resources() -> Nodes:
-    """Return (CPUs, GPUs) of each living node that no work on the cluster holds."""
+    """Return the free (CPUs, GPUs) of each living node."""
     from ray._private.state import available_resources_per_node
 
     free = available_resources_per_node().values()
@@ -148,13 +149,13 @@ def free_resources() -> Nodes:
 
 
 def describe_free(pool: Pool, free: Nodes, nodes: Nodes) -> str:
-    """Return how much of what a pool needs is free, in words: `0 of 1 CPUs are free`."""
+    """Describe how many CPUs or GPUs that a pool needs are free: `0 of 1 CPUs are free`."""
     kind, name = (1, "GPUs") if pool.num_gpus else (0, "CPUs")
     return f"{sum(node[kind] for node in free):g} of {sum(node[kind] for node in nodes):g} {name} are free"
 
 
 def nodes_with_room(want: PoolConfig, patience_s: float = PATIENCE_SECONDS) -> Nodes:
-    """Wait until a node has resources, and return the nodes: a cluster may have just started, or have lost its nodes.
+    """Wait until a node has resources, because a cluster may have just started or lost its nodes. Return the nodes.
 
     Return at once if `want.wait_s` announces more nodes: an autoscaler only adds nodes for workers that are pending.
     """

@@ -9,7 +9,7 @@ from types import TracebackType
 from imagemill.pipeline.cluster.contact import contact
 from imagemill.pipeline.cluster.metrics import waiting_gauge
 from imagemill.pipeline.cluster.pool import WITHOUT_CUDA
-from imagemill.pipeline.cluster.tally import published
+from imagemill.pipeline.cluster.tally import read_published
 from imagemill.pipeline.progress import LOG_SECONDS, clock, progress_bar, rate_text
 
 log = logging.getLogger("imagemill.run")
@@ -23,7 +23,7 @@ ON_CPU = (
 def sum_counts(run_id: str) -> Counter[str]:
     """Return the sums of the counts of all workers; for memory (…_mb), the maximum."""
     counts: Counter[str] = Counter()
-    for content in published(f"{run_id}/"):
+    for content in read_published(f"{run_id}/"):
         most = {key: max(counts[key], value) for key, value in content.items() if key.endswith("_mb")}
         counts.update(content)
         counts.update({key: value - counts[key] for key, value in most.items()})
@@ -70,7 +70,7 @@ class RunProgress:
         except Exception as e:  # noqa: BLE001 - Ray's core raises its own errors without a connection
             log.debug("progress is unknown: %s", e)
         else:
-            contact.heard()
+            contact.record_answer()
 
     def _watch(self) -> None:
         last_log = time.monotonic()

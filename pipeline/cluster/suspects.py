@@ -1,20 +1,23 @@
-"""Find the image that kills its process, by the records that processes publish before they die."""
+"""Identify the image that kills its process, from the records that processes publish before they die."""
 
 import hashlib
 from typing import Any
 
-from imagemill.pipeline.cluster.tally import forget, publish, published
+from imagemill.pipeline.cluster.tally import delete_published, publish, read_published
 from imagemill.pipeline.errors import RunFailed
 
 ACCUSED_AFTER = 2
-"""Deaths of processes that worked on one image alone; a single death may be chance, such as a lack of memory."""
+"""Deaths of processes that worked on one image alone, until the image is accused. A single death may be a coincidence, such
+as a lack of memory."""
 TRIED_BY_RUNS = 3
-"""Runs that try an accused image, because another program may have used up the memory. Then it waits for --retry-failed."""
+"""Runs that try an accused image, because another program may have used up the memory. After that, only --retry-failed
+processes the image."""
 MOST_DEATHS = 60
+"""Deaths of processes in one block after which the run fails."""
 
 
 class Suspects:
-    """The deaths of processes in one block of a run. Each process that begins the block adds one, until `clear`.
+    """The deaths of processes in one block of a run. Each process that begins the block counts as dead until `clear`.
 
     Args:
         run_id: id of the run.
@@ -27,14 +30,15 @@ class Suspects:
     def __init__(self, run_id: str, image_ids: list[str]) -> None:
         block = hashlib.blake2b("".join(image_ids).encode(), digest_size=8).hexdigest()
         self._key = f"suspects/{run_id}/{block}"
-        record = (published(self._key) or [{}])[0]
+        record = (read_published(self._key) or [{}])[0]
         self.deaths: int = record.get("begun", 0)
         self._died: dict[str, int] = record.get("died", {})
         if alone := record.get("alone"):
             self._died[alone] = self._died.get(alone, 0) + 1
         if self.deaths >= MOST_DEATHS:
             raise RunFailed(
-                f"{self.deaths} workers died over {len(image_ids)} images. Does a node have enough memory for its workers?"
+                f"{self.deaths} workers died while they processed {len(image_ids)} images. Check that each node has "
+                "enough memory for its workers"
             )
         self._publish(begun=self.deaths + 1)
 
@@ -42,13 +46,13 @@ class Suspects:
         """Record that the process works on this image alone."""
         self._publish(begun=self.deaths + 1, alone=image_id)
 
-    def accused(self, image_id: str) -> bool:
-        """Return whether processes died while they worked on this image alone."""
+    def is_accused(self, image_id: str) -> bool:
+        """Return whether ACCUSED_AFTER processes died while they worked on this image alone."""
         return self._died.get(image_id, 0) >= ACCUSED_AFTER
 
     def clear(self) -> None:
         """Delete the record of a finished block."""
-        forget(self._key)
+        delete_published(self._key)
 
     def _publish(self, **state: Any) -> None:
         publish(self._key, {**state, "died": self._died})

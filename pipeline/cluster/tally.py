@@ -1,4 +1,4 @@
-"""Counts of workers, which they publish to the driver through Ray's key-value store."""
+"""Count what workers do, and publish the counts to the driver through Ray's key-value store."""
 
 import json
 import logging
@@ -18,11 +18,11 @@ log = logging.getLogger("imagemill.run")
 NAMESPACE = b"imagemill"
 DEVICES = ("cpu", "cuda")
 ETAGS = "etags:"
-"""Prefix of a count that names a bucket whose etags a worker found not to be MD5s."""
+"""Prefix of a count that names a bucket in which a worker met etags that are not MD5s."""
 
 
 def publish(key: str, content: dict[str, Any]) -> None:
-    """Publish a value under a key, in place of its former value. Failures are logged and ignored.
+    """Publish a value under a key, and replace the former value of the key. Failures are logged and ignored.
 
     The store is internal to Ray. The public alternative, an actor that counts, would cost a process and its start.
     """
@@ -34,7 +34,7 @@ def publish(key: str, content: dict[str, Any]) -> None:
         log.warning("progress was not published: %s", e)
 
 
-def published(prefix: str) -> list[dict[str, Any]]:
+def read_published(prefix: str) -> list[dict[str, Any]]:
     """Return the values published under keys with a prefix."""
     from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list
 
@@ -42,7 +42,7 @@ def published(prefix: str) -> list[dict[str, Any]]:
     return [json.loads(_internal_kv_get(key, namespace=NAMESPACE) or b"{}") for key in keys]
 
 
-def forget(prefix: str) -> None:
+def delete_published(prefix: str) -> None:
     """Delete the values published under keys with a prefix. Failures are logged and ignored."""
     from ray.experimental.internal_kv import _internal_kv_del
 
@@ -81,13 +81,13 @@ class Tally:
         self._counts["without_cuda"] = int(gpu and device == "cpu")
 
     def add(self, **counts: float) -> None:
-        """Add to counts by name, and publish them if the last time is a second ago."""
+        """Add to counts by name, and publish all counts if the last publication is a second ago."""
         with self._lock:
             self._counts.update(counts)
-            due = time.monotonic() - self._published > 1
-            if due:
+            is_due = time.monotonic() - self._published > 1
+            if is_due:
                 self._published = time.monotonic()
-        if due:
+        if is_due:
             self.flush()
 
     @contextmanager
@@ -103,7 +103,7 @@ class Tally:
 
     def flush(self) -> None:
         """Publish all counts."""
-        # A separate lock: threads that count do not wait for the store, and the newest counts are published last.
+        # With a separate lock, threads that count do not wait for the store, and the newest counts are published last.
         with self._flushing:
             with self._lock:
                 self._counts["rss_mb"] = peak_rss_mb()

@@ -14,7 +14,7 @@ from imagemill.pipeline.cluster.contact import clean_up, while_answering
 from imagemill.pipeline.cluster.nodes import missing_paths
 from imagemill.pipeline.cluster.pool import PATIENCE_SECONDS, Pool, node_resources, nodes_with_room, pool_for
 from imagemill.pipeline.cluster.progress import RunProgress
-from imagemill.pipeline.cluster.tally import DEVICES, ETAGS, forget, peak_rss_mb
+from imagemill.pipeline.cluster.tally import DEVICES, ETAGS, delete_published, peak_rss_mb
 from imagemill.pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
 from imagemill.pipeline.etags import etags_of
 from imagemill.pipeline.output.lease import Lease
@@ -33,7 +33,7 @@ log = logging.getLogger("imagemill.run")
 BYTES_PER_PART = 64_000_000
 """Bytes of source files whose rows go into one part."""
 BATCH_BYTES = 1_000_000
-"""Bytes of source files in a block of large images, except that a block has at least one image."""
+"""Bytes of source files in a block of large images. A block has at least one image."""
 RUN_AGAIN = "Committed rows stay. Run the same command again"
 
 
@@ -44,7 +44,7 @@ def execute(resolved: ResolvedRun, plan: Plan, lease: Lease, record: RunRecord) 
         resolved: the run.
         plan: what to process.
         lease: held by this run.
-        record: gets the pool, the rate and the memory of the run.
+        record: filled in with the pool, the rate and the memory of the run.
 
     Raises:
         CheckpointError: when the model cannot be built.
@@ -70,12 +70,12 @@ def execute(resolved: ResolvedRun, plan: Plan, lease: Lease, record: RunRecord) 
             record_progress(record, progress)
             # A cluster that outlives the run would keep what the workers of every run published.
             for prefix in (f"{record.run_id}/", f"suspects/{record.run_id}/"):
-                clean_up(partial(forget, prefix))
+                clean_up(partial(delete_published, prefix))
     lease.check_held()
 
 
 def record_progress(record: RunRecord, progress: RunProgress) -> None:
-    """Fill in what the workers counted, and log their warnings about etags: few people read the logs of workers."""
+    """Fill in the counts of the workers. Log their warnings about etags, because few people read the logs of workers."""
     counts = progress.counts
     for name in counts:
         if name.startswith(ETAGS):
@@ -95,13 +95,14 @@ def record_progress(record: RunRecord, progress: RunProgress) -> None:
 
 
 def run_plan(resolved: ResolvedRun, plan: Plan, progress: RunProgress, record: RunRecord) -> None:
-    """Run the plan on a pool that suits the cluster; if nodes are lost, run the rest on a pool that suits what is left.
+    """Run the plan on a pool that suits the cluster. After a loss of nodes, run the rest on the remaining nodes.
 
-    Raises: see execute.
+    Raises:
+        Failure: for the reasons that `execute` lists.
     """
     from ray.exceptions import RayError
 
-    from imagemill.pipeline.cluster.watch import NoRoom, watched
+    from imagemill.pipeline.cluster.watch import NoRoom, watch_workers
 
     config, output = resolved.config, resolved.output
     todo, has_lost_nodes = mark_clashes(output, plan.todo), False
@@ -121,14 +122,14 @@ def run_plan(resolved: ResolvedRun, plan: Plan, progress: RunProgress, record: R
         record.pool = pool.record()
         log.info("%d images; %s", len(todo), pool.on(nodes))
         try:
-            with watched(pool, progress.done, patience_s, is_shared, config.pool.wait_s):
+            with watch_workers(pool, progress.done, patience_s, is_shared, config.pool.wait_s):
                 job = build_worker_job(resolved, plan, pool, record)
                 run_blocks(job, todo, rows_of_block(len(todo), config.rows_per_part, bytes_each, pool), pool)
             return
         except RayError as e:
-            raise translate(e, resolved) from None
+            raise translate_error(e, resolved) from None
         except NoRoom as e:
-            if e.taken:
+            if e.is_occupied:
                 raise RunFailed(f"{e}. {RUN_AGAIN} when the cluster has room") from None
             committed = committed_ids(output, plan, "results", "rejects")
             rest = todo.filter(pc.invert(pc.is_in(todo["image_id"], committed)))
@@ -141,12 +142,12 @@ def run_plan(resolved: ResolvedRun, plan: Plan, progress: RunProgress, record: R
 
 
 def build_worker_job(resolved: ResolvedRun, plan: Plan, pool: Pool, record: RunRecord) -> WorkerJob:
-    """Store in the output what workers read there, and return what each worker is told.
+    """Store the checkpoint and the style images in the output for the workers, and return the job of the workers.
 
     The job is small: Ray passes it again to each restarted actor, and a large object could be gone by then (ray#53727).
     """
     config, output = resolved.config, resolved.output
-    # After a loss of nodes the share is still of the whole plan, or the rest would be measured in addition.
+    # The share refers to the whole plan even after a loss of nodes. Otherwise too many remaining images are measured.
     share = config.measured_share(len(plan.todo))
     if resolved.task.stores_latent:
         record.measured_share = round(share, 4)
@@ -176,18 +177,18 @@ def build_worker_job(resolved: ResolvedRun, plan: Plan, pool: Pool, record: RunR
 
 
 def run_blocks(job: WorkerJob, todo: pa.Table, rows: int, pool: Pool) -> None:
-    """Send references to workers in blocks of `rows`, each of which becomes a part, on the Ray that is connected."""
+    """Send references to workers in blocks of `rows` images. The process must be connected to Ray."""
     import ray.data
 
     from imagemill.pipeline.cluster.suspects import MOST_DEATHS
     from imagemill.pipeline.worker import BLOCKS_AT_ONCE, Worker
 
-    quieten_ray_data()
+    silence_ray_data()
     # Ray Data would wrap what an actor raises, and the wrapping is lost on its way to the driver.
     ray.data.DataContext.get_current().raise_original_map_exception = True
     with warnings.catch_warnings():
         # Ray 2.60 warns of `max_restarts` and `max_task_retries`, for which it has no named arguments yet. Actors may
-        # restart without limit, because a block whose workers die finds out which image is the cause.
+        # restart without limit, because the deaths of its workers show a block which image is the cause (suspects.py).
         warnings.simplefilter("ignore", ray.data.dataset.RayDeprecationWarning)
         dataset = ray.data.from_blocks(split_blocks(todo, rows)).map_batches(
             Worker,
@@ -209,8 +210,8 @@ def run_blocks(job: WorkerJob, todo: pa.Table, rows: int, pool: Pool) -> None:
     while_answering(dataset.materialize)
 
 
-def quieten_ray_data() -> None:
-    """Replace Ray Data's progress bars, plans and stack traces by our bar and one line; its log file keeps them."""
+def silence_ray_data() -> None:
+    """Hide Ray Data's progress bars, plans and stack traces. Its log file keeps them."""
     import ray.data
     from ray._private.log import PlainRayHandler
 
@@ -238,27 +239,27 @@ def check_shared_disks(resolved: ResolvedRun, plan: Plan, lease: Lease) -> None:
         )
 
 
-def rows_of_block(todo: int, most: int, bytes_each: int, pool: Pool) -> int:
-    """Return the images of a block: four blocks for each worker, to spread the work, but at least one batch.
+def rows_of_block(todo: int, max_rows: int, bytes_each: int, pool: Pool) -> int:
+    """Return the number of images in a block: four blocks for each worker, to spread the work, but at least one batch.
 
     Args:
-        todo: images of the plan.
-        most: rows of a part at most.
+        todo: number of images in the plan.
+        max_rows: maximum number of rows in a part.
         bytes_each: mean bytes of a source file. A block of large images may have less than a batch, because large images do
             not fit into one batch and one worker must not get all of them.
         pool: the workers.
     """
     share = -(-todo // pool.workers)
     batch = min(pool.batch_size, share, max(1, BATCH_BYTES // bytes_each))
-    return min(most, max(1, BYTES_PER_PART // bytes_each), max(-(-share // 4), batch))
+    return min(max_rows, max(1, BYTES_PER_PART // bytes_each), max(-(-share // 4), batch))
 
 
-def translate(error: BaseException, resolved: ResolvedRun) -> Exception:
-    """Return the exception of ours for an error that Ray delivers, by its innermost cause."""
+def translate_error(error: BaseException, resolved: ResolvedRun) -> Exception:
+    """Return the Imagemill exception for an error that Ray delivers, according to its innermost cause."""
     while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
         error = cause
     if isinstance(error, OSError) and str(error.filename).startswith("Failed to "):
-        # Ray Data puts a text about its own tries in the place of a file name.
+        # Ray Data replaces the file name by a text about its own attempts.
         error = type(error)(error.errno, error.strerror)
     text = (str(error).splitlines() or [""])[0]  # Ray adds its own lines to what an actor raises.
     if isinstance(error, OutputHeld):

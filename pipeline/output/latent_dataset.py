@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
+from imagemill.pipeline.errors import ConfigError, VerificationError, join_first
 from imagemill.pipeline.output.latent_values import LATENT_COLUMNS, check_latents, latent_batches, to_vector_column
 from imagemill.pipeline.output.snapshot import Snapshot
 
@@ -44,7 +44,7 @@ class LatentDataset:
         for latents in latent_batches(self.state, self.columns, problems):
             yield latents.rows, latents.values
         if problems:
-            raise VerificationError(first_of(problems))
+            raise VerificationError(join_first(problems))
 
     def tables(self) -> Iterator[pa.Table]:
         """Yield the batches as tables with the columns `latent` (a list of fixed size) and `latent_shape`."""

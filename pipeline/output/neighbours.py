@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from imagemill.models.autoencoder import LatentCoder
 from imagemill.models.likeness import Whitening, choose_whitening, likeness_features, similarity
 from imagemill.models.objectives.compress import encode_images
-from imagemill.pipeline.errors import VerificationError, first_of
+from imagemill.pipeline.errors import VerificationError, join_first
 from imagemill.pipeline.images.config import ImageConfig
 from imagemill.pipeline.output.latent_values import LatentCoders, check_latents, dequantise, latent_batches
 from imagemill.pipeline.output.snapshot import Snapshot, read_snapshot
@@ -71,7 +71,7 @@ class Collection:
         while sum(len(rows) for rows, _ in head) < WHITENING_IMAGES and (batch := next(batches, None)):
             head.append(batch)
         if not head:
-            raise VerificationError(f"{self.state.output.url}: all latents are damaged: {first_of(problems)}")
+            raise VerificationError(f"{self.state.output.url}: all latents are damaged: {join_first(problems)}")
         whiten = choose_whitening(self.coder, np.concatenate([values for _, values in head]))
         return whiten, ((rows, whiten(values)) for rows, values in chain(head, batches))
 

@@ -19,7 +19,6 @@ from imagemill.pipeline.storage import Store
 FOLDER = "runs/departed"
 KEYS = ["image_id", "fence"]
 """The columns that identify a reject. A later run, perhaps of another input, may reject the same image again."""
-NOTE_SCHEMA = pa.schema([("image_id", pa.string()), ("fence", pa.int64())])
 NOTE_LEVEL = 3
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imagemill.models.tasks import TASKS
-from imagemill.pipeline.errors import ConfigError, StorageError, first_of
+from imagemill.pipeline.errors import ConfigError, StorageError, join_first
 from imagemill.pipeline.output.committed_rows import read_superseded
 from imagemill.pipeline.output.parts import iterate_parts, list_parts
 from imagemill.pipeline.schema import result_schema
@@ -190,7 +190,7 @@ def read_snapshot(
 
 def no_readable_part(damaged: dict[str, str]) -> StorageError:
     """Return the error for an OUTPUT whose parts are all damaged."""
-    return StorageError(first_of(list(damaged.values())))
+    return StorageError(join_first(list(damaged.values())))
 
 
 def describe_missing_rows(output: Store, parts: list[str], model: str | None, as_of: str | None) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.cluster.vq import kmeans2
 
 from imagemill.models.likeness import choose_whitening, similarity
-from imagemill.pipeline.errors import ConfigError, VerificationError, first_of
+from imagemill.pipeline.errors import ConfigError, VerificationError, join_first
 from imagemill.pipeline.output.neighbours import Collection
 from imagemill.pipeline.output.snapshot import Snapshot
 from imagemill.pipeline.progress import with_progress
@@ -78,7 +78,7 @@ def build_map(images: Collection, columns: list[str], method: str, problems: lis
     read = sample.features(columns, problems)
     batches = list(with_progress("map: read latents", read, len(sample.state), lambda batch: len(batch[0])))
     if not batches:
-        raise VerificationError(f"{images.state.output.url}: all latents are damaged: {first_of(problems)}")
+        raise VerificationError(f"{images.state.output.url}: all latents are damaged: {join_first(problems)}")
     features = np.concatenate([values for _, values in batches])
     rows = [row for table, _ in batches for row in table.to_pylist()]
     vectors = choose_whitening(images.coder, features)(features)

@@ -14,7 +14,7 @@ from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, InvalidURL
 from typing import Any
 
-from imagemill.pipeline.pauses import BUSY, answered, pause, quiet_seconds, retry_after
+from imagemill.pipeline.pauses import BUSY, pause, quiet_seconds, record_answer, retry_after
 
 log = logging.getLogger("imagemill.web")
 WEB_SCHEMES = ("http", "https")
@@ -162,7 +162,7 @@ def fetch(url: str, max_bytes: int, public_only: bool) -> bytes:
             host = urllib.parse.urlsplit(quoted).netloc
             time.sleep(quiet_seconds(host))
             body = request_body(quoted, shown, max_bytes, public_only)
-            answered(host)
+            record_answer(host)
             return body
         except urllib.error.HTTPError as e:
             attempt += 1
@@ -171,7 +171,7 @@ def fetch(url: str, max_bytes: int, public_only: bool) -> bytes:
                 time.sleep(seconds)
                 continue
             if e.code not in BUSY:
-                answered(host)
+                record_answer(host)
             if e.code in (404, 410):
                 raise FileNotFoundError(f"{shown}: {e.code}") from None
             # The reason names a redirect that was refused.

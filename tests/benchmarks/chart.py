@@ -9,7 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from figures import Run, Spread, Summary, number
 
-OURS, OTHERS, LIMIT = "#d1495b", "#8d99ae", "#2b2d42"
+HIGHLIGHT, OTHERS, LIMIT = "#d1495b", "#8d99ae", "#2b2d42"
 
 
 def bars(axes: plt.Axes, title: str, summaries: Sequence[Summary], titles: Mapping[str, str], limit: Spread | None) -> None:
@@ -18,7 +18,7 @@ def bars(axes: plt.Axes, title: str, summaries: Sequence[Summary], titles: Mappi
     rates = [one.rate.median for one in measured]
     spreads = [[r - one.rate.least for r, one in zip(rates, measured, strict=True)]]
     spreads.append([one.rate.most - r for r, one in zip(rates, measured, strict=True)])
-    colours = [OURS if one.peer == "imagemill" else OTHERS for one in measured]
+    colours = [HIGHLIGHT if one.peer == "imagemill" else OTHERS for one in measured]
     axes.barh([titles[one.peer] for one in measured], rates, xerr=spreads, color=colours, error_kw={"capsize": 3, "lw": 1})
     for place, rate in enumerate(rates):
         axes.annotate(f" {number(rate)}", (0, place), va="center", color="white", fontsize=9, fontweight="bold")
@@ -42,7 +42,7 @@ def whole(axes: plt.Axes, runs: Sequence[Run], titles: Mapping[str, str]) -> Non
             continue
         counts = sorted(walls)
         middle = [sorted(walls[count])[len(walls[count]) // 2] for count in counts]
-        colour, width = (OURS, 2.5) if peer == "imagemill" else (next(others), 1.3)
+        colour, width = (HIGHLIGHT, 2.5) if peer == "imagemill" else (next(others), 1.3)
         axes.plot(counts, middle, "o-", label=title, color=colour, lw=width, ms=4)
     axes.set_xlabel("images")
     axes.set_ylabel("seconds, whole process")

@@ -25,7 +25,7 @@ import numpy as np
 import typer
 from skimage import data
 
-from imagemill.pipeline.cluster.connection import one_ray
+from imagemill.pipeline.cluster.connection import share_ray
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.output.parts import NOTES_FOLDER, list_parts, read_parts
@@ -148,7 +148,7 @@ def main(
         source, output = Store(f"{place}/in"), Store(f"{place}/out")
         folder = Folder(source, generator)
         config = RunConfig(task="compress", input=source.url, output=output.url)
-        with one_ray():
+        with share_ray():
             while not nights or time.monotonic() - start_s < 60 * minutes:
                 if nights:
                     folder.day()

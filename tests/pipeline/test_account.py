@@ -14,7 +14,7 @@ from botocore.exceptions import EndpointConnectionError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from imagemill.pipeline.account import account, drop_doubles
+from imagemill.pipeline.account import account, drop_duplicates
 from imagemill.pipeline.errors import VerificationError
 from imagemill.pipeline.output.parts import SUPERSEDED, columns_as_lists, list_parts, read_parts
 from imagemill.pipeline.output.snapshot import select_newest_rows
@@ -32,12 +32,22 @@ def todo_of(*pairs: Pair) -> pa.Table:
 def plan_over(*pairs: Pair, parts: set[str] = frozenset(), redone_ids: str = "") -> Plan:
     images = pa.table({"image_id": pa.array(list(redone_ids), pa.string())})
     return Plan(
-        todo_of(*pairs), 0, Counter(), 0, 0, images, set(parts), images.slice(0, 0), strange=False, fencing_token=0, rows=0
+        todo_of(*pairs),
+        0,
+        Counter(),
+        0,
+        0,
+        images,
+        set(parts),
+        images.slice(0, 0),
+        is_unrelated=False,
+        fencing_token=0,
+        rows=0,
     )
 
 
-def drop_duplicates(output: Store) -> int:
-    return drop_doubles(output, plan_over(), list_parts(output, "results"))
+def drop_all_duplicates(output: Store) -> int:
+    return drop_duplicates(output, plan_over(), list_parts(output, "results"))
 
 
 def with_images(output: Store, *names: str) -> str:
@@ -76,22 +86,22 @@ def test_account_drops_only_duplicate_rows(parts: list[tuple[set[Pair], int]]) -
         for pairs, fence in parts:
             put(output, [row(pair, fence) for pair in sorted(pairs)])
         original_pairs = pairs_of(output)
-        drop_count = drop_duplicates(output)
+        drop_count = drop_all_duplicates(output)
         assert pairs_of(output) == sorted(set(original_pairs))
         assert drop_count == len(original_pairs) - len(set(original_pairs))
-        assert drop_duplicates(output) == 0
+        assert drop_all_duplicates(output) == 0
 
 
 def test_account_keeps_one_of_two_rows_in_a_part(output: Store) -> None:
     put(output, [row(("a", "v")), row(("a", "v")), row(("b", "v"))])
-    drop_duplicates(output)
+    drop_all_duplicates(output)
     assert pairs_of(output) == [("a", "v"), ("b", "v")]
 
 
 def test_account_keeps_the_row_of_the_later_holder(output: Store) -> None:
     put(output, [row(("a", "v"), 1, run_id="old"), row(("b", "v"), 1, run_id="old")])
     put(output, [row(("a", "v"), 2, run_id="new")])
-    assert drop_duplicates(output) == 1
+    assert drop_all_duplicates(output) == 1
     rows = read_parts(output, list_parts(output, "results"), ["image_id", "run_id"])
     assert dict(zip(*columns_as_lists(rows, ["image_id", "run_id"]), strict=True)) == {"a": "new", "b": "old"}
 
@@ -99,7 +109,7 @@ def test_account_keeps_the_row_of_the_later_holder(output: Store) -> None:
 def test_part_without_duplicates_is_renamed(output: Store) -> None:
     put(output, [row(("a", "v"), 1), row(("b", "v"), 1, psnr_db=41.0)])
     put(output, [row(("a", "v"), 2)])
-    drop_duplicates(output)
+    drop_all_duplicates(output)
     for path in list_parts(output, "results"):
         table = pq.read_table(output.full(path))
         assert table.schema.equals(SCHEMA)
@@ -112,14 +122,14 @@ def test_account_replaces_an_older_row(output: Store) -> None:
     older = set(list_parts(output, "results"))
     put(output, [row(("a", "v"), 3)])
     new = [path for path in list_parts(output, "results") if path not in older]
-    assert drop_doubles(output, plan_over(parts=older, redone_ids="a"), new) == 1
+    assert drop_duplicates(output, plan_over(parts=older, redone_ids="a"), new) == 1
     assert pairs_of(output) == [("a", "v"), ("b", "v")]
     assert read_parts(output, list_parts(output, "results"), ["fence"])["fence"].to_pylist().count(3) == 1
 
 
 def test_account_keeps_versions_of_an_image(output: Store) -> None:
     put(output, [row(("a", "v")), row(("a", "w"))])
-    assert drop_duplicates(output) == 0
+    assert drop_all_duplicates(output) == 0
     assert verify(output).problems == []
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from imagemill.pipeline.cluster.connection import STARTS, connected, signals_wait
+from imagemill.pipeline.cluster.connection import STARTS, connected, delay_signals
 from imagemill.pipeline.cluster.contact import SILENCE_SECONDS, contact
-from imagemill.pipeline.cluster.own import OURS, SESSIONS, tidy
+from imagemill.pipeline.cluster.own import SESSION_MARK, SESSIONS, delete_old_sessions
 from imagemill.pipeline.cluster.tally import Tally
 from imagemill.pipeline.errors import RunFailed
 
@@ -32,7 +32,7 @@ def test_signal_waits_for_the_start_of_ray(number: signal.Signals) -> None:
     starts: list[bool] = []
 
     def start() -> None:
-        with signals_wait():
+        with delay_signals():
             signal.raise_signal(number)
             signal.raise_signal(number)
             # Ray resets SIGTERM in the same way.
@@ -96,11 +96,11 @@ def test_runs_of_a_night_share_ray_until_a_failure() -> None:
     result = run_code(
         """
 import ray
-from imagemill.pipeline.cluster.connection import connected, endings, one_ray
+from imagemill.pipeline.cluster.connection import connected, endings, share_ray
 def session():
     with connected(None, num_cpus=1):
         return ray.get_runtime_context().get_node_id()
-with one_ray():
+with share_ray():
     assert not ray.is_initialized()
     first = session()
     assert session() == first
@@ -135,10 +135,10 @@ def test_old_ray_sessions_are_removed(tmp_path: Path) -> None:
     for folder in (*folders, unmarked_session, live_session):
         (folder / "logs").mkdir(parents=True)
     for folder in (*folders[:-1], live_session):
-        (folder / OURS).touch()
+        (folder / SESSION_MARK).touch()
     latest = tmp_path / "session_latest"
     latest.symlink_to(folders[-2])
-    tidy(folders[-1])
+    delete_old_sessions(folders[-1])
     assert {*tmp_path.iterdir()} == {unmarked_session, live_session, latest, *folders[-SESSIONS:]}
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from imagemill.pipeline.account import drop_doubles
+from imagemill.pipeline.account import drop_duplicates
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.output.compact import MERGED_BYTES, MIN_SMALL_PARTS, SMALL_BYTES, compact
 from imagemill.pipeline.output.lease import Lease
@@ -154,11 +154,11 @@ def change_parts(output: Store, redone_images: list[str], fence: int) -> None:
         redone_table,
         parts,
         duplicate_table,
-        strange=False,
+        is_unrelated=False,
         fencing_token=fence,
         rows=0,
     )
-    drop_doubles(output, plan, [path for path in list_parts(output, "results") if path not in parts])
+    drop_duplicates(output, plan, [path for path in list_parts(output, "results") if path not in parts])
     compact(output, parts, 3, check_lease)
 
 

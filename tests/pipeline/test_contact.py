@@ -6,7 +6,7 @@ import pytest
 
 from imagemill.pipeline.cluster import contact as module
 from imagemill.pipeline.cluster.connection import connected
-from imagemill.pipeline.cluster.contact import Contact, ContactLost, answered, clean_up, contact, while_answering
+from imagemill.pipeline.cluster.contact import Contact, ContactLost, clean_up, contact, wait_for_answer, while_answering
 
 
 @pytest.fixture
@@ -35,14 +35,14 @@ def test_contact_ends_work_that_ray_does_not_answer(silent_contact: Contact) -> 
 def test_contact_ends_one_question_without_answer(silent_contact: Contact) -> None:
     """In the main thread, a signal could not interrupt the request either."""
     with pytest.raises(ContactLost):
-        answered(wait_forever)
+        wait_for_answer(wait_forever)
     assert silent_contact.lost
 
 
 def test_contact_gives_what_work_gives_and_raises(silent_contact: Contact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SILENCE_SECONDS", 60.0)
-    assert while_answering(lambda: 7) == answered(lambda: 7) == 7
-    for wait_for in (while_answering, answered):
+    assert while_answering(lambda: 7) == wait_for_answer(lambda: 7) == 7
+    for wait_for in (while_answering, wait_for_answer):
         with pytest.raises(KeyError):
             wait_for({}.popitem)
     clean_up({}.popitem)

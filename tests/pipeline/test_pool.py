@@ -188,10 +188,10 @@ def test_pool_reports_resources_held_by_others(
     free, placed_workers, wait_s, is_ended, expected_message, monkeypatch, caplog
 ) -> None:
     """If other jobs hold the CPUs, a run waits, logs it, and ends only after `wait_s`."""
-    cluster_state = {"node_resources": [(2.0, 0.0)], "free_resources": free, "placed": placed_workers}
+    cluster_state = {"node_resources": [(2.0, 0.0)], "free_resources": free, "count_placed": placed_workers}
     for name, value in cluster_state.items():
         monkeypatch.setattr(f"imagemill.pipeline.cluster.watch.{name}", lambda value=value: value)
-    for name in ("LOOK_SECONDS", "TAKEN_SECONDS"):
+    for name in ("LOOK_SECONDS", "OTHER_WORK_SECONDS"):
         monkeypatch.setattr(f"imagemill.pipeline.cluster.watch.{name}", 0.0)
     pool = Pool(workers=2, num_cpus=1, num_gpus=0, threads=2, batch_size=8)
     check_room = Room(pool, lambda: 7, patience_s=0.01, shared=True, wait_s=wait_s)
@@ -199,7 +199,7 @@ def test_pool_reports_resources_held_by_others(
     if is_ended:
         with pytest.raises(NoRoom, match="other work has held the cluster") as error:
             check_room()
-        assert error.value.taken
+        assert error.value.is_occupied
     else:
         check_room()
         check_room()

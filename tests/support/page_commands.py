@@ -17,7 +17,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-DOCS = Path(__file__).parents[2] / "docs"
 BODY = r"((?:(?!```).)*)"
 BLOCK = re.compile(rf"```sh run\n{BODY}```\n(?:\n(?:[^`\n][^\n]*\n\n)?```text\n{BODY}```\n)?", re.DOTALL)
 """Commands, and the output below them; one line of prose may stand between."""
