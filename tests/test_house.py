@@ -60,7 +60,7 @@ def test_product_code_has_no_assert() -> None:
     assert not lines
 
 
-def test_no_file_without_a_purpose_in_its_name() -> None:
+def test_file_names_state_a_purpose() -> None:
     assert not {path.stem for path in FILES} & {"util", "utils", "common", "helper", "helpers", "manager", "misc"}
 
 
@@ -78,14 +78,35 @@ def test_architecture_picture_matches_imports() -> None:
     assert text == architecture.describe(), "docs/architecture.svg is out of date: run python docs/architecture.py"
 
 
-def test_the_reference_is_what_the_code_says() -> None:
+def test_reference_is_up_to_date() -> None:
     for path, text in reference.render_files().items():
         assert path.read_text(encoding="utf-8") == text, "python docs/reference.py writes it again"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs/configs").glob("*.yaml")), ids=lambda p: p.stem)
-def test_the_bundled_configs_are_valid(path: Path) -> None:
+def test_bundled_configs_are_valid(path: Path) -> None:
     kind = path.stem.split("_")[0]
     config = validate(reference.CONFIGS[kind if kind in reference.CONFIGS else "run"], read_yaml(str(path)), path.name)
     if isinstance(config, RunConfig):
         TASKS[config.task].Params(**config.params)
+
+
+RIDDLES = (
+    r"\b([Bb]e it|[Bb]esides?|[Ww]hatever|[Ff]or want of|who asks|that (is|are) none|what is there|of (its|their|our) own)\b"
+)
+"""Phrases that a reader has to read twice."""
+
+
+def test_texts_use_plain_words() -> None:
+    """A table or a config that needs one of these phrases says the same with a noun and a verb."""
+    folders = [ROOT / name for name in ("jobs", "models", "pipeline", "infra", "docs", "tests")]
+    paths = [*ROOT.glob("*.*"), ROOT / "Makefile", *(path for folder in folders for path in folder.rglob("*.*"))]
+    texts = [p for p in paths if p.suffix in {".py", ".md", ".yaml", ".html", ".toml", ""} and "_build" not in p.parts]
+    hits = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in texts
+        if path.is_file() and path != Path(__file__)
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if re.search(RIDDLES, line)
+    ]
+    assert not hits
