@@ -60,7 +60,7 @@ def test_late_ray_is_restarted_and_then_reported(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with (
-        pytest.raises(RunFailed, match=r"^Ray did not start .*busy\? The current node timed out during startup\.$"),
+        pytest.raises(RunFailed, match=r"^Ray did not start .*memory\? The current node timed out during startup\.$"),
         connected(None),
     ):
         pass
