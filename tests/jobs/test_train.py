@@ -214,7 +214,7 @@ def test_train_without_its_lease_writes_nothing(tiny, tmp_path, monkeypatch):
         store.write(f"{FOLDER}/00000002.json", b"{}")
         return read_newest_history(store)
 
-    monkeypatch.setattr("imagemill.jobs.train.newest_history", read_after_takeover)
+    monkeypatch.setattr("imagemill.jobs.train.read_newest_history", read_after_takeover)
     with pytest.raises(OutputHeld, match="another run took over"):
         train(config)
     assert not (tmp_path / "out/tiny-denoise").exists()

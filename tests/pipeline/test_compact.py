@@ -41,11 +41,11 @@ class InterruptedStore(Store):
         self.changes_left -= 1
 
     def write(self, *args, **more) -> None:
-        self.change()
+        self.count_change()
         super().write(*args, **more)
 
     def delete(self, path: str) -> None:
-        self.change()
+        self.count_change()
         super().delete(path)
 
 
@@ -193,11 +193,11 @@ def test_compact_repeats_an_inconsistent_listing(tmp_path: Path) -> None:
     class TornListingStore(Store):
         """A store whose first listing begins before a compaction and ends after it."""
 
-        torn_store = False
+        is_torn = False
 
         def entries(self, path: str = ""):
-            if path == "results" and not self.torn:
-                self.torn = True
+            if path == "results" and not self.is_torn:
+                self.is_torn = True
                 older = list(super().entries(path))
                 compact(output, parts, 3, check_lease)
                 later_paths = {e.path for e in super().entries(path)}

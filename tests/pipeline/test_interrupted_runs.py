@@ -78,7 +78,7 @@ def test_verify_names_missing_parts_and_checkpoint(config, monkeypatch, tmp_path
     for path in parts[1:]:
         shutil.move(tmp_path / Path(path).name, output.full(path))
     [problem] = verify(output).problems
-    assert "are missing: copy them again, or run again" in problem
+    assert "are missing. Copy the parts again, or run again" in problem
     run(lenient.model_copy(update={"params": {"sigma": 15}}))
     assert verify(output).problems == []
     shutil.rmtree(f"{output.root}/checkpoints")
