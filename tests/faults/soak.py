@@ -27,12 +27,13 @@ from skimage import data
 
 from imagemill.pipeline.cluster.connection import share_ray
 from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.disk import TEMPORARY
 from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.output.parts import NOTES_FOLDER, list_parts, read_parts
 from imagemill.pipeline.output.snapshot import read_snapshot
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.run import run
-from imagemill.pipeline.storage import TEMPORARY, Store
+from imagemill.pipeline.storage import Store
 from tests.support.run_processes import stop
 
 SIDE = 96
