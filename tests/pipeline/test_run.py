@@ -151,7 +151,7 @@ def test_run_id_is_unique(tmp_path, crops):
             run(config, run_id=malformed_id)
     assert not (tmp_path / "out").exists()
     run(config, run_id="20260301T000000Z-abc123")
-    with pytest.raises(ConfigError, match="has a run of this id"):
+    with pytest.raises(ConfigError, match="already has a run with this id"):
         run(config, run_id="20260301T000000Z-abc123")
 
 
