@@ -176,7 +176,7 @@ def test_upscale_names_the_limit_of_a_format(tmp_path):
     assert record["reasons"] == {"TooLargeForFormat": 3}
     rejects = [row for part in (output / "rejects").iterdir() for row in pq.read_table(part).to_pylist()]
     errors = {row["rel_path"]: row["error"] for row in rejects}
-    for name, longest in (("long.jpg", "JPEG allows at most 65500"), ("long.webp", "WEBP holds at most 16383")):
+    for name, longest in (("long.jpg", "JPEG allows at most 65500"), ("long.webp", "WEBP allows at most 16383")):
         assert longest in errors[name]
-    assert all("image.format=png holds it" in text for text in errors.values())
+    assert all("Write PNG instead: --set image.format=png" in text for text in errors.values())
     assert run(config.model_copy(update={"image": ImageConfig(format="png")}))["ok"] == 4
