@@ -21,6 +21,11 @@ from imagemill.pipeline.signals import ENDING_SIGNALS, can_raise, raise_later
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason
 
 log = logging.getLogger("imagemill")
+EXTRAS = {
+    "skimage": "demo",
+    **dict.fromkeys(("bjontegaard", "matplotlib", "tensorboardX", "torchmetrics"), "train"),
+}
+"""Module of an optional package → the extra of imagemill that installs the package."""
 INTERRUPTED = "interrupted. Committed rows are kept; the same command continues from there."
 DEADLINE = "stopped at the deadline. Committed rows are kept; the next night continues from there."
 
@@ -109,6 +114,11 @@ def call_app() -> int:
         return print_ending(str(e), e.exit_code)
     except STORE_FAILURES as e:
         return print_ending(reason(e), StorageError.exit_code)
+    except ModuleNotFoundError as e:
+        if e.name not in EXTRAS:
+            raise
+        install = f"pip install 'imagemill[{EXTRAS[e.name]}]'"
+        return print_ending(f"this command needs {e.name}, which is not installed. Run: {install}", ConfigError.exit_code)
     except Deadline:
         return print_ending(DEADLINE, Deadline.exit_code)
     except Interrupted:
