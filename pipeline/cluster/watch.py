@@ -16,7 +16,6 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 from ray.data.exceptions import ExecutionTimeoutError
 
-from imagemill.pipeline.cluster.connection import delay_signals
 from imagemill.pipeline.cluster.contact import clean_up
 from imagemill.pipeline.cluster.pool import (
     LOOK_SECONDS,
@@ -27,6 +26,7 @@ from imagemill.pipeline.cluster.pool import (
     node_resources,
     room_for,
 )
+from imagemill.pipeline.signals import delay_signals
 
 log = logging.getLogger("imagemill.run")
 OTHER_WORK_SECONDS = 30.0
