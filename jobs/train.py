@@ -45,11 +45,11 @@ from imagemill.models.card import Card
 from imagemill.models.errors import CheckpointError
 from imagemill.models.objectives import OBJECTIVES
 from imagemill.pipeline.cluster.connection import connected
-from imagemill.pipeline.cluster.nodes import nodes_without_cuda
-from imagemill.pipeline.cluster.pool import WITHOUT_CUDA, Nodes, node_resources
+from imagemill.pipeline.cluster.nodes import node_resources, nodes_without_cuda
 from imagemill.pipeline.config import validate
 from imagemill.pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
 from imagemill.pipeline.output.lease import Lease
+from imagemill.pipeline.pool import WITHOUT_CUDA, Nodes
 from imagemill.pipeline.sources.input import Input
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason, store_failures

@@ -31,16 +31,6 @@ def store_failures(*others: type[Exception]) -> tuple[type[Exception], ...]:
     return *others, OSError, *imported_classes("botocore.exceptions.BotoCoreError", "aiohttp.ClientError")
 
 
-def __getattr__(name: str) -> Any:
-    """Return STORE_FAILURES, the former name of `store_failures()`, for the engines."""
-    if name != "STORE_FAILURES":
-        raise AttributeError(name)
-    import aiohttp
-    from botocore.exceptions import BotoCoreError
-
-    return OSError, BotoCoreError, aiohttp.ClientError
-
-
 def imported_classes(*names: str) -> tuple[type[Exception], ...]:
     """Return exception classes by their dotted names, without those of modules that are not imported."""
     modules = ((sys.modules.get(module), name) for module, _, name in (full.rpartition(".") for full in names))
