@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from imagemill.models.card import CheckpointError
+from imagemill.models.errors import CheckpointError
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.engines.engine import RUN_AGAIN, Work
 from imagemill.pipeline.engines.fork_server import ForkedProcess, fork, picklable, start_server

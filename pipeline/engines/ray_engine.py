@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imagemill.models.card import CheckpointError
+from imagemill.models.errors import CheckpointError
 from imagemill.pipeline.cluster.connection import address_of, connected
 from imagemill.pipeline.cluster.contact import clean_up, while_answering
 from imagemill.pipeline.cluster.nodes import PATIENCE_SECONDS, missing_paths, node_resources, nodes_with_room
