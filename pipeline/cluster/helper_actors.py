@@ -8,6 +8,7 @@ imports Ray Data for a CPU-second, and no image is processed before the second o
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import Any
 
 
@@ -28,12 +29,15 @@ class Recipient:
 
 
 class Reservations(Recipient):
-    """Stands in for the actor that shares resources: this program may use all of them."""
+    """Stands in for the actor that shares resources: this program may use all resources of its nodes."""
 
-    @property
+    @cached_property
     def get_reserved_resources(self) -> Call:
-        """Return a reference to the resources of each node, like the actor."""
-        return Call(put_node_resources)
+        """A call that returns a reference to the resources of each node, like the actor."""
+        import ray
+
+        resources = ray.put({node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]})
+        return Call(lambda requester: resources)
 
 
 class Locations(Recipient):
@@ -41,19 +45,12 @@ class Locations(Recipient):
 
     @property
     def get_actor_locations(self) -> Call:
-        """Return a reference to the node of each worker, like the actor."""
+        """A call that returns a reference to the node of each worker, like the actor."""
         return Call(put_unknown_locations)
 
 
 def ignore(*args: Any, **options: Any) -> None:
     """Ignore a call."""
-
-
-def put_node_resources(requester: str) -> Any:
-    """Return a reference to the resources of each living node."""
-    import ray
-
-    return ray.put({node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]})
 
 
 def put_unknown_locations(workers: list[str]) -> Any:

@@ -18,10 +18,10 @@ from imagemill.pipeline.cluster.contact import clean_up, while_answering
 from imagemill.pipeline.cluster.lean_start import is_own_ray
 from imagemill.pipeline.cluster.nodes import PATIENCE_SECONDS, missing_paths, node_resources, nodes_with_room
 from imagemill.pipeline.cluster.ray_channel import RayChannel
-from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.config import PoolConfig, RunConfig
 from imagemill.pipeline.engines.engine import RUN_AGAIN, Work
 from imagemill.pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
-from imagemill.pipeline.machine import available_cpus
+from imagemill.pipeline.machine import available_cpus, has_gpu
 from imagemill.pipeline.pool import Pool, pool_for
 from imagemill.pipeline.resolve import ResolvedRun
 from imagemill.pipeline.run_progress import RunProgress
@@ -71,8 +71,7 @@ class RayEngine:
     def connected(self, run_id: str, images: int) -> Iterator[RayChannel]:
         """Connect to Ray for a `with` block. `Engine` describes the rest."""
         channel = RayChannel()
-        workers = self.config.pool.workers or max(1, int(available_cpus()))
-        with connected(self.config.address, workers=min(images, workers)):
+        with connected(self.config.address, workers=min(images, workers_in_advance(self.config.pool))):
             try:
                 yield channel
             finally:
@@ -125,6 +124,13 @@ class RayEngine:
                 todo, has_lost_nodes = rest, True
                 if not len(todo):
                     return
+
+
+def workers_in_advance(pool: PoolConfig) -> int:
+    """Return how many worker processes may import torch while a private Ray starts. Others start when they are needed."""
+    # The number of GPUs is known only when Ray has started.
+    default = 1 if has_gpu() and pool.gpu is not False else max(1, int(available_cpus()))
+    return pool.workers or default
 
 
 def run_blocks(job: WorkerJob, blocks: list[pa.Table], pool: Pool) -> None:
