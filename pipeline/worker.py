@@ -28,6 +28,7 @@ class Worker:
         self.process = BlockProcessor(job)
         self.sink = Sink(job, self.process.task, self.process.tally)
         self.model_lock = threading.Lock()
+        self.process.watchdog.start()
 
     def __call__(self, block: pa.Table) -> dict[str, list[Any]]:
         """Process and commit a block, and return only its number of images, to keep the rows off the network."""

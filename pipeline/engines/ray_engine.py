@@ -172,6 +172,7 @@ def build_worker_job(resolved: ResolvedRun, plan: Plan, pool: Pool, record: RunR
         torch_threads=pool.torch_threads,
         dtype=config.pool.dtype,
         accept_damaged=config.accept_damaged,
+        image_timeout_s=config.image_timeout_s,
         oldest_unaccounted_file=oldest_unaccounted_file(output, str(record.run_id), plan.rows),
     )
 
