@@ -21,8 +21,7 @@ from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.task import Params, SampleError
 from imagemill.models.tiling import is_lost_device
 from imagemill.models.type_checks import require_value
-from imagemill.pipeline.cluster.suspects import TRIED_BY_RUNS, Suspects
-from imagemill.pipeline.cluster.tally import Tally
+from imagemill.pipeline.channel import Channel
 from imagemill.pipeline.images.decode import decode_image, read_pixel_count
 from imagemill.pipeline.images.errors import DAMAGED_IMAGE, ImageError
 from imagemill.pipeline.images.masks import decode_mask
@@ -37,6 +36,8 @@ from imagemill.pipeline.schema import LATENT_CONTENT, row_schema
 from imagemill.pipeline.sources.image_reader import ImageReader, ReadError
 from imagemill.pipeline.sources.source import UNREADABLE_SHARD
 from imagemill.pipeline.store_failures import reason
+from imagemill.pipeline.suspects import TRIED_BY_RUNS, Suspects
+from imagemill.pipeline.tally import Tally
 from imagemill.pipeline.watchdog import Step, Watchdog
 from imagemill.pipeline.worker_job import WorkerJob
 
@@ -54,10 +55,12 @@ class BlockProcessor:
 
     Args:
         job: the same for all blocks of a run.
+        channel: connects the worker with the driver.
+        tally: counts what the worker does.
     """
 
-    def __init__(self, job: WorkerJob) -> None:
-        self.job = job
+    def __init__(self, job: WorkerJob, channel: Channel, tally: Tally) -> None:
+        self.job, self.channel, self.tally = job, channel, tally
         self.task, self.objective = TASKS[job.task], TASK_OBJECTIVES[job.task]
         self.params: Params = self.task.Params(**job.params)
         self.schema = row_schema(self.task.columns, self.task.stores_latent)
@@ -75,7 +78,6 @@ class BlockProcessor:
         self.threads = ThreadPoolExecutor(job.threads, thread_name_prefix="image")
         self.reading = ImageReader(job.source, job.threads)
         self.watchdog = Watchdog(job.image_timeout_s, self._record_timeouts)
-        self.tally = Tally(job.task, job.lineage["run_id"])
         configure_worker(job.lineage["run_id"])
         self.suspects: Suspects | None = None
         self.build_row = RowBuilder(job, self.task, self.tally, self.watchdog)
@@ -93,7 +95,7 @@ class BlockProcessor:
         """
         references = block.to_pylist()
         image_ids = [reference["image_id"] for reference in references]
-        self.suspects = suspects = Suspects(self.job.lineage["run_id"], image_ids, self.job.image_timeout_s)
+        self.suspects = suspects = Suspects(self.channel, self.job.lineage["run_id"], image_ids, self.job.image_timeout_s)
         items = self._process_singly(references, suspects) if suspects.is_cause_unknown else self._process(references)
         rows: dict[str, dict[str, Any]] = {}
         latent_bytes = 0

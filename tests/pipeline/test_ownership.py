@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagemill.pipeline.block_processor import BlockProcessor
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.lease import Lease
@@ -19,7 +18,7 @@ from imagemill.pipeline.resolve import build_plan, check_output_task, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
 from tests.support.folders import files_below, rows
-from tests.support.worker_jobs import job_here
+from tests.support.worker_jobs import job_here, processor_here
 
 
 def save(folder: Path, crops: list[np.ndarray], *names: str) -> Path:
@@ -183,7 +182,7 @@ def test_file_older_than_the_first_claim_is_kept(request, tmp_path, crops, place
     time.sleep(1.1)
     job.output.write("runs/mark", b"")
     job.output.write("images/2.png", b"of an earlier try")
-    worker = BlockProcessor(replace(job_here(job), oldest_unaccounted_file="runs/mark"))
+    worker = processor_here(replace(job_here(job), oldest_unaccounted_file="runs/mark"))
     rows = {row["rel_path"]: row for table in worker(build_plan(job).todo) for row in table.to_pylist()}
     assert (rows["1.png"]["error_class"], rows["2.png"]["error_class"]) == ("FileExists", None)
     assert job.output.read("images/1.png") == b"mine"

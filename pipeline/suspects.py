@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from imagemill.pipeline.cluster.tally import delete_published, publish, read_published
+from imagemill.pipeline.channel import Channel
 from imagemill.pipeline.errors import RunFailed
 from imagemill.pipeline.watchdog import Step
 
@@ -23,6 +23,7 @@ class Suspects:
     """The deaths of processes in one block of a run. Each process that begins the block counts as dead until `clear`.
 
     Args:
+        channel: keeps the record of the block when a process dies.
         run_id: id of the run.
         image_ids: images of the block.
         image_timeout_s: time limit of an image, in seconds.
@@ -31,11 +32,12 @@ class Suspects:
         RunFailed: when so many processes died in the block that images cannot be the reason.
     """
 
-    def __init__(self, run_id: str, image_ids: list[str], image_timeout_s: float) -> None:
+    def __init__(self, channel: Channel, run_id: str, image_ids: list[str], image_timeout_s: float) -> None:
         block = hashlib.blake2b("".join(image_ids).encode(), digest_size=8).hexdigest()
+        self._channel = channel
         self._key = f"suspects/{run_id}/{block}"
         self._image_timeout_s = image_timeout_s
-        record = (read_published(self._key) or [{}])[0]
+        record = (channel.read(self._key) or [{}])[0]
         deaths: int = record.get("begun", 0)
         self._died = {image_id: list(seconds) for image_id, seconds in record.get("died", {}).items()}
         """Image → for each process that died while it worked on this image alone, the seconds until the next one began."""
@@ -94,8 +96,8 @@ class Suspects:
 
     def clear(self) -> None:
         """Delete the record of a finished block."""
-        delete_published(self._key)
+        self._channel.delete(self._key)
 
     def _publish(self, **state: Any) -> None:
         state |= {"begun": self._begun, "explained": self._explained, "died": self._died, "timeouts": self._timeouts}
-        publish(self._key, state)
+        self._channel.publish(self._key, state)
