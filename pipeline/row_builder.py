@@ -21,8 +21,8 @@ from imagemill.pipeline.output.lease import check_newest
 from imagemill.pipeline.output.name_clashes import CLASHES
 from imagemill.pipeline.output.output_names import decoded_name, fallback_name, is_name_refused, output_name
 from imagemill.pipeline.schema import latent_bytes, pack_latent
+from imagemill.pipeline.sources.addresses import redact_secrets
 from imagemill.pipeline.sources.folder import is_image_name
-from imagemill.pipeline.sources.web import redact_secrets
 from imagemill.pipeline.store_failures import is_unwritable, reason
 from imagemill.pipeline.tally import Tally
 from imagemill.pipeline.watchdog import Watchdog

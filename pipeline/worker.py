@@ -7,7 +7,7 @@ import threading
 
 import pyarrow as pa
 
-from imagemill.models.card import CheckpointError
+from imagemill.models.errors import CheckpointError
 from imagemill.pipeline.channel import Channel, StageMetrics
 from imagemill.pipeline.worker_job import WorkerJob
 

@@ -6,10 +6,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from imagemill.models.type_checks import require_value
+from imagemill.pipeline.sources.addresses import redact_secrets
 from imagemill.pipeline.sources.input import Input
 from imagemill.pipeline.sources.shard_formats import shard_format
 from imagemill.pipeline.sources.source import SHARD_CHANGED, ShardReader
-from imagemill.pipeline.sources.web import AddressRefused, InvalidAddress, TooLarge, fetch, redact_secrets
+from imagemill.pipeline.sources.web import AddressRefused, InvalidAddress, TooLarge, fetch
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import class_of, reason
 
