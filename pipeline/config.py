@@ -97,8 +97,8 @@ class RunConfig(Strict):
         ge=0,
         description="compress: measure psnr_db and bits_per_pixel of about this many images, chosen by a hash of their "
         f"names. Default: all images of a run of up to {MIN_MEASURED}; of a larger run {MEASURED_SHARE * 100:g} %, but at "
-        f"least {MIN_MEASURED} and at most {MAX_MEASURED}. Measuring an image takes about ten times the work of encoding it, "
-        "so the default takes at most 5 % of the time of a large run.",
+        f"least {MIN_MEASURED} and at most {MAX_MEASURED}. Measuring an image takes about ten times the work of encoding "
+        "it, so the default takes at most 5 % of the time of a large run.",
     )
     limit: int | None = Field(None, ge=1, description="Process at most N images.")
     retry_failed: bool | str = Field(
