@@ -25,7 +25,6 @@ from imagemill.pipeline.images.decode import decode_image, read_pixel_count
 from imagemill.pipeline.images.errors import DAMAGED_IMAGE, ImageError
 from imagemill.pipeline.images.masks import decode_mask
 from imagemill.pipeline.item import Item, Rejected, build_reject
-from imagemill.pipeline.logs import configure_worker
 from imagemill.pipeline.lookahead import map_ahead
 from imagemill.pipeline.output.stored_checkpoint import load_stored_model
 from imagemill.pipeline.output.style_images import load_style_images
@@ -75,7 +74,6 @@ class BlockProcessor:
         self.budget = PixelBudget.of_worker(device, job.gpus, job.threads, self.model.scale)
         self.threads = ThreadPoolExecutor(job.threads, thread_name_prefix="image")
         self.reading = ImageReader(job.source, job.threads)
-        configure_worker(job.lineage["run_id"])
         self.build_row = RowBuilder(job, self.task, self.tally)
         self.tally.ready(device, job.gpus > 0)
 
