@@ -11,9 +11,20 @@ from imagemill import __version__
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED = 130
-COMMANDS_WITH_WORKERS = {"colorize", "compress", "demo", "denoise", "inpaint", "nightly", "run", "stylize", "upscale"}
+COMMANDS_WITH_WORKERS = {
+    "colorize",
+    "compress",
+    "demo",
+    "denoise",
+    "inpaint",
+    "nightly",
+    "plan",
+    "run",
+    "stylize",
+    "upscale",
+}
 """Commands for which workers begin to import torch at once, while this process imports the rest and lists the input."""
-WITHOUT_WORKERS = {"--address", "--dry-run", "--engine", "--help"}
+WITHOUT_WORKERS = {"--address", "--engine", "--help"}
 """Options with which a command needs no local workers, or may need none."""
 
 
