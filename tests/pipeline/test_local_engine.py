@@ -1,4 +1,4 @@
-"""The local engine: whatever happens to a worker, no image is lost, and no process goes on after the run."""
+"""The local engine: after any fault of a worker, no image is lost, and no process goes on after the run."""
 
 import json
 import logging
