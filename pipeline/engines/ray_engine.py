@@ -21,6 +21,7 @@ from imagemill.pipeline.cluster.ray_channel import RayChannel
 from imagemill.pipeline.config import PoolConfig, RunConfig
 from imagemill.pipeline.engines.engine import RUN_AGAIN, Work
 from imagemill.pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
+from imagemill.pipeline.logs import configure_worker
 from imagemill.pipeline.machine import available_cpus, has_gpu
 from imagemill.pipeline.pool import Pool, pool_for
 from imagemill.pipeline.resolve import ResolvedRun
@@ -43,6 +44,7 @@ class RayWorker(Worker):
     def __init__(self, job: WorkerJob) -> None:
         from imagemill.pipeline.cluster.metrics import WorkerMetrics
 
+        configure_worker(job.lineage["run_id"])
         super().__init__(job, RayChannel(), WorkerMetrics(job.task, job.lineage["run_id"]))
         # Tearing down Python and torch takes a CPU-second, and Ray has finished with the process before that.
         atexit.register(os._exit, 0)
