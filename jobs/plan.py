@@ -2,12 +2,14 @@
 
 import logging
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from imagemill.jobs.console import number, print_facts, print_json
 from imagemill.pipeline.cluster.connection import address_of, connected
 from imagemill.pipeline.cluster.nodes import free_resources, nodes_with_room, nodes_without_cuda
 from imagemill.pipeline.config import PoolConfig, RunConfig
+from imagemill.pipeline.engines.fork_server import call_in_worker, start_server
 from imagemill.pipeline.output.run_history import read_last_records
 from imagemill.pipeline.plan import Plan
 from imagemill.pipeline.pool import WITHOUT_CUDA, describe_free, pool_for, room_for
@@ -38,10 +40,15 @@ def show_plan(config: RunConfig, as_json: bool = False) -> None:
         CheckpointError: if the checkpoint cannot do the task.
         StorageError: if the input or the output cannot be read.
     """
+    start_server()
     job = resolve(config)
-    check_model(job)
+    # Another process checks the model while this one lists the input, because importing torch takes seconds.
+    checker = ThreadPoolExecutor(1, thread_name_prefix="check")
+    model_check = checker.submit(call_in_worker, check_model, job)
+    checker.shutdown(wait=False)
     check_output_task(job)
     plan = build_plan(job)
+    model_check.result()
     if plan.new_input:
         log.warning("a run would refuse this plan: %s", plan.new_input)
     values = plan_values(job, plan)
