@@ -36,7 +36,11 @@ def system_config(workers: int | None) -> dict[str, Any]:
     if workers is None:
         return settings
     # By default, worker processes start after the driver has connected, and the driver waits for them.
-    return settings | {"enable_worker_prestart": True, "prestart_worker_first_driver": False, "preload_python_modules": list(PRELOADED_MODULES)}
+    return settings | {
+        "enable_worker_prestart": True,
+        "prestart_worker_first_driver": False,
+        "preload_python_modules": list(PRELOADED_MODULES),
+    }
 
 
 @contextmanager
