@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 PRELOADED_MODULES = ("imagemill.pipeline.block_processor", "imagemill.pipeline.sink", "ray.data")
@@ -84,12 +85,10 @@ def without_agents(command: list[str], workers: int) -> list[str]:
         command: the command, as Ray builds it.
         workers: number of worker processes that start together with the node.
     """
-    from ray import _raylet
-
+    core = import_module("ray._raylet")
     arguments = dict(argument.partition("=")[::2] for argument in command)
     for name in ("METRICS_AGENT", "METRICS_EXPORT", "DASHBOARD_AGENT_LISTEN", "RUNTIME_ENV_AGENT"):
-        port_name = getattr(_raylet, f"{name}_PORT_NAME")
-        _raylet.persist_port(arguments["--session_dir"], arguments["--node_id"], port_name, NO_PORT)
+        core.persist_port(arguments["--session_dir"], arguments["--node_id"], getattr(core, f"{name}_PORT_NAME"), NO_PORT)
     replaced = {
         "--num_prestart_python_workers": str(workers),
         "--dashboard_agent_command": PLACEHOLDER_COMMAND,
