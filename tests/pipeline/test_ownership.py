@@ -3,12 +3,15 @@
 import shutil
 import time
 from dataclasses import replace
+from datetime import timedelta
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from imagemill.pipeline import storage
 from imagemill.pipeline.block_processor import BlockProcessor
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
@@ -175,12 +178,19 @@ def test_images_without_rows_are_replaced(tmp_path, crops):
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("place", ["local", "moto"])
-def test_file_older_than_the_first_claim_is_kept(request, tmp_path, crops, place):
-    """On disk and in a bucket, a run replaces only files that are newer than the first claim."""
+def test_file_older_than_the_first_claim_is_kept(request, tmp_path, crops, monkeypatch, place):
+    """On disk and in a bucket, a run replaces only files that are newer than the first claim.
+
+    Buckets have times of whole seconds. The clock of this bucket advances by a second from request to request, as on a busy
+    machine: the ages of two objects must not be compared.
+    """
+    seconds = count()
+    date = storage.parsedate_to_datetime
+    monkeypatch.setattr(storage, "parsedate_to_datetime", lambda text: date(text) + timedelta(seconds=next(seconds)))
     folder_url = tmp_path if place == "local" else request.getfixturevalue("moto_bucket")
     job = resolve(denoise(save(tmp_path / "in", crops, "1.png", "2.png"), f"{folder_url}/out"))
     job.output.write("images/1.png", b"mine")
-    time.sleep(1.1)
+    time.sleep(1.1)  # Buckets have times of whole seconds.
     job.output.write("runs/mark", b"")
     job.output.write("images/2.png", b"of an earlier try")
     worker = BlockProcessor(replace(job_here(job), oldest_unaccounted_file="runs/mark"))
