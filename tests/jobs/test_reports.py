@@ -343,6 +343,7 @@ def pages(run_folder: Path) -> dict[str, Path]:
     return {"run": run_page, "night": Path(str(write_night_page(Store(str(run_folder / "nights")), summary)))}
 
 
+@pytest.mark.external
 @browser
 @pytest.mark.parametrize("name", ["run", "night"])
 def test_page_fits_phone_and_desktop(name, pages, tmp_path):
@@ -361,6 +362,7 @@ def test_page_fits_phone_and_desktop(name, pages, tmp_path):
     assert len(grounds) == 2
 
 
+@pytest.mark.external
 @browser
 @pytest.mark.parametrize("name", ["run", "night"])
 def test_page_logs_no_browser_error(name, pages, tmp_path):
