@@ -6,14 +6,14 @@ from typing import Any
 
 from imagemill.jobs.console import number, print_facts, print_json
 from imagemill.pipeline.cluster.connection import address_of, connected
-from imagemill.pipeline.cluster.nodes import nodes_without_cuda
-from imagemill.pipeline.cluster.pool import WITHOUT_CUDA, describe_free, free_resources, nodes_with_room, pool_for, room_for
-from imagemill.pipeline.cluster.progress import ON_CPU
+from imagemill.pipeline.cluster.nodes import free_resources, nodes_with_room, nodes_without_cuda
 from imagemill.pipeline.config import PoolConfig, RunConfig
 from imagemill.pipeline.output.run_history import read_last_records
 from imagemill.pipeline.plan import Plan
+from imagemill.pipeline.pool import WITHOUT_CUDA, describe_free, pool_for, room_for
 from imagemill.pipeline.progress import clock, rate_text
 from imagemill.pipeline.resolve import ResolvedRun, build_plan, check_model, check_output_task, resolve
+from imagemill.pipeline.run_progress import ON_CPU
 from imagemill.pipeline.sources.folder import OTHER_KIND
 from imagemill.pipeline.sources.system_files import EXCLUDED
 

@@ -15,6 +15,7 @@ from imagemill.jobs.streams import open_lasting_stream
 from imagemill.models.card import CheckpointError
 from imagemill.pipeline.cluster.connection import ensure_token, wait_for_end
 from imagemill.pipeline.cluster.contact import contact
+from imagemill.pipeline.engines.fork_server import read_worker_messages
 from imagemill.pipeline.errors import ConfigError, Deadline, Failure, Interrupted, RunFailed, StorageError
 from imagemill.pipeline.logs import as_json, configure
 from imagemill.pipeline.signals import ENDING_SIGNALS, can_raise, raise_later
@@ -77,10 +78,10 @@ def run_command() -> int:
                 code = print_ending(INTERRUPTED, Interrupted.exit_code)
         file.seek(0)
         # If Ray stopped answering, the messages only repeat that Ray does not answer.
-        if code == RunFailed.exit_code and not contact.lost and (messages := file.read()):
+        if code == RunFailed.exit_code and not contact.lost and (messages := file.read() + read_worker_messages()):
             with tempfile.NamedTemporaryFile(prefix="imagemill-native-", suffix=".log", delete=False) as log_file:
                 log_file.write(messages)
-            print(f"imagemill: messages of Ray's core are in {log_file.name}", file=sys.stderr)
+            print(f"imagemill: messages of workers and of Ray's core are in {log_file.name}", file=sys.stderr)
     return code
 
 

@@ -44,11 +44,11 @@ from imagemill.models.batches import to_float_batch
 from imagemill.models.card import Card, CheckpointError
 from imagemill.models.objectives import OBJECTIVES
 from imagemill.pipeline.cluster.connection import connected
-from imagemill.pipeline.cluster.nodes import nodes_without_cuda
-from imagemill.pipeline.cluster.pool import WITHOUT_CUDA, Nodes, node_resources
+from imagemill.pipeline.cluster.nodes import node_resources, nodes_without_cuda
 from imagemill.pipeline.config import validate
 from imagemill.pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
 from imagemill.pipeline.output.lease import Lease
+from imagemill.pipeline.pool import WITHOUT_CUDA, Nodes
 from imagemill.pipeline.sources.input import Input
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import STORE_FAILURES, reason

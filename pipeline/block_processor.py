@@ -20,8 +20,7 @@ from imagemill.models.precision import Precision, select_dtype
 from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.task import Params, SampleError
 from imagemill.models.tiling import is_lost_device
-from imagemill.pipeline.cluster.suspects import TRIED_BY_RUNS, Suspects
-from imagemill.pipeline.cluster.tally import Tally
+from imagemill.pipeline.channel import Channel
 from imagemill.pipeline.images.decode import decode_image, read_pixel_count
 from imagemill.pipeline.images.errors import DAMAGED_IMAGE, ImageError
 from imagemill.pipeline.images.masks import decode_mask
@@ -36,6 +35,8 @@ from imagemill.pipeline.schema import LATENT_CONTENT, row_schema
 from imagemill.pipeline.sources.image_reader import ImageReader, ReadError
 from imagemill.pipeline.sources.source import UNREADABLE_SHARD
 from imagemill.pipeline.store_failures import reason
+from imagemill.pipeline.suspects import TRIED_BY_RUNS, Suspects
+from imagemill.pipeline.tally import Tally
 from imagemill.pipeline.worker_job import WorkerJob
 
 log = logging.getLogger("imagemill.run")
@@ -52,10 +53,12 @@ class BlockProcessor:
 
     Args:
         job: the same for all blocks of a run.
+        channel: connects the worker with the driver.
+        tally: counts what the worker does.
     """
 
-    def __init__(self, job: WorkerJob) -> None:
-        self.job = job
+    def __init__(self, job: WorkerJob, channel: Channel, tally: Tally) -> None:
+        self.job, self.channel, self.tally = job, channel, tally
         self.task, self.objective = TASKS[job.task], TASK_OBJECTIVES[job.task]
         self.params: Params = self.task.Params(**job.params)
         self.schema = row_schema(self.task.columns, self.task.stores_latent)
@@ -72,7 +75,6 @@ class BlockProcessor:
         self.budget = PixelBudget.of_worker(device, job.gpus, job.threads, self.model.scale)
         self.threads = ThreadPoolExecutor(job.threads, thread_name_prefix="image")
         self.reading = ImageReader(job.source, job.threads)
-        self.tally = Tally(job.task, job.lineage["run_id"])
         configure_worker(job.lineage["run_id"])
         self.build_row = RowBuilder(job, self.task, self.tally)
         self.tally.ready(device, job.gpus > 0)
@@ -88,7 +90,7 @@ class BlockProcessor:
             RunFailed: when too many processes died in this block.
         """
         references = block.to_pylist()
-        suspects = Suspects(self.job.lineage["run_id"], [reference["image_id"] for reference in references])
+        suspects = Suspects(self.channel, self.job.lineage["run_id"], [reference["image_id"] for reference in references])
         items = self._process_singly(references, suspects) if suspects.deaths else self._process(references)
         rows: dict[str, dict[str, Any]] = {}
         latent_bytes = 0

@@ -3,7 +3,7 @@
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -128,6 +128,11 @@ class RunConfig(Strict):
     pool: PoolConfig = PoolConfig()
     source: SourceConfig = SourceConfig()
     storage: StorageConfig = StorageConfig()
+    engine: Literal["auto", "local", "ray"] = Field(
+        "auto",
+        description="Run workers as processes of this machine (local) or as Ray actors (ray). auto: ray with an address, in "
+        "a submitted job and on a machine with a GPU, else local.",
+    )
     address: str | None = Field(None, description="Run on the Ray cluster at this address. Default: on this machine alone.")
 
     def measured_share(self, images: int) -> float:

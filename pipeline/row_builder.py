@@ -11,7 +11,6 @@ import numpy as np
 
 from imagemill.models.tasks.task import Output, Task
 from imagemill.models.type_checks import require_value
-from imagemill.pipeline.cluster.tally import Tally
 from imagemill.pipeline.errors import OutputHeld, StorageError
 from imagemill.pipeline.images.decode import DecodedImage
 from imagemill.pipeline.images.encode import check_output_size, choose_output_format, encode_output, encode_rgb, to_pillow
@@ -25,6 +24,7 @@ from imagemill.pipeline.schema import latent_bytes, pack_latent
 from imagemill.pipeline.sources.folder import is_image_name
 from imagemill.pipeline.sources.web import redact_secrets
 from imagemill.pipeline.store_failures import is_unwritable, reason
+from imagemill.pipeline.tally import Tally
 from imagemill.pipeline.worker_job import WorkerJob
 
 log = logging.getLogger("imagemill.finish")

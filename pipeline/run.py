@@ -17,8 +17,10 @@ from imagemill.models.tasks.task import Task
 from imagemill.pipeline.account import Account, account
 from imagemill.pipeline.cluster.connection import delay_signals
 from imagemill.pipeline.config import RunConfig
-from imagemill.pipeline.engines.ray_engine import execute
+from imagemill.pipeline.engines.engine import Work
+from imagemill.pipeline.engines.selection import select_engine
 from imagemill.pipeline.errors import ConfigError, Deadline, Interrupted, OutputHeld, StorageError, TooManyRejects
+from imagemill.pipeline.execution import execute
 from imagemill.pipeline.logs import RunName
 from imagemill.pipeline.output.compact import compact
 from imagemill.pipeline.output.lease import Lease
@@ -91,6 +93,9 @@ def run(config: RunConfig, record: RunRecord | None = None, run_id: str | None =
         TooManyRejects: when more images were rejected than max_reject_fraction allows. All rows are committed.
         VerificationError: when a planned image has neither a row nor a reject. All other rows are committed.
     """
+    engine, reason_for_engine = select_engine(config)
+    log.info("engine: %s (%s)", engine.name, reason_for_engine)
+    engine.start()
     resolved = resolve(config)
     check_output_task(resolved)
     if run_id:
@@ -98,6 +103,7 @@ def run(config: RunConfig, record: RunRecord | None = None, run_id: str | None =
     RunName.run_id = run_id = run_id or new_run_id()
     text = config_text(resolved)
     record = RunRecord() if record is None else record
+    record.engine, record.engine_reason = engine.name, reason_for_engine
     start_record(record, run_id, resolved, text)
     with storage_errors(resolved), Lease(resolved.output) as lease:
         began = time.monotonic()
@@ -116,7 +122,7 @@ def run(config: RunConfig, record: RunRecord | None = None, run_id: str | None =
                 record.fence = lease.fencing_token
                 record_plan(record, plan)
                 if len(plan.todo):
-                    execute(resolved, plan, lease, record)
+                    execute(engine, Work(resolved, plan, lease, record))
                 with record.timed("account"):
                     counts = account(resolved.output, plan, quality_columns(resolved.task))
                 record_account(record, counts, plan, resolved.task)

@@ -30,6 +30,10 @@ class RunRecord:
     """JSON of the parameters that change pixels or codes."""
     input: str | None = None
     output: str | None = None
+    engine: str | None = None
+    """local or ray."""
+    engine_reason: str | None = None
+    """Why the run uses this engine."""
     started_at: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     """Stage of the run → its duration in seconds."""

@@ -6,10 +6,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imagemill.models.tasks.task import Task
-from imagemill.pipeline.cluster.tally import Tally
 from imagemill.pipeline.errors import StorageError
 from imagemill.pipeline.output.lease import check_newest
 from imagemill.pipeline.schema import parquet_bytes, part_name, reject_schema, result_schema
+from imagemill.pipeline.tally import Tally
 from imagemill.pipeline.worker_job import WorkerJob
 
 

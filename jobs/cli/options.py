@@ -45,6 +45,7 @@ RUN_KEYS: dict[str, dict[str, str]] = {
     "pool.workers": {"flag": "--workers", "metavar": "N", "panel": WORKERS},
     "pool.batch_size": {"metavar": "N", "panel": WORKERS},
     "pool.dtype": {"panel": WORKERS},
+    "engine": {"panel": WORKERS},
     "address": {"metavar": "ADDRESS", "panel": WORKERS},
 }
 """Keys of RunConfig that are options of every command that runs or plans a job, with the arguments of field_option."""

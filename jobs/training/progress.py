@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 from rich.progress import TextColumn
 
 from imagemill.pipeline.cluster.contact import begin, wait_for_answer
-from imagemill.pipeline.cluster.progress import POLL_SECONDS
-from imagemill.pipeline.cluster.tally import read_published
+from imagemill.pipeline.cluster.ray_channel import RayChannel
 from imagemill.pipeline.progress import LOG_SECONDS, clock, progress_bar, rate_text
 
 log = logging.getLogger("imagemill.train")
+POLL_SECONDS = 0.5
 Result = TypeVar("Result")
 
 
@@ -39,7 +39,7 @@ def run_with_progress(work: Callable[[], Result], key: str, epochs: int, steps_p
         shown = bar.add_task("train: starting", total=1.0, note="")
         while not ending.done():
             wait([ending], POLL_SECONDS)
-            for figures in wait_for_answer(partial(read_published, key)):
+            for figures in wait_for_answer(partial(RayChannel().read, key)):
                 if worker not in (None, figures["pid"]):
                     log.warning("a worker died; the training continues after epoch %d", figures["resumed_at"])
                 worker = figures["pid"]

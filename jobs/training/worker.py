@@ -27,7 +27,7 @@ from imagemill.models.autoencoder import Autoencoder
 from imagemill.models.batches import to_float_batch
 from imagemill.models.objectives import OBJECTIVES
 from imagemill.models.precision import Precision, fastest_dtype
-from imagemill.pipeline.cluster.tally import publish
+from imagemill.pipeline.cluster.ray_channel import RayChannel
 from imagemill.pipeline.sources.input import Input
 from imagemill.pipeline.storage import Store
 
@@ -232,7 +232,7 @@ class TrainWorker:
             "images_per_s": step * self.config.batch_size * self.workers / self.config.crops_per_image / seconds,
             "left_s": (1 - done) * (self.published - self.began) / (done - self.done_before),
         }
-        publish(self.course.progress_key, shown)
+        RayChannel().publish(self.course.progress_key, shown)
 
 
 def fetch_scalars(figures: list[dict[str, Tensor]]) -> list[dict[str, float]]:

@@ -19,6 +19,7 @@ from imagemill.pipeline.cluster.own import delete_old_sessions, isolated_start, 
 from imagemill.pipeline.errors import ConfigError, RunFailed
 from imagemill.pipeline.logs import VARIABLE
 from imagemill.pipeline.signals import ENDING_SIGNALS
+from imagemill.pipeline.worker_environment import WORKER_ENV
 
 log = logging.getLogger("imagemill.run")
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -70,15 +71,8 @@ WAITING = (*ENDING_SIGNALS, signal.SIGALRM)
 """Signals that end a run between two steps, including the alarm of a deadline."""
 SHUTDOWN_SECONDS = 30.0
 """Time limit for shutting down Ray, which takes a second or two, longer on a busy machine, and forever without a network."""
-# By default, glibc returns large blocks to the kernel and faults them in again for every image. Keeping the blocks made the
-# models 2 to 2.5 times faster (measured, see DECISIONS.md). Ray's default niceness of workers is 15.
-WORKER_ENV = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": "1073741824",
-    "MALLOC_TRIM_THRESHOLD_": "2147483647",
-    # With the system allocator Arrow shares the memory that glibc keeps.
-    "ARROW_DEFAULT_MEMORY_POOL": "system",
-    "RAY_worker_niceness": "0",
+RAY_WORKER_ENV = WORKER_ENV | {
+    "RAY_worker_niceness": "0",  # 15 by default
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
 
@@ -91,7 +85,7 @@ def runtime_env() -> dict[str, Any]:
     """
     submitted = json.loads(os.environ.get(JOB_CONFIG, "{}"))
     submitted_vars = (submitted.get("runtime_env") or {}).get("env_vars") or {}
-    variables = WORKER_ENV | ({VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {})
+    variables = RAY_WORKER_ENV | ({VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {})
     environment: dict[str, Any] = {"env_vars": {k: v for k, v in variables.items() if k not in submitted_vars}}
     ships_checkout = not submitted and (SOURCE_ROOT / ".rayignore").exists()
     return environment | ({"working_dir": str(SOURCE_ROOT)} if ships_checkout else {})
@@ -188,7 +182,7 @@ def start(address: str | None, num_cpus: int | None) -> None:
         ConfigError: when the cluster cannot be reached, or the environment is unusable.
         RunFailed: when a private Ray does not start.
     """
-    for key, value in WORKER_ENV.items():
+    for key, value in RAY_WORKER_ENV.items():
         os.environ.setdefault(key, value)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     # The level is set first, because Ray logs warnings about the machine at its start that do not concern users.

@@ -1,7 +1,6 @@
 """Prometheus metrics of a run, served on Ray's metrics ports, which prefix these names with `ray_`."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 TAGS = ("task", "run")
 COUNTERS = {
@@ -53,8 +52,10 @@ class WorkerMetrics:
                 self._counters["imagemill_bytes"].inc(count, {"direction": name.removeprefix("bytes_")})
 
 
-def waiting_gauge(task: str, run_id: str) -> Any:
-    """Return the gauge of images that a run has yet to process; the driver sets it."""
+def waiting_gauge(task: str, run_id: str) -> Callable[[int], None]:
+    """Return a function that sets the gauge of images that a run has yet to process; the driver calls it."""
     from ray.util.metrics import Gauge
 
-    return Gauge(WAITING, "images of a run that are not processed yet", TAGS).set_default_tags({"task": task, "run": run_id})
+    gauge = Gauge(WAITING, "images of a run that are not processed yet", TAGS)
+    set_gauge: Callable[[int], None] = gauge.set_default_tags({"task": task, "run": run_id}).set
+    return set_gauge

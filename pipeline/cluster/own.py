@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.machine import OVERRIDE
 
 log = logging.getLogger("imagemill.run")
 SESSION_MARK = "imagemill"
 """Name of the file that marks the folder of a Ray session as started by Imagemill."""
 SESSIONS = 10
 """Number of sessions whose logs Imagemill keeps."""
-OVERRIDE = "RAY_OVERRIDE_RESOURCES"
-"""The variable that overrides the resources that Ray detects."""
 SHORT_FOLDER = "/tmp"
 """Folder for sessions if the path of the folder for temporary files is too long."""
 SOCKET_BYTES = 107

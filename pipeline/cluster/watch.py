@@ -18,15 +18,8 @@ from ray.data.exceptions import ExecutionTimeoutError
 
 from imagemill.pipeline.cluster.connection import delay_signals
 from imagemill.pipeline.cluster.contact import clean_up
-from imagemill.pipeline.cluster.pool import (
-    LOOK_SECONDS,
-    Nodes,
-    Pool,
-    describe_free,
-    free_resources,
-    node_resources,
-    room_for,
-)
+from imagemill.pipeline.cluster.nodes import LOOK_SECONDS, free_resources, node_resources
+from imagemill.pipeline.pool import Nodes, Pool, describe_free, room_for
 
 log = logging.getLogger("imagemill.run")
 OTHER_WORK_SECONDS = 30.0

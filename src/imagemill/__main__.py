@@ -8,12 +8,25 @@ from typing import NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED = 130
+COMMANDS_WITH_WORKERS = {"colorize", "compress", "demo", "denoise", "inpaint", "nightly", "run", "stylize", "upscale"}
+"""Commands for which workers begin to import torch at once, while this process imports the rest and lists the input."""
+WITHOUT_WORKERS = {"--address", "--dry-run", "--engine", "--help"}
+"""Options with which a command needs no local workers, or may need none."""
 
 
 def exit_at_once(signum: int, frame: FrameType | None) -> None:
     """Handle a signal that arrives during the imports, when no work has begun."""
     os.write(2, b"imagemill: interrupted before any work began\n")
     os._exit(INTERRUPTED)
+
+
+def will_run_locally(arguments: list[str]) -> bool:
+    """Return whether a command will most likely need worker processes. A wrong guess costs a process for a second."""
+    return (
+        bool(COMMANDS_WITH_WORKERS.intersection(arguments[:1]))
+        and not WITHOUT_WORKERS.intersection(arguments)
+        and not any(name in os.environ for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"))
+    )
 
 
 def main() -> NoReturn:
@@ -27,6 +40,10 @@ def main() -> NoReturn:
         # A command that was started with nohup must outlive its terminal.
         if signal.getsignal(number) is not signal.SIG_IGN or number != signal.SIGHUP:
             signal.signal(number, exit_at_once)
+    if will_run_locally(sys.argv[1:]):
+        from imagemill.pipeline.engines.fork_server import start_server
+
+        start_server()
     from imagemill.jobs.streams import make_streams_last
 
     make_streams_last()

@@ -36,12 +36,14 @@ from imagemill.models.tasks.task import Output, Sample
 from imagemill.pipeline.block_processor import BlockProcessor
 from imagemill.pipeline.cluster.connection import connected
 from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.engines.local_engine import LocalChannel
 from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.output.parts import list_parts, read_parts
 from imagemill.pipeline.output.stored_checkpoint import store_checkpoint
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.resolve import build_plan, resolve
 from imagemill.pipeline.storage import Store
+from imagemill.pipeline.tally import Tally
 from imagemill.pipeline.worker_job import WorkerJob
 
 SECONDS = 570.0
@@ -208,7 +210,8 @@ def worker_rows(bench: Bench, source: Store, output: Store, batch: int) -> Any:
         torch_threads=1,
         dtype=None,
     )
-    return pa.concat_tables(BlockProcessor(told)(build_plan(job).todo))
+    channel = LocalChannel()
+    return pa.concat_tables(BlockProcessor(told, channel, Tally("benchmark", channel))(build_plan(job).todo))
 
 
 @contextmanager

@@ -6,28 +6,23 @@ import time
 import ray
 
 from imagemill.pipeline.cluster.connection import connected
-from imagemill.pipeline.cluster.tally import Tally
+from imagemill.pipeline.cluster.metrics import WorkerMetrics
+from imagemill.pipeline.cluster.ray_channel import RayChannel
+from imagemill.pipeline.tally import Tally
 
 IMAGES, REPEATS = 2000, 7
 STAGES = ("fetch", "decode", "model", "encode", "put")
-
-
-class Silent:
-    """Replaces ActorMetrics: counts go to the driver only."""
-
-    def observe(self, stage: str, seconds: float) -> None:
-        pass
-
-    def add(self, counts: dict[str, float]) -> None:
-        pass
 
 
 class Counting:
     """An actor that only counts, like the BlockProcessor."""
 
     def __init__(self) -> None:
-        self.tallies = {"with": Tally("denoise", "benchmark"), "without": Tally("denoise", "benchmark")}
-        self.tallies["without"]._metrics = Silent()  # type: ignore[assignment]
+        metrics = WorkerMetrics("denoise", "benchmark")
+        self.tallies = {
+            "with": Tally("benchmark", RayChannel(), metrics),
+            "without": Tally("benchmark", RayChannel()),
+        }
 
     def cpu_us(self, which: str) -> float:
         """Return the CPU microseconds per image."""

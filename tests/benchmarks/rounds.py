@@ -16,7 +16,7 @@ from figures import AT_IMAGES, Run, Spread, Summary, spread, summary
 from outcome import LATENT_TOLERANCE, PSNR_TOLERANCE_DB, deviation, images_in, pixels_of, steady_rate, times_of
 from process_tree import watched
 
-from imagemill.pipeline.cluster.connection import WORKER_ENV
+from imagemill.pipeline.worker_environment import WORKER_ENV
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -96,7 +96,7 @@ def test_run_waits_for_a_busy_cluster(cluster, cpu_holder, tmp_path: Path, crops
     limited_result = subprocess.run([*command, "--set", "pool={workers: 1, wait_s: 5}"], **options)
     assert limited_result.returncode == 1
     last = limited_result.stderr.splitlines()[-1]
-    assert re.fullmatch("imagemill: (other work has held the cluster.*0 of 1 CPUs are free|messages of Ray's core).*", last)
+    assert re.fullmatch("imagemill: (other work has held the cluster.*0 of 1 CPUs are free|messages of workers).*", last)
     assert "Traceback" not in limited_result.stderr
     with (tmp_path / "log").open("wb+") as log:
         run = subprocess.Popen(command, env=cluster.variables(), stderr=log, stdout=log)

@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from imagemill.pipeline.cluster.suspects import MOST_DEATHS, Suspects
+from imagemill.pipeline.engines.local_engine import LocalChannel
 from imagemill.pipeline.errors import RunFailed
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.storage import Store
+from imagemill.pipeline.suspects import MOST_DEATHS, Suspects
 
 # Simulates a decoder with a fatal bug: a marked file kills its process, like a segmentation fault.
 FATAL = """
@@ -70,13 +71,13 @@ def test_images_that_kill_their_process_are_rejected(tmp_path, crops):
     assert not Path(output / "images/05.webp").exists()
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_block_with_repeated_deaths_ends_the_run():
-    """Ray retries a block MOST_DEATHS times; the last attempt ends the run with an explanation."""
+    """Engines retry a block MOST_DEATHS times; the last attempt ends the run with an explanation."""
+    channel = LocalChannel()
     for _ in range(MOST_DEATHS):
-        Suspects("deaths", ["a"])
+        Suspects(channel, "deaths", ["a"])
     with pytest.raises(RunFailed, match="enough memory for its workers"):
-        Suspects("deaths", ["a"])
+        Suspects(channel, "deaths", ["a"])
 
 
 @pytest.mark.chaos

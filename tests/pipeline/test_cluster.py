@@ -14,8 +14,9 @@ import ray
 from imagemill.pipeline.cluster.connection import STARTS, connected, delay_signals
 from imagemill.pipeline.cluster.contact import SILENCE_SECONDS, contact
 from imagemill.pipeline.cluster.own import SESSION_MARK, SESSIONS, delete_old_sessions
-from imagemill.pipeline.cluster.tally import Tally
+from imagemill.pipeline.engines.local_engine import LocalChannel
 from imagemill.pipeline.errors import RunFailed
+from imagemill.pipeline.tally import Tally
 
 
 class Caught(BaseException):
@@ -142,18 +143,19 @@ def test_old_ray_sessions_are_removed(tmp_path: Path) -> None:
     assert {*tmp_path.iterdir()} == {unmarked_session, live_session, latest, *folders[-SESSIONS:]}
 
 
-def test_older_tally_never_replaces_a_newer_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    tally, first_publish, newer_publish, published_counts = Tally("denoise", "r"), threading.Event(), threading.Event(), []
+def test_older_tally_never_replaces_a_newer_one() -> None:
+    first_publish, newer_publish, published_counts = threading.Event(), threading.Event(), []
 
-    def publish(key: str, content: dict[str, int]) -> None:
-        first_publish.set()
-        if content["ok"] == 1:
-            # Ray stores the first tally slowly.
-            newer_publish.wait(0.5)
-        published_counts.append(content["ok"])
-        newer_publish.set()
+    class SlowChannel(LocalChannel):
+        def publish(self, key: str, content: dict[str, int]) -> None:
+            first_publish.set()
+            if content["ok"] == 1:
+                # The first tally is stored slowly.
+                newer_publish.wait(0.5)
+            published_counts.append(content["ok"])
+            newer_publish.set()
 
-    monkeypatch.setattr("imagemill.pipeline.cluster.tally.publish", publish)
+    tally = Tally("r", SlowChannel())
     first = threading.Thread(target=tally.add, kwargs={"ok": 1})
     first.start()
     first_publish.wait()

@@ -15,6 +15,7 @@ from imagemill.models import checkpoint as checkpoints
 from imagemill.models.card import CheckpointError
 from imagemill.pipeline.account import account
 from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.engines.local_engine import LocalChannel
 from imagemill.pipeline.errors import StorageError, VerificationError
 from imagemill.pipeline.item import Item
 from imagemill.pipeline.output.lease import Lease
@@ -163,7 +164,7 @@ def compress_here(source: Store, output: Store) -> None:
     resolved = resolve(RunConfig(task="compress", input=source.url, output=output.url, quality=0))
     with Lease(output) as lease:
         plan = build_plan(resolved)
-        assert Worker(job_here(resolved, lease.fencing_token))(plan.todo) == {"rows": [len(plan.todo)]}
+        assert Worker(job_here(resolved, lease.fencing_token), LocalChannel()).process_block(plan.todo) == len(plan.todo)
         summary = account(output, plan, [])
     assert (summary.ok, summary.rejected, summary.doubles_dropped) == (len(plan.todo), 0, 0)
     assert verify(output).problems == []

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from imagemill.pipeline import storage
-from imagemill.pipeline.block_processor import BlockProcessor
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.lease import Lease
@@ -22,7 +21,7 @@ from imagemill.pipeline.resolve import build_plan, check_output_task, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
 from tests.support.folders import files_below, rows
-from tests.support.worker_jobs import job_here
+from tests.support.worker_jobs import job_here, processor_here
 
 
 def save(folder: Path, crops: list[np.ndarray], *names: str) -> Path:
@@ -193,7 +192,7 @@ def test_file_older_than_the_first_claim_is_kept(request, tmp_path, crops, monke
     time.sleep(1.1)  # Buckets have times of whole seconds.
     job.output.write("runs/mark", b"")
     job.output.write("images/2.png", b"of an earlier try")
-    worker = BlockProcessor(replace(job_here(job), oldest_unaccounted_file="runs/mark"))
+    worker = processor_here(replace(job_here(job), oldest_unaccounted_file="runs/mark"))
     rows = {row["rel_path"]: row for table in worker(build_plan(job).todo) for row in table.to_pylist()}
     assert (rows["1.png"]["error_class"], rows["2.png"]["error_class"]) == ("FileExists", None)
     assert job.output.read("images/1.png") == b"mine"

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagemill.pipeline.cluster.pool import Pool, nodes_with_room, pool_for, room_for
+from imagemill.pipeline.cluster.nodes import nodes_with_room
 from imagemill.pipeline.cluster.watch import NoRoom, Room
 from imagemill.pipeline.config import PoolConfig, RunConfig
-from imagemill.pipeline.engines.ray_engine import BYTES_PER_PART, rows_of_block
+from imagemill.pipeline.engines.engine import BYTES_PER_PART, rows_of_block
 from imagemill.pipeline.errors import ConfigError, Deadline
 from imagemill.pipeline.output.verify import verify
+from imagemill.pipeline.pool import Pool, pool_for, room_for
 from imagemill.pipeline.run import run
 from imagemill.pipeline.run_record import RunRecord
 from imagemill.pipeline.storage import Store
@@ -144,8 +145,8 @@ def test_pool_plans_for_autoscaled_nodes() -> None:
 def test_pool_waits_once_for_autoscaled_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The wait starts with the workers, because the autoscaler adds nodes only on demand."""
     sleeps: list[float] = []
-    monkeypatch.setattr("imagemill.pipeline.cluster.pool.node_resources", lambda: [(0.0, 0.0)])
-    monkeypatch.setattr("imagemill.pipeline.cluster.pool.time.sleep", sleeps.append)
+    monkeypatch.setattr("imagemill.pipeline.cluster.nodes.node_resources", lambda: [(0.0, 0.0)])
+    monkeypatch.setattr("imagemill.pipeline.cluster.nodes.time.sleep", sleeps.append)
     assert nodes_with_room(PoolConfig(workers=2, wait_s=600)) == [(0.0, 0.0)]
     assert not sleeps
     nodes_with_room(PoolConfig(), patience_s=0.01)
@@ -223,7 +224,7 @@ def test_run_continues_in_a_smaller_pool(first_node, pool, tmp_path, crops, monk
     """A node dies: the pool was sized for two CPUs or for a GPU, and one CPU remains."""
     make_photos(Store(str(tmp_path / "in")), 30, crops)
     node_lists = iter([[first_node]])
-    for module in ("cluster.pool", "engines.ray_engine", "cluster.watch"):
+    for module in ("cluster.nodes", "engines.ray_engine", "cluster.watch"):
         monkeypatch.setattr(f"imagemill.pipeline.{module}.node_resources", lambda: next(node_lists, [(1.0, 0.0)]))
     monkeypatch.setattr("imagemill.pipeline.cluster.watch.LOOK_SECONDS", 0.1)
     monkeypatch.setattr("imagemill.pipeline.engines.ray_engine.PATIENCE_SECONDS", 0.1)

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from imagemill.pipeline.block_processor import BlockProcessor
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.resolve import build_plan, resolve
@@ -19,7 +18,7 @@ from imagemill.pipeline.sources.shard_formats import SHARD_FORMATS
 from imagemill.pipeline.sources.source import ListedEntry, ListedImage, ShardFormat, SourceConfig
 from imagemill.pipeline.storage import StorageConfig, Store
 from tests.support.shards import listed, pictures
-from tests.support.worker_jobs import job_here
+from tests.support.worker_jobs import job_here, processor_here
 
 
 def index_zip(store: Store, path: str, config: SourceConfig) -> Iterator[ListedEntry]:
@@ -63,7 +62,7 @@ def test_new_shard_format_becomes_rows(tmp_path: Path, crops: list[np.ndarray], 
     job = resolve(config)
     plan = build_plan(job, store_indexes=True)
     assert plan.todo["rel_path"].to_pylist() == [f"a.ZIP/{number}.png" for number in range(3)]
-    rows = pa.concat_tables(BlockProcessor(job_here(job))(plan.todo)).to_pylist()
+    rows = pa.concat_tables(processor_here(job_here(job))(plan.todo)).to_pylist()
     assert [row["stage"] for row in rows] == [None] * 3
     assert [row["output_uri"] for row in rows] == [f"images/a.ZIP/{number}.png" for number in range(3)]
     assert len(list((tmp_path / "out/shards").iterdir())) == 1

@@ -18,14 +18,13 @@ from imagemill.models.objectives import TASK_OBJECTIVES
 from imagemill.models.objectives.upscale import downscale
 from imagemill.models.precision import Precision
 from imagemill.models.tasks.task import Output, Params, Sample
-from imagemill.pipeline.block_processor import BlockProcessor
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.images.config import ImageConfig
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.resolve import build_plan, resolve
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
-from tests.support.worker_jobs import job_here
+from tests.support.worker_jobs import job_here, processor_here
 
 
 def untrained(scale: int = 2) -> EDSR:
@@ -110,7 +109,7 @@ def test_pixel_budget_counts_output_pixels(limit, widths, batches, tmp_path, cro
     monkeypatch.setattr(upscale, "predict", predict)
     pool = {"batch_size": 8}
     job = resolve(RunConfig(task="upscale", input=f"{tmp_path}/in", output=f"{tmp_path}/out", pool=pool))
-    table = pa.concat_tables(BlockProcessor(job_here(job))(build_plan(job).todo))
+    table = pa.concat_tables(processor_here(job_here(job))(build_plan(job).todo))
     assert table["stage"].null_count == len(widths)
     assert batch_widths == batches
 

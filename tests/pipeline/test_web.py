@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagemill.jobs.failures import show_failures
-from imagemill.pipeline.block_processor import BlockProcessor
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.pauses import quiet_seconds, retry_after
 from imagemill.pipeline.resolve import build_plan, resolve
@@ -25,7 +24,7 @@ from imagemill.pipeline.sources.input import Input
 from imagemill.pipeline.sources.source import SourceConfig
 from imagemill.pipeline.sources.web import AddressRefused, fetch
 from imagemill.pipeline.storage import Store
-from tests.support.worker_jobs import job_here
+from tests.support.worker_jobs import job_here, processor_here
 
 BODY = b"x" * 1000
 
@@ -230,7 +229,7 @@ def test_web_duplicate_url_hides_its_signature(tmp_path, caplog, capsys):
     (tmp_path / "list.csv").write_text(f"url\n{address}\n{address}\n")
     config = RunConfig(task="denoise", input=f"{tmp_path}/list.csv", output=f"{tmp_path}/out", max_reject_fraction=1)
     job = resolve(config)
-    list(BlockProcessor(job_here(job))(build_plan(job).todo))
+    list(processor_here(job_here(job))(build_plan(job).todo))
     log_records = [vars(record) for record in caplog.records if record.name == "imagemill.finish"]
     record = run(config)
     assert record["reasons"] == {"NotAllowed": 1, "DuplicateName": 1}

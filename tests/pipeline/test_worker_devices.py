@@ -21,7 +21,7 @@ from imagemill.pipeline.plan import Plan
 from imagemill.pipeline.resolve import build_plan, resolve
 from imagemill.pipeline.storage import Store
 from tests.support.run_processes import make_photos
-from tests.support.worker_jobs import job_here
+from tests.support.worker_jobs import job_here, processor_here
 
 BuildWorker = Callable[..., tuple[BlockProcessor, Plan]]
 
@@ -36,7 +36,7 @@ def build_worker(tmp_path: Path, crops: list[np.ndarray]) -> Iterator[BuildWorke
         pool = PoolConfig(batch_size=8)
         config = RunConfig(task="denoise", input=f"{tmp_path}/in", output=f"{tmp_path}/out", pool=pool)
         job = resolve(config)
-        return BlockProcessor(dataclasses.replace(job_here(job), **changes)), build_plan(job)
+        return processor_here(dataclasses.replace(job_here(job), **changes)), build_plan(job)
 
     yield build
     torch.set_num_threads(threads)

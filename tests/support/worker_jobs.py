@@ -1,8 +1,17 @@
 """What a worker is told, for tests that do its work in the test process."""
 
+from imagemill.pipeline.block_processor import BlockProcessor
+from imagemill.pipeline.engines.local_engine import LocalChannel
 from imagemill.pipeline.output.stored_checkpoint import store_checkpoint
 from imagemill.pipeline.resolve import ResolvedRun
+from imagemill.pipeline.tally import Tally
 from imagemill.pipeline.worker_job import WorkerJob
+
+
+def processor_here(job: WorkerJob) -> BlockProcessor:
+    """Return a block processor of the test process."""
+    channel = LocalChannel()
+    return BlockProcessor(job, channel, Tally(job.lineage["run_id"], channel))
 
 
 def job_here(resolved: ResolvedRun, fence: int = 1) -> WorkerJob:

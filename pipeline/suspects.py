@@ -3,7 +3,7 @@
 import hashlib
 from typing import Any
 
-from imagemill.pipeline.cluster.tally import delete_published, publish, read_published
+from imagemill.pipeline.channel import Channel
 from imagemill.pipeline.errors import RunFailed
 
 ACCUSED_AFTER = 2
@@ -20,6 +20,7 @@ class Suspects:
     """The deaths of processes in one block of a run. Each process that begins the block counts as dead until `clear`.
 
     Args:
+        channel: keeps the record of the block when a process dies.
         run_id: id of the run.
         image_ids: images of the block.
 
@@ -27,10 +28,11 @@ class Suspects:
         RunFailed: when so many processes died in the block that images cannot be the reason.
     """
 
-    def __init__(self, run_id: str, image_ids: list[str]) -> None:
+    def __init__(self, channel: Channel, run_id: str, image_ids: list[str]) -> None:
         block = hashlib.blake2b("".join(image_ids).encode(), digest_size=8).hexdigest()
+        self._channel = channel
         self._key = f"suspects/{run_id}/{block}"
-        record = (read_published(self._key) or [{}])[0]
+        record = (channel.read(self._key) or [{}])[0]
         self.deaths: int = record.get("begun", 0)
         self._died: dict[str, int] = record.get("died", {})
         if alone := record.get("alone"):
@@ -52,7 +54,7 @@ class Suspects:
 
     def clear(self) -> None:
         """Delete the record of a finished block."""
-        delete_published(self._key)
+        self._channel.delete(self._key)
 
     def _publish(self, **state: Any) -> None:
-        publish(self._key, {**state, "died": self._died})
+        self._channel.publish(self._key, {**state, "died": self._died})

@@ -4,12 +4,12 @@ import logging
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from types import TracebackType
 
-from imagemill.pipeline.cluster.contact import contact
-from imagemill.pipeline.cluster.metrics import waiting_gauge
-from imagemill.pipeline.cluster.pool import WITHOUT_CUDA
-from imagemill.pipeline.cluster.tally import read_published
+from imagemill.pipeline.channel import Channel
+from imagemill.pipeline.errors import RunFailed
+from imagemill.pipeline.pool import WITHOUT_CUDA
 from imagemill.pipeline.progress import LOG_SECONDS, clock, progress_bar, rate_text
 
 log = logging.getLogger("imagemill.run")
@@ -20,10 +20,10 @@ ON_CPU = (
 )
 
 
-def sum_counts(run_id: str) -> Counter[str]:
+def sum_counts(channel: Channel, run_id: str) -> Counter[str]:
     """Return the sums of the counts of all workers; for memory (…_mb), the maximum."""
     counts: Counter[str] = Counter()
-    for content in read_published(f"{run_id}/"):
+    for content in channel.read(f"{run_id}/"):
         most = {key: max(counts[key], value) for key, value in content.items() if key.endswith("_mb")}
         counts.update(content)
         counts.update({key: value - counts[key] for key, value in most.items()})
@@ -37,11 +37,13 @@ class RunProgress:
         task: name of the task.
         run_id: id of the run.
         planned: images of the plan.
+        channel: what the workers publish.
     """
 
-    def __init__(self, task: str, run_id: str, planned: int) -> None:
-        self.task, self.run_id, self.planned = task, run_id, planned
-        self._waiting = waiting_gauge(task, run_id)
+    def __init__(self, task: str, run_id: str, planned: int, channel: Channel) -> None:
+        self.task, self.run_id, self.planned, self.channel = task, run_id, planned, channel
+        self.report_waiting: Callable[[int], None] | None = None
+        """Called with the number of images that are not processed yet."""
         self.counts: Counter[str] = Counter()
         self._has_warned = False
         self._stop = threading.Event()
@@ -64,13 +66,10 @@ class RunProgress:
         return done / max(POLL_SECONDS, elapsed - self.first_image_s)
 
     def _poll(self) -> None:
-        """Update the counts. Each answer also shows that Ray is alive (contact.py)."""
         try:
-            self.counts = sum_counts(self.run_id)
+            self.counts = sum_counts(self.channel, self.run_id)
         except Exception as e:  # noqa: BLE001 - Ray's core raises its own errors without a connection
             log.debug("progress is unknown: %s", e)
-        else:
-            contact.record_answer()
 
     def _watch(self) -> None:
         last_log = time.monotonic()
@@ -82,7 +81,8 @@ class RunProgress:
                 self._warn_without_cuda()
                 done, rejected = self.done(), int(self.counts["rejected"])
                 rate = self.rate()
-                self._waiting.set(max(0, self.planned - done))
+                if self.report_waiting:
+                    self.report_waiting(max(0, self.planned - done))
                 left = clock((self.planned - done) / rate) if rate else "?"
                 note = f"{rate_text(rate)}, {rejected} rejected, {left} left"
                 bar.update(shown, completed=min(done, self.planned), note=note)
@@ -105,5 +105,5 @@ class RunProgress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
-        if not contact.lost:
-            self._thread.join(timeout=10)
+        # After a failure of the engine, the channel may never answer.
+        self._thread.join(1 if isinstance(error, RunFailed) else 10)

@@ -1,17 +1,10 @@
 """Size the pool: decide how many workers a run has, and which resources each worker takes."""
 
-import logging
-import time
 from dataclasses import dataclass, replace
 
 from imagemill.pipeline.config import PoolConfig
 from imagemill.pipeline.errors import ConfigError
 
-log = logging.getLogger("imagemill.run")
-PATIENCE_SECONDS = 60.0
-"""Seconds that a run waits for an image, or for a first node, while workers have no place."""
-LOOK_SECONDS = 2.0
-"""Interval at which the nodes of a cluster are checked."""
 Nodes = list[tuple[float, float]]
 """(CPUs, GPUs) of each node."""
 WITHOUT_CUDA = "Ray has GPUs, but torch finds no CUDA device"
@@ -58,12 +51,15 @@ class Pool:
             return cpus
         return f"{cpus} and {'a' if self.num_gpus == 1 else f'{self.num_gpus:g} of a'} GPU"
 
+    def __str__(self) -> str:
+        return f"{format_count(self.workers, 'worker')} of {self.each} each"
+
     def on(self, nodes: Nodes) -> str:
         """Describe the workers and the cluster in words."""
         usable = [node for node in nodes if any(node)]
         cpus, gpus = sum(cpu for cpu, _ in usable), sum(gpu for _, gpu in usable)
         cluster = f"{format_count(cpus, 'CPU')} and {format_count(gpus, 'GPU')} on {format_count(len(usable), 'node')}"
-        return f"{format_count(self.workers, 'worker')} of {self.each} each; cluster: {cluster}"
+        return f"{self}; cluster: {cluster}"
 
 
 def format_count(count: float, noun: str) -> str:
@@ -132,39 +128,7 @@ def pool_for(want: PoolConfig, nodes: Nodes, shrink: bool = False) -> Pool:
     return pool
 
 
-def node_resources() -> Nodes:
-    """Return all (CPUs, GPUs) of each living node."""
-    import ray
-
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive]
-
-
-def free_resources() -> Nodes:
-    """Return the free (CPUs, GPUs) of each living node."""
-    from ray._private.state import available_resources_per_node
-
-    free = available_resources_per_node().values()
-    return [(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in free]
-
-
 def describe_free(pool: Pool, free: Nodes, nodes: Nodes) -> str:
     """Describe how many CPUs or GPUs that a pool needs are free: `0 of 1 CPUs are free`."""
     kind, name = (1, "GPUs") if pool.num_gpus else (0, "CPUs")
     return f"{sum(node[kind] for node in free):g} of {sum(node[kind] for node in nodes):g} {name} are free"
-
-
-def nodes_with_room(want: PoolConfig, patience_s: float = PATIENCE_SECONDS) -> Nodes:
-    """Wait until a node has resources, because a cluster may have just started or lost its nodes. Return the nodes.
-
-    Return at once if `want.wait_s` announces more nodes: an autoscaler only adds nodes for workers that are pending.
-    """
-    end, has_logged = time.monotonic() + (0 if want.wait_s else patience_s), False
-    while True:
-        nodes = node_resources()
-        if any(cpu or gpu for cpu, gpu in nodes) or time.monotonic() >= end:
-            return nodes
-        if not has_logged:
-            log.info("no node has a CPU or a GPU. Waiting up to %.0f s for one", patience_s)
-            has_logged = True
-        time.sleep(LOOK_SECONDS)

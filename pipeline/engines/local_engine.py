@@ -1,0 +1,281 @@
+"""The local engine: runs the blocks of a plan on worker processes of this machine, without Ray."""
+
+import logging
+import os
+import queue
+import threading
+import traceback
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import pyarrow as pa
+
+from imagemill.models.card import CheckpointError
+from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.engines.engine import RUN_AGAIN, Work
+from imagemill.pipeline.engines.fork_server import ForkedProcess, fork, picklable, start_server
+from imagemill.pipeline.errors import OutputHeld, RunFailed, StorageError
+from imagemill.pipeline.machine import available_cpus
+from imagemill.pipeline.pool import pool_for
+from imagemill.pipeline.run_progress import RunProgress
+from imagemill.pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.pipeline.worker import BLOCKS_AT_ONCE, Worker
+from imagemill.pipeline.worker_job import WorkerJob
+
+log = logging.getLogger("imagemill.run")
+LOOK_SECONDS = 1.0
+"""Maximum time between two looks at the workers."""
+MOST_DEATHS_BEFORE_READY = 3
+"""Deaths of processes before any worker was ready, after which the run fails."""
+
+
+class LocalChannel:
+    """The channel in the driver: values in its memory. Threads may call it."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, dict[str, Any]] = {}
+        self._lock = threading.Lock()
+
+    def publish(self, key: str, content: dict[str, Any]) -> None:
+        """Publish a value under a key, and replace the former value of the key."""
+        with self._lock:
+            self._values[key] = content
+
+    def read(self, prefix: str) -> list[dict[str, Any]]:
+        """Return the values published under keys with a prefix."""
+        with self._lock:
+            return [value for key, value in self._values.items() if key.startswith(prefix)]
+
+    def delete(self, prefix: str) -> None:
+        """Delete the values published under keys with a prefix."""
+        with self._lock:
+            for key in [key for key in self._values if key.startswith(prefix)]:
+                del self._values[key]
+
+
+class WorkerChannel:
+    """The channel in a worker process: each call is a message to the driver. Threads may call it.
+
+    A message that was sent arrives even if the process is killed at once.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._sending, self._reading = threading.Lock(), threading.Lock()
+        self.answers: queue.SimpleQueue[list[dict[str, Any]]] = queue.SimpleQueue()
+
+    def send(self, *message: Any) -> None:
+        """Send a message to the driver."""
+        with self._sending:
+            self._connection.send(message)
+
+    def publish(self, key: str, content: dict[str, Any]) -> None:
+        """Publish a value under a key, and replace the former value of the key."""
+        self.send("publish", key, content)
+
+    def read(self, prefix: str) -> list[dict[str, Any]]:
+        """Return the values published under keys with a prefix."""
+        with self._reading:
+            self.send("read", prefix)
+            return self.answers.get()
+
+    def delete(self, prefix: str) -> None:
+        """Delete the values published under keys with a prefix."""
+        self.send("delete", prefix)
+
+
+def run_worker(connection: Connection, job: WorkerJob) -> None:
+    """Process blocks until the driver sends None or ends. This function is the main function of a worker process.
+
+    The messages of the driver are ("block", number, table) and ("answer", values). Those of the worker are the calls of
+    WorkerChannel and ("ready",), ("done", number) and ("error", exception).
+    """
+    channel = WorkerChannel(connection)
+    blocks: queue.SimpleQueue[tuple[int, pa.Table] | None] = queue.SimpleQueue()
+
+    def receive() -> None:
+        while True:
+            try:
+                message = connection.recv()
+            except (EOFError, OSError):
+                os._exit(1)  # The driver has ended, so this process must not commit more rows.
+            if message is None:
+                blocks.put(None)
+                return
+            if message[0] == "answer":
+                channel.answers.put(message[1])
+            else:
+                blocks.put(message[1:])
+
+    def process(number: int, block: pa.Table) -> None:
+        try:
+            worker.process_block(block)
+            channel.send("done", number)
+        except BaseException as e:  # noqa: BLE001 - the driver decides
+            traceback.print_exc()
+            channel.send("error", picklable(e))
+
+    threading.Thread(target=receive, daemon=True, name="receive").start()
+    try:
+        worker = Worker(job, channel)
+        if worker.problem:
+            raise worker.problem
+    except Exception as e:  # noqa: BLE001 - the driver decides
+        traceback.print_exc()
+        channel.send("error", picklable(e))
+        return
+    channel.send("ready")
+    with ThreadPoolExecutor(BLOCKS_AT_ONCE, thread_name_prefix="block") as threads:
+        while (item := blocks.get()) is not None:
+            threads.submit(process, *item)
+
+
+@dataclass(eq=False)
+class LocalWorker:
+    """A worker process, and the blocks that it has not finished."""
+
+    process: ForkedProcess
+    blocks: list[int] = field(default_factory=list)
+
+
+class LocalEngine:
+    """Runs workers in processes that the fork server of this process forks.
+
+    Args:
+        config: says how many workers run.
+    """
+
+    name = "local"
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.channel = LocalChannel()
+
+    def start(self) -> None:
+        """Begin to import torch in the fork server."""
+        start_server()
+
+    @contextmanager
+    def connected(self, run_id: str) -> Iterator[LocalChannel]:
+        """Return the channel of a run. There is nothing to connect to."""
+        yield self.channel
+
+    def run(self, work: Work, progress: RunProgress) -> None:
+        """Process and commit all images of a run. `Engine` describes the errors."""
+        images = work.list_images()
+        pool = pool_for(self.config.pool, [(available_cpus(), 0.0)]).no_more_than(len(images))
+        log.info("%d images; %s", len(images), pool)
+        work.store_model()
+        blocks = work.split(images, pool)
+        Blocks(work, blocks, work.build_job(pool), self.channel).run(min(pool.workers, len(blocks)))
+
+
+class Blocks:
+    """The blocks of a run, and the workers that process them.
+
+    Args:
+        work: the work of the run.
+        blocks: tables of references.
+        job: the job of each worker.
+        channel: receives what the workers publish.
+    """
+
+    def __init__(self, work: Work, blocks: list[pa.Table], job: WorkerJob, channel: LocalChannel) -> None:
+        self.work, self.blocks, self.job, self.channel = work, blocks, job, channel
+        self.waiting = deque(range(len(blocks)))
+        self.unfinished = set(self.waiting)
+        self.workers: list[LocalWorker] = []
+        self.is_ready = False
+        self.deaths = 0
+
+    def run(self, workers: int) -> None:
+        """Process all blocks on a number of workers, and replace workers that die. At the end no worker is left.
+
+        Raises:
+            RunFailed: when workers die before they are ready.
+            Exception: any exception that a worker raises.
+        """
+        try:
+            while self.unfinished:
+                while len(self.workers) < min(workers, len(self.unfinished)):
+                    self.workers.append(LocalWorker(fork(run_worker, self.job)))
+                ready = wait([worker.process.connection for worker in self.workers], LOOK_SECONDS)
+                for worker in [worker for worker in self.workers if worker.process.connection in ready]:
+                    self.receive(worker)
+            for worker in self.workers:
+                worker.process.connection.send(None)
+        except BaseException as e:
+            for worker in self.workers:
+                worker.process.kill()
+            if not isinstance(e, Exception):
+                log.warning("stopping. Committed rows stay")
+            raise
+        for worker in self.workers:
+            worker.process.close()
+
+    def receive(self, worker: LocalWorker) -> None:
+        """Handle the messages of a worker, or its death."""
+        connection = worker.process.connection
+        try:
+            while connection.poll():
+                self.handle(worker, *connection.recv())
+        except (EOFError, ConnectionError):
+            self.replace(worker)
+
+    def handle(self, worker: LocalWorker, kind: str, *content: Any) -> None:
+        """Handle one message of a worker."""
+        if kind == "publish":
+            self.channel.publish(*content)
+        elif kind == "read":
+            worker.process.connection.send(("answer", self.channel.read(*content)))
+        elif kind == "delete":
+            self.channel.delete(*content)
+        elif kind == "error":
+            raise translate_error(content[0], self.work)
+        elif kind == "ready":
+            if not self.is_ready:
+                self.work.mark_superseded()
+                self.is_ready = True
+            self.send_blocks(worker)
+        elif kind == "done":
+            worker.blocks.remove(content[0])
+            self.unfinished.discard(content[0])
+            self.send_blocks(worker)
+
+    def send_blocks(self, worker: LocalWorker) -> None:
+        """Send blocks to a worker until it has BLOCKS_AT_ONCE."""
+        while self.waiting and len(worker.blocks) < BLOCKS_AT_ONCE:
+            number = self.waiting.popleft()
+            worker.blocks.append(number)
+            worker.process.connection.send(("block", number, self.blocks[number]))
+
+    def replace(self, worker: LocalWorker) -> None:
+        """Remove a dead worker, and let others process its blocks again.
+
+        Raises:
+            RunFailed: when workers die before they are ready.
+        """
+        self.workers.remove(worker)
+        status = worker.process.exit_status()
+        worker.process.close()
+        self.waiting.extendleft(reversed(worker.blocks))
+        self.deaths += 1
+        log.warning("a worker process ended with status %s; another one replaces it", status)
+        if not self.is_ready and self.deaths >= MOST_DEATHS_BEFORE_READY:
+            raise RunFailed(f"{self.deaths} worker processes ended with status {status} before they were ready")
+
+
+def translate_error(error: Exception, work: Work) -> Exception:
+    """Return the exception that ends a run for an exception of a worker."""
+    if isinstance(error, OutputHeld | CheckpointError):
+        return error
+    if isinstance(error, StorageError):
+        return StorageError(f"{error}. {RUN_AGAIN}")
+    if isinstance(error, STORE_FAILURES):
+        return StorageError(f"{work.resolved.output.url}: {reason(error)}. {RUN_AGAIN}")
+    return RunFailed(f"a worker failed: {reason(error)}. {RUN_AGAIN}")
