@@ -48,7 +48,7 @@ const seen = []; addEventListener("message", e => { seen.push(e.data); document.
 
 
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory, crops: list[np.ndarray], ray_session: None) -> Path:
+def run_folder(tmp_path_factory: pytest.TempPathFactory, crops: list[np.ndarray]) -> Path:
     """Return a folder with `in`, and with `out` of two runs: one with too many rejects, one without new images."""
     folder = tmp_path_factory.mktemp("report")
     (folder / "in").mkdir()
@@ -226,7 +226,7 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
         ("upscale", write_files, {}),
     ],
 )
-def test_report_shows_pictures_of_every_task(task, place, params, tmp_path, crops, ray_session):
+def test_report_shows_pictures_of_every_task(task, place, params, tmp_path, crops):
     (tmp_path / "in").mkdir()
     place(tmp_path / "in", {f"{number}.png": encode_rgb(crop, "PNG") for number, crop in enumerate(crops[:2])})
     if task == "stylize":
@@ -239,7 +239,7 @@ def test_report_shows_pictures_of_every_task(task, place, params, tmp_path, crop
     assert (tmp_path / "out" / record["report"]).read_text() == content
 
 
-def test_rewrite_report_finds_a_relative_input(tmp_path, crops, ray_session, monkeypatch):
+def test_rewrite_report_finds_a_relative_input(tmp_path, crops, monkeypatch):
     """The report can be rewritten from another working directory."""
     Store(f"{tmp_path}/in").write("one.png", encode_rgb(crops[0], "PNG"))
     monkeypatch.chdir(tmp_path)
@@ -251,7 +251,7 @@ def test_rewrite_report_finds_a_relative_input(tmp_path, crops, ray_session, mon
     assert (tmp_path / "out" / record["report"]).read_text() == content
 
 
-def test_report_on_s3_holds_no_secret(rclone_bucket, crops, ray_session):
+def test_report_on_s3_holds_no_secret(rclone_bucket, crops):
     source, output = Store(f"{rclone_bucket}/in"), Store(f"{rclone_bucket}/out")
     source.write("one.png", encode_rgb(crops[0], "PNG"))
     record = run(RunConfig(task="denoise", input=source.url, output=output.url))

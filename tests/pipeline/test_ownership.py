@@ -74,7 +74,6 @@ def test_export_is_not_an_output(any_url):
         check_output(place)
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_first_run_into_a_project_changes_nothing(tmp_path, crops):
     source = save(tmp_path / "in", crops, "a.png", "b.png")
     project = tmp_path / "project"
@@ -87,7 +86,6 @@ def test_first_run_into_a_project_changes_nothing(tmp_path, crops):
     assert files_below(tmp_path) == files_before
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_output_continues_after_partial_loss(tmp_path, crops):
     """First `runs/` is deleted, then all rows, so that images have no rows."""
     source, output = save(tmp_path / "in", crops, "a.png"), tmp_path / "out"
@@ -101,7 +99,6 @@ def test_output_continues_after_partial_loss(tmp_path, crops):
     assert verify(Store(str(output))).problems == []
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_other_memory_card_needs_allow_new_input(tmp_path, crops):
     first_input = save(tmp_path / "one/DCIM", crops, "1.png", "2.png")
     other_input = save(tmp_path / "other/DCIM", crops[5:], "1.png", "3.png")
@@ -124,7 +121,6 @@ def test_other_memory_card_needs_allow_new_input(tmp_path, crops):
     assert verify(Store(str(output))).problems == []
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_moved_input_is_allowed_once(tmp_path, crops):
     """Unchanged images are not processed again, although their rows name the old location."""
     source, output = save(tmp_path / "in", crops, "1.png", "2.png"), tmp_path / "out"
@@ -140,7 +136,6 @@ def test_moved_input_is_allowed_once(tmp_path, crops):
     assert build_plan(resolve(denoise(tmp_path / "link", output))).new_input is None
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_file_of_the_user_among_images_stays(tmp_path, crops):
     """The image is rejected because of the file, and processed once the file is gone."""
     source, output = save(tmp_path / "in", crops, "1.png"), tmp_path / "out"
@@ -158,7 +153,6 @@ def test_file_of_the_user_among_images_stays(tmp_path, crops):
     assert verify(Store(str(output))).problems == []
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_images_without_rows_are_replaced(tmp_path, crops):
     """Such images remain after an interrupted run or if the user moves parts away."""
     source, output = save(tmp_path / "in", crops, "1.png", "2.png"), tmp_path / "out"
@@ -175,7 +169,6 @@ def test_images_without_rows_are_replaced(tmp_path, crops):
     assert verify(Store(str(output))).problems == []
 
 
-@pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("place", ["local", "moto"])
 def test_file_older_than_the_first_claim_is_kept(request, tmp_path, crops, monkeypatch, place):
     """On disk and in a bucket, a run replaces only files that are newer than the first claim.
