@@ -25,8 +25,8 @@ from imagemill.pipeline.output.run_history import list_run_ids, read_run_records
 from imagemill.pipeline.output.snapshot import Snapshot
 from imagemill.pipeline.progress import with_progress
 from imagemill.pipeline.schema import LATENT_CONTENT, LatentError
+from imagemill.pipeline.sources.addresses import WEB_SCHEMES
 from imagemill.pipeline.sources.input import is_input_file
-from imagemill.pipeline.sources.web import WEB_SCHEMES
 from imagemill.pipeline.storage import Store
 
 DECODED_AT_ONCE = 32

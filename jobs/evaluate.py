@@ -9,7 +9,7 @@ from imagemill.jobs.evaluations import EVALUATIONS
 from imagemill.jobs.evaluations.digits import evaluate_digits
 from imagemill.jobs.evaluations.evaluation import EvaluateConfig, Evaluation, Measured, TableRow
 from imagemill.models import checkpoint as checkpoints
-from imagemill.models.card import CheckpointError
+from imagemill.models.errors import CheckpointError
 from imagemill.models.tasks import TASKS
 from imagemill.pipeline.cluster.connection import connected
 from imagemill.pipeline.config import validate

@@ -9,7 +9,7 @@ from imagemill.jobs.outputs import check_output
 from imagemill.jobs.result_file import encode_table, table_file
 from imagemill.pipeline.images.errors import DAMAGED_IMAGE
 from imagemill.pipeline.output.rejects import group_rejects, read_waiting_rejects
-from imagemill.pipeline.sources.web import redact_secrets
+from imagemill.pipeline.sources.addresses import redact_secrets
 from imagemill.pipeline.storage import Store
 
 COLUMNS = ["image_id", "source_uri", "rel_path", "stage", "error_class", "error", "transient", "attempts", "run_id"]

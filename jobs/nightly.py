@@ -16,7 +16,7 @@ from imagemill.jobs.night_config import NightlyConfig, NightRun, plan_night
 from imagemill.jobs.night_page import write_night_page
 from imagemill.jobs.notification import RECORD_KEYS, NightSummary, RunSummary, send_notification
 from imagemill.jobs.stats import moments_of_run
-from imagemill.models.card import CheckpointError
+from imagemill.models.errors import CheckpointError
 from imagemill.pipeline.cluster.connection import share_ray
 from imagemill.pipeline.errors import (
     ConfigError,
@@ -33,7 +33,7 @@ from imagemill.pipeline.run import run
 from imagemill.pipeline.run_record import RunRecord
 from imagemill.pipeline.signals import LATER_SECONDS, can_raise
 from imagemill.pipeline.storage import Store
-from imagemill.pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.pipeline.store_failures import reason, store_failures
 
 log = logging.getLogger("imagemill.nightly")
 NO_INPUT = "no input for this day"
@@ -153,7 +153,7 @@ def input_exists(night_run: NightRun) -> bool:
             return True
         if parent.exists():
             return False
-    except STORE_FAILURES as e:
+    except store_failures() as e:
         raise StorageError(f"input {night_run.config.input}: {reason(e)}") from None
     raise StorageError(f"input {parent.url}: does not exist. Check `input` of the job {night_run.name}")
 

@@ -6,7 +6,7 @@ from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.output.exports import MANIFEST, UNFINISHED
 from imagemill.pipeline.output.snapshot import read_snapshot
 from imagemill.pipeline.storage import Store
-from imagemill.pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.pipeline.store_failures import reason, store_failures
 
 FOLDERS = ("runs", "results", "rejects")
 """Every output has at least one of these folders."""
@@ -34,7 +34,7 @@ def check_output(output: Store, allow_export: bool = False) -> None:
         problem = "does not exist. Check the path"
         if output.exists():
             problem = "is not an output of imagemill: no results/, rejects/ or runs/. Give the OUTPUT of a run"
-    except STORE_FAILURES as e:
+    except store_failures() as e:
         raise StorageError(f"{output.url}: {reason(e)}") from None
     raise StorageError(f"{output.url}: {problem}")
 

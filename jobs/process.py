@@ -12,14 +12,14 @@ from typing import IO, NoReturn
 
 from imagemill.jobs.cli import app
 from imagemill.jobs.streams import open_lasting_stream
-from imagemill.models.card import CheckpointError
+from imagemill.models.errors import CheckpointError
 from imagemill.pipeline.cluster.connection import ensure_token, wait_for_end
 from imagemill.pipeline.cluster.contact import contact
 from imagemill.pipeline.engines.fork_server import read_worker_messages
 from imagemill.pipeline.errors import ConfigError, Deadline, Failure, Interrupted, RunFailed, StorageError
 from imagemill.pipeline.logs import as_json, configure
 from imagemill.pipeline.signals import ENDING_SIGNALS, can_raise, raise_later
-from imagemill.pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.pipeline.store_failures import reason, store_failures
 
 log = logging.getLogger("imagemill")
 EXTRAS = {
@@ -113,7 +113,7 @@ def call_app() -> int:
         return int(e.code or 0) if not isinstance(e.code, str) else 1
     except (Failure, CheckpointError) as e:
         return print_ending(str(e), e.exit_code)
-    except STORE_FAILURES as e:
+    except store_failures() as e:
         return print_ending(reason(e), StorageError.exit_code)
     except ModuleNotFoundError as e:
         if e.name not in EXTRAS:

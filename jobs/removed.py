@@ -13,7 +13,7 @@ from imagemill.pipeline.schema import image_id
 from imagemill.pipeline.sources.input import list_images, open_input
 from imagemill.pipeline.sources.source import ListedImage
 from imagemill.pipeline.storage import Store
-from imagemill.pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.pipeline.store_failures import reason, store_failures
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def list_sources(output: Store) -> Sources:
                     listed_ids += bytes.fromhex(image_id(image.rel_path))
         except (ConfigError, StorageError) as e:
             problems.append(str(e))
-        except STORE_FAILURES as e:
+        except store_failures() as e:
             problems.append(f"input {config.input}: {reason(e)}")
     return Sources(np.unique(np.frombuffer(bytes(listed_ids), "S16")), problems)
 

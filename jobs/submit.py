@@ -21,7 +21,7 @@ from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError, Interrupted, RunFailed
 from imagemill.pipeline.schema import new_run_id
 from imagemill.pipeline.storage import StorageConfig, Store
-from imagemill.pipeline.store_failures import STORE_FAILURES
+from imagemill.pipeline.store_failures import store_failures
 
 log = logging.getLogger("imagemill.submit")
 LOCAL_DASHBOARD = "http://127.0.0.1:8265"
@@ -248,5 +248,5 @@ def recorded_exit_code(job: Any, run_id: str) -> int | None:
     try:
         output = Store(metadata["output"], StorageConfig.model_validate_json(metadata["storage"]))
         return int(json.loads(output.read(f"runs/{run_id}/run.json"))["exit_code"])
-    except (*STORE_FAILURES, ValueError):
+    except store_failures(ValueError):
         return None

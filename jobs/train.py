@@ -41,7 +41,8 @@ from imagemill.jobs.training.worker import Diverged, WorkerTask, train_worker
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.autoencoder import Autoencoder
 from imagemill.models.batches import to_float_batch
-from imagemill.models.card import Card, CheckpointError
+from imagemill.models.card import Card
+from imagemill.models.errors import CheckpointError
 from imagemill.models.objectives import OBJECTIVES
 from imagemill.pipeline.cluster.connection import connected
 from imagemill.pipeline.cluster.nodes import node_resources, nodes_without_cuda
@@ -51,7 +52,7 @@ from imagemill.pipeline.output.lease import Lease
 from imagemill.pipeline.pool import WITHOUT_CUDA, Nodes
 from imagemill.pipeline.sources.input import Input
 from imagemill.pipeline.storage import Store
-from imagemill.pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.pipeline.store_failures import reason, store_failures
 
 log = logging.getLogger("imagemill.train")
 FINISHING_IMAGES = 1500
@@ -247,7 +248,7 @@ def training_error(config: TrainConfig, error: BaseException) -> Exception:
     again = f"after {RETRIES} restarts. Run the same command again to continue from the last state"
     if isinstance(error, OutputHeld):
         return OutputHeld(str(error))
-    if isinstance(error, (StorageError, *STORE_FAILURES)):
+    if isinstance(error, store_failures(StorageError)):
         return StorageError(f"training {config.name}: {reason(error)}, {again}")
     return RunFailed(f"training {config.name}: {reason(error)}, {again}")
 

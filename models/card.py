@@ -5,12 +5,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class CheckpointError(Exception):
-    """A checkpoint is missing, damaged or unsuitable for the task. Commands end with exit code 2."""
-
-    exit_code = 2
-
-
 class Card(BaseModel):
     """The content of `card.json`.
 

@@ -8,10 +8,10 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from pydantic import ValidationError
 
-from imagemill.models.card import Card, CheckpointError
+from imagemill.models.card import Card
+from imagemill.models.errors import CheckpointError
 
 BUNDLED_FOLDER = Path(__file__).parent / "checkpoints"
 WEIGHTS, CARD = "weights.safetensors", "card.json"
@@ -61,6 +61,10 @@ def read_file(url: str, name: str, storage_options: dict[str, Any]) -> bytes:
         CheckpointError: when the file is missing or unreadable.
     """
     try:
+        if not url.startswith("s3://"):
+            return Path(url.removeprefix("file://"), name).read_bytes()
+        import fsspec
+
         with fsspec.open(f"{url}/{name}", "rb", **storage_options) as f:
             data: bytes = f.read()
             return data
@@ -225,6 +229,8 @@ def replace_non_finite(value: Any) -> Any:
 def write_file(url: str, name: str, data: bytes, storage_options: dict[str, Any]) -> None:
     """Write a file atomically: one PUT on S3, a temporary file and a rename on a local disk."""
     if url.startswith("s3://"):
+        import fsspec
+
         with fsspec.open(f"{url}/{name}", "wb", **storage_options) as f:
             f.write(data)
         return

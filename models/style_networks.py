@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from imagemill.models.architectures.perceptual import Perceptual
-from imagemill.models.card import Card, CheckpointError
+from imagemill.models.card import Card
+from imagemill.models.errors import CheckpointError
 
 VGG19_SHA256 = "dcbb9e9d"
 """First digits of the SHA-256 of torchvision's file, which are part of its name."""

@@ -20,6 +20,7 @@ from imagemill.models.precision import Precision, select_dtype
 from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.task import Params, SampleError
 from imagemill.models.tiling import is_lost_device
+from imagemill.models.type_checks import require_value
 from imagemill.pipeline.channel import Channel
 from imagemill.pipeline.images.decode import decode_image, read_pixel_count
 from imagemill.pipeline.images.errors import DAMAGED_IMAGE, ImageError
@@ -37,6 +38,7 @@ from imagemill.pipeline.sources.source import UNREADABLE_SHARD
 from imagemill.pipeline.store_failures import reason
 from imagemill.pipeline.suspects import TRIED_BY_RUNS, Suspects
 from imagemill.pipeline.tally import Tally
+from imagemill.pipeline.watchdog import Step, Watchdog
 from imagemill.pipeline.worker_job import WorkerJob
 
 log = logging.getLogger("imagemill.run")
@@ -75,8 +77,10 @@ class BlockProcessor:
         self.budget = PixelBudget.of_worker(device, job.gpus, job.threads, self.model.scale)
         self.threads = ThreadPoolExecutor(job.threads, thread_name_prefix="image")
         self.reading = ImageReader(job.source, job.threads)
+        self.watchdog = Watchdog(job.image_timeout_s, self._record_timeouts)
         configure_worker(job.lineage["run_id"])
-        self.build_row = RowBuilder(job, self.task, self.tally)
+        self.suspects: Suspects | None = None
+        self.build_row = RowBuilder(job, self.task, self.tally, self.watchdog)
         self.tally.ready(device, job.gpus > 0)
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
@@ -90,8 +94,9 @@ class BlockProcessor:
             RunFailed: when too many processes died in this block.
         """
         references = block.to_pylist()
-        suspects = Suspects(self.channel, self.job.lineage["run_id"], [reference["image_id"] for reference in references])
-        items = self._process_singly(references, suspects) if suspects.deaths else self._process(references)
+        image_ids = [reference["image_id"] for reference in references]
+        self.suspects = suspects = Suspects(self.channel, self.job.lineage["run_id"], image_ids, self.job.image_timeout_s)
+        items = self._process_singly(references, suspects) if suspects.is_cause_unknown else self._process(references)
         rows: dict[str, dict[str, Any]] = {}
         latent_bytes = 0
         for item in items:
@@ -111,14 +116,12 @@ class BlockProcessor:
     def _process_singly(self, references: list[dict[str, Any]], suspects: Suspects) -> Iterator[Item]:
         """Process one image at a time, because a process died in this block: the next death then identifies its image."""
         for reference in references:
-            if suspects.is_accused(reference["image_id"]):
-                message = "its process died twice while it processed this image alone (a decoder crashed, or memory ran out)"
-                transient = reference["attempts"] + 1 < TRIED_BY_RUNS
-                reject = Rejected("process", "KilledProcess", message, transient)
-                yield self.build_row(Item(reference, error=reject.row))
-                continue
             suspects.name(reference["image_id"])
             yield from self._process([reference])
+
+    def _record_timeouts(self, steps: list[Step]) -> None:
+        """Record steps over their time limit; they belong to the block that is being processed."""
+        require_value(self.suspects, "the suspects of the block").record_timeouts(steps)
 
     def _process(self, references: list[dict[str, Any]]) -> Iterator[Item]:
         """Yield the item of each reference, with its finished row."""
@@ -165,15 +168,20 @@ class BlockProcessor:
     def _fetch(self, reference: dict[str, Any]) -> Item:
         """Return an item with its encoded image and mask, or with its error."""
         item = Item(reference)
+        suspects = require_value(self.suspects, "the suspects of the block")
         try:
+            if verdict := suspects.verdict(reference["image_id"]):
+                raise Rejected(*verdict, transient=reference["attempts"] + 1 < TRIED_BY_RUNS)
             if reference["problem"]:
                 error_class, _, message = reference["problem"].partition(": ")
                 raise Rejected("list", error_class, message, transient=error_class == UNREADABLE_SHARD)
-            with self.tally.time("fetch"):
+            image_id, retry_seconds = reference["image_id"], self.reading.retry_seconds(reference)
+            with self.watchdog.step("fetch", image_id, extra_s=retry_seconds), self.tally.time("fetch"):
                 item.data, item.mask_data = self.reading.read(reference)
             self.tally.add(bytes_in=len(item.data))
-            item.content_sha256 = hashlib.sha256(item.data).hexdigest()
-            item.pixels = read_pixel_count(item.data)
+            with self.watchdog.step("decode", image_id):
+                item.content_sha256 = hashlib.sha256(item.data).hexdigest()
+                item.pixels = read_pixel_count(item.data)
         except Rejected as e:
             item.error = e.row
         except ReadError as e:
@@ -187,7 +195,7 @@ class BlockProcessor:
         if item.error:
             return item
         try:
-            with self.tally.time("decode"):
+            with self.watchdog.step("decode", item.reference["image_id"]), self.tally.time("decode"):
                 item.picture = decode_image(item.take_data(), self.job.max_pixels, self.job.image, self.job.accept_damaged)
                 item.mask = self._decode_mask(item.mask_data) if item.mask_data is not None else None
         except Rejected as e:
@@ -222,10 +230,11 @@ class BlockProcessor:
 
     def _predict_once(self, batch: list[Item]) -> dict[str, Any] | None:
         """Set the outputs of a batch; return the reject columns if the model fails."""
+        image_ids = [item.reference["image_id"] for item in batch]
         needs_image = self.job.reconstruct or not self.task.stores_latent
         samples = [item.sample(needs_image, item.is_in_sample(self.job.quality)) for item in batch]
         try:
-            with self.tally.time("model"):
+            with self.watchdog.step("model", *image_ids), self.tally.time("model"):
                 outputs = self.objective.predict(self.model, samples, self.params, self.precision)
         except SampleError as e:
             return Rejected("model", e.error_class, str(e)).row

@@ -113,6 +113,13 @@ class RunConfig(Strict):
         ge=1,
         description="Reject images with more pixels than this. Outputs of upscale have four times as many pixels.",
     )
+    image_timeout_s: float = Field(
+        600,
+        gt=0,
+        allow_inf_nan=False,
+        description="End a worker that is stuck on an image for this many seconds. The image is a reject of the class "
+        "Timeout, and a new worker processes the other images. Reads from a bucket, a URL or a shard have 1,800 s more.",
+    )
     image: ImageConfig = ImageConfig()
     max_reject_fraction: float = Field(
         0.5, ge=0, le=1, description="End with exit code 3 if more than this share of the images are rejects."

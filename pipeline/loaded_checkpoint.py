@@ -23,7 +23,8 @@ from PIL import Image
 
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.autoencoder import Autoencoder, LatentCoder
-from imagemill.models.card import Card, CheckpointError
+from imagemill.models.card import Card
+from imagemill.models.errors import CheckpointError
 from imagemill.models.objectives import TASK_OBJECTIVES
 from imagemill.models.objectives.compress import decode_latent
 from imagemill.models.precision import Precision, select_dtype

@@ -18,8 +18,8 @@ from imagemill.pipeline.output.parts import list_parts
 from imagemill.pipeline.output.rejects import read_rejects
 from imagemill.pipeline.progress import LOG_SECONDS
 from imagemill.pipeline.schema import REFERENCE, image_id, version_of
+from imagemill.pipeline.sources.addresses import redact_secrets
 from imagemill.pipeline.sources.source import UNREADABLE_SHARD, ListedEntry, ListedImage
-from imagemill.pipeline.sources.web import redact_secrets
 from imagemill.pipeline.storage import Store
 
 log = logging.getLogger("imagemill.run")

@@ -12,17 +12,17 @@ from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.task import Params, Task
 from imagemill.pipeline.config import RunConfig, validate
 from imagemill.pipeline.errors import ConfigError, StorageError
-from imagemill.pipeline.images.encode import LOSSY_FORMATS
+from imagemill.pipeline.images.config import LOSSY_FORMATS
 from imagemill.pipeline.output.origins import is_same_place
 from imagemill.pipeline.output.ownership import check_output
 from imagemill.pipeline.output.parts import list_parts, read_parts
 from imagemill.pipeline.output.run_history import list_run_ids, read_last_records, read_run_records
 from imagemill.pipeline.output.style_images import read_style_images
 from imagemill.pipeline.plan import Plan, make_plan
+from imagemill.pipeline.sources.addresses import redact_secrets
 from imagemill.pipeline.sources.input import Input, list_images, open_input
-from imagemill.pipeline.sources.web import redact_secrets
 from imagemill.pipeline.storage import Store
-from imagemill.pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.pipeline.store_failures import reason, store_failures
 
 log = logging.getLogger("imagemill.run")
 
@@ -72,7 +72,7 @@ def resolve(config: RunConfig) -> ResolvedRun:
     output = Store(str(config.output), config.storage)
     try:
         source = open_input(str(config.input), config.storage, config.source)
-    except STORE_FAILURES as e:
+    except store_failures() as e:
         raise StorageError(f"input {config.input}: {reason(e)}") from None
     for inner, outer in ((source.store, output), (output, source.store)):
         if not source.file and inner.lies_in(outer):
@@ -128,7 +128,7 @@ def storage_errors(resolved: ResolvedRun) -> Iterator[None]:
     """Turn what a store's client raises in a `with` block into a StorageError that names the input and output."""
     try:
         yield
-    except STORE_FAILURES as e:
+    except store_failures() as e:
         raise StorageError(f"{resolved.source.url} or {resolved.output.url}: {reason(e)}") from None
 
 

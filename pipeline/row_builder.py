@@ -21,10 +21,11 @@ from imagemill.pipeline.output.lease import check_newest
 from imagemill.pipeline.output.name_clashes import CLASHES
 from imagemill.pipeline.output.output_names import decoded_name, fallback_name, is_name_refused, output_name
 from imagemill.pipeline.schema import latent_bytes, pack_latent
+from imagemill.pipeline.sources.addresses import redact_secrets
 from imagemill.pipeline.sources.folder import is_image_name
-from imagemill.pipeline.sources.web import redact_secrets
 from imagemill.pipeline.store_failures import is_unwritable, reason
 from imagemill.pipeline.tally import Tally
+from imagemill.pipeline.watchdog import Watchdog
 from imagemill.pipeline.worker_job import WorkerJob
 
 log = logging.getLogger("imagemill.finish")
@@ -40,10 +41,11 @@ class RowBuilder:
         job: the same for all images of a run.
         task: the task of the run.
         tally: counts the images and the seconds of each stage.
+        watchdog: ends the process if an image cannot be encoded in time.
     """
 
-    def __init__(self, job: WorkerJob, task: Task, tally: Tally) -> None:
-        self.job, self.task, self.tally = job, task, tally
+    def __init__(self, job: WorkerJob, task: Task, tally: Tally, watchdog: Watchdog) -> None:
+        self.job, self.task, self.tally, self.watchdog = job, task, tally, watchdog
         self._last_claim_check: tuple[float, ...] | None = None
 
     def __call__(self, item: Item) -> Item:
@@ -95,7 +97,7 @@ class RowBuilder:
             "damaged": picture.is_damaged,
             **output.columns,
         }
-        with self.tally.time("encode"):
+        with self.watchdog.step("encode", item.reference["image_id"]), self.tally.time("encode"):
             if output.latent is not None:
                 row |= pack_latent(output.latent, output.payload)
                 output.latent = None
@@ -106,6 +108,7 @@ class RowBuilder:
                 return row
             data, name = self._encode(item, output, picture)
         self._check_claim()
+        # An output that blocks is not the fault of an image, so writes have no time limit.
         with self.tally.time("put"):
             path = self._write_file(item, name, data)
         self.tally.add(bytes_out=len(data))

@@ -15,7 +15,6 @@ import yaml
 
 from imagemill.models.tasks.task import Task
 from imagemill.pipeline.account import Account, account
-from imagemill.pipeline.cluster.connection import delay_signals
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.engines.engine import Work
 from imagemill.pipeline.engines.selection import select_engine
@@ -32,10 +31,11 @@ from imagemill.pipeline.reports.report import write_run_report
 from imagemill.pipeline.resolve import ResolvedRun, build_plan, check_output_task, resolve, storage_errors
 from imagemill.pipeline.run_record import RunRecord
 from imagemill.pipeline.schema import new_run_id
+from imagemill.pipeline.signals import delay_signals
 from imagemill.pipeline.sources.shard_index import delete_indexes
 from imagemill.pipeline.sources.source import SHARD_CHANGED
 from imagemill.pipeline.storage import Store
-from imagemill.pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.pipeline.store_failures import reason, store_failures
 from imagemill.pipeline.superseded_rows import committed_ids, unmark_untouched
 
 log = logging.getLogger("imagemill.run")
@@ -217,7 +217,7 @@ def record_failure(record: RunRecord, error: BaseException, output: Store, plan:
         record.exit_reason = "deadline" if isinstance(error, Deadline) else "interrupted"
     # After OutputHeld, the new parts belong to another run. After TooManyRejects, the record already has the final counts.
     if plan and not isinstance(error, TooManyRejects | OutputHeld):
-        with suppress(StorageError, *STORE_FAILURES):
+        with suppress(*store_failures(StorageError)):
             record.ok = len(committed_ids(output, plan, "results"))
             record.rejected = len(committed_ids(output, plan, "rejects"))
 
@@ -226,11 +226,11 @@ def write_record(output: Store, record: RunRecord) -> None:
     """Write run.json. If the run itself failed, only log that run.json cannot be written.
 
     Raises:
-        OSError: or another exception of STORE_FAILURES, when run.json of a successful run cannot be written.
+        OSError: or another exception of `store_failures`, when run.json of a successful run cannot be written.
     """
     try:
         output.write(f"runs/{record.run_id}/run.json", record.to_json())
-    except STORE_FAILURES as e:
+    except store_failures() as e:
         # If the run failed, its own exception says more than a missing run.json.
         if not record.exit_code:
             raise

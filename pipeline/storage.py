@@ -13,9 +13,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import fsspec
-from fsspec.asyn import sync as wait_for
-from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, Field
 
 from imagemill.pipeline import disk
@@ -141,8 +138,13 @@ class Store:
     @cached_property
     def fs(self) -> Any:
         """The fsspec file system."""
+        # Neither clients of S3 nor fsspec are imported for a command that needs none of them.
         if self.local:
+            from fsspec.implementations.local import LocalFileSystem
+
             return LocalFileSystem()
+        import fsspec
+
         fs = fsspec.filesystem("s3", **self.config.options())
         # Registered before botocore's own handler: the first handler that returns a wait decides.
         fs.s3.meta.events.register_first("needs-retry.s3", busy_pause, unique_id="imagemill-busy")
@@ -169,7 +171,7 @@ class Store:
         """Return whether an object or folder exists; on S3, also whether any object lies below the name.
 
         Raises:
-            OSError: or another exception of STORE_FAILURES, when the store fails.
+            OSError: or another exception of `store_failures`, when the store fails.
         """
         full = self.full(path)
         if self.local or "/" in full:
@@ -227,7 +229,7 @@ class Store:
         """Return the names of the files and folders directly in a folder; an empty list if the folder does not exist.
 
         Raises:
-            OSError: or another exception of STORE_FAILURES, when the store fails.
+            OSError: or another exception of `store_failures`, when the store fails.
         """
         try:
             return [str(full).rpartition("/")[2] for full in self.ask(lambda: self.fs.ls(self.full(path), detail=False))]
@@ -250,7 +252,7 @@ class Store:
         Raises:
             FileNotFoundError: when no object has this path.
             IsADirectoryError: when the path is a folder.
-            OSError: for a special file; or another exception of STORE_FAILURES, when the store fails.
+            OSError: for a special file; or another exception of `store_failures`, when the store fails.
         """
         if self.local:
             status = os.stat(self.full(path))
@@ -295,7 +297,7 @@ class Store:
         """Return whether any object lies below a name on S3; an object may have the name as well.
 
         Raises:
-            OSError: or another exception of STORE_FAILURES, when the store fails.
+            OSError: or another exception of `store_failures`, when the store fails.
         """
         bucket, _, key = self.full(path).partition("/")
         request = partial(self.fs.call_s3, "list_objects_v2", Bucket=bucket, Prefix=f"{key}/", MaxKeys=1)
@@ -355,6 +357,7 @@ class Store:
 
     def _body(self, answer: dict[str, Any]) -> bytes:
         """Return the body of a response of get_object."""
+        from fsspec.asyn import sync as wait_for
 
         async def drain() -> bytes:
             async with answer["Body"] as stream:

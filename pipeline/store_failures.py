@@ -5,32 +5,37 @@ import errno
 import hashlib
 import logging
 import os
+import sys
 import traceback
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
-
-import aiohttp
-import pyarrow as pa
-from botocore.exceptions import BotoCoreError, HTTPClientError
-from botocore.parsers import ResponseParserError
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception,
-    retry_if_exception_type,
-    stop_after_attempt,
-    wait_exponential_jitter,
-)
 
 from imagemill.pipeline.pauses import BUSY, pause, record_answer, retry_after
 
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
+
 log = logging.getLogger("imagemill.storage")
-STORE_FAILURES = (OSError, BotoCoreError, aiohttp.ClientError)
-"""Exceptions of storage clients."""
 DAMAGED_REQUEST = ("BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch")
 """Codes of S3 for requests that were damaged or cut off in transit; their status is 400."""
 Answer = TypeVar("Answer")
+
+
+def store_failures(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """Return the exceptions that storage clients raise, and `others`.
+
+    Python evaluates the expression after `except` only when an exception arrives. By then, the client that raised it has
+    been imported. So a command without S3 imports no client.
+    """
+    return *others, OSError, *imported_classes("botocore.exceptions.BotoCoreError", "aiohttp.ClientError")
+
+
+def imported_classes(*names: str) -> tuple[type[Exception], ...]:
+    """Return exception classes by their dotted names, without those of modules that are not imported."""
+    modules = ((sys.modules.get(module), name) for module, _, name in (full.rpartition(".") for full in names))
+    # Another thread may be importing the module.
+    return tuple(getattr(module, name) for module, name in modules if hasattr(module, name))
 
 
 def reason(error: BaseException) -> str:
@@ -60,14 +65,16 @@ def is_transient(error: BaseException) -> bool:
     if status:
         return status in (408, 409, 429) or status >= 500 or code in DAMAGED_REQUEST
     final = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
-    lost = (OSError, HTTPClientError, ResponseParserError, aiohttp.ClientError)
-    return isinstance(error, lost) and not isinstance(error, final)
+    clients = ("botocore.exceptions.HTTPClientError", "botocore.parsers.ResponseParserError", "aiohttp.ClientError")
+    return isinstance(error, (OSError, *imported_classes(*clients))) and not isinstance(error, final)
 
 
 def is_damage(error: BaseException) -> bool:
     """Return whether a reader of Parquet, CSV or JSON met wrong bytes, as opposed to a store that did not deliver them."""
     # An OSError of pyarrow itself has no errno; those of disks and stores have one.
-    return isinstance(error, pa.ArrowException | UnicodeError) or (type(error) is OSError and error.errno is None)
+    return isinstance(error, (UnicodeError, *imported_classes("pyarrow.ArrowException"))) or (
+        type(error) is OSError and error.errno is None
+    )
 
 
 def is_unwritable(error: BaseException) -> bool:
@@ -78,6 +85,8 @@ def is_unwritable(error: BaseException) -> bool:
 
 def call_with_retries(request: Callable[[], Answer], damage: tuple[type[Exception], ...] = ()) -> Answer:
     """Return the answer to a request to S3; try four times within seconds, in addition to the client's own retries."""
+    from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+
     tries = Retrying(
         stop=stop_after_attempt(4),
         wait=wait_exponential_jitter(initial=0.5, max=5),
@@ -88,7 +97,7 @@ def call_with_retries(request: Callable[[], Answer], damage: tuple[type[Exceptio
     return tries(request)
 
 
-def log_retry(state: RetryCallState) -> None:
+def log_retry(state: "RetryCallState") -> None:
     """Log why a request to a store failed and when it is tried again."""
     error = state.outcome.exception() if state.outcome else None
     if error and state.next_action:

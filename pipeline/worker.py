@@ -7,7 +7,7 @@ import threading
 
 import pyarrow as pa
 
-from imagemill.models.card import CheckpointError
+from imagemill.models.errors import CheckpointError
 from imagemill.pipeline.channel import Channel, StageMetrics
 from imagemill.pipeline.worker_job import WorkerJob
 
@@ -39,6 +39,7 @@ class Worker:
             self.problem = e
             return
         self.sink = Sink(job, self.process.task, tally)
+        self.process.watchdog.start()
 
     def process_block(self, block: pa.Table) -> int:
         """Process and commit a block, and return its number of images.

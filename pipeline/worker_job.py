@@ -43,6 +43,8 @@ class WorkerJob:
     """float32, bfloat16 or float16; None chooses by the hardware."""
     accept_damaged: bool = False
     """Whether a partly damaged image becomes a row instead of a reject."""
+    image_timeout_s: float = 600
+    """Seconds of one image in one stage after which the process ends (watchdog.py)."""
     oldest_unaccounted_file: str | None = None
     """Path of a file in the output (ownership.oldest_unaccounted_file). No run wrote an output file that is older than this
     file and belongs to an image without a row."""

@@ -8,7 +8,7 @@ from imagemill.jobs.training.states import STATES_FOLDER, stored_init_digest
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.architectures import ARCHITECTURES
 from imagemill.models.autoencoder import Autoencoder
-from imagemill.models.card import CheckpointError
+from imagemill.models.errors import CheckpointError
 from imagemill.models.objectives import OBJECTIVES
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.sources.input import Input

@@ -11,9 +11,9 @@ from torch import Tensor
 from imagemill.models.architectures.codec import Codec
 from imagemill.models.autoencoder import Autoencoder, LatentCoder
 from imagemill.models.batches import bytes_to_float, float_to_bytes, round_to_8_bits, to_uint8_batch, to_uint8_images
-from imagemill.models.card import CheckpointError
 from imagemill.models.colour import rgb_to_luma
 from imagemill.models.entropy_fitting import fit_entropy_model
+from imagemill.models.errors import CheckpointError
 from imagemill.models.losses import laplace_bits, psnr_loss, rate_distortion
 from imagemill.models.metrics import psnr_db, psnr_from_mse, squared_error
 from imagemill.models.objectives.objective import TaskObjective

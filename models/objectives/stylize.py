@@ -9,8 +9,8 @@ from torch import Tensor
 from imagemill.models.architectures.perceptual import Perceptual
 from imagemill.models.autoencoder import Autoencoder
 from imagemill.models.batches import padded_size, to_float_batch, to_uint8_images
-from imagemill.models.card import CheckpointError
 from imagemill.models.colour import luma_uint8, replace_chroma, rgb_to_chroma
+from imagemill.models.errors import CheckpointError
 from imagemill.models.losses import psnr_loss
 from imagemill.models.objectives.objective import TaskObjective
 from imagemill.models.precision import Precision

@@ -1,10 +1,12 @@
 """What the pipeline needs to know about a task: parameters, columns and defaults. Tensor code is in models/objectives."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Params(BaseModel):
@@ -34,9 +36,9 @@ class Sample:
         needs_quality: whether to compute quality figures that cost more than the output itself.
     """
 
-    rgb: np.ndarray
-    alpha: np.ndarray | None = None
-    mask: np.ndarray | None = None
+    rgb: "np.ndarray"
+    alpha: "np.ndarray | None" = None
+    mask: "np.ndarray | None" = None
     seed: int = 0
     needs_image: bool = True
     needs_quality: bool = True
@@ -55,8 +57,8 @@ class Output:
         payload: the entropy-coded latent, if the parameters ask for it.
     """
 
-    image: np.ndarray | None = None
-    latent: np.ndarray | None = None
+    image: "np.ndarray | None" = None
+    latent: "np.ndarray | None" = None
     columns: dict[str, Any] = field(default_factory=dict)
     drops_alpha: bool = False
     has_colours: bool = False

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import secrets
-import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from imagemill.pipeline.cluster.contact import clean_up, contact
 from imagemill.pipeline.cluster.own import delete_old_sessions, isolated_start, private_ray_options
 from imagemill.pipeline.errors import ConfigError, RunFailed
 from imagemill.pipeline.logs import VARIABLE
-from imagemill.pipeline.signals import ENDING_SIGNALS
+from imagemill.pipeline.signals import delay_signals
 from imagemill.pipeline.worker_environment import WORKER_ENV
 
 log = logging.getLogger("imagemill.run")
@@ -67,8 +66,6 @@ STARTS = 3
 """Attempts to start a private Ray: on a busy machine its processes may be late."""
 SOURCE_ROOT = Path(__file__).parents[3]
 """The folder that holds the package `imagemill`: `src/` of a checkout, which Ray ships to a cluster, or site-packages."""
-WAITING = (*ENDING_SIGNALS, signal.SIGALRM)
-"""Signals that end a run between two steps, including the alarm of a deadline."""
 SHUTDOWN_SECONDS = 30.0
 """Time limit for shutting down Ray, which takes a second or two, longer on a busy machine, and forever without a network."""
 RAY_WORKER_ENV = WORKER_ENV | {
@@ -222,41 +219,3 @@ def start_ray(address: str | None, options: dict[str, Any]) -> Any:
             if not remaining:
                 problem = "Ray did not start on this machine. Is the machine busy, or short of memory?"
                 raise RunFailed(f"{problem} {message}") from None
-
-
-@contextmanager
-def delay_signals(once: bool = False) -> Iterator[list[int]]:
-    """Delay Ctrl-C, SIGTERM, SIGHUP and the alarm of a deadline until the end of a `with` block.
-
-    An exception in the middle of Ray's start would leave a partly started Ray, which hangs. Handlers that Ray installs in
-    the block are removed: Ray's handler of SIGTERM prints a crash report and ends the process before it can clean up.
-
-    Args:
-        once: delay only the first signal of each kind.
-
-    Yields:
-        The list of the delayed signals, which grows during the block.
-    """
-    waiting: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield waiting
-        return
-    handlers = {number: signal.getsignal(number) for number in WAITING}
-
-    def delay(signum: int, frame: Any) -> None:
-        handler = handlers[signal.Signals(signum)]
-        if once and signum in waiting and callable(handler):
-            handler(signum, frame)
-        waiting.append(signum)
-
-    for number, handler in handlers.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, delay)
-    try:
-        yield waiting
-    finally:
-        for number, handler in handlers.items():
-            if handler is not None:
-                signal.signal(number, handler)
-        for signum in dict.fromkeys(waiting):
-            signal.raise_signal(signum)

@@ -16,10 +16,10 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 from ray.data.exceptions import ExecutionTimeoutError
 
-from imagemill.pipeline.cluster.connection import delay_signals
 from imagemill.pipeline.cluster.contact import clean_up
 from imagemill.pipeline.cluster.nodes import LOOK_SECONDS, free_resources, node_resources
 from imagemill.pipeline.pool import Nodes, Pool, describe_free, room_for
+from imagemill.pipeline.signals import delay_signals
 
 log = logging.getLogger("imagemill.run")
 OTHER_WORK_SECONDS = 30.0

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from imagemill.models.card import CheckpointError
+from imagemill.models.errors import CheckpointError
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.engines.engine import RUN_AGAIN, Work
 from imagemill.pipeline.engines.fork_server import ForkedProcess, fork, picklable, start_server
@@ -23,7 +23,7 @@ from imagemill.pipeline.errors import OutputHeld, RunFailed, StorageError
 from imagemill.pipeline.machine import available_cpus
 from imagemill.pipeline.pool import pool_for
 from imagemill.pipeline.run_progress import RunProgress
-from imagemill.pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.pipeline.store_failures import reason, store_failures
 from imagemill.pipeline.worker import BLOCKS_AT_ONCE, Worker
 from imagemill.pipeline.worker_job import WorkerJob
 
@@ -276,6 +276,6 @@ def translate_error(error: Exception, work: Work) -> Exception:
         return error
     if isinstance(error, StorageError):
         return StorageError(f"{error}. {RUN_AGAIN}")
-    if isinstance(error, STORE_FAILURES):
+    if isinstance(error, store_failures()):
         return StorageError(f"{work.resolved.output.url}: {reason(error)}. {RUN_AGAIN}")
     return RunFailed(f"a worker failed: {reason(error)}. {RUN_AGAIN}")

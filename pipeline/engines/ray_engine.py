@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imagemill.models.card import CheckpointError
+from imagemill.models.errors import CheckpointError
 from imagemill.pipeline.cluster.connection import address_of, connected
 from imagemill.pipeline.cluster.contact import clean_up, while_answering
 from imagemill.pipeline.cluster.nodes import PATIENCE_SECONDS, missing_paths, node_resources, nodes_with_room
@@ -21,7 +21,7 @@ from imagemill.pipeline.errors import ConfigError, OutputHeld, RunFailed, Storag
 from imagemill.pipeline.pool import Pool, pool_for
 from imagemill.pipeline.resolve import ResolvedRun
 from imagemill.pipeline.run_progress import RunProgress
-from imagemill.pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.pipeline.store_failures import reason, store_failures
 from imagemill.pipeline.superseded_rows import committed_ids
 from imagemill.pipeline.worker import BLOCKS_AT_ONCE, Worker
 from imagemill.pipeline.worker_job import WorkerJob
@@ -196,6 +196,6 @@ def translate_error(error: BaseException, resolved: ResolvedRun) -> Exception:
         return OutputHeld(text)
     if isinstance(error, StorageError):
         return StorageError(f"{text}. {RUN_AGAIN}")
-    if isinstance(error, STORE_FAILURES):
+    if isinstance(error, store_failures()):
         return StorageError(f"{resolved.output.url}: {reason(error)}. {RUN_AGAIN}")
     return RunFailed(f"Ray: {reason(error)}. {RUN_AGAIN}")

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 MAX_PIXELS = 40_000_000
 """Default limit of width × height of a source image."""
+LOSSY_FORMATS = ("JPEG", "MPO", "WEBP", "AVIF")
 
 
 class ImageConfig(BaseModel):

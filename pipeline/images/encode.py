@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from imagemill.pipeline.images.config import LOSSY_FORMATS
 from imagemill.pipeline.images.decode import DecodedImage
 from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.images.metadata import add_tiff_metadata, build_save_options
 from imagemill.pipeline.images.readers.jpeg_structure import MAX_SIDE as MAX_JPEG_SIDE
 from imagemill.pipeline.images.samples import row_strips
 
-LOSSY_FORMATS = ("JPEG", "MPO", "WEBP", "AVIF")
 MAX_SIDES = {"JPEG": MAX_JPEG_SIDE, "WEBP": 16_383, "AVIF": 32_768}
 """The largest width and height in pixels that libjpeg and libwebp write, and that libavif reads."""
 FORMATS_WITH_ALPHA = ("PNG", "TIFF", "WEBP", "AVIF")

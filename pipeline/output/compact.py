@@ -9,7 +9,7 @@ from imagemill.pipeline.errors import OutputHeld, StorageError
 from imagemill.pipeline.output.part_replacement import replace_parts
 from imagemill.pipeline.output.parts import read_part
 from imagemill.pipeline.storage import Store
-from imagemill.pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.pipeline.store_failures import reason, store_failures
 from imagemill.pipeline.store_listing import Entry
 
 log = logging.getLogger("imagemill.compact")
@@ -41,7 +41,7 @@ def compact(output: Store, parts: set[str], level: int, check: Callable[[], None
             for group in group_by_size(small) if len(small) >= MIN_SMALL_PARTS else ():
                 check()
                 merged += merge_parts(output, folder, group, level)
-    except (OutputHeld, StorageError, pa.ArrowException, *STORE_FAILURES) as e:
+    except store_failures(OutputHeld, StorageError, pa.ArrowException) as e:
         log.warning("%s: small parts were not merged: %s", output.url, reason(e))
     if merged:
         log.info("%d small parts merged", merged)

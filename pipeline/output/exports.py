@@ -10,7 +10,7 @@ from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.output.parts import list_parts
 from imagemill.pipeline.output.snapshot import Snapshot, read_snapshot
 from imagemill.pipeline.storage import Store
-from imagemill.pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.pipeline.store_failures import reason, store_failures
 
 LATENTS, MANIFEST, UNFINISHED = "latents", "export.json", "UNFINISHED"
 """Names in an export: the folder of parts, the description that is written last, and the mark of an incomplete export."""
@@ -62,7 +62,7 @@ def read_export(place: Store) -> Snapshot:
         try:
             with place.fs.open(place.full(path), "rb") as f, pq.ParquetFile(f) as file:
                 rows, schema = file.metadata.num_rows, file.schema_arrow
-        except (pa.ArrowException, *STORE_FAILURES) as e:
+        except store_failures(pa.ArrowException) as e:
             raise StorageError(f"{place.uri(path)}: a damaged part ({reason(e)}). Export again") from None
         part.append(np.full(rows, number, np.int32))
         row.append(np.arange(rows, dtype=np.int32))

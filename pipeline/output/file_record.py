@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.storage import Store
-from imagemill.pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.pipeline.store_failures import reason, store_failures
 from imagemill.pipeline.store_listing import Entry, local_etag
 
 log = logging.getLogger("imagemill.written")
@@ -153,7 +153,7 @@ class FileRecord:
         self._record_rows()
         try:
             self._merge()
-        except (StorageError, *STORE_FAILURES) as e:
+        except store_failures(StorageError) as e:
             log.warning("%s: the parts of the record were not merged: %s", self.place.uri(FOLDER), reason(e))
 
 

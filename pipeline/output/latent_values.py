@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from imagemill.models.card import CheckpointError
+from imagemill.models.errors import CheckpointError
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.lookahead import map_ahead
 from imagemill.pipeline.output.latent_symbols import decode_symbols, iterate_latent_rows

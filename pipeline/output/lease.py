@@ -19,7 +19,7 @@ from typing import Any
 
 from imagemill.pipeline.errors import OutputHeld, StorageError
 from imagemill.pipeline.storage import Store
-from imagemill.pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.pipeline.store_failures import reason, store_failures
 
 log = logging.getLogger("imagemill.lease")
 FOLDER = "runs/lease"
@@ -258,7 +258,7 @@ class Lease:
             except BaseException:
                 self.__exit__(None, None, None)
                 raise
-        except STORE_FAILURES as e:
+        except store_failures() as e:
             raise StorageError(f"output {self.output.url}: cannot be written: {reason(e)}") from None
         return self
 
@@ -301,7 +301,7 @@ class Lease:
                 if newest_fencing_token(self.output) > self.fencing_token:
                     return
                 self.output.write(claim_path(self.fencing_token, "beat"), json.dumps(current_times()).encode())
-            except (*STORE_FAILURES, StorageError) as e:
+            except store_failures(StorageError) as e:
                 log.warning("%s: the heartbeat was not written: %s", self.output.url, reason(e))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -309,5 +309,5 @@ class Lease:
         self._beats.join(timeout=BEAT_SECONDS)
         try:
             self.output.create(claim_path(self.fencing_token, "released"), b"")
-        except STORE_FAILURES as e:
+        except store_failures() as e:
             log.warning("%s: the lease was not released: %s", self.output.url, reason(e))

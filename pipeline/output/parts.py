@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from imagemill.pipeline.errors import DamagedPart, StorageError
 from imagemill.pipeline.lookahead import map_ahead
 from imagemill.pipeline.storage import Store
-from imagemill.pipeline.store_failures import STORE_FAILURES, is_damage, reason
+from imagemill.pipeline.store_failures import is_damage, reason, store_failures
 from imagemill.pipeline.store_listing import Entry
 
 KEYS = ["image_id", "version"]
@@ -128,7 +128,7 @@ def read_part(output: Store, path: str, columns: list[str] | None, absent: pa.Sc
         raise StorageError(
             f"{output.uri(path)}: a run that merges parts deleted it while OUTPUT was read. Try again"
         ) from None
-    except (pa.ArrowException, *STORE_FAILURES) as e:
+    except store_failures(pa.ArrowException) as e:
         if is_damage(e):
             if path.endswith(f"/{SUPERSEDED}"):
                 raise StorageError(f"{output.uri(path)}: damaged ({reason(e)}). {LOST_MARKS}") from None

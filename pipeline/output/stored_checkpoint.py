@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 from imagemill.models import checkpoint as checkpoints
-from imagemill.models.card import Card, CheckpointError
+from imagemill.models.card import Card
+from imagemill.models.errors import CheckpointError
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason
 

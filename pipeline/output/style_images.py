@@ -4,17 +4,18 @@ The driver reads the style images of a run once and stores them in OUTPUT, where
 """
 
 import hashlib
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from imagemill.models.tasks.task import Params, Task
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.images.config import ImageConfig
-from imagemill.pipeline.images.decode import decode_image
 from imagemill.pipeline.images.errors import ImageError
 from imagemill.pipeline.storage import StorageConfig, Store
-from imagemill.pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.pipeline.store_failures import reason, store_failures
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FOLDER = "exemplars"
 """Folder of OUTPUT that holds style images. Existing outputs have this name, so it stays."""
@@ -43,7 +44,7 @@ def read_style_images(config: RunConfig, task: Task, params: Params) -> list[tup
 
 def read_image(
     what: str, url: str, storage: StorageConfig, max_pixels: int | None, pixels: ImageConfig = ImageConfig()
-) -> tuple[bytes, np.ndarray]:
+) -> "tuple[bytes, np.ndarray]":
     """Read an image that a user names by path or s3:// URL.
 
     Args:
@@ -60,6 +61,8 @@ def read_image(
         ConfigError: When the file is missing or is no image.
         StorageError: When the storage fails.
     """
+    from imagemill.pipeline.images.decode import decode_image
+
     folder, _, name = url.rpartition("/")
     try:
         data = Store(folder or ("/" if url.startswith("/") else "."), storage).read(name)
@@ -68,7 +71,7 @@ def read_image(
         raise ConfigError(f"{what}: no such file") from None
     except ImageError as e:
         raise ConfigError(f"{what}: {e.error_class}: {e}") from None
-    except STORE_FAILURES as e:
+    except store_failures() as e:
         raise StorageError(f"{what}: {reason(e)}") from None
 
 
@@ -79,8 +82,10 @@ def store_style_images(output: Store, style_images: list[tuple[str, bytes]]) -> 
             output.write(style_image_path(sha256), data)
 
 
-def load_style_images(output: Store, digests: list[str], max_pixels: int) -> list[np.ndarray]:
+def load_style_images(output: Store, digests: list[str], max_pixels: int) -> "list[np.ndarray]":
     """Read the style images that `store_style_images` wrote; each is (H,W,3) uint8."""
+    from imagemill.pipeline.images.decode import decode_image
+
     return [decode_image(output.read(style_image_path(sha256)), max_pixels).rgb for sha256 in digests]
 
 

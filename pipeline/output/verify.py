@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imagemill.models.card import CheckpointError
+from imagemill.models.errors import CheckpointError
 from imagemill.pipeline.errors import StorageError
 from imagemill.pipeline.output.committed_rows import read_superseded
 from imagemill.pipeline.output.output_names import stays_inside
@@ -21,7 +21,7 @@ from imagemill.pipeline.output.snapshot import select_newest_rows
 from imagemill.pipeline.output.stored_checkpoint import load_stored_model, read_stored_checkpoint
 from imagemill.pipeline.schema import LatentError, part_name
 from imagemill.pipeline.storage import Store
-from imagemill.pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.pipeline.store_failures import reason, store_failures
 
 if TYPE_CHECKING:
     from imagemill.models.entropy import EntropyModel
@@ -120,7 +120,7 @@ def check_file(output: Store, row: dict[str, Any]) -> str | None:
         digest = hashlib.sha256(output.read(path)).hexdigest()
     except FileNotFoundError:
         return f"{path}: missing"
-    except STORE_FAILURES as e:
+    except store_failures() as e:
         return f"{path}: cannot be read: {reason(e)}"
     return None if digest == row["output_sha256"] else f"{path}: its sha256 differs from that of its row"
 

@@ -39,7 +39,7 @@ from imagemill.pipeline.reports.sample_images import (
 from imagemill.pipeline.sources.image_reader import ImageReader
 from imagemill.pipeline.sources.input import find_images, open_input
 from imagemill.pipeline.storage import Store
-from imagemill.pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.pipeline.store_failures import reason, store_failures
 
 log = logging.getLogger("imagemill.report")
 RUNS_SHOWN = 30
@@ -118,7 +118,7 @@ def rewrite_report(output: Store, run_id: str) -> str:
         try:
             source = open_input(str(config.input), config.storage, config.source)
             images = find_images(source, {row["rel_path"] for row in rows}, output)
-        except (ConfigError, StorageError, *STORE_FAILURES) as e:
+        except store_failures(ConfigError, StorageError) as e:
             log.info("the report shows no input images: %s", reason(e))
             return source_reader(config, [])
         return source_reader(config, build_references(images, source.store, "", {})[0].to_pylist())

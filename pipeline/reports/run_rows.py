@@ -15,7 +15,7 @@ from imagemill.pipeline.errors import StorageError
 from imagemill.pipeline.output.latent_symbols import iterate_latent_rows
 from imagemill.pipeline.output.parts import read_part, scan_parts
 from imagemill.pipeline.storage import Store
-from imagemill.pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.pipeline.store_failures import reason, store_failures
 
 log = logging.getLogger("imagemill.report")
 THREADS = 4
@@ -101,7 +101,7 @@ def read_part_rows(output: Store, part: str, numbers: set[int], columns: list[st
                 start += len(batch)
                 if start > max(numbers):
                     return
-    except (StorageError, pa.ArrowException, *STORE_FAILURES) as e:
+    except store_failures(StorageError, pa.ArrowException) as e:
         log.warning("%s: the report shows no image of this part: %s", part, reason(e))
 
 

@@ -23,7 +23,7 @@ from imagemill.pipeline.reports.run_rows import THREADS, RowPosition, RunRows, r
 from imagemill.pipeline.reports.sheets import center_crop
 from imagemill.pipeline.schema import LatentError, unpack_latent
 from imagemill.pipeline.storage import Store
-from imagemill.pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.pipeline.store_failures import reason, store_failures
 
 log = logging.getLogger("imagemill.report")
 RANDOM_IMAGES, IMAGES_BY_QUALITY = 8, 4
@@ -157,11 +157,11 @@ def add_pictures(
 
 def load_decoder(output: Store, sha256: str) -> Any:
     """Return the model that decodes latents, on the CPU; None when the stored checkpoint is missing or damaged."""
-    from imagemill.models.card import CheckpointError
+    from imagemill.models.errors import CheckpointError
 
     try:
         return load_stored_model(output, sha256, "cpu")
-    except (CheckpointError, *STORE_FAILURES) as e:
+    except store_failures(CheckpointError) as e:
         log.info("the report shows no decoded latents: %s", reason(e))
         return None
 

@@ -6,16 +6,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from imagemill.models.type_checks import require_value
+from imagemill.pipeline.sources.addresses import redact_secrets
 from imagemill.pipeline.sources.input import Input
 from imagemill.pipeline.sources.shard_formats import shard_format
 from imagemill.pipeline.sources.source import SHARD_CHANGED, ShardReader
-from imagemill.pipeline.sources.web import AddressRefused, InvalidAddress, TooLarge, fetch, redact_secrets
+from imagemill.pipeline.sources.web import AddressRefused, InvalidAddress, TooLarge, fetch
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import class_of, reason
 
 MAX_FILE_BYTES = 1_000_000_000
 SHARD_TRIES = 3
 """Reads of a shard member whose bytes differ from the listing, before the image is rejected."""
+RETRY_SECONDS = 1800.0
+"""Seconds that reading one image may take longer than another stage. The clients of a bucket ask a silent server 100 times
+and wait 15 s each time, a web server may be busy and then slow, and a packed shard is read from its beginning."""
 PERMANENT_ERRORS = {AddressRefused: "NotAllowed", InvalidAddress: "NoAddress", TooLarge: "TooManyBytes"}
 """Error classes of URLs that are not fetched again."""
 Result = TypeVar("Result")
@@ -59,6 +63,12 @@ class ImageReader:
         """Call `fn(*args)` on a thread that may read the image of `reference`."""
         return (self._files if reference["offset"] is None else self._shards).submit(fn, *args)
 
+    def retry_seconds(self, reference: dict[str, Any]) -> float:
+        """Return how much longer than another stage `read` may take: 0 for files on a disk, else RETRY_SECONDS."""
+        in_shard = reference["offset"] is not None or reference["mask_offset"] is not None
+        store = self._store(reference["base"])
+        return 0.0 if store and store.local and not in_shard else RETRY_SECONDS
+
     def read(self, reference: dict[str, Any]) -> tuple[bytes, bytes | None]:
         """Return the encoded image and its encoded mask, if it has one.
 
@@ -95,11 +105,17 @@ class ImageReader:
         digest = reference["source_etag"].split()[1]
         return self._member(reference["mask_path"], reference["mask_offset"], reference["mask_size"], digest)
 
+    def _store(self, base: str | None) -> Store | None:
+        """Return the store of a file; None for a file that is a URL."""
+        if base is None:
+            return self.source.store
+        return Store(base, self.source.store.config) if base else None
+
     def _file(self, base: str | None, path: str) -> bytes:
         try:
-            if base == "":
+            store = self._store(base)
+            if store is None:
                 return fetch(path, MAX_FILE_BYTES, public_only=self.source.config.http == "public")
-            store = self.source.store if base is None else Store(base, self.source.store.config)
             return store.read(path)
         except FileNotFoundError:
             raise ReadError("FileNotFound", f"{redact_secrets(path)} no longer exists") from None

@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imagemill.pipeline.errors import ConfigError
+from imagemill.pipeline.sources.addresses import WEB_SCHEMES
 from imagemill.pipeline.sources.parquet_columns import check_carry, check_columns_exist, check_key, describe_columns, is_text
 from imagemill.pipeline.sources.source import JsonNumber, ListedImage, SourceConfig, parse_json, to_extra, to_json
-from imagemill.pipeline.sources.web import WEB_SCHEMES
 from imagemill.pipeline.storage import Store
-from imagemill.pipeline.store_failures import STORE_FAILURES, is_damage, reason
+from imagemill.pipeline.store_failures import is_damage, reason, store_failures
 
 URI_NAMES = ("uri", "url", "path", "file", "file_name", "filename", "image", "image_url", "source_uri")
 USER_INFO = re.compile(r"[^/?#]*@")
@@ -259,6 +259,6 @@ def locate_image(
         entry = base.entry(path)
     except FileNotFoundError:
         return refuse("FileNotFound: the file does not exist")
-    except (ConfigError, ValueError, *STORE_FAILURES) as e:
+    except store_failures(ConfigError, ValueError) as e:
         return refuse(f"NotReadable: {reason(e)}")
     return ListedImage(name or plain, entry.size, entry.etag, path, base=base.url, extra=extra)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from imagemill.pipeline.sources.folder import reject_unreadable
 from imagemill.pipeline.sources.source import UNREADABLE_SHARD, ListedEntry, ListedImage, ShardFormat, SourceConfig
 from imagemill.pipeline.storage import Store
-from imagemill.pipeline.store_failures import STORE_FAILURES, reason
+from imagemill.pipeline.store_failures import reason, store_failures
 from imagemill.pipeline.store_listing import Entry
 
 log = logging.getLogger("imagemill.run")
@@ -63,7 +63,7 @@ def index_shard(
         return entries
     try:
         entries = list(form.index(store, shard.path, config))
-    except STORE_FAILURES as e:
+    except store_failures() as e:
         problem = f"{UNREADABLE_SHARD}: {reason(e)}"
         return [ListedImage(shard.path, shard.size, shard.etag, shard.path, problem=problem)]
     if output and store_index:

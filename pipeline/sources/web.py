@@ -3,7 +3,6 @@
 import io
 import ipaddress
 import logging
-import re
 import socket
 import string
 import time
@@ -15,21 +14,14 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnec
 from typing import Any
 
 from imagemill.pipeline.pauses import BUSY, pause, quiet_seconds, record_answer, retry_after
+from imagemill.pipeline.sources.addresses import redact_secrets
 
 log = logging.getLogger("imagemill.web")
-WEB_SCHEMES = ("http", "https")
-USER_INFO = re.compile(r"(?<=://)[^/?#\s]+(?=@)")
-SECRET_PARAMETER = re.compile(r"([?&][^=&\s]*(?:sig|token|secret|passw|credential|key)[^=&\s]*=)[^&\s\"'<>]+", re.IGNORECASE)
 TIMEOUT_SECONDS = 30.0
 """Maximum time without a byte from the server."""
 RESPONSE_SECONDS = 600.0
 """Maximum time for a whole response."""
 CHUNK_BYTES = 1 << 20
-
-
-def redact_secrets(text: str) -> str:
-    """Remove the secrets of the URLs in a text: a password before the host, a signature in the query."""
-    return SECRET_PARAMETER.sub(r"\1…", USER_INFO.sub("…", text))
 
 
 class AddressRefused(OSError):

@@ -8,7 +8,7 @@
 import logging
 
 from imagemill.jobs.api import PlanResult, RunResult, load_checkpoint, plan, run
-from imagemill.models.card import CheckpointError
+from imagemill.models.errors import CheckpointError
 from imagemill.pipeline import read_latents
 from imagemill.pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError, TooManyRejects
 

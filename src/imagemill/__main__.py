@@ -6,6 +6,8 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
+from imagemill import __version__
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED = 130
 COMMANDS_WITH_WORKERS = {"colorize", "compress", "demo", "denoise", "inpaint", "nightly", "run", "stylize", "upscale"}
@@ -47,6 +49,10 @@ def main() -> NoReturn:
     from imagemill.jobs.streams import make_streams_last
 
     make_streams_last()
+    if sys.argv[1:] == ["--version"]:
+        # Without this, the answer would wait for the imports of all commands.
+        print(f"imagemill {__version__}")
+        sys.exit()
     from imagemill.jobs.process import exit_process, run_command
 
     exit_process(run_command())

@@ -1,4 +1,4 @@
-"""Only images that kill the process that decodes them are rejected."""
+"""Only images that kill or block the process that works on them are rejected."""
 
 import json
 import os
@@ -12,45 +12,97 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from imagemill.pipeline.engines.local_engine import LocalChannel
-from imagemill.pipeline.errors import RunFailed
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.storage import Store
-from imagemill.pipeline.suspects import MOST_DEATHS, Suspects
 
-# Simulates a decoder with a fatal bug: a marked file kills its process, like a segmentation fault.
-FATAL = """
-import os, signal
+ENGINES = ("local", "ray")
+STUCK_COLOUR = (255, 0, 255)
+# Simulates fatal bugs: a marked file kills its process like a segmentation fault, blocks its reader (a pipe that no one
+# writes), its decoder, or all threads (native code that keeps the GIL); a marked pixel blocks the model.
+FATAL = f"""
+import ctypes, importlib.util, os, pathlib, signal, sys, threading
 import PIL.Image as image
-opened = image.open
+
+opened, read = image.open, pathlib.Path.read_bytes
 def open(file, *args, **kwargs):
-    if b"deadly" in file.getvalue():
+    data = file.getvalue()
+    if b"deadly" in data:
         os.kill(os.getpid(), signal.SIGKILL)
+    if b"endless" in data:
+        threading.Event().wait()
+    if b"frozen" in data:
+        ctypes.PyDLL(None).pause()
     return opened(file, *args, **kwargs)
-image.open = open
+def read_bytes(path):
+    data = read(path)
+    return read(pathlib.Path(__file__).with_name("pipe")) if b"blocked" in data else data
+image.open, pathlib.Path.read_bytes = open, read_bytes
+
+def change_denoise(module):
+    predict = module.Denoise.predict
+    def stuck_predict(self, model, samples, *args):
+        if any(tuple(sample.rgb[0, 0]) == {STUCK_COLOUR} for sample in samples):
+            threading.Event().wait()
+        return predict(self, model, samples, *args)
+    module.Denoise.predict = stuck_predict
+def change_watchdog(module):
+    module.GIL_SECONDS = 2
+changes = {{
+    "imagemill.models.objectives.denoise": change_denoise,
+    "imagemill.pipeline.watchdog": change_watchdog,
+}}
+
+class Patch:
+    # Modules are changed when they are imported, because not every process imports them.
+    def find_spec(self, name, path, target=None):
+        if (change := changes.pop(name, None)) is None:
+            return None
+        spec = importlib.util.find_spec(name)
+        execute = spec.loader.exec_module
+        spec.loader.exec_module = lambda module: (execute(module), change(module))
+        return spec
+sys.meta_path.insert(0, Patch())
 """
 
 
-def photos(folder: Path, crops: list[np.ndarray], count: int, deadly: tuple[int, ...]) -> tuple[Path, Path, Path]:
-    """Write images, some of them deadly; return the input, the output and the folder of the patch."""
+def photos(folder: Path, crops: list[np.ndarray], count: int, marks: dict[int, str]) -> tuple[Path, Path, Path]:
+    """Write images with some marks; return the input, the output and the folder of the patch."""
     source, output, fatal = folder / "in", folder / "out", folder / "fatal"
     source.mkdir()
     fatal.mkdir()
     (fatal / "sitecustomize.py").write_text(FATAL)
+    os.mkfifo(fatal / "pipe")
     for number in range(count):
-        mark = b"deadly" if number in deadly else b""
+        crop, mark = crops[number].copy(), marks.get(number, "")
+        if mark == "model":
+            crop[0, 0] = STUCK_COLOUR
         # The patch changes Pillow, which always decodes WebP; other formats have other decoders.
-        Image.fromarray(crops[number]).save(source / f"{number:02d}.webp", lossless=True, xmp=mark)
+        Image.fromarray(crop).save(source / f"{number:02d}.webp", lossless=True, xmp=mark.encode())
     return source, output, fatal
 
 
-def run(source: Path, output: Path, fatal: Path) -> None:
+def run(source: Path, output: Path, fatal: Path, *settings: str) -> None:
     command = [sys.executable, "-m", "imagemill", "denoise", str(source), str(output)]
-    command += ["--set", "rows_per_part=12", "--set", "max_reject_fraction=1"]
+    for setting in ("rows_per_part=12", "max_reject_fraction=1", *settings):
+        command += ["--set", setting]
     paths = os.pathsep.join([str(fatal), os.getcwd(), os.environ.get("PYTHONPATH", "")])
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PYTHONPATH": paths}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def rejects_of(output: Path) -> dict[str, tuple[str, str]]:
+    """Return image → stage and class of its reject. All of them must be transient."""
+    rows = [row for part in (output / "rejects").iterdir() for row in pq.read_table(part).to_pylist()]
+    assert all(row["transient"] for row in rows)
+    return {row["rel_path"]: (row["stage"], row["error_class"]) for row in rows}
+
+
+def check_rest(output: Path, images: int) -> None:
+    """Check that all other images are done."""
+    assert records(output)[-1]["ok"] == images
+    verification = verify(Store(str(output)))
+    assert (verification.problems, verification.images, verification.files) == ([], images, images)
 
 
 def records(output: Path) -> list[dict[str, Any]]:
@@ -58,31 +110,37 @@ def records(output: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted((output / "runs").glob("*/run.json"))]
 
 
-def test_images_that_kill_their_process_are_rejected(tmp_path, crops):
-    source, output, fatal = photos(tmp_path, crops, count=24, deadly=(5, 6))
-    run(source, output, fatal)
-    rejects = [row for part in (output / "rejects").iterdir() for row in pq.read_table(part).to_pylist()]
-    assert {row["rel_path"]: row["error_class"] for row in rejects} == dict.fromkeys(("05.webp", "06.webp"), "KilledProcess")
-    assert all(row["transient"] for row in rejects)
-    record = records(output)[-1]
-    assert (record["ok"], record["rejected"]) == (22, 2)
-    verification = verify(Store(str(output)))
-    assert (verification.problems, verification.images, verification.files) == ([], 22, 22)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_images_that_kill_their_process_are_rejected(tmp_path, crops, engine):
+    source, output, fatal = photos(tmp_path, crops, count=24, marks={5: "deadly", 6: "deadly"})
+    run(source, output, fatal, f"engine={engine}")
+    assert rejects_of(output) == dict.fromkeys(("05.webp", "06.webp"), ("process", "KilledProcess"))
+    check_rest(output, 22)
     assert not Path(output / "images/05.webp").exists()
 
 
-def test_block_with_repeated_deaths_ends_the_run():
-    """Engines retry a block MOST_DEATHS times; the last attempt ends the run with an explanation."""
-    channel = LocalChannel()
-    for _ in range(MOST_DEATHS):
-        Suspects(channel, "deaths", ["a"])
-    with pytest.raises(RunFailed, match="enough memory for its workers"):
-        Suspects(channel, "deaths", ["a"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_stuck_images_are_rejected(tmp_path, crops, engine):
+    """A read, a decoder and a batch of the model that never return end after their time limit."""
+    source, output, fatal = photos(tmp_path, crops, count=8, marks={1: "blocked", 2: "endless", 5: "model"})
+    run(source, output, fatal, f"engine={engine}", "pool.workers=1", "pool.batch_size=4", "image_timeout_s=4")
+    stages = {"01.webp": "fetch", "02.webp": "decode", "05.webp": "model"}
+    assert rejects_of(output) == {name: (stage, "Timeout") for name, stage in stages.items()}
+    check_rest(output, 5)
+
+
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.chaos)])
+def test_image_that_freezes_its_process_is_rejected(tmp_path, crops, engine):
+    """Native code that keeps the GIL stops the watchdog, too; a C thread ends the process."""
+    source, output, fatal = photos(tmp_path, crops, count=3, marks={1: "frozen"})
+    run(source, output, fatal, f"engine={engine}", "pool.workers=1", "image_timeout_s=2")
+    assert rejects_of(output) == {"01.webp": ("process", "Timeout")}
+    check_rest(output, 2)
 
 
 @pytest.mark.chaos
 def test_image_that_always_kills_is_tried_by_three_runs(tmp_path, crops):
-    source, output, fatal = photos(tmp_path, crops, count=2, deadly=(1,))
+    source, output, fatal = photos(tmp_path, crops, count=2, marks={1: "deadly"})
     for _ in range(4):
         run(source, output, fatal)
     assert [record["planned"] for record in records(output)] == [2, 1, 1, 0]

@@ -8,7 +8,8 @@ import pytest
 from imagemill.jobs.registry import headline, measure_layers, show_checkpoint, show_registry
 from imagemill.models import checkpoint
 from imagemill.models.architectures import ARCHITECTURES
-from imagemill.models.card import Card, CheckpointError
+from imagemill.models.card import Card
+from imagemill.models.errors import CheckpointError
 from imagemill.models.tasks import TASKS
 from imagemill.pipeline.output.stored_checkpoint import store_checkpoint
 from imagemill.pipeline.storage import StorageConfig, Store

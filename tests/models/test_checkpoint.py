@@ -14,9 +14,10 @@ import torch
 from imagemill.models import checkpoint
 from imagemill.models.architectures import ARCHITECTURES
 from imagemill.models.architectures.conv import Conv
-from imagemill.models.card import Card, CheckpointError
+from imagemill.models.card import Card
 from imagemill.models.checkpoint import CARD, WEIGHTS, build, bundled_names, read_card, read_weights, save
 from imagemill.models.entropy_fitting import fit_entropy_model
+from imagemill.models.errors import CheckpointError
 
 CARD_OF_CONV: dict[str, Any] = {"name": "tiny", "task": "denoise", "architecture": "conv", "parameters": {"width": 8}}
 

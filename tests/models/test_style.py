@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from imagemill.models import checkpoint, style_networks, style_transfer
 from imagemill.models.architectures.perceptual import Perceptual
 from imagemill.models.batches import to_float_batch
-from imagemill.models.card import CheckpointError
 from imagemill.models.colour import luma_uint8
+from imagemill.models.errors import CheckpointError
 from imagemill.models.objectives import OBJECTIVES, TASK_OBJECTIVES
 from imagemill.models.objectives.perceive import contrastive_loss
 from imagemill.models.precision import Precision

@@ -12,7 +12,7 @@ from PIL import Image
 from imagemill.jobs.decode import decode_output
 from imagemill.jobs.export import export
 from imagemill.models import checkpoint as checkpoints
-from imagemill.models.card import CheckpointError
+from imagemill.models.errors import CheckpointError
 from imagemill.pipeline.account import account
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.engines.local_engine import LocalChannel

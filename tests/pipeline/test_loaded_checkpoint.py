@@ -9,7 +9,7 @@ from PIL import Image
 
 from imagemill.jobs.decode import decode_output
 from imagemill.models import checkpoint
-from imagemill.models.card import CheckpointError
+from imagemill.models.errors import CheckpointError
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.loaded_checkpoint import LoadedCheckpoint

@@ -14,7 +14,7 @@ from PIL import Image
 
 from imagemill.models import checkpoint
 from imagemill.models.architectures import ARCHITECTURES
-from imagemill.models.card import CheckpointError
+from imagemill.models.errors import CheckpointError
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.verify import verify
