@@ -11,7 +11,7 @@ from imagemill.jobs.evaluations.evaluation import EvaluateConfig, Evaluation, Me
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.errors import CheckpointError
 from imagemill.models.tasks import TASKS
-from imagemill.pipeline.cluster.connection import connected
+from imagemill.pipeline.cluster.connection import share_ray
 from imagemill.pipeline.config import validate
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.output.file_record import FileRecord
@@ -87,7 +87,7 @@ def evaluate(config: EvaluateConfig, update_card: bool = False) -> Evaluation:
             checkpoints.read_card(name, config.storage.options_for(name))
         except CheckpointError as e:
             raise ConfigError(f"--update-card: {e}") from None
-    with connected(None):
+    with share_ray():
         return (evaluate_digits if config.fit else EVALUATIONS[config.task])(config)
 
 
