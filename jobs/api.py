@@ -101,7 +101,7 @@ def run(
         StorageError: the input cannot be read or the output cannot be written.
         OutputHeld: another run is writing to the output.
         TooManyRejects: more images were rejected than max_reject_fraction allows; all rows are committed.
-        RunFailed: Ray could not finish; the committed rows stay, and the same call continues.
+        RunFailed: workers or Ray could not finish; the committed rows stay, and the same call continues.
     """
     from imagemill.pipeline.run import run as run_pipeline
 

@@ -8,6 +8,8 @@ from imagemill.jobs.console import number, print_facts, print_json
 from imagemill.pipeline.cluster.connection import address_of, connected
 from imagemill.pipeline.cluster.nodes import free_resources, nodes_with_room, nodes_without_cuda
 from imagemill.pipeline.config import PoolConfig, RunConfig
+from imagemill.pipeline.engines.fork_server import call_in_worker
+from imagemill.pipeline.engines.selection import select_engine
 from imagemill.pipeline.output.run_history import read_last_records
 from imagemill.pipeline.plan import Plan
 from imagemill.pipeline.pool import WITHOUT_CUDA, describe_free, pool_for, room_for
@@ -19,10 +21,10 @@ from imagemill.pipeline.sources.system_files import EXCLUDED
 
 log = logging.getLogger("imagemill.run")
 SHOWN_KINDS = 5
-SIMILAR_SHARES = 0.05
+SIMILAR_SHARES = 0.02
 """Two runs are comparable if the shares of images whose quality they measure differ by less than this.
 
-Measuring an image takes four times as long as processing it, so 0.05 more makes a run a fifth slower.
+Measuring an image takes ten times as long as processing it, so 0.02 more makes a run a fifth slower.
 """
 
 
@@ -39,12 +41,13 @@ def show_plan(config: RunConfig, as_json: bool = False) -> None:
         StorageError: if the input or the output cannot be read.
     """
     job = resolve(config)
-    check_model(job)
+    engine, reason = select_engine(config)
     check_output_task(job)
     plan = build_plan(job)
+    call_in_worker(check_model, job)
     if plan.new_input:
         log.warning("a run would refuse this plan: %s", plan.new_input)
-    values = plan_values(job, plan)
+    values = {**plan_values(job, plan), "engine": engine.name, "engine_reason": reason}
     facts = plan_facts(job, plan, values)
     address = address_of(config.address)
     # On this machine a run uses all CPUs; on a cluster the user cannot know what is free.
@@ -68,6 +71,7 @@ def plan_values(job: ResolvedRun, plan: Plan) -> dict[str, Any]:
     - estimated_s: expected duration in seconds, at the rate of the last run; null before the first run.
     - input_warning: why INPUT may be the wrong place; null if nothing suggests so.
     - refusal: why a run with this config would stop before it starts; null if it would start.
+    - engine, engine_reason: the engine that a run uses, local or ray, and why.
     - workers, workers_free: how many workers a run starts, and for how many a cluster has room now; null unless the
       run uses a cluster.
     """
@@ -98,6 +102,7 @@ def plan_facts(job: ResolvedRun, plan: Plan, values: dict[str, Any]) -> list[tup
     """Return the lines that `imagemill plan` prints: a name and a value each."""
     return [
         ("task", f"{values['task']} with {values['model_id']} ({values['checkpoint_sha256'][:12]})"),
+        ("engine", f"{values['engine']} ({values['engine_reason']})"),
         ("found", f"{number(plan.found, 'image')}, {other_files(plan.ignored)}"),
         ("done before", f"{plan.done:,}"),
         ("rejects waiting", f"{plan.rejects_waiting:,}"),

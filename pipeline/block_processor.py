@@ -26,7 +26,6 @@ from imagemill.pipeline.images.decode import decode_image, read_pixel_count
 from imagemill.pipeline.images.errors import DAMAGED_IMAGE, ImageError
 from imagemill.pipeline.images.masks import decode_mask
 from imagemill.pipeline.item import Item, Rejected, build_reject
-from imagemill.pipeline.logs import configure_worker
 from imagemill.pipeline.lookahead import map_ahead
 from imagemill.pipeline.output.stored_checkpoint import load_stored_model
 from imagemill.pipeline.output.style_images import load_style_images
@@ -79,7 +78,6 @@ class BlockProcessor:
         self.threads = ThreadPoolExecutor(job.threads, thread_name_prefix="image")
         self.reading = ImageReader(job.source, job.threads)
         self.watchdog = Watchdog(job.image_timeout_s, self._record_timeouts)
-        configure_worker(job.lineage["run_id"])
         self.suspects: Suspects | None = None
         self.build_row = RowBuilder(job, self.task, self.tally, self.watchdog)
         self.tally.ready(device, job.gpus > 0)

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from imagemill.pipeline.cluster.connection import JOB_CONFIG
+from imagemill.pipeline.cluster.connection import JOB_CONFIG, endings
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.engines.engine import Engine
 from imagemill.pipeline.engines.local_engine import LocalEngine
@@ -48,6 +48,6 @@ def choose(config: RunConfig) -> tuple[str, str]:
 
 
 def is_connected_to_ray() -> bool:
-    """Return whether this process is connected to Ray. Ray is not imported."""
+    """Return whether this process is connected to a Ray that does not end. Ray is not imported."""
     ray = sys.modules.get("ray")
-    return bool(ray and hasattr(ray, "is_initialized") and ray.is_initialized())
+    return bool(ray and hasattr(ray, "is_initialized") and ray.is_initialized() and not endings)
