@@ -231,9 +231,9 @@ class BlockProcessor:
         """Set the outputs of a batch; return the reject columns if the model fails."""
         image_ids = [item.reference["image_id"] for item in batch]
         needs_image = self.job.reconstruct or not self.task.stores_latent
-        samples = [item.sample(needs_image, item.is_in_sample(self.job.quality)) for item in batch]
         try:
-            with self.watchdog.step("model", *image_ids), self.tally.time("model"):
+            with self.watchdog.step("model", *image_ids) as restart, self.tally.time("model"):
+                samples = [item.sample(needs_image, item.is_in_sample(self.job.quality), restart) for item in batch]
                 outputs = self.objective.predict(self.model, samples, self.params, self.precision)
         except SampleError as e:
             return Rejected("model", e.error_class, str(e)).row
