@@ -22,6 +22,7 @@ from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.run import run
 from imagemill.pipeline.storage import Store
 from tests.support import worker_functions
+from tests.support.forked_functions import sleep
 from tests.support.process_states import descendants, is_running, wait_until
 from tests.support.run_processes import make_photos
 
@@ -98,7 +99,7 @@ def test_stopped_worker_does_not_stop_the_others(config: RunConfig, monkeypatch)
 def test_worker_that_reads_nothing_does_not_block_the_driver(monkeypatch, tmp_path: Path) -> None:
     """A block may be larger than the buffer of a socket."""
     monkeypatch.chdir(tmp_path)
-    worker = LocalWorker(fork(worker_functions.sleep))
+    worker = LocalWorker(fork(sleep))
     began = time.monotonic()
     worker.send("block", 0, bytes(50_000_000))
     worker.end()
