@@ -21,10 +21,10 @@ from imagemill.pipeline.sources.system_files import EXCLUDED
 
 log = logging.getLogger("imagemill.run")
 SHOWN_KINDS = 5
-SIMILAR_SHARES = 0.05
+SIMILAR_SHARES = 0.02
 """Two runs are comparable if the shares of images whose quality they measure differ by less than this.
 
-Measuring an image takes four times as long as processing it, so 0.05 more makes a run a fifth slower.
+Measuring an image takes ten times as long as processing it, so 0.02 more makes a run a fifth slower.
 """
 
 

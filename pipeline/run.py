@@ -27,7 +27,7 @@ from imagemill.pipeline.output.obsolete_rejects import record_obsolete_rejects
 from imagemill.pipeline.output.part_replacement import finish_interrupted_merges
 from imagemill.pipeline.output.run_history import RUN_ID
 from imagemill.pipeline.plan import Plan
-from imagemill.pipeline.reports.report import write_run_report
+from imagemill.pipeline.reports.report import import_pages, write_run_report
 from imagemill.pipeline.resolve import ResolvedRun, build_plan, check_output_task, resolve, storage_errors
 from imagemill.pipeline.run_record import RunRecord
 from imagemill.pipeline.schema import new_run_id
@@ -122,6 +122,7 @@ def run(config: RunConfig, record: RunRecord | None = None, run_id: str | None =
                 record.fence = lease.fencing_token
                 record_plan(record, plan)
                 if len(plan.todo):
+                    import_pages()
                     execute(engine, Work(resolved, plan, lease, record))
                 with record.timed("account"):
                     counts = account(resolved.output, plan, quality_columns(resolved.task))

@@ -18,6 +18,7 @@ from imagemill.pipeline.cluster.ray_channel import RayChannel
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.engines.engine import RUN_AGAIN, Work
 from imagemill.pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
+from imagemill.pipeline.logs import configure_worker
 from imagemill.pipeline.pool import Pool, pool_for
 from imagemill.pipeline.resolve import ResolvedRun
 from imagemill.pipeline.run_progress import RunProgress
@@ -39,6 +40,7 @@ class RayWorker(Worker):
     def __init__(self, job: WorkerJob) -> None:
         from imagemill.pipeline.cluster.metrics import WorkerMetrics
 
+        configure_worker(job.lineage["run_id"])
         super().__init__(job, RayChannel(), WorkerMetrics(job.task, job.lineage["run_id"]))
 
     def __call__(self, block: pa.Table) -> dict[str, list[Any]]:

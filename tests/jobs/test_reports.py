@@ -24,7 +24,7 @@ from imagemill.jobs.night_page import write_night_page
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import StorageError, TooManyRejects
 from imagemill.pipeline.images.encode import encode_rgb
-from imagemill.pipeline.reports.charts import histogram, project_latents
+from imagemill.pipeline.reports.charts import histogram, principal_components, project_latents
 from imagemill.pipeline.reports.page import render_page
 from imagemill.pipeline.reports.report import rewrite_report, write_run_report
 from imagemill.pipeline.run import run
@@ -93,16 +93,19 @@ def test_report_says_that_nothing_is_new(run_folder):
     assert pictures(text) == 0
 
 
-def test_report_without_images_imports_no_torch(run_folder):
-    """Call the function, because the command itself imports torch to name checkpoint errors."""
+@pytest.mark.parametrize("number", [0, 1])
+def test_report_imports_no_torch(run_folder, number):
+    """Latents are decoded in a worker process, so that the driver of a run needs no torch."""
     code = (
         "import sys; from imagemill.pipeline.reports.report import rewrite_report\n"
         "from imagemill.pipeline.storage import Store\n"
-        f"rewrite_report(Store({str(run_folder / 'out')!r}), {runs(run_folder / 'out')[1].name!r})\n"
+        f"rewrite_report(Store({str(run_folder / 'out')!r}), {runs(run_folder / 'out')[number].name!r})\n"
         "print(sorted({'torch', 'ray', 'matplotlib'} & set(sys.modules)))"
     )
+    before = pictures(page(run_folder / "out", number), "after: ")
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
     assert result.stdout.strip() == "[]"
+    assert pictures(page(run_folder / "out", number), "after: ") == before
 
 
 class Elements(HTMLParser):
@@ -177,7 +180,7 @@ def test_report_shows_no_file_outside_the_output(run_folder, tmp_path):
 
 
 @pytest.mark.parametrize("column", ["content_sha256", "latent"])
-def test_report_of_damaged_rows_has_no_pictures(run_folder, tmp_path, column):
+def test_report_of_damaged_rows_has_no_results(run_folder, tmp_path, column):
     shutil.copytree(run_folder / "out", tmp_path / "out")
     output, first = Store(str(tmp_path / "out")), runs(run_folder / "out")[0].name
     (tmp_path / "out/runs" / first / "report.html").unlink()
@@ -189,7 +192,7 @@ def test_report_of_damaged_rows_has_no_pictures(run_folder, tmp_path, column):
             data[start : start + size] = bytes(size)
         part.write_bytes(data)
     text = output.read(rewrite_report(output, first)).decode()
-    assert pictures(text) == 0
+    assert pictures(text, "after: ") == 0
     assert "compress" in text
 
 
@@ -309,6 +312,15 @@ def test_project_latents_keeps_every_point(features):
         assert min(axis) >= 0
         assert max(axis) <= 1
     assert 0 <= projection.explained <= 1.0001
+
+
+@pytest.mark.parametrize("shape", [(40, 6), (6, 40), (3, 3)])
+def test_principal_components_match_singular_vectors(shape):
+    features = np.random.default_rng(1).normal(size=shape)
+    axes, share = principal_components(features, 2)
+    left, scale, _ = np.linalg.svd(features - features.mean(0), full_matrices=False)
+    np.testing.assert_allclose(np.abs(axes), np.abs(left * scale)[:, :2], atol=1e-6)
+    np.testing.assert_allclose(share[:2], (scale**2 / (scale**2).sum())[:2], atol=1e-9)
 
 
 def chromium(page: Path, profile: Path, *flags: str) -> subprocess.CompletedProcess[str]:

@@ -68,3 +68,28 @@ def test_config_old_keys_still_work(values: dict[str, Any], retry_failed: bool |
 def test_config_retry_failed_needs_a_class_name(value: str) -> None:
     with pytest.raises(ConfigError, match=r"^c: retry_failed = .*TooManyPixels"):
         validate(RunConfig, {"task": "denoise", "retry_failed": value}, "c")
+
+
+COST_OF_MEASURING = 12
+"""How many times as long as all other work on an image it takes to measure the image."""
+
+
+def test_measured_share_is_bounded_by_default() -> None:
+    """A small run measures every image; measuring takes at most 5 % of the time of a run of 4,000 images or more."""
+    config = RunConfig(task="compress")
+    assert all(config.measured_share(images) == 1 for images in range(1, 17))
+    measured = [round(images * config.measured_share(images), 6) for images in range(1, 100_000)]
+    assert measured == sorted(measured)
+    assert measured[-1] == 200
+    for images in range(4_000, 1_000_000, 500):
+        seconds = COST_OF_MEASURING * config.measured_share(images)
+        assert seconds / (1 + seconds) <= 0.05
+
+
+@pytest.mark.parametrize(("quality", "share"), [(0, 0), (1, 0.0001), (200, 0.02), (20_000, 1), (False, 0), (True, 0.004)])
+def test_measured_share_obeys_an_explicit_number(quality: int, share: float) -> None:
+    """Old configs say true for the default and false for none."""
+    config = validate(RunConfig, {"task": "compress", "quality": quality}, "c")
+    assert config.measured_share(10_000) == pytest.approx(share)
+    assert RunConfig.model_validate(config.model_dump(mode="json")).measured_share(10_000) == pytest.approx(share)
+    assert config.model_copy(update={"reconstruct": True}).measured_share(10_000) == 1

@@ -21,7 +21,7 @@ from imagemill.pipeline.plan import build_references
 from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import new_run_id
 from imagemill.pipeline.sources.decompression import open_decompressed
-from imagemill.pipeline.sources.image_reader import MAX_FILE_BYTES, SHARD_TRIES, ImageReader, ReadError
+from imagemill.pipeline.sources.image_reader import MAX_FILE_BYTES, RETRY_SECONDS, SHARD_TRIES, ImageReader, ReadError
 from imagemill.pipeline.sources.input import find_images, list_images, open_input
 from imagemill.pipeline.sources.source import ListedImage, SourceConfig
 from imagemill.pipeline.sources.tar import FORMAT
@@ -233,6 +233,10 @@ def test_mask_belongs_to_the_image_with_its_stem(tmp_path, crops):
     todo, _ = build_references(listed_images.values(), source.store, "", {})
     by_name = {row["rel_path"]: row for row in todo.to_pylist()}
     reading = ImageReader(source, 1)
+    assert {name: reading.retry_seconds(row) for name, row in by_name.items() if not row["problem"]} == {
+        "huge.png": 0,
+        "s.v1.tar/plain": RETRY_SECONDS,
+    }
     assert reading.read(by_name["s.v1.tar/plain"]) == (photo, photo)
     with pytest.raises(ReadError, match="1000 MB for a mask"):
         reading.read(by_name["huge.png"])
@@ -296,6 +300,12 @@ def test_changed_packed_shard_is_reopened_a_few_times(tmp_path, crops, monkeypat
         with pytest.raises(ReadError, match="changed since it was listed"):
             reading.image(row)
     assert len(opened_shards) == SHARD_TRIES + 1
+
+
+@pytest.mark.parametrize(("base", "seconds"), [("", RETRY_SECONDS), ("s3://b", RETRY_SECONDS), ("/photos", 0), (None, 0)])
+def test_clients_of_buckets_and_the_web_may_take_longer(tmp_path, base, seconds):
+    reading = ImageReader(open_input(str(tmp_path), StorageConfig(), SourceConfig()), 1)
+    assert reading.retry_seconds({"base": base, "offset": None, "mask_offset": None}) == seconds
 
 
 def test_open_input_refuses_unknown_files(tmp_path):
