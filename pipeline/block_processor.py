@@ -71,6 +71,7 @@ class BlockProcessor:
             torch.cuda.set_per_process_memory_fraction(job.gpus)
         self.precision = Precision(device, select_dtype(device, job.dtype))
         model = load_stored_model(job.output, job.checkpoint_sha256, device)
+        self.objective.check(model, self.params)
         style_images = load_style_images(job.output, job.style_images, job.max_pixels)
         self.model = self.objective.prepare(model, self.params, style_images, device)
         self.budget = PixelBudget.of_worker(device, job.gpus, job.threads, self.model.scale)

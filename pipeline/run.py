@@ -94,7 +94,6 @@ def run(config: RunConfig, record: RunRecord | None = None, run_id: str | None =
         VerificationError: when a planned image has neither a row nor a reject. All other rows are committed.
     """
     engine, reason_for_engine = select_engine(config)
-    log.info("engine: %s (%s)", engine.name, reason_for_engine)
     engine.start()
     resolved = resolve(config)
     check_output_task(resolved)
@@ -122,6 +121,7 @@ def run(config: RunConfig, record: RunRecord | None = None, run_id: str | None =
                 record.fence = lease.fencing_token
                 record_plan(record, plan)
                 if len(plan.todo):
+                    log.info("engine: %s (%s)", engine.name, reason_for_engine)
                     import_pages()
                     execute(engine, Work(resolved, plan, lease, record))
                 with record.timed("account"):
