@@ -278,6 +278,19 @@ class Store:
             return float((now - answer["LastModified"]).total_seconds())
         return disk.age(Path(self.full(path)))
 
+    def written_at(self, path: str) -> float:
+        """Return the time at which an object was written, in seconds; compare it only with times of the same store.
+
+        The difference of two ages depends on the time between the two requests, the difference of two times does not.
+
+        Raises:
+            FileNotFoundError: when the object does not exist.
+            OSError: or BotoCoreError, when the store fails.
+        """
+        if self.local:
+            return os.stat(self.full(path)).st_mtime
+        return float(self.ask(lambda: self._call("head_object", path))["LastModified"].timestamp())
+
     def is_prefix(self, path: str) -> bool:
         """Return whether any object lies below a name on S3; an object may have the name as well.
 

@@ -48,7 +48,7 @@ const seen = []; addEventListener("message", e => { seen.push(e.data); document.
 
 
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory, crops: list[np.ndarray], ray_session: None) -> Path:
+def run_folder(tmp_path_factory: pytest.TempPathFactory, crops: list[np.ndarray]) -> Path:
     """Return a folder with `in`, and with `out` of two runs: one with too many rejects, one without new images."""
     folder = tmp_path_factory.mktemp("report")
     (folder / "in").mkdir()
@@ -229,7 +229,7 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
         ("upscale", write_files, {}),
     ],
 )
-def test_report_shows_pictures_of_every_task(task, place, params, tmp_path, crops, ray_session):
+def test_report_shows_pictures_of_every_task(task, place, params, tmp_path, crops):
     (tmp_path / "in").mkdir()
     place(tmp_path / "in", {f"{number}.png": encode_rgb(crop, "PNG") for number, crop in enumerate(crops[:2])})
     if task == "stylize":
@@ -242,7 +242,7 @@ def test_report_shows_pictures_of_every_task(task, place, params, tmp_path, crop
     assert (tmp_path / "out" / record["report"]).read_text() == content
 
 
-def test_rewrite_report_finds_a_relative_input(tmp_path, crops, ray_session, monkeypatch):
+def test_rewrite_report_finds_a_relative_input(tmp_path, crops, monkeypatch):
     """The report can be rewritten from another working directory."""
     Store(f"{tmp_path}/in").write("one.png", encode_rgb(crops[0], "PNG"))
     monkeypatch.chdir(tmp_path)
@@ -254,7 +254,7 @@ def test_rewrite_report_finds_a_relative_input(tmp_path, crops, ray_session, mon
     assert (tmp_path / "out" / record["report"]).read_text() == content
 
 
-def test_report_on_s3_holds_no_secret(rclone_bucket, crops, ray_session):
+def test_report_on_s3_holds_no_secret(rclone_bucket, crops):
     source, output = Store(f"{rclone_bucket}/in"), Store(f"{rclone_bucket}/out")
     source.write("one.png", encode_rgb(crops[0], "PNG"))
     record = run(RunConfig(task="denoise", input=source.url, output=output.url))
@@ -355,6 +355,7 @@ def pages(run_folder: Path) -> dict[str, Path]:
     return {"run": run_page, "night": Path(str(write_night_page(Store(str(run_folder / "nights")), summary)))}
 
 
+@pytest.mark.external
 @browser
 @pytest.mark.parametrize("name", ["run", "night"])
 def test_page_fits_phone_and_desktop(name, pages, tmp_path):
@@ -373,6 +374,7 @@ def test_page_fits_phone_and_desktop(name, pages, tmp_path):
     assert len(grounds) == 2
 
 
+@pytest.mark.external
 @browser
 @pytest.mark.parametrize("name", ["run", "night"])
 def test_page_logs_no_browser_error(name, pages, tmp_path):

@@ -70,7 +70,6 @@ def test_other_files_are_counted_by_kind(tmp_path, crops):
 @pytest.mark.parametrize(
     "suffix", [".tar", ".tar.gz", *(pytest.param(s, marks=pytest.mark.chaos) for s in (".tar.bz2", ".tar.xz"))]
 )
-@pytest.mark.usefixtures("ray_session")
 def test_cut_shard_lists_images_before_the_cut(tmp_path, crops, suffix):
     photos = pictures(crops, 5)
     whole_shard, source, output = tmp_path / f"whole{suffix}", tmp_path / "in", tmp_path / "out"
@@ -130,7 +129,6 @@ def test_tar_members_are_images_by_signature(tmp_path, head):
     assert set(images(tmp_path)) == {"a.tar/0001"}
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_shard_with_a_wrong_index_is_listed_again(tmp_path, crops):
     shard(tmp_path / "in/a.tar", {f"{n}.png": data for n, data in enumerate(pictures(crops, 3))})
     config = RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out"), max_reject_fraction=1)
@@ -242,7 +240,6 @@ def test_mask_belongs_to_the_image_with_its_stem(tmp_path, crops):
         reading.read(by_name["huge.png"])
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_parquet_shards_in_a_bucket_keep_columns(rclone_bucket, crops, tmp_path):
     photos = pictures(crops, 7)
     table = pa.table({"id": [f"p{n}" for n in range(7)], "image": [*photos[:6], None], "label": list(range(7))})
