@@ -109,7 +109,7 @@ def test_run_whose_workers_cannot_import_torch_says_so(folder: Path) -> None:
 @pytest.mark.chaos
 @pytest.mark.parametrize("files", range(8, 40, 2))
 def test_run_with_few_descriptors_ends_or_works(files: int, folder: Path) -> None:
-    """Whatever cannot be opened, a run ends with one line; it neither hangs nor loses an image."""
+    """A run that cannot open a file or a socket ends with one line; it neither hangs nor loses an image."""
     result = shell(f'ulimit -n {files}; "$@"', folder)
     assert result.returncode in (0, 1, 2, 5), result.stderr
     if result.returncode == 0:

@@ -27,7 +27,7 @@ def make_photos(source: Store, count: int, crops: list[np.ndarray], first: int =
 def start(
     source: Store, output: Store, *settings: str, engine: str = "local", task: str = "denoise", **environment: str
 ) -> subprocess.Popen[bytes]:
-    """Start a run with small parts in a process group of its own.
+    """Start a run with small parts in a separate process group.
 
     Args:
         settings: changes of the config, such as `pool.batch_size=1`.
