@@ -6,14 +6,18 @@ PIP = $(BIN)/pip --disable-pip-version-check install --constraint constraints.tx
 TICK_SECONDS = 10
 comma := ,
 
-.PHONY: demo test docs lint chaos soak bench bench-quick clean
+.PHONY: demo test test-external docs lint chaos soak bench bench-quick clean
 
 demo: $(VENV)/.demo
 	$(BIN)/imagemill demo demo
 
 # Two processes, because tests with Ray spend half of their time waiting for processes to start. Slow files run first.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
+# Tests that run other programs: linters, kubectl, Sphinx, pip, and tools that read our files.
+test-external: $(VENV)/.test
+	$(BIN)/python -m pytest -m external --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 # The documentation site in docs/_build/html; a dead link or anchor is an error.
 docs: $(VENV)/.docs

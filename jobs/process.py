@@ -15,7 +15,7 @@ from imagemill.jobs.streams import open_lasting_stream
 from imagemill.models.errors import CheckpointError
 from imagemill.pipeline.cluster.connection import ensure_token, wait_for_end
 from imagemill.pipeline.cluster.contact import contact
-from imagemill.pipeline.engines.fork_server import read_worker_messages
+from imagemill.pipeline.engines.fork_server import end_server, read_worker_messages
 from imagemill.pipeline.errors import ConfigError, Deadline, Failure, Interrupted, RunFailed, StorageError
 from imagemill.pipeline.logs import as_json, configure
 from imagemill.pipeline.signals import ENDING_SIGNALS, can_raise, raise_later
@@ -89,6 +89,7 @@ def exit_process(code: int) -> NoReturn:
     """End the process at once. An orderly end of the interpreter would spend a second on unloading torch and Ray."""
     for number in ENDING_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    end_server()
     wait_for_end()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):

@@ -1,6 +1,6 @@
 """Transfer a style to images, in one pass through a decoder (AdaIN) or by optimising the pixels (Gatys et al. 2016)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -154,6 +154,7 @@ def optimise_images(
     steps: int,
     optimizer: Literal["lbfgs", "adam"],
     start: Literal["content", "noise"],
+    report_progress: Callable[[], None] | None = None,
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Minimise α·content loss + β·style loss over the pixels of images (Gatys et al. 2016).
 
@@ -169,12 +170,14 @@ def optimise_images(
         steps: steps of the optimiser.
         optimizer: "lbfgs" or "adam".
         start: "content" or "noise".
+        report_progress: called after each evaluation of the losses.
 
     Returns:
         The images (B,3,H,W) in [0,1], and for each image its final losses and the curve of the total loss.
     """
     if optimizer == "lbfgs" and len(x_BCHW) > 1:
         options: dict[str, Any] = {"alpha": alpha, "beta": beta, "steps": steps, "optimizer": optimizer, "start": start}
+        options["report_progress"] = report_progress
         results = [optimise_images(transfer, x[None], [seed], **options) for x, seed in zip(x_BCHW, seeds, strict=True)]
         return torch.cat([image for image, _ in results]), [columns[0] for _, columns in results]
     with torch.no_grad():
@@ -194,6 +197,8 @@ def optimise_images(
         total_B = alpha / unit * content_B + beta / unit * style_B
         (target.grad,) = torch.autograd.grad(total_B.sum(), target)
         curve.append(total_B.detach() * unit)
+        if report_progress:
+            report_progress()
         return total_B.detach().sum()
 
     with torch.enable_grad():

@@ -26,7 +26,6 @@ from imagemill.pipeline.images.decode import decode_image, read_pixel_count
 from imagemill.pipeline.images.errors import DAMAGED_IMAGE, ImageError
 from imagemill.pipeline.images.masks import decode_mask
 from imagemill.pipeline.item import Item, Rejected, build_reject
-from imagemill.pipeline.logs import configure_worker
 from imagemill.pipeline.lookahead import map_ahead
 from imagemill.pipeline.output.stored_checkpoint import load_stored_model
 from imagemill.pipeline.output.style_images import load_style_images
@@ -72,13 +71,13 @@ class BlockProcessor:
             torch.cuda.set_per_process_memory_fraction(job.gpus)
         self.precision = Precision(device, select_dtype(device, job.dtype))
         model = load_stored_model(job.output, job.checkpoint_sha256, device)
+        self.objective.check(model, self.params)
         style_images = load_style_images(job.output, job.style_images, job.max_pixels)
         self.model = self.objective.prepare(model, self.params, style_images, device)
         self.budget = PixelBudget.of_worker(device, job.gpus, job.threads, self.model.scale)
         self.threads = ThreadPoolExecutor(job.threads, thread_name_prefix="image")
         self.reading = ImageReader(job.source, job.threads)
         self.watchdog = Watchdog(job.image_timeout_s, self._record_timeouts)
-        configure_worker(job.lineage["run_id"])
         self.suspects: Suspects | None = None
         self.build_row = RowBuilder(job, self.task, self.tally, self.watchdog)
         self.tally.ready(device, job.gpus > 0)
@@ -232,9 +231,9 @@ class BlockProcessor:
         """Set the outputs of a batch; return the reject columns if the model fails."""
         image_ids = [item.reference["image_id"] for item in batch]
         needs_image = self.job.reconstruct or not self.task.stores_latent
-        samples = [item.sample(needs_image, item.is_in_sample(self.job.quality)) for item in batch]
         try:
-            with self.watchdog.step("model", *image_ids), self.tally.time("model"):
+            with self.watchdog.step("model", *image_ids) as restart, self.tally.time("model"):
+                samples = [item.sample(needs_image, item.is_in_sample(self.job.quality), restart) for item in batch]
                 outputs = self.objective.predict(self.model, samples, self.params, self.precision)
         except SampleError as e:
             return Rejected("model", e.error_class, str(e)).row

@@ -1,5 +1,6 @@
 """One image on its way through a worker."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,10 +50,10 @@ class Item:
         """Return whether the image belongs to the given share of all images, chosen by its identity."""
         return int(self.reference["image_id"][-8:], 16) < share * 2**32
 
-    def sample(self, needs_image: bool, needs_quality: bool) -> Sample:
+    def sample(self, needs_image: bool, needs_quality: bool, report_progress: Callable[[], None]) -> Sample:
         """Return the model input of the image; its random seed derives from its identity."""
         seed = int(self.reference["image_id"][:16], 16)
-        return Sample(self.decoded.rgb, self.decoded.alpha, self.mask, seed, needs_image, needs_quality)
+        return Sample(self.decoded.rgb, self.decoded.alpha, self.mask, seed, needs_image, needs_quality, report_progress)
 
 
 class Rejected(Exception):

@@ -162,8 +162,9 @@ def build_references(
     while entries := list(islice(iterator, ENTRIES_PER_CHUNK)):
         images = [entry for entry in entries if isinstance(entry, ListedImage)]
         ignored.update(kind for kind in entries if isinstance(kind, str))
+        ids = [image_id(image.rel_path) for image in images]
         for index, image in enumerate(images):
-            digest = bytes.fromhex(image_id(image.rel_path))
+            digest = bytes.fromhex(ids[index])
             if digest in seen_ids:
                 # Two shard members of the same name would become two rows of one image. The first member is processed. The
                 # later ones are rejected, each under a unique name.
@@ -172,10 +173,11 @@ def build_references(
                 number = repeats[image.rel_path] if image.offset is None else image.offset
                 unique_name = f"{image.rel_path}#{redact_secrets(image.path)}@{number}"
                 images[index] = replace(image, rel_path=unique_name, problem=problem)
-                digest = bytes.fromhex(image_id(unique_name))
+                ids[index] = image_id(unique_name)
+                digest = bytes.fromhex(ids[index])
             seen_ids.add(digest)
         columns = {
-            "image_id": [image_id(image.rel_path) for image in images],
+            "image_id": ids,
             "version": [version(image.etag) for image in images],
             "source_uri": [source_uri(image, source) for image in images],
             "source_etag": [image.etag for image in images],

@@ -5,10 +5,10 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
 
 log = logging.getLogger("imagemill.progress")
 LOG_SECONDS = 15.0
@@ -29,7 +29,7 @@ def rate_text(images_per_s: float) -> str:
     return f"{images_per_s:,.1f} images/s"
 
 
-def progress_bar(done: ProgressColumn | None = None, transient: bool = False) -> Progress:
+def progress_bar(done: "ProgressColumn | None" = None, transient: bool = False) -> "Progress":
     """Return a progress bar on stderr whose tasks have a field `note`.
 
     The bar is disabled if stderr is not a terminal, or if informational messages are not logged either.
@@ -38,6 +38,9 @@ def progress_bar(done: ProgressColumn | None = None, transient: bool = False) ->
         done: column that shows how much is done; default: the number of images.
         transient: whether the bar disappears at the end.
     """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

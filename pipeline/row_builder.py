@@ -165,7 +165,7 @@ class RowBuilder:
             if output.create(path, data):
                 return
             mark = self.job.oldest_unaccounted_file
-            if mark and output.age(path) > output.age(mark) and output.read(path) != data:
+            if mark and output.written_at(path) < output.written_at(mark) and output.read(path) != data:
                 message = f"{path}: a file that no run wrote has this name. Move the file away and pass --retry-failed"
                 raise Rejected("write", "FileExists", message)
         output.write(path, data)

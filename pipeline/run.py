@@ -27,7 +27,7 @@ from imagemill.pipeline.output.obsolete_rejects import record_obsolete_rejects
 from imagemill.pipeline.output.part_replacement import finish_interrupted_merges
 from imagemill.pipeline.output.run_history import RUN_ID
 from imagemill.pipeline.plan import Plan
-from imagemill.pipeline.reports.report import write_run_report
+from imagemill.pipeline.reports.report import import_pages, write_run_report
 from imagemill.pipeline.resolve import ResolvedRun, build_plan, check_output_task, resolve, storage_errors
 from imagemill.pipeline.run_record import RunRecord
 from imagemill.pipeline.schema import new_run_id
@@ -94,13 +94,14 @@ def run(config: RunConfig, record: RunRecord | None = None, run_id: str | None =
         VerificationError: when a planned image has neither a row nor a reject. All other rows are committed.
     """
     engine, reason_for_engine = select_engine(config)
-    log.info("engine: %s (%s)", engine.name, reason_for_engine)
     engine.start()
     resolved = resolve(config)
     check_output_task(resolved)
     if run_id:
         check_run_id(resolved.output, run_id)
     RunName.run_id = run_id = run_id or new_run_id()
+    # An invalid config is an error of one line, so this line comes after the checks.
+    log.info("engine: %s (%s)", engine.name, reason_for_engine)
     text = config_text(resolved)
     record = RunRecord() if record is None else record
     record.engine, record.engine_reason = engine.name, reason_for_engine
@@ -122,6 +123,8 @@ def run(config: RunConfig, record: RunRecord | None = None, run_id: str | None =
                 record.fence = lease.fencing_token
                 record_plan(record, plan)
                 if len(plan.todo):
+                    log.info("engine: %s (%s)", engine.name, reason_for_engine)
+                    import_pages()
                     execute(engine, Work(resolved, plan, lease, record))
                 with record.timed("account"):
                     counts = account(resolved.output, plan, quality_columns(resolved.task))

@@ -6,12 +6,11 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -137,12 +136,7 @@ class Store:
 
     @cached_property
     def fs(self) -> Any:
-        """The fsspec file system."""
-        # Neither clients of S3 nor fsspec are imported for a command that needs none of them.
-        if self.local:
-            from fsspec.implementations.local import LocalFileSystem
-
-            return LocalFileSystem()
+        """The fsspec file system of a bucket. A local store does without, because fsspec takes long to import."""
         import fsspec
 
         fs = fsspec.filesystem("s3", **self.config.options())
@@ -174,7 +168,9 @@ class Store:
             OSError: or another exception of `store_failures`, when the store fails.
         """
         full = self.full(path)
-        if self.local or "/" in full:
+        if self.local:
+            return os.path.exists(full)
+        if "/" in full:
             return bool(self.ask(lambda: self.fs.exists(full)))
         try:
             # s3fs.exists returns False for a bucket on any error.
@@ -209,7 +205,7 @@ class Store:
             StorageError: when the store cannot be listed, or the bucket does not exist.
         """
         if self.local:
-            yield from (replace(entry, path=self.relative(entry.path)) for entry in local_files(self.full(path), may_skip))
+            yield from local_files(self.full(path), self.root, may_skip)
             return
         try:
             objects = list_bucket(self, self.full(path))
@@ -232,8 +228,10 @@ class Store:
             OSError: or another exception of `store_failures`, when the store fails.
         """
         try:
+            if self.local:
+                return os.listdir(self.full(path))
             return [str(full).rpartition("/")[2] for full in self.ask(lambda: self.fs.ls(self.full(path), detail=False))]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def has_files(self, path: str) -> bool:
@@ -279,6 +277,19 @@ class Store:
             now = parsedate_to_datetime(date) if date else datetime.now(UTC)
             return float((now - answer["LastModified"]).total_seconds())
         return disk.age(Path(self.full(path)))
+
+    def written_at(self, path: str) -> float:
+        """Return the time at which an object was written, in seconds; compare it only with times of the same store.
+
+        The difference of two ages depends on the time between the two requests, the difference of two times does not.
+
+        Raises:
+            FileNotFoundError: when the object does not exist.
+            OSError: or BotoCoreError, when the store fails.
+        """
+        if self.local:
+            return os.stat(self.full(path)).st_mtime
+        return float(self.ask(lambda: self._call("head_object", path))["LastModified"].timestamp())
 
     def is_prefix(self, path: str) -> bool:
         """Return whether any object lies below a name on S3; an object may have the name as well.
@@ -342,6 +353,22 @@ class Store:
             raise OSError(errno.EIO, f"the file ends before {length} bytes from {start} on", self.uri(path))
         return data
 
+    def open(self, path: str, block_bytes: int | None = None) -> BinaryIO:
+        """Open an object for reading.
+
+        Args:
+            path: the object.
+            block_bytes: bytes that are fetched from S3 at a time; None for the client's default.
+
+        Raises:
+            FileNotFoundError: when the object does not exist.
+            OSError: or BotoCoreError, when the store fails.
+        """
+        if self.local:
+            return Path(self.full(path)).open("rb")
+        file: BinaryIO = self.fs.open(self.full(path), "rb", **({"block_size": block_bytes} if block_bytes else {}))
+        return file
+
     def _body(self, answer: dict[str, Any]) -> bytes:
         """Return the body of a response of get_object."""
         from fsspec.asyn import sync as wait_for
@@ -391,7 +418,10 @@ class Store:
         Raises:
             FileNotFoundError: when a local file does not exist. S3 does not report that an object does not exist.
         """
-        self.ask(lambda: self.fs.rm_file(self.full(path)))
+        if self.local:
+            os.remove(self.full(path))
+        else:
+            self.ask(lambda: self.fs.rm_file(self.full(path)))
 
     def sweep(self, spare: str) -> None:
         """Remove the temporary files that killed writers left on a local disk, except in the folder `spare`.

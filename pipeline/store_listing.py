@@ -28,7 +28,7 @@ def local_etag(status: os.stat_result) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
-def local_files(root: str, may_skip: Callable[[str], bool] | None = None) -> Iterator[Entry]:
+def local_files(root: str, base: str, may_skip: Callable[[str], bool] | None = None) -> Iterator[Entry]:
     """Yield every file below a folder in order, files behind links last, and enter no folder twice.
 
     Broken links, unreadable files and special files are listed with their problem. Files that disappear during the listing
@@ -36,6 +36,7 @@ def local_files(root: str, may_skip: Callable[[str], bool] | None = None) -> Ite
 
     Args:
         root: the folder.
+        base: the folder that contains `root`, or `root` itself; paths are relative to this folder.
         may_skip: decides by the path below `root` whether a folder may be unreadable. Such a folder is listed with its
             problem, and links in it are not followed.
 
@@ -43,13 +44,14 @@ def local_files(root: str, may_skip: Callable[[str], bool] | None = None) -> Ite
         StorageError: when any other folder cannot be read, because its files would be missing unnoticed.
     """
     unread: list[Entry] = []
+    base_length = len(base.rstrip("/")) + 1
 
     def is_skippable(path: str) -> bool:
         return may_skip is not None and may_skip(os.path.relpath(path, root))
 
     def refuse(error: OSError) -> None:
         if is_skippable(str(error.filename)):
-            unread.append(Entry(os.path.join(error.filename, ""), 0, "unreadable", str(error.strerror)))
+            unread.append(Entry(os.path.join(error.filename, "")[base_length:], 0, "unreadable", str(error.strerror)))
         elif not isinstance(error, FileNotFoundError):
             advice = ". Give this user permission to read and enter the folder, or move the folder away"
             advice = advice if isinstance(error, PermissionError) else ""
@@ -68,16 +70,18 @@ def local_files(root: str, may_skip: Callable[[str], bool] | None = None) -> Ite
             folders.sort()
             links = filter(os.path.islink, (os.path.join(folder, name) for name in folders))
             roots += (link for link in links if not is_skippable(link))
+            prefix = os.path.join(folder, "")
+            relative_prefix = prefix[base_length:]
             for name in sorted(names):
-                path = os.path.join(folder, name)
                 try:
-                    status = os.stat(path)
+                    status = os.stat(prefix + name)
                 except OSError as e:
-                    if not isinstance(e, FileNotFoundError) or os.path.lexists(path):
-                        yield Entry(path, 0, "unreadable", f"a broken link or unreadable file: {e.strerror}")
+                    if not isinstance(e, FileNotFoundError) or os.path.lexists(prefix + name):
+                        problem = f"a broken link or unreadable file: {e.strerror}"
+                        yield Entry(relative_prefix + name, 0, "unreadable", problem)
                     continue
                 is_regular = stat.S_ISREG(status.st_mode)
-                yield Entry(path, status.st_size, local_etag(status), None if is_regular else NOT_A_FILE)
+                yield Entry(relative_prefix + name, status.st_size, local_etag(status), None if is_regular else NOT_A_FILE)
         yield from unread
         unread.clear()
 

@@ -52,8 +52,8 @@ class Watchdog:
         threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
 
     @contextmanager
-    def step(self, stage: str, *image_ids: str, extra_s: float = 0) -> Iterator[None]:
-        """Limit the time of a `with` block.
+    def step(self, stage: str, *image_ids: str, extra_s: float = 0) -> Iterator[Callable[[], None]]:
+        """Limit the time of a `with` block, and yield a function that starts its time again.
 
         Args:
             stage: what the block does with the images.
@@ -62,10 +62,14 @@ class Watchdog:
         """
         limit_s = len(image_ids) * self.limit_s + extra_s
         step = Step(stage, image_ids, limit_s, self._clock_s + limit_s)
+
+        def restart() -> None:
+            step.ends_s = self._clock_s + limit_s
+
         with self._lock:
             self._steps.add(step)
         try:
-            yield
+            yield restart
         finally:
             with self._lock:
                 self._steps.remove(step)

@@ -20,6 +20,41 @@ settings.register_profile("imagemill", deadline=None)
 settings.load_profile("imagemill")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one process run all tests that share a Ray, and run them first. Other files are distributed as wholes.
+
+    Ray takes seconds to start, and its tests mostly wait.
+    """
+    for item in items:
+        if "ray_session" in getattr(item, "fixturenames", ()):
+            item.add_marker("ray")
+        item.add_marker(pytest.mark.xdist_group("ray" if shares_ray(item) else str(item.path)))
+    items.sort(key=lambda item: not shares_ray(item))
+
+
+def shares_ray(item: pytest.Item) -> bool:
+    """Return whether a test uses the Ray that all tests share: through `ray_session`, or as the engine of `engine`."""
+    names = getattr(item, "fixturenames", ())
+    return "ray_session" in names or ("engine" in names and item.get_closest_marker("ray") is not None)
+
+
+@pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.ray)])
+def engine(request: pytest.FixtureRequest) -> str:
+    """Run a test on both engines. Pass the value to the config of the run."""
+    if request.param == "ray":
+        request.getfixturevalue("ray_session")
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _local_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run on the local engine, also on a machine with a GPU, and although another test of this process has started Ray."""
+    if "ray_session" not in request.fixturenames:
+        monkeypatch.setattr("imagemill.pipeline.machine.GPU_DEVICES", (Path("/no/GPU"), Path("/no/GPU")))
+        monkeypatch.setattr("imagemill.pipeline.engines.selection.is_connected_to_ray", lambda: False)
+
+
 @pytest.fixture(autouse=True)
 def _without_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests compare tables of unlimited width, also when the environment of the suite has COLUMNS."""

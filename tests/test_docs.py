@@ -41,6 +41,7 @@ def build(source: Path, output: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.external
 @needs_sphinx
 def test_site_builds_without_a_warning(tmp_path: Path) -> None:
     """Sphinx warns about dead links, dead anchors and pages missing from the table of contents."""
@@ -51,6 +52,7 @@ def test_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert not {page for page in pages if page.parts[0] != "_build" and not (tmp_path / page).exists()}
 
 
+@pytest.mark.external
 @needs_sphinx
 def test_site_with_dead_links_fails(tmp_path: Path) -> None:
     """The strict mode reports each kind of dead link."""

@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from imagemill.pipeline.storage import Store
 from tests.support.run_processes import make_photos
 
+pytestmark = pytest.mark.external
 ROOT = Path(__file__).parent.parent
 HIDDEN = """
 import importlib.abc, sys

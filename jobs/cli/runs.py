@@ -7,18 +7,21 @@ import typer
 
 from imagemill.jobs.cli.options import Config, DryRun, Input, Json, Output, Set, merge_config, run_config
 from imagemill.pipeline.config import RunConfig, validate
+from imagemill.pipeline.without_pandas import leave_out_pandas
 
 Task = Annotated[str | None, typer.Option("--task", help="Plan this task. Required without a YAML file.", metavar="TASK")]
 
 
 def run_or_plan(config: RunConfig, dry_run: bool, run_id: str | None = None) -> None:
     """Run a job, or with `dry_run` print its plan."""
-    from imagemill.jobs.batch import run_and_show
-    from imagemill.jobs.plan import show_plan
-
+    leave_out_pandas()
     if dry_run:
+        from imagemill.jobs.plan import show_plan
+
         show_plan(config)
     else:
+        from imagemill.jobs.batch import run_and_show
+
         run_and_show(config, run_id)
 
 
@@ -49,6 +52,7 @@ def plan(
     **flags: Any,
 ) -> None:
     """Print what a run would do, and change nothing."""
+    leave_out_pandas()
     from imagemill.jobs.plan import show_plan
 
     show_plan(run_config(context, config, set_, flags, task=task, input=input, output=output), as_json)
@@ -99,5 +103,6 @@ def nightly(
     from imagemill.jobs.night_config import NightlyConfig
     from imagemill.jobs.nightly import show_night
 
+    leave_out_pandas()
     values = merge_config(config, {"until": until}, set_)
     show_night(validate(NightlyConfig, values, config), folder=Path(config).parent)

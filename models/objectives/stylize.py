@@ -108,6 +108,7 @@ class Stylize(TaskObjective):
                     restyled = precision.run(transfer_style, model, x, params.strength)
             else:
                 options = params.model_dump(include=set(METHOD_PARAMS["gatys"]))
+                options["report_progress"] = samples[indices[0]].report_progress
                 restyled, columns = optimise_images(model, x, [samples[n].seed for n in indices], **options)
             for n, result, column in zip(indices, to_uint8_images(restyled), columns, strict=True):
                 h, w = contents[n].shape[:2]

@@ -1,5 +1,6 @@
 """What the pipeline needs to know about a task: parameters, columns and defaults. Tensor code is in models/objectives."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -34,6 +35,7 @@ class Sample:
         seed: of random numbers, derived from the image's identity, so that a repeated run draws the same numbers.
         needs_image: whether the caller uses the output's pixels; they are optional for a task whose output is a latent.
         needs_quality: whether to compute quality figures that cost more than the output itself.
+        report_progress: called after each iteration by a task that iterates, so that the caller does not take it for stuck.
     """
 
     rgb: "np.ndarray"
@@ -42,6 +44,7 @@ class Sample:
     seed: int = 0
     needs_image: bool = True
     needs_quality: bool = True
+    report_progress: Callable[[], None] | None = None
 
 
 @dataclass

@@ -4,40 +4,29 @@ Importing torch takes two seconds and half a gigabyte. A fork takes milliseconds
 written. The process that starts the server needs no torch. The server ends with that process, or when it is idle.
 """
 
-import gc
-import importlib
-import json
+import atexit
 import os
 import pickle
-import selectors
 import signal
 import socket
-import struct
 import subprocess
 import sys
-import tempfile
 import threading
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any
 
+from imagemill.pipeline.engines.fork_loop import NUMBER
 from imagemill.pipeline.errors import RunFailed
 from imagemill.pipeline.worker_environment import WORKER_ENV
 
-PRELOADED = ("imagemill.pipeline.worker", "imagemill.pipeline.block_processor", "imagemill.pipeline.sink")
-"""Modules that the server imports before it forks."""
-IDLE_SECONDS = 120.0
-"""Time without a process after which a server ends. The next request starts another server."""
-NUMBER = struct.Struct("!q")
-"""Format of the numbers that the server writes about a process: first its id, then its exit status."""
 MESSAGE_BYTES = 1_000_000
 """Bytes of messages that are kept for the user."""
-OOM_SCORE = 600
-"""Raises the chance that a system without memory kills a worker, which is replaced, instead of another program."""
+DRAIN_SECONDS = 1.0
+"""Time to wait for the last messages of a server that has ended."""
 SOURCE_ROOT = str(Path(__file__).parents[3])
 """The folder that holds the package `imagemill`."""
 
@@ -49,50 +38,55 @@ class ForkedProcess:
     connection: Connection
     """Connection to the function that the process runs. Its end is reported when the process ends."""
     pid: int
-    _status: socket.socket
+    _status_socket: socket.socket
+    _status: int | None = None
 
     def exit_status(self, seconds: float = 5.0) -> int | None:
         """Return the exit code of an ended process, or minus the number of the signal that killed it; None if unknown."""
-        self._status.settimeout(seconds)
-        with suppress(OSError):
-            answer = self._status.recv(NUMBER.size, socket.MSG_WAITALL)
-            if len(answer) == NUMBER.size:
-                return int(NUMBER.unpack(answer)[0])
-        return None
+        if self._status is None:
+            with suppress(OSError):
+                self._status_socket.settimeout(seconds)
+                answer = self._status_socket.recv(NUMBER.size, socket.MSG_WAITALL)
+                self._status = NUMBER.unpack(answer)[0] if len(answer) == NUMBER.size else None
+        return self._status
 
     def kill(self) -> None:
-        """Kill the process at once, and wait until it has ended."""
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-        self.exit_status()
-        self.close()
+        """Kill the process at once. `exit_status` waits until it has ended."""
+        # The server has reaped a process whose status is known, so that another process may have its id.
+        if self.exit_status(0) is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
         """Close the connection. A process that still runs ends."""
         self.connection.close()
-        self._status.close()
+        self._status_socket.close()
 
 
 class ForkServer:
     """The client of a server process, which is started at once and imports its modules in the background."""
 
     def __init__(self) -> None:
-        self.messages: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server
         ours, theirs = socket.socketpair()
-        program = "import sys; sys.path[:] = {path}; from imagemill.pipeline.engines.fork_server import serve; serve({fd})"
-        with theirs:
+        reader, writer = os.pipe()
+        self._reader = open(reader, "rb", buffering=0)  # noqa: SIM115 - lives as long as the server
+        program = "import sys; sys.path[:] = {path}; from imagemill.pipeline.engines.fork_loop import serve; serve({fd})"
+        with theirs, open(writer, "wb") as messages:
             # A new process group: signals of a terminal reach the driver alone, which decides what its workers do.
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", program.format(path=json.dumps(module_path()), fd=theirs.fileno())],
+                [sys.executable, "-P", "-c", program.format(path=ascii(module_path()), fd=theirs.fileno())],
                 env=WORKER_ENV | os.environ,
                 stdin=subprocess.DEVNULL,
-                stdout=self.messages,
-                stderr=self.messages,
+                stdout=messages,
+                stderr=messages,
                 pass_fds=[theirs.fileno()],
                 process_group=0,
             )
         self._socket = ours
         self._lock = threading.Lock()
+        self._messages = b""
+        self._collector = threading.Thread(target=self._collect_messages, daemon=True, name="fork server")
+        self._collector.start()
 
     def fork(self, function: Callable[..., None], *arguments: Any) -> ForkedProcess:
         """Start a process that calls `function(connection, *arguments)` and then ends.
@@ -103,30 +97,47 @@ class ForkServer:
 
         Raises:
             ConnectionError: when the server has ended.
+            OSError: when the system has no room for another process.
         """
         ours, theirs = socket.socketpair()
         status, their_status = socket.socketpair()
         with theirs, their_status, self._lock:
+            if self._socket.fileno() < 0:
+                raise ConnectionError("the server has ended")
             socket.send_fds(self._socket, [b"f"], [theirs.fileno(), their_status.fileno()])
         connection = Connection(ours.detach())
-        # The server may have been started long ago, so the process gets the present environment and folder.
-        connection.send((dict(os.environ), current_folder()))
+        # The server may have been started long ago, so the process gets the present environment, folder and module path.
+        connection.send((dict(os.environ), current_folder(), module_path()))
         connection.send((function, arguments))
         answer = status.recv(NUMBER.size, socket.MSG_WAITALL)
         if len(answer) < NUMBER.size:
             raise ConnectionError("the server has ended")
-        return ForkedProcess(connection, int(NUMBER.unpack(answer)[0]), status)
+        pid = NUMBER.unpack(answer)[0]
+        if pid < 0:
+            raise OSError(-pid, os.strerror(-pid))
+        return ForkedProcess(connection, pid, status)
 
     def end(self) -> None:
-        """End the server and its processes."""
-        self._socket.close()
-        self._process.wait()
-        self.messages.close()
+        """End the server and its processes at once, also if the server is still importing."""
+        with self._lock:
+            self._socket.close()
+        self._process.kill()
 
     def read_messages(self) -> bytes:
         """Return the end of what the server and its processes wrote to stdout and stderr."""
-        size = os.fstat(self.messages.fileno()).st_size
-        return os.pread(self.messages.fileno(), MESSAGE_BYTES, max(0, size - MESSAGE_BYTES))
+        if self._socket.fileno() < 0:
+            self._collector.join(DRAIN_SECONDS)
+        return self._messages
+
+    def _collect_messages(self) -> None:
+        """Keep the end of the messages until the server and its processes have ended, and then reap the server.
+
+        A file would need room on a disk, and nobody would remove a server that ended while this process does something else.
+        """
+        with self._reader:
+            while data := self._reader.read(65536):
+                self._messages = (self._messages + data)[-MESSAGE_BYTES:]
+        self._process.wait()
 
 
 servers: list[ForkServer] = []
@@ -135,35 +146,54 @@ lock = threading.Lock()
 
 
 def start_server() -> ForkServer:
-    """Return the server of this process, and start it if there is none. Its imports go on in the background."""
+    """Return the server of this process, and start it if there is none. Its imports go on in the background.
+
+    Raises:
+        OSError: when the system has no room for another process.
+    """
     with lock:
         if not servers:
             servers.append(ForkServer())
         return servers[0]
 
 
-def end_server() -> None:
-    """End the server of this process, if there is one."""
+def end_server(server: ForkServer | None = None) -> None:
+    """End the server of this process, if there is one; or only if it is a given server."""
     with lock:
-        while servers:
+        if servers and server in (None, servers[0]):
             servers.pop().end()
+
+
+def forget_server() -> None:
+    """Forget the server in a process that was forked: it belongs to the parent."""
+    global lock
+    lock = threading.Lock()
+    servers.clear()
+
+
+atexit.register(end_server)
+os.register_at_fork(after_in_child=forget_server)
 
 
 def fork(function: Callable[..., None], *arguments: Any) -> ForkedProcess:
     """Start a process that calls `function(connection, *arguments)`, with the server of this process.
 
     Raises:
-        RunFailed: when no server can be started.
+        RunFailed: when no process can be started.
     """
-    for _ in range(2):
-        server = start_server()
-        try:
-            return server.fork(function, *arguments)
-        except OSError as e:
-            # An idle server has ended.
-            lines = server.read_messages().decode(errors="replace").split("\n")
-            message = next((line.strip() for line in reversed(lines) if line.strip()), str(e))
-            end_server()
+    message = ""
+    try:
+        for _ in range(2):
+            server = start_server()
+            try:
+                return server.fork(function, *arguments)
+            except ConnectionError as e:
+                # An idle server has ended.
+                end_server(server)
+                lines = server.read_messages().decode(errors="replace").split("\n")
+                message = next((line.strip() for line in reversed(lines) if line.strip()), str(e))
+    except OSError as e:
+        message = e.strerror or str(e)
     raise RunFailed(f"worker processes cannot be started: {message}")
 
 
@@ -184,8 +214,10 @@ def call_in_worker(function: Callable[..., Any], *arguments: Any) -> Any:
     try:
         result, error = process.connection.recv()
     except EOFError:
-        raise RunFailed(f"a worker process ended with status {process.exit_status()}") from None
+        raise RunFailed(f"a worker process {describe_end(process.exit_status())}") from None
     finally:
+        # After a signal, the process may still compute.
+        process.kill()
         process.close()
     if error is not None:
         raise error
@@ -210,12 +242,22 @@ def picklable(error: BaseException) -> BaseException:
     return error
 
 
+def describe_end(status: int | None) -> str:
+    """Return how a process ended, as the rest of a sentence."""
+    if status is None:
+        return "ended"
+    if status >= 0:
+        return f"ended with exit code {status}"
+    name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+    return f"was killed by {name}" + (", as when memory runs out" if name == "SIGKILL" else "")
+
+
 def module_path() -> list[str]:
     """Return where the server searches for modules: as this process does, but not in the current folder.
 
     A user's folder may hold a file such as `models.py`, which must not replace a module.
     """
-    path = [entry for entry in sys.path if entry and entry != current_folder()]
+    path = [entry for entry in sys.path if isinstance(entry, str) and entry not in ("", current_folder())]
     return path if SOURCE_ROOT in path else [*path, SOURCE_ROOT]
 
 
@@ -225,97 +267,3 @@ def current_folder() -> str | None:
         return os.getcwd()
     except FileNotFoundError:
         return None
-
-
-def serve(descriptor: int) -> NoReturn:
-    """Import the modules, then fork a process for each request, until the driver has ended or no process is needed.
-
-    Args:
-        descriptor: file descriptor of the socket of the driver.
-    """
-    for name in PRELOADED:
-        importlib.import_module(name)
-    # Garbage collection would write to the objects of the imported modules, and copy their memory into each process.
-    gc.collect()
-    gc.freeze()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    wakeup, wakeup_end = socket.socketpair()
-    for end in (wakeup, wakeup_end):
-        end.setblocking(False)
-    signal.set_wakeup_fd(wakeup_end.fileno(), warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda signum, frame: None)
-    driver = socket.socket(fileno=descriptor)
-    selector = selectors.DefaultSelector()
-    selector.register(driver, selectors.EVENT_READ)
-    selector.register(wakeup, selectors.EVENT_READ)
-    statuses: dict[int, socket.socket] = {}
-    while True:
-        ready = selector.select(None if statuses else IDLE_SECONDS)
-        if not ready and not statuses:
-            os._exit(0)
-        with suppress(BlockingIOError):
-            wakeup.recv(4096)
-        reap(statuses)
-        if any(key.fileobj is driver for key, _ in ready):
-            request, descriptors, _, _ = socket.recv_fds(driver, 1, 2)
-            if not request:
-                # The driver has ended, so its workers must not go on.
-                for pid in statuses:
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-                os._exit(0)
-            connection, status = descriptors
-            pid = os.fork()
-            if not pid:
-                run_child(connection, status, [selector, driver, wakeup, wakeup_end, *statuses.values()])
-            os.close(connection)
-            statuses[pid] = socket.socket(fileno=status)
-            with suppress(OSError):
-                statuses[pid].send(NUMBER.pack(pid))
-
-
-def reap(statuses: dict[int, socket.socket]) -> None:
-    """Report the exit statuses of ended processes, and forget the processes."""
-    for pid in list(statuses):
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            with statuses.pop(pid) as sock, suppress(OSError):
-                sock.send(NUMBER.pack(os.waitstatus_to_exitcode(status)))
-
-
-def run_child(descriptor: int, status: int, inherited: list[Any]) -> NoReturn:
-    """Run the requested function in a forked process, and end the process.
-
-    Args:
-        descriptor: file descriptor of the connection.
-        status: file descriptor of the server's reports about the process.
-        inherited: objects of the server that the process must close.
-    """
-    code = 1
-    try:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.close(status)
-        for item in inherited:
-            item.close()
-        with suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
-        connection = Connection(descriptor)
-        environment, folder = connection.recv()
-        os.environ.clear()
-        os.environ.update(environment)
-        if folder:
-            with suppress(OSError):
-                os.chdir(folder)
-        function, arguments = connection.recv()
-        function(connection, *arguments)
-        code = 0
-    except (EOFError, BrokenPipeError):
-        pass  # The driver no longer needs the process.
-    except BaseException:  # noqa: BLE001 - the process ends, and its messages say why
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)

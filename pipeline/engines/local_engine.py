@@ -8,21 +8,23 @@ import traceback
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 
 from imagemill.models.errors import CheckpointError
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.engines.engine import RUN_AGAIN, Work
-from imagemill.pipeline.engines.fork_server import ForkedProcess, fork, picklable, start_server
+from imagemill.pipeline.engines.fork_server import ForkedProcess, describe_end, fork, picklable, start_server
 from imagemill.pipeline.errors import OutputHeld, RunFailed, StorageError
+from imagemill.pipeline.logs import forward_records, handle_record
 from imagemill.pipeline.machine import available_cpus
 from imagemill.pipeline.pool import pool_for
 from imagemill.pipeline.run_progress import RunProgress
+from imagemill.pipeline.signals import delay_signals
 from imagemill.pipeline.store_failures import reason, store_failures
 from imagemill.pipeline.worker import BLOCKS_AT_ONCE, Worker
 from imagemill.pipeline.worker_job import WorkerJob
@@ -30,8 +32,8 @@ from imagemill.pipeline.worker_job import WorkerJob
 log = logging.getLogger("imagemill.run")
 LOOK_SECONDS = 1.0
 """Maximum time between two looks at the workers."""
-MOST_DEATHS_BEFORE_READY = 3
-"""Deaths of processes before any worker was ready, after which the run fails."""
+MOST_FAILED_STARTS = 3
+"""Processes in a row that end before they are ready, after which the run continues with fewer workers, or fails."""
 
 
 class LocalChannel:
@@ -90,57 +92,80 @@ class WorkerChannel:
 
 
 def run_worker(connection: Connection, job: WorkerJob) -> None:
-    """Process blocks until the driver sends None or ends. This function is the main function of a worker process.
+    """Process blocks until the driver ends. This function is the main function of a worker process.
 
     The messages of the driver are ("block", number, table) and ("answer", values). Those of the worker are the calls of
-    WorkerChannel and ("ready",), ("done", number) and ("error", exception).
+    WorkerChannel and ("log", record), ("ready",), ("done", number) and ("error", exception).
     """
     channel = WorkerChannel(connection)
-    blocks: queue.SimpleQueue[tuple[int, pa.Table] | None] = queue.SimpleQueue()
-
-    def receive() -> None:
-        while True:
-            try:
-                message = connection.recv()
-            except (EOFError, OSError):
-                os._exit(1)  # The driver has ended, so this process must not commit more rows.
-            if message is None:
-                blocks.put(None)
-                return
-            if message[0] == "answer":
-                channel.answers.put(message[1])
-            else:
-                blocks.put(message[1:])
+    forward_records(job.lineage["run_id"], partial(channel.send, "log"))
 
     def process(number: int, block: pa.Table) -> None:
         try:
             worker.process_block(block)
             channel.send("done", number)
         except BaseException as e:  # noqa: BLE001 - the driver decides
-            traceback.print_exc()
-            channel.send("error", picklable(e))
+            end_with(e, channel)
 
-    threading.Thread(target=receive, daemon=True, name="receive").start()
     try:
         worker = Worker(job, channel)
         if worker.problem:
             raise worker.problem
+        channel.send("ready")
     except Exception as e:  # noqa: BLE001 - the driver decides
-        traceback.print_exc()
-        channel.send("error", picklable(e))
-        return
-    channel.send("ready")
-    with ThreadPoolExecutor(BLOCKS_AT_ONCE, thread_name_prefix="block") as threads:
-        while (item := blocks.get()) is not None:
-            threads.submit(process, *item)
+        end_with(e, channel)
+    threads = ThreadPoolExecutor(BLOCKS_AT_ONCE, thread_name_prefix="block")
+    while True:
+        # An error ends this process at once, so that no thread commits rows after the driver has ended.
+        message, *content = connection.recv()
+        if message == "answer":
+            channel.answers.put(*content)
+        else:
+            threads.submit(process, *content)
 
 
-@dataclass(eq=False)
+def end_with(error: BaseException, channel: WorkerChannel) -> NoReturn:
+    """Send an error to the driver, which ends the run, and end this process."""
+    try:
+        traceback.print_exception(error)
+        channel.send("error", picklable(error))
+    finally:
+        # If even that failed, for example without memory, the driver replaces this process.
+        os._exit(1)
+
+
 class LocalWorker:
-    """A worker process, and the blocks that it has not finished."""
+    """A worker process, and the blocks that it has not finished.
 
-    process: ForkedProcess
-    blocks: list[int] = field(default_factory=list)
+    Args:
+        process: runs `run_worker`.
+    """
+
+    def __init__(self, process: ForkedProcess) -> None:
+        self.process = process
+        self.is_ready = False
+        self.blocks: list[int] = []
+        self._outbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+        self._sender = threading.Thread(target=self._send, daemon=True, name="send")
+        self._sender.start()
+
+    def send(self, *message: Any) -> None:
+        """Send a message in the background: a process that is stuck must not block the driver."""
+        self._outbox.put(message)
+
+    def _send(self) -> None:
+        # The driver handles the end of the process when it receives from the connection.
+        with suppress(OSError):
+            while message := self._outbox.get():
+                self.process.connection.send(message)
+
+    def end(self) -> None:
+        """Kill the process, and wait until it has ended."""
+        self._outbox.put(())
+        self.process.kill()
+        self.process.exit_status()
+        self._sender.join(LOOK_SECONDS)
+        self.process.close()
 
 
 class LocalEngine:
@@ -158,10 +183,12 @@ class LocalEngine:
 
     def start(self) -> None:
         """Begin to import torch in the fork server."""
-        start_server()
+        # An error comes again when the run needs processes.
+        with suppress(OSError):
+            start_server()
 
     @contextmanager
-    def connected(self, run_id: str) -> Iterator[LocalChannel]:
+    def connected(self, run_id: str, images: int) -> Iterator[LocalChannel]:
         """Return the channel of a run. There is nothing to connect to."""
         yield self.channel
 
@@ -191,32 +218,52 @@ class Blocks:
         self.unfinished = set(self.waiting)
         self.workers: list[LocalWorker] = []
         self.is_ready = False
-        self.deaths = 0
+        self.failed_starts = 0
+        """Processes that ended before they were ready, since the last process that was ready."""
 
     def run(self, workers: int) -> None:
         """Process all blocks on a number of workers, and replace workers that die. At the end no worker is left.
 
         Raises:
-            RunFailed: when workers die before they are ready.
+            RunFailed: when no worker can be started.
             Exception: any exception that a worker raises.
         """
+        self.most_workers = workers
         try:
             while self.unfinished:
-                while len(self.workers) < min(workers, len(self.unfinished)):
-                    self.workers.append(LocalWorker(fork(run_worker, self.job)))
+                while len(self.workers) < min(self.most_workers, len(self.unfinished)):
+                    self.start_worker()
                 ready = wait([worker.process.connection for worker in self.workers], LOOK_SECONDS)
                 for worker in [worker for worker in self.workers if worker.process.connection in ready]:
                     self.receive(worker)
-            for worker in self.workers:
-                worker.process.connection.send(None)
         except BaseException as e:
-            for worker in self.workers:
-                worker.process.kill()
             if not isinstance(e, Exception):
                 log.warning("stopping. Committed rows stay")
             raise
-        for worker in self.workers:
-            worker.process.close()
+        finally:
+            with delay_signals():
+                for worker in self.workers:
+                    worker.process.kill()
+                for worker in self.workers:
+                    worker.end()
+
+    def start_worker(self) -> None:
+        """Start a worker, or continue with fewer workers if the system has no room for another process.
+
+        Raises:
+            RunFailed: when the first worker cannot be started.
+        """
+        try:
+            self.workers.append(LocalWorker(fork(run_worker, self.job)))
+        except RunFailed as e:
+            if not self.workers:
+                raise
+            self.reduce(str(e))
+
+    def reduce(self, problem: str) -> None:
+        """Continue with the workers that are left."""
+        self.most_workers = len(self.workers)
+        log.warning("%s. The run continues with fewer workers: %d", problem, self.most_workers)
 
     def receive(self, worker: LocalWorker) -> None:
         """Handle the messages of a worker, or its death."""
@@ -232,15 +279,18 @@ class Blocks:
         if kind == "publish":
             self.channel.publish(*content)
         elif kind == "read":
-            worker.process.connection.send(("answer", self.channel.read(*content)))
+            worker.send("answer", self.channel.read(*content))
         elif kind == "delete":
             self.channel.delete(*content)
+        elif kind == "log":
+            handle_record(*content)
         elif kind == "error":
             raise translate_error(content[0], self.work)
         elif kind == "ready":
             if not self.is_ready:
                 self.work.mark_superseded()
-                self.is_ready = True
+            self.is_ready = worker.is_ready = True
+            self.failed_starts = 0
             self.send_blocks(worker)
         elif kind == "done":
             worker.blocks.remove(content[0])
@@ -252,7 +302,7 @@ class Blocks:
         while self.waiting and len(worker.blocks) < BLOCKS_AT_ONCE:
             number = self.waiting.popleft()
             worker.blocks.append(number)
-            worker.process.connection.send(("block", number, self.blocks[number]))
+            worker.send("block", number, self.blocks[number])
 
     def replace(self, worker: LocalWorker) -> None:
         """Remove a dead worker, and let others process its blocks again.
@@ -261,13 +311,16 @@ class Blocks:
             RunFailed: when workers die before they are ready.
         """
         self.workers.remove(worker)
-        status = worker.process.exit_status()
-        worker.process.close()
+        worker.end()
         self.waiting.extendleft(reversed(worker.blocks))
-        self.deaths += 1
-        log.warning("a worker process ended with status %s; another one replaces it", status)
-        if not self.is_ready and self.deaths >= MOST_DEATHS_BEFORE_READY:
-            raise RunFailed(f"{self.deaths} worker processes ended with status {status} before they were ready")
+        self.failed_starts += not worker.is_ready
+        problem = f"a worker process {describe_end(worker.process.exit_status())}"
+        if self.failed_starts < MOST_FAILED_STARTS:
+            log.warning("%s; another one replaces it", problem)
+        elif self.workers:
+            self.reduce(f"{problem} before it was ready, as others before it")
+        else:
+            raise RunFailed(f"{problem} before it was ready, as {self.failed_starts - 1} before it. {RUN_AGAIN}")
 
 
 def translate_error(error: Exception, work: Work) -> Exception:
@@ -278,4 +331,5 @@ def translate_error(error: Exception, work: Work) -> Exception:
         return StorageError(f"{error}. {RUN_AGAIN}")
     if isinstance(error, store_failures()):
         return StorageError(f"{work.resolved.output.url}: {reason(error)}. {RUN_AGAIN}")
-    return RunFailed(f"a worker failed: {reason(error)}. {RUN_AGAIN}")
+    cause = str(error) if isinstance(error, RunFailed) else reason(error)
+    return RunFailed(f"a worker failed: {cause}. {RUN_AGAIN}")

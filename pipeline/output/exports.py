@@ -60,7 +60,7 @@ def read_export(place: Store) -> Snapshot:
     schema = pa.schema([])
     for number, path in enumerate(parts):
         try:
-            with place.fs.open(place.full(path), "rb") as f, pq.ParquetFile(f) as file:
+            with place.open(path) as f, pq.ParquetFile(f) as file:
                 rows, schema = file.metadata.num_rows, file.schema_arrow
         except store_failures(pa.ArrowException) as e:
             raise StorageError(f"{place.uri(path)}: a damaged part ({reason(e)}). Export again") from None

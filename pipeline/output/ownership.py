@@ -72,4 +72,4 @@ def oldest_unaccounted_file(output: Store, run_id: str, rows: int) -> str | None
         return None
     run_ids = {*(other for other in list_run_ids(output) if other > accounted[-1]["run_id"]), run_id}
     configs = [path for path in (f"runs/{other}/config.yaml" for other in sorted(run_ids)) if output.exists(path)]
-    return max(configs, key=output.age, default=None)
+    return min(configs, key=output.written_at, default=None)

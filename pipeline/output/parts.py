@@ -113,7 +113,7 @@ def read_part(output: Store, path: str, columns: list[str] | None, absent: pa.Sc
     """
 
     def fetch() -> pa.Table:
-        with output.fs.open(output.full(path), "rb") as f, pq.ParquetFile(f, page_checksum_verification=True) as part:
+        with output.open(path) as f, pq.ParquetFile(f, page_checksum_verification=True) as part:
             table = part.read(columns, use_threads=False)
         for name in columns or ():
             if name not in table.schema.names:

@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from imagemill.models.tasks import TASKS
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.output.parts import list_new_parts
 from imagemill.pipeline.output.run_history import RUN_ID, list_run_ids, read_run_config, read_run_records
 from imagemill.pipeline.plan import build_references
 from imagemill.pipeline.reports.charts import Histogram, Projection, Trend
-from imagemill.pipeline.reports.page import render_page
 from imagemill.pipeline.reports.run_figures import (
     Reason,
     Stage,
@@ -29,14 +29,7 @@ from imagemill.pipeline.reports.run_figures import (
     name_column,
 )
 from imagemill.pipeline.reports.run_rows import THREADS, read_run_rows
-from imagemill.pipeline.reports.sample_images import (
-    ImageGroup,
-    SourceReader,
-    add_pictures,
-    choose_images,
-    project_run_latents,
-)
-from imagemill.pipeline.sources.image_reader import ImageReader
+from imagemill.pipeline.reports.sample_images import ImageGroup, SourceReader, choose_images, project_run_latents
 from imagemill.pipeline.sources.input import find_images, open_input
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason, store_failures
@@ -71,6 +64,14 @@ class RunReport:
     """The quality column, which orders the images."""
     histograms: list[Histogram] = field(default_factory=list)
     projection: Projection | None = None
+
+
+def import_pages() -> None:
+    """Import what a page with pictures needs. Called while workers start, so that the end of a run is not delayed."""
+    from imagemill.pipeline.reports import pictures  # noqa: F401
+    from imagemill.pipeline.reports.page import ENVIRONMENT
+
+    ENVIRONMENT.get_template("run.html")
 
 
 def report_path(run_id: str) -> str:
@@ -128,6 +129,8 @@ def rewrite_report(output: Store, run_id: str) -> str:
 
 def source_reader(config: RunConfig, existing: list[dict[str, Any]]) -> SourceReader:
     """Return a function that reads the encoded input image of a row; `existing` are references to its images."""
+    from imagemill.pipeline.sources.image_reader import ImageReader
+
     by_name = {reference["rel_path"]: reference for reference in existing}
     reader = ImageReader(open_input(str(config.input), config.storage, config.source), THREADS) if existing else None
 
@@ -146,6 +149,8 @@ def save_report(output: Store, record: dict[str, Any], before: set[str], open_so
     Raises:
         StorageError: when the existing report has more pictures. They cannot be made again after their files have changed.
     """
+    from imagemill.pipeline.reports.page import render_page
+
     path = report_path(record["run_id"])
     report = build_report(output, record, before, open_sources)
     labels = {"label_column": label_column, "name_column": name_column}
@@ -173,8 +178,6 @@ def build_report(output: Store, record: dict[str, Any], before: set[str], open_s
     if record.get("planned") == 0:
         return report
     report.reasons = count_reasons(output, list_new_parts(output, before, "rejects"), run_id)
-    from imagemill.models.tasks import TASKS
-
     task = TASKS[record.get("task") or read_run_config(output, record).task]
     columns = [name for name, kind in task.columns.items() if kind in (float, int)]
     rows = read_run_rows(output, list_new_parts(output, before, "results"), run_id, [*GEOMETRY, *columns])
@@ -185,6 +188,8 @@ def build_report(output: Store, record: dict[str, Any], before: set[str], open_s
     report.groups = choose_images(rows, task.worst if report.column else None, name_column(report.column or ""))
     for group in report.groups:
         group.crops |= task.report_crops
+    from imagemill.pipeline.reports.pictures import add_pictures
+
     add_pictures(output, report.groups, report.column, columns, task.stores_latent, open_sources)
     if task.stores_latent:
         report.projection = project_run_latents(output, rows, report.column)

@@ -91,7 +91,7 @@ def read_part_rows(output: Store, part: str, numbers: set[int], columns: list[st
             table = read_part(output, part, columns)
             yield from zip(sorted(numbers), table.take(pa.array(sorted(numbers))).to_pylist(), strict=True)
             return
-        with output.fs.open(output.full(part), "rb") as f, pq.ParquetFile(f, page_checksum_verification=True) as file:
+        with output.open(part) as f, pq.ParquetFile(f, page_checksum_verification=True) as file:
             existing = [name for name in columns if name in file.schema_arrow.names]
             start = 0
             for batch in file.iter_batches(batch_size=LATENTS_AT_ONCE, columns=existing, use_threads=False):

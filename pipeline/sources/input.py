@@ -164,9 +164,9 @@ def list_files(source: Input, output: Store | None, store_indexes: bool) -> Iter
     with ThreadPoolExecutor(SHARD_THREADS) as pool:
 
         def submit(file: Entry) -> HasResult[list[ListedEntry]]:
+            form = shard_format(file.path)
             # Exclusion by name does not apply to a shard that the user named as INPUT.
-            form = shard_format(file.path) if source.file or not is_excluded(file.path) else None
-            if form is None:
+            if form is None or (not source.file and is_excluded(file.path)):
                 return Ready([classify_file(file)])
             return pool.submit(index_shard, form, source.store, source.config, file, output, store_indexes)
 

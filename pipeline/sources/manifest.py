@@ -98,7 +98,7 @@ def read_parquet_rows(store: Store, path: str, config: SourceConfig) -> Iterator
         ConfigError: when the columns do not match the config, or no column of paths is text.
         OSError, pa.ArrowException, UnicodeError: when the file cannot be read.
     """
-    with store.fs.open(store.full(path), "rb") as file:
+    with store.open(path) as file:
         parquet = pq.ParquetFile(file)
         schema = parquet.schema_arrow
         check_columns(schema.names, path, config)

@@ -139,7 +139,7 @@ def index_parquet(store: Store, path: str, config: SourceConfig) -> Iterator[Lis
     """
     column = "its columns"
     try:
-        with store.fs.open(store.full(path), "rb") as file:
+        with store.open(path) as file:
             parquet = pq.ParquetFile(file)
             schema, carry = parquet.schema_arrow, config.carry or []
             image_column, key = find_image_column(parquet, path, config), find_key_column(schema, path, config)
@@ -202,7 +202,7 @@ class ParquetReader:
     """
 
     def __init__(self, store: Store, path: str, config: SourceConfig) -> None:
-        self.parquet = pq.ParquetFile(store.fs.open(store.full(path), "rb"))
+        self.parquet = pq.ParquetFile(store.open(path))
         self.column = find_image_column(self.parquet, path, config)
         self.has_lists = is_list(self.parquet.schema_arrow.field(self.column).type)
         groups = map(self.parquet.metadata.row_group, range(self.parquet.num_row_groups))

@@ -12,7 +12,11 @@ SHARD_FORMATS: dict[str, ShardFormat] = {
 
 def shard_format(path: str) -> ShardFormat | None:
     """Return the format of the shard at a path, by its suffix; None if the file is not a shard."""
-    return next((form for form in SHARD_FORMATS.values() if path.lower().endswith(form.suffixes)), None)
+    name = path.lower()
+    for form in SHARD_FORMATS.values():
+        if name.endswith(form.suffixes):
+            return form
+    return None
 
 
 def shard_suffixes() -> tuple[str, ...]:

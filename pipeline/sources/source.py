@@ -74,7 +74,7 @@ ListedEntry = ListedImage | str
 
 def escape_name(name: str) -> str:
     """Return a file name that Arrow can store: bytes that are not UTF-8 become escape sequences."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 class JsonNumber(str):

@@ -170,7 +170,7 @@ def describe_bad_header(error: Exception, file: BinaryIO, header: int, begin: in
 
 def open_shard(store: Store, path: str) -> io.BufferedReader:
     """Open a shard, and return its decompressed content."""
-    return open_decompressed(partial(store.fs.open, store.full(path), "rb", block_size=RANGE_BYTES))
+    return open_decompressed(partial(store.open, path, RANGE_BYTES))
 
 
 def index_tar(store: Store, path: str, config: SourceConfig) -> Iterator[ListedEntry]:

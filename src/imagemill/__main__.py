@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -53,13 +54,16 @@ def main() -> NoReturn:
         # A command that was started with nohup must outlive its terminal.
         if signal.getsignal(number) is not signal.SIG_IGN or number != signal.SIGHUP:
             signal.signal(number, exit_at_once)
+    from imagemill.jobs.streams import make_streams_last
+
+    # Before any file is opened, because the first one would get the number of a closed stream.
+    make_streams_last()
     if will_run_locally(sys.argv[1:]):
         from imagemill.pipeline.engines.fork_server import start_server
 
-        start_server()
-    from imagemill.jobs.streams import make_streams_last
-
-    make_streams_last()
+        # An error comes again when the run needs processes.
+        with suppress(OSError):
+            start_server()
     if sys.argv[1:] == ["--version"]:
         # Without this, the answer would wait for the imports of all commands.
         print(f"imagemill {__version__}")

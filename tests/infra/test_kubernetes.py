@@ -13,6 +13,7 @@ from imagemill.jobs.night_config import NightlyConfig, plan_night
 from imagemill.pipeline.config import RunConfig, validate
 from tests.support.manifests import KUBERNETES, OVERLAYS, ROOT, Manifest, built, of_kind, pod_specs, problems
 
+pytestmark = pytest.mark.external
 overlays = pytest.mark.parametrize("overlay", OVERLAYS)
 
 

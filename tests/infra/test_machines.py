@@ -7,10 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import boto3
 import pytest
 import yaml
-from moto import mock_aws
 
 from imagemill.pipeline.errors import ConfigError, Deadline, NightFailed, TooManyRejects, VerificationError
 from tests.support.manifests import ROOT
@@ -34,6 +32,7 @@ def copy_with_error(path: Path, folder: Path, right: str, wrong_config: str) -> 
     return copy
 
 
+@pytest.mark.external
 def test_dockerfile_passes_its_linter(tmp_path: Path) -> None:
     dockerfile = INFRA / "container/Dockerfile"
     assert run_linter(BIN / "hadolint", dockerfile) == (0, "")
@@ -52,6 +51,7 @@ def test_image_copies_existing_files() -> None:
     assert "USER 1000:100" in dockerfile
 
 
+@pytest.mark.external
 def test_scripts_pass_their_linter(tmp_path: Path) -> None:
     script = INFRA / "slurm/imagemill.sbatch"
     assert run_linter(BIN / "shellcheck", script) == (0, "")
@@ -66,6 +66,7 @@ def units(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
+@pytest.mark.external
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not there: units are not checked")
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     unit_files = units(tmp_path)
@@ -94,6 +95,7 @@ def test_airflow_example_handles_exit_codes() -> None:
     assert set(constants["NO_RETRY"]) == HOPELESS
 
 
+@pytest.mark.external
 def test_ray_accepts_the_aws_cluster() -> None:
     import jsonschema
     from ray.autoscaler._private.util import prepare_config, validate_config
@@ -109,7 +111,11 @@ def test_ray_accepts_the_aws_cluster() -> None:
         validate_config(wrong_config)
 
 
+@pytest.mark.external
 def test_aws_accepts_the_policies() -> None:
+    import boto3
+    from moto import mock_aws
+
     with mock_aws():
         iam = boto3.client("iam", region_name="us-east-1", aws_access_key_id="k", aws_secret_access_key="s")
         for name in ("buckets", "autoscaler"):

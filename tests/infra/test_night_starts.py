@@ -15,6 +15,7 @@ import yaml
 
 from tests.support.manifests import KUBERNETES, built, of_kind, pod_specs, problems
 
+pytestmark = pytest.mark.external
 API = "/apis/ray.io/v1"
 ROOT_GROUPS = {"groups": [{"name": "ray.io", "versions": [{"groupVersion": "ray.io/v1", "version": "v1"}]}]}
 RAYJOBS = {"name": "rayjobs", "singularName": "rayjob", "namespaced": True, "kind": "RayJob", "verbs": ["get", "create"]}

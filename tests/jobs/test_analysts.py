@@ -16,6 +16,7 @@ from tests.support.reading_tools import FORMATS, READERS, found, in_page
 EXAMPLE = Path(__file__).parents[2] / "docs" / "analysis_example.py"
 
 
+@pytest.mark.external
 @pytest.mark.usefixtures("ray_session")
 def test_table_of_readers_is_current(tmp_path: Path) -> None:
     table = found(tmp_path)

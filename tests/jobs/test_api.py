@@ -24,7 +24,7 @@ def photos(tmp_path: Path, crops: list[np.ndarray]) -> Path:
     return tmp_path / "photos"
 
 
-def test_run_counts_new_and_earlier_images(ray_session: None, photos: Path, tmp_path: Path) -> None:
+def test_run_counts_new_and_earlier_images(photos: Path, tmp_path: Path) -> None:
     plan = imagemill.plan("denoise", input=photos, output=tmp_path / "out", sigma=25)
     assert (plan.found, plan.planned, plan.done_before) == (5, 5, 0)
     assert sorted(plan.paths) == sorted(path.name for path in photos.iterdir())
@@ -41,7 +41,7 @@ def test_run_counts_new_and_earlier_images(ray_session: None, photos: Path, tmp_
     assert (repeat_plan.planned, repeat_plan.rejects_waiting) == (0, 1)
 
 
-def test_run_raises_documented_errors(ray_session: None, photos: Path, tmp_path: Path) -> None:
+def test_run_raises_documented_errors(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(imagemill.ConfigError, match=r"unknown key 'params\.sigmma' \(did you mean sigma\?\); valid: sigma"):
         imagemill.run("denoise", input=photos, output=tmp_path / "out", sigmma=25)
     with pytest.raises(imagemill.ConfigError, match=r"task='denoize': unknown\. Valid: colorize"):
@@ -52,7 +52,7 @@ def test_run_raises_documented_errors(ray_session: None, photos: Path, tmp_path:
         imagemill.run("denoise", input=photos, output=tmp_path / "out", max_reject_fraction=0.1)
 
 
-def test_run_settings_override_the_config(ray_session: None, photos: Path, tmp_path: Path) -> None:
+def test_run_settings_override_the_config(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text("task: denoise\nparams: {sigma: 10}\nlimit: 1\n")
     result = imagemill.run("denoise", input=photos, output=tmp_path / "out", config=tmp_path / "job.yaml", sigma=30)
     assert (result.planned, '"sigma": 30' in result.record["parameters"]) == (1, True)
@@ -64,9 +64,7 @@ def test_import_is_light_and_quiet() -> None:
     assert any(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("imagemill").handlers)
 
 
-def test_examples_of_the_python_page_run(
-    ray_session: None, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_examples_of_the_python_page_run(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run every Python block of docs/python.md in order, in a folder with photos."""
     monkeypatch.chdir(tmp_path)
     (photos / "z_broken.jpg").unlink()

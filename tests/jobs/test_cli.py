@@ -111,10 +111,9 @@ def test_output_of_another_run_is_exit_4(imagemill, tmp_path, photos):
     assert "another run holds this output" in err
 
 
-@pytest.mark.usefixtures("ray_session")
-def test_run_over_one_image_starts_one_worker(imagemill, tmp_path, photos, recwarn):
+def test_run_over_one_image_starts_one_worker(imagemill, tmp_path, photos, recwarn, engine):
     """One worker processes one image, and Ray does not warn about concurrent actors."""
-    code, _, err = imagemill("denoise", photos, tmp_path / "out", "--limit", 1)
+    code, _, err = imagemill("denoise", photos, tmp_path / "out", "--limit", 1, "--engine", engine)
     assert code == 0
     assert "1 worker of" in err
     assert not [warning for warning in recwarn if "concurrent actors" in str(warning.message)]
@@ -135,7 +134,6 @@ def test_verbose_and_quiet_change_what_is_logged(imagemill, tmp_path, photos):
         assert "3 images" in out
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_commands_read_the_output_of_a_run(imagemill, tmp_path, photos):
     (photos / "bad.jpg").write_text("text")
     output = tmp_path / "out"

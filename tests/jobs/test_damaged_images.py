@@ -14,7 +14,6 @@ from imagemill.pipeline.schema import SOURCE
 from tests.support.folders import rows
 from tests.support.sample_images import encode_as
 
-pytestmark = pytest.mark.usefixtures("ray_session")
 EOI = b"\xff\xd9"
 
 

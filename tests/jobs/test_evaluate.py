@@ -60,7 +60,6 @@ def test_every_task_has_an_evaluation():
     assert sorted(EVALUATIONS) == sorted(TASKS)
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_evaluate_denoise_writes_tables_picture_and_card(photos, tmp_path, capsys):
     folder = untrained(tmp_path, "denoise")
     values = {"task": "denoise", "input": str(photos), "output": str(tmp_path / "out"), "checkpoint": folder, "at": [25]}
@@ -80,7 +79,6 @@ def test_evaluate_denoise_writes_tables_picture_and_card(photos, tmp_path, capsy
     checkpoint.read_weights(folder, card)
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_evaluate_compress_has_curves_and_bd_rates(photos, tmp_path):
     folder = untrained(tmp_path, "compress")
     config = EvaluateConfig(task="compress", input=str(photos), checkpoint=folder, at=[64, 18, 26, 40])
@@ -95,7 +93,6 @@ def test_evaluate_compress_has_curves_and_bd_rates(photos, tmp_path):
     assert bd[0]["all bytes %"] > bd[0]["payload %"]
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_evaluate_inpaint_against_interpolation(photos, tmp_path, monkeypatch):
     damages = {name: inpaint.DAMAGES[name] for name in ("16-px blocks 15 %", "red plane")}
     monkeypatch.setattr(inpaint, "DAMAGES", damages)
@@ -111,7 +108,6 @@ def test_evaluate_inpaint_against_interpolation(photos, tmp_path, monkeypatch):
         assert line["ours dB"] == np.inf if is_exact else line["ours dB"] > line["ours in holes dB"]
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_evaluate_colorize_against_gray(photos, tmp_path):
     config = EvaluateConfig(task="colorize", input=str(photos), checkpoint=untrained(tmp_path, "colorize"))
     evaluation = evaluate(config)
@@ -122,7 +118,6 @@ def test_evaluate_colorize_against_gray(photos, tmp_path):
     assert evaluation.images == 2
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_evaluate_upscale_against_bicubic(photos, tmp_path):
     # Upscaling by 2 can reproduce only 94×126 of the 95×127 pixels.
     Image.open(photos / "0.png").crop((0, 0, 127, 95)).save(photos / "odd.png")
@@ -136,7 +131,6 @@ def test_evaluate_upscale_against_bicubic(photos, tmp_path):
     assert evaluation.images == 4
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_evaluate_stylize_against_optimisation(photos, tmp_path):
     Image.open(photos / "1.jpg").save(tmp_path / "style.png")
     params = {"style": [str(tmp_path / "style.png")], "steps": 4}
@@ -178,7 +172,6 @@ def test_infinite_figures_are_null_in_json(tmp_path):
     assert lines[0]["PSNR dB"] == np.inf, "a table on a terminal may say so"
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_evaluate_digits_refuses_wrong_sizes(digits, tmp_path):
     for path in (*Path(digits[0]).iterdir(), *Path(digits[1]).iterdir()):
         Image.open(path).crop((0, 0, 28, 30)).save(path)
@@ -187,7 +180,6 @@ def test_evaluate_digits_refuses_wrong_sizes(digits, tmp_path):
         evaluate(config)
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_evaluate_digits_against_pca(digits, tmp_path):
     test, train = digits
     config = EvaluateConfig(task="compress", input=test, fit=train, checkpoint=untrained(tmp_path, "digits"))
@@ -201,7 +193,6 @@ def test_evaluate_digits_against_pca(digits, tmp_path):
     assert pcas[1]["MSE"] <= model_line["MSE"]
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_small_digits_have_no_ripple(digits, tmp_path):
     test, train = digits
     for path in (*Path(test).iterdir(), *Path(train).iterdir()):
@@ -227,14 +218,12 @@ def test_small_digits_have_no_ripple(digits, tmp_path):
         ({"task": "compress", "checkpoint": "compress-small", "fit": "elsewhere"}, ConfigError, "must encode gray images"),
     ],
 )
-@pytest.mark.usefixtures("ray_session")
 def test_evaluate_refuses_invalid_configs(change, error, message, photos):
     config = EvaluateConfig.model_validate({"task": "denoise", "input": str(photos)} | change)
     with pytest.raises(error, match=message):
         evaluate(config)
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_evaluate_names_unreadable_images(photos):
     (photos / "broken.png").write_bytes(b"broken")
     with pytest.raises(ConfigError, match=r"broken\.png: UnknownFormat"):

@@ -143,7 +143,7 @@ def test_export_has_one_folder_per_latent_shape(photos: Store, tmp_path: Path) -
     assert read_latents(photos.url, where="orig_width = 96").numpy().shape == (2, 96, 16, 12)
 
 
-@pytest.mark.parametrize("form", ["npy", "webdataset", "lance"])
+@pytest.mark.parametrize("form", ["npy", "webdataset", pytest.param("lance", marks=pytest.mark.external)])
 def test_export_formats_hold_the_same_values(digits: Store, form: str, tmp_path: Path) -> None:
     codes = read_latents(digits.url)
     expected = dict(zip(codes.arrow()["image_id"].to_pylist(), codes.numpy(), strict=True))

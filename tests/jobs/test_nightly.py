@@ -50,7 +50,6 @@ def notification(tmp_path: Path) -> dict[str, Any]:
     return content
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_night_processes_new_images_and_missed_days(night, tmp_path, capsys):
     show_night(NightlyConfig(**night), TONIGHT)
     runs = notification(tmp_path)["runs"]
@@ -93,7 +92,6 @@ def test_night_processes_new_images_and_missed_days(night, tmp_path, capsys):
         show_night(NightlyConfig(jobs=[missing_job]), TONIGHT)
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_night_accepts_a_date_anywhere_in_the_input(night, tmp_path):
     """A day without a folder is skipped, and an unreachable bucket fails only its own job."""
     for place in ("in/2026-02-27", "in/2026-03-01"):
@@ -113,7 +111,6 @@ def test_night_accepts_a_date_anywhere_in_the_input(night, tmp_path):
     assert [run["exit_reason"] for run in runs[4:8]] == ["no input for this day", "done", "no input for this day", "done"]
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_night_continues_after_a_refused_run(night, tmp_path):
     """An input from another location, or an output with a user's files, fails only its own job."""
     undated_job = night["jobs"][1]
@@ -204,7 +201,6 @@ def test_seconds_until_follows_daylight_saving_time():
     assert seconds_until("06:00", datetime(2026, 3, 1, 6, 0)) == 24 * 3600
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_deadline_during_a_report_leaves_the_run_done(night, tmp_path, monkeypatch):
     def raise_deadline(*_: object) -> None:
         raise Deadline
@@ -248,7 +244,6 @@ def test_webhook_failure_is_a_warning(night, tmp_path, caplog):
     assert "notify.webhook: the notification was not sent: BadStatusLine" in caplog.text
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_input_without_known_images_is_a_warning(night, tmp_path, caplog):
     undated_job = {"jobs": [night["jobs"][1]], "catch_up": 0, "report": night["report"], "notify": night["notify"]}
     show_night(NightlyConfig(**undated_job), TONIGHT)

@@ -113,7 +113,6 @@ def test_plan_shows_workers_on_a_cluster(imagemill, tmp_path, photos):
     assert "pool.workers=50: there is room for 1 worker;" in err
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_plan_compares_the_measured_share_with_the_last_run(imagemill, tmp_path, photos):
     assert imagemill("compress", photos, tmp_path / "out", "--limit", 2)[0] == 0
     plan = ["plan", "--task", "compress", "--input", photos, "--output", tmp_path / "out"]

@@ -24,7 +24,7 @@ from imagemill.jobs.night_page import write_night_page
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import StorageError, TooManyRejects
 from imagemill.pipeline.images.encode import encode_rgb
-from imagemill.pipeline.reports.charts import histogram, project_latents
+from imagemill.pipeline.reports.charts import histogram, principal_components, project_latents
 from imagemill.pipeline.reports.page import render_page
 from imagemill.pipeline.reports.report import rewrite_report, write_run_report
 from imagemill.pipeline.run import run
@@ -48,7 +48,7 @@ const seen = []; addEventListener("message", e => { seen.push(e.data); document.
 
 
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory, crops: list[np.ndarray], ray_session: None) -> Path:
+def run_folder(tmp_path_factory: pytest.TempPathFactory, crops: list[np.ndarray]) -> Path:
     """Return a folder with `in`, and with `out` of two runs: one with too many rejects, one without new images."""
     folder = tmp_path_factory.mktemp("report")
     (folder / "in").mkdir()
@@ -93,16 +93,19 @@ def test_report_says_that_nothing_is_new(run_folder):
     assert pictures(text) == 0
 
 
-def test_report_without_images_imports_no_torch(run_folder):
-    """Call the function, because the command itself imports torch to name checkpoint errors."""
+@pytest.mark.parametrize("number", [0, 1])
+def test_report_imports_no_torch(run_folder, number):
+    """Latents are decoded in a worker process, so that the driver of a run needs no torch."""
     code = (
         "import sys; from imagemill.pipeline.reports.report import rewrite_report\n"
         "from imagemill.pipeline.storage import Store\n"
-        f"rewrite_report(Store({str(run_folder / 'out')!r}), {runs(run_folder / 'out')[1].name!r})\n"
+        f"rewrite_report(Store({str(run_folder / 'out')!r}), {runs(run_folder / 'out')[number].name!r})\n"
         "print(sorted({'torch', 'ray', 'matplotlib'} & set(sys.modules)))"
     )
+    before = pictures(page(run_folder / "out", number), "after: ")
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
     assert result.stdout.strip() == "[]"
+    assert pictures(page(run_folder / "out", number), "after: ") == before
 
 
 class Elements(HTMLParser):
@@ -177,7 +180,7 @@ def test_report_shows_no_file_outside_the_output(run_folder, tmp_path):
 
 
 @pytest.mark.parametrize("column", ["content_sha256", "latent"])
-def test_report_of_damaged_rows_has_no_pictures(run_folder, tmp_path, column):
+def test_report_of_damaged_rows_has_no_results(run_folder, tmp_path, column):
     shutil.copytree(run_folder / "out", tmp_path / "out")
     output, first = Store(str(tmp_path / "out")), runs(run_folder / "out")[0].name
     (tmp_path / "out/runs" / first / "report.html").unlink()
@@ -189,7 +192,7 @@ def test_report_of_damaged_rows_has_no_pictures(run_folder, tmp_path, column):
             data[start : start + size] = bytes(size)
         part.write_bytes(data)
     text = output.read(rewrite_report(output, first)).decode()
-    assert pictures(text) == 0
+    assert pictures(text, "after: ") == 0
     assert "compress" in text
 
 
@@ -226,7 +229,7 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
         ("upscale", write_files, {}),
     ],
 )
-def test_report_shows_pictures_of_every_task(task, place, params, tmp_path, crops, ray_session):
+def test_report_shows_pictures_of_every_task(task, place, params, tmp_path, crops):
     (tmp_path / "in").mkdir()
     place(tmp_path / "in", {f"{number}.png": encode_rgb(crop, "PNG") for number, crop in enumerate(crops[:2])})
     if task == "stylize":
@@ -239,7 +242,7 @@ def test_report_shows_pictures_of_every_task(task, place, params, tmp_path, crop
     assert (tmp_path / "out" / record["report"]).read_text() == content
 
 
-def test_rewrite_report_finds_a_relative_input(tmp_path, crops, ray_session, monkeypatch):
+def test_rewrite_report_finds_a_relative_input(tmp_path, crops, monkeypatch):
     """The report can be rewritten from another working directory."""
     Store(f"{tmp_path}/in").write("one.png", encode_rgb(crops[0], "PNG"))
     monkeypatch.chdir(tmp_path)
@@ -251,7 +254,7 @@ def test_rewrite_report_finds_a_relative_input(tmp_path, crops, ray_session, mon
     assert (tmp_path / "out" / record["report"]).read_text() == content
 
 
-def test_report_on_s3_holds_no_secret(rclone_bucket, crops, ray_session):
+def test_report_on_s3_holds_no_secret(rclone_bucket, crops):
     source, output = Store(f"{rclone_bucket}/in"), Store(f"{rclone_bucket}/out")
     source.write("one.png", encode_rgb(crops[0], "PNG"))
     record = run(RunConfig(task="denoise", input=source.url, output=output.url))
@@ -311,6 +314,15 @@ def test_project_latents_keeps_every_point(features):
     assert 0 <= projection.explained <= 1.0001
 
 
+@pytest.mark.parametrize("shape", [(40, 6), (6, 40), (3, 3)])
+def test_principal_components_match_singular_vectors(shape):
+    features = np.random.default_rng(1).normal(size=shape)
+    axes, share = principal_components(features, 2)
+    left, scale, _ = np.linalg.svd(features - features.mean(0), full_matrices=False)
+    np.testing.assert_allclose(np.abs(axes), np.abs(left * scale)[:, :2], atol=1e-6)
+    np.testing.assert_allclose(share[:2], (scale**2 / (scale**2).sum())[:2], atol=1e-9)
+
+
 def chromium(page: Path, profile: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     common = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     command = [str(CHROMIUM), *common, f"--user-data-dir={profile}", "--enable-logging=stderr", *flags, page.as_uri()]
@@ -343,6 +355,7 @@ def pages(run_folder: Path) -> dict[str, Path]:
     return {"run": run_page, "night": Path(str(write_night_page(Store(str(run_folder / "nights")), summary)))}
 
 
+@pytest.mark.external
 @browser
 @pytest.mark.parametrize("name", ["run", "night"])
 def test_page_fits_phone_and_desktop(name, pages, tmp_path):
@@ -361,6 +374,7 @@ def test_page_fits_phone_and_desktop(name, pages, tmp_path):
     assert len(grounds) == 2
 
 
+@pytest.mark.external
 @browser
 @pytest.mark.parametrize("name", ["run", "night"])
 def test_page_logs_no_browser_error(name, pages, tmp_path):

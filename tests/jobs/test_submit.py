@@ -63,6 +63,7 @@ def submit(cluster: RayCluster, *arguments: str, **variables: str) -> "subproces
     return run_command(command(*arguments), environment)
 
 
+@pytest.mark.ray
 def test_submit_returns_the_exit_code_of_the_run(head: RayCluster, photos: Path, tmp_path: Path) -> None:
     places = ["--dashboard", head.dashboard, "--input", str(photos), "--output", str(tmp_path / "out")]
     result = submit(head, *places, "--set", "max_reject_fraction=0.01", "--set", "pool.workers=1", IMAGEMILL_LOG="json")
@@ -93,6 +94,7 @@ def test_submit_returns_the_exit_code_of_the_run(head: RayCluster, photos: Path,
 
 
 @pytest.mark.chaos
+@pytest.mark.ray
 def test_run_connects_to_a_cluster_by_its_address(head: RayCluster, photos: Path, tmp_path: Path) -> None:
     run = [sys.executable, "-m", "imagemill", "denoise", str(photos), str(tmp_path / "out"), "--address", head.address]
     result = run_command(run, head.variables())
@@ -100,6 +102,7 @@ def test_run_connects_to_a_cluster_by_its_address(head: RayCluster, photos: Path
     assert verify(Store(str(tmp_path / "out"))).problems == []
 
 
+@pytest.mark.ray
 def test_submit_reports_a_refused_token_in_one_line(head: RayCluster, photos: Path, tmp_path: Path) -> None:
     places = ["--dashboard", head.dashboard, "--input", str(photos), "--output", str(tmp_path / "out")]
     wrong_token_result = submit(head, *places, RAY_AUTH_TOKEN="0" * 64)
@@ -114,6 +117,7 @@ def test_submit_reports_a_refused_token_in_one_line(head: RayCluster, photos: Pa
 
 
 @pytest.mark.chaos
+@pytest.mark.ray
 def test_submit_warns_of_a_cluster_without_token(photos: Path, tmp_path: Path) -> None:
     cluster = RayCluster()
     try:
@@ -128,6 +132,7 @@ def test_submit_warns_of_a_cluster_without_token(photos: Path, tmp_path: Path) -
 
 
 @pytest.mark.chaos
+@pytest.mark.ray
 def test_submitted_job_has_metrics_and_outlives_ctrl_c(head: RayCluster, tmp_path: Path, crops: list[np.ndarray]) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()
@@ -170,17 +175,20 @@ def refusal(*arguments: str, **variables: str) -> str:
     return result.stderr
 
 
-def test_submit_checks_its_arguments_first() -> None:
+def test_submit_checks_its_arguments_first(imagemill) -> None:
     places = ["--input", "s3://bucket/in", "--output", "s3://bucket/out"]
     unused_url = f"http://127.0.0.1:{free_port()}"
     assert f"dashboard {unused_url}: cannot be reached: no answer" in refusal("--dashboard", unused_url, *places)
-    assert "--insecure" in refusal("--dashboard", "http://ray.example.com:8265", *places)
-    # The option's old name still works; a Ray cluster's address differs from its dashboard's address.
-    assert "http(s)://HOST:8265" in refusal("--address", "ray.example.com:6379", *places)
-    assert "every node mounts" in refusal("--dashboard", unused_url, "--input", "s3://bucket/in")
-    assert "full path of a shared disk" in refusal(
-        "--dashboard", unused_url, "--input", "photos", "--output", "s3://bucket/out"
-    )
+    for arguments, message in (
+        (["--dashboard", "http://ray.example.com:8265", *places], "--insecure"),
+        # The option's old name still works; a Ray cluster's address differs from its dashboard's address.
+        (["--address", "ray.example.com:6379", *places], "http(s)://HOST:8265"),
+        (["--dashboard", unused_url, "--input", "s3://bucket/in"], "every node mounts"),
+        (["--dashboard", unused_url, "--input", "photos", "--output", "s3://bucket/out"], "full path of a shared disk"),
+    ):
+        code, _, err = imagemill("submit", "--set", "task=denoise", *arguments)
+        assert (code, err.count("\n")) == (2, 1), err
+        assert message in err
 
 
 def test_submit_says_what_to_install_for_a_dashboard(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,6 @@ def test_centre_crops_name_vanished_images(clean, tmp_path):
         read_centre_crops(inputs, images, 8)
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_train_refuses_missing_sources(tmp_path):
     with pytest.raises(StorageError, match=r"gone\.tar: does not exist\. Check the path"):
         open_inputs(TrainConfig(**CONFIG, input=[f"{tmp_path}/gone.tar"], output=str(tmp_path / "out")))

@@ -134,6 +134,17 @@ def test_gatys_with_lower_alpha_has_more_style(net, cat, coffee):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+def test_gatys_reports_progress_at_each_evaluation(net, cat, coffee, optimizer):
+    """Without the reports, a large image that takes long would be taken for stuck."""
+    prepared_net, params = stylist(net, coffee, method="gatys", steps=6, optimizer=optimizer)
+    reports: list[None] = []
+    samples = [Sample(cat[:32, :32], report_progress=lambda: reports.append(None)) for _ in range(2)]
+    outputs = TASK.predict(prepared_net, samples, params, Precision())
+    evaluations = [len(output.columns["losses"]) - 1 for output in outputs]
+    assert len(reports) == (evaluations[0] if optimizer == "adam" else sum(evaluations)) >= 6
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
 def test_gatys_depends_on_the_ratio_of_weights(net, cat, coffee, optimizer):
     options = {"method": "gatys", "steps": 20, "optimizer": optimizer}
     large = restyle(net, cat, coffee, alpha=0.5, beta=1, **options)

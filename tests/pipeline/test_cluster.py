@@ -74,6 +74,7 @@ def run_code(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.ray
 def test_garbage_collection_survives_the_end_of_ray() -> None:
     result = run_code(
         """
@@ -94,6 +95,7 @@ print(len(rings))
     assert (result.returncode, result.stdout) == (0, "0\n"), result.stderr
 
 
+@pytest.mark.ray
 def test_runs_of_a_night_share_ray_until_a_failure() -> None:
     result = run_code(
         """

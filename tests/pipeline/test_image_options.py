@@ -201,7 +201,6 @@ def rows(output: Path, folder: str) -> dict[str, dict]:
     return {row["rel_path"]: row for part in (output / folder).glob("*.parquet") for row in pq.read_table(part).to_pylist()}
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_format_option_converts_mixed_folder(tmp_path, photo):
     source, output = tmp_path / "in", tmp_path / "out"
     source.mkdir()

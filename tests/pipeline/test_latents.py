@@ -31,8 +31,6 @@ from tests.support.folders import fill, rows
 from tests.support.run_processes import make_photos
 from tests.support.worker_jobs import job_here
 
-pytestmark = pytest.mark.usefixtures("ray_session")
-
 
 def test_latents_decode_to_the_reconstruction(tmp_path, crops):
     source, output, dest = tmp_path / "in", tmp_path / "out", tmp_path / "dest"

@@ -68,7 +68,7 @@ def test_call_of_compress_is_decode_of_encode(compress):
     assert np.array_equal(compress(array, step=40), compress.decode(compress.encode(array, step=40)))
 
 
-def test_loaded_checkpoints_equal_a_run(tmp_path: Path, ray_session: None, compress):
+def test_loaded_checkpoints_equal_a_run(tmp_path: Path, compress):
     """Decoded latents equal `imagemill decode`; `denoise` equals a run, in gray and RGBA too.
 
     The padded sizes differ, so that the run makes no batch of several images: a batch may round differently.

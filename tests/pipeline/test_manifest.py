@@ -22,7 +22,6 @@ from imagemill.pipeline.storage import StorageConfig, Store
 from tests.support.shards import images, listed, pictures, rows
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_manifest_names_only_images_of_its_folder(tmp_path, rclone_bucket, crops):
     photos = pictures(crops, 3)
     bucket = Store(rclone_bucket)
@@ -112,7 +111,6 @@ def test_manifest_keys_stay_text(tmp_path, name, lines, extra_line, keys):
         assert list(images(tmp_path / name, key="id")) == expected
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_manifest_row_replaces_its_reject(tmp_path, rclone_bucket, crops):
     remote_store, photo = Store(f"{rclone_bucket}/far"), pictures(crops, 1)[0]
     names = ["./a.png", f"file://{tmp_path}/b.png", remote_store.uri("k.png")]

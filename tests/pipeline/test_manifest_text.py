@@ -116,7 +116,6 @@ def test_manifest_captions_may_have_several_lines(folder):
     assert read_codes(folder / "list.csv") == [huge, ""]
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_manifest_rows_become_rows_or_rejects(tmp_path, crops):
     put(tmp_path / "a.png", pictures(crops, 1)[0])
     text = "path,code\n" + 'a.png,"one\ntwo"\n' * 3 + '"",00501\nb.png,1e5\n'

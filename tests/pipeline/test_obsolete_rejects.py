@@ -32,7 +32,6 @@ def read_waiting_paths(output: Store) -> set[str]:
     return set(read_waiting_rejects(output, ["rel_path"])["rel_path"].to_pylist())
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_reject_of_a_removed_file_is_obsolete(places, capsys):
     source, output = places
     for name in ("bad.png", "worse.png"):
@@ -63,7 +62,6 @@ def test_reject_of_a_removed_file_is_obsolete(places, capsys):
     assert read_waiting_paths(output) == {"bad.png"}
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_reject_stays_when_another_input_is_run(places, tmp_path, crops):
     """With two inputs for one output, a run over one input keeps rejects of the other."""
     source, output = places
@@ -84,7 +82,6 @@ def test_reject_stays_when_another_input_is_run(places, tmp_path, crops):
     assert read_waiting_paths(output) == {"worse.png"}
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_reject_of_a_repaired_shard_is_obsolete(places, crops):
     source, output = places
     shard(source / "s.tar", {"0.png": pictures(crops, 2)[1], "1.png": BROKEN})
@@ -96,7 +93,6 @@ def test_reject_of_a_repaired_shard_is_obsolete(places, crops):
     assert read_waiting_paths(output) == {"s.tar/1.png"}
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_obsolete_rejects_ignore_unreadable_shards(places, crops, monkeypatch):
     source, output = places
     shard(source / "s.tar", {"0.png": pictures(crops, 2)[1], "1.png": BROKEN})

@@ -21,7 +21,6 @@ from imagemill.pipeline.storage import StorageConfig, Store
 from tests.support.shards import add, damage, images, listed, pictures, rows, shard
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_tar_members_with_invalid_utf8_names_are_escaped(tmp_path, crops):
     source, output = tmp_path / "in", tmp_path / "out"
     data = pictures(crops, 3)
@@ -100,7 +99,6 @@ def test_duplicate_names_are_stable_across_listings(tmp_path, crops):
     assert len(identities(["b.png", "a.png", "a.png", "a.png"]) - first_identities) == 1
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_output_names_of_images_and_other_files_differ(tmp_path, crops):
     first, second = pictures(crops, 2)
     shard(tmp_path / "in/a.tar", {"123": first, "x/123.png": second, "x/123": first})

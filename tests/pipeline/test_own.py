@@ -49,6 +49,7 @@ print(json.dumps({"cpus": cpus, "sockets": addresses, "groups": groups, "group":
 """
 
 
+@pytest.mark.ray
 def test_own_ray_listens_on_loopback_and_in_its_own_groups() -> None:
     """Ray survives a lost VPN or Wi-Fi, is closed to other machines, and gets no signals."""
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {OVERRIDE: '{"CPU": 0.5}'}

@@ -69,7 +69,6 @@ def test_parquet_list_column_yields_each_image(tmp_path, crops, kind):
         assert reading.image(row) == expected[row["rel_path"]]
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_parquet_lists_and_views_become_rows(tmp_path, crops):
     photos = pictures(crops, 3)
     (tmp_path / "in").mkdir()

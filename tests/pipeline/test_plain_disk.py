@@ -69,7 +69,6 @@ def test_plain_disk_create_has_one_winner(plain_disk: Path) -> None:
     assert race_to_create(str(plain_disk), "prize") == [(plain_disk / "prize").read_bytes()]
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_plain_disk_run_accounts_for_each_image(plain_disk: Path, tmp_path: Path, crops: list[np.ndarray]) -> None:
     """Names that differ only in case, or that the disk rejects, become files in _renamed/."""
     names = ["A.jpg", "a.jpg", "b.png", "in/É.png", "in/e\u0301.png", "what?/c:d.png"]

@@ -44,7 +44,6 @@ def hole_in(shape: tuple[int, ...], x: int = 30) -> np.ndarray:
     return hole
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_inpaint_reads_masks_next_to_images(tmp_path, crops, untrained):
     photos, output = tmp_path / "photos", tmp_path / "out"
     (photos / "deep").mkdir(parents=True)
@@ -81,7 +80,6 @@ def test_inpaint_reads_masks_next_to_images(tmp_path, crops, untrained):
     assert np.array_equal(np.asarray(Image.open(output / "images" / "a.jpg.png"))[is_known], source[is_known])
 
 
-@pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_inpaint_reads_masks_in_shards(tmp_path, crops, untrained, mode):
     """One mask comes before its image, one after it, and one image has no mask."""
@@ -112,7 +110,6 @@ def test_inpaint_reads_masks_in_shards(tmp_path, crops, untrained, mode):
     assert (second_record["planned"], second_record["ok"]) == (1, 1)
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_inpaint_keeps_known_planes_of_a_gray_file(tmp_path, crops, untrained):
     photos, output = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
@@ -125,7 +122,6 @@ def test_inpaint_keeps_known_planes_of_a_gray_file(tmp_path, crops, untrained):
     assert np.array_equal(restored_pixels[..., 1:], source[..., 1:])
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_inpaint_fills_transparent_holes(tmp_path, crops, untrained):
     photos, output = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
@@ -138,7 +134,6 @@ def test_inpaint_fills_transparent_holes(tmp_path, crops, untrained):
     assert np.array_equal(np.asarray(restored_pixels)[alpha > 0], crops[0][alpha > 0])
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_colorize_keeps_luma(tmp_path, crops):
     photos, output = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()

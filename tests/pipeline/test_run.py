@@ -22,8 +22,6 @@ from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason
 from tests.support.folders import files_below, fill, rows
 
-pytestmark = pytest.mark.usefixtures("ray_session")
-
 
 def test_run_ends_each_file_as_one_row_or_reject(tmp_path, crops):
     expected = fill(tmp_path / "in", crops)

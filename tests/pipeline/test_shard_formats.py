@@ -53,7 +53,7 @@ def write_zip(path: Path, photos: list[bytes]) -> None:
             archive.writestr(f"{number}.png", photo)
 
 
-@pytest.mark.usefixtures("zip_format", "ray_session")
+@pytest.mark.usefixtures("zip_format")
 @pytest.mark.parametrize("name", ["", "a.ZIP"], ids=["folder", "file"])
 def test_new_shard_format_becomes_rows(tmp_path: Path, crops: list[np.ndarray], name: str) -> None:
     """A shard of a new format, or a folder that contains it, is listed, read and committed."""

@@ -21,7 +21,7 @@ from imagemill.pipeline.plan import build_references
 from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import new_run_id
 from imagemill.pipeline.sources.decompression import open_decompressed
-from imagemill.pipeline.sources.image_reader import MAX_FILE_BYTES, SHARD_TRIES, ImageReader, ReadError
+from imagemill.pipeline.sources.image_reader import MAX_FILE_BYTES, RETRY_SECONDS, SHARD_TRIES, ImageReader, ReadError
 from imagemill.pipeline.sources.input import find_images, list_images, open_input
 from imagemill.pipeline.sources.source import ListedImage, SourceConfig
 from imagemill.pipeline.sources.tar import FORMAT
@@ -70,7 +70,6 @@ def test_other_files_are_counted_by_kind(tmp_path, crops):
 @pytest.mark.parametrize(
     "suffix", [".tar", ".tar.gz", *(pytest.param(s, marks=pytest.mark.chaos) for s in (".tar.bz2", ".tar.xz"))]
 )
-@pytest.mark.usefixtures("ray_session")
 def test_cut_shard_lists_images_before_the_cut(tmp_path, crops, suffix):
     photos = pictures(crops, 5)
     whole_shard, source, output = tmp_path / f"whole{suffix}", tmp_path / "in", tmp_path / "out"
@@ -130,7 +129,6 @@ def test_tar_members_are_images_by_signature(tmp_path, head):
     assert set(images(tmp_path)) == {"a.tar/0001"}
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_shard_with_a_wrong_index_is_listed_again(tmp_path, crops):
     shard(tmp_path / "in/a.tar", {f"{n}.png": data for n, data in enumerate(pictures(crops, 3))})
     config = RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(tmp_path / "out"), max_reject_fraction=1)
@@ -233,12 +231,15 @@ def test_mask_belongs_to_the_image_with_its_stem(tmp_path, crops):
     todo, _ = build_references(listed_images.values(), source.store, "", {})
     by_name = {row["rel_path"]: row for row in todo.to_pylist()}
     reading = ImageReader(source, 1)
+    assert {name: reading.retry_seconds(row) for name, row in by_name.items() if not row["problem"]} == {
+        "huge.png": 0,
+        "s.v1.tar/plain": RETRY_SECONDS,
+    }
     assert reading.read(by_name["s.v1.tar/plain"]) == (photo, photo)
     with pytest.raises(ReadError, match="1000 MB for a mask"):
         reading.read(by_name["huge.png"])
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_parquet_shards_in_a_bucket_keep_columns(rclone_bucket, crops, tmp_path):
     photos = pictures(crops, 7)
     table = pa.table({"id": [f"p{n}" for n in range(7)], "image": [*photos[:6], None], "label": list(range(7))})
@@ -296,6 +297,12 @@ def test_changed_packed_shard_is_reopened_a_few_times(tmp_path, crops, monkeypat
         with pytest.raises(ReadError, match="changed since it was listed"):
             reading.image(row)
     assert len(opened_shards) == SHARD_TRIES + 1
+
+
+@pytest.mark.parametrize(("base", "seconds"), [("", RETRY_SECONDS), ("s3://b", RETRY_SECONDS), ("/photos", 0), (None, 0)])
+def test_clients_of_buckets_and_the_web_may_take_longer(tmp_path, base, seconds):
+    reading = ImageReader(open_input(str(tmp_path), StorageConfig(), SourceConfig()), 1)
+    assert reading.retry_seconds({"base": base, "offset": None, "mask_offset": None}) == seconds
 
 
 def test_open_input_refuses_unknown_files(tmp_path):

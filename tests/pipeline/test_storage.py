@@ -345,7 +345,6 @@ def test_odd_etag_leaves_others_compared(moto_bucket: str, monkeypatch: pytest.M
     assert store.read("b.bin") == b"b.bin" * 100
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_run_over_odd_etags_warns_once(
     odd_etags: str, moto_url: str, tmp_path: Path, crops: list[np.ndarray], caplog: pytest.LogCaptureFixture
 ) -> None:

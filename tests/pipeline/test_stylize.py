@@ -73,7 +73,6 @@ def rows(output: Path) -> dict[str, dict]:
     return {row["rel_path"]: row for row in table.to_pylist()}
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_stylize_continues_after_an_interruption(config, tmp_path, crops):
     first = run(config(limit=2))
     assert first["planned"] == 2
@@ -96,7 +95,6 @@ def test_stylize_continues_after_an_interruption(config, tmp_path, crops):
     assert run(config(style=[str(tmp_path / "elsewhere.png")]))["planned"] == 0, "the same style by another name"
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_stylize_stores_losses_in_rows(config, tmp_path):
     record = run(config(method="gatys", optimizer="adam", steps=3, size=64, preserve_color=True, beta=50))
     assert (record["ok"], record["rejected"]) == (3, 1)

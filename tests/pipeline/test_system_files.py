@@ -89,7 +89,6 @@ def test_links_in_excluded_folders_are_not_followed(tmp_path):
     assert count_images(listed(tmp_path / "in")) == ({"album/a.jpg"}, 0)
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_run_counts_excluded_files(tmp_path, crops, capsys):
     photo = pictures(crops, 1)[0]
     for name in ("a.png", "._a.png", "@eaDir/a.png/THUMB.png", "notes.txt"):

@@ -197,7 +197,6 @@ def test_tar_long_names_and_links_are_read(tmp_path, crops, format):
     assert ImageReader(source, 1).image(listed_images["hard.png"]) == photo
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_tar_new_members_are_found_despite_an_old_index(tmp_path, crops):
     """An index of an earlier file version does not hide the second archive."""
     photos, source, output = pictures(crops, 3), tmp_path / "in", tmp_path / "out"

@@ -78,7 +78,6 @@ def test_noise_level_ignores_hidden_pixels(sigma: int, side: int) -> None:
     assert half.columns["sigma"] == pytest.approx(sigma, rel=0.1)
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_upscaled_alpha_edges_have_no_dark_rings(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/disc.png").write_bytes(encode_as(draw_disc(64, 255), "PNG"))

@@ -81,7 +81,6 @@ def test_upscale_checkpoint_beats_bicubic_by_1_db(crops):
     assert downscale(clean, 2).shape[2:] == (48, 64)
 
 
-@pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize(
     ("limit", "widths", "batches"),
     [
@@ -129,7 +128,6 @@ def fill(folder: Path, crops: list[np.ndarray]) -> None:
     Image.new("RGB", (16383, 2), "#336699").save(folder / "wide.webp", lossless=True)
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_upscale_of_a_mixed_folder_verifies(tmp_path, crops):
     fill(tmp_path / "in", crops)
     output = tmp_path / "out"
@@ -163,7 +161,6 @@ def test_upscale_of_a_mixed_folder_verifies(tmp_path, crops):
     assert "Center of the image, not resized" in (output / record["report"]).read_text()
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_upscale_names_the_limit_of_a_format(tmp_path):
     """A reject names a format that can store so long a side; with that format the run succeeds."""
     source, output = tmp_path / "in", tmp_path / "out"

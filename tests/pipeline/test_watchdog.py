@@ -89,6 +89,16 @@ def test_stopped_time_does_not_count(elapsed_s: float, cpu_s: float, is_late: bo
         assert bool(dog.advance(elapsed_s, cpu_s)) == is_late
 
 
+def test_restarted_step_has_its_time_again() -> None:
+    """A step that reports progress is not stuck, however long it takes."""
+    dog = Watchdog(10, no_record)
+    with dog.step("model", "a", "b") as restart:
+        for _ in range(5):
+            assert not [late for _ in range(9) for late in dog.advance(2, 0)]
+            restart()
+        assert [len(dog.advance(2, 0)) for _ in range(11)] == [0] * 10 + [1]
+
+
 @pytest.mark.parametrize("work", ["threading.Event().wait", "lambda: [None for _ in iter(int, 1)]", "blocked.read"])
 def test_stuck_step_ends_the_process(work: str) -> None:
     """Only the stuck step is recorded, whether it is a wait, an endless loop in Python, or a read that blocks."""

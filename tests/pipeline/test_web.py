@@ -223,7 +223,6 @@ def test_web_invalid_url_hides_its_secrets(address):
     assert "hidden" not in str(error_info.value)
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_web_duplicate_url_hides_its_signature(tmp_path, caplog, capsys):
     address = "https://h/a?sig=sesame"
     (tmp_path / "list.csv").write_text(f"url\n{address}\n{address}\n")

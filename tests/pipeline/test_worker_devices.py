@@ -66,7 +66,6 @@ def test_worker_whose_gpu_is_missing_uses_its_cpus(build_worker: BuildWorker, mo
     assert worker.tally._counts["without_cuda"] == 1
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_batch_that_fails_leaves_no_memory_behind(build_worker: BuildWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     """The batch that did not fit is freed before its halves are tried."""
     worker, plan = build_worker()
@@ -87,7 +86,6 @@ def test_batch_that_fails_leaves_no_memory_behind(build_worker: BuildWorker, mon
     assert sizes == [8, 4, 2, 2, 4, 2, 2]
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_worker_that_lost_its_gpu_ends(build_worker: BuildWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA repeats the error for every later call, so each later image would be rejected."""
 

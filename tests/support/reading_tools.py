@@ -19,8 +19,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import duckdb
 import numpy as np
-import pandas as pd
-import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -45,11 +43,15 @@ def by_pyarrow(parts: Path, free: Path, column: str) -> tuple[list[str], Vectors
 
 
 def by_pandas(parts: Path, free: Path, column: str) -> tuple[list[str], Vectors]:
+    import pandas as pd
+
     frame = pd.read_parquet(parts, columns=["image_id", column])
     return frame["image_id"].tolist(), frame[column].tolist()
 
 
 def by_polars(parts: Path, free: Path, column: str) -> tuple[list[str], Vectors]:
+    import polars as pl
+
     frame = pl.read_parquet(f"{parts}/**/*.parquet", columns=["image_id", column])
     return frame["image_id"].to_list(), [values.to_numpy() for values in frame[column]]
 
