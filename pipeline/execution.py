@@ -20,7 +20,7 @@ def execute(engine: Engine, work: Work) -> None:
         Failure: for the reasons that `Engine` lists.
     """
     began, record = time.monotonic(), work.record
-    with engine.connected(str(record.run_id)) as channel:
+    with engine.connected(str(record.run_id), len(work.plan.todo)) as channel:
         record.seconds["start"] = round(time.monotonic() - began, 3)
         progress = RunProgress(work.resolved.task.name, str(record.run_id), len(work.plan.todo), channel)
         try:

@@ -123,6 +123,7 @@ def run(config: RunConfig, record: RunRecord | None = None, run_id: str | None =
                 record.fence = lease.fencing_token
                 record_plan(record, plan)
                 if len(plan.todo):
+                    log.info("engine: %s (%s)", engine.name, reason_for_engine)
                     import_pages()
                     execute(engine, Work(resolved, plan, lease, record))
                 with record.timed("account"):

@@ -52,7 +52,7 @@ PANELS: dict[str, dict[str, Callable[..., None]]] = {
     "Operate": {
         "nightly": runs.nightly,
         # A job runs on the cluster that it is submitted to.
-        "submit": with_options(runs.submit, run_options("address")),
+        "submit": with_options(runs.submit, run_options("address", "engine")),
     },
 }
 for panel, commands in PANELS.items():

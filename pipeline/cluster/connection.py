@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from imagemill.pipeline.cluster.contact import clean_up, contact
+from imagemill.pipeline.cluster.lean_start import lean_start
 from imagemill.pipeline.cluster.own import delete_old_sessions, isolated_start, private_ray_options
 from imagemill.pipeline.errors import ConfigError, RunFailed
 from imagemill.pipeline.logs import VARIABLE
@@ -94,7 +95,7 @@ def address_of(address: str | None) -> str | None:
 
 
 @contextmanager
-def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None]:
+def connected(address: str | None, num_cpus: int | None = None, workers: int | None = None) -> Iterator[None]:
     """Connect to Ray for a `with` block. A Ray that this process is already connected to is used and stays connected.
 
     A private Ray has no dashboard, and its ports listen on the loopback address only. A thread
@@ -103,6 +104,7 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
     Args:
         address: address of a cluster; None uses RAY_ADDRESS, or starts a private Ray.
         num_cpus: CPUs of a private Ray; default: all.
+        workers: worker processes that a private Ray starts in advance for the engine; None for other programs (lean_start).
 
     Raises:
         ConfigError: when the cluster cannot be reached, or the environment is unusable.
@@ -120,7 +122,7 @@ def connected(address: str | None, num_cpus: int | None = None) -> Iterator[None
     ends_here = shared_ray.is_started or not ray.is_initialized()
     try:
         if not ray.is_initialized():
-            start(address, num_cpus)
+            start(address, num_cpus, workers)
         yield
     except BaseException:
         if ends_here:
@@ -172,8 +174,8 @@ def end_in_thread() -> None:
     endings[-1].start()
 
 
-def start(address: str | None, num_cpus: int | None) -> None:
-    """Start a private Ray, or connect to a cluster.
+def start(address: str | None, num_cpus: int | None, workers: int | None) -> None:
+    """Start a private Ray, or connect to a cluster. `connected` describes the arguments.
 
     Raises:
         ConfigError: when the cluster cannot be reached, or the environment is unusable.
@@ -189,9 +191,9 @@ def start(address: str | None, num_cpus: int | None) -> None:
         with delay_signals():
             start_ray(address, quiet | {"address": address, "runtime_env": runtime_env()})
         return
-    options = quiet | private_ray_options(num_cpus)
+    options = quiet | private_ray_options(num_cpus, workers)
     log.info("starting Ray on this machine")
-    with delay_signals(), isolated_start():
+    with delay_signals(), isolated_start(), lean_start(workers):
         context = start_ray(None, options)
     delete_old_sessions(Path(context.address_info["session_dir"]))
 

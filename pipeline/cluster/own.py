@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from imagemill.pipeline.cluster.lean_start import system_config
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.machine import OVERRIDE
 
@@ -29,11 +30,12 @@ SESSION_BYTES = 20_000_000
 """Free space that a session needs. Without it Ray fails minutes later with a misleading message."""
 
 
-def private_ray_options(num_cpus: int | None) -> dict[str, Any]:
+def private_ray_options(num_cpus: int | None, workers: int | None) -> dict[str, Any]:
     """Return the arguments of `ray.init` for a private Ray on this machine.
 
     Args:
         num_cpus: CPUs that Ray may use; default: all.
+        workers: worker processes that Ray starts in advance for the engine, or None (lean_start).
 
     Raises:
         ConfigError: when a variable of the environment or the session folder is unusable.
@@ -44,6 +46,7 @@ def private_ray_options(num_cpus: int | None) -> dict[str, Any]:
         "num_cpus": num_cpus or whole_cpus(),
         "_node_ip_address": "127.0.0.1",
         "_temp_dir": f"{session_folder()}/ray",
+        "_system_config": system_config(workers),
     }
 
 

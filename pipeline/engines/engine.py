@@ -108,8 +108,12 @@ class Engine(Protocol):
     def start(self) -> None:
         """Begin to start in the background what takes time, while the run lists its input. Raises no exception."""
 
-    def connected(self, run_id: str) -> AbstractContextManager[Channel]:
+    def connected(self, run_id: str, images: int) -> AbstractContextManager[Channel]:
         """Connect to the engine for a `with` block, which receives the channel of the workers of a run.
+
+        Args:
+            run_id: id of the run.
+            images: number of images of the plan.
 
         Raises:
             ConfigError: when the engine cannot be reached.

@@ -188,7 +188,7 @@ class LocalEngine:
             start_server()
 
     @contextmanager
-    def connected(self, run_id: str) -> Iterator[LocalChannel]:
+    def connected(self, run_id: str, images: int) -> Iterator[LocalChannel]:
         """Return the channel of a run. There is nothing to connect to."""
         yield self.channel
 

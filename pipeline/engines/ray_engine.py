@@ -1,9 +1,11 @@
 """The Ray engine: runs the blocks of a plan on a pool of Ray Data actors, one per worker."""
 
+import atexit
 import logging
+import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -13,12 +15,14 @@ import pyarrow.compute as pc
 from imagemill.models.errors import CheckpointError
 from imagemill.pipeline.cluster.connection import address_of, connected
 from imagemill.pipeline.cluster.contact import clean_up, while_answering
+from imagemill.pipeline.cluster.lean_start import is_own_ray
 from imagemill.pipeline.cluster.nodes import PATIENCE_SECONDS, missing_paths, node_resources, nodes_with_room
 from imagemill.pipeline.cluster.ray_channel import RayChannel
-from imagemill.pipeline.config import RunConfig
+from imagemill.pipeline.config import PoolConfig, RunConfig
 from imagemill.pipeline.engines.engine import RUN_AGAIN, Work
 from imagemill.pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
 from imagemill.pipeline.logs import configure_worker
+from imagemill.pipeline.machine import available_cpus, has_gpu
 from imagemill.pipeline.pool import Pool, pool_for
 from imagemill.pipeline.resolve import ResolvedRun
 from imagemill.pipeline.run_progress import RunProgress
@@ -42,6 +46,8 @@ class RayWorker(Worker):
 
         configure_worker(job.lineage["run_id"])
         super().__init__(job, RayChannel(), WorkerMetrics(job.task, job.lineage["run_id"]))
+        # Tearing down Python and torch takes a CPU-second, and Ray has finished with the process before that.
+        atexit.register(os._exit, 0)
 
     def __call__(self, block: pa.Table) -> dict[str, list[Any]]:
         """Process and commit a block, and return only its number of images, to keep the rows off the network."""
@@ -64,10 +70,10 @@ class RayEngine:
         """Do nothing: Ray starts when a run connects."""
 
     @contextmanager
-    def connected(self, run_id: str) -> Iterator[RayChannel]:
+    def connected(self, run_id: str, images: int) -> Iterator[RayChannel]:
         """Connect to Ray for a `with` block. `Engine` describes the rest."""
         channel = RayChannel()
-        with connected(self.config.address):
+        with connected(self.config.address, workers=min(images, workers_in_advance(self.config.pool))):
             try:
                 yield channel
             finally:
@@ -122,10 +128,18 @@ class RayEngine:
                     return
 
 
+def workers_in_advance(pool: PoolConfig) -> int:
+    """Return how many worker processes may import torch while a private Ray starts. Others start when they are needed."""
+    # The number of GPUs is known only when Ray has started.
+    default = 1 if has_gpu() and pool.gpu is not False else max(1, int(available_cpus()))
+    return pool.workers or default
+
+
 def run_blocks(job: WorkerJob, blocks: list[pa.Table], pool: Pool) -> None:
     """Send blocks of references to workers. The process must be connected to Ray."""
     import ray.data
 
+    from imagemill.pipeline.cluster.helper_actors import helper_actors_in_driver
     from imagemill.pipeline.suspects import MOST_DEATHS
 
     silence_ray_data()
@@ -145,14 +159,16 @@ def run_blocks(job: WorkerJob, blocks: list[pa.Table], pool: Pool) -> None:
                 size=pool.workers,
                 enable_true_multi_threading=True,
                 max_concurrent_calls_per_actor=BLOCKS_AT_ONCE,
-                max_tasks_in_flight_per_actor=BLOCKS_AT_ONCE,
+                # The first worker that is ready must not get the blocks of the others.
+                max_tasks_in_flight_per_actor=min(BLOCKS_AT_ONCE, -(-len(blocks) // pool.workers)),
             ),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus or None,
             max_restarts=-1,
             max_task_retries=MOST_DEATHS,
         )
-    while_answering(dataset.materialize)
+    with helper_actors_in_driver() if is_own_ray() else nullcontext():
+        while_answering(dataset.materialize)
 
 
 def silence_ray_data() -> None:

@@ -76,7 +76,7 @@ def report(bench: Bench, about: dict[str, str], fixed: dict[str, Spread | None],
         ]
     if fixed:
         said = ", ".join(f"{name} {value.text()}" for name, value in fixed.items() if value)
-        lines += ["", "## Imagemill's fixed costs", "", f"Whole processes, s: {said}."]
+        lines += ["", "## Fixed costs", "", f"Whole processes, s: {said}."]
     return "\n".join(lines) + "\n"
 
 

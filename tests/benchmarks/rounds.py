@@ -29,8 +29,9 @@ SAMPLE = 12
 """Number of images of each run that are compared with float32."""
 OWN_DECODER = 5.0
 """Factor of the tolerance for a peer that uses its own decoder. The table shows the actual difference."""
-NO_IMAGES = 2
-"""The smallest run with work. Its duration is the fixed cost."""
+FEW_IMAGES = 10
+"""The images of a small run, which shows the fixed cost."""
+FEW_PEERS = ("imagemill", "imagemill-ray", "handwritten")
 NOTHING_TO_DO = 10_000
 TIMEOUT_SECONDS = 900.0
 BEGAN = time.monotonic()
@@ -45,13 +46,16 @@ class Peer:
     workloads: tuple[str, ...]
     slow: bool = False
     """Gets fewer images, because it would take most of the time."""
+    engine: str | None = None
+    """Engine of Imagemill."""
     own_decoder: bool = False
     """Decodes JPEGs without libjpeg, so pixels differ before the model sees them."""
 
 
 ALL, UNIFORM = ("latents", "images", "sizes", "shards"), ("latents", "images")
 TABLE = {
-    "imagemill": Peer("Imagemill", (), False, ALL),
+    "imagemill": Peer("Imagemill", (), False, ALL, engine="local"),
+    "imagemill-ray": Peer("Imagemill on Ray", (), False, ALL, engine="ray"),
     "handwritten": Peer("hand-written loop", ("handwritten.py",), True, ALL),
     "dataloader-tuned": Peer("DataLoader, tuned", ("dataloader_tuned.py",), True, ALL),
     "daft-tuned": Peer("Daft, tuned", ("daft_tuned.py",), True, UNIFORM),
@@ -116,7 +120,7 @@ class Bench:
 
     def most(self, workload: str) -> int:
         most = max(count for peer in self.takers(workload) for count in self.counts(workload, peer, 0))
-        return max(most, NO_IMAGES, NOTHING_TO_DO if self.goes_on(workload) else 0)
+        return max(most, FEW_IMAGES, NOTHING_TO_DO if self.goes_on(workload) else 0)
 
     def goes_on(self, workload: str) -> bool:
         """Return whether this benchmark measures a second run over finished images."""
@@ -172,6 +176,8 @@ class Bench:
             "-m",
             "imagemill",
             *task,
+            "--engine",
+            str(self.peers[peer].engine),
             *(word for setting in self.settings for word in ("--set", setting)),
         ]
 
@@ -245,21 +251,26 @@ class Bench:
         return peer == "imagemill" and self.goes_on(workload)
 
     def fixed(self, rounds: int) -> dict[str, Spread | None]:
-        """Measure Imagemill's fixed costs: seconds of a run of two images, of a run with nothing to do, and of imports."""
+        """Measure fixed costs: seconds of whole processes with few images and with nothing to do, and of their parts."""
         source, output = self.source("latents", NOTHING_TO_DO), self.work / "done"
-        few = [self.run("latents", "imagemill", NO_IMAGES, number) for number in range(rounds)]
-        # These runs are reported separately from the workload.
-        self.runs = [run for run in self.runs if run.images != NO_IMAGES]
-        command, environment = self.command("latents", "imagemill", source, output), self.environment_of(False)
-        watched(command, environment, self.work / "log", ROOT, TIMEOUT_SECONDS)
-        imports = [sys.executable, "-c", "import imagemill.jobs.batch"]
-        again = [watched(command, environment, self.work / "log", ROOT, TIMEOUT_SECONDS) for _ in range(rounds)]
-        alone = [watched(imports, environment, self.work / "log", ROOT, TIMEOUT_SECONDS) for _ in range(rounds)]
-        return {
-            f"{NO_IMAGES} images": spread(run.wall_s for run in few),
-            f"nothing to do among {NOTHING_TO_DO:,}": spread(usage.wall_s for usage in again if usage.code == 0),
-            "imports alone": spread(usage.wall_s for usage in alone),
+        python = [sys.executable, "-c"]
+        commands = {
+            f"nothing to do among {NOTHING_TO_DO:,}": self.command("latents", "imagemill", source, output),
+            "imagemill --version": [sys.executable, "-m", "imagemill", "--version"],
+            f"listing {NOTHING_TO_DO:,} files": [*python, f"import os; [e.stat() for e in os.scandir({source!r})]"],
         }
+        walls: dict[str, list[float]] = {}
+        for number in range(rounds):
+            for peer in (name for name in FEW_PEERS if name in self.peers):
+                run = self.run("latents", peer, FEW_IMAGES, number)
+                walls.setdefault(f"{FEW_IMAGES} images, {self.peers[peer].title}", []).append(run.wall_s)
+            for name, command in commands.items():
+                usage = watched(command, self.environment_of(False), self.work / "log", ROOT, TIMEOUT_SECONDS)
+                if usage.code == 0:
+                    walls.setdefault(name, []).append(usage.wall_s)
+        # These runs are reported separately from the workload.
+        self.runs = [run for run in self.runs if run.images != FEW_IMAGES]
+        return {name: spread(seconds) for name, seconds in walls.items()}
 
     def summaries(self) -> dict[str, list[Summary]]:
         """Return the summaries of each workload, in the order of the table."""
