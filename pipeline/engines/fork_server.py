@@ -84,7 +84,8 @@ class ForkServer:
             )
         self._socket = ours
         self._lock = threading.Lock()
-        self._messages = b""
+        self.messages = b""
+        """The end of what the server and its processes wrote to stdout and stderr."""
         self._collector = threading.Thread(target=self._collect_messages, daemon=True, name="fork server")
         self._collector.start()
 
@@ -123,11 +124,11 @@ class ForkServer:
             self._socket.close()
         self._process.kill()
 
-    def read_messages(self) -> bytes:
-        """Return the end of what the server and its processes wrote to stdout and stderr."""
-        if self._socket.fileno() < 0:
-            self._collector.join(DRAIN_SECONDS)
-        return self._messages
+    def last_message(self) -> str:
+        """Return the last line that a server wrote before it ended; "" if it wrote none."""
+        self._collector.join(DRAIN_SECONDS)
+        lines = self.messages.decode(errors="replace").splitlines()
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
     def _collect_messages(self) -> None:
         """Keep the end of the messages until the server and its processes have ended, and then reap the server.
@@ -136,7 +137,7 @@ class ForkServer:
         """
         with self._reader:
             while data := self._reader.read(65536):
-                self._messages = (self._messages + data)[-MESSAGE_BYTES:]
+                self.messages = (self.messages + data)[-MESSAGE_BYTES:]
         self._process.wait()
 
 
@@ -181,17 +182,17 @@ def fork(function: Callable[..., None], *arguments: Any) -> ForkedProcess:
     Raises:
         RunFailed: when no process can be started.
     """
-    message = ""
     try:
-        for _ in range(2):
+        server = start_server()
+        try:
+            return server.fork(function, *arguments)
+        except ConnectionError:
+            # An idle server has ended.
+            end_server(server)
             server = start_server()
-            try:
-                return server.fork(function, *arguments)
-            except ConnectionError as e:
-                # An idle server has ended.
-                end_server(server)
-                lines = server.read_messages().decode(errors="replace").split("\n")
-                message = next((line.strip() for line in reversed(lines) if line.strip()), str(e))
+            return server.fork(function, *arguments)
+    except ConnectionError as e:
+        message = server.last_message() or str(e)
     except OSError as e:
         message = e.strerror or str(e)
     raise RunFailed(f"worker processes cannot be started: {message}")
@@ -200,7 +201,7 @@ def fork(function: Callable[..., None], *arguments: Any) -> ForkedProcess:
 def read_worker_messages() -> bytes:
     """Return the end of what the worker processes of this process wrote to stdout and stderr."""
     with lock:
-        return servers[0].read_messages() if servers else b""
+        return servers[0].messages if servers else b""
 
 
 def call_in_worker(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""An S3 server behind a proxy that injects faults."""
+"""The engine of a run, and an S3 server behind a proxy that injects faults."""
 
 import json
 import sys
@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 import s3fs
 
+from tests.support.engines import RAY_IN_CHAOS
 from tests.support.servers import S3, Server, environment_of, free_port, rclone
+
+
+@pytest.fixture(params=RAY_IN_CHAOS)
+def engine(request: pytest.FixtureRequest) -> str:
+    """Run a test on the local engine and, in `make chaos`, on the Ray that all tests share."""
+    if request.param == "ray":
+        request.getfixturevalue("ray_session")
+    return str(request.param)
 
 
 @pytest.fixture

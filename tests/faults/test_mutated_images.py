@@ -15,7 +15,6 @@ from tests.support.mutations import bombs, mutations
 ACTOR_MB = 1000
 
 
-@pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.chaos)])
 def test_mutated_images_become_rows_or_rejects(tmp_path: Path, crops, figure, count: int) -> None:
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
@@ -29,6 +28,7 @@ def test_mutated_images_become_rows_or_rejects(tmp_path: Path, crops, figure, co
         max_pixels=1_000_000,
         max_reject_fraction=1,
         pool={"workers": 1},
+        engine="local",
     )
     record = run(config)
     assert record["planned"] == record["ok"] + record["rejected"] == len(files)

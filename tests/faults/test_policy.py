@@ -48,7 +48,7 @@ def job(s3: S3, tmp_path: Path) -> dict[str, Any]:
     """Return a dated job over two buckets on a server that records requests."""
     for bucket in ("photos-in", "photos-out"):
         (tmp_path / "s3/data" / bucket).mkdir()
-    job = {"task": "denoise", "storage": {"endpoint_url": s3.endpoint}, "name": "clean"}
+    job = {"task": "denoise", "engine": "local", "storage": {"endpoint_url": s3.endpoint}, "name": "clean"}
     return job | {"input": "s3://photos-in/scans/{date}", "output": "s3://photos-out/clean/{date}"}
 
 
@@ -80,7 +80,6 @@ def test_policy_is_minimal_for_a_night_without_images(s3: S3, job: dict[str, Any
 
 
 @pytest.mark.chaos
-@pytest.mark.usefixtures("ray_session")
 def test_policy_suffices_for_a_night(s3: S3, job: dict[str, Any], crops: list[np.ndarray]) -> None:
     make_photos(Store("s3://photos-in/scans/2026-03-01", s3.storage), 4, crops)
     needed = nights(s3, job, 2)

@@ -15,7 +15,6 @@ from imagemill.pipeline.storage import Store
 from tests.support.run_processes import made_without_faults, make_photos, outputs
 from tests.support.servers import S3
 
-pytestmark = pytest.mark.usefixtures("ray_session")
 IMAGES = [40, pytest.param(500, marks=pytest.mark.chaos)]
 FAULTS = {
     "busy": "503",
@@ -31,12 +30,13 @@ DAMAGE = {"corrupt_get": 0.05, "corrupt_put": 0.05}
 @pytest.mark.parametrize("photos", IMAGES)
 @pytest.mark.parametrize("faults", [LINE, DAMAGE], ids=["broken", "damaged"])
 def test_run_over_a_bad_connection_is_complete(
-    s3: S3, tmp_path: Path, crops: list[np.ndarray], figure, faults: dict[str, float], photos: int
+    engine: str, s3: S3, tmp_path: Path, crops: list[np.ndarray], figure, faults: dict[str, float], photos: int
 ) -> None:
     source, output = s3.store("in"), s3.store("out")
     make_photos(source, photos, crops)
     s3.faults(seed=photos, **faults)
-    config = RunConfig(task="denoise", input=source.url, output=output.url, storage=s3.storage, rows_per_part=20)
+    places = {"input": source.url, "output": output.url, "storage": s3.storage}
+    config = RunConfig(task="denoise", **places, rows_per_part=20, engine=engine)
     record = run(config)
     proxy_state = s3.seen()
     assert (record["ok"], record["rejected"]) == (photos, 0)
@@ -53,7 +53,8 @@ def test_run_over_a_bad_connection_is_complete(
     assert outputs(output) == made_without_faults(photos, tmp_path, crops)
     counts = ", ".join(f"{proxy_state['counts'][name]:,} {name}" for name in ("requests", *faults))
     figure(
-        f"{photos:,} images over S3 with " + ", ".join(f"{share:.0%} {FAULTS[name]}" for name, share in faults.items()),
+        f"{engine}: {photos:,} images over S3 with "
+        + ", ".join(f"{share:.0%} {FAULTS[name]}" for name, share in faults.items()),
         f"0 lost, 0 wrong outputs; the front counted {counts}",
     )
 
@@ -63,11 +64,12 @@ def test_run_over_a_bad_connection_is_complete(
     assert not [path for path in s3.seen()["written"] if not path.startswith("/bucket/out/runs/")]
 
 
-def test_run_after_refused_writes_completes_the_output(s3: S3, crops: list[np.ndarray], figure) -> None:
+def test_run_after_refused_writes_completes_the_output(engine: str, s3: S3, crops: list[np.ndarray], figure) -> None:
     source, output = s3.store("in"), s3.store("out")
     make_photos(source, 40, crops)
     s3.faults(forbid="/out/images/3/")
-    config = RunConfig(task="denoise", input=source.url, output=output.url, storage=s3.storage, rows_per_part=5)
+    places = {"input": source.url, "output": output.url, "storage": s3.storage}
+    config = RunConfig(task="denoise", **places, rows_per_part=5, engine=engine)
     with pytest.raises(StorageError, match=r"/out.*Run the same command again") as error_info:
         run(config)
     assert error_info.value.exit_code == 5
@@ -76,7 +78,7 @@ def test_run_after_refused_writes_completes_the_output(s3: S3, crops: list[np.nd
     run(config)
     verification = verify(output)
     assert (verification.problems, verification.rows, verification.files) == ([], 40, 40)
-    figure("permission lost in the middle", "exit 5, the rerun completes 40 of 40")
+    figure(f"{engine}: permission lost in the middle", "exit 5, the rerun completes 40 of 40")
 
 
 @pytest.fixture
@@ -97,10 +99,12 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 
 @pytest.mark.chaos
-def test_run_after_a_full_disk_completes_the_output(small_disk, tmp_path: Path, crops: list[np.ndarray], figure) -> None:
+def test_run_after_a_full_disk_completes_the_output(
+    engine: str, small_disk, tmp_path: Path, crops: list[np.ndarray], figure
+) -> None:
     source, output = Store(str(tmp_path / "in")), Store(str(small_disk("2m") / "out"))
     make_photos(source, 100, crops)
-    config = RunConfig(task="denoise", input=source.url, output=output.url, rows_per_part=10)
+    config = RunConfig(task="denoise", input=source.url, output=output.url, rows_per_part=10, engine=engine)
     with pytest.raises(
         StorageError, match=r"No space left on device\. Committed rows stay\. Run the same command again$"
     ) as full:
@@ -111,4 +115,4 @@ def test_run_after_a_full_disk_completes_the_output(small_disk, tmp_path: Path, 
     assert not [e.path for e in output.entries() if e.path.endswith(".tmp")]
     verification = verify(output)
     assert (verification.problems, verification.rows, verification.files) == ([], 100, 100)
-    figure("disk full", "exit 5, the rerun completes 100 of 100")
+    figure(f"{engine}: disk full", "exit 5, the rerun completes 100 of 100")

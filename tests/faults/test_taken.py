@@ -115,10 +115,17 @@ def test_run_outlives_its_address(own: bool, tmp_path: Path, crops: list[np.ndar
     """A run with its own Ray continues; a run on a cluster ends with one line and writes run.json."""
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 600, crops)
-    command = [sys.executable, "-m", "imagemill", "denoise", source.url, output.url, "--set", "pool.batch_size=1"]
+    command = [sys.executable, "-m", "imagemill", "denoise", source.url, output.url, "--engine", "ray"]
     root = str(Path(__file__).parents[2])
     script = IN_NAMESPACE.replace("PATHS", repr([root])).replace("CLUSTER:", f"{not own}:")
-    inner_command = [sys.executable, "-c", script, str(tmp_path / "log"), *command, "--set", "rows_per_part=5"]
+    inner_command = [
+        sys.executable,
+        "-c",
+        script,
+        str(tmp_path / "log"),
+        *command,
+        *("--set", "pool.batch_size=1", "--set", "rows_per_part=5"),
+    ]
     outer_command = ["unshare", "-n", "sh", "-c", WITHOUT_ADDRESS, "sh", *inner_command]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run(outer_command, capture_output=True, text=True, timeout=290, env=environment)

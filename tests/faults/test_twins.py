@@ -7,6 +7,7 @@ import pytest
 from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.storage import Store
+from tests.support.engines import ENGINES
 from tests.support.run_processes import make_photos, start
 
 ROUNDS, WITH_WORK = 20, 5
@@ -15,7 +16,8 @@ IGNORED = 300_000
 
 
 @pytest.mark.chaos
-def test_run_is_refused_while_its_twin_works(tmp_path: Path, crops, figure) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_run_is_refused_while_its_twin_works(engine: str, tmp_path: Path, crops, figure) -> None:
     source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
     make_photos(source, 3, crops)
     for number in range(IGNORED):
@@ -25,13 +27,13 @@ def test_run_is_refused_while_its_twin_works(tmp_path: Path, crops, figure) -> N
     for number in range(ROUNDS):
         if number % (ROUNDS // WITH_WORK) == 0:
             source.write(f"new/{number}.png", encode_rgb(crops[number][:48, :48], "PNG"))
-        twins = [start(source, output) for _ in range(2)]
+        twins = [start(source, output, engine=engine) for _ in range(2)]
         log_by_code = {twin.wait(): twin.stderr.read().decode() for twin in twins}
         assert sorted(log_by_code) == [0, 4], log_by_code
         assert "another run" in log_by_code[4]
         verification = verify(output)
         assert (verification.problems, verification.rows) == ([], 4 + number // (ROUNDS // WITH_WORK))
     figure(
-        f"two identical runs started together, {ROUNDS} times, {WITH_WORK} of them with a new image",
+        f"{engine}: two identical runs started together, {ROUNDS} times, {WITH_WORK} of them with a new image",
         "one works, the other exits 4, each time",
     )

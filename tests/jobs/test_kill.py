@@ -1,41 +1,74 @@
-"""After a killed worker or an interrupted run, the same command loses no image and repeats none."""
+"""After a killed worker, driver or run, the same command loses no image and repeats none, and no process goes on."""
 
 import os
 import signal
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from imagemill.pipeline.output.run_history import list_run_ids, read_run_records
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.storage import Store
-from tests.support.run_processes import actors_of, images_written, make_photos, start, wait_for
+from tests.support.engines import ENGINES, RAY_IN_CHAOS
+from tests.support.process_states import descendants, is_running, wait_until
+from tests.support.run_processes import images_written, make_photos, start, wait_for, workers_of
 
-IMAGES = 300
+IMAGES = 200
 
 
-def test_killed_worker_and_interrupt_lose_no_image(tmp_path: Path, crops: list[np.ndarray]) -> None:
-    source, output = Store(str(tmp_path / "many")), Store(str(tmp_path / "out"))
+@pytest.fixture
+def places(tmp_path: Path, crops: list[np.ndarray]) -> tuple[Store, Store]:
+    """Return an input and an output."""
+    source = Store(str(tmp_path / "in"))
     make_photos(source, IMAGES, crops)
-    run = start(source, output)
-    wait_for(run, lambda: images_written(output) > 40)
-    workers = actors_of(run)
-    assert workers
-    os.kill(workers[0], signal.SIGKILL)
-    wait_for(run, lambda: images_written(output) > 120)
-    run.send_signal(signal.SIGINT)
-    code, err = run.wait(), run.stderr.read()
-    assert code == 130, err
-    assert b"interrupted" in err
-    assert err.index(b"starting Ray on this machine") < err.index(b"300 images; ")
-    [record] = read_run_records(output, list_run_ids(output))
-    # Images that were processed but not committed do not count.
-    assert (record["ok"], record["rejected"]) == (verify(output).rows, 0)
-    run = start(source, output)
-    assert run.wait() == 0, run.stderr.read()
+    return source, Store(str(tmp_path / "out"))
+
+
+def check_next_run(source: Store, output: Store, engine: str) -> None:
+    run = start(source, output, engine=engine)
+    err = run.communicate()[1]
+    assert run.returncode == 0, err
     verification = verify(output)
     assert verification.problems == []
     assert (verification.images, verification.rows, verification.files) == (IMAGES, IMAGES, IMAGES)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_killed_worker_and_interrupt_lose_no_image(places: tuple[Store, Store], engine: str) -> None:
+    source, output = places
+    run = start(source, output, engine=engine)
+    wait_for(run, lambda: images_written(output) > 20)
+    workers = workers_of(run, engine)
+    assert workers
+    os.kill(workers[0], signal.SIGKILL)
+    wait_for(run, lambda: images_written(output) > 60)
+    processes = descendants(run.pid)
+    run.send_signal(signal.SIGINT)
+    err = run.communicate()[1].decode()
+    assert run.returncode == 130, err
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert err.index(f"engine: {engine}") < err.index(f"{IMAGES} images; ")
+    assert wait_until(lambda: not any(map(is_running, processes)))
+    [record] = read_run_records(output, list_run_ids(output))
+    # Images that were processed but not committed do not count.
+    assert (record["ok"], record["rejected"]) == (verify(output).rows, 0)
+    check_next_run(source, output, engine)
+
+
+@pytest.mark.parametrize("engine", RAY_IN_CHAOS)
+def test_killed_driver_leaves_no_process(places: tuple[Store, Store], engine: str) -> None:
+    """A worker that went on could overwrite what the next run writes."""
+    source, output = places
+    run = start(source, output, engine=engine)
+    wait_for(run, lambda: images_written(output) > 20)
+    processes = descendants(run.pid)
+    assert set(workers_of(run, engine)) <= set(processes)
+    run.kill()
+    run.communicate()
+    assert wait_until(lambda: not any(map(is_running, processes)))
+    check_next_run(source, output, engine)
 
 
 def test_run_that_waits_for_a_lease_can_be_interrupted(tmp_path: Path, crops: list[np.ndarray]) -> None:
@@ -44,6 +77,7 @@ def test_run_that_waits_for_a_lease_can_be_interrupted(tmp_path: Path, crops: li
     output.write("runs/lease/00000001.json", b'{"machine": "far/1", "pid": 7, "started": "1", "at": 4e9}')
     run = start(source, output)
     assert run.stderr
+    assert b"engine: local (chosen by" in run.stderr.readline()
     assert b"process 7 on far did not release this output. Waiting up to 60 s" in run.stderr.readline()
     run.send_signal(signal.SIGINT)
     _, err = run.communicate(timeout=50)

@@ -14,8 +14,8 @@ from PIL import Image
 
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.storage import Store
+from tests.support.engines import ENGINES, RAY_IN_CHAOS
 
-ENGINES = ("local", "ray")
 STUCK_COLOUR = (255, 0, 255)
 # Simulates fatal bugs: a marked file kills its process like a segmentation fault, blocks its reader (a pipe that no one
 # writes), its decoder, or all threads (native code that keeps the GIL); a marked pixel blocks the model.
@@ -119,7 +119,7 @@ def test_images_that_kill_their_process_are_rejected(tmp_path, crops, engine):
     assert not Path(output / "images/05.webp").exists()
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", RAY_IN_CHAOS)
 def test_stuck_images_are_rejected(tmp_path, crops, engine):
     """A read, a decoder and a batch of the model that never return end after their time limit."""
     source, output, fatal = photos(tmp_path, crops, count=8, marks={1: "blocked", 2: "endless", 5: "model"})
@@ -129,7 +129,7 @@ def test_stuck_images_are_rejected(tmp_path, crops, engine):
     check_rest(output, 5)
 
 
-@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("engine", RAY_IN_CHAOS)
 def test_image_that_freezes_its_process_is_rejected(tmp_path, crops, engine):
     """Native code that keeps the GIL stops the watchdog, too; a C thread ends the process."""
     source, output, fatal = photos(tmp_path, crops, count=3, marks={1: "frozen"})
@@ -139,9 +139,10 @@ def test_image_that_freezes_its_process_is_rejected(tmp_path, crops, engine):
 
 
 @pytest.mark.chaos
-def test_image_that_always_kills_is_tried_by_three_runs(tmp_path, crops):
+@pytest.mark.parametrize("engine", ENGINES)
+def test_image_that_always_kills_is_tried_by_three_runs(tmp_path, crops, engine):
     source, output, fatal = photos(tmp_path, crops, count=2, marks={1: "deadly"})
     for _ in range(4):
-        run(source, output, fatal)
+        run(source, output, fatal, f"engine={engine}")
     assert [record["planned"] for record in records(output)] == [2, 1, 1, 0]
     assert records(output)[-1]["rejects_waiting"] == 1

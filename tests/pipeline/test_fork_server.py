@@ -14,8 +14,8 @@ import pytest
 from imagemill.pipeline.engines import fork_server
 from imagemill.pipeline.engines.fork_server import call_in_worker, describe_end, end_server, fork, module_path, start_server
 from imagemill.pipeline.errors import RunFailed
+from tests.support.forked_functions import end, sleep, wait_for_message
 from tests.support.process_states import descendants, exists, is_running, wait_until
-from tests.support.worker_functions import end, sleep, wait_for_message
 
 # Importing torch would take seconds.
 WITHOUT_IMPORTS = "import importlib\nimportlib.import_module = lambda name: None\n"
@@ -210,7 +210,7 @@ def test_driver_without_descriptors() -> None:
 def test_no_process_is_left_after_the_program(end: str) -> None:
     """The server and a process that ignores its connection end with the program."""
     run = program(
-        "from tests.support.worker_functions import sleep\nworker = fork(sleep)\n"
+        "from tests.support.forked_functions import sleep\nworker = fork(sleep)\n"
         f"print(start_server()._process.pid, worker.pid, flush=True)\n{end}"
     )
     pids = list(map(int, run.stdout.readline().split()))

@@ -23,8 +23,6 @@ from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import image_id, parquet_bytes
 from imagemill.pipeline.storage import Store
 
-pytestmark = pytest.mark.usefixtures("ray_session")
-
 
 @pytest.fixture
 def config(tmp_path: Path, crops: list[np.ndarray]) -> RunConfig:
@@ -32,7 +30,7 @@ def config(tmp_path: Path, crops: list[np.ndarray]) -> RunConfig:
     folder.mkdir()
     for number, crop in enumerate(crops[:4]):
         Image.fromarray(crop).save(folder / f"{number}.png")
-    return RunConfig(task="denoise", input=str(folder), output=str(tmp_path / "out"))
+    return RunConfig(task="denoise", input=str(folder), output=str(tmp_path / "out"), engine="local")
 
 
 def test_run_repeats_parameters_that_come_back(config):

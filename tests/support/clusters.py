@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.run_processes import ancestors
+from tests.support.process_states import descendants
 from tests.support.servers import DIRECT, free_port
 
 RAY = str(Path(sys.executable).parent / "ray")
@@ -26,15 +26,7 @@ class Node:
     process: "subprocess.Popen[bytes]"
 
     def family(self) -> list[int]:
-        found = []
-        for status in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                pid = int(status.parent.name)
-                if pid == self.process.pid or self.process.pid in ancestors(pid):
-                    found.append(pid)
-            except OSError:
-                continue
-        return found
+        return [self.process.pid, *descendants(self.process.pid)]
 
     def kill(self) -> None:
         """Kill all processes of the node at once, like a machine that loses power."""

@@ -32,6 +32,12 @@ def descendants(pid: int) -> list[int]:
     return below[1:]
 
 
+def parent(pid: int) -> int | None:
+    """Return the parent of a process; None without a process."""
+    fields = stat_fields(pid)
+    return int(fields[1]) if fields else None
+
+
 def command_line(pid: int) -> bytes:
     """Return the command line of a process; b"" without a process."""
     try:

@@ -1,9 +1,8 @@
-"""Runs as separate processes: start them, watch them, and find the processes that Ray started for them."""
+"""Runs as separate processes: start them, watch them, and find the processes that an engine started for them."""
 
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.output.parts import list_parts, read_parts
 from imagemill.pipeline.run import run as run_here
 from imagemill.pipeline.storage import Store
+from tests.support.process_states import command_line, descendants, parent, wait_until
 
 
 def make_photos(source: Store, count: int, crops: list[np.ndarray], first: int = 0) -> None:
@@ -24,20 +24,21 @@ def make_photos(source: Store, count: int, crops: list[np.ndarray], first: int =
         source.write(f"{number % 10}/{number}.png", encode_rgb(crop[y : y + 64, x : x + 64], "PNG"))
 
 
-def start(source: Store, output: Store, rows_per_part: int = 20, batch_size: int | None = None) -> subprocess.Popen[bytes]:
-    command = [
-        sys.executable,
-        "-m",
-        "imagemill",
-        "denoise",
-        source.url,
-        output.url,
-        "--set",
-        f"rows_per_part={rows_per_part}",
-    ]
-    command += ["--set", f"pool.batch_size={batch_size}"] if batch_size else []
-    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS",)}
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
+def start(
+    source: Store, output: Store, *settings: str, engine: str = "local", task: str = "denoise", **environment: str
+) -> subprocess.Popen[bytes]:
+    """Start a run with small parts in a separate process group.
+
+    Args:
+        settings: changes of the config, such as `pool.batch_size=1`.
+        environment: variables for the process.
+    """
+    command = [sys.executable, "-m", "imagemill", task, source.url, output.url, "--engine", engine]
+    for setting in ("rows_per_part=20", *settings):
+        command += ["--set", setting]
+    variables = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | environment
+    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=variables, process_group=0, **options)
 
 
 def images_written(output: Store) -> int:
@@ -55,7 +56,7 @@ def made_without_faults(photos: int, folder: Path, crops: list[np.ndarray], batc
     source, output = Store(str(folder / "calm_in")), Store(str(folder / "calm_out"))
     make_photos(source, photos, crops)
     pool = PoolConfig(batch_size=batch_size)
-    run_here(RunConfig(task="denoise", input=source.url, output=output.url, pool=pool))
+    run_here(RunConfig(task="denoise", input=source.url, output=output.url, pool=pool, engine="local"))
     return outputs(output)
 
 
@@ -66,38 +67,21 @@ def stop(run: subprocess.Popen[bytes] | None) -> None:
         run.wait()
 
 
-def wait_for(run: subprocess.Popen[bytes], condition) -> None:
-    for _ in range(1200):
-        if run.poll() is not None or condition():
-            return
-        time.sleep(0.05)
+def wait_for(run: subprocess.Popen[bytes], condition: Callable[[], object], seconds: float = 120.0) -> None:
+    """Wait until a condition holds or the run ends."""
+    wait_until(lambda: run.poll() is not None or condition(), seconds)
 
 
-def actors_of(run: subprocess.Popen[bytes]) -> list[int]:
-    """Return the processes of the run's workers, by the title that Ray gives them."""
-    return descendants(run, lambda title: title.startswith(b"ray::MapWorker"))
+def fork_servers_of(run: subprocess.Popen[bytes]) -> list[int]:
+    return [pid for pid in descendants(run.pid) if b"fork_loop import serve" in command_line(pid) and parent(pid) == run.pid]
+
+
+def workers_of(run: subprocess.Popen[bytes], engine: str) -> list[int]:
+    """Return the processes of the run's workers. Those of Ray have the title that Ray gives them."""
+    if engine == "local":
+        return [worker for server in fork_servers_of(run) for worker in descendants(server)]
+    return [pid for pid in descendants(run.pid) if command_line(pid).startswith(b"ray::MapWorker")]
 
 
 def raylets_of(run: subprocess.Popen[bytes]) -> list[int]:
-    return descendants(run, lambda title: title.split(b"\0")[0].endswith(b"/raylet"))
-
-
-def descendants(run: subprocess.Popen[bytes], wanted: Callable[[bytes], bool]) -> list[int]:
-    """Return the child processes of a run whose command line satisfies a condition."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            title = (status.parent / "cmdline").read_bytes()
-            if wanted(title) and run.pid in ancestors(int(status.parent.name)):
-                found.append(int(status.parent.name))
-        except OSError:
-            continue
-    return found
-
-
-def ancestors(pid: int) -> list[int]:
-    chain = []
-    while pid > 1:
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        chain.append(pid)
-    return chain
+    return [pid for pid in descendants(run.pid) if command_line(pid).split(b"\0")[0].endswith(b"/raylet")]

@@ -1,4 +1,4 @@
-"""Functions that tests run in worker processes. Those with a job replace `run_worker`: they inject a fault and call it.
+"""Functions that replace `run_worker` in tests: they inject a fault into a worker process and call it.
 
 A fault that happens once leaves a file in the folder FAULTS with the id of its process.
 """
@@ -13,19 +13,6 @@ from typing import Any
 
 from imagemill.pipeline.engines.local_engine import run_worker
 from imagemill.pipeline.worker_job import WorkerJob
-
-
-def sleep(connection: Connection) -> None:
-    """Do not notice the end of the driver."""
-    time.sleep(600)
-
-
-def wait_for_message(connection: Connection) -> None:
-    connection.recv()
-
-
-def end(connection: Connection) -> None:
-    """End at once, without an answer."""
 
 
 def is_first(name: str) -> bool:
