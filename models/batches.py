@@ -10,8 +10,10 @@ from imagemill.models.tiling import pad_to_size
 
 
 def pad_to_stride(image: np.ndarray, stride: int) -> np.ndarray:
-    """Repeat the last row and column of an image (H,W,C) until H and W are multiples of `stride`."""
+    """Repeat the last row and column of an image (H,W,C) until H and W are multiples of `stride`; no copy if they are."""
     h, w = image.shape[:2]
+    if h % stride == w % stride == 0:
+        return image
     return np.pad(image, ((0, -h % stride), (0, -w % stride), (0, 0)), mode="edge")
 
 

@@ -8,6 +8,7 @@ import typer
 from imagemill.jobs.cli.fields import field_option, given_flags
 from imagemill.pipeline.config import RunConfig, read_yaml, set_value, validate
 from imagemill.pipeline.storage import StorageConfig, Store
+from imagemill.pipeline.without_pandas import leave_out_pandas
 
 PLACE = "a folder or s3://bucket/prefix"
 INPUT_HELP = f"Read images from {PLACE}, a shard or a manifest."
@@ -110,4 +111,6 @@ def storage_of(path: str | None, origin: str) -> StorageConfig:
 
 def store_at(url: str, path: str | None) -> Store:
     """Return the store at a URL, with the storage block of a YAML file."""
+    # Each command that reads an OUTPUT calls this function before it uses pyarrow.
+    leave_out_pandas()
     return Store(url, storage_of(path, url))

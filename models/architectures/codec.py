@@ -57,7 +57,7 @@ def quantise(y: Tensor) -> Tensor:
     small change of a coefficient that is quantised to 0 changes neither bits nor image; a gradient there would make steps
     shrink and latents dense. Changes at the edge of the dead zone are ignored: there, bits and error balance.
     """
-    hard = torch.copysign(y.abs().add_(0.5 - DEAD_ZONE).floor_(), y).clamp_(-SYMBOL_MAX, SYMBOL_MAX)
+    hard = y.sign().mul_(0.5 - DEAD_ZONE).add_(y).trunc_().clamp_(-SYMBOL_MAX, SYMBOL_MAX)
     if not torch.is_grad_enabled():
         return hard
     alive = y * (hard != 0)
@@ -123,7 +123,7 @@ class Codec(LatentCoder):
 
     def analyse(self, x_B3HW: Tensor, step_B: Tensor) -> Tensor:
         """Map images (B,3,H,W) in [0,1] to unrounded symbols (B,C,H/8,W/8), in float32 because bfloat16 changes symbols."""
-        x = pad_replicate(x_B3HW.float() - 0.5, 4).mul_(TRANSFORM_SCALE)
+        x = pad_replicate((x_B3HW.float() - 0.5).mul_(TRANSFORM_SCALE), 4)
         with torch.autocast(x.device.type, enabled=False):
             y: Tensor = self.g_a(x) / self.steps(step_B)
         return y

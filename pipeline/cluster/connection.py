@@ -188,14 +188,30 @@ def start(address: str | None, num_cpus: int | None, workers: int | None) -> Non
     logging.getLogger("ray").setLevel(logging.ERROR)
     if address:
         log.info("connecting to Ray at %s", address)
-        with delay_signals():
+        with delay_signals(), keep_sigterm_handler():
             start_ray(address, quiet | {"address": address, "runtime_env": runtime_env()})
         return
     options = quiet | private_ray_options(num_cpus, workers)
     log.info("starting Ray on this machine")
-    with delay_signals(), isolated_start(), lean_start(workers):
+    with delay_signals(), keep_sigterm_handler(), isolated_start(), lean_start(workers):
         context = start_ray(None, options)
     delete_old_sessions(Path(context.address_info["session_dir"]))
+
+
+@contextmanager
+def keep_sigterm_handler() -> Iterator[None]:
+    """Keep this program's handler of SIGTERM during a `ray.init` in the `with` block.
+
+    Ray's own handler ends the program at once, even in the middle of Ray's start, and without this program's clean-up.
+    """
+    from ray._private import utils
+
+    set_handler = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = set_handler
 
 
 def start_ray(address: str | None, options: dict[str, Any]) -> Any:

@@ -1,6 +1,6 @@
 """Run nights for an hour over a folder that grows, changes and loses files; kill a third of them: `make soak`.
 
-python -m tests.faults.soak [--minutes 60] [--out soak]
+python -m tests.faults.soak [--minutes 60] [--engine local] [--out soak]
 
 After each night, the script counts resources that must stay bounded: memory, open files and threads of the process that
 runs the nights, parts, temporary files, and files of Ray. At the end, each file must have a row of its current bytes or a
@@ -41,6 +41,8 @@ AT_FIRST, NEW, CHANGED, LOST = 300, 40, 10, 10
 """Number of files at the start, and added, changed and removed each night."""
 ROOM = {"parts": 80, "rss_mb": 200}
 """Allowed growth beyond 50 %: parts are merged when there are 64."""
+BOUNDED = ("open_files", "threads", "temporary_files", "raylets", "fork_servers", "shared_memory", "rss_mb", "parts")
+"""Resources whose number must not grow."""
 KILLED = 1 / 3
 """Share of nights that are killed."""
 
@@ -78,9 +80,9 @@ class Folder:
             self.image_names.remove(name)
 
 
-def killed_night(source: Store, output: Store, generator: random.Random) -> str:
+def killed_night(source: Store, output: Store, generator: random.Random, engine: str) -> str:
     """Start a run and kill it at a random moment, unless it ends earlier."""
-    command = [sys.executable, "-m", "imagemill", "compress", source.url, output.url]
+    command = [sys.executable, "-m", "imagemill", "compress", source.url, output.url, "--engine", engine]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         process.wait(generator.uniform(1, 18))
@@ -107,6 +109,7 @@ def count_resources(output: Store) -> dict[str, int]:
         "notes": len(output.names(NOTES_FOLDER)),
         "sessions_of_ray": len(list(Path("/tmp/ray").glob("session_2*"))),
         "raylets": sum(b"/raylet\0" in command for command in commands),
+        "fork_servers": sum(b"fork_loop import serve" in command for command in commands),
         "shared_memory": len(os.listdir("/dev/shm")),
     }
 
@@ -139,6 +142,7 @@ def find_problems(folder: Folder, output: Store) -> list[str]:
 def main(
     minutes: Annotated[float, typer.Option(min=0.1)] = 60.0,
     seed: Annotated[int, typer.Option(help="of what happens when")] = 0,
+    engine: Annotated[str, typer.Option(help="local or ray")] = "local",
     out: Annotated[Path, typer.Option(help="where the figures go")] = Path("soak"),
 ) -> None:
     """Run nights until the time is over."""
@@ -148,13 +152,13 @@ def main(
     with tempfile.TemporaryDirectory(prefix="imagemill-soak-") as place:
         source, output = Store(f"{place}/in"), Store(f"{place}/out")
         folder = Folder(source, generator)
-        config = RunConfig(task="compress", input=source.url, output=output.url)
+        config = RunConfig(task="compress", input=source.url, output=output.url, engine=engine)
         with share_ray():
             while not nights or time.monotonic() - start_s < 60 * minutes:
                 if nights:
                     folder.day()
                 killed = bool(nights) and generator.random() < KILLED
-                outcome = killed_night(source, output, generator) if killed else f"exit {run(config)['exit_code']}"
+                outcome = killed_night(source, output, generator, engine) if killed else f"exit {run(config)['exit_code']}"
                 nights.append(
                     {"minute": round((time.monotonic() - start_s) / 60, 1), "ended": outcome, **count_resources(output)}
                 )
@@ -173,7 +177,11 @@ def find_growth(nights: list[dict[str, Any]]) -> list[str]:
     """Return the counts that grew, and runs that neither succeeded nor were killed."""
     problems = [f"a night ended with {night['ended']}" for night in nights if night["ended"] not in ("exit 0", "killed")]
     first, last = (nights[: len(nights) // 3], nights[-(len(nights) // 3) :]) if len(nights) > 5 else ([], [])
-    for name in ("open_files", "threads", "temporary_files", "raylets", "shared_memory", "rss_mb", "parts") if first else ():
+    for name in (
+        ("open_files", "threads", "temporary_files", "raylets", "fork_servers", "shared_memory", "rss_mb", "parts")
+        if first
+        else ()
+    ):
         early_max, late_max = (max(night[name] for night in group) for group in (first, last))
         if late_max > 1.5 * early_max + ROOM.get(name, 4):
             problems.append(f"{name}: at most {early_max} in the first third of the nights, {late_max} in the last")

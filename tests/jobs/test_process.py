@@ -13,11 +13,9 @@ import pytest
 from imagemill.jobs.batch import run_and_show
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import Deadline, Interrupted, TooManyRejects
-from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import image_id, parquet_bytes, part_name, reject_schema
 from imagemill.pipeline.storage import Store
-from tests.support.run_processes import images_written, make_photos, wait_for
 
 IMAGEMILL = [sys.executable, "-m", "imagemill"]
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -112,25 +110,6 @@ def test_signal_during_imports_exits_with_130(number: signal.Signals) -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
     assert (result.returncode, result.stdout) == (130, b"")
     assert result.stderr == b"imagemill: interrupted before any work began\n"
-
-
-@pytest.mark.chaos
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_run_stops_cleanly_after_a_signal_to_its_group(number: signal.Signals, tmp_path: Path, crops) -> None:
-    """A terminal and `timeout` signal the whole process group; Ray's processes must not end first."""
-    source, output = Store(str(tmp_path / "in")), Store(str(tmp_path / "out"))
-    make_photos(source, 400, crops)
-    command = [*IMAGEMILL, "denoise", source.url, output.url, "--set", "rows_per_part=10"]
-    run = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
-    wait_for(run, lambda: images_written(output) > 0)
-    os.killpg(run.pid, number)
-    err = run.communicate(timeout=200)[1].decode()
-    assert run.returncode == 130, err
-    assert "Traceback" not in err
-    assert err.splitlines()[-1].startswith("imagemill: interrupted. Committed rows are kept")
-    [record] = (tmp_path / "out/runs").glob("*/run.json")
-    assert json.loads(record.read_bytes())["exit_code"] == 130
-    assert verify(output).problems == []
 
 
 def interrupt(*_: object) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray._private import utils
 
 from imagemill.pipeline.cluster.connection import STARTS, connected
 from imagemill.pipeline.cluster.contact import SILENCE_SECONDS, contact
@@ -67,6 +68,26 @@ def test_late_ray_is_restarted_and_then_reported(monkeypatch: pytest.MonkeyPatch
     ):
         pass
     assert len(attempts) == STARTS
+
+
+def test_sigterm_waits_although_ray_sets_a_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ray.init` begins with a handler that ends the program with exit code 15."""
+
+    def init(**options: object) -> None:
+        utils.set_sigterm_handler(lambda signum, frame: sys.exit(signum))
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    previous_handler = signal.signal(signal.SIGTERM, raise_caught)
+    try:
+        with pytest.raises(Caught), connected(None):
+            pass
+        assert signal.getsignal(signal.SIGTERM) is raise_caught
+    finally:
+        signal.signal(signal.SIGTERM, previous_handler)
 
 
 def run_code(code: str) -> subprocess.CompletedProcess[str]:

@@ -7,6 +7,7 @@ import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from imagemill.pipeline.images.errors import broken_image, check_dimensions, unsupported_format
 
@@ -27,8 +28,7 @@ MAX_SIDE = 65_500
 """The largest width and height in pixels that libjpeg supports; the standard allows 65,535."""
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """A marker segment, as offsets in the file."""
 
     marker: int
@@ -39,8 +39,7 @@ class Segment:
     end: int
 
 
-@dataclass(frozen=True)
-class Scan:
+class Scan(NamedTuple):
     """The header of a scan."""
 
     components: tuple[tuple[int, int], ...]
