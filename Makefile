@@ -13,11 +13,11 @@ demo: $(VENV)/.demo
 
 # Two processes, because tests with Ray spend half of their time waiting for processes to start. Slow files run first.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Tests that run other programs: linters, kubectl, Sphinx, pip, and tools that read our files.
 test-external: $(VENV)/.test
-	$(BIN)/python -m pytest -m external --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -m external --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The documentation site in docs/_build/html; a dead link or anchor is an error.
 docs: $(VENV)/.docs

@@ -22,21 +22,12 @@ settings.load_profile("imagemill")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one process run all tests that share a Ray, and run them first. Other files are distributed as wholes.
-
-    Ray takes seconds to start, and its tests mostly wait.
-    """
+    """Mark the tests that share a Ray, and run files with tests of Ray first, because they take longest."""
     for item in items:
         if "ray_session" in getattr(item, "fixturenames", ()):
             item.add_marker("ray")
-        item.add_marker(pytest.mark.xdist_group("ray" if shares_ray(item) else str(item.path)))
-    items.sort(key=lambda item: not shares_ray(item))
-
-
-def shares_ray(item: pytest.Item) -> bool:
-    """Return whether a test uses the Ray that all tests share: through `ray_session`, or as the engine of `engine`."""
-    names = getattr(item, "fixturenames", ())
-    return "ray_session" in names or ("engine" in names and item.get_closest_marker("ray") is not None)
+    files = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: item.path not in files)
 
 
 @pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.ray)])

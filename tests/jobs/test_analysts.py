@@ -45,6 +45,7 @@ def test_analysis_example_runs(tmp_path: Path, crops: list[np.ndarray], capsys: 
     assert "nearest to" in out
 
 
+@pytest.mark.external
 def test_code_blocks_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", sys.argv)
     page = run_page(tmp_path)

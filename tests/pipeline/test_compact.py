@@ -162,9 +162,12 @@ def change_parts(output: Store, redone_images: list[str], fence: int) -> None:
     compact(output, parts, 3, check_lease)
 
 
-@given(data=st.data())
-@settings(max_examples=80)
-def test_compact_killed_anywhere_keeps_each_row_once(tmp_path_factory, data) -> None:
+@pytest.mark.parametrize("count", [15, pytest.param(80, marks=pytest.mark.chaos)])
+def test_compact_killed_anywhere_keeps_each_row_once(tmp_path_factory, count: int) -> None:
+    given(data=st.data())(settings(max_examples=count)(check_killed_compaction))(tmp_path_factory)
+
+
+def check_killed_compaction(tmp_path_factory, data) -> None:
     root = str(tmp_path_factory.mktemp("out"))
     output, interrupted = Store(root), InterruptedStore(root)
     with patch("imagemill.pipeline.output.compact.MIN_SMALL_PARTS", 4):

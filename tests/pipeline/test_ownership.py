@@ -35,7 +35,11 @@ def denoise(source: object, output: object, **options: object) -> RunConfig:
     return RunConfig.model_validate({"task": "denoise", "input": str(source), "output": str(output), **options})
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize(
+    ("any_url", "folder"),
+    [*(("local", folder) for folder in FOLDERS), ("moto", "images"), ("rclone", "runs")],
+    indirect=["any_url"],
+)
 def test_output_refuses_a_folder_of_the_user(any_url, folder):
     place = Store(any_url)
     check_output(place)

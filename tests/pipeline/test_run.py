@@ -23,10 +23,10 @@ from imagemill.pipeline.store_failures import reason
 from tests.support.folders import files_below, fill, rows
 
 
-def test_run_ends_each_file_as_one_row_or_reject(tmp_path, crops):
+def test_run_ends_each_file_as_one_row_or_reject(tmp_path, crops, engine):
     expected = fill(tmp_path / "in", crops)
     output = tmp_path / "out"
-    record = run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(output)))
+    record = run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=str(output), engine=engine))
     accepted_names = {name for name, error in expected.items() if not error}
     assert {r["rel_path"] for r in rows(output)} == accepted_names
     assert {r["rel_path"]: r["error_class"] for r in rows(output, "rejects")} == {n: e for n, e in expected.items() if e}
@@ -122,7 +122,7 @@ def test_run_keeps_rows_when_runs_folder_is_lost(tmp_path, crops, caplog):
     assert verify(output).problems == []
 
 
-def test_worker_writes_nothing_after_losing_the_lease(tmp_path, crops):
+def test_worker_writes_nothing_after_losing_the_lease(tmp_path, crops, engine):
     fill(tmp_path / "in", crops)
     output = Store(str(tmp_path / "out"))
 
@@ -135,7 +135,7 @@ def test_worker_writes_nothing_after_losing_the_lease(tmp_path, crops):
     other_run = threading.Thread(target=claim_next_number)
     other_run.start()
     with pytest.raises(OutputHeld, match="another run took over"):
-        run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=output.url))
+        run(RunConfig(task="denoise", input=str(tmp_path / "in"), output=output.url, engine=engine))
     other_run.join()
     assert not (tmp_path / "out/images").exists()
     assert not rows(tmp_path / "out")
@@ -153,13 +153,13 @@ def test_run_id_is_unique(tmp_path, crops):
         run(config, run_id="20260301T000000Z-abc123")
 
 
-def test_run_reads_and_writes_buckets(rclone_bucket, tmp_path, crops):
+def test_run_reads_and_writes_buckets(rclone_bucket, tmp_path, crops, engine):
     source, output = Store(f"{rclone_bucket}/in"), Store(f"{rclone_bucket}/out")
     expected = fill(tmp_path / "in", crops)
     for name in expected:
         if (tmp_path / "in" / name).stat().st_size:
             source.write(name, (tmp_path / "in" / name).read_bytes())
-    record = run(RunConfig(task="denoise", input=source.url, output=output.url))
+    record = run(RunConfig(task="denoise", input=source.url, output=output.url, engine=engine))
     assert (record["ok"], record["rejected"]) == (11, 2)
     assert verify(output).problems == []
     assert run(RunConfig(task="denoise", input=source.url, output=output.url))["planned"] == 0

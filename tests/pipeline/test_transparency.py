@@ -62,8 +62,7 @@ def test_fill_hidden_in_strips_equals_one_piece(monkeypatch: pytest.MonkeyPatch)
     assert np.array_equal(one_piece, in_strips)
 
 
-@pytest.mark.parametrize("sigma", [8, 25])
-@pytest.mark.parametrize("side", [160, 1100], ids=["one_piece", "crops"])
+@pytest.mark.parametrize(("sigma", "side"), [(8, 160), (25, 160), (8, 1100)])
 def test_noise_level_ignores_hidden_pixels(sigma: int, side: int) -> None:
     """Neither the smooth fill nor noise in hidden pixels changes the estimated noise level."""
     rng = np.random.default_rng(1)

@@ -4,7 +4,7 @@ TRUNK = {"widths": [8, 8], "blocks": 1}
 PERCEPTUAL = {"widths": [8, 8, 8], "convs": [1, 1, 1]}
 TINY = {
     "colorize": ("chroma", TRUNK),
-    "compress": ("codec", {"code_width": 8, "code_blocks": 1, "width": 8, "blocks": 1}),
+    "compress": ("codec", {"chroma": 1, "code_width": 8, "code_blocks": 1, "width": 8, "blocks": 1}),
     "denoise": ("unet", TRUNK),
     "inpaint": ("masked", TRUNK),
     "perceive": ("perceptual", PERCEPTUAL),
