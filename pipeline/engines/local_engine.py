@@ -313,8 +313,10 @@ class Blocks:
         self.workers.remove(worker)
         worker.end()
         self.waiting.extendleft(reversed(worker.blocks))
-        self.failed_starts += not worker.is_ready
-        problem = f"a worker process {describe_end(worker.process.exit_status())}"
+        status = worker.process.exit_status()
+        # A killed fork server takes all its workers with it, and nobody knows their status.
+        self.failed_starts += not worker.is_ready and status is not None
+        problem = f"a worker process {describe_end(status)}"
         if self.failed_starts < MOST_FAILED_STARTS:
             log.warning("%s; another one replaces it", problem)
         elif self.workers:
