@@ -16,6 +16,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
+from imagemill.pipeline.without_pandas import leave_out_pandas
+
 PRELOADED = ("imagemill.pipeline.worker", "imagemill.pipeline.block_processor", "imagemill.pipeline.sink")
 """Modules that the server imports before it forks."""
 IDLE_SECONDS = 120.0
@@ -36,6 +38,7 @@ def serve(descriptor: int) -> NoReturn:
     """
     for name in PRELOADED:
         importlib.import_module(name)
+    leave_out_pandas()
     # Garbage collection would write to the objects of the imported modules, and copy their memory into each process.
     gc.collect()
     gc.freeze()
