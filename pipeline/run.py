@@ -100,7 +100,6 @@ def run(config: RunConfig, record: RunRecord | None = None, run_id: str | None =
     if run_id:
         check_run_id(resolved.output, run_id)
     RunName.run_id = run_id = run_id or new_run_id()
-    # An invalid config is an error of one line, so this line comes after the checks.
     text = config_text(resolved)
     record = RunRecord() if record is None else record
     record.engine, record.engine_reason = engine.name, reason_for_engine

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from imagemill.models.errors import CheckpointError
 from imagemill.pipeline.config import RunConfig
-from imagemill.pipeline.engines.engine import RUN_AGAIN, Work
+from imagemill.pipeline.engines.engine import RUN_AGAIN, Work, blocks_at_once
 from imagemill.pipeline.engines.fork_server import ForkedProcess, describe_end, fork, picklable, start_server
 from imagemill.pipeline.errors import OutputHeld, RunFailed, StorageError
 from imagemill.pipeline.logs import forward_records, handle_record
@@ -298,8 +298,8 @@ class Blocks:
             self.send_blocks(worker)
 
     def send_blocks(self, worker: LocalWorker) -> None:
-        """Send blocks to a worker until it has BLOCKS_AT_ONCE."""
-        while self.waiting and len(worker.blocks) < BLOCKS_AT_ONCE:
+        """Send blocks to a worker until it has as many as it may have at a time."""
+        while self.waiting and len(worker.blocks) < blocks_at_once(len(self.blocks), self.most_workers):
             number = self.waiting.popleft()
             worker.blocks.append(number)
             worker.send("block", number, self.blocks[number])
@@ -313,8 +313,10 @@ class Blocks:
         self.workers.remove(worker)
         worker.end()
         self.waiting.extendleft(reversed(worker.blocks))
-        self.failed_starts += not worker.is_ready
-        problem = f"a worker process {describe_end(worker.process.exit_status())}"
+        status = worker.process.exit_status()
+        # A killed fork server takes all its workers with it, and nobody knows their status.
+        self.failed_starts += not worker.is_ready and status is not None
+        problem = f"a worker process {describe_end(status)}"
         if self.failed_starts < MOST_FAILED_STARTS:
             log.warning("%s; another one replaces it", problem)
         elif self.workers:

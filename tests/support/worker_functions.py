@@ -134,3 +134,11 @@ def cannot_report(connection: Connection, job: WorkerJob) -> None:
     local_engine.picklable = picklable
     before_commit(lambda job: (Path(os.environ["FAULTS"]) / "fault").exists() or 1 / 0, job)
     run_worker(connection, job)
+
+
+def kill_server_at_start(connection: Connection, job: WorkerJob) -> None:
+    """Die with the fork server and the other workers, three times in all."""
+    if any(is_first(f"fault-{number}") for number in range(3)):
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(600)
+    run_worker(connection, job)
