@@ -19,6 +19,7 @@ from imagemill.pipeline.resolve import ResolvedRun
 from imagemill.pipeline.run_progress import RunProgress
 from imagemill.pipeline.run_record import RunRecord
 from imagemill.pipeline.superseded_rows import mark_superseded
+from imagemill.pipeline.worker import BLOCKS_AT_ONCE
 from imagemill.pipeline.worker_job import WorkerJob
 
 BYTES_PER_PART = 64_000_000
@@ -130,6 +131,11 @@ class Engine(Protocol):
             StorageError: when the output accepts no more files.
             RunFailed: when the engine cannot finish.
         """
+
+
+def blocks_at_once(blocks: int, workers: int) -> int:
+    """Return how many blocks a worker has at a time: the first worker that is ready must not take those of the others."""
+    return min(BLOCKS_AT_ONCE, -(-blocks // workers))
 
 
 def rows_of_block(todo: int, max_rows: int, bytes_each: int, pool: Pool) -> int:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from imagemill.models.errors import CheckpointError
 from imagemill.pipeline.config import RunConfig
-from imagemill.pipeline.engines.engine import RUN_AGAIN, Work
+from imagemill.pipeline.engines.engine import RUN_AGAIN, Work, blocks_at_once
 from imagemill.pipeline.engines.fork_server import ForkedProcess, describe_end, fork, picklable, start_server
 from imagemill.pipeline.errors import OutputHeld, RunFailed, StorageError
 from imagemill.pipeline.logs import forward_records, handle_record
@@ -298,8 +298,8 @@ class Blocks:
             self.send_blocks(worker)
 
     def send_blocks(self, worker: LocalWorker) -> None:
-        """Send blocks to a worker until it has BLOCKS_AT_ONCE."""
-        while self.waiting and len(worker.blocks) < BLOCKS_AT_ONCE:
+        """Send blocks to a worker until it has as many as it may have at a time."""
+        while self.waiting and len(worker.blocks) < blocks_at_once(len(self.blocks), self.most_workers):
             number = self.waiting.popleft()
             worker.blocks.append(number)
             worker.send("block", number, self.blocks[number])

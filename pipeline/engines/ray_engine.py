@@ -19,7 +19,7 @@ from imagemill.pipeline.cluster.lean_start import is_own_ray
 from imagemill.pipeline.cluster.nodes import PATIENCE_SECONDS, missing_paths, node_resources, nodes_with_room
 from imagemill.pipeline.cluster.ray_channel import RayChannel
 from imagemill.pipeline.config import PoolConfig, RunConfig
-from imagemill.pipeline.engines.engine import RUN_AGAIN, Work
+from imagemill.pipeline.engines.engine import RUN_AGAIN, Work, blocks_at_once
 from imagemill.pipeline.errors import ConfigError, OutputHeld, RunFailed, StorageError
 from imagemill.pipeline.logs import configure_worker
 from imagemill.pipeline.machine import available_cpus, has_gpu
@@ -159,8 +159,7 @@ def run_blocks(job: WorkerJob, blocks: list[pa.Table], pool: Pool) -> None:
                 size=pool.workers,
                 enable_true_multi_threading=True,
                 max_concurrent_calls_per_actor=BLOCKS_AT_ONCE,
-                # The first worker that is ready must not get the blocks of the others.
-                max_tasks_in_flight_per_actor=min(BLOCKS_AT_ONCE, -(-len(blocks) // pool.workers)),
+                max_tasks_in_flight_per_actor=blocks_at_once(len(blocks), pool.workers),
             ),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus or None,

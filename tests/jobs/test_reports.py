@@ -64,7 +64,9 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, crops: list[np.ndarray]
 
 
 def runs(output: Path) -> list[Path]:
-    return sorted(path for path in (output / "runs").iterdir() if path.name != "lease")
+    # The ids of two runs in one second have no order.
+    folders = [path for path in (output / "runs").iterdir() if path.name != "lease"]
+    return sorted(folders, key=lambda path: json.loads((path / "run.json").read_text())["fence"])
 
 
 def page(output: Path, number: int) -> str:

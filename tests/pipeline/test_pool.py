@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from imagemill.pipeline.cluster.nodes import nodes_with_room
 from imagemill.pipeline.cluster.watch import NoRoom, Room
 from imagemill.pipeline.config import PoolConfig, RunConfig
-from imagemill.pipeline.engines.engine import BYTES_PER_PART, rows_of_block
+from imagemill.pipeline.engines.engine import BYTES_PER_PART, blocks_at_once, rows_of_block
 from imagemill.pipeline.errors import ConfigError, Deadline
 from imagemill.pipeline.output.verify import verify
 from imagemill.pipeline.pool import Pool, pool_for, room_for
@@ -214,6 +214,10 @@ def test_pool_uses_less_than_one_cpu() -> None:
     assert (pool.workers, pool.num_cpus) == (1, 0.5)
     assert pool_for(PoolConfig(), [(1.5, 0)]).workers == 1
     assert pool_for(PoolConfig(), [(0.5, 0), (2, 0)]).num_cpus == 1
+
+
+def test_first_worker_leaves_blocks_for_the_others() -> None:
+    assert [blocks_at_once(blocks, 2) for blocks in (1, 2, 3, 4, 100)] == [1, 1, 2, 2, 2]
 
 
 @pytest.mark.usefixtures("ray_session")
