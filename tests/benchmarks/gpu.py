@@ -36,7 +36,7 @@ from imagemill.models.tasks.task import Output, Sample
 from imagemill.pipeline.block_processor import BlockProcessor
 from imagemill.pipeline.cluster.connection import connected
 from imagemill.pipeline.config import RunConfig
-from imagemill.pipeline.engines.local_engine import LocalChannel
+from imagemill.pipeline.engines.local_channel import LocalChannel
 from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.output.parts import list_parts, read_parts
 from imagemill.pipeline.output.stored_checkpoint import store_checkpoint

@@ -46,7 +46,7 @@ def main(
     import work
 
     from imagemill.pipeline.config import RunConfig
-    from imagemill.pipeline.engines.local_engine import LocalChannel
+    from imagemill.pipeline.engines.local_channel import LocalChannel
     from imagemill.pipeline.output.lease import Lease
     from imagemill.pipeline.resolve import build_plan, resolve
     from imagemill.pipeline.worker import BLOCKS_AT_ONCE, Worker

@@ -15,7 +15,7 @@ from ray._private import utils
 from imagemill.pipeline.cluster.connection import STARTS, connected
 from imagemill.pipeline.cluster.contact import SILENCE_SECONDS, contact
 from imagemill.pipeline.cluster.own import SESSION_MARK, SESSIONS, delete_old_sessions
-from imagemill.pipeline.engines.local_engine import LocalChannel
+from imagemill.pipeline.engines.local_channel import LocalChannel
 from imagemill.pipeline.errors import RunFailed
 from imagemill.pipeline.signals import delay_signals
 from imagemill.pipeline.tally import Tally

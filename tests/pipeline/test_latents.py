@@ -15,7 +15,7 @@ from imagemill.models import checkpoint as checkpoints
 from imagemill.models.errors import CheckpointError
 from imagemill.pipeline.account import account
 from imagemill.pipeline.config import RunConfig
-from imagemill.pipeline.engines.local_engine import LocalChannel
+from imagemill.pipeline.engines.local_channel import LocalChannel
 from imagemill.pipeline.errors import StorageError, VerificationError
 from imagemill.pipeline.item import Item
 from imagemill.pipeline.output.lease import Lease

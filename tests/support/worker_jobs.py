@@ -1,7 +1,7 @@
 """What a worker is told, for tests that do its work in the test process."""
 
 from imagemill.pipeline.block_processor import BlockProcessor
-from imagemill.pipeline.engines.local_engine import LocalChannel
+from imagemill.pipeline.engines.local_channel import LocalChannel
 from imagemill.pipeline.output.stored_checkpoint import store_checkpoint
 from imagemill.pipeline.resolve import ResolvedRun
 from imagemill.pipeline.tally import Tally
