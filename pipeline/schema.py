@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import secrets
+import time
 import zlib
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -94,8 +94,12 @@ REFERENCE = pa.schema(
 
 
 def new_run_id() -> str:
-    """Return a new run id; ids sort in the order in which runs began."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    """Return a new run id: the UTC time, and the fraction of the second as six hexadecimal digits.
+
+    Ids sort in the order in which runs began, also the ids of runs that began in the same second.
+    """
+    seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y%m%dT%H%M%SZ}-{(nanoseconds << 24) // 1_000_000_000:06x}"
 
 
 def result_schema(columns: dict[str, Any], stores_latent: bool) -> pa.Schema:

@@ -14,9 +14,11 @@ from hypothesis.extra import numpy as hnp
 
 from imagemill.models.entropy_fitting import fit_entropy_model
 from imagemill.pipeline.output.latent_symbols import decode_symbols, iterate_latent_rows
+from imagemill.pipeline.output.run_history import RUN_ID
 from imagemill.pipeline.schema import (
     LatentError,
     image_id,
+    new_run_id,
     pack_latent,
     parquet_bytes,
     part_name,
@@ -269,3 +271,9 @@ def test_damaged_page_of_a_part_is_detected() -> None:
     data[latent.data_page_offset + latent.total_compressed_size // 2] ^= 1
     with pytest.raises(OSError, match=r"checksum|CRC"):
         pq.ParquetFile(pa.BufferReader(bytes(data)), page_checksum_verification=True).read()
+
+
+def test_run_ids_sort_in_the_order_of_their_runs() -> None:
+    ids = [new_run_id() for _ in range(2000)]
+    assert ids == sorted(ids)
+    assert all(RUN_ID.fullmatch(run_id) for run_id in ids)
