@@ -71,7 +71,7 @@ def lose_lease_before_commit(connection: Connection, job: WorkerJob) -> None:
 
 
 def hang_before_commit(connection: Connection, job: WorkerJob) -> None:
-    before_commit(lambda job: is_first(f"hanging-{os.getpid()}") and time.sleep(600), job)
+    before_commit(lambda job: (is_first(f"hanging-{os.getpid()}"), time.sleep(600)), job)
     run_worker(connection, job)
 
 
