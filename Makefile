@@ -11,9 +11,9 @@ comma := ,
 demo: $(VENV)/.demo
 	$(BIN)/imagemill demo demo
 
-# Two processes, because tests with Ray spend half of their time waiting for processes to start. Slow files run first.
+# More processes than cores, because tests with Ray mostly wait for processes to start. Files with such tests run first.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Tests that run other programs: linters, kubectl, Sphinx, pip, and tools that read our files.
 test-external: $(VENV)/.test

@@ -167,7 +167,8 @@ def test_interrupted_run_leaves_no_worker(error: type[BaseException], config: Ru
         signal.signal(signal.SIGALRM, previous)
     assert not [pid for pid in descendants(start_server()._process.pid) if is_running(pid)]
     [record] = Path(config.output, "runs").glob("*/run.json")
-    assert json.loads(record.read_bytes())["ok"] == 0
+    # The second signal may arrive before the committed rows are counted.
+    assert json.loads(record.read_bytes()).get("ok", 0) == 0
     monkeypatch.undo()
     assert run(config)["ok"] == IMAGES
     check_complete(config)
