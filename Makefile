@@ -11,9 +11,9 @@ comma := ,
 demo: $(VENV)/.demo
 	$(BIN)/imagemill demo demo
 
-# More processes than cores, because tests with Ray mostly wait for processes to start. Files with such tests run first.
+# Files with tests of Ray, the slowest ones, run first. More processes than cores take longer.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Tests that run other programs: linters, kubectl, Sphinx, pip, and tools that read our files.
 test-external: $(VENV)/.test
