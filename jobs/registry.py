@@ -16,7 +16,7 @@ from imagemill.models.autoencoder import Autoencoder
 from imagemill.models.card import Card
 from imagemill.models.objectives import OBJECTIVES
 from imagemill.models.tasks import TASKS
-from imagemill.pipeline.storage import StorageConfig
+from imagemill.pipeline.storage_config import StorageConfig
 
 SHOWN_APART = ("set", "headline", "table")
 """Keys of a metrics entry that are not printed in its line of figures."""

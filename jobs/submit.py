@@ -20,7 +20,8 @@ from imagemill.pipeline.cluster.connection import runtime_env
 from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError, Interrupted, RunFailed
 from imagemill.pipeline.schema import new_run_id
-from imagemill.pipeline.storage import StorageConfig, Store
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.storage_config import StorageConfig
 from imagemill.pipeline.store_failures import store_failures
 
 log = logging.getLogger("imagemill.submit")

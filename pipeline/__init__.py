@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from imagemill.pipeline.output.latent_dataset import LatentDataset
-    from imagemill.pipeline.storage import StorageConfig
+    from imagemill.pipeline.storage_config import StorageConfig
 
 
 def read_latents(

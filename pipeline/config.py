@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.images.config import MAX_PIXELS, ImageConfig
 from imagemill.pipeline.sources.source import SourceConfig
-from imagemill.pipeline.storage import StorageConfig
+from imagemill.pipeline.storage_config import StorageConfig
 
 Model = TypeVar("Model", bound=BaseModel)
 UNQUOTED = (bool, int, float)

@@ -35,7 +35,7 @@ from imagemill.pipeline.config import validate
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.images.transparency import fill_hidden, match_alpha
 from imagemill.pipeline.output.style_images import read_image
-from imagemill.pipeline.storage import StorageConfig
+from imagemill.pipeline.storage_config import StorageConfig
 
 AnyImage = TypeVar("AnyImage", np.ndarray, Image.Image)
 StyleImage = str | np.ndarray | Image.Image

@@ -7,7 +7,8 @@ import typer
 
 from imagemill.jobs.cli.fields import field_option, given_flags
 from imagemill.pipeline.config import RunConfig, read_yaml, set_value, validate
-from imagemill.pipeline.storage import StorageConfig, Store
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.storage_config import StorageConfig
 from imagemill.pipeline.without_pandas import leave_out_pandas
 
 PLACE = "a folder or s3://bucket/prefix"

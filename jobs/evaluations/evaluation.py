@@ -22,7 +22,8 @@ from imagemill.pipeline.resolve import ResolvedRun, check_model, check_output_ta
 from imagemill.pipeline.run import run
 from imagemill.pipeline.schema import image_id
 from imagemill.pipeline.sources.folder import list_folder
-from imagemill.pipeline.storage import StorageConfig, Store
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.storage_config import StorageConfig
 
 
 class EvaluateConfig(Strict):

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from imagemill.models.checkpoint import PICKLES
 from imagemill.pipeline.config import Strict
 from imagemill.pipeline.sources.source import SourceConfig
-from imagemill.pipeline.storage import StorageConfig
+from imagemill.pipeline.storage_config import StorageConfig
 
 
 class TrainConfig(Strict):

@@ -11,7 +11,8 @@ from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.images.config import ImageConfig
 from imagemill.pipeline.images.errors import ImageError
-from imagemill.pipeline.storage import StorageConfig, Store
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.storage_config import StorageConfig
 from imagemill.pipeline.store_failures import reason, store_failures
 
 if TYPE_CHECKING:

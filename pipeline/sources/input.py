@@ -14,7 +14,8 @@ from imagemill.pipeline.sources.shard_formats import shard_format, shard_suffixe
 from imagemill.pipeline.sources.shard_index import index_shard
 from imagemill.pipeline.sources.source import ListedEntry, ListedImage, SourceConfig
 from imagemill.pipeline.sources.system_files import is_excluded, is_excluded_folder
-from imagemill.pipeline.storage import StorageConfig, Store
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.storage_config import StorageConfig
 from imagemill.pipeline.store_listing import Entry
 
 SHARD_THREADS = 4

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from imagemill.pipeline.storage import StorageConfig, Store
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.storage_config import StorageConfig
 from tests.support.engines import RAY_IN_CHAOS
 from tests.support.run_processes import make_photos
 from tests.support.servers import environment_of, rclone

@@ -12,7 +12,8 @@ from imagemill.models.card import Card
 from imagemill.models.errors import CheckpointError
 from imagemill.models.tasks import TASKS
 from imagemill.pipeline.output.stored_checkpoint import store_checkpoint
-from imagemill.pipeline.storage import StorageConfig, Store
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.storage_config import StorageConfig
 
 
 def test_show_registry_names_everything(capsys):

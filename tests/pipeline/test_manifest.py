@@ -18,7 +18,8 @@ from imagemill.pipeline.run import run
 from imagemill.pipeline.sources.image_reader import ImageReader
 from imagemill.pipeline.sources.input import list_images, open_input
 from imagemill.pipeline.sources.source import ListedImage, SourceConfig
-from imagemill.pipeline.storage import StorageConfig, Store
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.storage_config import StorageConfig
 from tests.support.shards import images, listed, pictures, rows
 
 

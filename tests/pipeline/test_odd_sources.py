@@ -17,7 +17,8 @@ from imagemill.pipeline.run import run
 from imagemill.pipeline.sources.input import list_images, open_input
 from imagemill.pipeline.sources.parquet import BATCH_ROWS
 from imagemill.pipeline.sources.source import SourceConfig
-from imagemill.pipeline.storage import StorageConfig, Store
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.storage_config import StorageConfig
 from tests.support.shards import add, damage, images, listed, pictures, rows, shard
 
 

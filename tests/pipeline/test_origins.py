@@ -9,7 +9,8 @@ from imagemill.pipeline.output.origins import find_moved, source_places
 from imagemill.pipeline.plan import Plan, make_plan
 from imagemill.pipeline.sources.input import list_images, open_input
 from imagemill.pipeline.sources.source import SourceConfig
-from imagemill.pipeline.storage import StorageConfig, Store
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.storage_config import StorageConfig
 from tests.support.planned_rows import PARAMS, SHA, etags, key, put
 
 

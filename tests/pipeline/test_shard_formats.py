@@ -16,7 +16,8 @@ from imagemill.pipeline.resolve import build_plan, resolve
 from imagemill.pipeline.sources.input import find_images, is_input_file, open_input
 from imagemill.pipeline.sources.shard_formats import SHARD_FORMATS
 from imagemill.pipeline.sources.source import ListedEntry, ListedImage, ShardFormat, SourceConfig
-from imagemill.pipeline.storage import StorageConfig, Store
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.storage_config import StorageConfig
 from tests.support.shards import listed, pictures
 from tests.support.worker_jobs import job_here, processor_here
 

@@ -25,7 +25,8 @@ from imagemill.pipeline.sources.image_reader import MAX_FILE_BYTES, RETRY_SECOND
 from imagemill.pipeline.sources.input import find_images, list_images, open_input
 from imagemill.pipeline.sources.source import ListedImage, SourceConfig
 from imagemill.pipeline.sources.tar import FORMAT
-from imagemill.pipeline.storage import StorageConfig, Store
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.storage_config import StorageConfig
 from tests.support.shards import add, damage, images, listed, pictures, rows, shard
 
 

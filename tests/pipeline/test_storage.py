@@ -15,7 +15,8 @@ from imagemill.pipeline.config import RunConfig
 from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.run import run
-from imagemill.pipeline.storage import CHECKSUMS, StorageConfig, Store, split_scheme
+from imagemill.pipeline.storage import Store, split_scheme
+from imagemill.pipeline.storage_config import CHECKSUMS, StorageConfig
 from imagemill.pipeline.store_failures import reason
 from tests.support.races import race_to_create
 

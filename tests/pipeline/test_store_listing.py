@@ -8,7 +8,8 @@ import pytest
 from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.sources.input import list_images, open_input
 from imagemill.pipeline.sources.source import SourceConfig
-from imagemill.pipeline.storage import StorageConfig, Store
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.storage_config import StorageConfig
 
 
 def test_disk_root_is_a_store(tmp_path: Path) -> None:

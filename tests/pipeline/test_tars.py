@@ -24,7 +24,8 @@ from imagemill.pipeline.sources.image_reader import ImageReader
 from imagemill.pipeline.sources.input import list_images, open_input
 from imagemill.pipeline.sources.source import ListedImage, SourceConfig
 from imagemill.pipeline.sources.tar import STILL_WRITTEN
-from imagemill.pipeline.storage import StorageConfig, Store
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.storage_config import StorageConfig
 from tests.support.shards import add, images, pictures, rows, shard
 
 

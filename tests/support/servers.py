@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from imagemill.pipeline.storage import StorageConfig, Store
+from imagemill.pipeline.storage import Store
+from imagemill.pipeline.storage_config import StorageConfig
 
 KEY, SECRET = "imagemill", "imagemill-secret"
 CONTROL = "/-/faults"

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from imagemill.pipeline.images.encode import encode_rgb
 from imagemill.pipeline.sources.input import list_images, open_input
 from imagemill.pipeline.sources.source import ListedEntry, ListedImage, SourceConfig
-from imagemill.pipeline.storage import StorageConfig
+from imagemill.pipeline.storage_config import StorageConfig
 
 
 def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
