@@ -1,4 +1,4 @@
-"""The interface of all networks: `y = encode(x)`, `x_hat = decode(y)`."""
+"""The interfaces of all networks: images to images, and autoencoders with `y = encode(x)`, `x_hat = decode(y)`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -6,24 +6,37 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from imagemill.models.contract import Tiling
 from imagemill.models.entropy import EntropyModel
 
 
-class Autoencoder(nn.Module, ABC):
-    """A network that maps images to a code and back.
+class Network(nn.Module):
+    """A network that maps images to images.
 
     Attributes:
+        channels: colour planes of the images: 3 for RGB, 1 for luma or a single plane.
         stride: height and width of an input must be multiples of `stride` (pixels).
-        halo: overlap of tiles in input pixels, a multiple of `stride`. An output pixel depends on no input further away, so
-            that tiles with this overlap give the same result as the whole image.
+        halo: overlap of tiles in input pixels, a multiple of `stride`. If `tiling` is exact, an output pixel depends on no
+            input further away, so that tiles with this overlap give the same result as the whole image.
         scale: height and width of an output divided by those of its input.
+        min_side: smallest height and width of an input (pixels).
+        tiling: whether and how a large image may be cut into tiles, see `contract.Contract`.
+        dtypes: number formats that the network may run in.
         example: (C,H,W) of an input, used to list the layers.
     """
 
+    channels: int = 3
     stride: int = 1
     halo: int = 0
     scale: int = 1
+    min_side: int = 1
+    tiling: Tiling = "exact"
+    dtypes: Sequence[str] = ("float32", "bfloat16", "float16")
     example: tuple[int, int, int] = (3, 256, 256)
+
+
+class Autoencoder(Network, ABC):
+    """A network that maps images to a code and back."""
 
     @abstractmethod
     def encode(self, x_BCHW: Tensor) -> Any:
@@ -49,13 +62,11 @@ class LatentCoder(Autoencoder):
     Networks with a variable rate quantise with one `step` for each image, in 8-bit levels; others ignore it.
 
     Attributes:
-        channels: colour planes of the images: 3 for RGB, 1 for luma.
         lowpass_channels: channels of the code that are the image at a small size, luma first if luma is a channel.
         texture_channels: channels whose magnitude measures the roughness of the image in some direction and frequency.
         entropy: the tables for entropy coding; None until they are fitted.
     """
 
-    channels: int = 3
     lowpass_channels: Sequence[int]
     texture_channels: Sequence[int]
     entropy: EntropyModel | None

@@ -135,7 +135,7 @@ def check_digest(weights: bytes, card: Card, url: str) -> None:
 
 
 def build(card: Card, weights: bytes) -> Any:
-    """Build the autoencoder that a card describes, with its weights in float32, in evaluation mode.
+    """Build the network that a card describes, with its weights in float32, in evaluation mode.
 
     Raises:
         CheckpointError: when the architecture is unknown or the weights do not fit.
@@ -143,16 +143,11 @@ def build(card: Card, weights: bytes) -> Any:
     import safetensors
     import safetensors.torch
 
-    from imagemill.models.architectures import ARCHITECTURES
+    from imagemill.models.routes import ROUTES
 
-    if card.architecture not in ARCHITECTURES:
-        raise CheckpointError(
-            f"checkpoint {card.name}: unknown architecture {card.architecture!r}. Valid: {', '.join(ARCHITECTURES)}"
-        )
     try:
-        model = ARCHITECTURES[card.architecture](**card.parameters)
         tensors = safetensors.torch.load(weights)
-        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+        model = ROUTES[card.route](card, {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
     except (TypeError, ValueError, LookupError, RuntimeError, safetensors.SafetensorError) as e:
         raise CheckpointError(f"checkpoint {card.name}: weights do not fit {card.architecture}: {shorten_error(e)}") from e
     return model.eval().requires_grad_(False)

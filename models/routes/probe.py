@@ -1,0 +1,115 @@
+"""Measure the contract of a network: its scale, the sizes that it takes, and how far its outputs depend on inputs.
+
+NaN shows what an output depends on: every sum or maximum with NaN is NaN, also with a weight of 0. One NaN in the input
+therefore marks all outputs that depend on that pixel, whatever the weights are.
+"""
+
+from collections.abc import Callable
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from imagemill.models.errors import CheckpointError
+from imagemill.models.tiling import apply_tiled
+
+Run = Callable[[Tensor], Tensor]
+"""Maps images (B,C,H,W) in [0,1] to images or latents (B,c,h,w)."""
+MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
+MIN_SIDES = (1, 2, 3, 4, 7, 8, 11, 16, 24, 32, 48, 64, 96, 128)
+PROBE_SIDE, MAX_PROBE_SIDE = 128, 512
+MAX_HALO = 192
+"""Networks with a larger halo would compute more outside of a tile than inside."""
+EXACT_DIFFERENCE = 1e-4
+"""Largest difference between tiles and the whole image, where 1 is white: rounding of float32."""
+
+
+def random_images(channels: int, height: int, width: int) -> Tensor:
+    """Return one image (1,C,H,W) of random values in [0,1]; the same at each call."""
+    return torch.rand((1, channels, height, width), generator=torch.Generator().manual_seed(0))
+
+
+def try_size(run: Run, channels: int, height: int, width: int) -> tuple[int, int] | None:
+    """Return the height and width of the output for an input of a size; None if the network fails."""
+    try:
+        result = run(random_images(channels, height, width))
+    except (RuntimeError, ValueError, IndexError, AssertionError, ZeroDivisionError):
+        return None
+    return (result.shape[2], result.shape[3]) if result.ndim == 4 and result.isfinite().all() else None
+
+
+def measure_sizes(run: Run, channels: int) -> tuple[Fraction, int, int]:
+    """Measure which sizes a network takes.
+
+    Returns:
+        The scale of its output, the multiple that the sides of an input must be, and the smallest side.
+
+    Raises:
+        CheckpointError: when the network fails for all sizes, or its output has another scale in each direction.
+    """
+    largest = MULTIPLES[-1]
+    size = try_size(run, channels, 2 * largest, 3 * largest)
+    if size is None:
+        # Let the network say why.
+        run(random_images(channels, 2 * largest, 3 * largest))
+        raise CheckpointError(f"the network gives no finite image for an input of {3 * largest}×{2 * largest} pixels")
+    scale = Fraction(size[0], 2 * largest)
+    if Fraction(size[1], 3 * largest) != scale:
+        raise CheckpointError(f"the network makes {size[1]}×{size[0]} pixels of {3 * largest}×{2 * largest}: not one scale")
+
+    def fits(height: int, width: int) -> bool:
+        return try_size(run, channels, height, width) == (int(scale * height), int(scale * width))
+
+    def takes_multiples(multiple: int) -> bool:
+        """Try sides that are no multiples of a larger number."""
+        count = 128 // multiple
+        return all(fits(multiple * (count + odd), multiple * (count + odd + 1)) for odd in (1, 2))
+
+    multiples = [m for m in MULTIPLES if (m * scale).denominator == 1]
+    multiple = next((m for m in multiples if takes_multiples(m)), largest)
+    side = next((s for s in MIN_SIDES if s % multiple == 0 and fits(s, s)), largest)
+    return scale, multiple, side
+
+
+def measure_halo(run: Run, channels: int, multiple: int) -> int | None:
+    """Return how far an output depends on inputs, as a multiple of `multiple` in input pixels; None without a limit.
+
+    Args:
+        run: the network.
+        channels: colour planes of its input.
+        multiple: the sides of an input must be multiples of it.
+    """
+    side = PROBE_SIDE
+    while side <= MAX_PROBE_SIDE:
+        side = -(-side // (2 * multiple)) * 2 * multiple
+        reach = 0
+        # The reach of a pixel depends on its place between the multiples.
+        for at in {side // 2, side // 2 + multiple // 2, side // 2 + multiple - 1}:
+            x = random_images(channels, side, side)
+            x[:, :, at, at] = torch.nan
+            is_nan = run(x).isnan().any(1)[0]
+            scale = Fraction(is_nan.shape[0], side)
+            marked = torch.cat([is_nan.any(0).nonzero().flatten(), is_nan.any(1).nonzero().flatten()])
+            if not len(marked):
+                return None
+            first, last = int(marked.min()) / scale, (int(marked.max()) + 1) / scale
+            if first <= 0 or last >= side:
+                reach = side
+                break
+            reach = max(reach, at - int(first), int(-(-last // 1)) - 1 - at)
+        if reach < side:
+            halo = -(-reach // multiple) * multiple
+            return halo if halo <= MAX_HALO else None
+        side *= 2
+    return None
+
+
+def is_exact(run: Run, channels: int, multiple: int, halo: int, scale: Fraction) -> bool:
+    """Return whether tiles with a halo give the result of the whole image, with a halo that `measure_halo` found.
+
+    This finds what NaN does not show, such as windows that move with the tile.
+    """
+    tile = -(-64 // multiple) * multiple
+    x = random_images(channels, 2 * tile + 2 * halo + multiple, tile + multiple)
+    difference = (apply_tiled(run, x, tile, halo, scale, multiple) - run(x)).abs().max()
+    return bool(difference <= EXACT_DIFFERENCE)
