@@ -1,7 +1,7 @@
 """Measure the contract of a network: its scale, the sizes that it takes, and how far its outputs depend on inputs.
 
 NaN shows what an output depends on: every sum or maximum with NaN is NaN, also with a weight of 0. One NaN in the input
-therefore marks all outputs that depend on that pixel, whatever the weights are.
+therefore marks all outputs that depend on that pixel, with any weights.
 """
 
 from collections.abc import Callable

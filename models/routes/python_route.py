@@ -3,7 +3,6 @@
 import hashlib
 import importlib
 import inspect
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -57,7 +56,7 @@ def import_class(name: str) -> type[nn.Module]:
 
 def source_digest(cls: type[nn.Module]) -> str:
     """Return the SHA-256 of the file that defines a class."""
-    return hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()
+    return hashlib.sha256(inspect.getsource(importlib.import_module(cls.__module__)).encode()).hexdigest()
 
 
 def encode_module(module: Any, x_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
