@@ -94,15 +94,28 @@ def read_part_rows(output: Store, part: str, numbers: set[int], columns: list[st
         with output.open(part) as f, pq.ParquetFile(f, page_checksum_verification=True) as file:
             existing = [name for name in columns if name in file.schema_arrow.names]
             start = 0
-            for batch in file.iter_batches(batch_size=LATENTS_AT_ONCE, columns=existing, use_threads=False):
-                in_batch = sorted(numbers.intersection(range(start, start + len(batch))))
-                rows = batch.take(pa.array([n - start for n in in_batch], pa.int64()))
-                yield from zip(in_batch, iterate_latent_rows(rows), strict=True)
-                start += len(batch)
-                if start > max(numbers):
-                    return
+            for group in range(file.num_row_groups):
+                end = start + file.metadata.row_group(group).num_rows
+                wanted = sorted(n for n in numbers if start <= n < end)
+                if wanted:
+                    batches = file.iter_batches(LATENTS_AT_ONCE, row_groups=[group], columns=existing, use_threads=False)
+                    yield from take_rows(batches, start, wanted)
+                start = end
     except store_failures(StorageError, pa.ArrowException) as e:
         log.warning("%s: the report shows no image of this part: %s", part, reason(e))
+
+
+def take_rows(batches: Iterator[pa.RecordBatch], start: int, numbers: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows with the given ascending numbers, of batches whose first row has the number `start`."""
+    for batch in batches:
+        in_batch = [n for n in numbers if start <= n < start + len(batch)]
+        # Taking all rows would copy their latents.
+        is_whole = len(in_batch) == len(batch)
+        rows = batch if is_whole else batch.take(pa.array([n - start for n in in_batch], pa.int64()))
+        yield from zip(in_batch, iterate_latent_rows(rows), strict=True)
+        start += len(batch)
+        if start > numbers[-1]:
+            return
 
 
 def read_rows(output: Store, positions: set[RowPosition], columns: list[str]) -> dict[RowPosition, dict[str, Any]]:

@@ -9,13 +9,13 @@ import numpy as np
 from imagemill.pipeline.output.latent_values import LATENT_COLUMNS
 from imagemill.pipeline.reports.charts import Projection, project_latents, summarize_latent
 from imagemill.pipeline.reports.run_rows import RowPosition, RunRows, read_part_rows
-from imagemill.pipeline.schema import LatentError, unpack_latent
+from imagemill.pipeline.schema import LATENT_ROWS, LatentError, unpack_latent
 from imagemill.pipeline.storage import Store
 
 RANDOM_IMAGES, IMAGES_BY_QUALITY = 8, 4
 """Images shown at random, and images shown at each end of the quality column."""
-POINTS, POINT_PARTS, POINT_SYMBOLS = 300, 4, 200_000_000
-"""Limits of the scatter plot: latents, the parts that they come from, and their symbols."""
+POINTS, POINT_PARTS, POINT_SYMBOLS = 300, 10, 80_000_000
+"""Limits of the scatter plot: latents, the parts that they come from, and their symbols. A symbol takes about 4 ns."""
 SourceReader = Callable[[dict[str, Any]], bytes]
 """Returns the encoded input image of a row."""
 
@@ -80,12 +80,14 @@ def project_run_latents(output: Store, rows: RunRows, column: str | None) -> Pro
     parts = np.unique(rows.part)
     parts = parts[:: -(-len(parts) // POINT_PARTS)]
     columns = ["rel_path", *([column] if column else []), *LATENT_COLUMNS]
-    names, features, quality, symbols_left = [], [], [], POINT_SYMBOLS
+    names, features, quality = [], [], []
     for part in parts:
-        numbers = rows.row[rows.part == part]
-        numbers = numbers[:: -(-len(numbers) * len(parts) // POINTS)]
+        numbers = choose_rows(rows.row[rows.part == part], -(-POINTS // len(parts)))
+        symbols_left = POINT_SYMBOLS // len(parts)
         for _, row in read_part_rows(output, rows.parts[part], set(numbers.tolist()), columns):
-            if row["latent"] is None or symbols_left < 0:
+            if symbols_left < 0:
+                break
+            if row["latent"] is None:
                 continue
             symbols_left -= row["latent"].size
             try:
@@ -96,3 +98,11 @@ def project_run_latents(output: Store, rows: RunRows, column: str | None) -> Pro
             features.append(summarize_latent(symbols))
             quality.append(row[column] if column else 0.0)
     return project_latents(names, np.stack(features), np.array(quality, float)) if len(names) > 2 else None
+
+
+def choose_rows(numbers: np.ndarray, most: int) -> np.ndarray:
+    """Choose about `most` row numbers of a part, from few of its row groups, because only whole groups can be decompressed."""
+    groups = numbers // LATENT_ROWS
+    existing = np.unique(groups)
+    step = max(1, len(existing) * LATENT_ROWS // most)
+    return numbers[np.isin(groups, existing[::step])][:most]
