@@ -101,7 +101,7 @@ def project_run_latents(output: Store, rows: RunRows, column: str | None) -> Pro
 
 
 def choose_rows(numbers: np.ndarray, most: int) -> np.ndarray:
-    """Choose about `most` row numbers of a part, from few of its row groups, because only whole groups can be decompressed."""
+    """Choose about `most` row numbers of a part, from few of its row groups, because a group is decompressed as a whole."""
     groups = numbers // LATENT_ROWS
     existing = np.unique(groups)
     step = max(1, len(existing) * LATENT_ROWS // most)
