@@ -6,12 +6,15 @@ therefore marks all outputs that depend on that pixel, with any weights.
 
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from imagemill.models.contract import Tiling
 from imagemill.models.errors import CheckpointError
-from imagemill.models.tiling import apply_tiled
+from imagemill.models.precision import Precision
+from imagemill.models.tiling import apply_tiled, release_free_memory
 
 Run = Callable[[Tensor], Tensor]
 """Maps images (B,C,H,W) in [0,1] to images or latents (B,c,h,w)."""
@@ -22,6 +25,13 @@ MAX_HALO = 192
 """Networks with a larger halo would compute more outside of a tile than inside."""
 EXACT_DIFFERENCE = 1e-4
 """Largest difference between tiles and the whole image, where 1 is white: rounding of float32."""
+MEMORY_SIDES = (64, 128, 256)
+"""Sides of the images whose memory is measured. The first one lets libraries allocate what they keep."""
+MEMORY_STATUS, MEMORY_RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+RESET_PEAK = "5"
+"""Written to MEMORY_RESET, it sets the peak memory of this process to its present memory (Linux)."""
+FORMATS = ("float32", "bfloat16", "float16")
+MAX_FORMAT_DIFFERENCE = 1 / 255
 
 
 def random_images(channels: int, height: int, width: int) -> Tensor:
@@ -113,3 +123,86 @@ def is_exact(run: Run, channels: int, multiple: int, halo: int, scale: Fraction)
     x = random_images(channels, 2 * tile + 2 * halo + multiple, tile + multiple)
     difference = (apply_tiled(run, x, tile, halo, scale, multiple) - run(x)).abs().max()
     return bool(difference <= EXACT_DIFFERENCE)
+
+
+def measure_tiling(run: Run, channels: int, multiple: int, scale: Fraction) -> tuple[Tiling, int, int]:
+    """Measure how an image may be cut into tiles.
+
+    A network that pads its input itself takes any size, but its result still depends on where a tile begins.
+
+    Args:
+        run: the network.
+        channels: colour planes of its input.
+        multiple: the sides of an input must be multiples of it.
+        scale: output size divided by input size.
+
+    Returns:
+        The tiling ("exact" or "never"), the halo, and the multiple at which tiles must begin.
+    """
+    for alignment in (m for m in MULTIPLES if m % multiple == 0):
+        halo = measure_halo(run, channels, alignment)
+        if halo is None:
+            break
+        if is_exact(run, channels, alignment, halo, scale):
+            return "exact", halo, alignment
+    return "never", 0, multiple
+
+
+@torch.inference_mode()
+def measure_memory(run: Run, channels: int, multiple: int = 1) -> int | None:
+    """Measure how many bytes a network needs for each pixel of an input, in float32 on the CPU.
+
+    Args:
+        run: the network.
+        channels: colour planes of its input.
+        multiple: the sides of an input must be multiples of it.
+
+    Returns:
+        The growth of the peak memory of this process between two sizes. None where the system does not tell.
+    """
+    peaks, pixels = [], []
+    for length in MEMORY_SIDES:
+        side = -(-length // multiple) * multiple
+        x = random_images(channels, side, side)
+        release_free_memory()
+        try:
+            MEMORY_RESET.write_text(RESET_PEAK)
+            before = read_memory("VmRSS")
+            run(x)
+            peaks.append(read_memory("VmHWM") - before)
+        except OSError:
+            return None
+        pixels.append(side * side)
+    return max(1, (peaks[-1] - peaks[-2]) // (pixels[-1] - pixels[-2])) if pixels[-1] > pixels[-2] else None
+
+
+def read_memory(name: str) -> int:
+    """Return a figure of the memory of this process in bytes: VmRSS is the present memory, VmHWM its peak.
+
+    Raises:
+        OSError: when the system does not have it.
+    """
+    for line in MEMORY_STATUS.read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"{MEMORY_STATUS} has no {name}")
+
+
+@torch.inference_mode()
+def measure_dtypes(run: Run, x_BCHW: Tensor, device: str = "cpu") -> tuple[str, ...]:
+    """Return the number formats in which a network gives the result of float32, within one level of 8 bits.
+
+    Args:
+        run: the network, on the device.
+        x_BCHW: an image (B,C,H,W) float32 in [0,1] of the kind that the network is for, of a size that it takes.
+        device: "cpu" or "cuda".
+    """
+    expected = run(x_BCHW).float().clamp(0, 1)
+    differences = {}
+    for name in FORMATS[1:]:
+        try:
+            y = Precision(device, getattr(torch, name)).run(run, x_BCHW)
+        except RuntimeError:
+            continue  # An operation of the network does not exist in this format.
+        differences[name] = float((y.float().clamp(0, 1) - expected).abs().max())
+    return (FORMATS[0], *(name for name, difference in differences.items() if difference <= MAX_FORMAT_DIFFERENCE))
