@@ -6,15 +6,17 @@ therefore marks all outputs that depend on that pixel, with any weights.
 
 from collections.abc import Callable
 from fractions import Fraction
-from pathlib import Path
+from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from imagemill.models.contract import Tiling
 from imagemill.models.errors import CheckpointError
 from imagemill.models.precision import Precision
-from imagemill.models.tiling import apply_tiled, release_free_memory
+from imagemill.models.tiling import apply_tiled
+from imagemill.models.type_checks import require_value
 
 Run = Callable[[Tensor], Tensor]
 """Maps images (B,C,H,W) in [0,1] to images or latents (B,c,h,w)."""
@@ -25,11 +27,7 @@ MAX_HALO = 192
 """Networks with a larger halo would compute more outside of a tile than inside."""
 EXACT_DIFFERENCE = 1e-4
 """Largest difference between tiles and the whole image, where 1 is white: rounding of float32."""
-MEMORY_SIDES = (64, 128, 256)
-"""Sides of the images whose memory is measured. The first one lets libraries allocate what they keep."""
-MEMORY_STATUS, MEMORY_RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-RESET_PEAK = "5"
-"""Written to MEMORY_RESET, it sets the peak memory of this process to its present memory (Linux)."""
+MEMORY_SIDE = 64
 FORMATS = ("float32", "bfloat16", "float16")
 MAX_FORMAT_DIFFERENCE = 1 / 255
 
@@ -149,7 +147,7 @@ def measure_tiling(run: Run, channels: int, multiple: int, scale: Fraction) -> t
 
 
 @torch.inference_mode()
-def measure_memory(run: Run, channels: int, multiple: int = 1) -> int | None:
+def measure_memory(run: Run, channels: int, multiple: int = 1) -> int:
     """Measure how many bytes a network needs for each pixel of an input, in float32 on the CPU.
 
     Args:
@@ -158,34 +156,20 @@ def measure_memory(run: Run, channels: int, multiple: int = 1) -> int | None:
         multiple: the sides of an input must be multiples of it.
 
     Returns:
-        The growth of the peak memory of this process between two sizes. None where the system does not tell.
+        The growth of the peak memory of a pass, from one size to twice its sides.
     """
-    peaks, pixels = [], []
-    for length in MEMORY_SIDES:
-        side = -(-length // multiple) * multiple
-        x = random_images(channels, side, side)
-        release_free_memory()
-        try:
-            MEMORY_RESET.write_text(RESET_PEAK)
-            before = read_memory("VmRSS")
-            run(x)
-            peaks.append(read_memory("VmHWM") - before)
-        except OSError:
-            return None
-        pixels.append(side * side)
-    return max(1, (peaks[-1] - peaks[-2]) // (pixels[-1] - pixels[-2])) if pixels[-1] > pixels[-2] else None
+    side = -(-MEMORY_SIDE // multiple) * multiple
+    small, large = (peak_memory(run, random_images(channels, length, length)) for length in (side, 2 * side))
+    return max(1, (large - small) // (3 * side * side))
 
 
-def read_memory(name: str) -> int:
-    """Return a figure of the memory of this process in bytes: VmRSS is the present memory, VmHWM its peak.
-
-    Raises:
-        OSError: when the system does not have it.
-    """
-    for line in MEMORY_STATUS.read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"{MEMORY_STATUS} has no {name}")
+def peak_memory(run: Run, x_BCHW: Tensor) -> int:
+    """Return the most bytes that torch holds at once on the CPU during a call, without those that it held before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        run(x_BCHW)
+    events = require_value(recorded.profiler, "the profiler").kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return max(accumulate((change for _, change in changes), initial=0))
 
 
 @torch.inference_mode()
