@@ -34,10 +34,16 @@ ANNOUNCED_AT_ONCE = 4096
 """Names that are recorded together before their images are written, and with their digests afterwards."""
 DECODED_COLUMNS = ["rel_path", *SIZE_COLUMNS, "step", "checkpoint_sha256", *LATENT_COLUMNS]
 """Columns that decoding uses. Exports of older versions lack some of them."""
-EXPORT_COLUMNS = set(DECODED_COLUMNS).difference(LATENT_CONTENT[1:], ["latent_dtype"])
-"""Columns that an export needs so that it can be decoded. An export keeps latents only in the column `latent`."""
-OLD_EXPORT_COLUMNS = EXPORT_COLUMNS.difference(name for name, _ in FITTING)
-"""Columns that an export of every version needs."""
+
+
+def export_columns(are_resized: bool) -> set[str]:
+    """Return the columns that an export needs so that it can be decoded. It keeps latents only in the column `latent`.
+
+    Args:
+        are_resized: whether an image was resized or cropped before it was encoded.
+    """
+    unneeded = [*LATENT_CONTENT[1:], "latent_dtype", *(() if are_resized else (name for name, _ in FITTING))]
+    return set(DECODED_COLUMNS).difference(unneeded)
 
 
 def decode_row(row: dict[str, Any], coders: LatentCoders, device: str) -> np.ndarray:
@@ -89,7 +95,7 @@ def decode_output(output: Store, dest: Store, where: str | None = None, overwrit
             return
         files.write(name_of(row["rel_path"]), encode_rgb(rgb, "PNG"))
 
-    columns = [name for name in DECODED_COLUMNS if name in state.schema.names or name in OLD_EXPORT_COLUMNS]
+    columns = [name for name in DECODED_COLUMNS if name in state.schema.names or name in export_columns(are_resized=False)]
     tables = state.tables(columns)
     batches = (t.slice(start, DECODED_AT_ONCE) for t in tables for start in range(0, len(t), DECODED_AT_ONCE))
     started = announced = 0

@@ -40,14 +40,19 @@ def is_coded(row: dict[str, Any]) -> bool:
     return row.get("latent_payload") is not None
 
 
+def upright_size(row: dict[str, Any]) -> tuple[int, int]:
+    """Return the size (H,W) of the upright image of a row, before it was resized or cropped."""
+    size = (row["orig_height"], row["orig_width"])
+    return size[::-1] if row["exif_orientation"] in TRANSPOSED_ORIENTATIONS else size
+
+
 def image_size(row: dict[str, Any]) -> tuple[int, int]:
     """Return the size (H,W) of the image that was encoded: upright, resized and cropped."""
     # Parts of older versions and exports may lack these columns.
     for kind in ("crop", "resized"):
         if row.get(f"{kind}_width") is not None:
             return row[f"{kind}_height"], row[f"{kind}_width"]
-    size = (row["orig_height"], row["orig_width"])
-    return size[::-1] if row["exif_orientation"] in TRANSPOSED_ORIENTATIONS else size
+    return upright_size(row)
 
 
 def read_latent(row: dict[str, Any], entropy: "EntropyModel | None" = None) -> np.ndarray:
