@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from imagemill.models.card import Card
 from imagemill.models.contract import Contract
-from imagemill.models.errors import CheckpointError
+from imagemill.models.errors import CheckpointError, describe_error
 from imagemill.models.routes.image_network import Call, ImageNetwork
 from imagemill.models.routes.measure import add_costs, image_run
 from imagemill.models.routes.recognised import Recognised, tasks_of
@@ -67,7 +67,7 @@ def recognise(tensors: dict[str, Tensor]) -> Recognised:
         contract = add_costs(run, contract, needs.multiple_of, max(1, needs.minimum))
     except Exception as e:  # noqa: BLE001 - a network with the weights of another one raises anything
         raise CheckpointError(
-            f"spandrel takes the weights for {name}, which fails with them: {type(e).__name__}: {e}. {OTHER_ARCHITECTURE}"
+            f"spandrel takes the weights for {name}, which fails with them: {describe_error(e)}. {OTHER_ARCHITECTURE}"
         ) from None
     tasks = tasks_of(contract)
     if name in DENOISERS:
@@ -102,7 +102,7 @@ def load_descriptor(tensors: dict[str, Tensor], architecture: str | None = None)
             "spandrel does not recognise the weights. If you have the code of the network, pass --architecture MODULE:CLASS"
         ) from None
     except Exception as e:  # noqa: BLE001 - weights that resemble those of an architecture make its code raise anything
-        raise CheckpointError(f"spandrel cannot build the network: {type(e).__name__}: {e}") from None
+        raise CheckpointError(f"spandrel cannot build the network: {describe_error(e)}") from None
 
 
 def takes_noise_level(descriptor: Any) -> bool:
