@@ -19,7 +19,7 @@ test: $(VENV)/.test
 test-external: $(VENV)/.test
 	$(BIN)/python -m pytest -m external --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# Tests that take most of a minute each: trainings on Ray Train, a Ray of their own, the commands of pages.
+# Tests that take most of a minute each: trainings on Ray Train, starts of another Ray, the commands of pages.
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
 
