@@ -44,7 +44,7 @@ class ResolvedRun:
     @property
     def parameters(self) -> dict[str, Any]:
         """All values, except the checkpoint, that change pixels or codes; they are part of the version of a row."""
-        values = {**self.params.model_dump(), "task": self.task.name, "reconstruct": self.config.reconstruct}
+        values = {**self.params.version_values(), "task": self.task.name, "reconstruct": self.config.reconstruct}
         # Defaults are left out, so that a new option does not change the version of existing rows.
         if image_options := self.config.image.model_dump(exclude_defaults=True):
             values["image"] = image_options

@@ -11,9 +11,21 @@ if TYPE_CHECKING:
 
 
 class Params(BaseModel):
-    """Parameters of a task that change pixels or latents. They are part of the version of an output."""
+    """Parameters of a task that change pixels or latents. They are part of the version of an output.
+
+    Attributes:
+        LATER: parameters that were added after the first outputs. With their default they are not part of a version, so
+            that the versions of existing rows stay.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    LATER: ClassVar[tuple[str, ...]] = ()
+
+    def version_values(self) -> dict[str, Any]:
+        """Return the values that are part of the version of an output."""
+        fields = type(self).model_fields
+        values = self.model_dump()
+        return {key: value for key, value in values.items() if key not in self.LATER or value != fields[key].default}
 
 
 class SampleError(Exception):
@@ -53,7 +65,7 @@ class Output:
 
     Attributes:
         image: (H,W,3) uint8.
-        latent: symbols (C,h,w) int8.
+        latent: (C,h,w): symbols int8, or values float32 or float16.
         columns: values of the task's quality columns.
         drops_alpha: whether the output is opaque even if the source has transparency.
         has_colours: whether the output has colours even if the source is gray.
