@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections import Counter
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.storage_config import StorageConfig
 from imagemill.pipeline.store_failures import store_failures
-from imagemill.pipeline.user_code import INSTALLED, read_user_code
+from imagemill.pipeline.user_code import INSTALLED, permitted, read_user_code
 
 DEFAULT_RANGE = (0.0, 1.0)
 MAX_HEADER = 100_000_000
@@ -75,7 +74,7 @@ def show_import(request: ImportRequest, storage: StorageConfig) -> None:
     check_dest(dest, request.overwrite)
     code = read_user_code(request.code or INSTALLED) if request.architecture else None
     source = read_source(request.source, storage)
-    with code.permitted() if code else nullcontext():
+    with permitted(code):
         found = recognise(request, source)
         card, weights = build_checkpoint(request, found, source)
         trial = try_checkpoint(card, weights, found)
