@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from imagemill.models.architectures.codec import Codec
-from imagemill.models.autoencoder import Autoencoder, LatentCoder
+from imagemill.models.autoencoder import LatentCoder, Network
 from imagemill.models.batches import bytes_to_float, float_to_bytes, round_to_8_bits, to_uint8_batch, to_uint8_images
 from imagemill.models.colour import rgb_to_luma
 from imagemill.models.entropy_fitting import fit_entropy_model
 from imagemill.models.errors import CheckpointError
 from imagemill.models.losses import laplace_bits, psnr_loss, rate_distortion
 from imagemill.models.metrics import psnr_db, psnr_from_mse, squared_error
-from imagemill.models.objectives.objective import TaskObjective
+from imagemill.models.objectives.objective import Objective, TaskObjective
 from imagemill.models.precision import Precision
 from imagemill.models.tasks.compress import MAX_STEP, MIN_STEP, CompressParams
 from imagemill.models.tasks.task import Output, Sample
@@ -26,12 +26,13 @@ from imagemill.models.type_checks import require_type
 VALIDATION_STEP = 32.0
 
 
-class Compress(TaskObjective):
+class Compress(Objective, TaskObjective):
     """Train and apply networks whose latents are quantised to integers."""
 
     trainable_type = LatentCoder
+    network_types = (LatentCoder,)
 
-    def loss(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Compute rate and distortion at random steps, or the squared error of a network without a variable rate."""
         model = require_type(model, LatentCoder)
         if not isinstance(model, Codec):
@@ -45,7 +46,7 @@ class Compress(TaskObjective):
         loss, bpp = rate_distortion(x_hat, x_BCHW, bits_B, step_B)
         return {"loss": loss, "bits_per_pixel": bpp.detach(), "psnr_db": -psnr_loss(x_hat, x_BCHW).detach()}
 
-    def validate(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
+    def validate(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> dict[str, float]:
         """Measure PSNR and squared error, and the rate of a codec, at VALIDATION_STEP."""
         model = require_type(model, LatentCoder)
         x = select_planes(model, x_BCHW)
@@ -57,7 +58,7 @@ class Compress(TaskObjective):
             figures |= {"bits_per_pixel": float(bpp), "loss": float(loss)}
         return figures
 
-    def finish(self, model: Autoencoder, images: Iterable[Tensor]) -> None:
+    def finish(self, model: Network, images: Iterable[Tensor]) -> None:
         """Fit the entropy tables to the symbols of images, each at a random step."""
         model = require_type(model, LatentCoder)
         rng = np.random.default_rng(0)
@@ -70,25 +71,26 @@ class Compress(TaskObjective):
         if latents:
             model.entropy = fit_entropy_model(latents)
 
-    def check(self, model: Autoencoder, params: Any) -> None:
+    def check(self, model: Network, params: Any) -> None:
         """Check that the checkpoint has entropy tables if the parameters ask for entropy coding.
 
         Raises:
             CheckpointError: when it has none.
         """
+        super().check(model, params)
         model = require_type(model, LatentCoder)
         if params.coding == "coded" and model.entropy is None:
             raise CheckpointError(
                 "params.coding='coded': the checkpoint has no entropy tables, because it is from an older version. Set plain"
             )
 
-    def preview(self, model: Autoencoder, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def preview(self, model: Network, x_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the images as the network takes them, and their reconstruction at VALIDATION_STEP."""
         model = require_type(model, LatentCoder)
         x = select_planes(model, x_BCHW)
         return x, encode_decode(model, x, x.new_full((x.shape[0],), VALIDATION_STEP))[0]
 
-    def predict(self, model: Autoencoder, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
+    def predict(self, model: Network, samples: list[Sample], params: Any, precision: Precision) -> list[Output]:
         """Encode images, always in float32, so that symbols do not depend on the precision."""
         model = require_type(model, LatentCoder)
         params = require_type(params, CompressParams)

@@ -7,11 +7,9 @@ from torch import Tensor, nn
 
 from imagemill.models.card import Card
 from imagemill.models.errors import CheckpointError
-from imagemill.models.routes.image_network import Call, ImageNetwork
+from imagemill.models.routes.image_network import DEFAULT_SIGMA, Call, ImageNetwork
 from imagemill.models.type_checks import require_value
 
-DEFAULT_SIGMA = 15 / 255
-"""Noise level that spandrel gives to a network that takes one."""
 NOISE_MAPS = ("DRUNet", "FDnCNN")
 """Networks that take a map of the noise level as their last channel."""
 
@@ -29,7 +27,7 @@ def build(card: Card, tensors: dict[str, Tensor]) -> ImageNetwork:
     """
     contract = require_value(card.contract, "the contract")
     descriptor = load_descriptor(tensors, card.architecture)
-    return ImageNetwork(descriptor.model, contract, caller(descriptor))
+    return ImageNetwork(descriptor.model, contract, caller(descriptor), pads=True)
 
 
 def load_descriptor(tensors: dict[str, Tensor], architecture: str | None = None) -> Any:

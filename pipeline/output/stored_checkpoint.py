@@ -9,11 +9,13 @@ from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason
 
 if TYPE_CHECKING:
-    from imagemill.models.autoencoder import Autoencoder
+    from imagemill.models.autoencoder import Network
 
 
 def store_checkpoint(output: Store, card: Card, weights: bytes) -> None:
     """Store a checkpoint in OUTPUT, unless it is there already.
+
+    An imported network may be imported again with another contract, so its card replaces a stored one that differs.
 
     Args:
         output: the OUTPUT.
@@ -21,9 +23,12 @@ def store_checkpoint(output: Store, card: Card, weights: bytes) -> None:
         weights: the safetensors file.
     """
     folder = checkpoint_folder(card.sha256)
-    if not output.exists(f"{folder}/{checkpoints.CARD}"):
+    path, text = f"{folder}/{checkpoints.CARD}", card.model_dump_json(indent=2).encode()
+    if not output.exists(path):
         output.write(f"{folder}/{checkpoints.WEIGHTS}", weights)
-        output.write(f"{folder}/{checkpoints.CARD}", card.model_dump_json(indent=2).encode())
+    elif card.contract is None or output.read(path) == text:
+        return
+    output.write(path, text)
 
 
 def checkpoint_folder(sha256: str) -> str:
@@ -52,7 +57,7 @@ def read_stored_checkpoint(output: Store, sha256: str) -> tuple[Card, bytes]:
     return card, weights
 
 
-def load_stored_model(output: Store, sha256: str, device: str) -> "Autoencoder":
+def load_stored_model(output: Store, sha256: str, device: str) -> "Network":
     """Load the model of a checkpoint in OUTPUT onto a device.
 
     Raises:
