@@ -16,9 +16,9 @@ class TiledParams(Params):
 
     tile: Literal["auto", "approximate"] = Field(
         "auto",
-        description="auto: process images as the card of the checkpoint says. approximate: cut large images into tiles that "
-        "overlap, and blend them, for a network that otherwise takes whole images only. The result differs from that of the "
-        "whole image.",
+        description="Process images as the card of the checkpoint says (auto), or cut large images into tiles that overlap, "
+        "and blend the tiles (approximate). Use approximate for a network that otherwise takes whole images only. The result "
+        "differs from that of the whole image.",
     )
 
 

@@ -1,6 +1,7 @@
 """Imported networks from images to images: equal to the library's call, in tiles or whole, within memory."""
 
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -193,7 +194,7 @@ def test_overlapping_slices_cover_and_overlap_in_pairs(length, tile, overlap, mu
     slices = overlapping_slices(length, tile, overlap, multiple)
     assert (slices[0][0], slices[-1][1]) == (0, length)
     assert all(start % multiple == 0 and 0 < end - start <= tile for start, end in slices)
-    for (_, end), (start, _) in zip(slices, slices[1:], strict=False):
+    for (_, end), (start, _) in pairwise(slices):
         assert end - start == overlap
     for (_, end), (start, _) in zip(slices, slices[2:], strict=False):
         assert end <= start
@@ -280,7 +281,7 @@ def test_check_card_refuses_parameters_of_other_networks():
         check_card("mine", card, denoise, denoise.Params(sigma=25))
     with pytest.raises(CheckpointError, match="already give the result of the whole image"):
         check_card("mine", card, denoise, denoise.Params(tile="approximate"))
-    with pytest.raises(CheckpointError, match="pool.dtype='float16'.*Valid: float32, bfloat16"):
+    with pytest.raises(CheckpointError, match=r"pool.dtype='float16'.*Valid: float32, bfloat16"):
         check_dtype("mine", card, "float16")
     check_dtype("mine", card, "bfloat16")
     with pytest.raises(CheckpointError, match="compress needs a network of the class LatentCoder, not ImageNetwork"):
