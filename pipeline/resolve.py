@@ -47,10 +47,6 @@ class ResolvedRun:
     def parameters(self) -> dict[str, Any]:
         """All values, except the checkpoint, that change pixels or codes; they are part of the version of a row."""
         values = {**self.params.version_values(), "task": self.task.name, "reconstruct": self.config.reconstruct}
-        # The weights alone do not identify an imported network.
-        if self.card.contract:
-            values["network"] = self.card.model_dump(include={"architecture", "parameters", "code_sha256"})
-            values["contract"] = self.card.contract.model_dump(exclude={"dtypes", "bytes_per_pixel"})
         # Defaults are left out, so that a new option does not change the version of existing rows.
         if image_options := self.config.image.model_dump(exclude_defaults=True):
             values["image"] = image_options

@@ -101,7 +101,9 @@ class RowBuilder:
             if output.latent is not None:
                 row |= pack_latent(output.latent, output.payload)
                 output.latent = None
-                if "latent" not in row or item.is_in_sample(self.job.quality):
+                # The size of a list is that of its compressed bytes, which take time to compute.
+                is_list = "latent" in row or "latent_values" in row
+                if not is_list or item.is_in_sample(self.job.quality):
                     size = latent_bytes(row, self.job.compression_level)
                     row["bits_per_pixel"] = size * 8 / (picture.orig_width * picture.orig_height)
             if output.image is None:

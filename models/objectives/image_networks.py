@@ -16,6 +16,8 @@ from imagemill.models.tiling import MIN_TILE, apply_blended, apply_tiled, is_out
 
 BLENDED_TILE, BLENDED_OVERLAP = 384, 64
 """Sides of tiles that are blended, and of what neighbours share, in pixels. Attention needs 10 kB a pixel and more."""
+ALIGNMENT = 64
+"""The largest multiple that networks pad their inputs to."""
 TOO_LARGE = "TooLargeForMemory"
 """Class of the reject of an image that cannot be processed as a whole."""
 
@@ -67,7 +69,9 @@ def process_images(
                         in_place=model.scale == 1,
                     )
                 elif tiling == "approximate":
-                    y = apply_blended(process, x, side, overlap, model.scale, model.multiple, float_to_bytes)
+                    y = apply_blended(
+                        process, x, side, overlap, model.scale, round_up(ALIGNMENT, model.multiple), float_to_bytes
+                    )
                 else:
                     y = float_to_bytes(process(x))
         except (RuntimeError, MemoryError) as e:
@@ -85,11 +89,13 @@ def plan_tiles(model: ImageNetwork, h: int, w: int, tiling: Tiling, memory: int 
     Exact tiles become smaller until a pass fits into the memory, because the result stays the same.
     """
     multiple = model.multiple
-    # A tile at an edge that is smaller than the network takes would be padded, where the whole image is not.
-    overlap = round_up(max(model.halo, model.min_side), multiple)
+    # A network may pad its input to a multiple that its card does not say. Its tiles must begin at multiples too.
+    aligned = round_up(ALIGNMENT, multiple)
     if tiling != "exact":
-        overlap = max(overlap, round_up(BLENDED_OVERLAP, multiple))
-        return round_up(max(BLENDED_TILE, 2 * overlap), multiple), overlap
+        overlap = round_up(max(model.halo, model.min_side, BLENDED_OVERLAP), aligned)
+        return round_up(max(BLENDED_TILE, 2 * overlap), aligned), overlap
+    # A tile at an edge that is smaller than the network takes would be padded, where the whole image is not.
+    overlap = model.halo if model.halo >= model.min_side else round_up(model.min_side, aligned)
     side = multiple
     # Halves of the side must be multiples too.
     while 2 * side <= tile_side(model.scale * h, model.scale * w):

@@ -1,12 +1,22 @@
 """Check by its card alone whether a task can use a checkpoint, so that a run is refused before anything starts."""
 
 from imagemill.models.card import Card
+from imagemill.models.contract import Contract
 from imagemill.models.errors import CheckpointError
 from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.task import Params, Task
 
-SAME_SIZE = ("denoise", "restore")
+SAME_SIZE = ("restore", "denoise")
 """Tasks that can use any network whose output has the size of its input."""
+
+
+def tasks_of(contract: Contract) -> tuple[str, ...]:
+    """Return the tasks that can use an imported network, the usual one first."""
+    if contract.latent:
+        return ("compress",)
+    if contract.scale > 1:
+        return ("upscale",)
+    return ("denoise",) if contract.noise_level else SAME_SIZE
 
 
 def tasks_for(card: Card) -> list[str]:
@@ -14,16 +24,9 @@ def tasks_for(card: Card) -> list[str]:
 
     The contract of an imported network decides, because such a network may serve several tasks.
     """
-    contract = card.contract
-    if contract is None:
+    if card.contract is None:
         return [card.task]
-    if contract.latent:
-        return ["compress"]
-    if contract.scale > 1:
-        return ["upscale"]
-    if contract.noise_level:
-        return ["denoise"]
-    return sorted(SAME_SIZE, key=lambda name: name != card.task)
+    return sorted(tasks_of(card.contract), key=lambda name: name != card.task)
 
 
 def describe_network(card: Card) -> str:

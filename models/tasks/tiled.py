@@ -12,12 +12,12 @@ from imagemill.models.tasks.task import Params
 class TiledParams(Params):
     """Parameters of a task that may cut large images into tiles."""
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"tile"})
+    LATER: ClassVar[tuple[str, ...]] = ("tile",)
 
     tile: Literal["auto", "approximate"] = Field(
         "auto",
         description="Process images as the card of the checkpoint says (auto), or cut large images into tiles that overlap, "
-        "and blend the tiles (approximate). Use approximate for a network that otherwise takes whole images only. The result "
+        "and blend the tiles (approximate). Choose approximate for a network that takes whole images only. The result "
         "differs from that of the whole image.",
     )
 

@@ -15,25 +15,35 @@ if TYPE_CHECKING:
 def store_checkpoint(output: Store, card: Card, weights: bytes) -> None:
     """Store a checkpoint in OUTPUT, unless it is there already.
 
-    An imported network may be imported again with another contract, so its card replaces a stored one that differs.
-
     Args:
         output: the OUTPUT.
         card: the card of the checkpoint.
         weights: the safetensors file.
     """
     folder = checkpoint_folder(card.sha256)
-    path, text = f"{folder}/{checkpoints.CARD}", card.model_dump_json(indent=2).encode()
-    if not output.exists(path):
+    if not output.exists(f"{folder}/{checkpoints.CARD}"):
         output.write(f"{folder}/{checkpoints.WEIGHTS}", weights)
-    elif card.contract is None or output.read(path) == text:
-        return
-    output.write(path, text)
+        output.write(f"{folder}/{checkpoints.CARD}", card.model_dump_json(indent=2).encode())
 
 
 def checkpoint_folder(sha256: str) -> str:
     """Return the folder of a checkpoint in OUTPUT, by the digest of its weights."""
     return f"checkpoints/{sha256[:16]}"
+
+
+def read_stored_card(output: Store, sha256: str) -> Card:
+    """Read the card of a checkpoint that `store_checkpoint` wrote.
+
+    Raises:
+        CheckpointError: when the card is missing or damaged.
+    """
+    folder = checkpoint_folder(sha256)
+    try:
+        return Card.model_validate_json(output.read(f"{folder}/{checkpoints.CARD}"))
+    except FileNotFoundError as e:
+        raise missing_checkpoint(output, folder) from e
+    except ValueError as e:
+        raise CheckpointError(f"{output.uri(folder)}: {checkpoints.CARD} is damaged: {reason(e)}") from e
 
 
 def read_stored_checkpoint(output: Store, sha256: str) -> tuple[Card, bytes]:
@@ -46,15 +56,18 @@ def read_stored_checkpoint(output: Store, sha256: str) -> tuple[Card, bytes]:
         CheckpointError: when the checkpoint is missing or damaged.
     """
     folder = checkpoint_folder(sha256)
+    card = read_stored_card(output, sha256)
     try:
-        card = Card.model_validate_json(output.read(f"{folder}/{checkpoints.CARD}"))
         weights = output.read(f"{folder}/{checkpoints.WEIGHTS}")
     except FileNotFoundError as e:
-        raise CheckpointError(f"{output.uri(folder)}: the checkpoint that made the rows is missing") from e
-    except ValueError as e:
-        raise CheckpointError(f"{output.uri(folder)}: {checkpoints.CARD} is damaged: {reason(e)}") from e
+        raise missing_checkpoint(output, folder) from e
     checkpoints.check_digest(weights, card, output.uri(folder))
     return card, weights
+
+
+def missing_checkpoint(output: Store, folder: str) -> CheckpointError:
+    """Return the error for a checkpoint folder without its files."""
+    return CheckpointError(f"{output.uri(folder)}: the checkpoint that made the rows is missing")
 
 
 def load_stored_model(output: Store, sha256: str, device: str) -> "Network":

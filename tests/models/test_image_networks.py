@@ -157,8 +157,8 @@ def test_network_with_global_statistics_stays_whole(crops, monkeypatch):
     module = Normalised()
     model = build_network(python_card(module, "restore"))
     assert model.tiling == "never"
-    for name in ("BLENDED_TILE", "BLENDED_OVERLAP"):
-        monkeypatch.setattr(image_networks, name, 32 if name == "BLENDED_TILE" else 8)
+    for name, value in (("BLENDED_TILE", 32), ("BLENDED_OVERLAP", 8), ("ALIGNMENT", 8)):
+        monkeypatch.setattr(image_networks, name, value)
     monkeypatch.setattr(image_networks, "tile_side", lambda *size: 16)
     x = torch.from_numpy(crops[0].copy()).permute(2, 0, 1)[None].float() / 255
     whole = to_uint8_images(module(x).detach())[0]
@@ -284,7 +284,7 @@ def test_check_card_refuses_parameters_of_other_networks():
     with pytest.raises(CheckpointError, match=r"pool.dtype='float16'.*Valid: float32, bfloat16"):
         check_dtype("mine", card, "float16")
     check_dtype("mine", card, "bfloat16")
-    with pytest.raises(CheckpointError, match="compress needs a network of the class LatentCoder, not ImageNetwork"):
+    with pytest.raises(CheckpointError, match="compress needs a network of the class LatentCoder or FloatCoder, not ImageNetwork"):
         TASK_OBJECTIVES["compress"].check(build_network(python_card(Blur(), "denoise")), TASKS["compress"].Params())
 
 

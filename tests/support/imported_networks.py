@@ -10,6 +10,7 @@ from torch import nn
 
 from imagemill.models import checkpoint
 from imagemill.models.card import Card
+from imagemill.models.code_permission import code_permitted
 from imagemill.models.contract import Contract
 from imagemill.models.routes import python_route
 from imagemill.models.routes.image_network import ImageNetwork
@@ -92,5 +93,6 @@ def write_network(folder: Path, network: tuple[Card, bytes]) -> str:
 
 def build_network(network: tuple[Card, bytes]) -> ImageNetwork:
     """Build the network of a card."""
-    model: ImageNetwork = checkpoint.build(*network)
+    with code_permitted():
+        model: ImageNetwork = checkpoint.build(*network)
     return model
