@@ -1,6 +1,5 @@
 """Float latents of autoencoders of other libraries: equality with the library, storage, damage, and all readers."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +9,10 @@ import torch
 from PIL import Image
 
 from imagemill.jobs.decode import decode_output
-from imagemill.pipeline.account import account
-from imagemill.pipeline.config import RunConfig
-from imagemill.pipeline.engines.local_channel import LocalChannel
-from imagemill.pipeline.output.lease import Lease
 from imagemill.pipeline.output.verify import verify
-from imagemill.pipeline.resolve import build_plan, check_model, resolve
 from imagemill.pipeline.storage import Store
-from imagemill.pipeline.worker import Worker
-from tests.support.float_coders import CONFIGS, CONTRACTS, library_latent, write_float_coder
+from tests.support.float_coders import CONFIGS, CONTRACTS, compress_here, library_latent, write_float_coder
 from tests.support.folders import rows
-from tests.support.worker_jobs import job_here
 
 SIZES = {"a.png": (64, 48), "b.png": (64, 48), "wide.png": (96, 32), "odd.png": (61, 45)}
 """Width and height. The first two and the last one have one padded size for a multiple of 4."""
@@ -35,22 +27,6 @@ def write_images(folder: Path, crops: list[np.ndarray]) -> dict[str, np.ndarray]
         images[name] = np.asarray(Image.fromarray(crop).resize((width, height)))
         Image.fromarray(images[name]).save(folder / name)
     return images
-
-
-def compress(tmp_path: Path, **settings: Any) -> Store:
-    """Compress tmp_path/in with the code of a worker, in this process, and return the output."""
-    keys = {"checkpoint": str(tmp_path / "checkpoint"), "input": str(tmp_path / "in"), "output": str(tmp_path / "out")}
-    resolved = resolve(RunConfig(task="compress", **keys | settings))
-    check_model(resolved)
-    with Lease(resolved.output) as lease:
-        plan = build_plan(resolved)
-        job = job_here(resolved, lease.fencing_token)
-        params, lineage = resolved.params.model_dump(exclude_unset=True), job.lineage | {"run_id": "r"}
-        job = replace(job, params=params, reconstruct=resolved.config.reconstruct, quality=1.0, lineage=lineage)
-        Worker(job, LocalChannel()).process_block(plan.todo)
-        summary = account(resolved.output, plan, ["psnr_db"])
-    assert (summary.ok, summary.rejected) == (len(plan.todo), 0)
-    return resolved.output
 
 
 def values_of(row: dict[str, Any]) -> np.ndarray:
@@ -70,7 +46,7 @@ def test_latents_equal_those_of_the_library(tmp_path, crops, name, batch_size):
     """Batches and single images give what a direct call of the library gives."""
     module = write_float_coder(tmp_path / "checkpoint", name)
     images = write_images(tmp_path / "in", crops)
-    output = compress(tmp_path, pool={"batch_size": batch_size})
+    output = compress_here(tmp_path, pool={"batch_size": batch_size})
     made = {row["rel_path"]: row for row in rows(tmp_path / "out")}
     assert set(made) == set(images)
     for path, rgb in images.items():
