@@ -107,7 +107,7 @@ def compress_here(tmp_path: Path, **settings: Any) -> Store:
     with Lease(resolved.output) as lease:
         plan = build_plan(resolved)
         job = job_here(resolved, lease.fencing_token)
-        params, lineage = resolved.params.model_dump(exclude_unset=True), job.lineage | {"run_id": "r"}
+        params, lineage = resolved.params.model_dump(exclude_unset=True), job.lineage | {"model_id": resolved.card.name}
         job = replace(job, params=params, reconstruct=resolved.config.reconstruct, quality=1.0, lineage=lineage)
         Worker(job, LocalChannel()).process_block(plan.todo)
         summary = account(resolved.output, plan, ["psnr_db"])
