@@ -24,13 +24,20 @@ SD3 = LatentContract(channels=16, factor=4, scaling_factor=1.5305, shift_factor=
 FLUX = LatentContract(channels=16, factor=4, scaling_factor=0.3611, shift_factor=0.1159)
 
 
-def make_output(folder: Path, crops: list[np.ndarray], **contract: Any) -> Store:
-    """Return an OUTPUT of two photos and a random AutoencoderKL."""
+def make_output(folder: Path, crops: list[np.ndarray], settings: dict[str, Any] | None = None, **contract: Any) -> Store:
+    """Return an OUTPUT of two photos and a random AutoencoderKL.
+
+    Args:
+        folder: a free folder.
+        crops: the photos.
+        settings: keys of the config.
+        contract: fields of the contract to change.
+    """
     write_float_coder(folder / "checkpoint", **contract)
     (folder / "in").mkdir()
     for crop, (name, size) in zip(crops, SIZES.items(), strict=False):
         Image.fromarray(crop).resize(size).save(folder / "in" / name)
-    return compress_here(folder)
+    return compress_here(folder, **settings or {})
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +115,17 @@ def test_files_have_names_and_keys_of_sd_scripts(
             suffix = f"_{height // 4}x{width // 4}"
             assert sorted(file.files) == sorted(f"{key}{suffix}" for key in ("latents", "original_size", "crop_ltrb"))
             assert file[f"original_size{suffix}"].tolist() == [width, height]
+
+
+def test_files_of_resized_images_fit_their_bucket(tmp_path: Path, crops: list[np.ndarray]) -> None:
+    """The latent has the size of the bucket. sd-scripts computes crop_ltrb for an image that is scaled to fit into it."""
+    output = make_output(tmp_path, crops, {"image": {"resize": "bucket:512:16"}})
+    export(output, Store(str(tmp_path / "export")), file_format="npz")
+    for name, shape, box in (("a", (4, 4, 8), [5, 0, 26, 16]), ("b", (4, 8, 4), [0, 5, 16, 26])):
+        with np.load(tmp_path / f"export/{name}.npz") as file:
+            assert file["latents"].shape == shape
+            assert tuple(file["original_size"]) == SIZES[f"{name}.png"]
+            assert file["crop_ltrb"].tolist() == box
 
 
 def test_checkpoint_without_factors_is_refused(tmp_path: Path, crops: list[np.ndarray]) -> None:
