@@ -13,21 +13,19 @@ if TYPE_CHECKING:
 
 
 class Params(BaseModel):
-    """Parameters of a task that change pixels or latents. They are part of the version of an output.
-
-    Attributes:
-        LATER: parameters that were added after the first outputs. With their default they are not part of a version, so
-            that the versions of existing rows stay.
-    """
+    """Parameters of a task that change pixels or latents. They are part of the version of an output."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    LATER: ClassVar[tuple[str, ...]] = ()
+    ADDED: ClassVar[frozenset[str]] = frozenset()
+    """Parameters that the task did not always have."""
 
     def version_values(self) -> dict[str, Any]:
-        """Return the values that are part of the version of an output."""
-        fields = type(self).model_fields
+        """Return the parameters that the version of an output depends on.
+
+        The defaults of ADDED are left out, so that a new parameter does not change the version of existing outputs.
+        """
         values = self.model_dump()
-        return {key: value for key, value in values.items() if key not in self.LATER or value != fields[key].default}
+        return {key: v for key, v in values.items() if key not in self.ADDED or v != type(self).model_fields[key].default}
 
 
 class SampleError(Exception):
