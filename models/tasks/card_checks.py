@@ -29,11 +29,8 @@ def tasks_for(card: Card) -> list[str]:
     return sorted(tasks_of(card.contract), key=lambda name: name != card.task)
 
 
-def describe_network(card: Card) -> str:
-    """Describe in a few words what the network of a card does."""
-    contract = card.contract
-    if contract is None:
-        return f"made for the task {card.task}"
+def describe_network(contract: Contract) -> str:
+    """Describe in a few words what an imported network does."""
     if contract.latent:
         return "encodes images to float latents"
     if contract.scale > 1:
@@ -59,7 +56,10 @@ def check_card(name: str, card: Card, task: Task, params: Params) -> None:
     if task.name not in able:
         commands = " or ".join(f"`imagemill {each}`" for each in able if each in TASKS)
         advice = f"Use {commands}" if commands else "`imagemill models` lists the checkpoints"
-        raise CheckpointError(f"checkpoint {name}: {describe_network(card)}, not for {task.name}. {advice}")
+        reason = f"made for the task {card.task}, not {task.name}"
+        if card.contract:
+            reason = f"{describe_network(card.contract)}, so {task.name} cannot use it"
+        raise CheckpointError(f"checkpoint {name}: {reason}. {advice}")
     task.check_card(name, card, params)
 
 

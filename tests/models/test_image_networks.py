@@ -256,9 +256,14 @@ def test_network_that_gives_no_image_is_an_error_of_the_image(crops):
     [
         ("upscale", {"scale": 2}, "denoise", "enlarges images to 2 times.*not for denoise. Use `imagemill upscale`"),
         ("upscale", {"scale": 4}, "restore", "Use `imagemill upscale`"),
-        ("restore", {}, "upscale", "same size, not for upscale. Use `imagemill restore` or `imagemill denoise`"),
+        ("restore", {}, "upscale", "same size, so upscale cannot use it. Use `imagemill restore` or `imagemill denoise`"),
         ("denoise", {}, "compress", "Use `imagemill denoise` or `imagemill restore`"),
-        ("denoise", {"noise_level": True}, "restore", "takes their noise level, not for restore. Use `imagemill denoise`"),
+        (
+            "denoise",
+            {"noise_level": True},
+            "restore",
+            "takes their noise level, so restore cannot use it. Use `imagemill denoise`",
+        ),
         ("compress", {"latent": {"channels": 4, "factor": 8}}, "denoise", "float latents.*Use `imagemill compress`"),
         ("denoise", {}, "inpaint", "Use `imagemill denoise`"),
         ("denoise", {}, "stylize", "Use `imagemill denoise`"),
@@ -284,7 +289,7 @@ def test_check_card_refuses_parameters_of_other_networks():
     with pytest.raises(CheckpointError, match=r"pool.dtype='float16'.*Valid: float32, bfloat16"):
         check_dtype("mine", card, "float16")
     check_dtype("mine", card, "bfloat16")
-    with pytest.raises(CheckpointError, match="compress needs a network of the class LatentCoder or FloatCoder, not ImageNetwork"):
+    with pytest.raises(CheckpointError, match="compress needs a network of the class .* not ImageNetwork"):
         TASK_OBJECTIVES["compress"].check(build_network(python_card(Blur(), "denoise")), TASKS["compress"].Params())
 
 
