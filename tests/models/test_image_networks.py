@@ -254,7 +254,7 @@ def test_network_that_gives_no_image_is_an_error_of_the_image(crops):
 @pytest.mark.parametrize(
     ("task", "contract", "refused", "message"),
     [
-        ("upscale", {"scale": 2}, "denoise", "enlarges images to 2 times.*so denoise cannot use it. Use `imagemill upscale`"),
+        ("upscale", {"scale": 2}, "denoise", "enlarges images to 2 times.*denoise cannot use it. Use `imagemill upscale`"),
         ("upscale", {"scale": 4}, "restore", "Use `imagemill upscale`"),
         ("restore", {}, "upscale", "same size, so upscale cannot use it. Use `imagemill restore` or `imagemill denoise`"),
         ("denoise", {}, "compress", "Use `imagemill denoise` or `imagemill restore`"),
