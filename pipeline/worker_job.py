@@ -44,6 +44,8 @@ class WorkerJob:
     """float32, bfloat16 or float16; None chooses by the hardware."""
     code: UserCode | None = None
     """The code of a network that a user defines."""
+    workers: int = 1
+    """Workers of the run, which share the memory of their machine."""
     accept_damaged: bool = False
     """Whether a partly damaged image becomes a row instead of a reject."""
     image_timeout_s: float = 600
