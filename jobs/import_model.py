@@ -21,6 +21,7 @@ from imagemill.models.routes.recognised import Recognised
 from imagemill.models.routes.spandrel_route import OTHER_ARCHITECTURE
 from imagemill.models.routes.trial import MIN_CORRELATION, POOR_PSNR, Trial, try_network
 from imagemill.models.tasks import TASKS
+from imagemill.models.tasks.card_checks import describe_network
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.storage_config import StorageConfig
@@ -159,9 +160,8 @@ def recognise(request: ImportRequest, source: Source) -> Recognised:
     except CheckpointError as e:
         raise CheckpointError(f"source {request.source}: {e}") from None
     if request.task and request.task not in found.tasks:
-        kind = "latents" if found.contract.latent else f"images of {found.contract.scale} times the size"
         raise ConfigError(
-            f"--task {request.task}: {found.architecture} makes {kind}, so it cannot do this task. "
+            f"--task {request.task}: {found.architecture} {describe_network(found.contract)}, so it cannot do this task. "
             f"Valid: {', '.join(found.tasks)}"
         )
     return found

@@ -38,11 +38,8 @@ from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.images.transparency import fill_hidden, match_alpha
 from imagemill.pipeline.output.style_images import read_image
 from imagemill.pipeline.storage_config import StorageConfig
-<<<<<<< HEAD
 from imagemill.pipeline.user_code import permitted, read_user_code
-=======
 from imagemill.pipeline.worker_memory import model_memory
->>>>>>> main
 
 AnyImage = TypeVar("AnyImage", np.ndarray, Image.Image)
 StyleImage = str | np.ndarray | Image.Image

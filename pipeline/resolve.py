@@ -69,19 +69,12 @@ def resolve(config: RunConfig) -> ResolvedRun:
     task, params = resolve_task(config)
     name = require_value(config.checkpoint or task.default_checkpoint, "the checkpoint")
     card, weights = checkpoints.read(name, config.storage.options_for(name))
-<<<<<<< HEAD
-    if card.task != task.name:
-        raise ConfigError(
-            f"checkpoint {name}: made for the task {card.task}, not {task.name}. `imagemill models` lists the checkpoints"
-        )
+    check_card(name, card, task, params)
+    check_dtype(name, card, config.pool.dtype)
     code = read_user_code(config.code)
     if card.route == "python":
         with permitted(code):
             check_code(card)
-=======
-    check_card(name, card, task, params)
-    check_dtype(name, card, config.pool.dtype)
->>>>>>> main
     if name == "random":
         log.warning("checkpoint random: its features are not trained, so the results are poor. Use a trained checkpoint")
     output = Store(str(config.output), config.storage)
