@@ -8,8 +8,11 @@ from typing import Any
 
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.card import Card
+from imagemill.models.code_check import check_code
 from imagemill.models.tasks import TASKS
+from imagemill.models.tasks.card_checks import check_card, check_dtype
 from imagemill.models.tasks.task import Params, Task
+from imagemill.models.type_checks import require_value
 from imagemill.pipeline.config import RunConfig, validate
 from imagemill.pipeline.errors import ConfigError, StorageError
 from imagemill.pipeline.images.config import LOSSY_FORMATS
@@ -23,6 +26,7 @@ from imagemill.pipeline.sources.addresses import redact_secrets
 from imagemill.pipeline.sources.input import Input, list_images, open_input
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason, store_failures
+from imagemill.pipeline.user_code import UserCode, permitted, read_user_code
 
 log = logging.getLogger("imagemill.run")
 
@@ -36,6 +40,8 @@ class ResolvedRun:
     params: Params
     card: Card
     weights: bytes
+    code: UserCode | None
+    """The code of a network that a user defines."""
     style_images: list[tuple[str, bytes]]
     """(sha256, content) of each file that the parameters name."""
     source: Input
@@ -61,12 +67,14 @@ def resolve(config: RunConfig) -> ResolvedRun:
         StorageError: when the input does not exist or cannot be read.
     """
     task, params = resolve_task(config)
-    name = config.checkpoint or task.default_checkpoint
+    name = require_value(config.checkpoint or task.default_checkpoint, "the checkpoint")
     card, weights = checkpoints.read(name, config.storage.options_for(name))
-    if card.task != task.name:
-        raise ConfigError(
-            f"checkpoint {name}: made for the task {card.task}, not {task.name}. `imagemill models` lists the checkpoints"
-        )
+    check_card(name, card, task, params)
+    check_dtype(name, card, config.pool.dtype)
+    code = read_user_code(config.code)
+    if card.route == "python":
+        with permitted(code):
+            check_code(card)
     if name == "random":
         log.warning("checkpoint random: its features are not trained, so the results are poor. Use a trained checkpoint")
     output = Store(str(config.output), config.storage)
@@ -79,7 +87,7 @@ def resolve(config: RunConfig) -> ResolvedRun:
             raise ConfigError(
                 f"input {source.url} and output {output.url} overlap: one contains the other. Choose another output"
             )
-    return ResolvedRun(config, task, params, card, weights, read_style_images(config, task, params), source, output)
+    return ResolvedRun(config, task, params, card, weights, code, read_style_images(config, task, params), source, output)
 
 
 def resolve_task(config: RunConfig) -> tuple[Task, Params]:
@@ -94,6 +102,11 @@ def resolve_task(config: RunConfig) -> tuple[Task, Params]:
     for key in ("input", "output"):
         if not getattr(config, key):
             raise ConfigError(f"{key}: missing. Give a folder or s3://bucket/prefix")
+    if not (config.checkpoint or task.default_checkpoint):
+        raise ConfigError(
+            f"checkpoint: missing. {task.name} has no bundled checkpoint. Give the folder of one, which `imagemill models "
+            "import` writes"
+        )
     params = validate(task.Params, config.params, task.name, ("params",))
     check_image(config, task)
     return task, params
@@ -115,11 +128,16 @@ def check_image(config: RunConfig, task: Task) -> None:
     image_format = config.image.format
     if task.needs_lossless and image_format and image_format.upper() in LOSSY_FORMATS:
         raise ConfigError(f"image.format={image_format!r}: {task.name} needs a lossless format. Valid: png, tiff")
-    unsupported = config.image.model_dump(exclude_defaults=True).keys() - {"alpha"}
+    changed = config.image.model_dump(exclude_defaults=True).keys()
+    if task.needs_lossless and (fitting := sorted(changed & {"resize", "crop"})):
+        raise ConfigError(
+            f"image.{', image.'.join(fitting)}: {task.name} keeps pixels of the source. Resize the images before the run"
+        )
+    unsupported = changed - {"alpha", "resize", "crop"}
     if task.stores_latent and unsupported:
         raise ConfigError(
             f"image.{', image.'.join(sorted(unsupported))}: {task.name} writes latents of sRGB images and decodes them to "
-            "PNG. Only image.alpha can be set"
+            "PNG. Only image.alpha, image.resize and image.crop can be set"
         )
 
 

@@ -28,7 +28,7 @@ from imagemill.pipeline.output.part_replacement import finish_interrupted_merges
 from imagemill.pipeline.output.run_history import RUN_ID
 from imagemill.pipeline.plan import Plan
 from imagemill.pipeline.reports.report import import_pages, write_run_report
-from imagemill.pipeline.resolve import ResolvedRun, build_plan, check_output_task, resolve, storage_errors
+from imagemill.pipeline.resolve import ResolvedRun, build_plan, check_output_task, resolve, resolve_task, storage_errors
 from imagemill.pipeline.run_record import RunRecord
 from imagemill.pipeline.schema import new_run_id
 from imagemill.pipeline.signals import delay_signals
@@ -37,6 +37,7 @@ from imagemill.pipeline.sources.source import SHARD_CHANGED
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.store_failures import reason, store_failures
 from imagemill.pipeline.superseded_rows import committed_ids, unmark_untouched
+from imagemill.pipeline.user_code import permitted
 
 log = logging.getLogger("imagemill.run")
 MOVED_SHOWN = 10
@@ -93,6 +94,8 @@ def run(config: RunConfig, record: RunRecord | None = None, run_id: str | None =
         TooManyRejects: when more images were rejected than max_reject_fraction allows. All rows are committed.
         VerificationError: when a planned image has neither a row nor a reject. All other rows are committed.
     """
+    # What is wrong with the config alone is reported before any process starts.
+    resolve_task(config)
     engine, reason_for_engine = select_engine(config)
     engine.start()
     resolved = resolve(config)
@@ -104,7 +107,7 @@ def run(config: RunConfig, record: RunRecord | None = None, run_id: str | None =
     record = RunRecord() if record is None else record
     record.engine, record.engine_reason = engine.name, reason_for_engine
     start_record(record, run_id, resolved, text)
-    with storage_errors(resolved), Lease(resolved.output) as lease:
+    with permitted(resolved.code), storage_errors(resolved), Lease(resolved.output) as lease:
         began = time.monotonic()
         plan = None
         try:
@@ -162,6 +165,7 @@ def start_record(record: RunRecord, run_id: str, resolved: ResolvedRun, config_y
     record.task = resolved.task.name
     record.model_id = resolved.card.name
     record.checkpoint_sha256 = resolved.card.sha256
+    record.code_sha256 = resolved.code.sha256 if resolved.code else None
     record.config_sha256 = hashlib.sha256(config_yaml.encode()).hexdigest()
     record.parameters = json.dumps(resolved.parameters, sort_keys=True)
     record.input = resolved.source.url

@@ -14,6 +14,7 @@ from imagemill.jobs.console import number
 from imagemill.jobs.outputs import read_newest_rows
 from imagemill.models.metrics import SSIM_SIDE
 from imagemill.models.tasks import TASKS
+from imagemill.models.type_checks import require_value
 from imagemill.pipeline.config import RunConfig, Strict
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.images.decode import DecodedImage, decode_image
@@ -40,6 +41,9 @@ class EvaluateConfig(Strict):
     checkpoint: str | None = Field(
         None, description="Evaluate this checkpoint: a bundled name, a folder or a URL. Default: that of the task."
     )
+    code: str | None = Field(
+        None, description="Allow the checkpoint to run Python code from this folder, or code that is installed."
+    )
     against: list[str] = Field(default_factory=list, description="Digits: also measure these other coders.")
     fit: str | None = Field(None, description="Digits: fit PCA on these training images.")
     at: list[float] = Field(
@@ -59,7 +63,7 @@ class EvaluateConfig(Strict):
     @property
     def weights(self) -> str:
         """The checkpoint to evaluate: a bundled name, folder or URL."""
-        return self.checkpoint or TASKS[self.task].default_checkpoint
+        return require_value(self.checkpoint or TASKS[self.task].default_checkpoint, "checkpoint")
 
 
 TableRow = dict[str, Any]
@@ -139,6 +143,7 @@ def build_run_config(config: EvaluateConfig, params: dict[str, Any], input: str 
         input=input,
         output=output,
         checkpoint=config.checkpoint,
+        code=config.code,
         params=config.params | params,
         # Measure every image.
         quality=sys.maxsize,

@@ -38,6 +38,8 @@ class FloatCoder(Autoencoder):
         self.span = high - self.low
         self.stride, self.halo = contract.size_multiple, contract.halo
         self.min_side, self.tiling, self.dtypes = contract.min_side, contract.tiling, contract.dtypes
+        side = -(-max(256, contract.min_side) // self.stride) * self.stride
+        self.example = (3, side, side)
 
     def encode(self, x_BCHW: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
         """Encode images.

@@ -1,6 +1,6 @@
 """Compress: encode images as latents, quantised to integers or as floats."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,7 +16,7 @@ FOR_SYMBOLS, FOR_FLOATS = ("step", "coding"), ("latents", "latent_dtype")
 class CompressParams(Params):
     """Parameters of `compress`."""
 
-    LATER = FOR_FLOATS
+    ADDED: ClassVar[frozenset[str]] = frozenset(FOR_FLOATS)
 
     step: float = Field(
         26.0,

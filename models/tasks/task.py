@@ -6,26 +6,26 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from imagemill.models.card import Card
+
 if TYPE_CHECKING:
     import numpy as np
 
 
 class Params(BaseModel):
-    """Parameters of a task that change pixels or latents. They are part of the version of an output.
-
-    Attributes:
-        LATER: parameters that were added after the first outputs. With their default they are not part of a version, so
-            that the versions of existing rows stay.
-    """
+    """Parameters of a task that change pixels or latents. They are part of the version of an output."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    LATER: ClassVar[tuple[str, ...]] = ()
+    ADDED: ClassVar[frozenset[str]] = frozenset()
+    """Parameters that the task did not always have."""
 
     def version_values(self) -> dict[str, Any]:
-        """Return the values that are part of the version of an output."""
-        fields = type(self).model_fields
+        """Return the parameters that the version of an output depends on.
+
+        The defaults of ADDED are left out, so that a new parameter does not change the version of existing outputs.
+        """
         values = self.model_dump()
-        return {key: value for key, value in values.items() if key not in self.LATER or value != fields[key].default}
+        return {key: v for key, v in values.items() if key not in self.ADDED or v != type(self).model_fields[key].default}
 
 
 class SampleError(Exception):
@@ -85,6 +85,7 @@ class Task:
 
     Attributes:
         summary: what the task does in one imperative sentence, which is the help text of its command.
+        default_checkpoint: the bundled checkpoint that a run uses by default; None if it must name one.
         columns: quality columns of the task and their Python types.
         worst: the quality column to review first, and whether its lowest or highest values are the worst.
         stores_latent: whether the output is a latent instead of an image.
@@ -96,7 +97,7 @@ class Task:
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    default_checkpoint: ClassVar[str]
+    default_checkpoint: ClassVar[str | None]
     Params: ClassVar[type[Params]] = Params
     columns: ClassVar[dict[str, Any]] = {}
     worst: ClassVar[tuple[Literal["lowest", "highest"], str] | None] = None
@@ -109,3 +110,15 @@ class Task:
     def needs_mask(self, params: Any) -> bool:
         """Return whether the parameters require a mask file next to each image."""
         return False
+
+    def check_card(self, name: str, card: Card, params: Any) -> None:
+        """Check what the card alone decides about the parameters, for a network that the task can use.
+
+        Args:
+            name: the checkpoint, for messages.
+            card: its card.
+            params: parameters of the task.
+
+        Raises:
+            CheckpointError: when the network cannot do what the parameters ask.
+        """

@@ -17,6 +17,7 @@ from PIL import Image
 from imagemill.models.errors import CheckpointError
 from imagemill.pipeline.engines.fork_server import call_in_worker
 from imagemill.pipeline.errors import RunFailed, StorageError
+from imagemill.pipeline.images.config import ImageConfig
 from imagemill.pipeline.images.decode import decode_image, read_pixel_count
 from imagemill.pipeline.output.latent_symbols import SIZE_COLUMNS
 from imagemill.pipeline.output.latent_values import LATENT_COLUMNS
@@ -40,8 +41,9 @@ MAX_SHOWN_PIXELS = 200_000_000
 PICTURE_SECONDS = 20.0
 """Pictures that are not ready after this time are left out."""
 SHOWN_COLUMNS = ["rel_path", "image_id", "content_sha256", "output_uri", *SIZE_COLUMNS]
-Maker = Callable[[RowPosition, dict[str, Any]], dict[bool, str]]
-"""Returns pictures of an image, by whether they are crops."""
+Pictures = dict[bool, str]
+"""Data URLs of pictures of an image, by whether they are crops."""
+Maker = Callable[[RowPosition, dict[str, Any]], Pictures]
 Picture = TypeVar("Picture")
 LATENT_ROW_COLUMNS = ["rel_path", "checkpoint_sha256", "step", *SIZE_COLUMNS, *LATENT_COLUMNS]
 
@@ -52,6 +54,7 @@ def add_pictures(
     column: str | None,
     columns: list[str],
     stores_latent: bool,
+    fitting: ImageConfig,
     open_sources: Callable[[list[dict[str, Any]]], SourceReader],
 ) -> None:
     """Make the pictures of the groups; a picture that cannot be made is left out.
@@ -62,6 +65,7 @@ def add_pictures(
         column: the quality column.
         columns: the columns of the task.
         stores_latent: whether the rows hold latents; output images are preferred where they exist.
+        fitting: how the run resized and cropped the input images.
         open_sources: returns the reader of the input images of some rows.
     """
     rows = read_rows(output, {position for group in groups for position in group.positions}, [*SHOWN_COLUMNS, *columns])
@@ -74,18 +78,18 @@ def add_pictures(
     for group in groups:
         group.crops |= from_latents
 
-    def make_urls(data: bytes, position: RowPosition, scale: int = 1) -> dict[bool, str]:
+    def make_urls(data: bytes, position: RowPosition, scale: int = 1, config: ImageConfig = ImageConfig()) -> Pictures:
         with large_image if read_pixel_count(data) > LARGE_PIXELS else nullcontext():
-            rgb = decode_image(data, MAX_SHOWN_PIXELS, accept_damaged=True).rgb
+            rgb = decode_image(data, MAX_SHOWN_PIXELS, config, accept_damaged=True).rgb
             return {crop: picture_url(rgb, crop, scale) for crop in {g.crops for g in groups if position in g.positions}}
 
-    def make_before(position: RowPosition, row: dict[str, Any]) -> dict[bool, str]:
+    def make_before(position: RowPosition, row: dict[str, Any]) -> Pictures:
         data = read_source(row)
         if hashlib.sha256(data).hexdigest() != row["content_sha256"]:
             raise ValueError("the input image has changed")
-        return make_urls(data, position, row.get("scale", 1))
+        return make_urls(data, position, row.get("scale", 1), fitting)
 
-    def make_after(position: RowPosition, row: dict[str, Any]) -> dict[bool, str]:
+    def make_after(position: RowPosition, row: dict[str, Any]) -> Pictures:
         if not stays_inside(row["output_uri"]):
             raise ValueError(f"{row['output_uri']} is not inside the output")
         return make_urls(output.read(row["output_uri"]), position)
