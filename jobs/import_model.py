@@ -21,6 +21,7 @@ from imagemill.models.routes import diffusers_route, python_route, spandrel_rout
 from imagemill.models.routes.recognised import Recognised
 from imagemill.models.routes.spandrel_route import OTHER_ARCHITECTURE
 from imagemill.models.routes.trial import MIN_CORRELATION, POOR_PSNR, Trial, try_network
+from imagemill.models.routes.weights import without_shared_memory
 from imagemill.models.tasks import TASKS
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.storage import Store
@@ -194,17 +195,6 @@ def build_checkpoint(request: ImportRequest, found: Recognised, source: Source) 
         sha256=hashlib.sha256(weights).hexdigest(),
     )
     return card, weights
-
-
-def without_shared_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copy tensors that share their memory with an earlier one, which the safetensors format does not allow."""
-    result: dict[str, Tensor] = {}
-    storages: set[int] = set()
-    for name, tensor in tensors.items():
-        address = tensor.untyped_storage().data_ptr()
-        result[name] = tensor.contiguous().clone() if address in storages else tensor.contiguous()
-        storages.add(address)
-    return result
 
 
 def dtypes_of(tensors: dict[str, Tensor]) -> list[str]:

@@ -31,7 +31,7 @@ class ImageNetwork(Network):
 
     def __init__(self, module: nn.Module, contract: Contract, call: Call = call_module) -> None:
         super().__init__()
-        self.module, self.call = module, call
+        self.module, self.call, self.contract = module, call, contract
         self.low, high = contract.input_range
         self.span = high - self.low
         self.planes, self.takes_noise_level = contract.channels, contract.noise_level

@@ -46,8 +46,12 @@ def build(card: Card, tensors: dict[str, Tensor]) -> Network:
             f"checkpoint {card.name}: the code of {card.architecture} has changed since the checkpoint was imported. "
             "Run `imagemill models import` again"
         )
-    contract = require_value(card.contract, "the contract")
     module = build_module(cls, card.architecture, card.parameters)
+    if isinstance(module, Network):
+        # The class says how it is called. Its weights may include entropy tables.
+        module.load_state_dict(tensors)
+        return module
+    contract = require_value(card.contract, "the contract")
     load_weights(module, tensors, card.architecture)
     return FloatCoder(module, contract, encode_module, decode_module) if contract.latent else ImageNetwork(module, contract)
 

@@ -44,3 +44,14 @@ def join_names(names: list[str]) -> str:
     """Join names; of many, the first ones and the number of the others."""
     rest = f" and {len(names) - SHOWN:,} others" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + rest
+
+
+def without_shared_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors that share their memory with an earlier one, which the safetensors format does not allow."""
+    result: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        address = tensor.untyped_storage().data_ptr()
+        result[name] = tensor.contiguous().clone() if address in storages else tensor.contiguous()
+        storages.add(address)
+    return result
