@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from imagemill.jobs.console import number, print_text
-from imagemill.jobs.decode import EXPORT_COLUMNS
+from imagemill.jobs.decode import export_columns
 from imagemill.jobs.export_files import FILE_FORMATS, LatentFiles
 from imagemill.jobs.export_folder import UNFINISHED_TEXT, check_export_folder, remove_unfinished_parts
 from imagemill.jobs.export_formats import check_format
@@ -28,7 +28,7 @@ from imagemill.pipeline.output.latent_values import LatentCoders, check_latents
 from imagemill.pipeline.output.lease import Lease
 from imagemill.pipeline.output.snapshot import Snapshot, no_readable_part, read_snapshot
 from imagemill.pipeline.output.stored_checkpoint import checkpoint_folder, read_stored_card
-from imagemill.pipeline.schema import LATENT_CONTENT
+from imagemill.pipeline.schema import FITTING, LATENT_CONTENT
 from imagemill.pipeline.storage import Store
 
 log = logging.getLogger("imagemill.export")
@@ -46,7 +46,9 @@ class Survey:
     shapes: Counter[tuple[int, ...]]
     """Number of latents of each shape (C,h,w)."""
     steps: list[float]
-    """Quantiser steps."""
+    """Quantiser steps; empty for float latents."""
+    are_resized: bool
+    """Whether an image was resized or cropped before it was encoded."""
 
 
 def export(
@@ -138,7 +140,7 @@ def export(
         for problem in sources.problems:
             log.warning("column removed is null for images of an input that cannot be listed: %s", problem)
         about |= {"checkpoint": copy_checkpoint(output, dest, sha256), "pool": pool}
-        if file_format == "parquet" and not scaled and EXPORT_COLUMNS.issubset(chosen):
+        if file_format == "parquet" and not scaled and export_columns(survey.are_resized).issubset(chosen):
             about["decode"] = "imagemill decode EXPORT DEST"
         has_shapes = layout == "shapes" and ("latent" in chosen or pool == "flatten") and len(survey.shapes) > 1
         parts = ExportParts(dest, file_format, chosen, embed, scale, has_shapes, layout == "shapes", about)
@@ -237,18 +239,22 @@ def survey_rows(state: Snapshot) -> Survey:
     models: Counter[tuple[str, str]] = Counter()
     shapes: Counter[tuple[int, ...]] = Counter()
     steps: set[float] = set()
-    for table in state.tables(["model_id", "checkpoint_sha256", "step", "latent_shape"]):
+    are_resized = False
+    fitting = [name for name, _ in FITTING]
+    for table in state.tables(["model_id", "checkpoint_sha256", "step", "latent_shape", *fitting]):
+        are_resized |= any(table[name].null_count < len(table) for name in fitting)
         counts = table.group_by(["model_id", "checkpoint_sha256", "step"], use_threads=False).aggregate([([], "count_all")])
         for row in counts.to_pylist():
             models[row["model_id"], row["checkpoint_sha256"]] += row["count_all"]
-            steps.add(row["step"])
+            if row["step"] is not None:
+                steps.add(row["step"])
         lists = table["latent_shape"].combine_chunks()
         if len(lists) * 3 == len(lists.flatten()) and not lists.null_count:
             unique, times = np.unique(lists.flatten().to_numpy().reshape(-1, 3), axis=0, return_counts=True)
             shapes.update({tuple(shape): count for shape, count in zip(unique.tolist(), times.tolist(), strict=True)})
         else:
             shapes.update(tuple(shape) for shape in lists.to_pylist() if shape and len(shape) == 3)
-    return Survey(models, shapes, sorted(steps))
+    return Survey(models, shapes, sorted(steps), are_resized)
 
 
 def copy_checkpoint(output: Store, dest: Store, sha256: str) -> str:

@@ -18,7 +18,7 @@ from imagemill.models import checkpoint as checkpoints
 from imagemill.models.card import Card, Origin
 from imagemill.models.errors import CheckpointError
 from imagemill.models.routes import diffusers_route, python_route, spandrel_route
-from imagemill.models.routes.recognised import Recognised
+from imagemill.models.routes.recognised import SAME_SIZE_TASKS, Recognised
 from imagemill.models.routes.spandrel_route import OTHER_ARCHITECTURE
 from imagemill.models.routes.trial import MIN_CORRELATION, POOR_PSNR, Trial, try_network
 from imagemill.models.routes.weights import without_shared_memory
@@ -26,6 +26,7 @@ from imagemill.models.tasks import TASKS
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.storage import Store
 from imagemill.pipeline.storage_config import StorageConfig
+from imagemill.pipeline.store_failures import store_failures
 from imagemill.pipeline.user_code import INSTALLED, read_user_code
 
 DEFAULT_RANGE = (0.0, 1.0)
@@ -91,8 +92,9 @@ def show_import(request: ImportRequest, storage: StorageConfig) -> None:
 
 def check_options(request: ImportRequest) -> None:
     """Raise ConfigError for an unknown task, or for options that need --architecture."""
-    if request.task is not None and request.task not in TASKS:
-        raise ConfigError(f"--task {request.task}: unknown. Valid: {', '.join(TASKS)}")
+    tasks = sorted({*TASKS, *SAME_SIZE_TASKS})
+    if request.task is not None and request.task not in tasks:
+        raise ConfigError(f"--task {request.task}: unknown. Valid: {', '.join(tasks)}")
     given = {
         "--argument": request.arguments,
         "--input-range": request.input_range != DEFAULT_RANGE,
@@ -129,10 +131,10 @@ def check_dest(dest: Store, overwrite: bool) -> None:
 
 def read_metadata(dest: Store) -> dict[str, str]:
     """Return the metadata in the header of weights.safetensors; an empty dictionary if the file is damaged."""
-    length = int.from_bytes(dest.read_range(checkpoints.WEIGHTS, 0, 8), "little")
     try:
+        length = int.from_bytes(dest.read_range(checkpoints.WEIGHTS, 0, 8), "little")
         header = json.loads(dest.read_range(checkpoints.WEIGHTS, 8, min(length, MAX_HEADER)))
-    except ValueError:
+    except store_failures(ValueError):
         return {}
     metadata = header.get("__metadata__", {})
     return metadata if isinstance(metadata, dict) else {}

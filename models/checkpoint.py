@@ -4,14 +4,13 @@ import hashlib
 import json
 import math
 import secrets
-import textwrap
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from imagemill.models.card import Card
-from imagemill.models.errors import CheckpointError
+from imagemill.models.errors import CheckpointError, describe_error, shorten_error
 
 BUNDLED_FOLDER = Path(__file__).parent / "checkpoints"
 WEIGHTS, CARD = "weights.safetensors", "card.json"
@@ -49,11 +48,6 @@ def locate(name_or_url: str) -> str:
     )
 
 
-def shorten_error(error: Exception) -> str:
-    """Return the message of an error as one line of at most 300 characters."""
-    return textwrap.shorten(str(error), 300)
-
-
 def read_file(url: str, name: str, storage_options: dict[str, Any]) -> bytes:
     """Return the content of a file in a checkpoint folder.
 
@@ -71,7 +65,7 @@ def read_file(url: str, name: str, storage_options: dict[str, Any]) -> bytes:
     except FileNotFoundError as e:
         raise CheckpointError(f"checkpoint {url}: {name} is missing") from e
     except Exception as e:  # storage clients raise many types of errors
-        raise CheckpointError(f"checkpoint {url}: {name} cannot be read: {type(e).__name__}: {shorten_error(e)}") from e
+        raise CheckpointError(f"checkpoint {url}: {name} cannot be read: {describe_error(e)}") from e
 
 
 def read_card(name_or_url: str, storage_options: dict[str, Any] | None = None) -> Card:
@@ -217,7 +211,7 @@ def write_metrics(name_or_url: str, entry: dict[str, Any], storage_options: dict
     try:
         write_card(url, changed, storage_options or {})
     except Exception as e:  # storage clients raise many types of errors
-        raise CheckpointError(f"checkpoint {url}: {CARD} cannot be written: {type(e).__name__}: {shorten_error(e)}") from e
+        raise CheckpointError(f"checkpoint {url}: {CARD} cannot be written: {describe_error(e)}") from e
 
 
 def write_card(url: str, card: Card, storage_options: dict[str, Any]) -> None:

@@ -68,6 +68,6 @@ def check_permission(name: str, architecture: str) -> None:
     if not permission.is_given:
         package = architecture.partition(":")[0].partition(".")[0]
         raise CheckpointError(
-            f"checkpoint {name}: runs the Python code {architecture}. To allow this, pass --code FOLDER (code: in YAML) with "
-            f"the folder that holds {package}, or --code installed if {package} is installed"
+            f"checkpoint {name}: runs the Python code {architecture}. To allow this, pass --code FOLDER (code: in YAML) "
+            f"with the folder that holds {package}, or --code installed if {package} is installed"
         )

@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,7 +179,10 @@ def load_pickle(data: bytes, uri: str) -> Any:
         ConfigError: when the file holds anything but tensors and plain values, or is damaged.
     """
     try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # torch warns of files that it then refuses, or that hold other pickles than its own.
+            warnings.simplefilter("ignore")
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         names = re.findall(r"GLOBAL (\S+)|[Uu]nsupported (?:global|class) (\S+)", str(e))
         objects = ", ".join(sorted({first or second for first, second in names})) or "objects"

@@ -5,8 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from imagemill.models.card import Card
-from imagemill.models.checkpoint import shorten_error
-from imagemill.models.errors import CheckpointError
+from imagemill.models.errors import CheckpointError, describe_error
 from imagemill.models.routes.float_coder import FloatCoder
 from imagemill.models.routes.measure import measure_coder
 from imagemill.models.routes.recognised import Recognised, tasks_of
@@ -57,7 +56,7 @@ def recognise(config: dict[str, Any], tensors: dict[str, Tensor]) -> Recognised:
     except CheckpointError as e:
         raise CheckpointError(f"{name}: {e}") from None
     except Exception as e:  # noqa: BLE001 - autoencoders for video and sound raise anything when they get an image
-        raise CheckpointError(f"{name}: does not encode images to latents: {type(e).__name__}: {shorten_error(e)}") from None
+        raise CheckpointError(f"{name}: does not encode images to latents: {describe_error(e)}") from None
     parameters = {key: value for key, value in config.items() if not key.startswith("_")}
     library = f"diffusers {diffusers.__version__}"
     return Recognised("diffusers", library, name, tensors, contract, tasks_of(contract), parameters)
@@ -85,7 +84,7 @@ def build_module(name: str, config: dict[str, Any]) -> nn.Module:
     try:
         module: nn.Module = cls.from_config(config)
     except Exception as e:  # noqa: BLE001 - a wrong value in a config makes the library raise anything
-        raise CheckpointError(f"{name}: cannot be built from its config: {type(e).__name__}: {shorten_error(e)}") from None
+        raise CheckpointError(f"{name}: cannot be built from its config: {describe_error(e)}") from None
     return module.eval()
 
 

@@ -1,5 +1,6 @@
 """Measure the contract of a network that maps images to images, or of one that encodes images to latents."""
 
+import math
 from fractions import Fraction
 
 import torch
@@ -9,8 +10,18 @@ from imagemill.models.contract import Contract, LatentContract
 from imagemill.models.errors import CheckpointError
 from imagemill.models.routes.float_coder import Decode, Encode
 from imagemill.models.routes.image_network import Call
-from imagemill.models.routes.probe import Run, is_exact, measure_halo, measure_sizes, random_images
+from imagemill.models.routes.probe import (
+    Run,
+    measure_dtypes,
+    measure_memory,
+    measure_sizes,
+    measure_tiling,
+    random_images,
+)
+from imagemill.models.routes.trial import draw_photo
 
+FORMAT_SIDES = (64, 96)
+"""Height and width of the image, in pixels, that number formats are compared on."""
 PROBE_SIGMA = 15 / 255
 """Noise level at which a network is measured that takes one."""
 
@@ -54,23 +65,29 @@ def measure_image_network(module: nn.Module, call: Call, contract: Contract) -> 
             f"the network makes {planes} planes of {contract.channels}. It must return as many as it takes"
         )
     sizes = {"scale": scale.numerator, "size_multiple": multiple, "min_side": min_side}
-    return measure_tiling(run, contract.model_copy(update=sizes), multiple)
+    return add_costs(run, contract.model_copy(update=sizes), multiple, min_side)
 
 
-def measure_tiling(run: Run, contract: Contract, multiple: int) -> Contract:
-    """Return the contract of a network from images to images with its tiling: exact where that was measured, else never.
+def add_costs(run: Run, contract: Contract, multiple: int, min_side: int) -> Contract:
+    """Return the contract of a network from images to images with its tiling, its memory and its number formats.
 
     Args:
         run: calls the network with images in [0,1].
         contract: with channels and scale.
-        multiple: corners of tiles must be at multiples of it, in pixels.
+        multiple: the sides of an input that is not padded are multiples of it, in pixels.
+        min_side: smallest side of an input that is not padded, in pixels.
     """
     with torch.inference_mode():
-        halo = measure_halo(run, contract.channels, multiple)
-        scale = Fraction(contract.scale)
-        if halo is None or not is_exact(run, contract.channels, multiple, halo, scale):
-            return contract
-    return contract.model_copy(update={"tiling": "exact", "halo": halo})
+        tiling, halo, _ = measure_tiling(run, contract.channels, multiple, Fraction(contract.scale))
+    smallest = -(-min_side // multiple) * multiple
+    height, width = (-(-max(side, min_side) // multiple) * multiple for side in FORMAT_SIDES)
+    measured = {
+        "tiling": tiling,
+        "halo": halo,
+        "bytes_per_pixel": measure_memory(run, contract.channels, smallest),
+        "dtypes": measure_dtypes(run, draw_photo(height, width)[:, : contract.channels]),
+    }
+    return contract.model_copy(update=measured)
 
 
 def measure_coder(
@@ -119,13 +136,18 @@ def measure_coder(
             scaling_factor=scaling_factor,
             shift_factor=shift_factor,
         )
-        contract = Contract(input_range=input_range, size_multiple=multiple, min_side=min_side, latent=latent)
-        halo = measure_halo(run_encoder, 3, multiple)
-        if halo is None or not is_exact(run_encoder, 3, multiple, halo, scale):
-            return contract
-        # The decoder reads a multiple of the encoder's tiles.
+        # The decoder reads multiples of what the encoder makes of a tile.
         step = multiple // latent.factor
-        decoder_halo = measure_halo(run_decoder, latent.channels, step)
-        if decoder_halo is None or not is_exact(run_decoder, latent.channels, step, decoder_halo, 1 / scale):
-            return contract
-    return contract.model_copy(update={"tiling": "exact", "halo": max(halo, decoder_halo * latent.factor)})
+        tiling, halo, _ = measure_tiling(run_encoder, 3, multiple, scale)
+        if tiling == "exact":
+            tiling, latent_halo, _ = measure_tiling(run_decoder, latent.channels, step, 1 / scale)
+            halo = max(halo, latent_halo * latent.factor)
+    return Contract(
+        input_range=input_range,
+        size_multiple=multiple,
+        min_side=min_side,
+        tiling=tiling,
+        halo=halo if tiling == "exact" else 0,
+        bytes_per_pixel=measure_memory(lambda x: run_decoder(run_encoder(x)), 3, math.lcm(multiple, min_side)),
+        latent=latent,
+    )

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from imagemill.models.autoencoder import Network
 from imagemill.models.card import Card
-from imagemill.models.checkpoint import shorten_error
 from imagemill.models.code_permission import check_permission, permission
 from imagemill.models.contract import Contract
-from imagemill.models.errors import CheckpointError
+from imagemill.models.errors import CheckpointError, describe_error
 from imagemill.models.routes.float_coder import FloatCoder
 from imagemill.models.routes.image_network import ImageNetwork, call_module
 from imagemill.models.routes.measure import measure_coder, measure_image_network
@@ -90,7 +89,7 @@ def recognise(
     except CheckpointError as e:
         raise CheckpointError(f"architecture {name}: {e}") from None
     except Exception as e:  # noqa: BLE001 - code of users may raise anything
-        raise CheckpointError(f"architecture {name}: fails for an image: {type(e).__name__}: {shorten_error(e)}") from None
+        raise CheckpointError(f"architecture {name}: fails for an image: {describe_error(e)}") from None
     package = name.partition(":")[0].partition(".")[0]
     return Recognised(
         "python", package, name, tensors, contract, tasks_of(contract), parameters, code_sha256=source_digest(cls)
@@ -137,7 +136,7 @@ def import_class(name: str) -> type[nn.Module]:
     except CheckpointError:
         raise
     except Exception as e:  # noqa: BLE001 - code of users may raise anything
-        raise CheckpointError(f"architecture {name}: cannot be imported: {type(e).__name__}: {e}") from None
+        raise CheckpointError(f"architecture {name}: cannot be imported: {describe_error(e)}") from None
     finally:
         sys.path[:] = path
     cls = getattr(module, class_name, None)
@@ -167,7 +166,7 @@ def build_module(cls: type[nn.Module], name: str, parameters: dict[str, Any]) ->
     try:
         return cls(**parameters).eval()
     except Exception as e:  # noqa: BLE001 - code of users may raise anything
-        raise CheckpointError(f"architecture {name}: cannot be created with {parameters}: {type(e).__name__}: {e}") from None
+        raise CheckpointError(f"architecture {name}: cannot be created with {parameters}: {describe_error(e)}") from None
 
 
 def source_digest(cls: type[nn.Module]) -> str:

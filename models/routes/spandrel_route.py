@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from imagemill.models.card import Card
 from imagemill.models.contract import Contract
-from imagemill.models.errors import CheckpointError
+from imagemill.models.errors import CheckpointError, describe_error
 from imagemill.models.routes.image_network import Call, ImageNetwork
-from imagemill.models.routes.measure import image_run, measure_tiling
+from imagemill.models.routes.measure import add_costs, image_run
 from imagemill.models.routes.recognised import Recognised, tasks_of
 from imagemill.models.type_checks import require_value
 
@@ -62,15 +62,13 @@ def recognise(tensors: dict[str, Tensor]) -> Recognised:
         )
     contract = Contract(channels=planes.pop(), scale=descriptor.scale, noise_level=takes_noise_level(descriptor))
     needs = descriptor.size_requirements
-    if descriptor.tiling is spandrel.ModelTiling.SUPPORTED and not needs.square:
-        run = image_run(descriptor.model.eval(), caller(descriptor), contract)
-        try:
-            contract = measure_tiling(run, contract, needs.multiple_of)
-        except Exception as e:  # noqa: BLE001 - a network with the weights of another one raises anything
-            raise CheckpointError(
-                f"spandrel takes the weights for {name}, which fails with them: {type(e).__name__}: {e}. "
-                f"{OTHER_ARCHITECTURE}"
-            ) from None
+    run = image_run(descriptor.model.eval(), caller(descriptor), contract)
+    try:
+        contract = add_costs(run, contract, needs.multiple_of, max(1, needs.minimum))
+    except Exception as e:  # noqa: BLE001 - a network with the weights of another one raises anything
+        raise CheckpointError(
+            f"spandrel takes the weights for {name}, which fails with them: {describe_error(e)}. {OTHER_ARCHITECTURE}"
+        ) from None
     tasks = tasks_of(contract)
     if name in DENOISERS:
         tasks = tuple(sorted(tasks))
@@ -104,7 +102,7 @@ def load_descriptor(tensors: dict[str, Tensor], architecture: str | None = None)
             "spandrel does not recognise the weights. If you have the code of the network, pass --architecture MODULE:CLASS"
         ) from None
     except Exception as e:  # noqa: BLE001 - weights that resemble those of an architecture make its code raise anything
-        raise CheckpointError(f"spandrel cannot build the network: {type(e).__name__}: {e}") from None
+        raise CheckpointError(f"spandrel cannot build the network: {describe_error(e)}") from None
 
 
 def takes_noise_level(descriptor: Any) -> bool:

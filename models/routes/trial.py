@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from imagemill.models.contract import Contract
-from imagemill.models.errors import CheckpointError
+from imagemill.models.errors import CheckpointError, describe_error
 from imagemill.models.resizing import resize
 
 SIDES = (160, 224)
@@ -69,9 +69,7 @@ def try_network(network: nn.Module, contract: Contract) -> Trial:
         with torch.inference_mode():
             y = network(x) if contract.latent else network(x, x.new_full((1,), NOISE) if contract.noise_level else None)
     except Exception as e:  # noqa: BLE001 - code of libraries and of users may raise anything
-        raise CheckpointError(
-            f"the network fails for an image of {width}×{height} pixels: {type(e).__name__}: {e}"
-        ) from None
+        raise CheckpointError(f"the network fails for an image of {width}×{height} pixels: {describe_error(e)}") from None
     expected = (1, 3, contract.scale * height, contract.scale * width)
     if tuple(y.shape) != expected:
         raise CheckpointError(f"the network makes {tuple(y.shape)} of an image of {tuple(x.shape)}; must be {expected}")
