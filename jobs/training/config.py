@@ -74,5 +74,7 @@ class TrainConfig(Strict):
         A changed config therefore never resumes the states of another one.
         """
         # Only keys without their default count, so that new keys do not change the digests of existing configs.
-        content = self.model_dump(exclude={"output", "storage", "address", "max_broken_fraction", "code"}, exclude_defaults=True)
+        content = self.model_dump(
+            exclude={"output", "storage", "address", "max_broken_fraction", "code"}, exclude_defaults=True
+        )
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -13,7 +13,6 @@ from imagemill.models.architectures import ARCHITECTURES
 from imagemill.models.autoencoder import Network
 from imagemill.models.card import Card
 from imagemill.models.contract import Contract
-from imagemill.models.objectives import OBJECTIVES
 from imagemill.models.objectives.requirements import describe_missing, find_missing, trainable_tasks
 from imagemill.models.routes import python_route
 from imagemill.models.routes.float_coder import FloatCoder
