@@ -70,7 +70,7 @@ def list_architectures() -> list[Row]:
             "description": describe(architecture),
             "parameters": count_parameters(model),
             "stride": model.stride,
-            "trains": [task for task, objective in OBJECTIVES.items() if issubclass(architecture, objective.trainable_type)],
+            "trains": [task for task, each in OBJECTIVES.items() if issubclass(architecture, each.trainable_types)],
         })  # fmt: skip
     return rows
 

@@ -23,7 +23,7 @@ class TrainConfig(Strict):
     parameters: dict[str, Any] = Field(default_factory=dict, description="Set arguments of the architecture.")
     code: str | None = Field(
         None,
-        description="Allow the Python code of your own architecture, from this folder, or from installed packages (installed).",
+        description="Allow the Python code of your own architecture: a folder that holds it, or installed.",
     )
     input: list[str] = Field(
         default_factory=list, description="Train on these folders, buckets, shards or manifests of clean images."

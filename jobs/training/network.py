@@ -13,7 +13,7 @@ from imagemill.models.architectures import ARCHITECTURES
 from imagemill.models.autoencoder import Network
 from imagemill.models.card import Card
 from imagemill.models.contract import Contract
-from imagemill.models.objectives.requirements import describe_missing, find_missing, trainable_tasks
+from imagemill.models.objectives.requirements import find_missing, trainable_tasks
 from imagemill.models.routes import python_route
 from imagemill.models.routes.float_coder import FloatCoder
 from imagemill.models.routes.image_network import ImageNetwork
@@ -93,8 +93,8 @@ def build_module(config: TrainConfig) -> nn.Module:
     cls = python_route.import_class(config.architecture)
     if missing := find_missing(cls, config.task):
         raise ConfigError(
-            f"architecture = {config.architecture!r}: cannot be trained for {config.task}: "
-            f"{describe_missing(missing)}. {describe_tasks(trainable_tasks(cls))}"
+            f"architecture = {config.architecture!r}: cannot be trained for {config.task}: the class lacks {missing}. "
+            f"{describe_tasks(trainable_tasks(cls))}"
         )
     return python_route.build_module(cls, config.architecture, config.parameters).train()
 
