@@ -254,7 +254,7 @@ def test_network_that_gives_no_image_is_an_error_of_the_image(crops):
 @pytest.mark.parametrize(
     ("task", "contract", "refused", "message"),
     [
-        ("upscale", {"scale": 2}, "denoise", "enlarges images to 2 times.*not for denoise. Use `imagemill upscale`"),
+        ("upscale", {"scale": 2}, "denoise", "enlarges images to 2 times.*denoise cannot use it. Use `imagemill upscale`"),
         ("upscale", {"scale": 4}, "restore", "Use `imagemill upscale`"),
         ("restore", {}, "upscale", "same size, so upscale cannot use it. Use `imagemill restore` or `imagemill denoise`"),
         ("denoise", {}, "compress", "Use `imagemill denoise` or `imagemill restore`"),
@@ -289,7 +289,7 @@ def test_check_card_refuses_parameters_of_other_networks():
     with pytest.raises(CheckpointError, match=r"pool.dtype='float16'.*Valid: float32, bfloat16"):
         check_dtype("mine", card, "float16")
     check_dtype("mine", card, "bfloat16")
-    with pytest.raises(CheckpointError, match="compress needs a network of the class .* not ImageNetwork"):
+    with pytest.raises(CheckpointError, match=r"compress needs a network of the class .* not ImageNetwork"):
         TASK_OBJECTIVES["compress"].check(build_network(python_card(Blur(), "denoise")), TASKS["compress"].Params())
 
 
