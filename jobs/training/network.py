@@ -4,7 +4,6 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor, nn
 
 from imagemill.jobs.training.config import TrainConfig
@@ -17,7 +16,7 @@ from imagemill.models.objectives.requirements import find_missing, trainable_tas
 from imagemill.models.routes import python_route
 from imagemill.models.routes.float_coder import FloatCoder
 from imagemill.models.routes.image_network import ImageNetwork
-from imagemill.models.routes.weights import without_shared_memory
+from imagemill.models.routes.weights import pack_weights
 from imagemill.models.type_checks import require_value
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.user_code import UserCode, read_user_code
@@ -154,13 +153,10 @@ def save_checkpoint(url: str, config: TrainConfig, model: Network, card: dict[st
     options = config.storage.options_for(url)
     if not is_user_class(config):
         return checkpoints.save(url, model, card, options)
-    module = unwrap(model)
-    weights = safetensors.torch.save(without_shared_memory(module.state_dict()))
-    route = {
-        "route": "python",
-        "contract": measure_contract(config, model),
-        "code_sha256": python_route.source_digest(type(module)),
-    }
-    complete = Card(**card, **route, sha256=hashlib.sha256(weights).hexdigest())
+    module, contract = unwrap(model), measure_contract(config, model)
+    code_sha256 = python_route.source_digest(type(module))
+    weights = pack_weights(module.state_dict(), "python", config.architecture, config.parameters, contract, code_sha256)
+    digest = hashlib.sha256(weights).hexdigest()
+    complete = Card(**card, route="python", contract=contract, code_sha256=code_sha256, sha256=digest)
     checkpoints.write(url, complete, weights, options)
     return complete
