@@ -70,7 +70,7 @@ class BlockProcessor:
         elif job.gpus < 1:
             # torch keeps freed memory. Without a limit, workers that share the GPU would run out of memory.
             torch.cuda.set_per_process_memory_fraction(job.gpus)
-        self.precision = Precision(device, select_dtype(device, job.dtype))
+        self.precision = Precision(device, select_dtype(device, job.dtype or self.task.dtype))
         model = load_stored_model(job.output, job.checkpoint_sha256, device)
         self.objective.check(model, self.params)
         style_images = load_style_images(job.output, job.style_images, job.max_pixels)

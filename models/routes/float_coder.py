@@ -41,6 +41,11 @@ class FloatCoder(Autoencoder):
         side = -(-max(256, contract.min_side) // self.stride) * self.stride
         self.example = (3, side, side)
 
+    def padded_side(self, side: int) -> int:
+        """Return the side that the module gets for a side of an image, in pixels."""
+        side = max(side, self.min_side)
+        return side + -side % self.stride
+
     def encode(self, x_BCHW: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
         """Encode images.
 

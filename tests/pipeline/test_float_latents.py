@@ -58,7 +58,14 @@ def compress(tmp_path: Path, **settings: Any) -> Store:
         plan = build_plan(resolved)
         job = job_here(resolved, lease.fencing_token)
         params, lineage = resolved.params.model_dump(exclude_unset=True), job.lineage | {"model_id": resolved.card.name}
-        job = replace(job, params=params, reconstruct=resolved.config.reconstruct, quality=1.0, lineage=lineage)
+        job = replace(
+            job,
+            params=params,
+            dtype=resolved.config.pool.dtype,
+            reconstruct=resolved.config.reconstruct,
+            quality=1.0,
+            lineage=lineage,
+        )
         Worker(job, LocalChannel()).process_block(plan.todo)
         summary = account(resolved.output, plan, ["psnr_db"])
     assert (summary.ok, summary.rejected) == (len(plan.todo), 0)
@@ -279,3 +286,29 @@ def test_versions_of_integer_latents_are_unchanged(tmp_path):
     values = {"step": 26.0, "coding": "plain", "task": "compress", "reconstruct": False}
     assert resolve(config).parameters == values
     assert resolve(config.model_copy(update={"params": {"latents": "sample"}})).parameters == values | {"latents": "sample"}
+
+
+def test_images_smaller_than_the_network_takes(tmp_path, crops):
+    """They are padded to the smallest side, and decoded to their own size."""
+    module = write_float_coder(tmp_path / "checkpoint", "AutoencoderTiny", min_side=24)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(crops[0][:5, :30]).save(tmp_path / "in" / "thin.png")
+    output = compress(tmp_path)
+    [row] = rows(tmp_path / "out")
+    padded = np.pad(crops[0][:5, :30], ((0, 19), (0, 2), (0, 0)), mode="edge")
+    np.testing.assert_allclose(values_of(row), library_latent(module, to_tensor(padded))[0].numpy(), atol=1e-5)
+    decode_output(output, Store(str(tmp_path / "decoded")))
+    with Image.open(tmp_path / "decoded" / "thin.png") as image:
+        assert image.size == (30, 5)
+
+
+def test_number_format_is_part_of_the_version(tmp_path, crops):
+    """Latents are float32 unless another format is given: they must not depend on the hardware."""
+    write_float_coder(tmp_path / "checkpoint")
+    write_images(tmp_path / "in", crops)
+    compress(tmp_path)
+    compress(tmp_path, pool={"dtype": "bfloat16"})
+    made = [{r["rel_path"]: values_of(r) for r in rows(tmp_path / "out") if r["fence"] == fence} for fence in (1, 2)]
+    assert len(made[0]) == len(made[1]) == len(SIZES)
+    difference = np.abs(made[0]["a.png"] - made[1]["a.png"]).max()
+    assert 1e-4 < difference < 0.2
