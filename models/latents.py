@@ -15,6 +15,7 @@ from imagemill.models.architectures.codec import Codec
 from imagemill.models.autoencoder import LatentCoder
 from imagemill.models.batches import bytes_to_float, float_to_bytes, to_uint8_batch, to_uint8_images
 from imagemill.models.colour import rgb_to_luma
+from imagemill.models.memory import describe_need, pass_bytes, too_large
 from imagemill.models.metrics import psnr_from_mse, squared_error
 from imagemill.models.precision import Precision
 from imagemill.models.routes.float_coder import FloatCoder, draw
@@ -50,8 +51,19 @@ def encode_values(
         model: the network.
         images: the images.
         seeds: one for each image: draw from the distribution of each latent. None for its mode.
-        precision: device and dtype of the network.
+        precision: device, dtype and memory of the network.
+
+    Raises:
+        SampleError: when an image is too large for the memory of the worker.
     """
+    h, w = images[0].shape[:2]
+    is_tiled = model.tiling == "exact" and min(h, w) >= model.min_side
+    reach = tile_side(h, w) + 2 * tile_halo(model) if is_tiled else max(h, w)
+    needed, memory = pass_bytes(model, min(h, reach), min(w, reach)), precision.memory
+    # On a CPU, batches are slower than single images, and the last bits of a latent would depend on its neighbours.
+    together = 1 if precision.device == "cpu" else max(1, memory // needed) if needed and memory else len(images)
+    if needed and memory and needed > memory and not is_tiled:
+        raise too_large(h, w, "never", describe_need(needed, memory), can_blend=False)
 
     def encode(x_BCHW: Tensor) -> Tensor:
         # Noise is drawn for the whole latent, so that it does not depend on tiles.
@@ -59,14 +71,17 @@ def encode_values(
         mode, deviation = model.distribution(select_planes(model, x))
         return mode.float() if deviation is None or seeds is None else torch.cat([mode, deviation], 1).float()
 
-    # Large images stay uint8; each tile is converted to float by itself.
-    x = to_uint8_batch(images, model.stride, precision.device)
-    with torch.inference_mode(), precision.autocast():
-        if model.tiling == "exact" and min(x.shape[2:]) >= model.min_side:
-            tile, scale = tile_side(*x.shape[2:]), Fraction(1, model.factor)
-            moments = apply_tiled(encode, x, tile, tile_halo(model), scale, model.stride)
-        else:
-            moments = encode(x)
+    batches = []
+    for start in range(0, len(images), together):
+        # Large images stay uint8; each tile is converted to float by itself.
+        x = to_uint8_batch(images[start : start + together], model.stride, precision.device)
+        with torch.inference_mode(), precision.autocast():
+            if is_tiled:
+                tile, scale = tile_side(h, w), Fraction(1, model.factor)
+                batches.append(apply_tiled(encode, x, tile, tile_halo(model), scale, model.stride))
+            else:
+                batches.append(encode(x))
+    moments = torch.cat(batches)
     mode, deviation = moments.chunk(2, 1) if moments.shape[1] == 2 * model.latent.channels else (moments, None)
     return draw(mode, deviation, seeds).contiguous().cpu().numpy()
 

@@ -106,7 +106,7 @@ def main() -> None:
                 table = pa.table({"values": column(latents, kind)})
                 pq.write_table(table, out, compression="zstd", compression_level=level, use_dictionary=False, **options)
                 took = (time.perf_counter() - began) * 1000 / len(latents)
-                print(f"{kind:8} {name:18} zstd {level}  {out.getvalue().size / values:.2f} bytes/value  {took:.1f} ms/image")
+                print(f"{kind:8} {name:18} zstd {level}  {out.getvalue().size / values:.2f} bytes/value  {took:.1f} ms")
     with tempfile.TemporaryDirectory() as folder:
         for kind in TYPES:
             for name, options in (("plain", {}), ("byte stream split", SPLIT)):

@@ -1,7 +1,6 @@
 """Float latents of autoencoders of other libraries: equality with the library, storage, damage, and all readers."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,23 @@ from PIL import Image
 
 from imagemill.jobs.decode import decode_output
 from imagemill.models.errors import CheckpointError
+from imagemill.models.latents import encode_values
 from imagemill.models.objectives.compress import round_values
+from imagemill.models.precision import Precision
+from imagemill.models.routes.diffusers_route import build_module, decode_module, encode_module
+from imagemill.models.routes.float_coder import FloatCoder
 from imagemill.models.tasks.task import SampleError
 from imagemill.pipeline import read_latents
-from imagemill.pipeline.account import account
 from imagemill.pipeline.config import RunConfig
-from imagemill.pipeline.engines.local_channel import LocalChannel
 from imagemill.pipeline.errors import VerificationError
 from imagemill.pipeline.output.compact import merge_parts
-from imagemill.pipeline.output.lease import Lease
 from imagemill.pipeline.output.parts import list_parts
 from imagemill.pipeline.output.verify import verify
-from imagemill.pipeline.resolve import build_plan, check_model, resolve
+from imagemill.pipeline.resolve import check_model, resolve
 from imagemill.pipeline.schema import FITTING, image_id, parquet_bytes
 from imagemill.pipeline.storage import Store
-from imagemill.pipeline.worker import Worker
-from tests.support.float_coders import CONFIGS, CONTRACTS, library_latent, write_float_coder
+from tests.support.float_coders import CONFIGS, CONTRACTS, compress_here, library_latent, write_float_coder
 from tests.support.folders import rows
-from tests.support.worker_jobs import job_here
 
 SIZES = {"a.png": (64, 48), "b.png": (64, 48), "wide.png": (96, 32), "odd.png": (61, 45)}
 """Width and height. The first two and the last one have one padded size for a multiple of 4."""
@@ -47,29 +45,6 @@ def write_images(folder: Path, crops: list[np.ndarray]) -> dict[str, np.ndarray]
         images[name] = np.asarray(Image.fromarray(crop).resize((width, height)))
         Image.fromarray(images[name]).save(folder / name)
     return images
-
-
-def compress(tmp_path: Path, **settings: Any) -> Store:
-    """Compress tmp_path/in with the code of a worker, in this process, and return the output."""
-    keys = {"checkpoint": str(tmp_path / "checkpoint"), "input": str(tmp_path / "in"), "output": str(tmp_path / "out")}
-    resolved = resolve(RunConfig(task="compress", **keys | settings))
-    check_model(resolved)
-    with Lease(resolved.output) as lease:
-        plan = build_plan(resolved)
-        job = job_here(resolved, lease.fencing_token)
-        params, lineage = resolved.params.model_dump(exclude_unset=True), job.lineage | {"model_id": resolved.card.name}
-        job = replace(
-            job,
-            params=params,
-            dtype=resolved.config.pool.dtype,
-            reconstruct=resolved.config.reconstruct,
-            quality=1.0,
-            lineage=lineage,
-        )
-        Worker(job, LocalChannel()).process_block(plan.todo)
-        summary = account(resolved.output, plan, ["psnr_db"])
-    assert (summary.ok, summary.rejected) == (len(plan.todo), 0)
-    return resolved.output
 
 
 def values_of(row: dict[str, Any]) -> np.ndarray:
@@ -89,12 +64,12 @@ def test_latents_equal_those_of_the_library(tmp_path, crops, name, batch_size):
     """Batches and single images give what a direct call of the library gives."""
     module = write_float_coder(tmp_path / "checkpoint", name)
     images = write_images(tmp_path / "in", crops)
-    output = compress(tmp_path, pool={"batch_size": batch_size})
+    output = compress_here(tmp_path, pool={"batch_size": batch_size})
     made = {row["rel_path"]: row for row in rows(tmp_path / "out")}
     assert set(made) == set(images)
     for path, rgb in images.items():
         expected = library_latent(module, to_tensor(rgb, MULTIPLES[name]))[0].numpy()
-        np.testing.assert_allclose(values_of(made[path]), expected, atol=1e-5, rtol=1e-5)
+        np.testing.assert_allclose(values_of(made[path]), expected, atol=1e-5, rtol=0)
         assert made[path]["latent"] is None
         assert made[path]["step"] is None
         assert made[path]["latent_dtype"] == "float32"
@@ -114,7 +89,7 @@ def test_reconstruction_is_what_decode_writes_later(tmp_path, crops):
     """Values rounded to float16 are decoded as they are stored; PSNR and size are those of the file and the row."""
     write_float_coder(tmp_path / "checkpoint", "AutoencoderTiny")
     images = write_images(tmp_path / "in", crops)
-    output = compress(tmp_path, reconstruct=True, params={"latent_dtype": "float16"}, pool={"batch_size": 3})
+    output = compress_here(tmp_path, reconstruct=True, params={"latent_dtype": "float16"}, pool={"batch_size": 3})
     decode_output(output, Store(str(tmp_path / "decoded")))
     for row in rows(tmp_path / "out"):
         written = tmp_path / "out" / row["output_uri"]
@@ -137,7 +112,7 @@ def test_samples_depend_on_the_name_alone(tmp_path, crops):
     made = []
     for batch_size in (1, 4):
         keys = {"output": str(tmp_path / f"out{batch_size}"), "pool": {"batch_size": batch_size}}
-        compress(tmp_path, params={"latents": "sample"}, **keys)
+        compress_here(tmp_path, params={"latents": "sample"}, **keys)
         made.append({row["rel_path"]: values_of(row) for row in rows(tmp_path / f"out{batch_size}")})
     for name, rgb in images.items():
         np.testing.assert_allclose(made[0][name], made[1][name], atol=1e-5)
@@ -156,7 +131,7 @@ def test_tiles_do_not_change_latents(tmp_path, crops, monkeypatch):
     (tmp_path / "in").mkdir()
     rgb = np.asarray(Image.fromarray(crops[0]).resize((301, 170)))
     Image.fromarray(rgb).save(tmp_path / "in" / "large.png")
-    output = compress(tmp_path)
+    output = compress_here(tmp_path)
     [row] = rows(tmp_path / "out")
     np.testing.assert_allclose(values_of(row), library_latent(module, to_tensor(rgb, 4))[0].numpy(), atol=1e-5)
     decode_output(output, Store(str(tmp_path / "decoded")))
@@ -168,7 +143,7 @@ def test_tiles_do_not_change_latents(tmp_path, crops, monkeypatch):
 def test_parts_open_elsewhere_and_say_how_to_scale(tmp_path, crops):
     write_float_coder(tmp_path / "checkpoint")
     write_images(tmp_path / "in", crops)
-    output = compress(tmp_path)
+    output = compress_here(tmp_path)
     made = {row["rel_path"]: values_of(row).ravel() for row in rows(tmp_path / "out")}
     [path] = [Path(output.full(part)) for part in list_parts(output, "results")]
     sql = f"SELECT rel_path, latent_values, latent_shape FROM '{path}'"
@@ -186,7 +161,7 @@ def test_parts_open_elsewhere_and_say_how_to_scale(tmp_path, crops):
 def test_flipped_bit_of_a_value_is_found(tmp_path, crops):
     write_float_coder(tmp_path / "checkpoint", "AutoencoderTiny")
     write_images(tmp_path / "in", crops)
-    output = compress(tmp_path)
+    output = compress_here(tmp_path)
     [part] = list_parts(output, "results")
     table = pq.read_table(output.full(part))
     column = table["latent_values"].combine_chunks()
@@ -207,9 +182,9 @@ def test_flipped_bit_of_a_value_is_found(tmp_path, crops):
 def test_latents_too_large_for_lists_are_read(tmp_path, crops, monkeypatch):
     write_float_coder(tmp_path / "checkpoint", "AutoencoderTiny")
     write_images(tmp_path / "in", crops)
-    compress(tmp_path, output=str(tmp_path / "lists"))
+    compress_here(tmp_path, output=str(tmp_path / "lists"))
     monkeypatch.setattr("imagemill.pipeline.schema.LIST_VALUES", 1)
-    output = compress(tmp_path)
+    output = compress_here(tmp_path)
     assert all(row["latent_values"] is row["latent"] is None for row in rows(tmp_path / "out"))
     assert verify(output).problems == []
     for place in ("lists", "out"):
@@ -230,13 +205,13 @@ def test_latents_too_large_for_lists_are_read(tmp_path, crops, monkeypatch):
 def test_integer_and_float_latents_share_an_output(tmp_path, crops):
     """Older parts have no columns for floats; rows of both kinds are merged into one part, and each reader copes."""
     write_images(tmp_path / "in", crops)
-    output = compress(tmp_path, checkpoint="conv-mnist")
+    output = compress_here(tmp_path, checkpoint="conv-mnist")
     for part in list_parts(output, "results"):
         table = pq.read_table(output.full(part))
         later = ["latent_values", "latent_dtype", *(name for name, _ in FITTING)]
         output.write(part, parquet_bytes(table.drop_columns(later), 3))
     write_float_coder(tmp_path / "checkpoint")
-    compress(tmp_path, limit=2)
+    compress_here(tmp_path, limit=2)
     parts = list_parts(output, "results")
     assert merge_parts(output, "results", parts, 3) == len(parts) == 2
     [merged] = list_parts(output, "results")
@@ -293,7 +268,7 @@ def test_images_smaller_than_the_network_takes(tmp_path, crops):
     module = write_float_coder(tmp_path / "checkpoint", "AutoencoderTiny", min_side=24)
     (tmp_path / "in").mkdir()
     Image.fromarray(crops[0][:5, :30]).save(tmp_path / "in" / "thin.png")
-    output = compress(tmp_path)
+    output = compress_here(tmp_path)
     [row] = rows(tmp_path / "out")
     padded = np.pad(crops[0][:5, :30], ((0, 19), (0, 2), (0, 0)), mode="edge")
     np.testing.assert_allclose(values_of(row), library_latent(module, to_tensor(padded))[0].numpy(), atol=1e-5)
@@ -304,11 +279,25 @@ def test_images_smaller_than_the_network_takes(tmp_path, crops):
 
 def test_number_format_is_part_of_the_version(tmp_path, crops):
     """Latents are float32 unless another format is given: they must not depend on the hardware."""
-    write_float_coder(tmp_path / "checkpoint")
+    write_float_coder(tmp_path / "checkpoint", dtypes=("float32", "bfloat16"))
     write_images(tmp_path / "in", crops)
-    compress(tmp_path)
-    compress(tmp_path, pool={"dtype": "bfloat16"})
+    compress_here(tmp_path)
+    compress_here(tmp_path, pool={"dtype": "bfloat16"})
     made = [{r["rel_path"]: values_of(r) for r in rows(tmp_path / "out") if r["fence"] == fence} for fence in (1, 2)]
     assert len(made[0]) == len(made[1]) == len(SIZES)
     difference = np.abs(made[0]["a.png"] - made[1]["a.png"]).max()
     assert 1e-4 < difference < 0.2
+
+
+def test_images_too_large_for_memory_are_rejected(crops):
+    """The reject says what helps. On a CPU, the latents of an image do not depend on its batch at all."""
+    contract = CONTRACTS["AutoencoderKL"].model_copy(update={"bytes_per_pixel": 1000})
+    model = FloatCoder(build_module("AutoencoderKL", CONFIGS["AutoencoderKL"]), contract, encode_module, decode_module)
+    images = [np.ascontiguousarray(crop[:64, :64]) for crop in crops[:3]]
+    precision = Precision(memory=1000 * 64 * 64)
+    together = encode_values(model, images, None, precision)
+    assert np.array_equal(together, np.concatenate([encode_values(model, [image], None, precision) for image in images]))
+    with pytest.raises(SampleError, match=r"128×96 pixels need 0\.0 GB.*--resize max:N.*--workers") as e:
+        encode_values(model, crops[:1], None, precision)
+    assert e.value.error_class == "TooLargeForMemory"
+    assert "--tile" not in str(e.value)
