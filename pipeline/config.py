@@ -90,6 +90,11 @@ class RunConfig(Strict):
     checkpoint: str | None = Field(
         None, description="Use this checkpoint: a bundled name, a folder or a URL. Default: that of the task."
     )
+    code: str | None = Field(
+        None,
+        description="Allow a checkpoint of your own network to run Python code from this folder, which is shipped to the "
+        "workers, or code that is installed.",
+    )
     params: dict[str, Any] = Field(default_factory=dict, description="Set parameters of the task.")
     reconstruct: bool = Field(False, description="Also write the decoded images, as PNG.")
     quality: int | None = Field(

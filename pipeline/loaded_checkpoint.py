@@ -38,6 +38,7 @@ from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.images.transparency import fill_hidden, match_alpha
 from imagemill.pipeline.output.style_images import read_image
 from imagemill.pipeline.storage_config import StorageConfig
+from imagemill.pipeline.user_code import permitted, read_user_code
 from imagemill.pipeline.worker_memory import model_memory
 
 AnyImage = TypeVar("AnyImage", np.ndarray, Image.Image)
@@ -133,14 +134,25 @@ class LoadedCheckpoint:
         dtype: str | None = None,
         storage: StorageConfig = StorageConfig(),
         threads: int = 1,
+        code: str | None = None,
     ) -> "LoadedCheckpoint":
         """Read a checkpoint by its bundled name, folder or URL; the other arguments are those of the class.
 
+        Args:
+            name_or_path: bundled name, folder or URL.
+            device: as for the class.
+            dtype: as for the class.
+            storage: as for the class.
+            threads: as for the class.
+            code: allow the checkpoint to run Python code from this folder, or "installed" code.
+
         Raises:
-            CheckpointError: when the checkpoint is missing, damaged, or its weights do not fit.
+            CheckpointError: when the checkpoint is missing, damaged, its weights do not fit, or it needs `code`.
+            ConfigError: when there is no such folder.
         """
         card, weights = checkpoints.read(str(name_or_path), storage.options_for(str(name_or_path)))
-        return cls(card, weights, device=device, dtype=dtype, storage=storage, threads=threads)
+        with permitted(read_user_code(code)):
+            return cls(card, weights, device=device, dtype=dtype, storage=storage, threads=threads)
 
     def __repr__(self) -> str:
         device, dtype = self.precision.device, str(self.precision.dtype).removeprefix("torch.")
