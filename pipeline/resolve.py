@@ -75,9 +75,8 @@ def resolve(config: RunConfig) -> ResolvedRun:
     check_card(name, card, task, params)
     check_dtype(name, card, config.pool.dtype)
     code = read_user_code(config.code)
-    if card.route == "python":
-        with permitted(code):
-            check_code(card)
+    with permitted(code):
+        check_code(card)
     if name == "random":
         log.warning("checkpoint random: its features are not trained, so the results are poor. Use a trained checkpoint")
     output = Store(str(config.output), config.storage)
