@@ -28,7 +28,7 @@ from imagemill.jobs.training.crops import build_crop_dataset, read_centre_crops
 from imagemill.jobs.training.curves import CURVES, PREVIEWS, draw_curves, make_previews
 from imagemill.jobs.training.images import Images, open_inputs, prepare_images, read_images
 from imagemill.jobs.training.metrics import METRICS
-from imagemill.jobs.training.network import NetworkPlan, contract_of, read_code, save_checkpoint, unwrap
+from imagemill.jobs.training.network import NetworkPlan, contract_of, read_code, save_checkpoint
 from imagemill.jobs.training.progress import run_with_progress
 from imagemill.jobs.training.states import (
     EpochFigures,
@@ -44,9 +44,9 @@ from imagemill.models import checkpoint as checkpoints
 from imagemill.models.autoencoder import Network
 from imagemill.models.batches import to_float_batch
 from imagemill.models.card import Card
+from imagemill.models.code_check import source_digest
 from imagemill.models.errors import CheckpointError
 from imagemill.models.objectives import OBJECTIVES
-from imagemill.models.routes import python_route
 from imagemill.pipeline.cluster.connection import connected
 from imagemill.pipeline.cluster.nodes import node_resources, nodes_without_cuda
 from imagemill.pipeline.config import validate
@@ -130,7 +130,7 @@ def train_network(config: TrainConfig, code: UserCode | None, overwrite: bool) -
         if init:
             store_init_digest(init, run)
         if code:
-            check_code_digest(python_route.source_digest(type(unwrap(model))), run)
+            check_code_digest(source_digest(config.architecture), run)
         done, diverged = len(read_newest_history(run)), None
         if done == config.epochs:
             log.info("all %s are already trained; change the config to train again", number(done, "epoch"))

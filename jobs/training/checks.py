@@ -8,6 +8,7 @@ from imagemill.jobs.training.network import build_network, is_user_class, measur
 from imagemill.jobs.training.states import STATES_FOLDER, stored_init_digest
 from imagemill.models import checkpoint as checkpoints
 from imagemill.models.architectures import ARCHITECTURES
+from imagemill.models.architectures.lookup import architecture_names, find_architecture
 from imagemill.models.autoencoder import Network
 from imagemill.models.errors import CheckpointError
 from imagemill.models.objectives import OBJECTIVES
@@ -23,17 +24,18 @@ def build_trainable_model(config: TrainConfig) -> Network:
 
     Raises:
         ConfigError: when the config is invalid or the model cannot be trained.
-        CheckpointError: when a class of the user cannot be imported or measured.
+        CheckpointError: when a class of the user or of a package cannot be imported or measured.
     """
     if config.task not in OBJECTIVES:
         raise ConfigError(f"task = {config.task!r}: unknown; valid: {', '.join(OBJECTIVES)}")
-    if not is_user_class(config) and config.architecture not in ARCHITECTURES:
-        valid = f"{', '.join(ARCHITECTURES)}, or MODULE:CLASS for your own"
+    is_own = is_user_class(config)
+    if not is_own and config.architecture not in architecture_names():
+        valid = f"{', '.join(architecture_names())}, or MODULE:CLASS for your own"
         raise ConfigError(f"architecture = {config.architecture!r}: unknown; valid: {valid}")
     if not config.input or not config.output:
         raise ConfigError("input, output: train needs both. Give one or more folders of images with --input, and --output")
     objective = OBJECTIVES[config.task]
-    if not is_user_class(config) and not issubclass(ARCHITECTURES[config.architecture], objective.trainable_types):
+    if not is_own and not issubclass(find_architecture(config.architecture), objective.trainable_types):
         able = ", ".join(name for name, other in ARCHITECTURES.items() if issubclass(other, objective.trainable_types))
         raise ConfigError(
             f"architecture = {config.architecture!r}: cannot be trained for the task {config.task}; valid: {able}"

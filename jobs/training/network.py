@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from imagemill.jobs.training.config import TrainConfig
 from imagemill.models import checkpoint as checkpoints
-from imagemill.models.architectures import ARCHITECTURES
+from imagemill.models.architectures.lookup import find_architecture
 from imagemill.models.autoencoder import Network
 from imagemill.models.card import Card
+from imagemill.models.code_check import source_digest
 from imagemill.models.contract import Contract
 from imagemill.models.objectives.requirements import find_missing, trainable_tasks
 from imagemill.models.routes import python_route
@@ -72,7 +73,7 @@ def build_network(config: TrainConfig, contract: Contract | None = None) -> Netw
         contract: how a class of the user is called that is not a `Network`; see `measure_contract`.
     """
     if not is_user_class(config):
-        return ARCHITECTURES[config.architecture](**config.parameters)
+        return find_architecture(config.architecture)(**config.parameters)
     module = build_module(config)
     if isinstance(module, Network):
         return module
@@ -154,7 +155,7 @@ def save_checkpoint(url: str, config: TrainConfig, model: Network, card: dict[st
     if not is_user_class(config):
         return checkpoints.save(url, model, card, options)
     module, contract = unwrap(model), measure_contract(config, model)
-    code_sha256 = python_route.source_digest(type(module))
+    code_sha256 = source_digest(config.architecture)
     weights = pack_weights(module.state_dict(), "python", config.architecture, config.parameters, contract, code_sha256)
     digest = hashlib.sha256(weights).hexdigest()
     complete = Card(**card, route="python", contract=contract, code_sha256=code_sha256, sha256=digest)
