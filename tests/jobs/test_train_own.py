@@ -24,7 +24,7 @@ from imagemill.models.precision import Precision
 from imagemill.models.tasks import TASKS
 from imagemill.models.tasks.task import Sample
 from imagemill.pipeline.errors import ConfigError
-from imagemill.pipeline.user_code import permitted, read_user_code
+from imagemill.pipeline.user_code import permitted
 
 NETS = """
 import torch
@@ -207,7 +207,7 @@ def test_class_learns_and_becomes_a_checkpoint(
     assert (card.contract is None) == (name == "OwnConv")
     with pytest.raises(CheckpointError, match="pass --code FOLDER"):
         checkpoints.build(*checkpoints.read(url))
-    with read_user_code(str(tmp_path / "code")).permitted():
+    with permission(config):
         loaded = checkpoints.build(*checkpoints.read(url))
         objective.check(loaded, params)
         results = [objective.predict(net, [Sample(crops[0])], params, Precision())[0] for net in (model, loaded)]
