@@ -43,7 +43,7 @@ def process_images(
     reach = {"exact": side + 2 * overlap, "approximate": side, "never": max(h, w)}[tiling]
     needed = pass_bytes(model, min(h, reach), min(w, reach))
     if tiling != "exact" and needed and precision.memory and needed > precision.memory:
-        raise too_large(h, w, tiling, f"need {needed / 1e9:.1f} GB, and this worker may use {precision.memory / 1e9:.1f} GB")
+        raise too_large(h, w, tiling, precision.memory / needed, describe_need(needed, precision.memory))
     together = max(1, precision.memory // needed) if needed and precision.memory else len(images)
 
     def process(x_BCHW: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def process_images(
             # A batch is tried again in halves.
             if tiling == "exact" or len(images) > 1 or not is_out_of_memory(e):
                 raise
-            raise too_large(h, w, tiling, "do not fit into the free memory") from None
+            raise too_large(h, w, tiling, 0.5, "do not fit into the free memory") from None
         results.extend(to_uint8_images(y))
     return results
 
@@ -119,14 +119,28 @@ def round_up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 
-def too_large(h: int, w: int, tiling: Tiling, problem: str) -> SampleError:
-    """Return the error of an image that does not fit into memory; it says what helps."""
+def describe_need(needed: int, memory: int) -> str:
+    """Say how much memory a pass needs, and how much there is."""
+    return f"need {needed / 1e9:.3g} GB, but a worker may use {memory / 1e9:.3g} GB"
+
+
+def too_large(h: int, w: int, tiling: Tiling, share: float, problem: str) -> SampleError:
+    """Return the error of an image that does not fit into memory; it says what helps.
+
+    Args:
+        h: height of the image.
+        w: width of the image.
+        tiling: how the image is cut into tiles.
+        share: share of its pixels that fit.
+        problem: what does not fit, without a subject.
+    """
     if tiling == "approximate":
         return SampleError(TOO_LARGE, f"tiles of this network {problem}. Run fewer workers (--workers)")
+    side = int(max(h, w) * share**0.5)
     return SampleError(
         TOO_LARGE,
-        f"the network takes whole images, and {w}×{h} pixels {problem}. Reduce images (--resize max:N), cut them into tiles "
-        "(--tile approximate), or run fewer workers (--workers)",
+        f"the network takes whole images, and {w}×{h} pixels {problem}. Reduce images (--resize max:{side}), cut them into "
+        "tiles (--tile approximate), or run fewer workers (--workers)",
     )
 
 

@@ -209,7 +209,7 @@ def test_image_too_large_for_memory_says_what_helps(crops):
     process_images(model, images, "auto", Precision(memory=2 * needed))
     process_images(model, images, "auto", Precision(memory=needed))
     assert sizes == [2, 1, 1]
-    with pytest.raises(SampleError, match=r"128×96 pixels need .* GB.*--resize max:N.*--tile approximate") as error:
+    with pytest.raises(SampleError, match=r"128×96 pixels need 0.0123 GB.*--resize max:127\).*--tile approximate") as error:
         process_images(model, images, "auto", Precision(memory=needed - 1))
     assert error.value.error_class == "TooLargeForMemory"
     assert sizes == [2, 1, 1]
