@@ -1,4 +1,4 @@
-"""Check that code of users may be imported, and is that of the import of its checkpoint. Nothing here imports it."""
+"""Check that the code of a network can and may be imported: libraries, and code of users. Nothing here imports it."""
 
 import hashlib
 import importlib.util
@@ -9,8 +9,25 @@ from imagemill.models.card import Card
 from imagemill.models.code_permission import permission, user_module_path
 from imagemill.models.errors import CheckpointError
 
+LIBRARIES = ("diffusers", "spandrel")
+"""Routes whose networks a library of the same name defines, which is also an extra of imagemill."""
+
 
 def check_code(card: Card) -> None:
+    """Check that the library of a network is installed, or that code of a user may be imported and has not changed.
+
+    Raises:
+        CheckpointError: when the code cannot or must not be used.
+    """
+    if card.route in LIBRARIES and importlib.util.find_spec(card.route) is None:
+        raise CheckpointError(
+            f"checkpoint {card.name}: needs the library {card.route}. Run: pip install 'imagemill[{card.route}]'"
+        )
+    if card.route == "python":
+        check_user_code(card)
+
+
+def check_user_code(card: Card) -> None:
     """Check that the code of a card may be imported, exists, and is that of the import of the checkpoint.
 
     Raises:

@@ -49,7 +49,7 @@ class PoolConfig(Strict):
         None,
         pattern="^(float32|bfloat16|float16)$",
         description="Compute in float32, bfloat16 or float16. Default: bfloat16 if the hardware supports it, else float16 "
-        "on GPUs with tensor cores, else float32. compress always computes in float32.",
+        "on GPUs with tensor cores, else float32. compress computes in float32 by default, and integer latents always.",
     )
     threads: int | None = Field(None, ge=1, description="Fetch and decode with this many threads in each worker.")
     gpu: bool | None = Field(None, description="Give each worker a GPU. Default: true if a node has a GPU.")

@@ -122,7 +122,8 @@ class LoadedCheckpoint:
         check_dtype(card.name, card, dtype)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model: Network = checkpoints.load_model(card, weights, device)
-        self.precision = Precision(device, select_dtype(device, dtype, self.model.dtypes), model_memory(device))
+        number_format = select_dtype(device, dtype or self.task.dtype, self.model.dtypes)
+        self.precision = Precision(device, number_format, model_memory(device))
 
     @classmethod
     def load(
@@ -234,10 +235,11 @@ class LoadedCheckpoint:
         self._check_latents("decode")
         if isinstance(model := self.model, FloatCoder):
             channels, dtype = model.latent.channels, "float32"
+            sides = [model.padded_side(side) // model.factor for side in (latent.height, latent.width)]
         else:
             model, dtype = require_type(model, LatentCoder), "int8"
             channels = len(model.dequantisation(require_value(latent.step, "the quantiser step"))[0])
-        sides = (-(-side // model.stride) * model.stride // model.factor for side in (latent.height, latent.width))
+            sides = [-(-side // model.stride) for side in (latent.height, latent.width)]
         shape = channels, *sides
         if latent.values.dtype != dtype or latent.values.shape != shape:
             raise ValueError(

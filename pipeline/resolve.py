@@ -51,6 +51,9 @@ class ResolvedRun:
     def parameters(self) -> dict[str, Any]:
         """All values, except the checkpoint, that change pixels or codes; they are part of the version of a row."""
         values = {**self.params.version_values(), "task": self.task.name, "reconstruct": self.config.reconstruct}
+        # Float latents are computed in float32 unless the config says otherwise. Symbols are always computed in float32.
+        if self.card.contract and self.card.contract.latent and self.config.pool.dtype not in (None, self.task.dtype):
+            values["dtype"] = self.config.pool.dtype
         # Defaults are left out, so that a new option does not change the version of existing rows.
         if image_options := self.config.image.model_dump(exclude_defaults=True):
             values["image"] = image_options
@@ -72,9 +75,8 @@ def resolve(config: RunConfig) -> ResolvedRun:
     check_card(name, card, task, params)
     check_dtype(name, card, config.pool.dtype)
     code = read_user_code(config.code)
-    if card.route == "python":
-        with permitted(code):
-            check_code(card)
+    with permitted(code):
+        check_code(card)
     if name == "random":
         log.warning("checkpoint random: its features are not trained, so the results are poor. Use a trained checkpoint")
     output = Store(str(config.output), config.storage)

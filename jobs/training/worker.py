@@ -22,7 +22,7 @@ from imagemill.jobs.training.crops import read_centre_crops
 from imagemill.jobs.training.metrics import write_metrics
 from imagemill.jobs.training.states import EpochFigures, State, read_newest_history, read_state, save_state
 from imagemill.jobs.training.step import Step, TaskLoss
-from imagemill.models.architectures import ARCHITECTURES
+from imagemill.models.architectures.lookup import find_architecture
 from imagemill.models.autoencoder import Network
 from imagemill.models.batches import to_float_batch
 from imagemill.models.objectives import OBJECTIVES
@@ -110,7 +110,7 @@ class TrainWorker:
         # The dtype of rank 0 for all workers: gradients in float16 are scaled, and gradients of all workers are added.
         dtype = ray.train.collective.broadcast_from_rank_zero(fastest_dtype(self.device.type))
         torch.manual_seed(self.config.seed)
-        model = ARCHITECTURES[self.config.architecture](**self.config.parameters).to(self.device)
+        model = find_architecture(self.config.architecture)(**self.config.parameters).to(self.device)
         if course.init is not None:
             model.load_state_dict(course.init)
         OBJECTIVES[self.config.task].freeze(model)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from imagemill.models.autoencoder import Network
 from imagemill.models.card import Card
-from imagemill.models.code_check import check_code, source_digest
+from imagemill.models.code_check import check_user_code, source_digest
 from imagemill.models.code_permission import user_module_path
 from imagemill.models.contract import Contract
 from imagemill.models.errors import CheckpointError, describe_error
@@ -35,7 +35,7 @@ def build(card: Card, tensors: dict[str, Tensor]) -> Network:
         CheckpointError: when there is no permission to import code, the class cannot be imported, its code has changed since
             the import of the checkpoint, or the weights do not fit.
     """
-    check_code(card)
+    check_user_code(card)
     cls = import_class(card.architecture)
     contract = require_value(card.contract, "the contract")
     module = build_module(cls, card.architecture, card.parameters)

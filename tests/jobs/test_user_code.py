@@ -14,7 +14,7 @@ import imagemill as api
 from imagemill.models.errors import CheckpointError
 from imagemill.pipeline.errors import ConfigError
 from imagemill.pipeline.user_code import MAX_BYTES, read_user_code
-from tests.support.imported_models import weights_of, write_package
+from tests.support.imported_models import save_autoencoder, weights_of, write_package
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -145,3 +145,15 @@ def test_unpacked_code_is_private(code: Path, tmp_path: Path, monkeypatch: pytes
     folder.symlink_to(code)
     with pytest.raises(ConfigError, match="can be changed by other users"):
         read_user_code(str(code)).unpack()
+
+
+def test_run_names_a_missing_library(
+    imagemill: Command, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_autoencoder(tmp_path / "source", "AutoencoderTiny")
+    imagemill("models", "import", tmp_path / "source", tmp_path / "tiny")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    status, _, err = imagemill("compress", photos, tmp_path / "out", "--checkpoint", tmp_path / "tiny")
+    assert status == 2
+    assert "pip install 'imagemill[diffusers]'" in err
+    assert not (tmp_path / "out").exists()
