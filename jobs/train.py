@@ -81,6 +81,8 @@ def show_training(values: dict[str, Any], origin: str, overwrite: bool = False) 
     print(f"{run.uri(METRICS)}, {run.uri(CURVES)}")
     if card.training["left_out"]:
         print(read_images(run).left_out())
+    if config.code:
+        print(f"next: imagemill {card.task} PHOTOS OUTPUT --checkpoint {output.uri(card.name)} --code {config.code}")
 
 
 def open_output(config: TrainConfig) -> Store:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from imagemill.jobs.train import open_run, train
+from imagemill.jobs.train import open_run, show_training, train
 from imagemill.jobs.training.checks import build_trainable_model
 from imagemill.jobs.training.config import TrainConfig
 from imagemill.jobs.training.network import build_network, contract_of, read_code, save_checkpoint
@@ -219,7 +219,7 @@ def test_class_learns_and_becomes_a_checkpoint(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
-def test_own_class_trains_on_ray(own: Own, tmp_path: Path) -> None:
+def test_own_class_trains_on_ray(own: Own, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Workers import the shipped code; changed code does not resume the training."""
     config = own("denoise", "Denoiser")
     card = train(config)
@@ -227,7 +227,10 @@ def test_own_class_trains_on_ray(own: Own, tmp_path: Path) -> None:
     assert card.contract
     assert card.contract.halo == 1
     assert json.loads((tmp_path / "out/mine/card.json").read_text())["architecture"] == "my_nets:Denoiser"
-    assert train(config) == card
+    show_training(config.model_dump(), "test")
+    next_command = f"next: imagemill denoise PHOTOS OUTPUT --checkpoint {tmp_path}/out/mine --code {tmp_path}/code"
+    assert next_command in capsys.readouterr().out
+    assert checkpoints.read_card(str(tmp_path / "out/mine")) == card
     (tmp_path / "code/my_nets.py").write_text(NETS + "\n")
     with pytest.raises(ConfigError, match="the code of the architecture has changed since this training began"):
         train(config)
